@@ -1,0 +1,28 @@
+"""What can go wrong by a user's doing. Each message says what is wrong, why, and what to do about it.
+
+The entry points print such an error as one line and exit with 2; anything else is a defect and shows its traceback.
+"""
+
+
+class HmtlError(Exception):
+    """Base of all errors that a user can mend."""
+
+
+class ConfigError(HmtlError, ValueError):
+    """A configuration value is impossible, or two of them contradict each other."""
+
+
+class TopologyError(HmtlError, ValueError):
+    """A network that cannot be: wrong shape, entries, sizes, or a user whom nobody hears."""
+
+
+class CodingError(HmtlError, ValueError):
+    """A code that cannot be built, or whose result is not what was sent."""
+
+
+class DataError(HmtlError, ValueError):
+    """A data set that is missing, damaged, or does not fit the task."""
+
+
+class CheckpointError(HmtlError, ValueError):
+    """A checkpoint that is damaged or belongs to another run."""
