@@ -1,0 +1,86 @@
+"""The picture of a network.
+
+Shapes: K users, H relays, n marks for users: each one user or, in a large network, one type.
+"""
+
+import matplotlib
+import numpy as np
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from hmtl.topology.topology import Topology
+
+MOST_NUMBERED = 40  # with more marks in a row, their numbers would overlap
+DARK, GREY, USER = "#333333", "#8c8c8c", "#ffffff"
+LUMINANCE = np.array([0.3, 0.6, 0.1])  # of red, green, blue
+
+
+def draw(topology: Topology) -> Figure:
+    """Draws server, relays, users and links, the links in their relay's colour.
+
+    Points of a layout are drawn true to scale, the server above them. Without one, server, relays and users stand in
+    three rows; beyond 40 users, those with the same relays share a mark, which tells their number or has area by it.
+    """
+    H = topology.H
+    heard, labels, sizes, kind = _marks(topology)
+    if topology.layout:
+        users, relays = topology.layout
+        low, top = (f(np.concatenate(topology.layout), axis=0) for f in (np.min, np.max))
+        server = np.array([(low[0] + top[0]) / 2, top[1] + 0.12 * (top - low).max()])
+    else:
+        users, relays, server = _row(len(labels), 0.0), _row(H, 1.0), np.array([0.5, 1.7])
+    colors = matplotlib.colormaps["tab10"](range(H)) if H <= 10 else matplotlib.colormaps["turbo"](_row(H)[:, 0])
+
+    figure = Figure(figsize=(7.5, 8.5) if topology.layout else (10, 5), layout="constrained")
+    axes = figure.add_subplot(aspect="equal" if topology.layout else "auto")
+    axes.set_axis_off()
+    axes.margins(0.03, 0.08)
+    axes.set_title(f"K = {topology.K} users, H = {H} relays, mean r = {topology.r:.3g}")
+    to_server = [np.stack([relays[i], server]) for i in topology.active]
+    axes.add_collection(LineCollection(to_server, colors=DARK, linestyles="dashed", linewidths=0.8, zorder=1))
+    mark, i = np.nonzero(heard.T)  # by mark, so that no relay's links cover all others
+    links, thin = list(np.stack([relays[i], users[mark]], axis=1)), min(0.9, 10 / len(i) ** 0.5)
+    axes.add_collection(LineCollection(links, colors=colors[i], alpha=thin, linewidths=min(1, 5 * thin), zorder=1))
+    edge = 0.8 if len(labels) < 400 else 0.4
+    axes.scatter(users[:, 0], users[:, 1], sizes, USER, marker="o", edgecolors=DARK, linewidths=edge, zorder=2)
+    axes.scatter(relays[:, 0], relays[:, 1], 260, colors, marker="s", edgecolors=DARK, linewidths=0.8, zorder=3)
+    axes.scatter(server[:1], server[1:], 420, DARK, marker="^", zorder=3)
+    texts = [(xy, str(i), DARK if colors[i, :3] @ LUMINANCE > 0.5 else "white") for i, xy in enumerate(relays)]
+    if len(labels) <= MOST_NUMBERED:
+        texts += [(xy, label, DARK) for xy, label in zip(users, labels, strict=True)]
+    for xy, label, color in texts:
+        axes.annotate(label, xy, ha="center", va="center_baseline", fontsize=7, color=color, zorder=4)
+    entries = [
+        Line2D([], [], marker="^", color=DARK, linestyle="none", markersize=11, label="server"),
+        Line2D([], [], marker="s", color=GREY, markeredgecolor=DARK, linestyle="none", markersize=9, label="relay"),
+        Line2D([], [], marker="o", color=USER, markeredgecolor=DARK, linestyle="none", markersize=9, label=kind),
+        Line2D([], [], color=DARK, linestyle="dashed", linewidth=0.8, label="relay to server"),
+        Line2D([], [], color=GREY, linewidth=1, label="user to relay"),
+    ]
+    figure.legend(handles=entries, loc="outside lower center", ncols=len(entries), frameon=False)
+    return figure
+
+
+def _marks(topology: Topology) -> tuple[NDArray[np.uint8], list[str], NDArray[np.float64], str]:
+    """Of the marks for users: their relays [H, n], labels, areas in square points, and what a mark is."""
+    if topology.layout:
+        size = 180.0 if topology.K <= MOST_NUMBERED else max(3.0, min(60.0, 6000 / topology.K))
+        return topology.G, [str(k) for k in range(topology.K)], np.full(topology.K, size), "user"
+    together = topology.K > MOST_NUMBERED
+    groups = list(topology.types.values()) if together else [(k,) for k in range(topology.K)]
+    centre = np.arange(topology.H) @ topology.G / topology.degrees
+    groups.sort(key=lambda users: (centre[users[0]], users))  # near their relays, so that links are short
+    heard, counts = topology.G[:, [users[0] for users in groups]], np.array([len(users) for users in groups])
+    if not together:
+        return heard, [str(users[0]) for users in groups], np.full(len(groups), 200.0), "user"
+    if len(groups) <= MOST_NUMBERED:
+        return heard, [str(n) for n in counts], np.full(len(groups), 260.0), "users alike, their number"
+    largest = (900 / len(groups)) ** 2  # the row is some 680 points wide
+    return heard, [""] * len(groups), np.maximum(counts / counts.max() * largest, 2), "users alike, area by number"
+
+
+def _row(n: int, height: float = 0.0) -> NDArray[np.float64]:
+    """n points [n, 2] with even gaps over (0, 1)."""
+    return np.column_stack([(np.arange(n) + 0.5) / n, np.full(n, height)])

@@ -1,0 +1,132 @@
+"""Networks from files: a 0/1 matrix as text or npz, or a list of links.
+
+Shapes: K users, H relays, G [H, K].
+"""
+
+import re
+import zipfile
+import zlib
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmtl.errors import TopologyError
+from hmtl.topology.topology import Topology, name_users
+
+Line = tuple[int, list[str]]  # its number in the file, counted from 1, and its entries
+
+HEADERS = (["relay", "user"], ["user", "relay"])
+
+
+def from_file(path: str | PathLike[str]) -> Topology:
+    """Reads a network.
+
+    - `.npz`: the array named G [H, K], or the only array.
+    - text of H lines with K entries of 0/1 each, parted by commas, semicolons or white space.
+    - text with one link a line: relay, user; or in the order that a first line `user,relay` says. Lines of two entries
+      are links if `relay,user` or `user,relay` stands above them, if the file ends in `.edges` or `.edgelist`, or if
+      some number exceeds 1. Both numbers count from 0, or both from 1 if no 0 appears.
+
+    Raises:
+        TopologyError: no such file, or what it holds is no network; the message names file, line and entry.
+    """
+    path = Path(path)
+    try:
+        return Topology(_read_npz(path) if path.suffix.lower() == ".npz" else _read_text(path))
+    except OSError as error:
+        raise TopologyError(f"{path} cannot be read: {error.strerror or error}. Check the path.") from None
+    except TopologyError as error:
+        raise TopologyError(f"{path}: {error}") from None
+
+
+def _read_npz(path: Path) -> NDArray[Any]:
+    with path.open("rb") as file:
+        try:
+            arrays = np.load(file, allow_pickle=False)
+            names = arrays.files
+            name = "G" if "G" in names or len(names) != 1 else names[0]
+            return np.asarray(arrays[name])
+        except KeyError:
+            raise TopologyError(
+                f"It holds {', '.join(names) or 'no array'}, which does not tell the network. "
+                "Save it by np.savez(path, G=G)."
+            ) from None
+        except (ValueError, EOFError, AttributeError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+            # Pickled objects are refused with ValueError: reading them could run code.
+            raise TopologyError(
+                "It is no npz file of plain numbers: damaged, or with Python objects in it. "
+                "Save it by np.savez(path, G=G) with G of 0 and 1."
+            ) from None
+
+
+def _read_text(path: Path) -> NDArray[np.uint8]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise TopologyError("It is not UTF-8 text. Save it as UTF-8, or as npz.") from None
+    stripped = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
+    lines = [(number, re.split(r"\s*[,;]\s*|\s+", line)) for number, line in stripped if line]
+    header = [entry.lower() for entry in lines[0][1]] if lines else []
+    if header in HEADERS:
+        lines = lines[1:]
+    if not lines:
+        raise TopologyError("It is empty. Write H lines of K entries, each 0 or 1, or one link relay,user a line.")
+    _check_widths(lines)
+    pairs = len(lines[0][1]) == 2 and any(_number(entry) > 1 for _, entries in lines for entry in entries)
+    if header in HEADERS or path.suffix.lower() in (".edges", ".edgelist") or pairs:
+        return _from_links(lines, users_first=header == ["user", "relay"])
+    return _from_matrix(lines)
+
+
+def _check_widths(lines: list[Line]) -> None:
+    first, width = lines[0][0], len(lines[0][1])
+    for number, entries in lines:
+        if len(entries) != width:
+            raise TopologyError(
+                f"Line {number} differs in length from line {first}: {len(entries)} entries, not {width}. "
+                "Give all lines the same number of entries."
+            )
+
+
+def _from_matrix(lines: list[Line]) -> NDArray[np.uint8]:
+    G = np.array([[_number(entry) for entry in entries] for _, entries in lines])
+    bad = np.argwhere((G != 0) & (G != 1))
+    if len(bad):
+        row, column = bad[0]
+        number, entries = lines[row]
+        raise TopologyError(
+            f"Line {number}, entry {column + 1} is {entries[column]!r}, but a matrix says by 1 or 0 who hears whom. "
+            "Write 0 or 1; for a list of links make the first line relay,user."
+        )
+    return G.astype(np.uint8)
+
+
+def _number(entry: str) -> float:
+    try:
+        return float(entry)
+    except ValueError:
+        return np.nan
+
+
+def _from_links(lines: list[Line], users_first: bool) -> NDArray[np.uint8]:
+    for number, entries in lines:
+        if len(entries) != 2 or not all(re.fullmatch(r"[0-9]{1,7}", entry) for entry in entries):
+            raise TopologyError(
+                f"Line {number} is {' '.join(entries)!r}, but a link is two whole numbers of at most 7 digits, "
+                "relay and user. Write one link a line."
+            )
+    links = np.array([entries for _, entries in lines]).astype(np.int64)
+    start = int(links.min() > 0)
+    users, relays = (links - start).T if users_first else (links - start).T[::-1]
+    missing = np.setdiff1d(np.arange(users.max()), users)
+    if len(missing):
+        raise TopologyError(
+            f"No relay hears {name_users(missing + start)}, counted from {start} as in the file. "
+            "Give every user a link, or number the users without gaps."
+        )
+    G = np.zeros((relays.max() + 1, users.max() + 1), dtype=np.uint8)
+    G[relays, users] = 1
+    return G

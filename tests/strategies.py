@@ -1,0 +1,25 @@
+"""Networks to draw from."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from hmtl.topology import Topology
+
+
+@st.composite
+def topologies(draw: st.DrawFn, max_H: int = 8, max_K: int = 40) -> Topology:
+    """Any network: mixed degrees, users whom all relays hear, now and then a relay that hears all or nobody."""
+    H = draw(st.integers(2, max_H))
+    K = draw(st.integers(2, max_K))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    alike = draw(st.booleans())
+    degrees = np.full(K, draw(st.integers(1, H))) if alike else rng.integers(1, H + 1, K)
+    G = np.zeros((H, K), np.uint8)
+    for k, degree in enumerate(degrees):
+        G[rng.choice(H, degree, replace=False), k] = 1
+    if draw(st.integers(0, 9)) == 0:
+        G[draw(st.integers(0, H - 1))] = 1
+    if draw(st.integers(0, 9)) == 0:
+        G[0] = 0
+        G[1, G.sum(0) == 0] = 1
+    return Topology(G)

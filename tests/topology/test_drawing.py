@@ -1,0 +1,81 @@
+"""Pictures have their parts, in number and place; how they look is for eyes."""
+
+import sys
+from io import BytesIO
+
+import numpy as np
+import pytest
+from matplotlib.collections import LineCollection, PathCollection
+
+from hmtl.topology import Topology, any_r, draw, geometric, symmetric
+
+
+def parts(t):
+    figure = draw(t)
+    figure.savefig(BytesIO(), dpi=40)
+    (axes,) = figure.axes
+    users, relays, server = (c.get_offsets() for c in axes.collections if isinstance(c, PathCollection))
+    to_server, links = (c.get_segments() for c in axes.collections if isinstance(c, LineCollection))
+    assert not axes.axison
+    assert f"K = {t.K} users, H = {t.H} relays" in axes.get_title()
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names[:2] == ["server", "relay"]
+    assert len({line.get_marker() for line in legend.get_lines()[:3]}) == 3
+    assert len(relays) == t.H
+    assert len(server) == 1
+    assert len(to_server) == len(t.active)
+    labels = [(tuple(text.xy), text.get_text()) for text in axes.texts]
+    return users, relays, links, labels, names[2]
+
+
+def test_few_users_are_drawn_one_by_one_with_their_numbers():
+    t = symmetric(20, 5, 3)
+    users, _, links, labels, kind = parts(t)
+    assert len(users) == t.K
+    assert kind == "user"
+    number = {xy: int(text) for xy, text in labels}
+    drawn = {(number[tuple(a)], number[tuple(b)]) for a, b in links}
+    assert drawn == {(i, k) for i in range(t.H) for k in t.N(i)}
+    assert sorted(number[tuple(xy)] for xy in users) == list(range(t.K))
+
+
+def test_users_of_one_type_share_a_mark_with_their_number():
+    t = any_r(2000, 5, 3, seed=1)
+    users, _, links, labels, kind = parts(t)
+    assert len(users) == len(t.types) == 10
+    assert len(links) == 30
+    assert "number" in kind
+    points = {tuple(xy) for xy in users}
+    assert sorted(int(text) for xy, text in labels if xy in points) == sorted(map(len, t.types.values()))
+
+
+@pytest.mark.parametrize(("K", "H", "r"), [(200, 10, 3), (1000, 12, 6)])
+def test_many_types_have_no_numbers(K, H, r):
+    t = any_r(K, H, r)
+    users, _, links, labels, _ = parts(t)
+    assert len(users) == len(t.types)
+    assert len(links) == r * len(t.types)
+    assert len(labels) == H
+
+
+@pytest.mark.parametrize("K", [1, 20, 300])
+def test_layout_is_drawn_true_to_scale(K):
+    t = geometric(K, 4, 0.4)
+    users, relays, links, labels, _ = parts(t)
+    assert np.array_equal(users, t.layout[0])
+    assert np.array_equal(relays, t.layout[1])
+    assert len(links) == t.G.sum()
+    assert len(labels) == t.H + (K if K <= 40 else 0)
+    assert draw(t).axes[0].get_aspect() == 1
+
+
+def test_an_idle_relay_is_drawn_without_links():
+    _, relays, links, _, _ = parts(Topology([[1, 1], [0, 0], [0, 1]]))
+    assert not any((segment == relays[1]).all(axis=1).any() for segment in links)
+
+
+def test_no_global_state():
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    draw(symmetric(4, 3, 2))
+    assert pyplot is None or not pyplot.get_fignums()

@@ -1,0 +1,118 @@
+"""Topology against plain loops over the matrix, and its errors."""
+
+import dataclasses
+import math
+import pickle
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmtl.errors import TopologyError
+from hmtl.topology import Topology, any_r, geometric
+
+
+@st.composite
+def matrices(draw, most_relays=6, most_users=30):
+    """Rows of 0/1 in which every column has a 1."""
+    H, K = draw(st.integers(2, most_relays)), draw(st.integers(1, most_users))
+    columns = draw(st.lists(st.integers(1, 2**H - 1), min_size=K, max_size=K))
+    return [[column >> i & 1 for column in columns] for i in range(H)]
+
+
+@given(matrices())
+@settings(deadline=None)
+def test_everything_follows_from_the_matrix(G):
+    t, H, K = Topology(G), len(G), len(G[0])
+    hears = [[k for k in range(K) if G[i][k]] for i in range(H)]
+    heard = [tuple(i for i in range(H) if G[i][k]) for k in range(K)]
+    assert (t.H, t.K) == (H, K)
+    assert t.r == pytest.approx(sum(map(sum, G)) / K)
+    assert [list(t.N(i)) for i in range(H)] == hears
+    assert [t.relays_of(k) for k in range(K)] == heard
+    assert t.degrees.tolist() == [len(relays) for relays in heard]
+    for z in range(H + 2):
+        assert t.I(z) == tuple(k for k in range(K) if len(heard[k]) == z)
+    assert t.active == tuple(i for i in range(H) if hears[i])
+    assert dict(t.types) == {relays: tuple(k for k in range(K) if heard[k] == relays) for relays in set(heard)}
+
+
+@given(matrices(most_relays=6, most_users=40))
+@settings(deadline=None, max_examples=200)
+def test_serving_relay_hears_its_user_and_the_fullest_serves_as_few_as_possible(G):
+    t = Topology(G)
+    assert all(t.G[i, k] for k, i in enumerate(t.serving))
+    # Hall: the users with no relay outside S share the relays of S, and for some S this is the whole difficulty.
+    subsets = [set(S) for n in range(1, t.H + 1) for S in combinations(range(t.H), n)]
+    confined = [sum(set(t.relays_of(k)) <= S for k in range(t.K)) for S in subsets]
+    least = max(math.ceil(users / len(S)) for users, S in zip(confined, subsets, strict=True))
+    assert np.bincount(t.serving).max() == least
+
+
+def test_serving_moves_users_along_a_chain_of_relays():
+    # Relay 0 alone hears five users, and shares others with 1, which shares with 2, and so on to the empty end.
+    columns = [[1, 0, 0, 0]] * 5 + [[1, 1, 0, 0]] * 5 + [[0, 1, 1, 0]] * 5 + [[0, 0, 1, 1]] * 5
+    assert np.bincount(Topology(np.transpose(columns)).serving).tolist() == [5, 5, 5, 5]
+
+
+def test_large_networks_are_cheap():
+    for t in (any_r(100_000, 20, 10), geometric(100_000, 20, 0.3)):
+        assert sum(map(len, t.types.values())) == sum(len(t.I(z)) for z in range(21)) == t.K
+        assert t.G[t.serving, np.arange(t.K)].all()
+        assert np.bincount(t.serving).max() >= t.K / t.H
+
+
+def test_equal_by_content_and_frozen():
+    G = np.array([[1, 0], [1, 1]])
+    t = Topology(G)
+    G[0, 1] = 1
+    assert t.G.tolist() == [[1, 0], [1, 1]]
+    assert t == Topology([[True, False], [True, True]]) == Topology(torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+    assert len({t, Topology([[1, 0], [1, 1]]), Topology(t.G, layout=([[0, 0], [1, 1]], [[0, 1], [1, 0]]))}) == 1
+    assert t != Topology(G)
+    assert t != Topology([[1, 0, 1], [1, 1, 1]])
+    assert t != "G"
+    assert repr(t) == "Topology(K=2, H=2, r=1.5)"
+    assert pickle.loads(pickle.dumps(t)) == t
+    for array in (t.G, t.degrees, t.serving):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+    with pytest.raises(TypeError):
+        t.types[0,] = ()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        t.G = G
+
+
+@pytest.mark.parametrize(
+    ("G", "message"),
+    [
+        ([], r"shape \(0,\)"),
+        ([[], []], r"shape \(2, 0\)"),
+        ([1, 0], r"shape \(2,\)"),
+        (5, "no table"),
+        (np.ones((2, 2, 2)), "no table"),
+        ([[1, 0], [1]], "ragged"),
+        ([[1, 1]], "H=1"),
+        ([[1, 0], [0, 2]], r"G\[1, 1\] is 2"),
+        ([[1, -1], [0, 1]], r"G\[0, 1\] is -1"),
+        ([[1, 0.5], [0, 1]], r"G\[0, 1\] is 0.5"),
+        ([[1, 0], [0, float("nan")]], r"G\[1, 1\] is nan"),
+        ([["1", "0"], ["0", "1"]], r"G\[0, 0\] is '1'"),
+        ([[None, 1], [1, 1]], r"G\[0, 0\] is None"),
+        ([[1, 0, 0, 1], [1, 0, 1, 0]], r"No relay hears user 1,.*Give every user a relay"),
+        ([[1] + [0] * 12] * 2, r"users 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 2 more"),
+    ],
+)
+def test_errors_say_where_and_what_to_do(G, message):
+    with pytest.raises(TopologyError, match=message):
+        Topology(G)
+
+
+def test_layout_has_a_point_for_everyone():
+    t = Topology([[1, 0, 1], [1, 1, 1]], layout=(np.zeros((3, 2)), np.ones((2, 2))))
+    assert t.layout[0].shape == (3, 2)
+    with pytest.raises(TopologyError, match=r"\(\(2, 2\), \(3, 2\)\).*Give \(\(3, 2\), \(2, 2\)\)"):
+        Topology(t.G, layout=(np.ones((2, 2)), np.zeros((3, 2))))
