@@ -1,0 +1,97 @@
+"""The paper's one-vs-rest partition: each user tells one class from the others, and no two users share a row.
+
+Shapes: K users, C classes, n rows; each user has `half` rows of its own class and `half` of the others.
+User k's own class is number k mod C. (The paper counts from 1: digit Mod(k, 10) − 1 with Mod in 1..10. The same.)
+"""
+
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+from numpy.typing import NDArray
+
+from hmtl.errors import ConfigError, DataError
+
+Ints = NDArray[np.int64]
+
+
+def one_vs_rest(
+    labels: NDArray[Any], K: int, rows_per_user: int | None, rng: np.random.Generator
+) -> list[tuple[Any, Ints]]:
+    """Deal rows to users: half own class, half others, these as evenly over the other classes as the data allow.
+
+    Args:
+        labels: [n], the class of each row.
+        K: number of users.
+        rows_per_user: even; None takes what the data give, up to the paper's 500.
+        rng: draws which rows go to whom.
+
+    Returns:
+        For each user its own class and its rows [rows_per_user], own ones first.
+
+    Raises:
+        ConfigError: K < 1, or rows_per_user is not a positive even number.
+        DataError: the data do not reach; the message says how far they do.
+
+    Ref: Hu et al. 2022, numerical section.
+    """
+    if K < 1:
+        raise ConfigError(f"K={K}: there is nobody to learn. Choose K ≥ 1.")
+    if rows_per_user is not None and (rows_per_user < 2 or rows_per_user % 2):
+        raise ConfigError(f"rows_per_user={rows_per_user}: half are of the own class. Choose a positive even number.")
+    classes, number, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    C = len(classes)
+    users = np.bincount(np.arange(K) % C, minlength=C)
+    half = _half(classes, counts, users, rows_per_user)
+    others = _others(users, counts - users * half, half, rng)
+
+    # Each class's rows, shuffled and cut: first those for its own users, then those for the users of class 0, 1, ...
+    cuts = np.column_stack([users * half, others.T]).cumsum(axis=1)
+    parts = [np.split(rng.permutation(np.flatnonzero(number == c)), cuts[c]) for c in range(C)]
+    rows = []
+    for k in range(K):
+        turn, own = divmod(k, C)
+        rest = np.concatenate([part[1 + own] for part in parts])
+        # Taking turns along the classes: two users with one own class differ by at most one row of any other.
+        rows.append((classes[own], np.concatenate([p[turn :: users[own]] for p in (parts[own][0], rest)])))
+    return rows
+
+
+def _half(classes: NDArray[Any], counts: Ints, users: Ints, rows_per_user: int | None) -> int:
+    """Half of rows_per_user, checked to be feasible.
+
+    Others can be dealt if and only if no set of users lacks rows (Hall). Users of two or more classes together may take
+    any row, users of one class any but their own: hence one condition on all users and one for each class.
+    """
+    K, n = int(users.sum()), int(counts.sum())
+    limits = [(n // (2 * K), f"2 × {K} × {{}} rows are needed, the data hold {n}")]
+    for name, count, m in zip(classes, counts.tolist(), users.tolist(), strict=True):
+        if m:
+            limits += [
+                (count // m, f"{m} × {{}} own rows of class {name} are needed, the data hold {count}"),
+                ((n - count) // K, f"{K} × {{}} rows must not be of class {name}, the data hold {n - count} such"),
+            ]
+    most, why = min(limits)
+    half = min(250, max(most, 1)) if rows_per_user is None else rows_per_user // 2
+    if half > most:
+        remedy = f"At most rows_per_user={2 * most}, or lower K." if most else "Lower K."
+        raise DataError(f"The data do not reach for K={K} users × {2 * half} rows: {why.format(half)}. {remedy}")
+    return half
+
+
+def _others(users: Ints, spare: Ints, half: int, rng: np.random.Generator) -> Ints:
+    """How many rows of each class the users of each class get as others: [C, C], zero on the diagonal.
+
+    A transport problem: row sums users × half, column sums at most `spare` [C]. First the most even real solution
+    (least squares per user), then a random one in whole numbers next to it: with integer bounds, vertices are integer.
+    """
+    C = len(users)
+    dealt: Any = cp.Variable((C, C), nonneg=True)  # Any, here and below: cvxpy is annotated in part only
+    limits = [dealt.sum(axis=1) == users * half, dealt.sum(axis=0) <= spare, dealt.trace() == 0]
+    even: Any = cp.Problem(cp.Minimize((dealt**2 / np.maximum(users, 1)[:, None]).sum()), limits)
+    even.solve(solver=cp.CLARABEL)
+    # The tolerance cannot make it infeasible: integer bounds miss a cut by a whole row or not at all (Hoffman).
+    near = [dealt >= np.floor(dealt.value + 1e-4), dealt <= np.ceil(dealt.value - 1e-4)]
+    whole: Any = cp.Problem(cp.Minimize(rng.random(C * C) @ dealt.flatten(order="C")), limits + near)
+    whole.solve(solver=cp.SCIPY, scipy_options={"method": "highs-ds"})
+    return np.asarray(np.rint(dealt.value), dtype=np.int64)
