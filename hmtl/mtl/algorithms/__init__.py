@@ -1,0 +1,6 @@
+"""Algorithms: a problem comes in, messages and models go out; each has a user side and an aggregator side."""
+
+from hmtl.mtl.algorithms.base import Algorithm
+from hmtl.mtl.algorithms.mocha import MOCHA
+
+__all__ = ["MOCHA", "Algorithm"]

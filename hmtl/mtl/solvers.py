@@ -1,0 +1,105 @@
+"""Local solvers: one user's share of a round, for all users at once.
+
+K users, n rows each (padded), d features, S steps. User k maximises over a′, from its duals a, with w_k fixed,
+    −s_k Σ_j ℓ*(−a′_j) − w_k·Δv_k − ½ c_k ‖Δv_k‖²,    Δv_k = s_k Σ_j (a′_j − a_j) x_kj,
+where the curvature c_k = γσ′B_kk pays for what the others do meanwhile.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmtl.errors import ConfigError
+from hmtl.mtl.losses import Loss
+from hmtl.mtl.problem import Rows
+from hmtl.rng import generator
+
+
+class LocalSolver(ABC):
+    """Improves the users' duals, each on its own rows."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Methods of Loss, beyond `forward`, that a loss must define for this solver."""
+
+    def check(self, loss: Loss) -> None:
+        """Refuse a loss that this solver cannot work with.
+
+        Raises:
+            ConfigError: the loss lacks one of `needs`.
+        """
+        missing = [need for need in self.needs if getattr(type(loss), need) is getattr(Loss, need)]
+        if missing:
+            raise ConfigError(
+                f"{type(self).__name__} needs {' and '.join(missing)}, which {type(loss).__name__} does not define. "
+                "Define it there, or choose another solver or loss."
+            )
+
+    @abstractmethod
+    def draw(self, seed: int, round: int, users: Sequence[int], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The work of a round: order [K, S] of rows to visit and budgets [K], how many of them each user does."""
+
+    @abstractmethod
+    def solve(
+        self, loss: Loss, rows: Rows, a: Tensor, W: Tensor, curvature: Tensor, order: Tensor, budgets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Do the work.
+
+        Args:
+            a: duals [K, n], left as they are.
+            W: models as rows [K, d].
+            curvature: c [K].
+            order, budgets: as from `draw`; a budget may be anything from 0 (absent) to S.
+
+        Returns:
+            new duals a′ [K, n] and Δv [K, d].
+        """
+
+
+class SDCA(LocalSolver):
+    """Stochastic dual coordinate ascent: exact steps on one row after another, in random order.
+
+    Args:
+        local_fraction: share of its rows that a user visits per round, in (0, 1]; at least one row.
+
+    Ref: Shalev-Shwartz and Zhang 2013; Smith et al. 2017.
+    """
+
+    needs = ("conjugate", "coordinate_step")
+
+    def __init__(self, local_fraction: float = 0.5) -> None:
+        if not 0 < local_fraction <= 1:
+            raise ConfigError(f"local_fraction={local_fraction} is not in (0, 1]: it is the share of rows per round.")
+        self.local_fraction = local_fraction
+
+    def draw(self, seed: int, round: int, users: Sequence[int], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        budgets = [max(1, math.floor(self.local_fraction * n)) for n in counts]
+        order = np.zeros((len(budgets), max(budgets)), dtype=np.int64)
+        for row, user, n, budget in zip(order, users, counts, budgets, strict=True):
+            row[:budget] = generator(seed, "order", round, user).permutation(n)[:budget]
+        return torch.from_numpy(order), torch.tensor(budgets)
+
+    def solve(
+        self, loss: Loss, rows: Rows, a: Tensor, W: Tensor, curvature: Tensor, order: Tensor, budgets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        K, n, d = rows.X.shape
+        X, a = rows.X.reshape(K * n, d), a.flatten().clone()
+        order, budgets = order.to(X.device), budgets.to(X.device)
+        kappa = curvature * rows.s
+        at = order.T + n * torch.arange(K, device=X.device)  # [S, K], into the users' rows laid end to end
+        working = torch.arange(len(at), device=X.device)[:, None] < budgets
+        y, q = rows.y.flatten()[at], kappa * rows.square_norms.flatten()[at]
+        Z, x, product = W.clone(), torch.empty_like(W), torch.empty_like(W)  # Z = W + κu: what local models would be
+        # one pass of few, preallocated calls per step: they, not the arithmetic, are what a step costs
+        for at_t, y_t, q_t, working_t in zip(at.unbind(), y.unbind(), q.unbind(), working.unbind(), strict=True):
+            torch.index_select(X, 0, at_t, out=x)
+            prediction = torch.mul(x, Z, out=product).sum(1)
+            old = a.index_select(0, at_t)
+            new = torch.where(working_t, loss.coordinate_step(old, prediction, y_t, q_t), old)
+            a.index_copy_(0, at_t, new)
+            Z.addcmul_(x, (kappa * (new - old))[:, None])
+        return a.view(K, n), (Z - W) / curvature[:, None]

@@ -1,0 +1,105 @@
+"""MOCHA against a recorded run of its authors' own code; HMTL_ORACLE names the folder that holds it."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hmtl.data import Task
+from hmtl.mtl import MOCHA, SDCA, Hinge, Problem, TaskRelationship
+
+FOLDER = os.environ.get("HMTL_ORACLE")
+pytestmark = pytest.mark.skipif(FOLDER is None, reason="HMTL_ORACLE is not set")
+LAM = 1e-3
+
+
+class FixedOmega(TaskRelationship):
+    """A task relationship that starts from a given Σ."""
+
+    def __init__(self, lam, Sigma):
+        super().__init__(lam)
+        self.Sigma = torch.from_numpy(Sigma)
+
+    def start_omega(self, K):
+        Omega = torch.linalg.inv(self.Sigma)
+        return (Omega + Omega.T) / 2
+
+
+@pytest.fixture(scope="module")
+def run():
+    assert FOLDER is not None
+    with np.load(Path(FOLDER) / "syn10_lam1e-3.npz") as arrays:
+        return dict(arrays)
+
+
+def problem(run, regularizer=None):
+    rows = (torch.from_numpy(run[key]).double() for key in ("X", "y", "X_test", "y_test"))
+    tasks = [Task(str(k), x, y, x_test, y_test) for k, (x, y, x_test, y_test) in enumerate(zip(*rows, strict=True))]
+    return Problem(tasks, Hinge(), regularizer or TaskRelationship(LAM))
+
+
+def exchange(mocha, round, **work):
+    mocha.receive(mocha.global_update(mocha.local_update(round, **work)))
+
+
+def primal(run, W, Sigma):
+    """The objective in numpy, sharing nothing with the package."""
+    loss = sum(np.maximum(0, 1 - y * (X @ w)).mean() for X, y, w in zip(run["X"], run["y"], W.T, strict=True))
+    return loss + LAM / 2 * np.trace(W @ np.linalg.inv(Sigma) @ W.T)
+
+
+@pytest.mark.parametrize("letter", ["A", "C"])
+def test_replays_the_authors_run(run, letter):
+    """Same coordinate order, same numbers; run C has stragglers."""
+    mocha = MOCHA(problem(run), SDCA(1.0), omega_every=0)
+    order = run["order" if letter == "A" else "order_stragglers"]
+    budgets = np.full((200, 10), 100) if letter == "A" else np.floor(100 * run["budgets"])
+    for round in range(200):
+        now = mocha.metrics()
+        assert now["primal"] == pytest.approx(run[f"{letter}_primal"][round], abs=1e-10)
+        assert now["dual"] == pytest.approx(run[f"{letter}_dual"][round], abs=1e-10)
+        work = torch.from_numpy(order[round].astype(np.int64)), torch.from_numpy(budgets[round].astype(np.int64))
+        exchange(mocha, round, order=work[0], budgets=work[1])
+    np.testing.assert_allclose(mocha.W.numpy(), run[f"{letter}_W"], rtol=0, atol=1e-10)
+    if letter == "A":
+        np.testing.assert_allclose(mocha.a.numpy(), run["A_alpha"], rtol=0, atol=1e-10)
+        error = mocha.problem.errors(mocha.W, "test").mean()
+        now = mocha.metrics()
+        assert [now["primal"], now["dual"], float(error)] == pytest.approx(run["A_final"].ravel().tolist(), abs=1e-10)
+
+
+def test_omega_update(run):
+    Omega = TaskRelationship(LAM).update_omega(torch.from_numpy(run["A_W"]), 10 * torch.eye(10).double())
+    np.testing.assert_allclose(np.linalg.inv(Omega.numpy()), run["A_Sigma_next"], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_reaches_the_optimum(run, coupled):
+    Sigma = run["Sigma_coupled"] if coupled else np.eye(10) / 10
+    optimum = primal(run, run["W_opt_coupled" if coupled else "W_opt_independent"], Sigma)
+    assert optimum == pytest.approx(4.2884046309 if coupled else 4.7630958612, abs=2e-9)
+    mocha = MOCHA(problem(run, FixedOmega(LAM, Sigma)), SDCA(1.0), omega_every=0)
+    for round in range(500):
+        exchange(mocha, round)
+        if round % 50 == 49:
+            now = mocha.metrics()
+            assert now["gap"] >= -1e-9
+            if now["gap"] <= 1e-6 * optimum:
+                break
+    assert now["gap"] <= 1e-6 * optimum
+    assert now["primal"] == pytest.approx(primal(run, mocha.W.numpy(), Sigma), abs=1e-10)
+    assert now["primal"] == pytest.approx(optimum, rel=1e-6)
+
+
+def test_joint_optimum(run):
+    """With Ω learned, loss + (λ/2)‖W‖_*², which is convex in W alone."""
+    mocha = MOCHA(problem(run), SDCA(1.0), omega_every=10)
+    for round in range(600):
+        exchange(mocha, round)
+        assert mocha.metrics()["gap"] >= -1e-9
+    W = mocha.W.numpy()
+    value = primal(run, W, np.eye(10)) - LAM / 2 * np.sum(W**2) + LAM / 2 * np.linalg.norm(W, "nuc") ** 2
+    assert value <= 4.0944027 * 1.001
+    assert mocha.metrics()["primal"] == pytest.approx(value, rel=1e-3)
