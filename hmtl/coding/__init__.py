@@ -1,0 +1,10 @@
+"""What to send.
+
+In: a `Topology`, a scheme, a seed. Out: the loads of the scheme, bounds on those of any, and a `Plan`: the GF(2^8)
+matrices with which relays and server combine messages and relays decode. `gf256.matmul` applies them to bytes.
+"""
+
+from hmtl.coding.bounds import Loads, bounds, loads
+from hmtl.coding.plan import Block, Plan, make_plan
+
+__all__ = ["Block", "Loads", "Plan", "bounds", "loads", "make_plan"]

@@ -1,0 +1,141 @@
+"""How much of each IV every relay forwards: the paper's linear programme, solved exactly, and the equal split.
+
+Shapes: one `Allocation` per z, the number of relays that hear a user; lists over i run over the active relays.
+A *type* is a distinct set of relays that hear a user.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import qr
+
+from hmtl.errors import CodingError
+from hmtl.topology import Topology
+
+NEGLIGIBLE = 1e-7  # above the solver's rounding, below the entries of vertices with tens of relays
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What is sent for the users that exactly z relays hear.
+
+    Attributes:
+        z: how many relays hear each of these users.
+        users: I_z.
+        heard: N_i ∩ I_z for each relay, as positions within `users`.
+        n: combinations that each relay sends, n_i^z, (16).
+        alpha: the part of an IV that each combination of relay i carries, α_i^z.
+        downlink: IVs that the server broadcasts, |I_z| − min_i |N_i ∩ I_z|, (32).
+    """
+
+    z: int
+    users: tuple[int, ...]
+    heard: tuple[tuple[int, ...], ...]
+    n: tuple[int, ...]
+    alpha: tuple[Fraction, ...]
+    downlink: int
+
+    @property
+    def uplink(self) -> Fraction:
+        """IVs that the relays send to the server, Σ_i n_i^z α_i^z, (27)."""
+        return sum((n * alpha for n, alpha in zip(self.n, self.alpha, strict=True)), Fraction())
+
+
+def allocate(t: Topology, scheme: str) -> tuple[Allocation, ...]:
+    """The allocations of all z for which anything must pass the server, z rising.
+
+    Args:
+        t: the topology; its inactive relays take no part.
+        scheme: `paper`, the optimum of (28), or `equal`, α_i^z = 1/z.
+
+    Raises:
+        CodingError: no such scheme, or an optimum that could not be proven.
+
+    Ref: Hu et al. 2022, eqs. (16), (28), (32) and Remark 2, the covering constraint for k ∈ I_z only.
+    """
+    if scheme not in _SPLITS:
+        raise CodingError(f"scheme={scheme!r} is no coded scheme. Choose one of {', '.join(_SPLITS)}.")
+    found = []
+    for z in range(1, len(t.active)):
+        users = t.I(z)
+        if not users:
+            continue
+        hears = t.G[np.ix_(t.active, users)].astype(np.int64)
+        common = hears @ hears.T
+        counts = common.diagonal().copy()
+        np.fill_diagonal(common, len(users))  # the minimum is over other relays, and no overlap is larger
+        n = counts - common.min(axis=1)
+        found.append(
+            Allocation(
+                z=z,
+                users=users,
+                heard=tuple(tuple(np.flatnonzero(row).tolist()) for row in hears),
+                n=tuple(n.tolist()),
+                alpha=_SPLITS[scheme](n, np.unique(hears.T, axis=0)),
+                downlink=len(users) - int(counts.min()),
+            )
+        )
+    return tuple(found)
+
+
+def _equal(n: NDArray[np.int64], types: NDArray[np.int64]) -> tuple[Fraction, ...]:
+    """1/z for each relay that hears some of the users, 0 for the others."""
+    z = int(types[0].sum())
+    return tuple(Fraction(int(hears), z) for hears in types.max(axis=0))
+
+
+def _paper(n: NDArray[np.int64], types: NDArray[np.int64]) -> tuple[Fraction, ...]:
+    """The minimum of Σ n_i α_i with every type [types, relays] covered, exact.
+
+    α ≤ 1 need not be asked for: lowering a larger α_i to 1 leaves all covered, and costs less as n_i > 0 for each
+    relay that hears some of the users. The simplex method ends at a vertex, and so does its dual; both are solved
+    again in fractions. Feasible with equal objectives, each proves the other optimal.
+    """
+    alpha = cp.Variable(len(n), nonneg=True)
+    covered = alpha @ types.T >= 1
+    programme: Any = cp.Problem(cp.Minimize(alpha @ n), [covered])  # Any: its solve() has no annotations
+    # HiGHS by way of scipy: called directly it prints a banner on stdout, whatever its options.
+    programme.solve(solver=cp.SCIPY, scipy_options={"method": "highs-ds"})
+    primal = _exact(types, np.ones(len(types), dtype=np.int64), alpha.value)
+    dual = _exact(types.T, n, covered.dual_value)
+    feasible = all(0 <= share <= 1 for share in primal) and all(primal @ types.T >= 1)
+    dual_feasible = all(price >= 0 for price in dual) and all(dual @ types <= n)
+    if not (feasible and dual_feasible and primal @ n == sum(dual)):
+        raise CodingError(
+            f"The optimum of (28) for {len(n)} relays and {len(types)} types could not be proven: floating point did "
+            f"not tell which constraints are tight. Use scheme=equal."
+        )
+    return tuple(primal)
+
+
+def _exact(A: NDArray[np.int64], b: NDArray[np.int64], x: Any) -> NDArray[np.object_]:
+    """The vertex near x as fractions, an array that computes exactly: A·x = b on its tight rows and nonzero entries.
+
+    Where x is no vertex, what comes back solves nothing, and the proof finds out.
+    """
+    used = np.flatnonzero(x > NEGLIGIBLE)
+    tight = np.flatnonzero(abs(A @ x - b) < NEGLIGIBLE)
+    independent = qr(A[np.ix_(tight, used)].T, mode="r", pivoting=True)[-1][: len(used)]
+    rows = tight[independent]
+    system = np.column_stack([A[np.ix_(rows, used)], b[rows]]).astype(object) + Fraction()
+    for step in range(len(rows)):
+        pivot = step + int(np.argmax(system[step:, step] != 0))
+        system[[step, pivot]] = system[[pivot, step]]
+        system[step] /= system[step, step] or 1
+        factors = system[:, step].copy()
+        factors[step] = 0
+        system -= np.outer(factors, system[step])
+    solution = np.full(len(x), Fraction())
+    solution[used[: len(rows)]] = system[:, -1]
+    return solution
+
+
+_SPLITS: dict[str, Callable[[NDArray[np.int64], NDArray[np.int64]], tuple[Fraction, ...]]] = {
+    "paper": _paper,
+    "equal": _equal,
+}

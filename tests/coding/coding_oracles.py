@@ -1,0 +1,48 @@
+"""What the tests of this folder compare with: the field, products and formulas, restated from their definitions."""
+
+from fractions import Fraction
+
+import numpy as np
+from scipy.optimize import linprog
+
+
+def carryless(a, b):
+    """a·b in GF(2^8) for integer arrays: the product of polynomials, then its remainder modulo 0x11D."""
+    product = np.zeros(np.broadcast_shapes(np.shape(a), np.shape(b)), dtype=np.int64)
+    for bit in range(8):
+        product ^= ((b >> bit) & 1) * (a << bit)
+    for bit in range(14, 7, -1):
+        product ^= ((product >> bit) & 1) * (0x11D << (bit - 8))
+    return product.astype(np.uint8)
+
+
+TABLE = carryless(np.arange(256)[:, None], np.arange(256))
+
+
+def product(A, X):
+    """A·X over GF(2^8), term by term."""
+    return np.bitwise_xor.reduce(TABLE[A[:, :, None], X[None]], axis=1) if A.shape[1] else np.zeros_like(A @ X)
+
+
+def parts(G):
+    """For each z with something to send: z, the users that z relays hear as sets per relay, and n_i^z."""
+    active = [set(np.flatnonzero(row)) for row in G if row.any()]
+    for z in range(1, len(active)):
+        users = {k for k in range(G.shape[1]) if G[:, k].sum() == z}
+        if users:
+            hears = [heard & users for heard in active]
+            n = [len(a) - min(len(a & b) for j, b in enumerate(hears) if j != i) for i, a in enumerate(hears)]
+            yield z, users, hears, n
+
+
+def theorem_1(G, scheme):
+    """(33a) and (33b), the allocation by an independent solver on all users of I_z, not types, and with α ≤ 1."""
+    up, down = 0.0, 0
+    for z, users, hears, n in parts(G):
+        if scheme == "equal":
+            up += float(sum(Fraction(n_i, z) for n_i, heard in zip(n, hears, strict=True) if heard))
+        else:
+            covers = -np.array([[k in heard for heard in hears] for k in users], dtype=float)
+            up += linprog(n, covers, -np.ones(len(users)), bounds=(0, 1), method="highs-ipm").fun
+        down += len(users) - min(len(heard) for heard in hears)
+    return up, down

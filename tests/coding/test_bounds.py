@@ -1,0 +1,73 @@
+"""Loads in closed form and bounds, against Theorems 1 to 3 restated."""
+
+from fractions import Fraction
+from math import comb
+
+import pytest
+from coding_oracles import theorem_1
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import topologies
+
+from hmtl.coding import Loads, bounds, loads
+from hmtl.errors import CodingError
+from hmtl.topology import Topology, symmetric
+
+
+def test_fig_2():
+    heard = [(1, 3, 5, 6, 8, 9, 10), (1, 2, 3, 4, 10), (2, 4, 5), (6, 7, 9, 10), (1, 2, 6, 7, 8)]
+    t = Topology([[k in row for k in range(1, 11)] for row in heard])
+    assert loads(t) == loads(t, "paper") == Loads(8.5, 7)
+    assert loads(t, "equal") == Loads(float(Fraction(53, 6)), 7)
+    assert loads(t, "uncoded") == Loads(10, 10)
+    assert bounds(t) == Loads(6.5, 7)
+
+
+@pytest.mark.parametrize("scheme", ["paper", "equal"])
+@given(t=topologies())
+def test_theorem_1(scheme, t):
+    found = loads(t, scheme)
+    assert (found.uplink, found.downlink) == (
+        pytest.approx(theorem_1(t.G, scheme)[0], abs=1e-6),
+        theorem_1(t.G, scheme)[1],
+    )
+
+
+@given(t=topologies())
+def test_theorem_2(t):
+    rows = [row for row in t.G if row.any()]
+    missed = [sum(1 - int(heard) for heard in row) for row in rows]
+    if len(rows) > 1:
+        assert bounds(t).uplink == pytest.approx(sum(missed) / (len(rows) - 1), abs=1e-12)
+    assert bounds(t).downlink == max(missed)
+    for scheme in ("paper", "equal"):
+        assert loads(t, scheme).uplink >= bounds(t).uplink - 1e-12
+        assert loads(t, scheme).downlink >= bounds(t).downlink
+    assert loads(t, "paper").uplink <= loads(t, "equal").uplink + 1e-12
+
+
+@given(H=st.integers(2, 6), data=st.data(), copies=st.integers(1, 2))
+def test_theorem_3_symmetric_networks_are_optimal(H, data, copies):
+    r = data.draw(st.integers(1, H))
+    K = copies * comb(H, r)
+    optimum = Loads(float(Fraction(K * (H - r), H - 1)), float(K - Fraction(r * K, H)))
+    t = symmetric(K, H, r)
+    assert loads(t, "paper") == loads(t, "equal") == bounds(t) == optimum
+
+
+def test_one_active_relay_needs_nothing():
+    t = Topology([[1, 1, 1], [0, 0, 0]])
+    assert loads(t) == loads(t, "equal") == bounds(t) == Loads(0, 0)
+
+
+def test_inactive_relays_take_no_part():
+    rows = [[1, 1, 0, 0], [0, 1, 1, 1], [1, 0, 0, 1]]
+    with_idle = Topology([rows[0], [0] * 4, *rows[1:], [0] * 4])
+    for scheme in ("uncoded", "paper", "equal"):
+        assert loads(with_idle, scheme) == loads(Topology(rows), scheme)
+    assert bounds(with_idle) == bounds(Topology(rows))
+
+
+def test_unknown_scheme():
+    with pytest.raises(CodingError, match="'best'"):
+        loads(Topology([[1, 1], [0, 1]]), "best")

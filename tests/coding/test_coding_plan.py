@@ -1,0 +1,131 @@
+"""Plans carried out by schoolbook products: every relay decodes, with as many messages as the formulas say."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from coding_oracles import product, theorem_1
+from hypothesis import given, settings
+from strategies import topologies
+
+from hmtl import rng
+from hmtl.coding import make_plan, plan
+from hmtl.errors import CodingError
+from hmtl.topology import Topology, any_r, symmetric
+
+both_schemes = pytest.mark.parametrize("scheme", ["paper", "equal"])
+
+
+def pieces_of(positions, c):
+    return [p * c + s for p in positions for s in range(c)]
+
+
+def check(made):
+    """Carry the plan out on random IVs; every relay's copy must equal the users'. Returns IVs sent up and down."""
+    t, up, down = made.topology, 0.0, 0.0
+    ivs = {
+        block: np.random.default_rng(0).integers(0, 256, (len(block.users) * block.pieces, 2)) for block in made.blocks
+    }
+    for block, pieces in ivs.items():
+        c = block.pieces
+        messages = []
+        for i, heard, rows in zip(t.active, block.heard, block.uplink, strict=True):
+            assert [block.users[p] for p in heard] == [k for k in block.users if k in t.N(i)]
+            messages.append(product(rows.numpy(), pieces[pieces_of(heard, c)]))
+        sent = np.concatenate(messages)
+        broadcast = product(block.downlink.numpy(), sent)
+        up, down = up + len(sent) / c, down + len(broadcast) / c
+        for heard, decoder in zip(block.heard, block.decoders, strict=True):
+            known = pieces_of(heard, c)
+            missing = [row for row in range(len(pieces)) if row not in set(known)]
+            decoded = product(decoder.numpy(), np.concatenate([broadcast, pieces[known]]))
+            np.testing.assert_array_equal(decoded, pieces[missing])
+    carried = sorted(k for block in made.blocks for k in block.users)
+    assert carried == [k for k in range(t.K) if t.degrees[k] < len(t.active)]
+    return up, down
+
+
+@both_schemes
+@settings(max_examples=60)
+@given(t=topologies())
+def test_every_relay_decodes_with_the_loads_of_theorem_1(scheme, t):
+    assert check(make_plan(t, scheme, seed=1)) == pytest.approx(theorem_1(t.G, scheme), abs=1e-6)
+
+
+@both_schemes
+def test_symmetric_networks(scheme):
+    assert check(make_plan(symmetric(K=20, H=5, r=3), scheme)) == pytest.approx((10, 8))
+
+
+def test_surplus_is_trimmed_not_sent_twice():
+    """Users whose relays' shares add up to more than 1: each piece has one relay only, the last may get a part."""
+    partly = 0
+    for seed in range(20):
+        made = make_plan(any_r(K=10, H=8, r=5, seed=seed))
+        check(made)
+        for block in made.blocks:
+            relays_of_piece = np.zeros(len(block.users) * block.pieces, dtype=int)
+            for heard, rows in zip(block.heard, block.uplink, strict=True):
+                used = rows.numpy().any(axis=0)
+                relays_of_piece[pieces_of(heard, block.pieces)] += used
+                dealt = used.reshape(len(heard), block.pieces).sum(axis=1)
+                partly += int(((dealt > 0) & (dealt < max(dealt, default=0))).sum())
+            assert (relays_of_piece == 1).all()
+    assert partly > 0
+
+
+def test_relay_that_hears_all_and_relay_that_hears_none():
+    t = Topology([[1] * 5, [0] * 5, [1, 1, 0, 0, 1], [0, 0, 1, 0, 1]])
+    made = make_plan(t)
+    assert all(len(block.decoders) == 3 and len(block.decoders[0]) == 0 for block in made.blocks)
+    check(made)
+
+
+def test_nothing_to_do_when_all_relays_hear_all():
+    assert make_plan(Topology(np.ones((3, 4)))).blocks == ()
+    assert make_plan(Topology([[1, 1], [0, 0]])).blocks == ()
+
+
+def test_coefficients_drawn_where_mds_exceed_the_field():
+    made = make_plan(symmetric(K=300, H=3, r=2), "equal")
+    assert check(made) == (150, 100)
+
+
+def test_equal_arguments_give_equal_plans_and_seeds_differ():
+    t = any_r(K=15, H=5, r=3, seed=0)
+    one, same, other = (make_plan(t, "paper", seed).blocks[0] for seed in (3, 3, 4))
+    assert torch.equal(one.downlink, same.downlink)
+    assert all(map(torch.equal, one.decoders, same.decoders))
+    assert not torch.equal(one.downlink, other.downlink)
+
+
+class Zeros:
+    def integers(self, low, high, size, dtype):
+        return np.zeros(size, dtype)
+
+
+def test_a_draw_that_does_not_decode_is_drawn_again(monkeypatch):
+    """As often as need be, by the number of the attempt, and not for ever."""
+    t = symmetric(K=10, H=5, r=2)
+    monkeypatch.setattr(plan, "generator", lambda seed, *name: rng.generator(seed, *name) if name[-1] == 2 else Zeros())
+    drawn = make_plan(t)
+    assert check(drawn) == pytest.approx((7.5, 6))
+    monkeypatch.setattr(plan, "generator", lambda *name: Zeros())
+    with pytest.raises(CodingError, match=r"No code found for the 10 users.*Try another seed"):
+        make_plan(t)
+
+
+def test_too_many_pieces_are_an_error_at_once():
+    t = any_r(K=20, H=20, r=10, seed=3)
+    with pytest.raises(CodingError, match=r"20 users that 10 relays hear.*Use scheme=equal, whose c is 10"):
+        make_plan(t)
+    check(make_plan(t, "equal"))
+
+
+def test_blocks_check_their_shapes():
+    (block,) = make_plan(symmetric(K=10, H=5, r=2)).blocks
+    with pytest.raises(CodingError, match=r"downlink must be a uint8 tensor of shape \[12, 15\].*\[12, 14\]"):
+        replace(block, downlink=block.downlink[:, 1:])
+    with pytest.raises(CodingError, match=r"decoders\[1\]"):
+        replace(block, decoders=(block.decoders[0], block.decoders[1][1:], *block.decoders[2:]))
