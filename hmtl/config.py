@@ -1,0 +1,212 @@
+"""Configuration becomes objects here, and nowhere else; no other module knows Hydra."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hmtl.communication import Communicator, Network
+from hmtl.errors import ConfigError, HmtlError
+from hmtl.mtl import Algorithm, Problem
+from hmtl.topology import Topology
+from hmtl.trainer import Logger, Trainer
+
+# What may differ between a run and the one that goes on from its checkpoint.
+NOT_IDENTITY = ("output_dir", "resume", "rounds", "gap_tolerance", "checkpoint_every", "logger")
+
+
+@dataclass
+class NetworkConfig:
+    """What `hmtl.train` and `hmtl.plan` share: a topology and the links on it."""
+
+    K: int | None = 20
+    H: int | None = 5
+    r: float | None = 3
+    d: float = 0.0
+    seed: int = 0
+    topology: dict[str, Any] = field(default_factory=dict)
+    network: dict[str, Any] = field(default_factory=dict)
+    output_dir: str = MISSING
+
+
+@dataclass
+class TrainConfig(NetworkConfig):
+    """Root of `conf/config.yaml`; the comments there say what each value means."""
+
+    rounds: int = 100
+    lam: float = 0.01
+    reduction: str = "mean"
+    device: str = "cpu"
+    scheme: str = "paper"
+    gap_tolerance: float = 0.0
+    checkpoint_every: int = 10
+    resume: str | None = None
+    communicator: dict[str, Any] = field(default_factory=dict)
+    algorithm: dict[str, Any] = field(default_factory=dict)
+    loss: dict[str, Any] = field(default_factory=dict)
+    regularizer: dict[str, Any] = field(default_factory=dict)
+    solver: dict[str, Any] = field(default_factory=dict)
+    dataset: dict[str, Any] = field(default_factory=dict)
+    logger: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class PlanConfig(NetworkConfig):
+    """Root of `conf/plan.yaml`."""
+
+    V_bits: int = 784 * 64
+    format: str = "text"
+
+
+_store = ConfigStore.instance()
+_store.store(name="train_schema", node=TrainConfig)
+_store.store(name="plan_schema", node=PlanConfig)
+
+
+@dataclass(frozen=True)
+class Run:
+    """All objects of one training run."""
+
+    topology: Topology
+    network: Network
+    communicator: Communicator
+    algorithm: Algorithm
+    trainer: Trainer
+    loggers: list[Logger]
+    output_dir: Path
+
+
+def conf_dir() -> Path:
+    """The folder of configurations: inside the package when installed from a wheel, beside it in a checkout."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def build_topology(cfg: DictConfig) -> Topology:
+    """The network of `cfg`; a size that the configuration states and the file contradicts is an error."""
+    topology: Topology = _instantiate(cfg.topology)
+    for name in ("K", "H"):
+        if cfg[name] is not None and cfg[name] != getattr(topology, name):
+            raise ConfigError(
+                f"{name}={cfg[name]}, but the topology has {name}={getattr(topology, name)}: "
+                f"leave {name} out, or set it to that."
+            )
+    return topology
+
+
+def build_network(cfg: DictConfig) -> Network:
+    network: Network = _instantiate(cfg.network)
+    return network
+
+
+def build(cfg: DictConfig) -> Run:
+    """All objects of a training run; everything that can be wrong with a configuration is found here.
+
+    Raises:
+        HmtlError: what is wrong, and what to do.
+    """
+    for name, least in (("rounds", 1), ("checkpoint_every", 1), ("seed", 0)):
+        if cfg[name] < least:
+            raise ConfigError(f"{name}={cfg[name]} is too small: it is at least {least}.")
+    topology = build_topology(cfg)
+    network = build_network(cfg)
+    communicator = _instantiate(cfg.communicator, topology=topology)
+    problem = Problem(
+        _instantiate(cfg.dataset, K=topology.K),
+        _instantiate(cfg.loss),
+        _instantiate(cfg.regularizer),
+        reduction=cfg.reduction,
+        device=_device(cfg.device),
+    )
+    algorithm = _instantiate(cfg.algorithm, problem=problem, solver=_instantiate(cfg.solver))
+    output_dir = Path(cfg.output_dir)
+    loggers = [_instantiate(node) for node in cfg.logger.values()]
+    trainer = Trainer(
+        algorithm,
+        communicator,
+        network,
+        rounds=cfg.rounds,
+        gap_tolerance=cfg.gap_tolerance,
+        checkpoint=output_dir / "checkpoint.pt",
+        checkpoint_every=cfg.checkpoint_every,
+        identity=_identity(cfg),
+        loggers=loggers,
+    )
+    return Run(topology, network, communicator, algorithm, trainer, loggers, output_dir)
+
+
+def main(task: Callable[[DictConfig], None], config_name: str) -> None:
+    """Run `task` as a command: compose its configuration from the command line, report a user's error in one line.
+
+    Exit status: 0 done, 2 for an `HmtlError` or a configuration that Hydra refuses, 130 after Ctrl-C.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us as they are, instead of as Hydra's own report
+
+    def job(cfg: DictConfig) -> None:
+        with _one_line_errors():  # inside, too, for Hydra says its own word on what leaves a job
+            task(cfg)
+
+    with _one_line_errors():
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except (HmtlError, HydraException, OmegaConfBaseException) as error:
+        message = str(error)
+        if isinstance(error, HydraException) and error.__cause__:
+            message += f"\n{str(error.__cause__).splitlines()[0]}"
+    except OSError as error:
+        message = (
+            f"{error.filename or 'output'}: {error.strerror or error}. If results go there, choose a folder that "
+            "can be written to: hydra.run.dir=PATH."
+        )
+    except KeyboardInterrupt:
+        sys.exit(130)
+    else:
+        return
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _instantiate(node: DictConfig, **arguments: Any) -> Any:
+    """Hydra's `instantiate`, with `arguments` passed by as they are and our own errors unwrapped from Hydra's."""
+    try:
+        return instantiate(node, _partial_=True)(**arguments)
+    except HydraException as error:
+        raise ConfigError(str(error)) from error
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={name} is not available ({str(error).splitlines()[0]}): try device=cpu.") from error
+
+
+def _identity(cfg: DictConfig) -> dict[str, Any]:
+    """The settings that decide a run's numbers, flat: {"topology.r": 3, ...}."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    flat: dict[str, Any] = {}
+    stack = [(str(key), value) for key, value in plain.items() if key not in NOT_IDENTITY]
+    while stack:
+        key, value = stack.pop()
+        if isinstance(value, dict):
+            stack += [(f"{key}.{k}", v) for k, v in value.items()]
+        else:
+            flat[key] = value
+    return flat

@@ -1,0 +1,137 @@
+"""Where measurements go: the console, `metrics.csv`, TensorBoard. Each takes the trainer's rows one by one."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
+
+from hmtl.communication import TIERS
+from hmtl.trainer import Row
+
+
+class CSVLogger:
+    """One line per round in `metrics.csv`; each line is written whole, so that the file can be read at any moment."""
+
+    def __init__(self, folder: str) -> None:
+        self._file = (Path(folder) / "metrics.csv").open("w", newline="")
+        self._writer: csv.DictWriter[str] | None = None
+
+    def log(self, row: Row) -> None:
+        if self._writer is None:
+            self._writer = csv.DictWriter(self._file, list(row))
+            self._writer.writeheader()
+        self._writer.writerow(row)
+        self._file.flush()
+
+    def finish(self, summary: Mapping[str, Any], figures: Mapping[str, Figure]) -> None:
+        pass  # the summary has a file of its own
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoardLogger:
+    """Scalars of each round; at the end the figures and the hyperparameters with the final figures of merit."""
+
+    def __init__(self, folder: str) -> None:
+        self._writer = SummaryWriter(folder)
+
+    def log(self, row: Row) -> None:
+        step = int(row["round"])
+        for key, value in row.items():
+            if key != "round":
+                self._writer.add_scalar(key if "/" in key else f"{_GROUPS.get(key, 'learning')}/{key}", value, step)
+
+    def finish(self, summary: Mapping[str, Any], figures: Mapping[str, Figure]) -> None:
+        for name, figure in figures.items():
+            self._writer.add_figure(name, figure, int(summary["rounds"]))
+        settings = {key: value for key, value in summary.items() if isinstance(value, str | int | float)}
+        merits = {f"final/{key}": settings.pop(key) for key in _MERITS if key in settings}
+        self._writer.add_hparams(settings, merits, run_name=".")  # in this run's own file, not in a folder below it
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+_GROUPS = {"bits_total": "bits", "compute_s": "seconds", "communication_s": "seconds", "uncoded_s": "seconds"}
+_MERITS = ("gap", "primal", "train_error", "test_error", "bits_total")
+
+
+class ConsoleLogger:
+    """A progress bar with the gap and the error, and the report at the end; fits 80 columns."""
+
+    def __init__(self, rounds: int, console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._progress = Progress(
+            TextColumn("round"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=16),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[status]}"),
+            console=self._console,
+        )
+        self._task = self._progress.add_task("", total=rounds, status="")
+
+    def log(self, row: Row) -> None:
+        self._progress.start()
+        parts = [
+            f"{label} {row[key]:{form}}"
+            for key, label, form in (("gap", "gap", ".2e"), ("test_error", "test error", ".2%"))
+            if key in row
+        ]
+        self._progress.update(self._task, completed=int(row["round"]) + 1, status="  ".join(parts))
+
+    def finish(self, summary: Mapping[str, Any], figures: Mapping[str, Figure]) -> None:
+        self.close()
+        for table in report(summary):
+            self._console.print(table)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def report(summary: Mapping[str, Any]) -> list[Table]:
+    """The tables of a finished run: loads, time, learning."""
+    loads = Table(title=f"Loads per round, in IVs of {summary['V_bits']:,} bit", title_justify="left")
+    loads.add_column("")
+    for name in ("measured", "formula", "lower bound", "uncoded"):
+        loads.add_column(name, justify="right")
+    for tier in TIERS:
+        theory, bound = (summary[key].get(tier, summary["K"]) for key in ("loads_theory", "bounds"))
+        numbers = (summary["loads"][tier], theory, bound, summary["K"])
+        loads.add_row(tier.replace("_", " "), *(f"{number:.2f}" for number in numbers))
+
+    spent = summary["time"]
+    times = Table(title=f"Time of {summary['rounds']} rounds", title_justify="left")
+    for name in ("", "compute", "communication", "total"):
+        times.add_column(name, justify="right" if name else "left")
+    times.add_row(
+        summary["communicator"], *(f"{spent[f'{part}_s']:.3f} s" for part in ("compute", "communication", "total"))
+    )
+    times.add_row("uncoded", "", "", f"{spent['uncoded_total_s']:.3f} s")
+    times.add_row("saved", "", "", f"{1 - spent['total_s'] / spent['uncoded_total_s']:.1%}")
+
+    learning = Table(title="Learning", title_justify="left")
+    learning.add_column("")
+    learning.add_column("final", justify="right")
+    for key, label, form in _LEARNING:
+        if key in summary:
+            learning.add_row(label, f"{summary[key]:{form}}")
+    return [loads, times, learning]
+
+
+_LEARNING = (
+    ("primal", "primal objective", ".6f"),
+    ("dual", "dual objective", ".6f"),
+    ("gap", "duality gap", ".2e"),
+    ("train_error", "train error, mean over users", ".2%"),
+    ("train_error_worst", "train error, worst user", ".2%"),
+    ("test_error", "test error, mean over users", ".2%"),
+    ("test_error_worst", "test error, worst user", ".2%"),
+)

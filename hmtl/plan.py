@@ -1,0 +1,107 @@
+"""What coding would save on a network, without training: `python -m hmtl.plan topology=heterogeneous d=0.2`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from hmtl.coding import bounds
+from hmtl.communication import Network, tier_loads
+from hmtl.communication.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
+from hmtl.communication.network import MEDIA
+from hmtl.config import build_network, build_topology, main
+from hmtl.errors import ConfigError
+from hmtl.topology import Topology, draw
+
+SCHEMES = ("uncoded", "paper", "equal")
+
+
+def plan(cfg: DictConfig) -> None:
+    """Print loads, bounds and times as `cfg` says, and leave `topology.png` in `cfg.output_dir`."""
+    if cfg.format not in ("text", "json"):
+        raise ConfigError(f"format={cfg.format} is unknown: choose text or json.")
+    if cfg.V_bits < 1:
+        raise ConfigError(f"V_bits={cfg.V_bits} is no message: an IV has at least one bit, say 784 · 64 = 50176.")
+    topology, network = build_topology(cfg), build_network(cfg)
+    picture = Path(cfg.output_dir) / "topology.png"
+    draw(topology).savefig(picture, dpi=150)
+    result = compare(topology, network, cfg.V_bits)
+    if cfg.format == "json":
+        print(json.dumps(result, indent=2))
+    else:
+        console = Console(highlight=False)
+        console.print(_table(result))
+        console.print(result["verdict"])
+        console.print(f"Picture: {picture}", soft_wrap=True)
+
+
+def compare(topology: Topology, network: Network, V_bits: int) -> dict[str, Any]:
+    """Loads [IVs] between relays and server, and communication time [s] of one round, of all schemes and media."""
+    seconds = {
+        medium: {
+            scheme: network.seconds({t: V_bits * load for t, load in tier_loads(topology, scheme, medium).items()})
+            for scheme in SCHEMES
+        }
+        for medium in MEDIA
+    }
+    bound = bounds(topology)
+    return {
+        "K": topology.K,
+        "H": topology.H,
+        "r": topology.r,
+        "V_bits": V_bits,
+        "network": {"W1": network.W1, "W2": network.W2, "medium": network.medium},
+        "loads": {
+            scheme: {tier: tier_loads(topology, scheme)[tier] for tier in (RELAYS_TO_SERVER, SERVER_TO_RELAYS)}
+            for scheme in SCHEMES
+        },
+        "bounds": {RELAYS_TO_SERVER: bound.uplink, SERVER_TO_RELAYS: bound.downlink},
+        "seconds": seconds,
+        "verdict": _verdict(seconds[network.medium], network.medium, len(topology.active)),
+    }
+
+
+def _verdict(seconds: dict[str, float], medium: str, relays: int) -> str:
+    """Whether coding pays where the downlink is `medium`, in a sentence."""
+    uncoded = seconds["uncoded"]
+    best = min((scheme for scheme in SCHEMES if scheme != "uncoded"), key=seconds.__getitem__)
+    if seconds[best] < uncoded:
+        return (
+            f"Coding pays here: on a {medium} downlink, scheme={best} takes {1 - seconds[best] / uncoded:.1%} less "
+            f"time for a round's communication than plain forwarding: {seconds[best]:.4g} s instead of {uncoded:.4g} s."
+        )
+    why = f", since each coded message goes to {relays} relays one by one" if medium == "unicast" else ""
+    return (
+        f"Coding does not pay here: on a {medium} downlink{why}, scheme={best} takes {seconds[best]:.4g} s for a "
+        f"round's communication, plain forwarding {uncoded:.4g} s ({1 - uncoded / seconds[best]:.1%} less)."
+    )
+
+
+def _table(result: dict[str, Any]) -> Table:
+    title = f"K={result['K']} users, H={result['H']} relays, r={result['r']:.4g}; V={result['V_bits']:,} bit"
+    table = Table(
+        title=title, title_justify="left", caption="saved: of a round's communication time", caption_justify="left"
+    )
+    table.add_column("scheme")
+    for column in ("up [IVs]", "down [IVs]", "saved, broadcast", "saved, unicast"):
+        table.add_column(column, justify="right")
+    for scheme in SCHEMES:
+        load = result["loads"][scheme]
+        saved = (1 - result["seconds"][medium][scheme] / result["seconds"][medium]["uncoded"] for medium in MEDIA)
+        table.add_row(
+            scheme,
+            f"{load[RELAYS_TO_SERVER]:.4f}",
+            f"{load[SERVER_TO_RELAYS]:.4f}",
+            *("" if scheme == "uncoded" else f"{share:.1%}" for share in saved),
+        )
+    bound = result["bounds"]
+    table.add_section()
+    table.add_row("lower bound", f"{bound[RELAYS_TO_SERVER]:.4f}", f"{bound[SERVER_TO_RELAYS]:.4f}", "", "")
+    return table
+
+
+if __name__ == "__main__":
+    main(plan, "plan")

@@ -1,0 +1,71 @@
+"""`hmtl.plan`: figures, verdicts, formats."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from hmtl.errors import ConfigError
+from hmtl.plan import plan
+
+Configure = Callable[..., DictConfig]
+FIG2 = Path(__file__).parent.parent / "experiments" / "network" / "fig2.csv"
+
+
+@pytest.fixture
+def as_json(configure: Configure, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, dict[str, object]]]:
+    def as_json(*overrides: str) -> dict[str, dict[str, object]]:
+        plan(configure("format=json", *overrides, name="plan"))
+        result: dict[str, dict[str, object]] = json.loads(capsys.readouterr().out)
+        return result
+
+    return as_json
+
+
+def test_fig2(as_json: Callable[..., dict[str, dict[str, object]]], tmp_path: Path) -> None:
+    result = as_json("topology=file", f"topology.path={FIG2}")
+    assert result["loads"]["uncoded"] == {"relays_to_server": 10, "server_to_relays": 10}
+    assert result["loads"]["paper"] == {"relays_to_server": 8.5, "server_to_relays": 7}
+    assert result["loads"]["equal"] == {"relays_to_server": pytest.approx(8 + 5 / 6), "server_to_relays": 7}
+    assert result["bounds"] == {"relays_to_server": 6.5, "server_to_relays": 7}
+    assert (tmp_path / "topology.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_times_and_verdict_by_hand(as_json: Callable[..., dict[str, dict[str, object]]]) -> None:
+    result = as_json("V_bits=1000", "network.W1=2000", "network.W2=1000")
+    assert result["seconds"]["broadcast"]["uncoded"] == pytest.approx(20 + 40)
+    assert result["seconds"]["broadcast"]["paper"] == pytest.approx(20 + 10 + 8)
+    assert result["seconds"]["unicast"]["paper"] == pytest.approx(20 + 10 + 5 * 8)
+    assert result["seconds"]["unicast"]["uncoded"] == pytest.approx(60)
+    assert str(result["verdict"]).startswith("Coding pays here")
+    assert "36.7% less" in str(result["verdict"])
+    unicast = as_json("V_bits=1000", "network.W1=2000", "network.W2=1000", "network.medium=unicast")
+    assert str(unicast["verdict"]).startswith("Coding does not pay here")
+    assert "14.3% less" in str(unicast["verdict"])
+
+
+def test_text_fits_80_columns(
+    configure: Configure, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    plan(configure("topology=heterogeneous", "d=0.2", name="plan"))
+    lines = capsys.readouterr().out.splitlines()
+    assert any("paper" in line for line in lines)
+    assert max(len(line) for line in lines if not line.startswith("Picture")) <= 80
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("format=xml",), "format=xml"),
+        (("V_bits=0",), "V_bits=0"),
+        (("topology=file", f"topology.path={FIG2}", "K=12"), "K=12, but the topology has K=10"),
+        (("network.W1=0",), "W1=0"),
+        (("network.medium=smoke",), "medium=smoke"),
+    ],
+)
+def test_bad_input(configure: Configure, overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan(configure(*overrides, name="plan"))

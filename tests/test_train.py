@@ -1,0 +1,240 @@
+"""The main job through its entry point: results, resume, errors, a user's own parts."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from hmtl.errors import CheckpointError, ConfigError, DataError, HmtlError, TopologyError
+from hmtl.train import train
+from hmtl.trainer import load_checkpoint
+
+Configure = Callable[..., DictConfig]
+SMALL = ("K=10", "rounds=12", "dataset.rows_per_user=40", "algorithm.omega_every=4", "logger={}")
+
+
+def models(folder: Path) -> torch.Tensor:
+    W = load_checkpoint(folder)["algorithm"]["users"]["W"]
+    assert isinstance(W, torch.Tensor)
+    return W
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """metrics.csv without the columns that a clock measured."""
+    with (folder / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if k not in ("compute_s", "uncoded_s")} for row in csv.DictReader(file)]
+
+
+def command(*overrides: str) -> list[str]:
+    return [sys.executable, "-m", "hmtl.train", *overrides]
+
+
+def test_the_default_job_gives_the_same_models_coded_and_uncoded(configure: Configure, tmp_path: Path) -> None:
+    results = {}
+    for communicator, scheme in (("coded", "paper"), ("coded", "equal"), ("uncoded", "paper")):
+        folder = tmp_path / communicator / scheme
+        folder.mkdir(parents=True)
+        train(
+            configure(
+                f"communicator={communicator}", f"scheme={scheme}", "rounds=15", f"output_dir={folder}", "logger={}"
+            )
+        )
+        results[communicator, scheme] = models(folder)
+        summary = json.loads((folder / "summary.json").read_text())
+        up, down = (20, 20) if communicator == "uncoded" else (10, 8)
+        assert summary["loads"] == {
+            "users_to_relays": 20,
+            "relays_to_server": pytest.approx(up, rel=0.01),
+            "server_to_relays": pytest.approx(down, rel=0.01),
+            "relays_to_users": 20,
+        }
+        assert summary["loads_theory"] == {"relays_to_server": up, "server_to_relays": down}
+        assert summary["bounds"] == {"relays_to_server": 10, "server_to_relays": 8}
+        assert summary["V_bits"] == 784 * 64
+        assert summary["gap"] >= -1e-9
+        if communicator == "uncoded":
+            assert summary["time"]["total_s"] == pytest.approx(summary["time"]["uncoded_total_s"])
+    first, *others = results.values()
+    assert all(torch.equal(first, other) for other in others)
+    assert first.abs().sum() > 0
+
+
+def test_what_a_run_leaves(
+    configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    train(configure(*SMALL[:-1]))
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "relays to server" in out
+    table = rows(tmp_path)
+    assert [int(row["round"]) for row in table] == list(range(12))
+    assert {"primal", "dual", "gap", "train_error", "train_error_worst", "test_error", "test_error_worst"} <= table[
+        0
+    ].keys()
+    assert all(float(row["gap"]) >= -1e-9 for row in table)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["bits_total"] == int(table[-1]["bits_total"])
+    assert {p.name for p in tmp_path.iterdir()} >= {"summary.json", "metrics.csv", "topology.png", "checkpoint.pt"}
+    assert not list(tmp_path.glob("*.tmp"))
+
+    events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0, "images": 0}).Reload()
+    tags = events.Tags()
+    assert {"network", "links", "omega"} <= set(tags["images"])
+    assert {
+        "learning/gap",
+        "learning/test_error",
+        "bits/relays_to_server",
+        "bits/bits_total",
+        "seconds/compute_s",
+    } <= set(tags["scalars"])
+    assert [event.step for event in events.Scalars("learning/gap")] == list(range(12))
+    assert events.Scalars("learning/primal")[-1].value == pytest.approx(summary["primal"], rel=1e-6)
+
+
+def test_same_seed_same_run_other_seed_other_run(configure: Configure, tmp_path: Path) -> None:
+    W = []
+    for n, seed in enumerate((0, 0, 1)):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        train(configure(*SMALL, f"seed={seed}", f"output_dir={folder}"))
+        W.append(models(folder))
+    assert torch.equal(W[0], W[1])
+    assert not torch.equal(W[0], W[2])
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    settings = ("K=10", "rounds=120", "dataset.rows_per_user=100", "checkpoint_every=7")
+    whole, killed, resumed = (tmp_path / name for name in ("whole", "killed", "resumed"))
+    subprocess.run(command(*settings, f"hydra.run.dir={whole}"), check=True, capture_output=True)
+    run = subprocess.Popen(command(*settings, f"hydra.run.dir={killed}"), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (killed / "metrics.csv").exists() or len((killed / "metrics.csv").read_text().splitlines()) < 30:
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    done = len(load_checkpoint(killed)["history"])
+    assert 0 < done < 120
+    assert done % 7 == 0
+    subprocess.run(command(*settings, f"hydra.run.dir={resumed}", f"resume={killed}"), check=True, capture_output=True)
+    assert torch.equal(models(resumed), models(whole))
+    assert rows(resumed) == rows(whole)
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (resumed, whole))
+    assert ours.pop("time")["communication_s"] == theirs.pop("time")["communication_s"]
+    assert ours == theirs
+
+
+def test_ctrl_c_keeps_a_checkpoint_and_exits_130(tmp_path: Path) -> None:
+    settings = ("K=10", "rounds=100000", "dataset.rows_per_user=40", "checkpoint_every=100000")
+    run = subprocess.Popen(command(*settings, f"hydra.run.dir={tmp_path}"), stdout=subprocess.PIPE, text=True)
+    while not (tmp_path / "metrics.csv").exists() or len((tmp_path / "metrics.csv").read_text().splitlines()) < 5:
+        assert run.poll() is None
+        time.sleep(0.01)
+    run.send_signal(signal.SIGINT)
+    out, _ = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "resume=" in out
+    assert len(load_checkpoint(tmp_path)["history"]) == len(rows(tmp_path))
+
+
+def test_a_user_error_is_one_line_and_exit_2(tmp_path: Path) -> None:
+    done = subprocess.run(command("r=9", f"hydra.run.dir={tmp_path}"), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: r=9")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind", "message"),
+    [
+        (("r=9",), TopologyError, "r=9"),
+        (("K=0",), TopologyError, "K=0"),
+        (("H=1", "r=1"), TopologyError, "H=1"),
+        (("lam=0",), ConfigError, "lam=0"),
+        (("lam=-1",), ConfigError, "lam=-1"),
+        (("rounds=0",), ConfigError, "rounds=0"),
+        (("device=cuda:77",), ConfigError, "device=cuda:77"),
+        (("scheme=magic",), HmtlError, "magic"),
+        (("reduction=max",), ConfigError, "reduction"),
+        (("K=200", "dataset.rows_per_user=500"), DataError, "rows_per_user"),
+        (("solver.local_fraction=0",), ConfigError, "local_fraction"),
+        (("dataset=mnist", "dataset.path=/nowhere/at/all", "dataset.download=false"), DataError, "/nowhere/at/all"),
+        (("network.medium=smoke",), ConfigError, "smoke"),
+    ],
+)
+def test_bad_input(configure: Configure, overrides: tuple[str, ...], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        train(configure("logger={}", *overrides))
+
+
+def test_resume_names_what_differs(configure: Configure, tmp_path: Path) -> None:
+    train(configure(*SMALL))
+    with pytest.raises(CheckpointError, match=r"lam: 0\.01 there, 0\.5 here"):
+        train(configure(*SMALL, "lam=0.5", f"resume={tmp_path}"))
+    longer = tmp_path / "longer"
+    longer.mkdir()
+    train(configure(*SMALL, "rounds=13", f"resume={tmp_path}", f"output_dir={longer}"))
+    assert len(load_checkpoint(longer)["history"]) == 13
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5, 0.999])
+def test_truncated_checkpoint(configure: Configure, tmp_path: Path, keep: float) -> None:
+    train(configure(*SMALL))
+    file = tmp_path / "checkpoint.pt"
+    whole = file.read_bytes()
+    cut = tmp_path / "cut.pt"
+    cut.write_bytes(whole[: int(keep * len(whole)) if keep < 1 else int(keep)])
+    with pytest.raises(CheckpointError, match=r"cut\.pt is not a whole checkpoint"):
+        train(configure(*SMALL, f"resume={cut}"))
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        train(configure(*SMALL, f"resume={tmp_path / 'nothing'}"))
+
+
+OWN = """
+import torch
+from hmtl.mtl import Regularizer
+
+class Neighbours(Regularizer):
+    '''Each user close to the next one, on a ring.'''
+
+    def coupling(self, Omega):
+        K = len(Omega)
+        L = 2 * torch.eye(K, dtype=Omega.dtype) - torch.roll(torch.eye(K, dtype=Omega.dtype), 1, 0)
+        L = L - torch.roll(torch.eye(K, dtype=Omega.dtype), -1, 0)
+        return self.lam * (L + 0.1 * torch.eye(K, dtype=Omega.dtype))
+"""
+
+
+def test_a_regularizer_of_ones_own(tmp_path: Path) -> None:
+    """It comes from a module and a configuration folder outside the package, by `_target_`."""
+    (tmp_path / "own_regularizer.py").write_text(OWN)
+    (tmp_path / "conf" / "regularizer").mkdir(parents=True)
+    (tmp_path / "conf" / "regularizer" / "own.yaml").write_text("_target_: own_regularizer.Neighbours\nlam: ${lam}\n")
+    run = command(
+        "--config-dir",
+        "conf",
+        "regularizer=own",
+        "hydra.run.dir=out",
+        *SMALL[:-1],
+        "rounds=100",
+        "lam=0.1",
+        "communicator=uncoded",
+    )
+    subprocess.run(run, check=True, capture_output=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    history = load_checkpoint(tmp_path / "out")["history"]
+    assert history[-1]["gap"] < 0.5 * history[0]["gap"]
+    assert history[-1]["gap"] >= -1e-9
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["primal"] == history[-1]["primal"]
