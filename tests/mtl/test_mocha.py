@@ -23,8 +23,7 @@ class Together(Regularizer):
     """A user's own regularizer, models near their mean: λ(I − 11ᵀ/K) + ridge."""
 
     def __init__(self, lam):
-        super().__init__()
-        self.lam = lam
+        super().__init__(lam)
 
     def coupling(self, Omega):
         K = len(Omega)

@@ -78,7 +78,7 @@ def test_strength_must_be_positive(lam):
 
 class Given(Regularizer):
     def __init__(self, A):
-        super().__init__()
+        super().__init__(1.0)
         self.A = torch.tensor(A, dtype=torch.float64)
 
     def coupling(self, Omega):
