@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hmtl.coding import simd
+from hmtl.coding.simd import POLYNOMIAL
 from hmtl.errors import CodingError
 
-POLYNOMIAL = 0x11D
 # What a tile's tables and accumulators may take together. The processor's figure keeps them in cache; other devices
 # pay per call rather than per byte, so they take wide tiles.
 CPU_WORKSPACE_BYTES = 4 << 20
@@ -77,7 +78,7 @@ def matmul(A: Tensor, X: Tensor) -> Tensor:
             f"Argument 'X' must have a row for each column of 'A', that is shape [{A.shape[1]}, L], "
             f"not {list(X.shape)}; 'A' is {list(A.shape)}."
         )
-    return portable(A, X)
+    return simd.matmul(A, X) if A.is_cpu and simd.available() else portable(A, X)
 
 
 def portable(A: Tensor, X: Tensor) -> Tensor:

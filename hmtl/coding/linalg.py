@@ -11,30 +11,48 @@ from torch import Tensor
 from hmtl.coding import gf256
 from hmtl.errors import CodingError
 
+PANEL = 64  # columns reduced one by one before one product brings the rest of the matrix up to date
+
 
 def _eliminate(A: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     """Bring the first `columns` columns of A to reduced row-echelon form.
 
-    In numpy, as the many small steps would cost torch more to start, and to spread over threads, than to do.
+    A panel of columns is reduced on its own, beside a record of what was done: a column for each pivot, which says how
+    much of that pivot's row, as it was before the panel, went to each row. One product then does the same to all
+    columns. In numpy, as the many small steps would cost torch more to start, and to spread over threads, than to do.
 
     Returns:
         The reduced matrix [n, m], whose first rows are the pivot rows, and which rows of A those were, int64 [rank].
     """
-    products = gf256.PRODUCTS.numpy()
+    products, inverses = gf256.PRODUCTS.numpy(), gf256.INVERSES.numpy()
     reduced: NDArray[np.uint8] = A.numpy().copy()
     order, rank = np.arange(len(reduced)), 0
-    for column in range(columns):
-        candidates = reduced[rank:, column].nonzero()[0]
-        if not len(candidates):
-            continue
-        swap, back = [rank, rank + candidates[0]], [rank + candidates[0], rank]
-        reduced[swap], order[swap] = reduced[back], order[back]
-        pivot = reduced[rank] = products[gf256.INVERSES[reduced[rank, column]]].take(reduced[rank])
-        factors = reduced[:, column].copy()
-        factors[rank] = 0
-        reduced ^= products[factors].take(pivot, axis=1)
-        rank += 1
+    for start in range(0, columns, PANEL):
+        first, panel = rank, reduced[:, start : min(start + PANEL, columns)]
+        width = panel.shape[1]
+        work = np.concatenate([panel, np.zeros_like(panel)], axis=1)  # the panel and the record
+        for column in range(width):
+            candidates = work[rank:, column].nonzero()[0]
+            if not len(candidates):
+                continue
+            if candidates[0]:
+                swap, back = [rank, rank + candidates[0]], [rank + candidates[0], rank]
+                for rows in (work, reduced, order):
+                    rows[swap] = rows[back]
+            work[rank, width + rank - first] = 1
+            pivot = work[rank] = products[inverses[work[rank, column]]].take(work[rank])
+            factors = work[:, column].copy()
+            factors[rank] = 0
+            work ^= _product(factors[:, None], pivot[None])
+            rank += 1
+        pivots = reduced[first:rank, start:].copy()
+        reduced[first:rank, start:] = 0  # the record replaces pivot rows, and adds to the others
+        reduced[:, start:] ^= _product(work[:, width : width + rank - first], pivots)
     return torch.from_numpy(reduced), torch.from_numpy(order[:rank])
+
+
+def _product(A: NDArray[np.uint8], X: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return gf256.matmul(torch.from_numpy(A), torch.from_numpy(X)).numpy()
 
 
 def rank(A: Tensor) -> int:
