@@ -1,7 +1,7 @@
-"""The paper's one-vs-rest partition: each user tells one class from the others, and no two users share a row.
+"""The paper's partitions: one-vs-rest (MNIST) and even sets (HAR). No two users share a row.
 
-Shapes: K users, C classes, n rows; each user has `half` rows of its own class and `half` of the others.
-User k's own class is number k mod C. (The paper counts from 1: digit Mod(k, 10) − 1 with Mod in 1..10. The same.)
+Shapes: K users, C classes, n rows. In one-vs-rest, each user has `half` rows of its own class and `half` of the others;
+user k's own class is number k mod C. (The paper counts from 1: digit Mod(k, 10) − 1 with Mod in 1..10. The same.)
 """
 
 from typing import Any
@@ -35,7 +35,7 @@ def one_vs_rest(
 
     Ref: Hu et al. 2022, numerical section.
     """
-    if K < 1:
+    if not K or K < 1:  # None: where a configuration leaves K to the data
         raise ConfigError(f"K={K}: there is nobody to learn. Choose K ≥ 1.")
     if rows_per_user is not None and (rows_per_user < 2 or rows_per_user % 2):
         raise ConfigError(f"rows_per_user={rows_per_user}: half are of the own class. Choose a positive even number.")
@@ -55,6 +55,30 @@ def one_vs_rest(
         # Taking turns along the classes: two users with one own class differ by at most one row of any other.
         rows.append((classes[own], np.concatenate([p[turn :: users[own]] for p in (parts[own][0], rest)])))
     return rows
+
+
+def even_sets(labels: NDArray[Any], K: int | None, rows_per_user: int | None, rng: np.random.Generator) -> list[Ints]:
+    """Deal rows to users at random, each class in the same proportion to all, to within one row.
+
+    Args, Returns, Raises: as for `one_vs_rest`, but the rows alone, in any number, and with K=None as many users as the
+    rows reach for.
+
+    Ref: Hu et al. 2022, numerical section.
+    """
+    n = len(labels)
+    for name, value in (("K", K), ("rows_per_user", rows_per_user)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value}: choose {name} ≥ 1.")
+    K = K or max(n // (rows_per_user or 500), 1)
+    m = rows_per_user or max(min(500, n // K), 1)
+    if K * m > n:
+        remedy = f"At most rows_per_user={n // K}, or lower K." if n >= K else "Lower K."
+        raise DataError(
+            f"The data do not reach for K={K} users × {m} rows: {K * m} are needed, they hold {n}. {remedy}"
+        )
+    drawn = rng.permutation(n)[: K * m]
+    by_class = drawn[np.argsort(labels[drawn], kind="stable")]
+    return [by_class[k::K] for k in range(K)]
 
 
 def _half(classes: NDArray[Any], counts: Ints, users: Ints, rows_per_user: int | None) -> int:

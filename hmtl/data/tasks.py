@@ -1,6 +1,6 @@
 """One user's data, checked once and for all, and the split into train and test.
 
-Shapes: n rows (samples), d columns (features).
+Shapes: n rows (samples), d columns (features), C classes.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from hmtl.errors import ConfigError, DataError
@@ -18,15 +19,18 @@ from hmtl.errors import ConfigError, DataError
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """The data of one user, kept as float64 tensors.
+    """The data of one user, kept as tensors: x as float32 if it comes so, as float64 otherwise.
 
     Args:
         name: what messages call this task.
-        x_train, y_train: [n, d] and [n]; y is ±1 for classification.
+        x_train, y_train: [n, d] and [n]; y is float64, ±1 for two classes or a number to predict, unless `classes`
+            is given.
         x_test, y_test: [n_test, d] and [n_test].
+        classes: C, if y is the number of a class, 0..C−1, kept as int64.
 
     Raises:
-        DataError: a shape does not fit, a part is empty, a value is NaN or infinite, or y_train has one value only.
+        DataError: a shape does not fit, a part is empty, a value is NaN or infinite, a class has no such number, or
+            y_train has one value only.
     """
 
     name: str
@@ -34,12 +38,18 @@ class Task:
     y_train: Tensor
     x_test: Tensor
     y_test: Tensor
+    classes: int | None = None
 
     def __post_init__(self) -> None:
         for field in ("x_train", "y_train", "x_test", "y_test"):
-            object.__setattr__(self, field, torch.as_tensor(getattr(self, field), dtype=torch.float64))
+            values = torch.as_tensor(getattr(self, field))
+            narrow = field.startswith("x") and values.dtype == torch.float32
+            object.__setattr__(self, field, values if narrow else values.to(torch.float64))
         if fault := next(self._faults(), None):
             raise DataError(f"Task {self.name!r}: {fault}")
+        if self.classes is not None:
+            for field in ("y_train", "y_test"):
+                object.__setattr__(self, field, getattr(self, field).long())
 
     def _faults(self) -> Iterator[str]:
         """What is wrong and what to do; what comes later supposes that what came before is right."""
@@ -56,39 +66,56 @@ class Task:
         d, d_test = self.x_train.shape[1], self.x_test.shape[1]
         if d != d_test:
             yield f"x_train has {d} columns, x_test {d_test}. Give both the same columns."
+        for part, y in (("train", self.y_train), ("test", self.y_test)):
+            if self.classes is not None and (bad := (y < 0) | (y >= self.classes) | (y != y.floor())).any():
+                first = int(bad.nonzero()[0])
+                yield (
+                    f"y_{part} is {y[first]:g} in row {first} (from 0), which is not one of {self.classes} classes. "
+                    f"Number them 0..{self.classes - 1}."
+                )
         if (self.y_train == self.y_train[0]).all():
             yield f"y_train is {self.y_train[0]:g} in all rows: one class only. Add rows of another, or drop the task."
 
 
-def split(
-    x: NDArray[Any], y: NDArray[Any], test_fraction: float, rng: np.random.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Deal the rows into train and test at random; with two classes, both parts get their share of each.
+def deal(
+    name: str,
+    x: NDArray[Any],
+    y: NDArray[Any],
+    test_fraction: float,
+    rng: np.random.Generator,
+    classes: int | None = None,
+    standardize: bool = False,
+) -> Task:
+    """The task of all rows, dealt into train and test at random; both parts get their share of each class.
 
     Args:
+        name, classes: see Task. With more than two classes, one that is too rare to be shared falls where it falls.
         x, y: [n, d] and [n].
         test_fraction: share of the rows kept for testing, rounded up to whole rows (250 rows: 187 + 63).
         rng: draws which rows.
-
-    Returns:
-        x_train, y_train, x_test, y_test, as Task takes them.
+        standardize: bring each column to mean 0, variance 1 on the training rows (a constant one: to 0).
 
     Raises:
         ConfigError: test_fraction is not between 0 and 1.
-        DataError: too few rows for both parts.
+        DataError: too few rows for both parts; or see Task.
     """
     if not 0 < test_fraction < 1:
         raise ConfigError(f"test_fraction={test_fraction} leaves one part empty. Choose a value between 0 and 1.")
-    stratify = y if len(np.unique(y)) == 2 else None
     random_state = int(rng.integers(2**31))
-    try:
-        train, test = train_test_split(
-            np.arange(len(y)), test_size=test_fraction, stratify=stratify, random_state=random_state
-        )
-    except ValueError as error:
+    cause = None
+    for stratify in [y] if len(np.unique(y)) == 2 else [y, None] if classes else [None]:
+        try:
+            parts = train_test_split(x, y, test_size=test_fraction, stratify=stratify, random_state=random_state)
+            break
+        except ValueError as error:
+            cause = error
+    else:
         raise DataError(
-            f"{len(y)} rows cannot be split with test_fraction={test_fraction} so that both parts hold every class. "
-            f"Give more rows, or bring the fraction nearer to 0.5."
-        ) from error
-    samples, labels = torch.as_tensor(x), torch.as_tensor(y)
-    return samples[train], labels[train], samples[test], labels[test]
+            f"Task {name!r}: {len(y)} rows cannot be split with test_fraction={test_fraction} so that both parts hold "
+            f"every class. Give more rows, or bring the fraction nearer to 0.5."
+        ) from cause
+    x_train, x_test, y_train, y_test = parts
+    if standardize:
+        scaler = StandardScaler().fit(x_train)
+        x_train, x_test = scaler.transform(x_train), scaler.transform(x_test)
+    return Task(name, x_train, y_train, x_test, y_test, classes)

@@ -1,4 +1,4 @@
-"""The one-vs-rest partition: counts, disjointness, evenness, and exactly how far the data reach (by brute force)."""
+"""The partitions: counts, disjointness, evenness, and exactly how far the data reach (by brute force)."""
 
 import re
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmtl.data.partition import one_vs_rest
+from hmtl.data.partition import even_sets, one_vs_rest
 from hmtl.errors import ConfigError, DataError
 
 
@@ -157,3 +157,39 @@ def test_shortage_names_what_is_short(counts, K, rows, message):
 def test_impossible_numbers(K, rows, word):
     with pytest.raises(ConfigError, match=word):
         one_vs_rest(labels_of([50] * 4), K, rows, np.random.default_rng(0))
+
+
+@settings(deadline=None, max_examples=60)
+@given(counts=small, K=st.integers(1, 8), seed=st.integers(0, 2**32 - 1))
+def test_even_sets_are_even_and_reach_exactly_as_far_as_the_rows(counts, K, seed):
+    labels = labels_of(counts, seed)
+    n, most = len(labels), len(labels) // K
+    if most:
+        for m in {1, most, None}:
+            sets = even_sets(labels, K, m, np.random.default_rng(seed))
+            rows = np.concatenate(sets)
+            assert [len(s) for s in sets] == [m or most] * K
+            assert len(np.unique(rows)) == len(rows)
+            assert 0 <= rows.min() <= rows.max() < n
+            held = np.array([[(labels[s] == c).sum() for c in np.unique(labels)] for s in sets])
+            assert np.ptp(held, axis=0).max() <= 1
+    with pytest.raises(DataError, match=f"{K * (most + 1)} are needed, they hold {n}") as error:
+        even_sets(labels, K, most + 1, np.random.default_rng(seed))
+    assert (f"At most rows_per_user={most}," if most else "Lower K.") in str(error.value)
+
+
+def test_even_sets_without_numbers():
+    labels = labels_of([900, 500])
+    rng = np.random.default_rng
+    assert [len(s) for s in even_sets(labels, None, None, rng(0))] == [500, 500]
+    assert [len(s) for s in even_sets(labels, None, 200, rng(0))] == [200] * 7
+    assert [len(s) for s in even_sets(labels, 4, None, rng(0))] == [350] * 4
+    assert not np.array_equal(even_sets(labels, 2, 9, rng(0)), even_sets(labels, 2, 9, rng(1)))
+    for K, rows, word in ((0, 5, "K=0"), (3, 0, "rows_per_user=0"), (-1, None, "K=-1")):
+        with pytest.raises(ConfigError, match=word):
+            even_sets(labels, K, rows, rng(0))
+
+
+def test_one_vs_rest_needs_a_number_of_users():
+    with pytest.raises(ConfigError, match="K=None"):
+        one_vs_rest(labels_of([50] * 4), None, 10, np.random.default_rng(0))

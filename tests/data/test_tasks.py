@@ -1,4 +1,6 @@
-"""Task and split: what is kept, and every error with what it names."""
+"""Task and deal: what is kept, how rows are split, and every error with what it names."""
+
+import re
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.data import Task
-from hmtl.data.tasks import split
+from hmtl.data.tasks import deal
 from hmtl.errors import ConfigError, DataError
 
 
@@ -20,13 +22,41 @@ def parts(n=6, d=3, n_test=4):
     }
 
 
-def test_arrays_of_any_kind_become_float64_tensors():
+FIELDS = ("x_train", "y_train", "x_test", "y_test")
+
+
+@pytest.mark.parametrize("narrow", [True, False])
+def test_arrays_of_any_kind_become_tensors_and_float32_features_stay(narrow):
     given_ = parts()
-    task = Task("a", given_["x_train"].astype(np.float32), torch.tensor([1, -1] * 3), given_["x_test"], [1, 1, 1, -1])
-    for field in ("x_train", "y_train", "x_test", "y_test"):
-        assert getattr(task, field).dtype == torch.float64
-    assert torch.equal(task.x_train, torch.arange(18.0, dtype=torch.float64).reshape(6, 3))
+    dtype = np.float32 if narrow else np.int32
+    x_train, x_test = given_["x_train"].astype(dtype), given_["x_test"].astype(dtype)
+    task = Task("a", x_train, torch.tensor([1, -1] * 3), x_test, np.float32([1, 1, 1, -1]))
+    kept = torch.float32 if narrow else torch.float64
+    assert [getattr(task, field).dtype for field in FIELDS] == [kept, torch.float64, kept, torch.float64]
+    assert torch.equal(task.x_train, torch.arange(18.0, dtype=kept).reshape(6, 3))
     assert task.y_test.tolist() == [1, 1, 1, -1]
+
+
+def test_class_numbers_stay_integers():
+    task = Task("a", **(parts() | {"y_train": np.uint8([0, 1, 5, 2, 0, 0]), "y_test": [5.0, 0, 0, 3]}), classes=6)
+    assert (task.y_train.dtype, task.y_test.dtype, task.classes) == (torch.int64, torch.int64, 6)
+    assert task.y_train.tolist() == [0, 1, 5, 2, 0, 0]
+    assert task.y_test.tolist() == [5, 0, 0, 3]
+
+
+@pytest.mark.parametrize(
+    ("y", "words"),
+    [
+        ([0, 1, 2, 3, 0, 0], "y_train is 3 in row 3 (from 0), which is not one of 3 classes. Number them 0..2"),
+        ([0, 1, -1, 2, 0, 0], "y_train is -1 in row 2"),
+        ([0, 0.5, 1, 2, 0, 0], "y_train is 0.5 in row 1"),
+        ([2, 2, 2, 2, 2, 2], "y_train is 2 in all rows: one class only"),
+        ([2, 2, np.nan, 2, 2, 2], "y_train is NaN or infinite in row 2"),
+    ],
+)
+def test_class_numbers_that_are_none(y, words):
+    with pytest.raises(DataError, match=re.escape(f"Task 'ward 7': {words}")):
+        Task("ward 7", **(parts() | {"y_train": y}), classes=3)
 
 
 def with_value(field, index, value):
@@ -58,42 +88,66 @@ def test_what_does_not_fit_is_named(changed, words):
 
 
 @settings(deadline=None, max_examples=50)
-@given(plus=st.integers(2, 40), minus=st.integers(2, 40), fraction=st.floats(0.2, 0.8), seed=st.integers(0, 2**32 - 1))
-def test_split_deals_each_row_once_and_each_class_to_both_parts(plus, minus, fraction, seed):
-    n = plus + minus
-    x, y = np.arange(n, dtype=float)[:, None] * [1, 10], np.repeat([1.0, -1.0], [plus, minus])
+@given(
+    counts=st.lists(st.integers(2, 25), min_size=2, max_size=4),
+    fraction=st.floats(0.2, 0.8),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_deals_each_row_once_and_each_class_to_both_parts(counts, fraction, seed):
+    n, C = sum(counts), len(counts)
+    y = np.repeat(np.arange(C) if C > 2 else [-1.0, 1.0], counts)
+    x = np.arange(n, dtype=float)[:, None] * [1, 10]
     n_test = int(np.ceil(n * fraction))
-    if min(n_test, n - n_test) < 2:
+    if min(n_test, n - n_test) < C:
         return
-    x_train, y_train, x_test, y_test = split(x, y, fraction, np.random.default_rng(seed))
-    assert (len(x_train), len(x_test)) == (n - n_test, n_test)
-    assert sorted(torch.cat([x_train, x_test])[:, 0].tolist()) == list(range(n))
-    for part_x, part_y in ((x_train, y_train), (x_test, y_test)):
+    task = deal("a", x, y, fraction, np.random.default_rng(seed), C if C > 2 else None)
+    assert (len(task.x_train), len(task.x_test)) == (n - n_test, n_test)
+    assert sorted(torch.cat([task.x_train, task.x_test])[:, 0].tolist()) == list(range(n))
+    for part_x, part_y in ((task.x_train, task.y_train), (task.x_test, task.y_test)):
         assert part_y.tolist() == y[part_x[:, 0].int()].tolist()
-        assert abs(int((part_y == 1).sum()) - len(part_y) * plus / n) < 1
+        for value, count in zip(np.unique(y), counts, strict=True):
+            assert abs(int((part_y == value).sum()) - len(part_y) * count / n) < (1 if C == 2 else 2)
 
 
-def test_split_comes_from_the_generator_alone():
+def test_a_rare_class_among_several_falls_where_it_falls():
+    y = np.array([0] * 9 + [1] * 9 + [2])
+    homes = {2 in deal("a", y[:, None], y, 0.4, np.random.default_rng(s), 3).y_train.tolist() for s in range(20)}
+    assert homes == {True, False}
+
+
+def test_deal_comes_from_the_generator_alone():
     x, y = np.arange(40.0)[:, None], np.repeat([1.0, -1.0], 20)
-    once, again, other = (split(x, y, 0.25, np.random.default_rng(seed)) for seed in (1, 1, 2))
-    assert torch.equal(once[2], again[2])
-    assert not torch.equal(once[2], other[2])
+    once, again, other = (deal("a", x, y, 0.25, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert torch.equal(once.x_test, again.x_test)
+    assert not torch.equal(once.x_test, other.x_test)
 
 
-def test_split_takes_real_targets():
-    _, _, x_test, y_test = split(np.arange(8.0)[:, None], np.arange(8.0) ** 2, 0.25, np.random.default_rng(0))
-    assert len(y_test) == 2
-    assert torch.equal(x_test[:, 0] ** 2, y_test)
+def test_deal_takes_real_targets():
+    task = deal("a", np.arange(8.0)[:, None], np.arange(8.0) ** 2, 0.25, np.random.default_rng(0))
+    assert len(task.y_test) == 2
+    assert torch.equal(task.x_test[:, 0] ** 2, task.y_test)
+
+
+def test_standardizes_on_training_rows_only():
+    x = np.random.default_rng(0).normal(5, 3, (40, 3)) ** 2
+    x[:, 1] = 7
+    y = np.repeat([1.0, -1.0], 20)
+    plain, scaled = (deal("a", x, y, 0.25, np.random.default_rng(1), standardize=on) for on in (False, True))
+    mean, sd = plain.x_train.mean(0), plain.x_train.std(0, correction=0)
+    sd[1] = 1
+    torch.testing.assert_close(scaled.x_train, (plain.x_train - mean) / sd)
+    torch.testing.assert_close(scaled.x_test, (plain.x_test - mean) / sd)
+    assert (scaled.x_test[:, 1] == 0).all()
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.5, 1.5, float("nan")])
-def test_split_refuses_a_fraction_that_leaves_nothing(fraction):
+def test_deal_refuses_a_fraction_that_leaves_nothing(fraction):
     with pytest.raises(ConfigError, match=f"test_fraction={fraction}"):
-        split(np.ones((8, 1)), np.repeat([1.0, -1.0], 4), fraction, np.random.default_rng(0))
+        deal("a", np.ones((8, 1)), np.repeat([1.0, -1.0], 4), fraction, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(("n", "fraction"), [(2, 0.5), (4, 0.2), (1, 0.5), (100, 0.001)])
-def test_split_says_when_the_rows_do_not_suffice(n, fraction):
+def test_deal_says_when_the_rows_do_not_suffice(n, fraction):
     y = np.where(np.arange(n) % 2, 1.0, -1.0)
-    with pytest.raises(DataError, match=rf"^{n} rows .* test_fraction={fraction} .*Give more rows"):
-        split(np.ones((n, 1)), y, fraction, np.random.default_rng(0))
+    with pytest.raises(DataError, match=rf"^Task 'a': {n} rows .* test_fraction={fraction} .*Give more rows"):
+        deal("a", np.ones((n, 1)), y, fraction, np.random.default_rng(0))

@@ -1,0 +1,171 @@
+"""A user's own data: a file for each task, or one table with a task column.
+
+Shapes: K tasks, n rows and d features each: all columns but those of target and task.
+"""
+
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from hmtl.data.tasks import Task, deal
+from hmtl.errors import ConfigError, DataError
+from hmtl.rng import generator
+
+KINDS = (".csv", ".npz", ".parquet")
+
+
+def files(
+    path: str | Path,
+    K: int | None = None,
+    target: str = "y",
+    task: str | None = None,
+    kind: Literal["classification", "regression"] = "classification",
+    test_fraction: float = 0.25,
+    standardize: bool = False,
+    seed: int = 0,
+) -> tuple[Task, ...]:
+    """One task for each file, or for each value of a table's task column, by name (user 2 before user 10).
+
+    A CSV's first line names the columns. An NPZ holds x [n, d] and `target` [n]. Parquet needs pyarrow.
+
+    Labels are collected over all tasks and sorted: the first of two becomes −1, the second 1; more become the classes
+    0, 1, 2, ... (so labels that are these numbers stay as they are).
+
+    Args:
+        path: a folder or a pattern such as data/*.csv, a file for each task; with `task`, one CSV or Parquet file.
+        K: number of tasks, if it is to be checked.
+        target: the column to predict.
+        task: the column that says to which task a row belongs.
+        kind: "classification", or "regression" for a numeric target, taken as it is.
+        test_fraction: share of each task's rows kept for testing.
+        standardize: give each feature mean 0 and variance 1 on each task's own training rows: users scale by
+            themselves, nothing is sent for it.
+        seed: draws the splits.
+
+    Raises:
+        DataError: nothing found; a file that cannot be read; columns that are missing or differ between tasks; a value
+            that is missing or no number; an empty task, one of one class, or with too few rows to split.
+        ConfigError: K is not the number of tasks, `kind` is unknown, or `task` and `path` do not go together.
+    """
+    if kind not in ("classification", "regression"):
+        raise ConfigError(f"kind={kind} is neither classification nor regression.")
+    found = _find(Path(path))
+    if (task is None) == Path(path).is_file():
+        cause = (
+            "is one table: set task to its column" if task is None else "is not one table: leave task out, or column"
+        )
+        raise ConfigError(f"task={task}, but {path} {cause} that says to which task a row belongs.")
+    tables = _one_each(found, target, kind) if task is None else _cut(found[0], target, task, kind)
+    if K not in (None, len(tables)):
+        raise ConfigError(f"K={K}, but {path} holds {len(tables)} tasks: leave K out (null), or set it to that.")
+    y, classes = _labels(pd.concat([table[target] for table in tables.values()]), kind, f"{path}: {target!r}")
+    tasks, end = [], 0
+    for k, (name, table) in enumerate(tables.items()):
+        x, begin, end = table.drop(columns=target).to_numpy(np.float64), end, end + len(table)
+        rng = generator(seed, "data", "split", k)
+        tasks.append(deal(name, x, y[begin:end], test_fraction, rng, classes, standardize))
+    return tuple(tasks)
+
+
+def _find(path: Path) -> list[Path]:
+    places = [path] if path.is_file() else path.iterdir() if path.is_dir() else path.parent.glob(path.name)
+    found = [file for file in places if file.suffix.lower() in KINDS and file.name[0] != "." and file.is_file()]
+    if not found:
+        raise DataError(
+            f"{path} has no file of {', '.join(KINDS)}. Give a folder or pattern with a file for each task."
+        )
+    return sorted(found, key=lambda file: _natural(file.stem))
+
+
+def _natural(name: str) -> list[str | int]:
+    """Sorts names as people do: the numbers in them (odd positions) as numbers."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))]
+
+
+def _one_each(found: list[Path], target: str, kind: str) -> dict[str, pd.DataFrame]:
+    tables: dict[str, pd.DataFrame] = {}
+    for file in found:
+        table = _read(file, target, None, kind)
+        first = next(iter(tables.values()), table)
+        if file.stem in tables:
+            raise DataError(f"{file}: another file is called {file.stem}, too: one task twice. Rename or remove one.")
+        if other := sorted(set(first) ^ set(table)):
+            names = ", ".join(other[:4]) + (", ..." if other[4:] else "")
+            raise DataError(f"{file} or {found[0]} lacks {names}. Give all tasks the same columns.")
+        tables[file.stem] = table[first.columns]
+    return tables
+
+
+def _cut(file: Path, target: str, task: str, kind: str) -> dict[str, pd.DataFrame]:
+    parts = {str(name): part.drop(columns=task) for name, part in _read(file, target, task, kind).groupby(task)}
+    return {name: parts[name] for name in sorted(parts, key=_natural)}
+
+
+def _read(file: Path, target: str, task: str | None, kind: str) -> pd.DataFrame:
+    """A table that has its columns, rows, and values where they belong."""
+    try:
+        if file.suffix.lower() == ".npz":
+            with np.load(file) as arrays:
+                table = pd.DataFrame(arrays["x"]).rename(columns="x{}".format)
+                table = table.assign(**{target: arrays[target]} if target in arrays else {})
+        elif file.suffix.lower() == ".parquet":
+            table = pd.read_parquet(file)
+        else:
+            header = pd.read_csv(file, header=None, nrows=1).iloc[0]
+            if len(twice := header[header.duplicated()]):  # pandas would rename it, and a second target leak the first
+                raise ValueError(f"column {twice.iloc[0]} stands twice in the first line")
+            table = pd.read_csv(file, low_memory=False)
+            if not isinstance(table.index, pd.RangeIndex):  # pandas takes a field too many for the row's name
+                raise ValueError("rows have more fields than the first line")
+    except ImportError as error:
+        raise DataError(f"{file}: Parquet needs pyarrow. pip install 'hmtl[parquet]', or give CSV or NPZ.") from error
+    except (OSError, EOFError, KeyError, ValueError, TypeError, zlib.error, zipfile.BadZipFile) as error:
+        raise DataError(f"{file} cannot be read: {' '.join(str(error).split())}. Mend it or write it again.") from error
+    if fault := next(_faults(table, target, task, kind), None):
+        raise DataError(f"{file} {fault}")
+    return table
+
+
+def _faults(table: pd.DataFrame, target: str, task: str | None, kind: str) -> Iterator[str]:
+    """What is wrong and what to do; what comes later supposes that what came before is right."""
+    names = ", ".join(map(str, table.columns[:8])) + (", ..." if table.shape[1] > 8 else "")
+    for role, name in (("target", target), ("task", task)):
+        if name not in (None, *table):
+            yield f"has no column {name} (it has {names}). Set {role} to one that it has."
+    if table.empty:
+        yield "has no rows: an empty task. Add rows, or remove it."
+    if set(table) <= {target, task}:
+        yield f"has no features, only {names}. Add columns to learn from."
+    for name, column in table.items():
+        number = name != task and (name != target or kind == "regression")
+        bad = _not_numbers(column) if number else column.isna().to_numpy()
+        if bad.any():
+            row, wanted = int(bad.argmax()), "a finite number" if number else "a value"
+            yield (
+                f"has {column.iloc[row]} in column {name}, row {row} (from 0, below the header; {bad.sum() - 1} more), "
+                f"where {wanted} belongs. Mend or drop such rows, or drop the column."
+            )
+
+
+def _not_numbers(column: "pd.Series[Any]") -> NDArray[np.bool_]:
+    if pd.api.types.is_numeric_dtype(column):
+        return np.asarray(~np.isfinite(column.to_numpy(np.float64, na_value=np.nan)))
+    unread = pd.to_numeric(column.astype(str), errors="coerce").isna().to_numpy(bool)
+    return np.asarray(unread if unread.any() else ~unread)  # a column of numbers written as text is text
+
+
+def _labels(found: "pd.Series[Any]", kind: str, where: str) -> tuple[NDArray[Any], int | None]:
+    """y of all tasks on end, and C if there are other than two classes."""
+    if kind == "regression":
+        return found.to_numpy(np.float64), None
+    number, values = pd.factorize(found.astype(str) if found.dtype == object else found, sort=True)
+    if len(values) > 2 and pd.api.types.is_float_dtype(values) and (values % 1).any():
+        raise DataError(f"{where} has {len(values)} values that are not whole: no classes. Set kind=regression.")
+    return (number * 2.0 - 1.0, None) if len(values) == 2 else (number, len(values))

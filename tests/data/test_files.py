@@ -1,0 +1,291 @@
+"""Own files: what every format gives, order, labels, and each bad file with what its error names."""
+
+import builtins
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmtl.data import files
+from hmtl.errors import ConfigError, DataError
+
+
+def frame(n=12, seed=0, labels=("no", "yes")):
+    """Column a numbers the rows, b tells the frames apart, y goes round the labels."""
+    return pd.DataFrame({"a": np.arange(n) / 4, "y": [labels[i % len(labels)] for i in range(n)], "b": float(seed)})
+
+
+def rows(task):
+    """The task's rows in their first order: x [n, d], y [n]."""
+    x, y = torch.cat([task.x_train, task.x_test]), torch.cat([task.y_train, task.y_test])
+    order = x[:, 0].argsort()
+    return x[order], y[order]
+
+
+def save(table, file):
+    if file.suffix == ".npz":
+        np.savez(file, x=table.drop(columns="y").to_numpy(), y=table["y"].to_numpy(str))
+    else:
+        table.to_csv(file, index=False) if file.suffix.lower() == ".csv" else table.to_parquet(file)
+
+
+FORMATS = ["csv", "npz", "parquet", "table csv", "table parquet"]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_form_gives_the_same_tasks(tmp_path, form):
+    if "parquet" in form:
+        pytest.importorskip("pyarrow")
+    tables = {name: frame(8 + seed, seed) for seed, name in enumerate(("user 10", "user 2", "user 1"))}
+    path, extra = tmp_path, {}
+    if "table" in form:
+        whole = pd.concat([table.assign(who=name) for name, table in tables.items()]).sample(frac=1, random_state=0)
+        path, extra = tmp_path / f"all.{form.split()[1]}", {"task": "who"}
+        save(whole, path)
+    else:
+        for name, table in tables.items():
+            save(table, tmp_path / f"{name}.{form}")
+    for tasks in (files(path, **extra), files(str(path), 3, **extra)):
+        assert [task.name for task in tasks] == ["user 1", "user 2", "user 10"]
+        for task in tasks:
+            x, y = rows(task)
+            table = tables[task.name]
+            assert x.tolist() == table[["a", "b"]].to_numpy().tolist()
+            assert y.tolist() == [-1.0 if label == "no" else 1.0 for label in table["y"]]
+            assert (x.dtype, y.dtype, task.classes) == (torch.float64, torch.float64, None)
+    assert len(files(path, test_fraction=0.5, **extra)[0].x_test) == 5
+
+
+def test_a_pattern_takes_what_fits_it_and_formats_mix(tmp_path):
+    save(frame(), tmp_path / "u1.CSV")
+    save(frame(8, 5), tmp_path / "u2.csv")
+    save(frame(), tmp_path / "v3.csv")
+    (tmp_path / "._u1.csv").write_bytes(b"\0")
+    (tmp_path / "notes.txt").write_text("hello")
+    assert [task.name for task in files(tmp_path / "u*")] == ["u1", "u2"]
+    assert len(files(tmp_path)) == 3
+
+
+def test_columns_in_another_order_are_the_same_columns(tmp_path):
+    save(frame(), tmp_path / "1.csv")
+    save(frame(12, 7)[["y", "b", "a"]], tmp_path / "2.csv")
+    assert rows(files(tmp_path)[1])[0].tolist() == frame(12, 7)[["a", "b"]].to_numpy().tolist()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.one_of(st.integers(-9, 9), st.sampled_from("pqrst")), min_size=2, max_size=5, unique_by=str))
+def test_labels_are_numbered_in_sorted_order_over_all_tasks(tmp_path_factory, labels):
+    """The first task lacks the last label, so no task's own numbering will do."""
+    folder = tmp_path_factory.mktemp("labels")
+    numeric = all(isinstance(label, int) for label in labels)
+    ordered = sorted(labels) if numeric else sorted(map(str, labels))
+    first = labels[:-1] if len(labels) > 2 else labels
+    for name, own in (("1", first), ("2", labels)):
+        save(frame(len(own) * 8, labels=own), folder / f"{name}.csv")
+    for task, own in zip(files(folder, seed=1), (first, labels), strict=True):
+        _, y = rows(task)
+        place = [ordered.index(own[i % len(own)] if numeric else str(own[i % len(own)])) for i in range(len(y))]
+        if len(labels) == 2:
+            assert y.tolist() == [2 * p - 1 for p in place]
+        else:
+            assert (y.tolist(), y.dtype, task.classes) == (place, torch.int64, len(labels))
+
+
+def test_regression_takes_the_target_as_it_is(tmp_path):
+    for k in range(2):
+        frame(10, k).assign(cost=np.arange(10) ** 2 / 8).drop(columns="y").to_csv(tmp_path / f"{k}.csv", index=False)
+    for task in files(tmp_path, target="cost", kind="regression"):
+        x, y = rows(task)
+        assert torch.equal(y, (x[:, 0] * 4) ** 2 / 8)
+        assert task.classes is None
+    with pytest.raises(DataError, match=r"'cost' has 10 values that are not whole.*kind=regression"):
+        files(tmp_path, target="cost")
+
+
+def test_standardize_and_seed(tmp_path):
+    for k in range(2):
+        save(frame(40, k), tmp_path / f"{k}.csv")
+    plain, scaled, other = files(tmp_path, seed=1), files(tmp_path, seed=1, standardize=True), files(tmp_path, seed=2)
+    for p, s, o in zip(plain, scaled, other, strict=True):
+        a = p.x_train[:, 0]
+        torch.testing.assert_close(s.x_test[:, 0], (p.x_test[:, 0] - a.mean()) / a.std(correction=0))
+        assert (s.x_test[:, 1] == 0).all()
+        assert not torch.equal(p.x_test, o.x_test)
+
+
+def csv(text):
+    return lambda folder: (folder / "u2.csv").write_text(text)
+
+
+def put(column, row, value):
+    def write(folder):
+        table = frame().astype({column: object})
+        table.loc[row, column] = value
+        save(table, folder / "u2.csv")
+
+    return write
+
+
+def npz(**arrays):
+    return lambda folder: np.savez(folder / "u2.npz", **arrays)
+
+
+ONES, SIGNS = np.ones((6, 2)), np.tile([1, -1], 3)
+BAD = {
+    "missing column": (lambda f: save(frame().drop(columns="b"), f / "u2.csv"), ["u2.csv", "u1.csv", "lacks b"]),
+    "more columns": (lambda f: save(frame().assign(c=1, d=2), f / "u2.csv"), ["u2.csv", "lacks c, d", "same columns"]),
+    "no target": (lambda f: save(frame().rename(columns={"y": "Y"}), f / "u2.csv"), ["no column y (it has a, Y, b)"]),
+    "no header": (csv("1,2,3\n4,5,6\n"), ["u2.csv has no column y (it has 1, 2, 3)", "Set target"]),
+    "one class": (lambda f: save(frame(labels=("yes",)), f / "u2.csv"), ["'u2'", "one class only", "drop the task"]),
+    "a class of one row": (csv("a,b,y\n1,1,no\n" + "1,1,yes\n" * 9), ["'u2'", "10 rows cannot be split"]),
+    "nan": (put("a", 3, np.nan), ["u2.csv has nan in column a, row 3 (from 0, below the header; 0 more)"]),
+    "inf": (put("b", 5, "inf"), ["u2.csv has inf in column b, row 5", "a finite number belongs"]),
+    "text": (put("b", 4, "n.a.?"), ["u2.csv has n.a.? in column b, row 4", "Mend or drop"]),
+    "no label": (put("y", 2, ""), ["u2.csv has nan in column y, row 2", "a value belongs"]),
+    "header only": (csv("a,b,y\n"), ["u2.csv has no rows", "empty task"]),
+    "nothing": (csv(""), ["u2.csv cannot be read", "Mend it"]),
+    "no features": (csv("y\nyes\nno\n"), ["u2.csv has no features, only y"]),
+    "a longer line": (csv("a,b,y\n1,1,no\n1,1,1,yes\n"), ["u2.csv cannot be read", "line 3"]),
+    "longer lines": (csv("a,b,y\n1,1,1,no\n1,1,1,yes\n"), ["u2.csv cannot be read", "more fields"]),
+    "cut short": (csv("a,b,y\n1,1,no\n1,1,yes\n1"), ["u2.csv has nan in column b, row 2"]),
+    "no text": (lambda f: (f / "u2.csv").write_bytes(b"a,b,y\n\xff\xfe"), ["u2.csv cannot be read", "decode"]),
+    "npz without x": (npz(X=ONES, y=SIGNS), ["u2.npz cannot be read", "x is not a file"]),
+    "npz without target": (npz(x=ONES, Y=SIGNS), ["u2.npz has no column y"]),
+    "npz of unequal length": (npz(x=ONES, y=SIGNS[:4]), ["u2.npz cannot be read", "length"]),
+    "npz with flat x": (npz(x=np.ones((2, 2, 2)), y=SIGNS[:2]), ["u2.npz cannot be read", "2"]),
+    "npz with nan": (
+        npz(x=np.where(np.arange(12) == 7, np.nan, 1).reshape(6, 2), y=SIGNS),
+        ["nan in column x1, row 3"],
+    ),
+    "npz of text": (npz(x=np.full((6, 2), "1"), y=SIGNS), ["u2.npz has 1 in column x0, row 0"]),
+    "npz of objects": (npz(x=ONES.astype(object), y=SIGNS), ["u2.npz cannot be read", "allow_pickle"]),
+    "npy for npz": (lambda f: np.save((f / "u2.npz").open("wb"), ONES), ["u2.npz cannot be read"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_are_named(tmp_path, name):
+    make, words = BAD[name]
+    if "npz" in name:
+        np.savez(tmp_path / "u1.npz", x=ONES, y=SIGNS)
+    else:
+        save(frame(), tmp_path / "u1.csv")
+    make(tmp_path)
+    with pytest.raises(DataError) as error:
+        files(tmp_path)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("keep", [0, 40, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_truncated_files_are_named(tmp_path, suffix, keep):
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    for k in (1, 2):
+        save(frame(500), tmp_path / f"u{k}{suffix}")
+    file = tmp_path / f"u2{suffix}"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(keep * len(whole) if keep < 1 else keep)])
+    with pytest.raises(DataError, match=rf"u2\{suffix} cannot be read"):
+        files(tmp_path)
+
+
+def test_a_damaged_byte_in_an_npz_is_noticed(tmp_path):
+    np.savez_compressed(tmp_path / "u1.npz", x=np.random.default_rng(0).normal(size=(50, 3)), y=np.arange(50) % 2)
+    whole = bytearray((tmp_path / "u1.npz").read_bytes())
+    whole[400] ^= 255
+    (tmp_path / "u1.npz").write_bytes(whole)
+    with pytest.raises(DataError, match=r"u1\.npz cannot be read"):
+        files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.assign(who=t["who"].where(t.index != 4)), "all.csv has nan in column who, row 4"),
+        (lambda t: t.rename(columns={"who": "whom"}), "all.csv has no column who (it has a, y, b, whom). Set task"),
+        (lambda t: t.assign(b=t["b"].astype(object).where(t.index != 7, "?")), "all.csv has ? in column b, row 7"),
+        (lambda t: t.assign(y=t["y"].where(t["who"] != "p", "no")), "Task 'p': y_train is -1 in all rows"),
+        (lambda t: t.assign(who=t["who"].where(t.index != 0, "r")), "Task 'r': 1 rows cannot be split"),
+        (lambda t: t[["y", "who"]], "all.csv has no features"),
+        (lambda t: t[:0], "all.csv has no rows"),
+    ],
+)
+def test_bad_tables_name_row_or_task(tmp_path, change, words):
+    table = pd.concat([frame().assign(who=who) for who in "pq"], ignore_index=True)
+    change(table).to_csv(tmp_path / "all.csv", index=False)
+    with pytest.raises(DataError, match=re.escape(words)):
+        files(tmp_path / "all.csv", task="who")
+
+
+def test_one_column_twice(tmp_path):
+    """pandas would call the second y "y.1" and make it a feature, which gives the label away."""
+    (tmp_path / "u1.csv").write_text("a,y,y\n1,0,0\n2,1,1\n")
+    with pytest.raises(DataError, match=r"u1\.csv cannot be read: column y stands twice"):
+        files(tmp_path)
+
+
+def test_one_task_twice(tmp_path):
+    save(frame(), tmp_path / "u1.csv")
+    save(frame(), tmp_path / "u1.CSV")
+    with pytest.raises(DataError, match="another file is called u1"):
+        files(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["nowhere", "empty", "nowhere/*.csv", "notes.txt"])
+def test_nothing_there(tmp_path, path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path / path} has no file of .csv, .npz, .parquet")):
+        files(tmp_path / path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"K": 3}, "K=3, but .* holds 2 tasks: leave K out"),
+        ({"kind": "ranking"}, "kind=ranking"),
+        ({"task": "a"}, "task=a, but .* is not one table"),
+        ({"test_fraction": 0}, "test_fraction=0"),
+    ],
+)
+def test_what_cannot_be(tmp_path, arguments, words):
+    for k in range(2):
+        save(frame(), tmp_path / f"u{k}.csv")
+    with pytest.raises(ConfigError, match=words):
+        files(tmp_path, **arguments)
+    with pytest.raises(ConfigError, match="is one table: set task"):
+        files(tmp_path / "u1.csv")
+
+
+def test_parquet_without_pyarrow(tmp_path, monkeypatch):
+    Path(tmp_path / "u1.parquet").write_bytes(b"PAR1")
+    real = builtins.__import__
+
+    def without(name, *rest):
+        if name.split(".")[0] in ("pyarrow", "fastparquet"):
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(DataError, match=r"u1\.parquet: Parquet needs pyarrow\. pip install 'hmtl\[parquet\]'"):
+        files(tmp_path)
+
+
+def test_dates_and_missing_values_of_parquet_are_no_numbers(tmp_path):
+    pytest.importorskip("pyarrow")
+    file = tmp_path / "u1.parquet"
+    frame().assign(b=pd.Timestamp("2020-01-01")).to_parquet(file)
+    with pytest.raises(DataError, match="has 2020-01-01 00:00:00 in column b, row 0"):
+        files(tmp_path)
+    frame().assign(b=pd.array([1, None] * 6, "Int64")).to_parquet(file)
+    with pytest.raises(DataError, match=r"has .* in column b, row 1 .* 5 more"):
+        files(tmp_path)
+    frame().assign(b=pd.array([1, 2] * 6, "Int64"), a=np.arange(12) > 3).to_parquet(file)
+    assert files(tmp_path)[0].x_train.shape[1] == 2
