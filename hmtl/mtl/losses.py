@@ -11,12 +11,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from hmtl.errors import ConfigError
+
+NEWTON_STEPS = 6  # from the start below, enough for the last bit at any q up to 1e12
+
 
 class Loss(nn.Module, ABC):
     """A convex loss. `forward` is all that a gradient method needs; a dual solver says what it needs besides."""
 
     labels: ClassVar[tuple[float, ...] | None] = (-1.0, 1.0)
     """The values that y may take; None where it is any number (regression)."""
+
+    classes: ClassVar[bool] = False
+    """Whether y is the number of a class, and a prediction [..., C] has a score for each class."""
 
     @abstractmethod
     def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
@@ -48,3 +55,98 @@ class Hinge(Loss):
     def coordinate_step(self, a: Tensor, prediction: Tensor, y: Tensor, q: Tensor) -> Tensor:
         # q = 0 divides 1 by 0, and the clamp makes the right b = 1 of it
         return y * (y * a + (1 - y * prediction) / q).clamp_(0, 1)
+
+
+class SmoothHinge(Loss):
+    """The hinge with its kink at margin 1 rounded off over a width δ, y = ±1.
+
+    With m = y·p: ℓ = 0 for m ≥ 1, (1 − m)²/2δ for 1 − δ ≤ m ≤ 1, 1 − m − δ/2 below;
+    ℓ*(−a) = −b + δb²/2 for b = y·a in [0, 1].
+
+    Args:
+        width: δ > 0.
+
+    Raises:
+        ConfigError: δ is not a finite number above zero.
+
+    Ref: Shalev-Shwartz and Zhang 2013.
+    """
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        if not 0 < width < math.inf:
+            raise ConfigError(f"width={width} must be a finite number above 0. For width 0 choose the hinge.")
+        self.width = width
+
+    def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
+        short = (1 - y * prediction).clamp_min(0)
+        return torch.where(short < self.width, short.square() / (2 * self.width), short - self.width / 2)
+
+    def conjugate(self, a: Tensor, y: Tensor) -> Tensor:
+        b = y * a
+        return torch.where((b >= 0) & (b <= 1), self.width / 2 * b.square() - b, math.inf)
+
+    def coordinate_step(self, a: Tensor, prediction: Tensor, y: Tensor, q: Tensor) -> Tensor:
+        b = y * a
+        return y * (b + (1 - y * prediction - self.width * b) / (q + self.width)).clamp_(0, 1)
+
+
+class Squared(Loss):
+    """ℓ(p, y) = (p − y)²/2, y any number; ℓ*(−a) = a²/2 − a·y."""
+
+    labels = None
+
+    def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
+        return (prediction - y).square() / 2
+
+    def conjugate(self, a: Tensor, y: Tensor) -> Tensor:
+        return a.square() / 2 - a * y
+
+    def coordinate_step(self, a: Tensor, prediction: Tensor, y: Tensor, q: Tensor) -> Tensor:
+        return a + (y - prediction - a) / (1 + q)
+
+
+class Logistic(Loss):
+    """ℓ(p, y) = log(1 + exp(−y·p)), y = ±1; ℓ*(−a) = b log b + (1 − b) log(1 − b) for b = y·a in [0, 1].
+
+    Ref: Yu, Huang and Lin 2011 (its dual).
+    """
+
+    def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
+        return -nn.functional.logsigmoid(y * prediction)
+
+    def conjugate(self, a: Tensor, y: Tensor) -> Tensor:
+        b = y * a
+        negative: Tensor = torch.special.entr(b) + torch.special.entr(1 - b)  # entr: 0 at 0, −∞ below
+        return -negative
+
+    def coordinate_step(self, a: Tensor, prediction: Tensor, y: Tensor, q: Tensor) -> Tensor:
+        """Newton's method for t = log(1/b′ − 1), which solves t = m − q·b + q·σ(−t) at the margin m.
+
+        In t, unlike in b′, nothing cancels where b′ is next to 0 or 1. The labels are turned so that the root is
+        positive: there t − q·σ(−t) is concave, so that steps which start below the root rise to it and never pass.
+        """
+        b, m = y * a, y * prediction
+        turned = m + q * (0.5 - b) < 0
+        b, m = torch.where(turned, 1 - b, b), torch.where(turned, -m, m)
+        c = m - q * b
+        # σ(−t) ≥ exp(−t)/2 bounds the root from below by c + W(exp(L)), Lambert's W, itself at least L − log L
+        L = (q / 2).log() - c
+        t = (c + torch.where(L > 1, L - L.clamp_min(1).log(), 0.0)).clamp_(min=0)
+        for _ in range(NEWTON_STEPS):
+            b = torch.sigmoid(-t)
+            t = (t - (t - c - q * b) / (1 + q * b * (1 - b))).clamp_(min=0)
+        return y * torch.sigmoid(torch.where(turned, t, -t))
+
+
+class CrossEntropy(Loss):
+    """ℓ(p, y) = log Σ_c exp(p_c) − p_y, for scores p [..., C] and y [...] in 0..C−1."""
+
+    labels = None
+    classes = True
+
+    def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
+        return -prediction.log_softmax(-1).gather(-1, y.long()[..., None])[..., 0]
+
+    def error(self, prediction: Tensor, y: Tensor) -> Tensor:
+        return (prediction.argmax(-1) != y).double()

@@ -4,6 +4,7 @@ K users, n_k training rows of user k, n = max n_k, d features. W, V [d, K] hold 
 duals, zero in the padding beyond n_k.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -83,6 +84,12 @@ class Problem:
                     f"Task {task.name!r} has the label {min(found - set(loss.labels)):g}, {type(loss).__name__} takes "
                     f"{loss.labels} only. Recode y, or choose a loss for regression."
                 )
+            if loss.classes and (not task.classes or task.classes != tasks[0].classes):
+                raise DataError(
+                    f"Task {task.name!r} has classes={task.classes}: {type(loss).__name__} needs numbered classes, as "
+                    "many in all tasks. Choose a target with several classes, or logistic for two."
+                )
+        regularizer.prepare(tasks)
         self.tasks, self.loss, self.regularizer = tuple(tasks), loss.to(device), regularizer.to(device)
         X = pad_sequence([t.x_train.to(device, torch.float64) for t in tasks], batch_first=True)
         y = pad_sequence([t.y_train.to(device, torch.float64) for t in tasks], batch_first=True, padding_value=1.0)
@@ -91,6 +98,14 @@ class Problem:
         self.rows = Rows(X, y, torch.linalg.vecdot(X, X), tuple(len(t.y_train) for t in tasks), s)
         self._weights = s[:, None] * (torch.arange(X.shape[1], device=device) < counts[:, None])
         self.K, self.d = X.shape[0], X.shape[2]
+        self.outputs = (loss.classes and tasks[0].classes) or 1  # numbers in a prediction
+
+    def regularized(self, regularizer: Regularizer) -> "Problem":
+        """The same tasks and loss under another regularizer."""
+        other = copy.copy(self)  # shares the rows
+        regularizer.prepare(self.tasks)
+        other.regularizer = regularizer.to(self.rows.X.device)
+        return other
 
     @torch.no_grad()
     def primal(self, W: Tensor, Omega: Tensor) -> float:
@@ -108,7 +123,7 @@ class Problem:
         """Mean error of each user's model on its own `train` or `test` rows, [K]: misclassified, or squared."""
         W = W.to(self.tasks[0].x_train.device)
         parts = [(t.x_train, t.y_train) if split == "train" else (t.x_test, t.y_test) for t in self.tasks]
-        return torch.stack([self.loss.error(x @ w, y).mean() for (x, y), w in zip(parts, W.T, strict=True)])
+        return torch.stack([self.loss.error(x.to(w.dtype) @ w, y).mean() for (x, y), w in zip(parts, W.T, strict=True)])
 
 
 def sigma_prime(B: Tensor) -> float:

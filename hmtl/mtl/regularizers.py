@@ -5,11 +5,16 @@ K users, d features; W [d, K] has a user's model per column; Ω, A, B = A⁻¹ a
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hmtl.data import Task
 from hmtl.errors import ConfigError
+from hmtl.mtl.graph import nearest, read_weights
 
 EIGENVALUE_FLOOR = 1e-12
 """Least eigenvalue of WᵀW relative to the largest: keeps Σ's condition number below 1e6, so that Ω = Σ⁻¹ exists."""
@@ -28,6 +33,9 @@ class Regularizer(nn.Module, ABC):
     def __init__(self, lam: float) -> None:
         super().__init__()
         self.lam = positive("lam", lam)
+
+    def prepare(self, tasks: Sequence[Task]) -> None:
+        """Take from the users' tasks what the regularizer needs to know; called once, before anything else."""
 
     @abstractmethod
     def coupling(self, Omega: Tensor) -> Tensor:
@@ -70,7 +78,66 @@ class Ridge(Regularizer):
     """A = λI: every user for itself, R = (λ/2)‖W‖²."""
 
     def coupling(self, Omega: Tensor) -> Tensor:
-        return self.lam * torch.eye(len(Omega), dtype=Omega.dtype, device=Omega.device)
+        return self.lam * identity(Omega)
+
+
+class Mean(Regularizer):
+    """Models near their mean: A = 2(λ1·(I − 11ᵀ/K) + λ2·I), R = λ1 Σ_k ‖w_k − w̄‖² + λ2‖W‖².
+
+    Args:
+        lam: λ1.
+        lam2: λ2.
+
+    Ref: Evgeniou and Pontil 2004.
+    """
+
+    def __init__(self, lam: float, lam2: float = 0.1) -> None:
+        super().__init__(lam)
+        self.lam2 = positive("lam2", lam2)
+
+    def coupling(self, Omega: Tensor) -> Tensor:
+        eye = identity(Omega)
+        return 2 * (self.lam * (eye - 1 / len(Omega)) + self.lam2 * eye)
+
+
+class SharedModel(Regularizer):
+    """One model for all users: R = (λ/2)‖w‖² where all w_k = w, infinite elsewhere; B = 11ᵀ/λ.
+
+    No A has this B for its inverse. `coupling` gives B's pseudo-inverse instead, which is R on the models that W = V B
+    can give; σ′ is K.
+
+    Ref: Ma et al. 2015.
+    """
+
+    def coupling(self, Omega: Tensor) -> Tensor:
+        return torch.full_like(Omega, self.lam / len(Omega) ** 2)
+
+    def inverse_coupling(self, Omega: Tensor) -> Tensor:
+        return torch.full_like(Omega, 1 / self.lam)
+
+
+class Graph(Regularizer):
+    """Neighbours alike: A = η·L + λ2·I, R = (η/4) Σ_kl a_kl‖w_k − w_l‖² + (λ2/2)‖W‖², L = diag(Σ_l a_kl) − (a_kl).
+
+    Args:
+        lam: η.
+        lam2: λ2.
+        path: file of the weights a_kl, see `graph.read_weights`; without one, see `graph.nearest`.
+        neighbors: of each user, where there is no file.
+
+    Ref: Dinh et al. 2021.
+    """
+
+    def __init__(self, lam: float, lam2: float = 0.1, path: str | Path | None = None, neighbors: int = 3) -> None:
+        super().__init__(lam)
+        self.lam2, self.path, self.neighbors = positive("lam2", lam2), path, neighbors
+
+    def prepare(self, tasks: Sequence[Task]) -> None:
+        a = nearest(tasks, self.neighbors) if self.path is None else read_weights(self.path, len(tasks))
+        self.register_buffer("laplacian", a.sum(1).diag() - a)
+
+    def coupling(self, Omega: Tensor) -> Tensor:
+        return self.lam * self.get_buffer("laplacian").to(Omega) + self.lam2 * identity(Omega)
 
 
 class TaskRelationship(Regularizer):
@@ -90,7 +157,7 @@ class TaskRelationship(Regularizer):
     def coupling(self, Omega: Tensor) -> Tensor:
         if self.lam2 is None:
             return self.lam * Omega
-        return 2 * (self.lam * Omega + self.lam2 * torch.eye(len(Omega), dtype=Omega.dtype, device=Omega.device))
+        return 2 * (self.lam * Omega + self.lam2 * identity(Omega))
 
     def update_omega(self, W: Tensor, Omega: Tensor) -> Tensor:
         """Ω = Σ⁻¹ with Σ = (WᵀW)^½ / tr (WᵀW)^½, eigenvalues floored; W = 0 says nothing about Σ and leaves Ω."""
@@ -100,6 +167,57 @@ class TaskRelationship(Regularizer):
         root = eigenvalues.clamp_min(EIGENVALUE_FLOOR * eigenvalues[-1]).sqrt()
         half: Tensor = U * (root.sum() / root).sqrt()
         return half @ half.T  # exactly symmetric, unlike U diag Uᵀ
+
+
+class Clustered(Regularizer):
+    """Learns which users belong together: A = λΩ, Ω = η(1 + η)(ηI + M)⁻¹ with 0 ⪯ M ⪯ I, tr M = number of clusters.
+
+    M relaxes the projection on the clusters' indicators, for which R = (λ/2)(Σ_k ‖w_k − its cluster's mean‖² + η‖W‖²).
+    `update_omega` finds the M that makes R least.
+
+    Args:
+        lam: λ.
+        clusters: their number, at most K.
+        eta: η > 0.
+
+    Raises:
+        ConfigError: a number is out of its range; fewer users than clusters is found by `start_omega`.
+
+    Ref: Jacob et al. 2008; Zhou et al. 2011, eq. (7).
+    """
+
+    def __init__(self, lam: float, clusters: int = 3, eta: float = 0.5) -> None:
+        super().__init__(lam)
+        if clusters < 1:
+            raise ConfigError(f"clusters={clusters} is too small: there is at least one.")
+        self.clusters, self.eta = clusters, positive("eta", eta)
+
+    def coupling(self, Omega: Tensor) -> Tensor:
+        return self.lam * Omega
+
+    def start_omega(self, K: int) -> Tensor:
+        """Ω of M = (clusters/K)·I."""
+        if self.clusters > K:
+            raise ConfigError(f"clusters={self.clusters} exceeds K={K}: a cluster has at least one user. Lower it.")
+        return self.eta * (1 + self.eta) / (self.eta + self.clusters / K) * torch.eye(K, dtype=torch.float64)
+
+    def update_omega(self, W: Tensor, Omega: Tensor) -> Tensor:
+        """M has the eigenvectors of WᵀW, and eigenvalues m_i = clip(θ·s_i − η, 0, 1), s_i the singular values of W."""
+        eigenvalues, U = torch.linalg.eigh(W.T @ W)
+        if eigenvalues[-1] <= 0:
+            return Omega
+        s = eigenvalues.clamp_min(EIGENVALUE_FLOOR * eigenvalues[-1]).sqrt()
+        # Σ_i m_i rises from 0 to K, piecewise linearly in θ: find where it is the number of clusters
+        knots = torch.cat([self.eta / s, (1 + self.eta) / s]).sort().values
+        traces = (knots[:, None] * s - self.eta).clamp(0, 1).sum(1)
+        theta = float(np.interp(self.clusters, traces.cpu().numpy(), knots.cpu().numpy()))
+        half: Tensor = U * (self.eta * (1 + self.eta) / (self.eta + (theta * s - self.eta).clamp(0, 1))).sqrt()
+        return half @ half.T
+
+
+def identity(Omega: Tensor) -> Tensor:
+    """I [K, K], of the type and on the device of Omega."""
+    return torch.eye(len(Omega), dtype=Omega.dtype, device=Omega.device)
 
 
 def positive(name: str, value: float) -> float:

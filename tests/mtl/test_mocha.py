@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.errors import ConfigError
-from hmtl.mtl import MOCHA, SDCA, Regularizer, Ridge, TaskRelationship
+from hmtl.mtl import MOCHA, SDCA, CoCoA, Local, Participation, Regularizer, Ridge, TaskRelationship
 
 
 def rounds(mocha, first, last):
@@ -107,10 +107,15 @@ def test_learning_omega_lowers_the_primal(random_problem):
     assert joint.metrics()["primal"] < local.metrics()["primal"]
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "settings"),
+    [(MOCHA, {"omega_every": 5}), (CoCoA, {"lam": 0.1, "adding": False}), (Local, {"lam": 0.1})],
+)
 @pytest.mark.parametrize("split_at", [3, 5, 7])
-def test_state_goes_on_to_the_same_bits(random_problem, split_at):
+def test_state_goes_on_to_the_same_bits(random_problem, split_at, algorithm, settings):
     def fresh():
-        return MOCHA(random_problem(5).problem, SDCA(0.5), omega_every=5, seed=9)
+        work = Participation(low=0.2, dropout=0.2, schedule=[(6, 1)])
+        return algorithm(random_problem(5).problem, SDCA(0.5), seed=9, participation=work, **settings)
 
     whole, first, second = rounds(fresh(), 0, 12), rounds(fresh(), 0, split_at), fresh()
     buffer = io.BytesIO()

@@ -2,6 +2,7 @@
 
 import math
 
+import cvxpy as cp
 import numpy as np
 import pytest
 import torch
@@ -10,9 +11,7 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
 from hmtl.errors import ConfigError
-from hmtl.mtl import Regularizer, Ridge, TaskRelationship
-
-REGULARIZERS = [Ridge(0.3), TaskRelationship(0.3), TaskRelationship(0.3, 0.05)]
+from hmtl.mtl import Clustered, Graph, Mean, Regularizer, Ridge, SharedModel, TaskRelationship
 
 
 def random_state(seed, K, d):
@@ -21,10 +20,31 @@ def random_state(seed, K, d):
     return torch.from_numpy(rng.normal(size=(d, K))), torch.from_numpy(root @ root.T + 0.1 * np.eye(K))
 
 
-@pytest.mark.parametrize("regularizer", REGULARIZERS, ids=["ridge", "task_relationship", "task_relationship2"])
+def graph(weights, lam, lam2):
+    """A Graph of given weights, without a file."""
+    regularizer = Graph(lam, lam2)
+    regularizer.register_buffer("laplacian", torch.from_numpy(np.diag(weights.sum(1)) - weights))
+    return regularizer
+
+
+def random_weights(seed, K):
+    a = np.random.default_rng(seed).uniform(0, 1, (K, K)) * (np.random.default_rng(seed + 1).random((K, K)) < 0.5)
+    return np.triu(a, 1) + np.triu(a, 1).T
+
+
+@pytest.mark.parametrize("name", ["ridge", "task_relationship", "task_relationship2", "mean", "graph", "clustered"])
 @given(seed=st.integers(0, 10**6), K=st.integers(1, 6), d=st.integers(1, 5))
 @settings(deadline=None, max_examples=15)
-def test_contract(regularizer, seed, K, d):
+def test_contract(name, seed, K, d):
+    """R, its gradient, and the inverse of its coupling matrix."""
+    regularizer = {
+        "ridge": Ridge(0.3),
+        "task_relationship": TaskRelationship(0.3),
+        "task_relationship2": TaskRelationship(0.3, 0.05),
+        "mean": Mean(0.3, 0.05),
+        "graph": graph(random_weights(seed, K), 0.3, 0.05),
+        "clustered": Clustered(0.3, clusters=1),
+    }[name]
     W, Omega = random_state(seed, K, d)
     A = regularizer.coupling(Omega)
     W.requires_grad_()
@@ -37,6 +57,20 @@ def test_contract(regularizer, seed, K, d):
 
 
 @given(seed=st.integers(0, 10**6), K=st.integers(1, 6))
+@settings(deadline=None, max_examples=15)
+def test_shared_model(seed, K):
+    """Whatever V, all models are the same w, R is (λ/2)‖w‖², and R* = ½ tr(V B Vᵀ) meets it."""
+    V, Omega = random_state(seed, K, 3)
+    regularizer = SharedModel(0.3)
+    B = regularizer.inverse_coupling(Omega)
+    W = V @ B
+    w = V.sum(1) / 0.3
+    torch.testing.assert_close(W, w[:, None].expand(-1, K))
+    assert float(regularizer(W, Omega)) == pytest.approx(0.15 * float(w @ w))
+    assert float((V * W).sum() - regularizer(W, Omega)) == pytest.approx(0.5 * float((V @ B * V).sum()))
+
+
+@given(seed=st.integers(0, 10**6), K=st.integers(1, 6))
 @settings(deadline=None, max_examples=25)
 def test_penalties_as_written_in_the_papers(seed, K):
     W, Omega = random_state(seed, K, 4)
@@ -45,6 +79,11 @@ def test_penalties_as_written_in_the_papers(seed, K):
     assert float(Ridge(0.3)(W, Omega)) == pytest.approx(0.15 * norm)
     assert float(TaskRelationship(0.3)(W, Omega)) == pytest.approx(0.15 * coupled)
     assert float(TaskRelationship(0.3, 0.05)(W, Omega)) == pytest.approx(0.3 * coupled + 0.05 * norm)
+    spread = float((W - W.mean(1, keepdim=True)).square().sum())
+    assert float(Mean(0.3, 0.05)(W, Omega)) == pytest.approx(0.3 * spread + 0.05 * norm)
+    a = random_weights(seed, K)
+    edges = sum(a[k, j] * float((W[:, k] - W[:, j]).square().sum()) for k in range(K) for j in range(k))
+    assert float(graph(a, 0.3, 0.05)(W, Omega)) == pytest.approx(0.15 * edges + 0.025 * norm)
 
 
 @given(seed=st.integers(0, 10**6), K=st.integers(1, 6))
@@ -59,10 +98,42 @@ def test_omega_update_is_the_closed_form_and_the_best(seed, K):
     assert float(regularizer(W, new)) <= float(regularizer(W, other)) * (1 + 1e-9)
 
 
+@given(seed=st.integers(0, 10**6), K=st.integers(2, 5), eta=st.sampled_from([0.05, 0.5, 2.0]), data=st.data())
+@settings(deadline=None, max_examples=12)
+def test_clusters_update_is_the_optimum_of_the_semidefinite_program(seed, K, eta, data):
+    clusters, rank = data.draw(st.integers(1, K)), data.draw(st.integers(1, 5))
+    W, _ = random_state(seed, K, rank)
+    regularizer = Clustered(0.3, clusters, eta)
+    start = regularizer.start_omega(K)
+    new = regularizer.update_omega(W, start)
+    M = eta * (1 + eta) * np.linalg.inv(new.numpy()) - eta * np.eye(K)
+    eigenvalues = np.linalg.eigvalsh(M)
+    assert eigenvalues.min() > -1e-9
+    assert eigenvalues.max() < 1 + 1e-9
+    assert np.trace(M) == pytest.approx(clusters)
+    X = cp.Variable((K, K), PSD=True)
+    fraction = sum(cp.matrix_frac(w, X + eta * np.eye(K)) for w in W.numpy())
+    best = cp.Problem(cp.Minimize(fraction), [np.eye(K) - X >> 0, cp.trace(X) == clusters]).solve(solver=cp.CLARABEL)
+    assert float(regularizer(W, new)) == pytest.approx(0.15 * eta * (1 + eta) * best, rel=1e-6)
+    assert float(regularizer(W, new)) <= float(regularizer(W, start)) * (1 + 1e-12)
+
+
+def test_clusters_of_equal_models_are_found():
+    """Three groups of users with one model each: R is what the definition says, and Ω couples within groups only."""
+    centres = np.random.default_rng(0).normal(size=(6, 3))
+    W = torch.from_numpy(np.repeat(centres, [2, 3, 4], axis=1))
+    regularizer = Clustered(0.3, clusters=3, eta=0.1)
+    Omega = regularizer.update_omega(W, regularizer.start_omega(9))
+    assert float(regularizer(W, Omega)) == pytest.approx(0.15 * 0.1 * float(W.square().sum()), rel=1e-5)
+    same = np.repeat(range(3), [2, 3, 4])
+    assert np.abs(Omega.numpy()[same[:, None] != same]).max() < 1e-4
+
+
 def test_omega_update_of_zero_and_of_low_rank():
     Omega = TaskRelationship(0.1).start_omega(5)
     torch.testing.assert_close(Omega, 5 * torch.eye(5, dtype=torch.float64))
     assert TaskRelationship(0.1).update_omega(torch.zeros(3, 5).double(), Omega) is Omega
+    assert Clustered(0.1).update_omega(torch.zeros(3, 5).double(), Omega) is Omega
     assert Ridge(0.1).update_omega(torch.ones(3, 5).double(), Omega) is Omega
     new = TaskRelationship(0.1).update_omega(torch.ones(3, 5).double(), Omega)
     assert float(torch.linalg.inv(new).trace()) == pytest.approx(1)
@@ -71,7 +142,17 @@ def test_omega_update_of_zero_and_of_low_rank():
 
 @pytest.mark.parametrize("lam", [0.0, -1.0, math.nan, math.inf])
 def test_strength_must_be_positive(lam):
-    for build in (Ridge, TaskRelationship, lambda lam: TaskRelationship(0.1, lam)):
+    second = [lambda lam, R=R: R(0.1, lam2=lam) for R in (TaskRelationship, Mean, Graph)]
+    for build in (
+        Ridge,
+        TaskRelationship,
+        Mean,
+        Graph,
+        Clustered,
+        SharedModel,
+        *second,
+        lambda x: Clustered(0.1, eta=x),
+    ):
         with pytest.raises(ConfigError, match="must be a finite number above 0"):
             build(lam)
 
@@ -98,3 +179,10 @@ class Given(Regularizer):
 def test_a_coupling_that_cannot_be(A, message):
     with pytest.raises(ConfigError, match=message):
         Given(A).inverse_coupling(torch.eye(2, dtype=torch.float64))
+
+
+def test_clusters_that_cannot_be():
+    with pytest.raises(ConfigError, match="clusters=0"):
+        Clustered(0.1, clusters=0)
+    with pytest.raises(ConfigError, match=r"clusters=3 exceeds K=2"):
+        Clustered(0.1, clusters=3).start_omega(2)

@@ -1,6 +1,7 @@
 """Algorithms: a problem comes in, messages and models go out; each has a user side and an aggregator side."""
 
 from hmtl.mtl.algorithms.base import Algorithm
-from hmtl.mtl.algorithms.mocha import MOCHA
+from hmtl.mtl.algorithms.fedu import FedAvg, FedU
+from hmtl.mtl.algorithms.mocha import MOCHA, CoCoA, Local
 
-__all__ = ["MOCHA", "Algorithm"]
+__all__ = ["MOCHA", "Algorithm", "CoCoA", "FedAvg", "FedU", "Local"]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
 
 
@@ -19,6 +20,8 @@ class Algorithm(ABC):
     """Local update → IVs → global update → models, once per round."""
 
     problem: Problem
+    seed: int
+    participation = Participation()
 
     @abstractmethod
     def local_update(self, round: int) -> Tensor:
@@ -49,10 +52,19 @@ class Algorithm(ABC):
     def local_work(self, round: int, user: int) -> None:
         """One user's `local_update`, alone and without a trace in the state: for timing."""
 
+    def absent(self, round: int) -> tuple[int, ...]:
+        """Users who drop out of a round: they send nothing, and all relays know what to take for their IVs."""
+        shares = self.participation.shares(self.seed, round, self.problem.K)
+        return tuple(int(k) for k in (shares == 0).nonzero())
+
     @property
     def Omega(self) -> Tensor | None:
         """Ω [K, K], where the algorithm learns one."""
         return None
+
+    def errors(self, split: str) -> Tensor:
+        """Mean error of each user's model on its own `train` or `test` rows, [K]; see `Loss.error`."""
+        return self.problem.errors(self.W, split)
 
     def metrics(self) -> dict[str, float]:
         """Figures of the state between two rounds: train and test error, mean over users and of the worst user.
@@ -61,7 +73,7 @@ class Algorithm(ABC):
         """
         figures: dict[str, float] = {}
         for split in ("train", "test"):
-            errors = self.problem.errors(self.W, split)
+            errors = self.errors(split)
             figures |= {f"{split}_error": float(errors.mean()), f"{split}_error_worst": float(errors.max())}
         return figures
 
@@ -69,7 +81,7 @@ class Algorithm(ABC):
         """Measured wall time [s] of the slowest user's local update.
 
         The `users` users with most rows are timed, each alone, median of `repeats`: users work side by side, so a
-        round waits for the slowest of them, not for their sum.
+        round waits for the slowest of them, not for their sum. Stragglers do less so as to be done by then.
         """
         counts = self.problem.rows.counts
         busiest = sorted(range(len(counts)), key=lambda k: -counts[k])[:users]

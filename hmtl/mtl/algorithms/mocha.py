@@ -11,8 +11,9 @@ from torch import Tensor
 
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import Algorithm
+from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem, Rows, sigma_prime
-from hmtl.mtl.regularizers import Regularizer
+from hmtl.mtl.regularizers import Regularizer, Ridge, SharedModel
 from hmtl.mtl.solvers import LocalSolver
 
 
@@ -24,7 +25,8 @@ class MOCHA(Algorithm):
         solver: the users' local solver.
         omega_every: rounds between updates of Ω; 0 for never.
         gamma: γ in (0, 1], the share of each local update that is applied; 1 adds them all, safely, since σ′ allows it.
-        seed: of the order in which users visit their rows.
+        seed: of the order in which users visit their rows, and of participation.
+        participation: who does how much in a round; the IV of a user who drops out is zero.
 
     Raises:
         ConfigError: the solver cannot work with the loss, or a number is out of its range.
@@ -33,14 +35,25 @@ class MOCHA(Algorithm):
     """
 
     def __init__(
-        self, problem: Problem, solver: LocalSolver, omega_every: int = 10, gamma: float = 1.0, seed: int = 0
+        self,
+        problem: Problem,
+        solver: LocalSolver,
+        omega_every: int = 10,
+        gamma: float = 1.0,
+        seed: int = 0,
+        participation: Participation = Participation(),  # noqa: B008, it is frozen
     ) -> None:
+        if not isinstance(solver, LocalSolver):
+            raise ConfigError(
+                f"{type(self).__name__} works on duals, {type(solver).__name__} does not. Choose solver=sdca."
+            )
         solver.check(problem.loss)
+        participation.check(problem.K)
         if omega_every < 0:
             raise ConfigError(f"omega_every={omega_every} is negative. Give a number of rounds, or 0 for never.")
         if not 0 < gamma <= 1:
             raise ConfigError(f"gamma={gamma} is not in (0, 1]: more than the whole update is never safe.")
-        self.problem, self.solver, self.seed = problem, solver, seed
+        self.problem, self.solver, self.seed, self.participation = problem, solver, seed, participation
         self._users = _Users(problem.rows, gamma)
         self._aggregator = _Aggregator(problem.regularizer, torch.zeros_like(self._users.W), omega_every, gamma)
         # what holds before the first round follows from the configuration, so everyone knows it unsaid
@@ -52,10 +65,11 @@ class MOCHA(Algorithm):
         Args:
             round: names the random order, with the seed and the user.
             order: rows to visit [K, S], instead of a random order.
-            budgets: steps of each user [K], 0..S, instead of the solver's; 0 for a user who dropped out.
+            budgets: steps of each user [K], 0..S, instead of the solver's and participation's.
         """
-        drawn = self.solver.draw(self.seed, round, range(self.problem.K), self.problem.rows.counts)
-        order, budgets = drawn[0] if order is None else order, drawn[1] if budgets is None else budgets
+        drawn, usual = self.solver.draw(self.seed, round, range(self.problem.K), self.problem.rows.counts)
+        order = drawn if order is None else order
+        budgets = self.participation.budgets(usual, self.seed, round) if budgets is None else budgets
         users = self._users
         a, dV = self.solver.solve(self.problem.loss, users.rows, users.a, users.W, users.curvature, order, budgets)
         users.a = torch.lerp(users.a, a, users.gamma)
@@ -103,6 +117,34 @@ class MOCHA(Algorithm):
             for name in of.state:
                 setattr(of, name, state[side][name].to(getattr(of, name), copy=True))
         self._aggregator.couple()
+
+
+class Local(MOCHA):
+    """Every user for itself: MOCHA without coupling, R = (λ/2)‖W‖², whatever the problem's own regularizer.
+
+    Args:
+        lam: λ.
+        others: as in `MOCHA`.
+    """
+
+    def __init__(self, problem: Problem, solver: LocalSolver, lam: float, **others: Any) -> None:
+        super().__init__(problem.regularized(Ridge(lam)), solver, omega_every=0, **others)
+
+
+class CoCoA(MOCHA):
+    """One model w for all users, R = (λ/2)‖w‖², whatever the problem's own regularizer: CoCoA+, or CoCoA.
+
+    Args:
+        lam: λ.
+        adding: add the users' updates, each made with σ′ = K (CoCoA+); otherwise average them, with σ′ = 1 (CoCoA).
+        others: as in `MOCHA`.
+
+    Ref: Jaggi et al. 2014; Ma et al. 2015.
+    """
+
+    def __init__(self, problem: Problem, solver: LocalSolver, lam: float, adding: bool = True, **others: Any) -> None:
+        one = problem.regularized(SharedModel(lam))
+        super().__init__(one, solver, omega_every=0, gamma=1.0 if adding else 1 / problem.K, **others)
 
 
 class _Users:

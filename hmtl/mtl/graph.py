@@ -1,0 +1,77 @@
+"""Graphs of users: weights a_kl ≥ 0, symmetric, that say how much the models of users k and l should be alike.
+
+K users, d features; weights are [K, K], float64, and what stands on the diagonal does not matter.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from sklearn.neighbors import kneighbors_graph
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from hmtl.data import Task
+from hmtl.errors import ConfigError, DataError
+
+
+def read_weights(path: str | Path, K: int) -> Tensor:
+    """Weights from a CSV file of K lines with K numbers each, or from an npz file that holds one array.
+
+    Raises:
+        DataError: the file cannot be read, or an entry or the shape is not as it should be.
+    """
+    try:
+        if Path(path).suffix == ".npz":
+            with np.load(path) as arrays:
+                (a,) = arrays.values()
+        else:
+            a = np.loadtxt(path, delimiter=",", ndmin=2)
+        a = np.asarray(a, dtype=np.float64)
+    except (OSError, ValueError, BadZipFile) as error:
+        raise DataError(
+            f"{path} holds no weights of a graph ({error}). Give a CSV file of {K} lines with {K} numbers each, or an "
+            "npz file with one such array."
+        ) from error
+    if a.shape != (K, K):
+        raise DataError(f"{path} has shape {a.shape}, not {(K, K)}: it needs one row and one column per user.")
+    for wrong, what in (
+        (~((a >= 0) & (a < np.inf)), "no finite number ≥ 0"),
+        (a != a.T, "not symmetric: the entry across the diagonal differs"),
+    ):
+        if wrong.any():
+            k, other = (int(i) for i in np.argwhere(wrong)[0])
+            raise DataError(
+                f"{path}: the weight of users {k} and {other} (from 0), {a[k, other]:g}, is {what}. Mend it."
+            )
+    return torch.from_numpy(a)
+
+
+def nearest(tasks: Sequence[Task], neighbors: int) -> Tensor:
+    """Weight 1 between two users where one is among the `neighbors` nearest of the other, 0 elsewhere.
+
+    Near is a small angle between the covariances of features and label, (1/n) Σ_j (y_j − ȳ)(x_j − x̄): d numbers per
+    user (and class, where there are several) that its training rows give before any model exists, and the direction in
+    which its model sets out.
+
+    Raises:
+        ConfigError: there are not that many other users.
+    """
+    if not 0 < neighbors < len(tasks):
+        raise ConfigError(
+            f"neighbors={neighbors} is not between 1 and K − 1 = {len(tasks) - 1}, the number of other users."
+        )
+    covariance = torch.stack([_covariance(task).flatten() for task in tasks])
+    near = kneighbors_graph(covariance.cpu().numpy(), neighbors, metric="cosine").toarray()
+    return torch.from_numpy(np.maximum(near, near.T))
+
+
+def _covariance(task: Task) -> Tensor:
+    """Of features and label, up to a factor: [1, d], or [C, d] where the label is one of C classes."""
+    y = task.y_train
+    label = one_hot(y, task.classes).double() if task.classes else y[:, None].double()
+    x = task.x_train.double()
+    covariance: Tensor = (label - label.mean(0)).T @ (x - x.mean(0))
+    return covariance

@@ -1,0 +1,100 @@
+"""Local stochastic gradient descent, all users side by side.
+
+K users, n rows each (padded), d features, m parameters; T steps on minibatches of up to B rows. User k takes
+    w ← w − μ_t · s_k n_k · (mean over the minibatch of ∇ℓ),    μ_t = μ/(1 + decay·t) in round t.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from hmtl.errors import ConfigError
+from hmtl.mtl.losses import Loss
+from hmtl.mtl.models import FlatModel
+from hmtl.mtl.problem import Rows
+from hmtl.rng import generator
+
+
+@dataclass(frozen=True)
+class LocalSGD:
+    """Passes over a user's rows in random order, a minibatch at a time; the last one of a pass may be smaller.
+
+    Args:
+        step: μ > 0.
+        epochs: passes per round.
+        batch: B, rows in a minibatch.
+        decay: ≥ 0; 0 keeps the step as it is.
+
+    Raises:
+        ConfigError: a number is out of its range.
+    """
+
+    step: float = 0.03
+    epochs: int = 5
+    batch: int = 20
+    decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step < math.inf or not 0 <= self.decay < math.inf:
+            raise ConfigError(f"step={self.step}, decay={self.decay}: give finite numbers, step > 0 and decay ≥ 0.")
+        if self.epochs < 1 or self.batch < 1:
+            raise ConfigError(f"epochs={self.epochs}, batch={self.batch}: each is at least 1.")
+
+    def rate(self, round: int) -> float:
+        """μ_t, the step size in a round."""
+        return self.step / (1 + self.decay * round)
+
+    def steps(self, counts: Sequence[int]) -> Tensor:
+        """The usual number of steps of users with so many rows, [K]."""
+        return torch.tensor([self.epochs * -(-n // self.batch) for n in counts])
+
+    def draw(self, seed: int, round: int, users: Sequence[int], counts: Sequence[int]) -> Tensor:
+        """Minibatches [K, T, B] as numbers of rows, −1 where there is none."""
+        B = min(self.batch, max(counts))
+        order = np.full((len(users), int(self.steps(counts).max()), B), -1)
+        for into, user, n in zip(order, users, counts, strict=True):
+            passes = np.full((self.epochs, -(-n // self.batch) * B), -1)
+            rows = np.broadcast_to(np.arange(n), (self.epochs, n))
+            passes[:, :n] = generator(seed, "minibatches", round, user).permuted(rows, axis=1)
+            into[: passes.size // B] = passes.reshape(-1, B)
+        return torch.from_numpy(order)
+
+    def solve(
+        self, model: FlatModel, loss: Loss, rows: Rows, W: Tensor, order: Tensor, budgets: Tensor, round: int
+    ) -> Tensor:
+        """Models [K, m] after the steps of a round.
+
+        Args:
+            rows: in the type of W.
+            W: models [K, m] before, left as they are.
+            order: as from `draw`.
+            budgets: [K], how many of the steps each user takes, 0 (absent) to T.
+        """
+        K, n, d = rows.X.shape
+        T, B = int(budgets.max()), order.shape[2]
+        order, budgets = order.to(W.device).transpose(0, 1)[:T], budgets.to(W.device)
+        there = order >= 0
+        working = there & (torch.arange(T, device=W.device)[:, None] < budgets)[:, :, None]
+        scale = rows.s * torch.tensor(rows.counts).to(W)
+        weights = working * (scale[:, None] / there.sum(2, keepdim=True).clamp_min(1))
+        at = order.clamp_min(0) + n * torch.arange(K, device=W.device)[:, None]  # into all users' rows, end to end
+        X, y = rows.X.reshape(K * n, d), rows.y.flatten()[at]
+
+        def minibatch(parameters: dict[str, Tensor], x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+            losses: Tensor = loss(model(parameters, x), y)
+            return (weight * losses).sum()
+
+        gradients = vmap(grad(minibatch), randomness="different")
+        model.module.train()
+        new, x = W.clone(), X.new_empty(K * B, d)
+        parameters = model.split(new)
+        for at_t, y_t, weights_t in zip(at.flatten(1).unbind(), y.unbind(), weights.unbind(), strict=True):
+            torch.index_select(X, 0, at_t, out=x)
+            for name, gradient in gradients(parameters, x.view(K, B, d), y_t, weights_t).items():
+                parameters[name].sub_(gradient, alpha=self.rate(round))
+        return new

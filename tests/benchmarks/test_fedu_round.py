@@ -1,0 +1,57 @@
+"""One round of FedU, beside the same work in a plain loop over modules."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hmtl.data import Task
+from hmtl.mtl import CrossEntropy, FedU, LocalSGD, Mean, Problem
+
+pytestmark = pytest.mark.benchmark
+K, N, D, C = 30, 375, 561, 6
+
+
+def median_seconds(work: Callable[[], object], repeats: int) -> float:
+    work()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def test_fedu_round(record: Callable[..., None]) -> None:
+    """30 users × 375 × 561, 6 classes, 5 local epochs, minibatches of 20, a linear model, one thread."""
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(0)
+    tasks = []
+    for k in range(K):
+        x = torch.from_numpy(rng.normal(size=(N, D)).astype(np.float32))
+        y = torch.from_numpy(rng.integers(C, size=N))
+        tasks.append(Task(str(k), x, y, x[:2], y[:2], C))
+    fedu = FedU(Problem(tasks, CrossEntropy(), Mean(0.01)), LocalSGD(0.01, epochs=5, batch=20), nn.Linear)
+    modules = [copy.deepcopy(fedu.model.module) for _ in range(K)]
+    numbers = iter(range(1000))
+
+    def round() -> None:
+        fedu.receive(fedu.global_update(fedu.local_update(next(numbers))))
+
+    def loop() -> None:
+        """The local steps alone."""
+        for module, task in zip(modules, tasks, strict=True):
+            optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+            for _ in range(5):
+                for at in torch.randperm(N).split(20):
+                    optimizer.zero_grad()
+                    nn.functional.cross_entropy(module(task.x_train[at]), task.y_train[at]).backward()
+                    optimizer.step()
+
+    took, plain = median_seconds(round, 9), median_seconds(loop, 3)
+    record("FedU round, K=30 n=375 d=561, 6 classes, 5 epochs of 20, linear", took, "s", "loop", plain / took)

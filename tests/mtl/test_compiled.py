@@ -1,0 +1,89 @@
+"""The compiled pass against the one in torch, and its independence of threads."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmtl.mtl import SDCA, Hinge, Logistic, SmoothHinge, Squared, compiled, solvers
+from hmtl.mtl.compiled import applies
+
+LOSSES = [Hinge(), SmoothHinge(0.3), Squared(), Logistic()]
+
+
+def work(case, S):
+    """Random duals, models and work for a problem of unequal users."""
+    rows, rng, K = case.problem.rows, case.rng, case.K
+    a = torch.zeros_like(rows.y)
+    for k, n in enumerate(rows.counts):
+        a[k, :n] = torch.from_numpy(rng.uniform(size=n)) * rows.y[k, :n]
+    order = np.stack([rng.integers(0, n, size=S) for n in rows.counts])
+    numbers = (rng.normal(size=(K, case.d)), rng.uniform(0.1, 5, size=K), order, rng.integers(0, S + 1, size=K))
+    return case.problem.loss, rows, a, *map(torch.from_numpy, numbers)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
+@given(
+    seed=st.integers(0, 10**6), K=st.integers(1, 5), S=st.integers(0, 25), reduction=st.sampled_from(["mean", "sum"])
+)
+@settings(deadline=None, max_examples=20)
+def test_the_same_numbers_as_in_torch(random_problem, loss, seed, K, S, reduction):
+    job = work(random_problem(seed, K=K, loss=loss, reduction=reduction), S)
+    before = [tensor.clone() for tensor in job[2:]]
+    (a, dV), (a2, dV2) = compiled.compiled_pass(*job), solvers.batched_pass(*job)
+    torch.testing.assert_close(a, a2, rtol=0, atol=1e-11)
+    torch.testing.assert_close(dV, dV2, rtol=0, atol=1e-11)
+    assert all(torch.equal(tensor, old) for tensor, old in zip(job[2:], before, strict=True))
+
+
+def test_any_layout_of_memory(random_problem):
+    loss, rows, a, W, *rest = work(random_problem(4), 9)
+    turned = a.T.contiguous().T, W.T.contiguous().T
+    for got, want in zip(
+        compiled.compiled_pass(loss, rows, *turned, *rest), compiled.compiled_pass(loss, rows, a, W, *rest), strict=True
+    ):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
+def test_the_same_bits_whatever_the_threads(random_problem, loss, monkeypatch):
+    monkeypatch.setattr(compiled, "WORTH_A_THREAD", 1)
+    job, results = work(random_problem(3, K=9, d=40, loss=loss), 30), []
+    for threads in (1, 2, 3, 16, 1):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        results.append(compiled.compiled_pass(*job))
+    for a, dV in results[1:]:
+        assert torch.equal(a, results[0][0])
+        assert torch.equal(dV, results[0][1])
+
+
+class Twice(Hinge):
+    """A user's own loss."""
+
+    def forward(self, prediction, y):
+        return 2 * super().forward(prediction, y)
+
+    def conjugate(self, a, y):
+        return 2 * super().conjugate(a / 2, y)
+
+    def coordinate_step(self, a, prediction, y, q):
+        return 2 * super().coordinate_step(a / 2, prediction, y, 2 * q)
+
+
+def test_which_way_is_taken(random_problem, monkeypatch):
+    """The compiled one for our losses on a CPU in float64; torch for anything else."""
+    X = torch.zeros(1, dtype=torch.float64)
+    assert all(applies(loss, X) for loss in LOSSES)
+    assert not applies(Twice(), X)
+    assert not applies(Hinge(), X.float())
+    assert not applies(Hinge(), X.to("meta"))
+
+    def refuse(*_):
+        raise AssertionError("a Python step on the fast path")
+
+    for loss in LOSSES:
+        monkeypatch.setattr(type(loss), "coordinate_step", refuse)
+        SDCA().solve(*work(random_problem(5, loss=loss), 5))
+    with pytest.raises(AssertionError, match="Python step"):
+        SDCA().solve(*work(random_problem(5, loss=Twice()), 5))

@@ -1,0 +1,98 @@
+"""Graphs of users: files good and bad, and neighbours that solve alike problems."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmtl.data import Task
+from hmtl.errors import ConfigError, DataError
+from hmtl.mtl import Graph, Hinge, Problem
+from hmtl.mtl.graph import nearest, read_weights
+
+WEIGHTS = np.array([[0.0, 1.5, 0.0], [1.5, 0.0, 2.0], [0.0, 2.0, 0.0]])
+
+
+def tasks(seed, models, n=60):
+    """Tasks whose labels are the signs of w·x + a constant, on features that are not centred."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for k, w in enumerate(models):
+        x = rng.normal(size=(n, len(w)))
+        y = np.sign(x @ w + 0.1)
+        x, y = torch.from_numpy(x + rng.normal(size=len(w))), torch.from_numpy(y)
+        made.append(Task(str(k), x, y, x, y))
+    return made
+
+
+def test_files(tmp_path):
+    np.savetxt(tmp_path / "a.csv", WEIGHTS, delimiter=",")
+    np.savez(tmp_path / "a.npz", weights=WEIGHTS)
+    for name in ("a.csv", "a.npz"):
+        np.testing.assert_array_equal(read_weights(tmp_path / name, 3).numpy(), WEIGHTS)
+    regularizer = Graph(0.5, 0.25, path=tmp_path / "a.csv")
+    Problem(tasks(0, np.eye(3)), Hinge(), regularizer)
+    A = [[1.0, -0.75, 0], [-0.75, 2.0, -1.0], [0, -1.0, 1.25]]
+    np.testing.assert_allclose(regularizer.coupling(torch.eye(3).double()).numpy(), A)
+
+
+@pytest.mark.filterwarnings("ignore:loadtxt")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0,1\n1,0", r"shape \(2, 2\), not \(3, 3\)"),
+        ("0,1,2\n1,0,3\n2,4,0", "users 1 and 2.*not symmetric"),
+        ("0,1,2\n1,0,-3\n2,-3,0", "users 1 and 2.*-3.*no finite number"),
+        ("0,1,nan\n1,0,3\nnan,3,0", "users 0 and 2.*nan"),
+        ("0,one,2\n1,0,3\n2,3,0", "holds no weights.*one.*CSV"),
+        ("", "a.csv"),
+    ],
+)
+def test_bad_files(tmp_path, text, message):
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_weights(path, 3)
+
+
+def test_bad_archives(tmp_path):
+    path = tmp_path / "a.npz"
+    with pytest.raises(DataError, match="holds no weights"):
+        read_weights(path, 3)
+    np.savez(path, a=WEIGHTS, b=WEIGHTS)
+    with pytest.raises(DataError, match="one such array"):
+        read_weights(path, 3)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match="holds no weights"):
+        read_weights(path, 3)
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(deadline=None, max_examples=15)
+def test_neighbours_have_alike_problems(seed):
+    """Two groups of users with opposite models: all neighbours are of one's own group."""
+    w = np.array([1.0, 0, 0, 0, 0, 1.0])
+    a = nearest(tasks(seed, [w, -w, w, -w, w, -w]), neighbors=2).numpy()
+    group = np.arange(6) % 2
+    np.testing.assert_array_equal(a, (group[:, None] == group) & ~np.eye(6, dtype=bool))
+
+
+def test_neighbours_by_classes():
+    """Two groups that call the same three clouds of points by other class numbers; float32 features."""
+    rng = np.random.default_rng(0)
+    clouds = 5 * np.eye(3, 4)
+    users = []
+    for k in range(6):
+        y = np.arange(30) % 3
+        x = (clouds[(y + k % 2) % 3] + rng.normal(size=(30, 4))).astype(np.float32)
+        users.append(Task(f"user {k}", torch.from_numpy(x), y, torch.from_numpy(x), y, classes=3))
+    group = np.arange(6) % 2
+    expected = (group[:, None] == group) & ~np.eye(6, dtype=bool)
+    np.testing.assert_array_equal(nearest(users, neighbors=2).numpy(), expected)
+
+
+@pytest.mark.parametrize("neighbors", [0, 3, 5])
+def test_too_few_users(neighbors):
+    with pytest.raises(ConfigError, match=rf"neighbors={neighbors} .*K − 1 = 2"):
+        Problem(tasks(0, np.eye(3)), Hinge(), Graph(0.1, neighbors=neighbors))
