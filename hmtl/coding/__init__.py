@@ -5,6 +5,7 @@ matrices with which relays and server combine messages and relays decode. `gf256
 """
 
 from hmtl.coding.bounds import Loads, bounds, loads
+from hmtl.coding.optimal import Demand, Uplinks
 from hmtl.coding.plan import Block, Plan, make_plan
 
-__all__ = ["Block", "Loads", "Plan", "bounds", "loads", "make_plan"]
+__all__ = ["Block", "Demand", "Loads", "Plan", "Uplinks", "bounds", "loads", "make_plan"]

@@ -59,7 +59,7 @@ def allocate(t: Topology, scheme: str) -> tuple[Allocation, ...]:
     Ref: Hu et al. 2022, eqs. (16), (28), (32) and Remark 2, the covering constraint for k ∈ I_z only.
     """
     if scheme not in _SPLITS:
-        raise CodingError(f"scheme={scheme!r} is no coded scheme. Choose one of {', '.join(_SPLITS)}.")
+        raise CodingError(f"scheme={scheme!r} is no coded scheme. Choose one of optimal, {', '.join(_SPLITS)}.")
     found = []
     for z in range(1, len(t.active)):
         users = t.I(z)
@@ -108,7 +108,7 @@ def _paper(n: NDArray[np.int64], types: NDArray[np.int64]) -> tuple[Fraction, ..
     if not (feasible and dual_feasible and primal @ n == sum(dual)):
         raise CodingError(
             f"The optimum of (28) for {len(n)} relays and {len(types)} types could not be proven: floating point did "
-            f"not tell which constraints are tight. Use scheme=equal."
+            f"not tell which constraints are tight. Use scheme=optimal."
         )
     return tuple(primal)
 

@@ -4,22 +4,31 @@ Shapes: c pieces per IV, m broadcast messages; rows_i uplink messages of relay i
 relays. All matrices are uint8 tensors over GF(2^8); a message and a piece are equally long.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from math import lcm
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.coding import linalg
 from hmtl.coding.allocation import Allocation, allocate
+from hmtl.coding.bounds import Loads
+from hmtl.coding.generations import deal
 from hmtl.coding.gf256 import matmul
+from hmtl.coding.optimal import Demand, Uplinks
 from hmtl.errors import CodingError
 from hmtl.rng import generator
 from hmtl.topology import Topology
 
 TRIES = 20  # a draw fails with a probability near H/255, so that with tens of relays this many never fail together
-MOST_PIECES = 4096  # a block of so many pieces takes minutes to invert, and time grows with their cube
+MOST_PIECES = 4096  # a block of so many pieces takes minutes to plan, and time grows with their cube
+ROUNDING = 0.005  # with several generations, each takes the fewest pieces whose load is that near to the best
+
+Draw = Callable[[np.random.Generator], list[Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,47 +87,117 @@ class Plan:
     seed: int
     blocks: tuple[Block, ...]
 
+    @property
+    def loads(self) -> Loads:
+        """What the plan sends, in IVs, padding aside: that of the formula, but for `optimal` with too few pieces."""
+        active, downlink = [Fraction()] * len(self.topology.active), Fraction()
+        for block in self.blocks:
+            for i, rows in enumerate(block.uplink):
+                active[i] += Fraction(len(rows), block.pieces)
+            downlink += Fraction(len(block.downlink), block.pieces)
+        return Loads.of(self.topology, active, downlink)
 
-def make_plan(t: Topology, scheme: str = "paper", seed: int = 0) -> Plan:
+
+def make_plan(
+    t: Topology,
+    scheme: str = "optimal",
+    seed: int = 0,
+    *,
+    max_pieces: int = 8,
+    generation: int = 100,
+    uplinks: Uplinks | None = None,
+) -> Plan:
     """The plan of a scheme, every relay's decoding proven; equal arguments give equal plans.
 
     Args:
         t: the topology.
-        scheme: `paper` or `equal`.
+        scheme: `optimal`, `paper` or `equal`. The others concern `optimal` alone.
         seed: the run's seed.
+        max_pieces: the most pieces that an IV is cut into. 1 is the cheapest to compute, and costs less than one IV;
+            the optimum needs H − 1 at most.
+        generation: about how many users are coded together, where there are at least one and a half times as many.
+        uplinks: of the active relays, where they differ or work side by side.
 
     Raises:
         CodingError: no such scheme, more pieces than can be inverted, or no draw lets every relay decode.
 
     Ref: Hu et al. 2022, Section IV-B.
     """
-    return Plan(t, scheme, seed, tuple(_block(part, seed) for part in allocate(t, scheme)))
+    for name, value in (("max_pieces", max_pieces), ("generation", generation)):
+        if value < 1:
+            raise CodingError(f"{name}={value} leaves nothing to code with. Set it to 1 or more.")
+    if scheme == "optimal":
+        return Plan(t, scheme, seed, tuple(_optimal(t, seed, max_pieces, generation, uplinks)))
+    return Plan(t, scheme, seed, tuple(_paper(part, seed) for part in allocate(t, scheme)))
 
 
-def _block(part: Allocation, seed: int) -> Block:
-    """The first draw with which all relays decode."""
+def _optimal(t: Topology, seed: int, max_pieces: int, generation: int, uplinks: Uplinks | None) -> Iterator[Block]:
+    """For each generation, one code across all z: random combinations, as many as the rates say."""
+    users = np.flatnonzero(t.degrees < len(t.active))
+    if not len(users):
+        return
+    G = t.G[list(t.active)][:, users]
+    groups = deal(G, max(1, round(len(users) / generation)))
+    slack = ROUNDING if len(groups) > 1 else 1e-9
+    for number, group in enumerate(groups):
+        hears, n = G[:, group], len(group)
+        heard = tuple(tuple(np.flatnonzero(row).tolist()) for row in hears)
+        rates = Demand(hears).rates(min(max_pieces, max(1, MOST_PIECES // n)), uplinks, slack)
+        c = rates.pieces
+        shapes = [(count, c * len(known)) for count, known in zip(rates.counts, heard, strict=True)]
+
+        def draw(rng: np.random.Generator, shapes: list[tuple[int, int]] = shapes) -> list[Tensor]:
+            return [_random(rng, shape) for shape in shapes]
+
+        downlink = c * (n - min(map(len, heard)))
+        yield _block(users[group], c, heard, draw, downlink, seed, "generation", number)
+
+
+def _paper(part: Allocation, seed: int) -> Block:
+    """The code of one z, with as few pieces as all α are multiples of."""
     c = lcm(*(alpha.denominator for alpha in part.alpha))
     cut = c * len(part.users)
     if cut > MOST_PIECES:
         raise CodingError(
             f"This allocation cuts the IVs of the {len(part.users)} users that {part.z} relays hear into c={c} pieces "
-            f"each, {cut} in all: more than {MOST_PIECES} take too long to invert. Use scheme=equal, whose c is "
-            f"{part.z}, or fewer users."
+            f"each, {cut} in all: more than {MOST_PIECES} take too long to invert. Use scheme=optimal, which deals "
+            f"users into generations, or fewer users."
         )
+    users = np.array(part.users)
+    return _block(users, c, part.heard, lambda rng: _uplink(part, c, rng), c * part.downlink, seed, part.z)
+
+
+def _block(
+    users: NDArray[np.int64],
+    c: int,
+    heard: tuple[tuple[int, ...], ...],
+    draw: Draw,
+    downlink: int,
+    seed: int,
+    *name: str | int,
+) -> Block:
+    """The first draw with which all relays decode, of the uplink by `draw`, of the downlink as so many messages."""
     for attempt in range(TRIES):
-        uplink = _uplink(part, c, generator(seed, "uplink", part.z, attempt))
+        uplink = draw(generator(seed, "uplink", *name, attempt))
         received = sum(len(rows) for rows in uplink)
-        draw = generator(seed, "downlink", part.z, attempt).integers(0, 256, (c * part.downlink, received), np.uint8)
-        downlink = torch.from_numpy(draw)
-        broadcast = matmul(downlink, _on_all(part, c, uplink))
-        decoders = [_decoder(broadcast, _columns(heard, c)) for heard in part.heard]
-        if all(decoder is not None for decoder in decoders):
-            proven = tuple(decoder for decoder in decoders if decoder is not None)
-            return Block(part.users, c, part.heard, tuple(uplink), downlink, proven)
+        recoding = _random(generator(seed, "downlink", *name, attempt), (downlink, received))
+        broadcast = matmul(recoding, _on_all(uplink, heard, c, len(users)))
+        decoders = []
+        for known in heard:
+            decoder = _decoder(broadcast, _columns(known, c))
+            if decoder is None:
+                break
+            decoders.append(decoder)
+        else:
+            return Block(tuple(users.tolist()), c, heard, tuple(uplink), recoding, tuple(decoders))
     raise CodingError(
-        f"No code found for the {len(part.users)} users that {part.z} of {len(part.heard)} relays hear: in each of "
-        f"{TRIES} draws some relay could not decode, as GF(2^8) is small for so many. Try another seed or fewer relays."
+        f"No code found for the {len(users)} users of a block and {len(heard)} relays: in each of {TRIES} draws some "
+        f"relay could not decode, as GF(2^8) is small for so many. Try another seed or fewer relays."
     )
+
+
+def _random(rng: np.random.Generator, shape: tuple[int, int]) -> Tensor:
+    return torch.from_numpy(rng.integers(0, 256, shape, np.uint8))
 
 
 def _uplink(part: Allocation, c: int, rng: np.random.Generator) -> list[Tensor]:
@@ -133,10 +212,7 @@ def _uplink(part: Allocation, c: int, rng: np.random.Generator) -> list[Tensor]:
     uplink = []
     for heard, n, alpha in zip(part.heard, part.n, part.alpha, strict=True):
         share = int(c * alpha)
-        if n + len(heard) <= 256:
-            coefficients = linalg.cauchy(n, len(heard))
-        else:
-            coefficients = torch.from_numpy(rng.integers(0, 256, (n, len(heard)), np.uint8))
+        coefficients = linalg.cauchy(n, len(heard)) if n + len(heard) <= 256 else _random(rng, (n, len(heard)))
         rows = torch.zeros(n, share, len(heard), c, dtype=torch.uint8)
         for place, position in enumerate(heard):
             first = dealt[position]
@@ -147,12 +223,12 @@ def _uplink(part: Allocation, c: int, rng: np.random.Generator) -> list[Tensor]:
     return uplink
 
 
-def _on_all(part: Allocation, c: int, uplink: list[Tensor]) -> Tensor:
-    """The uplink of all relays [Σ_i rows_i, c·|users|], acting on the pieces of all users."""
+def _on_all(uplink: list[Tensor], heard: tuple[tuple[int, ...], ...], c: int, n: int) -> Tensor:
+    """The uplink of all relays [Σ_i rows_i, c·n], acting on the pieces of all n users."""
     widened = []
-    for heard, rows in zip(part.heard, uplink, strict=True):
-        wide = torch.zeros(len(rows), c * len(part.users), dtype=torch.uint8)
-        wide[:, _columns(heard, c)] = rows
+    for known, rows in zip(heard, uplink, strict=True):
+        wide = torch.zeros(len(rows), c * n, dtype=torch.uint8)
+        wide[:, _columns(known, c)] = rows
         widened.append(wide)
     return torch.cat(widened)
 

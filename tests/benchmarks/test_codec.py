@@ -61,7 +61,7 @@ def test_small_products(n, m, record):
 
 def test_products_of_a_coded_round(record):
     """All products of one exchange, K=40, H=5, r=3, IVs of 6272 bytes."""
-    (block,) = make_plan(symmetric(K=40, H=5, r=3)).blocks
+    (block,) = make_plan(symmetric(K=40, H=5, r=3), "paper").blocks
     matrices = [*block.uplink, block.downlink, *block.decoders]
     work = [(A, draw(A.shape[1], -(-6272 // block.pieces))) for A in matrices]
     (ours,) = medians(lambda: [portable(A, X) for A, X in work], repeats=30)

@@ -73,11 +73,11 @@ def test_fractions_beyond_floating_point():
 
 
 def test_unknown_scheme(fig_2):
-    with pytest.raises(CodingError, match=r"scheme='best' is no coded scheme\. Choose one of paper, equal"):
+    with pytest.raises(CodingError, match=r"scheme='best' is no coded scheme\. Choose one of optimal, paper, equal"):
         allocate(fig_2, "best")
 
 
 def test_what_cannot_be_proven_is_an_error(fig_2, monkeypatch):
     monkeypatch.setattr(allocation, "_exact", lambda A, b, x: np.full(A.shape[1], Fraction(1)))
-    with pytest.raises(CodingError, match=r"could not be proven.*scheme=equal"):
+    with pytest.raises(CodingError, match=r"could not be proven.*scheme=optimal"):
         allocate(fig_2, "paper")

@@ -17,7 +17,8 @@ from hmtl.topology import Topology, symmetric
 def test_fig_2():
     heard = [(1, 3, 5, 6, 8, 9, 10), (1, 2, 3, 4, 10), (2, 4, 5), (6, 7, 9, 10), (1, 2, 6, 7, 8)]
     t = Topology([[k in row for k in range(1, 11)] for row in heard])
-    assert loads(t) == loads(t, "paper") == Loads(8.5, 7)
+    assert loads(t, "paper") == Loads(8.5, 7)
+    assert loads(t) == loads(t, "optimal") == Loads(7, 7)
     assert loads(t, "equal") == Loads(float(Fraction(53, 6)), 7)
     assert loads(t, "uncoded") == Loads(10, 10)
     assert bounds(t) == Loads(6.5, 7)
@@ -52,19 +53,23 @@ def test_theorem_3_symmetric_networks_are_optimal(H, data, copies):
     K = copies * comb(H, r)
     optimum = Loads(float(Fraction(K * (H - r), H - 1)), float(K - Fraction(r * K, H)))
     t = symmetric(K, H, r)
-    assert loads(t, "paper") == loads(t, "equal") == bounds(t) == optimum
+    assert loads(t, "optimal") == loads(t, "paper") == loads(t, "equal") == bounds(t) == optimum
 
 
 def test_one_active_relay_needs_nothing():
     t = Topology([[1, 1, 1], [0, 0, 0]])
-    assert loads(t) == loads(t, "equal") == bounds(t) == Loads(0, 0)
+    assert loads(t) == loads(t, "paper") == loads(t, "equal") == bounds(t) == Loads(0, 0)
 
 
 def test_inactive_relays_take_no_part():
     rows = [[1, 1, 0, 0], [0, 1, 1, 1], [1, 0, 0, 1]]
     with_idle = Topology([rows[0], [0] * 4, *rows[1:], [0] * 4])
-    for scheme in ("uncoded", "paper", "equal"):
-        assert loads(with_idle, scheme) == loads(Topology(rows), scheme)
+    for scheme in ("uncoded", "optimal", "paper", "equal"):
+        alone, beside_idle = loads(Topology(rows), scheme), loads(with_idle, scheme)
+        assert beside_idle == alone
+        assert sum(alone.by_relay) == pytest.approx(alone.uplink)
+        first, *others = alone.by_relay
+        assert beside_idle.by_relay == (first, 0, *others, 0)
     assert bounds(with_idle) == bounds(Topology(rows))
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from coding_oracles import product, theorem_1
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from strategies import topologies
 
 from hmtl import rng
-from hmtl.coding import make_plan, plan
+from hmtl.coding import Uplinks, loads, make_plan, plan
 from hmtl.errors import CodingError
 from hmtl.topology import Topology, any_r, symmetric
 
@@ -50,7 +51,49 @@ def check(made):
 @settings(max_examples=60)
 @given(t=topologies())
 def test_every_relay_decodes_with_the_loads_of_theorem_1(scheme, t):
-    assert check(make_plan(t, scheme, seed=1)) == pytest.approx(theorem_1(t.G, scheme), abs=1e-6)
+    made = make_plan(t, scheme, seed=1)
+    assert check(made) == pytest.approx(theorem_1(t.G, scheme), abs=1e-6)
+    assert made.loads == loads(t, scheme)
+    assert made.loads.by_relay == loads(t, scheme).by_relay
+
+
+@settings(max_examples=100)
+@given(t=topologies(), max_pieces=st.integers(1, 8), generation=st.integers(3, 60), seed=st.integers(0, 9))
+def test_optimal_plans_decode_in_generations_too(t, max_pieces, generation, seed):
+    made = make_plan(t, "optimal", seed, max_pieces=max_pieces, generation=generation)
+    up, down = check(made)
+    assert (up, down) == pytest.approx((made.loads.uplink, made.loads.downlink))
+    assert all(block.pieces <= max_pieces for block in made.blocks)
+    best = loads(t, "optimal")
+    assert up >= best.uplink - 1e-9
+    assert down >= best.downlink - 1e-9
+    if len(made.blocks) == 1:
+        assert down == pytest.approx(best.downlink)
+        assert up < best.uplink + 1 / max_pieces
+        if max_pieces >= len(t.active) - 1:
+            assert up == pytest.approx(best.uplink)
+
+
+@settings(max_examples=30)
+@given(t=topologies(), seed=st.integers(0, 9), parallel=st.booleans())
+def test_plans_for_unequal_links_decode(t, seed, parallel):
+    bandwidths = np.random.default_rng(seed).integers(1, 9, len(t.active))
+    made = make_plan(t, seed=seed, max_pieces=3, uplinks=Uplinks(tuple(map(float, bandwidths)), parallel))
+    assert check(made) == pytest.approx((made.loads.uplink, loads(t).downlink))
+
+
+def test_many_users_cost_at_most_one_percent():
+    t = any_r(K=1000, H=10, r=3)
+    made, best = make_plan(t), loads(t)
+    assert len(made.blocks) == 10
+    assert made.loads.uplink <= 1.01 * best.uplink
+    assert made.loads.downlink <= 1.01 * best.downlink
+
+
+@pytest.mark.parametrize("setting", ["max_pieces", "generation"])
+def test_settings_are_positive(setting):
+    with pytest.raises(CodingError, match=f"{setting}=0"):
+        make_plan(symmetric(K=10, H=5, r=2), **{setting: 0})
 
 
 @both_schemes
@@ -62,7 +105,7 @@ def test_surplus_is_trimmed_not_sent_twice():
     """Users whose relays' shares add up to more than 1: each piece has one relay only, the last may get a part."""
     partly = 0
     for seed in range(20):
-        made = make_plan(any_r(K=10, H=8, r=5, seed=seed))
+        made = make_plan(any_r(K=10, H=8, r=5, seed=seed), "paper")
         check(made)
         for block in made.blocks:
             relays_of_piece = np.zeros(len(block.users) * block.pieces, dtype=int)
@@ -118,9 +161,9 @@ def test_a_draw_that_does_not_decode_is_drawn_again(monkeypatch):
 
 def test_too_many_pieces_are_an_error_at_once():
     t = any_r(K=20, H=20, r=10, seed=3)
-    with pytest.raises(CodingError, match=r"20 users that 10 relays hear.*Use scheme=equal, whose c is 10"):
-        make_plan(t)
-    check(make_plan(t, "equal"))
+    with pytest.raises(CodingError, match=r"20 users that 10 relays hear.*Use scheme=optimal"):
+        make_plan(t, "paper")
+    check(make_plan(t))
 
 
 def test_blocks_check_their_shapes():

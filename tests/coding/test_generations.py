@@ -1,0 +1,30 @@
+"""Dealing: each user once, even sizes, each relay and type its share in each group."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import topologies
+
+from hmtl.coding.generations import deal
+from hmtl.topology import any_r, geometric, heterogeneous
+
+
+@given(t=topologies(), data=st.data())
+def test_each_user_is_dealt_once_in_groups_of_even_size(t, data):
+    groups = deal(t.G, data.draw(st.integers(1, t.K)))
+    assert sorted(k for group in groups for k in group) == list(range(t.K))
+    assert np.ptp([len(group) for group in groups]) <= 1
+    assert all((np.diff(group) > 0).all() for group in groups)
+
+
+@pytest.mark.parametrize(
+    "t", [any_r(2000, 10, 3), any_r(2000, 20, 6), heterogeneous(2000, 4, 2, 0.2), geometric(2000, 10, 0.3)], ids=repr
+)
+def test_each_relay_and_each_type_gets_its_share_of_each_group(t):
+    groups = 20
+    dealt = deal(t.G, groups)
+    heard = np.array([t.G[:, group].sum(axis=1) for group in dealt])
+    assert abs(heard - t.G.sum(axis=1) / groups).max() <= 2
+    for users in t.types.values():
+        assert np.ptp([np.isin(group, users).sum() for group in dealt]) <= 4
