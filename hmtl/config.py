@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +17,14 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hmtl.communication import Communicator, Network
+from hmtl.data import Task
 from hmtl.errors import ConfigError, HmtlError
-from hmtl.mtl import Algorithm, Problem
+from hmtl.mtl import Algorithm, Problem, Regularizer
 from hmtl.topology import Topology
 from hmtl.trainer import Logger, Trainer
 
 # What may differ between a run and the one that goes on from its checkpoint.
-NOT_IDENTITY = ("output_dir", "resume", "rounds", "gap_tolerance", "checkpoint_every", "logger")
+NOT_IDENTITY = ("output_dir", "resume", "rounds", "gap_tolerance", "checkpoint_every", "logger", "tune")
 
 
 @dataclass
@@ -48,16 +49,19 @@ class TrainConfig(NetworkConfig):
     lam: float = 0.01
     reduction: str = "mean"
     device: str = "cpu"
-    scheme: str = "paper"
+    scheme: str = "optimal"
     gap_tolerance: float = 0.0
     checkpoint_every: int = 10
     resume: str | None = None
+    wire: str | None = None
     communicator: dict[str, Any] = field(default_factory=dict)
     algorithm: dict[str, Any] = field(default_factory=dict)
     loss: dict[str, Any] = field(default_factory=dict)
     regularizer: dict[str, Any] = field(default_factory=dict)
     solver: dict[str, Any] = field(default_factory=dict)
     dataset: dict[str, Any] = field(default_factory=dict)
+    participation: dict[str, Any] = field(default_factory=dict)
+    tune: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
 
 
@@ -93,6 +97,12 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
 
 
+def compose(*overrides: str, name: str = "config") -> DictConfig:
+    """The configuration `name` of `conf/` with `overrides`, as from the command line; set `output_dir` among them."""
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return hydra.compose(name, list(overrides))
+
+
 def build_topology(cfg: DictConfig) -> Topology:
     """The network of `cfg`; a size that the configuration states and the file contradicts is an error."""
     topology: Topology = _instantiate(cfg.topology)
@@ -103,6 +113,38 @@ def build_topology(cfg: DictConfig) -> Topology:
                 f"leave {name} out, or set it to that."
             )
     return topology
+
+
+def build_tasks(cfg: DictConfig) -> tuple[tuple[Task, ...], Topology]:
+    """The users' data, and the network between them; K comes from whichever of the two fixes it."""
+    if "K" in cfg.topology:  # a rule that makes a network for any K
+        tasks: tuple[Task, ...] = _instantiate(cfg.dataset, K=cfg.K)
+        cfg.K = len(tasks)
+        return tasks, build_topology(cfg)
+    topology = build_topology(cfg)
+    return _instantiate(cfg.dataset, K=topology.K), topology
+
+
+def build_problem(cfg: DictConfig, tasks: Sequence[Task]) -> Problem:
+    """What is to be learned from `tasks`."""
+    regularizer = build_regularizer(cfg)
+    return Problem(tasks, _instantiate(cfg.loss), regularizer, reduction=cfg.reduction, device=_device(cfg.device))
+
+
+def build_regularizer(cfg: DictConfig) -> Regularizer:
+    regularizer: Regularizer = _instantiate(cfg.regularizer)
+    return regularizer
+
+
+def build_algorithm(cfg: DictConfig, problem: Problem) -> Algorithm:
+    """What solves `problem`."""
+    algorithm: Algorithm = _instantiate(
+        cfg.algorithm,
+        problem=problem,
+        solver=_instantiate(cfg.solver),
+        participation=_instantiate(cfg.participation),
+    )
+    return algorithm
 
 
 def build_network(cfg: DictConfig) -> Network:
@@ -119,17 +161,10 @@ def build(cfg: DictConfig) -> Run:
     for name, least in (("rounds", 1), ("checkpoint_every", 1), ("seed", 0)):
         if cfg[name] < least:
             raise ConfigError(f"{name}={cfg[name]} is too small: it is at least {least}.")
-    topology = build_topology(cfg)
     network = build_network(cfg)
+    tasks, topology = build_tasks(cfg)
     communicator = _instantiate(cfg.communicator, topology=topology)
-    problem = Problem(
-        _instantiate(cfg.dataset, K=topology.K),
-        _instantiate(cfg.loss),
-        _instantiate(cfg.regularizer),
-        reduction=cfg.reduction,
-        device=_device(cfg.device),
-    )
-    algorithm = _instantiate(cfg.algorithm, problem=problem, solver=_instantiate(cfg.solver))
+    algorithm = build_algorithm(cfg, build_problem(cfg, tasks))
     output_dir = Path(cfg.output_dir)
     loggers = [_instantiate(node) for node in cfg.logger.values()]
     trainer = Trainer(
@@ -184,6 +219,9 @@ def _one_line_errors() -> Iterator[None]:
 
 def _instantiate(node: DictConfig, **arguments: Any) -> Any:
     """Hydra's `instantiate`, with `arguments` passed by as they are and our own errors unwrapped from Hydra's."""
+    if missing := OmegaConf.missing_keys(node):
+        name = node._get_full_key(None)
+        raise ConfigError(f"{name}.{missing.pop()} is not set, and has no default: give it on the command line.")
     try:
         return instantiate(node, _partial_=True)(**arguments)
     except HydraException as error:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from hmtl.coding import bounds
 from hmtl.communication import CodedHierarchical, tier_loads
+from hmtl.communication.communicator import WIRES
 from hmtl.communication.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
 from hmtl.config import Run, build, main
 from hmtl.figures import link_figure, omega_figure
@@ -27,7 +28,7 @@ def train(cfg: DictConfig) -> None:
             print(f"stopped after round {len(history) - 1}; go on with resume={run.output_dir}")
             raise KeyboardInterrupt
         summary = summarize(run, cfg, history)
-        write_whole(run.output_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_json(run.output_dir / "summary.json", summary)
         figures = {"network": network_figure, "links": link_figure(run.communicator.ledger)}
         if run.algorithm.Omega is not None:
             figures["omega"] = omega_figure(run.algorithm.Omega)
@@ -42,7 +43,8 @@ def summarize(run: Run, cfg: DictConfig, history: list[Row]) -> dict[str, Any]:
     """What `summary.json` holds: the run's settings, loads in IVs, bits, seconds, and the last round's measurements."""
     coded = isinstance(run.communicator, CodedHierarchical)
     scheme = cfg.scheme if coded else "uncoded"
-    theory, bound = tier_loads(run.topology, scheme, run.network.medium), bounds(run.topology)
+    planned = run.communicator.plan.loads if isinstance(run.communicator, CodedHierarchical) else None
+    theory, bound = tier_loads(run.topology, scheme, run.network.medium, planned), bounds(run.topology)
     spent = {
         part: float(np.sum([row[part] for row in history])) for part in ("compute_s", "communication_s", "uncoded_s")
     }
@@ -61,9 +63,9 @@ def summarize(run: Run, cfg: DictConfig, history: list[Row]) -> dict[str, Any]:
         "lam": cfg.lam,
         "rounds": len(history),
         "seed": cfg.seed,
-        "V_bits": run.trainer.V_bits,
-        "loads": run.communicator.ledger.loads(run.trainer.V_bits),
-        "loads_theory": {tier: theory[tier] for tier in (RELAYS_TO_SERVER, SERVER_TO_RELAYS)},
+        "V_bits": run.communicator.V_bits,
+        "loads": run.communicator.ledger.loads(run.communicator.V_bits),
+        "loads_theory": {tier: float(theory[tier].sum()) for tier in (RELAYS_TO_SERVER, SERVER_TO_RELAYS)},
         "bounds": {RELAYS_TO_SERVER: bound.uplink, SERVER_TO_RELAYS: bound.downlink},
         "time": {
             "compute_s": spent["compute_s"],
@@ -72,7 +74,21 @@ def summarize(run: Run, cfg: DictConfig, history: list[Row]) -> dict[str, Any]:
             "uncoded_total_s": spent["uncoded_s"],
         },
         **learned,
+        **({"note": narrow} if (narrow := _narrow_wire(run)) else {}),
     }
+
+
+def _narrow_wire(run: Run) -> str | None:
+    wire, W = run.communicator.wire, run.algorithm.W
+    if wire is None or WIRES[wire].itemsize >= W.element_size():
+        return None
+    return (
+        f"numbers travel as {wire}, narrower than the model's {str(W.dtype).split('.')[-1]}, and are rounded on the way"
+    )
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:

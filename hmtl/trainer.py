@@ -12,11 +12,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 
 from hmtl.communication import TIERS, Communicator, Network
-from hmtl.communication.ledger import RELAYS_TO_USERS, SERVER_TO_RELAYS
+from hmtl.communication.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS, SERVER_TO_RELAYS, USERS_TO_RELAYS
 from hmtl.errors import CheckpointError
 from hmtl.mtl import Algorithm
 
@@ -74,7 +75,6 @@ class Trainer:
         self.identity = dict(identity or {})
         self.loggers = loggers
         self.history: list[Row] = []
-        self.V_bits = 0
         self.interrupted = False
 
     def fit(self, resume: Path | None = None) -> list[Row]:
@@ -107,8 +107,8 @@ class Trainer:
 
     def _round(self, number: int, user_seconds: float) -> Row:
         ivs = self.algorithm.local_update(number)
-        self.V_bits = 8 * ivs.shape[1] * ivs.element_size()
-        self.algorithm.receive(self.communicator.exchange(ivs, self.algorithm.global_update))
+        absent = self.algorithm.absent(number)
+        self.algorithm.receive(self.communicator.exchange(ivs, self.algorithm.global_update, absent))
         return self.measure(number, user_seconds)
 
     def measure(self, number: int, user_seconds: float) -> Row:
@@ -122,7 +122,11 @@ class Trainer:
         ledger, watch = self.communicator.ledger, self.communicator.stopwatch
         bits = {tier: ledger.bits(tier, round=-1) for tier in TIERS}
         learning = user_seconds + watch.slowest("global update")
-        uncoded = dict.fromkeys(TIERS, self.communicator.topology.K * self.V_bits)
+        sent = {tier: ledger.per_link(tier, round=-1).sum(axis=1) for tier in TIERS}
+        topology = self.communicator.topology
+        uncoded: dict[str, Any] = dict.fromkeys(TIERS, topology.K * self.communicator.V_bits)
+        uncoded[USERS_TO_RELAYS] = sent[USERS_TO_RELAYS]  # of those present
+        uncoded[RELAYS_TO_SERVER] = np.bincount(topology.serving, sent[USERS_TO_RELAYS], topology.H)
         for tier in (SERVER_TO_RELAYS, RELAYS_TO_USERS):  # what travels with the models does so uncoded, too
             uncoded[tier] += bits[RELAYS_TO_USERS].overhead
         before = self.history[-1]["bits_total"] if self.history else 0
@@ -132,7 +136,7 @@ class Trainer:
             **{f"bits/{tier}": b.total for tier, b in bits.items()},
             "bits_total": before + sum(b.total for b in bits.values()),
             "compute_s": learning + watch.slowest("relay") + watch.slowest("server"),
-            "communication_s": self.network.seconds({tier: b.total for tier, b in bits.items()}),
+            "communication_s": self.network.seconds(sent),
             "uncoded_s": learning + self.network.seconds(uncoded),
         }
 
@@ -147,7 +151,7 @@ class Trainer:
             {
                 "identity": self.identity,
                 "history": self.history,
-                "V_bits": self.V_bits,
+                "V_bits": self.communicator.V_bits,
                 "algorithm": self.algorithm.state_dict(),
                 "ledger": self.communicator.ledger.state_dict(),
             },
@@ -166,7 +170,7 @@ class Trainer:
                 "resume with the same values, or start anew without resume."
             )
         self.history = list(state["history"])
-        self.V_bits = state["V_bits"]
+        self.communicator.V_bits = state["V_bits"]
         self.algorithm.load_state_dict(state["algorithm"])
         self.communicator.ledger.load_state_dict(state["ledger"])
 

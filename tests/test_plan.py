@@ -27,6 +27,8 @@ def as_json(configure: Configure, capsys: pytest.CaptureFixture[str]) -> Callabl
 def test_fig2(as_json: Callable[..., dict[str, dict[str, object]]], tmp_path: Path) -> None:
     result = as_json("topology=file", f"topology.path={FIG2}")
     assert result["loads"]["uncoded"] == {"relays_to_server": 10, "server_to_relays": 10}
+    assert result["loads"]["optimal"] == {"relays_to_server": 7, "server_to_relays": 7}
+    assert result["proof"] == {"relays_to_server": 7, "partition": [[0, 1, 3, 4], [2]]}
     assert result["loads"]["paper"] == {"relays_to_server": 8.5, "server_to_relays": 7}
     assert result["loads"]["equal"] == {"relays_to_server": pytest.approx(8 + 5 / 6), "server_to_relays": 7}
     assert result["bounds"] == {"relays_to_server": 6.5, "server_to_relays": 7}
@@ -46,6 +48,24 @@ def test_times_and_verdict_by_hand(as_json: Callable[..., dict[str, dict[str, ob
     assert "14.3% less" in str(unicast["verdict"])
 
 
+def test_unequal_uplinks_by_hand(as_json: Callable[..., dict[str, dict[str, object]]]) -> None:
+    """Three relays that hear one user each: two IVs suffice if users are many; here each has to send its own."""
+    slow = "network.uplink_bps=[1000,1000,500]"
+    settings = ("topology=symmetric", "K=3", "H=3", "r=1", "V_bits=1000", "network.W1=1e9", "network.W2=1000", slow)
+    shared, parallel = as_json(*settings), as_json(*settings, "network.uplink=parallel")
+    assert shared["network"]["uplink_bps"] == [1000, 1000, 500]
+    for scheme, down in (("uncoded", 3), ("optimal", 2)):
+        assert shared["seconds"]["broadcast"][scheme] == pytest.approx(1 + 1 + 2 + down, rel=1e-5)
+        assert parallel["seconds"]["broadcast"][scheme] == pytest.approx(2 + down, rel=1e-5)
+
+
+def test_proof_is_told(configure: Configure, capsys: pytest.CaptureFixture[str]) -> None:
+    plan(configure("topology=file", f"topology.path={FIG2}", name="plan"))
+    assert "No scheme does with less than uplink 7.00, proven by {0,1,3,4}{2}." in capsys.readouterr().out
+    plan(configure("topology=symmetric", "K=4", "H=2", "r=2", name="plan"))
+    assert "uplink 0.00, proven by {0}{1}" in capsys.readouterr().out
+
+
 def test_text_fits_80_columns(
     configure: Configure, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,6 +83,7 @@ def test_text_fits_80_columns(
         (("V_bits=0",), "V_bits=0"),
         (("topology=file", f"topology.path={FIG2}", "K=12"), "K=12, but the topology has K=10"),
         (("network.W1=0",), "W1=0"),
+        (("network.uplink_bps=[1,2]",), "2 entries for H=5"),
         (("network.medium=smoke",), "medium=smoke"),
     ],
 )

@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import uci_har
 from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -20,7 +22,7 @@ from hmtl.train import train
 from hmtl.trainer import load_checkpoint
 
 Configure = Callable[..., DictConfig]
-SMALL = ("K=10", "rounds=12", "dataset.rows_per_user=40", "algorithm.omega_every=4", "logger={}")
+SMALL = ("K=10", "rounds=12", "dataset.rows_per_user=40", "algorithm.omega_every=4", "logger=none")
 
 
 def models(folder: Path) -> torch.Tensor:
@@ -41,12 +43,12 @@ def command(*overrides: str) -> list[str]:
 
 def test_the_default_job_gives_the_same_models_coded_and_uncoded(configure: Configure, tmp_path: Path) -> None:
     results = {}
-    for communicator, scheme in (("coded", "paper"), ("coded", "equal"), ("uncoded", "paper")):
+    for communicator, scheme in (("coded", "optimal"), ("coded", "paper"), ("coded", "equal"), ("uncoded", "paper")):
         folder = tmp_path / communicator / scheme
         folder.mkdir(parents=True)
         train(
             configure(
-                f"communicator={communicator}", f"scheme={scheme}", "rounds=15", f"output_dir={folder}", "logger={}"
+                f"communicator={communicator}", f"scheme={scheme}", "rounds=15", f"output_dir={folder}", "logger=none"
             )
         )
         results[communicator, scheme] = models(folder)
@@ -160,7 +162,9 @@ def test_a_user_error_is_one_line_and_exit_2(tmp_path: Path) -> None:
     ("overrides", "kind", "message"),
     [
         (("r=9",), TopologyError, "r=9"),
-        (("K=0",), TopologyError, "K=0"),
+        (("K=0",), ConfigError, "K=0"),
+        (("topology=file",), ConfigError, "topology.path is not set"),
+        (("dataset=files",), ConfigError, "dataset.path is not set"),
         (("H=1", "r=1"), TopologyError, "H=1"),
         (("lam=0",), ConfigError, "lam=0"),
         (("lam=-1",), ConfigError, "lam=-1"),
@@ -169,6 +173,10 @@ def test_a_user_error_is_one_line_and_exit_2(tmp_path: Path) -> None:
         (("scheme=magic",), HmtlError, "magic"),
         (("reduction=max",), ConfigError, "reduction"),
         (("K=200", "dataset.rows_per_user=500"), DataError, "rows_per_user"),
+        (("solver=sgd",), ConfigError, "works on duals"),
+        (("algorithm=fedu", "solver=sdca"), ConfigError, "works by gradients"),
+        (("wire=float8",), ConfigError, "wire=float8"),
+        (("participation=speeds",), ConfigError, "participation.speeds is not set"),
         (("solver.local_fraction=0",), ConfigError, "local_fraction"),
         (("dataset=mnist", "dataset.path=/nowhere/at/all", "dataset.download=false"), DataError, "/nowhere/at/all"),
         (("network.medium=smoke",), ConfigError, "smoke"),
@@ -176,7 +184,7 @@ def test_a_user_error_is_one_line_and_exit_2(tmp_path: Path) -> None:
 )
 def test_bad_input(configure: Configure, overrides: tuple[str, ...], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
-        train(configure("logger={}", *overrides))
+        train(configure("logger=none", *overrides))
 
 
 def test_resume_names_what_differs(configure: Configure, tmp_path: Path) -> None:
@@ -200,6 +208,20 @@ def test_truncated_checkpoint(configure: Configure, tmp_path: Path, keep: float)
         train(configure(*SMALL, f"resume={cut}"))
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         train(configure(*SMALL, f"resume={tmp_path / 'nothing'}"))
+
+
+@pytest.mark.skipif("HMTL_DATA" not in os.environ, reason="needs the folder with har561.npz")
+def test_har_by_subject(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """30 subjects of real windows; float32 features beside float64 models."""
+    with np.load(Path(os.environ["HMTL_DATA"]) / "har561.npz") as file:
+        x, y, subject, test = (file[name] for name in ("x", "y", "subject", "official_test"))
+    uci_har.write(tmp_path / "UCI HAR Dataset", x, y, subject, ~test)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    train(configure("dataset=har_subjects", f"dataset.path={tmp_path}", "topology=any_r", "rounds=30", "logger=none"))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["K"] == 30
+    assert summary["V_bits"] == 561 * 64
+    assert summary["test_error"] < 0.1
 
 
 OWN = """

@@ -4,7 +4,7 @@ K users, H relays, L bytes per IV, c pieces per IV; within a block of the plan n
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from hmtl.coding import Block, make_plan
 from hmtl.coding.gf256 import matmul
-from hmtl.communication.communicator import Communicator
+from hmtl.communication.communicator import Communicator, Users
 from hmtl.communication.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
+from hmtl.communication.network import Network
 from hmtl.errors import CodingError
 from hmtl.topology import Topology
 
@@ -22,22 +23,36 @@ DIGEST_BYTES = 16
 
 
 class CodedHierarchical(Communicator):
-    """The paper's hierarchical scheme (Hu et al. 2022, Section IV) with any of the plans of `hmtl.coding`.
+    """The hierarchical scheme of Hu et al. 2022, Section IV, with any of the plans of `hmtl.coding`.
 
     Each round every relay confirms what it decoded by a digest, which the server compares; it counts as overhead.
 
     Args:
         topology: who hears whom.
-        scheme: which plan, see `hmtl.coding.make_plan`.
+        scheme: which plan, see `hmtl.coding.make_plan`, also for `max_pieces` and `generation`.
         seed: coefficients follow from it and the topology, so none travel.
-        medium: the server's downlink, `broadcast` or `unicast`.
+        medium, wire: see `Communicator`.
+        uplink_bps, uplink: the relays' links to the server, see `Network`; `optimal` uses them for the least time.
     """
 
-    def __init__(self, topology: Topology, scheme: str = "paper", seed: int = 0, medium: str = "broadcast") -> None:
-        super().__init__(topology, medium)
-        self.plan = make_plan(topology, scheme, seed)
+    def __init__(
+        self,
+        topology: Topology,
+        scheme: str = "optimal",
+        seed: int = 0,
+        medium: str = "broadcast",
+        wire: str | None = None,
+        *,
+        max_pieces: int = 8,
+        generation: int = 100,
+        uplink_bps: Sequence[float] | None = None,
+        uplink: str = "shared",
+    ) -> None:
+        super().__init__(topology, medium, wire)
+        uplinks = Network(uplink_bps=uplink_bps, uplink=uplink).uplinks(topology)
+        self.plan = make_plan(topology, scheme, seed, max_pieces=max_pieces, generation=generation, uplinks=uplinks)
 
-    def _gather(self, ivs: Tensor) -> Tensor:
+    def _gather(self, ivs: Tensor, present: Users) -> Tensor:
         relays = self.topology.active
         own = list(self.topology.N(relays[0]))
         received = torch.zeros_like(ivs)  # by the first relay: what it heard, and below what it decodes

@@ -5,10 +5,12 @@ K users, m numbers per IV, L bytes per IV.
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.coding.packets import from_bytes, to_bytes
@@ -20,10 +22,12 @@ from hmtl.communication.ledger import (
     LinkLedger,
 )
 from hmtl.communication.network import check_medium
-from hmtl.errors import CodingError
+from hmtl.errors import CodingError, ConfigError
 from hmtl.topology import Topology
 
 GlobalUpdate = Callable[[Tensor], Tensor]
+Users = NDArray[np.int64]
+WIRES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Stopwatch:
@@ -49,22 +53,28 @@ class Communicator(ABC):
     Args:
         topology: who hears whom.
         medium: the server's downlink, `broadcast` or `unicast`.
+        wire: how numbers travel, a name of WIRES; None sends them as they are.
     """
 
-    def __init__(self, topology: Topology, medium: str = "broadcast") -> None:
+    def __init__(self, topology: Topology, medium: str = "broadcast", wire: str | None = None) -> None:
         check_medium(medium)
+        if wire is not None and wire not in WIRES:
+            raise ConfigError(f"wire={wire} is unknown: choose one of {', '.join(WIRES)}, or null for no conversion.")
         self.topology = topology
         self.medium = medium
+        self.wire = wire
+        self.V_bits = 0  # of one IV on the wire, known from the first exchange on
         self.ledger = LinkLedger(topology.K, topology.H)
         self.stopwatch = Stopwatch()
 
-    def exchange(self, ivs: Tensor, global_update: GlobalUpdate) -> Tensor:
+    def exchange(self, ivs: Tensor, global_update: GlobalUpdate, absent: Sequence[int] = ()) -> Tensor:
         """One round of communication: users' IVs in, users' models out.
 
         Args:
             ivs: [K, m] floating point; row k is what user k sends.
             global_update: φ of (3), handed all IVs [K, m]; gives [K, m + e]: the models, and e further numbers for
                 each user, which travel with them and count as overhead.
+            absent: users who send nothing; everybody knows what to take for their IVs, which stand in `ivs`.
 
         Returns:
             [K, m + e], row k as user k received it.
@@ -79,20 +89,28 @@ class Communicator(ABC):
             )
         self.ledger.begin_round()
         self.stopwatch = Stopwatch()
-        sent = to_bytes(ivs)
-        nbytes = sent.shape[1]
-        self.ledger.add(USERS_TO_RELAYS, np.arange(self.topology.K), 8 * nbytes)
-        received = from_bytes(self._gather(sent), ivs.dtype)
+        wire = WIRES[self.wire] if self.wire else ivs.dtype
+        sent = to_bytes(ivs.to(wire))
+        self.V_bits = 8 * sent.shape[1]
+        present = np.setdiff1d(np.arange(self.topology.K), absent)
+        self.ledger.add(USERS_TO_RELAYS, present, self.V_bits)
+        received = from_bytes(self._gather(sent, present), wire).to(ivs.dtype)
         with self.stopwatch.measure("global update"):
-            models = to_bytes(global_update(received))
-        payload, overhead = 8 * min(models.shape[1], nbytes), 8 * max(models.shape[1] - nbytes, 0)
+            models = to_bytes(global_update(received).to(wire))
+        model_bits = 8 * models.shape[1]
+        payload, overhead = min(model_bits, self.V_bits), max(model_bits - self.V_bits, 0)
         self._return(payload, overhead)
         self.ledger.add(RELAYS_TO_USERS, np.arange(self.topology.K), payload, overhead)
-        return from_bytes(models, ivs.dtype)
+        return from_bytes(models, wire).to(ivs.dtype)
 
     @abstractmethod
-    def _gather(self, ivs: Tensor) -> Tensor:
-        """Bring all IVs, [K, L] uint8, to where the global update runs; the ledger counts what it takes."""
+    def _gather(self, ivs: Tensor, present: Users) -> Tensor:
+        """Bring all IVs, [K, L] uint8, to where the global update runs; the ledger counts what it takes.
+
+        Args:
+            ivs: row k is what user k sends, or what everybody takes for it if it is not `present`.
+            present: the users who send.
+        """
 
     @abstractmethod
     def _return(self, payload_bits: int, overhead_bits: int) -> None:
@@ -102,8 +120,8 @@ class Communicator(ABC):
 class Uncoded(Communicator):
     """Relays forward, the server runs the global update. Ref: Hu et al. 2022, Example 1; loads (K, K, K, K)."""
 
-    def _gather(self, ivs: Tensor) -> Tensor:
-        self.ledger.add(RELAYS_TO_SERVER, self.topology.serving, 8 * ivs.shape[1])
+    def _gather(self, ivs: Tensor, present: Users) -> Tensor:
+        self.ledger.add(RELAYS_TO_SERVER, self.topology.serving[present], 8 * ivs.shape[1])
         return ivs
 
     def _return(self, payload_bits: int, overhead_bits: int) -> None:

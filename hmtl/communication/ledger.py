@@ -63,9 +63,10 @@ class LinkLedger:
         payload, overhead = counts.sum(0) if link is None else counts[link]
         return Bits(int(payload), int(overhead))
 
-    def per_link(self, tier: str) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """[links, 2] payload and overhead bits of all rounds."""
-        return np.asarray(sum(c[self._slices[tier]] for c in self._counts))
+    def per_link(self, tier: str, round: int | None = None) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """[links, 2] payload and overhead bits of one `round` (negative counts from the last), or of all."""
+        rounds = self._counts if round is None else [self._counts[round]]
+        return np.asarray(sum(c[self._slices[tier]] for c in rounds))
 
     def loads(self, V_bits: int) -> dict[str, float]:
         """Measured load of each tier: payload bits per round, divided by V (Hu et al. 2022, Definitions 3 and 4)."""

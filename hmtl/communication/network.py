@@ -1,47 +1,86 @@
-"""How long bits take: the paper's model of time."""
+"""How long bits take: the paper's model of time, and links that it does not have."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hmtl.coding import loads
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hmtl.coding import Loads, Uplinks, loads
 from hmtl.communication.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS, SERVER_TO_RELAYS, TIERS, USERS_TO_RELAYS
 from hmtl.errors import ConfigError
 from hmtl.topology import Topology
 
 MEDIA = ("broadcast", "unicast")
+UPLINKS = ("shared", "parallel")
 
 
 @dataclass(frozen=True)
 class Network:
-    """Bandwidths [bit/s] of the two hops, and what the server's downlink is.
+    """Bandwidths [bit/s] of the two hops, and what the server's downlink and the relays' uplinks are.
 
     Args:
         W1: between users and relays.
         W2: between relays and server.
         medium: `broadcast`: one transmission of the server reaches all relays (radio, satellite, IP multicast);
             `unicast`: it has to send a copy to each of them (TCP).
+        uplink_bps: of each relay to the server [H]; None: W2 for all.
+        uplink: `shared`: one relay sends after the other; `parallel`: side by side, and the last to finish counts.
 
     Raises:
-        ConfigError: a bandwidth that is not positive, or an unknown medium.
+        ConfigError: a bandwidth that is not positive, or an unknown medium or uplink.
     """
 
     W1: float = 100e6
     W2: float = 100e6
     medium: str = "broadcast"
+    uplink_bps: Sequence[float] | None = None
+    uplink: str = "shared"
 
     def __post_init__(self) -> None:
         check_medium(self.medium)
-        for name in ("W1", "W2"):
-            if not getattr(self, name) > 0:
+        if self.uplink not in UPLINKS:
+            raise ConfigError(f"network.uplink={self.uplink} is unknown: choose one of {', '.join(UPLINKS)}.")
+        if self.uplink_bps is not None:
+            object.__setattr__(self, "uplink_bps", tuple(self.uplink_bps))  # whatever kind of list it comes as
+        given = {f"uplink_bps[{i}]": bandwidth for i, bandwidth in enumerate(self.uplink_bps or ())}
+        for name, bandwidth in {"W1": self.W1, "W2": self.W2, **given}.items():
+            if not bandwidth > 0:
                 raise ConfigError(
-                    f"network.{name}={getattr(self, name)} is not positive: a bandwidth in bit/s is needed, say 1e8."
+                    f"network.{name}={bandwidth} is not positive: a bandwidth in bit/s is needed, say 1e8."
                 )
 
-    def seconds(self, bits: Mapping[str, float]) -> float:
-        """T_comm: the bits of each tier divided by its bandwidth. Ref: Hu et al. 2022, eq. (13)."""
-        users = bits[USERS_TO_RELAYS] + bits[RELAYS_TO_USERS]
-        server = bits[RELAYS_TO_SERVER] + bits[SERVER_TO_RELAYS]
-        return users / self.W1 + server / self.W2
+    def seconds(self, bits: Mapping[str, ArrayLike]) -> float:
+        """T_comm: the bits of each tier divided by its bandwidth.
+
+        Args:
+            bits: of each tier, in all or by link; from relays to server by relay [H], unless uplinks are alike and
+                shared.
+
+        Raises:
+            ConfigError: as many `uplink_bps` as relays are needed.
+
+        Ref: Hu et al. 2022, eq. (13).
+        """
+        total = {tier: float(np.sum(bits[tier])) for tier in TIERS}
+        users = total[USERS_TO_RELAYS] + total[RELAYS_TO_USERS]
+        up = np.atleast_1d(np.asarray(bits[RELAYS_TO_SERVER], dtype=np.float64))
+        return users / self.W1 + total[SERVER_TO_RELAYS] / self.W2 + self._uplinks(len(up)).seconds(up)
+
+    def uplinks(self, topology: Topology) -> Uplinks | None:
+        """Of the active relays, as a plan needs to know them; None where they are alike and shared."""
+        if self.uplink_bps is None and self.uplink == "shared":
+            return None
+        links = self._uplinks(topology.H)
+        return Uplinks(tuple(links.bandwidths[i] for i in topology.active), links.parallel)
+
+    def _uplinks(self, H: int) -> Uplinks:
+        bandwidths = (self.W2,) * H if self.uplink_bps is None else tuple(self.uplink_bps)
+        if len(bandwidths) != H:
+            raise ConfigError(
+                f"network.uplink_bps has {len(bandwidths)} entries for H={H} relays: name one bandwidth for each relay."
+            )
+        return Uplinks(bandwidths, self.uplink == "parallel")
 
 
 def check_medium(medium: str) -> None:
@@ -49,11 +88,17 @@ def check_medium(medium: str) -> None:
         raise ConfigError(f"network.medium={medium} is unknown: choose one of {', '.join(MEDIA)}.")
 
 
-def tier_loads(topology: Topology, scheme: str, medium: str = "broadcast") -> dict[str, float]:
-    """Loads of all four tiers in IVs, as the formulas have them.
+def tier_loads(
+    topology: Topology, scheme: str, medium: str = "broadcast", load: Loads | None = None
+) -> dict[str, NDArray[np.float64]]:
+    """Loads of all four tiers in IVs, as the formulas have them: from relays to server by relay [H], else in all.
 
     Under `unicast` each downlink message of a coded scheme is sent to every relay, an uncoded model still to one.
+
+    Args:
+        load: where it is known already, or other than `loads(topology, scheme)`, as that of a plan can be.
     """
-    load = loads(topology, scheme)
+    load = load or loads(topology, scheme)
     copies = len(topology.active) if medium == "unicast" and scheme != "uncoded" else 1
-    return dict(zip(TIERS, (topology.K, load.uplink, load.downlink * copies, topology.K), strict=True))
+    by_tier = (topology.K, load.by_relay, load.downlink * copies, topology.K)
+    return {tier: np.asarray(value, dtype=np.float64) for tier, value in zip(TIERS, by_tier, strict=True)}

@@ -25,7 +25,7 @@ def median_ms(work: Callable[[], object], repeats: int = 30) -> float:
     return 1e3 * statistics.median(seconds)
 
 
-@pytest.mark.parametrize("scheme", ["paper"])
+@pytest.mark.parametrize("scheme", ["optimal", "paper"])
 def test_coded_exchange(scheme: str, record: Callable[..., None]) -> None:
     communicator = CodedHierarchical(symmetric(K=40, H=5, r=3), scheme)
     ivs = torch.randn(40, 784, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
