@@ -1,27 +1,32 @@
 """Configuration becomes objects here, and nowhere else; no other module knows Hydra."""
 
+import difflib
+import inspect
 import os
+import re
+import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import hydra
 import torch
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hmtl.coding import CODED_SCHEMES
 from hmtl.communication import Communicator, Network
 from hmtl.data import Task
-from hmtl.errors import ConfigError, HmtlError
+from hmtl.errors import ConfigError, HmtlError, Interrupted
 from hmtl.mtl import Algorithm, Problem, Regularizer
 from hmtl.topology import Topology
-from hmtl.trainer import Logger, Trainer
+from hmtl.trainer import Logger, Trainer, load_checkpoint
 
 # What may differ between a run and the one that goes on from its checkpoint.
 NOT_IDENTITY = ("output_dir", "resume", "rounds", "gap_tolerance", "checkpoint_every", "logger", "tune")
@@ -89,6 +94,7 @@ class Run:
     trainer: Trainer
     loggers: list[Logger]
     output_dir: Path
+    checkpoint: dict[str, Any] | None
 
 
 def conf_dir() -> Path:
@@ -106,12 +112,14 @@ def compose(*overrides: str, name: str = "config") -> DictConfig:
 def build_topology(cfg: DictConfig) -> Topology:
     """The network of `cfg`; a size that the configuration states and the file contradicts is an error."""
     topology: Topology = _instantiate(cfg.topology)
-    for name in ("K", "H"):
-        if cfg[name] is not None and cfg[name] != getattr(topology, name):
+    for name, within in (("K", 0.0), ("H", 0.0), ("r", 1 / topology.K)):  # links are whole, their mean r need not be
+        if cfg[name] is not None and abs(cfg[name] - getattr(topology, name)) > within:
             raise ConfigError(
-                f"{name}={cfg[name]}, but the topology has {name}={getattr(topology, name)}: "
+                f"{name}={cfg[name]:g}, but the topology has {name}={getattr(topology, name):g}: "
                 f"leave {name} out, or set it to that."
             )
+    if cfg.d and "d" not in cfg.topology:
+        raise ConfigError(f"d={cfg.d} has no meaning here: it makes the relays of topology=heterogeneous unequal.")
     return topology
 
 
@@ -161,6 +169,17 @@ def build(cfg: DictConfig) -> Run:
     for name, least in (("rounds", 1), ("checkpoint_every", 1), ("seed", 0)):
         if cfg[name] < least:
             raise ConfigError(f"{name}={cfg[name]} is too small: it is at least {least}.")
+    if cfg.scheme not in CODED_SCHEMES:
+        raise ConfigError(f"scheme={cfg.scheme} is unknown: choose one of {', '.join(CODED_SCHEMES)}.")
+    if not cfg.gap_tolerance >= 0:
+        raise ConfigError(f"gap_tolerance={cfg.gap_tolerance} is not at least 0: the gap never falls below that.")
+    identity = _identity(cfg)
+    checkpoint = load_checkpoint(Path(cfg.resume), identity) if cfg.resume else None
+    if checkpoint and len(checkpoint["history"]) >= cfg.rounds:
+        raise ConfigError(
+            f"{cfg.resume} has {len(checkpoint['history'])} rounds behind it already, of rounds={cfg.rounds}: ask for "
+            "more rounds to go on."
+        )
     network = build_network(cfg)
     tasks, topology = build_tasks(cfg)
     communicator = _instantiate(cfg.communicator, topology=topology)
@@ -175,57 +194,123 @@ def build(cfg: DictConfig) -> Run:
         gap_tolerance=cfg.gap_tolerance,
         checkpoint=output_dir / "checkpoint.pt",
         checkpoint_every=cfg.checkpoint_every,
-        identity=_identity(cfg),
+        identity=identity,
         loggers=loggers,
     )
-    return Run(topology, network, communicator, algorithm, trainer, loggers, output_dir)
+    return Run(topology, network, communicator, algorithm, trainer, loggers, output_dir, checkpoint)
 
 
 def main(task: Callable[[DictConfig], None], config_name: str) -> None:
     """Run `task` as a command: compose its configuration from the command line, report a user's error in one line.
 
-    Exit status: 0 done, 2 for an `HmtlError` or a configuration that Hydra refuses, 130 after Ctrl-C.
+    Exit status: 0 done, 2 for an `HmtlError` or a configuration that Hydra refuses, 128 + n after signal n. In a sweep
+    one bad job does not keep the others from running.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us as they are, instead of as Hydra's own report
+    statuses = []
 
-    def job(cfg: DictConfig) -> None:
-        with _one_line_errors():  # inside, too, for Hydra says its own word on what leaves a job
-            task(cfg)
+    def checked(cfg: DictConfig) -> None:
+        known = {field.name for field in fields(TrainConfig if config_name == "config" else PlanConfig)}
+        for key in set(cfg) - known:
+            raise ConfigError(_no_setting(str(key), known))
+        task(cfg)
 
-    with _one_line_errors():
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+    def job(cfg: DictConfig) -> None:  # reports its own errors, for Hydra says its own word on what leaves a job
+        statuses.append(_status(checked, cfg))
+        if statuses[-1] > 2:
+            sys.exit(statuses[-1])
+
+    statuses.append(_status(hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)))
+    sys.exit(max(statuses))
 
 
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
+def _status(action: Callable[..., None], *arguments: Any) -> int:
+    """Exit status of an action whose errors are told in one line."""
     try:
-        yield
-    except (HmtlError, HydraException, OmegaConfBaseException) as error:
-        message = str(error)
-        if isinstance(error, HydraException) and error.__cause__:
-            message += f"\n{str(error.__cause__).splitlines()[0]}"
+        action(*arguments)
+        return 0
+    except Interrupted as interrupted:
+        return 128 + interrupted.signum
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # whoever read our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         message = (
-            f"{error.filename or 'output'}: {error.strerror or error}. If results go there, choose a folder that "
-            "can be written to: hydra.run.dir=PATH."
+            f"{error.filename or 'output'}: {error.strerror or error}. If results go there, choose a folder that can "
+            "be written to: hydra.run.dir=PATH."
         )
-    except KeyboardInterrupt:
-        sys.exit(130)
-    else:
-        return
+    except (HmtlError, HydraException, OmegaConfBaseException) as error:
+        message = str(error)
+        if refused := re.match("Could not override '(.+)'", message):
+            message = _no_setting(refused[1], {field.name for field in fields(TrainConfig)})
+        elif isinstance(error, HydraException) and error.__cause__:
+            message += f"\n{str(error.__cause__).splitlines()[0]}"
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    return 2
 
 
-def _instantiate(node: DictConfig, **arguments: Any) -> Any:
-    """Hydra's `instantiate`, with `arguments` passed by as they are and our own errors unwrapped from Hydra's."""
+def _no_setting(key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"there is no setting {key!r}: " + (
+        f"did you mean {near[0]!r}?" if near else "see --help for those there are."
+    )
+
+
+def _instantiate(node: DictConfig | None, **arguments: Any) -> Any:
+    """Hydra's `instantiate`, with `arguments` passed by as they are, after a check of what the node says."""
+    if node is None or "_target_" not in node:
+        raise ConfigError(
+            "a part of the configuration is null or has no _target_: choose one of its group, see --help."
+        )
     if missing := OmegaConf.missing_keys(node):
-        name = node._get_full_key(None)
-        raise ConfigError(f"{name}.{missing.pop()} is not set, and has no default: give it on the command line.")
+        raise ConfigError(f"{missing.pop()} is not set, and has no default: give it on the command line.")
+    _check_values(node)
     try:
         return instantiate(node, _partial_=True)(**arguments)
     except HydraException as error:
         raise ConfigError(str(error)) from error
+
+
+def _check_values(node: DictConfig) -> None:
+    """Refuse what the target does not take, and numbers and words where its annotations ask for something else."""
+    try:
+        target: Any = get_object(node["_target_"])
+        makers = (
+            [vars(c)["__init__"] for c in target.__mro__ if "__init__" in vars(c)]
+            if inspect.isclass(target)
+            else [target]
+        )
+        hints: dict[str, Any] = {}
+        for maker in makers:  # a class that takes **others hands them on to the next
+            parameters = inspect.signature(maker).parameters
+            hints = {**dict.fromkeys(parameters, Any), **get_type_hints(maker), **hints}
+            open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+            if not open_ended:
+                break
+    except Exception:  # not there, or not to be looked into: then instantiating finds out what is wrong
+        return
+    for key, value in node.items():
+        name = f"{node._get_full_key(key)}"
+        if str(key).startswith("_"):
+            continue
+        if key not in hints and not open_ended:
+            raise ConfigError(f"{name}: {node['_target_']} takes no such setting; " + _no_setting(str(key), hints))
+        hint = hints.get(str(key), Any)
+        kinds = get_args(hint) if get_origin(hint) in (Literal, Union, UnionType) else (hint,)
+        takes_words = any(kind in (str, Path) or isinstance(kind, str) for kind in kinds)  # Literal's are words
+        fits = {
+            bool: bool in kinds,
+            int: int in kinds or float in kinds,
+            float: float in kinds or (int in kinds and isinstance(value, float) and value.is_integer()),
+            str: takes_words,
+            type(None): type(None) in kinds,
+        }
+        if Any not in kinds and not fits.get(type(value), True):
+            wanted = {int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+            names = [wanted[kind] for kind in wanted if kind in kinds] + ["a name"] * takes_words or ["a list"]
+            raise ConfigError(f"{name}={'null' if value is None else value}: {' or '.join(names)} is needed.")
 
 
 def _device(name: str) -> torch.device:

@@ -8,6 +8,14 @@ class HmtlError(Exception):
     """Base of all errors that a user can mend."""
 
 
+class Interrupted(Exception):
+    """A run was asked to stop, by Ctrl-C or SIGTERM, and has saved what it had; `signum` is the signal's number."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
 class ConfigError(HmtlError, ValueError):
     """A configuration value is impossible, or two of them contradict each other."""
 

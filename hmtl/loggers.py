@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -19,11 +19,12 @@ class CSVLogger:
     """One line per round in `metrics.csv`; each line is written whole, so that the file can be read at any moment."""
 
     def __init__(self, folder: str) -> None:
-        self._file = (Path(folder) / "metrics.csv").open("w", newline="")
-        self._writer: csv.DictWriter[str] | None = None
+        self._path = Path(folder) / "metrics.csv"
+        self._file: TextIO | None = None
 
     def log(self, row: Row) -> None:
-        if self._writer is None:
+        if self._file is None:
+            self._file = self._path.open("w", newline="")
             self._writer = csv.DictWriter(self._file, list(row))
             self._writer.writeheader()
         self._writer.writerow(row)
@@ -33,7 +34,8 @@ class CSVLogger:
         pass  # the summary has a file of its own
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class TensorBoardLogger:
@@ -82,7 +84,7 @@ class ConsoleLogger:
         self._progress.start()
         parts = [
             f"{label} {row[key]:{form}}"
-            for key, label, form in (("gap", "gap", ".2e"), ("test_error", "test error", ".2%"))
+            for key, label, form in (("gap", "gap", ".2e"), ("test_error", "test error", ".4f"))
             if key in row
         ]
         self._progress.update(self._task, completed=int(row["round"]) + 1, status="  ".join(parts))
@@ -93,7 +95,8 @@ class ConsoleLogger:
             self._console.print(table)
 
     def close(self) -> None:
-        self._progress.stop()
+        if self._progress.live.is_started:
+            self._progress.stop()
 
 
 def report(summary: Mapping[str, Any]) -> list[Table]:
@@ -114,10 +117,11 @@ def report(summary: Mapping[str, Any]) -> list[Table]:
     times.add_row(
         summary["communicator"], *(f"{spent[f'{part}_s']:.3f} s" for part in ("compute", "communication", "total"))
     )
-    times.add_row("uncoded", "", "", f"{spent['uncoded_total_s']:.3f} s")
-    times.add_row("saved", "", "", f"{1 - spent['total_s'] / spent['uncoded_total_s']:.1%}")
+    if summary["communicator"] != "uncoded":
+        times.add_row("uncoded", "", "", f"{spent['uncoded_total_s']:.3f} s")
+        times.add_row("saved", "", "", f"{1 - spent['total_s'] / spent['uncoded_total_s']:.1%}")
 
-    learning = Table(title="Learning", title_justify="left")
+    learning = Table(title=f"Learning; error: {summary['error_measure']}", title_justify="left")
     learning.add_column("")
     learning.add_column("final", justify="right")
     for key, label, form in _LEARNING:
@@ -130,8 +134,8 @@ _LEARNING = (
     ("primal", "primal objective", ".6f"),
     ("dual", "dual objective", ".6f"),
     ("gap", "duality gap", ".2e"),
-    ("train_error", "train error, mean over users", ".2%"),
-    ("train_error_worst", "train error, worst user", ".2%"),
-    ("test_error", "test error, mean over users", ".2%"),
-    ("test_error_worst", "test error, worst user", ".2%"),
+    ("train_error", "train error, mean over users", ".4f"),
+    ("train_error_worst", "train error, worst user", ".4f"),
+    ("test_error", "test error, mean over users", ".4f"),
+    ("test_error_worst", "test error, worst user", ".4f"),
 )

@@ -1,6 +1,7 @@
 """Train over a two-hop network, counting every bit: `python -m hmtl.train topology=symmetric r=3`."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hmtl.communication import CodedHierarchical, tier_loads
 from hmtl.communication.communicator import WIRES
 from hmtl.communication.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
 from hmtl.config import Run, build, main
+from hmtl.errors import Interrupted
 from hmtl.figures import link_figure, omega_figure
 from hmtl.topology import draw
 from hmtl.trainer import Row
@@ -23,10 +25,12 @@ def train(cfg: DictConfig) -> None:
     try:
         network_figure = draw(run.topology)
         network_figure.savefig(run.output_dir / "topology.png", dpi=150)
-        history = run.trainer.fit(Path(cfg.resume) if cfg.resume else None)
+        history = run.trainer.fit(run.checkpoint)
         if run.trainer.interrupted:
-            print(f"stopped after round {len(history) - 1}; go on with resume={run.output_dir}")
-            raise KeyboardInterrupt
+            for logger in run.loggers:
+                logger.close()
+            print(f"stopped after {len(history)} rounds; go on with resume={run.output_dir}")
+            raise Interrupted(run.trainer.interrupted)
         summary = summarize(run, cfg, history)
         write_json(run.output_dir / "summary.json", summary)
         figures = {"network": network_figure, "links": link_figure(run.communicator.ledger)}
@@ -34,6 +38,7 @@ def train(cfg: DictConfig) -> None:
             figures["omega"] = omega_figure(run.algorithm.Omega)
         for logger in run.loggers:
             logger.finish(summary, figures)
+        print(f"Results: {run.output_dir}")
     finally:
         for logger in run.loggers:
             logger.close()
@@ -42,7 +47,7 @@ def train(cfg: DictConfig) -> None:
 def summarize(run: Run, cfg: DictConfig, history: list[Row]) -> dict[str, Any]:
     """What `summary.json` holds: the run's settings, loads in IVs, bits, seconds, and the last round's measurements."""
     coded = isinstance(run.communicator, CodedHierarchical)
-    scheme = cfg.scheme if coded else "uncoded"
+    scheme, problem = cfg.scheme if coded else "uncoded", run.algorithm.problem
     planned = run.communicator.plan.loads if isinstance(run.communicator, CodedHierarchical) else None
     theory, bound = tier_loads(run.topology, scheme, run.network.medium, planned), bounds(run.topology)
     spent = {
@@ -59,7 +64,10 @@ def summarize(run: Run, cfg: DictConfig, history: list[Row]) -> dict[str, Any]:
         "scheme": scheme,
         "medium": run.network.medium,
         "algorithm": type(run.algorithm).__name__.lower(),
-        **{part: cfg[part]["_target_"].rsplit(".", 1)[-1] for part in ("dataset", "loss", "regularizer")},
+        "dataset": cfg.dataset["_target_"].rsplit(".", 1)[-1],
+        "loss": _snake_case(problem.loss),
+        "regularizer": _snake_case(problem.regularizer),
+        "error_measure": problem.loss.measure,
         "lam": cfg.lam,
         "rounds": len(history),
         "seed": cfg.seed,
@@ -76,6 +84,11 @@ def summarize(run: Run, cfg: DictConfig, history: list[Row]) -> dict[str, Any]:
         **learned,
         **({"note": narrow} if (narrow := _narrow_wire(run)) else {}),
     }
+
+
+def _snake_case(part: object) -> str:
+    """The name of a class as the configuration has it: TaskRelationship is task_relationship."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(part).__name__).lower()
 
 
 def _narrow_wire(run: Run) -> str | None:

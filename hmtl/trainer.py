@@ -74,35 +74,38 @@ class Trainer:
         self.checkpoint_every = checkpoint_every
         self.identity = dict(identity or {})
         self.loggers = loggers
+        self._forwarders = network.forwarders(communicator.topology)
         self.history: list[Row] = []
-        self.interrupted = False
+        self.interrupted = 0
 
-    def fit(self, resume: Path | None = None) -> list[Row]:
+    def fit(self, checkpoint: Mapping[str, Any] | None = None) -> list[Row]:
         """Run the rounds that are left and return one row for each round, those before a resume included.
 
-        Ctrl-C ends it after the round in work, with a checkpoint and `interrupted` set; a second one at once.
+        Ctrl-C, or SIGTERM, ends it after the round in work, with a checkpoint and `interrupted` set to the signal's
+        number; a second one at once.
 
-        Raises:
-            CheckpointError: `resume` is damaged, or of another configuration.
+        Args:
+            checkpoint: what `load_checkpoint` gave, to go on from there.
         """
-        if resume is not None:
-            self._load(resume)
+        if checkpoint is not None:
+            self.history = list(checkpoint["history"])
+            self.communicator.V_bits = checkpoint["V_bits"]
+            self.algorithm.load_state_dict(checkpoint["algorithm"])
+            self.communicator.ledger.load_state_dict(checkpoint["ledger"])
         for row in self.history:
             for logger in self.loggers:
                 logger.log(row)
         user_seconds = self.algorithm.user_seconds(len(self.history), TIMED_USERS)
-        with _ctrl_c() as asked_to_stop:
-            while len(self.history) < self.rounds and not self._converged():
+        with _signals() as caught:
+            while not self.interrupted and len(self.history) < self.rounds and not self._converged():
                 row = self._round(len(self.history), user_seconds)
                 self.history.append(row)
                 for logger in self.loggers:
                     logger.log(row)
-                self.interrupted = asked_to_stop.is_set()
-                if self.interrupted or len(self.history) % self.checkpoint_every == 0:
+                self.interrupted = sum(caught[:1])
+                if len(self.history) % self.checkpoint_every == 0:
                     self._save()
-                if self.interrupted:
-                    return self.history
-        self._save()
+            self._save()
         return self.history
 
     def _round(self, number: int, user_seconds: float) -> Row:
@@ -119,22 +122,19 @@ class Trainer:
         slowest user's local update, the slowest relay's and the server's coding, the global update) and
         `communication_s` (Hu et al. 2022, eqs. (12), (13)); `uncoded_s`, what the round takes uncoded.
         """
-        ledger, watch = self.communicator.ledger, self.communicator.stopwatch
-        bits = {tier: ledger.bits(tier, round=-1) for tier in TIERS}
+        watch, topology = self.communicator.stopwatch, self.communicator.topology
         learning = user_seconds + watch.slowest("global update")
-        sent = {tier: ledger.per_link(tier, round=-1).sum(axis=1) for tier in TIERS}
-        topology = self.communicator.topology
-        uncoded: dict[str, Any] = dict.fromkeys(TIERS, topology.K * self.communicator.V_bits)
-        uncoded[USERS_TO_RELAYS] = sent[USERS_TO_RELAYS]  # of those present
-        uncoded[RELAYS_TO_SERVER] = np.bincount(topology.serving, sent[USERS_TO_RELAYS], topology.H)
-        for tier in (SERVER_TO_RELAYS, RELAYS_TO_USERS):  # what travels with the models does so uncoded, too
-            uncoded[tier] += bits[RELAYS_TO_USERS].overhead
+        sent = {tier: self.communicator.ledger.per_link(tier, round=-1).sum(axis=1) for tier in TIERS}
+        uncoded = sent | {  # what users send goes on to the server, and what they get, overhead included, comes from it
+            RELAYS_TO_SERVER: np.bincount(self._forwarders, sent[USERS_TO_RELAYS], topology.H),
+            SERVER_TO_RELAYS: sent[RELAYS_TO_USERS],
+        }
         before = self.history[-1]["bits_total"] if self.history else 0
         return {
             "round": number,
             **self.algorithm.metrics(),
-            **{f"bits/{tier}": b.total for tier, b in bits.items()},
-            "bits_total": before + sum(b.total for b in bits.values()),
+            **{f"bits/{tier}": int(bits.sum()) for tier, bits in sent.items()},
+            "bits_total": before + sum(int(bits.sum()) for bits in sent.values()),
             "compute_s": learning + watch.slowest("relay") + watch.slowest("server"),
             "communication_s": self.network.seconds(sent),
             "uncoded_s": learning + self.network.seconds(uncoded),
@@ -157,23 +157,6 @@ class Trainer:
             },
         )
 
-    def _load(self, path: Path) -> None:
-        state = load_checkpoint(path)
-        differences = [
-            f"{key}: {state['identity'].get(key)!r} there, {self.identity.get(key)!r} here"
-            for key in sorted(state["identity"].keys() | self.identity.keys())
-            if state["identity"].get(key) != self.identity.get(key)
-        ]
-        if differences:
-            raise CheckpointError(
-                f"{path} comes from another configuration ({'; '.join(differences)}): "
-                "resume with the same values, or start anew without resume."
-            )
-        self.history = list(state["history"])
-        self.communicator.V_bits = state["V_bits"]
-        self.algorithm.load_state_dict(state["algorithm"])
-        self.communicator.ledger.load_state_dict(state["ledger"])
-
 
 def save_atomically(path: Path, state: dict[str, Any]) -> None:
     """Write `state` so that `path` holds, at any moment and after any crash, either the old or the new one, whole."""
@@ -185,40 +168,58 @@ def save_atomically(path: Path, state: dict[str, Any]) -> None:
     beside.replace(path)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, identity: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The state in the checkpoint `path`, or in the run folder `path`.
 
+    Args:
+        identity: the configuration that the checkpoint has to be of; None: whichever.
+
     Raises:
-        CheckpointError: there is none, or it cannot be read.
+        CheckpointError: there is none, it cannot be read, or it is of another configuration.
     """
     file = path / "checkpoint.pt" if path.is_dir() else path
     if not file.is_file():
         raise CheckpointError(f"no checkpoint at {file}: give a run's folder or its checkpoint.pt as resume=PATH.")
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        _ = state["identity"], state["history"], state["V_bits"], state["algorithm"], state["ledger"]
+        state = dict(torch.load(file, map_location="cpu", weights_only=True))
+        there, *_ = state["identity"], state["history"], state["V_bits"], state["algorithm"], state["ledger"]
     except Exception as error:  # torch.load raises whatever zipfile and pickle meet in a damaged file
         raise CheckpointError(
             f"{file} is not a whole checkpoint of hmtl ({type(error).__name__}): it was cut off or is something else. "
             "Take another one, or start anew without resume."
         ) from error
-    return dict(state)
+    here = there if identity is None else identity
+    differences = [
+        f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key)
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{file} comes from another configuration ({'; '.join(differences)}): "
+            "resume with the same values, or start anew without resume."
+        )
+    return state
 
 
 @contextmanager
-def _ctrl_c() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second one interrupts as usual."""
-    asked = threading.Event()
+def _signals() -> Iterator[list[int]]:
+    """Holds the number of the first SIGINT (Ctrl-C) or SIGTERM that comes; a second one acts as usual."""
+    caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # signals can be caught in the main thread only
-        yield asked
+        yield caught
         return
 
     def handler(signum: int, frame: FrameType | None) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, previous)
+        caught.append(signum)
+        restore()
 
-    previous = signal.signal(signal.SIGINT, handler)
+    def restore() -> None:
+        for number, usual in before.items():
+            signal.signal(number, usual)
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield caught
     finally:
-        signal.signal(signal.SIGINT, previous)
+        restore()

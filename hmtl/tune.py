@@ -83,7 +83,10 @@ def cross_validate(cfg: DictConfig, tasks: Sequence[Task]) -> dict[str, Any]:
 
 
 def _folds(tasks: Sequence[Task], folds: int, seed: int) -> Iterator[list[Task]]:
-    """For each fold, the tasks with one part of their training rows in place of the test rows."""
+    """For each fold, the tasks with one part of their training rows in place of the test rows.
+
+    What is fitted on a task's training rows (standardisation) is so anew, on those that the fold trains on.
+    """
     splits = []
     for k, task in enumerate(tasks):
         classes = task.classes is not None or set(task.y_train.tolist()) <= {-1.0, 1.0}
@@ -108,10 +111,10 @@ def _folds(tasks: Sequence[Task], folds: int, seed: int) -> Iterator[list[Task]]
 
 
 def _that_fit_in_memory(folds: list[list[Task]]) -> Iterator[list[list[Task]]]:
-    """Groups of folds, as large as half of the free memory holds; a fold takes four times its data to train on."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Groups of folds, as large as a quarter of the memory holds; a fold takes four times its data to train on."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     nbytes = 4 * sum(8 * task.x_train.numel() for task in folds[0])
-    size = max(1, free // 2 // nbytes)
+    size = max(1, memory // 4 // nbytes)
     for start in range(0, len(folds), size):
         yield folds[start : start + size]
 

@@ -45,7 +45,7 @@ def test_times_and_verdict_by_hand(as_json: Callable[..., dict[str, dict[str, ob
     assert "36.7% less" in str(result["verdict"])
     unicast = as_json("V_bits=1000", "network.W1=2000", "network.W2=1000", "network.medium=unicast")
     assert str(unicast["verdict"]).startswith("Coding does not pay here")
-    assert "14.3% less" in str(unicast["verdict"])
+    assert "16.7% more" in str(unicast["verdict"])
 
 
 def test_unequal_uplinks_by_hand(as_json: Callable[..., dict[str, dict[str, object]]]) -> None:

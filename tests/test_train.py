@@ -71,6 +71,13 @@ def test_the_default_job_gives_the_same_models_coded_and_uncoded(configure: Conf
     assert first.abs().sum() > 0
 
 
+def test_unicast_costs_a_copy_for_each_relay_in_theory_too(configure: Configure, tmp_path: Path) -> None:
+    train(configure(*SMALL, "network.medium=unicast", "rounds=1"))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["loads_theory"]["server_to_relays"] == 5 * 4
+    assert summary["loads"]["server_to_relays"] == pytest.approx(5 * 4, rel=0.01)
+
+
 def test_what_a_run_leaves(
     configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +202,91 @@ def test_resume_names_what_differs(configure: Configure, tmp_path: Path) -> None
     longer.mkdir()
     train(configure(*SMALL, "rounds=13", f"resume={tmp_path}", f"output_dir={longer}"))
     assert len(load_checkpoint(longer)["history"]) == 13
+
+
+@pytest.mark.parametrize("resume", ["other settings", "nothing", "done"])
+def test_a_bad_resume_touches_nothing(configure: Configure, tmp_path: Path, resume: str) -> None:
+    """Not even in the folder of the run itself, which a user may well name as the place for the results."""
+    train(configure(*SMALL[:-1]))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    other = {"other settings": "lam=0.5", "nothing": "rounds=13", "done": "rounds=12"}[resume]
+    where = tmp_path / "nothing" if resume == "nothing" else tmp_path
+    with pytest.raises((CheckpointError, ConfigError)):
+        train(configure(*SMALL[:-1], other, f"resume={where}"))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("overrides", [("r=5",), ("H=2", "r=2"), ("topology=any_r", "r=5"), ("communicator=uncoded",)])
+def test_idle_tiers_are_no_trouble(configure: Configure, tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    train(configure(*SMALL[:-1], "rounds=2", *overrides))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    idle = "communicator=uncoded" not in overrides
+    assert (summary["loads"]["relays_to_server"] == 0) is idle
+
+
+def test_sigterm_keeps_a_checkpoint(tmp_path: Path) -> None:
+    settings = ("K=10", "rounds=100000", "dataset.rows_per_user=40", "checkpoint_every=100000", "logger=none")
+    run = subprocess.Popen(
+        command(*settings, "logger=default", f"hydra.run.dir={tmp_path}"), stdout=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "metrics.csv").exists() or len((tmp_path / "metrics.csv").read_text().splitlines()) < 5:
+        assert run.poll() is None
+        time.sleep(0.01)
+    run.terminate()
+    out, _ = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM
+    assert out.splitlines()[-1].startswith("stopped after")
+    assert len(load_checkpoint(tmp_path)["history"]) == len(rows(tmp_path))
+
+
+def test_one_bad_job_does_not_end_a_sweep(tmp_path: Path) -> None:
+    done = subprocess.run(
+        command("-m", "r=9,3", *SMALL[:-1], "rounds=2", "logger=none", f"hydra.sweep.dir={tmp_path}"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "error: r=9" in done.stderr
+    assert (tmp_path / "1" / "summary.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rouns=3", "did you mean 'rounds'?"),
+        ("+lamda=1", "did you mean 'lam'?"),
+        ("topology.q=1", "there is no setting"),
+    ],
+)
+def test_unknown_settings(tmp_path: Path, override: str, message: str) -> None:
+    done = subprocess.run(command(override, f"hydra.run.dir={tmp_path}"), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+GROUPS = {
+    "topology": ("symmetric", "any_r", "heterogeneous", "geometric"),
+    "algorithm": ("mocha", "cocoa", "fedu"),
+    "loss": ("hinge", "smooth_hinge"),
+    "regularizer": ("task_relationship", "mean", "graph", "clustered"),
+    "dataset": ("mnist5k", "files"),
+    "participation": ("full",),
+    "network": ("default",),
+    "communicator": ("coded",),
+}
+
+
+@pytest.mark.parametrize(("group", "choice"), [(group, choice) for group, cs in GROUPS.items() for choice in cs])
+def test_a_word_where_a_number_belongs(configure: Configure, group: str, choice: str) -> None:
+    """Each numeric setting of each part, by name."""
+    selected = [f"{group}={choice}"] if group != "network" else []
+    extra = ["dataset.path=nowhere"] if choice == "files" else []
+    node = configure(*selected, *extra, "logger=none")[group]
+    numeric = [key for key, value in node.items() if isinstance(value, int | float)]
+    assert numeric or choice in ("hinge",)
+    for key in numeric:
+        with pytest.raises(ConfigError, match=f"{key}=abc"):
+            train(configure(*selected, *extra, "logger=none", f"{group}.{key}=abc"))
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5, 0.999])

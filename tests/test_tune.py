@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import DictConfig
 from sklearn.svm import LinearSVC
 
-from hmtl.config import build_tasks, compose
+from hmtl.config import build_problem, build_tasks, compose
+from hmtl.data.tasks import deal
 from hmtl.errors import ConfigError, DataError
-from hmtl.tune import _folds, cross_validate, tune
+from hmtl.mtl import FedU, LocalSGD
+from hmtl.tune import _folds, cross_validate, train_side_by_side, tune
 
 Configure = Callable[..., DictConfig]
 SMALL = ("K=10", "dataset.rows_per_user=60", "tune.folds=3", "tune.grid=[0.03,0.3]", "logger=none")
@@ -20,6 +23,7 @@ SMALL = ("K=10", "dataset.rows_per_user=60", "tune.folds=3", "tune.grid=[0.03,0.
 def test_folds_part_the_training_rows(configure: Configure) -> None:
     tasks, _ = build_tasks(configure(*SMALL))
     folds = list(_folds(tasks, 3, seed=0))
+    assert not torch.equal(next(_folds(tasks, 3, seed=1))[0].x_test, folds[0][0].x_test)
     for k, task in enumerate(tasks):
         rows = {row.numpy().tobytes() for row in task.x_train}
         parts = [{row.numpy().tobytes() for row in fold[k].x_test} for fold in folds]
@@ -29,6 +33,16 @@ def test_folds_part_the_training_rows(configure: Configure) -> None:
             kept = {row.numpy().tobytes() for row in fold[k].x_train}
             assert not kept & {row.numpy().tobytes() for row in fold[k].x_test}
             assert len(fold[k].x_train) + len(fold[k].x_test) == len(task.x_train)
+
+
+def test_folds_are_standardized_on_what_they_train_on() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(5, 3, (40, 3)) ** 2, np.tile([1.0, -1.0], 20)
+    plain, scaled = (deal("a", x, y, 0.25, np.random.default_rng(1), standardize=on) for on in (False, True))
+    for raw, fold in zip(_folds([plain], 3, seed=0), _folds([scaled], 3, seed=0), strict=True):
+        mean, sd = raw[0].x_train.mean(0), raw[0].x_train.std(0, correction=0)
+        torch.testing.assert_close(fold[0].x_train, (raw[0].x_train - mean) / sd)
+        torch.testing.assert_close(fold[0].x_test, (raw[0].x_test - mean) / sd)
 
 
 def test_errors_are_those_of_liblinear(configure: Configure) -> None:
@@ -71,6 +85,21 @@ def test_same_seed_same_errors(configure: Configure) -> None:
     cfg = configure(*SMALL, "rounds=5")
     tasks, _ = build_tasks(cfg)
     assert cross_validate(cfg, tasks) == cross_validate(cfg, tasks)
+
+
+def with_dropout(d: int, C: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(d, 16), torch.nn.Dropout(), torch.nn.Linear(16, C))
+
+
+def test_models_side_by_side_draw_as_if_alone(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = configure(*SMALL, "algorithm=fedu")
+    problem, W = build_problem(cfg, build_tasks(cfg)[0]), []
+    for threads in (1, 4):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        members = [FedU(problem, LocalSGD(epochs=1), with_dropout, seed=seed) for seed in range(4)]
+        train_side_by_side(members, 3)
+        W.append(torch.stack([member.W for member in members]))
+    assert torch.equal(*W)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,19 @@ In: a `Topology`, a scheme, a seed. Out: the loads of the scheme, bounds on thos
 matrices with which relays and server combine messages and relays decode. `gf256.matmul` applies them to bytes.
 """
 
-from hmtl.coding.bounds import Loads, bounds, loads
+from hmtl.coding.bounds import Loads, bounds, forwarders, loads
 from hmtl.coding.optimal import Demand, Uplinks
-from hmtl.coding.plan import Block, Plan, make_plan
+from hmtl.coding.plan import CODED_SCHEMES, Block, Plan, make_plan
 
-__all__ = ["Block", "Demand", "Loads", "Plan", "Uplinks", "bounds", "loads", "make_plan"]
+__all__ = [
+    "CODED_SCHEMES",
+    "Block",
+    "Demand",
+    "Loads",
+    "Plan",
+    "Uplinks",
+    "bounds",
+    "forwarders",
+    "loads",
+    "make_plan",
+]

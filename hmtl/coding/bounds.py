@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hmtl.coding.allocation import allocate
 from hmtl.coding.optimal import Demand, Uplinks
 from hmtl.topology import Topology
+from hmtl.topology.topology import balanced
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def loads(t: Topology, scheme: str = "optimal", uplinks: Uplinks | None = None) 
         scheme: `uncoded`, where each IV and each model passes the server once; `optimal`, which no scheme falls below;
             or one that `allocate` knows.
         uplinks: of the active relays, for which `optimal` then takes the least time instead of the least load, with
-            c < H pieces; None: all alike.
+            c < H pieces, and `uncoded` the relays that forward soonest; None: all alike.
 
     Raises:
         CodingError: no such scheme.
@@ -46,7 +48,7 @@ def loads(t: Topology, scheme: str = "optimal", uplinks: Uplinks | None = None) 
     Ref: Hu et al. 2022, Theorem 1, eqs. (33a) and (33b).
     """
     if scheme == "uncoded":
-        return Loads.of(t, np.bincount(t.serving, minlength=t.H)[list(t.active)].tolist(), t.K)
+        return Loads.of(t, np.bincount(forwarders(t, uplinks), minlength=t.H)[list(t.active)].tolist(), t.K)
     if scheme == "optimal":
         rates = Demand(t.G[list(t.active)]).rates(max(1, len(t.active) - 1), uplinks)
         return Loads.of(t, [Fraction(count, rates.pieces) for count in rates.counts], _most_missed(t))
@@ -54,6 +56,19 @@ def loads(t: Topology, scheme: str = "optimal", uplinks: Uplinks | None = None) 
     shares = [[n * alpha for n, alpha in zip(part.n, part.alpha, strict=True)] for part in parts]
     active = [sum(share, Fraction()) for share in zip(*shares, strict=True)] or [0] * len(t.active)
     return Loads.of(t, active, sum(part.downlink for part in parts))
+
+
+def forwarders(t: Topology, uplinks: Uplinks | None = None) -> NDArray[np.int64]:
+    """[K] the one relay of N(k) that passes each user's IV on to the server where nothing is coded, for the least time.
+
+    Args:
+        uplinks: of the active relays; None: all alike, and each user's `serving` relay forwards.
+    """
+    if uplinks is None:
+        return t.serving
+    bandwidths = np.ones(t.H)
+    bandwidths[list(t.active)] = uplinks.bandwidths
+    return balanced(t.G, bandwidths) if uplinks.parallel else (t.G * bandwidths[:, None]).argmax(axis=0)
 
 
 def bounds(t: Topology) -> Loads:

@@ -38,11 +38,6 @@ def _tables() -> tuple[Tensor, Tensor]:
 PRODUCTS, INVERSES = _tables()
 
 
-def multiply(a: Tensor, b: Tensor) -> Tensor:
-    """The elementwise products a·b of uint8 tensors whose shapes broadcast."""
-    return PRODUCTS.to(a.device).view(-1).take(a.long().mul_(256) + b)
-
-
 def inverse(a: Tensor) -> Tensor:
     """The elementwise inverses of a uint8 tensor.
 

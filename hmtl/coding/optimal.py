@@ -189,9 +189,10 @@ class Demand:
 
     def _flow(self, supply: NDArray[np.int64], demand: NDArray[np.int64]) -> tuple[int, list[int]]:
         """The largest flow from relays [H] to types [T], and the relays on the source's side of the smallest cut."""
-        # scipy's flows are int32, which holds c·n up to 2·10^9
-        inner = np.full(len(self._order) - len(supply) - len(demand), supply.sum())
-        capacity = np.concatenate([supply, inner, demand])[self._order].astype(np.int32)
+        # More than all demand is as good as no limit; scipy's flows are int32, which then holds c·n up to 2·10^9.
+        unlimited = demand.sum() + 1
+        inner = np.full(len(self._order) - len(supply) - len(demand), unlimited)
+        capacity = np.concatenate([supply.clip(max=unlimited), inner, demand])[self._order].astype(np.int32)
         shape = (self._sink + 1, self._sink + 1)
         graph = csr_array((capacity, self._heads, self._starts), shape=shape)
         found = maximum_flow(graph, self._source, self._sink)

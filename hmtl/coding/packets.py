@@ -12,7 +12,7 @@ def to_bytes(x: Tensor) -> Tensor:
 
 
 def from_bytes(packets: Tensor, dtype: torch.dtype) -> Tensor:
-    """The numbers [K, m] whose bytes are the rows of packets, uint8 [K, m·itemsize].
+    """The numbers [K, m] whose bytes are the rows of packets, uint8 [K, m·itemsize]; shares their memory if it can.
 
     Raises:
         CodingError: a row is no whole number of numbers.
@@ -22,4 +22,6 @@ def from_bytes(packets: Tensor, dtype: torch.dtype) -> Tensor:
             f"Packets of {packets.shape[1]} bytes hold no whole number of {dtype}, {dtype.itemsize} bytes each. "
             f"Cut the padding off first."
         )
-    return packets.clone(memory_format=torch.contiguous_format).view(dtype)  # a fresh copy is aligned for any dtype
+    if packets.storage_offset() % dtype.itemsize:
+        packets = packets.clone()  # a fresh copy is aligned for any dtype
+    return packets.contiguous().view(dtype)

@@ -5,7 +5,7 @@ relays. All matrices are uint8 tensors over GF(2^8); a message and a piece are e
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from math import lcm
 
@@ -24,6 +24,7 @@ from hmtl.errors import CodingError
 from hmtl.rng import generator
 from hmtl.topology import Topology
 
+CODED_SCHEMES = ("optimal", "paper", "equal")
 TRIES = 20  # a draw fails with a probability near H/255, so that with tens of relays this many never fail together
 MOST_PIECES = 4096  # a block of so many pieces takes minutes to plan, and time grows with their cube
 ROUNDING = 0.005  # with several generations, each takes the fewest pieces whose load is that near to the best
@@ -85,7 +86,7 @@ class Plan:
     topology: Topology
     scheme: str
     seed: int
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block, ...] = field(repr=False)
 
     @property
     def loads(self) -> Loads:
@@ -184,7 +185,7 @@ def _block(
         broadcast = matmul(recoding, _on_all(uplink, heard, c, len(users)))
         decoders = []
         for known in heard:
-            decoder = _decoder(broadcast, _columns(known, c))
+            decoder = _decoder(broadcast, piece_rows(known, c))
             if decoder is None:
                 break
             decoders.append(decoder)
@@ -228,13 +229,13 @@ def _on_all(uplink: list[Tensor], heard: tuple[tuple[int, ...], ...], c: int, n:
     widened = []
     for known, rows in zip(heard, uplink, strict=True):
         wide = torch.zeros(len(rows), c * n, dtype=torch.uint8)
-        wide[:, _columns(known, c)] = rows
+        wide[:, piece_rows(known, c)] = rows
         widened.append(wide)
     return torch.cat(widened)
 
 
-def _columns(positions: tuple[int, ...], c: int) -> Tensor:
-    """The places of these users' pieces among the pieces of all."""
+def piece_rows(positions: tuple[int, ...], c: int) -> Tensor:
+    """The rows of these users' pieces among the stacked pieces of all: piece s of the user at p is row p·c + s."""
     return (torch.tensor(positions, dtype=torch.int64)[:, None] * c + torch.arange(c)).flatten()
 
 

@@ -5,13 +5,13 @@ K users, H relays, L bytes per IV, c pieces per IV; within a block of the plan n
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hmtl.coding import Block, make_plan
 from hmtl.coding.gf256 import matmul
+from hmtl.coding.plan import piece_rows
 from hmtl.communication.communicator import Communicator, Users
 from hmtl.communication.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
 from hmtl.communication.network import Network
@@ -85,7 +85,7 @@ class CodedHierarchical(Communicator):
         A relay works on `heard[n]` and the server's broadcast alone, the server on the relays' messages alone.
         """
         relays = self.topology.active
-        rows = [_piece_rows(heard, block.pieces) for heard in block.heard]
+        rows = [piece_rows(heard, block.pieces) for heard in block.heard]
         heard = [pieces[r] for r in rows]
         messages = []
         for n, relay in enumerate(relays):
@@ -100,15 +100,10 @@ class CodedHierarchical(Communicator):
             with self.stopwatch.measure(f"relay {relay}"):
                 known = torch.empty_like(pieces)
                 known[rows[n]] = heard[n]
-                missing = torch.ones(len(pieces), dtype=torch.bool, device=pieces.device)
+                missing = torch.ones(len(pieces), dtype=torch.bool)
                 missing[rows[n]] = False
                 known[missing] = matmul(block.decoders[n], torch.cat([broadcast, heard[n]]))
             yield known
-
-
-def _piece_rows(heard: Any, c: int) -> Tensor:
-    """Rows of the stacked pieces that belong to the users at the positions `heard`."""
-    return (torch.as_tensor(heard, dtype=torch.long)[:, None] * c + torch.arange(c)).flatten()
 
 
 def _column_blocks(ivs: Tensor, block: Block) -> Iterator[tuple[Tensor, slice]]:
@@ -143,4 +138,4 @@ def _spans(columns: slice, piece: int, c: int, nbytes: int) -> Iterator[tuple[in
 
 
 def _buffer(pieces: Tensor) -> memoryview:
-    return pieces.cpu().contiguous().numpy().data
+    return pieces.numpy().data

@@ -21,7 +21,7 @@ from hmtl.communication.ledger import (
     USERS_TO_RELAYS,
     LinkLedger,
 )
-from hmtl.communication.network import check_medium
+from hmtl.communication.network import Network, check_medium
 from hmtl.errors import CodingError, ConfigError
 from hmtl.topology import Topology
 
@@ -90,22 +90,23 @@ class Communicator(ABC):
         self.ledger.begin_round()
         self.stopwatch = Stopwatch()
         wire = WIRES[self.wire] if self.wire else ivs.dtype
-        sent = to_bytes(ivs.to(wire))
+        sent = to_bytes(ivs.to(wire)).cpu()  # relays and server handle bytes, on whatever device users compute
         self.V_bits = 8 * sent.shape[1]
         present = np.setdiff1d(np.arange(self.topology.K), absent)
         self.ledger.add(USERS_TO_RELAYS, present, self.V_bits)
-        received = from_bytes(self._gather(sent, present), wire).to(ivs.dtype)
+        received = from_bytes(self._gather(sent, present), wire).to(ivs)
         with self.stopwatch.measure("global update"):
-            models = to_bytes(global_update(received).to(wire))
+            models = to_bytes(global_update(received).to(wire)).cpu()
+        del received  # which may be as large as all IVs
         model_bits = 8 * models.shape[1]
         payload, overhead = min(model_bits, self.V_bits), max(model_bits - self.V_bits, 0)
         self._return(payload, overhead)
         self.ledger.add(RELAYS_TO_USERS, np.arange(self.topology.K), payload, overhead)
-        return from_bytes(models, wire).to(ivs.dtype)
+        return from_bytes(models, wire).to(ivs, copy=True)  # users share no memory with who computed their models
 
     @abstractmethod
     def _gather(self, ivs: Tensor, present: Users) -> Tensor:
-        """Bring all IVs, [K, L] uint8, to where the global update runs; the ledger counts what it takes.
+        """All IVs, [K, L] uint8 in new memory, as they come to where the global update runs; the ledger counts it.
 
         Args:
             ivs: row k is what user k sends, or what everybody takes for it if it is not `present`.
@@ -118,11 +119,28 @@ class Communicator(ABC):
 
 
 class Uncoded(Communicator):
-    """Relays forward, the server runs the global update. Ref: Hu et al. 2022, Example 1; loads (K, K, K, K)."""
+    """Relays forward, the server runs the global update. Ref: Hu et al. 2022, Example 1; loads (K, K, K, K).
+
+    Args:
+        topology, medium, wire: see `Communicator`.
+        uplink_bps, uplink: the relays' links to the server, see `Network`; who forwards is chosen for the least time.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        medium: str = "broadcast",
+        wire: str | None = None,
+        *,
+        uplink_bps: Sequence[float] | None = None,
+        uplink: str = "shared",
+    ) -> None:
+        super().__init__(topology, medium, wire)
+        self.forwarders = Network(uplink_bps=uplink_bps, uplink=uplink).forwarders(topology)
 
     def _gather(self, ivs: Tensor, present: Users) -> Tensor:
-        self.ledger.add(RELAYS_TO_SERVER, self.topology.serving[present], 8 * ivs.shape[1])
-        return ivs
+        self.ledger.add(RELAYS_TO_SERVER, self.forwarders[present], 8 * ivs.shape[1])
+        return ivs.clone()
 
     def _return(self, payload_bits: int, overhead_bits: int) -> None:
         self.ledger.add(SERVER_TO_RELAYS, self.topology.serving, payload_bits, overhead_bits)

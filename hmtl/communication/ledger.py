@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 
 TIERS = ("users_to_relays", "relays_to_server", "server_to_relays", "relays_to_users")
 USERS_TO_RELAYS, RELAYS_TO_SERVER, SERVER_TO_RELAYS, RELAYS_TO_USERS = TIERS
@@ -40,7 +41,7 @@ class LinkLedger:
         )
         ends = np.cumsum([0, *(len(self.links[tier]) for tier in TIERS)])
         self._slices = {tier: slice(ends[n], ends[n + 1]) for n, tier in enumerate(TIERS)}
-        self._counts: list[np.ndarray[Any, np.dtype[np.int64]]] = []  # per round [links of all tiers, 2]
+        self._counts: list[NDArray[np.int64]] = []  # per round [links of all tiers, 2]
 
     @property
     def rounds(self) -> int:
@@ -50,7 +51,7 @@ class LinkLedger:
     def begin_round(self) -> None:
         self._counts.append(np.zeros((self._slices[TIERS[-1]].stop, 2), np.int64))
 
-    def add(self, tier: str, links: Any, payload: Any, overhead: Any = 0) -> None:
+    def add(self, tier: str, links: ArrayLike, payload: int, overhead: int = 0) -> None:
         """Count bits of the present round on `links` (an index or an array of indices, repeats allowed) of `tier`."""
         counts, links = self._counts[-1][self._slices[tier]], np.asarray(links)
         np.add.at(counts[:, 0], links, payload)
@@ -58,15 +59,14 @@ class LinkLedger:
 
     def bits(self, tier: str, link: int | None = None, round: int | None = None) -> Bits:
         """Bits on `tier`, or on one `link` of it; in one `round` (negative counts from the last), or in all."""
-        rounds = self._counts if round is None else [self._counts[round]]
-        counts = sum((c[self._slices[tier]] for c in rounds), np.zeros((len(self.links[tier]), 2), np.int64))
+        counts = self.per_link(tier, round)
         payload, overhead = counts.sum(0) if link is None else counts[link]
         return Bits(int(payload), int(overhead))
 
-    def per_link(self, tier: str, round: int | None = None) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def per_link(self, tier: str, round: int | None = None) -> NDArray[np.int64]:
         """[links, 2] payload and overhead bits of one `round` (negative counts from the last), or of all."""
         rounds = self._counts if round is None else [self._counts[round]]
-        return np.asarray(sum(c[self._slices[tier]] for c in rounds))
+        return sum((c[self._slices[tier]] for c in rounds), np.zeros((len(self.links[tier]), 2), np.int64))
 
     def loads(self, V_bits: int) -> dict[str, float]:
         """Measured load of each tier: payload bits per round, divided by V (Hu et al. 2022, Definitions 3 and 4)."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hmtl.coding import Loads, Uplinks, loads
+from hmtl.coding import Loads, Uplinks, forwarders, loads
 from hmtl.communication.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS, SERVER_TO_RELAYS, TIERS, USERS_TO_RELAYS
 from hmtl.errors import ConfigError
 from hmtl.topology import Topology
@@ -73,6 +73,10 @@ class Network:
             return None
         links = self._uplinks(topology.H)
         return Uplinks(tuple(links.bandwidths[i] for i in topology.active), links.parallel)
+
+    def forwarders(self, topology: Topology) -> NDArray[np.int64]:
+        """[K] the relay that passes each user's IV on where nothing is coded, see `hmtl.coding.forwarders`."""
+        return forwarders(topology, self.uplinks(topology))
 
     def _uplinks(self, H: int) -> Uplinks:
         bandwidths = (self.W2,) * H if self.uplink_bps is None else tuple(self.uplink_bps)

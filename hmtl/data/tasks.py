@@ -27,6 +27,7 @@ class Task:
             is given.
         x_test, y_test: [n_test, d] and [n_test].
         classes: C, if y is the number of a class, 0..C−1, kept as int64.
+        standardize: bring each column to mean 0, variance 1 on the training rows (a constant one: to 0).
 
     Raises:
         DataError: a shape does not fit, a part is empty, a value is NaN or infinite, a class has no such number, or
@@ -39,6 +40,7 @@ class Task:
     x_test: Tensor
     y_test: Tensor
     classes: int | None = None
+    standardize: bool = False
 
     def __post_init__(self) -> None:
         for field in ("x_train", "y_train", "x_test", "y_test"):
@@ -47,6 +49,10 @@ class Task:
             object.__setattr__(self, field, values if narrow else values.to(torch.float64))
         if fault := next(self._faults(), None):
             raise DataError(f"Task {self.name!r}: {fault}")
+        if self.standardize:
+            scaler = StandardScaler().fit(self.x_train.numpy())
+            for field in ("x_train", "x_test"):
+                object.__setattr__(self, field, torch.from_numpy(scaler.transform(getattr(self, field).numpy())))
         if self.classes is not None:
             for field in ("y_train", "y_test"):
                 object.__setattr__(self, field, getattr(self, field).long())
@@ -89,11 +95,10 @@ def deal(
     """The task of all rows, dealt into train and test at random; both parts get their share of each class.
 
     Args:
-        name, classes: see Task. With more than two classes, one that is too rare to be shared falls where it falls.
+        name, classes, standardize: see Task. Of more than two classes, one too rare to be shared falls where it falls.
         x, y: [n, d] and [n].
         test_fraction: share of the rows kept for testing, rounded up to whole rows (250 rows: 187 + 63).
         rng: draws which rows.
-        standardize: bring each column to mean 0, variance 1 on the training rows (a constant one: to 0).
 
     Raises:
         ConfigError: test_fraction is not between 0 and 1.
@@ -115,7 +120,4 @@ def deal(
             f"every class. Give more rows, or bring the fraction nearer to 0.5."
         ) from cause
     x_train, x_test, y_train, y_test = parts
-    if standardize:
-        scaler = StandardScaler().fit(x_train)
-        x_train, x_test = scaler.transform(x_train), scaler.transform(x_test)
-    return Task(name, x_train, y_train, x_test, y_test, classes)
+    return Task(name, x_train, y_train, x_test, y_test, classes, standardize)

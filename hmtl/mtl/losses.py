@@ -37,6 +37,11 @@ class Loss(nn.Module, ABC):
         """The a′ that maximises −ℓ*(−a′) − (a′ − a)·p − (q/2)·(a′ − a)²; q = 0 (a row of zeros) comes with p = 0."""
         raise NotImplementedError
 
+    @property
+    def measure(self) -> str:
+        """What the mean of `error` is."""
+        return "mean squared error" if self.labels is None and not self.classes else "share misclassified"
+
     def error(self, prediction: Tensor, y: Tensor) -> Tensor:
         """What a test counts per row: 1 for a wrong sign (0 is wrong too), or the squared error in regression."""
         return (prediction - y).square() if self.labels is None else (prediction * y <= 0).to(y.dtype)

@@ -4,6 +4,7 @@ d features, C outputs (classes, or 1), m parameters.
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ from hmtl.rng import generator
 
 MakeModel = Callable[[int, int], nn.Module]
 """Makes a module from d and C, as the class `torch.nn.Linear` does."""
+TORCHS_GENERATORS = threading.Lock()  # one set for all threads of the process
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -98,6 +100,6 @@ class FlatModel:
 @contextmanager
 def seeded(seed: int, *name: str | int, device: torch.device | None = None) -> Iterator[None]:
     """Torch's own generators set for what modules draw (first weights, dropout), and put back afterwards."""
-    with torch.random.fork_rng([device] if device is not None and device.type == "cuda" else []):
+    with TORCHS_GENERATORS, torch.random.fork_rng([device] if device is not None and device.type == "cuda" else []):
         torch.manual_seed(int(generator(seed, *name).integers(2**63)))
         yield

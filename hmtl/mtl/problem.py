@@ -78,16 +78,17 @@ class Problem:
                     f"Task {task.name!r} has {task.x_train.shape[1]} columns, task {tasks[0].name!r} has {d}: coupled "
                     "models have the same features. Give all tasks the same columns."
                 )
+            if loss.classes != bool(task.classes) or task.classes != tasks[0].classes:
+                raise DataError(
+                    f"Task {task.name!r} has classes={task.classes}: {type(loss).__name__} "
+                    f"{'needs' if loss.classes else 'takes no'} numbered classes, the same in all tasks. "
+                    "Choose loss=cross_entropy for several classes, another for two or for numbers."
+                )
             found = set(task.y_train.tolist()) | set(task.y_test.tolist())
             if loss.labels is not None and not found <= set(loss.labels):
                 raise DataError(
                     f"Task {task.name!r} has the label {min(found - set(loss.labels)):g}, {type(loss).__name__} takes "
                     f"{loss.labels} only. Recode y, or choose a loss for regression."
-                )
-            if loss.classes and (not task.classes or task.classes != tasks[0].classes):
-                raise DataError(
-                    f"Task {task.name!r} has classes={task.classes}: {type(loss).__name__} needs numbered classes, as "
-                    "many in all tasks. Choose a target with several classes, or logistic for two."
                 )
         regularizer.prepare(tasks)
         self.tasks, self.loss, self.regularizer = tuple(tasks), loss.to(device), regularizer.to(device)
@@ -114,8 +115,12 @@ class Problem:
         return float((self._weights * self.loss(prediction, self.rows.y)).sum() + self.regularizer(W, Omega))
 
     @torch.no_grad()
-    def dual(self, a: Tensor, V: Tensor, Omega: Tensor) -> float:
-        """D(a) = −Σ_k s_k Σ_j ℓ*(−a_kj) − ½ tr(V A⁻¹ Vᵀ) for v_k = s_k Σ_j a_kj x_kj, a lower bound on the optimum."""
+    def dual(self, a: Tensor, Omega: Tensor) -> float:
+        """D(a) = −Σ_k s_k Σ_j ℓ*(−a_kj) − ½ tr(V A⁻¹ Vᵀ), v_k = s_k Σ_j a_kj x_kj, a lower bound on the optimum.
+
+        V is summed up here, for the aggregator's is only as exact as the wire that the IVs came by.
+        """
+        V = torch.bmm((self.rows.s[:, None] * a)[:, None], self.rows.X)[:, 0].T
         B = self.regularizer.inverse_coupling(Omega)
         return -float((self._weights * self.loss.conjugate(a, self.rows.y)).sum() + 0.5 * (V @ B * V).sum())
 

@@ -103,7 +103,7 @@ class Topology:
 
         Balanced: no choice has a smaller largest number of users per relay.
         """
-        return _frozen(_balanced(self.G, self.degrees))
+        return _frozen(balanced(self.G))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Topology) and np.array_equal(self.G, other.G)
@@ -156,24 +156,30 @@ def _frozen(array: NDArray[Scalar]) -> NDArray[Scalar]:
     return array
 
 
-def _balanced(G: NDArray[np.uint8], degrees: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A relay for each user [K], the largest load as small as can be.
+def balanced(G: NDArray[np.uint8], speeds: NDArray[np.float64] | None = None) -> NDArray[np.int64]:
+    """A relay for each user [K], such that the relay with most users for its speed has as few as can be.
 
-    Users move along chains of relays from the fullest relay to an emptier one. When all the relays that chains reach
-    are at most one user below it, their users have no other relays, so that no choice does better.
+    Users move along chains of relays from the slowest relay to one that stays faster even with one user more. When
+    chains reach none, the users of all that they reach have no other relays, so that no choice does better.
+
+    Args:
+        G: who hears whom [H, K].
+        speeds: of the relays [H], positive, in any unit; None: all alike.
     """
     H, K = G.shape
-    turn = np.arange(K) % degrees  # user k starts at the (k mod r_k)-th of its relays
+    speed = np.ones(H) if speeds is None else speeds
+    turn = np.arange(K) % G.sum(axis=0, dtype=np.int64)  # user k starts at the (k mod r_k)-th of its relays
     serving: NDArray[np.int64] = np.argmax(G.cumsum(axis=0, dtype=np.int32) > turn, axis=0)
     movable = np.stack([G[:, serving == i].sum(axis=1, dtype=np.int64) for i in range(H)])  # i serves, j hears too
     while True:
         load = movable.diagonal()
-        source = int(load.argmax())
+        source = int((load / speed).argmax())
         paths = nx.single_source_shortest_path(nx.from_numpy_array(movable > 0, create_using=nx.DiGraph), source)
-        target = min(paths, key=lambda j: load[j])
-        surplus = int(load[source] - load[target]) // 2
-        if surplus == 0:
+        target = min(paths, key=lambda j: (load[j] + 1) / speed[j])
+        if (load[target] + 1) / speed[target] >= load[source] / speed[source]:
             return serving
+        even = (load[source] * speed[target] - load[target] * speed[source]) / (speed[source] + speed[target])
+        surplus = max(1, int(even))
         steps = list(pairwise(paths[target]))
         amount = min(surplus, *(int(movable[step]) for step in steps))
         for i, j in steps:

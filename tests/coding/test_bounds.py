@@ -1,15 +1,17 @@
 """Loads in closed form and bounds, against Theorems 1 to 3 restated."""
 
 from fractions import Fraction
+from itertools import product
 from math import comb
 
+import numpy as np
 import pytest
 from coding_oracles import theorem_1
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import topologies
 
-from hmtl.coding import Loads, bounds, loads
+from hmtl.coding import Loads, Uplinks, bounds, forwarders, loads
 from hmtl.errors import CodingError
 from hmtl.topology import Topology, symmetric
 
@@ -71,6 +73,24 @@ def test_inactive_relays_take_no_part():
         first, *others = alone.by_relay
         assert beside_idle.by_relay == (first, 0, *others, 0)
     assert bounds(with_idle) == bounds(Topology(rows))
+
+
+@given(t=topologies(max_H=4, max_K=7), seed=st.integers(0, 99), parallel=st.booleans())
+def test_uncoded_forwarders_take_the_least_time(t, seed, parallel):
+    """Against every choice of a relay for each user."""
+    bandwidths = np.random.default_rng(seed).choice([0.5, 1, 3, 10], len(t.active))
+    uplinks = Uplinks(tuple(bandwidths), parallel)
+    time = {i: 1 / w for i, w in zip(t.active, bandwidths, strict=True)}
+
+    def seconds(chosen):
+        each = [chosen.count(i) * time[i] for i in t.active]
+        return max(each) if parallel else sum(each)
+
+    found = forwarders(t, uplinks).tolist()
+    assert all(t.G[i, k] for k, i in enumerate(found))
+    assert seconds(found) == pytest.approx(min(map(seconds, product(*map(t.relays_of, range(t.K))))))
+    assert loads(t, "uncoded", uplinks).by_relay == tuple(map(found.count, range(t.H)))
+    assert forwarders(t) is t.serving
 
 
 def test_unknown_scheme():

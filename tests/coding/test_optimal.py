@@ -174,3 +174,12 @@ def test_rates_that_do_not_suffice_are_a_defect(monkeypatch):
     monkeypatch.setattr(Demand, "_lacking", lambda demand, x, c: [0])
     with pytest.raises(CodingError, match="do not suffice"):
         Demand(any_r(K=10, H=4, r=2).G).optimum()
+
+
+@pytest.mark.parametrize("ratio", [1e3, 1e10, 1e15])
+def test_links_of_any_ratio(ratio):
+    """Relays 0 and 3 are so slow that they send what nobody else hears and no more."""
+    t = any_r(K=30, H=4, r=2)
+    found = loads(t, "optimal", Uplinks((1.0, ratio, ratio, 1.0), parallel=True))
+    alone = Fraction(sum(t.relays_of(k) == (0, 3) for k in range(30)))
+    assert found.by_relay[0] + found.by_relay[3] == pytest.approx(float(alone))

@@ -1,6 +1,8 @@
 """The coded transport beyond the contract: columns in blocks, isolation of the relays, detection of damage."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from strategies import topologies
 
 from hmtl.communication import CodedHierarchical, coded
+from hmtl.communication.communicator import Stopwatch
 from hmtl.errors import CodingError
 from hmtl.topology import Topology, any_r, symmetric
 
@@ -75,6 +78,30 @@ def test_unicast_sends_a_copy_to_each_relay() -> None:
         per_link[medium] = communicator.ledger.per_link("server_to_relays")[:, 0].tolist()
     once = 8 * 6 * 64
     assert per_link == {"broadcast": [0] * 5 + [once], "unicast": [once] * 5 + [0]}
+
+
+def test_each_product_is_timed_for_who_computes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every relay encodes, the server recodes, every relay decodes."""
+    product, timed, doing = coded.matmul, Stopwatch.measure, [""]
+    computed = []
+
+    @contextmanager
+    def measure(watch: Stopwatch, who: str) -> Iterator[None]:
+        with timed(watch, who):
+            doing.append(who)
+            yield
+            doing.pop()
+
+    def spy(A: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
+        computed.append(doing[-1])
+        return product(A, X)
+
+    monkeypatch.setattr(Stopwatch, "measure", measure)
+    monkeypatch.setattr(coded, "matmul", spy)
+    communicator = CodedHierarchical(symmetric(K=20, H=5, r=3))
+    communicator.exchange(torch.ones(20, 6, dtype=torch.float64), lambda x: x)
+    relays = [f"relay {i}" for i in range(5)]
+    assert computed == [*relays, "server", *relays]
 
 
 def test_the_slowest_relay_counts() -> None:

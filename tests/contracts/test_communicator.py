@@ -99,4 +99,30 @@ def test_narrow_numbers(dtype: torch.dtype) -> None:
     assert all(result.dtype == dtype and same_bits(result, ivs * 2) for result in results)
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_users_and_aggregator_share_messages_only(scheme: str) -> None:
+    """Nobody's memory changes by what another does to what it received."""
+    ivs = torch.ones(10, 7, dtype=torch.float64)
+    kept = []
+
+    def global_update(received: torch.Tensor) -> torch.Tensor:
+        kept.append(received)
+        return received.mul_(3)
+
+    models = make(scheme, symmetric(K=10, H=5, r=2)).exchange(ivs, global_update)
+    models.add_(1)
+    assert (ivs == 1).all()
+    assert (kept[0] == 3).all()
+    assert (models == 4).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_numbers_on_a_gpu(scheme: str) -> None:
+    ivs = random_ivs(10, 7, 0).cuda()
+    models = make(scheme, symmetric(K=10, H=5, r=2)).exchange(ivs, lambda received: received.flip(0))
+    assert models.is_cuda
+    assert same_bits(models, ivs.flip(0))
+
+
 Update = Callable[[torch.Tensor], torch.Tensor]

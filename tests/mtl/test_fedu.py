@@ -303,9 +303,9 @@ def test_state_goes_on_to_the_same_bits(algorithm, make):
         )
 
     whole, first, second = rounds(fresh(), 0, 7), rounds(fresh(), 0, 3), fresh()
-    buffer = io.BytesIO()
-    torch.save(first.state_dict(), buffer)
-    rounds(first, 3, 7)  # what was saved is a copy, not the live state
+    buffer, state = io.BytesIO(), first.state_dict()
+    rounds(first, 3, 7)  # the state is a copy, not the live one
+    torch.save(state, buffer)
     buffer.seek(0)
     torch.rand(3)  # what others draw meanwhile plays no part
     second.load_state_dict(torch.load(buffer, weights_only=True))
@@ -325,6 +325,15 @@ def test_the_seed_decides():
     assert torch.equal(models(1), models(1))
     assert not torch.equal(models(1), models(2))
     assert not torch.equal(models(1), models(1, partial(with_dropout, share=0.0)))
+
+
+def test_each_round_drops_others(monkeypatch):
+    draw = LocalSGD.draw
+    monkeypatch.setattr(LocalSGD, "draw", lambda self, seed, round, *of: draw(self, seed, 0, *of))
+    for share in (0.0, 0.3):
+        make = partial(with_dropout, share=share)
+        fedu = FedU(Problem(tasks("classes"), CrossEntropy(), Mean(0.1)), LocalSGD(), make)
+        assert torch.equal(fedu.local_update(0), fedu.local_update(1)) == (share == 0)
 
 
 def test_timing_one_user_leaves_no_trace(graph):
@@ -433,5 +442,7 @@ def test_classes_need_numbers():
     more = Task("more", first.x_train, first.y_train, first.x_test, first.y_test, C + 1)
     with pytest.raises(DataError, match="Task 'more' has classes=4"):
         Problem([*others, more], CrossEntropy(), Ridge(0.1))
+    with pytest.raises(DataError, match="Task '0' has classes=3: Squared takes no numbered classes"):
+        Problem(tasks("classes"), Squared(), Ridge(0.1))
     with pytest.raises(ConfigError, match="CrossEntropy does not define"):
         MOCHA(Problem(tasks("classes"), CrossEntropy(), Ridge(0.1)), SDCA())

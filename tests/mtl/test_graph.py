@@ -15,14 +15,14 @@ WEIGHTS = np.array([[0.0, 1.5, 0.0], [1.5, 0.0, 2.0], [0.0, 2.0, 0.0]])
 
 
 def tasks(seed, models, n=60):
-    """Tasks whose labels are the signs of w·x + a constant, on features that are not centred."""
+    """Labels are the signs of w·x + a constant, on features that are not centred; those of the test rows mislead."""
     rng = np.random.default_rng(seed)
     made = []
     for k, w in enumerate(models):
         x = rng.normal(size=(n, len(w)))
         y = np.sign(x @ w + 0.1)
         x, y = torch.from_numpy(x + rng.normal(size=len(w))), torch.from_numpy(y)
-        made.append(Task(str(k), x, y, x, y))
+        made.append(Task(str(k), x, y, x, -y))
     return made
 
 

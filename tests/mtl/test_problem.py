@@ -34,7 +34,7 @@ def test_primal_and_dual(random_problem, seed, K, reduction):
         a[k, : len(b[k])] = torch.from_numpy(b[k] * case.y[k])
     got = case.problem.primal(torch.from_numpy(W), torch.from_numpy(Omega))
     assert got == pytest.approx(primal, rel=1e-12)
-    got = case.problem.dual(a, torch.from_numpy(V), torch.from_numpy(Omega))
+    got = case.problem.dual(a, torch.from_numpy(Omega))
     assert got == pytest.approx(dual, rel=1e-9)
     assert got <= primal + 1e-9
 
@@ -57,6 +57,7 @@ def test_sigma_prime_makes_adding_safe(seed, K):
     root, V = rng.normal(size=(K, K)), rng.normal(size=(3, K))
     B = root @ root.T + 1e-3 * np.eye(K)
     sigma = sigma_prime(torch.from_numpy(B))
+    assert sigma == pytest.approx(max(sum(map(abs, row)) / row[k] for k, row in enumerate(B.tolist())))
     assert sigma * np.sum(np.diag(B) * V**2) >= np.trace(V @ B @ V.T) * (1 - 1e-12)
     assert sigma_prime(torch.eye(K)) == 1
     assert sigma_prime(torch.ones(K, K)) == K

@@ -135,8 +135,13 @@ def test_omega_update_of_zero_and_of_low_rank():
     assert TaskRelationship(0.1).update_omega(torch.zeros(3, 5).double(), Omega) is Omega
     assert Clustered(0.1).update_omega(torch.zeros(3, 5).double(), Omega) is Omega
     assert Ridge(0.1).update_omega(torch.ones(3, 5).double(), Omega) is Omega
-    new = TaskRelationship(0.1).update_omega(torch.ones(3, 5).double(), Omega)
+    W = torch.ones(3, 5).double()
+    new = TaskRelationship(0.1).update_omega(W, Omega)
     assert float(torch.linalg.inv(new).trace()) == pytest.approx(1)
+    # the floor costs next to nothing
+    assert float(TaskRelationship(0.1)(W, new)) == pytest.approx(
+        0.05 * float(torch.linalg.norm(W, "nuc")) ** 2, rel=1e-5
+    )
     assert torch.linalg.eigvalsh(new)[0] > 0
 
 

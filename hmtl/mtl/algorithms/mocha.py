@@ -103,7 +103,7 @@ class MOCHA(Algorithm):
 
     def metrics(self) -> dict[str, float]:
         primal = self.problem.primal(self.W, self.Omega)
-        dual = self.problem.dual(self.a, self._aggregator.V.T, self.Omega)
+        dual = self.problem.dual(self.a, self.Omega)
         return {"primal": primal, "dual": dual, "gap": primal - dual, **super().metrics()}
 
     def state_dict(self) -> dict[str, Any]:
