@@ -1,22 +1,19 @@
 """Configuration becomes objects here, and nowhere else; no other module knows Hydra."""
 
-import difflib
-import inspect
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import hydra
 import torch
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -27,6 +24,7 @@ from hmtl.errors import ConfigError, HmtlError, Interrupted
 from hmtl.mtl import Algorithm, Problem, Regularizer
 from hmtl.topology import Topology
 from hmtl.trainer import Logger, Trainer, load_checkpoint
+from hmtl.values import check_values, no_setting
 
 # What may differ between a run and the one that goes on from its checkpoint.
 NOT_IDENTITY = ("output_dir", "resume", "rounds", "gap_tolerance", "checkpoint_every", "logger", "tune")
@@ -175,7 +173,7 @@ def build(cfg: DictConfig) -> Run:
         raise ConfigError(f"gap_tolerance={cfg.gap_tolerance} is not at least 0: the gap never falls below that.")
     identity = _identity(cfg)
     checkpoint = load_checkpoint(Path(cfg.resume), identity) if cfg.resume else None
-    if checkpoint and len(checkpoint["history"]) >= cfg.rounds:
+    if checkpoint and len(checkpoint["history"]) > cfg.rounds:
         raise ConfigError(
             f"{cfg.resume} has {len(checkpoint['history'])} rounds behind it already, of rounds={cfg.rounds}: ask for "
             "more rounds to go on."
@@ -212,7 +210,7 @@ def main(task: Callable[[DictConfig], None], config_name: str) -> None:
     def checked(cfg: DictConfig) -> None:
         known = {field.name for field in fields(TrainConfig if config_name == "config" else PlanConfig)}
         for key in set(cfg) - known:
-            raise ConfigError(_no_setting(str(key), known))
+            raise ConfigError(no_setting(str(key), known))
         task(cfg)
 
     def job(cfg: DictConfig) -> None:  # reports its own errors, for Hydra says its own word on what leaves a job
@@ -244,18 +242,11 @@ def _status(action: Callable[..., None], *arguments: Any) -> int:
     except (HmtlError, HydraException, OmegaConfBaseException) as error:
         message = str(error)
         if refused := re.match("Could not override '(.+)'", message):
-            message = _no_setting(refused[1], {field.name for field in fields(TrainConfig)})
+            message = no_setting(refused[1], {field.name for field in fields(TrainConfig)})
         elif isinstance(error, HydraException) and error.__cause__:
             message += f"\n{str(error.__cause__).splitlines()[0]}"
     print(f"error: {message}", file=sys.stderr)
     return 2
-
-
-def _no_setting(key: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    return f"there is no setting {key!r}: " + (
-        f"did you mean {near[0]!r}?" if near else "see --help for those there are."
-    )
 
 
 def _instantiate(node: DictConfig | None, **arguments: Any) -> Any:
@@ -266,51 +257,11 @@ def _instantiate(node: DictConfig | None, **arguments: Any) -> Any:
         )
     if missing := OmegaConf.missing_keys(node):
         raise ConfigError(f"{missing.pop()} is not set, and has no default: give it on the command line.")
-    _check_values(node)
+    check_values(node["_target_"], {f"{node._get_full_key(key)}": value for key, value in node.items()})
     try:
         return instantiate(node, _partial_=True)(**arguments)
     except HydraException as error:
         raise ConfigError(str(error)) from error
-
-
-def _check_values(node: DictConfig) -> None:
-    """Refuse what the target does not take, and numbers and words where its annotations ask for something else."""
-    try:
-        target: Any = get_object(node["_target_"])
-        makers = (
-            [vars(c)["__init__"] for c in target.__mro__ if "__init__" in vars(c)]
-            if inspect.isclass(target)
-            else [target]
-        )
-        hints: dict[str, Any] = {}
-        for maker in makers:  # a class that takes **others hands them on to the next
-            parameters = inspect.signature(maker).parameters
-            hints = {**dict.fromkeys(parameters, Any), **get_type_hints(maker), **hints}
-            open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-            if not open_ended:
-                break
-    except Exception:  # not there, or not to be looked into: then instantiating finds out what is wrong
-        return
-    for key, value in node.items():
-        name = f"{node._get_full_key(key)}"
-        if str(key).startswith("_"):
-            continue
-        if key not in hints and not open_ended:
-            raise ConfigError(f"{name}: {node['_target_']} takes no such setting; " + _no_setting(str(key), hints))
-        hint = hints.get(str(key), Any)
-        kinds = get_args(hint) if get_origin(hint) in (Literal, Union, UnionType) else (hint,)
-        takes_words = any(kind in (str, Path) or isinstance(kind, str) for kind in kinds)  # Literal's are words
-        fits = {
-            bool: bool in kinds,
-            int: int in kinds or float in kinds,
-            float: float in kinds or (int in kinds and isinstance(value, float) and value.is_integer()),
-            str: takes_words,
-            type(None): type(None) in kinds,
-        }
-        if Any not in kinds and not fits.get(type(value), True):
-            wanted = {int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
-            names = [wanted[kind] for kind in wanted if kind in kinds] + ["a name"] * takes_words or ["a list"]
-            raise ConfigError(f"{name}={'null' if value is None else value}: {' or '.join(names)} is needed.")
 
 
 def _device(name: str) -> torch.device:

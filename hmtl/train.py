@@ -26,7 +26,7 @@ def train(cfg: DictConfig) -> None:
         network_figure = draw(run.topology)
         network_figure.savefig(run.output_dir / "topology.png", dpi=150)
         history = run.trainer.fit(run.checkpoint)
-        if run.trainer.interrupted:
+        if run.trainer.interrupted and len(history) < cfg.rounds:
             for logger in run.loggers:
                 logger.close()
             print(f"stopped after {len(history)} rounds; go on with resume={run.output_dir}")

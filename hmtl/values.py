@@ -1,0 +1,75 @@
+"""Checks a part of the configuration against what it configures, before anything is made of it."""
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from pydoc import locate
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hmtl.errors import ConfigError
+
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+
+
+def check_values(target: str, values: Mapping[str, Any]) -> None:
+    """Refuse settings that a target does not take, and numbers and words where its annotations ask for something else.
+
+    Args:
+        target: the full name of a class or function. One that cannot be found or looked into is left alone.
+        values: its arguments; a name may be that of a setting, "solver.step", whose last part is the argument.
+
+    Raises:
+        ConfigError: which setting, and what it should be.
+    """
+    hints, open_ended = _arguments(target)
+    if not hints:
+        return
+    for name, value in values.items():
+        key = name.rsplit(".", 1)[-1]
+        if key.startswith("_"):
+            continue
+        if key not in hints and not open_ended:
+            raise ConfigError(f"{name}: {target} takes no such setting; " + no_setting(key, hints))
+        hint = hints.get(key, Any)
+        kinds = get_args(hint) if get_origin(hint) in (Literal, Union, UnionType) else (hint,)
+        takes_words = any(kind in (str, Path) or isinstance(kind, str) for kind in kinds)  # Literal's are words
+        fits = {
+            bool: bool in kinds,
+            int: int in kinds or float in kinds,
+            float: float in kinds or (int in kinds and isinstance(value, float) and value.is_integer()),
+            str: takes_words,
+            type(None): type(None) in kinds,
+        }
+        if Any not in kinds and not fits.get(type(value), True):
+            wanted = [word for kind, word in WORDS.items() if kind in kinds] + ["a name"] * takes_words or ["a list"]
+            raise ConfigError(f"{name}={'null' if value is None else value}: {' or '.join(wanted)} is needed.")
+
+
+def no_setting(key: str, known: Iterable[str]) -> str:
+    """Says that there is no such setting, and which one may be meant."""
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"there is no setting {key!r}: " + (
+        f"did you mean {near[0]!r}?" if near else "see --help for those there are."
+    )
+
+
+def _arguments(target: str) -> tuple[dict[str, Any], bool]:
+    """The annotations of a target's arguments, and whether it takes others besides."""
+    hints: dict[str, Any] = {}
+    open_ended = True
+    try:
+        found: Any = locate(target)
+        makers = [found]
+        if inspect.isclass(found):  # a class that takes **others hands them on to the next
+            makers = [vars(base)["__init__"] for base in found.__mro__ if "__init__" in vars(base)]
+        for maker in makers:
+            parameters = inspect.signature(maker).parameters
+            hints = {**dict.fromkeys(parameters, Any), **get_type_hints(maker), **hints}
+            open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+            if not open_ended:
+                break
+    except Exception:  # whatever a module of a user's own may raise: making the object will tell
+        return {}, True
+    return hints, open_ended
