@@ -145,6 +145,35 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     assert ours == theirs
 
 
+@pytest.mark.parametrize("algorithm", ["mocha", "cocoa", "local", "fedu", "global"])
+def test_every_algorithm_resumes_to_the_same_bits(configure: Configure, tmp_path: Path, algorithm: str) -> None:
+    """With stragglers and dropped users, whose draws must not depend on where a run was cut."""
+    settings = [*SMALL, f"algorithm={algorithm}", "participation=uniform", "participation.dropout=0.2"]
+    settings.remove("algorithm.omega_every=4")
+    folders = [tmp_path / name for name in ("whole", "part", "rest")]
+    for folder in folders:
+        folder.mkdir()
+    whole, part, rest = folders
+    train(configure(*settings, f"output_dir={whole}"))
+    train(configure(*settings, "rounds=5", f"output_dir={part}"))
+    train(configure(*settings, f"resume={part}", f"output_dir={rest}"))
+    assert torch.equal(models(rest), models(whole))
+    histories = [load_checkpoint(folder)["history"] for folder in (rest, whole)]
+    clocks = ("compute_s", "uncoded_s")
+    ours, theirs = ([{k: v for k, v in row.items() if k not in clocks} for row in history] for history in histories)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("wire", ["float32", "bfloat16"])
+def test_a_narrow_wire_is_cheaper_and_noted(configure: Configure, tmp_path: Path, wire: str) -> None:
+    train(configure(*SMALL, f"wire={wire}"))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["V_bits"] == 784 * {"float32": 32, "bfloat16": 16}[wire]
+    assert wire in summary["note"]
+    train(configure(*SMALL, "wire=float64"))
+    assert "note" not in json.loads((tmp_path / "summary.json").read_text())
+
+
 def test_ctrl_c_keeps_a_checkpoint_and_exits_130(tmp_path: Path) -> None:
     settings = ("K=10", "rounds=100000", "dataset.rows_per_user=40", "checkpoint_every=100000")
     run = subprocess.Popen(command(*settings, f"hydra.run.dir={tmp_path}"), stdout=subprocess.PIPE, text=True)
