@@ -1,40 +1,17 @@
 """The portable codec beside zfec, in one process and by turns, and the products that a coded round is made of."""
 
 import os
-import statistics
-import time
-from collections.abc import Callable
 
 import pytest
 import torch
 import zfec
+from timing import medians
 
 from hmtl.coding import make_plan
 from hmtl.coding.gf256 import portable
 from hmtl.topology import symmetric
 
 pytestmark = pytest.mark.benchmark
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def medians(*works: Callable[[], object], repeats: int) -> list[float]:
-    """Median seconds of each, taken in turns, so that a busy moment of the machine meets all of them."""
-    seconds: list[list[float]] = [[] for _ in works]
-    for work in works:
-        work()
-    for _ in range(repeats):
-        for work, taken in zip(works, seconds, strict=True):
-            start = time.perf_counter()
-            work()
-            taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in seconds]
 
 
 def draw(*shape: int) -> torch.Tensor:

@@ -1,13 +1,12 @@
 """One round of FedU, beside the same work in a plain loop over modules."""
 
 import copy
-import statistics
-import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from timing import medians
 from torch import nn
 
 from hmtl.data import Task
@@ -17,19 +16,8 @@ pytestmark = pytest.mark.benchmark
 K, N, D, C = 30, 375, 561, 6
 
 
-def median_seconds(work: Callable[[], object], repeats: int) -> float:
-    work()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
-
-
 def test_fedu_round(record: Callable[..., None]) -> None:
     """30 users × 375 × 561, 6 classes, 5 local epochs, minibatches of 20, a linear model, one thread."""
-    torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     tasks = []
     for k in range(K):
@@ -53,5 +41,5 @@ def test_fedu_round(record: Callable[..., None]) -> None:
                     nn.functional.cross_entropy(module(task.x_train[at]), task.y_train[at]).backward()
                     optimizer.step()
 
-    took, plain = median_seconds(round, 9), median_seconds(loop, 3)
+    (took,), (plain,) = medians(round, repeats=9), medians(loop, repeats=3)
     record("FedU round, K=30 n=375 d=561, 6 classes, 5 epochs of 20, linear", took, "s", "loop", plain / took)

@@ -22,14 +22,6 @@ SIZES = [(30, 375, 561), (1000, 100, 100)]
 LOSSES = {"hinge": Hinge(), "smooth hinge": SmoothHinge(), "squared": Squared(), "logistic": Logistic()}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @cache
 def tasks(K, n, d):
     """Labels that no model gets all right, so that neither solver has nothing left to do."""

@@ -1,12 +1,11 @@
 """One coded exchange in process, all relays included, and one MOCHA round of the default job."""
 
-import statistics
-import time
 from collections.abc import Callable
 
 import pytest
 import torch
 from omegaconf import DictConfig
+from timing import medians
 
 from hmtl.communication import CodedHierarchical
 from hmtl.config import build
@@ -15,22 +14,12 @@ from hmtl.topology import symmetric
 pytestmark = pytest.mark.benchmark
 
 
-def median_ms(work: Callable[[], object], repeats: int = 30) -> float:
-    work()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(seconds)
-
-
 @pytest.mark.parametrize("scheme", ["optimal", "paper"])
 def test_coded_exchange(scheme: str, record: Callable[..., None]) -> None:
     communicator = CodedHierarchical(symmetric(K=40, H=5, r=3), scheme)
     ivs = torch.randn(40, 784, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    took = median_ms(lambda: communicator.exchange(ivs, lambda x: x))
-    record(f"coded exchange, {scheme}, K=40 H=5 r=3, 6272-byte IVs", took, "ms")
+    (took,) = medians(lambda: communicator.exchange(ivs, lambda x: x), repeats=30)
+    record(f"coded exchange, {scheme}, K=40 H=5 r=3, 6272-byte IVs", 1e3 * took, "ms")
 
 
 def test_mocha_round(configure: Callable[..., DictConfig], record: Callable[..., None]) -> None:
@@ -42,4 +31,5 @@ def test_mocha_round(configure: Callable[..., DictConfig], record: Callable[...,
         run.algorithm.receive(run.communicator.exchange(ivs, run.algorithm.global_update))
         run.algorithm.metrics()
 
-    record("MOCHA round on the default job, exchange and metrics included", median_ms(round), "ms")
+    (took,) = medians(round, repeats=30)
+    record("MOCHA round on the default job, exchange and metrics included", 1e3 * took, "ms")
