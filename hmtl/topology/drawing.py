@@ -76,9 +76,14 @@ def _marks(topology: Topology) -> tuple[NDArray[np.uint8], list[str], NDArray[np
     if not together:
         return heard, [str(users[0]) for users in groups], np.full(len(groups), 200.0), "user"
     if len(groups) <= MOST_NUMBERED:
-        return heard, [str(n) for n in counts], np.full(len(groups), 260.0), "users alike, their number"
+        return heard, [f"×{n}" for n in counts], np.full(len(groups), 260.0), "users with the same relays, × number"
     largest = (900 / len(groups)) ** 2  # the row is some 680 points wide
-    return heard, [""] * len(groups), np.maximum(counts / counts.max() * largest, 2), "users alike, area by number"
+    return (
+        heard,
+        [""] * len(groups),
+        np.maximum(counts / counts.max() * largest, 2),
+        "users with the same relays, area by number",
+    )
 
 
 def _row(n: int, height: float = 0.0) -> NDArray[np.float64]:

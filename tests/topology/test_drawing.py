@@ -47,7 +47,9 @@ def test_users_of_one_type_share_a_mark_with_their_number():
     assert len(links) == 30
     assert "number" in kind
     points = {tuple(xy) for xy in users}
-    assert sorted(int(text) for xy, text in labels if xy in points) == sorted(map(len, t.types.values()))
+    assert sorted(int(text.removeprefix("×")) for xy, text in labels if xy in points) == sorted(
+        map(len, t.types.values())
+    )
 
 
 @pytest.mark.parametrize(("K", "H", "r"), [(200, 10, 3), (1000, 12, 6)])
