@@ -245,6 +245,10 @@ def _status(action: Callable[..., None], *arguments: Any) -> int:
             message = no_setting(refused[1], {field.name for field in fields(TrainConfig)})
         elif isinstance(error, HydraException) and error.__cause__:
             message += f"\n{str(error.__cause__).splitlines()[0]}"
+    except ValueError as error:
+        if "Config group override" not in str(error):  # Hydra's word on loss=null; all else is a defect
+            raise
+        message = f"{error}: a group cannot be null, choose one of its parts, see --help."
     print(f"error: {message}", file=sys.stderr)
     return 2
 

@@ -282,6 +282,7 @@ def test_one_bad_job_does_not_end_a_sweep(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("loss=null", "a group cannot be null"),
         ("rouns=3", "did you mean 'rounds'?"),
         ("+lamda=1", "did you mean 'lam'?"),
         ("topology.q=1", "there is no setting"),
