@@ -62,7 +62,7 @@ def main() -> None:
             rounds = args.rounds // 4 if method == "FedU" else args.rounds  # each of its rounds makes five passes
             found = [test_error(data, METHODS[method], seed, rounds) for seed in range(args.seeds)]
             errors, lams = [error for error, _ in found], sorted({lam for _, lam in found})
-            mean, sd = statistics.mean(errors), statistics.stdev(errors)
+            mean, sd = statistics.mean(errors), statistics.stdev(errors) if args.seeds > 1 else 0.0
             chosen = " ".join(f"{lam:g}" for lam in lams)
             rows.append((name, method, f"{mean:.5f}", f"{sd:.5f}", chosen))
             table.add_row(name, method, f"{mean:.2%} ± {sd:.2%}", chosen)

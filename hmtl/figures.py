@@ -32,7 +32,8 @@ def link_figure(ledger: LinkLedger) -> Figure:
         axes.bar(at, payload[used], label="payload", color="tab:blue")
         axes.bar(at, overhead[used], bottom=payload[used], label="overhead", color="tab:orange")
         top = 1.1 * float((payload + overhead).max()) or 1.0  # a tier may be idle: what all relays hear is not sent
-        axes.set(title=tier.replace("_", " "), ylabel="MB sent", xlabel="link", ylim=(0, top))
+        sums = f"{payload.sum():.3g} MB + {overhead.sum():.2g} MB overhead"  # too little to be seen, often
+        axes.set(title=f"{tier.replace('_', ' ')}: {sums}", ylabel="MB sent", xlabel="link", ylim=(0, top))
         names = [ledger.links[tier][n] for n in used.tolist()]
         step = max(1, -(-len(used) // 10))  # at most ten labels fit
         axes.set_xticks(at[::step], names[::step], rotation=45 if len(used) > 4 else 0, fontsize="small")
