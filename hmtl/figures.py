@@ -24,7 +24,7 @@ def omega_figure(Omega: Tensor) -> Figure:
 
 def link_figure(ledger: LinkLedger) -> Figure:
     """Bits on each link over the whole run, payload and overhead, a panel for each tier."""
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5.6), layout="constrained")
     for axes, tier in zip(figure.subplots(2, 2).flat, TIERS, strict=True):
         payload, overhead = ledger.per_link(tier).T / 8e6
         used = np.flatnonzero(payload + overhead)
@@ -33,7 +33,7 @@ def link_figure(ledger: LinkLedger) -> Figure:
         axes.bar(at, overhead[used], bottom=payload[used], label="overhead", color="tab:orange")
         top = 1.1 * float((payload + overhead).max()) or 1.0  # a tier may be idle: what all relays hear is not sent
         sums = f"{payload.sum():.3g} MB + {overhead.sum():.2g} MB overhead"  # too little to be seen, often
-        axes.set(title=f"{tier.replace('_', ' ')}: {sums}", ylabel="MB sent", xlabel="link", ylim=(0, top))
+        axes.set(title=f"{tier.replace('_', ' ')}\n{sums}", ylabel="MB sent", xlabel="link", ylim=(0, top))
         names = [ledger.links[tier][n] for n in used.tolist()]
         step = max(1, -(-len(used) // 10))  # at most ten labels fit
         axes.set_xticks(at[::step], names[::step], rotation=45 if len(used) > 4 else 0, fontsize="small")
