@@ -224,8 +224,8 @@ def balanced(G: NDArray[np.uint8], speeds: NDArray[np.float64] | None = None) ->
     """A relay for each user [K], such that the relay with most users for its speed has as few as can be.
 
     Users move along chains of relays from the slowest relay to one that stays faster even with one user more. When
-    chains reach none, the users of all that they reach have no other relays, so that no choice does better. Absent users
-    have -1.
+    chains reach none, the users of all that they reach have no other relays, so that no choice does better. Who is
+    absent gets -1.
 
     Args:
         G: who hears whom [H, K].

@@ -94,5 +94,5 @@ def test_uncoded_forwarders_take_the_least_time(t, seed, parallel):
 
 
 def test_unknown_scheme():
-    with pytest.raises(CodingError, match="'best'"):
+    with pytest.raises(CodingError, match="scheme=best is unknown: choose one of uncoded, optimal, paper, equal"):
         loads(Topology([[1, 1], [0, 1]]), "best")
