@@ -4,10 +4,10 @@ Shapes: A [n, m] coefficients, X [m, L] and A·X [n, L] messages of L bytes, one
 """
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -151,7 +151,7 @@ def _table(affine: bool) -> Tensor:
 
 
 @cache
-def _kernel(path: Path, rows: int) -> Callable[..., None]:
+def _kernel(path: Path, rows: int) -> Any:
     from hmtl.coding import kernels  # with LLVM, when the first product needs it
 
     return kernels.compiled(path, rows)
