@@ -31,12 +31,15 @@ class Report:
 
     def to_bytes(self, t: Topology, i: int) -> Bytes:
         """A bit for each user of the relay, and three numbers of 4 bytes."""
-        bits = np.packbits(np.isin(t.N(i), self.heard))
-        return np.concatenate([bits, numbers_to_bytes([self.version, self.payload, self.overhead])])
+        heard = np.zeros(t.K, dtype=bool)
+        heard[self.heard] = True
+        return np.concatenate(
+            [np.packbits(heard[t.G[i] == 1]), numbers_to_bytes([self.version, self.payload, self.overhead])]
+        )
 
     @classmethod
     def from_bytes(cls, content: Bytes, t: Topology, i: int) -> "Report":
-        users = np.array(t.N(i), dtype=np.int64)
+        users = np.flatnonzero(t.G[i])
         bits = np.unpackbits(content[:-12], count=len(users)).astype(bool)
         return cls(users[bits], *bytes_to_numbers(content[-12:]).tolist())
 
@@ -94,9 +97,9 @@ class Attendance:
         """
         live = t.G * self.there[:, None]
         near = live * self.aggregating[:, None]
-        direct = near.any(axis=0)
+        direct = np.asarray(near.any(axis=0))
         reached = np.where(direct, near, live)
-        return t.restricted(links=reached).serving, reached.any(axis=0) & ~direct
+        return t.restricted(links=reached).serving, reached.any(axis=0) > direct
 
 
 def decide(t: Topology, reports: Mapping[int, Report], version: int, everybody: bool) -> Attendance:
@@ -115,11 +118,9 @@ def decide(t: Topology, reports: Mapping[int, Report], version: int, everybody: 
     for i, report in reports.items():
         links[i, report.heard] = 1
         there[i], current[i] = True, report.version == version
-    heard = links.any(axis=1)
-    none = np.zeros(t.H, dtype=bool)
-    aggregating = none
-    if everybody and current.any():
-        aggregating = heard if heard.any() else current
+    heard = np.asarray(links.any(axis=1))
+    able = heard if heard.any() else current
+    aggregating = able & (everybody and bool(current.any()))
     behind = aggregating & ~current
     source = int(np.flatnonzero(current)[0]) if behind.any() else -1
     return Attendance(t.restricted(links=links), there, aggregating, behind, source)

@@ -53,7 +53,7 @@ class Segment:
         return (rows, nothing(len(rows))) if self.part == "payload" else (nothing(len(rows)), rows)
 
     def spans(self) -> Iterator[tuple[int, slice, slice]]:
-        """Of each piece s, the bytes of an IV that these columns hold, and which of the columns (the end is padding)."""
+        """Of each piece s, the bytes of an IV that these columns hold, and which columns (the end is padding)."""
         piece = -(-self.nbytes // self.block.pieces)
         for s in range(self.block.pieces):
             start = s * piece + self.columns.start

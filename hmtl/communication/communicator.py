@@ -3,7 +3,7 @@
 K users, H relays, m numbers per IV.
 """
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
@@ -134,6 +134,11 @@ class Communicator(ABC):
         return self._uncoded_seconds(-1, self._server)
 
     @property
+    @abstractmethod
+    def theory(self) -> Loads:
+        """The loads between relays and server of a round in which all take part."""
+
+    @property
     def setup_seconds(self) -> tuple[float, float]:
         """Communication time of the set-up, and what it had been with nothing coded."""
         return self._before[0], self._before[1]
@@ -141,7 +146,7 @@ class Communicator(ABC):
     def describe(self) -> dict[str, Any]:
         """What `summary.json` says of communication."""
         bound = bounds(self.topology)
-        theory = tier_loads(self.topology, self.scheme.name, self.network.medium, self._loads())
+        theory = tier_loads(self.topology, self.scheme.name, self.network.medium, self.theory)
         between = (RELAYS_TO_SERVER, SERVER_TO_RELAYS)
         return {
             "communicator": "coded" if self.scheme.code else "uncoded",
@@ -169,10 +174,6 @@ class Communicator(ABC):
         self._memory = state["nodes"]
         self._remember(self._memory)
 
-    def _loads(self) -> Loads:
-        """Those of the formulas, or of the plans where these are other."""
-        return self.scheme.loads(self.topology, self.network.uplinks(self.topology))
-
     def _cast(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
         """All nodes of the network, in this process."""
         K, H, wire = self.topology.K, self.topology.H, WIRES[self.wire] if self.wire else None
@@ -192,7 +193,7 @@ class Communicator(ABC):
         return {tier: self.ledger.per_link(tier, round).sum(axis=1) for tier in TIERS}
 
     def _uncoded_seconds(self, round: int | str, server: Server) -> float:
-        """What users send goes on to the server, what they get comes from it, and relays report who is there as here."""
+        """What users send goes on to the server, what they get comes from it; who is there is told as here."""
         sent, attendance = self._sent(round), server.attendance
         present, there = list(attendance.heard.present), np.flatnonzero(attendance.there)
         up = np.bincount(
@@ -208,8 +209,8 @@ class Communicator(ABC):
         if nodes is None:
             return []
         assert nodes.server is not None
-        named = [(node.name, node) for node in (*nodes.hosts, *nodes.relays, nodes.server)]
-        return [*named, ("aggregation", nodes.seat)]
+        every: list[UserHost | Relay | Server] = [*nodes.hosts, *nodes.relays, nodes.server]
+        return [*((node.name, node) for node in every), ("aggregation", nodes.seat)]
 
     def _remember(self, memory: dict[str, Any]) -> None:
         for name, node in self._rememberers():
@@ -243,14 +244,15 @@ class CodedHierarchical(Communicator):
         scheme_of(scheme, CODED_SCHEMES)
         plans = {"seed": seed, "max_pieces": max_pieces, "generation": generation}
         super().__init__(topology, network, scheme, wire, links, **plans)
-        self.plan  # refuses what cannot be coded, before the first round
+        self.planner.code(topology)  # refuses what cannot be coded, before the first round
 
     @property
     def plan(self) -> Plan:
         """The plan for when all are there."""
         return self.planner.code(self.topology).plan
 
-    def _loads(self) -> Loads:
+    @property
+    def theory(self) -> Loads:
         return self.plan.loads
 
 
@@ -270,3 +272,7 @@ class Uncoded(Communicator):
         links: Callable[[LinkLedger], Links] = InProcess,
     ) -> None:
         super().__init__(topology, network, "uncoded", wire, links)
+
+    @property
+    def theory(self) -> Loads:
+        return self.scheme.loads(self.topology, self.network.uplinks(self.topology))

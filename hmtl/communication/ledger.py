@@ -64,7 +64,7 @@ class LinkLedger:
 
         Before the first round, they are the set-up's.
         """
-        np.add.at(self._open[self._slices[tier]], np.asarray(links), (payload, overhead))
+        np.add.at(self._open[self._slices[tier]], np.asarray(links, dtype=np.int64), (payload, overhead))
 
     def bits(self, tier: str, link: int | None = None, round: int | str | None = None) -> Bits:
         """Bits on `tier`, or on one `link` of it; for `round` see `per_link`."""

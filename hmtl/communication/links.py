@@ -25,6 +25,10 @@ class Links(ABC):
         self.send(message)
 
     @abstractmethod
+    def begin(self) -> None:
+        """A new round: what was posted before and not collected, because its receiver was absent, is lost."""
+
+    @abstractmethod
     def send(self, message: Message) -> None:
         """Bring a message on its way to its receivers."""
 
@@ -49,10 +53,14 @@ class InProcess(Links):
         super().__init__(ledger)
         self._boxes: dict[tuple[str, str], list[Message]] = defaultdict(list)
 
+    def begin(self) -> None:
+        self._boxes.clear()
+
     def send(self, message: Message) -> None:
         for receiver in message.receivers:
             self._boxes[receiver, message.kind].append(message)
 
     def collect(self, node: str, kind: str, expected: Sequence[str]) -> tuple[list[Message], tuple[str, ...]]:
         arrived = sorted(self._boxes.pop((node, kind), []), key=lambda message: expected.index(message.sender))
-        return arrived, tuple(set(expected).difference(message.sender for message in arrived))
+        senders = {message.sender for message in arrived}
+        return arrived, tuple(name for name in expected if name not in senders)

@@ -1,4 +1,4 @@
-"""What travels between nodes. A node is called `server`, `relay 3` or `host 0`; a host holds the users of one process."""
+"""What travels between nodes, which are called `server`, `relay 3` or `host 0`; a host holds the users of a process."""
 
 from dataclasses import dataclass
 

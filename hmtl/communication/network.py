@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hmtl.coding import Loads, Uplinks, forwarders, loads
+from hmtl.coding import Loads, Uplinks, forwarders, loads, scheme_of
 from hmtl.communication.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS, SERVER_TO_RELAYS, TIERS, USERS_TO_RELAYS
 from hmtl.errors import ConfigError
 from hmtl.topology import Topology
@@ -103,6 +103,7 @@ def tier_loads(
         load: where it is known already, or other than `loads(topology, scheme)`, as that of a plan can be.
     """
     load = load or loads(topology, scheme)
-    copies = len(topology.active) if medium == "unicast" and scheme != "uncoded" else 1
-    by_tier = (topology.K, load.by_relay, load.downlink * copies, topology.K)
+    copies = len(topology.active) if medium == "unicast" and scheme_of(scheme).code else 1
+    users = len(topology.present)
+    by_tier = (users, load.by_relay, load.downlink * copies, users)
     return {tier: np.asarray(value, dtype=np.float64) for tier, value in zip(TIERS, by_tier, strict=True)}

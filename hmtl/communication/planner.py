@@ -1,6 +1,6 @@
 """What all nodes know without a word: it follows from the network, the scheme, the seed and who is there."""
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,12 @@ class Code:
         self.plan = plan
         self._place = {i: n for n, i in enumerate(plan.topology.active)}
         self._views: dict[tuple[int, int], View] = {}
+
+    @cached_property
+    def not_coded(self) -> NDArray[np.int64]:
+        """The users of the round whom all active relays hear."""
+        coded = np.concatenate([np.empty(0, np.int64), *(np.array(block.users) for block in self.plan.blocks)])
+        return np.setdiff1d(np.array(self.plan.topology.present, dtype=np.int64), coded)
 
     def view(self, block: int, i: int) -> View:
         """What relay i needs to know of a block."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hmtl.coding.gf256 import matmul
-from hmtl.communication.aggregation import Aggregation, Digest
+from hmtl.communication.aggregation import Aggregation, Digest, Models
 from hmtl.communication.attendance import Report, bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.coder import Segment, View
 from hmtl.communication.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS
@@ -44,6 +44,7 @@ class Relay:
         self.i, self.name, self.planner, self.t = i, relay_name(i), planner, planner.topology
         self.aggregation, self.hosts = aggregation, tuple(hosts)
         self.version = 0  # rounds that it has aggregated
+        self._models: Models | None = None
         self._hears = self.t.G[i].astype(bool)
 
     def hear(self, round: int, messages: Sequence[Message]) -> list[Message]:
@@ -58,7 +59,9 @@ class Relay:
             rows = places[0]
         else:
             self._ivs = {
-                part: torch.cat([getattr(m, part)[torch.from_numpy(at)] for m, at in zip(messages, places, strict=True)])
+                part: torch.cat(
+                    [getattr(m, part)[torch.from_numpy(at)] for m, at in zip(messages, places, strict=True)]
+                )
                 for part in ("payload", "overhead")
             }
             rows = np.arange(sum(map(len, places)))
@@ -80,7 +83,7 @@ class Relay:
             return
         self.attendance = self.planner.attendance(messages[0].overhead.numpy().tobytes())
         self._aggregates = bool(self.attendance.aggregating[self.i])
-        self._digest, self._models = Digest(), None
+        self._digest = Digest()
 
     def tell_state(self) -> list[Message]:
         """What an aggregator needs to go on, if the server asked for it."""
@@ -125,10 +128,9 @@ class Relay:
         """All IVs are known: those that were not coded, every aggregator heard."""
         if not self._aggregates:
             return
-        coded = [block.users for block in self.planner.code(self.attendance.heard).plan.blocks]
-        others = np.setdiff1d(self.attendance.heard.present, np.concatenate([[], *coded])).astype(np.int64)
+        others = torch.from_numpy(self._row[self.planner.code(self.attendance.heard).not_coded])
         for ivs in self._ivs.values():
-            self._digest.add_rows(ivs[torch.from_numpy(self._row[others])])
+            self._digest.add_rows(ivs[others])
         if seat := self._seat():
             mine = np.flatnonzero(self._row >= 0)
             at, rows = seat.place(mine), torch.from_numpy(self._row[mine])
@@ -160,10 +162,11 @@ class Relay:
     def forward(self) -> list[Message]:
         """Uncoded: the IVs that it is this relay's turn to pass on."""
         users = np.flatnonzero(self.planner.forwarders(self.attendance.heard) == self.i)
-        return [self._up(IVS, *self._ivs.values(), users, torch.from_numpy(self._row[users]))]
+        at = torch.from_numpy(self._row[users])
+        return [self._up(IVS, self._ivs["payload"], self._ivs["overhead"], users, at)]
 
     def deliver(self, verdict: Sequence[Message], passed: Sequence[Message]) -> list[Message]:
-        """Models to the users: those that the server passed on, and, as soon as it says that all agree, the relay's own.
+        """Models to the users: those that the server passed on and, once it says that all agree, the relay's own.
 
         In a round without aggregators, word that nothing counted.
         """

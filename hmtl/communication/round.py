@@ -62,6 +62,7 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch, coded: bool) 
         for message in messages or ():
             links.post(message)
 
+    links.begin()
     for host in nodes.hosts:
         links.post(host.send(round, nodes.all_relays))
     for relay in relays:
@@ -106,8 +107,10 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch, coded: bool) 
     for host in nodes.hosts:
         host.told(inbox(host.name, RECEIPTS, nodes.all_relays))
         host.receive(inbox(host.name, MODELS, nodes.all_relays))
-    for node in (*nodes.relays, *([server] if server else [])):
-        node.close()
+    for relay in nodes.relays:
+        relay.close()
+    if server:
+        server.close()
 
 
 def _segments(node: Relay | Server | None) -> Iterator[Segment]:

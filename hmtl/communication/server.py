@@ -43,7 +43,7 @@ class Server:
         self.empty = False
 
     def attend(self, round: int, messages: Sequence[Message]) -> list[Message]:
-        """From the relays' reports: who is there, and who does what in the round. All relays that are there learn it."""
+        """From the relays' reports: who is there, and who does what. All relays that are there learn it."""
         self._round = round
         reports = {
             i: Report.from_bytes(message.overhead[0].numpy(), self.t, i)
@@ -136,14 +136,12 @@ class Server:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.version = int(state["version"])
 
-    def _to(
-        self, relays: Users, kind: str, payload: Tensor, overhead: Tensor
-    ) -> Iterator[Message]:
+    def _to(self, relays: Users, kind: str, payload: Tensor, overhead: Tensor) -> Iterator[Message]:
         """The same to some relays: once where the medium is a broadcast, else a copy for each."""
         names = tuple(relay_name(i) for i in relays.tolist())
-        copies = [((name,), i) for name, i in zip(names, relays.tolist(), strict=True)]
-        if self.planner.network.medium == "broadcast" and names:
-            copies = [(names, self.t.H)]
+        copies: list[tuple[tuple[str, ...], int]] = [(names, self.t.H)] if names else []
+        if self.planner.network.medium == "unicast":
+            copies = [((name,), i) for name, i in zip(names, relays.tolist(), strict=True)]
         for receivers, link in copies:
             yield Message(self._round, SERVER_TO_RELAYS, kind, SERVER, receivers, link, payload, overhead)
 

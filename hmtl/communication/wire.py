@@ -25,8 +25,10 @@ def from_bytes(rows: Tensor, dtype: torch.dtype) -> Tensor:
             f"Rows of {rows.shape[1]} bytes hold no whole number of {dtype}, {dtype.itemsize} bytes each. "
             "Cut the padding off first."
         )
-    if rows.storage_offset() % dtype.itemsize:
-        rows = rows.clone()  # a fresh copy is aligned for any dtype
+    if not rows.numel():
+        return torch.empty(len(rows), rows.shape[1] // dtype.itemsize, dtype=dtype)  # no view has such strides
+    if rows.storage_offset() % dtype.itemsize or rows.stride(0) % dtype.itemsize:
+        rows = rows.clone(memory_format=torch.contiguous_format)  # a fresh copy is aligned for any dtype
     return rows.contiguous().view(dtype)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from coding_oracles import parts, theorem_1
 from hypothesis import given
-from strategies import restricted, topologies
+from hmtl.testing.networks import restricted, topologies
 
 from hmtl.coding import allocation
 from hmtl.coding.allocation import allocate, cheapest, even

@@ -8,7 +8,7 @@ import torch
 from coding_oracles import product, theorem_1
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import restricted, topologies
+from hmtl.testing.networks import restricted, topologies
 
 from hmtl import rng
 from hmtl.coding import Loads, Uplinks, gf256, loads, make_plan, plan

@@ -9,7 +9,7 @@ import pytest
 from coding_oracles import theorem_1
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import restricted, topologies
+from hmtl.testing.networks import restricted, topologies
 
 from hmtl.coding import CODED_SCHEMES, SCHEMES, Loads, Uplinks, bounds, forwarders, loads, scheme_of
 from hmtl.errors import CodingError

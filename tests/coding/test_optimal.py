@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
-from strategies import restricted, topologies
+from hmtl.testing.networks import restricted, topologies
 
 from hmtl.coding import Demand, Uplinks, bounds, loads
 from hmtl.coding.optimal import Rates

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import topologies
 
 from hmtl.coding import Uplinks, loads
 from hmtl.communication import Network, tier_loads
 from hmtl.errors import ConfigError
+from hmtl.testing.networks import topologies
 from hmtl.topology import Topology, any_r, symmetric
 
 bits = st.integers(0, 10**9)

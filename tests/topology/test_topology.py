@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import restricted
+from hmtl.testing.networks import restricted
 
 from hmtl.errors import TopologyError
 from hmtl.topology import Topology, any_r, geometric

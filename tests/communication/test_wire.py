@@ -5,7 +5,7 @@ import struct
 import pytest
 import torch
 
-from hmtl.coding.packets import from_bytes, to_bytes
+from hmtl.communication.wire import from_bytes, to_bytes
 from hmtl.errors import CodingError
 
 

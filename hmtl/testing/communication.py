@@ -1,0 +1,328 @@
+"""What every Communicator and every Links owes. For a class of your own:
+
+    class TestMine(CommunicatorContract):
+        def make(self, topology, network, wire, links):
+            return Mine(topology, network, wire, links=links)
+
+and pytest does the rest.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hmtl.communication import TIERS, Communicator, InProcess, LinkLedger, Links, Network
+from hmtl.communication.messages import Message, host_name, relay_name
+from hmtl.errors import CodingError
+from hmtl.testing.networks import topologies
+from hmtl.topology import Topology, any_r, symmetric
+
+Users = NDArray[np.int64]
+NOBODY: Users = np.empty(0, np.int64)
+INHERITED = [HealthCheck.differing_executors]  # the classes that inherit a test have nothing in common but it
+
+
+def random_numbers(seed: int, rows: int, columns: int, wire: str | None) -> Tensor:
+    """Any bit pattern whatever, NaNs and denormals included, where nothing converts them; else ordinary numbers."""
+    rng = np.random.default_rng(seed)
+    if wire is None:
+        return torch.from_numpy(rng.integers(0, 256, (rows, 8 * columns), np.uint8)).view(torch.float64)
+    return torch.from_numpy(rng.normal(size=(rows, columns)))
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same bytes."""
+    return a.shape == b.shape and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+
+
+class ScriptedUsers:
+    """A user side that learns nothing: it sends given IVs, and keeps what happens to each user.
+
+    Args:
+        ivs: of each round [K, m + e].
+        absent: of each round.
+        extras: e.
+        mine: who is on this side; None: all.
+    """
+
+    def __init__(
+        self, ivs: Sequence[Tensor], absent: Sequence[set[int]], extras: int, mine: Sequence[int] | None = None
+    ) -> None:
+        self.ivs, self.absent, self.numbers = ivs, absent, ivs[0].shape[1] - extras
+        self.mine = set(range(len(ivs[0]))) if mine is None else set(mine)
+        self.sent: dict[int, int] = {}  # user: round of the pending update
+        self.committed: list[tuple[int, int]] = []
+        self.dropped: list[tuple[int, int]] = []
+        self.models: dict[int, Tensor] = {}
+
+    def local_update(self, round: int, idle: Users = NOBODY) -> tuple[Users, Tensor]:
+        assert set(idle.tolist()) == set(self.sent), "idle are those who wait for word of their last update"
+        users = np.array(sorted(self.mine - self.absent[round] - set(self.sent)), dtype=np.int64)
+        self.sent |= dict.fromkeys(users.tolist(), round)
+        self.models = {}
+        return users, self.ivs[round][torch.from_numpy(users)]
+
+    def commit(self, users: Users) -> None:
+        self.committed += [(self.sent.pop(k), k) for k in users.tolist()]
+
+    def roll_back(self, users: Users) -> None:
+        self.dropped += [(self.sent.pop(k), k) for k in users.tolist()]
+
+    def receive(self, users: Users, models: Tensor) -> None:
+        assert users.tolist() == sorted(set(users.tolist()))
+        assert not self.models
+        self.models = dict(zip(users.tolist(), models.clone(), strict=True))
+        models.zero_()  # nobody else's memory
+
+
+class ScriptedAggregator:
+    """An aggregator side whose models are the last IVs that it knows of, in reverse, and the number of updates."""
+
+    def __init__(self, K: int, width: int) -> None:
+        self.state = {"last": torch.zeros(K, width, dtype=torch.float64), "updates": torch.tensor(0)}
+        self.seen: list[tuple[Users, Tensor]] = []
+
+    def update(self, users: Users, ivs: Tensor) -> Tensor:
+        self.seen.append((users, ivs.clone()))
+        self.state["last"][torch.from_numpy(users)] = ivs
+        self.state["updates"] += 1
+        ivs.zero_()  # nobody else's memory
+        return self.models()
+
+    def models(self) -> Tensor:
+        last = self.state["last"].flip(0)
+        return torch.cat([last, torch.full_like(last[:, :1], float(self.state["updates"]))], dim=1)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self.state.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.state = {name: value.clone() for name, value in state.items()}
+
+
+class Counting(InProcess):
+    """Links that also count on their own what is posted."""
+
+    def __init__(self, ledger: LinkLedger) -> None:
+        super().__init__(ledger)
+        self.bits = dict.fromkeys(TIERS, 0)
+
+    def send(self, message: Message) -> None:
+        rows = message.rows()
+        parts = (message.payload[rows], message.overhead[rows])
+        self.bits[message.tier] += 8 * sum(part.numel() for part in parts)
+        super().send(message)
+
+
+class CommunicatorContract:
+    """Inherit, and say how yours is made."""
+
+    def make(
+        self, topology: Topology, network: Network, wire: str | None, links: Callable[[LinkLedger], Links]
+    ) -> Communicator:
+        raise NotImplementedError
+
+    @settings(max_examples=60, suppress_health_check=INHERITED)
+    @given(
+        topology=topologies(),
+        m=st.integers(1, 40),
+        extras=st.integers(0, 2),
+        wire=st.sampled_from((None, None, "float64", "float32", "bfloat16")),
+        medium=st.sampled_from(("broadcast", "unicast")),
+        gone=st.sampled_from((0.0, 0.0, 0.2, 0.6)),
+        seed=st.integers(0, 1000),
+    )
+    def test_everybody_learns_what_it_should_and_every_bit_is_counted(
+        self, topology: Topology, m: int, extras: int, wire: str | None, medium: str, gone: float, seed: int
+    ) -> None:
+        rng, K, H, rounds = np.random.default_rng(seed), topology.K, topology.H, 4
+        absent = [set(np.flatnonzero(rng.random(K) < gone).tolist()) for _ in range(rounds)]
+        away = [set(np.flatnonzero(rng.random(H) < gone).tolist()) for _ in range(rounds)]
+        ivs = [random_numbers(seed + round, K, m + extras, wire) for round in range(rounds)]
+        communicator = self.make(topology, Network(medium=medium), wire, Counting)
+        users, aggregator = ScriptedUsers(ivs, absent, extras), ScriptedAggregator(K, m + extras)
+        expected = ScriptedAggregator(K, m + extras)
+        waiting: set[int] = set()
+        for round in range(rounds):
+            outcome = communicator.round(round, users, aggregator, away[round])
+            reached = {k for k in range(K) if set(topology.relays_of(k)) - away[round]}
+            sent = set(range(K)) - absent[round] - waiting
+            heard = sorted(sent & reached)
+            assert outcome.relays == tuple(sorted(set(range(H)) - away[round]))
+            if outcome.empty:
+                assert any(away[: round + 1]), "with all relays there since the beginning, a round counts"
+                assert len(outcome.users) == 0
+                assert not users.models
+                waiting = (waiting | sent) - (sent & reached)
+            else:
+                ids, rows = np.array(heard, dtype=np.int64), rounded(ivs[round][heard], m, wire)
+                assert outcome.users.tolist() == heard
+                assert [int(ids) for ids in aggregator.seen[-1][0]] == heard
+                assert same_bits(aggregator.seen[-1][1], rows)
+                models = rounded(expected.update(ids, rows.clone()), m, wire)
+                assert set(users.models) == reached
+                assert all(same_bits(model, models[k]) for k, model in users.models.items())
+                waiting = (waiting | sent) - reached
+            assert set(users.sent) == waiting
+            assert {k for at, k in users.committed if at == round} <= set(heard)
+            assert len(aggregator.seen) == len(expected.seen)
+            assert self.posted(communicator) == {tier: communicator.ledger.bits(tier).total for tier in TIERS}
+        counted = {(round, k) for round in range(rounds) for k in range(K)}
+        assert set(users.committed).isdisjoint(users.dropped)
+        assert set(users.committed) | set(users.dropped) | {(at, k) for k, at in users.sent.items()} <= counted
+
+    @staticmethod
+    def posted(communicator: Communicator) -> dict[str, int]:
+        """Bits of each tier, as the links counted them."""
+        links: Any = communicator._links
+        bits: dict[str, int] = links.bits
+        return bits
+
+    def test_what_travels_beside_iv_and_model_is_overhead(self) -> None:
+        topology = symmetric(K=20, H=5, r=3)
+        communicator = self.make(topology, Network(), None, InProcess)
+        users = ScriptedUsers([random_numbers(0, 20, 8, None)], [set()], 2)
+        communicator.round(0, users, ScriptedAggregator(20, 8))
+        assert communicator.ledger.bits("users_to_relays") == (20 * 6 * 64, 20 * 2 * 64)
+        down = communicator.ledger.bits("relays_to_users")  # two more numbers, one more, and a number of 32 bits
+        assert down == (20 * 6 * 64, 20 * (3 * 64 + 32))
+        assert communicator.ledger.bits("relays_to_users", link=7, round=0) == (6 * 64, 3 * 64 + 32)
+        assert communicator.V_bits == 6 * 64
+
+    def test_state_goes_on_to_the_same_bits(self) -> None:
+        """With a user who still waits, relays that missed a round, and a set-up."""
+        topology = any_r(K=12, H=4, r=1, seed=3)
+        ivs = [random_numbers(round, 12, 5, None) for round in range(6)]
+        away: list[set[int]] = [{1}, set(), {0, 2}, {3}, set(), {1}]
+
+        def fresh() -> tuple[Communicator, ScriptedUsers, ScriptedAggregator]:
+            communicator = self.make(topology, Network(), None, InProcess)
+            return communicator, ScriptedUsers(ivs, [set()] * 6, 1), ScriptedAggregator(12, 5)
+
+        def play(
+            communicator: Communicator, users: ScriptedUsers, aggregator: ScriptedAggregator, rounds: range
+        ) -> list[dict[int, Tensor]]:
+            models = []
+            for round in rounds:
+                communicator.round(round, users, aggregator, away[round])
+                models.append(users.models)
+            return models
+
+        for cut in range(1, 6):
+            whole, users, aggregator = fresh()
+            whole.setup(ScriptedUsers([ivs[0]] * 2, [set()] * 2, 5), ScriptedAggregator(12, 5))
+            play(whole, users, aggregator, range(cut))
+            then, others, another = fresh()
+            then.load_state_dict(whole.state_dict())
+            others.sent, another.state = dict(users.sent), aggregator.state_dict()
+            ours, theirs = (
+                play(*parts, range(cut, 6)) for parts in ((whole, users, aggregator), (then, others, another))
+            )
+            for one, other in zip(ours, theirs, strict=True):
+                assert one.keys() == other.keys()
+                assert all(same_bits(one[k], other[k]) for k in one)
+            for tier in TIERS:
+                np.testing.assert_array_equal(whole.ledger.per_link(tier), then.ledger.per_link(tier))
+            assert whole.setup_seconds == then.setup_seconds
+            assert whole.V_bits == then.V_bits
+
+    def test_a_setup_is_counted_apart_and_is_overhead(self) -> None:
+        topology = symmetric(K=10, H=5, r=2)
+        communicator = self.make(topology, Network(), None, InProcess)
+        facts = ScriptedUsers([random_numbers(9, 10, 3, None)] * 2, [set(), set()], 3)
+        aggregator = ScriptedAggregator(10, 3)
+        communicator.setup(facts, aggregator)
+        assert same_bits(aggregator.seen[0][1], facts.ivs[0])
+        assert set(facts.models) == set(range(10))
+        ledger = communicator.ledger
+        assert ledger.rounds == 0
+        assert ledger.bits("users_to_relays", round="setup") == (0, 10 * 3 * 64)
+        assert ledger.bits("users_to_relays") == (0, 10 * 3 * 64)
+        own, uncoded = communicator.setup_seconds
+        assert own > 0
+        assert uncoded > 0
+        communicator.round(0, ScriptedUsers([random_numbers(1, 10, 4, None)], [set()], 0), ScriptedAggregator(10, 4))
+        assert ledger.bits("users_to_relays", round=0) == (10 * 4 * 64, 0)
+        assert ledger.loads(communicator.V_bits)["users_to_relays"] == 10
+
+    def test_as_many_rows_as_users(self) -> None:
+        communicator = self.make(symmetric(K=5, H=5, r=1), Network(), None, InProcess)
+        with pytest.raises(CodingError, match=r"shape \(6, 3\) for 6 users .* network's 5"):
+            communicator.round(
+                0, ScriptedUsers([torch.zeros(6, 3, dtype=torch.float64)], [set()], 0), ScriptedAggregator(5, 3)
+            )
+        with pytest.raises(CodingError, match=r"models of shape \(4, 4\) for 5 users"):
+            communicator.round(
+                0, ScriptedUsers([torch.zeros(4, 3, dtype=torch.float64)], [set()], 0), ScriptedAggregator(4, 3)
+            )
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    def test_numbers_on_a_gpu(self) -> None:
+        communicator = self.make(symmetric(K=10, H=5, r=2), Network(), None, InProcess)
+        users = ScriptedUsers([random_numbers(0, 10, 4, None).cuda()], [set()], 0)
+        users.ivs = [users.ivs[0]]
+        aggregator = ScriptedAggregator(10, 4)
+        communicator.round(0, users, aggregator)
+        assert all(model.is_cuda for model in users.models.values())
+        assert same_bits(aggregator.seen[0][1].cpu(), users.ivs[0].cpu())
+
+
+def rounded(x: Tensor, m: int, wire: str | None) -> Tensor:
+    """Rows as the wire leaves them: the first m numbers in its type, the others whole."""
+    return x if wire is None else torch.cat([x[:, :m].to(getattr(torch, wire)).to(x), x[:, m:]], dim=1)
+
+
+class LinksContract:
+    """Inherit, and say how yours is made."""
+
+    def make(self, ledger: LinkLedger) -> Links:
+        raise NotImplementedError
+
+    def message(self, sender: str, receivers: tuple[str, ...], round: int = 0, **others: Any) -> Message:
+        rows = torch.arange(12, dtype=torch.uint8).view(3, 4)
+        parts = {"links": np.array([4, 0, 2]), "payload": rows, "overhead": rows[:, :1] + 100} | others
+        return Message(round, TIERS[0], "IVs", sender, receivers, users=np.array([0, 2, 4]), **parts)
+
+    def test_whoever_is_meant_gets_it_once(self) -> None:
+        links = self.make(LinkLedger(K=5, H=3))
+        links.begin()
+        names = [relay_name(i) for i in range(3)]
+        for n in (1, 0):
+            links.post(self.message(host_name(n), (names[0], names[2])))
+        for name in names:
+            hosts = [host_name(0), host_name(1), host_name(2)]
+            assert links.collect(name, "report", hosts) == ([], tuple(hosts))
+            arrived, missing = links.collect(name, "IVs", hosts)
+            assert [message.sender for message in arrived] == ([] if name == names[1] else hosts[:2])
+            assert set(missing) == set(hosts) - {message.sender for message in arrived}
+            for message in arrived:
+                assert torch.equal(message.payload[message.rows()], self.message("", ()).payload)
+                assert torch.equal(message.overhead[message.rows()], self.message("", ()).overhead)
+                assert message.of_users().tolist() == [0, 2, 4]
+            assert links.collect(name, "IVs", hosts)[0] == []
+
+    def test_what_was_not_collected_in_its_round_is_lost(self) -> None:
+        links = self.make(LinkLedger(K=5, H=3))
+        links.begin()
+        links.post(self.message(host_name(0), (relay_name(1),)))
+        links.begin()
+        links.post(self.message(host_name(0), (relay_name(1),), round=1))
+        arrived, _ = links.collect(relay_name(1), "IVs", [host_name(0)])
+        assert [message.round for message in arrived] == [1]
+
+    def test_post_counts_each_row_on_its_link(self) -> None:
+        ledger = LinkLedger(K=5, H=3)
+        links = self.make(ledger)
+        ledger.begin_round()
+        links.begin()
+        links.post(self.message(host_name(0), (relay_name(1), relay_name(2))))
+        assert ledger.per_link(TIERS[0]).tolist() == [[32, 8], [0, 0], [32, 8], [0, 0], [32, 8]]
+        links.post(self.message(host_name(0), (relay_name(1),), links=3, at=torch.tensor([2, 0])))
+        assert ledger.per_link(TIERS[0])[3].tolist() == [64, 16]

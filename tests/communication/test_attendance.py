@@ -1,0 +1,69 @@
+"""Reports and attendance as bytes, who aggregates, and by whom models come."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hmtl.communication.attendance import Attendance, Report, decide
+from hmtl.testing.networks import topologies
+from hmtl.topology import Topology
+
+
+@st.composite
+def reports(draw: st.DrawFn) -> tuple[Topology, dict[int, Report], int]:
+    """A network, reports of some of its relays, and the number of rounds so far."""
+    t, version = draw(topologies()), draw(st.integers(0, 3))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    gone = draw(st.sampled_from((0.0, 0.4, 1.0)))
+    made = {}
+    for i in range(t.H):
+        if rng.random() >= gone:
+            heard = np.array([k for k in t.N(i) if rng.random() >= gone], dtype=np.int64)
+            made[i] = Report(heard, int(rng.integers(0, version + 1)), 6272, int(rng.integers(0, 99)))
+    return t, made, version
+
+
+@given(reports())
+def test_reports_as_bytes(case: tuple[Topology, dict[int, Report], int]) -> None:
+    t, made, _ = case
+    for i, report in made.items():
+        content = report.to_bytes(t, i)
+        assert len(content) == Report.nbytes(t, i)
+        again = Report.from_bytes(content, t, i)
+        np.testing.assert_array_equal(again.heard, report.heard)
+        assert (again.version, again.payload, again.overhead) == (report.version, report.payload, report.overhead)
+
+
+@given(reports(), st.booleans())
+def test_all_nodes_read_what_the_server_decided(case: tuple[Topology, dict[int, Report], int], relays: bool) -> None:
+    t, made, version = case
+    decided = decide(t, made, version, everybody=relays)
+    content = decided.to_bytes(t)
+    assert len(content) == Attendance.nbytes(t)
+    read = Attendance.from_bytes(content, t)
+    for found in (decided, read):
+        assert found.heard.G.tolist() == [
+            [int(i in made and k in made[i].heard) for k in range(t.K)] for i in range(t.H)
+        ]
+        assert np.flatnonzero(found.there).tolist() == sorted(made)
+        current = [i for i in sorted(made) if made[i].version == version]
+        hearing = [i for i in sorted(made) if len(made[i].heard)]
+        aggregating = (hearing or current) if relays and current else []
+        assert list(found.aggregators) == aggregating
+        behind = [i for i in aggregating if i not in current]
+        assert np.flatnonzero(found.behind).tolist() == behind
+        assert found.source == (current[0] if behind else -1)
+
+
+@given(reports(), st.booleans())
+def test_each_model_comes_by_an_aggregator_where_one_hears_the_user(
+    case: tuple[Topology, dict[int, Report], int], relays: bool
+) -> None:
+    t, made, version = case
+    decided = decide(t, made, version, everybody=relays)
+    serving, by_way = decided.routes(t)
+    for k in range(t.K):
+        there = set(t.relays_of(k)) & set(made)
+        near = there & set(decided.aggregators)
+        assert (serving[k] in (near or there)) if there else serving[k] == -1
+        assert by_way[k] == bool(there and not near)

@@ -1,0 +1,297 @@
+"""Nodes that share nothing: each relay with a planner, aggregator and memory of its own, users on several hosts."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmtl.communication import InProcess, LinkLedger, Network, coder
+from hmtl.communication.aggregation import Aggregation
+from hmtl.communication.host import UserHost
+from hmtl.communication.messages import BROADCAST, COMBINATIONS, DIGESTS, IVS, MODELS, Message
+from hmtl.communication.planner import Planner
+from hmtl.communication.relay import Relay
+from hmtl.communication.round import Nodes, play
+from hmtl.communication.server import Server
+from hmtl.communication.stopwatch import Stopwatch
+from hmtl.errors import CodingError
+from hmtl.testing.communication import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
+from hmtl.testing.networks import topologies
+from hmtl.topology import Topology, any_r, symmetric
+
+Change = Callable[[str, Message], Message | None]
+SCHEMES = ("uncoded", "optimal", "paper", "equal")
+
+
+class Changed(InProcess):
+    """Links on which what arrives at a node may be another message, or none."""
+
+    change: Change = staticmethod(lambda node, message: message)
+
+    def collect(self, node, kind, expected):
+        arrived, _ = super().collect(node, kind, expected)
+        arrived = [changed for message in arrived if (changed := self.change(node, message)) is not None]
+        senders = [message.sender for message in arrived]
+        return arrived, tuple(name for name in expected if name not in senders)
+
+
+class Apart:
+    """A network whose nodes share nothing, as on machines of their own."""
+
+    def __init__(self, t: Topology, scheme: str, users: Iterable[ScriptedUsers], medium: str = "broadcast") -> None:
+        self.t, self.coded = t, scheme != "uncoded"
+        users = list(users)
+        width = users[0].ivs[0].shape[1]
+
+        def planner() -> Planner:
+            return Planner(t, Network(medium=medium), scheme, seed=5, max_pieces=3, generation=9)
+
+        def seat() -> Aggregation:
+            return Aggregation(t.K, ScriptedAggregator(t.K, width), users[0].numbers, None)
+
+        self.hosts = [UserHost(t.K, side, None, n) for n, side in enumerate(users)]
+        names = [host.name for host in self.hosts]
+        self.relays = [Relay(i, planner(), seat() if self.coded else None, names) for i in range(t.H)]
+        self.server = Server(planner(), None if self.coded else seat())
+        self.links = Changed(LinkLedger(t.K, t.H))
+        self.links.ledger.begin_round()
+
+    def play(self, round: int, away: Iterable[int] = (), change: Change | None = None) -> None:
+        self.links.change = change or Changed.change
+        there = [relay for relay in self.relays if relay.i not in set(away)]
+        seat = self.server.aggregation or self.relays[0].aggregation
+        assert seat is not None
+        names = [host.name for host in self.hosts], [relay.name for relay in self.relays]
+        play(round, Nodes(self.hosts, there, self.server, seat, *names), self.links, Stopwatch(), self.coded)
+
+    def aggregators(self) -> list[ScriptedAggregator]:
+        seats = [relay.aggregation for relay in self.relays] if self.coded else [self.server.aggregation]
+        return [seat.aggregator for seat in seats if seat is not None]
+
+
+def poison(node: str, message: Message) -> Message:
+    """IVs as relays get them, with garbage in the rows of users that the relay does not hear."""
+    if message.kind != IVS or not node.startswith("relay"):
+        return message
+    hears = poison.t.G[int(node.split()[1])].astype(bool)
+    noise = torch.from_numpy(np.random.default_rng(7).integers(0, 256, message.payload.shape, np.uint8))
+    noise[torch.from_numpy(hears[message.users])] = message.payload[torch.from_numpy(hears[message.users])]
+    return replace(message, payload=noise)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@settings(max_examples=40)
+@given(
+    t=topologies(max_K=25),
+    medium=st.sampled_from(("broadcast", "unicast")),
+    gone=st.sampled_from((0.0, 0.2, 0.5)),
+    lost=st.sampled_from((0.0, 0.1, 0.4)),
+    seed=st.integers(0, 10**6),
+    working_set=st.sampled_from((1, 4000, 1 << 25)),
+)
+def test_every_aggregator_ends_with_the_ivs_of_all_who_were_heard(
+    scheme: str, t: Topology, medium: str, gone: float, lost: float, seed: int, working_set: int
+) -> None:
+    """Users and relays that come and go, IVs lost on single links, and relays that missed rounds.
+
+    What relays cannot know is poisoned. A plain account of who is there and who aggregates says what has to come out.
+    """
+    rng, rounds, m = np.random.default_rng(seed), 5, 7
+    absent = [set(np.flatnonzero(rng.random(t.K) < gone).tolist()) for _ in range(rounds)]
+    ivs = [random_numbers(seed + n, t.K, m + 1, None) for n in range(rounds)]
+    half = [range(0, t.K, 2), range(1, t.K, 2)] if t.K > 1 else [range(t.K)]
+    sides = [ScriptedUsers(ivs, absent, 1, mine) for mine in half]
+    apart = Apart(t, scheme, sides, medium)
+    poison.t = t
+    expected, version, latest = ScriptedAggregator(t.K, m + 1), [0] * t.H, 0
+    waiting: set[int] = set()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coder, "WORKING_SET", working_set)
+        for round in range(rounds):
+            away = set(np.flatnonzero(rng.random(t.H) < gone).tolist())
+            arrives = (t.G == 1) & (rng.random(t.G.shape) >= lost)
+
+            def change(node: str, message: Message, arrives: np.ndarray = arrives) -> Message:
+                if message.kind == IVS and node.startswith("relay"):
+                    message = poison(node, message)
+                    at = np.flatnonzero(arrives[int(node.split()[1])][message.users] | ~hears(t, node)[message.users])
+                    kept = torch.from_numpy(at)
+                    return replace(
+                        message,
+                        users=message.users[at],
+                        payload=message.payload[kept],
+                        overhead=message.overhead[kept],
+                    )
+                return message
+
+            before = [len(aggregator.seen) for aggregator in apart.aggregators()]
+            apart.play(round, away, change)
+            there = [i for i in range(t.H) if i not in away]
+            sent = set(range(t.K)) - absent[round] - waiting
+            heard_by = {k: [i for i in there if arrives[i, k]] for k in sent}
+            heard = sorted(k for k, relays in heard_by.items() if relays)
+            hearing = sorted({i for relays in heard_by.values() for i in relays})
+            current = [i for i in there if version[i] == latest]
+            aggregating = (hearing or current) if current else []
+            if scheme == "uncoded":
+                aggregating = [0] if there else []
+            reached = {k for k in range(t.K) if set(t.relays_of(k)) & set(there)}
+            if aggregating:
+                latest += 1
+                models = expected.update(np.array(heard, dtype=np.int64), ivs[round][heard].clone())
+                for i in aggregating:
+                    version[i] = latest
+            for n, aggregator in enumerate(apart.aggregators()):
+                assert len(aggregator.seen) == before[n] + (n in aggregating)
+                if n in aggregating:
+                    assert aggregator.seen[-1][0].tolist() == heard
+                    assert same_bits(aggregator.seen[-1][1], ivs[round][heard])
+            got = {k: model for side in sides for k, model in side.models.items()}
+            assert set(got) == (reached if aggregating else set())
+            assert all(same_bits(model, models[k]) for k, model in got.items())
+            told = reached if aggregating else reached & sent
+            waiting = (waiting | sent) - told
+            assert {k for side in sides for k in side.sent} == waiting
+    committed = {pair for side in sides for pair in side.committed}
+    dropped = {pair for side in sides for pair in side.dropped}
+    seats = [relay.aggregation for relay in apart.relays] if apart.coded else [apart.server.aggregation]
+    counted = max((seat.counted.tolist() for seat in seats if seat), key=max)
+    assert all((round, k) in committed or waiting for k, round in enumerate(counted) if round >= 0)
+    assert not committed & dropped
+
+
+def hears(t: Topology, node: str) -> np.ndarray:
+    return t.G[int(node.split()[1])].astype(bool)
+
+
+def one(t: Topology, scheme: str = "optimal", m: int = 6, rounds: int = 4) -> tuple[Apart, ScriptedUsers]:
+    users = ScriptedUsers([random_numbers(n, t.K, m, None) for n in range(rounds)], [set()] * rounds, 0)
+    return Apart(t, scheme, [users]), users
+
+
+def test_a_relay_encodes_from_what_it_heard_alone() -> None:
+    """Change the IV of one user: only the messages of the relays that hear it may change."""
+    t, sent = any_r(K=12, H=5, r=2, seed=1), []
+    for extra in (0, 1):
+        apart, users = one(t, m=9)
+        users.ivs[0] = torch.ones(12, 9, dtype=torch.float64)
+        users.ivs[0][4] += extra
+        seen: dict[str, torch.Tensor] = {}
+
+        def keep(node: str, message: Message, seen: dict[str, torch.Tensor] = seen) -> Message:
+            if message.kind == COMBINATIONS:
+                seen[message.sender] = message.payload.clone()
+            return message
+
+        apart.play(0, change=keep)
+        sent.append(seen)
+    for i in t.active:
+        assert torch.equal(sent[0][f"relay {i}"], sent[1][f"relay {i}"]) == (i not in t.relays_of(4))
+
+
+def flip(message: Message) -> Message:
+    """One bit of the message is another."""
+    part = "payload" if message.payload.numel() else "overhead"
+    damaged = getattr(message, part).clone()
+    damaged[-1, -1] ^= 1
+    return replace(message, **{part: damaged})
+
+
+@pytest.mark.parametrize("relay", range(5))
+@pytest.mark.parametrize("scheme", ["optimal", "paper"])
+def test_a_relay_that_decodes_other_ivs_is_found_before_a_model_spreads(relay: int, scheme: str) -> None:
+    apart, users = one(symmetric(K=20, H=5, r=3), scheme)
+    apart.play(0)
+    old = dict(users.models)
+
+    def change(node: str, message: Message) -> Message:
+        return flip(message) if message.kind == BROADCAST and node == f"relay {relay}" else message
+
+    with pytest.raises(CodingError, match=f"^relay {relay} decoded other IVs .* round 1"):
+        apart.play(1, change=change)
+    assert old
+    assert not users.models
+
+
+def test_other_ivs_heard_are_found_even_where_nothing_is_coded() -> None:
+    """Every relay hears everybody, one of them a bit otherwise."""
+    apart, _ = one(Topology(np.ones((3, 4))))
+
+    def change(node: str, message: Message) -> Message:
+        return flip(message) if message.kind == IVS and node == "relay 2" else message
+
+    with pytest.raises(CodingError, match=r"^relay 2 decoded other IVs"):
+        apart.play(0, change=change)
+
+
+def test_other_models_are_found_too() -> None:
+    apart, users = one(symmetric(K=20, H=5, r=3))
+    seat = apart.relays[3].aggregation
+    assert seat is not None
+    seat.aggregator.state["updates"] += 1
+    with pytest.raises(CodingError, match=r"^relay 3 computed other models"):
+        apart.play(0)
+    assert not users.models
+
+
+@pytest.mark.parametrize("kind", [COMBINATIONS, BROADCAST, DIGESTS])
+def test_a_message_without_which_nobody_can_go_on(kind: str) -> None:
+    apart, users = one(symmetric(K=20, H=5, r=3))
+
+    def lose(node: str, message: Message) -> Message | None:
+        return None if message.kind == kind and (kind == BROADCAST or message.sender == "relay 1") else message
+
+    with pytest.raises(CodingError, match=r"^relay \d .* round 0.* Resume from the last checkpoint"):
+        apart.play(0, change=lose)
+    assert not users.models
+
+
+def test_a_user_who_is_not_told_waits() -> None:
+    """Its model is lost on the way: it sends nothing more until it hears that its IV had counted."""
+    apart, users = one(symmetric(K=20, H=5, r=3))
+
+    def lose(node: str, message: Message) -> Message:
+        if message.kind != MODELS or not node.startswith("host"):
+            return message
+        kept = np.flatnonzero(message.users != 7)
+        return replace(message, users=message.users[kept], at=message.rows()[torch.from_numpy(kept)])
+
+    apart.play(0, change=lose)
+    assert users.sent == {7: 0}
+    assert len(users.committed) == 19
+    apart.play(1)  # it listens
+    seen = apart.aggregators()[0].seen
+    assert 7 not in seen[1][0].tolist()
+    assert (0, 7) in users.committed
+    assert not users.sent
+    apart.play(2)
+    assert seen[2][0].tolist() == list(range(20))
+
+
+def test_a_relay_that_comes_back_is_handed_the_state_of_another() -> None:
+    apart, _ = one(symmetric(K=20, H=5, r=3))
+    apart.play(0)
+    apart.play(1, away=[2])
+    assert [relay.version for relay in apart.relays] == [2, 2, 1, 2, 2]
+    before = apart.links.ledger.bits("relays_to_server", link=0)
+    apart.play(2)
+    assert [relay.version for relay in apart.relays] == [3] * 5
+    states = [aggregator.state for aggregator in apart.aggregators()]
+    assert all(same_bits(state["last"], states[0]["last"]) for state in states)
+    spent = apart.links.ledger.bits("relays_to_server", link=0).overhead - before.overhead
+    assert spent > 20 * 6 * 64  # all of `last`
+
+
+def test_without_the_present_state_nobody_aggregates() -> None:
+    """Relay 0 alone was there, then only the others are: what users send does not count, and they are told."""
+    t = Topology([[1, 1, 0, 1], [0, 1, 1, 1]])
+    apart, users = one(t)
+    apart.play(0, away=[1])
+    apart.play(1, away=[0])
+    assert apart.server.empty
+    assert sorted(users.dropped) == [(1, 1), (1, 3)]
+    assert users.sent == {0: 1, 2: 0}
