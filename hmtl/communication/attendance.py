@@ -3,7 +3,7 @@
 K users, H relays.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,7 +67,13 @@ class Attendance:
     source: int = -1
 
     @property
+    def relays(self) -> tuple[int, ...]:
+        """Those that are there."""
+        return tuple(np.flatnonzero(self.there).tolist())
+
+    @property
     def aggregators(self) -> tuple[int, ...]:
+        """The relays that aggregate."""
         return tuple(np.flatnonzero(self.aggregating).tolist())
 
     def to_bytes(self, t: Topology) -> Bytes:
@@ -88,18 +94,25 @@ class Attendance:
     def nbytes(t: Topology) -> int:
         return -(-(int(t.G.sum()) + 3 * t.H) // 8) + 4
 
-    def routes(self, t: Topology) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """How models come to the users.
 
-        Returns:
-            [K] the relay that sends each user its model, an aggregator where one hears the user; -1 where no relay is
-            there. And [K] whether the model comes to that relay by way of the server, because it is none.
-        """
-        live = t.G * self.there[:, None]
-        near = live * self.aggregating[:, None]
-        direct = np.asarray(near.any(axis=0))
-        reached = np.where(direct, near, live)
-        return t.restricted(links=reached).serving, reached.any(axis=0) > direct
+Routes = tuple[NDArray[np.int64], NDArray[np.bool_]]
+
+
+def routes(t: Topology, there: Collection[int], aggregators: Collection[int]) -> Routes:
+    """How models come to the users.
+
+    Args:
+        t: who hears whom when all are there.
+        there, aggregators: relays.
+
+    Returns:
+        [K] the relay that sends each user its model, an aggregator where one hears the user; -1 where no relay is
+        there. And [K] whether the model comes to that relay by way of the server, because it is no aggregator.
+    """
+    near = t.restricted(relays=aggregators).G
+    direct = np.asarray(near.any(axis=0))
+    reached = np.where(direct, near, t.restricted(relays=there).G)
+    return t.restricted(links=reached).serving, reached.any(axis=0) > direct
 
 
 def decide(t: Topology, reports: Mapping[int, Report], version: int, everybody: bool) -> Attendance:

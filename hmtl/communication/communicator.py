@@ -120,7 +120,7 @@ class Communicator(ABC):
         attendance, empty = self._server.attendance, self._server.empty
         return Outcome(
             np.array([] if empty else attendance.heard.present, dtype=np.int64),
-            tuple(np.flatnonzero(attendance.there).tolist()),
+            attendance.relays,
             attendance.aggregators,
             empty,
         )

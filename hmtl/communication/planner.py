@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmtl.coding import Plan, make_plan
-from hmtl.communication.attendance import Attendance
+from hmtl.communication.attendance import Attendance, Routes, routes
 from hmtl.communication.coder import View
 from hmtl.communication.network import Network
 from hmtl.topology import Topology
@@ -55,7 +55,7 @@ class Planner:
         self._settings = {"seed": seed, "max_pieces": max_pieces, "generation": generation}
         self.code = lru_cache(8)(self._code)  # these are large
         self.attendance = lru_cache(64)(self._attendance)
-        self.routes = lru_cache(64)(self._routes)
+        self._routes = lru_cache(64)(lambda there, aggregating: routes(topology, there, aggregating))
         self.forwarders = lru_cache(64)(self._forwarders)
 
     def _code(self, heard: Topology) -> Code:
@@ -66,9 +66,9 @@ class Planner:
         """The attendance of which these are the bytes."""
         return Attendance.from_bytes(np.frombuffer(content, np.uint8), self.topology)
 
-    def _routes(self, attendance: Attendance) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """See `Attendance.routes`."""
-        return attendance.routes(self.topology)
+    def routes(self, attendance: Attendance) -> Routes:
+        """How models come to the users, see `attendance.routes`."""
+        return self._routes(attendance.relays, attendance.aggregators)
 
     def _forwarders(self, heard: Topology) -> NDArray[np.int64]:
         """[K] the relay that passes each user's IV on where nothing is coded."""

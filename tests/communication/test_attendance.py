@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmtl.communication.attendance import Attendance, Report, decide
+from hmtl.communication.attendance import Attendance, Report, decide, routes
 from hmtl.testing.networks import topologies
 from hmtl.topology import Topology
 
@@ -61,7 +61,7 @@ def test_each_model_comes_by_an_aggregator_where_one_hears_the_user(
 ) -> None:
     t, made, version = case
     decided = decide(t, made, version, everybody=relays)
-    serving, by_way = decided.routes(t)
+    serving, by_way = routes(t, decided.relays, decided.aggregators)
     for k in range(t.K):
         there = set(t.relays_of(k)) & set(made)
         near = there & set(decided.aggregators)
