@@ -1,6 +1,8 @@
 """`hmtl.plan`: figures, verdicts, formats."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +59,22 @@ def test_unequal_uplinks_by_hand(as_json: Callable[..., dict[str, dict[str, obje
     for scheme, down in (("uncoded", 3), ("optimal", 2)):
         assert shared["seconds"]["broadcast"][scheme] == pytest.approx(1 + 1 + 2 + down, rel=1e-5)
         assert parallel["seconds"]["broadcast"][scheme] == pytest.approx(2 + down, rel=1e-5)
+
+
+def test_one_relay_needs_no_code(as_json: Callable[..., dict[str, dict[str, object]]]) -> None:
+    result = as_json("K=4", "H=1", "r=1")
+    assert result["loads"]["uncoded"] == {"relays_to_server": 4, "server_to_relays": 4}
+    for scheme in ("optimal", "paper", "equal"):
+        assert result["loads"][scheme] == {"relays_to_server": 0, "server_to_relays": 0}
+
+
+def test_what_is_slow_to_import_is_imported_by_what_needs_it() -> None:
+    code = (
+        "import hmtl.coding, sys; print(*{name.split('.')[0] for name in sys.modules}, 'scipy.optimize' in sys.modules)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "numpy" in loaded
+    assert not {"cvxpy", "matplotlib", "networkx", "llvmlite", "sklearn", "pandas", "True"} & set(loaded)
 
 
 def test_proof_is_told(configure: Configure, capsys: pytest.CaptureFixture[str]) -> None:

@@ -196,7 +196,7 @@ def _mask(numbers: Iterable[int] | None, n: int, name: str) -> NDArray[np.uint8]
     """[n] 1 at `numbers`, or everywhere for None."""
     if numbers is None:
         return np.ones(n, dtype=np.uint8)
-    chosen = np.array(list(numbers), dtype=np.int64)
+    chosen = np.fromiter(numbers, dtype=np.int64)
     wrong = chosen[(chosen < 0) | (chosen >= n)]
     if len(wrong):
         raise TopologyError(f"{name} names {wrong[0]}, but they are numbered from 0 to {n - 1}. Give such numbers.")
