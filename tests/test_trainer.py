@@ -157,7 +157,7 @@ def test_bits_and_seconds(trainer, facts):
         assert row["uncoded_s"] == pytest.approx(1000 + 100 + uncoded["communication_s"], rel=1e-12)
         assert uncoded["compute_s"] + uncoded["communication_s"] == pytest.approx(uncoded["uncoded_s"], rel=1e-12)
     assert torch.equal(made.algorithm.users.W, beside.algorithm.users.W)
-    assert made.algorithm.users.W[:, 0].tolist() == [5 - 2 * (k == 3) for k in range(12)]
+    assert made.algorithm.users.W[:, 0].tolist() == [5 - 3 * (k == 3) for k in range(12)]
 
 
 def test_a_full_round_by_hand(trainer):
