@@ -10,15 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from hmtl.cli import main
-from hmtl.coding import CODED_SCHEMES, Demand, Loads, bounds, loads
+from hmtl.coding import CODED_SCHEMES, SCHEMES, Demand, Loads, bounds, loads
 from hmtl.communication import Network, tier_loads
 from hmtl.communication.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
 from hmtl.communication.network import MEDIA
 from hmtl.config import build_network, build_topology
 from hmtl.errors import ConfigError
 from hmtl.topology import Topology, draw
-
-SCHEMES = ("uncoded", *CODED_SCHEMES)
 
 
 def plan(cfg: DictConfig) -> None:
@@ -54,7 +52,7 @@ def compare(topology: Topology, network: Network, V_bits: int) -> dict[str, Any]
         }
         for medium in MEDIA
     }
-    least, partition = Demand(topology.G[list(topology.active)]).optimum()
+    least, partition = Demand(topology.core).optimum()
     return {
         "K": topology.K,
         "H": topology.H,
@@ -116,7 +114,7 @@ def _table(result: dict[str, Any]) -> Table:
             scheme,
             f"{load[RELAYS_TO_SERVER]:.4f}",
             f"{load[SERVER_TO_RELAYS]:.4f}",
-            *("" if scheme == "uncoded" else f"{share:.1%}" for share in saved),
+            *(f"{share:.1%}" if SCHEMES[scheme].code else "" for share in saved),
         )
     bound = result["bounds"]
     table.add_section()

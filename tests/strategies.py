@@ -9,8 +9,8 @@ from hmtl.topology import Topology
 @st.composite
 def topologies(draw: st.DrawFn, max_H: int = 8, max_K: int = 40) -> Topology:
     """Any network: mixed degrees, users whom all relays hear, now and then a relay that hears all or nobody."""
-    H = draw(st.integers(2, max_H))
-    K = draw(st.integers(2, max_K))
+    H = draw(st.integers(1, max_H))
+    K = draw(st.integers(1, max_K))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     alike = draw(st.booleans())
     degrees = np.full(K, draw(st.integers(1, H))) if alike else rng.integers(1, H + 1, K)
@@ -19,7 +19,18 @@ def topologies(draw: st.DrawFn, max_H: int = 8, max_K: int = 40) -> Topology:
         G[rng.choice(H, degree, replace=False), k] = 1
     if draw(st.integers(0, 9)) == 0:
         G[draw(st.integers(0, H - 1))] = 1
-    if draw(st.integers(0, 9)) == 0:
+    if H > 1 and draw(st.integers(0, 9)) == 0:
         G[0] = 0
         G[1, G.sum(0) == 0] = 1
     return Topology(G)
+
+
+@st.composite
+def restricted(draw: st.DrawFn, topology: st.SearchStrategy[Topology] | None = None) -> Topology:
+    """What is left of a network in a round: any users, relays and links may be gone, now and then all of them."""
+    t = draw(topologies() if topology is None else topology)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    users, relays, links = (
+        rng.random(shape) >= draw(st.sampled_from((0, 0.1, 0.5, 1))) for shape in (t.K, t.H, (t.H, t.K))
+    )
+    return t.restricted(users.nonzero()[0], relays.nonzero()[0], links)

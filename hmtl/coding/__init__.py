@@ -2,21 +2,28 @@
 
 In: a `Topology`, a scheme, a seed. Out: the loads of the scheme, bounds on those of any, and a `Plan`: the GF(2^8)
 matrices with which relays and server combine messages and relays decode. `gf256.matmul` applies them to bytes.
+
+Words are the paper's: a *user* is a client, a *relay* an edge server, an *intermediate value*, IV, the update that a
+client sends, and an *iteration* a round. A *load* is what a tier carries in an iteration, in IVs.
 """
 
-from hmtl.coding.bounds import Loads, bounds, forwarders, loads
+from hmtl.coding.formulas import Loads, bounds, forwarders
 from hmtl.coding.optimal import Demand, Uplinks
-from hmtl.coding.plan import CODED_SCHEMES, Block, Plan, make_plan
+from hmtl.coding.plan import Block, Plan
+from hmtl.coding.schemes import CODED_SCHEMES, SCHEMES, Scheme, loads, make_plan, scheme_of
 
 __all__ = [
     "CODED_SCHEMES",
+    "SCHEMES",
     "Block",
     "Demand",
     "Loads",
     "Plan",
+    "Scheme",
     "Uplinks",
     "bounds",
     "forwarders",
     "loads",
     "make_plan",
+    "scheme_of",
 ]

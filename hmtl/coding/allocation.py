@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import cvxpy as cp
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import qr
 
 from hmtl.errors import CodingError
 from hmtl.topology import Topology
+
+# From the numbers n_i [relays] and the types that relays hear [types, relays], α_i for each relay.
+Split = Callable[[NDArray[np.int64], NDArray[np.int64]], tuple[Fraction, ...]]
 
 NEGLIGIBLE = 1e-7  # above the solver's rounding, below the entries of vertices with tens of relays
 
@@ -46,20 +47,18 @@ class Allocation:
         return sum((n * alpha for n, alpha in zip(self.n, self.alpha, strict=True)), Fraction())
 
 
-def allocate(t: Topology, scheme: str) -> tuple[Allocation, ...]:
-    """The allocations of all z for which anything must pass the server, z rising.
+def allocate(t: Topology, split: Split) -> tuple[Allocation, ...]:
+    """The allocations of all z for which anything must pass the server, z ascending.
 
     Args:
-        t: the topology; its inactive relays take no part.
-        scheme: `paper`, the optimum of (28), or `equal`, α_i^z = 1/z.
+        t: the topology; its inactive relays and absent users take no part.
+        split: `cheapest`, the optimum of (28), or `even`, α_i^z = 1/z.
 
     Raises:
-        CodingError: no such scheme, or an optimum that could not be proven.
+        CodingError: an optimum that could not be proven.
 
     Ref: Hu et al. 2022, eqs. (16), (28), (32) and Remark 2, the covering constraint for k ∈ I_z only.
     """
-    if scheme not in _SPLITS:
-        raise CodingError(f"scheme={scheme!r} is no coded scheme. Choose one of optimal, {', '.join(_SPLITS)}.")
     found = []
     for z in range(1, len(t.active)):
         users = t.I(z)
@@ -76,33 +75,32 @@ def allocate(t: Topology, scheme: str) -> tuple[Allocation, ...]:
                 users=users,
                 heard=tuple(tuple(np.flatnonzero(row).tolist()) for row in hears),
                 n=tuple(n.tolist()),
-                alpha=_SPLITS[scheme](n, np.unique(hears.T, axis=0)),
+                alpha=split(n, np.unique(hears.T, axis=0)),
                 downlink=len(users) - int(counts.min()),
             )
         )
     return tuple(found)
 
 
-def _equal(n: NDArray[np.int64], types: NDArray[np.int64]) -> tuple[Fraction, ...]:
+def even(n: NDArray[np.int64], types: NDArray[np.int64]) -> tuple[Fraction, ...]:
     """1/z for each relay that hears some of the users, 0 for the others."""
     z = int(types[0].sum())
     return tuple(Fraction(int(hears), z) for hears in types.max(axis=0))
 
 
-def _paper(n: NDArray[np.int64], types: NDArray[np.int64]) -> tuple[Fraction, ...]:
+def cheapest(n: NDArray[np.int64], types: NDArray[np.int64]) -> tuple[Fraction, ...]:
     """The minimum of Σ n_i α_i with every type [types, relays] covered, exact.
 
     α ≤ 1 need not be asked for: lowering a larger α_i to 1 leaves all covered, and costs less as n_i > 0 for each
     relay that hears some of the users. The simplex method ends at a vertex, and so does its dual; both are solved
     again in fractions. Feasible with equal objectives, each proves the other optimal.
     """
-    alpha = cp.Variable(len(n), nonneg=True)
-    covered = alpha @ types.T >= 1
-    programme: Any = cp.Problem(cp.Minimize(alpha @ n), [covered])  # Any: its solve() has no annotations
-    # HiGHS by way of scipy: called directly it prints a banner on stdout, whatever its options.
-    programme.solve(solver=cp.SCIPY, scipy_options={"method": "highs-ds"})
-    primal = _exact(types, np.ones(len(types), dtype=np.int64), alpha.value)
-    dual = _exact(types.T, n, covered.dual_value)
+    from scipy.optimize import linprog  # here, as the optimal scheme, which most use, does without
+
+    ones = np.ones(len(types), dtype=np.int64)
+    found = linprog(n, A_ub=-types, b_ub=-ones, method="highs-ds")
+    primal = _exact(types, ones, found.x)
+    dual = _exact(types.T, n, -found.ineqlin.marginals)
     feasible = all(0 <= share <= 1 for share in primal) and all(primal @ types.T >= 1)
     dual_feasible = all(price >= 0 for price in dual) and all(dual @ types <= n)
     if not (feasible and dual_feasible and primal @ n == sum(dual)):
@@ -118,6 +116,8 @@ def _exact(A: NDArray[np.int64], b: NDArray[np.int64], x: Any) -> NDArray[np.obj
 
     Where x is no vertex, what comes back solves nothing, and the proof finds out.
     """
+    from scipy.linalg import qr
+
     used = np.flatnonzero(x > NEGLIGIBLE)
     tight = np.flatnonzero(abs(A @ x - b) < NEGLIGIBLE)
     independent = qr(A[np.ix_(tight, used)].T, mode="r", pivoting=True)[-1][: len(used)]
@@ -133,9 +133,3 @@ def _exact(A: NDArray[np.int64], b: NDArray[np.int64], x: Any) -> NDArray[np.obj
     solution = np.full(len(x), Fraction())
     solution[used[: len(rows)]] = system[:, -1]
     return solution
-
-
-_SPLITS: dict[str, Callable[[NDArray[np.int64], NDArray[np.int64]], tuple[Fraction, ...]]] = {
-    "paper": _paper,
-    "equal": _equal,
-}

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def deal(G: NDArray[np.uint8], groups: int) -> list[NDArray[np.intp]]:
+def similar_groups(G: NDArray[np.uint8], groups: int) -> list[NDArray[np.intp]]:
     """Deal users into groups of even size in which relays hear, and types have, as even a share as can be.
 
     Users are put in a row such that any stretch of it is like the whole; then it is cut. Next in the row is always a
@@ -19,7 +19,7 @@ def deal(G: NDArray[np.uint8], groups: int) -> list[NDArray[np.intp]]:
         groups: how many groups, at most n.
 
     Returns:
-        The users of each group, columns of G in rising order.
+        The users of each group, columns of G in ascending order.
     """
     n = G.shape[1]
     types, kind, left = np.unique(G.T, axis=0, return_inverse=True, return_counts=True)

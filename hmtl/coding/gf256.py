@@ -49,15 +49,17 @@ def inverse(a: Tensor) -> Tensor:
     return INVERSES.to(a.device)[a.long()]
 
 
-def matmul(A: Tensor, X: Tensor) -> Tensor:
+def matmul(A: Tensor, X: Tensor, out: Tensor | None = None) -> Tensor:
     """The matrix product A·X over GF(2^8).
 
     Args:
         A: coefficients, uint8 [n, m].
         X: one message of L bytes per row, uint8 [m, L], on A's device. Any strides and any of the sizes 0 will do.
+        out: where to put the product, uint8 [n, L] on A's device, each row contiguous, apart from A and X; None makes a
+            new, contiguous tensor.
 
     Returns:
-        uint8 [n, L], contiguous.
+        uint8 [n, L]: `out` where given.
 
     Raises:
         CodingError: a dtype or a shape does not fit; the message names the argument.
@@ -73,10 +75,18 @@ def matmul(A: Tensor, X: Tensor) -> Tensor:
             f"Argument 'X' must have a row for each column of 'A', that is shape [{A.shape[1]}, L], "
             f"not {list(X.shape)}; 'A' is {list(A.shape)}."
         )
-    return simd.matmul(A, X) if A.is_cpu and simd.available() else portable(A, X)
+    shape_of_product = A.shape[0], X.shape[1]
+    if out is not None and (
+        out.dtype != torch.uint8 or out.shape != shape_of_product or out.stride(1) > 1 < X.shape[1]
+    ):
+        raise CodingError(
+            f"Argument 'out' must be a uint8 tensor of shape {list(shape_of_product)} with contiguous rows, not "
+            f"{out.dtype} of shape {list(out.shape)} and strides {list(out.stride())}."
+        )
+    return simd.matmul(A, X, out) if A.is_cpu and simd.available() else portable(A, X, out)
 
 
-def portable(A: Tensor, X: Tensor) -> Tensor:
+def portable(A: Tensor, X: Tensor, out: Tensor | None = None) -> Tensor:
     """A·X by the method of four Russians, 8 bytes to an int64 word, in calls that any torch device has.
 
     Rows of X are taken in groups of g. The 2^g sums of a group stand in a table; each of the 8n *planes* (bit b of
@@ -87,8 +97,9 @@ def portable(A: Tensor, X: Tensor) -> Tensor:
     if not bool(used.all()):
         A, X = A[:, used], X[used]
     (n, m), L = A.shape, X.shape[1]
+    product = A.new_empty(n, L) if out is None else out
     if not n * m * L:
-        return A.new_zeros(n, L)
+        return product.zero_()
 
     g = min(range(1, 9), key=lambda size: -(-m // size) * (2**size + 8 * n))
     groups, words = -(-m // g), -(-L // 8)
@@ -107,7 +118,6 @@ def portable(A: Tensor, X: Tensor) -> Tensor:
     grouped = sources.view(groups, g, 1, width)
     doublings = [(tables[:, : 1 << j], grouped[:, j], tables[:, 1 << j : 2 << j]) for j in range(g)]
     lookups = list(zip(tables.unbind(0), _picks(A, g).unbind(0), strict=True))
-    product = A.new_empty(n, L)
 
     for start in range(0, L, 8 * width):
         stop = min(L, start + 8 * width)  # the last tile may be short: what lies beyond is computed and dropped
@@ -133,4 +143,4 @@ def _picks(A: Tensor, g: int) -> Tensor:
     groups = -(-m // g)
     bits = (pad(A, (0, groups * g - m)) >> torch.arange(8, dtype=torch.uint8, device=A.device)[:, None, None]) & 1
     weights = 1 << torch.arange(g, device=A.device)
-    return (bits.view(8 * n, groups, g) * weights).sum(dim=2).T.contiguous()
+    return (bits.reshape(8 * n, groups, g) * weights).sum(dim=2).T.contiguous()

@@ -61,7 +61,7 @@ def rank(A: Tensor) -> int:
 
 
 def independent_rows(A: Tensor) -> Tensor:
-    """The numbers, int64 [rank] in rising order, of rows of A [n, m] that are independent and span all of them."""
+    """The numbers, int64 [rank] in ascending order, of rows of A [n, m] that are independent and span all of them."""
     return _eliminate(A, A.shape[1])[1].sort().values
 
 

@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.coding import linalg
-from hmtl.coding.allocation import Allocation, allocate
-from hmtl.coding.bounds import Loads
-from hmtl.coding.generations import deal
+from hmtl.coding.allocation import Allocation
+from hmtl.coding.formulas import Loads
+from hmtl.coding.generations import similar_groups
 from hmtl.coding.gf256 import matmul
 from hmtl.coding.optimal import Demand, Uplinks
 from hmtl.errors import CodingError
 from hmtl.rng import generator
 from hmtl.topology import Topology
 
-CODED_SCHEMES = ("optimal", "paper", "equal")
 TRIES = 20  # a draw fails with a probability near H/255, so that with tens of relays this many never fail together
 MOST_PIECES = 4096  # a block of so many pieces takes minutes to plan, and time grows with their cube
 ROUNDING = 0.005  # with several generations, each takes the fewest pieces whose load is that near to the best
@@ -74,7 +73,9 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Codes after which every active relay holds the IVs of all users; those of users that all of them hear need none.
+    """Codes after which every active relay holds the IVs of all present users.
+
+    Those of users that all of these relays hear need no code.
 
     Attributes:
         topology: whom the plan is for.
@@ -99,46 +100,13 @@ class Plan:
         return Loads.of(self.topology, active, downlink)
 
 
-def make_plan(
-    t: Topology,
-    scheme: str = "optimal",
-    seed: int = 0,
-    *,
-    max_pieces: int = 8,
-    generation: int = 100,
-    uplinks: Uplinks | None = None,
-) -> Plan:
-    """The plan of a scheme, every relay's decoding proven; equal arguments give equal plans.
-
-    Args:
-        t: the topology.
-        scheme: `optimal`, `paper` or `equal`. The others concern `optimal` alone.
-        seed: the run's seed.
-        max_pieces: the most pieces that an IV is cut into. 1 is the cheapest to compute, and costs less than one IV;
-            the optimum needs H − 1 at most.
-        generation: about how many users are coded together, where there are at least one and a half times as many.
-        uplinks: of the active relays, where they differ or work side by side.
-
-    Raises:
-        CodingError: no such scheme, more pieces than can be inverted, or no draw lets every relay decode.
-
-    Ref: Hu et al. 2022, Section IV-B.
-    """
-    for name, value in (("max_pieces", max_pieces), ("generation", generation)):
-        if value < 1:
-            raise CodingError(f"{name}={value} leaves nothing to code with. Set it to 1 or more.")
-    if scheme == "optimal":
-        return Plan(t, scheme, seed, tuple(_optimal(t, seed, max_pieces, generation, uplinks)))
-    return Plan(t, scheme, seed, tuple(_paper(part, seed) for part in allocate(t, scheme)))
-
-
-def _optimal(t: Topology, seed: int, max_pieces: int, generation: int, uplinks: Uplinks | None) -> Iterator[Block]:
+def optimal_code(t: Topology, seed: int, max_pieces: int, generation: int, uplinks: Uplinks | None) -> Iterator[Block]:
     """For each generation, one code across all z: random combinations, as many as the rates say."""
-    users = np.flatnonzero(t.degrees < len(t.active))
+    users = np.flatnonzero((t.degrees > 0) & (t.degrees < len(t.active)))
     if not len(users):
         return
     G = t.G[list(t.active)][:, users]
-    groups = deal(G, max(1, round(len(users) / generation)))
+    groups = similar_groups(G, max(1, round(len(users) / generation)))
     slack = ROUNDING if len(groups) > 1 else 1e-9
     for number, group in enumerate(groups):
         hears, n = G[:, group], len(group)
@@ -154,8 +122,8 @@ def _optimal(t: Topology, seed: int, max_pieces: int, generation: int, uplinks: 
         yield _block(users[group], c, heard, draw, downlink, seed, "generation", number)
 
 
-def _paper(part: Allocation, seed: int) -> Block:
-    """The code of one z, with as few pieces as all α are multiples of."""
+def allocated_code(part: Allocation, seed: int) -> Block:
+    """The code of one z, with as few pieces as all α are multiples of. Ref: Hu et al. 2022, Section IV-B."""
     c = lcm(*(alpha.denominator for alpha in part.alpha))
     cut = c * len(part.users)
     if cut > MOST_PIECES:

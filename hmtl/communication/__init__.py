@@ -1,12 +1,26 @@
 """Sending it, counting it.
 
-In: one round's IVs [K, m] and the global update. Out: the models [K, m] as the users received them, bits by link, and
-seconds. Knows topologies and codes; of learning, only the function that it is handed.
+In: the two sides of a learner, users and aggregator. Out: rounds played between nodes (users, relays, server) that know
+only what was sent to them; bits by link, and seconds. Knows topologies and codes; of learning, only how to ask the
+sides for IVs (intermediate values: the clients' updates) and models.
 """
 
-from hmtl.communication.coded import CodedHierarchical
-from hmtl.communication.communicator import Communicator, Uncoded
-from hmtl.communication.ledger import TIERS, Bits, LinkLedger
+from hmtl.communication.communicator import CodedHierarchical, Communicator, Outcome, Uncoded
+from hmtl.communication.ledger import SETUP, TIERS, Bits, LinkLedger
+from hmtl.communication.links import InProcess, Links
 from hmtl.communication.network import Network, tier_loads
 
-__all__ = ["TIERS", "Bits", "CodedHierarchical", "Communicator", "LinkLedger", "Network", "Uncoded", "tier_loads"]
+__all__ = [
+    "SETUP",
+    "TIERS",
+    "Bits",
+    "CodedHierarchical",
+    "Communicator",
+    "InProcess",
+    "LinkLedger",
+    "Links",
+    "Network",
+    "Outcome",
+    "Uncoded",
+    "tier_loads",
+]

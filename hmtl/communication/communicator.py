@@ -1,146 +1,272 @@
-"""A communicator carries one round's IVs up and the new models down, and counts every bit.
+"""The faces of communication: a communicator chooses plan and nodes for a network, and plays rounds on it.
 
-K users, m numbers per IV, L bytes per IV.
+K users, H relays, m numbers per IV.
 """
 
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from abc import ABC
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from hmtl.coding.packets import from_bytes, to_bytes
+from hmtl.coding import CODED_SCHEMES, Loads, Plan, bounds, scheme_of
+from hmtl.communication.aggregation import Aggregation, AggregatorSide
+from hmtl.communication.attendance import Attendance, Report
+from hmtl.communication.host import UserHost, UserSide
 from hmtl.communication.ledger import (
     RELAYS_TO_SERVER,
     RELAYS_TO_USERS,
     SERVER_TO_RELAYS,
+    SETUP,
+    TIERS,
     USERS_TO_RELAYS,
     LinkLedger,
 )
-from hmtl.communication.network import Network, check_medium
-from hmtl.errors import CodingError, ConfigError
+from hmtl.communication.links import InProcess, Links
+from hmtl.communication.messages import Users
+from hmtl.communication.network import Network, tier_loads
+from hmtl.communication.planner import Planner
+from hmtl.communication.relay import Relay
+from hmtl.communication.round import Nodes, play
+from hmtl.communication.server import Server
+from hmtl.communication.stopwatch import Stopwatch
+from hmtl.communication.wire import WIRES
+from hmtl.errors import ConfigError
 from hmtl.topology import Topology
 
-GlobalUpdate = Callable[[Tensor], Tensor]
-Users = NDArray[np.int64]
-WIRES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+BEFORE = -1  # the number of the set-up round
 
 
-class Stopwatch:
-    """Seconds of one round by who spent them, for example `relay 3`, `server` or `global update`."""
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What came of a round.
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    Attributes:
+        users: those whose IV counted.
+        relays: those that were there.
+        aggregators: the relays that computed the models; none where the server did.
+        empty: nobody computed models: no relay was there, or none that held the present state.
+    """
 
-    @contextmanager
-    def measure(self, who: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[who] = self.seconds.get(who, 0.0) + time.perf_counter() - start
-
-    def slowest(self, who: str) -> float:
-        """The largest of the times of those whose name starts with `who`; zero where there are none."""
-        return max((s for name, s in self.seconds.items() if name.startswith(who)), default=0.0)
+    users: Users
+    relays: tuple[int, ...]
+    aggregators: tuple[int, ...]
+    empty: bool
 
 
 class Communicator(ABC):
-    """Base of all transports: a subclass says how IVs reach the aggregator and how models leave it.
+    """Base of all transports.
 
     Args:
         topology: who hears whom.
-        medium: the server's downlink, `broadcast` or `unicast`.
+        network: the links.
+        scheme: one of `hmtl.coding.SCHEMES`: what is sent, and thereby who aggregates.
         wire: how numbers travel, a name of WIRES; None sends them as they are.
-    """
-
-    def __init__(self, topology: Topology, medium: str = "broadcast", wire: str | None = None) -> None:
-        check_medium(medium)
-        if wire is not None and wire not in WIRES:
-            raise ConfigError(f"wire={wire} is unknown: choose one of {', '.join(WIRES)}, or null for no conversion.")
-        self.topology = topology
-        self.medium = medium
-        self.wire = wire
-        self.V_bits = 0  # of one IV on the wire, known from the first exchange on
-        self.ledger = LinkLedger(topology.K, topology.H)
-        self.stopwatch = Stopwatch()
-
-    def exchange(self, ivs: Tensor, global_update: GlobalUpdate, absent: Sequence[int] = ()) -> Tensor:
-        """One round of communication: users' IVs in, users' models out.
-
-        Args:
-            ivs: [K, m] floating point; row k is what user k sends.
-            global_update: φ of (3), handed all IVs [K, m]; gives [K, m + e]: the models, and e further numbers for
-                each user, which travel with them and count as overhead.
-            absent: users who send nothing; everybody knows what to take for their IVs, which stand in `ivs`.
-
-        Returns:
-            [K, m + e], row k as user k received it.
-
-        Raises:
-            CodingError: `ivs` has not one row for each user, or a relay decoded other bytes than the users sent.
-        """
-        if ivs.ndim != 2 or len(ivs) != self.topology.K:
-            raise CodingError(
-                f"ivs has shape {tuple(ivs.shape)}, but the network has {self.topology.K} users: "
-                "hand over one row of numbers for each user."
-            )
-        self.ledger.begin_round()
-        self.stopwatch = Stopwatch()
-        wire = WIRES[self.wire] if self.wire else ivs.dtype
-        sent = to_bytes(ivs.to(wire)).cpu()  # relays and server handle bytes, on whatever device users compute
-        self.V_bits = 8 * sent.shape[1]
-        present = np.setdiff1d(np.arange(self.topology.K), absent)
-        self.ledger.add(USERS_TO_RELAYS, present, self.V_bits)
-        received = from_bytes(self._gather(sent, present), wire).to(ivs)
-        with self.stopwatch.measure("global update"):
-            models = to_bytes(global_update(received).to(wire)).cpu()
-        del received  # which may be as large as all IVs
-        model_bits = 8 * models.shape[1]
-        payload, overhead = min(model_bits, self.V_bits), max(model_bits - self.V_bits, 0)
-        self._return(payload, overhead)
-        self.ledger.add(RELAYS_TO_USERS, np.arange(self.topology.K), payload, overhead)
-        return from_bytes(models, wire).to(ivs, copy=True)  # users share no memory with who computed their models
-
-    @abstractmethod
-    def _gather(self, ivs: Tensor, present: Users) -> Tensor:
-        """All IVs, [K, L] uint8 in new memory, as they come to where the global update runs; the ledger counts it.
-
-        Args:
-            ivs: row k is what user k sends, or what everybody takes for it if it is not `present`.
-            present: the users who send.
-        """
-
-    @abstractmethod
-    def _return(self, payload_bits: int, overhead_bits: int) -> None:
-        """Count what brings the models, of so many bits each, from there to the relays."""
-
-
-class Uncoded(Communicator):
-    """Relays forward, the server runs the global update. Ref: Hu et al. 2022, Example 1; loads (K, K, K, K).
-
-    Args:
-        topology, medium, wire: see `Communicator`.
-        uplink_bps, uplink: the relays' links to the server, see `Network`; who forwards is chosen for the least time.
+        links: how messages travel.
+        plans: settings of the scheme's plans, see `Planner`.
     """
 
     def __init__(
         self,
         topology: Topology,
-        medium: str = "broadcast",
+        network: Network,
+        scheme: str,
+        wire: str | None = None,
+        links: Callable[[LinkLedger], Links] = InProcess,
+        **plans: int,
+    ) -> None:
+        if wire is not None and wire not in WIRES:
+            raise ConfigError(f"wire={wire} is unknown: choose one of {', '.join(WIRES)}, or null for no conversion.")
+        network.uplinks(topology)  # refuses links that do not fit
+        self.topology, self.network, self.wire = topology, network, wire
+        self.scheme = scheme_of(scheme)
+        self.planner = Planner(topology, network, scheme, **plans)
+        self.ledger, self.stopwatch = LinkLedger(topology.K, topology.H), Stopwatch()
+        self.V_bits = 0  # of one IV on the wire, known from the first round on
+        self._links = links(self.ledger)
+        self._nodes: Nodes | None = None
+        self._sides: tuple[UserSide, AggregatorSide] | None = None
+        self._memory: dict[str, Any] = {}  # of nodes that are still to be made
+        self._before = [0.0, 0.0]  # seconds of the set-up, and what they were uncoded
+
+    def setup(self, users: UserSide, aggregator: AggregatorSide) -> None:
+        """Exchange what has to be known before the first round; it is counted apart, as the ledger's SETUP."""
+        server = self._play(BEFORE, self._cast(users, aggregator))
+        self._before = [self.seconds(SETUP), self._uncoded_seconds(SETUP, server)]
+
+    def round(
+        self, number: int, users: UserSide, aggregator: AggregatorSide, absent_relays: Collection[int] = ()
+    ) -> Outcome:
+        """One round: IVs up, the global update, models down; every bit in the ledger.
+
+        Args:
+            number: of the round, counted up.
+            users, aggregator: the two sides of the learner, the same in each round.
+            absent_relays: who takes no part.
+
+        Raises:
+            CodingError: IVs or models have not one row for each user, or aggregators hold different ones.
+        """
+        if self._sides is None or self._sides[0] is not users or self._sides[1] is not aggregator:
+            self._sides, self._nodes = (users, aggregator), self._cast(users, aggregator)
+            self._remember(self._memory)
+        assert self._nodes is not None
+        there = [relay for relay in self._nodes.relays if relay.i not in absent_relays]
+        self.ledger.begin_round()
+        self._server = self._play(number, replace(self._nodes, relays=there))
+        self.V_bits = 8 * self._nodes.hosts[0].nbytes
+        attendance, empty = self._server.attendance, self._server.empty
+        return Outcome(
+            np.array([] if empty else attendance.heard.present, dtype=np.int64),
+            tuple(np.flatnonzero(attendance.there).tolist()),
+            attendance.aggregators,
+            empty,
+        )
+
+    def seconds(self, round: int | str = -1) -> float:
+        """Communication time of a round, or of the ledger's SETUP; see `Network.seconds`."""
+        return self.network.seconds(self._sent(round))
+
+    def uncoded_seconds(self) -> float:
+        """What the communication of the last round had taken with nothing coded, and the server as aggregator."""
+        return self._uncoded_seconds(-1, self._server)
+
+    @property
+    def setup_seconds(self) -> tuple[float, float]:
+        """Communication time of the set-up, and what it had been with nothing coded."""
+        return self._before[0], self._before[1]
+
+    def describe(self) -> dict[str, Any]:
+        """What `summary.json` says of communication."""
+        bound = bounds(self.topology)
+        theory = tier_loads(self.topology, self.scheme.name, self.network.medium, self._loads())
+        between = (RELAYS_TO_SERVER, SERVER_TO_RELAYS)
+        return {
+            "communicator": "coded" if self.scheme.code else "uncoded",
+            "scheme": self.scheme.name,
+            "medium": self.network.medium,
+            "V_bits": self.V_bits,
+            "loads": self.ledger.loads(self.V_bits),
+            "loads_theory": {tier: float(theory[tier].sum()) for tier in between},
+            "bounds": dict(zip(between, (bound.uplink, bound.downlink), strict=True)),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that later rounds build on, as tensors and numbers in plain dictionaries."""
+        return {
+            "ledger": self.ledger.state_dict(),
+            "V_bits": self.V_bits,
+            "setup_seconds": list(self._before),
+            "nodes": {name: node.state_dict() for name, node in self._rememberers()} or self._memory,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`, to the same bits."""
+        self.ledger.load_state_dict(state["ledger"])
+        self.V_bits, self._before = int(state["V_bits"]), [float(s) for s in state["setup_seconds"]]
+        self._memory = state["nodes"]
+        self._remember(self._memory)
+
+    def _loads(self) -> Loads:
+        """Those of the formulas, or of the plans where these are other."""
+        return self.scheme.loads(self.topology, self.network.uplinks(self.topology))
+
+    def _cast(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
+        """All nodes of the network, in this process."""
+        K, H, wire = self.topology.K, self.topology.H, WIRES[self.wire] if self.wire else None
+        host = UserHost(K, users, wire)
+        seat = Aggregation(K, aggregator, users.numbers, wire)
+        at_relays, at_server = (seat, None) if self.scheme.code else (None, seat)
+        relays = [Relay(i, self.planner, at_relays, [host.name]) for i in range(H)]
+        return Nodes([host], relays, Server(self.planner, at_server), seat, [host.name], [r.name for r in relays])
+
+    def _play(self, number: int, nodes: Nodes) -> Server:
+        self.stopwatch = Stopwatch()
+        play(number, nodes, self._links, self.stopwatch, coded=self.scheme.code is not None)
+        assert nodes.server is not None
+        return nodes.server
+
+    def _sent(self, round: int | str) -> dict[str, NDArray[np.int64]]:
+        return {tier: self.ledger.per_link(tier, round).sum(axis=1) for tier in TIERS}
+
+    def _uncoded_seconds(self, round: int | str, server: Server) -> float:
+        """What users send goes on to the server, what they get comes from it, and relays report who is there as here."""
+        sent, attendance = self._sent(round), server.attendance
+        present, there = list(attendance.heard.present), np.flatnonzero(attendance.there)
+        up = np.bincount(
+            self.planner.forwarders(attendance.heard)[present], sent[USERS_TO_RELAYS][present], self.topology.H
+        )
+        up[there] += [8 * Report.nbytes(self.topology, i) for i in there.tolist()]
+        copies = len(there) if self.network.medium == "unicast" else min(len(there), 1)
+        down = sent[RELAYS_TO_USERS].sum() + 8 * copies * Attendance.nbytes(self.topology)
+        return self.network.seconds(sent | {RELAYS_TO_SERVER: up, SERVER_TO_RELAYS: down})
+
+    def _rememberers(self) -> list[tuple[str, UserHost | Relay | Server | Aggregation]]:
+        nodes = self._nodes
+        if nodes is None:
+            return []
+        assert nodes.server is not None
+        named = [(node.name, node) for node in (*nodes.hosts, *nodes.relays, nodes.server)]
+        return [*named, ("aggregation", nodes.seat)]
+
+    def _remember(self, memory: dict[str, Any]) -> None:
+        for name, node in self._rememberers():
+            if name in memory:
+                node.load_state_dict(memory[name])
+
+
+class CodedHierarchical(Communicator):
+    """The hierarchical scheme of Hu et al. 2022, Section IV, with any of the plans of `hmtl.coding`: relays aggregate.
+
+    Each round the relays confirm what they decoded and computed by digests, which the server compares.
+
+    Args:
+        topology, network, wire, links: see `Communicator`.
+        scheme: which plan, see `hmtl.coding.make_plan`, also for `max_pieces` and `generation`.
+        seed: coefficients follow from it and the topology, so none travel.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        network: Network = Network(),  # noqa: B008, it is frozen
+        scheme: str = "optimal",
+        seed: int = 0,
         wire: str | None = None,
         *,
-        uplink_bps: Sequence[float] | None = None,
-        uplink: str = "shared",
+        max_pieces: int = 8,
+        generation: int = 100,
+        links: Callable[[LinkLedger], Links] = InProcess,
     ) -> None:
-        super().__init__(topology, medium, wire)
-        self.forwarders = Network(uplink_bps=uplink_bps, uplink=uplink).forwarders(topology)
+        scheme_of(scheme, CODED_SCHEMES)
+        plans = {"seed": seed, "max_pieces": max_pieces, "generation": generation}
+        super().__init__(topology, network, scheme, wire, links, **plans)
+        self.plan  # refuses what cannot be coded, before the first round
 
-    def _gather(self, ivs: Tensor, present: Users) -> Tensor:
-        self.ledger.add(RELAYS_TO_SERVER, self.forwarders[present], 8 * ivs.shape[1])
-        return ivs.clone()
+    @property
+    def plan(self) -> Plan:
+        """The plan for when all are there."""
+        return self.planner.code(self.topology).plan
 
-    def _return(self, payload_bits: int, overhead_bits: int) -> None:
-        self.ledger.add(SERVER_TO_RELAYS, self.topology.serving, payload_bits, overhead_bits)
+    def _loads(self) -> Loads:
+        return self.plan.loads
+
+
+class Uncoded(Communicator):
+    """Relays forward, the server aggregates. Ref: Hu et al. 2022, Example 1; loads (K, K, K, K).
+
+    Args:
+        topology, network, wire, links: see `Communicator`; who forwards is chosen for the least time.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        network: Network = Network(),  # noqa: B008, it is frozen
+        wire: str | None = None,
+        *,
+        links: Callable[[LinkLedger], Links] = InProcess,
+    ) -> None:
+        super().__init__(topology, network, "uncoded", wire, links)

@@ -1,6 +1,9 @@
 """Who hears whom.
 
 In: a matrix, a rule, a seed or a file. Out: a `Topology`, validated once and frozen, and its picture.
+
+Words are the paper's. In those of federated learning, a *user* is a client, a *relay* an edge server, the *server* the
+cloud; an *intermediate value*, IV, is the update that a client sends, and an *iteration* is a round.
 """
 
 from hmtl.topology.drawing import draw

@@ -3,26 +3,33 @@
 Shapes: K users, H relays, n marks for users: each one user or, in a large network, one type.
 """
 
-import matplotlib
+from typing import TYPE_CHECKING
+
 import numpy as np
-from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from hmtl.topology.topology import Topology
+
+if TYPE_CHECKING:  # matplotlib takes a third of a second to import, and few who import hmtl.topology draw
+    from matplotlib.figure import Figure
 
 MOST_NUMBERED = 40  # with more marks in a row, their numbers would overlap
 DARK, GREY, USER = "#333333", "#8c8c8c", "#ffffff"
 LUMINANCE = np.array([0.3, 0.6, 0.1])  # of red, green, blue
 
 
-def draw(topology: Topology) -> Figure:
+def draw(topology: Topology) -> "Figure":
     """Draws server, relays, users and links, the links in their relay's colour.
 
     Points of a layout are drawn true to scale, the server above them. Without one, server, relays and users stand in
     three rows; beyond 40 users, those with the same relays share a mark, which tells their number or has area by it.
+    Absent users have no links.
     """
+    import matplotlib
+    from matplotlib.collections import LineCollection
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
     H = topology.H
     heard, labels, sizes, kind = _marks(topology)
     if topology.layout:
@@ -41,7 +48,7 @@ def draw(topology: Topology) -> Figure:
     to_server = [np.stack([relays[i], server]) for i in topology.active]
     axes.add_collection(LineCollection(to_server, colors=DARK, linestyles="dashed", linewidths=0.8, zorder=1))
     mark, i = np.nonzero(heard.T)  # by mark, so that no relay's links cover all others
-    links, thin = list(np.stack([relays[i], users[mark]], axis=1)), min(0.9, 10 / len(i) ** 0.5)
+    links, thin = list(np.stack([relays[i], users[mark]], axis=1)), min(0.9, 10 / max(1, len(i)) ** 0.5)
     axes.add_collection(LineCollection(links, colors=colors[i], alpha=thin, linewidths=min(1, 5 * thin), zorder=1))
     edge = 0.8 if len(labels) < 400 else 0.4
     axes.scatter(users[:, 0], users[:, 1], sizes, USER, marker="o", edgecolors=DARK, linewidths=edge, zorder=2)
@@ -69,8 +76,9 @@ def _marks(topology: Topology) -> tuple[NDArray[np.uint8], list[str], NDArray[np
         size = 180.0 if topology.K <= MOST_NUMBERED else max(3.0, min(60.0, 6000 / topology.K))
         return topology.G, [str(k) for k in range(topology.K)], np.full(topology.K, size), "user"
     together = topology.K > MOST_NUMBERED
-    groups = list(topology.types.values()) if together else [(k,) for k in range(topology.K)]
-    centre = np.arange(topology.H) @ topology.G / topology.degrees
+    groups = [*topology.types.values(), topology.I(0)] if together else [(k,) for k in range(topology.K)]
+    groups = [users for users in groups if users]
+    centre = np.arange(topology.H) @ topology.G / topology.degrees.clip(min=1)
     groups.sort(key=lambda users: (centre[users[0]], users))  # near their relays, so that links are short
     heard, counts = topology.G[:, [users[0] for users in groups]], np.array([len(users) for users in groups])
     if not together:

@@ -25,7 +25,7 @@ def symmetric(K: int, H: int, r: float) -> Topology:
         K, H, r: users, relays, relays per user (a whole number).
 
     Raises:
-        TopologyError: K < 1, H < 2, or r not a whole number from 1 to H.
+        TopologyError: K < 1, H < 1, or r not a whole number from 1 to H.
 
     Ref: Hu et al. 2022, Theorem 3.
     """
@@ -69,7 +69,7 @@ def any_r(K: int, H: int, r: float, seed: int = 0) -> Topology:
         seed: of the draw.
 
     Raises:
-        TopologyError: K < 1, H < 2, or r not a whole number from 1 to H.
+        TopologyError: K < 1, H < 1, or r not a whole number from 1 to H.
     """
     _check_counts(K, H)
     r = _whole_degree(r, H)
@@ -145,7 +145,7 @@ def geometric(K: int, H: int, radius: float, seed: int = 0) -> Topology:
         seed: of the points.
 
     Raises:
-        TopologyError: K < 1, H < 2, or radius not above 0.
+        TopologyError: K < 1, H < 1, or radius not above 0.
     """
     _check_counts(K, H)
     if not radius > 0:
@@ -168,8 +168,8 @@ def _from_relays(relays: NDArray[np.int64], H: int) -> NDArray[np.uint8]:
 def _check_counts(K: int, H: int) -> None:
     if not isinstance(K, int | np.integer) or K < 1:
         raise TopologyError(f"K={K} is no number of users: somebody must take part. Take a whole number from 1.")
-    if not isinstance(H, int | np.integer) or H < 2:
-        raise TopologyError(f"H={H} is no number of relays: coding works between relays. Take a whole number from 2.")
+    if not isinstance(H, int | np.integer) or H < 1:
+        raise TopologyError(f"H={H} is no number of relays: somebody must hear the users. Take a whole number from 1.")
 
 
 def _whole_degree(r: float, H: int) -> int:

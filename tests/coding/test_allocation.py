@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from coding_oracles import parts, theorem_1
 from hypothesis import given
-from strategies import topologies
+from strategies import restricted, topologies
 
 from hmtl.coding import allocation
-from hmtl.coding.allocation import allocate
+from hmtl.coding.allocation import allocate, cheapest, even
 from hmtl.errors import CodingError
 from hmtl.topology import Topology, any_r
 
@@ -25,17 +25,17 @@ def fig_2():
 
 
 def test_fig_2(fig_2):
-    two, three = allocate(fig_2, "paper")
+    two, three = allocate(fig_2, cheapest)
     assert (two.z, two.n, two.alpha, two.uplink, two.downlink) == (2, (3, 2, 2, 2, 2), (HALF,) * 5, Fraction(11, 2), 4)
     assert (three.z, three.n, three.uplink, three.downlink) == (3, (3, 2, 1, 2, 2), 3, 3)
-    assert [part.alpha for part in allocate(fig_2, "equal")] == [(HALF,) * 5, (Fraction(1, 3),) * 5]
+    assert [part.alpha for part in allocate(fig_2, even)] == [(HALF,) * 5, (Fraction(1, 3),) * 5]
 
 
-@pytest.mark.parametrize("scheme", ["paper", "equal"])
-@given(t=topologies())
-def test_fields_and_cover(scheme, t):
+@pytest.mark.parametrize("split", [cheapest, even])
+@given(t=topologies() | restricted())
+def test_fields_and_cover(split, t):
     expected = list(parts(t.G))
-    found = allocate(t, scheme)
+    found = allocate(t, split)
     assert [part.z for part in found] == [z for z, *_ in expected]
     for part, (_, users, hears, n) in zip(found, expected, strict=True):
         assert set(part.users) == users
@@ -49,7 +49,7 @@ def test_fields_and_cover(scheme, t):
 @given(t=topologies(max_H=5, max_K=25))
 def test_paper_is_the_best_vertex(t):
     """Where H constraints are tight lies a candidate, and the best feasible one is the optimum."""
-    for part in allocate(t, "paper"):
+    for part in allocate(t, cheapest):
         rows = [[float(p in heard) for heard in part.heard] for p in range(len(part.users))]
         A = np.vstack([np.unique(rows, axis=0), np.eye(len(part.n))])
         b = np.r_[np.ones(len(A) - len(part.n)), np.zeros(len(part.n))]
@@ -65,19 +65,14 @@ def test_fractions_beyond_floating_point():
     largest = 0
     for seed in range(4):
         t = any_r(K=20, H=20, r=10, seed=seed)
-        (part,) = allocate(t, "paper")
+        (part,) = allocate(t, cheapest)
         largest = max(largest, *(alpha.denominator for alpha in part.alpha))
         assert all(sum(part.alpha[i] for i in t.relays_of(k)) >= 1 for k in range(20))
         assert float(part.uplink) == pytest.approx(theorem_1(t.G, "paper")[0], abs=1e-6)
     assert largest > 10_000
 
 
-def test_unknown_scheme(fig_2):
-    with pytest.raises(CodingError, match=r"scheme='best' is no coded scheme\. Choose one of optimal, paper, equal"):
-        allocate(fig_2, "best")
-
-
 def test_what_cannot_be_proven_is_an_error(fig_2, monkeypatch):
     monkeypatch.setattr(allocation, "_exact", lambda A, b, x: np.full(A.shape[1], Fraction(1)))
     with pytest.raises(CodingError, match=r"could not be proven.*scheme=optimal"):
-        allocate(fig_2, "paper")
+        allocate(fig_2, cheapest)

@@ -8,10 +8,10 @@ import torch
 from coding_oracles import product, theorem_1
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import topologies
+from strategies import restricted, topologies
 
 from hmtl import rng
-from hmtl.coding import Uplinks, loads, make_plan, plan
+from hmtl.coding import Loads, Uplinks, gf256, loads, make_plan, plan
 from hmtl.errors import CodingError
 from hmtl.topology import Topology, any_r, symmetric
 
@@ -43,13 +43,14 @@ def check(made):
             decoded = product(decoder.numpy(), np.concatenate([broadcast, pieces[known]]))
             np.testing.assert_array_equal(decoded, pieces[missing])
     carried = sorted(k for block in made.blocks for k in block.users)
-    assert carried == [k for k in range(t.K) if t.degrees[k] < len(t.active)]
+    heard_by = t.G.sum(axis=0)
+    assert carried == [k for k in range(t.K) if 0 < heard_by[k] < t.G.any(axis=1).sum()]
     return up, down
 
 
 @both_schemes
 @settings(max_examples=60)
-@given(t=topologies())
+@given(t=topologies() | restricted())
 def test_every_relay_decodes_with_the_loads_of_theorem_1(scheme, t):
     made = make_plan(t, scheme, seed=1)
     assert check(made) == pytest.approx(theorem_1(t.G, scheme), abs=1e-6)
@@ -58,7 +59,9 @@ def test_every_relay_decodes_with_the_loads_of_theorem_1(scheme, t):
 
 
 @settings(max_examples=100)
-@given(t=topologies(), max_pieces=st.integers(1, 8), generation=st.integers(3, 60), seed=st.integers(0, 9))
+@given(
+    t=topologies() | restricted(), max_pieces=st.integers(1, 8), generation=st.integers(3, 60), seed=st.integers(0, 9)
+)
 def test_optimal_plans_decode_in_generations_too(t, max_pieces, generation, seed):
     made = make_plan(t, "optimal", seed, max_pieces=max_pieces, generation=generation)
     up, down = check(made)
@@ -75,11 +78,48 @@ def test_optimal_plans_decode_in_generations_too(t, max_pieces, generation, seed
 
 
 @settings(max_examples=30)
-@given(t=topologies(), seed=st.integers(0, 9), parallel=st.booleans())
+@given(t=topologies() | restricted(), seed=st.integers(0, 9), parallel=st.booleans())
 def test_plans_for_unequal_links_decode(t, seed, parallel):
     bandwidths = np.random.default_rng(seed).integers(1, 9, len(t.active))
     made = make_plan(t, seed=seed, max_pieces=3, uplinks=Uplinks(tuple(map(float, bandwidths)), parallel))
     assert check(made) == pytest.approx((made.loads.uplink, loads(t).downlink))
+
+
+@pytest.mark.parametrize("scheme", ["optimal", "paper", "equal"])
+@given(t=restricted())
+def test_who_is_gone_counts_nowhere(scheme, t):
+    """The plan is that of the network without the absent users and silent relays, under their old numbers."""
+    made = make_plan(t, scheme, seed=2)
+    if not t.G.any():
+        assert made.blocks == ()
+        assert made.loads == loads(t, scheme) == Loads(0, 0)
+        return
+    relays, users = np.flatnonzero(t.G.any(axis=1)), np.flatnonzero(t.G.any(axis=0))
+    alone = make_plan(Topology(t.G[np.ix_(relays, users)]), scheme, seed=2)
+    for block, other in zip(made.blocks, alone.blocks, strict=True):
+        assert block.users == tuple(users[list(other.users)].tolist())
+        assert (block.pieces, block.heard) == (other.pieces, other.heard)
+        for mine, its in zip(matrices(block), matrices(other), strict=True):
+            assert torch.equal(mine, its)
+    assert made.loads == alone.loads
+
+
+def matrices(block):
+    return [*block.uplink, block.downlink, *block.decoders]
+
+
+def test_plans_do_not_depend_on_the_processor(monkeypatch):
+    t = any_r(K=30, H=5, r=3)
+    made = make_plan(t)
+    monkeypatch.setattr(gf256.simd, "usable", lambda: ())
+    for block, other in zip(made.blocks, make_plan(t).blocks, strict=True):
+        assert all(map(torch.equal, matrices(block), matrices(other)))
+
+
+@pytest.mark.parametrize("scheme", ["uncoded", "best"])
+def test_schemes_without_a_plan(scheme):
+    with pytest.raises(CodingError, match=f"scheme={scheme} is unknown: choose one of optimal, paper, equal"):
+        make_plan(symmetric(K=10, H=5, r=2), scheme)
 
 
 def test_many_users_cost_at_most_one_percent():

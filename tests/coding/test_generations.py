@@ -1,4 +1,4 @@
-"""Dealing: each user once, even sizes, each relay and type its share in each group."""
+"""Groups: each user once, even sizes, each relay and type its share in each group."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import topologies
 
-from hmtl.coding.generations import deal
+from hmtl.coding.generations import similar_groups
 from hmtl.topology import any_r, geometric, heterogeneous
 
 
 @given(t=topologies(), data=st.data())
 def test_each_user_is_dealt_once_in_groups_of_even_size(t, data):
-    groups = deal(t.G, data.draw(st.integers(1, t.K)))
+    groups = similar_groups(t.G, data.draw(st.integers(1, t.K)))
     assert sorted(k for group in groups for k in group) == list(range(t.K))
     assert np.ptp([len(group) for group in groups]) <= 1
     assert all((np.diff(group) > 0).all() for group in groups)
@@ -23,7 +23,7 @@ def test_each_user_is_dealt_once_in_groups_of_even_size(t, data):
 )
 def test_each_relay_and_each_type_gets_its_share_of_each_group(t):
     groups = 20
-    dealt = deal(t.G, groups)
+    dealt = similar_groups(t.G, groups)
     heard = np.array([t.G[:, group].sum(axis=1) for group in dealt])
     assert abs(heard - t.G.sum(axis=1) / groups).max() <= 2
     for users in t.types.values():

@@ -15,7 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmtl.coding import simd
+from hmtl.coding import kernels, simd
+from hmtl.coding.instructions import PATHS
 from hmtl.errors import CodingError
 
 pytestmark = pytest.mark.skipif(not simd.available(), reason="this processor has no instructions that simd uses")
@@ -129,14 +130,14 @@ def test_a_forked_child_has_threads_of_its_own(monkeypatch):
     assert child.exitcode == 0
 
 
-@pytest.mark.parametrize("path", simd.PATHS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
 def test_kernels_compile_for_every_processor_and_stay_in_registers(path):
     """Also for those that are not here: the code has the vector instruction, and the inner loop no stack access."""
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     triple = "aarch64-linux-gnu" if path.name == "NEON" else "x86_64-linux-gnu"
     machine = llvm.Target.from_triple(triple).create_target_machine(features=path.features, opt=3)
-    assembly = machine.emit_assembly(llvm.parse_assembly(simd._source(path, path.rows)))
+    assembly = machine.emit_assembly(llvm.parse_assembly(kernels.source(path, path.rows)))
     mnemonic = {"NEON": "tbl\t"}.get(path.name, "gf2p8affineqb" if path.affine else "pshufb")
     loop = (
         max(assembly.split("\n.LBB"), key=lambda lines: lines.count(mnemonic)).split("\tjb\t")[0].split("\tb.lo\t")[0]
@@ -155,7 +156,7 @@ def test_errors_name_the_argument():
         simd.matmul(A.float(), X)
     with pytest.raises(CodingError, match=r"'out'.*contiguous rows"):
         simd.matmul(A, X, out=torch.empty(200, 3, dtype=torch.uint8).T)
-    other = next(path for path in simd.PATHS if path not in simd.usable())
+    other = next(path for path in PATHS if path not in simd.usable())
     with pytest.raises(CodingError, match=f"cannot run {other.name}"):
         simd.matmul(A, X, path=other)
 

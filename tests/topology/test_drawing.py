@@ -77,6 +77,21 @@ def test_an_idle_relay_is_drawn_without_links():
     assert not any((segment == relays[1]).all(axis=1).any() for segment in links)
 
 
+@pytest.mark.parametrize("t", [any_r(20, 4, 2), any_r(300, 4, 2), geometric(20, 4, 0.4)], ids=repr)
+def test_absent_users_are_drawn_without_links(t):
+    cut = t.restricted(users=range(2, t.K), relays=[1, 2])
+    users, relays, links, _, _ = parts(cut)
+    together = t.K > 40
+    assert len(users) == (len(cut.types) + 1 if together else t.K)
+    assert len(links) == (sum(map(len, cut.types)) if together else cut.G.sum())
+    assert not any((segment == relays[0]).all(axis=1).any() for segment in links)
+    assert parts(t.restricted(users=()))[2] == []
+
+
+def test_a_single_relay():
+    assert len(parts(Topology([[1, 1, 1]]))[2]) == 3
+
+
 def test_no_global_state():
     pyplot = sys.modules.get("matplotlib.pyplot")
     draw(symmetric(4, 3, 2))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from hmtl.errors import TopologyError
-from hmtl.topology import any_r, geometric, heterogeneous, symmetric
+from hmtl.topology import Topology, any_r, geometric, heterogeneous, symmetric
 
 
 def column_counts(t):
@@ -133,6 +133,10 @@ def test_geometric_points_are_uniform():
         assert chisquare([cells[cell] for cell in product(range(4), repeat=2)]).pvalue > 1e-4
 
 
+def test_a_single_relay_hears_all():
+    assert symmetric(4, 1, 1) == any_r(4, 1, 1) == geometric(4, 1, 0.1) == Topology([[1] * 4])
+
+
 def test_seeds_differ():
     for make in (
         lambda seed: any_r(30, 6, 3, seed),
@@ -158,7 +162,7 @@ def test_whole_degrees_may_come_as_floats():
         (20, 5, float("inf"), "r=inf"),
         (0, 5, 3, "K=0"),
         (2.5, 5, 3, "K=2.5"),
-        (20, 1, 1, "H=1"),
+        (20, 0, 1, "H=0"),
         (20, 2.0, 1, "H=2.0"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import restricted
 
 from hmtl.errors import TopologyError
 from hmtl.topology import Topology, any_r, geometric
@@ -18,7 +19,7 @@ from hmtl.topology import Topology, any_r, geometric
 @st.composite
 def matrices(draw, most_relays=6, most_users=30):
     """Rows of 0/1 in which every column has a 1."""
-    H, K = draw(st.integers(2, most_relays)), draw(st.integers(1, most_users))
+    H, K = draw(st.integers(1, most_relays)), draw(st.integers(1, most_users))
     columns = draw(st.lists(st.integers(1, 2**H - 1), min_size=K, max_size=K))
     return [[column >> i & 1 for column in columns] for i in range(H)]
 
@@ -38,6 +39,47 @@ def test_everything_follows_from_the_matrix(G):
         assert t.I(z) == tuple(k for k in range(K) if len(heard[k]) == z)
     assert t.active == tuple(i for i in range(H) if hears[i])
     assert dict(t.types) == {relays: tuple(k for k in range(K) if heard[k] == relays) for relays in set(heard)}
+    assert t.present == tuple(range(K))
+
+
+@given(t=restricted(), more=st.data())
+@settings(deadline=None)
+def test_restricted_topologies(t, more):
+    """Users, relays and links that are gone, by loops over the matrix; what is absent counts nowhere."""
+    users = more.draw(st.sets(st.integers(0, t.K - 1)))
+    relays = more.draw(st.sets(st.integers(0, t.H - 1)))
+    links = np.array(more.draw(st.lists(st.booleans(), min_size=t.G.size, max_size=t.G.size))).reshape(t.G.shape)
+    cut = t.restricted(sorted(users), relays, links)
+    G = [[int(t.G[i, k] and links[i, k] and i in relays and k in users) for k in range(t.K)] for i in range(t.H)]
+    assert cut.G.tolist() == G
+    assert (cut.H, cut.K, cut.layout) == (t.H, t.K, t.layout)
+    heard = [tuple(i for i in range(t.H) if G[i][k]) for k in range(t.K)]
+    there = [k for k in range(t.K) if heard[k]]
+    assert cut.present == tuple(there)
+    assert cut.active == tuple(i for i in range(t.H) if any(G[i]))
+    assert cut.core.tolist() == [[G[i][k] for k in there] for i in cut.active]
+    assert cut.I(0) == tuple(k for k in range(t.K) if not heard[k])
+    assert cut.r == (pytest.approx(sum(map(sum, G)) / len(there)) if there else 0)
+    assert dict(cut.types) == {heard[k]: tuple(j for j in there if heard[j] == heard[k]) for k in there}
+    alone = Topology(cut.core).serving if there else []
+    assert cut.serving.tolist() == [cut.active[alone[there.index(k)]] if k in there else -1 for k in range(t.K)]
+    assert cut == t.restricted(links=links).restricted(users).restricted(relays=relays)
+    assert cut == t or hash(cut) != hash(t)
+    assert t.restricted() == t == pickle.loads(pickle.dumps(t))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"users": [0, 2]}, "users names 2, but they are numbered from 0 to 1"),
+        ({"relays": [-1]}, "relays names -1, but they are numbered from 0 to 2"),
+        ({"links": [[1, 1]]}, r"links has shape \(1, 2\).*Give \(3, 2\)"),
+        ({"links": [[1, 1], [0, 2], [1, 1]]}, r"links\[1, 1\] is 2"),
+    ],
+)
+def test_errors_of_restrictions(arguments, message):
+    with pytest.raises(TopologyError, match=message):
+        Topology([[1, 0], [1, 1], [0, 1]]).restricted(**arguments)
 
 
 @given(matrices(most_relays=6, most_users=40))
@@ -95,7 +137,6 @@ def test_equal_by_content_and_frozen():
         (5, "no table"),
         (np.ones((2, 2, 2)), "no table"),
         ([[1, 0], [1]], "ragged"),
-        ([[1, 1]], "H=1"),
         ([[1, 0], [0, 2]], r"G\[1, 1\] is 2"),
         ([[1, -1], [0, 1]], r"G\[0, 1\] is -1"),
         ([[1, 0.5], [0, 1]], r"G\[0, 1\] is 0.5"),

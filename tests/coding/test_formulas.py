@@ -9,9 +9,9 @@ import pytest
 from coding_oracles import theorem_1
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import topologies
+from strategies import restricted, topologies
 
-from hmtl.coding import Loads, Uplinks, bounds, forwarders, loads
+from hmtl.coding import CODED_SCHEMES, SCHEMES, Loads, Uplinks, bounds, forwarders, loads, scheme_of
 from hmtl.errors import CodingError
 from hmtl.topology import Topology, symmetric
 
@@ -27,7 +27,7 @@ def test_fig_2():
 
 
 @pytest.mark.parametrize("scheme", ["paper", "equal"])
-@given(t=topologies())
+@given(t=topologies() | restricted())
 def test_theorem_1(scheme, t):
     found = loads(t, scheme)
     assert (found.uplink, found.downlink) == (
@@ -36,13 +36,13 @@ def test_theorem_1(scheme, t):
     )
 
 
-@given(t=topologies())
+@given(t=topologies() | restricted())
 def test_theorem_2(t):
-    rows = [row for row in t.G if row.any()]
+    rows = [row[t.G.any(axis=0)] for row in t.G if row.any()]
     missed = [sum(1 - int(heard) for heard in row) for row in rows]
     if len(rows) > 1:
         assert bounds(t).uplink == pytest.approx(sum(missed) / (len(rows) - 1), abs=1e-12)
-    assert bounds(t).downlink == max(missed)
+    assert bounds(t).downlink == max(missed, default=0)
     for scheme in ("paper", "equal"):
         assert loads(t, scheme).uplink >= bounds(t).uplink - 1e-12
         assert loads(t, scheme).downlink >= bounds(t).downlink
@@ -75,7 +75,11 @@ def test_inactive_relays_take_no_part():
     assert bounds(with_idle) == bounds(Topology(rows))
 
 
-@given(t=topologies(max_H=4, max_K=7), seed=st.integers(0, 99), parallel=st.booleans())
+@given(
+    t=topologies(max_H=4, max_K=7) | restricted(topologies(max_H=4, max_K=7)),
+    seed=st.integers(0, 99),
+    parallel=st.booleans(),
+)
 def test_uncoded_forwarders_take_the_least_time(t, seed, parallel):
     """Against every choice of a relay for each user."""
     bandwidths = np.random.default_rng(seed).choice([0.5, 1, 3, 10], len(t.active))
@@ -87,12 +91,25 @@ def test_uncoded_forwarders_take_the_least_time(t, seed, parallel):
         return max(each) if parallel else sum(each)
 
     found = forwarders(t, uplinks).tolist()
-    assert all(t.G[i, k] for k, i in enumerate(found))
-    assert seconds(found) == pytest.approx(min(map(seconds, product(*map(t.relays_of, range(t.K))))))
-    assert loads(t, "uncoded", uplinks).by_relay == tuple(map(found.count, range(t.H)))
+    assert all(t.G[i, k] if i >= 0 else not t.G[:, k].any() for k, i in enumerate(found))
+    choices = product(*(relays for k in range(t.K) if (relays := t.relays_of(k))))
+    if t.active:
+        assert seconds(found) == pytest.approx(min(map(seconds, choices)))
+    sent = loads(t, "uncoded", uplinks)
+    assert sent.by_relay == tuple(map(found.count, range(t.H)))
+    assert sent.uplink == sent.downlink == t.G.any(axis=0).sum()
     assert forwarders(t) is t.serving
 
 
+def test_schemes_are_told_apart_by_their_code():
+    assert tuple(SCHEMES) == ("uncoded", "optimal", "paper", "equal")
+    assert CODED_SCHEMES == ("optimal", "paper", "equal")
+    assert [name for name, scheme in SCHEMES.items() if scheme.code is None] == ["uncoded"]
+    assert all(scheme_of(name).name == name for name in SCHEMES)
+    with pytest.raises(CodingError, match="scheme=uncoded is unknown: choose one of optimal, paper, equal"):
+        scheme_of("uncoded", CODED_SCHEMES)
+
+
 def test_unknown_scheme():
-    with pytest.raises(CodingError, match="'best'"):
+    with pytest.raises(CodingError, match="scheme=best is unknown: choose one of uncoded, optimal, paper, equal"):
         loads(Topology([[1, 1], [0, 1]]), "best")

@@ -1,0 +1,160 @@
+"""The aggregator's seat: IVs are gathered here, models come from here. K users, m numbers per IV or model.
+
+Aggregators of one process that hold equal bytes compute equal models. So they share one seat: the first of a round
+keeps the IVs and computes, the others only make sure, by their digests, that they would have done the same.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hmtl.coding.gf256 import matmul
+from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
+from hmtl.communication.coder import check_rows
+from hmtl.communication.messages import Users
+from hmtl.communication.wire import pack, unpack
+from hmtl.errors import CodingError
+
+NEVER = -2  # the round in which a user's IV counted last, before any did
+DIGEST_BYTES = 16
+
+
+class AggregatorSide(Protocol):
+    """The learning that needs all IVs; see `hmtl.mtl.Aggregator`."""
+
+    def update(self, users: Users, ivs: Tensor) -> Tensor:
+        """IVs [n, m + e] of those who were heard to models [K, m + e′] of all."""
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+
+
+class Digest:
+    """A fingerprint of many rows of bytes: of few random combinations of them over GF(2^8), and then a hash.
+
+    Hashing everything would cost several times more than coding it.
+    """
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=DIGEST_BYTES)
+
+    def add(self, combinations: Tensor) -> None:
+        """Random combinations of some rows, see `coder.check_rows`."""
+        self._hash.update(combinations.contiguous().numpy().data)
+
+    def add_rows(self, rows: Tensor) -> None:
+        """The rows themselves, uint8 [n, L]."""
+        if rows.numel():
+            self.add(matmul(check_rows(len(rows)), rows))
+
+    def value(self) -> bytes:
+        return self._hash.digest()
+
+
+@dataclass(frozen=True, eq=False)
+class Models:
+    """What goes to the users, a row for each.
+
+    Attributes:
+        payload: models, uint8 [K, bytes].
+        overhead: further numbers, and the round in which the user's IV counted last (4 bytes), uint8 [K, bytes].
+    """
+
+    payload: Tensor
+    overhead: Tensor
+
+    @cached_property
+    def digest(self) -> bytes:
+        found = Digest()
+        found.add_rows(self.payload)
+        found.add_rows(self.overhead)
+        return found.value()
+
+
+class Aggregation:
+    """One process's aggregator with what it keeps from round to round.
+
+    Args:
+        K: number of users.
+        aggregator: what computes the models.
+        numbers: m.
+        wire: how numbers travel; None: as they are.
+    """
+
+    def __init__(self, K: int, aggregator: AggregatorSide, numbers: int, wire: torch.dtype | None) -> None:
+        self.aggregator, self.numbers, self.wire = aggregator, numbers, wire
+        self.counted: NDArray[np.int64] = np.full(K, NEVER)
+        self.ivs: dict[str, Tensor] = {}  # of those present, payload and overhead [n, bytes]
+        self._round: int | None = None
+        self._models: Models | None = None
+        self._digest = b""
+
+    def open(self, round: int, node: str, users: Users, payload: int, overhead: int) -> bool:
+        """Make room for the round's IVs, of so many bytes; whether it is `node` that keeps them for all."""
+        if self._round != round:
+            self._round, self._keeper, self._users = round, node, users
+            self.ivs = {
+                "payload": torch.empty(len(users), payload, dtype=torch.uint8),
+                "overhead": torch.empty(len(users), overhead, dtype=torch.uint8),
+            }
+        return self._keeper == node
+
+    def place(self, users: Users) -> Tensor:
+        """The rows of these users among the IVs."""
+        return torch.from_numpy(np.searchsorted(self._users, users))
+
+    def update(self, digest: bytes, dtype: torch.dtype) -> None:
+        """Compute the models of the IVs that are kept, of which this is the digest."""
+        ivs = unpack(self.ivs["payload"], self.ivs["overhead"], self.wire or dtype, dtype)
+        self.ivs = {}
+        models = self.aggregator.update(self._users, ivs)
+        del ivs  # which may be as large as all models
+        if len(models) != len(self.counted):
+            raise CodingError(
+                f"The aggregator gave models of shape {tuple(models.shape)} for {len(self.counted)} users: its update "
+                "has to return a row of numbers for each user."
+            )
+        assert self._round is not None
+        self.counted[self._users] = self._round
+        payload, extras = pack(models, self.numbers, self.wire or dtype)
+        receipts = torch.from_numpy(numbers_to_bytes(self.counted).reshape(-1, 4))
+        self._digest, self._models = digest, Models(payload, torch.cat([extras, receipts], dim=1))
+
+    def models(self, digest: bytes) -> Models | None:
+        """The models for a node with this digest; None where it holds other IVs than were kept."""
+        return self._models if digest == self._digest else None
+
+    def close(self) -> None:
+        """Let go of the round's IVs and models, which may be large."""
+        self.ivs, self._models = {}, None
+
+    def state_bytes(self) -> NDArray[np.uint8]:
+        """All that a node needs to aggregate the next round."""
+        state = self.aggregator.state_dict()
+        parts = [state[name].contiguous().cpu().view(-1).view(torch.uint8).numpy() for name in sorted(state)]
+        return np.concatenate([*parts, numbers_to_bytes(self.counted)])
+
+    def adopt(self, content: NDArray[np.uint8]) -> None:
+        """The inverse of `state_bytes`."""
+        state, rest = self.aggregator.state_dict(), torch.from_numpy(content.copy())
+        for name in sorted(state):
+            old = state[name]
+            state[name], rest = (
+                rest[: old.nbytes].clone().view(old.dtype).view(old.shape).to(old.device),
+                rest[old.nbytes :],
+            )
+        self.aggregator.load_state_dict(state)
+        self.counted = bytes_to_numbers(rest.numpy())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"counted": torch.from_numpy(self.counted.copy())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.counted = state["counted"].numpy().copy()

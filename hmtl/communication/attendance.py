@@ -1,0 +1,135 @@
+"""Who takes part in a round, and in what: the relays report, the server decides, and all know the same.
+
+K users, H relays.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmtl.topology import Topology
+
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What relay i tells the server.
+
+    Attributes:
+        heard: whose IVs arrived.
+        version: how many rounds it has aggregated.
+        payload, overhead: bytes of an IV, and of what travels with it.
+    """
+
+    heard: NDArray[np.int64]
+    version: int
+    payload: int
+    overhead: int
+
+    def to_bytes(self, t: Topology, i: int) -> Bytes:
+        """A bit for each user of the relay, and three numbers of 4 bytes."""
+        bits = np.packbits(np.isin(t.N(i), self.heard))
+        return np.concatenate([bits, numbers_to_bytes([self.version, self.payload, self.overhead])])
+
+    @classmethod
+    def from_bytes(cls, content: Bytes, t: Topology, i: int) -> "Report":
+        users = np.array(t.N(i), dtype=np.int64)
+        bits = np.unpackbits(content[:-12], count=len(users)).astype(bool)
+        return cls(users[bits], *bytes_to_numbers(content[-12:]).tolist())
+
+    @staticmethod
+    def nbytes(t: Topology, i: int) -> int:
+        return -(-len(t.N(i)) // 8) + 12
+
+
+@dataclass(frozen=True, eq=False)
+class Attendance:
+    """A round's network G_t, and who does what in it.
+
+    Attributes:
+        heard: G_t, the links over which an IV arrived; absent users are empty columns, absent relays empty rows.
+        there: the relays that reported, [H]; some may have heard nobody.
+        aggregating: the relays that learn all IVs of the round and compute the models, [H].
+        behind: those of them that missed a round, and need the state of one that did not, [H].
+        source: the relay that sends this state; -1 where nobody needs it.
+    """
+
+    heard: Topology
+    there: NDArray[np.bool_]
+    aggregating: NDArray[np.bool_]
+    behind: NDArray[np.bool_]
+    source: int = -1
+
+    @property
+    def aggregators(self) -> tuple[int, ...]:
+        return tuple(np.flatnonzero(self.aggregating).tolist())
+
+    def to_bytes(self, t: Topology) -> Bytes:
+        """A bit for each link of the network, three for each relay, and a number of 4 bytes."""
+        bits = [self.heard.G[t.G == 1], self.there, self.aggregating, self.behind]
+        return np.concatenate([np.packbits(np.concatenate(bits)), numbers_to_bytes([self.source])])
+
+    @classmethod
+    def from_bytes(cls, content: Bytes, t: Topology) -> "Attendance":
+        H, n = t.H, int(t.G.sum())
+        bits = np.unpackbits(content[:-4], count=n + 3 * H)
+        links = np.zeros_like(t.G)
+        links[t.G == 1] = bits[:n]
+        there, aggregating, behind = bits[n:].astype(bool).reshape(3, H)
+        return cls(t.restricted(links=links), there, aggregating, behind, int(bytes_to_numbers(content[-4:])[0]))
+
+    @staticmethod
+    def nbytes(t: Topology) -> int:
+        return -(-(int(t.G.sum()) + 3 * t.H) // 8) + 4
+
+    def routes(self, t: Topology) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """How models come to the users.
+
+        Returns:
+            [K] the relay that sends each user its model, an aggregator where one hears the user; -1 where no relay is
+            there. And [K] whether the model comes to that relay by way of the server, because it is none.
+        """
+        live = t.G * self.there[:, None]
+        near = live * self.aggregating[:, None]
+        direct = near.any(axis=0)
+        reached = np.where(direct, near, live)
+        return t.restricted(links=reached).serving, reached.any(axis=0) & ~direct
+
+
+def decide(t: Topology, reports: Mapping[int, Report], version: int, everybody: bool) -> Attendance:
+    """What the server makes of the reports, by relay.
+
+    All relays that heard somebody aggregate (all that are there, if none did), provided that one relay is there which
+    holds the present state: others get it from that one first. Without it, nobody can aggregate, and the round is
+    empty.
+
+    Args:
+        version: how many rounds were aggregated so far.
+        everybody: whether relays aggregate; else the server does.
+    """
+    links = np.zeros_like(t.G)
+    there, current = np.zeros((2, t.H), dtype=bool)
+    for i, report in reports.items():
+        links[i, report.heard] = 1
+        there[i], current[i] = True, report.version == version
+    heard = links.any(axis=1)
+    none = np.zeros(t.H, dtype=bool)
+    aggregating = none
+    if everybody and current.any():
+        aggregating = heard if heard.any() else current
+    behind = aggregating & ~current
+    source = int(np.flatnonzero(current)[0]) if behind.any() else -1
+    return Attendance(t.restricted(links=links), there, aggregating, behind, source)
+
+
+def numbers_to_bytes(numbers: Sequence[int] | NDArray[np.int64]) -> Bytes:
+    """Whole numbers below 2³¹ as 4 bytes each."""
+    return np.array(numbers, dtype="<i4").view(np.uint8)
+
+
+def bytes_to_numbers(content: Bytes) -> NDArray[np.int64]:
+    """The inverse of `numbers_to_bytes`."""
+    return np.ascontiguousarray(content).view("<i4").astype(np.int64)

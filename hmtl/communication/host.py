@@ -1,0 +1,103 @@
+"""Users as a node of the network. K users, m numbers per IV or model, e further ones with each."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmtl.communication.attendance import bytes_to_numbers
+from hmtl.communication.ledger import USERS_TO_RELAYS
+from hmtl.communication.messages import IVS, Message, Users, host_name
+from hmtl.communication.wire import pack, unpack
+from hmtl.errors import CodingError
+
+
+class UserSide(Protocol):
+    """The learning of many users, as one batch; see `hmtl.mtl.Users`."""
+
+    @property
+    def numbers(self) -> int:
+        """m; what rows have beyond is overhead."""
+
+    def local_update(self, round: int, idle: Users = ...) -> tuple[Users, Tensor]:
+        """Who takes part, none of them `idle`, and their IVs [n, m + e]; the update stays pending."""
+
+    def commit(self, users: Users) -> None:
+        """Their pending update counted."""
+
+    def roll_back(self, users: Users) -> None:
+        """It did not."""
+
+    def receive(self, users: Users, models: Tensor) -> None:
+        """Their models [n, m + e]; the others got none."""
+
+
+class UserHost:
+    """The users of one process. Each knows its own IV, the model that comes back, and whether the IV counted.
+
+    A user who is not told, because no model came, sends nothing until it is: an update that may have counted must
+    neither be made again nor be dropped.
+
+    Args:
+        K: number of users in the network.
+        users: those of this process.
+        wire: how numbers travel; None: as they are.
+        number: of the process.
+    """
+
+    def __init__(self, K: int, users: UserSide, wire: torch.dtype | None, number: int = 0) -> None:
+        self.name, self.users, self.wire = host_name(number), users, wire
+        self.waiting = np.zeros(K, dtype=bool)  # for word of the IV that was sent in round `sent`
+        self.sent = np.zeros(K, dtype=np.int64)
+
+    def send(self, round: int, relays: Sequence[str]) -> Message:
+        """The IVs of the users who take part, for whichever relay hears them."""
+        users, ivs = self.users.local_update(round, np.flatnonzero(self.waiting))
+        K = len(self.waiting)
+        if ivs.ndim != 2 or len(ivs) != len(users) or (len(users) and users[-1] >= K):
+            raise CodingError(
+                f"The IVs have shape {tuple(ivs.shape)} for {len(users)} users who take part, of the network's {K}: "
+                "hand over a row of numbers for each of them."
+            )
+        self.waiting[users], self.sent[users] = True, round
+        self._dtype, self._device = ivs.dtype, ivs.device
+        payload, overhead = pack(ivs, self.users.numbers, self.wire or ivs.dtype)
+        self.nbytes = payload.shape[1]  # of an IV
+        return Message(
+            round, USERS_TO_RELAYS, IVS, self.name, tuple(relays), users, payload, overhead, users, dtype=ivs.dtype
+        )
+
+    def told(self, receipts: Sequence[Message]) -> None:
+        """Word that a round was empty: what was sent in it did not count."""
+        for message in receipts:
+            users = message.of_users()
+            dropped = users[self.waiting[users] & (self.sent[users] == message.round)]
+            self.users.roll_back(dropped)
+            self.waiting[dropped] = False
+
+    def receive(self, models: Sequence[Message]) -> None:
+        """Models, and with each of them word of the last round in which the user's IV counted."""
+        if not models:
+            return
+        users, order = torch.from_numpy(np.concatenate([message.of_users() for message in models])).sort()
+        if all(message.payload is models[0].payload for message in models):  # one tensor serves all messages
+            at = torch.cat([message.rows() for message in models])[order]
+            payload, overhead = models[0].payload[at], models[0].overhead[at]
+        else:
+            payload = torch.cat([message.payload[message.rows()] for message in models])[order]
+            overhead = torch.cat([message.overhead[message.rows()] for message in models])[order]
+        ids: Users = users.numpy()
+        counted = bytes_to_numbers(overhead[:, -4:].numpy().ravel()) == self.sent[ids]
+        self.users.commit(ids[self.waiting[ids] & counted])
+        self.users.roll_back(ids[self.waiting[ids] & ~counted])
+        self.waiting[ids] = False
+        numbers = unpack(payload, overhead[:, :-4], self.wire or self._dtype, self._dtype)
+        self.users.receive(ids, numbers.to(self._device))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"waiting": torch.from_numpy(self.waiting.copy()), "sent": torch.from_numpy(self.sent.copy())}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.waiting, self.sent = state["waiting"].numpy().copy(), state["sent"].numpy().copy()

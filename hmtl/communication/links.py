@@ -1,0 +1,58 @@
+"""Links carry messages between nodes, and count them: `post` is the only place where bits are counted."""
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Sequence
+
+from hmtl.communication.ledger import LinkLedger
+from hmtl.communication.messages import Message
+
+
+class Links(ABC):
+    """What is posted comes to its receivers, or does not; nodes learn of nothing else.
+
+    Args:
+        ledger: told of each message that is posted, whether it arrives or not.
+    """
+
+    def __init__(self, ledger: LinkLedger) -> None:
+        self.ledger = ledger
+
+    def post(self, message: Message) -> None:
+        """Send a message, and count its bits, on the link of each of its rows."""
+        links = [message.links] * len(message) if isinstance(message.links, int) else message.links
+        self.ledger.add(message.tier, links, 8 * message.payload.shape[1], 8 * message.overhead.shape[1])
+        self.send(message)
+
+    @abstractmethod
+    def send(self, message: Message) -> None:
+        """Bring a message on its way to its receivers."""
+
+    @abstractmethod
+    def collect(self, node: str, kind: str, expected: Sequence[str]) -> tuple[list[Message], tuple[str, ...]]:
+        """Take the messages of one kind that came for a node.
+
+        Args:
+            node: the receiver.
+            kind: see `messages`.
+            expected: names of the nodes of whom messages may come.
+
+        Returns:
+            The messages that arrived, in the order of their senders in `expected`, and the senders of whom none did.
+        """
+
+
+class InProcess(Links):
+    """Messages between nodes of one process: handed over as they are, and there at once."""
+
+    def __init__(self, ledger: LinkLedger) -> None:
+        super().__init__(ledger)
+        self._boxes: dict[tuple[str, str], list[Message]] = defaultdict(list)
+
+    def send(self, message: Message) -> None:
+        for receiver in message.receivers:
+            self._boxes[receiver, message.kind].append(message)
+
+    def collect(self, node: str, kind: str, expected: Sequence[str]) -> tuple[list[Message], tuple[str, ...]]:
+        arrived = sorted(self._boxes.pop((node, kind), []), key=lambda message: expected.index(message.sender))
+        return arrived, tuple(set(expected).difference(message.sender for message in arrived))

@@ -1,0 +1,69 @@
+"""What all nodes know without a word: it follows from the network, the scheme, the seed and who is there."""
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmtl.coding import Plan, make_plan
+from hmtl.communication.attendance import Attendance
+from hmtl.communication.coder import View
+from hmtl.communication.network import Network
+from hmtl.topology import Topology
+
+
+class Code:
+    """A plan, and each block of it as each relay knows it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._place = {i: n for n, i in enumerate(plan.topology.active)}
+        self._views: dict[tuple[int, int], View] = {}
+
+    def view(self, block: int, i: int) -> View:
+        """What relay i needs to know of a block."""
+        if (block, i) not in self._views:
+            self._views[block, i] = View.of(self.plan.blocks[block], self._place[i])
+        return self._views[block, i]
+
+
+class Planner:
+    """Plans and routes of the rounds' networks, kept for when they come again. The nodes of a process share one.
+
+    Args:
+        topology: who hears whom when all are there.
+        network: the links.
+        scheme, seed, max_pieces, generation: see `hmtl.coding.make_plan`; the scheme `uncoded` has no plans.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        network: Network,
+        scheme: str,
+        seed: int = 0,
+        max_pieces: int = 8,
+        generation: int = 100,
+    ) -> None:
+        self.topology, self.network, self.scheme = topology, network, scheme
+        self._settings = {"seed": seed, "max_pieces": max_pieces, "generation": generation}
+        self.code = lru_cache(8)(self._code)  # these are large
+        self.attendance = lru_cache(64)(self._attendance)
+        self.routes = lru_cache(64)(self._routes)
+        self.forwarders = lru_cache(64)(self._forwarders)
+
+    def _code(self, heard: Topology) -> Code:
+        """The code of a round's network."""
+        return Code(make_plan(heard, self.scheme, uplinks=self.network.uplinks(heard), **self._settings))
+
+    def _attendance(self, content: bytes) -> Attendance:
+        """The attendance of which these are the bytes."""
+        return Attendance.from_bytes(np.frombuffer(content, np.uint8), self.topology)
+
+    def _routes(self, attendance: Attendance) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """See `Attendance.routes`."""
+        return attendance.routes(self.topology)
+
+    def _forwarders(self, heard: Topology) -> NDArray[np.int64]:
+        """[K] the relay that passes each user's IV on where nothing is coded."""
+        return self.network.forwarders(heard)

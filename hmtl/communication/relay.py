@@ -1,0 +1,213 @@
+"""A relay as a node of the network. K users, H relays."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmtl.coding.gf256 import matmul
+from hmtl.communication.aggregation import Aggregation, Digest
+from hmtl.communication.attendance import Report, bytes_to_numbers, numbers_to_bytes
+from hmtl.communication.coder import Segment, View
+from hmtl.communication.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS
+from hmtl.communication.messages import (
+    COMBINATIONS,
+    DIGESTS,
+    IVS,
+    MODELS,
+    RECEIPTS,
+    REPORT,
+    SERVER,
+    STATE,
+    Message,
+    Users,
+    note,
+    nothing,
+    relay_name,
+)
+from hmtl.communication.planner import Planner
+from hmtl.errors import CodingError
+
+
+class Relay:
+    """Relay i: it knows what it heard, what the server sent to it, and what it made of these.
+
+    Args:
+        i: its number.
+        planner: of the network.
+        aggregation: where it aggregates; None where the server does.
+        hosts: names of the hosts of the users.
+    """
+
+    def __init__(self, i: int, planner: Planner, aggregation: Aggregation | None, hosts: Sequence[str]) -> None:
+        self.i, self.name, self.planner, self.t = i, relay_name(i), planner, planner.topology
+        self.aggregation, self.hosts = aggregation, tuple(hosts)
+        self.version = 0  # rounds that it has aggregated
+        self._hears = self.t.G[i].astype(bool)
+
+    def hear(self, round: int, messages: Sequence[Message]) -> list[Message]:
+        """Take what the own users sent, and tell the server who they are."""
+        self.there = bool(messages)
+        if not messages:
+            return []  # of a round in which nobody even says how long IVs are
+        self._round, self._dtype = round, messages[0].dtype
+        places = [np.flatnonzero(self._hears[message.of_users()]) for message in messages]
+        if len(messages) == 1:  # many users at once, and those not heard are left where they are
+            self._ivs = {"payload": messages[0].payload, "overhead": messages[0].overhead}
+            rows = places[0]
+        else:
+            self._ivs = {
+                part: torch.cat([getattr(m, part)[torch.from_numpy(at)] for m, at in zip(messages, places, strict=True)])
+                for part in ("payload", "overhead")
+            }
+            rows = np.arange(sum(map(len, places)))
+        users = np.concatenate([message.of_users()[at] for message, at in zip(messages, places, strict=True)])
+        self._row = np.full(self.t.K, -1)
+        self._row[users] = rows
+        payload, overhead = (self._ivs[part].shape[1] for part in ("payload", "overhead"))
+        return [self._up(REPORT, *note(Report(users, self.version, payload, overhead).to_bytes(self.t, self.i)))]
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of an IV, and of what travels with it."""
+        return self._ivs["payload"].shape[1], self._ivs["overhead"].shape[1]
+
+    def attend(self, messages: Sequence[Message]) -> None:
+        """Learn who is there, and who does what; without that, the relay is out of the round."""
+        self.there = bool(messages)
+        if not messages:
+            return
+        self.attendance = self.planner.attendance(messages[0].overhead.numpy().tobytes())
+        self._aggregates = bool(self.attendance.aggregating[self.i])
+        self._digest, self._models = Digest(), None
+
+    def tell_state(self) -> list[Message]:
+        """What an aggregator needs to go on, if the server asked for it."""
+        if self.attendance.source != self.i or self.aggregation is None:
+            return []
+        content = np.concatenate([numbers_to_bytes([self.version]), self.aggregation.state_bytes()])
+        return [self._up(STATE, *note(content))]
+
+    def take_state(self, messages: Sequence[Message]) -> None:
+        """Go on from another relay's state."""
+        for message in messages:
+            assert self.aggregation is not None
+            content = message.overhead[0].numpy()
+            self.version = int(bytes_to_numbers(content[:4])[0])
+            self.aggregation.adopt(content[4:])
+
+    def encode(self, segment: Segment) -> list[Message]:
+        """Combinations of the pieces that the relay heard."""
+        if self.i not in self.attendance.heard.active:
+            return []
+        view = self._view(segment)
+        users = segment.users[view.heard]
+        self._heard = segment.cut(self._ivs[segment.part], torch.from_numpy(self._row[users]))
+        return [self._up(COMBINATIONS, *segment.sides(matmul(view.encoder, self._heard)))]
+
+    def decode(self, segment: Segment, messages: Sequence[Message]) -> None:
+        """The pieces that the relay missed, from the server's combinations and its own pieces."""
+        if not self._aggregates:
+            return
+        if not messages:
+            raise CodingError(
+                f"relay {self.i} got nothing to decode from in round {self._round}: a message was lost on the way from "
+                "the server. Resume from the last checkpoint."
+            )
+        view = self._view(segment)
+        decoded = view.decode(getattr(messages[0], segment.part), self._heard)
+        self._digest.add(view.check(self._heard, decoded))
+        if seat := self._seat():
+            segment.put(decoded, seat.ivs[segment.part], seat.place(segment.users[view.missing]))
+
+    def finish(self) -> None:
+        """All IVs are known: those that were not coded, every aggregator heard."""
+        if not self._aggregates:
+            return
+        coded = [block.users for block in self.planner.code(self.attendance.heard).plan.blocks]
+        others = np.setdiff1d(self.attendance.heard.present, np.concatenate([[], *coded])).astype(np.int64)
+        for ivs in self._ivs.values():
+            self._digest.add_rows(ivs[torch.from_numpy(self._row[others])])
+        if seat := self._seat():
+            mine = np.flatnonzero(self._row >= 0)
+            at, rows = seat.place(mine), torch.from_numpy(self._row[mine])
+            for part, ivs in self._ivs.items():
+                seat.ivs[part][at] = ivs[rows]
+
+    def aggregate(self) -> None:
+        """Compute the models."""
+        if not self._aggregates:
+            return
+        if seat := self._seat():
+            seat.update(self._digest.value(), self._dtype)
+        assert self.aggregation is not None
+        self._models = self.aggregation.models(self._digest.value())
+
+    def confirm(self) -> list[Message]:
+        """Digests of IVs and models for the server, and the models of the users whom no aggregator hears."""
+        if not self._aggregates:
+            return []
+        ivs, models = self._digest.value(), self._models
+        made = models.digest if models else bytes(len(ivs))
+        messages = [self._up(DIGESTS, *note(np.frombuffer(ivs + made, np.uint8).copy()))]
+        _, by_way = self.planner.routes(self.attendance)
+        if models and by_way.any() and self.i == self.attendance.aggregators[0]:
+            users = np.flatnonzero(by_way)
+            messages.append(self._up(MODELS, models.payload, models.overhead, users, torch.from_numpy(users)))
+        return messages
+
+    def forward(self) -> list[Message]:
+        """Uncoded: the IVs that it is this relay's turn to pass on."""
+        users = np.flatnonzero(self.planner.forwarders(self.attendance.heard) == self.i)
+        return [self._up(IVS, *self._ivs.values(), users, torch.from_numpy(self._row[users]))]
+
+    def deliver(self, verdict: Sequence[Message], passed: Sequence[Message]) -> list[Message]:
+        """Models to the users: those that the server passed on, and, as soon as it says that all agree, the relay's own.
+
+        In a round without aggregators, word that nothing counted.
+        """
+        serving, by_way = self.planner.routes(self.attendance)
+        if self.aggregation is not None and not self.attendance.aggregating.any():
+            users = np.flatnonzero(serving == self.i)
+            no = torch.zeros(len(users), 1, dtype=torch.uint8)
+            return [self._down(RECEIPTS, nothing(len(users)), no, users)]
+        messages = [self._down(MODELS, m.payload, m.overhead, m.of_users(), m.rows()) for m in passed]
+        if verdict and self._models:
+            self.version += 1
+            users, models = np.flatnonzero((serving == self.i) & ~by_way), self._models
+            messages.append(self._down(MODELS, models.payload, models.overhead, users, torch.from_numpy(users)))
+        return messages
+
+    def close(self) -> None:
+        """Let go of the round's messages, which may be large."""
+        self._ivs, self._models, self._heard = {}, None, nothing(0)
+        if self.aggregation is not None:
+            self.aggregation.close()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"version": torch.tensor(self.version)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.version = int(state["version"])
+
+    def _view(self, segment: Segment) -> View:
+        return self.planner.code(self.attendance.heard).view(segment.number, self.i)
+
+    def _seat(self) -> Aggregation | None:
+        """The place of the IVs, if it is this relay that keeps them for all aggregators of the process."""
+        assert self.aggregation is not None
+        present = np.array(self.attendance.heard.present, dtype=np.int64)
+        return self.aggregation if self.aggregation.open(self._round, self.name, present, *self.sizes) else None
+
+    def _up(
+        self, kind: str, payload: Tensor, overhead: Tensor, users: Users | None = None, at: Tensor | None = None
+    ) -> Message:
+        return Message(
+            self._round, RELAYS_TO_SERVER, kind, self.name, (SERVER,), self.i, payload, overhead, users, at, self._dtype
+        )
+
+    def _down(self, kind: str, payload: Tensor, overhead: Tensor, users: Users, at: Tensor | None = None) -> Message:
+        return Message(
+            self._round, RELAYS_TO_USERS, kind, self.name, self.hosts, users, payload, overhead, users, at, self._dtype
+        )

@@ -1,0 +1,116 @@
+"""The one schedule of a round: who speaks when. It drives the nodes of this process, be they all or a few."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from hmtl.communication.aggregation import Aggregation
+from hmtl.communication.coder import Segment, segments
+from hmtl.communication.host import UserHost
+from hmtl.communication.links import Links
+from hmtl.communication.messages import (
+    ATTENDANCE,
+    BROADCAST,
+    COMBINATIONS,
+    DIGESTS,
+    IVS,
+    MODELS,
+    RECEIPTS,
+    REPORT,
+    SERVER,
+    STATE,
+    VERDICT,
+    Message,
+)
+from hmtl.communication.relay import Relay
+from hmtl.communication.server import Server
+from hmtl.communication.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The nodes of this process, and the names of all."""
+
+    hosts: Sequence[UserHost]
+    relays: Sequence[Relay]
+    server: Server | None
+    seat: Aggregation
+    all_hosts: Sequence[str]
+    all_relays: Sequence[str]
+
+
+def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch, coded: bool) -> None:
+    """Play a round.
+
+    Args:
+        round: its number.
+        nodes: who is there; an absent relay is not among them.
+        links: how messages travel.
+        watch: told how long each node takes; computing the models counts as `global update`.
+        coded: whether relays aggregate and code; else the server does, and they forward.
+
+    Raises:
+        CodingError: the aggregators do not hold the same, or a message without which nobody can decode is missing.
+    """
+    relays, server = list(nodes.relays), nodes.server
+
+    def inbox(node: str, kind: str, senders: Sequence[str] = (SERVER,)) -> list[Message]:
+        return links.collect(node, kind, senders)[0]
+
+    def turn(who: str, action: Callable[..., list[Message] | None], *arguments: object) -> None:
+        with watch.measure(who):
+            messages = action(*arguments)
+        for message in messages or ():
+            links.post(message)
+
+    for host in nodes.hosts:
+        links.post(host.send(round, nodes.all_relays))
+    for relay in relays:
+        turn(relay.name, relay.hear, round, inbox(relay.name, IVS, nodes.all_hosts))
+    if server:
+        turn(SERVER, server.attend, round, inbox(SERVER, REPORT, nodes.all_relays))
+    for relay in relays:
+        turn(relay.name, relay.attend, inbox(relay.name, ATTENDANCE))
+    relays = [relay for relay in relays if relay.there]
+
+    if coded:
+        for relay in relays:
+            turn(relay.name, relay.tell_state)
+        if server:
+            turn(SERVER, server.pass_state, inbox(SERVER, STATE, nodes.all_relays))
+        for relay in relays:
+            turn(relay.name, relay.take_state, inbox(relay.name, STATE))
+        for segment in _segments(server or next(iter(relays), None)):
+            for relay in relays:
+                turn(relay.name, relay.encode, segment)
+            if server:
+                turn(SERVER, server.recode, segment, inbox(SERVER, COMBINATIONS, nodes.all_relays))
+            for relay in relays:
+                turn(relay.name, relay.decode, segment, inbox(relay.name, BROADCAST))
+        for relay in relays:
+            turn(relay.name, relay.finish)
+            turn("global update", relay.aggregate)
+            turn(relay.name, relay.confirm)
+        if server:
+            digests, models = (inbox(SERVER, kind, nodes.all_relays) for kind in (DIGESTS, MODELS))
+            turn(SERVER, server.compare, digests, models)
+    else:
+        for relay in relays:
+            turn(relay.name, relay.forward)
+        if server:
+            turn(SERVER, server.gather, inbox(SERVER, IVS, nodes.all_relays))
+            turn("global update", server.aggregate)
+            turn(SERVER, server.hand_back)
+
+    for relay in relays:
+        turn(relay.name, relay.deliver, inbox(relay.name, VERDICT), inbox(relay.name, MODELS))
+    for host in nodes.hosts:
+        host.told(inbox(host.name, RECEIPTS, nodes.all_relays))
+        host.receive(inbox(host.name, MODELS, nodes.all_relays))
+    for node in (*nodes.relays, *([server] if server else [])):
+        node.close()
+
+
+def _segments(node: Relay | Server | None) -> Iterator[Segment]:
+    """What is coded in this round, as this node knows it, and every other."""
+    if node is not None:
+        yield from segments(node.planner.code(node.attendance.heard).plan, *node.sizes)

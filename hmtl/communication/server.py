@@ -1,0 +1,177 @@
+"""The server as a node of the network. K users, H relays."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmtl.coding.gf256 import matmul
+from hmtl.communication.aggregation import Aggregation, Models
+from hmtl.communication.attendance import Report, decide
+from hmtl.communication.coder import Segment
+from hmtl.communication.ledger import SERVER_TO_RELAYS
+from hmtl.communication.messages import (
+    ATTENDANCE,
+    BROADCAST,
+    MODELS,
+    SERVER,
+    STATE,
+    VERDICT,
+    Message,
+    Users,
+    note,
+    relay_name,
+)
+from hmtl.communication.planner import Planner
+from hmtl.errors import CodingError
+
+
+class Server:
+    """It knows what relays sent to it. Where relays aggregate, that is not enough to know a single IV.
+
+    Args:
+        planner: of the network.
+        aggregation: where the server itself aggregates; None where relays do.
+    """
+
+    name = SERVER
+
+    def __init__(self, planner: Planner, aggregation: Aggregation | None) -> None:
+        self.planner, self.t, self.aggregation = planner, planner.topology, aggregation
+        self.version = 0  # rounds that were aggregated
+        self.empty = False
+
+    def attend(self, round: int, messages: Sequence[Message]) -> list[Message]:
+        """From the relays' reports: who is there, and who does what in the round. All relays that are there learn it."""
+        self._round = round
+        reports = {
+            i: Report.from_bytes(message.overhead[0].numpy(), self.t, i)
+            for i, message in zip(map(_sender, messages), messages, strict=True)
+        }
+        content = decide(self.t, reports, self.version, everybody=self.aggregation is None).to_bytes(self.t)
+        self.attendance = self.planner.attendance(content.tobytes())
+        self.empty = not (reports if self.aggregation else self.attendance.aggregating.any())
+        self.sizes = max(((report.payload, report.overhead) for report in reports.values()), default=(0, 0))
+        return list(self._to(np.flatnonzero(self.attendance.there), ATTENDANCE, *note(content)))
+
+    def pass_state(self, messages: Sequence[Message]) -> list[Message]:
+        """On to the relays that need it."""
+        behind = np.flatnonzero(self.attendance.behind)
+        return [copy for m in messages for copy in self._to(behind, STATE, m.payload, m.overhead)]
+
+    def recode(self, segment: Segment, messages: Sequence[Message]) -> list[Message]:
+        """Combinations of the relays' combinations.
+
+        Raises:
+            CodingError: some are missing.
+        """
+        active = self.attendance.heard.active
+        if lost := sorted(set(active).difference(map(_sender, messages))):
+            raise CodingError(
+                f"{_names(lost)} sent no combinations in round {self._round}: nobody can decode. Resume from the last "
+                "checkpoint."
+            )
+        received = torch.cat([getattr(message, segment.part) for message in messages])
+        combinations = segment.sides(matmul(segment.block.downlink, received))
+        return list(self._to(np.array(active), BROADCAST, *combinations))
+
+    def compare(self, digests: Sequence[Message], models: Sequence[Message]) -> list[Message]:
+        """Let the aggregators' models go to the users if all of them hold the same, and pass on those for other relays.
+
+        Raises:
+            CodingError: they do not.
+        """
+        found = {_sender(message): message.overhead[0].numpy().tobytes() for message in digests}
+        values = list(found.values())
+        usual = max(values, key=values.count, default=b"")
+        if odd := [i for i, value in found.items() if value != usual]:
+            what = "decoded other IVs" if any(found[i][:16] != usual[:16] for i in odd) else "computed other models"
+            raise CodingError(
+                f"{_names(odd)} {what} than the other aggregators in round {self._round}: stopped before a wrong model "
+                "spreads. Please report this with the topology, the scheme and the seed."
+            )
+        if lost := sorted(set(self.attendance.aggregators).difference(found)):
+            raise CodingError(
+                f"{_names(lost)} did not confirm its models in round {self._round}: whether it holds the same as the "
+                "others is unknown. Resume from the last checkpoint."
+            )
+        if not found:
+            return []
+        self.version += 1
+        verdict = self._to(np.array(list(found)), VERDICT, *note(np.ones(1, np.uint8)))
+        return [*verdict, *(copy for message in models for copy in self._to_serving(message))]
+
+    def gather(self, messages: Sequence[Message]) -> None:
+        """Uncoded: all IVs are known, so compute the models."""
+        if self.aggregation is None or not messages:
+            return
+        present = np.array(self.attendance.heard.present, dtype=np.int64)
+        self.aggregation.open(self._round, self.name, present, *self.sizes)
+        for message in messages:
+            at = self.aggregation.place(message.of_users())
+            self.aggregation.ivs["payload"][at] = message.payload[message.rows()]
+            self.aggregation.ivs["overhead"][at] = message.overhead[message.rows()]
+        self._dtype = messages[0].dtype
+
+    def aggregate(self) -> None:
+        """Uncoded: compute the models of all IVs."""
+        if self.aggregation is not None and not self.empty:
+            self.aggregation.update(b"", self._dtype)
+            self.version += 1
+
+    def hand_back(self) -> list[Message]:
+        """Uncoded: each user's model to a relay that hears the user."""
+        models = self.aggregation.models(b"") if self.aggregation is not None else None
+        return list(self._to_serving(models)) if models else []
+
+    def close(self) -> None:
+        """Let go of the round's models."""
+        if self.aggregation is not None:
+            self.aggregation.close()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"version": torch.tensor(self.version)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.version = int(state["version"])
+
+    def _to(
+        self, relays: Users, kind: str, payload: Tensor, overhead: Tensor
+    ) -> Iterator[Message]:
+        """The same to some relays: once where the medium is a broadcast, else a copy for each."""
+        names = tuple(relay_name(i) for i in relays.tolist())
+        copies = [((name,), i) for name, i in zip(names, relays.tolist(), strict=True)]
+        if self.planner.network.medium == "broadcast" and names:
+            copies = [(names, self.t.H)]
+        for receivers, link in copies:
+            yield Message(self._round, SERVER_TO_RELAYS, kind, SERVER, receivers, link, payload, overhead)
+
+    def _to_serving(self, models: Message | Models) -> Iterator[Message]:
+        """Models to the relays that serve their users, each to one."""
+        serving, by_way = self.planner.routes(self.attendance)
+        for i in np.unique(serving[by_way]).tolist():
+            users = np.flatnonzero(by_way & (serving == i))
+            at = torch.from_numpy(users)
+            yield Message(
+                self._round,
+                SERVER_TO_RELAYS,
+                MODELS,
+                SERVER,
+                (relay_name(i),),
+                i,
+                models.payload,
+                models.overhead,
+                users,
+                at,
+            )
+
+
+def _sender(message: Message) -> int:
+    """The relay whose link to the server the message took."""
+    assert isinstance(message.links, int)
+    return message.links
+
+
+def _names(relays: Sequence[int]) -> str:
+    return f"relay{'s' * (len(relays) > 1)} {', '.join(map(str, relays))}"

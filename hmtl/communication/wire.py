@@ -1,0 +1,42 @@
+"""Rows of numbers as rows of bytes and back. Shapes: n users, m numbers per IV or model, e further numbers for each."""
+
+import torch
+from torch import Tensor
+
+from hmtl.errors import CodingError
+
+WIRES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+"""How numbers may travel, by name. The further numbers always travel as float64: steps and bounds are not rounded."""
+
+
+def to_bytes(x: Tensor) -> Tensor:
+    """The bytes of x [n, m]: uint8 [n, m·itemsize], sharing memory with x where x is contiguous."""
+    return x.contiguous().view(torch.uint8)
+
+
+def from_bytes(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers [n, m] whose bytes are `rows`, uint8 [n, m·itemsize]; shares their memory if it can.
+
+    Raises:
+        CodingError: a row is no whole number of numbers.
+    """
+    if rows.shape[1] % dtype.itemsize:
+        raise CodingError(
+            f"Rows of {rows.shape[1]} bytes hold no whole number of {dtype}, {dtype.itemsize} bytes each. "
+            "Cut the padding off first."
+        )
+    if rows.storage_offset() % dtype.itemsize:
+        rows = rows.clone()  # a fresh copy is aligned for any dtype
+    return rows.contiguous().view(dtype)
+
+
+def pack(x: Tensor, m: int, wire: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows x [n, m + e] as bytes on the CPU: the first m numbers as `wire`, and the further ones as float64."""
+    extras = x[:, m:].double() if x.shape[1] > m else x.new_zeros(len(x), 0, dtype=torch.float64)
+    return to_bytes(x[:, :m].to(wire)).cpu(), to_bytes(extras).cpu()
+
+
+def unpack(numbers: Tensor, extras: Tensor, wire: torch.dtype, dtype: torch.dtype) -> Tensor:
+    """The inverse of `pack`: [n, m + e] as `dtype`. Without further numbers, it may share memory with its bytes."""
+    x = from_bytes(numbers, wire).to(dtype)
+    return torch.cat([x, from_bytes(extras, torch.float64).to(dtype)], dim=1) if extras.shape[1] else x
