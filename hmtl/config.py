@@ -185,6 +185,7 @@ def build(cfg: DictConfig) -> Run:
     tasks, topology = build_tasks(cfg)
     communicator = _instantiate(cfg.communicator, topology=topology, network=network)
     algorithm = build_algorithm(cfg, build_problem(cfg, tasks))
+    algorithm.participation.check_relays(topology.H)
     output_dir = Path(cfg.output_dir)
     loggers = [_instantiate(node) for node in cfg.logger.values()]
     trainer = Trainer(

@@ -10,6 +10,8 @@ from hmtl.cli import main
 from hmtl.config import Run, build
 from hmtl.errors import Interrupted
 
+SECONDS = ("compute_s", "communication_s", "uncoded_s")
+
 
 def train(cfg: DictConfig) -> None:
     """One run as `cfg` says; leaves its results in `cfg.output_dir`."""
@@ -40,15 +42,16 @@ def train(cfg: DictConfig) -> None:
 
 
 def summarize(run: Run, cfg: DictConfig) -> dict[str, Any]:
-    """What `summary.json` holds: what communicator and algorithm tell of themselves, sums over all rounds, and the last
-    round's measurements.
+    """What `summary.json` holds: what communicator and algorithm tell of themselves, the time of set-up and rounds, and
+    the last round's measurements.
     """
     history, topology = run.trainer.history, run.communicator.topology
     compute, communication, uncoded = (
-        math.fsum(row[part] for row in history) for part in ("compute_s", "communication_s", "uncoded_s")
+        math.fsum([before, *(row[part] for row in history)])
+        for part, before in zip(SECONDS, (0.0, *run.communicator.setup_seconds), strict=True)
     )
     empty = sum(not row["users"] for row in history)
-    of_one_round = ("round", "users", "compute_s", "communication_s", "uncoded_s")
+    of_one_round = ("round", "users", *SECONDS)
     return {
         "K": topology.K,
         "H": topology.H,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hmtl.checkpoint import save_atomically
-from hmtl.communication import TIERS, Communicator
+from hmtl.communication import SETUP, TIERS, Communicator
 from hmtl.mtl import Algorithm
 from hmtl.signals import catch_signals
 
@@ -120,7 +120,7 @@ class Trainer:
         before = (
             self.history[-1]["bits_total"]
             if self.history
-            else sum(ledger.bits(tier, round="setup").total for tier in TIERS)
+            else sum(ledger.bits(tier, round=SETUP).total for tier in TIERS)
         )
         return {
             "round": number,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hmtl.checkpoint import load_checkpoint
-from hmtl.communication import TIERS, CodedHierarchical, Network, Uncoded
+from hmtl.communication import SETUP, TIERS, CodedHierarchical, Network, Uncoded
 from hmtl.topology import any_r
 from hmtl.trainer import Trainer
 
@@ -143,7 +143,7 @@ def test_bits_and_seconds(trainer, facts):
     made, beside = (trainer(kind.__name__, kind, facts, rounds=6) for kind in (Coded, Plain))
     made.fit()
     beside.fit()
-    total = sum(sent(made, "setup").values())
+    total = sum(sent(made, SETUP).values())
     assert (total > 0) is facts
     for number, (row, uncoded) in enumerate(zip(made.history, beside.history, strict=True)):
         bits = sent(made, number)
@@ -160,11 +160,6 @@ def test_bits_and_seconds(trainer, facts):
     assert made.algorithm.users.W[:, 0].tolist() == [5 - 3 * (k == 3) for k in range(12)]
 
 
-def test_a_full_round_by_hand(trainer):
-    rows = trainer("uncoded", Plain, rounds=1).fit()
-    assert [rows[0][f"bits/{tier}"] for tier in TIERS] == [12 * 5 * 64, 12 * 5 * 64, 12 * 7 * 64, 12 * 7 * 64]
-
-
 @pytest.mark.parametrize("facts", [False, True])
 def test_a_resumed_run_is_the_whole_run(trainer, facts):
     whole = trainer("whole", facts=facts, rounds=6)
@@ -177,7 +172,7 @@ def test_a_resumed_run_is_the_whole_run(trainer, facts):
         assert then.fit(load_checkpoint(first.checkpoint)) == whole.history[:rounds]
         assert then.communicator.V_bits == 5 * 64
         assert then.communicator.ledger.rounds == rounds
-        assert sent(then, "setup") == sent(whole, "setup")  # told once, not anew
+        assert sent(then, SETUP) == sent(whole, SETUP)  # told once, not anew
     assert seen == whole.history + whole.history[:3]
 
 
