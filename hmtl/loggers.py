@@ -114,7 +114,7 @@ def report(summary: Mapping[str, Any]) -> list[Table]:
         loads.add_row(tier.replace("_", " "), *(f"{number:.2f}" for number in numbers))
 
     spent = summary["time"]
-    empty = f", {summary['empty_rounds']} of them empty: nobody was heard" if "empty_rounds" in summary else ""
+    empty = f", {summary['empty_rounds']} of them empty: no relay was there" if "empty_rounds" in summary else ""
     times = Table(title=f"Time of {summary['rounds']} rounds{empty}", title_justify="left")
     for name in ("", "compute", "communication", "total"):
         times.add_column(name, justify="right" if name else "left")

@@ -50,8 +50,8 @@ def summarize(run: Run, cfg: DictConfig) -> dict[str, Any]:
         math.fsum([before, *(row[part] for row in history)])
         for part, before in zip(SECONDS, (0.0, *run.communicator.setup_seconds), strict=True)
     )
-    empty = sum(not row["users"] for row in history)
-    of_one_round = ("round", "users", *SECONDS)
+    empty = sum(int(row["empty"]) for row in history)
+    of_one_round = ("round", "users", "empty", *SECONDS)
     return {
         "K": topology.K,
         "H": topology.H,

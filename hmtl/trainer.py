@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hmtl.checkpoint import save_atomically
-from hmtl.communication import SETUP, TIERS, Communicator
+from hmtl.communication import SETUP, TIERS, Communicator, Outcome
 from hmtl.mtl import Algorithm
 from hmtl.signals import catch_signals
 
@@ -103,16 +103,16 @@ class Trainer:
         learner, communicator = self.algorithm, self.communicator
         absent = learner.participation.absent_relays(learner.seed, number, communicator.topology.H)
         outcome = communicator.round(number, learner.users, learner.aggregator, absent)
-        return self.measure(number, len(outcome.users), user_seconds)
+        return self.measure(number, outcome, user_seconds)
 
-    def measure(self, number: int, users: int, user_seconds: float) -> Measurements:
+    def measure(self, number: int, outcome: Outcome, user_seconds: float) -> Measurements:
         """The row of the round just done.
 
-        Keys: `round`; `users`, whose IVs counted; primal, dual, gap where the algorithm has them; train and test error,
-        mean over the users and of the worst user; bits on each tier (`bits/...`, all that was sent) and in all so far,
-        the set-up included; `compute_s` (measured: the slowest user's local update, the slowest relay's and the
-        server's coding, the global update) and `communication_s` (Hu et al. 2022, eqs. (12), (13)); `uncoded_s`, what
-        the round takes uncoded.
+        Keys: `round`; `users`, whose IVs counted; `empty`, 1 where nobody aggregated; primal, dual, gap where the
+        algorithm has them; train and test error, mean over the users and of the worst user; bits on each tier
+        (`bits/...`, all that was sent) and in all so far, the set-up included; `compute_s` (measured: the slowest
+        user's local update, the slowest relay's and the server's coding, the global update) and `communication_s` (Hu
+        et al. 2022, eqs. (12), (13)); `uncoded_s`, what the round takes uncoded.
         """
         watch, ledger = self.communicator.stopwatch, self.communicator.ledger
         learning = user_seconds + watch.slowest("global update")
@@ -124,7 +124,8 @@ class Trainer:
         )
         return {
             "round": number,
-            "users": users,
+            "users": len(outcome.users),
+            "empty": int(outcome.empty),
             **self.algorithm.metrics(),
             **{f"bits/{tier}": bits for tier, bits in sent.items()},
             "bits_total": before + sum(sent.values()),
