@@ -1,30 +1,29 @@
-"""Configuration becomes objects here, and nowhere else; no other module knows Hydra."""
+"""Configuration becomes objects here, and nowhere else; the command line aside, no other module knows Hydra."""
 
-import os
-import re
-import signal
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from __future__ import annotations  # so that a plan, which trains nothing, does without what training alone imports
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
-import torch
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from hmtl.coding import CODED_SCHEMES
-from hmtl.communication import Communicator, Network
-from hmtl.data import Task
-from hmtl.errors import ConfigError, HmtlError, Interrupted
-from hmtl.mtl import Algorithm, Problem, Regularizer
-from hmtl.topology import Topology
-from hmtl.trainer import Logger, Trainer, load_checkpoint
-from hmtl.values import check_values, no_setting
+from hmtl.errors import ConfigError
+from hmtl.settings import check_settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from hmtl.communication import Communicator, Network
+    from hmtl.data import Task
+    from hmtl.mtl import Algorithm, Problem, Regularizer
+    from hmtl.topology import Topology
+    from hmtl.trainer import Logger, Trainer
 
 # What may differ between a run and the one that goes on from its checkpoint.
 NOT_IDENTITY = ("output_dir", "resume", "rounds", "gap_tolerance", "checkpoint_every", "logger", "tune")
@@ -85,8 +84,6 @@ _store.store(name="plan_schema", node=PlanConfig)
 class Run:
     """All objects of one training run."""
 
-    topology: Topology
-    network: Network
     communicator: Communicator
     algorithm: Algorithm
     trainer: Trainer
@@ -108,7 +105,7 @@ def compose(*overrides: str, name: str = "config") -> DictConfig:
 
 
 def build_topology(cfg: DictConfig) -> Topology:
-    """The network of `cfg`; a size that the configuration states and the file contradicts is an error."""
+    """Who hears whom, after `cfg`; a size that the configuration states and the file contradicts is an error."""
     topology: Topology = _instantiate(cfg.topology)
     for name, within in (("K", 0.0), ("H", 0.0), ("r", 1 / topology.K)):  # links are whole, their mean r need not be
         if cfg[name] is not None and abs(cfg[name] - getattr(topology, name)) > within:
@@ -122,8 +119,8 @@ def build_topology(cfg: DictConfig) -> Topology:
 
 
 def build_tasks(cfg: DictConfig) -> tuple[tuple[Task, ...], Topology]:
-    """The users' data, and the network between them; K comes from whichever of the two fixes it."""
-    if "K" in cfg.topology:  # a rule that makes a network for any K
+    """The users' data, and who hears them; K comes from whichever of the two fixes it."""
+    if "K" in cfg.topology:  # a rule for any K
         tasks: tuple[Task, ...] = _instantiate(cfg.dataset, K=cfg.K)
         cfg.K = len(tasks)
         return tasks, build_topology(cfg)
@@ -133,6 +130,8 @@ def build_tasks(cfg: DictConfig) -> tuple[tuple[Task, ...], Topology]:
 
 def build_problem(cfg: DictConfig, tasks: Sequence[Task]) -> Problem:
     """What is to be learned from `tasks`."""
+    from hmtl.mtl import Problem
+
     regularizer = build_regularizer(cfg)
     return Problem(tasks, _instantiate(cfg.loss), regularizer, reduction=cfg.reduction, device=_device(cfg.device))
 
@@ -164,6 +163,10 @@ def build(cfg: DictConfig) -> Run:
     Raises:
         HmtlError: what is wrong, and what to do.
     """
+    from hmtl.checkpoint import load_checkpoint
+    from hmtl.coding import CODED_SCHEMES
+    from hmtl.trainer import Trainer
+
     for name, least in (("rounds", 1), ("checkpoint_every", 1), ("seed", 0)):
         if cfg[name] < least:
             raise ConfigError(f"{name}={cfg[name]} is too small: it is at least {least}.")
@@ -180,14 +183,14 @@ def build(cfg: DictConfig) -> Run:
         )
     network = build_network(cfg)
     tasks, topology = build_tasks(cfg)
-    communicator = _instantiate(cfg.communicator, topology=topology)
+    communicator = _instantiate(cfg.communicator, topology=topology, network=network)
     algorithm = build_algorithm(cfg, build_problem(cfg, tasks))
+    algorithm.participation.check_relays(topology.H)
     output_dir = Path(cfg.output_dir)
     loggers = [_instantiate(node) for node in cfg.logger.values()]
     trainer = Trainer(
         algorithm,
         communicator,
-        network,
         rounds=cfg.rounds,
         gap_tolerance=cfg.gap_tolerance,
         checkpoint=output_dir / "checkpoint.pt",
@@ -195,62 +198,7 @@ def build(cfg: DictConfig) -> Run:
         identity=identity,
         loggers=loggers,
     )
-    return Run(topology, network, communicator, algorithm, trainer, loggers, output_dir, checkpoint)
-
-
-def main(task: Callable[[DictConfig], None], config_name: str) -> None:
-    """Run `task` as a command: compose its configuration from the command line, report a user's error in one line.
-
-    Exit status: 0 done, 2 for an `HmtlError` or a configuration that Hydra refuses, 128 + n after signal n. In a sweep
-    one bad job does not keep the others from running.
-    """
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us as they are, instead of as Hydra's own report
-    statuses = []
-
-    def checked(cfg: DictConfig) -> None:
-        known = {field.name for field in fields(TrainConfig if config_name == "config" else PlanConfig)}
-        for key in set(cfg) - known:
-            raise ConfigError(no_setting(str(key), known))
-        task(cfg)
-
-    def job(cfg: DictConfig) -> None:  # reports its own errors, for Hydra says its own word on what leaves a job
-        statuses.append(_status(checked, cfg))
-        if statuses[-1] > 2:
-            sys.exit(statuses[-1])
-
-    statuses.append(_status(hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)))
-    sys.exit(max(statuses))
-
-
-def _status(action: Callable[..., None], *arguments: Any) -> int:
-    """Exit status of an action whose errors are told in one line."""
-    try:
-        action(*arguments)
-        return 0
-    except Interrupted as interrupted:
-        return 128 + interrupted.signum
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except BrokenPipeError:  # whoever read our output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-    except OSError as error:
-        message = (
-            f"{error.filename or 'output'}: {error.strerror or error}. If results go there, choose a folder that can "
-            "be written to: hydra.run.dir=PATH."
-        )
-    except (HmtlError, HydraException, OmegaConfBaseException) as error:
-        message = str(error)
-        if refused := re.match("Could not override '(.+)'", message):
-            message = no_setting(refused[1], {field.name for field in fields(TrainConfig)})
-        elif isinstance(error, HydraException) and error.__cause__:
-            message += f"\n{str(error.__cause__).splitlines()[0]}"
-    except ValueError as error:
-        if "Config group override" not in str(error):  # Hydra's word on loss=null; all else is a defect
-            raise
-        message = f"{error}: a group cannot be null, choose one of its parts, see --help."
-    print(f"error: {message}", file=sys.stderr)
-    return 2
+    return Run(communicator, algorithm, trainer, loggers, output_dir, checkpoint)
 
 
 def _instantiate(node: DictConfig | None, **arguments: Any) -> Any:
@@ -261,7 +209,7 @@ def _instantiate(node: DictConfig | None, **arguments: Any) -> Any:
         )
     if missing := OmegaConf.missing_keys(node):
         raise ConfigError(f"{missing.pop()} is not set, and has no default: give it on the command line.")
-    check_values(node["_target_"], {f"{node._get_full_key(key)}": value for key, value in node.items()})
+    check_settings(node["_target_"], {f"{node._get_full_key(key)}": value for key, value in node.items()})
     try:
         return instantiate(node, _partial_=True)(**arguments)
     except HydraException as error:
@@ -269,6 +217,8 @@ def _instantiate(node: DictConfig | None, **arguments: Any) -> Any:
 
 
 def _device(name: str) -> torch.device:
+    import torch
+
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:

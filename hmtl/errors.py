@@ -5,7 +5,7 @@ The entry points print such an error as one line and exit with 2; anything else 
 
 
 class HmtlError(Exception):
-    """Base of all errors that a user can mend."""
+    """Base of all errors that a user can fix."""
 
 
 class Interrupted(Exception):

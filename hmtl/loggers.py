@@ -3,16 +3,17 @@
 import csv
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch.utils.tensorboard import SummaryWriter
 
 from hmtl.communication import TIERS
-from hmtl.trainer import Row
+from hmtl.trainer import Measurements
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class CSVLogger:
@@ -22,7 +23,7 @@ class CSVLogger:
         self._path = Path(folder) / "metrics.csv"
         self._file: TextIO | None = None
 
-    def log(self, row: Row) -> None:
+    def log(self, row: Measurements) -> None:
         if self._file is None:
             self._file = self._path.open("w", newline="")
             self._writer = csv.DictWriter(self._file, list(row))
@@ -30,7 +31,7 @@ class CSVLogger:
         self._writer.writerow(row)
         self._file.flush()
 
-    def finish(self, summary: Mapping[str, Any], figures: Mapping[str, Figure]) -> None:
+    def finish(self, summary: Mapping[str, Any], figures: Mapping[str, "Figure"]) -> None:
         pass  # the summary has a file of its own
 
     def close(self) -> None:
@@ -42,15 +43,17 @@ class TensorBoardLogger:
     """Scalars of each round; at the end the figures and the hyperparameters with the final figures of merit."""
 
     def __init__(self, folder: str) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # only this logger has to wait for its import
+
         self._writer = SummaryWriter(folder)
 
-    def log(self, row: Row) -> None:
+    def log(self, row: Measurements) -> None:
         step = int(row["round"])
         for key, value in row.items():
             if key != "round":
                 self._writer.add_scalar(key if "/" in key else f"{_GROUPS.get(key, 'learning')}/{key}", value, step)
 
-    def finish(self, summary: Mapping[str, Any], figures: Mapping[str, Figure]) -> None:
+    def finish(self, summary: Mapping[str, Any], figures: Mapping[str, "Figure"]) -> None:
         for name, figure in figures.items():
             self._writer.add_figure(name, figure, int(summary["rounds"]))
         settings = {key: value for key, value in summary.items() if isinstance(value, str | int | float)}
@@ -80,7 +83,7 @@ class ConsoleLogger:
         )
         self._task = self._progress.add_task("", total=rounds, status="")
 
-    def log(self, row: Row) -> None:
+    def log(self, row: Measurements) -> None:
         self._progress.start()
         parts = [
             f"{label} {row[key]:{form}}"
@@ -89,7 +92,7 @@ class ConsoleLogger:
         ]
         self._progress.update(self._task, completed=int(row["round"]) + 1, status="  ".join(parts))
 
-    def finish(self, summary: Mapping[str, Any], figures: Mapping[str, Figure]) -> None:
+    def finish(self, summary: Mapping[str, Any], figures: Mapping[str, "Figure"]) -> None:
         self.close()
         for table in report(summary):
             self._console.print(table)
@@ -111,7 +114,8 @@ def report(summary: Mapping[str, Any]) -> list[Table]:
         loads.add_row(tier.replace("_", " "), *(f"{number:.2f}" for number in numbers))
 
     spent = summary["time"]
-    times = Table(title=f"Time of {summary['rounds']} rounds", title_justify="left")
+    empty = f", {summary['empty_rounds']} of them empty: no relay was there" if "empty_rounds" in summary else ""
+    times = Table(title=f"Time of {summary['rounds']} rounds{empty}", title_justify="left")
     for name in ("", "compute", "communication", "total"):
         times.add_column(name, justify="right" if name else "left")
     times.add_row(

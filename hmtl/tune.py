@@ -20,12 +20,13 @@ from rich.progress import track
 from rich.table import Table
 from sklearn.model_selection import KFold, StratifiedKFold
 
-from hmtl.config import build_algorithm, build_problem, build_regularizer, build_tasks, main
+from hmtl.atomic import write_json, write_whole
+from hmtl.cli import main
+from hmtl.config import build_algorithm, build_problem, build_regularizer, build_tasks
 from hmtl.data import Task
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl import Algorithm
 from hmtl.rng import generator
-from hmtl.train import write_json, write_whole
 
 
 def tune(cfg: DictConfig) -> None:

@@ -1,6 +1,8 @@
-"""Who may import whom."""
+"""Who may import whom, what a light command may load, and how long a module may get."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,16 @@ ALLOWED = {
     "communication": {"topology", "coding"},
     "data": set(),
     "mtl": {"data"},
-    "trainer": {"communication", "mtl"},
+    "atomic": set(),
+    "signals": set(),
+    "settings": set(),
+    "checkpoint": {"atomic"},
+    "trainer": {"communication", "mtl", "checkpoint", "signals"},
+    "figures": {"communication"},
+    "loggers": {"communication", "trainer"},
+    "cli": {"config", "settings"},
 }
+HEAVY = {"cvxpy", "matplotlib", "networkx", "numba", "pandas", "sklearn", "tensorboard", "torchvision"}
 
 
 def imports(path: Path) -> set[str]:
@@ -39,6 +49,26 @@ def test_arrows(part: str) -> None:
         assert ours <= ALLOWED[part] | EVERYONE | {part}, f"{path} reaches too far"
 
 
-def test_only_config_knows_hydra() -> None:
+def test_only_config_and_the_command_line_know_hydra() -> None:
     users = {path.name for path in ROOT.rglob("*.py") if any(name.startswith("hydra") for name in imports(path))}
-    assert users == {"config.py"}
+    assert users == {"config.py", "cli.py"}
+
+
+@pytest.mark.parametrize(
+    ("module", "without"),
+    [
+        ("hmtl.config", {*HEAVY, "torch", "hmtl.mtl", "hmtl.data", "hmtl.coding"}),
+        ("hmtl.train", {*HEAVY, "torch", "hmtl.mtl", "hmtl.data", "hmtl.coding"}),  # so that --help comes at once
+        ("hmtl.plan", {*HEAVY, "hmtl.mtl", "hmtl.data", "hmtl.trainer"}),
+        ("hmtl.data", HEAVY),
+    ],
+)
+def test_what_is_imported_where_it_is_used(module: str, without: set[str]) -> None:
+    code = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert not without & set(loaded)
+
+
+def test_modules_fit_on_a_few_screens() -> None:
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in ROOT.rglob("*.py")}
+    assert not {path: lines for path, lines in lengths.items() if lines > 300}

@@ -17,9 +17,9 @@ import uci_har
 from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hmtl.checkpoint import load_checkpoint
 from hmtl.errors import CheckpointError, ConfigError, DataError, HmtlError, TopologyError
 from hmtl.train import train
-from hmtl.trainer import load_checkpoint
 
 Configure = Callable[..., DictConfig]
 SMALL = ("K=10", "rounds=12", "dataset.rows_per_user=40", "algorithm.omega_every=4", "logger=none")
@@ -32,9 +32,23 @@ def models(folder: Path) -> torch.Tensor:
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    """metrics.csv without the columns that a clock measured."""
     with (folder / "metrics.csv").open() as file:
-        return [{k: v for k, v in row.items() if k not in ("compute_s", "uncoded_s")} for row in csv.DictReader(file)]
+        return list(csv.DictReader(file))
+
+
+def history(folder: Path) -> list[dict[str, float]]:
+    """The rows of the checkpoint, without what a clock measured."""
+    clocks = ("compute_s", "uncoded_s")
+    return [{k: v for k, v in row.items() if k not in clocks} for row in load_checkpoint(folder)["history"]]
+
+
+def wait_for_rounds(run: "subprocess.Popen[str]", folder: Path, rounds: int) -> None:
+    """Until metrics.csv in `folder` has so many."""
+    table, deadline = folder / "metrics.csv", time.monotonic() + 120
+    while not table.exists() or len(table.read_text().splitlines()) <= rounds:
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 def command(*overrides: str) -> list[str]:
@@ -65,7 +79,7 @@ def test_the_default_job_gives_the_same_models_coded_and_uncoded(configure: Conf
         assert summary["V_bits"] == 784 * 64
         assert summary["gap"] >= -1e-9
         if communicator == "uncoded":
-            assert summary["time"]["total_s"] == pytest.approx(summary["time"]["uncoded_total_s"])
+            assert summary["time"]["uncoded_total_s"] <= summary["time"]["total_s"]  # by what nodes took to forward
     first, *others = results.values()
     assert all(torch.equal(first, other) for other in others)
     assert first.abs().sum() > 0
@@ -88,9 +102,8 @@ def test_what_a_run_leaves(
     assert "relays to server" in out
     table = rows(tmp_path)
     assert [int(row["round"]) for row in table] == list(range(12))
-    assert {"primal", "dual", "gap", "train_error", "train_error_worst", "test_error", "test_error_worst"} <= table[
-        0
-    ].keys()
+    learned = {"primal", "dual", "gap", "train_error", "train_error_worst", "test_error", "test_error_worst"}
+    assert learned | {"users"} <= table[0].keys()
     assert all(float(row["gap"]) >= -1e-9 for row in table)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["bits_total"] == int(table[-1]["bits_total"])
@@ -99,7 +112,7 @@ def test_what_a_run_leaves(
 
     events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0, "images": 0}).Reload()
     tags = events.Tags()
-    assert {"network", "links", "omega"} <= set(tags["images"])
+    assert {"topology", "links", "omega"} <= set(tags["images"])
     assert {
         "learning/gap",
         "learning/test_error",
@@ -122,46 +135,64 @@ def test_same_seed_same_run_other_seed_other_run(configure: Configure, tmp_path:
     assert not torch.equal(W[0], W[2])
 
 
-def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    settings = ("K=10", "rounds=120", "dataset.rows_per_user=100", "checkpoint_every=7")
+@pytest.mark.parametrize("algorithm", ["mocha", "cocoa", "local", "fedu", "global"])
+def test_killed_and_resumed_equals_uninterrupted(configure: Configure, tmp_path: Path, algorithm: str) -> None:
+    """kill -9 at any moment, with stragglers and with users and relays that drop out of rounds."""
+    dropout = ("participation=uniform", "participation.dropout=0.2", "participation.relays=0.2")
+    data = ("K=10", "dataset.rows_per_user=40")
+    settings = (*data, *dropout, f"algorithm={algorithm}", "rounds=40", "checkpoint_every=4")
     whole, killed, resumed = (tmp_path / name for name in ("whole", "killed", "resumed"))
-    subprocess.run(command(*settings, f"hydra.run.dir={whole}"), check=True, capture_output=True)
-    run = subprocess.Popen(command(*settings, f"hydra.run.dir={killed}"), stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (killed / "metrics.csv").exists() or len((killed / "metrics.csv").read_text().splitlines()) < 30:
-        assert run.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    os.kill(run.pid, signal.SIGKILL)
+    csv_alone = ("~logger.console", "~logger.tensorboard")
+    run = subprocess.Popen(
+        command(*settings, *csv_alone, f"hydra.run.dir={killed}"),
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as many as the tests have; sums depend on it
+    )
+    wait_for_rounds(run, killed, 9)
+    run.kill()
     run.wait()
     done = len(load_checkpoint(killed)["history"])
-    assert 0 < done < 120
-    assert done % 7 == 0
-    subprocess.run(command(*settings, f"hydra.run.dir={resumed}", f"resume={killed}"), check=True, capture_output=True)
+    assert 0 < done < 40
+    assert done % 4 == 0
+    for folder, more in ((whole, ()), (resumed, (f"resume={killed}",))):
+        folder.mkdir()
+        train(configure(*settings, "logger=none", f"output_dir={folder}", *more))
     assert torch.equal(models(resumed), models(whole))
-    assert rows(resumed) == rows(whole)
+    assert history(resumed) == history(whole)
+    users = {row["users"] for row in history(whole)}
+    assert min(users) < 10
     ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (resumed, whole))
     assert ours.pop("time")["communication_s"] == theirs.pop("time")["communication_s"]
     assert ours == theirs
 
 
-@pytest.mark.parametrize("algorithm", ["mocha", "cocoa", "local", "fedu", "global"])
-def test_every_algorithm_resumes_to_the_same_bits(configure: Configure, tmp_path: Path, algorithm: str) -> None:
-    """With stragglers and dropped users, whose draws must not depend on where a run was cut."""
-    settings = [*SMALL, f"algorithm={algorithm}", "participation=uniform", "participation.dropout=0.2"]
-    settings.remove("algorithm.omega_every=4")
-    folders = [tmp_path / name for name in ("whole", "part", "rest")]
-    for folder in folders:
-        folder.mkdir()
-    whole, part, rest = folders
-    train(configure(*settings, f"output_dir={whole}"))
-    train(configure(*settings, "rounds=5", f"output_dir={part}"))
-    train(configure(*settings, f"resume={part}", f"output_dir={rest}"))
-    assert torch.equal(models(rest), models(whole))
-    histories = [load_checkpoint(folder)["history"] for folder in (rest, whole)]
-    clocks = ("compute_s", "uncoded_s")
-    ours, theirs = ([{k: v for k, v in row.items() if k not in clocks} for row in history] for history in histories)
-    assert ours == theirs
+def test_a_round_without_relays_is_empty_and_said_so(
+    configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schedule = [[1, relay] for relay in range(5)] + [[3, 0]]
+    train(configure(*SMALL[:-1], "rounds=5", f"participation.relays={schedule}".replace(" ", "")))
+    assert "Time of 5 rounds, 1 of them empty" in capsys.readouterr().out
+    assert json.loads((tmp_path / "summary.json").read_text())["empty_rounds"] == 1
+    table = history(tmp_path)
+    assert [row["empty"] for row in table] == [0, 1, 0, 0, 0]
+    assert [row["users"] for row in table[:2] + table[3:]] == [10, 0, 10, 10]
+    assert table[1]["gap"] == table[0]["gap"]
+    assert table[1]["bits/relays_to_users"] == 0
+    assert table[4]["gap"] < table[0]["gap"]
+
+
+@pytest.mark.parametrize(("algorithm", "coupled"), [("mocha", True), ("fedu", True), ("global", False)])
+def test_the_summary_names_what_plays_a_part(
+    configure: Configure, tmp_path: Path, algorithm: str, coupled: bool
+) -> None:
+    train(configure("K=10", "dataset.rows_per_user=40", "rounds=1", "logger=none", f"algorithm={algorithm}"))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert {"K", "H", "r", "communicator", "scheme", "medium", "algorithm", "loss", "error_measure"} <= summary.keys()
+    assert {"dataset", "rounds", "seed", "V_bits", "loads", "loads_theory", "bounds", "bits_total"} <= summary.keys()
+    assert ({"regularizer", "lam"} <= summary.keys()) is coupled
+    assert coupled or not {"regularizer", "lam"} & summary.keys()
+    assert "empty_rounds" not in summary
 
 
 @pytest.mark.parametrize("wire", ["float32", "bfloat16"])
@@ -174,15 +205,15 @@ def test_a_narrow_wire_is_cheaper_and_noted(configure: Configure, tmp_path: Path
     assert "note" not in json.loads((tmp_path / "summary.json").read_text())
 
 
-def test_ctrl_c_keeps_a_checkpoint_and_exits_130(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_keeps_a_checkpoint(tmp_path: Path, asked: signal.Signals) -> None:
     settings = ("K=10", "rounds=100000", "dataset.rows_per_user=40", "checkpoint_every=100000")
     run = subprocess.Popen(command(*settings, f"hydra.run.dir={tmp_path}"), stdout=subprocess.PIPE, text=True)
-    while not (tmp_path / "metrics.csv").exists() or len((tmp_path / "metrics.csv").read_text().splitlines()) < 5:
-        assert run.poll() is None
-        time.sleep(0.01)
-    run.send_signal(signal.SIGINT)
+    wait_for_rounds(run, tmp_path, 4)
+    run.send_signal(asked)
     out, _ = run.communicate(timeout=60)
-    assert run.returncode == 130
+    assert run.returncode == 128 + asked
+    assert out.splitlines()[-1].startswith("stopped after")
     assert "resume=" in out
     assert len(load_checkpoint(tmp_path)["history"]) == len(rows(tmp_path))
 
@@ -201,7 +232,7 @@ def test_a_user_error_is_one_line_and_exit_2(tmp_path: Path) -> None:
         (("K=0",), ConfigError, "K=0"),
         (("topology=file",), ConfigError, "topology.path is not set"),
         (("dataset=files",), ConfigError, "dataset.path is not set"),
-        (("H=1", "r=1"), TopologyError, "H=1"),
+        (("H=0",), TopologyError, "H=0"),
         (("lam=0",), ConfigError, "lam=0"),
         (("lam=-1",), ConfigError, "lam=-1"),
         (("rounds=0",), ConfigError, "rounds=0"),
@@ -245,27 +276,14 @@ def test_a_bad_resume_touches_nothing(configure: Configure, tmp_path: Path, resu
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
-@pytest.mark.parametrize("overrides", [("r=5",), ("H=2", "r=2"), ("topology=any_r", "r=5"), ("communicator=uncoded",)])
+@pytest.mark.parametrize(
+    "overrides", [("r=5",), ("H=2", "r=2"), ("H=1", "r=1"), ("topology=any_r", "r=5"), ("communicator=uncoded",)]
+)
 def test_idle_tiers_are_no_trouble(configure: Configure, tmp_path: Path, overrides: tuple[str, ...]) -> None:
     train(configure(*SMALL[:-1], "rounds=2", *overrides))
     summary = json.loads((tmp_path / "summary.json").read_text())
     idle = "communicator=uncoded" not in overrides
     assert (summary["loads"]["relays_to_server"] == 0) is idle
-
-
-def test_sigterm_keeps_a_checkpoint(tmp_path: Path) -> None:
-    settings = ("K=10", "rounds=100000", "dataset.rows_per_user=40", "checkpoint_every=100000", "logger=none")
-    run = subprocess.Popen(
-        command(*settings, "logger=default", f"hydra.run.dir={tmp_path}"), stdout=subprocess.PIPE, text=True
-    )
-    while not (tmp_path / "metrics.csv").exists() or len((tmp_path / "metrics.csv").read_text().splitlines()) < 5:
-        assert run.poll() is None
-        time.sleep(0.01)
-    run.terminate()
-    out, _ = run.communicate(timeout=60)
-    assert run.returncode == 128 + signal.SIGTERM
-    assert out.splitlines()[-1].startswith("stopped after")
-    assert len(load_checkpoint(tmp_path)["history"]) == len(rows(tmp_path))
 
 
 def test_one_bad_job_does_not_end_a_sweep(tmp_path: Path) -> None:
@@ -277,21 +295,6 @@ def test_one_bad_job_does_not_end_a_sweep(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "error: r=9" in done.stderr
     assert (tmp_path / "1" / "summary.json").is_file()
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("loss=null", "a group cannot be null"),
-        ("rouns=3", "did you mean 'rounds'?"),
-        ("+lamda=1", "did you mean 'lam'?"),
-        ("topology.q=1", "there is no setting"),
-    ],
-)
-def test_unknown_settings(tmp_path: Path, override: str, message: str) -> None:
-    done = subprocess.run(command(override, f"hydra.run.dir={tmp_path}"), capture_output=True, text=True)
-    assert done.returncode == 2
-    assert message in done.stderr
 
 
 GROUPS = {
@@ -317,19 +320,6 @@ def test_a_word_where_a_number_belongs(configure: Configure, group: str, choice:
     for key in numeric:
         with pytest.raises(ConfigError, match=f"{key}=abc"):
             train(configure(*selected, *extra, "logger=none", f"{group}.{key}=abc"))
-
-
-@pytest.mark.parametrize("keep", [0, 100, 0.5, 0.999])
-def test_truncated_checkpoint(configure: Configure, tmp_path: Path, keep: float) -> None:
-    train(configure(*SMALL))
-    file = tmp_path / "checkpoint.pt"
-    whole = file.read_bytes()
-    cut = tmp_path / "cut.pt"
-    cut.write_bytes(whole[: int(keep * len(whole)) if keep < 1 else int(keep)])
-    with pytest.raises(CheckpointError, match=r"cut\.pt is not a whole checkpoint"):
-        train(configure(*SMALL, f"resume={cut}"))
-    with pytest.raises(CheckpointError, match="no checkpoint at"):
-        train(configure(*SMALL, f"resume={tmp_path / 'nothing'}"))
 
 
 @pytest.mark.skipif("HMTL_DATA" not in os.environ, reason="needs the folder with har561.npz")
@@ -376,9 +366,10 @@ def test_a_regularizer_of_ones_own(tmp_path: Path) -> None:
         "lam=0.1",
         "communicator=uncoded",
     )
-    subprocess.run(run, check=True, capture_output=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
-    history = load_checkpoint(tmp_path / "out")["history"]
-    assert history[-1]["gap"] < 0.5 * history[0]["gap"]
-    assert history[-1]["gap"] >= -1e-9
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    subprocess.run(run, check=True, capture_output=True, cwd=tmp_path, env=env)
+    learned = history(tmp_path / "out")
+    assert learned[-1]["gap"] < 0.5 * learned[0]["gap"]
+    assert learned[-1]["gap"] >= -1e-9
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["primal"] == history[-1]["primal"]
+    assert summary["primal"] == learned[-1]["primal"]

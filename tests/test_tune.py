@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from sklearn.svm import LinearSVC
 
 from hmtl.config import build_problem, build_tasks, compose
-from hmtl.data.tasks import deal
+from hmtl.data.tasks import split
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl import FedU, LocalSGD
 from hmtl.tune import _folds, cross_validate, train_side_by_side, tune
@@ -38,7 +38,7 @@ def test_folds_part_the_training_rows(configure: Configure) -> None:
 def test_folds_are_standardized_on_what_they_train_on() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(5, 3, (40, 3)) ** 2, np.tile([1.0, -1.0], 20)
-    plain, scaled = (deal("a", x, y, 0.25, np.random.default_rng(1), standardize=on) for on in (False, True))
+    plain, scaled = (split("a", x, y, 0.25, np.random.default_rng(1), standardize=on) for on in (False, True))
     for raw, fold in zip(_folds([plain], 3, seed=0), _folds([scaled], 3, seed=0), strict=True):
         mean, sd = raw[0].x_train.mean(0), raw[0].x_train.std(0, correction=0)
         torch.testing.assert_close(fold[0].x_train, (raw[0].x_train - mean) / sd)

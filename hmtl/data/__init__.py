@@ -4,9 +4,9 @@ In: where the data lie, K, rows per user, the share kept for testing, a seed.
 Out: float tensors, split into train and test.
 """
 
-from hmtl.data.files import files
-from hmtl.data.har import har
-from hmtl.data.mnist import mnist, mnist5k
+from hmtl.data.activity import har
+from hmtl.data.digits import mnist, mnist5k
+from hmtl.data.tables import files
 from hmtl.data.tasks import Task
 
 __all__ = ["Task", "files", "har", "mnist", "mnist5k"]

@@ -6,7 +6,6 @@ user k's own class is number k mod C. (The paper counts from 1: digit Mod(k, 10)
 
 from typing import Any
 
-import cvxpy as cp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -109,6 +108,8 @@ def _others(users: Ints, spare: Ints, half: int, rng: np.random.Generator) -> In
     A transport problem: row sums users × half, column sums at most `spare` [C]. First the most even real solution
     (least squares per user), then a random one in whole numbers next to it: with integer bounds, vertices are integer.
     """
+    import cvxpy as cp  # takes a second to import
+
     C = len(users)
     dealt: Any = cp.Variable((C, C), nonneg=True)  # Any, here and below: cvxpy is annotated in part only
     limits = [dealt.sum(axis=1) == users * half, dealt.sum(axis=0) <= spare, dealt.trace() == 0]

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from hmtl.errors import ConfigError, DataError
@@ -50,6 +48,8 @@ class Task:
         if fault := next(self._faults(), None):
             raise DataError(f"Task {self.name!r}: {fault}")
         if self.standardize:
+            from sklearn.preprocessing import StandardScaler  # takes half a second to import
+
             scaler = StandardScaler().fit(self.x_train.numpy())
             for field in ("x_train", "x_test"):
                 object.__setattr__(self, field, torch.from_numpy(scaler.transform(getattr(self, field).numpy())))
@@ -68,7 +68,7 @@ class Task:
             for name, bad in ((f"x_{part}", ~x.isfinite().all(dim=1)), (f"y_{part}", ~y.isfinite())):
                 if bad.any():
                     first, more = int(bad.nonzero()[0]), int(bad.sum()) - 1
-                    yield f"{name} is NaN or infinite in row {first} (from 0; {more} more). Mend or drop such rows."
+                    yield f"{name} is NaN or infinite in row {first} (from 0; {more} more). Fix or drop such rows."
         d, d_test = self.x_train.shape[1], self.x_test.shape[1]
         if d != d_test:
             yield f"x_train has {d} columns, x_test {d_test}. Give both the same columns."
@@ -83,7 +83,7 @@ class Task:
             yield f"y_train is {self.y_train[0]:g} in all rows: one class only. Add rows of another, or drop the task."
 
 
-def deal(
+def split(
     name: str,
     x: NDArray[Any],
     y: NDArray[Any],
@@ -92,7 +92,7 @@ def deal(
     classes: int | None = None,
     standardize: bool = False,
 ) -> Task:
-    """The task of all rows, dealt into train and test at random; both parts get their share of each class.
+    """The task of all rows, split into train and test at random; both parts get their share of each class.
 
     Args:
         name, classes, standardize: see Task. Of more than two classes, one too rare to be shared falls where it falls.
@@ -106,6 +106,8 @@ def deal(
     """
     if not 0 < test_fraction < 1:
         raise ConfigError(f"test_fraction={test_fraction} leaves one part empty. Choose a value between 0 and 1.")
+    from sklearn.model_selection import train_test_split  # takes half a second to import
+
     random_state = int(rng.integers(2**31))
     cause = None
     for stratify in [y] if len(np.unique(y)) == 2 else [y, None] if classes else [None]:

@@ -1,4 +1,4 @@
-"""Task and deal: what is kept, how rows are split, and every error with what it names."""
+"""Task and split: what is kept, how rows are split, and every error with what it names."""
 
 import re
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.data import Task
-from hmtl.data.tasks import deal
+from hmtl.data.tasks import split
 from hmtl.errors import ConfigError, DataError
 
 
@@ -100,7 +100,7 @@ def test_deals_each_row_once_and_each_class_to_both_parts(counts, fraction, seed
     n_test = int(np.ceil(n * fraction))
     if min(n_test, n - n_test) < C:
         return
-    task = deal("a", x, y, fraction, np.random.default_rng(seed), C if C > 2 else None)
+    task = split("a", x, y, fraction, np.random.default_rng(seed), C if C > 2 else None)
     assert (len(task.x_train), len(task.x_test)) == (n - n_test, n_test)
     assert sorted(torch.cat([task.x_train, task.x_test])[:, 0].tolist()) == list(range(n))
     for part_x, part_y in ((task.x_train, task.y_train), (task.x_test, task.y_test)):
@@ -111,19 +111,19 @@ def test_deals_each_row_once_and_each_class_to_both_parts(counts, fraction, seed
 
 def test_a_rare_class_among_several_falls_where_it_falls():
     y = np.array([0] * 9 + [1] * 9 + [2])
-    homes = {2 in deal("a", y[:, None], y, 0.4, np.random.default_rng(s), 3).y_train.tolist() for s in range(20)}
+    homes = {2 in split("a", y[:, None], y, 0.4, np.random.default_rng(s), 3).y_train.tolist() for s in range(20)}
     assert homes == {True, False}
 
 
 def test_deal_comes_from_the_generator_alone():
     x, y = np.arange(40.0)[:, None], np.repeat([1.0, -1.0], 20)
-    once, again, other = (deal("a", x, y, 0.25, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    once, again, other = (split("a", x, y, 0.25, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert torch.equal(once.x_test, again.x_test)
     assert not torch.equal(once.x_test, other.x_test)
 
 
 def test_deal_takes_real_targets():
-    task = deal("a", np.arange(8.0)[:, None], np.arange(8.0) ** 2, 0.25, np.random.default_rng(0))
+    task = split("a", np.arange(8.0)[:, None], np.arange(8.0) ** 2, 0.25, np.random.default_rng(0))
     assert len(task.y_test) == 2
     assert torch.equal(task.x_test[:, 0] ** 2, task.y_test)
 
@@ -132,7 +132,7 @@ def test_standardizes_on_training_rows_only():
     x = np.random.default_rng(0).normal(5, 3, (40, 3)) ** 2
     x[:, 1] = 7
     y = np.repeat([1.0, -1.0], 20)
-    plain, scaled = (deal("a", x, y, 0.25, np.random.default_rng(1), standardize=on) for on in (False, True))
+    plain, scaled = (split("a", x, y, 0.25, np.random.default_rng(1), standardize=on) for on in (False, True))
     mean, sd = plain.x_train.mean(0), plain.x_train.std(0, correction=0)
     sd[1] = 1
     torch.testing.assert_close(scaled.x_train, (plain.x_train - mean) / sd)
@@ -143,11 +143,11 @@ def test_standardizes_on_training_rows_only():
 @pytest.mark.parametrize("fraction", [0, 1, -0.5, 1.5, float("nan")])
 def test_deal_refuses_a_fraction_that_leaves_nothing(fraction):
     with pytest.raises(ConfigError, match=f"test_fraction={fraction}"):
-        deal("a", np.ones((8, 1)), np.repeat([1.0, -1.0], 4), fraction, np.random.default_rng(0))
+        split("a", np.ones((8, 1)), np.repeat([1.0, -1.0], 4), fraction, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(("n", "fraction"), [(2, 0.5), (4, 0.2), (1, 0.5), (100, 0.001)])
 def test_deal_says_when_the_rows_do_not_suffice(n, fraction):
     y = np.where(np.arange(n) % 2, 1.0, -1.0)
     with pytest.raises(DataError, match=rf"^Task 'a': {n} rows .* test_fraction={fraction} .*Give more rows"):
-        deal("a", np.ones((n, 1)), y, fraction, np.random.default_rng(0))
+        split("a", np.ones((n, 1)), y, fraction, np.random.default_rng(0))

@@ -3,20 +3,24 @@
 Shapes: K tasks, n rows and d features each: all columns but those of target and task.
 """
 
+from __future__ import annotations  # pandas, which takes half a second, is imported where it is used
+
 import re
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from hmtl.data.tasks import Task, deal
+from hmtl.data.tasks import Task, split
 from hmtl.errors import ConfigError, DataError
 from hmtl.rng import generator
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KINDS = (".csv", ".npz", ".parquet")
 
@@ -54,6 +58,8 @@ def files(
             that is missing or no number; an empty task, one of one class, or with too few rows to split.
         ConfigError: K is not the number of tasks, `kind` is unknown, or `task` and `path` do not go together.
     """
+    import pandas as pd
+
     if kind not in ("classification", "regression"):
         raise ConfigError(f"kind={kind} is neither classification nor regression.")
     found = _find(Path(path))
@@ -70,7 +76,7 @@ def files(
     for k, (name, table) in enumerate(tables.items()):
         x, begin, end = table.drop(columns=target).to_numpy(np.float64), end, end + len(table)
         rng = generator(seed, "data", "split", k)
-        tasks.append(deal(name, x, y[begin:end], test_fraction, rng, classes, standardize))
+        tasks.append(split(name, x, y[begin:end], test_fraction, rng, classes, standardize))
     return tuple(tasks)
 
 
@@ -110,6 +116,8 @@ def _cut(file: Path, target: str, task: str, kind: str) -> dict[str, pd.DataFram
 
 def _read(file: Path, target: str, task: str | None, kind: str) -> pd.DataFrame:
     """A table that has its columns, rows, and values where they belong."""
+    import pandas as pd
+
     try:
         if file.suffix.lower() == ".npz":
             with np.load(file) as arrays:
@@ -127,7 +135,7 @@ def _read(file: Path, target: str, task: str | None, kind: str) -> pd.DataFrame:
     except ImportError as error:
         raise DataError(f"{file}: Parquet needs pyarrow. pip install 'hmtl[parquet]', or give CSV or NPZ.") from error
     except (OSError, EOFError, KeyError, ValueError, TypeError, zlib.error, zipfile.BadZipFile) as error:
-        raise DataError(f"{file} cannot be read: {' '.join(str(error).split())}. Mend it or write it again.") from error
+        raise DataError(f"{file} cannot be read: {' '.join(str(error).split())}. Fix it or write it again.") from error
     if fault := next(_faults(table, target, task, kind), None):
         raise DataError(f"{file} {fault}")
     return table
@@ -150,21 +158,25 @@ def _faults(table: pd.DataFrame, target: str, task: str | None, kind: str) -> It
             row, wanted = int(bad.argmax()), "a finite number" if number else "a value"
             yield (
                 f"has {column.iloc[row]} in column {name}, row {row} (from 0, below the header; {bad.sum() - 1} more), "
-                f"where {wanted} belongs. Mend or drop such rows, or drop the column."
+                f"where {wanted} belongs. Fix or drop such rows, or drop the column."
             )
 
 
-def _not_numbers(column: "pd.Series[Any]") -> NDArray[np.bool_]:
+def _not_numbers(column: pd.Series[Any]) -> NDArray[np.bool_]:
+    import pandas as pd
+
     if pd.api.types.is_numeric_dtype(column):
         return np.asarray(~np.isfinite(column.to_numpy(np.float64, na_value=np.nan)))
     unread = pd.to_numeric(column.astype(str), errors="coerce").isna().to_numpy(bool)
     return np.asarray(unread if unread.any() else ~unread)  # a column of numbers written as text is text
 
 
-def _labels(found: "pd.Series[Any]", kind: str, where: str) -> tuple[NDArray[Any], int | None]:
+def _labels(found: pd.Series[Any], kind: str, where: str) -> tuple[NDArray[Any], int | None]:
     """y of all tasks on end, and C if there are other than two classes."""
     if kind == "regression":
         return found.to_numpy(np.float64), None
+    import pandas as pd
+
     number, values = pd.factorize(found.astype(str) if found.dtype == object else found, sort=True)
     if len(values) > 2 and pd.api.types.is_float_dtype(values) and (values % 1).any():
         raise DataError(f"{where} has {len(values)} values that are not whole: no classes. Set kind=regression.")

@@ -1,8 +1,8 @@
-"""Checks a part of the configuration against what it configures, before anything is made of it."""
+"""Settings checked against what they set, before anything is made of them."""
 
 import difflib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from pydoc import locate
 from types import UnionType
@@ -13,7 +13,7 @@ from hmtl.errors import ConfigError
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
 
 
-def check_values(target: str, values: Mapping[str, Any]) -> None:
+def check_settings(target: str, values: Mapping[str, Any]) -> None:
     """Refuse settings that a target does not take, and numbers and words where its annotations ask for something else.
 
     Args:
@@ -47,9 +47,9 @@ def check_values(target: str, values: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name}={'null' if value is None else value}: {' or '.join(wanted)} is needed.")
 
 
-def no_setting(key: str, known: Iterable[str]) -> str:
+def no_setting(key: str, known: Collection[str]) -> str:
     """Says that there is no such setting, and which one may be meant."""
-    near = difflib.get_close_matches(key, known, n=1)
+    near = [] if key.split(".")[0] in known else difflib.get_close_matches(key, known, n=1)
     return f"there is no setting {key!r}: " + (
         f"did you mean {near[0]!r}?" if near else "see --help for those there are."
     )

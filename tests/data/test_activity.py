@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import sys
 import urllib.error
 import zipfile
 from pathlib import Path
@@ -13,10 +12,9 @@ import pytest
 import torch
 from uci_har import write
 
-from hmtl.data import har
+from hmtl.data import activity, har
 from hmtl.errors import ConfigError, DataError
 
-module = sys.modules["hmtl.data.har"]  # the package shows the function of that name
 OUTER = "human+activity+recognition+using+smartphones.zip"
 
 
@@ -24,7 +22,7 @@ OUTER = "human+activity+recognition+using+smartphones.zip"
 def cache(tmp_path, monkeypatch):
     """No test touches the user's cache, or the network."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "download_url_to_file", offline)
+    monkeypatch.setattr(activity, "download_url_to_file", offline)
     return tmp_path / "cache" / "hmtl"
 
 
@@ -114,8 +112,8 @@ def test_the_paper_s_sets(tmp_path):
 def test_parses_once_and_again_after_a_change(tmp_path, cache, monkeypatch):
     arrays = small()
     place = write(tmp_path / "har", *arrays)
-    calls, parse = [], module._parse
-    monkeypatch.setattr(module, "_parse", lambda place: calls.append(place) or parse(place))
+    calls, parse = [], activity._parse
+    monkeypatch.setattr(activity, "_parse", lambda place: calls.append(place) or parse(place))
     for _ in range(2):
         check_subjects(har(partition="subject", path=place), arrays)
     assert len(calls) == len(list(cache.iterdir())) == 1
@@ -131,7 +129,7 @@ def test_without_data_or_network(tmp_path):
         with pytest.raises(DataError, match=cause) as error:
             har(path=tmp_path / "none", download=download)
         assert str(tmp_path / "none") in str(error.value)
-        assert f"Fetch {module.URL}" in str(error.value)
+        assert f"Fetch {activity.URL}" in str(error.value)
     with pytest.raises(DataError, match=r"no\.zip"):
         har(path=tmp_path / "no.zip")
     assert not (tmp_path / "no.zip").exists()
@@ -145,8 +143,8 @@ def test_downloads_with_a_checksum(tmp_path, monkeypatch, whole):
     source.write_bytes(content if whole else content[:-100])
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "URL", source.as_uri())
-    monkeypatch.setattr(module, "SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(activity, "URL", source.as_uri())
+    monkeypatch.setattr(activity, "SHA256", hashlib.sha256(content).hexdigest())
     target = tmp_path / "target"
     if whole:
         check_subjects(har(partition="subject", path=target), arrays)

@@ -17,7 +17,7 @@ from torch.hub import download_url_to_file
 
 from hmtl.data.cache import cache_folder, cached
 from hmtl.data.partition import even_sets
-from hmtl.data.tasks import Task, deal
+from hmtl.data.tasks import Task, split
 from hmtl.errors import ConfigError, DataError
 from hmtl.rng import generator
 
@@ -52,7 +52,7 @@ def har(
         download: whether to fetch what is not there.
 
     Raises:
-        DataError: not there and not to be had; damaged; or too few rows, see `even_sets` and `deal`.
+        DataError: not there and not to be had; damaged; or too few rows, see `even_sets` and `split`.
         ConfigError: an unknown partition or target, or K or rows_per_user that cannot be.
 
     Ref: Hu et al. 2022, numerical section; Anguita et al. 2013.
@@ -74,7 +74,7 @@ def har(
     classes = None if target == "sitting" else len(ACTIVITIES)
     labels = y if classes else np.where(y == ACTIVITIES.index("sitting"), 1.0, -1.0)
     return tuple(
-        deal(name, x[rows], labels[rows], test_fraction, generator(seed, "data", "split", k), classes)
+        split(name, x[rows], labels[rows], test_fraction, generator(seed, "data", "split", k), classes)
         for k, (name, rows) in enumerate(named)
     )
 

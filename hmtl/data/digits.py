@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hmtl.data.cache import cache_folder, cached
 from hmtl.data.partition import one_vs_rest
-from hmtl.data.tasks import Task, deal
+from hmtl.data.tasks import Task, split
 from hmtl.errors import DataError
 from hmtl.rng import generator
 
@@ -37,7 +37,7 @@ def mnist5k(
         cache: folder for the parsed images, by default the user's cache folder.
 
     Raises:
-        ConfigError, DataError: see `one_vs_rest` and `deal`.
+        ConfigError, DataError: see `one_vs_rest` and `split`.
     """
     pixels, labels = cached(Path(cache or cache_folder()) / "mnist5k.npz", _parse_mnist5k)
     return _tasks(pixels, labels, K, rows_per_user, test_fraction, seed)
@@ -61,7 +61,7 @@ def mnist(
 
     Raises:
         DataError: not there and not to be had, or damaged.
-        ConfigError, DataError: see `one_vs_rest` and `deal`.
+        ConfigError, DataError: see `one_vs_rest` and `split`.
     """
     folder = Path(path or cache_folder())
     files = _find(folder)
@@ -88,7 +88,7 @@ def _tasks(
     dealt = one_vs_rest(labels, K, rows_per_user, generator(seed, "data", "partition"))
     for k, (digit, rows) in enumerate(dealt):
         x, y = pixels[rows] / 255.0, np.where(labels[rows] == digit, 1.0, -1.0)
-        tasks.append(deal(f"user {k}: digit {digit}", x, y, test_fraction, generator(seed, "data", "split", k)))
+        tasks.append(split(f"user {k}: digit {digit}", x, y, test_fraction, generator(seed, "data", "split", k)))
     return tuple(tasks)
 
 

@@ -1,0 +1,86 @@
+"""The command line: a task becomes a command that tells a user's errors in one line each, and exits with a number.
+
+Exit status: 0 done; 2 an `HmtlError`, a configuration that Hydra refuses, or a place that cannot be read or written;
+128 + n after signal n. Whatever else is raised is a defect, and shows its traceback.
+"""
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import fields
+from functools import partial
+
+import hydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from hmtl.config import PlanConfig, TrainConfig, conf_dir
+from hmtl.errors import ConfigError, HmtlError, Interrupted
+from hmtl.settings import no_setting
+
+
+def main(task: Callable[[DictConfig], None], config_name: str) -> None:
+    """Run `task` as a command, its configuration composed from the command line. In a sweep one bad job does not keep
+    the others from running.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us as they are, instead of as Hydra's own report
+    known = {field.name for field in fields(TrainConfig if config_name == "config" else PlanConfig)}
+    statuses = []
+
+    def checked(cfg: DictConfig) -> None:
+        for key in set(cfg) - known:
+            raise ConfigError(no_setting(str(key), known))
+        task(cfg)
+
+    def job(cfg: DictConfig) -> None:  # reports its own errors, for Hydra says its own word on what leaves a job
+        statuses.append(_status(partial(checked, cfg), known))
+        if statuses[-1] > 2:
+            sys.exit(statuses[-1])
+
+    command = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)
+    statuses.append(_status(command, known))
+    sys.exit(max(statuses))
+
+
+def _status(action: Callable[[], None], known: Collection[str]) -> int:
+    """Exit status of an action whose errors are told in one line; `known` are the settings that there are."""
+    try:
+        action()
+        return 0
+    except Interrupted as interrupted:
+        return 128 + interrupted.signum
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # whoever read our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except MissingConfigException as error:  # Hydra makes it an OSError
+        message = _no_choice(error)
+    except (HmtlError, HydraException, OmegaConfBaseException) as error:
+        message = str(error)
+        if refused := re.match("Could not override '(.+)'", message):
+            message = no_setting(refused[1], known)
+        elif isinstance(error, HydraException) and error.__cause__:
+            message += f": {str(error.__cause__).splitlines()[0]}"
+    except OSError as error:
+        message = (
+            f"{error.filename or 'output'}: {error.strerror or error}. If results go there, choose a folder that can "
+            "be written to: hydra.run.dir=PATH."
+        )
+    except ValueError as error:
+        if "Config group override" not in str(error):  # Hydra's word on loss=null; all else is a defect
+            raise
+        message = f"{error}: a group cannot be null, choose one of its parts, see --help."
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _no_choice(error: MissingConfigException) -> str:
+    """Which choice of a group there is not, and which there are."""
+    group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+    if not group or not error.options:
+        return str(error).partition("Config search path")[0]
+    return f"{group}={choice} is unknown: choose one of {', '.join(error.options)}."
