@@ -109,9 +109,9 @@ class Participation:
 
 def _read(name: str, who: str, pairs: Pairs) -> frozenset[tuple[int, int]]:
     try:
-        is_file = isinstance(pairs, str | Path)
-        found = np.loadtxt(pairs, delimiter=",", dtype=np.int64, ndmin=2).tolist() if is_file else pairs
-        return frozenset((int(round), int(number)) for round, number in found)
+        if isinstance(pairs, str | Path):
+            return _read(name, who, np.loadtxt(pairs, delimiter=",", dtype=np.int64, ndmin=2).tolist())
+        return frozenset((int(round), int(number)) for round, number in pairs)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{name}={pairs} is not made of pairs (round, {who}): {error}.") from error
 

@@ -127,6 +127,8 @@ class DualUsers(Users):
     and one whose V did not are both right until the user knows which it is, and then V = Σ_j a_j x_j holds.
     """
 
+    state = ("a", "W", "curvature", "newest")
+
     def __init__(
         self, problem: Problem, solver: LocalSolver, gamma: float, seed: int, participation: Participation
     ) -> None:
@@ -138,6 +140,7 @@ class DualUsers(Users):
         self.W = torch.zeros_like(rows.X[:, 0])
         self.curvature = torch.zeros_like(rows.s)
         self.pending, self.waiting = self.a, np.zeros(problem.K, dtype=bool)
+        self.newest = torch.tensor(0)  # a user who has the newest model
 
     def local_update(
         self, round: int, idle: Ids = NOBODY, order: Tensor | None = None, budgets: Tensor | None = None
@@ -182,6 +185,7 @@ class DualUsers(Users):
 
     def receive(self, users: Ids, models: Tensor) -> None:
         self.W = with_rows(self.W, users, models[:, : self.numbers].contiguous())
+        self.newest = torch.tensor(users[0]) if len(users) else self.newest
         if models.shape[1] > self.numbers:
             self.learn(users, models[:, self.numbers :])
 
@@ -190,12 +194,17 @@ class DualUsers(Users):
         self.curvature = with_rows(self.curvature, users, self.gamma * extras[:, 0] * extras[:, 1])
 
     def measure(self) -> dict[str, Tensor]:
-        """Σ s ℓ and Σ s ℓ* (scalars), W and V = Σ_j s a_j x_j [K, d], train and test error [K]."""
-        W = self.W.T
+        """Σ s ℓ and Σ s ℓ* (scalars), W and V = Σ_j s a_j x_j [K, d], train and test error [K].
+
+        Where all users share one model, W has the newest for everybody, also for those who missed it: of models that
+        differ, R were infinite, and P no bound.
+        """
+        shared = isinstance(self.problem.regularizer, SharedModel)
+        W = self.W[self.newest].repeat(len(self.W), 1).T if shared else self.W.T
         return {
             "losses": self.problem.losses(W),
             "conjugates": self.problem.conjugates(self.a),
-            "W": self.W,
+            "W": W.T,
             "V": self.problem.combined(self.a).T,
             "train_error": self.problem.errors(W, "train"),
             "test_error": self.problem.errors(W, "test"),
@@ -208,12 +217,12 @@ class DualUsers(Users):
         self.solver.solve(self.problem.loss, rows, a, self.W[one], self.curvature[one], order, budgets)
 
     def state_dict(self) -> dict[str, Tensor]:
-        state = {name: getattr(self, name).clone() for name in ("a", "W", "curvature")}
+        state = {name: getattr(self, name).clone() for name in self.state}
         waiting = torch.from_numpy(self.waiting.nonzero()[0])
         return state | {"waiting": waiting, "pending": self.pending[waiting]}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name in ("a", "W", "curvature"):
+        for name in self.state:
             setattr(self, name, state[name].to(getattr(self, name), copy=True))
         users = state["waiting"].numpy()
         self.pending = with_rows(self.a, users, state["pending"].to(self.a, copy=True))
