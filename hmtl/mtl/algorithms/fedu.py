@@ -252,7 +252,7 @@ class Coupling(Mixing):
 
     def prepare(self, facts: Tensor) -> Tensor:
         """What the users told of themselves, [K, f], to what they are told, nothing: [K, 0]."""
-        self.regularizer = self.regularizer.prepared(facts).to(self.A.device)
+        self.regularizer = self.regularizer.prepared(facts).to(self.models.device)
         self._couple()
         return facts[:, :0]
 
