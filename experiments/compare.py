@@ -18,7 +18,7 @@ from hmtl.tune import cross_validate, train_side_by_side
 GRAPHS = [f"regularizer.neighbors={n} regularizer.lam2={lam2}" for n in (1, 3) for lam2 in (0.01, 0.1)]
 METHODS = {  # of each, the variants to choose from
     "local": ["algorithm=local"],
-    "global": ["algorithm=cocoa"],
+    "CoCoA+": ["algorithm=cocoa"],
     "mean": [f"regularizer=mean regularizer.lam2={lam2}" for lam2 in (0.01, 0.05)],
     "task_relationship": ["regularizer=task_relationship"],
     "graph": [f"regularizer=graph {graph}" for graph in GRAPHS],

@@ -3,22 +3,19 @@
 F folds, G values of λ, K users.
 """
 
-import copy
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from sklearn.model_selection import KFold, StratifiedKFold
 
 from hmtl.atomic import write_json, write_whole
 from hmtl.cli import main
@@ -27,6 +24,9 @@ from hmtl.data import Task
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl import Algorithm
 from hmtl.rng import generator
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def tune(cfg: DictConfig) -> None:
@@ -88,6 +88,8 @@ def _folds(tasks: Sequence[Task], folds: int, seed: int) -> Iterator[list[Task]]
 
     What is fitted on a task's training rows (standardisation) is so anew, on those that the fold trains on.
     """
+    from sklearn.model_selection import KFold, StratifiedKFold  # takes a second to load
+
     splits = []
     for k, task in enumerate(tasks):
         classes = task.classes is not None or set(task.y_train.tolist()) <= {-1.0, 1.0}
@@ -122,22 +124,17 @@ def _that_fit_in_memory(folds: list[list[Task]]) -> Iterator[list[list[Task]]]:
 
 def _members(cfg: DictConfig, fold: Sequence[Task], grid: Sequence[float]) -> Iterator[tuple[float, Algorithm]]:
     """For each λ an algorithm of its own, all on the same copy of the rows."""
-    problem = build_problem(cfg, fold)
+    problem, cfg = build_problem(cfg, fold), cfg.copy()
     for lam in grid:
-        with_lam = copy.deepcopy(cfg)
-        with_lam.lam = lam
-        yield lam, build_algorithm(with_lam, problem.regularized(build_regularizer(with_lam)))
+        cfg.lam = lam  # all that differs: regularizer and algorithm refer to it
+        yield lam, build_algorithm(cfg, problem.regularized(build_regularizer(cfg)))
 
 
 def train_side_by_side(members: Sequence[Algorithm], rounds: int) -> None:
     """Train all members at once. No transport is needed: whichever it were, the models would be the same."""
-
-    def step(member: Algorithm, round: int) -> None:
-        member.receive(member.global_update(member.local_update(round)))
-
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for round in track(range(rounds), description=f"{len(members)} models", transient=True):
-            list(pool.map(step, members, [round] * len(members)))
+            list(pool.map(lambda member, round=round: member.step(round), members))
 
 
 def _table(result: dict[str, Any]) -> Table:
@@ -151,7 +148,9 @@ def _table(result: dict[str, Any]) -> Table:
     return table
 
 
-def _figure(result: dict[str, Any]) -> Figure:
+def _figure(result: dict[str, Any]) -> "Figure":
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     axes.errorbar(result["grid"], result["error"], result["sd"], marker="o", capsize=3, label="mean ± sd over folds")

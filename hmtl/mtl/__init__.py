@@ -1,10 +1,12 @@
 """Multi-task learning: tasks, a loss and a regularizer come in; models W [d, K] with a certified duality gap go out.
 
-An algorithm talks in messages only, intermediate values [K, m] up and models [K, m + e] down, and does not know who
-carries them.
+An algorithm has a user side and an aggregator side, which meet in messages only, intermediate values [K, m + e] up and
+models [K, m + e] down, and does not know who carries them. In other words than the paper's: a user is a client, its IV
+(intermediate value) the client's update, an iteration a round; the aggregator, who makes models of IVs, is the server
+of federated learning, and here may be each relay.
 """
 
-from hmtl.mtl.algorithms import MOCHA, Algorithm, CoCoA, FedAvg, FedU, Local
+from hmtl.mtl.algorithms import MOCHA, Aggregator, Algorithm, CoCoA, FedAvg, FedU, Local, Users
 from hmtl.mtl.losses import CrossEntropy, Hinge, Logistic, Loss, SmoothHinge, Squared
 from hmtl.mtl.models import cnn, mlp
 from hmtl.mtl.participation import Participation
@@ -16,6 +18,7 @@ from hmtl.mtl.solvers import SDCA, LocalSolver
 __all__ = [
     "MOCHA",
     "SDCA",
+    "Aggregator",
     "Algorithm",
     "Clustered",
     "CoCoA",
@@ -39,6 +42,7 @@ __all__ = [
     "SmoothHinge",
     "Squared",
     "TaskRelationship",
+    "Users",
     "cnn",
     "mlp",
     "sigma_prime",

@@ -3,13 +3,11 @@
 K users, d features; weights are [K, K], float64, and what stands on the diagonal does not matter.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from sklearn.neighbors import kneighbors_graph
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -44,34 +42,34 @@ def read_weights(path: str | Path, K: int) -> Tensor:
         if wrong.any():
             k, other = (int(i) for i in np.argwhere(wrong)[0])
             raise DataError(
-                f"{path}: the weight of users {k} and {other} (from 0), {a[k, other]:g}, is {what}. Mend it."
+                f"{path}: the weight of users {k} and {other} (from 0), {a[k, other]:g}, is {what}. Fix it."
             )
     return torch.from_numpy(a)
 
 
-def nearest(tasks: Sequence[Task], neighbors: int) -> Tensor:
+def nearest(covariances: Tensor, neighbors: int) -> Tensor:
     """Weight 1 between two users where one is among the `neighbors` nearest of the other, 0 elsewhere.
 
-    Near is a small angle between the covariances of features and label, (1/n) Σ_j (y_j − ȳ)(x_j − x̄): d numbers per
-    user (and class, where there are several) that its training rows give before any model exists, and the direction in
-    which its model sets out.
+    Near is a small angle between the users' `covariances`, [K, f].
 
     Raises:
         ConfigError: there are not that many other users.
     """
-    if not 0 < neighbors < len(tasks):
-        raise ConfigError(
-            f"neighbors={neighbors} is not between 1 and K − 1 = {len(tasks) - 1}, the number of other users."
-        )
-    covariance = torch.stack([_covariance(task).flatten() for task in tasks])
-    near = kneighbors_graph(covariance.cpu().numpy(), neighbors, metric="cosine").toarray()
+    from sklearn.neighbors import kneighbors_graph  # takes a second to load, and few need it
+
+    K = len(covariances)
+    if not 0 < neighbors < K:
+        raise ConfigError(f"neighbors={neighbors} is not between 1 and K − 1 = {K - 1}, the number of other users.")
+    near = kneighbors_graph(covariances.cpu().numpy(), neighbors, metric="cosine").toarray()
     return torch.from_numpy(np.maximum(near, near.T))
 
 
-def _covariance(task: Task) -> Tensor:
-    """Of features and label, up to a factor: [1, d], or [C, d] where the label is one of C classes."""
+def covariance(task: Task) -> Tensor:
+    """Of features and label, (1/n) Σ_j (y_j − ȳ)(x_j − x̄), up to a factor: [d], or [C·d] where there are C classes.
+
+    A user's training rows give it before any model exists, and it is the direction in which its model sets out.
+    """
     y = task.y_train
     label = one_hot(y, task.classes).double() if task.classes else y[:, None].double()
     x = task.x_train.double()
-    covariance: Tensor = (label - label.mean(0)).T @ (x - x.mean(0))
-    return covariance
+    return ((label - label.mean(0)).T @ (x - x.mean(0))).flatten()

@@ -1,6 +1,6 @@
-"""Which users take part in a round, and how much of the usual local work each of them does.
+"""Who takes part in a round, and how much of the usual local work each user does.
 
-K users, numbered from 0, as rounds are.
+K users and H relays, numbered from 0, as rounds are.
 """
 
 from collections.abc import Sequence
@@ -14,22 +14,27 @@ from torch import Tensor
 from hmtl.errors import ConfigError
 from hmtl.rng import generator
 
+Pairs = Sequence[Sequence[int]] | str | Path
+"""Pairs of a round and who is absent in it, or the path of a CSV file with such a pair per line."""
+
 
 @dataclass(frozen=True)
 class Participation:
-    """Stragglers, who do a part of their work, and users who drop out of a round.
+    """Stragglers, who do a part of their work, and users and relays that drop out of a round.
 
     In a round, a user does the share U(low, high) of its usual work, drawn anew, times its speed; of its usual work
-    because a round lasts as long as a user of full speed needs. A user that drops out sends nothing.
+    because a round lasts as long as a user of full speed needs. A user that drops out sends nothing and gets nothing,
+    nor does a relay.
 
     Args:
         low, high: bounds of the share that is drawn, 0 < low ≤ high ≤ 1.
         speeds: K numbers in (0, 1], or None where all users are equally fast.
         dropout: probability in [0, 1) that a user drops out of a round.
-        schedule: pairs (round, user) that drop out besides, or the path of a CSV file with such a pair per line.
+        schedule: pairs (round, user) that drop out besides.
+        relays: probability in [0, 1) that a relay drops out of a round, or pairs (round, relay) that do.
 
     Raises:
-        ConfigError: a number is out of its range, or the schedule cannot be read.
+        ConfigError: a number is out of its range, or pairs cannot be read.
 
     Ref: Smith et al. 2017, section 3.3.
     """
@@ -38,8 +43,10 @@ class Participation:
     high: float = 1.0
     speeds: Sequence[float] | None = None
     dropout: float = 0.0
-    schedule: Sequence[Sequence[int]] | str | Path = ()
-    absent: frozenset[tuple[int, int]] = field(init=False)
+    schedule: Pairs = ()
+    relays: float | Pairs = 0.0
+    _users: frozenset[tuple[int, int]] = field(init=False, repr=False)
+    _relays: frozenset[tuple[int, int]] | float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.high <= 1:
@@ -47,15 +54,13 @@ class Participation:
         for k, speed in enumerate(self.speeds or ()):
             if not 0 < speed <= 1:
                 raise ConfigError(f"speeds: user {k} has {speed}, not in (0, 1], 1 being full speed.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout={self.dropout} is not in [0, 1): nobody may stay away for ever.")
-        try:
-            pairs = self.schedule
-            if isinstance(pairs, str | Path):
-                pairs = np.loadtxt(pairs, delimiter=",", dtype=np.int64, ndmin=2).tolist()
-            object.__setattr__(self, "absent", frozenset((int(round), int(user)) for round, user in pairs))
-        except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(f"schedule={self.schedule} is not made of pairs (round, user): {error}.") from error
+        for name, given in (("dropout", self.dropout), ("relays", self.relays)):
+            if isinstance(given, int | float) and not 0 <= given < 1:
+                raise ConfigError(f"{name}={given} is not in [0, 1): nobody may stay away for ever.")
+        users = _read("schedule", "user", self.schedule)
+        relays = self.relays if isinstance(self.relays, int | float) else _read("relays", "relay", self.relays)
+        object.__setattr__(self, "_users", users)
+        object.__setattr__(self, "_relays", relays)
 
     def check(self, K: int) -> None:
         """Refuse a number of users that speeds or schedule do not fit.
@@ -65,19 +70,53 @@ class Participation:
         """
         if self.speeds is not None and len(self.speeds) != K:
             raise ConfigError(f"speeds has {len(self.speeds)} numbers for K={K} users. Give one per user.")
-        for _, user in self.absent:
-            if not 0 <= user < K:
-                raise ConfigError(f"schedule: there is no user {user}, users are numbered 0 to {K - 1}.")
+        _check("schedule", "user", self._users, K)
+
+    def check_relays(self, H: int) -> None:
+        """Refuse a number of relays that the pairs of `relays` do not fit.
+
+        Raises:
+            ConfigError: a relay that is not there.
+        """
+        if not isinstance(self._relays, int | float):
+            _check("relays", "relay", self._relays, H)
 
     def shares(self, seed: int, round: int, K: int) -> Tensor:
         """Share of its usual work that each user does in a round, [K]; 0 for those who drop out."""
         rng = generator(seed, "participation", round)
         shares = rng.uniform(self.low, self.high, K) * (1.0 if self.speeds is None else np.asarray(self.speeds))
         shares[rng.random(K) < self.dropout] = 0
-        shares[[user for when, user in self.absent if when == round]] = 0
+        shares[[user for when, user in self._users if when == round]] = 0
         return torch.from_numpy(shares)
 
     def budgets(self, usual: Tensor, seed: int, round: int) -> Tensor:
         """Steps of each user, [K], out of the `usual` ones: at least one, or none for those who drop out."""
         shares = self.shares(seed, round, len(usual)).to(usual.device)
         return torch.where(shares > 0, (shares * usual).long().clamp_min(1), 0)
+
+    def absent_relays(self, seed: int, round: int, H: int) -> tuple[int, ...]:
+        """The relays that drop out of a round, ascending.
+
+        Raises:
+            ConfigError: see `check_relays`.
+        """
+        self.check_relays(H)
+        if isinstance(self._relays, int | float):
+            absent = generator(seed, "relays", round).random(H) < self._relays
+            return tuple(absent.nonzero()[0].tolist())
+        return tuple(sorted(relay for when, relay in self._relays if when == round))
+
+
+def _read(name: str, who: str, pairs: Pairs) -> frozenset[tuple[int, int]]:
+    try:
+        if isinstance(pairs, str | Path):
+            return _read(name, who, np.loadtxt(pairs, delimiter=",", dtype=np.int64, ndmin=2).tolist())
+        return frozenset((int(round), int(number)) for round, number in pairs)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{name}={pairs} is not made of pairs (round, {who}): {error}.") from error
+
+
+def _check(name: str, who: str, pairs: frozenset[tuple[int, int]], count: int) -> None:
+    for _, number in sorted(pairs):
+        if not 0 <= number < count:
+            raise ConfigError(f"{name}: there is no {who} {number}, {who}s are numbered 0 to {count - 1}.")

@@ -48,7 +48,7 @@ class Problem:
 
     Args:
         tasks: one per user.
-        loss, regularizer: ℓ and R.
+        loss, regularizer: ℓ and R; the problem keeps copies of its own, `regularizer` prepared for these tasks.
         reduction: "mean" or "sum" over a user's rows.
         device: where the training rows live and everything is computed.
 
@@ -90,8 +90,7 @@ class Problem:
                     f"Task {task.name!r} has the label {min(found - set(loss.labels)):g}, {type(loss).__name__} takes "
                     f"{loss.labels} only. Recode y, or choose a loss for regression."
                 )
-        regularizer.prepare(tasks)
-        self.tasks, self.loss, self.regularizer = tuple(tasks), loss.to(device), regularizer.to(device)
+        self.tasks, self.loss = tuple(tasks), copy.deepcopy(loss).to(device)
         X = pad_sequence([t.x_train.to(device, torch.float64) for t in tasks], batch_first=True)
         y = pad_sequence([t.y_train.to(device, torch.float64) for t in tasks], batch_first=True, padding_value=1.0)
         counts = torch.tensor([len(t.y_train) for t in tasks], dtype=torch.float64, device=device)
@@ -100,29 +99,48 @@ class Problem:
         self._weights = s[:, None] * (torch.arange(X.shape[1], device=device) < counts[:, None])
         self.K, self.d = X.shape[0], X.shape[2]
         self.outputs = (loss.classes and tasks[0].classes) or 1  # numbers in a prediction
+        self.regularizer = self._prepared(regularizer)
 
     def regularized(self, regularizer: Regularizer) -> "Problem":
         """The same tasks and loss under another regularizer."""
         other = copy.copy(self)  # shares the rows
-        regularizer.prepare(self.tasks)
-        other.regularizer = regularizer.to(self.rows.X.device)
+        other.regularizer = self._prepared(regularizer)
         return other
 
+    def facts(self) -> Tensor:
+        """What the users tell of themselves before the first round, [K, f]; see `Regularizer.facts`."""
+        return self._facts(self.regularizer)
+
+    def _facts(self, regularizer: Regularizer) -> Tensor:
+        return torch.stack([regularizer.facts(task) for task in self.tasks])
+
+    def _prepared(self, regularizer: Regularizer) -> Regularizer:
+        return regularizer.prepared(self._facts(regularizer)).to(self.rows.X.device)
+
     @torch.no_grad()
+    def losses(self, W: Tensor) -> Tensor:
+        """Σ_k s_k Σ_j ℓ(w_k·x_kj, y_kj), a scalar."""
+        prediction = torch.bmm(self.rows.X, W.T[:, :, None])[:, :, 0]
+        total: Tensor = (self._weights * self.loss(prediction, self.rows.y)).sum()
+        return total
+
+    @torch.no_grad()
+    def conjugates(self, a: Tensor) -> Tensor:
+        """Σ_k s_k Σ_j ℓ*(−a_kj), a scalar."""
+        return (self._weights * self.loss.conjugate(a, self.rows.y)).sum()
+
+    def combined(self, a: Tensor) -> Tensor:
+        """V [d, K], v_k = s_k Σ_j a_kj x_kj, as the duals have it."""
+        V: Tensor = torch.bmm((self.rows.s[:, None] * a)[:, None], self.rows.X)[:, 0].T
+        return V
+
     def primal(self, W: Tensor, Omega: Tensor) -> float:
         """P(W), an upper bound on the optimum."""
-        prediction = torch.bmm(self.rows.X, W.T[:, :, None])[:, :, 0]
-        return float((self._weights * self.loss(prediction, self.rows.y)).sum() + self.regularizer(W, Omega))
+        return float(self.losses(W) + self.regularizer(W, Omega))
 
-    @torch.no_grad()
     def dual(self, a: Tensor, Omega: Tensor) -> float:
-        """D(a) = −Σ_k s_k Σ_j ℓ*(−a_kj) − ½ tr(V A⁻¹ Vᵀ), v_k = s_k Σ_j a_kj x_kj, a lower bound on the optimum.
-
-        V is summed up here, for the aggregator's is only as exact as the wire that the IVs came by.
-        """
-        V = torch.bmm((self.rows.s[:, None] * a)[:, None], self.rows.X)[:, 0].T
-        B = self.regularizer.inverse_coupling(Omega)
-        return -float((self._weights * self.loss.conjugate(a, self.rows.y)).sum() + 0.5 * (V @ B * V).sum())
+        """D(a) = −Σ_k s_k Σ_j ℓ*(−a_kj) − ½ tr(V A⁻¹ Vᵀ), v_k = s_k Σ_j a_kj x_kj, a lower bound on the optimum."""
+        return -float(self.conjugates(a) + self.regularizer.conjugate(self.combined(a), Omega))
 
     def errors(self, W: Tensor, split: str) -> Tensor:
         """Mean error of each user's model on its own `train` or `test` rows, [K]: misclassified, or squared."""

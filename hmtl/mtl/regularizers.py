@@ -3,10 +3,11 @@
 K users, d features; W [d, K] has a user's model per column; Ω, A, B = A⁻¹ are [K, K].
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from hmtl.data import Task
 from hmtl.errors import ConfigError
-from hmtl.mtl.graph import nearest, read_weights
+from hmtl.mtl.graph import covariance, nearest, read_weights
 
 EIGENVALUE_FLOOR = 1e-12
 """Least eigenvalue of WᵀW relative to the largest: keeps Σ's condition number below 1e6, so that Ω = Σ⁻¹ exists."""
@@ -34,8 +35,17 @@ class Regularizer(nn.Module, ABC):
         super().__init__()
         self.lam = positive("lam", lam)
 
-    def prepare(self, tasks: Sequence[Task]) -> None:
-        """Take from the users' tasks what the regularizer needs to know; called once, before anything else."""
+    def facts(self, task: Task) -> Tensor:
+        """What a user tells of its task before the first round, [f] float64; by default nothing."""
+        return torch.zeros(0, dtype=torch.float64)
+
+    def prepared(self, facts: Tensor) -> Self:
+        """A copy, ready for the users whose facts [K, f] these are; this regularizer itself stays as it is.
+
+        Raises:
+            ConfigError, DataError: it cannot be used with these users.
+        """
+        return copy.deepcopy(self)
 
     @abstractmethod
     def coupling(self, Omega: Tensor) -> Tensor:
@@ -64,6 +74,11 @@ class Regularizer(nn.Module, ABC):
                 "Add a ridge, a small multiple of the identity."
             )
         return torch.cholesky_inverse(L)
+
+    @torch.no_grad()
+    def conjugate(self, V: Tensor, Omega: Tensor) -> Tensor:
+        """R*(V) = ½ tr(V B Vᵀ), a scalar, for V [d, K]."""
+        return 0.5 * (V @ self.inverse_coupling(Omega) * V).sum()
 
     def start_omega(self, K: int) -> Tensor:
         """Ω of the first round: K·I, that is Σ = I/K."""
@@ -132,9 +147,14 @@ class Graph(Regularizer):
         super().__init__(lam)
         self.lam2, self.path, self.neighbors = positive("lam2", lam2), path, neighbors
 
-    def prepare(self, tasks: Sequence[Task]) -> None:
-        a = nearest(tasks, self.neighbors) if self.path is None else read_weights(self.path, len(tasks))
-        self.register_buffer("laplacian", a.sum(1).diag() - a)
+    def facts(self, task: Task) -> Tensor:
+        return covariance(task) if self.path is None else super().facts(task)
+
+    def prepared(self, facts: Tensor) -> Self:
+        new = super().prepared(facts)
+        a = nearest(facts, self.neighbors) if self.path is None else read_weights(self.path, len(facts))
+        new.register_buffer("laplacian", a.sum(1).diag() - a)
+        return new
 
     def coupling(self, Omega: Tensor) -> Tensor:
         return self.lam * self.get_buffer("laplacian").to(Omega) + self.lam2 * identity(Omega)
@@ -207,7 +227,7 @@ class Clustered(Regularizer):
         if eigenvalues[-1] <= 0:
             return Omega
         s = eigenvalues.clamp_min(EIGENVALUE_FLOOR * eigenvalues[-1]).sqrt()
-        # Σ_i m_i rises from 0 to K, piecewise linearly in θ: find where it is the number of clusters
+        # Σ_i m_i grows from 0 to K, piecewise linearly in θ: find where it is the number of clusters
         knots = torch.cat([self.eta / s, (1 + self.eta) / s]).sort().values
         traces = (knots[:, None] * s - self.eta).clamp(0, 1).sum(1)
         theta = float(np.interp(self.clusters, traces.cpu().numpy(), knots.cpu().numpy()))

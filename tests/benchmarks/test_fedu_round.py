@@ -29,7 +29,7 @@ def test_fedu_round(record: Callable[..., None]) -> None:
     numbers = iter(range(1000))
 
     def round() -> None:
-        fedu.receive(fedu.global_update(fedu.local_update(next(numbers))))
+        fedu.step(next(numbers))
 
     def loop() -> None:
         """The local steps alone."""

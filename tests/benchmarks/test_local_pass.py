@@ -35,8 +35,8 @@ def tasks(K, n, d):
 def pass_of(size, loss, work):
     """A full pass of all users, from the state after a first one."""
     mocha = MOCHA(Problem(tasks(*size), LOSSES[loss], Ridge(0.1)), SDCA(1.0), omega_every=0)
-    mocha.receive(mocha.global_update(mocha.local_update(0)))
-    rows, users = mocha.problem.rows, mocha._users
+    mocha.step(0)
+    rows, users = mocha.problem.rows, mocha.users
     drawn = mocha.solver.draw(0, 1, range(size[0]), rows.counts)
     return lambda: work(LOSSES[loss], rows, users.a, users.W, users.curvature, *drawn)
 

@@ -1,4 +1,4 @@
-"""FedU and FedAvg: a plain loop over modules, an interior-point solver, coupling, state, transports, refusals."""
+"""FedU and FedAvg: a plain loop over modules, an interior-point solver, coupling, state, messages, refusals."""
 
 import copy
 import io
@@ -14,8 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from hmtl.communication import CodedHierarchical, Uncoded
-from hmtl.config import build
+from hmtl.config import build_algorithm, build_problem, build_tasks
 from hmtl.data import Task
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl import (
@@ -36,7 +35,6 @@ from hmtl.mtl import (
     cnn,
     mlp,
 )
-from hmtl.topology import symmetric
 
 K, D, C = 4, 16, 3
 COUNTS = (7, 12, 5, 10)
@@ -72,7 +70,7 @@ def graph(tmp_path):
 
 def rounds(algorithm, first, last):
     for round in range(first, last):
-        algorithm.receive(algorithm.global_update(algorithm.local_update(round)))
+        algorithm.step(round)
     return algorithm
 
 
@@ -108,8 +106,8 @@ def plain_round(fedu, modules, kind, reduction, round, budgets, rate):
 def test_agrees_with_a_loop_over_modules(kind, make, reduction, precision, graph):
     make = make if precision == "float32" else double(make)
     step = 0.03 if reduction == "mean" else 0.003
-    fedu = FedU(Problem(tasks(kind), LOSSES[kind], graph(), reduction), LocalSGD(step, 2, 4, 0.5), make, seed=3)
-    fedu.participation = Participation(low=0.3, schedule=[(1, 2)])
+    problem, part = Problem(tasks(kind), LOSSES[kind], graph(), reduction), Participation(low=0.3, schedule=[(1, 2)])
+    fedu = FedU(problem, LocalSGD(step, 2, 4, 0.5), make, seed=3, participation=part)
     modules = [copy.deepcopy(fedu.model.module) for _ in range(K)]
     usual = torch.tensor([2 * -(-n // 4) for n in COUNTS])
     for round in range(3):
@@ -266,27 +264,92 @@ def test_metrics(kind, graph):
 
 
 def test_fedavg_is_the_weighted_mean():
+    """Of the models heard, and of the last mean for whoever was not."""
     problem = Problem(tasks("classes"), CrossEntropy(), Ridge(1e9))
     fedavg = FedAvg(problem, LocalSGD(0.05), mlp, participation=Participation(schedule=[(1, 0)]))
+    last = fedavg.W[:, 0].clone()
     for round in range(3):
-        last = fedavg.W.T.clone()
-        ivs = fedavg.local_update(round)
-        assert torch.equal(ivs[0], last[0]) == (round == 1)
-        models = fedavg.global_update(ivs)
-        want = np.average(ivs.numpy().astype(float), axis=0, weights=COUNTS)
+        users, ivs = fedavg.users.local_update(round)
+        assert ivs.shape == (4 - (round == 1), fedavg.users.numbers)
+        models = fedavg.aggregator.update(users, ivs)
+        every = last.repeat(K, 1)
+        every[users] = ivs
+        want = np.average(every.numpy().astype(float), axis=0, weights=COUNTS)
         np.testing.assert_allclose(models.numpy(), np.tile(want, (K, 1)), rtol=0, atol=1e-6)
         assert (models == models[0]).all()
-        fedavg.receive(models)
+        fedavg.users.receive(users, models[users])
+        last = models[0].clone()
     assert fedavg.metrics()["primal"] < 4 * np.log(C) * 1.2  # the sum of losses alone
 
 
 @pytest.mark.parametrize("algorithm", [FedU, FedAvg])
-def test_who_drops_out_sends_its_last_model(algorithm):
-    part = Participation(schedule=[(1, 0), (1, 3)])
-    fedu = rounds(algorithm(Problem(tasks("signs"), Logistic(), Mean(0.1)), LocalSGD(), mlp, participation=part), 0, 1)
-    ivs = fedu.local_update(1)
-    assert fedu.absent(1) == (0, 3)
-    assert (ivs == fedu.W.T).all(1).tolist() == [True, False, False, True]
+def test_who_is_not_heard_keeps_its_last_model(algorithm):
+    """Whether absent, idle or lost on the way, the aggregator takes the last model that it made for that user."""
+    problem, part = Problem(tasks("signs"), Logistic(), Mean(0.1)), Participation(schedule=[(1, 0)])
+    fedu = rounds(algorithm(problem, LocalSGD(), mlp, participation=part), 0, 1)
+    last, m = fedu.W.T.clone(), fedu.users.numbers
+    users, ivs = fedu.users.local_update(1, idle=np.array([1]))
+    assert users.tolist() == [2, 3]
+    assert ivs.shape == (2, m + (algorithm is FedU))
+    fedu.users.roll_back(users[1:])
+    assert torch.equal(fedu.W.T, last)
+    models = fedu.aggregator.update(users[:1], ivs[:1])
+    taken = last.clone()
+    taken[2] = ivs[0, :m]
+    if algorithm is FedU:  # whoever made no steps is not drawn to the others
+        assert torch.equal(models[[0, 1, 3]], last[[0, 1, 3]])
+        mean = taken.mean(0)
+        want = taken[2] - 0.03 * float(ivs[0, m]) * 2 * (0.1 * (taken[2] - mean) + 0.1 * taken[2])
+    else:
+        want = torch.from_numpy(np.average(taken.numpy(), axis=0, weights=COUNTS)).float()
+    torch.testing.assert_close(models[2], want, rtol=0, atol=1e-5)
+    fedu.users.receive(users[:1], models[[2]])
+    assert (last == fedu.W.T).all(1).tolist() == [True, True, False, True]
+
+
+def test_steps_are_told(graph):
+    """The aggregator learns by message who did how much, whatever anybody had agreed on."""
+    problem = Problem(tasks("signs"), Logistic(), graph())
+    slow = FedU(problem, LocalSGD(), mlp, participation=Participation(low=0.2, high=0.4))
+    plain = FedU(problem, LocalSGD(), mlp)
+    usual = slow.solver.steps(COUNTS)
+    for round in range(3):
+        users, ivs = slow.users.local_update(round)
+        steps = ivs[:, -1].long()
+        assert torch.equal(steps, slow.participation.budgets(usual, 0, round))
+        assert (steps < usual).all()
+        assert torch.equal(slow.aggregator.update(users, ivs), plain.aggregator.update(users, ivs.clone()))
+
+
+@pytest.mark.parametrize("algorithm", [FedU, FedAvg])
+def test_setting_up_by_messages_changes_nothing(algorithm):
+    """A graph's facts and the n_k are told once, all of it overhead; nothing has to come back."""
+    fedu = algorithm(Problem(tasks("classes"), CrossEntropy(), Graph(0.2, neighbors=1)), LocalSGD(), mlp)
+    what = "A" if algorithm is FedU else "counts"
+    before, state = getattr(fedu.aggregator, what).clone(), fedu.state_dict()
+    users, aggregator = fedu.setup()
+    who, facts = users.local_update(0)
+    assert users.numbers == 0
+    assert facts.dtype == torch.float64
+    if algorithm is FedAvg:
+        assert facts.tolist() == [[n] for n in COUNTS]
+    setattr(fedu.aggregator, what, None)
+    extras = aggregator.update(who, facts.clone())
+    users.receive(who, extras)
+    assert extras.shape == (K, 0)
+    assert torch.equal(getattr(fedu.aggregator, what), before)
+    for side, tensors in fedu.state_dict().items():
+        assert all(torch.equal(tensor, state[side][name]) for name, tensor in tensors.items())
+
+
+def test_descriptions(graph):
+    """FedAvg says nothing of a regularizer, which plays no part in it."""
+    problem = Problem(tasks("signs"), Logistic(), graph())
+    common = {"loss": "logistic", "error_measure": "share misclassified"}
+    described = FedU(problem, LocalSGD(), mlp).describe()
+    assert described == {"algorithm": "fedu", "regularizer": "graph", "lam": 0.2, **common}
+    assert FedAvg(problem, LocalSGD(), mlp).describe() == {"algorithm": "fedavg", **common}
+    assert FedU(Problem(tasks("signs"), Logistic(), Mean(0.1)), LocalSGD(), mlp).setup() is None
 
 
 def with_dropout(d, C, share=0.3):
@@ -327,44 +390,32 @@ def test_the_seed_decides():
     assert not torch.equal(models(1), models(1, partial(with_dropout, share=0.0)))
 
 
-def test_each_round_drops_others(monkeypatch):
-    draw = LocalSGD.draw
-    monkeypatch.setattr(LocalSGD, "draw", lambda self, seed, round, *of: draw(self, seed, 0, *of))
-    for share in (0.0, 0.3):
-        make = partial(with_dropout, share=share)
-        fedu = FedU(Problem(tasks("classes"), CrossEntropy(), Mean(0.1)), LocalSGD(), make)
-        assert torch.equal(fedu.local_update(0), fedu.local_update(1)) == (share == 0)
+class SameOrder(LocalSGD):
+    """Visits the rows in the same order in each round."""
+
+    def draw(self, seed, round, *of):
+        return super().draw(seed, 0, *of)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_each_round_drops_others(share):
+    make = partial(with_dropout, share=share)
+    fedu = FedU(Problem(tasks("classes"), CrossEntropy(), Mean(0.1)), SameOrder(), make)
+    (_, first), (_, second) = fedu.users.local_update(0), fedu.users.local_update(1)
+    assert torch.equal(first, second) == (share == 0)
 
 
 def test_timing_one_user_leaves_no_trace(graph):
     fedu = rounds(FedU(Problem(tasks("classes"), CrossEntropy(), graph()), LocalSGD(), mlp), 0, 2)
-    before, ivs = fedu.W.clone(), fedu.local_update(2)
+    before, (_, ivs) = fedu.W.clone(), fedu.users.local_update(2)
     assert 0 < fedu.user_seconds(2) < 1
     assert torch.equal(fedu.W, before)
     for k, n in enumerate(COUNTS):  # a user alone does what it does beside the others
         order = fedu.solver.draw(0, 2, [k], [n])
         alone = fedu.solver.solve(
-            fedu.model, fedu.problem.loss, fedu._rows.of(k), before.T[k : k + 1], order, fedu.solver.steps([n]), 2
+            fedu.model, fedu.problem.loss, fedu.users.rows.of(k), before.T[k : k + 1], order, fedu.solver.steps([n]), 2
         )
-        torch.testing.assert_close(alone[0], ivs[k], rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("algorithm", [FedU, FedAvg])
-@pytest.mark.parametrize("wire", [None, "float64", "float16", "bfloat16"])
-def test_coded_and_uncoded_give_the_same_bits(algorithm, wire):
-    topology, results = symmetric(K=4, H=4, r=2), []
-    for communicator in (CodedHierarchical(topology), Uncoded(topology)):
-        communicator.wire = wire
-        part = Participation(dropout=0.2)
-        fedu = algorithm(Problem(tasks("signs"), Logistic(), Mean(0.1)), LocalSGD(), mlp, participation=part)
-        for round in range(4):
-            ivs = fedu.local_update(round)
-            fedu.receive(communicator.exchange(ivs, fedu.global_update, fedu.absent(round)))
-        results.append(fedu.W)
-        m = D * 64 + 64 + 64 + 1
-        assert communicator.V_bits == m * {None: 32, "float64": 64, "float16": 16, "bfloat16": 16}[wire]
-    assert torch.equal(*results)
-    assert results[0].dtype == torch.float32
+        torch.testing.assert_close(alone[0], ivs[k, :-1], rtol=0, atol=1e-6)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -379,14 +430,17 @@ def test_on_a_gpu():
 
 
 def test_configurations(configure):
+    def built(*overrides):
+        cfg = configure(*overrides)
+        return build_algorithm(cfg, build_problem(cfg, build_tasks(cfg)[0]))
+
     for algorithm, kind in (("fedu", FedU), ("global", FedAvg)):
-        run = build(configure(f"algorithm={algorithm}", "K=10", "dataset.rows_per_user=40", "rounds=2", "logger={}"))
-        assert isinstance(run.algorithm, kind)
-        history = run.trainer.fit()
-        assert history[1]["primal"] < history[0]["primal"]
-        assert run.communicator.V_bits == 32 * 785
-    chosen = configure("algorithm=fedu", "regularizer=mean", "loss=squared", "algorithm.model._target_=hmtl.mtl.mlp")
-    fedu = build(chosen).algorithm
+        made = built(f"algorithm={algorithm}", "K=10", "dataset.rows_per_user=40")
+        assert isinstance(made, kind)
+        assert made.users.numbers == 785
+        first = rounds(made, 0, 1).metrics()["primal"]
+        assert rounds(made, 1, 2).metrics()["primal"] < first
+    fedu = built("algorithm=fedu", "regularizer=mean", "loss=squared", "algorithm.model._target_=hmtl.mtl.mlp")
     assert isinstance(fedu.problem.regularizer, Mean)
     assert isinstance(fedu.problem.loss, Squared)
     assert len(fedu.W) == 784 * 64 + 64 + 64 + 1

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hmtl.data import Task
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl import Graph, Hinge, Problem
-from hmtl.mtl.graph import nearest, read_weights
+from hmtl.mtl.graph import covariance, nearest, read_weights
 
 WEIGHTS = np.array([[0.0, 1.5, 0.0], [1.5, 0.0, 2.0], [0.0, 2.0, 0.0]])
 
@@ -26,13 +26,17 @@ def tasks(seed, models, n=60):
     return made
 
 
+def neighbours(tasks, neighbors):
+    return nearest(torch.stack([covariance(task) for task in tasks]), neighbors).numpy()
+
+
 def test_files(tmp_path):
     np.savetxt(tmp_path / "a.csv", WEIGHTS, delimiter=",")
     np.savez(tmp_path / "a.npz", weights=WEIGHTS)
     for name in ("a.csv", "a.npz"):
         np.testing.assert_array_equal(read_weights(tmp_path / name, 3).numpy(), WEIGHTS)
     regularizer = Graph(0.5, 0.25, path=tmp_path / "a.csv")
-    Problem(tasks(0, np.eye(3)), Hinge(), regularizer)
+    regularizer = Problem(tasks(0, np.eye(3)), Hinge(), regularizer).regularizer
     A = [[1.0, -0.75, 0], [-0.75, 2.0, -1.0], [0, -1.0, 1.25]]
     np.testing.assert_allclose(regularizer.coupling(torch.eye(3).double()).numpy(), A)
 
@@ -73,7 +77,7 @@ def test_bad_archives(tmp_path):
 def test_neighbours_have_alike_problems(seed):
     """Two groups of users with opposite models: all neighbours are of one's own group."""
     w = np.array([1.0, 0, 0, 0, 0, 1.0])
-    a = nearest(tasks(seed, [w, -w, w, -w, w, -w]), neighbors=2).numpy()
+    a = neighbours(tasks(seed, [w, -w, w, -w, w, -w]), 2)
     group = np.arange(6) % 2
     np.testing.assert_array_equal(a, (group[:, None] == group) & ~np.eye(6, dtype=bool))
 
@@ -89,10 +93,36 @@ def test_neighbours_by_classes():
         users.append(Task(f"user {k}", torch.from_numpy(x), y, torch.from_numpy(x), y, classes=3))
     group = np.arange(6) % 2
     expected = (group[:, None] == group) & ~np.eye(6, dtype=bool)
-    np.testing.assert_array_equal(nearest(users, neighbors=2).numpy(), expected)
+    np.testing.assert_array_equal(neighbours(users, 2), expected)
 
 
 @pytest.mark.parametrize("neighbors", [0, 3, 5])
 def test_too_few_users(neighbors):
     with pytest.raises(ConfigError, match=rf"neighbors={neighbors} .*K − 1 = 2"):
         Problem(tasks(0, np.eye(3)), Hinge(), Graph(0.1, neighbors=neighbors))
+
+
+def test_two_problems_that_share_a_graph():
+    """Each has its own neighbours; the caller's regularizer and loss stay as they were, and where they were."""
+    w = np.array([1.0, 0, 0])
+    graph, loss = Graph(0.5, neighbors=1), Hinge()
+    pairs, Omega = ([w, w, -w, -w], [w, -w, w, -w]), torch.eye(4).double()
+    first, second = (Problem(tasks(0, models), loss, graph) for models in pairs)
+    before = first.regularizer.coupling(Omega)
+    third = second.regularized(graph)
+    assert not torch.equal(before, second.regularizer.coupling(Omega))
+    assert torch.equal(third.regularizer.coupling(Omega), second.regularizer.coupling(Omega))
+    assert torch.equal(first.regularizer.coupling(Omega), before)
+    assert not graph.state_dict()
+    for problem in (first, second, third):
+        assert problem.regularizer is not graph
+        assert problem.loss is not loss
+
+
+def test_moving_a_problem_moves_nothing_of_the_callers(tmp_path):
+    np.savetxt(tmp_path / "a.csv", WEIGHTS, delimiter=",")
+    users = tasks(0, np.eye(3))
+    prepared = Problem(users, Hinge(), Graph(0.5, path=tmp_path / "a.csv")).regularizer
+    moved = Problem(users, Hinge(), prepared)
+    moved.regularizer.to("meta")
+    assert prepared.get_buffer("laplacian").device.type == "cpu"

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.errors import ConfigError
-from hmtl.mtl import MOCHA, SDCA, CoCoA, Local, Participation, Regularizer, Ridge, TaskRelationship
+from hmtl.mtl import MOCHA, SDCA, CoCoA, Graph, Local, Participation, Regularizer, Ridge, TaskRelationship
 
 
 def rounds(mocha, first, last):
     for round in range(first, last):
-        mocha.receive(mocha.global_update(mocha.local_update(round)))
+        mocha.step(round)
     return mocha
 
 
@@ -75,7 +75,11 @@ def test_dual_never_falls_and_gap_never_negative(random_problem, seed, K, fracti
     before = mocha.metrics()
     for round in range(14):
         steps = case.rng.integers(0, 1 + max(1, int(fraction * 3)), size=K)
-        mocha.receive(mocha.global_update(mocha.local_update(round, budgets=torch.from_numpy(steps))))
+        users, ivs = mocha.users.local_update(round, budgets=torch.from_numpy(steps))
+        assert users.tolist() == steps.nonzero()[0].tolist()
+        models = mocha.aggregator.update(users, ivs)
+        mocha.users.commit(users)
+        mocha.users.receive(np.arange(K), models)
         now = mocha.metrics()
         assert now["gap"] >= -1e-9
         if (round + 1) % 4:
@@ -93,8 +97,10 @@ def test_the_certificate_holds_whatever_the_wire_did(random_problem):
     mocha = MOCHA(case.problem, SDCA(1.0), omega_every=0)
     best = optimum(case, 0.05 * np.eye(case.K))
     for round in range(60):
-        ivs = mocha.local_update(round).bfloat16().double()
-        mocha.receive(mocha.global_update(ivs).bfloat16().double())
+        users, ivs = mocha.users.local_update(round)
+        models = mocha.aggregator.update(users, ivs.bfloat16().double())
+        mocha.users.commit(users)
+        mocha.users.receive(users, models.bfloat16().double())
         now = mocha.metrics()
         assert now["dual"] <= best + 1e-7 * best
         assert now["primal"] >= best - 1e-7 * best
@@ -107,7 +113,9 @@ def test_gamma_scales_curvature_and_update(random_problem, gamma):
     case = random_problem(2, regularizer=Ridge(1e-4))
     rows = [int(np.argmax(np.sum(x**2, axis=1))) for x in case.X]
     mocha = MOCHA(case.problem, SDCA(), gamma=gamma)
-    ivs = mocha.local_update(0, order=torch.tensor(rows)[:, None], budgets=torch.ones(4, dtype=torch.int64))
+    one = torch.ones(4, dtype=torch.int64)
+    users, ivs = mocha.users.local_update(0, order=torch.tensor(rows)[:, None], budgets=one)
+    mocha.users.commit(users)
     for k, j in enumerate(rows):
         x, y, n = case.X[k][j], case.y[k][j], len(case.y[k])
         assert float(mocha.a[k, j]) == pytest.approx(y * 1e-4 * n / (x @ x))
@@ -143,39 +151,203 @@ def test_state_goes_on_to_the_same_bits(random_problem, split_at, algorithm, set
     assert second.metrics() == whole.metrics()
 
 
+@pytest.mark.parametrize("settled", [True, False])
+def test_a_pending_update_goes_on_too(random_problem, settled):
+    """A state between a local update and its settlement, as a late message makes it, is whole."""
+    mocha, second = (MOCHA(random_problem(5).problem, SDCA(0.5), omega_every=2, gamma=0.5) for _ in range(2))
+    rounds(mocha, 0, 2)
+    users, ivs = mocha.users.local_update(2, idle=np.array([3]))
+    late, others = users[1:2], users[[0, 2]]
+    mocha.aggregator.update(users, ivs)
+    mocha.users.commit(others)
+    second.load_state_dict(mocha.state_dict())
+    for one in (mocha, second):
+        again, _ = one.users.local_update(3, idle=late)
+        assert again.tolist() == [0, 2, 3]
+        one.users.roll_back(again)
+        (one.users.commit if settled else one.users.roll_back)(late)
+    assert torch.equal(mocha.a, second.a)
+    assert (mocha.aggregator.V.T - mocha.problem.combined(mocha.a)).abs().max() < 1e-12 or not settled
+    mocha.users.local_update(4, idle=np.array([1, 2, 3]))
+    with pytest.raises(ValueError, match=r"updates of users \[0\]"):
+        mocha.users.local_update(5)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    K=st.integers(1, 5),
+    gamma=st.sampled_from([1.0, 0.3]),
+    omega_every=st.sampled_from([0, 3]),
+    data=st.data(),
+)
+@settings(deadline=None, max_examples=30)
+def test_V_is_what_the_duals_say_whatever_is_lost(random_problem, seed, K, gamma, omega_every, data):
+    """Anybody may be idle, unheard, late by some rounds, or get no models; once settled, V = Σ_j s a_j x_j."""
+    case = random_problem(seed, K=K)
+    mocha = MOCHA(case.problem, SDCA(0.5), omega_every, gamma, seed, Participation(low=0.2, dropout=0.2))
+    some = st.lists(st.sampled_from(range(K)), unique=True).map(sorted)
+
+    def among(users):
+        return np.intersect1d(users, np.array(data.draw(some), dtype=np.int64))
+
+    def V(a):
+        return np.stack([s * a[k, : len(x)] @ x for k, (s, x) in enumerate(zip(case.s, case.X, strict=True))])
+
+    counted, lost = np.array([], dtype=np.int64), np.array([], dtype=np.int64)  # not yet told so
+    for round in range(8):
+        late = np.union1d(counted, lost)
+        idle = np.union1d(late, among(np.arange(K)))
+        users, ivs = mocha.users.local_update(round, idle)
+        assert not np.isin(users, idle).any()
+        heard = np.isin(users, among(users))
+        models = mocha.aggregator.update(users[heard], ivs[heard])
+        assert models.shape[0] == K
+        counted, lost = np.union1d(counted, users[heard]), np.union1d(lost, users[~heard])
+        told = among(np.union1d(counted, lost)) if round < 7 else np.arange(K)
+        mocha.users.commit(np.intersect1d(counted, told))
+        mocha.users.roll_back(np.intersect1d(lost, told))
+        counted, lost = np.setdiff1d(counted, told), np.setdiff1d(lost, told)
+        mocha.users.receive(receivers := among(np.arange(K)), models[receivers])
+        settled = np.setdiff1d(np.arange(K), counted)
+        want = V(mocha.a.numpy())
+        np.testing.assert_allclose(mocha.aggregator.V.numpy()[settled], want[settled], rtol=0, atol=1e-12)
+        assert mocha.metrics()["gap"] >= -1e-9
+    np.testing.assert_allclose(mocha.aggregator.V.numpy(), V(mocha.a.numpy()), rtol=0, atol=1e-12)
+
+
 def test_two_sides_meet_in_messages_only(random_problem):
     """Users in one object, aggregators in two others, nothing between them but copies of numbers."""
     together, users, relay, other = (MOCHA(random_problem(6).problem, SDCA(0.5), omega_every=3) for _ in range(4))
     d = together.problem.d
     for round in range(8):
         rounds(together, round, round + 1)
-        ivs = users.local_update(round).clone()
-        models = relay.global_update(ivs).clone()
-        assert torch.equal(models, other.global_update(ivs))
+        who, ivs = users.users.local_update(round)
+        models = relay.aggregator.update(who, ivs.clone())
+        assert torch.equal(models, other.aggregator.update(who, ivs.clone()))
         assert models.shape == (4, d + 2 if round % 3 == 2 else d)
-        users.receive(models)
+        users.users.commit(who)
+        users.users.receive(who, models.clone())
         assert torch.equal(users.W, together.W)
+        assert torch.equal(users.a, together.a)
+
+
+def test_who_missed_a_change_of_the_coupling_is_told_later(random_problem):
+    """B_kk and σ′ go out until everybody was heard, so that nobody works with a curvature that is too small."""
+    mocha = MOCHA(
+        random_problem(6).problem, SDCA(0.5), omega_every=3, participation=Participation(schedule=[(2, 1), (3, 1)])
+    )
+    columns = []
+    for round in range(6):
+        users, ivs = mocha.users.local_update(round)
+        models = mocha.aggregator.update(users, ivs)
+        columns.append(models.shape[1] - mocha.problem.d)
+        mocha.users.commit(users)
+        mocha.users.receive(users, models[users])
+        curvature = mocha.aggregator.curvature().prod(1)
+        assert torch.equal(mocha.users.curvature, curvature) == (round not in (2, 3))
+    assert columns == [0, 0, 2, 2, 2, 2]
+
+
+def same(one, other):
+    """Are two states the same to the last bit?"""
+    return all(
+        torch.equal(tensor, other[side][name]) for side, tensors in one.items() for name, tensor in tensors.items()
+    )
+
+
+class Own(Ridge):
+    """A regularizer of a user's own that weighs users by what they tell: their numbers of rows."""
+
+    def facts(self, task):
+        return torch.tensor([float(len(task.y_train))], dtype=torch.float64)
+
+    def prepared(self, facts):
+        new = super().prepared(facts)
+        new.weights = facts[:, 0]
+        return new
+
+    def coupling(self, Omega):
+        return self.lam * self.weights.diag()
+
+
+@pytest.mark.parametrize("regularizer", [Graph(0.2, neighbors=2), Own(0.3)], ids=["graph", "own"])
+def test_setting_up_by_messages_changes_nothing(random_problem, regularizer):
+    """Facts go up and B_kk, σ′ come down, all of it overhead, and the state is that of the constructor."""
+    mocha = MOCHA(random_problem(3, K=5, regularizer=regularizer).problem, SDCA(), gamma=0.5)
+    before, B = mocha.state_dict(), mocha.aggregator.B
+    users, aggregator = mocha.setup()
+    mocha.users.curvature = torch.zeros(5).double()
+    who, facts = users.local_update(0)
+    assert users.numbers == 0
+    assert who.tolist() == list(range(5))
+    assert facts.shape == (5, 5 if isinstance(regularizer, Graph) else 1)
+    assert facts.dtype == torch.float64
+    extras = aggregator.update(who, facts.clone())
+    users.commit(who)
+    users.receive(who, extras.clone())
+    assert extras.shape == (5, 2)
+    assert same(mocha.state_dict(), before)
+    assert torch.equal(mocha.aggregator.B, B)
+    aggregator.update(who, torch.rand(facts.shape).double())
+    assert not torch.equal(mocha.aggregator.B, B)  # the graph is made of what arrived
+    with pytest.raises(ValueError, match="4 of K=5"):
+        aggregator.update(who[:4], facts[:4])
+
+
+def test_nothing_to_set_up(random_problem, tmp_path):
+    """Where A follows from the configuration."""
+    np.savetxt(tmp_path / "a.csv", 1 - np.eye(4), delimiter=",")
+    for regularizer in (Ridge(0.1), TaskRelationship(0.1), Graph(0.1, path=tmp_path / "a.csv")):
+        assert MOCHA(random_problem(3, regularizer=regularizer).problem, SDCA()).setup() is None
+    problem = random_problem(3, regularizer=Graph(0.1)).problem
+    assert CoCoA(problem, SDCA(), 0.1).setup() is None
+    assert Local(problem, SDCA(), 0.1).setup() is None
+
+
+def test_descriptions(random_problem):
+    problem = random_problem(3, regularizer=TaskRelationship(0.2)).problem
+    common = {"loss": "hinge", "error_measure": "share misclassified"}
+    assert MOCHA(problem, SDCA()).describe() == {
+        "algorithm": "mocha",
+        "regularizer": "task_relationship",
+        "lam": 0.2,
+        **common,
+    }
+    assert Local(problem, SDCA(), 0.3).describe() == {
+        "algorithm": "local",
+        "regularizer": "ridge",
+        "lam": 0.3,
+        **common,
+    }
+    described = CoCoA(problem, SDCA(), 0.3).describe()
+    assert described == {"algorithm": "cocoa", "regularizer": "shared_model", "lam": 0.3, **common}
 
 
 def test_timing_one_user_leaves_no_trace(random_problem):
     mocha = rounds(MOCHA(random_problem(7).problem, SDCA(0.5)), 0, 3)
     before = mocha.state_dict()
-    seconds = mocha.user_seconds(3)
-    assert 0 < seconds < 1
-    after = mocha.state_dict()
-    for side in before:
-        for name, tensor in before[side].items():
-            assert torch.equal(tensor, after[side][name])
+    assert 0 < mocha.user_seconds(3) < 1
+    assert same(mocha.state_dict(), before)
 
 
-def test_the_busiest_users_are_timed(random_problem, monkeypatch):
-    case = random_problem(8, K=6)
-    mocha, timed = MOCHA(case.problem, SDCA()), []
-    monkeypatch.setattr(mocha, "local_work", lambda round, user: timed.append(user))
-    mocha.user_seconds(0, users=2, repeats=3)
-    largest = sorted(case.problem.rows.counts)[-2:]
-    assert sorted(case.problem.rows.counts[k] for k in set(timed)) == largest
-    assert len(timed) == 1 + 6  # one to warm up
+class Diary(SDCA):
+    """A solver of a user's own that notes on how many rows it works."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def solve(self, loss, rows, *work):
+        self.rows.append(rows.counts)
+        return super().solve(loss, rows, *work)
+
+
+def test_the_busiest_users_are_timed(random_problem):
+    case, diary = random_problem(8, K=6), Diary()
+    MOCHA(case.problem, diary).user_seconds(0, users=2, repeats=3)
+    second, first = sorted(case.problem.rows.counts)[-2:]
+    assert first > second
+    assert diary.rows == [(first,)] * (1 + 3) + [(second,)] * 3  # one to warm up
 
 
 def test_refusals(random_problem):

@@ -1,4 +1,4 @@
-"""Amounts of local work: ranges, frequencies, names of the draws; schedules; refusals."""
+"""Amounts of local work: ranges, frequencies, names of the draws; schedules; absent relays; refusals."""
 
 import numpy as np
 import pytest
@@ -53,17 +53,40 @@ def test_schedule_from_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", [MOCHA, lambda *a, **b: CoCoA(*a, lam=0.1, **b)])
-def test_who_drops_out_sends_zeros_and_is_named(random_problem, algorithm):
+def test_who_drops_out_sends_nothing_and_gets_nothing(random_problem, algorithm):
     case = random_problem(1, K=4)
     mocha = algorithm(case.problem, SDCA(), seed=5, participation=Participation(schedule=[(1, 0), (1, 2)]))
     for round in range(3):
-        ivs, a = mocha.local_update(round), mocha.a
-        silent = (ivs == 0).all(1)
-        assert mocha.absent(round) == ((0, 2) if round == 1 else ())
-        assert silent[list(mocha.absent(round))].all()
-        assert round != 1 or (not silent[1] and not silent[3])
-        mocha.receive(mocha.global_update(ivs))
-        assert torch.equal(mocha.a, a)
+        users, ivs = mocha.users.local_update(round)
+        mocha.users.roll_back(users)
+        assert users.tolist() == ([1, 3] if round == 1 else [0, 1, 2, 3])
+        assert ivs.shape == (len(users), case.d)
+        assert (ivs != 0).any(1).all()
+        a, W = mocha.a, mocha.W
+        mocha.step(round)
+        assert (mocha.a == a).all(1)[[0, 2]].all() == (round == 1)
+        assert (mocha.W == W).all(0)[[0, 2]].all() == (round == 1)
+        assert not (mocha.W == W).all(0)[[1, 3]].any()
+
+
+def test_absent_relays(tmp_path):
+    """A share of them, drawn apart from the users, or those of a list or a file."""
+    drawn = Participation(dropout=0.3, relays=0.25)
+    counts = [len(drawn.absent_relays(0, round, 40)) for round in range(50)]
+    assert 7 < np.mean(counts) < 13
+    assert drawn.absent_relays(0, 3, 40) == drawn.absent_relays(0, 3, 40)
+    assert drawn.absent_relays(0, 3, 40) == tuple(sorted(drawn.absent_relays(0, 3, 40)))
+    assert len({drawn.absent_relays(seed, round, 40) for seed in (0, 1) for round in (3, 4)}) == 4
+    assert torch.equal(drawn.shares(0, 3, 9), Participation(dropout=0.3).shares(0, 3, 9))
+    assert Participation().absent_relays(0, 0, 5) == ()
+    (tmp_path / "relays.csv").write_text("4,2\n4,0\n6,1\n")
+    for pairs in ([(4, 2), (4, 0), (6, 1)], tmp_path / "relays.csv", str(tmp_path / "relays.csv")):
+        listed = Participation(relays=pairs)
+        assert [listed.absent_relays(0, round, 3) for round in (3, 4, 6)] == [(), (0, 2), (1,)]
+        with pytest.raises(ConfigError, match="relays: there is no relay 2, relays are numbered 0 to 1"):
+            listed.absent_relays(0, 0, 2)
+        with pytest.raises(ConfigError, match="no relay 2"):
+            listed.check_relays(2)
 
 
 @pytest.mark.parametrize(
@@ -76,11 +99,16 @@ def test_who_drops_out_sends_zeros_and_is_named(random_problem, algorithm):
         ({"dropout": 1.0}, "for ever"),
         ({"schedule": [3]}, "pairs"),
         ({"schedule": [(1, 2, 3)]}, "pairs"),
+        ({"relays": 1.0}, "relays=1.0 is not in"),
+        ({"relays": -0.1}, "relays=-0.1"),
+        ({"relays": [3]}, r"relays=\[3\] is not made of pairs \(round, relay\)"),
+        ({"relays": "none.csv"}, "none.csv"),
     ],
 )
 def test_refusals(wrong, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as error:
         Participation(**wrong)
+    assert "\n" not in str(error.value)
 
 
 def test_refusals_of_users(random_problem):

@@ -40,8 +40,14 @@ def problem(run, regularizer=None):
     return Problem(tasks, Hinge(), regularizer or TaskRelationship(LAM))
 
 
-def exchange(mocha, round, **work):
-    mocha.receive(mocha.global_update(mocha.local_update(round, **work)))
+def a_round(mocha, round, lost=(), rolls_back=True, **work):
+    """What `step` does, with work of the test's own, and without the IVs that are `lost` on their way."""
+    users, ivs = mocha.users.local_update(round, **work)
+    heard = ~np.isin(users, lost)
+    models = mocha.aggregator.update(users[heard], ivs[heard])
+    mocha.users.commit(users[heard])
+    (mocha.users.roll_back if rolls_back else mocha.users.commit)(users[~heard])
+    mocha.users.receive(users, models[users])
 
 
 def primal(run, W, Sigma):
@@ -61,7 +67,7 @@ def test_replays_the_authors_run(run, letter):
         assert now["primal"] == pytest.approx(run[f"{letter}_primal"][round], abs=1e-10)
         assert now["dual"] == pytest.approx(run[f"{letter}_dual"][round], abs=1e-10)
         work = torch.from_numpy(order[round].astype(np.int64)), torch.from_numpy(budgets[round].astype(np.int64))
-        exchange(mocha, round, order=work[0], budgets=work[1])
+        a_round(mocha, round, order=work[0], budgets=work[1])
     np.testing.assert_allclose(mocha.W.numpy(), run[f"{letter}_W"], rtol=0, atol=1e-10)
     if letter == "A":
         np.testing.assert_allclose(mocha.a.numpy(), run["A_alpha"], rtol=0, atol=1e-10)
@@ -82,7 +88,7 @@ def test_reaches_the_optimum(run, coupled):
     assert optimum == pytest.approx(4.2884046309 if coupled else 4.7630958612, abs=2e-9)
     mocha = MOCHA(problem(run, FixedOmega(LAM, Sigma)), SDCA(1.0), omega_every=0)
     for round in range(500):
-        exchange(mocha, round)
+        mocha.step(round)
         if round % 50 == 49:
             now = mocha.metrics()
             assert now["gap"] >= -1e-9
@@ -97,9 +103,30 @@ def test_joint_optimum(run):
     """With Ω learned, loss + (λ/2)‖W‖_*², which is convex in W alone."""
     mocha = MOCHA(problem(run), SDCA(1.0), omega_every=10)
     for round in range(600):
-        exchange(mocha, round)
+        mocha.step(round)
         assert mocha.metrics()["gap"] >= -1e-9
     W = mocha.W.numpy()
     value = primal(run, W, np.eye(10)) - LAM / 2 * np.sum(W**2) + LAM / 2 * np.linalg.norm(W, "nuc") ** 2
     assert value <= 4.0944027 * 1.001
     assert mocha.metrics()["primal"] == pytest.approx(value, rel=1e-3)
+
+
+@pytest.mark.parametrize("rolls_back", [True, False])
+def test_lost_ivs(run, rolls_back):
+    """A third of all IVs is lost for 300 rounds, and a few more later: the optimum is reached, and certified, but only
+    where users take back what did not count."""
+    Sigma = np.eye(10) / 10
+    optimum = primal(run, run["W_opt_independent"], Sigma)
+    mocha, rng = MOCHA(problem(run, FixedOmega(LAM, Sigma)), SDCA(1.0), omega_every=0), np.random.default_rng(0)
+    for round in range(1000):
+        lost = np.flatnonzero(rng.random(10) < (0.3 if round < 300 else 0.01))
+        a_round(mocha, round, lost, rolls_back)
+        if round % 10 == 9:
+            now = mocha.metrics()
+            assert now["gap"] >= -1e-9
+            if now["gap"] <= 1e-6 * optimum:
+                break
+    reached = now["primal"] == pytest.approx(optimum, rel=1e-6)
+    V = mocha.problem.combined(mocha.a).numpy()
+    sums = np.allclose(mocha.aggregator.V.numpy().T, V, rtol=0, atol=1e-9)
+    assert (reached, sums, now["gap"] <= 1e-6 * optimum) == (rolls_back,) * 3

@@ -1,7 +1,7 @@
 """Algorithms: a problem comes in, messages and models go out; each has a user side and an aggregator side."""
 
-from hmtl.mtl.algorithms.base import Algorithm
+from hmtl.mtl.algorithms.base import Aggregator, Algorithm, Users
 from hmtl.mtl.algorithms.fedu import FedAvg, FedU
 from hmtl.mtl.algorithms.mocha import MOCHA, CoCoA, Local
 
-__all__ = ["MOCHA", "Algorithm", "CoCoA", "FedAvg", "FedU", "Local"]
+__all__ = ["MOCHA", "Aggregator", "Algorithm", "CoCoA", "FedAvg", "FedU", "Local", "Users"]

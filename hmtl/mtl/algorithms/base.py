@@ -1,19 +1,85 @@
-"""What every learning algorithm offers to the loop that runs it.
+"""What every learning algorithm offers to the loop that runs it: two sides that share nothing but messages.
 
-K users, m numbers per IV and model, e further numbers that a user needs, d features. Two sides share nothing but
-messages: the user side (`local_update`, `receive`) and the aggregator side (`global_update`).
+K users, m numbers per IV and model, e further numbers beside them, d features. `Users` is the users' side, many of them
+as one batch; `Aggregator` is the side of whoever turns IVs into models, a relay or the server.
 """
 
+import re
 import statistics
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
+
+Ids = NDArray[np.int64]
+"""Numbers of users, ascending."""
+NOBODY: Ids = np.empty(0, dtype=np.int64)
+
+
+class Users(ABC):
+    """User side. A round is `local_update`, then `commit` or `roll_back`, and `receive`, each for whom it concerns."""
+
+    numbers: int
+    """m. What a row has beyond m numbers is overhead: it travels as float64, whatever the wire."""
+
+    @abstractmethod
+    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
+        """Who takes part in a round, and their IVs [n, m + e]; what they did stays pending until it is settled.
+
+        Args:
+            round: names what is drawn.
+            idle: users who take no part in this round, whatever else was drawn for them.
+        """
+
+    def commit(self, users: Ids) -> None:  # noqa: B027, a local update need not leave anything to settle
+        """The pending updates of these users counted: their IVs reached whoever aggregates."""
+
+    def roll_back(self, users: Ids) -> None:  # noqa: B027
+        """The pending updates of these users did not count: it is as if they had never been made."""
+
+    @abstractmethod
+    def receive(self, users: Ids, models: Tensor) -> None:
+        """Take the models [n, m + e] of these users; the others got none and keep what they have."""
+
+    @abstractmethod
+    def measure(self) -> dict[str, Tensor]:
+        """Sums over these users and figures of each, for `Algorithm.metrics`; no learner uses them."""
+
+    @abstractmethod
+    def local_work(self, round: int, user: int) -> None:
+        """One user's `local_update`, alone and without a trace in the state: for timing."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies of all that changes from round to round, pending updates included."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state_dict`, to the same bits."""
+
+
+class Aggregator(ABC):
+    """Aggregator side. All aggregators are handed the same bytes and come to the same models."""
+
+    @abstractmethod
+    def update(self, users: Ids, ivs: Tensor) -> Tensor:
+        """IVs [n, m + e] of the users who were heard to models [K, m + e′] of all; knows what to take for others."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies of all that changes from round to round."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state_dict`, to the same bits."""
 
 
 class Algorithm(ABC):
@@ -21,61 +87,70 @@ class Algorithm(ABC):
 
     problem: Problem
     seed: int
-    participation = Participation()
+    participation: Participation
+    users: Users
+    aggregator: Aggregator
 
-    @abstractmethod
-    def local_update(self, round: int) -> Tensor:
-        """User side: the IVs v_k, [K, m]."""
+    def step(self, round: int) -> None:
+        """A round in which nothing is lost. As over a network, users who take no part get no models either."""
+        users, ivs = self.users.local_update(round)
+        models = self.aggregator.update(users, ivs)
+        self.users.commit(users)
+        self.users.receive(users, models if len(users) == len(models) else models[users])
 
-    @abstractmethod
-    def global_update(self, ivs: Tensor) -> Tensor:
-        """Aggregator side: IVs [K, m] to models [K, m + e]; the first m numbers of a row are w_k, the rest overhead."""
+    def setup(self) -> tuple[Users, Aggregator] | None:
+        """What has to be exchanged before the first round, in the shape of a round of no numbers, only overhead.
 
-    @abstractmethod
-    def receive(self, models: Tensor) -> None:
-        """User side: take the models [K, m + e]."""
+        Whoever makes an algorithm gets it ready to use: its constructor hands over in memory what would be exchanged.
+        To play these two once, before the first round, leaves the same state, and counts the bits.
+        """
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """What plays a part in this algorithm, by name."""
+        loss, regularizer = self.problem.loss, self.problem.regularizer
+        return {
+            "algorithm": type(self).__name__.lower(),
+            "loss": snake_case(loss),
+            "error_measure": loss.measure,
+            "regularizer": snake_case(regularizer),
+            "lam": regularizer.lam,
+        }
 
     @property
     @abstractmethod
     def W(self) -> Tensor:
         """The users' models, [d, K]."""
 
-    @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
-        """All that changes from round to round, as tensors in plain dictionaries (torch.save, weights_only)."""
-
-    @abstractmethod
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`, to the same bits."""
-
-    @abstractmethod
-    def local_work(self, round: int, user: int) -> None:
-        """One user's `local_update`, alone and without a trace in the state: for timing."""
-
-    def absent(self, round: int) -> tuple[int, ...]:
-        """Users who drop out of a round: they send nothing, and all relays know what to take for their IVs."""
-        shares = self.participation.shares(self.seed, round, self.problem.K)
-        return tuple(int(k) for k in (shares == 0).nonzero())
-
     @property
     def Omega(self) -> Tensor | None:
         """Ω [K, K], where the algorithm learns one."""
         return None
-
-    def errors(self, split: str) -> Tensor:
-        """Mean error of each user's model on its own `train` or `test` rows, [K]; see `Loss.error`."""
-        return self.problem.errors(self.W, split)
 
     def metrics(self) -> dict[str, float]:
         """Figures of the state between two rounds: train and test error, mean over users and of the worst user.
 
         An algorithm that has them puts primal, dual and gap before these.
         """
-        figures: dict[str, float] = {}
+        measured = self.users.measure()
+        figures = self._objective(measured)
         for split in ("train", "test"):
-            errors = self.errors(split)
+            errors = measured[f"{split}_error"]
             figures |= {f"{split}_error": float(errors.mean()), f"{split}_error_worst": float(errors.max())}
         return figures
+
+    @abstractmethod
+    def _objective(self, measured: dict[str, Tensor]) -> dict[str, float]:
+        """Primal, and dual and gap where there are such, of what the users measured."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes from round to round, as tensors in plain dictionaries (torch.save, weights_only)."""
+        return {"users": self.users.state_dict(), "aggregator": self.aggregator.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`, to the same bits."""
+        self.users.load_state_dict(state["users"])
+        self.aggregator.load_state_dict(state["aggregator"])
 
     def user_seconds(self, round: int, users: int = 3, repeats: int = 3) -> float:
         """Measured wall time [s] of the slowest user's local update.
@@ -85,12 +160,73 @@ class Algorithm(ABC):
         """
         counts = self.problem.rows.counts
         busiest = sorted(range(len(counts)), key=lambda k: -counts[k])[:users]
-        self.local_work(round, busiest[0])  # whatever compiles or loads on first use is no part of a round
+        self.users.local_work(round, busiest[0])  # whatever compiles or loads on first use is no part of a round
         return max(statistics.median(self._seconds(round, user) for _ in range(repeats)) for user in busiest)
 
     def _seconds(self, round: int, user: int) -> float:
         start = time.perf_counter()
-        self.local_work(round, user)
+        self.users.local_work(round, user)
         if self.problem.rows.X.is_cuda:
             torch.cuda.synchronize()
         return time.perf_counter() - start
+
+
+class SetupUsers(Users):
+    """User side of a set-up: all users tell facts [K, f], and are told e numbers each."""
+
+    numbers = 0
+
+    def __init__(self, facts: Tensor, learn: Callable[[Ids, Tensor], None]) -> None:
+        self.facts, self.learn = facts.double(), learn
+
+    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
+        users = np.setdiff1d(np.arange(len(self.facts)), idle)
+        return users, self.facts[users]
+
+    def receive(self, users: Ids, models: Tensor) -> None:
+        self.learn(users, models)
+
+    def measure(self) -> dict[str, Tensor]:
+        return {}
+
+    def local_work(self, round: int, user: int) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        pass
+
+
+class SetupAggregator(Aggregator):
+    """Aggregator side of a set-up.
+
+    Args:
+        learn: takes the facts [K, f] of all users and gives the e numbers that each of them needs, [K, e].
+        K: number of users.
+    """
+
+    def __init__(self, learn: Callable[[Tensor], Tensor], K: int) -> None:
+        self.learn, self.K = learn, K
+
+    def update(self, users: Ids, ivs: Tensor) -> Tensor:
+        if len(users) < self.K:
+            raise ValueError(f"Facts of {len(users)} of K={self.K} users: a set-up needs those of all of them.")
+        return self.learn(ivs)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        pass
+
+
+def with_rows(old: Tensor, users: Ids, rows: Tensor) -> Tensor:
+    """`old` with the rows of these users replaced: a copy, but `rows` themselves where they are those of all users."""
+    return rows if len(users) == len(old) else old.index_copy(0, torch.from_numpy(users).to(old.device), rows)
+
+
+def snake_case(part: object) -> str:
+    """The name of a class as the configuration has it: TaskRelationship is task_relationship."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(part).__name__).lower()

@@ -1,0 +1,246 @@
+"""What a `Loss` and a `Regularizer` promise to algorithms and solvers, as tests that pytest collects from a subclass.
+
+    class TestMyRegularizer(RegularizerContract):
+        def make(self):
+            return MyRegularizer(lam=0.3)
+
+K users, d features, n rows. Everything is in float64.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hmtl.data import Task
+from hmtl.mtl import Loss, Regularizer, sigma_prime
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def cases(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test of a contract, which subclasses share, on many seeds."""
+    quiet = [HealthCheck.differing_executors, HealthCheck.too_slow]
+    return settings(max_examples=20, deadline=None, suppress_health_check=quiet)(given(seed=SEEDS)(test))
+
+
+class RegularizerContract(ABC):
+    """A regularizer is R(W, Ω) = ½ tr(W A Wᵀ) with A = A(Ω), and knows R*, B and how to learn Ω where it does.
+
+    Override `make`; and `K`, where it needs more users than there are here.
+    """
+
+    K: ClassVar[int] = 5
+    d: ClassVar[int] = 6
+
+    @abstractmethod
+    def make(self) -> Regularizer:
+        """A new regularizer, as a configuration makes it."""
+
+    def facts(self, seed: int) -> Tensor:
+        """What K users with random tasks tell of themselves, [K, f]."""
+        rng, regularizer = np.random.default_rng(seed), self.make()
+        facts = []
+        for k in range(self.K):
+            x, y = torch.from_numpy(rng.normal(size=(8, self.d))), torch.tensor([1.0, -1.0] * 4, dtype=torch.float64)
+            facts.append(regularizer.facts(Task(str(k), x, y, x, y)))
+        return torch.stack(facts)
+
+    def states(self, seed: int) -> tuple[Regularizer, Tensor, list[Tensor]]:
+        """A prepared regularizer, random W [d, K], and values of Ω [K, K]: the first one, and one learned elsewhere."""
+        rng, regularizer = np.random.default_rng(seed), self.make().prepared(self.facts(seed))
+        W, other = (torch.from_numpy(rng.normal(size=(self.d, self.K))) for _ in range(2))
+        start = regularizer.start_omega(self.K)
+        return regularizer, W, [start, regularizer.update_omega(other, start)]
+
+    @cases
+    def test_value(self, seed: int) -> None:
+        """R is half the trace that A says."""
+        regularizer, W, Omegas = self.states(seed)
+        for Omega in Omegas:
+            w, A = W.numpy(), regularizer.coupling(Omega).numpy()
+            np.testing.assert_allclose(float(regularizer(W, Omega)), 0.5 * np.trace(w @ A @ w.T), rtol=1e-10)
+
+    @cases
+    def test_gradient(self, seed: int) -> None:
+        """Autograd finds W A: nothing on the way from W to R is cut off."""
+        regularizer, W, Omegas = self.states(seed)
+        for Omega in Omegas:
+            at = W.clone().requires_grad_()
+            R = regularizer(at, Omega)
+            assert R.requires_grad, "R does not depend on W: forward has detached it"
+            (gradient,) = torch.autograd.grad(R, at)
+            torch.testing.assert_close(gradient, W @ regularizer.coupling(Omega), rtol=1e-9, atol=1e-9)
+
+    @cases
+    def test_coupling(self, seed: int) -> None:
+        """A is symmetric, of the type of Ω, and no direction of W is rewarded."""
+        regularizer, _, Omegas = self.states(seed)
+        for Omega in Omegas:
+            A = regularizer.coupling(Omega)
+            assert A.shape == (self.K, self.K)
+            assert A.dtype == Omega.dtype
+            torch.testing.assert_close(A, A.T, rtol=1e-10, atol=0)
+            assert torch.linalg.eigvalsh(A)[0] > -1e-9 * A.abs().max()
+
+    @cases
+    def test_conjugate(self, seed: int) -> None:
+        """R(W) + R*(V) = ⟨V, W⟩ at the update W = V B, and never less than ⟨V, W⟩ at the update from another V."""
+        regularizer, V, Omegas = self.states(seed)
+        other = torch.from_numpy(np.random.default_rng(seed + 1).normal(size=V.shape))
+        for Omega in Omegas:
+            B = regularizer.inverse_coupling(Omega)
+            dual = float(regularizer.conjugate(V, Omega))
+            W = V @ B
+            scale = max(1.0, dual)
+            assert abs(float(regularizer(W, Omega)) + dual - float((V * W).sum())) < 1e-6 * scale
+            W = other @ B
+            assert float(regularizer(W, Omega)) + dual >= float((V * W).sum()) - 1e-6 * scale
+
+    @cases
+    def test_adding_is_safe(self, seed: int) -> None:
+        """B has a positive diagonal, and with its σ′, Σ_k σ′ B_kk ‖v_k‖² ≥ tr(V B Vᵀ)."""
+        regularizer, V, Omegas = self.states(seed)
+        for Omega in Omegas:
+            B = regularizer.inverse_coupling(Omega)
+            assert B.diagonal().min() > 0
+            bound = sigma_prime(B) * float((B.diagonal() * V.square()).sum())
+            assert bound >= 2 * float(regularizer.conjugate(V, Omega)) * (1 - 1e-9)
+
+    @cases
+    def test_learning_omega_never_raises_R(self, seed: int) -> None:
+        regularizer, W, Omegas = self.states(seed)
+        one = W[:, :1].expand(-1, self.K).clone()  # of rank one: whatever W is, Ω has to stay usable
+        for Omega in Omegas:
+            for models in (W, one, torch.zeros_like(W)):
+                new = regularizer.update_omega(models, Omega)
+                assert float(regularizer(models, new)) <= float(regularizer(models, Omega)) * (1 + 1e-5) + 1e-12
+                assert regularizer.inverse_coupling(new).isfinite().all()
+
+    @cases
+    def test_preparing_changes_no_other(self, seed: int) -> None:
+        """`prepared` gives a new regularizer, and neither it nor moving it changes the one it came from."""
+        given, Omega = self.make(), self.make().start_omega(self.K)
+        before = snapshot(given)
+        first = given.prepared(self.facts(seed))
+        assert snapshot(given) == before, "prepared has changed the regularizer it was called on"
+        A = first.coupling(Omega)
+        second = first.prepared(self.facts(seed + 1))
+        second.to(torch.float32)
+        assert first is not given
+        assert second is not first
+        assert torch.equal(first.coupling(Omega), A), "two regularizers share what they know"
+        assert torch.equal(given.prepared(self.facts(seed)).coupling(Omega), A), "prepared is not repeatable"
+
+
+class LossContract(ABC):
+    """A loss is a convex function of the prediction, element by element, that autograd can differentiate.
+
+    Override `make`. What is drawn is labels that the loss takes, or numbers for regression.
+    """
+
+    C: ClassVar[int] = 3  # classes, for a loss of several
+
+    @abstractmethod
+    def make(self) -> Loss:
+        """A new loss, as a configuration makes it."""
+
+    def sample(self, seed: int, n: int = 12) -> tuple[Loss, Tensor, Tensor, Tensor]:
+        """A loss, two sets of predictions [n], or [n, C] of several classes, and y [n]."""
+        loss, rng = self.make(), np.random.default_rng(seed)
+        shape = (n, self.C) if loss.classes else (n,)
+        if loss.classes:
+            y = rng.integers(self.C, size=n).astype(float)
+        else:
+            y = rng.normal(0, 2, size=n) if loss.labels is None else rng.choice(loss.labels, size=n)
+        p, q = (torch.from_numpy(rng.normal(0, 3, size=shape)) for _ in range(2))
+        return loss, p, q, torch.from_numpy(y)
+
+    @cases
+    def test_elementwise(self, seed: int) -> None:
+        """One finite number for each row, which other rows do not change."""
+        loss, p, _, y = self.sample(seed)
+        values, errors = loss(p, y), loss.error(p, y)
+        assert values.shape == errors.shape == y.shape
+        assert values.isfinite().all()
+        assert (errors >= 0).all()
+        for j in range(len(y)):
+            torch.testing.assert_close(loss(p[j : j + 1], y[j : j + 1])[0], values[j], rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(loss.error(p[j : j + 1], y[j : j + 1])[0], errors[j], rtol=1e-12, atol=1e-12)
+
+    @cases
+    def test_slope(self, seed: int) -> None:
+        """The loss lies above each of its tangents, as autograd draws them: it is convex, and they are its slopes."""
+        loss, p, q, y = self.sample(seed)
+        slope = gradient(loss, p, y)
+        for other in (q, p + 1e-3 * (q - p), p - 1e-3 * (q - p)):
+            rise = (slope * (other - p)).reshape(len(y), -1).sum(1)
+            assert (loss(other, y) >= loss(p, y) + rise - 1e-10).all()
+
+
+class DualLossContract(LossContract):
+    """Besides, the loss has a conjugate ℓ*(−a), and the exact step of one dual variable a: what SDCA needs."""
+
+    GRID: ClassVar[Tensor] = torch.linspace(-20, 20, 4001, dtype=torch.float64)
+
+    @cases
+    def test_conjugate(self, seed: int) -> None:
+        """ℓ(p) + ℓ*(−a) ≥ −a·p, with equality where −a is the slope of ℓ at p."""
+        loss, p, q, y = self.sample(seed)
+        a = -gradient(loss, p, y)
+        conjugate = loss.conjugate(a, y)
+        torch.testing.assert_close(loss(p, y) + conjugate, -a * p, rtol=1e-9, atol=1e-9)
+        assert (loss(q, y) + conjugate >= -a * q - 1e-9).all()
+
+    @cases
+    def test_conjugate_is_the_supremum(self, seed: int) -> None:
+        """Of −a·p − ℓ(p), or infinite where that grows for ever; and zero is a dual variable to start from."""
+        loss, _, _, y = self.sample(seed)
+        a = torch.from_numpy(np.random.default_rng(seed).uniform(-5, 5, size=len(y)).round(2))
+        values = -a[:, None] * self.GRID - loss(self.GRID.expand(len(y), -1), y[:, None])
+        most, at = values.max(1)
+        for conjugate, sup, where in zip(loss.conjugate(a, y).tolist(), most.tolist(), at.tolist(), strict=True):
+            if math.isinf(conjugate):
+                assert where in (0, len(self.GRID) - 1), "infinite, where the supremum is not"
+            else:
+                assert abs(conjugate - sup) < 1e-3
+        assert loss.conjugate(torch.zeros_like(y), y).isfinite().all()
+
+    @cases
+    def test_coordinate_step(self, seed: int) -> None:
+        """No other a′, near or far, gives more of −ℓ*(−a′) − (a′ − a)·p − (q/2)(a′ − a)²."""
+        loss, p, slope_at, y = self.sample(seed)
+        rng = np.random.default_rng(seed)
+        a = -gradient(loss, slope_at, y) * torch.from_numpy(rng.choice([0.0, 0.5, 1.0], size=len(y)))
+        q = torch.from_numpy(10 ** rng.uniform(-3, 2, size=len(y)) * rng.choice([0.0, 1.0, 1.0], size=len(y)))
+        p = torch.where(q == 0, 0.0, p)
+
+        def value(new: Tensor) -> Tensor:
+            return -loss.conjugate(new, y) - (new - a) * p - q / 2 * (new - a).square()
+
+        new = loss.coordinate_step(a, p, y, q)
+        best = value(new)
+        assert best.isfinite().all(), "a step to where the conjugate is infinite"
+        for step in np.concatenate([np.linspace(-3, 3, 121), [-1e-3, 1e-3, -1e-2, 1e-2]]):
+            for other in (new + step, torch.full_like(new, step)):
+                assert (best >= value(other) - 1e-9).all()
+
+
+def gradient(loss: Loss, p: Tensor, y: Tensor) -> Tensor:
+    """Of each row's loss in its prediction."""
+    at = p.clone().requires_grad_()
+    total = loss(at, y).sum()
+    assert total.requires_grad, "the loss does not depend on the prediction: forward has detached it"
+    (slope,) = torch.autograd.grad(total, at)
+    return slope
+
+
+def snapshot(module: torch.nn.Module) -> Any:
+    """What a module consists of, to be compared: the names of all it has, and the tensors among it."""
+    return sorted(module.__dict__), {name: tensor.tolist() for name, tensor in module.state_dict().items()}

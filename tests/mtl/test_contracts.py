@@ -1,0 +1,110 @@
+"""The contracts catch what goes wrong in parts of a user's own, and let pass what is right."""
+
+import pytest
+import torch
+
+from hmtl.mtl import Hinge, Loss, Regularizer, Ridge
+from hmtl.testing import DualLossContract, LossContract, RegularizerContract
+
+
+class Detached(Ridge):
+    """The mistake of many implementations: a penalty that no gradient reaches, so that everybody trains alone."""
+
+    def forward(self, W, Omega):
+        return super().forward(W.detach(), Omega)
+
+
+class Doubled(Ridge):
+    """R without its ½."""
+
+    def forward(self, W, Omega):
+        return 2 * super().forward(W, Omega)
+
+
+class Ones(Regularizer):
+    """Ω from a matrix of ones, which is no coupling."""
+
+    def coupling(self, Omega):
+        return self.lam * (torch.ones_like(Omega) - 2 * torch.eye(len(Omega)).to(Omega))
+
+
+class Careless(Ridge):
+    """Prepares itself instead of a copy."""
+
+    def prepared(self, facts):
+        self.lam *= 1 + float(facts.shape[0])
+        return self
+
+
+class Raising(Ridge):
+    """Learns an Ω that is worse the more it learns."""
+
+    def coupling(self, Omega):
+        return self.lam * Omega
+
+    def update_omega(self, W, Omega):
+        return 2 * Omega
+
+
+class WrongSign(Hinge):
+    def conjugate(self, a, y):
+        return -super().conjugate(a, y)
+
+
+class Unclipped(Hinge):
+    """Leaves [0, 1]."""
+
+    def coordinate_step(self, a, prediction, y, q):
+        return torch.where(q == 0, y, a + (y - prediction) / q)
+
+
+class HalfStep(Hinge):
+    def coordinate_step(self, a, prediction, y, q):
+        return (a + super().coordinate_step(a, prediction, y, q)) / 2
+
+
+class Concave(Loss):
+    def forward(self, prediction, y):
+        return -(prediction - y).square()
+
+
+class Pooled(Loss):
+    """A mean where one number per row is asked for."""
+
+    def forward(self, prediction, y):
+        return (prediction - y).square().mean().expand(y.shape)
+
+
+def contract(kind, part):
+    class Contract(kind):
+        def make(self):
+            return part()
+
+    return Contract()
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "test"),
+    [
+        (RegularizerContract, lambda: Detached(0.3), "test_gradient"),
+        (RegularizerContract, lambda: Doubled(0.3), "test_value"),
+        (RegularizerContract, lambda: Doubled(0.3), "test_conjugate"),
+        (RegularizerContract, lambda: Ones(0.3), "test_coupling"),
+        (RegularizerContract, lambda: Careless(0.3), "test_preparing_changes_no_other"),
+        (RegularizerContract, lambda: Raising(0.3), "test_learning_omega_never_raises_R"),
+        (DualLossContract, WrongSign, "test_conjugate"),
+        (DualLossContract, WrongSign, "test_conjugate_is_the_supremum"),
+        (DualLossContract, Unclipped, "test_coordinate_step"),
+        (DualLossContract, HalfStep, "test_coordinate_step"),
+        (LossContract, Concave, "test_slope"),
+        (LossContract, Pooled, "test_elementwise"),
+    ],
+)
+def test_caught(kind, part, test):
+    with pytest.raises(AssertionError):
+        getattr(contract(kind, part), test)()
+
+
+def test_no_part_no_contract():
+    with pytest.raises(TypeError, match="make"):
+        RegularizerContract()
