@@ -37,31 +37,39 @@ class UserSide(Protocol):
 class UserHost:
     """The users of one process. Each knows its own IV, the model that comes back, and whether the IV counted.
 
-    A user who is not told, because no model came, sends nothing until it is: an update that may have counted must
-    neither be made again nor be dropped.
+    A user to whom no model came takes no part until one does: its update may have counted, so that it must neither be
+    made again nor be dropped; and its model is old.
 
     Args:
         K: number of users in the network.
         users: those of this process.
         wire: how numbers travel; None: as they are.
         number: of the process.
+        mine: who these users are; None: all.
     """
 
-    def __init__(self, K: int, users: UserSide, wire: torch.dtype | None, number: int = 0) -> None:
+    state = ("waiting", "pending", "sent")
+
+    def __init__(
+        self, K: int, users: UserSide, wire: torch.dtype | None, number: int = 0, mine: Users | None = None
+    ) -> None:
         self.name, self.users, self.wire = host_name(number), users, wire
-        self.waiting = np.zeros(K, dtype=bool)  # for word of the IV that was sent in round `sent`
-        self.sent = np.zeros(K, dtype=np.int64)
+        self.mine = np.arange(K) if mine is None else mine
+        self.waiting = np.zeros(K, dtype=bool)  # for a model, and word of the update that is pending
+        self.pending = np.zeros(K, dtype=bool)
+        self.sent = np.zeros(K, dtype=np.int64)  # the round of the last IV
 
     def send(self, round: int, relays: Sequence[str]) -> Message:
         """The IVs of the users who take part, for whichever relay hears them."""
-        users, ivs = self.users.local_update(round, np.flatnonzero(self.waiting))
+        self._idle = self.waiting.copy()
+        users, ivs = self.users.local_update(round, np.flatnonzero(self._idle))
         K = len(self.waiting)
         if ivs.ndim != 2 or len(ivs) != len(users) or (len(users) and users[-1] >= K):
             raise CodingError(
                 f"The IVs have shape {tuple(ivs.shape)} for {len(users)} users who take part, of the network's {K}: "
                 "hand over a row of numbers for each of them."
             )
-        self.waiting[users], self.sent[users] = True, round
+        self.waiting[self.mine], self.pending[users], self.sent[users] = True, True, round
         self._dtype, self._device = ivs.dtype, ivs.device
         payload, overhead = pack(ivs, self.users.numbers, self.wire or ivs.dtype)
         self.nbytes = payload.shape[1]  # of an IV
@@ -73,9 +81,10 @@ class UserHost:
         """Word that a round was empty: what was sent in it did not count."""
         for message in receipts:
             users = message.of_users()
-            dropped = users[self.waiting[users] & (self.sent[users] == message.round)]
-            self.users.roll_back(dropped)
-            self.waiting[dropped] = False
+            sent_now = self.pending[users] & (self.sent[users] == message.round)
+            self.users.roll_back(users[sent_now])
+            self.pending[users[sent_now]] = False
+            self.waiting[users] = self._idle[users]
 
     def receive(self, models: Sequence[Message]) -> None:
         """Models, and with each of them word of the last round in which the user's IV counted."""
@@ -90,14 +99,15 @@ class UserHost:
             overhead = torch.cat([message.overhead[message.rows()] for message in models])[order]
         ids: Users = users.numpy()
         counted = bytes_to_numbers(overhead[:, -4:].numpy().ravel()) == self.sent[ids]
-        self.users.commit(ids[self.waiting[ids] & counted])
-        self.users.roll_back(ids[self.waiting[ids] & ~counted])
-        self.waiting[ids] = False
+        self.users.commit(ids[self.pending[ids] & counted])
+        self.users.roll_back(ids[self.pending[ids] & ~counted])
+        self.waiting[ids] = self.pending[ids] = False
         numbers = unpack(payload, overhead[:, :-4], self.wire or self._dtype, self._dtype)
         self.users.receive(ids, numbers.to(self._device))
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"waiting": torch.from_numpy(self.waiting.copy()), "sent": torch.from_numpy(self.sent.copy())}
+        return {name: torch.from_numpy(getattr(self, name).copy()) for name in self.state}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.waiting, self.sent = state["waiting"].numpy().copy(), state["sent"].numpy().copy()
+        for name in self.state:
+            setattr(self, name, state[name].numpy().copy())

@@ -63,8 +63,9 @@ class ScriptedUsers:
         self.models: dict[int, Tensor] = {}
 
     def local_update(self, round: int, idle: Users = NOBODY) -> tuple[Users, Tensor]:
-        assert set(idle.tolist()) == set(self.sent), "idle are those who wait for word of their last update"
-        users = np.array(sorted(self.mine - self.absent[round] - set(self.sent)), dtype=np.int64)
+        assert set(self.sent) <= set(idle.tolist()), "who waits for word of the last update is idle"
+        users = np.array(sorted(self.mine - self.absent[round] - set(idle.tolist())), dtype=np.int64)
+        self.idle = set(idle.tolist())
         self.sent |= dict.fromkeys(users.tolist(), round)
         self.models = {}
         return users, self.ivs[round][torch.from_numpy(users)]
@@ -150,17 +151,20 @@ class CommunicatorContract:
         users, aggregator = ScriptedUsers(ivs, absent, extras), ScriptedAggregator(K, m + extras)
         expected = ScriptedAggregator(K, m + extras)
         waiting: set[int] = set()
+        unsettled: set[int] = set()
         for round in range(rounds):
             outcome = communicator.round(round, users, aggregator, away[round])
             reached = {k for k in range(K) if set(topology.relays_of(k)) - away[round]}
             sent = set(range(K)) - absent[round] - waiting
             heard = sorted(sent & reached)
             assert outcome.relays == tuple(sorted(set(range(H)) - away[round]))
+            assert users.idle == waiting, "those to whom no model came in the last round"
             if outcome.empty:
                 assert any(away[: round + 1]), "with all relays there since the beginning, a round counts"
                 assert len(outcome.users) == 0
                 assert not users.models
-                waiting = (waiting | sent) - (sent & reached)
+                waiting |= set(range(K)) - reached
+                unsettled = (unsettled | sent) - (sent & reached)
             else:
                 ids, rows = np.array(heard, dtype=np.int64), rounded(ivs[round][heard], m, wire)
                 assert outcome.users.tolist() == heard
@@ -169,8 +173,9 @@ class CommunicatorContract:
                 models = rounded(expected.update(ids, rows.clone()), m, wire)
                 assert set(users.models) == reached
                 assert all(same_bits(model, models[k]) for k, model in users.models.items())
-                waiting = (waiting | sent) - reached
-            assert set(users.sent) == waiting
+                waiting = set(range(K)) - reached
+                unsettled = (unsettled | sent) - reached
+            assert set(users.sent) == unsettled
             assert {k for at, k in users.committed if at == round} <= set(heard)
             assert len(aggregator.seen) == len(expected.seen)
             assert self.posted(communicator) == {tier: communicator.ledger.bits(tier).total for tier in TIERS}

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from coding_oracles import parts, theorem_1
 from hypothesis import given
-from hmtl.testing.networks import restricted, topologies
 
 from hmtl.coding import allocation
 from hmtl.coding.allocation import allocate, cheapest, even
 from hmtl.errors import CodingError
+from hmtl.testing.networks import restricted, topologies
 from hmtl.topology import Topology, any_r
 
 HALF = Fraction(1, 2)

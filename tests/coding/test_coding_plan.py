@@ -8,11 +8,11 @@ import torch
 from coding_oracles import product, theorem_1
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hmtl.testing.networks import restricted, topologies
 
 from hmtl import rng
 from hmtl.coding import Loads, Uplinks, gf256, loads, make_plan, plan
 from hmtl.errors import CodingError
+from hmtl.testing.networks import restricted, topologies
 from hmtl.topology import Topology, any_r, symmetric
 
 both_schemes = pytest.mark.parametrize("scheme", ["paper", "equal"])

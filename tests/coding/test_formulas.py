@@ -9,10 +9,10 @@ import pytest
 from coding_oracles import theorem_1
 from hypothesis import given
 from hypothesis import strategies as st
-from hmtl.testing.networks import restricted, topologies
 
 from hmtl.coding import CODED_SCHEMES, SCHEMES, Loads, Uplinks, bounds, forwarders, loads, scheme_of
 from hmtl.errors import CodingError
+from hmtl.testing.networks import restricted, topologies
 from hmtl.topology import Topology, symmetric
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hmtl.testing.networks import topologies
 
 from hmtl.coding.generations import similar_groups
+from hmtl.testing.networks import topologies
 from hmtl.topology import any_r, geometric, heterogeneous
 
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
-from hmtl.testing.networks import restricted, topologies
 
 from hmtl.coding import Demand, Uplinks, bounds, loads
 from hmtl.coding.optimal import Rates
 from hmtl.errors import CodingError
+from hmtl.testing.networks import restricted, topologies
 from hmtl.topology import Topology, any_r
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hmtl.testing.networks import restricted
 
 from hmtl.errors import TopologyError
+from hmtl.testing.networks import restricted
 from hmtl.topology import Topology, any_r, geometric
 
 
