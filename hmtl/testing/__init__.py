@@ -8,16 +8,17 @@
         def make(self):
             return Ring(lam=0.1)
 
-`pytest test_mine.py` then runs them all. There is one for each part: `LossContract`, `RegularizerContract`,
-`CommunicatorContract` and `LinksContract`.
+`pytest test_mine.py` then runs them all. There is one for each part: `LossContract` (`DualLossContract` of
+one that a dual solver takes), `RegularizerContract`, `CommunicatorContract` and `LinksContract`.
 """
 
 from hmtl.testing.communication import CommunicatorContract, LinksContract
-from hmtl.testing.learning import LossContract, RegularizerContract
+from hmtl.testing.learning import DualLossContract, LossContract, RegularizerContract
 from hmtl.testing.networks import restricted, topologies
 
 __all__ = [
     "CommunicatorContract",
+    "DualLossContract",
     "LinksContract",
     "LossContract",
     "RegularizerContract",

@@ -292,7 +292,7 @@ class LinksContract:
 
     def message(self, sender: str, receivers: tuple[str, ...], round: int = 0, **others: Any) -> Message:
         rows = torch.arange(12, dtype=torch.uint8).view(3, 4)
-        parts = {"links": np.array([4, 0, 2]), "payload": rows, "overhead": rows[:, :1] + 100} | others
+        parts: dict[str, Any] = {"links": np.array([4, 0, 2]), "payload": rows, "overhead": rows[:, :1] + 100} | others
         return Message(round, TIERS[0], "IVs", sender, receivers, users=np.array([0, 2, 4]), **parts)
 
     def test_whoever_is_meant_gets_it_once(self) -> None:
