@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
+from omegaconf.errors import InterpolationKeyError
 
 from hmtl.cli import main
 from hmtl.errors import DataError, Interrupted
@@ -48,6 +49,7 @@ def raises(error: BaseException) -> Callable[[DictConfig], None]:
     ("error", "status", "message"),
     [
         (DataError("no data.\nFetch some."), 2, "error: no data. Fetch some.\n"),
+        (InterpolationKeyError("no key 'lamda'"), 2, "error: no key 'lamda'\n"),
         (PermissionError(13, "Permission denied", "/x"), 2, "error: /x: Permission denied. If results go there, "),
         (Interrupted(signal.SIGTERM), 128 + signal.SIGTERM, ""),
         (KeyboardInterrupt(), 130, ""),

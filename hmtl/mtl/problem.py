@@ -134,10 +134,12 @@ class Problem:
         V: Tensor = torch.bmm((self.rows.s[:, None] * a)[:, None], self.rows.X)[:, 0].T
         return V
 
+    @torch.no_grad()
     def primal(self, W: Tensor, Omega: Tensor) -> float:
         """P(W), an upper bound on the optimum."""
         return float(self.losses(W) + self.regularizer(W, Omega))
 
+    @torch.no_grad()
     def dual(self, a: Tensor, Omega: Tensor) -> float:
         """D(a) = −Σ_k s_k Σ_j ℓ*(−a_kj) − ½ tr(V A⁻¹ Vᵀ), v_k = s_k Σ_j a_kj x_kj, a lower bound on the optimum."""
         return -float(self.conjugates(a) + self.regularizer.conjugate(self.combined(a), Omega))

@@ -85,6 +85,16 @@ def coupling(name):
     }[name]
 
 
+class StartedTaskRelationship(TaskRelationship):
+    def start_omega(self, K):
+        return torch.from_numpy(spd(1))
+
+
+class StartedClustered(Clustered):
+    def start_omega(self, K):
+        return torch.from_numpy(spd(2))
+
+
 def mocha(loss, name, folder, reduction="mean", **others):
     """MOCHA for such a loss and regularizer, its Ω far from the identity."""
     solver = others.pop("solver", SDCA(1.0))
@@ -93,13 +103,12 @@ def mocha(loss, name, folder, reduction="mean", **others):
         return kind(Problem(tasks(loss), LOSSES[loss], Ridge(9.9), reduction), solver, lam, **others)
     np.savetxt(folder / "weights.csv", weights(), delimiter=",")
     regularizer = {
-        "task_relationship": TaskRelationship(0.3),
-        "task_relationship2": TaskRelationship(0.3, 0.05),
+        "task_relationship": StartedTaskRelationship(0.3),
+        "task_relationship2": StartedTaskRelationship(0.3, 0.05),
         "mean": Mean(0.3, 0.1),
         "graph": Graph(0.3, 0.2, path=folder / "weights.csv"),
-        "clustered": Clustered(0.3),
+        "clustered": StartedClustered(0.3),
     }[name]
-    regularizer.start_omega = lambda K: torch.from_numpy(spd(2 if name == "clustered" else 1))
     others.setdefault("omega_every", 0)
     return MOCHA(Problem(tasks(loss), LOSSES[loss], regularizer, reduction), solver, **others)
 

@@ -59,7 +59,9 @@ def test_the_same_bits_whatever_the_threads(random_problem, loss, monkeypatch):
 
 
 class Twice(Hinge):
-    """A user's own loss."""
+    """A user's own loss, that counts its steps."""
+
+    steps = 0
 
     def forward(self, prediction, y):
         return 2 * super().forward(prediction, y)
@@ -68,22 +70,22 @@ class Twice(Hinge):
         return 2 * super().conjugate(a / 2, y)
 
     def coordinate_step(self, a, prediction, y, q):
+        self.steps += 1
         return 2 * super().coordinate_step(a / 2, prediction, y, 2 * q)
 
 
-def test_which_way_is_taken(random_problem, monkeypatch):
+def test_which_way_is_taken(random_problem):
     """The compiled one for our losses on a CPU in float64; torch for anything else."""
     X = torch.zeros(1, dtype=torch.float64)
     assert all(applies(loss, X) for loss in LOSSES)
     assert not applies(Twice(), X)
     assert not applies(Hinge(), X.float())
     assert not applies(Hinge(), X.to("meta"))
-
-    def refuse(*_):
-        raise AssertionError("a Python step on the fast path")
-
     for loss in LOSSES:
-        monkeypatch.setattr(type(loss), "coordinate_step", refuse)
-        SDCA().solve(*work(random_problem(5, loss=loss), 5))
-    with pytest.raises(AssertionError, match="Python step"):
-        SDCA().solve(*work(random_problem(5, loss=Twice()), 5))
+        job = work(random_problem(5, loss=loss), 5)
+        (a, dV), (a2, dV2) = SDCA().solve(*job), compiled.compiled_pass(*job)
+        assert torch.equal(a, a2)
+        assert torch.equal(dV, dV2)
+    own = random_problem(5, loss=Twice())
+    SDCA().solve(*work(own, 5))
+    assert own.problem.loss.steps == 5

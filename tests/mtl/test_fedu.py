@@ -307,6 +307,17 @@ def test_who_is_not_heard_keeps_its_last_model(algorithm):
     assert (last == fedu.W.T).all(1).tolist() == [True, True, False, True]
 
 
+@pytest.mark.parametrize("algorithm", [FedU, FedAvg])
+def test_a_round_that_nobody_takes_part_in(algorithm):
+    fedu = rounds(algorithm(Problem(tasks("signs"), Logistic(), Mean(0.1)), LocalSGD(), mlp), 0, 2)
+    last = fedu.W.T.clone()
+    users, ivs = fedu.users.local_update(2, idle=np.arange(K))
+    assert ivs.shape == (0, fedu.users.numbers + (algorithm is FedU))
+    torch.testing.assert_close(fedu.aggregator.update(users, ivs), last)
+    fedu.users.receive(users, last[users])
+    assert torch.equal(fedu.W.T, last)
+
+
 def test_steps_are_told(graph):
     """The aggregator learns by message who did how much, whatever anybody had agreed on."""
     problem = Problem(tasks("signs"), Logistic(), graph())

@@ -231,6 +231,19 @@ def test_two_sides_meet_in_messages_only(random_problem):
         assert torch.equal(users.a, together.a)
 
 
+def test_a_round_that_nobody_takes_part_in(random_problem):
+    mocha = rounds(MOCHA(random_problem(6).problem, SDCA(0.5), omega_every=0), 0, 3)
+    before = mocha.state_dict()
+    users, ivs = mocha.users.local_update(3, idle=np.arange(4))
+    assert ivs.shape == (0, mocha.problem.d)
+    assert torch.equal(mocha.aggregator.update(users, ivs).T, mocha.W)
+    mocha.users.commit(users)
+    mocha.users.receive(users, ivs)
+    after = mocha.state_dict()
+    assert after["aggregator"].pop("rounds") == before["aggregator"].pop("rounds") + 1
+    assert same(after, before)
+
+
 def test_who_missed_a_change_of_the_coupling_is_told_later(random_problem):
     """B_kk and σ′ go out until everybody was heard, so that nobody works with a curvature that is too small."""
     mocha = MOCHA(

@@ -96,6 +96,7 @@ def test_absent_relays(tmp_path):
         ({"low": 0.8, "high": 0.5}, "low ≤ high"),
         ({"high": 1.5}, "high=1.5"),
         ({"speeds": [1.0, 0.0]}, "user 1 has 0.0"),
+        ({"speeds": [1.5]}, "user 0 has 1.5"),
         ({"dropout": 1.0}, "for ever"),
         ({"schedule": [3]}, "pairs"),
         ({"schedule": [(1, 2, 3)]}, "pairs"),
