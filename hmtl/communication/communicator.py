@@ -89,6 +89,8 @@ class Communicator(ABC):
         self._nodes: Nodes | None = None
         self._sides: tuple[UserSide, AggregatorSide] | None = None
         self._memory: dict[str, Any] = {}  # of nodes that are still to be made
+        self._server: Server | None = None  # as it was in the last round
+        self._dtype = ""  # of the models
         self._before = [0.0, 0.0]  # seconds of the set-up, and what they were uncoded
 
     def setup(self, users: UserSide, aggregator: AggregatorSide) -> None:
@@ -99,7 +101,7 @@ class Communicator(ABC):
     def round(
         self, number: int, users: UserSide, aggregator: AggregatorSide, absent_relays: Collection[int] = ()
     ) -> Outcome:
-        """One round: IVs up, the global update, models down; every bit in the ledger.
+        """One round: IVs up, the global update, models down; every bit in the ledger. Nothing travels where m = 0.
 
         Args:
             number: of the round, counted up.
@@ -115,8 +117,14 @@ class Communicator(ABC):
         assert self._nodes is not None
         there = [relay for relay in self._nodes.relays if relay.i not in absent_relays]
         self.ledger.begin_round()
+        self._server = None
+        if not users.numbers:
+            took_part, _ = users.local_update(number)
+            users.commit(took_part)
+            return Outcome(took_part, tuple(relay.i for relay in there), (), empty=False)
         self._server = self._play(number, replace(self._nodes, relays=there))
-        self.V_bits = 8 * self._nodes.hosts[0].nbytes
+        (host,) = self._nodes.hosts
+        self.V_bits, self._dtype = 8 * host.nbytes, str(host.dtype).split(".")[-1]
         attendance, empty = self._server.attendance, self._server.empty
         return Outcome(
             np.array([] if empty else attendance.heard.present, dtype=np.int64),
@@ -131,7 +139,7 @@ class Communicator(ABC):
 
     def uncoded_seconds(self) -> float:
         """What the communication of the last round had taken with nothing coded, and the server as aggregator."""
-        return self._uncoded_seconds(-1, self._server)
+        return self._uncoded_seconds(-1, self._server) if self._server else 0.0
 
     @property
     @abstractmethod
@@ -156,6 +164,7 @@ class Communicator(ABC):
             "loads": self.ledger.loads(self.V_bits),
             "loads_theory": {tier: float(theory[tier].sum()) for tier in between},
             "bounds": dict(zip(between, (bound.uplink, bound.downlink), strict=True)),
+            **self._note(),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -163,6 +172,7 @@ class Communicator(ABC):
         return {
             "ledger": self.ledger.state_dict(),
             "V_bits": self.V_bits,
+            "dtype": self._dtype,
             "setup_seconds": list(self._before),
             "nodes": {name: node.state_dict() for name, node in self._rememberers()} or self._memory,
         }
@@ -170,9 +180,17 @@ class Communicator(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`, to the same bits."""
         self.ledger.load_state_dict(state["ledger"])
-        self.V_bits, self._before = int(state["V_bits"]), [float(s) for s in state["setup_seconds"]]
+        self.V_bits, self._dtype = int(state["V_bits"]), str(state["dtype"])
+        self._before = [float(seconds) for seconds in state["setup_seconds"]]
         self._memory = state["nodes"]
         self._remember(self._memory)
+
+    def _note(self) -> dict[str, str]:
+        """Whether models are rounded on the way."""
+        if not self.wire or not self._dtype or WIRES[self.wire].itemsize >= WIRES[self._dtype].itemsize:
+            return {}
+        what = f"numbers travel as {self.wire}, narrower than the model's {self._dtype}, and are rounded on the way"
+        return {"note": what}
 
     def _cast(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
         """All nodes of the network, in this process."""
@@ -196,9 +214,8 @@ class Communicator(ABC):
         """What users send goes on to the server, what they get comes from it; who is there is told as here."""
         sent, attendance = self._sent(round), server.attendance
         present, there = list(attendance.heard.present), np.flatnonzero(attendance.there)
-        up = np.bincount(
-            self.planner.forwarders(attendance.heard)[present], sent[USERS_TO_RELAYS][present], self.topology.H
-        )
+        up = np.zeros(self.topology.H)
+        np.add.at(up, self.planner.forwarders(attendance.heard)[present], sent[USERS_TO_RELAYS][present])
         up[there] += [8 * Report.nbytes(self.topology, i) for i in there.tolist()]
         copies = len(there) if self.network.medium == "unicast" else min(len(there), 1)
         down = sent[RELAYS_TO_USERS].sum() + 8 * copies * Attendance.nbytes(self.topology)

@@ -70,7 +70,7 @@ class UserHost:
                 "hand over a row of numbers for each of them."
             )
         self.waiting[self.mine], self.pending[users], self.sent[users] = True, True, round
-        self._dtype, self._device = ivs.dtype, ivs.device
+        self.dtype, self._device = ivs.dtype, ivs.device
         payload, overhead = pack(ivs, self.users.numbers, self.wire or ivs.dtype)
         self.nbytes = payload.shape[1]  # of an IV
         return Message(
@@ -102,7 +102,7 @@ class UserHost:
         self.users.commit(ids[self.pending[ids] & counted])
         self.users.roll_back(ids[self.pending[ids] & ~counted])
         self.waiting[ids] = self.pending[ids] = False
-        numbers = unpack(payload, overhead[:, :-4], self.wire or self._dtype, self._dtype)
+        numbers = unpack(payload, overhead[:, :-4], self.wire or self.dtype, self.dtype)
         self.users.receive(ids, numbers.to(self._device))
 
     def state_dict(self) -> dict[str, Tensor]:

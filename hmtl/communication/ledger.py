@@ -81,8 +81,11 @@ class LinkLedger:
         return sum((c[self._slices[tier]] for c in chosen), np.zeros((len(self.links[tier]), 2), np.int64))
 
     def loads(self, V_bits: int) -> dict[str, float]:
-        """Measured load of each tier: payload bits per round, divided by V (Hu et al. 2022, Definitions 3 and 4)."""
-        return {tier: self.bits(tier).payload / (self.rounds * V_bits) for tier in TIERS}
+        """Measured load of each tier: payload bits per round, divided by V (Hu et al. 2022, Definitions 3 and 4).
+
+        Zero where nothing was sent, so that there is no V.
+        """
+        return {tier: self.bits(tier).payload / (self.rounds * V_bits or 1) for tier in TIERS}
 
     def state_dict(self) -> dict[str, Any]:
         rounds = np.asarray(self._counts).reshape(len(self._counts), *self._setup.shape)

@@ -7,7 +7,7 @@
 and pytest does the rest.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,111 +15,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.communication import TIERS, Communicator, InProcess, LinkLedger, Links, Network
 from hmtl.communication.messages import Message, host_name, relay_name
 from hmtl.errors import CodingError
 from hmtl.testing.networks import topologies
+from hmtl.testing.scripted import Counting, ScriptedAggregator, ScriptedUsers, random_numbers, rounded, same_bits
 from hmtl.topology import Topology, any_r, symmetric
 
-Users = NDArray[np.int64]
-NOBODY: Users = np.empty(0, np.int64)
 INHERITED = [HealthCheck.differing_executors]  # the classes that inherit a test have nothing in common but it
-
-
-def random_numbers(seed: int, rows: int, columns: int, wire: str | None) -> Tensor:
-    """Any bit pattern whatever, NaNs and denormals included, where nothing converts them; else ordinary numbers."""
-    rng = np.random.default_rng(seed)
-    if wire is None:
-        return torch.from_numpy(rng.integers(0, 256, (rows, 8 * columns), np.uint8)).view(torch.float64)
-    return torch.from_numpy(rng.normal(size=(rows, columns)))
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same bytes."""
-    return a.shape == b.shape and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
-
-
-class ScriptedUsers:
-    """A user side that learns nothing: it sends given IVs, and keeps what happens to each user.
-
-    Args:
-        ivs: of each round [K, m + e].
-        absent: of each round.
-        extras: e.
-        mine: who is on this side; None: all.
-    """
-
-    def __init__(
-        self, ivs: Sequence[Tensor], absent: Sequence[set[int]], extras: int, mine: Sequence[int] | None = None
-    ) -> None:
-        self.ivs, self.absent, self.numbers = ivs, absent, ivs[0].shape[1] - extras
-        self.mine = set(range(len(ivs[0]))) if mine is None else set(mine)
-        self.sent: dict[int, int] = {}  # user: round of the pending update
-        self.committed: list[tuple[int, int]] = []
-        self.dropped: list[tuple[int, int]] = []
-        self.models: dict[int, Tensor] = {}
-
-    def local_update(self, round: int, idle: Users = NOBODY) -> tuple[Users, Tensor]:
-        assert set(self.sent) <= set(idle.tolist()), "who waits for word of the last update is idle"
-        users = np.array(sorted(self.mine - self.absent[round] - set(idle.tolist())), dtype=np.int64)
-        self.idle = set(idle.tolist())
-        self.sent |= dict.fromkeys(users.tolist(), round)
-        self.models = {}
-        return users, self.ivs[round][torch.from_numpy(users)]
-
-    def commit(self, users: Users) -> None:
-        self.committed += [(self.sent.pop(k), k) for k in users.tolist()]
-
-    def roll_back(self, users: Users) -> None:
-        self.dropped += [(self.sent.pop(k), k) for k in users.tolist()]
-
-    def receive(self, users: Users, models: Tensor) -> None:
-        assert users.tolist() == sorted(set(users.tolist()))
-        assert not self.models
-        self.models = dict(zip(users.tolist(), models.clone(), strict=True))
-        models.zero_()  # nobody else's memory
-
-
-class ScriptedAggregator:
-    """An aggregator side whose models are the last IVs that it knows of, in reverse, and the number of updates."""
-
-    def __init__(self, K: int, width: int) -> None:
-        self.state = {"last": torch.zeros(K, width, dtype=torch.float64), "updates": torch.tensor(0)}
-        self.seen: list[tuple[Users, Tensor]] = []
-
-    def update(self, users: Users, ivs: Tensor) -> Tensor:
-        self.seen.append((users, ivs.clone()))
-        self.state["last"][torch.from_numpy(users)] = ivs
-        self.state["updates"] += 1
-        ivs.zero_()  # nobody else's memory
-        return self.models()
-
-    def models(self) -> Tensor:
-        last = self.state["last"].flip(0)
-        return torch.cat([last, torch.full_like(last[:, :1], float(self.state["updates"]))], dim=1)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.state.items()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.state = {name: value.clone() for name, value in state.items()}
-
-
-class Counting(InProcess):
-    """Links that also count on their own what is posted."""
-
-    def __init__(self, ledger: LinkLedger) -> None:
-        super().__init__(ledger)
-        self.bits = dict.fromkeys(TIERS, 0)
-
-    def send(self, message: Message) -> None:
-        rows = message.rows()
-        parts = (message.payload[rows], message.overhead[rows])
-        self.bits[message.tier] += 8 * sum(part.numel() for part in parts)
-        super().send(message)
 
 
 class CommunicatorContract:
@@ -277,11 +182,6 @@ class CommunicatorContract:
         communicator.round(0, users, aggregator)
         assert all(model.is_cuda for model in users.models.values())
         assert same_bits(aggregator.seen[0][1].cpu(), users.ivs[0].cpu())
-
-
-def rounded(x: Tensor, m: int, wire: str | None) -> Tensor:
-    """Rows as the wire leaves them: the first m numbers in its type, the others whole."""
-    return x if wire is None else torch.cat([x[:, :m].to(getattr(torch, wire)).to(x), x[:, m:]], dim=1)
 
 
 class LinksContract:

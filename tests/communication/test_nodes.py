@@ -19,8 +19,8 @@ from hmtl.communication.round import Nodes, play
 from hmtl.communication.server import Server
 from hmtl.communication.stopwatch import Stopwatch
 from hmtl.errors import CodingError
-from hmtl.testing.communication import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
 from hmtl.testing.networks import topologies
+from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
 from hmtl.topology import Topology, any_r, symmetric
 
 Change = Callable[[str, Message], Message | None]

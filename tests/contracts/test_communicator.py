@@ -21,11 +21,9 @@ from hmtl.testing.communication import (
     INHERITED,
     CommunicatorContract,
     LinksContract,
-    ScriptedAggregator,
-    ScriptedUsers,
-    random_numbers,
 )
 from hmtl.testing.networks import topologies
+from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers
 from hmtl.topology import Topology
 
 MakeLinks = Callable[[LinkLedger], Links]

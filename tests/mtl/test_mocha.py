@@ -246,19 +246,39 @@ def test_a_round_that_nobody_takes_part_in(random_problem):
 
 def test_who_missed_a_change_of_the_coupling_is_told_later(random_problem):
     """B_kk and σ′ go out until everybody was heard, so that nobody works with a curvature that is too small."""
-    mocha = MOCHA(
-        random_problem(6).problem, SDCA(0.5), omega_every=3, participation=Participation(schedule=[(2, 1), (3, 1)])
-    )
+    mocha = MOCHA(random_problem(6).problem, SDCA(0.5), omega_every=3)
     columns = []
     for round in range(6):
-        users, ivs = mocha.users.local_update(round)
+        missed = [1] if round == 2 else []  # user 1 sends, but no model comes; so it listens in round 3
+        users, ivs = mocha.users.local_update(round, idle=np.array([1] if round == 3 else [], dtype=np.int64))
         models = mocha.aggregator.update(users, ivs)
         columns.append(models.shape[1] - mocha.problem.d)
         mocha.users.commit(users)
-        mocha.users.receive(users, models[users])
-        curvature = mocha.aggregator.curvature().prod(1)
-        assert torch.equal(mocha.users.curvature, curvature) == (round not in (2, 3))
-    assert columns == [0, 0, 2, 2, 2, 2]
+        told = np.setdiff1d(np.arange(4), missed)
+        mocha.users.receive(told, models[told])
+        assert torch.equal(mocha.users.curvature, mocha.aggregator.curvature().prod(1)) == (round != 2)
+    assert columns == [0, 0, 2, 2, 0, 2]
+
+
+def test_local_training_needs_no_messages(random_problem):
+    """The models are those of MOCHA over a network without coupling, to the last bit, dropped users and all."""
+    problem, work = random_problem(6).problem, Participation(low=0.3, dropout=0.3)
+    local = Local(problem, SDCA(0.5), lam=0.1, seed=2, participation=work)
+    network = MOCHA(problem.regularized(Ridge(0.1)), SDCA(0.5), omega_every=0, seed=2, participation=work)
+    for round in range(12):
+        users, ivs = local.users.local_update(round)
+        assert ivs.shape == (len(users), 0)
+        assert local.users.numbers == 0
+        local.users.commit(users)
+        network.step(round)
+        assert torch.equal(local.W, network.W)
+        assert torch.equal(local.a, network.a)
+        assert local.metrics() == network.metrics()
+    again = Local(problem, SDCA(0.5), lam=0.1, seed=2, participation=work)
+    again.load_state_dict(local.state_dict())
+    local.step(12)
+    again.step(12)
+    assert torch.equal(local.W, again.W)
 
 
 def same(one, other):

@@ -28,7 +28,10 @@ class Users(ABC):
     """User side. A round is `local_update`, then `commit` or `roll_back`, and `receive`, each for whom it concerns."""
 
     numbers: int
-    """m. What a row has beyond m numbers is overhead: it travels as float64, whatever the wire."""
+    """m. What a row has beyond m numbers is overhead: it travels as float64, whatever the wire.
+
+    0: nothing has to travel, neither IVs nor models; a round is a `local_update` and a `commit`.
+    """
 
     @abstractmethod
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
@@ -92,11 +95,14 @@ class Algorithm(ABC):
     aggregator: Aggregator
 
     def step(self, round: int) -> None:
-        """A round in which nothing is lost. As over a network, users who take no part get no models either."""
+        """A round in which nothing is lost; who takes no part gets a model as the others do."""
         users, ivs = self.users.local_update(round)
+        if not self.users.numbers:  # nothing has to travel
+            self.users.commit(users)
+            return
         models = self.aggregator.update(users, ivs)
         self.users.commit(users)
-        self.users.receive(users, models if len(users) == len(models) else models[users])
+        self.users.receive(np.arange(len(models)), models)
 
     def setup(self) -> tuple[Users, Aggregator] | None:
         """What has to be exchanged before the first round, in the shape of a round of no numbers, only overhead.
