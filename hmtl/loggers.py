@@ -94,16 +94,31 @@ class ConsoleLogger:
 
     def finish(self, summary: Mapping[str, Any], figures: Mapping[str, "Figure"]) -> None:
         self.close()
-        for table in report(summary):
-            self._console.print(table)
+        for part in report(summary):
+            self._console.print(part)
 
     def close(self) -> None:
         if self._progress.live.is_started:
             self._progress.stop()
 
 
-def report(summary: Mapping[str, Any]) -> list[Table]:
-    """The tables of a finished run: loads, time, learning."""
+def report(summary: Mapping[str, Any]) -> list[Table | str]:
+    """The tables of a finished run, loads, time, learning, and a sentence where one says more."""
+    parts: list[Table | str] = [_loads(summary), _times(summary)]
+    if "empty_rounds" in summary:
+        parts.append(f"Empty rounds: {summary['empty_rounds']}, as no relay with the present state was there.")
+    if not summary["V_bits"]:
+        parts = ["Nothing travels: every user learns for itself."]
+    learning = Table(title=f"Learning; error: {summary['error_measure']}", title_justify="left")
+    learning.add_column("")
+    learning.add_column("final", justify="right")
+    for key, label, form in _LEARNING:
+        if key in summary:
+            learning.add_row(label, f"{summary[key]:{form}}")
+    return [*parts, learning]
+
+
+def _loads(summary: Mapping[str, Any]) -> Table:
     loads = Table(title=f"Loads per round, in IVs of {summary['V_bits']:,} bit", title_justify="left")
     loads.add_column("")
     for name in ("measured", "formula", "lower bound", "uncoded"):
@@ -112,10 +127,12 @@ def report(summary: Mapping[str, Any]) -> list[Table]:
         theory, bound = (summary[key].get(tier, summary["K"]) for key in ("loads_theory", "bounds"))
         numbers = (summary["loads"][tier], theory, bound, summary["K"])
         loads.add_row(tier.replace("_", " "), *(f"{number:.2f}" for number in numbers))
+    return loads
 
+
+def _times(summary: Mapping[str, Any]) -> Table:
     spent = summary["time"]
-    empty = f", {summary['empty_rounds']} of them empty: no relay was there" if "empty_rounds" in summary else ""
-    times = Table(title=f"Time of {summary['rounds']} rounds{empty}", title_justify="left")
+    times = Table(title=f"Time of {summary['rounds']} rounds", title_justify="left")
     for name in ("", "compute", "communication", "total"):
         times.add_column(name, justify="right" if name else "left")
     times.add_row(
@@ -124,14 +141,7 @@ def report(summary: Mapping[str, Any]) -> list[Table]:
     if summary["communicator"] != "uncoded":
         times.add_row("uncoded", "", "", f"{spent['uncoded_total_s']:.3f} s")
         times.add_row("saved", "", "", f"{1 - spent['total_s'] / spent['uncoded_total_s']:.1%}")
-
-    learning = Table(title=f"Learning; error: {summary['error_measure']}", title_justify="left")
-    learning.add_column("")
-    learning.add_column("final", justify="right")
-    for key, label, form in _LEARNING:
-        if key in summary:
-            learning.add_row(label, f"{summary[key]:{form}}")
-    return [loads, times, learning]
+    return times
 
 
 _LEARNING = (

@@ -5,6 +5,7 @@ K users, H relays.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +66,11 @@ class Attendance:
     aggregating: NDArray[np.bool_]
     behind: NDArray[np.bool_]
     source: int = -1
+
+    @cached_property
+    def users(self) -> NDArray[np.int64]:
+        """Those whose IV arrived somewhere."""
+        return np.array(self.heard.present, dtype=np.int64)
 
     @property
     def relays(self) -> tuple[int, ...]:

@@ -37,6 +37,7 @@ from hmtl.errors import ConfigError
 from hmtl.topology import Topology
 
 BEFORE = -1  # the number of the set-up round
+NOBODY: Users = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +128,7 @@ class Communicator(ABC):
         self.V_bits, self._dtype = 8 * host.nbytes, str(host.dtype).split(".")[-1]
         attendance, empty = self._server.attendance, self._server.empty
         return Outcome(
-            np.array([] if empty else attendance.heard.present, dtype=np.int64),
+            NOBODY if empty else attendance.users,
             attendance.relays,
             attendance.aggregators,
             empty,
@@ -213,7 +214,7 @@ class Communicator(ABC):
     def _uncoded_seconds(self, round: int | str, server: Server) -> float:
         """What users send goes on to the server, what they get comes from it; who is there is told as here."""
         sent, attendance = self._sent(round), server.attendance
-        present, there = list(attendance.heard.present), np.flatnonzero(attendance.there)
+        present, there = attendance.users, np.flatnonzero(attendance.there)
         up = np.zeros(self.topology.H)
         np.add.at(up, self.planner.forwarders(attendance.heard)[present], sent[USERS_TO_RELAYS][present])
         up[there] += [8 * Report.nbytes(self.topology, i) for i in there.tolist()]

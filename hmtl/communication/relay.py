@@ -200,8 +200,8 @@ class Relay:
     def _seat(self) -> Aggregation | None:
         """The place of the IVs, if it is this relay that keeps them for all aggregators of the process."""
         assert self.aggregation is not None
-        present = np.array(self.attendance.heard.present, dtype=np.int64)
-        return self.aggregation if self.aggregation.open(self._round, self.name, present, *self.sizes) else None
+        users = self.attendance.users
+        return self.aggregation if self.aggregation.open(self._round, self.name, users, *self.sizes) else None
 
     def _up(
         self, kind: str, payload: Tensor, overhead: Tensor, users: Users | None = None, at: Tensor | None = None

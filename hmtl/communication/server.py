@@ -106,8 +106,7 @@ class Server:
         """Uncoded: all IVs are known, so compute the models."""
         if self.aggregation is None or not messages:
             return
-        present = np.array(self.attendance.heard.present, dtype=np.int64)
-        self.aggregation.open(self._round, self.name, present, *self.sizes)
+        self.aggregation.open(self._round, self.name, self.attendance.users, *self.sizes)
         for message in messages:
             at = self.aggregation.place(message.of_users())
             self.aggregation.ivs["payload"][at] = message.payload[message.rows()]

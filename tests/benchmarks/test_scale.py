@@ -5,9 +5,11 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import count
 
 import pytest
 import torch
+from echo import EchoAggregator, EchoUsers
 
 from hmtl.coding import loads
 from hmtl.communication import CodedHierarchical
@@ -26,10 +28,10 @@ def test_many_users(record):
         communicator = CodedHierarchical(any_r(K=K, H=10, r=3))
         planned = time.perf_counter() - start
         ivs = torch.randn(K, 128, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        seconds = []
+        users, aggregator, numbers, seconds = EchoUsers(ivs), EchoAggregator(), count(), []
         for _ in range(8):
             start = time.perf_counter()
-            communicator.exchange(ivs, lambda x: x)
+            communicator.round(next(numbers), users, aggregator)
             seconds.append(time.perf_counter() - start)
         each = 1e6 * statistics.median(seconds[1:]) / K
         first = first or each
@@ -55,8 +57,9 @@ def peak_bytes() -> int:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     communicator = CodedHierarchical(any_r(K=USERS, H=5, r=3))
-    communicator.exchange(torch.zeros(USERS, 8, dtype=torch.float64), lambda x: x)
+    communicator.round(0, EchoUsers(torch.zeros(USERS, 8, dtype=torch.float64)), EchoAggregator())
     ivs = torch.ones(USERS, BYTES // 8, dtype=torch.float64)
     before = peak_bytes()
-    models = communicator.exchange(ivs, torch.clone)
-    print((peak_bytes() - before - models.numel() * models.itemsize) / 1e6)
+    users = EchoUsers(ivs)
+    communicator.round(0, users, EchoAggregator())
+    print((peak_bytes() - before - users.models.numel() * users.models.itemsize) / 1e6)

@@ -1,0 +1,41 @@
+"""The two sides of a learner that costs nothing: users send what they have, and get it back."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Users = NDArray[np.int64]
+
+
+class EchoUsers:
+    """Always the same IVs [K, m]."""
+
+    def __init__(self, ivs: torch.Tensor) -> None:
+        self.ivs, self.numbers, self.everybody = ivs, ivs.shape[1], np.arange(len(ivs))
+
+    def local_update(self, round: int, idle: Sequence[int] = ()) -> tuple[Users, torch.Tensor]:
+        return self.everybody, self.ivs
+
+    def commit(self, users: Users) -> None:
+        pass
+
+    def roll_back(self, users: Users) -> None:
+        pass
+
+    def receive(self, users: Users, models: torch.Tensor) -> None:
+        self.models = models
+
+
+class EchoAggregator:
+    """The IVs are the models."""
+
+    def update(self, users: Users, ivs: torch.Tensor) -> torch.Tensor:
+        return ivs
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        pass
