@@ -160,6 +160,7 @@ def test_bits_and_seconds(trainer, facts):
             assert row["users"] == uncoded["users"] == (0 if number == EMPTY else 12 - number % 2)
         assert {tier: row[f"bits/{tier}"] for tier in TIERS} == bits
         assert row["bits_total"] == total
+        assert row["local_s"] == 1000
         assert row["compute_s"] == 1000 + 100 + 3 + 10
         assert row["communication_s"] == made.communicator.seconds(number)
         assert row["uncoded_s"] == pytest.approx(1000 + 100 + uncoded["communication_s"], rel=1e-12)

@@ -15,7 +15,7 @@ from hmtl.mtl.algorithms.dual import DualAggregator, DualUsers, LoneUsers
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.regularizers import Ridge, SharedModel
-from hmtl.mtl.solvers import LocalSolver
+from hmtl.mtl.solvers import SDCA, LocalSolver
 
 
 class MOCHA(Algorithm):
@@ -94,6 +94,9 @@ class MOCHA(Algorithm):
     def settled(self, tolerance: float) -> bool:
         """Ω was learned, and made R smaller by `tolerance` · |primal| at most when it was learned last."""
         return self.aggregator.settled(tolerance * abs(self.metrics()["primal"]))
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | ({"passes": self.solver.passes} if isinstance(self.solver, SDCA) else {})
 
     @property
     def W(self) -> Tensor:
