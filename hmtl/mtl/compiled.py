@@ -1,7 +1,11 @@
-"""The local pass of SDCA compiled for CPUs (numba), users spread over threads; in torch, see `solvers.batched_pass`.
+"""The local passes of SDCA compiled for CPUs (numba), users spread over threads; in torch, see `solvers.batched_pass`.
 
 K users, n rows each (padded), d features, S rows to visit. Each user's numbers depend on nothing but its own, so they
 are the same, to the last bit, for any number of threads.
+
+There are two ways. One keeps a local model: a visit costs d multiplications, and d more where the dual changes. The
+other keeps the predictions of all rows, by the Gram matrix XXᵀ: a visit costs nothing, and n where the dual changes,
+which after a few passes is seldom. It is for several passes, where that matrix is not too large.
 """
 
 import math
@@ -33,23 +37,51 @@ def applies(loss: Loss, X: Tensor) -> bool:
 
 
 def compiled_pass(
-    loss: Loss, rows: Rows, a: Tensor, W: Tensor, curvature: Tensor, order: Tensor, budgets: Tensor
+    loss: Loss,
+    rows: Rows,
+    a: Tensor,
+    W: Tensor,
+    curvature: Tensor,
+    order: Tensor,
+    budgets: Tensor,
+    by_gram: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """What `SDCA.solve` promises, for a loss that `applies`."""
+    """What `SDCA.solve` promises, for a loss that `applies`; `by_gram` chooses the way."""
     kind, width = KINDS[type(loss)], loss.width if isinstance(loss, SmoothHinge) else 0.0
     given = rows.X, rows.y, rows.square_norms, a, W, curvature, rows.s, order, budgets
     X, y, square_norms, old, models, c, s, *work = (tensor.contiguous().numpy() for tensor in given)
-    new, Z = old.copy(), models.copy()
-    numbers = X, y, square_norms, new, Z, c * s, np.array(rows.counts), *work
+    new, out = old.copy(), models.copy()
+    numbers = y, square_norms, new, out, c * s, np.array(rows.counts), *work
     K, d = W.shape
     threads = max(1, min(torch.get_num_threads(), K, int(budgets.sum()) * d // WORTH_A_THREAD))
+    gram = rows.gram().numpy() if by_gram else X
+
+    def passes(first: int, last: int) -> None:
+        if by_gram:
+            _gram_passes(first, last, kind, width, X, gram, s, *numbers)
+        else:
+            _passes(first, last, kind, width, X, *numbers)
+
     if threads == 1:
-        _passes(0, K, kind, width, *numbers)
+        passes(0, K)
     else:
         shares = np.linspace(0, K, min(4 * threads, K) + 1).astype(int).tolist()  # more than threads: users are unequal
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda first, last: _passes(first, last, kind, width, *numbers), shares[:-1], shares[1:]))
-    return torch.from_numpy(new), torch.from_numpy((Z - models) / c[:, None])
+            list(pool.map(passes, shares[:-1], shares[1:]))
+    return torch.from_numpy(new), torch.from_numpy(out if by_gram else (out - models) / c[:, None])
+
+
+@jit
+def _step(kind: int, width: float, y: float, old: float, prediction: float, q: float) -> float:
+    """`Loss.coordinate_step`."""
+    if kind == MARGIN:
+        b = y * old
+        # q = width = 0, a row of zeros, divides 1 by 0, and b = 1 is right
+        b += (1 - y * prediction - width * b) / (q + width)
+        return y * min(max(b, 0.0), 1.0)
+    if kind == SQUARED:
+        return old + (y - prediction - old) / (1 + q)
+    return y * _logistic(y * old, y * prediction, q)
 
 
 @jit
@@ -76,25 +108,64 @@ def _passes(
             place += 1
             if place == counts[k]:
                 place = 0
-            x, y_j, old = X[k, j], y[k, j], a[k, j]
+            x, old = X[k, j], a[k, j]
             prediction = 0.0
             for i in range(len(z)):
                 prediction += x[i] * z[i]
-            q = kappa[k] * square_norms[k, j]
-            if kind == MARGIN:
-                b = y_j * old
-                # q = width = 0, a row of zeros, divides 1 by 0, and b = 1 is right
-                b += (1 - y_j * prediction - width * b) / (q + width)
-                new = y_j * min(max(b, 0.0), 1.0)
-            elif kind == SQUARED:
-                new = old + (y_j - prediction - old) / (1 + q)
-            else:
-                new = y_j * _logistic(y_j * old, y_j * prediction, q)
+            new = _step(kind, width, y[k, j], old, prediction, kappa[k] * square_norms[k, j])
             if new != old:
                 a[k, j] = new
                 step = kappa[k] * (new - old)
                 for i in range(len(z)):
                     z[i] += step * x[i]
+
+
+@jit
+def _gram_passes(
+    first: int,
+    last: int,
+    kind: int,
+    width: float,
+    X: Floats,
+    G: Floats,
+    s: Floats,
+    y: Floats,
+    square_norms: Floats,
+    a: Floats,
+    W: Floats,
+    kappa: Floats,
+    counts: NDArray[np.int64],
+    order: NDArray[np.int64],
+    budgets: NDArray[np.int64],
+) -> None:
+    """The same by G = XXᵀ [K, n, n]: changes a [K, n] in place, and puts Δv in the place of W [K, d]."""
+    for k in range(first, last):
+        n, w, place = counts[k], W[k], 0
+        predictions, before = np.zeros(n), a[k, :n].copy()
+        for j in range(n):
+            x, prediction = X[k, j], 0.0
+            for i in range(len(w)):
+                prediction += x[i] * w[i]
+            predictions[j] = prediction
+        for _ in range(budgets[k]):
+            j = order[k, place]
+            place += 1
+            if place == n:
+                place = 0
+            old = a[k, j]
+            new = _step(kind, width, y[k, j], old, predictions[j], kappa[k] * square_norms[k, j])
+            if new != old:
+                a[k, j] = new
+                step, g = kappa[k] * (new - old), G[k, j]
+                for i in range(n):
+                    predictions[i] += step * g[i]
+        w[:] = 0
+        for j in range(n):
+            change = s[k] * (a[k, j] - before[j])
+            if change != 0:
+                x = X[k, j]
+                for i in range(len(w)):
+                    w[i] += change * x[i]
 
 
 @jit

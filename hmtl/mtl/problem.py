@@ -7,7 +7,7 @@ other: W, V are [C·d, K], a is [K, C·n].
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -30,6 +30,7 @@ class Rows:
         square_norms: [K, n], ‖x_kj‖².
         counts: n_k, K numbers.
         s: [K], weight of a row in the objective: 1 or 1/n_k.
+        made: what was computed of X, kept for all that share it.
     """
 
     X: Tensor
@@ -37,11 +38,19 @@ class Rows:
     square_norms: Tensor
     counts: tuple[int, ...]
     s: Tensor
+    made: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def gram(self) -> Tensor:
+        """XXᵀ of each user, [K, n, n]."""
+        if "gram" not in self.made:
+            self.made["gram"] = self.X @ self.X.mT
+        return self.made["gram"]
 
     def of(self, user: int) -> "Rows":
         """The rows of one user, without padding, as K = 1; a view, no copy."""
         n, one = self.counts[user], slice(user, user + 1)
-        return Rows(self.X[one, :n], self.y[one, :n], self.square_norms[one, :n], (n,), self.s[one])
+        made = {name: gram[one, :n, :n] for name, gram in self.made.items()}
+        return Rows(self.X[one, :n], self.y[one, :n], self.square_norms[one, :n], (n,), self.s[one], made)
 
 
 class Problem:

@@ -20,6 +20,8 @@ from hmtl.mtl.losses import Loss
 from hmtl.mtl.problem import Rows
 from hmtl.rng import generator
 
+GRAM_SIZE = 4  # times the memory of the rows, at most
+
 
 class LocalSolver(ABC):
     """Improves the users' duals, each on its own rows."""
@@ -68,7 +70,8 @@ class LocalSolver(ABC):
 class SDCA(LocalSolver):
     """Stochastic dual coordinate ascent: exact steps on one row after another, in random order.
 
-    On a CPU the package's own losses take compiled code, everything else torch; the numbers are the same to rounding.
+    On a CPU the package's own losses take compiled code, for several passes by the rows' Gram matrix where that is of
+    the size of the rows; everything else takes torch. The numbers are the same to rounding.
 
     Args:
         passes: how often a user goes over its rows in a round, in an order drawn anew for each round; a fraction
@@ -99,8 +102,10 @@ class SDCA(LocalSolver):
     def solve(
         self, loss: Loss, rows: Rows, a: Tensor, W: Tensor, curvature: Tensor, order: Tensor, budgets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        work = compiled_pass if applies(loss, rows.X) else batched_pass
-        return work(loss, rows, a, W, curvature, order, budgets)
+        if not applies(loss, rows.X):
+            return batched_pass(loss, rows, a, W, curvature, order, budgets)
+        by_gram = self.passes >= 2 and rows.X.shape[1] <= GRAM_SIZE * rows.X.shape[2]
+        return compiled_pass(loss, rows, a, W, curvature, order, budgets, by_gram)
 
 
 def batched_pass(

@@ -345,7 +345,7 @@ def test_nothing_to_set_up(random_problem, tmp_path):
 
 def test_descriptions(random_problem):
     problem = random_problem(3, regularizer=TaskRelationship(0.2)).problem
-    common = {"loss": "hinge", "error_measure": "share misclassified"}
+    common = {"loss": "hinge", "error_measure": "share misclassified", "passes": 10.0}
     assert MOCHA(problem, SDCA()).describe() == {
         "algorithm": "mocha",
         "regularizer": "task_relationship",
