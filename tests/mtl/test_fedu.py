@@ -501,13 +501,13 @@ def test_refusals(graph):
 
 
 def test_classes_need_numbers():
-    with pytest.raises(DataError, match="Task '0' has classes=None"):
+    with pytest.raises(DataError, match="Task '0' has two classes as y = ±1, CrossEntropy needs them numbered"):
         Problem(tasks("signs"), CrossEntropy(), Ridge(0.1))
     first, *others = tasks("classes")
     more = Task("more", first.x_train, first.y_train, first.x_test, first.y_test, C + 1)
     with pytest.raises(DataError, match="Task 'more' has classes=4"):
         Problem([*others, more], CrossEntropy(), Ridge(0.1))
-    with pytest.raises(DataError, match="Task '0' has classes=3: Squared takes no numbered classes"):
+    with pytest.raises(DataError, match="Task '0' has 3 classes, Squared takes numbers: choose loss=hinge"):
         Problem(tasks("classes"), Squared(), Ridge(0.1))
     with pytest.raises(ConfigError, match="CrossEntropy does not define"):
         MOCHA(Problem(tasks("classes"), CrossEntropy(), Ridge(0.1)), SDCA())
