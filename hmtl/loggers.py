@@ -113,6 +113,8 @@ def report(summary: Mapping[str, Any]) -> list[Table | str]:
     parts: list[Table | str] = [_loads(summary), _times(summary)]
     if "empty_rounds" in summary:
         parts.append(f"Empty rounds: {summary['empty_rounds']}, as no relay with the present state was there.")
+    if summary["loads"]["users_to_relays"] < summary["K"]:
+        parts.append("Not all took part in every round; formula and lower bound are for rounds in which all do.")
     if not summary["V_bits"]:
         parts = ["Nothing travels: every user learns for itself."]
     elif "passes" in summary:

@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from pydoc import locate
 from types import UnionType
@@ -43,7 +43,9 @@ def check_settings(target: str, values: Mapping[str, Any]) -> None:
             type(None): type(None) in kinds,
         }
         if Any not in kinds and not fits.get(type(value), True):
-            wanted = [word for kind, word in WORDS.items() if kind in kinds] + ["a name"] * takes_words or ["a list"]
+            wanted = [word for kind, word in WORDS.items() if kind in kinds] + ["a name"] * takes_words
+            if any(get_origin(kind) in (list, tuple, Sequence) for kind in kinds) or not wanted:
+                wanted.append("a list")
             raise ConfigError(f"{name}={'null' if value is None else value}: {' or '.join(wanted)} is needed.")
 
 

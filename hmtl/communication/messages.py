@@ -48,7 +48,7 @@ class Message:
         overhead: what travels with them, uint8 [rows, L'].
         users: whose rows these are [n]; None where rows belong to no user.
         at: which rows are meant [n], so that one tensor can serve many messages; None: all.
-        dtype: in which the numbers in the payload are computed with, wherever they are.
+        dtype: of IVs: the type that the numbers in the payload are computed in, whatever they travel as.
     """
 
     round: int

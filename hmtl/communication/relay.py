@@ -93,7 +93,16 @@ class Relay:
         return [self._up(STATE, *note(content))]
 
     def take_state(self, messages: Sequence[Message]) -> None:
-        """Go on from another relay's state."""
+        """Go on from another relay's state, if that was asked for.
+
+        Raises:
+            CodingError: it is missing.
+        """
+        if self.attendance.behind[self.i] and not messages:
+            raise CodingError(
+                f"relay {self.i} missed a round, and got no state to go on from in round {self._round}: a message was "
+                "lost on the way. Resume from the last checkpoint."
+            )
         for message in messages:
             assert self.aggregation is not None
             content = message.overhead[0].numpy()

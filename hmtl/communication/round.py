@@ -28,7 +28,7 @@ from hmtl.communication.stopwatch import Stopwatch
 
 @dataclass(frozen=True)
 class Nodes:
-    """The nodes of this process, and the names of all."""
+    """The nodes of this process, `seat`, which those that aggregate share, and the names of all nodes."""
 
     hosts: Sequence[UserHost]
     relays: Sequence[Relay]
@@ -49,7 +49,7 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch, coded: bool) 
         coded: whether relays aggregate and code; else the server does, and they forward.
 
     Raises:
-        CodingError: the aggregators do not hold the same, or a message without which nobody can decode is missing.
+        CodingError: the aggregators do not hold the same, or a message without which nobody can go on is missing.
     """
     relays, server = list(nodes.relays), nodes.server
 
@@ -114,6 +114,6 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch, coded: bool) 
 
 
 def _segments(node: Relay | Server | None) -> Iterator[Segment]:
-    """What is coded in this round, as this node knows it, and every other."""
-    if node is not None:
+    """What is coded in this round, as this node knows it, and every other; nothing where nobody aggregates."""
+    if node is not None and node.attendance.aggregating.any():
         yield from segments(node.planner.code(node.attendance.heard).plan, *node.sizes)

@@ -67,11 +67,7 @@ class Server:
             CodingError: some are missing.
         """
         active = self.attendance.heard.active
-        if lost := sorted(set(active).difference(map(_sender, messages))):
-            raise CodingError(
-                f"{_names(lost)} sent no combinations in round {self._round}: nobody can decode. Resume from the last "
-                "checkpoint."
-            )
+        self._require(active, messages, "sent no combinations", "nobody can decode")
         received = torch.cat([getattr(message, segment.part) for message in messages])
         combinations = segment.sides(matmul(segment.block.downlink, received))
         return list(self._to(np.array(active), BROADCAST, *combinations))
@@ -80,7 +76,7 @@ class Server:
         """Let the aggregators' models go to the users if all of them hold the same, and pass on those for other relays.
 
         Raises:
-            CodingError: they do not.
+            CodingError: they do not, or one of them sent no digests.
         """
         found = {_sender(message): message.overhead[0].numpy().tobytes() for message in digests}
         values = list(found.values())
@@ -91,11 +87,8 @@ class Server:
                 f"{_names(odd)} {what} than the other aggregators in round {self._round}: stopped before a wrong model "
                 "spreads. Please report this with the topology, the scheme and the seed."
             )
-        if lost := sorted(set(self.attendance.aggregators).difference(found)):
-            raise CodingError(
-                f"{_names(lost)} did not confirm its models in round {self._round}: whether it holds the same as the "
-                "others is unknown. Resume from the last checkpoint."
-            )
+        unknown = "whether all hold the same is unknown"
+        self._require(self.attendance.aggregators, digests, "sent no digests", unknown)
         if not found:
             return []
         self.version += 1
@@ -103,9 +96,14 @@ class Server:
         return [*verdict, *(copy for message in models for copy in self._to_serving(message))]
 
     def gather(self, messages: Sequence[Message]) -> None:
-        """Uncoded: all IVs are known, so compute the models."""
-        if self.aggregation is None or not messages:
+        """Uncoded: take the IVs that the relays passed on.
+
+        Raises:
+            CodingError: some are missing.
+        """
+        if self.aggregation is None or self.empty:
             return
+        self._require(self.attendance.relays, messages, "passed no IVs on", "no models can be computed")
         self.aggregation.open(self._round, self.name, self.attendance.users, *self.sizes)
         for message in messages:
             at = self.aggregation.place(message.of_users())
@@ -134,6 +132,13 @@ class Server:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.version = int(state["version"])
+
+    def _require(self, relays: Sequence[int], messages: Sequence[Message], lacking: str, so: str) -> None:
+        """Refuse to go on without a message of each of these relays."""
+        if lost := sorted(set(relays).difference(map(_sender, messages))):
+            raise CodingError(
+                f"{_names(lost)} {lacking} in round {self._round}: {so}. Resume from the last checkpoint."
+            )
 
     def _to(self, relays: Users, kind: str, payload: Tensor, overhead: Tensor) -> Iterator[Message]:
         """The same to some relays: once where the medium is a broadcast, else a copy for each."""

@@ -23,8 +23,8 @@ class Participation:
     """Stragglers, who do a part of their work, and users and relays that drop out of a round.
 
     In a round, a user does the share U(low, high) of its usual work, drawn anew, times its speed; of its usual work
-    because a round lasts as long as a user of full speed needs. A user that drops out sends nothing and gets nothing,
-    nor does a relay.
+    because a round lasts as long as a user of full speed needs. A user that drops out sends nothing, but gets its
+    model; a relay that drops out neither hears nor sends anything.
 
     Args:
         low, high: bounds of the share that is drawn, 0 < low ≤ high ≤ 1.
@@ -109,11 +109,14 @@ class Participation:
 
 def _read(name: str, who: str, pairs: Pairs) -> frozenset[tuple[int, int]]:
     try:
-        if isinstance(pairs, str | Path):
-            return _read(name, who, np.loadtxt(pairs, delimiter=",", dtype=np.int64, ndmin=2).tolist())
-        return frozenset((int(round), int(number)) for round, number in pairs)
+        read = np.loadtxt(pairs, delimiter=",", dtype=np.int64, ndmin=2) if isinstance(pairs, str | Path) else pairs
+        return frozenset((int(round), int(number)) for round, number in read)
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{name}={pairs} is not made of pairs (round, {who}): {error}.") from error
+        why = str(error).rstrip(".")
+        raise ConfigError(
+            f"{name}={pairs} is not made of pairs (round, {who}): {why}. Give pairs, as in [[3, 0], [4, 0]], or a CSV "
+            "file of them."
+        ) from error
 
 
 def _check(name: str, who: str, pairs: frozenset[tuple[int, int]], count: int) -> None:

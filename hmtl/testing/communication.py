@@ -35,7 +35,7 @@ class CommunicatorContract:
     ) -> Communicator:
         raise NotImplementedError
 
-    @settings(max_examples=60, suppress_health_check=INHERITED)
+    @settings(max_examples=30, suppress_health_check=INHERITED)
     @given(
         topology=topologies(),
         m=st.integers(1, 40),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.coding import make_plan
@@ -13,6 +13,7 @@ from hmtl.communication.coder import View, check_rows, segments
 from hmtl.topology import any_r
 
 
+@settings(max_examples=40)
 @given(
     payload=st.integers(0, 70),
     overhead=st.integers(0, 20),

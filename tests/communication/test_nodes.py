@@ -1,5 +1,9 @@
-"""Nodes that share nothing: each relay with a planner, aggregator and memory of its own, users on several hosts."""
+"""Nodes that share nothing: each relay with an aggregator and memory of its own, users on several hosts.
 
+Only planners are shared, which know nothing of a round but what they are asked; two of them, that must plan the same.
+"""
+
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -12,7 +16,8 @@ from hypothesis import strategies as st
 from hmtl.communication import InProcess, LinkLedger, Network, coder
 from hmtl.communication.aggregation import Aggregation
 from hmtl.communication.host import UserHost
-from hmtl.communication.messages import BROADCAST, COMBINATIONS, DIGESTS, IVS, MODELS, Message
+from hmtl.communication.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
+from hmtl.communication.messages import BROADCAST, COMBINATIONS, DIGESTS, IVS, MODELS, SERVER, STATE, Message
 from hmtl.communication.planner import Planner
 from hmtl.communication.relay import Relay
 from hmtl.communication.round import Nodes, play
@@ -40,37 +45,38 @@ class Changed(InProcess):
 
 
 class Apart:
-    """A network whose nodes share nothing, as on machines of their own."""
+    """A network whose nodes share no more than planners, as on machines of their own."""
 
     def __init__(self, t: Topology, scheme: str, users: Iterable[ScriptedUsers], medium: str = "broadcast") -> None:
         self.t, self.coded = t, scheme != "uncoded"
         users = list(users)
         width = users[0].ivs[0].shape[1]
 
-        def planner() -> Planner:
-            return Planner(t, Network(medium=medium), scheme, seed=5, max_pieces=3, generation=9)
+        planners = [Planner(t, Network(medium=medium), scheme, seed=5, max_pieces=3, generation=9) for _ in range(2)]
 
         def seat() -> Aggregation:
             return Aggregation(t.K, ScriptedAggregator(t.K, width), users[0].numbers, None)
 
         self.hosts = [UserHost(t.K, side, None, n, np.array(sorted(side.mine))) for n, side in enumerate(users)]
         names = [host.name for host in self.hosts]
-        self.relays = [Relay(i, planner(), seat() if self.coded else None, names) for i in range(t.H)]
-        self.server = Server(planner(), None if self.coded else seat())
+        self.relays = [Relay(i, planners[i % 2], seat() if self.coded else None, names) for i in range(t.H)]
+        self.server: Server | None = Server(planners[0], None if self.coded else seat())
         self.links = Changed(LinkLedger(t.K, t.H))
         self.links.ledger.begin_round()
 
     def play(self, round: int, away: Iterable[int] = (), change: Change | None = None) -> None:
         self.links.change = change or Changed.change
         there = [relay for relay in self.relays if relay.i not in set(away)]
-        seat = self.server.aggregation or self.relays[0].aggregation
-        assert seat is not None
+        (seat, *_) = self.seats()
         names = [host.name for host in self.hosts], [relay.name for relay in self.relays]
         play(round, Nodes(self.hosts, there, self.server, seat, *names), self.links, Stopwatch(), self.coded)
 
+    def seats(self) -> list[Aggregation]:
+        nodes = [self.server, *self.relays]
+        return [node.aggregation for node in nodes if node and node.aggregation]
+
     def aggregators(self) -> list[ScriptedAggregator]:
-        seats = [relay.aggregation for relay in self.relays] if self.coded else [self.server.aggregation]
-        return [seat.aggregator for seat in seats if seat is not None]
+        return [seat.aggregator for seat in self.seats()]
 
 
 def poison(node: str, message: Message) -> Message:
@@ -84,7 +90,7 @@ def poison(node: str, message: Message) -> Message:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     t=topologies(max_K=25),
     medium=st.sampled_from(("broadcast", "unicast")),
@@ -159,8 +165,7 @@ def test_every_aggregator_ends_with_the_ivs_of_all_who_were_heard(
             assert {k for side in sides for k in side.sent} == unsettled
     committed = {pair for side in sides for pair in side.committed}
     dropped = {pair for side in sides for pair in side.dropped}
-    seats = [relay.aggregation for relay in apart.relays] if apart.coded else [apart.server.aggregation]
-    counted = max((seat.counted.tolist() for seat in seats if seat), key=max)
+    counted = max((seat.counted.tolist() for seat in apart.seats()), key=max)
     assert all((round, k) in committed or k in unsettled for k, round in enumerate(counted) if round >= 0)
     assert not committed & dropped
 
@@ -239,15 +244,25 @@ def test_other_models_are_found_too() -> None:
     assert not users.models
 
 
-@pytest.mark.parametrize("kind", [COMBINATIONS, BROADCAST, DIGESTS])
-def test_a_message_without_which_nobody_can_go_on(kind: str) -> None:
-    apart, users = one(symmetric(K=20, H=5, r=3))
+@pytest.mark.parametrize(
+    ("scheme", "kind", "at"),
+    [
+        ("optimal", COMBINATIONS, SERVER),
+        ("optimal", BROADCAST, "relay 1"),
+        ("optimal", DIGESTS, SERVER),
+        ("optimal", STATE, "relay 1"),
+        ("uncoded", IVS, SERVER),
+    ],
+)
+def test_a_message_without_which_nobody_can_go_on(scheme: str, kind: str, at: str) -> None:
+    apart, users = one(symmetric(K=20, H=5, r=3), scheme)
+    apart.play(0, away=[1])
 
     def lose(node: str, message: Message) -> Message | None:
-        return None if message.kind == kind and (kind == BROADCAST or message.sender == "relay 1") else message
+        return None if (message.kind, node) == (kind, at) and message.sender in (SERVER, "relay 1") else message
 
-    with pytest.raises(CodingError, match=r"^relay \d .* round 0.* Resume from the last checkpoint"):
-        apart.play(0, change=lose)
+    with pytest.raises(CodingError, match=r"^relay 1 .* round 1.* Resume from the last checkpoint"):
+        apart.play(1, change=lose)
     assert not users.models
 
 
@@ -289,10 +304,47 @@ def test_a_relay_that_comes_back_is_handed_the_state_of_another() -> None:
 
 def test_without_the_present_state_nobody_aggregates() -> None:
     """Relay 0 alone was there, then only the others are: what users send does not count, and they are told."""
-    t = Topology([[1, 1, 0, 1], [0, 1, 1, 1]])
+    t = Topology([[1, 1, 0, 1], [0, 1, 1, 1], [0, 1, 1, 0]])
     apart, users = one(t)
-    apart.play(0, away=[1])
+    apart.play(0, away=[1, 2])
+    between = [apart.links.ledger.bits(tier).payload for tier in (RELAYS_TO_SERVER, SERVER_TO_RELAYS)]
     apart.play(1, away=[0])
+    assert apart.server
     assert apart.server.empty
     assert sorted(users.dropped) == [(1, 1), (1, 3)]
     assert users.sent == {0: 1, 2: 0}
+    assert between == [apart.links.ledger.bits(tier).payload for tier in (RELAYS_TO_SERVER, SERVER_TO_RELAYS)]
+
+
+def test_relays_whose_server_is_elsewhere() -> None:
+    """In a process without the server, relays do the same on the same messages from it."""
+    t = symmetric(K=20, H=5, r=3)
+    whole, users = one(t)
+    said: dict[tuple[str, str], list[Message]] = defaultdict(list)
+
+    def keep(node: str, message: Message) -> Message:
+        if message.sender == SERVER:
+            said[node, message.kind].append(message)
+        return message
+
+    whole.play(0, change=keep)
+    part, others = one(t)
+    part.server, part.links = None, Replayed(part.links.ledger, said)
+    part.play(0)
+    assert not any(said.values())
+    assert others.models.keys() == users.models.keys() == set(range(20))
+    assert all(same_bits(model, others.models[k]) for k, model in users.models.items())
+
+
+class Replayed(Changed):
+    """Links that have what the server said elsewhere, one message at a time."""
+
+    def __init__(self, ledger: LinkLedger, said: dict[tuple[str, str], list[Message]]) -> None:
+        super().__init__(ledger)
+        self.said = said
+
+    def collect(self, node, kind, expected):
+        if expected != (SERVER,):
+            return super().collect(node, kind, expected)
+        box = self.said[node, kind]
+        return ([box.pop(0)], ()) if box else ([], (SERVER,))

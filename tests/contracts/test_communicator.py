@@ -32,7 +32,7 @@ MakeLinks = Callable[[LinkLedger], Links]
 class Loads(CommunicatorContract):
     """The package's own also promise the loads of the formulas."""
 
-    @settings(max_examples=40, suppress_health_check=INHERITED)
+    @settings(max_examples=20, suppress_health_check=INHERITED)
     @given(
         topology=topologies(),
         m=st.integers(1, 40),
