@@ -26,7 +26,16 @@ if TYPE_CHECKING:
     from hmtl.trainer import Logger, Trainer
 
 # What may differ between a run and the one that goes on from its checkpoint.
-NOT_IDENTITY = ("output_dir", "resume", "rounds", "gap_tolerance", "checkpoint_every", "logger", "tune")
+NOT_IDENTITY = (
+    "output_dir",
+    "resume",
+    "rounds",
+    "algorithm.rounds",
+    "gap_tolerance",
+    "checkpoint_every",
+    "logger",
+    "tune",
+)
 
 
 @dataclass
@@ -230,9 +239,11 @@ def _identity(cfg: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     flat: dict[str, Any] = {}
-    stack = [(str(key), value) for key, value in plain.items() if key not in NOT_IDENTITY]
+    stack = [(str(key), value) for key, value in plain.items()]
     while stack:
         key, value = stack.pop()
+        if key in NOT_IDENTITY:
+            continue
         if isinstance(value, dict):
             stack += [(f"{key}.{k}", v) for k, v in value.items()]
         else:

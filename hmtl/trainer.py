@@ -137,7 +137,8 @@ class Trainer:
     def _converged(self) -> bool:
         if not (self.gap_tolerance and self.history and "gap" in self.history[-1]):
             return False
-        return self.history[-1]["gap"] <= self.gap_tolerance * abs(self.history[-1]["primal"])
+        small = self.history[-1]["gap"] <= self.gap_tolerance * abs(self.history[-1]["primal"])
+        return small and self.algorithm.settled(self.gap_tolerance)
 
     def _save(self) -> None:
         save_atomically(

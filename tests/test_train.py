@@ -244,7 +244,7 @@ def test_a_user_error_is_one_line_and_exit_2(tmp_path: Path) -> None:
         (("algorithm=fedu", "solver=sdca"), ConfigError, "works by gradients"),
         (("wire=float8",), ConfigError, "wire=float8"),
         (("participation=speeds",), ConfigError, "participation.speeds is not set"),
-        (("solver.local_fraction=0",), ConfigError, "local_fraction"),
+        (("solver.passes=0",), ConfigError, "passes"),
         (("dataset=mnist", "dataset.path=/nowhere/at/all", "dataset.download=false"), DataError, "/nowhere/at/all"),
         (("network.medium=smoke",), ConfigError, "smoke"),
     ],

@@ -1,7 +1,7 @@
 """The local pass of SDCA compiled for CPUs (numba), users spread over threads; in torch, see `solvers.batched_pass`.
 
-K users, n rows each (padded), d features, S steps. Each user's numbers depend on nothing but its own, so they are the
-same, to the last bit, for any number of threads.
+K users, n rows each (padded), d features, S rows to visit. Each user's numbers depend on nothing but its own, so they
+are the same, to the last bit, for any number of threads.
 """
 
 import math
@@ -40,7 +40,7 @@ def compiled_pass(
     given = rows.X, rows.y, rows.square_norms, a, W, curvature, rows.s, order, budgets
     X, y, square_norms, old, models, c, s, *work = (tensor.contiguous().numpy() for tensor in given)
     new, Z = old.copy(), models.copy()
-    numbers = X, y, square_norms, new, Z, c * s, *work
+    numbers = X, y, square_norms, new, Z, c * s, np.array(rows.counts), *work
     K, d = W.shape
     threads = max(1, min(torch.get_num_threads(), K, int(budgets.sum()) * d // WORTH_A_THREAD))
     if threads == 1:
@@ -64,13 +64,18 @@ def _passes(
     a: Floats,
     Z: Floats,
     kappa: Floats,
+    counts: NDArray[np.int64],
     order: NDArray[np.int64],
     budgets: NDArray[np.int64],
 ) -> None:
     """The passes of users first..last−1: changes a [K, n] and Z = W + κu [K, d] in place."""
     for k in range(first, last):
-        z = Z[k]
-        for j in order[k, : budgets[k]]:
+        z, place = Z[k], 0
+        for _ in range(budgets[k]):
+            j = order[k, place]
+            place += 1
+            if place == counts[k]:
+                place = 0
             x, y_j, old = X[k, j], y[k, j], a[k, j]
             prediction = 0.0
             for i in range(len(z)):

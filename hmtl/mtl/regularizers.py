@@ -17,9 +17,6 @@ from hmtl.data import Task
 from hmtl.errors import ConfigError
 from hmtl.mtl.graph import covariance, nearest, read_weights
 
-EIGENVALUE_FLOOR = 1e-12
-"""Least eigenvalue of WᵀW relative to the largest: keeps Σ's condition number below 1e6, so that Ω = Σ⁻¹ exists."""
-
 
 class Regularizer(nn.Module, ABC):
     """How the users' models hang together. `coupling` is all that a new regularizer must define.
@@ -65,9 +62,9 @@ class Regularizer(nn.Module, ABC):
         A, name = self.coupling(Omega), type(self).__name__
         if A.shape != Omega.shape:
             raise ConfigError(f"{name}.coupling gave shape {tuple(A.shape)}, not {tuple(Omega.shape)}: A is [K, K].")
-        if not torch.allclose(A, A.T, rtol=1e-10, atol=0):
+        if not (A - A.T).abs().max() <= 1e-10 * A.abs().max():  # rounding scales with the largest entry
             raise ConfigError(f"{name}.coupling gave an A that is not symmetric. Use (A + Aᵀ)/2, which is the same R.")
-        L, info = torch.linalg.cholesky_ex(A)
+        L, info = torch.linalg.cholesky_ex((A + A.T) / 2)
         if info.item():
             raise ConfigError(
                 f"{name}.coupling gave an A that is not positive definite, so R has no finite conjugate. "
@@ -79,6 +76,18 @@ class Regularizer(nn.Module, ABC):
     def conjugate(self, V: Tensor, Omega: Tensor) -> Tensor:
         """R*(V) = ½ tr(V B Vᵀ), a scalar, for V [d, K]."""
         return 0.5 * (V @ self.inverse_coupling(Omega) * V).sum()
+
+    @property
+    def learns(self) -> bool:
+        """Whether it learns an Ω."""
+        return type(self).update_omega is not Regularizer.update_omega
+
+    def joint(self, W: Tensor, V: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What stands for R and R* where W [d, K] and Ω are optimised together; None where no such bound is known.
+
+        With Σ s ℓ and Σ s ℓ* they give a primal and a dual of the joint problem, whatever Ω is at present.
+        """
+        return None
 
     def start_omega(self, K: int) -> Tensor:
         """Ω of the first round: K·I, that is Σ = I/K."""
@@ -166,13 +175,16 @@ class TaskRelationship(Regularizer):
     Args:
         lam: λ, or λ1.
         lam2: λ2 of the form λ1 tr(WΩWᵀ) + λ2‖W‖².
+        floor: least eigenvalue of WᵀW relative to the largest, in (0, 1): it bounds the condition number of Ω, by
+            1/√floor, and thereby how slowly the rounds after converge.
 
     Ref: Zhang and Yeung 2010; Smith et al. 2017; Hu et al. 2022, eq. (1).
     """
 
-    def __init__(self, lam: float, lam2: float | None = None) -> None:
+    def __init__(self, lam: float, lam2: float | None = None, floor: float = 1e-4) -> None:
         super().__init__(lam)
         self.lam2 = None if lam2 is None else positive("lam2", lam2)
+        self.floor = below_one("floor", floor)
 
     def coupling(self, Omega: Tensor) -> Tensor:
         if self.lam2 is None:
@@ -184,9 +196,15 @@ class TaskRelationship(Regularizer):
         eigenvalues, U = torch.linalg.eigh(W.T @ W)
         if eigenvalues[-1] <= 0:
             return Omega
-        root = eigenvalues.clamp_min(EIGENVALUE_FLOOR * eigenvalues[-1]).sqrt()
-        half: Tensor = U * (root.sum() / root).sqrt()
-        return half @ half.T  # exactly symmetric, unlike U diag Uᵀ
+        root = eigenvalues.clamp_min(self.floor * eigenvalues[-1]).sqrt()
+        return symmetric(U * (root.sum() / root).sqrt())
+
+    def joint(self, W: Tensor, V: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(λ/2)‖W‖_*² and ‖V‖²/(2λ), with the nuclear and the spectral norm: min over Σ, tr Σ = 1, of ½λ tr(WΣ⁻¹Wᵀ)."""
+        if self.lam2 is not None:
+            return None
+        nuclear, spectral = torch.linalg.svdvals(W).sum(), torch.linalg.svdvals(V)[0]
+        return self.lam / 2 * nuclear.square(), spectral.square() / (2 * self.lam)
 
 
 class Clustered(Regularizer):
@@ -199,6 +217,7 @@ class Clustered(Regularizer):
         lam: λ.
         clusters: their number, at most K.
         eta: η > 0.
+        floor: least eigenvalue of WᵀW relative to the largest, in (0, 1).
 
     Raises:
         ConfigError: a number is out of its range; fewer users than clusters is found by `start_omega`.
@@ -206,11 +225,11 @@ class Clustered(Regularizer):
     Ref: Jacob et al. 2008; Zhou et al. 2011, eq. (7).
     """
 
-    def __init__(self, lam: float, clusters: int = 3, eta: float = 0.5) -> None:
+    def __init__(self, lam: float, clusters: int = 3, eta: float = 0.5, floor: float = 1e-4) -> None:
         super().__init__(lam)
         if clusters < 1:
             raise ConfigError(f"clusters={clusters} is too small: there is at least one.")
-        self.clusters, self.eta = clusters, positive("eta", eta)
+        self.clusters, self.eta, self.floor = clusters, positive("eta", eta), below_one("floor", floor)
 
     def coupling(self, Omega: Tensor) -> Tensor:
         return self.lam * Omega
@@ -226,18 +245,34 @@ class Clustered(Regularizer):
         eigenvalues, U = torch.linalg.eigh(W.T @ W)
         if eigenvalues[-1] <= 0:
             return Omega
-        s = eigenvalues.clamp_min(EIGENVALUE_FLOOR * eigenvalues[-1]).sqrt()
+        s = eigenvalues.clamp_min(self.floor * eigenvalues[-1]).sqrt()
         # Σ_i m_i grows from 0 to K, piecewise linearly in θ: find where it is the number of clusters
         knots = torch.cat([self.eta / s, (1 + self.eta) / s]).sort().values
         traces = (knots[:, None] * s - self.eta).clamp(0, 1).sum(1)
         theta = float(np.interp(self.clusters, traces.cpu().numpy(), knots.cpu().numpy()))
-        half: Tensor = U * (self.eta * (1 + self.eta) / (self.eta + (theta * s - self.eta).clamp(0, 1))).sqrt()
-        return half @ half.T
+        return symmetric(U * (self.eta * (1 + self.eta) / (self.eta + (theta * s - self.eta).clamp(0, 1))).sqrt())
 
 
 def identity(Omega: Tensor) -> Tensor:
     """I [K, K], of the type and on the device of Omega."""
     return torch.eye(len(Omega), dtype=Omega.dtype, device=Omega.device)
+
+
+def symmetric(half: Tensor) -> Tensor:
+    """half · halfᵀ, symmetric to the last bit: a product alone is not, by rounding."""
+    product = half @ half.T
+    return (product + product.T) / 2
+
+
+def below_one(name: str, value: float) -> float:
+    """The value itself, if it is in (0, 1).
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not 0 < value < 1:
+        raise ConfigError(f"{name}={value} is not in (0, 1): it is a share, say 1e-4.")
+    return value
 
 
 def positive(name: str, value: float) -> float:

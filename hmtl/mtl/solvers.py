@@ -1,8 +1,8 @@
 """Local solvers: one user's share of a round, for all users at once.
 
-K users, n rows each (padded), d features, S steps. User k maximises over a′, from its duals a, with w_k fixed,
+K users, n rows each (padded), d features, S rows to visit. User k maximises over a′, from its duals a, with w_k fixed,
     −s_k Σ_j ℓ*(−a′_j) − w_k·Δv_k − ½ c_k ‖Δv_k‖²,    Δv_k = s_k Σ_j (a′_j − a_j) x_kj,
-where the curvature c_k = γσ′B_kk pays for what the others do meanwhile.
+where the curvature c_k pays for what the others do meanwhile.
 """
 
 import math
@@ -42,7 +42,10 @@ class LocalSolver(ABC):
 
     @abstractmethod
     def draw(self, seed: int, round: int, users: Sequence[int], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The work of a round: order [K, S] of rows to visit and budgets [K], how many of them each user does."""
+        """The work of a round: order [K, S] of rows to visit, and budgets [K], how many visits each user makes.
+
+        A user that makes more visits than it has rows begins again with the first.
+        """
 
     @abstractmethod
     def solve(
@@ -54,7 +57,8 @@ class LocalSolver(ABC):
             a: duals [K, n], left as they are.
             W: models as rows [K, d].
             curvature: c [K].
-            order, budgets: as from `draw`; a budget may be anything from 0 (absent) to S.
+            order, budgets: as from `draw`; a budget may be anything from 0 (absent) to S, or beyond where the order
+                has all rows of the user.
 
         Returns:
             new duals a′ [K, n] and Δv [K, d].
@@ -67,20 +71,21 @@ class SDCA(LocalSolver):
     On a CPU the package's own losses take compiled code, everything else torch; the numbers are the same to rounding.
 
     Args:
-        local_fraction: share of its rows that a user visits per round, in (0, 1]; at least one row.
+        passes: how often a user goes over its rows in a round, in an order drawn anew for each round; a fraction
+            visits that part of them, at least one row.
 
     Ref: Shalev-Shwartz and Zhang 2013; Smith et al. 2017.
     """
 
     needs = ("conjugate", "coordinate_step")
 
-    def __init__(self, local_fraction: float = 0.5) -> None:
-        if not 0 < local_fraction <= 1:
-            raise ConfigError(f"local_fraction={local_fraction} is not in (0, 1]: it is the share of rows per round.")
-        self.local_fraction = local_fraction
+    def __init__(self, passes: float = 10.0) -> None:
+        if not 0 < passes < math.inf:
+            raise ConfigError(f"passes={passes} must be a finite number above 0: passes over the local rows per round.")
+        self.passes = passes
 
     def draw(self, seed: int, round: int, users: Sequence[int], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
-        budgets = [max(1, math.floor(self.local_fraction * n)) for n in counts]
+        budgets = [max(1, math.floor(self.passes * n)) for n in counts]
         # SplitMix64: user k's rows are ordered by the numbers k·2³² + j of the round's stream, whoever else draws
         place = np.asarray(users, dtype=np.uint64)[:, None] << np.uint64(32) | np.arange(max(counts), dtype=np.uint64)
         with np.errstate(over="ignore"):
@@ -106,8 +111,10 @@ def batched_pass(
     X, a = rows.X.reshape(K * n, d), a.flatten().clone()
     order, budgets = order.to(X.device), budgets.to(X.device)
     kappa = curvature * rows.s
-    at = order.T + n * torch.arange(K, device=X.device)  # [S, K], into the users' rows laid end to end
-    working = torch.arange(len(at), device=X.device)[:, None] < budgets
+    visit = torch.arange(int(budgets.max()), device=X.device)[:, None]
+    place = (visit % torch.tensor(rows.counts, device=X.device)).clamp_max(order.shape[1] - 1)
+    at = order.gather(1, place.T).T + n * torch.arange(K, device=X.device)  # into the users' rows laid end to end
+    working = visit < budgets
     y, q = rows.y.flatten()[at], kappa * rows.square_norms.flatten()[at]
     Z, x, product = W.clone(), torch.empty_like(W), torch.empty_like(W)  # Z = W + κu: what local models would be
     # one pass of few, preallocated calls per step: they, not the arithmetic, are what a step costs

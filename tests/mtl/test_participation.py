@@ -55,12 +55,12 @@ def test_schedule_from_a_file(tmp_path):
 @pytest.mark.parametrize("algorithm", [MOCHA, lambda *a, **b: CoCoA(*a, lam=0.1, **b)])
 def test_who_drops_out_sends_nothing_and_gets_a_model(random_problem, algorithm):
     case = random_problem(1, K=4)
-    mocha = algorithm(case.problem, SDCA(), seed=5, participation=Participation(schedule=[(1, 0), (1, 2)]))
+    mocha = algorithm(case.problem, SDCA(0.5), seed=5, participation=Participation(schedule=[(1, 0), (1, 2)]))
     for round in range(3):
         users, ivs = mocha.users.local_update(round)
         mocha.users.roll_back(users)
         assert users.tolist() == ([1, 3] if round == 1 else [0, 1, 2, 3])
-        assert ivs.shape == (len(users), case.d)
+        assert ivs.shape == (len(users), case.d + 1)
         assert (ivs != 0).any(1).all()
         a, W = mocha.a, mocha.W
         mocha.step(round)

@@ -158,7 +158,7 @@ def test_omega_update_of_zero_and_of_low_rank():
     assert Clustered(0.1).update_omega(torch.zeros(3, 5).double(), Omega) is Omega
     assert Ridge(0.1).update_omega(torch.ones(3, 5).double(), Omega) is Omega
     W = torch.ones(3, 5).double()
-    new = TaskRelationship(0.1).update_omega(W, Omega)
+    new = TaskRelationship(0.1, floor=1e-12).update_omega(W, Omega)
     assert float(torch.linalg.inv(new).trace()) == pytest.approx(1)
     # the floor costs next to nothing
     assert float(TaskRelationship(0.1)(W, new)) == pytest.approx(

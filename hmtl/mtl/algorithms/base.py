@@ -133,6 +133,10 @@ class Algorithm(ABC):
         """Ω [K, K], where the algorithm learns one."""
         return None
 
+    def settled(self, tolerance: float) -> bool:
+        """Whether what the gap takes for given has come to rest, up to a share `tolerance` of the primal."""
+        return True
+
     def metrics(self) -> dict[str, float]:
         """Figures of the state between two rounds: train and test error, mean over users and of the worst user.
 

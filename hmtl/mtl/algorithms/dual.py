@@ -1,8 +1,10 @@
 """The two sides of learning on duals: users who improve their own, and an aggregator that couples them.
 
-K users, n rows each (padded), d features. Messages hold one user per row: IVs ΔV [K, d]; models W [K, d], or
-[K, d + 2] where users have to learn of another A, with B_kk and σ′ as further columns.
+K users, n rows each (padded), d features. Messages hold one user per row. IVs are ΔV [K, d], and r_k beside them where
+the learner is accelerated; models W [K, d], then β where it is, and c_k where users have to learn of another A.
 """
+
+import math
 
 import numpy as np
 import torch
@@ -16,17 +18,28 @@ from hmtl.mtl.solvers import LocalSolver
 
 
 class DualUsers(Users):
-    """User side: rows, models W [K, d], curvature c = γσ′B_kk [K], duals a [K, n], and those that are `pending`.
+    """User side: rows, models W [K, d], curvature c [K], duals a [K, n], and those that are `pending`.
+
+    Accelerated, user k works as if its dual vector were v_k + β·(v_k − v_k,old), what it and all others would have with
+    a step more in the direction of the last one: from the model w_k + β·(w_k − w_k,old), with v measured from there. It
+    knows all of that but β. Ref: Beck and Teboulle 2009 (FISTA); O'Donoghue and Candès 2015 (restarts).
 
     While a user is `waiting`, its new duals stand in `pending` [K, n] and not in a: an aggregator whose V took them in
     and one whose V did not are both right until the user knows which it is, and then V = Σ_j a_j x_j holds.
     """
 
-    state: tuple[str, ...] = ("a", "W", "curvature", "newest")
+    state: tuple[str, ...] = ("a", "W", "curvature", "newest", "step", "momentum", "beta")
 
     def __init__(
-        self, problem: Problem, solver: LocalSolver, gamma: float, seed: int, participation: Participation
+        self,
+        problem: Problem,
+        solver: LocalSolver,
+        gamma: float,
+        seed: int,
+        participation: Participation,
+        accelerated: bool = False,
     ) -> None:
+        self.accelerated = accelerated
         self.problem, self.solver, self.gamma, self.seed = problem, solver, gamma, seed
         self.participation = participation
         rows = problem.rows
@@ -36,6 +49,9 @@ class DualUsers(Users):
         self.curvature = torch.zeros_like(rows.s)
         self.pending, self.waiting = self.a, np.zeros(problem.K, dtype=bool)
         self.newest = torch.tensor(0)  # a user who has the newest model
+        self.dV, self.step, self.momentum = (torch.zeros_like(self.W) for _ in range(3))
+        self.beta = torch.zeros_like(rows.s)
+        self._idle, self._committed = np.zeros((2, problem.K), dtype=bool)
 
     def local_update(
         self, round: int, idle: Ids = NOBODY, order: Tensor | None = None, budgets: Tensor | None = None
@@ -61,10 +77,18 @@ class DualUsers(Users):
                 f"The last updates of users {(self.waiting & working).nonzero()[0].tolist()} are neither committed nor "
                 "rolled back: settle them first, or name these users idle."
             )
-        a, dV = self.solver.solve(self.problem.loss, self.problem.rows, self.a, self.W, self.curvature, order, budgets)
+        start = self.W + self.beta[:, None] * self.momentum if self.accelerated else self.W
+        a, dV = self.solver.solve(self.problem.loss, self.problem.rows, self.a, start, self.curvature, order, budgets)
         waiting = self.waiting.nonzero()[0]
-        self.pending = with_rows(a, waiting, self.pending[waiting]) if len(waiting) else a
+        if len(waiting):
+            a, dV = with_rows(a, waiting, self.pending[waiting]), with_rows(dV, waiting, self.dV[waiting])
+        self.pending, self.dV = a, dV
         self.waiting |= working
+        self._committed[:] = self._idle[:] = False
+        self._idle[idle] = True
+        if self.accelerated:  # did the last extrapolation lead away from where the step went?
+            beyond = self.beta * torch.linalg.vecdot(self.step, dV) - torch.linalg.vecdot(dV, dV)
+            dV = torch.cat([dV, (self.curvature * beyond)[:, None]], dim=1)
         return working.nonzero()[0], dV if working.all() else dV[working]
 
     def commit(self, users: Ids) -> None:
@@ -73,20 +97,28 @@ class DualUsers(Users):
             self.a = torch.lerp(self.a, self.pending, self.gamma)
         else:
             self.a = with_rows(self.a, users, torch.lerp(self.a[users], self.pending[users], self.gamma))
-        self.waiting[users] = False
+        self.waiting[users], self._committed[users] = False, True
 
     def roll_back(self, users: Ids) -> None:
         self.waiting[users] = False
 
     def receive(self, users: Ids, models: Tensor) -> None:
-        self.W = with_rows(self.W, users, models[:, : self.numbers].contiguous())
+        W, extras = models[:, : self.numbers].contiguous(), models[:, self.numbers :]
+        if self.accelerated:
+            step = self.dV[users] * torch.from_numpy(self._committed[users])[:, None].to(W)
+            drift = W - self.W[users] - self.curvature[users, None] * step
+            drift[torch.from_numpy(self._idle[users])] = 0  # such a user does not know the last step
+            self.step, self.momentum = with_rows(self.step, users, step), with_rows(self.momentum, users, drift)
+            self.beta = with_rows(self.beta, users, extras[:, 0])
+            extras = extras[:, 1:]
+        self.W = with_rows(self.W, users, W)
         self.newest = torch.tensor(users[0]) if len(users) else self.newest
-        if models.shape[1] > self.numbers:
-            self.learn(users, models[:, self.numbers :])
+        if extras.shape[1]:
+            self.learn(users, extras)
 
     def learn(self, users: Ids, extras: Tensor) -> None:
-        """Take B_kk and σ′, [n, 2]."""
-        self.curvature = with_rows(self.curvature, users, self.gamma * extras[:, 0] * extras[:, 1])
+        """Take c_k, [n, 1]."""
+        self.curvature = with_rows(self.curvature, users, self.gamma * extras[:, 0])
 
     def measure(self) -> dict[str, Tensor]:
         """Σ s ℓ and Σ s ℓ* (scalars), W and V = Σ_j s a_j x_j [K, d], train and test error [K].
@@ -114,13 +146,14 @@ class DualUsers(Users):
     def state_dict(self) -> dict[str, Tensor]:
         state = {name: getattr(self, name).clone() for name in self.state}
         waiting = torch.from_numpy(self.waiting.nonzero()[0])
-        return state | {"waiting": waiting, "pending": self.pending[waiting]}
+        return state | {"waiting": waiting, "pending": self.pending[waiting], "dV": self.dV[waiting]}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name in self.state:
             setattr(self, name, state[name].to(getattr(self, name), copy=True))
         users = state["waiting"].numpy()
         self.pending = with_rows(self.a, users, state["pending"].to(self.a, copy=True))
+        self.dV = with_rows(torch.zeros_like(self.W), users, state["dV"].to(self.W, copy=True))
         self.waiting[:] = False
         self.waiting[users] = True
 
@@ -149,27 +182,44 @@ class LoneUsers(DualUsers):
 
     def learn(self, users: Ids, extras: Tensor) -> None:
         super().learn(users, extras)
-        self.scale = extras[:, 0]
+        self.scale = extras[:, 0]  # without coupling c_k is B_kk
 
 
 class DualAggregator(Aggregator):
     """Aggregator side: V [K, d], Ω and B = A⁻¹ [K, K], the number of updates so far, and who knows the present A.
 
-    Users learn B_kk and σ′ with the models that follow a change of A. Some may miss these; so they go out again until
+    Where the learner is accelerated, it tells β, which follows from t, counted from the last restart: when the momentum
+    points away from the step, Σ_k r_k > 0 with r_k = c_k (v_k,extrapolated − v_k,new)·(v_k,new − v_k). In the round
+    after a change of A, in which models moved for another reason, β is 0; to restart there would cost more rounds.
+
+    Users learn c_k with the models that follow a change of A. Some may miss these; so they go out again until
     everybody was heard once: a user who missed a model takes no part until one comes.
     """
 
-    state = ("V", "Omega", "rounds", "untold")
+    state = ("V", "Omega", "rounds", "untold", "t", "gain")
 
-    def __init__(self, regularizer: Regularizer, V: Tensor, omega_every: int, gamma: float) -> None:
-        self.regularizer, self.V, self.omega_every, self.gamma = regularizer, V, omega_every, gamma
+    def __init__(
+        self,
+        regularizer: Regularizer,
+        V: Tensor,
+        gamma: float,
+        *,
+        omega_every: int,
+        last: int | None,
+        curvature: str,
+        accelerated: bool,
+    ) -> None:
+        self.regularizer, self.V, self.gamma, self.accelerated = regularizer, V, gamma, accelerated
+        self.omega_every, self.last, self.kind = omega_every, last, curvature
         self.Omega = regularizer.start_omega(len(V)).to(V)
         self.rounds = torch.tensor(0)
         self.untold = torch.zeros(len(V), dtype=torch.bool)
+        self.t = torch.tensor(1.0, dtype=torch.float64)
+        self.gain = torch.tensor(math.inf, dtype=torch.float64)  # by how much R fell when Ω was learned last
         self._couple()
 
     def prepare(self, facts: Tensor) -> Tensor:
-        """What the users told of themselves, [K, f], to B_kk and σ′ for each of them, [K, 2]."""
+        """What the users told of themselves, [K, f], to c_k for each of them, [K, 1]."""
         self.regularizer = self.regularizer.prepared(facts).to(self.V.device)
         self.Omega = self.regularizer.start_omega(len(self.V)).to(self.V)
         self._couple()
@@ -180,22 +230,45 @@ class DualAggregator(Aggregator):
 
     @torch.no_grad()
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
-        self.V = self.V.index_add(0, torch.from_numpy(users).to(self.V.device), self.gamma * ivs)
+        d = self.V.shape[1]
+        self.V = self.V.index_add(0, torch.from_numpy(users).to(self.V.device), self.gamma * ivs[:, :d])
         self.rounds += 1
         self.untold[users] = False  # who takes part has had the last round's model
-        if self.omega_every > 0 and int(self.rounds) % self.omega_every == 0:
-            self.Omega = self.regularizer.update_omega((self.B @ self.V).T, self.Omega)
+        learns = self._learns()
+        if learns:
+            W, old = (self.B @ self.V).T, self.Omega
+            self.Omega = self.regularizer.update_omega(W, old)
+            self.gain = (self.regularizer(W, old) - self.regularizer(W, self.Omega)).to(self.gain)
             self._couple()
             self.untold[:] = True
-        W = self.B @ self.V  # from V, never from the last W: A may have changed
-        if not self.untold.any():
-            return W
-        return torch.cat([W, self.curvature()], dim=1)
+        parts = [self.B @ self.V]  # from V, never from the last W: A may have changed
+        if self.accelerated:
+            beta = self._beta(restart=bool(ivs[:, d:].sum() > 0), pause=learns)
+            parts.append(beta.to(self.V).expand(len(self.V), 1))
+        if self.untold.any():
+            parts.append(self.curvature())
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+    def settled(self, tolerance: float) -> bool:
+        """Whether R fell by that much at most when Ω was learned last; so it is where none is learned."""
+        return self.omega_every == 0 or float(self.gain) <= tolerance
+
+    def _learns(self) -> bool:
+        """Whether it is time to learn Ω; not in the last rounds, since models are worse right after that."""
+        rounds = int(self.rounds)
+        due = self.omega_every > 0 and rounds % self.omega_every == 0
+        return due and (self.last is None or rounds + self.omega_every <= self.last)
+
+    def _beta(self, restart: bool, pause: bool) -> Tensor:
+        """β of the next round; 0 after a restart, and where the users' last step is of no use."""
+        before = self.t
+        self.t = torch.ones_like(before) if restart else (1 + (1 + 4 * before.square()).sqrt()) / 2
+        return torch.zeros_like(before) if restart or pause else (before - 1) / self.t
 
     def curvature(self) -> Tensor:
-        """B_kk and σ′ for each user, [K, 2]."""
-        sigma = torch.full_like(self.V[:, :1], sigma_prime(self.B))
-        return torch.cat([self.B.diagonal()[:, None], sigma], dim=1)
+        """c_k for each user, [K, 1], such that B ⪯ diag(c): Σ_l |B_kl|, or σ′B_kk."""
+        c = sigma_prime(self.B) * self.B.diagonal() if self.kind == "max" else self.B.abs().sum(1)
+        return c[:, None]
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: getattr(self, name).clone() for name in self.state}

@@ -235,7 +235,7 @@ class Coupling(Mixing):
 
     def __init__(self, start: Tensor, regularizer: Regularizer, rate: Callable[[int], float]) -> None:
         super().__init__(start)
-        if type(regularizer).update_omega is not Regularizer.update_omega:
+        if regularizer.learns:
             raise ConfigError(
                 f"{type(regularizer).__name__} learns how the tasks relate, FedU is told. "
                 "Choose regularizer=graph, mean or ridge."

@@ -3,7 +3,7 @@
 K users, d features.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,11 @@ class MOCHA(Algorithm):
         problem: data, loss, regularizer.
         solver: the users' local solver.
         omega_every: rounds between updates of Ω; 0 for never.
-        gamma: γ in (0, 1], the share of each local update that is applied; 1 adds them all, safely, since σ′ allows it.
+        accelerated: users work from extrapolated models, with restarts; takes γ = 1.
+        curvature: c_k that stands for B in user k's subproblem, B ⪯ diag(c): `user`, Σ_l |B_kl|, or the larger `max`,
+            σ′B_kk with σ′ = max_k Σ_l |B_kl| / B_kk, as in Smith et al. 2017.
+        gamma: γ in (0, 1], the share of each local update that is applied; 1 adds them all, safely, since c allows it.
+        rounds: how many there will be, so that Ω rests in the last `omega_every` of them; None: it never rests.
         seed: of the order in which users visit their rows, and of participation.
         participation: who does how much in a round; the IV of a user who drops out is zero.
 
@@ -42,8 +46,11 @@ class MOCHA(Algorithm):
         self,
         problem: Problem,
         solver: LocalSolver,
-        omega_every: int = 10,
+        omega_every: int = 5,
+        accelerated: bool = True,
+        curvature: Literal["user", "max"] = "user",
         gamma: float = 1.0,
+        rounds: int | None = None,
         seed: int = 0,
         participation: Participation = Participation(),  # noqa: B008, it is frozen
     ) -> None:
@@ -55,19 +62,37 @@ class MOCHA(Algorithm):
         participation.check(problem.K)
         if omega_every < 0:
             raise ConfigError(f"omega_every={omega_every} is negative. Give a number of rounds, or 0 for never.")
+        if curvature not in ("user", "max"):
+            raise ConfigError(f"curvature={curvature} is neither user nor max.")
         if not 0 < gamma <= 1:
             raise ConfigError(f"gamma={gamma} is not in (0, 1]: more than the whole update is never safe.")
+        if accelerated and gamma < 1:
+            raise ConfigError(
+                f"gamma={gamma} with accelerated=true: momentum takes whole updates. Switch one of them off."
+            )
         self.problem, self.solver, self.seed, self.participation = problem, solver, seed, participation
-        self.users = DualUsers(problem, solver, gamma, seed, participation)
-        self.aggregator = DualAggregator(problem.regularizer, torch.zeros_like(self.users.W), omega_every, gamma)
+        self.users = DualUsers(problem, solver, gamma, seed, participation, accelerated)
+        self.aggregator = DualAggregator(
+            problem.regularizer,
+            torch.zeros_like(self.users.W),
+            gamma,
+            omega_every=omega_every if problem.regularizer.learns else 0,
+            last=rounds,
+            curvature=curvature,
+            accelerated=accelerated,
+        )
         self.users.learn(np.arange(problem.K), self.aggregator.curvature())
 
     def setup(self) -> tuple[Users, Aggregator] | None:
-        """Facts up, B_kk and σ′ down; where A follows from the configuration, users know these unsaid."""
+        """Facts up, c_k down; where A follows from the configuration, users know these unsaid."""
         facts = self.problem.facts()
         if not facts.shape[1]:
             return None
         return SetupUsers(facts, self.users.learn), SetupAggregator(self.aggregator.prepare, self.problem.K)
+
+    def settled(self, tolerance: float) -> bool:
+        """Ω was learned, and made R smaller by `tolerance` · |primal| at most when it was learned last."""
+        return self.aggregator.settled(tolerance * abs(self.metrics()["primal"]))
 
     @property
     def W(self) -> Tensor:
@@ -89,7 +114,11 @@ class MOCHA(Algorithm):
         with torch.no_grad():
             primal = float(measured["losses"] + R(measured["W"].T, Omega))
         dual = -float(measured["conjugates"] + R.conjugate(measured["V"].T, Omega))
-        return {"primal": primal, "dual": dual, "gap": primal - dual}
+        figures = {"primal": primal, "dual": dual, "gap": primal - dual}
+        if (joint := R.joint(measured["W"].T, measured["V"].T)) is None:
+            return figures
+        best, least = float(measured["losses"] + joint[0]), -float(measured["conjugates"] + joint[1])
+        return figures | {"joint_primal": best, "joint_gap": best - least}
 
 
 class Local(MOCHA):
@@ -103,7 +132,7 @@ class Local(MOCHA):
     """
 
     def __init__(self, problem: Problem, solver: LocalSolver, lam: float, **others: Any) -> None:
-        super().__init__(problem.regularized(Ridge(lam)), solver, omega_every=0, **others)
+        super().__init__(problem.regularized(Ridge(lam)), solver, accelerated=False, **others)
         self.users = LoneUsers(self.problem, solver, self.users.gamma, self.seed, self.participation)
         self.users.learn(np.arange(problem.K), self.aggregator.curvature())
 
@@ -114,11 +143,20 @@ class CoCoA(MOCHA):
     Args:
         lam: λ.
         adding: add the users' updates, each made with σ′ = K (CoCoA+); otherwise average them, with σ′ = 1 (CoCoA).
+        accelerated: as in `MOCHA`; averaging takes no momentum.
         others: as in `MOCHA`.
 
     Ref: Jaggi et al. 2014; Ma et al. 2015.
     """
 
-    def __init__(self, problem: Problem, solver: LocalSolver, lam: float, adding: bool = True, **others: Any) -> None:
-        one = problem.regularized(SharedModel(lam))
-        super().__init__(one, solver, omega_every=0, gamma=1.0 if adding else 1 / problem.K, **others)
+    def __init__(
+        self,
+        problem: Problem,
+        solver: LocalSolver,
+        lam: float,
+        adding: bool = True,
+        accelerated: bool = True,
+        **others: Any,
+    ) -> None:
+        one, gamma = problem.regularized(SharedModel(lam)), 1.0 if adding else 1 / problem.K
+        super().__init__(one, solver, accelerated=accelerated and adding, gamma=gamma, **others)
