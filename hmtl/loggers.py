@@ -65,7 +65,7 @@ class TensorBoardLogger:
 
 
 _GROUPS = {"bits_total": "bits", "compute_s": "seconds", "communication_s": "seconds", "uncoded_s": "seconds"}
-_MERITS = ("gap", "primal", "train_error", "test_error", "bits_total")
+_MERITS = ("gap", "primal", "train_error", "test_error", "train_r2", "test_r2", "bits_total")
 
 
 class ConsoleLogger:
@@ -152,4 +152,6 @@ _LEARNING = (
     ("train_error_worst", "train error, worst user", ".4f"),
     ("test_error", "test error, mean over users", ".4f"),
     ("test_error_worst", "test error, worst user", ".4f"),
+    ("train_r2", "train R², all users' rows together", ".4f"),
+    ("test_r2", "test R², all users' rows together", ".4f"),
 )

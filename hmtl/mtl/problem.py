@@ -150,6 +150,26 @@ class Problem:
         parts = [(t.x_train, t.y_train) if split == "train" else (t.x_test, t.y_test) for t in self.tasks]
         return torch.stack([self.loss.error(x.to(w.dtype) @ w, y).mean() for (x, y), w in zip(parts, W.T, strict=True)])
 
+    def figures(self, split: str, errors: Tensor) -> dict[str, float]:
+        """Of each user's mean error [K] on its `train` or `test` rows: the users' mean, the worst user's, and R².
+
+        R² is in regression only, 1 − Σ(p − y)² / Σ(y − ȳ)² over the rows of all users together, ȳ their common mean
+        before any centring: the "explained variance" of the multi-task literature. Users without such rows do not
+        count, and where nobody has any, there are no figures.
+
+        Ref: Bakker and Heskes 2003.
+        """
+        ys = [getattr(task.raw, f"y_{split}") for task in self.tasks]
+        counts = torch.tensor([len(y) for y in ys])
+        errors, counts = errors[counts > 0].cpu(), counts[counts > 0]
+        if not len(errors):
+            return {}
+        figures = {f"{split}_error": float(errors.mean()), f"{split}_error_worst": float(errors.max())}
+        y = torch.cat(ys)
+        if self.loss.measure == "mean squared error" and (total := float((y - y.mean()).square().sum())) > 0:
+            figures[f"{split}_r2"] = 1 - float(counts.to(errors) @ errors) / total
+        return figures
+
 
 def sigma_prime(B: Tensor) -> float:
     """σ′ = max_k Σ_l |B_kl| / B_kk, which makes it safe to add all users' updates.  Ref: Smith et al. 2017."""
