@@ -64,8 +64,18 @@ class TensorBoardLogger:
         self._writer.close()
 
 
-_GROUPS = {"bits_total": "bits", "compute_s": "seconds", "communication_s": "seconds", "uncoded_s": "seconds"}
-_MERITS = ("gap", "primal", "train_error", "test_error", "train_r2", "test_r2", "bits_total")
+_GROUPS = {
+    "bits_total": "bits",
+    "local_s": "seconds",
+    "compute_s": "seconds",
+    "communication_s": "seconds",
+    "uncoded_s": "seconds",
+}
+_MERITS = (
+    *("gap", "primal", "joint_gap", "joint_primal"),
+    *("train_error", "test_error", "train_r2", "test_r2"),
+    "bits_total",
+)
 
 
 class ConsoleLogger:
@@ -109,6 +119,8 @@ def report(summary: Mapping[str, Any]) -> list[Table | str]:
         parts.append(f"Empty rounds: {summary['empty_rounds']}, as no relay with the present state was there.")
     if not summary["V_bits"]:
         parts = ["Nothing travels: every user learns for itself."]
+    elif "passes" in summary:
+        parts.append(_local_work(summary))
     learning = Table(title=f"Learning; error: {summary['error_measure']}", title_justify="left")
     learning.add_column("")
     learning.add_column("final", justify="right")
@@ -144,10 +156,20 @@ def _times(summary: Mapping[str, Any]) -> Table:
     return times
 
 
+def _local_work(summary: Mapping[str, Any]) -> str:
+    """Its share of the time, and whether more of it, to save rounds, would be cheap."""
+    share = summary["time"]["local_s"] / summary["time"]["total_s"]
+    advice = f"; solver.passes={2 * summary['passes']:g} would be nearly free" if share <= NEARLY_FREE else ""
+    return f"Local work takes {share:.1%} of the time{advice}."
+
+
+NEARLY_FREE = 0.05  # of a run's time
 _LEARNING = (
     ("primal", "primal objective", ".6f"),
     ("dual", "dual objective", ".6f"),
     ("gap", "duality gap", ".2e"),
+    ("joint_primal", "primal objective, at the best Ω", ".6f"),
+    ("joint_gap", "joint gap of models and Ω", ".2e"),
     ("train_error", "train error, mean over users", ".4f"),
     ("train_error_worst", "train error, worst user", ".4f"),
     ("test_error", "test error, mean over users", ".4f"),

@@ -10,7 +10,7 @@ from hmtl.cli import main
 from hmtl.config import Run, build
 from hmtl.errors import Interrupted
 
-SECONDS = ("compute_s", "communication_s", "uncoded_s")
+SECONDS = ("local_s", "compute_s", "communication_s", "uncoded_s")
 
 
 def train(cfg: DictConfig) -> None:
@@ -46,9 +46,9 @@ def summarize(run: Run, cfg: DictConfig) -> dict[str, Any]:
     the last round's measurements.
     """
     history, topology = run.trainer.history, run.communicator.topology
-    compute, communication, uncoded = (
+    local, compute, communication, uncoded = (
         math.fsum([before, *(row[part] for row in history)])
-        for part, before in zip(SECONDS, (0.0, *run.communicator.setup_seconds), strict=True)
+        for part, before in zip(SECONDS, (0.0, 0.0, *run.communicator.setup_seconds), strict=True)
     )
     empty = sum(int(row["empty"]) for row in history)
     of_one_round = ("round", "users", "empty", *SECONDS)
@@ -63,6 +63,7 @@ def summarize(run: Run, cfg: DictConfig) -> dict[str, Any]:
         "rounds": len(history),
         **({"empty_rounds": empty} if empty else {}),
         "time": {
+            "local_s": local,
             "compute_s": compute,
             "communication_s": communication,
             "total_s": compute + communication,

@@ -38,7 +38,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 def history(folder: Path) -> list[dict[str, float]]:
     """The rows of the checkpoint, without what a clock measured."""
-    clocks = ("compute_s", "uncoded_s")
+    clocks = ("local_s", "compute_s", "uncoded_s")
     return [{k: v for k, v in row.items() if k not in clocks} for row in load_checkpoint(folder)["history"]]
 
 

@@ -80,6 +80,8 @@ class Counting:
 
     seed = 0
 
+    unsettled = 0  # sums up to which what the gap takes for given still changes
+
     def __init__(self, facts=False):
         self.users, self.aggregator, self.facts = Users(), Aggregator(), facts
         self.participation = SimpleNamespace(absent_relays=self.absent_relays)
@@ -96,6 +98,10 @@ class Counting:
     def metrics(self):
         """Gaps are 1, 1/2, 1/3, ..; the primal objective may be negative."""
         return {"gap": 1 / float(self.aggregator.total[0, 0]), "primal": -1.0}
+
+    def settled(self, tolerance):
+        assert tolerance > 0
+        return float(self.aggregator.total[0, 0]) > self.unsettled
 
     def state_dict(self):
         return {"users": {"W": self.users.W.clone()}, "aggregator": self.aggregator.state_dict()}
@@ -154,6 +160,7 @@ def test_bits_and_seconds(trainer, facts):
             assert row["users"] == uncoded["users"] == (0 if number == EMPTY else 12 - number % 2)
         assert {tier: row[f"bits/{tier}"] for tier in TIERS} == bits
         assert row["bits_total"] == total
+        assert row["local_s"] == 1000
         assert row["compute_s"] == 1000 + 100 + 3 + 10
         assert row["communication_s"] == made.communicator.seconds(number)
         assert row["uncoded_s"] == pytest.approx(1000 + 100 + uncoded["communication_s"], rel=1e-12)
@@ -183,6 +190,12 @@ def test_a_resumed_run_is_the_whole_run(trainer, facts):
 @pytest.mark.parametrize(("tolerance", "rounds"), [(0.0, 4), (0.5, 2), (0.4, 3)])
 def test_stops_at_the_gap(trainer, tolerance, rounds):
     assert len(trainer("gap", rounds=4, gap_tolerance=tolerance).fit()) == rounds
+
+
+def test_goes_on_while_what_the_gap_takes_for_given_changes(trainer):
+    made = trainer("unsettled", rounds=9, gap_tolerance=0.5)
+    made.algorithm.unsettled = 3
+    assert len(made.fit()) == 4
 
 
 def test_a_checkpoint_every_few_rounds_and_at_the_end(trainer):

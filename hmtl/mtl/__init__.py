@@ -7,7 +7,7 @@ of federated learning, and here may be each relay.
 """
 
 from hmtl.mtl.algorithms import MOCHA, Aggregator, Algorithm, CoCoA, FedAvg, FedU, Local, Users, fitting
-from hmtl.mtl.losses import CrossEntropy, Hinge, Logistic, Loss, SmoothHinge, Squared
+from hmtl.mtl.losses import CrossEntropy, Hinge, Logistic, Loss, OneVsRest, SmoothHinge, Squared
 from hmtl.mtl.models import cnn, mlp
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem, Rows, sigma_prime
@@ -33,6 +33,7 @@ __all__ = [
     "Logistic",
     "Loss",
     "Mean",
+    "OneVsRest",
     "Participation",
     "Problem",
     "Regularizer",

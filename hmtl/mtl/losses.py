@@ -5,6 +5,7 @@ for the hinge a = b·y with b in [0, 1]. All functions work element by element o
 """
 
 import math
+import re
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -38,12 +39,19 @@ class Loss(nn.Module, ABC):
         raise NotImplementedError
 
     @property
+    def name(self) -> str:
+        """What reports call it: SmoothHinge is smooth_hinge."""
+        return snake_case(self)
+
+    @property
     def measure(self) -> str:
         """What the mean of `error` is."""
         return "mean squared error" if self.labels is None and not self.classes else "share misclassified"
 
     def error(self, prediction: Tensor, y: Tensor) -> Tensor:
-        """What a test counts per row: 1 for a wrong sign (0 is wrong too), or the squared error in regression."""
+        """What a test counts per row: 1 for a wrong class or sign (0 is wrong too), in regression the squared error."""
+        if self.classes:
+            return (prediction.argmax(-1) != y).double()
         return (prediction - y).square() if self.labels is None else (prediction * y <= 0).to(y.dtype)
 
 
@@ -153,5 +161,44 @@ class CrossEntropy(Loss):
     def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
         return -prediction.log_softmax(-1).gather(-1, y.long()[..., None])[..., 0]
 
-    def error(self, prediction: Tensor, y: Tensor) -> Tensor:
-        return (prediction.argmax(-1) != y).double()
+
+class OneVsRest(Loss):
+    """Σ_c ℓ(p_c, ±1) for scores p [..., C] and y [...] in 0..C−1: for each class, whether y is it or one of the rest.
+
+    What a `Problem` makes of a margin loss ℓ where there are several classes. Duals are [..., C] as scores are; a dual
+    solver works on one class at a time, with ℓ itself.
+
+    Args:
+        binary: ℓ.
+
+    Ref: Rifkin and Klautau 2004.
+    """
+
+    labels = None
+    classes = True
+
+    def __init__(self, binary: Loss) -> None:
+        super().__init__()
+        self.binary = binary
+
+    @property
+    def name(self) -> str:
+        return f"{self.binary.name}, one against the rest"
+
+    def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
+        losses: Tensor = self.binary(prediction, self.signs(prediction, y)).sum(-1)
+        return losses
+
+    def conjugate(self, a: Tensor, y: Tensor) -> Tensor:
+        return self.binary.conjugate(a, self.signs(a, y)).sum(-1)
+
+    @staticmethod
+    def signs(like: Tensor, y: Tensor) -> Tensor:
+        """1 in the place of y and −1 elsewhere, [..., C] as `like`."""
+        own = y[..., None] == torch.arange(like.shape[-1], device=like.device)
+        return torch.where(own, 1.0, -1.0).to(like.dtype)
+
+
+def snake_case(part: object) -> str:
+    """The name of a class as the configuration has it: TaskRelationship is task_relationship."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(part).__name__).lower()

@@ -1,12 +1,13 @@
 """The learning problem of all users, its dual, and the gap between them.
 
 K users, n_k training rows of user k, n = max n_k, d features. W, V [d, K] hold one user per column; a [K, n] are the
-duals, zero in the padding beyond n_k.
+duals, zero in the padding beyond n_k. Where there are C classes, a model has a score for each of them, one after the
+other: W, V are [C·d, K], a is [K, C·n].
 """
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from hmtl.data import Task
 from hmtl.errors import ConfigError, DataError
-from hmtl.mtl.losses import Loss
+from hmtl.mtl.losses import Loss, OneVsRest
 from hmtl.mtl.regularizers import Regularizer
 
 
@@ -46,6 +47,9 @@ class Rows:
 class Problem:
     """P(W) = Σ_k s_k Σ_j ℓ(w_k·x_kj, y_kj) + R(W, Ω), with s_k = 1/n_k (mean) or 1 (sum, the paper's).
 
+    Of a margin loss and C classes, Σ_c ℓ(w_kc·x_kj, ±1) takes the place of ℓ: see `OneVsRest`. All scores of a user are
+    one model, coupled with those of others by one Ω.
+
     Args:
         tasks: one per user.
         loss, regularizer: ℓ and R; the problem keeps copies of its own, `regularizer` prepared for these tasks.
@@ -71,6 +75,8 @@ class Problem:
             raise ConfigError(f'reduction={reduction!r} is neither "mean" nor "sum".')
         if not tasks:
             raise DataError("There are no tasks: a problem has at least one user. Check the data set's K.")
+        if tasks[0].classes and loss.labels == (-1.0, 1.0):
+            loss = OneVsRest(loss)
         d = tasks[0].x_train.shape[1]
         for task in tasks:
             if task.x_train.shape[1] != d:
@@ -78,12 +84,13 @@ class Problem:
                     f"Task {task.name!r} has {task.x_train.shape[1]} columns, task {tasks[0].name!r} has {d}: coupled "
                     "models have the same features. Give all tasks the same columns."
                 )
-            if loss.classes != bool(task.classes) or task.classes != tasks[0].classes:
+            if task.classes != tasks[0].classes:
                 raise DataError(
-                    f"Task {task.name!r} has classes={task.classes}: {type(loss).__name__} "
-                    f"{'needs' if loss.classes else 'takes no'} numbered classes, the same in all tasks. "
-                    "Choose loss=cross_entropy for several classes, another for two or for numbers."
+                    f"Task {task.name!r} has classes={task.classes}, task {tasks[0].name!r} has {tasks[0].classes}: "
+                    "number the classes alike in all tasks."
                 )
+            if bool(task.classes) != loss.classes:
+                raise DataError(f"Task {task.name!r} has {_mismatch(task, loss)}")
             found = set(task.y_train.tolist()) | set(task.y_test.tolist())
             if loss.labels is not None and not found <= set(loss.labels):
                 raise DataError(
@@ -98,7 +105,13 @@ class Problem:
         self.rows = Rows(X, y, torch.linalg.vecdot(X, X), tuple(len(t.y_train) for t in tasks), s)
         self._weights = s[:, None] * (torch.arange(X.shape[1], device=device) < counts[:, None])
         self.K, self.d = X.shape[0], X.shape[2]
-        self.outputs = (loss.classes and tasks[0].classes) or 1  # numbers in a prediction
+        self.outputs = tasks[0].classes or 1  # numbers in a prediction
+        self.size = self.outputs * self.d  # numbers in a linear model
+        self.binary = self.loss.binary if isinstance(self.loss, OneVsRest) else self.loss  # of one score
+        self.scores: tuple[Rows, ...] = (self.rows,)  # for each score of a prediction, the rows with its own y
+        if isinstance(self.loss, OneVsRest):
+            signs = OneVsRest.signs(y.new_empty(self.outputs), y).unbind(-1)
+            self.scores = tuple(replace(self.rows, y=sign.contiguous()) for sign in signs)
         self.regularizer = self._prepared(regularizer)
 
     def regularized(self, regularizer: Regularizer) -> "Problem":
@@ -120,18 +133,27 @@ class Problem:
     @torch.no_grad()
     def losses(self, W: Tensor) -> Tensor:
         """Σ_k s_k Σ_j ℓ(w_k·x_kj, y_kj), a scalar."""
-        prediction = torch.bmm(self.rows.X, W.T[:, :, None])[:, :, 0]
-        total: Tensor = (self._weights * self.loss(prediction, self.rows.y)).sum()
+        prediction = torch.bmm(self.rows.X, self._by_score(W.T).transpose(1, 2))
+        total: Tensor = (self._weights * self.loss(self._predicted(prediction), self.rows.y)).sum()
         return total
+
+    def _by_score(self, flat: Tensor) -> Tensor:
+        """Models or duals [K, C·m] as [K, C, m]."""
+        return flat.reshape(len(flat), self.outputs, -1)
+
+    def _predicted(self, scores: Tensor) -> Tensor:
+        """Scores [..., C] as losses take them, [...] where C = 1."""
+        return scores if self.loss.classes else scores[..., 0]
 
     @torch.no_grad()
     def conjugates(self, a: Tensor) -> Tensor:
         """Σ_k s_k Σ_j ℓ*(−a_kj), a scalar."""
-        return (self._weights * self.loss.conjugate(a, self.rows.y)).sum()
+        duals = self._predicted(self._by_score(a).transpose(1, 2))
+        return (self._weights * self.loss.conjugate(duals, self.rows.y)).sum()
 
     def combined(self, a: Tensor) -> Tensor:
         """V [d, K], v_k = s_k Σ_j a_kj x_kj, as the duals have it."""
-        V: Tensor = torch.bmm((self.rows.s[:, None] * a)[:, None], self.rows.X)[:, 0].T
+        V: Tensor = torch.bmm(self._by_score(self.rows.s[:, None] * a), self.rows.X).flatten(1).T
         return V
 
     @torch.no_grad()
@@ -148,7 +170,12 @@ class Problem:
         """Mean error of each user's model on its own `train` or `test` rows, [K]: misclassified, or squared."""
         W = W.to(self.tasks[0].x_train.device)
         parts = [(t.x_train, t.y_train) if split == "train" else (t.x_test, t.y_test) for t in self.tasks]
-        return torch.stack([self.loss.error(x.to(w.dtype) @ w, y).mean() for (x, y), w in zip(parts, W.T, strict=True)])
+        models = self._by_score(W.T).transpose(1, 2)  # [K, d, C]
+        errors = [
+            self.loss.error(self._predicted(x.to(w.dtype) @ w), y).mean()
+            for (x, y), w in zip(parts, models, strict=True)
+        ]
+        return torch.stack(errors)
 
     def figures(self, split: str, errors: Tensor) -> dict[str, float]:
         """Of each user's mean error [K] on its `train` or `test` rows: the users' mean, the worst user's, and R².
@@ -161,7 +188,7 @@ class Problem:
         """
         ys = [getattr(task.raw, f"y_{split}") for task in self.tasks]
         counts = torch.tensor([len(y) for y in ys])
-        errors, counts = errors[counts > 0].cpu(), counts[counts > 0]
+        errors, counts = errors.cpu()[counts > 0], counts[counts > 0]
         if not len(errors):
             return {}
         figures = {f"{split}_error": float(errors.mean()), f"{split}_error_worst": float(errors.max())}
@@ -169,6 +196,16 @@ class Problem:
         if self.loss.measure == "mean squared error" and (total := float((y - y.mean()).square().sum())) > 0:
             figures[f"{split}_r2"] = 1 - float(counts.to(errors) @ errors) / total
         return figures
+
+
+def _mismatch(task: Task, loss: Loss) -> str:
+    """What labels a task has that a loss does not take, and which loss to choose."""
+    name, choices = type(loss).__name__, "hinge, smooth_hinge or logistic"
+    if task.classes:
+        return f"{task.classes} classes, {name} takes numbers: choose loss={choices}, or cross_entropy."
+    if set(task.y_train.tolist()) <= {-1.0, 1.0}:
+        return f"two classes as y = ±1, {name} needs them numbered 0..C−1: choose loss={choices}."
+    return f"numbers to predict, {name} needs classes: choose loss=squared."
 
 
 def sigma_prime(B: Tensor) -> float:

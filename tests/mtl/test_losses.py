@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.errors import ConfigError
-from hmtl.mtl import CrossEntropy, Hinge, Logistic, SmoothHinge, Squared
+from hmtl.mtl import CrossEntropy, Hinge, Logistic, OneVsRest, SmoothHinge, Squared
 from hmtl.testing import DualLossContract, LossContract
 
 label = st.sampled_from([-1.0, 1.0])
@@ -34,6 +34,11 @@ def test_other_values():
     assert call(Logistic().conjugate, 0.5, 1) == pytest.approx(-log2)
     for a, y in [(0, 1), (1, 1), (0, -1), (-1, -1)]:
         assert call(Logistic().conjugate, a, y) == 0
+
+
+class TestOneVsRest(LossContract):
+    def make(self):
+        return OneVsRest(Logistic())
 
 
 class TestHinge(DualLossContract):

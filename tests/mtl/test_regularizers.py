@@ -151,6 +151,58 @@ def test_clusters_of_equal_models_are_found():
     assert np.abs(Omega.numpy()[same[:, None] != same]).max() < 1e-4
 
 
+@pytest.mark.parametrize("K", [30, 139])
+@pytest.mark.parametrize("make", [TaskRelationship, lambda lam: Clustered(lam, clusters=5)])
+def test_learned_couplings_are_taken_for_symmetric(make, K):
+    """Rounding is of the size of the largest entries: those far below may differ from the mirror image by far more."""
+    regularizer, rng = make(0.01), np.random.default_rng(K)
+    Omega = regularizer.start_omega(K)
+    for draw in range(1500 if K == 30 else 150):
+        scales = 10.0 ** rng.uniform(-6, 0, size=(1, K))  # users whose models differ in size by orders of magnitude
+        W = rng.normal(size=(rng.choice([3, 40]), K)) * scales ** (draw % 2)
+        Omega = regularizer.update_omega(torch.from_numpy(W), Omega)
+        assert torch.equal(Omega, Omega.T)
+        B = regularizer.inverse_coupling(Omega)
+        A = regularizer.coupling(Omega)
+        assert (A @ B - torch.eye(K).double()).abs().max() < 1e-6
+
+
+def test_rounding_in_a_coupling_is_no_asymmetry():
+    """Of the size of the largest entry's rounding, where the entry itself is tiny."""
+    rough = torch.tensor([[1e3, 1e-14], [0.0, 1e3]], dtype=torch.float64)
+    B = Given(rough.tolist()).inverse_coupling(torch.eye(2).double())
+    torch.testing.assert_close(B, 1e-3 * torch.eye(2).double())
+
+
+@pytest.mark.parametrize("floor", [1e-2, 1e-4])
+@pytest.mark.parametrize("make", [TaskRelationship, Clustered])
+def test_the_floor_bounds_the_condition_of_omega(make, floor):
+    rng = np.random.default_rng(1)
+    W = torch.from_numpy(rng.normal(size=(9, 1)) + 1e-6 * rng.normal(size=(9, 6)))  # nearly one model for all
+    regularizer = make(0.1, floor=floor)
+    eigenvalues = torch.linalg.eigvalsh(regularizer.update_omega(W, regularizer.start_omega(6)))
+    assert float(eigenvalues[-1] / eigenvalues[0]) <= floor**-0.5 * (1 + 1e-9)
+    for bad in (0.0, 1.0, -1e-4, math.nan):
+        with pytest.raises(ConfigError, match="is not in"):
+            make(0.1, floor=bad)
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(deadline=None, max_examples=30)
+def test_joint_bounds_of_task_relationship(seed):
+    """R at the best Ω is (λ/2)‖W‖_*², and no Ω of trace one beats it; the joint R* is a bound below any ⟨V, W⟩ − R."""
+    W, other = random_state(seed, 5, 7)
+    regularizer = TaskRelationship(0.3, floor=1e-12)
+    best, conjugate = (float(value) for value in regularizer.joint(W, W))
+    Omega = regularizer.update_omega(W, regularizer.start_omega(5))
+    assert best == pytest.approx(float(regularizer(W, Omega)), rel=1e-6)
+    assert best <= float(regularizer(W, torch.linalg.inv(other / other.trace()))) * (1 + 1e-9)
+    assert best == pytest.approx(0.15 * np.linalg.norm(W.numpy(), "nuc") ** 2, rel=1e-9)
+    assert conjugate == pytest.approx(np.linalg.norm(W.numpy(), 2) ** 2 / 0.6, rel=1e-9)
+    assert TaskRelationship(0.3, lam2=0.1).joint(W, W) is None
+    assert Ridge(0.3).joint(W, W) is None
+
+
 def test_omega_update_of_zero_and_of_low_rank():
     Omega = TaskRelationship(0.1).start_omega(5)
     torch.testing.assert_close(Omega, 5 * torch.eye(5, dtype=torch.float64))

@@ -4,7 +4,6 @@ K users, m numbers per IV and model, e further numbers beside them, d features. 
 as one batch; `Aggregator` is the side of whoever turns IVs into models, a relay or the server.
 """
 
-import re
 import statistics
 import time
 from abc import ABC, abstractmethod
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hmtl.mtl.losses import snake_case
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
 
@@ -117,7 +117,7 @@ class Algorithm(ABC):
         loss, regularizer = self.problem.loss, self.problem.regularizer
         return {
             "algorithm": type(self).__name__.lower(),
-            "loss": snake_case(loss),
+            "loss": loss.name,
             "error_measure": loss.measure,
             "regularizer": snake_case(regularizer),
             "lam": regularizer.lam,
@@ -234,8 +234,3 @@ class SetupAggregator(Aggregator):
 def with_rows(old: Tensor, users: Ids, rows: Tensor) -> Tensor:
     """`old` with the rows of these users replaced: a copy, but `rows` themselves where they are those of all users."""
     return rows if len(users) == len(old) else old.index_copy(0, torch.from_numpy(users).to(old.device), rows)
-
-
-def snake_case(part: object) -> str:
-    """The name of a class as the configuration has it: TaskRelationship is task_relationship."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(part).__name__).lower()

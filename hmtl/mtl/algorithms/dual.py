@@ -1,10 +1,12 @@
 """The two sides of learning on duals: users who improve their own, and an aggregator that couples them.
 
-K users, n rows each (padded), d features. Messages hold one user per row. IVs are ΔV [K, d], and r_k beside them where
-the learner is accelerated; models W [K, d], then β where it is, and c_k where users have to learn of another A.
+K users, n rows each (padded), d features; where there are C classes, C·d and C·n stand for d and n. Messages hold one
+user per row. IVs are ΔV [K, d], and r_k beside them where the learner is accelerated; models W [K, d], then β where it
+is, and c_k where users have to learn of another A.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Ids, Users, with_rows
 from hmtl.mtl.participation import Participation
-from hmtl.mtl.problem import Problem, sigma_prime
+from hmtl.mtl.problem import Problem, Rows, sigma_prime
 from hmtl.mtl.regularizers import Regularizer, SharedModel
 from hmtl.mtl.solvers import LocalSolver
 
@@ -43,9 +45,9 @@ class DualUsers(Users):
         self.problem, self.solver, self.gamma, self.seed = problem, solver, gamma, seed
         self.participation = participation
         rows = problem.rows
-        self.numbers = problem.d
-        self.a = torch.zeros_like(rows.y)
-        self.W = torch.zeros_like(rows.X[:, 0])
+        self.numbers = problem.size
+        self.a = rows.y.new_zeros(problem.K, len(problem.scores) * rows.y.shape[1])
+        self.W = rows.y.new_zeros(problem.K, problem.size)
         self.curvature = torch.zeros_like(rows.s)
         self.pending, self.waiting = self.a, np.zeros(problem.K, dtype=bool)
         self.newest = torch.tensor(0)  # a user who has the newest model
@@ -78,7 +80,7 @@ class DualUsers(Users):
                 "rolled back: settle them first, or name these users idle."
             )
         start = self.W + self.beta[:, None] * self.momentum if self.accelerated else self.W
-        a, dV = self.solver.solve(self.problem.loss, self.problem.rows, self.a, start, self.curvature, order, budgets)
+        a, dV = self._ascend(self.problem.scores, self.a, start, self.curvature, order, budgets)
         waiting = self.waiting.nonzero()[0]
         if len(waiting):
             a, dV = with_rows(a, waiting, self.pending[waiting]), with_rows(dV, waiting, self.dV[waiting])
@@ -90,6 +92,15 @@ class DualUsers(Users):
             beyond = self.beta * torch.linalg.vecdot(self.step, dV) - torch.linalg.vecdot(dV, dV)
             dV = torch.cat([dV, (self.curvature * beyond)[:, None]], dim=1)
         return working.nonzero()[0], dV if working.all() else dV[working]
+
+    def _ascend(
+        self, scores: Sequence[Rows], a: Tensor, W: Tensor, curvature: Tensor, order: Tensor, budgets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A local pass for each score of a model: a user's subproblem falls apart into them."""
+        solve, loss, C = self.solver.solve, self.problem.binary, len(scores)
+        parts = zip(scores, a.chunk(C, 1), W.chunk(C, 1), strict=True)
+        done = [solve(loss, rows, a_c, W_c, curvature, order, budgets) for rows, a_c, W_c in parts]
+        return done[0] if C == 1 else (torch.cat([a for a, _ in done], 1), torch.cat([dV for _, dV in done], 1))
 
     def commit(self, users: Ids) -> None:
         users = users[self.waiting[users]]
@@ -138,10 +149,11 @@ class DualUsers(Users):
         }
 
     def local_work(self, round: int, user: int) -> None:
-        rows, one = self.problem.rows.of(user), slice(user, user + 1)
-        order, budgets = self.solver.draw(self.seed, round, [user], rows.counts)
-        a = self.a[one, : rows.counts[0]]
-        self.solver.solve(self.problem.loss, rows, a, self.W[one], self.curvature[one], order, budgets)
+        scores, one = [rows.of(user) for rows in self.problem.scores], slice(user, user + 1)
+        n = scores[0].counts[0]
+        order, budgets = self.solver.draw(self.seed, round, [user], [n])
+        a = self.a[one].view(len(scores), -1)[:, :n].reshape(1, -1)
+        self._ascend(scores, a, self.W[one], self.curvature[one], order, budgets)
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {name: getattr(self, name).clone() for name in self.state}

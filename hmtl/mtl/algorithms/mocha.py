@@ -15,14 +15,15 @@ from hmtl.mtl.algorithms.dual import DualAggregator, DualUsers, LoneUsers
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.regularizers import Ridge, SharedModel
-from hmtl.mtl.solvers import LocalSolver
+from hmtl.mtl.solvers import SDCA, LocalSolver
 
 
 class MOCHA(Algorithm):
     """Local dual ascent at the users, W = V A⁻¹ at the aggregator, Ω learned every few rounds.
 
     Args:
-        problem: data, loss, regularizer.
+        problem: data, loss, regularizer; several classes are learned each against the rest, IVs and models of C·d
+            numbers.
         solver: the users' local solver.
         omega_every: rounds between updates of Ω; 0 for never.
         accelerated: users work from extrapolated models, with restarts; takes γ = 1.
@@ -58,7 +59,7 @@ class MOCHA(Algorithm):
             raise ConfigError(
                 f"{type(self).__name__} works on duals, {type(solver).__name__} does not. Choose solver=sdca."
             )
-        solver.check(problem.loss)
+        solver.check(problem.binary)
         participation.check(problem.K)
         if omega_every < 0:
             raise ConfigError(f"omega_every={omega_every} is negative. Give a number of rounds, or 0 for never.")
@@ -94,6 +95,9 @@ class MOCHA(Algorithm):
         """Ω was learned, and made R smaller by `tolerance` · |primal| at most when it was learned last."""
         return self.aggregator.settled(tolerance * abs(self.metrics()["primal"]))
 
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | ({"passes": self.solver.passes} if isinstance(self.solver, SDCA) else {})
+
     @property
     def W(self) -> Tensor:
         return self.users.W.T
@@ -105,7 +109,7 @@ class MOCHA(Algorithm):
 
     @property
     def a(self) -> Tensor:
-        """Dual variables [K, n]; they never leave the users."""
+        """Dual variables [K, n], or [K, C·n] of C classes; they never leave the users."""
         return self.users.a
 
     def _objective(self, measured: dict[str, Tensor]) -> dict[str, float]:

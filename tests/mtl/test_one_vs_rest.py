@@ -1,0 +1,186 @@
+"""Several classes with a margin loss: as so many problems of two classes, but for the Ω that they have in common."""
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmtl.data import Task
+from hmtl.errors import ConfigError, DataError
+from hmtl.mtl import (
+    MOCHA,
+    SDCA,
+    CrossEntropy,
+    FedU,
+    Hinge,
+    Local,
+    LocalSGD,
+    Logistic,
+    Mean,
+    Problem,
+    SmoothHinge,
+    Squared,
+    TaskRelationship,
+    mlp,
+)
+
+K, C, D = 3, 4, 5
+
+
+def rows(seed):
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for n in (6, 9, 11):
+        y = rng.integers(0, C, size=n)
+        y[:2] = 0, 1
+        drawn.append((rng.normal(size=(n, D)), y))
+    return drawn
+
+
+def tasks(seed, label=None):
+    """Of all classes; or, of one class against the rest, as ±1."""
+    made = []
+    for k, (x, y) in enumerate(rows(seed)):
+        x, y = torch.from_numpy(x), torch.from_numpy(y if label is None else np.where(y == label, 1.0, -1.0))
+        made.append(Task(str(k), x, y, x, y, C if label is None else None))
+    return made
+
+
+def with_all_labels(seed):
+    """A seed from which every user has rows of every class, as a task of two classes needs."""
+    while any(len(set(y)) < C for _, y in rows(seed)):
+        seed += 1
+    return seed
+
+
+@pytest.mark.parametrize("loss", [Hinge(), SmoothHinge(0.5), Logistic()], ids=lambda loss: loss.name)
+@pytest.mark.parametrize("accelerated", [True, False])
+def test_with_omega_fixed_it_is_one_problem_for_each_class(loss, accelerated):
+    """To the last bit where no momentum is restarted, which all classes together decide."""
+    seed = with_all_labels(1)
+    options = {"accelerated": accelerated, "seed": 3}
+    solver, regularizer = SDCA(2.0), Mean(0.1, 0.05)
+    together = MOCHA(Problem(tasks(seed), loss, regularizer), solver, **options)
+    apart = [MOCHA(Problem(tasks(seed, c), loss, regularizer), solver, **options) for c in range(C)]
+    rounds = 2 if accelerated else 7
+    for learner in (together, *apart):
+        for round in range(rounds):
+            learner.step(round)
+    assert together.W.shape == (C * D, K)
+    assert torch.equal(together.W, torch.cat([learner.W for learner in apart]))
+    assert torch.equal(together.a, torch.cat([learner.a for learner in apart], dim=1))
+    whole, parts = together.metrics(), [learner.metrics() for learner in apart]
+    for figure in ("primal", "dual"):
+        assert whole[figure] == pytest.approx(sum(part[figure] for part in parts), rel=1e-12)
+
+
+@pytest.mark.parametrize("accelerated", [True, False])
+def test_optimum(accelerated):
+    """Under an Ω of its own for all classes, by an interior-point solver."""
+    root = np.random.default_rng(5).normal(size=(K, K))
+    given_omega = root @ root.T / K + 0.5 * np.eye(K)
+
+    class Started(TaskRelationship):
+        def start_omega(self, K):
+            return torch.from_numpy(given_omega)
+
+    mocha = MOCHA(Problem(tasks(2), Hinge(), Started(0.2)), SDCA(), omega_every=0, accelerated=accelerated)
+    W = cp.Variable((C * D, K))
+    total = 0.1 * cp.sum_squares(W @ np.linalg.cholesky(given_omega))
+    for k, (x, y) in enumerate(rows(2)):
+        for c in range(C):
+            sign = np.where(y == c, 1.0, -1.0)
+            total += cp.sum(cp.pos(1 - cp.multiply(sign, x @ W[c * D : (c + 1) * D, k]))) / len(y)
+    best = cp.Problem(cp.Minimize(total)).solve(solver=cp.CLARABEL)
+    for round in range(300):
+        mocha.step(round)
+    now = mocha.metrics()
+    assert now["primal"] == pytest.approx(best, rel=1e-6)
+    assert -1e-9 <= now["gap"] < 1e-6
+    wrong = [np.mean(np.argmax(x @ W.value[:, k].reshape(C, D).T, axis=1) != y) for k, (x, y) in enumerate(rows(2))]
+    assert now["test_error"] == pytest.approx(np.mean(wrong))
+
+
+@given(seed=st.integers(0, 10**6), reduction=st.sampled_from(["mean", "sum"]))
+@settings(deadline=None, max_examples=15)
+def test_primal_and_dual(seed, reduction):
+    """As numpy has them."""
+    problem, rng = Problem(tasks(seed), Logistic(), TaskRelationship(0.2), reduction), np.random.default_rng(seed)
+    W, root = rng.normal(size=(C * D, K)), rng.normal(size=(K, K))
+    Omega = root @ root.T + 0.1 * np.eye(K)
+    primal, conjugates, V = 0.1 * np.trace(W @ Omega @ W.T), 0.0, np.zeros((C * D, K))
+    n_max = max(len(y) for _, y in rows(seed))
+    a = np.zeros((K, C, n_max))
+    for k, (x, y) in enumerate(rows(seed)):
+        s = 1 / len(y) if reduction == "mean" else 1.0
+        for c in range(C):
+            sign, own = np.where(y == c, 1.0, -1.0), slice(c * D, (c + 1) * D)
+            primal += s * np.logaddexp(0, -sign * (x @ W[own, k])).sum()
+            b = rng.uniform(0.01, 0.99, size=len(y))
+            conjugates += s * (b * np.log(b) + (1 - b) * np.log(1 - b)).sum()
+            a[k, c, : len(y)] = b * sign
+            V[own, k] = s * (b * sign) @ x
+    dual = -conjugates - np.trace(V @ np.linalg.inv(0.2 * Omega) @ V.T) / 2
+    duals = torch.from_numpy(a.reshape(K, -1))
+    np.testing.assert_allclose(problem.combined(duals).numpy(), V, atol=1e-12)
+    assert problem.primal(torch.from_numpy(W), torch.from_numpy(Omega)) == pytest.approx(primal, rel=1e-10)
+    assert problem.dual(duals, torch.from_numpy(Omega)) == pytest.approx(dual, rel=1e-8)
+
+
+def test_one_omega_is_learned_of_all_classes():
+    mocha = MOCHA(Problem(tasks(4), Hinge(), TaskRelationship(0.1)), SDCA(), omega_every=3, accelerated=False)
+    for round in range(3):
+        mocha.step(round)
+    W = mocha.aggregator.V.T / (0.1 * K)  # A was λ·K·I
+    np.testing.assert_allclose(
+        mocha.Omega.numpy(), mocha.problem.regularizer.update_omega(W, 0 * mocha.Omega).numpy(), rtol=1e-9
+    )
+    gaps = []
+    for round in range(3, 200):
+        mocha.step(round)
+        gaps.append(mocha.metrics()["gap"])
+    assert min(gaps) >= -1e-9
+    assert gaps[-1] < 1e-3
+
+
+def test_timing_a_user_leaves_no_trace():
+    learners = [Local(Problem(tasks(4), Hinge(), TaskRelationship(0.1)), SDCA(), 0.1) for _ in range(2)]
+    for round in range(2):
+        for learner in learners:
+            learner.step(round)
+        assert learners[0].user_seconds(round) > 0
+    assert torch.equal(learners[0].W, learners[1].W)
+
+
+def test_networks_learn_by_it_too():
+    fedu = FedU(Problem(tasks(4), Hinge(), Mean(1e-3, 1e-3)), LocalSGD(step=0.1), mlp)
+    before = fedu.metrics()
+    for round in range(30):
+        fedu.step(round)
+    now = fedu.metrics()
+    assert now["train_error"] < before["train_error"]
+    assert now["primal"] < 0.8 * before["primal"]
+    scores = [
+        fedu.model(fedu.model.split(w), x.float())
+        for w, (x, _) in zip(fedu.users.W, [(torch.from_numpy(x), y) for x, y in rows(4)], strict=True)
+    ]
+    wrong = [(s.argmax(1).numpy() != y).mean() for s, (_, y) in zip(scores, rows(4), strict=True)]
+    assert now["train_error"] == pytest.approx(np.mean(wrong))
+
+
+def test_what_to_choose_for_which_labels():
+    numbers = torch.tensor([0.5, 7.0])
+    regression = [Task("heights", torch.ones(2, 1), numbers, torch.ones(2, 1), numbers)]
+    with pytest.raises(DataError, match=r"4 classes, Squared takes numbers: choose loss=hinge, .*cross_entropy"):
+        Problem(tasks(0), Squared(), Mean(1.0, 1.0))
+    with pytest.raises(DataError, match=r"two classes as y = ±1, CrossEntropy.*choose loss=hinge"):
+        Problem(tasks(with_all_labels(1), 0), CrossEntropy(), Mean(1.0, 1.0))
+    with pytest.raises(DataError, match=r"numbers to predict, CrossEntropy needs classes: choose loss=squared"):
+        Problem(regression, CrossEntropy(), Mean(1.0, 1.0))
+    with pytest.raises(ConfigError, match="CrossEntropy does not define"):
+        MOCHA(Problem(tasks(0), CrossEntropy(), Mean(1.0, 1.0)), SDCA())
+    x, y = torch.ones(3, D), torch.tensor([0, 1, 2])
+    with pytest.raises(DataError, match=r"'other' has classes=3, task '0' has 4"):
+        Problem([*tasks(0), Task("other", x, y, x, y, 3)], Hinge(), Mean(1.0, 1.0))
