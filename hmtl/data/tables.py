@@ -201,9 +201,10 @@ def _faults(table: pd.DataFrame, target: str, task: str | None, kind: str) -> It
         bad = _not_numbers(column) if number else column.isna().to_numpy()
         if bad.any():
             row, wanted = int(bad.argmax()), "a finite number" if number else "a value"
+            other = "drop the column" if name != target else "set dataset.kind=classification loss=hinge for labels"
             yield (
                 f"has {column.iloc[row]} in column {name}, row {row} (from 0, below the header; {bad.sum() - 1} more), "
-                f"where {wanted} belongs. Fix or drop such rows, or drop the column."
+                f"where {wanted} belongs. Fix or drop such rows{f', or {other}' if name != target or number else ''}."
             )
 
 

@@ -95,7 +95,8 @@ class Problem:
             if loss.labels is not None and not found <= set(loss.labels):
                 raise DataError(
                     f"Task {task.name!r} has the label {min(found - set(loss.labels)):g}, {type(loss).__name__} takes "
-                    f"{loss.labels} only. Recode y, or choose a loss for regression."
+                    f"{loss.labels} only: choose loss=squared for numbers to predict, dataset.kind=classification for "
+                    "classes."
                 )
         self.tasks, self.loss = tuple(tasks), copy.deepcopy(loss).to(device)
         X = pad_sequence([t.x_train.to(device, torch.float64) for t in tasks], batch_first=True)
@@ -199,10 +200,13 @@ class Problem:
 
 
 def _mismatch(task: Task, loss: Loss) -> str:
-    """What labels a task has that a loss does not take, and which loss to choose."""
+    """What labels a task has that a loss does not take, and all that has to be chosen."""
     name, choices = type(loss).__name__, "hinge, smooth_hinge or logistic"
     if task.classes:
-        return f"{task.classes} classes, {name} takes numbers: choose loss={choices}, or cross_entropy."
+        return (
+            f"{task.classes} classes, {name} takes numbers: choose loss={choices}, with algorithm=fedu or global also "
+            "cross_entropy; if y are numbers to predict, dataset.kind=regression."
+        )
     if set(task.y_train.tolist()) <= {-1.0, 1.0}:
         return f"two classes as y = ±1, {name} needs them numbered 0..C−1: choose loss={choices}."
     return f"numbers to predict, {name} needs classes: choose loss=squared."
