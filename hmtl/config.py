@@ -174,6 +174,7 @@ def build(cfg: DictConfig) -> Run:
     """
     from hmtl.checkpoint import load_checkpoint
     from hmtl.coding import CODED_SCHEMES
+    from hmtl.mtl import fitting
     from hmtl.trainer import Trainer
 
     for name, least in (("rounds", 1), ("checkpoint_every", 1), ("seed", 0)):
@@ -206,6 +207,7 @@ def build(cfg: DictConfig) -> Run:
         checkpoint_every=cfg.checkpoint_every,
         identity=identity,
         loggers=loggers,
+        before=[fitting(tasks)],
     )
     return Run(communicator, algorithm, trainer, loggers, output_dir, checkpoint)
 

@@ -71,7 +71,11 @@ _GROUPS = {
     "communication_s": "seconds",
     "uncoded_s": "seconds",
 }
-_MERITS = ("gap", "primal", "joint_gap", "joint_primal", "train_error", "test_error", "bits_total")
+_MERITS = (
+    *("gap", "primal", "joint_gap", "joint_primal"),
+    *("train_error", "test_error", "train_r2", "test_r2"),
+    "bits_total",
+)
 
 
 class ConsoleLogger:
@@ -172,4 +176,6 @@ _LEARNING = (
     ("train_error_worst", "train error, worst user", ".4f"),
     ("test_error", "test error, mean over users", ".4f"),
     ("test_error_worst", "test error, worst user", ".4f"),
+    ("train_r2", "train R², all users' rows together", ".4f"),
+    ("test_r2", "test R², all users' rows together", ".4f"),
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hmtl.checkpoint import save_atomically
 from hmtl.communication import SETUP, TIERS, Communicator, Outcome
-from hmtl.mtl import Algorithm
+from hmtl.mtl import Aggregator, Algorithm, Users
 from hmtl.signals import catch_signals
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Trainer:
         checkpoint: file to be replaced every `checkpoint_every` rounds and at the end.
         identity: the configuration that a checkpoint has to share with the run that goes on from it.
         loggers: told of each round.
+        before: what is exchanged before the algorithm's own set-up: pairs of sides, as `Algorithm.setup` gives them.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Trainer:
         checkpoint_every: int = 10,
         identity: Mapping[str, Any] | None = None,
         loggers: Sequence[Logger] = (),
+        before: Sequence[tuple[Users, Aggregator] | None] = (),
     ) -> None:
         self.algorithm = algorithm
         self.communicator = communicator
@@ -65,6 +67,7 @@ class Trainer:
         self.checkpoint_every = checkpoint_every
         self.identity = dict(identity or {})
         self.loggers = loggers
+        self.before = before
         self.history: list[Measurements] = []
         self.interrupted = 0
 
@@ -81,8 +84,10 @@ class Trainer:
             self.history = list(checkpoint["history"])
             self.algorithm.load_state_dict(checkpoint["algorithm"])
             self.communicator.load_state_dict(checkpoint["communicator"])
-        elif (pair := self.algorithm.setup()) is not None:
-            self.communicator.setup(*pair)
+        else:
+            for pair in (*self.before, self.algorithm.setup()):
+                if pair is not None:
+                    self.communicator.setup(*pair)
         for row in self.history:
             for logger in self.loggers:
                 logger.log(row)
@@ -109,10 +114,11 @@ class Trainer:
         """The row of the round just done.
 
         Keys: `round`; `users`, whose IVs counted; `empty`, 1 where nobody aggregated; primal, dual, gap where the
-        algorithm has them; train and test error, mean over the users and of the worst user; bits on each tier
-        (`bits/...`, all that was sent) and in all so far, the set-up included; `local_s`, the slowest user's local
-        update (measured), and `compute_s`, which has besides the slowest relay's and the server's coding and the global
-        update; `communication_s` (Hu et al. 2022, eqs. (12), (13)); `uncoded_s`, what the round takes uncoded.
+        algorithm has them; train error, and test error where there are tests, mean over the users and of the worst
+        user, and R² in regression; bits on each tier (`bits/...`, all that was sent) and in all so far, the set-up
+        included; `local_s`, the slowest user's local update (measured), and `compute_s`, which has besides the slowest
+        relay's and the server's coding and the global update; `communication_s` (Hu et al. 2022, eqs. (12), (13));
+        `uncoded_s`, what the round takes uncoded.
         """
         watch, ledger = self.communicator.stopwatch, self.communicator.ledger
         learning = user_seconds + watch.slowest("global update")

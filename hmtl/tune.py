@@ -86,11 +86,12 @@ def cross_validate(cfg: DictConfig, tasks: Sequence[Task]) -> dict[str, Any]:
 def _folds(tasks: Sequence[Task], folds: int, seed: int) -> Iterator[list[Task]]:
     """For each fold, the tasks with one part of their training rows in place of the test rows.
 
-    What is fitted on a task's training rows (standardisation) is so anew, on those that the fold trains on.
+    What preprocessing fits is fitted anew, to the rows that the fold trains on.
     """
     from sklearn.model_selection import KFold, StratifiedKFold  # takes a second to load
 
-    splits = []
+    splits, prepare = [], tasks[0].preprocessing
+    tasks = [task.raw for task in tasks]
     for k, task in enumerate(tasks):
         classes = task.classes is not None or set(task.y_train.tolist()) <= {-1.0, 1.0}
         kind = StratifiedKFold if classes else KFold
@@ -101,7 +102,7 @@ def _folds(tasks: Sequence[Task], folds: int, seed: int) -> Iterator[list[Task]]
         except ValueError as error:
             raise DataError(f"Task {task.name!r}: {error} Lower tune.folds={folds}.") from error
     for fold in range(folds):
-        yield [
+        parts = [
             dataclasses.replace(
                 task,
                 x_train=task.x_train[split[fold][0]],
@@ -111,6 +112,7 @@ def _folds(tasks: Sequence[Task], folds: int, seed: int) -> Iterator[list[Task]]
             )
             for task, split in zip(tasks, splits, strict=True)
         ]
+        yield list(prepare(parts))
 
 
 def _that_fit_in_memory(folds: list[list[Task]]) -> Iterator[list[list[Task]]]:

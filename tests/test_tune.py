@@ -11,6 +11,8 @@ from omegaconf import DictConfig
 from sklearn.svm import LinearSVC
 
 from hmtl.config import build_problem, build_tasks, compose
+from hmtl.data import Preprocessing
+from hmtl.data.preprocessing import Scope
 from hmtl.data.tasks import split
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl import FedU, LocalSGD
@@ -35,14 +37,25 @@ def test_folds_part_the_training_rows(configure: Configure) -> None:
             assert len(fold[k].x_train) + len(fold[k].x_test) == len(task.x_train)
 
 
-def test_folds_are_standardized_on_what_they_train_on() -> None:
+@pytest.mark.parametrize("scope", ["task", "all"])
+@pytest.mark.parametrize("test_fraction", [0.25, 0])
+def test_folds_are_preprocessed_by_what_they_train_on(scope: Scope, test_fraction: float) -> None:
     rng = np.random.default_rng(0)
-    x, y = rng.normal(5, 3, (40, 3)) ** 2, np.tile([1.0, -1.0], 20)
-    plain, scaled = (split("a", x, y, 0.25, np.random.default_rng(1), standardize=on) for on in (False, True))
-    for raw, fold in zip(_folds([plain], 3, seed=0), _folds([scaled], 3, seed=0), strict=True):
-        mean, sd = raw[0].x_train.mean(0), raw[0].x_train.std(0, correction=0)
-        torch.testing.assert_close(fold[0].x_train, (raw[0].x_train - mean) / sd)
-        torch.testing.assert_close(fold[0].x_test, (raw[0].x_test - mean) / sd)
+    plain = [
+        split(str(k), rng.normal(k, 3, (40, 3)) ** 2, rng.normal(size=40), test_fraction, np.random.default_rng(1))
+        for k in range(3)
+    ]
+    scaled = Preprocessing(intercept=True, standardize=scope, center=scope)(plain)
+    for raws, fold in zip(_folds(plain, 3, seed=0), _folds(scaled, 3, seed=0), strict=True):
+        for raw, task in zip(raws, fold, strict=True):
+            own = raws if scope == "all" else [raw]
+            x, y = (torch.cat([getattr(r, name) for r in own]) for name in ("x_train", "y_train"))
+            for part in ("train", "test"):
+                expected = (getattr(raw, f"x_{part}") - x.mean(0)) / x.std(0, correction=0)
+                found = getattr(task, f"x_{part}")
+                torch.testing.assert_close(found[:, :3], expected)
+                assert (found[:, 3] == 1).all()
+                torch.testing.assert_close(getattr(task, f"y_{part}"), getattr(raw, f"y_{part}") - y.mean())
 
 
 def test_errors_are_those_of_liblinear(configure: Configure) -> None:

@@ -93,11 +93,13 @@ class Communicator(ABC):
         self._server: Server | None = None  # as it was in the last round
         self._dtype = ""  # of the models
         self._before = [0.0, 0.0]  # seconds of the set-up, and what they were uncoded
+        self._setups = 0
 
     def setup(self, users: UserSide, aggregator: AggregatorSide) -> None:
-        """Exchange what has to be known before the first round; it is counted apart, as the ledger's SETUP."""
+        """Exchange what has to be known before the first round, in one turn or more; the ledger counts it as SETUP."""
         server = self._play(BEFORE, self._cast(users, aggregator))
-        self._before = [self.seconds(SETUP), self._uncoded_seconds(SETUP, server)]
+        self._setups += 1
+        self._before = [self.seconds(SETUP), self._uncoded_seconds(SETUP, server, self._setups)]
 
     def round(
         self, number: int, users: UserSide, aggregator: AggregatorSide, absent_relays: Collection[int] = ()
@@ -211,15 +213,15 @@ class Communicator(ABC):
     def _sent(self, round: int | str) -> dict[str, NDArray[np.int64]]:
         return {tier: self.ledger.per_link(tier, round).sum(axis=1) for tier in TIERS}
 
-    def _uncoded_seconds(self, round: int | str, server: Server) -> float:
+    def _uncoded_seconds(self, round: int | str, server: Server, times: int = 1) -> float:
         """What users send goes on to the server, what they get comes from it; who is there is told as here."""
         sent, attendance = self._sent(round), server.attendance
         present, there = attendance.users, np.flatnonzero(attendance.there)
         up = np.zeros(self.topology.H)
         np.add.at(up, self.planner.forwarders(attendance.heard)[present], sent[USERS_TO_RELAYS][present])
-        up[there] += [8 * Report.nbytes(self.topology, i) for i in there.tolist()]
+        up[there] += [8 * times * Report.nbytes(self.topology, i) for i in there.tolist()]
         copies = len(there) if self.network.medium == "unicast" else min(len(there), 1)
-        down = sent[RELAYS_TO_USERS].sum() + 8 * copies * Attendance.nbytes(self.topology)
+        down = sent[RELAYS_TO_USERS].sum() + 8 * times * copies * Attendance.nbytes(self.topology)
         return self.network.seconds(sent | {RELAYS_TO_SERVER: up, SERVER_TO_RELAYS: down})
 
     def _rememberers(self) -> list[tuple[str, UserHost | Relay | Server | Aggregation]]:

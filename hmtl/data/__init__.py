@@ -6,7 +6,8 @@ Out: float tensors, split into train and test.
 
 from hmtl.data.activity import har
 from hmtl.data.digits import mnist, mnist5k
+from hmtl.data.preprocessing import Preprocessing, Scaling
 from hmtl.data.tables import files
 from hmtl.data.tasks import Task
 
-__all__ = ["Task", "files", "har", "mnist", "mnist5k"]
+__all__ = ["Preprocessing", "Scaling", "Task", "files", "har", "mnist", "mnist5k"]

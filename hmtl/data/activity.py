@@ -17,6 +17,7 @@ from torch.hub import download_url_to_file
 
 from hmtl.data.cache import cache_folder, cached
 from hmtl.data.partition import even_sets
+from hmtl.data.preprocessing import Preprocessing, Scope
 from hmtl.data.tasks import Task, split
 from hmtl.errors import ConfigError, DataError
 from hmtl.rng import generator
@@ -34,6 +35,8 @@ def har(
     partition: str = "paper",
     target: str = "sitting",
     test_fraction: float = 0.25,
+    intercept: bool = False,
+    standardize: Scope = "none",
     seed: int = 0,
     path: str | Path | None = None,
     download: bool = True,
@@ -46,7 +49,8 @@ def har(
         partition: "paper": sets drawn from all windows, each activity in the same proportion in all of them;
             "subject": a user for each subject, with all of its windows.
         target: "sitting": y = 1 for sitting, −1 for the rest, as in the paper; "activity": y = 0..5, see ACTIVITIES.
-        test_fraction: share of each user's rows kept for testing.
+        test_fraction: share of each user's rows kept for testing; 0 tests on nothing.
+        intercept, standardize: see `Preprocessing`.
         seed: draws partition and splits.
         path: UCI's zip (or the one inside it), the unpacked folder, or where one of these is; by default the cache.
         download: whether to fetch what is not there.
@@ -73,9 +77,12 @@ def har(
         named = [(f"user {k}", rows) for k, rows in enumerate(sets)]
     classes = None if target == "sitting" else len(ACTIVITIES)
     labels = y if classes else np.where(y == ACTIVITIES.index("sitting"), 1.0, -1.0)
-    return tuple(
-        split(name, x[rows], labels[rows], test_fraction, generator(seed, "data", "split", k), classes)
-        for k, (name, rows) in enumerate(named)
+    called = ACTIVITIES if classes else None
+    return Preprocessing(intercept, standardize)(
+        [
+            split(name, x[rows], labels[rows], test_fraction, generator(seed, "data", "split", k), classes, called)
+            for k, (name, rows) in enumerate(named)
+        ]
     )
 
 

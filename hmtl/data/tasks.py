@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hmtl.data.preprocessing import Prepared, Preprocessing, Scaling
 from hmtl.errors import ConfigError, DataError
 
 
@@ -23,13 +24,14 @@ class Task:
         name: what messages call this task.
         x_train, y_train: [n, d] and [n]; y is float64, ±1 for two classes or a number to predict, unless `classes`
             is given.
-        x_test, y_test: [n_test, d] and [n_test].
+        x_test, y_test: [n_test, d] and [n_test]; n_test may be 0.
         classes: C, if y is the number of a class, 0..C−1, kept as int64.
-        standardize: bring each column to mean 0, variance 1 on the training rows (a constant one: to 0).
+        labels: what the classes are called, in the order of y; None: by their values of y.
+        prepared: where this comes from, if it was preprocessed, see `Preprocessing`.
 
     Raises:
-        DataError: a shape does not fit, a part is empty, a value is NaN or infinite, a class has no such number, or
-            y_train has one value only.
+        DataError: a shape does not fit, there are no rows to train on, a value is NaN or infinite, a class has no such
+            number, or y_train has one value only.
     """
 
     name: str
@@ -38,7 +40,8 @@ class Task:
     x_test: Tensor
     y_test: Tensor
     classes: int | None = None
-    standardize: bool = False
+    labels: tuple[Any, ...] | None = None
+    prepared: Prepared | None = None
 
     def __post_init__(self) -> None:
         for field in ("x_train", "y_train", "x_test", "y_test"):
@@ -47,15 +50,27 @@ class Task:
             object.__setattr__(self, field, values if narrow else values.to(torch.float64))
         if fault := next(self._faults(), None):
             raise DataError(f"Task {self.name!r}: {fault}")
-        if self.standardize:
-            from sklearn.preprocessing import StandardScaler  # takes half a second to import
-
-            scaler = StandardScaler().fit(self.x_train.numpy())
-            for field in ("x_train", "x_test"):
-                object.__setattr__(self, field, torch.from_numpy(scaler.transform(getattr(self, field).numpy())))
         if self.classes is not None:
             for field in ("y_train", "y_test"):
                 object.__setattr__(self, field, getattr(self, field).long())
+
+    @property
+    def raw(self) -> "Task":
+        """This task before it was preprocessed."""
+        return self.prepared.raw if self.prepared else self
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What was done to it."""
+        return self.prepared.by if self.prepared else Preprocessing()
+
+    @property
+    def scaling(self) -> Scaling:
+        """What was fitted when it was preprocessed; of a task that was not, a scaling that does nothing."""
+        if self.prepared:
+            return self.prepared.scaling
+        one = self.x_train[0].double()
+        return Scaling(torch.zeros_like(one), torch.ones_like(one))
 
     def _faults(self) -> Iterator[str]:
         """What is wrong and what to do; what comes later supposes that what came before is right."""
@@ -63,7 +78,7 @@ class Task:
             shapes = f"x_{part} has shape {list(x.shape)}, y_{part} {list(y.shape)}"
             if x.ndim != 2 or y.ndim != 1 or len(x) != len(y):
                 yield f"{shapes}. Give x as [rows, columns] and one y per row."
-            if not x.numel():
+            if not (x.numel() if part == "train" else x.shape[1]):
                 yield f"{shapes}: that is empty. Give at least one row and one column."
             for name, bad in ((f"x_{part}", ~x.isfinite().all(dim=1)), (f"y_{part}", ~y.isfinite())):
                 if bad.any():
@@ -90,22 +105,26 @@ def split(
     test_fraction: float,
     rng: np.random.Generator,
     classes: int | None = None,
-    standardize: bool = False,
+    labels: tuple[Any, ...] | None = None,
 ) -> Task:
     """The task of all rows, split into train and test at random; both parts get their share of each class.
 
     Args:
-        name, classes, standardize: see Task. Of more than two classes, one too rare to be shared falls where it falls.
+        name, classes, labels: see Task. Of more than two classes, one too rare to be shared falls where it falls.
         x, y: [n, d] and [n].
-        test_fraction: share of the rows kept for testing, rounded up to whole rows (250 rows: 187 + 63).
+        test_fraction: share of the rows kept for testing, rounded up to whole rows (250 rows: 187 + 63). 0: none.
         rng: draws which rows.
 
     Raises:
-        ConfigError: test_fraction is not between 0 and 1.
+        ConfigError: test_fraction is not in [0, 1).
         DataError: too few rows for both parts; or see Task.
     """
-    if not 0 < test_fraction < 1:
-        raise ConfigError(f"test_fraction={test_fraction} leaves one part empty. Choose a value between 0 and 1.")
+    if not 0 <= test_fraction < 1:
+        raise ConfigError(
+            f"test_fraction={test_fraction} leaves no rows to train on. Choose a value from 0 (no test) to below 1."
+        )
+    if test_fraction == 0:
+        return Task(name, x, y, x[:0], y[:0], classes, labels)  # type: ignore[arg-type]  # as below, of Task's making
     from sklearn.model_selection import train_test_split  # takes half a second to import
 
     random_state = int(rng.integers(2**31))
@@ -122,4 +141,4 @@ def split(
             f"every class. Give more rows, or bring the fraction nearer to 0.5."
         ) from cause
     x_train, x_test, y_train, y_test = parts
-    return Task(name, x_train, y_train, x_test, y_test, classes, standardize)
+    return Task(name, x_train, y_train, x_test, y_test, classes, labels)

@@ -6,7 +6,7 @@ models [K, m + e] down, and does not know who carries them. In other words than 
 of federated learning, and here may be each relay.
 """
 
-from hmtl.mtl.algorithms import MOCHA, Aggregator, Algorithm, CoCoA, FedAvg, FedU, Local, Users
+from hmtl.mtl.algorithms import MOCHA, Aggregator, Algorithm, CoCoA, FedAvg, FedU, Local, Users, fitting
 from hmtl.mtl.losses import CrossEntropy, Hinge, Logistic, Loss, OneVsRest, SmoothHinge, Squared
 from hmtl.mtl.models import cnn, mlp
 from hmtl.mtl.participation import Participation
@@ -45,6 +45,7 @@ __all__ = [
     "TaskRelationship",
     "Users",
     "cnn",
+    "fitting",
     "mlp",
     "sigma_prime",
 ]

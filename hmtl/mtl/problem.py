@@ -104,7 +104,8 @@ class Problem:
             if loss.labels is not None and not found <= set(loss.labels):
                 raise DataError(
                     f"Task {task.name!r} has the label {min(found - set(loss.labels)):g}, {type(loss).__name__} takes "
-                    f"{loss.labels} only. Recode y, or choose a loss for regression."
+                    f"{loss.labels} only: choose loss=squared for numbers to predict, dataset.kind=classification for "
+                    "classes."
                 )
         self.tasks, self.loss = tuple(tasks), copy.deepcopy(loss).to(device)
         X = pad_sequence([t.x_train.to(device, torch.float64) for t in tasks], batch_first=True)
@@ -186,12 +187,35 @@ class Problem:
         ]
         return torch.stack(errors)
 
+    def figures(self, split: str, errors: Tensor) -> dict[str, float]:
+        """Of each user's mean error [K] on its `train` or `test` rows: the users' mean, the worst user's, and R².
+
+        R² is in regression only, 1 − Σ(p − y)² / Σ(y − ȳ)² over the rows of all users together, ȳ their common mean
+        before any centring: the "explained variance" of the multi-task literature. Users without such rows do not
+        count, and where nobody has any, there are no figures.
+
+        Ref: Bakker and Heskes 2003.
+        """
+        ys = [getattr(task.raw, f"y_{split}") for task in self.tasks]
+        counts = torch.tensor([len(y) for y in ys])
+        errors, counts = errors.cpu()[counts > 0], counts[counts > 0]
+        if not len(errors):
+            return {}
+        figures = {f"{split}_error": float(errors.mean()), f"{split}_error_worst": float(errors.max())}
+        y = torch.cat(ys)
+        if self.loss.measure == "mean squared error" and (total := float((y - y.mean()).square().sum())) > 0:
+            figures[f"{split}_r2"] = 1 - float(counts.to(errors) @ errors) / total
+        return figures
+
 
 def _mismatch(task: Task, loss: Loss) -> str:
-    """What labels a task has that a loss does not take, and which loss to choose."""
+    """What labels a task has that a loss does not take, and all that has to be chosen."""
     name, choices = type(loss).__name__, "hinge, smooth_hinge or logistic"
     if task.classes:
-        return f"{task.classes} classes, {name} takes numbers: choose loss={choices}, or cross_entropy."
+        return (
+            f"{task.classes} classes, {name} takes numbers: choose loss={choices}, with algorithm=fedu or global also "
+            "cross_entropy; if y are numbers to predict, dataset.kind=regression."
+        )
     if set(task.y_train.tolist()) <= {-1.0, 1.0}:
         return f"two classes as y = ±1, {name} needs them numbered 0..C−1: choose loss={choices}."
     return f"numbers to predict, {name} needs classes: choose loss=squared."

@@ -39,7 +39,7 @@ class LocalSolver(ABC):
         if missing:
             raise ConfigError(
                 f"{type(self).__name__} needs {' and '.join(missing)}, which {type(loss).__name__} does not define. "
-                "Define it there, or choose another solver or loss."
+                "Choose loss=hinge, smooth_hinge or logistic, or algorithm=fedu or global, or define it there."
             )
 
     @abstractmethod

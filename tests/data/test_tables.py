@@ -2,6 +2,7 @@
 
 import builtins
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmtl.data import files
+from hmtl.data import files as prepared_files
 from hmtl.errors import ConfigError, DataError
+
+files = partial(prepared_files, intercept=False, standardize="none", center="none")  # rows as they stand in the files
 
 
 def frame(n=12, seed=0, labels=("no", "yes")):
@@ -107,15 +110,99 @@ def test_regression_takes_the_target_as_it_is(tmp_path):
         files(tmp_path, target="cost")
 
 
-def test_standardize_and_seed(tmp_path):
+def test_the_seed_draws_the_split(tmp_path):
     for k in range(2):
         save(frame(40, k), tmp_path / f"{k}.csv")
-    plain, scaled, other = files(tmp_path, seed=1), files(tmp_path, seed=1, standardize=True), files(tmp_path, seed=2)
-    for p, s, o in zip(plain, scaled, other, strict=True):
-        a = p.x_train[:, 0]
-        torch.testing.assert_close(s.x_test[:, 0], (p.x_test[:, 0] - a.mean()) / a.std(correction=0))
-        assert (s.x_test[:, 1] == 0).all()
-        assert not torch.equal(p.x_test, o.x_test)
+    for one, again, other in zip(*(files(tmp_path, seed=seed) for seed in (1, 1, 2)), strict=True):
+        assert torch.equal(one.x_test, again.x_test)
+        assert not torch.equal(one.x_test, other.x_test)
+
+
+def test_by_default_features_are_scaled_over_all_tasks_and_numbers_centred_in_each(tmp_path):
+    rng = np.random.default_rng(0)
+    for k in range(3):
+        x = rng.normal(k, 2, (20 + k, 2)) * [1, 100]
+        pd.DataFrame({"a": x[:, 0], "b": x[:, 1], "same": 7.0, "y": x[:, 0] + 30 * k}).to_csv(
+            tmp_path / f"{k}.csv", index=False
+        )
+    plain, tasks = (make(tmp_path, kind="regression") for make in (files, prepared_files))
+    pooled = np.concatenate([task.x_train.numpy() for task in plain])[:, :2]
+    for raw, task in zip(plain, tasks, strict=True):
+        for part in ("train", "test"):
+            x, y = (getattr(raw, f"{name}_{part}").numpy() for name in "xy")
+            expected = np.column_stack([(x[:, :2] - pooled.mean(0)) / pooled.std(0), np.full((len(x), 2), [7.0, 1.0])])
+            np.testing.assert_allclose(getattr(task, f"x_{part}").numpy(), expected)
+            np.testing.assert_allclose(getattr(task, f"y_{part}").numpy(), y - raw.y_train.numpy().mean(), atol=1e-12)
+
+
+def test_classes_are_not_centred(tmp_path):
+    for k in range(2):
+        save(frame(k + 9, k), tmp_path / f"{k}.csv")
+    assert {value for task in prepared_files(tmp_path) for value in task.y_train.tolist()} == {-1.0, 1.0}
+
+
+@pytest.mark.parametrize("form", ["csv", "npz", "table csv"])
+def test_tests_of_ones_own(tmp_path, form):
+    """All rows of `path` are trained on, and one label may be missing among the tests."""
+    train = {f"u{k}": frame(9 + k, k, ("no", "yes", "maybe")) for k in range(3)}
+    test = {name: frame(4, 50 + k, ("yes", "no")) for k, (name, table) in enumerate(train.items())}
+    places = {}
+    for what, tables in (("train", train), ("test", test)):
+        (tmp_path / what).mkdir()
+        places[what] = tmp_path / what
+        if form == "table csv":
+            places[what] /= "all.csv"
+            save(pd.concat([t.assign(who=n) for n, t in reversed(tables.items())]), places[what])
+        else:
+            for name, table in tables.items():
+                save(table, tmp_path / what / f"{name}.{form}")
+    tasks = files(places["train"], test_path=places["test"], task="who" if form == "table csv" else None)
+    assert [task.name for task in tasks] == list(train)
+    for task in tasks:
+        for x, y, table in ((task.x_train, task.y_train, train), (task.x_test, task.y_test, test)):
+            assert x.tolist() == table[task.name][["a", "b"]].to_numpy().tolist()
+            assert [task.labels[int(number)] for number in y] == table[task.name]["y"].tolist()
+        assert task.labels == ("maybe", "no", "yes")
+
+
+def test_tests_may_have_their_columns_in_another_order(tmp_path):
+    for what, table in (("train", frame()), ("test", frame(8, 5)[["b", "y", "a"]])):
+        (tmp_path / what).mkdir()
+        save(table, tmp_path / what / "u.csv")
+    (task,) = files(tmp_path / "train", test_path=tmp_path / "test", standardize="all")
+    raw = task.raw.x_train[:, 0]
+    np.testing.assert_allclose(task.x_test[:, 0], (frame(8)["a"] - raw.mean().item()) / raw.std(correction=0).item())
+    assert task.x_test[:, 1].tolist() == [5.0] * 8
+
+
+@pytest.mark.parametrize(
+    ("tests", "words"),
+    [
+        ({"u1": frame()}, "test or {path} lacks u2. Give both the same tasks."),
+        ({"u1": frame(), "u2": frame(), "u3": frame()}, "test or {path} lacks u3. Give both the same tasks."),
+        ({f"u{k}": frame().drop(columns="b") for k in (1, 2)}, "lacks b. Give both the same columns."),
+        ({f"u{k}": frame().assign(c=1) for k in (1, 2)}, "lacks c. Give both the same columns."),
+        (
+            {"u1": frame(), "u2": frame().assign(c=1)},
+            "u2.csv or {test}/u1.csv lacks c. Give all tasks the same columns",
+        ),
+        (
+            {f"u{k}": frame(labels=("no", "perhaps")) for k in (1, 2)},
+            "test has perhaps in column y, which no row of {path} has",
+        ),
+        ({"u1": frame(), "u2": frame()[:0]}, "u2.csv has no rows"),
+        ({}, "test has no file of .csv"),
+    ],
+)
+def test_tests_that_do_not_fit(tmp_path, tests, words):
+    path, test = tmp_path / "train", tmp_path / "test"
+    for folder, tables in ((path, {"u1": frame(), "u2": frame()}), (test, tests)):
+        folder.mkdir()
+        for name, table in tables.items():
+            save(table, folder / f"{name}.csv")
+    with pytest.raises(DataError, match=re.escape(words.format(path=path, test=test))) as error:
+        files(path, test_path=test)
+    assert "\n" not in str(error.value)
 
 
 def csv(text):
@@ -252,7 +339,9 @@ def test_nothing_there(tmp_path, path):
         ({"K": 3}, "K=3, but .* holds 2 tasks: leave K out"),
         ({"kind": "ranking"}, "kind=ranking"),
         ({"task": "a"}, "task=a, but .* is not one table"),
-        ({"test_fraction": 0}, "test_fraction=0"),
+        ({"test_fraction": 1.0}, "test_fraction=1"),
+        ({"standardize": "both"}, "standardize=both is neither task, all nor none"),
+        ({"kind": "regression", "center": "yes"}, "center=yes is neither"),
     ],
 )
 def test_what_cannot_be(tmp_path, arguments, words):

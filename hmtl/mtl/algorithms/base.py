@@ -138,15 +138,14 @@ class Algorithm(ABC):
         return True
 
     def metrics(self) -> dict[str, float]:
-        """Figures of the state between two rounds: train and test error, mean over users and of the worst user.
+        """Figures of the state between two rounds: train and test error and R², see `Problem.figures`.
 
         An algorithm that has them puts primal, dual and gap before these.
         """
         measured = self.users.measure()
         figures = self._objective(measured)
         for split in ("train", "test"):
-            errors = measured[f"{split}_error"]
-            figures |= {f"{split}_error": float(errors.mean()), f"{split}_error_worst": float(errors.max())}
+            figures |= self.problem.figures(split, measured[f"{split}_error"])
         return figures
 
     @abstractmethod

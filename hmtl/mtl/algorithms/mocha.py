@@ -57,7 +57,8 @@ class MOCHA(Algorithm):
     ) -> None:
         if not isinstance(solver, LocalSolver):
             raise ConfigError(
-                f"{type(self).__name__} works on duals, {type(solver).__name__} does not. Choose solver=sdca."
+                f"{type(self).__name__} works on duals, {type(solver).__name__} does not. Choose solver=sdca, or "
+                "algorithm=fedu or global for gradients."
             )
         solver.check(problem.binary)
         participation.check(problem.K)
