@@ -207,8 +207,8 @@ def build(cfg: DictConfig) -> Run:
     from hmtl.trainer import Trainer
 
     check_root(cfg)
-    same = identity(cfg)
-    checkpoint = load_checkpoint(Path(cfg.resume), same) if cfg.resume else None
+    identity = flat(cfg, NOT_IDENTITY)
+    checkpoint = load_checkpoint(Path(cfg.resume), identity) if cfg.resume else None
     if checkpoint and len(checkpoint["history"]) > cfg.rounds:
         raise ConfigError(
             f"{cfg.resume} has {len(checkpoint['history'])} rounds behind it already, of rounds={cfg.rounds}: ask for "
@@ -227,7 +227,7 @@ def build(cfg: DictConfig) -> Run:
         gap_tolerance=cfg.gap_tolerance,
         checkpoint=output_dir / "checkpoint.pt",
         checkpoint_every=cfg.checkpoint_every,
-        identity=same,
+        identity=identity,
         loggers=loggers,
         before=[fitting(tasks)],
     )
@@ -256,11 +256,6 @@ def _device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device={name} is not available ({str(error).splitlines()[0]}): try device=cpu.") from error
-
-
-def identity(cfg: DictConfig, free: Collection[str] = NOT_IDENTITY) -> dict[str, Any]:
-    """The settings that decide a run's numbers, flat: {"topology.r": 3, ...}; `free` are those that do not."""
-    return flat(cfg, free)
 
 
 def flat(cfg: DictConfig, left_out: Collection[str] = (), resolve: bool = True) -> dict[str, Any]:

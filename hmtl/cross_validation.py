@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from rich.progress import Progress
 
 from hmtl.checkpoint import load_checkpoint, save_atomically
-from hmtl.config import build_algorithm, build_problem, build_regularizer, identity
+from hmtl.config import build_algorithm, build_problem, build_regularizer, flat
 from hmtl.data import Task
 from hmtl.errors import ConfigError, DataError, Interrupted
 from hmtl.grid import Figures, combinations, conclude, grid_of, with_values
@@ -44,7 +44,7 @@ def cross_validate(cfg: DictConfig, tasks: Sequence[Task], kept: Path | None = N
 
     Returns:
         grid, {name: values}; points, for each combination its values {name: value}, error and sd over folds, errors
-        [F], `relative_gap` of the worst fold (the joint one where there is such), or `falling` where the algorithm has
+        [F], `relative_gap` of the worst fold (the joint one where there is such), or `change` where the algorithm has
         no gap, and doubt, why it has not converged, or ""; best, {name: value}, and its error; warnings, a sentence
         each.
 
@@ -130,7 +130,7 @@ class _Trainings:
 
     def __init__(self, cfg: DictConfig, total: int, kept: Path | None) -> None:
         self.rounds, self.total, self.kept = cfg.rounds, total, kept
-        self.identity, parts = identity(cfg, NO_PART), ("identity", "finished")
+        self.identity, parts = flat(cfg, NO_PART), ("identity", "finished")
         self.finished: dict[Key, Figures] = {}
         if cfg.resume:
             self.finished = load_checkpoint(Path(cfg.resume), self.identity, parts)["finished"]
@@ -198,5 +198,5 @@ def _figures(member: Algorithm, rounds: int, go_on: Callable[[], bool]) -> Figur
         gap = now["gap"] / abs(now["primal"])
         return figures | {"relative_gap": gap, "settled": member.settled(UNSETTLED)}
     if "primal" in now:
-        return figures | {"falling": (before["primal"] - now["primal"]) / abs(now["primal"])}
+        return figures | {"change": abs(now["primal"] - before["primal"]) / abs(now["primal"])}
     return figures

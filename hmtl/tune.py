@@ -17,7 +17,7 @@ from hmtl.grid import is_number, told
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MEASURES = {"relative_gap": ("relative gap", ".1e"), "falling": ("still falling", ".1%")}
+MEASURES = {"relative_gap": ("relative gap", ".1e"), "change": ("still changing", ".1%")}
 LINES, MARKERS = ("-", "--", "-.", ":"), "osD^v"  # to be told apart in print: 20 pairs
 
 
@@ -35,7 +35,7 @@ def tune(cfg: DictConfig) -> None:
     write_whole(folder / "experiment" / "tuned.yaml", as_experiment(asked, result["best"]))
     console.print(_table(result))
     for warning in result["warnings"]:
-        console.print(f"warning: {warning}")
+        console.print(f"warning: {warning}", soft_wrap=True)
     console.print(f"best: {told(result['best'])}. To train with it:")
     console.print(f"  python -m hmtl.train --config-dir {folder} experiment=tuned", soft_wrap=True)
 
@@ -92,6 +92,8 @@ def figure(result: Mapping[str, Any]) -> "Figure":
     axes.set(xlabel=name, ylabel="validation error, mean over users", title="Cross-validation")
     if numbers and values[0] > 0 and values[-1] >= 10 * values[0]:
         axes.set_xscale("log")
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
     picture.legend(loc="outside lower center", ncols=2, handlelength=4)  # long enough to show dashes
     return picture
 
