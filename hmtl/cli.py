@@ -8,16 +8,18 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from functools import partial
+from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hmtl.config import PlanConfig, TrainConfig, conf_dir
+from hmtl.config import PlanConfig, TrainConfig, conf_dir, flat
 from hmtl.errors import ConfigError, HmtlError, Interrupted
 from hmtl.settings import no_setting
 
@@ -43,6 +45,28 @@ def main(task: Callable[[DictConfig], None], config_name: str) -> None:
     command = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)
     statuses.append(_status(command, known))
     sys.exit(max(statuses))
+
+
+def as_experiment(cfg: DictConfig, chosen: Mapping[str, Any]) -> str:
+    """A file for the group `experiment`: the values `chosen`, and all else that the command line made of the defaults.
+
+    Outside of a command it is not known what a configuration was made of, and `chosen` is all.
+    """
+    tuned, values = OmegaConf.create(), dict(chosen)
+    if HydraConfig.initialized():  # and so is hydra.compose, with the command's folders of configurations
+        usual = hydra.compose("config", return_hydra_config=True).hydra.runtime.choices
+        changed = {
+            group: choice
+            for group, choice in HydraConfig.get().runtime.choices.items()
+            if choice != usual.get(group) and group != "experiment" and not group.startswith("hydra/")
+        }
+        tuned.defaults = [{f"override /{group}": choice} for group, choice in changed.items()]
+        base = hydra.compose("config", [f"{group}={choice}" for group, choice in changed.items()])
+        ours, theirs = (flat(c, ("output_dir", "resume", "tune", "logger"), resolve=False) for c in (cfg, base))
+        values = {key: value for key, value in ours.items() if key not in theirs or theirs[key] != value} | values
+    for key, value in values.items():
+        OmegaConf.update(tuned, key, value, force_add=True)
+    return f"# @package _global_\n{OmegaConf.to_yaml(tuned)}"
 
 
 def _status(action: Callable[[], None], known: Collection[str]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations  # so that a plan, which trains nothing, does without what training alone imports
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from hmtl.communication import Communicator, Network
     from hmtl.data import Task
-    from hmtl.mtl import Algorithm, Problem, Regularizer
+    from hmtl.mtl import Algorithm, Participation, Problem, Regularizer
     from hmtl.topology import Topology
     from hmtl.trainer import Logger, Trainer
 
@@ -161,9 +161,39 @@ def build_algorithm(cfg: DictConfig, problem: Problem) -> Algorithm:
     return algorithm
 
 
+def build_participation(cfg: DictConfig, topology: Topology) -> Participation:
+    """Who takes part in which round, checked against the relays that there are."""
+    participation: Participation = _instantiate(cfg.participation)
+    participation.check_relays(topology.H)
+    return participation
+
+
 def build_network(cfg: DictConfig) -> Network:
     network: Network = _instantiate(cfg.network)
     return network
+
+
+def build_communicator(cfg: DictConfig, topology: Topology) -> Communicator:
+    """How the messages travel on `topology`."""
+    communicator: Communicator = _instantiate(cfg.communicator, topology=topology, network=build_network(cfg))
+    return communicator
+
+
+def check_root(cfg: DictConfig) -> None:
+    """Refuse values at the root of the configuration that no run can have.
+
+    Raises:
+        ConfigError: which one, and what it should be.
+    """
+    from hmtl.coding import CODED_SCHEMES
+
+    for name, least in (("rounds", 1), ("checkpoint_every", 1), ("seed", 0)):
+        if cfg[name] < least:
+            raise ConfigError(f"{name}={cfg[name]} is too small: it is at least {least}.")
+    if cfg.scheme not in CODED_SCHEMES:
+        raise ConfigError(f"scheme={cfg.scheme} is unknown: choose one of {', '.join(CODED_SCHEMES)}.")
+    if not cfg.gap_tolerance >= 0:
+        raise ConfigError(f"gap_tolerance={cfg.gap_tolerance} is not at least 0: the gap never falls below that.")
 
 
 def build(cfg: DictConfig) -> Run:
@@ -173,29 +203,21 @@ def build(cfg: DictConfig) -> Run:
         HmtlError: what is wrong, and what to do.
     """
     from hmtl.checkpoint import load_checkpoint
-    from hmtl.coding import CODED_SCHEMES
     from hmtl.mtl import fitting
     from hmtl.trainer import Trainer
 
-    for name, least in (("rounds", 1), ("checkpoint_every", 1), ("seed", 0)):
-        if cfg[name] < least:
-            raise ConfigError(f"{name}={cfg[name]} is too small: it is at least {least}.")
-    if cfg.scheme not in CODED_SCHEMES:
-        raise ConfigError(f"scheme={cfg.scheme} is unknown: choose one of {', '.join(CODED_SCHEMES)}.")
-    if not cfg.gap_tolerance >= 0:
-        raise ConfigError(f"gap_tolerance={cfg.gap_tolerance} is not at least 0: the gap never falls below that.")
-    identity = _identity(cfg)
+    check_root(cfg)
+    identity = flat(cfg, NOT_IDENTITY)
     checkpoint = load_checkpoint(Path(cfg.resume), identity) if cfg.resume else None
     if checkpoint and len(checkpoint["history"]) > cfg.rounds:
         raise ConfigError(
             f"{cfg.resume} has {len(checkpoint['history'])} rounds behind it already, of rounds={cfg.rounds}: ask for "
             "more rounds to go on."
         )
-    network = build_network(cfg)
     tasks, topology = build_tasks(cfg)
-    communicator = _instantiate(cfg.communicator, topology=topology, network=network)
+    communicator = build_communicator(cfg, topology)
+    build_participation(cfg, topology)
     algorithm = build_algorithm(cfg, build_problem(cfg, tasks))
-    algorithm.participation.check_relays(topology.H)
     output_dir = Path(cfg.output_dir)
     loggers = [_instantiate(node) for node in cfg.logger.values()]
     trainer = Trainer(
@@ -236,18 +258,18 @@ def _device(name: str) -> torch.device:
         raise ConfigError(f"device={name} is not available ({str(error).splitlines()[0]}): try device=cpu.") from error
 
 
-def _identity(cfg: DictConfig) -> dict[str, Any]:
-    """The settings that decide a run's numbers, flat: {"topology.r": 3, ...}."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
+def flat(cfg: DictConfig, left_out: Collection[str] = (), resolve: bool = True) -> dict[str, Any]:
+    """{"topology.r": 3} for {"topology": {"r": 3}}, without the names `left_out` and what is below them."""
+    plain = OmegaConf.to_container(cfg, resolve=resolve)
     assert isinstance(plain, dict)
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     stack = [(str(key), value) for key, value in plain.items()]
     while stack:
         key, value = stack.pop()
-        if key in NOT_IDENTITY:
+        if key in left_out:
             continue
         if isinstance(value, dict):
             stack += [(f"{key}.{k}", v) for k, v in value.items()]
         else:
-            flat[key] = value
-    return flat
+            found[key] = value
+    return found

@@ -1,8 +1,14 @@
-"""`hmtl.tune`: honest folds, errors that an independent solver confirms, a result that training reads."""
+"""`hmtl.tune`: honest folds, errors that independent solvers confirm, a result that training reads, what is kept."""
 
+import itertools
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,16 +16,22 @@ import torch
 from omegaconf import DictConfig
 from sklearn.svm import LinearSVC
 
-from hmtl.config import build_problem, build_tasks, compose
-from hmtl.data import Preprocessing
+from hmtl.checkpoint import load_checkpoint
+from hmtl.config import build_problem, build_tasks, compose, flat
+from hmtl.cross_validation import _folds, _Trainings, cross_validate
+from hmtl.data import Preprocessing, Task
 from hmtl.data.preprocessing import Scope
 from hmtl.data.tasks import split
-from hmtl.errors import ConfigError, DataError
+from hmtl.errors import CheckpointError, ConfigError, DataError, HmtlError
+from hmtl.grid import with_values
 from hmtl.mtl import FedU, LocalSGD
-from hmtl.tune import _folds, cross_validate, train_side_by_side, tune
+from hmtl.train import train
+from hmtl.tune import tune
 
 Configure = Callable[..., DictConfig]
-SMALL = ("K=10", "dataset.rows_per_user=60", "tune.folds=3", "tune.grid=[0.03,0.3]", "logger=none")
+SMALL = ("K=10", "dataset.rows_per_user=60", "tune.folds=3", "logger=none")
+GRID = "tune.grid=[0.03,0.3]"
+SVM: dict[str, Any] = {"loss": "hinge", "max_iter": 10**5}
 
 
 def test_folds_part_the_training_rows(configure: Configure) -> None:
@@ -60,57 +72,231 @@ def test_folds_are_preprocessed_by_what_they_train_on(scope: Scope, test_fractio
 
 def test_errors_are_those_of_liblinear(configure: Configure) -> None:
     """Without coupling each fold and λ is an ordinary support vector machine."""
-    cfg = configure(*SMALL, "regularizer=ridge", "algorithm.omega_every=0", "rounds=300")
+    cfg = configure(*SMALL, GRID, "regularizer=ridge", "algorithm.omega_every=0")
     tasks, _ = build_tasks(cfg)
     result = cross_validate(cfg, tasks)
-    for lam, errors in zip(result["grid"], result["errors"], strict=True):
-        for fold, error in zip(_folds(tasks, 3, seed=0), errors, strict=True):
+    for point in result["points"]:
+        for fold, error in zip(_folds(tasks, 3, seed=0), point["errors"], strict=True):
             expected = [
                 1
-                - LinearSVC(C=1 / (lam * len(t.y_train)), loss="hinge", fit_intercept=False, max_iter=10**5)
+                - LinearSVC(C=1 / (point["values"]["lam"] * len(t.y_train)), fit_intercept=False, **SVM)
                 .fit(t.x_train.numpy(), t.y_train.numpy())
                 .score(t.x_test.numpy(), t.y_test.numpy())
                 for t in fold
             ]
             assert error == pytest.approx(np.mean(expected), abs=0.02)
-    assert max(result["relative_gap"]) < 1e-3
-    least = min(np.mean(errors) for errors in result["errors"])
-    assert result["best"] == max(
-        lam for lam, errors in zip(result["grid"], result["errors"], strict=True) if np.mean(errors) == least
+        assert point["error"] == pytest.approx(np.mean(point["errors"]))
+        assert point["relative_gap"] < 1e-3
+        assert point["doubt"] == ""
+
+
+def numbers(test_fraction: float) -> list[Task]:
+    """A few users whose rows follow models that are near each other; numbers to predict."""
+    rng = np.random.default_rng(0)
+    common = rng.normal(size=4)
+    rows = [(rng.normal(size=(24, 4)), common + 0.3 * rng.normal(size=4)) for _ in range(5)]
+    return [
+        split(str(k), x, x @ w + rng.normal(size=24), test_fraction, np.random.default_rng(k))
+        for k, (x, w) in enumerate(rows)
+    ]
+
+
+@pytest.mark.parametrize("test_fraction", [0.25, 0])
+def test_two_settings_as_by_plain_loops(configure: Configure, test_fraction: float) -> None:
+    """On squared losses all models of a fold are the solution of one system of equations."""
+    tasks, grid = numbers(test_fraction), {"lam": [0.01, 0.03, 0.1], "regularizer.lam2": [0.01, 0.1]}
+    settings = f"tune.grid={{lam:{grid['lam']},regularizer.lam2:{grid['regularizer.lam2']}}}".replace(" ", "")
+    cfg = configure(*SMALL, "loss=squared", "regularizer=mean", settings, "rounds=100")
+    result = cross_validate(cfg, tasks)
+    K, d, expected = len(tasks), 4, {}
+    for lam, lam2 in itertools.product(*grid.values()):
+        A, errors = 2 * (lam * (np.eye(K) - 1 / K) + lam2 * np.eye(K)), []
+        for fold in _folds(tasks, 3, seed=0):
+            H, b = np.kron(A, np.eye(d)), np.zeros(K * d)
+            for k, task in enumerate(fold):
+                own, x = slice(k * d, (k + 1) * d), task.x_train.numpy()
+                H[own, own] += x.T @ x / len(x)
+                b[own] = x.T @ task.y_train.numpy() / len(x)
+            W = np.linalg.solve(H, b).reshape(K, d)
+            users = [np.mean((t.x_test.numpy() @ w - t.y_test.numpy()) ** 2) for t, w in zip(fold, W, strict=True)]
+            errors.append(np.mean(users))
+        expected[lam, lam2] = errors
+    assert result["grid"] == grid
+    for point, (values, errors) in zip(result["points"], expected.items(), strict=True):
+        assert tuple(point["values"].values()) == values
+        np.testing.assert_allclose(point["errors"], errors, rtol=1e-5)
+        assert point["sd"] == pytest.approx(np.std(errors, ddof=1), rel=1e-3)
+    best = min(expected, key=lambda values: float(np.mean(expected[values])))
+    assert tuple(result["best"].values()) == best
+
+
+def test_of_equally_good_ones_the_largest(configure: Configure) -> None:
+    grid = "tune.grid={lam:[1000,100],solver.passes:[1,2]}"  # so strong that the scale of models is all it changes
+    cfg = configure(*SMALL, "regularizer=ridge", "algorithm.omega_every=0", "lam=1", "rounds=60", grid)
+    result = cross_validate(cfg, build_tasks(cfg)[0])
+    errors = {tuple(point["values"].values()): point["error"] for point in result["points"]}
+    assert len(set(errors.values())) == 1
+    assert result["best"] == {"lam": 1000, "solver.passes": 2}
+
+
+def warnings(cfg: DictConfig) -> list[str]:
+    found: list[str] = cross_validate(cfg, build_tasks(cfg)[0])["warnings"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("learner", "advice"),
+    [
+        ((), "Try rounds=2 or solver.passes=0.2."),
+        (("algorithm.omega_every=0",), "Try rounds=2 or solver.passes=0.2."),
+        (("algorithm=fedu",), "Try rounds=2 or solver.epochs=2 or a smaller solver.step, should it diverge."),
+    ],
+)
+def test_warns_of_what_has_not_converged(configure: Configure, learner: tuple[str, ...], advice: str) -> None:
+    work = "solver.epochs=1" if "algorithm=fedu" in learner else "solver.passes=0.1"
+    told = warnings(configure(*SMALL, GRID, "rounds=1", *learner, work))
+    assert told[0].startswith("not converged: lam=0.03 (")
+    assert told[0].endswith(advice)
+
+
+def test_does_not_warn_of_what_has_converged(configure: Configure) -> None:
+    cfg = configure(*SMALL, "tune.grid=[1e-4,1e-3,1e-2,0.1,1,10]", "rounds=60")
+    assert warnings(cfg) == []
+
+
+def test_warns_of_neighbours_only(configure: Configure) -> None:
+    """Of two settings the one in the corner is no neighbour."""
+    grid = "tune.grid={lam:[0.03,0.3],solver.passes:[0.001,10]}"
+    cfg = configure(*SMALL, "algorithm.omega_every=0", "regularizer=ridge", "rounds=10", grid)
+    result = cross_validate(cfg, build_tasks(cfg)[0])
+    doubtful = [point["values"] for point in result["points"] if point["doubt"]]
+    assert doubtful == [{"lam": lam, "solver.passes": 0.001} for lam in (0.03, 0.3)]
+    best = result["best"]["lam"]
+    assert result["best"]["solver.passes"] == 10
+    assert result["warnings"][0].startswith(f"not converged: lam={best:g}, solver.passes=0.001 (relative gap ")
+    assert result["warnings"][0].endswith("). Try rounds=20.")
+
+
+@pytest.mark.parametrize(("grid", "where"), [("[0.1,1e4]", "smallest"), ("[1e-9,0.1]", "largest")])
+def test_warns_at_the_edge(configure: Configure, grid: str, where: str) -> None:
+    told = warnings(configure(*SMALL, f"tune.grid={grid}", "rounds=60"))
+    assert told[-1] == f"lam=0.1 is the {where} in the grid: better ones may lie beyond."
+    assert not any(
+        "edge" in warning or "the grid" in warning for warning in warnings(configure(*SMALL, "tune.grid=[1]"))
     )
 
 
-def test_training_reads_the_result(
+def test_all_settings_are_told(
     configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    tune(configure(*SMALL, "rounds=5"))
+    tune(configure(*SMALL, "regularizer=mean", "tune.grid={lam:[0.03,0.3],regularizer.lam2:[0.1]}", "rounds=2"))
     out = capsys.readouterr().out.splitlines()
-    assert max(len(line) for line in out if "--config-dir" not in line) <= 80
     result = json.loads((tmp_path / "tune.json").read_text())
+    assert [line for line in out if line.startswith("warning: ")] == [f"warning: {w}" for w in result["warnings"]]
+    assert result["warnings"]
+    table = [line for line in out if not line.startswith(("warning: ", "  python"))]
+    assert max(map(len, table)) <= 80
+    for name in ("lam", "regularizer.lam2"):
+        assert any(name in line for line in table)
+    assert set(result["best"]) == {"lam", "regularizer.lam2"}
     assert (tmp_path / "tune.png").read_bytes().startswith(b"\x89PNG")
-    cfg = compose(f"hydra.searchpath=[file://{tmp_path}]", "experiment=tuned", "output_dir=x")
-    assert cfg.lam == result["best"]
-    assert cfg.regularizer.lam == result["best"]
+
+
+def command(module: str, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", f"hmtl.{module}", *overrides]
+
+
+def test_training_reads_the_result(tmp_path: Path) -> None:
+    """All that the command line of `hmtl.tune` said holds for the training, what was chosen, too."""
+    said = (*SMALL, "regularizer=mean", "tune.grid={lam:[0.03,0.3],regularizer.lam2:[0.01,0.1]}", "rounds=2", "r=2")
+    subprocess.run(command("tune", *said, "topology=any_r", f"hydra.run.dir={tmp_path}"), check=True)
+    best = json.loads((tmp_path / "tune.json").read_text())["best"]
+    told = ("--config-dir", str(tmp_path), "experiment=tuned")
+    subprocess.run(command("train", *told, "logger=none", f"hydra.run.dir={tmp_path / 'train'}"), check=True)
+    expected = with_values(compose(*said, "topology=any_r", "output_dir=x"), best)
+    trained = load_checkpoint(tmp_path / "train")["identity"]
+    assert trained == flat(expected, set(flat(expected)) - set(trained))
 
 
 def test_same_seed_same_errors(configure: Configure) -> None:
-    cfg = configure(*SMALL, "rounds=5")
+    cfg = configure(*SMALL, GRID, "rounds=5")
     tasks, _ = build_tasks(cfg)
     assert cross_validate(cfg, tasks) == cross_validate(cfg, tasks)
+
+
+LONG = ("K=10", "dataset.rows_per_user=40", "tune.folds=4", "tune.grid=[0.03,0.3,3]", "rounds=100", "logger=none")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    tune(compose(*LONG, f"output_dir={folder}"))
+    return folder
+
+
+def interrupted(folder: Path, by: signal.Signals, *overrides: str) -> tuple[int, str, dict[Any, Any]]:
+    """Exit status, output and what was kept of a command that was stopped after its third training or a later one."""
+    finished: dict[Any, Any] = {}
+    deadline = time.monotonic() + 120
+    run = subprocess.Popen(
+        command("tune", *LONG, *overrides, f"hydra.run.dir={folder}"), stdout=subprocess.PIPE, text=True
+    )
+    while len(finished) < 3:
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+        if (folder / "checkpoint.pt").exists():
+            finished = load_checkpoint(folder, parts=("identity", "finished"))["finished"]
+    run.send_signal(by)
+    out, _ = run.communicate(timeout=60)
+    return run.returncode, out, load_checkpoint(folder, parts=("identity", "finished"))["finished"]
+
+
+@pytest.mark.parametrize("stopped_by", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopped_and_resumed_equals_uninterrupted(
+    uninterrupted: Path, tmp_path: Path, stopped_by: signal.Signals
+) -> None:
+    status, out, finished = interrupted(tmp_path / "stopped", stopped_by)
+    assert 3 <= len(finished) < 12
+    assert not (tmp_path / "stopped" / "tune.json").exists()
+    if stopped_by == signal.SIGKILL:
+        assert status == -signal.SIGKILL
+    else:
+        assert status == 128 + stopped_by
+        told = f"stopped after {len(finished)} of 12 trainings; go on with resume={tmp_path / 'stopped'}"
+        assert out.splitlines()[-1] == told
+    (tmp_path / "resumed").mkdir()
+    tune(compose(*LONG, f"resume={tmp_path / 'stopped'}", f"output_dir={tmp_path / 'resumed'}"))
+    for name in ("tune.json", "experiment/tuned.yaml"):
+        assert (tmp_path / "resumed" / name).read_bytes() == (uninterrupted / name).read_bytes()
+
+
+def test_what_is_finished_is_not_trained_again(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tune(configure(*SMALL, GRID, "rounds=5"))
+    monkeypatch.setattr(_Trainings, "run", lambda self, members, workers: trained.extend(members))
+    trained: list[Any] = []
+    tune(configure(*SMALL, GRID, "rounds=5", f"resume={tmp_path}"))
+    assert trained == []
+    with pytest.raises(CheckpointError, match="rounds: 5 there, 6 here"):
+        tune(configure(*SMALL, GRID, "rounds=6", f"resume={tmp_path}"))
+    with pytest.raises(CheckpointError, match=r"tune\.folds: 3 there, 4 here"):
+        tune(configure(*SMALL, GRID, "rounds=5", "tune.folds=4", f"resume={tmp_path}"))
 
 
 def with_dropout(d: int, C: int) -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(d, 16), torch.nn.Dropout(), torch.nn.Linear(16, C))
 
 
-def test_models_side_by_side_draw_as_if_alone(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = configure(*SMALL, "algorithm=fedu")
+def test_models_side_by_side_draw_as_if_alone(configure: Configure) -> None:
+    cfg = configure(*SMALL, "algorithm=fedu", "rounds=3")
     problem, W = build_problem(cfg, build_tasks(cfg)[0]), []
-    for threads in (1, 4):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+    for workers in (1, 4):
         members = [FedU(problem, LocalSGD(epochs=1), with_dropout, seed=seed) for seed in range(4)]
-        train_side_by_side(members, 3)
+        trainings = _Trainings(cfg, len(members), None)
+        trainings.run([((0, n), member) for n, member in enumerate(members)], workers)
         W.append(torch.stack([member.W for member in members]))
     assert torch.equal(*W)
 
@@ -119,6 +305,12 @@ def test_models_side_by_side_draw_as_if_alone(configure: Configure, monkeypatch:
     ("override", "kind", "message"),
     [
         ("tune.grid=[]", ConfigError, "at least one value"),
+        ("tune.grid={lam:[1],regularizer.floor:[]}", ConfigError, "at least one value"),
+        ("tune.grid={lam:1}", ConfigError, "lam=1 is no list"),
+        ("tune.grid={lan:[1]}", ConfigError, "did you mean 'lam'"),
+        ("tune.grid={seed:[1]}", ConfigError, "seed cannot be tuned"),
+        ("tune.grid={dataset.seed:[1]}", ConfigError, "dataset.seed cannot be tuned"),
+        ("tune.grid={regularizer.lam3:[1]}", ConfigError, "no setting 'lam3'"),
         ("tune.folds=1", ConfigError, "tune.folds=1"),
         ("tune.grid=[0]", ConfigError, "lam=0"),
         ("tune.folds=40", DataError, "Lower tune.folds=40"),
@@ -129,3 +321,25 @@ def test_bad_input(configure: Configure, override: str, kind: type[Exception], m
     tasks, _ = build_tasks(cfg)
     with pytest.raises(kind, match=message):
         cross_validate(cfg, tasks)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("rounds=0", "checkpoint_every=0", "seed=-1", "scheme=best", "gap_tolerance=-1", "d=0.5", "r=9"),
+        *("wire=int8", "device=none", "reduction=max", "network.W1=0", "participation.relays=[[3,9]]", "resume=none"),
+    ],
+)
+def test_what_training_refuses(configure: Configure, override: str) -> None:
+    told = []
+    for task in (train, tune):
+        with pytest.raises(HmtlError) as refused:
+            task(configure(*SMALL, override))
+        told.append(str(refused.value))
+    assert told[0] == told[1]
+
+
+def test_a_user_error_is_one_line_and_exit_2(tmp_path: Path) -> None:
+    done = subprocess.run(command("tune", "rounds=0", f"hydra.run.dir={tmp_path}"), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: rounds=0 is too small: it is at least 1.\n"

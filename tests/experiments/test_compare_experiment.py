@@ -10,9 +10,13 @@ SCRIPT = Path(__file__).parent.parent.parent / "experiments" / "compare.py"
 
 def test_one_seed(tmp_path: Path) -> None:
     out = tmp_path / "compare.csv"
-    options = ["--seeds", "1", "--rounds", "4", "--methods", "local", "FedU", "--out", str(out)]
+    options = ["--seeds", "1", "--rounds", "3", "--methods", "local", "--out", str(out)]
     subprocess.run([sys.executable, str(SCRIPT), *options], check=True, capture_output=True)
     with out.open() as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["data"], row["method"]) for row in rows] == [("mnist5k", "local"), ("mnist5k", "FedU")]
-    assert all(0 < float(row["test_error"]) < 0.5 for row in rows)
+        (row,) = csv.DictReader(file)
+    assert list(row) == ["method", "test_error", "sd", "worst_relative_gap", "chosen"]
+    assert row["method"] == "local"
+    assert 0 < float(row["test_error"]) < 0.5
+    assert float(row["sd"]) == 0
+    assert float(row["worst_relative_gap"]) > 0
+    assert row["chosen"].startswith("lam=")
