@@ -27,7 +27,7 @@ METHODS = {
     "mean": f"regularizer=mean +tune.grid.regularizer.lam2={WEAK}",
     "graph, 3 neighbours": f"regularizer=graph +tune.grid.regularizer.lam2={WEAK}",
     "task_relationship": "regularizer=task_relationship",
-    "FedU, graph, logistic": f"algorithm=fedu solver.step=0.1 +tune.grid.regularizer.lam2={WEAK}",
+    "FedU, graph, logistic": "algorithm=fedu solver.step=0.1 regularizer.lam2=1e-4",
 }
 LAMBDAS = "tune.grid={lam:[1e-5,1e-4,1e-3,1e-2,0.1,1,10]}"
 

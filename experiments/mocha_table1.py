@@ -1,7 +1,7 @@
 """MOCHA's Table 1 on Human Activity Recognition: `python experiments/mocha_table1.py --har PATH`.
 
-The protocol of Smith et al. 2017: a user for each of 30 subjects, sitting against the rest, 75 % of the rows to train on,
-λ by 5-fold cross-validation from 1e-5 .. 10, mean test error and its standard error over 10 shuffles. Published there:
+The protocol of Smith et al. 2017: a user for each of 30 subjects, sitting against the rest, 75 % of the rows to train
+on, λ by 5-fold cross-validation from 1e-5 .. 10, mean test error and its standard error over 10 shuffles. Published:
 global 2.23 (0.30), local 1.34 (0.21), MTL 0.46 (0.11) %.
 
 Writes experiments/expected/mocha_table1.csv.
