@@ -65,7 +65,7 @@ class Attendance:
     there: NDArray[np.bool_]
     aggregating: NDArray[np.bool_]
     behind: NDArray[np.bool_]
-    source: int = -1
+    source: int
 
     @cached_property
     def users(self) -> NDArray[np.int64]:

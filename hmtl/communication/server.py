@@ -39,7 +39,7 @@ class Server:
 
     def __init__(self, planner: Planner, aggregation: Aggregation | None) -> None:
         self.planner, self.t, self.aggregation = planner, planner.topology, aggregation
-        self.version = 0  # rounds that were aggregated
+        self.version = 0  # rounds that relays have aggregated
         self.empty = False
 
     def attend(self, round: int, messages: Sequence[Message]) -> list[Message]:
@@ -115,7 +115,6 @@ class Server:
         """Uncoded: compute the models of all IVs."""
         if self.aggregation is not None and not self.empty:
             self.aggregation.update(b"", self._dtype)
-            self.version += 1
 
     def hand_back(self) -> list[Message]:
         """Uncoded: each user's model to a relay that hears the user."""

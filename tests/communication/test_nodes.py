@@ -17,7 +17,7 @@ from hmtl.communication import InProcess, LinkLedger, Network, coder
 from hmtl.communication.aggregation import Aggregation
 from hmtl.communication.host import UserHost
 from hmtl.communication.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
-from hmtl.communication.messages import BROADCAST, COMBINATIONS, DIGESTS, IVS, MODELS, SERVER, STATE, Message
+from hmtl.communication.messages import BROADCAST, COMBINATIONS, DIGESTS, IVS, MODELS, SERVER, STATE, VERDICT, Message
 from hmtl.communication.planner import Planner
 from hmtl.communication.relay import Relay
 from hmtl.communication.round import Nodes, play
@@ -288,6 +288,18 @@ def test_a_user_who_is_not_told_waits() -> None:
     assert seen[2][0].tolist() == list(range(20))
 
 
+def test_a_relay_that_is_not_told_that_all_agree_keeps_its_models() -> None:
+    """It cannot know that they are right. In the next round its users learn by way of the server that they counted."""
+    t = any_r(K=12, H=4, r=1, seed=3)
+    apart, users = one(t)
+    apart.play(0, change=lambda node, message: None if (message.kind, node) == (VERDICT, "relay 1") else message)
+    assert set(users.sent) == set(t.N(1)) != set()
+    assert [relay.version for relay in apart.relays] == [1, 0, 1, 0], "relay 3 hears nobody"
+    apart.play(1)
+    assert not set(users.sent)
+    assert (0, t.N(1)[0]) in users.committed
+
+
 def test_a_relay_that_comes_back_is_handed_the_state_of_another() -> None:
     apart, _ = one(symmetric(K=20, H=5, r=3))
     apart.play(0)
@@ -314,6 +326,8 @@ def test_without_the_present_state_nobody_aggregates() -> None:
     assert sorted(users.dropped) == [(1, 1), (1, 3)]
     assert users.sent == {0: 1, 2: 0}
     assert between == [apart.links.ledger.bits(tier).payload for tier in (RELAYS_TO_SERVER, SERVER_TO_RELAYS)]
+    models, receipts = 3 * (64 + 32), 3 * 8  # one more number and the round that counted last; that none did
+    assert apart.links.ledger.bits("relays_to_users").overhead == models + receipts
 
 
 def test_relays_whose_server_is_elsewhere() -> None:
