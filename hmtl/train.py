@@ -9,6 +9,7 @@ from hmtl.atomic import write_json
 from hmtl.cli import main
 from hmtl.config import Run, build
 from hmtl.errors import Interrupted
+from hmtl.saved import save_models
 
 SECONDS = ("local_s", "compute_s", "communication_s", "uncoded_s")
 
@@ -30,6 +31,7 @@ def train(cfg: DictConfig) -> None:
             raise Interrupted(run.trainer.interrupted)
         summary = summarize(run, cfg)
         write_json(run.output_dir / "summary.json", summary)
+        save_models(run.output_dir / "models.npz", run.algorithm)
         figures["links"] = link_figure(run.communicator.ledger)
         if run.algorithm.Omega is not None:
             figures["omega"] = omega_figure(run.algorithm.Omega)

@@ -21,6 +21,7 @@ ALLOWED = {
     "signals": set(),
     "settings": set(),
     "checkpoint": {"atomic"},
+    "saved": {"atomic", "data", "mtl"},
     "trainer": {"communication", "mtl", "checkpoint", "signals"},
     "figures": {"communication"},
     "loggers": {"communication", "trainer"},
