@@ -152,4 +152,5 @@ _LEARNING = (
     ("train_error_worst", "train error, worst user", ".4f"),
     ("test_error", "test error, mean over users", ".4f"),
     ("test_error_worst", "test error, worst user", ".4f"),
+    ("global_test_error", "test error of the global model", ".4f"),
 )
