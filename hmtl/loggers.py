@@ -179,4 +179,5 @@ _LEARNING = (
     ("test_error_worst", "test error, worst user", ".4f"),
     ("train_r2", "train R², all users' rows together", ".4f"),
     ("test_r2", "test R², all users' rows together", ".4f"),
+    ("global_test_error", "test error of the global model", ".4f"),
 )

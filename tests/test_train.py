@@ -135,7 +135,10 @@ def test_same_seed_same_run_other_seed_other_run(configure: Configure, tmp_path:
     assert not torch.equal(W[0], W[2])
 
 
-@pytest.mark.parametrize("algorithm", ["mocha", "cocoa", "local", "fedu", "global"])
+EVERY = ["mocha", "cocoa", "local", "fedu", "global", "fedprox", "ditto", "pfedme"]
+
+
+@pytest.mark.parametrize("algorithm", EVERY)
 def test_killed_and_resumed_equals_uninterrupted(configure: Configure, tmp_path: Path, algorithm: str) -> None:
     """kill -9 at any moment, with stragglers and with users and relays that drop out of rounds."""
     dropout = ("participation=uniform", "participation.dropout=0.2", "participation.relays=0.2")
@@ -158,7 +161,10 @@ def test_killed_and_resumed_equals_uninterrupted(configure: Configure, tmp_path:
     for folder, more in ((whole, ()), (resumed, (f"resume={killed}",))):
         folder.mkdir()
         train(configure(*settings, "logger=none", f"output_dir={folder}", *more))
-    assert torch.equal(models(resumed), models(whole))
+    ours, theirs = (load_checkpoint(folder)["algorithm"] for folder in (resumed, whole))
+    for side in theirs:  # models that never travel among them
+        assert ours[side].keys() == theirs[side].keys()
+        assert all(torch.equal(tensor, theirs[side][name]) for name, tensor in ours[side].items())
     assert history(resumed) == history(whole)
     users = {row["users"] for row in history(whole)}
     assert min(users) < 10
@@ -195,6 +201,20 @@ def test_the_summary_names_what_plays_a_part(
     assert ({"regularizer", "lam"} <= summary.keys()) is coupled
     assert coupled or not {"regularizer", "lam"} & summary.keys()
     assert "empty_rounds" not in summary
+
+
+@pytest.mark.parametrize(("algorithm", "weight"), [("fedprox", "mu"), ("ditto", "lam"), ("pfedme", "lam")])
+def test_personal_and_proximal_learners_through_the_command(
+    configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str], algorithm: str, weight: str
+) -> None:
+    train(configure("K=10", "dataset.rows_per_user=40", "rounds=3", f"algorithm={algorithm}", "lam=0.3"))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["algorithm"], summary[weight]) == (algorithm, 0.3)
+    assert "regularizer" not in summary
+    assert summary["loads"]["users_to_relays"] == 10  # one model each: what is a user's own never travels
+    own = algorithm != "fedprox"
+    assert ("global_test_error" in summary) is own
+    assert ("test error of the global model" in capsys.readouterr().out) is own
 
 
 @pytest.mark.parametrize("wire", ["float32", "bfloat16"])
@@ -244,6 +264,10 @@ def test_a_user_error_is_one_line_and_exit_2(tmp_path: Path) -> None:
         (("K=200", "dataset.rows_per_user=500"), DataError, "rows_per_user"),
         (("solver=sgd",), ConfigError, "works on duals"),
         (("algorithm=fedu", "solver=sdca"), ConfigError, "works by gradients"),
+        (("algorithm=ditto", "lam=100"), ConfigError, "lam=100"),
+        (("algorithm=pfedme", "solver=sdca"), ConfigError, "works by gradients"),
+        (("algorithm=pfedme", "lam=15"), ConfigError, "eta=0.1, lam=15"),
+        (("algorithm=fedprox", "algorithm.mu=-1"), ConfigError, "mu=-1"),
         (("wire=float8",), ConfigError, "wire=float8"),
         (("participation=speeds",), ConfigError, "participation.speeds is not set"),
         (("solver.passes=0",), ConfigError, "passes"),
@@ -301,7 +325,7 @@ def test_one_bad_job_does_not_end_a_sweep(tmp_path: Path) -> None:
 
 GROUPS = {
     "topology": ("symmetric", "any_r", "heterogeneous", "geometric"),
-    "algorithm": ("mocha", "cocoa", "fedu"),
+    "algorithm": ("mocha", "cocoa", "fedu", "fedprox", "ditto", "pfedme"),
     "loss": ("hinge", "smooth_hinge"),
     "regularizer": ("task_relationship", "mean", "graph", "clustered"),
     "dataset": ("mnist5k", "files"),

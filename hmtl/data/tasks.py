@@ -3,6 +3,7 @@
 Shapes: n rows (samples), d columns (features), C classes.
 """
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,16 +23,16 @@ class Task:
 
     Args:
         name: what messages call this task.
-        x_train, y_train: [n, d] and [n]; y is float64, ±1 for two classes or a number to predict, unless `classes`
-            is given.
-        x_test, y_test: [n_test, d] and [n_test]; n_test may be 0.
+        x_train, y_train: [n, d], or [n, ...] of rows with a shape, such as images; and [n]. y is float64, ±1 for two
+            classes or a number to predict, unless `classes` is given.
+        x_test, y_test: [n_test, d] (or [n_test, ...]) and [n_test]; n_test may be 0.
         classes: C, if y is the number of a class, 0..C−1, kept as int64.
         labels: what the classes are called, in the order of y; None: by their values of y.
         prepared: where this comes from, if it was preprocessed, see `Preprocessing`.
 
     Raises:
         DataError: a shape does not fit, there are no rows to train on, a value is NaN or infinite, a class has no such
-            number, or y_train has one value only.
+            number, or y_train has one value only, but for a class among `classes`: a user may have rows of one alone.
     """
 
     name: str
@@ -76,15 +77,15 @@ class Task:
         """What is wrong and what to do; what comes later supposes that what came before is right."""
         for part, x, y in (("train", self.x_train, self.y_train), ("test", self.x_test, self.y_test)):
             shapes = f"x_{part} has shape {list(x.shape)}, y_{part} {list(y.shape)}"
-            if x.ndim != 2 or y.ndim != 1 or len(x) != len(y):
-                yield f"{shapes}. Give x as [rows, columns] and one y per row."
+            if x.ndim < 2 or y.ndim != 1 or len(x) != len(y):
+                yield f"{shapes}. Give x as [rows, columns], or [rows, ...] of images, and one y per row."
             if not (x.numel() if part == "train" else x.shape[1]):
                 yield f"{shapes}: that is empty. Give at least one row and one column."
-            for name, bad in ((f"x_{part}", ~x.isfinite().all(dim=1)), (f"y_{part}", ~y.isfinite())):
+            for name, bad in ((f"x_{part}", ~x.isfinite().flatten(1).all(dim=1)), (f"y_{part}", ~y.isfinite())):
                 if bad.any():
                     first, more = int(bad.nonzero()[0]), int(bad.sum()) - 1
                     yield f"{name} is NaN or infinite in row {first} (from 0; {more} more). Fix or drop such rows."
-        d, d_test = self.x_train.shape[1], self.x_test.shape[1]
+        d, d_test = (" × ".join(map(str, x.shape[1:])) for x in (self.x_train, self.x_test))
         if d != d_test:
             yield f"x_train has {d} columns, x_test {d_test}. Give both the same columns."
         for part, y in (("train", self.y_train), ("test", self.y_test)):
@@ -94,8 +95,18 @@ class Task:
                     f"y_{part} is {y[first]:g} in row {first} (from 0), which is not one of {self.classes} classes. "
                     f"Number them 0..{self.classes - 1}."
                 )
-        if (self.y_train == self.y_train[0]).all():
+        if self.classes is None and (self.y_train == self.y_train[0]).all():
             yield f"y_train is {self.y_train[0]:g} in all rows: one class only. Add rows of another, or drop the task."
+
+    @property
+    def flat(self) -> "Task":
+        """The same data with rows as vectors, x [n, d]; views."""
+        if self.x_train.ndim == 2:
+            return self
+        other = copy.copy(self)
+        for field in ("x_train", "x_test"):
+            object.__setattr__(other, field, getattr(self, field).flatten(1))
+        return other
 
 
 def split(
@@ -111,7 +122,7 @@ def split(
 
     Args:
         name, classes, labels: see Task. Of more than two classes, one too rare to be shared falls where it falls.
-        x, y: [n, d] and [n].
+        x, y: [n, d] or [n, ...], and [n].
         test_fraction: share of the rows kept for testing, rounded up to whole rows (250 rows: 187 + 63). 0: none.
         rng: draws which rows.
 

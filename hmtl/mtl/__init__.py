@@ -6,7 +6,20 @@ models [K, m + e] down, and does not know who carries them. In other words than 
 of federated learning, and here may be each relay.
 """
 
-from hmtl.mtl.algorithms import MOCHA, Aggregator, Algorithm, CoCoA, FedAvg, FedU, Local, Users, fitting
+from hmtl.mtl.algorithms import (
+    MOCHA,
+    Aggregator,
+    Algorithm,
+    CoCoA,
+    Ditto,
+    FedAvg,
+    FedProx,
+    FedU,
+    Local,
+    PFedMe,
+    Users,
+    fitting,
+)
 from hmtl.mtl.losses import CrossEntropy, Hinge, Logistic, Loss, OneVsRest, SmoothHinge, Squared
 from hmtl.mtl.models import cnn, mlp
 from hmtl.mtl.participation import Participation
@@ -23,7 +36,9 @@ __all__ = [
     "Clustered",
     "CoCoA",
     "CrossEntropy",
+    "Ditto",
     "FedAvg",
+    "FedProx",
     "FedU",
     "Graph",
     "Hinge",
@@ -34,6 +49,7 @@ __all__ = [
     "Loss",
     "Mean",
     "OneVsRest",
+    "PFedMe",
     "Participation",
     "Problem",
     "Regularizer",

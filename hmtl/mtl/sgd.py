@@ -64,8 +64,29 @@ class LocalSGD:
             into[: passes.size // B] = passes.reshape(-1, B)
         return torch.from_numpy(order)
 
+    def check_pull(self, name: str, pull: float) -> None:
+        """Refuse a weight, called `name`, under which the steps of `solve` leap ever further over the anchor.
+
+        Raises:
+            ConfigError: it is not in [0, 2/step).
+        """
+        if not 0 <= pull < 2 / self.step:
+            raise ConfigError(
+                f"{name}={pull:g} is not in [0, 2/step), here below {2 / self.step:g}: the models would diverge. "
+                f"Lower {name} or solver.step."
+            )
+
     def solve(
-        self, model: FlatModel, loss: Loss, rows: Rows, W: Tensor, order: Tensor, budgets: Tensor, round: int
+        self,
+        model: FlatModel,
+        loss: Loss,
+        rows: Rows,
+        W: Tensor,
+        order: Tensor,
+        budgets: Tensor,
+        round: int,
+        pull: float = 0.0,
+        anchor: Tensor | None = None,
     ) -> Tensor:
         """Models [K, m] after the steps of a round.
 
@@ -74,12 +95,14 @@ class LocalSGD:
             W: models [K, m] before, left as they are.
             order: as from `draw`.
             budgets: [K], how many of the steps each user takes, 0 (absent) to T.
+            pull, anchor: with them, users minimise s_k Σ_j ℓ + (pull/2)‖w − anchor_k‖², anchor [K, m].
         """
         K, n, d = rows.X.shape
         T, B = int(budgets.max()), order.shape[2]
         order, budgets = order.to(W.device).transpose(0, 1)[:T], budgets.to(W.device)
         there = order >= 0
-        working = there & (torch.arange(T, device=W.device)[:, None] < budgets)[:, :, None]
+        active = (torch.arange(T, device=W.device)[:, None] < budgets)[:, :, None]
+        working = there & active
         scale = rows.s * torch.tensor(rows.counts).to(W)
         weights = working * (scale[:, None] / there.sum(2, keepdim=True).clamp_min(1))
         at = order.clamp_min(0) + n * torch.arange(K, device=W.device)[:, None]  # into all users' rows, end to end
@@ -93,8 +116,13 @@ class LocalSGD:
         model.module.train()
         new, x = W.clone(), X.new_empty(K * B, d)
         parameters = model.split(new)
-        for at_t, y_t, weights_t in zip(at.flatten(1).unbind(), y.unbind(), weights.unbind(), strict=True):
+        for t, (at_t, y_t, weights_t) in enumerate(
+            zip(at.flatten(1).unbind(), y.unbind(), weights.unbind(), strict=True)
+        ):
             torch.index_select(X, 0, at_t, out=x)
+            away = active[t] * (new - anchor) if pull and anchor is not None else None
             for name, gradient in gradients(parameters, x.view(K, B, d), y_t, weights_t).items():
                 parameters[name].sub_(gradient, alpha=self.rate(round))
+            if away is not None:
+                new.sub_(away, alpha=self.rate(round) * pull)
         return new

@@ -1,0 +1,198 @@
+"""Any network, trained by gradients: what FedU, FedAvg and those built on it share.
+
+K users, m parameters of a network. Messages hold one user per row: local models [K, m] up, in FedU with the number of
+steps behind them as a further column, models [K, m] down.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hmtl.errors import ConfigError
+from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Algorithm, Ids, Users, with_rows
+from hmtl.mtl.models import FlatModel, MakeModel, seeded
+from hmtl.mtl.participation import Participation
+from hmtl.mtl.problem import Problem, Rows
+from hmtl.mtl.sgd import LocalSGD
+
+
+class ByGradients(Algorithm):
+    """Local steps of minibatch gradient descent on any network; what the aggregator makes of the models is left open.
+
+    Args:
+        problem: data, loss, regularizer; any loss, also of several classes.
+        solver: the users' steps.
+        model: called with the numbers of features and of outputs, gives the network. Everything is computed in the
+            type of its parameters, float32 by default.
+        seed: of the first parameters, the same for all users, of the order of rows, and of participation.
+        participation: who does how much in a round; for the IV of a user who drops out, the aggregator takes the last
+            model that it made for it.
+
+    Raises:
+        ConfigError: the model does not fit the data, or the regularizer cannot be used.
+    """
+
+    users: "ModelUsers"
+
+    def __init__(
+        self,
+        problem: Problem,
+        solver: LocalSGD,
+        model: MakeModel,
+        seed: int = 0,
+        participation: Participation = Participation(),  # noqa: B008, it is frozen
+    ) -> None:
+        if not isinstance(solver, LocalSGD):
+            name = type(self).__name__
+            raise ConfigError(f"{name} works by gradients, {type(solver).__name__} does not. Choose solver=sgd.")
+        participation.check(problem.K)
+        self.problem, self.solver, self.seed, self.participation = problem, solver, seed, participation
+        self.model = FlatModel(model, problem.rows.X[0, :2], problem.outputs, seed)
+        self.users = self._users()
+        self.aggregator = self._aggregator(self.users.W)
+
+    def _users(self) -> "ModelUsers":
+        """The user side."""
+        return ModelUsers(self.problem, self.solver, self.model, self.seed, self.participation)
+
+    @abstractmethod
+    def _aggregator(self, start: Tensor) -> Aggregator:
+        """The aggregator side, that knows the users' first models [K, m]."""
+
+    @property
+    def W(self) -> Tensor:
+        """The users' parameters, [m, K]."""
+        return self.users.models.T
+
+
+class ModelUsers(Users):
+    """User side: rows in the type of the models, and these, W [K, m]. A local update leaves them as they are.
+
+    Args:
+        pull: weight of (pull/2)‖w − w_start‖² in what users minimise in a round.
+        tells_steps: whether an IV says how many steps are behind it.
+    """
+
+    state: tuple[str, ...] = ("W",)
+
+    def __init__(
+        self,
+        problem: Problem,
+        solver: LocalSGD,
+        model: FlatModel,
+        seed: int,
+        participation: Participation,
+        pull: float = 0.0,
+        tells_steps: bool = False,
+    ) -> None:
+        self.problem, self.solver, self.model, self.seed = problem, solver, model, seed
+        self.participation, self.tells_steps, self.pull = participation, tells_steps, pull
+        rows, start = problem.rows, model.start
+        self.rows = replace(rows, **{part: getattr(rows, part).to(start.dtype) for part in ("X", "y", "s")})
+        self.numbers = len(start)
+        self.W = start.repeat(problem.K, 1)
+        self._usual = solver.steps(rows.counts)
+
+    @property
+    def models(self) -> Tensor:
+        """What the users predict with, [K, m]."""
+        return self.W
+
+    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
+        budgets = self.participation.budgets(self._usual, self.seed, round)
+        budgets[idle] = 0
+        W, *own = self._train(round, slice(None), self.rows, budgets)
+        if self.tells_steps:
+            W = torch.cat([W, budgets[:, None].to(W)], dim=1)
+        working = budgets.numpy() > 0
+        users = working.nonzero()[0]
+        self._hold(users, own)
+        return users, W if working.all() else W[working]
+
+    def _hold(self, users: Ids, own: list[Tensor]) -> None:
+        """Keep pending what these users trained [K, m] and do not send."""
+
+    def local_work(self, round: int, user: int) -> None:
+        one = slice(user, user + 1)
+        self._train(round, one, self.rows.of(user), self._usual[one])
+
+    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
+        """Models [n, m] of these users after a round of so many steps: those that travel, and then any others."""
+        W = self.W[users]
+        order = self._order(round, users, rows)
+        with seeded(self.seed, "dropout", round, device=W.device):
+            return (self._steps(rows, W, order, budgets, round, self.pull, W),)
+
+    def _order(self, number: int, users: slice, rows: Rows) -> Tensor:
+        return self.solver.draw(self.seed, number, range(self.problem.K)[users], rows.counts)
+
+    def _steps(self, rows: Rows, W: Tensor, order: Tensor, budgets: Tensor, round: int, *pull: Any) -> Tensor:
+        return self.solver.solve(self.model, self.problem.loss, rows, W, order, budgets, round, *pull)
+
+    def receive(self, users: Ids, models: Tensor) -> None:
+        self.W = with_rows(self.W, users, models)
+
+    def _predictions(self, split: str, models: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each user the predictions of its model for its rows, and y."""
+        self.model.module.eval()
+        for w, task in zip(models, self.problem.tasks, strict=True):
+            x, y = (task.x_train, task.y_train) if split == "train" else (task.x_test, task.y_test)
+            yield self.model(self.model.split(w), x.to(w)), y.to(w.device)
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, Tensor]:
+        """Σ s ℓ (a scalar), W [K, m], train and test error [K]."""
+        loss = self.problem.loss
+        found = {split: list(self._predictions(split, self.models)) for split in ("train", "test")}
+        losses = torch.stack([loss(prediction, y).double().sum() for prediction, y in found["train"]])
+        errors = {
+            f"{split}_error": torch.stack([loss.error(prediction, y).mean() for prediction, y in each])
+            for split, each in found.items()
+        }
+        return {"losses": self.problem.rows.s @ losses, "W": self.models, **errors}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name).clone() for name in self.state}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name in self.state:
+            setattr(self, name, state[name].to(self.W, copy=True))
+
+
+class Mixing(Aggregator):
+    """Aggregator side: the last models [K, m] that it made, which stand in for those of users who were not heard."""
+
+    state = ("models", "rounds")
+
+    def __init__(self, start: Tensor) -> None:
+        self.models, self.rounds = start, torch.tensor(0)
+
+    @abstractmethod
+    def mixing(self, steps: Tensor) -> Tensor:
+        """M [K, K] of the update to M·W, of local models W [K, m] after so many steps each, [K] float64."""
+
+    def update(self, users: Ids, ivs: Tensor) -> Tensor:
+        m = self.models.shape[1]
+        steps = torch.zeros(len(self.models), dtype=torch.float64, device=ivs.device)
+        if ivs.shape[1] > m:
+            steps[users] = ivs[:, m].double()
+        W = with_rows(self.models, users, ivs[:, :m].contiguous().to(self.models))
+        mixing = self.mixing(steps)
+        self.rounds += 1
+        self.models = mixing.to(W) @ W
+        return self.models
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name).clone() for name in self.state}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name in self.state:
+            setattr(self, name, state[name].to(getattr(self, name), copy=True))
+
+
+def told_nothing(users: Ids, extras: Tensor) -> None:
+    """What users do with the answer to a set-up that holds no numbers."""
