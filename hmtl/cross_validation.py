@@ -183,7 +183,7 @@ class _Trainings:
 
 def _figures(member: Algorithm, rounds: int, go_on: Callable[[], bool]) -> Figures | None:
     """Error of a member after its training, and how far it has converged; None where it was stopped before."""
-    before: Figures = {}
+    start = before = member.metrics()
     for round in range(rounds):
         if not go_on():
             return None
@@ -198,5 +198,6 @@ def _figures(member: Algorithm, rounds: int, go_on: Callable[[], bool]) -> Figur
         gap = now["gap"] / abs(now["primal"])
         return figures | {"relative_gap": gap, "settled": member.settled(UNSETTLED)}
     if "primal" in now:
-        return figures | {"change": abs(now["primal"] - before["primal"]) / abs(now["primal"])}
+        scale = min(abs(now["primal"]), abs(start["primal"] - now["primal"]))  # slow steps have not come far at all
+        return figures | {"change": abs(before["primal"] - now["primal"]) / max(scale, 1e-300)}
     return figures

@@ -65,7 +65,7 @@ def figure(result: Mapping[str, Any]) -> "Figure":
         lines.setdefault(others or "mean ± sd over folds", []).append(point)
     numbers = all(map(is_number, values))
     x = values if numbers else [str(value) for value in values]
-    picture = Figure(figsize=(6, 4 + len(lines) // 8), layout="constrained")
+    picture = Figure(figsize=(7, 4 + 0.1 * len(lines)), layout="constrained")
     axes = picture.subplots()
     for n, (label, points) in enumerate(lines.items()):
         axes.errorbar(
@@ -84,17 +84,17 @@ def figure(result: Mapping[str, Any]) -> "Figure":
         [where],
         [result["error"]],
         "o",
-        label=f"best: {told(best)}",
+        label="best",
         markersize=14,
         markerfacecolor="none",
         markeredgecolor="black",
     )
-    axes.set(xlabel=name, ylabel="validation error, mean over users", title="Cross-validation")
+    axes.set(xlabel=name, ylabel="validation error, mean over users", title=f"Best: {told(best)}")
     if numbers and values[0] > 0 and values[-1] >= 10 * values[0]:
         axes.set_xscale("log")
         axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.minorticks_off()
-    picture.legend(loc="outside lower center", ncols=2, handlelength=4)  # long enough to show dashes
+    picture.legend(loc="outside lower center", ncols=2, fontsize="small", handlelength=4)  # long enough to show dashes
     return picture
 
 

@@ -140,7 +140,7 @@ def split(
 
     random_state = int(rng.integers(2**31))
     cause = None
-    for stratify in [y] if len(np.unique(y)) == 2 else [y, None] if classes else [None]:
+    for stratify in [y] if set(y.tolist()) == {-1, 1} else [y, None] if classes else [None]:
         try:
             parts = train_test_split(x, y, test_size=test_fraction, stratify=stratify, random_state=random_state)
             break

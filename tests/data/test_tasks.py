@@ -148,6 +148,14 @@ def test_deal_takes_real_targets():
     assert torch.equal(task.x_test[:, 0] ** 2, task.y_test)
 
 
+@pytest.mark.parametrize(("values", "classes"), [((17.0, 23.0), None), ((0, 2), 3)])
+def test_a_rare_one_of_two_numbers_or_of_three_classes_falls_where_it_falls(values, classes):
+    """Only where these are all classes that there are, both parts must have both."""
+    y = np.repeat(values, (11, 1))
+    task = split("a", y[:, None], y, 0.25, np.random.default_rng(1), classes)
+    assert sorted(task.y_train.tolist()) == [*[values[0]] * 8, values[1]]
+
+
 def test_no_tests_at_all():
     x, y = np.arange(8.0)[:, None], np.tile([1.0, -1.0], 4)
     task = split("a", x, y, 0, np.random.default_rng(0))
