@@ -6,7 +6,20 @@ Out: float tensors, split into train and test.
 
 from hmtl.data.activity import har
 from hmtl.data.digits import mnist, mnist5k
+from hmtl.data.images import torchvision
+from hmtl.data.skew import Dirichlet, Partition, Pathological, Quantity
 from hmtl.data.tables import files
 from hmtl.data.tasks import Task
 
-__all__ = ["Task", "files", "har", "mnist", "mnist5k"]
+__all__ = [
+    "Dirichlet",
+    "Partition",
+    "Pathological",
+    "Quantity",
+    "Task",
+    "files",
+    "har",
+    "mnist",
+    "mnist5k",
+    "torchvision",
+]

@@ -47,7 +47,7 @@ class Problem:
     """P(W) = Σ_k s_k Σ_j ℓ(w_k·x_kj, y_kj) + R(W, Ω), with s_k = 1/n_k (mean) or 1 (sum, the paper's).
 
     Args:
-        tasks: one per user.
+        tasks: one per user. Rows that have a shape are vectors here, `shape` says of what.
         loss, regularizer: ℓ and R; the problem keeps copies of its own, `regularizer` prepared for these tasks.
         reduction: "mean" or "sum" over a user's rows.
         device: where the training rows live and everything is computed.
@@ -71,11 +71,12 @@ class Problem:
             raise ConfigError(f'reduction={reduction!r} is neither "mean" nor "sum".')
         if not tasks:
             raise DataError("There are no tasks: a problem has at least one user. Check the data set's K.")
-        d = tasks[0].x_train.shape[1]
+        self.shape = tuple(tasks[0].x_train.shape[1:])
         for task in tasks:
-            if task.x_train.shape[1] != d:
+            if task.x_train.shape[1:] != self.shape:
+                own, first = (" × ".join(map(str, shape)) for shape in (task.x_train.shape[1:], self.shape))
                 raise DataError(
-                    f"Task {task.name!r} has {task.x_train.shape[1]} columns, task {tasks[0].name!r} has {d}: coupled "
+                    f"Task {task.name!r} has {own} columns, task {tasks[0].name!r} has {first}: coupled "
                     "models have the same features. Give all tasks the same columns."
                 )
             if loss.classes != bool(task.classes) or task.classes != tasks[0].classes:
@@ -90,6 +91,7 @@ class Problem:
                     f"Task {task.name!r} has the label {min(found - set(loss.labels)):g}, {type(loss).__name__} takes "
                     f"{loss.labels} only. Recode y, or choose a loss for regression."
                 )
+        tasks = [task.flat for task in tasks]
         self.tasks, self.loss = tuple(tasks), copy.deepcopy(loss).to(device)
         X = pad_sequence([t.x_train.to(device, torch.float64) for t in tasks], batch_first=True)
         y = pad_sequence([t.y_train.to(device, torch.float64) for t in tasks], batch_first=True, padding_value=1.0)

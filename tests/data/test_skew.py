@@ -167,7 +167,7 @@ def test_tasks_of_all_classes(C):
     assert sorted(seen) == list(range(300))
     assert [task.name for task in tasks] == ["user 0", "user 1", "user 2", "user 3"]
     if C == 2:
-        with pytest.raises(DataError, match="User 0 got rows of class class [01] alone"):
+        with pytest.raises(DataError, match=r"User 0 got rows of class class [01] alone"):
             share_out(lambda rows: x[rows, None], labels, C, Pathological(1), 0.25, 7)
     else:
         (alone, *_) = share_out(lambda rows: x[rows, None], labels, C, Pathological(1), 0.25, 7)
