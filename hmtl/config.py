@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from hmtl.errors import ConfigError
-from hmtl.settings import check_settings
+from hmtl.settings import check_settings, takes
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +71,7 @@ class TrainConfig(NetworkConfig):
     regularizer: dict[str, Any] = field(default_factory=dict)
     solver: dict[str, Any] = field(default_factory=dict)
     dataset: dict[str, Any] = field(default_factory=dict)
+    partition: dict[str, Any] | None = None
     participation: dict[str, Any] = field(default_factory=dict)
     tune: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
@@ -130,11 +131,25 @@ def build_topology(cfg: DictConfig) -> Topology:
 def build_tasks(cfg: DictConfig) -> tuple[tuple[Task, ...], Topology]:
     """The users' data, and who hears them; K comes from whichever of the two fixes it."""
     if "K" in cfg.topology:  # a rule for any K
-        tasks: tuple[Task, ...] = _instantiate(cfg.dataset, K=cfg.K)
+        tasks = _tasks(cfg, cfg.K)
         cfg.K = len(tasks)
         return tasks, build_topology(cfg)
     topology = build_topology(cfg)
-    return _instantiate(cfg.dataset, K=topology.K), topology
+    return _tasks(cfg, topology.K), topology
+
+
+def _tasks(cfg: DictConfig, K: int | None) -> tuple[Task, ...]:
+    arguments: dict[str, Any] = {"K": K}
+    if cfg.partition:
+        target = cfg.dataset["_target_"]
+        if "partition" in cfg.dataset or not takes(target, "partition"):
+            raise ConfigError(
+                f"partition={cfg.partition['_target_']}, but {target} deals rows its own way: leave partition out, or "
+                "choose dataset=torchvision, mnist or mnist5k."
+            )
+        arguments["partition"] = _instantiate(cfg.partition)
+    tasks: tuple[Task, ...] = _instantiate(cfg.dataset, **arguments)
+    return tasks
 
 
 def build_problem(cfg: DictConfig, tasks: Sequence[Task]) -> Problem:

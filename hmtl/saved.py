@@ -33,6 +33,7 @@ class Models:
         target_mean: [K].
         intercept: whether the last of the D weights is one.
         labels: [C] of several classes, [2] of two, empty where numbers are predicted.
+        shape: of a raw row.
         seed: of the network's other numbers.
         model: what makes the network; None where the models are linear.
     """
@@ -44,11 +45,12 @@ class Models:
     target_mean: NDArray[np.float64]
     intercept: bool
     labels: NDArray[Any]
+    shape: tuple[int, ...]
     seed: int
     model: "MakeModel | None" = None
 
     def scores(self, task: str, x: ArrayLike) -> NDArray[Any]:
-        """Scores of raw rows x [n, d]: [n], or [n, C] of several classes; numbers are in the units of y.
+        """Scores of raw rows x [n, d] or [n, *shape]: [n], or [n, C] of classes; numbers are in the units of y.
 
         Raises:
             DataError: no such task, or other columns than it was trained on.
@@ -61,6 +63,7 @@ class Models:
             near = difflib.get_close_matches(task, self.names, n=1) or list(self.names[:3])
             raise DataError(f"There is no task {task!r} among the {len(self.names)}: is {' or '.join(near)} meant?")
         k, rows = self.names.index(task), torch.as_tensor(np.asarray(x))
+        rows = rows.flatten(1) if rows.shape[1:] == self.shape else rows
         if rows.shape[1:] != self.mean.shape[1:]:
             raise DataError(f"x has shape {list(rows.shape)}, not [n, d] with d={self.mean.shape[1]}. Give raw rows.")
         mean, scale = torch.from_numpy(self.mean[k]), torch.from_numpy(self.scale[k])
@@ -78,7 +81,7 @@ class Models:
 
         from hmtl.mtl.models import FlatModel
 
-        network = FlatModel(self.model, x[:1], len(self.labels) if several else 1, self.seed)
+        network = FlatModel(self.model, x[:1], len(self.labels) if several else 1, self.seed, self.shape)
         if len(network.start) != len(w):
             raise ConfigError(
                 f"model has {len(network.start)} parameters, not {len(w)}. Give algorithm.model of the run."
@@ -114,6 +117,7 @@ def load_models(path: str | Path, model: "MakeModel | None" = None) -> Models:
         models = Models(
             tuple(saved.pop("names").tolist()),
             intercept=bool(saved.pop("intercept")),
+            shape=tuple(saved.pop("shape").tolist()),
             seed=int(saved.pop("seed")),
             model=model,
             **saved,
@@ -144,6 +148,7 @@ def save_models(path: Path, algorithm: "Algorithm") -> None:
         "target_mean": np.array([scaling.target_mean for scaling in scalings]),
         "intercept": scalings[0].intercept,
         "labels": labels.astype(str) if labels.dtype == object else labels,
+        "shape": problem.shape,
         "network": hasattr(algorithm, "model"),
         "seed": algorithm.seed,
     }

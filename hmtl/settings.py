@@ -49,6 +49,12 @@ def check_settings(target: str, values: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name}={'null' if value is None else value}: {' or '.join(wanted)} is needed.")
 
 
+def takes(target: str, name: str) -> bool:
+    """Whether a target takes an argument of that name, as far as one can tell."""
+    hints, open_ended = _arguments(target)
+    return open_ended or name in hints
+
+
 def no_setting(key: str, known: Collection[str]) -> str:
     """Says that there is no such setting, and which one may be meant."""
     near = [] if key.split(".")[0] in known else difflib.get_close_matches(key, known, n=1)

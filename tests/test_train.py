@@ -328,7 +328,8 @@ GROUPS = {
     "algorithm": ("mocha", "cocoa", "fedu", "fedprox", "ditto", "pfedme"),
     "loss": ("hinge", "smooth_hinge"),
     "regularizer": ("task_relationship", "mean", "graph", "clustered"),
-    "dataset": ("mnist5k", "files"),
+    "dataset": ("mnist5k", "files", "torchvision"),
+    "partition": ("dirichlet", "pathological", "quantity"),
     "participation": ("full",),
     "network": ("default",),
     "communicator": ("coded",),
@@ -339,7 +340,7 @@ GROUPS = {
 def test_a_word_where_a_number_belongs(configure: Configure, group: str, choice: str) -> None:
     """Each numeric setting of each part, by name."""
     selected = [f"{group}={choice}"] if group != "network" else []
-    extra = ["dataset.path=nowhere"] if choice == "files" else []
+    extra = {"files": ["dataset.path=nowhere"], "torchvision": ["dataset.name=FakeData"]}.get(choice, [])
     node = configure(*selected, *extra, "logger=none")[group]
     numeric = [key for key, value in node.items() if isinstance(value, int | float)]
     assert numeric or choice in ("hinge",)

@@ -6,8 +6,23 @@ Out: float tensors, split into train and test.
 
 from hmtl.data.activity import har
 from hmtl.data.digits import mnist, mnist5k
+from hmtl.data.images import torchvision
 from hmtl.data.preprocessing import Preprocessing, Scaling
+from hmtl.data.skew import Dirichlet, Partition, Pathological, Quantity
 from hmtl.data.tables import files
 from hmtl.data.tasks import Task
 
-__all__ = ["Preprocessing", "Scaling", "Task", "files", "har", "mnist", "mnist5k"]
+__all__ = [
+    "Dirichlet",
+    "Partition",
+    "Pathological",
+    "Preprocessing",
+    "Quantity",
+    "Scaling",
+    "Task",
+    "files",
+    "har",
+    "mnist",
+    "mnist5k",
+    "torchvision",
+]

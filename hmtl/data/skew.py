@@ -66,8 +66,9 @@ class Dirichlet:
 class Pathological:
     """Every user has rows of so many classes only; those who have a class share its rows evenly.
 
-    Each class falls to as many users as any other, to within one. (McMahan et al. sort all rows by class and deal each
-    user two shards of them; here no shard holds rows of two classes, and no user has two of one class.)
+    Each class falls to as many users as any other, to within one; where K · classes_per_user < C, some to nobody.
+    (McMahan et al. sort all rows by class and deal each user two shards of them; here no shard holds rows of two
+    classes, and no user has two of one class.)
 
     Args:
         classes_per_user: 1..C.

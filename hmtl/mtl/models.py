@@ -3,10 +3,12 @@
 d features, C outputs (classes, or 1), m parameters.
 """
 
+import inspect
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +18,11 @@ from torch.nn.utils import parameters_to_vector
 from hmtl.errors import ConfigError
 from hmtl.rng import generator
 
-MakeModel = Callable[[int, int], nn.Module]
-"""Makes a module from d and C, as the class `torch.nn.Linear` does."""
+MakeModel = Callable[..., nn.Module]
+"""Makes a module from d and C, as the class `torch.nn.Linear` does. It is applied to vectors, [n, d].
+
+One with an argument `shape` is told a row's shape, such as (3, 32, 32), and its module applied to rows [n, *shape].
+"""
 TORCHS_GENERATORS = threading.Lock()  # one set for all threads of the process
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -27,21 +32,33 @@ def mlp(d: int, C: int, hidden: int = 64) -> nn.Module:
     return nn.Sequential(nn.Linear(d, hidden), nn.ReLU(), nn.Linear(hidden, C))
 
 
-def cnn(d: int, C: int, channels: int = 8) -> nn.Module:
-    """Two convolutions, each followed by pooling, of square images with one channel.
+def cnn(d: int, C: int, channels: int = 8, shape: Sequence[int] = ()) -> nn.Module:
+    """Two convolutions, each followed by pooling, of images.
+
+    Args:
+        channels: of the first convolution's output; the second has twice as many.
+        shape: [channels, height, width] of an image, or [height, width]; of vectors, square images of one channel.
 
     Raises:
-        ConfigError: d is not the number of pixels of such an image, of at least 4 × 4.
+        ConfigError: d is not the number of pixels of a square, or an image is smaller than 4 × 4.
     """
-    side = math.isqrt(d)
-    if side**2 != d or side < 4:
-        raise ConfigError(f"d={d} is not side² with side ≥ 4: cnn takes square images of one channel. Choose mlp.")
+    lead: list[nn.Module] = []
+    if len(shape) < 2:
+        side = math.isqrt(d)
+        if side**2 != d or side < 4:
+            raise ConfigError(f"d={d} is not side² with side ≥ 4: of vectors, cnn takes square images. Choose mlp.")
+        shape, lead = (1, side, side), [nn.Unflatten(-1, (1, side, side))]
+    elif len(shape) == 2:
+        shape, lead = (1, *shape), [nn.Unflatten(-2, (1, shape[0]))]
+    if len(shape) != 3 or min(shape[1:]) < 4:
+        raise ConfigError(f"Rows of shape {tuple(shape)} are no images of at least 4 × 4, which cnn takes. Choose mlp.")
+    depth, height, width = shape
     return nn.Sequential(
-        nn.Unflatten(-1, (1, side, side)),
-        *(nn.Conv2d(1, channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *lead,
+        *(nn.Conv2d(depth, channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(channels, 2 * channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
         nn.Flatten(),
-        nn.Linear(2 * channels * (side // 4) ** 2, C),
+        nn.Linear(2 * channels * (height // 4) * (width // 4), C),
     )
 
 
@@ -53,27 +70,31 @@ class FlatModel:
         x: [n, d], rows to try it on.
         C: number of outputs; of one output, predictions are [n], otherwise [n, C].
         seed: of the first parameters, `start`.
+        shape: of a row, for a module that is made with it; (): it is a vector.
 
     Raises:
         ConfigError: the module cannot be made or applied, or normalises over a batch, whose running statistics no
             message carries.
     """
 
-    def __init__(self, make: MakeModel, x: Tensor, C: int, seed: int) -> None:
+    def __init__(self, make: MakeModel, x: Tensor, C: int, seed: int, shape: tuple[int, ...] = ()) -> None:
         d, self.C = x.shape[1], C
+        self.shape = (shape or (d,)) if has_argument(make, "shape") else (d,)
+        told = {"shape": self.shape} if has_argument(make, "shape") else {}
         try:
             with seeded(seed, "model"):
-                self.module = make(d, C)
+                self.module = make(d, C, **told)
             trained = {name: w for name, w in self.module.named_parameters() if w.requires_grad}
             self.shapes = {name: w.shape for name, w in trained.items()}
             self.start = parameters_to_vector(trained.values()).detach().to(x.device)
             self.module.to(x.device)
             with torch.no_grad():
-                found = self.module.eval()(x.to(self.start)).shape
+                found = self.module.eval()(self._rows(x.to(self.start))).shape
         except (TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"The model does not work with d={d} features and C={C} outputs ({error}): give a class or a function "
-                "that is called with d and C and returns a module, in a configuration with _partial_: true."
+                "that is called with d and C and returns a module, in a configuration with _partial_: true. It is "
+                f"applied to rows of shape {self.shape}; one with an argument `shape`, to rows in their shape."
             ) from error
         if found != (len(x), C):
             raise ConfigError(f"The model gives shape {tuple(found)} for {len(x)} rows, not {(len(x), C)}: C={C} each.")
@@ -93,8 +114,19 @@ class FlatModel:
 
     def __call__(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         """Predictions for rows x [n, d]."""
-        prediction: Tensor = functional_call(self.module, parameters, (x,))
+        prediction: Tensor = functional_call(self.module, parameters, (self._rows(x),))
         return prediction if self.C > 1 else prediction.squeeze(-1)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:-1], *self.shape)
+
+
+def has_argument(make: Callable[..., Any], name: str) -> bool:
+    """Whether a function or class takes an argument of that name."""
+    try:
+        return name in inspect.signature(make).parameters
+    except (TypeError, ValueError):  # not callable, or not looked into
+        return False
 
 
 @contextmanager

@@ -60,7 +60,7 @@ class Problem:
     one model, coupled with those of others by one Ω.
 
     Args:
-        tasks: one per user.
+        tasks: one per user. Rows that have a shape are vectors here, `shape` says of what.
         loss, regularizer: ℓ and R; the problem keeps copies of its own, `regularizer` prepared for these tasks.
         reduction: "mean" or "sum" over a user's rows.
         device: where the training rows live and everything is computed.
@@ -86,11 +86,12 @@ class Problem:
             raise DataError("There are no tasks: a problem has at least one user. Check the data set's K.")
         if tasks[0].classes and loss.labels == (-1.0, 1.0):
             loss = OneVsRest(loss)
-        d = tasks[0].x_train.shape[1]
+        self.shape = tuple(tasks[0].x_train.shape[1:])
         for task in tasks:
-            if task.x_train.shape[1] != d:
+            if task.x_train.shape[1:] != self.shape:
+                own, first = (" × ".join(map(str, shape)) for shape in (task.x_train.shape[1:], self.shape))
                 raise DataError(
-                    f"Task {task.name!r} has {task.x_train.shape[1]} columns, task {tasks[0].name!r} has {d}: coupled "
+                    f"Task {task.name!r} has {own} columns, task {tasks[0].name!r} has {first}: coupled "
                     "models have the same features. Give all tasks the same columns."
                 )
             if task.classes != tasks[0].classes:
@@ -107,6 +108,7 @@ class Problem:
                     f"{loss.labels} only: choose loss=squared for numbers to predict, dataset.kind=classification for "
                     "classes."
                 )
+        tasks = [task.flat for task in tasks]
         self.tasks, self.loss = tuple(tasks), copy.deepcopy(loss).to(device)
         X = pad_sequence([t.x_train.to(device, torch.float64) for t in tasks], batch_first=True)
         y = pad_sequence([t.y_train.to(device, torch.float64) for t in tasks], batch_first=True, padding_value=1.0)

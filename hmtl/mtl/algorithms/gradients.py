@@ -26,8 +26,8 @@ class ByGradients(Algorithm):
     Args:
         problem: data, loss, regularizer; any loss, also of several classes.
         solver: the users' steps.
-        model: called with the numbers of features and of outputs, gives the network. Everything is computed in the
-            type of its parameters, float32 by default.
+        model: called with the numbers of features and of outputs, and with the rows' shape if it has an argument
+            `shape`, gives the network. Everything is computed in the type of its parameters, float32 by default.
         seed: of the first parameters, the same for all users, of the order of rows, and of participation.
         participation: who does how much in a round; for the IV of a user who drops out, the aggregator takes the last
             model that it made for it.
@@ -51,7 +51,7 @@ class ByGradients(Algorithm):
             raise ConfigError(f"{name} works by gradients, {type(solver).__name__} does not. Choose solver=sgd.")
         participation.check(problem.K)
         self.problem, self.solver, self.seed, self.participation = problem, solver, seed, participation
-        self.model = FlatModel(model, problem.rows.X[0, :2], problem.outputs, seed)
+        self.model = FlatModel(model, problem.rows.X[0, :2], problem.outputs, seed, problem.shape)
         self.users = self._users()
         self.aggregator = self._aggregator(self.users.W)
 
