@@ -33,9 +33,9 @@ class Models:
         target_mean: [K].
         intercept: whether the last of the D weights is one.
         labels: [C] of several classes, [2] of two, empty where numbers are predicted.
-        shape: of a raw row.
         seed: of the network's other numbers.
         model: what makes the network; None where the models are linear.
+        shape: of a raw row, [d] or that of an image, whose numbers count as d.
     """
 
     names: tuple[str, ...]
@@ -45,12 +45,14 @@ class Models:
     target_mean: NDArray[np.float64]
     intercept: bool
     labels: NDArray[Any]
-    shape: tuple[int, ...]
     seed: int
+    shape: tuple[int, ...]
     model: "MakeModel | None" = None
 
     def scores(self, task: str, x: ArrayLike) -> NDArray[Any]:
-        """Scores of raw rows x [n, d] or [n, *shape]: [n], or [n, C] of classes; numbers are in the units of y.
+        """Scores of raw rows x [n, d] (images in their shape): [n], or [n, C] of several classes.
+
+        Where numbers are predicted, they are in the units of y.
 
         Raises:
             DataError: no such task, or other columns than it was trained on.
@@ -63,12 +65,12 @@ class Models:
             near = difflib.get_close_matches(task, self.names, n=1) or list(self.names[:3])
             raise DataError(f"There is no task {task!r} among the {len(self.names)}: is {' or '.join(near)} meant?")
         k, rows = self.names.index(task), torch.as_tensor(np.asarray(x))
-        rows = rows.flatten(1) if rows.shape[1:] == self.shape else rows
-        if rows.shape[1:] != self.mean.shape[1:]:
-            raise DataError(f"x has shape {list(rows.shape)}, not [n, d] with d={self.mean.shape[1]}. Give raw rows.")
+        if tuple(rows.shape[1:]) != self.shape:
+            wanted = f"[n, d] with d={self.shape[0]}" if len(self.shape) == 1 else f"[n, {str(list(self.shape))[1:]}"
+            raise DataError(f"x has shape {list(rows.shape)}, not {wanted}. Give raw rows.")
         mean, scale = torch.from_numpy(self.mean[k]), torch.from_numpy(self.scale[k])
         w = torch.from_numpy(self.W[k])
-        scores: Tensor = self._apply(Scaling(mean, scale, self.intercept).features(rows).to(w), w)
+        scores: Tensor = self._apply(Scaling(mean, scale, self.intercept).features(rows.flatten(1)).to(w), w)
         found: NDArray[Any] = scores.numpy() + self.target_mean[k]
         return found
 
@@ -81,7 +83,8 @@ class Models:
 
         from hmtl.mtl.models import FlatModel
 
-        network = FlatModel(self.model, x[:1], len(self.labels) if several else 1, self.seed, self.shape)
+        C, shape = len(self.labels) if several else 1, self.shape if len(self.shape) > 1 else ()
+        network = FlatModel(self.model, x[:1], C, self.seed, shape)
         if len(network.start) != len(w):
             raise ConfigError(
                 f"model has {len(network.start)} parameters, not {len(w)}. Give algorithm.model of the run."
@@ -117,8 +120,8 @@ def load_models(path: str | Path, model: "MakeModel | None" = None) -> Models:
         models = Models(
             tuple(saved.pop("names").tolist()),
             intercept=bool(saved.pop("intercept")),
-            shape=tuple(saved.pop("shape").tolist()),
             seed=int(saved.pop("seed")),
+            shape=tuple(saved.pop("shape").tolist()),
             model=model,
             **saved,
         )
@@ -148,9 +151,9 @@ def save_models(path: Path, algorithm: "Algorithm") -> None:
         "target_mean": np.array([scaling.target_mean for scaling in scalings]),
         "intercept": scalings[0].intercept,
         "labels": labels.astype(str) if labels.dtype == object else labels,
-        "shape": problem.shape,
         "network": hasattr(algorithm, "model"),
         "seed": algorithm.seed,
+        "shape": problem.shape if len(problem.shape) > 1 else tasks[0].raw.x_train.shape[1:],
     }
     with replacing(path) as file:
         np.savez(file, **arrays)

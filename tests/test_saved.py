@@ -17,7 +17,7 @@ import hmtl
 from hmtl.config import build
 from hmtl.data import Preprocessing, Task
 from hmtl.errors import ConfigError, DataError
-from hmtl.mtl import MOCHA, SDCA, CrossEntropy, FedAvg, Hinge, LocalSGD, Problem, Ridge, Squared, cnn
+from hmtl.mtl import MOCHA, SDCA, Hinge, Problem, Ridge, Squared
 from hmtl.saved import save_models
 from hmtl.train import train
 
@@ -177,24 +177,3 @@ def test_scaling_over_all_rows_is_counted_as_set_up(configure: Configure, tmp_pa
     assert bits["all", "task"] == users * number * (1 + 2 * 4)
     assert bits["task", "all"] == users * number * 3
     assert bits["all", "all"] == bits["all", "task"] + bits["task", "all"]
-
-
-def test_images_keep_their_shape(tmp_path: Path) -> None:
-    """A network of images predicts on images, and on their pixels in a row."""
-    rng, tasks = np.random.default_rng(3), []
-    for k in range(2):
-        y = np.arange(12) % 3
-        x = rng.normal(size=(12, 2, 4, 4)) + y[:, None, None, None]
-        x, y = torch.from_numpy(x).float(), torch.from_numpy(y)
-        tasks.append(Task(f"user {k}", x, y, x, y, 3))
-    fedavg = FedAvg(Problem(tasks, CrossEntropy(), Ridge(0.1)), LocalSGD(0.1), cnn)
-    for round in range(20):
-        fedavg.step(round)
-    save_models(tmp_path / "models.npz", fedavg)
-    models = hmtl.load_models(tmp_path, model=cnn)
-    images = tasks[1].x_train.numpy()
-    found = models.predict("user 1", images)
-    assert np.mean(found != tasks[1].y_train.numpy()) == pytest.approx(float(fedavg.users.measure()["train_error"][1]))
-    np.testing.assert_array_equal(found, models.predict("user 1", images.reshape(12, -1)))
-    with pytest.raises(DataError, match="x has shape"):
-        models.predict("user 1", images[:, :1])

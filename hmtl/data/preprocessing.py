@@ -64,7 +64,7 @@ class Preprocessing:
 
     Raises:
         ConfigError: an unknown word; or y to be centred is the number of a class.
-        DataError: tasks whose numbers of columns differ.
+        DataError: tasks whose numbers of columns differ, or whose rows have a shape, as images do.
     """
 
     intercept: bool = False
@@ -81,6 +81,11 @@ class Preprocessing:
         raws = [task.raw for task in tasks]
         if self == Preprocessing():
             return tuple(raws)
+        if raws[0].x_train.ndim > 2 and (self.intercept or self.standardize != "none"):
+            raise DataError(
+                f"Rows have the shape {list(raws[0].x_train.shape[1:])}, and only columns get an intercept or are "
+                "standardized. Set intercept=false and standardize=none."
+            )
         if len(found := sorted({raw.x_train.shape[1] for raw in raws})) > 1:
             raise DataError(f"Tasks have {found[0]} to {found[-1]} columns. Give all tasks the same columns.")
         if self.center != "none" and raws[0].classes is not None:

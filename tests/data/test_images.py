@@ -10,11 +10,13 @@ from PIL import Image
 from test_digits import small, write
 from torch import nn
 
+import hmtl
 from hmtl.config import build_algorithm, build_problem, build_tasks
 from hmtl.data import Dirichlet, Pathological, Quantity, mnist, mnist5k
 from hmtl.data import torchvision as images
 from hmtl.errors import ConfigError, DataError
-from hmtl.mtl import SDCA, CoCoA, CrossEntropy, FedAvg, LocalSGD, Logistic, Problem, Ridge, cnn, mlp
+from hmtl.mtl import SDCA, CoCoA, CrossEntropy, FedAvg, Hinge, LocalSGD, Logistic, Problem, Ridge, cnn, mlp
+from hmtl.saved import save_models
 
 FAKE = {"size": 120, "image_size": (3, 8, 10), "num_classes": 4}
 
@@ -183,6 +185,35 @@ def test_what_cannot_be(tmp_path, name, others, kind, message):
     given = {"K": 3, "path": tmp_path / "nowhere"} | others
     with pytest.raises(kind, match=message):
         images(name, **given)
+
+
+def test_margin_losses_take_the_classes_of_images():
+    problem = Problem(images("FakeData", 3, Quantity(5.0), options=FAKE), Hinge(), Ridge(1.0))
+    learner = CoCoA(problem, SDCA(), 0.1)
+    learner.step(0)
+    assert learner.W.shape == (4 * 240, 3)
+    assert learner.metrics()["gap"] >= 0
+
+
+def test_digits_in_a_partition_are_preprocessed_as_ever(tmp_path):
+    tasks = mnist5k(5, intercept=True, standardize="all", cache=tmp_path, partition=Dirichlet(1.0))
+    assert {task.x_train.shape[1] for task in tasks} == {785}
+    x = torch.cat([task.x_train for task in tasks])
+    assert (x[:, -1] == 1).all()
+    assert x[:, :-1].mean(0).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("make", [mlp, cnn], ids=["mlp", "cnn"])
+def test_finished_runs_predict_on_images(tmp_path, make):
+    tasks = images("FakeData", 3, Quantity(5.0), options=FAKE)
+    learner = FedAvg(Problem(tasks, CrossEntropy(), Ridge(1.0)), LocalSGD(0.05, 2), make)
+    learner.step(0)
+    save_models(tmp_path / "models.npz", learner)
+    models = hmtl.load_models(tmp_path, make)
+    wrong = [(models.predict(task.name, task.x_test) != task.y_test.numpy()).mean() for task in tasks]
+    assert learner.metrics()["test_error"] == pytest.approx(np.mean(wrong))
+    with pytest.raises(DataError, match=r"shape \[2, 240\], not \[n, 3, 8, 10\]"):
+        models.predict(tasks[0].name, np.ones((2, 240)))
 
 
 def test_labels_that_are_no_classes(monkeypatch):

@@ -119,3 +119,12 @@ def test_classes_stay_what_they_are():
 def test_tasks_of_other_columns():
     with pytest.raises(DataError, match="Tasks have 4 to 5 columns"):
         Preprocessing(True)([*tasks(0), *tasks(0, d=5)])
+
+
+@pytest.mark.parametrize("asked", [{"intercept": True}, {"standardize": "all"}, {"standardize": "task"}])
+def test_images_have_no_columns(asked):
+    x, y = np.arange(24.0).reshape(4, 1, 2, 3), [0, 1, 0, 1]
+    given_ = [Task("a", x, y, x[:0], y[:0], 2)]
+    assert Preprocessing()(given_) == tuple(given_)
+    with pytest.raises(DataError, match=r"the shape \[1, 2, 3\].* Set intercept=false and standardize=none"):
+        Preprocessing(**asked)(given_)

@@ -177,3 +177,11 @@ def test_deal_says_when_the_rows_do_not_suffice(n, fraction):
     y = np.where(np.arange(n) % 2, 1.0, -1.0)
     with pytest.raises(DataError, match=rf"^Task 'a': {n} rows .* test_fraction={fraction} .*Give more rows"):
         split("a", np.ones((n, 1)), y, fraction, np.random.default_rng(0))
+
+
+def test_of_numbered_classes_a_rare_one_falls_where_it_falls():
+    y = np.array([3] * 11 + [7])
+    task = split("a", np.ones((12, 2)), y, 0.25, np.random.default_rng(0), 10)
+    assert sorted([*task.y_train.tolist(), *task.y_test.tolist()]) == sorted(y)
+    with pytest.raises(DataError, match="12 rows cannot be split"):
+        split("a", np.ones((12, 2)), np.where(y == 3, 1.0, -1.0), 0.25, np.random.default_rng(0))

@@ -249,6 +249,22 @@ def test_figures(make):
     assert now["global_test_error"] > now["test_error"]
 
 
+@pytest.mark.parametrize("make", [LEARNERS["ditto"], LEARNERS["pfedme"]], ids=["ditto", "pfedme"])
+def test_figures_where_some_or_all_have_nothing_to_test_on(make):
+    X, y = rows()
+    pairs = [tuple(map(torch.from_numpy, pair)) for pair in zip(X, y, strict=True)]
+    for tested in ({1, 3}, set()):
+        tasks = [Task(str(k), x, t, *((x, t) if k in tested else (x[:0], t[:0]))) for k, (x, t) in enumerate(pairs)]
+        learner = run(make(Problem(tasks, Squared(), Ridge(1.0)), LocalSGD(0.1, 3, FULL), linear), 0, 2)
+        now, w = learner.metrics(), shared(learner)
+        assert np.isfinite(list(now.values())).all()
+        if tested:
+            wanted = np.mean([np.mean((X[k] @ w - y[k]) ** 2) for k in tested])
+            assert now["global_test_error"] == pytest.approx(wanted)
+        else:
+            assert not {"global_test_error", "test_error"} & set(now)
+
+
 def same(a, b):
     assert a.keys() == b.keys()
     return all(torch.equal(a[name], b[name]) for name in a)
