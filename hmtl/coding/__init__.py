@@ -7,23 +7,40 @@ Words are the paper's: a *user* is a client, a *relay* an edge server, an *inter
 client sends, and an *iteration* a round. A *load* is what a tier carries in an iteration, in IVs.
 """
 
-from hmtl.coding.formulas import Loads, bounds, forwarders
+from hmtl.coding.aggregators import MEDIA, Choice
+from hmtl.coding.formulas import Loads, forwarders
 from hmtl.coding.optimal import Demand, Uplinks
 from hmtl.coding.plan import Block, Plan
-from hmtl.coding.schemes import CODED_SCHEMES, SCHEMES, Scheme, loads, make_plan, scheme_of
+from hmtl.coding.schemes import (
+    CODED_SCHEMES,
+    SCHEMES,
+    Aggregators,
+    Scheme,
+    best_aggregators,
+    bounds,
+    loads,
+    make_plan,
+    resolve,
+    scheme_of,
+)
 
 __all__ = [
     "CODED_SCHEMES",
+    "MEDIA",
     "SCHEMES",
+    "Aggregators",
     "Block",
+    "Choice",
     "Demand",
     "Loads",
     "Plan",
     "Scheme",
     "Uplinks",
+    "best_aggregators",
     "bounds",
     "forwarders",
     "loads",
     "make_plan",
+    "resolve",
     "scheme_of",
 ]

@@ -4,9 +4,10 @@ Shapes: one `Allocation` per z, the number of relays that hear a user; lists ove
 A *type* is a distinct set of relays that hear a user.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import lcm
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from hmtl.topology import Topology
 # From the numbers n_i [relays] and the types that relays hear [types, relays], α_i for each relay.
 Split = Callable[[NDArray[np.int64], NDArray[np.int64]], tuple[Fraction, ...]]
 
+MOST_PIECES = 4096  # a block of so many pieces takes minutes to plan, and time grows with their cube
 NEGLIGIBLE = 1e-7  # above the solver's rounding, below the entries of vertices with tens of relays
 
 
@@ -27,11 +29,11 @@ class Allocation:
 
     Attributes:
         z: how many relays hear each of these users.
-        users: I_z.
+        users: I_z, or those of them that some aggregator does not hear.
         heard: N_i ∩ I_z for each relay, as positions within `users`.
         n: combinations that each relay sends, n_i^z, (16).
         alpha: the part of an IV that each combination of relay i carries, α_i^z.
-        downlink: IVs that the server broadcasts, |I_z| − min_i |N_i ∩ I_z|, (32).
+        downlink: IVs that the server broadcasts, |I_z| − min_i |N_i ∩ I_z|, (32), the minimum over aggregators.
     """
 
     z: int
@@ -46,13 +48,31 @@ class Allocation:
         """IVs that the relays send to the server, Σ_i n_i^z α_i^z, (27)."""
         return sum((n * alpha for n, alpha in zip(self.n, self.alpha, strict=True)), Fraction())
 
+    @property
+    def pieces(self) -> int:
+        """Into how many pieces an IV is cut, so that each α is a multiple of one."""
+        return lcm(*(alpha.denominator for alpha in self.alpha))
 
-def allocate(t: Topology, split: Split) -> tuple[Allocation, ...]:
+    @property
+    def too_long(self) -> str:
+        """Why this takes too many pieces to be sent; empty where it does not."""
+        cut = self.pieces * len(self.users)
+        if cut <= MOST_PIECES:
+            return ""
+        return (
+            f"This allocation cuts the IVs of the {len(self.users)} users that {self.z} relays hear into "
+            f"c={self.pieces} pieces each, {cut} in all: more than {MOST_PIECES} take too long to invert."
+        )
+
+
+def allocate(t: Topology, split: Split, A: Sequence[int] | None = None) -> tuple[Allocation, ...]:
     """The allocations of all z for which anything must pass the server, z ascending.
 
     Args:
         t: the topology; its inactive relays and absent users take no part.
         split: `cheapest`, the optimum of (28), or `even`, α_i^z = 1/z.
+        A: the aggregators; None: all active relays, as in the paper. What is sent suffices for them: the minima of (16)
+            and (32) are over A.
 
     Raises:
         CodingError: an optimum that could not be proven.
@@ -60,15 +80,18 @@ def allocate(t: Topology, split: Split) -> tuple[Allocation, ...]:
     Ref: Hu et al. 2022, eqs. (16), (28), (32) and Remark 2, the covering constraint for k ∈ I_z only.
     """
     found = []
+    A = list(t.active if A is None else A)
+    aggregates = np.isin(t.active, A)
+    known = np.asarray(t.G[A].all(axis=0))  # to all aggregators
     for z in range(1, len(t.active)):
-        users = t.I(z)
+        users = tuple(k for k in t.I(z) if not known[k])
         if not users:
             continue
         hears = t.G[np.ix_(t.active, users)].astype(np.int64)
         common = hears @ hears.T
         counts = common.diagonal().copy()
         np.fill_diagonal(common, len(users))  # the minimum is over other relays, and no overlap is larger
-        n = counts - common.min(axis=1)
+        n = (counts - common[:, aggregates].min(axis=1)).clip(min=0)  # none to send where only relay i itself receives
         found.append(
             Allocation(
                 z=z,
@@ -76,7 +99,7 @@ def allocate(t: Topology, split: Split) -> tuple[Allocation, ...]:
                 heard=tuple(tuple(np.flatnonzero(row).tolist()) for row in hears),
                 n=tuple(n.tolist()),
                 alpha=split(n, np.unique(hears.T, axis=0)),
-                downlink=len(users) - int(counts.min()),
+                downlink=len(users) - int(counts[aggregates].min()),
             )
         )
     return tuple(found)

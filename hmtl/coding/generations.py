@@ -1,42 +1,71 @@
 """Many users dealt into groups that are coded apart, so that the cost of coding follows the group and not K.
 
-Shapes: H relays, T types (distinct sets of relays that hear a user), n users.
+Shapes: H relays, n users, g groups.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
+SWAPS = 8  # tries for each group
+
 
 def similar_groups(G: NDArray[np.uint8], groups: int) -> list[NDArray[np.intp]]:
     """Deal users into groups of even size in which relays hear, and types have, as even a share as can be.
 
-    Users are put in a row such that any stretch of it is like the whole; then it is cut. Next in the row is always a
-    user of the type whose relays, and which itself, are furthest behind their shares of the row so far. So what relay i
-    hears of a group is |N_i| / groups but for a fraction, and the groups' loads add up to little more than the whole's.
+    Users are sorted by type (their set of relays) and dealt like cards, a round at a time, so that of each type groups
+    get as many but for one. Within a round each user goes where its relays are furthest behind their share, and at last
+    users of two groups are exchanged where that evens out the relays. So what relay i hears of a group is
+    |N_i| / groups but for a few, and the groups' loads add up to little more than the whole's.
 
     Args:
         G: who hears whom [H, n].
         groups: how many groups, at most n.
 
     Returns:
-        The users of each group, columns of G in ascending order.
+        The users of each group, columns of G sorted by type; groups with as many users of each type have equal columns.
     """
     n = G.shape[1]
-    types, kind, left = np.unique(G.T, axis=0, return_inverse=True, return_counts=True)
-    hears, type_share = types.astype(np.float64), left / n
-    degrees, relay_share = hears.sum(axis=1), left @ hears / n
-    of_type = np.split(np.argsort(kind.ravel(), kind="stable"), left.cumsum()[:-1])
-    # How far ahead of its share each relay and type is; adding a user of type t changes the sum of squares by `cost`.
-    relays, own = np.zeros(len(G)), np.zeros(len(types))
-    row = np.empty(n, dtype=np.intp)
-    for place in range(n):
-        relays -= relay_share
-        own -= type_share
-        cost = 2 * (hears @ relays) + degrees + 2 * own
-        cost[left == 0] = np.inf
-        t = int(cost.argmin())
-        left[t] -= 1
-        relays += hears[t]
-        own[t] += 1
-        row[place] = of_type[t][left[t]]
-    return [np.sort(group) for group in np.array_split(row, groups)]
+    row = np.lexsort(G)
+    if groups == 1:
+        return [row]
+    of = np.empty(n, dtype=np.int64)  # the group of each user
+    hears = G.T[row].astype(np.float64)  # [n, H]
+    ahead = np.zeros((groups, len(G)))  # by how many users each relay in each group is ahead of its share
+    share = hears.sum(axis=0) / n
+    for start in range(0, n, groups):
+        users = hears[start : start + groups]
+        to = np.arange(len(users))
+        if (users != users[0]).any() or len(users) < groups:
+            to = _matched(ahead, users)
+        of[start : start + len(users)] = to
+        ahead[to] += users
+        ahead -= share * len(users) / groups
+    _exchange(hears, of, ahead)
+    order = np.argsort(of, kind="stable")
+    return np.split(row[order], np.bincount(of, minlength=groups).cumsum()[:-1])
+
+
+def _matched(ahead: NDArray[np.float64], users: NDArray[np.float64]) -> NDArray[np.int64]:
+    """A group for each user, no two the same, that keeps the squares of `ahead` small."""
+    from scipy.optimize import linear_sum_assignment  # here, as most networks are one group
+
+    return np.asarray(linear_sum_assignment(users @ ahead.T)[1])
+
+
+def _exchange(hears: NDArray[np.float64], of: NDArray[np.int64], ahead: NDArray[np.float64]) -> None:
+    """Exchange users of the group that has the most to catch up with one that is ahead, while it helps."""
+    for _ in range(SWAPS * len(ahead)):
+        low, relay = np.unravel_index(ahead.argmin(), ahead.shape)
+        high = int(ahead[:, relay].argmax())
+        mine, its = np.flatnonzero(of == low), np.flatnonzero(of == high)
+        gap = ahead[low] - ahead[high]
+        a, b = hears[mine], hears[its]
+        # With d what the group gains, the squares change by 2·gap·d + 2·|d|².
+        change = (gap @ b.T)[None] - (gap @ a.T)[:, None] + a.sum(axis=1)[:, None] + b.sum(axis=1)[None] - 2 * a @ b.T
+        place = int(change.argmin())
+        if change.flat[place] >= -1e-9:
+            return
+        one, other = mine[place // len(its)], its[place % len(its)]
+        of[one], of[other] = high, low
+        ahead[low] += hears[other] - hears[one]
+        ahead[high] += hears[one] - hears[other]

@@ -1,7 +1,9 @@
-"""Linear algebra over GF(2^8), exact: rank, inverse, rows that span, and a matrix without a singular minor.
+"""Linear algebra over GF(2^8), exact: many inverses at once, and a matrix without a singular minor.
 
-Shapes: A [n, m], uint8 tensors on the CPU.
+Shapes: B matrices A [n, n], uint8 tensors on the CPU.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,58 +13,67 @@ from torch import Tensor
 from hmtl.coding import gf256
 from hmtl.errors import CodingError
 
-PANEL = 64  # columns reduced one by one before one product brings the rest of the matrix up to date
+PANEL = 16  # columns reduced one by one before one product brings the rest of each matrix up to date
 
 
-def _eliminate(A: Tensor, columns: int) -> tuple[Tensor, Tensor]:
-    """Bring the first `columns` columns of A to reduced row-echelon form.
+def inverses(matrices: Sequence[Tensor]) -> list[Tensor] | None:
+    """The inverses of square matrices of any sizes, or None where one of them has none.
 
-    A panel of columns is reduced on its own, beside a record of what was done: a column for each pivot, which says how
-    much of that pivot's row, as it was before the panel, went to each row. One product then does the same to all
-    columns. In numpy, as the many small steps would cost torch more to start, and to spread over threads, than to do.
-
-    Returns:
-        The reduced matrix [n, m], whose first rows are the pivot rows, and which rows of A those were, int64 [rank].
+    Gauss and Jordan's elimination in place, of all matrices in step, smaller ones filled up with ones on the diagonal.
+    Within a panel of columns, which then holds how much of each pivot's row went to each row, it goes column by column;
+    one product does the same to all other columns. In numpy, as the many small steps would cost torch more to start
+    than to do.
     """
-    products, inverses = gf256.PRODUCTS.numpy(), gf256.INVERSES.numpy()
-    reduced: NDArray[np.uint8] = A.numpy().copy()
-    order, rank = np.arange(len(reduced)), 0
-    for start in range(0, columns, PANEL):
-        first, panel = rank, reduced[:, start : min(start + PANEL, columns)]
-        width = panel.shape[1]
-        work = np.concatenate([panel, np.zeros_like(panel)], axis=1)  # the panel and the record
-        for column in range(width):
-            candidates = work[rank:, column].nonzero()[0]
-            if not len(candidates):
-                continue
-            if candidates[0]:
-                swap, back = [rank, rank + candidates[0]], [rank + candidates[0], rank]
-                for rows in (work, reduced, order):
-                    rows[swap] = rows[back]
-            work[rank, width + rank - first] = 1
-            pivot = work[rank] = products[inverses[work[rank, column]]].take(work[rank])
-            factors = work[:, column].copy()
-            factors[rank] = 0
-            work ^= _product(factors[:, None], pivot[None])
-            rank += 1
-        pivots = reduced[first:rank, start:].copy()
-        reduced[first:rank, start:] = 0  # the record replaces pivot rows, and adds to the others
-        reduced[:, start:] ^= _product(work[:, width : width + rank - first], pivots)
-    return torch.from_numpy(reduced), torch.from_numpy(order[:rank])
+    n = max(map(len, matrices), default=0)
+    work = np.zeros((len(matrices), n, n), dtype=np.uint8)
+    for A, matrix in zip(work, matrices, strict=True):
+        size = len(matrix)
+        A[:size, :size] = matrix.numpy()
+        A[range(size, n), range(size, n)] = 1
+    order = np.tile(np.arange(n), (len(matrices), 1))
+    for start in range(0, n, PANEL):
+        stop = min(start + PANEL, n)
+        panel = _reduced(work, order, start, stop)
+        if panel is None:
+            return None
+        for A, part in zip(work, panel, strict=True):
+            pivots = A[start:stop].copy()
+            A[start:stop] = 0  # what the panel says of a pivot's own row includes that row
+            A ^= _product(part, pivots)
+            A[:, start:stop] = part
+    found = np.empty_like(work)
+    np.put_along_axis(found, order[:, None], work, axis=2)  # exchanged rows of A are exchanged columns of its inverse
+    return [torch.from_numpy(A[: len(m), : len(m)].copy()) for A, m in zip(found, matrices, strict=True)]
+
+
+def _reduced(work: NDArray[np.uint8], order: NDArray[np.int64], start: int, stop: int) -> NDArray[np.uint8] | None:
+    """Some columns, eliminated within themselves, rows of `work` and `order` exchanged; None where one has no pivot."""
+    every = np.arange(len(work))
+    panel = work[:, :, start:stop].copy()
+    for column in range(start, stop):
+        at, here = column - start, panel[:, :, column - start]
+        found = column + (here[:, column:] != 0).argmax(axis=1)
+        pivots = here[every, found]
+        if not pivots.all():
+            return None
+        if (found != column).any():
+            for rows in (panel, work, order):
+                rows[every, found], rows[:, column] = rows[:, column].copy(), rows[every, found]
+        factors = panel[:, :, at].astype(np.uint16) << 8
+        factors[:, column] = 0
+        panel[:, :, at] = 0
+        panel[:, column, at] = 1
+        scales = INVERSES[pivots].astype(np.uint16) << 8
+        panel[:, column] = PRODUCTS.take(scales[:, None] | panel[:, column])
+        panel ^= PRODUCTS.take(factors[:, :, None] | panel[:, column, None])
+    return panel
+
+
+PRODUCTS, INVERSES = gf256.PRODUCTS.numpy().ravel(), gf256.INVERSES.numpy()
 
 
 def _product(A: NDArray[np.uint8], X: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return gf256.matmul(torch.from_numpy(A), torch.from_numpy(X)).numpy()
-
-
-def rank(A: Tensor) -> int:
-    """The rank of A [n, m]."""
-    return len(_eliminate(A, A.shape[1])[1])
-
-
-def independent_rows(A: Tensor) -> Tensor:
-    """The numbers, int64 [rank] in ascending order, of rows of A [n, m] that are independent and span all of them."""
-    return _eliminate(A, A.shape[1])[1].sort().values
 
 
 def inverse(A: Tensor) -> Tensor:
@@ -76,10 +87,10 @@ def inverse(A: Tensor) -> Tensor:
         raise CodingError(
             f"Argument 'A' must have shape [n, n], not {list(A.shape)}: only square matrices have inverses."
         )
-    reduced, pivots = _eliminate(torch.cat([A, torch.eye(n, dtype=torch.uint8)], dim=1), n)
-    if len(pivots) < n:
-        raise CodingError(f"Argument 'A' has rank {len(pivots)} < n={n}: it has no inverse. Draw other coefficients.")
-    return reduced[:, n:].contiguous()
+    found = inverses([A])
+    if found is None:
+        raise CodingError(f"Argument 'A' is singular: it has no inverse, n={n}. Draw other coefficients.")
+    return found[0]
 
 
 def cauchy(n: int, m: int) -> Tensor:

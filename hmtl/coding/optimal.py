@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +34,13 @@ class Uplinks:
     Attributes:
         bandwidths: in bit/s [H], or any unit; only ratios decide who sends what.
         parallel: relays send side by side, so that the last to finish counts; else one after the other.
+        downlink: the bandwidth from the server to the relays, in the same unit; it matters where one direction's load
+            is weighed against the other's. None: as fast as the fastest relay.
     """
 
     bandwidths: tuple[float, ...]
     parallel: bool = False
+    downlink: float | None = None
 
     def seconds(self, bits: NDArray[np.number]) -> float:
         """How long it takes until the server has `bits` [H] of each relay."""
@@ -89,7 +93,7 @@ class Demand:
             total, c = sum(map(self.avoiding, parts)), len(parts) - 1
             x, violated = self._largest(total, c)
             if x.sum() == total:
-                if self._lacking(x, c):
+                if any(self.lacking(x, c, i) for i in range(self.H)):
                     raise CodingError("The optimal rates do not suffice. Please report this with the topology.")
                 return Fraction(total, c), parts
             parts = violated
@@ -108,9 +112,18 @@ class Demand:
         totals = {c: ceil(c * least) for c in range(1, max_pieces + 1)}  # enough, for bases are integral
         if uplinks is None:
             c = _first({c: total / c for c, total in totals.items()}, slack)
-            total = totals[c]
-            level = bisect_left(range(total), True, key=lambda level: self._reaches(total, c, [level] * self.H))
-            return Rates(c, tuple(self._largest(total, c, [level] * self.H)[0].tolist()))
+            total, level, step = totals[c], -(-totals[c] // self.H), 1  # no lower level reaches the total
+            found = {}  # rates by level
+
+            def reaches(level: int) -> bool:
+                found[level], _ = self._largest(total, c, [level] * self.H)
+                return bool(found[level].sum() == total)
+
+            while not reaches(level):  # mostly the first one does
+                low, level, step = level + 1, level + step, 2 * step
+            if level > -(-total // self.H):
+                level = low + bisect_left(range(low, level), True, key=reaches)
+            return Rates(c, tuple(found[level].tolist()))
         find = self._parallel if uplinks.parallel else self._shared
         found = {c: find(c, total, uplinks) for c, total in totals.items()}
         c = _first({c: uplinks.seconds(x) / c for c, x in found.items()}, slack)
@@ -134,7 +147,7 @@ class Demand:
         """
         W = np.asarray(uplinks.bandwidths)
         most = np.zeros(self.H, dtype=np.int64)
-        while lacking := self._lacking(most, c):
+        while lacking := next(filter(None, (self.lacking(most, c, i) for i in range(self.H))), []):
             others = np.setdiff1d(np.arange(self.H), lacking)
             needed = c * self.avoiding(others)
             sent = np.floor(needed * W[lacking] / W[lacking].sum()).astype(np.int64)
@@ -157,8 +170,8 @@ class Demand:
     ) -> tuple[NDArray[np.int64], Partition]:
         """The largest rates x ≤ most with x(C) ≤ total − c·|{k : N(k) ∩ C = ∅}| for all C, first relays first.
 
-        They suffice if they sum to `total`. Where they do not, and `most` does not limit them, the partition that comes
-        with them says why: its parts C meet their bounds.
+        They suffice if they sum to `total`. Where they do not, and there is no `most`, a partition comes with them that
+        says why: its parts C meet their bounds.
         """
         x = np.zeros(self.H, dtype=np.int64)
         parts: list[frozenset[int]] = []
@@ -166,41 +179,42 @@ class Demand:
             # min over C ∋ i of the bound on C less x(C∖i): what C∖i sends is worth its place where it exceeds the
             # users that i does not hear and C∖i does, which is a minimum cut.
             demand, supply = c * self.counts * ~self.hears[:, i], x.clip(0)
-            flow, chosen = self._flow(supply, demand)
-            x[i] = total - demand.sum() - supply.sum() + flow
+            flow, graph = self._flow(supply, demand)
+            x[i] = total - demand.sum() - supply.sum() + flow.flow_value
             if most is not None:
                 x[i] = min(x[i], most[i])
-            tight = frozenset([int(i), *chosen])
+                continue
+            tight = frozenset([int(i), *self._cut(graph, flow)])
             tight = tight.union(*(part for part in parts if part & tight))
             parts = [part for part in parts if not part & tight] + [tight]
         return x, tuple(sorted(tuple(sorted(part)) for part in parts))
 
-    def _lacking(self, x: NDArray[np.int64], c: int) -> list[int]:
-        """A set S of relays with x(S) < c·|{k : N(k) ⊆ S}|; empty where rates x suffice.
+    def lacking(self, x: NDArray[np.int64], c: int, i: int) -> list[int]:
+        """A set S of other relays with x(S) < c·|{k : N(k) ⊆ S}|; empty where rates x suffice for relay i.
 
-        Relay i can learn all iff the IVs that it misses, as a flow, fit into the rates of the others.
+        It can learn all iff the IVs that it misses, as a flow, fit into the rates of the others.
         """
-        for i in range(self.H):
-            demand = c * self.counts * ~self.hears[:, i]
-            flow, chosen = self._flow(x, demand)
-            if flow < demand.sum():
-                return sorted(set(range(self.H)) - {i, *chosen})
-        return []
+        demand = c * self.counts * ~self.hears[:, i]
+        flow, graph = self._flow(x, demand)
+        return sorted(set(range(self.H)) - {i, *self._cut(graph, flow)}) if flow.flow_value < demand.sum() else []
 
-    def _flow(self, supply: NDArray[np.int64], demand: NDArray[np.int64]) -> tuple[int, list[int]]:
-        """The largest flow from relays [H] to types [T], and the relays on the source's side of the smallest cut."""
+    def _flow(self, supply: NDArray[np.int64], demand: NDArray[np.int64]) -> tuple[Any, csr_array]:
+        """The largest flow from relays [H] to types [T], and the network that it is in."""
         # More than all demand is as good as no limit; scipy's flows are int32, which then holds c·n up to 2·10^9.
         unlimited = demand.sum() + 1
         inner = np.full(len(self._order) - len(supply) - len(demand), unlimited)
         capacity = np.concatenate([supply.clip(max=unlimited), inner, demand])[self._order].astype(np.int32)
         shape = (self._sink + 1, self._sink + 1)
         graph = csr_array((capacity, self._heads, self._starts), shape=shape)
-        found = maximum_flow(graph, self._source, self._sink)
-        residual = graph - found.flow
+        return maximum_flow(graph, self._source, self._sink), graph
+
+    def _cut(self, graph: csr_array, flow: Any) -> list[int]:
+        """The relays on the source's side of the smallest cut."""
+        residual = graph - flow.flow
         residual.data = residual.data.clip(0)
         residual.eliminate_zeros()
         reached = breadth_first_order(residual, self._source, return_predecessors=False)
-        return int(found.flow_value), reached[reached < self.H].tolist()
+        return list(reached[reached < self.H].tolist())
 
 
 def _first(costs: dict[int, float], slack: float) -> int:

@@ -1,13 +1,14 @@
 """Who sends which combination and who decodes how, fixed before the first round by the topology and one seed.
 
-Shapes: c pieces per IV, m broadcast messages; rows_i uplink messages of relay i. Lists over i run over the active
-relays. All matrices are uint8 tensors over GF(2^8); a message and a piece are equally long.
+Shapes: c pieces per IV, m messages of the server; rows_i uplink messages of relay i. Lists over i run over the active
+relays, lists over j over those of them that aggregate. All matrices are uint8 tensors over GF(2^8); a message and a
+piece are equally long.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from math import lcm
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,17 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.coding import linalg
-from hmtl.coding.allocation import Allocation
-from hmtl.coding.formulas import Loads
+from hmtl.coding.allocation import MOST_PIECES, Allocation
+from hmtl.coding.formulas import Loads, carriers, uncoded_loads, unheard
 from hmtl.coding.generations import similar_groups
 from hmtl.coding.gf256 import matmul
-from hmtl.coding.optimal import Demand, Uplinks
+from hmtl.coding.optimal import Demand, Rates, Uplinks
+from hmtl.coding.programme import Programme
 from hmtl.errors import CodingError
 from hmtl.rng import generator
 from hmtl.topology import Topology
 
 TRIES = 20  # a draw fails with a probability near H/255, so that with tens of relays this many never fail together
-MOST_PIECES = 4096  # a block of so many pieces takes minutes to plan, and time grows with their cube
 ROUNDING = 0.005  # with several generations, each takes the fewest pieces whose load is that near to the best
 
 Draw = Callable[[np.random.Generator], list[Tensor]]
@@ -41,9 +42,11 @@ class Block:
         heard: for each relay, the positions within `users` of those that it hears.
         uplink: for each relay, [rows_i, c·|heard_i|], acting on the pieces that it hears: piece s of the user at
             place p of `heard[i]` is row p·c + s.
-        downlink: [m, Σ_i rows_i], acting at the server on the uplink messages in the order of relays.
-        decoders: for each relay, [c·(|users| − |heard_i|), m + c·|heard_i|], acting on the broadcast messages and
-            below them the pieces that it hears; gives the pieces that it misses, in the order of `users`.
+        downlink: [m, Σ_i rows_i], acting at the server on the uplink messages in the order of relays. Aggregator j
+            needs the first need_j = c·(|users| − |heard_j|) of these messages.
+        aggregators: which of the relays learn all, as places among the active ones.
+        decoders: for each aggregator, [need_j, need_j + c·|heard_j|], acting on the messages that it needs and below
+            them the pieces that it hears; gives the pieces that it misses, in the order of `users`.
 
     Raises:
         CodingError: a matrix has another shape.
@@ -54,15 +57,20 @@ class Block:
     heard: tuple[tuple[int, ...], ...]
     uplink: tuple[Tensor, ...]
     downlink: Tensor
+    aggregators: tuple[int, ...]
     decoders: tuple[Tensor, ...]
+
+    def need(self, i: int) -> int:
+        """How many messages of the server relay i needs to learn all pieces."""
+        return self.pieces * (len(self.users) - len(self.heard[i]))
 
     def __post_init__(self) -> None:
         c, m = self.pieces, len(self.downlink)
         expected = {"downlink": (self.downlink, (m, sum(len(rows) for rows in self.uplink)))}
-        for i, (heard, rows, decoder) in enumerate(zip(self.heard, self.uplink, self.decoders, strict=True)):
-            known = c * len(heard)
-            expected[f"uplink[{i}]"] = rows, (len(rows), known)
-            expected[f"decoders[{i}]"] = decoder, (c * len(self.users) - known, m + known)
+        for i, (heard, rows) in enumerate(zip(self.heard, self.uplink, strict=True)):
+            expected[f"uplink[{i}]"] = rows, (len(rows), c * len(heard))
+        for j, (i, decoder) in enumerate(zip(self.aggregators, self.decoders, strict=True)):
+            expected[f"decoders[{j}]"] = decoder, (self.need(i), self.need(i) + c * len(self.heard[i]))
         for name, (matrix, shape) in expected.items():
             if matrix.dtype != torch.uint8 or matrix.shape != shape:
                 raise CodingError(
@@ -73,96 +81,155 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Codes after which every active relay holds the IVs of all present users.
+    """Codes after which every aggregator holds the IVs of all present users.
 
-    Those of users that all of these relays hear need no code.
+    Those of users that all aggregators hear need no code.
 
     Attributes:
         topology: whom the plan is for.
         scheme: how the uplink is shared out.
         seed: where the coefficients come from.
+        aggregators: the relays that learn all IVs; none where IVs go to the server, which needs no code.
+        uplinks: of the active relays, see `make_plan`.
         blocks: the codes, each for other users.
     """
 
     topology: Topology
     scheme: str
     seed: int
+    aggregators: tuple[int, ...]
+    uplinks: Uplinks | None
     blocks: tuple[Block, ...] = field(repr=False)
 
-    @property
-    def loads(self) -> Loads:
-        """What the plan sends, in IVs, padding aside: that of the formula, but for `optimal` with too few pieces."""
-        active, downlink = [Fraction()] * len(self.topology.active), Fraction()
+    @cached_property
+    def sent(self) -> tuple[Fraction, ...]:
+        """IVs' worth of combinations that each active relay sends, padding aside."""
+        sent = [Fraction()] * len(self.topology.active)
         for block in self.blocks:
             for i, rows in enumerate(block.uplink):
-                active[i] += Fraction(len(rows), block.pieces)
-            downlink += Fraction(len(block.downlink), block.pieces)
-        return Loads.of(self.topology, active, downlink)
+                sent[i] += Fraction(len(rows), block.pieces)
+        return tuple(sent)
+
+    @cached_property
+    def loads(self) -> Loads:
+        """What the plan sends, in IVs, padding aside: that of the formula, but for `optimal` with too few pieces."""
+        if not self.aggregators:
+            return uncoded_loads(self.topology, self.uplinks)
+        broadcast, unicast = Fraction(), Fraction()
+        for block in self.blocks:
+            broadcast += Fraction(len(block.downlink), block.pieces)
+            unicast += sum(len(block.users) - len(block.heard[i]) for i in block.aggregators)
+        return Loads.coded(self.topology, self.aggregators, self.sent, broadcast, unicast, self.uplinks)
+
+    def carriers(self, models: int) -> NDArray[np.int64]:
+        """Which aggregator sends each of so many models to the server, for users whom none of them hears."""
+        return carriers(self.topology, self.aggregators, self.sent, models, self.uplinks)
 
 
-def optimal_code(t: Topology, seed: int, max_pieces: int, generation: int, uplinks: Uplinks | None) -> Iterator[Block]:
-    """For each generation, one code across all z: random combinations, as many as the rates say."""
-    users = np.flatnonzero((t.degrees > 0) & (t.degrees < len(t.active)))
+def optimal_code(
+    t: Topology, A: Sequence[int], seed: int, max_pieces: int, generation: int, uplinks: Uplinks | None
+) -> Iterator[Block]:
+    """For each generation, one code across all z: random combinations, as many as the rates say.
+
+    Generations with as many users of each type have the same code, which is made once.
+    """
+    users = np.flatnonzero((t.degrees > 0) & ~t.G[list(A)].all(axis=0))
     if not len(users):
         return
-    G = t.G[list(t.active)][:, users]
+    G, places = t.G[list(t.active)][:, users], np.searchsorted(t.active, A).tolist()
     groups = similar_groups(G, max(1, round(len(users) / generation)))
     slack = ROUNDING if len(groups) > 1 else 1e-9
-    for number, group in enumerate(groups):
+    rates_of = _rates(places, slack, uplinks, unheard(t, A) / len(users))
+    made: dict[bytes, Block] = {}
+    for group in groups:
         hears, n = G[:, group], len(group)
-        heard = tuple(tuple(np.flatnonzero(row).tolist()) for row in hears)
-        rates = Demand(hears).rates(min(max_pieces, max(1, MOST_PIECES // n)), uplinks, slack)
-        c = rates.pieces
-        shapes = [(count, c * len(known)) for count, known in zip(rates.counts, heard, strict=True)]
+        key, members = hears.tobytes(), tuple(users[group].tolist())
+        if key not in made:
+            heard = tuple(tuple(np.flatnonzero(row).tolist()) for row in hears)
+            rates = rates_of(hears, min(max_pieces, max(1, MOST_PIECES // n)))
+            c = rates.pieces
+            shapes = [(count, c * len(known)) for count, known in zip(rates.counts, heard, strict=True)]
 
-        def draw(rng: np.random.Generator, shapes: list[tuple[int, int]] = shapes) -> list[Tensor]:
-            return [_random(rng, shape) for shape in shapes]
+            def draw(rng: np.random.Generator, shapes: list[tuple[int, int]] = shapes) -> list[Tensor]:
+                return [_random(rng, shape) for shape in shapes]
 
-        downlink = c * (n - min(map(len, heard)))
-        yield _block(users[group], c, heard, draw, downlink, seed, "generation", number)
+            downlink = c * max(n - len(heard[i]) for i in places)
+            made[key] = _block(members, c, heard, draw, downlink, places, seed, "generation", len(made))
+        yield replace(made[key], users=members)
 
 
-def allocated_code(part: Allocation, seed: int) -> Block:
+def _rates(
+    places: Sequence[int], slack: float, uplinks: Uplinks | None, models: float
+) -> Callable[[NDArray[np.uint8], int], Rates]:
+    """What finds the rates of one generation after the other, from who hears whom and the most pieces.
+
+    Args:
+        places: of the aggregators.
+        models: that pass the server, for each user.
+    """
+    sets = None
+
+    def rates(hears: NDArray[np.uint8], max_pieces: int) -> Rates:
+        nonlocal sets
+        demand = Demand(hears)
+        if len(places) == len(hears):
+            return demand.rates(max_pieces, uplinks, slack)
+        programme = Programme(demand, uplinks, sets)
+        found = programme.rates(places, max_pieces, models * hears.shape[1], slack)
+        sets = programme.sets
+        return found
+
+    return rates
+
+
+def allocated_code(part: Allocation, places: Sequence[int], seed: int) -> Block:
     """The code of one z, with as few pieces as all α are multiples of. Ref: Hu et al. 2022, Section IV-B."""
-    c = lcm(*(alpha.denominator for alpha in part.alpha))
-    cut = c * len(part.users)
-    if cut > MOST_PIECES:
-        raise CodingError(
-            f"This allocation cuts the IVs of the {len(part.users)} users that {part.z} relays hear into c={c} pieces "
-            f"each, {cut} in all: more than {MOST_PIECES} take too long to invert. Use scheme=optimal, which deals "
-            f"users into generations, or fewer users."
-        )
-    users = np.array(part.users)
-    return _block(users, c, part.heard, lambda rng: _uplink(part, c, rng), c * part.downlink, seed, part.z)
+    c = part.pieces
+    if too_long := part.too_long:
+        raise CodingError(f"{too_long} Use scheme=optimal, which deals users into generations, or fewer users.")
+
+    def draw(rng: np.random.Generator) -> list[Tensor]:
+        return _uplink(part, c, rng)
+
+    return _block(part.users, c, part.heard, draw, c * part.downlink, places, seed, part.z)
 
 
 def _block(
-    users: NDArray[np.int64],
+    users: tuple[int, ...],
     c: int,
     heard: tuple[tuple[int, ...], ...],
     draw: Draw,
     downlink: int,
+    places: Sequence[int],
     seed: int,
     *name: str | int,
 ) -> Block:
-    """The first draw with which all relays decode, of the uplink by `draw`, of the downlink as so many messages."""
+    """The first draw with which all aggregators decode: the uplink's by `draw`, the downlink's of so many messages."""
+    known = [piece_rows(heard[i], c) for i in places]
+    missing = [_others(rows, c * len(users)) for rows in known]
     for attempt in range(TRIES):
         uplink = draw(generator(seed, "uplink", *name, attempt))
         received = sum(len(rows) for rows in uplink)
         recoding = _random(generator(seed, "downlink", *name, attempt), (downlink, received))
-        broadcast = matmul(recoding, _on_all(uplink, heard, c, len(users)))
-        decoders = []
-        for known in heard:
-            decoder = _decoder(broadcast, piece_rows(known, c))
-            if decoder is None:
-                break
-            decoders.append(decoder)
-        else:
-            return Block(tuple(users.tolist()), c, heard, tuple(uplink), recoding, tuple(decoders))
+        sent = matmul(recoding, _on_all(uplink, heard, c, len(users)))
+        found = linalg.inverses([sent[: len(rows), rows] for rows in missing])
+        if found is not None:  # subtracting is adding here
+            decoders = (
+                torch.cat([inverse, matmul(inverse, sent[: len(inverse)][:, rows])], dim=1)
+                for inverse, rows in zip(found, known, strict=True)
+            )
+            return Block(users, c, heard, tuple(uplink), recoding, tuple(places), tuple(decoders))
     raise CodingError(
-        f"No code found for the {len(users)} users of a block and {len(heard)} relays: in each of {TRIES} draws some "
-        f"relay could not decode, as GF(2^8) is small for so many. Try another seed or fewer relays."
+        f"No code found for the {len(users)} users of a block and {len(places)} aggregators: in each of {TRIES} draws "
+        f"one of them could not decode, as GF(2^8) is small for so many. Try another seed or fewer relays."
     )
+
+
+def _others(rows: Tensor, n: int) -> Tensor:
+    """The numbers below n that are not among `rows`."""
+    left = torch.ones(n, dtype=torch.bool)
+    left[rows] = False
+    return left.nonzero().ravel()
 
 
 def _random(rng: np.random.Generator, shape: tuple[int, int]) -> Tensor:
@@ -175,7 +242,7 @@ def _uplink(part: Allocation, c: int, rng: np.random.Generator) -> list[Tensor]:
     A user's pieces are dealt over its relays in order, at most cα_i to relay i, until none is left: what the α add up
     to beyond 1 is not sent twice. Message (l, s) of relay i is the l-th combination of the s-th pieces dealt to it; a
     user that has no s-th piece there adds nothing. Any n_i columns of the coefficients are independent where the
-    field has the elements for it; beyond that they are drawn, and `_decoder` finds out.
+    field has the elements for it; beyond that they are drawn, and `_block` finds out.
     """
     dealt = [0] * len(part.users)
     uplink = []
@@ -205,23 +272,3 @@ def _on_all(uplink: list[Tensor], heard: tuple[tuple[int, ...], ...], c: int, n:
 def piece_rows(positions: tuple[int, ...], c: int) -> Tensor:
     """The rows of these users' pieces among the stacked pieces of all: piece s of the user at p is row p·c + s."""
     return (torch.tensor(positions, dtype=torch.int64)[:, None] * c + torch.arange(c)).flatten()
-
-
-def _decoder(broadcast: Tensor, known: Tensor) -> Tensor | None:
-    """The decoder of a relay that knows some of the pieces, or None where the others cannot be told apart.
-
-    Args:
-        broadcast: the broadcast messages in terms of all pieces, [m, c·|users|].
-        known: the numbers of the pieces that the relay hears.
-    """
-    missing = torch.ones(broadcast.shape[1], dtype=torch.bool)
-    missing[known] = False
-    rows = linalg.independent_rows(broadcast[:, missing])
-    solved = int(missing.sum())
-    if len(rows) < solved:
-        return None
-    solution = linalg.inverse(broadcast[rows][:, missing])
-    decoder = torch.zeros(solved, len(broadcast) + len(known), dtype=torch.uint8)
-    decoder[:, rows] = solution
-    decoder[:, len(broadcast) :] = matmul(solution, broadcast[rows][:, known])  # subtracting is adding here
-    return decoder

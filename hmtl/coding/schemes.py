@@ -1,15 +1,22 @@
 """The schemes by name: what each of them sends, and how. Nothing else compares their names."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import numpy as np
+
+from hmtl.coding.aggregators import MEDIA, Choice, Meter, Search, aggregators_of
 from hmtl.coding.allocation import Split, allocate, cheapest, even
-from hmtl.coding.formulas import Loads, allocated_loads, optimal_loads, uncoded_loads
-from hmtl.coding.optimal import Uplinks
+from hmtl.coding.formulas import Loads, allocated_loads, bounds_for, optimal_loads, uncoded_loads
+from hmtl.coding.optimal import Demand, Uplinks
 from hmtl.coding.plan import Block, Plan, allocated_code, optimal_code
+from hmtl.coding.programme import Programme
 from hmtl.errors import CodingError
 from hmtl.topology import Topology
+
+Aggregators = str | Sequence[int]
+"""Who learns all IVs: `all` active relays, the `server`, `auto` for those that take the least time, or relays."""
 
 
 @dataclass(frozen=True)
@@ -18,31 +25,52 @@ class Scheme:
 
     Attributes:
         name: as users write it.
-        loads: of a topology and the uplinks of its active relays.
-        code: the blocks of a plan, from the arguments of `make_plan`: topology, seed, max_pieces, generation, uplinks.
+        loads: of a topology, aggregators (one at least) and the uplinks of its active relays.
+        meter: of a topology and uplinks, how long the uplink takes for aggregators.
+        code: the blocks of a plan, of topology, aggregators (one at least), seed, max_pieces, generation and uplinks.
             None: IVs go to the server as they are.
     """
 
     name: str
-    loads: Callable[[Topology, Uplinks | None], Loads]
-    code: Callable[[Topology, int, int, int, Uplinks | None], Iterable[Block]] | None
+    loads: Callable[[Topology, Sequence[int], Uplinks | None], Loads]
+    meter: Callable[[Topology, Uplinks | None], Meter]
+    code: Callable[[Topology, Sequence[int], int, int, int, Uplinks | None], Iterable[Block]] | None
+
+
+def _seconds(t: Topology, load: Loads, uplinks: Uplinks | None) -> float:
+    """The time of an uplink in IVs at the speed of the fastest relay."""
+    if uplinks is None:
+        return load.uplink
+    return uplinks.seconds(np.array([load.by_relay[i] for i in t.active])) * max(uplinks.bandwidths)
 
 
 def _by_allocation(name: str, split: Split) -> Scheme:
     """The scheme of Hu et al. 2022, Section IV, with a choice of α; uplinks and settings mean nothing to it."""
-    return Scheme(
-        name,
-        lambda t, uplinks: allocated_loads(t, allocate(t, split)),
-        lambda t, seed, *_: (allocated_code(part, seed) for part in allocate(t, split)),
-    )
+
+    def found(t: Topology, A: Sequence[int], uplinks: Uplinks | None) -> Loads:
+        return allocated_loads(t, A, allocate(t, split, A), uplinks)
+
+    def meter(t: Topology, uplinks: Uplinks | None) -> Meter:
+        return lambda places, models, stop: _seconds(t, found(t, [t.active[i] for i in places], uplinks), uplinks)
+
+    def code(t: Topology, A: Sequence[int], seed: int, *_: object) -> Iterable[Block]:
+        places = [t.active.index(i) for i in A]
+        return (allocated_code(part, places, seed) for part in allocate(t, split, A))
+
+    return Scheme(name, found, meter, code)
 
 
 SCHEMES: Mapping[str, Scheme] = MappingProxyType(
     {
         scheme.name: scheme
         for scheme in (
-            Scheme("uncoded", uncoded_loads, None),
-            Scheme("optimal", optimal_loads, optimal_code),
+            Scheme(
+                "uncoded",
+                lambda t, A, uplinks: uncoded_loads(t, uplinks),
+                lambda t, uplinks: lambda A, models, stop: None,
+                None,
+            ),
+            Scheme("optimal", optimal_loads, lambda t, uplinks: Programme(Demand(t.core), uplinks).time, optimal_code),
             _by_allocation("paper", cheapest),
             _by_allocation("equal", even),
         )
@@ -62,22 +90,90 @@ def scheme_of(name: str, among: Collection[str] = tuple(SCHEMES)) -> Scheme:
     return SCHEMES[name]
 
 
-def loads(t: Topology, scheme: str = "optimal", uplinks: Uplinks | None = None) -> Loads:
+def best_aggregators(
+    t: Topology, scheme: str = "optimal", uplinks: Uplinks | None = None, medium: str = "broadcast"
+) -> Choice:
+    """The relays to aggregate, or the server, such that a round takes the least time between relays and server.
+
+    Proven for up to 10 active relays; beyond, a search that tells how much better another choice can be.
+
+    Args:
+        t: the topology.
+        scheme: that brings them the IVs.
+        uplinks: of the active relays; None: all links are alike, and relays send one after the other.
+        medium: whether all relays hear what the server sends, `broadcast`, or each gets its own copy, `unicast`.
+
+    Raises:
+        CodingError: no such scheme or medium.
+    """
+    if medium not in MEDIA:
+        raise CodingError(f"medium={medium} is unknown: choose one of {', '.join(MEDIA)}.")
+    chosen = scheme_of(scheme)
+    server = _seconds(t, uncoded_loads(t, uplinks), uplinks)
+    if not t.active:
+        return Choice((), 0.0, 0.0)
+    return Search(t, uplinks, medium, chosen.meter(t, uplinks)).best(server)
+
+
+def resolve(
+    t: Topology,
+    aggregators: Aggregators,
+    scheme: str = "optimal",
+    uplinks: Uplinks | None = None,
+    medium: str = "broadcast",
+) -> tuple[int, ...]:
+    """The relays that a choice of aggregators means, ascending; none for the server.
+
+    Raises:
+        CodingError: another word, or relays that are not there.
+    """
+    return aggregators_of(t, aggregators, lambda: best_aggregators(t, scheme, uplinks, medium))
+
+
+def loads(
+    t: Topology,
+    scheme: str = "optimal",
+    uplinks: Uplinks | None = None,
+    *,
+    aggregators: Aggregators = "all",
+    medium: str = "broadcast",
+) -> Loads:
     """The loads of a scheme.
 
     Args:
         t: the topology.
-        scheme: `uncoded`, where each IV and each model passes the server once; `optimal`, which no scheme falls below;
-            `paper` or `equal`, see `make_plan`.
+        scheme: `uncoded`, where each IV and each model passes the server once; `optimal`, which no scheme with the same
+            aggregators falls below; `paper` or `equal`, see `make_plan`.
         uplinks: of the active relays, for which `optimal` then takes the least time instead of the least load, with
-            c < H pieces, and `uncoded` the relays that forward soonest; None: all alike.
+            whole pieces as in a plan, and `uncoded` the relays that forward soonest; None: all alike.
+        aggregators: who learns all IVs.
+        medium: for which `auto` chooses them.
 
     Raises:
-        CodingError: no such scheme.
+        CodingError: no such scheme, or no such aggregators.
 
     Ref: Hu et al. 2022, Theorem 1, eqs. (33a) and (33b).
     """
-    return scheme_of(scheme).loads(t, uplinks)
+    chosen = scheme_of(scheme)
+    A = resolve(t, aggregators, scheme, uplinks, medium) if chosen.code else ()
+    if A:
+        return chosen.loads(t, A, uplinks)
+    coded_for_nobody = chosen.code and not t.active
+    return Loads.of(t, [], 0, 0) if coded_for_nobody else uncoded_loads(t, uplinks)
+
+
+def bounds(t: Topology, *, aggregators: Aggregators = "all", medium: str = "broadcast") -> Loads:
+    """Loads that no scheme with these aggregators can fall below, in closed form; 0 where one relay alone hears all.
+
+    The uplink of `loads(t, "optimal")` is the larger, and exact, bound.
+
+    Args:
+        aggregators: who learns all IVs.
+        medium: for which `auto` chooses them.
+
+    Ref: Hu et al. 2022, Theorem 2, eqs. (35a) and (35b), over the relays that hear somebody.
+    """
+    return bounds_for(t, resolve(t, aggregators, medium=medium))
 
 
 def make_plan(
@@ -86,10 +182,12 @@ def make_plan(
     seed: int = 0,
     *,
     max_pieces: int = 8,
-    generation: int = 100,
+    generation: int = 200,
     uplinks: Uplinks | None = None,
+    aggregators: Aggregators = "all",
+    medium: str = "broadcast",
 ) -> Plan:
-    """The plan of a scheme, every relay's decoding proven; equal arguments give equal plans.
+    """The plan of a scheme, every aggregator's decoding proven; equal arguments give equal plans.
 
     Args:
         t: the topology.
@@ -97,12 +195,15 @@ def make_plan(
             paper's, with the cheapest allocation, `paper`, or an even one, `equal`.
         seed: the run's seed.
         max_pieces: the most pieces that an IV is cut into. 1 is the cheapest to compute, and costs less than one IV;
-            the optimum needs H − 1 at most.
+            where all relays aggregate, the optimum needs H − 1 at most.
         generation: about how many users are coded together, where there are at least one and a half times as many.
         uplinks: of the active relays, where they differ or work side by side.
+        aggregators: who learns all IVs.
+        medium: for which `auto` chooses them; the plan serves both.
 
     Raises:
-        CodingError: no such coded scheme, more pieces than can be inverted, or no draw lets every relay decode.
+        CodingError: no such coded scheme or aggregators, more pieces than can be inverted, or no draw lets every
+            aggregator decode.
 
     Ref: Hu et al. 2022, Section IV-B.
     """
@@ -111,4 +212,6 @@ def make_plan(
             raise CodingError(f"{name}={value} leaves nothing to code with. Set it to 1 or more.")
     code = scheme_of(scheme, CODED_SCHEMES).code
     assert code is not None
-    return Plan(t, scheme, seed, tuple(code(t, seed, max_pieces, generation, uplinks)))
+    A = resolve(t, aggregators, scheme, uplinks, medium)
+    blocks = tuple(code(t, A, seed, max_pieces, generation, uplinks)) if A else ()
+    return Plan(t, scheme, seed, A, uplinks, blocks)

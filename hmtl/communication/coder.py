@@ -110,19 +110,20 @@ class View:
     @classmethod
     def of(cls, block: Block, n: int) -> "View":
         """Of the n-th of the active relays."""
-        c, m, users = block.pieces, len(block.downlink), len(block.users)
+        c, users = block.pieces, len(block.users)
         missing = tuple(sorted(set(range(users)) - set(block.heard[n])))
         known, unknown = piece_rows(block.heard[n], c), piece_rows(missing, c)
         checks = check_rows(users * c)
         heard, lacking = (np.array(places, dtype=np.int64) for places in (block.heard[n], missing))
-        decoder = block.decoders[n]
+        decoder, need = block.decoders[n], block.need(n)
         return cls(
-            heard, lacking, block.uplink[n], decoder[:, :m], decoder[:, m:], checks[:, known], checks[:, unknown]
+            heard, lacking, block.uplink[n], decoder[:, :need], decoder[:, need:], checks[:, known], checks[:, unknown]
         )
 
     def decode(self, broadcast: Tensor, heard: Tensor) -> Tensor:
         """The pieces that the relay misses, of the server's messages and the pieces that it heard."""
-        return matmul(self.from_broadcast, broadcast).bitwise_xor_(matmul(self.from_heard, heard))
+        needed = broadcast[: self.from_broadcast.shape[1]]
+        return matmul(self.from_broadcast, needed).bitwise_xor_(matmul(self.from_heard, heard))
 
     def check(self, heard: Tensor, decoded: Tensor) -> Tensor:
         """Random combinations [CHECK_ROWS, width] of all pieces of the block, however they came to be known."""

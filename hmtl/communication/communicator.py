@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.coding import CODED_SCHEMES, Loads, Plan, bounds, scheme_of
+from hmtl.coding import CODED_SCHEMES, Loads, Plan, bounds, loads, scheme_of
 from hmtl.communication.aggregation import Aggregation, AggregatorSide
 from hmtl.communication.attendance import Attendance, Report
 from hmtl.communication.host import UserHost, UserSide
@@ -295,4 +295,4 @@ class Uncoded(Communicator):
 
     @property
     def theory(self) -> Loads:
-        return self.scheme.loads(self.topology, self.network.uplinks(self.topology))
+        return loads(self.topology, self.scheme.name, self.network.uplinks(self.topology))

@@ -1,6 +1,7 @@
 """What all nodes know without a word: it follows from the network, the scheme, the seed and who is there."""
 
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +53,7 @@ class Planner:
         generation: int = 100,
     ) -> None:
         self.topology, self.network, self.scheme = topology, network, scheme
-        self._settings = {"seed": seed, "max_pieces": max_pieces, "generation": generation}
+        self._settings: dict[str, Any] = {"seed": seed, "max_pieces": max_pieces, "generation": generation}
         self.code = lru_cache(8)(self._code)  # these are large
         self.attendance = lru_cache(64)(self._attendance)
         self._routes = lru_cache(64)(lambda there, aggregating: routes(topology, there, aggregating))

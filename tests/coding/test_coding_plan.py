@@ -40,7 +40,7 @@ def check(made):
         for heard, decoder in zip(block.heard, block.decoders, strict=True):
             known = pieces_of(heard, c)
             missing = [row for row in range(len(pieces)) if row not in set(known)]
-            decoded = product(decoder.numpy(), np.concatenate([broadcast, pieces[known]]))
+            decoded = product(decoder.numpy(), np.concatenate([broadcast[: len(missing)], pieces[known]]))
             np.testing.assert_array_equal(decoded, pieces[missing])
     carried = sorted(k for block in made.blocks for k in block.users)
     heard_by = t.G.sum(axis=0)
@@ -125,7 +125,7 @@ def test_schemes_without_a_plan(scheme):
 def test_many_users_cost_at_most_one_percent():
     t = any_r(K=1000, H=10, r=3)
     made, best = make_plan(t), loads(t)
-    assert len(made.blocks) == 10
+    assert len(made.blocks) == 5
     assert made.loads.uplink <= 1.01 * best.uplink
     assert made.loads.downlink <= 1.01 * best.downlink
 

@@ -1,5 +1,7 @@
 """Groups: each user once, even sizes, each relay and type its share in each group."""
 
+from itertools import groupby
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,7 +17,9 @@ def test_each_user_is_dealt_once_in_groups_of_even_size(t, data):
     groups = similar_groups(t.G, data.draw(st.integers(1, t.K)))
     assert sorted(k for group in groups for k in group) == list(range(t.K))
     assert np.ptp([len(group) for group in groups]) <= 1
-    assert all((np.diff(group) > 0).all() for group in groups)
+    for group in groups:
+        columns = [tuple(t.G[:, k]) for k in group]
+        assert len(list(groupby(columns))) == len(set(columns)), "users of a type stand together"
 
 
 @pytest.mark.parametrize(

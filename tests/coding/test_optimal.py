@@ -171,7 +171,7 @@ def test_relays_with_little_to_say_send_nothing():
 
 
 def test_rates_that_do_not_suffice_are_a_defect(monkeypatch):
-    monkeypatch.setattr(Demand, "_lacking", lambda demand, x, c: [0])
+    monkeypatch.setattr(Demand, "lacking", lambda demand, x, c, i: [0])
     with pytest.raises(CodingError, match="do not suffice"):
         Demand(any_r(K=10, H=4, r=2).G).optimum()
 

@@ -1,0 +1,222 @@
+"""Who aggregates: against all sets of relays, each with the linear programme of all its cuts; plans carried out."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from coding_oracles import product
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+
+from hmtl.coding import Uplinks, aggregators, best_aggregators, bounds, loads, make_plan, programme
+from hmtl.errors import CodingError
+from hmtl.testing.networks import restricted, topologies
+from hmtl.topology import Topology, any_r, geometric, heterogeneous, symmetric
+
+media = pytest.mark.parametrize("medium", ["broadcast", "unicast"])
+
+
+def present(t):
+    """Who hears whom [active relays, present users]."""
+    return t.G[t.G.any(axis=1)][:, t.G.any(axis=0)].astype(int)
+
+
+def uplink(G, A, W=None, parallel=False, models=0):
+    """The least time in which all of A learn all: rates, models by aggregators, and in parallel the last one's end."""
+    H = len(G)
+    W = np.ones(H) if W is None else np.array(W)
+    rows, needed = [], []
+    for size in range(H):
+        for S in combinations(range(H), size):
+            if not set(A) <= set(S):
+                rows.append([-(i in S) for i in range(H)] + [0] * (H + 1))
+                needed.append(-sum(set(np.flatnonzero(column)) <= set(S) for column in G.T))
+    ends = np.hstack([np.eye(H), np.eye(H), -W[:, None]]) if parallel else np.zeros((0, 2 * H + 1))
+    cost = np.r_[np.zeros(2 * H), 1] if parallel else np.r_[1 / W, 1 / W, 0]
+    total = [0] * H + [int(i in A) for i in range(H)] + [0]
+    return linprog(
+        cost, np.vstack([np.array(rows), ends]), np.r_[needed, np.zeros(len(ends))], np.array([total]), [models]
+    ).fun
+
+
+def costs(t, W=None, parallel=False, W2=1.0):
+    """Of each set of active relays, the cost over both media; of the empty one, that is the server, W alike."""
+    G = present(t)
+    H, K = G.shape
+    found = {(): (2 * K, 2 * K)} if W is None else {}
+    for size in range(1, H + 1):
+        for A in combinations(range(H), size):
+            u = int((G[list(A)].sum(axis=0) == 0).sum())
+            missed = K - G[list(A)].sum(axis=1)
+            up = uplink(G, A, W, parallel, u) * W2
+            found[A] = up + missed.max() + u, up + missed.sum() + u
+    return found
+
+
+@settings(max_examples=60)
+@given(
+    t=topologies(max_H=5) | restricted(topologies(max_H=5)).filter(lambda t: t.active) | topologies(max_H=7, max_K=12)
+)
+def test_the_best_of_all_sets(t):
+    every = costs(t)
+    for place, medium in enumerate(("broadcast", "unicast")):
+        least = min(cost[place] for cost in every.values())
+        best = best_aggregators(t, medium=medium)
+        assert best.proven
+        assert best.cost == pytest.approx(least, abs=1e-7)
+        assert every[tuple(t.active.index(i) for i in best.relays)][place] == pytest.approx(least, abs=1e-7)
+        load = loads(t, aggregators="auto", medium=medium)
+        assert load.uplink + load.down(medium) == pytest.approx(least, abs=1e-7)
+        assert load == loads(t, aggregators=best.relays or "server", medium=medium)
+        for scheme in ("paper", "equal", "optimal", "uncoded"):
+            other = loads(t, scheme)
+            assert best.cost <= other.uplink + other.down(medium) + 1e-7
+            if scheme in ("paper", "equal"):
+                own = best_aggregators(t, scheme, medium=medium)
+                assert least - 1e-7 <= own.cost <= other.uplink + other.down(medium) + 1e-7
+                assert own.proven
+
+
+@media
+@settings(max_examples=60)
+@given(
+    t=topologies(max_H=4, max_K=12),
+    bandwidths=st.lists(st.sampled_from((0.5, 1.0, 1.5, 4.0)), min_size=4, max_size=4),
+    W2=st.sampled_from((0.5, 1.0, 3.0)),
+    parallel=st.booleans(),
+)
+def test_the_least_time_over_unequal_links(medium, t, bandwidths, W2, parallel):
+    W = tuple(bandwidths[: len(t.active)])
+    links = Uplinks(W, parallel, W2)
+    server = loads(t, "uncoded", links)
+    server_cost = W2 * links.seconds(np.array([server.by_relay[i] for i in t.active])) + len(t.present)
+    least = min(cost[medium == "unicast"] for cost in costs(t, W, parallel, W2).values())
+    assert best_aggregators(t, uplinks=links, medium=medium).cost == pytest.approx(min(least, server_cost), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("draws", "broadcast", "unicast"),
+    [
+        ([symmetric(20, 5, 3)], 16, 28),
+        ([symmetric(20, 5, 2)], 26, 40),
+        ([any_r(10, 5, 3, seed) for seed in range(20)], 6.2, 7.9),
+        ([any_r(20, 5, 3, seed) for seed in range(20)], 14.1, 19.95),
+        ([any_r(40, 5, 3, seed) for seed in range(20)], 29.5, 43.95),
+        ([any_r(100, 5, 3, seed) for seed in range(20)], 79.1, 120.55),
+        ([any_r(40, 8, 3, seed) for seed in range(5)], 52, 79),
+        ([heterogeneous(50, 4, 2, 0, seed) for seed in range(20)], 58 + 19 / 60, 98.25),
+        ([heterogeneous(50, 4, 2, 0.2, seed) for seed in range(20)], 43.15, 57.8),
+        ([heterogeneous(50, 4, 2, 0.45, seed) for seed in range(20)], 6.05, 8),
+        ([geometric(40, 5, 0.5, seed) for seed in range(10)], 51.55, 58),
+    ],
+)
+def test_known_means(draws, broadcast, unicast):
+    for medium, mean in (("broadcast", broadcast), ("unicast", unicast)):
+        assert np.mean([best_aggregators(t, medium=medium).cost for t in draws]) == pytest.approx(mean, abs=1e-9)
+
+
+@media
+@settings(max_examples=30)
+@given(t=topologies(max_H=5, max_K=20), flows=st.booleans(), tried=st.integers(0, 3), covers=st.booleans())
+def test_what_a_search_says_of_its_result_holds(medium, t, flows, tried, covers):
+    """As for networks that are too large for a proof."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aggregators, "MOST_PROVEN", 0)
+        patch.setattr(aggregators, "MOST_TRIED", tried)
+        if covers:
+            patch.setattr(aggregators, "MOST_ENUMERATED", 0)
+        if flows:
+            patch.setattr(programme, "MOST_TABULATED", 0)
+        found = best_aggregators(t, medium=medium)
+    exact = best_aggregators(t, medium=medium)
+    assert found.bound <= exact.cost + 1e-6
+    assert exact.cost <= found.cost + 1e-6
+    load = loads(t, aggregators=found.relays or "server")
+    assert found.cost >= load.uplink + load.down(medium) - 1e-6
+
+
+@settings(max_examples=40)
+@given(
+    t=topologies(max_H=6, max_K=25) | restricted(topologies(max_H=6)).filter(lambda t: t.active),
+    scheme=st.sampled_from(("optimal", "paper", "equal")),
+    links=st.sampled_from((None, "shared", "parallel")),
+    generation=st.sampled_from((6, 100)),
+    seed=st.integers(0, 2**20),
+)
+def test_aggregators_learn_all_and_helpers_need_nothing(t, scheme, links, generation, seed):
+    """Each aggregator gets the first messages, as many as it misses pieces; no relay sends what it did not hear."""
+    rng = np.random.default_rng(seed)
+    chosen = sorted(rng.choice(t.active, rng.integers(1, len(t.active) + 1), replace=False).tolist())
+    uplinks = links and Uplinks(tuple(rng.integers(1, 9, len(t.active)).astype(float)), links == "parallel")
+    plan = make_plan(t, scheme, seed, uplinks=uplinks, aggregators=chosen, generation=generation)
+    assert plan.aggregators == tuple(chosen)
+    known = {i: set(t.N(i)) for i in chosen}
+    up, down, copies = np.zeros(t.H), 0.0, 0.0
+    for block in plan.blocks:
+        c, users = block.pieces, np.array(block.users)
+        pieces = rng.integers(0, 256, (len(users) * c, 2))
+        rows = [(np.array(heard, dtype=int)[:, None] * c + np.arange(c)).ravel() for heard in block.heard]
+        sent = [product(matrix.numpy(), pieces[at]) for matrix, at in zip(block.uplink, rows, strict=True)]
+        messages = product(block.downlink.numpy(), np.concatenate(sent))
+        for i, heard, message in zip(t.active, block.heard, sent, strict=True):
+            assert set(users[list(heard)]) <= set(t.N(i))
+            up[i] += len(message) / c
+        down += len(messages) / c
+        assert [t.active[i] for i in block.aggregators] == chosen
+        for i, decoder in zip(block.aggregators, block.decoders, strict=True):
+            missing = np.setdiff1d(np.arange(len(pieces)), rows[i])
+            need = len(missing)
+            decoded = product(decoder.numpy(), np.concatenate([messages[:need], pieces[rows[i]]]))
+            np.testing.assert_array_equal(decoded, pieces[missing])
+            known[t.active[i]] |= set(users)
+            copies += need / c
+    assert all(users == set(t.present) for users in known.values())
+    u = len(t.present) - int(t.G[chosen].any(axis=0).sum())
+    load, best = plan.loads, loads(t, scheme, uplinks, aggregators=chosen)
+    assert load.uplink == pytest.approx(up.sum() + u)
+    assert (load.downlink, load.unicast) == (pytest.approx(down + u), pytest.approx(copies + u))
+    extra = np.array(load.by_relay) - up
+    assert (extra[np.setdiff1d(np.arange(t.H), chosen)] < 1e-9).all()
+    bound = bounds(t, aggregators=chosen)
+    assert load.uplink >= bound.uplink - 1e-9
+    assert load.downlink >= bound.downlink - 1e-9
+    assert load.unicast == bound.unicast
+    if scheme != "optimal" or len(plan.blocks) <= 1:
+        assert load.downlink == pytest.approx(best.downlink)
+        if scheme != "optimal" or links:
+            assert load.uplink == pytest.approx(best.uplink)
+        else:  # whole pieces, up to eight of them
+            assert best.uplink - 1e-9 <= load.uplink < best.uplink + len(t.active) / 8 + 1e-9
+
+
+def test_largest_networks():
+    for t in (any_r(1000, 20, 6), any_r(10_000, 20, 6), geometric(2000, 50, 0.5)):
+        for medium in ("broadcast", "unicast"):
+            best = best_aggregators(t, medium=medium)
+            assert best.cost <= 1.02 * best.bound
+
+
+def test_a_relay_or_the_server():
+    t = symmetric(20, 5, 3)
+    assert loads(t, aggregators="server") == loads(t, "uncoded")
+    assert make_plan(t, aggregators="server").blocks == ()
+    assert make_plan(t, aggregators="server").loads == loads(t, "uncoded")
+    assert (loads(t, aggregators=[1]).uplink, loads(t, aggregators=[1]).downlink) == (16, 16)
+    assert loads(t, aggregators="all") == loads(t)
+    assert bounds(t, aggregators="server").uplink == 20
+    assert best_aggregators(Topology([[1, 1]])).relays == (0,)
+    assert best_aggregators(t.restricted(users=())).relays == ()
+    idle = Topology([[1, 1, 0], [0, 0, 0], [0, 1, 1]])
+    assert make_plan(idle, aggregators=[1, 2]).aggregators == (2,)
+
+
+@pytest.mark.parametrize("choice", ["some", [], [5], [-1]])
+def test_other_choices(choice):
+    with pytest.raises(CodingError, match="aggregators="):
+        loads(symmetric(20, 5, 3), aggregators=choice)
+
+
+def test_other_media():
+    with pytest.raises(CodingError, match="medium=smoke is unknown: choose one of broadcast, unicast"):
+        best_aggregators(symmetric(20, 5, 3), medium="smoke")
