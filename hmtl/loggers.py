@@ -120,8 +120,8 @@ def report(summary: Mapping[str, Any]) -> list[Table | str]:
     if summary["loads"]["users_to_relays"] < summary["K"]:
         parts.append("Not all took part in every round; formula and lower bound are for rounds in which all do.")
     if not summary["V_bits"]:
-        before = f"but {bits:,} bit before the first round, for scaling" if (bits := summary["bits_total"]) else ""
-        parts = [f"Nothing travels {before}: every user learns for itself.".replace(" :", ":")]
+        before = f" but {bits:,} bit before the first round, for scaling" if (bits := summary["bits_total"]) else ""
+        parts = [f"Nothing travels{before}: every user learns for itself."]
     elif "passes" in summary:
         parts.append(_local_work(summary))
     learning = Table(title=f"Learning; error: {summary['error_measure']}", title_justify="left")

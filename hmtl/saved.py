@@ -106,7 +106,7 @@ def load_models(path: str | Path, model: "MakeModel | None" = None) -> Models:
 
     Args:
         path: the run's folder, or the `models.npz` in it.
-        model: what `algorithm.model` was, such as torch.nn.Linear, if the run was one of networks (fedu, global).
+        model: what `algorithm.model` was, such as torch.nn.Linear, if the run was one of networks.
 
     Raises:
         DataError: there are none, or the file is damaged.

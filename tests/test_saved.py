@@ -96,6 +96,7 @@ def test_scores_are_those_inside(
         x = rng.normal(rng.normal(0, 3, 4), 10.0 ** rng.integers(-1, 2, 4), (10, 4)).astype(dtype)
         x[:, 2] = 0.3
         y = rng.normal(50, 9, 10) if loss is Squared else np.tile([1.0, -1.0], 5)
+        # Task makes tensors of arrays
         raws.append(Task(f"t{k}", x[:7], y[:7], x[7:], y[7:]))  # type: ignore[arg-type]
     tasks = Preprocessing(intercept, scope, center if loss is Squared else "none")(raws)
     mocha = MOCHA(Problem(tasks, loss(), Ridge(0.1)), SDCA())

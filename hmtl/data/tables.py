@@ -87,6 +87,7 @@ def files(
         x = _features(table, target)
         if tests:
             x_test, y_test = _features(tests[k], target), y[len(tables) + k]
+            # Task makes tensors of arrays
             tasks.append(Task(name, x, y[k], x_test, y_test, classes, labels))  # type: ignore[arg-type]
         else:
             rng = generator(seed, "data", "split", k)

@@ -135,7 +135,7 @@ def split(
             f"test_fraction={test_fraction} leaves no rows to train on. Choose a value from 0 (no test) to below 1."
         )
     if test_fraction == 0:
-        return Task(name, x, y, x[:0], y[:0], classes, labels)  # type: ignore[arg-type]  # as below, of Task's making
+        return Task(name, x, y, x[:0], y[:0], classes, labels)  # type: ignore[arg-type]  # Task makes tensors of arrays
     from sklearn.model_selection import train_test_split  # takes half a second to import
 
     random_state = int(rng.integers(2**31))

@@ -17,6 +17,7 @@ from hmtl.communication import (
     Uncoded,
     tier_loads,
 )
+from hmtl.communication.messages import Message
 from hmtl.testing.communication import (
     INHERITED,
     CommunicatorContract,
@@ -88,7 +89,7 @@ def test_a_link_that_delivers_twice_is_caught() -> None:
     """The contract can fail."""
 
     class Twice(InProcess):
-        def send(self, message):  # type: ignore[no-untyped-def]
+        def send(self, message: Message) -> None:
             super().send(message)
             super().send(message)
 

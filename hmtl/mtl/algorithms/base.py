@@ -45,7 +45,7 @@ class Users(ABC):
     def commit(self, users: Ids) -> None:  # noqa: B027, a local update need not leave anything to settle
         """The pending updates of these users counted: their IVs reached whoever aggregates."""
 
-    def roll_back(self, users: Ids) -> None:  # noqa: B027
+    def roll_back(self, users: Ids) -> None:  # noqa: B027, nor to take back
         """The pending updates of these users did not count: it is as if they had never been made."""
 
     @abstractmethod

@@ -42,9 +42,7 @@ class Personal(FedAvg):
 
     def _objective(self, measured: dict[str, Tensor]) -> dict[str, float]:
         figures = {"primal": float(measured["losses"] + self.lam / 2 * measured["apart"])}
-        of_all = self.problem.figures(
-            "test", measured["global_test_error"]
-        )  # nothing, where nobody has rows to test on
+        of_all = self.problem.figures("test", measured["global_test_error"])  # none, where nobody has tests
         return figures | ({"global_test_error": of_all["test_error"]} if of_all else {})
 
 
