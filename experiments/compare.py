@@ -20,14 +20,15 @@ from hmtl.grid import told, with_values
 from hmtl.mtl import Algorithm
 
 EXPECTED = Path(__file__).parent / "expected"
-WEAK = "[0.0001,0.01]"  # λ2: how little a model may be drawn to zero, where another term couples it to the others
+WEAK = "[0.0001,0.01,0.1]"  # λ2: how little a model may be drawn to zero, where another term couples it to the others
+NEIGHBORS = "+tune.grid.regularizer.neighbors=[1,3]"
 METHODS = {
     "local": "algorithm=local",
     "global (CoCoA+)": "algorithm=cocoa",
     "mean": f"regularizer=mean +tune.grid.regularizer.lam2={WEAK}",
-    "graph, 3 neighbours": f"regularizer=graph +tune.grid.regularizer.lam2={WEAK}",
+    "graph": f"regularizer=graph +tune.grid.regularizer.lam2={WEAK} {NEIGHBORS}",
     "task_relationship": "regularizer=task_relationship",
-    "FedU, graph, logistic": "algorithm=fedu solver.step=0.1 regularizer.lam2=1e-4",
+    "FedU, graph, logistic": f"algorithm=fedu solver.step=0.1 regularizer.lam2=1e-4 {NEIGHBORS}",
 }
 LAMBDAS = "tune.grid={lam:[1e-5,1e-4,1e-3,1e-2,0.1,1,10]}"
 
