@@ -61,6 +61,7 @@ class TrainConfig(NetworkConfig):
     reduction: str = "mean"
     device: str = "cpu"
     scheme: str = "optimal"
+    aggregators: Any = "auto"
     gap_tolerance: float = 0.0
     checkpoint_every: int = 10
     resume: str | None = None

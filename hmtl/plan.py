@@ -10,10 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from hmtl.cli import main
-from hmtl.coding import CODED_SCHEMES, SCHEMES, Demand, Loads, bounds, loads
+from hmtl.coding import CODED_SCHEMES, MEDIA, SCHEMES, Demand, Loads, bounds, loads
 from hmtl.communication import Network, tier_loads
 from hmtl.communication.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
-from hmtl.communication.network import MEDIA
 from hmtl.config import build_network, build_topology
 from hmtl.errors import ConfigError
 from hmtl.topology import Topology, draw

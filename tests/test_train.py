@@ -57,17 +57,24 @@ def command(*overrides: str) -> list[str]:
 
 def test_the_default_job_gives_the_same_models_coded_and_uncoded(configure: Configure, tmp_path: Path) -> None:
     results = {}
-    for communicator, scheme in (("coded", "optimal"), ("coded", "paper"), ("coded", "equal"), ("uncoded", "paper")):
-        folder = tmp_path / communicator / scheme
-        folder.mkdir(parents=True)
-        train(
-            configure(
-                f"communicator={communicator}", f"scheme={scheme}", "rounds=15", f"output_dir={folder}", "logger=none"
-            )
+    server, helped, every = "server", [0, 1, 2], list(range(5))
+    for number, (settings, up, down, aggregators) in enumerate(
+        (
+            (("communicator=coded",), 8, 8, helped),
+            (("communicator=coded", "scheme=paper", "aggregators=all"), 10, 8, every),
+            (("communicator=coded", "scheme=equal", "aggregators=all"), 10, 8, every),
+            (("communicator=coded", "aggregators=server"), 20, 20, server),
+            (("communicator=uncoded", "scheme=paper"), 20, 20, server),
         )
-        results[communicator, scheme] = models(folder)
+    ):
+        communicator = settings[0].removeprefix("communicator=")
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        train(configure(*settings, "rounds=15", f"output_dir={folder}", "logger=none"))
+        results[settings] = models(folder)
         summary = json.loads((folder / "summary.json").read_text())
-        up, down = (20, 20) if communicator == "uncoded" else (10, 8)
+        assert summary["aggregators"] == aggregators
+        assert summary["communicator"] == communicator
         assert summary["loads"] == {
             "users_to_relays": 20,
             "relays_to_server": pytest.approx(up, rel=0.01),
@@ -75,7 +82,7 @@ def test_the_default_job_gives_the_same_models_coded_and_uncoded(configure: Conf
             "relays_to_users": 20,
         }
         assert summary["loads_theory"] == {"relays_to_server": up, "server_to_relays": down}
-        assert summary["bounds"] == {"relays_to_server": 10, "server_to_relays": 8}
+        assert summary["bounds"] == {"relays_to_server": up, "server_to_relays": down}
         assert summary["V_bits"] == 784 * 64
         assert summary["gap"] >= -1e-9
         if communicator == "uncoded":
@@ -85,11 +92,26 @@ def test_the_default_job_gives_the_same_models_coded_and_uncoded(configure: Conf
     assert first.abs().sum() > 0
 
 
-def test_unicast_costs_a_copy_for_each_relay_in_theory_too(configure: Configure, tmp_path: Path) -> None:
-    train(configure(*SMALL, "network.medium=unicast", "rounds=1"))
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["loads_theory"]["server_to_relays"] == 5 * 4
-    assert summary["loads"]["server_to_relays"] == pytest.approx(5 * 4, rel=0.01)
+def test_unicast_costs_a_copy_for_each_aggregator_in_theory_too(configure: Configure, tmp_path: Path) -> None:
+    for aggregators, copies in (("all", 5), ("[0,1,2]", 3)):
+        train(configure(*SMALL, "network.medium=unicast", "rounds=1", f"aggregators={aggregators}"))
+        summary = json.loads((tmp_path / "summary.json").read_text())
+        assert summary["loads_theory"]["server_to_relays"] == copies * 4
+        assert summary["loads"]["server_to_relays"] == pytest.approx(copies * 4, rel=0.01)
+        assert summary["bounds"]["server_to_relays"] == copies * 4
+
+
+def test_few_relays_are_enough_where_relays_are_unequal(configure: Configure, tmp_path: Path) -> None:
+    """d = 0.45: two relays hear nearly everybody; with all relays as aggregators it is 96."""
+    results = []
+    for communicator in ("coded", "uncoded"):
+        settings = ("topology=heterogeneous", "H=4", "K=50", "r=2", "d=0.45", f"communicator={communicator}")
+        train(configure(*SMALL[1:], *settings))
+        results.append(models(tmp_path))
+        loads = json.loads((tmp_path / "summary.json").read_text())["loads"]
+        second_hop = loads["relays_to_server"] + loads["server_to_relays"]
+        assert second_hop <= 7 if communicator == "coded" else second_hop == 100
+    assert torch.equal(*results)
 
 
 def test_what_a_run_leaves(
@@ -260,6 +282,9 @@ def test_a_user_error_is_one_line_and_exit_2(tmp_path: Path) -> None:
         (("rounds=0",), ConfigError, "rounds=0"),
         (("device=cuda:77",), ConfigError, "device=cuda:77"),
         (("scheme=magic",), HmtlError, "magic"),
+        (("aggregators=some",), HmtlError, "aggregators=some is unknown: choose auto, all, server, or relays"),
+        (("aggregators=[0,7]",), HmtlError, "relays from 0 to 4"),
+        (("aggregators=3",), HmtlError, "aggregators=3"),
         (("reduction=max",), ConfigError, "reduction"),
         (("K=200", "dataset.rows_per_user=500"), DataError, "rows_per_user"),
         (("solver=sgd",), ConfigError, "works on duals"),

@@ -121,16 +121,17 @@ def routes(t: Topology, there: Collection[int], aggregators: Collection[int]) ->
     return t.restricted(links=reached).serving, reached.any(axis=0) > direct
 
 
-def decide(t: Topology, reports: Mapping[int, Report], version: int, everybody: bool) -> Attendance:
+def decide(t: Topology, reports: Mapping[int, Report], version: int, home: Collection[int]) -> Attendance:
     """What the server makes of the reports, by relay.
 
-    All relays that heard somebody aggregate (all that are there, if none did), provided that one relay is there which
-    holds the present state: others get it from that one first. Without it, nobody can aggregate, and the round is
-    empty.
+    Of the relays at `home` in aggregating, those aggregate that heard somebody; if none did, all relays that did; if
+    nobody was heard, all that hold the present state. One such relay has to be there: others get the state from it
+    first. Without it, nobody can aggregate, and the round is empty. Which of the relays at home are best would change
+    from round to round; but what it saves is less than handing over the state takes.
 
     Args:
         version: how many rounds were aggregated so far.
-        everybody: whether relays aggregate; else the server does.
+        home: the relays that aggregate if they can; none: the server does.
     """
     links = np.zeros_like(t.G)
     there, current = np.zeros((2, t.H), dtype=bool)
@@ -138,8 +139,9 @@ def decide(t: Topology, reports: Mapping[int, Report], version: int, everybody: 
         links[i, report.heard] = 1
         there[i], current[i] = True, report.version == version
     heard = np.asarray(links.any(axis=1))
-    able = heard if heard.any() else current
-    aggregating = able & (everybody and bool(current.any()))
+    at_home = np.isin(np.arange(t.H), list(home))
+    able = next((some for some in (heard & at_home, heard) if some.any()), current)
+    aggregating = able & (len(home) > 0 and bool(current.any()))
     behind = aggregating & ~current
     source = int(np.flatnonzero(current)[0]) if behind.any() else -1
     return Attendance(t.restricted(links=links), there, aggregating, behind, source)

@@ -95,14 +95,15 @@ class View:
     Attributes:
         heard, missing: places within the block's users, of those that it hears and of the others.
         encoder: see `Block.uplink`.
-        from_broadcast, from_heard: the two parts of `Block.decoders`.
+        from_server, from_heard: the two parts of `Block.decoders`; without rows and columns for a helper, who decodes
+            nothing.
         check_heard, check_missing: the columns of the fingerprint for these users' pieces, [CHECK_ROWS, ..].
     """
 
     heard: NDArray[np.int64]
     missing: NDArray[np.int64]
     encoder: Tensor
-    from_broadcast: Tensor
+    from_server: Tensor
     from_heard: Tensor
     check_heard: Tensor
     check_missing: Tensor
@@ -115,15 +116,21 @@ class View:
         known, unknown = piece_rows(block.heard[n], c), piece_rows(missing, c)
         checks = check_rows(users * c)
         heard, lacking = (np.array(places, dtype=np.int64) for places in (block.heard[n], missing))
-        decoder, need = block.decoders[n], block.need(n)
+        decoder, need = torch.empty(0, 0, dtype=torch.uint8), 0
+        if n in block.aggregators:
+            decoder, need = block.decoders[block.aggregators.index(n)], block.need(n)
         return cls(
             heard, lacking, block.uplink[n], decoder[:, :need], decoder[:, need:], checks[:, known], checks[:, unknown]
         )
 
-    def decode(self, broadcast: Tensor, heard: Tensor) -> Tensor:
-        """The pieces that the relay misses, of the server's messages and the pieces that it heard."""
-        needed = broadcast[: self.from_broadcast.shape[1]]
-        return matmul(self.from_broadcast, needed).bitwise_xor_(matmul(self.from_heard, heard))
+    @property
+    def need(self) -> int:
+        """How many messages of the server it needs, the first ones."""
+        return self.from_server.shape[1]
+
+    def decode(self, messages: Tensor, heard: Tensor) -> Tensor:
+        """The pieces that the relay misses, of the messages that it needs and the pieces that it heard."""
+        return matmul(self.from_server, messages).bitwise_xor_(matmul(self.from_heard, heard))
 
     def check(self, heard: Tensor, decoded: Tensor) -> Tensor:
         """Random combinations [CHECK_ROWS, width] of all pieces of the block, however they came to be known."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.coding import CODED_SCHEMES, Loads, Plan, bounds, loads, scheme_of
+from hmtl.coding import CODED_SCHEMES, Aggregators, Loads, Plan, bounds, loads, scheme_of
 from hmtl.communication.aggregation import Aggregation, AggregatorSide
 from hmtl.communication.attendance import Attendance, Report
 from hmtl.communication.host import UserHost, UserSide
@@ -63,7 +63,7 @@ class Communicator(ABC):
     Args:
         topology: who hears whom.
         network: the links.
-        scheme: one of `hmtl.coding.SCHEMES`: what is sent, and thereby who aggregates.
+        scheme: one of `hmtl.coding.SCHEMES`: what is sent.
         wire: how numbers travel, a name of WIRES; None sends them as they are.
         links: how messages travel.
         plans: settings of the scheme's plans, see `Planner`.
@@ -76,7 +76,7 @@ class Communicator(ABC):
         scheme: str,
         wire: str | None = None,
         links: Callable[[LinkLedger], Links] = InProcess,
-        **plans: int,
+        **plans: Any,
     ) -> None:
         if wire is not None and wire not in WIRES:
             raise ConfigError(f"wire={wire} is unknown: choose one of {', '.join(WIRES)}, or null for no conversion.")
@@ -129,12 +129,8 @@ class Communicator(ABC):
         (host,) = self._nodes.hosts
         self.V_bits, self._dtype = 8 * host.nbytes, str(host.dtype).split(".")[-1]
         attendance, empty = self._server.attendance, self._server.empty
-        return Outcome(
-            NOBODY if empty else attendance.users,
-            attendance.relays,
-            attendance.aggregators,
-            empty,
-        )
+        counted = NOBODY if empty else attendance.users
+        return Outcome(counted, attendance.relays, attendance.aggregators, empty)
 
     def seconds(self, round: int | str = -1) -> float:
         """Communication time of a round, or of the ledger's SETUP; see `Network.seconds`."""
@@ -156,17 +152,18 @@ class Communicator(ABC):
 
     def describe(self) -> dict[str, Any]:
         """What `summary.json` says of communication."""
-        bound = bounds(self.topology)
+        bound = bounds(self.topology, aggregators=self.planner.home or "server")
         theory = tier_loads(self.topology, self.scheme.name, self.network.medium, self.theory)
-        between = (RELAYS_TO_SERVER, SERVER_TO_RELAYS)
+        between, least = (RELAYS_TO_SERVER, SERVER_TO_RELAYS), (bound.uplink, bound.down(self.network.medium))
         return {
             "communicator": "coded" if self.scheme.code else "uncoded",
             "scheme": self.scheme.name,
+            "aggregators": list(self.planner.home) or "server",
             "medium": self.network.medium,
             "V_bits": self.V_bits,
             "loads": self.ledger.loads(self.V_bits),
             "loads_theory": {tier: float(theory[tier].sum()) for tier in between},
-            "bounds": dict(zip(between, (bound.uplink, bound.downlink), strict=True)),
+            "bounds": dict(zip(between, least, strict=True)),
             **self._note(),
         }
 
@@ -200,13 +197,13 @@ class Communicator(ABC):
         K, H, wire = self.topology.K, self.topology.H, WIRES[self.wire] if self.wire else None
         host = UserHost(K, users, wire)
         seat = Aggregation(K, aggregator, users.numbers, wire)
-        at_relays, at_server = (seat, None) if self.scheme.code else (None, seat)
+        at_relays, at_server = (seat, None) if self.planner.home else (None, seat)
         relays = [Relay(i, self.planner, at_relays, [host.name]) for i in range(H)]
         return Nodes([host], relays, Server(self.planner, at_server), seat, [host.name], [r.name for r in relays])
 
     def _play(self, number: int, nodes: Nodes) -> Server:
         self.stopwatch = Stopwatch()
-        play(number, nodes, self._links, self.stopwatch, coded=self.scheme.code is not None)
+        play(number, nodes, self._links, self.stopwatch, coded=bool(self.planner.home))
         assert nodes.server is not None
         return nodes.server
 
@@ -241,11 +238,14 @@ class Communicator(ABC):
 class CodedHierarchical(Communicator):
     """The hierarchical scheme of Hu et al. 2022, Section IV, with any of the plans of `hmtl.coding`: relays aggregate.
 
-    Each round the relays confirm what they decoded and computed by digests, which the server compares.
+    Each round the aggregators confirm what they decoded and computed by digests, which the server compares.
 
     Args:
         topology, network, wire, links: see `Communicator`.
         scheme: which plan, see `hmtl.coding.make_plan`, also for `max_pieces` and `generation`.
+        aggregators: who computes the models: `auto`, those relays, or the server, that take the least time on this
+            network; `all` relays that hear somebody; the `server`; or relays by number. The other relays are helpers,
+            who send combinations and learn nothing.
         seed: coefficients follow from it and the topology, so none travel.
     """
 
@@ -257,19 +257,20 @@ class CodedHierarchical(Communicator):
         seed: int = 0,
         wire: str | None = None,
         *,
+        aggregators: Aggregators = "auto",
         max_pieces: int = 8,
-        generation: int = 100,
+        generation: int = 200,
         links: Callable[[LinkLedger], Links] = InProcess,
     ) -> None:
         scheme_of(scheme, CODED_SCHEMES)
-        plans = {"seed": seed, "max_pieces": max_pieces, "generation": generation}
+        plans = {"seed": seed, "max_pieces": max_pieces, "generation": generation, "aggregators": aggregators}
         super().__init__(topology, network, scheme, wire, links, **plans)
-        self.planner.code(topology)  # refuses what cannot be coded, before the first round
+        _ = self.plan  # refuses what cannot be coded, before the first round
 
     @property
     def plan(self) -> Plan:
         """The plan for when all are there."""
-        return self.planner.code(self.topology).plan
+        return self.planner.plan
 
     @property
     def theory(self) -> Loads:

@@ -1,17 +1,16 @@
 """How long bits take: the paper's model of time, and links that it does not have."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hmtl.coding import Loads, Uplinks, forwarders, loads, scheme_of
+from hmtl.coding import MEDIA, Aggregators, Loads, Uplinks, forwarders, loads
 from hmtl.communication.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS, SERVER_TO_RELAYS, TIERS, USERS_TO_RELAYS
 from hmtl.errors import ConfigError
 from hmtl.topology import Topology
 
-MEDIA = ("broadcast", "unicast")
 UPLINKS = ("shared", "parallel")
 
 
@@ -72,7 +71,7 @@ class Network:
         if self.uplink_bps is None and self.uplink == "shared":
             return None
         links = self._uplinks(topology.H)
-        return Uplinks(tuple(links.bandwidths[i] for i in topology.active), links.parallel)
+        return replace(links, bandwidths=tuple(links.bandwidths[i] for i in topology.active))
 
     def forwarders(self, topology: Topology) -> NDArray[np.int64]:
         """[K] the relay that passes each user's IV on where nothing is coded, see `hmtl.coding.forwarders`."""
@@ -84,7 +83,7 @@ class Network:
             raise ConfigError(
                 f"network.uplink_bps has {len(bandwidths)} entries for H={H} relays: name one bandwidth for each relay."
             )
-        return Uplinks(bandwidths, self.uplink == "parallel")
+        return Uplinks(bandwidths, self.uplink == "parallel", self.W2)
 
 
 def check_medium(medium: str) -> None:
@@ -93,17 +92,21 @@ def check_medium(medium: str) -> None:
 
 
 def tier_loads(
-    topology: Topology, scheme: str, medium: str = "broadcast", load: Loads | None = None
+    topology: Topology,
+    scheme: str,
+    medium: str = "broadcast",
+    load: Loads | None = None,
+    aggregators: Aggregators = "all",
 ) -> dict[str, NDArray[np.float64]]:
     """Loads of all four tiers in IVs, as the formulas have them: from relays to server by relay [H], else in all.
 
-    Under `unicast` each downlink message of a coded scheme is sent to every relay, an uncoded model still to one.
+    Under `unicast` each aggregator is sent a copy of its own of what it needs; an uncoded model goes to one relay.
 
     Args:
         load: where it is known already, or other than `loads(topology, scheme)`, as that of a plan can be.
+        aggregators: who learns all IVs, see `hmtl.coding.loads`.
     """
-    load = load or loads(topology, scheme)
-    copies = len(topology.active) if medium == "unicast" and scheme_of(scheme).code else 1
+    load = load or loads(topology, scheme, aggregators=aggregators, medium=medium)
     users = len(topology.present)
-    by_tier = (users, load.by_relay, load.downlink * copies, users)
+    by_tier = (users, load.by_relay, load.down(medium), users)
     return {tier: np.asarray(value, dtype=np.float64) for tier, value in zip(TIERS, by_tier, strict=True)}

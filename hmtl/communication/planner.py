@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.coding import Plan, make_plan
+from hmtl.coding import Aggregators, Plan, make_plan, resolve, scheme_of
 from hmtl.communication.attendance import Attendance, Routes, routes
 from hmtl.communication.coder import View
 from hmtl.communication.network import Network
@@ -14,18 +14,24 @@ from hmtl.topology import Topology
 
 
 class Code:
-    """A plan, and each block of it as each relay knows it."""
+    """The plan of a round in which some relays aggregate, and each block of it as each relay knows it."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, aggregators: tuple[int, ...]) -> None:
+        self.plan, self.aggregators = plan, aggregators
         self._place = {i: n for n, i in enumerate(plan.topology.active)}
         self._views: dict[tuple[int, int], View] = {}
 
     @cached_property
     def not_coded(self) -> NDArray[np.int64]:
-        """The users of the round whom all active relays hear."""
+        """The users of the round whom all aggregators hear."""
         coded = np.concatenate([np.empty(0, np.int64), *(np.array(block.users) for block in self.plan.blocks)])
         return np.setdiff1d(np.array(self.plan.topology.present, dtype=np.int64), coded)
+
+    def carriers(self, models: int) -> NDArray[np.int64]:
+        """Which aggregator sends each of so many models, of users whom none of them hears, to the server."""
+        if not self.plan.aggregators:  # as nobody was heard
+            return np.full(models, self.aggregators[0])
+        return self.plan.carriers(models)
 
     def view(self, block: int, i: int) -> View:
         """What relay i needs to know of a block."""
@@ -41,6 +47,7 @@ class Planner:
         topology: who hears whom when all are there.
         network: the links.
         scheme, seed, max_pieces, generation: see `hmtl.coding.make_plan`; the scheme `uncoded` has no plans.
+        aggregators: who computes the models, see `hmtl.coding.resolve`; with the scheme `uncoded` it is the server.
     """
 
     def __init__(
@@ -50,18 +57,38 @@ class Planner:
         scheme: str,
         seed: int = 0,
         max_pieces: int = 8,
-        generation: int = 100,
+        generation: int = 200,
+        aggregators: Aggregators = "all",
     ) -> None:
         self.topology, self.network, self.scheme = topology, network, scheme
         self._settings: dict[str, Any] = {"seed": seed, "max_pieces": max_pieces, "generation": generation}
-        self.code = lru_cache(8)(self._code)  # these are large
+        self.aggregators = aggregators
+        self._codes = lru_cache(8)(self._code)  # these are large
         self.attendance = lru_cache(64)(self._attendance)
         self._routes = lru_cache(64)(lambda there, aggregating: routes(topology, there, aggregating))
         self.forwarders = lru_cache(64)(self._forwarders)
 
-    def _code(self, heard: Topology) -> Code:
-        """The code of a round's network."""
-        return Code(make_plan(heard, self.scheme, uplinks=self.network.uplinks(heard), **self._settings))
+    @cached_property
+    def home(self) -> tuple[int, ...]:
+        """The relays that aggregate when all are there, and others only when these cannot; none: the server does."""
+        if scheme_of(self.scheme).code is None:
+            return ()
+        uplinks = self.network.uplinks(self.topology)
+        return resolve(self.topology, self.aggregators, self.scheme, uplinks, self.network.medium)
+
+    def code(self, attendance: Attendance) -> Code:
+        """The code of a round in which relays aggregate."""
+        return self._codes(attendance.heard, attendance.aggregators)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan for when all are there."""
+        return self._codes(self.topology, self.home).plan
+
+    def _code(self, heard: Topology, aggregators: tuple[int, ...]) -> Code:
+        links = self.network.uplinks(heard)
+        who = aggregators or "server"
+        return Code(make_plan(heard, self.scheme, uplinks=links, aggregators=who, **self._settings), aggregators)
 
     def _attendance(self, content: bytes) -> Attendance:
         """The attendance of which these are the bytes."""

@@ -122,13 +122,14 @@ class Relay:
         """The pieces that the relay missed, from the server's combinations and its own pieces."""
         if not self._aggregates:
             return
-        if not messages:
+        view = self._view(segment)
+        if len(messages) == 0 and view.need:
             raise CodingError(
                 f"relay {self.i} got nothing to decode from in round {self._round}: a message was lost on the way from "
                 "the server. Resume from the last checkpoint."
             )
-        view = self._view(segment)
-        decoded = view.decode(getattr(messages[0], segment.part), self._heard)
+        sent = getattr(messages[0], segment.part)[: view.need] if messages else self._heard[:0]
+        decoded = view.decode(sent, self._heard)
         self._digest.add(view.check(self._heard, decoded))
         if seat := self._seat():
             segment.put(decoded, seat.ivs[segment.part], seat.place(segment.users[view.missing]))
@@ -137,7 +138,7 @@ class Relay:
         """All IVs are known: those that were not coded, every aggregator heard."""
         if not self._aggregates:
             return
-        others = torch.from_numpy(self._row[self.planner.code(self.attendance.heard).not_coded])
+        others = torch.from_numpy(self._row[self.planner.code(self.attendance).not_coded])
         for ivs in self._ivs.values():
             self._digest.add_rows(ivs[others])
         if seat := self._seat():
@@ -163,8 +164,9 @@ class Relay:
         made = models.digest if models else bytes(len(ivs))
         messages = [self._up(DIGESTS, *note(np.frombuffer(ivs + made, np.uint8).copy()))]
         _, by_way = self.planner.routes(self.attendance)
-        if models and by_way.any() and self.i == self.attendance.aggregators[0]:
-            users = np.flatnonzero(by_way)
+        users = np.flatnonzero(by_way)
+        users = users[self.planner.code(self.attendance).carriers(len(users)) == self.i]
+        if models and len(users):
             messages.append(self._up(MODELS, models.payload, models.overhead, users, torch.from_numpy(users)))
         return messages
 
@@ -204,7 +206,7 @@ class Relay:
         self.version = int(state["version"])
 
     def _view(self, segment: Segment) -> View:
-        return self.planner.code(self.attendance.heard).view(segment.number, self.i)
+        return self.planner.code(self.attendance).view(segment.number, self.i)
 
     def _seat(self) -> Aggregation | None:
         """The place of the IVs, if it is this relay that keeps them for all aggregators of the process."""

@@ -116,4 +116,4 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch, coded: bool) 
 def _segments(node: Relay | Server | None) -> Iterator[Segment]:
     """What is coded in this round, as this node knows it, and every other; nothing where nobody aggregates."""
     if node is not None and node.attendance.aggregating.any():
-        yield from segments(node.planner.code(node.attendance.heard).plan, *node.sizes)
+        yield from segments(node.planner.code(node.attendance).plan, *node.sizes)

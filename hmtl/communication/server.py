@@ -49,7 +49,7 @@ class Server:
             i: Report.from_bytes(message.overhead[0].numpy(), self.t, i)
             for i, message in zip(map(_sender, messages), messages, strict=True)
         }
-        content = decide(self.t, reports, self.version, everybody=self.aggregation is None).to_bytes(self.t)
+        content = decide(self.t, reports, self.version, self.planner.home).to_bytes(self.t)
         self.attendance = self.planner.attendance(content.tobytes())
         self.empty = not (reports if self.aggregation else self.attendance.aggregating.any())
         self.sizes = max(((report.payload, report.overhead) for report in reports.values()), default=(0, 0))
@@ -69,8 +69,13 @@ class Server:
         active = self.attendance.heard.active
         self._require(active, messages, "sent no combinations", "nobody can decode")
         received = torch.cat([getattr(message, segment.part) for message in messages])
-        combinations = segment.sides(matmul(segment.block.downlink, received))
-        return list(self._to(np.array(active), BROADCAST, *combinations))
+        combinations = matmul(segment.block.downlink, received)
+        to = self.attendance.aggregators
+        if self.planner.network.medium == "broadcast":
+            return list(self._to(np.array(to), BROADCAST, *segment.sides(combinations)))
+        code = self.planner.code(self.attendance)
+        each = ((np.array([i]), combinations[: code.view(segment.number, i).need]) for i in to)
+        return [copy for i, rows in each for copy in self._to(i, BROADCAST, *segment.sides(rows))]
 
     def compare(self, digests: Sequence[Message], models: Sequence[Message]) -> list[Message]:
         """Let the aggregators' models go to the users if all of them hold the same, and pass on those for other relays.
@@ -93,7 +98,7 @@ class Server:
             return []
         self.version += 1
         verdict = self._to(np.array(list(found)), VERDICT, *note(np.ones(1, np.uint8)))
-        return [*verdict, *(copy for message in models for copy in self._to_serving(message))]
+        return [*verdict, *(copy for m in models for copy in self._to_serving(m, m.of_users(), m.rows()))]
 
     def gather(self, messages: Sequence[Message]) -> None:
         """Uncoded: take the IVs that the relays passed on.
@@ -119,7 +124,10 @@ class Server:
     def hand_back(self) -> list[Message]:
         """Uncoded: each user's model to a relay that hears the user."""
         models = self.aggregation.models(b"") if self.aggregation is not None else None
-        return list(self._to_serving(models)) if models else []
+        if models is None:
+            return []
+        everybody = torch.arange(self.t.K)
+        return list(self._to_serving(models, everybody.numpy(), everybody))
 
     def close(self) -> None:
         """Let go of the round's models."""
@@ -148,12 +156,12 @@ class Server:
         for receivers, link in copies:
             yield Message(self._round, SERVER_TO_RELAYS, kind, SERVER, receivers, link, payload, overhead)
 
-    def _to_serving(self, models: Message | Models) -> Iterator[Message]:
-        """Models to the relays that serve their users, each to one."""
+    def _to_serving(self, models: Message | Models, of: Users, rows: Tensor) -> Iterator[Message]:
+        """Models of some users, which are these rows, to the relays that serve them, each to one."""
         serving, by_way = self.planner.routes(self.attendance)
-        for i in np.unique(serving[by_way]).tolist():
-            users = np.flatnonzero(by_way & (serving == i))
-            at = torch.from_numpy(users)
+        for i in np.unique(serving[of][by_way[of]]).tolist():
+            chosen = np.flatnonzero(by_way[of] & (serving[of] == i))
+            users, at = of[chosen], rows[torch.from_numpy(chosen)]
             yield Message(
                 self._round,
                 SERVER_TO_RELAYS,

@@ -49,8 +49,15 @@ def test_views_split_what_the_plan_says() -> None:
         view = View.of(block, n)
         assert view.heard.tolist() == list(heard)
         assert sorted([*view.heard, *view.missing]) == list(range(12))
-        assert torch.equal(torch.cat([view.from_broadcast, view.from_heard], dim=1), block.decoders[n])
+        assert torch.equal(torch.cat([view.from_server, view.from_heard], dim=1), block.decoders[n])
+        assert view.need == len(view.from_server) == block.pieces * len(view.missing)
         assert torch.equal(view.encoder, block.uplink[n])
+    (block,) = make_plan(any_r(K=12, H=4, r=2, seed=1), aggregators=[1, 2]).blocks
+    for n in range(4):
+        view = View.of(block, n)
+        assert torch.equal(view.encoder, block.uplink[n])
+        assert view.need == (block.pieces * len(view.missing) if n in (1, 2) else 0), "a helper has no decoder"
+        assert bool(view.from_heard.numel()) == (n in (1, 2))
 
 
 def test_one_fingerprint_however_the_pieces_came_to_be_known() -> None:

@@ -68,8 +68,8 @@ def test_plans_made_for_unequal_uplinks_are_faster_on_them(uplink: str) -> None:
 
 def test_only_the_active_relays_links_reach_the_plan() -> None:
     topology = Topology([[1, 1, 0], [0, 0, 0], [0, 1, 1]])
-    assert Network(uplink_bps=(1, 2, 3)).uplinks(topology) == Uplinks((1, 3))
-    assert Network(uplink="parallel").uplinks(topology) == Uplinks((1e8, 1e8), parallel=True)
+    assert Network(uplink_bps=(1, 2, 3)).uplinks(topology) == Uplinks((1, 3), downlink=1e8)
+    assert Network(uplink="parallel").uplinks(topology) == Uplinks((1e8, 1e8), parallel=True, downlink=1e8)
     assert Network().uplinks(topology) is None
 
 

@@ -13,11 +13,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hmtl.coding import Aggregators
 from hmtl.communication import InProcess, LinkLedger, Network, coder
 from hmtl.communication.aggregation import Aggregation
 from hmtl.communication.host import UserHost
 from hmtl.communication.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
-from hmtl.communication.messages import BROADCAST, COMBINATIONS, DIGESTS, IVS, MODELS, SERVER, STATE, VERDICT, Message
+from hmtl.communication.messages import (
+    ATTENDANCE,
+    BROADCAST,
+    COMBINATIONS,
+    DIGESTS,
+    IVS,
+    MODELS,
+    SERVER,
+    STATE,
+    VERDICT,
+    Message,
+)
 from hmtl.communication.planner import Planner
 from hmtl.communication.relay import Relay
 from hmtl.communication.round import Nodes, play
@@ -26,10 +38,16 @@ from hmtl.communication.stopwatch import Stopwatch
 from hmtl.errors import CodingError
 from hmtl.testing.networks import topologies
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
-from hmtl.topology import Topology, any_r, symmetric
+from hmtl.topology import Topology, any_r, heterogeneous, symmetric
 
 Change = Callable[[str, Message], Message | None]
 SCHEMES = ("uncoded", "optimal", "paper", "equal")
+networks = st.builds(
+    Network,
+    medium=st.sampled_from(("broadcast", "unicast")),
+    uplink=st.sampled_from(("shared", "parallel")),
+    uplink_bps=st.sampled_from((None, (1e8, 2e8, 5e7, 1e8, 1e7, 1e8, 3e8, 1e8))),
+)
 
 
 class Changed(InProcess):
@@ -47,12 +65,20 @@ class Changed(InProcess):
 class Apart:
     """A network whose nodes share no more than planners, as on machines of their own."""
 
-    def __init__(self, t: Topology, scheme: str, users: Iterable[ScriptedUsers], medium: str = "broadcast") -> None:
-        self.t, self.coded = t, scheme != "uncoded"
+    def __init__(
+        self,
+        t: Topology,
+        scheme: str,
+        users: Iterable[ScriptedUsers],
+        network: Network = Network(),  # noqa: B008
+        aggregators: Aggregators = "all",
+    ) -> None:
         users = list(users)
         width = users[0].ivs[0].shape[1]
 
-        planners = [Planner(t, Network(medium=medium), scheme, seed=5, max_pieces=3, generation=9) for _ in range(2)]
+        settings = {"seed": 5, "max_pieces": 3, "generation": 9, "aggregators": aggregators}
+        planners = [Planner(t, network, scheme, **settings) for _ in range(2)]
+        self.t, self.home, self.coded = t, planners[0].home, bool(planners[0].home)
 
         def seat() -> Aggregation:
             return Aggregation(t.K, ScriptedAggregator(t.K, width), users[0].numbers, None)
@@ -93,16 +119,24 @@ def poison(node: str, message: Message) -> Message:
 @settings(max_examples=20)
 @given(
     t=topologies(max_K=25),
-    medium=st.sampled_from(("broadcast", "unicast")),
+    network=networks,
+    aggregators=st.sampled_from(("all", "auto", "server", 0.3, 0.6)),
     gone=st.sampled_from((0.0, 0.2, 0.5)),
     lost=st.sampled_from((0.0, 0.1, 0.4)),
     seed=st.integers(0, 10**6),
     working_set=st.sampled_from((1, 4000, 1 << 25)),
 )
 def test_every_aggregator_ends_with_the_ivs_of_all_who_were_heard(
-    scheme: str, t: Topology, medium: str, gone: float, lost: float, seed: int, working_set: int
+    scheme: str,
+    t: Topology,
+    network: Network,
+    aggregators: str | float,
+    gone: float,
+    lost: float,
+    seed: int,
+    working_set: int,
 ) -> None:
-    """Users and relays that come and go, IVs lost on single links, and relays that missed rounds.
+    """Users and relays that come and go, IVs lost on single links, relays that missed rounds, and any aggregators.
 
     What relays cannot know is poisoned. A plain account of who is there and who aggregates says what has to come out.
     """
@@ -111,7 +145,12 @@ def test_every_aggregator_ends_with_the_ivs_of_all_who_were_heard(
     ivs = [random_numbers(seed + n, t.K, m + 1, None) for n in range(rounds)]
     half = [range(0, t.K, 2), range(1, t.K, 2)] if t.K > 1 else [range(t.K)]
     sides = [ScriptedUsers(ivs, absent, 1, mine) for mine in half]
-    apart = Apart(t, scheme, sides, medium)
+    some = aggregators
+    if not isinstance(some, str):
+        some = np.flatnonzero(rng.random(t.H) < some).tolist() or [0]
+    if network.uplink_bps:
+        network = replace(network, uplink_bps=network.uplink_bps[: t.H])
+    apart = Apart(t, scheme, sides, network, some)
     poison.t = t
     expected, version, latest = ScriptedAggregator(t.K, m + 1), [0] * t.H, 0
     waiting: set[int] = set()
@@ -143,8 +182,8 @@ def test_every_aggregator_ends_with_the_ivs_of_all_who_were_heard(
             heard = sorted(k for k, relays in heard_by.items() if relays)
             hearing = sorted({i for relays in heard_by.values() for i in relays})
             current = [i for i in there if version[i] == latest]
-            aggregating = (hearing or current) if current else []
-            if scheme == "uncoded":
+            aggregating = ([i for i in hearing if i in apart.home] or hearing or current) if current else []
+            if not apart.home:
                 aggregating = [0] if there else []
             reached = {k for k in range(t.K) if set(t.relays_of(k)) & set(there)}
             if aggregating:
@@ -174,9 +213,37 @@ def hears(t: Topology, node: str) -> np.ndarray:
     return t.G[int(node.split()[1])].astype(bool)
 
 
-def one(t: Topology, scheme: str = "optimal", m: int = 6, rounds: int = 4) -> tuple[Apart, ScriptedUsers]:
+def one(t: Topology, scheme: str = "optimal", m: int = 6, rounds: int = 4, **how) -> tuple[Apart, ScriptedUsers]:
     users = ScriptedUsers([random_numbers(n, t.K, m, None) for n in range(rounds)], [set()] * rounds, 0)
-    return Apart(t, scheme, [users]), users
+    return Apart(t, scheme, [users], **how), users
+
+
+@pytest.mark.parametrize("medium", ["broadcast", "unicast"])
+def test_helpers_send_and_learn_nothing(medium: str) -> None:
+    """They get nothing to decode from, keep no IVs and compute no model; aggregators get what they miss."""
+    t, got = heterogeneous(K=50, H=4, r=2, d=0.4), defaultdict(int)
+    apart, users = one(t, network=Network(medium=medium), aggregators="auto")
+    assert set(apart.home) < set(range(4))
+    helpers = [relay for relay in apart.relays if relay.i not in apart.home]
+
+    def spy(node: str, message: Message) -> Message:
+        got[node, message.kind] += len(message)
+        assert all(not relay.aggregation.ivs for relay in helpers)
+        assert all(node != relay.name for relay in helpers) or message.kind in (IVS, ATTENDANCE, MODELS)
+        return message
+
+    apart.play(0, change=spy)
+    assert set(users.models) == set(range(50))
+    assert got[SERVER, COMBINATIONS]
+    for relay in apart.relays:
+        assert len(relay.aggregation.aggregator.seen) == (relay.i in apart.home)
+        assert relay.version == (relay.i in apart.home)
+    pieces = {block.pieces for block in apart.relays[0].planner.plan.blocks}
+    if len(pieces) == 1:
+        c = pieces.pop()
+        for i in apart.home:
+            missed = max(50 - len(t.N(j)) for j in apart.home) if medium == "broadcast" else 50 - len(t.N(i))
+            assert got[f"relay {i}", BROADCAST] >= c * missed
 
 
 def test_a_relay_encodes_from_what_it_heard_alone() -> None:
