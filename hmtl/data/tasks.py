@@ -32,8 +32,8 @@ class Task:
 
     Raises:
         DataError: a shape does not fit, there are no rows to train on, a value is NaN or infinite, a class has no such
-            number, or y_train is 1, or −1, throughout: of two classes, one alone. (Of more classes a user may have rows of
-            one alone, and a number to predict may be constant.)
+            number, or y_train is 1, or −1, throughout: of two classes, one alone. (Of more classes a user may have rows
+            of one alone, and a number to predict may be constant.)
     """
 
     name: str
@@ -96,10 +96,11 @@ class Task:
                     f"y_{part} is {y[first]:g} in row {first} (from 0), which is not one of {self.classes} classes. "
                     f"Number them 0..{self.classes - 1}."
                 )
-        if self.classes is None and abs(y := float(self.y_train[0])) == 1 and (self.y_train == y).all():
+        first_y = float(self.y_train[0])
+        if self.classes is None and abs(first_y) == 1 and (self.y_train == first_y).all():
             yield (
-                f"y_train is {y:g} in all rows: one class only, or a number that does not vary. Add rows with another "
-                "y, or drop the task."
+                f"y_train is {first_y:g} in all rows: one class only, or a number that does not vary. Add rows with "
+                "another y, or drop the task."
             )
 
     @property
