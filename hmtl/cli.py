@@ -6,11 +6,13 @@ Exit status: 0 done; 2 an `HmtlError`, a configuration that Hydra refuses, or a 
 
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -67,6 +69,14 @@ def as_experiment(cfg: DictConfig, chosen: Mapping[str, Any]) -> str:
     for key, value in values.items():
         OmegaConf.update(tuned, key, value, force_add=True)
     return f"# @package _global_\n{OmegaConf.to_yaml(tuned)}"
+
+
+def own_folders() -> str:
+    """What the next command line needs to find the folders of configurations that this one was given; "" for none."""
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    ours = [s for s in sources if s.provider == "command-line" or s.provider.startswith("hydra.searchpath")]
+    places = [s.path if s.schema != "file" else f"file://{Path(s.path).resolve()}" for s in ours]
+    return shlex.quote(f"hydra.searchpath=[{','.join(places)}]") if places else ""
 
 
 def _status(action: Callable[[], None], known: Collection[str]) -> int:

@@ -143,10 +143,10 @@ def _tasks(cfg: DictConfig, K: int | None) -> tuple[Task, ...]:
     arguments: dict[str, Any] = {"K": K}
     if cfg.partition:
         target = cfg.dataset["_target_"]
-        if "partition" in cfg.dataset or not takes(target, "partition"):
+        if not takes(target, "partition"):
             raise ConfigError(
-                f"partition={cfg.partition['_target_']}, but {target} deals rows its own way: leave partition out, or "
-                "choose dataset=torchvision, mnist or mnist5k."
+                f"partition={cfg.partition['_target_']}, but {target} takes none: leave partition out, or choose "
+                "another dataset, such as files."
             )
         arguments["partition"] = _instantiate(cfg.partition)
     tasks: tuple[Task, ...] = _instantiate(cfg.dataset, **arguments)

@@ -1,5 +1,6 @@
 """Settings by cross-validation: `python -m hmtl.tune`; what it finds is read by `hmtl.train`."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hmtl.atomic import write_json, write_whole
-from hmtl.cli import as_experiment, main
+from hmtl.cli import as_experiment, main, own_folders
 from hmtl.config import build_communicator, build_participation, build_tasks, check_root
 from hmtl.cross_validation import cross_validate
 from hmtl.grid import is_number, told
@@ -37,7 +38,8 @@ def tune(cfg: DictConfig) -> None:
     for warning in result["warnings"]:
         console.print(f"warning: {warning}", soft_wrap=True)
     console.print(f"best: {told(result['best'])}. To train with it:")
-    console.print(f"  python -m hmtl.train --config-dir {folder} experiment=tuned", soft_wrap=True)
+    line = f"  python -m hmtl.train --config-dir {shlex.quote(str(folder))} experiment=tuned {own_folders()}"
+    console.print(line.rstrip(), markup=False, soft_wrap=True)
 
 
 def _table(result: Mapping[str, Any]) -> Table:

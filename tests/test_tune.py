@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from omegaconf import DictConfig
 from sklearn.svm import LinearSVC
 
 from hmtl.checkpoint import load_checkpoint
-from hmtl.config import build_problem, build_tasks, compose, flat
+from hmtl.config import build_problem, build_tasks, compose, conf_dir, flat
 from hmtl.cross_validation import _folds, _Trainings, cross_validate
 from hmtl.data import Preprocessing, Task
 from hmtl.data.preprocessing import Scope
@@ -208,13 +210,20 @@ def command(module: str, *overrides: str) -> list[str]:
 
 
 def test_training_reads_the_result(tmp_path: Path) -> None:
-    """All that the command line of `hmtl.tune` said holds for the training, what was chosen, too."""
-    said = (*SMALL, "regularizer=mean", "tune.grid={lam:[0.03,0.3],regularizer.lam2:[0.01,0.1]}", "rounds=2", "r=2")
-    subprocess.run(command("tune", *said, "topology=any_r", f"hydra.run.dir={tmp_path}"), check=True)
+    """All that the command line of `hmtl.tune` said holds for the training, what was chosen, too; parts of the user's
+    own, in a folder of its own, are found by the line that is printed.
+    """
+    own = tmp_path / "my own conf" / "regularizer"
+    own.mkdir(parents=True)
+    shutil.copy(conf_dir() / "regularizer" / "mean.yaml", own / "mine.yaml")
+    said = (*SMALL, "tune.grid={lam:[0.03,0.3],regularizer.lam2:[0.01,0.1]}", "rounds=2", "r=2", "topology=any_r")
+    asked = ("--config-dir", "my own conf", *said, "regularizer=mine", f"hydra.run.dir={tmp_path}")
+    out = subprocess.run(command("tune", *asked), check=True, cwd=tmp_path, capture_output=True, text=True).stdout
     best = json.loads((tmp_path / "tune.json").read_text())["best"]
-    told = ("--config-dir", str(tmp_path), "experiment=tuned")
-    subprocess.run(command("train", *told, "logger=none", f"hydra.run.dir={tmp_path / 'train'}"), check=True)
-    expected = with_values(compose(*said, "topology=any_r", "output_dir=x"), best)
+    module, *told = shlex.split(out.splitlines()[-1])[2:]
+    train_too = command(module.removeprefix("hmtl."), *told, "logger=none", f"hydra.run.dir={tmp_path / 'train'}")
+    subprocess.run(train_too, check=True)
+    expected = with_values(compose(*said, "regularizer=mean", "output_dir=x"), best)
     trained = load_checkpoint(tmp_path / "train")["identity"]
     assert trained == flat(expected, set(flat(expected)) - set(trained))
 

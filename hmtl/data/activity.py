@@ -18,6 +18,7 @@ from torch.hub import download_url_to_file
 from hmtl.data.cache import cache_folder, cached
 from hmtl.data.partition import even_sets
 from hmtl.data.preprocessing import Preprocessing, Scope
+from hmtl.data.skew import Partition, share_out
 from hmtl.data.tasks import Task, split
 from hmtl.errors import ConfigError, DataError
 from hmtl.rng import generator
@@ -32,7 +33,7 @@ ACTIVITIES = ("walking", "walking upstairs", "walking downstairs", "sitting", "s
 def har(
     K: int | None = None,
     rows_per_user: int | None = None,
-    partition: str = "paper",
+    partition: str | Partition = "paper",
     target: str = "sitting",
     test_fraction: float = 0.25,
     intercept: bool = False,
@@ -47,7 +48,8 @@ def har(
         K: number of users; None: one for each subject, or as many as the rows reach for.
         rows_per_user: partition "paper" only; None takes what the data give, up to the paper's 500 (K=20: 500).
         partition: "paper": sets drawn from all windows, each activity in the same proportion in all of them;
-            "subject": a user for each subject, with all of its windows.
+            "subject": a user for each subject, with all of its windows; or one of `hmtl.data.skew`, which deals all
+            windows by what is predicted.
         target: "sitting": y = 1 for sitting, −1 for the rest, as in the paper; "activity": y = 0..5, see ACTIVITIES.
         test_fraction: share of each user's rows kept for testing; 0 tests on nothing.
         intercept, standardize: see `Preprocessing`.
@@ -61,7 +63,7 @@ def har(
 
     Ref: Hu et al. 2022, numerical section; Anguita et al. 2013.
     """
-    if partition not in ("paper", "subject"):
+    if isinstance(partition, str) and partition not in ("paper", "subject"):
         raise ConfigError(f"partition={partition} is neither paper nor subject.")
     if target not in ("sitting", "activity"):
         raise ConfigError(f"target={target} is neither sitting nor activity.")
@@ -70,15 +72,20 @@ def har(
     stats = [file.stat() for file in (place.glob("t*/*.txt") if place.is_dir() else [place])]
     key = f"{sum(stat.st_size for stat in stats)}-{max((stat.st_mtime_ns for stat in stats), default=0)}"
     x, y, subject = cached(cache_folder() / f"har-{key}.npz", lambda: _parse(place))
+    classes = None if target == "sitting" else len(ACTIVITIES)
+    labels = y if classes else np.where(y == ACTIVITIES.index("sitting"), 1.0, -1.0)
+    called = ACTIVITIES if classes else None
+    prepare = Preprocessing(intercept, standardize)
+    if not isinstance(partition, str):
+        if rows_per_user is not None:
+            raise ConfigError(f"rows_per_user={rows_per_user}, but a partition deals all rows: set it to null.")
+        return prepare(share_out(lambda rows: x[rows], labels, K, partition, test_fraction, seed, called))
     if partition == "subject":
         named = _by_subject(subject, K, rows_per_user)
     else:
         sets = even_sets(y, K, rows_per_user, generator(seed, "data", "partition"))
         named = [(f"user {k}", rows) for k, rows in enumerate(sets)]
-    classes = None if target == "sitting" else len(ACTIVITIES)
-    labels = y if classes else np.where(y == ACTIVITIES.index("sitting"), 1.0, -1.0)
-    called = ACTIVITIES if classes else None
-    return Preprocessing(intercept, standardize)(
+    return prepare(
         [
             split(name, x[rows], labels[rows], test_fraction, generator(seed, "data", "split", k), classes, called)
             for k, (name, rows) in enumerate(named)

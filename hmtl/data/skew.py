@@ -4,7 +4,7 @@ K users, C classes, n rows. A partition is called with the labels [n], K and a g
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,10 +142,11 @@ class Quantity:
 def share_out(
     x: Callable[[Ints], NDArray[Any]],
     labels: NDArray[Any],
-    K: int,
+    K: int | None,
     partition: Partition,
     test_fraction: float,
     seed: int,
+    called: Sequence[Any] | None = None,
 ) -> tuple[Task, ...]:
     """A task for each user, of all classes: ±1 where there are two, the numbers 0..C−1 in their order where more.
 
@@ -155,22 +156,25 @@ def share_out(
         K, partition: who gets which rows.
         test_fraction: share of each user's rows kept for testing.
         seed: draws partition and splits.
+        called: [C], what the classes are called; None: by their values of y.
 
     Raises:
         DataError: one class alone of two, for a user; or see the partition, and `split`.
         ConfigError: see there.
     """
+    if K is None:
+        raise ConfigError("K is not set, and a partition needs to know for how many users it is: set K.")
     classes, number = np.unique(labels, return_inverse=True)
-    C = len(classes)
+    C, names = len(classes), None if called is None else tuple(called)
     y, tasks = number if C > 2 else number * 2.0 - 1.0, []
     for k, rows in enumerate(partition(labels, K, generator(seed, "data", "partition"))):
         if C == 2 and np.ptp(y[rows]) == 0:
             raise DataError(
-                f"User {k} got rows of class {labels[rows[0]]} alone, and of two classes nothing to tell apart. "
-                "Choose a more even partition (a larger alpha, two classes_per_user), or lower K."
+                f"User {k} got rows of class {(names or classes)[number[rows[0]]]} alone, and of two classes nothing "
+                "to tell apart. Choose a more even partition (a larger alpha, two classes_per_user), or lower K."
             )
         rng = generator(seed, "data", "split", k)
-        tasks.append(split(f"user {k}", x(rows), y[rows], test_fraction, rng, C if C > 2 else None))
+        tasks.append(split(f"user {k}", x(rows), y[rows], test_fraction, rng, C if C > 2 else None, names))
     return tuple(tasks)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmtl.data.preprocessing import Preprocessing, Scope
+from hmtl.data.skew import Partition, share_out
 from hmtl.data.tasks import Task, split
 from hmtl.errors import ConfigError, DataError
 from hmtl.rng import generator
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KINDS = (".csv", ".npz", ".parquet")
+FEW = 20  # values: more of them, as whole numbers, may be classes or not
 
 
 def files(
@@ -31,13 +33,14 @@ def files(
     K: int | None = None,
     target: str = "y",
     task: str | None = None,
-    kind: Literal["classification", "regression"] = "classification",
+    kind: Literal["auto", "classification", "regression"] = "auto",
     test_fraction: float = 0.25,
     test_path: str | Path | None = None,
     intercept: bool = True,
     standardize: Scope = "all",
     center: Scope = "task",
     seed: int = 0,
+    partition: Partition | None = None,
 ) -> tuple[Task, ...]:
     """One task for each file, or for each value of a table's task column, by name (user 2 before user 10).
 
@@ -48,24 +51,36 @@ def files(
 
     Args:
         path: a folder or a pattern such as data/*.csv, a file for each task; with `task`, one CSV or Parquet file.
-        K: number of tasks, if it is to be checked.
+        K: number of tasks, if it is to be checked; with a partition, how many there are to be.
         target: the column to predict.
         task: the column that says to which task a row belongs.
-        kind: "classification", or "regression" for a numeric target, taken as it is.
+        kind: "classification", or "regression" for a numeric target, taken as it is; "auto" is classification, unless
+            whole numbers of more than 20 values leave it in doubt.
         test_fraction: share of each task's rows kept for testing; 0 tests on nothing.
         test_path: rows to test on, laid out as `path`, all of whose rows are then trained on.
         intercept, standardize, center: see `Preprocessing`; classes are never centred.
-        seed: draws the splits.
+        seed: draws partition and splits.
+        partition: all rows together, dealt to K tasks by their class; whose they were plays no part.
 
     Raises:
         DataError: nothing found; a file that cannot be read; columns that are missing or differ between tasks; a value
             that is missing or no number; an empty task, one of one class, or with too few rows to split; tests of
             other tasks or columns, or with a label that no row to train on has.
-        ConfigError: K is not the number of tasks, `kind` is unknown, or `task` and `path` do not go together.
+        ConfigError: K is not the number of tasks, `kind` is unknown or in doubt, `task` and `path` do not go together,
+            or a partition does not go with `kind` or `test_path`; or see the partition.
     """
-    if kind not in ("classification", "regression"):
-        raise ConfigError(f"kind={kind} is neither classification nor regression.")
+    if kind not in ("auto", "classification", "regression"):
+        raise ConfigError(f"kind={kind} is neither auto, classification nor regression.")
     prepare = Preprocessing(intercept, standardize, center if kind == "regression" else "none")
+    if partition is not None:
+        if kind == "regression" or test_path is not None:
+            cause = (
+                f"test_path={test_path}: it splits each task's rows"
+                if test_path
+                else "kind=regression: it goes by class"
+            )
+            raise ConfigError(f"a partition does not go with {cause}. Leave one of them out.")
+        return prepare(_dealt(Path(path), K, target, task, kind, test_fraction, seed, partition))
     tables = _tables(Path(path), target, task, kind)
     if K not in (None, len(tables)):
         raise ConfigError(f"K={K}, but {path} holds {len(tables)} tasks: leave K out (null), or set it to that.")
@@ -74,7 +89,7 @@ def files(
     if kind == "regression":
         y, labels, classes = [column.to_numpy(np.float64, copy=True) for column in columns], None, None
     else:
-        numbers, labels = _coded(columns, f"{path}: {target!r}")
+        numbers, labels = _coded(columns, f"{path}: {target!r}", kind)
         if tests and (new := set(np.concatenate(numbers[len(tables) :])) - set(np.concatenate(numbers[: len(tables)]))):
             raise DataError(
                 f"{test_path} has {labels[min(new)]} in column {target}, which no row of {path} has: nobody can learn "
@@ -93,6 +108,17 @@ def files(
             rng = generator(seed, "data", "split", k)
             tasks.append(split(name, x, y[k], test_fraction, rng, classes, labels))
     return prepare(tasks)
+
+
+def _dealt(
+    path: Path, K: int | None, target: str, task: str | None, kind: str, fraction: float, seed: int, deal: Partition
+) -> tuple[Task, ...]:
+    """The rows of all files, or of the one table, dealt to K tasks."""
+    one_table = task is None and path.is_file()
+    tables = [_read(path, target, None, kind)] if one_table else list(_tables(path, target, task, kind).values())
+    (*numbers,), labels = _coded([table[target] for table in tables], f"{path}: {target!r}", kind)
+    x, y = np.concatenate([_features(table, target) for table in tables]), np.concatenate(numbers)
+    return share_out(lambda rows: x[rows], y, K, deal, fraction, seed, labels)
 
 
 def _tables(path: Path, target: str, task: str | None, kind: str) -> dict[str, pd.DataFrame]:
@@ -218,7 +244,7 @@ def _not_numbers(column: pd.Series[Any]) -> NDArray[np.bool_]:
     return np.asarray(unread if unread.any() else ~unread)  # a column of numbers written as text is text
 
 
-def _coded(columns: list[pd.Series[Any]], where: str) -> tuple[list[NDArray[np.int64]], tuple[Any, ...]]:
+def _coded(columns: list[pd.Series[Any]], where: str, kind: str) -> tuple[list[NDArray[np.int64]], tuple[Any, ...]]:
     """Labels as numbers 0, 1, ... in the order of what they stand for, column by column; and what that is."""
     import pandas as pd
 
@@ -228,5 +254,10 @@ def _coded(columns: list[pd.Series[Any]], where: str) -> tuple[list[NDArray[np.i
         raise DataError(
             f"{where} has {len(values)} values that are not whole: no classes. If they are numbers to predict, set "
             "dataset.kind=regression loss=squared."
+        )
+    if kind == "auto" and len(values) > FEW and pd.api.types.is_numeric_dtype(values):
+        raise ConfigError(
+            f"{where} has {len(values)} values, all whole: classes, or numbers to predict? Set "
+            "dataset.kind=classification, or dataset.kind=regression loss=squared."
         )
     return np.split(number, np.cumsum([len(column) for column in columns])[:-1]), tuple(values.tolist())

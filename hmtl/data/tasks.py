@@ -32,7 +32,8 @@ class Task:
 
     Raises:
         DataError: a shape does not fit, there are no rows to train on, a value is NaN or infinite, a class has no such
-            number, or y_train has one value only, but for a class among `classes`: a user may have rows of one alone.
+            number, or y_train is 1, or −1, throughout: of two classes, one alone. (Of more classes a user may have rows
+            of one alone, and a number to predict may be constant.)
     """
 
     name: str
@@ -95,8 +96,12 @@ class Task:
                     f"y_{part} is {y[first]:g} in row {first} (from 0), which is not one of {self.classes} classes. "
                     f"Number them 0..{self.classes - 1}."
                 )
-        if self.classes is None and (self.y_train == self.y_train[0]).all():
-            yield f"y_train is {self.y_train[0]:g} in all rows: one class only. Add rows of another, or drop the task."
+        first_y = float(self.y_train[0])
+        if self.classes is None and abs(first_y) == 1 and (self.y_train == first_y).all():
+            yield (
+                f"y_train is {first_y:g} in all rows: one class only, or a number that does not vary. Add rows with "
+                "another y, or drop the task."
+            )
 
     @property
     def flat(self) -> "Task":

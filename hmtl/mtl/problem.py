@@ -215,8 +215,8 @@ def _mismatch(task: Task, loss: Loss) -> str:
     name, choices = type(loss).__name__, "hinge, smooth_hinge or logistic"
     if task.classes:
         return (
-            f"{task.classes} classes, {name} takes numbers: choose loss={choices}, with algorithm=fedu or global also "
-            "cross_entropy; if y are numbers to predict, dataset.kind=regression."
+            f"{task.classes} classes, {name} takes numbers: choose loss={choices}; with algorithm=fedu, global, "
+            "fedprox, ditto or pfedme also cross_entropy; if y are numbers to predict, dataset.kind=regression."
         )
     if set(task.y_train.tolist()) <= {-1.0, 1.0}:
         return f"two classes as y = ±1, {name} needs them numbered 0..C−1: choose loss={choices}."

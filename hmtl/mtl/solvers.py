@@ -39,7 +39,8 @@ class LocalSolver(ABC):
         if missing:
             raise ConfigError(
                 f"{type(self).__name__} needs {' and '.join(missing)}, which {type(loss).__name__} does not define. "
-                "Choose loss=hinge, smooth_hinge or logistic, or algorithm=fedu or global, or define it there."
+                "Choose loss=hinge, smooth_hinge or logistic, or algorithm=fedu, global, fedprox, ditto or "
+                "pfedme, or define it there."
             )
 
     @abstractmethod

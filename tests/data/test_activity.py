@@ -12,7 +12,7 @@ import pytest
 import torch
 from uci_har import write
 
-from hmtl.data import activity, har
+from hmtl.data import Pathological, Quantity, activity, har
 from hmtl.errors import ConfigError, DataError
 
 OUTER = "human+activity+recognition+using+smartphones.zip"
@@ -107,6 +107,24 @@ def test_the_paper_s_sets(tmp_path):
     assert not any(torch.equal(a.x_test, b.x_test) for a, b in zip(tasks, other, strict=True))
     with pytest.raises(DataError, match=r"180\. At most rows_per_user=45"):
         har(4, 50, path=place)
+
+
+@pytest.mark.parametrize(("target", "classes"), [("sitting", None), ("activity", 6)])
+def test_a_partition_deals_all_windows(tmp_path, target, classes):
+    arrays = small()
+    write(tmp_path / "UCI HAR Dataset", *arrays)
+    tasks, seen = har(3, None, Pathological(2), target, path=tmp_path), []
+    for task in tasks:
+        x, y = rows_of(task)
+        number = (256 * x[:, 0]).long()
+        want = torch.from_numpy(arrays[1])[number]
+        assert torch.equal(y, want if classes else (want == 3).double() * 2 - 1)
+        assert len(set(y.tolist())) == 2
+        assert task.classes == classes
+        seen += number.tolist()
+    assert sorted(seen) == list(range(180))
+    with pytest.raises(ConfigError, match="rows_per_user=9, but a partition deals all"):
+        har(3, 9, Quantity(), path=tmp_path)
 
 
 def test_parses_once_and_again_after_a_change(tmp_path, cache, monkeypatch):

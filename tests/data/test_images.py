@@ -241,8 +241,10 @@ def test_through_the_configuration(configure, tmp_path):
         assert sum(problem.rows.counts) == pytest.approx(0.75 * dealt, abs=4)
     cfg = configure(*place[:2], "dataset.name=FakeData", "dataset.options={size: 60, image_size: [1, 5, 5]}", "K=2")
     assert build_tasks(cfg)[0][0].x_train.shape[1:] == (1, 5, 5)
-    for other in ("har", "files"):
-        with pytest.raises(ConfigError, match="deals rows its own way: leave partition out"):
-            build_tasks(configure(f"dataset={other}", "dataset.path=x", "partition=dirichlet"))
+    cfg = configure(
+        *place[:1], "dataset.name=x", "partition=dirichlet", "dataset._target_=hmtl.data.partition.even_sets"
+    )
+    with pytest.raises(ConfigError, match="even_sets takes none: leave partition out"):
+        build_tasks(cfg)
     with pytest.raises(ConfigError, match=r"partition\.alpha=abc: a number"):
         build_tasks(configure("partition=dirichlet", "partition.alpha=abc"))

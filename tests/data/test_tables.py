@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hmtl.data import Dirichlet, Quantity
 from hmtl.data import files as prepared_files
 from hmtl.errors import ConfigError, DataError
 
@@ -38,6 +39,42 @@ def save(table, file):
 
 
 FORMATS = ["csv", "npz", "parquet", "table csv", "table parquet"]
+
+
+@pytest.mark.parametrize("labels", [("no", "yes"), ("blue", "green", "red")])
+@pytest.mark.parametrize("task", [None, "who"])
+def test_a_partition_deals_all_rows(tmp_path, task, labels):
+    """From a table with or without a task column, and from a folder; whose rows they were plays no part."""
+    table = frame(90, labels=labels)
+    whole = table if task is None else table.assign(who=np.arange(90) % 4)
+    save(whole, tmp_path / "all.csv")
+    (tmp_path / "parts").mkdir()
+    for k in range(2):
+        save(table[45 * k : 45 * k + 45], tmp_path / "parts" / f"{k}.csv")
+    for path, column in ((tmp_path / "all.csv", task), (tmp_path / "parts", None)):
+        tasks, seen = files(path, 3, task=column, partition=Dirichlet(5)), []
+        assert len({len(each.y_train) for each in tasks}) > 1
+        for each in tasks:
+            assert (each.classes, each.labels) == (3 if len(labels) == 3 else None, labels)
+            x, y = rows(each)
+            seen += (4 * x[:, 0]).tolist()
+            number = [round(4 * a) % len(labels) for a in x[:, 0].tolist()]
+            assert y.tolist() == (number if len(labels) == 3 else [2 * c - 1 for c in number])
+        assert sorted(seen) == list(range(90))
+
+
+def test_whole_numbers_of_many_values_are_told_what_they_are(tmp_path):
+    save(frame(63, labels=range(1, 22)), tmp_path / "u1.csv")
+    with pytest.raises(
+        ConfigError, match=r"'y' has 21 values.*classes, or.*kind=classification, or.*loss=squared"
+    ) as e:
+        files(tmp_path)
+    assert "\n" not in str(e.value)
+    assert files(tmp_path, kind="classification")[0].classes == 21
+    assert files(tmp_path, kind="regression")[0].classes is None
+    for few in (range(20), [f"label {n}" for n in range(21)]):
+        save(frame(63, labels=few), tmp_path / "u1.csv")
+        assert files(tmp_path)[0].classes == len(few)
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -342,6 +379,9 @@ def test_nothing_there(tmp_path, path):
         ({"test_fraction": 1.0}, "test_fraction=1"),
         ({"standardize": "both"}, "standardize=both is neither task, all nor none"),
         ({"kind": "regression", "center": "yes"}, "center=yes is neither"),
+        ({"partition": Quantity()}, "K is not set"),
+        ({"partition": Quantity(), "K": 2, "kind": "regression"}, "kind=regression: it goes by class"),
+        ({"partition": Quantity(), "K": 2, "test_path": "t.csv"}, "test_path=t.csv: it splits"),
     ],
 )
 def test_what_cannot_be(tmp_path, arguments, words):

@@ -162,8 +162,13 @@ def test_no_tests_at_all():
     assert torch.equal(task.x_train[:, 0], torch.arange(8.0, dtype=torch.float64))
     assert task.y_train.tolist() == y.tolist()
     assert (task.x_test.shape, task.y_test.shape) == ((0, 1), (0,))
-    with pytest.raises(DataError, match="one class only"):
+    with pytest.raises(DataError, match="one class only, or a number that does not vary"):
         split("a", x, np.ones(8), 0, np.random.default_rng(0))
+
+
+def test_a_number_to_predict_may_be_constant():
+    y = np.full(8, 5.0)
+    assert split("a", y[:, None], y, 0.25, np.random.default_rng(0)).y_train.tolist() == [5] * 6
 
 
 @pytest.mark.parametrize("fraction", [1, -0.5, 1.5, float("nan")])
