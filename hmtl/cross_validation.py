@@ -193,11 +193,16 @@ def _figures(member: Algorithm, rounds: int, go_on: Callable[[], bool]) -> Figur
     now = member.metrics()
     figures = {"error": now["test_error"]}
     if "joint_gap" in now:
-        return figures | {"relative_gap": now["joint_gap"] / abs(now["joint_primal"])}
+        return figures | {"relative_gap": _share(now["joint_gap"], now["joint_primal"])}
     if "gap" in now:
-        gap = now["gap"] / abs(now["primal"])
+        gap = _share(now["gap"], now["primal"])
         return figures | {"relative_gap": gap, "settled": member.settled(UNSETTLED)}
     if "primal" in now:
         scale = min(abs(now["primal"]), abs(start["primal"] - now["primal"]))  # slow steps have not come far at all
-        return figures | {"change": abs(before["primal"] - now["primal"]) / max(scale, 1e-300)}
+        return figures | {"change": _share(abs(before["primal"] - now["primal"]), scale)}
     return figures
+
+
+def _share(part: float, whole: float) -> float:
+    """Of a whole that may be nothing, as an objective is where every target is its mean."""
+    return part / max(abs(whole), 1e-300)

@@ -124,6 +124,8 @@ def report(summary: Mapping[str, Any]) -> list[Table | str]:
         parts = [f"Nothing travels{before}: every user learns for itself."]
     elif "passes" in summary:
         parts.append(_local_work(summary))
+    if summary.get("omega_learned") is False:
+        parts.append("Ω was never learned: it rests in the last algorithm.omega_every rounds. Ask for more rounds.")
     learning = Table(title=f"Learning; error: {summary['error_measure']}", title_justify="left")
     learning.add_column("")
     learning.add_column("final", justify="right")

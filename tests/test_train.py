@@ -203,6 +203,7 @@ def test_a_round_without_relays_is_empty_and_said_so(
     printed = capsys.readouterr().out
     assert "Empty rounds: 1, as no relay" in printed
     assert "Not all took part" in printed
+    assert "Ω was never learned" in printed, "of 5 rounds, it rests in the last 4"
     assert json.loads((tmp_path / "summary.json").read_text())["empty_rounds"] == 1
     table = history(tmp_path)
     assert [row["empty"] for row in table] == [0, 1, 0, 0, 0]

@@ -205,7 +205,8 @@ class Problem:
             return {}
         figures = {f"{split}_error": float(errors.mean()), f"{split}_error_worst": float(errors.max())}
         y = torch.cat(ys)
-        if self.loss.measure == "mean squared error" and (total := float((y - y.mean()).square().sum())) > 0:
+        if self.loss.measure == "mean squared error" and y.min() < y.max():  # of one number throughout, there is no R²
+            total = float((y - y.mean()).square().sum())
             figures[f"{split}_r2"] = 1 - float(counts.to(errors) @ errors) / total
         return figures
 

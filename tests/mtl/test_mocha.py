@@ -350,8 +350,12 @@ def test_descriptions(random_problem):
         "algorithm": "mocha",
         "regularizer": "task_relationship",
         "lam": 0.2,
+        "omega_learned": False,
         **common,
     }
+    learned = rounds(MOCHA(problem, SDCA(), omega_every=2, rounds=4), 0, 4)
+    assert learned.describe()["omega_learned"]
+    assert not rounds(MOCHA(problem, SDCA(), omega_every=2, rounds=3), 0, 3).describe()["omega_learned"]
     assert Local(problem, SDCA(), 0.3).describe() == {
         "algorithm": "local",
         "regularizer": "ridge",

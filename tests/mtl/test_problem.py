@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hmtl.data import Task
 from hmtl.errors import ConfigError, DataError
-from hmtl.mtl import Hinge, Loss, Problem, Ridge, TaskRelationship, sigma_prime
+from hmtl.mtl import Hinge, Loss, Problem, Ridge, Squared, TaskRelationship, sigma_prime
 
 draw = {
     "seed": st.integers(0, 10**6),
@@ -96,3 +96,9 @@ def test_refusals():
     with pytest.raises(ConfigError, match="reduction='max'"):
         Problem([good], Hinge(), Ridge(1.0), "max")
     assert Problem([task("heights", labels=(0.0, 7.5))], AnyNumber(), Ridge(1.0)).K == 1
+
+
+def test_of_a_number_that_nowhere_varies_there_is_an_error_and_no_r2():
+    y = torch.full((3,), 0.1, dtype=torch.float64)  # whose mean is not 0.1, by rounding
+    problem = Problem([Task("a", torch.eye(3), y, torch.eye(3), y)], Squared(), Ridge(0.1))
+    assert set(problem.figures("train", torch.tensor([0.25]))) == {"train_error", "train_error_worst"}

@@ -97,7 +97,12 @@ class MOCHA(Algorithm):
         return self.aggregator.settled(tolerance * abs(self.metrics()["primal"]))
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | ({"passes": self.solver.passes} if isinstance(self.solver, SDCA) else {})
+        described = super().describe()
+        if isinstance(self.solver, SDCA):
+            described["passes"] = self.solver.passes
+        if self.aggregator.omega_every:
+            described["omega_learned"] = bool(self.aggregator.gain.isfinite())
+        return described
 
     @property
     def W(self) -> Tensor:
