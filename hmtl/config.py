@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from hmtl.errors import ConfigError
+from hmtl.progress import progress
 from hmtl.settings import check_settings, takes
 
 if TYPE_CHECKING:
@@ -191,7 +192,9 @@ def build_network(cfg: DictConfig) -> Network:
 
 def build_communicator(cfg: DictConfig, topology: Topology) -> Communicator:
     """How the messages travel on `topology`."""
-    communicator: Communicator = _instantiate(cfg.communicator, topology=topology, network=build_network(cfg))
+    network = build_network(cfg)
+    with progress(f"Planning for K={topology.K} users and H={topology.H} relays"):
+        communicator: Communicator = _instantiate(cfg.communicator, topology=topology, network=network)
     return communicator
 
 

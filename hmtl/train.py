@@ -21,7 +21,7 @@ def train(cfg: DictConfig) -> None:
 
     run = build(cfg)
     try:
-        figures = {"topology": draw(run.communicator.topology)}
+        figures = {"topology": draw(run.communicator.topology, run.communicator.planner.home)}
         figures["topology"].savefig(run.output_dir / "topology.png", dpi=150)
         history = run.trainer.fit(run.checkpoint)
         if run.trainer.interrupted and len(history) < cfg.rounds:

@@ -19,6 +19,7 @@ ALLOWED = {
     "mtl": {"data"},
     "atomic": set(),
     "signals": set(),
+    "progress": set(),
     "settings": set(),
     "checkpoint": {"atomic"},
     "saved": {"atomic", "data", "mtl"},

@@ -5,10 +5,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import DictConfig
 
+from hmtl.coding import Choice
 from hmtl.errors import ConfigError
 from hmtl.plan import plan
 
@@ -38,16 +40,89 @@ def test_fig2(as_json: Callable[..., dict[str, dict[str, object]]], tmp_path: Pa
 
 
 def test_times_and_verdict_by_hand(as_json: Callable[..., dict[str, dict[str, object]]]) -> None:
-    result = as_json("V_bits=1000", "network.W1=2000", "network.W2=1000")
+    slow = ("V_bits=1000", "network.W1=2000", "network.W2=1000")
+    result = as_json(*slow)
     assert result["seconds"]["broadcast"]["uncoded"] == pytest.approx(20 + 40)
     assert result["seconds"]["broadcast"]["paper"] == pytest.approx(20 + 10 + 8)
     assert result["seconds"]["unicast"]["paper"] == pytest.approx(20 + 10 + 5 * 8)
     assert result["seconds"]["unicast"]["uncoded"] == pytest.approx(60)
-    assert str(result["verdict"]).startswith("Coding pays here")
-    assert "36.7% less" in str(result["verdict"])
-    unicast = as_json("V_bits=1000", "network.W1=2000", "network.W2=1000", "network.medium=unicast")
-    assert str(unicast["verdict"]).startswith("Coding does not pay here")
-    assert "16.7% more" in str(unicast["verdict"])
+    assert result["aggregators"]["broadcast"]["seconds"]["broadcast"] == pytest.approx(20 + 8 + 8)
+    assert result["aggregators"]["unicast"]["seconds"]["unicast"] == pytest.approx(20 + 28)
+    assert str(result["verdict"]).startswith("Coding pays here, on a broadcast downlink: with relays 0, 1, 2 as")
+    assert "40.0% less" in str(result["verdict"])
+    unicast = as_json(*slow, "network.medium=unicast")
+    assert str(unicast["verdict"]).startswith("Coding pays here, on a unicast downlink")
+    assert "20.0% less" in str(unicast["verdict"])
+    alone = as_json(*slow, "r=2", "network.medium=unicast")
+    assert str(alone["verdict"]).startswith("Coding does not pay here, on a unicast downlink: no choice of aggregators")
+    assert "all relays take 58.3% more" in str(alone["verdict"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "medium", "relays", "ivs"),
+    [
+        ((), "broadcast", 3, 16),
+        ((), "unicast", 2, 28),
+        (("r=2",), "unicast", 0, 40),
+        (("topology=heterogeneous", "K=50", "H=4", "r=2", "d=0.45"), "broadcast", 2, 6),
+    ],
+)
+def test_who_aggregates(
+    as_json: Callable[..., dict[str, dict[str, object]]], overrides: tuple[str, ...], medium: str, relays: int, ivs: int
+) -> None:
+    best: Any = as_json(*overrides)["aggregators"][medium]
+    assert len(best["relays"]) == relays
+    assert best["relays_to_server"] + best["server_to_relays"] == pytest.approx(ivs)
+    assert best["bound"] == best["cost"] == pytest.approx(ivs)
+    assert best["proven"]
+    assert best["downlinks"][medium] == best["server_to_relays"]
+
+
+@pytest.mark.parametrize("medium", ["broadcast", "unicast"])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_verdict_weighs_all_choices(
+    as_json: Callable[..., dict[str, dict[str, object]]], seed: int, medium: str
+) -> None:
+    """On random networks, some with slow or parallel uplinks: coding pays where any choice takes less than uncoded."""
+    links = ("network.uplink=parallel",) if seed % 2 else ("network.uplink_bps=[1e8,2e7,1e8,5e7]",)
+    result: Any = as_json(
+        "topology=any_r", "K=8", "H=4", f"r={1 + seed // 2 % 3}", f"seed={seed}", f"network.medium={medium}", *links
+    )
+    everyone = result["seconds"][medium]
+    found = [best["seconds"][medium] for best in result["aggregators"].values()]
+    least = min(*found, *(everyone[scheme] for scheme in ("optimal", "paper", "equal")))
+    pays = least < everyone["uncoded"] * (1 - 1e-9)
+    assert result["verdict"].startswith("Coding pays here" if pays else "Coding does not pay here")
+    assert result["uplink_seconds"]["bound"] <= result["uplink_seconds"]["optimal"] * (1 + 1e-9)
+    for best in result["aggregators"].values():
+        assert best["bound"] <= best["cost"] * (1 + 1e-9)
+
+
+def test_what_cannot_be_trained_is_told(
+    as_json: Callable[..., dict[str, dict[str, object]]], configure: Configure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = ("K=5000", "topology=any_r")
+    told = as_json(*large)["not_trainable"]
+    assert set(told) == {"paper", "equal"}
+    assert "more than 4096 take too long" in str(told["paper"])
+    assert as_json()["not_trainable"] == {}
+    plan(configure(*large, name="plan"))
+    text = " ".join(capsys.readouterr().out.split())
+    assert "all relays, paper *" in text
+    assert "* scheme=paper cannot be trained with. This allocation cuts" in text
+
+
+def test_what_is_not_proven_is_not_called_best(
+    configure: Configure, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "hmtl.plan.best_aggregators", lambda t, scheme, uplinks, medium: Choice((0, 1), 20.0, bound=16.0)
+    )
+    plan(configure(name="plan"))
+    text = " ".join(capsys.readouterr().out.split())
+    assert "found for broadcast" in text
+    assert "best for broadcast" not in text
+    assert "others may take up to" in text
 
 
 def test_unequal_uplinks_by_hand(as_json: Callable[..., dict[str, dict[str, object]]]) -> None:
@@ -92,6 +167,10 @@ def test_text_fits_80_columns(
     lines = capsys.readouterr().out.splitlines()
     assert any("paper" in line for line in lines)
     assert max(len(line) for line in lines if not line.startswith("Picture")) <= 80
+    monkeypatch.setenv("COLUMNS", "200")
+    plan(configure("topology=any_r", "K=1000", "H=20", "r=6", name="plan"))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in lines[: lines.index(next(line for line in lines if "Theorem 2" in line))]) <= 80
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,10 @@ from hmtl.coding.schemes import (
     bounds,
     loads,
     make_plan,
+    obstacle,
     resolve,
     scheme_of,
+    uplink_bound,
 )
 
 __all__ = [
@@ -41,6 +43,8 @@ __all__ = [
     "forwarders",
     "loads",
     "make_plan",
+    "obstacle",
     "resolve",
     "scheme_of",
+    "uplink_bound",
 ]

@@ -11,6 +11,7 @@ by that.
 Shapes: H active relays, T types; 2^H sets of relays, whose members are the bits of their number.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -23,6 +24,8 @@ from hmtl.coding.optimal import Demand, Uplinks
 from hmtl.coding.programme import over_sets, users_within
 from hmtl.errors import CodingError
 from hmtl.topology import Topology
+
+log = logging.getLogger(__name__)
 
 MEDIA = ("broadcast", "unicast")
 MOST_ENUMERATED = 20  # relays, all sets of which are compared by their bounds
@@ -110,6 +113,7 @@ class Search:
         """
         H = self.demand.H
         self.found: tuple[float, tuple[int, ...]] = float(self.speed * server) + self.K, ()
+        self.tried = 0
         everyone = tuple(range(H))
         if H <= MOST_ENUMERATED:
             bounds = self._bounds()
@@ -140,6 +144,8 @@ class Search:
         return Choice(tuple(self.relays[i] for i in A), float(cost), float(min(bound, cost)))
 
     def _try(self, A: tuple[int, ...]) -> None:
+        self.tried += 1
+        log.debug("choices of aggregators tried: %d", self.tried)
         u = self.demand.avoiding(A)
         rest = self._down(A) + u
         uplink = self.meter(A, u, (self.found[0] * (1 - 1e-12) - 1e-9 - rest) / self.speed)

@@ -102,6 +102,12 @@ class Programme:
                 return time, y[: self.H]
         return enough, x[: self.H]
 
+    def bound(self, A: Sequence[int], models: float = 0) -> float:
+        """What the uplink takes at least: the least time, or a little less where the programme takes too many steps."""
+        self.least(A, models)
+        apart = 0.0 if self.parallel else models / float(self.W[list(A)].max())
+        return self._seconds(self._solve(A, models if self.parallel else 0)) + apart
+
     def _for_all(self) -> NDArray[np.float64]:
         """Rates with which every relay learns all [H]."""
         rates = self.demand.rates(1, self.uplinks)

@@ -1,19 +1,23 @@
 """The schemes by name: what each of them sends, and how. Nothing else compares their names."""
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 
 import numpy as np
 
 from hmtl.coding.aggregators import MEDIA, Choice, Meter, Search, aggregators_of
-from hmtl.coding.allocation import Split, allocate, cheapest, even
-from hmtl.coding.formulas import Loads, allocated_loads, bounds_for, optimal_loads, uncoded_loads
+from hmtl.coding.allocation import Allocation, Split, allocate, cheapest, even
+from hmtl.coding.formulas import Loads, allocated_loads, bounds_for, optimal_loads, uncoded_loads, unheard
 from hmtl.coding.optimal import Demand, Uplinks
 from hmtl.coding.plan import Block, Plan, allocated_code, optimal_code
 from hmtl.coding.programme import Programme
 from hmtl.errors import CodingError
 from hmtl.topology import Topology
+
+log = logging.getLogger(__name__)
 
 Aggregators = str | Sequence[int]
 """Who learns all IVs: `all` active relays, the `server`, `auto` for those that take the least time, or relays."""
@@ -29,12 +33,14 @@ class Scheme:
         meter: of a topology and uplinks, how long the uplink takes for aggregators.
         code: the blocks of a plan, of topology, aggregators (one at least), seed, max_pieces, generation and uplinks.
             None: IVs go to the server as they are.
+        obstacle: of a topology and aggregators, why no plan is made for them; empty where one is.
     """
 
     name: str
     loads: Callable[[Topology, Sequence[int], Uplinks | None], Loads]
     meter: Callable[[Topology, Uplinks | None], Meter]
     code: Callable[[Topology, Sequence[int], int, int, int, Uplinks | None], Iterable[Block]] | None
+    obstacle: Callable[[Topology, Sequence[int]], str] = lambda t, A: ""
 
 
 def _seconds(t: Topology, load: Loads, uplinks: Uplinks | None) -> float:
@@ -47,17 +53,24 @@ def _seconds(t: Topology, load: Loads, uplinks: Uplinks | None) -> float:
 def _by_allocation(name: str, split: Split) -> Scheme:
     """The scheme of Hu et al. 2022, Section IV, with a choice of α; uplinks and settings mean nothing to it."""
 
+    @lru_cache(1)  # who asks for loads asks next whether they can be sent
+    def parts(t: Topology, A: tuple[int, ...]) -> tuple[Allocation, ...]:
+        return allocate(t, split, A)
+
     def found(t: Topology, A: Sequence[int], uplinks: Uplinks | None) -> Loads:
-        return allocated_loads(t, A, allocate(t, split, A), uplinks)
+        return allocated_loads(t, A, parts(t, tuple(A)), uplinks)
 
     def meter(t: Topology, uplinks: Uplinks | None) -> Meter:
         return lambda places, models, stop: _seconds(t, found(t, [t.active[i] for i in places], uplinks), uplinks)
 
     def code(t: Topology, A: Sequence[int], seed: int, *_: object) -> Iterable[Block]:
         places = [t.active.index(i) for i in A]
-        return (allocated_code(part, places, seed) for part in allocate(t, split, A))
+        return (allocated_code(part, places, seed) for part in parts(t, tuple(A)))
 
-    return Scheme(name, found, meter, code)
+    def obstacle(t: Topology, A: Sequence[int]) -> str:
+        return next((part.too_long for part in parts(t, tuple(A)) if part.too_long), "")
+
+    return Scheme(name, found, meter, code, obstacle)
 
 
 SCHEMES: Mapping[str, Scheme] = MappingProxyType(
@@ -176,6 +189,36 @@ def bounds(t: Topology, *, aggregators: Aggregators = "all", medium: str = "broa
     return bounds_for(t, resolve(t, aggregators, medium=medium))
 
 
+def obstacle(t: Topology, scheme: str, aggregators: Aggregators = "all") -> str:
+    """Why a coded scheme, whose loads are known, cannot be carried out; empty where it can.
+
+    Raises:
+        CodingError: no such coded scheme, or no such aggregators.
+    """
+    A = resolve(t, aggregators, scheme)
+    return scheme_of(scheme, CODED_SCHEMES).obstacle(t, A) if A else ""
+
+
+def uplink_bound(t: Topology, uplinks: Uplinks | None = None, *, aggregators: Aggregators = "all") -> float:
+    """What the uplink of any scheme with these aggregators takes at least: the linear programme over all cuts.
+
+    Args:
+        t: the topology.
+        uplinks: of the active relays; None: all alike and shared, and the bound is that of `Demand.optimum`.
+        aggregators: who learns all IVs.
+
+    Returns:
+        A time, in IVs at the speed of the fastest relay; models that pass the server are in it.
+    """
+    A = resolve(t, aggregators, uplinks=uplinks)
+    if not A:
+        return _seconds(t, uncoded_loads(t, uplinks), uplinks)
+    demand, places = Demand(t.core), [t.active.index(i) for i in A]
+    if uplinks is None and len(A) == len(t.active):
+        return float(demand.optimum()[0])
+    return Programme(demand, uplinks).bound(places, unheard(t, A))
+
+
 def make_plan(
     t: Topology,
     scheme: str = "optimal",
@@ -213,5 +256,9 @@ def make_plan(
     code = scheme_of(scheme, CODED_SCHEMES).code
     assert code is not None
     A = resolve(t, aggregators, scheme, uplinks, medium)
-    blocks = tuple(code(t, A, seed, max_pieces, generation, uplinks)) if A else ()
-    return Plan(t, scheme, seed, A, uplinks, blocks)
+    blocks, done = [], 0
+    for block in code(t, A, seed, max_pieces, generation, uplinks) if A else ():
+        blocks.append(block)
+        done += len(block.users)
+        log.debug("a code for %d of %d users", done, len(t.present))
+    return Plan(t, scheme, seed, A, uplinks, tuple(blocks))

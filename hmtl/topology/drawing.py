@@ -3,6 +3,7 @@
 Shapes: K users, H relays, n marks for users: each one user or, in a large network, one type.
 """
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,12 +19,17 @@ DARK, GREY, USER = "#333333", "#8c8c8c", "#ffffff"
 LUMINANCE = np.array([0.3, 0.6, 0.1])  # of red, green, blue
 
 
-def draw(topology: Topology) -> "Figure":
+def draw(topology: Topology, aggregators: Collection[int] | None = None) -> "Figure":
     """Draws server, relays, users and links, the links in their relay's colour.
 
     Points of a layout are drawn true to scale, the server above them. Without one, server, relays and users stand in
     three rows; beyond 40 users, those with the same relays share a mark, which tells their number or has area by it.
     Absent users have no links.
+
+    Args:
+        topology: who hears whom.
+        aggregators: the relays that compute the models, which get a frame; none: the server, which gets it; None: who
+            does is not shown.
     """
     import matplotlib
     from matplotlib.collections import LineCollection
@@ -52,6 +58,10 @@ def draw(topology: Topology) -> "Figure":
     axes.add_collection(LineCollection(links, colors=colors[i], alpha=thin, linewidths=min(1, 5 * thin), zorder=1))
     edge = 0.8 if len(labels) < 400 else 0.4
     axes.scatter(users[:, 0], users[:, 1], sizes, USER, marker="o", edgecolors=DARK, linewidths=edge, zorder=2)
+    frame = "s" if aggregators else "^"
+    if aggregators is not None:
+        at, size = (relays[sorted(aggregators)], 620) if aggregators else (server[None], 1300)
+        axes.scatter(at[:, 0], at[:, 1], size, "white", marker=frame, edgecolors=DARK, linewidths=1.6, zorder=2.5)
     axes.scatter(relays[:, 0], relays[:, 1], 260, colors, marker="s", edgecolors=DARK, linewidths=0.8, zorder=3)
     axes.scatter(server[:1], server[1:], 420, DARK, marker="^", zorder=3)
     texts = [(xy, str(i), DARK if colors[i, :3] @ LUMINANCE > 0.5 else "white") for i, xy in enumerate(relays)]
@@ -66,7 +76,16 @@ def draw(topology: Topology) -> "Figure":
         Line2D([], [], color=DARK, linestyle="dashed", linewidth=0.8, label="relay to server"),
         Line2D([], [], color=GREY, linewidth=1, label="user to relay"),
     ]
-    figure.legend(handles=entries, loc="outside lower center", ncols=len(entries), frameon=False)
+    if aggregators is not None:
+        computes = Line2D([], [], marker=frame, color="white", markeredgecolor=DARK, linestyle="none", markersize=12)
+        computes.set(markeredgewidth=1.6, label="computes models")
+        entries.insert(3, computes)
+    figure.legend(
+        handles=entries,
+        loc="outside lower center",
+        ncols=len(entries) if kind == "user" and not topology.layout else 3,
+        frameon=False,
+    )
     return figure
 
 

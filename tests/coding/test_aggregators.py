@@ -1,5 +1,6 @@
 """Who aggregates: against all sets of relays, each with the linear programme of all its cuts; plans carried out."""
 
+import re
 from itertools import combinations
 
 import numpy as np
@@ -9,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from hmtl.coding import Uplinks, aggregators, best_aggregators, bounds, loads, make_plan, programme
+from hmtl.coding import (
+    Uplinks,
+    aggregators,
+    best_aggregators,
+    bounds,
+    loads,
+    make_plan,
+    obstacle,
+    programme,
+    uplink_bound,
+)
 from hmtl.errors import CodingError
 from hmtl.testing.networks import restricted, topologies
 from hmtl.topology import Topology, any_r, geometric, heterogeneous, symmetric
@@ -188,6 +199,52 @@ def test_aggregators_learn_all_and_helpers_need_nothing(t, scheme, links, genera
             assert load.uplink == pytest.approx(best.uplink)
         else:  # whole pieces, up to eight of them
             assert best.uplink - 1e-9 <= load.uplink < best.uplink + len(t.active) / 8 + 1e-9
+
+
+@settings(max_examples=40)
+@given(
+    t=topologies(max_H=5, max_K=12) | restricted(topologies(max_H=5)).filter(lambda t: t.active),
+    parallel=st.booleans(),
+    everyone=st.booleans(),
+    alike=st.booleans(),
+    seed=st.integers(0, 2**20),
+)
+def test_unequal_or_parallel_uplinks_have_one_load_and_a_bound_on_its_time(t, parallel, everyone, alike, seed):
+    """Formula and plan agree to the last piece, relay by relay, and take no less than the linear programme says."""
+    rng = np.random.default_rng(seed)
+    A = t.active if everyone else sorted(rng.choice(t.active, rng.integers(1, len(t.active) + 1), False).tolist())
+    W = np.ones(len(t.active)) if alike else rng.choice((0.5, 1, 1.5, 4), len(t.active))
+    links = Uplinks(tuple(W.tolist()), parallel)
+    load, plan = loads(t, "optimal", links, aggregators=A), make_plan(t, seed=seed, uplinks=links, aggregators=A)
+    assert plan.loads == load
+    assert (plan.loads.by_relay, plan.loads.unicast) == (load.by_relay, load.unicast)
+    places, G = [t.active.index(i) for i in A], present(t)
+    models = int((G[places].sum(axis=0) == 0).sum())
+    bound = uplink_bound(t, links, aggregators=A)
+    assert bound == pytest.approx(uplink(G, places, W, parallel, models) * W.max(), abs=1e-6)
+    time = links.seconds(np.array(load.by_relay)[list(t.active)]) * W.max()
+    assert bound - 1e-9 <= time
+    if not parallel:
+        assert time <= bound + W.max() / W.min()  # of at most a piece more
+    assert loads(t).uplink == pytest.approx(uplink_bound(t))
+
+
+def test_the_bound_of_the_server_is_its_time():
+    t = symmetric(20, 5, 3)
+    assert uplink_bound(t, aggregators="server") == 20
+    assert uplink_bound(t, Uplinks((1.0,) * 5, parallel=True), aggregators="server") == 4
+
+
+def test_what_cannot_be_planned():
+    t = any_r(1000, 10, 6)
+    for scheme in ("paper", "equal"):
+        reason = obstacle(t, scheme)
+        assert "more than 4096 take too long" in reason
+        with pytest.raises(CodingError, match=re.escape(reason)):
+            make_plan(t, scheme)
+        assert obstacle(symmetric(20, 5, 3), scheme) == ""
+        assert obstacle(t, scheme, "server") == ""
+    assert obstacle(t, "optimal") == ""
 
 
 def test_largest_networks():

@@ -88,6 +88,21 @@ def test_absent_users_are_drawn_without_links(t):
     assert parts(t.restricted(users=()))[2] == []
 
 
+@pytest.mark.parametrize("t", [symmetric(20, 5, 3), any_r(2000, 12, 6), geometric(30, 4, 0.4)], ids=repr)
+@pytest.mark.parametrize("aggregators", [[0, 2], []])
+def test_who_computes_models_is_framed(t, aggregators):
+    figure = draw(t, aggregators)
+    figure.savefig(BytesIO(), dpi=40)
+    (axes,) = figure.axes
+    _, frames, relays, server = (c.get_offsets() for c in axes.collections if isinstance(c, PathCollection))
+    assert np.array_equal(frames, relays[aggregators] if aggregators else server)
+    (legend,) = figure.legends
+    assert "computes models" in [text.get_text() for text in legend.get_texts()]
+    inside, page = legend.get_window_extent(), figure.bbox
+    assert page.x0 <= inside.x0
+    assert inside.x1 <= page.x1
+
+
 def test_a_single_relay():
     assert len(parts(Topology([[1, 1, 1]]))[2]) == 3
 
