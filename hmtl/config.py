@@ -237,6 +237,7 @@ def build(cfg: DictConfig) -> Run:
     communicator = build_communicator(cfg, topology)
     build_participation(cfg, topology)
     algorithm = build_algorithm(cfg, build_problem(cfg, tasks))
+    communicator.meet(algorithm.aggregator)
     output_dir = Path(cfg.output_dir)
     loggers = [_instantiate(node) for node in cfg.logger.values()]
     trainer = Trainer(

@@ -8,6 +8,7 @@ client sends, and an *iteration* a round. A *load* is what a tier carries in an 
 """
 
 from hmtl.coding.aggregators import MEDIA, Choice
+from hmtl.coding.demands import DemandPlan, demand_bounds, demand_plan, demands_of, serve
 from hmtl.coding.formulas import Loads, forwarders
 from hmtl.coding.optimal import Demand, Uplinks
 from hmtl.coding.plan import Block, Plan
@@ -34,17 +35,22 @@ __all__ = [
     "Block",
     "Choice",
     "Demand",
+    "DemandPlan",
     "Loads",
     "Plan",
     "Scheme",
     "Uplinks",
     "best_aggregators",
     "bounds",
+    "demand_bounds",
+    "demand_plan",
+    "demands_of",
     "forwarders",
     "loads",
     "make_plan",
     "obstacle",
     "resolve",
     "scheme_of",
+    "serve",
     "uplink_bound",
 ]

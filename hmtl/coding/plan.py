@@ -115,11 +115,16 @@ class Plan:
         """What the plan sends, in IVs, padding aside: that of the formula, but for `optimal` with too few pieces."""
         if not self.aggregators:
             return uncoded_loads(self.topology, self.uplinks)
+        return Loads.coded(self.topology, self.aggregators, self.sent, *self.received, self.uplinks)
+
+    @cached_property
+    def received(self) -> tuple[Fraction, Fraction]:
+        """IVs' worth of combinations from the server, where all hear it, and where each relay gets its own copy."""
         broadcast, unicast = Fraction(), Fraction()
         for block in self.blocks:
             broadcast += Fraction(len(block.downlink), block.pieces)
             unicast += sum(len(block.users) - len(block.heard[i]) for i in block.aggregators)
-        return Loads.coded(self.topology, self.aggregators, self.sent, broadcast, unicast, self.uplinks)
+        return broadcast, unicast
 
     def carriers(self, models: int) -> NDArray[np.int64]:
         """Which aggregator sends each of so many models to the server, for users whom none of them hears."""
@@ -129,17 +134,35 @@ class Plan:
 def optimal_code(
     t: Topology, A: Sequence[int], seed: int, max_pieces: int, generation: int, uplinks: Uplinks | None
 ) -> Iterator[Block]:
-    """For each generation, one code across all z: random combinations, as many as the rates say.
+    """For each generation, one code across all z, of the users whom not all aggregators hear; see `code_of`."""
+    users = np.flatnonzero((t.degrees > 0) & ~t.G[list(A)].all(axis=0))
+    if len(users):
+        places = np.searchsorted(t.active, A).tolist()
+        G, models = t.G[list(t.active)][:, users], unheard(t, A) / len(users)
+        yield from code_of(users, G, places, seed, max_pieces, generation, uplinks, models)
+
+
+def code_of(
+    users: NDArray[np.int64],
+    G: NDArray[np.uint8],
+    places: Sequence[int],
+    seed: int,
+    max_pieces: int,
+    generation: int,
+    uplinks: Uplinks | None,
+    models: float = 0.0,
+) -> Iterator[Block]:
+    """For each generation of these users, one code: random combinations, as many as the rates say.
 
     Generations with as many users of each type have the same code, which is made once.
+
+    Args:
+        users: their numbers [n].
+        G: which relays hear them [H, n]; `places` and blocks count relays as the rows of G, `uplinks` has as many.
+        models: that pass the server, for each user.
     """
-    users = np.flatnonzero((t.degrees > 0) & ~t.G[list(A)].all(axis=0))
-    if not len(users):
-        return
-    G, places = t.G[list(t.active)][:, users], np.searchsorted(t.active, A).tolist()
     groups = similar_groups(G, max(1, round(len(users) / generation)))
-    slack = ROUNDING if len(groups) > 1 else 1e-9
-    rates_of = _rates(places, slack, uplinks, unheard(t, A) / len(users))
+    rates_of = _rates(places, ROUNDING if len(groups) > 1 else 1e-9, uplinks, models)
     made: dict[bytes, Block] = {}
     for group in groups:
         hears, n = G[:, group], len(group)

@@ -5,16 +5,19 @@ only what was sent to them; bits by link, and seconds. Knows topologies and code
 sides for IVs (intermediate values: the clients' updates) and models.
 """
 
-from hmtl.communication.communicator import CodedHierarchical, Communicator, Outcome, Uncoded
+from hmtl.communication.communicator import CodedHierarchical, Communicator, Uncoded
 from hmtl.communication.ledger import SETUP, TIERS, Bits, LinkLedger
 from hmtl.communication.links import InProcess, Links
 from hmtl.communication.network import Network, tier_loads
+from hmtl.communication.partial import CodedPartial
+from hmtl.communication.round import Outcome
 
 __all__ = [
     "SETUP",
     "TIERS",
     "Bits",
     "CodedHierarchical",
+    "CodedPartial",
     "Communicator",
     "InProcess",
     "LinkLedger",

@@ -31,6 +31,12 @@ class AggregatorSide(Protocol):
     def update(self, users: Users, ivs: Tensor) -> Tensor:
         """IVs [n, m + e] of those who were heard to models [K, m + e′] of all."""
 
+    def needs(self) -> NDArray[np.bool_] | None:
+        """Whose IVs each model is computed from [K, K]; None: those of all."""
+
+    def part(self, of: Users, users: Users, ivs: Tensor, rounds: int) -> Tensor:
+        """Models of some users, of the IVs of some, after so many rounds; only where there are such needs."""
+
     def state_dict(self) -> dict[str, Tensor]: ...
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None: ...

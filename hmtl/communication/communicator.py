@@ -5,7 +5,7 @@ K users, H relays, m numbers per IV.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from hmtl.communication.messages import Users
 from hmtl.communication.network import Network, tier_loads
 from hmtl.communication.planner import Planner
 from hmtl.communication.relay import Relay
-from hmtl.communication.round import Nodes, play
+from hmtl.communication.round import Nodes, Outcome, play
 from hmtl.communication.server import Server
 from hmtl.communication.stopwatch import Stopwatch
 from hmtl.communication.wire import WIRES
@@ -38,23 +38,6 @@ from hmtl.topology import Topology
 
 BEFORE = -1  # the number of the set-up round
 NOBODY: Users = np.empty(0, np.int64)
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What came of a round.
-
-    Attributes:
-        users: those whose IV counted.
-        relays: those that were there.
-        aggregators: the relays that computed the models; none where the server did.
-        empty: nobody computed models: no relay was there, or none that held the present state.
-    """
-
-    users: Users
-    relays: tuple[int, ...]
-    aggregators: tuple[int, ...]
-    empty: bool
 
 
 class Communicator(ABC):
@@ -94,6 +77,9 @@ class Communicator(ABC):
         self._dtype = ""  # of the models
         self._before = [0.0, 0.0]  # seconds of the set-up, and what they were uncoded
         self._setups = 0
+
+    def meet(self, aggregator: AggregatorSide) -> None:  # noqa: B027, most take any
+        """Refuse a learner that cannot be served, before the first round."""
 
     def setup(self, users: UserSide, aggregator: AggregatorSide) -> None:
         """Exchange what has to be known before the first round, in one turn or more; the ledger counts it as SETUP."""
@@ -227,7 +213,7 @@ class Communicator(ABC):
             return []
         assert nodes.server is not None
         every: list[UserHost | Relay | Server] = [*nodes.hosts, *nodes.relays, nodes.server]
-        return [*((node.name, node) for node in every), ("aggregation", nodes.seat)]
+        return [*((node.name, node) for node in every), *([("aggregation", nodes.seat)] if nodes.seat else [])]
 
     def _remember(self, memory: dict[str, Any]) -> None:
         for name, node in self._rememberers():

@@ -27,6 +27,11 @@ class Code:
         coded = np.concatenate([np.empty(0, np.int64), *(np.array(block.users) for block in self.plan.blocks)])
         return np.setdiff1d(np.array(self.plan.topology.present, dtype=np.int64), coded)
 
+    def receivers(self, block: int) -> tuple[int, ...]:
+        """The relays that decode a block."""
+        active = self.plan.topology.active
+        return tuple(active[n] for n in self.plan.blocks[block].aggregators)
+
     def carriers(self, models: int) -> NDArray[np.int64]:
         """Which aggregator sends each of so many models, of users whom none of them hears, to the server."""
         if not self.plan.aggregators:  # as nobody was heard

@@ -120,7 +120,7 @@ class Relay:
 
     def decode(self, segment: Segment, messages: Sequence[Message]) -> None:
         """The pieces that the relay missed, from the server's combinations and its own pieces."""
-        if not self._aggregates:
+        if self.i not in self.planner.code(self.attendance).receivers(segment.number):
             return
         view = self._view(segment)
         if len(messages) == 0 and view.need:
@@ -130,9 +130,14 @@ class Relay:
             )
         sent = getattr(messages[0], segment.part)[: view.need] if messages else self._heard[:0]
         decoded = view.decode(sent, self._heard)
-        self._digest.add(view.check(self._heard, decoded))
+        self._keep(segment, decoded, view.check(self._heard, decoded))
+
+    def _keep(self, segment: Segment, decoded: Tensor, check: Tensor) -> None:
+        """Take what was decoded, and its fingerprint."""
+        self._digest.add(check)
         if seat := self._seat():
-            segment.put(decoded, seat.ivs[segment.part], seat.place(segment.users[view.missing]))
+            missing = segment.users[self._view(segment).missing]
+            segment.put(decoded, seat.ivs[segment.part], seat.place(missing))
 
     def finish(self) -> None:
         """All IVs are known: those that were not coded, every aggregator heard."""

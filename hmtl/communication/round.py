@@ -20,6 +20,7 @@ from hmtl.communication.messages import (
     STATE,
     VERDICT,
     Message,
+    Users,
 )
 from hmtl.communication.relay import Relay
 from hmtl.communication.server import Server
@@ -28,14 +29,31 @@ from hmtl.communication.stopwatch import Stopwatch
 
 @dataclass(frozen=True)
 class Nodes:
-    """The nodes of this process, `seat`, which those that aggregate share, and the names of all nodes."""
+    """The nodes of this process, `seat`, which those that aggregate share if they do, and the names of all nodes."""
 
     hosts: Sequence[UserHost]
     relays: Sequence[Relay]
     server: Server | None
-    seat: Aggregation
+    seat: Aggregation | None
     all_hosts: Sequence[str]
     all_relays: Sequence[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What came of a round.
+
+    Attributes:
+        users: those whose IV counted.
+        relays: those that were there.
+        aggregators: the relays that computed the models; none where the server did.
+        empty: nobody computed models: no relay was there, or none that held the present state.
+    """
+
+    users: Users
+    relays: tuple[int, ...]
+    aggregators: tuple[int, ...]
+    empty: bool
 
 
 def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch, coded: bool) -> None:
@@ -45,7 +63,7 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch, coded: bool) 
         round: its number.
         nodes: who is there; an absent relay is not among them.
         links: how messages travel.
-        watch: told how long each node takes; computing the models counts as `global update`.
+        watch: told how long each node takes; computing the models counts as `global update`, of each relay apart.
         coded: whether relays aggregate and code; else the server does, and they forward.
 
     Raises:
@@ -89,7 +107,7 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch, coded: bool) 
                 turn(relay.name, relay.decode, segment, inbox(relay.name, BROADCAST))
         for relay in relays:
             turn(relay.name, relay.finish)
-            turn("global update", relay.aggregate)
+            turn(f"global update of {relay.name}", relay.aggregate)
             turn(relay.name, relay.confirm)
         if server:
             digests, models = (inbox(SERVER, kind, nodes.all_relays) for kind in (DIGESTS, MODELS))

@@ -47,7 +47,7 @@ class Server:
         self._round = round
         reports = {
             i: Report.from_bytes(message.overhead[0].numpy(), self.t, i)
-            for i, message in zip(map(_sender, messages), messages, strict=True)
+            for i, message in zip(map(relay_of, messages), messages, strict=True)
         }
         content = decide(self.t, reports, self.version, self.planner.home).to_bytes(self.t)
         self.attendance = self.planner.attendance(content.tobytes())
@@ -70,10 +70,10 @@ class Server:
         self._require(active, messages, "sent no combinations", "nobody can decode")
         received = torch.cat([getattr(message, segment.part) for message in messages])
         combinations = matmul(segment.block.downlink, received)
-        to = self.attendance.aggregators
+        code = self.planner.code(self.attendance)
+        to = code.receivers(segment.number)
         if self.planner.network.medium == "broadcast":
             return list(self._to(np.array(to), BROADCAST, *segment.sides(combinations)))
-        code = self.planner.code(self.attendance)
         each = ((np.array([i]), combinations[: code.view(segment.number, i).need]) for i in to)
         return [copy for i, rows in each for copy in self._to(i, BROADCAST, *segment.sides(rows))]
 
@@ -83,7 +83,7 @@ class Server:
         Raises:
             CodingError: they do not, or one of them sent no digests.
         """
-        found = {_sender(message): message.overhead[0].numpy().tobytes() for message in digests}
+        found = {relay_of(message): message.overhead[0].numpy().tobytes() for message in digests}
         values = list(found.values())
         usual = max(values, key=values.count, default=b"")
         if odd := [i for i, value in found.items() if value != usual]:
@@ -142,7 +142,7 @@ class Server:
 
     def _require(self, relays: Sequence[int], messages: Sequence[Message], lacking: str, so: str) -> None:
         """Refuse to go on without a message of each of these relays."""
-        if lost := sorted(set(relays).difference(map(_sender, messages))):
+        if lost := sorted(set(relays).difference(map(relay_of, messages))):
             raise CodingError(
                 f"{_names(lost)} {lacking} in round {self._round}: {so}. Resume from the last checkpoint."
             )
@@ -176,7 +176,7 @@ class Server:
             )
 
 
-def _sender(message: Message) -> int:
+def relay_of(message: Message) -> int:
     """The relay whose link to the server the message took."""
     assert isinstance(message.links, int)
     return message.links

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Seconds of one round by who spent them, for example `relay 3`, `server` or `global update`."""
+    """Seconds of one round by who spent them, such as `relay 3`, `server` or `global update of relay 3`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

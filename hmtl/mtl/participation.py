@@ -62,6 +62,11 @@ class Participation:
         object.__setattr__(self, "_users", users)
         object.__setattr__(self, "_relays", relays)
 
+    @property
+    def complete(self) -> bool:
+        """Whether all users and relays take part in each round, if not all as fast as others."""
+        return not (self.dropout or self._users or self._relays)
+
     def check(self, K: int) -> None:
         """Refuse a number of users that speeds or schedule do not fit.
 

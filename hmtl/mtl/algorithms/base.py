@@ -76,6 +76,27 @@ class Aggregator(ABC):
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         """IVs [n, m + e] of the users who were heard to models [K, m + e′] of all; knows what to take for others."""
 
+    def needs(self) -> NDArray[np.bool_] | None:
+        """[K, K], row k: whose IVs user k's model is computed from, in any round; None: those of all.
+
+        Where it says so, `part` computes some users' models from these IVs alone.
+
+        Raises:
+            ConfigError: it would be some, but settings such as that of participation stand against it.
+        """
+        return None
+
+    def part(self, of: Ids, users: Ids, ivs: Tensor, rounds: int) -> Tensor:
+        """The models [len(of), m + e′] of some users, to the same bits as `update` after so many rounds; keeps nothing.
+
+        Args:
+            of: whose models.
+            users: whose IVs are known, all that the models need among them.
+            ivs: theirs, [n, m + e].
+            rounds: how many updates there were before.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs all IVs, so that no models are computed from some.")
+
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of all that changes from round to round."""

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.errors import ConfigError
-from hmtl.mtl.algorithms.base import Aggregator, SetupAggregator, SetupUsers, Users
+from hmtl.mtl.algorithms.base import Aggregator, Ids, SetupAggregator, SetupUsers, Users
 from hmtl.mtl.algorithms.gradients import ByGradients, Mixing, ModelUsers, told_nothing
 from hmtl.mtl.regularizers import Regularizer, identity
 
@@ -30,13 +32,19 @@ class FedU(ByGradients):
         return ModelUsers(self.problem, self.solver, self.model, self.seed, self.participation, tells_steps=True)
 
     def _aggregator(self, start: Tensor) -> "Coupling":
-        return Coupling(start, self.problem.regularizer, self.solver.rate)
+        steps = int(self._steps().max())
+        return Coupling(start, self.problem.regularizer, self.solver.rate, steps, self.participation.complete)
+
+    def _steps(self) -> Tensor:
+        """The usual number of steps of each user [K, 1], which exceeds what a straggler takes."""
+        return self.solver.steps(self.problem.rows.counts)[:, None]
 
     def setup(self) -> tuple[Users, Aggregator] | None:
         facts = self.problem.facts()
-        if not facts.shape[1]:
+        if not facts.shape[1] and self.aggregator.reach is None:
             return None
-        return SetupUsers(facts, told_nothing), SetupAggregator(self.aggregator.prepare, self.problem.K)
+        told = torch.cat([facts, self._steps().to(facts)], dim=1)
+        return SetupUsers(told, told_nothing), SetupAggregator(self.aggregator.prepare, self.problem.K)
 
     @torch.no_grad()
     def _objective(self, measured: dict[str, Tensor]) -> dict[str, float]:
@@ -48,20 +56,28 @@ class FedU(ByGradients):
 class Coupling(Mixing):
     """FedU's: steps down the penalty ½ tr(W A Wᵀ).
 
+    Where A has few entries other than zero, a model hangs on few others': then rows are computed each for itself, its
+    neighbours in ascending order, which gives the same bits wherever a row's neighbours are known. Otherwise M is one
+    dense matrix.
+
     Args:
         start: [K, m], the users' first models.
         regularizer: gives A.
-        rate: μ_t of a round t.
+        rate: μ_t of a round t, which never grows.
+        most: R_k of the user who takes the most steps in a round.
+        complete: whether all users and relays take part in each round.
     """
 
-    def __init__(self, start: Tensor, regularizer: Regularizer, rate: Callable[[int], float]) -> None:
+    def __init__(
+        self, start: Tensor, regularizer: Regularizer, rate: Callable[[int], float], most: int, complete: bool = True
+    ) -> None:
         super().__init__(start)
         if regularizer.learns:
             raise ConfigError(
                 f"{type(regularizer).__name__} learns how the tasks relate, FedU is told. "
                 "Choose regularizer=graph, mean or ridge."
             )
-        self.regularizer, self.rate = regularizer, rate
+        self.regularizer, self.rate, self.most, self.complete = regularizer, rate, most, complete
         self._couple()
 
     def _couple(self) -> None:
@@ -70,17 +86,70 @@ class Coupling(Mixing):
         self.regularizer.inverse_coupling(Omega)  # refuses what is no coupling
         self.A = self.regularizer.coupling(Omega)
         self.steepest = float(torch.linalg.eigvalsh(self.A)[-1])
+        self.reach = _reach((self.A != 0).cpu(), self._parts(self.rate(0) * self.most))
 
     def prepare(self, facts: Tensor) -> Tensor:
-        """What the users told of themselves, [K, f], to what they are told, nothing: [K, 0]."""
-        self.regularizer = self.regularizer.prepared(facts).to(self.models.device)
+        """What the users told of themselves, their steps the last of it [K, f + 1], to what they are told, nothing."""
+        self.regularizer = self.regularizer.prepared(facts[:, :-1]).to(self.models.device)
+        self.most = int(facts[:, -1].max())
         self._couple()
         return facts[:, :0]
 
+    def needs(self) -> NDArray[np.bool_] | None:
+        if self.reach is not None and not self.complete:
+            raise ConfigError(
+                "Users or relays drop out, and what stands in for an absent user's IV, the last model made for it, is "
+                "known to the relay alone that made it. Choose participation=full, or another communicator."
+            )
+        return self.reach
+
+    def part(self, of: Ids, users: Ids, ivs: Tensor, rounds: int) -> Tensor:
+        m = self.models.shape[1]
+        W, steps = ivs[:, :m].contiguous().to(self.models), ivs[:, m].double()
+        at = torch.from_numpy(users).to(W.device)
+        mixed = self._by_rows(self.A[at][:, at], W, steps, self.rate(rounds))
+        return mixed[torch.from_numpy(np.searchsorted(users, of)).to(W.device)]
+
+    def mixed(self, W: Tensor, steps: Tensor) -> Tensor:
+        if self.reach is None:
+            return super().mixed(W, steps)
+        return self._by_rows(self.A, W, steps, self.rate(int(self.rounds)))
+
     def mixing(self, steps: Tensor) -> Tensor:
         length = self.rate(int(self.rounds)) * steps.to(self.A)
-        longest = float(length.max()) * self.steepest
-        parts = 1 if longest < 2 else math.ceil(longest)
+        parts = self._parts(float(length.max()))
         part = identity(self.A) - length[:, None] / parts * self.A
         mixing: Tensor = torch.linalg.matrix_power(part, parts)
         return mixing
+
+    def _parts(self, length: float) -> int:
+        """How many parts the longest step is made in."""
+        longest = length * self.steepest
+        return 1 if longest < 2 else math.ceil(longest)
+
+    def _by_rows(self, A: Tensor, W: Tensor, steps: Tensor, rate: float) -> Tensor:
+        """M·W of some users [n, m] and the coupling among them: right for each whose needs are among them.
+
+        In as many parts as the longest step of all users could need, for not all relays know what it is.
+        """
+        parts = self._parts(rate * self.most)
+        part = (identity(A) - rate * steps.to(A)[:, None] / parts * A).to(W)
+        rows, columns = A.nonzero(as_tuple=True)  # row by row, columns ascending
+        place = torch.arange(len(rows), device=A.device) - torch.searchsorted(rows, rows)  # of each within its row
+        slots = [(rows[place == n], columns[place == n]) for n in range(int(place.max()) + 1)]
+        for _ in range(parts):
+            mixed = torch.zeros_like(W)
+            for row, column in slots:  # products and sums apart from each other are rounded alike everywhere
+                mixed[row] += part[row, column, None] * W[column]
+            W = mixed
+        return W
+
+
+def _reach(near: Tensor, hops: int) -> NDArray[np.bool_] | None:
+    """For each user, whom so many hops along `near`, bool [K, K], lead to; None if that is more than half of all."""
+    reach = near
+    for _ in range(hops - 1):
+        before, reach = reach, reach.float() @ near.float() > 0
+        if torch.equal(before, reach) or reach.double().mean() > 0.5:
+            break
+    return None if reach.double().mean() > 0.5 else reach.numpy()

@@ -181,10 +181,13 @@ class Mixing(Aggregator):
         if ivs.shape[1] > m:
             steps[users] = ivs[:, m].double()
         W = with_rows(self.models, users, ivs[:, :m].contiguous().to(self.models))
-        mixing = self.mixing(steps)
+        self.models = self.mixed(W, steps)
         self.rounds += 1
-        self.models = mixing.to(W) @ W
         return self.models
+
+    def mixed(self, W: Tensor, steps: Tensor) -> Tensor:
+        """M·W [K, m], see `mixing`."""
+        return self.mixing(steps).to(W) @ W
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: getattr(self, name).clone() for name in self.state}

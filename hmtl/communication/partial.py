@@ -1,0 +1,100 @@
+"""A communicator for models that hang on few others': relays learn the IVs alone that their own users' models need."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from hmtl.coding import DemandPlan, Loads, demand_bounds
+from hmtl.communication.aggregation import AggregatorSide
+from hmtl.communication.communicator import Communicator
+from hmtl.communication.host import UserHost, UserSide
+from hmtl.communication.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, LinkLedger
+from hmtl.communication.links import InProcess, Links
+from hmtl.communication.network import Network
+from hmtl.communication.partial_nodes import PartialRelay, PartialServer
+from hmtl.communication.partial_planner import PartialPlanner
+from hmtl.communication.planner import Planner
+from hmtl.communication.round import Nodes, Outcome
+from hmtl.communication.wire import WIRES
+from hmtl.errors import ConfigError
+from hmtl.topology import Topology
+
+
+class CodedPartial(Communicator):
+    """Each user's model is computed by one relay that hears the user, of the IVs that the model needs.
+
+    So a relay demands these IVs of its users, and the users whom the same relays demand are coded together. No model
+    passes the server. What is exchanged before the first round all relays learn.
+
+    Args:
+        topology, network, wire, links: see `Communicator`.
+        seed, max_pieces, generation: see `hmtl.coding.make_plan`.
+    """
+
+    planner: Any  # a PartialPlanner, once the learner is known
+
+    def __init__(
+        self,
+        topology: Topology,
+        network: Network = Network(),  # noqa: B008, it is frozen
+        seed: int = 0,
+        wire: str | None = None,
+        *,
+        max_pieces: int = 8,
+        generation: int = 200,
+        links: Callable[[LinkLedger], Links] = InProcess,
+    ) -> None:
+        self._plans: dict[str, Any] = {"seed": seed, "max_pieces": max_pieces, "generation": generation}
+        super().__init__(topology, network, "optimal", wire, links, **self._plans)
+        self._of_setup = Planner(topology, network, "optimal", **self._plans)
+        self._aggregator: AggregatorSide | None = None
+
+    def meet(self, aggregator: AggregatorSide) -> None:
+        needs = aggregator.needs()
+        if needs is None:
+            raise ConfigError(
+                f"communicator=partial, but {type(aggregator).__name__} computes models of most or all IVs, so that "
+                "every relay needs them. Choose communicator=coded, or algorithm=fedu with a graph of few neighbours."
+            )
+        self._aggregator, self.planner = aggregator, PartialPlanner(self.topology, self.network, needs, **self._plans)
+
+    def setup(self, users: UserSide, aggregator: AggregatorSide) -> None:
+        """See `Communicator.setup`; all relays learn all."""
+        of_rounds = self.planner
+        self.planner = self._of_setup
+        super().setup(users, aggregator)
+        self.planner = of_rounds
+
+    def round(
+        self, number: int, users: UserSide, aggregator: AggregatorSide, absent_relays: Collection[int] = ()
+    ) -> Outcome:
+        """See `Communicator.round`; all have to take part."""
+        if self._nodes is None or self._aggregator is not aggregator:
+            self.meet(aggregator)  # again, as a set-up can tell more of the needs
+        return super().round(number, users, aggregator, absent_relays)
+
+    @property
+    def plan(self) -> DemandPlan:
+        """The plan of the rounds, once the learner is known."""
+        plan: DemandPlan = self.planner.plan
+        return plan
+
+    @property
+    def theory(self) -> Loads:
+        return self.plan.loads
+
+    def describe(self) -> dict[str, Any]:
+        """Bounds are those of `demand_bounds`, for the relays that serve the users."""
+        bound = demand_bounds(self.topology, self.planner.demands)
+        least = {RELAYS_TO_SERVER: bound.uplink, SERVER_TO_RELAYS: bound.down(self.network.medium)}
+        return super().describe() | {"communicator": "partial", "bounds": least}
+
+    def _cast(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
+        if aggregator is not self._aggregator:  # a set-up's
+            return super()._cast(users, aggregator)
+        K, wire = self.topology.K, WIRES[self.wire] if self.wire else None
+        host = UserHost(K, users, wire)
+        relays = [
+            PartialRelay(i, self.planner, aggregator, users.numbers, wire, [host.name]) for i in range(self.topology.H)
+        ]
+        server = PartialServer(self.planner, None)
+        return Nodes([host], relays, server, None, [host.name], [relay.name for relay in relays])

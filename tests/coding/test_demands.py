@@ -1,0 +1,149 @@
+"""Plans and bounds for relays that need some IVs: decoded by hand, counted, and beside a programme of all cuts."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+from scipy.spatial import cKDTree
+
+from hmtl.coding import Uplinks, demand_bounds, demand_plan, demands, demands_of, loads, serve
+from hmtl.coding.gf256 import matmul
+from hmtl.coding.plan import piece_rows
+from hmtl.errors import CodingError
+from hmtl.testing.networks import restricted, topologies
+from hmtl.topology import Topology, geometric, symmetric
+
+networks = topologies(max_H=5, max_K=25) | restricted(topologies(max_H=5, max_K=25))
+
+
+def some_demands(t: Topology, seed: int, share: float) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    wanted = rng.random((t.H, t.K)) < share
+    return wanted & (t.degrees > 0) & t.G.any(axis=1)[:, None]
+
+
+def some_needs(K: int, seed: int, share: float) -> np.ndarray:
+    near = np.random.default_rng(seed).random((K, K)) < share
+    return near | near.T | np.eye(K, dtype=bool)
+
+
+@settings(max_examples=60)
+@given(
+    t=networks,
+    seed=st.integers(0, 10**6),
+    share=st.sampled_from((0.0, 0.1, 0.4, 1.0)),
+    uplinks=st.sampled_from((None, False, True)),
+    generation=st.sampled_from((3, 200)),
+)
+def test_all_demands_are_met(t: Topology, seed: int, share: float, uplinks: bool | None, generation: int) -> None:
+    """By the matrices alone: what relays send is what they heard, and each that demands an IV decodes it."""
+    wanted = some_demands(t, seed, share)
+    links = None if uplinks is None else Uplinks(tuple(1.0 + np.arange(len(t.active))), uplinks)
+    plan = demand_plan(t, wanted, seed, max_pieces=3, generation=generation, uplinks=links)
+    learnt, up, down, copies = t.G == 1, 0.0, 0.0, 0
+    for number, block in enumerate(plan.blocks):
+        users, c = np.array(block.users), block.pieces
+        pieces = torch.from_numpy(np.random.default_rng(number).integers(0, 256, (c * len(users), 5), np.uint8))
+        for i, heard in zip(t.active, block.heard, strict=True):
+            if heard or block.uplink[t.active.index(i)].numel():
+                assert sorted(users[list(heard)]) == sorted(set(users) & set(t.N(i)))
+        sent = [
+            matmul(rows, pieces[piece_rows(heard, c)]) for rows, heard in zip(block.uplink, block.heard, strict=True)
+        ]
+        messages = matmul(block.downlink, torch.cat(sent))
+        asking = [t.active[n] for n in block.aggregators]
+        assert all(np.flatnonzero(wanted[:, k]).tolist() == asking for k in users)
+        for i, n, decoder in zip(asking, block.aggregators, block.decoders, strict=True):
+            known = pieces[piece_rows(block.heard[n], c)]
+            decoded = matmul(decoder, torch.cat([messages[: block.need(n)], known]))
+            missing = tuple(sorted(set(range(len(users))) - set(block.heard[n])))
+            assert torch.equal(decoded, pieces[piece_rows(missing, c)])
+            learnt[i, users] = True
+            copies += len(missing)
+        up += sum(map(len, sent)) / c
+        down += len(messages) / c
+    assert learnt[wanted].all()
+    assert plan.loads.uplink == pytest.approx(up)
+    assert plan.loads.downlink == pytest.approx(down)
+    assert plan.loads.unicast == copies == (wanted & (t.G == 0)).sum()
+    bound = demand_bounds(t, wanted)
+    assert bound.uplink <= up + 1e-6
+    assert bound.downlink <= down + 1e-9
+    assert bound.unicast == copies
+
+
+@settings(max_examples=60)
+@given(t=networks, seed=st.integers(0, 10**6), share=st.sampled_from((0.1, 0.4, 1.0)))
+def test_bounds_are_those_of_all_cuts(t: Topology, seed: int, share: float) -> None:
+    wanted, bound = some_demands(t, seed, share), None
+    hearing = [set(t.relays_of(k)) for k in range(t.K)]
+    asking = [set(np.flatnonzero(wanted[:, k]).tolist()) for k in range(t.K)]
+    sets = [{i for i, inside in enumerate(bits) if inside} for bits in product((0, 1), repeat=t.H)]
+    f = [sum(bool(N) and N <= S and not D <= S for N, D in zip(hearing, asking, strict=True)) for S in sets]
+    least = linprog([1] * t.H, [[-float(i in S) for i in range(t.H)] for S in sets], [-n for n in f]).fun
+    bound = demand_bounds(t, wanted)
+    assert bound.uplink == pytest.approx(least, abs=1e-6)
+    assert bound.downlink == max(f)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demands, "MOST_TABULATED", 0)
+        fewer = demand_bounds(t, wanted)
+        assert fewer.uplink <= bound.uplink + 1e-6
+        assert fewer.downlink <= bound.downlink
+        assert fewer.downlink >= max(0, *(wanted & (t.G == 0)).sum(axis=1))
+
+
+@settings(max_examples=40)
+@given(t=networks, seed=st.integers(0, 10**6), share=st.sampled_from((0.0, 0.05, 0.3)))
+def test_who_serves_hears(t: Topology, seed: int, share: float) -> None:
+    """And the users of a relay have no more to ask for than if each were where its own needs are heard best."""
+    needs = some_needs(t.K, seed, share) & (t.degrees > 0)
+    serving = serve(t, needs)
+    assert all(t.G[i, k] if t.degrees[k] else i == -1 for k, i in enumerate(serving.tolist()))
+    asked = demands_of(needs, serving, t.H)
+    for i in range(t.H):
+        assert np.flatnonzero(asked[i]).tolist() == sorted(
+            {k for n in np.flatnonzero(serving == i) for k in np.flatnonzero(needs[n])}
+        )
+    best = (needs.astype(int) @ (t.G == 0).T + t.K * (t.G == 0).T).min(axis=1)[list(t.present)].sum()
+    assert (asked & (t.G == 0)).sum() <= best
+
+
+def test_all_demand_all() -> None:
+    """Then it is the plan of the optimum, where every relay aggregates."""
+    t = symmetric(K=20, H=5, r=3)
+    plan = demand_plan(t, np.ones((5, 20), dtype=bool))
+    assert plan.loads == loads(t)
+    assert len(plan.blocks) == 1
+
+
+def test_a_graph_by_distance_needs_little() -> None:
+    """K=1000 users in the square, each with its 3 nearest: 15 and 8 IVs, where all of them take 873 and 873."""
+    t = geometric(K=1000, H=10, radius=0.3, seed=0)
+    users = t.layout[0]
+    near = np.zeros((1000, 1000), dtype=bool)
+    near[np.arange(1000)[:, None], cKDTree(users).query(users, 4)[1]] = True
+    asked = demands_of(near | near.T, serve(t, near | near.T), t.H)
+    plan, bound = demand_plan(t, asked), demand_bounds(t, asked)
+    assert (loads(t).uplink, loads(t).downlink) == (873, 873)
+    assert (plan.loads.uplink, plan.loads.downlink, plan.loads.unicast) == (15, 8, 15)
+    assert (bound.uplink, bound.downlink) == pytest.approx((15, 8))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (np.ones((2, 2), dtype=bool), r"shape \(2, 2\)"),
+        (np.ones((3, 2), dtype=int), "type int64"),
+        (np.array([[0, 0], [1, 0], [0, 0]], dtype=bool), "user 0 is demanded, but no relay hears it"),
+        (np.array([[0, 1], [0, 0], [0, 0]], dtype=bool), "relay 0 hears nobody"),
+    ],
+)
+def test_refused(wanted: np.ndarray, message: str) -> None:
+    t = Topology([[1, 0], [0, 1], [0, 1]]).restricted(relays=[1, 2])
+    for function in (demand_plan, demand_bounds):
+        with pytest.raises(CodingError, match=message):
+            function(t, wanted)

@@ -1,0 +1,92 @@
+"""communicator=partial from the configuration: the models of the other communicators, fewer bits, resume, refusals."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from hmtl.checkpoint import load_checkpoint
+from hmtl.config import build
+from hmtl.errors import ConfigError
+from hmtl.train import train
+
+Configure = Callable[..., DictConfig]
+SMALL = (
+    "K=24",
+    "H=6",
+    "topology=geometric",
+    "topology.radius=0.4",
+    "algorithm=fedu",
+    "solver.epochs=1",
+    "rounds=4",
+    "dataset.rows_per_user=20",
+    "logger=none",
+)
+
+
+@pytest.fixture(params=["by covariance", "from a file"])
+def graph(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "by covariance":
+        return "regularizer.neighbors=1"
+    chain = np.eye(24, k=1) + np.eye(24, k=-1)
+    np.savetxt(tmp_path / "chain.csv", chain, delimiter=",")
+    return f"regularizer.path={tmp_path}/chain.csv"
+
+
+def models(folder: Path) -> torch.Tensor:
+    W: torch.Tensor = load_checkpoint(folder)["algorithm"]["users"]["W"]
+    return W
+
+
+def test_the_same_models_for_fewer_bits(configure: Configure, tmp_path: Path, graph: str) -> None:
+    summaries = {}
+    for name in ("partial", "coded", "uncoded"):
+        folder = tmp_path / name
+        folder.mkdir()
+        train(configure(*SMALL, graph, f"communicator={name}", f"output_dir={folder}"))
+        summaries[name] = json.loads((folder / "summary.json").read_text())
+    W = models(tmp_path / "uncoded")
+    assert W.abs().max() > 0
+    assert all(torch.equal(models(tmp_path / name), W) for name in ("partial", "coded"))
+    partial, uncoded = summaries["partial"], summaries["uncoded"]
+    assert partial["communicator"] == "partial"
+    for tier in ("relays_to_server", "server_to_relays"):
+        load = partial["loads"][tier]
+        assert partial["bounds"][tier] - 1e-6 <= load < uncoded["loads"][tier]
+        assert load == pytest.approx(partial["loads_theory"][tier], rel=1e-2)
+    assert partial["bits_total"] < uncoded["bits_total"]
+
+
+def test_resumed(configure: Configure, tmp_path: Path, graph: str) -> None:
+    for name, rounds in (("whole", 4), ("cut", 2)):
+        (tmp_path / name).mkdir()
+        setting = ("communicator=partial", f"rounds={rounds}", f"output_dir={tmp_path / name}")
+        train(configure(*SMALL, graph, *setting))
+    for rounds in (4, 4):  # the second time there is nothing left to do
+        cut = ("communicator=partial", f"rounds={rounds}", f"output_dir={tmp_path / 'cut'}")
+        train(configure(*SMALL, graph, *cut, f"resume={tmp_path / 'cut'}"))
+    assert torch.equal(models(tmp_path / "cut"), models(tmp_path / "whole"))
+    ours, theirs = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("cut", "whole"))
+    for summary in (ours, theirs):
+        del summary["time"]
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (("algorithm=mocha", "loss=hinge", "solver=sdca"), "communicator=partial, but .* Choose communicator=coded"),
+        (("regularizer=mean",), "communicator=partial, but Coupling"),
+        (("regularizer.neighbors=20",), "communicator=partial, but Coupling"),
+        (("regularizer.neighbors=1", "participation.dropout=0.1"), "participation=full"),
+        (("regularizer.neighbors=1", "participation.relays=0.1"), "participation=full"),
+    ],
+)
+def test_refused_before_the_first_round(configure: Configure, setting: tuple[str, ...], message: str) -> None:
+    base = [word for word in SMALL if not (setting[0].startswith("algorithm") and word.startswith(("algo", "solver")))]
+    with pytest.raises(ConfigError, match=message):
+        build(configure(*base, "communicator=partial", *setting))
