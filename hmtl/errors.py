@@ -28,6 +28,10 @@ class CodingError(HmtlError, ValueError):
     """A code that cannot be built, or whose result is not what was sent."""
 
 
+class RangeError(HmtlError, ValueError):
+    """Numbers too large to be added in fixed point, as those of a learner that diverges."""
+
+
 class DataError(HmtlError, ValueError):
     """A data set that is missing, damaged, or does not fit the task."""
 

@@ -18,6 +18,7 @@ from hmtl.data import Task
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl.losses import Loss, OneVsRest
 from hmtl.mtl.regularizers import Regularizer
+from hmtl.mtl.sums import Grid
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Problem:
         loss, regularizer: ℓ and R; the problem keeps copies of its own, `regularizer` prepared for these tasks.
         reduction: "mean" or "sum" over a user's rows.
         device: where the training rows live and everything is computed.
+        fraction_bits: p of the grid 2^-p to which terms of sums over users are rounded, see `Grid`.
 
     Raises:
         DataError: no task, one with other columns than the first, or a label that the loss does not take. (Empty
@@ -79,6 +81,7 @@ class Problem:
         regularizer: Regularizer,
         reduction: Literal["mean", "sum"] = "mean",
         device: str | torch.device = "cpu",
+        fraction_bits: int = 40,
     ) -> None:
         if reduction not in ("mean", "sum"):
             raise ConfigError(f'reduction={reduction!r} is neither "mean" nor "sum".')
@@ -108,6 +111,7 @@ class Problem:
                     f"{loss.labels} only: choose loss=squared for numbers to predict, dataset.kind=classification for "
                     "classes."
                 )
+        self.grid = Grid(fraction_bits, len(tasks))
         tasks = [task.flat for task in tasks]
         self.tasks, self.loss = tuple(tasks), copy.deepcopy(loss).to(device)
         X = pad_sequence([t.x_train.to(device, torch.float64) for t in tasks], batch_first=True)

@@ -4,10 +4,9 @@ K users, d features; W [d, K] has a user's model per column; Ω, A, B = A⁻¹ a
 """
 
 import copy
-import math
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,6 +15,8 @@ from torch import Tensor, nn
 from hmtl.data import Task
 from hmtl.errors import ConfigError
 from hmtl.mtl.graph import covariance, nearest, read_weights
+from hmtl.mtl.numbers import below_one, identity, positive, symmetric
+from hmtl.mtl.sums import Form
 
 
 class Regularizer(nn.Module, ABC):
@@ -72,6 +73,16 @@ class Regularizer(nn.Module, ABC):
             )
         return torch.cholesky_inverse(L)
 
+    def sums(self, Omega: Tensor) -> Form | None:
+        """B = diag(δ) + U C Uᵀ, where users need of each other no more than a few sums; None: they need all IVs."""
+        return None
+
+    def __init_subclass__(cls, **others: Any) -> None:
+        """Another coupling than its parent's has other sums, if any."""
+        super().__init_subclass__(**others)
+        if {"coupling", "inverse_coupling"} & set(vars(cls)) and "sums" not in vars(cls):
+            cls.sums = Regularizer.sums  # type: ignore[method-assign]
+
     @torch.no_grad()
     def conjugate(self, V: Tensor, Omega: Tensor) -> Tensor:
         """R*(V) = ½ tr(V B Vᵀ), a scalar, for V [d, K]."""
@@ -104,6 +115,10 @@ class Ridge(Regularizer):
     def coupling(self, Omega: Tensor) -> Tensor:
         return self.lam * identity(Omega)
 
+    def sums(self, Omega: Tensor) -> Form:
+        """None at all: U has no columns."""
+        return Form(Omega.new_full((len(Omega),), 1 / self.lam), Omega.new_empty(len(Omega), 0), Omega.new_empty(0, 0))
+
 
 class Mean(Regularizer):
     """Models near their mean: A = 2(λ1·(I − 11ᵀ/K) + λ2·I), R = λ1 Σ_k ‖w_k − w̄‖² + λ2‖W‖².
@@ -123,6 +138,12 @@ class Mean(Regularizer):
         eye = identity(Omega)
         return 2 * (self.lam * (eye - 1 / len(Omega)) + self.lam2 * eye)
 
+    def sums(self, Omega: Tensor) -> Form:
+        """B = (I + (λ1/(λ2·K))·11ᵀ) / (2(λ1 + λ2))."""
+        K, delta = len(Omega), 1 / (2 * (self.lam + self.lam2))
+        C = delta * self.lam / (self.lam2 * K)
+        return Form(Omega.new_full((K,), delta), Omega.new_ones(K, 1), Omega.new_full((1, 1), C))
+
 
 class SharedModel(Regularizer):
     """One model for all users: R = (λ/2)‖w‖² where all w_k = w, infinite elsewhere; B = 11ᵀ/λ.
@@ -138,6 +159,10 @@ class SharedModel(Regularizer):
 
     def inverse_coupling(self, Omega: Tensor) -> Tensor:
         return torch.full_like(Omega, 1 / self.lam)
+
+    def sums(self, Omega: Tensor) -> Form:
+        K = len(Omega)
+        return Form(Omega.new_zeros(K), Omega.new_ones(K, 1), Omega.new_full((1, 1), 1 / self.lam))
 
 
 class Graph(Regularizer):
@@ -251,36 +276,3 @@ class Clustered(Regularizer):
         traces = (knots[:, None] * s - self.eta).clamp(0, 1).sum(1)
         theta = float(np.interp(self.clusters, traces.cpu().numpy(), knots.cpu().numpy()))
         return symmetric(U * (self.eta * (1 + self.eta) / (self.eta + (theta * s - self.eta).clamp(0, 1))).sqrt())
-
-
-def identity(Omega: Tensor) -> Tensor:
-    """I [K, K], of the type and on the device of Omega."""
-    return torch.eye(len(Omega), dtype=Omega.dtype, device=Omega.device)
-
-
-def symmetric(half: Tensor) -> Tensor:
-    """half · halfᵀ, symmetric to the last bit: a product alone is not, by rounding."""
-    product = half @ half.T
-    return (product + product.T) / 2
-
-
-def below_one(name: str, value: float) -> float:
-    """The value itself, if it is in (0, 1).
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if not 0 < value < 1:
-        raise ConfigError(f"{name}={value} is not in (0, 1): it is a share, say 1e-4.")
-    return value
-
-
-def positive(name: str, value: float) -> float:
-    """The value itself, if it is finite and above zero.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if not 0 < value < math.inf:
-        raise ConfigError(f"{name}={value} must be a finite number above 0: without it the optimum need not exist.")
-    return value

@@ -285,9 +285,13 @@ def test_fedavg_is_the_weighted_mean():
 
 
 @pytest.mark.parametrize("algorithm", [FedU, FedAvg])
-def test_who_is_not_heard_keeps_its_last_model(algorithm):
-    """Whether absent, idle or lost on the way, the aggregator takes the last model that it made for that user."""
-    problem, part = Problem(tasks("signs"), Logistic(), Mean(0.1)), Participation(schedule=[(1, 0)])
+def test_who_is_not_heard_keeps_its_last_model(algorithm, graph):
+    """Whether absent, idle or lost on the way, the aggregator takes the last model that it made for that user.
+
+    The graph is that of `Mean`, whose own aggregator keeps sums, see below.
+    """
+    regularizer = graph(2 * 0.1 / K, 0.2, 1 - np.eye(K))
+    problem, part = Problem(tasks("signs"), Logistic(), regularizer), Participation(schedule=[(1, 0)])
     fedu = rounds(algorithm(problem, LocalSGD(), mlp, participation=part), 0, 1)
     last, m = fedu.W.T.clone(), fedu.users.numbers
     users, ivs = fedu.users.local_update(1, idle=np.array([1]))
@@ -338,19 +342,19 @@ def test_steps_are_told(graph):
 def test_setting_up_by_messages_changes_nothing(algorithm):
     """A graph's facts and the n_k are told once, all of it overhead; nothing has to come back."""
     fedu = algorithm(Problem(tasks("classes"), CrossEntropy(), Graph(0.2, neighbors=1)), LocalSGD(), mlp)
-    what = "A" if algorithm is FedU else "counts"
-    before, state = getattr(fedu.aggregator, what).clone(), fedu.state_dict()
+    has, what = (fedu.aggregator, "A") if algorithm is FedU else (fedu.aggregator.average, "counts")
+    before, state = getattr(has, what).clone(), fedu.state_dict()
     users, aggregator = fedu.setup()
     who, facts = users.local_update(0)
     assert users.numbers == 0
     assert facts.dtype == torch.float64
     if algorithm is FedAvg:
         assert facts.tolist() == [[n] for n in COUNTS]
-    setattr(fedu.aggregator, what, None)
+    setattr(has, what, None)
     extras = aggregator.update(who, facts.clone())
     users.receive(who, extras)
     assert extras.shape == (K, 0)
-    assert torch.equal(getattr(fedu.aggregator, what), before)
+    assert torch.equal(getattr(has, what), before)
     for side, tensors in fedu.state_dict().items():
         assert all(torch.equal(tensor, state[side][name]) for name, tensor in tensors.items())
 

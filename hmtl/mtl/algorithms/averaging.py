@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hmtl.mtl.algorithms.base import Aggregator, Ids, SetupAggregator, SetupUsers, Users
-from hmtl.mtl.algorithms.gradients import ByGradients, Mixing, ModelUsers, told_nothing
+from hmtl.mtl.algorithms.gradient_sums import Average, AveragingSums, AveragingUsers
+from hmtl.mtl.algorithms.gradients import ByGradients, ModelUsers, told_nothing
 from hmtl.mtl.models import MakeModel
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.sgd import LocalSGD
@@ -23,16 +24,26 @@ class FedAvg(ByGradients):
     Ref: McMahan et al. 2017.
     """
 
-    aggregator: "Averaging"
+    aggregator: "Averaging | AveragingSums"
 
     def _aggregator(self, start: Tensor) -> "Averaging":
-        return Averaging(start, self._counts())
+        return Averaging(self._average(start[0]), len(start))
+
+    def _average(self, start: Tensor) -> Average:
+        """How models are made of sums, on any side."""
+        return Average(start, self._counts(), 1.0, self.problem.grid)
 
     def _counts(self) -> Tensor:
         return torch.tensor(self.problem.rows.counts)[:, None].to(self.problem.rows.s)
 
+    def in_sums(self) -> None:
+        inner = self._users()
+        self.users = AveragingUsers(inner, self._average(inner.W[0]))
+        self.aggregator = AveragingSums(inner.numbers, self.problem.grid, inner.W.device)
+
     def setup(self) -> tuple[Users, Aggregator] | None:
-        return SetupUsers(self._counts(), told_nothing), SetupAggregator(self.aggregator.prepare, self.problem.K)
+        learn = self.users.learn if isinstance(self.users, AveragingUsers) else told_nothing
+        return SetupUsers(self._counts(), learn), SetupAggregator(self.aggregator.prepare, self.problem.K)
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()
@@ -66,31 +77,30 @@ class FedProx(FedAvg):
         return super().describe() | {"mu": self.mu}
 
 
-class Averaging(Mixing):
-    """w ← (1 − β) w + β · (mean of the users' models): FedAvg's mean with β = 1.
+class Averaging(Aggregator):
+    """w ← (1 − β) w + β · (mean of the users' models): FedAvg's mean with β = 1. It keeps a sum, see `Average`."""
 
-    Args:
-        start: [K, m], the users' first models, all the same.
-        counts: [K, 1], the users' numbers of rows, by which the mean weighs them.
-        beta: β.
-    """
+    def __init__(self, average: Average, K: int) -> None:
+        self.average, self.K = average, K
+        self.S = torch.zeros(1, len(average.start), dtype=torch.int64, device=average.start.device)
 
-    def __init__(self, start: Tensor, counts: Tensor, beta: float = 1.0) -> None:
-        super().__init__(start)
-        self.beta = beta
-        self.prepare(counts)
+    @property
+    def models(self) -> Tensor:
+        """The users' models [K, m], all the same."""
+        return self.average.models(self.S).expand(self.K, -1)
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
-        last = self.models
-        mean = super().update(users, ivs)
-        if self.beta != 1:
-            self.models = torch.lerp(last, mean, self.beta)
+        terms = self.average.terms(users, ivs.to(self.S.device), self.average.models(self.S))
+        self.S = self.average.grid.added(self.S, terms.sum(0, keepdim=True))
         return self.models
 
     def prepare(self, facts: Tensor) -> Tensor:
         """The users' n_k, [K, 1], to what they are told, nothing: [K, 0]."""
-        self.counts = facts[:, 0].to(self.models.device)
+        self.average.learn(facts)
         return facts[:, :0]
 
-    def mixing(self, steps: Tensor) -> Tensor:
-        return (self.counts / self.counts.sum()).expand(len(self.counts), -1)
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"S": self.S.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.S = state["S"].to(self.S, copy=True)

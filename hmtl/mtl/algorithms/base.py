@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hmtl.errors import ConfigError
 from hmtl.mtl.losses import snake_case
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
@@ -32,6 +33,14 @@ class Users(ABC):
 
     0: nothing has to travel, neither IVs nor models; a round is a `local_update` and a `commit`.
     """
+
+    sums: bool = False
+    """Whether rows are terms of sums, int64, which anybody may add on their way, and one row goes back to all users."""
+
+    @property
+    def row_bits(self) -> tuple[int, int]:
+        """Bits of an IV and of a model, overhead included, of the same learner where they travel instead of sums."""
+        raise NotImplementedError
 
     @abstractmethod
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
@@ -123,7 +132,17 @@ class Algorithm(ABC):
             return
         models = self.aggregator.update(users, ivs)
         self.users.commit(users)
-        self.users.receive(np.arange(len(models)), models)
+        self.users.receive(np.arange(self.problem.K), models.expand(self.problem.K, -1))
+
+    def in_sums(self) -> None:
+        """Change both sides, before the first round, to such that need no more of others than sums: to `Users.sums`.
+
+        Models stay the same, bit for bit.
+
+        Raises:
+            ConfigError: this learner needs all IVs.
+        """
+        raise no_sums(type(self).__name__)
 
     def setup(self) -> tuple[Users, Aggregator] | None:
         """What has to be exchanged before the first round, in the shape of a round of no numbers, only overhead.
@@ -250,6 +269,14 @@ class SetupAggregator(Aggregator):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         pass
+
+
+def no_sums(who: str) -> ConfigError:
+    """What to say of a learner that needs more than sums."""
+    return ConfigError(
+        f"{who} needs all IVs, not only sums of them. communicator=sums is for algorithm=cocoa, global, fedprox, ditto "
+        "and pfedme, and for mocha and fedu with regularizer=mean; for others choose communicator=coded."
+    )
 
 
 def with_rows(old: Tensor, users: Ids, rows: Tensor) -> Tensor:

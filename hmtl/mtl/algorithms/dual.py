@@ -17,6 +17,7 @@ from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem, Rows, sigma_prime
 from hmtl.mtl.regularizers import Regularizer, SharedModel
 from hmtl.mtl.solvers import LocalSolver
+from hmtl.mtl.sums import Grid
 
 
 class DualUsers(Users):
@@ -114,7 +115,7 @@ class DualUsers(Users):
         self.waiting[users] = False
 
     def receive(self, users: Ids, models: Tensor) -> None:
-        W, extras = models[:, : self.numbers].contiguous(), models[:, self.numbers :]
+        W, extras = models[:, : self.problem.size].contiguous(), models[:, self.problem.size :]
         if self.accelerated:
             step = self.dV[users] * torch.from_numpy(self._committed[users])[:, None].to(W)
             drift = W - self.W[users] - self.curvature[users, None] * step
@@ -170,33 +171,6 @@ class DualUsers(Users):
         self.waiting[users] = True
 
 
-class LoneUsers(DualUsers):
-    """User side of users who share nothing: each computes its own model, w_k = B_kk v_k, and sends no numbers."""
-
-    state = (*DualUsers.state, "V")
-
-    def __init__(
-        self, problem: Problem, solver: LocalSolver, gamma: float, seed: int, participation: Participation
-    ) -> None:
-        super().__init__(problem, solver, gamma, seed, participation)
-        self.numbers, self.V = 0, torch.zeros_like(self.W)
-
-    def local_update(
-        self, round: int, idle: Ids = NOBODY, order: Tensor | None = None, budgets: Tensor | None = None
-    ) -> tuple[Ids, Tensor]:
-        users, self._steps = super().local_update(round, idle, order, budgets)
-        return users, self._steps[:, :0]
-
-    def commit(self, users: Ids) -> None:
-        super().commit(users)
-        self.V = with_rows(self.V, users, self.V[users] + self.gamma * self._steps)
-        self.W = self.scale[:, None] * self.V
-
-    def learn(self, users: Ids, extras: Tensor) -> None:
-        super().learn(users, extras)
-        self.scale = extras[:, 0]  # without coupling c_k is B_kk
-
-
 class DualAggregator(Aggregator):
     """Aggregator side: V [K, d], Ω and B = A⁻¹ [K, K], the number of updates so far, and who knows the present A.
 
@@ -204,11 +178,14 @@ class DualAggregator(Aggregator):
     points away from the step, Σ_k r_k > 0 with r_k = c_k (v_k,extrapolated − v_k,new)·(v_k,new − v_k). In the round
     after a change of A, in which models moved for another reason, β is 0; to restart there would cost more rounds.
 
+    Where the regularizer has a `Form`, sums over users are those of the grid, whatever V they come from; so models are
+    to the last bit those of users who make their own of the sums.
+
     Users learn c_k with the models that follow a change of A. Some may miss these; so they go out again until
     everybody was heard once: a user who missed a model takes no part until one comes.
     """
 
-    state = ("V", "Omega", "rounds", "untold", "t", "gain")
+    state: tuple[str, ...] = ("V", "Omega", "rounds", "untold", "t", "gain")
 
     def __init__(
         self,
@@ -220,7 +197,9 @@ class DualAggregator(Aggregator):
         last: int | None,
         curvature: str,
         accelerated: bool,
+        grid: Grid,
     ) -> None:
+        self.grid = grid
         self.regularizer, self.V, self.gamma, self.accelerated = regularizer, V, gamma, accelerated
         self.omega_every, self.last, self.kind = omega_every, last, curvature
         self.Omega = regularizer.start_omega(len(V)).to(V)
@@ -239,6 +218,7 @@ class DualAggregator(Aggregator):
 
     def _couple(self) -> None:
         self.B = self.regularizer.inverse_coupling(self.Omega)
+        self.form = self.regularizer.sums(self.Omega)
 
     @torch.no_grad()
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
@@ -253,13 +233,24 @@ class DualAggregator(Aggregator):
             self.gain = (self.regularizer(W, old) - self.regularizer(W, self.Omega)).to(self.gain)
             self._couple()
             self.untold[:] = True
-        parts = [self.B @ self.V]  # from V, never from the last W: A may have changed
+        parts = [self._models()]  # from V, never from the last W: A may have changed
         if self.accelerated:
-            beta = self._beta(restart=bool(ivs[:, d:].sum() > 0), pause=learns)
+            beta = self._beta(restart=self._away(ivs[:, d]), pause=learns)
             parts.append(beta.to(self.V).expand(len(self.V), 1))
         if self.untold.any():
             parts.append(self.curvature())
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+    def _models(self) -> Tensor:
+        """W = B V, [K, d]."""
+        if self.form is None:
+            return self.B @ self.V
+        sums = self.grid.rounded(self.form.terms(self.V)).sum(0, keepdim=True)
+        return self.form.models(self.V, self.grid.values(sums))
+
+    def _away(self, r: Tensor) -> bool:
+        """Whether Σ_k r_k > 0."""
+        return bool(r.sum() > 0) if self.form is None else self.grid.positive(self.grid.fine(r).sum(0))
 
     def settled(self, tolerance: float) -> bool:
         """Whether R fell by that much at most when Ω was learned last; so it is where none is learned."""

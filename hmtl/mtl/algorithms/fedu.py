@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.errors import ConfigError
-from hmtl.mtl.algorithms.base import Aggregator, Ids, SetupAggregator, SetupUsers, Users
+from hmtl.mtl.algorithms.base import Aggregator, Ids, SetupAggregator, SetupUsers, Users, no_sums, with_rows
+from hmtl.mtl.algorithms.gradient_sums import Pull, PullingSums, PullingUsers
 from hmtl.mtl.algorithms.gradients import ByGradients, Mixing, ModelUsers, told_nothing
-from hmtl.mtl.regularizers import Regularizer, identity
+from hmtl.mtl.numbers import identity
+from hmtl.mtl.regularizers import Regularizer
 
 
 class FedU(ByGradients):
@@ -21,19 +23,39 @@ class FedU(ByGradients):
     minibatches and whoever did how many, so that as μ_t falls the models approach a stationary point of P. A step so
     long that the models would diverge, μ_t·R_k times A's largest eigenvalue ≥ 2, is made in as many parts as it takes.
 
+    Where the regularizer has sums, users make their own coupling steps from what all sent last, see `Pull`, and a user
+    who was not heard counts with that.
+
     Args, Raises: as in `ByGradients`; the regularizer must not learn Ω.
 
     Ref: Dinh et al. 2021, algorithm 1.
     """
 
-    aggregator: "Coupling"
+    aggregator: "Coupling | Pulling | PullingSums"
 
     def _users(self) -> ModelUsers:
         return ModelUsers(self.problem, self.solver, self.model, self.seed, self.participation, tells_steps=True)
 
-    def _aggregator(self, start: Tensor) -> "Coupling":
+    def _aggregator(self, start: Tensor) -> "Coupling | Pulling":
         steps = int(self._steps().max())
-        return Coupling(start, self.problem.regularizer, self.solver.rate, steps, self.participation.complete)
+        coupling = Coupling(start, self.problem.regularizer, self.solver.rate, steps, self.participation.complete)
+        pull = self._pull(coupling)
+        return coupling if pull is None else Pulling(start, pull, self.solver.rate, coupling.A)
+
+    def _pull(self, coupling: "Coupling") -> Pull | None:
+        """How models are made of sums, on any side; None where that takes all IVs, or none."""
+        form = self.problem.regularizer.sums(torch.empty_like(coupling.A))
+        if form is None or not form.q or self.problem.facts().shape[1]:
+            return None
+        return Pull(form.coupling(), coupling.steepest, self.problem.grid)
+
+    def in_sums(self) -> None:
+        dense = self.aggregator
+        if not isinstance(dense, Pulling):
+            raise no_sums(f"FedU with {type(self.problem.regularizer).__name__}")
+        inner = self._users()
+        self.users = PullingUsers(inner, dense.pull, self.solver.rate)
+        self.aggregator = PullingSums(inner.W, dense.pull, dense.A)
 
     def _steps(self) -> Tensor:
         """The usual number of steps of each user [K, 1], which exceeds what a straggler takes."""
@@ -41,7 +63,7 @@ class FedU(ByGradients):
 
     def setup(self) -> tuple[Users, Aggregator] | None:
         facts = self.problem.facts()
-        if not facts.shape[1] and self.aggregator.reach is None:
+        if not isinstance(self.aggregator, Coupling) or (not facts.shape[1] and self.aggregator.reach is None):
             return None
         told = torch.cat([facts, self._steps().to(facts)], dim=1)
         return SetupUsers(told, told_nothing), SetupAggregator(self.aggregator.prepare, self.problem.K)
@@ -153,3 +175,36 @@ def _reach(near: Tensor, hops: int) -> NDArray[np.bool_] | None:
         if torch.equal(before, reach) or reach.double().mean() > 0.5:
             break
     return None if reach.double().mean() > 0.5 else reach.numpy()
+
+
+class Pulling(Aggregator):
+    """FedU's, where the regularizer has sums: the steps that users make of these, for all of them.
+
+    It keeps what users `sent` last [K, m], their first models before that, and the lengths of the steps behind it [K].
+
+    Args:
+        start: [K, m], the users' first models.
+        rate: μ_t of a round t.
+        A: the coupling [K, K], for the objective alone.
+    """
+
+    state = ("sent", "lengths", "rounds")
+
+    def __init__(self, start: Tensor, pull: Pull, rate: Callable[[int], float], A: Tensor) -> None:
+        self.sent, self.pull, self.rate, self.A = start, pull, rate, A
+        self.lengths, self.rounds = torch.zeros(len(start), dtype=torch.float64), torch.tensor(0)
+
+    def update(self, users: Ids, ivs: Tensor) -> Tensor:
+        m = self.sent.shape[1]
+        self.sent = with_rows(self.sent, users, ivs[:, :m].contiguous().to(self.sent))
+        lengths = self.rate(int(self.rounds)) * ivs[:, m].double().cpu()
+        self.lengths = with_rows(self.lengths, users, lengths)
+        self.rounds = self.rounds + 1
+        return self.pull.models(self.sent, self.lengths, self.pull.terms(self.sent).sum(0, keepdim=True))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name).clone() for name in self.state}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name in self.state:
+            setattr(self, name, state[name].to(getattr(self, name), copy=True))

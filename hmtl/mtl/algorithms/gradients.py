@@ -36,7 +36,7 @@ class ByGradients(Algorithm):
         ConfigError: the model does not fit the data, or the regularizer cannot be used.
     """
 
-    users: "ModelUsers"
+    users: Any  # ModelUsers, or what stands between these and sums
 
     def __init__(
         self,

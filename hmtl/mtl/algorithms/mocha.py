@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from hmtl.errors import ConfigError
-from hmtl.mtl.algorithms.base import Aggregator, Algorithm, SetupAggregator, SetupUsers, Users
-from hmtl.mtl.algorithms.dual import DualAggregator, DualUsers, LoneUsers
+from hmtl.mtl.algorithms.base import Aggregator, Algorithm, SetupAggregator, SetupUsers, Users, no_sums
+from hmtl.mtl.algorithms.dual import DualAggregator, DualUsers
+from hmtl.mtl.algorithms.dual_sums import SummingAggregator, SummingUsers
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.regularizers import Ridge, SharedModel
 from hmtl.mtl.solvers import SDCA, LocalSolver
+from hmtl.mtl.sums import Form
 
 
 class MOCHA(Algorithm):
@@ -73,16 +75,18 @@ class MOCHA(Algorithm):
                 f"gamma={gamma} with accelerated=true: momentum takes whole updates. Switch one of them off."
             )
         self.problem, self.solver, self.seed, self.participation = problem, solver, seed, participation
-        self.users = DualUsers(problem, solver, gamma, seed, participation, accelerated)
-        self.aggregator = DualAggregator(
-            problem.regularizer,
-            torch.zeros_like(self.users.W),
-            gamma,
-            omega_every=omega_every if problem.regularizer.learns else 0,
-            last=rounds,
-            curvature=curvature,
-            accelerated=accelerated,
-        )
+        self._user_side = (problem, solver, gamma, seed, participation, accelerated)
+        self._aggregator_side: dict[str, Any] = {
+            "regularizer": problem.regularizer,
+            "gamma": gamma,
+            "omega_every": omega_every if problem.regularizer.learns else 0,
+            "last": rounds,
+            "curvature": curvature,
+            "accelerated": accelerated,
+            "grid": problem.grid,
+        }
+        self.users = DualUsers(*self._user_side)
+        self.aggregator = DualAggregator(V=torch.zeros_like(self.users.W), **self._aggregator_side)
         self.users.learn(np.arange(problem.K), self.aggregator.curvature())
 
     def setup(self) -> tuple[Users, Aggregator] | None:
@@ -91,6 +95,19 @@ class MOCHA(Algorithm):
         if not facts.shape[1]:
             return None
         return SetupUsers(facts, self.users.learn), SetupAggregator(self.aggregator.prepare, self.problem.K)
+
+    def in_sums(self) -> None:
+        form = self.aggregator.form
+        if form is None or self.problem.facts().shape[1]:
+            raise no_sums(f"{type(self).__name__} with {type(self.problem.regularizer).__name__}")
+        if not form.q:
+            raise ConfigError("Nothing has to travel where models are not coupled: choose algorithm=local instead.")
+        self._to_sums(form)
+        self.aggregator = SummingAggregator(V=torch.zeros_like(self.users.W), **self._aggregator_side)
+
+    def _to_sums(self, form: Form) -> None:
+        self.users = SummingUsers(*self._user_side, form=form, grid=self.problem.grid)
+        self.users.learn(np.arange(self.problem.K), self.aggregator.curvature())
 
     def settled(self, tolerance: float) -> bool:
         """Ω was learned, and made R smaller by `tolerance` · |primal| at most when it was learned last."""
@@ -143,8 +160,11 @@ class Local(MOCHA):
 
     def __init__(self, problem: Problem, solver: LocalSolver, lam: float, **others: Any) -> None:
         super().__init__(problem.regularized(Ridge(lam)), solver, accelerated=False, **others)
-        self.users = LoneUsers(self.problem, solver, self.users.gamma, self.seed, self.participation)
-        self.users.learn(np.arange(problem.K), self.aggregator.curvature())
+        assert self.aggregator.form is not None
+        self._to_sums(self.aggregator.form)
+
+    def in_sums(self) -> None:
+        """It is: there are none."""
 
 
 class CoCoA(MOCHA):

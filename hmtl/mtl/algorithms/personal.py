@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from hmtl.errors import ConfigError
-from hmtl.mtl.algorithms.averaging import Averaging, FedAvg
+from hmtl.mtl.algorithms.averaging import FedAvg
 from hmtl.mtl.algorithms.base import Aggregator, Ids, Users, with_rows
+from hmtl.mtl.algorithms.gradient_sums import Average
 from hmtl.mtl.algorithms.gradients import ModelUsers
 from hmtl.mtl.models import MakeModel, seeded
 from hmtl.mtl.problem import Problem, Rows
@@ -102,8 +103,8 @@ class PFedMe(Personal):
     def _personal(self, *of: Any) -> "PersonalUsers":
         return MoreauUsers(*of, share=self.eta * self.lam, local_rounds=self.local_rounds)
 
-    def _aggregator(self, start: Tensor) -> Averaging:
-        return Averaging(start, torch.ones_like(self._counts()), self.beta)
+    def _average(self, start: Tensor) -> Average:
+        return Average(start, torch.ones_like(self._counts()), self.beta, self.problem.grid)
 
     def setup(self) -> tuple[Users, Aggregator] | None:
         return None  # nobody's number of rows plays a part

@@ -1,0 +1,235 @@
+"""Networks trained by gradients where users need of each other no more than a sum; each makes its own model of it.
+
+K users, m parameters of a network, q sums for each of them. Terms are int64, [n, q·m]; one row of sums is for everybody.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Ids, Users, with_rows
+from hmtl.mtl.algorithms.gradients import ModelUsers
+from hmtl.mtl.sums import Form, Grid
+
+
+class SummingModels(Users):
+    """User side: `inner` as it is, and between it and the messages what makes terms of IVs and models of sums."""
+
+    sums = True
+
+    def __init__(self, inner: ModelUsers, grid: Grid) -> None:
+        self.inner, self.grid, self.numbers = inner, grid, inner.numbers
+
+    @property
+    def models(self) -> Tensor:
+        """What the users predict with, [K, m]."""
+        return self.inner.models
+
+    @property
+    def row_bits(self) -> tuple[int, int]:
+        bits = 8 * self.inner.W[0].nbytes
+        return bits + 64 * self.inner.tells_steps, bits
+
+    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
+        users, ivs = self.inner.local_update(round, idle)
+        return users, self._terms(users, ivs)
+
+    @abstractmethod
+    def _terms(self, users: Ids, ivs: Tensor) -> Tensor:
+        """Terms of these users' IVs [n, m + e]."""
+
+    def commit(self, users: Ids) -> None:
+        self.inner.commit(users)
+
+    def roll_back(self, users: Ids) -> None:
+        self.inner.roll_back(users)
+
+    def measure(self) -> dict[str, Tensor]:
+        return self.inner.measure()
+
+    def local_work(self, round: int, user: int) -> None:
+        self.inner.local_work(round, user)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.inner.load_state_dict(state)
+
+
+class Average:
+    """w = start + (β/N)·S, N = Σ_k n_k, of all that users sent so far: S, a sum of terms n_k (w_k − w) on the grid.
+
+    Who sends nothing counts with w, the last model.
+
+    Args:
+        start: the users' first model [m].
+        counts: n_k of all users [K, 1]. Users know their own alone, and N.
+        beta: β.
+    """
+
+    def __init__(self, start: Tensor, counts: Tensor, beta: float, grid: Grid) -> None:
+        self.start, self.beta, self.grid = start, beta, grid
+        self.learn(counts)
+
+    def learn(self, counts: Tensor) -> None:
+        self.counts, self.total = counts.double().to(self.start.device), float(counts.sum())
+
+    def terms(self, users: Ids, new: Tensor, last: Tensor) -> Tensor:
+        """Of models [n, m] that users made of the last ones, [n, m]."""
+        return self.grid.rounded(self.counts[users] * (new.double() - last.double()))
+
+    def models(self, sums: Tensor) -> Tensor:
+        """w of each row of sums, [n, m]."""
+        return (self.start.double() + self.beta / self.total * self.grid.values(sums)).to(self.start)
+
+
+class AveragingUsers(SummingModels):
+    """User side of a mean."""
+
+    def __init__(self, inner: ModelUsers, average: Average) -> None:
+        super().__init__(inner, average.grid)
+        self.average = average
+
+    def _terms(self, users: Ids, ivs: Tensor) -> Tensor:
+        return self.average.terms(users, ivs, self.inner.W[users])
+
+    def receive(self, users: Ids, models: Tensor) -> None:
+        self.inner.receive(users, self.average.models(models))
+
+    def learn(self, users: Ids, extras: Tensor) -> None:
+        """Take N, [n, 1]."""
+        self.average.total = float(extras[0, 0])
+
+
+class AveragingSums(Aggregator):
+    """Aggregator side of a mean: S, int64 [1, m]."""
+
+    def __init__(self, m: int, grid: Grid, device: torch.device) -> None:
+        self.grid, self.S = grid, torch.zeros(1, m, dtype=torch.int64, device=device)
+
+    def update(self, users: Ids, ivs: Tensor) -> Tensor:
+        """Sums of some users' terms each, together those of all who were heard, to the one row for everybody."""
+        self.S = self.grid.added(self.S, ivs.sum(0, keepdim=True).to(self.S.device))
+        return self.S
+
+    def prepare(self, facts: Tensor) -> Tensor:
+        """The users' n_k, [K, 1], to N for each of them."""
+        return facts.sum(0).expand(len(facts), 1)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"S": self.S.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.S = state["S"].to(self.S, copy=True)
+
+
+class Pull:
+    """Steps of users down the penalty ½ tr(W A Wᵀ), each with the others as they were before.
+
+    User k's share of the slope is A_kk w_k + o_k with o_k = Σ_{l≠k} A_kl w_l, which follows from sums and w_k. A step of
+    length x_k, with o_k held, is made in p_k equal parts, one where x_k·λ_max(A) < 2 and ⌈x_k·λ_max(A)⌉ elsewhere:
+        w_k ← κ w_k − (1 − κ)·o_k/A_kk,   κ = (1 − x_k A_kk/p_k)^p_k,
+    w_k and the others' being what these users sent last. With one part it is the step that an aggregator of all W makes,
+    and as steps become short, all have one; so models approach a stationary point of the same objective. With more, no
+    coupling is too strong: each model goes a share of the way to −o_k/A_kk, and A has a dominant diagonal.
+
+    Args:
+        form: of A, see `Form.coupling`.
+        steepest: λ_max(A).
+    """
+
+    def __init__(self, form: Form, steepest: float, grid: Grid) -> None:
+        self.form, self.steepest, self.grid = form, steepest, grid
+        self.own = ((form.U @ form.C) * form.U).sum(1)
+        self.A_kk = form.delta + self.own
+
+    def terms(self, W: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
+        """What models [n, m] of these users are in the sums, int64 [n, q·m]."""
+        return self.grid.rounded(self.form.terms(W.double(), users))
+
+    def models(self, W: Tensor, lengths: Tensor, sums: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
+        """Models [n, m] of these users after steps of `lengths` [n], from W [n, m] and sums, int64 [n or 1, q·m]."""
+        A_kk, keep = self.A_kk[users], []
+        for x, a in zip(lengths.tolist(), A_kk.tolist(), strict=True):  # powers by vector differ with where they stand
+            parts = 1 if x * self.steepest < 2 else math.ceil(x * self.steepest)
+            keep.append((1 - x / parts * a) ** parts)
+        kept, w = torch.tensor(keep, dtype=torch.float64, device=W.device)[:, None], W.double()
+        others = self.form.shared(self.grid.values(sums), users) - self.own[users, None] * w
+        return (kept * w - (1 - kept) / A_kk[:, None] * others).to(W)
+
+
+class PullingUsers(SummingModels):
+    """User side of FedU: what each user `sent` last [K, m] that counted, and the lengths [K] of the steps behind it.
+
+    What it sends is what its term has become minus what it was. A model is made of what was sent last and the sums, as
+    often as sums come: also for a user who took no part in the round.
+
+    Args:
+        rate: μ_t; t is counted by the aggregator, which tells it with the sums.
+    """
+
+    state = ("sent", "lengths", "pending", "pending_lengths", "rounds")
+
+    def __init__(self, inner: ModelUsers, pull: Pull, rate: Callable[[int], float]) -> None:
+        super().__init__(inner, pull.grid)
+        self.pull, self.rate = pull, rate
+        self.sent = self.pending = inner.W
+        self.lengths = self.pending_lengths = torch.zeros(len(inner.W), dtype=torch.float64)
+        self.numbers, self.rounds = pull.form.q * inner.numbers, torch.tensor(0)
+
+    def _terms(self, users: Ids, ivs: Tensor) -> Tensor:
+        m, ids = self.inner.numbers, torch.from_numpy(users)
+        W = ivs[:, :m].contiguous()
+        self.pending = with_rows(self.pending, users, W)
+        lengths = self.rate(int(self.rounds)) * ivs[:, m].double().cpu()
+        self.pending_lengths = with_rows(self.pending_lengths, users, lengths)
+        return self.pull.terms(W, ids) - self.pull.terms(self.sent[users], ids)
+
+    def commit(self, users: Ids) -> None:
+        super().commit(users)
+        self.sent = with_rows(self.sent, users, self.pending[users])
+        self.lengths = with_rows(self.lengths, users, self.pending_lengths[users])
+
+    def receive(self, users: Ids, models: Tensor) -> None:
+        if not len(users):
+            return
+        self.rounds = models[0, -1].cpu()
+        made = self.pull.models(
+            self.sent[users], self.lengths[users], models[:, : self.numbers], torch.from_numpy(users)
+        )
+        self.inner.receive(users, made)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return super().state_dict() | {name: getattr(self, name).clone() for name in self.state}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        for name in self.state:
+            setattr(self, name, state[name].to(getattr(self, name), copy=True))
+
+
+class PullingSums(Aggregator):
+    """Aggregator side of FedU: sums of what users sent last, int64 [1, q·m], and t, which goes out with them."""
+
+    state = ("S", "rounds")
+
+    def __init__(self, start: Tensor, pull: Pull, A: Tensor) -> None:
+        self.A, self.grid = A, pull.grid
+        self.S, self.rounds = pull.terms(start).sum(0, keepdim=True), torch.tensor(0)
+
+    def update(self, users: Ids, ivs: Tensor) -> Tensor:
+        """Sums of some users' terms each, together those of all who were heard, to the one row for everybody."""
+        self.S = self.grid.added(self.S, ivs.sum(0, keepdim=True).to(self.S.device))
+        self.rounds = self.rounds + 1
+        return torch.cat([self.S, self.rounds.to(self.S).view(1, 1)], dim=1)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name).clone() for name in self.state}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name in self.state:
+            setattr(self, name, state[name].to(getattr(self, name), copy=True))

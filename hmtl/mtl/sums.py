@@ -1,0 +1,129 @@
+"""Learners that need no more of the other users than a few sums, and these sums to the last bit.
+
+K users, m coordinates of a model, q sums for each of them: q·m numbers, those of the first sum first.
+
+Floating-point sums depend on their order. So each term is rounded by its user to a grid, and terms are added as 64-bit
+integers: relays and server may then add in any order, or not at all and leave it to the aggregator, with the same bits.
+"""
+
+import operator
+from dataclasses import dataclass
+from functools import cached_property, reduce
+
+import torch
+from torch import Tensor
+
+from hmtl.errors import ConfigError, RangeError
+
+MOST = (
+    2.0**61
+)  # of a sum of K terms, so that one of K differences of terms is below 2^62, and one more added below 2^63
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Multiples of 2^-bits, as 64-bit integers of which K can be added.
+
+    Args:
+        bits: p.
+        K: number of users.
+
+    Raises:
+        ConfigError: p is not in 0..60.
+    """
+
+    bits: int
+    K: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.bits <= 60:
+            raise ConfigError(f"fraction_bits={self.bits} is not in 0..60: 64 bits have to hold whole numbers, too.")
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """The terms x of a sum on the grid, int64.
+
+        Raises:
+            RangeError: K such terms might not fit.
+        """
+        scaled = x.double() * 2.0**self.bits
+        if scaled.numel() and not (largest := float(scaled.abs().max())) <= MOST / self.K:  # nor is NaN
+            raise RangeError(
+                f"A term of a sum is {largest / 2.0**self.bits:.3g}, and 64 bits hold sums of K={self.K} terms up to "
+                f"{MOST / self.K / 2.0**self.bits:.3g} on a grid of 2^-{self.bits}. If the models do not diverge, "
+                "lower fraction_bits."
+            )
+        return scaled.round().to(torch.int64)
+
+    def added(self, total: Tensor, terms: Tensor) -> Tensor:
+        """A running sum, and a sum of K differences of terms more, both int64 of the same shape.
+
+        Raises:
+            RangeError: the running sum has become too large.
+        """
+        new = total + terms
+        if new.numel() and float(largest := new.abs().max()) > MOST:
+            raise RangeError(
+                f"A sum has grown to {float(largest) / 2.0**self.bits:.3g}, and on a grid of 2^-{self.bits} no more "
+                f"than {MOST / 2.0**self.bits:.3g} is safe. If the models do not diverge, lower fraction_bits."
+            )
+        return new
+
+    def values(self, sums: Tensor) -> Tensor:
+        """Sums on the grid as numbers, float64."""
+        return sums.double() * 2.0**-self.bits
+
+    def fine(self, x: Tensor) -> Tensor:
+        """Numbers [n], of whose sum the sign matters, however small they are: [n, 2] on the grid, and what is left."""
+        coarse = self.rounded(x)
+        return torch.stack([coarse, self.rounded((x.double() - self.values(coarse)) * 2.0**self.bits)], dim=1)
+
+    def positive(self, sums: Tensor) -> bool:
+        """Whether the sum of numbers is above zero, of which [2] is the sum of what `fine` gave."""
+        coarse, rest = sums.tolist()
+        return bool((coarse << self.bits) + rest > 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """B = A⁻¹ = diag(δ) + U C Uᵀ: the update w_k = δ_k v_k + U_k C s needs of others s = Σ_l U_lᵀ v_l alone.
+
+    Attributes:
+        delta: δ [K].
+        U: [K, q].
+        C: [q, q].
+    """
+
+    delta: Tensor
+    U: Tensor
+    C: Tensor
+
+    @property
+    def q(self) -> int:
+        """How many sums there are of each coordinate."""
+        return self.U.shape[1]
+
+    @cached_property
+    def _UC(self) -> Tensor:
+        return self.U @ self.C  # for all users at once, so that each finds the same bits as an aggregator
+
+    def inverse_coupling(self) -> Tensor:
+        """B [K, K]."""
+        return self.delta.diag() + self._UC @ self.U.T
+
+    def coupling(self) -> "Form":
+        """A = diag(1/δ) − Û Ĉ Ûᵀ as such a form, with −Ĉ for C; δ > 0.  Ref: Woodbury 1950."""
+        scaled = self.U / self.delta[:, None]
+        return Form(1 / self.delta, scaled, -torch.linalg.inv(torch.linalg.inv(self.C) + self.U.T @ scaled))
+
+    def terms(self, V: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
+        """U_kᵀ v_k of these users, [n, q·m], for V [n, m]."""
+        return (self.U[users, :, None] * V[:, None]).flatten(1)
+
+    def shared(self, sums: Tensor, users: Tensor | slice = slice(None)) -> Tensor | float:
+        """U_k C s of these users, [n, m], for s [n or 1, q·m]; 0 where there are no sums."""
+        parts = [self._UC[users, j, None] * s for j, s in enumerate(sums.chunk(self.q, dim=1))] if self.q else []
+        return reduce(operator.add, parts, 0.0) if len(parts) != 1 else parts[0]
+
+    def models(self, V: Tensor, sums: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
+        """w_k = δ_k v_k + U_k C s of these users, [n, m]."""
+        return self.delta[users, None] * V + self.shared(sums, users)
