@@ -61,6 +61,7 @@ class TrainConfig(NetworkConfig):
     lam: float = 0.01
     reduction: str = "mean"
     device: str = "cpu"
+    fraction_bits: int = 40
     scheme: str = "optimal"
     aggregators: Any = "auto"
     gap_tolerance: float = 0.0
@@ -159,7 +160,8 @@ def build_problem(cfg: DictConfig, tasks: Sequence[Task]) -> Problem:
     from hmtl.mtl import Problem
 
     regularizer = build_regularizer(cfg)
-    return Problem(tasks, _instantiate(cfg.loss), regularizer, reduction=cfg.reduction, device=_device(cfg.device))
+    how = {"reduction": cfg.reduction, "device": _device(cfg.device), "fraction_bits": cfg.fraction_bits}
+    return Problem(tasks, _instantiate(cfg.loss), regularizer, **how)
 
 
 def build_regularizer(cfg: DictConfig) -> Regularizer:
@@ -222,6 +224,7 @@ def build(cfg: DictConfig) -> Run:
         HmtlError: what is wrong, and what to do.
     """
     from hmtl.checkpoint import load_checkpoint
+    from hmtl.communication import Sums
     from hmtl.mtl import fitting
     from hmtl.trainer import Trainer
 
@@ -237,6 +240,8 @@ def build(cfg: DictConfig) -> Run:
     communicator = build_communicator(cfg, topology)
     build_participation(cfg, topology)
     algorithm = build_algorithm(cfg, build_problem(cfg, tasks))
+    if isinstance(communicator, Sums):
+        algorithm.in_sums()
     communicator.meet(algorithm.aggregator)
     output_dir = Path(cfg.output_dir)
     loggers = [_instantiate(node) for node in cfg.logger.values()]

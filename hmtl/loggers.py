@@ -142,7 +142,8 @@ def _loads(summary: Mapping[str, Any]) -> Table:
         loads.add_column(name, justify="right")
     for tier in TIERS:
         theory, bound = (summary[key].get(tier, summary["K"]) for key in ("loads_theory", "bounds"))
-        numbers = (summary["loads"][tier], theory, bound, summary["K"])
+        uncoded = summary.get("loads_uncoded", {}).get(tier, summary["K"])
+        numbers = (summary["loads"][tier], theory, bound, uncoded)
         loads.add_row(tier.replace("_", " "), *(f"{number:.2f}" for number in numbers))
     return loads
 

@@ -11,6 +11,7 @@ from hmtl.communication.links import InProcess, Links
 from hmtl.communication.network import Network, tier_loads
 from hmtl.communication.partial import CodedPartial
 from hmtl.communication.round import Outcome
+from hmtl.communication.sums import Sums
 
 __all__ = [
     "SETUP",
@@ -24,6 +25,7 @@ __all__ = [
     "Links",
     "Network",
     "Outcome",
+    "Sums",
     "Uncoded",
     "tier_loads",
 ]

@@ -106,9 +106,10 @@ class Aggregation:
         """Make room for the round's IVs, of so many bytes; whether it is `node` that keeps them for all."""
         if self._round != round:
             self._round, self._keeper, self._users = round, node, users
+            rows = self._rows(len(users))
             self.ivs = {
-                "payload": torch.empty(len(users), payload, dtype=torch.uint8),
-                "overhead": torch.empty(len(users), overhead, dtype=torch.uint8),
+                "payload": torch.empty(rows, payload, dtype=torch.uint8),
+                "overhead": torch.empty(rows, overhead, dtype=torch.uint8),
             }
         return self._keeper == node
 
@@ -122,7 +123,7 @@ class Aggregation:
         self.ivs = {}
         models = self.aggregator.update(self._users, ivs)
         del ivs  # which may be as large as all models
-        if len(models) != len(self.counted):
+        if len(models) != self._rows(len(self.counted)):
             raise CodingError(
                 f"The aggregator gave models of shape {tuple(models.shape)} for {len(self.counted)} users: its update "
                 "has to return a row of numbers for each user."
@@ -130,8 +131,15 @@ class Aggregation:
         assert self._round is not None
         self.counted[self._users] = self._round
         payload, extras = pack(models, self.numbers, self.wire or dtype)
-        receipts = torch.from_numpy(numbers_to_bytes(self.counted).reshape(-1, 4))
-        self._digest, self._models = digest, Models(payload, torch.cat([extras, receipts], dim=1))
+        self._digest, self._models = digest, Models(payload, torch.cat([extras, self._receipts()], dim=1))
+
+    def _rows(self, users: int) -> int:
+        """How many rows there are for so many users."""
+        return users
+
+    def _receipts(self) -> Tensor:
+        """For each row of models, when IVs counted last."""
+        return torch.from_numpy(numbers_to_bytes(self.counted).reshape(-1, 4))
 
     def models(self, digest: bytes) -> Models | None:
         """The models for a node with this digest; None where it holds other IVs than were kept."""

@@ -4,7 +4,7 @@ K users, H relays, m numbers per IV.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -85,7 +85,7 @@ class Communicator(ABC):
         """Exchange what has to be known before the first round, in one turn or more; the ledger counts it as SETUP."""
         server = self._play(BEFORE, self._cast(users, aggregator))
         self._setups += 1
-        self._before = [self.seconds(SETUP), self._uncoded_seconds(SETUP, server, self._setups)]
+        self._before = [self.seconds(SETUP), self._uncoded_seconds(self._sent(SETUP), server, self._setups)]
 
     def round(
         self, number: int, users: UserSide, aggregator: AggregatorSide, absent_relays: Collection[int] = ()
@@ -124,7 +124,7 @@ class Communicator(ABC):
 
     def uncoded_seconds(self) -> float:
         """What the communication of the last round had taken with nothing coded, and the server as aggregator."""
-        return self._uncoded_seconds(-1, self._server) if self._server else 0.0
+        return self._uncoded_seconds(self._sent(-1), self._server) if self._server else 0.0
 
     @property
     @abstractmethod
@@ -196,16 +196,16 @@ class Communicator(ABC):
     def _sent(self, round: int | str) -> dict[str, NDArray[np.int64]]:
         return {tier: self.ledger.per_link(tier, round).sum(axis=1) for tier in TIERS}
 
-    def _uncoded_seconds(self, round: int | str, server: Server, times: int = 1) -> float:
+    def _uncoded_seconds(self, sent: Mapping[str, NDArray[np.int64]], server: Server, times: int = 1) -> float:
         """What users send goes on to the server, what they get comes from it; who is there is told as here."""
-        sent, attendance = self._sent(round), server.attendance
+        attendance = server.attendance
         present, there = attendance.users, np.flatnonzero(attendance.there)
         up = np.zeros(self.topology.H)
         np.add.at(up, self.planner.forwarders(attendance.heard)[present], sent[USERS_TO_RELAYS][present])
         up[there] += [8 * times * Report.nbytes(self.topology, i) for i in there.tolist()]
         copies = len(there) if self.network.medium == "unicast" else min(len(there), 1)
         down = sent[RELAYS_TO_USERS].sum() + 8 * times * copies * Attendance.nbytes(self.topology)
-        return self.network.seconds(sent | {RELAYS_TO_SERVER: up, SERVER_TO_RELAYS: down})
+        return self.network.seconds({**sent, RELAYS_TO_SERVER: up, SERVER_TO_RELAYS: down})
 
     def _rememberers(self) -> list[tuple[str, UserHost | Relay | Server | Aggregation]]:
         nodes = self._nodes

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.communication.attendance import bytes_to_numbers
@@ -98,12 +99,16 @@ class UserHost:
             payload = torch.cat([message.payload[message.rows()] for message in models])[order]
             overhead = torch.cat([message.overhead[message.rows()] for message in models])[order]
         ids: Users = users.numpy()
-        counted = bytes_to_numbers(overhead[:, -4:].numpy().ravel()) == self.sent[ids]
-        self.users.commit(ids[self.pending[ids] & counted])
-        self.users.roll_back(ids[self.pending[ids] & ~counted])
-        self.waiting[ids] = self.pending[ids] = False
+        self._settle(ids, bytes_to_numbers(overhead[:, -4:].numpy().ravel()))
         numbers = unpack(payload, overhead[:, :-4], self.wire or self.dtype, self.dtype)
         self.users.receive(ids, numbers.to(self._device))
+
+    def _settle(self, users: Users, last: NDArray[np.int64]) -> None:
+        """Word for these users: the rounds in which their IVs counted last."""
+        counted = last == self.sent[users]
+        self.users.commit(users[self.pending[users] & counted])
+        self.users.roll_back(users[self.pending[users] & ~counted])
+        self.waiting[users] = self.pending[users] = False
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: torch.from_numpy(getattr(self, name).copy()) for name in self.state}

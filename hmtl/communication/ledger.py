@@ -31,15 +31,17 @@ class LinkLedger:
 
     Links of a tier: users_to_relays, one for each user (its broadcast); relays_to_server, one for each relay;
     server_to_relays, one for each relay and a last one for what is broadcast to all of them; relays_to_users, one for
-    each user (from the relay that serves it). What is exchanged before the first round stands apart, as `SETUP`: it is
-    part of all sums over the run, and of no round.
+    each user (from the relay that serves it), then one for what each relay broadcasts to its users. What is exchanged
+    before the first round stands apart, as `SETUP`: it is part of all sums over the run, and of no round.
     """
 
     def __init__(self, K: int, H: int) -> None:
         users = [f"user {k}" for k in range(K)]
         relays = [f"relay {i}" for i in range(H)]
         self.links: dict[str, Sequence[str]] = dict(
-            zip(TIERS, (users, relays, [*relays, "all relays"], users), strict=True)
+            zip(
+                TIERS, (users, relays, [*relays, "all relays"], [*users, *(f"all of {i}" for i in relays)]), strict=True
+            )
         )
         ends = np.cumsum([0, *(len(self.links[tier]) for tier in TIERS)])
         self._slices = {tier: slice(ends[n], ends[n + 1]) for n, tier in enumerate(TIERS)}

@@ -46,7 +46,7 @@ class Message:
         links: the links of the tier on which rows are counted: one for all rows, or one for each [n].
         payload: IVs or models or combinations of them, uint8 [rows, L].
         overhead: what travels with them, uint8 [rows, L'].
-        users: whose rows these are [n]; None where rows belong to no user.
+        users: whose rows these are [n], or for whom the one row is; None where rows belong to no user.
         at: which rows are meant [n], so that one tensor can serve many messages; None: all.
         dtype: of IVs: the type that the numbers in the payload are computed in, whatever they travel as.
     """

@@ -23,6 +23,7 @@ class Network:
         W2: between relays and server.
         medium: `broadcast`: one transmission of the server reaches all relays (radio, satellite, IP multicast);
             `unicast`: it has to send a copy to each of them (TCP).
+        last_hop: the same of a relay and its users, for what is alike for all of them: sums.
         uplink_bps: of each relay to the server [H]; None: W2 for all.
         uplink: `shared`: one relay sends after the other; `parallel`: side by side, and the last to finish counts.
 
@@ -35,9 +36,11 @@ class Network:
     medium: str = "broadcast"
     uplink_bps: Sequence[float] | None = None
     uplink: str = "shared"
+    last_hop: str = "broadcast"
 
     def __post_init__(self) -> None:
         check_medium(self.medium)
+        check_medium(self.last_hop, "last_hop")
         if self.uplink not in UPLINKS:
             raise ConfigError(f"network.uplink={self.uplink} is unknown: choose one of {', '.join(UPLINKS)}.")
         if self.uplink_bps is not None:
@@ -86,9 +89,9 @@ class Network:
         return Uplinks(bandwidths, self.uplink == "parallel", self.W2)
 
 
-def check_medium(medium: str) -> None:
+def check_medium(medium: str, name: str = "medium") -> None:
     if medium not in MEDIA:
-        raise ConfigError(f"network.medium={medium} is unknown: choose one of {', '.join(MEDIA)}.")
+        raise ConfigError(f"network.{name}={medium} is unknown: choose one of {', '.join(MEDIA)}.")
 
 
 def tier_loads(

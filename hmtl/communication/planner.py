@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.coding import Aggregators, Plan, make_plan, resolve, scheme_of
+from hmtl.coding import Aggregators, Cover, Plan, cover, make_plan, resolve, scheme_of
 from hmtl.communication.attendance import Attendance, Routes, routes
 from hmtl.communication.coder import View
 from hmtl.communication.network import Network
@@ -72,6 +72,8 @@ class Planner:
         self.attendance = lru_cache(64)(self._attendance)
         self._routes = lru_cache(64)(lambda there, aggregating: routes(topology, there, aggregating))
         self.forwarders = lru_cache(64)(self._forwarders)
+        self.cover = lru_cache(64)(self._cover)
+        self._spread = lru_cache(64)(lambda there: cover(self.topology.restricted(relays=there)))
 
     @cached_property
     def home(self) -> tuple[int, ...]:
@@ -106,3 +108,11 @@ class Planner:
     def _forwarders(self, heard: Topology) -> NDArray[np.int64]:
         """[K] the relay that passes each user's IV on where nothing is coded."""
         return self.network.forwarders(heard)
+
+    def _cover(self, heard: Topology) -> Cover:
+        """The relays that add up the terms of sums."""
+        return cover(heard, self.network.uplinks(heard))
+
+    def spread(self, attendance: Attendance) -> Cover:
+        """The relays that send the sums to all users who can be reached."""
+        return self._spread(attendance.relays)

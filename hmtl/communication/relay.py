@@ -226,7 +226,16 @@ class Relay:
             self._round, RELAYS_TO_SERVER, kind, self.name, (SERVER,), self.i, payload, overhead, users, at, self._dtype
         )
 
-    def _down(self, kind: str, payload: Tensor, overhead: Tensor, users: Users, at: Tensor | None = None) -> Message:
+    def _down(
+        self,
+        kind: str,
+        payload: Tensor,
+        overhead: Tensor,
+        users: Users,
+        at: Tensor | None = None,
+        links: int | None = None,
+    ) -> Message:
+        on, dtype = users if links is None else links, self._dtype
         return Message(
-            self._round, RELAYS_TO_USERS, kind, self.name, self.hosts, users, payload, overhead, users, at, self._dtype
+            self._round, RELAYS_TO_USERS, kind, self.name, self.hosts, on, payload, overhead, users, at, dtype
         )

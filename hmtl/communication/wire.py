@@ -33,12 +33,17 @@ def from_bytes(rows: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def pack(x: Tensor, m: int, wire: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows x [n, m + e] as bytes on the CPU: the first m numbers as `wire`, and the further ones as float64."""
-    extras = x[:, m:].double() if x.shape[1] > m else x.new_zeros(len(x), 0, dtype=torch.float64)
+    """Rows x [n, m + e] as bytes on the CPU: the first m numbers as `wire`, the further ones as float64 or int64."""
+    extras = x[:, m:].to(_further(x.dtype)) if x.shape[1] > m else x.new_zeros(len(x), 0, dtype=torch.float64)
     return to_bytes(x[:, :m].to(wire)).cpu(), to_bytes(extras).cpu()
 
 
 def unpack(numbers: Tensor, extras: Tensor, wire: torch.dtype, dtype: torch.dtype) -> Tensor:
     """The inverse of `pack`: [n, m + e] as `dtype`. Without further numbers, it may share memory with its bytes."""
     x = from_bytes(numbers, wire).to(dtype)
-    return torch.cat([x, from_bytes(extras, torch.float64).to(dtype)], dim=1) if extras.shape[1] else x
+    return torch.cat([x, from_bytes(extras, _further(dtype)).to(dtype)], dim=1) if extras.shape[1] else x
+
+
+def _further(dtype: torch.dtype) -> torch.dtype:
+    """As what further numbers travel beside numbers of this type."""
+    return torch.float64 if dtype.is_floating_point else torch.int64

@@ -1,6 +1,6 @@
 """Networks trained by gradients where users need of each other no more than a sum; each makes its own model of it.
 
-K users, m parameters of a network, q sums for each of them. Terms are int64, [n, q·m]; one row of sums is for everybody.
+K users, m parameters of a network, q sums for each of them. Terms are int64 [n, q·m]; one row of sums is for all.
 """
 
 import math
@@ -130,12 +130,12 @@ class AveragingSums(Aggregator):
 class Pull:
     """Steps of users down the penalty ½ tr(W A Wᵀ), each with the others as they were before.
 
-    User k's share of the slope is A_kk w_k + o_k with o_k = Σ_{l≠k} A_kl w_l, which follows from sums and w_k. A step of
-    length x_k, with o_k held, is made in p_k equal parts, one where x_k·λ_max(A) < 2 and ⌈x_k·λ_max(A)⌉ elsewhere:
+    User k's share of the slope is A_kk w_k + o_k with o_k = Σ_{l≠k} A_kl w_l, which follows from sums and w_k. A step
+    of length x_k, with o_k held, is made in p_k equal parts, one where x_k·λ_max(A) < 2 and ⌈x_k·λ_max(A)⌉ elsewhere:
         w_k ← κ w_k − (1 − κ)·o_k/A_kk,   κ = (1 − x_k A_kk/p_k)^p_k,
-    w_k and the others' being what these users sent last. With one part it is the step that an aggregator of all W makes,
-    and as steps become short, all have one; so models approach a stationary point of the same objective. With more, no
-    coupling is too strong: each model goes a share of the way to −o_k/A_kk, and A has a dominant diagonal.
+    w_k and the others' being what these users sent last. With one part it is the step that an aggregator of all W
+    makes, and as steps become short, all have one; so models approach a stationary point of the same objective. With
+    more, no coupling is too strong: each model goes a share of the way to −o_k/A_kk, and A has a dominant diagonal.
 
     Args:
         form: of A, see `Form.coupling`.

@@ -66,7 +66,8 @@ class ByGradients(Algorithm):
     @property
     def W(self) -> Tensor:
         """The users' parameters, [m, K]."""
-        return self.users.models.T
+        W: Tensor = self.users.models.T
+        return W
 
 
 class ModelUsers(Users):

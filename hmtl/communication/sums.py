@@ -1,0 +1,234 @@
+"""Sums instead of IVs: relays add what they hear, the server adds that, and one row goes back to everybody.
+
+K users, H relays, L numbers in a row of terms or sums, int64. The nodes play the same schedule as where relays forward,
+and only what they hand on is another: a relay of a cover of all who were heard hands on one row, the sum of the rows of
+users whom the plan assigns to it; and a relay of a cover of all who can be reached sends the server's row to its users.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hmtl.coding import Cover, Loads, cover
+from hmtl.communication.aggregation import Aggregation, AggregatorSide
+from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
+from hmtl.communication.communicator import Communicator
+from hmtl.communication.host import UserHost, UserSide
+from hmtl.communication.ledger import (
+    RELAYS_TO_SERVER,
+    RELAYS_TO_USERS,
+    SERVER_TO_RELAYS,
+    USERS_TO_RELAYS,
+    LinkLedger,
+)
+from hmtl.communication.links import InProcess, Links
+from hmtl.communication.messages import IVS, MODELS, Message, Users
+from hmtl.communication.network import Network
+from hmtl.communication.relay import Relay
+from hmtl.communication.round import Nodes
+from hmtl.communication.server import Server
+from hmtl.communication.wire import from_bytes, to_bytes, unpack
+from hmtl.errors import CodingError, ConfigError
+from hmtl.topology import Topology
+
+RECEIPT = 32  # bits that tell a user, with a model of its own, when its IV counted last
+
+
+class SummingSide(UserSide, Protocol):
+    """Users who send terms of sums; see `hmtl.mtl.Users`."""
+
+    @property
+    def row_bits(self) -> tuple[int, int]:
+        """Bits of an IV and of a model, of the same learner where these travel."""
+
+
+class SummingHost(UserHost):
+    """Users who send terms, and get one row for all of them."""
+
+    def send(self, round: int, relays: Sequence[str]) -> Message:
+        message = super().send(round, relays)
+        if message.dtype != torch.int64:
+            raise CodingError(
+                f"communicator=sums adds terms of type int64, but these users send {message.dtype}: call the "
+                "algorithm's in_sums() before the first round."
+            )
+        return message
+
+    def receive(self, models: Sequence[Message]) -> None:
+        if not models:
+            return
+        ids: Users = np.unique(np.concatenate([message.of_users() for message in models]))
+        overhead = models[0].overhead[0].numpy()
+        extras, counted = _without_receipts(overhead)
+        self._settle(ids, counted[ids])
+        row = unpack(models[0].payload[:1], torch.from_numpy(extras)[None], torch.int64, torch.int64)
+        self.users.receive(ids, row.to(self._device).expand(len(ids), -1))
+
+
+class SummingRelay(Relay):
+    """A relay that adds up the rows of some of its users, and hands on the server's row."""
+
+    def forward(self) -> list[Message]:
+        """The sum of the rows that it is this relay's turn to add, if any."""
+        users = np.flatnonzero(self.planner.cover(self.attendance.heard).adds == self.i)
+        if not len(users):
+            return []
+        at = torch.from_numpy(self._row[users])
+        return [self._up(IVS, _added(self._ivs["payload"][at]), _added(self._ivs["overhead"][at]))]
+
+    def deliver(self, verdict: Sequence[Message], passed: Sequence[Message]) -> list[Message]:
+        """The server's row to the users whom the plan assigns to this relay: once, or a copy for each."""
+        users = np.flatnonzero(self.planner.spread(self.attendance).adds == self.i)
+        if not len(users):
+            return []
+        if self.planner.network.last_hop == "unicast":
+            copies = torch.zeros(len(users), dtype=torch.int64)
+            return [self._down(MODELS, m.payload, m.overhead, users, copies) for m in passed]
+        everybody = self.t.K + self.i  # the link of the ledger for what all users of this relay hear
+        return [self._down(MODELS, m.payload, m.overhead, users, links=everybody) for m in passed]
+
+
+class SummingServer(Server):
+    """A server that adds up the relays' sums."""
+
+    def gather(self, messages: Sequence[Message]) -> None:
+        """Take the sums of the relays that were to add.
+
+        Raises:
+            CodingError: some are missing.
+        """
+        if self.aggregation is None or self.empty:
+            return
+        relays = self.planner.cover(self.attendance.heard).relays
+        self._require(relays, messages, "passed no sum on", "no models can be computed")
+        self.aggregation.open(self._round, self.name, self.attendance.users, *self.sizes)
+        for part, nbytes in zip(("payload", "overhead"), self.sizes, strict=True):
+            rows = [torch.zeros(1, nbytes, dtype=torch.uint8), *(getattr(message, part) for message in messages)]
+            self.aggregation.ivs[part] = _added(torch.cat(rows))
+        self._dtype = torch.int64
+
+    def hand_back(self) -> list[Message]:
+        """One row, to the relays that send it on."""
+        models = self.aggregation.models(b"") if self.aggregation is not None else None
+        if models is None:
+            return []
+        to = self.planner.spread(self.attendance).relays
+        return list(self._to(np.array(to), MODELS, models.payload, models.overhead))
+
+
+class SummingAggregation(Aggregation):
+    """The aggregator's seat, for one row of sums and one row that goes to everybody, with receipts of all users."""
+
+    def _rows(self, users: int) -> int:
+        return 1
+
+    def _receipts(self) -> Tensor:
+        # most users' last round is the same, so that this is far less than 4 bytes for each
+        packed = np.frombuffer(zlib.compress(numbers_to_bytes(self.counted).tobytes()), np.uint8)
+        return torch.from_numpy(np.concatenate([packed, numbers_to_bytes([len(packed)])]))[None]
+
+
+def _without_receipts(overhead: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """What else is in the overhead of a row, and the round in which each user's IV counted last [K]."""
+    rest, nbytes = overhead[:-4], int(bytes_to_numbers(overhead[-4:])[0])
+    packed = rest[len(rest) - nbytes :].tobytes()
+    return rest[: len(rest) - nbytes], bytes_to_numbers(np.frombuffer(zlib.decompress(packed), np.uint8))
+
+
+def _added(rows: Tensor) -> Tensor:
+    """The sum of rows of int64, as bytes [1, L]."""
+    return to_bytes(from_bytes(rows, torch.int64).sum(0, keepdim=True))
+
+
+class Sums(Communicator):
+    """Relays and server add up terms, for learners that need no more of their users than sums.
+
+    What is exchanged before the first round travels as where nothing is coded.
+
+    Args:
+        topology, network, links: see `Communicator`; `network.last_hop` says how relays reach their users.
+        wire: none other than null: sums have a format of their own.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        network: Network = Network(),  # noqa: B008, it is frozen
+        wire: str | None = None,
+        *,
+        links: Callable[[LinkLedger], Links] = InProcess,
+    ) -> None:
+        if wire is not None:
+            raise ConfigError(f"wire={wire} with communicator=sums: sums travel as 64-bit integers. Set wire=null.")
+        super().__init__(topology, network, "uncoded", links=links)
+        self.note = ""
+
+    @property
+    def theory(self) -> Loads:
+        adding, spreading = self._covers
+        up = tuple(float(i in adding.relays) for i in range(self.topology.H))
+        return Loads(sum(up), 1.0, up, float(len(spreading.relays)))
+
+    @property
+    def _covers(self) -> tuple[Cover, Cover]:
+        """The relays that add, and those that spread, when all are there."""
+        return self.planner.cover(self.topology), cover(self.topology)
+
+    def describe(self) -> dict[str, Any]:
+        """The bounds are those of sums: whoever adds, or spreads, has to reach everybody.
+
+        `loads_uncoded` are of the same learner's IVs and models, in messages of this run's length.
+        """
+        described = super().describe()
+        adding, spreading = self._covers
+        least = spreading.bound
+        everybody = float(len(spreading.relays) if self.network.last_hop == "broadcast" else self.topology.K)
+        described["loads_theory"][RELAYS_TO_USERS] = everybody
+        described["bounds"] = {
+            RELAYS_TO_SERVER: least,
+            SERVER_TO_RELAYS: least if self.network.medium == "unicast" else 1.0,
+            RELAYS_TO_USERS: min(least, everybody) if self.network.last_hop == "broadcast" else everybody,
+        }
+        if self._sides and self.V_bits:
+            up, down = (self.topology.K * bits / self.V_bits for bits in self._side.row_bits)
+            described["loads_uncoded"] = dict.fromkeys((USERS_TO_RELAYS, RELAYS_TO_SERVER), up) | dict.fromkeys(
+                (SERVER_TO_RELAYS, RELAYS_TO_USERS), down
+            )
+        own = {
+            "communicator": "sums",
+            "scheme": "sums",
+            "adding": list(adding.relays),
+            "last_hop": self.network.last_hop,
+        }
+        return described | own | ({"note": self.note} if self.note else {})
+
+    @property
+    def _side(self) -> SummingSide:
+        assert self._sides is not None
+        return cast(SummingSide, self._sides[0])
+
+    def _cast(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
+        if not users.numbers:  # a set-up, or nothing travels
+            return super()._cast(users, aggregator)
+        K, H = self.topology.K, self.topology.H
+        host, seat = SummingHost(K, users, None), SummingAggregation(K, aggregator, users.numbers, None)
+        relays = [SummingRelay(i, self.planner, None, [host.name]) for i in range(H)]
+        names = [host.name], [relay.name for relay in relays]
+        return Nodes([host], relays, SummingServer(self.planner, seat), seat, *names)
+
+    def uncoded_seconds(self) -> float:
+        """What the communication of the last round had taken with IVs and models, and nothing coded."""
+        if self._server is None:
+            return 0.0
+        (up, down), sent = self._side.row_bits, self._sent(-1)
+        reached = self.topology.restricted(relays=self._server.attendance.relays).degrees > 0
+        users = {
+            USERS_TO_RELAYS: np.where(sent[USERS_TO_RELAYS] > 0, up, 0),
+            RELAYS_TO_USERS: np.where(reached, down + RECEIPT, 0),
+        }
+        return self._uncoded_seconds({**sent, **users}, self._server)
