@@ -4,6 +4,7 @@ K users, F folds, P combinations of values of the settings in a grid; a training
 """
 
 import dataclasses
+import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from rich.progress import Progress
 from hmtl.checkpoint import load_checkpoint, save_atomically
 from hmtl.config import build_algorithm, build_problem, build_regularizer, flat
 from hmtl.data import Task
-from hmtl.errors import ConfigError, DataError, Interrupted
+from hmtl.errors import ConfigError, DataError, Interrupted, RangeError
 from hmtl.grid import Figures, combinations, conclude, grid_of, with_values
 from hmtl.mtl import Algorithm
 from hmtl.rng import generator
@@ -189,7 +190,10 @@ def _figures(member: Algorithm, rounds: int, go_on: Callable[[], bool]) -> Figur
             return None
         if round == rounds - max(1, rounds // 10):
             before = member.metrics()
-        member.step(round)
+        try:
+            member.step(round)
+        except RangeError:  # it diverges, which makes its settings bad ones, and the others no worse
+            return {"error": math.nan, "relative_gap" if "gap" in start else "change": math.nan}
     now = member.metrics()
     figures = {"error": now["test_error"]}
     if "joint_gap" in now:

@@ -126,7 +126,7 @@ class Aggregation:
         if len(models) != self._rows(len(self.counted)):
             raise CodingError(
                 f"The aggregator gave models of shape {tuple(models.shape)} for {len(self.counted)} users: its update "
-                "has to return a row of numbers for each user."
+                f"has to return {self._rows(len(self.counted))} rows of numbers here."
             )
         assert self._round is not None
         self.counted[self._users] = self._round

@@ -23,6 +23,7 @@ from hmtl.communication.ledger import (
     RELAYS_TO_SERVER,
     RELAYS_TO_USERS,
     SERVER_TO_RELAYS,
+    TIERS,
     USERS_TO_RELAYS,
     LinkLedger,
 )
@@ -43,8 +44,8 @@ class SummingSide(UserSide, Protocol):
     """Users who send terms of sums; see `hmtl.mtl.Users`."""
 
     @property
-    def row_bits(self) -> tuple[int, int]:
-        """Bits of an IV and of a model, of the same learner where these travel."""
+    def row_bits(self) -> tuple[int, int, int]:
+        """Of the same learner where IVs and models travel: bits of the m numbers, and beside those of IV and model."""
 
 
 class SummingHost(UserHost):
@@ -195,10 +196,7 @@ class Sums(Communicator):
             RELAYS_TO_USERS: min(least, everybody) if self.network.last_hop == "broadcast" else everybody,
         }
         if self._sides and self.V_bits:
-            up, down = (self.topology.K * bits / self.V_bits for bits in self._side.row_bits)
-            described["loads_uncoded"] = dict.fromkeys((USERS_TO_RELAYS, RELAYS_TO_SERVER), up) | dict.fromkeys(
-                (SERVER_TO_RELAYS, RELAYS_TO_USERS), down
-            )
+            described["loads_uncoded"] = dict.fromkeys(TIERS, self.topology.K * self._side.row_bits[0] / self.V_bits)
         own = {
             "communicator": "sums",
             "scheme": "sums",
@@ -225,10 +223,10 @@ class Sums(Communicator):
         """What the communication of the last round had taken with IVs and models, and nothing coded."""
         if self._server is None:
             return 0.0
-        (up, down), sent = self._side.row_bits, self._sent(-1)
+        (numbers, up, down), sent = self._side.row_bits, self._sent(-1)
         reached = self.topology.restricted(relays=self._server.attendance.relays).degrees > 0
         users = {
-            USERS_TO_RELAYS: np.where(sent[USERS_TO_RELAYS] > 0, up, 0),
-            RELAYS_TO_USERS: np.where(reached, down + RECEIPT, 0),
+            USERS_TO_RELAYS: np.where(sent[USERS_TO_RELAYS] > 0, numbers + up, 0),
+            RELAYS_TO_USERS: np.where(reached, numbers + down + RECEIPT, 0),
         }
         return self._uncoded_seconds({**sent, **users}, self._server)

@@ -38,8 +38,8 @@ class Users(ABC):
     """Whether rows are terms of sums, int64, which anybody may add on their way, and one row goes back to all users."""
 
     @property
-    def row_bits(self) -> tuple[int, int]:
-        """Bits of an IV and of a model, overhead included, of the same learner where they travel instead of sums."""
+    def row_bits(self) -> tuple[int, int, int]:
+        """Of the same learner where IVs and models travel: bits of the m numbers, and beside those of IV and model."""
         raise NotImplementedError
 
     @abstractmethod

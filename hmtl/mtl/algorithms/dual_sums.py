@@ -34,9 +34,8 @@ class SummingUsers(DualUsers):
         self.numbers, self.V = form.q * self.problem.size, torch.zeros_like(self.W)
 
     @property
-    def row_bits(self) -> tuple[int, int]:
-        bits = 64 * (self.problem.size + self.accelerated)
-        return bits, bits
+    def row_bits(self) -> tuple[int, int, int]:
+        return 64 * self.problem.size, 64 * self.accelerated, 64 * self.accelerated
 
     def local_update(
         self, round: int, idle: Ids = NOBODY, order: Tensor | None = None, budgets: Tensor | None = None

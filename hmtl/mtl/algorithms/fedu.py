@@ -45,7 +45,7 @@ class FedU(ByGradients):
     def _pull(self, coupling: "Coupling") -> Pull | None:
         """How models are made of sums, on any side; None where that takes all IVs, or none."""
         form = self.problem.regularizer.sums(torch.empty_like(coupling.A))
-        if form is None or not form.q or self.problem.facts().shape[1]:
+        if form is None or not form.q or (form.delta != form.delta[0]).any() or self.problem.facts().shape[1]:
             return None
         return Pull(form.coupling(), coupling.steepest, self.problem.grid)
 

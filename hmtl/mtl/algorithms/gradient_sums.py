@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Ids, Users, with_rows
 from hmtl.mtl.algorithms.gradients import ModelUsers
+from hmtl.mtl.numbers import identity
 from hmtl.mtl.sums import Form, Grid
 
 
@@ -29,9 +30,8 @@ class SummingModels(Users):
         return self.inner.models
 
     @property
-    def row_bits(self) -> tuple[int, int]:
-        bits = 8 * self.inner.W[0].nbytes
-        return bits + 64 * self.inner.tells_steps, bits
+    def row_bits(self) -> tuple[int, int, int]:
+        return 8 * self.inner.W[0].nbytes, 64 * self.inner.tells_steps, 0
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
         users, ivs = self.inner.local_update(round, idle)
@@ -128,24 +128,23 @@ class AveragingSums(Aggregator):
 
 
 class Pull:
-    """Steps of users down the penalty ½ tr(W A Wᵀ), each with the others as they were before.
+    """Steps of users down the penalty ½ tr(W A Wᵀ), each as if all others made steps as long as its own.
 
-    User k's share of the slope is A_kk w_k + o_k with o_k = Σ_{l≠k} A_kl w_l, which follows from sums and w_k. A step
-    of length x_k, with o_k held, is made in p_k equal parts, one where x_k·λ_max(A) < 2 and ⌈x_k·λ_max(A)⌉ elsewhere:
-        w_k ← κ w_k − (1 − κ)·o_k/A_kk,   κ = (1 − x_k A_kk/p_k)^p_k,
-    w_k and the others' being what these users sent last. With one part it is the step that an aggregator of all W
-    makes, and as steps become short, all have one; so models approach a stationary point of the same objective. With
-    more, no coupling is too strong: each model goes a share of the way to −o_k/A_kk, and A has a dominant diagonal.
+    Let A = aI + U C Uᵀ, s = Σ_l U_lᵀ w_l and G = (UᵀU)⁻¹. Then steps of one length move s, and each w_k − U_k G s, by
+    themselves. User k makes its step, of length x, in p equal parts: one where x·λ_max(A) < 2, which is the step of an
+    aggregator of all W makes, and ⌈x·λ_max(A)⌉ elsewhere, so that no coupling is too strong:
+        w_k ← κ (w_k − U_k G s) + U_k G N s,   κ = (1 − x·a/p)^p,   N = (I − (x/p)·(aI + UᵀU C))^p.
+    As steps become short, all have one part, and models approach a stationary point of the same objective.
 
     Args:
-        form: of A, see `Form.coupling`.
+        form: of A, see `Form.coupling`, all δ_k = a.
         steepest: λ_max(A).
     """
 
     def __init__(self, form: Form, steepest: float, grid: Grid) -> None:
-        self.form, self.steepest, self.grid = form, steepest, grid
-        self.own = ((form.U @ form.C) * form.U).sum(1)
-        self.A_kk = form.delta + self.own
+        self.form, self.steepest, self.grid, self.a = form, steepest, grid, float(form.delta[0])
+        gram = form.U.T @ form.U
+        self._G, self._slope = torch.linalg.inv(gram), self.a * identity(gram) + gram @ form.C
 
     def terms(self, W: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
         """What models [n, m] of these users are in the sums, int64 [n, q·m]."""
@@ -153,13 +152,19 @@ class Pull:
 
     def models(self, W: Tensor, lengths: Tensor, sums: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
         """Models [n, m] of these users after steps of `lengths` [n], from W [n, m] and sums, int64 [n or 1, q·m]."""
-        A_kk, keep = self.A_kk[users], []
-        for x, a in zip(lengths.tolist(), A_kk.tolist(), strict=True):  # powers by vector differ with where they stand
-            parts = 1 if x * self.steepest < 2 else math.ceil(x * self.steepest)
-            keep.append((1 - x / parts * a) ** parts)
-        kept, w = torch.tensor(keep, dtype=torch.float64, device=W.device)[:, None], W.double()
-        others = self.form.shared(self.grid.values(sums), users) - self.own[users, None] * w
-        return (kept * w - (1 - kept) / A_kk[:, None] * others).to(W)
+        made = {x: self._step(x) for x in set(lengths.tolist())}
+        kept, shares = zip(*(made[x] for x in lengths.tolist()), strict=True)
+        keep, share = W.new_tensor(kept, dtype=torch.float64)[:, None], torch.stack(shares)  # [n, 1], [n, q, q]
+        weights = (self.form.U[users, :, None] * share).sum(1)
+        s = self.grid.values(sums).chunk(self.form.q, dim=1)
+        return (keep * W.double() + sum(weights[:, j, None] * s_j for j, s_j in enumerate(s))).to(W)
+
+    def _step(self, x: float) -> tuple[float, Tensor]:
+        """κ, and G (N − κI) [q, q]."""
+        parts = 1 if x * self.steepest < 2 else math.ceil(x * self.steepest)
+        keep, eye = (1 - x / parts * self.a) ** parts, identity(self._G)
+        N = torch.linalg.matrix_power(eye - x / parts * self._slope, parts)
+        return keep, self._G @ (N - keep * eye)
 
 
 class PullingUsers(SummingModels):

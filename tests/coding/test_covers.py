@@ -1,0 +1,69 @@
+"""Covers of a network against brute force, and what is said of those that are not proven."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmtl.coding import Uplinks, cover
+from hmtl.testing.networks import restricted, topologies
+from hmtl.topology import Topology, any_r, symmetric
+
+
+def least(t: Topology, weigh) -> float:
+    """By trying all sets of relays."""
+    sets = (s for n in range(len(t.active) + 1) for s in combinations(t.active, n))
+    return min(weigh(s) for s in sets if not len(t.present) or t.G[list(s)][:, list(t.present)].any(axis=0).all())
+
+
+@settings(max_examples=100)
+@given(
+    t=restricted(topologies(max_H=7, max_K=12)),
+    speeds=st.lists(st.sampled_from((1.0, 2.0, 5.0)), min_size=7, max_size=7),
+    kind=st.sampled_from(("alike", "shared", "parallel")),
+)
+def test_no_set_of_relays_costs_less(t: Topology, speeds: list[float], kind: str) -> None:
+    links = Uplinks(tuple(speeds[: len(t.active)]), kind == "parallel") if kind != "alike" and t.active else None
+    seconds = {i: min(speeds[: len(t.active)]) / speeds[n] if links else 1.0 for n, i in enumerate(t.active)}
+    found = cover(t, links)
+    add = max if kind == "parallel" else sum
+    assert found.cost == pytest.approx(least(t, lambda s: add(seconds[i] for i in s) if s else 0))
+    assert found.proven
+    assert set(found.adds[list(t.present)]) == set(found.relays), "each of them is needed"
+    assert all(i == -1 if k not in t.present else t.G[i, k] for k, i in enumerate(found.adds))
+    if links is None:
+        assert len(found.relays) == found.cost
+
+
+@pytest.mark.parametrize("K", [20, 100])
+def test_three_of_five_whatever_K(K: int) -> None:
+    assert cover(symmetric(K=K, H=5, r=3)).relays == (0, 1, 2)
+
+
+def test_many_relays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An integer programme finds as few; stopped early, it says how many might do."""
+    t = any_r(K=40, H=12, r=3)
+    best = cover(t)
+    monkeypatch.setattr("hmtl.coding.covers.MOST_ENUMERATED", 0)
+    again = cover(t)
+    assert again.proven
+    assert len(again.relays) == len(best.relays)
+    assert again.bound == len(best.relays)
+    monkeypatch.setattr("hmtl.coding.covers.NODES", 1)
+    large = cover(any_r(K=2000, H=40, r=3))
+    assert large.bound <= large.cost == len(large.relays)
+    assert np.unique(large.adds).tolist() == list(large.relays)
+
+
+def test_greedy_where_the_programme_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Nothing:
+        x, mip_dual_bound = None, None
+
+    monkeypatch.setattr("hmtl.coding.covers.MOST_ENUMERATED", 0)
+    monkeypatch.setattr("scipy.optimize.milp", lambda *a, **k: Nothing)
+    t = symmetric(K=20, H=5, r=3)
+    found = cover(t)
+    assert len(found.relays) == 3
+    assert not found.proven
