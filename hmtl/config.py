@@ -224,9 +224,8 @@ def build(cfg: DictConfig) -> Run:
         HmtlError: what is wrong, and what to do.
     """
     from hmtl.checkpoint import load_checkpoint
-    from hmtl.communication import Sums
     from hmtl.mtl import fitting
-    from hmtl.trainer import Trainer
+    from hmtl.trainer import Trainer, meet
 
     check_root(cfg)
     identity = flat(cfg, NOT_IDENTITY)
@@ -240,9 +239,7 @@ def build(cfg: DictConfig) -> Run:
     communicator = build_communicator(cfg, topology)
     build_participation(cfg, topology)
     algorithm = build_algorithm(cfg, build_problem(cfg, tasks))
-    if isinstance(communicator, Sums):
-        algorithm.in_sums()
-    communicator.meet(algorithm.aggregator)
+    communicator = meet(algorithm, communicator)
     output_dir = Path(cfg.output_dir)
     loggers = [_instantiate(node) for node in cfg.logger.values()]
     trainer = Trainer(

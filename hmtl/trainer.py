@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hmtl.checkpoint import save_atomically
-from hmtl.communication import SETUP, TIERS, Communicator, Outcome
+from hmtl.communication import SETUP, TIERS, CodedHierarchical, Communicator, Outcome, Sums
 from hmtl.mtl import Aggregator, Algorithm, Users
 from hmtl.signals import catch_signals
 
@@ -30,6 +30,20 @@ class Logger(Protocol):
 
     def close(self) -> None:
         """No more will come, whether the run was finished or not."""
+
+
+def meet(algorithm: Algorithm, communicator: Communicator) -> Communicator:
+    """How the messages of `algorithm` travel: both are made for sums where that is asked for, or takes less time.
+
+    Raises:
+        ConfigError: sums are asked for, and this learner needs all IVs.
+    """
+    if isinstance(communicator, CodedHierarchical) and algorithm.q:
+        row_bits, IV_bits = 64 * algorithm.q * len(algorithm.W), 8 * algorithm.W.element_size() * len(algorithm.W)
+        communicator = Sums.where_cheaper(communicator, IV_bits, row_bits) or communicator
+    if isinstance(communicator, Sums):
+        algorithm.in_sums()
+    return communicator
 
 
 class Trainer:

@@ -89,6 +89,13 @@ class Network:
         return Uplinks(bandwidths, self.uplink == "parallel", self.W2)
 
 
+def between_seconds(network: Network, load: Loads, V_bits: int) -> float:
+    """How long V_bits for each IV of a load take between relays and server."""
+    up = V_bits * np.array(load.by_relay)
+    down = V_bits * load.down(network.medium)
+    return network.seconds({**dict.fromkeys(TIERS, 0.0), RELAYS_TO_SERVER: up, SERVER_TO_RELAYS: down})
+
+
 def check_medium(medium: str, name: str = "medium") -> None:
     if medium not in MEDIA:
         raise ConfigError(f"network.{name}={medium} is unknown: choose one of {', '.join(MEDIA)}.")

@@ -17,7 +17,7 @@ from torch import Tensor
 from hmtl.coding import Cover, Loads, cover
 from hmtl.communication.aggregation import Aggregation, AggregatorSide
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
-from hmtl.communication.communicator import Communicator
+from hmtl.communication.communicator import CodedHierarchical, Communicator
 from hmtl.communication.host import UserHost, UserSide
 from hmtl.communication.ledger import (
     RELAYS_TO_SERVER,
@@ -29,7 +29,7 @@ from hmtl.communication.ledger import (
 )
 from hmtl.communication.links import InProcess, Links
 from hmtl.communication.messages import IVS, MODELS, Message, Users
-from hmtl.communication.network import Network
+from hmtl.communication.network import Network, between_seconds
 from hmtl.communication.relay import Relay
 from hmtl.communication.round import Nodes
 from hmtl.communication.server import Server
@@ -168,6 +168,26 @@ class Sums(Communicator):
             raise ConfigError(f"wire={wire} with communicator=sums: sums travel as 64-bit integers. Set wire=null.")
         super().__init__(topology, network, "uncoded", links=links)
         self.note = ""
+
+    @classmethod
+    def where_cheaper(cls, coded: CodedHierarchical, IV_bits: int, row_bits: int) -> "Sums | None":
+        """On the network of `coded`, sums of so many bits instead of IVs of so many, if the second hop takes less time.
+
+        Only where `coded` chooses by itself who aggregates, and numbers travel as they are; its report says so.
+        """
+        if coded.planner.aggregators != "auto" or coded.wire is not None:
+            return None
+        sums = cls(coded.topology, coded.network)
+        ours, theirs = (
+            between_seconds(coded.network, c.theory, bits) for c, bits in ((sums, row_bits), (coded, IV_bits))
+        )
+        if ours >= theirs:
+            return None
+        sums.note = (
+            f"relays add instead of coding, since this learner needs no more than sums: a round between relays and "
+            f"server takes {ours:.3g} s instead of {theirs:.3g} s (numbers of {row_bits / IV_bits:.2g} times the bits)"
+        )
+        return sums
 
     @property
     def theory(self) -> Loads:

@@ -36,6 +36,10 @@ class FedAvg(ByGradients):
     def _counts(self) -> Tensor:
         return torch.tensor(self.problem.rows.counts)[:, None].to(self.problem.rows.s)
 
+    @property
+    def q(self) -> int:
+        return 1
+
     def in_sums(self) -> None:
         inner = self._users()
         self.users = AveragingUsers(inner, self._average(inner.W[0]))

@@ -134,6 +134,11 @@ class Algorithm(ABC):
         self.users.commit(users)
         self.users.receive(np.arange(self.problem.K), models.expand(self.problem.K, -1))
 
+    @property
+    def q(self) -> int:
+        """How many sums of each coordinate are all that users need of each other; 0: nothing, or all IVs."""
+        return 0
+
     def in_sums(self) -> None:
         """Change both sides, before the first round, to such that need no more of others than sums: to `Users.sums`.
 

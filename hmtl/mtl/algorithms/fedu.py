@@ -49,6 +49,10 @@ class FedU(ByGradients):
             return None
         return Pull(form.coupling(), coupling.steepest, self.problem.grid)
 
+    @property
+    def q(self) -> int:
+        return self.aggregator.pull.form.q if isinstance(self.aggregator, Pulling) else 0
+
     def in_sums(self) -> None:
         dense = self.aggregator
         if not isinstance(dense, Pulling):

@@ -96,9 +96,14 @@ class MOCHA(Algorithm):
             return None
         return SetupUsers(facts, self.users.learn), SetupAggregator(self.aggregator.prepare, self.problem.K)
 
+    @property
+    def q(self) -> int:
+        form = self.aggregator.form
+        return form.q if form and not self.problem.facts().shape[1] else 0
+
     def in_sums(self) -> None:
         form = self.aggregator.form
-        if form is None or self.problem.facts().shape[1]:
+        if form is None or form.q != self.q:
             raise no_sums(f"{type(self).__name__} with {type(self.problem.regularizer).__name__}")
         if not form.q:
             raise ConfigError("Nothing has to travel where models are not coupled: choose algorithm=local instead.")
