@@ -114,6 +114,52 @@ def test_few_relays_are_enough_where_relays_are_unequal(configure: Configure, tm
     assert torch.equal(*results)
 
 
+def test_sums_are_added_where_that_takes_less_time(configure: Configure, tmp_path: Path) -> None:
+    """Asked for, or by the coded communicator itself; models are those of forwarding, and the report says so."""
+    found = {}
+    for how in ("sums", "coded", "coded aggregators=all", "coded wire=float64", "uncoded"):
+        train(configure("rounds=3", *FEW, "K=20", "algorithm=global", *f"communicator={how}".split()))
+        found[how] = models(tmp_path), json.loads((tmp_path / "summary.json").read_text())
+    W = [model for model, _ in found.values()]
+    assert all(torch.equal(W[0], other) for other in W)
+    for how, (_, summary) in found.items():
+        summed = how in ("sums", "coded")
+        assert summary["communicator"] == ("sums" if summed else how.split()[0])
+        assert ("relays add instead of coding" in summary.get("note", "")) == (how == "coded")
+        between = summary["loads"]["relays_to_server"], summary["loads"]["server_to_relays"]
+        assert between == (3, 1) if summed else min(between) > 3
+        assert summary["loads"]["users_to_relays"] == 20
+    (_, ours), (_, theirs) = found["sums"], found["uncoded"]
+    assert ours["V_bits"] == 2 * theirs["V_bits"]  # int64 and float32
+    assert ours["loads_uncoded"] == dict.fromkeys(ours["loads"], 10)
+    took = ours["time"]["uncoded_total_s"] - ours["time"]["local_s"]
+    assert took > theirs["time"]["communication_s"] * 0.99
+
+
+def test_coding_stays_where_it_takes_less_time(configure: Configure, tmp_path: Path) -> None:
+    """One relay hears everybody: it aggregates, and hardly anything has to travel."""
+    (tmp_path / "links.csv").write_text("1,1,1,1\n0,1,1,0\n")
+    network = ("topology=file", f"topology.path={tmp_path / 'links.csv'}", "K=4", "H=2", "r=null")
+    train(configure("rounds=3", *FEW, *network, "regularizer=mean"))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["communicator"], summary["loads"]["relays_to_server"]) == ("coded", 0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ((), r"MOCHA with TaskRelationship needs all IVs.*algorithm=cocoa, global.*communicator=coded"),
+        (("algorithm=fedu",), r"FedU with Graph needs all IVs"),
+        (("regularizer=ridge",), r"choose algorithm=local"),
+        (("algorithm=global", "wire=float32"), r"wire=float32 with communicator=sums"),
+        (("algorithm=global", "fraction_bits=61"), r"fraction_bits=61 is not in 0\.\.60"),
+    ],
+)
+def test_sums_that_there_are_not(configure: Configure, overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(configure("rounds=1", *FEW, "K=10", "communicator=sums", *overrides))
+
+
 def test_what_a_run_leaves(
     configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,12 +206,16 @@ def test_same_seed_same_run_other_seed_other_run(configure: Configure, tmp_path:
 EVERY = ["mocha", "cocoa", "local", "fedu", "global", "fedprox", "ditto", "pfedme"]
 
 
-@pytest.mark.parametrize("algorithm", EVERY)
+FEW = ("dataset.rows_per_user=40", "logger=none")
+SUMS = [f"{algorithm} communicator=sums regularizer=mean" for algorithm in ("mocha", "global", "fedu", "ditto")]
+
+
+@pytest.mark.parametrize("algorithm", EVERY + SUMS)
 def test_killed_and_resumed_equals_uninterrupted(configure: Configure, tmp_path: Path, algorithm: str) -> None:
     """kill -9 at any moment, with stragglers and with users and relays that drop out of rounds."""
     dropout = ("participation=uniform", "participation.dropout=0.2", "participation.relays=0.2")
     data = ("K=10", "dataset.rows_per_user=40")
-    settings = (*data, *dropout, f"algorithm={algorithm}", "rounds=40", "checkpoint_every=4")
+    settings = (*data, *dropout, *f"algorithm={algorithm}".split(), "rounds=40", "checkpoint_every=4")
     whole, killed, resumed = (tmp_path / name for name in ("whole", "killed", "resumed"))
     csv_alone = ("~logger.console", "~logger.tensorboard")
     run = subprocess.Popen(

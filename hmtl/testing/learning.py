@@ -104,6 +104,15 @@ class RegularizerContract(ABC):
             assert float(regularizer(W, Omega)) + dual >= float((V * W).sum()) - 1e-6 * scale
 
     @cases
+    def test_sums(self, seed: int) -> None:
+        """Where users need of each other no more than sums, these make the B that `inverse_coupling` gives."""
+        regularizer, _, Omegas = self.states(seed)
+        for Omega in Omegas:
+            if (form := regularizer.sums(Omega)) is not None:
+                B = regularizer.inverse_coupling(Omega)
+                torch.testing.assert_close(form.inverse_coupling(), B, rtol=0, atol=1e-10 * float(B.abs().max()))
+
+    @cases
     def test_adding_is_safe(self, seed: int) -> None:
         """B has a positive diagonal, and with its σ′, Σ_k σ′ B_kk ‖v_k‖² ≥ tr(V B Vᵀ)."""
         regularizer, V, Omegas = self.states(seed)
