@@ -225,7 +225,7 @@ def build(cfg: DictConfig) -> Run:
     """
     from hmtl.checkpoint import load_checkpoint
     from hmtl.mtl import fitting
-    from hmtl.trainer import Trainer, meet
+    from hmtl.trainer import Trainer, in_sums
 
     check_root(cfg)
     identity = flat(cfg, NOT_IDENTITY)
@@ -239,7 +239,7 @@ def build(cfg: DictConfig) -> Run:
     communicator = build_communicator(cfg, topology)
     build_participation(cfg, topology)
     algorithm = build_algorithm(cfg, build_problem(cfg, tasks))
-    communicator = meet(algorithm, communicator)
+    communicator = in_sums(algorithm, communicator)
     output_dir = Path(cfg.output_dir)
     loggers = [_instantiate(node) for node in cfg.logger.values()]
     trainer = Trainer(

@@ -32,17 +32,18 @@ class Logger(Protocol):
         """No more will come, whether the run was finished or not."""
 
 
-def meet(algorithm: Algorithm, communicator: Communicator) -> Communicator:
+def in_sums(algorithm: Algorithm, communicator: Communicator) -> Communicator:
     """How the messages of `algorithm` travel: both are made for sums where that is asked for, or takes less time.
 
     Raises:
-        ConfigError: sums are asked for, and this learner needs all IVs.
+        ConfigError: the communicator cannot serve this learner.
     """
     if isinstance(communicator, CodedHierarchical) and algorithm.q:
         row_bits, IV_bits = 64 * algorithm.q * len(algorithm.W), 8 * algorithm.W.element_size() * len(algorithm.W)
         communicator = Sums.where_cheaper(communicator, IV_bits, row_bits) or communicator
     if isinstance(communicator, Sums):
         algorithm.in_sums()
+    communicator.meet(algorithm.aggregator)
     return communicator
 
 
