@@ -3,8 +3,8 @@
 Relay i sends R_i IVs' worth of combinations. Rates suffice iff Σ_{i∈S} R_i ≥ |{k : N(k) ⊆ S}| for every set S of relays
 that lacks an aggregator (communication for omniscience with helpers: Csiszár and Narayan 2004; Milosavljević, Pawar, El
 Rouayheb, Gastpar and Ramchandran 2012). With all relays as aggregators this is `optimal`, where whole numbers reach the
-optimum; with helpers they need not, and what is solved is a linear programme, or an integer one, to which the
-constraints come as they are found violated.
+optimum; with helpers they need not, and what is solved is a linear programme, or an integer one, to which, unless they
+are few, the constraints come as they are found violated.
 
 Shapes: H active relays, 2^H sets of them, whose members are the bits of their number.
 """
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from hmtl.coding.optimal import Demand, Rates, Uplinks
 from hmtl.errors import CodingError
 
+MOST_AT_ONCE = 6  # relays; from there on the constraints come as they are found violated
 MOST_TABULATED = 12  # relays; from there on a flow finds a violated set sooner than a table of all
 MOST_STEPS = 60  # with more relays than that; each step adds the sets that the last one's rates violate
 NODES = 1000  # of an integer programme's tree, after which the best rates found so far are taken
@@ -59,11 +60,18 @@ class Programme:
         self.parallel = uplinks is not None and uplinks.parallel
         self.within = users_within(demand) if self.H <= MOST_TABULATED else None
         self.steps = MOST_STEPS if self.within is None else 1 << self.H
-        self.sets: Sets = np.zeros((0, self.H), bool) if sets is None else sets
+        if sets is None:  # all of them where they are few, for one programme is solved sooner than several
+            end = (1 << self.H) - 1 if self.H <= MOST_AT_ONCE else 1
+            sets = (np.arange(1, end)[:, None] >> np.arange(self.H) & 1).astype(bool)
+        self.sets: Sets = sets
         self.needs = self._needs(self.sets)
 
     def time(self, A: Sequence[int], models: float = 0, stop: float = inf) -> float | None:
         """The least time of the uplink, in IVs at the speed of the fastest relay; see `least`."""
+        if self.H <= MOST_AT_ONCE:
+            apart, models = self._apart(A, models)
+            time = self._seconds(self._solve(A, models)) + apart
+            return time if time < stop else None
         found = self.least(A, models, stop)
         return None if found is None else found[0]
 
@@ -78,8 +86,7 @@ class Programme:
         Returns:
             Where the programme takes too many steps, rates that will do, and may not be the best.
         """
-        apart = 0.0 if self.parallel else models / float(self.W[list(A)].max())  # they all go by the fastest
-        models = models if self.parallel else 0
+        apart, models = self._apart(A, models)
         for _ in range(self.steps):
             x = self._solve(A, models, even=EVEN)
             enough = self._seconds(x) + apart
@@ -105,8 +112,12 @@ class Programme:
     def bound(self, A: Sequence[int], models: float = 0) -> float:
         """What the uplink takes at least: the least time, or a little less where the programme takes too many steps."""
         self.least(A, models)
-        apart = 0.0 if self.parallel else models / float(self.W[list(A)].max())
-        return self._seconds(self._solve(A, models if self.parallel else 0)) + apart
+        apart, models = self._apart(A, models)
+        return self._seconds(self._solve(A, models)) + apart
+
+    def _apart(self, A: Sequence[int], models: float) -> tuple[float, float]:
+        """The time that models take by themselves, all by the fastest, and how many are left for the programme."""
+        return (0.0, models) if self.parallel else (models / float(self.W[list(A)].max()), 0.0)
 
     def _for_all(self) -> NDArray[np.float64]:
         """Rates with which every relay learns all [H]."""
@@ -185,11 +196,11 @@ class Programme:
         sets = np.c_[self.sets[valid], np.zeros((int(valid.sum()), H + 1))]
         found = milp(
             cost,
-            constraints=[
-                LinearConstraint(sets, c * self.needs[valid], inf),
-                LinearConstraint(np.c_[np.eye(H), np.eye(H), -last], -inf, 0),
-                LinearConstraint(np.r_[zeros, rates, 0], c * models, c * models),
-            ],
+            constraints=LinearConstraint(  # one matrix, as scipy spends more on putting together than on solving
+                np.vstack([sets, np.c_[np.eye(H), np.eye(H), -last], np.r_[zeros, rates, 0]]),
+                np.r_[c * self.needs[valid], np.full(H, -inf), c * models],
+                np.r_[np.full(len(sets), inf), zeros, c * models],
+            ),
             bounds=Bounds(0, upper),
             integrality=np.r_[rates, zeros, 0] if pieces else None,
             options={"node_limit": NODES} if pieces else None,
