@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hmtl.communication import Communicator, Network
     from hmtl.data import Task
     from hmtl.mtl import Algorithm, Participation, Problem, Regularizer
-    from hmtl.topology import Topology
+    from hmtl.topology import Moving, Topology
     from hmtl.trainer import Logger, Trainer
 
 # What may differ between a run and the one that goes on from its checkpoint.
@@ -117,23 +117,23 @@ def compose(*overrides: str, name: str = "config") -> DictConfig:
         return hydra.compose(name, list(overrides))
 
 
-def build_topology(cfg: DictConfig) -> Topology:
+def build_topology(cfg: DictConfig) -> Topology | Moving:
     """Who hears whom, after `cfg`; a size that the configuration states and the file contradicts is an error."""
-    topology: Topology = _instantiate(cfg.topology)
+    topology: Topology | Moving = _instantiate(cfg.topology)
     for name, within in (("K", 0.0), ("H", 0.0), ("r", 1 / topology.K)):  # links are whole, their mean r need not be
-        if cfg[name] is not None and abs(cfg[name] - getattr(topology, name)) > within:
+        if cfg[name] is not None and abs(cfg[name] - getattr(topology.at(0), name)) > within:
             raise ConfigError(
-                f"{name}={cfg[name]:g}, but the topology has {name}={getattr(topology, name):g}: "
-                f"leave {name} out, or set it to that."
+                f"{name}={cfg[name]:g}, but the topology has {name}={getattr(topology.at(0), name):g}: "
+                f"set it to that, or to null."
             )
     if cfg.d and "d" not in cfg.topology:
         raise ConfigError(f"d={cfg.d} has no meaning here: it makes the relays of topology=heterogeneous unequal.")
     return topology
 
 
-def build_tasks(cfg: DictConfig) -> tuple[tuple[Task, ...], Topology]:
+def build_tasks(cfg: DictConfig) -> tuple[tuple[Task, ...], Topology | Moving]:
     """The users' data, and who hears them; K comes from whichever of the two fixes it."""
-    if "K" in cfg.topology:  # a rule for any K
+    if "K" in cfg.topology and not cfg.topology.get("path"):  # a rule for any K
         tasks = _tasks(cfg, cfg.K)
         cfg.K = len(tasks)
         return tasks, build_topology(cfg)
@@ -180,7 +180,7 @@ def build_algorithm(cfg: DictConfig, problem: Problem) -> Algorithm:
     return algorithm
 
 
-def build_participation(cfg: DictConfig, topology: Topology) -> Participation:
+def build_participation(cfg: DictConfig, topology: Topology | Moving) -> Participation:
     """Who takes part in which round, checked against the relays that there are."""
     participation: Participation = _instantiate(cfg.participation)
     participation.check_relays(topology.H)
@@ -192,7 +192,7 @@ def build_network(cfg: DictConfig) -> Network:
     return network
 
 
-def build_communicator(cfg: DictConfig, topology: Topology) -> Communicator:
+def build_communicator(cfg: DictConfig, topology: Topology | Moving) -> Communicator:
     """How the messages travel on `topology`."""
     network = build_network(cfg)
     with progress(f"Planning for K={topology.K} users and H={topology.H} relays"):

@@ -119,6 +119,8 @@ def report(summary: Mapping[str, Any]) -> list[Table | str]:
         parts.append(f"Empty rounds: {summary['empty_rounds']}, as no relay with the present state was there.")
     if summary["loads"]["users_to_relays"] < summary["K"]:
         parts.append("Not all took part in every round; formula and lower bound are for rounds in which all do.")
+    if "planning" in summary:
+        parts.append(_planning(summary))
     if not summary["V_bits"]:
         before = f" but {bits:,} bit before the first round, for scaling" if (bits := summary["bits_total"]) else ""
         parts = [f"Nothing travels{before}: every user learns for itself."]
@@ -160,6 +162,15 @@ def _times(summary: Mapping[str, Any]) -> Table:
         times.add_row("uncoded", "", "", f"{spent['uncoded_total_s']:.3f} s")
         times.add_row("saved", "", "", f"{1 - spent['total_s'] / spent['uncoded_total_s']:.1%}")
     return times
+
+
+def _planning(summary: Mapping[str, Any]) -> str:
+    """What it cost that not every round had the first round's plan."""
+    counts, seconds = summary["planning"], summary["time"]["planning_s"]
+    return (
+        f"Planning anew took {seconds:.2f} s, {seconds / summary['time']['total_s']:.1%} of the time, for "
+        f"{counts['plans']} plans; {counts['handover_bits']:,} bit went to relays that had missed rounds."
+    )
 
 
 def _local_work(summary: Mapping[str, Any]) -> str:

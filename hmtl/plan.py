@@ -29,7 +29,7 @@ from hmtl.communication.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, TIERS
 from hmtl.config import build_network, build_topology
 from hmtl.errors import ConfigError
 from hmtl.progress import progress
-from hmtl.topology import Topology, draw
+from hmtl.topology import Moving, Topology, draw
 
 Result = dict[str, Any]
 MOST_NAMED = 6  # relays; more would make a sentence hard to read
@@ -44,11 +44,14 @@ def plan(cfg: DictConfig) -> None:
         raise ConfigError(f"format={cfg.format} is unknown: choose text or json.")
     if cfg.V_bits < 1:
         raise ConfigError(f"V_bits={cfg.V_bits} is no message: an IV has at least one bit, say 784 · 64 = 50176.")
-    topology, network = build_topology(cfg), build_network(cfg)
+    contacts, network = build_topology(cfg), build_network(cfg)
+    topology = contacts.at(0)
     with progress(f"Planning for K={topology.K} users and H={topology.H} relays"):
         result = compare(topology, network, cfg.V_bits)
+    if isinstance(contacts, Moving):
+        result["note"] = "Users move: all this is of the first contacts, and changes with them."
     picture = Path(cfg.output_dir) / "topology.png"
-    draw(topology, result["aggregators"][network.medium]["relays"]).savefig(picture, dpi=150)
+    draw(contacts, result["aggregators"][network.medium]["relays"]).savefig(picture, dpi=150)
     if cfg.format == "json":
         print(json.dumps(result, indent=2))
     else:
@@ -56,6 +59,8 @@ def plan(cfg: DictConfig) -> None:
         console.print(_table(result))
         for line in _remarks(result, topology):
             console.print(line)
+        if "note" in result:
+            console.print(result["note"])
         console.print(f"Picture: {picture}", soft_wrap=True)
 
 

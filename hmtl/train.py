@@ -21,7 +21,7 @@ def train(cfg: DictConfig) -> None:
 
     run = build(cfg)
     try:
-        figures = {"topology": draw(run.communicator.topology, run.communicator.planner.home)}
+        figures = {"topology": draw(run.communicator.contacts, run.communicator.planner.home)}
         figures["topology"].savefig(run.output_dir / "topology.png", dpi=150)
         history = run.trainer.fit(run.checkpoint)
         if run.trainer.interrupted and len(history) < cfg.rounds:
@@ -67,6 +67,7 @@ def summarize(run: Run, cfg: DictConfig) -> dict[str, Any]:
         "time": {
             "local_s": local,
             "compute_s": compute,
+            "planning_s": run.communicator.planning.seconds,
             "communication_s": communication,
             "total_s": compute + communication,
             "uncoded_total_s": uncoded,

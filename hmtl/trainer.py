@@ -132,8 +132,8 @@ class Trainer:
         algorithm has them; train error, and test error where there are tests, mean over the users and of the worst
         user, and R² in regression; bits on each tier (`bits/...`, all that was sent) and in all so far, the set-up
         included; `local_s`, the slowest user's local update (measured), and `compute_s`, which has besides the slowest
-        relay's and the server's coding and the global update; `communication_s` (Hu et al. 2022, eqs. (12), (13));
-        `uncoded_s`, what the round takes uncoded.
+        relay's and the server's coding, the round's plan and the global update; `communication_s` (Hu et al. 2022,
+        eqs. (12), (13)); `uncoded_s`, what the round takes uncoded.
         """
         watch, ledger = self.communicator.stopwatch, self.communicator.ledger
         learning = user_seconds + watch.slowest("global update")
@@ -151,7 +151,7 @@ class Trainer:
             **{f"bits/{tier}": bits for tier, bits in sent.items()},
             "bits_total": before + sum(sent.values()),
             "local_s": user_seconds,
-            "compute_s": learning + watch.slowest("relay") + watch.slowest("server"),
+            "compute_s": learning + sum(watch.slowest(who) for who in ("relay", "server", "planning")),
             "communication_s": self.communicator.seconds(),
             "uncoded_s": learning + self.communicator.uncoded_seconds(),
         }

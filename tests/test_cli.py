@@ -87,7 +87,10 @@ def test_a_reader_that_has_gone(tmp_path: Path) -> None:
         ("rouns=3", "there is no setting 'rouns': did you mean 'rounds'?"),
         ("+lamda=1", "there is no setting 'lamda': did you mean 'lam'?"),
         ("topology.q=1", "there is no setting 'topology.q': see --help"),
-        ("topology=ring", "topology=ring is unknown: choose one of any_r, file, geometric, heterogeneous, symmetric."),
+        (
+            "topology=ring",
+            "topology=ring is unknown: choose one of any_r, file, geometric, heterogeneous, moving, symmetric.",
+        ),
         ("topology=[any_r,ring]", "Could not load 'topology/ring'"),
         ("K=abc", "Error merging override K=abc: Value 'abc' of type 'str' could not be converted to Integer"),
         ("K==3", "Error parsing override 'K==3'"),

@@ -187,3 +187,13 @@ def test_text_fits_80_columns(
 def test_bad_input(configure: Configure, overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plan(configure(*overrides, name="plan"))
+
+
+def test_of_users_that_move_it_is_the_first_contacts(
+    as_json: Callable[..., dict[str, dict[str, object]]], configure: Configure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    still, moving = as_json("topology=geometric"), as_json("topology=moving")
+    assert moving.pop("note") == "Users move: all this is of the first contacts, and changes with them."
+    assert moving == still
+    plan(configure("topology=moving", name="plan"))
+    assert "Users move: all this is of the first contacts" in " ".join(capsys.readouterr().out.split())

@@ -400,7 +400,7 @@ def test_one_bad_job_does_not_end_a_sweep(tmp_path: Path) -> None:
 
 
 GROUPS = {
-    "topology": ("symmetric", "any_r", "heterogeneous", "geometric"),
+    "topology": ("symmetric", "any_r", "heterogeneous", "geometric", "moving"),
     "algorithm": ("mocha", "cocoa", "fedu", "fedprox", "ditto", "pfedme"),
     "loss": ("hinge", "smooth_hinge"),
     "regularizer": ("task_relationship", "mean", "graph", "clustered"),
@@ -476,3 +476,76 @@ def test_a_regularizer_of_ones_own(tmp_path: Path) -> None:
     assert learned[-1]["gap"] >= -1e-9
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["primal"] == learned[-1]["primal"]
+
+
+WALKS = ("topology=moving", "topology.every=3", "H=4", "topology.radius=0.4")
+
+
+def test_users_that_move_learn_the_same(
+    configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Coded, uncoded, and where nobody moves; a run that stopped within a stretch goes on to the same."""
+    monkeypatch.setenv("COLUMNS", "80")
+    results = {}
+    for name, settings in {
+        "coded": WALKS,
+        "all": (*WALKS, "aggregators=all"),
+        "uncoded": (*WALKS, "communicator=uncoded"),
+        "still": ("topology=geometric", "H=4", "topology.radius=0.4"),
+        "stopped": (*WALKS, "rounds=7", "algorithm.rounds=12"),
+        "resumed": (*WALKS, f"resume={tmp_path / 'stopped'}"),
+    }.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        train(configure(*SMALL[:-1], *settings, f"output_dir={folder}"))
+        results[name] = models(folder)
+        told = " ".join(capsys.readouterr().out.split())
+        summary = json.loads((folder / "summary.json").read_text())
+        if name in ("uncoded", "still"):
+            assert "planning" not in summary
+            assert "Planning anew" not in told
+        elif name != "resumed":  # which plans anew what the stopped one had planned already
+            assert summary["planning"]["plans"] == (2 if name == "stopped" else 3)
+            assert 0 < summary["time"]["planning_s"] < summary["time"]["compute_s"]
+            assert f"for {summary['planning']['plans']} plans; 0 bit went to relays" in told
+    del results["stopped"]
+    assert [name for name, W in results.items() if not torch.equal(results["coded"], W)] == []
+    assert history(tmp_path / "resumed") == history(tmp_path / "coded")
+
+
+def test_users_that_drop_out_while_they_move(configure: Configure, tmp_path: Path) -> None:
+    """By walks and by a file; relays that come back are handed the state."""
+    path = tmp_path / "contacts.csv"
+    contacts = (
+        [(0, k % 3, k) for k in range(10)] + [(4, (k + 1) % 3, k) for k in range(9)] + [(7, 1, k) for k in range(10)]
+    )
+    path.write_text("round,relay,user\n" + "\n".join(",".join(map(str, contact)) for contact in contacts))
+    from_file = ("topology=moving", f"topology.path={path}", "H=null")
+    for settings in (WALKS, (*from_file, "K=null"), (*from_file, "K=10")):
+        results = []
+        for scheme in ("optimal", "paper"):
+            train(
+                configure(
+                    *SMALL[1:],
+                    *(() if "K=null" in settings else ("K=10",)),
+                    *settings,
+                    f"scheme={scheme}",
+                    "aggregators=all",
+                    "participation.dropout=0.2",
+                    "participation.relays=[[3,0],[8,1]]",
+                )
+            )
+            results.append(models(tmp_path))
+        summary = json.loads((tmp_path / "summary.json").read_text())
+        assert torch.equal(*results)
+        assert (summary["K"], summary["H"]) == (10, 3 if settings != WALKS else 4)
+        assert summary["planning"]["plans"] > 6
+        assert summary["planning"]["handover_bits"] > 0
+        assert summary["gap"] >= -1e-9
+
+
+def test_a_file_of_contacts_tells_the_sizes(configure: Configure, tmp_path: Path) -> None:
+    path = tmp_path / "contacts.csv"
+    path.write_text("round,relay,user\n0,0,0\n0,1,1\n5,0,1\n")
+    with pytest.raises(ConfigError, match="K=20, but the topology has K=2: set it to that, or to null"):
+        train(configure("topology=moving", f"topology.path={path}"))

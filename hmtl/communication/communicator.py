@@ -5,7 +5,7 @@ K users, H relays, m numbers per IV.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
@@ -25,26 +25,25 @@ from hmtl.communication.ledger import (
     LinkLedger,
 )
 from hmtl.communication.links import InProcess, Links
-from hmtl.communication.messages import Users
 from hmtl.communication.network import Network, tier_loads
-from hmtl.communication.planner import Planner
+from hmtl.communication.planners import Planners, Planning
 from hmtl.communication.relay import Relay
 from hmtl.communication.round import Nodes, Outcome, play
 from hmtl.communication.server import Server
 from hmtl.communication.stopwatch import Stopwatch
-from hmtl.communication.wire import WIRES
+from hmtl.communication.wire import WIRES, rounding
 from hmtl.errors import ConfigError
-from hmtl.topology import Topology
+from hmtl.topology import Moving, Topology
 
 BEFORE = -1  # the number of the set-up round
-NOBODY: Users = np.empty(0, np.int64)
+NOBODY = np.empty(0, np.int64)
 
 
 class Communicator(ABC):
     """Base of all transports.
 
     Args:
-        topology: who hears whom.
+        topology: who hears whom, in all rounds or round by round; the attribute is that of the round in work.
         network: the links.
         scheme: one of `hmtl.coding.SCHEMES`: what is sent.
         wire: how numbers travel, a name of WIRES; None sends them as they are.
@@ -54,7 +53,7 @@ class Communicator(ABC):
 
     def __init__(
         self,
-        topology: Topology,
+        topology: Topology | Moving,
         network: Network,
         scheme: str,
         wire: str | None = None,
@@ -63,10 +62,12 @@ class Communicator(ABC):
     ) -> None:
         if wire is not None and wire not in WIRES:
             raise ConfigError(f"wire={wire} is unknown: choose one of {', '.join(WIRES)}, or null for no conversion.")
-        network.uplinks(topology)  # refuses links that do not fit
-        self.topology, self.network, self.wire = topology, network, wire
+        self.contacts, self.topology, self.network, self.wire = topology, topology.at(0), network, wire
+        network.uplinks(self.topology)  # refuses links that do not fit
         self.scheme = scheme_of(scheme)
-        self.planner = Planner(topology, network, scheme, **plans)
+        self._planners, self.planning = Planners(topology, network, scheme, **plans), Planning()
+        self.planner = self._planners.of(self.topology)
+        self._figures: dict[Topology, NDArray[np.float64]] = {}
         self.ledger, self.stopwatch = LinkLedger(topology.K, topology.H), Stopwatch()
         self.V_bits = 0  # of one IV on the wire, known from the first round on
         self._links = links(self.ledger)
@@ -100,9 +101,10 @@ class Communicator(ABC):
         Raises:
             CodingError: IVs or models have not one row for each user, or aggregators hold different ones.
         """
+        self._follow(number)
         if self._sides is None or self._sides[0] is not users or self._sides[1] is not aggregator:
             self._sides, self._nodes = (users, aggregator), self._cast(users, aggregator)
-            self._remember(self._memory)
+            self._nodes.load_state_dict(self._memory)
         assert self._nodes is not None
         there = [relay for relay in self._nodes.relays if relay.i not in absent_relays]
         self.ledger.begin_round()
@@ -115,6 +117,8 @@ class Communicator(ABC):
         (host,) = self._nodes.hosts
         self.V_bits, self._dtype = 8 * host.nbytes, str(host.dtype).split(".")[-1]
         attendance, empty = self._server.attendance, self._server.empty
+        if isinstance(self.contacts, Moving) and attendance.heard == self.topology:
+            self._figures_in(number)  # now that it is planned
         counted = NOBODY if empty else attendance.users
         return Outcome(counted, attendance.relays, attendance.aggregators, empty)
 
@@ -138,19 +142,20 @@ class Communicator(ABC):
 
     def describe(self) -> dict[str, Any]:
         """What `summary.json` says of communication."""
-        bound = bounds(self.topology, aggregators=self.planner.home or "server")
-        theory = tier_loads(self.topology, self.scheme.name, self.network.medium, self.theory)
-        between, least = (RELAYS_TO_SERVER, SERVER_TO_RELAYS), (bound.uplink, bound.down(self.network.medium))
+        *figures, r = self._mean_figures().tolist()
+        between = RELAYS_TO_SERVER, SERVER_TO_RELAYS
         return {
+            "r": r,
             "communicator": "coded" if self.scheme.code else "uncoded",
             "scheme": self.scheme.name,
             "aggregators": list(self.planner.home) or "server",
             "medium": self.network.medium,
             "V_bits": self.V_bits,
             "loads": self.ledger.loads(self.V_bits),
-            "loads_theory": {tier: float(theory[tier].sum()) for tier in between},
-            "bounds": dict(zip(between, least, strict=True)),
-            **self._note(),
+            "loads_theory": dict(zip(between, figures[:2], strict=True)),
+            "bounds": dict(zip(between, figures[2:], strict=True)),
+            **({"planning": self.planning.counts()} if any(self.planning.counts().values()) else {}),
+            **({"note": note} if (note := rounding(self.wire, self._dtype)) else {}),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -160,7 +165,8 @@ class Communicator(ABC):
             "V_bits": self.V_bits,
             "dtype": self._dtype,
             "setup_seconds": list(self._before),
-            "nodes": {name: node.state_dict() for name, node in self._rememberers()} or self._memory,
+            "planning": list(astuple(self.planning)),
+            "nodes": self._nodes.state_dict() if self._nodes else self._memory,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -168,15 +174,10 @@ class Communicator(ABC):
         self.ledger.load_state_dict(state["ledger"])
         self.V_bits, self._dtype = int(state["V_bits"]), str(state["dtype"])
         self._before = [float(seconds) for seconds in state["setup_seconds"]]
+        self.planning = Planning(*state["planning"])
         self._memory = state["nodes"]
-        self._remember(self._memory)
-
-    def _note(self) -> dict[str, str]:
-        """Whether models are rounded on the way."""
-        if not self.wire or not self._dtype or WIRES[self.wire].itemsize >= WIRES[self._dtype].itemsize:
-            return {}
-        what = f"numbers travel as {self.wire}, narrower than the model's {self._dtype}, and are rounded on the way"
-        return {"note": what}
+        if self._nodes:
+            self._nodes.load_state_dict(self._memory)
 
     def _cast(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
         """All nodes of the network, in this process."""
@@ -187,10 +188,38 @@ class Communicator(ABC):
         relays = [Relay(i, self.planner, at_relays, [host.name]) for i in range(H)]
         return Nodes([host], relays, Server(self.planner, at_server), seat, [host.name], [r.name for r in relays])
 
+    def _follow(self, round: int) -> None:
+        """Go on with the contacts of a round, if they are others."""
+        if (t := self.contacts.at(round)) is self.topology:
+            return
+        self.topology, self.planner = t, self._planners.of(t)
+        if self._nodes:
+            self._nodes.follow(self.planner)
+
+    def _mean_figures(self) -> NDArray[np.float64]:
+        """`_figures_in`, mean over the rounds so far."""
+        return np.asarray(np.mean([self._figures_in(number) for number in self._told], axis=0))
+
+    @property
+    def _told(self) -> range:
+        """The rounds so far; or where users stay one of them, as they are all alike."""
+        return range(max(1, self.ledger.rounds if isinstance(self.contacts, Moving) else 0))
+
+    def _figures_in(self, round: int) -> NDArray[np.float64]:
+        """Loads between relays and server by the formula, what bounds them, and r, when all are there."""
+        self._follow(round)
+        if self.topology not in self._figures:
+            bound, medium = bounds(self.topology, aggregators=self.planner.usual or "server"), self.network.medium
+            theory = tier_loads(self.topology, self.scheme.name, medium, self.theory)
+            up, down = (float(theory[tier].sum()) for tier in (RELAYS_TO_SERVER, SERVER_TO_RELAYS))
+            self._figures[self.topology] = np.array([up, down, bound.uplink, bound.down(medium), self.topology.r])
+        return self._figures[self.topology]
+
     def _play(self, number: int, nodes: Nodes) -> Server:
-        self.stopwatch = Stopwatch()
+        self.stopwatch, made = Stopwatch(), self.planner.made
         play(number, nodes, self._links, self.stopwatch, coded=bool(self.planner.home))
         assert nodes.server is not None
+        self.planning.add(self.planner.made - made, self.stopwatch.slowest("planning"), nodes.server.handed_over)
         return nodes.server
 
     def _sent(self, round: int | str) -> dict[str, NDArray[np.int64]]:
@@ -206,19 +235,6 @@ class Communicator(ABC):
         copies = len(there) if self.network.medium == "unicast" else min(len(there), 1)
         down = sent[RELAYS_TO_USERS].sum() + 8 * times * copies * Attendance.nbytes(self.topology)
         return self.network.seconds({**sent, RELAYS_TO_SERVER: up, SERVER_TO_RELAYS: down})
-
-    def _rememberers(self) -> list[tuple[str, UserHost | Relay | Server | Aggregation]]:
-        nodes = self._nodes
-        if nodes is None:
-            return []
-        assert nodes.server is not None
-        every: list[UserHost | Relay | Server] = [*nodes.hosts, *nodes.relays, nodes.server]
-        return [*((node.name, node) for node in every), *([("aggregation", nodes.seat)] if nodes.seat else [])]
-
-    def _remember(self, memory: dict[str, Any]) -> None:
-        for name, node in self._rememberers():
-            if name in memory:
-                node.load_state_dict(memory[name])
 
 
 class CodedHierarchical(Communicator):
@@ -237,7 +253,7 @@ class CodedHierarchical(Communicator):
 
     def __init__(
         self,
-        topology: Topology,
+        topology: Topology | Moving,
         network: Network = Network(),  # noqa: B008, it is frozen
         scheme: str = "optimal",
         seed: int = 0,
@@ -272,7 +288,7 @@ class Uncoded(Communicator):
 
     def __init__(
         self,
-        topology: Topology,
+        topology: Topology | Moving,
         network: Network = Network(),  # noqa: B008, it is frozen
         wire: str | None = None,
         *,

@@ -16,7 +16,7 @@ from hmtl.communication.planner import Planner
 from hmtl.communication.round import Nodes, Outcome
 from hmtl.communication.wire import WIRES
 from hmtl.errors import ConfigError
-from hmtl.topology import Topology
+from hmtl.topology import Moving, Topology
 
 
 class CodedPartial(Communicator):
@@ -34,7 +34,7 @@ class CodedPartial(Communicator):
 
     def __init__(
         self,
-        topology: Topology,
+        topology: Topology | Moving,
         network: Network = Network(),  # noqa: B008, it is frozen
         seed: int = 0,
         wire: str | None = None,
@@ -43,6 +43,11 @@ class CodedPartial(Communicator):
         generation: int = 200,
         links: Callable[[LinkLedger], Links] = InProcess,
     ) -> None:
+        if isinstance(topology, Moving):
+            raise ConfigError(
+                "communicator=partial, but users move, and each user's model stays with one relay. Choose "
+                "communicator=coded, or a topology that stays."
+            )
         self._plans: dict[str, Any] = {"seed": seed, "max_pieces": max_pieces, "generation": generation}
         super().__init__(topology, network, "optimal", wire, links, **self._plans)
         self._of_setup = Planner(topology, network, "optimal", **self._plans)

@@ -53,6 +53,7 @@ class Planner:
         network: the links.
         scheme, seed, max_pieces, generation: see `hmtl.coding.make_plan`; the scheme `uncoded` has no plans.
         aggregators: who computes the models, see `hmtl.coding.resolve`; with the scheme `uncoded` it is the server.
+        home: the relays that these are; None: as follows from the topology.
     """
 
     def __init__(
@@ -64,10 +65,11 @@ class Planner:
         max_pieces: int = 8,
         generation: int = 200,
         aggregators: Aggregators = "all",
+        home: tuple[int, ...] | None = None,
     ) -> None:
         self.topology, self.network, self.scheme = topology, network, scheme
         self._settings: dict[str, Any] = {"seed": seed, "max_pieces": max_pieces, "generation": generation}
-        self.aggregators = aggregators
+        self.aggregators, self._home = aggregators, home
         self._codes = lru_cache(8)(self._code)  # these are large
         self.attendance = lru_cache(64)(self._attendance)
         self._routes = lru_cache(64)(lambda there, aggregating: routes(topology, there, aggregating))
@@ -77,11 +79,24 @@ class Planner:
 
     @cached_property
     def home(self) -> tuple[int, ...]:
-        """The relays that aggregate when all are there, and others only when these cannot; none: the server does."""
+        """The relays that aggregate if they can, and others only when none of these can; none: the server does."""
+        if self._home is not None:
+            return self._home
         if scheme_of(self.scheme).code is None:
             return ()
         uplinks = self.network.uplinks(self.topology)
         return resolve(self.topology, self.aggregators, self.scheme, uplinks, self.network.medium)
+
+    @property
+    def usual(self) -> tuple[int, ...]:
+        """The relays that aggregate when all are there; none: the server does."""
+        active = self.topology.active
+        return tuple(i for i in self.home if i in active) or (active if self.home else ())
+
+    @property
+    def made(self) -> int:
+        """The number of plans made so far."""
+        return self._codes.cache_info().misses
 
     def code(self, attendance: Attendance) -> Code:
         """The code of a round in which relays aggregate."""
@@ -90,7 +105,7 @@ class Planner:
     @property
     def plan(self) -> Plan:
         """The plan for when all are there."""
-        return self._codes(self.topology, self.home).plan
+        return self._codes(self.topology, self.usual).plan
 
     def _code(self, heard: Topology, aggregators: tuple[int, ...]) -> Code:
         links = self.network.uplinks(heard)

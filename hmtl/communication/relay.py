@@ -41,11 +41,16 @@ class Relay:
     """
 
     def __init__(self, i: int, planner: Planner, aggregation: Aggregation | None, hosts: Sequence[str]) -> None:
-        self.i, self.name, self.planner, self.t = i, relay_name(i), planner, planner.topology
+        self.i, self.name = i, relay_name(i)
         self.aggregation, self.hosts = aggregation, tuple(hosts)
         self.version = 0  # rounds that it has aggregated
         self._models: Models | None = None
-        self._hears = self.t.G[i].astype(bool)
+        self.follow(planner)
+
+    def follow(self, planner: Planner) -> None:
+        """Go on where the contacts are those of this planner."""
+        self.planner, self.t = planner, planner.topology
+        self._hears = self.t.G[self.i].astype(bool)
 
     def hear(self, round: int, messages: Sequence[Message]) -> list[Message]:
         """Take what the own users sent, and tell the server who they are."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hmtl.communication.aggregation import Aggregation
 from hmtl.communication.coder import Segment, segments
@@ -22,6 +23,7 @@ from hmtl.communication.messages import (
     Message,
     Users,
 )
+from hmtl.communication.planner import Planner
 from hmtl.communication.relay import Relay
 from hmtl.communication.server import Server
 from hmtl.communication.stopwatch import Stopwatch
@@ -37,6 +39,27 @@ class Nodes:
     seat: Aggregation | None
     all_hosts: Sequence[str]
     all_relays: Sequence[str]
+
+    def follow(self, planner: Planner) -> None:
+        """Go on where the contacts are those of this planner."""
+        for relay in self.relays:
+            relay.follow(planner)
+        if self.server:
+            self.server.follow(planner)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What each of them remembers from round to round."""
+        return {name: node.state_dict() for name, node in self._rememberers().items()}
+
+    def load_state_dict(self, memory: dict[str, Any]) -> None:
+        """Go on from `state_dict`; who is not in it knows nothing yet."""
+        for name, node in self._rememberers().items():
+            if name in memory:
+                node.load_state_dict(memory[name])
+
+    def _rememberers(self) -> dict[str, UserHost | Relay | Server | Aggregation]:
+        named: list[UserHost | Relay | Server] = [*self.hosts, *self.relays, *([self.server] if self.server else [])]
+        return {**{node.name: node for node in named}, **({"aggregation": self.seat} if self.seat else {})}
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +86,8 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch, coded: bool) 
         round: its number.
         nodes: who is there; an absent relay is not among them.
         links: how messages travel.
-        watch: told how long each node takes; computing the models counts as `global update`, of each relay apart.
+        watch: told how long each node takes; computing the models counts as `global update`, of each relay apart, and
+            making the round's plan as `planning`, which all nodes do at the same time.
         coded: whether relays aggregate and code; else the server does, and they forward.
 
     Raises:
@@ -98,7 +122,9 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch, coded: bool) 
             turn(SERVER, server.pass_state, inbox(SERVER, STATE, nodes.all_relays))
         for relay in relays:
             turn(relay.name, relay.take_state, inbox(relay.name, STATE))
-        for segment in _segments(server or next(iter(relays), None)):
+        with watch.measure("planning"):
+            coded_parts = list(_segments(server or next(iter(relays), None)))
+        for segment in coded_parts:
             for relay in relays:
                 turn(relay.name, relay.encode, segment)
             if server:

@@ -38,13 +38,19 @@ class Server:
     name = SERVER
 
     def __init__(self, planner: Planner, aggregation: Aggregation | None) -> None:
-        self.planner, self.t, self.aggregation = planner, planner.topology, aggregation
+        self.aggregation = aggregation
         self.version = 0  # rounds that relays have aggregated
         self.empty = False
+        self.handed_over = 0  # bits of the state that relays were handed in this round
+        self.follow(planner)
+
+    def follow(self, planner: Planner) -> None:
+        """Go on where the contacts are those of this planner."""
+        self.planner, self.t = planner, planner.topology
 
     def attend(self, round: int, messages: Sequence[Message]) -> list[Message]:
         """From the relays' reports: who is there, and who does what. All relays that are there learn it."""
-        self._round = round
+        self._round, self.handed_over = round, 0
         reports = {
             i: Report.from_bytes(message.overhead[0].numpy(), self.t, i)
             for i, message in zip(map(relay_of, messages), messages, strict=True)
@@ -58,7 +64,9 @@ class Server:
     def pass_state(self, messages: Sequence[Message]) -> list[Message]:
         """On to the relays that need it."""
         behind = np.flatnonzero(self.attendance.behind)
-        return [copy for m in messages for copy in self._to(behind, STATE, m.payload, m.overhead)]
+        copies = [copy for m in messages for copy in self._to(behind, STATE, m.payload, m.overhead)]
+        self.handed_over = 8 * sum(message.overhead.numel() for message in (*messages, *copies))
+        return copies
 
     def recode(self, segment: Segment, messages: Sequence[Message]) -> list[Message]:
         """Combinations of the relays' combinations.

@@ -35,7 +35,7 @@ from hmtl.communication.round import Nodes
 from hmtl.communication.server import Server
 from hmtl.communication.wire import from_bytes, to_bytes, unpack
 from hmtl.errors import CodingError, ConfigError
-from hmtl.topology import Topology
+from hmtl.topology import Moving, Topology
 
 RECEIPT = 32  # bits that tell a user, with a model of its own, when its IV counted last
 
@@ -158,7 +158,7 @@ class Sums(Communicator):
 
     def __init__(
         self,
-        topology: Topology,
+        topology: Topology | Moving,
         network: Network = Network(),  # noqa: B008, it is frozen
         wire: str | None = None,
         *,
@@ -177,7 +177,7 @@ class Sums(Communicator):
         """
         if coded.planner.aggregators != "auto" or coded.wire is not None:
             return None
-        sums = cls(coded.topology, coded.network)
+        sums = cls(coded.contacts, coded.network)
         ours, theirs = (
             between_seconds(coded.network, c.theory, bits) for c, bits in ((sums, row_bits), (coded, IV_bits))
         )
@@ -206,9 +206,12 @@ class Sums(Communicator):
         `loads_uncoded` are of the same learner's IVs and models, in messages of this run's length.
         """
         described = super().describe()
-        adding, spreading = self._covers
-        least = spreading.bound
-        everybody = float(len(spreading.relays) if self.network.last_hop == "broadcast" else self.topology.K)
+        adding, _ = self._covers
+        topologies = [self.contacts.at(number) for number in self._told]
+        spreading = {t: cover(t) for t in set(topologies)}
+        least = float(np.mean([spreading[t].bound for t in topologies]))
+        reached = [len(spreading[t].relays if self.network.last_hop == "broadcast" else t.present) for t in topologies]
+        everybody = float(np.mean(reached))
         described["loads_theory"][RELAYS_TO_USERS] = everybody
         described["bounds"] = {
             RELAYS_TO_SERVER: least,

@@ -47,3 +47,10 @@ def unpack(numbers: Tensor, extras: Tensor, wire: torch.dtype, dtype: torch.dtyp
 def _further(dtype: torch.dtype) -> torch.dtype:
     """As what further numbers travel beside numbers of this type."""
     return torch.float64 if dtype.is_floating_point else torch.int64
+
+
+def rounding(wire: str | None, dtype: str) -> str:
+    """Says that models of this type (empty: not known yet) are rounded on the way, where they are."""
+    if not wire or not dtype or WIRES[wire].itemsize >= WIRES[dtype].itemsize:
+        return ""
+    return f"numbers travel as {wire}, narrower than the model's {dtype}, and are rounded on the way"

@@ -20,9 +20,9 @@ from torch import Tensor
 from hmtl.communication import TIERS, Communicator, InProcess, LinkLedger, Links, Network
 from hmtl.communication.messages import Message, host_name, relay_name
 from hmtl.errors import CodingError
-from hmtl.testing.networks import topologies
+from hmtl.testing.networks import moving, topologies
 from hmtl.testing.scripted import Counting, ScriptedAggregator, ScriptedUsers, random_numbers, rounded, same_bits
-from hmtl.topology import Topology, any_r, symmetric
+from hmtl.topology import Moving, Topology, any_r, symmetric
 
 INHERITED = [HealthCheck.differing_executors]  # the classes that inherit a test have nothing in common but it
 
@@ -31,13 +31,13 @@ class CommunicatorContract:
     """Inherit, and say how yours is made."""
 
     def make(
-        self, topology: Topology, network: Network, wire: str | None, links: Callable[[LinkLedger], Links]
+        self, topology: Topology | Moving, network: Network, wire: str | None, links: Callable[[LinkLedger], Links]
     ) -> Communicator:
         raise NotImplementedError
 
     @settings(max_examples=30, suppress_health_check=INHERITED)
     @given(
-        topology=topologies(),
+        topology=st.one_of(topologies(), moving()),
         m=st.integers(1, 40),
         extras=st.integers(0, 2),
         wire=st.sampled_from((None, None, "float64", "float32", "bfloat16")),
@@ -46,7 +46,7 @@ class CommunicatorContract:
         seed=st.integers(0, 1000),
     )
     def test_everybody_learns_what_it_should_and_every_bit_is_counted(
-        self, topology: Topology, m: int, extras: int, wire: str | None, medium: str, gone: float, seed: int
+        self, topology: Topology | Moving, m: int, extras: int, wire: str | None, medium: str, gone: float, seed: int
     ) -> None:
         rng, K, H, rounds = np.random.default_rng(seed), topology.K, topology.H, 4
         absent = [set(np.flatnonzero(rng.random(K) < gone).tolist()) for _ in range(rounds)]
@@ -59,7 +59,7 @@ class CommunicatorContract:
         unsettled: set[int] = set()
         for round in range(rounds):
             outcome = communicator.round(round, users, aggregator, away[round])
-            reached = {k for k in range(K) if set(topology.relays_of(k)) - away[round]}
+            reached = {k for k in range(K) if set(topology.at(round).relays_of(k)) - away[round]}
             sent = set(range(K)) - absent[round] - waiting
             heard = sorted(sent & reached)
             assert outcome.relays == tuple(sorted(set(range(H)) - away[round]))

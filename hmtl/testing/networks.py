@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from hmtl.topology import Topology
+from hmtl.topology import Contacts, Topology
 
 
 @st.composite
@@ -23,6 +23,20 @@ def topologies(draw: st.DrawFn, max_H: int = 8, max_K: int = 40) -> Topology:
         G[0] = 0
         G[1, G.sum(0) == 0] = 1
     return Topology(G)
+
+
+@st.composite
+def moving(draw: st.DrawFn, rounds: int = 4) -> Contacts:
+    """Contacts that change now and then within the rounds, and return; later some users or relays may have none."""
+    first = draw(topologies(max_H=6, max_K=25))
+    rng, gone = np.random.default_rng(draw(st.integers(0, 2**32 - 1))), draw(st.sampled_from((0, 0.3)))
+    starts = [0, *sorted(draw(st.sets(st.integers(1, rounds - 1), min_size=1)))]
+    tables = [first.G]
+    for _ in starts[1:]:
+        shuffled = first.G[:, rng.permutation(first.K)] * (rng.random(first.K) >= gone)
+        shuffled *= (rng.random((first.H, 1)) >= gone).astype(np.uint8)
+        tables.append(tables[rng.integers(len(tables))] if rng.random() < 0.3 else shuffled)
+    return Contacts(starts, tables)
 
 
 @st.composite

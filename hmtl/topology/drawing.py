@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from hmtl.topology.moving import Moving
 from hmtl.topology.topology import Topology
 
 if TYPE_CHECKING:  # matplotlib takes a third of a second to import, and few who import hmtl.topology draw
@@ -19,15 +20,15 @@ DARK, GREY, USER = "#333333", "#8c8c8c", "#ffffff"
 LUMINANCE = np.array([0.3, 0.6, 0.1])  # of red, green, blue
 
 
-def draw(topology: Topology, aggregators: Collection[int] | None = None) -> "Figure":
+def draw(network: Topology | Moving, aggregators: Collection[int] | None = None) -> "Figure":
     """Draws server, relays, users and links, the links in their relay's colour.
 
     Points of a layout are drawn true to scale, the server above them. Without one, server, relays and users stand in
     three rows; beyond 40 users, those with the same relays share a mark, which tells their number or has area by it.
-    Absent users have no links.
+    Absent users have no links. Of a network whose users move it shows the first contacts, as the title says.
 
     Args:
-        topology: who hears whom.
+        network: who hears whom.
         aggregators: the relays that compute the models, which get a frame; none: the server, which gets it; None: who
             does is not shown.
     """
@@ -36,7 +37,7 @@ def draw(topology: Topology, aggregators: Collection[int] | None = None) -> "Fig
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    H = topology.H
+    topology, H = network.at(0), network.H
     heard, labels, sizes, kind = _marks(topology)
     if topology.layout:
         users, relays = topology.layout
@@ -50,7 +51,8 @@ def draw(topology: Topology, aggregators: Collection[int] | None = None) -> "Fig
     axes = figure.add_subplot(aspect="equal" if topology.layout else "auto")
     axes.set_axis_off()
     axes.margins(0.03, 0.08)
-    axes.set_title(f"K = {topology.K} users, H = {H} relays, mean r = {topology.r:.3g}")
+    first = "; first contacts" if isinstance(network, Moving) else ""
+    axes.set_title(f"K = {topology.K} users, H = {H} relays, mean r = {topology.r:.3g}{first}")
     to_server = [np.stack([relays[i], server]) for i in topology.active]
     axes.add_collection(LineCollection(to_server, colors=DARK, linestyles="dashed", linewidths=0.8, zorder=1))
     mark, i = np.nonzero(heard.T)  # by mark, so that no relay's links cover all others

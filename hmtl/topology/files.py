@@ -6,6 +6,8 @@ Shapes: K users, H relays, G [H, K].
 import re
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -34,12 +36,29 @@ def from_file(path: str | PathLike[str]) -> Topology:
         TopologyError: no such file, or what it holds is no network; the message names file, line and entry.
     """
     path = Path(path)
-    try:
+    with naming(path):
         return Topology(_read_npz(path) if path.suffix.lower() == ".npz" else _read_text(path))
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of reading a file tell which one."""
+    try:
+        yield
     except OSError as error:
         raise TopologyError(f"{path} cannot be read: {error.strerror or error}. Check the path.") from None
     except TopologyError as error:
         raise TopologyError(f"{path}: {error}") from None
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The lines of a text that are not empty; entries are parted by commas, semicolons or white space."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise TopologyError("It is not UTF-8 text. Save it as UTF-8, or as npz.") from None
+    stripped = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
+    return [(number, re.split(r"\s*[,;]\s*|\s+", line)) for number, line in stripped if line]
 
 
 def _read_npz(path: Path) -> NDArray[Any]:
@@ -63,12 +82,7 @@ def _read_npz(path: Path) -> NDArray[Any]:
 
 
 def _read_text(path: Path) -> NDArray[np.uint8]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise TopologyError("It is not UTF-8 text. Save it as UTF-8, or as npz.") from None
-    stripped = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
-    lines = [(number, re.split(r"\s*[,;]\s*|\s+", line)) for number, line in stripped if line]
+    lines = read_lines(path)
     header = [entry.lower() for entry in lines[0][1]] if lines else []
     if header in HEADERS:
         lines = lines[1:]

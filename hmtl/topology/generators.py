@@ -151,10 +151,14 @@ def geometric(K: int, H: int, radius: float, seed: int = 0) -> Topology:
     if not radius > 0:
         raise TopologyError(f"radius={radius} lets no relay hear anybody. Take one above 0, in sides of the square.")
     rng = generator(seed, "geometric")
-    users, relays = rng.random((K, 2)), rng.random((H, 2))
+    return within(radius, rng.random((K, 2)), rng.random((H, 2)))
+
+
+def within(radius: float, users: NDArray[np.float64], relays: NDArray[np.float64]) -> Topology:
+    """Each of the relays [H, 2] hears the users [K, 2] that are within `radius`, and those that it is nearest to."""
     distance = np.hypot(*(relays[:, None] - users).transpose(2, 0, 1))
     G = (distance <= radius).astype(np.uint8)
-    G[distance.argmin(axis=0), np.arange(K)] = 1
+    G[distance.argmin(axis=0), np.arange(len(users))] = 1
     return Topology(G, layout=(users, relays))
 
 

@@ -52,6 +52,10 @@ class Topology:
                 )
             object.__setattr__(self, "layout", (_frozen(users), _frozen(relays)))
 
+    def at(self, round: int) -> "Topology":
+        """The network of a round: this one in all of them, as of a `Moving` it is not."""
+        return self
+
     @property
     def H(self) -> int:
         """Number of relays."""

@@ -25,7 +25,7 @@ from hmtl.testing.communication import (
 )
 from hmtl.testing.networks import topologies
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers
-from hmtl.topology import Topology
+from hmtl.topology import Moving, Topology
 
 MakeLinks = Callable[[LinkLedger], Links]
 
@@ -56,27 +56,37 @@ class Loads(CommunicatorContract):
 
 
 class TestUncoded(Loads):
-    def make(self, topology: Topology, network: Network, wire: str | None, links: MakeLinks) -> Communicator:
+    def make(self, topology: Topology | Moving, network: Network, wire: str | None, links: MakeLinks) -> Communicator:
         return Uncoded(topology, network, wire, links=links)
 
 
 class TestOptimal(Loads):
-    def make(self, topology: Topology, network: Network, wire: str | None, links: MakeLinks) -> Communicator:
+    def make(self, topology: Topology | Moving, network: Network, wire: str | None, links: MakeLinks) -> Communicator:
         return CodedHierarchical(topology, network, seed=3, wire=wire, links=links)
 
 
 class TestGenerations(Loads):
-    def make(self, topology: Topology, network: Network, wire: str | None, links: MakeLinks) -> Communicator:
+    def make(self, topology: Topology | Moving, network: Network, wire: str | None, links: MakeLinks) -> Communicator:
         return CodedHierarchical(topology, network, seed=3, wire=wire, max_pieces=2, generation=8, links=links)
 
 
+class TestAllAggregate(Loads):
+    def make(self, topology: Topology | Moving, network: Network, wire: str | None, links: MakeLinks) -> Communicator:
+        return CodedHierarchical(topology, network, seed=3, wire=wire, aggregators="all", links=links)
+
+
+class TestOneAggregates(Loads):
+    def make(self, topology: Topology | Moving, network: Network, wire: str | None, links: MakeLinks) -> Communicator:
+        return CodedHierarchical(topology, network, seed=3, wire=wire, aggregators=[0], links=links)
+
+
 class TestPaper(Loads):
-    def make(self, topology: Topology, network: Network, wire: str | None, links: MakeLinks) -> Communicator:
+    def make(self, topology: Topology | Moving, network: Network, wire: str | None, links: MakeLinks) -> Communicator:
         return CodedHierarchical(topology, network, "paper", seed=3, wire=wire, links=links)
 
 
 class TestEqual(Loads):
-    def make(self, topology: Topology, network: Network, wire: str | None, links: MakeLinks) -> Communicator:
+    def make(self, topology: Topology | Moving, network: Network, wire: str | None, links: MakeLinks) -> Communicator:
         return CodedHierarchical(topology, network, "equal", seed=3, wire=wire, links=links)
 
 

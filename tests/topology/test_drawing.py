@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.collections import LineCollection, PathCollection
 
-from hmtl.topology import Topology, any_r, draw, geometric, symmetric
+from hmtl.topology import Topology, Walk, any_r, draw, geometric, symmetric
 
 
 def parts(t):
@@ -111,3 +111,9 @@ def test_no_global_state():
     pyplot = sys.modules.get("matplotlib.pyplot")
     draw(symmetric(4, 3, 2))
     assert pyplot is None or not pyplot.get_fignums()
+
+
+def test_where_users_move_the_title_says_when_this_was() -> None:
+    still, moving = (draw(network).axes[0] for network in (geometric(20, 4, 0.4), Walk(20, 4, 0.4)))
+    assert moving.get_title() == f"{still.get_title()}; first contacts"
+    assert len(moving.collections[1].get_segments()) == len(still.collections[1].get_segments())
