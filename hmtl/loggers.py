@@ -119,7 +119,7 @@ def report(summary: Mapping[str, Any]) -> list[Table | str]:
         parts.append(f"Empty rounds: {summary['empty_rounds']}, as no relay with the present state was there.")
     if summary["loads"]["users_to_relays"] < summary["K"]:
         parts.append("Not all took part in every round; formula and lower bound are for rounds in which all do.")
-    if "planning" in summary:
+    if summary["time"]["plans"] or "handover_bits" in summary:
         parts.append(_planning(summary))
     if not summary["V_bits"]:
         before = f" but {bits:,} bit before the first round, for scaling" if (bits := summary["bits_total"]) else ""
@@ -165,11 +165,12 @@ def _times(summary: Mapping[str, Any]) -> Table:
 
 
 def _planning(summary: Mapping[str, Any]) -> str:
-    """What it cost that not every round had the first round's plan."""
-    counts, seconds = summary["planning"], summary["time"]["planning_s"]
+    """What it cost that not all rounds have the plan that was there before the first."""
+    spent = summary["time"]
+    share = spent["planning_s"] / spent["total_s"]
     return (
-        f"Planning anew took {seconds:.2f} s, {seconds / summary['time']['total_s']:.1%} of the time, for "
-        f"{counts['plans']} plans; {counts['handover_bits']:,} bit went to relays that had missed rounds."
+        f"Plans made in rounds: {spent['plans']}, which took {spent['planning_s']:.2f} s, {share:.1%} of the time. "
+        f"State for relays that missed rounds: {summary.get('handover_bits', 0):,} bit."
     )
 
 

@@ -47,7 +47,7 @@ def summarize(run: Run, cfg: DictConfig) -> dict[str, Any]:
     """What `summary.json` holds: what communicator and algorithm tell of themselves, the time of set-up and rounds, and
     the last round's measurements.
     """
-    history, topology = run.trainer.history, run.communicator.topology
+    history, topology, planning = run.trainer.history, run.communicator.topology, run.communicator.planning
     local, compute, communication, uncoded = (
         math.fsum([before, *(row[part] for row in history)])
         for part, before in zip(SECONDS, (0.0, 0.0, *run.communicator.setup_seconds), strict=True)
@@ -67,10 +67,11 @@ def summarize(run: Run, cfg: DictConfig) -> dict[str, Any]:
         "time": {
             "local_s": local,
             "compute_s": compute,
-            "planning_s": run.communicator.planning.seconds,
             "communication_s": communication,
             "total_s": compute + communication,
             "uncoded_total_s": uncoded,
+            "planning_s": planning.seconds,
+            "plans": planning.plans,
         },
         **{key: value for key, value in history[-1].items() if "/" not in key and key not in of_one_round},
     }

@@ -154,7 +154,7 @@ class Communicator(ABC):
             "loads": self.ledger.loads(self.V_bits),
             "loads_theory": dict(zip(between, figures[:2], strict=True)),
             "bounds": dict(zip(between, figures[2:], strict=True)),
-            **({"planning": self.planning.counts()} if any(self.planning.counts().values()) else {}),
+            **({"handover_bits": bits} if (bits := self.planning.handover_bits) else {}),
             **({"note": note} if (note := rounding(self.wire, self._dtype)) else {}),
         }
 
@@ -219,7 +219,8 @@ class Communicator(ABC):
         self.stopwatch, made = Stopwatch(), self.planner.made
         play(number, nodes, self._links, self.stopwatch, coded=bool(self.planner.home))
         assert nodes.server is not None
-        self.planning.add(self.planner.made - made, self.stopwatch.slowest("planning"), nodes.server.handed_over)
+        if number != BEFORE:
+            self.planning.add(self.planner.made - made, self.stopwatch.slowest("planning"), nodes.server.handed_over)
         return nodes.server
 
     def _sent(self, round: int | str) -> dict[str, NDArray[np.int64]]:

@@ -19,7 +19,7 @@ KEPT = 16  # planners, in case their contacts return
 
 @dataclass
 class Planning:
-    """What it cost to follow the users, since the first plan.
+    """What it cost, in the rounds, that contacts change and that users and relays drop out.
 
     Attributes:
         plans: how many were made, because contacts changed or because users or relays dropped out; those of a run that
@@ -36,10 +36,6 @@ class Planning:
         self.plans += plans
         self.seconds += seconds if plans else 0.0
         self.handover_bits += handover_bits
-
-    def counts(self) -> dict[str, int]:
-        """What no clock measured."""
-        return {"plans": self.plans, "handover_bits": self.handover_bits}
 
 
 class Planners:

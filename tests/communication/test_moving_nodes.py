@@ -84,7 +84,7 @@ def test_it_goes_on_in_the_middle_of_a_stretch(contacts: Contacts, aggregators: 
                 whole.communicator.ledger.per_link(tier), then.communicator.ledger.per_link(tier)
             )
         ours, theirs = (played.communicator.describe() for played in (whole, then))
-        assert {**ours, "planning": 0} == {**theirs, "planning": 0}
+        assert ours == theirs
 
 
 def test_plans_follow_the_users_and_return() -> None:
@@ -95,7 +95,6 @@ def test_plans_follow_the_users_and_return() -> None:
     assert made.planning.plans == 1
     assert made.planning.seconds > 0
     assert made.planning.handover_bits == 0
-    assert made.describe()["planning"] == {"plans": 1, "handover_bits": 0}
     figures = [CodedHierarchical(Topology(G), aggregators="all").describe() for G in (A, B)]
     for name in ("loads_theory", "bounds"):
         for tier, load in made.describe()[name].items():
@@ -109,7 +108,7 @@ def test_users_who_stay_cost_nothing() -> None:
         made = CodedHierarchical(contacts)
         Played(made, 6).play(*range(6))
         assert astuple(made.planning) == (0, 0.0, 0)
-        assert "planning" not in made.describe()
+        assert "handover_bits" not in made.describe()
 
 
 def test_a_relay_that_heard_nobody_for_a_while_is_handed_the_state() -> None:
@@ -129,6 +128,7 @@ def test_a_relay_that_heard_nobody_for_a_while_is_handed_the_state() -> None:
     played.play(4)
     assert played.aggregator.seen[-1][0].tolist() == [0, 1, 2, 3]
     assert made.planning.handover_bits == 2 * state
+    assert made.describe()["handover_bits"] == 2 * state
     assert made.describe()["aggregators"] == [0, 1, 2]
 
 
@@ -145,5 +145,5 @@ def test_relays_at_home_may_have_no_users_at_first() -> None:
 
 
 def test_partial_demands_are_of_users_who_stay() -> None:
-    with pytest.raises(ConfigError, match="communicator=partial, but users move, .* Choose communicator=coded"):
+    with pytest.raises(ConfigError, match=r"communicator=partial, but users move, .* Choose communicator=coded"):
         CodedPartial(Walk(12, 3, 0.5))
