@@ -550,3 +550,19 @@ def test_a_file_of_contacts_tells_the_sizes(configure: Configure, tmp_path: Path
     path.write_text("round,relay,user\n0,0,0\n0,1,1\n5,0,1\n")
     with pytest.raises(ConfigError, match="K=20, but the topology has K=2: set it to that, or to null"):
         train(configure("topology=moving", f"topology.path={path}"))
+
+
+def test_sums_of_users_that_move(configure: Configure, tmp_path: Path) -> None:
+    """The covers follow, and the figures are means over the rounds."""
+    results = {}
+    for name in ("sums", "coded", "uncoded"):
+        folder = tmp_path / name
+        folder.mkdir()
+        settings = ("regularizer=mean", "aggregators=all", f"communicator={name}", f"output_dir={folder}")
+        train(configure(*SMALL, *WALKS, *settings))
+        results[name] = models(folder)
+    assert [name for name, W in results.items() if not torch.equal(results["sums"], W)] == []
+    summary = json.loads((tmp_path / "sums" / "summary.json").read_text())
+    for tier in ("relays_to_server", "server_to_relays", "relays_to_users"):
+        assert summary["loads"][tier] == pytest.approx(summary["loads_theory"][tier])
+        assert summary["bounds"][tier] <= summary["loads_theory"][tier]

@@ -142,7 +142,7 @@ class Communicator(ABC):
 
     def describe(self) -> dict[str, Any]:
         """What `summary.json` says of communication."""
-        *figures, r = self._mean_figures().tolist()
+        *figures, r = np.mean([self._figures_in(number) for number in self._told], axis=0).tolist()
         between = RELAYS_TO_SERVER, SERVER_TO_RELAYS
         return {
             "r": r,
@@ -195,10 +195,6 @@ class Communicator(ABC):
         self.topology, self.planner = t, self._planners.of(t)
         if self._nodes:
             self._nodes.follow(self.planner)
-
-    def _mean_figures(self) -> NDArray[np.float64]:
-        """`_figures_in`, mean over the rounds so far."""
-        return np.asarray(np.mean([self._figures_in(number) for number in self._told], axis=0))
 
     @property
     def _told(self) -> range:
