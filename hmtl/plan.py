@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
@@ -20,12 +21,14 @@ from hmtl.coding import (
     Loads,
     best_aggregators,
     bounds,
+    cover,
     loads,
     obstacle,
+    sum_loads,
     uplink_bound,
 )
 from hmtl.communication import Network, tier_loads
-from hmtl.communication.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, TIERS
+from hmtl.communication.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS, SERVER_TO_RELAYS, TIERS
 from hmtl.config import build_network, build_topology
 from hmtl.errors import ConfigError
 from hmtl.progress import progress
@@ -73,8 +76,10 @@ def compare(topology: Topology, network: Network, V_bits: int) -> Result:
     """
     uplinks = network.uplinks(topology)
 
-    def seconds(load: Loads, medium: str, tiers: Collection[str] = TIERS) -> float:
+    def seconds(load: Loads, medium: str, tiers: Collection[str] = TIERS, last_hop: float | None = None) -> float:
         by_tier = tier_loads(topology, BEST, medium, load)
+        if last_hop is not None:
+            by_tier[RELAYS_TO_USERS] = np.array(last_hop)
         return network.seconds({tier: V_bits * ivs * (tier in tiers) for tier, ivs in by_tier.items()})
 
     load = {scheme: loads(topology, scheme, uplinks) for scheme in SCHEMES}
@@ -94,6 +99,15 @@ def compare(topology: Topology, network: Network, V_bits: int) -> Result:
             "downlinks": {name: chosen.down(name) for name in MEDIA},
             "seconds": {name: seconds(chosen, name) for name in MEDIA},
         }
+    adding, added = cover(topology, uplinks), sum_loads(topology, uplinks)
+    last_hop = added.unicast if network.last_hop == "broadcast" else None  # a row for all users of a relay, or for each
+    sums = {
+        "relays": list(adding.relays),
+        "proven": adding.proven,
+        **_between(added),
+        "downlinks": {name: added.down(name) for name in MEDIA},
+        "seconds": {name: seconds(added, name, last_hop=last_hop) for name in MEDIA},
+    }
     least, partition = Demand(topology.core).optimum()
     fastest = network.W2 if uplinks is None else max(uplinks.bandwidths, default=network.W2)
     not_trainable = {scheme: reason for scheme in CODED_SCHEMES if (reason := obstacle(topology, scheme))}
@@ -105,6 +119,7 @@ def compare(topology: Topology, network: Network, V_bits: int) -> Result:
         "network": asdict(network),
         "loads": {scheme: _between(load[scheme]) for scheme in SCHEMES},
         "aggregators": best,
+        "sums": sums,
         "downlinks": {medium: {scheme: load[scheme].down(medium) for scheme in SCHEMES} for medium in MEDIA},
         "bounds": _between(bounds(topology)),
         "proof": {
@@ -140,6 +155,12 @@ def _remarks(result: Result, topology: Topology) -> Iterator[str]:
                 f"On these uplinks it takes {seconds['bound']:.4g} s at least, by the linear programme over all cuts; "
                 f"with scheme=optimal, in whole pieces, {seconds['optimal']:.4g} s."
             )
+    sums = result["sums"]
+    few = "No fewer hear everybody" if sums["proven"] else "Fewer may hear everybody"
+    yield (
+        "Sums, of 64-bit numbers, are enough for some learners: regularizer=mean with mocha or fedu, cocoa, global, "
+        f"fedprox, ditto, pfedme. {_named(sums['relays']).capitalize()} add. {few}."
+    )
     for medium, best in result["aggregators"].items():
         who = f"{_named(best['relays'])} aggregate{'s' * (len(best['relays']) < 2)}"
         if len(best["relays"]) > MOST_NAMED:
@@ -233,6 +254,9 @@ def _table(result: Result) -> Table:
     for medium, best in result["aggregators"].items():
         who = f"{'best' if best['proven'] else 'found'} for {medium}"
         add(who, best[RELAYS_TO_SERVER], best["downlinks"].values(), best["seconds"].values())
+    table.add_section()
+    sums = result["sums"]
+    add("sums, where enough", sums[RELAYS_TO_SERVER], sums["downlinks"].values(), sums["seconds"].values())
     table.add_section()
     add("all relays, Theorem 2", result["bounds"][RELAYS_TO_SERVER], [result["bounds"][SERVER_TO_RELAYS]])
     return table

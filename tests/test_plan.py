@@ -48,6 +48,10 @@ def test_times_and_verdict_by_hand(as_json: Callable[..., dict[str, dict[str, ob
     assert result["seconds"]["unicast"]["uncoded"] == pytest.approx(60)
     assert result["aggregators"]["broadcast"]["seconds"]["broadcast"] == pytest.approx(20 + 8 + 8)
     assert result["aggregators"]["unicast"]["seconds"]["unicast"] == pytest.approx(20 + 28)
+    assert result["sums"]["seconds"] == pytest.approx({"broadcast": 10 + 3 + 1 + 1.5, "unicast": 10 + 3 + 3 + 1.5})
+    apart = as_json(*slow, "network.last_hop=unicast")["sums"]
+    assert apart["seconds"] == pytest.approx({"broadcast": 10 + 3 + 1 + 10, "unicast": 10 + 3 + 3 + 10})
+    assert apart["relays"] == [0, 1, 2]
     assert str(result["verdict"]).startswith("Coding pays here, on a broadcast downlink: with relays 0, 1, 2 as")
     assert "40.0% less" in str(result["verdict"])
     unicast = as_json(*slow, "network.medium=unicast")

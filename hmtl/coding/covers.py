@@ -10,6 +10,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
+from hmtl.coding.formulas import Loads
 from hmtl.coding.optimal import Uplinks
 from hmtl.topology import Topology
 
@@ -65,6 +66,16 @@ def cover(t: Topology, uplinks: Uplinks | None = None) -> Cover:
     among = t.G[list(relays)]
     adds = np.where(among.any(axis=0), np.asarray(relays)[among.argmax(axis=0)], -1)
     return Cover(relays, adds, cost, cost if parallel else min(cost, bound))
+
+
+def sum_loads(t: Topology, uplinks: Uplinks | None = None) -> Loads:
+    """Loads between relays and server where sums travel: a row of each relay of a cover, and one row for everybody.
+
+    Of `unicast`, a copy goes to each relay of a smallest cover, as many as it takes to reach all users.
+    """
+    adding = cover(t, uplinks).relays
+    up = tuple(float(i in adding) for i in range(t.H))
+    return Loads(sum(up), min(1.0, sum(up)), up, float(len(cover(t).relays)))
 
 
 def _least(hears: NDArray[np.bool_], weights: NDArray[np.float64]) -> tuple[NDArray[np.int64], float]:

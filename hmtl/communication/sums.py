@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl.coding import Cover, Loads, cover
+from hmtl.coding import Loads, cover, sum_loads
 from hmtl.communication.aggregation import Aggregation, AggregatorSide
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.communicator import CodedHierarchical, Communicator
@@ -191,14 +191,7 @@ class Sums(Communicator):
 
     @property
     def theory(self) -> Loads:
-        adding, spreading = self._covers
-        up = tuple(float(i in adding.relays) for i in range(self.topology.H))
-        return Loads(sum(up), 1.0, up, float(len(spreading.relays)))
-
-    @property
-    def _covers(self) -> tuple[Cover, Cover]:
-        """The relays that add, and those that spread, when all are there."""
-        return self.planner.cover(self.topology), cover(self.topology)
+        return sum_loads(self.topology, self.network.uplinks(self.topology))
 
     def describe(self) -> dict[str, Any]:
         """The bounds are those of sums: whoever adds, or spreads, has to reach everybody.
@@ -206,7 +199,6 @@ class Sums(Communicator):
         `loads_uncoded` are of the same learner's IVs and models, in messages of this run's length.
         """
         described = super().describe()
-        adding, _ = self._covers
         topologies = [self.contacts.at(number) for number in self._told]
         spreading = {t: cover(t) for t in set(topologies)}
         least = float(np.mean([spreading[t].bound for t in topologies]))
@@ -223,7 +215,7 @@ class Sums(Communicator):
         own = {
             "communicator": "sums",
             "scheme": "sums",
-            "adding": list(adding.relays),
+            "adding": list(self.planner.cover(self.topology).relays),
             "last_hop": self.network.last_hop,
         }
         return described | own | ({"note": self.note} if self.note else {})
