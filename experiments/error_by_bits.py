@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -128,7 +129,10 @@ def draw(curves: Curves, seeds: int) -> Figure:
             else:  # at no bits there is no place on the axis
                 axes.axhline(points[-1][1], color=color, linestyle=line, linewidth=1.2, label=f"{method}: no bits")
         axes.set(title=data, xscale="log", yscale="log", xlabel="between relays and server [Mbit]")
-        axes.set_ylabel(f"test error, mean over users and {seeds} seeds")
+        axes.set_ylabel(f"test error [%], mean over users and {seeds} seeds")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 8)))
+        axes.yaxis.set_major_formatter(lambda error, _: f"{100 * error:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8)
     return figure

@@ -156,10 +156,12 @@ def _remarks(result: Result, topology: Topology) -> Iterator[str]:
                 f"with scheme=optimal, in whole pieces, {seconds['optimal']:.4g} s."
             )
     sums = result["sums"]
+    adding = _named(sums["relays"]).removeprefix("the ").capitalize()
+    add = f"{adding} add{'s' * (len(sums['relays']) == 1)}"
     few = "No fewer hear everybody" if sums["proven"] else "Fewer may hear everybody"
     yield (
         "Sums, of 64-bit numbers, are enough for some learners: regularizer=mean with mocha or fedu, cocoa, global, "
-        f"fedprox, ditto, pfedme. {_named(sums['relays']).capitalize()} add. {few}."
+        f"fedprox, ditto, pfedme. {add}. {few}."
     )
     for medium, best in result["aggregators"].items():
         who = f"{_named(best['relays'])} aggregate{'s' * (len(best['relays']) < 2)}"

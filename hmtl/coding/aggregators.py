@@ -73,13 +73,14 @@ def aggregators_of(t: Topology, choice: str | Sequence[int], best: Callable[[], 
         if choice == "auto":
             return best().relays
         return t.active if choice == "all" else ()
-    relays = tuple(sorted(set(choice)))
-    if not relays or relays[0] < 0 or relays[-1] >= t.H:
+    given = list(choice)
+    numbers = all(isinstance(i, int | np.integer) and not isinstance(i, bool) and 0 <= i < t.H for i in given)
+    if not given or not numbers:
         raise CodingError(
-            f"aggregators={list(choice)} has to name relays from 0 to {t.H - 1}, one or more. For the server, set "
+            f"aggregators={given} has to name relays from 0 to {t.H - 1}, one or more. For the server, set "
             "aggregators=server."
         )
-    return tuple(i for i in relays if i in t.active)
+    return tuple(i for i in sorted(set(map(int, given))) if i in t.active)
 
 
 class Search:

@@ -154,20 +154,21 @@ def from_contacts(path: str | PathLike[str]) -> Contacts:
         given = np.array([entries for _, entries in lines[1:]]).astype(np.int64)
         rounds, relays, users = (given[:, header.index(name)] for name in COLUMNS)
         start = int(min(relays.min(), users.min()) > 0)
+        if rounds.min() > 0:
+            raise TopologyError(
+                f"The first contacts are of round {rounds.min()}, and nobody hears anybody before. Rounds count from "
+                "0: write down those of round 0."
+            )
+        unheard = np.setdiff1d(np.arange(start, users.max() + 1), users[rounds == 0])
+        if len(unheard):
+            raise TopologyError(
+                f"No relay hears {name_users(unheard)}, counted from {start} as in the file, in round 0, when "
+                "all tell what is needed to begin. Give every user a contact in round 0."
+            )
         shape = int(relays.max()) + 1 - start, int(users.max()) + 1 - start
         tables: dict[int, NDArray[np.uint8]] = defaultdict(lambda: np.zeros(shape, np.uint8))
         for round, relay, user in zip(rounds.tolist(), relays.tolist(), users.tolist(), strict=True):
             tables[round][relay - start, user - start] = 1
-        if 0 not in tables:
-            raise TopologyError(
-                f"The first contacts are of round {min(tables)}, and nobody hears anybody before. Rounds count from 0: "
-                "write down those of round 0."
-            )
-        if len(unheard := np.flatnonzero(~tables[0].any(axis=0))):
-            raise TopologyError(
-                f"No relay hears {name_users(unheard + start)}, counted from {start} as in the file, in round 0, when "
-                "all tell what is needed to begin. Give every user a contact in round 0."
-            )
         return Contacts(sorted(tables), [tables[round] for round in sorted(tables)])
 
 
