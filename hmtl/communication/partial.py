@@ -57,8 +57,8 @@ class CodedPartial(Communicator):
         needs = aggregator.needs()
         if needs is None:
             raise ConfigError(
-                f"communicator=partial, but {type(aggregator).__name__} computes models of most or all IVs, so that "
-                "every relay needs them. Choose communicator=coded, or algorithm=fedu with a graph of few neighbours."
+                "communicator=partial, but this learner computes models of most or all IVs, so that every "
+                "relay needs them. Choose communicator=coded, or algorithm=fedu with a graph of few neighbours."
             )
         self._aggregator, self.planner = aggregator, PartialPlanner(self.topology, self.network, needs, **self._plans)
 
