@@ -116,7 +116,11 @@ def report(summary: Mapping[str, Any]) -> list[Table | str]:
     """The tables of a finished run, loads, time, learning, and a sentence where one says more."""
     parts: list[Table | str] = [_loads(summary), _times(summary)]
     if "empty_rounds" in summary:
-        parts.append(f"Empty rounds: {summary['empty_rounds']}, as no relay with the present state was there.")
+        few = summary["communicator"] == "coded" and len(summary["aggregators"]) < summary["H"]
+        parts.append(
+            f"Empty rounds: {summary['empty_rounds']}, as no relay with the present state was there."
+            + " There would be fewer with more aggregators, such as aggregators=all." * few
+        )
     if summary["loads"]["users_to_relays"] < summary["K"]:
         parts.append("Not all took part in every round; formula and lower bound are for rounds in which all do.")
     if summary["time"]["plans"] or "handover_bits" in summary:

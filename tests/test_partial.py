@@ -80,8 +80,8 @@ def test_resumed(configure: Configure, tmp_path: Path, graph: str) -> None:
     ("setting", "message"),
     [
         (("algorithm=mocha", "loss=hinge", "solver=sdca"), "communicator=partial, but .* Choose communicator=coded"),
-        (("regularizer=mean",), "communicator=partial, but Pulling"),
-        (("regularizer.neighbors=20",), "communicator=partial, but Coupling"),
+        (("regularizer=mean",), "communicator=partial, but this learner computes models of most or all IVs"),
+        (("regularizer.neighbors=20",), "communicator=partial, but this learner computes models of most or all IVs"),
         (("regularizer.neighbors=1", "participation.dropout=0.1"), "participation=full"),
         (("regularizer.neighbors=1", "participation.relays=0.1"), "participation=full"),
     ],

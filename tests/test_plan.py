@@ -63,6 +63,21 @@ def test_times_and_verdict_by_hand(as_json: Callable[..., dict[str, dict[str, ob
 
 
 @pytest.mark.parametrize(
+    ("overrides", "who"),
+    [
+        (("r=5",), "Relay 0 adds."),
+        (("r=3",), "Relays 0, 1, 2 add."),
+        (("H=9", "K=9", "r=1"), "9 relays add."),
+    ],
+)
+def test_who_adds(
+    configure: Configure, capsys: pytest.CaptureFixture[str], overrides: tuple[str, ...], who: str
+) -> None:
+    plan(configure(*overrides, name="plan"))
+    assert who in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
     ("overrides", "medium", "relays", "ivs"),
     [
         ((), "broadcast", 3, 16),

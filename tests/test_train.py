@@ -252,6 +252,7 @@ def test_a_round_without_relays_is_empty_and_said_so(
     train(configure(*SMALL[:-1], "rounds=5", f"participation.relays={schedule}".replace(" ", "")))
     printed = capsys.readouterr().out
     assert "Empty rounds: 1, as no relay" in printed
+    assert "more aggregators" in printed
     assert "Not all took part" in printed
     assert "Ω was never learned" in printed, "of 5 rounds, it rests in the last 4"
     assert json.loads((tmp_path / "summary.json").read_text())["empty_rounds"] == 1
