@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from hmtl.checkpoint import load_checkpoint
 from hmtl.config import build
-from hmtl.errors import ConfigError
+from hmtl.errors import HmtlError
 from hmtl.train import train
 
 Configure = Callable[..., DictConfig]
@@ -82,11 +82,12 @@ def test_resumed(configure: Configure, tmp_path: Path, graph: str) -> None:
         (("algorithm=mocha", "loss=hinge", "solver=sdca"), "communicator=partial, but .* Choose communicator=coded"),
         (("regularizer=mean",), "communicator=partial, but this learner computes models of most or all IVs"),
         (("regularizer.neighbors=20",), "communicator=partial, but this learner computes models of most or all IVs"),
+        (("regularizer.neighbors=1", "communicator.max_pieces=0"), "max_pieces=0 .* Set it to 1 or more"),
         (("regularizer.neighbors=1", "participation.dropout=0.1"), "participation=full"),
         (("regularizer.neighbors=1", "participation.relays=0.1"), "participation=full"),
     ],
 )
 def test_refused_before_the_first_round(configure: Configure, setting: tuple[str, ...], message: str) -> None:
     base = [word for word in SMALL if not (setting[0].startswith("algorithm") and word.startswith(("algo", "solver")))]
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(HmtlError, match=message):
         build(configure(*base, "communicator=partial", *setting))

@@ -8,7 +8,7 @@ client sends, and an *iteration* a round. A *load* is what a tier carries in an 
 """
 
 from hmtl.coding.aggregators import MEDIA, Choice
-from hmtl.coding.covers import Cover, cover, sum_loads
+from hmtl.coding.covers import Cover, cover, sum_bounds, sum_loads
 from hmtl.coding.demands import DemandPlan, demand_bounds, demand_plan, demands_of, serve
 from hmtl.coding.formulas import Loads, forwarders
 from hmtl.coding.optimal import Demand, Uplinks
@@ -55,6 +55,7 @@ __all__ = [
     "resolve",
     "scheme_of",
     "serve",
+    "sum_bounds",
     "sum_loads",
     "uplink_bound",
 ]

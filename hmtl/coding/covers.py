@@ -78,6 +78,22 @@ def sum_loads(t: Topology, uplinks: Uplinks | None = None) -> Loads:
     return Loads(sum(up), min(1.0, sum(up)), up, float(len(cover(t).relays)))
 
 
+def sum_bounds(t: Topology) -> Loads:
+    """What no scheme falls below by which the server learns the sums, and users take them from what it sends.
+
+    The relays that hear a user send a whole row between them, and are sent one, for each user: the least of these
+    loads is a linear programme. A cover adds whole rows, and may take more.
+    """
+    if not t.present:
+        return Loads(0.0, 0.0)
+    from scipy.optimize import linprog
+
+    hears = np.unique(t.core, axis=1)  # [H, T]
+    found = linprog(np.ones(len(hears)), A_ub=-hears.T.astype(float), b_ub=-np.ones(hears.shape[1]))
+    least = round(float(found.fun), 9)
+    return Loads(least, 1.0, unicast=least)
+
+
 def _least(hears: NDArray[np.bool_], weights: NDArray[np.float64]) -> tuple[NDArray[np.int64], float]:
     """The rows that have all columns between them [n], and what no such rows weigh less than."""
     H = len(hears)

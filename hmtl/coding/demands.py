@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from hmtl.coding.formulas import Loads
+from hmtl.coding.generations import check_sizes
 from hmtl.coding.optimal import Demand, Uplinks
 from hmtl.coding.plan import Block, Plan, code_of
 from hmtl.coding.programme import over_sets, users_within
@@ -90,9 +91,10 @@ def demand_plan(
         seed, max_pieces, generation, uplinks: see `make_plan`; each group of users is coded as scheme `optimal` is.
 
     Raises:
-        CodingError: demands of another shape, of a user whom nobody hears or of a relay that hears nobody; or no code
-            was found.
+        CodingError: demands of another shape, of a user whom nobody hears or of a relay that hears nobody; sizes below
+            1; or no code was found.
     """
+    check_sizes(max_pieces, generation)
     _check(t, demands)
     blocks = tuple(
         block

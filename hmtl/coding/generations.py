@@ -6,7 +6,20 @@ Shapes: H relays, n users, g groups.
 import numpy as np
 from numpy.typing import NDArray
 
+from hmtl.errors import CodingError
+
 SWAPS = 8  # tries for each group
+
+
+def check_sizes(max_pieces: int, generation: int) -> None:
+    """Refuse what cannot be coded.
+
+    Raises:
+        CodingError: one of them is below 1.
+    """
+    for name, value in (("max_pieces", max_pieces), ("generation", generation)):
+        if value < 1:
+            raise CodingError(f"{name}={value} leaves nothing to code with. Set it to 1 or more.")
 
 
 def similar_groups(G: NDArray[np.uint8], groups: int) -> list[NDArray[np.intp]]:

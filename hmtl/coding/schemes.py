@@ -11,6 +11,7 @@ import numpy as np
 from hmtl.coding.aggregators import MEDIA, Choice, Meter, Search, aggregators_of
 from hmtl.coding.allocation import Allocation, Split, allocate, cheapest, even
 from hmtl.coding.formulas import Loads, allocated_loads, bounds_for, optimal_loads, uncoded_loads, unheard
+from hmtl.coding.generations import check_sizes
 from hmtl.coding.optimal import Demand, Uplinks
 from hmtl.coding.plan import Block, Plan, allocated_code, optimal_code
 from hmtl.coding.programme import Programme
@@ -250,9 +251,7 @@ def make_plan(
 
     Ref: Hu et al. 2022, Section IV-B.
     """
-    for name, value in (("max_pieces", max_pieces), ("generation", generation)):
-        if value < 1:
-            raise CodingError(f"{name}={value} leaves nothing to code with. Set it to 1 or more.")
+    check_sizes(max_pieces, generation)
     code = scheme_of(scheme, CODED_SCHEMES).code
     assert code is not None
     A = resolve(t, aggregators, scheme, uplinks, medium)

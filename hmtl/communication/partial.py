@@ -3,6 +3,9 @@
 from collections.abc import Callable, Collection
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hmtl.coding import DemandPlan, Loads, demand_bounds
 from hmtl.communication.aggregation import AggregatorSide
 from hmtl.communication.communicator import Communicator
@@ -52,6 +55,7 @@ class CodedPartial(Communicator):
         super().__init__(topology, network, "optimal", wire, links, **self._plans)
         self._of_setup = Planner(topology, network, "optimal", **self._plans)
         self._aggregator: AggregatorSide | None = None
+        self._needs: NDArray[np.bool_] | None = None
 
     def meet(self, aggregator: AggregatorSide) -> None:
         needs = aggregator.needs()
@@ -60,7 +64,10 @@ class CodedPartial(Communicator):
                 "communicator=partial, but this learner computes models of most or all IVs, so that every "
                 "relay needs them. Choose communicator=coded, or algorithm=fedu with a graph of few neighbours."
             )
-        self._aggregator, self.planner = aggregator, PartialPlanner(self.topology, self.network, needs, **self._plans)
+        self._aggregator = aggregator
+        if self._needs is None or not np.array_equal(needs, self._needs):
+            self._needs, self.planner = needs, PartialPlanner(self.topology, self.network, needs, **self._plans)
+        _ = self.plan  # refuses what cannot be coded, before the first round
 
     def setup(self, users: UserSide, aggregator: AggregatorSide) -> None:
         """See `Communicator.setup`; all relays learn all."""

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl.coding import Loads, cover, sum_loads
+from hmtl.coding import Loads, cover, sum_bounds, sum_loads
 from hmtl.communication.aggregation import Aggregation, AggregatorSide
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.communicator import CodedHierarchical, Communicator
@@ -194,22 +194,16 @@ class Sums(Communicator):
         return sum_loads(self.topology, self.network.uplinks(self.topology))
 
     def describe(self) -> dict[str, Any]:
-        """The bounds are those of sums: whoever adds, or spreads, has to reach everybody.
+        """The bounds are those of `sum_bounds`; where a relay's users are sent copies, each gets one.
 
         `loads_uncoded` are of the same learner's IVs and models, in messages of this run's length.
         """
         described = super().describe()
         topologies = [self.contacts.at(number) for number in self._told]
-        spreading = {t: cover(t) for t in set(topologies)}
-        least = float(np.mean([spreading[t].bound for t in topologies]))
-        reached = [len(spreading[t].relays if self.network.last_hop == "broadcast" else t.present) for t in topologies]
-        everybody = float(np.mean(reached))
-        described["loads_theory"][RELAYS_TO_USERS] = everybody
-        described["bounds"] = {
-            RELAYS_TO_SERVER: least,
-            SERVER_TO_RELAYS: least if self.network.medium == "unicast" else 1.0,
-            RELAYS_TO_USERS: min(least, everybody) if self.network.last_hop == "broadcast" else everybody,
-        }
+        rows = {t: self._rows(t) for t in set(topologies)}
+        last_hop, *least = np.mean([rows[t] for t in topologies], axis=0).tolist()
+        described["loads_theory"][RELAYS_TO_USERS] = last_hop
+        described["bounds"] = dict(zip((RELAYS_TO_SERVER, SERVER_TO_RELAYS, RELAYS_TO_USERS), least, strict=True))
         if self._sides and self.V_bits:
             described["loads_uncoded"] = dict.fromkeys(TIERS, self.topology.K * self._side.row_bits[0] / self.V_bits)
         own = {
@@ -219,6 +213,14 @@ class Sums(Communicator):
             "last_hop": self.network.last_hop,
         }
         return described | own | ({"note": self.note} if self.note else {})
+
+    def _rows(self, t: Topology) -> tuple[float, float, float, float]:
+        """How many rows the relays send to users, and the least from relays, from the server, and to users."""
+        bound = sum_bounds(t)
+        up, down = bound.uplink, bound.down(self.network.medium)
+        if self.network.last_hop == "unicast":
+            return len(t.present), up, down, len(t.present)
+        return len(cover(t).relays), up, down, bound.unicast
 
     @property
     def _side(self) -> SummingSide:

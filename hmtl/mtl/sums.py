@@ -15,9 +15,8 @@ from torch import Tensor
 
 from hmtl.errors import ConfigError, RangeError
 
-MOST = (
-    2.0**61
-)  # of a sum of K terms, so that one of K differences of terms is below 2^62, and one more added below 2^63
+# of a sum of K terms: then a sum of K differences of terms is at most 2^62, and with one of K terms added below 2^63
+MOST = 2.0**61
 
 
 @dataclass(frozen=True)

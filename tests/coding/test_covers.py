@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmtl.coding import Uplinks, cover
+from hmtl.coding import Uplinks, cover, sum_bounds, sum_loads
 from hmtl.testing.networks import restricted, topologies
 from hmtl.topology import Topology, any_r, symmetric
 
@@ -40,6 +40,32 @@ def test_no_set_of_relays_costs_less(t: Topology, speeds: list[float], kind: str
 @pytest.mark.parametrize("K", [20, 100])
 def test_three_of_five_whatever_K(K: int) -> None:
     assert cover(symmetric(K=K, H=5, r=3)).relays == (0, 1, 2)
+
+
+@settings(max_examples=50)
+@given(t=restricted(topologies(max_H=7, max_K=12)))
+def test_bounds_of_sums(t: Topology) -> None:
+    """A share of each relay for every user, to one in all; by duality, users of whom no relay hears more than one."""
+    bound, load = sum_bounds(t), sum_loads(t)
+    assert bound.uplink <= load.uplink + 1e-9
+    assert bound.unicast <= load.unicast + 1e-9
+    assert bound.downlink == load.downlink
+    users, apart = list(t.present), 0
+    for n in range(1, min(len(users), 4) + 1):
+        apart = n if any((t.G[:, list(s)].sum(axis=1) <= 1).all() for s in combinations(users, n)) else apart
+    assert bound.uplink >= apart - 1e-9
+
+
+def test_a_bound_of_sums_is_reached() -> None:
+    """Any 3 of 5 relays: each sends a third of a row, a share of a code, and any 3 shares of a user are its terms."""
+    t, third = symmetric(K=20, H=5, r=3), np.vander(np.arange(1, 6), 3, increasing=True).T.astype(float)
+    x, sent = np.random.default_rng(0).normal(size=(20, 3)), np.zeros(5)
+    for k in range(20):
+        relays = list(t.relays_of(k))
+        sent[relays] += np.linalg.solve(third[:, relays], x[k])
+    np.testing.assert_allclose(third @ sent, x.sum(axis=0))
+    assert sum_bounds(t).uplink == sum_bounds(t).unicast == pytest.approx(len(sent) / 3)
+    assert sum_loads(t).uplink == 3
 
 
 def test_many_relays(monkeypatch: pytest.MonkeyPatch) -> None:

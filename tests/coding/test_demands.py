@@ -147,3 +147,9 @@ def test_refused(wanted: np.ndarray, message: str) -> None:
     for function in (demand_plan, demand_bounds):
         with pytest.raises(CodingError, match=message):
             function(t, wanted)
+
+
+@pytest.mark.parametrize("setting", ["max_pieces", "generation"])
+def test_nothing_to_code_with(setting: str) -> None:
+    with pytest.raises(CodingError, match=f"^{setting}=0 .* Set it to 1 or more"):
+        demand_plan(symmetric(K=10, H=5, r=3), np.ones((5, 10), dtype=bool), **{setting: 0})

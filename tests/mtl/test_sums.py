@@ -120,6 +120,18 @@ def test_another_coupling_has_other_sums() -> None:
     assert Mean(0.1).sums(torch.eye(3)) is not None
 
 
+def test_sums_of_a_coupling_that_is_learned_are_of_no_use(random_problem) -> None:
+    class Learned(Mean):
+        def update_omega(self, W, Omega):
+            return Omega
+
+    mocha = MOCHA(random_problem(0, regularizer=Learned(0.1)).problem, SDCA())
+    assert mocha.aggregator.form.q == 1
+    assert mocha.q == 0
+    with pytest.raises(ConfigError, match="MOCHA with Learned needs all IVs"):
+        mocha.in_sums()
+
+
 def follow(algorithm: Algorithm, communicator: Communicator, away: list[set[int]]) -> list[torch.Tensor]:
     models = []
     for round, absent in enumerate(away):
@@ -290,9 +302,10 @@ def test_who_has_no_sums(random_problem) -> None:
     for regularizer in (TaskRelationship(0.1), Clustered(0.1, 2), Graph(0.1, neighbors=1)):
         with pytest.raises(ConfigError, match=r"MOCHA with \w+ needs all IVs.*=cocoa, global.* regularizer=mean"):
             MOCHA(problem(regularizer), SDCA()).in_sums()
-    for regularizer in (Graph(0.1, neighbors=1), Ridge(0.1)):
-        with pytest.raises(ConfigError, match=r"FedU with \w+ needs all IVs"):
-            FedU(problem(regularizer), SGD, nn.Linear).in_sums()
+    with pytest.raises(ConfigError, match="FedU with Graph needs all IVs"):
+        FedU(problem(Graph(0.1, neighbors=1)), SGD, nn.Linear).in_sums()
+    with pytest.raises(ConfigError, match="not coupled: choose communicator=partial"):
+        FedU(problem(Ridge(0.1)), SGD, nn.Linear).in_sums()
     with pytest.raises(ConfigError, match="algorithm=local"):
         MOCHA(problem(Ridge(0.1)), SDCA()).in_sums()
     local = Local(problem(Ridge(0.1)), SDCA(), 0.1)

@@ -55,6 +55,11 @@ class FedU(ByGradients):
 
     def in_sums(self) -> None:
         dense = self.aggregator
+        if isinstance(dense, Coupling) and not (dense.A - dense.A.diag().diag()).any():
+            raise ConfigError(
+                "There are no sums where models are not coupled: choose communicator=partial, by which no IV has to "
+                "pass the server, or regularizer=mean."
+            )
         if not isinstance(dense, Pulling):
             raise no_sums(f"FedU with {type(self.problem.regularizer).__name__}")
         inner = self._users()

@@ -98,8 +98,8 @@ class MOCHA(Algorithm):
 
     @property
     def q(self) -> int:
-        form = self.aggregator.form
-        return form.q if form and not self.problem.facts().shape[1] else 0
+        form, regularizer = self.aggregator.form, self.problem.regularizer
+        return form.q if form and not regularizer.learns and not self.problem.facts().shape[1] else 0
 
     def in_sums(self) -> None:
         form = self.aggregator.form
