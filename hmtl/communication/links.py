@@ -25,12 +25,15 @@ class Links(ABC):
         self.send(message)
 
     @abstractmethod
-    def begin(self) -> None:
+    def begin(self, round: int) -> None:
         """A new round: what was posted before and not collected, because its receiver was absent, is lost."""
 
     @abstractmethod
     def send(self, message: Message) -> None:
         """Bring a message on its way to its receivers."""
+
+    def end(self, kind: str, receivers: Sequence[str]) -> None:  # noqa: B027, where all is there at once
+        """The sender has said all that it has to say of a kind to these, for the time being; they wait for no more."""
 
     @abstractmethod
     def collect(self, node: str, kind: str, expected: Sequence[str]) -> tuple[list[Message], tuple[str, ...]]:
@@ -53,7 +56,7 @@ class InProcess(Links):
         super().__init__(ledger)
         self._boxes: dict[tuple[str, str], list[Message]] = defaultdict(list)
 
-    def begin(self) -> None:
+    def begin(self, round: int) -> None:
         self._boxes.clear()
 
     def send(self, message: Message) -> None:

@@ -22,11 +22,15 @@ from hmtl.communication.messages import (
     VERDICT,
     Message,
     Users,
+    relay_name,
 )
 from hmtl.communication.planner import Planner
 from hmtl.communication.relay import Relay
 from hmtl.communication.server import Server
 from hmtl.communication.stopwatch import Stopwatch
+
+Says = Sequence[str]  # kinds of messages of which a node has no more to say
+Names = Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -94,63 +98,74 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch, coded: bool) 
         CodingError: the aggregators do not hold the same, or a message without which nobody can go on is missing.
     """
     relays, server = list(nodes.relays), nodes.server
+    hosts, all_relays = nodes.all_hosts, nodes.all_relays
 
     def inbox(node: str, kind: str, senders: Sequence[str] = (SERVER,)) -> list[Message]:
         return links.collect(node, kind, senders)[0]
 
-    def turn(who: str, action: Callable[..., list[Message] | None], *arguments: object) -> None:
+    def turn(
+        who: str, action: Callable[..., list[Message] | None], *arguments: object, says: Says = (), to: Names = ()
+    ) -> None:
         with watch.measure(who):
             messages = action(*arguments)
         for message in messages or ():
             links.post(message)
+        for kind in says:
+            links.end(kind, to)
 
-    links.begin()
+    links.begin(round)
     for host in nodes.hosts:
-        links.post(host.send(round, nodes.all_relays))
+        links.post(host.send(round, all_relays))
+        links.end(IVS, all_relays)
     for relay in relays:
-        turn(relay.name, relay.hear, round, inbox(relay.name, IVS, nodes.all_hosts))
+        turn(relay.name, relay.hear, round, inbox(relay.name, IVS, hosts), says=[REPORT], to=[SERVER])
     if server:
-        turn(SERVER, server.attend, round, inbox(SERVER, REPORT, nodes.all_relays))
+        turn(SERVER, server.attend, round, inbox(SERVER, REPORT, all_relays), says=[ATTENDANCE], to=all_relays)
     for relay in relays:
         turn(relay.name, relay.attend, inbox(relay.name, ATTENDANCE))
     relays = [relay for relay in relays if relay.there]
+    there = [relay_name(i) for i in server.attendance.relays] if server else []  # whom the server speaks with
 
     if coded:
         for relay in relays:
-            turn(relay.name, relay.tell_state)
+            turn(relay.name, relay.tell_state, says=[STATE], to=[SERVER])
         if server:
-            turn(SERVER, server.pass_state, inbox(SERVER, STATE, nodes.all_relays))
+            turn(SERVER, server.pass_state, inbox(SERVER, STATE, there), says=[STATE], to=there)
         for relay in relays:
             turn(relay.name, relay.take_state, inbox(relay.name, STATE))
         with watch.measure("planning"):
             coded_parts = list(_segments(server or next(iter(relays), None)))
         for segment in coded_parts:
             for relay in relays:
-                turn(relay.name, relay.encode, segment)
+                turn(relay.name, relay.encode, segment, says=[COMBINATIONS], to=[SERVER])
             if server:
-                turn(SERVER, server.recode, segment, inbox(SERVER, COMBINATIONS, nodes.all_relays))
+                turn(SERVER, server.recode, segment, inbox(SERVER, COMBINATIONS, there), says=[BROADCAST], to=there)
             for relay in relays:
                 turn(relay.name, relay.decode, segment, inbox(relay.name, BROADCAST))
         for relay in relays:
             turn(relay.name, relay.finish)
             turn(f"global update of {relay.name}", relay.aggregate)
-            turn(relay.name, relay.confirm)
+            turn(relay.name, relay.confirm, says=[DIGESTS, MODELS], to=[SERVER])
         if server:
-            digests, models = (inbox(SERVER, kind, nodes.all_relays) for kind in (DIGESTS, MODELS))
-            turn(SERVER, server.compare, digests, models)
+            digests, models = (inbox(SERVER, kind, there) for kind in (DIGESTS, MODELS))
+            turn(SERVER, server.compare, digests, models, says=[VERDICT, MODELS], to=there)
     else:
         for relay in relays:
-            turn(relay.name, relay.forward)
+            turn(relay.name, relay.forward, says=[IVS], to=[SERVER])
         if server:
-            turn(SERVER, server.gather, inbox(SERVER, IVS, nodes.all_relays))
+            turn(SERVER, server.gather, inbox(SERVER, IVS, there))
             turn("global update", server.aggregate)
-            turn(SERVER, server.hand_back)
+            turn(SERVER, server.hand_back, says=[VERDICT, MODELS], to=there)
 
+    for relay in nodes.relays:
+        if not relay.there:
+            turn(relay.name, list, says=[RECEIPTS, MODELS], to=hosts)
     for relay in relays:
-        turn(relay.name, relay.deliver, inbox(relay.name, VERDICT), inbox(relay.name, MODELS))
+        passed = inbox(relay.name, VERDICT), inbox(relay.name, MODELS)
+        turn(relay.name, relay.deliver, *passed, says=[RECEIPTS, MODELS], to=hosts)
     for host in nodes.hosts:
-        host.told(inbox(host.name, RECEIPTS, nodes.all_relays))
-        host.receive(inbox(host.name, MODELS, nodes.all_relays))
+        host.told(inbox(host.name, RECEIPTS, all_relays))
+        host.receive(inbox(host.name, MODELS, all_relays))
     for relay in nodes.relays:
         relay.close()
     if server:
