@@ -5,7 +5,8 @@ only what was sent to them; bits by link, and seconds. Knows topologies and code
 sides for IVs (intermediate values: the clients' updates) and models.
 """
 
-from hmtl.communication.communicator import CodedHierarchical, Communicator, Uncoded
+from hmtl.communication.communicator import Communicator
+from hmtl.communication.hierarchical import CodedHierarchical, Uncoded
 from hmtl.communication.ledger import SETUP, TIERS, Bits, LinkLedger
 from hmtl.communication.links import InProcess, Links
 from hmtl.communication.network import Network, tier_loads

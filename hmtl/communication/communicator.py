@@ -4,14 +4,14 @@ K users, H relays, m numbers per IV.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.coding import CODED_SCHEMES, Aggregators, Loads, Plan, bounds, loads, scheme_of
+from hmtl.coding import Loads, bounds, scheme_of
 from hmtl.communication.aggregation import Aggregation, AggregatorSide
 from hmtl.communication.attendance import Attendance, Report
 from hmtl.communication.host import UserHost, UserSide
@@ -25,6 +25,7 @@ from hmtl.communication.ledger import (
     LinkLedger,
 )
 from hmtl.communication.links import InProcess, Links
+from hmtl.communication.messages import SERVER, Users, relay_name
 from hmtl.communication.network import Network, tier_loads
 from hmtl.communication.planners import Planners, Planning
 from hmtl.communication.relay import Relay
@@ -86,7 +87,8 @@ class Communicator(ABC):
         """Exchange what has to be known before the first round, in one turn or more; the ledger counts it as SETUP."""
         server = self._play(BEFORE, self._cast(users, aggregator))
         self._setups += 1
-        self._before = [self.seconds(SETUP), self._uncoded_seconds(self._sent(SETUP), server, self._setups)]
+        if server:
+            self._before = [self.seconds(SETUP), self._uncoded_seconds(self._sent(SETUP), server, self._setups)]
 
     def round(
         self, number: int, users: UserSide, aggregator: AggregatorSide, absent_relays: Collection[int] = ()
@@ -98,6 +100,9 @@ class Communicator(ABC):
             users, aggregator: the two sides of the learner, the same in each round.
             absent_relays: who takes no part.
 
+        Returns:
+            What came of it, as the server knows; at an end of the links without it, of nobody.
+
         Raises:
             CodingError: IVs or models have not one row for each user, or aggregators hold different ones.
         """
@@ -107,15 +112,19 @@ class Communicator(ABC):
             self._nodes.load_state_dict(self._memory)
         assert self._nodes is not None
         there = [relay for relay in self._nodes.relays if relay.i not in absent_relays]
+        names = [name for i, name in enumerate(self._nodes.all_relays) if i not in absent_relays]
         self.ledger.begin_round()
         self._server = None
         if not users.numbers:
             took_part, _ = users.local_update(number)
             users.commit(took_part)
             return Outcome(took_part, tuple(relay.i for relay in there), (), empty=False)
-        self._server = self._play(number, replace(self._nodes, relays=there))
-        (host,) = self._nodes.hosts
-        self.V_bits, self._dtype = 8 * host.nbytes, str(host.dtype).split(".")[-1]
+        self._server = self._play(number, replace(self._nodes, relays=there, all_relays=names))
+        for host in self._nodes.hosts:
+            self.V_bits, self._dtype = 8 * host.nbytes, str(host.dtype).split(".")[-1]
+        if self._server is None:
+            return Outcome(NOBODY, (), (), empty=False)
+        self.V_bits = 8 * self._server.sizes[0] or self.V_bits
         attendance, empty = self._server.attendance, self._server.empty
         if isinstance(self.contacts, Moving) and attendance.heard == self.topology:
             self._figures_in(number)  # now that it is planned
@@ -180,13 +189,35 @@ class Communicator(ABC):
             self._nodes.load_state_dict(self._memory)
 
     def _cast(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
-        """All nodes of the network, in this process."""
-        K, H, wire = self.topology.K, self.topology.H, WIRES[self.wire] if self.wire else None
-        host = UserHost(K, users, wire)
+        """The nodes at this end of the links."""
+        K, wire = self.topology.K, WIRES[self.wire] if self.wire else None
         seat = Aggregation(K, aggregator, users.numbers, wire)
         at_relays, at_server = (seat, None) if self.planner.home else (None, seat)
-        relays = [Relay(i, self.planner, at_relays, [host.name]) for i in range(H)]
-        return Nodes([host], relays, Server(self.planner, at_server), seat, [host.name], [r.name for r in relays])
+        return self._here(
+            lambda n, mine: UserHost(K, users, wire, n, mine),
+            lambda i, hosts: Relay(i, self.planner, at_relays, hosts),
+            lambda: Server(self.planner, at_server),
+            seat,
+        )
+
+    def _here(
+        self,
+        host: Callable[[int, Users], UserHost],
+        relay: Callable[[int, Sequence[str]], Relay],
+        server: Callable[[], Server],
+        seat: Aggregation | None,
+    ) -> Nodes:
+        """Of all the nodes that could be made, those at this end of the links."""
+        homes, relays = self._links.homes(self.topology.K), [relay_name(i) for i in range(self.topology.H)]
+        plays = self._links.plays
+        return Nodes(
+            [host(n, mine) for n, (name, mine) in enumerate(homes.items()) if plays(name)],
+            [relay(i, list(homes)) for i, name in enumerate(relays) if plays(name)],
+            server() if plays(SERVER) else None,
+            seat,
+            list(homes),
+            relays,
+        )
 
     def _follow(self, round: int) -> None:
         """Go on with the contacts of a round, if they are others."""
@@ -211,12 +242,12 @@ class Communicator(ABC):
             self._figures[self.topology] = np.array([up, down, bound.uplink, bound.down(medium), self.topology.r])
         return self._figures[self.topology]
 
-    def _play(self, number: int, nodes: Nodes) -> Server:
+    def _play(self, number: int, nodes: Nodes) -> Server | None:
         self.stopwatch, made = Stopwatch(), self.planner.made
         play(number, nodes, self._links, self.stopwatch, coded=bool(self.planner.home))
-        assert nodes.server is not None
         if number != BEFORE:
-            self.planning.add(self.planner.made - made, self.stopwatch.slowest("planning"), nodes.server.handed_over)
+            handed_over = nodes.server.handed_over if nodes.server else 0
+            self.planning.add(self.planner.made - made, self.stopwatch.slowest("planning"), handed_over)
         return nodes.server
 
     def _sent(self, round: int | str) -> dict[str, NDArray[np.int64]]:
@@ -232,67 +263,3 @@ class Communicator(ABC):
         copies = len(there) if self.network.medium == "unicast" else min(len(there), 1)
         down = sent[RELAYS_TO_USERS].sum() + 8 * times * copies * Attendance.nbytes(self.topology)
         return self.network.seconds({**sent, RELAYS_TO_SERVER: up, SERVER_TO_RELAYS: down})
-
-
-class CodedHierarchical(Communicator):
-    """The hierarchical scheme of Hu et al. 2022, Section IV, with any of the plans of `hmtl.coding`: relays aggregate.
-
-    Each round the aggregators confirm what they decoded and computed by digests, which the server compares.
-
-    Args:
-        topology, network, wire, links: see `Communicator`.
-        scheme: which plan, see `hmtl.coding.make_plan`, also for `max_pieces` and `generation`.
-        aggregators: who computes the models: `auto`, those relays, or the server, that take the least time on this
-            network; `all` relays that hear somebody; the `server`; or relays by number. The other relays are helpers,
-            who send combinations and learn nothing.
-        seed: coefficients follow from it and the topology, so none travel.
-    """
-
-    def __init__(
-        self,
-        topology: Topology | Moving,
-        network: Network = Network(),  # noqa: B008, it is frozen
-        scheme: str = "optimal",
-        seed: int = 0,
-        wire: str | None = None,
-        *,
-        aggregators: Aggregators = "auto",
-        max_pieces: int = 8,
-        generation: int = 200,
-        links: Callable[[LinkLedger], Links] = InProcess,
-    ) -> None:
-        scheme_of(scheme, CODED_SCHEMES)
-        plans = {"seed": seed, "max_pieces": max_pieces, "generation": generation, "aggregators": aggregators}
-        super().__init__(topology, network, scheme, wire, links, **plans)
-        _ = self.plan  # refuses what cannot be coded, before the first round
-
-    @property
-    def plan(self) -> Plan:
-        """The plan for when all are there."""
-        return self.planner.plan
-
-    @property
-    def theory(self) -> Loads:
-        return self.plan.loads
-
-
-class Uncoded(Communicator):
-    """Relays forward, the server aggregates. Ref: Hu et al. 2022, Example 1; loads (K, K, K, K).
-
-    Args:
-        topology, network, wire, links: see `Communicator`; who forwards is chosen for the least time.
-    """
-
-    def __init__(
-        self,
-        topology: Topology | Moving,
-        network: Network = Network(),  # noqa: B008, it is frozen
-        wire: str | None = None,
-        *,
-        links: Callable[[LinkLedger], Links] = InProcess,
-    ) -> None:
-        super().__init__(topology, network, "uncoded", wire, links)
-
-    @property
-    def theory(self) -> Loads:
-        return loads(self.topology, self.scheme.name, self.network.uplinks(self.topology))

@@ -1,12 +1,12 @@
-"""Messages as bytes with a header, for links that leave the process.
+"""Rows of bytes with a header, as they travel between processes.
 
-A frame is a header of HEADER bytes and a body: numbers of users (4 bytes each) where rows belong to users, then payload,
-then overhead. Nothing in it is executed when it is read, and nothing is believed before it was checked.
+A frame is a header of HEADER bytes and a body: numbers of users (4 bytes each) where rows belong to users, payload,
+overhead. Nothing in a frame is executed when it is read, and nothing is believed before it was checked.
 """
 
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from hmtl.communication import messages
+from hmtl.communication.messages import Users, nothing
 from hmtl.communication.wire import WIRES
 from hmtl.errors import CodingError
 
+WORD = "word"  # of one process to another, which no node hears: measurements, and whether to go on
 KINDS = (
+    WORD,
     messages.IVS,
     messages.REPORT,
     messages.ATTENDANCE,
@@ -40,11 +43,11 @@ class Header:
     """What a header says.
 
     Attributes:
-        kind: of the message, a place in KINDS.
-        dtype: of the numbers, a place in DTYPES; see `Message.dtype`.
+        kind: a place in KINDS.
+        dtype: of the numbers in the payload, a place in DTYPES; see `Message.dtype`.
         of_users: whether rows belong to users.
         last: whether the sender has nothing more to say of this kind for the time being.
-        empty: whether that is all that the frame says, and there is no message.
+        empty: whether that is all that the frame says, and it carries no message.
         sender, receiver: ranks of processes.
         round: in which it is sent.
         sequence: how many frames went the same way before.
@@ -72,22 +75,7 @@ class Header:
         return self.rows * (4 * self.of_users + self.payload + self.overhead)
 
     def to_bytes(self) -> bytes:
-        content = LAYOUT.pack(
-            MAGIC,
-            self.kind,
-            self.dtype,
-            self.of_users,
-            self.last,
-            self.empty,
-            self.sender,
-            self.receiver,
-            self.round,
-            self.sequence,
-            self.rows,
-            self.payload,
-            self.overhead,
-            self.checksum,
-        )
+        content = LAYOUT.pack(MAGIC, *vars(self).values())
         return content + zlib.crc32(content).to_bytes(4, "little")
 
     @classmethod
@@ -97,32 +85,73 @@ class Header:
         Raises:
             CodingError: it did not.
         """
-        if int.from_bytes(content[-4:], "little") != zlib.crc32(content[:-4]) or content[:4] != MAGIC:
-            raise CodingError("the header of a message is damaged, or of another program")
+        if content[:4] != MAGIC or int.from_bytes(content[-4:], "little") != zlib.crc32(content[:-4]):
+            raise CodingError("a header arrived damaged, or is of another program")
         _, *fields = LAYOUT.unpack(content[:-4])
         return cls(*fields)
 
 
-def to_body(users: messages.Users | None, payload: Tensor, overhead: Tensor) -> Tensor:
-    """The body of a frame with these rows, uint8 [bytes]."""
-    ids = np.empty(0, "<u4") if users is None else users.astype("<u4")
-    return torch.cat([torch.from_numpy(ids.view(np.uint8)), payload.reshape(-1), overhead.reshape(-1)])
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """Rows on their way.
 
-
-def from_body(header: Header, body: Tensor) -> tuple[messages.Users | None, Tensor, Tensor]:
-    """Users, payload and overhead of the rows in a body, which share its memory.
-
-    Raises:
-        CodingError: it did not arrive as it was sent.
+    Attributes:
+        kind, last, empty, round: see `Header`.
+        payload, overhead: uint8 [rows, bytes].
+        users: whose rows these are [rows]; None: nobody's.
+        dtype: see `Message`.
     """
-    if checksum(body) != header.checksum:
-        raise CodingError(f"{KINDS[header.kind]} of round {header.round} arrived damaged")
-    n, ids = header.rows, 4 * header.rows * header.of_users
-    users = body[:ids].numpy().view("<u4").astype(np.int64) if header.of_users else None
-    end = ids + n * header.payload
-    return users, body[ids:end].view(n, header.payload), body[end:].view(n, header.overhead)
 
+    kind: str
+    round: int
+    payload: Tensor = field(default_factory=lambda: nothing(0))
+    overhead: Tensor = field(default_factory=lambda: nothing(0))
+    users: Users | None = None
+    dtype: torch.dtype = torch.float64
+    last: bool = True
+    empty: bool = False
 
-def checksum(body: Tensor) -> int:
-    """CRC-32 of bytes."""
-    return zlib.crc32(body.numpy().data)
+    def to_bytes(self, sender: int, receiver: int, sequence: int) -> tuple[Header, Tensor]:
+        """Header and body."""
+        ids = np.empty(0, "<u4") if self.users is None else self.users.astype("<u4")
+        parts = [torch.from_numpy(ids.view(np.uint8)), self.payload.reshape(-1), self.overhead.reshape(-1)]
+        parts = [part for part in parts if len(part)]
+        body = torch.cat(parts) if len(parts) > 1 else (parts or [nothing(1)[0]])[0].contiguous()
+        header = Header(
+            kind=KINDS.index(self.kind),
+            dtype=DTYPES.index(self.dtype),
+            of_users=self.users is not None,
+            last=self.last,
+            empty=self.empty,
+            sender=sender,
+            receiver=receiver,
+            round=self.round,
+            sequence=sequence,
+            rows=len(self.payload),
+            payload=self.payload.shape[1],
+            overhead=self.overhead.shape[1],
+            checksum=zlib.crc32(body.numpy().data),
+        )
+        return header, body
+
+    @classmethod
+    def from_bytes(cls, header: Header, body: Tensor) -> Self:
+        """The frame, whose rows share the body's memory.
+
+        Raises:
+            CodingError: the body did not arrive as it was sent.
+        """
+        if zlib.crc32(body.numpy().data) != header.checksum:
+            raise CodingError(f"{KINDS[header.kind]} of round {header.round} arrived damaged")
+        n, ids = header.rows, 4 * header.rows * header.of_users
+        end = ids + n * header.payload
+        return cls(
+            KINDS[header.kind],
+            header.round,
+            body[ids:end].view(n, header.payload),
+            body[end:].view(n, header.overhead),
+            body[:ids].numpy().view("<u4").astype(np.int64) if header.of_users else None,
+            DTYPES[header.dtype],
+            header.last,
+            header.empty,
+        )

@@ -4,8 +4,10 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
+
 from hmtl.communication.ledger import LinkLedger
-from hmtl.communication.messages import Message
+from hmtl.communication.messages import Message, Users, host_name
 
 
 class Links(ABC):
@@ -17,6 +19,14 @@ class Links(ABC):
 
     def __init__(self, ledger: LinkLedger) -> None:
         self.ledger = ledger
+
+    def plays(self, node: str) -> bool:
+        """Whether a node is played at this end; by default, all are."""
+        return True
+
+    def homes(self, K: int) -> dict[str, Users]:
+        """Of each host, whose users it has; by default, one has them all."""
+        return {host_name(0): np.arange(K)}
 
     def post(self, message: Message) -> None:
         """Send a message, and count its bits, on the link of each of its rows."""

@@ -104,9 +104,9 @@ class CodedPartial(Communicator):
         if aggregator is not self._aggregator:  # a set-up's
             return super()._cast(users, aggregator)
         K, wire = self.topology.K, WIRES[self.wire] if self.wire else None
-        host = UserHost(K, users, wire)
-        relays = [
-            PartialRelay(i, self.planner, aggregator, users.numbers, wire, [host.name]) for i in range(self.topology.H)
-        ]
-        server = PartialServer(self.planner, None)
-        return Nodes([host], relays, server, None, [host.name], [relay.name for relay in relays])
+        return self._here(
+            lambda n, mine: UserHost(K, users, wire, n, mine),
+            lambda i, hosts: PartialRelay(i, self.planner, aggregator, users.numbers, wire, hosts),
+            lambda: PartialServer(self.planner, None),
+            None,
+        )

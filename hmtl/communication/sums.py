@@ -17,7 +17,8 @@ from torch import Tensor
 from hmtl.coding import Loads, cover, sum_bounds, sum_loads
 from hmtl.communication.aggregation import Aggregation, AggregatorSide
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
-from hmtl.communication.communicator import CodedHierarchical, Communicator
+from hmtl.communication.communicator import Communicator
+from hmtl.communication.hierarchical import CodedHierarchical
 from hmtl.communication.host import UserHost, UserSide
 from hmtl.communication.ledger import (
     RELAYS_TO_SERVER,
@@ -230,11 +231,14 @@ class Sums(Communicator):
     def _cast(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
         if not users.numbers:  # a set-up, or nothing travels
             return super()._cast(users, aggregator)
-        K, H = self.topology.K, self.topology.H
-        host, seat = SummingHost(K, users, None), SummingAggregation(K, aggregator, users.numbers, None)
-        relays = [SummingRelay(i, self.planner, None, [host.name]) for i in range(H)]
-        names = [host.name], [relay.name for relay in relays]
-        return Nodes([host], relays, SummingServer(self.planner, seat), seat, *names)
+        K = self.topology.K
+        seat = SummingAggregation(K, aggregator, users.numbers, None)
+        return self._here(
+            lambda n, mine: SummingHost(K, users, None, n, mine),
+            lambda i, hosts: SummingRelay(i, self.planner, None, hosts),
+            lambda: SummingServer(self.planner, seat),
+            seat,
+        )
 
     def uncoded_seconds(self) -> float:
         """What the communication of the last round had taken with IVs and models, and nothing coded."""

@@ -197,7 +197,7 @@ class LinksContract:
 
     def test_whoever_is_meant_gets_it_once(self) -> None:
         links = self.make(LinkLedger(K=5, H=3))
-        links.begin(round)
+        links.begin(0)
         names = [relay_name(i) for i in range(3)]
         for n in (1, 0):
             links.post(self.message(host_name(n), (names[0], names[2])))
@@ -215,9 +215,9 @@ class LinksContract:
 
     def test_what_was_not_collected_in_its_round_is_lost(self) -> None:
         links = self.make(LinkLedger(K=5, H=3))
-        links.begin(round)
+        links.begin(0)
         links.post(self.message(host_name(0), (relay_name(1),)))
-        links.begin(round)
+        links.begin(0)
         links.post(self.message(host_name(0), (relay_name(1),), round=1))
         arrived, _ = links.collect(relay_name(1), "IVs", [host_name(0)])
         assert [message.round for message in arrived] == [1]
@@ -226,7 +226,7 @@ class LinksContract:
         ledger = LinkLedger(K=5, H=3)
         links = self.make(ledger)
         ledger.begin_round()
-        links.begin(round)
+        links.begin(0)
         links.post(self.message(host_name(0), (relay_name(1), relay_name(2))))
         assert ledger.per_link(TIERS[0]).tolist() == [[32, 8], [0, 0], [32, 8], [0, 0], [32, 8]]
         links.post(self.message(host_name(0), (relay_name(1),), links=3, at=torch.tensor([2, 0])))

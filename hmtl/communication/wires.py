@@ -1,0 +1,151 @@
+"""Frames between processes, point to point over torch.distributed (gloo), on networks that are trusted: gloo neither
+encrypts, nor makes sure who speaks.
+
+A wait that gloo gives up breaks all connections of the process, and does not say for whom it waited. So nobody waits in
+gloo but threads, two for each peer, and these as long as the peer lives; deadlines are kept where frames are taken from
+the threads.
+"""
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from queue import Empty, SimpleQueue
+from threading import Thread
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hmtl.communication.frames import HEADER, Frame, Header
+from hmtl.errors import CodingError
+
+
+class Peer:
+    """The other end of a connection: one thread brings bytes to it, one puts what comes from it into a queue."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.inbox: SimpleQueue[tuple[Header, Tensor] | str] = SimpleQueue()  # words: why no more will come
+        self.outbox: SimpleQueue[tuple[Tensor, Tensor] | None] = SimpleQueue()
+        self.sender = Thread(target=self._send, daemon=True)
+        for thread in (self.sender, Thread(target=self._receive, daemon=True)):
+            thread.start()
+
+    def _send(self) -> None:
+        while parts := self.outbox.get():
+            try:
+                for part in parts:
+                    if len(part):
+                        dist.send(part, dst=self.rank)
+            except RuntimeError:
+                return  # whoever waits for a word of this peer will notice
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                content = torch.empty(HEADER, dtype=torch.uint8)
+                dist.recv(content, src=self.rank)
+                header = Header.from_bytes(content.numpy().tobytes())
+                body = torch.empty(header.body, dtype=torch.uint8)
+                if len(body):
+                    dist.recv(body, src=self.rank)
+                self.inbox.put((header, body))
+        except CodingError as error:
+            self.inbox.put(str(error))
+        except RuntimeError:
+            self.inbox.put("it does not live any more")
+
+
+class Wires:
+    """What a process says to others, and hears from them.
+
+    Each says its frames of a kind in turns; a turn ends with a frame that is `last`. Frames of past rounds come too
+    late, and are not heard.
+
+    Args:
+        me: the name of this process's node.
+        ranks: of the processes that it speaks with, by name.
+        seconds: how long to wait for a turn.
+    """
+
+    def __init__(self, me: str, ranks: Mapping[str, int], seconds: float) -> None:
+        self.me, self.rank, self.seconds = me, dist.get_rank(), seconds
+        self.peers = {name: Peer(rank) for name, rank in ranks.items()}
+        self.lost: dict[str, str] = {}  # who is not heard any more, and why
+        self.round = 0
+        self._sent, self._taken = (dict.fromkeys(ranks, 0) for _ in range(2))  # frames
+        self._early: dict[str, Frame] = {}  # of rounds to come
+        self._coming: dict[tuple[str, str], list[Frame]] = defaultdict(list)
+        self._turns: dict[tuple[str, str], deque[list[Frame]]] = defaultdict(deque)
+
+    def begin(self, round: int) -> None:
+        """What was said in earlier rounds is forgotten."""
+        self.round = round
+        self._coming.clear()
+        self._turns.clear()
+
+    def say(self, to: str, frame: Frame) -> None:
+        """Bring a frame on its way."""
+        if to in self.lost:
+            return
+        header, body = frame.to_bytes(self.rank, self.peers[to].rank, self._sent[to])
+        self._sent[to] += 1
+        self.peers[to].outbox.put((torch.frombuffer(bytearray(header.to_bytes()), dtype=torch.uint8), body))
+
+    def hear(self, kind: str, who: Sequence[str]) -> dict[str, list[Frame]]:
+        """What each of these says of a kind in its turn; those are missing who say nothing in time."""
+        deadline, heard = time.monotonic() + self.seconds, {}
+        for name in who:
+            turn = self._turn(name, kind, deadline)
+            if turn is not None:
+                heard[name] = turn
+        return heard
+
+    def close(self, seconds: float = 5.0) -> None:
+        """Let what was said leave, if that takes no longer."""
+        for name, peer in self.peers.items():
+            if name not in self.lost:
+                peer.outbox.put(None)
+        deadline = time.monotonic() + seconds
+        for name, peer in self.peers.items():
+            if name not in self.lost:
+                peer.sender.join(max(0.0, deadline - time.monotonic()))
+
+    def _turn(self, name: str, kind: str, deadline: float) -> list[Frame] | None:
+        turns = self._turns[name, kind]
+        while not turns:
+            if (frame := self._next(name, deadline)) is None:
+                return None
+            self._coming[name, frame.kind] += [] if frame.empty else [frame]
+            if frame.last:
+                self._turns[name, frame.kind].append(self._coming.pop((name, frame.kind)))
+        return turns.popleft()
+
+    def _next(self, name: str, deadline: float) -> Frame | None:
+        """The next frame of this round; None where the peer is lost, or there is none in time."""
+        while name not in self.lost:
+            frame = self._early.pop(name, None) or self._take(name, deadline)
+            if frame is None or frame.round == self.round:
+                return frame
+            if frame.round > self.round:
+                self._early[name] = frame
+                return None
+        return None
+
+    def _take(self, name: str, deadline: float) -> Frame | None:
+        try:
+            arrived = self.peers[name].inbox.get(timeout=max(0.0, deadline - time.monotonic()))
+            if isinstance(arrived, str):
+                raise CodingError(arrived)
+            header, body = arrived
+            if (header.sender, header.receiver) != (self.peers[name].rank, self.rank):
+                raise CodingError(f"a frame of process {header.sender} for process {header.receiver} came from it")
+            if header.sequence != self._taken[name]:
+                raise CodingError(f"its frame {header.sequence} came where frame {self._taken[name]} belongs")
+            self._taken[name] += 1
+            return Frame.from_bytes(header, body)
+        except Empty:
+            return None
+        except CodingError as error:
+            self.lost[name] = str(error)
+            return None
