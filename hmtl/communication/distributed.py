@@ -57,7 +57,7 @@ class Distributed(Links):
                 self.wires.say(receiver, Frame(kind, self.wires.round, empty=True))
 
     def collect(self, node: str, kind: str, expected: Sequence[str]) -> tuple[list[Message], tuple[str, ...]]:
-        heard = self.wires.hear(kind, expected)
+        heard = self.wires.hear(kind, expected, self._patience(expected))
         arrived = [self._message(sender, frame) for sender, frames in heard.items() for frame in frames]
         return arrived, tuple(name for name in expected if name not in heard)
 
@@ -71,6 +71,12 @@ class Distributed(Links):
         self.ledger.add(message.tier, links, 0, 8 * (HEADER + ids))
         payload, overhead = message.payload[rows], message.overhead[rows]
         self.wires.say(receiver, Frame(message.kind, message.round, payload, overhead, users, message.dtype, last))
+
+    def _patience(self, expected: Sequence[str]) -> int:
+        """Hosts wait for nobody at first, relays for them, the server for these; and what it says, comes back so."""
+        if self.wires.me == SERVER:
+            return 2
+        return 4 if self.wires.me in self._homes else 3 if SERVER in expected else 1
 
     def _users_of(self, receiver: str) -> Users:
         """Those whose rows concern a relay, or a host."""

@@ -65,13 +65,15 @@ class Wires:
     Args:
         me: the name of this process's node.
         ranks: of the processes that it speaks with, by name.
-        seconds: how long to wait for a turn.
+        seconds: how long to wait for a turn of one who waits for nobody; whoever missed it, is not waited for until
+            it is heard again.
     """
 
     def __init__(self, me: str, ranks: Mapping[str, int], seconds: float) -> None:
         self.me, self.rank, self.seconds = me, dist.get_rank(), seconds
         self.peers = {name: Peer(rank) for name, rank in ranks.items()}
         self.lost: dict[str, str] = {}  # who is not heard any more, and why
+        self.late: set[str] = set()  # who missed a deadline, and was not heard since
         self.round = 0
         self._sent, self._taken = (dict.fromkeys(ranks, 0) for _ in range(2))  # frames
         self._early: dict[str, Frame] = {}  # of rounds to come
@@ -92,13 +94,19 @@ class Wires:
         self._sent[to] += 1
         self.peers[to].outbox.put((torch.frombuffer(bytearray(header.to_bytes()), dtype=torch.uint8), body))
 
-    def hear(self, kind: str, who: Sequence[str]) -> dict[str, list[Frame]]:
-        """What each of these says of a kind in its turn; those are missing who say nothing in time."""
-        deadline, heard = time.monotonic() + self.seconds, {}
+    def hear(self, kind: str, who: Sequence[str], patience: int = 1) -> dict[str, list[Frame]]:
+        """What each of these says of a kind in its turn; those are missing who say nothing in time.
+
+        Args:
+            patience: how often `seconds` to wait: once for who waits for nobody, once more for who waits for those.
+        """
+        deadline, heard = time.monotonic() + patience * self.seconds, {}
         for name in who:
-            turn = self._turn(name, kind, deadline)
-            if turn is not None:
+            if (turn := self._turn(name, kind, 0.0 if name in self.late else deadline)) is None:
+                self.late.add(name)
+            else:
                 heard[name] = turn
+                self.late.discard(name)
         return heard
 
     def close(self, seconds: float = 5.0) -> None:

@@ -1,0 +1,183 @@
+"""Nodes in processes of their own, over torch.distributed, play what they play in one process."""
+
+import datetime
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from hmtl.communication import TIERS, CodedHierarchical, Communicator, LinkLedger, Network, Uncoded
+from hmtl.communication.distributed import Distributed
+from hmtl.communication.messages import SERVER, host_name, relay_name
+from hmtl.communication.wires import Peer, Wires
+from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
+from hmtl.topology import Topology, symmetric
+
+HOSTS, ROUNDS, M, EXTRAS = 2, 5, 40, 1
+Fault = Callable[[str, int, Wires], None]
+"""Called by each process before each round, with its name and the round."""
+
+
+def network() -> Topology:
+    return symmetric(K=12, H=4, r=2)
+
+
+def names(t: Topology) -> list[str]:
+    return [SERVER, *map(relay_name, range(t.H)), *map(host_name, range(HOSTS))]
+
+
+def ivs(t: Topology) -> list[torch.Tensor]:
+    return [random_numbers(round, t.K, M + EXTRAS, None) for round in range(ROUNDS)]
+
+
+def make(settings: dict[str, Any], links: Callable[[LinkLedger], Any] | None = None) -> Communicator:
+    settings = dict(settings)
+    t, links_ = network(), {} if links is None else {"links": links}
+    if settings.pop("coded", True):
+        return CodedHierarchical(t, Network(medium=settings.pop("medium", "broadcast")), **settings, **links_)
+    return Uncoded(t, Network(**settings), **links_)
+
+
+def member(rank: int, port: int, settings: dict[str, Any], fault: Fault | None, seconds: float, end: Connection) -> None:
+    """One process: plays its node, and tells what it sent and what its users got."""
+    t = network()
+    every = names(t)
+    store = dist.TCPStore("127.0.0.1", port, len(every), rank == 0, timeout=datetime.timedelta(seconds=60))
+    forever = datetime.timedelta(days=365)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=len(every), timeout=forever)
+    me, homes = every[rank], np.array_split(np.arange(t.K), HOSTS)
+
+    def speak(a: str, b: str) -> bool:
+        return {a.split()[0], b.split()[0]} in ({"server", "relay"}, {"relay", "host"})
+
+    wires = Wires(me, {name: n for n, name in enumerate(every) if name != me and speak(me, name)}, seconds)
+    communicator = make(settings, lambda ledger: Distributed(ledger, wires, t, homes))
+    mine = homes[int(me.split()[1])].tolist() if me.startswith("host") else []
+    users = ScriptedUsers(ivs(t), [set()] * ROUNDS, EXTRAS, mine)
+    aggregator, models, heard = ScriptedAggregator(t.K, M + EXTRAS), [], []
+    for round in range(ROUNDS):
+        if fault:
+            fault(me, round, wires)
+        outcome = communicator.round(round, users, aggregator)
+        heard.append(outcome.users.tolist())
+        models.append({k: model.numpy() for k, model in users.models.items()})
+    sent = {tier: communicator.ledger.per_link(tier)[:, 0] for tier in TIERS}
+    end.send((me, sent, models, heard, dict(wires.lost)))
+    wires.close()
+    end.recv()  # until all are done: whoever goes, cuts its connections
+    os._exit(0)
+
+
+def play(settings: dict[str, Any], fault: Fault | None = None, seconds: float = 30, silent: int = 0) -> dict[str, Any]:
+    """All processes' results, by name, without those of so many who will not answer."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hmtl.communication", "hmtl.communication.distributed"])
+    store = dist.TCPStore("127.0.0.1", 0, 1, True, wait_for_workers=False)
+    port = store.port
+    del store
+    ends, processes = [], []
+    for rank in range(len(names(network()))):
+        ours, theirs = context.Pipe()
+        arguments = (rank, port, settings, fault, seconds, theirs)
+        processes.append(context.Process(target=member, args=arguments, daemon=True))
+        processes[-1].start()
+        theirs.close()
+        ends.append(ours)
+    results: dict[str, Any] = {}
+    deadline = time.monotonic() + 60
+    try:
+        while len(results) < len(ends) - silent:
+            assert time.monotonic() < deadline, f"only {sorted(results)} came to an end"
+            for end in multiprocessing.connection.wait(ends, timeout=1):
+                try:
+                    name, *rest = end.recv()
+                    results[name] = rest
+                except EOFError:
+                    ends[ends.index(end)] = context.Pipe()[0]  # it has gone, and is heard no more
+        return results
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"aggregators": "all", "medium": "unicast"}, {"scheme": "paper", "aggregators": [1, 2]}, {"coded": False}],
+    ids=str,
+)
+def test_as_in_one_process(settings: dict[str, Any]) -> None:
+    t, alone = network(), make(settings)
+    users, aggregator = ScriptedUsers(ivs(t), [set()] * ROUNDS, EXTRAS), ScriptedAggregator(t.K, M + EXTRAS)
+    results = play(settings)
+    for round in range(ROUNDS):
+        alone.round(round, users, aggregator)
+        got = {k: model for _, models, *_ in results.values() for k, model in models[round].items()}
+        assert set(got) == set(range(t.K))
+        assert all(same_bits(torch.from_numpy(got[k]), model) for k, model in users.models.items())
+    for tier in TIERS:
+        sent = sum(sent[tier] for sent, *_ in results.values())
+        np.testing.assert_array_equal(sent, alone.ledger.per_link(tier)[:, 0])
+    assert results[SERVER][2] == [list(range(t.K))] * ROUNDS
+
+
+def kill_host(me: str, round: int, wires: Wires) -> None:
+    if me == "host 1" and round == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop_host(me: str, round: int, wires: Wires) -> None:
+    if me == "host 1" and round == 2:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def kill_relay(me: str, round: int, wires: Wires) -> None:
+    if me == "relay 3" and round == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("fault", [kill_host, stop_host])
+def test_users_of_a_host_that_is_gone_are_absent(fault: Fault) -> None:
+    results = play({}, fault, seconds=3, silent=1)
+    everybody, first = list(range(12)), list(range(6))
+    assert results[SERVER][2] == [everybody, everybody, first, first, first]
+    got = results["host 0"][1]
+    assert [sorted(models) for models in got] == [first] * ROUNDS
+
+
+def test_without_a_relay_the_others_go_on() -> None:
+    t = network()
+    results = play({"aggregators": [0, 1]}, kill_relay, seconds=3, silent=1)
+    reached = [k for k in range(t.K) if set(t.relays_of(k)) - {3}]
+    assert results[SERVER][2] == [list(range(t.K))] * 2 + [reached] * 3
+    assert "live" in results[SERVER][3]["relay 3"]
+
+
+def flip(me: str, round: int, wires: Wires) -> None:
+    """A bit of what the relay sends goes wrong on the way, after its checksum was made."""
+    if me == "relay 2" and round == 1:
+        outbox = wires.peers[SERVER].outbox
+        put, outbox_put = outbox.put, []
+
+        class Damaging:
+            def put(self, parts: Any) -> None:
+                if parts and len(parts[1]) and not outbox_put:
+                    outbox_put.append(True)
+                    parts[1][0] ^= 4
+                put(parts)
+
+        wires.peers[SERVER].outbox = Damaging()  # type: ignore[assignment]
+
+
+def test_a_flipped_bit_is_named_and_its_sender_heard_no_more() -> None:
+    results = play({}, flip, seconds=3)
+    assert "report of round 1 arrived damaged" in results[SERVER][3]["relay 2"]
+    assert isinstance(Peer, type)
