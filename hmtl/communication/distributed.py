@@ -65,7 +65,9 @@ class Distributed(Links):
         rows, users = message.rows(), message.users
         if users is not None and receiver != SERVER:
             concerned = np.isin(users, self._users_of(receiver))
-            rows, users = rows[torch.from_numpy(concerned)], users[concerned]
+            if len(rows) == len(users):  # else one is for all
+                rows = rows[torch.from_numpy(concerned)]
+            users = users[concerned]
         links = message.links if isinstance(message.links, int) else message.links[:1]
         ids = 0 if users is None else 4 * len(users)
         self.ledger.add(message.tier, links, 0, 8 * (HEADER + ids))

@@ -1,7 +1,7 @@
 """Rows of bytes with a header, as they travel between processes.
 
-A frame is a header of HEADER bytes and a body: numbers of users (4 bytes each) where rows belong to users, payload,
-overhead. Nothing in a frame is executed when it is read, and nothing is believed before it was checked.
+A frame is a header of HEADER bytes and a body: numbers of users (4 bytes each), whose rows they are, payload, overhead.
+Nothing in a frame is executed when it is read, and nothing is believed before it was checked.
 """
 
 import struct
@@ -32,9 +32,9 @@ KINDS = (
     messages.RECEIPTS,
     messages.MODELS,
 )
-DTYPES = tuple(WIRES.values())
+DTYPES = (*WIRES.values(), torch.int64)
 MAGIC = b"hmtl"
-LAYOUT = struct.Struct("<4s B B ? ? ? H H i I I I I I")
+LAYOUT = struct.Struct("<4s B B ? ? H H i I i I I I I")
 HEADER = LAYOUT.size + 4  # bytes, with the checksum of the header itself
 
 
@@ -45,25 +45,25 @@ class Header:
     Attributes:
         kind: a place in KINDS.
         dtype: of the numbers in the payload, a place in DTYPES; see `Message.dtype`.
-        of_users: whether rows belong to users.
         last: whether the sender has nothing more to say of this kind for the time being.
         empty: whether that is all that the frame says, and it carries no message.
         sender, receiver: ranks of processes.
         round: in which it is sent.
         sequence: how many frames went the same way before.
+        users: number of users whose rows these are, one row for each or one for all; -1: nobody's.
         rows, payload, overhead: number of rows, and of bytes in each of their parts.
         checksum: CRC-32 of the body.
     """
 
     kind: int
     dtype: int
-    of_users: bool
     last: bool
     empty: bool
     sender: int
     receiver: int
     round: int
     sequence: int
+    users: int
     rows: int
     payload: int
     overhead: int
@@ -72,7 +72,7 @@ class Header:
     @property
     def body(self) -> int:
         """Bytes of the body."""
-        return self.rows * (4 * self.of_users + self.payload + self.overhead)
+        return 4 * max(self.users, 0) + self.rows * (self.payload + self.overhead)
 
     def to_bytes(self) -> bytes:
         content = LAYOUT.pack(MAGIC, *vars(self).values())
@@ -98,7 +98,7 @@ class Frame:
     Attributes:
         kind, last, empty, round: see `Header`.
         payload, overhead: uint8 [rows, bytes].
-        users: whose rows these are [rows]; None: nobody's.
+        users: whose rows these are; None: nobody's.
         dtype: see `Message`.
     """
 
@@ -120,13 +120,13 @@ class Frame:
         header = Header(
             kind=KINDS.index(self.kind),
             dtype=DTYPES.index(self.dtype),
-            of_users=self.users is not None,
             last=self.last,
             empty=self.empty,
             sender=sender,
             receiver=receiver,
             round=self.round,
             sequence=sequence,
+            users=-1 if self.users is None else len(self.users),
             rows=len(self.payload),
             payload=self.payload.shape[1],
             overhead=self.overhead.shape[1],
@@ -143,14 +143,14 @@ class Frame:
         """
         if zlib.crc32(body.numpy().data) != header.checksum:
             raise CodingError(f"{KINDS[header.kind]} of round {header.round} arrived damaged")
-        n, ids = header.rows, 4 * header.rows * header.of_users
+        n, ids = header.rows, 4 * max(header.users, 0)
         end = ids + n * header.payload
         return cls(
             KINDS[header.kind],
             header.round,
             body[ids:end].view(n, header.payload),
             body[end:].view(n, header.overhead),
-            body[:ids].numpy().view("<u4").astype(np.int64) if header.of_users else None,
+            body[:ids].numpy().view("<u4").astype(np.int64) if header.users >= 0 else None,
             DTYPES[header.dtype],
             header.last,
             header.empty,
