@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from hmtl.communication import Communicator, Network
     from hmtl.data import Task
+    from hmtl.engine import Engine
     from hmtl.mtl import Algorithm, Participation, Problem, Regularizer
     from hmtl.topology import Moving, Topology
     from hmtl.trainer import Logger, Trainer
@@ -34,6 +35,7 @@ NOT_IDENTITY = (
     "algorithm.rounds",
     "gap_tolerance",
     "checkpoint_every",
+    "engine.seconds",
     "logger",
     "tune",
 )
@@ -77,6 +79,7 @@ class TrainConfig(NetworkConfig):
     partition: dict[str, Any] | None = None
     participation: dict[str, Any] = field(default_factory=dict)
     tune: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
 
 
@@ -102,6 +105,7 @@ class Run:
     trainer: Trainer
     loggers: list[Logger]
     output_dir: Path
+    engine: Engine
     checkpoint: dict[str, Any] | None
 
 
@@ -192,11 +196,11 @@ def build_network(cfg: DictConfig) -> Network:
     return network
 
 
-def build_communicator(cfg: DictConfig, topology: Topology | Moving) -> Communicator:
-    """How the messages travel on `topology`."""
+def build_communicator(cfg: DictConfig, topology: Topology | Moving, **links: Any) -> Communicator:
+    """How the messages travel on `topology`; over which links, if these are given."""
     network = build_network(cfg)
     with progress(f"Planning for K={topology.K} users and H={topology.H} relays"):
-        communicator: Communicator = _instantiate(cfg.communicator, topology=topology, network=network)
+        communicator: Communicator = _instantiate(cfg.communicator, topology=topology, network=network, **links)
     return communicator
 
 
@@ -236,12 +240,13 @@ def build(cfg: DictConfig) -> Run:
             "more rounds to go on."
         )
     tasks, topology = build_tasks(cfg)
-    communicator = build_communicator(cfg, topology)
+    engine: Engine = _instantiate(cfg.engine)
+    communicator = build_communicator(cfg, topology, links=engine.join(topology))
     build_participation(cfg, topology)
     algorithm = build_algorithm(cfg, build_problem(cfg, tasks))
     communicator = in_sums(algorithm, communicator)
     output_dir = Path(cfg.output_dir)
-    loggers = [_instantiate(node) for node in cfg.logger.values()]
+    loggers = [_instantiate(node) for node in cfg.logger.values()] if engine.leads else []
     trainer = Trainer(
         algorithm,
         communicator,
@@ -252,8 +257,9 @@ def build(cfg: DictConfig) -> Run:
         identity=identity,
         loggers=loggers,
         before=[fitting(tasks)],
+        engine=engine,
     )
-    return Run(communicator, algorithm, trainer, loggers, output_dir, checkpoint)
+    return Run(communicator, algorithm, trainer, loggers, output_dir, engine, checkpoint)
 
 
 def _instantiate(node: DictConfig | None, **arguments: Any) -> Any:

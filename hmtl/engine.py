@@ -1,27 +1,29 @@
 """Where the nodes of a run live: all in this process, or each in a process of its own.
 
-Every process of a run goes through the same rounds. What they tell each other besides the messages of their nodes,
-measurements and whether to go on, are words: dictionaries of numbers and tensors. They are not part of the network that
-is studied, and the ledger does not count them.
+Every process of a run goes through the same rounds, and plays its own node. The first one, which plays the server, also
+keeps the results: after each round it is told the others' state and what they sent, so as to measure, log and save.
+These words are no part of the network that is studied, and the ledger does not count them.
 """
 
 import datetime
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from hmtl.communication import InProcess, LinkLedger, Links
+from hmtl.communication import Communicator, InProcess, LinkLedger, Links, Outcome
 from hmtl.communication.distributed import Distributed
 from hmtl.communication.frames import WORD, Frame
-from hmtl.communication.messages import SERVER, Users, host_name, nothing, relay_name
+from hmtl.communication.messages import SERVER, host_name, nothing, relay_name
 from hmtl.communication.wires import Wires
-from hmtl.errors import ConfigError, EngineError
-from hmtl.topology import Topology
+from hmtl.errors import CheckpointError, ConfigError, EngineError
+from hmtl.mtl import Algorithm
+from hmtl.topology import Moving, Topology
 
 Word = dict[str, Any]
 
@@ -30,28 +32,29 @@ class Engine:
     """All nodes in this process.
 
     Attributes:
-        leads: whether this process keeps the run's results: it logs, saves and decides.
-        users: those who live here; None: all.
+        leads: whether this process keeps the results.
     """
 
     leads = True
-    users: Users | None = None
 
-    def join(self, topology: Topology) -> Callable[[LinkLedger], Links]:
+    def join(self, contacts: Topology | Moving) -> Callable[[LinkLedger], Links]:
         """Take a place in the network; gives the links that lead from there."""
         return InProcess
 
-    def gather(self, word: Word) -> list[Word]:
-        """Everybody's words, this process's first, where it leads; nothing elsewhere."""
-        return [word]
+    def mirror(self, algorithm: Algorithm, communicator: Communicator, outcome: Outcome | None = None) -> None:
+        """Where results are kept, bring both to the state that they would have if all nodes lived there."""
 
-    def share(self, word: Word) -> Word:
-        """The word of the process that leads."""
+    def agree(self, word: Word) -> Word:
+        """The word of the process that leads, for all."""
         return word
 
-    def lost(self) -> dict[str, str]:
-        """Who is not heard any more, and why."""
-        return {}
+    def keep(self, state: Word) -> Word:
+        """A communicator's state, with that of the nodes of all processes; and its inverse is `mine`."""
+        return state
+
+    def mine(self, state: Word) -> Word:
+        """A communicator's state as this process needs it."""
+        return state
 
     def close(self) -> None:
         """Leave."""
@@ -66,7 +69,7 @@ class TorchDistributed(Engine):
         seconds: how long to wait for the word of a process before its users, or it, count as absent.
 
     Raises:
-        ConfigError: the process was not started by torchrun or `hmtl.launch`, or there are too few of them.
+        ConfigError: the process was not started by torchrun or `hmtl.launch`.
     """
 
     def __init__(self, seconds: float = 60.0) -> None:
@@ -80,51 +83,98 @@ class TorchDistributed(Engine):
         self.seconds = seconds
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.leads = self.rank == 0
+        self._nodes: dict[str, Word] = {}  # state of each process's nodes, by its name, as it was told last
+        self._users: dict[str, dict[str, Tensor]] = {}  # and of the users' side of each host
 
-    def join(self, topology: Topology) -> Callable[[LinkLedger], Links]:
-        hosts = self.size - 1 - topology.H
-        if hosts < 1:
+    def join(self, contacts: Topology | Moving) -> Callable[[LinkLedger], Links]:
+        """Meet the other processes.
+
+        Raises:
+            ConfigError: there are too few of them.
+            EngineError: the first of them is not reached.
+        """
+        K, H = contacts.K, contacts.H
+        hosts = self.size - 1 - H
+        if not 1 <= hosts <= K:
             raise ConfigError(
-                f"engine=torch_distributed has {self.size} processes, H={topology.H} relays need {topology.H + 2} or "
-                "more: a server, the relays, and a host of users. Start more."
+                f"engine=torch_distributed has {self.size} processes; with H={H} and K={K} there are {H + 2} to "
+                f"{H + 1 + K}: a server, the relays, and hosts of at least a user each."
             )
-        homes = np.array_split(np.arange(topology.K), hosts)
-        names = [SERVER, *map(relay_name, range(topology.H)), *map(host_name, range(hosts))]
-        if self.rank > topology.H:
-            self.users = homes[self.rank - 1 - topology.H]
-        elif self.users is None:
-            self.users = np.empty(0, np.int64)
-        store = self._store()
+        self._homes = np.array_split(np.arange(K), hosts)
+        names = [SERVER, *map(relay_name, range(H)), *map(host_name, range(hosts))]
+        self.me, self._others = names[self.rank], names[1:]
         # a wait that gloo gave up would break all connections: deadlines are kept elsewhere
         forever = datetime.timedelta(days=365)
-        dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.size, timeout=forever)
-        me = names[self.rank]
-        ranks = {name: rank for rank, name in enumerate(names) if _speak(me, name)}
-        self._others = names[1:]
-        self.wires = Wires(me, ranks, self.seconds)
-        return lambda ledger: Distributed(ledger, self.wires, topology, homes)
+        dist.init_process_group("gloo", store=self._store(), rank=self.rank, world_size=self.size, timeout=forever)
+        ranks = {name: rank for rank, name in enumerate(names) if _speak(self.me, name)}
+        self.wires = Wires(self.me, ranks, self.seconds)
+        return lambda ledger: Distributed(ledger, self.wires, contacts, self._homes)
 
-    def _store(self) -> dist.Store:
+    def _store(self) -> Any:
+        """Where the processes meet."""
+        address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
         wait = datetime.timedelta(seconds=max(60.0, self.seconds))
         try:
-            store = dist.TCPStore(
-                os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), self.size, self.leads, timeout=wait
+            return dist.TCPStore(  # type: ignore[attr-defined]  # it has no types
+                address, int(port), self.size, self.leads, timeout=wait
             )
         except (RuntimeError, ValueError) as error:
             raise EngineError(
-                f"process {self.rank} does not reach {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
-                f"({str(error).splitlines()[0][:80]}): is the first process there, and the port free?"
+                f"process {self.rank} does not reach the first process at {address}:{port} "
+                f"({str(error).splitlines()[0][:80]}): is it there, and the port free?"
             ) from error
-        return store
 
-    def gather(self, word: Word) -> list[Word]:
+    def mirror(self, algorithm: Algorithm, communicator: Communicator, outcome: Outcome | None = None) -> None:
+        """Tell the first process the state of this one's node; there, take over the others'."""
+        word = {
+            "me": self.me,
+            "nodes": communicator.state_dict()["nodes"],
+            "sent": communicator.ledger.latest(),
+            "seconds": dict(communicator.stopwatch.seconds),
+            "users": algorithm.users.state_dict() if self.me.startswith("host") else {},
+            "aggregator": algorithm.aggregator.state_dict() if self.me.startswith("relay") else {},
+        }
+        self._nodes[self.me] = word["nodes"]
         if not self.leads:
             self.wires.say(SERVER, _as_frame(word, self.wires.round))
-            return []
+            return
         heard = self.wires.hear(WORD, self._others, patience=5)
-        return [word, *(_as_word(frame) for frames in heard.values() for frame in frames)]
+        words = [_as_word(frame) for frames in heard.values() for frame in frames]
+        for other in words:
+            self._nodes[other["me"]] = other["nodes"]
+            communicator.ledger.add_latest(other["sent"])
+            communicator.stopwatch.seconds |= other["seconds"]
+        self._users |= {other["me"]: other["users"] for other in words if other["users"]}
+        algorithm.users.load_state_dict(self._merged(algorithm.users.state_dict()))
+        if outcome is not None and outcome.aggregators:
+            name = relay_name(outcome.aggregators[0])
+            for other in words:
+                if other["me"] == name:
+                    algorithm.aggregator.load_state_dict(other["aggregator"])
 
-    def share(self, word: Word) -> Word:
+    def _merged(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """States of the users' side, each with the rows of its own users, as one."""
+        K = sum(map(len, self._homes))
+        homes = [(home, self._users[host_name(n)]) for n, home in enumerate(self._homes) if host_name(n) in self._users]
+        merged = {}
+        for name, old in whole.items():
+            parts = [state[name].to(old.device) for _, state in homes]
+            if not parts or old.ndim == 0:
+                merged[name] = (parts or [old])[0]
+            elif len(parts[0]) == len(old) == K:
+                merged[name] = old.clone()
+                for (home, _), part in zip(homes, parts, strict=True):
+                    merged[name][home] = part[home]
+            else:  # rows of some users, in the order of their hosts
+                merged[name] = torch.cat(parts)
+        return merged
+
+    def agree(self, word: Word) -> Word:
+        """The word of the first process.
+
+        Raises:
+            EngineError: it is not heard.
+        """
         if self.leads:
             for name in self._others:
                 self.wires.say(name, _as_frame(word, self.wires.round))
@@ -132,11 +182,19 @@ class TorchDistributed(Engine):
         heard = self.wires.hear(WORD, [SERVER], patience=6)
         if SERVER not in heard:
             why = self.wires.lost.get(SERVER, f"it said nothing for {6 * self.seconds:g} s")
-            raise EngineError(f"{self.wires.me} lost the server ({why}): go on from the last checkpoint by resume=PATH.")
+            raise EngineError(f"{self.me} lost the server ({why}): go on from the last checkpoint by resume=PATH.")
         return _as_word(heard[SERVER][0])
 
-    def lost(self) -> dict[str, str]:
-        return {name: "it is late" for name in self.wires.late} | self.wires.lost
+    def keep(self, state: Word) -> Word:
+        return state | {"nodes": dict(self._nodes)}
+
+    def mine(self, state: Word) -> Word:
+        there, here = set(state["nodes"]), {SERVER, *self._others}
+        if there != here:
+            raise CheckpointError(
+                f"the checkpoint comes from a run of {len(there)} processes, here are {len(here)}: start as many."
+            )
+        return state | {"nodes": state["nodes"][self.me]}
 
     def close(self) -> None:
         self.wires.close()
@@ -150,8 +208,7 @@ def _speak(a: str, b: str) -> bool:
 def _as_frame(word: Word, round: int) -> Frame:
     content = io.BytesIO()
     torch.save(word, content)
-    payload = torch.frombuffer(bytearray(content.getbuffer()), dtype=torch.uint8)[None]
-    return Frame(WORD, round, payload, nothing(1))
+    return Frame(WORD, round, torch.frombuffer(content.getbuffer(), dtype=torch.uint8)[None], nothing(1))
 
 
 def _as_word(frame: Frame) -> Word:

@@ -32,6 +32,10 @@ class RangeError(HmtlError, ValueError):
     """Numbers too large to be added in fixed point, as those of a learner that diverges."""
 
 
+class EngineError(HmtlError, RuntimeError):
+    """Processes that do not find each other, or that have lost each other."""
+
+
 class DataError(HmtlError, ValueError):
     """A data set that is missing, damaged, or does not fit the task."""
 

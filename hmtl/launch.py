@@ -1,7 +1,7 @@
 """Start all processes of a run on this machine: `python -m hmtl.launch processes=8 topology=symmetric r=3`.
 
-Everything but `processes` goes to `hmtl.train`, with `engine=torch_distributed`. The processes are forked from one that
-has imported torch, so that many of them take little time and memory to start.
+All words but `processes` go to `hmtl.train`, with `engine=torch_distributed`. The processes are forked from one that
+has imported what they need, so that many of them take little time and memory.
 """
 
 import multiprocessing
@@ -9,35 +9,71 @@ import os
 import signal
 import socket
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from types import FrameType
 
-GRACE = 10.0  # seconds for the others to end by themselves, after one has ended badly
+GRACE = 10.0  # seconds for the others to end, once the first process has
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Exit status of the first process, or of one that ended badly."""
-    chosen = [word for word in arguments if word.startswith("processes=")]
-    rest = [word for word in arguments if not word.startswith("processes=")]
-    try:
-        (count,) = (int(word.removeprefix("processes=")) for word in chosen)
-    except ValueError:
-        print("error: processes=N is needed once, a whole number: a server, the relays, and hosts.", file=sys.stderr)
+def launch(arguments: Sequence[str]) -> int:
+    """The exit status of the first process, which keeps the results."""
+    counts = [word.removeprefix("processes=") for word in arguments if word.startswith("processes=")]
+    if len(counts) != 1 or not counts[0].isdecimal() or int(counts[0]) < 1:
+        print(
+            "error: processes=N is missing, or no whole number above 0: a server, the relays, and hosts of users.",
+            file=sys.stderr,
+        )
         return 2
+    words = [word for word in arguments if not word.startswith("processes=")]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "hmtl.train", "hmtl.trainer", "hmtl.engine"])
+    context.set_forkserver_preload(["torch", "hmtl.train", "hmtl.trainer", "hmtl.engine", "hmtl.mtl"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    places = [{"RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} for rank in range(count)]
-    processes = [context.Process(target=_member, args=(place, rest), name=f"process {n}") for n, place in enumerate(places)]
+    place = {"WORLD_SIZE": counts[0], "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        context.Process(target=_member, args=({**place, "RANK": str(rank)}, words), name=f"process {rank}")
+        for rank in range(int(counts[0]))
+    ]
     for process in processes:
         process.start()
     try:
-        return _wait(processes)
+        return _status(processes)
     finally:
         for process in processes:
-            if process.is_alive():
-                process.kill()
+            process.kill()
             process.join()
+
+
+def _member(place: Mapping[str, str], words: Sequence[str]) -> None:
+    """One process: `hmtl.train` as if it had been called with these words."""
+    from hmtl.cli import main
+    from hmtl.train import train
+
+    os.environ.update(place)
+    sys.argv = ["hmtl.train", *words, "engine=torch_distributed"]
+    main(train, "config")
+
+
+def _status(processes: Sequence[BaseProcess]) -> int:
+    """Wait for the first process, pass on to it that we are asked to stop, and give the others time to end."""
+    first = processes[0]
+
+    def pass_on(signum: int, frame: FrameType | None) -> None:
+        if first.is_alive() and first.pid:
+            os.kill(first.pid, signum)
+
+    signal.signal(signal.SIGTERM, pass_on)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C comes to all processes of a terminal anyway
+    first.join()
+    wait([process.sentinel for process in processes[1:]], timeout=GRACE)
+    for process in processes[1:]:
+        process.join(GRACE / len(processes))
+    status = first.exitcode or 0
+    return 128 - status if status < 0 else status
+
+
+if __name__ == "__main__":
+    sys.exit(launch(sys.argv[1:]))

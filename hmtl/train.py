@@ -20,6 +20,10 @@ def train(cfg: DictConfig) -> None:
     from hmtl.topology import draw
 
     run = build(cfg)
+    if not run.engine.leads:  # results are kept elsewhere
+        run.trainer.fit(run.checkpoint)
+        run.engine.close()
+        return
     try:
         figures = {"topology": draw(run.communicator.contacts, run.communicator.planner.home)}
         figures["topology"].savefig(run.output_dir / "topology.png", dpi=150)
@@ -41,6 +45,7 @@ def train(cfg: DictConfig) -> None:
     finally:
         for logger in run.loggers:
             logger.close()
+        run.engine.close()
 
 
 def summarize(run: Run, cfg: DictConfig) -> dict[str, Any]:

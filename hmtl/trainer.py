@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hmtl.checkpoint import save_atomically
 from hmtl.communication import SETUP, TIERS, CodedHierarchical, Communicator, Outcome, Sums
+from hmtl.engine import Engine
 from hmtl.mtl import Aggregator, Algorithm, Users
 from hmtl.signals import catch_signals
 
@@ -58,6 +59,7 @@ class Trainer:
         checkpoint: file to be replaced every `checkpoint_every` rounds and at the end.
         identity: the configuration that a checkpoint has to share with the run that goes on from it.
         loggers: told of each round.
+        engine: where the nodes live.
         before: what is exchanged before the algorithm's own set-up: pairs of sides, as `Algorithm.setup` gives them.
     """
 
@@ -73,6 +75,7 @@ class Trainer:
         identity: Mapping[str, Any] | None = None,
         loggers: Sequence[Logger] = (),
         before: Sequence[tuple[Users, Aggregator] | None] = (),
+        engine: Engine = Engine(),  # noqa: B008, it holds nothing
     ) -> None:
         self.algorithm = algorithm
         self.communicator = communicator
@@ -82,7 +85,7 @@ class Trainer:
         self.checkpoint_every = checkpoint_every
         self.identity = dict(identity or {})
         self.loggers = loggers
-        self.before = before
+        self.before, self.engine = before, engine
         self.history: list[Measurements] = []
         self.interrupted = 0
 
@@ -98,17 +101,18 @@ class Trainer:
         if checkpoint is not None:
             self.history = list(checkpoint["history"])
             self.algorithm.load_state_dict(checkpoint["algorithm"])
-            self.communicator.load_state_dict(checkpoint["communicator"])
+            self.communicator.load_state_dict(self.engine.mine(checkpoint["communicator"]))
         else:
             for pair in (*self.before, self.algorithm.setup()):
                 if pair is not None:
                     self.communicator.setup(*pair)
+                    self.engine.mirror(self.algorithm, self.communicator)
         for row in self.history:
             for logger in self.loggers:
                 logger.log(row)
         user_seconds = self.algorithm.user_seconds(len(self.history), TIMED_USERS)
         with catch_signals() as caught:
-            while not self.interrupted and len(self.history) < self.rounds and not self._converged():
+            while self._goes_on():
                 row = self._round(len(self.history), user_seconds)
                 self.history.append(row)
                 for logger in self.loggers:
@@ -123,7 +127,15 @@ class Trainer:
         learner, communicator = self.algorithm, self.communicator
         absent = learner.participation.absent_relays(learner.seed, number, communicator.topology.H)
         outcome = communicator.round(number, learner.users, learner.aggregator, absent)
-        return self.measure(number, outcome, user_seconds)
+        self.engine.mirror(learner, communicator, outcome)
+        return self.measure(number, outcome, user_seconds) if self.engine.leads else {}
+
+    def _goes_on(self) -> bool:
+        """Whether there is another round, as the process that leads decides."""
+        done = self.interrupted or len(self.history) >= self.rounds or self._converged()
+        word = self.engine.agree({"done": bool(done), "interrupted": self.interrupted})
+        self.interrupted = word["interrupted"]
+        return not word["done"]
 
     def measure(self, number: int, outcome: Outcome, user_seconds: float) -> Measurements:
         """The row of the round just done.
@@ -163,12 +175,14 @@ class Trainer:
         return small and self.algorithm.settled(self.gap_tolerance)
 
     def _save(self) -> None:
+        if not self.engine.leads:
+            return
         save_atomically(
             self.checkpoint,
             {
                 "identity": self.identity,
                 "history": self.history,
                 "algorithm": self.algorithm.state_dict(),
-                "communicator": self.communicator.state_dict(),
+                "communicator": self.engine.keep(self.communicator.state_dict()),
             },
         )

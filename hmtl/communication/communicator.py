@@ -71,7 +71,7 @@ class Communicator(ABC):
         self._figures: dict[Topology, NDArray[np.float64]] = {}
         self.ledger, self.stopwatch = LinkLedger(topology.K, topology.H), Stopwatch()
         self.V_bits = 0  # of one IV on the wire, known from the first round on
-        self._links = links(self.ledger)
+        self.make_links, self._links = links, links(self.ledger)
         self._nodes: Nodes | None = None
         self._sides: tuple[UserSide, AggregatorSide] | None = None
         self._memory: dict[str, Any] = {}  # of nodes that are still to be made

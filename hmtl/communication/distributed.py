@@ -11,7 +11,7 @@ from hmtl.communication.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS, SERVER_
 from hmtl.communication.links import Links
 from hmtl.communication.messages import SERVER, Message, Users, host_name
 from hmtl.communication.wires import Wires
-from hmtl.topology import Topology
+from hmtl.topology import Moving, Topology
 
 
 class Distributed(Links):
@@ -24,13 +24,13 @@ class Distributed(Links):
     Args:
         ledger: of what this process sends.
         wires: to the other processes.
-        topology: of whom a relay hears; rows of others do not go to it.
+        contacts: of whom a relay hears, in all rounds or round by round; rows of others do not go to it.
         homes: the users of each host; rows of others do not go to it.
     """
 
-    def __init__(self, ledger: LinkLedger, wires: Wires, topology: Topology, homes: Sequence[Users]) -> None:
+    def __init__(self, ledger: LinkLedger, wires: Wires, contacts: Topology | Moving, homes: Sequence[Users]) -> None:
         super().__init__(ledger)
-        self.wires, self.topology = wires, topology
+        self.wires, self.contacts, self.topology = wires, contacts, contacts.at(0)
         self._homes = {host_name(n): users for n, users in enumerate(homes)}
         self._posted: dict[tuple[str, str], list[Message]] = defaultdict(list)
 
@@ -43,6 +43,7 @@ class Distributed(Links):
     def begin(self, round: int) -> None:
         self._posted.clear()
         self.wires.begin(round)
+        self.topology = self.contacts.at(max(round, 0))
 
     def send(self, message: Message) -> None:
         for receiver in message.receivers:

@@ -57,12 +57,14 @@ class UserHost:
         self.name, self.users, self.wire = host_name(number), users, wire
         self.mine = np.arange(K) if mine is None else mine
         self.waiting = np.zeros(K, dtype=bool)  # for a model, and word of the update that is pending
+        self._elsewhere = np.ones(K, dtype=bool)
+        self._elsewhere[self.mine] = False
         self.pending = np.zeros(K, dtype=bool)
         self.sent = np.zeros(K, dtype=np.int64)  # the round of the last IV
 
     def send(self, round: int, relays: Sequence[str]) -> Message:
         """The IVs of the users who take part, for whichever relay hears them."""
-        self._idle = self.waiting.copy()
+        self._idle = self.waiting | self._elsewhere
         users, ivs = self.users.local_update(round, np.flatnonzero(self._idle))
         K = len(self.waiting)
         if ivs.ndim != 2 or len(ivs) != len(users) or (len(users) and users[-1] >= K):

@@ -89,6 +89,14 @@ class LinkLedger:
         """
         return {tier: self.bits(tier).payload / (self.rounds * V_bits or 1) for tier in TIERS}
 
+    def latest(self) -> torch.Tensor:
+        """The counts of the present round, or of the set-up before there is one, [links of all tiers, 2]."""
+        return torch.from_numpy(self._open.copy())
+
+    def add_latest(self, counts: torch.Tensor) -> None:
+        """Add what another ledger calls its `latest`."""
+        self._open += counts.numpy()
+
     def state_dict(self) -> dict[str, Any]:
         rounds = np.asarray(self._counts).reshape(len(self._counts), *self._setup.shape)
         return {"setup": torch.from_numpy(self._setup.copy()), "counts": torch.from_numpy(rounds)}

@@ -178,7 +178,7 @@ class Sums(Communicator):
         """
         if coded.planner.aggregators != "auto" or coded.wire is not None:
             return None
-        sums = cls(coded.contacts, coded.network)
+        sums = cls(coded.contacts, coded.network, links=coded.make_links)
         ours, theirs = (
             between_seconds(coded.network, c.theory, bits) for c, bits in ((sums, row_bits), (coded, IV_bits))
         )

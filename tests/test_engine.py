@@ -1,0 +1,118 @@
+"""Runs over processes: the results of one process, and what happens when one of them goes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hmtl.checkpoint import load_checkpoint
+
+SMALL = ("K=10", "H=3", "r=2", "rounds=6", "dataset.rows_per_user=20", "logger=none")
+PROCESSES = 6  # a server, three relays, two hosts
+
+
+def command(module: str, folder: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", module, *SMALL, f"hydra.run.dir={folder}", *words]
+
+
+def run(module: str, folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command(module, folder, *words), capture_output=True, text=True, timeout=120)
+
+
+def launch(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    return run("hmtl.launch", folder, f"processes={PROCESSES}", *words)
+
+
+def results(folder: Path) -> tuple[bytes, dict[str, object], list[dict[str, float]]]:
+    """Models, summary, and measurements of each round, without clocks and what headers add to the bits."""
+    summary = json.loads((folder / "summary.json").read_text())
+    for name in ("time", "bits_total"):
+        summary.pop(name)
+    history = [
+        {name: value for name, value in row.items() if not name.endswith("_s") and not name.startswith("bits")}
+        for row in load_checkpoint(folder)["history"]
+    ]
+    return np.load(folder / "models.npz")["W"].tobytes(), summary, history
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("participation.dropout=0.2", "participation.relays=0.2", "aggregators=all", "algorithm.omega_every=2"),
+        ("regularizer=mean", "communicator=sums"),
+        ("algorithm=fedu", "regularizer=graph", "lam=0.1", "topology=any_r"),
+    ],
+    ids=" ".join,
+)
+def test_the_results_are_those_of_one_process(tmp_path: Path, words: tuple[str, ...]) -> None:
+    done = launch(tmp_path / "many", *words)
+    assert done.returncode == 0, done.stderr
+    assert run("hmtl.train", tmp_path / "one", *words).returncode == 0
+    assert results(tmp_path / "many") == results(tmp_path / "one")
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    words = ("participation.dropout=0.3", "algorithm.omega_every=2")
+    assert launch(tmp_path / "half", "checkpoint_every=1", "algorithm.rounds=6", "rounds=3", *words).returncode == 0
+    assert launch(tmp_path / "rest", f"resume={tmp_path / 'half'}", *words).returncode == 0
+    assert launch(tmp_path / "whole", *words).returncode == 0
+    assert results(tmp_path / "rest") == results(tmp_path / "whole")
+    other = run("hmtl.launch", tmp_path / "other", "processes=7", f"resume={tmp_path / 'half'}", *words)
+    assert other.returncode == 2
+    assert "a run of 6 processes, here are 7: start as many" in other.stderr
+
+
+@pytest.mark.parametrize(("processes", "says"), [(4, "there are 5 to 14"), (20, "there are 5 to 14"), ("x", "whole")])
+def test_a_wrong_number_of_processes_is_refused(tmp_path: Path, processes: object, says: str) -> None:
+    done = run("hmtl.launch", tmp_path, f"processes={processes}")
+    assert done.returncode == 2
+    assert says in done.stderr
+
+
+def test_without_a_launcher_it_says_which(tmp_path: Path) -> None:
+    done = run("hmtl.train", tmp_path, "engine=torch_distributed")
+    assert done.returncode == 2
+    assert "start all processes by python -m hmtl.launch" in done.stderr
+
+
+def members(launcher: int) -> list[int]:
+    """Processes that were forked for this launcher, in order of their ranks."""
+    parents: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            pid, parent = stat.parent.name, stat.read_text().rpartition(")")[2].split()[1]
+        except OSError:
+            continue
+        parents.setdefault(int(parent), []).append(int(pid))
+    return sorted(grandchild for child in parents.get(launcher, []) for grandchild in parents.get(child, []))
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
+@pytest.mark.parametrize(("rank", "sign"), [(0, signal.SIGKILL), (5, signal.SIGKILL), (5, signal.SIGSTOP)])
+def test_a_process_goes(tmp_path: Path, rank: int, sign: signal.Signals) -> None:
+    """Without a host its users are absent; without the server all end; and nobody stays behind."""
+    words = (f"processes={PROCESSES}", "rounds=400", "checkpoint_every=1", "engine.seconds=2")
+    with subprocess.Popen(command("hmtl.launch", tmp_path, *words), stderr=subprocess.PIPE, text=True) as launcher:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "checkpoint.pt").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        everybody = members(launcher.pid)
+        assert len(everybody) == PROCESSES
+        os.kill(everybody[rank], sign)
+        status = launcher.wait(timeout=90)
+    assert not [pid for pid in everybody if Path(f"/proc/{pid}/stat").exists()]
+    if rank == 0:
+        assert status == 128 + signal.SIGKILL
+        assert load_checkpoint(tmp_path)["history"]
+        return
+    assert status == 0
+    counted = [row["users"] for row in load_checkpoint(tmp_path)["history"]]
+    assert counted[0] == 10
+    assert counted[-1] == 5, "the users of the other host"
