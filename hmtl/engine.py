@@ -112,17 +112,16 @@ class TorchDistributed(Engine):
 
     def _store(self) -> Any:
         """Where the processes meet."""
-        address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
         wait = datetime.timedelta(seconds=max(60.0, self.seconds))
         try:
-            return dist.TCPStore(  # type: ignore[attr-defined]  # it has no types
-                address, int(port), self.size, self.leads, timeout=wait
-            )
+            # which knows of a store that torchrun has opened
+            store, *_ = next(dist.rendezvous("env://", timeout=wait))  # type: ignore[attr-defined]
         except (RuntimeError, ValueError) as error:
             raise EngineError(
-                f"process {self.rank} does not reach the first process at {address}:{port} "
-                f"({str(error).splitlines()[0][:80]}): is it there, and the port free?"
+                f"process {self.rank} does not reach the first process at {os.environ['MASTER_ADDR']}:"
+                f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0][:80]}): is it there, and the port free?"
             ) from error
+        return store
 
     def mirror(self, algorithm: Algorithm, communicator: Communicator, outcome: Outcome | None = None) -> None:
         """Tell the first process the state of this one's node; there, take over the others'."""

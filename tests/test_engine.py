@@ -61,14 +61,14 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
     words = ("participation.dropout=0.3", "algorithm.omega_every=2")
     assert launch(tmp_path / "half", "checkpoint_every=1", "algorithm.rounds=6", "rounds=3", *words).returncode == 0
     assert launch(tmp_path / "rest", f"resume={tmp_path / 'half'}", *words).returncode == 0
-    assert launch(tmp_path / "whole", *words).returncode == 0
+    assert run("hmtl.train", tmp_path / "whole", *words).returncode == 0
     assert results(tmp_path / "rest") == results(tmp_path / "whole")
-    other = run("hmtl.launch", tmp_path / "other", "processes=7", f"resume={tmp_path / 'half'}", *words)
+    other = run("hmtl.launch", tmp_path / "other", "processes=5", f"resume={tmp_path / 'half'}", *words)
     assert other.returncode == 2
-    assert "a run of 6 processes, here are 7: start as many" in other.stderr
+    assert "a run of 6 processes, here are 5: start as many" in other.stderr
 
 
-@pytest.mark.parametrize(("processes", "says"), [(4, "there are 5 to 14"), (20, "there are 5 to 14"), ("x", "whole")])
+@pytest.mark.parametrize(("processes", "says"), [(4, "there are 5 to 14"), ("x", "whole")])
 def test_a_wrong_number_of_processes_is_refused(tmp_path: Path, processes: object, says: str) -> None:
     done = run("hmtl.launch", tmp_path, f"processes={processes}")
     assert done.returncode == 2
@@ -97,7 +97,7 @@ def members(launcher: int) -> list[int]:
 @pytest.mark.parametrize(("rank", "sign"), [(0, signal.SIGKILL), (5, signal.SIGKILL), (5, signal.SIGSTOP)])
 def test_a_process_goes(tmp_path: Path, rank: int, sign: signal.Signals) -> None:
     """Without a host its users are absent; without the server all end; and nobody stays behind."""
-    words = (f"processes={PROCESSES}", "rounds=400", "checkpoint_every=1", "engine.seconds=2")
+    words = (f"processes={PROCESSES}", "rounds=60", "checkpoint_every=1", "engine.seconds=1")
     with subprocess.Popen(command("hmtl.launch", tmp_path, *words), stderr=subprocess.PIPE, text=True) as launcher:
         deadline = time.monotonic() + 60
         while not (tmp_path / "checkpoint.pt").exists():

@@ -19,8 +19,10 @@ from hmtl.communication.wire import WIRES
 from hmtl.errors import CodingError
 
 WORD = "word"  # of one process to another, which no node hears: measurements, and whether to go on
+BYE = "bye"  # the last frame of all
 KINDS = (
     WORD,
+    BYE,
     messages.IVS,
     messages.REPORT,
     messages.ATTENDANCE,

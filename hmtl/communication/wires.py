@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hmtl.communication.frames import HEADER, Frame, Header
+from hmtl.communication.frames import BYE, HEADER, KINDS, Frame, Header
 from hmtl.errors import CodingError
 
 
@@ -27,8 +27,8 @@ class Peer:
         self.rank = rank
         self.inbox: SimpleQueue[tuple[Header, Tensor] | str] = SimpleQueue()  # words: why no more will come
         self.outbox: SimpleQueue[tuple[Tensor, Tensor] | None] = SimpleQueue()
-        self.sender = Thread(target=self._send, daemon=True)
-        for thread in (self.sender, Thread(target=self._receive, daemon=True)):
+        self.threads = [Thread(target=work, daemon=True) for work in (self._send, self._receive)]
+        for thread in self.threads:
             thread.start()
 
     def _send(self) -> None:
@@ -46,6 +46,8 @@ class Peer:
                 content = torch.empty(HEADER, dtype=torch.uint8)
                 dist.recv(content, src=self.rank)
                 header = Header.from_bytes(content.numpy().tobytes())
+                if KINDS[header.kind] == BYE:
+                    raise CodingError("it has left")
                 body = torch.empty(header.body, dtype=torch.uint8)
                 if len(body):
                     dist.recv(body, src=self.rank)
@@ -110,14 +112,14 @@ class Wires:
         return heard
 
     def close(self, seconds: float = 5.0) -> None:
-        """Let what was said leave, if that takes no longer."""
+        """Let what was said leave, and others say their last word, if that takes no longer."""
         for name, peer in self.peers.items():
-            if name not in self.lost:
-                peer.outbox.put(None)
+            self.say(name, Frame(BYE, self.round, empty=True))
+            peer.outbox.put(None)
         deadline = time.monotonic() + seconds
-        for name, peer in self.peers.items():
-            if name not in self.lost:
-                peer.sender.join(max(0.0, deadline - time.monotonic()))
+        for peer in self.peers.values():
+            for thread in peer.threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     def _turn(self, name: str, kind: str, deadline: float) -> list[Frame] | None:
         turns = self._turns[name, kind]
