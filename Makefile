@@ -18,7 +18,7 @@ train: .venv/installed ## train on real digits over a coded network (ARGS="r=2 r
 	$(BIN)/python -m hmtl.train $(ARGS)
 
 test: .venv/installed ## run the tests (ARGS="-k ledger" chooses some)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
 
 lint: .venv/installed ## check format, style and types
 	$(BIN)/ruff format --check .

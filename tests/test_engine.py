@@ -97,7 +97,7 @@ def members(launcher: int) -> list[int]:
 @pytest.mark.parametrize(("rank", "sign"), [(0, signal.SIGKILL), (5, signal.SIGKILL), (5, signal.SIGSTOP)])
 def test_a_process_goes(tmp_path: Path, rank: int, sign: signal.Signals) -> None:
     """Without a host its users are absent; without the server all end; and nobody stays behind."""
-    words = (f"processes={PROCESSES}", "rounds=60", "checkpoint_every=1", "engine.seconds=1")
+    words = (f"processes={PROCESSES}", "rounds=60", "checkpoint_every=1", "engine.seconds=3")
     with subprocess.Popen(command("hmtl.launch", tmp_path, *words), stderr=subprocess.PIPE, text=True) as launcher:
         deadline = time.monotonic() + 60
         while not (tmp_path / "checkpoint.pt").exists():

@@ -150,7 +150,7 @@ def kill_relay(me: str, round: int, wires: Wires) -> None:
 
 @pytest.mark.parametrize("fault", [kill_host, stop_host])
 def test_users_of_a_host_that_is_gone_are_absent(fault: Fault) -> None:
-    results = play({}, fault, seconds=3, silent=1)
+    results = play({}, fault, seconds=5, silent=1)
     everybody, first = list(range(12)), list(range(6))
     assert results[SERVER][2] == [everybody, everybody, first, first, first]
     got = results["host 0"][1]
@@ -159,7 +159,7 @@ def test_users_of_a_host_that_is_gone_are_absent(fault: Fault) -> None:
 
 def test_without_a_relay_the_others_go_on() -> None:
     t = network()
-    results = play({"aggregators": [0, 1]}, kill_relay, seconds=3, silent=1)
+    results = play({"aggregators": [0, 1]}, kill_relay, seconds=5, silent=1)
     reached = [k for k in range(t.K) if set(t.relays_of(k)) - {3}]
     assert results[SERVER][2] == [list(range(t.K))] * 2 + [reached] * 3
     assert "live" in results[SERVER][3]["relay 3"]
@@ -182,5 +182,5 @@ def flip(me: str, round: int, wires: Wires) -> None:
 
 
 def test_a_flipped_bit_is_named_and_its_sender_heard_no_more() -> None:
-    results = play({}, flip, seconds=3)
+    results = play({}, flip, seconds=5)
     assert "report of round 1 arrived damaged" in results[SERVER][3]["relay 2"]
