@@ -243,17 +243,14 @@ def build(cfg: DictConfig) -> Run:
     engine: Engine = _instantiate(cfg.engine)
     communicator = build_communicator(cfg, topology, links=engine.join(topology))
     build_participation(cfg, topology)
-    algorithm = build_algorithm(cfg, build_problem(cfg, tasks))
-    communicator = in_sums(algorithm, communicator)
+    communicator = in_sums(algorithm := build_algorithm(cfg, build_problem(cfg, tasks)), communicator)
     output_dir = Path(cfg.output_dir)
     loggers = [_instantiate(node) for node in cfg.logger.values()] if engine.leads else []
     trainer = Trainer(
         algorithm,
         communicator,
-        rounds=cfg.rounds,
-        gap_tolerance=cfg.gap_tolerance,
+        **{name: cfg[name] for name in ("rounds", "gap_tolerance", "checkpoint_every")},
         checkpoint=output_dir / "checkpoint.pt",
-        checkpoint_every=cfg.checkpoint_every,
         identity=identity,
         loggers=loggers,
         before=[fitting(tasks)],

@@ -46,7 +46,6 @@ def results(folder: Path) -> tuple[bytes, dict[str, object], list[dict[str, floa
     [
         ("participation.dropout=0.2", "participation.relays=0.2", "aggregators=all", "algorithm.omega_every=2"),
         ("regularizer=mean", "communicator=sums"),
-        ("algorithm=fedu", "regularizer=graph", "lam=0.1", "topology=any_r"),
     ],
     ids=" ".join,
 )
@@ -94,10 +93,10 @@ def members(launcher: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
-@pytest.mark.parametrize(("rank", "sign"), [(0, signal.SIGKILL), (5, signal.SIGKILL), (5, signal.SIGSTOP)])
+@pytest.mark.parametrize(("rank", "sign"), [(0, signal.SIGKILL), (5, signal.SIGSTOP)])
 def test_a_process_goes(tmp_path: Path, rank: int, sign: signal.Signals) -> None:
     """Without a host its users are absent; without the server all end; and nobody stays behind."""
-    words = (f"processes={PROCESSES}", "rounds=60", "checkpoint_every=1", "engine.seconds=3")
+    words = (f"processes={PROCESSES}", "rounds=30", "checkpoint_every=1", "engine.seconds=2")
     with subprocess.Popen(command("hmtl.launch", tmp_path, *words), stderr=subprocess.PIPE, text=True) as launcher:
         deadline = time.monotonic() + 60
         while not (tmp_path / "checkpoint.pt").exists():
