@@ -1,0 +1,90 @@
+"""What a process believes of the frames that come to it."""
+
+from dataclasses import replace
+from queue import SimpleQueue
+
+import pytest
+import torch
+
+from hmtl.communication import wires as module
+from hmtl.communication.frames import Frame
+from hmtl.communication.messages import IVS, REPORT
+from hmtl.communication.wires import Wires
+
+ME, OTHER = 7, 3  # ranks
+
+
+class Silent:
+    """A peer whose threads do nothing: the test puts into its queues."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.threads = rank, []
+        self.inbox, self.outbox = SimpleQueue(), SimpleQueue()
+
+
+@pytest.fixture
+def wires(monkeypatch: pytest.MonkeyPatch) -> Wires:
+    monkeypatch.setattr(module, "Peer", Silent)
+    monkeypatch.setattr(module.dist, "get_rank", lambda: ME)
+    found = Wires("server", {"relay 2": OTHER}, seconds=0.01)
+    found.begin(5)
+    return found
+
+
+def arrive(wires: Wires, sequence: int, kind: str = REPORT, round: int = 5, last: bool = True, **changed: int) -> None:
+    payload = torch.full((1, 4), sequence, dtype=torch.uint8)
+    header, body = Frame(kind, round, payload, last=last).to_bytes(OTHER, ME, sequence)
+    wires.peers["relay 2"].inbox.put((replace(header, **changed), body))
+
+
+def hear(wires: Wires, kind: str = REPORT) -> list[int] | None:
+    """Numbers of the frames of a turn; None where it is missing."""
+    heard = wires.hear(kind, ["relay 2"])
+    return [int(frame.payload[0, 0]) for frame in heard["relay 2"]] if heard else None
+
+
+def test_a_turn_has_all_frames_up_to_the_last_and_kinds_stay_apart(wires: Wires) -> None:
+    for sequence, (kind, last) in enumerate([(REPORT, False), (IVS, True), (REPORT, True), (REPORT, True)]):
+        arrive(wires, sequence, kind, last=last)
+    assert [hear(wires), hear(wires, IVS), hear(wires)] == [[0, 2], [1], [3]]
+    assert hear(wires) is None
+
+
+@pytest.mark.parametrize("second", [0, 2], ids=["repeated", "one is missing"])
+def test_frames_out_of_order_are_named_and_nothing_more_is_heard(wires: Wires, second: int) -> None:
+    arrive(wires, 0)
+    arrive(wires, second)
+    arrive(wires, 1)
+    assert [hear(wires), hear(wires), hear(wires)] == [[0], None, None]
+    assert wires.lost == {"relay 2": f"its frame {second} came where frame 1 belongs"}
+
+
+@pytest.mark.parametrize("changed", [{"sender": 1}, {"receiver": 1}])
+def test_frames_of_others_are_named(wires: Wires, changed: dict[str, int]) -> None:
+    arrive(wires, 0, **changed)
+    assert hear(wires) is None
+    assert "came from it" in wires.lost["relay 2"]
+
+
+def test_a_damaged_body_is_named(wires: Wires) -> None:
+    arrive(wires, 0, checksum=1)
+    assert hear(wires) is None
+    assert wires.lost["relay 2"] == "report of round 5 arrived damaged"
+
+
+def test_what_is_late_is_not_heard_and_what_is_early_waits(wires: Wires) -> None:
+    arrive(wires, 0, round=4)
+    arrive(wires, 1, round=6)
+    assert hear(wires) is None
+    assert wires.late == {"relay 2"}
+    wires.begin(6)
+    assert hear(wires) == [1]
+    assert not wires.late
+
+
+def test_to_who_is_lost_nothing_is_said(wires: Wires) -> None:
+    wires.say("relay 2", Frame(REPORT, 5))
+    wires.peers["relay 2"].inbox.put("it does not live any more")
+    assert hear(wires) is None
+    wires.say("relay 2", Frame(REPORT, 5))
+    assert wires.peers["relay 2"].outbox.qsize() == 1
