@@ -114,7 +114,7 @@ class TorchDistributed(Engine):
         """Where the processes meet."""
         wait = datetime.timedelta(seconds=max(60.0, self.seconds))
         try:
-            # which knows of a store that torchrun has opened
+            # which knows of a store that torchrun has opened, and is public though torch does not export it
             store, *_ = next(dist.rendezvous("env://", timeout=wait))  # type: ignore[attr-defined]
         except (RuntimeError, ValueError) as error:
             raise EngineError(

@@ -63,11 +63,8 @@ class Planners:
     def _home(self) -> tuple[int, ...] | None:
         """Of a network whose users move: the relays at home in aggregating, the same in all rounds.
 
-        A relay that joins has to be handed the state, about K IVs up and as many down. On 18 walks of 40 users with 5
-        relays, radius 0.5, IVs between relays and server were, in the mean over 40 stretches: 52.7 a round with the
-        best relays of the first contacts; 52.3 with those that are best over the first 8 contacts, for 8 times the
-        search. Others in each stretch, where they save more than it takes to hand over twice as much as that: 52.7 in
-        stretches of 5 rounds, as none ever did; 50.8 in those of 20 rounds, 49.9 in those of 50.
+        A relay that joins has to be handed the state, about K IVs up and as many down, which no stretch of few rounds
+        makes up for.
         """
         if isinstance(self.contacts, Topology):
             return None
