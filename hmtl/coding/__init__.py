@@ -8,11 +8,12 @@ client sends, and an *iteration* a round. A *load* is what a tier carries in an 
 """
 
 from hmtl.coding.aggregators import MEDIA, Choice
+from hmtl.coding.block import Block
 from hmtl.coding.covers import Cover, cover, sum_bounds, sum_loads
 from hmtl.coding.demands import DemandPlan, demand_bounds, demand_plan, demands_of, serve
 from hmtl.coding.formulas import Loads, forwarders
 from hmtl.coding.optimal import Demand, Uplinks
-from hmtl.coding.plan import Block, Plan
+from hmtl.coding.plan import Plan
 from hmtl.coding.schemes import (
     CODED_SCHEMES,
     SCHEMES,

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hmtl.coding.block import Block
 from hmtl.coding.formulas import Loads
 from hmtl.coding.generations import check_sizes
 from hmtl.coding.optimal import Demand, Uplinks
-from hmtl.coding.plan import Block, Plan, code_of
+from hmtl.coding.plan import Plan, code_of
 from hmtl.coding.programme import over_sets, users_within
 from hmtl.errors import CodingError
 from hmtl.topology import Topology

@@ -10,10 +10,11 @@ import numpy as np
 
 from hmtl.coding.aggregators import MEDIA, Choice, Meter, Search, aggregators_of
 from hmtl.coding.allocation import Allocation, Split, allocate, cheapest, even
+from hmtl.coding.block import Block
 from hmtl.coding.formulas import Loads, allocated_loads, bounds_for, optimal_loads, uncoded_loads, unheard
 from hmtl.coding.generations import check_sizes
 from hmtl.coding.optimal import Demand, Uplinks
-from hmtl.coding.plan import Block, Plan, allocated_code, optimal_code
+from hmtl.coding.plan import Plan, allocated_code, optimal_code
 from hmtl.coding.programme import Programme
 from hmtl.errors import CodingError
 from hmtl.topology import Topology

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.coding import Block, Plan
+from hmtl.coding.block import piece_rows
 from hmtl.coding.gf256 import matmul
-from hmtl.coding.plan import piece_rows
 from hmtl.communication.messages import nothing
 from hmtl.rng import generator
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hmtl.coding import Plan
+from hmtl.coding.block import piece_rows
 from hmtl.coding.gf256 import matmul
-from hmtl.coding.plan import piece_rows
 
 WORKING_SET = 32 << 20
 

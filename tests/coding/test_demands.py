@@ -11,8 +11,8 @@ from scipy.optimize import linprog
 from scipy.spatial import cKDTree
 
 from hmtl.coding import Uplinks, demand_bounds, demand_plan, demands, demands_of, loads, serve
+from hmtl.coding.block import piece_rows
 from hmtl.coding.gf256 import matmul
-from hmtl.coding.plan import piece_rows
 from hmtl.errors import CodingError
 from hmtl.testing.networks import restricted, topologies
 from hmtl.topology import Topology, geometric, symmetric
