@@ -1,0 +1,194 @@
+"""One node of the network experiment: a process of `run.py`, started with the variables of torchrun in its namespace.
+
+It plays rounds with users who learn nothing: IVs are random bits, and the model of a user is the IV of another one, so
+that each host can tell whether what comes back is right to the bit. Writes what it saw, as JSON, to the file given.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hmtl.communication import TIERS, CodedHierarchical, Communicator, Network, Sums, Uncoded
+from hmtl.communication.distributed import Distributed
+from hmtl.communication.frames import HEADER, WORD, Frame
+from hmtl.communication.messages import SERVER, Users, host_name, relay_name
+from hmtl.communication.wires import Wires
+from hmtl.topology import Topology, any_r
+
+SECONDS = 120.0  # to wait for a word
+SCHEMES: dict[str, Callable[..., Communicator]] = {
+    "uncoded": Uncoded,
+    "all relays": lambda *where, **how: CodedHierarchical(*where, aggregators="all", **how),
+    "best aggregators": CodedHierarchical,
+    "sums": Sums,
+}
+COUNTERS = ("tx_bytes", "tx_packets", "rx_bytes", "rx_packets")
+
+
+class Given:
+    """Users with given IVs, who check their models; see `hmtl.communication.host.UserSide`.
+
+    Args:
+        K, numbers: users, and numbers of 64 bits in an IV.
+        mine: who is on this side.
+        sums: whether IVs are terms of a sum, of which all users get the whole.
+    """
+
+    def __init__(self, K: int, numbers: int, mine: Users, sums: bool) -> None:
+        self.K, self.numbers, self.mine, self.sums = K, numbers, mine, sums
+        self.row_bits = (64 * numbers, 0, 0)
+        self.right = 0  # models, bit for bit
+
+    def iv(self, user: int, round: int) -> Tensor:
+        numbers = np.random.default_rng([user, round]).integers(0, 2**40, self.numbers)
+        return torch.from_numpy(numbers).view(torch.int64 if self.sums else torch.float64)
+
+    def local_update(self, round: int, idle: Users) -> tuple[Users, Tensor]:
+        self.round = round
+        return self.mine, torch.stack([self.iv(k, round) for k in self.mine.tolist()])
+
+    def commit(self, users: Users) -> None: ...
+
+    def roll_back(self, users: Users) -> None: ...
+
+    def receive(self, users: Users, models: Tensor) -> None:
+        total = sum(self.iv(k, self.round) for k in range(self.K)) if self.sums else None
+        for k, model in zip(users.tolist(), models, strict=True):
+            expected = self.iv(self.K - 1 - k, self.round) if total is None else total
+            self.right += torch.equal(model.view(torch.int64), expected.view(torch.int64))
+
+
+class Mirrored:
+    """The aggregator of `Given`: see `hmtl.communication.aggregation.AggregatorSide`."""
+
+    def update(self, users: Users, ivs: Tensor) -> Tensor:
+        return ivs.flip(0)
+
+    def needs(self) -> None: ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+
+
+class Inbox(SimpleQueue[Any]):
+    """Keeps when a frame of a peer was there as a whole."""
+
+    def __init__(self, sender: str, log: list[dict[str, Any]]) -> None:
+        self.sender, self.log = sender, log
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        if not isinstance(item, str):
+            self.log.append({"sender": self.sender, "sequence": item[0].sequence, "at": time.monotonic()})
+        super().put(item)
+
+
+class Timed(Wires):
+    """Wires that keep when each frame was given away, and when it had come."""
+
+    def __init__(self, me: str, ranks: dict[str, int], seconds: float) -> None:
+        super().__init__(me, ranks, seconds)
+        self.said: list[dict[str, Any]] = []
+        self.came: list[dict[str, Any]] = []
+        for name, peer in self.peers.items():
+            peer.inbox = Inbox(name, self.came)
+        dist.barrier()  # nobody says anything before all keep time
+
+    def say(self, to: str, frame: Frame) -> None:
+        sequence = self._sent[to]
+        super().say(to, frame)
+        body = frame.payload.numel() + frame.overhead.numel() + 4 * (0 if frame.users is None else len(frame.users))
+        about = {"receiver": to, "sequence": sequence, "kind": frame.kind, "bytes": HEADER + body}
+        self.said.append(about | {"at": time.monotonic()})
+
+    def barrier(self, others: list[str]) -> None:
+        """Wait until all are here."""
+        if self.me != SERVER:
+            self.say(SERVER, Frame(WORD, self.round))
+            others = [SERVER]
+        heard = self.hear(WORD, others)
+        if missing := set(others) - set(heard):
+            raise SystemExit(f"{self.me} misses {', '.join(sorted(missing))}")
+        if self.me == SERVER:
+            for name in others:
+                self.say(name, Frame(WORD, self.round))
+
+
+def counters() -> dict[str, dict[str, int]]:
+    """What the kernel has counted on each device of this namespace."""
+    return {
+        device.name: {name: int((device / "statistics" / name).read_text()) for name in COUNTERS}
+        for device in Path("/sys/class/net").iterdir()
+        if device.name.startswith("hop")
+    }
+
+
+def rounds(arguments: argparse.Namespace, topology: Topology) -> Iterator[dict[str, Any]]:
+    """Play all rounds of all schemes, and tell what was seen in each."""
+    K, H, rank, size = topology.K, topology.H, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    homes = np.array_split(np.arange(K), size - 1 - H)
+    names = [SERVER, *map(relay_name, range(H)), *map(host_name, range(len(homes)))]
+    me = names[rank]
+    dist.init_process_group("gloo", timeout=datetime.timedelta(days=1))
+    ranks = {name: n for n, name in enumerate(names) if n != rank and (SERVER in (me, name) or me[:4] != name[:4])}
+    wires, network, number = Timed(me, ranks, SECONDS), Network(medium=arguments.medium), 0
+    for scheme in arguments.schemes.split(","):
+        communicator = SCHEMES[scheme](
+            topology, network, links=lambda ledger: Distributed(ledger, wires, topology, homes)
+        )
+        mine = homes[rank - 1 - H] if rank > H else np.empty(0, np.int64)
+        users, aggregator = Given(K, arguments.bytes // 8, mine, scheme == "sums"), Mirrored()
+        for repetition in range(arguments.rounds + 1):  # the first one compiles and plans
+            wires.barrier(names[1:])
+            wires.said.clear()
+            wires.came.clear()
+            users.right, before, start = 0, counters(), time.monotonic()
+            communicator.round(number, users, aggregator)
+            end = time.monotonic()
+            wires.barrier(names[1:])
+            ledger, after = communicator.ledger, counters()
+            yield {
+                "node": me,
+                "scheme": scheme,
+                "repetition": repetition,
+                "start": start,
+                "end": end,
+                "right": users.right,
+                "compute": communicator.stopwatch.seconds,
+                "said": [frame for frame in wires.said if frame["kind"] != WORD],
+                "came": list(wires.came),
+                "ledger": {tier: (ledger.per_link(tier, -1).sum(axis=1) // 8).tolist() for tier in TIERS},
+                "kernel": {
+                    device: {name: after[device][name] - before[device][name] for name in COUNTERS} for device in before
+                },
+            }
+            number += 1
+    wires.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("report", type=Path)
+    for name in ("K", "H", "r", "seed", "bytes", "rounds"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--medium", required=True)
+    parser.add_argument("--schemes", required=True)
+    arguments = parser.parse_args()
+    topology = any_r(arguments.K, arguments.H, arguments.r, arguments.seed)
+    arguments.report.write_text(json.dumps(list(rounds(arguments, topology))))
+
+
+if __name__ == "__main__":
+    main()
