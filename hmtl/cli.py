@@ -44,7 +44,7 @@ def main(task: Callable[[DictConfig], None], config_name: str) -> None:
         if statuses[-1] > 2:
             sys.exit(statuses[-1])
 
-    if int(os.environ.get("RANK") or 0) > 0 and "engine=torch_distributed" in sys.argv:
+    if int(os.environ.get("RANK") or 0) > 0 and {"engine=torch_distributed", "engine=multicast"} & set(sys.argv):
         sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null"]  # the first process keeps the results
     command = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)
     statuses.append(_status(command, known))

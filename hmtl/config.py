@@ -36,6 +36,7 @@ NOT_IDENTITY = (
     "gap_tolerance",
     "checkpoint_every",
     "engine.seconds",
+    "engine.multicast",
     "logger",
     "tune",
 )
@@ -163,9 +164,8 @@ def build_problem(cfg: DictConfig, tasks: Sequence[Task]) -> Problem:
     """What is to be learned from `tasks`."""
     from hmtl.mtl import Problem
 
-    regularizer = build_regularizer(cfg)
     how = {"reduction": cfg.reduction, "device": _device(cfg.device), "fraction_bits": cfg.fraction_bits}
-    return Problem(tasks, _instantiate(cfg.loss), regularizer, **how)
+    return Problem(tasks, _instantiate(cfg.loss), build_regularizer(cfg), **how)
 
 
 def build_regularizer(cfg: DictConfig) -> Regularizer:
@@ -241,7 +241,7 @@ def build(cfg: DictConfig) -> Run:
         )
     tasks, topology = build_tasks(cfg)
     engine: Engine = _instantiate(cfg.engine)
-    communicator = build_communicator(cfg, topology, links=engine.join(topology))
+    communicator = build_communicator(cfg, topology, links=engine.join(topology, build_network(cfg)))
     build_participation(cfg, topology)
     communicator = in_sums(algorithm := build_algorithm(cfg, build_problem(cfg, tasks)), communicator)
     output_dir = Path(cfg.output_dir)

@@ -8,6 +8,7 @@ These words are no part of the network that is studied, and the ledger does not 
 import datetime
 import io
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,9 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hmtl.communication import Communicator, InProcess, LinkLedger, Links, Outcome
+from hmtl.communication import Communicator, InProcess, LinkLedger, Links, Network, Outcome
 from hmtl.communication.distributed import Distributed
 from hmtl.communication.frames import WORD, Frame
+from hmtl.communication.group import Caster, Listener, Multicast
 from hmtl.communication.messages import SERVER, host_name, nothing, relay_name
 from hmtl.communication.wires import Wires
 from hmtl.errors import CheckpointError, ConfigError, EngineError
@@ -37,7 +39,7 @@ class Engine:
 
     leads = True
 
-    def join(self, contacts: Topology | Moving) -> Callable[[LinkLedger], Links]:
+    def join(self, contacts: Topology | Moving, network: Network) -> Callable[[LinkLedger], Links]:
         """Take a place in the network; gives the links that lead from there."""
         return InProcess
 
@@ -67,12 +69,13 @@ class TorchDistributed(Engine):
 
     Args:
         seconds: how long to wait for the word of a process before its users, or it, count as absent.
+        multicast: where the server says once what several relays are to hear; None: a copy for each, by TCP.
 
     Raises:
         ConfigError: the process was not started by torchrun or `hmtl.launch`.
     """
 
-    def __init__(self, seconds: float = 60.0) -> None:
+    def __init__(self, seconds: float = 60.0, multicast: Multicast | None = None) -> None:
         if not seconds > 0:
             raise ConfigError(f"engine.seconds={seconds} is no time to wait: give seconds above 0.")
         if missing := [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
@@ -80,18 +83,18 @@ class TorchDistributed(Engine):
                 f"engine=torch_distributed, but {missing[0]} is not set: start all processes by "
                 "python -m hmtl.launch processes=N, or by torchrun -m hmtl.train."
             )
-        self.seconds = seconds
+        self.seconds, self.multicast = seconds, multicast
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.leads = self.rank == 0
         self._nodes: dict[str, Word] = {}  # state of each process's nodes, by its name, as it was told last
         self._users: dict[str, dict[str, Tensor]] = {}  # and of the users' side of each host
 
-    def join(self, contacts: Topology | Moving) -> Callable[[LinkLedger], Links]:
+    def join(self, contacts: Topology | Moving, network: Network) -> Callable[[LinkLedger], Links]:
         """Meet the other processes.
 
         Raises:
-            ConfigError: there are too few of them.
-            EngineError: the first of them is not reached.
+            ConfigError: there are too few of them, or the network is no broadcast and multicast is asked for.
+            EngineError: the first of them is not reached, or multicast is not possible here.
         """
         K, H = contacts.K, contacts.H
         hosts = self.size - 1 - H
@@ -100,15 +103,31 @@ class TorchDistributed(Engine):
                 f"engine=torch_distributed has {self.size} processes; with H={H} and K={K} there are {H + 2} to "
                 f"{H + 1 + K}: a server, the relays, and hosts of at least a user each."
             )
+        if self.multicast and network.medium != "broadcast":
+            raise ConfigError(
+                f"engine=multicast has one transmission for all relays, network.medium={network.medium} one for each: "
+                "set network.medium=broadcast, or engine=torch_distributed."
+            )
         self._homes = np.array_split(np.arange(K), hosts)
         names = [SERVER, *map(relay_name, range(H)), *map(host_name, range(hosts))]
         self.me, self._others = names[self.rank], names[1:]
         # a wait that gloo gave up would break all connections: deadlines are kept elsewhere
         forever = datetime.timedelta(days=365)
-        dist.init_process_group("gloo", store=self._store(), rank=self.rank, world_size=self.size, timeout=forever)
+        store = self._store()
+        if self.leads:
+            store.set("run", secrets.token_bytes(8))
+        dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.size, timeout=forever)
         ranks = {name: rank for rank, name in enumerate(names) if _speak(self.me, name)}
-        self.wires = Wires(self.me, ranks, self.seconds)
+        self.group = self._group(int.from_bytes(store.get("run"), "little"), network)
+        self.wires = Wires(self.me, ranks, self.seconds, self.group)
         return lambda ledger: Distributed(ledger, self.wires, contacts, self._homes)
+
+    def _group(self, run: int, network: Network) -> Caster | Listener | None:
+        """This process's end of the multicast group, if it has one."""
+        server = os.environ["MASTER_ADDR"]
+        if self.multicast and self.leads:
+            return Caster(self.multicast, server, run, network.W2)
+        return Listener(self.multicast, server, run, self.rank) if self.multicast and "relay" in self.me else None
 
     def _store(self) -> Any:
         """Where the processes meet."""
@@ -197,6 +216,8 @@ class TorchDistributed(Engine):
 
     def close(self) -> None:
         self.wires.close()
+        if self.group:
+            self.group.close()
 
 
 def _speak(a: str, b: str) -> bool:

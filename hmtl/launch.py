@@ -1,7 +1,7 @@
 """Start all processes of a run on this machine: `python -m hmtl.launch processes=8 topology=symmetric r=3`.
 
-All words but `processes` go to `hmtl.train`, with `engine=torch_distributed`. The processes are forked from one that
-has imported what they need, so that many of them take little time and memory.
+All words but `processes` go to `hmtl.train`, with `engine=torch_distributed` where they choose no engine. The processes
+are forked from one that has imported what they need, so that many of them take little time and memory.
 """
 
 import multiprocessing
@@ -53,7 +53,8 @@ def _member(place: Mapping[str, str], words: Sequence[str]) -> None:
     from hmtl.train import train
 
     os.environ.update(place)
-    sys.argv = ["hmtl.train", *words, "engine=torch_distributed"]
+    chosen = [] if any(word.startswith("engine=") for word in words) else ["engine=torch_distributed"]
+    sys.argv = ["hmtl.train", *words, *chosen]
     main(train, "config")
 
 

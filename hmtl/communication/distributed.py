@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from hmtl.communication.frames import HEADER, Frame
+from hmtl.communication.group import Cast
 from hmtl.communication.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS, SERVER_TO_RELAYS, USERS_TO_RELAYS, LinkLedger
 from hmtl.communication.links import Links
 from hmtl.communication.messages import SERVER, Message, Users, host_name
@@ -19,7 +20,8 @@ class Distributed(Links):
 
     A frame has a header, and numbers of users where its rows belong to users. These are counted as overhead, on the
     link of the first row, for each receiver; what the message has is counted as on all links, once for what several
-    relays hear. Frames without a message, by which processes keep in step, are not counted.
+    relays hear. Frames without a message, by which processes keep in step, are not counted. What multicast takes beyond
+    a message once is overhead of what all relays hear, and a relay's reports are of its link.
 
     Args:
         ledger: of what this process sends.
@@ -50,19 +52,30 @@ class Distributed(Links):
             self._posted[receiver, message.kind].append(message)
 
     def end(self, kind: str, receivers: Sequence[str]) -> None:
-        for receiver in receivers:
-            messages = self._posted.pop((receiver, kind), [])
+        turns = {receiver: self._posted.pop((receiver, kind), []) for receiver in receivers}
+        shared = {message for messages in turns.values() for message in messages if len(message.receivers) > 1}
+        casts = {message: self._cast(message) for message in shared}
+        for receiver, messages in turns.items():
             for n, message in enumerate(messages, 1):
-                self._say(receiver, message, last=n == len(messages))
+                self._say(receiver, message, n == len(messages), casts.get(message))
             if not messages:
                 self.wires.say(receiver, Frame(kind, self.wires.round, empty=True))
 
     def collect(self, node: str, kind: str, expected: Sequence[str]) -> tuple[list[Message], tuple[str, ...]]:
         heard = self.wires.hear(kind, expected, self._patience(expected))
+        self._count()
         arrived = [self._message(sender, frame) for sender, frames in heard.items() for frame in frames]
         return arrived, tuple(name for name in expected if name not in heard)
 
-    def _say(self, receiver: str, message: Message, last: bool) -> None:
+    def _cast(self, message: Message) -> Cast | None:
+        """What is the same for several relays, on its way to them at once."""
+        if self.wires.me != SERVER or message.users is not None:
+            return None
+        rows = message.rows()
+        frame = Frame(message.kind, message.round, message.payload[rows], message.overhead[rows])
+        return self.wires.cast(message.receivers, frame)
+
+    def _say(self, receiver: str, message: Message, last: bool, cast: Cast | None) -> None:
         rows, users = message.rows(), message.users
         if users is not None and receiver != SERVER:
             concerned = np.isin(users, self._users_of(receiver))
@@ -73,7 +86,17 @@ class Distributed(Links):
         ids = 0 if users is None else 4 * len(users)
         self.ledger.add(message.tier, links, 0, 8 * (HEADER + ids))
         payload, overhead = message.payload[rows], message.overhead[rows]
-        self.wires.say(receiver, Frame(message.kind, message.round, payload, overhead, users, message.dtype, last))
+        frame = Frame(message.kind, message.round, payload, overhead, users, message.dtype, last)
+        self.wires.say(receiver, frame, cast)
+
+    def _count(self) -> None:
+        """What multicast took beyond the bodies: headers, combinations, questions; reports."""
+        if group := self.wires.caster or self.wires.listener:
+            if self.wires.me == SERVER:
+                tier, link = SERVER_TO_RELAYS, self.contacts.H
+            else:
+                tier, link = RELAYS_TO_SERVER, _number(self.wires.me)
+            self.ledger.add(tier, link, 0, 8 * group.overhead())
 
     def _patience(self, expected: Sequence[str]) -> int:
         """Hosts wait for nobody at first, relays for them, the server for these; and what it says, comes back so."""

@@ -36,7 +36,7 @@ KINDS = (
 )
 DTYPES = (*WIRES.values(), torch.int64)
 MAGIC = b"hmtl"
-LAYOUT = struct.Struct("<4s B B ? ? H H i I i I I I I")
+LAYOUT = struct.Struct("<4s B B ? ? ? H H i I I i I I I I")
 HEADER = LAYOUT.size + 4  # bytes, with the checksum of the header itself
 
 
@@ -49,9 +49,11 @@ class Header:
         dtype: of the numbers in the payload, a place in DTYPES; see `Message.dtype`.
         last: whether the sender has nothing more to say of this kind for the time being.
         empty: whether that is all that the frame says, and it carries no message.
+        apart: whether the body came by multicast.
         sender, receiver: ranks of processes.
         round: in which it is sent.
         sequence: how many frames went the same way before.
+        cast: number of the multicast by which the body came, or should have; 0: of none.
         users: number of users whose rows these are, one row for each or one for all; -1: nobody's.
         rows, payload, overhead: number of rows, and of bytes in each of their parts.
         checksum: CRC-32 of the body.
@@ -61,10 +63,12 @@ class Header:
     dtype: int
     last: bool
     empty: bool
+    apart: bool
     sender: int
     receiver: int
     round: int
     sequence: int
+    cast: int
     users: int
     rows: int
     payload: int
@@ -115,19 +119,18 @@ class Frame:
 
     def to_bytes(self, sender: int, receiver: int, sequence: int) -> tuple[Header, Tensor]:
         """Header and body."""
-        ids = np.empty(0, "<u4") if self.users is None else self.users.astype("<u4")
-        parts = [torch.from_numpy(ids.view(np.uint8)), self.payload.reshape(-1), self.overhead.reshape(-1)]
-        parts = [part for part in parts if len(part)]
-        body = torch.cat(parts) if len(parts) > 1 else (parts or [nothing(1)[0]])[0].contiguous()
+        body = self.body()
         header = Header(
             kind=KINDS.index(self.kind),
             dtype=DTYPES.index(self.dtype),
             last=self.last,
             empty=self.empty,
+            apart=False,
             sender=sender,
             receiver=receiver,
             round=self.round,
             sequence=sequence,
+            cast=0,
             users=-1 if self.users is None else len(self.users),
             rows=len(self.payload),
             payload=self.payload.shape[1],
@@ -135,6 +138,13 @@ class Frame:
             checksum=zlib.crc32(body.numpy().data),
         )
         return header, body
+
+    def body(self) -> Tensor:
+        """Numbers of users, payload and overhead, uint8 [bytes]."""
+        ids = np.empty(0, "<u4") if self.users is None else self.users.astype("<u4")
+        parts = [torch.from_numpy(ids.view(np.uint8)), self.payload.reshape(-1), self.overhead.reshape(-1)]
+        parts = [part for part in parts if len(part)]
+        return torch.cat(parts) if len(parts) > 1 else (parts or [nothing(1)[0]])[0].contiguous()
 
     @classmethod
     def from_bytes(cls, header: Header, body: Tensor) -> Self:

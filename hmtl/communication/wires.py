@@ -9,6 +9,7 @@ the threads.
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from threading import Thread
 
@@ -16,25 +17,30 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hmtl.communication.datagrams import ROOM
 from hmtl.communication.frames import BYE, HEADER, KINDS, Frame, Header
+from hmtl.communication.group import Cast, Caster, Listener
 from hmtl.errors import CodingError
 
 
 class Peer:
     """The other end of a connection: one thread brings bytes to it, one puts what comes from it into a queue."""
 
-    def __init__(self, rank: int) -> None:
-        self.rank = rank
+    def __init__(self, rank: int, listener: Listener | None = None) -> None:
+        self.rank, self.listener = rank, listener
         self.inbox: SimpleQueue[tuple[Header, Tensor] | str] = SimpleQueue()  # words: why no more will come
-        self.outbox: SimpleQueue[tuple[Tensor, Tensor] | None] = SimpleQueue()
+        self.outbox: SimpleQueue[tuple[Header, Tensor, Cast | None] | None] = SimpleQueue()
         self.threads = [Thread(target=work, daemon=True) for work in (self._send, self._receive)]
         for thread in self.threads:
             thread.start()
 
     def _send(self) -> None:
         while parts := self.outbox.get():
+            header, body, cast = parts
+            if cast and cast.reaches(self.rank):  # only now, so that frames keep their order
+                header, body = replace(header, apart=True), body[:0]
             try:
-                for part in parts:
+                for part in (torch.frombuffer(bytearray(header.to_bytes()), dtype=torch.uint8), body):
                     if len(part):
                         dist.send(part, dst=self.rank)
             except RuntimeError:
@@ -48,14 +54,21 @@ class Peer:
                 header = Header.from_bytes(content.numpy().tobytes())
                 if KINDS[header.kind] == BYE:
                     raise CodingError("it has left")
-                body = torch.empty(header.body, dtype=torch.uint8)
-                if len(body):
-                    dist.recv(body, src=self.rank)
-                self.inbox.put((header, body))
+                self.inbox.put((header, self._body(header)))
         except CodingError as error:
             self.inbox.put(str(error))
         except RuntimeError:
             self.inbox.put("it does not live any more")
+
+    def _body(self, header: Header) -> Tensor:
+        if header.apart and self.listener:
+            return self.listener.take(header.cast)
+        body = torch.empty(header.body, dtype=torch.uint8)
+        if len(body):
+            dist.recv(body, src=self.rank)
+        if header.cast and self.listener:
+            self.listener.forget(header.cast)
+        return body
 
 
 class Wires:
@@ -69,11 +82,16 @@ class Wires:
         ranks: of the processes that it speaks with, by name.
         seconds: how long to wait for a turn of one who waits for nobody; whoever missed it, is not waited for until
             it is heard again.
+        group: where the server speaks to several relays at once; at a relay, where it listens.
     """
 
-    def __init__(self, me: str, ranks: Mapping[str, int], seconds: float) -> None:
+    def __init__(
+        self, me: str, ranks: Mapping[str, int], seconds: float, group: Caster | Listener | None = None
+    ) -> None:
         self.me, self.rank, self.seconds = me, dist.get_rank(), seconds
-        self.peers = {name: Peer(rank) for name, rank in ranks.items()}
+        self.caster = group if isinstance(group, Caster) else None
+        self.listener = group if isinstance(group, Listener) else None
+        self.peers = {name: Peer(rank, self.listener) for name, rank in ranks.items()}
         self.lost: dict[str, str] = {}  # who is not heard any more, and why
         self.late: set[str] = set()  # who missed a deadline, and was not heard since
         self.round = 0
@@ -87,14 +105,25 @@ class Wires:
         self.round = round
         self._coming.clear()
         self._turns.clear()
+        if self.caster:
+            self.caster.begin()
 
-    def say(self, to: str, frame: Frame) -> None:
-        """Bring a frame on its way."""
+    def cast(self, to: Sequence[str], frame: Frame) -> Cast | None:
+        """Bring a frame's body on its way to several at once, where that pays; the frame is still to be said."""
+        ranks = [self.peers[name].rank for name in to if name not in self.lost]
+        if self.caster is None or len(ranks) < 2 or len(body := frame.body()) <= ROOM:
+            return None
+        return self.caster.cast(body, ranks)
+
+    def say(self, to: str, frame: Frame, cast: Cast | None = None) -> None:
+        """Bring a frame on its way; its body goes by TCP where a cast does not bring it."""
         if to in self.lost:
             return
         header, body = frame.to_bytes(self.rank, self.peers[to].rank, self._sent[to])
         self._sent[to] += 1
-        self.peers[to].outbox.put((torch.frombuffer(bytearray(header.to_bytes()), dtype=torch.uint8), body))
+        if cast:
+            header, body = replace(header, cast=cast.number), cast.body  # one in memory for all
+        self.peers[to].outbox.put((header, body, cast))
 
     def hear(self, kind: str, who: Sequence[str], patience: int = 1) -> dict[str, list[Frame]]:
         """What each of these says of a kind in its turn; those are missing who say nothing in time.

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from lossy import end_of_group, possible
 
 from hmtl.communication import TIERS, CodedHierarchical, Communicator, LinkLedger, Network, Uncoded
 from hmtl.communication.distributed import Distributed
@@ -21,7 +22,7 @@ from hmtl.communication.wires import Wires
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
 from hmtl.topology import Topology, symmetric
 
-HOSTS, ROUNDS, M, EXTRAS = 2, 5, 40, 1
+HOSTS, ROUNDS, M, EXTRAS = 2, 5, 1000, 1
 Fault = Callable[[str, int, Wires], None]
 """Called by each process before each round, with its name and the round."""
 
@@ -39,7 +40,7 @@ def ivs(t: Topology) -> list[torch.Tensor]:
 
 
 def make(settings: dict[str, Any], links: Callable[[LinkLedger], Any] | None = None) -> Communicator:
-    settings = dict(settings)
+    settings = {name: value for name, value in settings.items() if name != "loss"}
     t, links_ = network(), {} if links is None else {"links": links}
     if settings.pop("coded", True):
         return CodedHierarchical(t, Network(medium=settings.pop("medium", "broadcast")), **settings, **links_)
@@ -60,7 +61,8 @@ def member(
     def speak(a: str, b: str) -> bool:
         return {a.split()[0], b.split()[0]} in ({"server", "relay"}, {"relay", "host"})
 
-    wires = Wires(me, {name: n for n, name in enumerate(every) if name != me and speak(me, name)}, seconds)
+    group = end_of_group(rank, t.H, run=port, loss=settings["loss"]) if "loss" in settings else None
+    wires = Wires(me, {name: n for n, name in enumerate(every) if name != me and speak(me, name)}, seconds, group)
     communicator = make(settings, lambda ledger: Distributed(ledger, wires, t, homes))
     mine = homes[int(me.split()[1])].tolist() if me.startswith("host") else []
     users = ScriptedUsers(ivs(t), [set()] * ROUNDS, EXTRAS, mine)
@@ -111,15 +113,30 @@ def play(settings: dict[str, Any], fault: Fault | None = None, seconds: float = 
             process.join()
 
 
+def came_by_multicast(me: str, round: int, wires: Wires) -> None:
+    if me in ("relay 0", "relay 1", "relay 3"):
+        assert wires.listener
+        assert wires.listener.receiver.taken == round, "one body in each round so far"
+
+
+multicast = pytest.mark.skipif(not possible(), reason="no multicast on the loopback interface here")
+
+
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"scheme": "paper", "aggregators": [1, 2], "medium": "unicast"}, {"coded": False}],
+    [
+        {},
+        {"scheme": "paper", "aggregators": [1, 2], "medium": "unicast"},
+        {"coded": False},
+        pytest.param({"loss": 0.01, "aggregators": [0, 1, 3]}, marks=multicast),
+        pytest.param({"loss": 0.2, "aggregators": [0, 1, 3]}, marks=multicast),
+    ],
     ids=str,
 )
 def test_as_in_one_process(settings: dict[str, Any]) -> None:
     t, alone = network(), make(settings)
     users, aggregator = ScriptedUsers(ivs(t), [set()] * ROUNDS, EXTRAS), ScriptedAggregator(t.K, M + EXTRAS)
-    results = play(settings)
+    results = play(settings, came_by_multicast if "loss" in settings else None)
     for round in range(ROUNDS):
         alone.round(round, users, aggregator)
         got = {k: model for _, models, *_ in results.values() for k, model in models[round].items()}

@@ -17,7 +17,7 @@ ME, OTHER = 7, 3  # ranks
 class Silent:
     """A peer whose threads do nothing: the test puts into its queues."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, listener: None) -> None:
         self.rank, self.threads = rank, []
         self.inbox, self.outbox = SimpleQueue(), SimpleQueue()
 
