@@ -22,6 +22,7 @@ from torch import Tensor
 from hmtl.communication import TIERS, CodedHierarchical, Communicator, Network, Sums, Uncoded
 from hmtl.communication.distributed import Distributed
 from hmtl.communication.frames import HEADER, WORD, Frame
+from hmtl.communication.group import Cast
 from hmtl.communication.messages import SERVER, Users, host_name, relay_name
 from hmtl.communication.wires import Wires
 from hmtl.topology import Topology, any_r
@@ -106,9 +107,9 @@ class Timed(Wires):
             peer.inbox = Inbox(name, self.came)
         dist.barrier()  # nobody says anything before all keep time
 
-    def say(self, to: str, frame: Frame) -> None:
+    def say(self, to: str, frame: Frame, cast: Cast | None = None) -> None:
         sequence = self._sent[to]
-        super().say(to, frame)
+        super().say(to, frame, cast)
         body = frame.payload.numel() + frame.overhead.numel() + 4 * (0 if frame.users is None else len(frame.users))
         about = {"receiver": to, "sequence": sequence, "kind": frame.kind, "bytes": HEADER + body}
         self.said.append(about | {"at": time.monotonic()})
