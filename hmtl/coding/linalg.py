@@ -93,6 +93,25 @@ def inverse(A: Tensor) -> Tensor:
     return found[0]
 
 
+def independent(A: Tensor) -> Tensor | None:
+    """The first rows of A [n, m], as numbers, that make an invertible matrix [m]; None where there are too few."""
+    work, chosen = (
+        A.numpy().T.copy(),
+        list[int](),
+    )  # elementary steps on A's columns: what rows depend on each other stays
+    for row in range(len(A)):
+        if (done := len(chosen)) == len(work):
+            break
+        left = np.flatnonzero(work[done:, row])
+        if not len(left):
+            continue
+        work[[done, done + left[0]]] = work[[done + left[0], done]]
+        work[done] = PRODUCTS.take((int(INVERSES[work[done, row]]) << 8) + work[done].astype(np.uint16))
+        work[done + 1 :] ^= PRODUCTS.take((work[done + 1 :, row, None].astype(np.uint16) << 8) | work[done])
+        chosen.append(row)
+    return torch.tensor(chosen, dtype=torch.int64) if len(chosen) == len(work) else None
+
+
 def cauchy(n: int, m: int) -> Tensor:
     """The Cauchy matrix 1 / (x_i + y_j) [n, m], n + m distinct x and y: all its square submatrices are invertible.
 

@@ -21,6 +21,7 @@ from hmtl.coding.block import Block, on_all, piece_rows
 from hmtl.coding.formulas import Loads, carriers, uncoded_loads, unheard
 from hmtl.coding.generations import similar_groups
 from hmtl.coding.gf256 import matmul
+from hmtl.coding.margin import further
 from hmtl.coding.optimal import Demand, Rates, Uplinks
 from hmtl.coding.programme import Programme
 from hmtl.errors import CodingError
@@ -76,8 +77,8 @@ class Plan:
         """IVs' worth of combinations from the server, where all hear it, and where each relay gets its own copy."""
         broadcast, unicast = Fraction(), Fraction()
         for block in self.blocks:
-            broadcast += Fraction(len(block.downlink), block.pieces)
-            unicast += sum(len(block.users) - len(block.heard[i]) for i in block.aggregators)
+            broadcast += Fraction(len(block.downlink) + block.margin, block.pieces)
+            unicast += Fraction(sum(map(block.sent_to, block.aggregators)), block.pieces)
         return broadcast, unicast
 
     def carriers(self, models: int) -> NDArray[np.int64]:
@@ -86,14 +87,20 @@ class Plan:
 
 
 def optimal_code(
-    t: Topology, A: Sequence[int], seed: int, max_pieces: int, generation: int, uplinks: Uplinks | None
+    t: Topology,
+    A: Sequence[int],
+    seed: int,
+    max_pieces: int,
+    generation: int,
+    uplinks: Uplinks | None,
+    margin: int = 0,
 ) -> Iterator[Block]:
     """For each generation, one code across all z, of the users whom not all aggregators hear; see `code_of`."""
     users = np.flatnonzero((t.degrees > 0) & ~t.G[list(A)].all(axis=0))
     if len(users):
         places = np.searchsorted(t.active, A).tolist()
         G, models = t.G[list(t.active)][:, users], unheard(t, A) / len(users)
-        yield from code_of(users, G, places, seed, max_pieces, generation, uplinks, models)
+        yield from code_of(users, G, places, seed, max_pieces, generation, uplinks, models, margin)
 
 
 def code_of(
@@ -105,6 +112,7 @@ def code_of(
     generation: int,
     uplinks: Uplinks | None,
     models: float = 0.0,
+    margin: int = 0,
 ) -> Iterator[Block]:
     """For each generation of these users, one code: random combinations, as many as the rates say.
 
@@ -114,6 +122,7 @@ def code_of(
         users: their numbers [n].
         G: which relays hear them [H, n]; `places` and blocks count relays as the rows of G, `uplinks` has as many.
         models: that pass the server, for each user.
+        margin: see `Block.margin`.
     """
     groups = similar_groups(G, max(1, round(len(users) / generation)))
     rates_of = _rates(places, ROUNDING if len(groups) > 1 else 1e-9, uplinks, models)
@@ -131,7 +140,7 @@ def code_of(
                 return [_random(rng, shape) for shape in shapes]
 
             downlink = c * max(n - len(heard[i]) for i in places)
-            made[key] = _block(members, c, heard, draw, downlink, places, seed, "generation", len(made))
+            made[key] = _block(members, c, heard, draw, downlink, places, margin, seed, "generation", len(made))
         yield replace(made[key], users=members)
 
 
@@ -159,7 +168,7 @@ def _rates(
     return rates
 
 
-def allocated_code(part: Allocation, places: Sequence[int], seed: int) -> Block:
+def allocated_code(part: Allocation, places: Sequence[int], seed: int, margin: int = 0) -> Block:
     """The code of one z, with as few pieces as all α are multiples of. Ref: Hu et al. 2022, Section IV-B."""
     c = part.pieces
     if too_long := part.too_long:
@@ -168,7 +177,7 @@ def allocated_code(part: Allocation, places: Sequence[int], seed: int) -> Block:
     def draw(rng: np.random.Generator) -> list[Tensor]:
         return _uplink(part, c, rng)
 
-    return _block(part.users, c, part.heard, draw, c * part.downlink, places, seed, part.z)
+    return _block(part.users, c, part.heard, draw, c * part.downlink, places, margin, seed, part.z)
 
 
 def _block(
@@ -178,24 +187,32 @@ def _block(
     draw: Draw,
     downlink: int,
     places: Sequence[int],
+    margin: int,
     seed: int,
     *name: str | int,
 ) -> Block:
-    """The first draw with which all aggregators decode: the uplink's by `draw`, the downlink's of so many messages."""
+    """The first draw with which all aggregators decode: the uplink's by `draw`, the downlink's of so many messages, and
+    what they can do without.
+    """
     known = [piece_rows(heard[i], c) for i in places]
     missing = [_others(rows, c * len(users)) for rows in known]
     for attempt in range(TRIES):
         uplink = draw(generator(seed, "uplink", *name, attempt))
         received = sum(len(rows) for rows in uplink)
         recoding = _random(generator(seed, "downlink", *name, attempt), (downlink, received))
-        sent = matmul(recoding, on_all(uplink, heard, c, len(users)))
+        on_pieces = on_all(uplink, heard, c, len(users))
+        sent = matmul(recoding, on_pieces)
         found = linalg.inverses([sent[: len(rows), rows] for rows in missing])
         if found is not None:  # subtracting is adding here
             decoders = (
                 torch.cat([inverse, matmul(inverse, sent[: len(inverse)][:, rows])], dim=1)
                 for inverse, rows in zip(found, known, strict=True)
             )
-            return Block(users, c, heard, tuple(uplink), recoding, tuple(places), tuple(decoders))
+            block = Block(users, c, heard, tuple(uplink), recoding, tuple(places), tuple(decoders))
+            if not margin:
+                return block
+            parts, rows = further(margin, on_pieces, missing, found, seed, *name)
+            return replace(block, further=rows, parts=parts)
     raise CodingError(
         f"No code found for the {len(users)} users of a block and {len(places)} aggregators: in each of {TRIES} draws "
         f"one of them could not decode, as GF(2^8) is small for so many. Try another seed or fewer relays."

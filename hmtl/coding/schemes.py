@@ -13,6 +13,7 @@ from hmtl.coding.allocation import Allocation, Split, allocate, cheapest, even
 from hmtl.coding.block import Block
 from hmtl.coding.formulas import Loads, allocated_loads, bounds_for, optimal_loads, uncoded_loads, unheard
 from hmtl.coding.generations import check_sizes
+from hmtl.coding.margin import check_margin
 from hmtl.coding.optimal import Demand, Uplinks
 from hmtl.coding.plan import Plan, allocated_code, optimal_code
 from hmtl.coding.programme import Programme
@@ -33,15 +34,15 @@ class Scheme:
         name: as users write it.
         loads: of a topology, aggregators (one at least) and the uplinks of its active relays.
         meter: of a topology and uplinks, how long the uplink takes for aggregators.
-        code: the blocks of a plan, of topology, aggregators (one at least), seed, max_pieces, generation and uplinks.
-            None: IVs go to the server as they are.
+        code: the blocks of a plan, of topology, aggregators (one at least), seed, max_pieces, generation, uplinks and
+            margin. None: IVs go to the server as they are.
         obstacle: of a topology and aggregators, why no plan is made for them; empty where one is.
     """
 
     name: str
     loads: Callable[[Topology, Sequence[int], Uplinks | None], Loads]
     meter: Callable[[Topology, Uplinks | None], Meter]
-    code: Callable[[Topology, Sequence[int], int, int, int, Uplinks | None], Iterable[Block]] | None
+    code: Callable[[Topology, Sequence[int], int, int, int, Uplinks | None, int], Iterable[Block]] | None
     obstacle: Callable[[Topology, Sequence[int]], str] = lambda t, A: ""
 
 
@@ -65,9 +66,11 @@ def _by_allocation(name: str, split: Split) -> Scheme:
     def meter(t: Topology, uplinks: Uplinks | None) -> Meter:
         return lambda places, models, stop: _seconds(t, found(t, [t.active[i] for i in places], uplinks), uplinks)
 
-    def code(t: Topology, A: Sequence[int], seed: int, *_: object) -> Iterable[Block]:
+    def code(
+        t: Topology, A: Sequence[int], seed: int, _: int, __: int, ___: Uplinks | None, margin: int
+    ) -> Iterable[Block]:
         places = [t.active.index(i) for i in A]
-        return (allocated_code(part, places, seed) for part in parts(t, tuple(A)))
+        return (allocated_code(part, places, seed, margin) for part in parts(t, tuple(A)))
 
     def obstacle(t: Topology, A: Sequence[int]) -> str:
         return next((part.too_long for part in parts(t, tuple(A)) if part.too_long), "")
@@ -231,6 +234,7 @@ def make_plan(
     uplinks: Uplinks | None = None,
     aggregators: Aggregators = "all",
     medium: str = "broadcast",
+    margin: int = 0,
 ) -> Plan:
     """The plan of a scheme, every aggregator's decoding proven; equal arguments give equal plans.
 
@@ -244,20 +248,23 @@ def make_plan(
         generation: about how many users are coded together, where there are at least one and a half times as many.
         uplinks: of the active relays, where they differ or work side by side.
         aggregators: who learns all IVs.
-        medium: for which `auto` chooses them; the plan serves both.
+        medium: for which `auto` chooses them, whatever the margin; the plan serves both.
+        margin: e, how many further messages the server sends of each code, so that an aggregator can do without any e
+            of those that it is sent, see `Block.further`.
 
     Raises:
-        CodingError: no such coded scheme or aggregators, more pieces than can be inverted, or no draw lets every
-            aggregator decode.
+        CodingError: no such coded scheme or aggregators, more pieces than can be inverted, no draw lets every
+            aggregator decode, or more margin than can be made sure of.
 
     Ref: Hu et al. 2022, Section IV-B.
     """
     check_sizes(max_pieces, generation)
+    check_margin(margin)
     code = scheme_of(scheme, CODED_SCHEMES).code
     assert code is not None
     A = resolve(t, aggregators, scheme, uplinks, medium)
     blocks, done = [], 0
-    for block in code(t, A, seed, max_pieces, generation, uplinks) if A else ():
+    for block in code(t, A, seed, max_pieces, generation, uplinks, margin) if A else ():
         blocks.append(block)
         done += len(block.users)
         log.debug("a code for %d of %d users", done, len(t.present))

@@ -133,9 +133,27 @@ class Relay:
                 f"relay {self.i} got nothing to decode from in round {self._round}: a message was lost on the way from "
                 "the server. Resume from the last checkpoint."
             )
-        sent = getattr(messages[0], segment.part)[: view.need] if messages else self._heard[:0]
+        sent = self._needed(view, messages[0], segment.part) if messages else self._heard[:0]
         decoded = view.decode(sent, self._heard)
         self._keep(segment, decoded, view.check(self._heard, decoded))
+
+    def _needed(self, view: View, message: Message, part: str) -> Tensor:
+        """The rows that it needs, of a message of which some may be lost.
+
+        Raises:
+            CodingError: too many are.
+        """
+        rows: Tensor = getattr(message, part)
+        if message.arrived is None:
+            return rows[: view.need]
+        if (mended := view.mended(message.arrived, rows, self._heard)) is None:
+            lost, e = len(message.arrived) - len(rows), view.block.margin
+            raise CodingError(
+                f"relay {self.i} cannot decode in round {self._round}: {lost} of the server's {len(message.arrived)} "
+                f"messages of a code were lost on the way to it, where communicator.margin={e} makes up for any {e}. "
+                "Resume from the last checkpoint, or start again with a larger margin."
+            )
+        return mended
 
     def _keep(self, segment: Segment, decoded: Tensor, check: Tensor) -> None:
         """Take what was decoded, and its fingerprint."""
