@@ -89,6 +89,7 @@ class PlanConfig(NetworkConfig):
     """Root of `conf/plan.yaml`."""
 
     V_bits: int = 784 * 64
+    margin: int = 0
     format: str = "text"
 
 
@@ -175,12 +176,8 @@ def build_regularizer(cfg: DictConfig) -> Regularizer:
 
 def build_algorithm(cfg: DictConfig, problem: Problem) -> Algorithm:
     """What solves `problem`."""
-    algorithm: Algorithm = _instantiate(
-        cfg.algorithm,
-        problem=problem,
-        solver=_instantiate(cfg.solver),
-        participation=_instantiate(cfg.participation),
-    )
+    parts = {"solver": _instantiate(cfg.solver), "participation": _instantiate(cfg.participation)}
+    algorithm: Algorithm = _instantiate(cfg.algorithm, problem=problem, **parts)
     return algorithm
 
 

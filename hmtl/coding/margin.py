@@ -61,7 +61,10 @@ def further(
     Raises:
         CodingError: there are too many messages for such a margin.
     """
-    s = _split(margin, [len(pieces) for pieces in missing])
+    needs = [len(pieces) for pieces in missing]
+    if too_much := obstacle(margin, needs):
+        raise CodingError(too_much)
+    s = _split(margin, needs)
     for attempt in range(TRIES):
         X = generator(seed, "further", *name, attempt).integers(0, 256, (margin, len(uplink), s), np.uint8)
         rows = torch.from_numpy(X.transpose(0, 2, 1).reshape(margin * s, -1))  # part by part, numbers of GF(2^8)
@@ -72,17 +75,24 @@ def further(
     raise CodingError(f"margin={margin}: in each of {TRIES} draws some messages were not spare. Try another seed.")
 
 
+def obstacle(margin: int, needs: Sequence[int]) -> str:
+    """Why aggregators that need so many messages each cannot have such a margin; empty where they can."""
+    if not margin or _split(margin, needs):
+        return ""
+    return (
+        f"margin={margin} is too much for a code of {max(needs)} messages to {len(needs)} aggregators: that any "
+        f"{margin} of them are spare cannot be made sure of. Lower it, max_pieces or generation."
+    )
+
+
 def _split(margin: int, needs: Sequence[int]) -> int:
-    """The least s with which a draw succeeds at least every other time; each set fails with a probability of 2^-8s."""
+    """The least s with which a draw succeeds at least every other time, as each set fails with a probability of 2^-8s.
+
+    0 where there is none, or it takes too long to check.
+    """
     sets = sum(comb(need + margin, margin) for need in needs)
     checked = sum(comb(need + margin, margin - 2) for need in needs) if margin > 2 else 0
-    s = next((s for s in SPLITS if 2 * sets <= 256**s), 0)
-    if not s or checked > MOST_CHECKED:
-        raise CodingError(
-            f"margin={margin} is too much for a code of {max(needs)} messages to {len(needs)} aggregators: that any "
-            f"{margin} of them are spare cannot be made sure of. Lower it, max_pieces or generation."
-        )
-    return s
+    return next((s for s in SPLITS if 2 * sets <= 256**s), 0) if checked <= MOST_CHECKED else 0
 
 
 def _columns(P: Numbers, e: int) -> Numbers:

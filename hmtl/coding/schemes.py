@@ -11,9 +11,10 @@ import numpy as np
 from hmtl.coding.aggregators import MEDIA, Choice, Meter, Search, aggregators_of
 from hmtl.coding.allocation import Allocation, Split, allocate, cheapest, even
 from hmtl.coding.block import Block
-from hmtl.coding.formulas import Loads, allocated_loads, bounds_for, optimal_loads, uncoded_loads, unheard
+from hmtl.coding.formulas import Loads, Sizes, allocated_loads, bounds_for, optimal_loads, uncoded_loads, unheard
 from hmtl.coding.generations import check_sizes
 from hmtl.coding.margin import check_margin
+from hmtl.coding.margin import obstacle as too_much
 from hmtl.coding.optimal import Demand, Uplinks
 from hmtl.coding.plan import Plan, allocated_code, optimal_code
 from hmtl.coding.programme import Programme
@@ -37,6 +38,7 @@ class Scheme:
         code: the blocks of a plan, of topology, aggregators (one at least), seed, max_pieces, generation, uplinks and
             margin. None: IVs go to the server as they are.
         obstacle: of a topology and aggregators, why no plan is made for them; empty where one is.
+        sizes: of the codes of a plan for topology, aggregators and uplinks, see `Sizes`.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Scheme:
     meter: Callable[[Topology, Uplinks | None], Meter]
     code: Callable[[Topology, Sequence[int], int, int, int, Uplinks | None, int], Iterable[Block]] | None
     obstacle: Callable[[Topology, Sequence[int]], str] = lambda t, A: ""
+    sizes: Callable[[Topology, Sequence[int], Uplinks | None], Sizes] = lambda t, A, uplinks: ()
 
 
 def _seconds(t: Topology, load: Loads, uplinks: Uplinks | None) -> float:
@@ -72,10 +75,25 @@ def _by_allocation(name: str, split: Split) -> Scheme:
         places = [t.active.index(i) for i in A]
         return (allocated_code(part, places, seed, margin) for part in parts(t, tuple(A)))
 
+    def sizes(t: Topology, A: Sequence[int], uplinks: Uplinks | None) -> Sizes:
+        places = [t.active.index(i) for i in A]
+        for part in parts(t, tuple(A)):
+            yield part.pieces, [part.pieces * (len(part.users) - len(part.heard[n])) for n in places]
+
     def obstacle(t: Topology, A: Sequence[int]) -> str:
         return next((part.too_long for part in parts(t, tuple(A)) if part.too_long), "")
 
-    return Scheme(name, found, meter, code, obstacle)
+    return Scheme(name, found, meter, code, obstacle, sizes)
+
+
+def _optimal_meter(t: Topology, uplinks: Uplinks | None) -> Meter:
+    return Programme(Demand(t.core), uplinks).time
+
+
+def _optimal_sizes(t: Topology, A: Sequence[int], uplinks: Uplinks | None) -> Sizes:
+    """As plans are made unless told otherwise."""
+    for block in optimal_code(t, A, 0, 8, 200, uplinks):
+        yield block.pieces, [block.need(n) for n in block.aggregators]
 
 
 SCHEMES: Mapping[str, Scheme] = MappingProxyType(
@@ -88,7 +106,7 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
                 lambda t, uplinks: lambda A, models, stop: None,
                 None,
             ),
-            Scheme("optimal", optimal_loads, lambda t, uplinks: Programme(Demand(t.core), uplinks).time, optimal_code),
+            Scheme("optimal", optimal_loads, _optimal_meter, optimal_code, sizes=_optimal_sizes),
             _by_allocation("paper", cheapest),
             _by_allocation("equal", even),
         )
@@ -155,6 +173,7 @@ def loads(
     *,
     aggregators: Aggregators = "all",
     medium: str = "broadcast",
+    margin: int = 0,
 ) -> Loads:
     """The loads of a scheme.
 
@@ -165,17 +184,20 @@ def loads(
         uplinks: of the active relays, for which `optimal` then takes the least time instead of the least load, with
             whole pieces as in a plan, and `uncoded` the relays that forward soonest; None: all alike.
         aggregators: who learns all IVs.
-        medium: for which `auto` chooses them.
+        medium: for which `auto` chooses them, whatever the margin.
+        margin: how many further messages the server sends of each code of a plan, see `make_plan`.
 
     Raises:
-        CodingError: no such scheme, or no such aggregators.
+        CodingError: no such scheme, no such aggregators, or a margin below 0.
 
     Ref: Hu et al. 2022, Theorem 1, eqs. (33a) and (33b).
     """
     chosen = scheme_of(scheme)
     A = resolve(t, aggregators, scheme, uplinks, medium) if chosen.code else ()
+    check_margin(margin)
     if A:
-        return chosen.loads(t, A, uplinks)
+        found = chosen.loads(t, A, uplinks)
+        return found.with_margin(margin, chosen.sizes(t, A, uplinks)) if margin else found
     coded_for_nobody = chosen.code and not t.active
     return Loads.of(t, [], 0, 0) if coded_for_nobody else uncoded_loads(t, uplinks)
 
@@ -194,14 +216,19 @@ def bounds(t: Topology, *, aggregators: Aggregators = "all", medium: str = "broa
     return bounds_for(t, resolve(t, aggregators, medium=medium))
 
 
-def obstacle(t: Topology, scheme: str, aggregators: Aggregators = "all") -> str:
-    """Why a coded scheme, whose loads are known, cannot be carried out; empty where it can.
+def obstacle(
+    t: Topology, scheme: str, aggregators: Aggregators = "all", margin: int = 0, uplinks: Uplinks | None = None
+) -> str:
+    """Why a coded scheme, whose loads are known, cannot be carried out, see `loads`; empty where it can.
 
     Raises:
         CodingError: no such coded scheme, or no such aggregators.
     """
     A = resolve(t, aggregators, scheme)
-    return scheme_of(scheme, CODED_SCHEMES).obstacle(t, A) if A else ""
+    chosen = scheme_of(scheme, CODED_SCHEMES)
+    reason = chosen.obstacle(t, A) if A else ""
+    codes = chosen.sizes(t, A, uplinks) if A and margin and not reason else ()
+    return next(filter(None, (too_much(margin, needs) for _, needs in codes)), reason)
 
 
 def uplink_bound(t: Topology, uplinks: Uplinks | None = None, *, aggregators: Aggregators = "all") -> float:
