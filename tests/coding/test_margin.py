@@ -159,6 +159,22 @@ def test_what_cannot_be_had_is_refused_in_a_line(e):
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize(
+    ("e", "needs", "had"),
+    [
+        (1, [10**9], True),
+        (2, [40_000, 20_000], True),  # 10^9 pairs, of 2^32 slopes
+        (2, [60_000, 60_000], False),
+        (3, [300], True),
+        (3, [50] * 188, True),
+        (3, [50] * 189, False),  # columns to go through
+        (4, [500], False),
+    ],
+)
+def test_what_can_be_had(e, needs, had):
+    assert (margin.obstacle(e, needs) == "") == had
+
+
 def test_a_margin_is_not_negative():
     with pytest.raises(CodingError, match=r"margin=-1 messages cannot be spare. Set it to 0 or more"):
         make_plan(symmetric(K=10, H=5, r=2), margin=-1)
