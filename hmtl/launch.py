@@ -15,6 +15,8 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 GRACE = 10.0  # seconds for the others to end, once the first process has
+LOADED = ("hmtl.train", "hmtl.trainer", "hmtl.engine", "hmtl.mtl", "hmtl.figures", "cvxpy", "sklearn.model_selection")
+"""What most runs import, hmtl's own late imports among it, which together take each process two seconds."""
 
 
 def launch(arguments: Sequence[str]) -> int:
@@ -28,7 +30,7 @@ def launch(arguments: Sequence[str]) -> int:
         return 2
     words = [word for word in arguments if not word.startswith("processes=")]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "hmtl.train", "hmtl.trainer", "hmtl.engine", "hmtl.mtl"])
+    context.set_forkserver_preload(list(LOADED))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -36,9 +36,10 @@ def train(cfg: DictConfig) -> None:
         summary = summarize(run, cfg)
         write_json(run.output_dir / "summary.json", summary)
         save_models(run.output_dir / "models.npz", run.algorithm)
-        figures["links"] = link_figure(run.communicator.ledger)
-        if run.algorithm.Omega is not None:
-            figures["omega"] = omega_figure(run.algorithm.Omega)
+        if run.loggers:  # who else would look at them
+            figures["links"] = link_figure(run.communicator.ledger)
+            if run.algorithm.Omega is not None:
+                figures["omega"] = omega_figure(run.algorithm.Omega)
         for logger in run.loggers:
             logger.finish(summary, figures)
         print(f"Results: {run.output_dir}")
