@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 
@@ -17,16 +18,17 @@ SMALL = ("K=10", "H=3", "r=2", "rounds=6", "dataset.rows_per_user=20", "logger=n
 PROCESSES = 6  # a server, three relays, two hosts
 
 
-def command(module: str, folder: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", module, *SMALL, f"hydra.run.dir={folder}", *words]
+def train(folder: Path, *words: str) -> commands.Command:
+    return commands.run("hmtl.train", *SMALL, f"hydra.run.dir={folder}", *words)
 
 
-def run(module: str, folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command(module, folder, *words), capture_output=True, text=True, timeout=120)
+def launcher(folder: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "hmtl.launch", *SMALL, f"hydra.run.dir={folder}", *words]
 
 
-def launch(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    return run("hmtl.launch", folder, f"processes={PROCESSES}", *words)
+def launch(folder: Path, *words: str, processes: object = PROCESSES) -> "subprocess.CompletedProcess[str]":
+    line = launcher(folder, f"processes={processes}", *words)
+    return subprocess.run(line, capture_output=True, text=True, timeout=300)
 
 
 def results(folder: Path) -> tuple[bytes, dict[str, object], list[dict[str, float]]]:
@@ -52,7 +54,7 @@ def results(folder: Path) -> tuple[bytes, dict[str, object], list[dict[str, floa
 def test_the_results_are_those_of_one_process(tmp_path: Path, words: tuple[str, ...]) -> None:
     done = launch(tmp_path / "many", *words)
     assert done.returncode == 0, done.stderr
-    assert run("hmtl.train", tmp_path / "one", *words).returncode == 0
+    assert train(tmp_path / "one", *words).returncode == 0
     assert results(tmp_path / "many") == results(tmp_path / "one")
 
 
@@ -60,22 +62,22 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
     words = ("participation.dropout=0.3", "algorithm.omega_every=2")
     assert launch(tmp_path / "half", "checkpoint_every=1", "algorithm.rounds=6", "rounds=3", *words).returncode == 0
     assert launch(tmp_path / "rest", f"resume={tmp_path / 'half'}", *words).returncode == 0
-    assert run("hmtl.train", tmp_path / "whole", *words).returncode == 0
+    assert train(tmp_path / "whole", *words).returncode == 0
     assert results(tmp_path / "rest") == results(tmp_path / "whole")
-    other = run("hmtl.launch", tmp_path / "other", "processes=5", f"resume={tmp_path / 'half'}", *words)
+    other = launch(tmp_path / "other", f"resume={tmp_path / 'half'}", *words, processes=5)
     assert other.returncode == 2
     assert "a run of 6 processes, here are 5: start as many" in other.stderr
 
 
 @pytest.mark.parametrize(("processes", "says"), [(4, "there are 5 to 14"), ("x", "whole")])
 def test_a_wrong_number_of_processes_is_refused(tmp_path: Path, processes: object, says: str) -> None:
-    done = run("hmtl.launch", tmp_path, f"processes={processes}")
+    done = launch(tmp_path, processes=processes)
     assert done.returncode == 2
     assert says in done.stderr
 
 
 def test_without_a_launcher_it_says_which(tmp_path: Path) -> None:
-    done = run("hmtl.train", tmp_path, "engine=torch_distributed")
+    done = train(tmp_path, "engine=torch_distributed")
     assert done.returncode == 2
     assert "start all processes by python -m hmtl.launch" in done.stderr
 
@@ -96,16 +98,16 @@ def members(launcher: int) -> list[int]:
 @pytest.mark.parametrize(("rank", "sign"), [(0, signal.SIGKILL), (5, signal.SIGSTOP)])
 def test_a_process_goes(tmp_path: Path, rank: int, sign: signal.Signals) -> None:
     """Without a host its users are absent; without the server all end; and nobody stays behind."""
-    words = (f"processes={PROCESSES}", "rounds=30", "checkpoint_every=1", "engine.seconds=2")
-    with subprocess.Popen(command("hmtl.launch", tmp_path, *words), stderr=subprocess.PIPE, text=True) as launcher:
-        deadline = time.monotonic() + 60
+    words = (f"processes={PROCESSES}", "rounds=60", "checkpoint_every=1", "engine.seconds=8")
+    with subprocess.Popen(launcher(tmp_path, *words), stderr=subprocess.PIPE, text=True) as launched:
+        deadline = time.monotonic() + 300
         while not (tmp_path / "checkpoint.pt").exists():
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        everybody = members(launcher.pid)
+        everybody = members(launched.pid)
         assert len(everybody) == PROCESSES
         os.kill(everybody[rank], sign)
-        status = launcher.wait(timeout=90)
+        status = launched.wait(timeout=300)
     assert not [pid for pid in everybody if Path(f"/proc/{pid}/stat").exists()]
     if rank == 0:
         assert status == 128 + signal.SIGKILL

@@ -21,7 +21,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, screen: io.StringIO, delay: float) ->
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr(progress, "SECONDS", delay)
     monkeypatch.setenv("TERM", "xterm")
-    end = monotonic() + 20
+    end = monotonic() + 300
     with progress.progress("Planning"):
         while delay == 0 and isinstance(screen, Terminal) and "step 7" not in screen.getvalue() and monotonic() < end:
             LOG.debug("step %d", 7)

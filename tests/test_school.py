@@ -5,13 +5,12 @@ School: 139 schools, 22 to 251 pupils each, 28 columns, one of them constant, th
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from commands import run
 from numpy.typing import NDArray
 
 from hmtl.config import build_tasks, compose
@@ -76,13 +75,9 @@ def test_school_with_default_settings(tmp_path: Path) -> None:
     table.to_csv(tmp_path / "school.csv", index=False)
     said = ("dataset=files", f"dataset.path={tmp_path}/school.csv", "dataset.task=school", "dataset.target=score")
     said += ("dataset.kind=regression", "loss=squared", "topology=any_r")
-    done = subprocess.run(
-        [sys.executable, "-m", "hmtl.train", *said, "~logger.tensorboard", f"hydra.run.dir={tmp_path}/run"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run("hmtl.train", *said, "~logger.tensorboard", f"hydra.run.dir={tmp_path}/run")
     assert not done.stderr, "a warning"
+    assert done.returncode == 0
     assert "R²" in done.stdout
     summary: dict[str, Any] = json.loads((tmp_path / "run" / "summary.json").read_text())
     with (tmp_path / "run" / "metrics.csv").open() as file:

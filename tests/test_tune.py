@@ -5,8 +5,6 @@ import json
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import Command, run
 from omegaconf import DictConfig
 from sklearn.svm import LinearSVC
 
@@ -205,10 +204,6 @@ def test_all_settings_are_told(
     assert (tmp_path / "tune.png").read_bytes().startswith(b"\x89PNG")
 
 
-def command(module: str, *overrides: str) -> list[str]:
-    return [sys.executable, "-m", f"hmtl.{module}", *overrides]
-
-
 def test_training_reads_the_result(tmp_path: Path) -> None:
     """All that the command line of `hmtl.tune` said holds for the training, what was chosen, too; parts of the user's
     own, in a folder of its own, are found by the line that is printed.
@@ -218,11 +213,12 @@ def test_training_reads_the_result(tmp_path: Path) -> None:
     shutil.copy(conf_dir() / "regularizer" / "mean.yaml", own / "mine.yaml")
     said = (*SMALL, "tune.grid={lam:[0.03,0.3],regularizer.lam2:[0.01,0.1]}", "rounds=2", "r=2", "topology=any_r")
     asked = ("--config-dir", "my own conf", *said, "regularizer=mine", f"hydra.run.dir={tmp_path}")
-    out = subprocess.run(command("tune", *asked), check=True, cwd=tmp_path, capture_output=True, text=True).stdout
+    tuned = run("hmtl.tune", *asked, cwd=tmp_path)
+    assert tuned.returncode == 0, tuned.stderr
     best = json.loads((tmp_path / "tune.json").read_text())["best"]
-    module, *told = shlex.split(out.splitlines()[-1])[2:]
-    train_too = command(module.removeprefix("hmtl."), *told, "logger=none", f"hydra.run.dir={tmp_path / 'train'}")
-    subprocess.run(train_too, check=True)
+    module, *told = shlex.split(tuned.stdout.splitlines()[-1])[2:]
+    assert module == "hmtl.train"
+    assert run(module, *told, "logger=none", f"hydra.run.dir={tmp_path / 'train'}").returncode == 0
     expected = with_values(compose(*said, "regularizer=mean", "output_dir=x"), best)
     trained = load_checkpoint(tmp_path / "train")["identity"]
     assert trained == flat(expected, set(flat(expected)) - set(trained))
@@ -244,25 +240,23 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def interrupted(folder: Path, by: signal.Signals, *overrides: str) -> tuple[int, str, dict[Any, Any]]:
+def interrupted(folder: Path, by: signal.Signals, *overrides: str) -> tuple[int | None, str, dict[Any, Any]]:
     """Exit status, output and what was kept of a command that was stopped after its third training or a later one."""
     finished: dict[Any, Any] = {}
-    deadline = time.monotonic() + 120
-    run = subprocess.Popen(
-        command("tune", *LONG, *overrides, f"hydra.run.dir={folder}"), stdout=subprocess.PIPE, text=True
-    )
-    while len(finished) < 3:
-        assert run.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-        if (folder / "checkpoint.pt").exists():
-            finished = load_checkpoint(folder, parts=("identity", "finished"))["finished"]
-    run.send_signal(by)
-    out, _ = run.communicate(timeout=60)
-    return run.returncode, out, load_checkpoint(folder, parts=("identity", "finished"))["finished"]
+    deadline = time.monotonic() + 300
+    with Command("hmtl.tune", *LONG, *overrides, f"hydra.run.dir={folder}") as command:
+        while len(finished) < 3:
+            assert command.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+            if (folder / "checkpoint.pt").exists():
+                finished = load_checkpoint(folder, parts=("identity", "finished"))["finished"]
+        command.send_signal(by)
+        status = command.done().poll()
+    return status, command.stdout, load_checkpoint(folder, parts=("identity", "finished"))["finished"]
 
 
-@pytest.mark.parametrize("stopped_by", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("stopped_by", [signal.SIGTERM, signal.SIGKILL])
 def test_stopped_and_resumed_equals_uninterrupted(
     uninterrupted: Path, tmp_path: Path, stopped_by: signal.Signals
 ) -> None:
@@ -349,6 +343,6 @@ def test_what_training_refuses(configure: Configure, override: str) -> None:
 
 
 def test_a_user_error_is_one_line_and_exit_2(tmp_path: Path) -> None:
-    done = subprocess.run(command("tune", "rounds=0", f"hydra.run.dir={tmp_path}"), capture_output=True, text=True)
+    done = run("hmtl.tune", "rounds=0", f"hydra.run.dir={tmp_path}")
     assert done.returncode == 2
     assert done.stderr == "error: rounds=0 is too small: it is at least 1.\n"

@@ -1,17 +1,20 @@
 """The comparison of learners, on a few rounds: it runs, and writes what it prints."""
 
 import csv
-import subprocess
+import runpy
 import sys
 from pathlib import Path
+
+import pytest
 
 SCRIPT = Path(__file__).parent.parent.parent / "experiments" / "compare.py"
 
 
-def test_one_seed(tmp_path: Path) -> None:
+def test_one_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "compare.csv"
     options = ["--seeds", "1", "--rounds", "3", "--methods", "local", "--out", str(out)]
-    subprocess.run([sys.executable, str(SCRIPT), *options], check=True, capture_output=True)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
     with out.open() as file:
         (row,) = csv.DictReader(file)
     assert list(row) == ["method", "test_error", "sd", "worst_relative_gap", "chosen"]

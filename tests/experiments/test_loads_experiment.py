@@ -1,7 +1,7 @@
 """`experiments/loads.py` on one draw: files, and the order that theory demands."""
 
 import csv
-import subprocess
+import runpy
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -27,9 +27,10 @@ def check(path: Path) -> None:
         assert 0 <= paper <= optimal + 1e-9 <= best + 2e-9
 
 
-def test_one_draw(tmp_path: Path) -> None:
-    command = [sys.executable, str(EXPERIMENTS / "loads.py"), str(tmp_path), "--draws", "1"]
-    assert "Fig. 4" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def test_one_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["loads.py", str(tmp_path), "--draws", "1"])
+    runpy.run_path(str(EXPERIMENTS / "loads.py"), run_name="__main__")
+    assert "Fig. 4" in capsys.readouterr().out
     assert (tmp_path / "loads.png").read_bytes().startswith(b"\x89PNG")
     check(tmp_path / "loads.csv")
 

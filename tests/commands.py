@@ -1,0 +1,104 @@
+"""Commands as `python -m` runs them, forked from a process that has loaded what they need: they start without delay."""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import tempfile
+from multiprocessing.connection import wait
+from pathlib import Path
+from types import TracebackType
+
+from hmtl.launch import LOADED
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [*LOADED, "pytest", "hmtl.communication.distributed", "hmtl.cross_validation", "torch.utils.tensorboard"]
+)
+
+
+class Command:
+    """`python -m module *words`, as a process; used as a context, it is killed at the end if it still runs.
+
+    It is `subprocess.Popen`, as far as is needed, but for the start of an interpreter and its imports, which take
+    seconds each time. Numbers of threads are those of the tests.
+    """
+
+    def __init__(self, module: str, *words: object, cwd: Path | None = None) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._written = [Path(self._folder.name, name) for name in ("out", "err")]
+        for path in self._written:
+            path.touch()
+        where = str(cwd or Path.cwd()), dict(os.environ)
+        self._process = FORKS.Process(target=_play, args=(module, [*map(str, words)], *where, self._written))
+        self._process.start()
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def done(self, seconds: float = 300) -> "Command":
+        """After its end."""
+        assert wait([self._process.sentinel], seconds), f"it still runs after {seconds} s"
+        self._process.join()
+        return self
+
+    @property
+    def returncode(self) -> int | None:
+        return self.poll()
+
+    @property
+    def stdout(self) -> str:
+        return self._written[0].read_text()
+
+    @property
+    def stderr(self) -> str:
+        return self._written[1].read_text()
+
+    def __enter__(self) -> "Command":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.poll() is None:
+            self.send_signal(signal.SIGKILL)
+        self.done()
+
+
+def run(module: str, *words: object, cwd: Path | None = None) -> Command:
+    """A command, after its end."""
+    with Command(module, *words, cwd=cwd) as command:
+        return command.done()
+
+
+class Killer:
+    """A logger that kills its process once so many rounds are logged: `_target_: commands.Killer`."""
+
+    def __init__(self, rounds: int) -> None:
+        self._left = rounds
+
+    def log(self, row: object) -> None:
+        self._left -= 1
+        if not self._left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def close(self) -> None:
+        pass
+
+
+def _play(module: str, words: list[str], cwd: str, env: dict[str, str], written: list[Path]) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    for number, path in enumerate(written, 1):
+        os.dup2(os.open(path, os.O_WRONLY), number)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    sys.path.insert(0, cwd)
+    sys.argv = [module, *words]
+    sys.modules.pop(module, None)  # so that it is loaded as __main__
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
