@@ -50,7 +50,7 @@ def active(t):
     return t.G[t.G.any(axis=1)][:, t.G.any(axis=0)]
 
 
-@settings(max_examples=500)
+@settings(max_examples=250)
 @given(t=topologies(max_H=6) | restricted(topologies(max_H=6)).filter(lambda t: t.active))
 def test_optimum_is_the_best_of_all_partitions(t):
     G = active(t)
@@ -65,7 +65,7 @@ def test_optimum_is_the_best_of_all_partitions(t):
     assert found.uplink >= bounds(t).uplink - 1e-12
 
 
-@settings(max_examples=500)
+@settings(max_examples=250)
 @given(t=topologies() | restricted())
 def test_never_above_the_paper(t):
     optimal, paper = loads(t, "optimal"), loads(t, "paper")

@@ -183,12 +183,11 @@ def test_dual_never_falls(loss, name, solver, tmp_path):
     assert seen[-1]["dual"] > seen[0]["dual"]
 
 
-@pytest.mark.parametrize("solver", [SDCA(10.0), BatchedSDCA(10.0)], ids=["compiled", "torch"])
 @pytest.mark.parametrize("name", ["task_relationship", "graph", "shared"])
 @every_loss
-def test_momentum_saves_rounds_and_restarts_keep_progress(loss, name, solver, tmp_path):
+def test_momentum_saves_rounds_and_restarts_keep_progress(loss, name, tmp_path):
     """The gap is as small as without it after fewer rounds, and the dual is nearly its best at any time."""
-    plain, fast = (mocha(loss, name, tmp_path, solver=solver, accelerated=a) for a in (False, True))
+    plain, fast = (mocha(loss, name, tmp_path, solver=SDCA(10.0), accelerated=a) for a in (False, True))
     duals = []
     run(fast, 60, lambda round: duals.append(fast.metrics()["dual"]))
     end = run(plain, 60)
@@ -212,7 +211,7 @@ def test_learning_omega_keeps_the_certificate(loss, name, tmp_path):
     """R never grows when Ω changes, the gap is never negative, and both settle."""
     algorithm, gaps, grown = mocha(loss, name, tmp_path, omega_every=5), [], []
     R = algorithm.problem.regularizer
-    for round in range(300):
+    for round in range(150):
         before = algorithm.Omega
         V = algorithm.aggregator.V
         algorithm.step(round)
@@ -220,7 +219,7 @@ def test_learning_omega_keeps_the_certificate(loss, name, tmp_path):
         if algorithm.Omega is not before and V.any():
             W = (R.inverse_coupling(before) @ algorithm.aggregator.V).T  # of which the new Ω was made
             grown.append(float(R(W, algorithm.Omega) / R(W, before)))
-    assert len(grown) == 60
+    assert len(grown) == 30
     assert min(gaps) >= -1e-9
     # the first Ω was drawn at random and need not be one of those among which the update chooses
     assert max(grown[1:]) <= 1 + 1e-9

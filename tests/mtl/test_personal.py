@@ -104,7 +104,7 @@ def test_fedprox_comes_to_rest_where_every_proximal_step_cancels(mu):
     H, b = quadratics()
     inverse, p = np.linalg.inv(H + mu * np.eye(D)), COUNTS / COUNTS.sum()
     want = np.linalg.solve(np.eye(D) - mu * np.tensordot(p, inverse, 1), p @ np.einsum("kij,kj->ki", inverse, b))
-    learner = run(FedProx(problem(), LocalSGD(0.5, 40, FULL), linear, mu), 0, 50)
+    learner = run(FedProx(problem(), LocalSGD(0.5, 40, FULL), linear, mu), 0, 30)
     np.testing.assert_allclose(shared(learner), want, rtol=0, atol=1e-7)
     alone = p @ np.linalg.solve(H, b[:, :, None])[:, :, 0]  # FedAvg's: the mean of the users' optima
     assert abs(want - alone).max() > 0.02
@@ -130,7 +130,7 @@ def test_pfedme_comes_to_rest_where_the_envelopes_do(lam, eta, beta):
     inverse = np.linalg.inv(H + lam * np.eye(D))
     w = np.linalg.solve(np.eye(D) - lam * inverse.mean(0), np.einsum("kij,kj->ki", inverse, b).mean(0))
     solver = LocalSGD(0.3 if lam > 1 else 0.5, 40, FULL)
-    learner = run(PFedMe(problem(), solver, linear, lam, eta, local_rounds=1, beta=beta), 0, 60)
+    learner = run(PFedMe(problem(), solver, linear, lam, eta, local_rounds=1, beta=beta), 0, 40)
     np.testing.assert_allclose(shared(learner), w, rtol=0, atol=1e-7)
     np.testing.assert_allclose(learner.W.T, near(H, b, lam, w), rtol=0, atol=1e-7)
 
@@ -227,7 +227,7 @@ def test_another_weight_gives_another_result():
 def test_the_larger_lambda_the_nearer_to_the_model_for_all(make):
     apart = []
     for lam in (0.01, 0.1, 1.0, 9.0):
-        learner = run(make(several_classes(), LocalSGD(0.1, 5, FULL), mlp, lam=lam), 0, 20)
+        learner = run(make(several_classes(), LocalSGD(0.1, 5, FULL), mlp, lam=lam), 0, 8)
         apart.append(float((learner.W - learner.users.W.T).norm()))
     assert apart == sorted(apart, reverse=True)
     assert apart[-1] < 0.2 * apart[0]
@@ -345,7 +345,7 @@ def test_over_every_communicator_and_stopped_on_the_way(learner, wire, lost):
         whole, communicator = fresh(), kind(topology, Network(), wire=wire)
         over(communicator, whole, range(6), away)
         found.append(whole)
-        for cut in (2, 4):  # stopped and gone on with
+        for cut in (2,):  # stopped and gone on with
             first, then = (kind(topology, Network(), wire=wire) for _ in range(2))
             stopped, buffer = over(first, fresh(), range(cut), away), io.BytesIO()
             torch.save((stopped.state_dict(), first.state_dict()), buffer)

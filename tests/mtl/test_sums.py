@@ -242,7 +242,7 @@ def test_fedu_settles_where_the_objective_does(random_problem) -> None:
     problem = random_problem(2, regularizer=Mean(0.5, 0.2), loss=Logistic()).problem
     fedu = FedU(problem, LocalSGD(0.5, 1, 100, 0.1), nn.Linear)
     fedu.in_sums()
-    for round in range(800):
+    for round in range(400):
         fedu.step(round)
     W = fedu.W.double().T.clone().requires_grad_()
     loss = sum(
