@@ -101,6 +101,7 @@ class _Product:
 
     def __init__(self, path: Path, A: Tensor, X: Tensor, out: Tensor) -> None:
         self.path, self.X, self.out, (self.n, self.m) = path, X, out, A.shape
+        self.table = _table(path.affine)  # kept, as threads that ask for it first at the same time get one each
         # Kernels take the coefficients of one column of A together, `inputs` columns at a time.
         self.columns = np.zeros((self.m + -self.m % path.inputs, self.n), dtype=np.uint8)
         self.columns[: self.m] = A.numpy().T
@@ -127,7 +128,7 @@ class _Product:
 
     def _tile(self, X: int, X_stride: int, start: int, columns: int) -> None:
         """Multiply what lies at address X; the result belongs at column `start`."""
-        table, coefficients = _table(self.path.affine).data_ptr(), self.columns.ctypes.data
+        table, coefficients = self.table.data_ptr(), self.columns.ctypes.data
         out, stride = self.out.data_ptr() + start, self.out.stride(0)
         for kernel, blocks, row in self.kernels:
             output = out + row * stride

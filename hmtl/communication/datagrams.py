@@ -7,7 +7,7 @@ GF(2^8) repair what was lost. Nothing is believed of a datagram whose checksum i
 import struct
 import zlib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Self
 
 import numpy as np
@@ -73,16 +73,16 @@ class Cut:
 
     size: int
 
-    @property
+    @cached_property
     def pieces(self) -> int:
         return max(1, -(-self.size // ROOM))
 
-    @property
+    @cached_property
     def length(self) -> int:
         """Bytes of a piece; the last ones are filled up with zeros."""
         return -(-self.size // self.pieces)
 
-    @property
+    @cached_property
     def generations(self) -> int:
         return -(-self.pieces // GENERATION)
 

@@ -203,7 +203,7 @@ class Listener:
 
     def __init__(self, multicast: Multicast, server: str, run: int, rank: int) -> None:
         self._socket = multicast.socket(server, receive=True)
-        self._socket.settimeout(0.2)  # so that it can be closed
+        self._socket.setblocking(False)
         self._answers = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.receiver, self._lock = Receiver(run, rank), Lock()
         self._nbytes, self._closed = 0, Event()
@@ -240,16 +240,18 @@ class Listener:
 
     def _work(self) -> None:
         while not self._closed.is_set():
-            try:
-                datagram, sender = self._socket.recvfrom(DATAGRAM)
-            except TimeoutError:
-                continue
-            with self._lock:
-                answer = self.receiver.hear(datagram)
-                self._nbytes += len(answer or b"")
-            if answer:
-                with suppress(OSError):  # the question comes again
-                    self._answers.sendto(answer, sender)
+            if select.select([self._socket], [], [], 0.2)[0]:  # not longer, so that it can be closed
+                with suppress(BlockingIOError):
+                    while True:
+                        self._hear(*self._socket.recvfrom(DATAGRAM))
+
+    def _hear(self, datagram: bytes, sender: tuple[str, int]) -> None:
+        with self._lock:
+            answer = self.receiver.hear(datagram)
+            self._nbytes += len(answer or b"")
+        if answer:
+            with suppress(OSError):  # the question comes again
+                self._answers.sendto(answer, sender)
 
 
 def _this_end(server: str) -> str:

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.coding.gf256 import matmul
-from hmtl.coding.linalg import inverse
+from hmtl.coding.linalg import inverses
 from hmtl.communication.datagrams import DATAGRAM, LACK, PIECE, QUESTION, REPORT, ROOM, Cut, Datagram, combinations
 from hmtl.errors import CodingError
 
 LOWER = 42  # bytes that UDP, IP and Ethernet add to a datagram, for pacing
 
-BURST = 0.005  # seconds that a late sender may catch up with at once
+BURST = 0.02  # seconds that a late sender may catch up with at once
 WINDOW, LONGEST = 0.005, 0.05  # seconds to wait for reports before asking again: twice as long each time, at most so
 SILENCE = 1.0  # seconds without a report after which nothing more is expected of a receiver
 SPARE, TIMES = 2.0, 4.0  # seconds for a body, and how often as long as it takes without losses
@@ -138,7 +138,7 @@ class Receiving:
 
     def __init__(self, size: int) -> None:
         self.cut = cut = Cut(size)
-        self._pieces = np.empty((cut.pieces, cut.length), np.uint8)
+        self._pieces = np.zeros((cut.pieces, cut.length), np.uint8)  # where one lacks, it adds nothing
         self._has = np.zeros(cut.pieces, bool)
         self._combinations: dict[int, dict[int, NDArray[np.uint8]]] = {}  # by generation and row
         self.lacks = np.array([len(self._has[cut.places(generation)]) for generation in range(cut.generations)])
@@ -159,21 +159,25 @@ class Receiving:
         else:
             rows[index] = content
         self.lacks[generation] -= 1
-        if not self.lacks[generation] and rows:
-            self._solve(places, rows)
-            rows.clear()
         return ""
 
     def body(self) -> Tensor:
-        """uint8 [size], once nothing lacks."""
-        return torch.from_numpy(self._pieces.reshape(-1)[: self.cut.size])
-
-    def _solve(self, places: slice, rows: dict[int, NDArray[np.uint8]]) -> None:
-        """The pieces that were lost, of as many combinations."""
-        pieces, known = torch.from_numpy(self._pieces[places]), torch.from_numpy(self._has[places])
-        A = combinations(len(pieces))[[index - len(pieces) for index in rows]]
-        rest = matmul(A[:, known], pieces[known]).bitwise_xor_(torch.from_numpy(np.stack(list(rows.values()))))
-        pieces[~known] = matmul(inverse(A[:, ~known]), rest)
+        """uint8 [size], once nothing lacks: what was lost is solved for, in all generations at once."""
+        repaired = {generation: rows for generation, rows in self._combinations.items() if rows}
+        self._combinations.clear()
+        places = [self.cut.places(generation) for generation in repaired]
+        lost = [torch.from_numpy(~self._has[of]) for of in places]
+        coefficients = [
+            combinations(len(of))[[index - len(of) for index in rows]]
+            for of, rows in zip(lost, repaired.values(), strict=True)
+        ]
+        solutions = inverses([A[:, of] for A, of in zip(coefficients, lost, strict=True)])
+        assert solutions is not None, "a Cauchy matrix has no singular minor"
+        pieces = torch.from_numpy(self._pieces)
+        for at, of, A, solution, rows in zip(places, lost, coefficients, solutions, repaired.values(), strict=True):
+            rest = matmul(A, pieces[at]).bitwise_xor_(torch.from_numpy(np.stack(list(rows.values()))))
+            pieces[at][of] = matmul(solution, rest)
+        return pieces.view(-1)[: self.cut.size]
 
 
 class Receiver:
