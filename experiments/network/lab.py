@@ -7,7 +7,7 @@ as ports of a switch do: what goes to the server shares its link, and so does wh
 relay or one multicast that the switch copies behind it. This is the formula's W2. The first hop shares the trunk: BPS
 downwards, and `copies` times BPS upwards, where an IV that its user broadcasts once, as the formula has it, goes as a
 copy to each of so many relays: it takes W1's time. The server has a link to the users' side, too, for words
-that nothing measures. Needs root, and Linux with `ip` and `tc`.
+that nothing measures. Needs root, and Linux with `ip`, `tc` and `nft`.
 """
 
 import fcntl
@@ -27,6 +27,10 @@ LOCK = Path("/run/lock/hmtl-network")
 BPS = 100e6
 BURST = "64kb"  # some ms of a link, so that a timer that fires late costs nothing
 QUEUE = "200ms"
+LOSSY = (
+    "table ip lossy {{ chain in {{ type filter hook prerouting priority raw; "
+    "ip daddr 224.0.0.0/4 numgen random mod 1000000 < {} drop; }}; }}"
+)
 
 
 class LabError(Exception):
@@ -48,13 +52,14 @@ class Lab:
     Args:
         relays, workers: how many there are.
         copies: of an IV, on the trunk.
+        loss: probability that a multicast packet that comes to a relay is lost, for each relay apart.
 
     Raises:
         LabError: there is another one, or the kernel cannot.
     """
 
-    def __init__(self, relays: int, workers: int, copies: int) -> None:
-        self.relays, self.workers, self.copies = relays, workers, copies
+    def __init__(self, relays: int, workers: int, copies: int, loss: float = 0.0) -> None:
+        self.relays, self.workers, self.copies, self.loss = relays, workers, copies, loss
         self.server = "10.83.2.1"
 
     @property
@@ -70,8 +75,8 @@ class Lab:
         ]
 
     def __enter__(self) -> Self:
-        if missing := [name for name in ("ip", "tc", "sysctl") if shutil.which(name) is None]:
-            raise LabError(f"{missing[0]} is missing: install iproute2 and procps")
+        if missing := [name for name in ("ip", "tc", "sysctl", "nft") if shutil.which(name) is None]:
+            raise LabError(f"{missing[0]} is missing: install iproute2, procps and nftables")
         if os.geteuid() != 0:
             raise LabError("network namespaces need root: try sudo")
         self._lock = LOCK.open("w")
@@ -122,6 +127,8 @@ class Lab:
         for i, name in enumerate(relays, 10):
             self._plug(name, "hop2", "backhaul", f"10.83.2.{i}", shaped=True)
             self._plug(name, "hop1", "relays", f"10.83.1.{i}")
+            if self.loss:
+                _run("ip", "netns", "exec", name, "nft", LOSSY.format(round(1e6 * self.loss)))
         for n, name in enumerate(workers, 100):
             self._plug(name, "hop1", "users", f"10.83.1.{n}")
             for i in (1, *range(10, 10 + self.relays)):  # nodes have one address each: the one above

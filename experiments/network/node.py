@@ -9,7 +9,7 @@ import datetime
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor
 from hmtl.communication import TIERS, CodedHierarchical, Communicator, Network, Sums, Uncoded
 from hmtl.communication.distributed import Distributed
 from hmtl.communication.frames import HEADER, WORD, Frame
-from hmtl.communication.group import Cast
+from hmtl.communication.group import Cast, Caster, Listener, Multicast
 from hmtl.communication.messages import SERVER, Users, host_name, relay_name
 from hmtl.communication.wires import Wires
 from hmtl.topology import Topology, any_r
@@ -99,20 +99,24 @@ class Inbox(SimpleQueue[Any]):
 class Timed(Wires):
     """Wires that keep when each frame was given away, and when it had come."""
 
-    def __init__(self, me: str, ranks: dict[str, int], seconds: float) -> None:
-        super().__init__(me, ranks, seconds)
+    def __init__(self, me: str, ranks: dict[str, int], seconds: float, group: Caster | Listener | None) -> None:
+        super().__init__(me, ranks, seconds, group)
         self.said: list[dict[str, Any]] = []
         self.came: list[dict[str, Any]] = []
         for name, peer in self.peers.items():
             peer.inbox = Inbox(name, self.came)
         dist.barrier()  # nobody says anything before all keep time
 
+    def cast(self, to: Sequence[str], frame: Frame) -> Cast | None:
+        self.cast_at = time.monotonic()
+        return super().cast(to, frame)
+
     def say(self, to: str, frame: Frame, cast: Cast | None = None) -> None:
         sequence = self._sent[to]
         super().say(to, frame, cast)
         body = frame.payload.numel() + frame.overhead.numel() + 4 * (0 if frame.users is None else len(frame.users))
         about = {"receiver": to, "sequence": sequence, "kind": frame.kind, "bytes": HEADER + body}
-        self.said.append(about | {"at": time.monotonic()})
+        self.said.append(about | {"at": self.cast_at if cast else time.monotonic()})
 
     def barrier(self, others: list[str]) -> None:
         """Wait until all are here."""
@@ -127,13 +131,25 @@ class Timed(Wires):
                 self.say(name, Frame(WORD, self.round))
 
 
+def group(medium: str, me: str) -> Caster | Listener | None:
+    """This node's end of the multicast group, if it has one."""
+    server, run = os.environ["MASTER_ADDR"], 1
+    if medium == "broadcast" and me == SERVER:
+        return Caster(Multicast(), server, run, Network().W2)
+    return Listener(Multicast(), server, run, dist.get_rank()) if medium == "broadcast" and "relay" in me else None
+
+
 def counters() -> dict[str, dict[str, int]]:
-    """What the kernel has counted on each device of this namespace."""
-    return {
+    """What the kernel has counted on each device of this namespace, and of multicast packets in all of it."""
+    found = {
         device.name: {name: int((device / "statistics" / name).read_text()) for name in COUNTERS}
         for device in Path("/sys/class/net").iterdir()
         if device.name.startswith("hop")
     }
+    lines = [line.split() for line in Path("/proc/net/netstat").read_text().splitlines()]
+    names, values = (line for line in lines if line[0] == "IpExt:")
+    of = dict(zip(names, values, strict=True))
+    return found | {"multicast": {"tx_packets": int(of["OutMcastPkts"]), "rx_packets": int(of["InMcastPkts"])}}
 
 
 def rounds(arguments: argparse.Namespace, topology: Topology) -> Iterator[dict[str, Any]]:
@@ -144,7 +160,7 @@ def rounds(arguments: argparse.Namespace, topology: Topology) -> Iterator[dict[s
     me = names[rank]
     dist.init_process_group("gloo", timeout=datetime.timedelta(days=1))
     ranks = {name: n for n, name in enumerate(names) if n != rank and (SERVER in (me, name) or me[:4] != name[:4])}
-    wires, network, number = Timed(me, ranks, SECONDS), Network(medium=arguments.medium), 0
+    wires, network, number = Timed(me, ranks, SECONDS, group(arguments.medium, me)), Network(medium=arguments.medium), 0
     for scheme in arguments.schemes.split(","):
         communicator = SCHEMES[scheme](
             topology, network, links=lambda ledger: Distributed(ledger, wires, topology, homes)
@@ -172,7 +188,8 @@ def rounds(arguments: argparse.Namespace, topology: Topology) -> Iterator[dict[s
                 "came": list(wires.came),
                 "ledger": {tier: (ledger.per_link(tier, -1).sum(axis=1) // 8).tolist() for tier in TIERS},
                 "kernel": {
-                    device: {name: after[device][name] - before[device][name] for name in COUNTERS} for device in before
+                    device: {name: after[device][name] - count for name, count in counts.items()}
+                    for device, counts in before.items()
                 },
             }
             number += 1

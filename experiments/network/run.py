@@ -15,7 +15,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -31,9 +31,15 @@ from hmtl.topology import Topology, any_r
 
 HERE = Path(__file__).parent
 SCHEMES = ("uncoded", "all relays", "best aggregators", "sums")
-MEDIA = {"TCP": "unicast"}
+TRANSPORTS = {  # medium, and the probability that a relay loses a packet of it
+    "TCP": ("unicast", 0.0),
+    "multicast": ("broadcast", 0.0),
+    "0.1 % lost": ("broadcast", 0.001),
+    "1 % lost": ("broadcast", 0.01),
+}
 FIRST_UP, UP, DOWN, LAST_DOWN = TIERS
 TCP_HEADERS = 14 + 20 + 20 + 12  # bytes of Ethernet, IP and TCP, with the time stamps that Linux sends
+UDP_HEADERS = 14 + 20 + 8
 COLORS = {FIRST_UP: "tab:grey", UP: "tab:blue", DOWN: "tab:orange", LAST_DOWN: "tab:green"}
 Row = dict[str, Any]
 Seen = dict[str, Any]  # of one node in one round, see node.py
@@ -65,11 +71,11 @@ def play(settings: argparse.Namespace, transport: str) -> list[Seen]:
     Raises:
         LabError: there can be no such network, or a node gave up.
     """
-    size = 1 + settings.H + settings.workers
-    with tempfile.TemporaryDirectory() as folder, Lab(settings.H, settings.workers, settings.r) as lab:
+    size, (medium, loss) = 1 + settings.H + settings.workers, TRANSPORTS[transport]
+    with tempfile.TemporaryDirectory() as folder, Lab(settings.H, settings.workers, settings.r, loss) as lab:
         reports = [Path(folder) / f"{rank}.json" for rank in range(size)]
         numbers = [f"--{name}={getattr(settings, name)}" for name in ("K", "H", "r", "seed", "bytes", "rounds")]
-        words = [f"--medium={MEDIA[transport]}", f"--schemes={','.join(SCHEMES)}"]
+        words = [f"--medium={medium}", f"--schemes={','.join(schemes(medium))}"]
         processes = [
             lab.start(
                 rank,
@@ -90,6 +96,11 @@ def play(settings: argparse.Namespace, transport: str) -> list[Seen]:
             if process.wait():
                 raise LabError(f"a node ended with status {process.returncode}: see what it says above")
         return [seen for report in reports for seen in json.loads(report.read_text())]
+
+
+def schemes(medium: str) -> Sequence[str]:
+    """Those that send anything by multicast, where that is there."""
+    return SCHEMES if medium == "unicast" else SCHEMES[1:]
 
 
 def by_round(seen: Iterable[Seen], scheme: str) -> list[Round]:
@@ -126,36 +137,51 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
     return total
 
 
-def link_bytes(nodes: Round) -> dict[tuple[str, int], tuple[int, int]]:
+def link_bytes(nodes: Round, medium: str) -> dict[tuple[str, int], tuple[int, int]]:
     """Of each link between a relay and the server: payload and header by the ledger; by the kernel, without those of
-    the protocols below.
+    the protocols below. Of a broadcast downlink there is one, the server's, and it has number H.
     """
     server = next(node for node in nodes if node["node"] == "server")
     found = {}
     for node in nodes:
         kind, _, i = node["node"].partition(" ")
         if kind == "relay":
-            for tier, way, teller in ((UP, "tx", node), (DOWN, "rx", server)):
-                found[tier, int(i)] = teller["ledger"][tier][int(i)], stream(node["kernel"]["hop2"], way)
+            found[UP, int(i)] = node["ledger"][UP][int(i)], stream(node["kernel"], "tx")
+            found[DOWN, int(i)] = server["ledger"][DOWN][int(i)], stream(node["kernel"], "rx")
+    if medium == "broadcast":
+        H = len(found) // 2
+        found = {link: pair for link, pair in found.items() if link[0] == UP}
+        found[DOWN, H] = volumes(nodes)[DOWN]
     return found
 
 
-def stream(device: dict[str, int], way: str) -> int:
-    """What the packets on a device carried, in bytes."""
-    return device[f"{way}_bytes"] - TCP_HEADERS * device[f"{way}_packets"]
+def volumes(nodes: Round) -> dict[str, tuple[int, int]]:
+    """The same of all that comes to the server, and of all that it sends."""
+    server = next(node for node in nodes if node["node"] == "server")
+    return {
+        tier: (sum(sum(node["ledger"][tier]) for node in nodes), stream(server["kernel"], way))
+        for tier, way in ((UP, "rx"), (DOWN, "tx"))
+    }
+
+
+def stream(kernel: dict[str, dict[str, int]], way: str) -> int:
+    """What the packets of the second hop carried, in bytes; those that are no multicasts are TCP's."""
+    packets, multicasts = kernel["hop2"][f"{way}_packets"], kernel["multicast"][f"{way}_packets"]
+    return kernel["hop2"][f"{way}_bytes"] - TCP_HEADERS * (packets - multicasts) - UDP_HEADERS * multicasts
 
 
 def summary(settings: argparse.Namespace, transport: str, seen: Sequence[Seen]) -> list[Row]:
     """A row for each scheme: medians of its rounds, and means of their bytes."""
     t = any_r(settings.K, settings.H, settings.r, settings.seed)
-    rows = []
-    for scheme in SCHEMES:
+    medium, rows = TRANSPORTS[transport][0], []
+    for scheme in schemes(medium):
         each = by_round(seen, scheme)
-        expected = formula(t, scheme, MEDIA[transport], 8 * settings.bytes, settings.workers)
+        expected = formula(t, scheme, medium, 8 * settings.bytes, settings.workers)
         taken = [seconds(nodes) for nodes in each]
         clocks = [max(node["end"] for node in nodes) - min(node["start"] for node in nodes) for nodes in each]
-        links = [(link, *pair) for nodes in each for link, pair in link_bytes(nodes).items()]
-        apart = [abs(kernel / counted - 1) for _, counted, kernel in links if counted >= settings.bytes]
+        links = [pair for nodes in each for pair in link_bytes(nodes, medium).values()]
+        apart = [abs(kernel / counted - 1) for counted, kernel in links if counted >= settings.bytes]
+        sent = [volumes(nodes) for nodes in each]
         row = {
             "transport": transport,
             "scheme": scheme,
@@ -167,11 +193,8 @@ def summary(settings: argparse.Namespace, transport: str, seen: Sequence[Seen]) 
         }
         row |= {f"formula_s/{tier}": expected[tier] for tier in TIERS}
         row |= {f"measured_s/{tier}": median(one[tier] for one in taken) for tier in TIERS}
-        for n, who in enumerate(("counted", "kernel"), 1):
-            row |= {
-                f"{who}_bytes/{tier}": sum(link[n] for link in links if link[0][0] == tier) / len(each)
-                for tier in (UP, DOWN)
-            }
+        for n, who in enumerate(("counted", "kernel")):
+            row |= {f"{who}_bytes/{tier}": mean(one[tier][n] for one in sent) for tier in (UP, DOWN)}
         rows.append(row | {"worst_link": max(apart, default=0.0)})
     return rows
 
@@ -183,7 +206,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
         ("Communication of a round, s", ("formula", "measured", "more", "saved:\nformula", "measured"), _seconds),
         (
             "Between relays and server in a round, MB",
-            ("up:\ncounted", "kernel", "down:\ncounted", "kernel", "worst\nlink", "rounds\nright"),
+            ("up:\nledger", "kernel", "down:\nledger", "kernel", "worst\nlink", "rounds\nright"),
             _volumes,
         ),
     ):
@@ -192,10 +215,9 @@ def tables(rows: Sequence[Row]) -> list[Table]:
             shown.add_column(column, no_wrap=True)
         for column in columns:
             shown.add_column(column, justify="right", vertical="bottom")
-        for row in rows:
-            plain = next(r for r in rows if r["transport"] == row["transport"] and r["scheme"] == "uncoded")
-            first = row["transport"] if row is plain else ""
-            shown.add_row(first, row["scheme"], *cells(row, plain))
+        for n, row in enumerate(rows):
+            repeated = n and row["transport"] == rows[n - 1]["transport"]
+            shown.add_row("" if repeated else row["transport"], row["scheme"], *cells(row, rows[0]))
         tables.append(shown)
     return tables
 
@@ -265,7 +287,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the network is taken down
     if not settings.redraw:
         try:
-            rows = [row for transport in MEDIA for row in summary(settings, transport, play(settings, transport))]
+            rows = [row for transport in TRANSPORTS for row in summary(settings, transport, play(settings, transport))]
         except LabError as error:
             print(f"error: {error}.", file=sys.stderr)
             return 2

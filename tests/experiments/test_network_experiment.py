@@ -77,14 +77,30 @@ def test_a_tier_is_busy_while_anything_is_on_its_way() -> None:
 
 
 def test_bytes_of_links() -> None:
-    """Two packets of 1000 bytes on a link carry 2000 bytes less their headers, of Ethernet, IP and TCP."""
-    device = {"tx_bytes": 2000, "tx_packets": 2, "rx_bytes": 566, "rx_packets": 1}
+    """A packet of 1000 bytes carries that less its headers: of Ethernet, IP and TCP 66, with UDP 42."""
+    none = {"tx_packets": 0, "rx_packets": 0}
+    relay = {"tx_bytes": 2000, "tx_packets": 2, "rx_bytes": 1566, "rx_packets": 2}
+    server = {"tx_bytes": 3000, "tx_packets": 3, "rx_bytes": 2000, "rx_packets": 2}
     nodes = [
-        node("server", [], [], ledger={UP: [0, 0], DOWN: [7, 500, 0]}, kernel={}),
-        node("relay 1", [], [], ledger={UP: [0, 1800], DOWN: [0, 0, 0]}, kernel={"hop2": device}),
-        node("host 0", [], [], ledger={UP: [0, 0], DOWN: [0, 0, 0]}, kernel={}),
+        node(
+            "server",
+            [],
+            [],
+            ledger={UP: [0, 0], DOWN: [7, 500, 2300]},
+            kernel={"hop2": server, "multicast": {"tx_packets": 2, "rx_packets": 0}},
+        ),
+        node(
+            "relay 1",
+            [],
+            [],
+            ledger={UP: [0, 1800], DOWN: [0, 0, 0]},
+            kernel={"hop2": relay, "multicast": {"tx_packets": 0, "rx_packets": 1}},
+        ),
+        node("host 0", [], [], ledger={UP: [0, 0], DOWN: [0, 0, 0]}, kernel={"hop1": relay, "multicast": none}),
     ]
-    assert run.link_bytes(nodes) == {(UP, 1): (1800, 2000 - 2 * 66), (DOWN, 1): (500, 500)}
+    assert run.link_bytes(nodes, "unicast") == {(UP, 1): (1800, 2000 - 2 * 66), (DOWN, 1): (500, 1566 - 66 - 42)}
+    assert run.link_bytes(nodes, "broadcast") == {(UP, 1): (1800, 1868), (DOWN, 1): (2807, 3000 - 66 - 2 * 42)}
+    assert run.volumes(nodes) == {UP: (1800, 2000 - 2 * 66), DOWN: (2807, 2850)}
 
 
 def test_what_is_printed_fits_and_what_is_drawn_has_all(recorded: dict[tuple[str, str], dict[str, Any]]) -> None:
@@ -93,7 +109,8 @@ def test_what_is_printed_fits_and_what_is_drawn_has_all(recorded: dict[tuple[str
         console.print(shown)
     text = console.export_text()
     assert "…" not in text
-    assert text.count("best aggregators") == 2 * len({row["transport"] for row in rows})
+    assert text.count("best aggregators") == 2 * len(run.TRANSPORTS)
+    assert text.count("uncoded") == 2
     (axes,) = run.draw(rows).axes
     assert len(axes.get_yticklabels()) == len(rows)
     assert len(axes.patches) == 2 * len(TIERS) * len(rows)
@@ -113,22 +130,36 @@ def test_without_root_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert capsys.readouterr().err == "error: network namespaces need root: try sudo.\n"
 
 
-def test_recorded_seconds_over_tcp_are_those_of_the_formula(recorded: dict[tuple[str, str], dict[str, Any]]) -> None:
-    """Within 6 %, of which 4.6 are headers below; and what coding saves, within 3 points."""
+def test_recorded_seconds_are_those_of_the_formula(recorded: dict[tuple[str, str], dict[str, Any]]) -> None:
+    """Within 6 % over TCP, of which 4.6 are headers below, and within 15 % with multicast; and every bit is right."""
     t = any_r(40, 5, 3, 0)
-    for scheme in ("uncoded", "all relays", "best aggregators"):
-        row = recorded["TCP", scheme]
+    assert len(recorded) == 4 + 3 * 3
+    for (transport, scheme), row in recorded.items():
+        medium, loss = run.TRANSPORTS[transport]
         assert row["lossless"] == row["rounds"] >= 5
-        assert row["formula_s"] == pytest.approx(sum(run.formula(t, scheme, "unicast", BITS, 2).values()))
-        assert row["measured_s"] == pytest.approx(row["formula_s"], rel=0.06)
+        assert row["formula_s"] == pytest.approx(sum(run.formula(t, scheme, medium, BITS, 2).values()))
         assert row["worst_link"] < 0.03
+        if scheme != "sums" and not loss:
+            assert row["measured_s"] == pytest.approx(row["formula_s"], rel=0.06 if transport == "TCP" else 0.15)
+
+
+def test_recorded_savings_are_those_of_the_plan(recorded: dict[tuple[str, str], dict[str, Any]]) -> None:
     plain, best = recorded["TCP", "uncoded"], recorded["TCP", "best aggregators"]
-    formula, measured = (1 - best[s] / plain[s] for s in ("formula_s", "measured_s"))
-    assert measured == pytest.approx(formula, abs=0.03)
+    plan = compare(any_r(40, 5, 3, 0), Network(medium="unicast"), BITS)
+    saved = 1 - plan["aggregators"]["unicast"]["seconds"]["unicast"] / plan["seconds"]["unicast"]["uncoded"]
+    assert 1 - best["measured_s"] / plain["measured_s"] == pytest.approx(saved, abs=0.03)
+
+
+def test_recorded_losses_cost_little(recorded: dict[tuple[str, str], dict[str, Any]]) -> None:
+    for scheme in run.SCHEMES[1:]:
+        free, few, many = (
+            recorded[transport, scheme][f"kernel_bytes/{DOWN}"] for transport in ("multicast", "0.1 % lost", "1 % lost")
+        )
+        assert free < few < many < 1.08 * free
 
 
 def settings(**sizes: int) -> argparse.Namespace:
-    return argparse.Namespace(**{"K": 8, "H": 3, "r": 2, "seed": 0, "bytes": 2**16, "rounds": 1, "workers": 2} | sizes)
+    return argparse.Namespace(**{"K": 8, "H": 3, "r": 2, "seed": 0, "bytes": 2**18, "rounds": 1, "workers": 2} | sizes)
 
 
 def left_behind() -> list[str]:
@@ -144,17 +175,17 @@ def root() -> None:
 
 @pytest.mark.long
 @pytest.mark.usefixtures("root")
-@pytest.mark.parametrize("transport", run.MEDIA)
+@pytest.mark.parametrize("transport", ["TCP", "1 % lost"])
 def test_a_small_run(transport: str) -> None:
     rows = run.summary(settings(), transport, run.play(settings(), transport))
     assert not left_behind()
-    assert [row["scheme"] for row in rows] == list(run.SCHEMES)
+    assert [row["scheme"] for row in rows] == list(run.SCHEMES)[transport != "TCP" :]
     for row in rows:
         assert row["lossless"] == row["rounds"] == 1
         assert row["measured_s"] > 0.7 * row["formula_s"], "links are no faster than they are, but for a first burst"
         assert row["worst_link"] < 0.03
-    uncoded = rows[0]
-    assert uncoded[f"counted_bytes/{UP}"] == pytest.approx(8 * 2**16, rel=0.001)
+    if transport == "TCP":
+        assert rows[0][f"counted_bytes/{UP}"] == pytest.approx(8 * 2**18, rel=0.001)
 
 
 @pytest.mark.long
