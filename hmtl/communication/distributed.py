@@ -2,9 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hmtl.communication.frames import HEADER, Frame
 from hmtl.communication.group import Cast
@@ -53,11 +55,16 @@ class Distributed(Links):
 
     def end(self, kind: str, receivers: Sequence[str]) -> None:
         turns = {receiver: self._posted.pop((receiver, kind), []) for receiver in receivers}
-        shared = {message for messages in turns.values() for message in messages if len(message.receivers) > 1}
-        casts = {message: self._cast(message) for message in shared}
+        posted = dict.fromkeys(message for messages in turns.values() for message in messages)  # in order
+        shared = [message for message in posted if message.users is None and len(message.receivers) > 1]
+        alike = {message: self._frame(message, message.rows()) for message in shared}
+        casts = {message: self.wires.cast(message.receivers, frame) for message, frame in alike.items()}
         for receiver, messages in turns.items():
             for n, message in enumerate(messages, 1):
-                self._say(receiver, message, n == len(messages), casts.get(message))
+                frame = alike.get(message) or self._frame_for(receiver, message)
+                if n < len(messages):
+                    frame = replace(frame, last=False)
+                self._say(receiver, message, frame, casts.get(message))
             if not messages:
                 self.wires.say(receiver, Frame(kind, self.wires.round, empty=True))
 
@@ -67,26 +74,25 @@ class Distributed(Links):
         arrived = [self._message(sender, frame) for sender, frames in heard.items() for frame in frames]
         return arrived, tuple(name for name in expected if name not in heard)
 
-    def _cast(self, message: Message) -> Cast | None:
-        """What is the same for several relays, on its way to them at once."""
-        if self.wires.me != SERVER or message.users is not None:
-            return None
-        rows = message.rows()
-        frame = Frame(message.kind, message.round, message.payload[rows], message.overhead[rows])
-        return self.wires.cast(message.receivers, frame)
-
-    def _say(self, receiver: str, message: Message, last: bool, cast: Cast | None) -> None:
+    def _frame_for(self, receiver: str, message: Message) -> Frame:
+        """What of a message concerns a receiver."""
         rows, users = message.rows(), message.users
         if users is not None and receiver != SERVER:
             concerned = np.isin(users, self._users_of(receiver))
             if len(rows) == len(users):  # else one is for all
                 rows = rows[torch.from_numpy(concerned)]
             users = users[concerned]
-        links = message.links if isinstance(message.links, int) else message.links[:1]
-        ids = 0 if users is None else 4 * len(users)
-        self.ledger.add(message.tier, links, 0, 8 * (HEADER + ids))
+        return self._frame(message, rows, users)
+
+    @staticmethod
+    def _frame(message: Message, rows: Tensor, users: Users | None = None) -> Frame:
         payload, overhead = message.payload[rows], message.overhead[rows]
-        frame = Frame(message.kind, message.round, payload, overhead, users, message.dtype, last)
+        return Frame(message.kind, message.round, payload, overhead, users, message.dtype)
+
+    def _say(self, receiver: str, message: Message, frame: Frame, cast: Cast | None) -> None:
+        links = message.links if isinstance(message.links, int) else message.links[:1]
+        ids = 0 if frame.users is None else 4 * len(frame.users)
+        self.ledger.add(message.tier, links, 0, 8 * (HEADER + ids))
         self.wires.say(receiver, frame, cast)
 
     def _count(self) -> None:

@@ -7,6 +7,7 @@ Nothing in a frame is executed when it is read, and nothing is believed before i
 import struct
 import zlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -118,8 +119,7 @@ class Frame:
     empty: bool = False
 
     def to_bytes(self, sender: int, receiver: int, sequence: int) -> tuple[Header, Tensor]:
-        """Header and body."""
-        body = self.body()
+        """Header and body, which is one in memory for all to whom the frame goes."""
         header = Header(
             kind=KINDS.index(self.kind),
             dtype=DTYPES.index(self.dtype),
@@ -135,10 +135,16 @@ class Frame:
             rows=len(self.payload),
             payload=self.payload.shape[1],
             overhead=self.overhead.shape[1],
-            checksum=zlib.crc32(body.numpy().data),
+            checksum=self.checksum,
         )
-        return header, body
+        return header, self.body
 
+    @cached_property
+    def checksum(self) -> int:
+        """CRC-32 of the body."""
+        return zlib.crc32(self.body.numpy().data)
+
+    @cached_property
     def body(self) -> Tensor:
         """Numbers of users, payload and overhead, uint8 [bytes]."""
         ids = np.empty(0, "<u4") if self.users is None else self.users.astype("<u4")

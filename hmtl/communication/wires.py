@@ -111,7 +111,7 @@ class Wires:
     def cast(self, to: Sequence[str], frame: Frame) -> Cast | None:
         """Bring a frame's body on its way to several at once, where that pays; the frame is still to be said."""
         ranks = [self.peers[name].rank for name in to if name not in self.lost]
-        if self.caster is None or len(ranks) < 2 or len(body := frame.body()) <= ROOM:
+        if self.caster is None or len(ranks) < 2 or len(body := frame.body) <= ROOM:
             return None
         return self.caster.cast(body, ranks)
 
@@ -122,7 +122,7 @@ class Wires:
         header, body = frame.to_bytes(self.rank, self.peers[to].rank, self._sent[to])
         self._sent[to] += 1
         if cast:
-            header, body = replace(header, cast=cast.number), cast.body  # one in memory for all
+            header = replace(header, cast=cast.number)
         self.peers[to].outbox.put((header, body, cast))
 
     def hear(self, kind: str, who: Sequence[str], patience: int = 1) -> dict[str, list[Frame]]:
