@@ -247,7 +247,7 @@ def draw(rows: Sequence[Row]) -> Figure:
                 left += width
             at.text(left, n + offset, f" {row[f'{who}_s']:.2f} s, {who}", va="center", fontsize=8)
     at.set_yticks(range(len(rows)), [f"{row['transport']}\n{row['scheme']}" for row in rows])
-    at.invert_yaxis()
+    at.set_ylim(len(rows) - 0.4, -0.6)
     at.set_xlim(0, 1.25 * max(row["measured_s"] for row in rows))
     at.set_xlabel("communication of a round [s]")
     figure.legend(loc="outside lower center", ncols=4)

@@ -4,7 +4,8 @@ import datetime
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -17,7 +18,8 @@ from lossy import end_of_group, possible
 
 from hmtl.communication import TIERS, CodedHierarchical, Communicator, LinkLedger, Network, Uncoded
 from hmtl.communication.distributed import Distributed
-from hmtl.communication.messages import SERVER, host_name, relay_name
+from hmtl.communication.frames import Frame
+from hmtl.communication.messages import BROADCAST, SERVER, Message, host_name, relay_name
 from hmtl.communication.wires import Wires
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
 from hmtl.topology import Topology, symmetric
@@ -144,6 +146,41 @@ def test_as_in_one_process(settings: dict[str, Any]) -> None:
         sent = sum(sent[tier] for sent, *_ in results.values())
         np.testing.assert_array_equal(sent, alone.ledger.per_link(tier)[:, 0])
     assert results[SERVER][2] == [list(range(t.K))] * ROUNDS
+
+
+class Told:
+    """Wires that lead nowhere, and keep what they are told."""
+
+    me, round = SERVER, 0
+
+    def __init__(self) -> None:
+        self.casts: list[Frame] = []
+        self.said: dict[str, list[tuple[Frame, int]]] = defaultdict(list)
+
+    def cast(self, to: Sequence[str], frame: Frame) -> int:
+        self.casts.append(frame)
+        return len(self.casts)
+
+    def say(self, to: str, frame: Frame, cast: int = 0) -> None:
+        self.said[to].append((frame, cast))
+
+
+def test_what_several_hear_is_one_in_memory_and_casts_go_in_the_order_of_what_is_said() -> None:
+    """A receiver that takes a cast forgets those before."""
+    t, wires = network(), Told()
+    relays = names(t)[1 : 1 + t.H]
+    links = Distributed(LinkLedger(t.K, t.H), wires, t, np.array_split(np.arange(t.K), HOSTS))  # type: ignore[arg-type]
+    for n in range(20):
+        payload, overhead = torch.full((2, 5), n, dtype=torch.uint8), torch.zeros(2, 1, dtype=torch.uint8)
+        links.send(Message(0, TIERS[2], BROADCAST, SERVER, tuple(relays), t.H, payload, overhead))
+    links.end(BROADCAST, relays)
+    assert [int(frame.payload[0, 0]) for frame in wires.casts] == list(range(20))
+    for relay in relays:
+        assert [(int(frame.payload[1, 4]), cast) for frame, cast in wires.said[relay]] == [
+            (n, n + 1) for n in range(20)
+        ]
+        assert [frame.last for frame, _ in wires.said[relay]] == [False] * 19 + [True]
+    assert len({wires.said[relay][-1][0].to_bytes(0, 1, 2)[1].data_ptr() for relay in relays}) == 1
 
 
 def kill_host(me: str, round: int, wires: Wires) -> None:
