@@ -4,12 +4,14 @@ Exit status: 0 done; 2 an `HmtlError`, a configuration that Hydra refuses, or a 
 128 + n after signal n. Whatever else is raised is a defect, and shows its traceback.
 """
 
+import logging
 import os
 import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -47,8 +49,23 @@ def main(task: Callable[[DictConfig], None], config_name: str) -> None:
     if int(os.environ.get("RANK") or 0) > 0 and {"engine=torch_distributed", "engine=multicast"} & set(sys.argv):
         sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null"]  # the first process keeps the results
     command = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)
-    statuses.append(_status(command, known))
+    with _warnings_in_lines():
+        statuses.append(_status(command, known))
     sys.exit(max(statuses))
+
+
+@contextmanager
+def _warnings_in_lines() -> Iterator[None]:
+    """What is logged as a warning goes to stderr as it is, and not the way of Hydra's own messages."""
+    log, handler = logging.getLogger("hmtl"), logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    log.addHandler(handler)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = True
 
 
 def as_experiment(cfg: DictConfig, chosen: Mapping[str, Any]) -> str:

@@ -7,9 +7,10 @@ These words are no part of the network that is studied, and the ledger does not 
 
 import datetime
 import io
+import logging
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from hmtl.errors import CheckpointError, ConfigError, EngineError
 from hmtl.mtl import Algorithm
 from hmtl.topology import Moving, Topology
 
+log = logging.getLogger(__name__)
 Word = dict[str, Any]
 
 
@@ -88,6 +90,8 @@ class TorchDistributed(Engine):
         self.leads = self.rank == 0
         self._nodes: dict[str, Word] = {}  # state of each process's nodes, by its name, as it was told last
         self._users: dict[str, dict[str, Tensor]] = {}  # and of the users' side of each host
+        self._holders: list[str] = []  # of the aggregators' present state
+        self._lost: dict[str, str] = {}  # of whom the log has told
 
     def join(self, contacts: Topology | Moving, network: Network) -> Callable[[LinkLedger], Links]:
         """Meet the other processes.
@@ -151,13 +155,17 @@ class TorchDistributed(Engine):
             "seconds": dict(communicator.stopwatch.seconds),
             "users": algorithm.users.state_dict() if self.me.startswith("host") else {},
             "aggregator": algorithm.aggregator.state_dict() if self.me.startswith("relay") else {},
+            "lost": dict(self.wires.lost),
+            "news": self.wires.news.copy(),
         }
+        self.wires.news.clear()
         self._nodes[self.me] = word["nodes"]
         if not self.leads:
             self.wires.say(SERVER, _as_frame(word, self.wires.round))
             return
         heard = self.wires.hear(WORD, self._others, patience=5)
         words = [_as_word(frame) for frames in heard.values() for frame in frames]
+        self._tell([word, *words])
         for other in words:
             self._nodes[other["me"]] = other["nodes"]
             communicator.ledger.add_latest(other["sent"])
@@ -165,10 +173,23 @@ class TorchDistributed(Engine):
         self._users |= {other["me"]: other["users"] for other in words if other["users"]}
         algorithm.users.load_state_dict(self._merged(algorithm.users.state_dict()))
         if outcome is not None and outcome.aggregators:
-            name = relay_name(outcome.aggregators[0])
-            for other in words:
-                if other["me"] == name:
-                    algorithm.aggregator.load_state_dict(other["aggregator"])
+            self._holders = [relay_name(i) for i in outcome.aggregators]
+            told = next((other["aggregator"] for other in words if other["me"] in self._holders), None)
+            if told is not None:
+                algorithm.aggregator.load_state_dict(told)
+        elif self._holders and set(self._holders) <= set(self.wires.lost):
+            raise EngineError(
+                f"all aggregators are lost ({', '.join(self._holders)}), and with them what later rounds build on: go "
+                "on from the last checkpoint by resume=PATH."
+            )
+
+    def _tell(self, words: Sequence[Word]) -> None:
+        """Log what processes have to tell of each other."""
+        lost = {name: why for word in words for name, why in word["lost"].items() if name not in self._lost}
+        self._lost |= lost
+        late = [sentence for word in words for sentence in word["news"]]
+        for sentence in dict.fromkeys([*(f"{name} is lost: {why}" for name, why in lost.items()), *late]):
+            log.warning("round %d: %s", self.wires.round, sentence)
 
     def _merged(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """States of the users' side, each with the rows of its own users, as one."""

@@ -70,7 +70,13 @@ def _status(processes: Sequence[BaseProcess]) -> int:
 
     signal.signal(signal.SIGTERM, pass_on)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C comes to all processes of a terminal anyway
-    first.join()
+    while first.is_alive() and any(process.is_alive() for process in processes[1:]):
+        wait([process.sentinel for process in processes if process.is_alive()])
+    first.join(GRACE)
+    if first.is_alive():
+        print("error: all processes but the first have ended, and it does not answer: stopped it.", file=sys.stderr)
+        first.kill()
+        first.join()
     wait([process.sentinel for process in processes[1:]], timeout=GRACE)
     for process in processes[1:]:
         process.join(GRACE / len(processes))

@@ -95,25 +95,41 @@ def members(launcher: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
-@pytest.mark.parametrize(("rank", "sign"), [(0, signal.SIGKILL), (5, signal.SIGSTOP)])
-def test_a_process_goes(tmp_path: Path, rank: int, sign: signal.Signals) -> None:
-    """Without a host its users are absent; without the server all end; and nobody stays behind."""
-    words = (f"processes={PROCESSES}", "rounds=60", "checkpoint_every=1", "engine.seconds=8")
+@pytest.mark.parametrize(
+    ("who", "sign", "status", "says"),
+    [
+        ("server", signal.SIGKILL, 128 + signal.SIGKILL, "lost the server (it does not live any more): go on from"),
+        ("server", signal.SIGSTOP, 128 + signal.SIGKILL, "ended, and it does not answer: stopped it"),
+        ("relay 0", signal.SIGKILL, 2, "all aggregators are lost (relay 0), and with them what later rounds build on"),
+        ("relay 1", signal.SIGKILL, 0, "relay 1 is lost: it does not live any more"),
+        ("host 1", signal.SIGSTOP, 0, "host 1: no IVs came in time"),
+    ],
+    ids=str,
+)
+def test_a_process_goes(tmp_path: Path, who: str, sign: signal.Signals, status: int, says: str) -> None:
+    """Without a host its users are absent, without a helper those whom nobody else hears.
+
+    Without the server, or the only aggregator, the run ends, with a checkpoint to go on from; and nobody stays behind.
+    """
+    seconds = 3 if sign == signal.SIGSTOP else 30  # who died is missed at once
+    words = ("rounds=60", "checkpoint_every=1", f"engine.seconds={seconds}", "aggregators=[0]")
+    words = (f"processes={PROCESSES}", *words)
     with subprocess.Popen(launcher(tmp_path, *words), stderr=subprocess.PIPE, text=True) as launched:
         deadline = time.monotonic() + 300
         while not (tmp_path / "checkpoint.pt").exists():
             assert time.monotonic() < deadline
-            time.sleep(0.1)
+            time.sleep(0.02)
         everybody = members(launched.pid)
         assert len(everybody) == PROCESSES
-        os.kill(everybody[rank], sign)
-        status = launched.wait(timeout=300)
+        os.kill(everybody[["server", "relay 0", "relay 1", "relay 2", "host 0", "host 1"].index(who)], sign)
+        _, errors = launched.communicate(timeout=300)
+    assert launched.returncode == status
+    assert says in " ".join(errors.split())
     assert not [pid for pid in everybody if Path(f"/proc/{pid}/stat").exists()]
-    if rank == 0:
-        assert status == 128 + signal.SIGKILL
-        assert load_checkpoint(tmp_path)["history"]
-        return
-    assert status == 0
     counted = [row["users"] for row in load_checkpoint(tmp_path)["history"]]
     assert counted[0] == 10
-    assert counted[-1] == 5, "the users of the other host"
+    if status:
+        assert len(counted) < 60
+    else:
+        assert len(counted) == 60
+        assert counted[-1] == (5 if who == "host 1" else 10), "each user of relay 1 is heard by another, too"

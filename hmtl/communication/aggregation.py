@@ -92,10 +92,14 @@ class Aggregation:
         aggregator: what computes the models.
         numbers: m.
         wire: how numbers travel; None: as they are.
+        revocable: whether an update may have to be taken back, as messages can be lost.
     """
 
-    def __init__(self, K: int, aggregator: AggregatorSide, numbers: int, wire: torch.dtype | None) -> None:
-        self.aggregator, self.numbers, self.wire = aggregator, numbers, wire
+    def __init__(
+        self, K: int, aggregator: AggregatorSide, numbers: int, wire: torch.dtype | None, revocable: bool = False
+    ) -> None:
+        self.aggregator, self.numbers, self.wire, self.revocable = aggregator, numbers, wire, revocable
+        self._before: tuple[dict[str, Tensor], NDArray[np.int64]] | None = None
         self.counted: NDArray[np.int64] = np.full(K, NEVER)
         self.ivs: dict[str, Tensor] = {}  # of those present, payload and overhead [n, bytes]
         self._round: int | None = None
@@ -121,6 +125,7 @@ class Aggregation:
         """Compute the models of the IVs that are kept, of which this is the digest."""
         ivs = unpack(self.ivs["payload"], self.ivs["overhead"], self.wire or dtype, dtype)
         self.ivs = {}
+        self._before = (self.aggregator.state_dict(), self.counted.copy()) if self.revocable else None
         models = self.aggregator.update(self._users, ivs)
         del ivs  # which may be as large as all models
         if len(models) != self._rows(len(self.counted)):
@@ -145,9 +150,17 @@ class Aggregation:
         """The models for a node with this digest; None where it holds other IVs than were kept."""
         return self._models if digest == self._digest else None
 
+    def take_back(self) -> None:
+        """It is as if the round's IVs had never come here, whether models were computed of them or not."""
+        if self._before:
+            state, self.counted = self._before
+            self.aggregator.load_state_dict(state)
+        self._round = None
+        self.close()
+
     def close(self) -> None:
         """Let go of the round's IVs and models, which may be large."""
-        self.ivs, self._models = {}, None
+        self.ivs, self._models, self._before = {}, None, None
 
     def state_bytes(self) -> NDArray[np.uint8]:
         """All that a node needs to aggregate the next round."""

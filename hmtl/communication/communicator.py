@@ -191,7 +191,7 @@ class Communicator(ABC):
     def _cast(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
         """The nodes at this end of the links."""
         K, wire = self.topology.K, WIRES[self.wire] if self.wire else None
-        seat = Aggregation(K, aggregator, users.numbers, wire)
+        seat = Aggregation(K, aggregator, users.numbers, wire, revocable=not self._links.sure)
         at_relays, at_server = (seat, None) if self.planner.home else (None, seat)
         return self._here(
             lambda n, mine: UserHost(K, users, wire, n, mine),

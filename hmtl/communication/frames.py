@@ -107,6 +107,7 @@ class Frame:
         payload, overhead: uint8 [rows, bytes].
         users: whose rows these are; None: nobody's.
         dtype: see `Message`.
+        damaged: what happened to it on its way, so that there is nothing to read; "" if nothing did.
     """
 
     kind: str
@@ -117,6 +118,7 @@ class Frame:
     dtype: torch.dtype = torch.float64
     last: bool = True
     empty: bool = False
+    damaged: str = ""
 
     def to_bytes(self, sender: int, receiver: int, sequence: int) -> tuple[Header, Tensor]:
         """Header and body, which is one in memory for all to whom the frame goes."""

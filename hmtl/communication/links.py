@@ -15,7 +15,12 @@ class Links(ABC):
 
     Args:
         ledger: told of each message that is posted, whether it arrives or not.
+
+    Attributes:
+        sure: whether all that is posted arrives.
     """
+
+    sure = False
 
     def __init__(self, ledger: LinkLedger) -> None:
         self.ledger = ledger
@@ -61,6 +66,8 @@ class Links(ABC):
 
 class InProcess(Links):
     """Messages between nodes of one process: handed over as they are, and there at once."""
+
+    sure = True
 
     def __init__(self, ledger: LinkLedger) -> None:
         super().__init__(ledger)

@@ -17,11 +17,12 @@ STATE = "state"  # of an aggregator, by way of the server, for relays that misse
 COMBINATIONS = "combinations"  # of what a relay heard, to the server
 BROADCAST = "broadcast"  # combinations of these, to the relays
 DIGESTS = "digests"  # of what an aggregator decoded and computed, to the server
-VERDICT = "verdict"  # of the server: all of these agree
+VERDICT = "verdict"  # of the server: all aggregators agree, or somebody was silent, so that it has to be done again
 RECEIPTS = "receipts"  # to users, where the round is empty: their IVs did not count
 MODELS = "models"  # from an aggregator to users, by way of the server where none of them hears the user
 
 SERVER = "server"
+AGREED, IN_VAIN = True, False  # what a verdict can be
 
 
 def relay_name(i: int) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from hmtl.communication.aggregation import DIGEST_BYTES, AggregatorSide, Digest, Models
 from hmtl.communication.attendance import numbers_to_bytes
 from hmtl.communication.coder import Segment
-from hmtl.communication.messages import DIGESTS, MODELS, VERDICT, Message, note
+from hmtl.communication.messages import AGREED, DIGESTS, MODELS, VERDICT, Message, note
 from hmtl.communication.partial_planner import PartialPlanner
 from hmtl.communication.relay import Relay
 from hmtl.communication.server import Server, relay_of
@@ -63,7 +63,7 @@ class PartialRelay(Relay):
 
     def finish(self) -> None:
         """What the relay demands is known: what was not coded, it heard."""
-        if self._aggregates:
+        if self._aggregates and not self._stuck:
             row = self._row[self.demands]
             at, heard = torch.from_numpy(np.flatnonzero(row >= 0)), torch.from_numpy(row[row >= 0])
             for part, ivs in self._ivs.items():
@@ -71,7 +71,7 @@ class PartialRelay(Relay):
 
     def aggregate(self) -> None:
         """Compute the models of the users whom it serves."""
-        if not self._aggregates:
+        if self._stuck or not self._aggregates:
             return
         wire = self.wire or self._dtype
         ivs = unpack(self._known["payload"], self._known["overhead"], wire, self._dtype)
@@ -87,14 +87,14 @@ class PartialRelay(Relay):
 
     def confirm(self) -> list[Message]:
         """A digest of each block that it decoded, for the server."""
-        if not self._aggregates:
+        if self._stuck or not self._aggregates:
             return []
         digests = b"".join(self._digests[number].value() for number in sorted(self._digests))
         return [self._up(DIGESTS, *note(np.frombuffer(digests, np.uint8).copy()))]
 
-    def deliver(self, verdict: Sequence[Message], passed: Sequence[Message]) -> list[Message]:
+    def deliver(self) -> list[Message]:
         """Once the server says that all agree, the models to the users whom the relay serves."""
-        if not verdict or self._models is None:
+        if not self._agreed or self._models is None:
             return []
         self.version += 1
         return [self._down(MODELS, self._models.payload, self._models.overhead, self.serves)]
@@ -109,20 +109,20 @@ class PartialServer(Server):
 
     planner: PartialPlanner
 
-    def attend(self, round: int, messages: Sequence[Message]) -> list[Message]:
+    def _announce(self) -> list[Message]:
         """Who is there: all.
 
         Raises:
             CodingError: somebody is not. What could stand in for its IV, not all know who need it.
         """
-        attendance = super().attend(round, messages)
+        attendance = super()._announce()
         unheard = np.setdiff1d(self.t.present, self.attendance.users)
         away = sorted(set(self.planner.home).difference(self.attendance.aggregators))
         if len(unheard) or away:
             who = f"relay {away[0]}" if away else f"user {unheard[0]}"
             raise CodingError(
-                f"{who} took no part in round {round}, and where relays learn a part of all IVs there is no stand-in. "
-                "Set communicator=coded."
+                f"{who} took no part in round {self._round}, and where relays learn a part of all IVs there is no "
+                "stand-in. Set communicator=coded."
             )
         return attendance
 
@@ -130,10 +130,11 @@ class PartialServer(Server):
         """Let the models go to the users if the relays that decoded a block hold the same of it.
 
         Raises:
-            CodingError: they do not, or one of them sent no digests.
+            CodingError: they do not.
         """
         home = self.attendance.aggregators
-        self._require(home, digests, "sent no digests", "whether all hold the same is unknown")
+        if self._lacks(home, digests):
+            return self._in_vain()
         left = {relay_of(message): message.overhead[0].numpy().tobytes() for message in digests}
         code = self.planner.code(self.attendance)
         for number in range(len(code.plan.blocks)):
@@ -149,4 +150,4 @@ class PartialServer(Server):
                     "seed."
                 )
         self.version += 1
-        return list(self._to(np.array(home), VERDICT, *note(np.ones(1, np.uint8))))
+        return list(self._to(np.array(home), VERDICT, *note(np.array([AGREED], np.uint8))))

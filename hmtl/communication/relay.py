@@ -1,6 +1,8 @@
 """A relay as a node of the network. K users, H relays."""
 
+import logging
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,8 +14,10 @@ from hmtl.communication.attendance import Report, bytes_to_numbers, numbers_to_b
 from hmtl.communication.coder import Segment, View
 from hmtl.communication.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS
 from hmtl.communication.messages import (
+    AGREED,
     COMBINATIONS,
     DIGESTS,
+    IN_VAIN,
     IVS,
     MODELS,
     RECEIPTS,
@@ -27,7 +31,8 @@ from hmtl.communication.messages import (
     relay_name,
 )
 from hmtl.communication.planner import Planner
-from hmtl.errors import CodingError
+
+log = logging.getLogger(__name__)
 
 
 class Relay:
@@ -44,6 +49,8 @@ class Relay:
         self.i, self.name = i, relay_name(i)
         self.aggregation, self.hosts = aggregation, tuple(hosts)
         self.version = 0  # rounds that it has aggregated
+        self.there = self.again = self._stuck = False
+        self._passed: Sequence[Message] = ()
         self._models: Models | None = None
         self.follow(planner)
 
@@ -54,7 +61,7 @@ class Relay:
 
     def hear(self, round: int, messages: Sequence[Message]) -> list[Message]:
         """Take what the own users sent, and tell the server who they are."""
-        self.there = bool(messages)
+        self.there, self.again = bool(messages), False
         if not messages:
             return []  # of a round in which nobody even says how long IVs are
         self._round, self._dtype = round, messages[0].dtype
@@ -83,7 +90,7 @@ class Relay:
 
     def attend(self, messages: Sequence[Message]) -> None:
         """Learn who is there, and who does what; without that, the relay is out of the round."""
-        self.there = bool(messages)
+        self.there, self.again, self._stuck = bool(messages), False, False
         if not messages:
             return
         self.attendance = self.planner.attendance(messages[0].overhead.numpy().tobytes())
@@ -98,16 +105,8 @@ class Relay:
         return [self._up(STATE, *note(content))]
 
     def take_state(self, messages: Sequence[Message]) -> None:
-        """Go on from another relay's state, if that was asked for.
-
-        Raises:
-            CodingError: it is missing.
-        """
-        if self.attendance.behind[self.i] and not messages:
-            raise CodingError(
-                f"relay {self.i} missed a round, and got no state to go on from in round {self._round}: a message was "
-                "lost on the way. Resume from the last checkpoint."
-            )
+        """Go on from another relay's state, if that was asked for; without it, the relay is stuck."""
+        self._stuck = bool(self.attendance.behind[self.i]) and not messages
         for message in messages:
             assert self.aggregation is not None
             content = message.overhead[0].numpy()
@@ -116,7 +115,7 @@ class Relay:
 
     def encode(self, segment: Segment) -> list[Message]:
         """Combinations of the pieces that the relay heard."""
-        if self.i not in self.attendance.heard.active:
+        if self._stuck or self.i not in self.attendance.heard.active:
             return []
         view = self._view(segment)
         users = segment.users[view.heard]
@@ -124,34 +123,32 @@ class Relay:
         return [self._up(COMBINATIONS, *segment.sides(matmul(view.encoder, self._heard)))]
 
     def decode(self, segment: Segment, messages: Sequence[Message]) -> None:
-        """The pieces that the relay missed, from the server's combinations and its own pieces."""
-        if self.i not in self.planner.code(self.attendance).receivers(segment.number):
+        """The pieces that the relay missed, from the server's combinations and its own pieces.
+
+        Without enough of these the relay is stuck: it waits for what the server says of this attempt.
+        """
+        if self._stuck or self.i not in self.planner.code(self.attendance).receivers(segment.number):
             return
         view = self._view(segment)
-        if len(messages) == 0 and view.need:
-            raise CodingError(
-                f"relay {self.i} got nothing to decode from in round {self._round}: a message was lost on the way from "
-                "the server. Resume from the last checkpoint."
-            )
-        sent = self._needed(view, messages[0], segment.part) if messages else self._heard[:0]
+        sent = self._needed(view, messages, segment.part)
+        if sent is None:
+            self._stuck = True
+            return
         decoded = view.decode(sent, self._heard)
         self._keep(segment, decoded, view.check(self._heard, decoded))
 
-    def _needed(self, view: View, message: Message, part: str) -> Tensor:
-        """The rows that it needs, of a message of which some may be lost.
-
-        Raises:
-            CodingError: too many are.
-        """
-        rows: Tensor = getattr(message, part)
-        if message.arrived is None:
-            return rows[: view.need]
-        if (mended := view.mended(message.arrived, rows, self._heard)) is None:
-            lost, e = len(message.arrived) - len(rows), view.block.margin
-            raise CodingError(
-                f"relay {self.i} cannot decode in round {self._round}: {lost} of the server's {len(message.arrived)} "
-                f"messages of a code were lost on the way to it, where communicator.margin={e} makes up for any {e}. "
-                "Resume from the last checkpoint, or start again with a larger margin."
+    def _needed(self, view: View, messages: Sequence[Message], part: str) -> Tensor | None:
+        """The rows that it needs, of a message of which some may be lost; None where too many are."""
+        if not messages:
+            return self._heard[:0] if view.need == 0 else None
+        arrived, rows = messages[0].arrived, getattr(messages[0], part)
+        if arrived is None:
+            return cast(Tensor, rows[: view.need])
+        if (mended := view.mended(arrived, rows, self._heard)) is None:
+            log.warning(
+                "round %d: %s cannot decode, as %d of the server's %d messages of a code were lost on the way to it: a "
+                "larger communicator.margin than %d makes up for more",
+                *(self._round, self.name, len(arrived) - len(rows), len(arrived), view.block.margin),
             )
         return mended
 
@@ -164,7 +161,7 @@ class Relay:
 
     def finish(self) -> None:
         """All IVs are known: those that were not coded, every aggregator heard."""
-        if not self._aggregates:
+        if self._stuck or not self._aggregates:
             return
         others = torch.from_numpy(self._row[self.planner.code(self.attendance).not_coded])
         for ivs in self._ivs.values():
@@ -177,7 +174,7 @@ class Relay:
 
     def aggregate(self) -> None:
         """Compute the models."""
-        if not self._aggregates:
+        if self._stuck or not self._aggregates:
             return
         if seat := self._seat():
             seat.update(self._digest.value(), self._dtype)
@@ -186,7 +183,7 @@ class Relay:
 
     def confirm(self) -> list[Message]:
         """Digests of IVs and models for the server, and the models of the users whom no aggregator hears."""
-        if not self._aggregates:
+        if self._stuck or not self._aggregates:
             return []
         ivs, models = self._digest.value(), self._models
         made = models.digest if models else bytes(len(ivs))
@@ -204,7 +201,15 @@ class Relay:
         at = torch.from_numpy(self._row[users])
         return [self._up(IVS, self._ivs["payload"], self._ivs["overhead"], users, at)]
 
-    def deliver(self, verdict: Sequence[Message], passed: Sequence[Message]) -> list[Message]:
+    def conclude(self, verdict: Sequence[Message], passed: Sequence[Message]) -> None:
+        """The server's word of this attempt: that all agree, or that it was in vain; and models that it passes on."""
+        words = [bool(message.overhead[0, 0]) for message in verdict]
+        self._agreed, self.again, self._passed = words == [AGREED], words == [IN_VAIN], passed
+        computed, self._models = self._models is not None, self._models if self._agreed else None
+        if self.aggregation is not None and (self.again or (computed and not self._agreed)):
+            self.aggregation.take_back()
+
+    def deliver(self) -> list[Message]:
         """Models to the users: those that the server passed on and, once it says that all agree, the relay's own.
 
         In a round without aggregators, word that nothing counted.
@@ -214,8 +219,8 @@ class Relay:
             users = np.flatnonzero(serving == self.i)
             no = torch.zeros(len(users), 1, dtype=torch.uint8)
             return [self._down(RECEIPTS, nothing(len(users)), no, users)]
-        messages = [self._down(MODELS, m.payload, m.overhead, m.of_users(), m.rows()) for m in passed]
-        if verdict and self._models:
+        messages = [self._down(MODELS, m.payload, m.overhead, m.of_users(), m.rows()) for m in self._passed]
+        if self._agreed and self._models:
             self.version += 1
             users, models = np.flatnonzero((serving == self.i) & ~by_way), self._models
             messages.append(self._down(MODELS, models.payload, models.overhead, users, torch.from_numpy(users)))
@@ -223,7 +228,7 @@ class Relay:
 
     def close(self) -> None:
         """Let go of the round's messages, which may be large."""
-        self._ivs, self._models, self._heard = {}, None, nothing(0)
+        self._ivs, self._models, self._heard, self._passed = {}, None, nothing(0), ()
         if self.aggregation is not None:
             self.aggregation.close()
 

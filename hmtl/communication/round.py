@@ -94,11 +94,12 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch, coded: bool) 
             making the round's plan as `planning`, which all nodes do at the same time.
         coded: whether relays aggregate and code; else the server does, and they forward.
 
+    Where a message of a relay is missing that others need, these do it again without that relay.
+
     Raises:
-        CodingError: the aggregators do not hold the same, or a message without which nobody can go on is missing.
+        CodingError: the aggregators do not hold the same.
     """
-    relays, server = list(nodes.relays), nodes.server
-    hosts, all_relays = nodes.all_hosts, nodes.all_relays
+    server, hosts, all_relays = nodes.server, nodes.all_hosts, nodes.all_relays
 
     def inbox(node: str, kind: str, senders: Sequence[str] = (SERVER,)) -> list[Message]:
         return links.collect(node, kind, senders)[0]
@@ -117,16 +118,25 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch, coded: bool) 
     for host in nodes.hosts:
         links.post(host.send(round, all_relays))
         links.end(IVS, all_relays)
-    for relay in relays:
+    for relay in nodes.relays:
         turn(relay.name, relay.hear, round, inbox(relay.name, IVS, hosts), says=[REPORT], to=[SERVER])
     if server:
         turn(SERVER, server.attend, round, inbox(SERVER, REPORT, all_relays), says=[ATTENDANCE], to=all_relays)
-    for relay in relays:
-        turn(relay.name, relay.attend, inbox(relay.name, ATTENDANCE))
-    relays = [relay for relay in relays if relay.there]
-    there = [relay_name(i) for i in server.attendance.relays] if server else []  # whom the server speaks with
 
-    if coded:
+    def attempt(relays: Sequence[Relay]) -> None:
+        """Learn who is there, and come to the models."""
+        for relay in relays:
+            turn(relay.name, relay.attend, inbox(relay.name, ATTENDANCE))
+        relays = [relay for relay in relays if relay.there]
+        there = [relay_name(i) for i in server.attendance.relays] if server else []  # whom the server speaks with
+        if not coded:
+            for relay in relays:
+                turn(relay.name, relay.forward, says=[IVS], to=[SERVER])
+            if server:
+                turn(SERVER, server.gather, inbox(SERVER, IVS, there))
+                turn("global update", server.aggregate)
+                turn(SERVER, server.hand_back, says=[VERDICT, MODELS], to=there)
+            return
         for relay in relays:
             turn(relay.name, relay.tell_state, says=[STATE], to=[SERVER])
         if server:
@@ -149,20 +159,26 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch, coded: bool) 
         if server:
             digests, models = (inbox(SERVER, kind, there) for kind in (DIGESTS, MODELS))
             turn(SERVER, server.compare, digests, models, says=[VERDICT, MODELS], to=there)
-    else:
+
+    relays = list(nodes.relays)
+    while relays or server:
+        attempt(relays)
         for relay in relays:
-            turn(relay.name, relay.forward, says=[IVS], to=[SERVER])
+            if relay.there:
+                turn(relay.name, relay.conclude, inbox(relay.name, VERDICT), inbox(relay.name, MODELS))
+        if not (server.silent if server else any(relay.again for relay in relays)):
+            break
         if server:
-            turn(SERVER, server.gather, inbox(SERVER, IVS, there))
-            turn("global update", server.aggregate)
-            turn(SERVER, server.hand_back, says=[VERDICT, MODELS], to=there)
+            then = [relay_name(i) for i in server.attendance.relays]
+            turn(SERVER, server.attend_again, says=[ATTENDANCE], to=then)
+        relays = [relay for relay in relays if relay.again]
 
     for relay in nodes.relays:
         if not relay.there:
             turn(relay.name, list, says=[RECEIPTS, MODELS], to=hosts)
     for relay in relays:
-        passed = inbox(relay.name, VERDICT), inbox(relay.name, MODELS)
-        turn(relay.name, relay.deliver, *passed, says=[RECEIPTS, MODELS], to=hosts)
+        if relay.there:
+            turn(relay.name, relay.deliver, says=[RECEIPTS, MODELS], to=hosts)
     for host in nodes.hosts:
         host.told(inbox(host.name, RECEIPTS, all_relays))
         host.receive(inbox(host.name, MODELS, all_relays))

@@ -11,8 +11,10 @@ from hmtl.communication.attendance import Report, decide
 from hmtl.communication.coder import Segment
 from hmtl.communication.ledger import SERVER_TO_RELAYS
 from hmtl.communication.messages import (
+    AGREED,
     ATTENDANCE,
     BROADCAST,
+    IN_VAIN,
     MODELS,
     SERVER,
     STATE,
@@ -40,6 +42,7 @@ class Server:
         self.aggregation = aggregation
         self.version = 0  # rounds that relays have aggregated
         self.empty = False
+        self.silent: set[int] = set()  # relays of whom a message is missing in this attempt
         self.handed_over = 0  # bits of the state that relays were handed in this round
         self.follow(planner)
 
@@ -50,10 +53,20 @@ class Server:
     def attend(self, round: int, messages: Sequence[Message]) -> list[Message]:
         """From the relays' reports: who is there, and who does what. All relays that are there learn it."""
         self._round, self.handed_over = round, 0
-        reports = {
+        self._reports = {
             i: Report.from_bytes(message.overhead[0].numpy(), self.t, i)
             for i, message in zip(map(relay_of, messages), messages, strict=True)
         }
+        return self._announce()
+
+    def attend_again(self) -> list[Message]:
+        """As if the relays that fell silent had not reported."""
+        for i in self.silent:
+            del self._reports[i]
+        return self._announce()
+
+    def _announce(self) -> list[Message]:
+        reports, self.silent = self._reports, set()
         content = decide(self.t, reports, self.version, self.planner.home).to_bytes(self.t)
         self.attendance = self.planner.attendance(content.tobytes())
         self.empty = not (reports if self.aggregation else self.attendance.aggregating.any())
@@ -63,18 +76,15 @@ class Server:
     def pass_state(self, messages: Sequence[Message]) -> list[Message]:
         """On to the relays that need it."""
         behind = np.flatnonzero(self.attendance.behind)
+        self._lacks([self.attendance.source] if len(behind) else [], messages)
         copies = [copy for m in messages for copy in self._to(behind, STATE, m.payload, m.overhead)]
-        self.handed_over = 8 * sum(message.overhead.numel() for message in (*messages, *copies))
+        self.handed_over += 8 * sum(message.overhead.numel() for message in (*messages, *copies))
         return copies
 
     def recode(self, segment: Segment, messages: Sequence[Message]) -> list[Message]:
-        """Combinations of the relays' combinations.
-
-        Raises:
-            CodingError: some are missing.
-        """
-        active = self.attendance.heard.active
-        self._require(active, messages, "sent no combinations", "nobody can decode")
+        """Combinations of the relays' combinations, unless some of these are missing."""
+        if self._lacks(self.attendance.heard.active, messages):
+            return []
         received = torch.cat([getattr(message, segment.part) for message in messages])
         combinations = segment.recoded(received)
         code, spare = self.planner.code(self.attendance), segment.block.margin
@@ -88,7 +98,7 @@ class Server:
         """Let the aggregators' models go to the users if all of them hold the same, and pass on those for other relays.
 
         Raises:
-            CodingError: they do not, or one of them sent no digests.
+            CodingError: they do not.
         """
         found = {relay_of(message): message.overhead[0].numpy().tobytes() for message in digests}
         values = list(found.values())
@@ -99,23 +109,18 @@ class Server:
                 f"{_names(odd)} {what} than the other aggregators in round {self._round}: stopped before a wrong model "
                 "spreads. Please report this with the topology, the scheme and the seed."
             )
-        unknown = "whether all hold the same is unknown"
-        self._require(self.attendance.aggregators, digests, "sent no digests", unknown)
+        if self._lacks(self.attendance.aggregators, digests):
+            return self._in_vain()
         if not found:
             return []
         self.version += 1
-        verdict = self._to(np.array(list(found)), VERDICT, *note(np.ones(1, np.uint8)))
+        verdict = self._to(np.array(list(found)), VERDICT, *note(np.array([AGREED], np.uint8)))
         return [*verdict, *(copy for m in models for copy in self._to_serving(m, m.of_users(), m.rows()))]
 
     def gather(self, messages: Sequence[Message]) -> None:
-        """Uncoded: take the IVs that the relays passed on.
-
-        Raises:
-            CodingError: some are missing.
-        """
-        if self.aggregation is None or self.empty:
+        """Uncoded: take the IVs that the relays passed on, unless some of these are missing."""
+        if self.aggregation is None or self.empty or self._lacks(self.attendance.relays, messages):
             return
-        self._require(self.attendance.relays, messages, "passed no IVs on", "no models can be computed")
         self.aggregation.open(self._round, self.name, self.attendance.users, *self.sizes)
         for message in messages:
             at = self.aggregation.place(message.of_users())
@@ -125,11 +130,13 @@ class Server:
 
     def aggregate(self) -> None:
         """Uncoded: compute the models of all IVs."""
-        if self.aggregation is not None and not self.empty:
+        if self.aggregation is not None and not self.empty and not self.silent:
             self.aggregation.update(b"", self._dtype)
 
     def hand_back(self) -> list[Message]:
         """Uncoded: each user's model to a relay that hears the user."""
+        if self.silent:
+            return self._in_vain()
         models = self.aggregation.models(b"") if self.aggregation is not None else None
         if models is None:
             return []
@@ -147,12 +154,15 @@ class Server:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.version = int(state["version"])
 
-    def _require(self, relays: Sequence[int], messages: Sequence[Message], lacking: str, so: str) -> None:
-        """Refuse to go on without a message of each of these relays."""
-        if lost := sorted(set(relays).difference(map(relay_of, messages))):
-            raise CodingError(
-                f"{_names(lost)} {lacking} in round {self._round}: {so}. Resume from the last checkpoint."
-            )
+    def _lacks(self, relays: Sequence[int], messages: Sequence[Message]) -> bool:
+        """Whether a message of one of these relays, or one earlier in this attempt, is missing."""
+        if not self.silent:  # else others lack something, too
+            self.silent = set(relays).difference(map(relay_of, messages))
+        return bool(self.silent)
+
+    def _in_vain(self) -> list[Message]:
+        """Word to all that this attempt came to nothing."""
+        return list(self._to(np.array(self.attendance.relays), VERDICT, *note(np.array([IN_VAIN], np.uint8))))
 
     def _to(self, relays: Users, kind: str, payload: Tensor, overhead: Tensor, spare: int = 0) -> Iterator[Message]:
         """The same to some relays: once where the medium is a broadcast, else a copy for each."""

@@ -83,31 +83,27 @@ class SummingRelay(Relay):
         at = torch.from_numpy(self._row[users])
         return [self._up(IVS, _added(self._ivs["payload"][at]), _added(self._ivs["overhead"][at]))]
 
-    def deliver(self, verdict: Sequence[Message], passed: Sequence[Message]) -> list[Message]:
+    def deliver(self) -> list[Message]:
         """The server's row to the users whom the plan assigns to this relay: once, or a copy for each."""
         users = np.flatnonzero(self.planner.spread(self.attendance).adds == self.i)
         if not len(users):
             return []
         if self.planner.network.last_hop == "unicast":
             copies = torch.zeros(len(users), dtype=torch.int64)
-            return [self._down(MODELS, m.payload, m.overhead, users, copies) for m in passed]
+            return [self._down(MODELS, m.payload, m.overhead, users, copies) for m in self._passed]
         everybody = self.t.K + self.i  # the link of the ledger for what all users of this relay hear
-        return [self._down(MODELS, m.payload, m.overhead, users, links=everybody) for m in passed]
+        return [self._down(MODELS, m.payload, m.overhead, users, links=everybody) for m in self._passed]
 
 
 class SummingServer(Server):
     """A server that adds up the relays' sums."""
 
     def gather(self, messages: Sequence[Message]) -> None:
-        """Take the sums of the relays that were to add.
-
-        Raises:
-            CodingError: some are missing.
-        """
+        """Take the sums of the relays that were to add."""
         if self.aggregation is None or self.empty:
             return
-        relays = self.planner.cover(self.attendance.heard).relays
-        self._require(relays, messages, "passed no sum on", "no models can be computed")
+        if self._lacks(self.planner.cover(self.attendance.heard).relays, messages):
+            return
         self.aggregation.open(self._round, self.name, self.attendance.users, *self.sizes)
         for part, nbytes in zip(("payload", "overhead"), self.sizes, strict=True):
             rows = [torch.zeros(1, nbytes, dtype=torch.uint8), *(getattr(message, part) for message in messages)]
@@ -116,6 +112,8 @@ class SummingServer(Server):
 
     def hand_back(self) -> list[Message]:
         """One row, to the relays that send it on."""
+        if self.silent:
+            return self._in_vain()
         models = self.aggregation.models(b"") if self.aggregation is not None else None
         if models is None:
             return []

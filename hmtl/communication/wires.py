@@ -75,13 +75,13 @@ class Wires:
     """What a process says to others, and hears from them.
 
     Each says its frames of a kind in turns; a turn ends with a frame that is `last`. Frames of past rounds come too
-    late, and are not heard.
+    late, and are not heard. A frame that arrived damaged is never read, and its turn is missing.
 
     Args:
         me: the name of this process's node.
         ranks: of the processes that it speaks with, by name.
-        seconds: how long to wait for a turn of one who waits for nobody; whoever missed it, is not waited for until
-            it is heard again.
+        seconds: how long to wait for a turn of one who waits for nobody. Whoever missed it, is waited for only as long
+            again as the others took, until it is heard.
         group: where the server speaks to several relays at once; at a relay, where it listens.
     """
 
@@ -93,7 +93,8 @@ class Wires:
         self.listener = group if isinstance(group, Listener) else None
         self.peers = {name: Peer(rank, self.listener) for name, rank in ranks.items()}
         self.lost: dict[str, str] = {}  # who is not heard any more, and why
-        self.late: set[str] = set()  # who missed a deadline, and was not heard since
+        self.late: set[str] = set()  # who missed a turn, and was not heard since
+        self.news: list[str] = []  # of who was late, and heard again, for whoever keeps a log
         self.round = 0
         self._sent, self._taken = (dict.fromkeys(ranks, 0) for _ in range(2))  # frames
         self._early: dict[str, Frame] = {}  # of rounds to come
@@ -131,14 +132,21 @@ class Wires:
         Args:
             patience: how often `seconds` to wait: once for who waits for nobody, once more for who waits for those.
         """
-        deadline, heard = time.monotonic() + patience * self.seconds, {}
-        for name in who:
-            if (turn := self._turn(name, kind, 0.0 if name in self.late else deadline)) is None:
-                self.late.add(name)
+        start, heard = time.monotonic(), {}
+        deadline = start + patience * self.seconds
+        for name in sorted(who, key=self.late.__contains__):  # those who were late, last
+            if name in self.late:
+                now = time.monotonic()
+                deadline = min(deadline, now + (now - start))
+            turn = self._turn(name, kind, deadline)
+            if isinstance(turn, str):
+                self._miss(name, turn)
             else:
                 heard[name] = turn
-                self.late.discard(name)
-        return heard
+                if name in self.late:
+                    self.late.remove(name)
+                    self.news.append(f"{name} is heard again")
+        return {name: heard[name] for name in who if name in heard}
 
     def close(self, seconds: float = 5.0) -> None:
         """Let what was said leave, and others say their last word, if that takes no longer."""
@@ -150,15 +158,22 @@ class Wires:
             for thread in peer.threads:
                 thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _turn(self, name: str, kind: str, deadline: float) -> list[Frame] | None:
+    def _miss(self, name: str, why: str) -> None:
+        if name not in self.late | set(self.lost):
+            self.news.append(f"{name}: {why}")
+        self.late.add(name)
+
+    def _turn(self, name: str, kind: str, deadline: float) -> list[Frame] | str:
+        """The frames of a turn, or why it is missing."""
         turns = self._turns[name, kind]
         while not turns:
             if (frame := self._next(name, deadline)) is None:
-                return None
+                return f"no {kind} came in time"
             self._coming[name, frame.kind] += [] if frame.empty else [frame]
             if frame.last:
                 self._turns[name, frame.kind].append(self._coming.pop((name, frame.kind)))
-        return turns.popleft()
+        turn = turns.popleft()
+        return next((frame.damaged for frame in turn if frame.damaged), turn)
 
     def _next(self, name: str, deadline: float) -> Frame | None:
         """The next frame of this round; None where the peer is lost, or there is none in time."""
@@ -182,9 +197,12 @@ class Wires:
             if header.sequence != self._taken[name]:
                 raise CodingError(f"its frame {header.sequence} came where frame {self._taken[name]} belongs")
             self._taken[name] += 1
-            return Frame.from_bytes(header, body)
         except Empty:
             return None
         except CodingError as error:
             self.lost[name] = str(error)
             return None
+        try:
+            return Frame.from_bytes(header, body)
+        except CodingError as error:
+            return Frame(KINDS[header.kind], header.round, last=header.last, damaged=str(error))

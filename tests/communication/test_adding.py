@@ -266,7 +266,8 @@ def test_state_goes_on_to_the_same_bits() -> None:
         assert whole.setup_seconds == then.setup_seconds
 
 
-def test_a_sum_without_which_nobody_can_go_on() -> None:
+def test_without_a_sum_its_relay_is_left_out() -> None:
+    """Others add up the rows of its users."""
     t = symmetric(K=20, H=5, r=3)
     users = Terms([terms(n, 20) for n in range(2)], [set()] * 2)
     apart = Apart(t, [users])
@@ -275,9 +276,12 @@ def test_a_sum_without_which_nobody_can_go_on() -> None:
         return None if (message.kind, node, message.sender) == (IVS, SERVER, "relay 1") else message
 
     apart.play(0)
-    with pytest.raises(CodingError, match=r"^relay 1 passed no sum on in round 1.* Resume from the last checkpoint"):
-        apart.play(1, change=lose)
-    assert not users.models
+    assert 1 in cover(t).relays
+    apart.play(1, change=lose)
+    assert apart.server.attendance.relays == (0, 2, 3, 4)
+    total = users.ivs[0].sum(0) + users.ivs[1].sum(0)
+    assert set(users.models) == set(range(20))
+    assert all(model.tolist() == [*total.tolist(), 2] for model in users.models.values())
 
 
 def test_a_user_who_is_not_told_waits() -> None:

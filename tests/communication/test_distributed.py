@@ -3,9 +3,11 @@
 import datetime
 import os
 import signal
+import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -18,8 +20,9 @@ from lossy import end_of_group, possible
 
 from hmtl.communication import TIERS, CodedHierarchical, Communicator, LinkLedger, Network, Uncoded
 from hmtl.communication.distributed import Distributed
-from hmtl.communication.frames import Frame
+from hmtl.communication.frames import WORD, Frame
 from hmtl.communication.messages import BROADCAST, SERVER, Message, host_name, relay_name
+from hmtl.communication.relay import Relay
 from hmtl.communication.wires import Wires
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
 from hmtl.topology import Topology, symmetric
@@ -61,22 +64,30 @@ def member(
     me, homes = every[rank], np.array_split(np.arange(t.K), HOSTS)
 
     def speak(a: str, b: str) -> bool:
-        return {a.split()[0], b.split()[0]} in ({"server", "relay"}, {"relay", "host"})
+        return a != b and (SERVER in (a, b) or a.split()[0] != b.split()[0])
 
     group = end_of_group(rank, t.H, run=port, loss=settings["loss"]) if "loss" in settings else None
     wires = Wires(me, {name: n for n, name in enumerate(every) if name != me and speak(me, name)}, seconds, group)
     communicator = make(settings, lambda ledger: Distributed(ledger, wires, t, homes))
     mine = homes[int(me.split()[1])].tolist() if me.startswith("host") else []
     users = ScriptedUsers(ivs(t), [set()] * ROUNDS, EXTRAS, mine)
-    aggregator, models, heard = ScriptedAggregator(t.K, M + EXTRAS), [], []
+    aggregator, models, heard, relays = ScriptedAggregator(t.K, M + EXTRAS), [], [], []
     for round in range(ROUNDS):
         if fault:
             fault(me, round, wires)
         outcome = communicator.round(round, users, aggregator)
         heard.append(outcome.users.tolist())
+        relays.append(outcome.relays)
         models.append({k: model.numpy() for k, model in users.models.items()})
+        if me != SERVER:  # all go on together, as with an engine
+            wires.say(SERVER, Frame(WORD, round))
+            wires.hear(WORD, [SERVER], patience=6)
+            continue
+        wires.hear(WORD, every[1:], patience=5)
+        for name in every[1:]:
+            wires.say(name, Frame(WORD, round))
     sent = {tier: communicator.ledger.per_link(tier)[:, 0] for tier in TIERS}
-    end.send((me, sent, models, heard, dict(wires.lost)))
+    end.send((me, sent, models, heard, dict(wires.lost), wires.news, relays))
     wires.close()
     end.recv()  # until all are done: whoever goes, cuts its connections
     os._exit(0)
@@ -218,6 +229,8 @@ def flip(me: str, round: int, wires: Wires) -> None:
         put, outbox_put = outbox.put, []
 
         class Damaging:
+            get = outbox.get
+
             def put(self, parts: Any) -> None:
                 if parts and len(parts[1]) and not outbox_put:
                     outbox_put.append(True)
@@ -227,6 +240,68 @@ def flip(me: str, round: int, wires: Wires) -> None:
         wires.peers[SERVER].outbox = Damaging()  # type: ignore[assignment]
 
 
-def test_a_flipped_bit_is_named_and_its_sender_heard_no_more() -> None:
-    results = play({}, flip, seconds=5)
-    assert "report of round 1 arrived damaged" in results[SERVER][3]["relay 2"]
+def test_a_flipped_bit_is_named_and_never_read() -> None:
+    """What comes damaged is missing: the round goes on without its sender, and the next one with it."""
+    results = play({}, flip, seconds=30)
+    assert results[SERVER][4][:2] == ["relay 2: report of round 1 arrived damaged", "relay 2 is heard again"]
+    agree(results, {}, away={1: [2]})
+
+
+def goes(who: str, step: str, sign: int, me: str, round: int, wires: Wires) -> None:
+    """In round 2, when it comes to a step, a relay gets a signal; if that stops it, it goes on some time later."""
+    if me == SERVER and sign == signal.SIGSTOP and round > 2:
+        time.sleep(1)  # rounds without anything to do would be over before it is back
+    if me == who and round == 2:
+        time.sleep(0.5)  # so that what it sent in the last round has left
+        usual = getattr(Relay, step)
+
+        def then(*arguments: Any) -> Any:
+            setattr(Relay, step, usual)
+            if sign == signal.SIGSTOP:
+                subprocess.Popen(["sh", "-c", f"sleep 8; kill -CONT {os.getpid()}"])
+            os.kill(os.getpid(), sign)
+            return usual(*arguments)
+
+        setattr(Relay, step, then)
+
+
+@pytest.mark.parametrize(
+    ("who", "step", "settings"),
+    [
+        ("relay 3", "encode", {"aggregators": [0, 1]}),
+        ("relay 1", "decode", {"aggregators": [0, 1]}),
+        ("relay 1", "confirm", {"medium": "unicast", "aggregators": "all"}),
+        ("relay 2", "forward", {"coded": False}),
+    ],
+    ids=str,
+)
+def test_a_relay_dies_within_a_round(who: str, step: str, settings: dict[str, Any]) -> None:
+    """The round goes on over the others, to the same bits as if it had not come; and so do all later ones."""
+    results = play(settings, partial(goes, who, step, signal.SIGKILL), seconds=30, silent=1)
+    assert "live" in results[SERVER][3][who]
+    agree(results, settings, away={round: [int(who.split()[1])] for round in range(2, ROUNDS)})
+
+
+def test_a_relay_that_stood_still_comes_back() -> None:
+    """It missed rounds, and is handed the state; no model ever differs."""
+    settings = {"aggregators": [0, 1]}
+    results = play(settings, partial(goes, "relay 1", "confirm", signal.SIGSTOP), seconds=2)
+    heard = results[SERVER][4]
+    assert heard[0] == "relay 1: no digests came in time"
+    assert "relay 1 is heard again" in heard
+    relays = results[SERVER][5]
+    assert relays[2] == (0, 2, 3)
+    assert relays[-1] == (0, 1, 2, 3)
+    agree(results, settings, away={n: sorted({0, 1, 2, 3} - set(there)) for n, there in enumerate(relays)})
+
+
+def agree(results: dict[str, Any], settings: dict[str, Any], away: dict[int, list[int]]) -> None:
+    """Users got the models of a run in one process with these relays away."""
+    t, alone = network(), make(settings)
+    users, aggregator = ScriptedUsers(ivs(t), [set()] * ROUNDS, EXTRAS), ScriptedAggregator(t.K, M + EXTRAS)
+    for round in range(ROUNDS):
+        outcome = alone.round(round, users, aggregator, away.get(round, []))
+        assert results[SERVER][2][round] == outcome.users.tolist()
+        got = {k: model for models in (result[1] for result in results.values()) for k, model in models[round].items()}
+        assert got.keys() == users.models.keys()
+        assert all(same_bits(torch.from_numpy(got[k]), model) for k, model in users.models.items())

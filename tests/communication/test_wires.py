@@ -1,7 +1,9 @@
 """What a process believes of the frames that come to it."""
 
+import time
 from dataclasses import replace
 from queue import SimpleQueue
+from threading import Thread
 
 import pytest
 import torch
@@ -66,10 +68,44 @@ def test_frames_of_others_are_named(wires: Wires, changed: dict[str, int]) -> No
     assert "came from it" in wires.lost["relay 2"]
 
 
-def test_a_damaged_body_is_named(wires: Wires) -> None:
-    arrive(wires, 0, checksum=1)
+def test_a_turn_with_a_damaged_frame_is_missing_and_named_and_the_next_is_heard(wires: Wires) -> None:
+    for sequence, last in enumerate([False, False, True]):
+        arrive(wires, sequence, last=last, **({"checksum": 1} if sequence == 1 else {}))
+    arrive(wires, 3)
     assert hear(wires) is None
-    assert wires.lost["relay 2"] == "report of round 5 arrived damaged"
+    assert not wires.lost
+    assert wires.news == ["relay 2: report of round 5 arrived damaged"]
+    assert hear(wires) == [3]
+    assert wires.news[1:] == ["relay 2 is heard again"]
+
+
+def test_a_damaged_header_loses_its_sender(wires: Wires) -> None:
+    """Nobody knows where the next one begins."""
+    wires.peers["relay 2"].inbox.put("a header arrived damaged, or is of another program")
+    assert hear(wires) is None
+    assert wires.lost == {"relay 2": "a header arrived damaged, or is of another program"}
+
+
+def test_who_was_late_is_waited_for_as_long_again_as_the_others_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked last, and answers keep the order of the names."""
+    monkeypatch.setattr(module, "Peer", Silent)
+    monkeypatch.setattr(module.dist, "get_rank", lambda: ME)
+    wires = Wires("server", {"relay 0": 1, "relay 1": 2, "relay 2": OTHER}, seconds=20)
+    wires.begin(5)
+    wires.late |= {"relay 0", "relay 1"}
+
+    def answer() -> None:
+        time.sleep(0.3)
+        for name, rank in (("relay 2", OTHER), ("relay 0", 1)):
+            header, body = Frame(REPORT, 5).to_bytes(rank, ME, 0)
+            wires.peers[name].inbox.put((header, body))
+
+    Thread(target=answer).start()
+    start = time.monotonic()
+    assert list(wires.hear(REPORT, ["relay 0", "relay 1", "relay 2"])) == ["relay 0", "relay 2"]
+    assert time.monotonic() - start < 10
+    assert wires.late == {"relay 1"}
+    assert wires.news == ["relay 0 is heard again"]
 
 
 def test_what_is_late_is_not_heard_and_what_is_early_waits(wires: Wires) -> None:
