@@ -116,6 +116,37 @@ def test_what_is_printed_fits_and_what_is_drawn_has_all(recorded: dict[tuple[str
     assert len(axes.patches) == 2 * len(TIERS) * len(rows)
 
 
+def test_rows_are_of_all_rounds_but_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "SCHEMES", ("uncoded",))
+
+    def seen(repetition: int, seconds: float, kernel: int, right: int) -> list[dict[str, Any]]:
+        device = {"tx_bytes": kernel + 66, "tx_packets": 1, "rx_bytes": 0, "rx_packets": 0}
+        counted = {"hop2": device, "multicast": {"tx_packets": 0, "rx_packets": 0}}
+        about = {"scheme": "uncoded", "repetition": repetition, "kernel": counted, "start": 1.0}
+        ledger = {UP: [1000, 0, 0], DOWN: [0, 0, 0, 0]}
+        return [
+            node("server", [], [("relay 0", 2.0 + seconds)], **about, end=3.0, right=0, ledger={**ledger, UP: [0] * 3}),
+            node("relay 0", [("server", 2.0)], [], **about, end=4.0 + seconds, right=right, ledger=ledger),
+        ]
+
+    rounds = [seen(0, 99.0, 9999, 0), seen(1, 1.0, 1010, 8), seen(2, 5.0, 980, 7), seen(3, 2.0, 1000, 8)]
+    (row,) = run.summary(settings(bytes=1000), "TCP", [each for round in rounds for each in round])
+    assert (row["rounds"], row["lossless"], row["measured_s"], row["clock_s"]) == (3, 2, 2.0, 5.0)
+    assert row["formula_s"] == pytest.approx(4 * 8 * 8000 / 1e8)
+    assert row["worst_link"] == pytest.approx(0.02)
+    assert row[f"counted_bytes/{UP}"] == 1000
+
+
+def test_what_tables_say(recorded: dict[tuple[str, str], dict[str, Any]]) -> None:
+    plain = recorded["TCP", "uncoded"] | {"formula_s": 10.0, "measured_s": 11.0}
+    best = recorded["TCP", "best aggregators"] | {"formula_s": 8.0, "measured_s": 8.36}
+    console = Console(record=True, width=80)
+    console.print(run.tables([plain, best])[0])
+    *_, first, second, _ = console.export_text().splitlines()
+    assert first.split() == ["TCP", "uncoded", "10.00", "11.00", "10.0%"]
+    assert second.split() == ["best", "aggregators", "8.00", "8.36", "4.5%", "20.0%", "24.0%"]
+
+
 def test_what_is_saved_is_loaded(tmp_path: Path, recorded: dict[tuple[str, str], dict[str, Any]]) -> None:
     run.save(tmp_path / "again.csv", list(recorded.values()))
     assert (tmp_path / "again.csv").read_bytes() == (FOLDER / "results.csv").read_bytes()
