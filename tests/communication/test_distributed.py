@@ -253,10 +253,11 @@ def goes(who: str, step: str, sign: int, me: str, round: int, wires: Wires) -> N
         time.sleep(1)  # rounds without anything to do would be over before it is back
     if me == who and round == 2:
         time.sleep(0.5)  # so that what it sent in the last round has left
-        usual = getattr(Relay, step)
+        owner: Any = wires.listener.receiver if wires.listener and step == "hear" else Relay
+        usual = getattr(owner, step)
 
         def then(*arguments: Any) -> Any:
-            setattr(Relay, step, usual)
+            setattr(owner, step, usual)
             if sign == signal.SIGSTOP:
                 subprocess.Popen(["sh", "-c", f"sleep 8; kill -CONT {os.getpid()}"])
             os.kill(os.getpid(), sign)
@@ -272,6 +273,7 @@ def goes(who: str, step: str, sign: int, me: str, round: int, wires: Wires) -> N
         ("relay 1", "decode", {"aggregators": [0, 1]}),
         ("relay 1", "confirm", {"medium": "unicast", "aggregators": "all"}),
         ("relay 2", "forward", {"coded": False}),
+        pytest.param("relay 1", "hear", {"loss": 0.01, "aggregators": [0, 1, 3]}, marks=multicast),
     ],
     ids=str,
 )
