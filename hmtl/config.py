@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from hmtl.communication import Communicator, Network
-    from hmtl.data import Task
+    from hmtl.data import Task, Wanted
     from hmtl.engine import Engine
     from hmtl.mtl import Algorithm, Participation, Problem, Regularizer
     from hmtl.topology import Moving, Topology
@@ -137,28 +137,29 @@ def build_topology(cfg: DictConfig) -> Topology | Moving:
     return topology
 
 
-def build_tasks(cfg: DictConfig) -> tuple[tuple[Task, ...], Topology | Moving]:
-    """The users' data, and who hears them; K comes from whichever of the two fixes it."""
+def build_tasks(cfg: DictConfig, engine: Engine | None = None) -> tuple[tuple[Task, ...], Topology | Moving]:
+    """The users' data, which an engine divides, and who hears them; K comes from whichever of the two fixes it."""
+    share = engine.tasks if engine else lambda load, K, H: load(None)
     if "K" in cfg.topology and not cfg.topology.get("path"):  # a rule for any K
-        tasks = _tasks(cfg, cfg.K)
+        tasks = share(lambda wanted: _tasks(cfg, cfg.K, wanted), cfg.K, cfg.H)
         cfg.K = len(tasks)
         return tasks, build_topology(cfg)
     topology = build_topology(cfg)
-    return _tasks(cfg, topology.K), topology
+    return share(lambda wanted: _tasks(cfg, topology.K, wanted), topology.K, topology.H), topology
 
 
-def _tasks(cfg: DictConfig, K: int | None) -> tuple[Task, ...]:
-    arguments: dict[str, Any] = {"K": K}
+def _tasks(cfg: DictConfig, K: int | None, wanted: Wanted | None) -> tuple[Task, ...]:
+    target, arguments = cfg.dataset["_target_"], dict[str, Any](K=K)
+    if wanted and takes(target, "wanted"):
+        arguments["wanted"] = wanted
     if cfg.partition:
-        target = cfg.dataset["_target_"]
         if not takes(target, "partition"):
             raise ConfigError(
                 f"partition={cfg.partition['_target_']}, but {target} takes none: leave partition out, or choose "
                 "another dataset, such as files."
             )
         arguments["partition"] = _instantiate(cfg.partition)
-    tasks: tuple[Task, ...] = _instantiate(cfg.dataset, **arguments)
-    return tasks
+    return tuple(_instantiate(cfg.dataset, **arguments))
 
 
 def build_problem(cfg: DictConfig, tasks: Sequence[Task]) -> Problem:
@@ -236,24 +237,24 @@ def build(cfg: DictConfig) -> Run:
             f"{cfg.resume} has {len(checkpoint['history'])} rounds behind it already, of rounds={cfg.rounds}: ask for "
             "more rounds to go on."
         )
-    tasks, topology = build_tasks(cfg)
     engine: Engine = _instantiate(cfg.engine)
-    communicator = build_communicator(cfg, topology, links=engine.join(topology, build_network(cfg)))
-    build_participation(cfg, topology)
-    communicator = in_sums(algorithm := build_algorithm(cfg, build_problem(cfg, tasks)), communicator)
-    output_dir = Path(cfg.output_dir)
+    tasks, topology = build_tasks(cfg, engine)
+    with engine.together():
+        communicator = build_communicator(cfg, topology, links=engine.join(topology, build_network(cfg)))
+        build_participation(cfg, topology)
+        communicator = in_sums(algorithm := build_algorithm(cfg, build_problem(cfg, tasks)), communicator)
     loggers = [_instantiate(node) for node in cfg.logger.values()] if engine.leads else []
     trainer = Trainer(
         algorithm,
         communicator,
         **{name: cfg[name] for name in ("rounds", "gap_tolerance", "checkpoint_every")},
-        checkpoint=output_dir / "checkpoint.pt",
+        checkpoint=Path(cfg.output_dir, "checkpoint.pt"),
         identity=identity,
         loggers=loggers,
         before=[fitting(tasks)],
         engine=engine,
     )
-    return Run(communicator, algorithm, trainer, loggers, output_dir, engine, checkpoint)
+    return Run(communicator, algorithm, trainer, loggers, Path(cfg.output_dir), engine, checkpoint)
 
 
 def _instantiate(node: DictConfig | None, **arguments: Any) -> Any:

@@ -200,7 +200,7 @@ def _figures(member: Algorithm, rounds: int, go_on: Callable[[], bool]) -> Figur
         return figures | {"relative_gap": _share(now["joint_gap"], now["joint_primal"])}
     if "gap" in now:
         gap = _share(now["gap"], now["primal"])
-        return figures | {"relative_gap": gap, "settled": member.settled(UNSETTLED)}
+        return figures | {"relative_gap": gap, "settled": member.settled(UNSETTLED * abs(now["primal"]))}
     if "primal" in now:
         scale = min(abs(now["primal"]), abs(start["primal"] - now["primal"]))  # slow steps have not come far at all
         return figures | {"change": _share(abs(before["primal"] - now["primal"]), scale)}

@@ -15,7 +15,15 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 GRACE = 10.0  # seconds for the others to end, once the first process has
-LOADED = ("hmtl.train", "hmtl.trainer", "hmtl.engine", "hmtl.mtl", "hmtl.figures", "cvxpy", "sklearn.model_selection")
+LOADED = (
+    "hmtl.train",
+    "hmtl.trainer",
+    "hmtl.processes",
+    "hmtl.mtl",
+    "hmtl.figures",
+    "cvxpy",
+    "sklearn.model_selection",
+)
 """What most runs import, hmtl's own late imports among it, which together take each process two seconds."""
 
 
@@ -29,6 +37,7 @@ def launch(arguments: Sequence[str]) -> int:
         )
         return 2
     words = [word for word in arguments if not word.startswith("processes=")]
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))  # glibc gives back at once what was large and is free
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(LOADED))
     with socket.socket() as free:

@@ -135,17 +135,17 @@ def load_models(path: str | Path, model: "MakeModel | None" = None) -> Models:
     return models
 
 
-def save_models(path: Path, algorithm: "Algorithm") -> None:
-    """Write what `load_models` reads."""
+def save_models(path: Path, algorithm: "Algorithm", W: "Tensor | None" = None) -> None:
+    """Write what `load_models` reads; W [m, K] are the models where `algorithm` has not all of them."""
     problem = algorithm.problem
-    tasks, scalings = problem.tasks, [task.scaling for task in problem.tasks]
+    tasks, scalings = problem.everybody, [task.scaling for task in problem.everybody]
     labels: Any = tasks[0].labels
     if labels is None:
         labels = range(tasks[0].classes) if tasks[0].classes else problem.loss.labels or ()
     labels = np.asarray(labels)
     arrays = {
         "names": np.array([task.name for task in tasks]),
-        "W": algorithm.W.T.detach().cpu().numpy(),
+        "W": (algorithm.W if W is None else W).T.detach().cpu().numpy(),
         "mean": np.stack([scaling.mean.numpy() for scaling in scalings]),
         "scale": np.stack([scaling.scale.numpy() for scaling in scalings]),
         "target_mean": np.array([scaling.target_mean for scaling in scalings]),

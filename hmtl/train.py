@@ -35,7 +35,7 @@ def train(cfg: DictConfig) -> None:
             raise Interrupted(run.trainer.interrupted)
         summary = summarize(run, cfg)
         write_json(run.output_dir / "summary.json", summary)
-        save_models(run.output_dir / "models.npz", run.algorithm)
+        save_models(run.output_dir / "models.npz", run.algorithm, run.engine.models(run.algorithm, run.trainer.state))
         if run.loggers:  # who else would look at them
             figures["links"] = link_figure(run.communicator.ledger)
             if run.algorithm.Omega is not None:

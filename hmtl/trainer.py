@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hmtl.checkpoint import save_atomically
+from hmtl.checkpoint import load_checkpoint, save_atomically
 from hmtl.communication import SETUP, TIERS, CodedHierarchical, Communicator, Outcome, Sums
 from hmtl.engine import Engine
 from hmtl.mtl import Aggregator, Algorithm, Users
@@ -44,7 +44,8 @@ def in_sums(algorithm: Algorithm, communicator: Communicator) -> Communicator:
         communicator = Sums.where_cheaper(communicator, IV_bits, row_bits) or communicator
     if isinstance(communicator, Sums):
         algorithm.in_sums()
-    communicator.meet(algorithm.aggregator)
+    if len(algorithm.problem.users) == algorithm.problem.K:  # else it learns from a set-up what it has to know
+        communicator.meet(algorithm.aggregator)
     return communicator
 
 
@@ -86,8 +87,10 @@ class Trainer:
         self.identity = dict(identity or {})
         self.loggers = loggers
         self.before, self.engine = before, engine
+        self.users = engine.side(algorithm.users)
         self.history: list[Measurements] = []
         self.interrupted = 0
+        self.state: Mapping[str, Any] | None = None  # at the end, where results are kept
 
     def fit(self, checkpoint: Mapping[str, Any] | None = None) -> list[Measurements]:
         """Run the rounds that are left and return one row for each round, those before a resume included.
@@ -98,15 +101,20 @@ class Trainer:
         Args:
             checkpoint: what `load_checkpoint` gave, to go on from there.
         """
-        if checkpoint is not None:
-            self.history = list(checkpoint["history"])
-            self.algorithm.load_state_dict(checkpoint["algorithm"])
-            self.communicator.load_state_dict(self.engine.mine(checkpoint["communicator"]))
-        else:
+        self.engine.introduce(self.algorithm, self.communicator, lambda: load_checkpoint(self.checkpoint))
+        if checkpoint is None or not self.engine.whole:  # a process that has not all data, learns anew what was told
             for pair in (*self.before, self.algorithm.setup()):
                 if pair is not None:
-                    self.communicator.setup(*pair)
-                    self.engine.mirror(self.algorithm, self.communicator)
+                    users, aggregator = pair
+                    self.communicator.setup(self.engine.side(users), aggregator)
+                    self.engine.learn(users, aggregator, self.communicator)
+        if checkpoint is not None:
+            self.history = list(checkpoint["history"])
+            state = self.engine.mine(dict(checkpoint), self.algorithm, self.communicator)
+            self.algorithm.load_state_dict(state["algorithm"])
+            self.communicator.load_state_dict(state["communicator"])
+        elif not self.engine.whole:
+            self._save()  # for users whose process is gone before the next time
         for row in self.history:
             for logger in self.loggers:
                 logger.log(row)
@@ -120,15 +128,15 @@ class Trainer:
                 self.interrupted = sum(caught[:1])
                 if len(self.history) % self.checkpoint_every == 0:
                     self._save()
-            self._save()
+            self.state = self._save()
         return self.history
 
     def _round(self, number: int, user_seconds: float) -> Measurements:
         learner, communicator = self.algorithm, self.communicator
         absent = learner.participation.absent_relays(learner.seed, number, communicator.topology.H)
-        outcome = communicator.round(number, learner.users, learner.aggregator, absent)
-        self.engine.mirror(learner, communicator, outcome)
-        return self.measure(number, outcome, user_seconds) if self.engine.leads else {}
+        outcome = communicator.round(number, self.users, learner.aggregator, absent)
+        measured = self.engine.measured(learner, communicator, outcome, user_seconds)
+        return {} if measured is None else self.measure(number, outcome, **measured)
 
     def _goes_on(self) -> bool:
         """Whether there is another round, as the process that leads decides."""
@@ -137,7 +145,9 @@ class Trainer:
         self.interrupted = word["interrupted"]
         return not word["done"]
 
-    def measure(self, number: int, outcome: Outcome, user_seconds: float) -> Measurements:
+    def measure(
+        self, number: int, outcome: Outcome, figures: Measurements, users: int, user_seconds: float
+    ) -> Measurements:
         """The row of the round just done.
 
         Keys: `round`; `users`, whose IVs counted; `empty`, 1 where nobody aggregated; primal, dual, gap where the
@@ -157,9 +167,9 @@ class Trainer:
         )
         return {
             "round": number,
-            "users": len(outcome.users),
+            "users": users,
             "empty": int(outcome.empty),
-            **self.algorithm.metrics(),
+            **figures,
             **{f"bits/{tier}": bits for tier, bits in sent.items()},
             "bits_total": before + sum(sent.values()),
             "local_s": user_seconds,
@@ -172,17 +182,10 @@ class Trainer:
         if not (self.gap_tolerance and self.history and "gap" in self.history[-1]):
             return False
         small = self.history[-1]["gap"] <= self.gap_tolerance * abs(self.history[-1]["primal"])
-        return small and self.algorithm.settled(self.gap_tolerance)
+        return small and self.algorithm.settled(self.gap_tolerance * abs(self.history[-1]["primal"]))
 
-    def _save(self) -> None:
-        if not self.engine.leads:
-            return
-        save_atomically(
-            self.checkpoint,
-            {
-                "identity": self.identity,
-                "history": self.history,
-                "algorithm": self.algorithm.state_dict(),
-                "communicator": self.engine.keep(self.communicator.state_dict()),
-            },
-        )
+    def _save(self) -> Mapping[str, Any] | None:
+        state = self.engine.state(self.algorithm, self.communicator)
+        if state is not None:
+            save_atomically(self.checkpoint, {"identity": self.identity, "history": self.history, **state})
+        return state

@@ -48,6 +48,7 @@ def results(folder: Path) -> tuple[bytes, dict[str, object], list[dict[str, floa
     [
         ("participation.dropout=0.2", "participation.relays=0.2", "aggregators=all", "algorithm.omega_every=2"),
         ("regularizer=mean", "communicator=sums"),
+        ("algorithm=fedu", "regularizer.neighbors=2", "dataset.standardize=all"),
     ],
     ids=" ".join,
 )
@@ -116,7 +117,7 @@ def test_a_process_goes(tmp_path: Path, who: str, sign: signal.Signals, status: 
     words = (f"processes={PROCESSES}", *words)
     with subprocess.Popen(launcher(tmp_path, *words), stderr=subprocess.PIPE, text=True) as launched:
         deadline = time.monotonic() + 300
-        while not (tmp_path / "checkpoint.pt").exists():
+        while not (tmp_path / "checkpoint.pt").exists() or not load_checkpoint(tmp_path)["history"]:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         everybody = members(launched.pid)

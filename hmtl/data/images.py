@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmtl.data.cache import cache_folder
+from hmtl.data.preprocessing import Wanted, everybody
 from hmtl.data.skew import Dirichlet, Partition, share_out
 from hmtl.data.tasks import Task
 from hmtl.errors import ConfigError, DataError
@@ -30,6 +31,7 @@ def torchvision(
     path: str | Path | None = None,
     download: bool = True,
     options: Mapping[str, Any] | None = None,
+    wanted: Wanted = everybody,
 ) -> tuple[Task, ...]:
     """A data set of `torchvision.datasets` with one class for each image, training and test images pooled.
 
@@ -46,6 +48,7 @@ def torchvision(
         path: folder, in torchvision's layout (for MNIST the folder above MNIST/raw); by default the cache.
         download: whether to fetch what is not there.
         options: what the data set takes besides, such as {split: letters} of EMNIST.
+        wanted: whose images to hold.
 
     Raises:
         ConfigError: there is no such data set, it takes no such options, or fewer images than `rows`.
@@ -74,6 +77,7 @@ def torchvision(
         partition,
         test_fraction,
         seed,
+        wanted=wanted,
     )
 
 

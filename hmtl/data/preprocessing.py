@@ -3,7 +3,7 @@
 K tasks, n rows and d features each; D = d, or d + 1 with an intercept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from hmtl.data.tasks import Task
 
 Scope = Literal["task", "all", "none"]
+
+
+Wanted = Callable[[int], Collection[int]]
+"""Of K users, those whose rows are to be held in this process; of others, no more than their number."""
+
+
+def everybody(K: int) -> Collection[int]:
+    """All K users."""
+    return range(K)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +84,10 @@ class Preprocessing:
         for name in ("standardize", "center"):
             if getattr(self, name) not in ("task", "all", "none"):
                 raise ConfigError(f"{name}={getattr(self, name)} is neither task, all nor none. Choose one of them.")
+
+    def needs(self, wanted: Wanted) -> Wanted:
+        """Whose rows are needed to prepare those that are wanted: all, if there is anything to do."""
+        return wanted if self == Preprocessing() else everybody
 
     def __call__(self, tasks: Sequence["Task"]) -> tuple["Task", ...]:
         """Fitted anew to these tasks, which are taken as they were before any earlier preprocessing."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hmtl.data.preprocessing import Wanted, everybody
 from hmtl.data.tasks import Task, split
 from hmtl.errors import ConfigError, DataError
 from hmtl.rng import generator
@@ -147,6 +148,7 @@ def share_out(
     test_fraction: float,
     seed: int,
     called: Sequence[Any] | None = None,
+    wanted: Wanted = everybody,
 ) -> tuple[Task, ...]:
     """A task for each user, of all classes: ±1 where there are two, the numbers 0..C−1 in their order where more.
 
@@ -157,6 +159,7 @@ def share_out(
         test_fraction: share of each user's rows kept for testing.
         seed: draws partition and splits.
         called: [C], what the classes are called; None: by their values of y.
+        wanted: whose rows to hold.
 
     Raises:
         DataError: one class alone of two, for a user; or see the partition, and `split`.
@@ -165,7 +168,7 @@ def share_out(
     if K is None:
         raise ConfigError("K is not set, and a partition needs to know for how many users it is: set K.")
     classes, number = np.unique(labels, return_inverse=True)
-    C, names = len(classes), None if called is None else tuple(called)
+    C, names, here = len(classes), None if called is None else tuple(called), wanted(K)
     y, tasks = number if C > 2 else number * 2.0 - 1.0, []
     for k, rows in enumerate(partition(labels, K, generator(seed, "data", "partition"))):
         if C == 2 and np.ptp(y[rows]) == 0:
@@ -174,7 +177,8 @@ def share_out(
                 "to tell apart. Choose a more even partition (a larger alpha, two classes_per_user), or lower K."
             )
         rng = generator(seed, "data", "split", k)
-        tasks.append(split(f"user {k}", x(rows), y[rows], test_fraction, rng, C if C > 2 else None, names))
+        held = x(rows if k in here else rows[:0])
+        tasks.append(split(f"user {k}", held, y[rows], test_fraction, rng, C if C > 2 else None, names, k in here))
     return tuple(tasks)
 
 

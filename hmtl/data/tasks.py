@@ -4,8 +4,9 @@ Shapes: n rows (samples), d columns (features), C classes.
 """
 
 import copy
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,11 +51,24 @@ class Task:
             values = torch.as_tensor(getattr(self, field))
             narrow = field.startswith("x") and values.dtype == torch.float32
             object.__setattr__(self, field, values if narrow else values.to(torch.float64))
-        if fault := next(self._faults(), None):
+        if self.here and (fault := next(self._faults(), None)):
             raise DataError(f"Task {self.name!r}: {fault}")
         if self.classes is not None:
             for field in ("y_train", "y_test"):
                 object.__setattr__(self, field, getattr(self, field).long())
+
+    @property
+    def here(self) -> bool:
+        """Whether its rows are in this process; else x and y are tensors on torch's meta device, without content."""
+        return not self.x_train.is_meta
+
+    def elsewhere(self) -> "Task":
+        """This task as a process knows it that does not hold its rows."""
+        x_train, y_train, x_test, y_test = (
+            rows.to("meta") for rows in (self.x_train, self.y_train, self.x_test, self.y_test)
+        )
+        prepared = self.prepared and replace(self.prepared, raw=self.prepared.raw.elsewhere())
+        return replace(self, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, prepared=prepared)
 
     @property
     def raw(self) -> "Task":
@@ -71,8 +85,8 @@ class Task:
         """What was fitted when it was preprocessed; of a task that was not, a scaling that does nothing."""
         if self.prepared:
             return self.prepared.scaling
-        one = self.x_train[0].double()
-        return Scaling(torch.zeros_like(one), torch.ones_like(one))
+        one = torch.zeros(self.x_train.shape[1:], dtype=torch.float64)
+        return Scaling(one, torch.ones_like(one))
 
     def _faults(self) -> Iterator[str]:
         """What is wrong and what to do; what comes later supposes that what came before is right."""
@@ -122,6 +136,7 @@ def split(
     rng: np.random.Generator,
     classes: int | None = None,
     labels: tuple[Any, ...] | None = None,
+    here: bool = True,
 ) -> Task:
     """The task of all rows, split into train and test at random; both parts get their share of each class.
 
@@ -130,6 +145,7 @@ def split(
         x, y: [n, d] or [n, ...], and [n].
         test_fraction: share of the rows kept for testing, rounded up to whole rows (250 rows: 187 + 63). 0: none.
         rng: draws which rows.
+        here: whether rows are to be held; if not, of x no more than shape and type is looked at.
 
     Raises:
         ConfigError: test_fraction is not in [0, 1).
@@ -139,6 +155,11 @@ def split(
         raise ConfigError(
             f"test_fraction={test_fraction} leaves no rows to train on. Choose a value from 0 (no test) to below 1."
         )
+    if not here:
+        n_test = math.ceil(test_fraction * len(y))
+        parts = [torch.empty(n, *x.shape[1:], device="meta") for n in (len(y) - n_test, n_test)]
+        x_train, x_test = (part.to(torch.float32 if x.dtype == np.float32 else torch.float64) for part in parts)
+        return Task(name, x_train, x_train.flatten(1)[:, 0], x_test, x_test.flatten(1)[:, 0], classes, labels)
     if test_fraction == 0:
         return Task(name, x, y, x[:0], y[:0], classes, labels)  # type: ignore[arg-type]  # Task makes tensors of arrays
     from sklearn.model_selection import train_test_split  # takes half a second to import

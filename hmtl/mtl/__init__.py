@@ -17,6 +17,7 @@ from hmtl.mtl.algorithms import (
     FedU,
     Local,
     PFedMe,
+    Residents,
     Users,
     fitting,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "Participation",
     "Problem",
     "Regularizer",
+    "Residents",
     "Ridge",
     "Rows",
     "SharedModel",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.errors import ConfigError
@@ -94,9 +95,15 @@ class Participation:
         shares[[user for when, user in self._users if when == round]] = 0
         return torch.from_numpy(shares)
 
-    def budgets(self, usual: Tensor, seed: int, round: int) -> Tensor:
-        """Steps of each user, [K], out of the `usual` ones: at least one, or none for those who drop out."""
-        shares = self.shares(seed, round, len(usual)).to(usual.device)
+    def budgets(
+        self, usual: Tensor, seed: int, round: int, users: NDArray[np.int64] | None = None, K: int | None = None
+    ) -> Tensor:
+        """Steps of each user, [K], out of the `usual` ones: at least one, or none for those who drop out.
+
+        With `users`, of these alone, [n], out of K.
+        """
+        shares = self.shares(seed, round, len(usual) if K is None else K)
+        shares = (shares if users is None else shares[torch.from_numpy(users)]).to(usual.device)
         return torch.where(shares > 0, (shares * usual).long().clamp_min(1), 0)
 
     def absent_relays(self, seed: int, round: int, H: int) -> tuple[int, ...]:

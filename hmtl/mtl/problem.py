@@ -1,5 +1,8 @@
 """The learning problem of all users, its dual, and the gap between them.
 
+Some users' rows may be elsewhere: then a process computes for its own users alone, and K stands for these wherever
+there are rows, duals or models.
+
 K users, n_k training rows of user k, n = max n_k, d features. W, V [d, K] hold one user per column; a [K, n] are the
 duals, zero in the padding beyond n_k. Where there are C classes, a model has a score for each of them, one after the
 other: W, V are [C·d, K], a is [K, C·n].
@@ -10,15 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from hmtl.data import Task
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl.losses import Loss, OneVsRest
 from hmtl.mtl.regularizers import Regularizer
 from hmtl.mtl.sums import Grid
+from hmtl.rng import generator
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class Problem:
     one model, coupled with those of others by one Ω.
 
     Args:
-        tasks: one per user. Rows that have a shape are vectors here, `shape` says of what.
+        tasks: one per user, those elsewhere included, see `Task.here`. Rows that have a shape are vectors here, `shape`
+            says of what.
         loss, regularizer: ℓ and R; the problem keeps copies of its own, `regularizer` prepared for these tasks.
         reduction: "mean" or "sum" over a user's rows.
         device: where the training rows live and everything is computed.
@@ -104,7 +109,7 @@ class Problem:
                 )
             if bool(task.classes) != loss.classes:
                 raise DataError(f"Task {task.name!r} has {_mismatch(task, loss)}")
-            found = set(task.y_train.tolist()) | set(task.y_test.tolist())
+            found = set(task.y_train.tolist()) | set(task.y_test.tolist()) if task.here else set()
             if loss.labels is not None and not found <= set(loss.labels):
                 raise DataError(
                     f"Task {task.name!r} has the label {min(found - set(loss.labels)):g}, {type(loss).__name__} takes "
@@ -112,15 +117,21 @@ class Problem:
                     "classes."
                 )
         self.grid = Grid(fraction_bits, len(tasks))
-        tasks = [task.flat for task in tasks]
-        self.tasks, self.loss = tuple(tasks), copy.deepcopy(loss).to(device)
-        X = pad_sequence([t.x_train.to(device, torch.float64) for t in tasks], batch_first=True)
-        y = pad_sequence([t.y_train.to(device, torch.float64) for t in tasks], batch_first=True, padding_value=1.0)
-        counts = torch.tensor([len(t.y_train) for t in tasks], dtype=torch.float64, device=device)
+        self.users = np.array([k for k, task in enumerate(tasks) if task.here], dtype=np.int64)
+        self.everybody = tuple(task.flat for task in tasks)
+        self.tasks, self.loss = tuple(self.everybody[k] for k in self.users), copy.deepcopy(loss).to(device)
+        self.counts = tuple(len(task.y_train) for task in tasks)
+        self.K, self.d = len(tasks), self.everybody[0].x_train.shape[1]
+        # as many rows as the user with most has, wherever it is: numbers shall not depend on who shares a process
+        X = torch.zeros(len(self.tasks), max(self.counts), self.d, dtype=torch.float64, device=device)
+        y = X.new_ones(X.shape[:2])
+        for k, task in enumerate(self.tasks):
+            X[k, : len(task.x_train)], y[k, : len(task.y_train)] = task.x_train, task.y_train
+        here = tuple(self.counts[k] for k in self.users)
+        counts = torch.tensor(here, dtype=torch.float64, device=device)
         s = 1 / counts if reduction == "mean" else torch.ones_like(counts)
-        self.rows = Rows(X, y, torch.linalg.vecdot(X, X), tuple(len(t.y_train) for t in tasks), s)
+        self.rows = Rows(X, y, torch.linalg.vecdot(X, X), here, s)
         self._weights = s[:, None] * (torch.arange(X.shape[1], device=device) < counts[:, None])
-        self.K, self.d = X.shape[0], X.shape[2]
         self.outputs = tasks[0].classes or 1  # numbers in a prediction
         self.size = self.outputs * self.d  # numbers in a linear model
         self.binary = self.loss.binary if isinstance(self.loss, OneVsRest) else self.loss  # of one score
@@ -141,17 +152,22 @@ class Problem:
         return self._facts(self.regularizer)
 
     def _facts(self, regularizer: Regularizer) -> Tensor:
-        return torch.stack([regularizer.facts(task) for task in self.tasks])
+        if self.tasks:
+            return torch.stack([regularizer.facts(task) for task in self.tasks])
+        return regularizer.facts(_any_task(self.everybody[0]))[None][:0]
 
     def _prepared(self, regularizer: Regularizer) -> Regularizer:
-        return regularizer.prepared(self._facts(regularizer)).to(self.rows.X.device)
+        facts = self._facts(regularizer)
+        if len(facts) < self.K:  # users elsewhere tell theirs in the set-up; until then, any will do
+            facts = torch.from_numpy(generator(0, "stand-in").normal(size=(self.K, facts.shape[1])))
+        return regularizer.prepared(facts).to(self.rows.X.device)
 
     @torch.no_grad()
     def losses(self, W: Tensor) -> Tensor:
-        """Σ_k s_k Σ_j ℓ(w_k·x_kj, y_kj), a scalar."""
+        """s_k ℓ(w_k·x_kj, y_kj), [K, n]; zero in the padding."""
         prediction = torch.bmm(self.rows.X, self._by_score(W.T).transpose(1, 2))
-        total: Tensor = (self._weights * self.loss(self._predicted(prediction), self.rows.y)).sum()
-        return total
+        losses: Tensor = self._weights * self.loss(self._predicted(prediction), self.rows.y)
+        return losses
 
     def _by_score(self, flat: Tensor) -> Tensor:
         """Models or duals [K, C·m] as [K, C, m]."""
@@ -163,9 +179,9 @@ class Problem:
 
     @torch.no_grad()
     def conjugates(self, a: Tensor) -> Tensor:
-        """Σ_k s_k Σ_j ℓ*(−a_kj), a scalar."""
+        """s_k ℓ*(−a_kj), [K, n]; zero in the padding."""
         duals = self._predicted(self._by_score(a).transpose(1, 2))
-        return (self._weights * self.loss.conjugate(duals, self.rows.y)).sum()
+        return self._weights * self.loss.conjugate(duals, self.rows.y)
 
     def combined(self, a: Tensor) -> Tensor:
         """V [d, K], v_k = s_k Σ_j a_kj x_kj, as the duals have it."""
@@ -175,16 +191,16 @@ class Problem:
     @torch.no_grad()
     def primal(self, W: Tensor, Omega: Tensor) -> float:
         """P(W), an upper bound on the optimum."""
-        return float(self.losses(W) + self.regularizer(W, Omega))
+        return float(self.losses(W).sum() + self.regularizer(W, Omega))
 
     @torch.no_grad()
     def dual(self, a: Tensor, Omega: Tensor) -> float:
         """D(a) = −Σ_k s_k Σ_j ℓ*(−a_kj) − ½ tr(V A⁻¹ Vᵀ), v_k = s_k Σ_j a_kj x_kj, a lower bound on the optimum."""
-        return -float(self.conjugates(a) + self.regularizer.conjugate(self.combined(a), Omega))
+        return -float(self.conjugates(a).sum() + self.regularizer.conjugate(self.combined(a), Omega))
 
     def errors(self, W: Tensor, split: str) -> Tensor:
         """Mean error of each user's model on its own `train` or `test` rows, [K]: misclassified, or squared."""
-        W = W.to(self.tasks[0].x_train.device)
+        W = W.cpu()
         parts = [(t.x_train, t.y_train) if split == "train" else (t.x_test, t.y_test) for t in self.tasks]
         models = self._by_score(W.T).transpose(1, 2)  # [K, d, C]
         errors = [
@@ -202,17 +218,24 @@ class Problem:
 
         Ref: Bakker and Heskes 2003.
         """
-        ys = [getattr(task.raw, f"y_{split}") for task in self.tasks]
-        counts = torch.tensor([len(y) for y in ys])
+        counts = torch.tensor([len(getattr(task, f"y_{split}")) for task in self.everybody])
         errors, counts = errors.cpu()[counts > 0], counts[counts > 0]
         if not len(errors):
             return {}
         figures = {f"{split}_error": float(errors.mean()), f"{split}_error_worst": float(errors.max())}
-        y = torch.cat(ys)
-        if self.loss.measure == "mean squared error" and y.min() < y.max():  # of one number throughout, there is no R²
+        if self.loss.measure != "mean squared error":
+            return figures
+        y = torch.cat([getattr(task.raw, f"y_{split}") for task in self.everybody])
+        if y.min() < y.max():  # of one number throughout, there is no R²
             total = float((y - y.mean()).square().sum())
             figures[f"{split}_r2"] = 1 - float(counts.to(errors) @ errors) / total
         return figures
+
+
+def _any_task(like: Task) -> Task:
+    """Two rows of the same shape as that task's."""
+    x, y = torch.zeros(2, *like.x_train.shape[1:]), torch.tensor([0.0, 1.0] if like.classes else [-1.0, 1.0])
+    return Task("any", x, y, x[:0], y[:0], like.classes)
 
 
 def _mismatch(task: Task, loss: Loss) -> str:
@@ -223,7 +246,7 @@ def _mismatch(task: Task, loss: Loss) -> str:
             f"{task.classes} classes, {name} takes numbers: choose loss={choices}; with algorithm=fedu, global, "
             "fedprox, ditto or pfedme also cross_entropy; if y are numbers to predict, dataset.kind=regression."
         )
-    if set(task.y_train.tolist()) <= {-1.0, 1.0}:
+    if task.here and set(task.y_train.tolist()) <= {-1.0, 1.0}:
         return f"two classes as y = ±1, {name} needs them numbered 0..C−1: choose loss={choices}."
     return f"numbers to predict, {name} needs classes: choose loss=squared."
 

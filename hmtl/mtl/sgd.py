@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import grad, vmap
 
@@ -53,11 +54,13 @@ class LocalSGD:
         """The usual number of steps of users with so many rows, [K]."""
         return torch.tensor([self.epochs * -(-n // self.batch) for n in counts])
 
-    def draw(self, seed: int, round: int, users: Sequence[int], counts: Sequence[int]) -> Tensor:
-        """Minibatches [K, T, B] as numbers of rows, −1 where there is none."""
-        B = min(self.batch, max(counts))
+    def draw(
+        self, seed: int, round: int, users: Sequence[int] | NDArray[np.int64], counts: Sequence[int], most: int = 0
+    ) -> Tensor:
+        """Minibatches [K, T, B] as numbers of rows, −1 where there is none; `most` is the longest count elsewhere."""
+        B = min(self.batch, max(most, *counts))
         order = np.full((len(users), int(self.steps(counts).max()), B), -1)
-        for into, user, n in zip(order, users, counts, strict=True):
+        for into, user, n in zip(order, map(int, users), counts, strict=True):
             passes = np.full((self.epochs, -(-n // self.batch) * B), -1)
             rows = np.broadcast_to(np.arange(n), (self.epochs, n))
             passes[:, :n] = generator(seed, "minibatches", round, user).permuted(rows, axis=1)

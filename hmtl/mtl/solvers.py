@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.errors import ConfigError
@@ -44,7 +45,9 @@ class LocalSolver(ABC):
             )
 
     @abstractmethod
-    def draw(self, seed: int, round: int, users: Sequence[int], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, seed: int, round: int, users: Sequence[int] | NDArray[np.int64], counts: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
         """The work of a round: order [K, S] of rows to visit, and budgets [K], how many visits each user makes.
 
         A user that makes more visits than it has rows begins again with the first.
@@ -88,7 +91,9 @@ class SDCA(LocalSolver):
             raise ConfigError(f"passes={passes} must be a finite number above 0: passes over the local rows per round.")
         self.passes = passes
 
-    def draw(self, seed: int, round: int, users: Sequence[int], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, seed: int, round: int, users: Sequence[int] | NDArray[np.int64], counts: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
         budgets = [max(1, math.floor(self.passes * n)) for n in counts]
         # SplitMix64: user k's rows are ordered by the numbers k·2³² + j of the round's stream, whoever else draws
         place = np.asarray(users, dtype=np.uint64)[:, None] << np.uint64(32) | np.arange(max(counts), dtype=np.uint64)

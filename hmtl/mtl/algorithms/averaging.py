@@ -3,14 +3,16 @@
 K users, m parameters of a network.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hmtl.mtl.algorithms.base import Aggregator, Ids, SetupAggregator, SetupUsers, Users
+from hmtl.mtl.algorithms.base import Aggregator, Ids, Users
 from hmtl.mtl.algorithms.gradient_sums import Average, AveragingSums, AveragingUsers
 from hmtl.mtl.algorithms.gradients import ByGradients, ModelUsers, told_nothing
+from hmtl.mtl.algorithms.setup import SetupAggregator, SetupUsers
 from hmtl.mtl.models import MakeModel
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.sgd import LocalSGD
@@ -27,14 +29,14 @@ class FedAvg(ByGradients):
     aggregator: "Averaging | AveragingSums"
 
     def _aggregator(self, start: Tensor) -> "Averaging":
-        return Averaging(self._average(start[0]), len(start))
+        return Averaging(self._average(), len(start))
 
-    def _average(self, start: Tensor) -> Average:
+    def _average(self) -> Average:
         """How models are made of sums, on any side."""
-        return Average(start, self._counts(), 1.0, self.problem.grid)
+        return Average(self.model.start, self._counts(), 1.0, self.problem.grid)
 
     def _counts(self) -> Tensor:
-        return torch.tensor(self.problem.rows.counts)[:, None].to(self.problem.rows.s)
+        return torch.tensor(self.problem.counts)[:, None].to(self.problem.rows.s)
 
     @property
     def q(self) -> int:
@@ -42,20 +44,22 @@ class FedAvg(ByGradients):
 
     def in_sums(self) -> None:
         inner = self._users()
-        self.users = AveragingUsers(inner, self._average(inner.W[0]))
+        self.users = AveragingUsers(inner, self._average())
         self.aggregator = AveragingSums(inner.numbers, self.problem.grid, inner.W.device)
 
     def setup(self) -> tuple[Users, Aggregator] | None:
         learn = self.users.learn if isinstance(self.users, AveragingUsers) else told_nothing
-        return SetupUsers(self._counts(), learn), SetupAggregator(self.aggregator.prepare, self.problem.K)
+        return SetupUsers(self._counts()[self.problem.users], learn), SetupAggregator(
+            self.aggregator.prepare, self.problem.K
+        )
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()
         del described["regularizer"], described["lam"]
         return described
 
-    def _objective(self, measured: dict[str, Tensor]) -> dict[str, float]:
-        return {"primal": float(measured["losses"])}
+    def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
+        return {"primal": float(measured["s"] @ measured["losses"])}
 
 
 class FedProx(FedAvg):

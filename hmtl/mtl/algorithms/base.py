@@ -7,7 +7,7 @@ as one batch; `Aggregator` is the side of whoever turns IVs into models, a relay
 import statistics
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,15 @@ class Users(ABC):
 
     @abstractmethod
     def measure(self) -> dict[str, Tensor]:
-        """Sums over these users and figures of each, for `Algorithm.metrics`; no learner uses them."""
+        """Figures of each user or row, a row for each user, for `Algorithm.figures`; no learner uses them."""
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Models [K, m], some columns at a time, where `Algorithm.figures` needs them beside what is measured."""
+        yield from ()
+
+    def predictors(self, state: dict[str, Tensor]) -> Tensor:
+        """Of a state, with what each user predicts, [K, m]."""
+        return state["W"]
 
     @abstractmethod
     def local_work(self, round: int, user: int) -> None:
@@ -105,6 +113,15 @@ class Aggregator(ABC):
             rounds: how many updates there were before.
         """
         raise NotImplementedError(f"{type(self).__name__} needs all IVs, so that no models are computed from some.")
+
+    def tell(self) -> dict[str, Tensor]:
+        """What `Algorithm.figures` needs to know of this side."""
+        return {}
+
+    def know(self, told: dict[str, Tensor]) -> None:
+        """Take what another aggregator told."""
+        for name, value in told.items():
+            setattr(self, name, value.to(getattr(self, name)))
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
@@ -179,23 +196,26 @@ class Algorithm(ABC):
         return None
 
     def settled(self, tolerance: float) -> bool:
-        """Whether what the gap takes for given has come to rest, up to a share `tolerance` of the primal."""
+        """Whether what the gap takes for given has come to rest, up to so much of the primal."""
         return True
 
     def metrics(self) -> dict[str, float]:
-        """Figures of the state between two rounds: train and test error and R², see `Problem.figures`.
+        """Figures of the state between two rounds, see `figures`."""
+        return self.figures(self.users.measure(), self.users.blocks())
+
+    def figures(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
+        """Of what all users measured, and `blocks` of their models: train and test error and R², see `Problem.figures`.
 
         An algorithm that has them puts primal, dual and gap before these.
         """
-        measured = self.users.measure()
-        figures = self._objective(measured)
+        figures = self._objective(measured, blocks)
         for split in ("train", "test"):
             figures |= self.problem.figures(split, measured[f"{split}_error"])
         return figures
 
     @abstractmethod
-    def _objective(self, measured: dict[str, Tensor]) -> dict[str, float]:
-        """Primal, and dual and gap where there are such, of what the users measured."""
+    def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
+        """Primal, and dual and gap where there are such."""
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes from round to round, as tensors in plain dictionaries (torch.save, weights_only)."""
@@ -204,7 +224,8 @@ class Algorithm(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`, to the same bits."""
         self.users.load_state_dict(state["users"])
-        self.aggregator.load_state_dict(state["aggregator"])
+        if "aggregator" in state:  # which not every process needs
+            self.aggregator.load_state_dict(state["aggregator"])
 
     def user_seconds(self, round: int, users: int = 3, repeats: int = 3) -> float:
         """Measured wall time [s] of the slowest user's local update.
@@ -213,6 +234,8 @@ class Algorithm(ABC):
         round waits for the slowest of them, not for their sum. Stragglers do less so as to be done by then.
         """
         counts = self.problem.rows.counts
+        if not counts:
+            return 0.0
         busiest = sorted(range(len(counts)), key=lambda k: -counts[k])[:users]
         self.users.local_work(round, busiest[0])  # whatever compiles or loads on first use is no part of a round
         return max(statistics.median(self._seconds(round, user) for _ in range(repeats)) for user in busiest)
@@ -223,57 +246,6 @@ class Algorithm(ABC):
         if self.problem.rows.X.is_cuda:
             torch.cuda.synchronize()
         return time.perf_counter() - start
-
-
-class SetupUsers(Users):
-    """User side of a set-up: all users tell facts [K, f], and are told e numbers each."""
-
-    numbers = 0
-
-    def __init__(self, facts: Tensor, learn: Callable[[Ids, Tensor], None]) -> None:
-        self.facts, self.learn = facts.double(), learn
-
-    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
-        users = np.setdiff1d(np.arange(len(self.facts)), idle)
-        return users, self.facts[users]
-
-    def receive(self, users: Ids, models: Tensor) -> None:
-        self.learn(users, models)
-
-    def measure(self) -> dict[str, Tensor]:
-        return {}
-
-    def local_work(self, round: int, user: int) -> None:
-        pass
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        pass
-
-
-class SetupAggregator(Aggregator):
-    """Aggregator side of a set-up.
-
-    Args:
-        learn: takes the facts [K, f] of all users and gives the e numbers that each of them needs, [K, e].
-        K: number of users.
-    """
-
-    def __init__(self, learn: Callable[[Tensor], Tensor], K: int) -> None:
-        self.learn, self.K = learn, K
-
-    def update(self, users: Ids, ivs: Tensor) -> Tensor:
-        if len(users) < self.K:
-            raise ValueError(f"Facts of {len(users)} of K={self.K} users: a set-up needs those of all of them.")
-        return self.learn(ivs)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        pass
 
 
 def no_sums(who: str) -> ConfigError:

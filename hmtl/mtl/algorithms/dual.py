@@ -21,7 +21,8 @@ from hmtl.mtl.sums import Grid
 
 
 class DualUsers(Users):
-    """User side: rows, models W [K, d], curvature c [K], duals a [K, n], and those that are `pending`.
+    """User side: rows, models W [K, d], curvature c [K], duals a [K, n], and those that are `pending`; `got` [K] is the
+    round in which a user's model came.
 
     Accelerated, user k works as if its dual vector were v_k + β·(v_k − v_k,old), what it and all others would have with
     a step more in the direction of the last one: from the model w_k + β·(w_k − w_k,old), with v measured from there. It
@@ -31,7 +32,7 @@ class DualUsers(Users):
     and one whose V did not are both right until the user knows which it is, and then V = Σ_j a_j x_j holds.
     """
 
-    state: tuple[str, ...] = ("a", "W", "curvature", "newest", "step", "momentum", "beta")
+    state: tuple[str, ...] = ("a", "W", "curvature", "got", "step", "momentum", "beta", "waiting", "pending", "dV")
 
     def __init__(
         self,
@@ -47,14 +48,15 @@ class DualUsers(Users):
         self.participation = participation
         rows = problem.rows
         self.numbers = problem.size
-        self.a = rows.y.new_zeros(problem.K, len(problem.scores) * rows.y.shape[1])
-        self.W = rows.y.new_zeros(problem.K, problem.size)
+        K = len(problem.users)
+        self.a = rows.y.new_zeros(K, len(problem.scores) * rows.y.shape[1])
+        self.W = rows.y.new_zeros(K, problem.size)
         self.curvature = torch.zeros_like(rows.s)
-        self.pending, self.waiting = self.a, np.zeros(problem.K, dtype=bool)
-        self.newest = torch.tensor(0)  # a user who has the newest model
+        self.pending, self.waiting = self.a, np.zeros(K, dtype=bool)
+        self.got, self._round = torch.full((K,), -1), -1
         self.dV, self.step, self.momentum = (torch.zeros_like(self.W) for _ in range(3))
         self.beta = torch.zeros_like(rows.s)
-        self._idle, self._committed = np.zeros((2, problem.K), dtype=bool)
+        self._idle, self._committed = np.zeros((2, K), dtype=bool)
 
     def local_update(
         self, round: int, idle: Ids = NOBODY, order: Tensor | None = None, budgets: Tensor | None = None
@@ -70,9 +72,10 @@ class DualUsers(Users):
         Raises:
             ValueError: a user would begin another update before its last one is settled.
         """
-        drawn, usual = self.solver.draw(self.seed, round, range(self.problem.K), self.problem.rows.counts)
-        order = drawn if order is None else order
-        budgets = self.participation.budgets(usual, self.seed, round) if budgets is None else budgets.clone()
+        here, K = self.problem.users, self.problem.K
+        drawn, usual = self.solver.draw(self.seed, round, here, self.problem.rows.counts)
+        order, self._round = drawn if order is None else order, round
+        budgets = self.participation.budgets(usual, self.seed, round, here, K) if budgets is None else budgets.clone()
         budgets[idle] = 0
         working = budgets.numpy() > 0
         if (self.waiting & working).any():
@@ -124,7 +127,7 @@ class DualUsers(Users):
             self.beta = with_rows(self.beta, users, extras[:, 0])
             extras = extras[:, 1:]
         self.W = with_rows(self.W, users, W)
-        self.newest = torch.tensor(users[0]) if len(users) else self.newest
+        self.got[users] = self._round
         if extras.shape[1]:
             self.learn(users, extras)
 
@@ -133,13 +136,13 @@ class DualUsers(Users):
         self.curvature = with_rows(self.curvature, users, self.gamma * extras[:, 0])
 
     def measure(self) -> dict[str, Tensor]:
-        """Σ s ℓ and Σ s ℓ* (scalars), W and V = Σ_j s a_j x_j [K, d], train and test error [K].
+        """s ℓ and s ℓ* of each row [K, n], W and V = Σ_j s a_j x_j [K, d], train and test error [K].
 
         Where all users share one model, W has the newest for everybody, also for those who missed it: of models that
         differ, R were infinite, and P no bound.
         """
         shared = isinstance(self.problem.regularizer, SharedModel)
-        W = self.W[self.newest].repeat(len(self.W), 1).T if shared else self.W.T
+        W = self.W[self.got.argmax()].repeat(len(self.W), 1).T if shared else self.W.T
         return {
             "losses": self.problem.losses(W),
             "conjugates": self.problem.conjugates(self.a),
@@ -152,23 +155,20 @@ class DualUsers(Users):
     def local_work(self, round: int, user: int) -> None:
         scores, one = [rows.of(user) for rows in self.problem.scores], slice(user, user + 1)
         n = scores[0].counts[0]
-        order, budgets = self.solver.draw(self.seed, round, [user], [n])
+        order, budgets = self.solver.draw(self.seed, round, self.problem.users[one], [n])
         a = self.a[one].view(len(scores), -1)[:, :n].reshape(1, -1)
         self._ascend(scores, a, self.W[one], self.curvature[one], order, budgets)
 
     def state_dict(self) -> dict[str, Tensor]:
-        state = {name: getattr(self, name).clone() for name in self.state}
-        waiting = torch.from_numpy(self.waiting.nonzero()[0])
-        return state | {"waiting": waiting, "pending": self.pending[waiting], "dV": self.dV[waiting]}
+        state = {name: torch.as_tensor(getattr(self, name)).clone() for name in self.state}
+        settled = torch.from_numpy(~self.waiting)  # what these users did last is behind them
+        state["pending"][settled], state["dV"][settled] = self.a[settled], 0
+        return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name in self.state:
-            setattr(self, name, state[name].to(getattr(self, name), copy=True))
-        users = state["waiting"].numpy()
-        self.pending = with_rows(self.a, users, state["pending"].to(self.a, copy=True))
-        self.dV = with_rows(torch.zeros_like(self.W), users, state["dV"].to(self.W, copy=True))
-        self.waiting[:] = False
-        self.waiting[users] = True
+            setattr(self, name, state[name].to(torch.as_tensor(getattr(self, name)), copy=True))
+        self.waiting = state["waiting"].numpy().copy()
 
 
 class DualAggregator(Aggregator):
@@ -251,6 +251,9 @@ class DualAggregator(Aggregator):
     def _away(self, r: Tensor) -> bool:
         """Whether Σ_k r_k > 0."""
         return bool(r.sum() > 0) if self.form is None else self.grid.positive(self.grid.fine(r).sum(0))
+
+    def tell(self) -> dict[str, Tensor]:
+        return {"Omega": self.Omega, "gain": self.gain}
 
     def settled(self, tolerance: float) -> bool:
         """Whether R fell by that much at most when Ω was learned last; so it is where none is learned."""

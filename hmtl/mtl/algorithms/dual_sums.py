@@ -42,7 +42,7 @@ class SummingUsers(DualUsers):
     ) -> tuple[Ids, Tensor]:
         users, ivs = super().local_update(round, idle, order, budgets)
         new, old = (
-            self.grid.rounded(self.form.terms(V, torch.from_numpy(users))) for V in (self._moved(users), self.V[users])
+            self.grid.rounded(self.form.terms(V, self._numbers(users))) for V in (self._moved(users), self.V[users])
         )
         r = [self.grid.fine(ivs[:, -1])] if self.accelerated else []
         return users, torch.cat([new - old, *r], dim=1)
@@ -52,7 +52,11 @@ class SummingUsers(DualUsers):
         super().commit(users)
         self.V = with_rows(self.V, users, self._moved(users))
         if not self.numbers:
-            self.W = self.form.models(self.V, self.V[:, :0])
+            self.W = self.form.models(self.V, self.V[:, :0], torch.from_numpy(self.problem.users))
+
+    def _numbers(self, users: Ids) -> Tensor:
+        """Of these users in the network, where the form is that of all."""
+        return torch.from_numpy(self.problem.users[users])
 
     def _moved(self, users: Ids) -> Tensor:
         """v_k of these users with their pending updates, [n, d]."""
@@ -61,7 +65,7 @@ class SummingUsers(DualUsers):
     def receive(self, users: Ids, models: Tensor) -> None:
         """Take the sums, a row for each of these users, all the same."""
         sums, extras = self.grid.values(models[:, : self.numbers]), models[:, self.numbers :].contiguous()
-        W = self.form.models(self.V[users], sums, torch.from_numpy(users))
+        W = self.form.models(self.V[users], sums, self._numbers(users))
         super().receive(users, torch.cat([W, extras.view(torch.float64)], dim=1))
 
 

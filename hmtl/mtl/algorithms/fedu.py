@@ -1,7 +1,7 @@
 """FedU: any network, one per user, coupled by the regularizer."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.errors import ConfigError
-from hmtl.mtl.algorithms.base import Aggregator, Ids, SetupAggregator, SetupUsers, Users, no_sums, with_rows
+from hmtl.mtl.algorithms.base import Aggregator, Ids, Users, no_sums, with_rows
 from hmtl.mtl.algorithms.gradient_sums import Pull, PullingSums, PullingUsers
-from hmtl.mtl.algorithms.gradients import ByGradients, Mixing, ModelUsers, told_nothing
+from hmtl.mtl.algorithms.gradients import ByGradients, Mixing, ModelUsers, by_columns, told_nothing
+from hmtl.mtl.algorithms.setup import SetupAggregator, SetupUsers
 from hmtl.mtl.numbers import identity
 from hmtl.mtl.regularizers import Regularizer
 
@@ -64,24 +65,24 @@ class FedU(ByGradients):
             raise no_sums(f"FedU with {type(self.problem.regularizer).__name__}")
         inner = self._users()
         self.users = PullingUsers(inner, dense.pull, self.solver.rate)
-        self.aggregator = PullingSums(inner.W, dense.pull, dense.A)
+        self.aggregator = PullingSums(self._start(), dense.pull, dense.A)
 
     def _steps(self) -> Tensor:
         """The usual number of steps of each user [K, 1], which exceeds what a straggler takes."""
-        return self.solver.steps(self.problem.rows.counts)[:, None]
+        return self.solver.steps(self.problem.counts)[:, None]
 
     def setup(self) -> tuple[Users, Aggregator] | None:
         facts = self.problem.facts()
         if not isinstance(self.aggregator, Coupling) or (not facts.shape[1] and self.aggregator.reach is None):
             return None
-        told = torch.cat([facts, self._steps().to(facts)], dim=1)
+        told = torch.cat([facts, self._steps()[self.problem.users].to(facts)], dim=1)
         return SetupUsers(told, told_nothing), SetupAggregator(self.aggregator.prepare, self.problem.K)
 
     @torch.no_grad()
-    def _objective(self, measured: dict[str, Tensor]) -> dict[str, float]:
+    def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
         A = self.aggregator.A
-        W = measured["W"].to(A)
-        return {"primal": float(measured["losses"] + 0.5 * (A @ W * W).sum())}
+        penalty = sum(0.5 * (A @ W * W).sum() for W in (block.to(A) for block in blocks))
+        return {"primal": float(measured["s"] @ measured["losses"] + penalty)}
 
 
 class Coupling(Mixing):
@@ -168,12 +169,16 @@ class Coupling(Mixing):
         rows, columns = A.nonzero(as_tuple=True)  # row by row, columns ascending
         place = torch.arange(len(rows), device=A.device) - torch.searchsorted(rows, rows)  # of each within its row
         slots = [(rows[place == n], columns[place == n]) for n in range(int(place.max()) + 1)]
-        for _ in range(parts):
-            mixed = torch.zeros_like(W)
-            for row, column in slots:  # products and sums apart from each other are rounded alike everywhere
-                mixed[row] += part[row, column, None] * W[column]
-            W = mixed
-        return W
+
+        def mixed(W: Tensor) -> Tensor:
+            for _ in range(parts):
+                new = torch.zeros_like(W)
+                for row, column in slots:  # products and sums apart from each other are rounded alike everywhere
+                    new[row] += part[row, column, None] * W[column]
+                W = new
+            return W
+
+        return by_columns(mixed, W)
 
 
 def _reach(near: Tensor, hops: int) -> NDArray[np.bool_] | None:
@@ -209,7 +214,7 @@ class Pulling(Aggregator):
         lengths = self.rate(int(self.rounds)) * ivs[:, m].double().cpu()
         self.lengths = with_rows(self.lengths, users, lengths)
         self.rounds = self.rounds + 1
-        return self.pull.models(self.sent, self.lengths, self.pull.terms(self.sent).sum(0, keepdim=True))
+        return self.pull.models(self.sent, self.lengths, self.pull.sums(self.sent))
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: getattr(self, name).clone() for name in self.state}

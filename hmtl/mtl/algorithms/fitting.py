@@ -7,7 +7,8 @@ from torch import Tensor
 
 from hmtl.data import Task
 from hmtl.data.preprocessing import common
-from hmtl.mtl.algorithms.base import Aggregator, Ids, SetupAggregator, SetupUsers, Users
+from hmtl.mtl.algorithms.base import Aggregator, Ids, Users
+from hmtl.mtl.algorithms.setup import SetupAggregator, SetupUsers
 
 
 def fitting(tasks: Sequence[Task]) -> tuple[Users, Aggregator] | None:
@@ -15,10 +16,13 @@ def fitting(tasks: Sequence[Task]) -> tuple[Users, Aggregator] | None:
 
     The tasks have been fitted already: to play this leaves them as they are, and counts the bits.
     """
-    told = tasks[0].preprocessing.told(tasks)
+    here = [task for task in tasks if task.here]
+    told = tasks[0].preprocessing.told(here or tasks[:1])
     if not told:
         return None
     widths = [part.shape[1] for part in told]
+    if not here:
+        told = [torch.empty(0, width) for width in widths]
 
     def learn(facts: Tensor) -> Tensor:
         return torch.cat([common(part) for part in torch.split(facts, widths, dim=1)], dim=1)

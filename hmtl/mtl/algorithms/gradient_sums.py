@@ -5,13 +5,13 @@ K users, m parameters of a network, q sums for each of them. Terms are int64 [n,
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Ids, Users, with_rows
-from hmtl.mtl.algorithms.gradients import ModelUsers
+from hmtl.mtl.algorithms.gradients import BLOCK, ModelUsers
 from hmtl.mtl.numbers import identity
 from hmtl.mtl.sums import Form, Grid
 
@@ -31,7 +31,7 @@ class SummingModels(Users):
 
     @property
     def row_bits(self) -> tuple[int, int, int]:
-        return 8 * self.inner.W[0].nbytes, 64 * self.inner.tells_steps, 0
+        return 8 * self.inner.numbers * self.inner.W.element_size(), 64 * self.inner.tells_steps, 0
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
         users, ivs = self.inner.local_update(round, idle)
@@ -49,6 +49,12 @@ class SummingModels(Users):
 
     def measure(self) -> dict[str, Tensor]:
         return self.inner.measure()
+
+    def blocks(self) -> Iterator[Tensor]:
+        return self.inner.blocks()
+
+    def predictors(self, state: dict[str, Tensor]) -> Tensor:
+        return self.inner.predictors(state)
 
     def local_work(self, round: int, user: int) -> None:
         self.inner.local_work(round, user)
@@ -95,7 +101,7 @@ class AveragingUsers(SummingModels):
         self.average = average
 
     def _terms(self, users: Ids, ivs: Tensor) -> Tensor:
-        return self.average.terms(users, ivs, self.inner.W[users])
+        return self.average.terms(self.inner.problem.users[users], ivs, self.inner.W[users])
 
     def receive(self, users: Ids, models: Tensor) -> None:
         self.inner.receive(users, self.average.models(models))
@@ -150,6 +156,12 @@ class Pull:
         """What models [n, m] of these users are in the sums, int64 [n, q·m]."""
         return self.grid.rounded(self.form.terms(W.double(), users))
 
+    def sums(self, W: Tensor) -> Tensor:
+        """What the models [K, m] of all users add up to, int64 [1, q·m]; their terms are not there all at once."""
+        users = torch.arange(len(W), device=W.device)
+        parts: tuple[Tensor, ...] = torch.split(users, max(1, BLOCK // W.shape[1]))
+        return torch.stack([self.terms(W[part], part).sum(0, keepdim=True) for part in parts]).sum(0)
+
     def models(self, W: Tensor, lengths: Tensor, sums: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
         """Models [n, m] of these users after steps of `lengths` [n], from W [n, m] and sums, int64 [n or 1, q·m]."""
         made = {x: self._step(x) for x in set(lengths.tolist())}
@@ -187,7 +199,7 @@ class PullingUsers(SummingModels):
         self.numbers, self.rounds = pull.form.q * inner.numbers, torch.tensor(0)
 
     def _terms(self, users: Ids, ivs: Tensor) -> Tensor:
-        m, ids = self.inner.numbers, torch.from_numpy(users)
+        m, ids = self.inner.numbers, self._numbers(users)
         W = ivs[:, :m].contiguous()
         self.pending = with_rows(self.pending, users, W)
         lengths = self.rate(int(self.rounds)) * ivs[:, m].double().cpu()
@@ -203,10 +215,13 @@ class PullingUsers(SummingModels):
         if not len(users):
             return
         self.rounds = models[0, -1].cpu()
-        made = self.pull.models(
-            self.sent[users], self.lengths[users], models[:, : self.numbers], torch.from_numpy(users)
-        )
+        sums = models[:, : self.numbers]
+        made = self.pull.models(self.sent[users], self.lengths[users], sums, self._numbers(users))
         self.inner.receive(users, made)
+
+    def _numbers(self, users: Ids) -> Tensor:
+        """Of these users in the network, where the form is that of all."""
+        return torch.from_numpy(self.inner.problem.users[users])
 
     def state_dict(self) -> dict[str, Tensor]:
         return super().state_dict() | {name: getattr(self, name).clone() for name in self.state}
@@ -224,7 +239,7 @@ class PullingSums(Aggregator):
 
     def __init__(self, start: Tensor, pull: Pull, A: Tensor) -> None:
         self.A, self.grid = A, pull.grid
-        self.S, self.rounds = pull.terms(start).sum(0, keepdim=True), torch.tensor(0)
+        self.S, self.rounds = pull.sums(start), torch.tensor(0)
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         """Sums of some users' terms each, together those of all who were heard, to the one row for everybody."""

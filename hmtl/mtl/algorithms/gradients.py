@@ -5,7 +5,7 @@ steps behind them as a further column, models [K, m] down.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,8 @@ from hmtl.mtl.models import FlatModel, MakeModel, seeded
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.sgd import LocalSGD
+
+BLOCK = 2**22  # numbers
 
 
 class ByGradients(Algorithm):
@@ -51,13 +53,17 @@ class ByGradients(Algorithm):
             raise ConfigError(f"{name} works by gradients, {type(solver).__name__} does not. Choose solver=sgd.")
         participation.check(problem.K)
         self.problem, self.solver, self.seed, self.participation = problem, solver, seed, participation
-        self.model = FlatModel(model, problem.rows.X[0, :2], problem.outputs, seed, problem.shape)
+        self.model = FlatModel(model, problem.rows.X.new_zeros(2, problem.d), problem.outputs, seed, problem.shape)
         self.users = self._users()
-        self.aggregator = self._aggregator(self.users.W)
+        self.aggregator = self._aggregator(self._start())
 
     def _users(self) -> "ModelUsers":
         """The user side."""
         return ModelUsers(self.problem, self.solver, self.model, self.seed, self.participation)
+
+    def _start(self) -> Tensor:
+        """The users' first models [K, m], in the memory of one."""
+        return self.model.start.expand(self.problem.K, -1)
 
     @abstractmethod
     def _aggregator(self, start: Tensor) -> Aggregator:
@@ -95,7 +101,7 @@ class ModelUsers(Users):
         rows, start = problem.rows, model.start
         self.rows = replace(rows, **{part: getattr(rows, part).to(start.dtype) for part in ("X", "y", "s")})
         self.numbers = len(start)
-        self.W = start.repeat(problem.K, 1)
+        self.W = start.repeat(len(problem.users), 1)
         self._usual = solver.steps(rows.counts)
 
     @property
@@ -104,7 +110,7 @@ class ModelUsers(Users):
         return self.W
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
-        budgets = self.participation.budgets(self._usual, self.seed, round)
+        budgets = self.participation.budgets(self._usual, self.seed, round, self.problem.users, self.problem.K)
         budgets[idle] = 0
         W, *own = self._train(round, slice(None), self.rows, budgets)
         if self.tells_steps:
@@ -129,10 +135,13 @@ class ModelUsers(Users):
             return (self._steps(rows, W, order, budgets, round, self.pull, W),)
 
     def _order(self, number: int, users: slice, rows: Rows) -> Tensor:
-        return self.solver.draw(self.seed, number, range(self.problem.K)[users], rows.counts)
+        return self.solver.draw(self.seed, number, self.problem.users[users], rows.counts, max(self.problem.counts))
 
     def _steps(self, rows: Rows, W: Tensor, order: Tensor, budgets: Tensor, round: int, *pull: Any) -> Tensor:
         return self.solver.solve(self.model, self.problem.loss, rows, W, order, budgets, round, *pull)
+
+    def blocks(self) -> Iterator[Tensor]:
+        return column_blocks(self.models, self.problem.K) if self.tells_steps else iter(())
 
     def receive(self, users: Ids, models: Tensor) -> None:
         self.W = with_rows(self.W, users, models)
@@ -142,11 +151,12 @@ class ModelUsers(Users):
         self.model.module.eval()
         for w, task in zip(models, self.problem.tasks, strict=True):
             x, y = (task.x_train, task.y_train) if split == "train" else (task.x_test, task.y_test)
+            w = w.clone()  # where it lies in memory must not show in the last bit
             yield self.model(self.model.split(w), x.to(w)), y.to(w.device)
 
     @torch.no_grad()
     def measure(self) -> dict[str, Tensor]:
-        """Σ s ℓ (a scalar), W [K, m], train and test error [K]."""
+        """Σ_j ℓ, s, train and test error [K]."""
         loss = self.problem.loss
         found = {split: list(self._predictions(split, self.models)) for split in ("train", "test")}
         losses = torch.stack([loss(prediction, y).double().sum() for prediction, y in found["train"]])
@@ -154,7 +164,7 @@ class ModelUsers(Users):
             f"{split}_error": torch.stack([loss.error(prediction, y).mean() for prediction, y in each])
             for split, each in found.items()
         }
-        return {"losses": self.problem.rows.s @ losses, "W": self.models, **errors}
+        return {"losses": losses, "s": self.problem.rows.s, **errors}
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: getattr(self, name).clone() for name in self.state}
@@ -181,21 +191,37 @@ class Mixing(Aggregator):
         steps = torch.zeros(len(self.models), dtype=torch.float64, device=ivs.device)
         if ivs.shape[1] > m:
             steps[users] = ivs[:, m].double()
-        W = with_rows(self.models, users, ivs[:, :m].contiguous().to(self.models))
+        W = with_rows(self.models, users, ivs[:, :m].to(self.models))
         self.models = self.mixed(W, steps)
         self.rounds += 1
         return self.models
 
     def mixed(self, W: Tensor, steps: Tensor) -> Tensor:
         """M·W [K, m], see `mixing`."""
-        return self.mixing(steps).to(W) @ W
+        mixing = self.mixing(steps).to(W)
+        return by_columns(lambda part: mixing @ part, W)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name).clone() for name in self.state}
+        return {"models": self.models, "rounds": self.rounds.clone()}  # models are replaced, and never written to
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name in self.state:
-            setattr(self, name, state[name].to(getattr(self, name), copy=True))
+            setattr(self, name, state[name].to(getattr(self, name), copy=name != "models"))
+
+
+def column_blocks(W: Tensor, K: int) -> Iterator[Tensor]:
+    """W [n, m], so many columns at a time as make BLOCK numbers of K rows."""
+    return iter(W.split(max(1, BLOCK // K), dim=1))  # type: ignore[no-untyped-call]
+
+
+def by_columns(f: Callable[[Tensor], Tensor], W: Tensor) -> Tensor:
+    """f(W) [K, m] of a function of each column alone, without more than a block of what it needs on the way."""
+    if W.numel() <= BLOCK:
+        return f(W.contiguous())
+    made = torch.empty_like(W, memory_format=torch.contiguous_format)
+    for old, new in zip(column_blocks(W, len(W)), column_blocks(made, len(W)), strict=True):
+        new.copy_(f(old.contiguous()))
+    return made
 
 
 def told_nothing(users: Ids, extras: Tensor) -> None:

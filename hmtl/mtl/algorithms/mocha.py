@@ -3,6 +3,7 @@
 K users, d features.
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 from hmtl.errors import ConfigError
-from hmtl.mtl.algorithms.base import Aggregator, Algorithm, SetupAggregator, SetupUsers, Users, no_sums
+from hmtl.mtl.algorithms.base import Aggregator, Algorithm, Users, no_sums
 from hmtl.mtl.algorithms.dual import DualAggregator, DualUsers
 from hmtl.mtl.algorithms.dual_sums import SummingAggregator, SummingUsers
+from hmtl.mtl.algorithms.setup import SetupAggregator, SetupUsers
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.regularizers import Ridge, SharedModel
@@ -86,8 +88,16 @@ class MOCHA(Algorithm):
             "grid": problem.grid,
         }
         self.users = DualUsers(*self._user_side)
-        self.aggregator = DualAggregator(V=torch.zeros_like(self.users.W), **self._aggregator_side)
-        self.users.learn(np.arange(problem.K), self.aggregator.curvature())
+        self.aggregator = DualAggregator(V=self._nothing(), **self._aggregator_side)
+        self._learn_curvature()
+
+    def _nothing(self) -> Tensor:
+        """V of all users at first [K, d], in no memory of its own."""
+        return self.users.W.new_zeros(1, 1).expand(self.problem.K, self.problem.size)
+
+    def _learn_curvature(self) -> None:
+        here = self.problem.users
+        self.users.learn(np.arange(len(here)), self.aggregator.curvature()[here])
 
     def setup(self) -> tuple[Users, Aggregator] | None:
         """Facts up, c_k down; where A follows from the configuration, users know these unsaid."""
@@ -108,15 +118,15 @@ class MOCHA(Algorithm):
         if not form.q:
             raise ConfigError("Nothing has to travel where models are not coupled: choose algorithm=local instead.")
         self._to_sums(form)
-        self.aggregator = SummingAggregator(V=torch.zeros_like(self.users.W), **self._aggregator_side)
+        self.aggregator = SummingAggregator(V=self._nothing(), **self._aggregator_side)
 
     def _to_sums(self, form: Form) -> None:
         self.users = SummingUsers(*self._user_side, form=form, grid=self.problem.grid)
-        self.users.learn(np.arange(self.problem.K), self.aggregator.curvature())
+        self._learn_curvature()
 
     def settled(self, tolerance: float) -> bool:
-        """Ω was learned, and made R smaller by `tolerance` · |primal| at most when it was learned last."""
-        return self.aggregator.settled(tolerance * abs(self.metrics()["primal"]))
+        """Ω was learned, and made R smaller by that much at most when it was learned last."""
+        return self.aggregator.settled(tolerance)
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()
@@ -140,16 +150,17 @@ class MOCHA(Algorithm):
         """Dual variables [K, n], or [K, C·n] of C classes; they never leave the users."""
         return self.users.a
 
-    def _objective(self, measured: dict[str, Tensor]) -> dict[str, float]:
+    def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
         # V is summed up from the duals, for the aggregator's is only as exact as the wire that the IVs came by
         R, Omega = self.aggregator.regularizer, self.Omega
+        losses, conjugates = measured["losses"].sum(), measured["conjugates"].sum()
         with torch.no_grad():
-            primal = float(measured["losses"] + R(measured["W"].T, Omega))
-        dual = -float(measured["conjugates"] + R.conjugate(measured["V"].T, Omega))
+            primal = float(losses + R(measured["W"].T, Omega))
+        dual = -float(conjugates + R.conjugate(measured["V"].T, Omega))
         figures = {"primal": primal, "dual": dual, "gap": primal - dual}
         if (joint := R.joint(measured["W"].T, measured["V"].T)) is None:
             return figures
-        best, least = float(measured["losses"] + joint[0]), -float(measured["conjugates"] + joint[1])
+        best, least = float(losses + joint[0]), -float(conjugates + joint[1])
         return figures | {"joint_primal": best, "joint_gap": best - least}
 
 

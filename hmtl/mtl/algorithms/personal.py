@@ -6,6 +6,7 @@ error of w on the same rows stands beside, as `global_test_error`.
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -41,8 +42,9 @@ class Personal(FedAvg):
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"lam": self.lam}
 
-    def _objective(self, measured: dict[str, Tensor]) -> dict[str, float]:
-        figures = {"primal": float(measured["losses"] + self.lam / 2 * measured["apart"])}
+    def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
+        losses = measured["s"] @ measured["losses"]
+        figures = {"primal": float(losses + self.lam / 2 * measured["apart"].sum())}
         of_all = self.problem.figures("test", measured["global_test_error"])  # none, where nobody has tests
         return figures | ({"global_test_error": of_all["test_error"]} if of_all else {})
 
@@ -103,8 +105,8 @@ class PFedMe(Personal):
     def _personal(self, *of: Any) -> "PersonalUsers":
         return MoreauUsers(*of, share=self.eta * self.lam, local_rounds=self.local_rounds)
 
-    def _average(self, start: Tensor) -> Average:
-        return Average(start, torch.ones_like(self._counts()), self.beta, self.problem.grid)
+    def _average(self) -> Average:
+        return Average(self.model.start, torch.ones_like(self._counts()), self.beta, self.problem.grid)
 
     def setup(self) -> tuple[Users, Aggregator] | None:
         return None  # nobody's number of rows plays a part
@@ -126,6 +128,9 @@ class PersonalUsers(ModelUsers):
     def models(self) -> Tensor:
         return self.V
 
+    def predictors(self, state: dict[str, Tensor]) -> Tensor:
+        return state["V"]
+
     def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
         W, order = self.W[users], self._order(round, users, rows)
         with seeded(self.seed, "dropout", round, device=W.device):
@@ -143,9 +148,9 @@ class PersonalUsers(ModelUsers):
 
     @torch.no_grad()
     def measure(self) -> dict[str, Tensor]:
-        """As `ModelUsers`, W being V; besides Σ‖v_k − w_k‖² (a scalar), and the test error [K] of w."""
+        """As `ModelUsers`; besides ‖v_k − w_k‖² and the test error of w, [K]."""
         errors = [self.problem.loss.error(prediction, y).mean() for prediction, y in self._predictions("test", self.W)]
-        apart = (self.V - self.W).double().square().sum()
+        apart = (self.V - self.W).double().square().sum(1)
         return super().measure() | {"apart": apart, "global_test_error": torch.stack(errors)}
 
 
