@@ -7,6 +7,7 @@ studied, and the ledger does not count them.
 """
 
 import datetime
+import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,8 @@ from hmtl.mtl import Aggregator, Algorithm, Residents, Users
 from hmtl.rendezvous import Rendezvous, packed, unpacked
 from hmtl.topology import Moving, Topology
 from hmtl.words import Word, Words
+
+log = logging.getLogger(__name__)
 
 
 class TorchDistributed(Engine):
@@ -98,6 +101,8 @@ class TorchDistributed(Engine):
         names = [SERVER, *map(relay_name, range(contacts.H)), *map(host_name, range(len(self._homes)))]
         self.me, self._others = names[self.rank], names[1:]
         self._hosts = [name for name in names if name.startswith("host")]
+        if self.leads:
+            log.warning("%d processes; nothing is encrypted or signed: for trusted networks only", self.size)
         forever = datetime.timedelta(days=365)  # a wait that gloo gave up would break all connections
         store = self._place.store
         if self.leads:

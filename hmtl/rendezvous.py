@@ -2,7 +2,9 @@
 
 import datetime
 import io
+import ipaddress
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -37,13 +39,20 @@ class Rendezvous:
         self._gates = 0  # how often all were together
 
     def _store(self, wait: datetime.timedelta) -> Any:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         try:
+            if self.rank == 0 and _numeric(address) and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+                # by itself, torch's would listen on all networks of this machine; a name need not be this one's alone
+                listener = socket.create_server((address, port))
+                fd = listener.detach()
+                place = address, port, self.size, True, wait, False
+                return dist.TCPStore(*place, master_listen_fd=fd, use_libuv=True)  # type: ignore[attr-defined]
             # which knows of a store that torchrun has opened, and is public though torch does not export it
             store, *_ = next(dist.rendezvous("env://", timeout=wait))  # type: ignore[attr-defined]
-        except (RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise EngineError(
-                f"process {self.rank} does not reach the first process at {os.environ['MASTER_ADDR']}:"
-                f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0][:80]}): is it there, and the port free?"
+                f"process {self.rank} does not reach the first process at {address}:{port} "
+                f"({str(error).splitlines()[0][:80]}): is it there, and the port free?"
             ) from error
         return store
 
@@ -91,6 +100,14 @@ class Rendezvous:
         self.store.wait([key], START)
         word: bytes = self.store.get(key)
         return word.decode()
+
+
+def _numeric(address: str) -> bool:
+    """Whether it is an IPv4 address, and no name."""
+    try:
+        return ipaddress.ip_address(address).version == 4
+    except ValueError:
+        return False
 
 
 def packed(word: Mapping[str, Any]) -> memoryview:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from hmtl.checkpoint import load_checkpoint
+from hmtl.rendezvous import Rendezvous
 
 SMALL = ("K=10", "H=3", "r=2", "rounds=6", "dataset.rows_per_user=20", "logger=none")
 PROCESSES = 6  # a server, three relays, two hosts
@@ -55,6 +57,7 @@ def results(folder: Path) -> tuple[bytes, dict[str, object], list[dict[str, floa
 def test_the_results_are_those_of_one_process(tmp_path: Path, words: tuple[str, ...]) -> None:
     done = launch(tmp_path / "many", *words)
     assert done.returncode == 0, done.stderr
+    assert "6 processes; nothing is encrypted or signed: for trusted networks only" in done.stderr
     assert train(tmp_path / "one", *words).returncode == 0
     assert results(tmp_path / "many") == results(tmp_path / "one")
 
@@ -81,6 +84,20 @@ def test_without_a_launcher_it_says_which(tmp_path: Path) -> None:
     done = train(tmp_path, "engine=torch_distributed")
     assert done.returncode == 2
     assert "start all processes by python -m hmtl.launch" in done.stderr
+
+
+def test_processes_meet_at_the_address_that_was_given_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    met = Rendezvous(60)
+    met.store.set("here", "yes")
+    socket.create_connection(("127.0.0.1", port)).close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", port))
 
 
 def members(launcher: int) -> list[int]:
