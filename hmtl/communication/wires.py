@@ -10,6 +10,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from queue import Empty, SimpleQueue
 from threading import Thread
 
@@ -76,13 +77,15 @@ class Wires:
     """What a process says to others, and hears from them.
 
     Each says its frames of a kind in turns; a turn ends with a frame that is `last`. Frames of past rounds come too
-    late, and are not heard. A frame that arrived damaged is never read, and its turn is missing.
+    late, and are not heard, nor is a turn that was missed ever taken for a later one of its kind. A frame that arrived
+    damaged is never read, and its turn is missing.
 
     Args:
         me: the name of this process's node.
         ranks: of the processes that it speaks with, by name.
         seconds: how long to wait for a turn of one who waits for nobody. Whoever missed it, is waited for only as long
-            again as the others took, until it is heard.
+            again as the others took, until it is heard. Where nobody was heard, it may be this process that stood
+            still: all are waited for as usual then, but in each round only once in all.
         group: where the server speaks to several relays at once; at a relay, where it listens.
     """
 
@@ -101,12 +104,16 @@ class Wires:
         self._early: dict[str, Frame] = {}  # of rounds to come
         self._coming: dict[tuple[str, str], list[Frame]] = defaultdict(list)
         self._turns: dict[tuple[str, str], deque[list[Frame]]] = defaultdict(deque)
+        self._missed: dict[tuple[str, str], int] = defaultdict(int)  # turns that nobody waits for any more
+        self._since: dict[str, float] = {}  # when the first wait in this round began that it missed
 
     def begin(self, round: int) -> None:
         """What was said in earlier rounds is forgotten."""
         self.round = round
         self._coming.clear()
         self._turns.clear()
+        self._missed.clear()
+        self._since.clear()
         if self.caster:
             self.caster.begin()
 
@@ -133,10 +140,11 @@ class Wires:
         Args:
             patience: how often `seconds` to wait: once for who waits for nobody, once more for who waits for those.
         """
-        start, heard = time.monotonic(), {}
-        deadline = start + patience * self.seconds
+        start, heard, others = time.monotonic(), {}, set(who).difference(self.late)
+        since = start if others else max((self._since.get(name, start) for name in who), default=start)
+        deadline = since + patience * self.seconds
         for name in sorted(who, key=self.late.__contains__):  # those who were late, last
-            if name in self.late:
+            if name in self.late and others:
                 now = time.monotonic()
                 deadline = min(deadline, now + (now - start))
             turn = self._turn(name, kind, deadline)
@@ -147,6 +155,9 @@ class Wires:
                 if name in self.late:
                     self.late.remove(name)
                     self.news.append(f"{name} is heard again")
+        stood = max(0.0, time.monotonic() - deadline)  # by so much this process overslept
+        for name in set(who).difference(heard):
+            self._since.setdefault(name, -inf if heard else since + stood)
         return {name: heard[name] for name in who if name in heard}
 
     def close(self, seconds: float = 5.0) -> None:
@@ -169,10 +180,16 @@ class Wires:
         turns = self._turns[name, kind]
         while not turns:
             if (frame := self._next(name, deadline)) is None:
+                self._missed[name, kind] += 1
                 return f"no {kind} came in time"
-            self._coming[name, frame.kind] += [] if frame.empty else [frame]
+            key = name, frame.kind
+            self._coming[key] += [] if frame.empty else [frame]
             if frame.last:
-                self._turns[name, frame.kind].append(self._coming.pop((name, frame.kind)))
+                turn = self._coming.pop(key)
+                if self._missed[key]:
+                    self._missed[key] -= 1
+                else:
+                    self._turns[key].append(turn)
         turn = turns.popleft()
         return next((frame.damaged for frame in turn if frame.damaged), turn)
 

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import replace
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 
 import pytest
@@ -106,6 +106,78 @@ def test_who_was_late_is_waited_for_as_long_again_as_the_others_took(monkeypatch
     assert time.monotonic() - start < 10
     assert wires.late == {"relay 1"}
     assert wires.news == ["relay 0 is heard again"]
+
+
+def test_a_turn_that_was_missed_is_not_taken_for_the_next_of_its_kind(wires: Wires) -> None:
+    """Else what a relay said of one attempt of a round, or of one code, would be read as of another."""
+    assert [hear(wires), hear(wires)] == [None, None]
+    for sequence, last in enumerate([False, True, True, True, True]):
+        arrive(wires, sequence, IVS if sequence == 3 else REPORT, last=last)
+    assert [hear(wires), hear(wires, IVS), hear(wires)] == [[4], [3], None]
+    wires.begin(6)
+    arrive(wires, 5)
+    arrive(wires, 6, round=6)
+    assert hear(wires) == [6]
+
+
+class Clock:
+    """Time goes by where a process waits; where it stands still, all at once."""
+
+    now, stands = 0.0, 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Waited:
+    """A queue to which nothing comes."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def get(self, timeout: float) -> None:
+        self.clock.now += timeout + self.clock.stands
+        self.clock.stands = 0.0
+        raise Empty
+
+
+@pytest.mark.parametrize("stands", [0.0, 1000.0])
+def test_where_nobody_is_heard_it_may_be_this_process_that_stood_still(
+    wires: Wires, monkeypatch: pytest.MonkeyPatch, stands: float
+) -> None:
+    """Then who was late is waited for as usual, once in each round: in all as long as who waits most patiently."""
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    wires.seconds, wires.peers["relay 2"].inbox = 2.0, Waited(clock)
+
+    def waits(patience: int) -> float:
+        start = clock.now
+        wires.hear(REPORT, ["relay 2"], patience)
+        return clock.now - start
+
+    clock.stands = stands
+    assert [waits(3), waits(3), waits(6), waits(6)] == [6 + stands, 0, 6, 0]
+    wires.begin(6)
+    assert [waits(3), waits(6)] == [6, 6]
+    wires.begin(7)
+    wires.peers["relay 2"].inbox = SimpleQueue()
+    arrive(wires, 0, round=7)
+    assert hear(wires) == [0]
+    assert wires.news[1:] == ["relay 2 is heard again"]
+
+
+def test_who_is_missing_where_others_were_heard_is_not_waited_for_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(module, "Peer", Silent)
+    monkeypatch.setattr(module.dist, "get_rank", lambda: ME)
+    wires = Wires("server", {"relay 1": 2, "relay 2": OTHER}, seconds=2)
+    monkeypatch.setattr(module, "time", clock)
+    wires.peers["relay 1"].inbox = Waited(clock)  # type: ignore[assignment]
+    arrive(wires, 0, round=0)
+    assert list(wires.hear(REPORT, ["relay 1", "relay 2"])) == ["relay 2"]
+    assert clock.now == 2
+    assert not wires.hear(IVS, ["relay 1"], patience=5)
+    assert clock.now == 2
 
 
 def test_what_is_late_is_not_heard_and_what_is_early_waits(wires: Wires) -> None:
