@@ -95,7 +95,10 @@ class Header:
         if content[:4] != MAGIC or int.from_bytes(content[-4:], "little") != zlib.crc32(content[:-4]):
             raise CodingError("a header arrived damaged, or is of another program")
         _, *fields = LAYOUT.unpack(content[:-4])
-        return cls(*fields)
+        header = cls(*fields)
+        if header.kind >= len(KINDS) or header.dtype >= len(DTYPES) or header.users < -1:
+            raise CodingError("a header is of another version of this program")
+        return header
 
 
 @dataclass(frozen=True, eq=False)

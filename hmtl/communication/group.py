@@ -49,13 +49,13 @@ class Multicast:
             fits = False
         if not fits:
             raise ConfigError(
-                f"multicast.group={self.group} is no multicast address: give one from 224.0.0.0 to 239.255.255.255, "
-                "of one's own network those that begin with 239."
+                f"engine.multicast.group={self.group} is no multicast address: give one from 224.0.0.0 to "
+                "239.255.255.255, of one's own network those that begin with 239."
             )
         if not 0 < self.port < 65536:
-            raise ConfigError(f"multicast.port={self.port} is no port: give a number from 1 to 65535.")
+            raise ConfigError(f"engine.multicast.port={self.port} is no port: give a number from 1 to 65535.")
         if self.rate_bps is not None and not self.rate_bps > 0:
-            raise ConfigError(f"multicast.rate_bps={self.rate_bps} is not positive: give bit/s, say 1e8.")
+            raise ConfigError(f"engine.multicast.rate_bps={self.rate_bps} is not positive: give bit/s, say 1e8.")
 
     def socket(self, server: str, receive: bool) -> socket.socket:
         """A socket of the group.
@@ -178,7 +178,8 @@ class Caster:
                     self._socket.sendto(datagram, self._to)
             seconds = max(0.0, sending.wake() - time.monotonic()) if sending.waiting else 0.0
             if select.select([self._socket], [], [], seconds)[0]:
-                self.deaf.discard(sending.hear(self._socket.recv(DATAGRAM), time.monotonic()))
+                with suppress(OSError):
+                    self.deaf.discard(sending.hear(self._socket.recv(DATAGRAM), time.monotonic()))
             cast.settle(sending.reached, sending.waiting)
         self.deaf |= receivers - sending.reached
         lacking = len(cast.receivers) - len(sending.reached)  # each is sent a copy by its connection
@@ -241,7 +242,7 @@ class Listener:
     def _work(self) -> None:
         while not self._closed.is_set():
             if select.select([self._socket], [], [], 0.2)[0]:  # not longer, so that it can be closed
-                with suppress(BlockingIOError):
+                with suppress(OSError):  # until there is none, or what went wrong with one is told
                     while True:
                         self._hear(*self._socket.recvfrom(DATAGRAM))
 

@@ -86,12 +86,14 @@ class Sending:
             report = Datagram.from_bytes(content)
         except CodingError:
             return None
-        if (report.run, report.what) != (self.run, REPORT):
+        if (report.run, report.what, len(report.content) % LACK.itemsize) != (self.run, REPORT, 2):
             return None
         receiver = int.from_bytes(report.content[:2], "little")
         question = report.generation
         if report.number == self.number and receiver in self.waiting and question < len(self._sent_before):
             lacks = np.frombuffer(report.content[2:], LACK)
+            if (lacks["generation"] >= self.cut.generations).any():
+                return None
             if len(lacks) == 0:
                 self.waiting.discard(receiver)
                 self.reached.add(receiver)
@@ -146,7 +148,8 @@ class Receiving:
     def add(self, datagram: Datagram) -> str:
         """Take a piece or a combination; gives what is wrong with it, if anything is."""
         generation, index = datagram.generation, datagram.index
-        if datagram.size != self.cut.size or generation >= self.cut.generations:
+        size, length = datagram.size, len(datagram.content)
+        if size != self.cut.size or length != self.cut.length or generation >= self.cut.generations:
             return "foreign"
         places = self.cut.places(generation)
         has, rows = self._has[places], self._combinations.setdefault(generation, {})

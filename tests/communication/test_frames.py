@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -44,3 +46,11 @@ def test_one_flipped_bit_is_found_wherever_it_is(frame: Frame, data: st.DataObje
     whole[bit // 8] ^= 1 << bit % 8
     with pytest.raises(CodingError, match="damaged"):
         Frame.from_bytes(Header.from_bytes(whole[:HEADER].numpy().tobytes()), whole[HEADER:])
+
+
+@pytest.mark.parametrize("changed", [{"kind": len(KINDS)}, {"dtype": len(DTYPES)}, {"users": -2}], ids=str)
+def test_a_header_of_another_version_is_refused(changed: dict[str, int]) -> None:
+    """Its checksum is right, but what it says is nothing that there is."""
+    header, _ = Frame(KINDS[2], 3).to_bytes(0, 1, 2)
+    with pytest.raises(CodingError, match="another version"):
+        Header.from_bytes(replace(header, **changed).to_bytes())

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hmtl.communication.datagrams import DATAGRAM, GENERATION, PIECE, QUESTION, ROOM, Cut, Datagram
+from hmtl.communication.datagrams import DATAGRAM, GENERATION, PIECE, QUESTION, REPORT, ROOM, Cut, Datagram
 from hmtl.communication.multicast import SILENCE, SPARE, TIMES, Receiver, Receiving, Sending
 
 RUN, BPS, DELAY = 0x1234_5678_9ABC_DEF0, 100e6, 1e-3
@@ -213,7 +213,8 @@ def ignored() -> Iterator[tuple[str, bytes]]:
     yield "damaged", good.to_bytes()[:-1]
     yield "damaged", b""
     yield "damaged", b"a word of somebody else's, who uses the same group and port"
-    for name, value in (("run", 7), ("size", 31), ("generation", 1), ("index", 0), ("number", 3)):
+    changes = ("run", 7), ("size", 31), ("generation", 1), ("index", 0), ("number", 3), ("content", bytes(29))
+    for name, value in changes:
         word = {"index": "repeated", "number": "late"}.get(name, "foreign")
         yield word, Datagram(**{**vars(good), name: value}).to_bytes()
 
@@ -225,3 +226,15 @@ def test_what_is_ignored_is_counted_by_what_is_wrong_with_it(word: str, datagram
     assert receiver.hear(datagram) is None
     assert receiver.ignored == {word: 1}
     assert torch.equal(receiver.take(4), body)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\x00\x01", b"\x00\x00\x01\x00\x05"], ids=str)
+def test_reports_that_make_no_sense_are_ignored(content: bytes) -> None:
+    """Of nobody, of a part of a number, of a generation that there is not."""
+    sending = Sending(RUN, 1, numbers(5_000), [0], BPS, 0.0)
+    asked = [Datagram.from_bytes(datagram).what for datagram in sending.due(0.01)]
+    assert asked[-1] == QUESTION
+    assert sending.hear(Datagram(REPORT, RUN, 1, 5_000, 0, 0, content).to_bytes(), 0.01) is None
+    assert sending.waiting == {0}
+    assert sending.hear(Datagram(REPORT, RUN, 1, 5_000, 0, 0, bytes(2)).to_bytes(), 0.01) == 0
+    assert sending.reached == {0}
