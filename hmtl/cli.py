@@ -24,11 +24,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hmtl.config import PlanConfig, TrainConfig, conf_dir, flat
-from hmtl.errors import ConfigError, HmtlError, Interrupted
+from hmtl.errors import ConfigError, HmtlError, Interrupted, complain
 from hmtl.settings import no_setting
 
 
-def main(task: Callable[[DictConfig], None], config_name: str) -> None:
+def main(task: Callable[[DictConfig], None], config_name: str, complain: Callable[[str], None] = complain) -> None:
     """Run `task` as a command, its configuration composed from the command line. In a sweep one bad job does not keep
     the others from running.
     """
@@ -42,7 +42,7 @@ def main(task: Callable[[DictConfig], None], config_name: str) -> None:
         task(cfg)
 
     def job(cfg: DictConfig) -> None:  # reports its own errors, for Hydra says its own word on what leaves a job
-        statuses.append(_status(partial(checked, cfg), known))
+        statuses.append(_status(partial(checked, cfg), known, complain))
         if statuses[-1] > 2:
             sys.exit(statuses[-1])
 
@@ -50,7 +50,7 @@ def main(task: Callable[[DictConfig], None], config_name: str) -> None:
         sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null"]  # the first process keeps the results
     command = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)
     with _warnings_in_lines():
-        statuses.append(_status(command, known))
+        statuses.append(_status(command, known, complain))
     sys.exit(max(statuses))
 
 
@@ -98,7 +98,7 @@ def own_folders() -> str:
     return shlex.quote(f"hydra.searchpath=[{','.join(places)}]") if places else ""
 
 
-def _status(action: Callable[[], None], known: Collection[str]) -> int:
+def _status(action: Callable[[], None], known: Collection[str], complain: Callable[[str], None]) -> int:
     """Exit status of an action whose errors are told in one line; `known` are the settings that there are."""
     try:
         action()
@@ -127,7 +127,7 @@ def _status(action: Callable[[], None], known: Collection[str]) -> int:
         if "Config group override" not in str(error):  # Hydra's word on loss=null; all else is a defect
             raise
         message = f"{error}: a group cannot be null, choose one of its parts, see --help."
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    complain(" ".join(message.split()))
     return 2
 
 

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from hmtl.errors import ConfigError
+from hmtl.errors import ConfigError, HmtlError
 from hmtl.progress import progress
 from hmtl.settings import check_settings, takes
 
@@ -269,6 +269,8 @@ def _instantiate(node: DictConfig | None, **arguments: Any) -> Any:
     try:
         return instantiate(node, _partial_=True)(**arguments)
     except HydraException as error:
+        if isinstance(error.__cause__, HmtlError):  # of a part within this one
+            raise error.__cause__ from None
         raise ConfigError(str(error)) from error
 
 

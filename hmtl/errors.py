@@ -3,6 +3,8 @@
 The entry points print such an error as one line and exit with 2; anything else is a defect and shows its traceback.
 """
 
+import sys
+
 
 class HmtlError(Exception):
     """Base of all errors that a user can fix."""
@@ -42,3 +44,8 @@ class DataError(HmtlError, ValueError):
 
 class CheckpointError(HmtlError, ValueError):
     """A checkpoint that is damaged or belongs to another run."""
+
+
+def complain(message: str) -> None:
+    """Tell the user of a command what is wrong, in one line."""
+    print(f"error: {message}", file=sys.stderr)

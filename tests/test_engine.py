@@ -73,11 +73,22 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
     assert "a run of 6 processes, here are 5: start as many" in other.stderr
 
 
-@pytest.mark.parametrize(("processes", "says"), [(4, "there are 5 to 14"), ("x", "whole")])
-def test_a_wrong_number_of_processes_is_refused(tmp_path: Path, processes: object, says: str) -> None:
-    done = launch(tmp_path, processes=processes)
+@pytest.mark.parametrize(
+    ("processes", "words", "says"),
+    [
+        (4, (), "there are 5 to 14"),
+        ("x", (), "whole"),
+        (5, ("engine=in_process",), "start it by python -m hmtl.train"),
+        (5, ("engine=multicast", "engine.multicast.port=99999"), "error: engine.multicast.port=99999 is no port"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(
+    tmp_path: Path, processes: object, words: tuple[str, ...], says: str
+) -> None:
+    done = launch(tmp_path, *words, processes=processes)
     assert done.returncode == 2
     assert says in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_without_a_launcher_it_says_which(tmp_path: Path) -> None:
