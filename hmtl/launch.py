@@ -44,6 +44,7 @@ def launch(arguments: Sequence[str]) -> int:
         complain("engine=in_process has one process: start it by python -m hmtl.train.")
         return 2
     words = [word for word in arguments if not word.startswith("processes=")]
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # we say ourselves who has gone
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))  # glibc gives back at once what was large and is free
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(LOADED))

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,7 +26,6 @@ class Rendezvous:
 
     Raises:
         ConfigError: it was not started by torchrun or `hmtl.launch`.
-        EngineError: the first process is not reached.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -35,11 +35,17 @@ class Rendezvous:
                 "python -m hmtl.launch processes=N, or by torchrun -m hmtl.train."
             )
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        self.store = self._store(datetime.timedelta(seconds=max(60.0, seconds)))
+        self._wait = datetime.timedelta(seconds=max(60.0, seconds))
         self._gates = 0  # how often all were together
 
-    def _store(self, wait: datetime.timedelta) -> Any:
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    @cached_property
+    def store(self) -> Any:
+        """Torch's store, once all that is known without the others is found right.
+
+        Raises:
+            EngineError: the first process is not reached.
+        """
+        address, port, wait = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), self._wait
         try:
             if self.rank == 0 and _numeric(address) and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
                 # by itself, torch's would listen on all networks of this machine; a name need not be this one's alone
