@@ -7,19 +7,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from hmtl.leaving import undo
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of `path` once it is whole; after an exception the old one stays."""
+    """A file to write to, which takes the place of `path` once it is whole; after an exception the old one stays.
+
+    Raises:
+        OSError: it cannot be written; its `filename` is `path`.
+    """
     beside = path.with_name(path.name + ".tmp")
+
+    def clear() -> None:
+        beside.unlink(missing_ok=True)
+
+    undo.append(clear)
     try:
         with beside.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+    except OSError as error:  # where the disk is full, Python does not say which file it was
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        beside.unlink(missing_ok=True)
+        clear()
+        undo.remove(clear)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -11,7 +11,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,14 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hmtl.config import PlanConfig, TrainConfig, conf_dir, flat
 from hmtl.errors import ConfigError, HmtlError, Interrupted, complain
+from hmtl.folders import held
+from hmtl.leaving import leave_with
 from hmtl.settings import no_setting
 
 
@@ -51,7 +54,7 @@ def main(task: Callable[[DictConfig], None], config_name: str, complain: Callabl
     command = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)
     with _warnings_in_lines():
         statuses.append(_status(command, known, complain))
-    sys.exit(max(statuses))
+    leave_with(max(statuses))
 
 
 @contextmanager
@@ -66,6 +69,21 @@ def _warnings_in_lines() -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.propagate = True
+
+
+class Folder(Callback):
+    """Refuses a folder in which another run is, before Hydra writes down there what this one is."""
+
+    def on_run_start(self, config: DictConfig, **others: Any) -> None:
+        folder = Path(config.hydra.run.dir)
+        if config.hydra.output_subdir is None or not folder.is_dir():
+            return
+        try:
+            with suppress(OSError), held(folder):  # where it cannot be written to, the run will tell
+                pass
+        except ConfigError as error:
+            complain(str(error))
+            sys.exit(2)  # Hydra makes a warning of any other exception
 
 
 def as_experiment(cfg: DictConfig, chosen: Mapping[str, Any]) -> str:

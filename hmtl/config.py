@@ -5,6 +5,7 @@ from __future__ import annotations  # so that a plan, which trains nothing, does
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -93,9 +94,9 @@ class PlanConfig(NetworkConfig):
     format: str = "text"
 
 
-_store = ConfigStore.instance()
-_store.store(name="train_schema", node=TrainConfig)
-_store.store(name="plan_schema", node=PlanConfig)
+ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+ConfigStore.instance().store(name="plan_schema", node=PlanConfig)
+_composing = Lock()  # Hydra has one place for all threads of a process
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def conf_dir() -> Path:
 
 def compose(*overrides: str, name: str = "config") -> DictConfig:
     """The configuration `name` of `conf/` with `overrides`, as from the command line; set `output_dir` among them."""
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with _composing, hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return hydra.compose(name, list(overrides))
 
 
@@ -291,10 +292,8 @@ def flat(cfg: DictConfig, left_out: Collection[str] = (), resolve: bool = True) 
     stack = [(str(key), value) for key, value in plain.items()]
     while stack:
         key, value = stack.pop()
-        if key in left_out:
-            continue
-        if isinstance(value, dict):
+        if key not in left_out and isinstance(value, dict):
             stack += [(f"{key}.{k}", v) for k, v in value.items()]
-        else:
+        elif key not in left_out:
             found[key] = value
     return found

@@ -171,7 +171,7 @@ class _Trainings:
                     end_one()
             finally:
                 over.set()
-        if len(self.finished) < self.total:
+        if caught:
             if self.kept:
                 done = f"{len(self.finished)} of {self.total} trainings"
                 print(f"stopped after {done}; go on with resume={self.kept.parent}")

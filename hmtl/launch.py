@@ -5,6 +5,11 @@ lists them. The N processes, a server, the relays, and hosts of users, are forke
 need, so that many of them take little time and memory.
 """
 
+from hmtl.leaving import leave_at_once, leave_with, undo
+
+if __name__ == "__main__":
+    leave_at_once()  # before what takes long to import
+
 import multiprocessing
 import os
 import signal
@@ -12,6 +17,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
+from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
 from types import FrameType
@@ -57,18 +63,29 @@ def launch(arguments: Sequence[str]) -> int:
         context.Process(target=_member, args=({**place, "RANK": str(rank)}, words, errors), name=f"process {rank}")
         for rank in range(int(counts[0]))
     ]
+
+    def end() -> None:
+        for process in processes:
+            if process.pid:
+                process.kill()
+                process.join()
+
+    undo.append(end)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # also in the process that they are forked from
+    ensure_running()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     for process in processes:
         process.start()
     try:
         return _status(processes, errors)
     finally:
-        for process in processes:
-            process.kill()
-            process.join()
+        end()
 
 
 def _member(place: Mapping[str, str], words: Sequence[str], errors: "SimpleQueue[str]") -> None:
     """One process: `hmtl.train` as if it had been called with these words."""
+    leave_at_once()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     from hmtl.cli import main
     from hmtl.train import train
 
@@ -114,4 +131,4 @@ def _status(processes: Sequence[BaseProcess], errors: "SimpleQueue[str]") -> int
 
 
 if __name__ == "__main__":
-    sys.exit(launch(sys.argv[1:]))
+    leave_with(launch(sys.argv[1:]))

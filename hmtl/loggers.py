@@ -1,51 +1,37 @@
-"""Where measurements go: the console, `metrics.csv`, TensorBoard. Each takes the trainer's rows one by one."""
+"""Where measurements go: the console, TensorBoard. Each takes the trainer's rows one by one."""
 
-import csv
+import threading
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from contextlib import suppress
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from hmtl.communication import TIERS
-from hmtl.trainer import Measurements
+from hmtl.history import Measurements
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class CSVLogger:
-    """One line per round in `metrics.csv`; each line is written whole, so that the file can be read at any moment."""
-
-    def __init__(self, folder: str) -> None:
-        self._path = Path(folder) / "metrics.csv"
-        self._file: TextIO | None = None
-
-    def log(self, row: Measurements) -> None:
-        if self._file is None:
-            self._file = self._path.open("w", newline="")
-            self._writer = csv.DictWriter(self._file, list(row))
-            self._writer.writeheader()
-        self._writer.writerow(row)
-        self._file.flush()
-
-    def finish(self, summary: Mapping[str, Any], figures: Mapping[str, "Figure"]) -> None:
-        pass  # the summary has a file of its own
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-
 class TensorBoardLogger:
-    """Scalars of each round; at the end the figures and the hyperparameters with the final figures of merit."""
+    """Scalars of each round; at the end the figures and the hyperparameters with the final figures of merit.
+
+    What is in the folder already is superseded, so that a run that goes on in it has no point twice.
+    """
 
     def __init__(self, folder: str) -> None:
         from torch.utils.tensorboard import SummaryWriter  # only this logger has to wait for its import
 
-        self._writer = SummaryWriter(folder)
+        self._open = cache(lambda: SummaryWriter(folder, purge_step=0))  # at the first round: it leaves a file
+        _quiet_writers()
+
+    @property
+    def _writer(self) -> Any:
+        return self._open()
 
     def log(self, row: Measurements) -> None:
         step = int(row["round"])
@@ -59,9 +45,24 @@ class TensorBoardLogger:
         settings = {key: value for key, value in summary.items() if isinstance(value, str | int | float)}
         merits = {f"final/{key}": settings.pop(key) for key in _MERITS if key in settings}
         self._writer.add_hparams(settings, merits, run_name=".")  # in this run's own file, not in a folder below it
+        self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        if self._open.cache_info().currsize:
+            with suppress(OSError):  # of a disk that is full others have told
+                self._writer.close()
+
+
+@cache
+def _quiet_writers() -> None:
+    """Let TensorBoard's threads fail without a traceback: they hand their error on to who logs."""
+    usual = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard.")):
+            usual(failed)
+
+    threading.excepthook = hook
 
 
 _GROUPS = {

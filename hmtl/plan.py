@@ -1,5 +1,10 @@
 """What coding would save on a network, without training: `python -m hmtl.plan topology=heterogeneous d=0.2`."""
 
+from hmtl.leaving import leave_at_once
+
+if __name__ == "__main__":
+    leave_at_once()  # before what takes long to import
+
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict

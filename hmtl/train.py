@@ -1,14 +1,21 @@
 """Train over a two-hop network, counting every bit: `python -m hmtl.train topology=symmetric r=3`."""
 
+from hmtl.leaving import leave_at_once
+
+if __name__ == "__main__":
+    leave_at_once()  # before what takes long to import
+
 import math
+from contextlib import ExitStack
 from typing import Any
 
 from omegaconf import DictConfig
 
-from hmtl.atomic import write_json
+from hmtl.atomic import replacing, write_json
 from hmtl.cli import main
 from hmtl.config import Run, build
 from hmtl.errors import Interrupted
+from hmtl.folders import held
 from hmtl.saved import save_models
 
 SECONDS = ("local_s", "compute_s", "communication_s", "uncoded_s")
@@ -24,13 +31,18 @@ def train(cfg: DictConfig) -> None:
         run.trainer.fit(run.checkpoint)
         run.engine.close()
         return
-    try:
+    with ExitStack() as stack:
+        stack.callback(run.engine.close)
+        stack.enter_context(held(run.output_dir))
+        for logger in run.loggers:
+            stack.callback(logger.close)
         figures = {"topology": draw(run.communicator.contacts, run.communicator.planner.home)}
-        figures["topology"].savefig(run.output_dir / "topology.png", dpi=150)
+        with replacing(run.output_dir / "topology.png") as file:
+            figures["topology"].savefig(file, format="png", dpi=150)
         history = run.trainer.fit(run.checkpoint)
-        if run.trainer.interrupted and len(history) < cfg.rounds:
+        if run.trainer.interrupted:
             for logger in run.loggers:
-                logger.close()
+                logger.close()  # the progress bar, before there is more to be read
             print(f"stopped after {len(history)} rounds; go on with resume={run.output_dir}")
             raise Interrupted(run.trainer.interrupted)
         summary = summarize(run, cfg)
@@ -43,17 +55,13 @@ def train(cfg: DictConfig) -> None:
         for logger in run.loggers:
             logger.finish(summary, figures)
         print(f"Results: {run.output_dir}")
-    finally:
-        for logger in run.loggers:
-            logger.close()
-        run.engine.close()
 
 
 def summarize(run: Run, cfg: DictConfig) -> dict[str, Any]:
     """What `summary.json` holds: what communicator and algorithm tell of themselves, the time of set-up and rounds, and
     the last round's measurements.
     """
-    history, topology, planning = run.trainer.history, run.communicator.topology, run.communicator.planning
+    history, topology, planning = list(run.trainer.history), run.communicator.topology, run.communicator.planning
     local, compute, communication, uncoded = (
         math.fsum([before, *(row[part] for row in history)])
         for part, before in zip(SECONDS, (0.0, 0.0, *run.communicator.setup_seconds), strict=True)

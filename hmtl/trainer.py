@@ -4,12 +4,15 @@ A round is an iteration of the paper. K users; times in seconds.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hmtl.checkpoint import load_checkpoint, save_atomically
+from hmtl.checkpoint import NO_USE, check_alike, load_checkpoint, save_atomically
 from hmtl.communication import SETUP, TIERS, CodedHierarchical, Communicator, Outcome, Sums
 from hmtl.engine import Engine
+from hmtl.errors import CheckpointError
+from hmtl.history import History, Measurements
 from hmtl.mtl import Aggregator, Algorithm, Users
 from hmtl.signals import catch_signals
 
@@ -17,7 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TIMED_USERS = 3  # whose local update is timed alone, once before the first round
-Measurements = dict[str, float]  # of one round, by name
 
 
 class Logger(Protocol):
@@ -57,7 +59,7 @@ class Trainer:
         communicator: how the messages travel, what they cost and how long they take.
         rounds: how many to run in all, those before a resume included.
         gap_tolerance: stop when (primal − dual) ≤ gap_tolerance · |primal|; zero never stops early.
-        checkpoint: file to be replaced every `checkpoint_every` rounds and at the end.
+        checkpoint: file to be replaced every `checkpoint_every` rounds and at the end; `metrics.csv` is beside it.
         identity: the configuration that a checkpoint has to share with the run that goes on from it.
         loggers: told of each round.
         engine: where the nodes live.
@@ -88,7 +90,7 @@ class Trainer:
         self.loggers = loggers
         self.before, self.engine = before, engine
         self.users = engine.side(algorithm.users)
-        self.history: list[Measurements] = []
+        self.history = History(checkpoint.with_name("metrics.csv") if engine.leads else None)
         self.interrupted = 0
         self.state: Mapping[str, Any] | None = None  # at the end, where results are kept
 
@@ -100,6 +102,9 @@ class Trainer:
 
         Args:
             checkpoint: what `load_checkpoint` gave, to go on from there.
+
+        Raises:
+            CheckpointError: it is not of this run; nothing has changed then.
         """
         self.engine.introduce(self.algorithm, self.communicator, lambda: load_checkpoint(self.checkpoint))
         if checkpoint is None or not self.engine.whole:  # a process that has not all data, learns anew what was told
@@ -109,17 +114,14 @@ class Trainer:
                     self.communicator.setup(self.engine.side(users), aggregator)
                     self.engine.learn(users, aggregator, self.communicator)
         if checkpoint is not None:
-            self.history = list(checkpoint["history"])
-            state = self.engine.mine(dict(checkpoint), self.algorithm, self.communicator)
-            self.algorithm.load_state_dict(state["algorithm"])
-            self.communicator.load_state_dict(state["communicator"])
+            self._go_on(checkpoint)
         elif not self.engine.whole:
             self._save()  # for users whose process is gone before the next time
         for row in self.history:
             for logger in self.loggers:
                 logger.log(row)
         user_seconds = self.algorithm.user_seconds(len(self.history), TIMED_USERS)
-        with catch_signals() as caught:
+        with catch_signals() as caught, closing(self.history):
             while self._goes_on():
                 row = self._round(len(self.history), user_seconds)
                 self.history.append(row)
@@ -129,7 +131,36 @@ class Trainer:
                 if len(self.history) % self.checkpoint_every == 0:
                     self._save()
             self.state = self._save()
-        return self.history
+            self.interrupted = self.interrupted or sum(caught[:1])
+        return list(self.history)
+
+    def _go_on(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take over all of a checkpoint, once it is certain that it fits."""
+        past, algorithm, communicator = checkpoint["history"], self.algorithm, self.communicator
+        communicator.seat(self.users, algorithm.aggregator)
+        try:
+            state = self.engine.mine(dict(checkpoint), algorithm, communicator)
+            sides, nodes = state["algorithm"], state["communicator"]["nodes"]
+            like = {"algorithm": algorithm.state_dict(), "communicator": communicator.state_dict()}
+            if not self.engine.whole:  # and not every process has both sides
+                like["algorithm"] = {side: like["algorithm"][side] for side in sides}
+            if not past and not nodes:  # they are made in the first round
+                like["communicator"]["nodes"] = {}
+            check_alike({side: state[side] for side in like}, like, "state")
+            for node, memory in nodes.items():
+                for name, numbers in memory.items():  # of rounds, -1 being the set-up and -2 none
+                    if not ((numbers >= -2) & (numbers <= len(past))).all():
+                        raise CheckpointError(f"state: {node}.{name} is none of {len(past)} rounds{NO_USE}")
+            rounds = state["communicator"]["ledger"]["rounds"]
+            if rounds != len(past):
+                raise CheckpointError(f"state: its ledger has {rounds} rounds, its history {len(past)}{NO_USE}")
+            algorithm.load_state_dict(sides)
+            communicator.load_state_dict(state["communicator"])
+        except CheckpointError:
+            raise
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:  # of a state made by others
+            raise CheckpointError(f"state: {error}{NO_USE}") from error
+        self.history.go_on(past)
 
     def _round(self, number: int, user_seconds: float) -> Measurements:
         learner, communicator = self.algorithm, self.communicator
@@ -161,7 +192,7 @@ class Trainer:
         learning = user_seconds + watch.slowest("global update")
         sent = {tier: ledger.bits(tier, round=-1).total for tier in TIERS}
         before = (
-            self.history[-1]["bits_total"]
+            self.history.last["bits_total"]
             if self.history
             else sum(ledger.bits(tier, round=SETUP).total for tier in TIERS)
         )
@@ -179,13 +210,15 @@ class Trainer:
         }
 
     def _converged(self) -> bool:
-        if not (self.gap_tolerance and self.history and "gap" in self.history[-1]):
+        last = self.history.last
+        if not (self.gap_tolerance and "gap" in last):
             return False
-        small = self.history[-1]["gap"] <= self.gap_tolerance * abs(self.history[-1]["primal"])
-        return small and self.algorithm.settled(self.gap_tolerance * abs(self.history[-1]["primal"]))
+        small = last["gap"] <= self.gap_tolerance * abs(last["primal"])
+        return small and self.algorithm.settled(self.gap_tolerance * abs(last["primal"]))
 
     def _save(self) -> Mapping[str, Any] | None:
         state = self.engine.state(self.algorithm, self.communicator)
         if state is not None:
-            save_atomically(self.checkpoint, {"identity": self.identity, "history": self.history, **state})
+            history = self.history.past().state_dict()
+            save_atomically(self.checkpoint, {"identity": self.identity, "history": history, **state})
         return state

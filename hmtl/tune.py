@@ -1,5 +1,10 @@
 """Settings by cross-validation: `python -m hmtl.tune`; what it finds is read by `hmtl.train`."""
 
+from hmtl.leaving import leave_at_once
+
+if __name__ == "__main__":
+    leave_at_once()  # before what takes long to import
+
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +18,7 @@ from hmtl.atomic import write_json, write_whole
 from hmtl.cli import as_experiment, main, own_folders
 from hmtl.config import build_communicator, build_participation, build_tasks, check_root
 from hmtl.cross_validation import cross_validate
+from hmtl.folders import held
 from hmtl.grid import is_number, told
 
 if TYPE_CHECKING:
@@ -29,11 +35,12 @@ def tune(cfg: DictConfig) -> None:
     tasks, topology = build_tasks(cfg)
     build_communicator(cfg, topology)  # plays no part, but what is tuned here is to be trained
     build_participation(cfg, topology)
-    result = cross_validate(cfg, tasks, folder / "checkpoint.pt")
-    write_json(folder / "tune.json", result)
-    figure(result).savefig(folder / "tune.png", dpi=150)
-    (folder / "experiment").mkdir(exist_ok=True)
-    write_whole(folder / "experiment" / "tuned.yaml", as_experiment(asked, result["best"]))
+    with held(folder):
+        result = cross_validate(cfg, tasks, folder / "checkpoint.pt")
+        write_json(folder / "tune.json", result)
+        figure(result).savefig(folder / "tune.png", dpi=150)
+        (folder / "experiment").mkdir(exist_ok=True)
+        write_whole(folder / "experiment" / "tuned.yaml", as_experiment(asked, result["best"]))
     console.print(_table(result))
     for warning in result["warnings"]:
         console.print(f"warning: {warning}", soft_wrap=True)

@@ -6,6 +6,7 @@ import runpy
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
@@ -72,6 +73,29 @@ def run(module: str, *words: object, cwd: Path | None = None) -> Command:
     """A command, after its end."""
     with Command(module, *words, cwd=cwd) as command:
         return command.done()
+
+
+def forked(work: Callable[[], object], said: Path) -> int:
+    """The process that does this work, on its own and at the same time; what it says is in the file `said`."""
+    if child := os.fork():
+        return child
+    status = 70
+    try:
+        fd = os.open(said, os.O_WRONLY | os.O_CREAT)
+        os.dup2(fd, 1)
+        os.dup2(fd, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        work()
+    except SystemExit as end:
+        status = int(end.code or 0)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def status_of(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 class Killer:

@@ -10,7 +10,7 @@ import pytest
 import hmtl
 
 ROOT = Path(hmtl.__file__).parent
-EVERYONE = {"errors", "rng"}
+EVERYONE = {"errors", "leaving", "rng"}
 ALLOWED = {
     "topology": set(),
     "coding": {"topology"},
@@ -19,18 +19,20 @@ ALLOWED = {
     "mtl": {"data"},
     "atomic": set(),
     "signals": set(),
+    "folders": set(),
     "progress": set(),
     "settings": set(),
-    "checkpoint": {"atomic"},
+    "history": {"atomic"},
+    "checkpoint": {"atomic", "history"},
     "saved": {"atomic", "data", "mtl"},
     "rendezvous": set(),
     "words": {"communication", "rendezvous"},
     "engine": {"topology", "communication", "data", "mtl", "words"},
     "processes": {"topology", "communication", "data", "mtl", "engine", "rendezvous", "words"},
-    "trainer": {"communication", "mtl", "checkpoint", "engine", "signals"},
+    "trainer": {"communication", "mtl", "checkpoint", "engine", "history", "signals"},
     "figures": {"communication"},
-    "loggers": {"communication", "trainer"},
-    "cli": {"config", "settings"},
+    "loggers": {"communication", "history"},
+    "cli": {"config", "folders", "settings"},
 }
 HEAVY = {"cvxpy", "matplotlib", "networkx", "numba", "pandas", "sklearn", "tensorboard", "torchvision"}
 

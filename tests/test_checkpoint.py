@@ -1,7 +1,9 @@
-"""Files that are whole or not there, and checkpoints that are refused where they do not fit."""
+"""Files that are whole or not there, and checkpoints that are refused where a bit has changed or they do not fit."""
 
 import contextlib
+import hashlib
 import json
+import resource
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from hmtl.errors import CheckpointError
 
 STATE = {
     "identity": {"lam": 0.1, "K": 4},
-    "history": [{"round": 0, "gap": 0.5}],
+    "history": {"rows": 0, "nbytes": 0, "sha256": hashlib.sha256().hexdigest()},
     "algorithm": {"users": {"W": torch.arange(6.0)}, "aggregator": {}},
     "communicator": {"V_bits": 64},
 }
@@ -44,13 +46,18 @@ def test_what_was_saved_is_loaded(tmp_path):
         for identity in (None, STATE["identity"]):
             state = load_checkpoint(place, identity)
             assert torch.equal(state["algorithm"]["users"].pop("W"), torch.arange(6.0))
-            assert state == {**STATE, "algorithm": {"users": {}, "aggregator": {}}}
+            assert list(state.pop("history")) == []
+            assert state == {
+                "identity": STATE["identity"],
+                "algorithm": {"users": {}, "aggregator": {}},
+                "communicator": {"V_bits": 64},
+            }
 
 
 @pytest.mark.parametrize("lacking", STATE)
 def test_a_part_is_lacking(tmp_path, lacking):
     save_atomically(tmp_path / "old.pt", {part: value for part, value in STATE.items() if part != lacking})
-    with pytest.raises(CheckpointError, match=r"old\.pt is not a whole checkpoint .* \(KeyError\)"):
+    with pytest.raises(CheckpointError, match=rf"old\.pt is not a whole checkpoint .* \(it has no {lacking}\)"):
         load_checkpoint(tmp_path / "old.pt")
 
 
@@ -70,3 +77,46 @@ def test_cut_off(tmp_path, keep):
         load_checkpoint(cut)
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         load_checkpoint(tmp_path / "nothing")
+
+
+OTHERS = b"", b"\x80\x04.", b"PK\x03\x04", b"round,gap\n", b"hmtl checkpoint 3\n" + bytes(99)
+
+
+@pytest.mark.parametrize("content", OTHERS)
+def test_something_else(tmp_path, content):
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match="an earlier version made it" if content[:2] == b"PK" else "not a whole"):
+        load_checkpoint(tmp_path)
+
+
+def test_every_flipped_bit_is_found(tmp_path):
+    """Each bit of the first bytes, where the kind and the checksum are, and of every 7th byte after."""
+    save_atomically(tmp_path / "whole.pt", STATE)
+    whole = (tmp_path / "whole.pt").read_bytes()
+    flipped = tmp_path / "checkpoint.pt"
+    places = [*range(8 * 64), *(8 * at + at % 8 for at in range(64, len(whole), 7))]
+    assert len(places) > 600
+    for place in places:
+        content = bytearray(whole)
+        content[place // 8] ^= 1 << place % 8
+        flipped.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"checkpoint\.pt is not a whole checkpoint"):
+            load_checkpoint(flipped)
+
+
+def test_where_the_disk_is_full_the_old_one_stays(tmp_path):
+    """A limit to the size of files stands for the full disk: the system's own error, at any byte."""
+    path = tmp_path / "checkpoint.pt"
+    save_atomically(path, STATE)
+    whole, large = path.read_bytes(), {**STATE, "communicator": {"sent": torch.arange(10**5)}}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for most in (0, 10, 50, 1000, 10**5):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+        try:
+            with pytest.raises(CheckpointError, match=r"\.pt cannot be written \(File too large\)") as refused:
+                save_atomically(path, large)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert "\n" not in str(refused.value)
+        assert path.read_bytes() == whole
+        assert list(tmp_path.iterdir()) == [path]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hmtl.checkpoint import load_checkpoint
+from hmtl.config import compose
 from hmtl.errors import CheckpointError, ConfigError, DataError, HmtlError, TopologyError
 from hmtl.train import train
 
@@ -188,6 +190,27 @@ def test_what_a_run_leaves(
     } <= set(tags["scalars"])
     assert [event.step for event in events.Scalars("learning/gap")] == list(range(12))
     assert events.Scalars("learning/primal")[-1].value == pytest.approx(summary["primal"], rel=1e-6)
+
+
+def test_going_on_in_the_same_folder_doubles_nothing(configure: Configure, tmp_path: Path) -> None:
+    """After a run that was killed with rounds, and events, behind it that no checkpoint has."""
+    settings = (*SMALL[:-1], "algorithm.rounds=6")
+    train(configure(*settings, "~logger.console", "rounds=3"))
+    with (tmp_path / "metrics.csv").open() as file:
+        later = [row.replace("2,", f"{n},", 1) for row in file.readlines()[-1:] for n in (3, 4)]
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.writelines([*later, "5,10"])
+    train(configure(*settings, "~logger.console", "rounds=6", f"resume={tmp_path}"))
+    assert [int(row["round"]) for row in rows(tmp_path)] == list(range(6))
+    events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0, "images": 0}).Reload()
+    for tag in events.Tags()["scalars"]:
+        steps = [event.step for event in events.Scalars(tag)]
+        assert steps == ([0] if tag.startswith("final/") else list(range(6)))
+    assert [len(events.Images(tag)) for tag in ("topology", "links")] == [1, 1]
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    train(configure(*settings, "rounds=6", f"output_dir={whole}", "logger=none"))
+    assert history(tmp_path) == history(whole)
 
 
 def test_same_seed_same_run_other_seed_other_run(configure: Configure, tmp_path: Path) -> None:
@@ -390,6 +413,21 @@ def test_one_bad_job_does_not_end_a_sweep(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "error: r=9" in done.stderr
     assert (tmp_path / "1" / "summary.json").is_file()
+
+
+def test_threads_compose_and_train_side_by_side(tmp_path: Path) -> None:
+    """As in a server or a notebook: not in the main thread, and without a command line."""
+    jobs = [(seed, algorithm) for seed in (0, 1) for algorithm in ("mocha", "local", "fedu")]
+
+    def job(folder: Path, seed: int, algorithm: str) -> torch.Tensor:
+        folder.mkdir(parents=True)
+        train(compose("K=10", "rounds=2", *FEW, f"seed={seed}", f"algorithm={algorithm}", f"output_dir={folder}"))
+        return models(folder)
+
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        together = [pool.submit(job, tmp_path / "together" / f"{seed}{name}", seed, name) for seed, name in jobs]
+    alone = [job(tmp_path / "alone" / f"{seed}{name}", seed, name) for seed, name in jobs]
+    assert all(torch.equal(one.result(), other) for one, other in zip(together, alone, strict=True))
 
 
 GROUPS = {

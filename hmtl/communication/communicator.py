@@ -83,6 +83,12 @@ class Communicator(ABC):
     def meet(self, aggregator: AggregatorSide) -> None:  # noqa: B027, most take any
         """Refuse a learner that cannot be served, before the first round."""
 
+    def seat(self, users: UserSide, aggregator: AggregatorSide) -> None:
+        """Make the nodes of this learner, unless they are there."""
+        if self._sides is None or self._sides[0] is not users or self._sides[1] is not aggregator:
+            self._sides, self._nodes = (users, aggregator), self._cast(users, aggregator)
+            self._nodes.load_state_dict(self._memory)
+
     def setup(self, users: UserSide, aggregator: AggregatorSide) -> None:
         """Exchange what has to be known before the first round, in one turn or more; the ledger counts it as SETUP."""
         server = self._play(BEFORE, self._cast(users, aggregator))
@@ -107,9 +113,7 @@ class Communicator(ABC):
             CodingError: IVs or models have not one row for each user, or aggregators hold different ones.
         """
         self._follow(number)
-        if self._sides is None or self._sides[0] is not users or self._sides[1] is not aggregator:
-            self._sides, self._nodes = (users, aggregator), self._cast(users, aggregator)
-            self._nodes.load_state_dict(self._memory)
+        self.seat(users, aggregator)
         assert self._nodes is not None
         there = [relay for relay in self._nodes.relays if relay.i not in absent_relays]
         names = [name for i, name in enumerate(self._nodes.all_relays) if i not in absent_relays]

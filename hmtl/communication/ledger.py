@@ -27,12 +27,17 @@ class Bits(NamedTuple):
 
 
 class LinkLedger:
-    """Bits by round, tier and link.
+    """Bits by tier and link: of the set-up, of the latest round, and of all together.
+
+    What each round before had on each tier is in the measurements of a run; here, nothing grows with the rounds.
 
     Links of a tier: users_to_relays, one for each user (its broadcast); relays_to_server, one for each relay;
     server_to_relays, one for each relay and a last one for what is broadcast to all of them; relays_to_users, one for
     each user (from the relay that serves it), then one for what each relay broadcasts to its users. What is exchanged
     before the first round stands apart, as `SETUP`: it is part of all sums over the run, and of no round.
+
+    Attributes:
+        rounds: number of rounds counted so far.
     """
 
     def __init__(self, K: int, H: int) -> None:
@@ -45,21 +50,20 @@ class LinkLedger:
         )
         ends = np.cumsum([0, *(len(self.links[tier]) for tier in TIERS)])
         self._slices = {tier: slice(ends[n], ends[n + 1]) for n, tier in enumerate(TIERS)}
-        self._setup = self._empty()  # [links of all tiers, 2]
-        self._counts: list[NDArray[np.int64]] = []  # the same for each round
-        self._open = self._setup
+        self.rounds = 0
+        self._setup, self._earlier, self._latest = (self._empty() for _ in range(3))  # [links of all tiers, 2] each
 
     @property
-    def rounds(self) -> int:
-        """Number of rounds counted so far."""
-        return len(self._counts)
+    def _open(self) -> NDArray[np.int64]:
+        return self._latest if self.rounds else self._setup
 
     def _empty(self) -> NDArray[np.int64]:
         return np.zeros((self._slices[TIERS[-1]].stop, 2), np.int64)
 
     def begin_round(self) -> None:
-        self._open = self._empty()
-        self._counts.append(self._open)
+        self._earlier += self._latest
+        self._latest[:] = 0
+        self.rounds += 1
 
     def add(self, tier: str, links: ArrayLike, payload: int, overhead: int = 0) -> None:
         """Count bits of the present round on `links` (an index or an array of indices, repeats allowed) of `tier`.
@@ -75,12 +79,20 @@ class LinkLedger:
         return Bits(int(payload), int(overhead))
 
     def per_link(self, tier: str, round: int | str | None = None) -> NDArray[np.int64]:
-        """[links, 2] payload and overhead bits of one `round` (negative counts from the last), of SETUP, or of all."""
-        if isinstance(round, int):
-            chosen = [self._counts[round]]
+        """[links, 2] payload and overhead bits of the latest `round` (by its number, or -1), of SETUP, or of all.
+
+        Raises:
+            ValueError: an earlier round.
+        """
+        if round is None:
+            counts = self._setup + self._earlier + self._latest
+        elif round == SETUP:
+            counts = self._setup
+        elif self.rounds and round in (-1, self.rounds - 1):
+            counts = self._latest
         else:
-            chosen = [self._setup] if round == SETUP else [self._setup, *self._counts]
-        return sum((c[self._slices[tier]] for c in chosen), np.zeros((len(self.links[tier]), 2), np.int64))
+            raise ValueError(f"round {round} of {self.rounds}: a ledger has the latest one alone. Ask in each round.")
+        return counts[self._slices[tier]].copy()
 
     def loads(self, V_bits: int) -> dict[str, float]:
         """Measured load of each tier: payload bits per round, divided by V (Hu et al. 2022, Definitions 3 and 4).
@@ -95,13 +107,21 @@ class LinkLedger:
 
     def add_latest(self, counts: torch.Tensor) -> None:
         """Add what another ledger calls its `latest`."""
-        self._open += counts.numpy()
+        np.add(self._open, counts.numpy(), out=self._open)
 
     def state_dict(self) -> dict[str, Any]:
-        rounds = np.asarray(self._counts).reshape(len(self._counts), *self._setup.shape)
-        return {"setup": torch.from_numpy(self._setup.copy()), "counts": torch.from_numpy(rounds)}
+        counts = {"setup": self._setup, "earlier": self._earlier, "latest": self._latest}
+        return {"rounds": self.rounds, **{name: torch.from_numpy(part.copy()) for name, part in counts.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._setup = state["setup"].numpy().copy()
-        self._counts = list(state["counts"].numpy().copy())
-        self._open = self._counts[-1] if self._counts else self._setup
+        """Go on from `state_dict`.
+
+        Raises:
+            ValueError: there are numbers below zero in it.
+        """
+        if min(state["rounds"], *(int(state[name].min()) for name in ("setup", "earlier", "latest"))) < 0:
+            raise ValueError("fewer bits than none")
+        self.rounds = state["rounds"]
+        self._setup, self._earlier, self._latest = (
+            state[name].numpy().copy() for name in ("setup", "earlier", "latest")
+        )

@@ -1,5 +1,6 @@
 """Sums of the ledger against a plain dictionary."""
 
+import pickle
 from collections import Counter
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmtl.communication import TIERS, LinkLedger
+from hmtl.communication import SETUP, TIERS, LinkLedger
 
 entries = st.lists(
     st.tuples(
@@ -19,35 +20,67 @@ entries = st.lists(
 
 @given(entries)
 def test_counts_add_up(entries: list[tuple[int, str, int, int, int]]) -> None:
+    """Entries of round 0 are the set-up's; at the end of each round, of that one, of the set-up and of all so far."""
     ledger = LinkLedger(K=3, H=3)
     payload, overhead = Counter[tuple[str, int, int]](), Counter[tuple[str, int, int]]()
-    for round in range(4):
-        ledger.begin_round()
-        for _, tier, link, p, o in (entry for entry in entries if entry[0] == round):
-            ledger.add(tier, link, p, o)
-            payload[tier, link, round] += p
-            overhead[tier, link, round] += o
 
     def total(counter: Counter[tuple[str, int, int]], *want: object) -> int:
         return sum(
             n for key, n in counter.items() if all(w is None or w == part for w, part in zip(want, key, strict=True))
         )
 
-    for tier in TIERS:
-        for link in (None, 0, 2):
-            for round in (None, 0, 3):
-                expected = total(payload, tier, link, round), total(overhead, tier, link, round)
-                assert ledger.bits(tier, link, round) == expected
-        assert ledger.bits(tier).total == total(payload, tier, None, None) + total(overhead, tier, None, None)
-        assert ledger.loads(7)[tier] == pytest.approx(total(payload, tier, None, None) / 28)
+    for round in range(4):
+        if round == 3:  # the last one goes on from what the others left
+            again = LinkLedger(K=3, H=3)
+            again.load_state_dict(ledger.state_dict())
+            ledger = again
+        if round:
+            ledger.begin_round()
+        for _, tier, link, p, o in (entry for entry in entries if entry[0] == round):
+            ledger.add(tier, link, p, o)
+            payload[tier, link, round] += p
+            overhead[tier, link, round] += o
+        assert ledger.rounds == round
+        latest = [(-1, round), (round - 1, round)] if round else []
+        for asked, counted in [(None, None), (SETUP, 0), *latest]:
+            for tier in TIERS:
+                for link in (None, 0, 2):
+                    expected = total(payload, tier, link, counted), total(overhead, tier, link, counted)
+                    assert ledger.bits(tier, link, asked) == expected
+        for tier in TIERS:
+            assert ledger.loads(7)[tier] == pytest.approx(total(payload, tier, None, None) / (7 * round or 1))
 
-    again = LinkLedger(K=3, H=3)
-    again.load_state_dict(ledger.state_dict())
-    assert again.rounds == 4
-    for tier in TIERS:
-        np.testing.assert_array_equal(again.per_link(tier), ledger.per_link(tier))
-    again.begin_round()
-    assert ledger.rounds == 4
+
+def test_of_an_earlier_round_it_knows_nothing() -> None:
+    ledger = LinkLedger(K=2, H=3)
+    for asked in (0, -1):
+        with pytest.raises(ValueError, match="the latest one alone"):
+            ledger.bits(TIERS[0], round=asked)
+    for _ in range(2):
+        ledger.begin_round()
+    for asked in (0, 2, -2):
+        with pytest.raises(ValueError, match="the latest one alone"):
+            ledger.bits(TIERS[0], round=asked)
+
+
+def test_it_takes_as_much_room_after_many_rounds() -> None:
+    ledger = LinkLedger(K=100, H=3)
+    sizes = []
+    for rounds in (1, 1000):
+        for _ in range(rounds):
+            ledger.begin_round()
+            ledger.add(TIERS[0], np.arange(100), 64)
+        sizes.append(len(pickle.dumps(ledger.state_dict())))
+    assert abs(sizes[1] - sizes[0]) < 10
+    assert ledger.bits(TIERS[0]) == (1001 * 64 * 100, 0)
+
+
+def test_numbers_below_zero_are_refused() -> None:
+    ledger = LinkLedger(K=2, H=3)
+    state = ledger.state_dict()
+    state["earlier"][3, 1] = -1
+    with pytest.raises(ValueError, match="fewer bits"):
+        ledger.load_state_dict(state)
 
 
 def test_a_link_named_twice_counts_twice() -> None:

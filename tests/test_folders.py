@@ -1,0 +1,129 @@
+"""A folder is one run's: by default no two have the same, and where one is, no other comes in."""
+
+import csv
+import fcntl
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from commands import forked, status_of
+
+from hmtl.checkpoint import load_checkpoint
+from hmtl.cli import main
+from hmtl.config import compose
+from hmtl.errors import ConfigError
+from hmtl.folders import held
+from hmtl.train import train
+
+SMALL = ("K=10", "dataset.rows_per_user=20", "rounds=2", "logger=none")
+
+
+def command(*words: str) -> None:
+    sys.argv = ["hmtl.train", *words]
+    main(train, "config")
+
+
+def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_runs_of_the_same_second_have_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    time.sleep(-time.time() % 1)  # at the beginning of a second
+    children = [forked(lambda s=seed: command(*SMALL, f"seed={s}"), tmp_path / f"{seed}.txt") for seed in range(3)]
+    assert [status_of(child) for child in children] == [0, 0, 0]
+    folders = list(tmp_path.glob("outputs/*/*"))
+    assert len(folders) == 3
+    assert {json.loads((folder / "summary.json").read_text())["seed"] for folder in folders} == {0, 1, 2}
+    for folder in folders:
+        history = load_checkpoint(folder)["history"]
+        assert len(history) == 2
+        with (folder / "metrics.csv").open() as file:
+            assert len(list(csv.DictReader(file))) == 2
+
+
+def test_folders_of_a_sweep_and_of_a_plan_are_as_many() -> None:
+    for name in ("config", "plan"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["hmtl"])
+            from hydra import compose as hydra_compose
+            from hydra import initialize_config_dir
+
+            from hmtl.config import conf_dir
+
+            with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+                found = {
+                    hydra_compose(name, return_hydra_config=True).hydra[kind].dir
+                    for kind in ("run", "sweep")
+                    for _ in range(5)
+                }
+        assert len(found) == 10
+
+
+def test_a_folder_in_use_is_refused_and_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anew and by resume, from the command line and as a library; and it is free once its run has been killed."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    folder, said = tmp_path / "run", tmp_path / "said.txt"
+    assert status_of(forked(lambda: command(*SMALL, f"hydra.run.dir={folder}"), said)) == 0
+
+    def run() -> None:
+        with held(folder):
+            (tmp_path / "ready").touch()
+            time.sleep(60)
+
+    child = forked(run, tmp_path / "run.txt")
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.01)
+    before = contents(folder)
+    assert folder / ".hydra" / "overrides.yaml" in before
+    for words in ("lam=0.5",), ("rounds=3", f"resume={folder}"):
+        assert status_of(forked(lambda w=words: command(*SMALL, *w, f"hydra.run.dir={folder}"), said)) == 2
+        assert said.read_text().startswith(f"error: {folder} is in use by another run: wait")
+        assert said.read_text().count("\n") == 1
+        said.unlink()
+        with pytest.raises(ConfigError, match="is in use by another run"):
+            train(compose(*SMALL[:-1], *words, f"output_dir={folder}"))
+    assert {
+        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()
+    } == before
+    (tmp_path / "fork").mkdir()
+    train(compose(*SMALL, "rounds=3", f"resume={folder}", f"output_dir={tmp_path / 'fork'}"))  # reading does no harm
+    os.kill(child, signal.SIGKILL)
+    status_of(child)
+    train(compose(*SMALL, "rounds=3", f"resume={folder}", f"output_dir={folder}"))
+    assert len(load_checkpoint(folder)["history"]) == 3
+
+
+def test_threads_of_one_process_are_kept_apart_too(tmp_path: Path) -> None:
+    refused = []
+
+    def other() -> None:
+        try:
+            with held(tmp_path):
+                pass
+        except ConfigError:
+            refused.append(True)
+
+    for _ in range(2):
+        with held(tmp_path):
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+    assert refused == [True, True]
+    other()
+    assert refused == [True, True]
+
+
+def test_where_there_are_no_locks_runs_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*arguments: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with held(tmp_path):
+        pass
