@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchvision
 
-from hmtl.data import mnist, mnist5k
+from hmtl.data import Dirichlet, mnist, mnist5k
 from hmtl.errors import ConfigError, DataError
 
 NAMES = {
@@ -214,3 +214,15 @@ def test_all_of_mnist_at_the_paper_s_size(tmp_path):
         assert [1.0 if digits[bytes(row)] == k % 10 else -1.0 for row in rows] == labels.tolist()
         seen |= {bytes(row) for row in rows}
     assert len(seen) == 20 * 500
+
+
+@pytest.mark.parametrize("settings", [{}, {"partition": Dirichlet(alpha=1.0)}, {"standardize": "all"}], ids=str)
+def test_of_those_who_are_not_wanted_there_is_no_more_than_their_number(settings) -> None:
+    whole = mnist5k(K=12, seed=3, **settings)
+    part = mnist5k(K=12, seed=3, wanted=lambda K: range(K // 2), **settings)
+    assert [task.here for task in part] == [k < 6 or "standardize" in settings for k in range(12)]
+    for one, other in zip(whole, part, strict=True):
+        for rows in ("x_train", "y_train", "x_test", "y_test"):
+            held, known = getattr(one, rows), getattr(other, rows)
+            assert (held.shape, held.dtype) == (known.shape, known.dtype)
+            assert not other.here or torch.equal(held, known)
