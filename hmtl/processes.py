@@ -206,23 +206,28 @@ class TorchDistributed(Engine):
         if not self.leads:
             while (asked := self.agree({}))["tell"]:
                 users = algorithm.users.state_dict() if len(self._mine) else {}
-                aggregator = algorithm.aggregator.state_dict() if asked["aggregator"] else {}
-                word = {"users": users, "aggregator": aggregator, "nodes": whole["nodes"]}
+                own = algorithm.aggregator.state_dict() if asked["aggregator"] else None
+                word = {"users": users, "aggregator": own, "nodes": whole["nodes"]}
                 self.words.say(SERVER, (word))
             return None
-        holders = self._holders or [relay_name(i) for i in communicator.planner.home]
-        aggregator = {} if holders and algorithm.users.numbers else algorithm.aggregator.state_dict()
+        relays = [name for name in self._others if "relay" in name] if communicator.planner.home else []
+        holders = self._holders or relays
+        here = not holders or not algorithm.users.numbers
+        aggregator: Word | None = algorithm.aggregator.state_dict() if here else None
         nodes: Word = {SERVER: whole["nodes"]}
         merged: dict[str, Tensor] = {}
         for name in self._others:
-            self.words.say(name, ({"tell": True, "aggregator": name in holders and not aggregator}))
+            self.words.say(name, ({"tell": True, "aggregator": name in holders and aggregator is None}))
             home = self._homes[self._hosts.index(name)] if name in self._hosts else self._mine
             word = self.words.hear([name], "nodes").get(name, {})
             if not word:  # it is gone: as it was told last
                 old = self._before()
                 users = {key: rows[home] if rows.ndim else rows for key, rows in old["algorithm"]["users"].items()}
-                word = {"users": users, "nodes": old["communicator"]["nodes"][name], "aggregator": {}}
-            nodes[name], aggregator = word["nodes"], aggregator or word["aggregator"]
+                word = {"users": users, "nodes": old["communicator"]["nodes"][name], "aggregator": None}
+            nodes[name] = word["nodes"]
+            if aggregator is None and name in holders and word["aggregator"] is not None:
+                present = self._version(nodes, name) == self._version(nodes, SERVER)
+                aggregator = word["aggregator"] if present else None  # who missed the last verdict has an older one
             for key, rows in word["users"].items():
                 if not rows.ndim:
                     merged[key] = torch.maximum(rows, merged.get(key, rows))
@@ -232,8 +237,17 @@ class TorchDistributed(Engine):
                 merged[key][home] = rows
         for name in self._others:
             self.words.say(name, ({"tell": False}))
-        algorithm_state = {"users": merged, "aggregator": aggregator or self._before()["algorithm"]["aggregator"]}
-        return {"algorithm": algorithm_state, "communicator": whole | {"nodes": nodes}}
+        if aggregator is None:
+            raise EngineError(
+                f"no aggregator ({', '.join(holders)}) told what later rounds build on: go on from the last checkpoint "
+                "by resume=PATH."
+            )
+        return {"algorithm": {"users": merged, "aggregator": aggregator}, "communicator": whole | {"nodes": nodes}}
+
+    @staticmethod
+    def _version(nodes: Word, name: str) -> int:
+        """How many rounds of aggregation a node knows of."""
+        return int(nodes[name][name]["version"]) if name in nodes[name] else 0
 
     def mine(self, state: Word, algorithm: Algorithm, communicator: Communicator) -> Word:
         """The rows of the users here; and the aggregator's state where it has to be known.

@@ -28,8 +28,10 @@ def train(cfg: DictConfig) -> None:
 
     run = build(cfg)
     if not run.engine.leads:  # results are kept elsewhere
-        run.trainer.fit(run.checkpoint)
-        run.engine.close()
+        try:
+            run.trainer.fit(run.checkpoint)
+        finally:
+            run.engine.close()
         return
     with ExitStack() as stack:
         stack.callback(run.engine.close)

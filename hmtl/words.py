@@ -80,7 +80,5 @@ class Words:
         words = self.hear([SERVER], "", patience=6)
         if SERVER not in words:
             why = self.wires.lost.get(SERVER, f"it said nothing for {6 * self.wires.seconds:g} s")
-            raise EngineError(
-                f"{self.wires.me} lost the server ({why}): go on from the last checkpoint by resume=PATH."
-            )
+            raise EngineError(f"the server is lost ({why}): go on from the last checkpoint by resume=PATH.")
         return words[SERVER]

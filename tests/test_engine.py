@@ -127,7 +127,7 @@ def members(launcher: int) -> list[int]:
 @pytest.mark.parametrize(
     ("who", "sign", "status", "says"),
     [
-        ("server", signal.SIGKILL, 128 + signal.SIGKILL, "lost the server (it does not live any more): go on from"),
+        ("server", signal.SIGKILL, 128 + signal.SIGKILL, "the server is lost (it does not live any more): go on from"),
         ("server", signal.SIGSTOP, 128 + signal.SIGKILL, "ended, and it does not answer: stopped it"),
         ("relay 0", signal.SIGKILL, 2, "all aggregators are lost (relay 0), and with them what later rounds build on"),
         ("relay 1", signal.SIGKILL, 0, "relay 1 is lost: it does not live any more"),

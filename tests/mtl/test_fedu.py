@@ -220,7 +220,9 @@ def test_no_coupling_is_too_strong(graph):
 
 
 @pytest.mark.parametrize(
-    ("kind", "make"), [("classes", partial(cnn, channels=8)), ("signs", mlp), ("numbers", nn.Linear)], ids=str
+    ("kind", "make"),
+    [("classes", partial(cnn, channels=8)), ("signs", mlp), ("numbers", nn.Linear)],
+    ids=["cnn", "mlp", "linear"],
 )
 def test_networks_learn(kind, make):
     fedu = FedU(Problem(tasks(kind), LOSSES[kind], Ridge(1e-3)), LocalSGD(0.05, 20, 4), make)
