@@ -1,15 +1,16 @@
 """A disk that is full. A limit to the size of files stands for it, so that the error is the system's own."""
 
 import resource
+import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from commands import forked, status_of
 
 from hmtl.checkpoint import load_checkpoint
-from hmtl.cli import main
 from hmtl.config import compose
 from hmtl.loggers import TensorBoardLogger
 from hmtl.train import train
@@ -28,24 +29,25 @@ def limited(nbytes: int, work: Callable[[], object], said: Path) -> int:
     return status_of(forked(within, said))
 
 
-def test_it_is_told_in_one_line_and_the_last_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-    folder, said = tmp_path / "run", tmp_path / "said.txt"
+def test_it_is_told_in_one_line_and_the_last_checkpoint_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
     folder.mkdir()
     train(compose(*SMALL, "rounds=2", "logger=none", f"output_dir={folder}"))
     whole, picture = ((folder / name).read_bytes() for name in ("checkpoint.pt", "topology.png"))
     assert len(picture) < len(whole) - 10_000
 
-    def go_on() -> None:
-        sys.argv = ["hmtl.train", *SMALL, "rounds=4", "~logger.console", f"hydra.run.dir={folder}", f"resume={folder}"]
-        main(train, "config")
+    words = *SMALL, "rounds=4", "~logger.console", f"hydra.run.dir={folder}", f"resume={folder}"
+    line = [sys.executable, "-m", "hmtl.train", *words]
 
     for nbytes, which in (1000, ""), (len(picture) // 2, "topology.png"), (len(picture) + 10_000, "checkpoint.pt"):
-        assert limited(nbytes, go_on, said) == 2
-        assert said.read_text().startswith("error: ")
-        assert said.read_text().count("\n") == 1
-        assert which in said.read_text()
-        assert "File too large" in said.read_text()
+        limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (nbytes, nbytes))
+        done = subprocess.run(line, preexec_fn=limit, capture_output=True, text=True)
+        said = done.stdout + done.stderr
+        assert done.returncode == 2, said
+        assert said.startswith("error: ")
+        assert said.count("\n") == 1
+        assert which in said
+        assert "File too large" in said
         assert (folder / "checkpoint.pt").read_bytes() == whole
         assert not list(folder.glob("*.tmp"))
     assert len(load_checkpoint(folder)["history"]) == 2

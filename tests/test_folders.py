@@ -11,10 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import forked, status_of
+from commands import Command, forked, run, status_of
 
 from hmtl.checkpoint import load_checkpoint
-from hmtl.cli import main
 from hmtl.config import compose
 from hmtl.errors import ConfigError
 from hmtl.folders import held
@@ -23,21 +22,14 @@ from hmtl.train import train
 SMALL = ("K=10", "dataset.rows_per_user=20", "rounds=2", "logger=none")
 
 
-def command(*words: str) -> None:
-    sys.argv = ["hmtl.train", *words]
-    main(train, "config")
-
-
 def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_runs_of_the_same_second_have_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+def test_runs_of_the_same_second_have_a_folder_each(tmp_path: Path) -> None:
     time.sleep(-time.time() % 1)  # at the beginning of a second
-    children = [forked(lambda s=seed: command(*SMALL, f"seed={s}"), tmp_path / f"{seed}.txt") for seed in range(3)]
-    assert [status_of(child) for child in children] == [0, 0, 0]
+    children = [Command("hmtl.train", *SMALL, f"seed={seed}", cwd=tmp_path) for seed in range(3)]
+    assert [child.done().returncode for child in children] == [0, 0, 0]
     folders = list(tmp_path.glob("outputs/*/*"))
     assert len(folders) == 3
     assert {json.loads((folder / "summary.json").read_text())["seed"] for folder in folders} == {0, 1, 2}
@@ -66,27 +58,26 @@ def test_folders_of_a_sweep_and_of_a_plan_are_as_many() -> None:
         assert len(found) == 10
 
 
-def test_a_folder_in_use_is_refused_and_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_in_use_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
     """Anew and by resume, from the command line and as a library; and it is free once its run has been killed."""
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-    folder, said = tmp_path / "run", tmp_path / "said.txt"
-    assert status_of(forked(lambda: command(*SMALL, f"hydra.run.dir={folder}"), said)) == 0
+    folder = tmp_path / "run"
+    assert run("hmtl.train", *SMALL, f"hydra.run.dir={folder}").returncode == 0
 
-    def run() -> None:
+    def hold() -> None:
         with held(folder):
             (tmp_path / "ready").touch()
             time.sleep(60)
 
-    child = forked(run, tmp_path / "run.txt")
+    child = forked(hold, tmp_path / "run.txt")
     while not (tmp_path / "ready").exists():
         time.sleep(0.01)
     before = contents(folder)
     assert folder / ".hydra" / "overrides.yaml" in before
     for words in ("lam=0.5",), ("rounds=3", f"resume={folder}"):
-        assert status_of(forked(lambda w=words: command(*SMALL, *w, f"hydra.run.dir={folder}"), said)) == 2
-        assert said.read_text().startswith(f"error: {folder} is in use by another run: wait")
-        assert said.read_text().count("\n") == 1
-        said.unlink()
+        refused = run("hmtl.train", *SMALL, *words, f"hydra.run.dir={folder}")
+        assert refused.returncode == 2
+        assert refused.stderr.startswith(f"error: {folder} is in use by another run: wait")
+        assert refused.stderr.count("\n") == 1
         with pytest.raises(ConfigError, match="is in use by another run"):
             train(compose(*SMALL[:-1], *words, f"output_dir={folder}"))
     assert {
