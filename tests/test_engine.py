@@ -128,10 +128,13 @@ def members(launcher: int) -> list[int]:
     ("who", "sign", "status", "says"),
     [
         ("server", signal.SIGKILL, 128 + signal.SIGKILL, "the server is lost (it does not live any more): go on from"),
-        ("server", signal.SIGSTOP, 128 + signal.SIGKILL, "ended, and it does not answer: stopped it"),
+        pytest.param(
+            *("server", signal.SIGSTOP, 128 + signal.SIGKILL, "ended, and it does not answer: stopped it"),
+            marks=pytest.mark.long,
+        ),
         ("relay 0", signal.SIGKILL, 2, "all aggregators are lost (relay 0), and with them what later rounds build on"),
         ("relay 1", signal.SIGKILL, 0, "relay 1 is lost: it does not live any more"),
-        ("host 1", signal.SIGSTOP, 0, "host 1: no IVs came in time"),
+        pytest.param("host 1", signal.SIGSTOP, 0, "host 1: no IVs came in time", marks=pytest.mark.long),
     ],
     ids=str,
 )

@@ -140,7 +140,7 @@ multicast = pytest.mark.skipif(not possible(), reason="no multicast on the loopb
         {"scheme": "paper", "aggregators": [1, 2], "medium": "unicast"},
         {"coded": False},
         pytest.param({"loss": 0.01, "aggregators": [0, 1, 3]}, marks=multicast),
-        pytest.param({"loss": 0.2, "aggregators": [0, 1, 3]}, marks=multicast),
+        pytest.param({"loss": 0.2, "aggregators": [0, 1, 3]}, marks=[multicast, pytest.mark.long]),
     ],
     ids=str,
 )
@@ -269,11 +269,13 @@ def goes(who: str, step: str, sign: int, me: str, round: int, wires: Wires) -> N
 @pytest.mark.parametrize(
     ("who", "step", "settings"),
     [
-        ("relay 3", "encode", {"aggregators": [0, 1]}),
+        pytest.param("relay 3", "encode", {"aggregators": [0, 1]}, marks=pytest.mark.long),
         ("relay 1", "decode", {"aggregators": [0, 1]}),
         ("relay 1", "confirm", {"medium": "unicast", "aggregators": "all"}),
-        ("relay 2", "forward", {"coded": False}),
-        pytest.param("relay 1", "hear", {"loss": 0.01, "aggregators": [0, 1, 3]}, marks=multicast),
+        pytest.param("relay 2", "forward", {"coded": False}, marks=pytest.mark.long),
+        pytest.param(
+            *("relay 1", "hear", {"loss": 0.01, "aggregators": [0, 1, 3]}), marks=[multicast, pytest.mark.long]
+        ),
     ],
     ids=str,
 )
