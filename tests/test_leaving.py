@@ -89,6 +89,7 @@ SWALLOWED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", SWALLOWED)
 def test_what_others_would_swallow(tmp_path: Path, how: str) -> None:
     """It comes as Hydra, or we, look for the part that a configuration names, and catch all exceptions."""
@@ -101,7 +102,7 @@ def test_what_others_would_swallow(tmp_path: Path, how: str) -> None:
 
 
 @linux
-@pytest.mark.parametrize("module", ["hmtl.train", "hmtl.tune", "hmtl.plan", "hmtl.launch"])
+@pytest.mark.parametrize("module", ["hmtl.train"])
 def test_from_the_first_line_on(tmp_path: Path, module: str) -> None:
     run = started(f"hydra.run.dir={tmp_path}", *["processes=7"] * (module == "hmtl.launch"), module=module)
     assert wait_until(run, 0)
@@ -109,6 +110,7 @@ def test_from_the_first_line_on(tmp_path: Path, module: str) -> None:
 
 
 @linux
+@pytest.mark.long
 def test_a_second_one_ends_a_long_round_at_once(tmp_path: Path) -> None:
     run = started("rounds=9", "solver.passes=1000000", "K=5", "H=2", "r=1", f"hydra.run.dir={tmp_path}", "logger=none")
     while not (tmp_path / "topology.png").exists():

@@ -231,6 +231,7 @@ FEW = ("dataset.rows_per_user=40", "logger=none")
 SUMS = [f"{algorithm} communicator=sums regularizer=mean" for algorithm in ("mocha", "global", "fedu", "ditto")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("algorithm", EVERY + SUMS)
 def test_killed_and_resumed_equals_uninterrupted(configure: Configure, tmp_path: Path, algorithm: str) -> None:
     """kill -9 between two checkpoints, with stragglers and with users and relays that drop out of rounds."""

@@ -87,6 +87,7 @@ def set_up(hosts: Sequence[Algorithm], aggregating: Algorithm) -> None:
         side.receive(home, answers[torch.from_numpy(home)])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "sums"), [*((name, False) for name in LEARNERS), *((name, True) for name in SUMS)], ids=str
 )
