@@ -4,30 +4,35 @@ Exit status: 0 done; 2 an `HmtlError`, a configuration that Hydra refuses, or a 
 128 + n after signal n. Whatever else is raised is a defect, and shows its traceback.
 """
 
+import io
 import logging
 import os
 import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hmtl.config import PlanConfig, TrainConfig, conf_dir, flat
+from hmtl.config import compose, conf_dir
 from hmtl.errors import ConfigError, HmtlError, Interrupted, complain
 from hmtl.folders import held
 from hmtl.leaving import leave_with
+from hmtl.schema import PlanConfig, TrainConfig, flat
 from hmtl.settings import no_setting
 
 
@@ -36,16 +41,19 @@ def main(task: Callable[[DictConfig], None], config_name: str, complain: Callabl
     the others from running.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us as they are, instead of as Hydra's own report
-    known = {field.name for field in fields(TrainConfig if config_name == "config" else PlanConfig)}
+    warnings.filterwarnings("error", "provider=.* is not available", UserWarning)  # a folder that is not there
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # λ, where the terminal's encoding has none
     statuses = []
 
     def checked(cfg: DictConfig) -> None:
-        for key in set(cfg) - known:
-            raise ConfigError(no_setting(str(key), known))
+        for key in set(cfg) - _ROOTS[config_name]:
+            raise ConfigError(_no_setting(str(key), config_name))
         task(cfg)
 
     def job(cfg: DictConfig) -> None:  # reports its own errors, for Hydra says its own word on what leaves a job
-        statuses.append(_status(partial(checked, cfg), known, complain))
+        statuses.append(_status(partial(checked, cfg), config_name, complain))
         if statuses[-1] > 2:
             sys.exit(statuses[-1])
 
@@ -53,7 +61,10 @@ def main(task: Callable[[DictConfig], None], config_name: str, complain: Callabl
         sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null"]  # the first process keeps the results
     command = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)
     with _warnings_in_lines():
-        statuses.append(_status(command, known, complain))
+        for action in (_check_flags, command):
+            statuses.append(_status(action, config_name, complain))
+            if statuses[-1]:
+                break
     leave_with(max(statuses))
 
 
@@ -116,41 +127,96 @@ def own_folders() -> str:
     return shlex.quote(f"hydra.searchpath=[{','.join(places)}]") if places else ""
 
 
-def _status(action: Callable[[], None], known: Collection[str], complain: Callable[[str], None]) -> int:
-    """Exit status of an action whose errors are told in one line; `known` are the settings that there are."""
+def _status(action: Callable[[], None], config_name: str, complain: Callable[[str], None]) -> int:
+    """Exit status of an action whose errors are told in one line."""
     try:
-        action()
+        try:
+            action()
+        finally:
+            sys.stdout.flush()
         return 0
     except Interrupted as interrupted:
         return 128 + interrupted.signum
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except SystemExit as left:  # Hydra's, of 1 after a word of its own
+        return 2 if left.code == 1 else int(left.code or 0)
     except BrokenPipeError:  # whoever read our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except MissingConfigException as error:  # Hydra makes it an OSError
-        message = _no_choice(error)
-    except (HmtlError, HydraException, OmegaConfBaseException) as error:
-        message = str(error)
-        if refused := re.match("Could not override '(.+)'", message):
-            message = no_setting(refused[1], known)
-        elif isinstance(error, HydraException) and error.__cause__:
-            message += f": {str(error.__cause__).splitlines()[0]}"
     except OSError as error:
-        message = (
+        message = _no_choice(error) or (
             f"{error.filename or 'output'}: {error.strerror or error}. If results go there, choose a folder that can "
             "be written to: hydra.run.dir=PATH."
         )
-    except ValueError as error:
-        if "Config group override" not in str(error):  # Hydra's word on loss=null; all else is a defect
+    except MemoryError as error:
+        message = f"the memory does not hold so much ({error}): choose smaller numbers, of users or rows say."
+    except Exception as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        ours = frame.f_globals["__name__"].split(".")[0] not in ("hydra", "omegaconf")
+        if ours and not isinstance(error, HmtlError | HydraException | OmegaConfBaseException):
             raise
-        message = f"{error}: a group cannot be null, choose one of its parts, see --help."
-    complain(" ".join(message.split()))
+        message = _told(error, config_name)
+    with suppress(BrokenPipeError):
+        complain(" ".join(message.split()))
     return 2
 
 
-def _no_choice(error: MissingConfigException) -> str:
-    """Which choice of a group there is not, and which there are."""
+def _check_flags() -> None:
+    """Refuse what begins with a dash and is no flag, in one line instead of Hydra's page."""
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(f"{message}: see --help for the flags that there are, or write key=value.")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args()
+
+
+_ROOTS = {
+    name: {field.name for field in fields(kind)} for name, kind in (("config", TrainConfig), ("plan", PlanConfig))
+}
+_COMMANDS = {"config": "hmtl.train", "plan": "hmtl.plan"}
+
+
+def _told(error: Exception, config_name: str) -> str:
+    """What an error says, in the words of the command line where it has Hydra's own."""
+    message = str(error)
+    if refused := re.match("Could not override '(.+)'", message):
+        return _no_setting(refused[1], config_name)
+    if "Config group override" in message:
+        for key, _, value in (word.partition("=") for word in sys.argv[1:]):
+            if key and re.fullmatch(r"null|true|false|[\d.]+", value, re.IGNORECASE) and (choices := _choices(key)):
+                return f"{key}={value}: a group cannot be null or a number, choose one of {', '.join(choices)}."
+    if isinstance(error, HydraException) and error.__cause__:
+        message += f": {str(error.__cause__).splitlines()[0]}"
+    return re.sub(r"\s+full_key: (\S*).*", r" (\1)", message, flags=re.DOTALL)
+
+
+def _no_setting(key: str, config_name: str) -> str:
+    """Says that there is no such setting, and which one, of the parts chosen, may be meant."""
+    root = key.partition(".")[0]
+    if root == "experiment":
+        return "there are no experiments among the configurations: give the folder that has them by --config-dir PATH."
+    for other, roots in _ROOTS.items():
+        if other != config_name and root in roots - _ROOTS[config_name]:
+            return f"there is no setting {key!r} here, it is one of {_COMMANDS[other]}: leave it out."
+    known = sorted(_ROOTS[config_name])
+    with suppress(HydraException, OmegaConfBaseException):
+        chosen = [word for word in sys.argv[1:] if _choices(word.partition("=")[0])]
+        cfg = hydra.compose(config_name, chosen) if HydraConfig.initialized() else compose(*chosen, name=config_name)
+        known += flat(cfg, resolve=False)
+    return no_setting(key, known)
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml")) if group else []
+
+
+def _no_choice(error: OSError) -> str:
+    """Which choice of a group there is not, and which there are; "" of an error that Hydra did not make an OSError."""
+    if not isinstance(error, MissingConfigException):
+        return ""
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
     if not group or not error.options:
         return str(error).partition("Config search path")[0]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations  # so that a plan, which trains nothing, does without what training alone imports
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,12 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from hydra.utils import instantiate
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from hmtl.errors import ConfigError, HmtlError
 from hmtl.progress import progress
-from hmtl.settings import check_settings, takes
+from hmtl.schema import PlanConfig, TrainConfig, check_root, flat
+from hmtl.settings import check_kind, check_part, found, takes
 
 if TYPE_CHECKING:
     import torch
@@ -43,56 +45,20 @@ NOT_IDENTITY = (
 )
 
 
-@dataclass
-class NetworkConfig:
-    """What `hmtl.train` and `hmtl.plan` share: a topology and the links on it."""
-
-    K: int | None = 20
-    H: int | None = 5
-    r: float | None = 3
-    d: float = 0.0
-    seed: int = 0
-    topology: dict[str, Any] = field(default_factory=dict)
-    network: dict[str, Any] = field(default_factory=dict)
-    output_dir: str = MISSING
-
-
-@dataclass
-class TrainConfig(NetworkConfig):
-    """Root of `conf/config.yaml`; the comments there say what each value means."""
-
-    rounds: int = 100
-    lam: float = 0.01
-    reduction: str = "mean"
-    device: str = "cpu"
-    fraction_bits: int = 40
-    scheme: str = "optimal"
-    aggregators: Any = "auto"
-    gap_tolerance: float = 0.0
-    checkpoint_every: int = 10
-    resume: str | None = None
-    wire: str | None = None
-    communicator: dict[str, Any] = field(default_factory=dict)
-    algorithm: dict[str, Any] = field(default_factory=dict)
-    loss: dict[str, Any] = field(default_factory=dict)
-    regularizer: dict[str, Any] = field(default_factory=dict)
-    solver: dict[str, Any] = field(default_factory=dict)
-    dataset: dict[str, Any] = field(default_factory=dict)
-    partition: dict[str, Any] | None = None
-    participation: dict[str, Any] = field(default_factory=dict)
-    tune: dict[str, Any] = field(default_factory=dict)
-    engine: dict[str, Any] = field(default_factory=dict)
-    logger: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class PlanConfig(NetworkConfig):
-    """Root of `conf/plan.yaml`."""
-
-    V_bits: int = 784 * 64
-    margin: int = 0
-    format: str = "text"
-
+KINDS: dict[str, tuple[str, ...]] = {
+    "topology": ("hmtl.topology.Topology", "hmtl.topology.Moving"),
+    "network": ("hmtl.communication.Network",),
+    "communicator": ("hmtl.communication.Communicator",),
+    "engine": ("hmtl.engine.Engine",),
+    "loss": ("hmtl.mtl.Loss",),
+    "regularizer": ("hmtl.mtl.Regularizer",),
+    "solver": ("hmtl.mtl.LocalSolver", "hmtl.mtl.LocalSGD"),
+    "algorithm": ("hmtl.mtl.Algorithm",),
+    "participation": ("hmtl.mtl.Participation",),
+    "dataset": ("builtins.tuple", "builtins.list"),
+    "logger": ("hmtl.trainer.Logger",),
+}
+"""What the parts of a run are, by group."""
 
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 ConfigStore.instance().store(name="plan_schema", node=PlanConfig)
@@ -133,8 +99,6 @@ def build_topology(cfg: DictConfig) -> Topology | Moving:
                 f"{name}={cfg[name]:g}, but the topology has {name}={getattr(topology.at(0), name):g}: "
                 f"set it to that, or to null."
             )
-    if cfg.d and "d" not in cfg.topology:
-        raise ConfigError(f"d={cfg.d} has no meaning here: it makes the relays of topology=heterogeneous unequal.")
     return topology
 
 
@@ -203,21 +167,23 @@ def build_communicator(cfg: DictConfig, topology: Topology | Moving, **links: An
     return communicator
 
 
-def check_root(cfg: DictConfig) -> None:
-    """Refuse values at the root of the configuration that no run can have.
+def check(cfg: DictConfig) -> None:
+    """Refuse, before anything is read or made, what is wrong with a configuration taken by itself.
 
     Raises:
-        ConfigError: which one, and what it should be.
+        ConfigError: which setting, and what it should be.
     """
-    from hmtl.coding import CODED_SCHEMES
-
-    for name, least in (("rounds", 1), ("checkpoint_every", 1), ("seed", 0)):
-        if cfg[name] < least:
-            raise ConfigError(f"{name}={cfg[name]} is too small: it is at least {least}.")
-    if cfg.scheme not in CODED_SCHEMES:
-        raise ConfigError(f"scheme={cfg.scheme} is unknown: choose one of {', '.join(CODED_SCHEMES)}.")
-    if not cfg.gap_tolerance >= 0:
-        raise ConfigError(f"gap_tolerance={cfg.gap_tolerance} is not at least 0: the gap never falls below that.")
+    check_root(cfg)
+    for node in cfg.get("logger", {}).values():
+        if not isinstance(node, DictConfig) or "_target_" not in node:
+            raise ConfigError(f"logger={cfg.logger}: each part needs a _target_. Leave one out by ~logger.NAME.")
+    groups = [cfg[group] for group in (*KINDS, "partition") if group in cfg]
+    for node in (*groups, *cfg.get("logger", {}).values()):
+        if isinstance(node, DictConfig) and "_target_" in node:
+            name, plain, kinds = _described(node)
+            if cfg.K is None and name == "topology":  # the data may tell it
+                plain.pop("K", None)
+            check_part(name, plain, kinds)
 
 
 def build(cfg: DictConfig) -> Run:
@@ -230,7 +196,7 @@ def build(cfg: DictConfig) -> Run:
     from hmtl.mtl import fitting
     from hmtl.trainer import Trainer, in_sums
 
-    check_root(cfg)
+    check(cfg)
     identity = flat(cfg, NOT_IDENTITY)
     checkpoint = load_checkpoint(Path(cfg.resume), identity) if cfg.resume else None
     if checkpoint and len(checkpoint["history"]) > cfg.rounds:
@@ -258,42 +224,50 @@ def build(cfg: DictConfig) -> Run:
     return Run(communicator, algorithm, trainer, loggers, Path(cfg.output_dir), engine, checkpoint)
 
 
-def _instantiate(node: DictConfig | None, **arguments: Any) -> Any:
+def _instantiate(node: Any, **arguments: Any) -> Any:
     """Hydra's `instantiate`, with `arguments` passed by as they are, after a check of what the node says."""
-    if node is None or "_target_" not in node:
-        raise ConfigError(
-            "a part of the configuration is null or has no _target_: choose one of its group, see --help."
-        )
-    if missing := OmegaConf.missing_keys(node):
-        raise ConfigError(f"{missing.pop()} is not set, and has no default: give it on the command line.")
-    check_settings(node["_target_"], {f"{node._get_full_key(key)}": value for key, value in node.items()})
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        where = f"{node._get_full_key('')}".rstrip(".") if isinstance(node, DictConfig) else "a part"
+        raise ConfigError(f"{where} is null or has no _target_: choose one of its group, see --help.")
+    name, plain, kinds = _described(node)
+    whole, target = check_part(name, plain, kinds), node["_target_"]
+    given = {key for key in plain if not key.startswith("_")} | arguments.keys()
     try:
-        return instantiate(node, _partial_=True)(**arguments)
+        inspect.signature(found(name, target)).bind(*node.get("_args_", ()), **dict.fromkeys(given))
+    except TypeError as error:  # not of the call, where it would be a defect
+        remedy = "give the settings that it needs, and no others."
+        raise ConfigError(f"{name}: {target} cannot be made ({error}): {remedy}") from error
+    except ValueError:  # a builtin that tells of no signature
+        pass
+    try:
+        made = instantiate(node, _partial_=True, **whole)(**arguments)
     except HydraException as error:
         if isinstance(error.__cause__, HmtlError):  # of a part within this one
             raise error.__cause__ from None
         raise ConfigError(str(error)) from error
+    except SystemExit:
+        made = None
+    check_kind(name, target, not kinds or isinstance(made, kinds), kinds)
+    return made
+
+
+def _described(node: DictConfig) -> tuple[str, dict[str, Any], tuple[type, ...]]:
+    """Of a part: its name, its plain values, and what it has to make."""
+    if missing := OmegaConf.missing_keys(node):
+        raise ConfigError(f"{missing.pop()} is not set, and has no default: give it on the command line.")
+    name, plain = node._get_full_key("_target_").removesuffix("._target_"), OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict)
+    return (
+        name,
+        {str(key): value for key, value in plain.items()},
+        tuple(found(name, kind) for kind in KINDS.get(name.partition(".")[0], ())),
+    )
 
 
 def _device(name: str) -> torch.device:
     import torch
 
     try:
-        return torch.empty(0, device=name).device
+        return torch.zeros(1, device=name).cpu().to(name).device  # of which numbers can be read, unlike meta
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device={name} is not available ({str(error).splitlines()[0]}): try device=cpu.") from error
-
-
-def flat(cfg: DictConfig, left_out: Collection[str] = (), resolve: bool = True) -> dict[str, Any]:
-    """{"topology.r": 3} for {"topology": {"r": 3}}, without the names `left_out` and what is below them."""
-    plain = OmegaConf.to_container(cfg, resolve=resolve)
-    assert isinstance(plain, dict)
-    found: dict[str, Any] = {}
-    stack = [(str(key), value) for key, value in plain.items()]
-    while stack:
-        key, value = stack.pop()
-        if key not in left_out and isinstance(value, dict):
-            stack += [(f"{key}.{k}", v) for k, v in value.items()]
-        elif key not in left_out:
-            found[key] = value
-    return found

@@ -17,12 +17,14 @@ from omegaconf import DictConfig
 from rich.progress import Progress
 
 from hmtl.checkpoint import load_checkpoint, save_atomically
-from hmtl.config import build_algorithm, build_problem, build_regularizer, flat
+from hmtl.config import build_algorithm, build_problem, build_regularizer
+from hmtl.console import Console
 from hmtl.data import Task
 from hmtl.errors import ConfigError, DataError, Interrupted, RangeError
 from hmtl.grid import Figures, combinations, conclude, grid_of, with_values
 from hmtl.mtl import Algorithm
 from hmtl.rng import generator
+from hmtl.schema import flat
 from hmtl.signals import catch_signals
 
 NO_PART = ("output_dir", "resume", "gap_tolerance", "checkpoint_every", "logger")  # in what is found
@@ -145,12 +147,18 @@ class _Trainings:
         running: dict[Future[Figures | None], Key] = {}
         over = threading.Event()  # after an error, too: the pool waits for whatever still runs
         self._keep()
-        with catch_signals() as caught, Progress(transient=True) as progress, ThreadPoolExecutor(workers) as pool:
+        console = Console()
+        with (
+            catch_signals() as caught,
+            Progress(console=console, transient=True) as progress,
+            ThreadPoolExecutor(workers) as pool,
+        ):
             rounds = progress.add_task(f"{self.total} models", total=self.total * self.rounds)
             progress.advance(rounds, len(self.finished) * self.rounds)
 
             def go_on() -> bool:  # asked in each round of a training
                 progress.advance(rounds)
+                console.now_and_then(f"{len(self.finished)} of {self.total} models trained")
                 return not (caught or over.is_set())
 
             def end_one() -> None:
@@ -184,17 +192,17 @@ class _Trainings:
 
 def _figures(member: Algorithm, rounds: int, go_on: Callable[[], bool]) -> Figures | None:
     """Error of a member after its training, and how far it has converged; None where it was stopped before."""
-    start = before = member.metrics()
-    for round in range(rounds):
-        if not go_on():
-            return None
-        if round == rounds - max(1, rounds // 10):
-            before = member.metrics()
-        try:
+    start = before = now = member.metrics()
+    try:
+        for round in range(rounds):
+            if not go_on():
+                return None
+            if round == rounds - max(1, rounds // 10):
+                before = member.metrics()
             member.step(round)
-        except RangeError:  # it diverges, which makes its settings bad ones, and the others no worse
-            return {"error": math.nan, "relative_gap" if "gap" in start else "change": math.nan}
-    now = member.metrics()
+        now = member.metrics()
+    except RangeError:  # it diverges, which makes its settings bad ones, and the others no worse
+        return {"error": math.nan, "relative_gap" if "gap" in start else "change": math.nan}
     figures = {"error": now["test_error"]}
     if "joint_gap" in now:
         return figures | {"relative_gap": _share(now["joint_gap"], now["joint_primal"])}

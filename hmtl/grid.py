@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from hmtl.config import flat
 from hmtl.errors import ConfigError
+from hmtl.schema import flat
 from hmtl.settings import no_setting
 
 Grid = dict[str, list[Any]]

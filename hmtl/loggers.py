@@ -6,11 +6,11 @@ from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from hmtl.communication import TIERS
+from hmtl.console import Console
 from hmtl.history import Measurements
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ _GROUPS = {
     "compute_s": "seconds",
     "communication_s": "seconds",
     "uncoded_s": "seconds",
+    "uncoded_communication_s": "seconds",
 }
 _MERITS = (
     *("gap", "primal", "joint_gap", "joint_primal"),
@@ -80,10 +81,10 @@ _MERITS = (
 
 
 class ConsoleLogger:
-    """A progress bar with the gap and the error, and the report at the end; fits 80 columns."""
+    """A progress bar, or a line now and then, with gap and error, and the report at the end; fits 80 columns."""
 
     def __init__(self, rounds: int, console: Console | None = None) -> None:
-        self._console = console or Console()
+        self._console, self._rounds = console or Console(), rounds
         self._progress = Progress(
             TextColumn("round"),
             MofNCompleteColumn(),
@@ -95,18 +96,25 @@ class ConsoleLogger:
         self._task = self._progress.add_task("", total=rounds, status="")
 
     def log(self, row: Measurements) -> None:
-        self._progress.start()
+        number = int(row["round"]) + 1
         parts = [
             f"{label} {row[key]:{form}}"
             for key, label, form in (("gap", "gap", ".2e"), ("test_error", "test error", ".4f"))
             if key in row
         ]
-        self._progress.update(self._task, completed=int(row["round"]) + 1, status="  ".join(parts))
+        if not self._console.is_terminal:
+            self._console.now_and_then("  ".join([f"round {number}/{self._rounds}", *parts]))
+            return
+        self._progress.start()
+        self._progress.update(self._task, completed=number, status="  ".join(parts))
 
     def finish(self, summary: Mapping[str, Any], figures: Mapping[str, "Figure"]) -> None:
         self.close()
         for part in report(summary):
-            self._console.print(part)
+            if isinstance(part, str):
+                self._console.print(part)
+            else:
+                self._console.table(part)
 
     def close(self) -> None:
         if self._progress.live.is_started:
@@ -157,15 +165,18 @@ def _loads(summary: Mapping[str, Any]) -> Table:
 
 def _times(summary: Mapping[str, Any]) -> Table:
     spent = summary["time"]
-    times = Table(title=f"Time of {summary['rounds']} rounds", title_justify="left")
+    times = Table(title=f"Time of {summary['rounds']} rounds; compute: CPU time", title_justify="left")
     for name in ("", "compute", "communication", "total"):
         times.add_column(name, justify="right" if name else "left")
-    times.add_row(
-        summary["communicator"], *(f"{spent[f'{part}_s']:.3f} s" for part in ("compute", "communication", "total"))
-    )
+    sending, total = spent["communication_s"], spent["total_s"]
+    rows = {summary["communicator"]: (spent["compute_s"], sending, total)}
     if summary["communicator"] != "uncoded":
-        times.add_row("uncoded", "", "", f"{spent['uncoded_total_s']:.3f} s")
-        times.add_row("saved", "", "", f"{1 - spent['total_s'] / spent['uncoded_total_s']:.1%}")
+        forwarding, uncoded = spent["uncoded_communication_s"], spent["uncoded_total_s"]
+        rows["uncoded"] = (uncoded - forwarding, forwarding, uncoded)
+    for name, seconds in rows.items():
+        times.add_row(name, *(f"{each:.3f} s" for each in seconds))
+    if len(rows) > 1 and forwarding:  # whose sign no load of the machine can change, as that of the total could
+        times.add_row("communication saved", "", f"{1 - sending / forwarding:.1%}", "")
     return times
 
 

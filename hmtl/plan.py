@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from hmtl.cli import main
@@ -34,7 +33,8 @@ from hmtl.coding import (
 )
 from hmtl.communication import Network, tier_loads
 from hmtl.communication.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS, SERVER_TO_RELAYS, TIERS
-from hmtl.config import build_network, build_topology
+from hmtl.config import build_network, build_topology, check
+from hmtl.console import Console
 from hmtl.errors import ConfigError
 from hmtl.progress import progress
 from hmtl.topology import Moving, Topology, draw
@@ -50,8 +50,7 @@ def plan(cfg: DictConfig) -> None:
     """Print loads, bounds and times as `cfg` says, and leave `topology.png` in `cfg.output_dir`."""
     if cfg.format not in ("text", "json"):
         raise ConfigError(f"format={cfg.format} is unknown: choose text or json.")
-    if cfg.V_bits < 1:
-        raise ConfigError(f"V_bits={cfg.V_bits} is no message: an IV has at least one bit, say 784 · 64 = 50176.")
+    check(cfg)
     contacts, network = build_topology(cfg), build_network(cfg)
     topology = contacts.at(0)
     with progress(f"Planning for K={topology.K} users and H={topology.H} relays"):
@@ -63,8 +62,8 @@ def plan(cfg: DictConfig) -> None:
     if cfg.format == "json":
         print(json.dumps(result, indent=2))
     else:
-        console = Console(highlight=False)
-        console.print(_table(result))
+        console = Console()
+        console.table(_table(result))
         for line in _remarks(result, topology):
             console.print(line)
         if "note" in result:

@@ -1,7 +1,8 @@
-"""What a computation is at, told on a terminal once it has taken a second."""
+"""What a computation is at, told once it has taken a second."""
 
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock, Timer
@@ -11,13 +12,14 @@ if TYPE_CHECKING:
     from rich.status import Status
 
 SECONDS = 1.0
+SELDOM = 60.0  # seconds from one line to the next, where there is no terminal
 
 
 @contextmanager
 def progress(what: str) -> Iterator[None]:
     """Tell that `what` is under way, and what `hmtl.coding` logs of it, if it takes more than a second.
 
-    On standard error, where that is a terminal; its line is wiped out at the end.
+    On standard error: on a terminal, a line that is wiped out at the end; elsewhere a line a minute.
     """
     log, shown = logging.getLogger("hmtl.coding"), _Shown(what)
     before, timer = (log.level, log.propagate), Timer(SECONDS, shown.start)
@@ -43,6 +45,7 @@ class _Shown(logging.Handler):
         super().__init__(logging.DEBUG)
         self.what, self.over, self.starting = what, False, Lock()
         self.status: Status | None = None
+        self.next = time.monotonic() + SELDOM
 
     def start(self) -> None:
         with self.starting:
@@ -60,5 +63,9 @@ class _Shown(logging.Handler):
                 self.status.stop()
 
     def emit(self, record: logging.LogRecord) -> None:
+        line = f"{self.what}: {record.getMessage()}"
         if self.status:
-            self.status.update(f"{self.what}: {record.getMessage()}")
+            self.status.update(line)
+        elif not sys.stderr.isatty() and time.monotonic() >= self.next:
+            self.next = time.monotonic() + SELDOM
+            print(line, file=sys.stderr)

@@ -4,6 +4,8 @@ import hashlib
 
 import numpy as np
 
+from hmtl.errors import ConfigError
+
 
 def generator(seed: int, *name: str | int) -> np.random.Generator:
     """The stream called `name` under `seed`.
@@ -14,7 +16,12 @@ def generator(seed: int, *name: str | int) -> np.random.Generator:
     Args:
         seed: the run's seed, a non-negative integer.
         name: words and numbers, for example `("order", round, user)`.
+
+    Raises:
+        ConfigError: a negative seed.
     """
+    if seed < 0:
+        raise ConfigError(f"seed={seed} is below 0: give a whole number from 0.")
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=tuple(_key(part) for part in name)))
 
 

@@ -7,13 +7,13 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hmtl.atomic import replacing
 from hmtl.errors import ConfigError, DataError
+from hmtl.npz import load_arrays
 
 if TYPE_CHECKING:  # torch takes a second to import, and not everybody who imports hmtl predicts
     from torch import Tensor
@@ -114,8 +114,7 @@ def load_models(path: str | Path, model: "MakeModel | None" = None) -> Models:
     """
     file = Path(path) / "models.npz" if Path(path).is_dir() else Path(path)
     try:
-        with np.load(file) as arrays:
-            saved = dict(arrays)
+        saved = load_arrays(file)
         network = bool(saved.pop("network"))
         models = Models(
             tuple(saved.pop("names").tolist()),
@@ -125,7 +124,7 @@ def load_models(path: str | Path, model: "MakeModel | None" = None) -> Models:
             model=model,
             **saved,
         )
-    except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{file} holds no models of a run ({error}). Give the folder of a run that has ended."
         ) from error

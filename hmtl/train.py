@@ -18,7 +18,7 @@ from hmtl.errors import Interrupted
 from hmtl.folders import held
 from hmtl.saved import save_models
 
-SECONDS = ("local_s", "compute_s", "communication_s", "uncoded_s")
+SECONDS = ("local_s", "compute_s", "communication_s", "uncoded_s", "uncoded_communication_s")
 
 
 def train(cfg: DictConfig) -> None:
@@ -64,9 +64,10 @@ def summarize(run: Run, cfg: DictConfig) -> dict[str, Any]:
     the last round's measurements.
     """
     history, topology, planning = list(run.trainer.history), run.communicator.topology, run.communicator.planning
-    local, compute, communication, uncoded = (
+    sending, without = run.communicator.setup_seconds
+    local, compute, communication, uncoded, forwarding = (
         math.fsum([before, *(row[part] for row in history)])
-        for part, before in zip(SECONDS, (0.0, 0.0, *run.communicator.setup_seconds), strict=True)
+        for part, before in zip(SECONDS, (0.0, 0.0, sending, without, without), strict=True)
     )
     empty = sum(int(row["empty"]) for row in history)
     of_one_round = ("round", "users", "empty", *SECONDS)
@@ -86,6 +87,7 @@ def summarize(run: Run, cfg: DictConfig) -> dict[str, Any]:
             "communication_s": communication,
             "total_s": compute + communication,
             "uncoded_total_s": uncoded,
+            "uncoded_communication_s": forwarding,
             "planning_s": planning.seconds,
             "plans": planning.plans,
         },

@@ -6,7 +6,7 @@ A round is an iteration of the paper. K users; times in seconds.
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from hmtl.checkpoint import NO_USE, check_alike, load_checkpoint, save_atomically
 from hmtl.communication import SETUP, TIERS, CodedHierarchical, Communicator, Outcome, Sums
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TIMED_USERS = 3  # whose local update is timed alone, once before the first round
 
 
+@runtime_checkable
 class Logger(Protocol):
     """Takes what is measured."""
 
@@ -186,7 +187,8 @@ class Trainer:
         user, and R² in regression; bits on each tier (`bits/...`, all that was sent) and in all so far, the set-up
         included; `local_s`, the slowest user's local update (measured), and `compute_s`, which has besides the slowest
         relay's and the server's coding, the round's plan and the global update; `communication_s` (Hu et al. 2022,
-        eqs. (12), (13)); `uncoded_s`, what the round takes uncoded.
+        eqs. (12), (13)); `uncoded_s`, what the round takes uncoded, and `uncoded_communication_s` of that. What is
+        measured is CPU time, see `hmtl.clock`.
         """
         watch, ledger = self.communicator.stopwatch, self.communicator.ledger
         learning = user_seconds + watch.slowest("global update")
@@ -206,7 +208,8 @@ class Trainer:
             "local_s": user_seconds,
             "compute_s": learning + sum(watch.slowest(who) for who in ("relay", "server", "planning")),
             "communication_s": self.communicator.seconds(),
-            "uncoded_s": learning + self.communicator.uncoded_seconds(),
+            "uncoded_s": learning + (uncoded := self.communicator.uncoded_seconds()),
+            "uncoded_communication_s": uncoded,
         }
 
     def _converged(self) -> bool:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from hmtl.atomic import write_json, write_whole
 from hmtl.cli import as_experiment, main, own_folders
-from hmtl.config import build_communicator, build_participation, build_tasks, check_root
+from hmtl.config import build_communicator, build_participation, build_tasks, check
+from hmtl.console import Console
 from hmtl.cross_validation import cross_validate
 from hmtl.folders import held
 from hmtl.grid import is_number, told
@@ -30,8 +30,8 @@ LINES, MARKERS = ("-", "--", "-.", ":"), "osD^v"  # to be told apart in print: 2
 
 def tune(cfg: DictConfig) -> None:
     """Cross-validate the grid of `cfg`; leaves `tune.json`, `tune.png` and an experiment for `hmtl.train`."""
-    check_root(cfg)
-    asked, console, folder = cfg.copy(), Console(highlight=False), Path(cfg.output_dir)
+    check(cfg)
+    asked, console, folder = cfg.copy(), Console(), Path(cfg.output_dir)
     tasks, topology = build_tasks(cfg)
     build_communicator(cfg, topology)  # plays no part, but what is tuned here is to be trained
     build_participation(cfg, topology)
@@ -41,7 +41,7 @@ def tune(cfg: DictConfig) -> None:
         figure(result).savefig(folder / "tune.png", dpi=150)
         (folder / "experiment").mkdir(exist_ok=True)
         write_whole(folder / "experiment" / "tuned.yaml", as_experiment(asked, result["best"]))
-    console.print(_table(result))
+    console.table(_table(result))
     for warning in result["warnings"]:
         console.print(f"warning: {warning}", soft_wrap=True)
     console.print(f"best: {told(result['best'])}. To train with it:")

@@ -10,7 +10,7 @@ import pytest
 import hmtl
 
 ROOT = Path(hmtl.__file__).parent
-EVERYONE = {"errors", "leaving", "rng"}
+EVERYONE = {"clock", "errors", "leaving", "npz", "rng"}
 ALLOWED = {
     "topology": set(),
     "coding": {"topology"},
@@ -22,6 +22,7 @@ ALLOWED = {
     "folders": set(),
     "progress": set(),
     "settings": set(),
+    "schema": {"settings"},
     "history": {"atomic"},
     "checkpoint": {"atomic", "history"},
     "saved": {"atomic", "data", "mtl"},
@@ -31,8 +32,9 @@ ALLOWED = {
     "processes": {"topology", "communication", "data", "mtl", "engine", "rendezvous", "words"},
     "trainer": {"communication", "mtl", "checkpoint", "engine", "history", "signals"},
     "figures": {"communication"},
-    "loggers": {"communication", "history"},
-    "cli": {"config", "folders", "settings"},
+    "console": set(),
+    "loggers": {"communication", "console", "history"},
+    "cli": {"config", "folders", "schema", "settings"},
 }
 HEAVY = {"cvxpy", "matplotlib", "networkx", "numba", "pandas", "sklearn", "tensorboard", "torchvision"}
 

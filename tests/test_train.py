@@ -64,7 +64,7 @@ def test_the_default_job_gives_the_same_models_coded_and_uncoded(configure: Conf
             (("communicator=coded", "scheme=paper", "aggregators=all"), 10, 8, every),
             (("communicator=coded", "scheme=equal", "aggregators=all"), 10, 8, every),
             (("communicator=coded", "aggregators=server"), 20, 20, server),
-            (("communicator=uncoded", "scheme=paper"), 20, 20, server),
+            (("communicator=uncoded",), 20, 20, server),
         )
     ):
         communicator = settings[0].removeprefix("communicator=")
@@ -351,9 +351,9 @@ def test_a_user_error_is_one_line_and_exit_2(tmp_path: Path) -> None:
         (("scheme=magic",), HmtlError, "magic"),
         (("aggregators=some",), HmtlError, "aggregators=some is unknown: choose auto, all, server, or relays"),
         (("aggregators=[0,7]",), HmtlError, "relays from 0 to 4"),
-        (("aggregators=[a]",), HmtlError, "relays from 0 to 4"),
-        (("aggregators=[true]",), HmtlError, "relays from 0 to 4"),
-        (("aggregators=[0.5]",), HmtlError, "relays from 0 to 4"),
+        (("aggregators=[a]",), HmtlError, r"aggregators\[0\]=a: a whole number is needed"),
+        (("aggregators=[true]",), HmtlError, r"aggregators\[0\]=true: a whole number is needed"),
+        (("aggregators=[0.5]",), HmtlError, r"aggregators\[0\]=0.5: a whole number is needed"),
         (("aggregators=3",), HmtlError, "aggregators=3"),
         (("reduction=max",), ConfigError, "reduction"),
         (("K=200", "dataset.rows_per_user=500"), DataError, "rows_per_user"),
@@ -585,7 +585,8 @@ def test_sums_of_users_that_move(configure: Configure, tmp_path: Path) -> None:
     for name in ("sums", "coded", "uncoded"):
         folder = tmp_path / name
         folder.mkdir()
-        settings = ("regularizer=mean", "aggregators=all", f"communicator={name}", f"output_dir={folder}")
+        settings = ("regularizer=mean", f"communicator={name}", f"output_dir={folder}")
+        settings += ("aggregators=all",) * (name == "coded")
         train(configure(*SMALL, *WALKS, *settings))
         results[name] = models(folder)
     assert [name for name, W in results.items() if not torch.equal(results["sums"], W)] == []

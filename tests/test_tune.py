@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from sklearn.svm import LinearSVC
 
 from hmtl.checkpoint import load_checkpoint
-from hmtl.config import build_problem, build_tasks, compose, conf_dir, flat
+from hmtl.config import build_problem, build_tasks, compose, conf_dir
 from hmtl.cross_validation import _folds, _Trainings, cross_validate
 from hmtl.data import Preprocessing, Task
 from hmtl.data.preprocessing import Scope
@@ -26,6 +26,7 @@ from hmtl.data.tasks import split
 from hmtl.errors import CheckpointError, ConfigError, DataError, HmtlError
 from hmtl.grid import with_values
 from hmtl.mtl import FedU, LocalSGD
+from hmtl.schema import flat
 from hmtl.train import train
 from hmtl.tune import tune
 
@@ -313,7 +314,7 @@ def test_models_side_by_side_draw_as_if_alone(configure: Configure) -> None:
         ("tune.grid={lan:[1]}", ConfigError, "did you mean 'lam'"),
         ("tune.grid={seed:[1]}", ConfigError, "seed cannot be tuned"),
         ("tune.grid={dataset.seed:[1]}", ConfigError, "dataset.seed cannot be tuned"),
-        ("tune.grid={regularizer.lam3:[1]}", ConfigError, "no setting 'lam3'"),
+        ("tune.grid={regularizer.lam3:[1]}", ConfigError, "no setting 'regularizer.lam3'"),
         ("tune.folds=1", ConfigError, "tune.folds=1"),
         ("tune.grid=[0]", ConfigError, "lam=0"),
         ("tune.folds=40", DataError, "Lower tune.folds=40"),
@@ -345,4 +346,4 @@ def test_what_training_refuses(configure: Configure, override: str) -> None:
 def test_a_user_error_is_one_line_and_exit_2(tmp_path: Path) -> None:
     done = run("hmtl.tune", "rounds=0", f"hydra.run.dir={tmp_path}")
     assert done.returncode == 2
-    assert done.stderr == "error: rounds=0 is too small: it is at least 1.\n"
+    assert done.stderr == "error: rounds=0 is out of range: give a finite number from 1 up to 9.2e+18.\n"

@@ -21,12 +21,14 @@ from hmtl.data.preprocessing import Preprocessing, Scope
 from hmtl.data.skew import Partition, share_out
 from hmtl.data.tasks import Task, split
 from hmtl.errors import ConfigError, DataError
+from hmtl.npz import open_file
 from hmtl.rng import generator
 
 URL = "https://archive.ics.uci.edu/static/public/240/human+activity+recognition+using+smartphones.zip"
 # UCI publishes no checksum. This SHA-256 of the file behind URL is the one that many who fetched it have put on record.
 SHA256 = "c00b803081a5c797cd5e4b83700a9810b38d53d9d84e01917e090e1fdbc81031"
 FOLDER = "UCI HAR Dataset"
+MOST_BYTES = 1_000_000_000
 ACTIVITIES = ("walking", "walking upstairs", "walking downstairs", "sitting", "standing", "laying")
 
 
@@ -134,17 +136,26 @@ def _parse(place: Path) -> list[NDArray[Any]]:
             raise ValueError(f"{len(x)} rows of features, {len(y)} labels, {len(subject)} subjects")
         if y.min() < 1 or y.max() > len(ACTIVITIES):
             raise ValueError(f"labels from {y.min()} to {y.max()}, which are not 1..{len(ACTIVITIES)}")
-    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{place} is damaged or not UCI's ({error}). Delete it and fetch it again.") from error
     return [x, y[:, 0] - 1, subject[:, 0]]
 
 
 def _unzip(place: Path) -> zipfile.Path:
-    archive = zipfile.ZipFile(io.BytesIO(place.read_bytes()))
+    with open_file(place, MOST_BYTES) as file:
+        archive = zipfile.ZipFile(io.BytesIO(file.read()))
+    _bounded(archive)
     if f"{FOLDER}.zip" in archive.namelist():  # what UCI hands out is a zip in a zip
         archive = zipfile.ZipFile(io.BytesIO(archive.read(f"{FOLDER}.zip")))
+        _bounded(archive)
     root = zipfile.Path(archive)
     return root / FOLDER if (root / FOLDER).is_dir() else root
+
+
+def _bounded(archive: zipfile.ZipFile) -> None:
+    """Refuse a zip that would not stop unpacking; UCI's holds 270 MB."""
+    if sum(info.file_size for info in archive.infolist()) > MOST_BYTES:
+        raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
 
 
 def _numbers(file: Path | zipfile.Path, dtype: type) -> NDArray[Any]:

@@ -18,9 +18,12 @@ from hmtl.data.preprocessing import Preprocessing, Scope, Wanted, everybody
 from hmtl.data.skew import Partition, share_out
 from hmtl.data.tasks import Task, split
 from hmtl.errors import ConfigError, DataError
+from hmtl.npz import open_file
 from hmtl.rng import generator
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+MOST_BYTES = 100_000_000  # of a file; MNIST's have up to 47 MB
 
 Bytes = NDArray[np.uint8]
 Folder = str | Path | None
@@ -114,8 +117,8 @@ def _tasks(
         if rows_per_user is not None:
             raise ConfigError(f"rows_per_user={rows_per_user}, but a partition deals all rows: set it to null.")
         return share_out(lambda rows: pixels[rows] / 255.0, labels, K, partition, test_fraction, seed, wanted=wanted)
-    tasks, here = [], wanted(K)
     dealt = one_vs_rest(labels, K, rows_per_user, generator(seed, "data", "partition"))
+    tasks, here = [], wanted(K)
     for k, (digit, rows) in enumerate(dealt):
         x, y = pixels[rows if k in here else rows[:0]] / 255.0, np.where(labels[rows] == digit, 1.0, -1.0)
         rng = generator(seed, "data", "split", k)
@@ -153,7 +156,8 @@ def _read_idx(path: Path, *row: int) -> Bytes:
     """Bytes [n, *row] from an idx file: magic number, the sizes as big-endian 32-bit integers, the values."""
     header = 2 + len(row)
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with open_file(path, MOST_BYTES) as file, gzip.open(file) if path.suffix == ".gz" else file as content:
+            raw = content.read(MOST_BYTES)
         magic, n, *shape = np.frombuffer(raw, ">u4", header).tolist()
         if magic != 0x0801 + len(row) or tuple(shape) != row or not n or len(raw) != 4 * header + n * math.prod(row):
             raise ValueError("its header does not fit its content")

@@ -6,8 +6,6 @@ Shapes: K tasks, n rows and d features each: all columns but those of target and
 from __future__ import annotations  # pandas, which takes half a second, is imported where it is used
 
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +17,7 @@ from hmtl.data.preprocessing import Preprocessing, Scope
 from hmtl.data.skew import Partition, share_out
 from hmtl.data.tasks import Task, split
 from hmtl.errors import ConfigError, DataError
+from hmtl.npz import load_arrays, open_file
 from hmtl.rng import generator
 
 if TYPE_CHECKING:
@@ -192,12 +191,16 @@ def _read(file: Path, target: str, task: str | None, kind: str) -> pd.DataFrame:
 
     try:
         if file.suffix.lower() == ".npz":
-            with np.load(file) as arrays:
-                table = pd.DataFrame(arrays["x"]).rename(columns="x{}".format)
-                table = table.assign(**{target: arrays[target]} if target in arrays else {})
+            arrays = load_arrays(file, lambda names: [name for name in dict.fromkeys(("x", target)) if name in names])
+            if "x" not in arrays:
+                raise ValueError("it has no array x")
+            table = pd.DataFrame(arrays["x"]).rename(columns="x{}".format)
+            table = table.assign(**{target: arrays[target]} if target in arrays else {})
         elif file.suffix.lower() == ".parquet":
+            open_file(file).close()
             table = pd.read_parquet(file)
         else:
+            open_file(file).close()
             header = pd.read_csv(file, header=None, nrows=1).iloc[0]
             if len(twice := header[header.duplicated()]):  # pandas would rename it, and a second target leak the first
                 raise ValueError(f"column {twice.iloc[0]} stands twice in the first line")
@@ -206,7 +209,7 @@ def _read(file: Path, target: str, task: str | None, kind: str) -> pd.DataFrame:
                 raise ValueError("rows have more fields than the first line")
     except ImportError as error:
         raise DataError(f"{file}: Parquet needs pyarrow. pip install 'hmtl[parquet]', or give CSV or NPZ.") from error
-    except (OSError, EOFError, KeyError, ValueError, TypeError, zlib.error, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{file} cannot be read: {' '.join(str(error).split())}. Fix it or write it again.") from error
     if fault := next(_faults(table, target, task, kind), None):
         raise DataError(f"{file} {fault}")

@@ -9,7 +9,9 @@ which after a few passes is seldom. It is for several passes, where that matrix 
 """
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,9 +28,20 @@ KINDS: dict[type[Loss], int] = {Hinge: MARGIN, SmoothHinge: MARGIN, Squared: SQU
 
 WORTH_A_THREAD = 500_000  # multiplications; starting a thread costs as much as a tenth of them
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 Floats = NDArray[np.float64]
 # sums may be reordered, once and for all when compiling, so that they become vector instructions; nan and inf count
-jit = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+
+
+def jit(function: Function) -> Function:
+    """The function, compiled when it is first called, and kept for other runs where a folder can be written to."""
+    compiled: Function
+    try:
+        compiled = njit(cache=True, **SETTINGS)(function)
+    except RuntimeError:  # neither beside this file nor in the home
+        compiled = njit(**SETTINGS)(function)
+    return compiled
 
 
 def applies(loss: Loss, X: Tensor) -> bool:

@@ -4,7 +4,6 @@ K users, d features; weights are [K, K], float64, and what stands on the diagona
 """
 
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch.nn.functional import one_hot
 
 from hmtl.data import Task
 from hmtl.errors import ConfigError, DataError
+from hmtl.npz import load_arrays, open_file
 
 
 def read_weights(path: str | Path, K: int) -> Tensor:
@@ -23,12 +23,12 @@ def read_weights(path: str | Path, K: int) -> Tensor:
     """
     try:
         if Path(path).suffix == ".npz":
-            with np.load(path) as arrays:
-                (a,) = arrays.values()
+            (a,) = load_arrays(path).values()
         else:
-            a = np.loadtxt(path, delimiter=",", ndmin=2)
+            with open_file(path) as file:
+                a = np.loadtxt(file, delimiter=",", ndmin=2)
         a = np.asarray(a, dtype=np.float64)
-    except (OSError, ValueError, BadZipFile) as error:
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{path} holds no weights of a graph ({error}). Give a CSV file of {K} lines with {K} numbers each, or an "
             "npz file with one such array."

@@ -3,7 +3,7 @@
 K users and H relays, numbered from 0, as rounds are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.errors import ConfigError
+from hmtl.npz import open_file
 from hmtl.rng import generator
 
 Pairs = Sequence[Sequence[int]] | str | Path
@@ -121,10 +122,15 @@ class Participation:
 
 def _read(name: str, who: str, pairs: Pairs) -> frozenset[tuple[int, int]]:
     try:
-        read = np.loadtxt(pairs, delimiter=",", dtype=np.int64, ndmin=2) if isinstance(pairs, str | Path) else pairs
+        read: Iterable[Sequence[int]] = pairs if not isinstance(pairs, str | Path) else ()
+        if isinstance(pairs, str | Path):
+            with open_file(pairs) as file:
+                read = np.loadtxt(file, delimiter=",", dtype=np.int64, ndmin=2).tolist()
+        if any(number % 1 or number < 0 for pair in read for number in pair):
+            raise ValueError("rounds and numbers are whole, and count from 0")
         return frozenset((int(round), int(number)) for round, number in read)
     except (OSError, ValueError, TypeError) as error:
-        why = str(error).rstrip(".")
+        why = ((isinstance(error, OSError) and error.strerror) or str(error)).rstrip(".")
         raise ConfigError(
             f"{name}={pairs} is not made of pairs (round, {who}): {why}. Give pairs, as in [[3, 0], [4, 0]], or a CSV "
             "file of them."

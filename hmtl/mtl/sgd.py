@@ -4,7 +4,6 @@ K users, n rows each (padded), d features, m parameters; T steps on minibatches 
     w ← w − μ_t · s_k n_k · (mean over the minibatch of ∇ℓ),    μ_t = μ/(1 + decay·t) in round t.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +18,8 @@ from hmtl.mtl.losses import Loss
 from hmtl.mtl.models import FlatModel
 from hmtl.mtl.problem import Rows
 from hmtl.rng import generator
+
+LARGEST = torch.finfo(torch.float32).max  # networks may be of this type
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class LocalSGD:
     decay: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.step < math.inf or not 0 <= self.decay < math.inf:
+        if not 0 < self.step < LARGEST or not 0 <= self.decay < LARGEST:
             raise ConfigError(f"step={self.step}, decay={self.decay}: give finite numbers, step > 0 and decay ≥ 0.")
         if self.epochs < 1 or self.batch < 1:
             raise ConfigError(f"epochs={self.epochs}, batch={self.batch}: each is at least 1.")

@@ -21,6 +21,7 @@ from hmtl.mtl.losses import Loss
 from hmtl.mtl.problem import Rows
 from hmtl.rng import generator
 
+MOST_PASSES = 1e9
 GRAM_SIZE = 4  # times the memory of the rows, at most
 
 
@@ -87,8 +88,10 @@ class SDCA(LocalSolver):
     needs = ("conjugate", "coordinate_step")
 
     def __init__(self, passes: float = 10.0) -> None:
-        if not 0 < passes < math.inf:
-            raise ConfigError(f"passes={passes} must be a finite number above 0: passes over the local rows per round.")
+        if not 0 < passes <= MOST_PASSES:
+            raise ConfigError(
+                f"passes={passes} must be above 0, up to {MOST_PASSES:.0e}: passes over the local rows per round."
+            )
         self.passes = passes
 
     def draw(

@@ -4,9 +4,7 @@ Shapes: K users, H relays, G [H, K].
 """
 
 import re
-import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -16,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmtl.errors import TopologyError
-from hmtl.topology.topology import Topology, name_users
+from hmtl.npz import load_arrays, open_file
+from hmtl.topology.topology import MOST_LINKS, Topology, check_size, name_users
 
 Line = tuple[int, list[str]]  # its number in the file, counted from 1, and its entries
 
+MOST_TEXT = 100_000_000  # bytes
 HEADERS = (["relay", "user"], ["user", "relay"])
 
 
@@ -54,31 +54,32 @@ def naming(path: Path) -> Iterator[None]:
 def read_lines(path: Path) -> list[Line]:
     """The lines of a text that are not empty; entries are parted by commas, semicolons or white space."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with open_file(path, MOST_TEXT) as file:
+            text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise TopologyError("It is not UTF-8 text. Save it as UTF-8, or as npz.") from None
+    except ValueError as error:
+        raise TopologyError(f"{error}. Save it as npz.") from None
     stripped = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
     return [(number, re.split(r"\s*[,;]\s*|\s+", line)) for number, line in stripped if line]
 
 
 def _read_npz(path: Path) -> NDArray[Any]:
-    with path.open("rb") as file:
-        try:
-            arrays = np.load(file, allow_pickle=False)
-            names = arrays.files
-            name = "G" if "G" in names or len(names) != 1 else names[0]
-            return np.asarray(arrays[name])
-        except KeyError:
+    def choose(names: Sequence[str]) -> list[str]:
+        if "G" not in names and len(names) != 1:
             raise TopologyError(
                 f"It holds {', '.join(names) or 'no array'}, which does not tell the network. "
                 "Save it by np.savez(path, G=G)."
-            ) from None
-        except (ValueError, EOFError, AttributeError, NotImplementedError, zipfile.BadZipFile, zlib.error):
-            # Pickled objects are refused with ValueError: reading them could run code.
-            raise TopologyError(
-                "It is no npz file of plain numbers: damaged, or with Python objects in it. "
-                "Save it by np.savez(path, G=G) with G of 0 and 1."
-            ) from None
+            )
+        return ["G"] if "G" in names else list(names)
+
+    try:
+        (array,) = load_arrays(path, choose, most=8 * MOST_LINKS).values()  # as float64, at most
+    except TopologyError:
+        raise
+    except ValueError as error:
+        raise TopologyError(f"{error}. Save it by np.savez(path, G=G) with G of 0 and 1.") from None
+    return array
 
 
 def _read_text(path: Path) -> NDArray[np.uint8]:
@@ -141,6 +142,7 @@ def _from_links(lines: list[Line], users_first: bool) -> NDArray[np.uint8]:
             f"No relay hears {name_users(missing + start)}, counted from {start} as in the file. "
             "Give every user a link, or number the users without gaps."
         )
+    check_size(int(users.max()) + 1, int(relays.max()) + 1)
     G = np.zeros((relays.max() + 1, users.max() + 1), dtype=np.uint8)
     G[relays, users] = 1
     return G

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hmtl.errors import TopologyError
 from hmtl.rng import generator
-from hmtl.topology.topology import Topology
+from hmtl.topology.topology import Topology, check_size
 
 
 def symmetric(K: int, H: int, r: float) -> Topology:
@@ -174,6 +174,7 @@ def _check_counts(K: int, H: int) -> None:
         raise TopologyError(f"K={K} is no number of users: somebody must take part. Take a whole number from 1.")
     if not isinstance(H, int | np.integer) or H < 1:
         raise TopologyError(f"H={H} is no number of relays: somebody must hear the users. Take a whole number from 1.")
+    check_size(int(K), int(H))
 
 
 def _whole_degree(r: float, H: int) -> int:

@@ -20,7 +20,7 @@ from hmtl.errors import TopologyError
 from hmtl.rng import generator
 from hmtl.topology.files import naming, read_lines
 from hmtl.topology.generators import geometric, within
-from hmtl.topology.topology import Topology, name_users
+from hmtl.topology.topology import Topology, check_size, name_users
 
 COLUMNS = ("round", "relay", "user")
 
@@ -166,6 +166,7 @@ def from_contacts(path: str | PathLike[str]) -> Contacts:
                 "all tell what is needed to begin. Give every user a contact in round 0."
             )
         shape = int(relays.max()) + 1 - start, int(users.max()) + 1 - start
+        check_size(shape[1], shape[0], len(np.unique(rounds)))
         tables: dict[int, NDArray[np.uint8]] = defaultdict(lambda: np.zeros(shape, np.uint8))
         for round, relay, user in zip(rounds.tolist(), relays.tolist(), users.tolist(), strict=True):
             tables[round][relay - start, user - start] = 1

@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import breadth_first_order
 from hmtl.errors import TopologyError
 
 Scalar = TypeVar("Scalar", bound=np.generic)
+MOST_USERS, MOST_RELAYS, MOST_LINKS = 10_000_000, 10_000, 100_000_000  # so that no number alone fills the memory
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -162,6 +163,20 @@ class Topology:
 
     def __repr__(self) -> str:
         return f"Topology(K={self.K}, H={self.H}, r={self.r:.4g})"
+
+
+def check_size(K: int, H: int, tables: int = 1) -> None:
+    """Refuse a network, or so many tables of one, that would not fit, before it is made.
+
+    Raises:
+        TopologyError: it is too large.
+    """
+    if K > MOST_USERS or H > MOST_RELAYS or K * H * tables > MOST_LINKS:
+        times = f" at {tables} times" if tables > 1 else ""
+        raise TopologyError(
+            f"K={K} users and H={H} relays{times} are too many: there are at most {MOST_USERS:,} users, "
+            f"{MOST_RELAYS:,} relays and {MOST_LINKS:,} pairs of them. Lower the numbers."
+        )
 
 
 def _checked(G: ArrayLike) -> NDArray[np.uint8]:

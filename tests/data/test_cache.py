@@ -51,6 +51,18 @@ def test_damaged_is_rebuilt(tmp_path, damage):
     assert source.calls == 2, "the damaged file was replaced"
 
 
+def test_other_content_heals(tmp_path):
+    """A file that is whole, but not of these arrays under this name."""
+    source, path, other = Source(), tmp_path / "set.npz", tmp_path / "other.npz"
+    cached(other, lambda: [np.arange(5)])
+    for calls, make in enumerate((lambda: other.replace(path), lambda: np.savez(path, np.arange(5))), 1):
+        make()
+        source.check(cached(path, source))
+        assert source.calls == calls
+        source.check(cached(path, source))
+        assert source.calls == calls
+
+
 def test_no_folder_no_cache(tmp_path):
     (tmp_path / "file").write_text("in the way")
     source = Source()

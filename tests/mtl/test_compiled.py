@@ -115,3 +115,11 @@ def test_which_way_is_taken(random_problem):
     job = work(own, 5)
     SDCA().solve(*job)
     assert own.problem.loss.steps == int(job[-1].max())
+
+
+def test_without_a_folder_for_compiled_code(monkeypatch):
+    """As in an installation and a home that are read-only."""
+    from numba.core import caching
+
+    monkeypatch.setattr(caching.CompileResultCacheImpl, "_locator_classes", [])
+    assert compiled.jit(lambda x: x + 1)(1) == 2

@@ -104,7 +104,7 @@ def test_absent_relays(tmp_path):
         ({"relays": 1.0}, "relays=1.0 is not in"),
         ({"relays": -0.1}, "relays=-0.1"),
         ({"relays": [3]}, r"relays=\[3\] is not made of pairs \(round, relay\)"),
-        ({"relays": "none.csv"}, r"none.csv not found\. Give pairs"),
+        ({"relays": "none.csv"}, r"No such file or directory\. Give pairs"),
     ],
 )
 def test_refusals(wrong, message):

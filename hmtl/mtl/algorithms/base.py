@@ -5,7 +5,6 @@ as one batch; `Aggregator` is the side of whoever turns IVs into models, a relay
 """
 
 import statistics
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl.errors import ConfigError
+from hmtl.clock import cpu_seconds
+from hmtl.errors import ConfigError, RangeError
 from hmtl.mtl.losses import snake_case
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
@@ -207,7 +207,16 @@ class Algorithm(ABC):
         """Of what all users measured, and `blocks` of their models: train and test error and R², see `Problem.figures`.
 
         An algorithm that has them puts primal, dual and gap before these.
+
+        Raises:
+            RangeError: some model has no finite numbers any more.
         """
+        # (an error of no rows is no number either)
+        if not all(each.isfinite().all() for name, each in measured.items() if not name.endswith("_error")):
+            raise RangeError(
+                "the models are no finite numbers any more: the learner diverges. Lower solver.step or solver.passes, "
+                "raise lam, or scale the data."
+            )
         figures = self._objective(measured, blocks)
         for split in ("train", "test"):
             figures |= self.problem.figures(split, measured[f"{split}_error"])
@@ -228,7 +237,7 @@ class Algorithm(ABC):
             self.aggregator.load_state_dict(state["aggregator"])
 
     def user_seconds(self, round: int, users: int = 3, repeats: int = 3) -> float:
-        """Measured wall time [s] of the slowest user's local update.
+        """Measured CPU time [s] of the slowest user's local update.
 
         The `users` users with most rows are timed, each alone, median of `repeats`: users work side by side, so a
         round waits for the slowest of them, not for their sum. Stragglers do less so as to be done by then.
@@ -241,11 +250,11 @@ class Algorithm(ABC):
         return max(statistics.median(self._seconds(round, user) for _ in range(repeats)) for user in busiest)
 
     def _seconds(self, round: int, user: int) -> float:
-        start = time.perf_counter()
+        start = cpu_seconds()
         self.users.local_work(round, user)
         if self.problem.rows.X.is_cuda:
             torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return cpu_seconds() - start
 
 
 def no_sums(who: str) -> ConfigError:
