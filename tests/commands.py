@@ -15,7 +15,11 @@ from hmtl.launch import LOADED
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    [*LOADED, "pytest", "hmtl.communication.distributed", "hmtl.cross_validation", "torch.utils.tensorboard"]
+    [
+        *LOADED,
+        *("pytest", "hmtl.communication.distributed", "hmtl.cross_validation", "torch.utils.tensorboard"),
+        *("forked", "hmtl.plan", "hmtl.tune", "pandas", "sklearn.neighbors"),  # so that short ones start without delay
+    ]
 )
 
 
@@ -108,6 +112,9 @@ class Killer:
         self._left -= 1
         if not self._left:
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def finish(self, summary: object, figures: object) -> None:
+        pass
 
     def close(self) -> None:
         pass
