@@ -437,7 +437,7 @@ GROUPS = {
     "loss": ("hinge", "smooth_hinge"),
     "regularizer": ("task_relationship", "mean", "graph", "clustered"),
     "dataset": ("mnist5k", "files", "torchvision"),
-    "partition": ("dirichlet", "pathological", "quantity"),
+    "partition": ("dirichlet", "pathological", "quantity", "shards"),
     "participation": ("full",),
     "network": ("default",),
     "communicator": ("coded",),

@@ -9,7 +9,7 @@ from hmtl.data.digits import mnist, mnist5k
 from hmtl.data.images import torchvision
 from hmtl.data.outline import from_outline, outline, results, with_results
 from hmtl.data.preprocessing import Preprocessing, Scaling, Wanted
-from hmtl.data.skew import Dirichlet, Partition, Pathological, Quantity
+from hmtl.data.skew import Dirichlet, Partition, Pathological, Quantity, Shards
 from hmtl.data.tables import files
 from hmtl.data.tasks import Task
 
@@ -20,6 +20,7 @@ __all__ = [
     "Preprocessing",
     "Quantity",
     "Scaling",
+    "Shards",
     "Task",
     "Wanted",
     "files",

@@ -68,8 +68,7 @@ class Pathological:
     """Every user has rows of so many classes only; those who have a class share its rows evenly.
 
     Each class falls to as many users as any other, to within one; where K · classes_per_user < C, some to nobody.
-    (McMahan et al. sort all rows by class and deal each user two shards of them; here no shard holds rows of two
-    classes, and no user has two of one class.)
+    (`Shards` is the original; here no shard holds rows of two classes, and no user has two of one class.)
 
     Args:
         classes_per_user: 1..C.
@@ -108,6 +107,37 @@ class Pathological:
             for user, part in zip(users, np.array_split(mine, max(len(users), 1)), strict=False):
                 rows[user].append(part)
         return [np.concatenate(parts) for parts in rows]
+
+
+@dataclass(frozen=True)
+class Shards:
+    """All rows, sorted by class, are cut into K · shards_per_user shards of one size, and each user is dealt some.
+
+    Most users have rows of two classes, as of two shards; some of one alone, some of more, where a shard holds the end
+    of one class and the start of the next. Rows beyond the last whole shard fall to nobody.
+
+    Args:
+        shards_per_user: at least 1.
+
+    Raises:
+        ConfigError: it is below 1. DataError: when called: fewer rows than shards.
+
+    Ref: McMahan et al. 2017, section 3.
+    """
+
+    shards_per_user: int = 2
+
+    def __post_init__(self) -> None:
+        if self.shards_per_user < 1:
+            raise ConfigError(f"shards_per_user={self.shards_per_user} is not at least 1.")
+
+    def __call__(self, labels: NDArray[Any], K: int, rng: np.random.Generator) -> list[Ints]:
+        _reach(len(labels), K, self.shards_per_user)
+        order = rng.permutation(len(labels))
+        order = order[np.argsort(labels[order], kind="stable")]  # within a class at random
+        shards = K * self.shards_per_user
+        cut = order[: len(labels) // shards * shards].reshape(shards, -1)
+        return list(cut[rng.permutation(shards)].reshape(K, -1))
 
 
 @dataclass(frozen=True)
@@ -162,7 +192,7 @@ def share_out(
         wanted: whose rows to hold.
 
     Raises:
-        DataError: one class alone of two, for a user; or see the partition, and `split`.
+        DataError: see the partition, and `split`.
         ConfigError: see there.
     """
     if K is None:
@@ -171,11 +201,6 @@ def share_out(
     C, names, here = len(classes), None if called is None else tuple(called), wanted(K)
     y, tasks = number if C > 2 else number * 2.0 - 1.0, []
     for k, rows in enumerate(partition(labels, K, generator(seed, "data", "partition"))):
-        if C == 2 and np.ptp(y[rows]) == 0:
-            raise DataError(
-                f"User {k} got rows of class {(names or classes)[number[rows[0]]]} alone, and of two classes nothing "
-                "to tell apart. Choose a more even partition (a larger alpha, two classes_per_user), or lower K."
-            )
         rng = generator(seed, "data", "split", k)
         held = x(rows if k in here else rows[:0])
         tasks.append(split(f"user {k}", held, y[rows], test_fraction, rng, C if C > 2 else None, names, k in here))

@@ -63,8 +63,8 @@ def files(
 
     Raises:
         DataError: nothing found; a file that cannot be read; columns that are missing or differ between tasks; a value
-            that is missing or no number; an empty task, one of one class, or with too few rows to split; tests of
-            other tasks or columns, or with a label that no row to train on has.
+            that is missing or no number; one class in all tasks; an empty task, or one with too few rows to split;
+            tests of other tasks or columns, or with a label that no row to train on has.
         ConfigError: K is not the number of tasks, `kind` is unknown or in doubt, `task` and `path` do not go together,
             or a partition does not go with `kind` or `test_path`; or see the partition.
     """
@@ -253,6 +253,8 @@ def _coded(columns: list[pd.Series[Any]], where: str, kind: str) -> tuple[list[N
 
     found = pd.concat(columns)
     number, values = pd.factorize(found.astype(str) if found.dtype == object else found, sort=True)
+    if len(values) == 1:
+        raise DataError(f"{where} has one value, {values[0]}, in all rows: nothing to tell apart. Set another target.")
     if len(values) > 2 and pd.api.types.is_float_dtype(values) and (values % 1).any():
         raise DataError(
             f"{where} has {len(values)} values that are not whole: no classes. If they are numbers to predict, set "

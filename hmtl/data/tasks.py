@@ -32,9 +32,8 @@ class Task:
         prepared: where this comes from, if it was preprocessed, see `Preprocessing`.
 
     Raises:
-        DataError: a shape does not fit, there are no rows to train on, a value is NaN or infinite, a class has no such
-            number, or y_train is 1, or −1, throughout: of two classes, one alone. (Of more classes a user may have rows
-            of one alone, and a number to predict may be constant.)
+        DataError: a shape does not fit, there are no rows to train on, a value is NaN or infinite, or a class has no
+            such number. (A user may have rows of one class alone.)
     """
 
     name: str
@@ -110,12 +109,6 @@ class Task:
                     f"y_{part} is {y[first]:g} in row {first} (from 0), which is not one of {self.classes} classes. "
                     f"Number them 0..{self.classes - 1}."
                 )
-        first_y = float(self.y_train[0])
-        if self.classes is None and abs(first_y) == 1 and (self.y_train == first_y).all():
-            yield (
-                f"y_train is {first_y:g} in all rows: one class only, or a number that does not vary. Add rows with "
-                "another y, or drop the task."
-            )
 
     @property
     def flat(self) -> "Task":
@@ -141,7 +134,7 @@ def split(
     """The task of all rows, split into train and test at random; both parts get their share of each class.
 
     Args:
-        name, classes, labels: see Task. Of more than two classes, one too rare to be shared falls where it falls.
+        name, classes, labels: see Task. A class too rare to be shared falls where it falls.
         x, y: [n, d] or [n, ...], and [n].
         test_fraction: share of the rows kept for testing, rounded up to whole rows (250 rows: 187 + 63). 0: none.
         rng: draws which rows.
@@ -166,7 +159,7 @@ def split(
 
     random_state = int(rng.integers(2**31))
     cause = None
-    for stratify in [y] if set(y.tolist()) == {-1, 1} else [y, None] if classes else [None]:
+    for stratify in [y, None] if classes or set(y.tolist()) <= {-1, 1} else [None]:
         try:
             parts = train_test_split(x, y, test_size=test_fraction, stratify=stratify, random_state=random_state)
             break
@@ -174,8 +167,8 @@ def split(
             cause = error
     else:
         raise DataError(
-            f"Task {name!r}: {len(y)} rows cannot be split with test_fraction={test_fraction} so that both parts hold "
-            f"every class. Give more rows, or bring the fraction nearer to 0.5."
+            f"Task {name!r}: {len(y)} rows cannot be split with test_fraction={test_fraction}: no row would be left to "
+            "train on. Give more rows, or lower the fraction."
         ) from cause
     x_train, x_test, y_train, y_test = parts
     return Task(name, x_train, y_train, x_test, y_test, classes, labels)

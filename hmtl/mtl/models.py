@@ -3,16 +3,18 @@
 d features, C outputs (classes, or 1), m parameters.
 """
 
+import copy
 import inspect
 import math
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, grad, vmap
 from torch.nn.utils import parameters_to_vector
 
 from hmtl.errors import ConfigError
@@ -73,8 +75,7 @@ class FlatModel:
         shape: of a row, for a module that is made with it; (): it is a vector.
 
     Raises:
-        ConfigError: the module cannot be made or applied, or normalises over a batch, whose running statistics no
-            message carries.
+        ConfigError: the module cannot be made or applied.
     """
 
     def __init__(self, make: MakeModel, x: Tensor, C: int, seed: int, shape: tuple[int, ...] = ()) -> None:
@@ -98,11 +99,43 @@ class FlatModel:
             ) from error
         if found != (len(x), C):
             raise ConfigError(f"The model gives shape {tuple(found)} for {len(x)} rows, not {(len(x), C)}: C={C} each.")
+
+    def check_training(self, x: Tensor) -> None:
+        """Try on rows x [n, d] whether the module learns as `LocalSGD` has it: many users at once, w all that it keeps.
+
+        Raises:
+            ConfigError: it normalises over a batch, keeps anything but parameters from one step to the next, which no
+                message would carry, or does what `torch.func.vmap` cannot do for several users at once.
+        """
         if any(isinstance(part, BATCH_NORMS) for part in self.module.modules()):
             raise ConfigError(
                 "The model has a BatchNorm, whose running statistics are no parameters, so that nobody would send "
                 "them. Replace it by GroupNorm or LayerNorm."
             )
+        module, x = copy.deepcopy(self.module).train(), x.to(self.start)
+        before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+        def total(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+            scores: Tensor = functional_call(module, parameters, (self._rows(x),))
+            return scores.sum()
+
+        with seeded(0, "check"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a slow part warns when it trains
+            module(self._rows(x))
+            kept = [name for name, buffer in module.named_buffers() if not torch.equal(buffer, before[name])]
+            if kept:
+                raise ConfigError(
+                    f"The model changes its buffer {kept[0]} as it learns, which is no parameter, so that nobody would "
+                    "send it. Replace the part that keeps it, for instance a norm that tracks statistics by GroupNorm."
+                )
+            try:
+                vmap(grad(total), randomness="different")(self.split(self.start.expand(2, -1)), x.expand(2, *x.shape))
+            except RuntimeError as error:
+                reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+                raise ConfigError(
+                    f"The model cannot learn for several users at once ({reason}). See torch.func.vmap: no .item(), no "
+                    "branch on what a tensor holds, no layer without a batching rule."
+                ) from error
 
     def split(self, W: Tensor) -> dict[str, Tensor]:
         """The module's parameters [..., *shape] as views into W [..., m]."""

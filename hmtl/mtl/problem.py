@@ -74,7 +74,7 @@ class Problem:
 
     Raises:
         DataError: no task, one with other columns than the first, or a label that the loss does not take. (Empty
-            tasks, values that are not finite, and tasks of one class are refused by Task itself.)
+            tasks and values that are not finite are refused by Task itself.)
 
     Ref: Hu et al. 2022, eq. (1).
     """

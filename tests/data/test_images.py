@@ -231,7 +231,7 @@ def test_through_the_configuration(configure, tmp_path):
     arrays["train", "x"][:, 0, 0] = arrays["test", "x"][:, 0, 0] = 0
     write(tmp_path / "MNIST" / "raw", arrays)
     place = ("dataset=torchvision", "dataset.name=MNIST", f"dataset.path={tmp_path}", "loss=cross_entropy", "K=4")
-    for partition in ("dirichlet", "pathological", "quantity"):
+    for partition in ("dirichlet", "pathological", "quantity", "shards"):
         cfg = configure("algorithm=ditto", "algorithm.model._target_=hmtl.mtl.cnn", *place, f"partition={partition}")
         problem = build_problem(cfg, build_tasks(cfg)[0])
         learner = build_algorithm(cfg, problem)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from hmtl.data.skew import Dirichlet, Pathological, Quantity, share_out
+from hmtl.data.skew import Dirichlet, Pathological, Quantity, Shards, share_out
 from hmtl.errors import ConfigError, DataError
 
 rng = np.random.default_rng
@@ -51,6 +51,24 @@ def test_dirichlet_and_quantity_deal_all_rows_and_enough_to_everybody(counts, K,
             continue
         assert held.sum(axis=0).tolist() == counts
         assert held.sum(axis=1).min() >= least
+
+
+@given(counts=counts_of, K=st.integers(1, 8), each=st.integers(1, 4), seed=st.integers(0, 10**6))
+def test_shards_are_of_one_size_and_next_to_each_other_among_the_sorted(counts, K, each, seed):
+    labels = labels_of(counts, seed)
+    size, C = len(labels) // (K * each), len(counts)
+    if not size:
+        with pytest.raises(DataError, match=f"{K * each} are needed, they hold {len(labels)}"):
+            Shards(each)(labels, K, rng(seed))
+        return
+    dealt = Shards(each)(labels, K, rng(seed))
+    held = table(labels, dealt)
+    assert held.sum(axis=1).tolist() == [size * each] * K
+    # sorted by class, shard i has the rows size·i to size·(i+1) − 1, of whichever classes lie there
+    places = np.arange(K * each * size).reshape(-1, size)
+    shards = [np.bincount(np.searchsorted(np.cumsum(counts), at, "right"), minlength=C).tolist() for at in places]
+    got = [np.bincount((labels[part] - 3) // 7, minlength=C).tolist() for part in np.reshape(dealt, (-1, size))]
+    assert sorted(got) == sorted(shards)
 
 
 @given(counts=counts_of, K=st.integers(1, 30), each=st.integers(1, 6), seed=st.integers(0, 10**6))
@@ -166,9 +184,5 @@ def test_tasks_of_all_classes(C):
             assert y.tolist() == (want if C > 2 else [2 * c - 1 for c in want])
     assert sorted(seen) == list(range(300))
     assert [task.name for task in tasks] == ["user 0", "user 1", "user 2", "user 3"]
-    if C == 2:
-        with pytest.raises(DataError, match=r"User 0 got rows of class class [01] alone"):
-            share_out(lambda rows: x[rows, None], labels, C, Pathological(1), 0.25, 7)
-    else:
-        (alone, *_) = share_out(lambda rows: x[rows, None], labels, C, Pathological(1), 0.25, 7)
-        assert len(set(alone.y_train.tolist())) == 1
+    alone = share_out(lambda rows: x[rows, None], labels, C, Pathological(1), 0.25, 7)
+    assert [len(set(task.y_train.tolist())) for task in alone] == [1] * C

@@ -53,7 +53,9 @@ class ByGradients(Algorithm):
             raise ConfigError(f"{name} works by gradients, {type(solver).__name__} does not. Choose solver=sgd.")
         participation.check(problem.K)
         self.problem, self.solver, self.seed, self.participation = problem, solver, seed, participation
-        self.model = FlatModel(model, problem.rows.X.new_zeros(2, problem.d), problem.outputs, seed, problem.shape)
+        rows = problem.rows.X.new_zeros(2, problem.d)
+        self.model = FlatModel(model, rows, problem.outputs, seed, problem.shape)
+        self.model.check_training(rows)
         self.users = self._users()
         self.aggregator = self._aggregator(self._start())
 

@@ -1,0 +1,150 @@
+"""Models that people bring: what trains does so as a plain loop over users would have it, what cannot is refused."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import parameters_to_vector
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+
+from hmtl.data import Task
+from hmtl.errors import ConfigError
+from hmtl.mtl import CrossEntropy, FedU, LocalSGD, Problem, Ridge
+
+K, C, IMAGE, WORDS, VOCABULARY = 3, 3, (3, 6, 6), (5,), 20
+
+
+def tasks(shape):
+    rng, made = torch.Generator().manual_seed(0), []
+    for n in (6, 9, 7):
+        x = torch.randn(n, *shape, generator=rng) if shape == IMAGE else torch.randint(20, (n, *shape), generator=rng)
+        y = torch.randint(C, (n,), generator=rng)
+        made.append(Task(str(n), x.float(), y, x[:3].float(), y[:3], C))
+    return made
+
+
+def image(*middle):
+    """A network for images in their shape."""
+
+    def make(d, C, shape):
+        first = nn.Conv2d(shape[0], 8, 3, padding=1)
+        return nn.Sequential(first, *middle, nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, C))
+
+    return make
+
+
+class Text(nn.Module):
+    """An embedding of numbered words, something that reads it, and a linear layer on the last or the mean."""
+
+    def __init__(self, reader):
+        super().__init__()
+        self.embedding, self.reader, self.out = nn.Embedding(VOCABULARY, 8), reader, nn.Linear(8, C)
+
+    def forward(self, x):
+        read = self.reader(self.embedding(x.long()))
+        return self.out(read[0][:, -1] if isinstance(read, tuple) else read.mean(1))
+
+
+class Tied(nn.Module):
+    """One matrix in two places."""
+
+    def __init__(self, d, C):
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, C)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.out(self.second(self.first(x / VOCABULARY).tanh()))
+
+
+class Masked(nn.Module):
+    """A buffer that stays as it is, and a part that is not trained."""
+
+    def __init__(self, d, C):
+        super().__init__()
+        self.register_buffer("mask", torch.arange(d) % 2 / VOCABULARY)
+        self.frozen, self.out = nn.Linear(d, d).requires_grad_(False), nn.Linear(d, C)
+
+    def forward(self, x):
+        return self.out(self.frozen(x * self.mask))
+
+
+TRAIN = {
+    "group norm": (IMAGE, image(nn.GroupNorm(2, 8))),
+    "instance norm": (IMAGE, image(nn.InstanceNorm2d(8))),
+    "in place": (IMAGE, image(nn.PReLU(8), nn.ReLU(inplace=True))),
+    "words": (WORDS, lambda d, C: Text(nn.Identity())),
+    "lstm": (WORDS, lambda d, C: Text(nn.LSTM(8, 8, batch_first=True))),
+    "transformer": (WORDS, lambda d, C: Text(nn.TransformerEncoderLayer(8, 2, 16, dropout=0, batch_first=True))),
+    "tied": (WORDS, Tied),
+    "masked": (WORDS, Masked),
+    "weight norm": (WORDS, lambda d, C: weight_norm(nn.Linear(d, C))),
+}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # what vmap says of an LSTM
+@pytest.mark.parametrize("name", TRAIN)
+def test_trains_as_a_loop_over_users_does(name):
+    shape, make = TRAIN[name]
+    problem = Problem(tasks(shape), CrossEntropy(), Ridge(1e-12))
+    learner = FedU(problem, LocalSGD(0.02, 2, 4), make, seed=3)
+    order, want = learner.solver.draw(3, 0, range(K), problem.counts), []
+    for task, batches in zip(tasks(shape), order, strict=True):
+        module = copy.deepcopy(learner.model.module).train()
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.02)
+        for batch in batches:
+            at = batch[batch >= 0]
+            if len(at):
+                optimizer.zero_grad()
+                cross_entropy(module(task.x_train[at]), task.y_train[at]).backward()
+                optimizer.step()
+        trained = [w for w in module.parameters() if w.requires_grad]
+        want.append(parameters_to_vector(trained).detach())
+    learner.step(0)
+    got = torch.as_tensor(learner.W).T
+    assert (got - learner.model.start).abs().max() > 1e-3
+    torch.testing.assert_close(got, torch.stack(want), rtol=0, atol=2e-6)
+
+
+class Counts(nn.Module):
+    """Keeps a number of its own."""
+
+    def __init__(self, d, C):
+        super().__init__()
+        self.out = nn.Linear(d, C)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen += 1
+        return self.out(x)
+
+
+class Branches(nn.Module):
+    """Looks at what a tensor holds."""
+
+    def __init__(self, d, C):
+        super().__init__()
+        self.out = nn.Linear(d, C)
+
+    def forward(self, x):
+        return self.out(x if x.sum() > 0 else -x)
+
+
+@pytest.mark.parametrize(
+    ("shape", "make", "words"),
+    [
+        (IMAGE, image(nn.BatchNorm2d(8)), r"BatchNorm.* GroupNorm"),
+        (IMAGE, image(nn.BatchNorm2d(8, track_running_stats=False)), r"BatchNorm.* GroupNorm"),
+        (IMAGE, image(nn.InstanceNorm2d(8, track_running_stats=True)), r"buffer 1\.running_mean .* GroupNorm"),
+        (WORDS, lambda d, C: spectral_norm(nn.Linear(d, C)), r"buffer parametrizations\.weight\.0\._u as it learns"),
+        (WORDS, Counts, "buffer seen as it learns"),
+        (WORDS, Branches, r"several users at once \(vmap: .*\)\. .* no branch"),
+        (WORDS, lambda d, C: nn.Sequential(nn.RReLU(), nn.Linear(d, C)), r"\(vmap: .* aten::rrelu.*\)"),
+    ],
+)
+def test_refused_in_one_line(shape, make, words):
+    with pytest.raises(ConfigError, match=words) as refused:
+        FedU(Problem(tasks(shape), CrossEntropy(), Ridge(0.1)), LocalSGD(), make)
+    assert "\n" not in str(refused.value)
