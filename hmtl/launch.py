@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.forkserver import ensure_running
@@ -90,9 +91,19 @@ def _member(place: Mapping[str, str], words: Sequence[str], errors: "SimpleQueue
     from hmtl.train import train
 
     os.environ.update(place)
+    if place["RANK"] == "0":
+        threading.Thread(target=_stop_without_launcher, daemon=True).start()
     chosen = [] if any(word.startswith("engine=") for word in words) else ["engine=torch_distributed"]
     sys.argv = ["hmtl.train", *words, *chosen]
     main(train, "config", errors.put)
+
+
+def _stop_without_launcher() -> None:
+    """The first process is asked to stop, and the others end with it: nobody trains on unseen."""
+    launcher = multiprocessing.parent_process()
+    if launcher is not None:
+        launcher.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _status(processes: Sequence[BaseProcess], errors: "SimpleQueue[str]") -> int:

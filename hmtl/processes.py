@@ -6,7 +6,6 @@ sent and measured, and for a checkpoint and at the end their state. These words 
 studied, and the ledger does not count them.
 """
 
-import datetime
 import logging
 import os
 import secrets
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from hmtl.communication import Communicator, LinkLedger, Links, Network, Outcome
@@ -91,7 +89,7 @@ class TorchDistributed(Engine):
 
         Raises:
             ConfigError: the network is no broadcast and multicast is asked for.
-            EngineError: multicast is not possible here.
+            EngineError: a process has gone, or multicast is not possible here.
         """
         if self.multicast and network.medium != "broadcast":
             raise ConfigError(
@@ -103,11 +101,10 @@ class TorchDistributed(Engine):
         self._hosts = [name for name in names if name.startswith("host")]
         if self.leads:
             log.warning("%d processes; nothing is encrypted or signed: for trusted networks only", self.size)
-        forever = datetime.timedelta(days=365)  # a wait that gloo gave up would break all connections
         store = self._place.store
         if self.leads:
             store.set("run", secrets.token_bytes(8))
-        dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.size, timeout=forever)
+        self._place.connect()
         ranks = {name: rank for rank, name in enumerate(names) if _speak(self.me, name)}
         self.group = self._group(int.from_bytes(store.get("run"), "little"), network)
         self.wires = Wires(self.me, ranks, self.seconds, self.group)

@@ -3,8 +3,10 @@
 import datetime
 import io
 import ipaddress
+import logging
 import os
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -15,14 +17,17 @@ import torch.distributed as dist
 
 from hmtl.errors import ConfigError, EngineError, HmtlError
 
+log = logging.getLogger(__name__)
 START = datetime.timedelta(minutes=10)  # for all to read their data, and to make what they are made of
+SOON = 30.0  # seconds after which a process says for whom it waits
+FOREVER = datetime.timedelta(days=365)  # a wait that gloo gave up would break all connections
 
 
 class Rendezvous:
     """This process among those that were started with it.
 
     Args:
-        seconds: how long to wait for the first process, at least a minute.
+        seconds: how long to wait for the first process, and for connections, at least a minute.
 
     Raises:
         ConfigError: it was not started by torchrun or `hmtl.launch`.
@@ -94,7 +99,7 @@ class Rendezvous:
         self.store.set(f"{gate} {self.rank}", "" if own is None else str(own))
         try:
             if self.rank == 0:
-                words = [self._hear(f"{gate} {rank}") for rank in range(self.size)]
+                words = [self._hear(f"{gate} {rank}", f"process {rank}") for rank in range(self.size)]
                 self.store.set(gate, next(filter(None, words), ""))
             theirs = self._hear(gate)
         except RuntimeError as error:
@@ -102,10 +107,37 @@ class Rendezvous:
         if own or theirs:
             raise own or ConfigError(theirs)
 
-    def _hear(self, key: str) -> str:
-        self.store.wait([key], START)
+    def _hear(self, key: str, whom: str = "all") -> str:
+        late = threading.Timer(SOON, log.warning, ("process %d still waits for %s of %d", self.rank, whom, self.size))
+        late.start()
+        try:
+            self.store.wait([key], START)
+        finally:
+            late.cancel()
         word: bytes = self.store.get(key)
         return word.decode()
+
+    def connect(self) -> None:
+        """Make connections between all processes, torch's default group.
+
+        Gloo waits for ever, see `FOREVER`, also for a process that goes meanwhile: hence the thread.
+
+        Raises:
+            EngineError: a process is not there.
+        """
+        failed = []
+
+        def connect() -> None:
+            try:
+                dist.init_process_group("gloo", None, FOREVER, self.size, self.rank, self.store)
+            except RuntimeError as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=connect, daemon=True)
+        thread.start()
+        thread.join(self._wait.total_seconds())
+        if failed or thread.is_alive():
+            raise EngineError("a process went before all were connected: start them all again.")
 
 
 def _numeric(address: str) -> bool:

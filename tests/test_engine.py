@@ -1,19 +1,24 @@
 """Runs over processes: the results of one process, and what happens when one of them goes."""
 
 import json
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 
 import commands
 import numpy as np
 import pytest
 
+from hmtl import rendezvous
 from hmtl.checkpoint import load_checkpoint
+from hmtl.errors import EngineError
 from hmtl.rendezvous import Rendezvous
 
 SMALL = ("K=10", "H=3", "r=2", "rounds=6", "dataset.rows_per_user=20", "logger=none")
@@ -111,6 +116,28 @@ def test_processes_meet_at_the_address_that_was_given_alone(monkeypatch: pytest.
         socket.create_connection(("127.0.0.2", port))
 
 
+@pytest.mark.parametrize("missing", ["before", "after"])
+def test_a_process_that_never_comes_is_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str) -> None:
+    """Before all were ready, and after, when connections are made."""
+    said = tmp_path / "said"
+    status = commands.status_of(commands.forked(lambda: sys.exit(_wait_for_another(missing)), said))
+    assert status == 0, said.read_text()
+    assert ("process 0 still waits for process 1 of 2" in said.read_text()) == (missing == "before")
+
+
+def _wait_for_another(missing: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    logging.getLogger("hmtl").addHandler(logging.StreamHandler())
+    rendezvous.SOON, rendezvous.START = 0.2, timedelta(seconds=0.5)
+    met = Rendezvous(60)
+    met._wait = timedelta(seconds=1)
+    with pytest.raises(EngineError, match=r"before all were (ready|connected)"), ExitStack() as stack:
+        met.connect() if missing == "after" else stack.enter_context(met.together())
+
+
 def members(launcher: int) -> list[int]:
     """Processes that were forked for this launcher, in order of their ranks."""
     parents: dict[int, list[int]] = {}
@@ -123,11 +150,18 @@ def members(launcher: int) -> list[int]:
     return sorted(grandchild for child in parents.get(launcher, []) for grandchild in parents.get(child, []))
 
 
+def runs(process: int) -> bool:
+    """Whether there is such a process, other than one that has ended and that nobody has asked for its status."""
+    stat = Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
 @pytest.mark.parametrize(
     ("who", "sign", "status", "says"),
     [
         ("server", signal.SIGKILL, 128 + signal.SIGKILL, "the server is lost (it does not live any more): go on from"),
+        ("launcher", signal.SIGKILL, -signal.SIGKILL, ""),
         pytest.param(
             *("server", signal.SIGSTOP, 128 + signal.SIGKILL, "ended, and it does not answer: stopped it"),
             marks=pytest.mark.long,
@@ -141,7 +175,8 @@ def members(launcher: int) -> list[int]:
 def test_a_process_goes(tmp_path: Path, who: str, sign: signal.Signals, status: int, says: str) -> None:
     """Without a host its users are absent, without a helper those whom nobody else hears.
 
-    Without the server, or the only aggregator, the run ends, with a checkpoint to go on from; and nobody stays behind.
+    Without the launcher, the server, or the only aggregator, the run ends, with a checkpoint to go on from; and nobody
+    stays behind.
     """
     seconds = 3 if sign == signal.SIGSTOP else 30  # who died is missed at once
     words = ("rounds=60", "checkpoint_every=1", f"engine.seconds={seconds}", "aggregators=[0]")
@@ -153,11 +188,15 @@ def test_a_process_goes(tmp_path: Path, who: str, sign: signal.Signals, status: 
             time.sleep(0.02)
         everybody = members(launched.pid)
         assert len(everybody) == PROCESSES
-        os.kill(everybody[["server", "relay 0", "relay 1", "relay 2", "host 0", "host 1"].index(who)], sign)
+        names = ["launcher", "server", "relay 0", "relay 1", "relay 2", "host 0", "host 1"]
+        os.kill([launched.pid, *everybody][names.index(who)], sign)
         _, errors = launched.communicate(timeout=300)
+    deadline = time.monotonic() + 5
     assert launched.returncode == status
     assert says in " ".join(errors.split())
-    assert not [pid for pid in everybody if Path(f"/proc/{pid}/stat").exists()]
+    while alive := [pid for pid in everybody if runs(pid)]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.02)
     counted = [row["users"] for row in load_checkpoint(tmp_path)["history"]]
     assert counted[0] == 10
     if status:
