@@ -1,7 +1,7 @@
 """Test error of every learner on 5,000 genuine digits: `python experiments/compare.py`.
 
 λ, and what else a regularizer leaves open, is chosen by cross-validation on the training rows, anew for each seed.
-Writes experiments/expected/compare.csv: a line for each method, mean and standard deviation over seeds, and how far the
+Writes experiments/results/compare.csv: a line for each method, mean and standard deviation over seeds, and how far the
 chosen models are from converged.
 """
 
@@ -19,7 +19,7 @@ from hmtl.cross_validation import cross_validate
 from hmtl.grid import told, with_values
 from hmtl.mtl import Algorithm
 
-EXPECTED = Path(__file__).parent / "expected"
+RESULTS = Path(__file__).parent / "results"
 WEAK = "[0.0001,0.01,0.1]"  # λ2: how little a model may be drawn to zero, where another term couples it to the others
 NEIGHBORS = "+tune.grid.regularizer.neighbors=[1,3]"
 METHODS = {
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--out", type=Path, default=EXPECTED / "compare.csv")
+    parser.add_argument("--out", type=Path, default=RESULTS / "compare.csv")
     args = parser.parse_args()
     table(("K=20", "dataset=mnist5k"), args.methods, args.seeds, args.rounds, "sd", args.out)
 

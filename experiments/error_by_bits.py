@@ -2,7 +2,7 @@
 
 HAR by subject (sitting against the rest) over any 3 of 5 relays, and 5,000 digits over the default network; 100 rounds,
 mean over seeds. Writes error_by_bits.csv, a line for each data set, method and round, and error_by_bits.png, both into
-experiments/expected/.
+experiments/results/.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from rich.table import Table
 
 from hmtl.config import build, compose
 
-EXPECTED = Path(__file__).parent / "expected"
+RESULTS = Path(__file__).parent / "results"
 LOGISTIC = "loss=logistic solver.step=0.1"
 FEDU = f"algorithm=fedu regularizer=graph {LOGISTIC} lam=1e-4 regularizer.lam2=1e-4 communicator=partial"
 DATA = {  # settings, and those of each method; λ as cross-validation chose them in the other experiments, or near
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--har", type=Path, required=True, help="UCI's zip or folder, or the folder that it is in")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--out", type=Path, default=EXPECTED, help="folder")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder")
     args = parser.parse_args()
     curves = measure(args.har, args.seeds, args.rounds)
     args.out.mkdir(parents=True, exist_ok=True)

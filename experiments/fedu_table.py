@@ -4,7 +4,7 @@
 so many rounds. Published by the authors of FedU (accuracy in %, linear model / network, after 200 rounds): FedU 99.10 /
 99.21, MOCHA 98.79, local 98.29 / 98.34, global 93.79 / 94.58. Theirs are UCI's features, and shuffles of their own.
 
-Writes experiments/expected/fedu_table.csv: a line for each model, method and number of rounds.
+Writes experiments/results/fedu_table.csv: a line for each model, method and number of rounds.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--har", type=Path, required=True, help="UCI's zip or folder, or the folder that it is in")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, help="fewer rounds than it takes, to try it")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "expected" / "fedu_table.csv")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "fedu_table.csv")
     args = parser.parse_args()
 
     shown = Table(title=f"Test accuracy in %, mean over {args.seeds} seeds, after rounds", title_justify="left")

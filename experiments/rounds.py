@@ -4,7 +4,7 @@ MOCHA with task_relationship, as it is by default and as its authors run it: hal
 for all, no momentum, Ω learned every 10 rounds, no floor. Counted are the rounds after which the mean over seeds stays
 where it is wanted; bits between relays and server, both ways; and seconds, measured and by (13) of Hu et al. 2022.
 
-Writes experiments/expected/rounds.csv.
+Writes experiments/results/rounds.csv.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--har", type=Path, help="UCI's zip or folder; without it only mnist5k is run")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=1000, help="at most; a tenth of them with the defaults")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "expected" / "rounds.csv")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "rounds.csv")
     args = parser.parse_args()
 
     jobs = [("mnist5k", ["dataset=mnist5k", "lam=0.01"], "relative gap ≤ 1e-2", relative_gap, 1e-2)]

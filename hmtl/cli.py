@@ -196,8 +196,6 @@ def _told(error: Exception, config_name: str) -> str:
 def _no_setting(key: str, config_name: str) -> str:
     """Says that there is no such setting, and which one, of the parts chosen, may be meant."""
     root = key.partition(".")[0]
-    if root == "experiment":
-        return "there are no experiments among the configurations: give the folder that has them by --config-dir PATH."
     for other, roots in _ROOTS.items():
         if other != config_name and root in roots - _ROOTS[config_name]:
             return f"there is no setting {key!r} here, it is one of {_COMMANDS[other]}: leave it out."
@@ -220,4 +218,5 @@ def _no_choice(error: OSError) -> str:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
     if not group or not error.options:
         return str(error).partition("Config search path")[0]
-    return f"{group}={choice} is unknown: choose one of {', '.join(error.options)}."
+    elsewhere = ", or give the folder that has it by --config-dir PATH" if group == "experiment" else ""
+    return f"{group}={choice} is unknown: choose one of {', '.join(error.options)}{elsewhere}."

@@ -1,0 +1,130 @@
+"""The figures of the paper: what is recorded, against the figures known for it and the order that theory demands, and
+each script with --quick.
+"""
+
+import csv
+import runpy
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from hmtl.config import build, conf_dir
+
+EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
+ORDER = ("best aggregators", "all relays", "paper", "equal", "uncoded")  # from the least sent to the most
+LOADS = ("fig3", "fig4")
+Row = dict[str, str]
+
+
+def recorded(name: str) -> list[Row]:
+    return rows_of(EXPERIMENTS / "results" / f"{name}.csv")
+
+
+def rows_of(path: Path) -> list[Row]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def where(rows: list[Row], **values: object) -> list[Row]:
+    """Rows with these values, as floats where these are numbers."""
+    return [
+        row
+        for row in rows
+        if all(
+            row[key] == value if isinstance(value, str) else float(row[key]) == value for key, value in values.items()
+        )
+    ]
+
+
+def pair(rows: list[Row], **values: object) -> tuple[float, float]:
+    """Up and down of the one point and curve that has these values."""
+    (row,) = where(rows, **values)
+    return float(row["up"]), float(row["down"])
+
+
+def check(rows: list[Row]) -> None:
+    """What theory demands of each point."""
+    points: dict[tuple[str, ...], dict[str, tuple[float, float]]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("data", "panel", "H", "K", "r", "d") if name in row)
+        points.setdefault(key, {})[row["curve"]] = float(row["up"]), float(row["down"])
+    assert points
+    for curves in points.values():
+        assert set(curves) == {*ORDER, "Theorem 2"}
+        sums = [sum(curves[curve]) for curve in ORDER]
+        assert all(less <= more * (1 + 1e-5) for less, more in pairwise(sums))
+        (bound_up, bound_down), (up, down) = curves["Theorem 2"], curves["all relays"]
+        assert up >= bound_up * (1 - 1e-5)
+        assert down == pytest.approx(bound_down, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in (conf_dir() / "experiment").glob("*.yaml")])
+def test_what_an_experiment_trains(name: str, configure: Callable[..., DictConfig]) -> None:
+    small = "dataset=mnist5k", "dataset.rows_per_user=20", "rounds=1", "logger=none"
+    run = build(configure(f"experiment={name}", *small))
+    (row,) = run.trainer.fit()
+    described = run.communicator.describe()
+    assert (described["scheme"], described["aggregators"]) == ("paper", list(range(run.communicator.topology.H)))
+    assert 0 < row["communication_s"] < row["uncoded_communication_s"]
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_recorded_loads(name: str) -> None:
+    check(recorded(name))
+
+
+def test_any_3_of_5_relays() -> None:
+    """Known from 50 draws of code that shares nothing with this."""
+    rows = recorded("fig3")
+    here = {"panel": "H = 5", "K": 40}
+    up, down = pair(rows, curve="paper", **here)
+    assert up == pytest.approx(24.85, abs=0.6)
+    assert down == pytest.approx(20.06, abs=0.6)
+    assert pair(rows, curve="all relays", **here)[0] == pytest.approx(20.74, abs=0.6)
+    assert sum(pair(rows, curve="best aggregators", **here)) == pytest.approx(29.5, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("K", "known"), [(10, (17.4, 20.5, 34.5)), (40, (22.1, 24.4, 31.6)), (100, (24.1, 25.9, 30.2))]
+)
+def test_saved_of_the_time_to_send(K: int, known: tuple[float, ...]) -> None:
+    """Of 20 draws, with code that shares nothing with this; here of 50."""
+    for curve, percent in zip(("paper", "all relays", "best aggregators"), known, strict=True):
+        (row,) = where(recorded("fig3"), panel="H = 5", K=K, curve=curve)
+        assert float(row["saved %"]) == pytest.approx(percent, abs=0.8)
+
+
+def test_more_unequal_relays_save_less_where_all_aggregate_and_more_where_the_best_do() -> None:
+    saved = {curve: [float(row["saved %"]) for row in where(recorded("fig4"), curve=curve)] for curve in ORDER}
+    for curve in ("equal", "paper", "all relays"):
+        assert saved[curve] == sorted(saved[curve], reverse=True)
+    assert saved["best aggregators"][1:] == sorted(saved["best aggregators"][1:])
+    assert saved["best aggregators"][-1] > 2 * saved["best aggregators"][0]
+
+
+def quick(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[Row]:
+    """What the script leaves, pictures looked at from outside."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--quick", "--draws", "1"])
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    runpy.run_path(str(EXPERIMENTS / f"{name}.py"), run_name="__main__")
+    outputs = folder / "outputs"
+    assert (outputs / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert (outputs / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    return rows_of(outputs / f"{name}.csv")
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_quick(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rows = quick(name, monkeypatch, tmp_path)
+    check(rows)
+    assert set(rows[0]) == set(recorded(name)[0])
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_pictures_are_small(name: str) -> None:
+    assert (EXPERIMENTS / "results" / f"{name}.png").stat().st_size <= 200 * 1024
