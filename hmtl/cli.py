@@ -167,7 +167,7 @@ def _check_flags() -> None:
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
-        raise ConfigError(f"{message}: see --help for the flags that there are, or write key=value.")
+        raise ConfigError(f"{message}: see --help for the flags; settings, key=value, stand side by side.")
 
     parser.error = refuse  # type: ignore[method-assign]
     parser.parse_args()

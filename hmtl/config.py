@@ -55,10 +55,14 @@ KINDS: dict[str, tuple[str, ...]] = {
     "solver": ("hmtl.mtl.LocalSolver", "hmtl.mtl.LocalSGD"),
     "algorithm": ("hmtl.mtl.Algorithm",),
     "participation": ("hmtl.mtl.Participation",),
+    "partition": ("collections.abc.Callable",),
     "dataset": ("builtins.tuple", "builtins.list"),
     "logger": ("hmtl.trainer.Logger",),
 }
 """What the parts of a run are, by group."""
+ALONE = ("network", "loss", "regularizer", "solver", "participation")
+"""Groups whose parts can be made without others, and before data are read."""
+USUAL_REGULARIZER = "hmtl.mtl.TaskRelationship"
 
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 ConfigStore.instance().store(name="plan_schema", node=PlanConfig)
@@ -177,13 +181,29 @@ def check(cfg: DictConfig) -> None:
     for node in cfg.get("logger", {}).values():
         if not isinstance(node, DictConfig) or "_target_" not in node:
             raise ConfigError(f"logger={cfg.logger}: each part needs a _target_. Leave one out by ~logger.NAME.")
-    groups = [cfg[group] for group in (*KINDS, "partition") if group in cfg]
+    groups = [cfg[group] for group in KINDS if group in cfg]
     for node in (*groups, *cfg.get("logger", {}).values()):
         if isinstance(node, DictConfig) and "_target_" in node:
             name, plain, kinds = _described(node)
             if cfg.K is None and name == "topology":  # the data may tell it
                 plain.pop("K", None)
             check_part(name, plain, kinds)
+    if "algorithm" in cfg:
+        _check_regularizer(cfg)
+    for group in ALONE:
+        if group in cfg:
+            _instantiate(cfg[group])
+
+
+def _check_regularizer(cfg: DictConfig) -> None:
+    """Refuse one that was chosen for an algorithm that does not look at it."""
+    algorithm, chosen = (cfg[group].get("_target_") for group in ("algorithm", "regularizer"))
+    looks = algorithm is None or getattr(found("algorithm._target_", algorithm), "regularized", True)
+    if chosen not in (None, USUAL_REGULARIZER) and not looks:
+        raise ConfigError(
+            f"regularizer={chosen} has no meaning here: {algorithm} has its own, or none. Leave it out, or choose "
+            "algorithm=mocha or fedu."
+        )
 
 
 def build(cfg: DictConfig) -> Run:

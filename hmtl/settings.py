@@ -13,6 +13,13 @@ from hmtl.errors import ConfigError
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", type(None): "null"}
 WORDS[Path] = WORDS[str]
+HYDRAS: dict[str, Any] = {  # what Hydra takes beside the arguments of a target
+    "_target_": Any,
+    "_args_": list[Any],
+    "_partial_": bool,
+    "_recursive_": bool,
+    "_convert_": Literal["none", "partial", "object", "all"],
+}
 LARGEST = 2**63 - 1  # of the whole numbers that arrays can hold
 
 
@@ -41,12 +48,12 @@ def check_part(name: str, part: Mapping[str, Any], kinds: Sequence[type] = ()) -
         setting = f"{name}.{key}"
         if isinstance(value, Mapping) and "_target_" in value:
             check_part(setting, value)
-        if key.startswith("_"):
-            continue
-        if (key not in hints or key == "return") and not open_ended:
+        if key == "_partial_" and value is True and kinds:
+            raise ConfigError(f"{setting}=true: it is to be made at once, leave {setting} out.")
+        if key not in HYDRAS and (key not in hints or key == "return") and not open_ended:
             known = {f"{name}.{hint}": hint for hint in hints}
             raise ConfigError(f"{setting}: {target} takes no such setting; " + no_setting(setting, known))
-        hint = hints.get(key, Any)
+        hint = {**hints, **HYDRAS}.get(key, Any)
         if wrong := next(_misfits(setting, value, hint), None):
             raise ConfigError(wrong)
         if key == "seed" and isinstance(value, int) and value < 0:

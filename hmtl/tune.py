@@ -19,7 +19,7 @@ from hmtl.config import build_communicator, build_participation, build_tasks, ch
 from hmtl.console import Console
 from hmtl.cross_validation import cross_validate
 from hmtl.folders import held
-from hmtl.grid import is_number, told
+from hmtl.grid import combinations, grid_of, is_number, told, with_values
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +31,8 @@ LINES, MARKERS = ("-", "--", "-.", ":"), "osD^v"  # to be told apart in print: 2
 def tune(cfg: DictConfig) -> None:
     """Cross-validate the grid of `cfg`; leaves `tune.json`, `tune.png` and an experiment for `hmtl.train`."""
     check(cfg)
+    for values in combinations(grid_of(cfg)):
+        check(with_values(cfg, values))
     asked, console, folder = cfg.copy(), Console(), Path(cfg.output_dir)
     tasks, topology = build_tasks(cfg)
     build_communicator(cfg, topology)  # plays no part, but what is tuned here is to be trained

@@ -19,6 +19,7 @@ FORKS.set_forkserver_preload(
         *LOADED,
         *("pytest", "hmtl.communication.distributed", "hmtl.cross_validation", "torch.utils.tensorboard"),
         *("forked", "hmtl.plan", "hmtl.tune", "pandas", "sklearn.neighbors"),  # so that short ones start without delay
+        "warm",
     ]
 )
 

@@ -57,6 +57,7 @@ def _child(
     gone: bool,
 ) -> None:
     import torch
+    from hydra._internal.hydra import Hydra
 
     from hmtl.cli import main
 
@@ -75,6 +76,7 @@ def _child(
         sys.stderr = io.TextIOWrapper(open(2, "wb", closefd=False), encoding, "backslashreplace")  # noqa: SIM115
         os.chdir(cwd)
         sys.argv = [f"hmtl.{command}", *words]
+        Hydra.get_mode = lambda *args, **others: None  # type: ignore[method-assign]  # it composes all, for one word
         torch.set_num_threads(1)
         module = import_module(f"hmtl.{command}")
         main(getattr(module, command), "plan" if command == "plan" else "config")

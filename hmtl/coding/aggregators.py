@@ -75,12 +75,12 @@ def aggregators_of(t: Topology, choice: str | Sequence[int], best: Callable[[], 
         return t.active if choice == "all" else ()
     given = list(choice)
     numbers = all(isinstance(i, int | np.integer) and not isinstance(i, bool) and 0 <= i < t.H for i in given)
-    if not given or not numbers:
+    if not given or not numbers or len(set(given)) < len(given):
         raise CodingError(
-            f"aggregators={given} has to name relays from 0 to {t.H - 1}, one or more. For the server, set "
+            f"aggregators={given} has to name relays from 0 to {t.H - 1}, one or more, each once. For the server, set "
             "aggregators=server."
         )
-    return tuple(i for i in sorted(set(map(int, given))) if i in t.active)
+    return tuple(i for i in sorted(map(int, given)) if i in t.active)
 
 
 class Search:

@@ -12,6 +12,7 @@ from hmtl.errors import ConfigError
 from hmtl.topology import Topology
 
 UPLINKS = ("shared", "parallel")
+LEAST_BPS = 1e-6  # with less, times would be no numbers any more
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Network:
         uplink: `shared`: one relay sends after the other; `parallel`: side by side, and the last to finish counts.
 
     Raises:
-        ConfigError: a bandwidth that is not positive, or an unknown medium or uplink.
+        ConfigError: a bandwidth below `LEAST_BPS`, or an unknown medium or uplink.
     """
 
     W1: float = 100e6
@@ -47,9 +48,9 @@ class Network:
             object.__setattr__(self, "uplink_bps", tuple(self.uplink_bps))  # whatever kind of list it comes as
         given = {f"uplink_bps[{i}]": bandwidth for i, bandwidth in enumerate(self.uplink_bps or ())}
         for name, bandwidth in {"W1": self.W1, "W2": self.W2, **given}.items():
-            if not bandwidth > 0:
+            if not bandwidth >= LEAST_BPS:
                 raise ConfigError(
-                    f"network.{name}={bandwidth} is not positive: a bandwidth in bit/s is needed, say 1e8."
+                    f"network.{name}={bandwidth} is below {LEAST_BPS:g}: a bandwidth in bit/s is needed, say 1e8."
                 )
 
     def seconds(self, bits: Mapping[str, ArrayLike]) -> float:

@@ -26,6 +26,7 @@ class FedAvg(ByGradients):
     Ref: McMahan et al. 2017.
     """
 
+    regularized = False
     aggregator: "Averaging | AveragingSums"
 
     def _aggregator(self, start: Tensor) -> "Averaging":

@@ -7,7 +7,7 @@ as one batch; `Aggregator` is the side of whoever turns IVs into models, a relay
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -133,8 +133,13 @@ class Aggregator(ABC):
 
 
 class Algorithm(ABC):
-    """Local update → IVs → global update → models, once per round."""
+    """Local update → IVs → global update → models, once per round.
 
+    Attributes:
+        regularized: by the problem's regularizer; False where it has its own, or none.
+    """
+
+    regularized: ClassVar[bool] = True
     problem: Problem
     seed: int
     participation: Participation

@@ -68,6 +68,8 @@ class MOCHA(Algorithm):
         participation.check(problem.K)
         if omega_every < 0:
             raise ConfigError(f"omega_every={omega_every} is negative. Give a number of rounds, or 0 for never.")
+        if rounds is not None and rounds < 1:
+            raise ConfigError(f"rounds={rounds}: there is at least one. Give how many there will be, or null.")
         if curvature not in ("user", "max"):
             raise ConfigError(f"curvature={curvature} is neither user nor max.")
         if not 0 < gamma <= 1:
@@ -174,6 +176,8 @@ class Local(MOCHA):
         others: as in `MOCHA`.
     """
 
+    regularized = False
+
     def __init__(self, problem: Problem, solver: LocalSolver, lam: float, **others: Any) -> None:
         super().__init__(problem.regularized(Ridge(lam)), solver, accelerated=False, **others)
         assert self.aggregator.form is not None
@@ -194,6 +198,8 @@ class CoCoA(MOCHA):
 
     Ref: Jaggi et al. 2014; Ma et al. 2015.
     """
+
+    regularized = False
 
     def __init__(
         self,
