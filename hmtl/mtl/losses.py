@@ -30,6 +30,13 @@ class Loss(nn.Module, ABC):
     def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
         """ℓ(p, y)."""
 
+    def gradient(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """∂ℓ/∂p, by torch unless a loss knows it."""
+        with torch.enable_grad():
+            p = prediction.detach().requires_grad_()
+            (found,) = torch.autograd.grad(self(p, y).sum(), p)
+        return found
+
     def conjugate(self, a: Tensor, y: Tensor) -> Tensor:
         """ℓ*(−a) = max_p (−a·p − ℓ(p, y)); infinite where a is infeasible."""
         raise NotImplementedError
@@ -160,6 +167,11 @@ class CrossEntropy(Loss):
 
     def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
         return -prediction.log_softmax(-1).gather(-1, y.long()[..., None])[..., 0]
+
+    def gradient(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """softmax(p), less 1 in the place of y."""
+        shares, own = prediction.softmax(-1), y.long()[..., None]
+        return shares.scatter_add_(-1, own, shares.new_full((), -1.0).expand(own.shape))
 
 
 class OneVsRest(Loss):

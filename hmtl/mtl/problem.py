@@ -11,6 +11,7 @@ other: W, V are [C·d, K], a is [K, C·n].
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -122,24 +123,52 @@ class Problem:
         self.tasks, self.loss = tuple(self.everybody[k] for k in self.users), copy.deepcopy(loss).to(device)
         self.counts = tuple(len(task.y_train) for task in tasks)
         self.K, self.d = len(tasks), self.everybody[0].x_train.shape[1]
-        # as many rows as the user with most has, wherever it is: numbers shall not depend on who shares a process
-        X = torch.zeros(len(self.tasks), max(self.counts), self.d, dtype=torch.float64, device=device)
-        y = X.new_ones(X.shape[:2])
-        for k, task in enumerate(self.tasks):
-            X[k, : len(task.x_train)], y[k, : len(task.y_train)] = task.x_train, task.y_train
-        here = tuple(self.counts[k] for k in self.users)
-        counts = torch.tensor(here, dtype=torch.float64, device=device)
-        s = 1 / counts if reduction == "mean" else torch.ones_like(counts)
-        self.rows = Rows(X, y, torch.linalg.vecdot(X, X), here, s)
-        self._weights = s[:, None] * (torch.arange(X.shape[1], device=device) < counts[:, None])
+        self.here = tuple(self.counts[k] for k in self.users)
+        counts = torch.tensor(self.here, dtype=torch.float64, device=device)
+        self.s = 1 / counts if reduction == "mean" else torch.ones_like(counts)
+        self.there = torch.arange(max(self.counts), device=device) < counts[:, None]
+        self._padded: dict[torch.dtype, Rows] = {}  # which copies of the problem share
         self.outputs = tasks[0].classes or 1  # numbers in a prediction
         self.size = self.outputs * self.d  # numbers in a linear model
         self.binary = self.loss.binary if isinstance(self.loss, OneVsRest) else self.loss  # of one score
-        self.scores: tuple[Rows, ...] = (self.rows,)  # for each score of a prediction, the rows with its own y
-        if isinstance(self.loss, OneVsRest):
-            signs = OneVsRest.signs(y.new_empty(self.outputs), y).unbind(-1)
-            self.scores = tuple(replace(self.rows, y=sign.contiguous()) for sign in signs)
         self.regularizer = self._prepared(regularizer)
+
+    def padded(self, dtype: torch.dtype) -> Rows:
+        """The training rows as numbers of a type.
+
+        If it is their own, tasks share their memory from then on.
+        """
+        if dtype in self._padded:
+            return self._padded[dtype]
+        # as many rows as the user with most has, wherever it is: numbers shall not depend on who shares a process
+        X = torch.zeros(len(self.tasks), max(self.counts), self.d, dtype=dtype, device=self.s.device)
+        y = X.new_ones(X.shape[:2])
+        for k, task in enumerate(self.tasks):
+            X[k, : len(task.x_train)], y[k, : len(task.y_train)] = task.x_train, task.y_train
+        if X.is_cpu and all(task.x_train.dtype == dtype for task in self.tasks):
+            self.tasks = tuple(_with_rows(task, x[: len(task.x_train)]) for task, x in zip(self.tasks, X, strict=True))
+            mine = dict(zip(self.users.tolist(), self.tasks, strict=True))
+            self.everybody = tuple(mine.get(k, task) for k, task in enumerate(self.everybody))
+        self._padded[dtype] = Rows(X, y, torch.linalg.vecdot(X, X), self.here, self.s.to(dtype))
+        return self._padded[dtype]
+
+    @property
+    def rows(self) -> Rows:
+        """The training rows in double precision, which certificates need."""
+        return self.padded(torch.float64)
+
+    @cached_property
+    def scores(self) -> tuple[Rows, ...]:
+        """For each score of a prediction, the rows with its own y."""
+        if not isinstance(self.loss, OneVsRest):
+            return (self.rows,)
+        signs = OneVsRest.signs(self.rows.y.new_empty(self.outputs), self.rows.y).unbind(-1)
+        return tuple(replace(self.rows, y=sign.contiguous()) for sign in signs)
+
+    @property
+    def _weights(self) -> Tensor:
+        """[K, n], s_k, and zero in the padding."""
+        return self.s[:, None] * self.there
 
     def regularized(self, regularizer: Regularizer) -> "Problem":
         """The same tasks and loss under another regularizer."""
@@ -160,7 +189,7 @@ class Problem:
         facts = self._facts(regularizer)
         if len(facts) < self.K:  # users elsewhere tell theirs in the set-up; until then, any will do
             facts = torch.from_numpy(generator(0, "stand-in").normal(size=(self.K, facts.shape[1])))
-        return regularizer.prepared(facts).to(self.rows.X.device)
+        return regularizer.prepared(facts).to(self.s.device)
 
     @torch.no_grad()
     def losses(self, W: Tensor) -> Tensor:
@@ -230,6 +259,13 @@ class Problem:
             total = float((y - y.mean()).square().sum())
             figures[f"{split}_r2"] = 1 - float(counts.to(errors) @ errors) / total
         return figures
+
+
+def _with_rows(task: Task, x_train: Tensor) -> Task:
+    """The task with its training rows in that place."""
+    other = copy.copy(task)
+    object.__setattr__(other, "x_train", x_train)
+    return other
 
 
 def _any_task(like: Task) -> Task:

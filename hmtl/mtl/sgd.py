@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.nn.functional import pad
 
 from hmtl.errors import ConfigError
+from hmtl.mtl.copies import Copies, apart, copies, group_size, groups
 from hmtl.mtl.losses import Loss
 from hmtl.mtl.models import FlatModel
 from hmtl.mtl.problem import Rows
@@ -91,6 +92,8 @@ class LocalSGD:
         round: int,
         pull: float = 0.0,
         anchor: Tensor | None = None,
+        out: Tensor | None = None,
+        group: int = 0,
     ) -> Tensor:
         """Models [K, m] after the steps of a round.
 
@@ -100,33 +103,31 @@ class LocalSGD:
             order: as from `draw`.
             budgets: [K], how many of the steps each user takes, 0 (absent) to T.
             pull, anchor: with them, users minimise s_k Σ_j ℓ + (pull/2)‖w − anchor_k‖², anchor [K, m].
+            out: where to put the models; None: in a new tensor.
+            group: how many users learn side by side; 0: as many as is fastest.
         """
         K, n, d = rows.X.shape
-        T, B = int(budgets.max()), order.shape[2]
-        order, budgets = order.to(W.device).transpose(0, 1)[:T], budgets.to(W.device)
-        there = order >= 0
-        active = (torch.arange(T, device=W.device)[:, None] < budgets)[:, :, None]
-        working = there & active
-        scale = rows.s * torch.tensor(rows.counts).to(W)
-        weights = working * (scale[:, None] / there.sum(2, keepdim=True).clamp_min(1))
-        at = order.clamp_min(0) + n * torch.arange(K, device=W.device)[:, None]  # into all users' rows, end to end
-        X, y = rows.X.reshape(K * n, d), rows.y.flatten()[at]
-
-        def minibatch(parameters: dict[str, Tensor], x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-            losses: Tensor = loss(model(parameters, x), y)
-            return (weight * losses).sum()
-
-        gradients = vmap(grad(minibatch), randomness="different")
+        B, new = order.shape[2], torch.empty_like(W, memory_format=torch.contiguous_format) if out is None else out
+        order, budgets = order.to(W.device), budgets.to(W.device)
+        there, active = order >= 0, torch.arange(order.shape[1], device=W.device) < budgets[:, None]
+        scale = (rows.s * torch.tensor(rows.counts).to(W))[:, None, None]
+        weights = (there & active[..., None]) * (scale / there.sum(2, keepdim=True).clamp_min(1))
+        at = order.clamp_min(0) + n * torch.arange(K, device=W.device)[:, None, None]  # of all users' rows, end to end
+        X, y, at = rows.X.reshape(K * n, d), rows.y.flatten()[at], pad(at, (0, apart(B, d, W) - B))
         model.module.train()
-        new, x = W.clone(), X.new_empty(K * B, d)
-        parameters = model.split(new)
-        for t, (at_t, y_t, weights_t) in enumerate(
-            zip(at.flatten(1).unbind(), y.unbind(), weights.unbind(), strict=True)
-        ):
-            torch.index_select(X, 0, at_t, out=x)
-            away = active[t] * (new - anchor) if pull and anchor is not None else None
-            for name, gradient in gradients(parameters, x.view(K, B, d), y_t, weights_t).items():
-                parameters[name].sub_(gradient, alpha=self.rate(round))
-            if away is not None:
-                new.sub_(away, alpha=self.rate(round) * pull)
+        made: dict[int, Copies] = {}
+        for users in groups(K, group or group_size(W.shape[1] + B * d, W)):
+            G, T = len(users), int(budgets[users].max())
+            if G not in made:
+                made[G] = copies(model, G, W)
+            networks, x = made[G], X.new_empty(G, at.shape[2], d)
+            networks.load(W[users])
+            steps = (part[users, :T].transpose(0, 1).contiguous() for part in (at, y, weights, active.to(W)))
+            for at_t, y_t, weights_t, active_t in zip(*steps, strict=True):
+                torch.index_select(X, 0, at_t.flatten(), out=x.view(-1, d))
+                away = networks.away(anchor[users], active_t) if pull and anchor is not None else {}
+                networks.step(x[:, :B], y_t, weights_t, loss, self.rate(round))
+                for name, distance in away.items():
+                    networks.parameters[name].sub_(distance, alpha=self.rate(round) * pull)
+            networks.store(new[users[0] : users[-1] + 1])
         return new

@@ -1,4 +1,4 @@
-"""Digits for benchmarks: MNIST where HMTL_DATA names a folder with mnist.npz, else clouds of points of the same size."""
+"""Digits for benchmarks: MNIST where HMTL_DATA names a folder with mnist.npz, else clouds of points as large."""
 
 import os
 from pathlib import Path

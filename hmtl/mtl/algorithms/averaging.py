@@ -37,7 +37,7 @@ class FedAvg(ByGradients):
         return Average(self.model.start, self._counts(), 1.0, self.problem.grid)
 
     def _counts(self) -> Tensor:
-        return torch.tensor(self.problem.counts)[:, None].to(self.problem.rows.s)
+        return torch.tensor(self.problem.counts)[:, None].to(self.problem.s)
 
     @property
     def q(self) -> int:

@@ -247,7 +247,7 @@ class Algorithm(ABC):
         The `users` users with most rows are timed, each alone, median of `repeats`: users work side by side, so a
         round waits for the slowest of them, not for their sum. Stragglers do less so as to be done by then.
         """
-        counts = self.problem.rows.counts
+        counts = self.problem.here
         if not counts:
             return 0.0
         busiest = sorted(range(len(counts)), key=lambda k: -counts[k])[:users]
@@ -257,7 +257,7 @@ class Algorithm(ABC):
     def _seconds(self, round: int, user: int) -> float:
         start = cpu_seconds()
         self.users.local_work(round, user)
-        if self.problem.rows.X.is_cuda:
+        if self.problem.s.is_cuda:
             torch.cuda.synchronize()
         return cpu_seconds() - start
 

@@ -73,7 +73,7 @@ class DualUsers(Users):
             ValueError: a user would begin another update before its last one is settled.
         """
         here, K = self.problem.users, self.problem.K
-        drawn, usual = self.solver.draw(self.seed, round, here, self.problem.rows.counts)
+        drawn, usual = self.solver.draw(self.seed, round, here, self.problem.here)
         order, self._round = drawn if order is None else order, round
         budgets = self.participation.budgets(usual, self.seed, round, here, K) if budgets is None else budgets.clone()
         budgets[idle] = 0

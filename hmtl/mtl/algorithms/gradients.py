@@ -6,7 +6,7 @@ steps behind them as a further column, models [K, m] down.
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Algorithm, Ids, Users, with_rows
+from hmtl.mtl.copies import ALIGNMENT, copies
 from hmtl.mtl.models import FlatModel, MakeModel, seeded
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem, Rows
@@ -53,7 +54,7 @@ class ByGradients(Algorithm):
             raise ConfigError(f"{name} works by gradients, {type(solver).__name__} does not. Choose solver=sgd.")
         participation.check(problem.K)
         self.problem, self.solver, self.seed, self.participation = problem, solver, seed, participation
-        rows = problem.rows.X.new_zeros(2, problem.d)
+        rows = problem.s.new_zeros(2, problem.d)
         self.model = FlatModel(model, rows, problem.outputs, seed, problem.shape)
         self.model.check_training(rows)
         self.users = self._users()
@@ -100,11 +101,9 @@ class ModelUsers(Users):
     ) -> None:
         self.problem, self.solver, self.model, self.seed = problem, solver, model, seed
         self.participation, self.tells_steps, self.pull = participation, tells_steps, pull
-        rows, start = problem.rows, model.start
-        self.rows = replace(rows, **{part: getattr(rows, part).to(start.dtype) for part in ("X", "y", "s")})
-        self.numbers = len(start)
-        self.W = start.repeat(len(problem.users), 1)
-        self._usual = solver.steps(rows.counts)
+        self.rows, self.numbers = problem.padded(model.start.dtype), len(model.start)
+        self.W = model.start.expand(len(problem.users), -1)  # they are replaced, and never written to
+        self._usual = solver.steps(problem.here)
 
     @property
     def models(self) -> Tensor:
@@ -114,33 +113,35 @@ class ModelUsers(Users):
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
         budgets = self.participation.budgets(self._usual, self.seed, round, self.problem.users, self.problem.K)
         budgets[idle] = 0
-        W, *own = self._train(round, slice(None), self.rows, budgets)
-        if self.tells_steps:
-            W = torch.cat([W, budgets[:, None].to(W)], dim=1)
+        ivs, *own = self._train(round, slice(None), self.rows, budgets)
         working = budgets.numpy() > 0
         users = working.nonzero()[0]
         self._hold(users, own)
-        return users, W if working.all() else W[working]
+        return users, ivs if working.all() else ivs[working]
 
     def _hold(self, users: Ids, own: list[Tensor]) -> None:
         """Keep pending what these users trained [K, m] and do not send."""
 
     def local_work(self, round: int, user: int) -> None:
         one = slice(user, user + 1)
-        self._train(round, one, self.rows.of(user), self._usual[one])
+        self._train(round, one, self.rows.of(user), self._usual[one], group=1)
 
-    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
-        """Models [n, m] of these users after a round of so many steps: those that travel, and then any others."""
-        W = self.W[users]
-        order = self._order(round, users, rows)
+    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor, group: int = 0) -> tuple[Tensor, ...]:
+        """IVs [n, m + e] of these users after a round of so many steps, and then any other models."""
+        W, order = self.W[users], self._order(round, users, rows)
+        ivs = W.new_empty(len(W), self.numbers + self.tells_steps)
+        ivs[:, self.numbers :] = budgets[:, None]
         with seeded(self.seed, "dropout", round, device=W.device):
-            return (self._steps(rows, W, order, budgets, round, self.pull, W),)
+            self._steps(rows, W, order, budgets, round, self.pull, W, out=ivs[:, : self.numbers], group=group)
+        return (ivs,)
 
     def _order(self, number: int, users: slice, rows: Rows) -> Tensor:
         return self.solver.draw(self.seed, number, self.problem.users[users], rows.counts, max(self.problem.counts))
 
-    def _steps(self, rows: Rows, W: Tensor, order: Tensor, budgets: Tensor, round: int, *pull: Any) -> Tensor:
-        return self.solver.solve(self.model, self.problem.loss, rows, W, order, budgets, round, *pull)
+    def _steps(
+        self, rows: Rows, W: Tensor, order: Tensor, budgets: Tensor, round: int, *pull: Any, **how: Any
+    ) -> Tensor:
+        return self.solver.solve(self.model, self.problem.loss, rows, W, order, budgets, round, *pull, **how)
 
     def blocks(self) -> Iterator[Tensor]:
         return column_blocks(self.models, self.problem.K) if self.tells_steps else iter(())
@@ -148,25 +149,52 @@ class ModelUsers(Users):
     def receive(self, users: Ids, models: Tensor) -> None:
         self.W = with_rows(self.W, users, models)
 
-    def _predictions(self, split: str, models: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of each user the predictions of its model for its rows, and y."""
+    def _predictions(self, split: str, models: Tensor) -> Tensor:
+        """What each user's model [K, m] predicts for its rows, [K, n] or, of several outputs, [K, n, C]."""
         self.model.module.eval()
-        for w, task in zip(models, self.problem.tasks, strict=True):
-            x, y = (task.x_train, task.y_train) if split == "train" else (task.x_test, task.y_test)
-            w = w.clone()  # where it lies in memory must not show in the last bit
-            yield self.model(self.model.split(w), x.to(w)), y.to(w.device)
+        one, y = copies(self.model, 1, models), self._y[split]
+        predictions = models.new_zeros(*y.shape, *[self.model.C][: self.model.C > 1])
+        for k, (w, task) in enumerate(zip(models, self.problem.tasks, strict=True)):
+            x = self.rows.X[k, : self.rows.counts[k]] if split == "train" else task.x_test.to(w)
+            one.load(w[None])
+            predictions[k, : len(x)] = one.predict((x.clone() if x.data_ptr() % ALIGNMENT else x)[None])[0]
+        return predictions
+
+    @cached_property
+    def _y(self) -> dict[str, Tensor]:
+        """Of each split, y [K, n], padded with ones."""
+        longest = max(len(task.y_test) for task in self.problem.everybody)
+        y = self.rows.y.new_ones(len(self.rows.y), longest)
+        for row, task in zip(y, self.problem.tasks, strict=True):
+            row[: len(task.y_test)] = task.y_test
+        return {"train": self.rows.y, "test": y}
+
+    @cached_property
+    def _counts(self) -> dict[str, Tensor]:
+        """Of each split, how many rows each user has, [K] float64."""
+        tasks, s = self.problem.tasks, self.problem.s
+        counts = {split: [len(getattr(task, f"y_{split}")) for task in tasks] for split in ("train", "test")}
+        return {split: s.new_tensor(each) for split, each in counts.items()}
+
+    def _sums(self, split: str, figures: Tensor) -> Tensor:
+        """What each user has for its rows [K, n], summed up, [K] float64."""
+        there = torch.arange(figures.shape[1], device=figures.device) < self._counts[split][:, None]
+        return torch.where(there, figures, 0).double().sum(1)
+
+    def _errors(self, split: str, predictions: Tensor) -> Tensor:
+        """Mean error [K]."""
+        return self._sums(split, self.problem.loss.error(predictions, self._y[split])) / self._counts[split]
 
     @torch.no_grad()
     def measure(self) -> dict[str, Tensor]:
         """Σ_j ℓ, s, train and test error [K]."""
-        loss = self.problem.loss
-        found = {split: list(self._predictions(split, self.models)) for split in ("train", "test")}
-        losses = torch.stack([loss(prediction, y).double().sum() for prediction, y in found["train"]])
-        errors = {
-            f"{split}_error": torch.stack([loss.error(prediction, y).mean() for prediction, y in each])
-            for split, each in found.items()
+        train = self._predictions("train", self.models)
+        return {
+            "losses": self._sums("train", self.problem.loss(train, self._y["train"])),
+            "s": self.problem.s,
+            "train_error": self._errors("train", train),
+            "test_error": self._errors("test", self._predictions("test", self.models)),
         }
-        return {"losses": losses, "s": self.problem.rows.s, **errors}
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: getattr(self, name).clone() for name in self.state}

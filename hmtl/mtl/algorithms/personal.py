@@ -131,11 +131,11 @@ class PersonalUsers(ModelUsers):
     def predictors(self, state: dict[str, Tensor]) -> Tensor:
         return state["V"]
 
-    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
+    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor, group: int = 0) -> tuple[Tensor, ...]:
         W, order = self.W[users], self._order(round, users, rows)
         with seeded(self.seed, "dropout", round, device=W.device):
-            new = self._steps(rows, W, order, budgets, round)
-            return new, self._steps(rows, self.V[users], order, budgets, round, self.pull, W)
+            new = self._steps(rows, W, order, budgets, round, group=group)
+            return new, self._steps(rows, self.V[users], order, budgets, round, self.pull, W, group=group)
 
     def _hold(self, users: Ids, own: list[Tensor]) -> None:
         self.pending = with_rows(self.pending, users, own[0][users])
@@ -149,9 +149,9 @@ class PersonalUsers(ModelUsers):
     @torch.no_grad()
     def measure(self) -> dict[str, Tensor]:
         """As `ModelUsers`; besides ‖v_k − w_k‖² and the test error of w, [K]."""
-        errors = [self.problem.loss.error(prediction, y).mean() for prediction, y in self._predictions("test", self.W)]
         apart = (self.V - self.W).double().square().sum(1)
-        return super().measure() | {"apart": apart, "global_test_error": torch.stack(errors)}
+        errors = self._errors("test", self._predictions("test", self.W))
+        return super().measure() | {"apart": apart, "global_test_error": errors}
 
 
 class MoreauUsers(PersonalUsers):
@@ -162,14 +162,14 @@ class MoreauUsers(PersonalUsers):
         self.share, self.local_rounds = share, local_rounds
         self._usual = local_rounds * self._usual
 
-    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
+    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor, group: int = 0) -> tuple[Tensor, ...]:
         W, V = self.W[users], self.V[users]
         usual = self.solver.steps(rows.counts)
         with seeded(self.seed, "dropout", round, device=W.device):
             for r in range(self.local_rounds):
                 steps = (budgets - r * usual).clamp_min(0).minimum(usual)  # a straggler does not come to the last ones
                 order = self._order(round * self.local_rounds + r, users, rows)
-                V = self._steps(rows, V, order, steps, round, self.pull, W)
+                V = self._steps(rows, V, order, steps, round, self.pull, W, group=group)
                 moving = (steps > 0)[:, None].to(W)
                 W = W - self.share * moving * (W - V)
         return W, V
