@@ -56,8 +56,8 @@ def load_arrays(
             with zipfile.ZipFile(file) as archive:
                 members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
                 return {name: _array(archive, members[name], most) for name in choose(list(members))}
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-            # RuntimeError: it is encrypted; NotImplementedError: compressed in a way that Python does not know
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
+            # RuntimeError: it is encrypted, or compressed in a way that Python does not know
             raise ValueError(f"no npz file, or damaged ({' '.join(str(error).split())})") from None
 
 
@@ -68,7 +68,7 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> NDArra
             raise ValueError(f"{info.filename} is of an unknown version")
         shape, _, dtype = read(member)
     nbytes = math.prod(shape) * dtype.itemsize
-    if dtype.hasobject or dtype.kind not in "biufUS":
+    if dtype.kind not in "biufUS":
         raise ValueError(f"{info.filename} is of type {dtype}, not of plain numbers or words: no Python objects in it")
     if nbytes > most:
         raise ValueError(f"{info.filename} of shape {shape} has {nbytes:,} bytes, more than {most:,}")

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -33,13 +34,17 @@ def run(
     encoding: str = "utf-8",
     env: Mapping[str, str] | None = None,
     gone: bool = False,
+    room: int = resource.RLIM_INFINITY,
 ) -> Done:
-    """`python -m hmtl.COMMAND WORDS`, in the folder `cwd`; nobody reads its output if they are `gone`."""
+    """`python -m hmtl.COMMAND WORDS`, in the folder `cwd`.
+
+    Nobody reads its output if they are `gone`; no file can have more bytes than there is `room`.
+    """
     with TemporaryDirectory() as folder:
         written = Path(folder, "out"), Path(folder, "err")
         for path in written:
             path.touch()
-        process = FORKS.Process(target=_child, args=(command, words, cwd, encoding, env or {}, written, gone))
+        process = FORKS.Process(target=_child, args=(command, words, cwd, encoding, env or {}, written, gone, room))
         process.start()
         process.join()
         status = process.exitcode
@@ -55,6 +60,7 @@ def _child(
     env: Mapping[str, str],
     written: Sequence[Path],
     gone: bool,
+    room: int,
 ) -> None:
     import torch
     from hydra._internal.hydra import Hydra
@@ -75,6 +81,7 @@ def _child(
         sys.stdout = io.TextIOWrapper(open(1, "wb", closefd=False), encoding)  # noqa: SIM115
         sys.stderr = io.TextIOWrapper(open(2, "wb", closefd=False), encoding, "backslashreplace")  # noqa: SIM115
         os.chdir(cwd)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
         sys.argv = [f"hmtl.{command}", *words]
         Hydra.get_mode = lambda *args, **others: None  # type: ignore[method-assign]  # it composes all, for one word
         torch.set_num_threads(1)

@@ -1,14 +1,13 @@
 """A disk that is full. A limit to the size of files stands for it, so that the error is the system's own."""
 
 import resource
-import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 from commands import forked, status_of
+from forked import run
 
 from hmtl.checkpoint import load_checkpoint
 from hmtl.config import compose
@@ -37,13 +36,10 @@ def test_it_is_told_in_one_line_and_the_last_checkpoint_stays(tmp_path: Path) ->
     assert len(picture) < len(whole) - 10_000
 
     words = *SMALL, "rounds=4", "~logger.console", f"hydra.run.dir={folder}", f"resume={folder}"
-    line = [sys.executable, "-m", "hmtl.train", *words]
-
     for nbytes, which in (1000, ""), (len(picture) // 2, "topology.png"), (len(picture) + 10_000, "checkpoint.pt"):
-        limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (nbytes, nbytes))
-        done = subprocess.run(line, preexec_fn=limit, capture_output=True, text=True)
-        said = done.stdout + done.stderr
-        assert done.returncode == 2, said
+        done = run("train", words, tmp_path, room=nbytes)
+        said = done.out + done.err
+        assert done.status == 2, said
         assert said.startswith("error: ")
         assert said.count("\n") == 1
         assert which in said

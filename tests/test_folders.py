@@ -50,12 +50,8 @@ def test_folders_of_a_sweep_and_of_a_plan_are_as_many() -> None:
             from hmtl.config import conf_dir
 
             with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-                found = {
-                    hydra_compose(name, return_hydra_config=True).hydra[kind].dir
-                    for kind in ("run", "sweep")
-                    for _ in range(5)
-                }
-        assert len(found) == 10
+                composed = [hydra_compose(name, return_hydra_config=True).hydra for _ in range(2)]
+        assert len({each[kind].dir for each in composed for kind in ("run", "sweep")}) == 4
 
 
 def test_a_folder_in_use_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_what_others_would_swallow(tmp_path: Path, how: str) -> None:
     (tmp_path / "own_part.py").write_text(SWALLOWED[how])
     words = (*SMALL, "rounds=1", "logger=none", "regularizer=ridge", f"hydra.run.dir={tmp_path}/run")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
-    own = ("algorithm=local", "regularizer._target_=own_part.Own")
+    own = ("algorithm=fedu", "regularizer._target_=own_part.Own")
     done = subprocess.run(command(*words, *own), capture_output=True, text=True, env=env)
     assert (done.returncode, done.stderr) == (143 if how == "SIGTERM" else 130, "")
 

@@ -228,7 +228,8 @@ EVERY = ["mocha", "cocoa", "local", "fedu", "global", "fedprox", "ditto", "pfedm
 
 
 FEW = ("dataset.rows_per_user=40", "logger=none")
-SUMS = [f"{algorithm} communicator=sums regularizer=mean" for algorithm in ("mocha", "global", "fedu", "ditto")]
+MEAN = " regularizer=mean"
+SUMS = [f"{each} communicator=sums" for each in (f"mocha{MEAN}", "global", f"fedu{MEAN}", "ditto")]
 
 
 @pytest.mark.long
