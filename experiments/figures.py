@@ -141,7 +141,7 @@ def save(name: str, out: Path, rows: Sequence[Row], figure: Figure) -> None:
     for kind in ("png", "pdf"):
         with replacing(out / f"{name}.{kind}") as file:
             about = {"CreationDate": None} if kind == "pdf" else None  # the same picture, the same file
-            figure.savefig(file, format=kind, dpi=100, metadata=about)
+            figure.savefig(file, format=kind, dpi=90, metadata=about)
 
 
 def _cell(value: Any) -> Any:
@@ -161,8 +161,22 @@ def _number(text: str) -> float | str:
         return text
 
 
+def finish(figure: Figure, title: str, handles: Mapping[str, Any], columns: int) -> None:
+    """Title, legend and axes from zero up, once all lines are drawn."""
+    for axes in figure.axes:
+        axes.set_ylim(0)
+    figure.suptitle(title)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
+
+
+def legend(axes: Axes) -> dict[str, Any]:
+    """Handles by label."""
+    handles, labels = axes.get_legend_handles_labels()
+    return dict(zip(labels, handles, strict=True))
+
+
 def lines(axes: Axes, x: str, rows: Sequence[Row], y: str, curves: Iterable[str]) -> None:
-    """A line for each curve, of the rows of one panel, from zero up."""
+    """A line for each curve, of the rows of one panel."""
     for curve in curves:
         color, line, marker, label = STYLES[curve]
         here = [row for row in rows if row["curve"] == curve]
@@ -171,7 +185,6 @@ def lines(axes: Axes, x: str, rows: Sequence[Row], y: str, curves: Iterable[str]
             label=label, markersize=5, zorder=2.1 if curve == EQUAL else 2
         )  # on top of the paper's, often the same
         drawn.set_markerfacecolor("none" if curve in (PAPER, BEST) else color)
-    axes.set_ylim(0)
     axes.grid(alpha=0.3)
     axes.set_xlabel(LABELS[x])
 

@@ -20,7 +20,9 @@ from figures import (
     Panels,
     Point,
     Row,
+    finish,
     kept,
+    legend,
     lines,
     mean,
     network,
@@ -76,8 +78,7 @@ def picture(title: str, x: str, rows: Sequence[Row]) -> Figure:
             lines(axes, x, here, column, CODED if column == "saved %" else STYLES)
             axes.set_ylabel(label)
             axes.set_title(panel)
-    figure.suptitle(title)
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    finish(figure, title, legend(grid[0, 0]), 3)
     return figure
 
 
