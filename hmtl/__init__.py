@@ -2,15 +2,17 @@
 
 TYPE_CHECKING = False  # that of typing takes long to import, and so does numpy: a command first sees to Ctrl-C
 if TYPE_CHECKING:
-    from hmtl.saved import Models, load_models
+    from hmtl.estimator import MultiTask
+    from hmtl.saved import Models, load_run
 
-__all__ = ["Models", "load_models"]
+__all__ = ["Models", "MultiTask", "load_run"]
 __version__ = "0.1.0"
+_HOMES = {"Models": "saved", "load_run": "saved", "MultiTask": "estimator"}
 
 
 def __getattr__(name: str) -> object:
-    if name in __all__:
-        from hmtl import saved
+    if name in _HOMES:
+        from importlib import import_module
 
-        return getattr(saved, name)
+        return getattr(import_module(f"hmtl.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -32,7 +32,7 @@ from hmtl.config import compose, conf_dir
 from hmtl.errors import ConfigError, HmtlError, Interrupted, complain
 from hmtl.folders import held
 from hmtl.leaving import leave_with
-from hmtl.schema import PlanConfig, TrainConfig, flat
+from hmtl.schema import PlanConfig, PredictConfig, TrainConfig, flat
 from hmtl.settings import no_setting
 
 
@@ -174,9 +174,10 @@ def _check_flags() -> None:
 
 
 _ROOTS = {
-    name: {field.name for field in fields(kind)} for name, kind in (("config", TrainConfig), ("plan", PlanConfig))
+    name: {field.name for field in fields(kind)}
+    for name, kind in (("config", TrainConfig), ("plan", PlanConfig), ("predict", PredictConfig))
 }
-_COMMANDS = {"config": "hmtl.train", "plan": "hmtl.plan"}
+_COMMANDS = {"config": "hmtl.train", "plan": "hmtl.plan", "predict": "hmtl.predict"}
 
 
 def _told(error: Exception, config_name: str) -> str:

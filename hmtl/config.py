@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hmtl.errors import ConfigError, HmtlError
 from hmtl.progress import progress
-from hmtl.schema import PlanConfig, TrainConfig, check_root, flat
+from hmtl.schema import PlanConfig, PredictConfig, TrainConfig, check_root, flat
 from hmtl.settings import check_kind, check_part, found, takes
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ USUAL_REGULARIZER = "hmtl.mtl.TaskRelationship"
 
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 ConfigStore.instance().store(name="plan_schema", node=PlanConfig)
+ConfigStore.instance().store(name="predict_schema", node=PredictConfig)
 _composing = Lock()  # Hydra has one place for all threads of a process
 
 

@@ -26,9 +26,12 @@ class Console(rich.console.Console):
             column.no_wrap = column.justify == "right"
             words = (word for cell in (column.header, *column.cells) for word in str(cell).split())
             column.min_width = max(map(len, words), default=0)
-        least = Measurement.get(self, self.options.update(max_width=10_000), table).minimum
-        if least > self.width:
-            table.width = least
+        wide = self.options.update(max_width=10_000)
+        if Measurement.get(self, wide, table).maximum > self.width:
+            for column in table.columns:
+                if column.no_wrap:
+                    column.header = str(column.header).replace(" ", "\n")
+            table.width = max(Measurement.get(self, wide, table).minimum, self.width)
         self.print(table, crop=False)
 
     def now_and_then(self, line: str) -> None:

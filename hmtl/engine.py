@@ -56,8 +56,16 @@ class Engine:
     def measured(
         self, algorithm: Algorithm, communicator: Communicator, outcome: Outcome, user_seconds: float
     ) -> Word | None:
-        """`figures` of a round, how many `users` counted, and `user_seconds` of the slowest; where results are kept."""
-        return {"figures": algorithm.metrics(), "users": len(outcome.users), "user_seconds": user_seconds}
+        """`figures` of a round, what was `measured`, how many `users` counted, and `user_seconds` of the slowest; where
+        results are kept.
+        """
+        measured = algorithm.users.measure()
+        return {
+            "figures": algorithm.figures(measured, algorithm.users.blocks()),
+            "measured": measured,
+            "users": len(outcome.users),
+            "user_seconds": user_seconds,
+        }
 
     def agree(self, word: Word) -> Word:
         """The word of the process that leads, for all."""

@@ -1,13 +1,14 @@
 """Where measurements go: the console, TensorBoard. Each takes the trainer's rows one by one."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from hmtl.communication import TIERS
 from hmtl.console import Console
@@ -147,7 +148,25 @@ def report(summary: Mapping[str, Any]) -> list[Table | str]:
     for key, label, form in _LEARNING:
         if key in summary:
             learning.add_row(label, f"{summary[key]:{form}}")
-    return [*parts, learning]
+    return [*parts, learning, *_users(summary)]
+
+
+def _users(summary: Mapping[str, Any]) -> Iterator[Table]:
+    """Those who err most, if anybody does."""
+    worst = summary.get("worst_users", ())
+    if not worst or not (worst[0]["test_error"] or worst[0]["train_error"]):
+        return
+    some = f"the {len(worst)} of {summary['K']} who err most, all in users.csv"
+    users = Table(title=f"Users: {some}" if len(worst) < summary["K"] else "Users", title_justify="left")
+    splits = [split for split in ("train", "test") if any(user[f"{split}_rows"] for user in worst)]
+    users.add_column("user")
+    for what in ("rows", "error"):
+        for split in splits:
+            users.add_column(f"{split} {what}", justify="right")
+    for user in worst:
+        rows, errors = ([user[f"{split}_{what}"] for split in splits] for what in ("rows", "error"))
+        users.add_row(Text(user["user"]), *map(str, rows), *(f"{e:.4f}" if e != "" else "" for e in errors))
+    yield users
 
 
 def _loads(summary: Mapping[str, Any]) -> Table:

@@ -172,6 +172,7 @@ class TorchDistributed(Engine):
         travels = algorithm.users.numbers > 0
         return {
             "figures": algorithm.figures(measured, self._blocks(algorithm)),
+            "measured": measured,
             "users": len(outcome.users) if travels else sum(word["users"] for word in words.values()),
             "user_seconds": max(word["user_seconds"] for word in words.values()),
         }

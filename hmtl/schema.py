@@ -80,6 +80,17 @@ class PlanConfig(NetworkConfig):
     format: str = "text"
 
 
+@dataclass
+class PredictConfig:
+    """Root of `conf/predict.yaml`."""
+
+    run: str = MISSING
+    data: str = MISSING
+    user: str | None = None
+    task: str | None = None
+    output: str | None = None
+
+
 def check_root(cfg: DictConfig) -> None:
     """Refuse values at the root that nothing can have, or that have no meaning beside the others.
 

@@ -5,19 +5,23 @@ from hmtl.leaving import leave_at_once
 if __name__ == "__main__":
     leave_at_once()  # before what takes long to import
 
+import csv
+import io
 import math
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from omegaconf import DictConfig
 
-from hmtl.atomic import replacing, write_json
+from hmtl.atomic import replacing, write_json, write_whole
 from hmtl.cli import main
 from hmtl.config import Run, build
 from hmtl.errors import Interrupted
 from hmtl.folders import held
-from hmtl.saved import save_models
+from hmtl.saved import models_of
 
+NAMED = 10  # users in summary and report, those who err most
 SECONDS = ("local_s", "compute_s", "communication_s", "uncoded_s", "uncoded_communication_s")
 
 
@@ -47,9 +51,13 @@ def train(cfg: DictConfig) -> None:
                 logger.close()  # the progress bar, before there is more to be read
             print(f"stopped after {len(history)} rounds; go on with resume={run.output_dir}")
             raise Interrupted(run.trainer.interrupted)
-        summary = summarize(run, cfg)
+        users = by_user(run)
+        worst = sorted(users, key=lambda user: -(user["test_error"] or user["train_error"] or 0))
+        summary = {**summarize(run, cfg), "worst_users": worst[:NAMED]}
         write_json(run.output_dir / "summary.json", summary)
-        save_models(run.output_dir / "models.npz", run.algorithm, run.engine.models(run.algorithm, run.trainer.state))
+        write_whole(run.output_dir / "users.csv", as_csv(users))
+        W = run.engine.models(run.algorithm, run.trainer.state)
+        models_of(run.algorithm, W).save(run.output_dir / "models.npz")
         if run.loggers:  # who else would look at them
             figures["links"] = link_figure(run.communicator.ledger)
             if run.algorithm.Omega is not None:
@@ -57,6 +65,29 @@ def train(cfg: DictConfig) -> None:
         for logger in run.loggers:
             logger.finish(summary, figures)
         print(f"Results: {run.output_dir}")
+
+
+def by_user(run: Run) -> list[dict[str, Any]]:
+    """Of each user its name, its rows, and its errors; "" where it has no rows for them."""
+    errors = run.trainer.errors
+    if not errors["train"]:  # no round was left to be played
+        measured = run.algorithm.users.measure()
+        errors = {split: measured[f"{split}_error"].tolist() for split in errors}
+    users = []
+    for k, task in enumerate(run.algorithm.problem.everybody):
+        rows = {"train": len(task.y_train), "test": len(task.y_test)}
+        known = {f"{split}_error": errors[split][k] if rows[split] and k < len(errors[split]) else "" for split in rows}
+        users.append({"user": task.name, **{f"{split}_rows": n for split, n in rows.items()}, **known})
+    return users
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table with the names of the first row as its header."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, rows[0], lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
 
 
 def summarize(run: Run, cfg: DictConfig) -> dict[str, Any]:

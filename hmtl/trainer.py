@@ -94,6 +94,7 @@ class Trainer:
         self.history = History(checkpoint.with_name("metrics.csv") if engine.leads else None)
         self.interrupted = 0
         self.state: Mapping[str, Any] | None = None  # at the end, where results are kept
+        self.errors: dict[str, list[float]] = {"train": [], "test": []}  # of each user, last, where results are kept
 
     def fit(self, checkpoint: Mapping[str, Any] | None = None) -> list[Measurements]:
         """Run the rounds that are left and return one row for each round, those before a resume included.
@@ -168,7 +169,11 @@ class Trainer:
         absent = learner.participation.absent_relays(learner.seed, number, communicator.topology.H)
         outcome = communicator.round(number, self.users, learner.aggregator, absent)
         measured = self.engine.measured(learner, communicator, outcome, user_seconds)
-        return {} if measured is None else self.measure(number, outcome, **measured)
+        if measured is None:
+            return {}
+        by_user = measured.pop("measured")
+        self.errors = {split: by_user[f"{split}_error"].tolist() for split in self.errors}
+        return self.measure(number, outcome, **measured)
 
     def _goes_on(self) -> bool:
         """Whether there is another round, as the process that leads decides."""

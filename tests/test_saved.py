@@ -12,13 +12,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig
+from safetensors.numpy import load_file
 
 import hmtl
 from hmtl.config import build
 from hmtl.data import Preprocessing, Task
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl import MOCHA, SDCA, Hinge, Problem, Ridge, Squared
-from hmtl.saved import save_models
+from hmtl.saved import models_of
 from hmtl.train import train
 
 Configure = Callable[..., DictConfig]
@@ -61,7 +62,7 @@ def test_raw_rows_give_the_errors_of_the_run(configure: Configure, tmp_path: Pat
     where = (f"dataset.path={tmp_path}/train", f"dataset.test_path={tmp_path}/test", "topology=any_r")
     train(configure("dataset=files", *where, "rounds=10", "H=3", "r=2", "logger=none", *KINDS[kind]))
     summary = json.loads((tmp_path / "summary.json").read_text())
-    models = hmtl.load_models(tmp_path, torch.nn.Linear if "net" in kind else None)
+    models = hmtl.load_run(tmp_path, torch.nn.Linear if "net" in kind else None)
     errors, sums = [], np.zeros(2)
     every = pd.concat(tests.values())["y"]
     for name, table in tests.items():
@@ -71,12 +72,60 @@ def test_raw_rows_give_the_errors_of_the_run(configure: Configure, tmp_path: Pat
         errors.append(wrong.mean())
         sums += [wrong.sum(), ((y - every.mean()) ** 2).sum()] if "numbers" in kind else [0, 0]
     np.testing.assert_allclose(np.mean(errors), summary["test_error"], rtol=1e-4 if "net" in kind else 1e-9)
+    by_user = pd.read_csv(tmp_path / "users.csv", index_col="user")
+    assert by_user.index.tolist() == list(models.names) == list(tests)
+    assert by_user[["train_rows", "test_rows"]].to_numpy().tolist() == [[30, 10]] * 4
+    np.testing.assert_allclose(by_user["test_error"], errors, rtol=1e-4 if "net" in kind else 1e-9)
+    assert by_user["train_error"].mean() == pytest.approx(summary["train_error"])
+    assert [user["user"] for user in summary["worst_users"]][:1] == [by_user["test_error"].idxmax()]
+    assert models.columns == ("a", "b", "c", "same")
     np.testing.assert_allclose(np.max(errors), summary["test_error_worst"], rtol=1e-4 if "net" in kind else 1e-9)
     if "numbers" in kind:
         np.testing.assert_allclose(1 - sums[0] / sums[1], summary["test_r2"], rtol=1e-4)
     else:
         assert "test_r2" not in summary
         assert summary["test_error"] < 0.5
+
+
+def test_what_is_exported_is_all_that_another_program_needs(configure: Configure, tmp_path: Path) -> None:
+    """With numpy alone: weights, and what preprocessing fitted."""
+    tests = write(tmp_path, "classes")
+    where = (f"dataset.path={tmp_path}/train", "dataset.standardize=task", "topology=any_r", "H=3", "r=2")
+    train(configure("dataset=files", *where, "rounds=5", "logger=none"))
+    models = hmtl.load_run(tmp_path)
+    models.export(tmp_path / "home")
+    about = json.loads((tmp_path / "home" / "users.json").read_text())
+    assert list(about["users"]) == list(tests)
+    assert about["labels"] == ["low", "mid", "top"]
+    for user, file in about["users"].items():
+        state = load_file(tmp_path / "home" / file)
+        x = tests[user][about["columns"]].to_numpy()
+        scores = np.c_[(x - state["mean"]) / state["scale"], np.ones(len(x))] @ state["learned.weight"].T
+        np.testing.assert_allclose(models.scores(user, x), scores, rtol=1e-9)
+        assert models.predict(user, x).tolist() == [about["labels"][c] for c in scores.argmax(1)]
+    assert len(list((tmp_path / "home").iterdir())) == 5
+    with pytest.raises(ConfigError, match="home exists: give the name of a new folder"):
+        models.export(tmp_path / "home")
+
+
+def test_a_users_model_is_a_module_that_goes_on_learning(configure: Configure, tmp_path: Path) -> None:
+    write(tmp_path, "numbers")
+    where = (
+        "dataset=files",
+        f"dataset.path={tmp_path}/train",
+        "dataset.kind=regression",
+        "topology=any_r",
+        "H=3",
+        "r=2",
+    )
+    train(configure(*where, "rounds=3", "algorithm=fedu", "loss=squared", "logger=none"))
+    module = hmtl.load_run(tmp_path, torch.nn.Linear).model("town 2")
+    again = hmtl.load_run(tmp_path, torch.nn.Linear).model("town 2")
+    x = torch.tensor([[3.0, -50.0, 0.1, 7.0]])
+    assert 900 < float(module(x)) < 1100
+    (module(x) - 2000).square().sum().backward()
+    torch.optim.SGD(module.parameters(), 0.1).step()
+    assert float(module(x)) > float(again(x)) + 10, "and each call gives one of its own"
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -102,8 +151,8 @@ def test_scores_are_those_inside(
     mocha = MOCHA(Problem(tasks, loss(), Ridge(0.1)), SDCA())
     for t in range(3):
         mocha.step(t)
-    save_models(tmp_path / "models.npz", mocha)
-    models = hmtl.load_models(tmp_path / "models.npz")
+    models_of(mocha).save(tmp_path / "models.npz")
+    models = hmtl.load_run(tmp_path / "models.npz")
     for k, (raw, task) in enumerate(zip(raws, tasks, strict=True)):
         inside = task.x_test.double() @ mocha.W[:, k] + (raw.y_test - task.y_test)
         np.testing.assert_allclose(models.scores(raw.name, raw.x_test.numpy()), inside.numpy(), rtol=1e-9, atol=1e-9)
@@ -115,24 +164,24 @@ def test_what_does_not_fit_is_named(configure: Configure, tmp_path: Path) -> Non
     write(tmp_path, "two")
     where = ("dataset=files", f"dataset.path={tmp_path}/train", "dataset.test_fraction=0", "topology=any_r", "H=3")
     with pytest.raises(DataError, match=r"models\.npz holds no models"):
-        hmtl.load_models(tmp_path)
+        hmtl.load_run(tmp_path)
     train(configure(*where, "r=2", "rounds=2", "logger=none"))
-    models = hmtl.load_models(tmp_path)
-    with pytest.raises(DataError, match=r"no task 'town9' among the 4: is town \d meant"):
+    models = hmtl.load_run(tmp_path)
+    with pytest.raises(DataError, match=r"no user 'town9' among the 4: is town \d meant"):
         models.predict("town9", np.ones((1, 4)))
     with pytest.raises(DataError, match=r"shape \[2, 5\], not \[n, d\] with d=4"):
         models.predict("town 1", np.ones((2, 5)))
     with pytest.raises(ConfigError, match="linear models: leave model out"):
-        hmtl.load_models(tmp_path, torch.nn.Linear)
+        hmtl.load_run(tmp_path, torch.nn.Linear)
     assert models.predict("town 1", np.empty((0, 4))).shape == (0,)
     (tmp_path / "models.npz").write_bytes((tmp_path / "models.npz").read_bytes()[:300])
     with pytest.raises(DataError, match="holds no models"):
-        hmtl.load_models(tmp_path)
+        hmtl.load_run(tmp_path)
     train(configure(*where, "r=2", "rounds=2", "logger=none", "algorithm=fedu"))
-    with pytest.raises(ConfigError, match=r"networks: give as model what algorithm\.model was"):
-        hmtl.load_models(tmp_path)
+    with pytest.raises(ConfigError, match=r"holds networks, and no \.hydra/config\.yaml .* give as model what"):
+        hmtl.load_run(tmp_path)
     with pytest.raises(ConfigError, match="parameters, not"):
-        hmtl.load_models(tmp_path, hmtl_mlp).predict("town 1", np.ones((1, 4)))
+        hmtl.load_run(tmp_path, hmtl_mlp).predict("town 1", np.ones((1, 4)))
 
 
 def hmtl_mlp(d: int, C: int) -> torch.nn.Module:

@@ -10,6 +10,7 @@ from torch import Tensor
 from hmtl.data.preprocessing import Prepared, Preprocessing, Scaling
 from hmtl.data.tasks import Task
 
+Names = tuple[Any, ...] | None
 _TARGETS = ("y_train", "y_test")
 
 
@@ -19,14 +20,14 @@ def outline(tasks: Sequence[Task]) -> dict[str, Any]:
         "tasks": [_shapes(task) for task in tasks],
         "raw": [_shapes(task.raw) for task in tasks if task.prepared],
         "preprocessing": asdict(tasks[0].preprocessing),
-        "labels": tasks[0].labels,
+        "called": (tasks[0].labels, tasks[0].columns),
     }
 
 
 def from_outline(outline: Mapping[str, Any]) -> tuple[Task, ...]:
     """The inverse of `outline`: tasks whose rows are elsewhere, and so is what was fitted to them."""
-    labels, by = outline["labels"], Preprocessing(**outline["preprocessing"])
-    tasks, raw = ([_task(shapes, labels) for shapes in outline[part]] for part in ("tasks", "raw"))
+    called, by = outline["called"], Preprocessing(**outline["preprocessing"])
+    tasks, raw = ([_task(shapes, *called) for shapes in outline[part]] for part in ("tasks", "raw"))
     for task, before in zip(tasks, raw, strict=False):
         object.__setattr__(task, "prepared", Prepared(before, by, _unknown(before, by)))
     return tuple(tasks)
@@ -64,13 +65,13 @@ def _shapes(task: Task) -> tuple[str, list[int], list[int], bool, int | None]:
     return task.name, list(task.x_train.shape), list(task.x_test.shape), narrow, task.classes
 
 
-def _task(shapes: tuple[str, list[int], list[int], bool, int | None], labels: tuple[Any, ...] | None) -> Task:
+def _task(shapes: tuple[str, list[int], list[int], bool, int | None], labels: Names, columns: Names) -> Task:
     name, train, test, narrow, classes = shapes
     x_train, x_test = (
         torch.empty(shape, dtype=torch.float32 if narrow else torch.float64, device="meta") for shape in (train, test)
     )
     y_train, y_test = (torch.empty(shape[0], device="meta") for shape in (train, test))
-    return Task(name, x_train, y_train, x_test, y_test, classes, labels)
+    return Task(name, x_train, y_train, x_test, y_test, classes, labels, columns)
 
 
 def _unknown(raw: Task, by: Preprocessing) -> Scaling:

@@ -6,7 +6,8 @@ Shapes: K tasks, n rows and d features each: all columns but those of target and
 from __future__ import annotations  # pandas, which takes half a second, is imported where it is used
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -106,7 +107,13 @@ def files(
         else:
             rng = generator(seed, "data", "split", k)
             tasks.append(split(name, x, y[k], test_fraction, rng, classes, labels))
-    return prepare(tasks)
+    return prepare(_named(tasks, next(iter(tables.values())), target))
+
+
+def _named(tasks: Iterable[Task], table: pd.DataFrame, target: str) -> list[Task]:
+    """The tasks, and what the columns of their features are called."""
+    columns = tuple(str(name) for name in table.columns if name != target)
+    return [replace(task, columns=columns) for task in tasks]
 
 
 def _dealt(
@@ -117,7 +124,7 @@ def _dealt(
     tables = [_read(path, target, None, kind)] if one_table else list(_tables(path, target, task, kind).values())
     (*numbers,), labels = _coded([table[target] for table in tables], f"{path}: {target!r}", kind)
     x, y = np.concatenate([_features(table, target) for table in tables]), np.concatenate(numbers)
-    return share_out(lambda rows: x[rows], y, K, deal, fraction, seed, labels)
+    return tuple(_named(share_out(lambda rows: x[rows], y, K, deal, fraction, seed, labels), tables[0], target))
 
 
 def _tables(path: Path, target: str, task: str | None, kind: str) -> dict[str, pd.DataFrame]:
@@ -187,15 +194,26 @@ def _cut(file: Path, target: str, task: str, kind: str) -> dict[str, pd.DataFram
 
 def _read(file: Path, target: str, task: str | None, kind: str) -> pd.DataFrame:
     """A table that has its columns, rows, and values where they belong."""
+    table = read_table(file, (target,))
+    if fault := next(_faults(table, target, task, kind), None):
+        raise DataError(f"{file} {fault}")
+    return table
+
+
+def read_table(file: Path, beside: Collection[str] = ()) -> pd.DataFrame:
+    """A table as it is; of an npz, the array x as columns x0, x1, ..., and those of the arrays `beside` that there are.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     import pandas as pd
 
     try:
         if file.suffix.lower() == ".npz":
-            arrays = load_arrays(file, lambda names: [name for name in dict.fromkeys(("x", target)) if name in names])
+            arrays = load_arrays(file, lambda names: [name for name in dict.fromkeys(("x", *beside)) if name in names])
             if "x" not in arrays:
                 raise ValueError("it has no array x")
-            table = pd.DataFrame(arrays["x"]).rename(columns="x{}".format)
-            table = table.assign(**{target: arrays[target]} if target in arrays else {})
+            table = pd.DataFrame(arrays.pop("x")).rename(columns="x{}".format).assign(**arrays)
         elif file.suffix.lower() == ".parquet":
             open_file(file).close()
             table = pd.read_parquet(file)
@@ -211,8 +229,6 @@ def _read(file: Path, target: str, task: str | None, kind: str) -> pd.DataFrame:
         raise DataError(f"{file}: Parquet needs pyarrow. pip install 'hmtl[parquet]', or give CSV or NPZ.") from error
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{file} cannot be read: {' '.join(str(error).split())}. Fix it or write it again.") from error
-    if fault := next(_faults(table, target, task, kind), None):
-        raise DataError(f"{file} {fault}")
     return table
 
 
@@ -228,7 +244,7 @@ def _faults(table: pd.DataFrame, target: str, task: str | None, kind: str) -> It
         yield f"has no features, only {names}. Add columns to learn from."
     for name, column in table.items():
         number = name != task and (name != target or kind == "regression")
-        bad = _not_numbers(column) if number else column.isna().to_numpy()
+        bad = not_numbers(column) if number else column.isna().to_numpy()
         if bad.any():
             row, wanted = int(bad.argmax()), "a finite number" if number else "a value"
             other = "drop the column" if name != target else "set dataset.kind=classification loss=hinge for labels"
@@ -238,7 +254,8 @@ def _faults(table: pd.DataFrame, target: str, task: str | None, kind: str) -> It
             )
 
 
-def _not_numbers(column: pd.Series[Any]) -> NDArray[np.bool_]:
+def not_numbers(column: pd.Series[Any]) -> NDArray[np.bool_]:
+    """[n], where a column has no finite number."""
     import pandas as pd
 
     if pd.api.types.is_numeric_dtype(column):

@@ -29,6 +29,7 @@ class Task:
         x_test, y_test: [n_test, d] (or [n_test, ...]) and [n_test]; n_test may be 0.
         classes: C, if y is the number of a class, 0..C−1, kept as int64.
         labels: what the classes are called, in the order of y; None: by their values of y.
+        columns: what the features are called; None: they have no names.
         prepared: where this comes from, if it was preprocessed, see `Preprocessing`.
 
     Raises:
@@ -43,6 +44,7 @@ class Task:
     y_test: Tensor
     classes: int | None = None
     labels: tuple[Any, ...] | None = None
+    columns: tuple[str, ...] | None = None
     prepared: Prepared | None = None
 
     def __post_init__(self) -> None:

@@ -79,7 +79,7 @@ class FlatModel:
     """
 
     def __init__(self, make: MakeModel, x: Tensor, C: int, seed: int, shape: tuple[int, ...] = ()) -> None:
-        d, self.C = x.shape[1], C
+        self.make, d, self.C = make, x.shape[1], C
         self.shape = (shape or (d,)) if has_argument(make, "shape") else (d,)
         told = {"shape": self.shape} if has_argument(make, "shape") else {}
         try:

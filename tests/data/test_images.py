@@ -16,7 +16,7 @@ from hmtl.data import Dirichlet, Pathological, Quantity, mnist, mnist5k
 from hmtl.data import torchvision as images
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl import SDCA, CoCoA, CrossEntropy, FedAvg, Hinge, LocalSGD, Logistic, Problem, Ridge, cnn, mlp
-from hmtl.saved import save_models
+from hmtl.saved import models_of
 
 FAKE = {"size": 120, "image_size": (3, 8, 10), "num_classes": 4}
 
@@ -208,8 +208,8 @@ def test_finished_runs_predict_on_images(tmp_path, make):
     tasks = images("FakeData", 3, Quantity(5.0), options=FAKE)
     learner = FedAvg(Problem(tasks, CrossEntropy(), Ridge(1.0)), LocalSGD(0.05, 2), make)
     learner.step(0)
-    save_models(tmp_path / "models.npz", learner)
-    models = hmtl.load_models(tmp_path, make)
+    models_of(learner).save(tmp_path / "models.npz")
+    models = hmtl.load_run(tmp_path, make)
     wrong = [(models.predict(task.name, task.x_test) != task.y_test.numpy()).mean() for task in tasks]
     assert learner.metrics()["test_error"] == pytest.approx(np.mean(wrong))
     with pytest.raises(DataError, match=r"shape \[2, 240\], not \[n, 3, 8, 10\]"):

@@ -1,0 +1,87 @@
+"""`python -m hmtl.predict`: a stranger's way from a table of rows to labels for new ones."""
+
+import re
+from pathlib import Path
+
+import commands
+import numpy as np
+import pandas as pd
+import pytest
+
+import hmtl
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `run`, its training data of three users, and `new.csv` of rows without labels."""
+    folder, rng, parts = tmp_path_factory.mktemp("own"), np.random.default_rng(0), []
+    for who in ("north", "south", "7"):
+        x = rng.normal(size=(24, 2))
+        parts.append(pd.DataFrame(x, columns=["a", "b"]).assign(who=who, kind=np.digitize(x[:, 0], [-0.5, 0.5])))
+    table = pd.concat(parts, ignore_index=True)
+    table["kind"] = np.array(["cat", "dog", "fox"])[table["kind"]]
+    table.to_csv(folder / "own.csv", index=False)
+    table[["b", "who", "a"]].sample(10, random_state=0).to_csv(folder / "new.csv", index=False)
+    words = (
+        f"dataset.path={folder}/own.csv",
+        "dataset.task=who",
+        "dataset.target=kind",
+        "algorithm=global",
+        "r=2",
+        "H=3",
+    )
+    network = ("loss=cross_entropy", "algorithm.model._target_=hmtl.mtl.mlp", "+algorithm.model.hidden=5")
+    run = ("topology=any_r", "r=2", "H=3", "rounds=2", "logger=none", f"hydra.run.dir={folder}/run")
+    done = commands.run("hmtl.train", "dataset=files", *words, *network, *run)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_rows_of_several_users_in_any_order(trained: Path) -> None:
+    """Each by its user's own model, a network that the run's configuration names; columns by their names."""
+    output = trained / "predicted.csv"
+    words = (f"run={trained}/run", f"data={trained}/new.csv", "task=who")
+    done = commands.run("hmtl.predict", *words, f"output={output}", cwd=trained)
+    assert (done.returncode, done.stdout) == (0, f"Predictions: {output}\n")
+    table, models = pd.read_csv(output, dtype={"who": str}), hmtl.load_run(trained / "run")
+    new = pd.read_csv(trained / "new.csv", dtype={"who": str})
+    pd.testing.assert_frame_equal(table.drop(columns="predicted"), new)
+    for who, x, label in zip(new["who"], new[["a", "b"]].to_numpy(), table["predicted"], strict=True):
+        assert models.predict(who, x[None])[0] == label
+    assert commands.run("hmtl.predict", *words).stdout == output.read_text()
+    assert not [path for path in trained.iterdir() if path.name in (".hydra", "outputs")]
+
+
+def test_rows_of_one_user(trained: Path) -> None:
+    rows = np.random.default_rng(1).normal(size=(5, 2))
+    np.savez(trained / "south.npz", x=rows)
+    pd.DataFrame(rows, columns=["a", "b"]).to_csv(trained / "south.csv", index=False)
+    want = hmtl.load_run(trained / "run").predict("south", rows).tolist()
+    for words in ((f"data={trained}/south.npz",), (f"data={trained}/south.csv", "user=south")):
+        done = commands.run("hmtl.predict", f"run={trained}/run", *words)
+        assert [line.split(",")[-1] for line in done.stdout.splitlines()] == ["predicted", *want]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("data={}/new.csv", "Whose rows has {}/new.csv\\? Set user, or task .*; users: 7, north, south"),
+        ("data={}/new.csv user=nort", "no user 'nort' among the 3: is north meant"),
+        ("data={}/new.csv user=north task=who", "user=north and task=who: .* Leave one out"),
+        ("data={}/new.csv task=whom", "no column whom"),
+        ("data={}/none.csv user=north", "none.csv cannot be read"),
+        ("data={}/own.csv run={} user=north", "holds no models of a run"),
+        ("data={}/bad.csv user=north", "bad.csv has \\? in column b, row 1 .* finite number"),
+        ("data={}/few.csv user=north", "few.csv has no column b, which the models were trained on"),
+        ("data={}/new.csv user=north output={}/none/x.csv", "none/x.csv: No such file"),
+        ("data={}/new.csv usr=north", "no setting 'usr': did you mean 'user'"),
+    ],
+)
+def test_mistakes_in_one_line(trained: Path, words: str, says: str) -> None:
+    (trained / "bad.csv").write_text("a,b\n1,2\n3,?\n")
+    (trained / "few.csv").write_text("a\n1\n")
+    given = words.replace("{}", str(trained)).split()
+    run = () if "run=" in words else (f"run={trained}/run",)
+    done = commands.run("hmtl.predict", *run, *given)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert re.search(says.replace("{}", str(trained)), done.stderr)
