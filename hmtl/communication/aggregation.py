@@ -5,6 +5,7 @@ keeps the IVs and computes, the others only make sure, by their digests, that th
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -17,8 +18,8 @@ from torch import Tensor
 from hmtl.coding.gf256 import matmul
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.coder import check_rows
-from hmtl.communication.messages import Users, nothing
-from hmtl.communication.wire import pack, to_bytes, unpack
+from hmtl.communication.messages import Message, Users, nothing
+from hmtl.communication.wire import pack, taken, to_bytes, unpack
 from hmtl.errors import CodingError
 
 NEVER = -2  # the round in which a user's IV counted last, before any did
@@ -57,8 +58,12 @@ class Digest:
 
     def add_rows(self, rows: Tensor) -> None:
         """The rows themselves, uint8 [n, L]."""
-        if rows.numel():
-            self.add(matmul(check_rows(len(rows)), rows))
+        if not rows.numel():
+            return
+        check = check_rows(len(rows))
+        if rows.stride(0) == 0:  # one row, as often as there are coefficients: these add up
+            check = torch.from_numpy(np.bitwise_xor.reduce(check.numpy(), axis=1, keepdims=True))
+        self.add(matmul(check, rows[: check.shape[1]]))
 
     def value(self) -> bytes:
         return self._hash.digest()
@@ -122,6 +127,18 @@ class Aggregation:
     def place(self, users: Users) -> Tensor:
         """The rows of these users among the IVs."""
         return torch.from_numpy(np.searchsorted(self._users, users))
+
+    def gather(self, messages: Sequence[Message]) -> None:
+        """Put the rows of these messages, together those of all users, in their place."""
+        at = torch.cat([self.place(message.of_users()) for message in messages])
+        rows = torch.cat([message.rows() for message in messages])
+        for part in self.ivs:
+            sources = [getattr(message, part) for message in messages]
+            if all(source is sources[0] for source in sources) and len(at) == len(sources[0]) and at.equal(rows):
+                self.ivs[part] = sources[0]  # it is all of one tensor, as it stands
+                continue
+            for message, source in zip(messages, sources, strict=True):
+                self.ivs[part].index_copy_(0, self.place(message.of_users()), taken(source, message.rows()))
 
     def update(self, digest: bytes, dtype: torch.dtype) -> None:
         """Compute the models of the IVs that are kept, of which this is the digest."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from hmtl.communication.attendance import bytes_to_numbers
 from hmtl.communication.ledger import USERS_TO_RELAYS
 from hmtl.communication.messages import IVS, Message, Users, host_name
-from hmtl.communication.wire import pack, unpack
+from hmtl.communication.wire import pack, taken, unpack
 from hmtl.errors import CodingError
 
 
@@ -96,7 +96,7 @@ class UserHost:
         users, order = torch.from_numpy(np.concatenate([message.of_users() for message in models])).sort()
         if all(message.payload is models[0].payload for message in models):  # one tensor serves all messages
             at = torch.cat([message.rows() for message in models])[order]
-            payload, overhead = models[0].payload[at], models[0].overhead[at]
+            payload, overhead = taken(models[0].payload, at), models[0].overhead[at]
         else:
             payload = torch.cat([message.payload[message.rows()] for message in models])[order]
             overhead = torch.cat([message.overhead[message.rows()] for message in models])[order]

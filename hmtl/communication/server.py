@@ -122,10 +122,7 @@ class Server:
         if self.aggregation is None or self.empty or self._lacks(self.attendance.relays, messages):
             return
         self.aggregation.open(self._round, self.name, self.attendance.users, *self.sizes)
-        for message in messages:
-            at = self.aggregation.place(message.of_users())
-            self.aggregation.ivs["payload"][at] = message.payload[message.rows()]
-            self.aggregation.ivs["overhead"][at] = message.overhead[message.rows()]
+        self.aggregation.gather(messages)
         self._dtype = messages[0].dtype
 
     def aggregate(self) -> None:

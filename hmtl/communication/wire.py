@@ -10,8 +10,8 @@ WIRES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.fl
 
 
 def to_bytes(x: Tensor) -> Tensor:
-    """The bytes of x [n, m]: uint8 [n, m·itemsize], sharing memory with x where x is contiguous."""
-    return x.contiguous().view(torch.uint8)
+    """The bytes of x [n, m]: uint8 [n, m·itemsize], sharing memory with x where its rows are contiguous."""
+    return (x if x.stride(1) == 1 else x.contiguous()).view(torch.uint8)
 
 
 def from_bytes(rows: Tensor, dtype: torch.dtype) -> Tensor:
@@ -29,7 +29,15 @@ def from_bytes(rows: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.empty(len(rows), rows.shape[1] // dtype.itemsize, dtype=dtype)  # no view has such strides
     if rows.storage_offset() % dtype.itemsize or rows.stride(0) % dtype.itemsize:
         rows = rows.clone(memory_format=torch.contiguous_format)  # a fresh copy is aligned for any dtype
-    return rows.contiguous().view(dtype)
+    return (rows if rows.stride(1) == 1 else rows.contiguous()).view(dtype)
+
+
+def taken(rows: Tensor, at: Tensor) -> Tensor:
+    """rows[at], without a copy where these are all the rows, in order, or all rows are one in memory."""
+    if len(rows) and rows.stride(0) == 0:
+        return rows[:1].expand(len(at), -1)
+    in_order = len(at) == len(rows) and bool((at[1:] > at[:-1]).all())
+    return rows if in_order else rows[at]
 
 
 def pack(x: Tensor, m: int, wire: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ integers: relays and server may then add in any order, or not at all and leave i
 """
 
 import operator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, reduce
 
@@ -17,6 +18,23 @@ from hmtl.errors import ConfigError, RangeError
 
 # of a sum of K terms: then a sum of K differences of terms is at most 2^62, and with one of K terms added below 2^63
 MOST = 2.0**61
+
+
+WORK = 2**16  # numbers in work at once, so that what is made on the way stays in the processor's cache
+
+
+def blocks(n: int, m: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of the blocks of a matrix [n, m], WORK numbers each at most."""
+    rows, columns = max(1, WORK // max(1, m)), max(1, min(m, WORK))
+    for row in range(0, n, rows):
+        for column in range(0, m, columns):
+            yield slice(row, min(row + rows, n)), slice(column, min(column + columns, m))
+
+
+def _largest(x: Tensor) -> float:
+    """The largest magnitude; NaN if one is NaN."""
+    low, high = torch.aminmax(x)
+    return max(-float(low), float(high))
 
 
 @dataclass(frozen=True)
@@ -45,13 +63,13 @@ class Grid:
             RangeError: K such terms might not fit.
         """
         scaled = x.double() * 2.0**self.bits
-        if scaled.numel() and not (largest := float(scaled.abs().max())) <= MOST / self.K:  # nor is NaN
+        if scaled.numel() and not (largest := _largest(scaled)) <= MOST / self.K:  # nor is NaN
             raise RangeError(
                 f"A term of a sum is {largest / 2.0**self.bits:.3g}, and 64 bits hold sums of K={self.K} terms up to "
                 f"{MOST / self.K / 2.0**self.bits:.3g} on a grid of 2^-{self.bits}. If the models do not diverge, "
                 "lower fraction_bits."
             )
-        return scaled.round().to(torch.int64)
+        return scaled.round_().to(torch.int64)
 
     def added(self, total: Tensor, terms: Tensor) -> Tensor:
         """A running sum, and a sum of K differences of terms more, both int64 of the same shape.

@@ -273,3 +273,8 @@ def no_sums(who: str) -> ConfigError:
 def with_rows(old: Tensor, users: Ids, rows: Tensor) -> Tensor:
     """`old` with the rows of these users replaced: a copy, but `rows` themselves where they are those of all users."""
     return rows if len(users) == len(old) else old.index_copy(0, torch.from_numpy(users).to(old.device), rows)
+
+
+def of_rows(rows: Tensor, users: Ids) -> Tensor:
+    """The rows of these users: `rows` themselves where that is all of them."""
+    return rows if len(users) == len(rows) else rows[torch.from_numpy(users).to(rows.device)]

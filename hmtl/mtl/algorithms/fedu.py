@@ -210,7 +210,7 @@ class Pulling(Aggregator):
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         m = self.sent.shape[1]
-        self.sent = with_rows(self.sent, users, ivs[:, :m].contiguous().to(self.sent))
+        self.sent = with_rows(self.sent, users, ivs[:, :m].to(self.sent))
         lengths = self.rate(int(self.rounds)) * ivs[:, m].double().cpu()
         self.lengths = with_rows(self.lengths, users, lengths)
         self.rounds = self.rounds + 1

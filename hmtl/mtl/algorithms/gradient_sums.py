@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Ids, Users, with_rows
-from hmtl.mtl.algorithms.gradients import BLOCK, ModelUsers
+from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Ids, Users, of_rows, with_rows
+from hmtl.mtl.algorithms.gradients import ModelUsers
 from hmtl.mtl.numbers import identity
-from hmtl.mtl.sums import Form, Grid
+from hmtl.mtl.sums import Form, Grid, blocks
 
 
 class SummingModels(Users):
@@ -85,8 +85,24 @@ class Average:
         self.counts, self.total = counts.double().to(self.start.device), float(counts.sum())
 
     def terms(self, users: Ids, new: Tensor, last: Tensor) -> Tensor:
-        """Of models [n, m] that users made of the last ones, [n, m]."""
-        return self.grid.rounded(self.counts[users] * (new.double() - last.double()))
+        """Of models [n, m] that users made of the last ones, [n, m], or of the last one of all, [1, m]."""
+        made = torch.empty(new.shape, dtype=torch.int64, device=new.device)
+        for rows, columns, terms in self._terms(users, new, last):
+            made[rows, columns] = terms
+        return made
+
+    def added(self, users: Ids, new: Tensor, last: Tensor) -> Tensor:
+        """The sum of the terms, [1, m], which are never there all at once."""
+        total = torch.zeros(1, new.shape[1], dtype=torch.int64, device=new.device)
+        for _, columns, terms in self._terms(users, new, last):
+            total[:, columns] += terms.sum(0)
+        return total
+
+    def _terms(self, users: Ids, new: Tensor, last: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+        counts, last = self.counts[users], last.expand(len(new), -1)
+        for rows, columns in blocks(*new.shape):
+            apart = new[rows, columns].double().sub_(last[rows, columns])
+            yield rows, columns, self.grid.rounded(apart.mul_(counts[rows]))
 
     def models(self, sums: Tensor) -> Tensor:
         """w of each row of sums, [n, m]."""
@@ -101,7 +117,7 @@ class AveragingUsers(SummingModels):
         self.average = average
 
     def _terms(self, users: Ids, ivs: Tensor) -> Tensor:
-        return self.average.terms(self.inner.problem.users[users], ivs, self.inner.W[users])
+        return self.average.terms(self.inner.problem.users[users], ivs, of_rows(self.inner.W, users))
 
     def receive(self, users: Ids, models: Tensor) -> None:
         self.inner.receive(users, self.average.models(models))
@@ -158,18 +174,34 @@ class Pull:
 
     def sums(self, W: Tensor) -> Tensor:
         """What the models [K, m] of all users add up to, int64 [1, q·m]; their terms are not there all at once."""
+        total = torch.zeros(self.form.q, W.shape[1], dtype=torch.int64, device=W.device)
         users = torch.arange(len(W), device=W.device)
-        parts: tuple[Tensor, ...] = torch.split(users, max(1, BLOCK // W.shape[1]))
-        return torch.stack([self.terms(W[part], part).sum(0, keepdim=True) for part in parts]).sum(0)
+        for rows, columns in blocks(*W.shape):
+            total[:, columns] += self.terms(W[rows, columns], users[rows]).sum(0).view(self.form.q, -1)
+        return total.view(1, -1)
+
+    def changes(self, new: Tensor, old: Tensor, users: Tensor) -> Tensor:
+        """By how much the terms of these users change, int64 [n, q·m], where their models [n, m] do."""
+        made = torch.empty(len(new), self.form.q, new.shape[1], dtype=torch.int64, device=new.device)
+        for rows, columns in blocks(*new.shape):
+            change = self.terms(new[rows, columns], users[rows]) - self.terms(old[rows, columns], users[rows])
+            made[rows, :, columns] = change.view(len(change), self.form.q, -1)
+        return made.flatten(1)
 
     def models(self, W: Tensor, lengths: Tensor, sums: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
         """Models [n, m] of these users after steps of `lengths` [n], from W [n, m] and sums, int64 [n or 1, q·m]."""
-        made = {x: self._step(x) for x in set(lengths.tolist())}
-        kept, shares = zip(*(made[x] for x in lengths.tolist()), strict=True)
+        found = {x: self._step(x) for x in set(lengths.tolist())}
+        kept, shares = zip(*(found[x] for x in lengths.tolist()), strict=True)
         keep, share = W.new_tensor(kept, dtype=torch.float64)[:, None], torch.stack(shares)  # [n, 1], [n, q, q]
         weights = (self.form.U[users, :, None] * share).sum(1)
-        s = self.grid.values(sums).chunk(self.form.q, dim=1)
-        return (keep * W.double() + sum(weights[:, j, None] * s_j for j, s_j in enumerate(s))).to(W)
+        values = self.grid.values(sums[:1] if sums.stride(0) == 0 else sums).view(-1, self.form.q, W.shape[1])
+        made, values = torch.empty_like(W, memory_format=torch.contiguous_format), values.expand(len(W), -1, -1)
+        for rows, columns in blocks(*W.shape):
+            new = keep[rows] * W[rows, columns].double()
+            for j in range(self.form.q):
+                new.add_(weights[rows, j, None] * values[rows, j, columns])
+            made[rows, columns] = new
+        return made
 
     def _step(self, x: float) -> tuple[float, Tensor]:
         """κ, and G (N − κI) [q, q]."""
@@ -200,23 +232,23 @@ class PullingUsers(SummingModels):
 
     def _terms(self, users: Ids, ivs: Tensor) -> Tensor:
         m, ids = self.inner.numbers, self._numbers(users)
-        W = ivs[:, :m].contiguous()
+        W = ivs[:, :m]
         self.pending = with_rows(self.pending, users, W)
         lengths = self.rate(int(self.rounds)) * ivs[:, m].double().cpu()
         self.pending_lengths = with_rows(self.pending_lengths, users, lengths)
-        return self.pull.terms(W, ids) - self.pull.terms(self.sent[users], ids)
+        return self.pull.changes(W, of_rows(self.sent, users), ids)
 
     def commit(self, users: Ids) -> None:
         super().commit(users)
-        self.sent = with_rows(self.sent, users, self.pending[users])
-        self.lengths = with_rows(self.lengths, users, self.pending_lengths[users])
+        self.sent = with_rows(self.sent, users, of_rows(self.pending, users))
+        self.lengths = with_rows(self.lengths, users, of_rows(self.pending_lengths, users))
 
     def receive(self, users: Ids, models: Tensor) -> None:
         if not len(users):
             return
         self.rounds = models[0, -1].cpu()
         sums = models[:, : self.numbers]
-        made = self.pull.models(self.sent[users], self.lengths[users], sums, self._numbers(users))
+        made = self.pull.models(of_rows(self.sent, users), self.lengths[users], sums, self._numbers(users))
         self.inner.receive(users, made)
 
     def _numbers(self, users: Ids) -> Tensor:
