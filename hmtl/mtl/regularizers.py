@@ -51,7 +51,8 @@ class Regularizer(nn.Module, ABC):
 
     def forward(self, W: Tensor, Omega: Tensor) -> Tensor:
         """R(W, Ω) = ½ tr(W A Wᵀ), a scalar that can be differentiated in W [d, K]."""
-        return 0.5 * (W @ self.coupling(Omega) * W).sum()
+        form = self.form(Omega)
+        return 0.5 * (self.coupling(Omega) * (W.T @ W)).sum() if form is None else form.penalty(W.T)
 
     @torch.no_grad()
     def inverse_coupling(self, Omega: Tensor) -> Tensor:
@@ -76,6 +77,11 @@ class Regularizer(nn.Module, ABC):
     def sums(self, Omega: Tensor) -> Form | None:
         """B = diag(δ) + U C Uᵀ, where users need of each other no more than a few sums; None: they need all IVs."""
         return None
+
+    def form(self, Omega: Tensor) -> Form | None:
+        """A = diag(a) + U C Uᵀ where it has such a form, by that of its inverse; None where it has none."""
+        inverse = self.sums(Omega)
+        return None if inverse is None or not (inverse.delta > 0).all() else inverse.coupling()
 
     def __init_subclass__(cls, **others: Any) -> None:
         """Another coupling than its parent's has other sums, if any."""

@@ -132,6 +132,15 @@ class Form:
         scaled = self.U / self.delta[:, None]
         return Form(1 / self.delta, scaled, -torch.linalg.inv(torch.linalg.inv(self.C) + self.U.T @ scaled))
 
+    def penalty(self, W: Tensor) -> Tensor:
+        """½ Σ_kl A_kl w_k·w_l, a scalar, where this is the form of A; for W [K, m]."""
+        squares, sums = W.new_zeros((), dtype=torch.float64), W.new_zeros(self.q, W.shape[1], dtype=torch.float64)
+        for rows, columns in blocks(*W.shape):
+            part = W[rows, columns].double()
+            squares = squares + self.delta[rows] @ part.square().sum(1)
+            sums[:, columns] += self.U[rows].T @ part
+        return 0.5 * (squares + (sums * (self.C @ sums)).sum())
+
     def terms(self, V: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
         """U_kᵀ v_k of these users, [n, q·m], for V [n, m]."""
         return (self.U[users, :, None] * V[:, None]).flatten(1)

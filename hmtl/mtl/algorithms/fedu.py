@@ -11,10 +11,10 @@ from torch import Tensor
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import Aggregator, Ids, Users, no_sums, with_rows
 from hmtl.mtl.algorithms.gradient_sums import Pull, PullingSums, PullingUsers
-from hmtl.mtl.algorithms.gradients import ByGradients, Mixing, ModelUsers, by_columns, told_nothing
+from hmtl.mtl.algorithms.gradients import ByGradients, Mixing, ModelUsers, told_nothing
 from hmtl.mtl.algorithms.setup import SetupAggregator, SetupUsers
-from hmtl.mtl.numbers import identity
 from hmtl.mtl.regularizers import Regularizer
+from hmtl.mtl.structure import Dense, Sparse
 
 
 class FedU(ByGradients):
@@ -41,14 +41,14 @@ class FedU(ByGradients):
         steps = int(self._steps().max())
         coupling = Coupling(start, self.problem.regularizer, self.solver.rate, steps, self.participation.complete)
         pull = self._pull(coupling)
-        return coupling if pull is None else Pulling(start, pull, self.solver.rate, coupling.A)
+        return coupling if pull is None else Pulling(start, pull, self.solver.rate)
 
     def _pull(self, coupling: "Coupling") -> Pull | None:
         """How models are made of sums, on any side; None where that takes all IVs, or none."""
-        form = self.problem.regularizer.sums(torch.empty_like(coupling.A))
+        form = self.problem.regularizer.form(torch.empty_like(coupling.A))
         if form is None or not form.q or (form.delta != form.delta[0]).any() or self.problem.facts().shape[1]:
             return None
-        return Pull(form.coupling(), coupling.steepest, self.problem.grid)
+        return Pull(form, coupling.steepest, self.problem.grid)
 
     @property
     def q(self) -> int:
@@ -65,7 +65,7 @@ class FedU(ByGradients):
             raise no_sums(f"FedU with {type(self.problem.regularizer).__name__}")
         inner = self._users()
         self.users = PullingUsers(inner, dense.pull, self.solver.rate)
-        self.aggregator = PullingSums(self._start(), dense.pull, dense.A)
+        self.aggregator = PullingSums(self._start(), dense.pull)
 
     def _steps(self) -> Tensor:
         """The usual number of steps of each user [K, 1], which exceeds what a straggler takes."""
@@ -80,17 +80,14 @@ class FedU(ByGradients):
 
     @torch.no_grad()
     def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
-        A = self.aggregator.A
-        penalty = sum(0.5 * (A @ W * W).sum() for W in (block.to(A) for block in blocks))
+        penalty = sum(self.aggregator.structure.penalty(block) for block in blocks)
         return {"primal": float(measured["s"] @ measured["losses"] + penalty)}
 
 
 class Coupling(Mixing):
     """FedU's: steps down the penalty ½ tr(W A Wᵀ).
 
-    Where A has few entries other than zero, a model hangs on few others': then rows are computed each for itself, its
-    neighbours in ascending order, which gives the same bits wherever a row's neighbours are known. Otherwise M is one
-    dense matrix.
+    Where A has few entries other than zero, a model hangs on few others', and is computed from these alone.
 
     Args:
         start: [K, m], the users' first models.
@@ -119,6 +116,8 @@ class Coupling(Mixing):
         self.A = self.regularizer.coupling(Omega)
         self.steepest = float(torch.linalg.eigvalsh(self.A)[-1])
         self.reach = _reach((self.A != 0).cpu(), self._parts(self.rate(0) * self.most))
+        self._mixing = Dense(self.A) if self.reach is None else Sparse(self.A)
+        self.structure = self.regularizer.form(Omega) or self._mixing
 
     def prepare(self, facts: Tensor) -> Tensor:
         """What the users told of themselves, their steps the last of it [K, f + 1], to what they are told, nothing."""
@@ -137,48 +136,29 @@ class Coupling(Mixing):
 
     def part(self, of: Ids, users: Ids, ivs: Tensor, rounds: int) -> Tensor:
         m = self.models.shape[1]
-        W, steps = ivs[:, :m].contiguous().to(self.models), ivs[:, m].double()
+        W, steps = ivs[:, :m].to(self.models), ivs[:, m].double()
         at = torch.from_numpy(users).to(W.device)
-        mixed = self._by_rows(self.A[at][:, at], W, steps, self.rate(rounds))
+        mixed = self._by_rows(Sparse(self.A[at][:, at]), W, steps, self.rate(rounds))
         return mixed[torch.from_numpy(np.searchsorted(users, of)).to(W.device)]
 
     def mixed(self, W: Tensor, steps: Tensor) -> Tensor:
-        if self.reach is None:
-            return super().mixed(W, steps)
-        return self._by_rows(self.A, W, steps, self.rate(int(self.rounds)))
-
-    def mixing(self, steps: Tensor) -> Tensor:
-        length = self.rate(int(self.rounds)) * steps.to(self.A)
-        parts = self._parts(float(length.max()))
-        part = identity(self.A) - length[:, None] / parts * self.A
-        mixing: Tensor = torch.linalg.matrix_power(part, parts)
-        return mixing
+        rate = self.rate(int(self.rounds))
+        if isinstance(self._mixing, Sparse):
+            return self._by_rows(self._mixing, W, steps, rate)
+        lengths = rate * steps.to(self.A)
+        return self._mixing.stepped(W, lengths, self._parts(float(lengths.max())))
 
     def _parts(self, length: float) -> int:
         """How many parts the longest step is made in."""
         longest = length * self.steepest
         return 1 if longest < 2 else math.ceil(longest)
 
-    def _by_rows(self, A: Tensor, W: Tensor, steps: Tensor, rate: float) -> Tensor:
+    def _by_rows(self, A: Sparse, W: Tensor, steps: Tensor, rate: float) -> Tensor:
         """M·W of some users [n, m] and the coupling among them: right for each whose needs are among them.
 
         In as many parts as the longest step of all users could need, for not all relays know what it is.
         """
-        parts = self._parts(rate * self.most)
-        part = (identity(A) - rate * steps.to(A)[:, None] / parts * A).to(W)
-        rows, columns = A.nonzero(as_tuple=True)  # row by row, columns ascending
-        place = torch.arange(len(rows), device=A.device) - torch.searchsorted(rows, rows)  # of each within its row
-        slots = [(rows[place == n], columns[place == n]) for n in range(int(place.max()) + 1)]
-
-        def mixed(W: Tensor) -> Tensor:
-            for _ in range(parts):
-                new = torch.zeros_like(W)
-                for row, column in slots:  # products and sums apart from each other are rounded alike everywhere
-                    new[row] += part[row, column, None] * W[column]
-                W = new
-            return W
-
-        return by_columns(mixed, W)
+        return A.stepped(W, rate * steps.to(self.A), self._parts(rate * self.most))
 
 
 def _reach(near: Tensor, hops: int) -> NDArray[np.bool_] | None:
@@ -199,13 +179,12 @@ class Pulling(Aggregator):
     Args:
         start: [K, m], the users' first models.
         rate: μ_t of a round t.
-        A: the coupling [K, K], for the objective alone.
     """
 
     state = ("sent", "lengths", "rounds")
 
-    def __init__(self, start: Tensor, pull: Pull, rate: Callable[[int], float], A: Tensor) -> None:
-        self.sent, self.pull, self.rate, self.A = start, pull, rate, A
+    def __init__(self, start: Tensor, pull: Pull, rate: Callable[[int], float]) -> None:
+        self.sent, self.pull, self.rate, self.structure = start, pull, rate, pull.form
         self.lengths, self.rounds = torch.zeros(len(start), dtype=torch.float64), torch.tensor(0)
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:

@@ -269,8 +269,8 @@ class PullingSums(Aggregator):
 
     state = ("S", "rounds")
 
-    def __init__(self, start: Tensor, pull: Pull, A: Tensor) -> None:
-        self.A, self.grid = A, pull.grid
+    def __init__(self, start: Tensor, pull: Pull) -> None:
+        self.structure, self.grid = pull.form, pull.grid
         self.S, self.rounds = pull.sums(start), torch.tensor(0)
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ steps behind them as a further column, models [K, m] down.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +20,7 @@ from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.sgd import LocalSGD
 
-BLOCK = 2**22  # numbers
+BLOCK = 2**24  # numbers
 
 
 class ByGradients(Algorithm):
@@ -213,8 +213,8 @@ class Mixing(Aggregator):
         self.models, self.rounds = start, torch.tensor(0)
 
     @abstractmethod
-    def mixing(self, steps: Tensor) -> Tensor:
-        """M [K, K] of the update to M·W, of local models W [K, m] after so many steps each, [K] float64."""
+    def mixed(self, W: Tensor, steps: Tensor) -> Tensor:
+        """The models [K, m] made of local models W [K, m] after so many steps each, [K] float64."""
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         m = self.models.shape[1]
@@ -225,11 +225,6 @@ class Mixing(Aggregator):
         self.models = self.mixed(W, steps)
         self.rounds += 1
         return self.models
-
-    def mixed(self, W: Tensor, steps: Tensor) -> Tensor:
-        """M·W [K, m], see `mixing`."""
-        mixing = self.mixing(steps).to(W)
-        return by_columns(lambda part: mixing @ part, W)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"models": self.models, "rounds": self.rounds.clone()}  # models are replaced, and never written to
@@ -242,16 +237,6 @@ class Mixing(Aggregator):
 def column_blocks(W: Tensor, K: int) -> Iterator[Tensor]:
     """W [n, m], so many columns at a time as make BLOCK numbers of K rows."""
     return iter(W.split(max(1, BLOCK // K), dim=1))  # type: ignore[no-untyped-call]
-
-
-def by_columns(f: Callable[[Tensor], Tensor], W: Tensor) -> Tensor:
-    """f(W) [K, m] of a function of each column alone, without more than a block of what it needs on the way."""
-    if W.numel() <= BLOCK:
-        return f(W.contiguous())
-    made = torch.empty_like(W, memory_format=torch.contiguous_format)
-    for old, new in zip(column_blocks(W, len(W)), column_blocks(made, len(W)), strict=True):
-        new.copy_(f(old.contiguous()))
-    return made
 
 
 def told_nothing(users: Ids, extras: Tensor) -> None:
