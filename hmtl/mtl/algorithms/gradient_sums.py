@@ -120,7 +120,8 @@ class AveragingUsers(SummingModels):
         return self.average.terms(self.inner.problem.users[users], ivs, of_rows(self.inner.W, users))
 
     def receive(self, users: Ids, models: Tensor) -> None:
-        self.inner.receive(users, self.average.models(models))
+        made = self.average.models(models[:1])  # the sums are the same for all
+        self.inner.receive(users, made.expand(len(users), -1))
 
     def learn(self, users: Ids, extras: Tensor) -> None:
         """Take N, [n, 1]."""
