@@ -67,9 +67,12 @@ class Segment:
         c, (n, L) = self.block.pieces, (len(at), self.nbytes)
         if self.width * c == L:  # whole IVs without padding
             return rows[at].view(n * c, self.width)
-        pieces = rows.new_zeros(n, c, self.width)
+        pieces, end = rows.new_empty(n, c, self.width), dict.fromkeys(range(c), 0)
         for s, source, columns in self.spans():
-            pieces[:, s, columns] = rows[at, source]
+            torch.index_select(rows[:, source], 0, at, out=pieces[:, s, columns])
+            end[s] = columns.stop
+        for s, stop in end.items():
+            pieces[:, s, stop:] = 0
         return pieces.view(n * c, self.width)
 
     def recoded(self, received: Tensor) -> Tensor:

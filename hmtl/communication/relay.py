@@ -33,6 +33,7 @@ from hmtl.communication.messages import (
 from hmtl.communication.planner import Planner
 
 log = logging.getLogger(__name__)
+FEW = 1 << 20  # bytes that are copied at once, which stay in the processor's cache on their way
 
 
 class Relay:
@@ -170,8 +171,9 @@ class Relay:
             mine = np.flatnonzero(self._row >= 0)
             at, rows = seat.place(mine), torch.from_numpy(self._row[mine])
             for part, ivs in self._ivs.items():
-                in_order = torch.equal(rows, torch.arange(len(ivs)))  # then there is no need for a copy
-                seat.ivs[part].index_copy_(0, at, ivs if in_order else ivs[rows])
+                few = max(1, FEW // max(1, ivs.shape[1]))
+                for to, of in zip(at.split(few), rows.split(few), strict=True):  # type: ignore[no-untyped-call]
+                    seat.ivs[part].index_copy_(0, to, ivs[of])
 
     def aggregate(self) -> None:
         """Compute the models."""
