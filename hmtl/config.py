@@ -38,6 +38,7 @@ NOT_IDENTITY = (
     "algorithm.rounds",
     "gap_tolerance",
     "checkpoint_every",
+    "evaluate_every",
     "engine.seconds",
     "engine.multicast",
     "logger",
@@ -235,7 +236,7 @@ def build(cfg: DictConfig) -> Run:
     trainer = Trainer(
         algorithm,
         communicator,
-        **{name: cfg[name] for name in ("rounds", "gap_tolerance", "checkpoint_every")},
+        **{name: cfg[name] for name in ("rounds", "gap_tolerance", "checkpoint_every", "evaluate_every")},
         checkpoint=Path(cfg.output_dir, "checkpoint.pt"),
         identity=identity,
         loggers=loggers,

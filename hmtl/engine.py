@@ -54,14 +54,14 @@ class Engine:
         """Where results are kept, learn what a set-up taught others."""
 
     def measured(
-        self, algorithm: Algorithm, communicator: Communicator, outcome: Outcome, user_seconds: float
+        self, algorithm: Algorithm, communicator: Communicator, outcome: Outcome, user_seconds: float, evaluate: bool
     ) -> Word | None:
-        """`figures` of a round, what was `measured`, how many `users` counted, and `user_seconds` of the slowest; where
-        results are kept.
+        """`figures` of a round and what was `measured` if it is to be evaluated, else nothing for these; how many
+        `users` counted, and `user_seconds` of the slowest; where results are kept.
         """
-        measured = algorithm.users.measure()
+        measured = algorithm.users.measure() if evaluate else {}
         return {
-            "figures": algorithm.figures(measured, algorithm.users.blocks()),
+            "figures": algorithm.figures(measured, algorithm.users.blocks()) if evaluate else {},
             "measured": measured,
             "users": len(outcome.users),
             "user_seconds": user_seconds,

@@ -124,7 +124,7 @@ class History:
             return
         if self._file is None:
             self._file = self.path.open("ab" if self._nbytes else "wb", buffering=0)
-            self._writer = csv.DictWriter(self._line, list(row))
+            self._writer = csv.DictWriter(self._line, self._names() or list(row))
             if not self._nbytes:
                 self._writer.writeheader()
         assert self._writer is not None
@@ -135,6 +135,13 @@ class History:
         self._write(line)
         self._nbytes += len(line)
         self._sha.update(line)
+
+    def _names(self) -> list[str]:
+        """Those of the file, whose first row has all there are."""
+        if not self._nbytes or self.path is None:
+            return []
+        with self.path.open(newline="") as file:
+            return next(csv.reader(file))
 
     def _write(self, line: bytes) -> None:
         assert self._file is not None

@@ -95,13 +95,14 @@ class ConsoleLogger:
             console=self._console,
         )
         self._task = self._progress.add_task("", total=rounds, status="")
+        self._figures: Measurements = {}  # as they were measured last
 
     def log(self, row: Measurements) -> None:
-        number = int(row["round"]) + 1
+        number, self._figures = int(row["round"]) + 1, self._figures | row
         parts = [
-            f"{label} {row[key]:{form}}"
+            f"{label} {self._figures[key]:{form}}"
             for key, label, form in (("gap", "gap", ".2e"), ("test_error", "test error", ".4f"))
-            if key in row
+            if key in self._figures
         ]
         if not self._console.is_terminal:
             self._console.now_and_then("  ".join([f"round {number}/{self._rounds}", *parts]))

@@ -137,7 +137,7 @@ class TorchDistributed(Engine):
             aggregator.update(np.arange(len(facts)), facts)
 
     def measured(
-        self, algorithm: Algorithm, communicator: Communicator, outcome: Outcome, user_seconds: float
+        self, algorithm: Algorithm, communicator: Communicator, outcome: Outcome, user_seconds: float, evaluate: bool
     ) -> Word | None:
         """Hosts tell the figures of their users, aggregators what else there is to know, and the first one merges."""
         told = algorithm.aggregator.tell()
@@ -146,7 +146,7 @@ class TorchDistributed(Engine):
         words = self.words.tell(
             communicator,
             {
-                "measured": algorithm.users.measure() if len(self._mine) else {},
+                "measured": algorithm.users.measure() if evaluate and len(self._mine) else {},
                 "aggregator": news if self.me.startswith("relay") else {},
                 "users": len(outcome.users),
                 "user_seconds": user_seconds,
@@ -154,7 +154,7 @@ class TorchDistributed(Engine):
         )
         if not self.leads:
             start = 0
-            for block in algorithm.users.blocks() if len(self._mine) else ():
+            for block in algorithm.users.blocks() if evaluate and len(self._mine) else ():
                 self.words.say(SERVER, ({"block": block.clone(), "start": start}))
                 start += block.shape[1]
             return None
@@ -167,11 +167,13 @@ class TorchDistributed(Engine):
                 "on from the last checkpoint by resume=PATH."
             )
         self._measured |= {name: word["measured"] for name, word in words.items() if word["measured"]}
-        of_hosts = [self._measured[name] for name in self._all(self._measured, self._hosts)]
-        measured = {name: torch.cat([each[name] for each in of_hosts]) for name in of_hosts[0]}
+        measured = {}
+        if evaluate:
+            of_hosts = [self._measured[name] for name in self._all(self._measured, self._hosts)]
+            measured = {name: torch.cat([each[name] for each in of_hosts]) for name in of_hosts[0]}
         travels = algorithm.users.numbers > 0
         return {
-            "figures": algorithm.figures(measured, self._blocks(algorithm)),
+            "figures": algorithm.figures(measured, self._blocks(algorithm)) if evaluate else {},
             "measured": measured,
             "users": len(outcome.users) if travels else sum(word["users"] for word in words.values()),
             "user_seconds": max(word["user_seconds"] for word in words.values()),

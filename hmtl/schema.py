@@ -9,7 +9,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from hmtl.errors import ConfigError
 from hmtl.settings import LARGEST, no_setting
 
-LEAST = {"rounds": 1, "checkpoint_every": 1, "seed": 0, "V_bits": 1, "gap_tolerance": 0.0}
+LEAST = {"rounds": 1, "checkpoint_every": 1, "evaluate_every": 1, "seed": 0, "V_bits": 1, "gap_tolerance": 0.0}
 """Of numbers at the root that no part checks."""
 READERS = {
     "scheme": "communicator=coded",
@@ -56,6 +56,7 @@ class TrainConfig(NetworkConfig):
     aggregators: Any = "auto"
     gap_tolerance: float = 0.0
     checkpoint_every: int = 10
+    evaluate_every: int = 1
     resume: str | None = None
     wire: str | None = None
     communicator: dict[str, Any] = field(default_factory=dict)

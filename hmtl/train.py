@@ -102,6 +102,8 @@ def summarize(run: Run, cfg: DictConfig) -> dict[str, Any]:
     )
     empty = sum(int(row["empty"]) for row in history)
     of_one_round = ("round", "users", "empty", *SECONDS)
+    # the last round was evaluated, unless a run that was stopped is asked for no more
+    last = next((row for row in reversed(history) if "train_error" in row), {}) | history[-1]
     return {
         "K": topology.K,
         "H": topology.H,
@@ -122,7 +124,7 @@ def summarize(run: Run, cfg: DictConfig) -> dict[str, Any]:
             "planning_s": planning.seconds,
             "plans": planning.plans,
         },
-        **{key: value for key, value in history[-1].items() if "/" not in key and key not in of_one_round},
+        **{key: value for key, value in last.items() if "/" not in key and key not in of_one_round},
     }
 
 

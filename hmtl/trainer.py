@@ -61,6 +61,8 @@ class Trainer:
         rounds: how many to run in all, those before a resume included.
         gap_tolerance: stop when (primal − dual) ≤ gap_tolerance · |primal|; zero never stops early.
         checkpoint: file to be replaced every `checkpoint_every` rounds and at the end; `metrics.csv` is beside it.
+        evaluate_every: how many rounds from one measurement of what was learned to the next; the first and the last
+            round always have one. A gap is compared with its tolerance only there.
         identity: the configuration that a checkpoint has to share with the run that goes on from it.
         loggers: told of each round.
         engine: where the nodes live.
@@ -76,6 +78,7 @@ class Trainer:
         gap_tolerance: float = 0.0,
         checkpoint: Path,
         checkpoint_every: int = 10,
+        evaluate_every: int = 1,
         identity: Mapping[str, Any] | None = None,
         loggers: Sequence[Logger] = (),
         before: Sequence[tuple[Users, Aggregator] | None] = (),
@@ -87,6 +90,7 @@ class Trainer:
         self.gap_tolerance = gap_tolerance
         self.checkpoint = checkpoint
         self.checkpoint_every = checkpoint_every
+        self.evaluate_every = evaluate_every
         self.identity = dict(identity or {})
         self.loggers = loggers
         self.before, self.engine = before, engine
@@ -168,11 +172,12 @@ class Trainer:
         learner, communicator = self.algorithm, self.communicator
         absent = learner.participation.absent_relays(learner.seed, number, communicator.topology.H)
         outcome = communicator.round(number, self.users, learner.aggregator, absent)
-        measured = self.engine.measured(learner, communicator, outcome, user_seconds)
+        evaluate = number % self.evaluate_every == 0 or number == self.rounds - 1
+        measured = self.engine.measured(learner, communicator, outcome, user_seconds, evaluate)
         if measured is None:
             return {}
-        by_user = measured.pop("measured")
-        self.errors = {split: by_user[f"{split}_error"].tolist() for split in self.errors}
+        if by_user := measured.pop("measured"):
+            self.errors = {split: by_user[f"{split}_error"].tolist() for split in self.errors}
         return self.measure(number, outcome, **measured)
 
     def _goes_on(self) -> bool:
@@ -189,11 +194,11 @@ class Trainer:
 
         Keys: `round`; `users`, whose IVs counted; `empty`, 1 where nobody aggregated; primal, dual, gap where the
         algorithm has them; train error, and test error where there are tests, mean over the users and of the worst
-        user, and R² in regression; bits on each tier (`bits/...`, all that was sent) and in all so far, the set-up
-        included; `local_s`, the slowest user's local update (measured), and `compute_s`, which has besides the slowest
-        relay's and the server's coding, the round's plan and the global update; `communication_s` (Hu et al. 2022,
-        eqs. (12), (13)); `uncoded_s`, what the round takes uncoded, and `uncoded_communication_s` of that. What is
-        measured is CPU time, see `hmtl.clock`.
+        user, and R² in regression (all these where the round is evaluated); bits on each tier (`bits/...`, all that was
+        sent) and in all so far, the set-up included; `local_s`, the slowest user's local update (measured), and
+        `compute_s`, which has besides the slowest relay's and the server's coding, the round's plan and the global
+        update; `communication_s` (Hu et al. 2022, eqs. (12), (13)); `uncoded_s`, what the round takes uncoded, and
+        `uncoded_communication_s` of that. What is measured is CPU time, see `hmtl.clock`.
         """
         watch, ledger = self.communicator.stopwatch, self.communicator.ledger
         learning = user_seconds + watch.slowest("global update")

@@ -595,3 +595,27 @@ def test_sums_of_users_that_move(configure: Configure, tmp_path: Path) -> None:
     for tier in ("relays_to_server", "server_to_relays", "relays_to_users"):
         assert summary["loads"][tier] == pytest.approx(summary["loads_theory"][tier])
         assert summary["bounds"][tier] <= summary["loads_theory"][tier]
+
+
+def test_evaluated_every_few_rounds(configure: Configure, tmp_path: Path) -> None:
+    """The report has the last round's figures, as that of a run that is evaluated each time."""
+    small = (
+        "K=6",
+        "H=2",
+        "r=1",
+        "dataset.rows_per_user=20",
+        "rounds=6",
+        "logger=none",
+        "algorithm=fedu",
+        "regularizer=mean",
+    )
+    summaries = []
+    for every in (1, 4):
+        folder = tmp_path / str(every)
+        folder.mkdir()
+        train(configure(*small, f"evaluate_every={every}", f"output_dir={folder}"))
+        summaries.append(json.loads((folder / "summary.json").read_text()) | {"time": None})
+    assert summaries[0] == summaries[1]
+    table = rows(tmp_path / "4")
+    assert [row["round"] for row in table if row["primal"] and row["train_error"]] == ["0", "4", "5"]
+    assert all(row["bits_total"] for row in table)

@@ -238,3 +238,37 @@ def test_asked_to_stop_it_ends_after_the_round_in_work(trainer):
     assert len(made.fit()) == 2
     assert made.interrupted == signal.SIGTERM
     assert list(load_checkpoint(made.checkpoint)["history"]) == list(made.history)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "every", "wanted"), [(7, 3, [0, 3, 6]), (6, 4, [0, 4, 5]), (3, 9, [0, 2]), (2, 1, [0, 1])]
+)
+def test_evaluated_now_and_then(trainer, rounds, every, wanted):
+    seen, plain = Seen(), trainer("plain", rounds=rounds)
+    made = trainer("every", rounds=rounds, evaluate_every=every, loggers=[seen])
+    rows, all_rows = made.fit(), plain.fit()
+    assert [row["round"] for row in rows if "gap" in row] == wanted
+    assert list(seen) == rows
+    for row, full in zip(rows, all_rows, strict=True):
+        assert row == {key: value for key, value in full.items() if key in row}
+        assert set(full) - set(row) == (set() if row["round"] in wanted else {"gap", "primal"})
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_resumed_run_is_evaluated_in_the_same_rounds(trainer, stop):
+    """Also where the first row that is written anew has fewer figures than the file has columns."""
+    settings = {"rounds": 6, "evaluate_every": 3, "checkpoint_every": 1}
+    whole = trainer("whole", **settings).fit()
+    first = trainer("part", **settings)
+    first.loggers = [SimpleNamespace(log=lambda row: row["round"] == stop - 1 and signal.raise_signal(signal.SIGINT))]
+    assert len(first.fit()) == stop
+    second = trainer("part", **settings)
+    assert second.fit(load_checkpoint(first.checkpoint)) == whole
+    files = [made.checkpoint.with_name("metrics.csv").read_text() for made in (trainer("whole", **settings), second)]
+    assert files[0] == files[1]
+
+
+def test_a_gap_is_small_where_it_is_measured(trainer):
+    """It is 1, 1/2, .., below 0.3 from the fourth round on, and measured in rounds 0, 5, 10."""
+    made = trainer("made", rounds=20, evaluate_every=5, gap_tolerance=0.3)
+    assert len(made.fit()) == 6
