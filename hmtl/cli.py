@@ -18,17 +18,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException, MissingConfigException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hmtl.config import compose, conf_dir
+from hmtl.console import Console
 from hmtl.errors import ConfigError, HmtlError, Interrupted, complain
 from hmtl.folders import held
 from hmtl.leaving import leave_with
@@ -52,20 +54,21 @@ def main(task: Callable[[DictConfig], None], config_name: str, complain: Callabl
             raise ConfigError(_no_setting(str(key), config_name))
         task(cfg)
 
-    def job(cfg: DictConfig) -> None:  # reports its own errors, for Hydra says its own word on what leaves a job
-        statuses.append(_status(partial(checked, cfg), config_name, complain))
+    def job(cfg: DictConfig) -> int:  # reports its own errors, for Hydra says its own word on what leaves a job
+        statuses.append(status(partial(checked, cfg), config_name, complain))
         if statuses[-1] > 2:
             sys.exit(statuses[-1])
+        return statuses[-1]
 
     if int(os.environ.get("RANK") or 0) > 0 and {"engine=torch_distributed", "engine=multicast"} & set(sys.argv):
         sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null"]  # the first process keeps the results
     command = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)
     with _warnings_in_lines():
         for action in (_check_flags, command):
-            statuses.append(_status(action, config_name, complain))
+            statuses.append(status(action, config_name, complain))
             if statuses[-1]:
                 break
-    leave_with(max(statuses))
+    leave_with(max(*statuses, *Jobs.failed))
 
 
 @contextmanager
@@ -82,8 +85,10 @@ def _warnings_in_lines() -> Iterator[None]:
         log.propagate = True
 
 
-class Folder(Callback):
-    """Refuses a folder in which another run is, before Hydra writes down there what this one is."""
+class Jobs(Callback):
+    """Refuses a folder in which another run is, before Hydra writes down there what this one is; closes a sweep."""
+
+    failed: ClassVar[list[int]] = [0]  # statuses of a sweep's jobs, which may have run in processes of their own
 
     def on_run_start(self, config: DictConfig, **others: Any) -> None:
         folder = Path(config.hydra.run.dir)
@@ -95,6 +100,23 @@ class Folder(Callback):
         except ConfigError as error:
             complain(str(error))
             sys.exit(2)  # Hydra makes a warning of any other exception
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **others: Any) -> None:
+        if config.hydra.output_subdir is not None:
+            failed = Path(config.hydra.runtime.output_dir, config.hydra.output_subdir, "failed")
+            failed.unlink(missing_ok=True)
+            status = job_return.return_value if job_return.status is JobStatus.COMPLETED else 1
+            if status:
+                failed.write_text(str(status))
+
+    def on_multirun_end(self, config: DictConfig, **others: Any) -> None:
+        from hmtl.report import find, table
+
+        sweep = Path(config.hydra.sweep.dir)
+        self.failed.extend(int(file.read_text()) for file in sweep.glob(f"*/{config.hydra.output_subdir}/failed"))
+        if any(sweep.rglob("summary.json")):
+            Console().table(table(find([sweep])))
+            print(f"Compare in a picture: python -m hmtl.report {shlex.quote(str(sweep))}")
 
 
 def as_experiment(cfg: DictConfig, chosen: Mapping[str, Any]) -> str:
@@ -127,7 +149,7 @@ def own_folders() -> str:
     return shlex.quote(f"hydra.searchpath=[{','.join(places)}]") if places else ""
 
 
-def _status(action: Callable[[], None], config_name: str, complain: Callable[[str], None]) -> int:
+def status(action: Callable[[], None], config_name: str = "config", complain: Callable[[str], None] = complain) -> int:
     """Exit status of an action whose errors are told in one line."""
     try:
         try:

@@ -5,16 +5,13 @@ from hmtl.leaving import leave_at_once
 if __name__ == "__main__":
     leave_at_once()  # before what takes long to import
 
-import csv
-import io
 import math
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from omegaconf import DictConfig
 
-from hmtl.atomic import replacing, write_json, write_whole
+from hmtl.atomic import as_csv, replacing, write_json, write_whole
 from hmtl.cli import main
 from hmtl.config import Run, build
 from hmtl.errors import Interrupted
@@ -79,15 +76,6 @@ def by_user(run: Run) -> list[dict[str, Any]]:
         known = {f"{split}_error": errors[split][k] if rows[split] and k < len(errors[split]) else "" for split in rows}
         users.append({"user": task.name, **{f"{split}_rows": n for split, n in rows.items()}, **known})
     return users
-
-
-def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table with the names of the first row as its header."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, rows[0], lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return text.getvalue()
 
 
 def summarize(run: Run, cfg: DictConfig) -> dict[str, Any]:

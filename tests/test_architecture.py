@@ -36,7 +36,8 @@ ALLOWED = {
     "figures": {"communication"},
     "console": set(),
     "loggers": {"communication", "console", "history"},
-    "cli": {"config", "folders", "schema", "settings"},
+    "cli": {"config", "console", "folders", "report", "schema", "settings"},
+    "report": {"atomic", "cli", "console"},
 }
 HEAVY = {"cvxpy", "matplotlib", "networkx", "numba", "pandas", "sklearn", "tensorboard", "torchvision"}
 

@@ -1,0 +1,232 @@
+"""What runs and sweeps came to, in one table, as CSV and as a picture: `python -m hmtl.report FOLDER ...`.
+
+FOLDER is a run's, a sweep's, or one that such are in. Of each run that has ended there is a line in the table and in
+FOLDER/report.csv, and a curve in FOLDER/report.png: error against bits between relays and server, and against seconds,
+with the same run uncoded beside it. `output=NAME` writes NAME.csv and NAME.png instead.
+"""
+
+from hmtl.leaving import leave_at_once, leave_with
+
+if __name__ == "__main__":
+    leave_at_once()  # before what takes long to import
+
+import csv
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+from rich.table import Table
+
+from hmtl.atomic import as_csv, replacing, write_whole
+from hmtl.cli import status
+from hmtl.console import Console
+from hmtl.errors import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MIDDLE = ("relays_to_server", "server_to_relays")  # the tiers that coding is for
+MOST_CURVES = 8  # in colour, with a name each; the others are grey
+STYLES = ["-o", "-s", "-^", "-D", "-v", "-P", "-X", "-*"]  # told apart in grey print, too
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#8C6D31"]  # Okabe and Ito
+
+
+@dataclass(frozen=True)
+class Done:
+    """A run that has ended.
+
+    Args:
+        folder: its own.
+        summary: its `summary.json`.
+        overrides: what its command line set.
+    """
+
+    folder: Path
+    summary: Mapping[str, Any]
+    overrides: tuple[str, ...]
+
+    @cached_property
+    def rows(self) -> list[dict[str, float]]:
+        """What was measured in each round."""
+        path = self.folder / "metrics.csv"
+        try:
+            with path.open(newline="") as file:
+                return [{name: float(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"{path} cannot be read ({error}): leave that run out.") from error
+
+    def mbit(self, row: Mapping[str, float]) -> float:
+        """Between relays and server in a round, both ways."""
+        return (row[f"bits/{MIDDLE[0]}"] + row[f"bits/{MIDDLE[1]}"]) / 1e6
+
+    @property
+    def uncoded_mbit(self) -> float:
+        """The same of a round in which all is sent on plainly."""
+        each_way = dict.fromkeys(MIDDLE, self.summary["K"]) | self.summary.get("loads_uncoded", {})
+        IVs = each_way[MIDDLE[0]] + each_way[MIDDLE[1]]
+        return float(IVs * self.summary["V_bits"]) / 1e6
+
+    @property
+    def error(self) -> str:
+        """The name of the error that tells most: on rows to test on, where there are any."""
+        return "test_error" if "test_error" in self.summary else "train_error"
+
+
+def find(folders: Iterable[Path]) -> list[Done]:
+    """Runs in these folders and below, in the order of their names.
+
+    Raises:
+        DataError: there are none, or a file in them is damaged.
+    """
+    runs = []
+    for folder in folders:
+        paths = sorted(folder.rglob("summary.json"), key=lambda path: [*map(_natural, path.parts)])
+        if not paths:
+            raise DataError(f"{folder} holds no run that has ended: give the folder of a run or a sweep.")
+        for path in paths:
+            said = path.parent / ".hydra" / "overrides.yaml"
+            try:
+                words = OmegaConf.load(said) if said.exists() else ()
+                runs.append(Done(path.parent, json.loads(path.read_text()), tuple(str(word) for word in words)))
+            except (OSError, ValueError) as error:
+                raise DataError(f"{path} cannot be read ({error}): leave that run out.") from error
+    return runs
+
+
+def names(runs: Sequence[Done]) -> list[str]:
+    """What tells each run from the others: words of its command line that not all have, else its folder."""
+    common = set.intersection(*(set(run.overrides) for run in runs))
+    own = [" ".join(word for word in run.overrides if word not in common and "hydra" not in word) for run in runs]
+    return own if all(own) and len(set(own)) == len(own) else [str(run.folder) for run in runs]
+
+
+def table(runs: Sequence[Done]) -> Table:
+    """A line for each run."""
+    shown = Table(
+        title=f"{len(runs)} run{'s' * (len(runs) > 1)}; Mbit: between relays and server", title_justify="left"
+    )
+    shown.add_column("run")
+    for name in ("rounds", "error", "worst user", "Mbit", "s", "saved"):
+        shown.add_column(name, justify="right")
+    for name, row in zip(names(runs), lines(runs), strict=True):
+        saved = row["communication_saved"]
+        error = [f"{row[each]:.4f}" if isinstance(row[each], float) else "" for each in ("error", "error_worst")]
+        times = [f"{row[each]:.3g}" for each in ("Mbit", "total_s")]
+        shown.add_row(name, str(row["rounds"]), *error, *times, f"{saved:.1%}" if saved != "" else "")
+    return shown
+
+
+def lines(runs: Sequence[Done]) -> Iterator[dict[str, Any]]:
+    """The numbers of the table, and what else tells runs apart."""
+    for name, run in zip(names(runs), runs, strict=True):
+        summary, time = run.summary, run.summary["time"]
+        plain = time["uncoded_communication_s"]
+        yield {
+            "run": name,
+            "folder": str(run.folder),
+            **{key: summary[key] for key in ("algorithm", "dataset", "communicator", "K", "H", "r", "seed", "rounds")},
+            "measure": f"{run.error.split('_')[0]}, {summary['error_measure']}",
+            "error": summary.get(run.error, ""),
+            "error_worst": summary.get(f"{run.error}_worst", ""),
+            "gap": summary.get("gap", ""),
+            "Mbit": sum(map(run.mbit, run.rows)),
+            "Mbit_uncoded": run.uncoded_mbit * len(run.rows),
+            **{key: time[key] for key in ("compute_s", "communication_s", "total_s", "uncoded_total_s")},
+            "communication_saved": 1 - time["communication_s"] / plain if plain else "",
+        }
+
+
+def draw(runs: Sequence[Done]) -> "Figure":
+    """Error against bits and against seconds, from round to round; dashed: the same run uncoded."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    best = sorted(range(len(runs)), key=lambda n: runs[n].summary.get(runs[n].error, math.inf))[:MOST_CURVES]
+    for n, (name, run) in enumerate(zip(names(runs), runs, strict=True)):
+        style = _style(best.index(n), name) if n in best else {"color": "0.8", "zorder": 1}
+        plain = {"color": style["color"], "linestyle": "--", "linewidth": 1, "zorder": 2}
+        errors = [row[run.error] for row in run.rows if run.error in row]
+        at = [n for n, row in enumerate(run.rows) if run.error in row]
+        if not any(map(run.mbit, run.rows)):
+            left.plot([], [], **style)
+            left.axhline(errors[-1], color=style["color"], linestyle=":")
+        else:
+            _curve(left, map(run.mbit, run.rows), at, errors, style)
+            if n in best and run.summary["communicator"] != "uncoded":
+                _curve(left, [run.uncoded_mbit] * len(run.rows), at, errors, plain)
+        _curve(right, (row["compute_s"] + row["communication_s"] for row in run.rows), at, errors, style)
+        if n in best and run.summary["communicator"] != "uncoded":
+            _curve(right, (row["uncoded_s"] for row in run.rows), at, errors, plain)
+    kinds = sorted({f"{run.error.split('_')[0]} error: {run.summary['error_measure']}" for run in runs})
+    left.set(xlabel="sent between relays and server [Mbit]", ylabel=f"{' / '.join(kinds)}, mean over users")
+    right.set(xlabel="time, compute and communication [s]")
+    for axes in (left, right):
+        axes.set_xscale("log")
+        axes.grid(alpha=0.3, which="both")
+    right.plot([], [], "k--", linewidth=1, label="dashed: the same uncoded")
+    if len(runs) > MOST_CURVES:
+        right.plot([], [], color="0.8", label=f"the other {len(runs) - MOST_CURVES}")
+    handles: dict[str, Artist] = {}
+    for axes in (left, right):
+        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend([*handles.values()], [*handles], loc="outside lower center", ncols=2, fontsize="small")
+    return figure
+
+
+def _curve(axes: "Axes", each: Iterable[float], at: Sequence[int], errors: Sequence[float], style: Any) -> None:
+    so_far = list(accumulate(each))
+    axes.plot([so_far[n] for n in at], errors, **style)
+
+
+def _style(n: int, name: str) -> dict[str, Any]:
+    mark = {"marker": STYLES[n][1], "markevery": 0.15, "markersize": 5}
+    return {"color": COLORS[n], "label": name if len(name) < 60 else f"…{name[-58:]}", "zorder": 3, **mark}
+
+
+def _natural(part: str) -> tuple[int, int, str]:
+    """Sorts the jobs of a sweep as numbers."""
+    return (0, int(part), "") if part.isdecimal() else (1, 0, part)
+
+
+def report(words: Sequence[str]) -> None:
+    """Print the table of the runs in the folders that are named, and write CSV and picture.
+
+    Raises:
+        HmtlError: what is wrong, and what to do.
+    """
+    folders = [Path(word) for word in words if not word.startswith("output=")]
+    outputs = [word.removeprefix("output=") for word in words if word.startswith("output=")]
+    if not folders:
+        raise DataError("no folder was given: name those of runs or sweeps, such as multirun/2026-01-31.")
+    runs = find(folders)
+    output = Path(outputs[-1]) if outputs else folders[0] / "report"
+    write_whole(output.with_name(f"{output.name}.csv"), as_csv(list(lines(runs))))
+    picture = output.with_name(f"{output.name}.png")
+    with replacing(picture) as file:
+        draw(runs).savefig(file, format="png", dpi=130)
+    console = Console()
+    console.table(table(runs))
+    console.print(f"Picture: {picture}; numbers: {output.name}.csv beside it", soft_wrap=True)
+
+
+def main() -> int:
+    """The exit status."""
+    words = sys.argv[1:]
+    if {"--help", "-h"} & set(words):
+        print(__doc__, end="")
+        return 0
+    return status(partial(report, words))
+
+
+if __name__ == "__main__":
+    leave_with(main())

@@ -1,0 +1,108 @@
+"""Reports of runs and sweeps: numbers as the runs' own files have them, names that tell runs apart, a closing table."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import commands
+import pytest
+import torch
+from PIL import Image
+
+from hmtl.errors import DataError
+from hmtl.report import draw, find, lines, names, report
+
+SMALL = ("K=6", "H=3", "rounds=3", "dataset.rows_per_user=20", "logger=none")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, commands.Command]:
+    """Three jobs that end, and one in between that cannot begin."""
+    folder = tmp_path_factory.mktemp("sweep")
+    words = (*SMALL, f"hydra.sweep.dir={folder}", "r=2,4", "algorithm=mocha,local")
+    return folder, commands.run("hmtl.train", "-m", *words, "hydra.job.chdir=false")
+
+
+def test_a_sweep_closes_with_one_table(sweep: tuple[Path, commands.Command]) -> None:
+    folder, done = sweep
+    assert done.returncode == 2, "as one of its jobs"
+    assert done.stderr.count("r=4.0 exceeds H=3") == 2
+    closing = done.stdout[done.stdout.index("2 runs; Mbit: between relays and server") :]
+    assert "algorithm=mocha" in closing
+    assert "algorithm=local" in closing
+    assert f"python -m hmtl.report {folder}" in closing
+    assert sorted(path.parent.parent.name for path in folder.rglob("failed")) == ["2", "3"]
+
+
+def test_what_is_reported_is_what_the_runs_say(sweep: tuple[Path, commands.Command]) -> None:
+    folder, _ = sweep
+    for line, run, job in zip(lines(runs := find([folder])), runs, ("0", "1"), strict=True):
+        summary = json.loads((folder / job / "summary.json").read_text())
+        with (folder / job / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert run.folder == folder / job
+        bits = sum(float(row["bits/relays_to_server"]) + float(row["bits/server_to_relays"]) for row in rows)
+        assert line["Mbit"] == pytest.approx(bits / 1e6)
+        assert line["error"] == summary["test_error"] == float(rows[-1]["test_error"])
+        assert line["total_s"] == summary["time"]["total_s"]
+        assert line["Mbit_uncoded"] == pytest.approx(3 * 12 * summary["V_bits"] / 1e6)
+        if job == "0":
+            assert line["communication_saved"] == pytest.approx(2 / 6, abs=1e-3)
+    assert names(runs) == ["algorithm=mocha", "algorithm=local"]
+    assert names(runs[:1]) == [str(folder / "0")]
+
+
+def test_files_and_picture(
+    sweep: tuple[Path, commands.Command], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = sweep
+    report([str(folder / "0"), str(folder / "1"), f"output={tmp_path}/both"])
+    out = capsys.readouterr().out
+    assert "algorithm=local" in out
+    with (tmp_path / "both.csv").open() as file:
+        assert [row["run"] for row in csv.DictReader(file)] == ["algorithm=mocha", "algorithm=local"]
+    assert Image.open(tmp_path / "both.png").size[0] > 1000
+    left, right = draw(find([folder])).axes
+    coded, dashed = (line for line in left.lines if len(line.get_xdata()) == 3)
+    assert (dashed.get_xdata() / coded.get_xdata()).tolist() == pytest.approx([12 / 4] * 3, rel=0.01), (
+        "K=6 each way, 4 in all"
+    )
+    assert coded.get_ydata().tolist() == dashed.get_ydata().tolist()
+    assert "s]" in right.get_xlabel()
+
+
+def test_mistakes(sweep: tuple[Path, commands.Command], tmp_path: Path) -> None:
+    folder, _ = sweep
+    for words, says in (
+        ([], "no folder was given"),
+        ([str(tmp_path)], "holds no run that has ended"),
+        ([str(tmp_path / "none")], "holds no run"),
+    ):
+        with pytest.raises(DataError, match=says):
+            report(words)
+    (tmp_path / "summary.json").write_text((folder / "0" / "summary.json").read_text())
+    with pytest.raises(DataError, match=r"metrics\.csv cannot be read .*: leave that run out"):
+        report([str(tmp_path)])
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(DataError, match=r"summary\.json cannot be read"):
+        report([str(tmp_path)])
+    done = commands.run("hmtl.report", folder, f"output={tmp_path}/none/x")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.long
+def test_jobs_side_by_side(tmp_path: Path) -> None:
+    """With a launcher whose jobs run in processes of their own, the sweep's status is still that of its worst job."""
+    words = (*SMALL, f"hydra.sweep.dir={tmp_path}", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "r=4,2")
+    done = subprocess.run(
+        [sys.executable, "-m", "hmtl.train", "-m", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    assert done.returncode == 2
+    assert "1 run; Mbit" in done.stdout
+    assert (tmp_path / "1" / "models.npz").exists()
