@@ -171,14 +171,15 @@ def status(action: Callable[[], None], config_name: str = "config", complain: Ca
             f"{error.filename or 'output'}: {error.strerror or error}. If results go there, choose a folder that can "
             "be written to: hydra.run.dir=PATH."
         )
-    except MemoryError as error:
-        message = f"the memory does not hold so much ({error}): choose smaller numbers, of users or rows say."
     except Exception as error:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         ours = frame.f_globals["__name__"].split(".")[0] not in ("hydra", "omegaconf")
-        if ours and not isinstance(error, HmtlError | HydraException | OmegaConfBaseException):
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate" in str(error)):  # torch's
+            message = f"the memory does not hold so much ({error}): choose smaller numbers, of users or rows say."
+        elif ours and not isinstance(error, HmtlError | HydraException | OmegaConfBaseException):
             raise
-        message = _told(error, config_name)
+        else:
+            message = _told(error, config_name)
     with suppress(BrokenPipeError):
         complain(" ".join(message.split()))
     return 2
