@@ -1,9 +1,11 @@
-"""Folders that one run at a time writes to."""
+"""The folder of a run: one run at a time writes to it, and Hydra left there what its command line said."""
 
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from omegaconf import OmegaConf
 
 from hmtl.errors import ConfigError
 
@@ -25,3 +27,14 @@ def held(folder: Path) -> Iterator[None]:
         except OSError:  # some file systems have no locks
             pass
         yield
+
+
+def overrides(folder: Path) -> list[str]:
+    """What the command line of the run in `folder` set, where the run goes and its own numbers aside.
+
+    Raises:
+        OSError, ValueError: that cannot be read.
+    """
+    said = folder / ".hydra" / "overrides.yaml"
+    words = [str(word) for word in OmegaConf.load(said)] if said.exists() else []
+    return [word for word in words if not word.lstrip("+~").startswith(("hydra", "output_dir"))]

@@ -1,9 +1,6 @@
-"""Where measurements go: the console, TensorBoard. Each takes the trainer's rows one by one."""
+"""What of the measurements goes to the console: each row as it comes, and the report at the end."""
 
-import threading
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,69 +13,6 @@ from hmtl.history import Measurements
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-class TensorBoardLogger:
-    """Scalars of each round; at the end the figures and the hyperparameters with the final figures of merit.
-
-    What is in the folder already is superseded, so that a run that goes on in it has no point twice.
-    """
-
-    def __init__(self, folder: str) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # only this logger has to wait for its import
-
-        self._open = cache(lambda: SummaryWriter(folder, purge_step=0))  # at the first round: it leaves a file
-        _quiet_writers()
-
-    @property
-    def _writer(self) -> Any:
-        return self._open()
-
-    def log(self, row: Measurements) -> None:
-        step = int(row["round"])
-        for key, value in row.items():
-            if key != "round":
-                self._writer.add_scalar(key if "/" in key else f"{_GROUPS.get(key, 'learning')}/{key}", value, step)
-
-    def finish(self, summary: Mapping[str, Any], figures: Mapping[str, "Figure"]) -> None:
-        for name, figure in figures.items():
-            self._writer.add_figure(name, figure, int(summary["rounds"]))
-        settings = {key: value for key, value in summary.items() if isinstance(value, str | int | float)}
-        merits = {f"final/{key}": settings.pop(key) for key in _MERITS if key in settings}
-        self._writer.add_hparams(settings, merits, run_name=".")  # in this run's own file, not in a folder below it
-        self._writer.flush()
-
-    def close(self) -> None:
-        if self._open.cache_info().currsize:
-            with suppress(OSError):  # of a disk that is full others have told
-                self._writer.close()
-
-
-@cache
-def _quiet_writers() -> None:
-    """Let TensorBoard's threads fail without a traceback: they hand their error on to who logs."""
-    usual = threading.excepthook
-
-    def hook(failed: threading.ExceptHookArgs) -> None:
-        if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard.")):
-            usual(failed)
-
-    threading.excepthook = hook
-
-
-_GROUPS = {
-    "bits_total": "bits",
-    "local_s": "seconds",
-    "compute_s": "seconds",
-    "communication_s": "seconds",
-    "uncoded_s": "seconds",
-    "uncoded_communication_s": "seconds",
-}
-_MERITS = (
-    *("gap", "primal", "joint_gap", "joint_primal"),
-    *("train_error", "test_error", "train_r2", "test_r2"),
-    "bits_total",
-)
 
 
 class ConsoleLogger:

@@ -21,13 +21,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
 from rich.table import Table
 
 from hmtl.atomic import as_csv, replacing, write_whole
 from hmtl.cli import status
 from hmtl.console import Console
 from hmtl.errors import DataError
+from hmtl.folders import overrides
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -93,10 +93,8 @@ def find(folders: Iterable[Path]) -> list[Done]:
         if not paths:
             raise DataError(f"{folder} holds no run that has ended: give the folder of a run or a sweep.")
         for path in paths:
-            said = path.parent / ".hydra" / "overrides.yaml"
             try:
-                words = OmegaConf.load(said) if said.exists() else ()
-                runs.append(Done(path.parent, json.loads(path.read_text()), tuple(str(word) for word in words)))
+                runs.append(Done(path.parent, json.loads(path.read_text()), tuple(overrides(path.parent))))
             except (OSError, ValueError) as error:
                 raise DataError(f"{path} cannot be read ({error}): leave that run out.") from error
     return runs
@@ -105,7 +103,7 @@ def find(folders: Iterable[Path]) -> list[Done]:
 def names(runs: Sequence[Done]) -> list[str]:
     """What tells each run from the others: words of its command line that not all have, else its folder."""
     common = set.intersection(*(set(run.overrides) for run in runs))
-    own = [" ".join(word for word in run.overrides if word not in common and "hydra" not in word) for run in runs]
+    own = [" ".join(word for word in run.overrides if word not in common) for run in runs]
     return own if all(own) and len(set(own)) == len(own) else [str(run.folder) for run in runs]
 
 

@@ -36,8 +36,9 @@ ALLOWED = {
     "figures": {"communication"},
     "console": set(),
     "loggers": {"communication", "console", "history"},
+    "board": {"folders", "history"},
     "cli": {"config", "console", "folders", "report", "schema", "settings"},
-    "report": {"atomic", "cli", "console"},
+    "report": {"atomic", "cli", "console", "folders"},
 }
 HEAVY = {"cvxpy", "matplotlib", "networkx", "numba", "pandas", "sklearn", "tensorboard", "torchvision"}
 

@@ -9,9 +9,9 @@ import pytest
 from commands import forked, status_of
 from forked import run
 
+from hmtl.board import TensorBoardLogger
 from hmtl.checkpoint import load_checkpoint
 from hmtl.config import compose
-from hmtl.loggers import TensorBoardLogger
 from hmtl.train import train
 
 SMALL = ("dataset.rows_per_user=20", "checkpoint_every=1", "algorithm.rounds=4")

@@ -178,18 +178,36 @@ def test_what_a_run_leaves(
     assert {p.name for p in tmp_path.iterdir()} >= {"summary.json", "metrics.csv", "topology.png", "checkpoint.pt"}
     assert not list(tmp_path.glob("*.tmp"))
 
-    events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0, "images": 0}).Reload()
+    events = board(tmp_path)
     tags = events.Tags()
     assert {"topology", "links", "omega"} <= set(tags["images"])
     assert {
-        "learning/gap",
-        "learning/test_error",
-        "bits/relays_to_server",
-        "bits/bits_total",
-        "seconds/compute_s",
+        "1 learning/gap",
+        "1 learning/test_error",
+        "2 bits/relays_to_server",
+        "2 bits/bits_total",
+        "3 seconds/compute_s",
     } <= set(tags["scalars"])
-    assert [event.step for event in events.Scalars("learning/gap")] == list(range(12))
-    assert events.Scalars("learning/primal")[-1].value == pytest.approx(summary["primal"], rel=1e-6)
+    assert [event.step for event in events.Scalars("1 learning/gap")] == list(range(12))
+    assert events.Scalars("1 learning/primal")[-1].value == pytest.approx(summary["primal"], rel=1e-6)
+    assert all(len(events.Scalars(tag)) == 12 for tag in tags["scalars"]), "no chart of one point"
+    bits, seconds = 0.0, 0.0
+    cost = {"4 against kbit between relays and server": [], "5 against milliseconds": []}
+    for row in table:
+        bits += float(row["bits/relays_to_server"]) + float(row["bits/server_to_relays"])
+        seconds += float(row["compute_s"]) + float(row["communication_s"])
+        cost["4 against kbit between relays and server"].append(bits / 1e3)
+        cost["5 against milliseconds"].append(1e3 * seconds)
+    for chart, want in cost.items():
+        points = events.Scalars(f"{chart}/test_error")
+        assert [point.step for point in points] == pytest.approx(want, abs=0.51)
+        assert [point.value for point in points] == pytest.approx([float(row["test_error"]) for row in table])
+
+
+def board(folder: Path) -> EventAccumulator:
+    """The events of a run, in the one folder that has them."""
+    (place,) = {path.parent for path in folder.rglob("events.out.tfevents.*")}
+    return EventAccumulator(str(place), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
 
 
 def test_going_on_in_the_same_folder_doubles_nothing(configure: Configure, tmp_path: Path) -> None:
@@ -202,10 +220,11 @@ def test_going_on_in_the_same_folder_doubles_nothing(configure: Configure, tmp_p
         file.writelines([*later, "5,10"])
     train(configure(*settings, "~logger.console", "rounds=6", f"resume={tmp_path}"))
     assert [int(row["round"]) for row in rows(tmp_path)] == list(range(6))
-    events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0, "images": 0}).Reload()
+    events = board(tmp_path)
     for tag in events.Tags()["scalars"]:
         steps = [event.step for event in events.Scalars(tag)]
-        assert steps == ([0] if tag.startswith("final/") else list(range(6)))
+        assert len(steps) == 6, tag
+        assert tag.startswith(("4", "5")) or steps == list(range(6))
     assert [len(events.Images(tag)) for tag in ("topology", "links")] == [1, 1]
     whole = tmp_path / "whole"
     whole.mkdir()

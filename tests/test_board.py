@@ -1,0 +1,90 @@
+"""TensorBoard as a browser shows it, and what a run is called there."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import commands
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SMALL = ("K=6", "H=3", "r=2", "rounds=8", "dataset.rows_per_user=20", "~logger.console")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("board")
+    done = commands.run("hmtl.train", *SMALL, "regularizer=mean", f"hydra.run.dir={folder}/run")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_run_is_called_as_its_command_line(run: Path) -> None:
+    (place,) = {path.parent for path in run.rglob("events.out.tfevents.*")}
+    assert place.name == "K=6_H=3_r=2_dataset.rows_per_user=20_regularizer=mean"
+    events = EventAccumulator(str(place), size_guidance={"tensors": 0}).Reload()
+    (command,) = (event.tensor_proto.string_val[0].decode() for event in events.Tensors("command/text_summary"))
+    assert command == "python -m hmtl.train " + " ".join((*SMALL, "regularizer=mean"))
+    (said,) = (event.tensor_proto.string_val[0].decode() for event in events.Tensors("configuration/text_summary"))
+    assert "    K: 6\n" in said
+
+
+def test_layout_and_hyperparameters_name_charts_that_there_are(run: Path) -> None:
+    (place,) = {path.parent for path in run.rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(place), size_guidance={"tensors": 0}).Reload()
+    scalars = events.Tags()["scalars"]
+    (event,) = events.Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    assert layout.category[0].title == "Learning"
+
+    for chart in (chart for category in layout.category for chart in category.chart):
+        for pattern in chart.multiline.tag:
+            assert [tag for tag in scalars if re.match(pattern, tag)], pattern
+    data = events.summary_metadata
+    experiment = plugin_data_pb2.HParamsPluginData.FromString(
+        data["_hparams_/experiment"].plugin_data.content
+    ).experiment
+    assert {info.name.tag for info in experiment.metric_infos} <= set(scalars)
+    assert {"lam", "regularizer", "seed", "rounds"} <= {info.name for info in experiment.hparam_infos}
+    assert not {"test_error", "gap", "V_bits"} & {info.name for info in experiment.hparam_infos}
+
+
+@pytest.mark.long
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("page", ["timeseries", "custom_scalars", "images", "hparams", "text"])
+def test_in_a_browser(run: Path, page: str) -> None:
+    """Screenshots are left in HMTL_SCREENSHOTS, if that is set."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    line = [sys.executable, "-m", "tensorboard.main", "--logdir", str(run), "--port", str(port), "--load_fast=false"]
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            address = f"http://127.0.0.1:{port}"
+            for _ in range(600):
+                try:
+                    if "run" in urllib.request.urlopen(f"{address}/data/runs").read().decode():
+                        break
+                except OSError:
+                    pass
+                time.sleep(0.1)
+            picture = Path(os.environ.get("HMTL_SCREENSHOTS", run)) / f"tensorboard_{page}.png"
+            flags = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1400,1100", "--hide-scrollbars"]
+            wait = ["--virtual-time-budget=30000", "--timeout=30000"]
+            shot = [*flags, *wait, f"--screenshot={picture}", f"{address}/#{page}"]
+            subprocess.run([str(CHROMIUM), *shot], check=True, capture_output=True, timeout=120)
+        finally:
+            server.terminate()
+    colours = Image.open(picture).convert("RGB").getcolors(10**7)
+    assert colours is not None
+    assert len(colours) > 100, "more than an empty page"
