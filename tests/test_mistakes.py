@@ -169,6 +169,7 @@ train rounds=0                           | rounds=0
 train rounds=1.5                         | could not be converted
 train rounds=99999999999999999999        | out of range
 train checkpoint_every=0                 | checkpoint_every=0
+train evaluate_every=0                   | evaluate_every=0
 train gap_tolerance=nan                  | gap_tolerance=nan
 train device=meta                        | device=meta is not available
 train device=cuda:77                     | device=cuda:77 is not available
