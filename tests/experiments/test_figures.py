@@ -17,7 +17,7 @@ from hmtl.config import build, conf_dir
 
 EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
 ORDER = ("best aggregators", "all relays", "paper", "equal", "uncoded")  # from the least sent to the most
-LOADS, TIMES = ("fig3", "fig4"), ("fig7",)
+LOADS, TIMES = ("fig3", "fig4"), ("fig6", "fig7")
 Row = dict[str, str]
 
 
