@@ -1,18 +1,18 @@
 """Pictures of a run: the task relationship and the bits on each link."""
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from hmtl.communication import TIERS, LinkLedger
+from hmtl.picture import Picture
 
 
-def omega_figure(Omega: Tensor) -> Figure:
+def omega_figure(Omega: Tensor) -> Picture:
     """How the tasks relate: Σ = Ω⁻¹ [K, K] scaled to a unit diagonal, so that each entry reads as a correlation."""
     Sigma = np.linalg.inv(Omega.cpu().numpy())
     scale = np.sqrt(np.diag(Sigma))
-    figure = Figure(figsize=(5.5, 4.6), layout="constrained")
+    figure = Picture(figsize=(5.5, 4.6), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(Sigma / np.outer(scale, scale), cmap="RdBu_r", vmin=-1, vmax=1)
     axes.set(title="Task relationship", xlabel="user", ylabel="user")
@@ -22,9 +22,9 @@ def omega_figure(Omega: Tensor) -> Figure:
     return figure
 
 
-def link_figure(ledger: LinkLedger) -> Figure:
+def link_figure(ledger: LinkLedger) -> Picture:
     """Bits on each link over the whole run, payload and overhead, a panel for each tier."""
-    figure = Figure(figsize=(9, 5.6), layout="constrained")
+    figure = Picture(figsize=(9, 5.6), layout="constrained")
     for axes, tier in zip(figure.subplots(2, 2).flat, TIERS, strict=True):
         payload, overhead = ledger.per_link(tier).T / 8e6
         used = np.flatnonzero(payload + overhead)

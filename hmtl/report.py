@@ -32,12 +32,12 @@ from hmtl.folders import overrides
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+
+    from hmtl.picture import Picture
 
 MIDDLE = ("relays_to_server", "server_to_relays")  # the tiers that coding is for
-MOST_CURVES = 8  # in colour, with a name each; the others are grey
-STYLES = ["-o", "-s", "-^", "-D", "-v", "-P", "-X", "-*"]  # told apart in grey print, too
-COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#8C6D31"]  # Okabe and Ito
+MOST_CURVES = 7  # in colour, with a name each; the others are grey
+MARKERS = "os^DvPX"  # told apart in grey print, too
 
 
 @dataclass(frozen=True)
@@ -143,11 +143,11 @@ def lines(runs: Sequence[Done]) -> Iterator[dict[str, Any]]:
         }
 
 
-def draw(runs: Sequence[Done]) -> "Figure":
+def draw(runs: Sequence[Done]) -> "Picture":
     """Error against bits and against seconds, from round to round; dashed: the same run uncoded."""
-    from matplotlib.figure import Figure
+    from hmtl.picture import Picture
 
-    figure = Figure(figsize=(11, 5), layout="constrained")
+    figure = Picture(figsize=(11, 5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     best = sorted(range(len(runs)), key=lambda n: runs[n].summary.get(runs[n].error, math.inf))[:MOST_CURVES]
     for n, (name, run) in enumerate(zip(names(runs), runs, strict=True)):
@@ -187,8 +187,10 @@ def _curve(axes: "Axes", each: Iterable[float], at: Sequence[int], errors: Seque
 
 
 def _style(n: int, name: str) -> dict[str, Any]:
-    mark = {"marker": STYLES[n][1], "markevery": 0.15, "markersize": 5}
-    return {"color": COLORS[n], "label": name if len(name) < 60 else f"…{name[-58:]}", "zorder": 3, **mark}
+    from hmtl.picture import OKABE_ITO
+
+    mark = {"marker": MARKERS[n], "markevery": 0.15, "markersize": 5}
+    return {"color": OKABE_ITO[n], "label": name if len(name) < 60 else f"…{name[-58:]}", "zorder": 3, **mark}
 
 
 def _natural(part: str) -> tuple[int, int, str]:

@@ -10,7 +10,7 @@ import pytest
 import hmtl
 
 ROOT = Path(hmtl.__file__).parent
-EVERYONE = {"clock", "errors", "leaving", "npz", "rng"}
+EVERYONE = {"clock", "errors", "leaving", "npz", "picture", "rng"}
 ALLOWED = {
     "topology": set(),
     "coding": {"topology"},

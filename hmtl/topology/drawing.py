@@ -13,18 +13,22 @@ from hmtl.topology.moving import Moving
 from hmtl.topology.topology import Topology
 
 if TYPE_CHECKING:  # matplotlib takes a third of a second to import, and few who import hmtl.topology draw
-    from matplotlib.figure import Figure
+    from hmtl.picture import Picture
 
 MOST_NUMBERED = 40  # with more marks in a row, their numbers would overlap
+BUNDLES = 16  # of users, where there are too many marks
+BUNDLED = "users whose relays are near each other"
+WIDEST = 4.5  # points, of the links of a bundle
 DARK, GREY, USER = "#333333", "#8c8c8c", "#ffffff"
 LUMINANCE = np.array([0.3, 0.6, 0.1])  # of red, green, blue
 
 
-def draw(network: Topology | Moving, aggregators: Collection[int] | None = None) -> "Figure":
+def draw(network: Topology | Moving, aggregators: Collection[int] | None = None) -> "Picture":
     """Draws server, relays, users and links, the links in their relay's colour.
 
     Points of a layout are drawn true to scale, the server above them. Without one, server, relays and users stand in
-    three rows; beyond 40 users, those with the same relays share a mark, which tells their number or has area by it.
+    three rows; beyond 40 users, those with the same relays share a mark, which tells their number; where even these
+    are too many, those whose relays are near each other do, and its links are as wide as many of them a relay hears.
     Absent users have no links. Of a network whose users move it shows the first contacts, as the title says.
 
     Args:
@@ -32,22 +36,23 @@ def draw(network: Topology | Moving, aggregators: Collection[int] | None = None)
         aggregators: the relays that compute the models, which get a frame; none: the server, which gets it; None: who
             does is not shown.
     """
-    import matplotlib
     from matplotlib.collections import LineCollection
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+
+    from hmtl.picture import Picture, colors
 
     topology, H = network.at(0), network.H
     heard, labels, sizes, kind = _marks(topology)
+    bundled = kind.startswith(BUNDLED)
     if topology.layout:
         users, relays = topology.layout
         low, top = (f(np.concatenate(topology.layout), axis=0) for f in (np.min, np.max))
         server = np.array([(low[0] + top[0]) / 2, top[1] + 0.12 * (top - low).max()])
     else:
         users, relays, server = _row(len(labels), 0.0), _row(H, 1.0), np.array([0.5, 1.7])
-    colors = matplotlib.colormaps["tab10"](range(H)) if H <= 10 else matplotlib.colormaps["turbo"](_row(H)[:, 0])
+    hues = colors(H)
 
-    figure = Figure(figsize=(7.5, 8.5) if topology.layout else (10, 5), layout="constrained")
+    figure = Picture(figsize=(7.5, 8.5) if topology.layout else (10, 5), layout="constrained")
     axes = figure.add_subplot(aspect="equal" if topology.layout else "auto")
     axes.set_axis_off()
     axes.margins(0.03, 0.08)
@@ -57,16 +62,19 @@ def draw(network: Topology | Moving, aggregators: Collection[int] | None = None)
     axes.add_collection(LineCollection(to_server, colors=DARK, linestyles="dashed", linewidths=0.8, zorder=1))
     mark, i = np.nonzero(heard.T)  # by mark, so that no relay's links cover all others
     links, thin = list(np.stack([relays[i], users[mark]], axis=1)), min(0.9, 10 / max(1, len(i)) ** 0.5)
-    axes.add_collection(LineCollection(links, colors=colors[i], alpha=thin, linewidths=min(1, 5 * thin), zorder=1))
+    wide = WIDEST * heard[i, mark] / heard.max(initial=1) if bundled else min(1, 5 * thin)
+    axes.add_collection(
+        LineCollection(links, colors=hues[i], alpha=0.7 if bundled else thin, linewidths=wide, zorder=1)
+    )
     edge = 0.8 if len(labels) < 400 else 0.4
     axes.scatter(users[:, 0], users[:, 1], sizes, USER, marker="o", edgecolors=DARK, linewidths=edge, zorder=2)
     frame = "s" if aggregators else "^"
     if aggregators is not None:
         at, size = (relays[sorted(aggregators)], 620) if aggregators else (server[None], 1300)
         axes.scatter(at[:, 0], at[:, 1], size, "white", marker=frame, edgecolors=DARK, linewidths=1.6, zorder=2.5)
-    axes.scatter(relays[:, 0], relays[:, 1], 260, colors, marker="s", edgecolors=DARK, linewidths=0.8, zorder=3)
+    axes.scatter(relays[:, 0], relays[:, 1], 260, hues, marker="s", edgecolors=DARK, linewidths=0.8, zorder=3)
     axes.scatter(server[:1], server[1:], 420, DARK, marker="^", zorder=3)
-    texts = [(xy, str(i), DARK if colors[i, :3] @ LUMINANCE > 0.5 else "white") for i, xy in enumerate(relays)]
+    texts = [(xy, str(i), DARK if hues[i, :3] @ LUMINANCE > 0.5 else "white") for i, xy in enumerate(relays)]
     if len(labels) <= MOST_NUMBERED:
         texts += [(xy, label, DARK) for xy, label in zip(users, labels, strict=True)]
     for xy, label, color in texts:
@@ -76,7 +84,7 @@ def draw(network: Topology | Moving, aggregators: Collection[int] | None = None)
         Line2D([], [], marker="s", color=GREY, markeredgecolor=DARK, linestyle="none", markersize=9, label="relay"),
         Line2D([], [], marker="o", color=USER, markeredgecolor=DARK, linestyle="none", markersize=9, label=kind),
         Line2D([], [], color=DARK, linestyle="dashed", linewidth=0.8, label="relay to server"),
-        Line2D([], [], color=GREY, linewidth=1, label="user to relay"),
+        Line2D([], [], color=GREY, linewidth=1, label="user to relay" + ", wide for many" * bundled),
     ]
     if aggregators is not None:
         computes = Line2D([], [], marker=frame, color="white", markeredgecolor=DARK, linestyle="none", markersize=12)
@@ -91,28 +99,23 @@ def draw(network: Topology | Moving, aggregators: Collection[int] | None = None)
     return figure
 
 
-def _marks(topology: Topology) -> tuple[NDArray[np.uint8], list[str], NDArray[np.float64], str]:
-    """Of the marks for users: their relays [H, n], labels, areas in square points, and what a mark is."""
+def _marks(topology: Topology) -> tuple[NDArray[np.int64], list[str], NDArray[np.float64], str]:
+    """Of the marks for users: how many of each a relay hears [H, n], labels, areas in square points, what a mark is."""
     if topology.layout:
         size = 180.0 if topology.K <= MOST_NUMBERED else max(3.0, min(60.0, 6000 / topology.K))
-        return topology.G, [str(k) for k in range(topology.K)], np.full(topology.K, size), "user"
+        return topology.G.astype(np.int64), [str(k) for k in range(topology.K)], np.full(topology.K, size), "user"
     together = topology.K > MOST_NUMBERED
     groups = [*topology.types.values(), topology.I(0)] if together else [(k,) for k in range(topology.K)]
     groups = [users for users in groups if users]
     centre = np.arange(topology.H) @ topology.G / topology.degrees.clip(min=1)
     groups.sort(key=lambda users: (centre[users[0]], users))  # near their relays, so that links are short
-    heard, counts = topology.G[:, [users[0] for users in groups]], np.array([len(users) for users in groups])
-    if not together:
-        return heard, [str(users[0]) for users in groups], np.full(len(groups), 200.0), "user"
-    if len(groups) <= MOST_NUMBERED:
-        return heard, [f"×{n}" for n in counts], np.full(len(groups), 260.0), "users with the same relays, × number"
-    largest = (900 / len(groups)) ** 2  # the row is some 680 points wide
-    return (
-        heard,
-        [""] * len(groups),
-        np.maximum(counts / counts.max() * largest, 2),
-        "users with the same relays, area by number",
-    )
+    kind = "users with the same relays, × number" if together else "user"
+    if together and len(groups) > MOST_NUMBERED:
+        bundles = np.array_split([k for users in groups for k in users], BUNDLES)
+        groups, kind = [tuple(bundle.tolist()) for bundle in bundles], f"{BUNDLED}, × number"
+    heard = np.stack([topology.G[:, list(users)].sum(axis=1, dtype=np.int64) for users in groups], axis=1)
+    labels = [f"×{len(users)}" if together else str(users[0]) for users in groups]
+    return heard, labels, np.full(len(groups), 260.0 if together else 200.0), kind
 
 
 def _row(n: int, height: float = 0.0) -> NDArray[np.float64]:

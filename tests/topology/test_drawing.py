@@ -53,12 +53,23 @@ def test_users_of_one_type_share_a_mark_with_their_number():
 
 
 @pytest.mark.parametrize(("K", "H", "r"), [(200, 10, 3), (1000, 12, 6)])
-def test_many_types_have_no_numbers(K, H, r):
+def test_many_types_are_bundled_with_links_as_wide_as_many_are_heard(K, H, r):
     t = any_r(K, H, r)
-    users, _, links, labels, _ = parts(t)
-    assert len(users) == len(t.types)
-    assert len(links) == r * len(t.types)
-    assert len(labels) == H
+    users, relays, links, labels, kind = parts(t)
+    assert len(users) == 16 < len(t.types)
+    assert "relays are near" in kind
+    points = {tuple(xy) for xy in users}
+    assert sum(int(text.removeprefix("×")) for xy, text in labels if xy in points) == K
+    (axes,) = draw(t).axes
+    *_, drawn = (c for c in axes.collections if isinstance(c, LineCollection))
+    widths = np.broadcast_to(drawn.get_linewidths(), len(links))
+    of_relay = [sum(w for w, link in zip(widths, links, strict=True) if tuple(link[0]) == tuple(xy)) for xy in relays]
+    heard = np.array([len(t.N(i)) for i in range(H)])
+    np.testing.assert_allclose(np.array(of_relay) / sum(of_relay), heard / heard.sum(), rtol=1e-9)
+
+
+def test_a_notebook_shows_the_picture():
+    assert draw(symmetric(4, 2, 1))._repr_png_().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("K", [1, 20, 300])

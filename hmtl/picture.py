@@ -1,0 +1,28 @@
+"""Pictures that a notebook shows, and colours that colour-blind eyes and grey print tell apart."""
+
+import io
+from typing import Any
+
+from matplotlib.figure import Figure
+
+OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")
+"""Of Okabe and Ito 2008, without the yellow, which is faint on white."""
+
+
+class Picture(Figure):
+    """A figure that belongs to no window; as the last word of a notebook's cell it is shown."""
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        self.savefig(content, format="png", dpi=80)
+        return content.getvalue()
+
+
+def colors(n: int) -> Any:
+    """n of them, [n, 4]: few are distinct hues, many a scale that grows lighter."""
+    import matplotlib
+    from matplotlib.colors import to_rgba_array
+
+    if n <= len(OKABE_ITO):
+        return to_rgba_array(OKABE_ITO[:n])
+    return matplotlib.colormaps["cividis"].resampled(n)(range(n))
