@@ -136,6 +136,8 @@ class Aggregation:
             sources = [getattr(message, part) for message in messages]
             if all(source is sources[0] for source in sources) and len(at) == len(sources[0]) and at.equal(rows):
                 self.ivs[part] = sources[0]  # it is all of one tensor, as it stands
+                if part == "payload":
+                    self._whole = _as_sent(sources[0])
                 continue
             for message, source in zip(messages, sources, strict=True):
                 self.ivs[part].index_copy_(0, self.place(message.of_users()), taken(source, message.rows()))
@@ -164,6 +166,8 @@ class Aggregation:
             return unpack(payload, overhead, self.wire or dtype, dtype)
         further = to_bytes(unpack(overhead[:, :0], overhead, dtype, dtype))
         end = payload.shape[1] + further.shape[1]
+        if self._whole.shape[1] < end:
+            return unpack(payload, overhead, dtype, dtype)
         self._whole[:, payload.shape[1] : end] = further
         return self._whole[:, :end].view(dtype)
 
@@ -214,3 +218,10 @@ class Aggregation:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.counted = state["counted"].numpy().copy()
+
+
+def _as_sent(rows: Tensor) -> Tensor:
+    """Rows of bytes with what lies behind each of them in memory, where their sender had its further numbers."""
+    width = rows.stride(0)
+    room = rows.untyped_storage().nbytes() - rows.storage_offset()
+    return rows.as_strided((len(rows), width), (width, 1)) if len(rows) * width <= room else rows

@@ -149,7 +149,10 @@ class Problem:
             self.tasks = tuple(_with_rows(task, x[: len(task.x_train)]) for task, x in zip(self.tasks, X, strict=True))
             mine = dict(zip(self.users.tolist(), self.tasks, strict=True))
             self.everybody = tuple(mine.get(k, task) for k, task in enumerate(self.everybody))
-        self._padded[dtype] = Rows(X, y, torch.linalg.vecdot(X, X), self.here, self.s.to(dtype))
+        square_norms = torch.zeros_like(y)
+        for norms, x in zip(square_norms, X, strict=True):  # at once they would take as much memory as X
+            norms.copy_(torch.linalg.vecdot(x, x))
+        self._padded[dtype] = Rows(X, y, square_norms, self.here, self.s.to(dtype))
         return self._padded[dtype]
 
     @property
