@@ -1,4 +1,4 @@
-"""Whole rounds of FedAvg and FedU, evaluated each time, beside a loop over users and one by vmap; one thread, CPU time."""
+"""Whole rounds of FedAvg and FedU, evaluated each time, beside a loop over users and one by vmap; CPU time."""
 
 import subprocess
 import sys
