@@ -1,0 +1,50 @@
+"""Notebooks run from the first cell to the last, and are kept without what they gave."""
+
+import ast
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import commands
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+
+
+def cells(path: Path, kind: str) -> list[dict[str, Any]]:
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+def play(path: Path, folder: Path) -> None:
+    """Each cell, and what its last line gives as a notebook shows it."""
+    os.chdir(folder)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for cell in cells(path, "code"):
+        tree = ast.parse("".join(cell["source"]))
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, str(path), "exec"), names)
+        if last is not None:
+            shown = eval(compile(ast.Expression(last.value), str(path), "eval"), names)
+            if hasattr(shown, "_repr_png_"):
+                assert shown._repr_png_()
+
+
+def test_there_are_five() -> None:
+    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs(path: Path, tmp_path: Path) -> None:
+    child = commands.FORKS.Process(target=play, args=(path, tmp_path))
+    child.start()
+    child.join(120)
+    assert child.exitcode == 0
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_is_kept_without_outputs(path: Path) -> None:
+    for cell in cells(path, "code"):
+        assert cell["outputs"] == []
+        assert cell["execution_count"] is None
+    assert "Exercises" in "".join(cells(path, "markdown")[-1]["source"])
