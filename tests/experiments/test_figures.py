@@ -17,7 +17,7 @@ from hmtl.config import build, conf_dir
 
 EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
 ORDER = ("best aggregators", "all relays", "paper", "equal", "uncoded")  # from the least sent to the most
-LOADS, TIMES = ("fig3", "fig4"), ("fig6", "fig7")
+LOADS, TIMES = ("fig3", "fig4"), ("fig5", "fig6", "fig7")
 Row = dict[str, str]
 
 
@@ -113,6 +113,19 @@ def test_heterogeneous_relays() -> None:
         here = {"data": data, "panel": "K = 30", "d": 0}
         assert pair(recorded("fig7"), curve="paper", **here) == pytest.approx((22.9, 18.9), abs=0.7)
         assert pair(recorded("fig7"), curve="all relays", **here) == pytest.approx((20.1, 15), abs=0.1)
+
+
+def test_more_relays_that_hear_a_user_make_less_to_send() -> None:
+    rows = where(recorded("fig5"), data="HAR")
+    for panel in ("H = 10", "H = 20"):
+        for curve in ORDER[:-1]:
+            sums = [float(row["up"]) + float(row["down"]) for row in where(rows, panel=panel, curve=curve)]
+            assert len(sums) == 10
+            assert sums == sorted(sums, reverse=True)
+    two, three = (where(recorded("fig6"), data="HAR", panel=f"r = {r}") for r in (2, 3))
+    for row, other in zip(two, three, strict=True):
+        if row["curve"] != "uncoded":
+            assert float(other["up"]) + float(other["down"]) < float(row["up"]) + float(row["down"])
 
 
 @pytest.mark.parametrize("name", TIMES)
