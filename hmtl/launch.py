@@ -32,7 +32,8 @@ LOADED = (
     "hmtl.processes",
     "hmtl.mtl",
     "hmtl.figures",
-    "cvxpy",
+    "clarabel",
+    "scipy.optimize",
     "sklearn.model_selection",
 )
 """What most runs import, hmtl's own late imports among it, which together take each process two seconds."""

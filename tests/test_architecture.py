@@ -40,7 +40,7 @@ ALLOWED = {
     "cli": {"config", "console", "folders", "report", "schema", "settings"},
     "report": {"atomic", "cli", "console", "folders"},
 }
-HEAVY = {"cvxpy", "matplotlib", "networkx", "numba", "pandas", "sklearn", "tensorboard", "torchvision"}
+HEAVY = {"clarabel", "cvxpy", "matplotlib", "networkx", "numba", "pandas", "sklearn", "tensorboard", "torchvision"}
 
 
 def imports(path: Path) -> set[str]:

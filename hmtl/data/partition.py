@@ -108,15 +108,28 @@ def _others(users: Ints, spare: Ints, half: int, rng: np.random.Generator) -> In
     A transport problem: row sums users × half, column sums at most `spare` [C]. First the most even real solution
     (least squares per user), then a random one in whole numbers next to it: with integer bounds, vertices are integer.
     """
-    import cvxpy as cp  # takes a second to import
+    import clarabel  # here, as loading it and scipy.optimize takes a while
+    from scipy.optimize import linprog
+    from scipy.sparse import csc_array, diags_array, eye_array, vstack
 
     C = len(users)
-    dealt: Any = cp.Variable((C, C), nonneg=True)  # Any, here and below: cvxpy is annotated in part only
-    limits = [dealt.sum(axis=1) == users * half, dealt.sum(axis=0) <= spare, dealt.trace() == 0]
-    even: Any = cp.Problem(cp.Minimize((dealt**2 / np.maximum(users, 1)[:, None]).sum()), limits)
-    even.solve(solver=cp.CLARABEL)
+    own, of, to = np.eye(C, dtype=bool).ravel(), *np.divmod(np.arange(C * C), C)  # entries, row by row
+    rows, columns = ((np.arange(C)[:, None] == places[~own]).astype(float) for places in (of, to))
+    quiet = clarabel.DefaultSettings()
+    quiet.verbose = False
+    needed, n = (users * half).astype(float), C * C - C
+    even = clarabel.DefaultSolver(
+        csc_array(diags_array(1 / np.maximum(users, 1)[of[~own]])),
+        np.zeros(n),
+        csc_array(vstack([rows, columns, -eye_array(n)])),
+        np.concatenate([needed, spare, np.zeros(n)]),
+        [clarabel.ZeroConeT(C), clarabel.NonnegativeConeT(C + n)],
+        quiet,
+    ).solve()
     # The tolerance cannot make it infeasible: integer bounds miss a cut by a whole row or not at all (Hoffman).
-    near = [dealt >= np.floor(dealt.value + 1e-4), dealt <= np.ceil(dealt.value - 1e-4)]
-    whole: Any = cp.Problem(cp.Minimize(rng.random(C * C) @ dealt.flatten(order="C")), limits + near)
-    whole.solve(solver=cp.SCIPY, scipy_options={"method": "highs-ds"})
-    return np.asarray(np.rint(dealt.value), dtype=np.int64)
+    x = np.asarray(even.x)
+    near = np.column_stack([np.floor(x + 1e-4).clip(min=0), np.ceil(x - 1e-4)])
+    whole = linprog(rng.random(C * C)[~own], columns, spare, rows, needed, bounds=near, method="highs-ds")
+    dealt = np.zeros(C * C, dtype=np.int64)
+    dealt[~own] = np.rint(whole.x)
+    return dealt.reshape(C, C)
