@@ -90,7 +90,11 @@ class Copies(ABC):
 
 
 class AnyCopies(Copies):
-    """Of any network, by `torch.func`."""
+    """Of any network, by torch: all at once, or by turns where there are convolutions, which are slower all at once."""
+
+    def __init__(self, model: FlatModel, G: int, like: Tensor) -> None:
+        super().__init__(model, G, like)
+        self.by_turns = like.is_cpu and any(isinstance(part, CONVOLUTIONS) for part in model.module.modules())
 
     def predict(self, x: Tensor) -> Tensor:
         each = [{name: part[g] for name, part in self.parameters.items()} for g in range(len(x))]
@@ -101,11 +105,19 @@ class AnyCopies(Copies):
             losses: Tensor = loss(self.model(parameters, x), y)
             return (weight * losses).sum()
 
-        gradients = vmap(grad(minibatch), randomness="different")(self.parameters, x, y, weights)
-        for name, gradient in gradients.items():
-            self.parameters[name].sub_(gradient, alpha=rate)
+        if not self.by_turns:
+            gradients = vmap(grad(minibatch), randomness="different")(self.parameters, x, y, weights)
+            for name, gradient in gradients.items():
+                self.parameters[name].sub_(gradient, alpha=rate)
+            return
+        for g, each in enumerate(zip(x, y, weights, strict=True)):
+            own = {name: part[g].detach().requires_grad_() for name, part in self.parameters.items()}
+            found = torch.autograd.grad(minibatch(own, *each), list(own.values()), materialize_grads=True)
+            for part, gradient in zip(self.parameters.values(), found, strict=True):
+                part[g].sub_(gradient, alpha=rate)
 
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Bend = tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]
 BENDS: dict[type[nn.Module], Bend] = {
     nn.ReLU: (Tensor.relu_, lambda g, out: torch.ops.aten.threshold_backward(g, out, 0)),
