@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint bench format clean
+.PHONY: help train test lint docs bench format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ lint: .venv/installed ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: .venv/installed ## build the documentation site into build/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs . build/docs
 
 format: .venv/installed ## put the format right
 	$(BIN)/ruff format .

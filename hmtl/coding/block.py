@@ -22,12 +22,12 @@ class Block:
         users: whose IVs the block carries.
         pieces: c, the pieces that each IV is cut into.
         heard: for each relay, the positions within `users` of those that it hears.
-        uplink: for each relay, [rows_i, c·|heard_i|], acting on the pieces that it hears: piece s of the user at
+        uplink: for each relay, `[rows_i, c·|heard_i|]`, acting on the pieces that it hears: piece s of the user at
             place p of `heard[i]` is row p·c + s.
         downlink: [m, Σ_i rows_i], acting at the server on the uplink messages in the order of relays. Aggregator j
-            needs the first need_j = c·(|users| − |heard_j|) of these messages.
+            needs the first `need_j = c·(|users| − |heard_j|)` of these messages.
         aggregators: which of the relays learn all, as places among the active ones.
-        decoders: for each aggregator, [need_j, need_j + c·|heard_j|], acting on the messages that it needs and below
+        decoders: for each aggregator, `[need_j, need_j + c·|heard_j|]`, acting on the messages that it needs and below
             them the pieces that it hears; gives the pieces that it misses, in the order of `users`.
         further: [e·s, s·Σ_i rows_i], for e further messages of the server: of these and its first need_j messages,
             aggregator j can do without any e. Acting on the uplink messages cut into s parts each, part h of message r

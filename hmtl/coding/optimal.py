@@ -190,7 +190,7 @@ class Demand:
         return x, tuple(sorted(tuple(sorted(part)) for part in parts))
 
     def lacking(self, x: NDArray[np.int64], c: int, i: int) -> list[int]:
-        """A set S of other relays with x(S) < c·|{k : N(k) ⊆ S}|; empty where rates x suffice for relay i.
+        """A set S of other relays with `x(S) < c·|{k : N(k) ⊆ S}|`; empty where rates x suffice for relay i.
 
         It can learn all iff the IVs that it misses, as a flow, fit into the rates of the others.
         """

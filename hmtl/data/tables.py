@@ -50,7 +50,7 @@ def files(
     0, 1, 2, ... (so labels that are these numbers stay as they are).
 
     Args:
-        path: a folder or a pattern such as data/*.csv, a file for each task; with `task`, one CSV or Parquet file.
+        path: a folder or a pattern such as `data/*.csv`, a file for each task; with `task`, one CSV or Parquet file.
         K: number of tasks, if it is to be checked; with a partition, how many there are to be.
         target: the column to predict.
         task: the column that says to which task a row belongs.

@@ -291,5 +291,5 @@ def _mismatch(task: Task, loss: Loss) -> str:
 
 
 def sigma_prime(B: Tensor) -> float:
-    """σ′ = max_k Σ_l |B_kl| / B_kk, which makes it safe to add all users' updates.  Ref: Smith et al. 2017."""
+    """`σ′ = max_k Σ_l |B_kl| / B_kk`, which makes it safe to add all users' updates.  Ref: Smith et al. 2017."""
     return float((B.abs().sum(1) / B.diagonal()).max())

@@ -31,8 +31,8 @@ class MOCHA(Algorithm):
         solver: the users' local solver.
         omega_every: rounds between updates of Ω; 0 for never.
         accelerated: users work from extrapolated models, with restarts; takes γ = 1.
-        curvature: c_k that stands for B in user k's subproblem, B ⪯ diag(c): `user`, Σ_l |B_kl|, or the larger `max`,
-            σ′B_kk with σ′ = max_k Σ_l |B_kl| / B_kk, as in Smith et al. 2017.
+        curvature: c_k that stands for B in user k's subproblem, B ⪯ diag(c): `user`, `Σ_l |B_kl|`, or the larger `max`,
+            σ′B_kk with `σ′ = max_k Σ_l |B_kl| / B_kk`, as in Smith et al. 2017.
         gamma: γ in (0, 1], the share of each local update that is applied; 1 adds them all, safely, since c allows it.
         rounds: how many there will be, so that Ω rests in the last `omega_every` of them; None: it never rests.
         seed: of the order in which users visit their rows, and of participation.

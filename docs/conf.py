@@ -1,0 +1,26 @@
+"""The documentation site. Its sources are where they belong in the repository, so `make docs` builds from its root."""
+
+from importlib.metadata import version as version_of
+
+project = "hmtl"
+author = copyright = "The hmtl authors"
+release = version_of("hmtl")
+
+root_doc = "docs/index"
+include_patterns = ["docs/**.md", "notebooks/*.ipynb", "experiments/**.md", "*.md"]
+exclude_patterns = [".*", "README.md", "outputs", "multirun", "build", "dist", "hmtl", "tests"]
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # the tests run the notebooks
+
+html_theme = "furo"
+html_title = "hmtl"
+html_extra_path = ["start"]  # index.html, which leads to docs/
+
+default_role = "code"  # docstrings have `names` in single backticks
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+maximum_signature_line_length = 88
