@@ -13,7 +13,7 @@ exclude_patterns = [".*", "README.md", "outputs", "multirun", "build", "dist", "
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"  # the tests run the notebooks
+nb_execution_mode = "off"  # the notebooks have a test of their own
 
 html_theme = "furo"
 html_title = "hmtl"
@@ -21,6 +21,5 @@ html_extra_path = ["start"]  # index.html, which leads to docs/
 
 default_role = "code"  # docstrings have `names` in single backticks
 autodoc_member_order = "bysource"
-autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 maximum_signature_line_length = 88
