@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import forked
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -16,7 +17,6 @@ from hmtl.config import compose
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "experiments").rglob("*.md"))]
-CONFIGS = {"plan": "plan", "predict": "predict"}  # of the others: config
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
@@ -37,38 +37,58 @@ def shown() -> Iterator[tuple[str, list[str]]]:
                 yield name, shlex.split(rest.replace("$", ""), comments=True)
 
 
-def runs(words: list[str]) -> list[list[str]]:
-    """The settings of each run of a sweep; of a command that is none, its own."""
-    found: list[list[str]] = [[]]
-    for override in OverridesParser.create().parse_overrides(words):
-        values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [None]
-        texts = [f"{override.key_or_group}={value}" if value is not None else override.input_line for value in values]
-        found = [[*run, str(text)] for run in found for text in texts]
-    return found
+def one_run(words: list[str]) -> list[str]:
+    """The settings of a command; of a sweep, those of its last run."""
+    chosen = []
+    for override in OverridesParser.create().parse_overrides([word for word in words if word != "-m"]):
+        swept = [*override.sweep_string_iterator()] if "-m" in words and override.is_sweep_override() else []
+        chosen.append(f"{override.key_or_group}={swept[-1]}" if swept else str(override.input_line))
+    return chosen
 
 
-def test_commands_shown_are_ones_that_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def test_commands_shown_are_ones_that_there_are(tmp_path: Path) -> None:
     own = tmp_path / "own"  # in the place of the reader's folders of configurations
     for file, text in {"regularizer/ring": "_target_: mine.Ring\nlam: ${lam}", "experiment/tuned": "lam: 1"}.items():
         (own / file).parent.mkdir(parents=True)
         (own / f"{file}.yaml").write_text(f"# @package {'_global_' if 'tuned' in file else 'regularizer'}\n{text}\n")
-    commands = list(shown())
-    assert len(commands) > 50
-    for name, words in commands:
+    told = list(shown())
+    assert len(told) > 50
+    for name, words in told:
         assert name in COMMANDS
         if "--help" in words or name == "report":
             continue
         if "--config-dir" in words:
             place = words.index("--config-dir")
             words[place : place + 2] = [f"hydra.searchpath=[file://{own}]"]
-        settings = [word for word in words if word != "-m" and not (name == "launch" and word.startswith("processes="))]
-        jobs = runs(settings)
-        assert len(jobs) == 1 or "-m" in words
-        for job in jobs[-1:]:
-            place = [] if name == "predict" else [f"output_dir={tmp_path}"]
-            cfg = compose(*place, *job, name=CONFIGS.get(name, "config"))
-            OmegaConf.to_container(cfg, resolve=True)
+        settings = one_run([word for word in words if name != "launch" or not word.startswith("processes=")])
+        place = [] if name == "predict" else [f"output_dir={tmp_path}"]
+        config = name if name in ("plan", "predict") else "config"
+        OmegaConf.to_container(compose(*place, *settings, name=config), resolve=True)
+
+
+@pytest.mark.long
+def test_commands_shown_run(tmp_path: Path) -> None:
+    """Those that need nothing but the package; a few rounds of one run each."""
+    needs = (
+        "=files",
+        "resume=",
+        "--",
+        "path=",
+        "engine=",
+        "hydra/launcher",
+        "experiment=",
+        "dataset=",
+        "tune.",
+        "regularizer=mine",
+    )
+    told = [(name, words) for name, words in shown() if name in ("train", "plan")]
+    told = [(name, words) for name, words in told if not any(need in word for need in needs for word in words)]
+    assert len(told) > 20
+    for place, (name, words) in enumerate(told):
+        few = ["rounds=3"] if name == "train" else []
+        done = forked.run(name, [*one_run(words), *few, f"hydra.run.dir={tmp_path / str(place)}"], tmp_path)
+        assert (done.status, done.err) == (0, ""), (name, words)
+        assert done.out
 
 
 def test_scripts_shown_are_there() -> None:
