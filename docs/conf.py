@@ -23,13 +23,3 @@ default_role = "code"  # docstrings have `names` in single backticks
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 maximum_signature_line_length = 88
-
-
-def setup(app):
-    """Napoleon takes what a property says before a colon for its type, but not after an empty line."""
-
-    def told(app, what, name, thing, options, lines):
-        if what == "property":
-            lines.insert(0, "")
-
-    app.connect("autodoc-process-docstring", told, priority=400)

@@ -67,7 +67,7 @@ class Plan:
 
     @cached_property
     def loads(self) -> Loads:
-        """What the plan sends, in IVs, padding aside: that of the formula, but for `optimal` with too few pieces."""
+        """What the plan sends, in IVs, padding aside; that of the formula, but for `optimal` with too few pieces."""
         if not self.aggregators:
             return uncoded_loads(self.topology, self.uplinks)
         return Loads.coded(self.topology, self.aggregators, self.sent, *self.received, self.uplinks)

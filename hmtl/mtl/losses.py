@@ -47,7 +47,7 @@ class Loss(nn.Module, ABC):
 
     @property
     def name(self) -> str:
-        """What reports call it: SmoothHinge is smooth_hinge."""
+        """What reports call it, smooth_hinge of SmoothHinge."""
         return snake_case(self)
 
     @property

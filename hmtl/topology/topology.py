@@ -84,12 +84,12 @@ class Topology:
 
     @cached_property
     def present(self) -> tuple[int, ...]:
-        """The users that some relay hears: all of them, but for topologies that were `restricted`."""
+        """The users that some relay hears, which is all of them, but for topologies that were `restricted`."""
         return _numbers(self.G.any(axis=0))
 
     @cached_property
     def core(self) -> NDArray[np.uint8]:
-        """G of the active relays and present users alone: no row and no column of it is zero."""
+        """G of the active relays and present users alone, so that no row and no column of it is zero."""
         return _frozen(self.G[np.ix_(self.active, self.present)])
 
     def N(self, i: int) -> tuple[int, ...]:
@@ -106,7 +106,7 @@ class Topology:
 
     @cached_property
     def types(self) -> Mapping[tuple[int, ...], tuple[int, ...]]:
-        """Each distinct N(k) with its users, absent ones aside: a type is all that coding needs to know of a user."""
+        """Each distinct N(k) with its users, absent ones aside; a type is all that coding needs to know of a user."""
         present = np.array(self.present, dtype=np.int64)
         if not len(present):
             return MappingProxyType({})

@@ -39,7 +39,7 @@ class Users(ABC):
 
     @property
     def row_bits(self) -> tuple[int, int, int]:
-        """Of the same learner where IVs and models travel: bits of the m numbers, and beside those of IV and model."""
+        """Of the same learner where IVs and models travel, bits of the m numbers, and beside those of IV and model."""
         raise NotImplementedError
 
     @abstractmethod
@@ -158,7 +158,7 @@ class Algorithm(ABC):
 
     @property
     def q(self) -> int:
-        """How many sums of each coordinate are all that users need of each other; 0: nothing, or all IVs."""
+        """How many sums of each coordinate are all that users need of each other; 0 is nothing, or all IVs."""
         return 0
 
     def in_sums(self) -> None:
