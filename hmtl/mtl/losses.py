@@ -170,6 +170,8 @@ class CrossEntropy(Loss):
 
     def gradient(self, prediction: Tensor, y: Tensor) -> Tensor:
         """softmax(p), less 1 in the place of y."""
+        if type(self).forward is not CrossEntropy.forward:  # somebody's own loss, made of this one
+            return super().gradient(prediction, y)
         shares, own = prediction.softmax(-1), y.long()[..., None]
         return shares.scatter_add_(-1, own, shares.new_full((), -1.0).expand(own.shape))
 
