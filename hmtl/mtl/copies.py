@@ -142,14 +142,14 @@ def layers(model: FlatModel) -> list[Layer] | None:
     parts = (
         [*module._modules.items()] if type(module) is nn.Sequential else [("", module)]
     )  # also if one is there twice
+    if any(_altered(part) for part in (module, *(part for _, part in parts))):
+        return None
     if parts and type(parts[0][1]) is nn.Flatten and (parts[0][1].start_dim, parts[0][1].end_dim) == (1, -1):
         del parts[0]  # rows are vectors as they come
     elif len(model.shape) > 1:
         return None
     found: list[Layer] = []
     for name, part in parts:
-        if _hooked(part):
-            return None
         if type(part) is nn.Linear:
             weight, bias = (f"{name}.{each}".lstrip(".") for each in ("weight", "bias"))
             found.append(Layer(weight, bias if part.bias is not None else None, None))
@@ -158,11 +158,13 @@ def layers(model: FlatModel) -> list[Layer] | None:
         else:
             return None
     names = [name for layer in found for name in (layer.weight, layer.bias) if name is not None]
-    return found if not _hooked(module) and names == list(model.shapes) else None  # else some are shared, or frozen
+    return found if names == list(model.shapes) else None  # else some are shared, or frozen
 
 
-def _hooked(part: nn.Module) -> bool:
-    return bool(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
+def _altered(part: nn.Module) -> bool:
+    """Whether it does something else than its type says."""
+    hooks = part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks
+    return any(hooks) or "forward" in vars(part)
 
 
 class LayeredCopies(Copies):

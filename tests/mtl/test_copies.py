@@ -15,6 +15,14 @@ from hmtl.mtl.problem import Rows
 D, C = 7, 3
 
 
+class Focal(CrossEntropy):
+    """Somebody's own, made of another."""
+
+    def forward(self, prediction, y):
+        loss = super().forward(prediction, y)
+        return (1 - torch.exp(-loss)).square() * loss
+
+
 def tower(d, C, *between, bias=True):
     return nn.Sequential(nn.Linear(d, 6, bias=bias), *between, nn.Linear(6, C, bias=bias))
 
@@ -31,6 +39,18 @@ class Hooked(nn.Module):
 def hooked(d, C):
     linear = nn.Linear(d, C)
     linear.register_forward_hook(lambda module, of, out: 2 * out)
+    return linear
+
+
+def hooked_flat(d, C):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(d, C))
+    network[0].register_forward_hook(lambda module, of, out: 2 * out)
+    return network
+
+
+def patched(d, C):
+    linear = nn.Linear(d, C)
+    linear.forward = lambda x: 2 * nn.functional.linear(x, linear.weight, linear.bias)
     return linear
 
 
@@ -65,6 +85,8 @@ BY_HAND = {
 OTHERS = {
     "own": Hooked,
     "hooked": hooked,
+    "hooked flat": hooked_flat,
+    "patched": patched,
     "shared": shared,
     "frozen": frozen,
     "normed": normed,
@@ -98,7 +120,9 @@ def test_rows_with_a_shape():
 
 @pytest.mark.parametrize("name", [*BY_HAND, *OTHERS])
 @pytest.mark.parametrize(
-    "loss", [CrossEntropy(), OneVsRest(SmoothHinge()), Logistic(), Squared(), Hinge()], ids=lambda loss: loss.name
+    "loss",
+    [CrossEntropy(), Focal(), OneVsRest(SmoothHinge()), Logistic(), Squared(), Hinge()],
+    ids=lambda loss: loss.name,
 )
 def test_steps_and_predictions_beside_autograd(name, loss):
     """Two steps of three copies, and what they predict then."""
