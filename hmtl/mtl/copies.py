@@ -4,7 +4,8 @@ G users of a group, B rows of each, d features, C outputs, m parameters.
 
 How a product is rounded depends on where its operands lie in memory, and on whether it is one of many. So that nobody's
 model depends on who else is in a group, all that is of one user begins at a multiple of ALIGNMENT bytes, and groups are
-all of one user, or none is.
+all of one user, or none is. What `AnyCopies` makes on the way, torch puts where it will, so that there the last bits
+may depend on the group all the same.
 """
 
 import math
