@@ -53,6 +53,16 @@ def test_penalty_and_steps(kind: Callable[[Tensor], Dense | Sparse], share: floa
         torch.testing.assert_close(stepped.double(), new, **tight)
 
 
+@pytest.mark.parametrize("kind", [Dense, Sparse])
+def test_penalty_of_models_near_each_other(kind: Callable[[Tensor], Dense | Sparse]) -> None:
+    """Of their distances alone, which are small beside them."""
+    L = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
+    w = torch.randn(100_000, generator=torch.Generator().manual_seed(1))
+    W = torch.stack([w, w + 1e-3])
+    want = 0.5 * (W[0].double() - W[1].double()).square().sum()
+    torch.testing.assert_close(kind(L).penalty(W), want, rtol=0.1, atol=0)
+
+
 def test_rows_of_a_sparse_coupling_are_the_same_wherever_their_neighbours_are() -> None:
     A, W, lengths = coupling(0.1), models(torch.float32), torch.full((K,), 0.1, dtype=torch.float64)
     whole = Sparse(A).stepped(W, lengths, 1)
