@@ -122,10 +122,10 @@ def test_a_users_model_is_a_module_that_goes_on_learning(configure: Configure, t
     module = hmtl.load_run(tmp_path, torch.nn.Linear).model("town 2")
     again = hmtl.load_run(tmp_path, torch.nn.Linear).model("town 2")
     x = torch.tensor([[3.0, -50.0, 0.1, 7.0]])
-    assert 900 < float(module(x)) < 1100
+    assert 900 < module(x).item() < 1100
     (module(x) - 2000).square().sum().backward()
     torch.optim.SGD(module.parameters(), 0.1).step()
-    assert float(module(x)) > float(again(x)) + 10, "and each call gives one of its own"
+    assert module(x).item() > again(x).item() + 10, "and each call gives one of its own"
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -84,7 +84,7 @@ TRAIN = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")  # what vmap says of an LSTM
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # what vmap says of some layers
 @pytest.mark.parametrize("name", TRAIN)
 def test_trains_as_a_loop_over_users_does(name):
     shape, make = TRAIN[name]
