@@ -27,6 +27,7 @@ from hmtl.atomic import replacing, write_whole
 from hmtl.config import build_topology
 from hmtl.console import Console
 from hmtl.grid import with_values
+from hmtl.picture import OKABE_ITO
 from hmtl.topology import Topology
 
 RESULTS = Path(__file__).parent / "results"
@@ -37,12 +38,12 @@ Row = dict[str, Any]
 UNCODED, EQUAL, PAPER, ALL, BEST, BOUND = "uncoded", "equal", "paper", "all relays", "best aggregators", "Theorem 2"
 CODED = {EQUAL: ("equal", "all"), PAPER: ("paper", "all"), ALL: ("optimal", "all"), BEST: ("optimal", "auto")}
 """Scheme and aggregators of each."""
-STYLES = {  # colours of Okabe and Ito; lines and markers tell them apart in grey, too
+STYLES = {  # lines and markers tell them apart in grey, too
     UNCODED: ("black", ":", "", "uncoded"),
-    EQUAL: ("#CC79A7", "--", "x", "all relays, equal allocation"),
-    PAPER: ("#D55E00", "-", "s", "all relays, the paper's scheme"),
-    ALL: ("#0072B2", "-", "o", "all relays, optimal"),
-    BEST: ("#009E73", "-", "^", "best aggregators"),
+    EQUAL: (OKABE_ITO["purple"], "--", "x", "all relays, equal allocation"),
+    PAPER: (OKABE_ITO["vermilion"], "-", "s", "all relays, the paper's scheme"),
+    ALL: (OKABE_ITO["blue"], "-", "o", "all relays, optimal"),
+    BEST: (OKABE_ITO["green"], "-", "^", "best aggregators"),
     BOUND: ("black", "--", "", "all relays, Theorem 2"),
 }
 LABELS = {"K": "users K", "r": "relays per user r", "d": "heterogeneity d"}
@@ -181,9 +182,7 @@ def lines(axes: Axes, x: str, rows: Sequence[Row], y: str, curves: Iterable[str]
         color, line, marker, label = STYLES[curve]
         here = [row for row in rows if row["curve"] == curve]
         (drawn,) = axes.plot([row[x] for row in here], [row[y] for row in here], line, color=color, marker=marker)
-        drawn.set(
-            label=label, markersize=5, zorder=2.1 if curve == EQUAL else 2
-        )  # on top of the paper's, often the same
+        drawn.set(label=label, markersize=5, zorder=2.1 if curve == EQUAL else 2)  # above the paper's, often the same
         drawn.set_markerfacecolor("none" if curve in (PAPER, BEST) else color)
     axes.grid(alpha=0.3)
     axes.set_xlabel(LABELS[x])

@@ -92,7 +92,7 @@ class TensorBoardLogger:
         settings = {name: summary[name] for name in SETTINGS if name in summary}
         settings = {name: each if isinstance(each, str | int | float) else str(each) for name, each in settings.items()}
         merits = {f"{GROUPS.get(name, '1 learning')}/{name}": summary[name] for name in MERITS if name in summary}
-        parts = hparams(settings, merits)  # type: ignore[no-untyped-call]
+        parts = hparams(settings, merits)  # type: ignore[no-untyped-call]  # torch has no types here
         for part in parts:  # merits are the last points of charts that there are
             writer.file_writer.add_summary(part)
         writer.add_text("command", " ".join(["python -m hmtl.train", *overrides(self._run)]))

@@ -192,7 +192,7 @@ def _check_flags() -> None:
     def refuse(message: str) -> NoReturn:
         raise ConfigError(f"{message}: see --help for the flags; settings, key=value, stand side by side.")
 
-    parser.error = refuse  # type: ignore[method-assign]
+    parser.error = refuse  # type: ignore[method-assign]  # argparse would print a page and exit
     parser.parse_args()
 
 

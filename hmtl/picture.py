@@ -3,9 +3,19 @@
 import io
 from typing import Any
 
+import matplotlib
+from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 
-OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")
+OKABE_ITO = {
+    "blue": "#0072B2",
+    "orange": "#E69F00",
+    "green": "#009E73",
+    "vermilion": "#D55E00",
+    "sky": "#56B4E9",
+    "purple": "#CC79A7",
+    "black": "#000000",
+}
 """Of Okabe and Ito 2008, without the yellow, which is faint on white."""
 
 
@@ -20,9 +30,6 @@ class Picture(Figure):
 
 def colors(n: int) -> Any:
     """n of them, [n, 4]: few are distinct hues, many a scale that grows lighter."""
-    import matplotlib
-    from matplotlib.colors import to_rgba_array
-
     if n <= len(OKABE_ITO):
-        return to_rgba_array(OKABE_ITO[:n])
+        return to_rgba_array([*OKABE_ITO.values()][:n])
     return matplotlib.colormaps["cividis"]([0.85 * i / (n - 1) for i in range(n)])  # its end is faint on white

@@ -190,7 +190,8 @@ def _style(n: int, name: str) -> dict[str, Any]:
     from hmtl.picture import OKABE_ITO
 
     mark = {"marker": MARKERS[n], "markevery": 0.15, "markersize": 5}
-    return {"color": OKABE_ITO[n], "label": name if len(name) < 60 else f"…{name[-58:]}", "zorder": 3, **mark}
+    label = name if len(name) < 60 else f"…{name[-58:]}"
+    return {"color": [*OKABE_ITO.values()][n], "label": label, "zorder": 3, **mark}
 
 
 def _natural(part: str) -> tuple[int, int, str]:

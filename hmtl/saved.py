@@ -166,7 +166,7 @@ def load_run(path: str | Path, model: "MakeModel | None" = None) -> Models:
         saved = load_arrays(file)
         network = bool(saved.pop("network"))
         for name in ("names", "shape", "columns"):
-            saved[name] = tuple(saved[name].tolist())  # type: ignore[assignment]
+            saved[name] = tuple(saved[name].tolist())  # type: ignore[assignment]  # words, no more arrays
         models: dict[str, Any] = {**saved, "intercept": bool(saved["intercept"]), "seed": int(saved["seed"])}
         made = Models(**models)
     except (OSError, KeyError, TypeError, ValueError) as error:

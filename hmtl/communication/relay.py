@@ -172,7 +172,8 @@ class Relay:
             at, rows = seat.place(mine), torch.from_numpy(self._row[mine])
             for part, ivs in self._ivs.items():
                 few = max(1, FEW // max(1, ivs.shape[1]))
-                for to, of in zip(at.split(few), rows.split(few), strict=True):  # type: ignore[no-untyped-call]
+                pairs = zip(at.split(few), rows.split(few), strict=True)  # type: ignore[no-untyped-call]  # torch's split
+                for to, of in pairs:
                     seat.ivs[part].index_copy_(0, to, ivs[of])
 
     def aggregate(self) -> None:

@@ -236,7 +236,7 @@ class Mixing(Aggregator):
 
 def column_blocks(W: Tensor, K: int) -> Iterator[Tensor]:
     """W [n, m], so many columns at a time as make BLOCK numbers of K rows."""
-    return iter(W.split(max(1, BLOCK // K), dim=1))  # type: ignore[no-untyped-call]
+    return iter(W.split(max(1, BLOCK // K), dim=1))  # type: ignore[no-untyped-call]  # torch's split
 
 
 def told_nothing(users: Ids, extras: Tensor) -> None:
