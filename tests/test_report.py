@@ -72,6 +72,10 @@ def test_files_and_picture(
     )
     assert coded.get_ydata().tolist() == dashed.get_ydata().tolist()
     assert "s]" in right.get_xlabel()
+    assert sum(len(line.get_xdata()) == 3 for line in right.lines) == 4, "each of two runs, and the same uncoded"
+    _, plain = (line for line in right.lines[:2])
+    uncoded = [row["uncoded_s"] for row in find([folder])[0].rows]
+    assert plain.get_xdata().tolist() == pytest.approx([sum(uncoded[: n + 1]) for n in range(3)])
 
 
 def test_mistakes(sweep: tuple[Path, commands.Command], tmp_path: Path) -> None:
