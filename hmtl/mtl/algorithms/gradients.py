@@ -20,7 +20,7 @@ from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.sgd import LocalSGD
 
-BLOCK = 2**24  # numbers
+BLOCK = 2**22  # numbers
 
 
 class ByGradients(Algorithm):
