@@ -25,7 +25,7 @@ from types import FrameType
 
 from hmtl.errors import complain
 
-GRACE = 10.0  # seconds for the others to end, once the first process has
+GRACE = 10.0  # seconds for the others to end, once the first process has, or for it, once they gave it up
 LOADED = (
     "hmtl.train",
     "hmtl.trainer",
@@ -129,7 +129,8 @@ def _status(processes: Sequence[BaseProcess], errors: "SimpleQueue[str]") -> int
     while first.is_alive() and any(process.is_alive() for process in processes[1:]):
         wait([process.sentinel for process in processes if process.is_alive()])
         tell()
-    first.join(GRACE)
+    gave_up = any(process.exitcode for process in processes[1:])  # on the first; else it still writes down the results
+    first.join(GRACE if gave_up else None)
     if first.is_alive():
         complain("all processes but the first have ended, and it does not answer: stopped it.")
         first.kill()

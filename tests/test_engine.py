@@ -16,6 +16,7 @@ import commands
 import numpy as np
 import pytest
 
+from hmtl import launch as launch_module
 from hmtl import rendezvous
 from hmtl.checkpoint import load_checkpoint
 from hmtl.errors import EngineError
@@ -136,6 +137,24 @@ def _wait_for_another(missing: str) -> None:
     met._wait = timedelta(seconds=1)
     with pytest.raises(EngineError, match=r"before all were (ready|connected)"), ExitStack() as stack:
         met.connect() if missing == "after" else stack.enter_context(met.together())
+
+
+@pytest.mark.parametrize(("others", "status"), [(0, 0), (2, 128 + signal.SIGKILL)])
+def test_results_are_waited_for_unless_the_others_gave_up(
+    monkeypatch: pytest.MonkeyPatch, others: int, status: int
+) -> None:
+    """The first process is still busy when the others have long ended: well, or since they lost it."""
+    monkeypatch.setattr(launch_module, "GRACE", 0.1)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    work = [commands.FORKS.Process(target=time.sleep, args=(2,))]
+    work += [commands.FORKS.Process(target=sys.exit, args=(others,)) for _ in range(2)]
+    for process in work:
+        process.start()
+    try:
+        assert launch_module._status(work, commands.FORKS.SimpleQueue()) == status
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
 
 
 def members(launcher: int) -> list[int]:
