@@ -1,5 +1,11 @@
 """hmtl: federated multi-task learning over coded two-hop networks."""
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+"""Before torch is imported: its threads sleep while they wait. Else what nodes compute, which is measured as CPU time
+over all threads, would grow manyfold with the machine's load, and whatever else runs would be slowed down."""
+
 TYPE_CHECKING = False  # that of typing takes long to import, and so does numpy: a command first sees to Ctrl-C
 if TYPE_CHECKING:
     from hmtl.estimator import MultiTask
