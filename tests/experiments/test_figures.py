@@ -175,6 +175,16 @@ def part(folder: Path, n: int) -> int:
     return n
 
 
+def test_a_round_in_one_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = runpy.run_path(str(EXPERIMENTS / "round.py"))
+    monkeypatch.setitem(made["main"].__globals__, "RESULTS", tmp_path)
+    figure = made["main"]()
+    told = [{text.get_text() for text in axes.texts} for axes in figure.axes]
+    assert told == [{"4", "20 up, 20 down"}, {"4", "8 up, 8 down"}, {"1", "3 up, 1 down"}]
+    assert 0 < (tmp_path / "round.png").stat().st_size < 200 * 1024
+    assert (EXPERIMENTS / "results" / "round.png").stat().st_size < 200 * 1024
+
+
 def test_parts_that_were_finished_are_not_done_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(EXPERIMENTS)
