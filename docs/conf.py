@@ -11,12 +11,15 @@ include_patterns = ["docs/**.md", "notebooks/*.ipynb", "experiments/**.md", "*.m
 exclude_patterns = [".*", "README.md", "outputs", "multirun", "build", "dist", "hmtl", "tests"]
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions += ["sphinx-mathjax-offline"]  # formulas are set without a network, too
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the notebooks have a test of their own
 
 html_theme = "furo"
 html_title = "hmtl"
+html_static_path = ["static"]
+html_css_files = ["formulas.css"]
 html_extra_path = ["start"]  # index.html, which leads to docs/
 
 default_role = "code"  # docstrings have `names` in single backticks
