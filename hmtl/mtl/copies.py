@@ -3,9 +3,10 @@
 G users of a group, B rows of each, d features, C outputs, m parameters.
 
 How a product is rounded depends on where its operands lie in memory, and on whether it is one of many. So that nobody's
-model depends on who else is in a group, all that is of one user begins at a multiple of ALIGNMENT bytes, and groups are
-all of one user, or none is. What `AnyCopies` makes on the way, torch puts where it will, so that there the last bits
-may depend on the group all the same.
+model depends on who else is in a group, all that is of one user begins at a multiple of ALIGNMENT bytes, and groups
+have one place each, or all have more. That is not enough for what torch makes by itself in `AnyCopies`, nor for types
+of which it chooses how to multiply by the size of all products together: there, each user has a place of its own in
+groups that are the same in each process, see `by_place`.
 """
 
 import math
@@ -13,7 +14,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
@@ -26,16 +29,53 @@ CPU_BYTES = 2 << 20
 DEVICE_BYTES = 1 << 30
 
 
-def group_size(numbers: int, like: Tensor) -> int:
-    """How many users make a group, each of whom has so many numbers in work."""
-    return max(1, (CPU_BYTES if like.is_cpu else DEVICE_BYTES) // (numbers * like.element_size()))
+def group_size(model: FlatModel, K: int, minibatch: int, like: Tensor) -> int:
+    """How many places a group has for K users, each with so many numbers in a minibatch: about as many as is fastest.
+
+    One for any K, or more for any K. One where there are convolutions, which are slower side by side on a processor.
+    """
+    if like.is_cpu and any(isinstance(part, CONVOLUTIONS) for part in model.module.modules()):
+        return 1
+    bytes = (len(model.start) + minibatch) * like.element_size()
+    most = max(1, (CPU_BYTES if like.is_cpu else DEVICE_BYTES) // bytes)
+    number = max(1, -(-K // most))
+    return min(most, max(2, -(-K // number)))
 
 
-def groups(K: int, size: int) -> Iterator[Tensor]:
-    """Users 0..K−1 in groups of that size, the last one smaller; if that leaves one user, it is there twice."""
-    for first in range(0, K, size):
-        users = torch.arange(first, min(first + size, K))
-        yield users.repeat(2) if len(users) == 1 < size else users
+def by_place(model: FlatModel, like: Tensor) -> bool:
+    """Whether the last bits of a user's steps may hang on the size of its group, and on its place there.
+
+    Of other devices than processors no such bits are promised, since there a group has many more places than users.
+    """
+    return like.is_cpu and (layers(model) is None or like.dtype not in (torch.float32, torch.float64))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some users side by side.
+
+    Attributes:
+        number: of the group.
+        users: who is at each place, [G]; where its user is not here, another one instead, whose steps there are lost.
+        here: the users themselves, who come one after the other, and
+        places: [n], where they are.
+    """
+
+    number: int
+    users: Tensor
+    here: slice
+    places: Tensor
+
+
+def groups(numbers: NDArray[np.int64], G: int) -> Iterator[Group]:
+    """Users whose numbers [K] these are, ascending, k of them in group k // G at place k % G, whoever else is here."""
+    first = 0
+    for number, n in zip(*np.unique(numbers // G, return_counts=True), strict=True):
+        here, users = slice(first, first + n), torch.full((G,), first)
+        places = torch.from_numpy(numbers[here] % G)
+        users[places] = torch.arange(first, first + n)
+        yield Group(int(number), users, here, places)
+        first += int(n)
 
 
 def apart(rows: int, width: int, like: Tensor) -> int:
@@ -65,14 +105,14 @@ class Copies(ABC):
         self.parameters = {name: aligned(like, G, *shape) for name, shape in model.shapes.items()}
 
     def load(self, W: Tensor) -> None:
-        """Take these parameters, [n, m] with n up to G."""
+        """Take these parameters, [G, m]."""
         for name, part in self.model.split(W).items():
-            self.parameters[name][: len(W)] = part
+            self.parameters[name].copy_(part)
 
-    def store(self, W: Tensor) -> None:
-        """Put the parameters of the first n copies into W [n, m]."""
+    def store(self, W: Tensor, places: Tensor) -> None:
+        """Put the parameters of the copies at these places [n] into W [n, m]."""
         for name, part in self.model.split(W).items():
-            part.copy_(self.parameters[name][: len(W)])
+            part.copy_(self.parameters[name][places])
 
     def away(self, W: Tensor, share: Tensor) -> dict[str, Tensor]:
         """Of each parameter, a share [G] of the distance from those of W [G, m]."""
@@ -91,11 +131,7 @@ class Copies(ABC):
 
 
 class AnyCopies(Copies):
-    """Of any network, by torch: all at once, or by turns where there are convolutions, which are slower all at once."""
-
-    def __init__(self, model: FlatModel, G: int, like: Tensor) -> None:
-        super().__init__(model, G, like)
-        self.by_turns = like.is_cpu and any(isinstance(part, CONVOLUTIONS) for part in model.module.modules())
+    """Of any network, by torch."""
 
     def predict(self, x: Tensor) -> Tensor:
         each = [{name: part[g] for name, part in self.parameters.items()} for g in range(len(x))]
@@ -106,16 +142,15 @@ class AnyCopies(Copies):
             losses: Tensor = loss(self.model(parameters, x), y)
             return (weight * losses).sum()
 
-        if not self.by_turns:
+        if len(x) > 1:
             gradients = vmap(grad(minibatch), randomness="different")(self.parameters, x, y, weights)
-            for name, gradient in gradients.items():
-                self.parameters[name].sub_(gradient, alpha=rate)
-            return
-        for g, each in enumerate(zip(x, y, weights, strict=True)):
-            own = {name: part[g].detach().requires_grad_() for name, part in self.parameters.items()}
-            found = torch.autograd.grad(minibatch(own, *each), list(own.values()), materialize_grads=True)
-            for part, gradient in zip(self.parameters.values(), found, strict=True):
-                part[g].sub_(gradient, alpha=rate)
+        else:  # faster
+            own = {name: part[0].detach().requires_grad_() for name, part in self.parameters.items()}
+            value = minibatch(own, x[0], y[0], weights[0])
+            found = torch.autograd.grad(value, list(own.values()), materialize_grads=True)
+            gradients = dict(zip(own, found, strict=True))
+        for name, gradient in gradients.items():
+            self.parameters[name].sub_(gradient, alpha=rate)
 
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -166,5 +166,14 @@ def has_argument(make: Callable[..., Any], name: str) -> bool:
 def seeded(seed: int, *name: str | int, device: torch.device | None = None) -> Iterator[None]:
     """Torch's own generators set for what modules draw (first weights, dropout), and put back afterwards."""
     with TORCHS_GENERATORS, torch.random.fork_rng([device] if device is not None and device.type == "cuda" else []):
-        torch.manual_seed(int(generator(seed, *name).integers(2**63)))
+        torch.manual_seed(_drawn(seed, *name))
         yield
+
+
+def reseed(seed: int, *name: str | int) -> None:
+    """Within `seeded`: the generator for processors set anew, which takes a hundredth of the time."""
+    torch.default_generator.manual_seed(_drawn(seed, *name))
+
+
+def _drawn(seed: int, *name: str | int) -> int:
+    return int(generator(seed, *name).integers(2**63))

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hmtl.errors import ConfigError
-from hmtl.mtl.copies import Copies, apart, copies, group_size, groups
+from hmtl.mtl.copies import apart, by_place, copies, group_size, groups
 from hmtl.mtl.losses import Loss
-from hmtl.mtl.models import FlatModel
+from hmtl.mtl.models import FlatModel, reseed, seeded
 from hmtl.mtl.problem import Rows
 from hmtl.rng import generator
 
@@ -94,6 +94,10 @@ class LocalSGD:
         anchor: Tensor | None = None,
         out: Tensor | None = None,
         group: int = 0,
+        numbers: NDArray[np.int64] | None = None,
+        everybody: int = 0,
+        seed: int = 0,
+        draws: Sequence[int | str] = (),
     ) -> Tensor:
         """Models [K, m] after the steps of a round.
 
@@ -105,6 +109,8 @@ class LocalSGD:
             pull, anchor: with them, users minimise s_k Σ_j ℓ + (pull/2)‖w − anchor_k‖², anchor [K, m].
             out: where to put the models; None: in a new tensor.
             group: how many users learn side by side; 0: as many as is fastest.
+            numbers, everybody: the users' numbers [K], ascending, among so many; None: they are 0..K−1 of K.
+            seed, draws: of what modules draw (dropout), and its name.
         """
         K, n, d = rows.X.shape
         B, new = order.shape[2], torch.empty_like(W, memory_format=torch.contiguous_format) if out is None else out
@@ -115,19 +121,23 @@ class LocalSGD:
         at = order.clamp_min(0) + n * torch.arange(K, device=W.device)[:, None, None]  # of all users' rows, end to end
         X, y, at = rows.X.reshape(K * n, d), rows.y.flatten()[at], pad(at, (0, apart(B, d, W) - B))
         model.module.train()
-        made: dict[int, Copies] = {}
-        for users in groups(K, group or group_size(W.shape[1] + B * d, W)):
-            G, T = len(users), int(budgets[users].max())
-            if G not in made:
-                made[G] = copies(model, G, W)
-            networks, x = made[G], X.new_empty(G, at.shape[2], d)
-            networks.load(W[users])
-            steps = (part[users, :T].transpose(0, 1).contiguous() for part in (at, y, weights, active.to(W)))
-            for at_t, y_t, weights_t, active_t in zip(*steps, strict=True):
-                torch.index_select(X, 0, at_t.flatten(), out=x.view(-1, d))
-                away = networks.away(anchor[users], active_t) if pull and anchor is not None else {}
-                networks.step(x[:, :B], y_t, weights_t, loss, self.rate(round))
-                for name, distance in away.items():
-                    networks.parameters[name].sub_(distance, alpha=self.rate(round) * pull)
-            networks.store(new[users[0] : users[-1] + 1])
+        placed = by_place(model, W)
+        if numbers is None or not placed:
+            numbers, everybody = np.arange(K), K
+        G = group or group_size(model, everybody, B * d, W)
+        networks, x = copies(model, G, W), X.new_empty(G, at.shape[2], d)
+        with seeded(seed, *draws, device=W.device):
+            for each in groups(numbers, G):
+                if placed:
+                    reseed(seed, *draws, each.number)
+                users, T = each.users, int(budgets[each.users].max())
+                networks.load(W[users])
+                steps = (part[users, :T].transpose(0, 1).contiguous() for part in (at, y, weights, active.to(W)))
+                for at_t, y_t, weights_t, active_t in zip(*steps, strict=True):
+                    torch.index_select(X, 0, at_t.flatten(), out=x.view(-1, d))
+                    away = networks.away(anchor[users], active_t) if pull and anchor is not None else {}
+                    networks.step(x[:, :B], y_t, weights_t, loss, self.rate(round))
+                    for name, distance in away.items():
+                        networks.parameters[name].sub_(distance, alpha=self.rate(round) * pull)
+                networks.store(new[each.here], each.places)
         return new

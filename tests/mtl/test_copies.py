@@ -1,14 +1,16 @@
 """Networks side by side: against autograd on modules, and to the same bits however users are grouped."""
 
+import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
 
 from hmtl.mtl import CrossEntropy, Hinge, LocalSGD, Logistic, OneVsRest, SmoothHinge, Squared, cnn, mlp
-from hmtl.mtl.copies import ALIGNMENT, AnyCopies, LayeredCopies, aligned, apart, copies, groups
+from hmtl.mtl.copies import ALIGNMENT, AnyCopies, LayeredCopies, aligned, apart, copies, group_size, groups
 from hmtl.mtl.models import FlatModel
 from hmtl.mtl.problem import Rows
 
@@ -125,7 +127,7 @@ def test_rows_with_a_shape():
     ids=lambda loss: loss.name,
 )
 def test_steps_and_predictions_beside_autograd(name, loss):
-    """Two steps of three copies, and what they predict then."""
+    """Two steps of three copies and of one by itself, and what they predict then."""
     outputs = C if loss.classes else 1
     model, draw = flat((BY_HAND | OTHERS)[name], outputs), torch.Generator().manual_seed(2)
     W = model.start + 0.3 * torch.randn(3, len(model.start), dtype=torch.float64, generator=draw)
@@ -136,13 +138,16 @@ def test_steps_and_predictions_beside_autograd(name, loss):
         else torch.tensor([1.0, -1.0, -1.0, 1.0]).expand(2, 3, 4)
     )
     weights, rates = torch.rand(2, 3, 4, dtype=torch.float64, generator=draw), (0.1, 0.3)
-    side_by_side = copies(model, 3, W)
-    side_by_side.load(W)
-    for each in zip(x, y.double(), weights, rates, strict=True):
-        side_by_side.step(*each[:3], loss, each[3])
-    found, predictions = torch.empty_like(W), side_by_side.predict(x[0])
-    side_by_side.store(found)
-    for k in range(3):
+    found = []
+    for users in ([0, 1, 2], [1]):
+        side_by_side = copies(model, len(users), W)
+        side_by_side.load(W[users])
+        for each in zip(x, y.double(), weights, rates, strict=True):
+            side_by_side.step(*(part[users] for part in each[:3]), loss, each[3])
+        new, predictions = torch.empty_like(W[users]), side_by_side.predict(x[0, users])
+        side_by_side.store(new, torch.arange(len(users)))
+        found += zip(users, new, predictions, strict=True)
+    for k, new, predictions in found:
         parameters = {name: w.clone().requires_grad_() for name, w in model.split(W[k]).items()}
         for t, rate in enumerate(rates):
             prediction = functional_call(model.module, parameters, (x[t, k],))
@@ -153,43 +158,118 @@ def test_steps_and_predictions_beside_autograd(name, loss):
                 for (name, w), g in zip(parameters.items(), gradients, strict=True)
             }
         want = torch.cat([w.flatten() for w in parameters.values()])
-        torch.testing.assert_close(found[k], want.detach(), rtol=0, atol=1e-12)
+        torch.testing.assert_close(new, want.detach(), rtol=0, atol=1e-12)
         want = functional_call(model.module, parameters, (x[0, k],)).detach()
-        torch.testing.assert_close(predictions[k], want if outputs > 1 else want[:, 0], rtol=0, atol=1e-12)
+        torch.testing.assert_close(predictions, want if outputs > 1 else want[:, 0], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "make", [nn.Linear, partial(mlp, hidden=5), partial(cnn, channels=2)], ids=["linear", "mlp", "cnn"]
-)
-@pytest.mark.parametrize(("d", "batch", "outputs"), [(16, 3, 3), (36, 20, 1), (64, 32, 1), (49, 7, 10)])
-def test_no_bit_depends_on_the_group(make, d, batch, outputs):
+class Tied(nn.Module):
+    """One weight in two layers."""
+
+    def __init__(self, d, C):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(d, 30), nn.Linear(30, 30), nn.Linear(30, 30), nn.Linear(30, C))
+        self.layers[2].weight = self.layers[1].weight
+
+    def forward(self, x):
+        for layer in self.layers[:3]:
+            x = torch.sigmoid(layer(x))
+        return self.layers[3](x)
+
+
+def images(d, C, share=0.0):
+    side = math.isqrt(d)
+    lead = nn.Unflatten(-1, (1, side, side)), nn.Conv2d(1, 4, 3, padding=1)
+    return nn.Sequential(*lead, nn.GroupNorm(2, 4), nn.GELU(), nn.Dropout(share), nn.Flatten(), nn.Linear(4 * d, C))
+
+
+NETWORKS = {
+    "linear": nn.Linear,
+    "mlp": partial(mlp, hidden=30),
+    "gelu": lambda d, C: nn.Sequential(nn.Linear(d, 30), nn.GELU(), nn.Linear(30, C)),
+    "normed": lambda d, C: nn.Sequential(nn.Linear(d, 30), nn.LayerNorm(30), nn.SiLU(), nn.Linear(30, C)),
+    "tied": Tied,
+    "dropping": lambda d, C: nn.Sequential(nn.Linear(d, 30), nn.Dropout(0.3), nn.ReLU(), nn.Linear(30, C)),
+    "cnn": partial(cnn, channels=2),
+    "images": images,
+    "dropping images": partial(images, share=0.3),
+}
+
+
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("d", "batch", "outputs"), [(16, 3, 3), (49, 1, 1), (36, 5, 3), (64, 32, 1), (49, 7, 10)])
+def test_no_bit_depends_on_who_else_is_here(make, dtype, d, batch, outputs):
     """Nor on where in memory a user's model lies."""
-    draw = torch.Generator().manual_seed(3)
-    model, K, n = flat(make, outputs, torch.float32, d), 7, 33
-    X, loss = torch.randn(K, n, d, generator=draw), CrossEntropy() if outputs > 1 else Logistic()
-    y = torch.randint(outputs, (K, n), generator=draw).float() if outputs > 1 else torch.ones(K, n)
-    W = model.start + 0.1 * torch.randn(K, len(model.start), generator=draw)
-    solver = LocalSGD(0.05, epochs=1, batch=batch)
-    budgets = torch.tensor([1, 2, 9, 2, 0, 1, 2]).clamp_max(int(solver.steps([n])))
+    draw, rng = torch.Generator().manual_seed(3), np.random.default_rng(d + batch)
+    model, K = flat(make, outputs, dtype, d), 9
+    counts = (33, 20, 7, 33, 12, 1, 30, 33, 5)
+    X, loss = torch.randn(K, 33, d, generator=draw).to(dtype), CrossEntropy() if outputs > 1 else Logistic()
+    y = torch.randint(outputs, (K, 33), generator=draw).to(dtype) if outputs > 1 else torch.ones(K, 33, dtype=dtype)
+    W = (model.start + 0.1 * torch.randn(K, len(model.start), generator=draw)).to(dtype)
+    solver, s = LocalSGD(0.05, epochs=2, batch=batch), 1 / torch.tensor(counts).to(dtype)
+    budgets = torch.tensor([1, 2, 9, 2, 0, 1, 2, 9, 5]).minimum(solver.steps(counts))
 
-    def trained(users):
-        rows = Rows(X[users], y[users], X[users].square().sum(2), (n,) * len(users), torch.full((len(users),), 1 / n))
-        order = solver.draw(0, 0, users, rows.counts)
-        return solver.solve(model, loss, rows, W[users], order, budgets[users], 0, group=3)
+    def trained(users, group):
+        own = tuple(counts[k] for k in users)
+        rows = Rows(X[users], y[users], X[users].square().sum(2), own, s[users])
+        order, numbers = solver.draw(0, 0, users, own, max(counts)), np.array(users)
+        how = {"group": group, "numbers": numbers, "everybody": K, "draws": ("dropout",)}
+        return solver.solve(model, loss, rows, W[users], order, budgets[users], 0, **how)
 
-    whole = trained(list(range(K)))
-    assert not torch.equal(whole, W)
-    for parts in ([range(1), range(1, 7)], [range(4), range(4, 7)], [range(2), range(2, 3), range(3, 7)]):
-        assert torch.equal(torch.cat([trained(list(part)) for part in parts]), whole)
-    alone = trained([2])
-    assert torch.equal(alone[0], whole[2])
+    for group in (0, 2, 4):
+        whole = trained(list(range(K)), group)
+        assert ((whole != W).any(1) == (budgets > 0)).all()
+        for size in (1, 1, 2, 4, 7, 8):
+            users = sorted(rng.choice(K, size, replace=False).tolist())
+            assert torch.equal(trained(users, group), whole[users])
+
+
+def test_draws_are_each_users_own_in_each_round():
+    """Of users alike in all else, in groups of one and of many, nobody drops what another does, nor the same again."""
+    model, X = flat(NETWORKS["dropping"], dtype=torch.float32), torch.ones(4, 2, D)
+    rows = Rows(X, torch.ones(4, 2), X.square().sum(2), (2,) * 4, torch.ones(4))
+    order, budgets = torch.arange(2).expand(4, 1, 2), torch.ones(4, dtype=torch.int64)
+    W = model.start.expand(4, -1)
+    found = [
+        LocalSGD().solve(model, CrossEntropy(), rows, W, order, budgets, 0, group=group, draws=("dropout", round))
+        for group in (1, 2, 4)
+        for round in (0, 1)
+    ]
+    for first, second in zip(found[::2], found[1::2], strict=True):
+        assert len(torch.cat([first, second]).unique(dim=0)) == 8
 
 
 def test_groups():
-    assert [users.tolist() for users in groups(5, 2)] == [[0, 1], [2, 3], [4, 4]]
-    assert [users.tolist() for users in groups(1, 8)] == [[0, 0]]
-    assert [users.tolist() for users in groups(3, 1)] == [[0], [1], [2]]
-    assert list(groups(0, 2)) == []
+    def of(numbers, G):
+        return [
+            (each.number, each.users.tolist(), each.here, each.places.tolist())
+            for each in groups(np.array(numbers, dtype=np.int64), G)
+        ]
+
+    assert of([0, 1, 2, 3], 2) == [(0, [0, 1], slice(0, 2), [0, 1]), (1, [2, 3], slice(2, 4), [0, 1])]
+    assert of([1, 6, 8], 3) == [
+        (0, [0, 0, 0], slice(0, 1), [1]),
+        (2, [1, 1, 2], slice(1, 3), [0, 2]),
+    ]
+    assert of([4], 1) == [(4, [0], slice(0, 1), [0])]
+    assert of([], 2) == []
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"),
+    [
+        (10, {100: 10, 101: 10, 19: 10, 11: 6, 10: 10, 7: 7, 2: 2, 1: 2, 0: 2}),
+        (3, {7: 3, 4: 2, 1: 2}),
+        (1, {7: 1, 1: 1}),
+    ],
+)
+def test_group_sizes(most, sizes, monkeypatch):
+    """As even as can be; one for a single user only where it is one for all."""
+    model = flat(nn.Linear, dtype=torch.float32)
+    monkeypatch.setattr("hmtl.mtl.copies.CPU_BYTES", most * 4 * (len(model.start) + 5) + 3)
+    assert {K: group_size(model, K, 5, model.start) for K in sizes} == sizes
+    assert group_size(flat(cnn, dtype=torch.float32, d=16), 100, 5, model.start) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -53,6 +53,13 @@ def problem(tasks: Sequence[Task], regularizer: object, loss: object = None) -> 
     return Problem(tasks, loss or Hinge(), regularizer)  # type: ignore[arg-type]
 
 
+def dropping(d: int, C: int) -> torch.nn.Module:
+    """Of a size at which rounding depends on how many there are."""
+    return torch.nn.Sequential(
+        torch.nn.Linear(d, 30), torch.nn.GELU(), torch.nn.Dropout(0.2), torch.nn.Linear(30, 30), torch.nn.Linear(30, C)
+    )
+
+
 LEARNERS: dict[str, Make] = {
     "mocha": lambda t: MOCHA(problem(t, TaskRelationship(0.1)), SDCA(2.0), omega_every=2, participation=AWAY),
     "graph": lambda t: MOCHA(problem(t, Graph(0.1, neighbors=2)), SDCA(0.5), participation=AWAY),
@@ -63,6 +70,9 @@ LEARNERS: dict[str, Make] = {
     "fedu, mean": lambda t: FedU(problem(t, Mean(0.1)), SGD, torch.nn.Linear, participation=AWAY),
     "fedavg": lambda t: FedAvg(problem(t, Mean(0.1)), SGD, mlp, participation=AWAY),
     "ditto": lambda t: Ditto(problem(t, Mean(0.1)), SGD, mlp, lam=0.1, participation=AWAY),
+    "fedavg, dropout": lambda t: FedAvg(problem(t, Mean(0.1)), SGD, dropping, participation=AWAY),
+    "ditto, dropout": lambda t: Ditto(problem(t, Mean(0.1)), SGD, dropping, lam=0.1, participation=AWAY),
+    "pfedme, dropout": lambda t: PFedMe(problem(t, Mean(0.1)), SGD, dropping, lam=1.0, eta=0.5, local_rounds=2),
     "pfedme": lambda t: PFedMe(problem(t, Mean(0.1)), SGD, torch.nn.Linear, lam=1.0, eta=0.5, local_rounds=2),
 }
 SUMS = ("mocha, mean", "cocoa", "fedu, mean", "fedavg", "ditto", "pfedme")

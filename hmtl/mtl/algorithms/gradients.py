@@ -15,7 +15,7 @@ from torch import Tensor
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Algorithm, Ids, Users, with_rows
 from hmtl.mtl.copies import ALIGNMENT, copies
-from hmtl.mtl.models import FlatModel, MakeModel, seeded
+from hmtl.mtl.models import FlatModel, MakeModel
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.sgd import LocalSGD
@@ -131,16 +131,27 @@ class ModelUsers(Users):
         W, order = self.W[users], self._order(round, users, rows)
         ivs = W.new_empty(len(W), self.numbers + self.tells_steps)
         ivs[:, self.numbers :] = budgets[:, None]
-        with seeded(self.seed, "dropout", round, device=W.device):
-            self._steps(rows, W, order, budgets, round, self.pull, W, out=ivs[:, : self.numbers], group=group)
+        self._steps(users, rows, W, order, budgets, round, self.pull, W, out=ivs[:, : self.numbers], group=group)
         return (ivs,)
 
     def _order(self, number: int, users: slice, rows: Rows) -> Tensor:
         return self.solver.draw(self.seed, number, self.problem.users[users], rows.counts, max(self.problem.counts))
 
     def _steps(
-        self, rows: Rows, W: Tensor, order: Tensor, budgets: Tensor, round: int, *pull: Any, **how: Any
+        self,
+        users: slice,
+        rows: Rows,
+        W: Tensor,
+        order: Tensor,
+        budgets: Tensor,
+        round: int,
+        *pull: Any,
+        time: int = 0,
+        **how: Any,
     ) -> Tensor:
+        """Their models after so many steps, made for the nth `time` in a round."""
+        how |= {"numbers": self.problem.users[users], "everybody": self.problem.K}
+        how |= {"seed": self.seed, "draws": ("dropout", round, time)}
         return self.solver.solve(self.model, self.problem.loss, rows, W, order, budgets, round, *pull, **how)
 
     def blocks(self) -> Iterator[Tensor]:

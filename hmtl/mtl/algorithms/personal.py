@@ -17,7 +17,7 @@ from hmtl.mtl.algorithms.averaging import FedAvg
 from hmtl.mtl.algorithms.base import Aggregator, Ids, Users, with_rows
 from hmtl.mtl.algorithms.gradient_sums import Average
 from hmtl.mtl.algorithms.gradients import ModelUsers
-from hmtl.mtl.models import MakeModel, seeded
+from hmtl.mtl.models import MakeModel
 from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.sgd import LocalSGD
 
@@ -133,9 +133,8 @@ class PersonalUsers(ModelUsers):
 
     def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor, group: int = 0) -> tuple[Tensor, ...]:
         W, order = self.W[users], self._order(round, users, rows)
-        with seeded(self.seed, "dropout", round, device=W.device):
-            new = self._steps(rows, W, order, budgets, round, group=group)
-            return new, self._steps(rows, self.V[users], order, budgets, round, self.pull, W, group=group)
+        new = self._steps(users, rows, W, order, budgets, round, group=group)
+        return new, self._steps(users, rows, self.V[users], order, budgets, round, self.pull, W, time=1, group=group)
 
     def _hold(self, users: Ids, own: list[Tensor]) -> None:
         self.pending = with_rows(self.pending, users, own[0][users])
@@ -165,11 +164,10 @@ class MoreauUsers(PersonalUsers):
     def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor, group: int = 0) -> tuple[Tensor, ...]:
         W, V = self.W[users], self.V[users]
         usual = self.solver.steps(rows.counts)
-        with seeded(self.seed, "dropout", round, device=W.device):
-            for r in range(self.local_rounds):
-                steps = (budgets - r * usual).clamp_min(0).minimum(usual)  # a straggler does not come to the last ones
-                order = self._order(round * self.local_rounds + r, users, rows)
-                V = self._steps(rows, V, order, steps, round, self.pull, W, group=group)
-                moving = (steps > 0)[:, None].to(W)
-                W = W - self.share * moving * (W - V)
+        for r in range(self.local_rounds):
+            steps = (budgets - r * usual).clamp_min(0).minimum(usual)  # a straggler does not come to the last ones
+            order = self._order(round * self.local_rounds + r, users, rows)
+            V = self._steps(users, rows, V, order, steps, round, self.pull, W, time=r, group=group)
+            moving = (steps > 0)[:, None].to(W)
+            W = W - self.share * moving * (W - V)
         return W, V
