@@ -87,6 +87,7 @@ class FlatModel:
                 self.module = make(d, C, **told)
             trained = {name: w for name, w in self.module.named_parameters() if w.requires_grad}
             self.shapes = {name: w.shape for name, w in trained.items()}
+            self._places = _places(self.module, trained)
             self.start = parameters_to_vector(trained.values()).detach().to(x.device)
             self.module.to(x.device)
             with torch.no_grad():
@@ -147,11 +148,24 @@ class FlatModel:
 
     def __call__(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         """Predictions for rows x [n, d]."""
-        prediction: Tensor = functional_call(self.module, parameters, (self._rows(x),))
+        # left to torch, the parameters of a module that is there twice would be set twice, and not come back
+        placed = {place: parameters[name] for place, name in self._places.items()}
+        prediction: Tensor = functional_call(self.module, placed, (self._rows(x),), tie_weights=False)
         return prediction if self.C > 1 else prediction.squeeze(-1)
 
     def _rows(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], *self.shape)
+
+
+def _places(module: nn.Module, trained: dict[str, nn.Parameter]) -> dict[str, str]:
+    """Each place of these parameters, by a name that leads there, with the parameter's own name."""
+    names = {id(w): name for name, w in trained.items()}
+    places = (
+        place
+        for prefix, part in module.named_modules()  # each once
+        for place in part.named_parameters(prefix, recurse=False, remove_duplicate=False)
+    )
+    return {place: names[id(w)] for place, w in places if id(w) in names}
 
 
 def has_argument(make: Callable[..., Any], name: str) -> bool:

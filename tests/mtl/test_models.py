@@ -1,6 +1,7 @@
 """Models that people bring: what trains does so as a plain loop over users would have it, what cannot is refused."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -59,6 +60,20 @@ class Tied(nn.Module):
         return self.out(self.second(self.first(x / VOCABULARY).tanh()))
 
 
+class Twice(nn.Module):
+    """One module under two names, another at two places, and a vector that has two names in itself."""
+
+    def __init__(self, d, C):
+        super().__init__()
+        self.first = self.again = nn.Linear(d, d)
+        middle = nn.Linear(d, d)
+        self.deep, self.out = nn.Sequential(middle, nn.Tanh(), nn.Sequential(middle, nn.GELU())), nn.Linear(d, C)
+        self.shift = self.back = nn.Parameter(torch.ones(d))
+
+    def forward(self, x):
+        return self.out(self.deep(self.again(self.first(x / VOCABULARY + self.shift).tanh())) - self.back)
+
+
 class Masked(nn.Module):
     """A buffer that stays as it is, and a part that is not trained."""
 
@@ -79,6 +94,7 @@ TRAIN = {
     "lstm": (WORDS, lambda d, C: Text(nn.LSTM(8, 8, batch_first=True))),
     "transformer": (WORDS, lambda d, C: Text(nn.TransformerEncoderLayer(8, 2, 16, dropout=0, batch_first=True))),
     "tied": (WORDS, Tied),
+    "twice": (WORDS, Twice),
     "masked": (WORDS, Masked),
     "weight norm": (WORDS, lambda d, C: weight_norm(nn.Linear(d, C))),
 }
@@ -106,6 +122,34 @@ def test_trains_as_a_loop_over_users_does(name):
     got = torch.as_tensor(learner.W).T
     assert (got - learner.model.start).abs().max() > 1e-3
     torch.testing.assert_close(got, torch.stack(want), rtol=0, atol=2e-6)
+
+
+def stored(module):
+    """As its maker would save it; None for one that torch itself refuses to."""
+    try:
+        return pickle.dumps(module.eval())
+    except RuntimeError:  # of parametrized modules
+        return None
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", TRAIN)
+def test_training_leaves_the_module_as_it_was(name):
+    """Its parameters at their places, with what is in them, and all that can be done with a module."""
+    shape, make = TRAIN[name]
+    learner = FedU(Problem(tasks(shape), CrossEntropy(), Ridge(0.1)), LocalSGD(0.02, 1, 4), make)
+    module = learner.model.module
+    before, saved = dict(module.named_parameters(remove_duplicate=False)), stored(module)
+    for round in range(2):
+        learner.step(round)
+    learner.metrics()
+    learner.users.local_work(2, 0)  # one by itself
+    after = dict(module.named_parameters(remove_duplicate=False))
+    assert before.keys() == after.keys()
+    assert all(after[place] is w for place, w in before.items())
+    assert stored(module) == saved
+    again = copy.deepcopy(module).state_dict()
+    assert all(torch.equal(again[place], w) for place, w in module.state_dict().items())
 
 
 class Counts(nn.Module):
