@@ -83,6 +83,15 @@ class Sparse(Structure):
         return W
 
 
+def by_entries(A: Tensor) -> Structure:
+    """The one whose penalty takes less time.
+
+    A pair costs `Sparse` many times what it costs `Dense`: from 30 to 300 users both take as long where a quarter to a
+    tenth of A is other than zero.
+    """
+    return Sparse(A) if float((A != 0).double().mean()) <= 1 / 8 else Dense(A)
+
+
 def _columns(m: int, width: int) -> Iterator[slice]:
     for start in range(0, m, max(1, width)):
         yield slice(start, min(m, start + max(1, width)))

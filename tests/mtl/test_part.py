@@ -11,6 +11,7 @@ from hmtl.communication import SETUP, CodedPartial, Uncoded
 from hmtl.data import Task
 from hmtl.errors import ConfigError
 from hmtl.mtl import FedAvg, FedU, Graph, LocalSGD, Logistic, Mean, Participation, Problem, Ridge
+from hmtl.mtl.structure import Dense, Sparse
 from hmtl.testing.networks import topologies
 
 
@@ -175,3 +176,24 @@ def test_no_stand_ins(participation):
 def test_stragglers_take_part():
     assert Participation(low=0.1, speeds=[0.1] * 12).complete
     assert fedu(Given(ring(12)), 12, Participation(low=0.1)).aggregator.needs() is not None
+
+
+@pytest.mark.parametrize(
+    ("weights", "lam", "penalty", "everybody"),
+    [
+        (ring(24), 0.2, Sparse, False),  # 3 entries in a row of 24: an eighth
+        (ring(24), 1000.0, Sparse, True),  # whose steps are made in so many parts that everybody counts
+        (ring(23), 0.2, Dense, False),
+        (ring(12, hops=4), 0.2, Dense, True),
+    ],
+    ids=["few", "few in many parts", "some", "many"],
+)
+def test_the_penalty_goes_by_the_coupling_itself(weights, lam, penalty, everybody):
+    """Not by the steps down it."""
+    aggregator, K = fedu(Given(weights, lam), len(weights)).aggregator, len(weights)
+    assert type(aggregator.structure) is penalty
+    assert (aggregator.needs() is None) == everybody
+    W = torch.from_numpy(np.random.default_rng(1).normal(size=(K, 7)))
+    L = torch.from_numpy(np.diag(weights.sum(1)) - weights)
+    want = lam / 2 * (W * (L @ W)).sum() + 0.05 * W.square().sum()
+    torch.testing.assert_close(aggregator.structure.penalty(W), want)

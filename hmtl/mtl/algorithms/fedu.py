@@ -14,7 +14,7 @@ from hmtl.mtl.algorithms.gradient_sums import Pull, PullingSums, PullingUsers
 from hmtl.mtl.algorithms.gradients import ByGradients, Mixing, ModelUsers, told_nothing
 from hmtl.mtl.algorithms.setup import SetupAggregator, SetupUsers
 from hmtl.mtl.regularizers import Regularizer
-from hmtl.mtl.structure import Dense, Sparse
+from hmtl.mtl.structure import Dense, Sparse, by_entries
 
 
 class FedU(ByGradients):
@@ -117,7 +117,7 @@ class Coupling(Mixing):
         self.steepest = float(torch.linalg.eigvalsh(self.A)[-1])
         self.reach = _reach((self.A != 0).cpu(), self._parts(self.rate(0) * self.most))
         self._mixing = Dense(self.A) if self.reach is None else Sparse(self.A)
-        self.structure = self.regularizer.form(Omega) or self._mixing
+        self.structure = self.regularizer.form(Omega) or by_entries(self.A)
 
     def prepare(self, facts: Tensor) -> Tensor:
         """What the users told of themselves, their steps the last of it [K, f + 1], to what they are told, nothing."""
