@@ -1,5 +1,6 @@
 """TensorBoard as a browser shows it, and what a run is called there."""
 
+import csv
 import os
 import re
 import shutil
@@ -11,11 +12,14 @@ import urllib.request
 from pathlib import Path
 
 import commands
+import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
+
+from hmtl.board import TensorBoardLogger
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SMALL = ("K=6", "H=3", "r=2", "rounds=8", "dataset.rows_per_user=20", "~logger.console")
@@ -57,6 +61,32 @@ def test_layout_and_hyperparameters_name_charts_that_there_are(run: Path) -> Non
     assert {info.name.tag for info in experiment.metric_infos} <= set(scalars)
     assert {"lam", "regularizer", "seed", "rounds"} <= {info.name for info in experiment.hparam_infos}
     assert not {"test_error", "gap", "V_bits"} & {info.name for info in experiment.hparam_infos}
+
+
+def test_errors_against_what_was_sent_and_what_it_took(run: Path) -> None:
+    (place,) = {path.parent for path in run.rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(place), size_guidance={"tensors": 0, "scalars": 0}).Reload()
+    with (run / "run" / "metrics.csv").open() as file:
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    kbit = np.cumsum([row["bits/relays_to_server"] + row["bits/server_to_relays"] for row in rows]) / 1e3
+    milliseconds = 1e3 * np.cumsum([row["compute_s"] + row["communication_s"] for row in rows])
+    for tag, at in (("4 against kbit between relays and server", kbit), ("5 against milliseconds", milliseconds)):
+        for error in ("train_error", "test_error"):
+            points = events.Scalars(f"{tag}/{error}")
+            assert [point.value for point in points] == pytest.approx([row[error] for row in rows])
+            assert [point.step for point in points] == pytest.approx(at, abs=0.51)
+    assert [point.step for point in events.Scalars("1 learning/gap")] == list(range(len(rows)))
+
+
+def test_a_long_command_line_makes_a_name_that_a_folder_can_have(tmp_path: Path) -> None:
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("".join(f"- 'word{n}=a b/{n}'\n" for n in range(100)))
+    logger = TensorBoardLogger(str(tmp_path))
+    logger.log({"round": 0, "test_error": 0.5})
+    logger.close()
+    (place,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
+    assert place.parent == tmp_path
+    assert place.name == "".join(f"word{n}=a_b_{n}_" for n in range(100))[:100]
 
 
 @pytest.mark.long
