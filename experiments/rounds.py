@@ -76,7 +76,7 @@ def main() -> None:
     rows: list[tuple[str, ...]] = [COLUMNS]
     for data, settings, wanted, value, bar in jobs:
         for variant, more in VARIANTS.items():
-            seen = histories([*settings, *more.split()], args.seeds, args.rounds if more else args.rounds // 10)
+            seen = histories([*settings, *more.split()], args.seeds, args.rounds if more else max(1, args.rounds // 10))
             rows.append((data, wanted, variant, *cost(seen, value(seen), bar)))
             table.add_row(*rows[-1])
             last = {key: float(seen[key][:, -1].mean()) for key in ("joint_primal", "test_error")}

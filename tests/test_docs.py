@@ -4,19 +4,16 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from importlib.metadata import metadata
 from pathlib import Path
 
 import forked
-import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from pages import PAGES, ROOT, pieces
 
 from hmtl.__main__ import COMMANDS
 from hmtl.config import compose
-
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "experiments").rglob("*.md"))]
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
@@ -27,16 +24,6 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert 'id="hmtl.coding.make_plan"' in page
     for theory in (tmp_path / "site" / "docs" / "theory").glob("*.html"):  # MathJax says no more than that it cannot
         assert not re.search(r"\\begin\{split\}(?:(?!\\end\{split\}).)*\\tag", theory.read_text(), re.DOTALL), theory
-
-
-def shown() -> Iterator[tuple[str, list[str]]]:
-    """Each command of hmtl, and its words; those of `torchrun` and in running text, too."""
-    seen = set()
-    for page in PAGES:
-        for name, rest in re.findall(r"-m hmtl\.(\w+)([^`\n]*)", page.read_text().replace("\\\n", " ")):
-            if (name, rest) not in seen and "..." not in rest:  # which stands for whatever else
-                seen.add((name, rest))
-                yield name, shlex.split(rest.replace("$", ""), comments=True)
 
 
 def one_run(words: list[str]) -> list[str]:
@@ -53,9 +40,10 @@ def test_commands_shown_are_ones_that_there_are(tmp_path: Path) -> None:
     for file, text in {"regularizer/ring": "_target_: mine.Ring\nlam: ${lam}", "experiment/tuned": "lam: 1"}.items():
         (own / file).parent.mkdir(parents=True)
         (own / f"{file}.yaml").write_text(f"# @package {'_global_' if 'tuned' in file else 'regularizer'}\n{text}\n")
-    told = list(shown())
-    assert len(told) > 40
-    for name, words in told:
+    told = {piece.text for page in PAGES for piece in pieces(page) if "-m hmtl." in piece.text and not piece.is_python}
+    assert len(told) > 30
+    for text in sorted(told):
+        name, *words = shlex.split(text.partition("-m hmtl.")[2].replace("$", ""))
         assert name in COMMANDS
         if "--help" in words or name == "report":
             continue
@@ -66,31 +54,6 @@ def test_commands_shown_are_ones_that_there_are(tmp_path: Path) -> None:
         place = [] if name == "predict" else [f"output_dir={tmp_path}"]
         config = name if name in ("plan", "predict") else "config"
         OmegaConf.to_container(compose(*place, *settings, name=config), resolve=True)
-
-
-@pytest.mark.long
-def test_commands_shown_run(tmp_path: Path) -> None:
-    """Those that need nothing but the package; a few rounds of one run each."""
-    needs = (
-        "=files",
-        "resume=",
-        "--",
-        "path=",
-        "engine=",
-        "hydra/launcher",
-        "experiment=",
-        "dataset=",
-        "tune.",
-        "regularizer=mine",
-    )
-    told = [(name, words) for name, words in shown() if name in ("train", "plan")]
-    told = [(name, words) for name, words in told if not any(need in word for need in needs for word in words)]
-    assert len(told) > 20
-    for place, (name, words) in enumerate(told):
-        few = ["rounds=3"] if name == "train" else []
-        done = forked.run(name, [*one_run(words), *few, f"hydra.run.dir={tmp_path / str(place)}"], tmp_path)
-        assert (done.status, done.err) == (0, ""), (name, words)
-        assert done.out
 
 
 def test_output_shown_is_what_is_printed(tmp_path: Path) -> None:
@@ -106,7 +69,10 @@ def test_output_shown_is_what_is_printed(tmp_path: Path) -> None:
             assert line in printed
 
 
-def test_scripts_shown_are_there() -> None:
+def test_scripts_and_extras_shown_are_there() -> None:
     for page in PAGES:
         for script in re.findall(r"(?:python|pytest) ((?:experiments|tests)/[a-z_\d/]+\.py)", page.read_text()):
             assert (ROOT / script).is_file(), (page.name, script)
+        assert set(re.findall(r"hmtl\[(\w+)\]", page.read_text())) <= set(
+            metadata("hmtl").get_all("Provides-Extra", [])
+        )
