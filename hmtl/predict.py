@@ -56,7 +56,7 @@ def _users(models: Models, table: "pd.DataFrame", file: Path, user: str | None, 
             raise ConfigError(f"Whose rows has {file}? Set user, or task to the column that says so; users: {first}.")
         return [user or file.stem] * len(table)
     if task not in table:
-        raise DataError(f"{file} has no column {task}. Set task to one that it has.")
+        raise DataError(f"{file} has no column {task}. Set task to one that it has, or user to whose rows they are.")
     return [str(name) for name in table[task]]
 
 

@@ -99,6 +99,7 @@ def lay(folder: Path, told: Sequence[Piece]) -> None:
 
     table("own.csv", "who,kind,height,girth,leaves", [(who, *row) for who in USERS for row in trees(40)])
     table("new.csv", "who,height,girth,leaves", [(who, *row[1:]) for who in USERS for row in trees(5)])
+    table("north.csv", "height,girth,leaves", [row[1:] for row in trees(5)])
     for who in USERS:
         table(f"data/{who}.csv", "y,height,girth,leaves", trees(40))
     table("G.csv", "", np.array([[(k + i) % 5 < 3 for k in range(20)] for i in range(5)], int))
