@@ -199,7 +199,7 @@ class Communicator(ABC):
         at_relays, at_server = (seat, None) if self.planner.home else (None, seat)
         return self._here(
             lambda n, mine: UserHost(K, users, wire, n, mine),
-            lambda i, hosts: Relay(i, self.planner, at_relays, hosts),
+            lambda i, hosts: Relay(i, self.planner, at_relays, hosts, self._links.sure),
             lambda: Server(self.planner, at_server),
             seat,
         )

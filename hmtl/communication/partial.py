@@ -106,7 +106,7 @@ class CodedPartial(Communicator):
         K, wire = self.topology.K, WIRES[self.wire] if self.wire else None
         return self._here(
             lambda n, mine: UserHost(K, users, wire, n, mine),
-            lambda i, hosts: PartialRelay(i, self.planner, aggregator, users.numbers, wire, hosts),
+            lambda i, hosts: PartialRelay(i, self.planner, aggregator, users.numbers, wire, hosts, self._links.sure),
             lambda: PartialServer(self.planner, None),
             None,
         )

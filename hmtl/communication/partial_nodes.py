@@ -29,7 +29,7 @@ class PartialRelay(Relay):
         aggregator: computes models from some IVs, see `AggregatorSide.part`.
         numbers: m.
         wire: how numbers travel; None: as they are.
-        hosts: names of the hosts of the users.
+        hosts, sure: see `Relay`.
     """
 
     planner: PartialPlanner
@@ -42,8 +42,9 @@ class PartialRelay(Relay):
         numbers: int,
         wire: torch.dtype | None,
         hosts: Sequence[str],
+        sure: bool = False,
     ) -> None:
-        super().__init__(i, planner, None, hosts)
+        super().__init__(i, planner, None, hosts, sure)
         self.aggregator, self.numbers, self.wire = aggregator, numbers, wire
         self.serves = np.flatnonzero(planner.serving == i)
         self.demands = np.flatnonzero(planner.demands[i])

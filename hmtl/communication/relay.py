@@ -45,11 +45,14 @@ class Relay:
         planner: of the network.
         aggregation: where it aggregates; None where the server does.
         hosts: names of the hosts of the users.
+        sure: whether no message can be lost, so that a round never has to be done again.
     """
 
-    def __init__(self, i: int, planner: Planner, aggregation: Aggregation | None, hosts: Sequence[str]) -> None:
+    def __init__(
+        self, i: int, planner: Planner, aggregation: Aggregation | None, hosts: Sequence[str], sure: bool = False
+    ) -> None:
         self.i, self.name = i, relay_name(i)
-        self.aggregation, self.hosts = aggregation, tuple(hosts)
+        self.aggregation, self.hosts, self.sure = aggregation, tuple(hosts), sure
         self.version = 0  # rounds that it has aggregated
         self.there = self.again = self._stuck = False
         self._passed: Sequence[Message] = ()
@@ -80,13 +83,8 @@ class Relay:
         users = np.concatenate([message.of_users()[at] for message, at in zip(messages, places, strict=True)])
         self._row = np.full(self.t.K, -1)
         self._row[users] = rows
-        payload, overhead = (self._ivs[part].shape[1] for part in ("payload", "overhead"))
-        return [self._up(REPORT, *note(Report(users, self.version, payload, overhead).to_bytes(self.t, self.i)))]
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """Bytes of an IV, and of what travels with it."""
-        return self._ivs["payload"].shape[1], self._ivs["overhead"].shape[1]
+        self.sizes = self._ivs["payload"].shape[1], self._ivs["overhead"].shape[1]  # bytes of an IV, and beside it
+        return [self._up(REPORT, *note(Report(users, self.version, *self.sizes).to_bytes(self.t, self.i)))]
 
     def attend(self, messages: Sequence[Message]) -> None:
         """Learn who is there, and who does what; without that, the relay is out of the round."""
@@ -174,6 +172,11 @@ class Relay:
                 pairs = zip(at.split(few), rows.split(few), strict=True)  # type: ignore[no-untyped-call]  # torch's split
                 for to, of in pairs:
                     seat.ivs[part].index_copy_(0, to, ivs[of])
+
+    def let_go(self) -> None:
+        """Of what was heard, which may be large, keep no more than may be needed again."""
+        if self.sure:
+            self._ivs, self._heard = {}, nothing(0)
 
     def aggregate(self) -> None:
         """Compute the models."""

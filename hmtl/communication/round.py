@@ -132,6 +132,7 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch, coded: bool) 
         if not coded:
             for relay in relays:
                 turn(relay.name, relay.forward, says=[IVS], to=[SERVER])
+                relay.let_go()
             if server:
                 turn(SERVER, server.gather, inbox(SERVER, IVS, there))
                 turn("global update", server.aggregate)
@@ -154,6 +155,8 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch, coded: bool) 
                 turn(relay.name, relay.decode, segment, inbox(relay.name, BROADCAST))
         for relay in relays:
             turn(relay.name, relay.finish)
+            relay.let_go()
+        for relay in relays:  # no sooner, as models need room, and it may be one tensor that all heard
             turn(f"global update of {relay.name}", relay.aggregate)
             turn(relay.name, relay.confirm, says=[DIGESTS, MODELS], to=[SERVER])
         if server:

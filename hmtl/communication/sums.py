@@ -239,7 +239,7 @@ class Sums(Communicator):
         seat = SummingAggregation(K, aggregator, users.numbers, None)
         return self._here(
             lambda n, mine: SummingHost(K, users, None, n, mine),
-            lambda i, hosts: SummingRelay(i, self.planner, None, hosts),
+            lambda i, hosts: SummingRelay(i, self.planner, None, hosts, self._links.sure),
             lambda: SummingServer(self.planner, seat),
             seat,
         )

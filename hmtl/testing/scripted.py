@@ -130,6 +130,8 @@ class Counting(InProcess):
 class Lossy(InProcess):
     """Links that lose rows of what has rows to spare: those that `lose` names, of a node and what was sent to it."""
 
+    sure = False
+
     @staticmethod
     def lose(node: str, message: Message) -> Sequence[int]:
         return ()
