@@ -7,6 +7,7 @@ piece are equally long.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -56,6 +57,12 @@ class Block:
     def margin(self) -> int:
         """e, how many messages of the server each aggregator can do without."""
         return len(self.further) // self.parts
+
+    @cached_property
+    def forwards(self) -> bool:
+        """Whether the server's messages, but for the further ones, are those that it receives."""
+        m, received = self.downlink.shape
+        return m == received and torch.equal(self.downlink, torch.eye(m, dtype=torch.uint8))
 
     def sent_to(self, i: int) -> int:
         """How many messages the server sends to relay i where each relay gets its own."""

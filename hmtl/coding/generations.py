@@ -3,6 +3,8 @@
 Shapes: H relays, n users, g groups.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -56,6 +58,27 @@ def similar_groups(G: NDArray[np.uint8], groups: int) -> list[NDArray[np.intp]]:
     _exchange(hears, of, ahead)
     order = np.argsort(of, kind="stable")
     return np.split(row[order], np.bincount(of, minlength=groups).cumsum()[:-1])
+
+
+def alike(G: NDArray[np.uint8], enough: Callable[[NDArray[np.uint8], int], bool]) -> NDArray[np.intp]:
+    """Users in as many parts as can be that have as many of each type: one code serves all of them.
+
+    Args:
+        G: who hears whom [H, n], columns sorted by type.
+        enough: of the columns of a part and the number of parts, whether to deal them so.
+
+    Returns:
+        The columns of each part [parts, n / parts].
+    """
+    starts = np.flatnonzero((G[:, 1:] != G[:, :-1]).any(axis=0)) + 1
+    types = np.split(np.arange(G.shape[1]), starts)
+    most = int(np.gcd.reduce([len(users) for users in types]))
+    for number in range(most, 1, -1):
+        if most % number == 0:
+            parts = np.concatenate([users.reshape(number, -1) for users in types], axis=1)
+            if enough(G[:, parts[0]], number):
+                return parts
+    return np.arange(G.shape[1])[None]
 
 
 def _matched(ahead: NDArray[np.float64], users: NDArray[np.float64]) -> NDArray[np.int64]:

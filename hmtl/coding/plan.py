@@ -19,7 +19,7 @@ from hmtl.coding import linalg
 from hmtl.coding.allocation import MOST_PIECES, Allocation
 from hmtl.coding.block import Block, on_all, piece_rows
 from hmtl.coding.formulas import Loads, carriers, uncoded_loads, unheard
-from hmtl.coding.generations import similar_groups
+from hmtl.coding.generations import alike, similar_groups
 from hmtl.coding.gf256 import matmul
 from hmtl.coding.margin import further
 from hmtl.coding.optimal import Demand, Rates, Uplinks
@@ -116,7 +116,9 @@ def code_of(
 ) -> Iterator[Block]:
     """For each generation of these users, one code: random combinations, as many as the rates say.
 
-    Generations with as many users of each type have the same code, which is made once.
+    Generations with as many users of each type have the same code, which is made once. Where there is no margin, which
+    each code has for itself, a generation is dealt into parts that are alike if that costs no load: the arithmetic of
+    coding a user grows with the number of those coded together.
 
     Args:
         users: their numbers [n].
@@ -126,13 +128,24 @@ def code_of(
     """
     groups = similar_groups(G, max(1, round(len(users) / generation)))
     rates_of = _rates(places, ROUNDING if len(groups) > 1 else 1e-9, uplinks, models)
-    made: dict[bytes, Block] = {}
+
+    def found(hears: NDArray[np.uint8]) -> Rates:
+        return rates_of(hears, min(max_pieces, max(1, MOST_PIECES // hears.shape[1])))
+
+    dealt: dict[bytes, NDArray[np.intp]] = {}
+    parts = []
     for group in groups:
-        hears, n = G[:, group], len(group)
-        key, members = hears.tobytes(), tuple(users[group].tolist())
+        hears = G[:, group]
+        if (key := hears.tobytes()) not in dealt:
+            dealt[key] = alike(hears, _no_dearer(found, found(hears), uplinks) if not margin else lambda *_: False)
+        parts += list(group[dealt[key]])
+    made: dict[bytes, Block] = {}
+    for part in parts:
+        hears, n = G[:, part], len(part)
+        key, members = hears.tobytes(), tuple(users[part].tolist())
         if key not in made:
             heard = tuple(tuple(np.flatnonzero(row).tolist()) for row in hears)
-            rates = rates_of(hears, min(max_pieces, max(1, MOST_PIECES // n)))
+            rates = found(hears)
             c = rates.pieces
             shapes = [(count, c * len(known)) for count, known in zip(rates.counts, heard, strict=True)]
 
@@ -168,6 +181,24 @@ def _rates(
     return rates
 
 
+def _no_dearer(
+    found: Callable[[NDArray[np.uint8]], Rates], whole: Rates, uplinks: Uplinks | None
+) -> Callable[[NDArray[np.uint8], int], bool]:
+    """Whether users in so many parts that are alike send no more than as a whole, and are coded with less work."""
+
+    def enough(hears: NDArray[np.uint8], parts: int) -> bool:
+        rates = found(hears)
+        sent, before = parts * np.array(rates.counts) / rates.pieces, np.array(whole.counts) / whole.pieces
+        if uplinks is not None and uplinks.parallel:  # models may be shared out to fit
+            no_more = bool((sent <= before * (1 + 1e-9)).all())
+        else:
+            seconds = np.sum if uplinks is None else uplinks.seconds
+            no_more = bool(seconds(sent) <= seconds(before) * (1 + 1e-9))
+        return no_more and rates.pieces < parts * whole.pieces
+
+    return enough
+
+
 def allocated_code(part: Allocation, places: Sequence[int], seed: int, margin: int = 0) -> Block:
     """The code of one z, with as few pieces as all α are multiples of. Ref: Hu et al. 2022, Section IV-B."""
     c = part.pieces
@@ -199,7 +230,10 @@ def _block(
     for attempt in range(TRIES):
         uplink = draw(generator(seed, "uplink", *name, attempt))
         received = sum(len(rows) for rows in uplink)
-        recoding = _random(generator(seed, "downlink", *name, attempt), (downlink, received))
+        if received == downlink == min(map(len, missing)):
+            recoding = torch.eye(downlink, dtype=torch.uint8)  # all need all that there is: it goes on as it comes
+        else:
+            recoding = _random(generator(seed, "downlink", *name, attempt), (downlink, received))
         on_pieces = on_all(uplink, heard, c, len(users))
         sent = matmul(recoding, on_pieces)
         found = linalg.inverses([sent[: len(rows), rows] for rows in missing])

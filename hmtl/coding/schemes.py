@@ -273,6 +273,7 @@ def make_plan(
         max_pieces: the most pieces that an IV is cut into. 1 is the cheapest to compute, and costs less than one IV;
             where all relays aggregate, the optimum needs H − 1 at most.
         generation: about how many users are coded together, where there are at least one and a half times as many.
+            Fewer are, without margin, where they can be dealt into parts that are alike for no more load.
         uplinks: of the active relays, where they differ or work side by side.
         aggregators: who learns all IVs.
         medium: for which `auto` chooses them, whatever the margin; the plan serves both.

@@ -1,6 +1,7 @@
 """Cutting IVs into pieces, and fingerprints of what was decoded.
 
-Within a block of the plan: n users, c pieces per IV, so n·c pieces; L bytes per IV, pieces of ceil(L/c) bytes.
+Within a block of the plan: n users, c pieces per IV, so n·c pieces; L bytes per IV, pieces of ceil(L/c) bytes. Of g
+blocks that have one code, the pieces of users in the same place of their block stand side by side in one row.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,36 +19,44 @@ from hmtl.coding.gf256 import matmul
 from hmtl.communication.messages import nothing
 from hmtl.rng import generator
 
-WORKING_SET = 32 << 20  # bytes of a block's pieces that are in work at once, whatever the size of an IV
+WORKING_SET = 32 << 20  # bytes of pieces that are in work at once, whatever the size of an IV
+MOST_TOGETHER = 2048  # pieces of blocks with one code that are in work at once: of more, each would be cut too short
 CHECK_ROWS = 4  # two sets of IVs that differ have one fingerprint with probability 2^-32
 MENDS = 64  # of each relay and block that are kept, for when the same messages are lost again
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Some columns of the pieces of one block: what is coded at once.
+    """Some columns of the pieces of blocks with one code: what is coded at once.
 
     Attributes:
-        number: of the block in its plan.
+        number: of the first of these blocks in its plan.
+        blocks: these, one after the other in the plan.
         part: of the IVs' messages, `payload` or `overhead`.
         nbytes: L, of a whole row of that part.
         columns: of the pieces.
     """
 
     number: int
-    block: Block
+    blocks: tuple[Block, ...]
     part: str
     nbytes: int
     columns: slice
 
     @property
+    def block(self) -> Block:
+        """The first of them."""
+        return self.blocks[0]
+
+    @property
     def width(self) -> int:
+        """Bytes of one piece."""
         return int(self.columns.stop - self.columns.start)
 
     @property
     def users(self) -> NDArray[np.int64]:
-        """Of the block."""
-        return np.array(self.block.users)
+        """Of the blocks [n, g]."""
+        return np.array([block.users for block in self.blocks]).T
 
     def sides(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Payload and overhead of a message that holds these rows."""
@@ -63,22 +72,32 @@ class Segment:
                 yield s, slice(start, stop), slice(0, stop - start)
 
     def cut(self, rows: Tensor, at: Tensor) -> Tensor:
-        """The pieces [len(at)·c, width] of the IVs rows[at], zero-padded."""
-        c, (n, L) = self.block.pieces, (len(at), self.nbytes)
-        if self.width * c == L:  # whole IVs without padding
-            return rows[at].view(n * c, self.width)
-        pieces, end = rows.new_empty(n, c, self.width), dict.fromkeys(range(c), 0)
+        """The pieces [n·c, g·width] of the IVs rows[at], zero-padded; `at` are places [n, g]."""
+        (n, g), c = at.shape, self.block.pieces
+        if c == 1 and self.width == self.nbytes:  # whole IVs
+            return rows[at.ravel()].view(n, g * self.width)
+        pieces, end = rows.new_empty(n, c, g, self.width), dict.fromkeys(range(c), 0)
         for s, source, columns in self.spans():
-            torch.index_select(rows[:, source], 0, at, out=pieces[:, s, columns])
+            for to, of in self._matched(pieces, at):
+                torch.index_select(rows[:, source], 0, of, out=to[:, s, columns])
             end[s] = columns.stop
         for s, stop in end.items():
-            pieces[:, s, stop:] = 0
-        return pieces.view(n * c, self.width)
+            pieces[:, s, :, stop:] = 0
+        return pieces.view(n * c, g * self.width)
+
+    def _matched(self, pieces: Tensor, at: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pieces [n, c, g, width] as [.., c, width], with the places of their IVs [..]: at once where that can be."""
+        if 1 in pieces.shape[1:3]:
+            yield pieces.view(-1, self.block.pieces, self.width), at.ravel()
+        else:
+            yield from zip(pieces.transpose(1, 2), at, strict=True)
 
     def recoded(self, received: Tensor) -> Tensor:
-        """The server's messages, the further ones last, of those that it received [Σ_i rows_i, width]."""
+        """The server's messages, the further ones last, of those that it received [Σ_i rows_i, g·width]."""
         block = self.block
-        m, L = len(block.downlink), self.width
+        if block.forwards and not block.margin:
+            return received
+        m, L = len(block.downlink), received.shape[1]
         messages = torch.empty(m + block.margin, L, dtype=torch.uint8)
         matmul(block.downlink, received, messages[:m])
         if block.margin:
@@ -94,19 +113,33 @@ class Segment:
 
     def put(self, pieces: Tensor, rows: Tensor, at: Tensor) -> None:
         """The inverse of `cut`: pieces back to their place in rows[at]."""
-        pieces = pieces.view(len(at), self.block.pieces, self.width)
-        for s, target, columns in self.spans():
-            rows[at, target] = pieces[:, s, columns]
+        (n, g), c = at.shape, self.block.pieces
+        for of, to in self._matched(pieces.view(n, c, g, self.width), at):
+            for s, target, columns in self.spans():
+                rows[to, target] = of[:, s, columns]
 
 
 def segments(plan: Plan, payload: int, overhead: int) -> Iterator[Segment]:
     """What is coded one after the other, of IVs of so many bytes."""
-    for number, block in enumerate(plan.blocks):
-        width = max(64, WORKING_SET // (len(block.users) * block.pieces) // 64 * 64)
+    for number, blocks in together(plan):
+        pieces = len(blocks) * len(blocks[0].users) * blocks[0].pieces
+        width = max(64, WORKING_SET // pieces // 64 * 64)
         for part, nbytes in (("payload", payload), ("overhead", overhead)):
-            piece = block.piece_bytes(nbytes)
+            piece = blocks[0].piece_bytes(nbytes)
             for start in range(0, piece, width):
-                yield Segment(number, block, part, nbytes, slice(start, min(start + width, piece)))
+                yield Segment(number, blocks, part, nbytes, slice(start, min(start + width, piece)))
+
+
+def together(plan: Plan) -> Iterator[tuple[int, tuple[Block, ...]]]:
+    """Blocks with one code, one after the other in the plan, and the number of the first; those with margin alone."""
+    start, blocks = 0, plan.blocks
+    while start < len(blocks):
+        first = blocks[start]
+        most = 1 if first.margin else max(1, MOST_TOGETHER // (len(first.users) * first.pieces))
+        stop = next((n for n in range(start, len(blocks)) if blocks[n].downlink is not first.downlink), len(blocks))
+        stop = min(stop, start + most)
+        yield start, blocks[start:stop]
+        start = stop
 
 
 @dataclass(frozen=True)
@@ -118,7 +151,6 @@ class View:
         encoder: see `Block.uplink`.
         from_server, from_heard: the two parts of `Block.decoders`; without rows and columns for a helper, who decodes
             nothing.
-        check_heard, check_missing: the columns of the fingerprint for these users' pieces, [CHECK_ROWS, ..].
         block: all of it.
     """
 
@@ -127,31 +159,17 @@ class View:
     encoder: Tensor
     from_server: Tensor
     from_heard: Tensor
-    check_heard: Tensor
-    check_missing: Tensor
     block: Block
 
     @classmethod
     def of(cls, block: Block, n: int) -> "View":
         """Of the n-th of the active relays."""
-        c, users = block.pieces, len(block.users)
-        missing = tuple(sorted(set(range(users)) - set(block.heard[n])))
-        known, unknown = piece_rows(block.heard[n], c), piece_rows(missing, c)
-        checks = check_rows(users * c)
+        missing = tuple(sorted(set(range(len(block.users))) - set(block.heard[n])))
         heard, lacking = (np.array(places, dtype=np.int64) for places in (block.heard[n], missing))
         decoder, need = torch.empty(0, 0, dtype=torch.uint8), 0
         if n in block.aggregators:
             decoder, need = block.decoders[block.aggregators.index(n)], block.need(n)
-        return cls(
-            heard,
-            lacking,
-            block.uplink[n],
-            decoder[:, :need],
-            decoder[:, need:],
-            checks[:, known],
-            checks[:, unknown],
-            block,
-        )
+        return cls(heard, lacking, block.uplink[n], decoder[:, :need], decoder[:, need:], block)
 
     @property
     def need(self) -> int:
@@ -218,9 +236,23 @@ class View:
         rows = [whole, torch.stack(further, dim=2).flatten(1)] if further else [whole]
         return torch.cat(rows).view(-1, s, self.need + len(known), s)
 
-    def check(self, heard: Tensor, decoded: Tensor) -> Tensor:
-        """Random combinations [CHECK_ROWS, width] of all pieces of the block, however they came to be known."""
-        return matmul(self.check_heard, heard).bitwise_xor_(matmul(self.check_missing, decoded))
+    def check(self, heard: Tensor, decoded: Tensor, blocks: int = 1) -> Tensor:
+        """Random combinations [CHECK_ROWS, width] of all pieces of so many blocks, however they came to be known."""
+        of_heard, of_missing = self._checks(blocks)
+        width = heard.shape[1] // blocks
+        return matmul(of_heard, heard.view(-1, width)).bitwise_xor_(matmul(of_missing, decoded.view(-1, width)))
+
+    @cached_property
+    def _checks(self) -> Callable[[int], tuple[Tensor, Tensor]]:
+        """Coefficients of the heard and the missing pieces of so many blocks, [CHECK_ROWS, ..] each."""
+
+        def of(blocks: int) -> tuple[Tensor, Tensor]:
+            c = self.block.pieces
+            checks = check_rows(len(self.block.users) * c * blocks).view(CHECK_ROWS, -1, blocks)
+            known, unknown = (piece_rows(tuple(places.tolist()), c) for places in (self.heard, self.missing))
+            return checks[:, known].flatten(1), checks[:, unknown].flatten(1)
+
+        return lru_cache(2)(of)
 
 
 @lru_cache(maxsize=64)

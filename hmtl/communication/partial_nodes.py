@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hmtl.communication.aggregation import DIGEST_BYTES, AggregatorSide, Digest, Models
 from hmtl.communication.attendance import numbers_to_bytes
-from hmtl.communication.coder import Segment
+from hmtl.communication.coder import Segment, together
 from hmtl.communication.messages import AGREED, DIGESTS, MODELS, VERDICT, Message, note
 from hmtl.communication.partial_planner import PartialPlanner
 from hmtl.communication.relay import Relay
@@ -51,7 +51,7 @@ class PartialRelay(Relay):
 
     def attend(self, messages: Sequence[Message]) -> None:
         super().attend(messages)
-        self._digests: dict[int, Digest] = {}  # by block
+        self._digests: dict[int, Digest] = {}  # by the first block of a code
         if self.there and self._aggregates:  # the IVs that it demands
             self._known = {
                 part: torch.empty(len(self.demands), ivs.shape[1], dtype=torch.uint8) for part, ivs in self._ivs.items()
@@ -87,7 +87,7 @@ class PartialRelay(Relay):
         self._models = Models(payload, torch.cat([extras, receipts], dim=1))
 
     def confirm(self) -> list[Message]:
-        """A digest of each block that it decoded, for the server."""
+        """A digest of what it decoded by each code, for the server."""
         if self._stuck or not self._aggregates:
             return []
         digests = b"".join(self._digests[number].value() for number in sorted(self._digests))
@@ -138,7 +138,7 @@ class PartialServer(Server):
             return self._in_vain()
         left = {relay_of(message): message.overhead[0].numpy().tobytes() for message in digests}
         code = self.planner.code(self.attendance)
-        for number in range(len(code.plan.blocks)):
+        for number, _ in together(code.plan):
             found = {}
             for i in code.receivers(number):
                 found[i], left[i] = left[i][:DIGEST_BYTES], left[i][DIGEST_BYTES:]

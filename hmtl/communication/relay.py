@@ -133,7 +133,7 @@ class Relay:
             self._stuck = True
             return
         decoded = view.decode(sent, self._heard)
-        self._keep(segment, decoded, view.check(self._heard, decoded))
+        self._keep(segment, decoded, view.check(self._heard, decoded, len(segment.blocks)))
 
     def _needed(self, view: View, messages: Sequence[Message], part: str) -> Tensor | None:
         """The rows that it needs, of a message of which some may be lost; None where too many are."""

@@ -130,6 +130,37 @@ def test_many_users_cost_at_most_one_percent():
     assert made.loads.downlink <= 1.01 * best.downlink
 
 
+@settings(max_examples=60)
+@given(
+    t=topologies(max_H=5, max_K=12),
+    copies=st.integers(2, 6),
+    max_pieces=st.integers(1, 4),
+    aggregators=st.sampled_from(("all", "auto")),
+    bandwidths=st.none() | st.lists(st.integers(1, 9), min_size=5, max_size=5),
+    parallel=st.booleans(),
+)
+def test_users_who_are_alike_are_coded_in_smaller_parts(t, copies, max_pieces, aggregators, bandwidths, parallel):
+    """For no more load than in one code, however many there are of each; and one code serves all parts."""
+    t = Topology(np.tile(t.G, copies))
+    uplinks = bandwidths and Uplinks(tuple(map(float, bandwidths[: len(t.active)])), parallel)
+    how = {"max_pieces": max_pieces, "aggregators": aggregators, "uplinks": uplinks}
+    made = make_plan(t, **how)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "alike", lambda G, enough: np.arange(G.shape[1])[None])
+        whole = make_plan(t, **how)
+    assert all(block.downlink is made.blocks[0].downlink for block in made.blocks)
+    assert sorted(k for block in made.blocks for k in block.users) == sorted(k for b in whole.blocks for k in b.users)
+    cost = lambda loads: uplinks.seconds(np.array([loads.by_relay[i] for i in t.active])) if uplinks else loads.uplink  # noqa: E731
+    assert cost(made.loads) <= cost(whole.loads) * (1 + 1e-9)
+    assert made.loads.downlink == pytest.approx(whole.loads.downlink)
+    if aggregators == "all":
+        check(made)
+    if made.blocks:
+        assert made.blocks[0].pieces * len(made.blocks[0].users) <= whole.blocks[0].pieces * len(whole.blocks[0].users)
+    if max_pieces == 4 and aggregators == "all" and not bandwidths and made.blocks:
+        assert len(made.blocks) >= copies  # so many pieces reach the optimum of a part, too
+
+
 @pytest.mark.parametrize("setting", ["max_pieces", "generation"])
 def test_settings_are_positive(setting):
     with pytest.raises(CodingError, match=f"{setting}=0"):

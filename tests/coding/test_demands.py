@@ -117,7 +117,7 @@ def test_all_demand_all() -> None:
     t = symmetric(K=20, H=5, r=3)
     plan = demand_plan(t, np.ones((5, 20), dtype=bool))
     assert plan.loads == loads(t)
-    assert len(plan.blocks) == 1
+    assert [len(block.users) for block in plan.blocks] == [10, 10]  # alike: one user of each type in each
 
 
 def test_a_graph_by_distance_needs_little() -> None:
