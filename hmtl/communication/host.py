@@ -65,20 +65,26 @@ class UserHost:
     def send(self, round: int, relays: Sequence[str]) -> Message:
         """The IVs of the users who take part, for whichever relay hears them."""
         self._idle = self.waiting | self._elsewhere
-        users, ivs = self.users.local_update(round, np.flatnonzero(self._idle))
+        users, ivs = self._update(round, np.flatnonzero(self._idle))
         K = len(self.waiting)
-        if ivs.ndim != 2 or len(ivs) != len(users) or (len(users) and users[-1] >= K):
+        if len(ivs.shape) != 2 or len(ivs) != len(users) or (len(users) and users[-1] >= K):
             raise CodingError(
                 f"The IVs have shape {tuple(ivs.shape)} for {len(users)} users who take part, of the network's {K}: "
                 "hand over a row of numbers for each of them."
             )
         self.waiting[self.mine], self.pending[users], self.sent[users] = True, True, round
         self.dtype, self._device = ivs.dtype, ivs.device
-        payload, overhead = pack(ivs, self.users.numbers, self.wire or ivs.dtype)
+        payload, overhead = self._packed(ivs)
         self.nbytes = payload.shape[1]  # of an IV
         return Message(
             round, USERS_TO_RELAYS, IVS, self.name, tuple(relays), users, payload, overhead, users, dtype=ivs.dtype
         )
+
+    def _update(self, round: int, idle: Users) -> tuple[Users, Tensor]:
+        return self.users.local_update(round, idle)
+
+    def _packed(self, ivs: Tensor) -> tuple[Tensor, Tensor]:
+        return pack(ivs, self.users.numbers, self.wire or ivs.dtype)
 
     def told(self, receipts: Sequence[Message]) -> None:
         """Word that a round was empty: what was sent in it did not count."""

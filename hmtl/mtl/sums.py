@@ -7,13 +7,14 @@ integers: relays and server may then add in any order, or not at all and leave i
 """
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
 
+from hmtl.clock import for_others
 from hmtl.errors import ConfigError, RangeError
 
 # of a sum of K terms: then a sum of K differences of terms is at most 2^62, and with one of K terms added below 2^63
@@ -29,6 +30,49 @@ def blocks(n: int, m: int) -> Iterator[tuple[slice, slice]]:
     for row in range(0, n, rows):
         for column in range(0, m, columns):
             yield slice(row, min(row + rows, n)), slice(column, min(column + columns, m))
+
+
+def some(W: Tensor, at: Tensor, columns: slice) -> Tensor:
+    """W[at, columns]; a view where these rows, ascending, follow each other."""
+    first, last = int(at[0]), int(at[-1])
+    return W[first : last + 1, columns] if last - first < len(at) else W[:, columns].index_select(0, at.to(W.device))
+
+
+class Terms:
+    """Terms of sums, int64 [n, q·m], made whenever they are asked for: all at once take more room than all models.
+
+    Args:
+        shape: (n, q, m).
+        make: the terms [b, q, c] of some rows [b], ascending, and some columns.
+        device: where they are made.
+    """
+
+    dtype = torch.int64
+
+    def __init__(
+        self, shape: tuple[int, int, int], make: Callable[[Tensor, slice], Tensor], device: torch.device
+    ) -> None:
+        (n, self.q, self.m), self.make, self.device = shape, make, device
+        self.shape = n, self.q * self.m
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, at: Tensor) -> Tensor:
+        """Those of some rows, ascending, [len(at), q·m]."""
+        made = torch.empty(len(at), self.q, self.m, dtype=self.dtype, device=self.device)
+        for rows, columns in blocks(len(at), self.m):
+            made[rows, :, columns] = self.make(at[rows], columns)
+        return made.flatten(1)
+
+    def added(self, at: Tensor) -> Tensor:
+        """The sum of those of some rows, ascending, [1, q·m]."""
+        total = torch.zeros(self.q, self.m, dtype=self.dtype, device=self.device)
+        for rows, columns in blocks(len(at), self.m):
+            with for_others():
+                terms = self.make(at[rows], columns)
+            total[:, columns] += terms.sum(0)
+        return total.view(1, -1)
 
 
 def _largest(x: Tensor) -> float:

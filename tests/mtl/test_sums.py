@@ -1,5 +1,7 @@
 """Learners with sums: fixed point, the same bits by any way of adding, an optimum and its certificate, refusals."""
 
+import time
+
 import cvxpy as cp
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from hmtl.clock import cpu_seconds, for_others
 from hmtl.communication import CodedHierarchical, Communicator, Network, Sums, Uncoded
 from hmtl.errors import ConfigError, RangeError
 from hmtl.mtl import (
@@ -29,6 +32,7 @@ from hmtl.mtl import (
     PFedMe,
     Ridge,
     TaskRelationship,
+    sums,
 )
 from hmtl.mtl.regularizers import SharedModel
 from hmtl.mtl.sums import Form, Grid
@@ -235,6 +239,37 @@ def test_optimum_agrees_with_another_solver(random_problem) -> None:
     best = cp.Problem(cp.Minimize(hinge + 0.3 * apart + 0.1 * cp.sum_squares(W))).solve(solver=cp.CLARABEL)
     assert now["gap"] <= 1e-6 * best
     assert now["dual"] - 1e-7 <= best <= now["primal"] + 1e-7
+
+
+@pytest.mark.parametrize("work", [1, 7, 2**16])
+@pytest.mark.parametrize("learner", ["fedavg", "fedprox", "fedu", "ditto", "pfedme"])
+def test_terms_are_the_same_whenever_they_are_asked_for(random_problem, monkeypatch, learner: str, work: int) -> None:
+    """Whichever rows, cut into whatever blocks, added or one by one."""
+    monkeypatch.setattr(sums, "WORK", work)
+    made, again = (
+        LEARNERS[learner](random_problem(3, K=6, regularizer=Mean(0.05, 0.02), loss=Logistic()).problem)
+        for _ in range(2)
+    )
+    for one in (made, again):
+        one.in_sums()
+        one.step(0)
+    idle = np.array([1, 4])
+    (who, terms), (users, rows) = made.users.local_terms(1, idle), again.users.local_update(1, idle)
+    assert who.tolist() == users.tolist()
+    assert (len(terms), terms.shape) == (len(rows), rows.shape)
+    assert len(rows) > 2
+    for at in (torch.arange(len(rows)), torch.tensor([0, 2]), torch.tensor([1]), torch.arange(0)):
+        for _ in range(2):
+            assert torch.equal(terms[at], rows[at])
+            assert torch.equal(terms.added(at), rows[at].sum(0, keepdim=True))
+
+
+def test_what_others_compute_is_not_counted() -> None:
+    start, began = cpu_seconds(), time.process_time()
+    with for_others():
+        while time.process_time() < began + 0.2:
+            pass
+    assert cpu_seconds() - start < 0.1
 
 
 def test_fedu_settles_where_the_objective_does(random_problem) -> None:

@@ -99,8 +99,8 @@ class Averaging(Aggregator):
         return self.average.models(self.S).expand(self.K, -1)
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
-        terms = self.average.added(users, ivs.to(self.S.device), self.average.models(self.S))
-        self.S = self.average.grid.added(self.S, terms)
+        terms = self.average.terms(users, ivs.to(self.S.device), self.average.models(self.S))
+        self.S = self.average.grid.added(self.S, terms.added(torch.arange(len(users))))
         return self.models
 
     def prepare(self, facts: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Ids, Users, of_rows, with_rows
 from hmtl.mtl.algorithms.gradients import ModelUsers
 from hmtl.mtl.numbers import identity
-from hmtl.mtl.sums import Form, Grid, blocks
+from hmtl.mtl.sums import Form, Grid, Terms, blocks, some
 
 
 class SummingModels(Users):
@@ -34,11 +34,16 @@ class SummingModels(Users):
         return 8 * self.inner.numbers * self.inner.W.element_size(), 64 * self.inner.tells_steps, 0
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
+        users, terms = self.local_terms(round, idle)
+        return users, terms[torch.arange(len(users))]
+
+    def local_terms(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Terms]:
+        """As `local_update`, but terms are made as they are asked for, until the update is settled."""
         users, ivs = self.inner.local_update(round, idle)
         return users, self._terms(users, ivs)
 
     @abstractmethod
-    def _terms(self, users: Ids, ivs: Tensor) -> Tensor:
+    def _terms(self, users: Ids, ivs: Tensor) -> Terms:
         """Terms of these users' IVs [n, m + e]."""
 
     def commit(self, users: Ids) -> None:
@@ -84,25 +89,15 @@ class Average:
     def learn(self, counts: Tensor) -> None:
         self.counts, self.total = counts.double().to(self.start.device), float(counts.sum())
 
-    def terms(self, users: Ids, new: Tensor, last: Tensor) -> Tensor:
+    def terms(self, users: Ids, new: Tensor, last: Tensor) -> Terms:
         """Of models [n, m] that users made of the last ones, [n, m], or of the last one of all, [1, m]."""
-        made = torch.empty(new.shape, dtype=torch.int64, device=new.device)
-        for rows, columns, terms in self._terms(users, new, last):
-            made[rows, columns] = terms
-        return made
-
-    def added(self, users: Ids, new: Tensor, last: Tensor) -> Tensor:
-        """The sum of the terms, [1, m], which are never there all at once."""
-        total = torch.zeros(1, new.shape[1], dtype=torch.int64, device=new.device)
-        for _, columns, terms in self._terms(users, new, last):
-            total[:, columns] += terms.sum(0)
-        return total
-
-    def _terms(self, users: Ids, new: Tensor, last: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
         counts, last = self.counts[users], last.expand(len(new), -1)
-        for rows, columns in blocks(*new.shape):
-            apart = new[rows, columns].double().sub_(last[rows, columns])
-            yield rows, columns, self.grid.rounded(apart.mul_(counts[rows]))
+
+        def make(at: Tensor, columns: slice) -> Tensor:
+            apart = some(new, at, columns).double() - some(last, at, columns)
+            return self.grid.rounded(apart.mul_(counts[at]))[:, None]
+
+        return Terms((len(new), 1, new.shape[1]), make, new.device)
 
     def models(self, sums: Tensor) -> Tensor:
         """w of each row of sums, [n, m]."""
@@ -116,7 +111,7 @@ class AveragingUsers(SummingModels):
         super().__init__(inner, average.grid)
         self.average = average
 
-    def _terms(self, users: Ids, ivs: Tensor) -> Tensor:
+    def _terms(self, users: Ids, ivs: Tensor) -> Terms:
         return self.average.terms(self.inner.problem.users[users], ivs, of_rows(self.inner.W, users))
 
     def receive(self, users: Ids, models: Tensor) -> None:
@@ -175,19 +170,21 @@ class Pull:
 
     def sums(self, W: Tensor) -> Tensor:
         """What the models [K, m] of all users add up to, int64 [1, q·m]; their terms are not there all at once."""
-        total = torch.zeros(self.form.q, W.shape[1], dtype=torch.int64, device=W.device)
-        users = torch.arange(len(W), device=W.device)
-        for rows, columns in blocks(*W.shape):
-            total[:, columns] += self.terms(W[rows, columns], users[rows]).sum(0).view(self.form.q, -1)
-        return total.view(1, -1)
+        everybody = torch.arange(len(W), device=W.device)
 
-    def changes(self, new: Tensor, old: Tensor, users: Tensor) -> Tensor:
-        """By how much the terms of these users change, int64 [n, q·m], where their models [n, m] do."""
-        made = torch.empty(len(new), self.form.q, new.shape[1], dtype=torch.int64, device=new.device)
-        for rows, columns in blocks(*new.shape):
-            change = self.terms(new[rows, columns], users[rows]) - self.terms(old[rows, columns], users[rows])
-            made[rows, :, columns] = change.view(len(change), self.form.q, -1)
-        return made.flatten(1)
+        def make(at: Tensor, columns: slice) -> Tensor:
+            return self.terms(some(W, at, columns), at).view(len(at), self.form.q, -1)
+
+        return Terms((len(W), self.form.q, W.shape[1]), make, W.device).added(everybody)
+
+    def changes(self, new: Tensor, old: Tensor, users: Tensor) -> Terms:
+        """By how much the terms of these users change, [n, q·m], where their models [n, m] do."""
+
+        def make(at: Tensor, columns: slice) -> Tensor:
+            now, before = (self.terms(some(W, at, columns), users[at]) for W in (new, old))
+            return now.sub_(before).view(len(at), self.form.q, -1)
+
+        return Terms((len(new), self.form.q, new.shape[1]), make, new.device)
 
     def models(self, W: Tensor, lengths: Tensor, sums: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
         """Models [n, m] of these users after steps of `lengths` [n], from W [n, m] and sums, int64 [n or 1, q·m]."""
@@ -231,7 +228,7 @@ class PullingUsers(SummingModels):
         self.lengths = self.pending_lengths = torch.zeros(len(inner.W), dtype=torch.float64)
         self.numbers, self.rounds = pull.form.q * inner.numbers, torch.tensor(0)
 
-    def _terms(self, users: Ids, ivs: Tensor) -> Tensor:
+    def _terms(self, users: Ids, ivs: Tensor) -> Terms:
         m, ids = self.inner.numbers, self._numbers(users)
         W = ivs[:, :m]
         self.pending = with_rows(self.pending, users, W)
