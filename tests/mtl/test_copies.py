@@ -127,7 +127,7 @@ def test_rows_with_a_shape():
     ids=lambda loss: loss.name,
 )
 def test_steps_and_predictions_beside_autograd(name, loss):
-    """Two steps of three copies and of one by itself, and what they predict then."""
+    """Steps of three copies and of one by itself, on 4 rows and on 3, and what they predict then."""
     outputs = C if loss.classes else 1
     model, draw = flat((BY_HAND | OTHERS)[name], outputs), torch.Generator().manual_seed(2)
     W = model.start + 0.3 * torch.randn(3, len(model.start), dtype=torch.float64, generator=draw)
@@ -137,22 +137,22 @@ def test_steps_and_predictions_beside_autograd(name, loss):
         if loss.classes
         else torch.tensor([1.0, -1.0, -1.0, 1.0]).expand(2, 3, 4)
     )
-    weights, rates = torch.rand(2, 3, 4, dtype=torch.float64, generator=draw), (0.1, 0.3)
+    weights, steps = torch.rand(2, 3, 4, dtype=torch.float64, generator=draw), ((0.1, 4), (0.3, 3))
     found = []
     for users in ([0, 1, 2], [1]):
         side_by_side = copies(model, len(users), W)
         side_by_side.load(W[users])
-        for each in zip(x, y.double(), weights, rates, strict=True):
-            side_by_side.step(*(part[users] for part in each[:3]), loss, each[3])
+        for t, (rate, B) in enumerate(steps):
+            side_by_side.step(*(part[t, users, :B] for part in (x, y.double(), weights)), loss, rate)
         new, predictions = torch.empty_like(W[users]), side_by_side.predict(x[0, users])
         side_by_side.store(new, torch.arange(len(users)))
         found += zip(users, new, predictions, strict=True)
     for k, new, predictions in found:
         parameters = {name: w.clone().requires_grad_() for name, w in model.split(W[k]).items()}
-        for t, rate in enumerate(rates):
-            prediction = functional_call(model.module, parameters, (x[t, k],))
-            value = loss(prediction, y[t, k]) if loss.classes else loss(prediction[:, 0], y[t, k])
-            gradients = torch.autograd.grad((weights[t, k] * value).sum(), list(parameters.values()))
+        for t, (rate, B) in enumerate(steps):
+            prediction = functional_call(model.module, parameters, (x[t, k, :B],))
+            value = loss(prediction, y[t, k, :B]) if loss.classes else loss(prediction[:, 0], y[t, k, :B])
+            gradients = torch.autograd.grad((weights[t, k, :B] * value).sum(), list(parameters.values()))
             parameters = {
                 name: (w - rate * g).detach().requires_grad_()
                 for (name, w), g in zip(parameters.items(), gradients, strict=True)
@@ -161,6 +161,16 @@ def test_steps_and_predictions_beside_autograd(name, loss):
         torch.testing.assert_close(new, want.detach(), rtol=0, atol=1e-12)
         want = functional_call(model.module, parameters, (x[0, k],)).detach()
         torch.testing.assert_close(predictions, want if outputs > 1 else want[:, 0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["mlp", "own"])
+def test_shares_of_the_distance(name):
+    model, draw = flat((BY_HAND | OTHERS)[name]), torch.Generator().manual_seed(2)
+    V, W = torch.randn(2, 3, len(model.start), dtype=torch.float64, generator=draw)
+    side_by_side, share = copies(model, 3, W), torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    side_by_side.load(V)
+    found = torch.cat([part.flatten(1) for part in side_by_side.away(W, share).values()], dim=1)
+    torch.testing.assert_close(found, share.diag() @ (V - W))
 
 
 class Tied(nn.Module):
