@@ -29,17 +29,15 @@ CPU_BYTES = 2 << 20
 DEVICE_BYTES = 1 << 30
 
 
-def group_size(model: FlatModel, K: int, minibatch: int, like: Tensor) -> int:
-    """How many places a group has for K users, each with so many numbers in a minibatch: about as many as is fastest.
+def group_size(model: FlatModel, minibatch: int, like: Tensor) -> int:
+    """How many users make a group, each with so many numbers in a minibatch: as many as is fastest.
 
-    One for any K, or more for any K. One where there are convolutions, which are slower side by side on a processor.
+    One where there are convolutions, which are slower side by side on a processor.
     """
     if like.is_cpu and any(isinstance(part, CONVOLUTIONS) for part in model.module.modules()):
         return 1
     bytes = (len(model.start) + minibatch) * like.element_size()
-    most = max(1, (CPU_BYTES if like.is_cpu else DEVICE_BYTES) // bytes)
-    number = max(1, -(-K // most))
-    return min(most, max(2, -(-K // number)))
+    return max(1, (CPU_BYTES if like.is_cpu else DEVICE_BYTES) // bytes)
 
 
 def by_place(model: FlatModel, like: Tensor) -> bool:
@@ -67,12 +65,16 @@ class Group:
     places: Tensor
 
 
-def groups(numbers: NDArray[np.int64], G: int) -> Iterator[Group]:
-    """Users whose numbers [K] these are, ascending, k of them in group k // G at place k % G, whoever else is here."""
+def groups(numbers: NDArray[np.int64], K: int, size: int) -> Iterator[Group]:
+    """Of K users those whose numbers [n] these are, ascending: k in group k // size at place k % size, whoever is here.
+
+    The last group of all has fewer places; if that leaves one, it has two.
+    """
     first = 0
-    for number, n in zip(*np.unique(numbers // G, return_counts=True), strict=True):
+    for number, n in zip(*np.unique(numbers // size, return_counts=True), strict=True):
+        G = min(size, max(2, K - int(number) * size))
         here, users = slice(first, first + n), torch.full((G,), first)
-        places = torch.from_numpy(numbers[here] % G)
+        places = torch.from_numpy(numbers[here] % size)
         users[places] = torch.arange(first, first + n)
         yield Group(int(number), users, here, places)
         first += int(n)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hmtl.errors import ConfigError
-from hmtl.mtl.copies import apart, by_place, copies, group_size, groups
+from hmtl.mtl.copies import Copies, apart, by_place, copies, group_size, groups
 from hmtl.mtl.losses import Loss
 from hmtl.mtl.models import FlatModel, reseed, seeded
 from hmtl.mtl.problem import Rows
@@ -124,15 +124,18 @@ class LocalSGD:
         placed = by_place(model, W)
         if numbers is None or not placed:
             numbers, everybody = np.arange(K), K
-        G = group or group_size(model, everybody, B * d, W)
-        networks, x = copies(model, G, W), X.new_empty(G, at.shape[2], d)
+        made: dict[int, Copies] = {}
+        work = at, y, weights, active.to(W)
         with seeded(seed, *draws, device=W.device):
-            for each in groups(numbers, G):
+            for each in groups(numbers, everybody, group or group_size(model, B * d, W)):
+                users, G, T = each.users, len(each.users), int(budgets[each.users].max())
+                if G not in made:
+                    made[G] = copies(model, G, W)
                 if placed:
                     reseed(seed, *draws, each.number)
-                users, T = each.users, int(budgets[each.users].max())
+                networks, x = made[G], X.new_empty(G, at.shape[2], d)
                 networks.load(W[users])
-                steps = (part[users, :T].transpose(0, 1).contiguous() for part in (at, y, weights, active.to(W)))
+                steps = (part[users, :T].transpose(0, 1).contiguous() for part in work)
                 for at_t, y_t, weights_t, active_t in zip(*steps, strict=True):
                     torch.index_select(X, 0, at_t.flatten(), out=x.view(-1, d))
                     away = networks.away(anchor[users], active_t) if pull and anchor is not None else {}

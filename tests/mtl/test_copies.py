@@ -251,35 +251,30 @@ def test_draws_are_each_users_own_in_each_round():
 
 
 def test_groups():
-    def of(numbers, G):
+    def of(numbers, K, size):
         return [
             (each.number, each.users.tolist(), each.here, each.places.tolist())
-            for each in groups(np.array(numbers, dtype=np.int64), G)
+            for each in groups(np.array(numbers, dtype=np.int64), K, size)
         ]
 
-    assert of([0, 1, 2, 3], 2) == [(0, [0, 1], slice(0, 2), [0, 1]), (1, [2, 3], slice(2, 4), [0, 1])]
-    assert of([1, 6, 8], 3) == [
-        (0, [0, 0, 0], slice(0, 1), [1]),
-        (2, [1, 1, 2], slice(1, 3), [0, 2]),
+    assert of(range(5), 5, 2) == [
+        (0, [0, 1], slice(0, 2), [0, 1]),
+        (1, [2, 3], slice(2, 4), [0, 1]),
+        (2, [4, 4], slice(4, 5), [0]),
     ]
-    assert of([4], 1) == [(4, [0], slice(0, 1), [0])]
-    assert of([], 2) == []
+    assert of([1, 6, 8], 11, 3) == [(0, [0, 0, 0], slice(0, 1), [1]), (2, [1, 1, 2], slice(1, 3), [0, 2])]
+    assert of([10], 11, 4) == [(2, [0, 0, 0], slice(0, 1), [2])]
+    assert of([0], 1, 8) == [(0, [0, 0], slice(0, 1), [0])]
+    assert of([3, 4], 7, 1) == [(3, [0], slice(0, 1), [0]), (4, [1], slice(1, 2), [0])]
+    assert of([], 5, 2) == []
 
 
-@pytest.mark.parametrize(
-    ("most", "sizes"),
-    [
-        (10, {100: 10, 101: 10, 19: 10, 11: 6, 10: 10, 7: 7, 2: 2, 1: 2, 0: 2}),
-        (3, {7: 3, 4: 2, 1: 2}),
-        (1, {7: 1, 1: 1}),
-    ],
-)
-def test_group_sizes(most, sizes, monkeypatch):
-    """As even as can be; one for a single user only where it is one for all."""
+def test_group_sizes(monkeypatch):
     model = flat(nn.Linear, dtype=torch.float32)
-    monkeypatch.setattr("hmtl.mtl.copies.CPU_BYTES", most * 4 * (len(model.start) + 5) + 3)
-    assert {K: group_size(model, K, 5, model.start) for K in sizes} == sizes
-    assert group_size(flat(cnn, dtype=torch.float32, d=16), 100, 5, model.start) == 1
+    for size, bytes in ((1, 10), (1, len(model.start) * 8), (3, 12 * (len(model.start) + 5) + 3)):
+        monkeypatch.setattr("hmtl.mtl.copies.CPU_BYTES", bytes)
+        assert group_size(model, 5, model.start) == size
+    assert group_size(flat(cnn, dtype=torch.float32, d=16), 5, model.start) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
