@@ -26,7 +26,7 @@ from rich.table import Table
 from hmtl.atomic import as_csv, replacing, write_whole
 from hmtl.cli import status
 from hmtl.console import Console
-from hmtl.errors import DataError
+from hmtl.errors import ConfigError, DataError
 from hmtl.folders import overrides
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from hmtl.picture import Picture
 
 MIDDLE = ("relays_to_server", "server_to_relays")  # the tiers that coding is for
+TOLD = ("algorithm", "dataset", "communicator", "K", "H", "r", "seed", "rounds")  # of a summary, in report.csv
+NEEDED = (*TOLD, "V_bits", "time", "error_measure")  # of a summary; another program may leave files of that name
+MEASURED = (*(f"bits/{tier}" for tier in MIDDLE), "compute_s", "communication_s", "uncoded_s")  # in each round
 MOST_CURVES = 7  # in colour, with a name each; the others are grey
 MARKERS = "os^DvPX"  # told apart in grey print, too
 
@@ -60,7 +63,9 @@ class Done:
         path = self.folder / "metrics.csv"
         try:
             with path.open(newline="") as file:
-                return [{name: float(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
+                rows = [{name: float(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
+            _check(MEASURED, *(rows or [{}]))
+            return rows
         except (OSError, ValueError, TypeError) as error:
             raise DataError(f"{path} cannot be read ({error}): leave that run out.") from error
 
@@ -94,10 +99,18 @@ def find(folders: Iterable[Path]) -> list[Done]:
             raise DataError(f"{folder} holds no run that has ended: give the folder of a run or a sweep.")
         for path in paths:
             try:
-                runs.append(Done(path.parent, json.loads(path.read_text()), tuple(overrides(path.parent))))
-            except (OSError, ValueError) as error:
+                summary = json.loads(path.read_text())
+                _check(NEEDED, summary)
+                runs.append(Done(path.parent, summary, tuple(overrides(path.parent))))
+            except (OSError, ValueError, TypeError) as error:
                 raise DataError(f"{path} cannot be read ({error}): leave that run out.") from error
     return runs
+
+
+def _check(names: Sequence[str], *found: Mapping[str, Any]) -> None:
+    for name in names:
+        if not all(name in each for each in found):
+            raise ValueError(f"it has no {name}")
 
 
 def names(runs: Sequence[Done]) -> list[str]:
@@ -131,7 +144,7 @@ def lines(runs: Sequence[Done]) -> Iterator[dict[str, Any]]:
         yield {
             "run": name,
             "folder": str(run.folder),
-            **{key: summary[key] for key in ("algorithm", "dataset", "communicator", "K", "H", "r", "seed", "rounds")},
+            **{key: summary[key] for key in TOLD},
             "measure": f"{run.error.split('_')[0]}, {summary['error_measure']}",
             "error": summary.get(run.error, ""),
             "error_worst": summary.get(f"{run.error}_worst", ""),
@@ -145,6 +158,8 @@ def lines(runs: Sequence[Done]) -> Iterator[dict[str, Any]]:
 
 def draw(runs: Sequence[Done]) -> "Picture":
     """Error against bits and against seconds, from round to round; dashed: the same run uncoded."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     from hmtl.picture import Picture
 
     figure = Picture(figsize=(11, 5), layout="constrained")
@@ -154,7 +169,7 @@ def draw(runs: Sequence[Done]) -> "Picture":
         style = _style(best.index(n), name) if n in best else {"color": "0.8", "zorder": 1}
         plain = {"color": style["color"], "linestyle": "--", "linewidth": 1, "zorder": 2}
         errors = [row[run.error] for row in run.rows if run.error in row]
-        at = [n for n, row in enumerate(run.rows) if run.error in row]
+        at = [round for round, row in enumerate(run.rows) if run.error in row]
         if not any(map(run.mbit, run.rows)):
             left.plot([], [], **style)
             left.axhline(errors[-1], color=style["color"], linestyle=":")
@@ -170,6 +185,11 @@ def draw(runs: Sequence[Done]) -> "Picture":
     right.set(xlabel="time, compute and communication [s]")
     for axes in (left, right):
         axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        if high < 100 * low:  # powers of ten would be few numbers, or none, and all multiples run into each other
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3, which="both")
     right.plot([], [], "k--", linewidth=1, label="dashed: the same uncoded")
     if len(runs) > MOST_CURVES:
@@ -209,8 +229,10 @@ def report(words: Sequence[str]) -> None:
     outputs = [word.removeprefix("output=") for word in words if word.startswith("output=")]
     if not folders:
         raise DataError("no folder was given: name those of runs or sweeps, such as multirun/2026-01-31.")
-    runs = find(folders)
     output = Path(outputs[-1]) if outputs else folders[0] / "report"
+    if not output.name:
+        raise ConfigError(f"output={outputs[-1]} names no file: give a name without its ending, such as output=all.")
+    runs = find(folders)
     write_whole(output.with_name(f"{output.name}.csv"), as_csv(list(lines(runs))))
     picture = output.with_name(f"{output.name}.png")
     with replacing(picture) as file:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import commands
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hmtl.errors import DataError
+from hmtl.errors import ConfigError, DataError
 from hmtl.report import draw, find, lines, names, report
 
 SMALL = ("K=6", "H=3", "rounds=3", "dataset.rows_per_user=20", "logger=none")
@@ -78,6 +79,31 @@ def test_files_and_picture(
     assert plain.get_xdata().tolist() == pytest.approx([sum(uncoded[: n + 1]) for n in range(3)])
 
 
+@pytest.mark.parametrize("span", [1.5, 8, 15, 40, 70, 90, 110, 200, 900, 1e5, 1e8])
+@pytest.mark.parametrize("first", [0.016, 0.3, 7000.0])
+def test_numbers_on_the_axes_are_there_and_apart(
+    sweep: tuple[Path, commands.Command], span: float, first: float
+) -> None:
+    (run,) = find([sweep[0] / "0"])
+    whole = [first, first * span]
+    each = [whole[0], whole[1] - whole[0]]
+    vars(run)["rows"] = [
+        dict.fromkeys(("bits/relays_to_server", "bits/server_to_relays"), 5e5 * now)
+        | dict.fromkeys(("compute_s", "communication_s", "uncoded_s"), now / 2)
+        | {"test_error": 0.1}
+        for now in each
+    ]
+    figure = draw([run])
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        ticks = [*axes.xaxis.get_major_ticks(), *axes.xaxis.get_minor_ticks()]
+        shown = [tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_text()]
+        ends = sorted((box.x0, box.x1) for box in (label.get_window_extent() for label in shown))
+        assert len(ends) >= 2
+        assert all(end < start for (_, end), (start, _) in pairwise(ends))
+
+
 def test_mistakes(sweep: tuple[Path, commands.Command], tmp_path: Path) -> None:
     folder, _ = sweep
     for words, says in (
@@ -90,9 +116,23 @@ def test_mistakes(sweep: tuple[Path, commands.Command], tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text((folder / "0" / "summary.json").read_text())
     with pytest.raises(DataError, match=r"metrics\.csv cannot be read .*: leave that run out"):
         report([str(tmp_path)])
-    (tmp_path / "summary.json").write_text("{")
-    with pytest.raises(DataError, match=r"summary\.json cannot be read"):
+    header, *rows = (folder / "0" / "metrics.csv").read_text().splitlines()
+    for name in ("bits/relays_to_server", "bits/server_to_relays", "compute_s", "communication_s", "uncoded_s"):
+        (tmp_path / "metrics.csv").write_text("\n".join([header.replace(f"{name},", "other,"), *rows]))
+        with pytest.raises(DataError, match=rf"metrics\.csv cannot be read \(it has no {name}\): leave that run out"):
+            report([str(tmp_path)])
+    (tmp_path / "metrics.csv").write_text(header)
+    with pytest.raises(DataError, match=r"metrics\.csv cannot be read"):
         report([str(tmp_path)])
+    summary = json.loads((folder / "0" / "summary.json").read_text())
+    without_time = {name: value for name, value in summary.items() if name != "time"}
+    for text in ("{", "{}", "[]", "3", "null", json.dumps(without_time)):
+        (tmp_path / "summary.json").write_text(text)
+        with pytest.raises(DataError, match=r"summary\.json cannot be read .*: leave that run out"):
+            report([str(tmp_path)])
+    for output in ("", ".", "/"):
+        with pytest.raises(ConfigError, match="names no file"):
+            report([str(folder), f"output={output}"])
     done = commands.run("hmtl.report", folder, f"output={tmp_path}/none/x")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
