@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.metrics import accuracy_score, r2_score
+from sklearn.utils.validation import check_is_fitted
 
 from hmtl.data import Preprocessing, Task
 from hmtl.errors import ConfigError, DataError
@@ -82,15 +83,23 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         return self
 
     def predict(self, X: Sequence[ArrayLike]) -> list[NDArray[Any]]:
-        """Labels or numbers as y had them, [n_k] for each task."""
+        """Labels or numbers as y had them, [n_k] for each task.
+
+        Raises:
+            NotFittedError: `fit` comes first. DataError: what is wrong with X.
+        """
+        check_is_fitted(self)
         if len(X) != len(self.models_.names):
-            raise DataError(f"X has {len(X)} tasks, fitted were {len(self.models_.names)}: give rows of each, or none.")
+            raise DataError(
+                f"X has {len(X)} tasks, fitted were {len(self.models_.names)}: give rows of each, [] for none."
+            )
         return [self.models_.predict(user, x) for user, x in zip(self.models_.names, X, strict=True)]
 
     def score(self, X: Sequence[ArrayLike], y: Sequence[ArrayLike]) -> float:
         """Mean over the tasks of the accuracy, or of R² where numbers are predicted."""
+        predicted = self.predict(X)
         measure = accuracy_score if len(self.models_.labels) else r2_score
-        return float(np.mean([measure(found, told) for found, told in zip(y, self.predict(X), strict=True)]))
+        return float(np.mean([measure(told, found) for told, found in zip(y, predicted, strict=True)]))
 
 
 def _tasks(X: Sequence[ArrayLike], y: Sequence[ArrayLike], loss: Loss | None) -> tuple[list[Task], bool]:

@@ -91,16 +91,23 @@ class Models:
         Where numbers are predicted, they are in the units of y.
 
         Raises:
-            DataError: no such user, or other columns than it was trained on.
+            DataError: no such user, other columns than it was trained on, or no finite number where one belongs.
         """
         import torch
 
-        model, rows = self.model(user), torch.as_tensor(np.asarray(x))
-        if tuple(rows.shape[1:]) != self.shape:
+        model, rows = self.model(user), np.asarray(x)
+        if rows.shape == (0,):  # a list of no rows
+            rows = rows.reshape(0, *self.shape)
+        if rows.shape[1:] != self.shape:
             wanted = f"[n, d] with d={self.shape[0]}" if len(self.shape) == 1 else f"[n, {str(list(self.shape))[1:]}"
             raise DataError(f"x has shape {list(rows.shape)}, not {wanted}. Give raw rows.")
+        if rows.dtype.kind not in "biuf":
+            raise DataError(f"x is of type {rows.dtype}: give it as an array of numbers.")
+        if (bad := ~np.isfinite(rows)).any():  # some label would come of it all the same
+            row = int(np.argwhere(bad)[0, 0])
+            raise DataError(f"x is NaN or infinite in row {row} (from 0). Fix or drop such rows.")
         with torch.no_grad():
-            scores: NDArray[Any] = model(rows).numpy()
+            scores: NDArray[Any] = model(torch.as_tensor(rows)).numpy()
         return scores
 
     def predict(self, user: str, x: ArrayLike) -> NDArray[Any]:

@@ -4,6 +4,7 @@ import cvxpy as cp
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 
 from hmtl import MultiTask
 from hmtl.errors import ConfigError, DataError
@@ -77,7 +78,17 @@ def test_mistakes():
         (DataError, "y is no in all tasks", lambda: MultiTask().fit(X, [np.full(len(x), "no") for x in X])),
         (ConfigError, "rounds=0", lambda: MultiTask(rounds=0).fit(X, y)),
         (ConfigError, "lam", lambda: MultiTask(lam=-1).fit(X, y)),
+        (NotFittedError, "not fitted yet", lambda: MultiTask().predict(X)),
+        (NotFittedError, "not fitted yet", lambda: MultiTask().score(X, y)),
         (DataError, "X has 1 tasks, fitted were 4", lambda: MultiTask(rounds=1).fit(X, y).predict(X[:1])),
     ):
         with pytest.raises(error, match=words):
             call()
+
+
+def test_a_task_without_new_rows():
+    X, y = drawn(6)
+    model = MultiTask(rounds=1).fit(X, y)
+    found = model.predict([X[0], [], np.empty((0, D)), X[3]])
+    assert [len(each) for each in found] == [len(X[0]), 0, 0, len(X[3])]
+    assert found[3].tolist() == model.predict(X)[3].tolist()

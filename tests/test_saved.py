@@ -171,6 +171,12 @@ def test_what_does_not_fit_is_named(configure: Configure, tmp_path: Path) -> Non
         models.predict("town9", np.ones((1, 4)))
     with pytest.raises(DataError, match=r"shape \[2, 5\], not \[n, d\] with d=4"):
         models.predict("town 1", np.ones((2, 5)))
+    for bad in (np.nan, np.inf, -np.inf):
+        with pytest.raises(DataError, match=r"x is NaN or infinite in row 3 \(from 0\)"):
+            models.predict("town 1", [[1, 1, 1, 1]] * 3 + [[1, 1, bad, 1]] * 2)
+    for kind in (str, object):
+        with pytest.raises(DataError, match=r"x is of type .*: give it as an array of numbers"):
+            models.predict("town 1", np.ones((2, 4)).astype(kind))
     with pytest.raises(ConfigError, match="linear models: leave model out"):
         hmtl.load_run(tmp_path, torch.nn.Linear)
     assert models.predict("town 1", np.empty((0, 4))).shape == (0,)
