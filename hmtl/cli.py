@@ -74,6 +74,7 @@ def main(task: Callable[[DictConfig], None], config_name: str, complain: Callabl
 @contextmanager
 def _warnings_in_lines() -> Iterator[None]:
     """What is logged as a warning goes to stderr as it is, and not the way of Hydra's own messages."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Hydra would show that it looks for fonts
     log, handler = logging.getLogger("hmtl"), logging.StreamHandler()
     handler.setLevel(logging.WARNING)
     log.addHandler(handler)

@@ -202,8 +202,9 @@ def _remarks(result: Result, topology: Topology) -> Iterator[str]:
 
 def _proof(proof: Result) -> str:
     """Why no scheme has a smaller uplink: the relays of each part need so much from the others."""
-    parts = "".join("{" + ",".join(map(str, part)) + "}" for part in proof["partition"])
-    return f"No scheme does with less than uplink {proof[RELAYS_TO_SERVER]:.2f}, proven by {parts}."
+    parts = " ".join("{" + ",".join(map(str, part)) + "}" for part in proof["partition"])
+    least = f"{proof[RELAYS_TO_SERVER]:.2f}"
+    return f"No scheme does with less than uplink {least}, proven by the partition {parts} of the relays."
 
 
 def _named(relays: Sequence[int]) -> str:

@@ -1,5 +1,6 @@
 """The command line: exit status, and errors in one line, whatever they come from."""
 
+import logging
 import signal
 import subprocess
 import sys
@@ -109,3 +110,21 @@ def test_what_hydra_refuses(run: Run, override: str, message: str) -> None:
 def test_a_setting_of_another_command(run: Run) -> None:
     code, told = run(raises(AssertionError("the task was run")), "V_bit=3", config="plan")
     assert (code, told) == (2, "error: there is no setting 'V_bit': did you mean 'V_bits'?\n")
+
+
+def test_what_libraries_say_of_themselves_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    logging.getLogger("matplotlib").setLevel(logging.NOTSET)
+
+    def task(cfg: DictConfig) -> None:
+        log = logging.getLogger("matplotlib.font_manager")
+        log.info("generated new fontManager")
+        log.warning("there are none")
+
+    monkeypatch.setattr(sys, "argv", ["hmtl", f"hydra.run.dir={tmp_path}"])
+    with pytest.raises(SystemExit):
+        main(task, "config")
+    shown = "".join(capsys.readouterr())
+    assert "fontManager" not in shown
+    assert "there are none" in shown
