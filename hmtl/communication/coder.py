@@ -17,9 +17,12 @@ from hmtl.coding import Block, Plan, linalg
 from hmtl.coding.block import on_all, piece_rows
 from hmtl.coding.gf256 import matmul
 from hmtl.communication.messages import nothing
+from hmtl.communication.wire import put
 from hmtl.rng import generator
 
-WORKING_SET = 32 << 20  # bytes of pieces that are in work at once, whatever the size of an IV
+WORKING_SET = (
+    16 << 20
+)  # bytes of pieces that are in work at once, whatever the size of an IV: a shared cache holds them
 MOST_TOGETHER = 2048  # pieces of blocks with one code that are in work at once: of more, each would be cut too short
 CHECK_ROWS = 4  # two sets of IVs that differ have one fingerprint with probability 2^-32
 MENDS = 64  # of each relay and block that are kept, for when the same messages are lost again
@@ -116,7 +119,7 @@ class Segment:
         (n, g), c = at.shape, self.block.pieces
         for of, to in self._matched(pieces.view(n, c, g, self.width), at):
             for s, target, columns in self.spans():
-                rows[to, target] = of[:, s, columns]
+                put(rows[:, target], to, of[:, s, columns], torch.arange(len(to)))
 
 
 def segments(plan: Plan, payload: int, overhead: int) -> Iterator[Segment]:

@@ -16,7 +16,7 @@ from hmtl.communication.messages import AGREED, DIGESTS, MODELS, VERDICT, Messag
 from hmtl.communication.partial_planner import PartialPlanner
 from hmtl.communication.relay import Relay
 from hmtl.communication.server import Server, relay_of
-from hmtl.communication.wire import pack, unpack
+from hmtl.communication.wire import pack, put, unpack
 from hmtl.errors import CodingError
 
 
@@ -68,7 +68,7 @@ class PartialRelay(Relay):
             row = self._row[self.demands]
             at, heard = torch.from_numpy(np.flatnonzero(row >= 0)), torch.from_numpy(row[row >= 0])
             for part, ivs in self._ivs.items():
-                self._known[part][at] = ivs[heard]
+                put(self._known[part], at, ivs, heard)
 
     def aggregate(self) -> None:
         """Compute the models of the users whom it serves."""

@@ -32,9 +32,9 @@ from hmtl.communication.messages import (
     relay_name,
 )
 from hmtl.communication.planner import Planner
+from hmtl.communication.wire import put
 
 log = logging.getLogger(__name__)
-FEW = 1 << 20  # bytes that are copied at once, which stay in the processor's cache on their way
 
 
 class Relay:
@@ -168,10 +168,7 @@ class Relay:
             mine = np.flatnonzero(self._row >= 0)
             at, rows = seat.place(mine), torch.from_numpy(self._row[mine])
             for part, ivs in self._ivs.items():
-                few = max(1, FEW // max(1, ivs.shape[1]))
-                pairs = zip(at.split(few), rows.split(few), strict=True)  # type: ignore[no-untyped-call]  # torch's split
-                for to, of in pairs:
-                    seat.ivs[part].index_copy_(0, to, ivs[of])
+                put(seat.ivs[part], at, ivs, rows)
 
     def let_go(self) -> None:
         """Of what was heard, which may be large, keep no more than may be needed again."""

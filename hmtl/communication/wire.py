@@ -8,6 +8,8 @@ from hmtl.errors import CodingError
 WIRES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """How numbers may travel, by name. The further numbers always travel as float64: steps and bounds are not rounded."""
 
+LONG, FEW = 8 << 10, 1 << 20  # bytes: of a row, and of short ones that are copied at once, to stay in the cache
+
 
 def to_bytes(x: Tensor) -> Tensor:
     """The bytes of x [n, m]: uint8 [n, m·itemsize], sharing memory with x where its rows are contiguous."""
@@ -38,6 +40,18 @@ def taken(rows: Tensor, at: Tensor) -> Tensor:
         return rows[:1].expand(len(at), -1)
     in_order = len(at) == len(rows) and bool((at[1:] > at[:-1]).all())
     return rows if in_order else rows[at]
+
+
+def put(rows: Tensor, to: Tensor, source: Tensor, at: Tensor) -> None:
+    """rows[to] = source[at], long rows one by one: several at once, torch copies at a third of the speed."""
+    if rows.shape[1] < LONG:
+        few = max(1, FEW // max(1, rows.shape[1]))
+        for some, of in zip(to.split(few), at.split(few), strict=True):  # type: ignore[no-untyped-call]  # torch's split
+            rows.index_copy_(0, some, source[of])
+        return
+    targets, sources = rows.unbind(), source.unbind()
+    for place, of in zip(to.tolist(), at.tolist(), strict=True):
+        targets[place].copy_(sources[of])
 
 
 def pack(x: Tensor, m: int, wire: torch.dtype) -> tuple[Tensor, Tensor]:
