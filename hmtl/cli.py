@@ -168,9 +168,10 @@ def status(action: Callable[[], None], config_name: str = "config", complain: Ca
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
+        setting = "output" if config_name in ("predict", "report") else "hydra.run.dir"
         message = _no_choice(error) or (
             f"{error.filename or 'output'}: {error.strerror or error}. If results go there, choose a folder that can "
-            "be written to: hydra.run.dir=PATH."
+            f"be written to: {setting}=PATH."
         )
     except Exception as error:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)

@@ -248,7 +248,7 @@ def main() -> int:
     if {"--help", "-h"} & set(words):
         print(__doc__, end="")
         return 0
-    return status(partial(report, words))
+    return status(partial(report, words), "report")
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def test_rows_of_one_user(trained: Path) -> None:
         ("data={}/own.csv run={} user=north", "holds no models of a run"),
         ("data={}/bad.csv user=north", "bad.csv has \\? in column b, row 1 .* finite number"),
         ("data={}/few.csv user=north", "few.csv has no column b, which the models were trained on"),
-        ("data={}/new.csv user=north output={}/none/x.csv", "none/x.csv: No such file"),
+        ("data={}/new.csv user=north output={}/none/x.csv", "none/x.csv: No such file.* written to: output=PATH"),
         ("data={}/new.csv usr=north", "no setting 'usr': did you mean 'user'"),
     ],
 )

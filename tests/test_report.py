@@ -135,6 +135,7 @@ def test_mistakes(sweep: tuple[Path, commands.Command], tmp_path: Path) -> None:
             report([str(folder), f"output={output}"])
     done = commands.run("hmtl.report", folder, f"output={tmp_path}/none/x")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "written to: output=PATH" in done.stderr
 
 
 @pytest.mark.long
