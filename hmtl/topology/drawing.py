@@ -19,6 +19,7 @@ MOST_NUMBERED = 40  # with more marks in a row, their numbers would overlap
 BUNDLES = 16  # of users, where there are too many marks
 BUNDLED = "users whose relays are near each other"
 WIDEST = 4.5  # points, of the links of a bundle
+ROW = 640.0  # points, of all marks side by side
 DARK, GREY, USER = "#333333", "#8c8c8c", "#ffffff"
 LUMINANCE = np.array([0.3, 0.6, 0.1])  # of red, green, blue
 
@@ -115,7 +116,8 @@ def _marks(topology: Topology) -> tuple[NDArray[np.int64], list[str], NDArray[np
         groups, kind = [tuple(bundle.tolist()) for bundle in bundles], f"{BUNDLED}, × number"
     heard = np.stack([topology.G[:, list(users)].sum(axis=1, dtype=np.int64) for users in groups], axis=1)
     labels = [f"×{len(users)}" if together else str(users[0]) for users in groups]
-    return heard, labels, np.full(len(groups), 260.0 if together else 200.0), kind
+    wide = min(4.8 * max(map(len, labels)) + 1, ROW / len(groups))  # points, around the longest number
+    return heard, labels, np.full(len(groups), max(260.0, wide**2) if together else 200.0), kind
 
 
 def _row(n: int, height: float = 0.0) -> NDArray[np.float64]:

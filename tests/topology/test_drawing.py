@@ -52,6 +52,22 @@ def test_users_of_one_type_share_a_mark_with_their_number():
     )
 
 
+@pytest.mark.parametrize(("K", "H", "r"), [(60, 4, 2), (1000, 5, 3), (3000, 5, 3), (1000, 12, 6), (100_000, 6, 3)])
+def test_numbers_stand_within_their_marks_and_marks_are_apart(K, H, r):
+    figure = draw(any_r(K, H, r, seed=0))
+    figure.set_dpi(72)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    texts = [text for text in axes.texts if text.get_text().startswith("×")]
+    assert texts
+    users = next(marks for marks in axes.collections if isinstance(marks, PathCollection))
+    (area,) = set(users.get_sizes().tolist())
+    places = sorted(axes.transData.transform(text.xy)[0] for text in texts)
+    assert min(np.diff(places)) > area**0.5
+    for text in texts:
+        assert text.get_window_extent().width < area**0.5
+
+
 @pytest.mark.parametrize(("K", "H", "r"), [(200, 10, 3), (1000, 12, 6)])
 def test_many_types_are_bundled_with_links_as_wide_as_many_are_heard(K, H, r):
     t = any_r(K, H, r)
