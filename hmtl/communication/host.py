@@ -11,7 +11,7 @@ from torch import Tensor
 from hmtl.communication.attendance import bytes_to_numbers
 from hmtl.communication.ledger import USERS_TO_RELAYS
 from hmtl.communication.messages import IVS, Message, Users, host_name
-from hmtl.communication.wire import pack, taken, unpack
+from hmtl.communication.wire import pack, put, taken, unpack
 from hmtl.errors import CodingError
 
 
@@ -104,8 +104,14 @@ class UserHost:
             at = torch.cat([message.rows() for message in models])[order]
             payload, overhead = taken(models[0].payload, at), models[0].overhead[at]
         else:
-            payload = torch.cat([message.payload[message.rows()] for message in models])[order]
-            overhead = torch.cat([message.overhead[message.rows()] for message in models])[order]
+            payload, overhead = (
+                torch.empty(len(users), part.shape[1], dtype=torch.uint8)
+                for part in (models[0].payload, models[0].overhead)
+            )
+            for message in models:
+                to, at = torch.searchsorted(users, torch.from_numpy(message.of_users())), message.rows()
+                put(payload, to, message.payload, at)
+                put(overhead, to, message.overhead, at)
         ids: Users = users.numpy()
         self._settle(ids, bytes_to_numbers(overhead[:, -4:].numpy().ravel()))
         numbers = unpack(payload, overhead[:, :-4], self.wire or self.dtype, self.dtype)
