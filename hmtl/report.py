@@ -184,6 +184,9 @@ def draw(runs: Sequence[Done]) -> "Picture":
     left.set(xlabel="sent between relays and server [Mbit]", ylabel=f"{' / '.join(kinds)}, mean over users")
     right.set(xlabel="time, compute and communication [s]")
     for axes in (left, right):
+        if axes.dataLim.minposx == math.inf:  # nobody sent anything
+            axes.set_xticks([])
+            continue
         axes.set_xscale("log")
         low, high = axes.get_xlim()
         if high < 100 * low:  # powers of ten would be few numbers, or none, and all multiples run into each other

@@ -104,6 +104,16 @@ def test_numbers_on_the_axes_are_there_and_apart(
         assert all(end < start for (_, end), (start, _) in pairwise(ends))
 
 
+def test_runs_that_send_nothing(sweep: tuple[Path, commands.Command], tmp_path: Path) -> None:
+    report([str(sweep[0] / "1"), f"output={tmp_path}/local"])
+    assert (tmp_path / "local.png").exists()
+    (run,) = find([sweep[0] / "1"])
+    left, right = draw([run]).axes
+    (level,) = (line for line in left.lines if len(line.get_xdata()))
+    assert set(level.get_ydata()) == {run.summary["test_error"]}
+    assert len(right.lines[0].get_xdata()) == len(run.rows)
+
+
 def test_mistakes(sweep: tuple[Path, commands.Command], tmp_path: Path) -> None:
     folder, _ = sweep
     for words, says in (
