@@ -4,6 +4,7 @@ K users, n rows and d raw features, C classes; m numbers in a model.
 """
 
 import difflib
+import math
 import re
 import shutil
 from dataclasses import dataclass, fields, replace
@@ -176,6 +177,7 @@ def load_run(path: str | Path, model: "MakeModel | None" = None) -> Models:
             saved[name] = tuple(saved[name].tolist())  # type: ignore[assignment]  # words, no more arrays
         models: dict[str, Any] = {**saved, "intercept": bool(saved["intercept"]), "seed": int(saved["seed"])}
         made = Models(**models)
+        _check(made, network)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{file} holds no models of a run ({error}). Give the folder of a run that has ended."
@@ -183,6 +185,17 @@ def load_run(path: str | Path, model: "MakeModel | None" = None) -> Models:
     if model is not None and not network:
         raise ConfigError(f"{file} holds linear models: leave model out.")
     return replace(made, maker=_maker_of(file.parent) if network and model is None else model)
+
+
+def _check(models: Models, network: bool) -> None:
+    """Refuse arrays that do not belong together."""
+    K, d = len(models.names), math.prod(models.shape)
+    C = len(models.labels) if len(models.labels) > 2 else 1
+    m = models.W.size // max(1, K) if network else C * (d + models.intercept)
+    shapes = {"W": (K, m), "mean": (K, d), "scale": (K, d), "target_mean": (K,)}
+    for name, shape in shapes.items():
+        if getattr(models, name).shape != shape:
+            raise ValueError(f"{name} has shape {getattr(models, name).shape}, not {shape}")
 
 
 def _maker_of(folder: Path) -> "MakeModel":

@@ -180,6 +180,14 @@ def test_what_does_not_fit_is_named(configure: Configure, tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="linear models: leave model out"):
         hmtl.load_run(tmp_path, torch.nn.Linear)
     assert models.predict("town 1", np.empty((0, 4))).shape == (0,)
+    with np.load(tmp_path / "models.npz") as file:
+        arrays = dict(file)
+    for name in ("W", "mean", "scale", "target_mean"):
+        for other in (arrays[name][:-1], arrays[name][..., None], arrays[name][..., :-1]):
+            np.savez(tmp_path / "models.npz", **{**arrays, name: other})
+            with pytest.raises(DataError, match=rf"holds no models of a run \({name} has shape"):
+                hmtl.load_run(tmp_path)
+    np.savez(tmp_path / "models.npz", **arrays)
     (tmp_path / "models.npz").write_bytes((tmp_path / "models.npz").read_bytes()[:300])
     with pytest.raises(DataError, match="holds no models"):
         hmtl.load_run(tmp_path)
