@@ -11,7 +11,6 @@ RUN apt-get update \
 WORKDIR /hmtl
 USER hmtl
 COPY --chown=hmtl . .
-# From the second index comes torch without CUDA, which is gigabytes smaller.
-RUN PIP_NO_CACHE_DIR=1 PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make .venv/installed
+RUN PIP_NO_CACHE_DIR=1 make .venv/installed
 ENTRYPOINT ["make"]
 CMD ["train"]

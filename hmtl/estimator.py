@@ -24,8 +24,8 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
     Args:
         lam: λ > 0, strength of the regularizer; has no meaning beside a regularizer of your own.
         regularizer: how the models hang together; None: it learns how, `TaskRelationship(lam)`.
-        loss: None: the hinge for labels, where y are floats the squared error. Labels of several classes are learned
-            each against the rest.
+        loss: None: the hinge for labels; where y are floats, of more than two values, the squared error. Labels of
+            several classes are learned each against the rest.
         rounds: at most.
         tolerance: stop once the duality gap is at most so much of the primal, and Ω, if one is learned, has settled.
         intercept, standardize: see `hmtl.data.Preprocessing`; numbers to predict are centred for each task.
@@ -108,8 +108,9 @@ def _tasks(X: Sequence[ArrayLike], y: Sequence[ArrayLike], loss: Loss | None) ->
         raise DataError(f"X has {len(X)} tasks, y {len(y)}: give as many of each, at least one.")
     rows, targets = [np.asarray(each) for each in X], [np.asarray(each) for each in y]
     every = np.concatenate([target.ravel() for target in targets])
-    numbers = loss.labels is None and not loss.classes if loss else every.dtype.kind == "f"
-    labels = None if numbers else np.unique(every)
+    different = np.unique(every)
+    numbers = loss.labels is None and not loss.classes if loss else every.dtype.kind == "f" and len(different) > 2
+    labels = None if numbers else different
     if labels is not None and len(labels) < 2:
         raise DataError(f"y is {labels[0]} in all tasks: nothing to tell apart.")
     tasks = []
