@@ -76,3 +76,10 @@ def test_scripts_and_extras_shown_are_there() -> None:
         assert set(re.findall(r"hmtl\[(\w+)\]", page.read_text())) <= set(
             metadata("hmtl").get_all("Provides-Extra", [])
         )
+
+
+def test_speeds_told_twice_are_the_same() -> None:
+    short = (ROOT / "README.md").read_text().partition("## How fast")[2].partition("\n## ")[0]
+    rows = [line for line in short.splitlines() if line.startswith("|")]
+    assert len(rows) > 5
+    assert set(rows) <= set((ROOT / "docs" / "speed.md").read_text().splitlines())

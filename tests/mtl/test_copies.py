@@ -120,6 +120,7 @@ def test_rows_with_a_shape():
     assert type(copies(model, 2, model.start)) is AnyCopies
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of weight_norm under vmap, by torch
 @pytest.mark.parametrize("name", [*BY_HAND, *OTHERS])
 @pytest.mark.parametrize(
     "loss",
