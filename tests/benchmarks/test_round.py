@@ -22,7 +22,7 @@ pytestmark = pytest.mark.benchmark
 @pytest.mark.parametrize(("K", "m", "repeats"), [(40, 784, 60), (30, 100_000, 9)])
 def test_coded_round(scheme: str, K: int, m: int, repeats: int, record: Callable[..., None]) -> None:
     """CPU seconds; the peer is what the first version did, without sending any model down."""
-    communicator = CodedHierarchical(symmetric(K=K, H=5, r=3), scheme=scheme)
+    communicator = CodedHierarchical(symmetric(K=K, H=5, r=3), scheme=scheme, aggregators="all")
     ivs = torch.randn(K, m, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     users, aggregator, numbers = EchoUsers(ivs), EchoAggregator(), count()
     nodes, from_above = medians(
