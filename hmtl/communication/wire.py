@@ -46,7 +46,7 @@ def put(rows: Tensor, to: Tensor, source: Tensor, at: Tensor) -> None:
     """rows[to] = source[at], long rows one by one: several at once, torch copies at a third of the speed."""
     if rows.shape[1] < LONG:
         few = max(1, FEW // max(1, rows.shape[1]))
-        for some, of in zip(to.split(few), at.split(few), strict=True):  # type: ignore[no-untyped-call]  # torch's split
+        for some, of in zip(to.split(few), at.split(few), strict=True):  # type: ignore[no-untyped-call]  # split has no types
             rows.index_copy_(0, some, source[of])
         return
     targets, sources = rows.unbind(), source.unbind()
