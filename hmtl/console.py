@@ -1,13 +1,38 @@
 """What is printed: tables whose numbers stay whole, and a line now and then where nobody sees a bar move."""
 
+import re
 import time
+from dataclasses import dataclass
 from typing import NoReturn
 
 import rich.console
+from rich.console import ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 SECONDS = 60.0  # from one line to the next, where output is no terminal
+
+
+@dataclass(frozen=True)
+class Words:
+    """A cell of settings or a path: in a narrow terminal they go on in the next line after `=`, `/` or `,`."""
+
+    text: str
+
+    def __rich_measure__(self, console: rich.console.Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(max(map(len, self._pieces(self.text)), default=0), len(self.text))
+
+    def __rich_console__(self, console: rich.console.Console, options: ConsoleOptions) -> RenderResult:
+        width, lines = options.max_width, [""]
+        for word in self.text.split():
+            for n, piece in enumerate([word] if len(word) <= width else self._pieces(word)):
+                longer = f"{lines[-1]} {piece}".lstrip() if n == 0 else lines[-1] + piece
+                lines[-1:] = [longer] if len(longer) <= width else [lines[-1], piece]
+        yield Text("\n".join(lines))
+
+    def _pieces(self, text: str) -> list[str]:
+        return re.findall(r"[^\s=/,]+[=/,]?|[=/,]", text)
 
 
 class Console(rich.console.Console):
@@ -22,11 +47,11 @@ class Console(rich.console.Console):
 
     def table(self, table: Table) -> None:
         """Print a table: in a narrow terminal words are wrapped, and numbers are not, though lines get too long."""
+        wide = self.options.update(max_width=10_000)
         for column in table.columns:
             column.no_wrap = column.justify == "right"
-            words = (word for cell in (column.header, *column.cells) for word in str(cell).split())
-            column.min_width = max(map(len, words), default=0)
-        wide = self.options.update(max_width=10_000)
+            cells = column.header, *column.cells
+            column.min_width = max(Measurement.get(self, wide, cell).minimum for cell in cells)
         if Measurement.get(self, wide, table).maximum > self.width:
             for column in table.columns:
                 if column.no_wrap:

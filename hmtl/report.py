@@ -25,7 +25,7 @@ from rich.table import Table
 
 from hmtl.atomic import as_csv, replacing, write_whole
 from hmtl.cli import status
-from hmtl.console import Console
+from hmtl.console import Console, Words
 from hmtl.errors import ConfigError, DataError
 from hmtl.folders import overrides
 
@@ -132,7 +132,7 @@ def table(runs: Sequence[Done]) -> Table:
         saved = row["communication_saved"]
         error = [f"{row[each]:.4f}" if isinstance(row[each], float) else "" for each in ("error", "error_worst")]
         times = [f"{row[each]:.3g}" for each in ("Mbit", "total_s")]
-        shown.add_row(name, str(row["rounds"]), *error, *times, f"{saved:.1%}" if saved != "" else "")
+        shown.add_row(Words(name), str(row["rounds"]), *error, *times, f"{saved:.1%}" if saved != "" else "")
     return shown
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+from hmtl.console import Console
 from hmtl.errors import ConfigError, DataError
-from hmtl.report import draw, find, lines, names, report
+from hmtl.report import draw, find, lines, names, report, table
 
 SMALL = ("K=6", "H=3", "rounds=3", "dataset.rows_per_user=20", "logger=none")
 
@@ -54,6 +56,23 @@ def test_what_is_reported_is_what_the_runs_say(sweep: tuple[Path, commands.Comma
             assert line["communication_saved"] == pytest.approx(2 / 6, abs=1e-3)
     assert names(runs) == ["algorithm=mocha", "algorithm=local"]
     assert names(runs[:1]) == [str(folder / "0")]
+
+
+def test_the_table_fits_80_columns(
+    sweep: tuple[Path, commands.Command], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a sweep over two settings: where there is no room, their words go on in the next line."""
+    run, words = find([sweep[0]])[0], ["regularizer=task_relationship", "regularizer=mean_regularized"]
+    runs = [replace(run, overrides=(word, lam)) for word in words for lam in ("lam=0.01", "lam=0.1")]
+    for columns in (200, 80):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        Console().table(table(runs))
+        printed = capsys.readouterr().out
+        assert max(map(len, printed.splitlines())) <= columns
+        cells = [line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│")]
+        told = "".join(cells).replace(" ", "")
+        assert told == "".join(f"{word}{lam}" for word in words for lam in ("lam=0.01", "lam=0.1"))
+        assert (words[0] in printed) == (columns == 200)
 
 
 def test_files_and_picture(

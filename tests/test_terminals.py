@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from forked import run
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import DictConfig
+from rich.measure import Measurement
 from rich.table import Table
 
 from hmtl import console
 from hmtl.communication.stopwatch import Stopwatch
-from hmtl.console import Console
+from hmtl.console import Console, Words
 from hmtl.loggers import ConsoleLogger
 from hmtl.train import train
 
@@ -57,6 +60,22 @@ def test_words_are_wrapped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         printed = capsys.readouterr().out
         assert "123456.789" in printed
         assert len(printed.splitlines()) == lines
+
+
+@given(text=st.text("ab =/,[]\n"), room=st.integers(0, 20))
+def test_settings_go_on_in_the_next_line(text: str, room: int) -> None:
+    """Nothing is lost, no line is too long, and a word that fits into a line is not broken."""
+    words, screen = Words(text), Console()
+    least = Measurement.get(screen, screen.options, words).minimum
+    width = max(least + room, 1)
+    lines = [
+        "".join(segment.text for segment in line).rstrip()
+        for line in screen.render_lines(words, screen.options.update(width=width))
+    ]
+    assert "".join("".join(lines).split()) == "".join(text.split())
+    assert max(map(len, lines), default=0) <= width
+    whole = [word for word in text.split() if len(word) <= width]
+    assert all(any(word in line for line in lines) for word in whole)
 
 
 @pytest.mark.parametrize(
