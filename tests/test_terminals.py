@@ -66,12 +66,14 @@ def test_words_are_wrapped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 def test_settings_go_on_in_the_next_line(text: str, room: int) -> None:
     """Nothing is lost, no line is too long, and a word that fits into a line is not broken."""
     words, screen = Words(text), Console()
-    least = Measurement.get(screen, screen.options, words).minimum
-    width = max(least + room, 1)
-    lines = [
-        "".join(segment.text for segment in line).rstrip()
-        for line in screen.render_lines(words, screen.options.update(width=width))
-    ]
+
+    def shown(width: int) -> list[str]:
+        found = screen.render_lines(words, screen.options.update(width=width))
+        return ["".join(segment.text for segment in line).rstrip() for line in found]
+
+    width = max(Measurement.get(screen, screen.options, words).minimum + room, 1)
+    lines, one = shown(width), " ".join(text.split())
+    assert shown(max(len(one), 1)) == [one]
     assert "".join("".join(lines).split()) == "".join(text.split())
     assert max(map(len, lines), default=0) <= width
     whole = [word for word in text.split() if len(word) <= width]
