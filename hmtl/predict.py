@@ -32,6 +32,8 @@ def predict(cfg: DictConfig) -> None:
             f"{cfg.run} was trained on rows of shape {list(models.shape)}, which no table holds: use hmtl.load_run."
         )
     table = read_table(file, (cfg.task,) if cfg.task else ())
+    if "predicted" in table:
+        raise DataError(f"{file} has a column predicted, the name of the one to be added. Drop or rename it.")
     whose, x = _users(models, table, file, cfg.user, cfg.task), _features(models, table, file, cfg.task)
     predicted: list[Any] = [None] * len(table)
     for user in dict.fromkeys(whose):

@@ -89,14 +89,15 @@ class Models:
     def scores(self, user: str, x: ArrayLike) -> NDArray[Any]:
         """Scores of raw rows x [n, d] (images in their shape): [n], or [n, C] of several classes.
 
-        Where numbers are predicted, they are in the units of y.
+        Where numbers are predicted, they are in the units of y. Columns of a table (a DataFrame) go by their names, if
+        those that the model was trained on had some: in any order, and others beside them are left out.
 
         Raises:
             DataError: no such user, other columns than it was trained on, or no finite number where one belongs.
         """
         import torch
 
-        model, rows = self.model(user), np.asarray(x)
+        model, rows = self.model(user), np.asarray(self._by_name(x))
         if rows.shape == (0,):  # a list of no rows
             rows = rows.reshape(0, *self.shape)
         if rows.shape[1:] != self.shape:
@@ -107,12 +108,24 @@ class Models:
         if (bad := ~np.isfinite(rows)).any():  # some label would come of it all the same
             row = int(np.argwhere(bad)[0, 0])
             raise DataError(f"x is NaN or infinite in row {row} (from 0). Fix or drop such rows.")
+        rows = np.array(rows, np.float32 if rows.dtype == np.float32 else np.float64, order="C")  # as torch can take it
         with torch.no_grad():
-            scores: NDArray[Any] = model(torch.as_tensor(rows)).numpy()
+            scores: NDArray[Any] = model(torch.from_numpy(rows)).numpy()
         return scores
 
+    def _by_name(self, x: ArrayLike) -> ArrayLike:
+        if not self.columns or not hasattr(x, "columns"):
+            return x
+        if lacking := [name for name in self.columns if name not in x.columns]:
+            raise DataError(
+                f"x has no column {lacking[0]}, which the model was trained on: {', '.join(self.columns)}. Add it, or "
+                "give an array."
+            )
+        chosen: ArrayLike = x[list(self.columns)]  # type: ignore[index]  # a table of any library
+        return chosen
+
     def predict(self, user: str, x: ArrayLike) -> NDArray[Any]:
-        """Labels as the data had them, or numbers in the units of y, for raw rows x [n, d]: [n]."""
+        """Labels as the data had them, or numbers in the units of y, for raw rows x [n, d], see `scores`: [n]."""
         scores = self.scores(user, x)
         if not len(self.labels):
             return scores
@@ -196,6 +209,8 @@ def _check(models: Models, network: bool) -> None:
     for name, shape in shapes.items():
         if getattr(models, name).shape != shape:
             raise ValueError(f"{name} has shape {getattr(models, name).shape}, not {shape}")
+        if not np.isfinite(getattr(models, name)).all():
+            raise ValueError(f"{name} is not finite")
 
 
 def _maker_of(folder: Path) -> "MakeModel":

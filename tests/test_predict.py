@@ -73,6 +73,7 @@ def test_rows_of_one_user(trained: Path) -> None:
         ("data={}/own.csv run={} user=north", "holds no models of a run"),
         ("data={}/bad.csv user=north", "bad.csv has \\? in column b, row 1 .* finite number"),
         ("data={}/few.csv user=north", "few.csv has no column b, which the models were trained on"),
+        ("data={}/twice.csv user=north", "twice.csv has a column predicted, .* Drop or rename it"),
         ("data={}/new.csv user=north output={}/none/x.csv", "none/x.csv: No such file.* written to: output=PATH"),
         ("data={}/new.csv usr=north", "no setting 'usr': did you mean 'user'"),
     ],
@@ -80,6 +81,7 @@ def test_rows_of_one_user(trained: Path) -> None:
 def test_mistakes_in_one_line(trained: Path, words: str, says: str) -> None:
     (trained / "bad.csv").write_text("a,b\n1,2\n3,?\n")
     (trained / "few.csv").write_text("a\n1\n")
+    (trained / "twice.csv").write_text("a,b,predicted\n1,2,cat\n")
     given = words.replace("{}", str(trained)).split()
     run = () if "run=" in words else (f"run={trained}/run",)
     done = commands.run("hmtl.predict", *run, *given)

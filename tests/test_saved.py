@@ -180,12 +180,25 @@ def test_what_does_not_fit_is_named(configure: Configure, tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="linear models: leave model out"):
         hmtl.load_run(tmp_path, torch.nn.Linear)
     assert models.predict("town 1", np.empty((0, 4))).shape == (0,)
+    x = np.random.default_rng(0).normal(size=(9, 4))
+    x[:, 1] *= 1e3
+    table = pd.DataFrame(x, columns=list(models.columns)).assign(beside="x")
+    for order in (["beside", *models.columns], [*models.columns[::-1], "beside"]):
+        assert models.scores("town 1", table[order]).tolist() == models.scores("town 1", x).tolist()
+    for same in (x[:, ::-1].copy()[:, ::-1], x.astype(">f8"), np.asfortranarray(x)):
+        assert models.scores("town 1", same).tolist() == models.scores("town 1", x).tolist()
+    with pytest.raises(DataError, match=r"x has no column b, which the model was trained on: a, b, c, same\. Add it"):
+        models.predict("town 1", table.drop(columns=["b", "same"]))
     with np.load(tmp_path / "models.npz") as file:
         arrays = dict(file)
     for name in ("W", "mean", "scale", "target_mean"):
         for other in (arrays[name][:-1], arrays[name][..., None], arrays[name][..., :-1]):
             np.savez(tmp_path / "models.npz", **{**arrays, name: other})
             with pytest.raises(DataError, match=rf"holds no models of a run \({name} has shape"):
+                hmtl.load_run(tmp_path)
+        for number in (np.nan, -np.inf):
+            np.savez(tmp_path / "models.npz", **{**arrays, name: np.full_like(arrays[name], number)})
+            with pytest.raises(DataError, match=rf"holds no models of a run \({name} is not finite"):
                 hmtl.load_run(tmp_path)
     np.savez(tmp_path / "models.npz", **arrays)
     (tmp_path / "models.npz").write_bytes((tmp_path / "models.npz").read_bytes()[:300])
