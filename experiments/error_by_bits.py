@@ -7,6 +7,7 @@ experiments/results/.
 
 import argparse
 import csv
+import shlex
 import statistics
 import tempfile
 from pathlib import Path
@@ -61,7 +62,7 @@ Curves = dict[str, dict[str, list[Point]]]  # by data set and method, a point fo
 def curve(settings: str, seed: int, rounds: int) -> list[Point]:
     """A point for each round of one run."""
     with tempfile.TemporaryDirectory() as folder:
-        cfg = compose(*settings.split(), f"seed={seed}", f"rounds={rounds}", f"output_dir={folder}", "logger=none")
+        cfg = compose(*shlex.split(settings), f"seed={seed}", f"rounds={rounds}", f"output_dir={folder}", "logger=none")
         history = build(cfg).trainer.fit()
     points, bits = [], 0.0
     for row in history:
@@ -81,7 +82,7 @@ def mean(each: list[list[Point]]) -> list[Point]:
 def measure(har: Path, seeds: int, rounds: int) -> Curves:
     curves: Curves = {}
     for data, (common, methods) in DATA.items():
-        path = f"dataset.path={har}" if "har" in common else ""
+        path = shlex.quote(f"dataset.path={har}") if "har" in common else ""
         for method, own in methods.items():
             found = mean([curve(f"{common} {path} {own}", seed, rounds) for seed in range(seeds)])
             curves.setdefault(data, {})[method] = found

@@ -9,6 +9,7 @@ Writes experiments/results/fedu_table.csv: a line for each model, method and num
 
 import argparse
 import csv
+import shlex
 import statistics
 from pathlib import Path
 
@@ -36,7 +37,7 @@ SHOWN = (20, 30, 50, 100, 200)
 
 def accuracies(settings: str, seed: int, rounds: int) -> dict[int, float]:
     """After the rounds SHOWN, of them that are reached."""
-    cfg = compose(*settings.split(), f"seed={seed}", f"rounds={rounds}", "output_dir=.")
+    cfg = compose(*shlex.split(settings), f"seed={seed}", f"rounds={rounds}", "output_dir=.")
     tasks, _ = build_tasks(cfg)
     algorithm, found = build_algorithm(cfg, build_problem(cfg, tasks)), {}
     for round in range(rounds):
@@ -58,7 +59,8 @@ def main() -> None:
     for column in ("model", "method", *map(str, SHOWN)):
         shown.add_column(column)
     rows: list[tuple[str, ...]] = [("model", "method", "rounds", "test_accuracy", "sd")]
-    data = f"dataset=har_subjects dataset.target=activity dataset.path={args.har} topology=any_r"
+    path = shlex.quote(f"dataset.path={args.har}")
+    data = f"dataset=har_subjects dataset.target=activity {path} topology=any_r"
     for model in ("linear", "network"):
         for method, (settings, rounds) in METHODS.items():
             if model == "network" and "cross_entropy" not in settings:

@@ -8,6 +8,7 @@ import argparse
 import csv
 import io
 import math
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class Options:
     jobs: int
     quick: bool
     out: Path
-    data: dict[str, str]  # settings that choose each data set
+    data: dict[str, str]  # settings that choose each data set, as a shell would read them
 
 
 def options(about: str | None, sets: Mapping[str, str] | None = None) -> Options:
@@ -75,7 +76,9 @@ def options(about: str | None, sets: Mapping[str, str] | None = None) -> Options
     for name in sets or {}:
         parser.add_argument(f"--{name.lower()}", default="data", help=f"where {name} is, or is downloaded to")
     given = parser.parse_args()
-    data = {name: f"{chosen} dataset.path={getattr(given, name.lower())}" for name, chosen in (sets or {}).items()}
+    data = {}
+    for name, chosen in (sets or {}).items():
+        data[name] = f"{chosen} {shlex.quote(f'dataset.path={getattr(given, name.lower())}')}"
     out = given.out or (Path("outputs") if given.quick else RESULTS)
     return Options(given.draws or (2 if given.quick else 50), 1 if given.quick else given.jobs, given.quick, out, data)
 

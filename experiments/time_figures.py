@@ -9,6 +9,7 @@ the bits that were sent. Plans of the paper's allocation that would cut IVs into
 communication is that of the formula, and their compute that of the equal allocation in the same network.
 """
 
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ def draw(name: str, data: Mapping[str, str], points: Sequence[tuple[str, Point]]
         points: with their panels.
     """
     torch.set_num_threads(1)  # or CPU time would be that of all threads
-    cfgs = {which: compose(f"experiment={name}", *words.split(), "output_dir=.") for which, words in data.items()}
+    cfgs = {which: compose(f"experiment={name}", *shlex.split(words), "output_dir=.") for which, words in data.items()}
     first, rows = next(iter(cfgs.values())), []
     of_K: dict[int, list[tuple[str, Point]]] = {}
     for panel, point in points:
@@ -200,7 +201,7 @@ def main(name: str, about: str, x: str, panels: Panels) -> None:
     """Make the figure as the command line says."""
     ask = options(about, DATA)
     data, wanted = (QUICK if ask.quick else ask.data), points(panels, ask.quick)
-    cfg = compose(f"experiment={name}", *next(iter(data.values())).split(), "output_dir=.")
+    cfg = compose(f"experiment={name}", *shlex.split(next(iter(data.values()))), "output_dir=.")
     rounds = int(cfg.rounds)
     with kept(name) as memory:
         parts = [(name, data, wanted, seed) for seed in range(ask.draws)]

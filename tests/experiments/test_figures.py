@@ -4,6 +4,7 @@ each script with --quick.
 
 import csv
 import runpy
+import shlex
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from hmtl.config import build, conf_dir
+from hmtl.config import build, compose, conf_dir
 
 EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
 ORDER = ("best aggregators", "all relays", "paper", "equal", "uncoded")  # from the least sent to the most
@@ -159,6 +160,15 @@ def test_quick(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     rows = quick(name, monkeypatch, tmp_path)
     check(rows)
     assert set(rows[0]) == set(recorded(name)[0])
+
+
+def test_data_in_a_folder_with_a_blank_in_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As UCI's has."""
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    monkeypatch.setattr(sys, "argv", ["fig5.py", "--mnist", "my data", "--har", "data/UCI HAR Dataset"])
+    ask = import_module("figures").options("", import_module("time_figures").DATA)
+    paths = {name: compose(*shlex.split(words), "output_dir=.").dataset.path for name, words in ask.data.items()}
+    assert paths == {"MNIST": "my data", "HAR": "data/UCI HAR Dataset"}
 
 
 @pytest.mark.parametrize("name", [*LOADS, *TIMES])
