@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hmtl.config import build, compose
+from hmtl.picture import OKABE_ITO
 
 RESULTS = Path(__file__).parent / "results"
 LOGISTIC = "loss=logistic solver.step=0.1"
@@ -47,11 +48,11 @@ DATA = {  # settings, and those of each method; λ as cross-validation chose the
     ),
 }
 STYLES = {  # colour, line and marker: told apart in grey, too
-    "task_relationship, all relays": ("tab:blue", "--", "s"),
-    "task_relationship, best aggregators": ("tab:blue", "-", "o"),
-    "mean, sums": ("tab:orange", "-", "^"),
-    "FedU, graph, partial demands": ("tab:green", "-.", "D"),
-    "FedAvg, sums": ("tab:red", ":", "v"),
+    "task_relationship, all relays": (OKABE_ITO["blue"], "--", "s"),
+    "task_relationship, best aggregators": (OKABE_ITO["blue"], "-", "o"),
+    "mean, sums": (OKABE_ITO["orange"], "-", "^"),
+    "FedU, graph, partial demands": (OKABE_ITO["green"], "-.", "D"),
+    "FedAvg, sums": (OKABE_ITO["purple"], ":", "v"),
     "local": ("black", "--", ""),
 }
 BUDGETS = (1, 3, 10, 30)  # Mbit

@@ -5,7 +5,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from hmtl.communication import TIERS, LinkLedger
-from hmtl.picture import Picture
+from hmtl.picture import OKABE_ITO, Picture
 
 
 def omega_figure(Omega: Tensor) -> Picture:
@@ -29,8 +29,8 @@ def link_figure(ledger: LinkLedger) -> Picture:
         payload, overhead = ledger.per_link(tier).T / 8e6
         used = np.flatnonzero(payload + overhead)
         at = np.arange(len(used))
-        axes.bar(at, payload[used], label="payload", color="tab:blue")
-        axes.bar(at, overhead[used], bottom=payload[used], label="overhead", color="tab:orange")
+        axes.bar(at, payload[used], label="payload", color=OKABE_ITO["blue"])
+        axes.bar(at, overhead[used], bottom=payload[used], label="overhead", color=OKABE_ITO["orange"])
         top = 1.1 * float((payload + overhead).max()) or 1.0  # a tier may be idle: what all relays hear is not sent
         sums = f"{payload.sum():.3g} MB + {overhead.sum():.2g} MB overhead"  # too little to be seen, often
         axes.set(title=f"{tier.replace('_', ' ')}\n{sums}", ylabel="MB sent", xlabel="link", ylim=(0, top))

@@ -27,6 +27,7 @@ from rich.table import Table
 
 from hmtl.coding import best_aggregators, loads, sum_loads
 from hmtl.communication import TIERS, Network, tier_loads
+from hmtl.picture import OKABE_ITO
 from hmtl.topology import Topology, any_r
 
 HERE = Path(__file__).parent
@@ -40,7 +41,7 @@ TRANSPORTS = {  # medium, and the probability that a relay loses a packet of it
 FIRST_UP, UP, DOWN, LAST_DOWN = TIERS
 TCP_HEADERS = 14 + 20 + 20 + 12  # bytes of Ethernet, IP and TCP, with the time stamps that Linux sends
 UDP_HEADERS = 14 + 20 + 8
-COLORS = {FIRST_UP: "tab:grey", UP: "tab:blue", DOWN: "tab:orange", LAST_DOWN: "tab:green"}
+COLORS = {FIRST_UP: "0.6", UP: OKABE_ITO["blue"], DOWN: OKABE_ITO["orange"], LAST_DOWN: OKABE_ITO["green"]}
 Row = dict[str, Any]
 Seen = dict[str, Any]  # of one node in one round, see node.py
 Round = list[Seen]  # of all nodes
