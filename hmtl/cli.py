@@ -117,6 +117,8 @@ class Jobs(Callback):
         self.failed.extend(int(file.read_text()) for file in sweep.glob(f"*/{config.hydra.output_subdir}/failed"))
         if any(sweep.rglob("summary.json")):
             Console().table(table(find([sweep])))
+            if failed := sum(map(bool, self.failed)):
+                print(f"{failed} job{'s' * (failed > 1)} ended with an error, told above.")
             print(f"Compare in a picture: python -m hmtl.report {shlex.quote(str(sweep))}")
 
 

@@ -4,6 +4,7 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -36,5 +37,6 @@ def overrides(folder: Path) -> list[str]:
         OSError, ValueError: that cannot be read.
     """
     said = folder / ".hydra" / "overrides.yaml"
-    words = [str(word) for word in OmegaConf.load(said)] if said.exists() else []
+    words: Any = OmegaConf.to_container(OmegaConf.load(said), resolve=False) if said.exists() else []
+    words = map(str, words)
     return [word for word in words if not word.lstrip("+~").startswith(("hydra", "output_dir"))]

@@ -15,6 +15,7 @@ from hmtl.errors import CheckpointError
 
 Measurements = dict[str, float]  # of one round, by name
 BLOCK = 1 << 20  # bytes
+RESULTS = ("summary.json", "users.csv", "models.npz")  # of a run that has ended, beside the file
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Past:
 class History:
     """The rows of a run as they come, each written whole, so that the file can be read at any moment.
 
+    With the first that it writes, results of an earlier run in the folder go: they would not be of these rows.
+
     Args:
         path: the file; None: rows are counted, but not kept.
 
@@ -113,6 +116,7 @@ class History:
                 for block in past.blocks():
                     self._sha.update(block)
                     file.write(block)
+        self._clear()
         self._nbytes = past.nbytes
         for self.last in past:
             pass
@@ -123,6 +127,7 @@ class History:
         if self.path is None:
             return
         if self._file is None:
+            self._clear()
             self._file = self.path.open("ab" if self._nbytes else "wb", buffering=0)
             self._writer = csv.DictWriter(self._line, self._names() or list(row))
             if not self._nbytes:
@@ -135,6 +140,11 @@ class History:
         self._write(line)
         self._nbytes += len(line)
         self._sha.update(line)
+
+    def _clear(self) -> None:
+        assert self.path is not None
+        for name in RESULTS:
+            self.path.with_name(name).unlink(missing_ok=True)
 
     def _names(self) -> list[str]:
         """Those of the file, whose first row has all there are."""

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from rich import box
 from rich.table import Table
 
+from hmtl.atomic import replacing
 from hmtl.cli import main
 from hmtl.coding import (
     CODED_SCHEMES,
@@ -58,7 +59,8 @@ def plan(cfg: DictConfig) -> None:
     if isinstance(contacts, Moving):
         result["note"] = "Users move: all this is of the first contacts, and changes with them."
     picture = Path(cfg.output_dir) / "topology.png"
-    draw(contacts, result["aggregators"][network.medium]["relays"]).savefig(picture, dpi=150)
+    with replacing(picture) as file:
+        draw(contacts, result["aggregators"][network.medium]["relays"]).savefig(file, format="png", dpi=150)
     if cfg.format == "json":
         print(json.dumps(result, indent=2))
     else:
@@ -68,7 +70,7 @@ def plan(cfg: DictConfig) -> None:
             console.print(line)
         if "note" in result:
             console.print(result["note"])
-        console.print(f"Picture: {picture}", soft_wrap=True)
+        console.print(f"Picture: {picture}", markup=False, soft_wrap=True)
 
 
 def compare(topology: Topology, network: Network, V_bits: int, margin: int = 0) -> Result:
@@ -239,7 +241,7 @@ def _verdict(
             f"time than with plain forwarding, {time:.4g} s instead of {uncoded:.4g} s."
         )
     tried = "" if best[medium]["proven"] else " that was tried"
-    more = everyone[f"all relays as aggregators and scheme={BEST}"] / uncoded - 1
+    more = seconds[BEST] / uncoded - 1
     return (
         f"{words[1]} a {medium} downlink: no choice of aggregators{tried} takes less time for a round's communication "
         f"than plain forwarding, {uncoded:.4g} s; all relays take {f'{more:.1%} more' if more > 5e-4 else 'as much'}."

@@ -35,10 +35,13 @@ if TYPE_CHECKING:
 
     from hmtl.picture import Picture
 
+OUTER = ("users_to_relays", "relays_to_users")
 MIDDLE = ("relays_to_server", "server_to_relays")  # the tiers that coding is for
 TOLD = ("algorithm", "dataset", "communicator", "K", "H", "r", "seed", "rounds")  # of a summary, in report.csv
 NEEDED = (*TOLD, "V_bits", "time", "error_measure")  # of a summary; another program may leave files of that name
-MEASURED = (*(f"bits/{tier}" for tier in MIDDLE), "compute_s", "communication_s", "uncoded_s")  # in each round
+SPENT = ("compute_s", "communication_s", "total_s", "uncoded_communication_s", "uncoded_total_s")  # of a summary's time
+MEASURED = (*(f"bits/{tier}" for tier in (*OUTER, *MIDDLE)), "users", "compute_s", "communication_s", "uncoded_s")
+"""In each round."""
 MOST_CURVES = 7  # in colour, with a name each; the others are grey
 MARKERS = "os^DvPX"  # told apart in grey print, too
 
@@ -65,6 +68,7 @@ class Done:
             with path.open(newline="") as file:
                 rows = [{name: float(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
             _check(MEASURED, *(rows or [{}]))
+            _check([self.error], *[row for row in rows if self.error in row] or [{}])  # not each round is evaluated
             return rows
         except (OSError, ValueError, TypeError) as error:
             raise DataError(f"{path} cannot be read ({error}): leave that run out.") from error
@@ -73,17 +77,23 @@ class Done:
         """Between relays and server in a round, both ways."""
         return (row[f"bits/{MIDDLE[0]}"] + row[f"bits/{MIDDLE[1]}"]) / 1e6
 
-    @property
-    def uncoded_mbit(self) -> float:
-        """The same of a round in which all is sent on plainly."""
-        each_way = dict.fromkeys(MIDDLE, self.summary["K"]) | self.summary.get("loads_uncoded", {})
-        IVs = each_way[MIDDLE[0]] + each_way[MIDDLE[1]]
+    def uncoded_mbit(self, row: Mapping[str, float]) -> float:
+        """The same, had all been sent on plainly: what users sent, and what they got."""
+        if "loads_uncoded" not in self.summary:
+            return sum(row[f"bits/{tier}"] for tier in OUTER) / 1e6
+        up, down = (self.summary["loads_uncoded"][tier] for tier in MIDDLE)  # where less is sent: of all K users
+        IVs = up * row["users"] / self.summary["K"] + down * (row["users"] > 0)
         return float(IVs * self.summary["V_bits"]) / 1e6
 
     @property
     def error(self) -> str:
         """The name of the error that tells most: on rows to test on, where there are any."""
         return "test_error" if "test_error" in self.summary else "train_error"
+
+    @property
+    def measure(self) -> str:
+        """On which rows, and what that error is."""
+        return f"{self.error.split('_')[0]}, {self.summary['error_measure']}"
 
 
 def find(folders: Iterable[Path]) -> list[Done]:
@@ -92,7 +102,7 @@ def find(folders: Iterable[Path]) -> list[Done]:
     Raises:
         DataError: there are none, or a file in them is damaged.
     """
-    runs = []
+    runs: dict[Path, Done] = {}
     for folder in folders:
         paths = sorted(folder.rglob("summary.json"), key=lambda path: [*map(_natural, path.parts)])
         if not paths:
@@ -101,10 +111,11 @@ def find(folders: Iterable[Path]) -> list[Done]:
             try:
                 summary = json.loads(path.read_text())
                 _check(NEEDED, summary)
-                runs.append(Done(path.parent, summary, tuple(overrides(path.parent))))
+                _check(SPENT, summary["time"])
+                runs.setdefault(path.resolve(), Done(path.parent, summary, tuple(overrides(path.parent))))
             except (OSError, ValueError, TypeError) as error:
                 raise DataError(f"{path} cannot be read ({error}): leave that run out.") from error
-    return runs
+    return [*runs.values()]
 
 
 def _check(names: Sequence[str], *found: Mapping[str, Any]) -> None:
@@ -126,13 +137,21 @@ def table(runs: Sequence[Done]) -> Table:
         title=f"{len(runs)} run{'s' * (len(runs) > 1)}; Mbit: between relays and server", title_justify="left"
     )
     shown.add_column("run")
-    for name in ("rounds", "error", "worst user", "Mbit", "s", "saved"):
-        shown.add_column(name, justify="right")
+    several = len({run.measure for run in runs}) > 1  # which no column of errors can be read without
+    for name in (*["error is"][:several], "rounds", "error", "worst user", "Mbit", "s", "saved"):
+        shown.add_column(name, justify="left" if name == "error is" else "right")
     for name, row in zip(names(runs), lines(runs), strict=True):
         saved = row["communication_saved"]
         error = [f"{row[each]:.4f}" if isinstance(row[each], float) else "" for each in ("error", "error_worst")]
         times = [f"{row[each]:.3g}" for each in ("Mbit", "total_s")]
-        shown.add_row(Words(name), str(row["rounds"]), *error, *times, f"{saved:.1%}" if saved != "" else "")
+        shown.add_row(
+            Words(name),
+            *[row["measure"]][:several],
+            str(row["rounds"]),
+            *error,
+            *times,
+            f"{saved:.1%}" if saved != "" else "",
+        )
     return shown
 
 
@@ -145,12 +164,12 @@ def lines(runs: Sequence[Done]) -> Iterator[dict[str, Any]]:
             "run": name,
             "folder": str(run.folder),
             **{key: summary[key] for key in TOLD},
-            "measure": f"{run.error.split('_')[0]}, {summary['error_measure']}",
+            "measure": run.measure,
             "error": summary.get(run.error, ""),
             "error_worst": summary.get(f"{run.error}_worst", ""),
             "gap": summary.get("gap", ""),
             "Mbit": sum(map(run.mbit, run.rows)),
-            "Mbit_uncoded": run.uncoded_mbit * len(run.rows),
+            "Mbit_uncoded": sum(map(run.uncoded_mbit, run.rows)),
             **{key: time[key] for key in ("compute_s", "communication_s", "total_s", "uncoded_total_s")},
             "communication_saved": 1 - time["communication_s"] / plain if plain else "",
         }
@@ -158,7 +177,7 @@ def lines(runs: Sequence[Done]) -> Iterator[dict[str, Any]]:
 
 def draw(runs: Sequence[Done]) -> "Picture":
     """Error against bits and against seconds, from round to round; dashed: the same run uncoded."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     from hmtl.picture import Picture
 
@@ -176,12 +195,13 @@ def draw(runs: Sequence[Done]) -> "Picture":
         else:
             _curve(left, map(run.mbit, run.rows), at, errors, style)
             if n in best and run.summary["communicator"] != "uncoded":
-                _curve(left, [run.uncoded_mbit] * len(run.rows), at, errors, plain)
+                _curve(left, map(run.uncoded_mbit, run.rows), at, errors, plain)
         _curve(right, (row["compute_s"] + row["communication_s"] for row in run.rows), at, errors, style)
         if n in best and run.summary["communicator"] != "uncoded":
             _curve(right, (row["uncoded_s"] for row in run.rows), at, errors, plain)
-    kinds = sorted({f"{run.error.split('_')[0]} error: {run.summary['error_measure']}" for run in runs})
-    left.set(xlabel="sent between relays and server [Mbit]", ylabel=f"{' / '.join(kinds)}, mean over users")
+    kinds = sorted({run.measure.replace(",", " error:", 1) for run in runs})
+    ylabel = ",\nor ".join(kinds) + (",\n" if len(kinds) > 1 else ", ") + "mean over users"
+    left.set(xlabel="sent between relays and server [Mbit]", ylabel=ylabel)
     right.set(xlabel="time, compute and communication [s]")
     for axes in (left, right):
         if axes.dataLim.minposx == math.inf:  # nobody sent anything
@@ -190,13 +210,13 @@ def draw(runs: Sequence[Done]) -> "Picture":
         axes.set_xscale("log")
         low, high = axes.get_xlim()
         if high < 100 * low:  # powers of ten would be few numbers, or none, and all multiples run into each other
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(4))
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3, which="both")
     right.plot([], [], "k--", linewidth=1, label="dashed: the same uncoded")
     if len(runs) > MOST_CURVES:
-        right.plot([], [], color="0.8", label=f"the other {len(runs) - MOST_CURVES}")
+        right.plot([], [], color="0.8", label=f"the other {len(runs) - MOST_CURVES}, of larger errors")
     handles: dict[str, Artist] = {}
     for axes in (left, right):
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -213,7 +233,10 @@ def _style(n: int, name: str) -> dict[str, Any]:
     from hmtl.picture import OKABE_ITO
 
     mark = {"marker": MARKERS[n], "markevery": 0.15, "markersize": 5}
-    label = name if len(name) < 60 else f"…{name[-58:]}"
+    short = name if len(name) < 60 else f"…{name[-58:]}"
+    label = f"{short:\u200b>{len(short) + short.startswith('_')}}".replace(
+        "$", r"\$"
+    )  # or matplotlib would hide, or read it
     return {"color": [*OKABE_ITO.values()][n], "label": label, "zorder": 3, **mark}
 
 
@@ -242,7 +265,7 @@ def report(words: Sequence[str]) -> None:
         draw(runs).savefig(file, format="png", dpi=130)
     console = Console()
     console.table(table(runs))
-    console.print(f"Picture: {picture}; numbers: {output.name}.csv beside it", soft_wrap=True)
+    console.print(f"Picture: {picture}; numbers: {output.name}.csv beside it", markup=False, soft_wrap=True)
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ from hmtl.folders import held
 from hmtl.saved import models_of
 
 NAMED = 10  # users in summary and report, those who err most
+ERRORS = ("test_error", "train_error")  # of a user; the first that it has tells how well it is served
 SECONDS = ("local_s", "compute_s", "communication_s", "uncoded_s", "uncoded_communication_s")
 
 
@@ -49,12 +50,12 @@ def train(cfg: DictConfig) -> None:
             print(f"stopped after {len(history)} rounds; go on with resume={run.output_dir}")
             raise Interrupted(run.trainer.interrupted)
         users = by_user(run)
-        worst = sorted(users, key=lambda user: -(user["test_error"] or user["train_error"] or 0))
+        worst = sorted(users, key=lambda user: -float(next((user[e] for e in ERRORS if user[e] != ""), 0)))
         summary = {**summarize(run, cfg), "worst_users": worst[:NAMED]}
-        write_json(run.output_dir / "summary.json", summary)
         write_whole(run.output_dir / "users.csv", as_csv(users))
         W = run.engine.models(run.algorithm, run.trainer.state)
         models_of(run.algorithm, W).save(run.output_dir / "models.npz")
+        write_json(run.output_dir / "summary.json", summary)  # the last, as it says that the run has ended
         if run.loggers:  # who else would look at them
             figures["links"] = link_figure(run.communicator.ledger)
             if run.algorithm.Omega is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 from rich.table import Table
 
-from hmtl.atomic import write_json, write_whole
+from hmtl.atomic import replacing, write_json, write_whole
 from hmtl.cli import as_experiment, main, own_folders
 from hmtl.config import build_communicator, build_participation, build_tasks, check
 from hmtl.console import Console
@@ -40,7 +40,8 @@ def tune(cfg: DictConfig) -> None:
     with held(folder):
         result = cross_validate(cfg, tasks, folder / "checkpoint.pt")
         write_json(folder / "tune.json", result)
-        figure(result).savefig(folder / "tune.png", dpi=150)
+        with replacing(folder / "tune.png") as file:
+            figure(result).savefig(file, format="png", dpi=150)
         (folder / "experiment").mkdir(exist_ok=True)
         write_whole(folder / "experiment" / "tuned.yaml", as_experiment(asked, result["best"]))
     console.table(_table(result))
@@ -66,25 +67,26 @@ def _table(result: Mapping[str, Any]) -> Table:
 
 def figure(result: Mapping[str, Any]) -> "Figure":
     """Errors over the values of the first setting, one line for each combination of the others."""
-    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
+    from hmtl.picture import colors
+
     (name, values), *_ = result["grid"].items()
-    lines: dict[str, list[Mapping[str, Any]]] = {}
+    lines: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for point in result["points"]:
-        others = told({other: value for other, value in point["values"].items() if other != name})
-        lines.setdefault(others or "mean ± sd over folds", []).append(point)
+        lines.setdefault(tuple(value for other, value in point["values"].items() if other != name), []).append(point)
     numbers = all(map(is_number, values))
     x = values if numbers else [str(value) for value in values]
     picture = Figure(figsize=(7, 4 + 0.1 * len(lines)), layout="constrained")
-    axes = picture.subplots()
-    for n, (label, points) in enumerate(lines.items()):
+    axes, shades = picture.subplots(), colors(len(lines))
+    for n, points in enumerate(lines.values()):
+        others = {other: value for other, value in points[0]["values"].items() if other != name}
         axes.errorbar(
             x,
             [point["error"] for point in points],
             [point["sd"] for point in points],
-            label=label,
-            color=colormaps["viridis"](0.8 * n / len(lines)),  # darker to lighter, also in grey
+            label=told(others) or "mean ± sd over folds",
+            color=shades[n],
             linestyle=LINES[n % len(LINES)],
             marker=MARKERS[n % len(MARKERS)],
             elinewidth=0.8,

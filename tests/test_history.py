@@ -121,6 +121,23 @@ def test_without_a_file_rows_are_counted(tmp_path):
     assert len(then) == 4
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_results_of_an_earlier_run_go_with_the_first_row(tmp_path, goes_on):
+    """They would not be of the rows beside them; as long as nothing is written, they are."""
+    path = tmp_path / "metrics.csv"
+    past = written(path, ROWS[:2]).past()
+    results = [tmp_path / name for name in ("summary.json", "users.csv", "models.npz", "checkpoint.pt")]
+    for file in results:
+        file.touch()
+    history = History(path)
+    assert all(file.exists() for file in results)
+    if goes_on:
+        history.go_on(past)
+    else:
+        history.append(ROWS[0])
+    assert [file.name for file in results if file.exists()] == ["checkpoint.pt"]
+
+
 def test_memory_does_not_grow(tmp_path):
     history = written(tmp_path / "metrics.csv", ROWS)
     tracemalloc.start()

@@ -1,13 +1,15 @@
 """`hmtl.plan`: figures, verdicts, formats."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
+from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from hmtl.coding import Choice, make_plan
@@ -152,6 +154,29 @@ def test_a_margin_is_in_loads_and_times(
     assert result["seconds"][medium]["uncoded"] == without["seconds"][medium]["uncoded"]
     plan(configure(*network, "margin=2", name="plan"))
     assert "2 messages more than relays need" in " ".join(capsys.readouterr().out.split())
+
+
+def test_where_no_choice_pays_and_the_best_code_of_all_relays_is_too_long(
+    configure: Configure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan(configure("K=20", "topology=any_r", "r=1", "network.medium=unicast", "margin=30", name="plan"))
+    told = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"no choice of aggregators takes less time .* all relays take \d+\.\d% more", told)
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(self: Figure, file: BinaryIO, **how: object) -> None:
+        file.write(b"half")
+        raise OSError(27, "File too large")
+
+    (tmp_path / "topology.png").write_bytes(b"whole")
+    monkeypatch.setattr(Figure, "savefig", half)
+    with pytest.raises(OSError, match="File too large") as told:
+        plan(configure(name="plan"))
+    assert told.value.filename == str(tmp_path / "topology.png")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole"]
 
 
 @pytest.mark.parametrize(

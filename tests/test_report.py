@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,11 +13,14 @@ from pathlib import Path
 import commands
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from hmtl.communication import TIERS
 from hmtl.console import Console
 from hmtl.errors import ConfigError, DataError
 from hmtl.report import draw, find, lines, names, report, table
+from hmtl.train import train
 
 SMALL = ("K=6", "H=3", "rounds=3", "dataset.rows_per_user=20", "logger=none")
 
@@ -37,6 +41,7 @@ def test_a_sweep_closes_with_one_table(sweep: tuple[Path, commands.Command]) -> 
     assert "algorithm=mocha" in closing
     assert "algorithm=local" in closing
     assert f"python -m hmtl.report {folder}" in closing
+    assert "\n2 jobs ended with an error, told above.\n" in closing
     assert sorted(path.parent.parent.name for path in folder.rglob("failed")) == ["2", "3"]
 
 
@@ -51,7 +56,7 @@ def test_what_is_reported_is_what_the_runs_say(sweep: tuple[Path, commands.Comma
         assert line["Mbit"] == pytest.approx(bits / 1e6)
         assert line["error"] == summary["test_error"] == float(rows[-1]["test_error"])
         assert line["total_s"] == summary["time"]["total_s"]
-        assert line["Mbit_uncoded"] == pytest.approx(3 * 12 * summary["V_bits"] / 1e6)
+        assert line["Mbit_uncoded"] == pytest.approx(3 * 12 * summary["V_bits"] / 1e6, rel=0.01)
         if job == "0":
             assert line["communication_saved"] == pytest.approx(2 / 6, abs=1e-3)
     assert names(runs) == ["algorithm=mocha", "algorithm=local"]
@@ -107,7 +112,7 @@ def test_numbers_on_the_axes_are_there_and_apart(
     whole = [first, first * span]
     each = [whole[0], whole[1] - whole[0]]
     vars(run)["rows"] = [
-        dict.fromkeys(("bits/relays_to_server", "bits/server_to_relays"), 5e5 * now)
+        dict.fromkeys((f"bits/{tier}" for tier in TIERS), 5e5 * now)
         | dict.fromkeys(("compute_s", "communication_s", "uncoded_s"), now / 2)
         | {"test_error": 0.1}
         for now in each
@@ -150,12 +155,15 @@ def test_mistakes(sweep: tuple[Path, commands.Command], tmp_path: Path) -> None:
         (tmp_path / "metrics.csv").write_text("\n".join([header.replace(f"{name},", "other,"), *rows]))
         with pytest.raises(DataError, match=rf"metrics\.csv cannot be read \(it has no {name}\): leave that run out"):
             report([str(tmp_path)])
+    (tmp_path / "metrics.csv").write_text("\n".join([header.replace("test_error,", "other,"), *rows]))
+    with pytest.raises(DataError, match=r"metrics\.csv cannot be read \(it has no test_error\)"):
+        report([str(tmp_path)])
     (tmp_path / "metrics.csv").write_text(header)
     with pytest.raises(DataError, match=r"metrics\.csv cannot be read"):
         report([str(tmp_path)])
     summary = json.loads((folder / "0" / "summary.json").read_text())
     without_time = {name: value for name, value in summary.items() if name != "time"}
-    for text in ("{", "{}", "[]", "3", "null", json.dumps(without_time)):
+    for text in ("{", "{}", "[]", "3", "null", json.dumps(without_time), json.dumps({**summary, "time": {}})):
         (tmp_path / "summary.json").write_text(text)
         with pytest.raises(DataError, match=r"summary\.json cannot be read .*: leave that run out"):
             report([str(tmp_path)])
@@ -165,6 +173,49 @@ def test_mistakes(sweep: tuple[Path, commands.Command], tmp_path: Path) -> None:
     done = commands.run("hmtl.report", folder, f"output={tmp_path}/none/x")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "written to: output=PATH" in done.stderr
+
+
+@pytest.mark.parametrize("absent", ["participation.dropout=0.5", "participation.relays=0.4"])
+@pytest.mark.parametrize("learner", [(), ("regularizer=mean", "regularizer.lam2=${lam}")], ids=["coded", "sums"])
+def test_beside_each_run_is_what_it_would_send_uncoded(
+    configure: Callable[..., DictConfig], tmp_path: Path, learner: tuple[str, ...], absent: str
+) -> None:
+    """Of users who are absent, nothing. A command line may have words that stand for others."""
+    for name in ("coded", "uncoded"):
+        words = [*SMALL, *learner, absent, f"communicator={name}", "rounds=10", f"output_dir={tmp_path / name}"]
+        (tmp_path / name / ".hydra").mkdir(parents=True)
+        OmegaConf.save(OmegaConf.create(words), tmp_path / name / ".hydra" / "overrides.yaml")
+        train(configure(*words))
+    coded, uncoded = lines(runs := find([tmp_path, tmp_path / "coded"]))
+    assert [run.folder.name for run in runs] == ["coded", "uncoded"]
+    assert coded["Mbit"] < 0.9 * uncoded["Mbit"]
+    assert min(row["users"] for row in runs[0].rows) < 6
+    assert uncoded["Mbit_uncoded"] == pytest.approx(uncoded["Mbit"], rel=0.02)
+    if "relays" not in absent:  # without which the coded run may have empty rounds, where the uncoded one has none
+        assert coded["Mbit_uncoded"] == pytest.approx(uncoded["Mbit"], rel=0.02)
+    assert names(runs) == ["communicator=coded", "communicator=uncoded"]
+
+
+def test_runs_of_different_measures(
+    sweep: tuple[Path, commands.Command], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Errors in one column or on one axis that are not alike are named; names are shown as they are."""
+    run = find([sweep[0]])[0]
+    words = ("x=${lam}_a_b y=${K}", "_old")
+    runs = [replace(run, overrides=(word,)) for word in words]
+    runs[1] = replace(runs[1], summary={**run.summary, "error_measure": "mean squared error"})
+    monkeypatch.setenv("COLUMNS", "120")
+    Console().table(table(runs))
+    printed = capsys.readouterr().out
+    assert "mean squared error" in printed
+    assert "share misclassified" in printed
+    figure = draw(runs)
+    figure.draw_without_rendering()
+    label = figure.axes[0].yaxis.label
+    assert label.get_text().count("error:") == 2
+    assert label.get_window_extent().height < figure.bbox.height
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [text.replace("\\$", "$").lstrip("\u200b") for text in shown] == [*words, "dashed: the same uncoded"]
 
 
 @pytest.mark.long
