@@ -1,5 +1,6 @@
 """Multi-task learning as scikit-learn has it, over lists of tasks: `MultiTask(lam=0.01).fit(X, y).predict(X)`."""
 
+import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -9,7 +10,8 @@ from sklearn.base import BaseEstimator
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.validation import check_is_fitted
 
-from hmtl.data import Preprocessing, Task
+from hmtl.data import Preprocessing, Task, given
+from hmtl.data.tables import FEW
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl import MOCHA, SDCA, Hinge, Loss, Problem, Regularizer, Squared, TaskRelationship
 from hmtl.saved import models_of
@@ -62,12 +64,11 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         Raises:
             ConfigError, DataError: what is wrong with a setting, or with a task.
         """
-        tasks, numbers = _tasks(X, y, self.loss)
-        loss = self.loss or (Squared() if numbers else Hinge())
-        prepare = Preprocessing(self.intercept, self.standardize, "task" if numbers else "none")
+        self._check()
+        tasks, numeric = _tasks(X, y, self.loss)
+        loss = self.loss or (Squared() if numeric else Hinge())
+        prepare = Preprocessing(self.intercept, self.standardize, "task" if numeric else "none")
         regularizer = self.regularizer or TaskRelationship(self.lam)
-        if self.rounds < 1:
-            raise ConfigError(f"rounds={self.rounds} is below 1: give how many there may be.")
         problem = Problem(prepare(tasks), loss, regularizer)
         mocha = MOCHA(problem, SDCA(10), rounds=self.rounds, seed=self.seed)
         for round in range(self.rounds):
@@ -78,9 +79,21 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
                 break
         self.models_, self.rounds_ = models_of(mocha), round + 1
         self.gap_, self.primal_ = now["gap"], now["primal"]
+        self.__dict__.pop("Omega_", None)  # of an earlier fit
         if regularizer.learns:
             self.Omega_ = mocha.Omega.numpy()
         return self
+
+    def _check(self) -> None:
+        for name, kind, example in (("regularizer", Regularizer, "Mean(0.1)"), ("loss", Loss, "Hinge()")):
+            value = getattr(self, name)
+            if not isinstance(value, kind | None):
+                raise ConfigError(f"{name}={value!r} is no {kind.__name__}: give one, such as hmtl.mtl.{example}.")
+        if not isinstance(self.rounds, numbers.Integral) or self.rounds < 1:
+            raise ConfigError(f"rounds={self.rounds!r} is no whole number from 1 up: give how many there may be.")
+        for name in ("lam", "tolerance"):
+            if not isinstance(getattr(self, name), numbers.Real):
+                raise ConfigError(f"{name}={getattr(self, name)!r} is no number: give one.")
 
     def predict(self, X: Sequence[ArrayLike]) -> list[NDArray[Any]]:
         """Labels or numbers as y had them, [n_k] for each task.
@@ -96,30 +109,56 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         return [self.models_.predict(user, x) for user, x in zip(self.models_.names, X, strict=True)]
 
     def score(self, X: Sequence[ArrayLike], y: Sequence[ArrayLike]) -> float:
-        """Mean over the tasks of the accuracy, or of R² where numbers are predicted."""
+        """Mean of the accuracy, or of R² where numbers are predicted, over the tasks that have rows.
+
+        Raises:
+            NotFittedError: `fit` comes first. DataError: what is wrong with X, or y is not as long.
+        """
         predicted = self.predict(X)
+        lengths, wanted = ([len(np.asarray(each)) for each in all_] for all_ in (predicted, y))
+        if lengths != wanted:
+            raise DataError(f"X has {lengths} rows, y {wanted}: give one y for each row.")
         measure = accuracy_score if len(self.models_.labels) else r2_score
-        return float(np.mean([measure(told, found) for told, found in zip(y, predicted, strict=True)]))
+        return float(np.mean([measure(told, found) for told, found in zip(y, predicted, strict=True) if len(found)]))
 
 
 def _tasks(X: Sequence[ArrayLike], y: Sequence[ArrayLike], loss: Loss | None) -> tuple[list[Task], bool]:
     """The tasks, and whether y are numbers to predict."""
+    given.check_list(X, "X", 2)
+    given.check_list(y, "y", 1)
     if not len(X) or len(X) != len(y):
         raise DataError(f"X has {len(X)} tasks, y {len(y)}: give as many of each, at least one.")
-    rows, targets = [np.asarray(each) for each in X], [np.asarray(each) for each in y]
-    every = np.concatenate([target.ravel() for target in targets])
+    columns = given.names_of(X[0])
+    for k, x in enumerate(X):
+        if set(names := given.names_of(x) or columns) != set(columns):
+            raise DataError(f"X[{k}] has columns {', '.join(names)}, X[0] {', '.join(columns)}: give all the same.")
+    rows = [given.numbers(x, f"X[{k}]", columns) for k, x in enumerate(X)]
+    found = [given.targets(target, f"y[{k}]") for k, target in enumerate(y)]
+    if len(kinds := {"text" if target.dtype.kind in "US" else "numbers" for target in found}) > 1:
+        raise DataError("y is of text in some tasks, of numbers in others. Give labels of one kind, or numbers.")
+    every = np.concatenate(found)
     different = np.unique(every)
-    numbers = loss.labels is None and not loss.classes if loss else every.dtype.kind == "f" and len(different) > 2
-    labels = None if numbers else different
+    numeric = loss.labels is None and not loss.classes if loss else every.dtype.kind == "f" and len(different) > 2
+    if numeric and kinds == {"text"}:
+        raise DataError(
+            f"y is text, of which {type(loss).__name__} can make no numbers. Give numbers, or another loss."
+        )
+    if not loss and every.dtype.kind in "iu" and len(different) > FEW:
+        raise DataError(
+            f"y has {len(different)} values, all whole: classes, or numbers to predict? Give loss=hmtl.mtl.Hinge(), or "
+            "y as floats."
+        )
+    labels = None if numeric else different
     if labels is not None and len(labels) < 2:
         raise DataError(f"y is {labels[0]} in all tasks: nothing to tell apart.")
     tasks = []
-    for k, (x, target) in enumerate(zip(rows, targets, strict=True)):
+    for k, (x, target) in enumerate(zip(rows, found, strict=True)):
         values = target if labels is None else np.searchsorted(labels, target)
         if labels is not None and len(labels) == 2:
             values = 2.0 * values - 1.0
         several = len(labels) if labels is not None and len(labels) > 2 else None
         called = None if labels is None else tuple(labels.tolist())
         # Task makes tensors of arrays
-        tasks.append(Task(str(k), x, values, x[:0], values[:0], several, called))  # type: ignore[arg-type]
-    return tasks, numbers
+        task = Task(str(k), x, values, x[:0], values[:0], several, called, columns or None)  # type: ignore[arg-type]
+        tasks.append(task)
+    return tasks, numeric

@@ -7,7 +7,7 @@ import difflib
 import math
 import re
 import shutil
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,10 +48,10 @@ class Models:
     """
 
     names: tuple[str, ...]
-    W: NDArray[Any]
-    mean: NDArray[np.float64]
-    scale: NDArray[np.float64]
-    target_mean: NDArray[np.float64]
+    W: NDArray[Any] = field(repr=False)
+    mean: NDArray[np.float64] = field(repr=False)
+    scale: NDArray[np.float64] = field(repr=False)
+    target_mean: NDArray[np.float64] = field(repr=False)
     intercept: bool
     labels: NDArray[Any]
     seed: int
@@ -72,8 +72,10 @@ class Models:
         from hmtl.mtl.user_model import UserModel, linear
 
         if user not in self.names:
-            near = difflib.get_close_matches(user, self.names, n=1) or list(self.names[:3])
-            raise DataError(f"There is no user {user!r} among the {len(self.names)}: is {' or '.join(near)} meant?")
+            near = difflib.get_close_matches(str(user), self.names, n=1)
+            known = ", ".join(self.names[:4]) + (", ..." if len(self.names) > 4 else "")
+            what = f"is {near[0]} meant?" if near else f"give one of {known}."
+            raise DataError(f"There is no user {user!r} among the {len(self.names)}: {what}")
         k, C = self.names.index(user), len(self.labels) if len(self.labels) > 2 else 1
         mean, scale, w = (torch.tensor(rows[k]) for rows in (self.mean, self.scale, self.W))
         scaling, D = Scaling(mean, scale, self.intercept, float(self.target_mean[k])), len(mean) + self.intercept
@@ -97,32 +99,20 @@ class Models:
         """
         import torch
 
-        model, rows = self.model(user), np.asarray(self._by_name(x))
+        from hmtl.data.given import numbers
+
+        model, rows = self.model(user), numbers(x, "x", self.columns)
         if rows.shape == (0,):  # a list of no rows
             rows = rows.reshape(0, *self.shape)
         if rows.shape[1:] != self.shape:
             wanted = f"[n, d] with d={self.shape[0]}" if len(self.shape) == 1 else f"[n, {str(list(self.shape))[1:]}"
             raise DataError(f"x has shape {list(rows.shape)}, not {wanted}. Give raw rows.")
-        if rows.dtype.kind not in "biuf":
-            raise DataError(f"x is of type {rows.dtype}: give it as an array of numbers.")
         if (bad := ~np.isfinite(rows)).any():  # some label would come of it all the same
             row = int(np.argwhere(bad)[0, 0])
             raise DataError(f"x is NaN or infinite in row {row} (from 0). Fix or drop such rows.")
-        rows = np.array(rows, np.float32 if rows.dtype == np.float32 else np.float64, order="C")  # as torch can take it
         with torch.no_grad():
             scores: NDArray[Any] = model(torch.from_numpy(rows)).numpy()
         return scores
-
-    def _by_name(self, x: ArrayLike) -> ArrayLike:
-        if not self.columns or not hasattr(x, "columns"):
-            return x
-        if lacking := [name for name in self.columns if name not in x.columns]:
-            raise DataError(
-                f"x has no column {lacking[0]}, which the model was trained on: {', '.join(self.columns)}. Add it, or "
-                "give an array."
-            )
-        chosen: ArrayLike = x[list(self.columns)]  # type: ignore[index]  # a table of any library
-        return chosen
 
     def predict(self, user: str, x: ArrayLike) -> NDArray[Any]:
         """Labels as the data had them, or numbers in the units of y, for raw rows x [n, d], see `scores`: [n]."""

@@ -2,13 +2,15 @@
 
 import cvxpy as cp
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.metrics import r2_score
 
 from hmtl import MultiTask
 from hmtl.errors import ConfigError, DataError
-from hmtl.mtl import Mean, Ridge
+from hmtl.mtl import Mean, Ridge, Squared
 
 K, D = 4, 5
 
@@ -72,12 +74,30 @@ def test_it_is_an_estimator():
 
 def test_mistakes():
     X, y = drawn(5)
+    fitted = MultiTask(rounds=1).fit(X[:2], y[:2])
     for error, words, call in (
         (DataError, "X has 4 tasks, y 3", lambda: MultiTask().fit(X, y[:3])),
         (DataError, "X has 0 tasks", lambda: MultiTask().fit([], [])),
         (DataError, "y is no in all tasks", lambda: MultiTask().fit(X, [np.full(len(x), "no") for x in X])),
         (ConfigError, "rounds=0", lambda: MultiTask(rounds=0).fit(X, y)),
         (ConfigError, "lam", lambda: MultiTask(lam=-1).fit(X, y)),
+        (ConfigError, "lam='big' is no number", lambda: MultiTask(lam="big").fit(X, y)),
+        (ConfigError, "tolerance=None is no number", lambda: MultiTask(tolerance=None).fit(X, y)),
+        (ConfigError, r"rounds=2\.5 is no whole number", lambda: MultiTask(rounds=2.5).fit(X, y)),
+        (ConfigError, "regularizer='mean' is no Regularizer.*Mean", lambda: MultiTask(regularizer="mean").fit(X, y)),
+        (ConfigError, "loss='hinge' is no Loss", lambda: MultiTask(loss="hinge").fit(X, y)),
+        (DataError, "X is one ndarray: give a list", lambda: MultiTask().fit(X[0], y[0])),
+        (DataError, "y is one ndarray: give a list", lambda: MultiTask().fit(X[:1], y[0])),
+        (DataError, "X is one dict: give a list", lambda: MultiTask().fit(dict(enumerate(X)), y)),
+        (DataError, "X is one DataFrame", lambda: MultiTask().fit(pd.DataFrame(X[0]), y)),
+        (DataError, r"X\[1\] is no array of numbers", lambda: MultiTask().fit([X[0], [[1.0], [1.0, 2.0]]], y[:2])),
+        (DataError, r"X\[0\] is no array of numbers", lambda: MultiTask().fit([X[0].astype(str)], y[:1])),
+        (DataError, r"y\[0\] has None beside", lambda: MultiTask().fit(X[:1], [["a"] * 11 + [None]])),
+        (DataError, r"y\[0\] is NaN or infinite in row 2", lambda: MultiTask().fit(X[:1], [[1.0, -1, np.nan] * 4])),
+        (DataError, "text in some tasks", lambda: MultiTask().fit(X, [*y[:3], ["a"] * len(X[3])])),
+        (DataError, "y is text.*Squared", lambda: MultiTask(loss=Squared()).fit(X[:1], [["a", "b"] * 6])),
+        (DataError, "y has 56 values, all whole", lambda: MultiTask().fit(X, np.split(np.arange(56), [12, 27, 47]))),
+        (DataError, r"X has \[12, 15\] rows, y \[12, 14\]", lambda: fitted.score(X[:2], [y[0], y[1][1:]])),
         (NotFittedError, "not fitted yet", lambda: MultiTask().predict(X)),
         (NotFittedError, "not fitted yet", lambda: MultiTask().score(X, y)),
         (DataError, "X has 1 tasks, fitted were 4", lambda: MultiTask(rounds=1).fit(X, y).predict(X[:1])),
@@ -92,3 +112,34 @@ def test_a_task_without_new_rows():
     found = model.predict([X[0], [], np.empty((0, D)), X[3]])
     assert [len(each) for each in found] == [len(X[0]), 0, 0, len(X[3])]
     assert found[3].tolist() == model.predict(X)[3].tolist()
+    some = [X[0], [], np.empty((0, D)), X[3]], [y[0], [], [], y[3]]
+    assert model.score(*some) == pytest.approx(np.mean([r2_score(y[k], found[k]) for k in (0, 3)]))
+
+
+def test_tables_go_by_the_names_of_their_columns():
+    """In any order, of numbers and truth values; of columns without names by their place."""
+    X, y = drawn(7)
+    for x in X:
+        x[:, 1] = x[:, 1] > 2
+    names = list("pqrst")
+    tables = [pd.DataFrame(x, columns=names).astype({"q": bool}) for x in X]
+    model = MultiTask(rounds=3).fit(X, y)
+    turned = [table[names[::-1] if k % 2 else names] for k, table in enumerate(tables)]
+    named = MultiTask(rounds=3).fit(turned, [pd.Series(each) for each in y])
+    assert np.array_equal(named.models_.W, model.models_.W)
+    assert named.models_.columns == tuple(names)
+    told = model.predict(X)
+    for given in (X, tables, turned, [table.assign(beside="x") for table in tables]):
+        assert all(np.array_equal(found, want) for found, want in zip(named.predict(given), told, strict=True))
+    assert np.array_equal(MultiTask(rounds=3).fit([pd.DataFrame(x) for x in X], y).models_.W, model.models_.W)
+    with pytest.raises(DataError, match=r"X\[1\] has columns p, q, r, s, u, X\[0\] p, q, r, s, t"):
+        MultiTask().fit([tables[0], tables[1].rename(columns={"t": "u"})], y[:2])
+    with pytest.raises(DataError, match="x has no column t, which"):
+        named.predict([table.drop(columns="t") for table in tables])
+
+
+def test_what_was_learned_before_is_gone():
+    X, y = drawn(8)
+    model = MultiTask(rounds=2).fit(X, y)
+    assert hasattr(model, "Omega_")
+    assert not hasattr(model.set_params(regularizer=Mean(0.1)).fit(X, y), "Omega_")

@@ -175,9 +175,14 @@ def test_what_does_not_fit_is_named(configure: Configure, tmp_path: Path) -> Non
     for bad in (np.nan, np.inf, -np.inf):
         with pytest.raises(DataError, match=r"x is NaN or infinite in row 3 \(from 0\)"):
             models.predict("town 1", [[1, 1, 1, 1]] * 3 + [[1, 1, bad, 1]] * 2)
-    for kind in (str, object):
-        with pytest.raises(DataError, match=r"x is of type .*: give it as an array of numbers"):
-            models.predict("town 1", np.ones((2, 4)).astype(kind))
+    text = np.array([["a", 1, 1, 1]], object)
+    for rows in ([["a"] * 4], text, [[1, 1, 1, 1], [1]], [[1j] * 4], np.ones((2, 4)).astype(str)):
+        with pytest.raises(DataError, match=r"x is no array of numbers \(.*\)\. Give rows of equal length, of numbers"):
+            models.predict("town 1", rows)
+    for user in ("zzz", 4):
+        with pytest.raises(DataError, match=rf"no user {user!r} among the 4: give one of town 0, town 1, .*"):
+            models.predict(user, np.ones((1, 4)))  # type: ignore[arg-type]
+    assert len(repr(models)) < 1000
     with pytest.raises(ConfigError, match="linear models: leave model out"):
         hmtl.load_run(tmp_path, torch.nn.Linear)
     assert models.predict("town 1", np.empty((0, 4))).shape == (0,)
@@ -186,7 +191,7 @@ def test_what_does_not_fit_is_named(configure: Configure, tmp_path: Path) -> Non
     table = pd.DataFrame(x, columns=list(models.columns)).assign(beside="x")
     for order in (["beside", *models.columns], [*models.columns[::-1], "beside"]):
         assert models.scores("town 1", table[order]).tolist() == models.scores("town 1", x).tolist()
-    for same in (x[:, ::-1].copy()[:, ::-1], x.astype(">f8"), np.asfortranarray(x)):
+    for same in (x[:, ::-1].copy()[:, ::-1], x.astype(">f8"), np.asfortranarray(x), x.astype(object)):
         assert models.scores("town 1", same).tolist() == models.scores("town 1", x).tolist()
     with pytest.raises(DataError, match=r"x has no column b, which the model was trained on: a, b, c, same\. Add it"):
         models.predict("town 1", table.drop(columns=["b", "same"]))
