@@ -14,6 +14,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
+from places import data_in
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -83,7 +84,7 @@ def mean(each: list[list[Point]]) -> list[Point]:
 def measure(har: Path, seeds: int, rounds: int) -> Curves:
     curves: Curves = {}
     for data, (common, methods) in DATA.items():
-        path = shlex.quote(f"dataset.path={har}") if "har" in common else ""
+        path = shlex.quote(data_in(har)) if "har" in common else ""
         for method, own in methods.items():
             found = mean([curve(f"{common} {path} {own}", seed, rounds) for seed in range(seeds)])
             curves.setdefault(data, {})[method] = found

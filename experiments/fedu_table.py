@@ -13,6 +13,7 @@ import shlex
 import statistics
 from pathlib import Path
 
+from places import data_in
 from rich.console import Console
 from rich.table import Table
 
@@ -59,7 +60,7 @@ def main() -> None:
     for column in ("model", "method", *map(str, SHOWN)):
         shown.add_column(column)
     rows: list[tuple[str, ...]] = [("model", "method", "rounds", "test_accuracy", "sd")]
-    path = shlex.quote(f"dataset.path={args.har}")
+    path = shlex.quote(data_in(args.har))
     data = f"dataset=har_subjects dataset.target=activity {path} topology=any_r"
     for model in ("linear", "network"):
         for method, (settings, rounds) in METHODS.items():

@@ -20,6 +20,7 @@ from joblib import Memory, Parallel, delayed, parallel_config
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
+from places import data_in
 from rich import box
 from rich.progress import Progress
 from rich.table import Table
@@ -78,7 +79,7 @@ def options(about: str | None, sets: Mapping[str, str] | None = None) -> Options
     given = parser.parse_args()
     data = {}
     for name, chosen in (sets or {}).items():
-        data[name] = f"{chosen} {shlex.quote(f'dataset.path={getattr(given, name.lower())}')}"
+        data[name] = f"{chosen} {shlex.quote(data_in(getattr(given, name.lower())))}"
     out = given.out or (Path("outputs") if given.quick else RESULTS)
     return Options(given.draws or (2 if given.quick else 50), 1 if given.quick else given.jobs, given.quick, out, data)
 
@@ -96,9 +97,9 @@ def network(cfg: DictConfig, point: Point, seed: int) -> Topology:
 
 
 @contextmanager
-def kept(name: str) -> Iterator[Memory]:
+def kept(name: str, quick: bool = False) -> Iterator[Memory]:
     """Where finished parts of a figure are kept until all are: a run that was stopped goes on with the same command."""
-    memory = Memory(Path("outputs", "unfinished", name), verbose=0)
+    memory = Memory(Path("outputs", "unfinished", f"{name} quick" if quick else name), verbose=0)
     yield memory
     memory.clear(warn=False)
 

@@ -86,7 +86,7 @@ def main(name: str, about: str, x: str, panels: Panels) -> None:
     """Make the figure as the command line says."""
     ask = options(about)
     wanted = points(panels, ask.quick)
-    with kept(name) as memory:
+    with kept(name, ask.quick) as memory:
         drawn = side_by_side(f"{name}, draws", ask, memory, draw, [(name, wanted, seed) for seed in range(ask.draws)])
     rows = mean(chain.from_iterable(drawn), ["panel", *wanted[0][1], "curve"])
     title = f"{name.replace('fig', 'Fig. ')}: loads of a round over a broadcast downlink, mean of {ask.draws} networks"

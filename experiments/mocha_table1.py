@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from compare import METHODS, RESULTS, table
+from places import data_in
 
 
 def main() -> None:
@@ -21,7 +22,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--out", type=Path, default=RESULTS / "mocha_table1.csv")
     args = parser.parse_args()
-    data = ("dataset=har_subjects", f"dataset.path={args.har}", "topology=any_r")
+    data = ("dataset=har_subjects", data_in(args.har), "topology=any_r")
     table(data, args.methods, args.seeds, args.rounds, "se", args.out)
 
 

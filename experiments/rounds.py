@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from places import data_in
 from rich.console import Console
 from rich.table import Table
 
@@ -68,7 +69,7 @@ def main() -> None:
 
     jobs = [("mnist5k", ["dataset=mnist5k", "lam=0.01"], "relative gap ≤ 1e-2", relative_gap, 1e-2)]
     if args.har:
-        har = ["dataset=har_subjects", f"dataset.path={args.har}", "topology=any_r", "lam=1e-3"]
+        har = ["dataset=har_subjects", data_in(args.har), "topology=any_r", "lam=1e-3"]
         jobs.append(("HAR by subject", har, "test error ≤ 0.5 %", test_error, 0.005))
     table = Table(title=f"What a good model costs, mean over {args.seeds} seeds", title_justify="left")
     for column in COLUMNS:

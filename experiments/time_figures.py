@@ -203,7 +203,7 @@ def main(name: str, about: str, x: str, panels: Panels) -> None:
     data, wanted = (QUICK if ask.quick else ask.data), points(panels, ask.quick)
     cfg = compose(f"experiment={name}", *shlex.split(next(iter(data.values()))), "output_dir=.")
     rounds = int(cfg.rounds)
-    with kept(name) as memory:
+    with kept(name, ask.quick) as memory:
         parts = [(name, data, wanted, seed) for seed in range(ask.draws)]
         drawn = side_by_side(f"{name}, draws", ask, memory, draw, parts)
     rows = totals(list(chain.from_iterable(drawn)), rounds)

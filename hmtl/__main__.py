@@ -8,6 +8,8 @@ if __name__ == "__main__":
 import runpy
 import sys
 
+import hmtl
+
 COMMANDS = {
     "train": "train over a two-hop network, counting every bit",
     "plan": "what coding would save on a network, without training",
@@ -43,6 +45,8 @@ def main() -> None:
         for name, what in COMMANDS.items():
             print(f"  {name:8} {what}")
         print("\nhmtl COMMAND --help tells more of one; completion in bash, and zsh's bashcompinit: hmtl --completion")
+    elif command == "--version":
+        print(hmtl.__version__)
     elif command == "--completion":
         print(COMPLETION.replace("@", " ".join(COMMANDS)), end="")
     elif command in COMMANDS:

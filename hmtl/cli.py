@@ -27,7 +27,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException, MissingConfigException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from hmtl.config import compose, conf_dir
 from hmtl.console import Console
@@ -212,6 +212,8 @@ def _told(error: Exception, config_name: str) -> str:
     message = str(error)
     if refused := re.match("Could not override '(.+)'", message):
         return _no_setting(refused[1], config_name)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is not set: give {error.full_key}=..., see --help for what it is."
     if "Config group override" in message:
         for key, _, value in (word.partition("=") for word in sys.argv[1:]):
             if key and re.fullmatch(r"null|true|false|[\d.]+", value, re.IGNORECASE) and (choices := _choices(key)):

@@ -139,7 +139,7 @@ def _planning(summary: Mapping[str, Any]) -> str:
     spent = summary["time"]
     share = spent["planning_s"] / spent["total_s"]
     return (
-        f"Plans made in rounds: {spent['plans']}, which took {spent['planning_s']:.2f} s, {share:.1%} of the time. "
+        f"New plans made between rounds: {spent['plans']}, in {spent['planning_s']:.2f} s, {share:.1%} of the time. "
         f"State for relays that missed rounds: {summary.get('handover_bits', 0):,} bit."
     )
 

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 def predict(cfg: DictConfig) -> None:
     """Write the rows of `cfg.data` with a column `predicted` to `cfg.output`."""
-    from hmtl.data.tables import read_table
+    from hmtl.data.tables import as_it_came, read_table
 
+    if cfg.output is not None and not Path(cfg.output).name:
+        raise ConfigError(f"output={cfg.output} names no file: give one, such as predicted.csv, or leave it out.")
     models, file = load_run(cfg.run), Path(cfg.data)
     if len(models.shape) > 1:
         raise DataError(
@@ -40,7 +42,7 @@ def predict(cfg: DictConfig) -> None:
         rows = [row for row, owner in enumerate(whose) if owner == user]
         for row, value in zip(rows, models.predict(user, x[rows]).tolist(), strict=True):
             predicted[row] = value
-    text = table.assign(predicted=predicted).to_csv(index=False)
+    text = as_it_came(file, table).assign(predicted=predicted).to_csv(index=False)
     if cfg.output is None:
         sys.stdout.write(text)
     else:

@@ -7,6 +7,7 @@ from pathlib import Path
 import commands
 import pytest
 
+import hmtl
 from hmtl.__main__ import COMMANDS
 
 
@@ -22,6 +23,8 @@ def test_help_names_all_commands_and_a_mistake_does_too() -> None:
         done = commands.run("hmtl", *words)
         assert done.returncode == 0
         assert [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")] == list(COMMANDS)
+    assert commands.run("hmtl", "--version").stdout == f"{hmtl.__version__}\n"
+    assert {*hmtl.__all__} <= {*dir(hmtl)}
     done = commands.run("hmtl", "trian")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "no command 'trian': choose one of train, plan" in done.stderr

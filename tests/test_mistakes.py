@@ -94,6 +94,8 @@ train resume=                            | resume is empty
 plan output_dir=                         | output_dir is empty
 train topology=file                      | topology.path is not set
 train dataset=files                      | dataset.path is not set
+train dataset=files dataset.path=no.csv  | no.csv is not there. Give a table, or a folder or pattern
+train algorithm=fedu loss=logistic solver.step=1e20 rounds=2 dataset.rows_per_user=20 | lower solver.step
 """
 
 TARGETS = r"""
@@ -481,7 +483,7 @@ FILES: list[tuple[str, str, Make, str]] = [  # words, where {} is the file; its 
         text("round,relay,user\n0,0,0\n0,1,1\n"),
         "K=20, but the topology",
     ),
-    ("train dataset=files dataset.path={}", ".csv", text("a,b,y\n1,2,yes\n"), "is one table: set task"),
+    ("train dataset=files dataset.path={}", ".csv", text("a,b,y\n1,2,yes\n"), "is one table: set dataset.task"),
     ("train dataset=files dataset.path={} dataset.task=who", ".csv", text("a,y\n1,yes\n"), "no column who"),
     ("train dataset=files dataset.path={} dataset.task=who", ".csv", text(""), "cannot be read"),
     ("train dataset=files dataset.path={} dataset.task=who", ".csv", text(b"\x00\xff\xfe" * 9), "x.csv"),
@@ -490,7 +492,7 @@ FILES: list[tuple[str, str, Make, str]] = [  # words, where {} is the file; its 
     ("train dataset=files dataset.path={} dataset.task=who", ".csv", text("a,a,y,who\n1,1,yes,1\n"), "stands twice"),
     ("train dataset=files dataset.path={} dataset.task=who", ".parquet", text("PAR1 not"), "cannot be read"),
     ("train dataset=files dataset.path={}", ".csv", a_pipe, "has no file"),
-    ("train dataset=files dataset.path={}.not", ".csv", text("1"), "has no file"),
+    ("train dataset=files dataset.path={}.not", ".csv", text("1"), "is not there"),
     ("train dataset=mnist dataset.download=false dataset.path={}", ".csv", text("1"), "MNIST is not in"),
     (HAR, ".zip", text("no zip"), "damaged or not UCI's"),
     (

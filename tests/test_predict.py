@@ -75,6 +75,8 @@ def test_rows_of_one_user(trained: Path) -> None:
         ("data={}/few.csv user=north", "few.csv has no column b, which the models were trained on"),
         ("data={}/twice.csv user=north", "twice.csv has a column predicted, .* Drop or rename it"),
         ("data={}/new.csv user=north output={}/none/x.csv", "none/x.csv: No such file.* written to: output=PATH"),
+        ("user=north", "data is not set: give data=..., see --help"),
+        ("data={}/new.csv user=north output=", "output= names no file: give one"),
         ("data={}/new.csv usr=north", "no setting 'usr': did you mean 'user'"),
     ],
 )
@@ -87,3 +89,13 @@ def test_mistakes_in_one_line(trained: Path, words: str, says: str) -> None:
     done = commands.run("hmtl.predict", *run, *given)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert re.search(says.replace("{}", str(trained)), done.stderr)
+
+
+def test_other_columns_stay_what_they_were(trained: Path) -> None:
+    """Letter by letter, for one joins by them."""
+    text = 'id,a,note,price,b\n007,1,NA,1.50,2\n008,1e0,"x, y",1e5,-2\n'
+    (trained / "notes.csv").write_text(text)
+    done = commands.run("hmtl.predict", f"run={trained}/run", f"data={trained}/notes.csv", "user=south")
+    labels = hmtl.load_run(trained / "run").predict("south", [[1, 2], [1, -2]])
+    header, *rows = text.splitlines()
+    assert done.stdout.splitlines() == [f"{header},predicted", *map("{},{}".format, rows, labels)]

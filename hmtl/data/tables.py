@@ -132,9 +132,11 @@ def _tables(path: Path, target: str, task: str | None, kind: str) -> dict[str, p
     found = _find(path)
     if (task is None) == path.is_file():
         cause = (
-            "is one table: set task to its column" if task is None else "is not one table: leave task out, or column"
+            "is one table: set dataset.task to its column that says to which task a row belongs."
+            if task is None
+            else "is not one table, with a column that says to which task a row belongs: leave dataset.task out."
         )
-        raise ConfigError(f"task={task}, but {path} {cause} that says to which task a row belongs.")
+        raise ConfigError(f"dataset.task={'null' if task is None else task}, but {path} {cause}")
     return _one_each(found, target, kind) if task is None else _cut(found[0], target, task, kind)
 
 
@@ -163,9 +165,9 @@ def _find(path: Path) -> list[Path]:
     places = [path] if path.is_file() else path.iterdir() if path.is_dir() else path.parent.glob(path.name)
     found = [file for file in places if file.suffix.lower() in KINDS and file.name[0] != "." and file.is_file()]
     if not found:
-        raise DataError(
-            f"{path} has no file of {', '.join(KINDS)}. Give a folder or pattern with a file for each task."
-        )
+        there = path.exists() or set(path.name) & set("*?[")
+        what = f"has no file of {', '.join(KINDS)}" if there else "is not there"
+        raise DataError(f"{path} {what}. Give a table, or a folder or pattern with a file for each task.")
     return sorted(found, key=lambda file: _natural(file.stem))
 
 
@@ -232,12 +234,20 @@ def read_table(file: Path, beside: Collection[str] = ()) -> pd.DataFrame:
     return table
 
 
+def as_it_came(file: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """The table read from that file; of CSV each cell letter by letter, so that 007 and 1.50 stay what they are."""
+    import pandas as pd
+
+    text = file.suffix.lower() not in (".npz", ".parquet")
+    return pd.read_csv(file, dtype=str, keep_default_na=False) if text else table
+
+
 def _faults(table: pd.DataFrame, target: str, task: str | None, kind: str) -> Iterator[str]:
     """What is wrong and what to do; what comes later supposes that what came before is right."""
     names = ", ".join(map(str, table.columns[:8])) + (", ..." if table.shape[1] > 8 else "")
     for role, name in (("target", target), ("task", task)):
         if name not in (None, *table):
-            yield f"has no column {name} (it has {names}). Set {role} to one that it has."
+            yield f"has no column {name} (it has {names}). Set dataset.{role} to one that it has."
     if table.empty:
         yield "has no rows: an empty task. Add rows, or remove it."
     if set(table) <= {target, task}:

@@ -264,7 +264,7 @@ BAD = {
     "missing column": (lambda f: save(frame().drop(columns="b"), f / "u2.csv"), ["u2.csv", "u1.csv", "lacks b"]),
     "more columns": (lambda f: save(frame().assign(c=1, d=2), f / "u2.csv"), ["u2.csv", "lacks c, d", "same columns"]),
     "no target": (lambda f: save(frame().rename(columns={"y": "Y"}), f / "u2.csv"), ["no column y (it has a, Y, b)"]),
-    "no header": (csv("1,2,3\n4,5,6\n"), ["u2.csv has no column y (it has 1, 2, 3)", "Set target"]),
+    "no header": (csv("1,2,3\n4,5,6\n"), ["u2.csv has no column y (it has 1, 2, 3)", "Set dataset.target"]),
     "nan": (put("a", 3, np.nan), ["u2.csv has nan in column a, row 3 (from 0, below the header; 0 more)"]),
     "inf": (put("b", 5, "inf"), ["u2.csv has inf in column b, row 5", "a finite number belongs"]),
     "text": (put("b", 4, "n.a.?"), ["u2.csv has n.a.? in column b, row 4", "Fix or drop"]),
@@ -331,7 +331,10 @@ def test_a_damaged_byte_in_an_npz_is_noticed(tmp_path):
     ("change", "words"),
     [
         (lambda t: t.assign(who=t["who"].where(t.index != 4)), "all.csv has nan in column who, row 4"),
-        (lambda t: t.rename(columns={"who": "whom"}), "all.csv has no column who (it has a, y, b, whom). Set task"),
+        (
+            lambda t: t.rename(columns={"who": "whom"}),
+            "all.csv has no column who (it has a, y, b, whom). Set dataset.task",
+        ),
         (lambda t: t.assign(b=t["b"].astype(object).where(t.index != 7, "?")), "all.csv has ? in column b, row 7"),
         (lambda t: t.assign(y="no"), "all.csv: 'y' has one value, no, in all rows"),
         (lambda t: t.assign(who=t["who"].where(t.index != 0, "r")), "Task 'r': 1 rows cannot be split"),
@@ -364,7 +367,8 @@ def test_one_task_twice(tmp_path):
 def test_nothing_there(tmp_path, path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(DataError, match=re.escape(f"{tmp_path / path} has no file of .csv, .npz, .parquet")):
+    what = "is not there. Give a table" if path == "nowhere" else "has no file of .csv, .npz, .parquet"
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path / path} {what}")):
         files(tmp_path / path)
 
 
@@ -387,7 +391,7 @@ def test_what_cannot_be(tmp_path, arguments, words):
         save(frame(), tmp_path / f"u{k}.csv")
     with pytest.raises(ConfigError, match=words):
         files(tmp_path, **arguments)
-    with pytest.raises(ConfigError, match="is one table: set task"):
+    with pytest.raises(ConfigError, match=r"is one table: set dataset\.task"):
         files(tmp_path / "u1.csv")
 
 

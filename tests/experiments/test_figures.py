@@ -157,7 +157,10 @@ def quick(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[Row]
 
 @pytest.mark.parametrize("name", [*LOADS, *TIMES])
 def test_quick(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    unfinished = tmp_path / "outputs" / "unfinished" / name / "part"
+    unfinished.mkdir(parents=True)
     rows = quick(name, monkeypatch, tmp_path)
+    assert unfinished.exists(), "what a long run has is not its own"
     check(rows)
     assert set(rows[0]) == set(recorded(name)[0])
 
@@ -165,10 +168,10 @@ def test_quick(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 def test_data_in_a_folder_with_a_blank_in_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """As UCI's has."""
     monkeypatch.syspath_prepend(EXPERIMENTS)
-    monkeypatch.setattr(sys, "argv", ["fig5.py", "--mnist", "my data", "--har", "data/UCI HAR Dataset"])
+    monkeypatch.setattr(sys, "argv", ["fig5.py", "--mnist", "it's (my) dätä", "--har", "data/UCI HAR Dataset"])
     ask = import_module("figures").options("", import_module("time_figures").DATA)
     paths = {name: compose(*shlex.split(words), "output_dir=.").dataset.path for name, words in ask.data.items()}
-    assert paths == {"MNIST": "my data", "HAR": "data/UCI HAR Dataset"}
+    assert paths == {"MNIST": "it's (my) dätä", "HAR": "data/UCI HAR Dataset"}
 
 
 @pytest.mark.parametrize("name", [*LOADS, *TIMES])

@@ -8,13 +8,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl.errors import ConfigError
+from hmtl.errors import ConfigError, RangeError
 from hmtl.mtl.algorithms.base import Aggregator, Ids, Users, no_sums, with_rows
 from hmtl.mtl.algorithms.gradient_sums import Pull, PullingSums, PullingUsers
 from hmtl.mtl.algorithms.gradients import ByGradients, Mixing, ModelUsers, told_nothing
 from hmtl.mtl.algorithms.setup import SetupAggregator, SetupUsers
 from hmtl.mtl.regularizers import Regularizer
 from hmtl.mtl.structure import Dense, Sparse, by_entries
+
+MOST_PARTS = 2**31  # of a step down the regularizer
 
 
 class FedU(ByGradients):
@@ -151,6 +153,11 @@ class Coupling(Mixing):
     def _parts(self, length: float) -> int:
         """How many parts the longest step is made in."""
         longest = length * self.steepest
+        if not longest < MOST_PARTS:
+            raise RangeError(
+                f"steps down the regularizer are {longest:.3g} times as long as the models bear: lower solver.step, or "
+                "the strength of the regularizer."
+            )
         return 1 if longest < 2 else math.ceil(longest)
 
     def _by_rows(self, A: Sparse, W: Tensor, steps: Tensor, rate: float) -> Tensor:
