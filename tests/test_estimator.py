@@ -44,6 +44,9 @@ def test_labels_come_back_as_they_went(labels):
     y = [np.array(labels)[np.digitize(s, np.quantile(s, np.linspace(0, 1, len(labels) + 1)[1:-1]))] for s in scores]
     model = MultiTask(lam=0.01, rounds=60).fit(X, y)
     found = model.predict(X)
+    if not isinstance(labels[0], int | float) or isinstance(labels[0], bool):
+        again = MultiTask(lam=0.01, rounds=60).fit(X, [each.astype(object) for each in y])
+        assert np.array_equal(again.models_.W, model.models_.W)
     assert {label for each in found for label in each.tolist()} == set(labels)
     right = [np.mean(each == told) for each, told in zip(found, y, strict=True)]
     assert model.score(X, y) == pytest.approx(np.mean(right))
@@ -94,6 +97,8 @@ def test_mistakes():
         (DataError, r"X\[0\] is no array of numbers", lambda: MultiTask().fit([X[0].astype(str)], y[:1])),
         (DataError, r"y\[0\] has None beside", lambda: MultiTask().fit(X[:1], [["a"] * 11 + [None]])),
         (DataError, r"y\[0\] is NaN or infinite in row 2", lambda: MultiTask().fit(X[:1], [[1.0, -1, np.nan] * 4])),
+        (DataError, r"y\[0\] has shape \[12, 1\]", lambda: MultiTask().fit(X[:1], [np.ones((12, 1))])),
+        (DataError, r"y\[0\] has shape \[12\], type complex128", lambda: MultiTask().fit(X[:1], [np.ones(12) * 1j])),
         (DataError, "text in some tasks", lambda: MultiTask().fit(X, [*y[:3], ["a"] * len(X[3])])),
         (DataError, "y is text.*Squared", lambda: MultiTask(loss=Squared()).fit(X[:1], [["a", "b"] * 6])),
         (DataError, "y has 56 values, all whole", lambda: MultiTask().fit(X, np.split(np.arange(56), [12, 27, 47]))),
