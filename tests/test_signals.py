@@ -10,11 +10,15 @@ from hmtl.signals import catch_signals
 
 @pytest.fixture
 def usual():
-    """SIGTERM acts by telling its number here."""
+    """SIGTERM acts by telling its number here, SIGINT as in Python, which ignores it where a shell's job does."""
     told = []
-    before = signal.signal(signal.SIGTERM, lambda signum, frame: told.append(signum))
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda signum, frame: told.append(signum)),
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+    }
     yield told
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
