@@ -102,6 +102,10 @@ class Jobs(Callback):
             complain(str(error))
             sys.exit(2)  # Hydra makes a warning of any other exception
 
+    def on_multirun_start(self, config: DictConfig, **others: Any) -> None:
+        for file in Path(config.hydra.sweep.dir).glob(f"*/{config.hydra.output_subdir}/failed"):
+            file.unlink()  # of an earlier sweep in this folder
+
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **others: Any) -> None:
         if config.hydra.output_subdir is not None:
             failed = Path(config.hydra.runtime.output_dir, config.hydra.output_subdir, "failed")

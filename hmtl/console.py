@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 import rich.console
+from rich.cells import cell_len
 from rich.console import ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
@@ -21,14 +22,14 @@ class Words:
     text: str
 
     def __rich_measure__(self, console: rich.console.Console, options: ConsoleOptions) -> Measurement:
-        return Measurement(max(map(len, self._pieces(self.text)), default=0), len(self.text))
+        return Measurement(max(map(cell_len, self._pieces(self.text)), default=0), cell_len(self.text))
 
     def __rich_console__(self, console: rich.console.Console, options: ConsoleOptions) -> RenderResult:
         width, lines = options.max_width, [""]
         for word in self.text.split():
-            for n, piece in enumerate([word] if len(word) <= width else self._pieces(word)):
+            for n, piece in enumerate([word] if cell_len(word) <= width else self._pieces(word)):
                 longer = f"{lines[-1]} {piece}".lstrip() if n == 0 else lines[-1] + piece
-                lines[-1:] = [longer] if len(longer) <= width else [lines[-1], piece]
+                lines[-1:] = [longer] if cell_len(longer) <= width else [lines[-1], piece]
         yield Text("\n".join(lines))
 
     def _pieces(self, text: str) -> list[str]:

@@ -89,11 +89,13 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             value = getattr(self, name)
             if not isinstance(value, kind | None):
                 raise ConfigError(f"{name}={value!r} is no {kind.__name__}: give one, such as hmtl.mtl.{example}.")
-        if not isinstance(self.rounds, numbers.Integral) or self.rounds < 1:
-            raise ConfigError(f"rounds={self.rounds!r} is no whole number from 1 up: give how many there may be.")
-        for name in ("lam", "tolerance"):
-            if not isinstance(getattr(self, name), numbers.Real):
-                raise ConfigError(f"{name}={getattr(self, name)!r} is no number: give one.")
+        for name, least in (("rounds", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Integral) or value < least:
+                raise ConfigError(f"{name}={value!r} is no whole number from {least} up: give one.")
+        for name in ("tolerance", *["lam"][: self.regularizer is None]):
+            if not hasattr(value := getattr(self, name), "__float__"):
+                raise ConfigError(f"{name}={value!r} is no number: give one.")
 
     def predict(self, X: Sequence[ArrayLike]) -> list[NDArray[Any]]:
         """Labels or numbers as y had them, [n_k] for each task.
@@ -102,6 +104,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             NotFittedError: `fit` comes first. DataError: what is wrong with X.
         """
         check_is_fitted(self)
+        given.check_list(X, "X", 2)
         if len(X) != len(self.models_.names):
             raise DataError(
                 f"X has {len(X)} tasks, fitted were {len(self.models_.names)}: give rows of each, [] for none."
@@ -115,11 +118,17 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             NotFittedError: `fit` comes first. DataError: what is wrong with X, or y is not as long.
         """
         predicted = self.predict(X)
-        lengths, wanted = ([len(np.asarray(each)) for each in all_] for all_ in (predicted, y))
-        if lengths != wanted:
+        given.check_list(y, "y", 1)
+        told = [given.targets(each, f"y[{k}]") for k, each in enumerate(y)]
+        if (lengths := [*map(len, predicted)]) != (wanted := [*map(len, told)]):
             raise DataError(f"X has {lengths} rows, y {wanted}: give one y for each row.")
+        pairs = [pair for pair in zip(told, predicted, strict=True) if len(pair[0])]
+        for theirs, ours in pairs:
+            if (theirs.dtype.kind == "U") != (ours.dtype.kind == "U"):
+                found = f"y has {theirs[0].item()!r}, and {ours[0].item()!r} is predicted"
+                raise DataError(f"{found}: give y of the kind that was fitted.")
         measure = accuracy_score if len(self.models_.labels) else r2_score
-        return float(np.mean([measure(told, found) for told, found in zip(y, predicted, strict=True) if len(found)]))
+        return float(np.mean([measure(*pair) for pair in pairs]))
 
 
 def _tasks(X: Sequence[ArrayLike], y: Sequence[ArrayLike], loss: Loss | None) -> tuple[list[Task], bool]:
@@ -130,11 +139,11 @@ def _tasks(X: Sequence[ArrayLike], y: Sequence[ArrayLike], loss: Loss | None) ->
         raise DataError(f"X has {len(X)} tasks, y {len(y)}: give as many of each, at least one.")
     columns = given.names_of(X[0])
     for k, x in enumerate(X):
-        if set(names := given.names_of(x) or columns) != set(columns):
+        if columns and (names := given.names_of(x)) and set(names) != set(columns):
             raise DataError(f"X[{k}] has columns {', '.join(names)}, X[0] {', '.join(columns)}: give all the same.")
     rows = [given.numbers(x, f"X[{k}]", columns) for k, x in enumerate(X)]
     found = [given.targets(target, f"y[{k}]") for k, target in enumerate(y)]
-    if len(kinds := {"text" if target.dtype.kind in "US" else "numbers" for target in found}) > 1:
+    if len(kinds := {"text" if target.dtype.kind == "U" else "numbers" for target in found}) > 1:
         raise DataError("y is of text in some tasks, of numbers in others. Give labels of one kind, or numbers.")
     every = np.concatenate(found)
     different = np.unique(every)

@@ -76,7 +76,7 @@ class Past:
 class History:
     """The rows of a run as they come, each written whole, so that the file can be read at any moment.
 
-    With the first that it writes, results of an earlier run in the folder go: they would not be of these rows.
+    Where there is such a file already, results beside it go with the first row: they would not be of these.
 
     Args:
         path: the file; None: rows are counted, but not kept.
@@ -110,13 +110,14 @@ class History:
         if self.path.exists() and past.path.exists() and self.path.samefile(past.path):
             for block in past.blocks():
                 self._sha.update(block)
+            self._clear()
             os.truncate(self.path, past.nbytes)
         else:
             with replacing(self.path) as file:
                 for block in past.blocks():
                     self._sha.update(block)
                     file.write(block)
-        self._clear()
+                self._clear()
         self._nbytes = past.nbytes
         for self.last in past:
             pass
@@ -142,9 +143,9 @@ class History:
         self._sha.update(line)
 
     def _clear(self) -> None:
-        assert self.path is not None
-        for name in RESULTS:
-            self.path.with_name(name).unlink(missing_ok=True)
+        if self.path is not None and self.path.exists():  # else they are nobody's, or a user's own
+            for name in RESULTS:
+                self.path.with_name(name).unlink(missing_ok=True)
 
     def _names(self) -> list[str]:
         """Those of the file, whose first row has all there are."""

@@ -74,7 +74,7 @@ class Models:
         if user not in self.names:
             near = difflib.get_close_matches(str(user), self.names, n=1)
             known = ", ".join(self.names[:4]) + (", ..." if len(self.names) > 4 else "")
-            what = f"is {near[0]} meant?" if near else f"give one of {known}."
+            what = f"is {near[0]!r} meant?" if near else f"give one of {known}."
             raise DataError(f"There is no user {user!r} among the {len(self.names)}: {what}")
         k, C = self.names.index(user), len(self.labels) if len(self.labels) > 2 else 1
         mean, scale, w = (torch.tensor(rows[k]) for rows in (self.mean, self.scale, self.W))

@@ -4,6 +4,7 @@ import cvxpy as cp
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import r2_score
@@ -67,7 +68,7 @@ def test_numbers_to_predict():
 def test_it_is_an_estimator():
     X, y = drawn(3)
     model = MultiTask(lam=0.1, rounds=3, seed=4)
-    again = clone(model).set_params(regularizer=Mean(0.1)).fit(X, y)
+    again = clone(model).set_params(regularizer=Mean(0.1), lam=None).fit(X, y)
     assert model.get_params()["regularizer"] is None
     assert again.rounds_ == 3
     assert not hasattr(model, "models_")
@@ -95,6 +96,19 @@ def test_mistakes():
         (DataError, "X is one DataFrame", lambda: MultiTask().fit(pd.DataFrame(X[0]), y)),
         (DataError, r"X\[1\] is no array of numbers", lambda: MultiTask().fit([X[0], [[1.0], [1.0, 2.0]]], y[:2])),
         (DataError, r"X\[0\] is no array of numbers", lambda: MultiTask().fit([X[0].astype(str)], y[:1])),
+        (ConfigError, "seed=None is no whole number from 0", lambda: MultiTask(seed=None).fit(X, y)),
+        (DataError, r"y\[0\] has nan beside", lambda: MultiTask().fit(X[:1], [["p", "q", float("nan")] * 4])),
+        (DataError, r"y\[0\] has True beside", lambda: MultiTask().fit(X[:1], [[True, "q"] * 6])),
+        (DataError, r"y\[0\] is no list of labels", lambda: MultiTask().fit(X[:1], [[0, [1]] * 6])),
+        (DataError, r"y\[0\] has shape \[12\], type \|S1", lambda: MultiTask().fit(X[:1], [[b"p", b"q"] * 6])),
+        (
+            DataError,
+            r"X\[0\] is no array.*grad",
+            lambda: MultiTask().fit([torch.ones(2, 2).requires_grad_()], [[0, 1]]),
+        ),
+        (DataError, "X is one generator", lambda: fitted.predict(x for x in X[:2])),
+        (DataError, "y is one NoneType", lambda: fitted.score(X[:2], None)),
+        (DataError, "y has 'a', and", lambda: fitted.score([*X[:1], []], [["a"] * 12, []])),
         (DataError, r"y\[0\] has None beside", lambda: MultiTask().fit(X[:1], [["a"] * 11 + [None]])),
         (DataError, r"y\[0\] is NaN or infinite in row 2", lambda: MultiTask().fit(X[:1], [[1.0, -1, np.nan] * 4])),
         (DataError, r"y\[0\] has shape \[12, 1\]", lambda: MultiTask().fit(X[:1], [np.ones((12, 1))])),
@@ -136,7 +150,14 @@ def test_tables_go_by_the_names_of_their_columns():
     told = model.predict(X)
     for given in (X, tables, turned, [table.assign(beside="x") for table in tables]):
         assert all(np.array_equal(found, want) for found, want in zip(named.predict(given), told, strict=True))
-    assert np.array_equal(MultiTask(rounds=3).fit([pd.DataFrame(x) for x in X], y).models_.W, model.models_.W)
+    nameless = [pd.DataFrame(x) for x in X]
+    assert np.array_equal(MultiTask(rounds=3).fit(nameless, y).models_.W, model.models_.W)
+    mixed = MultiTask(rounds=3).fit([tables[0], nameless[1], *X[2:]], [each.astype(object) for each in y])
+    assert np.array_equal(mixed.models_.W, model.models_.W)
+    for given in ([X[0], *tables[1:]], nameless):
+        assert all(np.array_equal(found, want) for found, want in zip(named.predict(given), told, strict=True))
+    late = MultiTask(rounds=3).fit([X[0], *tables[1:]], y).models_
+    assert (late.columns, np.array_equal(late.W, model.models_.W)) == ((), True)
     with pytest.raises(DataError, match=r"X\[1\] has columns p, q, r, s, u, X\[0\] p, q, r, s, t"):
         MultiTask().fit([tables[0], tables[1].rename(columns={"t": "u"})], y[:2])
     with pytest.raises(DataError, match="x has no column t, which"):

@@ -122,6 +122,21 @@ def test_without_a_file_rows_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize("goes_on", [False, True])
+def test_files_of_others_stay(tmp_path, goes_on):
+    """Of a folder where no run was, nothing is removed."""
+    past = written(tmp_path / "metrics.csv", ROWS[:2]).past()
+    place = tmp_path / "own"
+    place.mkdir()
+    (place / "users.csv").touch()
+    history = History(place / "metrics.csv")
+    if goes_on:
+        history.go_on(past)
+    else:
+        history.append(ROWS[0])
+    assert (place / "users.csv").exists()
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
 def test_results_of_an_earlier_run_go_with_the_first_row(tmp_path, goes_on):
     """They would not be of the rows beside them; as long as nothing is written, they are."""
     path = tmp_path / "metrics.csv"

@@ -66,7 +66,7 @@ def test_rows_of_one_user(trained: Path) -> None:
     ("words", "says"),
     [
         ("data={}/new.csv", "Whose rows has {}/new.csv\\? Set user, or task .*; users: 7, north, south"),
-        ("data={}/new.csv user=nort", "no user 'nort' among the 3: is north meant"),
+        ("data={}/new.csv user=nort", "no user 'nort' among the 3: is 'north' meant"),
         ("data={}/new.csv user=north task=who", "user=north and task=who: .* Leave one out"),
         ("data={}/new.csv task=whom", "no column whom"),
         ("data={}/none.csv user=north", "none.csv cannot be read"),

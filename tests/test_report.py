@@ -45,6 +45,14 @@ def test_a_sweep_closes_with_one_table(sweep: tuple[Path, commands.Command]) -> 
     assert sorted(path.parent.parent.name for path in folder.rglob("failed")) == ["2", "3"]
 
 
+def test_a_folder_swept_again(sweep: tuple[Path, commands.Command], tmp_path: Path) -> None:
+    """What failed in it before has not failed now."""
+    (tmp_path / "1" / ".hydra").mkdir(parents=True)
+    (tmp_path / "1" / ".hydra" / "failed").write_text("2")
+    done = commands.run("hmtl.train", "-m", *SMALL, "r=2", f"hydra.sweep.dir={tmp_path}", "hydra.job.chdir=false")
+    assert (done.returncode, "ended with an error" in done.stdout) == (0, False)
+
+
 def test_what_is_reported_is_what_the_runs_say(sweep: tuple[Path, commands.Command]) -> None:
     folder, _ = sweep
     for line, run, job in zip(lines(runs := find([folder])), runs, ("0", "1"), strict=True):

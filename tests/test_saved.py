@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_named(configure: Configure, tmp_path: Path) -> Non
         hmtl.load_run(tmp_path)
     train(configure(*where, "r=2", "rounds=2", "logger=none"))
     models = hmtl.load_run(tmp_path)
-    with pytest.raises(DataError, match=r"no user 'town9' among the 4: is town \d meant"):
+    with pytest.raises(DataError, match=r"no user 'town9' among the 4: is 'town \d' meant"):
         models.predict("town9", np.ones((1, 4)))
     with pytest.raises(DataError, match=r"shape \[2, 5\], not \[n, d\] with d=4"):
         models.predict("town 1", np.ones((2, 5)))

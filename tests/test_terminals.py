@@ -13,6 +13,7 @@ from forked import run
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig
+from rich.cells import cell_len
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -62,7 +63,7 @@ def test_words_are_wrapped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         assert len(printed.splitlines()) == lines
 
 
-@given(text=st.text("ab =/,[]\n"), room=st.integers(0, 20))
+@given(text=st.text("a日 =/,[]\n"), room=st.integers(0, 20))
 def test_settings_go_on_in_the_next_line(text: str, room: int) -> None:
     """Nothing is lost, no line is too long, and a word that fits into a line is not broken."""
     words, screen = Words(text), Console()
@@ -73,10 +74,10 @@ def test_settings_go_on_in_the_next_line(text: str, room: int) -> None:
 
     width = max(Measurement.get(screen, screen.options, words).minimum + room, 1)
     lines, one = shown(width), " ".join(text.split())
-    assert shown(max(len(one), 1)) == [one]
+    assert shown(max(cell_len(one), 1)) == [one]
     assert "".join("".join(lines).split()) == "".join(text.split())
-    assert max(map(len, lines), default=0) <= width
-    whole = [word for word in text.split() if len(word) <= width]
+    assert max(map(cell_len, lines), default=0) <= width
+    whole = [word for word in text.split() if cell_len(word) <= width]
     assert all(any(word in line for line in lines) for word in whole)
 
 

@@ -4,6 +4,7 @@ n rows, d columns.
 """
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hmtl.errors import DataError
 
 def names_of(x: object) -> tuple[str, ...]:
     """What the columns of x are called; none where x is no table, or has numbers for names, or one of them twice."""
-    names = tuple(getattr(x, "columns", ()))
+    names = tuple(getattr(x, "column_names", getattr(x, "columns", ())))
     return names if all(isinstance(name, str) for name in names) and len(set(names)) == len(names) else ()
 
 
@@ -23,24 +24,24 @@ def numbers(x: ArrayLike, called: str, columns: Sequence[str] = ()) -> NDArray[A
 
     Args:
         called: what messages call it.
-        columns: those to take, in this order, where x is a table; others are left out.
+        columns: those to take, in this order, where x is a table with names; others are left out.
 
     Raises:
         DataError: a column is not there, or there is what is no number.
     """
-    if columns and hasattr(x, "columns"):
-        if lacking := [name for name in columns if name not in x.columns]:
+    if columns and (names := names_of(x)):
+        if lacking := [name for name in columns if name not in names]:
             raise DataError(
                 f"{called} has no column {lacking[0]}, which the model was trained on: {', '.join(columns)}. Add it, "
                 "or give an array."
             )
-        x = x[list(columns)]  # type: ignore[index]  # a table of any library
+        x = x.select(list(columns)) if hasattr(x, "select") else x[list(columns)]  # type: ignore[index]  # pandas' way
     try:
         found = np.asarray(x)
         if found.dtype.kind not in "biufO":
             raise TypeError(f"it is of type {found.dtype}")
         return np.array(found, np.float32 if found.dtype == np.float32 else np.float64, order="C")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # the last of a tensor that keeps its gradient
         raise DataError(f"{called} is no array of numbers ({error}). Give rows of equal length, of numbers.") from error
 
 
@@ -50,18 +51,29 @@ def targets(y: ArrayLike, called: str) -> NDArray[Any]:
     Raises:
         DataError: it is of something else, or of several kinds.
     """
-    found = np.array(y)
+    try:
+        found = np.array(y)
+        if found.dtype.kind == "U" and not isinstance(y, np.ndarray):  # it may have been made text of other things
+            found = np.array(y, object)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{called} is no list of labels or numbers ({error}). Give one for each row.") from error
     if found.dtype == object:
-        kinds = {bool if isinstance(v, bool | np.bool_) else str if isinstance(v, str) else type(v) for v in found.flat}
-        if not kinds <= {str} and not kinds <= {bool}:
-            odd = next((v for v in found.flat if not isinstance(v, str)), None)
+        kinds = {_kind(value) for value in found.flat}
+        if len(kinds) > 1 or not kinds <= {str, bool, Real}:
+            odd = next(value for value in found.flat if _kind(value) is not str)
             raise DataError(f"{called} has {odd!r} beside other values. Give labels of one kind, or numbers.")
-        found = found.astype(kinds.pop() if kinds else float)
-    if found.dtype.kind not in "biufUS" or found.ndim != 1:
+        found = np.array(found.tolist())
+    if found.dtype.kind not in "biufU" or found.ndim != 1:
         raise DataError(f"{called} has shape {list(found.shape)}, type {found.dtype}: give [n] labels, or numbers.")
     if found.dtype.kind == "f" and (bad := ~np.isfinite(found)).any():
         raise DataError(f"{called} is NaN or infinite in row {int(bad.argmax())} (from 0). Fix or drop such rows.")
     return found
+
+
+def _kind(value: object) -> type:
+    if isinstance(value, bool | np.bool_):
+        return bool
+    return next((kind for kind in (str, Real) if isinstance(value, kind)), type(value))
 
 
 def check_list(each: object, called: str, ndim: int) -> None:

@@ -107,12 +107,13 @@ def files(
         else:
             rng = generator(seed, "data", "split", k)
             tasks.append(split(name, x, y[k], test_fraction, rng, classes, labels))
-    return prepare(_named(tasks, next(iter(tables.values())), target))
+    return prepare(_named(tasks, Path(path), next(iter(tables.values())), target))
 
 
-def _named(tasks: Iterable[Task], table: pd.DataFrame, target: str) -> list[Task]:
-    """The tasks, and what the columns of their features are called."""
-    columns = tuple(str(name) for name in table.columns if name != target)
+def _named(tasks: Iterable[Task], path: Path, table: pd.DataFrame, target: str) -> list[Task]:
+    """The tasks, and what the columns of their features are called; those of an npz have no names of their own."""
+    named = _find(path)[0].suffix.lower() != ".npz"
+    columns = tuple(str(name) for name in table.columns if name != target) if named else None
     return [replace(task, columns=columns) for task in tasks]
 
 
@@ -124,7 +125,8 @@ def _dealt(
     tables = [_read(path, target, None, kind)] if one_table else list(_tables(path, target, task, kind).values())
     (*numbers,), labels = _coded([table[target] for table in tables], f"{path}: {target!r}", kind)
     x, y = np.concatenate([_features(table, target) for table in tables]), np.concatenate(numbers)
-    return tuple(_named(share_out(lambda rows: x[rows], y, K, deal, fraction, seed, labels), tables[0], target))
+    tasks = share_out(lambda rows: x[rows], y, K, deal, fraction, seed, labels)
+    return tuple(_named(tasks, path, tables[0], target))
 
 
 def _tables(path: Path, target: str, task: str | None, kind: str) -> dict[str, pd.DataFrame]:

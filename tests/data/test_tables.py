@@ -63,6 +63,16 @@ def test_a_partition_deals_all_rows(tmp_path, task, labels):
         assert sorted(seen) == list(range(90))
 
 
+@pytest.mark.parametrize("partition", [None, Dirichlet(5)])
+def test_features_are_called_as_the_file_has_it(tmp_path, partition):
+    """An npz has no names for them."""
+    for kind, names in (("csv", ("a", "b")), ("npz", None)):
+        (tmp_path / kind).mkdir()
+        for k in range(2):
+            save(frame(45), tmp_path / kind / f"{k}.{kind}")
+        assert {task.columns for task in files(tmp_path / kind, 2, partition=partition)} == {names}
+
+
 def test_whole_numbers_of_many_values_are_told_what_they_are(tmp_path):
     save(frame(63, labels=range(1, 22)), tmp_path / "u1.csv")
     with pytest.raises(
