@@ -69,10 +69,17 @@ class Terms:
         """The sum of those of some rows, ascending, [1, q·m]."""
         total = torch.zeros(self.q, self.m, dtype=self.dtype, device=self.device)
         for rows, columns in blocks(len(at), self.m):
-            with for_others():
-                terms = self.make(at[rows], columns)
-            total[:, columns] += terms.sum(0)
+            total[:, columns] += self.make(at[rows], columns).sum(0)
         return total.view(1, -1)
+
+    def by_others(self) -> "Terms":
+        """These, where who asks for them has the work of adding, and others that of making them."""
+
+        def make(at: Tensor, columns: slice) -> Tensor:
+            with for_others():
+                return self.make(at, columns)
+
+        return Terms((len(self), self.q, self.m), make, self.device)
 
 
 def _largest(x: Tensor) -> float:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from hmtl import clock
 from hmtl.clock import cpu_seconds, for_others
 from hmtl.communication import CodedHierarchical, Communicator, Network, Sums, Uncoded
 from hmtl.errors import ConfigError, RangeError
@@ -270,6 +271,32 @@ def test_what_others_compute_is_not_counted() -> None:
         while time.process_time() < began + 0.2:
             pass
     assert cpu_seconds() - start < 0.1
+
+
+@pytest.mark.parametrize("learner", ["fedavg", "fedu"])
+def test_who_makes_terms_is_who_is_timed(random_problem, monkeypatch, learner: str) -> None:
+    """An aggregator of all IVs makes the terms itself; of those that a relay adds, making them was the users' work."""
+    here, apart = (
+        LEARNERS[learner](random_problem(3, K=6, regularizer=Mean(0.05, 0.02), loss=Logistic()).problem)
+        for _ in range(2)
+    )
+    apart.in_sums()
+    users, ivs = here.users.local_update(0)
+    _, terms = apart.users.local_terms(0)
+    now, rounded = [0.0], Grid.rounded
+
+    def a_second(self: Grid, numbers: torch.Tensor) -> torch.Tensor:
+        now[0] += 1
+        return rounded(self, numbers)
+
+    monkeypatch.setattr(clock, "_seconds", lambda: now[0])
+    monkeypatch.setattr(Grid, "rounded", a_second)
+    start = cpu_seconds()
+    here.aggregator.update(users, ivs)
+    assert cpu_seconds() - start == now[0] > 0
+    start, before = cpu_seconds(), now[0]
+    terms.added(torch.arange(len(terms)))
+    assert (cpu_seconds() - start, now[0] > before) == (0, True)
 
 
 def test_fedu_settles_where_the_objective_does(random_problem) -> None:

@@ -38,9 +38,9 @@ class SummingModels(Users):
         return users, terms[torch.arange(len(users))]
 
     def local_terms(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Terms]:
-        """As `local_update`, but terms are made as they are asked for, until the update is settled."""
+        """As `local_update`, but terms are made as a relay asks for them, until the update is settled: users' work."""
         users, ivs = self.inner.local_update(round, idle)
-        return users, self._terms(users, ivs)
+        return users, self._terms(users, ivs).by_others()
 
     @abstractmethod
     def _terms(self, users: Ids, ivs: Tensor) -> Terms:
