@@ -14,6 +14,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -79,10 +80,9 @@ def train(cfg: DictConfig) -> Learner:
         spent += cpu_seconds() - start
         return models
 
-    algorithm.aggregator.update = timed  # type: ignore[method-assign]  # a clock around it, as long as it trains
-    for round in range(cfg.rounds):
-        algorithm.step(round)
-    algorithm.aggregator.update = update  # type: ignore[method-assign]  # as it was
+    with patch.object(algorithm.aggregator, "update", timed):
+        for round in range(cfg.rounds):
+            algorithm.step(round)
     figures = algorithm.metrics()
     facts = {
         "lam": cfg.lam,

@@ -22,7 +22,7 @@ from hmtl.rng import generator
 
 WORKING_SET = (
     16 << 20
-)  # bytes of pieces that are in work at once, whatever the size of an IV: a shared cache holds them
+)  # bytes of pieces that are in work at once, whatever the size of an IV; a shared cache holds them
 MOST_TOGETHER = 2048  # pieces of blocks with one code that are in work at once: of more, each would be cut too short
 CHECK_ROWS = 4  # two sets of IVs that differ have one fingerprint with probability 2^-32
 MENDS = 64  # of each relay and block that are kept, for when the same messages are lost again
