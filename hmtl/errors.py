@@ -4,6 +4,7 @@ The entry points print such an error as one line and exit with 2; anything else 
 """
 
 import sys
+from collections.abc import Sequence
 
 
 class HmtlError(Exception):
@@ -44,6 +45,11 @@ class DataError(HmtlError, ValueError):
 
 class CheckpointError(HmtlError, ValueError):
     """A checkpoint that is damaged or belongs to another run."""
+
+
+def few(names: Sequence[str]) -> str:
+    """The first of many names, for a message."""
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def complain(message: str) -> None:

@@ -93,7 +93,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             value = getattr(self, name)
             if not isinstance(value, numbers.Integral) or value < least:
                 raise ConfigError(f"{name}={value!r} is no whole number from {least} up: give one.")
-        for name in ("tolerance", *["lam"][: self.regularizer is None]):
+        for name in ("tolerance",) if self.regularizer else ("tolerance", "lam"):
             if not hasattr(value := getattr(self, name), "__float__"):
                 raise ConfigError(f"{name}={value!r} is no number: give one.")
 

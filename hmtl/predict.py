@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from hmtl.atomic import write_whole
 from hmtl.cli import main
-from hmtl.errors import ConfigError, DataError
+from hmtl.errors import ConfigError, DataError, few
 from hmtl.saved import Models, load_run
 
 if TYPE_CHECKING:
@@ -56,8 +56,9 @@ def _users(models: Models, table: "pd.DataFrame", file: Path, user: str | None, 
         raise ConfigError(f"user={user} and task={task}: rows are of one user, or a column says whose. Leave one out.")
     if task is None:
         if user is None and file.stem not in models.names:
-            first = ", ".join(models.names[:4]) + (", ..." if len(models.names) > 4 else "")
-            raise ConfigError(f"Whose rows has {file}? Set user, or task to the column that says so; users: {first}.")
+            raise ConfigError(
+                f"Whose rows has {file}? Set user, or task to the column that says so; users: {few(models.names)}."
+            )
         return [user or file.stem] * len(table)
     if task not in table:
         raise DataError(f"{file} has no column {task}. Set task to one that it has, or user to whose rows they are.")

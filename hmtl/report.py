@@ -138,8 +138,10 @@ def table(runs: Sequence[Done]) -> Table:
     )
     shown.add_column("run")
     several = len({run.measure for run in runs}) > 1  # which no column of errors can be read without
-    for name in (*["error is"][:several], "rounds", "error", "worst user", "Mbit", "s", "saved"):
-        shown.add_column(name, justify="left" if name == "error is" else "right")
+    if several:
+        shown.add_column("error is")
+    for name in ("rounds", "error", "worst user", "Mbit", "s", "saved"):
+        shown.add_column(name, justify="right")
     for name, row in zip(names(runs), lines(runs), strict=True):
         saved = row["communication_saved"]
         error = [f"{row[each]:.4f}" if isinstance(row[each], float) else "" for each in ("error", "error_worst")]
@@ -234,10 +236,8 @@ def _style(n: int, name: str) -> dict[str, Any]:
 
     mark = {"marker": MARKERS[n], "markevery": 0.15, "markersize": 5}
     short = name if len(name) < 60 else f"…{name[-58:]}"
-    label = f"{short:\u200b>{len(short) + short.startswith('_')}}".replace(
-        "$", r"\$"
-    )  # or matplotlib would hide, or read it
-    return {"color": [*OKABE_ITO.values()][n], "label": label, "zorder": 3, **mark}
+    shown = "\u200b" * short.startswith("_") + short.replace("$", r"\$")  # or matplotlib hides it, or reads a formula
+    return {"color": [*OKABE_ITO.values()][n], "label": shown, "zorder": 3, **mark}
 
 
 def _natural(part: str) -> tuple[int, int, str]:

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hmtl.atomic import replacing, write_json
-from hmtl.errors import ConfigError, DataError
+from hmtl.errors import ConfigError, DataError, few
 from hmtl.npz import load_arrays
 from hmtl.settings import found
 
@@ -73,8 +73,7 @@ class Models:
 
         if user not in self.names:
             near = difflib.get_close_matches(str(user), self.names, n=1)
-            known = ", ".join(self.names[:4]) + (", ..." if len(self.names) > 4 else "")
-            what = f"is {near[0]!r} meant?" if near else f"give one of {known}."
+            what = f"is {near[0]!r} meant?" if near else f"give one of {few(self.names)}."
             raise DataError(f"There is no user {user!r} among the {len(self.names)}: {what}")
         k, C = self.names.index(user), len(self.labels) if len(self.labels) > 2 else 1
         mean, scale, w = (torch.tensor(rows[k]) for rows in (self.mean, self.scale, self.W))

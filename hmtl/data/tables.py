@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hmtl.data.preprocessing import Preprocessing, Scope
 from hmtl.data.skew import Partition, share_out
 from hmtl.data.tasks import Task, split
-from hmtl.errors import ConfigError, DataError
+from hmtl.errors import ConfigError, DataError, few
 from hmtl.npz import load_arrays, open_file
 from hmtl.rng import generator
 
@@ -150,12 +150,8 @@ def _tests(
     names = sorted(set(tables) ^ set(tests), key=_natural)
     for what, other in (("tasks", names), ("columns", sorted(set(columns) ^ set(next(iter(tests.values())))))):
         if other:
-            raise DataError(f"{test_path} or {path} lacks {_few(other)}. Give both the same {what}.")
+            raise DataError(f"{test_path} or {path} lacks {few(other)}. Give both the same {what}.")
     return [tests[name][columns] for name in tables]
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (", ..." if names[4:] else "")
 
 
 def _features(table: pd.DataFrame, target: str) -> NDArray[np.float64]:
@@ -186,7 +182,7 @@ def _one_each(found: list[Path], target: str, kind: str) -> dict[str, pd.DataFra
         if file.stem in tables:
             raise DataError(f"{file}: another file is called {file.stem}, too: one task twice. Rename or remove one.")
         if other := sorted(set(first) ^ set(table)):
-            raise DataError(f"{file} or {found[0]} lacks {_few(other)}. Give all tasks the same columns.")
+            raise DataError(f"{file} or {found[0]} lacks {few(other)}. Give all tasks the same columns.")
         tables[file.stem] = table[first.columns]
     return tables
 
