@@ -14,10 +14,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from hmtl.config import build_algorithm, build_problem, build_tasks, compose
-from hmtl.cross_validation import cross_validate
-from hmtl.grid import told, with_values
+from hmtl.config.build import build_algorithm, build_problem, build_tasks, compose
 from hmtl.mtl import Algorithm
+from hmtl.tuning.cross_validation import cross_validate
+from hmtl.tuning.grid import told, with_values
 
 RESULTS = Path(__file__).parent / "results"
 WEAK = "[0.0001,0.01,0.1]"  # λ2: how little a model may be drawn to zero, where another term couples it to the others

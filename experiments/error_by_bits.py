@@ -19,8 +19,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hmtl.config import build, compose
-from hmtl.picture import OKABE_ITO
+from hmtl.config.build import build, compose
+from hmtl.reporting.style import OKABE_ITO
 
 RESULTS = Path(__file__).parent / "results"
 LOGISTIC = "loss=logistic solver.step=0.1"

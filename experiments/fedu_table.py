@@ -17,7 +17,7 @@ from places import data_in
 from rich.console import Console
 from rich.table import Table
 
-from hmtl.config import build_algorithm, build_problem, build_tasks, compose
+from hmtl.config.build import build_algorithm, build_problem, build_tasks, compose
 
 DUAL, SGD = "lam=1e-3", "loss=cross_entropy solver.step=0.1"
 UNCOUPLED = f"algorithm=fedu regularizer=ridge lam=1e-6 {SGD}"

@@ -25,12 +25,12 @@ from rich import box
 from rich.progress import Progress
 from rich.table import Table
 
-from hmtl.atomic import replacing, write_whole
-from hmtl.config import build_topology
-from hmtl.console import Console
-from hmtl.grid import with_values
-from hmtl.picture import OKABE_ITO
+from hmtl.config.build import build_topology
+from hmtl.io.files import replacing, write_whole
+from hmtl.reporting.console import Console
+from hmtl.reporting.style import OKABE_ITO
 from hmtl.topology import Topology
+from hmtl.tuning.grid import with_values
 
 RESULTS = Path(__file__).parent / "results"
 Point = Mapping[str, float]

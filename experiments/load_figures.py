@@ -35,8 +35,8 @@ from figures import (
 from matplotlib.figure import Figure
 
 from hmtl.coding import best_aggregators, bounds, loads
-from hmtl.config import compose
-from hmtl.console import Console
+from hmtl.config.build import compose
+from hmtl.reporting.console import Console
 
 AXES = {
     "up": "load, relays to server [IVs]",

@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 
-from hmtl.atomic import replacing
-from hmtl.communication.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
-from hmtl.config import build, compose
-from hmtl.picture import Picture, colors
+from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
+from hmtl.config.build import build, compose
+from hmtl.io.files import replacing
+from hmtl.reporting.style import Picture, colors
 
 WAYS = {  # title, settings
     "Plain forwarding": "communicator=uncoded",

@@ -19,7 +19,7 @@ from places import data_in
 from rich.console import Console
 from rich.table import Table
 
-from hmtl.config import build, compose
+from hmtl.config.build import build, compose
 
 AUTHORS = (
     "solver.passes=0.5 algorithm.curvature=max algorithm.accelerated=false algorithm.omega_every=10 "

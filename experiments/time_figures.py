@@ -45,11 +45,11 @@ from omegaconf import DictConfig
 from hmtl.clock import cpu_seconds
 from hmtl.coding import Loads, bounds, loads, obstacle
 from hmtl.communication import TIERS, CodedHierarchical, Communicator, Network, Uncoded
-from hmtl.config import build_algorithm, build_problem, build_tasks, compose
-from hmtl.console import Console
-from hmtl.grid import with_values
+from hmtl.config.build import build_algorithm, build_problem, build_tasks, compose
 from hmtl.mtl import Algorithm
+from hmtl.reporting.console import Console
 from hmtl.topology import Topology
+from hmtl.tuning.grid import with_values
 
 DATA = {"MNIST": "dataset=mnist", "HAR": "dataset=har lam=0.001"}  # λ by cross-validation, see README.md
 QUICK = {"5,000 digits": "dataset=mnist5k dataset.rows_per_user=20 rounds=3"}

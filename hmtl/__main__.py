@@ -1,6 +1,6 @@
 """`hmtl COMMAND ...`, the same as `python -m hmtl.COMMAND ...`."""
 
-from hmtl.leaving import leave_at_once, leave_with
+from hmtl.io.leaving import leave_at_once, leave_with
 
 if __name__ == "__main__":
     leave_at_once()  # before what takes long to import

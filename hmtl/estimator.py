@@ -10,11 +10,11 @@ from sklearn.base import BaseEstimator
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.validation import check_is_fitted
 
-from hmtl.data import Preprocessing, Task, given
-from hmtl.data.tables import FEW
+from hmtl.data import Preprocessing, Task, arrays
+from hmtl.data.sources.tables import FEW
 from hmtl.errors import ConfigError, DataError
+from hmtl.inference.models import models_of
 from hmtl.mtl import MOCHA, SDCA, Hinge, Loss, Problem, Regularizer, Squared, TaskRelationship
-from hmtl.saved import models_of
 
 if TYPE_CHECKING:
     from hmtl.data.preprocessing import Scope
@@ -104,7 +104,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             NotFittedError: `fit` comes first. DataError: what is wrong with X.
         """
         check_is_fitted(self)
-        given.check_list(X, "X", 2)
+        arrays.check_list(X, "X", 2)
         if len(X) != len(self.models_.names):
             raise DataError(
                 f"X has {len(X)} tasks, fitted were {len(self.models_.names)}: give rows of each, [] for none."
@@ -118,8 +118,8 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             NotFittedError: `fit` comes first. DataError: what is wrong with X, or y is not as long.
         """
         predicted = self.predict(X)
-        given.check_list(y, "y", 1)
-        told = [given.targets(each, f"y[{k}]") for k, each in enumerate(y)]
+        arrays.check_list(y, "y", 1)
+        told = [arrays.targets(each, f"y[{k}]") for k, each in enumerate(y)]
         if (lengths := [*map(len, predicted)]) != (wanted := [*map(len, told)]):
             raise DataError(f"X has {lengths} rows, y {wanted}: give one y for each row.")
         pairs = [pair for pair in zip(told, predicted, strict=True) if len(pair[0])]
@@ -133,16 +133,16 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
 
 def _tasks(X: Sequence[ArrayLike], y: Sequence[ArrayLike], loss: Loss | None) -> tuple[list[Task], bool]:
     """The tasks, and whether y are numbers to predict."""
-    given.check_list(X, "X", 2)
-    given.check_list(y, "y", 1)
+    arrays.check_list(X, "X", 2)
+    arrays.check_list(y, "y", 1)
     if not len(X) or len(X) != len(y):
         raise DataError(f"X has {len(X)} tasks, y {len(y)}: give as many of each, at least one.")
-    columns = given.names_of(X[0])
+    columns = arrays.names_of(X[0])
     for k, x in enumerate(X):
-        if columns and (names := given.names_of(x)) and set(names) != set(columns):
+        if columns and (names := arrays.names_of(x)) and set(names) != set(columns):
             raise DataError(f"X[{k}] has columns {', '.join(names)}, X[0] {', '.join(columns)}: give all the same.")
-    rows = [given.numbers(x, f"X[{k}]", columns) for k, x in enumerate(X)]
-    found = [given.targets(target, f"y[{k}]") for k, target in enumerate(y)]
+    rows = [arrays.numbers(x, f"X[{k}]", columns) for k, x in enumerate(X)]
+    found = [arrays.targets(target, f"y[{k}]") for k, target in enumerate(y)]
     if len(kinds := {"text" if target.dtype.kind == "U" else "numbers" for target in found}) > 1:
         raise DataError("y is of text in some tasks, of numbers in others. Give labels of one kind, or numbers.")
     every = np.concatenate(found)

@@ -5,7 +5,7 @@ lists them. The N processes, a server, the relays, and hosts of users, are forke
 need, so that many of them take little time and memory.
 """
 
-from hmtl.leaving import leave_at_once, leave_with, undo
+from hmtl.io.leaving import leave_at_once, leave_with, undo
 
 if __name__ == "__main__":
     leave_at_once()  # before what takes long to import
@@ -28,10 +28,10 @@ from hmtl.errors import complain
 GRACE = 10.0  # seconds for the others to end, once the first process has, or for it, once they gave it up
 LOADED = (
     "hmtl.train",
-    "hmtl.trainer",
-    "hmtl.processes",
+    "hmtl.training.trainer",
+    "hmtl.distributed.engine",
     "hmtl.mtl",
-    "hmtl.figures",
+    "hmtl.reporting.figures",
     "clarabel",
     "scipy.optimize",
     "sklearn.model_selection",
@@ -88,7 +88,7 @@ def _member(place: Mapping[str, str], words: Sequence[str], errors: "SimpleQueue
     """One process: `hmtl.train` as if it had been called with these words."""
     leave_at_once()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    from hmtl.cli import main
+    from hmtl.config.command_line import main
     from hmtl.train import train
 
     os.environ.update(place)

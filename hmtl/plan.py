@@ -1,6 +1,6 @@
 """What coding would save on a network, without training: `python -m hmtl.plan topology=heterogeneous d=0.2`."""
 
-from hmtl.leaving import leave_at_once
+from hmtl.io.leaving import leave_at_once
 
 if __name__ == "__main__":
     leave_at_once()  # before what takes long to import
@@ -16,8 +16,6 @@ from omegaconf import DictConfig
 from rich import box
 from rich.table import Table
 
-from hmtl.atomic import replacing
-from hmtl.cli import main
 from hmtl.coding import (
     CODED_SCHEMES,
     MEDIA,
@@ -33,11 +31,13 @@ from hmtl.coding import (
     uplink_bound,
 )
 from hmtl.communication import Network, tier_loads
-from hmtl.communication.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS, SERVER_TO_RELAYS, TIERS
-from hmtl.config import build_network, build_topology, check
-from hmtl.console import Console
+from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS, SERVER_TO_RELAYS, TIERS
+from hmtl.config.build import build_network, build_topology, check
+from hmtl.config.command_line import main
 from hmtl.errors import ConfigError
-from hmtl.progress import progress
+from hmtl.io.files import replacing
+from hmtl.reporting.console import Console
+from hmtl.reporting.progress import progress
 from hmtl.topology import Moving, Topology, draw
 
 Result = dict[str, Any]

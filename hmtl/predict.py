@@ -1,6 +1,6 @@
 """What the models of a run say of new rows: `python -m hmtl.predict run=FOLDER data=FILE user=NAME`."""
 
-from hmtl.leaving import leave_at_once
+from hmtl.io.leaving import leave_at_once
 
 if __name__ == "__main__":
     leave_at_once()  # before what takes long to import
@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from hmtl.atomic import write_whole
-from hmtl.cli import main
+from hmtl.config.command_line import main
 from hmtl.errors import ConfigError, DataError, few
-from hmtl.saved import Models, load_run
+from hmtl.inference.models import Models, load_run
+from hmtl.io.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def predict(cfg: DictConfig) -> None:
     """Write the rows of `cfg.data` with a column `predicted` to `cfg.output`."""
-    from hmtl.data.tables import as_it_came, read_table
+    from hmtl.data.sources.tables import as_it_came, read_table
 
     if cfg.output is not None and not Path(cfg.output).name:
         raise ConfigError(f"output={cfg.output} names no file: give one, such as predicted.csv, or leave it out.")
@@ -67,7 +67,7 @@ def _users(models: Models, table: "pd.DataFrame", file: Path, user: str | None, 
 
 def _features(models: Models, table: "pd.DataFrame", file: Path, task: str | None) -> NDArray[np.float64]:
     """Rows [n, d] with the columns that the models were trained on; by their order, where one side has no names."""
-    from hmtl.data.tables import not_numbers
+    from hmtl.data.sources.tables import not_numbers
 
     named = models.columns if file.suffix.lower() != ".npz" else ()
     columns = list(named) or [name for name in table.columns if name != task]

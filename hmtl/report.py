@@ -5,7 +5,7 @@ FOLDER/report.csv, and a curve in FOLDER/report.png: error against bits between 
 with the same run uncoded beside it. `output=NAME` writes NAME.csv and NAME.png instead.
 """
 
-from hmtl.leaving import leave_at_once, leave_with
+from hmtl.io.leaving import leave_at_once, leave_with
 
 if __name__ == "__main__":
     leave_at_once()  # before what takes long to import
@@ -23,17 +23,17 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from hmtl.atomic import as_csv, replacing, write_whole
-from hmtl.cli import status
-from hmtl.console import Console, Words
+from hmtl.config.command_line import status
 from hmtl.errors import ConfigError, DataError
-from hmtl.folders import overrides
+from hmtl.io.files import as_csv, replacing, write_whole
+from hmtl.reporting.console import Console, Words
+from hmtl.training.folder import overrides
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
-    from hmtl.picture import Picture
+    from hmtl.reporting.style import Picture
 
 OUTER = ("users_to_relays", "relays_to_users")
 MIDDLE = ("relays_to_server", "server_to_relays")  # the tiers that coding is for
@@ -181,7 +181,7 @@ def draw(runs: Sequence[Done]) -> "Picture":
     """Error against bits and against seconds, from round to round; dashed: the same run uncoded."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-    from hmtl.picture import Picture
+    from hmtl.reporting.style import Picture
 
     figure = Picture(figsize=(11, 5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -232,7 +232,7 @@ def _curve(axes: "Axes", each: Iterable[float], at: Sequence[int], errors: Seque
 
 
 def _style(n: int, name: str) -> dict[str, Any]:
-    from hmtl.picture import OKABE_ITO
+    from hmtl.reporting.style import OKABE_ITO
 
     mark = {"marker": MARKERS[n], "markevery": 0.15, "markersize": 5}
     short = name if len(name) < 60 else f"…{name[-58:]}"

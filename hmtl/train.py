@@ -1,6 +1,6 @@
 """Train over a two-hop network, counting every bit: `python -m hmtl.train topology=symmetric r=3`."""
 
-from hmtl.leaving import leave_at_once
+from hmtl.io.leaving import leave_at_once
 
 if __name__ == "__main__":
     leave_at_once()  # before what takes long to import
@@ -11,12 +11,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from hmtl.atomic import as_csv, replacing, write_json, write_whole
-from hmtl.cli import main
-from hmtl.config import Run, build
+from hmtl.config.build import Run, build
+from hmtl.config.command_line import main
 from hmtl.errors import Interrupted
-from hmtl.folders import held
-from hmtl.saved import models_of
+from hmtl.inference.models import models_of
+from hmtl.io.files import as_csv, replacing, write_json, write_whole
+from hmtl.training.folder import held
 
 NAMED = 10  # users in summary and report, those who err most
 ERRORS = ("test_error", "train_error")  # of a user; the first that it has tells how well it is served
@@ -25,7 +25,10 @@ SECONDS = ("local_s", "compute_s", "communication_s", "uncoded_s", "uncoded_comm
 
 def train(cfg: DictConfig) -> None:
     """One run as `cfg` says; leaves its results in `cfg.output_dir`."""
-    from hmtl.figures import link_figure, omega_figure  # with matplotlib, which --help and a sweep's parent do without
+    from hmtl.reporting.figures import (
+        link_figure,
+        omega_figure,
+    )  # with matplotlib, which --help and a sweep's parent do without
     from hmtl.topology import draw
 
     run = build(cfg)

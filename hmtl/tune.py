@@ -1,6 +1,6 @@
 """Settings by cross-validation: `python -m hmtl.tune`; what it finds is read by `hmtl.train`."""
 
-from hmtl.leaving import leave_at_once
+from hmtl.io.leaving import leave_at_once
 
 if __name__ == "__main__":
     leave_at_once()  # before what takes long to import
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 from rich.table import Table
 
-from hmtl.atomic import replacing, write_json, write_whole
-from hmtl.cli import as_experiment, main, own_folders
-from hmtl.config import build_communicator, build_participation, build_tasks, check
-from hmtl.console import Console
-from hmtl.cross_validation import cross_validate
-from hmtl.folders import held
-from hmtl.grid import combinations, grid_of, is_number, told, with_values
+from hmtl.config.build import build_communicator, build_participation, build_tasks, check
+from hmtl.config.command_line import as_experiment, main, own_folders
+from hmtl.io.files import replacing, write_json, write_whole
+from hmtl.reporting.console import Console
+from hmtl.training.folder import held
+from hmtl.tuning.cross_validation import cross_validate
+from hmtl.tuning.grid import combinations, grid_of, is_number, told, with_values
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,7 +69,7 @@ def figure(result: Mapping[str, Any]) -> "Figure":
     """Errors over the values of the first setting, one line for each combination of the others."""
     from matplotlib.figure import Figure
 
-    from hmtl.picture import colors
+    from hmtl.reporting.style import colors
 
     (name, values), *_ = result["grid"].items()
     lines: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}

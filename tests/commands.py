@@ -17,7 +17,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         *LOADED,
-        *("pytest", "hmtl.communication.distributed", "hmtl.cross_validation", "torch.utils.tensorboard"),
+        *("pytest", "hmtl.distributed.links", "hmtl.tuning.cross_validation", "torch.utils.tensorboard"),
         *("forked", "hmtl.plan", "hmtl.tune", "pandas", "sklearn.neighbors"),  # so that short ones start without delay
         "warm",
     ]

@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import settings
 from omegaconf import DictConfig
+from problems import make
 
-from hmtl.config import compose
+from hmtl.config.build import compose
 
 settings.register_profile("hmtl", deadline=None, derandomize=True)
 settings.load_profile("hmtl")
@@ -23,3 +24,8 @@ def configure(tmp_path: Path) -> Callable[..., DictConfig]:
         return compose(f"output_dir={tmp_path}", *overrides, name=name)
 
     return configure
+
+
+@pytest.fixture(scope="session")
+def random_problem():
+    return make

@@ -65,7 +65,7 @@ def _child(
     import torch
     from hydra._internal.hydra import Hydra
 
-    from hmtl.cli import main
+    from hmtl.config.command_line import main
 
     status = 1
     try:

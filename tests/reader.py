@@ -14,7 +14,7 @@ import numpy as np
 import uci_har
 from pages import NOT_RUN, ROOT, Piece
 
-from hmtl.data.digits import FILES
+from hmtl.data.sources.mnist import FILES
 
 LONGEST = 300  # seconds that a piece may take
 USERS = ("north", "east", "south", "west", "heath", "shore")

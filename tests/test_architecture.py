@@ -71,9 +71,9 @@ def test_only_config_and_the_command_line_know_hydra() -> None:
 @pytest.mark.parametrize(
     ("module", "without"),
     [
-        ("hmtl.config", {*HEAVY, "torch", "hmtl.mtl", "hmtl.data", "hmtl.coding"}),
+        ("hmtl.config.build", {*HEAVY, "torch", "hmtl.mtl", "hmtl.data", "hmtl.coding"}),
         ("hmtl.train", {*HEAVY, "torch", "hmtl.mtl", "hmtl.data", "hmtl.coding"}),  # so that --help comes at once
-        ("hmtl.plan", {*HEAVY, "hmtl.mtl", "hmtl.data", "hmtl.trainer"}),
+        ("hmtl.plan", {*HEAVY, "hmtl.mtl", "hmtl.data", "hmtl.training.trainer"}),
         ("hmtl.data", HEAVY),
     ],
 )

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from pages import PAGES, ROOT, pieces
 
 from hmtl.__main__ import COMMANDS
-from hmtl.config import compose
+from hmtl.config.build import compose
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:

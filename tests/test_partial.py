@@ -9,10 +9,10 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from hmtl.checkpoint import load_checkpoint
-from hmtl.config import build
+from hmtl.config.build import build
 from hmtl.errors import HmtlError
 from hmtl.train import train
+from hmtl.training.checkpoint import load_checkpoint
 
 Configure = Callable[..., DictConfig]
 SMALL = (

@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from hmtl.communication import TIERS
-from hmtl.console import Console
 from hmtl.errors import ConfigError, DataError
 from hmtl.report import draw, find, lines, names, report, table
+from hmtl.reporting.console import Console
 from hmtl.train import train
 
 SMALL = ("K=6", "H=3", "rounds=3", "dataset.rows_per_user=20", "logger=none")

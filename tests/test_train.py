@@ -20,10 +20,10 @@ from commands import Command, run
 from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hmtl.checkpoint import load_checkpoint
-from hmtl.config import compose
+from hmtl.config.build import compose
 from hmtl.errors import CheckpointError, ConfigError, DataError, HmtlError, TopologyError
 from hmtl.train import train
+from hmtl.training.checkpoint import load_checkpoint
 
 Configure = Callable[..., DictConfig]
 SMALL = ("K=10", "rounds=12", "dataset.rows_per_user=40", "algorithm.omega_every=4", "logger=none")

@@ -17,18 +17,18 @@ from commands import Command, run
 from omegaconf import DictConfig
 from sklearn.svm import LinearSVC
 
-from hmtl.checkpoint import load_checkpoint
-from hmtl.config import build_problem, build_tasks, compose, conf_dir
-from hmtl.cross_validation import _folds, _Trainings, cross_validate
+from hmtl.config.build import build_problem, build_tasks, compose, conf_dir
+from hmtl.config.schema import flat
 from hmtl.data import Preprocessing, Task
 from hmtl.data.preprocessing import Scope
 from hmtl.data.tasks import split
 from hmtl.errors import CheckpointError, ConfigError, DataError, HmtlError
-from hmtl.grid import with_values
 from hmtl.mtl import FedU, LocalSGD
-from hmtl.schema import flat
 from hmtl.train import train
+from hmtl.training.checkpoint import load_checkpoint
 from hmtl.tune import tune
+from hmtl.tuning.cross_validation import _folds, _Trainings, cross_validate
+from hmtl.tuning.grid import with_values
 
 Configure = Callable[..., DictConfig]
 SMALL = ("K=10", "dataset.rows_per_user=60", "tune.folds=3", "logger=none")

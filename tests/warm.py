@@ -1,6 +1,6 @@
 """What a process that commands are forked from does once for all of them: Hydra learns its grammar as it reads."""
 
-from hmtl.config import compose
+from hmtl.config.build import compose
 
 for name in ("config", "plan"):
     compose("output_dir=none", name=name)

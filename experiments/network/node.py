@@ -20,11 +20,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hmtl.communication import TIERS, CodedHierarchical, Communicator, Network, Sums, Uncoded
-from hmtl.communication.distributed import Distributed
-from hmtl.communication.frames import HEADER, WORD, Frame
-from hmtl.communication.group import Cast, Caster, Listener, Multicast
 from hmtl.communication.messages import SERVER, Users, host_name, relay_name
-from hmtl.communication.wires import Wires
+from hmtl.distributed.connections import Wires
+from hmtl.distributed.frames import HEADER, WORD, Frame
+from hmtl.distributed.links import Distributed
+from hmtl.distributed.multicast.group import Cast, Caster, Listener, Multicast
 from hmtl.topology import Topology, any_r
 
 SECONDS = 120.0  # to wait for a word
@@ -38,7 +38,7 @@ COUNTERS = ("tx_bytes", "tx_packets", "rx_bytes", "rx_packets")
 
 
 class Given:
-    """Users with given IVs, who check their models; see `hmtl.communication.host.UserSide`.
+    """Users with given IVs, who check their models; see `hmtl.communication.nodes.host.UserSide`.
 
     Args:
         K, numbers: users, and numbers of 64 bits in an IV.
@@ -71,7 +71,7 @@ class Given:
 
 
 class Mirrored:
-    """The aggregator of `Given`: see `hmtl.communication.aggregation.AggregatorSide`."""
+    """The aggregator of `Given`: see `hmtl.communication.nodes.aggregator.AggregatorSide`."""
 
     def update(self, users: Users, ivs: Tensor) -> Tensor:
         return ivs.flip(0)

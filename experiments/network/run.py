@@ -27,7 +27,7 @@ from rich.table import Table
 
 from hmtl.coding import best_aggregators, loads, sum_loads
 from hmtl.communication import TIERS, Network, tier_loads
-from hmtl.picture import OKABE_ITO
+from hmtl.reporting.style import OKABE_ITO
 from hmtl.topology import Topology, any_r
 
 HERE = Path(__file__).parent

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl.coding import gf256
-from hmtl.coding.gf256 import matmul
 from hmtl.errors import CodingError
+from hmtl.gf256 import field as gf256
+from hmtl.gf256.field import matmul
 from hmtl.rng import generator
 
 SPLITS = (1, 2, 4)  # s

@@ -15,16 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl.coding import linalg
 from hmtl.coding.allocation import MOST_PIECES, Allocation
 from hmtl.coding.block import Block, on_all, piece_rows
 from hmtl.coding.formulas import Loads, carriers, uncoded_loads, unheard
 from hmtl.coding.generations import alike, similar_groups
-from hmtl.coding.gf256 import matmul
 from hmtl.coding.margin import further
 from hmtl.coding.optimal import Demand, Rates, Uplinks
 from hmtl.coding.programme import Programme
 from hmtl.errors import CodingError
+from hmtl.gf256 import linalg
+from hmtl.gf256.field import matmul
 from hmtl.rng import generator
 from hmtl.topology import Topology
 

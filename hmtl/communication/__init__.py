@@ -5,14 +5,14 @@ only what was sent to them; bits by link, and seconds. Knows topologies and code
 sides for IVs (intermediate values: the clients' updates) and models.
 """
 
-from hmtl.communication.communicator import Communicator
-from hmtl.communication.hierarchical import CodedHierarchical, Uncoded
-from hmtl.communication.ledger import SETUP, TIERS, Bits, LinkLedger
+from hmtl.communication.accounting.ledger import SETUP, TIERS, Bits, LinkLedger
+from hmtl.communication.accounting.network import Network, tier_loads
+from hmtl.communication.communicators.base import Communicator
+from hmtl.communication.communicators.coded import CodedHierarchical, Uncoded
+from hmtl.communication.communicators.partial import CodedPartial
+from hmtl.communication.communicators.sums import Sums
 from hmtl.communication.links import InProcess, Links
-from hmtl.communication.network import Network, tier_loads
-from hmtl.communication.partial import CodedPartial
 from hmtl.communication.round import Outcome
-from hmtl.communication.sums import Sums
 
 __all__ = [
     "SETUP",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hmtl.communication.ledger import LinkLedger
+from hmtl.communication.accounting.ledger import LinkLedger
 from hmtl.communication.messages import Message, Users, host_name
 
 

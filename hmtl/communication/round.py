@@ -4,9 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hmtl.communication.aggregation import Aggregation
-from hmtl.communication.coder import Segment, segments
-from hmtl.communication.host import UserHost
+from hmtl.communication.accounting.stopwatch import Stopwatch
 from hmtl.communication.links import Links
 from hmtl.communication.messages import (
     ATTENDANCE,
@@ -24,10 +22,12 @@ from hmtl.communication.messages import (
     Users,
     relay_name,
 )
-from hmtl.communication.planner import Planner
-from hmtl.communication.relay import Relay
-from hmtl.communication.server import Server
-from hmtl.communication.stopwatch import Stopwatch
+from hmtl.communication.nodes.aggregator import Aggregation
+from hmtl.communication.nodes.host import UserHost
+from hmtl.communication.nodes.relay import Relay
+from hmtl.communication.nodes.server import Server
+from hmtl.communication.planning.coder import Segment, segments
+from hmtl.communication.planning.planner import Planner
 
 Says = Sequence[str]  # kinds of messages of which a node has no more to say
 Names = Sequence[str]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.npz import load_arrays
+from hmtl.io.npz import load_arrays
 
 
 def cache_folder() -> Path:

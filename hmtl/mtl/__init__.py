@@ -17,17 +17,16 @@ from hmtl.mtl.algorithms import (
     FedU,
     Local,
     PFedMe,
-    Residents,
     Users,
     fitting,
 )
 from hmtl.mtl.losses import CrossEntropy, Hinge, Logistic, Loss, OneVsRest, SmoothHinge, Squared
-from hmtl.mtl.models import cnn, mlp
+from hmtl.mtl.networks.models import cnn, mlp
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem, Rows, sigma_prime
 from hmtl.mtl.regularizers import Clustered, Graph, Mean, Regularizer, Ridge, SharedModel, TaskRelationship
-from hmtl.mtl.sgd import LocalSGD
-from hmtl.mtl.solvers import SDCA, LocalSolver
+from hmtl.mtl.solvers.sdca import SDCA, LocalSolver
+from hmtl.mtl.solvers.sgd import LocalSGD
 
 __all__ = [
     "MOCHA",
@@ -54,7 +53,6 @@ __all__ = [
     "Participation",
     "Problem",
     "Regularizer",
-    "Residents",
     "Ridge",
     "Rows",
     "SharedModel",

@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot
 
 from hmtl.data import Task
 from hmtl.errors import ConfigError, DataError
-from hmtl.npz import load_arrays, open_file
+from hmtl.io.npz import load_arrays, open_file
 
 
 def read_weights(path: str | Path, K: int) -> Tensor:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.errors import ConfigError
-from hmtl.npz import open_file
+from hmtl.io.npz import open_file
 from hmtl.rng import generator
 
 Pairs = Sequence[Sequence[int]] | str | Path

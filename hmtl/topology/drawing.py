@@ -13,7 +13,7 @@ from hmtl.topology.moving import Moving
 from hmtl.topology.topology import Topology
 
 if TYPE_CHECKING:  # matplotlib takes a third of a second to import, and few who import hmtl.topology draw
-    from hmtl.picture import Picture
+    from hmtl.reporting.style import Picture
 
 MOST_NUMBERED = 40  # with more marks in a row, their numbers would overlap
 BUNDLES = 16  # of users, where there are too many marks
@@ -40,7 +40,7 @@ def draw(network: Topology | Moving, aggregators: Collection[int] | None = None)
     from matplotlib.collections import LineCollection
     from matplotlib.lines import Line2D
 
-    from hmtl.picture import Picture, colors
+    from hmtl.reporting.style import Picture, colors
 
     topology, H = network.at(0), network.H
     heard, labels, sizes, kind = _marks(topology)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmtl.errors import TopologyError
-from hmtl.npz import load_arrays, open_file
+from hmtl.io.npz import load_arrays, open_file
 from hmtl.topology.topology import MOST_LINKS, Topology, check_size, name_users
 
 Line = tuple[int, list[str]]  # its number in the file, counted from 1, and its entries

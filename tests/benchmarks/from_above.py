@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hmtl.coding import Plan
 from hmtl.coding.block import piece_rows
-from hmtl.coding.gf256 import matmul
+from hmtl.gf256.field import matmul
 
 WORKING_SET = 32 << 20
 

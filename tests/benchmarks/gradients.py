@@ -133,7 +133,7 @@ class Ours:
         from hmtl.data import Task
         from hmtl.mtl import CrossEntropy, FedAvg, FedU, Graph, LocalSGD, Mean, Problem
         from hmtl.topology import symmetric
-        from hmtl.trainer import Trainer, in_sums
+        from hmtl.training.trainer import Trainer, in_sums
 
         regularizer = Mean(1e-3, 1e-4)
         if "graph" in learner:  # each user hangs on the two before and the two after it

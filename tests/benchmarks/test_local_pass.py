@@ -14,8 +14,8 @@ from sklearn.svm import LinearSVC
 
 from hmtl.data import Task
 from hmtl.mtl import MOCHA, SDCA, Hinge, Logistic, Problem, Ridge, SmoothHinge, Squared
-from hmtl.mtl.compiled import compiled_pass
-from hmtl.mtl.solvers import batched_pass
+from hmtl.mtl.solvers.compiled import compiled_pass
+from hmtl.mtl.solvers.sdca import batched_pass
 
 pytestmark = pytest.mark.benchmark
 SIZES = [(30, 375, 561), (1000, 100, 100)]

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from timing import medians
 
 from hmtl.communication import CodedHierarchical
-from hmtl.config import build
+from hmtl.config.build import build
 from hmtl.topology import symmetric
 
 pytestmark = pytest.mark.benchmark

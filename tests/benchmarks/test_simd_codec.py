@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from hmtl.coding import simd
+from hmtl.gf256 import simd
 
 pytestmark = [
     pytest.mark.benchmark,

@@ -4,7 +4,7 @@ import contextlib
 
 import numpy as np
 
-from hmtl.communication.group import Caster, Listener, Multicast
+from hmtl.distributed.multicast.group import Caster, Listener, Multicast
 
 HERE, RATE = "127.0.0.1", 400e6
 GROUP = Multicast(port=47190)

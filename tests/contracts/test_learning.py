@@ -28,7 +28,7 @@ from hmtl.mtl import (
     Squared,
     TaskRelationship,
 )
-from hmtl.mtl.solvers import batched_pass
+from hmtl.mtl.solvers.sdca import batched_pass
 
 K, D = 4, 3
 LOSSES = {"hinge": Hinge(), "smooth_hinge": SmoothHinge(0.5), "squared": Squared(), "logistic": Logistic()}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from hmtl.config import build, compose, conf_dir
+from hmtl.config.build import build, compose, conf_dir
 
 EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
 ORDER = ("best aggregators", "all relays", "paper", "equal", "uncoded")  # from the least sent to the most

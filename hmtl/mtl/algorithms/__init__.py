@@ -6,7 +6,6 @@ from hmtl.mtl.algorithms.fedu import FedU
 from hmtl.mtl.algorithms.fitting import fitting
 from hmtl.mtl.algorithms.mocha import MOCHA, CoCoA, Local
 from hmtl.mtl.algorithms.personal import Ditto, PFedMe
-from hmtl.mtl.algorithms.residents import Residents
 
 __all__ = [
     "MOCHA",
@@ -19,7 +18,6 @@ __all__ = [
     "FedU",
     "Local",
     "PFedMe",
-    "Residents",
     "Users",
     "fitting",
 ]

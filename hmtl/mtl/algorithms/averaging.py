@@ -13,9 +13,9 @@ from hmtl.mtl.algorithms.base import Aggregator, Ids, Users
 from hmtl.mtl.algorithms.gradient_sums import Average, AveragingSums, AveragingUsers
 from hmtl.mtl.algorithms.gradients import ByGradients, ModelUsers, told_nothing
 from hmtl.mtl.algorithms.setup import SetupAggregator, SetupUsers
-from hmtl.mtl.models import MakeModel
+from hmtl.mtl.networks.models import MakeModel
 from hmtl.mtl.problem import Problem
-from hmtl.mtl.sgd import LocalSGD
+from hmtl.mtl.solvers.sgd import LocalSGD
 
 
 class FedAvg(ByGradients):

@@ -16,7 +16,7 @@ from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Ids, Users, with_rows
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem, Rows, sigma_prime
 from hmtl.mtl.regularizers import Regularizer, SharedModel
-from hmtl.mtl.solvers import LocalSolver
+from hmtl.mtl.solvers.sdca import LocalSolver
 from hmtl.mtl.sums import Grid
 
 

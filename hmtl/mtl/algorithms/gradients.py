@@ -14,11 +14,11 @@ from torch import Tensor
 
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Algorithm, Ids, Users, with_rows
-from hmtl.mtl.copies import ALIGNMENT, copies
-from hmtl.mtl.models import FlatModel, MakeModel
+from hmtl.mtl.networks.copies import ALIGNMENT, copies
+from hmtl.mtl.networks.models import FlatModel, MakeModel
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem, Rows
-from hmtl.mtl.sgd import LocalSGD
+from hmtl.mtl.solvers.sgd import LocalSGD
 
 BLOCK = 2**22  # numbers
 

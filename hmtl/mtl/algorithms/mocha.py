@@ -18,7 +18,7 @@ from hmtl.mtl.algorithms.setup import SetupAggregator, SetupUsers
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.regularizers import Ridge, SharedModel
-from hmtl.mtl.solvers import SDCA, LocalSolver
+from hmtl.mtl.solvers.sdca import SDCA, LocalSolver
 from hmtl.mtl.sums import Form
 
 

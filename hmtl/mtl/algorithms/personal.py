@@ -17,9 +17,9 @@ from hmtl.mtl.algorithms.averaging import FedAvg
 from hmtl.mtl.algorithms.base import Aggregator, Ids, Users, with_rows
 from hmtl.mtl.algorithms.gradient_sums import Average
 from hmtl.mtl.algorithms.gradients import ModelUsers
-from hmtl.mtl.models import MakeModel
+from hmtl.mtl.networks.models import MakeModel
 from hmtl.mtl.problem import Problem, Rows
-from hmtl.mtl.sgd import LocalSGD
+from hmtl.mtl.solvers.sgd import LocalSGD
 
 
 class Personal(FedAvg):

@@ -1,0 +1,1 @@
+"""Bits, seconds and CPU time of each link and node."""

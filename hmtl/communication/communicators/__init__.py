@@ -1,0 +1,1 @@
+"""Communicators: how one round of messages travels."""

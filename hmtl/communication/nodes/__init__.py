@@ -1,0 +1,1 @@
+"""The nodes of the network: hosts of users, relays, the server and aggregators."""

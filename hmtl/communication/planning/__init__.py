@@ -1,0 +1,1 @@
+"""What all nodes know before a round: plans, routes and codes."""

@@ -1,0 +1,1 @@
+"""Settings become objects: schema, checks, builders and the command line."""

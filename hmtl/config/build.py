@@ -1,0 +1,296 @@
+"""Configuration becomes objects here, and nowhere else; the command line aside, no other module knows Hydra."""
+
+from __future__ import annotations  # so that a plan, which trains nothing, does without what training alone imports
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from hmtl.config.checks import check_kind, check_part, found, takes
+from hmtl.config.schema import PlanConfig, PredictConfig, TrainConfig, check_root, flat
+from hmtl.errors import ConfigError, HmtlError
+from hmtl.reporting.progress import progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from hmtl.communication import Communicator, Network
+    from hmtl.data import Task, Wanted
+    from hmtl.mtl import Algorithm, Participation, Problem, Regularizer
+    from hmtl.topology import Moving, Topology
+    from hmtl.training.engine import Engine
+    from hmtl.training.trainer import Logger, Trainer
+
+# What may differ between a run and the one that goes on from its checkpoint.
+NOT_IDENTITY = (
+    "output_dir",
+    "resume",
+    "rounds",
+    "algorithm.rounds",
+    "gap_tolerance",
+    "checkpoint_every",
+    "evaluate_every",
+    "engine.seconds",
+    "engine.multicast",
+    "logger",
+    "tune",
+)
+
+
+KINDS: dict[str, tuple[str, ...]] = {
+    "topology": ("hmtl.topology.Topology", "hmtl.topology.Moving"),
+    "network": ("hmtl.communication.Network",),
+    "communicator": ("hmtl.communication.Communicator",),
+    "engine": ("hmtl.training.engine.Engine",),
+    "loss": ("hmtl.mtl.Loss",),
+    "regularizer": ("hmtl.mtl.Regularizer",),
+    "solver": ("hmtl.mtl.LocalSolver", "hmtl.mtl.LocalSGD"),
+    "algorithm": ("hmtl.mtl.Algorithm",),
+    "participation": ("hmtl.mtl.Participation",),
+    "partition": ("collections.abc.Callable",),
+    "dataset": ("builtins.tuple", "builtins.list"),
+    "logger": ("hmtl.training.trainer.Logger",),
+}
+"""What the parts of a run are, by group."""
+ALONE = ("network", "loss", "regularizer", "solver", "participation")
+"""Groups whose parts can be made without others, and before data are read."""
+USUAL_REGULARIZER = "hmtl.mtl.TaskRelationship"
+
+ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+ConfigStore.instance().store(name="plan_schema", node=PlanConfig)
+ConfigStore.instance().store(name="predict_schema", node=PredictConfig)
+_composing = Lock()  # Hydra has one place for all threads of a process
+
+
+@dataclass(frozen=True)
+class Run:
+    """All objects of one training run."""
+
+    communicator: Communicator
+    algorithm: Algorithm
+    trainer: Trainer
+    loggers: list[Logger]
+    output_dir: Path
+    engine: Engine
+    checkpoint: dict[str, Any] | None
+
+
+def conf_dir() -> Path:
+    """The folder of configurations: inside the package when installed from a wheel, beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def compose(*overrides: str, name: str = "config") -> DictConfig:
+    """The configuration `name` of `conf/` with `overrides`, as from the command line; set `output_dir` among them."""
+    with _composing, hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return hydra.compose(name, list(overrides))
+
+
+def build_topology(cfg: DictConfig) -> Topology | Moving:
+    """Who hears whom, after `cfg`; a size that the configuration states and the file contradicts is an error."""
+    topology: Topology | Moving = _instantiate(cfg.topology)
+    for name, within in (("K", 0.0), ("H", 0.0), ("r", 1 / topology.K)):  # links are whole, their mean r need not be
+        if cfg[name] is not None and abs(cfg[name] - getattr(topology.at(0), name)) > within:
+            raise ConfigError(
+                f"{name}={cfg[name]:g}, but the topology has {name}={getattr(topology.at(0), name):g}: "
+                f"set it to that, or to null."
+            )
+    return topology
+
+
+def build_tasks(cfg: DictConfig, engine: Engine | None = None) -> tuple[tuple[Task, ...], Topology | Moving]:
+    """The users' data, which an engine divides, and who hears them; K comes from whichever of the two fixes it."""
+    share = engine.tasks if engine else lambda load, K, H: load(None)
+    if "K" in cfg.topology and not cfg.topology.get("path"):  # a rule for any K
+        tasks = share(lambda wanted: _tasks(cfg, cfg.K, wanted), cfg.K, cfg.H)
+        cfg.K = len(tasks)
+        return tasks, build_topology(cfg)
+    topology = build_topology(cfg)
+    return share(lambda wanted: _tasks(cfg, topology.K, wanted), topology.K, topology.H), topology
+
+
+def _tasks(cfg: DictConfig, K: int | None, wanted: Wanted | None) -> tuple[Task, ...]:
+    target, arguments = cfg.dataset["_target_"], dict[str, Any](K=K)
+    if wanted and takes(target, "wanted"):
+        arguments["wanted"] = wanted
+    if cfg.partition:
+        if not takes(target, "partition"):
+            raise ConfigError(
+                f"partition={cfg.partition['_target_']}, but {target} takes none: leave partition out, or choose "
+                "another dataset, such as files."
+            )
+        arguments["partition"] = _instantiate(cfg.partition)
+    return tuple(_instantiate(cfg.dataset, **arguments))
+
+
+def build_problem(cfg: DictConfig, tasks: Sequence[Task]) -> Problem:
+    """What is to be learned from `tasks`."""
+    from hmtl.mtl import Problem
+
+    how = {"reduction": cfg.reduction, "device": _device(cfg.device), "fraction_bits": cfg.fraction_bits}
+    return Problem(tasks, _instantiate(cfg.loss), build_regularizer(cfg), **how)
+
+
+def build_regularizer(cfg: DictConfig) -> Regularizer:
+    regularizer: Regularizer = _instantiate(cfg.regularizer)
+    return regularizer
+
+
+def build_algorithm(cfg: DictConfig, problem: Problem) -> Algorithm:
+    """What solves `problem`."""
+    parts = {"solver": _instantiate(cfg.solver), "participation": _instantiate(cfg.participation)}
+    algorithm: Algorithm = _instantiate(cfg.algorithm, problem=problem, **parts)
+    return algorithm
+
+
+def build_participation(cfg: DictConfig, topology: Topology | Moving) -> Participation:
+    """Who takes part in which round, checked against the relays that there are."""
+    participation: Participation = _instantiate(cfg.participation)
+    participation.check_relays(topology.H)
+    return participation
+
+
+def build_network(cfg: DictConfig) -> Network:
+    network: Network = _instantiate(cfg.network)
+    return network
+
+
+def build_communicator(cfg: DictConfig, topology: Topology | Moving, **links: Any) -> Communicator:
+    """How the messages travel on `topology`; over which links, if these are given."""
+    network = build_network(cfg)
+    with progress(f"Planning for K={topology.K} users and H={topology.H} relays"):
+        communicator: Communicator = _instantiate(cfg.communicator, topology=topology, network=network, **links)
+    return communicator
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse, before anything is read or made, what is wrong with a configuration taken by itself.
+
+    Raises:
+        ConfigError: which setting, and what it should be.
+    """
+    check_root(cfg)
+    for node in cfg.get("logger", {}).values():
+        if not isinstance(node, DictConfig) or "_target_" not in node:
+            raise ConfigError(f"logger={cfg.logger}: each part needs a _target_. Leave one out by ~logger.NAME.")
+    groups = [cfg[group] for group in KINDS if group in cfg]
+    for node in (*groups, *cfg.get("logger", {}).values()):
+        if isinstance(node, DictConfig) and "_target_" in node:
+            name, plain, kinds = _described(node)
+            if cfg.K is None and name == "topology":  # the data may tell it
+                plain.pop("K", None)
+            check_part(name, plain, kinds)
+    if "algorithm" in cfg:
+        _check_regularizer(cfg)
+    for group in ALONE:
+        if group in cfg:
+            _instantiate(cfg[group])
+
+
+def _check_regularizer(cfg: DictConfig) -> None:
+    """Refuse one that was chosen for an algorithm that does not look at it."""
+    algorithm, chosen = (cfg[group].get("_target_") for group in ("algorithm", "regularizer"))
+    looks = algorithm is None or getattr(found("algorithm._target_", algorithm), "regularized", True)
+    if chosen not in (None, USUAL_REGULARIZER) and not looks:
+        raise ConfigError(
+            f"regularizer={chosen} has no meaning here: {algorithm} has its own, or none. Leave it out, or choose "
+            "algorithm=mocha or fedu."
+        )
+
+
+def build(cfg: DictConfig) -> Run:
+    """All objects of a training run; everything that can be wrong with a configuration is found here.
+
+    Raises:
+        HmtlError: what is wrong, and what to do.
+    """
+    from hmtl.mtl import fitting
+    from hmtl.training.checkpoint import load_checkpoint
+    from hmtl.training.trainer import Trainer, in_sums
+
+    check(cfg)
+    identity = flat(cfg, NOT_IDENTITY)
+    checkpoint = load_checkpoint(Path(cfg.resume), identity) if cfg.resume else None
+    if checkpoint and len(checkpoint["history"]) > cfg.rounds:
+        raise ConfigError(
+            f"{cfg.resume} has {len(checkpoint['history'])} rounds behind it already, of rounds={cfg.rounds}: ask for "
+            "more rounds to go on."
+        )
+    engine: Engine = _instantiate(cfg.engine)
+    tasks, topology = build_tasks(cfg, engine)
+    with engine.together():
+        communicator = build_communicator(cfg, topology, links=engine.join(topology, build_network(cfg)))
+        build_participation(cfg, topology)
+        communicator = in_sums(algorithm := build_algorithm(cfg, build_problem(cfg, tasks)), communicator)
+    loggers = [_instantiate(node) for node in cfg.logger.values()] if engine.leads else []
+    trainer = Trainer(
+        algorithm,
+        communicator,
+        **{name: cfg[name] for name in ("rounds", "gap_tolerance", "checkpoint_every", "evaluate_every")},
+        checkpoint=Path(cfg.output_dir, "checkpoint.pt"),
+        identity=identity,
+        loggers=loggers,
+        before=[fitting(tasks)],
+        engine=engine,
+    )
+    return Run(communicator, algorithm, trainer, loggers, Path(cfg.output_dir), engine, checkpoint)
+
+
+def _instantiate(node: Any, **arguments: Any) -> Any:
+    """Hydra's `instantiate`, with `arguments` passed by as they are, after a check of what the node says."""
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        where = f"{node._get_full_key('')}".rstrip(".") if isinstance(node, DictConfig) else "a part"
+        raise ConfigError(f"{where} is null or has no _target_: choose one of its group, see --help.")
+    name, plain, kinds = _described(node)
+    whole, target = check_part(name, plain, kinds), node["_target_"]
+    given = {key for key in plain if not key.startswith("_")} | arguments.keys()
+    try:
+        inspect.signature(found(name, target)).bind(*node.get("_args_", ()), **dict.fromkeys(given))
+    except TypeError as error:  # not of the call, where it would be a defect
+        remedy = "give the settings that it needs, and no others."
+        raise ConfigError(f"{name}: {target} cannot be made ({error}): {remedy}") from error
+    except ValueError:  # a builtin that tells of no signature
+        pass
+    try:
+        made = instantiate(node, _partial_=True, **whole)(**arguments)
+    except HydraException as error:
+        if isinstance(error.__cause__, HmtlError):  # of a part within this one
+            raise error.__cause__ from None
+        raise ConfigError(str(error)) from error
+    except SystemExit:
+        made = None
+    check_kind(name, target, not kinds or isinstance(made, kinds), kinds)
+    return made
+
+
+def _described(node: DictConfig) -> tuple[str, dict[str, Any], tuple[type, ...]]:
+    """Of a part: its name, its plain values, and what it has to make."""
+    if missing := OmegaConf.missing_keys(node):
+        raise ConfigError(f"{missing.pop()} is not set, and has no default: give it on the command line.")
+    name, plain = node._get_full_key("_target_").removesuffix("._target_"), OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict)
+    return (
+        name,
+        {str(key): value for key, value in plain.items()},
+        tuple(found(name, kind) for kind in KINDS.get(name.partition(".")[0], ())),
+    )
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    try:
+        return torch.zeros(1, device=name).cpu().to(name).device  # of which numbers can be read, unlike meta
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={name} is not available ({str(error).splitlines()[0]}): try device=cpu.") from error

@@ -1,0 +1,1 @@
+"""A run over processes: connections, frames, links and the engine."""

@@ -1,0 +1,1 @@
+"""Reliable multicast from the server to several relays."""

@@ -1,0 +1,246 @@
+"""Bytes from one to many over datagrams that may be lost: a protocol without clock or sockets.
+
+All pieces of a body are sent once, at a given rate; then the sender asks, and each receiver reports how many pieces of
+each generation it lacks. The answer are as many combinations of a generation as the worst receiver lacks: rows of a
+Cauchy matrix, of which any m repair any m pieces, so that they serve all receivers whatever each of them lost. The
+sender asks again, until everybody has everything, or has been silent, or is out of time.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hmtl.distributed.multicast.datagrams import (
+    DATAGRAM,
+    LACK,
+    PIECE,
+    QUESTION,
+    REPORT,
+    ROOM,
+    Cut,
+    Datagram,
+    combinations,
+)
+from hmtl.errors import CodingError
+from hmtl.gf256.field import matmul
+from hmtl.gf256.linalg import inverses
+
+LOWER = 42  # bytes that UDP, IP and Ethernet add to a datagram, for pacing
+
+BURST = 0.02  # seconds that a late sender may catch up with at once
+WINDOW, LONGEST = 0.005, 0.05  # seconds to wait for reports before asking again: twice as long each time, at most so
+SILENCE = 1.0  # seconds without a report after which nothing more is expected of a receiver
+SPARE, TIMES = 2.0, 4.0  # seconds for a body, and how often as long as it takes without losses
+
+
+class Sending:
+    """One body on its way.
+
+    Args:
+        run, number: see `Datagram`.
+        body: uint8 [size].
+        receivers: their ranks.
+        bps: bits to send in a second, with what UDP, IP and Ethernet add.
+        now: the time [s], here and in all methods of any one clock.
+
+    Attributes:
+        waiting: receivers that may still get it.
+        reached: receivers that have it.
+        nbytes: that were sent so far.
+    """
+
+    def __init__(self, run: int, number: int, body: Tensor, receivers: Iterable[int], bps: float, now: float) -> None:
+        self.run, self.number, self.bps = run, number, bps
+        self.cut = cut = Cut(len(body))
+        self._pieces = body.new_zeros(cut.pieces, cut.length)
+        self._pieces.view(-1)[: cut.size] = body
+        self.waiting, self.reached, self.nbytes = set(receivers), set[int](), 0
+        self._sent, self._wanted = np.zeros((2, cut.generations), np.int64)  # combinations of each generation
+        self._sent_before: list[NDArray[np.int64]] = []  # each question
+        self._answered: set[int] = set()
+        self._heard = dict.fromkeys(self.waiting, now)  # when each was heard last
+        self._line: Iterator[bytes] | None = self._originals()
+        self._free = self._until = now
+        self._window = WINDOW
+        self._end = now + SPARE + TIMES * 8 * cut.pieces * (DATAGRAM + LOWER) / bps
+
+    def due(self, now: float) -> list[bytes]:
+        """The datagrams to send now."""
+        if now >= self._end:
+            self.waiting.clear()
+        out = []
+        while self.waiting and self.wake() <= now:
+            if self._line is None:
+                self._window = WINDOW if self.waiting <= self._answered else min(2 * self._window, LONGEST)
+                self.waiting -= {receiver for receiver in self.waiting if now - self._heard[receiver] > SILENCE}
+                self._line = self._repairs()
+                continue
+            if (datagram := next(self._line, None)) is None:
+                datagram = self._question(now)
+            self.nbytes += len(datagram)
+            self._free = max(self._free, now - BURST) + 8 * (len(datagram) + LOWER) / self.bps
+            out.append(datagram)
+        return out
+
+    def wake(self) -> float:
+        """When more is due, if nothing is heard before."""
+        return min(self._end, self._free if self._line or self.waiting <= self._answered else self._until)
+
+    def hear(self, content: bytes, now: float) -> int | None:
+        """Take a report; gives whose it is, if it is one of this run."""
+        try:
+            report = Datagram.from_bytes(content)
+        except CodingError:
+            return None
+        if (report.run, report.what, len(report.content) % LACK.itemsize) != (self.run, REPORT, 2):
+            return None
+        receiver = int.from_bytes(report.content[:2], "little")
+        question = report.generation
+        if report.number == self.number and receiver in self.waiting and question < len(self._sent_before):
+            lacks = np.frombuffer(report.content[2:], LACK)
+            if (lacks["generation"] >= self.cut.generations).any():
+                return None
+            if len(lacks) == 0:
+                self.waiting.discard(receiver)
+                self.reached.add(receiver)
+            of = lacks["generation"]
+            self._wanted[of] = np.maximum(self._wanted[of], self._sent_before[question][of] + lacks["pieces"])
+            self._heard[receiver] = now
+            if question == len(self._sent_before) - 1:
+                self._answered.add(receiver)
+        return receiver
+
+    def _originals(self) -> Iterator[bytes]:
+        for generation in range(self.cut.generations):
+            for index, piece in enumerate(self._pieces[self.cut.places(generation)].numpy()):
+                yield self._datagram(PIECE, generation, index, piece.data)
+
+    def _repairs(self) -> Iterator[bytes]:
+        """Combinations that are wanted, of each generation new ones as long as there are."""
+        for generation in np.flatnonzero(self._wanted > self._sent).tolist():
+            pieces = self._pieces[self.cut.places(generation)]
+            all_rows = combinations(len(pieces))
+            rows = np.arange(self._sent[generation], self._wanted[generation]) % len(all_rows)
+            self._sent[generation] = self._wanted[generation]
+            for row, content in zip(rows.tolist(), matmul(all_rows[rows], pieces).numpy(), strict=True):
+                yield self._datagram(PIECE, generation, len(pieces) + row, content.data)
+
+    def _question(self, now: float) -> bytes:
+        if not self._sent_before:
+            self._heard = dict.fromkeys(self.waiting, now)
+        self._sent_before.append(self._sent.copy())
+        self._answered.clear()
+        self._line, self._until = None, now + self._window
+        return self._datagram(QUESTION, len(self._sent_before) - 1)
+
+    def _datagram(self, what: int, generation: int, index: int = 0, content: memoryview | bytes = b"") -> bytes:
+        return Datagram(what, self.run, self.number, self.cut.size, generation, index, content).to_bytes()
+
+
+class Receiving:
+    """One body as far as it has come.
+
+    Attributes:
+        lacks: pieces of each generation that have to come before it is whole.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.cut = cut = Cut(size)
+        self._pieces = np.zeros((cut.pieces, cut.length), np.uint8)  # where one lacks, it adds nothing
+        self._has = np.zeros(cut.pieces, bool)
+        self._combinations: dict[int, dict[int, NDArray[np.uint8]]] = {}  # by generation and row
+        self.lacks = np.array([len(self._has[cut.places(generation)]) for generation in range(cut.generations)])
+
+    def add(self, datagram: Datagram) -> str:
+        """Take a piece or a combination; gives what is wrong with it, if anything is."""
+        generation, index = datagram.generation, datagram.index
+        size, length = datagram.size, len(datagram.content)
+        if size != self.cut.size or length != self.cut.length or generation >= self.cut.generations:
+            return "foreign"
+        places = self.cut.places(generation)
+        has, rows = self._has[places], self._combinations.setdefault(generation, {})
+        if not self.lacks[generation] or (has[index] if index < len(has) else index in rows):
+            return "repeated"
+        content = np.frombuffer(datagram.content, np.uint8)
+        if index < len(has):
+            self._pieces[places][index] = content
+            has[index] = True
+        else:
+            rows[index] = content
+        self.lacks[generation] -= 1
+        return ""
+
+    def body(self) -> Tensor:
+        """uint8 [size], once nothing lacks: what was lost is solved for, in all generations at once."""
+        repaired = {generation: rows for generation, rows in self._combinations.items() if rows}
+        self._combinations.clear()
+        places = [self.cut.places(generation) for generation in repaired]
+        lost = [torch.from_numpy(~self._has[of]) for of in places]
+        coefficients = [
+            combinations(len(of))[[index - len(of) for index in rows]]
+            for of, rows in zip(lost, repaired.values(), strict=True)
+        ]
+        solutions = inverses([A[:, of] for A, of in zip(coefficients, lost, strict=True)])
+        assert solutions is not None, "a Cauchy matrix has no singular minor"
+        pieces = torch.from_numpy(self._pieces)
+        for at, of, A, solution, rows in zip(places, lost, coefficients, solutions, repaired.values(), strict=True):
+            rest = matmul(A, pieces[at]).bitwise_xor_(torch.from_numpy(np.stack(list(rows.values()))))
+            pieces[at][of] = matmul(solution, rest)
+        return pieces.view(-1)[: self.cut.size]
+
+
+class Receiver:
+    """What comes to one receiver.
+
+    Args:
+        run: see `Datagram`.
+        rank: its own.
+
+    Attributes:
+        ignored: how many datagrams, by what was wrong with them.
+        taken: number of the last body that was asked for; of it and those before, nothing is of interest any more.
+    """
+
+    def __init__(self, run: int, rank: int) -> None:
+        self.run, self.rank, self.ignored = run, rank, Counter[str]()
+        self._bodies: dict[int, Receiving] = {}
+        self.taken = 0
+
+    def hear(self, content: bytes) -> bytes | None:
+        """Take a datagram; gives the answer, if it is a question."""
+        try:
+            datagram = Datagram.from_bytes(content)
+        except CodingError:
+            self.ignored["damaged"] += 1
+            return None
+        if datagram.run != self.run or datagram.what == REPORT:
+            self.ignored["foreign"] += 1
+            return None
+        if (number := datagram.number) > max(self._bodies, default=self.taken):  # of others nothing more will come
+            self._bodies = {n: body for n, body in self._bodies.items() if not body.lacks.any()}
+            self._bodies[number] = Receiving(datagram.size)
+        body = self._bodies.get(number)
+        if datagram.what == QUESTION:
+            return self._report(datagram, body) if body or number <= self.taken else None
+        if wrong := body.add(datagram) if body else "late":
+            self.ignored[wrong] += 1
+        return None
+
+    def take(self, number: int) -> Tensor | None:
+        """A body, if it is whole; it and those before are forgotten."""
+        body = self._bodies.get(number)
+        self.taken = max(self.taken, number)
+        self._bodies = {n: kept for n, kept in self._bodies.items() if n > number}
+        return body.body() if body and not body.lacks.any() else None
+
+    def _report(self, question: Datagram, body: Receiving | None) -> bytes:
+        lacking = np.flatnonzero(body.lacks)[: (ROOM - 2) // LACK.itemsize] if body else np.empty(0, np.int64)
+        lacks = np.empty(len(lacking), LACK)
+        if body:
+            lacks["generation"], lacks["pieces"] = lacking, body.lacks[lacking]
+        content = self.rank.to_bytes(2, "little") + lacks.tobytes()
+        return Datagram(REPORT, self.run, question.number, question.size, question.generation, 0, content).to_bytes()

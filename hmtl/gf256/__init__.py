@@ -1,0 +1,1 @@
+"""Arithmetic and linear algebra over GF(2^8)."""

@@ -1,0 +1,41 @@
+"""Pictures of a run: the task relationship and the bits on each link."""
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from hmtl.communication import TIERS, LinkLedger
+from hmtl.reporting.style import OKABE_ITO, Picture
+
+
+def omega_figure(Omega: Tensor) -> Picture:
+    """How the tasks relate: Σ = Ω⁻¹ [K, K] scaled to a unit diagonal, so that each entry reads as a correlation."""
+    Sigma = np.linalg.inv(Omega.cpu().numpy())
+    scale = np.sqrt(np.diag(Sigma))
+    figure = Picture(figsize=(5.5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(Sigma / np.outer(scale, scale), cmap="RdBu_r", vmin=-1, vmax=1)
+    axes.set(title="Task relationship", xlabel="user", ylabel="user")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    figure.colorbar(image, ax=axes, label="correlation, from Σ = Ω⁻¹")
+    return figure
+
+
+def link_figure(ledger: LinkLedger) -> Picture:
+    """Bits on each link over the whole run, payload and overhead, a panel for each tier."""
+    figure = Picture(figsize=(9, 5.6), layout="constrained")
+    for axes, tier in zip(figure.subplots(2, 2).flat, TIERS, strict=True):
+        payload, overhead = ledger.per_link(tier).T / 8e6
+        used = np.flatnonzero(payload + overhead)
+        at = np.arange(len(used))
+        axes.bar(at, payload[used], label="payload", color=OKABE_ITO["blue"])
+        axes.bar(at, overhead[used], bottom=payload[used], label="overhead", color=OKABE_ITO["orange"])
+        top = 1.1 * float((payload + overhead).max()) or 1.0  # a tier may be idle: what all relays hear is not sent
+        sums = f"{payload.sum():.3g} MB + {overhead.sum():.2g} MB overhead"  # too little to be seen, often
+        axes.set(title=f"{tier.replace('_', ' ')}\n{sums}", ylabel="MB sent", xlabel="link", ylim=(0, top))
+        names = [ledger.links[tier][n] for n in used.tolist()]
+        step = max(1, -(-len(used) // 10))  # at most ten labels fit
+        axes.set_xticks(at[::step], names[::step], rotation=45 if len(used) > 4 else 0, fontsize="small")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    return figure

@@ -1,0 +1,246 @@
+"""Plans carried out by schoolbook products: every relay decodes, with as many messages as the formulas say."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from coding_oracles import product, theorem_1
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmtl import rng
+from hmtl.coding import Loads, Uplinks, loads, make_plan, plan
+from hmtl.errors import CodingError
+from hmtl.gf256 import field as gf256
+from hmtl.testing.networks import restricted, topologies
+from hmtl.topology import Topology, any_r, symmetric
+
+both_schemes = pytest.mark.parametrize("scheme", ["paper", "equal"])
+
+
+def pieces_of(positions, c):
+    return [p * c + s for p in positions for s in range(c)]
+
+
+def check(made):
+    """Carry the plan out on random IVs; every relay's copy must equal the users'. Returns IVs sent up and down."""
+    t, up, down = made.topology, 0.0, 0.0
+    ivs = {
+        block: np.random.default_rng(0).integers(0, 256, (len(block.users) * block.pieces, 2)) for block in made.blocks
+    }
+    for block, pieces in ivs.items():
+        c = block.pieces
+        messages = []
+        for i, heard, rows in zip(t.active, block.heard, block.uplink, strict=True):
+            assert [block.users[p] for p in heard] == [k for k in block.users if k in t.N(i)]
+            messages.append(product(rows.numpy(), pieces[pieces_of(heard, c)]))
+        sent = np.concatenate(messages)
+        broadcast = product(block.downlink.numpy(), sent)
+        up, down = up + len(sent) / c, down + len(broadcast) / c
+        for heard, decoder in zip(block.heard, block.decoders, strict=True):
+            known = pieces_of(heard, c)
+            missing = [row for row in range(len(pieces)) if row not in set(known)]
+            decoded = product(decoder.numpy(), np.concatenate([broadcast[: len(missing)], pieces[known]]))
+            np.testing.assert_array_equal(decoded, pieces[missing])
+    carried = sorted(k for block in made.blocks for k in block.users)
+    heard_by = t.G.sum(axis=0)
+    assert carried == [k for k in range(t.K) if 0 < heard_by[k] < t.G.any(axis=1).sum()]
+    return up, down
+
+
+@both_schemes
+@settings(max_examples=60)
+@given(t=topologies() | restricted())
+def test_every_relay_decodes_with_the_loads_of_theorem_1(scheme, t):
+    made = make_plan(t, scheme, seed=1)
+    assert check(made) == pytest.approx(theorem_1(t.G, scheme), abs=1e-6)
+    assert made.loads == loads(t, scheme)
+    assert made.loads.by_relay == loads(t, scheme).by_relay
+
+
+@settings(max_examples=100)
+@given(
+    t=topologies() | restricted(), max_pieces=st.integers(1, 8), generation=st.integers(3, 60), seed=st.integers(0, 9)
+)
+def test_optimal_plans_decode_in_generations_too(t, max_pieces, generation, seed):
+    made = make_plan(t, "optimal", seed, max_pieces=max_pieces, generation=generation)
+    up, down = check(made)
+    assert (up, down) == pytest.approx((made.loads.uplink, made.loads.downlink))
+    assert all(block.pieces <= max_pieces for block in made.blocks)
+    best = loads(t, "optimal")
+    assert up >= best.uplink - 1e-9
+    assert down >= best.downlink - 1e-9
+    if len(made.blocks) == 1:
+        assert down == pytest.approx(best.downlink)
+        assert up < best.uplink + 1 / max_pieces
+        if max_pieces >= len(t.active) - 1:
+            assert up == pytest.approx(best.uplink)
+
+
+@settings(max_examples=30)
+@given(t=topologies() | restricted(), seed=st.integers(0, 9), parallel=st.booleans())
+def test_plans_for_unequal_links_decode(t, seed, parallel):
+    bandwidths = np.random.default_rng(seed).integers(1, 9, len(t.active))
+    made = make_plan(t, seed=seed, max_pieces=3, uplinks=Uplinks(tuple(map(float, bandwidths)), parallel))
+    assert check(made) == pytest.approx((made.loads.uplink, loads(t).downlink))
+
+
+@pytest.mark.parametrize("scheme", ["optimal", "paper", "equal"])
+@given(t=restricted())
+def test_who_is_gone_counts_nowhere(scheme, t):
+    """The plan is that of the network without the absent users and silent relays, under their old numbers."""
+    made = make_plan(t, scheme, seed=2)
+    if not t.G.any():
+        assert made.blocks == ()
+        assert made.loads == loads(t, scheme) == Loads(0, 0)
+        return
+    relays, users = np.flatnonzero(t.G.any(axis=1)), np.flatnonzero(t.G.any(axis=0))
+    alone = make_plan(Topology(t.G[np.ix_(relays, users)]), scheme, seed=2)
+    for block, other in zip(made.blocks, alone.blocks, strict=True):
+        assert block.users == tuple(users[list(other.users)].tolist())
+        assert (block.pieces, block.heard) == (other.pieces, other.heard)
+        for mine, its in zip(matrices(block), matrices(other), strict=True):
+            assert torch.equal(mine, its)
+    assert made.loads == alone.loads
+
+
+def matrices(block):
+    return [*block.uplink, block.downlink, *block.decoders]
+
+
+def test_plans_do_not_depend_on_the_processor(monkeypatch):
+    t = any_r(K=30, H=5, r=3)
+    made = make_plan(t)
+    monkeypatch.setattr(gf256.simd, "usable", lambda: ())
+    for block, other in zip(made.blocks, make_plan(t).blocks, strict=True):
+        assert all(map(torch.equal, matrices(block), matrices(other)))
+
+
+@pytest.mark.parametrize("scheme", ["uncoded", "best"])
+def test_schemes_without_a_plan(scheme):
+    with pytest.raises(CodingError, match=f"scheme={scheme} is unknown: choose one of optimal, paper, equal"):
+        make_plan(symmetric(K=10, H=5, r=2), scheme)
+
+
+def test_many_users_cost_at_most_one_percent():
+    t = any_r(K=1000, H=10, r=3)
+    made, best = make_plan(t), loads(t)
+    assert len(made.blocks) == 5
+    assert made.loads.uplink <= 1.01 * best.uplink
+    assert made.loads.downlink <= 1.01 * best.downlink
+
+
+@settings(max_examples=60)
+@given(
+    t=topologies(max_H=5, max_K=12),
+    copies=st.integers(2, 6),
+    max_pieces=st.integers(1, 4),
+    aggregators=st.sampled_from(("all", "auto")),
+    bandwidths=st.none() | st.lists(st.integers(1, 9), min_size=5, max_size=5),
+    parallel=st.booleans(),
+)
+def test_users_who_are_alike_are_coded_in_smaller_parts(t, copies, max_pieces, aggregators, bandwidths, parallel):
+    """For no more load than in one code, however many there are of each; and one code serves all parts."""
+    t = Topology(np.tile(t.G, copies))
+    uplinks = bandwidths and Uplinks(tuple(map(float, bandwidths[: len(t.active)])), parallel)
+    how = {"max_pieces": max_pieces, "aggregators": aggregators, "uplinks": uplinks}
+    made = make_plan(t, **how)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "alike", lambda G, enough: np.arange(G.shape[1])[None])
+        whole = make_plan(t, **how)
+    assert all(block.downlink is made.blocks[0].downlink for block in made.blocks)
+    assert sorted(k for block in made.blocks for k in block.users) == sorted(k for b in whole.blocks for k in b.users)
+    cost = lambda loads: uplinks.seconds(np.array([loads.by_relay[i] for i in t.active])) if uplinks else loads.uplink  # noqa: E731
+    assert cost(made.loads) <= cost(whole.loads) * (1 + 1e-9)
+    assert made.loads.downlink == pytest.approx(whole.loads.downlink)
+    if aggregators == "all":
+        check(made)
+    if made.blocks:
+        assert made.blocks[0].pieces * len(made.blocks[0].users) <= whole.blocks[0].pieces * len(whole.blocks[0].users)
+    if max_pieces == 4 and aggregators == "all" and not bandwidths and made.blocks:
+        assert len(made.blocks) >= copies  # so many pieces reach the optimum of a part, too
+
+
+@pytest.mark.parametrize("setting", ["max_pieces", "generation"])
+def test_settings_are_positive(setting):
+    with pytest.raises(CodingError, match=f"{setting}=0"):
+        make_plan(symmetric(K=10, H=5, r=2), **{setting: 0})
+
+
+@both_schemes
+def test_symmetric_networks(scheme):
+    assert check(make_plan(symmetric(K=20, H=5, r=3), scheme)) == pytest.approx((10, 8))
+
+
+def test_surplus_is_trimmed_not_sent_twice():
+    """Users whose relays' shares add up to more than 1: each piece has one relay only, the last may get a part."""
+    partly = 0
+    for seed in range(20):
+        made = make_plan(any_r(K=10, H=8, r=5, seed=seed), "paper")
+        check(made)
+        for block in made.blocks:
+            relays_of_piece = np.zeros(len(block.users) * block.pieces, dtype=int)
+            for heard, rows in zip(block.heard, block.uplink, strict=True):
+                used = rows.numpy().any(axis=0)
+                relays_of_piece[pieces_of(heard, block.pieces)] += used
+                dealt = used.reshape(len(heard), block.pieces).sum(axis=1)
+                partly += int(((dealt > 0) & (dealt < max(dealt, default=0))).sum())
+            assert (relays_of_piece == 1).all()
+    assert partly > 0
+
+
+def test_relay_that_hears_all_and_relay_that_hears_none():
+    t = Topology([[1] * 5, [0] * 5, [1, 1, 0, 0, 1], [0, 0, 1, 0, 1]])
+    made = make_plan(t)
+    assert all(len(block.decoders) == 3 and len(block.decoders[0]) == 0 for block in made.blocks)
+    check(made)
+
+
+def test_nothing_to_do_when_all_relays_hear_all():
+    assert make_plan(Topology(np.ones((3, 4)))).blocks == ()
+    assert make_plan(Topology([[1, 1], [0, 0]])).blocks == ()
+
+
+def test_coefficients_drawn_where_mds_exceed_the_field():
+    made = make_plan(symmetric(K=300, H=3, r=2), "equal")
+    assert check(made) == (150, 100)
+
+
+def test_equal_arguments_give_equal_plans_and_seeds_differ():
+    t = any_r(K=15, H=5, r=3, seed=0)
+    one, same, other = (make_plan(t, "paper", seed).blocks[0] for seed in (3, 3, 4))
+    assert torch.equal(one.downlink, same.downlink)
+    assert all(map(torch.equal, one.decoders, same.decoders))
+    assert not torch.equal(one.downlink, other.downlink)
+
+
+class Zeros:
+    def integers(self, low, high, size, dtype):
+        return np.zeros(size, dtype)
+
+
+def test_a_draw_that_does_not_decode_is_drawn_again(monkeypatch):
+    """As often as need be, by the number of the attempt, and not for ever."""
+    t = symmetric(K=10, H=5, r=2)
+    monkeypatch.setattr(plan, "generator", lambda seed, *name: rng.generator(seed, *name) if name[-1] == 2 else Zeros())
+    drawn = make_plan(t)
+    assert check(drawn) == pytest.approx((7.5, 6))
+    monkeypatch.setattr(plan, "generator", lambda *name: Zeros())
+    with pytest.raises(CodingError, match=r"No code found for the 10 users.*Try another seed"):
+        make_plan(t)
+
+
+def test_too_many_pieces_are_an_error_at_once():
+    t = any_r(K=20, H=20, r=10, seed=3)
+    with pytest.raises(CodingError, match=r"20 users that 10 relays hear.*Use scheme=optimal"):
+        make_plan(t, "paper")
+    check(make_plan(t))
+
+
+def test_blocks_check_their_shapes():
+    (block,) = make_plan(symmetric(K=10, H=5, r=2)).blocks
+    with pytest.raises(CodingError, match=r"downlink must be a uint8 tensor of shape \[12, 15\].*\[12, 14\]"):
+        replace(block, downlink=block.downlink[:, 1:])
+    with pytest.raises(CodingError, match=r"decoders\[1\]"):
+        replace(block, decoders=(block.decoders[0], block.decoders[1][1:], *block.decoders[2:]))

@@ -1,0 +1,325 @@
+"""Sums between nodes that share no more than planners: what each gets to see, who adds, loads, and what is refused."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hmtl.coding import cover
+from hmtl.communication import InProcess, LinkLedger, Network, Sums
+from hmtl.communication.accounting.stopwatch import Stopwatch
+from hmtl.communication.communicators.sums import SummingAggregation, SummingHost, SummingRelay, SummingServer
+from hmtl.communication.messages import ATTENDANCE, IVS, MODELS, REPORT, SERVER, Message
+from hmtl.communication.planning.planner import Planner
+from hmtl.communication.round import Nodes, play
+from hmtl.errors import CodingError, ConfigError
+from hmtl.testing.networks import topologies
+from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers
+from hmtl.topology import Topology, any_r, symmetric
+
+networks = st.builds(
+    Network,
+    medium=st.sampled_from(("broadcast", "unicast")),
+    last_hop=st.sampled_from(("broadcast", "unicast")),
+    uplink=st.sampled_from(("shared", "parallel")),
+    uplink_bps=st.sampled_from((None, (1e8, 2e8, 5e7, 1e8, 1e7, 1e8, 3e8, 1e8))),
+)
+
+
+class Terms(ScriptedUsers):
+    """Users who send given terms, with a number beside m."""
+
+    row_bits = (64 * 6, 64, 128)
+
+    def __init__(self, terms: Sequence[Tensor], absent: Sequence[set[int]], mine: Sequence[int] | None = None) -> None:
+        super().__init__(terms, absent, 1, mine)
+
+    def receive(self, users: np.ndarray, models: Tensor) -> None:
+        super().receive(users, models.clone())
+
+
+class Total:
+    """An aggregator of sums: what it has had so far, and how often."""
+
+    def __init__(self, width: int) -> None:
+        self.state = {"total": torch.zeros(1, width, dtype=torch.int64), "updates": torch.tensor(0)}
+        self.seen: list[tuple[np.ndarray, Tensor]] = []
+
+    def update(self, users: np.ndarray, ivs: Tensor) -> Tensor:
+        self.seen.append((users, ivs.clone()))
+        self.state["total"] = self.state["total"] + ivs.sum(0, keepdim=True)
+        self.state["updates"] = self.state["updates"] + 1
+        return torch.cat([self.state["total"], self.state["updates"].view(1, 1)], dim=1)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self.state.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.state = {name: value.clone() for name, value in state.items()}
+
+
+class Wide(Total):
+    """Gives a row for each user, though one is for all."""
+
+    def update(self, users: np.ndarray, ivs: Tensor) -> Tensor:
+        return super().update(users, ivs).expand(5, -1)
+
+
+def terms(seed: int, K: int, m: int = 7) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(-(2**50), 2**50, (K, m)))
+
+
+class Changed(InProcess):
+    """Links on which what arrives at a node may be another message, or none."""
+
+    change: Callable[[str, Message], Message | None] = staticmethod(lambda node, message: message)
+
+    def collect(self, node, kind, expected):
+        arrived, _ = super().collect(node, kind, expected)
+        arrived = [changed for message in arrived if (changed := self.change(node, message)) is not None]
+        senders = [message.sender for message in arrived]
+        return arrived, tuple(name for name in expected if name not in senders)
+
+
+class Apart:
+    """Nodes that share nothing but planners, two of them, that must plan the same."""
+
+    def __init__(self, t: Topology, sides: Sequence[Terms], network: Network = Network()) -> None:  # noqa: B008
+        planners = [Planner(t, network, "uncoded") for _ in range(2)]
+        width = sides[0].ivs[0].shape[1]
+        self.hosts = [SummingHost(t.K, side, None, n, np.array(sorted(side.mine))) for n, side in enumerate(sides)]
+        names = [host.name for host in self.hosts]
+        self.relays = [SummingRelay(i, planners[i % 2], None, names) for i in range(t.H)]
+        self.total = Total(width)
+        self.seat = SummingAggregation(t.K, self.total, width - 1, None)
+        self.server = SummingServer(planners[0], self.seat)
+        self.links = Changed(LinkLedger(t.K, t.H))
+        self.names = names, [relay.name for relay in self.relays]
+
+    def play(self, round: int, away=(), change=Changed.change) -> None:
+        self.links.change = change
+        self.links.ledger.begin_round()
+        there = [relay for relay in self.relays if relay.i not in away]
+        nodes = Nodes(self.hosts, there, self.server, self.seat, *self.names)
+        play(round, nodes, self.links, Stopwatch(), coded=False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    t=topologies(max_K=25),
+    network=networks,
+    gone=st.sampled_from((0.0, 0.2, 0.5)),
+    lost=st.sampled_from((0.0, 0.1, 0.4)),
+    seed=st.integers(0, 10**6),
+)
+def test_the_sum_of_all_who_were_heard_comes_to_all_who_can_be_reached(
+    t: Topology, network: Network, gone: float, lost: float, seed: int
+) -> None:
+    """Users and relays that come and go, terms lost on single links; what relays cannot know is poisoned."""
+    rng, rounds = np.random.default_rng(seed), 5
+    absent = [set(np.flatnonzero(rng.random(t.K) < gone).tolist()) for _ in range(rounds)]
+    ivs = [terms(seed + n, t.K) for n in range(rounds)]
+    half = [range(0, t.K, 2), range(1, t.K, 2)] if t.K > 1 else [range(t.K)]
+    sides = [Terms(ivs, absent, mine) for mine in half]
+    if network.uplink_bps:
+        network = replace(network, uplink_bps=network.uplink_bps[: t.H])
+    apart, total, updates = Apart(t, sides, network), torch.zeros(7, dtype=torch.int64), 0
+    waiting: set[int] = set()
+    unsettled: dict[int, int] = {}
+    counted: set[tuple[int, int]] = set()
+    for round in range(rounds):
+        away = set(np.flatnonzero(rng.random(t.H) < gone).tolist())
+        arrives = (t.G == 1) & (rng.random(t.G.shape) >= lost)
+        seen = defaultdict(list)
+
+        def change(node: str, message: Message, arrives: np.ndarray = arrives, seen=seen) -> Message:
+            seen[node, message.kind].append(message)
+            if message.kind != IVS or node == SERVER:
+                return message
+            at = np.flatnonzero(arrives[int(node.split()[1])][message.users])
+            noise = torch.full_like(message.payload, 77)
+            noise[torch.from_numpy(at)] = message.payload[torch.from_numpy(at)]
+            hears = t.G[int(node.split()[1])][message.users] == 1
+            kept = np.flatnonzero(arrives[int(node.split()[1])][message.users] | ~hears)
+            rows = torch.from_numpy(kept)
+            return replace(message, users=message.users[kept], payload=noise[rows], overhead=message.overhead[rows])
+
+        apart.play(round, away, change)
+        there = [i for i in range(t.H) if i not in away]
+        sent = set(range(t.K)) - absent[round] - waiting
+        heard = sorted(k for k in sent if arrives[there, k].any())
+        reached = {k for k in range(t.K) if set(t.relays_of(k)) & set(there)}
+        unsettled |= dict.fromkeys(sent, round)
+        got = {k: model for side in sides for k, model in side.models.items()}
+        if there:
+            total, updates = total + ivs[round][heard].sum(0), updates + 1
+            assert apart.total.seen[-1][0].tolist() == heard
+            assert apart.total.seen[-1][1].shape[0] == 1
+            counted |= {(round, k) for k in heard}
+        assert set(got) == (reached if there else set())
+        assert all(model.tolist() == [*total.tolist(), updates] for model in got.values())
+        unsettled = {k: at for k, at in unsettled.items() if k not in got}
+        waiting = set(range(t.K)) - reached
+        assert {k: at for side in sides for k, at in side.sent.items()} == unsettled
+        assert {kind for node, kind in seen if node == SERVER} <= {REPORT, IVS}
+        added = seen[SERVER, IVS]
+        assert all(message.users is None and len(message) == 1 for message in added), "no user's own terms"
+        known = t.restricted(links=arrives, relays=there, users=sent)
+        assert [message.sender for message in added] == [
+            f"relay {i}" for i in cover(known, network.uplinks(known)).relays
+        ]
+        ledger = apart.links.ledger
+        assert ledger.bits("relays_to_server", round=round).payload == len(added) * 6 * 64
+        spread = len(cover(t.restricted(relays=there)).relays)
+        copies = (1 if network.medium == "broadcast" else spread) if there else 0
+        assert ledger.bits("server_to_relays", round=round).payload == copies * 6 * 64
+        copies = spread if network.last_hop == "broadcast" else len(reached)
+        assert ledger.bits("relays_to_users", round=round).payload == (copies * 6 * 64 if there else 0)
+    committed = {pair for side in sides for pair in side.committed}
+    assert committed == {(at, k) for at, k in counted if unsettled.get(k) != at}
+    assert not committed & {pair for side in sides for pair in side.dropped}
+
+
+@pytest.mark.parametrize("K", [20, 100])
+@pytest.mark.parametrize(("medium", "last_hop"), [("broadcast", "broadcast"), ("unicast", "unicast")])
+def test_loads_do_not_grow_with_users(K: int, medium: str, last_hop: str) -> None:
+    communicator = Sums(symmetric(K=K, H=5, r=3), Network(medium=medium, last_hop=last_hop))
+    users = Terms([terms(n, K) for n in range(2)], [set(), set()])
+    total = Total(7)
+    for round in range(2):
+        communicator.round(round, users, total)
+    copies, rows = (1, 3) if medium == "broadcast" else (3, K)
+    assert communicator.ledger.loads(communicator.V_bits) == {
+        "users_to_relays": K,
+        "relays_to_server": 3,
+        "server_to_relays": copies,
+        "relays_to_users": rows,
+    }
+    described = communicator.describe()
+    tiers = "relays_to_server", "server_to_relays", "relays_to_users"
+    assert described["loads_theory"] == dict(zip(tiers, (3, copies, rows), strict=True))
+    down, last = (1, 5 / 3) if medium == "broadcast" else (5 / 3, K)
+    assert described["bounds"] == pytest.approx(dict(zip(tiers, (5 / 3, down, last), strict=True)))
+    assert (described["communicator"], described["adding"]) == ("sums", [0, 1, 2])
+    assert described["loads_uncoded"]["relays_to_server"] == K
+    links = communicator.ledger.links["relays_to_users"]
+    assert len(links) == K + 5
+    broadcasts = communicator.ledger.per_link("relays_to_users")[K:, 0] / (2 * 6 * 64)
+    assert broadcasts.tolist() == ([1, 1, 1, 0, 0] if last_hop == "broadcast" else [0] * 5)
+
+
+def test_the_time_of_the_same_learner_uncoded() -> None:
+    """Its IVs and models are counted as wide as they are; half as wide takes about half as long."""
+    seconds = []
+    for numbers in (64 * 600, 32 * 600):
+        communicator = Sums(symmetric(K=20, H=5, r=3))
+        users = Terms([terms(0, 20, 601)], [set()])
+        users.row_bits = (numbers, 64, 128)
+        communicator.round(0, users, Total(601))
+        seconds.append(communicator.uncoded_seconds())
+        up, down = 20 * (numbers + 64), 20 * (numbers + 128 + 32)
+        overhead = communicator.ledger.bits("server_to_relays").overhead
+        assert overhead > 0
+        notes = 1e8 * seconds[-1] - 2 * up - 2 * down  # reports and word of who is there
+        assert 0 < notes < 2000
+    assert communicator.seconds() < seconds[1] < 0.51 * seconds[0]
+
+
+def test_most_receipts_take_hardly_any_room() -> None:
+    communicator = Sums(any_r(K=1000, H=5, r=3))
+    communicator.round(0, Terms([terms(0, 1000)], [set()]), Total(7))
+    rows = len(cover(communicator.topology).relays)
+    assert communicator.ledger.bits("relays_to_users").overhead < rows * 8 * 200
+
+
+def test_state_goes_on_to_the_same_bits() -> None:
+    """With a user who still waits, and a set-up, that travels as it does uncoded."""
+    t = any_r(K=12, H=4, r=1, seed=3)
+    ivs, away = [terms(n, 12) for n in range(6)], [{1}, set(), {0, 2}, {3}, set(), {1}]
+
+    def run(communicator: Sums, users: Terms, total: Total, rounds: range) -> list[dict[int, list[int]]]:
+        models = []
+        for round in rounds:
+            communicator.round(round, users, total, away[round])
+            models.append({k: model.tolist() for k, model in users.models.items()})
+        return models
+
+    for cut in range(1, 6):
+        whole, users, total = Sums(t), Terms(ivs, [set()] * 6), Total(7)
+        facts = ScriptedUsers([random_numbers(9, 12, 3, None)] * 2, [set(), set()], 3)
+        whole.setup(facts, ScriptedAggregator(12, 3))
+        assert set(facts.models) == set(range(12))
+        assert whole.ledger.bits("relays_to_server", round="setup").overhead > 12 * 3 * 64
+        run(whole, users, total, range(cut))
+        then, others, another = Sums(t), Terms(ivs, [set()] * 6), Total(7)
+        then.load_state_dict(whole.state_dict())
+        others.sent = dict(users.sent)
+        another.load_state_dict(total.state_dict())
+        assert run(whole, users, total, range(cut, 6)) == run(then, others, another, range(cut, 6))
+        assert whole.ledger.bits("relays_to_users") == then.ledger.bits("relays_to_users")
+        assert whole.setup_seconds == then.setup_seconds
+
+
+def test_without_a_sum_its_relay_is_left_out() -> None:
+    """Others add up the rows of its users."""
+    t = symmetric(K=20, H=5, r=3)
+    users = Terms([terms(n, 20) for n in range(2)], [set()] * 2)
+    apart = Apart(t, [users])
+
+    def lose(node: str, message: Message) -> Message | None:
+        return None if (message.kind, node, message.sender) == (IVS, SERVER, "relay 1") else message
+
+    apart.play(0)
+    assert 1 in cover(t).relays
+    apart.play(1, change=lose)
+    assert apart.server.attendance.relays == (0, 2, 3, 4)
+    total = users.ivs[0].sum(0) + users.ivs[1].sum(0)
+    assert set(users.models) == set(range(20))
+    assert all(model.tolist() == [*total.tolist(), 2] for model in users.models.values())
+
+
+def test_a_user_who_is_not_told_waits() -> None:
+    """Its row is lost on the way: it sends nothing more until it hears that its terms had counted."""
+    users = Terms([terms(n, 20) for n in range(3)], [set()] * 3)
+    apart = Apart(symmetric(K=20, H=5, r=3), [users])
+
+    def lose(node: str, message: Message) -> Message:
+        if message.kind != MODELS or not node.startswith("host"):
+            return message
+        return replace(message, users=message.users[message.users != 7])
+
+    apart.play(0, change=lose)
+    assert users.sent == {7: 0}
+    apart.play(1)
+    assert 7 not in apart.total.seen[1][0].tolist()
+    assert (0, 7) in users.committed
+    assert not users.sent
+
+
+def test_a_relay_that_does_not_learn_who_is_there_is_out() -> None:
+    users = Terms([terms(n, 20) for n in range(1)], [set()])
+    apart = Apart(symmetric(K=20, H=5, r=3), [users])
+
+    def lose(node: str, message: Message) -> Message | None:
+        return None if (message.kind, node) == (ATTENDANCE, "relay 4") else message
+
+    apart.play(0, change=lose)  # no relay of the cover
+    assert set(users.models) == set(range(20))
+
+
+def test_refusals() -> None:
+    t = symmetric(K=5, H=5, r=1)
+    with pytest.raises(ConfigError, match=r"wire=float32 with communicator=sums.*wire=null"):
+        Sums(t, wire="float32")
+    with pytest.raises(ConfigError, match=r"network\.last_hop=radio is unknown: choose one of broadcast, unicast"):
+        Network(last_hop="radio")
+    with pytest.raises(CodingError, match=r"int64, but these users send torch\.float64: call .* in_sums\(\)"):
+        Sums(t).round(0, ScriptedUsers([random_numbers(0, 5, 3, None)], [set()], 0), ScriptedAggregator(5, 3))
+    with pytest.raises(CodingError, match=r"models of shape \(5, 4\)"):
+        Sums(t).round(0, Terms([terms(0, 5, 3)], [set()]), Wide(3))

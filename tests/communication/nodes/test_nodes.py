@@ -1,0 +1,507 @@
+"""Nodes that share nothing: each relay with an aggregator and memory of its own, users on several hosts.
+
+Only planners are shared, which know nothing of a round but what they are asked; two of them, that must plan the same.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmtl.coding import Aggregators
+from hmtl.communication import InProcess, LinkLedger, Network, coder
+from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
+from hmtl.communication.accounting.stopwatch import Stopwatch
+from hmtl.communication.messages import (
+    ATTENDANCE,
+    BROADCAST,
+    COMBINATIONS,
+    DIGESTS,
+    IVS,
+    MODELS,
+    SERVER,
+    STATE,
+    VERDICT,
+    Message,
+)
+from hmtl.communication.nodes.aggregator import Aggregation
+from hmtl.communication.nodes.host import UserHost
+from hmtl.communication.nodes.relay import Relay
+from hmtl.communication.nodes.server import Server
+from hmtl.communication.planning.planner import Planner
+from hmtl.communication.round import Nodes, play
+from hmtl.errors import CodingError
+from hmtl.testing.networks import topologies
+from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
+from hmtl.topology import Topology, any_r, heterogeneous, symmetric
+
+Change = Callable[[str, Message], Message | None]
+SCHEMES = ("uncoded", "optimal", "paper", "equal")
+BETWEEN = (STATE, COMBINATIONS, BROADCAST, DIGESTS, IVS)  # kinds without which others cannot go on
+networks = st.builds(
+    Network,
+    medium=st.sampled_from(("broadcast", "unicast")),
+    uplink=st.sampled_from(("shared", "parallel")),
+    uplink_bps=st.sampled_from((None, (1e8, 2e8, 5e7, 1e8, 1e7, 1e8, 3e8, 1e8))),
+)
+
+
+class Changed(InProcess):
+    """Links on which what arrives at a node may be another message, or none."""
+
+    change: Change = staticmethod(lambda node, message: message)
+
+    def collect(self, node, kind, expected):
+        arrived, _ = super().collect(node, kind, expected)
+        arrived = [changed for message in arrived if (changed := self.change(node, message)) is not None]
+        senders = [message.sender for message in arrived]
+        return arrived, tuple(name for name in expected if name not in senders)
+
+
+class Apart:
+    """A network whose nodes share no more than planners, as on machines of their own."""
+
+    def __init__(
+        self,
+        t: Topology,
+        scheme: str,
+        users: Iterable[ScriptedUsers],
+        network: Network = Network(),  # noqa: B008
+        aggregators: Aggregators = "all",
+    ) -> None:
+        users = list(users)
+        width = users[0].ivs[0].shape[1]
+
+        settings = {"seed": 5, "max_pieces": 3, "generation": 9, "aggregators": aggregators}
+        planners = [Planner(t, network, scheme, **settings) for _ in range(2)]
+        self.t, self.home, self.coded = t, planners[0].home, bool(planners[0].home)
+
+        def seat() -> Aggregation:
+            return Aggregation(t.K, ScriptedAggregator(t.K, width), users[0].numbers, None, revocable=True)
+
+        self.hosts = [UserHost(t.K, side, None, n, np.array(sorted(side.mine))) for n, side in enumerate(users)]
+        names = [host.name for host in self.hosts]
+        self.relays = [Relay(i, planners[i % 2], seat() if self.coded else None, names) for i in range(t.H)]
+        self.server: Server | None = Server(planners[0], None if self.coded else seat())
+        self.links = Changed(LinkLedger(t.K, t.H))
+        self.links.ledger.begin_round()
+
+    def play(self, round: int, away: Iterable[int] = (), change: Change | None = None) -> None:
+        self.links.change = change or Changed.change
+        there = [relay for relay in self.relays if relay.i not in set(away)]
+        (seat, *_) = self.seats()
+        names = [host.name for host in self.hosts], [relay.name for relay in self.relays]
+        play(round, Nodes(self.hosts, there, self.server, seat, *names), self.links, Stopwatch(), self.coded)
+
+    def seats(self) -> list[Aggregation]:
+        nodes = [self.server, *self.relays]
+        return [node.aggregation for node in nodes if node and node.aggregation]
+
+    def aggregators(self) -> list[ScriptedAggregator]:
+        return [seat.aggregator for seat in self.seats()]
+
+
+def poison(node: str, message: Message) -> Message:
+    """IVs as relays get them, with garbage in the rows of users that the relay does not hear."""
+    if message.kind != IVS or not node.startswith("relay"):
+        return message
+    hears = poison.t.G[int(node.split()[1])].astype(bool)
+    noise = torch.from_numpy(np.random.default_rng(7).integers(0, 256, message.payload.shape, np.uint8))
+    noise[torch.from_numpy(hears[message.users])] = message.payload[torch.from_numpy(hears[message.users])]
+    return replace(message, payload=noise)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@settings(max_examples=20)
+@given(
+    t=topologies(max_K=25),
+    network=networks,
+    aggregators=st.sampled_from(("all", "auto", "server", 0.3, 0.6)),
+    gone=st.sampled_from((0.0, 0.2, 0.5)),
+    lost=st.sampled_from((0.0, 0.1, 0.4)),
+    seed=st.integers(0, 10**6),
+    working_set=st.sampled_from((1, 4000, 1 << 25)),
+)
+def test_every_aggregator_ends_with_the_ivs_of_all_who_were_heard(
+    scheme: str,
+    t: Topology,
+    network: Network,
+    aggregators: str | float,
+    gone: float,
+    lost: float,
+    seed: int,
+    working_set: int,
+) -> None:
+    """Users and relays that come and go, IVs lost on single links, relays that missed rounds, and any aggregators.
+
+    What relays cannot know is poisoned. A plain account of who is there and who aggregates says what has to come out.
+    """
+    rng, rounds, m = np.random.default_rng(seed), 5, 7
+    absent = [set(np.flatnonzero(rng.random(t.K) < gone).tolist()) for _ in range(rounds)]
+    ivs = [random_numbers(seed + n, t.K, m + 1, None) for n in range(rounds)]
+    half = [range(0, t.K, 2), range(1, t.K, 2)] if t.K > 1 else [range(t.K)]
+    sides = [ScriptedUsers(ivs, absent, 1, mine) for mine in half]
+    some = aggregators
+    if not isinstance(some, str):
+        some = np.flatnonzero(rng.random(t.H) < some).tolist() or [0]
+    if network.uplink_bps:
+        network = replace(network, uplink_bps=network.uplink_bps[: t.H])
+    apart = Apart(t, scheme, sides, network, some)
+    poison.t = t
+    expected, version, latest = ScriptedAggregator(t.K, m + 1), [0] * t.H, 0
+    waiting: set[int] = set()
+    unsettled: set[int] = set()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coder, "WORKING_SET", working_set)
+        for round in range(rounds):
+            away = set(np.flatnonzero(rng.random(t.H) < gone).tolist())
+            arrives = (t.G == 1) & (rng.random(t.G.shape) >= lost)
+
+            def change(node: str, message: Message, arrives: np.ndarray = arrives) -> Message:
+                if message.kind == IVS and node.startswith("relay"):
+                    message = poison(node, message)
+                    at = np.flatnonzero(arrives[int(node.split()[1])][message.users] | ~hears(t, node)[message.users])
+                    kept = torch.from_numpy(at)
+                    return replace(
+                        message,
+                        users=message.users[at],
+                        payload=message.payload[kept],
+                        overhead=message.overhead[kept],
+                    )
+                return message
+
+            before = [len(aggregator.seen) for aggregator in apart.aggregators()]
+            apart.play(round, away, change)
+            there = [i for i in range(t.H) if i not in away]
+            sent = set(range(t.K)) - absent[round] - waiting
+            heard_by = {k: [i for i in there if arrives[i, k]] for k in sent}
+            heard = sorted(k for k, relays in heard_by.items() if relays)
+            hearing = sorted({i for relays in heard_by.values() for i in relays})
+            current = [i for i in there if version[i] == latest]
+            aggregating = ([i for i in hearing if i in apart.home] or hearing or current) if current else []
+            if not apart.home:
+                aggregating = [0] if there else []
+            reached = {k for k in range(t.K) if set(t.relays_of(k)) & set(there)}
+            if aggregating:
+                latest += 1
+                models = expected.update(np.array(heard, dtype=np.int64), ivs[round][heard].clone())
+                for i in aggregating:
+                    version[i] = latest
+            for n, aggregator in enumerate(apart.aggregators()):
+                assert len(aggregator.seen) == before[n] + (n in aggregating)
+                if n in aggregating:
+                    assert aggregator.seen[-1][0].tolist() == heard
+                    assert same_bits(aggregator.seen[-1][1], ivs[round][heard])
+            got = {k: model for side in sides for k, model in side.models.items()}
+            assert set(got) == (reached if aggregating else set())
+            assert all(same_bits(model, models[k]) for k, model in got.items())
+            waiting = set(range(t.K)) - reached if aggregating else waiting | (set(range(t.K)) - reached)
+            unsettled = (unsettled | sent) - (reached if aggregating else reached & sent)
+            assert {k for side in sides for k in side.sent} == unsettled
+    committed = {pair for side in sides for pair in side.committed}
+    dropped = {pair for side in sides for pair in side.dropped}
+    counted = max((seat.counted.tolist() for seat in apart.seats()), key=max)
+    assert all((round, k) in committed or k in unsettled for k, round in enumerate(counted) if round >= 0)
+    assert not committed & dropped
+
+
+def hears(t: Topology, node: str) -> np.ndarray:
+    return t.G[int(node.split()[1])].astype(bool)
+
+
+def one(t: Topology, scheme: str = "optimal", m: int = 6, rounds: int = 4, **how) -> tuple[Apart, ScriptedUsers]:
+    users = ScriptedUsers([random_numbers(n, t.K, m, None) for n in range(rounds)], [set()] * rounds, 0)
+    return Apart(t, scheme, [users], **how), users
+
+
+@pytest.mark.parametrize("medium", ["broadcast", "unicast"])
+def test_helpers_send_and_learn_nothing(medium: str) -> None:
+    """They get nothing to decode from, keep no IVs and compute no model; aggregators get what they miss."""
+    t, got = heterogeneous(K=50, H=4, r=2, d=0.4), defaultdict(int)
+    apart, users = one(t, network=Network(medium=medium), aggregators="auto")
+    assert set(apart.home) < set(range(4))
+    helpers = [relay for relay in apart.relays if relay.i not in apart.home]
+
+    def spy(node: str, message: Message) -> Message:
+        got[node, message.kind] += len(message)
+        assert all(not relay.aggregation.ivs for relay in helpers)
+        assert all(node != relay.name for relay in helpers) or message.kind in (IVS, ATTENDANCE, MODELS)
+        return message
+
+    apart.play(0, change=spy)
+    assert set(users.models) == set(range(50))
+    assert got[SERVER, COMBINATIONS]
+    for relay in apart.relays:
+        assert len(relay.aggregation.aggregator.seen) == (relay.i in apart.home)
+        assert relay.version == (relay.i in apart.home)
+    pieces = {block.pieces for block in apart.relays[0].planner.plan.blocks}
+    if len(pieces) == 1:
+        c = pieces.pop()
+        for i in apart.home:
+            missed = max(50 - len(t.N(j)) for j in apart.home) if medium == "broadcast" else 50 - len(t.N(i))
+            assert got[f"relay {i}", BROADCAST] >= c * missed
+
+
+def test_a_relay_encodes_from_what_it_heard_alone() -> None:
+    """Change the IV of one user: only the messages of the relays that hear it may change."""
+    t, sent = any_r(K=12, H=5, r=2, seed=1), []
+    for extra in (0, 1):
+        apart, users = one(t, m=9)
+        users.ivs[0] = torch.ones(12, 9, dtype=torch.float64)
+        users.ivs[0][4] += extra
+        seen: dict[str, torch.Tensor] = {}
+
+        def keep(node: str, message: Message, seen: dict[str, torch.Tensor] = seen) -> Message:
+            if message.kind == COMBINATIONS:
+                seen[message.sender] = message.payload.clone()
+            return message
+
+        apart.play(0, change=keep)
+        sent.append(seen)
+    for i in t.active:
+        assert torch.equal(sent[0][f"relay {i}"], sent[1][f"relay {i}"]) == (i not in t.relays_of(4))
+
+
+def flip(message: Message) -> Message:
+    """One bit of the message is another."""
+    part = "payload" if message.payload.numel() else "overhead"
+    damaged = getattr(message, part).clone()
+    damaged[-1, -1] ^= 1
+    return replace(message, **{part: damaged})
+
+
+@pytest.mark.parametrize("relay", range(5))
+@pytest.mark.parametrize("scheme", ["optimal", "paper"])
+def test_a_relay_that_decodes_other_ivs_is_found_before_a_model_spreads(relay: int, scheme: str) -> None:
+    apart, users = one(symmetric(K=20, H=5, r=3), scheme)
+    apart.play(0)
+    old = dict(users.models)
+
+    def change(node: str, message: Message) -> Message:
+        return flip(message) if message.kind == BROADCAST and node == f"relay {relay}" else message
+
+    with pytest.raises(CodingError, match=f"^relay {relay} decoded other IVs .* round 1"):
+        apart.play(1, change=change)
+    assert old
+    assert not users.models
+
+
+def test_other_ivs_heard_are_found_even_where_nothing_is_coded() -> None:
+    """Every relay hears everybody, one of them a bit otherwise."""
+    apart, _ = one(Topology(np.ones((3, 4))))
+
+    def change(node: str, message: Message) -> Message:
+        return flip(message) if message.kind == IVS and node == "relay 2" else message
+
+    with pytest.raises(CodingError, match=r"^relay 2 decoded other IVs"):
+        apart.play(0, change=change)
+
+
+def test_other_models_are_found_too() -> None:
+    apart, users = one(symmetric(K=20, H=5, r=3))
+    seat = apart.relays[3].aggregation
+    assert seat is not None
+    seat.aggregator.state["updates"] += 1
+    with pytest.raises(CodingError, match=r"^relay 3 computed other models"):
+        apart.play(0)
+    assert not users.models
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@settings(max_examples=25)
+@given(
+    t=topologies(max_K=20),
+    medium=st.sampled_from(("broadcast", "unicast")),
+    aggregators=st.sampled_from(("all", "auto", [1])),
+    points=st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 7), st.sampled_from(BETWEEN), st.integers(0, 2)), max_size=4
+    ),
+    gone=st.sampled_from((0.0, 0.3)),
+    seed=st.integers(0, 1000),
+)
+def test_a_relay_that_falls_silent_is_as_if_it_had_not_come(
+    scheme: str,
+    t: Topology,
+    medium: str,
+    aggregators: Aggregators,
+    points: list[tuple[int, int, str, int]],
+    gone: float,
+    seed: int,
+) -> None:
+    """In some round, from some message on, nothing comes from a relay or to it that others need; then it is back.
+
+    Users, aggregators and what relays know of the rounds are those of a run in which it was away in that round.
+    """
+    if aggregators == [1] and t.H < 2:
+        aggregators = [0]
+    rng = np.random.default_rng(seed)
+    away = [set(np.flatnonzero(rng.random(t.H) < gone).tolist()) for _ in range(4)]
+    ivs = [random_numbers(seed + n, t.K, 6, None) for n in range(4)]
+
+    def fresh() -> tuple[Apart, ScriptedUsers]:
+        users = ScriptedUsers(ivs, [set()] * 4, 1)
+        return Apart(t, scheme, [users], Network(medium=medium), aggregators), users
+
+    (apart, users), (plain, others) = fresh(), fresh()
+    for round in range(4):
+        silent, count = set(), defaultdict(int)
+        latest = max(plain.relays, key=lambda relay: relay.version)
+        held, version = (latest.aggregation or plain.seats()[0]).state_bytes(), latest.version
+
+        def change(node: str, message: Message, round: int = round, silent=silent, count=count) -> Message | None:
+            relay, kind = message.sender if node == SERVER else node, message.kind
+            if not relay.startswith("relay") or kind not in BETWEEN:
+                return message
+            i = int(relay.split()[1])
+            silent |= {i} & {j for at, j, *point in points if (at, point) == (round, [kind, count[relay, kind]])}
+            count[relay, kind] += 1
+            return None if i in silent else message
+
+        apart.play(round, away[round], change)
+        assert apart.server
+        lost = set(range(t.H)) - away[round] - set(apart.server.attendance.relays)
+        assert lost <= silent
+        plain.play(round, away[round] | lost)
+        assert users.models.keys() == others.models.keys()
+        assert all(same_bits(model, others.models[k]) for k, model in users.models.items())
+        assert (users.sent, users.idle) == (others.sent, others.idle)
+        for ours, theirs in zip(apart.relays, plain.relays, strict=True):
+            if ours.version != theirs.version:  # it was handed the state in vain, and holds it
+                assert theirs.aggregation
+                theirs.version = version
+                theirs.aggregation.adopt(held)
+            assert ours.version == theirs.version
+        for seat, other in zip(apart.seats(), plain.seats(), strict=True):
+            assert seat.state_bytes().tobytes() == other.state_bytes().tobytes()
+    assert (users.committed, users.dropped) == (others.committed, others.dropped)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kind", "at"),
+    [
+        ("optimal", COMBINATIONS, SERVER),
+        ("optimal", BROADCAST, "relay 1"),
+        ("optimal", DIGESTS, SERVER),
+        ("optimal", STATE, "relay 1"),
+        ("uncoded", IVS, SERVER),
+    ],
+)
+def test_without_a_message_that_others_need_its_relay_is_left_out(scheme: str, kind: str, at: str) -> None:
+    """All bits of both attempts are counted: they travelled."""
+    (apart, users), (plain, _) = one(symmetric(K=20, H=5, r=3), scheme), one(symmetric(K=20, H=5, r=3), scheme)
+    apart.play(0, away=[1])
+    plain.play(0, away=[1])
+
+    def lose(node: str, message: Message) -> Message | None:
+        return None if (message.kind, node) == (kind, at) and message.sender in (SERVER, "relay 1") else message
+
+    apart.play(1, change=lose)
+    plain.play(1)
+    assert apart.server
+    assert apart.server.attendance.relays == (0, 2, 3, 4)
+    assert set(users.models) == set(range(20))
+    spent, usual = (each.links.ledger.bits(RELAYS_TO_SERVER) for each in (apart, plain))
+    assert spent.payload > usual.payload
+
+
+def test_a_user_who_is_not_told_waits() -> None:
+    """Its model is lost on the way: it sends nothing more until it hears that its IV had counted."""
+    apart, users = one(symmetric(K=20, H=5, r=3))
+
+    def lose(node: str, message: Message) -> Message:
+        if message.kind != MODELS or not node.startswith("host"):
+            return message
+        kept = np.flatnonzero(message.users != 7)
+        return replace(message, users=message.users[kept], at=message.rows()[torch.from_numpy(kept)])
+
+    apart.play(0, change=lose)
+    assert users.sent == {7: 0}
+    assert len(users.committed) == 19
+    apart.play(1)  # it listens
+    seen = apart.aggregators()[0].seen
+    assert 7 not in seen[1][0].tolist()
+    assert (0, 7) in users.committed
+    assert not users.sent
+    apart.play(2)
+    assert seen[2][0].tolist() == list(range(20))
+
+
+def test_a_relay_that_is_not_told_that_all_agree_keeps_its_models() -> None:
+    """It cannot know that they are right. In the next round its users learn by way of the server that they counted."""
+    t = any_r(K=12, H=4, r=1, seed=3)
+    apart, users = one(t)
+    apart.play(0, change=lambda node, message: None if (message.kind, node) == (VERDICT, "relay 1") else message)
+    assert set(users.sent) == set(t.N(1)) != set()
+    assert [relay.version for relay in apart.relays] == [1, 0, 1, 0], "relay 3 hears nobody"
+    apart.play(1)
+    assert not set(users.sent)
+    assert (0, t.N(1)[0]) in users.committed
+
+
+def test_a_relay_that_comes_back_is_handed_the_state_of_another() -> None:
+    apart, _ = one(symmetric(K=20, H=5, r=3))
+    apart.play(0)
+    apart.play(1, away=[2])
+    assert [relay.version for relay in apart.relays] == [2, 2, 1, 2, 2]
+    before = apart.links.ledger.bits("relays_to_server", link=0)
+    apart.play(2)
+    assert [relay.version for relay in apart.relays] == [3] * 5
+    states = [aggregator.state for aggregator in apart.aggregators()]
+    assert all(same_bits(state["last"], states[0]["last"]) for state in states)
+    spent = apart.links.ledger.bits("relays_to_server", link=0).overhead - before.overhead
+    assert spent > 20 * 6 * 64  # all of `last`
+
+
+def test_without_the_present_state_nobody_aggregates() -> None:
+    """Relay 0 alone was there, then only the others are: what users send does not count, and they are told."""
+    t = Topology([[1, 1, 0, 1], [0, 1, 1, 1], [0, 1, 1, 0]])
+    apart, users = one(t)
+    apart.play(0, away=[1, 2])
+    between = [apart.links.ledger.bits(tier).payload for tier in (RELAYS_TO_SERVER, SERVER_TO_RELAYS)]
+    apart.play(1, away=[0])
+    assert apart.server
+    assert apart.server.empty
+    assert sorted(users.dropped) == [(1, 1), (1, 3)]
+    assert users.sent == {0: 1, 2: 0}
+    assert between == [apart.links.ledger.bits(tier).payload for tier in (RELAYS_TO_SERVER, SERVER_TO_RELAYS)]
+    models, receipts = 3 * (64 + 32), 3 * 8  # one more number and the round that counted last; that none did
+    assert apart.links.ledger.bits("relays_to_users").overhead == models + receipts
+
+
+def test_relays_whose_server_is_elsewhere() -> None:
+    """In a process without the server, relays do the same on the same messages from it."""
+    t = symmetric(K=20, H=5, r=3)
+    whole, users = one(t)
+    said: dict[tuple[str, str], list[Message]] = defaultdict(list)
+
+    def keep(node: str, message: Message) -> Message:
+        if message.sender == SERVER:
+            said[node, message.kind].append(message)
+        return message
+
+    whole.play(0, change=keep)
+    part, others = one(t)
+    part.server, part.links = None, Replayed(part.links.ledger, said)
+    part.play(0)
+    assert not any(said.values())
+    assert others.models.keys() == users.models.keys() == set(range(20))
+    assert all(same_bits(model, others.models[k]) for k, model in users.models.items())
+
+
+class Replayed(Changed):
+    """Links that have what the server said elsewhere, one message at a time."""
+
+    def __init__(self, ledger: LinkLedger, said: dict[tuple[str, str], list[Message]]) -> None:
+        super().__init__(ledger)
+        self.said = said
+
+    def collect(self, node, kind, expected):
+        if expected != (SERVER,):
+            return super().collect(node, kind, expected)
+        box = self.said[node, kind]
+        return ([box.pop(0)], ()) if box else ([], (SERVER,))

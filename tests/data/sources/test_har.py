@@ -1,0 +1,277 @@
+"""HAR from small folders and zips in UCI's layout, written here, and at full size where HMTL_DATA has it."""
+
+import hashlib
+import io
+import os
+import urllib.error
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from uci_har import write
+
+from hmtl.data import Pathological, Quantity, har
+from hmtl.data.sources import har as activity
+from hmtl.errors import ConfigError, DataError
+
+OUTER = "human+activity+recognition+using+smartphones.zip"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """No test touches the user's cache, or the network."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(activity, "download_url_to_file", offline)
+    return tmp_path / "cache" / "hmtl"
+
+
+def offline(url, target, **_):
+    raise urllib.error.URLError("no route to host")
+
+
+def small(n_train=126, n_test=54, d=5):
+    """Feature 0 of window i is i/256, exact in the text; subjects 1..5, the last two in the test part."""
+    n = n_train + n_test
+    x = np.random.default_rng(0).uniform(-1, 1, (n, d)).astype(np.float32)
+    x[:, 0] = np.arange(n) / 256
+    i = np.arange(n)
+    subject = np.where(i < n_train, 1 + i % 3, 4 + i % 2)
+    return x, i // 6 % 6, subject, i < n_train
+
+
+def zipped(folder, arrays, nested=False):
+    """The bytes of a zip of "UCI HAR Dataset", or of a zip with that zip in it."""
+    write(folder / "UCI HAR Dataset", *arrays)
+    inner, outer = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(inner, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in sorted(folder.rglob("*.txt")):
+            file.write(path, path.relative_to(folder))
+            file.writestr(f"__MACOSX/{path.relative_to(folder).parent}/._{path.name}", b"\0")
+    if not nested:
+        return inner.getvalue()
+    with zipfile.ZipFile(outer, "w") as file:
+        file.writestr("UCI HAR Dataset.names", "...")
+        file.writestr("UCI HAR Dataset.zip", inner.getvalue())
+    return outer.getvalue()
+
+
+def rows_of(task):
+    return torch.cat([task.x_train, task.x_test]), torch.cat([task.y_train, task.y_test])
+
+
+def check_subjects(tasks, arrays):
+    x, y, subject, _ = arrays
+    assert [task.name for task in tasks] == [f"subject {s}" for s in np.unique(subject)]
+    for s, task in zip(np.unique(subject), tasks, strict=True):
+        features, labels = rows_of(task)
+        assert features.dtype == torch.float32
+        i = (features[:, 0] * 256).int().numpy()
+        assert sorted(i) == np.flatnonzero(subject == s).tolist()
+        assert torch.equal(features, torch.from_numpy(x[i]))
+        assert labels.tolist() == (y[i].tolist() if task.classes else np.where(y[i] == 3, 1, -1).tolist())
+
+
+@pytest.mark.parametrize("given", ["folder", "above", "zip", "zip in folder", "UCI's zip", "UCI's zip in folder"])
+def test_finds_and_reads_every_layout(tmp_path, given):
+    arrays, home = small(), tmp_path / "home"
+    home.mkdir()
+    if given in ("folder", "above"):
+        place = write(home / "UCI HAR Dataset", *arrays)
+        place = home if given == "above" else place
+    else:
+        place = home / (OUTER if "UCI" in given else "UCI HAR Dataset.zip")
+        place.write_bytes(zipped(tmp_path / "made", arrays, nested="UCI" in given))
+        place = home if "folder" in given else place
+    check_subjects(har(partition="subject", path=place), arrays)
+    tasks = har(5, partition="subject", target="activity", path=place)
+    check_subjects(tasks, arrays)
+    assert all(task.classes == 6 and task.y_train.dtype == torch.int64 for task in tasks)
+
+
+def test_the_paper_s_sets(tmp_path):
+    arrays = small()
+    place = write(tmp_path / "har", *arrays)
+    tasks = har(4, seed=3, path=place)
+    i = np.concatenate([(rows_of(task)[0][:, 0] * 256).int().numpy() for task in tasks])
+    assert sorted(i) == list(range(180))
+    for k, task in enumerate(tasks):
+        x, y = rows_of(task)
+        assert (task.name, len(task.x_train), len(task.x_test)) == (f"user {k}", 33, 12)
+        assert 7 <= int((y == 1).sum()) <= 8  # 30 of the 180 windows are sitting
+        assert y.tolist() == np.where(arrays[1][(x[:, 0] * 256).int()] == 3, 1, -1).tolist()
+    assert len(har(path=place)) == 1
+    assert len(har(rows_per_user=30, path=place)) == 6
+    again, other = har(4, seed=3, path=place), har(4, seed=4, path=place)
+    assert all(torch.equal(a.x_test, b.x_test) for a, b in zip(tasks, again, strict=True))
+    assert not any(torch.equal(a.x_test, b.x_test) for a, b in zip(tasks, other, strict=True))
+    with pytest.raises(DataError, match=r"180\. At most rows_per_user=45"):
+        har(4, 50, path=place)
+
+
+@pytest.mark.parametrize(("target", "classes"), [("sitting", None), ("activity", 6)])
+def test_a_partition_deals_all_windows(tmp_path, target, classes):
+    arrays = small()
+    write(tmp_path / "UCI HAR Dataset", *arrays)
+    tasks, seen = har(3, None, Pathological(2), target, path=tmp_path), []
+    for task in tasks:
+        x, y = rows_of(task)
+        number = (256 * x[:, 0]).long()
+        want = torch.from_numpy(arrays[1])[number]
+        assert torch.equal(y, want if classes else (want == 3).double() * 2 - 1)
+        assert len(set(y.tolist())) == 2
+        assert task.classes == classes
+        seen += number.tolist()
+    assert sorted(seen) == list(range(180))
+    with pytest.raises(ConfigError, match="rows_per_user=9, but a partition deals all"):
+        har(3, 9, Quantity(), path=tmp_path)
+
+
+def test_parses_once_and_again_after_a_change(tmp_path, cache, monkeypatch):
+    arrays = small()
+    place = write(tmp_path / "har", *arrays)
+    calls, parse = [], activity._parse
+    monkeypatch.setattr(activity, "_parse", lambda place: calls.append(place) or parse(place))
+    for _ in range(2):
+        check_subjects(har(partition="subject", path=place), arrays)
+    assert len(calls) == len(list(cache.iterdir())) == 1
+    file = place / "test" / "y_test.txt"
+    file.write_text("1\n" * 27 + "4\n" * 27)  # as long as before
+    tasks = har(partition="subject", path=place)
+    assert len(calls) == 2
+    assert [int((rows_of(task)[1] == 1).sum()) for task in tasks[3:]] == [13, 14]
+
+
+def test_without_data_or_network(tmp_path):
+    for download, cause in ((True, "no route to host"), (False, "download=False")):
+        with pytest.raises(DataError, match=cause) as error:
+            har(path=tmp_path / "none", download=download)
+        assert str(tmp_path / "none") in str(error.value)
+        assert f"Fetch {activity.URL}" in str(error.value)
+    with pytest.raises(DataError, match=r"no\.zip"):
+        har(path=tmp_path / "no.zip")
+    assert not (tmp_path / "no.zip").exists()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_downloads_with_a_checksum(tmp_path, monkeypatch, whole):
+    """From a file here, through the real download, which is to refuse what has another SHA-256."""
+    arrays, source = small(), tmp_path / OUTER
+    content = zipped(tmp_path / "made", arrays, nested=True)
+    source.write_bytes(content if whole else content[:-100])
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(activity, "URL", source.as_uri())
+    monkeypatch.setattr(activity, "SHA256", hashlib.sha256(content).hexdigest())
+    target = tmp_path / "target"
+    if whole:
+        check_subjects(har(partition="subject", path=target), arrays)
+        assert len(list(target.iterdir())) == 1
+    else:
+        with pytest.raises(DataError, match="the download failed: invalid hash value"):
+            har(path=target)
+        assert not list(target.iterdir())
+
+
+def edit(file, old, new, count=1):
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, count))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: (f / "train/y_train.txt").unlink(), ["no y_train.txt"]),
+        (lambda f: (f / "test/X_test.txt").write_text(""), ["X_test.txt", "no data"]),
+        (lambda f: edit(f / "train/X_train.txt", "e-01", "e-01x"), ["X_train.txt", "e-01x", "row 0, column 2"]),
+        (lambda f: edit(f / "train/X_train.txt", " 3.90625000e-03", "nan"), ["X_train.txt", "not finite at row 1"]),
+        (lambda f: edit(f / "test/X_test.txt", " 4.96093750e-01", ""), ["X_test.txt", "row 2"]),
+        (lambda f: edit(f / "test/y_test.txt", "1\n", ""), ["180 rows of features, 179 labels, 180 subjects"]),
+        (lambda f: edit(f / "test/subject_test.txt", "5\n", "5\n5\n"), ["180 labels, 181 subjects"]),
+        (lambda f: edit(f / "test/y_test.txt", "6", "7"), ["labels from 1 to 7"]),
+        (lambda f: edit(f / "test/y_test.txt", "1", "0"), ["labels from 0 to 6"]),
+        (lambda f: edit(f / "test/y_test.txt", "1", "walking"), ["y_test.txt", "'walking'"]),
+        (lambda f: (f / "test/y_test.txt").write_bytes(b"\xff\xfe"), ["y_test.txt"]),
+        (lambda f: np.savetxt(f / "test/X_test.txt", np.ones((54, 4))), ["dimension"]),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, damage, words):
+    place = write(tmp_path / "har", *small())
+    damage(place)
+    with pytest.raises(DataError) as error:
+        har(3, path=place)
+    for word in [f"{place} is damaged or not UCI's", "fetch it again", *words]:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b"",
+        lambda b: b[:2000],
+        lambda b: b[:-5],
+        lambda b: b"<html>not found</html>",
+        lambda b: b[:600] + bytes(byte ^ 255 for byte in b[600:700]) + b[700:],
+    ],
+    ids=["empty", "truncated", "end missing", "a page", "a hundred bytes"],
+)
+def test_damaged_zips_are_named(tmp_path, damage, nested):
+    place = tmp_path / "har.zip"
+    place.write_bytes(damage(zipped(tmp_path / "made", small(), nested)))
+    with pytest.raises(DataError, match=r"har\.zip is damaged or not UCI's .*fetch it again"):
+        har(3, path=place)
+
+
+def test_a_zip_of_something_else(tmp_path):
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as file:
+        file.writestr("readme.txt", "hello")
+    with pytest.raises(DataError, match=r"other\.zip is damaged or not UCI's \(no X_train\.txt"):
+        har(3, path=tmp_path / "other.zip")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"K": 4, "partition": "subject"}, "K=4, but there are 5 subjects: leave K out"),
+        ({"rows_per_user": 9, "partition": "subject"}, "rows_per_user=9: subjects keep all"),
+        ({"partition": "dirichlet"}, "partition=dirichlet"),
+        ({"target": "lying"}, "target=lying"),
+        ({"K": 0}, "K=0"),
+        ({"K": 2, "test_fraction": 1}, "test_fraction=1"),
+    ],
+)
+def test_what_cannot_be(tmp_path, arguments, words):
+    with pytest.raises(ConfigError, match=words):
+        har(path=write(tmp_path / "har", *small()), **arguments)
+
+
+@pytest.mark.skipif("HMTL_DATA" not in os.environ, reason="needs HMTL_DATA, a folder with har561.npz")
+def test_all_of_har(tmp_path):
+    with np.load(Path(os.environ["HMTL_DATA"]) / "har561.npz") as file:
+        x, y, subject, test = (file[name] for name in ("x", "y", "subject", "official_test"))
+    place = write(tmp_path / "UCI HAR Dataset", x, y, subject, ~test)
+    label = dict(zip(map(bytes, x), y.tolist(), strict=True))
+    person = dict(zip(map(bytes, x), subject.tolist(), strict=True))
+
+    tasks = har(20, path=place.parent, download=False)
+    assert {(*task.x_train.shape, len(task.x_test)) for task in tasks} == {(375, 561, 125)}
+    seen = set()
+    for task in tasks:
+        features, labels = rows_of(task)
+        seen |= set(map(bytes, features.numpy()))
+        assert labels.tolist() == [1.0 if label[bytes(row)] == 3 else -1.0 for row in features.numpy()]
+    assert len(seen) == 20 * 500
+    with pytest.raises(DataError, match=r"K=40 users × 500 .* At most rows_per_user=257"):
+        har(40, 500, path=place)
+
+    tasks = har(partition="subject", target="activity", path=place)
+    assert len(tasks) == 30
+    for task in tasks:
+        features, labels = rows_of(task)
+        assert {f"subject {person[bytes(row)]}" for row in features.numpy()} == {task.name}
+        assert labels.tolist() == [label[bytes(row)] for row in features.numpy()]
+        assert set(task.y_test.tolist()) == set(range(6))
+    assert sum(len(rows_of(task)[1]) for task in tasks) == 10299

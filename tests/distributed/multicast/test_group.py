@@ -1,0 +1,121 @@
+"""Multicast over real sockets, on this machine."""
+
+import os
+import secrets
+import signal
+import time
+from collections.abc import Iterator
+from multiprocessing.synchronize import Event
+
+import numpy as np
+import pytest
+import torch
+from commands import FORKS
+from lossy import GROUP, HERE, RATE, losing, possible
+
+from hmtl.distributed.multicast.group import Caster, Listener, Multicast
+from hmtl.distributed.multicast.protocol import SILENCE
+from hmtl.errors import CodingError, ConfigError, EngineError
+
+pytestmark = pytest.mark.skipif(not possible(), reason="no multicast on the loopback interface here")
+RUN = secrets.randbits(48)  # tests elsewhere on this machine may use the same group at the same time
+
+
+def numbers(size: int, seed: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, size, np.uint8))
+
+
+@pytest.fixture
+def caster() -> Iterator[Caster]:
+    found = Caster(GROUP, HERE, RUN, RATE)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def listeners() -> Iterator[list[Listener]]:
+    found = [losing(Listener(GROUP, HERE, RUN, rank), loss) for rank, loss in enumerate((0.0, 0.01, 0.2))]
+    yield found
+    for listener in found:
+        listener.close()
+
+
+def test_what_is_cast_reaches_all_one_after_the_other(caster: Caster, listeners: list[Listener]) -> None:
+    other = Listener(GROUP, HERE, RUN + 1, 0)
+    bodies = [numbers(size, size) for size in (1, 400_000, 10_000)]
+    casts = [caster.cast(body, range(3)) for body in bodies]
+    for cast, body in zip(casts, bodies, strict=True):
+        for rank, listener in enumerate(listeners):
+            assert cast.reaches(rank)
+            assert torch.equal(listener.take(cast.number), body)
+    assert not caster.deaf
+    assert 0.02 < caster.overhead() / sum(map(len, bodies)) < 1, "headers, and combinations for who lost a fifth"
+    assert listeners[2].overhead() > 0
+    other.close()
+    assert other.receiver.ignored["foreign"], "the same group, but another run"
+    assert not other.receiver.ignored["repeated"]
+    with pytest.raises(CodingError, match="multicast 3 is not here"):
+        listeners[0].take(3)
+
+
+def test_who_is_not_reached_in_time_is_sent_a_copy_and_for_this_round_at_once(
+    caster: Caster, listeners: list[Listener]
+) -> None:
+    body = numbers(5000, 1)
+    first = caster.cast(body, [0, 9])
+    assert [first.reaches(0), first.reaches(9)] == [True, False]
+    assert caster.overhead() > len(body), "which is counted"
+    before = time.monotonic()
+    assert not caster.cast(body, [9]).reaches(9)
+    assert time.monotonic() - before < SILENCE / 2
+    assert caster.deaf == {9}
+    caster.begin()
+    assert not caster.deaf
+
+
+def listen_until_killed(run: int, ready: Event) -> None:
+    listener = Listener(GROUP, HERE, run, 5)
+    hear, count = listener.receiver.hear, iter(range(100))
+
+    def die(datagram: bytes) -> bytes | None:
+        if next(count) == 50:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return hear(datagram)
+
+    listener.receiver.hear = die  # type: ignore[method-assign]
+    ready.set()
+    time.sleep(300)
+
+
+def test_a_receiver_is_killed_in_the_middle(caster: Caster, listeners: list[Listener]) -> None:
+    ready = FORKS.Event()
+    process = FORKS.Process(target=listen_until_killed, args=(RUN, ready), daemon=True)
+    process.start()
+    assert ready.wait(300)
+    body, before = numbers(300_000, 2), time.monotonic()
+    cast = caster.cast(body, [0, 1, 2, 5])
+    assert [cast.reaches(rank) for rank in (0, 1, 2, 5)] == [True, True, True, False]
+    assert time.monotonic() - before < SILENCE + 30
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert all(torch.equal(listener.take(cast.number), body) for listener in listeners)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"group": "10.0.0.1"}, "no multicast address"),
+        ({"group": "all"}, "no multicast address"),
+        ({"port": 0}, "from 1 to 65535"),
+        ({"rate_bps": 0.0}, "not positive"),
+    ],
+)
+def test_settings_that_cannot_be(setting: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Multicast(**setting)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("receive", [True, False])
+def test_an_interface_that_is_not_here(receive: bool) -> None:
+    with pytest.raises(EngineError, match=r"set engine\.multicast\.interface"):
+        Multicast(interface="192.0.2.77").socket(HERE, receive)

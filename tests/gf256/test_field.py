@@ -1,0 +1,115 @@
+"""The field and its matrix products, against galois and against products of polynomials."""
+
+import galois
+import numpy as np
+import pytest
+import torch
+from coding_oracles import TABLE, product
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from hmtl.errors import CodingError
+from hmtl.gf256 import field as gf256
+
+GF = galois.GF(2**8, irreducible_poly=0x11D)
+BYTES = torch.arange(256, dtype=torch.uint8)
+
+
+# What GPUs and processors without vector instructions for it use, and what this processor does.
+both_paths = pytest.mark.parametrize("matmul", [gf256.matmul, gf256.portable])
+
+
+def draw(seed, *shape):
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+
+
+def test_all_products():
+    found = gf256.PRODUCTS.numpy()
+    np.testing.assert_array_equal(found, TABLE)
+    np.testing.assert_array_equal(found, GF(np.arange(256))[:, None] * GF(np.arange(256)))
+
+
+def test_all_inverses():
+    np.testing.assert_array_equal(gf256.inverse(BYTES[1:]).numpy(), GF(np.arange(1, 256)) ** -1)
+    with pytest.raises(CodingError, match="0 has no inverse"):
+        gf256.inverse(BYTES)
+
+
+@both_paths
+@given(
+    shape=st.tuples(st.integers(0, 14), st.integers(0, 45), st.integers(0, 300)),
+    zeros=st.floats(0, 1),
+    layout=st.sampled_from(["plain", "transposed", "strided", "offset", "repeated"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+@example(shape=(5, 9, 17), zeros=1.0, layout="plain", seed=0)
+@example(shape=(1, 1, 1), zeros=0.0, layout="offset", seed=0)
+def test_matmul_on_any_shape_and_layout(matmul, shape, zeros, layout, seed):
+    n, m, L = shape
+    A, X = draw(seed, n, m), draw(seed + 1, m, L)
+    A[:, torch.from_numpy(np.random.default_rng(seed).random(m) < zeros)] = 0
+    if layout == "transposed":
+        A, X = A.T.contiguous().T, X.T.contiguous().T
+    elif layout == "strided":
+        A, X = draw(seed, 2 * n, 3 * m)[::2, ::3], draw(seed, 2 * m, 2 * L)[1::2, ::2]
+    elif layout == "offset":
+        A, X = draw(seed, n * m + 1)[1:].view(n, m), draw(seed, m, L + 3)[:, 3:]
+    elif layout == "repeated":
+        X = draw(seed, 1, L).expand(m, L)
+    before = A.clone(), X.clone()
+    found = matmul(A, X)
+    assert found.dtype == torch.uint8
+    assert found.is_contiguous()
+    np.testing.assert_array_equal(found.numpy(), product(A.numpy(), X.numpy()))
+    assert torch.equal(A, before[0])
+    assert torch.equal(X, before[1])
+
+
+@both_paths
+@given(shape=st.tuples(*[st.integers(0, 20)] * 2, st.integers(0, 600)), seed=st.integers(0, 99))
+def test_matmul_into_part_of_a_tensor(matmul, shape, seed):
+    n, m, L = shape
+    A, X, around = draw(seed, n, m), draw(seed + 1, m, L), draw(seed + 2, n + 4, L + 9)
+    expected = around.clone()
+    expected[3 : 3 + n, 2 : 2 + L] = torch.from_numpy(product(A.numpy(), X.numpy()))
+    out = around[3 : 3 + n, 2 : 2 + L]
+    assert matmul(A, X, out) is out
+    assert torch.equal(around, expected)
+
+
+@both_paths
+@pytest.mark.parametrize("shape", [(8, 20, 70_001), (200, 3, 1000), (3, 300, 999), (64, 64, 4096), (1, 2, 100_000)])
+@pytest.mark.parametrize("workspace", [1 << 12, 1 << 18, gf256.CPU_WORKSPACE_BYTES])
+def test_matmul_in_tiles(matmul, shape, workspace, monkeypatch):
+    monkeypatch.setattr(gf256, "CPU_WORKSPACE_BYTES", workspace)
+    n, m, L = shape
+    A, X = draw(0, n, m), draw(1, m, L)
+    columns = np.r_[0:99, L - 99 : L, np.random.default_rng(2).integers(0, L, 500)]
+    found = matmul(A, X).numpy()
+    assert found.shape == (n, L)
+    np.testing.assert_array_equal(found[:, columns], product(A.numpy(), X.numpy()[:, columns]))
+
+
+@pytest.mark.parametrize(
+    ("A", "X", "message"),
+    [
+        (torch.zeros(2, 3), draw(0, 3, 4), "'A' must be a uint8 tensor of shape .n, m., not torch.float32"),
+        (draw(0, 2, 3), draw(0, 3), "'X' must be a uint8 tensor of shape .m, L., not torch.uint8 of shape .3."),
+        (draw(0, 2, 3), draw(0, 4, 5), "'X' must have a row for each column of 'A', that is shape .3, L., not .4, 5."),
+    ],
+)
+def test_matmul_names_the_argument_that_does_not_fit(A, X, message):
+    with pytest.raises(CodingError, match=message):
+        gf256.matmul(A, X)
+
+
+@pytest.mark.parametrize("out", [torch.zeros(2, 4), draw(0, 3, 4), draw(0, 1, 4), draw(0, 4, 2).T])
+def test_matmul_names_an_out_that_does_not_fit(out):
+    with pytest.raises(CodingError, match=r"'out' must be a uint8 tensor of shape \[2, 4\] with contiguous rows"):
+        gf256.matmul(draw(0, 2, 3), draw(0, 3, 4), out)
+
+
+def test_processors_without_vector_instructions_take_the_portable_path(monkeypatch):
+    A, X = draw(0, 5, 6), draw(1, 6, 300)
+    monkeypatch.setattr(gf256.simd, "usable", lambda: ())
+    np.testing.assert_array_equal(gf256.matmul(A, X).numpy(), product(A.numpy(), X.numpy()))

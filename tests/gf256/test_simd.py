@@ -1,0 +1,168 @@
+"""The vector kernels against schoolbook products of polynomials: every path that this processor can run."""
+
+import ctypes
+import gc
+import mmap
+import multiprocessing
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+
+import llvmlite.binding as llvm
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmtl.errors import CodingError
+from hmtl.gf256 import kernels, simd
+from hmtl.gf256.instructions import PATHS
+
+pytestmark = pytest.mark.skipif(not simd.available(), reason="this processor has no instructions that simd uses")
+every_path = pytest.mark.parametrize("path", simd.usable(), ids=lambda path: path.name)
+
+
+def schoolbook(A, X):
+    """A·X, bit by bit: shift and add, with x^8 = x^4 + x^3 + x^2 + 1."""
+    a, total = A.numpy().astype(np.int64)[:, :, None], np.zeros((A.shape[0], X.shape[1]), dtype=np.int64)
+    for bit in range(8):
+        total ^= np.bitwise_xor.reduce(((X.numpy()[None] >> bit) & 1) * a, axis=1)
+        a = a << 1
+        a = np.where(a > 255, a ^ 0b100011101, a)
+    return torch.from_numpy(total.astype(np.uint8))
+
+
+def draw(seed, *shapes):
+    rng = np.random.default_rng(seed)
+    return [torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8)) for shape in shapes]
+
+
+@every_path
+def test_all_pairs_of_bytes(path):
+    byte = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(simd.matmul(byte[:, None], byte[None], path=path), schoolbook(byte[:, None], byte[None]))
+
+
+@every_path
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(0, 40), m=st.integers(0, 12), L=st.integers(0, 300), seed=st.integers(0, 99))
+def test_any_shape(path, n, m, L, seed):
+    A, X = draw(seed, (n, m), (m, L))
+    assert torch.equal(simd.matmul(A, X, path=path), schoolbook(A, X))
+
+
+@every_path
+@pytest.mark.parametrize("L", [127, 128, 129, 5 * 128 - 1])
+def test_strides_and_nothing_written_beside_out(path, L):
+    A, X, around = draw(L, (7, 30), (7, 3 * L), (20, L + 50))
+    A, X = A.T[::2], X[:, L : 2 * L]
+    expected = around.clone()
+    expected[2:17, 9 : 9 + L] = schoolbook(A, X)
+    out = around[2:17, 9 : 9 + L]
+    assert simd.matmul(A, X, out=out, path=path) is out
+    assert torch.equal(around, expected)
+    columns = X.T.contiguous().T
+    assert torch.equal(simd.matmul(A, columns, path=path), schoolbook(A, X))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="protects a page of memory")
+@every_path
+def test_nothing_is_read_beyond_X(path):
+    """X ends where a forbidden page begins."""
+    memory = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc = ctypes.CDLL(None)
+    assert libc.mprotect(ctypes.c_void_p(address + mmap.PAGESIZE), mmap.PAGESIZE, 0) == 0
+    values = draw(0, (3, 1001))[0]
+    X = torch.frombuffer(memory, dtype=torch.uint8, count=values.numel(), offset=mmap.PAGESIZE - values.numel())
+    X = X.view(values.shape).copy_(values)
+    A = draw(1, (15, 3))[0]
+    assert torch.equal(simd.matmul(A, X, path=path), schoolbook(A, values))
+
+
+@every_path
+@pytest.mark.parametrize(("threads", "pack", "L"), [*product((1, 2, 5), (False, True), (129, 2000, 10_001))])
+def test_threads_and_packing_change_no_byte(path, threads, pack, L, monkeypatch):
+    monkeypatch.setattr(simd, "THREADS_FROM", 0)
+    monkeypatch.setattr(simd, "PACK_ABOVE_BYTES", 0 if pack else 1 << 60)
+    monkeypatch.setattr(simd, "TILE_BYTES", 5 * 512)
+    A, X = draw(L, (14, 5), (5, L))
+    assert torch.equal(simd.matmul(A, X, threads=threads, path=path), schoolbook(A, X))
+
+
+def test_calls_from_many_threads_at_once(monkeypatch):
+    monkeypatch.setattr(simd, "THREADS_FROM", 0)
+    simd._kernel.cache_clear()
+    cases = [draw(seed, (1 + seed % 13, 6), (6, 999)) for seed in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda case: simd.matmul(*case, threads=2), cases))
+    assert all(torch.equal(result, schoolbook(*case)) for result, case in zip(results, cases, strict=True))
+
+
+def test_code_lives_as_long_as_its_function():
+    simd._kernel.cache_clear()
+    A, X = draw(0, (5, 4), (4, 500))
+    multiply = simd._Product(simd.usable()[0], A, X, torch.empty(5, 500, dtype=torch.uint8))
+    simd._kernel.cache_clear()
+    gc.collect()
+    multiply(0, 500)
+    assert torch.equal(multiply.out, schoolbook(A, X))
+
+
+def _product_in_child(A, X, expected):
+    sys.exit(0 if torch.equal(simd.matmul(A, X, threads=2), expected) else 1)
+
+
+@pytest.mark.skipif(not hasattr(simd.os, "register_at_fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_has_threads_of_its_own(monkeypatch):
+    monkeypatch.setattr(simd, "THREADS_FROM", 0)
+    A, X = draw(1, (6, 5), (5, 4000))
+    expected = schoolbook(A, X)
+    assert torch.equal(simd.matmul(A, X, threads=2), expected)
+    child = multiprocessing.get_context("fork").Process(target=_product_in_child, args=(A, X, expected))
+    child.start()
+    child.join(20)
+    hung = child.is_alive()
+    child.kill()
+    assert not hung
+    assert child.exitcode == 0
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
+def test_kernels_compile_for_every_processor_and_stay_in_registers(path):
+    """Also for those that are not here: the code has the vector instruction, and the inner loop no stack access."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    triple = "aarch64-linux-gnu" if path.name == "NEON" else "x86_64-linux-gnu"
+    machine = llvm.Target.from_triple(triple).create_target_machine(features=path.features, opt=3)
+    assembly = machine.emit_assembly(llvm.parse_assembly(kernels.source(path, path.rows)))
+    mnemonic = {"NEON": "tbl\t"}.get(path.name, "gf2p8affineqb" if path.affine else "pshufb")
+    loop = (
+        max(assembly.split("\n.LBB"), key=lambda lines: lines.count(mnemonic)).split("\tjb\t")[0].split("\tb.lo\t")[0]
+    )
+    products = path.rows * path.inputs * 2
+    assert loop.count(mnemonic) == products * (1 if path.affine else 2)
+    spills = [line for line in loop.splitlines() if "sp]" in line or ("rsp" in line and "mm" in line)]
+    assert not spills
+
+
+def test_errors_name_the_argument():
+    A, X = draw(0, (3, 4), (4, 200))
+    with pytest.raises(CodingError, match=r"'X' must be a uint8 tensor \[4, 200\].*\[5, 200\]"):
+        simd.matmul(A, draw(0, (5, 200))[0])
+    with pytest.raises(CodingError, match=r"'A' must be .* it is torch.float32"):
+        simd.matmul(A.float(), X)
+    with pytest.raises(CodingError, match=r"'out'.*contiguous rows"):
+        simd.matmul(A, X, out=torch.empty(200, 3, dtype=torch.uint8).T)
+    other = next(path for path in PATHS if path not in simd.usable())
+    with pytest.raises(CodingError, match=f"cannot run {other.name}"):
+        simd.matmul(A, X, path=other)
+
+
+def test_without_any_path_the_message_says_what_to_use(monkeypatch):
+    monkeypatch.setattr(simd, "usable", lambda: ())
+    assert not simd.available()
+    with pytest.raises(CodingError, match=r"use gf256\.matmul"):
+        simd.matmul(*draw(0, (2, 2), (2, 2)))

@@ -1,0 +1,73 @@
+"""Arrays from files of others' making: read as they were written, and never on the word of a header alone."""
+
+import io
+import os
+import pickle
+import tempfile
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from hmtl.io.npz import load_arrays, open_file
+
+KINDS = st.sampled_from(["?", "i1", "u8", "f4", "f8", "U3", "S2", ">f8"])
+
+
+@given(st.dictionaries(st.sampled_from("abc"), arrays(KINDS, array_shapes(min_dims=0, min_side=0))), st.booleans())
+def test_as_written(written: dict[str, np.ndarray], compressed: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (np.savez_compressed if compressed else np.savez)(Path(folder, "x.npz"), **written)
+        read = load_arrays(Path(folder, "x.npz"))
+    assert read.keys() == written.keys()
+    for name, array in written.items():
+        assert (read[name].dtype, read[name].shape) == (array.dtype, array.shape)
+        assert read[name].tobytes() == array.tobytes()
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, ("exploded",)
+
+
+def test_nothing_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("x.npz", G=np.array([Bomb()], dtype=object))
+    with pytest.raises(ValueError, match="no Python objects"):
+        load_arrays("x.npz")
+    with zipfile.ZipFile("y.npz", "w") as archive:
+        archive.writestr("G.npy", pickle.dumps(Bomb()))
+    with pytest.raises(ValueError, match="magic"):
+        load_arrays("y.npz")
+    assert not Path("exploded").exists()
+
+
+@pytest.mark.parametrize("shape", [(10**6, 10**6), (10**5, 10**3)], ids=["beyond the cap", "beyond the file"])
+def test_no_memory_on_the_word_of_a_header(tmp_path: Path, shape: tuple[int, int]) -> None:
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("x.npy", content.getvalue())
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"more than|cut off"):
+        load_arrays(tmp_path / "x.npz")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+def test_files_that_have_an_end(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"12345")
+    with open_file(tmp_path / "x", most=5) as file:
+        assert file.read() == b"12345"
+    with pytest.raises(ValueError, match="5 bytes, more than 4"):
+        open_file(tmp_path / "x", most=4)
+    os.mkfifo(tmp_path / "pipe")
+    for other in (tmp_path, tmp_path / "pipe", "/dev/zero", "/dev/null"):
+        with pytest.raises(OSError, match=r"no file|Is a directory"):
+            open_file(other)

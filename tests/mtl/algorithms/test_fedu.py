@@ -1,0 +1,520 @@
+"""FedU and FedAvg: a plain loop over modules, an interior-point solver, coupling, state, messages, refusals."""
+
+import copy
+import io
+from functools import partial
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from hmtl.config.build import build_algorithm, build_problem, build_tasks
+from hmtl.data import Task
+from hmtl.errors import ConfigError, DataError
+from hmtl.mtl import (
+    MOCHA,
+    SDCA,
+    CrossEntropy,
+    FedAvg,
+    FedU,
+    Graph,
+    LocalSGD,
+    Logistic,
+    Mean,
+    Participation,
+    Problem,
+    Ridge,
+    Squared,
+    TaskRelationship,
+    cnn,
+    mlp,
+)
+
+K, D, C = 4, 16, 3
+COUNTS = (7, 12, 5, 10)
+WEIGHTS = np.array([[0, 1, 0.5, 0], [1, 0, 0, 2], [0.5, 0, 0, 0.3], [0, 2, 0.3, 0]])
+LOSSES = {"classes": CrossEntropy(), "signs": Logistic(), "numbers": Squared()}
+
+
+def tasks(kind, d=D, seed=0):
+    rng = np.random.default_rng(seed)
+    made = []
+    for k, n in enumerate(COUNTS):
+        x = rng.normal(size=(n + 6, d))
+        scores = x @ rng.normal(size=(d, C)) + rng.normal(size=(n + 6, C))
+        y = {"classes": scores.argmax(1), "signs": np.sign(scores[:, 0]), "numbers": scores[:, 0]}[kind]
+        y[:2] = 0, 1
+        if kind == "signs":
+            y[:2] = 1, -1
+        x, y = torch.from_numpy(x), torch.from_numpy(y)
+        made.append(Task(str(k), x[:n], y[:n], x[n:], y[n:], C if kind == "classes" else None))
+    return made
+
+
+@pytest.fixture
+def graph(tmp_path):
+    """`graph(η, λ2, weights)`."""
+
+    def graph(lam=0.2, lam2=0.1, weights=WEIGHTS):
+        np.savetxt(tmp_path / "weights.csv", weights, delimiter=",")
+        return Graph(lam, lam2, path=tmp_path / "weights.csv")
+
+    return graph
+
+
+def rounds(algorithm, first, last):
+    for round in range(first, last):
+        algorithm.step(round)
+    return algorithm
+
+
+def double(make):
+    return lambda d, C: make(d, C).double()
+
+
+def plain_round(fedu, modules, kind, reduction, round, budgets, rate):
+    """One round as anyone would write it first: a loop over users, each with its own module and optimizer."""
+    order = fedu.solver.draw(fedu.seed, round, range(K), COUNTS)
+    for module, task, batches, budget in zip(modules, fedu.problem.tasks, order, budgets, strict=True):
+        scale = 1 if reduction == "mean" else len(task.y_train)
+        optimizer = torch.optim.SGD(module.parameters(), lr=rate * scale)
+        for batch in batches[:budget]:
+            at = batch[batch >= 0]
+            p, y = module(task.x_train[at].to(next(module.parameters()))), task.y_train[at]
+            optimizer.zero_grad()
+            {
+                "classes": lambda p=p, y=y: F.cross_entropy(p, y),
+                "signs": lambda p=p, y=y: F.soft_margin_loss(p[:, 0], y),
+                "numbers": lambda p=p, y=y: F.mse_loss(p[:, 0], y.to(p)) / 2,
+            }[kind]().backward()
+            optimizer.step()
+    old = [parameters_to_vector(module.parameters()).detach() for module in modules]
+    for k, module in enumerate(modules):
+        pull = 0.2 * sum(WEIGHTS[k, j] * (old[k] - old[j]) for j in range(K)) + 0.1 * old[k]
+        vector_to_parameters(old[k] - rate * budgets[k] * pull, module.parameters())
+
+
+@pytest.mark.parametrize(("precision", "reduction"), [("float32", "mean"), ("float64", "sum")])
+@pytest.mark.parametrize("make", [nn.Linear, mlp, partial(cnn, channels=2)], ids=["linear", "mlp", "cnn"])
+@pytest.mark.parametrize("kind", LOSSES)
+def test_agrees_with_a_loop_over_modules(kind, make, reduction, precision, graph):
+    make = make if precision == "float32" else double(make)
+    step = 0.03 if reduction == "mean" else 0.003
+    problem, part = Problem(tasks(kind), LOSSES[kind], graph(), reduction), Participation(low=0.3, schedule=[(1, 2)])
+    fedu = FedU(problem, LocalSGD(step, 2, 4, 0.5), make, seed=3, participation=part)
+    modules = [copy.deepcopy(fedu.model.module) for _ in range(K)]
+    usual = torch.tensor([2 * -(-n // 4) for n in COUNTS])
+    for round in range(3):
+        budgets = fedu.participation.budgets(usual, 3, round)
+        assert (int(budgets[2]) == 0) == (round == 1)
+        plain_round(fedu, modules, kind, reduction, round, budgets.tolist(), step / (1 + 0.5 * round))
+        rounds(fedu, round, round + 1)
+    want = torch.stack([parameters_to_vector(module.parameters()).detach() for module in modules], dim=1)
+    assert fedu.W.dtype == getattr(torch, precision)
+    assert (fedu.W - fedu.model.start[:, None]).abs().max() > 1e-3
+    torch.testing.assert_close(fedu.W, want, rtol=0, atol=1e-5 if precision == "float32" else 1e-12)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    counts=st.lists(st.integers(1, 30), min_size=1, max_size=4),
+    epochs=st.integers(1, 3),
+    batch=st.integers(1, 40),
+)
+@settings(deadline=None, max_examples=30)
+def test_minibatches(seed, counts, epochs, batch):
+    """Each pass visits each row once, in minibatches that are full but for the last; alone as among others."""
+    solver = LocalSGD(0.1, epochs, batch)
+    users = range(5, 5 + len(counts))
+    order, steps = solver.draw(seed, 2, users, counts), solver.steps(counts)
+    for k, n in enumerate(counts):
+        full, rest = divmod(n, batch)
+        sizes = [batch] * full + [rest] * (rest > 0)
+        assert (order[k] >= 0).sum(1).tolist() == sizes * epochs + [0] * (len(order[k]) - int(steps[k]))
+        visited = order[k][order[k] >= 0].view(epochs, n)
+        assert (visited.sort(dim=1).values == torch.arange(n)).all()
+        alone = solver.draw(seed, 2, [users[k]], [n])
+        assert torch.equal(alone[alone >= 0], visited.flatten())
+    assert torch.equal(order, solver.draw(seed, 2, users, counts))
+
+
+def test_the_order_differs_by_user_round_epoch_and_seed():
+    drawn = [
+        LocalSGD(0.1, 2, 30).draw(*at, [30]).flatten().tolist()
+        for at in ((0, 0, [0]), (0, 0, [1]), (0, 1, [0]), (1, 0, [0]))
+    ]
+    passes = [tuple(order[half]) for order in drawn for half in (slice(30), slice(30, 60))]
+    assert len(set(passes)) == 8
+
+
+def optimum(problem, eta, lam2, reduction="mean"):
+    """Models and value at the optimum, by an interior-point solver; the penalty written as the papers do."""
+    W = cp.Variable((D // 4, K))
+    total = lam2 / 2 * cp.sum_squares(W)
+    total += sum(eta / 4 * WEIGHTS[k, j] * cp.sum_squares(W[:, k] - W[:, j]) for k in range(K) for j in range(K))
+    for k, task in enumerate(problem.tasks):
+        margins = cp.multiply(task.y_train.numpy(), task.x_train.numpy() @ W[:, k])
+        total += cp.sum(cp.logistic(-margins)) / (len(task.y_train) if reduction == "mean" else 1)
+    value = cp.Problem(cp.Minimize(total)).solve(solver=cp.CLARABEL)
+    return W.value, value
+
+
+@pytest.mark.parametrize(
+    ("solver", "participation", "reduction"),
+    [
+        (LocalSGD(0.3, 1, 100, 0.02), Participation(), "mean"),
+        (LocalSGD(0.05, 2, 3, 0.1), Participation(), "sum"),
+        (LocalSGD(0.3, 4, 100, 0.05), Participation(0.3, dropout=0.2), "mean"),
+    ],
+    ids=["gradient descent", "minibatches", "local steps, stragglers and dropouts"],
+)
+def test_falling_steps_reach_the_optimum(solver, participation, reduction, graph):
+    problem = Problem(tasks("signs", D // 4), Logistic(), graph(0.2, 0.1), reduction)
+    W, value = optimum(problem, 0.2, 0.1, reduction)
+    fedu = FedU(problem, solver, partial(nn.Linear, bias=False), participation=participation)
+    far = fedu.metrics()["primal"]
+    near = rounds(fedu, 0, 400).metrics()["primal"]
+    assert far > 1.05 * value
+    assert value * (1 - 1e-6) <= near <= value * (1 + 1e-3)
+    np.testing.assert_allclose(fedu.W.numpy(), W, rtol=0, atol=0.05 * abs(W).max())
+
+
+def test_coupling_is_real(graph):
+    """Another weight gives another result, and more of it brings models closer; the uncoupled user is untouched."""
+
+    def models(lam, weights=WEIGHTS):
+        problem = Problem(tasks("classes"), CrossEntropy(), graph(lam, 0.01, weights))
+        return rounds(FedU(problem, LocalSGD(0.05), nn.Linear), 0, 10).W.T
+
+    def apart(W):
+        return float(torch.cdist(W, W)[0, 1])
+
+    weak, strong = models(0.01), models(1.0)
+    assert apart(strong) < 0.7 * apart(weak)
+    other = WEIGHTS.copy()
+    other[0, 1] = other[1, 0] = 3
+    assert (models(0.1, other) - models(0.1)).abs().max() > 1e-3
+    alone = WEIGHTS.copy()
+    alone[3] = alone[:, 3] = 0
+    assert torch.equal(models(0.1, alone)[3], models(1.0, alone)[3])
+    assert not torch.equal(models(0.1, alone)[0], models(1.0, alone)[0])
+
+
+def test_no_coupling_is_too_strong(graph):
+    """From none to far beyond where one long step would diverge: the stronger, the nearer the models."""
+    apart = []
+    for lam in (1e-5, 0.1, 1, 10, 100):
+        problem = Problem(tasks("signs"), Logistic(), graph(lam, 0.01))
+        W = rounds(FedU(problem, LocalSGD(0.1), nn.Linear), 0, 60).W
+        assert W.isfinite().all()
+        assert W.abs().max() > 0.01
+        apart.append(float((W - W.mean(1, keepdim=True)).norm()))
+    assert apart == sorted(apart, reverse=True)
+    assert apart[-1] < 1e-3 * apart[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [("classes", partial(cnn, channels=8)), ("signs", mlp), ("numbers", nn.Linear)],
+    ids=["cnn", "mlp", "linear"],
+)
+def test_networks_learn(kind, make):
+    fedu = FedU(Problem(tasks(kind), LOSSES[kind], Ridge(1e-3)), LocalSGD(0.05, 20, 4), make)
+    before, after = fedu.metrics(), rounds(fedu, 0, 8).metrics()
+    assert after["primal"] < 0.4 * before["primal"]
+    assert after["train_error"] < 0.2 if kind != "numbers" else after["train_error"] < 0.2 * before["train_error"]
+    figures = {f"{split}_{what}" for split in ("train", "test") for what in ("error", "error_worst")}
+    r2 = {"train_r2", "test_r2"} if kind == "numbers" else set()
+    assert set(after) == {"primal"} | figures | r2
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_metrics(kind, graph):
+    """Objective and errors as a loop over modules finds them."""
+    fedu = rounds(FedU(Problem(tasks(kind), LOSSES[kind], graph()), LocalSGD(), mlp), 0, 2)
+    now, errors, loss = fedu.metrics(), {"train": [], "test": []}, 0.0
+    for k, task in enumerate(fedu.problem.tasks):
+        module = copy.deepcopy(fedu.model.module)
+        vector_to_parameters(fedu.W[:, k].contiguous(), module.parameters())
+        for split in errors:
+            x, y = getattr(task, f"x_{split}").float(), getattr(task, f"y_{split}")
+            p = module(x).detach().numpy().astype(float)
+            wrong = {
+                "classes": lambda p=p, y=y: p.argmax(1) != y.numpy(),
+                "signs": lambda p=p, y=y: np.sign(p[:, 0]) != y.numpy(),
+                "numbers": lambda p=p, y=y: (p[:, 0] - y.numpy()) ** 2,
+            }[kind]()
+            errors[split].append(np.mean(wrong))
+            if split == "train":
+                y = y.numpy()
+                loss += {
+                    "classes": lambda p=p, y=y: np.log(np.exp(p).sum(1)) - p[np.arange(len(y)), y],
+                    "signs": lambda p=p, y=y: np.log1p(np.exp(-y * p[:, 0])),
+                    "numbers": lambda p=p, y=y: (p[:, 0] - y) ** 2 / 2,
+                }[kind]().mean()
+    W = fedu.W.numpy().astype(float)
+    pull = sum(0.05 * WEIGHTS[k, j] * np.sum((W[:, k] - W[:, j]) ** 2) for k in range(K) for j in range(K))
+    assert now["primal"] == pytest.approx(loss + pull + 0.05 * np.sum(W**2), rel=1e-5)
+    for split, each in errors.items():
+        assert now[f"{split}_error"] == pytest.approx(np.mean(each), rel=1e-5)
+        assert now[f"{split}_error_worst"] == pytest.approx(np.max(each), rel=1e-5)
+
+
+def test_fedavg_is_the_weighted_mean():
+    """Of the models heard, and of the last mean for whoever was not."""
+    problem = Problem(tasks("classes"), CrossEntropy(), Ridge(1e9))
+    fedavg = FedAvg(problem, LocalSGD(0.05), mlp, participation=Participation(schedule=[(1, 0)]))
+    last = fedavg.W[:, 0].clone()
+    for round in range(3):
+        users, ivs = fedavg.users.local_update(round)
+        assert ivs.shape == (4 - (round == 1), fedavg.users.numbers)
+        models = fedavg.aggregator.update(users, ivs)
+        every = last.repeat(K, 1)
+        every[users] = ivs
+        want = np.average(every.numpy().astype(float), axis=0, weights=COUNTS)
+        np.testing.assert_allclose(models.numpy(), np.tile(want, (K, 1)), rtol=0, atol=1e-6)
+        assert (models == models[0]).all()
+        fedavg.users.receive(users, models[users])
+        last = models[0].clone()
+    assert fedavg.metrics()["primal"] < 4 * np.log(C) * 1.2  # the sum of losses alone
+
+
+@pytest.mark.parametrize("algorithm", [FedU, FedAvg])
+def test_who_is_not_heard_keeps_its_last_model(algorithm, graph):
+    """Whether absent, idle or lost on the way, the aggregator takes the last model that it made for that user.
+
+    The graph is that of `Mean`, whose own aggregator keeps sums, see below.
+    """
+    regularizer = graph(2 * 0.1 / K, 0.2, 1 - np.eye(K))
+    problem, part = Problem(tasks("signs"), Logistic(), regularizer), Participation(schedule=[(1, 0)])
+    fedu = rounds(algorithm(problem, LocalSGD(), mlp, participation=part), 0, 1)
+    last, m = fedu.W.T.clone(), fedu.users.numbers
+    users, ivs = fedu.users.local_update(1, idle=np.array([1]))
+    assert users.tolist() == [2, 3]
+    assert ivs.shape == (2, m + (algorithm is FedU))
+    fedu.users.roll_back(users[1:])
+    assert torch.equal(fedu.W.T, last)
+    models = fedu.aggregator.update(users[:1], ivs[:1])
+    taken = last.clone()
+    taken[2] = ivs[0, :m]
+    if algorithm is FedU:  # whoever made no steps is not drawn to the others
+        assert torch.equal(models[[0, 1, 3]], last[[0, 1, 3]])
+        mean = taken.mean(0)
+        want = taken[2] - 0.03 * float(ivs[0, m]) * 2 * (0.1 * (taken[2] - mean) + 0.1 * taken[2])
+    else:
+        want = torch.from_numpy(np.average(taken.numpy(), axis=0, weights=COUNTS)).float()
+    torch.testing.assert_close(models[2], want, rtol=0, atol=1e-5)
+    fedu.users.receive(users[:1], models[[2]])
+    assert (last == fedu.W.T).all(1).tolist() == [True, True, False, True]
+
+
+@pytest.mark.parametrize("algorithm", [FedU, FedAvg])
+def test_a_round_that_nobody_takes_part_in(algorithm):
+    fedu = rounds(algorithm(Problem(tasks("signs"), Logistic(), Mean(0.1)), LocalSGD(), mlp), 0, 2)
+    last = fedu.W.T.clone()
+    users, ivs = fedu.users.local_update(2, idle=np.arange(K))
+    assert ivs.shape == (0, fedu.users.numbers + (algorithm is FedU))
+    torch.testing.assert_close(fedu.aggregator.update(users, ivs), last)
+    fedu.users.receive(users, last[users])
+    assert torch.equal(fedu.W.T, last)
+
+
+def test_steps_are_told(graph):
+    """The aggregator learns by message who did how much, whatever anybody had agreed on."""
+    problem = Problem(tasks("signs"), Logistic(), graph())
+    slow = FedU(problem, LocalSGD(), mlp, participation=Participation(low=0.2, high=0.4))
+    plain = FedU(problem, LocalSGD(), mlp)
+    usual = slow.solver.steps(COUNTS)
+    for round in range(3):
+        users, ivs = slow.users.local_update(round)
+        steps = ivs[:, -1].long()
+        assert torch.equal(steps, slow.participation.budgets(usual, 0, round))
+        assert (steps < usual).all()
+        assert torch.equal(slow.aggregator.update(users, ivs), plain.aggregator.update(users, ivs.clone()))
+
+
+@pytest.mark.parametrize("algorithm", [FedU, FedAvg])
+def test_setting_up_by_messages_changes_nothing(algorithm):
+    """A graph's facts and the n_k are told once, all of it overhead; nothing has to come back."""
+    fedu = algorithm(Problem(tasks("classes"), CrossEntropy(), Graph(0.2, neighbors=1)), LocalSGD(), mlp)
+    has, what = (fedu.aggregator, "A") if algorithm is FedU else (fedu.aggregator.average, "counts")
+    before, state = getattr(has, what).clone(), fedu.state_dict()
+    users, aggregator = fedu.setup()
+    who, facts = users.local_update(0)
+    assert users.numbers == 0
+    assert facts.dtype == torch.float64
+    if algorithm is FedAvg:
+        assert facts.tolist() == [[n] for n in COUNTS]
+    setattr(has, what, None)
+    extras = aggregator.update(who, facts.clone())
+    users.receive(who, extras)
+    assert extras.shape == (K, 0)
+    assert torch.equal(getattr(has, what), before)
+    for side, tensors in fedu.state_dict().items():
+        assert all(torch.equal(tensor, state[side][name]) for name, tensor in tensors.items())
+
+
+def test_descriptions(graph):
+    """FedAvg says nothing of a regularizer, which plays no part in it."""
+    problem = Problem(tasks("signs"), Logistic(), graph())
+    common = {"loss": "logistic", "error_measure": "share misclassified"}
+    described = FedU(problem, LocalSGD(), mlp).describe()
+    assert described == {"algorithm": "fedu", "regularizer": "graph", "lam": 0.2, **common}
+    assert FedAvg(problem, LocalSGD(), mlp).describe() == {"algorithm": "fedavg", **common}
+    assert FedU(Problem(tasks("signs"), Logistic(), Mean(0.1)), LocalSGD(), mlp).setup() is None
+
+
+def with_dropout(d, C, share=0.3):
+    return nn.Sequential(nn.Linear(d, 8), nn.ReLU(), nn.Dropout(share), nn.Linear(8, C))
+
+
+@pytest.mark.parametrize("algorithm", [FedU, FedAvg])
+@pytest.mark.parametrize("make", [nn.Linear, with_dropout])
+def test_state_goes_on_to_the_same_bits(algorithm, make):
+    def fresh():
+        problem = Problem(tasks("classes"), CrossEntropy(), Mean(0.1))
+        return algorithm(
+            problem, LocalSGD(0.05, 2, 4, 0.3), make, seed=9, participation=Participation(0.5, dropout=0.2)
+        )
+
+    whole, first, second = rounds(fresh(), 0, 7), rounds(fresh(), 0, 3), fresh()
+    buffer, state = io.BytesIO(), first.state_dict()
+    rounds(first, 3, 7)  # the state is a copy, not the live one
+    torch.save(state, buffer)
+    buffer.seek(0)
+    torch.rand(3)  # what others draw meanwhile plays no part
+    second.load_state_dict(torch.load(buffer, weights_only=True))
+    rounds(second, 3, 7)
+    assert torch.equal(second.W, whole.W)
+    assert second.metrics() == whole.metrics()
+
+
+def test_the_seed_decides():
+    def models(seed, make=with_dropout):
+        state = torch.random.get_rng_state()
+        problem = Problem(tasks("classes"), CrossEntropy(), Mean(0.1))
+        W = rounds(FedU(problem, LocalSGD(), make, seed=seed), 0, 2).W
+        assert torch.equal(state, torch.random.get_rng_state())
+        return W
+
+    assert torch.equal(models(1), models(1))
+    assert not torch.equal(models(1), models(2))
+    assert not torch.equal(models(1), models(1, partial(with_dropout, share=0.0)))
+
+
+class SameOrder(LocalSGD):
+    """Visits the rows in the same order in each round."""
+
+    def draw(self, seed, round, *of):
+        return super().draw(seed, 0, *of)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_each_round_drops_others(share):
+    make = partial(with_dropout, share=share)
+    fedu = FedU(Problem(tasks("classes"), CrossEntropy(), Mean(0.1)), SameOrder(), make)
+    (_, first), (_, second) = fedu.users.local_update(0), fedu.users.local_update(1)
+    assert torch.equal(first, second) == (share == 0)
+
+
+def test_timing_one_user_leaves_no_trace(graph):
+    fedu = rounds(FedU(Problem(tasks("classes"), CrossEntropy(), graph()), LocalSGD(), mlp), 0, 2)
+    before, (_, ivs) = fedu.W.clone(), fedu.users.local_update(2)
+    assert fedu.user_seconds(2) > 0
+    assert torch.equal(fedu.W, before)
+    for k, n in enumerate(COUNTS):  # a user alone does what it does beside the others
+        order = fedu.solver.draw(0, 2, [k], [n])
+        alone = fedu.solver.solve(
+            fedu.model, fedu.problem.loss, fedu.users.rows.of(k), before.T[k : k + 1], order, fedu.solver.steps([n]), 2
+        )
+        torch.testing.assert_close(alone[0], ivs[k, :-1], rtol=0, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu():
+    where = [
+        rounds(FedU(Problem(tasks("classes"), CrossEntropy(), Mean(0.1), device=device), LocalSGD(), mlp), 0, 3)
+        for device in ("cpu", "cuda")
+    ]
+    assert where[1].W.is_cuda
+    torch.testing.assert_close(where[1].W.cpu(), where[0].W, rtol=0, atol=1e-5)
+    assert where[1].metrics() == pytest.approx(where[0].metrics(), rel=1e-4)
+
+
+def test_configurations(configure):
+    def built(*overrides):
+        cfg = configure(*overrides)
+        return build_algorithm(cfg, build_problem(cfg, build_tasks(cfg)[0]))
+
+    for algorithm, kind in (("fedu", FedU), ("global", FedAvg)):
+        made = built(f"algorithm={algorithm}", "K=10", "dataset.rows_per_user=40")
+        assert isinstance(made, kind)
+        assert made.users.numbers == 785
+        first = rounds(made, 0, 1).metrics()["primal"]
+        assert rounds(made, 1, 2).metrics()["primal"] < first
+    fedu = built("algorithm=fedu", "regularizer=mean", "loss=squared", "algorithm.model._target_=hmtl.mtl.mlp")
+    assert isinstance(fedu.problem.regularizer, Mean)
+    assert isinstance(fedu.problem.loss, Squared)
+    assert len(fedu.W) == 784 * 64 + 64 + 64 + 1
+
+
+def sized(d, C):
+    return nn.Linear(d, C + 1)
+
+
+def normalised(d, C):
+    return nn.Sequential(nn.Linear(d, C), nn.BatchNorm1d(C))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (sized, r"shape \(2, 2\) for 2 rows, not \(2, 1\)"),
+        (normalised, "BatchNorm"),
+        (nn.Conv2d, "kernel_size"),
+        (nn.Linear(D, 1), "_partial_"),
+        (lambda d, C: cnn(d - 1, C), "d=15 is not side²"),
+        (lambda d, C: nn.Identity(), "_partial_"),
+        (lambda d, C: nn.Linear(d + 1, C), "_partial_"),
+    ],
+)
+def test_refused_models(make, message):
+    with pytest.raises(ConfigError, match=message):
+        FedU(Problem(tasks("signs"), Logistic(), Ridge(0.1)), LocalSGD(), make)
+
+
+def test_refusals(graph):
+    problem = Problem(tasks("signs"), Logistic(), graph())
+    with pytest.raises(ConfigError, match="solver=sgd"):
+        FedU(problem, SDCA(), nn.Linear)
+    with pytest.raises(ConfigError, match="TaskRelationship learns"):
+        FedU(Problem(tasks("signs"), Logistic(), TaskRelationship(0.1)), LocalSGD(), nn.Linear)
+    with pytest.raises(ConfigError, match="2 numbers for K=4"):
+        FedU(problem, LocalSGD(), nn.Linear, participation=Participation(speeds=[1.0, 0.5]))
+    for wrong, message in (
+        ({"step": 0.0}, "step=0"),
+        ({"decay": -1.0}, "decay=-1"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"batch": 0}, "batch=0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            LocalSGD(**wrong)
+
+
+def test_classes_need_numbers():
+    with pytest.raises(DataError, match="Task '0' has two classes as y = ±1, CrossEntropy needs them numbered"):
+        Problem(tasks("signs"), CrossEntropy(), Ridge(0.1))
+    first, *others = tasks("classes")
+    more = Task("more", first.x_train, first.y_train, first.x_test, first.y_test, C + 1)
+    with pytest.raises(DataError, match="Task 'more' has classes=4"):
+        Problem([*others, more], CrossEntropy(), Ridge(0.1))
+    with pytest.raises(DataError, match="Task '0' has 3 classes, Squared takes numbers: choose loss=hinge"):
+        Problem(tasks("classes"), Squared(), Ridge(0.1))
+    with pytest.raises(ConfigError, match="CrossEntropy does not define"):
+        MOCHA(Problem(tasks("classes"), CrossEntropy(), Ridge(0.1)), SDCA())

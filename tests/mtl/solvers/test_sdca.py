@@ -1,0 +1,91 @@
+"""SDCA against one coordinate at a time in numpy, and what it says about a loss that it cannot use."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmtl.errors import ConfigError
+from hmtl.mtl import MOCHA, SDCA, Loss
+from hmtl.mtl.solvers.compiled import compiled_pass
+from hmtl.mtl.solvers.sdca import batched_pass
+
+
+def one_user(X, y, s, b, w, curvature, visits):
+    """The textbook loop: closed form of one coordinate after another."""
+    b, u = b.copy(), np.zeros_like(w)
+    kappa = curvature * s
+    for j in visits:
+        norm = X[j] @ X[j]
+        new = 1.0 if norm == 0 else np.clip(b[j] + (1 - y[j] * (X[j] @ (w + kappa * u))) / (kappa * norm), 0, 1)
+        u += (new - b[j]) * y[j] * X[j]
+        b[j] = new
+    return b, s * u
+
+
+@pytest.mark.parametrize("work", [compiled_pass, batched_pass])
+@given(
+    seed=st.integers(0, 10**6), K=st.integers(1, 5), S=st.integers(1, 30), reduction=st.sampled_from(["mean", "sum"])
+)
+@settings(deadline=None, max_examples=40)
+def test_sdca(random_problem, work, seed, K, S, reduction):
+    """Unequal users, budgets from none to several passes, orders that come back to a row before its turn."""
+    case = random_problem(seed, K=K, reduction=reduction)
+    rows, rng = case.problem.rows, case.rng
+    b, W = [rng.uniform(size=len(y)) for y in case.y], rng.normal(size=(K, case.d))
+    curvature, budgets = rng.uniform(0.1, 5, size=K), rng.integers(0, S + 1, size=K)
+    order = np.stack([rng.integers(0, n, size=max(rows.counts)) for n in rows.counts])
+    a = torch.zeros_like(rows.y)
+    for k in range(K):
+        a[k, : len(b[k])] = torch.from_numpy(b[k] * case.y[k])
+    before = a.clone()
+    given = (torch.from_numpy(x) for x in (W, curvature, order, budgets))
+    new, dV = work(case.problem.loss, rows, a, *given)
+    assert torch.equal(a, before)
+    for k in range(K):
+        visits = [order[k, visit % rows.counts[k]] for visit in range(budgets[k])]
+        want, dv = one_user(case.X[k], case.y[k], case.s[k], b[k], W[k], curvature[k], visits)
+        n = rows.counts[k]
+        np.testing.assert_allclose(new[k, :n].numpy() * case.y[k], want, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(dV[k].numpy(), dv, rtol=0, atol=1e-10 * (1 + abs(W).max() / curvature[k]))
+        assert not new[k, n:].any()
+
+
+@given(
+    seed=st.integers(0, 10**6), counts=st.lists(st.integers(1, 40), min_size=1, max_size=6), passes=st.floats(0.01, 3)
+)
+@settings(deadline=None, max_examples=40)
+def test_drawn_work(seed, counts, passes):
+    """Distinct rows, their number as asked, the same for the same name, whoever else draws."""
+    solver, users = SDCA(passes), range(len(counts))
+    order, budgets = solver.draw(seed, 7, users, counts)
+    assert budgets.tolist() == [max(1, int(passes * n)) for n in counts]
+    budgets = torch.minimum(budgets, torch.tensor(counts))  # what is beyond goes over the same rows again
+    for k, (visits, n, budget) in enumerate(zip(order.tolist(), counts, budgets.tolist(), strict=True)):
+        assert len(set(visits[:budget])) == budget
+        assert set(visits[:budget]) <= set(range(n))
+        alone, _ = solver.draw(seed, 7, [k], [n])
+        assert alone[0, :budget].tolist() == visits[:budget]
+
+
+def test_orders_differ_between_rounds_users_and_seeds():
+    orders = [SDCA(1.0).draw(seed, round, [0, 1], [50, 50])[0] for seed in (0, 1) for round in (0, 1)]
+    rows = {tuple(row.tolist()) for order in orders for row in order}
+    assert len(rows) == 8
+
+
+class Valley(Loss):
+    def forward(self, prediction, y):
+        return (prediction - y).square()
+
+    def conjugate(self, a, y):
+        return a.square() / 4 - a * y
+
+
+def test_refusals(random_problem):
+    for passes in (0.0, -1.0, float("inf")):
+        with pytest.raises(ConfigError, match="passes"):
+            SDCA(passes)
+    with pytest.raises(ConfigError, match="SDCA needs coordinate_step, which Valley does not define"):
+        MOCHA(random_problem(0, loss=Valley()).problem, SDCA())

@@ -1,0 +1,126 @@
+"""What is printed, wherever it goes: in any encoding and width, into a file, to a reader who goes away."""
+
+import json
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from forked import run
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import DictConfig
+from rich.cells import cell_len
+from rich.measure import Measurement
+from rich.table import Table
+
+from hmtl.communication.accounting.stopwatch import Stopwatch
+from hmtl.reporting import console
+from hmtl.reporting.console import Console, Words
+from hmtl.reporting.console_logger import ConsoleLogger
+from hmtl.train import train
+
+SMALL = ("K=4", "H=3", "r=2", "dataset.rows_per_user=20", "hydra.run.dir=out")
+TRAIN = ("train", (*SMALL, "rounds=3", "logger=default", "~logger.tensorboard"))
+TUNE = ("tune", (*SMALL, "rounds=2", "tune.folds=2", "tune.grid={lam:[0.1],regularizer.floor:[1e-4,1e-3]}"))
+PLAN = ("plan", ("topology=heterogeneous", "d=0.2", "hydra.run.dir=out"))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize(("command", "words"), [TRAIN, TUNE, PLAN], ids=["train", "tune", "plan"])
+def test_an_encoding_without_lambda(tmp_path: Path, command: str, words: tuple[str, ...], encoding: str) -> None:
+    done = run(command, words, tmp_path, encoding)
+    assert (done.status, done.err) == (0, "")
+    assert re.search(r"\d", done.out)
+
+
+@pytest.mark.parametrize(("command", "words"), [TRAIN, PLAN], ids=["train", "plan"])
+def test_numbers_stay_whole_in_a_narrow_terminal(tmp_path: Path, command: str, words: tuple[str, ...]) -> None:
+    """All that stand in a wide one."""
+    numbers = []
+    for columns in ("200", "25"):
+        told = run(command, words, tmp_path, env={"COLUMNS": columns})
+        assert (told.status, "…" in told.out) == (0, False)
+        tables = "\n".join(line for line in told.out.splitlines() if re.search(r" s |%|\.\d\d", line))
+        numbers.append(set(re.findall(r"\b\d+\.\d\d\b", tables)))
+    assert numbers[0]
+    assert numbers[0] <= numbers[1]
+
+
+def test_words_are_wrapped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table()
+    for name in ("what", "number"):
+        table.add_column(name, justify="right" if name == "number" else "left")
+    table.add_row("some words in a row", "123456.789")
+    for columns, lines in ((80, 5), (20, 8)):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        Console().table(table)
+        printed = capsys.readouterr().out
+        assert "123456.789" in printed
+        assert len(printed.splitlines()) == lines
+
+
+@given(text=st.text("a日 =/,[]\n"), room=st.integers(0, 20))
+def test_settings_go_on_in_the_next_line(text: str, room: int) -> None:
+    """Nothing is lost, no line is too long, and a word that fits into a line is not broken."""
+    words, screen = Words(text), Console()
+
+    def shown(width: int) -> list[str]:
+        found = screen.render_lines(words, screen.options.update(width=width))
+        return ["".join(segment.text for segment in line).rstrip() for line in found]
+
+    width = max(Measurement.get(screen, screen.options, words).minimum + room, 1)
+    lines, one = shown(width), " ".join(text.split())
+    assert shown(max(cell_len(one), 1)) == [one]
+    assert "".join("".join(lines).split()) == "".join(text.split())
+    assert max(map(cell_len, lines), default=0) <= width
+    whole = [word for word in text.split() if cell_len(word) <= width]
+    assert all(any(word in line for line in lines) for word in whole)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [TRAIN, PLAN, ("train", ("--help",)), ("plan", ("--cfg", "job"))],
+    ids=["train", "plan", "help", "cfg"],
+)
+def test_a_reader_who_has_gone(tmp_path: Path, command: str, words: tuple[str, ...]) -> None:
+    done = run(command, words, tmp_path, gone=True)
+    assert (done.status, done.err) == (128 + signal.SIGPIPE, "")
+
+
+def test_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(seconds: float) -> list[str]:
+        monkeypatch.setattr(console, "SECONDS", seconds)
+        logger = ConsoleLogger(3)
+        for round in range(3):
+            logger.log({"round": round, "gap": 0.5})
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("round ")]
+
+    assert told(0) == [f"round {number}/3  gap 5.00e-01" for number in (1, 2, 3)]
+    assert told(60) == []
+
+
+def test_time_tells_what_it_is(
+    configure: Callable[..., DictConfig], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What coding saves of communication, which no load of the machine changes; and no share of a measured time."""
+    train(configure("K=10", "rounds=2", "dataset.rows_per_user=20", "~logger.tensorboard"))
+    printed = capsys.readouterr().out
+    assert "compute: CPU time" in printed
+    (line,) = (line for line in printed.splitlines() if "saved" in line)
+    spent = json.loads((tmp_path / "summary.json").read_text())["time"]
+    saved = 1 - spent["communication_s"] / spent["uncoded_communication_s"]
+    assert re.sub(r"[^\w.% ]", "", line).split() == ["communication", "saved", f"{saved:.1%}"]
+    assert spent["uncoded_communication_s"] < spent["uncoded_total_s"]
+
+
+def test_sleep_is_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPU time: of a node that waits for the machine, nothing is counted."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    watch = Stopwatch()
+    with watch.measure("server"):
+        time.sleep(0.3)
+    assert watch.slowest("server") < 0.1

@@ -1,0 +1,60 @@
+"""Pictures of a run and of a cross-validation: what they show are the numbers that there are."""
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.patches import Rectangle
+
+from hmtl.communication import TIERS, LinkLedger
+from hmtl.reporting.figures import link_figure, omega_figure
+from hmtl.tune import figure
+
+
+def test_bits_of_each_link() -> None:
+    """Payload, and overhead on top of it; links that carried nothing are left out."""
+    ledger, rng, sent = LinkLedger(K=4, H=3), np.random.default_rng(0), {}
+    for tier in TIERS:
+        sent[tier] = rng.integers(1, 10, (3, 2))
+        for link, (payload, overhead) in enumerate(sent[tier].tolist()):
+            ledger.add(tier, link, 8_000_000 * payload, 8_000_000 * overhead)
+    for axes, tier in zip(link_figure(ledger).axes, TIERS, strict=True):
+        bars = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+        heights, bottoms = ([getattr(bar, f"get_{what}")() for bar in bars] for what in ("height", "y"))
+        payload, overhead = sent[tier].T.tolist()
+        assert heights == pytest.approx([*payload, *overhead])
+        assert bottoms == pytest.approx([0, 0, 0, *payload])
+        assert axes.get_ylim()[1] > max(np.add(payload, overhead))
+        assert [label.get_text() for label in axes.get_xticklabels()] == [*ledger.links[tier][:3]]
+        assert f"{sum(payload)} MB + {sum(overhead)} MB overhead" in axes.get_title()
+
+
+def test_omega_is_shown_as_correlations() -> None:
+    G = np.random.default_rng(1).normal(size=(5, 4))
+    Sigma = np.cov(G, rowvar=False)
+    axes, *_ = omega_figure(torch.from_numpy(np.linalg.inv(Sigma))).axes
+    (image,) = axes.images
+    np.testing.assert_allclose(np.asarray(image.get_array()), np.corrcoef(G, rowvar=False))
+    assert image.get_clim() == (-1, 1)
+
+
+def test_errors_over_the_grid() -> None:
+    """A line for each combination of the other settings, even where these differ by little."""
+    grid = {"lam": [0.1, 1.0, 10.0], "floor": [1e-4, 1.0000001e-4]}
+    errors = iter([0.5, 0.6, 0.3, 0.4, 0.1, 0.2])
+    points = [
+        {"values": {"lam": lam, "floor": floor}, "error": next(errors), "sd": lam / 100}
+        for lam in grid["lam"]
+        for floor in grid["floor"]
+    ]
+    result = {"grid": grid, "points": points, "best": points[4]["values"], "error": 0.1}
+    (axes,) = figure(result).axes
+    first, second = axes.containers
+    for drawn, expected in ((first, [0.5, 0.3, 0.1]), (second, [0.6, 0.4, 0.2])):
+        line, _, (bars,) = drawn.lines
+        assert line.get_xdata().tolist() == grid["lam"]
+        assert line.get_ydata().tolist() == pytest.approx(expected)
+        assert [np.ptp(ends[:, 1]) for ends in bars.get_segments()] == pytest.approx([0.002, 0.02, 0.2])
+    assert first.lines[0].get_color() is not second.lines[0].get_color()
+    (best,) = (line for line in axes.lines if line.get_label() == "best")
+    assert (best.get_xdata(), best.get_ydata()) == ([10.0], [0.1])
+    assert axes.get_xscale() == "log"

@@ -1,0 +1,120 @@
+"""TensorBoard as a browser shows it, and what a run is called there."""
+
+import csv
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import commands
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from hmtl.reporting.tensorboard import TensorBoardLogger
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SMALL = ("K=6", "H=3", "r=2", "rounds=8", "dataset.rows_per_user=20", "~logger.console")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("board")
+    done = commands.run("hmtl.train", *SMALL, "regularizer=mean", f"hydra.run.dir={folder}/run")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_run_is_called_as_its_command_line(run: Path) -> None:
+    (place,) = {path.parent for path in run.rglob("events.out.tfevents.*")}
+    assert place.name == "K=6_H=3_r=2_dataset.rows_per_user=20_regularizer=mean"
+    events = EventAccumulator(str(place), size_guidance={"tensors": 0}).Reload()
+    (command,) = (event.tensor_proto.string_val[0].decode() for event in events.Tensors("command/text_summary"))
+    assert command == "python -m hmtl.train " + " ".join((*SMALL, "regularizer=mean"))
+    (said,) = (event.tensor_proto.string_val[0].decode() for event in events.Tensors("configuration/text_summary"))
+    assert "    K: 6\n" in said
+
+
+def test_layout_and_hyperparameters_name_charts_that_there_are(run: Path) -> None:
+    (place,) = {path.parent for path in run.rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(place), size_guidance={"tensors": 0}).Reload()
+    scalars = events.Tags()["scalars"]
+    (event,) = events.Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    assert layout.category[0].title == "Learning"
+
+    for chart in (chart for category in layout.category for chart in category.chart):
+        for pattern in chart.multiline.tag:
+            assert [tag for tag in scalars if re.match(pattern, tag)], pattern
+    data = events.summary_metadata
+    experiment = plugin_data_pb2.HParamsPluginData.FromString(
+        data["_hparams_/experiment"].plugin_data.content
+    ).experiment
+    assert {info.name.tag for info in experiment.metric_infos} <= set(scalars)
+    assert {"lam", "regularizer", "seed", "rounds"} <= {info.name for info in experiment.hparam_infos}
+    assert not {"test_error", "gap", "V_bits"} & {info.name for info in experiment.hparam_infos}
+
+
+def test_errors_against_what_was_sent_and_what_it_took(run: Path) -> None:
+    (place,) = {path.parent for path in run.rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(place), size_guidance={"tensors": 0, "scalars": 0}).Reload()
+    with (run / "run" / "metrics.csv").open() as file:
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    kbit = np.cumsum([row["bits/relays_to_server"] + row["bits/server_to_relays"] for row in rows]) / 1e3
+    milliseconds = 1e3 * np.cumsum([row["compute_s"] + row["communication_s"] for row in rows])
+    for tag, at in (("4 against kbit between relays and server", kbit), ("5 against milliseconds", milliseconds)):
+        for error in ("train_error", "test_error"):
+            points = events.Scalars(f"{tag}/{error}")
+            assert [point.value for point in points] == pytest.approx([row[error] for row in rows])
+            assert [point.step for point in points] == pytest.approx(at, abs=0.51)
+    assert [point.step for point in events.Scalars("1 learning/gap")] == list(range(len(rows)))
+
+
+def test_a_long_command_line_makes_a_name_that_a_folder_can_have(tmp_path: Path) -> None:
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("".join(f"- 'word{n}=a b/{n}'\n" for n in range(100)))
+    logger = TensorBoardLogger(str(tmp_path))
+    logger.log({"round": 0, "test_error": 0.5})
+    logger.close()
+    (place,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
+    assert place.parent == tmp_path
+    assert place.name == "".join(f"word{n}=a_b_{n}_" for n in range(100))[:100]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("page", ["timeseries", "custom_scalars", "images", "hparams", "text"])
+def test_in_a_browser(run: Path, page: str) -> None:
+    """Screenshots are left in HMTL_SCREENSHOTS, if that is set."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    line = [sys.executable, "-m", "tensorboard.main", "--logdir", str(run), "--port", str(port), "--load_fast=false"]
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            address = f"http://127.0.0.1:{port}"
+            for _ in range(600):
+                try:
+                    if "run" in urllib.request.urlopen(f"{address}/data/runs").read().decode():
+                        break
+                except OSError:
+                    pass
+                time.sleep(0.1)
+            picture = Path(os.environ.get("HMTL_SCREENSHOTS", run)) / f"tensorboard_{page}.png"
+            flags = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1400,1100", "--hide-scrollbars"]
+            wait = ["--virtual-time-budget=30000", "--timeout=30000"]
+            shot = [*flags, *wait, f"--screenshot={picture}", f"{address}/#{page}"]
+            subprocess.run([str(CHROMIUM), *shot], check=True, capture_output=True, timeout=120)
+        finally:
+            server.terminate()
+    colours = Image.open(picture).convert("RGB").getcolors(10**7)
+    assert colours is not None
+    assert len(colours) > 100, "more than an empty page"

@@ -1,0 +1,69 @@
+"""A disk that is full. A limit to the size of files stands for it, so that the error is the system's own."""
+
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import forked, status_of
+from forked import run
+
+from hmtl.config.build import compose
+from hmtl.reporting.tensorboard import TensorBoardLogger
+from hmtl.train import train
+from hmtl.training.checkpoint import load_checkpoint
+
+SMALL = ("dataset.rows_per_user=20", "checkpoint_every=1", "algorithm.rounds=4")
+
+
+def limited(nbytes: int, work: Callable[[], object], said: Path) -> int:
+    """The status of this work where no file can have more bytes."""
+
+    def within() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, nbytes))
+        work()
+
+    said.unlink(missing_ok=True)
+    return status_of(forked(within, said))
+
+
+def test_it_is_told_in_one_line_and_the_last_checkpoint_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    train(compose(*SMALL, "rounds=2", "logger=none", f"output_dir={folder}"))
+    whole, picture = ((folder / name).read_bytes() for name in ("checkpoint.pt", "topology.png"))
+    assert len(picture) < len(whole) - 10_000
+
+    words = *SMALL, "rounds=4", "~logger.console", f"hydra.run.dir={folder}", f"resume={folder}"
+    for nbytes, which in (1000, ""), (len(picture) // 2, "topology.png"), (len(picture) + 10_000, "checkpoint.pt"):
+        done = run("train", words, tmp_path, room=nbytes)
+        said = done.out + done.err
+        assert done.status == 2, said
+        assert said.startswith("error: ")
+        assert said.count("\n") == 1
+        assert which in said
+        assert "File too large" in said
+        assert (folder / "checkpoint.pt").read_bytes() == whole
+        assert not list(folder.glob("*.tmp"))
+    assert len(load_checkpoint(folder)["history"]) == 2
+
+
+def test_threads_of_tensorboard_add_no_word(tmp_path: Path) -> None:
+    """Their error comes to who logs; what others' threads fail of is told as ever."""
+
+    logger = TensorBoardLogger(str(tmp_path))
+
+    def rounds() -> None:
+        for round in range(10_000):
+            logger.log({"round": round, "gap": 1.0})
+        logger.finish({"rounds": 0}, {})
+
+    def log() -> None:
+        with pytest.raises(OSError, match="File too large"):
+            rounds()
+        logger.close()
+        sys.exit(0)
+
+    said = tmp_path / "said.txt"
+    assert (limited(1000, log, said), said.read_text()) == (0, "")
