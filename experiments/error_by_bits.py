@@ -33,7 +33,7 @@ DATA = {  # settings, and those of each method; λ as cross-validation chose the
             "task_relationship, best aggregators": "lam=1e-3",
             "mean, sums": "regularizer=mean lam=1e-3 regularizer.lam2=1e-4 communicator=sums",
             "FedU, graph, partial demands": FEDU,
-            "FedAvg, sums": f"algorithm=global {LOGISTIC} communicator=sums",
+            "FedAvg, sums": f"algorithm=fedavg {LOGISTIC} communicator=sums",
             "local": "algorithm=local lam=1e-3",
         },
     ),

@@ -30,7 +30,7 @@ METHODS = {  # settings, and the rounds in all
     "FedU, graph": (f"{GRAPH} lam=1e-4 regularizer.lam2=1e-6 {SGD}", 200),
     "FedU, graph, its authors' step and η": (f"{GRAPH} lam=0.01 regularizer.lam2=1e-6 loss=cross_entropy", 200),
     "FedU without coupling": (UNCOUPLED, 200),
-    "global (FedAvg)": (f"algorithm=global {SGD}", 200),
+    "global (FedAvg)": (f"algorithm=fedavg {SGD}", 200),
 }
 NETWORK = "algorithm.model._target_=hmtl.mtl.mlp"
 SHOWN = (20, 30, 50, 100, 200)

@@ -1,60 +1,40 @@
-"""`hmtl COMMAND ...`, the same as `python -m hmtl.COMMAND ...`."""
-
-from hmtl.io.leaving import leave_at_once, leave_with
-
-if __name__ == "__main__":
-    leave_at_once()  # before what takes long to import
+"""The `hmtl` command: `hmtl COMMAND ...` is the same as `python -m hmtl.COMMAND ...`."""
 
 import runpy
+import signal
 import sys
 
 import hmtl
 
 COMMANDS = {
-    "train": "train over a two-hop network, counting every bit",
-    "plan": "what coding would save on a network, without training",
-    "tune": "settings by cross-validation",
-    "report": "runs and sweeps in one table, as CSV and as a picture",
-    "predict": "what the models of a run say of new rows",
-    "launch": "all processes of a run on this machine",
+    "train": "train over a two-hop network and count every bit",
+    "plan": "compare coding with plain forwarding on a network, without training",
+    "tune": "choose settings by cross-validation",
+    "report": "compare runs and sweeps in a table, a CSV file and a picture",
+    "predict": "apply the models of a run to new rows",
+    "launch": "start all processes of a run on this machine",
 }
-COMPLETION = """_hmtl() {
-    local cut=${COMP_WORDBREAKS//=/}
-    [ "$cut" = "$COMP_WORDBREAKS" ] || COMP_WORDBREAKS=$cut
-    if [ "$COMP_CWORD" -le 1 ]; then
-        COMPREPLY=($(compgen -W "@" -- "${COMP_WORDS[1]}"))
-    elif [ "${COMP_WORDS[1]}" = report ]; then
-        COMPREPLY=($(compgen -f -- "${COMP_WORDS[COMP_CWORD]}"))
-    else
-        local command=${COMP_WORDS[1]/launch/train} line=${COMP_LINE#*"${COMP_WORDS[1]}"} own='processes=[0-9]*'
-        [[ $line =~ $own ]] && line=${line/"${BASH_REMATCH[0]}"/}
-        COMPREPLY=($(COMP_LINE="hmtl$line" COMP_POINT=9999 hmtl "$command" -sc query=bash 2> /dev/null))
-    fi
-    compopt -o nospace 2> /dev/null
-}
-complete -F _hmtl hmtl
-"""
 
 
 def main() -> None:
-    """The command that the first word names."""
-    leave_at_once()
-    command, *words = sys.argv[1:] or ["--help"]
+    """Run the command that the first argument names."""
+    command, *arguments = sys.argv[1:] or ["--help"]
     if command in ("--help", "-h"):
-        print("hmtl COMMAND ..., where COMMAND is one of\n")
-        for name, what in COMMANDS.items():
-            print(f"  {name:8} {what}")
-        print("\nhmtl COMMAND --help tells more of one; completion in bash, and zsh's bashcompinit: hmtl --completion")
+        print("usage: hmtl COMMAND ...\n\ncommands:")
+        for name, summary in COMMANDS.items():
+            print(f"  {name:8} {summary}")
+        print("\nSee hmtl COMMAND --help for the settings of a command.")
     elif command == "--version":
         print(hmtl.__version__)
-    elif command == "--completion":
-        print(COMPLETION.replace("@", " ".join(COMMANDS)), end="")
     elif command in COMMANDS:
-        sys.argv = [f"hmtl.{command}", *words]
-        runpy.run_module(f"hmtl.{command}", run_name="__main__", alter_sys=True)
+        sys.argv = [f"hmtl.{command}", *arguments]
+        try:
+            runpy.run_module(f"hmtl.{command}", run_name="__main__", alter_sys=True)
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)
     else:
-        print(f"error: there is no command {command!r}: choose one of {', '.join(COMMANDS)}.", file=sys.stderr)
-        leave_with(2)
+        print(f"error: unknown command {command!r}. Choose one of {', '.join(COMMANDS)}.", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,6 @@ lists them. The N processes, a server, the relays, and hosts of users, are forke
 need, so that many of them take little time and memory.
 """
 
-from hmtl.io.leaving import leave_at_once, leave_with, undo
-
-if __name__ == "__main__":
-    leave_at_once()  # before what takes long to import
-
 import multiprocessing
 import os
 import signal
@@ -72,25 +67,27 @@ def launch(arguments: Sequence[str]) -> int:
                 process.kill()
                 process.join()
 
-    undo.append(end)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # also in the process that they are forked from
-    ensure_running()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    for process in processes:
-        process.start()
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # also in the process that they are forked from
+        ensure_running()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        for process in processes:
+            process.start()
         return _status(processes, errors)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     finally:
         end()
 
 
 def _member(place: Mapping[str, str], words: Sequence[str], errors: "SimpleQueue[str]") -> None:
     """One process: `hmtl.train` as if it had been called with these words."""
-    leave_at_once()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    from hmtl.config.command_line import main
-    from hmtl.train import train
-
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        from hmtl.config.command_line import main
+        from hmtl.train import train
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     os.environ.update(place)
     if place["RANK"] == "0":
         threading.Thread(target=_stop_without_launcher, daemon=True).start()
@@ -144,4 +141,4 @@ def _status(processes: Sequence[BaseProcess], errors: "SimpleQueue[str]") -> int
 
 
 if __name__ == "__main__":
-    leave_with(launch(sys.argv[1:]))
+    sys.exit(launch(sys.argv[1:]))

@@ -1,10 +1,5 @@
 """What coding would save on a network, without training: `python -m hmtl.plan topology=heterogeneous d=0.2`."""
 
-from hmtl.io.leaving import leave_at_once
-
-if __name__ == "__main__":
-    leave_at_once()  # before what takes long to import
-
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -181,7 +176,7 @@ def _remarks(result: Result, topology: Topology) -> Iterator[str]:
     add = f"{adding} add{'s' * (len(sums['relays']) == 1)}"
     few = "No fewer hear everybody" if sums["proven"] else "Fewer may hear everybody"
     yield (
-        "Sums, of 64-bit numbers, are enough for some learners: regularizer=mean with mocha or fedu, cocoa, global, "
+        "Sums, of 64-bit numbers, are enough for some learners: regularizer=mean with mocha or fedu, cocoa, fedavg, "
         f"fedprox, ditto, pfedme. {add}. {few}."
     )
     for medium, best in result["aggregators"].items():

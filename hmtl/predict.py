@@ -1,10 +1,5 @@
 """What the models of a run say of new rows: `python -m hmtl.predict run=FOLDER data=FILE user=NAME`."""
 
-from hmtl.io.leaving import leave_at_once
-
-if __name__ == "__main__":
-    leave_at_once()  # before what takes long to import
-
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -5,11 +5,6 @@ FOLDER/report.csv, and a curve in FOLDER/report.png: error against bits between 
 with the same run uncoded beside it. `output=NAME` writes NAME.csv and NAME.png instead.
 """
 
-from hmtl.io.leaving import leave_at_once, leave_with
-
-if __name__ == "__main__":
-    leave_at_once()  # before what takes long to import
-
 import csv
 import json
 import math
@@ -278,4 +273,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave_with(main())
+    sys.exit(main())

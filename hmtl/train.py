@@ -1,10 +1,5 @@
 """Train over a two-hop network, counting every bit: `python -m hmtl.train topology=symmetric r=3`."""
 
-from hmtl.io.leaving import leave_at_once
-
-if __name__ == "__main__":
-    leave_at_once()  # before what takes long to import
-
 import math
 from contextlib import ExitStack
 from typing import Any

@@ -1,10 +1,5 @@
 """Settings by cross-validation: `python -m hmtl.tune`; what it finds is read by `hmtl.train`."""
 
-from hmtl.io.leaving import leave_at_once
-
-if __name__ == "__main__":
-    leave_at_once()  # before what takes long to import
-
 import shlex
 from collections.abc import Mapping
 from pathlib import Path

@@ -26,7 +26,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"dataset.path={folder}/own.csv",
         "dataset.task=who",
         "dataset.target=kind",
-        "algorithm=global",
+        "algorithm=fedavg",
         "r=2",
         "H=3",
     )

@@ -118,7 +118,7 @@ def test_sums_are_added_where_that_takes_less_time(configure: Configure, tmp_pat
     """Asked for, or by the coded communicator itself; models are those of forwarding, and the report says so."""
     found = {}
     for how in ("sums", "coded", "coded aggregators=all", "coded wire=float64", "uncoded"):
-        train(configure("rounds=3", *FEW, "K=20", "algorithm=global", *f"communicator={how}".split()))
+        train(configure("rounds=3", *FEW, "K=20", "algorithm=fedavg", *f"communicator={how}".split()))
         found[how] = models(tmp_path), json.loads((tmp_path / "summary.json").read_text())
     W = [model for model, _ in found.values()]
     assert all(torch.equal(W[0], other) for other in W)
@@ -148,11 +148,11 @@ def test_coding_stays_where_it_takes_less_time(configure: Configure, tmp_path: P
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ((), r"MOCHA with TaskRelationship needs all IVs.*algorithm=cocoa, global.*communicator=coded"),
+        ((), r"MOCHA with TaskRelationship needs all IVs.*algorithm=cocoa, fedavg.*communicator=coded"),
         (("algorithm=fedu",), r"FedU with Graph needs all IVs"),
         (("regularizer=ridge",), r"choose algorithm=local"),
-        (("algorithm=global", "wire=float32"), r"wire=float32 with communicator=sums"),
-        (("algorithm=global", "fraction_bits=61"), r"fraction_bits=61 is not in 0\.\.60"),
+        (("algorithm=fedavg", "wire=float32"), r"wire=float32 with communicator=sums"),
+        (("algorithm=fedavg", "fraction_bits=61"), r"fraction_bits=61 is not in 0\.\.60"),
     ],
 )
 def test_sums_that_there_are_not(configure: Configure, overrides: tuple[str, ...], message: str) -> None:
@@ -243,12 +243,12 @@ def test_same_seed_same_run_other_seed_other_run(configure: Configure, tmp_path:
     assert not torch.equal(W[0], W[2])
 
 
-EVERY = ["mocha", "cocoa", "local", "fedu", "global", "fedprox", "ditto", "pfedme"]
+EVERY = ["mocha", "cocoa", "local", "fedu", "fedavg", "fedprox", "ditto", "pfedme"]
 
 
 FEW = ("dataset.rows_per_user=40", "logger=none")
 MEAN = " regularizer=mean"
-SUMS = [f"{each} communicator=sums" for each in (f"mocha{MEAN}", "global", f"fedu{MEAN}", "ditto")]
+SUMS = [f"{each} communicator=sums" for each in (f"mocha{MEAN}", "fedavg", f"fedu{MEAN}", "ditto")]
 
 
 @pytest.mark.long
@@ -298,7 +298,7 @@ def test_a_round_without_relays_is_empty_and_said_so(
     assert table[4]["gap"] < table[0]["gap"]
 
 
-@pytest.mark.parametrize(("algorithm", "coupled"), [("mocha", True), ("fedu", True), ("global", False)])
+@pytest.mark.parametrize(("algorithm", "coupled"), [("mocha", True), ("fedu", True), ("fedavg", False)])
 def test_the_summary_names_what_plays_a_part(
     configure: Configure, tmp_path: Path, algorithm: str, coupled: bool
 ) -> None:

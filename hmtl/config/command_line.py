@@ -33,12 +33,13 @@ from hmtl.config.build import compose, conf_dir
 from hmtl.config.checks import no_setting
 from hmtl.config.schema import PlanConfig, PredictConfig, TrainConfig, flat
 from hmtl.errors import ConfigError, HmtlError, Interrupted, complain
-from hmtl.io.leaving import leave_with
 from hmtl.reporting.console import Console
 from hmtl.training.folder import held
 
 
-def main(task: Callable[[DictConfig], None], config_name: str, complain: Callable[[str], None] = complain) -> None:
+def main(
+    task: Callable[[DictConfig], None], config_name: str, complain: Callable[[str], None] = complain
+) -> NoReturn:
     """Run `task` as a command, its configuration composed from the command line. In a sweep one bad job does not keep
     the others from running.
     """
@@ -68,7 +69,7 @@ def main(task: Callable[[DictConfig], None], config_name: str, complain: Callabl
             statuses.append(status(action, config_name, complain))
             if statuses[-1]:
                 break
-    leave_with(max(*statuses, *Jobs.failed))
+    sys.exit(max(*statuses, *Jobs.failed))
 
 
 @contextmanager

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from hmtl.io.leaving import undo
-
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
@@ -21,10 +19,6 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     beside = path.with_name(path.name + ".tmp")
 
-    def clear() -> None:
-        beside.unlink(missing_ok=True)
-
-    undo.append(clear)
     try:
         with beside.open("wb") as file:
             yield file
@@ -34,8 +28,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:  # where the disk is full, Python does not say which file it was
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        clear()
-        undo.remove(clear)
+        beside.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, text: str) -> None:

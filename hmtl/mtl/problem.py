@@ -282,7 +282,7 @@ def _mismatch(task: Task, loss: Loss) -> str:
     name, choices = type(loss).__name__, "hinge, smooth_hinge or logistic"
     if task.classes:
         return (
-            f"{task.classes} classes, {name} takes numbers: choose loss={choices}; with algorithm=fedu, global, "
+            f"{task.classes} classes, {name} takes numbers: choose loss={choices}; with algorithm=fedu, fedavg, "
             "fedprox, ditto or pfedme also cross_entropy; if y are numbers to predict, dataset.kind=regression."
         )
     if task.here and set(task.y_train.tolist()) <= {-1.0, 1.0}:

@@ -25,7 +25,7 @@ CASES = [
     ((CLASSES, REGRESSION, "loss=squared"), ("dataset.kind=classification loss=hinge",)),
     ((CLASSES, REGRESSION), ("dataset.kind=classification loss=hinge",)),
     ((SIGNS, "loss=cross_entropy"), ("loss=hinge",)),
-    ((SIGNS, "loss=cross_entropy", "algorithm=global"), ("loss=hinge",)),
+    ((SIGNS, "loss=cross_entropy", "algorithm=fedavg"), ("loss=hinge",)),
     ((SIGNS, REGRESSION, "loss=hinge"), ("loss=squared", "dataset.kind=classification")),
     ((SIGNS, "solver=sgd"), ("solver=sdca", "algorithm=fedu")),
     ((SIGNS, "algorithm=fedu", "solver=sdca"), ("solver=sgd",)),

@@ -294,12 +294,12 @@ train d=0.2                              | d=0.2 has no meaning here: it is for 
 plan d=0.2                               | d=0.2 has no meaning here
 tune scheme=paper communicator=uncoded   | scheme=paper has no meaning here
 train +communicator.seed=3 communicator=sums | communicator.seed: .* takes no such setting
-train wire=float32 communicator=sums algorithm=global | wire=float32 with communicator=sums
+train wire=float32 communicator=sums algorithm=fedavg | wire=float32 with communicator=sums
 train topology=geometric r=2             | r=2, but the topology has r=.*: set it to that, or to null
 train solver=sgd                         | works on duals
 train algorithm=fedu solver=sdca         | works by gradients
 train communicator=sums                  | needs all IVs
-train algorithm=global regularizer=graph | regularizer=hmtl.mtl.Graph has no meaning here: hmtl.mtl.FedAvg has its own
+train algorithm=fedavg regularizer=graph | regularizer=hmtl.mtl.Graph has no meaning here: hmtl.mtl.FedAvg has its own
 train algorithm=local regularizer=mean   | regularizer=hmtl.mtl.Mean has no meaning here
 train algorithm=cocoa regularizer=ridge  | regularizer=hmtl.mtl.Ridge has no meaning here
 tune algorithm=ditto regularizer=clustered | regularizer=hmtl.mtl.Clustered has no meaning here

@@ -31,7 +31,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "classes": (),
     "net of numbers": ("dataset.kind=regression", "algorithm=fedu", "loss=squared"),
     "net of two": ("algorithm=fedu",),
-    "net of classes": ("algorithm=global", "loss=cross_entropy"),
+    "net of classes": ("algorithm=fedavg", "loss=cross_entropy"),
     "two, one model": ("algorithm=cocoa",),
 }
 
@@ -221,7 +221,7 @@ def hmtl_mlp(d: int, C: int) -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(d, 7), torch.nn.Linear(7, C))
 
 
-@pytest.mark.parametrize("algorithm", ["mocha", "global"])
+@pytest.mark.parametrize("algorithm", ["mocha", "fedavg"])
 def test_without_tests_there_is_no_test_error(
     configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str], algorithm: str
 ) -> None:

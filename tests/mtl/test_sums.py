@@ -363,7 +363,7 @@ def test_who_has_no_sums(random_problem) -> None:
         return random_problem(0, regularizer=regularizer, loss=Logistic()).problem
 
     for regularizer in (TaskRelationship(0.1), Clustered(0.1, 2), Graph(0.1, neighbors=1)):
-        with pytest.raises(ConfigError, match=r"MOCHA with \w+ needs all IVs.*=cocoa, global.* regularizer=mean"):
+        with pytest.raises(ConfigError, match=r"MOCHA with \w+ needs all IVs.*=cocoa, fedavg.* regularizer=mean"):
             MOCHA(problem(regularizer), SDCA()).in_sums()
     with pytest.raises(ConfigError, match="FedU with Graph needs all IVs"):
         FedU(problem(Graph(0.1, neighbors=1)), SGD, nn.Linear).in_sums()

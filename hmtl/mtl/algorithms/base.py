@@ -265,7 +265,7 @@ class Algorithm(ABC):
 def no_sums(who: str) -> ConfigError:
     """What to say of a learner that needs more than sums."""
     return ConfigError(
-        f"{who} needs all IVs, not only sums of them. communicator=sums is for algorithm=cocoa, global, fedprox, ditto "
+        f"{who} needs all IVs, not only sums of them. communicator=sums is for algorithm=cocoa, fedavg, fedprox, ditto "
         "and pfedme, and for mocha and fedu with regularizer=mean; for others choose communicator=coded."
     )
 

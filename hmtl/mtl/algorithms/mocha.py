@@ -62,7 +62,7 @@ class MOCHA(Algorithm):
         if not isinstance(solver, LocalSolver):
             raise ConfigError(
                 f"{type(self).__name__} works on duals, {type(solver).__name__} does not. Choose solver=sdca, or "
-                "algorithm=fedu, global, fedprox, ditto or pfedme for gradients."
+                "algorithm=fedu, fedavg, fedprox, ditto or pfedme for gradients."
             )
         solver.check(problem.binary)
         participation.check(problem.K)

@@ -41,7 +41,7 @@ class LocalSolver(ABC):
         if missing:
             raise ConfigError(
                 f"{type(self).__name__} needs {' and '.join(missing)}, which {type(loss).__name__} does not define. "
-                "Choose loss=hinge, smooth_hinge or logistic, or algorithm=fedu, global, fedprox, ditto or "
+                "Choose loss=hinge, smooth_hinge or logistic, or algorithm=fedu, fedavg, fedprox, ditto or "
                 "pfedme, or define it there."
             )
 

@@ -452,7 +452,7 @@ def test_configurations(configure):
         cfg = configure(*overrides)
         return build_algorithm(cfg, build_problem(cfg, build_tasks(cfg)[0]))
 
-    for algorithm, kind in (("fedu", FedU), ("global", FedAvg)):
+    for algorithm, kind in (("fedu", FedU), ("fedavg", FedAvg)):
         made = built(f"algorithm={algorithm}", "K=10", "dataset.rows_per_user=40")
         assert isinstance(made, kind)
         assert made.users.numbers == 785
