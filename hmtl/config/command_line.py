@@ -37,9 +37,7 @@ from hmtl.reporting.console import Console
 from hmtl.training.folder import held
 
 
-def main(
-    task: Callable[[DictConfig], None], config_name: str, complain: Callable[[str], None] = complain
-) -> NoReturn:
+def main(task: Callable[[DictConfig], None], config_name: str, complain: Callable[[str], None] = complain) -> NoReturn:
     """Run `task` as a command, its configuration composed from the command line. In a sweep one bad job does not keep
     the others from running.
     """
