@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmtl.communication import wire
+from hmtl.communication import encoding as wire
 from hmtl.communication.encoding import from_bytes, to_bytes
 from hmtl.errors import CodingError
 

@@ -9,6 +9,7 @@ import torch
 
 from hmtl.data import Preprocessing, Task
 from hmtl.distributed.outline import from_outline, outline, results, with_results
+from hmtl.distributed.residents import Residents
 from hmtl.mtl import (
     MOCHA,
     SDCA,
@@ -25,7 +26,6 @@ from hmtl.mtl import (
     Participation,
     PFedMe,
     Problem,
-    Residents,
     Squared,
     TaskRelationship,
     fitting,

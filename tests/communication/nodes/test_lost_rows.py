@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.coding import Aggregators
-from hmtl.communication import CodedHierarchical, Network, coder
+from hmtl.communication import CodedHierarchical, Network
 from hmtl.communication.accounting.ledger import SERVER_TO_RELAYS
 from hmtl.communication.messages import BROADCAST, SERVER, Message, nothing
+from hmtl.communication.planning import coder
 from hmtl.testing.networks import topologies
 from hmtl.testing.scripted import Lossy, ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
 from hmtl.topology import Topology, any_r, symmetric

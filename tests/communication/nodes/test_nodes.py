@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.coding import Aggregators
-from hmtl.communication import InProcess, LinkLedger, Network, coder
+from hmtl.communication import InProcess, LinkLedger, Network
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
 from hmtl.communication.accounting.stopwatch import Stopwatch
 from hmtl.communication.messages import (
@@ -33,6 +33,7 @@ from hmtl.communication.nodes.aggregator import Aggregation
 from hmtl.communication.nodes.host import UserHost
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server
+from hmtl.communication.planning import coder
 from hmtl.communication.planning.planner import Planner
 from hmtl.communication.round import Nodes, play
 from hmtl.errors import CodingError

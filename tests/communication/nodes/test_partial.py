@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.coding import demand_plan, demands_of, serve
-from hmtl.communication import TIERS, CodedPartial, InProcess, LinkLedger, Network, Uncoded, coder
+from hmtl.communication import TIERS, CodedPartial, InProcess, LinkLedger, Network, Uncoded
 from hmtl.communication.messages import BROADCAST, COMBINATIONS, DIGESTS, IVS, MODELS, SERVER, VERDICT, Message
+from hmtl.communication.planning import coder
 from hmtl.errors import CodingError, ConfigError
 from hmtl.testing.networks import topologies
 from hmtl.testing.scripted import Counting, ScriptedAggregator, ScriptedUsers, random_numbers, same_bits

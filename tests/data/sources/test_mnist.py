@@ -1,24 +1,16 @@
 """mnist5k on the real images; mnist on small idx files written here, and on the real ones where HMTL_DATA has them."""
 
-import gzip
 import os
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from idx_files import NAMES, idx, small, write
 
 from hmtl.data import Dirichlet, mnist, mnist5k
 from hmtl.errors import ConfigError, DataError
-
-NAMES = {
-    ("train", "x"): "train-images-idx3-ubyte",
-    ("train", "y"): "train-labels-idx1-ubyte",
-    ("test", "x"): "t10k-images-idx3-ubyte",
-    ("test", "y"): "t10k-labels-idx1-ubyte",
-}
 
 
 @pytest.fixture(scope="module")
@@ -77,29 +69,6 @@ def test_mnist5k_passes_on_what_cannot_be(cache):
         mnist5k(4, test_fraction=1.0, cache=cache)
     with pytest.raises(DataError, match="2 rows cannot be split"):
         mnist5k(4, 2, test_fraction=0.9, cache=cache)
-
-
-def idx(array):
-    array = np.asarray(array, np.uint8)
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
-
-
-def small(train=60, test=20):
-    """Image i has pixel 0 = i, so that each can be recognised; labels go round the ten digits."""
-    x = np.random.default_rng(0).integers(0, 256, (train + test, 28, 28))
-    x[:, 0, 0] = np.arange(train + test)
-    y = np.arange(train + test) % 10
-    return {("train", "x"): x[:train], ("train", "y"): y[:train], ("test", "x"): x[train:], ("test", "y"): y[train:]}
-
-
-def write(folder, arrays, gz=()):
-    folder.mkdir(parents=True, exist_ok=True)
-    for key, array in arrays.items():
-        if key in gz:
-            (folder / f"{NAMES[key]}.gz").write_bytes(gzip.compress(idx(array)))
-        else:
-            (folder / NAMES[key]).write_bytes(idx(array))
-    return folder
 
 
 @pytest.mark.parametrize("place", [".", "MNIST/raw"])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision.datasets
+from idx_files import small, write
 from PIL import Image
-from test_digits import small, write
 from torch import nn
 
 import hmtl
