@@ -11,6 +11,6 @@ RUN apt-get update \
 WORKDIR /hmtl
 USER hmtl
 COPY --chown=hmtl . .
-RUN PIP_NO_CACHE_DIR=1 make .venv/installed
+RUN PIP_NO_CACHE_DIR=1 make .venv/train .venv/test
 ENTRYPOINT ["make"]
 CMD ["train"]

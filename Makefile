@@ -2,38 +2,48 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint docs bench format clean
+.PHONY: help train test test-all lint docs bench format clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.venv/installed: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+# Each target installs what it needs and no more: .venv/train is the package alone, the others add an extra to it.
+.venv/train: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
-train: .venv/installed ## train on real digits over a coded network (ARGS="r=2 rounds=50" changes settings)
+.venv/%: pyproject.toml | .venv/train
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	touch $@
+
+train: .venv/train ## train on real digits over a coded network (ARGS="r=2 rounds=50" changes settings)
 	$(BIN)/python -m hmtl.train $(ARGS)
 
-test: .venv/installed ## run the tests (ARGS="-k ledger" chooses some)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
+test: .venv/test ## run the tests that take seconds (ARGS="-k ledger" chooses some)
+	$(PYTEST) $(ARGS)
 
-lint: .venv/installed ## check format, style and types
+test-all: .venv/dev ## run all tests: also processes, signals, documentation and notebooks
+	$(PYTEST) -m 'not long and not benchmark' $(ARGS)
+
+lint: .venv/lint ## check format, style, types and who imports whom
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
-docs: .venv/installed ## build the documentation site into build/docs
+docs: .venv/docs ## build the documentation site into build/docs
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs . build/docs
 
-format: .venv/installed ## put the format right
+format: .venv/lint ## put the format right
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/installed ## measure against the peers; writes bench.json
+bench: .venv/dev ## measure against the peers; writes bench.json
 	$(BIN)/python -m pytest tests/benchmarks -m benchmark -s $(ARGS)
 
 clean: ## remove the environment and everything that was built
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis bench.json
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis bench.json
