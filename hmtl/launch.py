@@ -27,7 +27,7 @@ LOADED = (
     "hmtl.distributed.engine",
     "hmtl.mtl",
     "hmtl.reporting.figures",
-    "clarabel",
+    "cvxpy",
     "scipy.optimize",
     "sklearn.model_selection",
 )

@@ -108,26 +108,18 @@ def _others(users: Ints, spare: Ints, half: int, rng: np.random.Generator) -> In
     A transport problem: row sums users × half, column sums at most `spare` [C]. First the most even real solution
     (least squares per user), then a random one in whole numbers next to it: with integer bounds, vertices are integer.
     """
-    import clarabel  # here, as loading it and scipy.optimize takes a while
+    import cvxpy as cp  # late: loading it and scipy.optimize takes a second
     from scipy.optimize import linprog
-    from scipy.sparse import csc_array, diags_array, eye_array, vstack
 
     C = len(users)
     own, of, to = np.eye(C, dtype=bool).ravel(), *np.divmod(np.arange(C * C), C)  # entries, row by row
     rows, columns = ((np.arange(C)[:, None] == places[~own]).astype(float) for places in (of, to))
-    quiet = clarabel.DefaultSettings()
-    quiet.verbose = False
-    needed, n = (users * half).astype(float), C * C - C
-    even = clarabel.DefaultSolver(
-        csc_array(diags_array(1 / np.maximum(users, 1)[of[~own]])),
-        np.zeros(n),
-        csc_array(vstack([rows, columns, -eye_array(n)])),
-        np.concatenate([needed, spare, np.zeros(n)]),
-        [clarabel.ZeroConeT(C), clarabel.NonnegativeConeT(C + n)],
-        quiet,
-    ).solve()
+    needed = (users * half).astype(float)
+    even = cp.Variable(C * C - C, nonneg=True)
+    spread = cp.sum_squares(cp.multiply(np.sqrt(1 / np.maximum(users, 1)[of[~own]]), even))
+    cp.Problem(cp.Minimize(spread), [rows @ even == needed, columns @ even <= spare]).solve(solver=cp.CLARABEL)
     # The tolerance cannot make it infeasible: integer bounds miss a cut by a whole row or not at all (Hoffman).
-    x = np.asarray(even.x)
+    x = np.asarray(even.value)
     near = np.column_stack([np.floor(x + 1e-4).clip(min=0), np.ceil(x - 1e-4)])
     whole = linprog(rng.random(C * C)[~own], columns, spare, rows, needed, bounds=near, method="highs-ds")
     dealt = np.zeros(C * C, dtype=np.int64)

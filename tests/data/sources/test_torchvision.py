@@ -164,10 +164,10 @@ def test_digits_take_a_partition(tmp_path):
         x, y = all_rows(tasks)
         assert sorted((x[:, 0] * 255).round().long().tolist()) == list(range(80))
         assert torch.equal(y, (x[:, 0] * 255).round().long() % 10)
-    tasks = mnist5k(10, cache=tmp_path, partition=Pathological(3))
+    tasks = mnist5k(10, partition=Pathological(3))
     assert [len(set(task.y_train.tolist())) for task in tasks] == [3] * 10
     with pytest.raises(ConfigError, match="a partition deals all rows: set it to null"):
-        mnist5k(10, 40, cache=tmp_path, partition=Pathological(3))
+        mnist5k(10, 40, partition=Pathological(3))
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_margin_losses_take_the_classes_of_images():
 
 
 def test_digits_in_a_partition_are_preprocessed_as_ever(tmp_path):
-    tasks = mnist5k(5, intercept=True, standardize="all", cache=tmp_path, partition=Dirichlet(1.0))
+    tasks = mnist5k(5, intercept=True, standardize="all", partition=Dirichlet(1.0))
     assert {task.x_train.shape[1] for task in tasks} == {785}
     x = torch.cat([task.x_train for task in tasks])
     assert (x[:, -1] == 1).all()
