@@ -17,7 +17,6 @@ from hmtl.errors import ConfigError, DataError
 DIGEST = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
 
 
-
 def test_mnist5k_twenty_users_share_all_images():
     tasks = mnist5k(20)
     assert [task.name for task in tasks[:11:10]] == ["user 0: digit 0", "user 10: digit 0"]
