@@ -50,48 +50,8 @@ class SummingSide(UserSide, Protocol):
         """Of the same learner where IVs and models travel: bits of the m numbers, and beside those of IV and model."""
 
 
-class Terms(Protocol):
-    """Rows of terms, int64 [n, L], that are made as somebody asks for them; see `hmtl.mtl.sums.Terms`."""
-
-    shape: tuple[int, int]
-
-    def __getitem__(self, at: Tensor) -> Tensor: ...
-
-    def added(self, at: Tensor) -> Tensor: ...
-
-
-class Asked:
-    """Such rows as the payload of a message to nodes of the same process, uint8 [n, L]."""
-
-    def __init__(self, terms: Terms) -> None:
-        self.terms, self.shape = terms, (terms.shape[0], 8 * terms.shape[1])
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, at: Tensor) -> Tensor:
-        return to_bytes(self.terms[at])
-
-
 class SummingHost(UserHost):
-    """Users who send terms, and get one row for all of them.
-
-    Args:
-        here: whether all users and relays are in this process: users who have `local_terms` then need not make all.
-    """
-
-    def __init__(self, *others: Any, here: bool = False) -> None:
-        super().__init__(*others)
-        self.here = here
-
-    def _update(self, round: int, idle: Users) -> tuple[Users, Tensor]:
-        update = getattr(self.users, "local_terms", None) if self.here else None
-        return cast(tuple[Users, Tensor], (update or self.users.local_update)(round, idle))
-
-    def _packed(self, ivs: Tensor) -> tuple[Tensor, Tensor]:
-        if isinstance(ivs, Tensor):
-            return super()._packed(ivs)
-        return cast(Tensor, Asked(ivs)), torch.empty(len(ivs), 0, dtype=torch.uint8)
+    """Users who send terms, and get one row for all of them."""
 
     def send(self, round: int, relays: Sequence[str]) -> Message:
         message = super().send(round, relays)
@@ -181,11 +141,8 @@ def _without_receipts(overhead: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], N
     return rest[: len(rest) - nbytes], bytes_to_numbers(np.frombuffer(zlib.decompress(packed), np.uint8))
 
 
-def _added(rows: Tensor | Asked, at: Tensor | None = None) -> Tensor:
+def _added(rows: Tensor, at: Tensor | None = None) -> Tensor:
     """The sum of rows of int64, or of those that are named, as bytes [1, L]."""
-    if isinstance(rows, Asked):
-        assert at is not None
-        return to_bytes(rows.terms.added(at))
     terms, at = from_bytes(rows, torch.int64), torch.arange(len(rows)) if at is None else at
     total = terms.new_zeros(1, terms.shape[1])
     for part in torch.split(at, max(1, WORK // max(1, terms.shape[1]))):
@@ -281,7 +238,7 @@ class Sums(Communicator):
         K = self.topology.K
         seat = SummingAggregation(K, aggregator, users.numbers, None)
         return self._here(
-            lambda n, mine: SummingHost(K, users, None, n, mine, here=self._links.sure and len(mine) == K),
+            lambda n, mine: SummingHost(K, users, None, n, mine),
             lambda i, hosts: SummingRelay(i, self.planner, None, hosts, self._links.sure),
             lambda: SummingServer(self.planner, seat),
             seat,

@@ -4,7 +4,6 @@ Aggregators of one process that hold equal bytes compute equal models. So they s
 keeps the IVs and computes, the others only make sure, by their digests, that they would have done the same.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,14 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
-from hmtl.communication.encoding import pack, taken, to_bytes, unpack
-from hmtl.communication.messages import Message, Users, nothing
-from hmtl.communication.planning.coder import check_rows
+from hmtl.communication.digest import Digest
+from hmtl.communication.encoding import pack, taken, unpack
+from hmtl.communication.messages import Message, Users
 from hmtl.errors import CodingError
-from hmtl.gf256.field import matmul
 
 NEVER = -2  # the round in which a user's IV counted last, before any did
-DIGEST_BYTES = 16
 
 
 class AggregatorSide(Protocol):
@@ -41,32 +38,6 @@ class AggregatorSide(Protocol):
     def state_dict(self) -> dict[str, Tensor]: ...
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
-
-
-class Digest:
-    """A fingerprint of many rows of bytes: of few random combinations of them over GF(2^8), and then a hash.
-
-    Hashing everything would cost several times more than coding it.
-    """
-
-    def __init__(self) -> None:
-        self._hash = hashlib.blake2b(digest_size=DIGEST_BYTES)
-
-    def add(self, combinations: Tensor) -> None:
-        """Random combinations of some rows, see `coder.check_rows`."""
-        self._hash.update(combinations.contiguous().numpy().data)
-
-    def add_rows(self, rows: Tensor) -> None:
-        """The rows themselves, uint8 [n, L]."""
-        if not rows.numel():
-            return
-        check = check_rows(len(rows))
-        if rows.stride(0) == 0:  # one row, as often as there are coefficients: these add up
-            check = torch.from_numpy(np.bitwise_xor.reduce(check.numpy(), axis=1, keepdims=True))
-        self.add(matmul(check, rows[: check.shape[1]]))
-
-    def value(self) -> bytes:
-        return self._hash.digest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +78,6 @@ class Aggregation:
         self._before: tuple[dict[str, Tensor], NDArray[np.int64]] | None = None
         self.counted: NDArray[np.int64] = np.full(K, NEVER)
         self.ivs: dict[str, Tensor] = {}  # of those present, payload and overhead [n, bytes]
-        self._whole = nothing(0)
         self._round: int | None = None
         self._models: Models | None = None
         self._digest = b""
@@ -117,11 +87,8 @@ class Aggregation:
         if self._round != round:
             self._round, self._keeper, self._users = round, node, users
             rows = self._rows(len(users))
-            self._whole = torch.empty(rows, payload + overhead, dtype=torch.uint8)  # with room for further numbers
-            self.ivs = {
-                "payload": self._whole[:, :payload],
-                "overhead": torch.empty(rows, overhead, dtype=torch.uint8),
-            }
+            sizes = {"payload": payload, "overhead": overhead}
+            self.ivs = {part: torch.empty(rows, nbytes, dtype=torch.uint8) for part, nbytes in sizes.items()}
         return self._keeper == node
 
     def place(self, users: Users) -> Tensor:
@@ -136,16 +103,14 @@ class Aggregation:
             sources = [getattr(message, part) for message in messages]
             if all(source is sources[0] for source in sources) and len(at) == len(sources[0]) and at.equal(rows):
                 self.ivs[part] = sources[0]  # it is all of one tensor, as it stands
-                if part == "payload":
-                    self._whole = _as_sent(sources[0])
                 continue
             for message, source in zip(messages, sources, strict=True):
                 self.ivs[part].index_copy_(0, self.place(message.of_users()), taken(source, message.rows()))
 
     def update(self, digest: bytes, dtype: torch.dtype) -> None:
         """Compute the models of the IVs that are kept, of which this is the digest."""
-        ivs = self._numbers(dtype)
-        self.ivs, self._whole = {}, nothing(0)
+        ivs = unpack(self.ivs["payload"], self.ivs["overhead"], self.wire or dtype, dtype)
+        self.ivs = {}
         self._before = (self.aggregator.state_dict(), self.counted.copy()) if self.revocable else None
         models = self.aggregator.update(self._users, ivs)
         del ivs  # which may be as large as all models
@@ -158,18 +123,6 @@ class Aggregation:
         self.counted[self._users] = self._round
         payload, extras = pack(models, self.numbers, self.wire or dtype)
         self._digest, self._models = digest, Models(payload, torch.cat([extras, self._receipts()], dim=1))
-
-    def _numbers(self, dtype: torch.dtype) -> Tensor:
-        """The IVs that are kept, [n, m + e], in their place: a copy might be as large as all else."""
-        payload, overhead = self.ivs["payload"], self.ivs["overhead"]
-        if self.wire not in (None, dtype) or payload.data_ptr() != self._whole.data_ptr():
-            return unpack(payload, overhead, self.wire or dtype, dtype)
-        further = to_bytes(unpack(overhead[:, :0], overhead, dtype, dtype))
-        end = payload.shape[1] + further.shape[1]
-        if self._whole.shape[1] < end:
-            return unpack(payload, overhead, dtype, dtype)
-        self._whole[:, payload.shape[1] : end] = further
-        return self._whole[:, :end].view(dtype)
 
     def _rows(self, users: int) -> int:
         """How many rows there are for so many users."""
@@ -193,7 +146,7 @@ class Aggregation:
 
     def close(self) -> None:
         """Let go of the round's IVs and models, which may be large."""
-        self.ivs, self._models, self._before, self._whole = {}, None, None, nothing(0)
+        self.ivs, self._models, self._before = {}, None, None
 
     def state_bytes(self) -> NDArray[np.uint8]:
         """All that a node needs to aggregate the next round."""
@@ -218,10 +171,3 @@ class Aggregation:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.counted = state["counted"].numpy().copy()
-
-
-def _as_sent(rows: Tensor) -> Tensor:
-    """Rows of bytes with what lies behind each of them in memory, where their sender had its further numbers."""
-    width = rows.stride(0)
-    room = rows.untyped_storage().nbytes() - rows.storage_offset()
-    return rows.as_strided((len(rows), width), (width, 1)) if len(rows) * width <= room else rows

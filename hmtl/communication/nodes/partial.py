@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from hmtl.communication.attendance import numbers_to_bytes
+from hmtl.communication.digest import DIGEST_BYTES, Digest
 from hmtl.communication.encoding import pack, put, unpack
 from hmtl.communication.messages import AGREED, DIGESTS, MODELS, VERDICT, Message, note
-from hmtl.communication.nodes.aggregator import DIGEST_BYTES, AggregatorSide, Digest, Models
+from hmtl.communication.nodes.aggregator import AggregatorSide, Models
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server, relay_of
 from hmtl.communication.planning.coder import Segment, together

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS
 from hmtl.communication.attendance import Report, bytes_to_numbers, numbers_to_bytes
+from hmtl.communication.digest import Digest
 from hmtl.communication.encoding import put
 from hmtl.communication.messages import (
     AGREED,
@@ -29,7 +30,7 @@ from hmtl.communication.messages import (
     nothing,
     relay_name,
 )
-from hmtl.communication.nodes.aggregator import Aggregation, Digest, Models
+from hmtl.communication.nodes.aggregator import Aggregation, Models
 from hmtl.communication.planning.coder import Segment, View
 from hmtl.communication.planning.planner import Planner
 from hmtl.gf256.field import matmul

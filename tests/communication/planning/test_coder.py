@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.coding import Aggregators, make_plan
-from hmtl.communication.nodes.aggregator import Digest
+from hmtl.communication.digest import Digest
 from hmtl.communication.planning import coder
 from hmtl.communication.planning.coder import View, check_rows, segments
 from hmtl.gf256.field import matmul

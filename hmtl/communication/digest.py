@@ -1,0 +1,45 @@
+"""Digests by which aggregators compare IVs and models."""
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmtl.communication.planning.coder import check_rows
+from hmtl.gf256.field import matmul
+
+DIGEST_BYTES = 16
+FOLD = 8 << 10  # bytes: longer content is folded into CHECK_ROWS rows of this length before it is hashed
+
+
+class Digest:
+    """A digest of many rows of bytes: a hash of a few random combinations of them over GF(2^8).
+
+    Hashing every byte would cost several times more than coding it.
+    """
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=DIGEST_BYTES)
+
+    def add(self, combinations: Tensor) -> None:
+        """Add random combinations of some rows, uint8 [CHECK_ROWS, L]; see `check_rows`."""
+        content = combinations.reshape(-1)
+        pieces = len(content) // FOLD
+        folded, rest = content[: pieces * FOLD].view(-1, FOLD), content[pieces * FOLD :]
+        if pieces:
+            self._hash.update(matmul(check_rows(pieces), folded).numpy().data)
+        self._hash.update(rest.numpy().data)
+
+    def add_rows(self, rows: Tensor) -> None:
+        """Add rows, uint8 [n, L]."""
+        if not rows.numel():
+            return
+        check = check_rows(len(rows))
+        if rows.stride(0) == 0:  # n times the same row in memory: its coefficients add up
+            check = torch.from_numpy(np.bitwise_xor.reduce(check.numpy(), axis=1, keepdims=True))
+        self.add(matmul(check, rows[: check.shape[1]]))
+
+    def value(self) -> bytes:
+        """Return the digest of everything added so far, DIGEST_BYTES long."""
+        return self._hash.digest()
