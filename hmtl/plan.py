@@ -50,7 +50,7 @@ def plan(cfg: DictConfig) -> None:
     contacts, network = build_topology(cfg), build_network(cfg)
     topology = contacts.at(0)
     with progress(f"Planning for K={topology.K} users and H={topology.H} relays"):
-        result = compare(topology, network, cfg.V_bits, cfg.margin)
+        result = compare(topology, network, cfg.V_bits)
     if isinstance(contacts, Moving):
         result["note"] = "Users move: all this is of the first contacts, and changes with them."
     picture = Path(cfg.output_dir) / "topology.png"
@@ -68,16 +68,12 @@ def plan(cfg: DictConfig) -> None:
         console.print(f"Picture: {picture}", markup=False, soft_wrap=True)
 
 
-def compare(topology: Topology, network: Network, V_bits: int, margin: int = 0) -> Result:
+def compare(topology: Topology, network: Network, V_bits: int) -> Result:
     """Loads [IVs] between relays and server, and communication time [s] of one round, for each choice of who
     aggregates: the server (uncoded), all relays (each scheme), and the relays that are best for each medium.
 
     The latter's `cost` and `bound` are the time between relays and server of a round, and what it is at least whoever
-    aggregates, in IVs at the speed of the server's downlink: where links are alike, IVs up and down. They are without
-    what a `margin` costs, see `hmtl.coding.make_plan`; loads and times are with it.
-
-    Raises:
-        ConfigError: the best relays cannot have such a margin.
+    aggregates, in IVs at the speed of the server's downlink: where links are alike, IVs up and down.
     """
     uplinks = network.uplinks(topology)
 
@@ -87,17 +83,14 @@ def compare(topology: Topology, network: Network, V_bits: int, margin: int = 0) 
             by_tier[RELAYS_TO_USERS] = np.array(last_hop)
         return network.seconds({tier: V_bits * ivs * (tier in tiers) for tier, ivs in by_tier.items()})
 
-    load = {scheme: loads(topology, scheme, uplinks, margin=margin) for scheme in SCHEMES}
+    load = {scheme: loads(topology, scheme, uplinks) for scheme in SCHEMES}
     times = {medium: {scheme: seconds(load[scheme], medium) for scheme in SCHEMES} for medium in MEDIA}
     best: Result = {}
     for medium in MEDIA:
         choice = best_aggregators(topology, BEST, uplinks, medium)
         A = choice.relays or "server"
-        chosen = loads(topology, BEST, uplinks, aggregators=A, margin=margin)
-        least = loads(topology, BEST, uplinks, aggregators=A) if margin else chosen
-        cost = seconds(least, medium, (RELAYS_TO_SERVER, SERVER_TO_RELAYS)) / V_bits * network.W2
-        if medium == network.medium and (reason := obstacle(topology, BEST, A, margin, uplinks)):
-            raise ConfigError(reason)
+        chosen = loads(topology, BEST, uplinks, aggregators=A)
+        cost = seconds(chosen, medium, (RELAYS_TO_SERVER, SERVER_TO_RELAYS)) / V_bits * network.W2
         best[medium] = {
             "relays": list(choice.relays),
             RELAYS_TO_SERVER: chosen.uplink,
@@ -119,14 +112,13 @@ def compare(topology: Topology, network: Network, V_bits: int, margin: int = 0) 
     }
     total, partition = Demand(topology.core).optimum()
     fastest = network.W2 if uplinks is None else max(uplinks.bandwidths, default=network.W2)
-    obstacles = {scheme: obstacle(topology, scheme, margin=margin, uplinks=uplinks) for scheme in CODED_SCHEMES}
+    obstacles = {scheme: obstacle(topology, scheme) for scheme in CODED_SCHEMES}
     not_trainable = {scheme: reason for scheme, reason in obstacles.items() if reason}
     return {
         "K": topology.K,
         "H": topology.H,
         "r": topology.r,
         "V_bits": V_bits,
-        "margin": margin,
         "network": asdict(network),
         "loads": {scheme: _between(load[scheme]) for scheme in SCHEMES},
         "aggregators": best,
@@ -155,11 +147,6 @@ def _remarks(result: Result, topology: Topology) -> Iterator[str]:
     """What the figures are, what is proven of them, and what pays."""
     yield "up, down: IVs between relays and server in a round; saved: of its time to send."
     yield "Who aggregates learns all IVs. Theorem 2: what all relays need for that at least."
-    if e := result["margin"]:
-        yield (
-            f"Of each code the server sends {e} message{'s' * (e > 1)} more than relays need, so that any {e} may be "
-            f"lost (communicator.margin={e}). Who is best, and bounds, are without."
-        )
     for scheme, reason in result["not_trainable"].items():
         yield f"* scheme={scheme} cannot be trained with. {reason}"
     yield ""

@@ -6,7 +6,7 @@ piece are equally long.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -30,10 +30,6 @@ class Block:
         aggregators: which of the relays learn all, as places among the active ones.
         decoders: for each aggregator, `[need_j, need_j + c·|heard_j|]`, acting on the messages that it needs and below
             them the pieces that it hears; gives the pieces that it misses, in the order of `users`.
-        further: [e·s, s·Σ_i rows_i], for e further messages of the server: of these and its first need_j messages,
-            aggregator j can do without any e. Acting on the uplink messages cut into s parts each, part h of message r
-            being row r·s + h, and giving parts likewise; no rows where e = 0. See `margin`.
-        parts: s.
 
     Raises:
         CodingError: a matrix has another shape.
@@ -46,38 +42,24 @@ class Block:
     downlink: Tensor
     aggregators: tuple[int, ...]
     decoders: tuple[Tensor, ...]
-    further: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.uint8))
-    parts: int = 1
 
     def need(self, i: int) -> int:
         """How many messages of the server relay i needs to learn all pieces."""
         return self.pieces * (len(self.users) - len(self.heard[i]))
 
-    @property
-    def margin(self) -> int:
-        """e, how many messages of the server each aggregator can do without."""
-        return len(self.further) // self.parts
-
     @cached_property
     def forwards(self) -> bool:
-        """Whether the server's messages, but for the further ones, are those that it receives."""
+        """Whether the server's messages are those that it receives."""
         m, received = self.downlink.shape
         return m == received and torch.equal(self.downlink, torch.eye(m, dtype=torch.uint8))
 
-    def sent_to(self, i: int) -> int:
-        """How many messages the server sends to relay i where each relay gets its own."""
-        need = self.need(i)
-        return need + self.margin if need else 0
-
     def piece_bytes(self, nbytes: int) -> int:
-        """Bytes of a piece of an IV of so many bytes, padded to whole parts."""
-        return -(-nbytes // (self.pieces * self.parts)) * self.parts
+        """Bytes of a piece of an IV of so many bytes."""
+        return -(-nbytes // self.pieces)
 
     def __post_init__(self) -> None:
         c, m, received = self.pieces, len(self.downlink), sum(len(rows) for rows in self.uplink)
         expected = {"downlink": (self.downlink, (m, received))}
-        if len(self.further):
-            expected["further"] = self.further, (self.margin * self.parts, received * self.parts)
         for i, (heard, rows) in enumerate(zip(self.heard, self.uplink, strict=True)):
             expected[f"uplink[{i}]"] = rows, (len(rows), c * len(heard))
         for j, (i, decoder) in enumerate(zip(self.aggregators, self.decoders, strict=True)):

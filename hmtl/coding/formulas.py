@@ -5,7 +5,7 @@ hold the models that pass the server because no relay of A hears their users, on
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
@@ -19,8 +19,6 @@ from hmtl.topology.topology import balanced
 
 MOST_PIECES = 8  # of an IV, where relays' links differ and unless told otherwise
 Number = Fraction | float
-Sizes = Iterable[tuple[int, Sequence[int]]]
-"""Of each code, c and how many messages each aggregator needs."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +57,6 @@ class Loads:
         u = unheard(t, A)
         passed = np.bincount(carriers(t, A, sent, u, uplinks), minlength=t.H)[list(t.active)].tolist()
         return cls.of(t, [x + n for x, n in zip(sent, passed, strict=True)], downlink + u, unicast + u)
-
-    def with_margin(self, margin: int, codes: Sizes) -> "Loads":
-        """With so many further messages of the server of each code, to every aggregator that needs some."""
-        downlink, unicast = self.downlink, self.unicast
-        for c, needs in codes:
-            downlink += margin / c
-            unicast += margin * sum(need > 0 for need in needs) / c
-        return replace(self, downlink=downlink, unicast=unicast)
 
     def down(self, medium: str) -> float:
         """The downlink over a `broadcast` or `unicast` medium."""

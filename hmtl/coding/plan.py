@@ -19,12 +19,10 @@ from hmtl.coding.allocation import MOST_PIECES, Allocation
 from hmtl.coding.block import Block, on_all, piece_rows
 from hmtl.coding.formulas import Loads, carriers, uncoded_loads, unheard
 from hmtl.coding.generations import alike, similar_groups
-from hmtl.coding.margin import further
 from hmtl.coding.optimal import Demand, Rates, Uplinks
 from hmtl.coding.programme import Programme
 from hmtl.errors import CodingError
-from hmtl.gf256 import linalg
-from hmtl.gf256.field import matmul
+from hmtl.gf256 import cauchy, inverses, matmul
 from hmtl.rng import generator
 from hmtl.topology import Topology
 
@@ -77,8 +75,8 @@ class Plan:
         """IVs' worth of combinations from the server, where all hear it, and where each relay gets its own copy."""
         broadcast, unicast = Fraction(), Fraction()
         for block in self.blocks:
-            broadcast += Fraction(len(block.downlink) + block.margin, block.pieces)
-            unicast += Fraction(sum(map(block.sent_to, block.aggregators)), block.pieces)
+            broadcast += Fraction(len(block.downlink), block.pieces)
+            unicast += Fraction(sum(map(block.need, block.aggregators)), block.pieces)
         return broadcast, unicast
 
     def carriers(self, models: int) -> NDArray[np.int64]:
@@ -93,14 +91,13 @@ def optimal_code(
     max_pieces: int,
     generation: int,
     uplinks: Uplinks | None,
-    margin: int = 0,
 ) -> Iterator[Block]:
     """For each generation, one code across all z, of the users whom not all aggregators hear; see `code_of`."""
     users = np.flatnonzero((t.degrees > 0) & ~t.G[list(A)].all(axis=0))
     if len(users):
         places = np.searchsorted(t.active, A).tolist()
         G, models = t.G[list(t.active)][:, users], unheard(t, A) / len(users)
-        yield from code_of(users, G, places, seed, max_pieces, generation, uplinks, models, margin)
+        yield from code_of(users, G, places, seed, max_pieces, generation, uplinks, models)
 
 
 def code_of(
@@ -112,19 +109,16 @@ def code_of(
     generation: int,
     uplinks: Uplinks | None,
     models: float = 0.0,
-    margin: int = 0,
 ) -> Iterator[Block]:
     """For each generation of these users, one code: random combinations, as many as the rates say.
 
-    Generations with as many users of each type have the same code, which is made once. Where there is no margin, which
-    each code has for itself, a generation is dealt into parts that are alike if that costs no load: the arithmetic of
-    coding a user grows with the number of those coded together.
+    Generations with as many users of each type have the same code, which is made once. A generation is dealt into parts
+    that are alike if that costs no load: the arithmetic of coding a user grows with the number of those coded together.
 
     Args:
         users: their numbers [n].
         G: which relays hear them [H, n]; `places` and blocks count relays as the rows of G, `uplinks` has as many.
         models: that pass the server, for each user.
-        margin: see `Block.margin`.
     """
     groups = similar_groups(G, max(1, round(len(users) / generation)))
     rates_of = _rates(places, ROUNDING if len(groups) > 1 else 1e-9, uplinks, models)
@@ -137,7 +131,7 @@ def code_of(
     for group in groups:
         hears = G[:, group]
         if (key := hears.tobytes()) not in dealt:
-            dealt[key] = alike(hears, _no_dearer(found, found(hears), uplinks) if not margin else lambda *_: False)
+            dealt[key] = alike(hears, _no_dearer(found, found(hears), uplinks))
         parts += list(group[dealt[key]])
     made: dict[bytes, Block] = {}
     for part in parts:
@@ -153,7 +147,7 @@ def code_of(
                 return [_random(rng, shape) for shape in shapes]
 
             downlink = c * max(n - len(heard[i]) for i in places)
-            made[key] = _block(members, c, heard, draw, downlink, places, margin, seed, "generation", len(made))
+            made[key] = _block(members, c, heard, draw, downlink, places, seed, "generation", len(made))
         yield replace(made[key], users=members)
 
 
@@ -199,7 +193,7 @@ def _no_dearer(
     return enough
 
 
-def allocated_code(part: Allocation, places: Sequence[int], seed: int, margin: int = 0) -> Block:
+def allocated_code(part: Allocation, places: Sequence[int], seed: int) -> Block:
     """The code of one z, with as few pieces as all α are multiples of. Ref: Hu et al. 2022, Section IV-B."""
     c = part.pieces
     if too_long := part.too_long:
@@ -208,7 +202,7 @@ def allocated_code(part: Allocation, places: Sequence[int], seed: int, margin: i
     def draw(rng: np.random.Generator) -> list[Tensor]:
         return _uplink(part, c, rng)
 
-    return _block(part.users, c, part.heard, draw, c * part.downlink, places, margin, seed, part.z)
+    return _block(part.users, c, part.heard, draw, c * part.downlink, places, seed, part.z)
 
 
 def _block(
@@ -218,13 +212,10 @@ def _block(
     draw: Draw,
     downlink: int,
     places: Sequence[int],
-    margin: int,
     seed: int,
     *name: str | int,
 ) -> Block:
-    """The first draw with which all aggregators decode: the uplink's by `draw`, the downlink's of so many messages, and
-    what they can do without.
-    """
+    """The first draw with which all aggregators decode: the uplink's by `draw`, the downlink's of so many messages."""
     known = [piece_rows(heard[i], c) for i in places]
     missing = [_others(rows, c * len(users)) for rows in known]
     for attempt in range(TRIES):
@@ -236,17 +227,13 @@ def _block(
             recoding = _random(generator(seed, "downlink", *name, attempt), (downlink, received))
         on_pieces = on_all(uplink, heard, c, len(users))
         sent = matmul(recoding, on_pieces)
-        found = linalg.inverses([sent[: len(rows), rows] for rows in missing])
+        found = inverses([sent[: len(rows), rows] for rows in missing])
         if found is not None:  # subtracting is adding here
             decoders = (
                 torch.cat([inverse, matmul(inverse, sent[: len(inverse)][:, rows])], dim=1)
                 for inverse, rows in zip(found, known, strict=True)
             )
-            block = Block(users, c, heard, tuple(uplink), recoding, tuple(places), tuple(decoders))
-            if not margin:
-                return block
-            parts, rows = further(margin, on_pieces, missing, found, seed, *name)
-            return replace(block, further=rows, parts=parts)
+            return Block(users, c, heard, tuple(uplink), recoding, tuple(places), tuple(decoders))
     raise CodingError(
         f"No code found for the {len(users)} users of a block and {len(places)} aggregators: in each of {TRIES} draws "
         f"one of them could not decode, as GF(2^8) is small for so many. Try another seed or fewer relays."
@@ -276,7 +263,7 @@ def _uplink(part: Allocation, c: int, rng: np.random.Generator) -> list[Tensor]:
     uplink = []
     for heard, n, alpha in zip(part.heard, part.n, part.alpha, strict=True):
         share = int(c * alpha)
-        coefficients = linalg.cauchy(n, len(heard)) if n + len(heard) <= 256 else _random(rng, (n, len(heard)))
+        coefficients = cauchy(n, len(heard)) if n + len(heard) <= 256 else _random(rng, (n, len(heard)))
         rows = torch.zeros(n, share, len(heard), c, dtype=torch.uint8)
         for place, position in enumerate(heard):
             first = dealt[position]

@@ -11,10 +11,8 @@ import numpy as np
 from hmtl.coding.aggregators import MEDIA, Choice, Meter, Search, aggregators_of
 from hmtl.coding.allocation import Allocation, Split, allocate, cheapest, even
 from hmtl.coding.block import Block
-from hmtl.coding.formulas import Loads, Sizes, allocated_loads, bounds_for, optimal_loads, uncoded_loads, unheard
+from hmtl.coding.formulas import Loads, allocated_loads, bounds_for, optimal_loads, uncoded_loads, unheard
 from hmtl.coding.generations import check_sizes
-from hmtl.coding.margin import check_margin
-from hmtl.coding.margin import obstacle as too_much
 from hmtl.coding.optimal import Demand, Uplinks
 from hmtl.coding.plan import Plan, allocated_code, optimal_code
 from hmtl.coding.programme import Programme
@@ -35,18 +33,16 @@ class Scheme:
         name: as users write it.
         loads: of a topology, aggregators (one at least) and the uplinks of its active relays.
         meter: of a topology and uplinks, how long the uplink takes for aggregators.
-        code: the blocks of a plan, of topology, aggregators (one at least), seed, max_pieces, generation, uplinks and
-            margin. None: IVs go to the server as they are.
+        code: the blocks of a plan, of topology, aggregators (one at least), seed, max_pieces, generation and
+            uplinks. None: IVs go to the server as they are.
         obstacle: of a topology and aggregators, why no plan is made for them; empty where one is.
-        sizes: of the codes of a plan for topology, aggregators and uplinks, see `Sizes`.
     """
 
     name: str
     loads: Callable[[Topology, Sequence[int], Uplinks | None], Loads]
     meter: Callable[[Topology, Uplinks | None], Meter]
-    code: Callable[[Topology, Sequence[int], int, int, int, Uplinks | None, int], Iterable[Block]] | None
+    code: Callable[[Topology, Sequence[int], int, int, int, Uplinks | None], Iterable[Block]] | None
     obstacle: Callable[[Topology, Sequence[int]], str] = lambda t, A: ""
-    sizes: Callable[[Topology, Sequence[int], Uplinks | None], Sizes] = lambda t, A, uplinks: ()
 
 
 def _seconds(t: Topology, load: Loads, uplinks: Uplinks | None) -> float:
@@ -69,31 +65,18 @@ def _by_allocation(name: str, split: Split) -> Scheme:
     def meter(t: Topology, uplinks: Uplinks | None) -> Meter:
         return lambda places, models, stop: _seconds(t, found(t, [t.active[i] for i in places], uplinks), uplinks)
 
-    def code(
-        t: Topology, A: Sequence[int], seed: int, _: int, __: int, ___: Uplinks | None, margin: int
-    ) -> Iterable[Block]:
+    def code(t: Topology, A: Sequence[int], seed: int, _: int, __: int, ___: Uplinks | None) -> Iterable[Block]:
         places = [t.active.index(i) for i in A]
-        return (allocated_code(part, places, seed, margin) for part in parts(t, tuple(A)))
-
-    def sizes(t: Topology, A: Sequence[int], uplinks: Uplinks | None) -> Sizes:
-        places = [t.active.index(i) for i in A]
-        for part in parts(t, tuple(A)):
-            yield part.pieces, [part.pieces * (len(part.users) - len(part.heard[n])) for n in places]
+        return (allocated_code(part, places, seed) for part in parts(t, tuple(A)))
 
     def obstacle(t: Topology, A: Sequence[int]) -> str:
         return next((part.too_long for part in parts(t, tuple(A)) if part.too_long), "")
 
-    return Scheme(name, found, meter, code, obstacle, sizes)
+    return Scheme(name, found, meter, code, obstacle)
 
 
 def _optimal_meter(t: Topology, uplinks: Uplinks | None) -> Meter:
     return Programme(Demand(t.core), uplinks).time
-
-
-def _optimal_sizes(t: Topology, A: Sequence[int], uplinks: Uplinks | None) -> Sizes:
-    """As plans are made unless told otherwise."""
-    for block in optimal_code(t, A, 0, 8, 200, uplinks):
-        yield block.pieces, [block.need(n) for n in block.aggregators]
 
 
 SCHEMES: Mapping[str, Scheme] = MappingProxyType(
@@ -106,7 +89,7 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
                 lambda t, uplinks: lambda A, models, stop: None,
                 None,
             ),
-            Scheme("optimal", optimal_loads, _optimal_meter, optimal_code, sizes=_optimal_sizes),
+            Scheme("optimal", optimal_loads, _optimal_meter, optimal_code),
             _by_allocation("paper", cheapest),
             _by_allocation("equal", even),
         )
@@ -173,7 +156,6 @@ def loads(
     *,
     aggregators: Aggregators = "all",
     medium: str = "broadcast",
-    margin: int = 0,
 ) -> Loads:
     """The loads of a scheme.
 
@@ -184,20 +166,17 @@ def loads(
         uplinks: of the active relays, for which `optimal` then takes the least time instead of the least load, with
             whole pieces as in a plan, and `uncoded` the relays that forward soonest; None: all alike.
         aggregators: who learns all IVs.
-        medium: for which `auto` chooses them, whatever the margin.
-        margin: how many further messages the server sends of each code of a plan, see `make_plan`.
+        medium: for which `auto` chooses them.
 
     Raises:
-        CodingError: no such scheme, no such aggregators, or a margin below 0.
+        CodingError: no such scheme, or no such aggregators.
 
     Ref: Hu et al. 2022, Theorem 1, eqs. (33a) and (33b).
     """
     chosen = scheme_of(scheme)
     A = resolve(t, aggregators, scheme, uplinks, medium) if chosen.code else ()
-    check_margin(margin)
     if A:
-        found = chosen.loads(t, A, uplinks)
-        return found.with_margin(margin, chosen.sizes(t, A, uplinks)) if margin else found
+        return chosen.loads(t, A, uplinks)
     coded_for_nobody = chosen.code and not t.active
     return Loads.of(t, [], 0, 0) if coded_for_nobody else uncoded_loads(t, uplinks)
 
@@ -216,9 +195,7 @@ def bounds(t: Topology, *, aggregators: Aggregators = "all", medium: str = "broa
     return bounds_for(t, resolve(t, aggregators, medium=medium))
 
 
-def obstacle(
-    t: Topology, scheme: str, aggregators: Aggregators = "all", margin: int = 0, uplinks: Uplinks | None = None
-) -> str:
+def obstacle(t: Topology, scheme: str, aggregators: Aggregators = "all") -> str:
     """Why a coded scheme, whose loads are known, cannot be carried out, see `loads`; empty where it can.
 
     Raises:
@@ -226,9 +203,7 @@ def obstacle(
     """
     A = resolve(t, aggregators, scheme)
     chosen = scheme_of(scheme, CODED_SCHEMES)
-    reason = chosen.obstacle(t, A) if A else ""
-    codes = chosen.sizes(t, A, uplinks) if A and margin and not reason else ()
-    return next(filter(None, (too_much(margin, needs) for _, needs in codes)), reason)
+    return chosen.obstacle(t, A) if A else ""
 
 
 def uplink_bound(t: Topology, uplinks: Uplinks | None = None, *, aggregators: Aggregators = "all") -> float:
@@ -261,7 +236,6 @@ def make_plan(
     uplinks: Uplinks | None = None,
     aggregators: Aggregators = "all",
     medium: str = "broadcast",
-    margin: int = 0,
 ) -> Plan:
     """The plan of a scheme, every aggregator's decoding proven; equal arguments give equal plans.
 
@@ -273,26 +247,23 @@ def make_plan(
         max_pieces: the most pieces that an IV is cut into. 1 is the cheapest to compute, and costs less than one IV;
             where all relays aggregate, the optimum needs H − 1 at most.
         generation: about how many users are coded together, where there are at least one and a half times as many.
-            Fewer are, without margin, where they can be dealt into parts that are alike for no more load.
+            Fewer are, where they can be dealt into parts that are alike for no more load.
         uplinks: of the active relays, where they differ or work side by side.
         aggregators: who learns all IVs.
-        medium: for which `auto` chooses them, whatever the margin; the plan serves both.
-        margin: e, how many further messages the server sends of each code, so that an aggregator can do without any e
-            of those that it is sent, see `Block.further`.
+        medium: for which `auto` chooses them; the plan serves both.
 
     Raises:
-        CodingError: no such coded scheme or aggregators, more pieces than can be inverted, no draw lets every
-            aggregator decode, or more margin than can be made sure of.
+        CodingError: no such coded scheme or aggregators, more pieces than can be inverted, or no draw lets
+            every aggregator decode.
 
     Ref: Hu et al. 2022, Section IV-B.
     """
     check_sizes(max_pieces, generation)
-    check_margin(margin)
     code = scheme_of(scheme, CODED_SCHEMES).code
     assert code is not None
     A = resolve(t, aggregators, scheme, uplinks, medium)
     blocks, done = [], 0
-    for block in code(t, A, seed, max_pieces, generation, uplinks, margin) if A else ():
+    for block in code(t, A, seed, max_pieces, generation, uplinks) if A else ():
         blocks.append(block)
         done += len(block.users)
         log.debug("a code for %d of %d users", done, len(t.present))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hmtl.communication.planning.coder import check_rows
-from hmtl.gf256.field import matmul
+from hmtl.gf256 import matmul
 
 DIGEST_BYTES = 16
 FOLD = 8 << 10  # bytes: longer content is folded into CHECK_ROWS rows of this length before it is hashed

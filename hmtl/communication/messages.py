@@ -1,6 +1,6 @@
 """What travels between nodes, which are called `server`, `relay 3` or `host 0`; a host holds the users of a process."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -50,9 +50,6 @@ class Message:
         users: whose rows these are [n], or for whom the one row is; None where rows belong to no user.
         at: which rows are meant [n], so that one tensor can serve many messages; None: all.
         dtype: of IVs: the type that the numbers in the payload are computed in, whatever they travel as.
-        spare: how many rows, whichever, each receiver can do without. Links that lose rows need not bring back so many,
-            and hand over what is left, see `left`; the sender says how many, a receiver knows it from the plan.
-        arrived: at a receiver, which of the rows that were sent these are [rows sent]; None: all.
     """
 
     round: int
@@ -66,8 +63,6 @@ class Message:
     users: Users | None = None
     at: Tensor | None = None
     dtype: torch.dtype = torch.float64
-    spare: int = 0
-    arrived: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -76,16 +71,6 @@ class Message:
     def rows(self) -> Tensor:
         """The numbers of the rows that are meant [n]."""
         return torch.arange(len(self.payload)) if self.at is None else self.at
-
-    def left(self, arrived: NDArray[np.bool_]) -> "Message":
-        """What a receiver gets of a message that is nobody's, of which only some rows came [rows]: these, in order.
-
-        More than `spare` may be missing: the receiver finds out whether it can go on. Without any row there is no
-        message to hand over.
-        """
-        assert self.users is None, f"rows of {self.kind} of {self.sender} belong to users, and are not lost one by one"
-        rows = self.rows()[torch.from_numpy(arrived)]
-        return replace(self, payload=self.payload[rows], overhead=self.overhead[rows], at=None, arrived=arrived)
 
     def of_users(self) -> Users:
         """`users`, of a message whose rows belong to users."""

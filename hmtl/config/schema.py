@@ -77,7 +77,6 @@ class PlanConfig(NetworkConfig):
     """Root of `conf/plan.yaml`."""
 
     V_bits: int = 784 * 64
-    margin: int = 0
     format: str = "text"
 
 

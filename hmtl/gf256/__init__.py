@@ -1,1 +1,6 @@
-"""Arithmetic and linear algebra over GF(2^8)."""
+"""Matrix products and linear algebra over GF(2^8), whose elements are bytes; this package knows nothing of networks."""
+
+from hmtl.gf256.linalg import cauchy, inverse, inverses
+from hmtl.gf256.products import matmul
+
+__all__ = ["cauchy", "inverse", "inverses", "matmul"]

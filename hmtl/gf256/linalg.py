@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.errors import CodingError
-from hmtl.gf256 import field as gf256
+from hmtl.gf256.products import INVERSES, PRODUCTS, matmul
 
+FLAT_PRODUCTS = PRODUCTS.numpy().ravel()  # of a and b at 256·a + b
 PANEL = 16  # columns reduced one by one before one product brings the rest of each matrix up to date
 
 
@@ -39,7 +40,7 @@ def inverses(matrices: Sequence[Tensor]) -> list[Tensor] | None:
         for A, part in zip(work, panel, strict=True):
             pivots = A[start:stop].copy()
             A[start:stop] = 0  # what the panel says of a pivot's own row includes that row
-            A ^= _product(part, pivots)
+            A ^= matmul(torch.from_numpy(part), torch.from_numpy(pivots)).numpy()
             A[:, start:stop] = part
     found = np.empty_like(work)
     np.put_along_axis(found, order[:, None], work, axis=2)  # exchanged rows of A are exchanged columns of its inverse
@@ -63,17 +64,10 @@ def _reduced(work: NDArray[np.uint8], order: NDArray[np.int64], start: int, stop
         factors[:, column] = 0
         panel[:, :, at] = 0
         panel[:, column, at] = 1
-        scales = INVERSES[pivots].astype(np.uint16) << 8
-        panel[:, column] = PRODUCTS.take(scales[:, None] | panel[:, column])
-        panel ^= PRODUCTS.take(factors[:, :, None] | panel[:, column, None])
+        scales = INVERSES.numpy()[pivots].astype(np.uint16) << 8
+        panel[:, column] = FLAT_PRODUCTS.take(scales[:, None] | panel[:, column])
+        panel ^= FLAT_PRODUCTS.take(factors[:, :, None] | panel[:, column, None])
     return panel
-
-
-PRODUCTS, INVERSES = gf256.PRODUCTS.numpy().ravel(), gf256.INVERSES.numpy()
-
-
-def _product(A: NDArray[np.uint8], X: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return gf256.matmul(torch.from_numpy(A), torch.from_numpy(X)).numpy()
 
 
 def inverse(A: Tensor) -> Tensor:
@@ -93,25 +87,6 @@ def inverse(A: Tensor) -> Tensor:
     return found[0]
 
 
-def independent(A: Tensor) -> Tensor | None:
-    """The first rows of A [n, m], as numbers, that make an invertible matrix [m]; None where there are too few."""
-    work, chosen = (
-        A.numpy().T.copy(),
-        list[int](),
-    )  # elementary steps on A's columns: what rows depend on each other stays
-    for row in range(len(A)):
-        if (done := len(chosen)) == len(work):
-            break
-        left = np.flatnonzero(work[done:, row])
-        if not len(left):
-            continue
-        work[[done, done + left[0]]] = work[[done + left[0], done]]
-        work[done] = PRODUCTS.take((int(INVERSES[work[done, row]]) << 8) + work[done].astype(np.uint16))
-        work[done + 1 :] ^= PRODUCTS.take((work[done + 1 :, row, None].astype(np.uint16) << 8) | work[done])
-        chosen.append(row)
-    return torch.tensor(chosen, dtype=torch.int64) if len(chosen) == len(work) else None
-
-
 def cauchy(n: int, m: int) -> Tensor:
     """The Cauchy matrix 1 / (x_i + y_j) [n, m], n + m distinct x and y: all its square submatrices are invertible.
 
@@ -121,4 +96,4 @@ def cauchy(n: int, m: int) -> Tensor:
     if n + m > 256:
         raise CodingError(f"n + m = {n + m} exceeds 256, the elements of GF(2^8). Lower n or m, or draw at random.")
     x, y = torch.arange(n, dtype=torch.uint8), torch.arange(n, n + m, dtype=torch.uint8)
-    return gf256.inverse(x[:, None] ^ y)
+    return INVERSES[(x[:, None] ^ y).long()]

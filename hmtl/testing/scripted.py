@@ -127,29 +127,6 @@ class Counting(InProcess):
         super().send(message)
 
 
-class Lossy(InProcess):
-    """Links that lose rows of what has rows to spare: those that `lose` names, of a node and what was sent to it."""
-
-    sure = False
-
-    @staticmethod
-    def lose(node: str, message: Message) -> Sequence[int]:
-        return ()
-
-    def collect(self, node: str, kind: str, expected: Sequence[str]) -> tuple[list[Message], tuple[str, ...]]:
-        sent, _ = super().collect(node, kind, expected)
-        arrived = []
-        for message in sent:
-            came = np.ones(len(message), dtype=bool)
-            came[list(self.lose(node, message)) if message.spare else []] = False
-            if came.all():
-                arrived.append(message)
-            elif came.any():
-                arrived.append(message.left(came))
-        senders = {message.sender for message in arrived}
-        return arrived, tuple(name for name in expected if name not in senders)
-
-
 def rounded(x: Tensor, m: int, wire: str | None) -> Tensor:
     """Rows as the wire leaves them: the first m numbers in its type, the others whole."""
     return x if wire is None else torch.cat([x[:, :m].to(getattr(torch, wire)).to(x), x[:, m:]], dim=1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hmtl.coding import Plan
 from hmtl.coding.block import piece_rows
-from hmtl.gf256.field import matmul
+from hmtl.gf256 import matmul
 
 WORKING_SET = 32 << 20
 

@@ -8,7 +8,7 @@ import zfec
 from timing import medians
 
 from hmtl.coding import make_plan
-from hmtl.gf256.field import portable
+from hmtl.gf256.products import portable
 from hmtl.topology import symmetric
 
 pytestmark = pytest.mark.benchmark

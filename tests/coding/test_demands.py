@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 from hmtl.coding import Uplinks, demand_bounds, demand_plan, demands, demands_of, loads, serve
 from hmtl.coding.block import piece_rows
 from hmtl.errors import CodingError
-from hmtl.gf256.field import matmul
+from hmtl.gf256 import matmul
 from hmtl.testing.networks import restricted, topologies
 from hmtl.topology import Topology, geometric, symmetric
 

@@ -272,7 +272,6 @@ tune gap_tolerance=-1                    | gap_tolerance=-1
 tune scheme=magic                        | scheme=magic
 plan V_bits=0                            | V_bits=0
 plan V_bits=[1]                          | could not be converted
-plan margin=-1                           | margin=-1
 plan format=xml                          | format=xml is unknown
 plan seed=-1                             | seed=-1
 plan K=1000000000                        | too many

@@ -80,11 +80,6 @@ class TestOneAggregates(Loads):
         return CodedHierarchical(topology, network, seed=3, wire=wire, aggregators=[0], links=links)
 
 
-class TestMargin(Loads):
-    def make(self, topology: Topology | Moving, network: Network, wire: str | None, links: MakeLinks) -> Communicator:
-        return CodedHierarchical(topology, network, seed=3, wire=wire, margin=2, links=links)
-
-
 class TestPaper(Loads):
     def make(self, topology: Topology | Moving, network: Network, wire: str | None, links: MakeLinks) -> Communicator:
         return CodedHierarchical(topology, network, "paper", seed=3, wire=wire, links=links)

@@ -17,7 +17,7 @@ class CodedHierarchical(Communicator):
 
     Args:
         topology, network, wire, links: see `Communicator`.
-        scheme: which plan, see `hmtl.coding.make_plan`, also for `max_pieces`, `generation` and `margin`.
+        scheme: which plan, see `hmtl.coding.make_plan`, also for `max_pieces` and `generation`.
         aggregators: who computes the models: `auto`, those relays, or the server, that take the least time on this
             network; `all` relays that hear somebody; the `server`; or relays by number. The other relays are helpers,
             who send combinations and learn nothing.
@@ -35,11 +35,10 @@ class CodedHierarchical(Communicator):
         aggregators: Aggregators = "auto",
         max_pieces: int = 8,
         generation: int = 200,
-        margin: int = 0,
         links: Callable[[LinkLedger], Links] = InProcess,
     ) -> None:
         scheme_of(scheme, CODED_SCHEMES)
-        plans = {"seed": seed, "max_pieces": max_pieces, "generation": generation, "margin": margin}
+        plans = {"seed": seed, "max_pieces": max_pieces, "generation": generation}
         super().__init__(topology, network, scheme, wire, links, aggregators=aggregators, **plans)
         _ = self.plan  # refuses what cannot be coded, before the first round
 

@@ -177,10 +177,9 @@ class Sums(Communicator):
     def where_cheaper(cls, coded: CodedHierarchical, IV_bits: int, row_bits: int) -> "Sums | None":
         """On the network of `coded`, sums of so many bits instead of IVs of so many, if the second hop takes less time.
 
-        Only where `coded` chooses by itself who aggregates, numbers travel as they are, and none of its messages may be
-        lost; its report says so.
+        Only where `coded` chooses by itself who aggregates, and numbers travel as they are; its report says so.
         """
-        if coded.planner.aggregators != "auto" or coded.wire is not None or coded.planner.margin:
+        if coded.planner.aggregators != "auto" or coded.wire is not None:
             return None
         sums = cls(coded.contacts, coded.network, links=coded.make_links)
         ours, theirs = (

@@ -1,8 +1,6 @@
 """A relay as a node of the network. K users, H relays."""
 
-import logging
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 import torch
@@ -33,9 +31,7 @@ from hmtl.communication.messages import (
 from hmtl.communication.nodes.aggregator import Aggregation, Models
 from hmtl.communication.planning.coder import Segment, View
 from hmtl.communication.planning.planner import Planner
-from hmtl.gf256.field import matmul
-
-log = logging.getLogger(__name__)
+from hmtl.gf256 import matmul
 
 
 class Relay:
@@ -129,27 +125,12 @@ class Relay:
         if self._stuck or self.i not in self.planner.code(self.attendance).receivers(segment.number):
             return
         view = self._view(segment)
-        sent = self._needed(view, messages, segment.part)
-        if sent is None:
+        if not messages and view.need:
             self._stuck = True
             return
+        sent = getattr(messages[0], segment.part)[: view.need] if messages else self._heard[:0]
         decoded = view.decode(sent, self._heard)
         self._keep(segment, decoded, view.check(self._heard, decoded, len(segment.blocks)))
-
-    def _needed(self, view: View, messages: Sequence[Message], part: str) -> Tensor | None:
-        """The rows that it needs, of a message of which some may be lost; None where too many are."""
-        if not messages:
-            return self._heard[:0] if view.need == 0 else None
-        arrived, rows = messages[0].arrived, getattr(messages[0], part)
-        if arrived is None:
-            return cast(Tensor, rows[: view.need])
-        if (mended := view.mended(arrived, rows, self._heard)) is None:
-            log.warning(
-                "round %d: %s cannot decode, as %d of the server's %d messages of a code were lost on the way to it: a "
-                "larger communicator.margin than %d makes up for more",
-                *(self._round, self.name, len(arrived) - len(rows), len(arrived), view.block.margin),
-            )
-        return mended
 
     def _keep(self, segment: Segment, decoded: Tensor, check: Tensor) -> None:
         """Take what was decoded, and its fingerprint."""

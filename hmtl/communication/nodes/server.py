@@ -87,12 +87,12 @@ class Server:
             return []
         received = torch.cat([getattr(message, segment.part) for message in messages])
         combinations = segment.recoded(received)
-        code, spare = self.planner.code(self.attendance), segment.block.margin
+        code = self.planner.code(self.attendance)
         to = code.receivers(segment.number)
         if self.planner.network.medium == "broadcast":
-            return list(self._to(np.array(to), BROADCAST, *segment.sides(combinations), spare=spare))
-        each = ((np.array([i]), segment.own(combinations, code.view(segment.number, i).need)) for i in to)
-        return [copy for i, rows in each for copy in self._to(i, BROADCAST, *segment.sides(rows), spare=spare)]
+            return list(self._to(np.array(to), BROADCAST, *segment.sides(combinations)))
+        each = ((np.array([i]), combinations[: code.view(segment.number, i).need]) for i in to)
+        return [copy for i, rows in each for copy in self._to(i, BROADCAST, *segment.sides(rows))]
 
     def compare(self, digests: Sequence[Message], models: Sequence[Message]) -> list[Message]:
         """Let the aggregators' models go to the users if all of them hold the same, and pass on those for other relays.
@@ -161,14 +161,14 @@ class Server:
         """Word to all that this attempt came to nothing."""
         return list(self._to(np.array(self.attendance.relays), VERDICT, *note(np.array([IN_VAIN], np.uint8))))
 
-    def _to(self, relays: Users, kind: str, payload: Tensor, overhead: Tensor, spare: int = 0) -> Iterator[Message]:
+    def _to(self, relays: Users, kind: str, payload: Tensor, overhead: Tensor) -> Iterator[Message]:
         """The same to some relays: once where the medium is a broadcast, else a copy for each."""
         names = tuple(relay_name(i) for i in relays.tolist())
         copies: list[tuple[tuple[str, ...], int]] = [(names, self.t.H)] if names else []
         if self.planner.network.medium == "unicast":
             copies = [((name,), i) for name, i in zip(names, relays.tolist(), strict=True)]
         for receivers, link in copies:
-            yield Message(self._round, SERVER_TO_RELAYS, kind, SERVER, receivers, link, payload, overhead, spare=spare)
+            yield Message(self._round, SERVER_TO_RELAYS, kind, SERVER, receivers, link, payload, overhead)
 
     def _to_serving(self, models: Message | Models, of: Users, rows: Tensor) -> Iterator[Message]:
         """Models of some users, which are these rows, to the relays that serve them, each to one."""

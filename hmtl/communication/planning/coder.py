@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.coding import Block, Plan
-from hmtl.coding.block import on_all, piece_rows
+from hmtl.coding.block import piece_rows
 from hmtl.communication.encoding import put
 from hmtl.communication.messages import nothing
-from hmtl.gf256 import linalg
-from hmtl.gf256.field import matmul
+from hmtl.gf256 import matmul
 from hmtl.rng import generator
 
 WORKING_SET = (
@@ -26,7 +25,6 @@ WORKING_SET = (
 )  # bytes of pieces that are in work at once, whatever the size of an IV; a shared cache holds them
 MOST_TOGETHER = 2048  # pieces of blocks with one code that are in work at once: of more, each would be cut too short
 CHECK_ROWS = 4  # two sets of IVs that differ have one fingerprint with probability 2^-32
-MENDS = 64  # of each relay and block that are kept, for when the same messages are lost again
 
 
 @dataclass(frozen=True)
@@ -97,23 +95,8 @@ class Segment:
             yield from zip(pieces.transpose(1, 2), at, strict=True)
 
     def recoded(self, received: Tensor) -> Tensor:
-        """The server's messages, the further ones last, of those that it received [Σ_i rows_i, g·width]."""
-        block = self.block
-        if block.forwards and not block.margin:
-            return received
-        m, L = len(block.downlink), received.shape[1]
-        messages = torch.empty(m + block.margin, L, dtype=torch.uint8)
-        matmul(block.downlink, received, messages[:m])
-        if block.margin:
-            split = messages[m:].view(-1, L // block.parts)
-            matmul(block.further, received.view(-1, L // block.parts), split)
-        return messages
-
-    def own(self, messages: Tensor, need: int) -> Tensor:
-        """Of the server's messages, those for a relay that needs so many and gets a copy of its own."""
-        if not self.block.margin or not need:
-            return messages[:need]
-        return torch.cat([messages[:need], messages[len(self.block.downlink) :]])
+        """The server's messages, of those that it received [Σ_i rows_i, g·width]."""
+        return received if self.block.forwards else matmul(self.block.downlink, received)
 
     def put(self, pieces: Tensor, rows: Tensor, at: Tensor) -> None:
         """The inverse of `cut`: pieces back to their place in rows[at]."""
@@ -135,11 +118,11 @@ def segments(plan: Plan, payload: int, overhead: int) -> Iterator[Segment]:
 
 
 def together(plan: Plan) -> Iterator[tuple[int, tuple[Block, ...]]]:
-    """Blocks with one code, one after the other in the plan, and the number of the first; those with margin alone."""
+    """Blocks with one code, one after the other in the plan, and the number of the first."""
     start, blocks = 0, plan.blocks
     while start < len(blocks):
         first = blocks[start]
-        most = 1 if first.margin else max(1, MOST_TOGETHER // (len(first.users) * first.pieces))
+        most = max(1, MOST_TOGETHER // (len(first.users) * first.pieces))
         stop = next((n for n in range(start, len(blocks)) if blocks[n].downlink is not first.downlink), len(blocks))
         stop = min(stop, start + most)
         yield start, blocks[start:stop]
@@ -183,62 +166,6 @@ class View:
     def decode(self, messages: Tensor, heard: Tensor) -> Tensor:
         """The pieces that the relay misses, of the messages that it needs and the pieces that it heard."""
         return matmul(self.from_server, messages).bitwise_xor_(matmul(self.from_heard, heard))
-
-    def mended(self, arrived: NDArray[np.bool_], messages: Tensor, heard: Tensor) -> Tensor | None:
-        """The messages that the relay needs, of those that it was sent [sent] but got in part; None: too few came."""
-        first = int(arrived[: self.need].sum())
-        if first == self.need:
-            return messages[:first]
-        if (mend := self.mends(arrived.tobytes())) is None:
-            return None
-        width = messages.shape[1] // self.block.parts
-        from_first, from_others, from_heard = mend
-        lost = matmul(from_others, messages[first:].view(-1, width))
-        lost.bitwise_xor_(matmul(from_first, messages[:first].view(-1, width)))
-        lost.bitwise_xor_(matmul(from_heard, heard.view(-1, width)))
-        needed = messages.new_empty(self.need, messages.shape[1])
-        kept = torch.from_numpy(arrived[: self.need])
-        needed[kept], needed[~kept] = messages[:first], lost.view(-1, messages.shape[1])
-        return needed
-
-    @cached_property
-    def mends(self) -> Callable[[bytes], tuple[Tensor, Tensor, Tensor] | None]:
-        """From which messages arrived, as bytes, how the lost ones of those needed are made; see `mended`."""
-        return lru_cache(MENDS)(self._mend)
-
-    def _mend(self, arrived: bytes) -> tuple[Tensor, Tensor, Tensor] | None:
-        """What acts on the parts of the needed messages that came, of the others that came, and of the heard pieces."""
-        came, need = torch.from_numpy(np.frombuffer(arrived, bool).copy()), self.need
-        others = self.surplus[len(self.surplus) + need - len(came) :][came[need:]].flatten(0, 1)
-        on_lost, on_first = others[:, :need][:, ~came[:need]].flatten(1), others[:, :need][:, came[:need]].flatten(1)
-        if (chosen := linalg.independent(on_lost)) is None:
-            return None
-        inverse = linalg.inverse(on_lost[chosen])
-        from_others = torch.zeros(len(inverse), len(others), dtype=torch.uint8)
-        from_others[:, chosen] = inverse
-        from_heard = matmul(inverse, others[:, need:].flatten(1)[chosen])
-        return matmul(inverse, on_first[chosen]), from_others, from_heard
-
-    @cached_property
-    def surplus(self) -> Tensor:
-        """What the server sends beyond what the relay needs, as it follows from that and from the heard pieces.
-
-        [messages, s, need + c·|heard|, s]: which part of which message, from which part of which message or piece.
-        """
-        block, s = self.block, self.block.parts
-        known, unknown = (piece_rows(tuple(places.tolist()), block.pieces) for places in (self.heard, self.missing))
-        received = on_all(block.uplink, block.heard, block.pieces, len(block.users))
-
-        def follows(recoding: Tensor) -> Tensor:
-            sent = matmul(recoding, received)
-            on_missing = sent[:, unknown]
-            from_heard = matmul(on_missing, self.from_heard).bitwise_xor_(sent[:, known])
-            return torch.cat([matmul(on_missing, self.from_server), from_heard], dim=1)
-
-        whole = torch.kron(follows(block.downlink[self.need :]), torch.eye(s, dtype=torch.uint8))
-        further = [follows(block.further[:, part::s]) for part in range(s)] if block.margin else []
-        rows = [whole, torch.stack(further, dim=2).flatten(1)] if further else [whole]
-        return torch.cat(rows).view(-1, s, self.need + len(known), s)
 
     def check(self, heard: Tensor, decoded: Tensor, blocks: int = 1) -> Tensor:
         """Random combinations [CHECK_ROWS, width] of all pieces of so many blocks, however they came to be known."""

@@ -54,7 +54,6 @@ class Planner:
         scheme, seed, max_pieces, generation: see `hmtl.coding.make_plan`; the scheme `uncoded` has no plans.
         aggregators: who computes the models, see `hmtl.coding.resolve`; with the scheme `uncoded` it is the server.
         home: the relays that these are; None: as follows from the topology.
-        margin: how many of the server's messages each aggregator can do without, see `hmtl.coding.make_plan`.
     """
 
     def __init__(
@@ -67,11 +66,10 @@ class Planner:
         generation: int = 200,
         aggregators: Aggregators = "all",
         home: tuple[int, ...] | None = None,
-        margin: int = 0,
     ) -> None:
         self.topology, self.network, self.scheme = topology, network, scheme
         self._settings: dict[str, Any] = {"seed": seed, "max_pieces": max_pieces, "generation": generation}
-        self.aggregators, self._home, self.margin = aggregators, home, margin
+        self.aggregators, self._home = aggregators, home
         self._codes = lru_cache(8)(self._code)  # these are large
         self.attendance = lru_cache(64)(self._attendance)
         self._routes = lru_cache(64)(lambda there, aggregating: routes(topology, there, aggregating))
@@ -112,8 +110,7 @@ class Planner:
     def _code(self, heard: Topology, aggregators: tuple[int, ...]) -> Code:
         links = self.network.uplinks(heard)
         who = aggregators or "server"
-        settings = self._settings | {"aggregators": who, "margin": self.margin}
-        return Code(make_plan(heard, self.scheme, uplinks=links, **settings), aggregators)
+        return Code(make_plan(heard, self.scheme, uplinks=links, aggregators=who, **self._settings), aggregators)
 
     def _attendance(self, content: bytes) -> Attendance:
         """The attendance of which these are the bytes."""

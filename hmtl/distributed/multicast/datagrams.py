@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from hmtl.errors import CodingError
-from hmtl.gf256.linalg import cauchy
+from hmtl.gf256 import cauchy
 
 MAGIC = b"hmtm"
 PIECE, QUESTION, REPORT = range(3)

@@ -26,8 +26,7 @@ from hmtl.distributed.multicast.datagrams import (
     combinations,
 )
 from hmtl.errors import CodingError
-from hmtl.gf256.field import matmul
-from hmtl.gf256.linalg import inverses
+from hmtl.gf256 import inverses, matmul
 
 LOWER = 42  # bytes that UDP, IP and Ethernet add to a datagram, for pacing
 

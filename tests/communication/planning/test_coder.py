@@ -10,7 +10,7 @@ from hmtl.coding import Aggregators, make_plan
 from hmtl.communication.digest import Digest
 from hmtl.communication.planning import coder
 from hmtl.communication.planning.coder import View, check_rows, segments
-from hmtl.gf256.field import matmul
+from hmtl.gf256 import matmul
 from hmtl.topology import Topology, any_r
 
 

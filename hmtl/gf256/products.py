@@ -38,17 +38,6 @@ def _tables() -> tuple[Tensor, Tensor]:
 PRODUCTS, INVERSES = _tables()
 
 
-def inverse(a: Tensor) -> Tensor:
-    """The elementwise inverses of a uint8 tensor.
-
-    Raises:
-        CodingError: an element is 0.
-    """
-    if not bool(a.all()):
-        raise CodingError("0 has no inverse in GF(2^8). Pass elements from 1 to 255 only.")
-    return INVERSES.to(a.device)[a.long()]
-
-
 def matmul(A: Tensor, X: Tensor, out: Tensor | None = None) -> Tensor:
     """The matrix product A·X over GF(2^8).
 
