@@ -50,8 +50,8 @@ class Loads(CommunicatorContract):
         formula = {tier: ivs.sum() for tier, ivs in tier_loads(topology, scheme, medium, communicator.theory).items()}
         assert measured["users_to_relays"] == measured["relays_to_users"] == topology.K
         blocks = communicator.plan.blocks if isinstance(communicator, CodedHierarchical) else ()
-        largest = max((block.pieces * block.parts for block in blocks), default=1)
-        for tier in TIERS:  # n parts of ceil(L/n) bytes are at most n − 1 bytes longer than the IV
+        largest = max((block.pieces for block in blocks), default=1)
+        for tier in TIERS:  # n pieces of ceil(L/n) bytes are at most n − 1 bytes longer than the IV
             assert formula[tier] - 1e-9 <= measured[tier] <= formula[tier] * (1 + (largest - 1) * 8 / V) + 1e-9
 
 
