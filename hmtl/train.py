@@ -27,14 +27,14 @@ def train(cfg: DictConfig) -> None:
     from hmtl.topology import draw
 
     run = build(cfg)
-    if not run.engine.leads:  # results are kept elsewhere
+    if not run.exchange.leads:  # results are kept elsewhere
         try:
             run.trainer.fit(run.checkpoint)
         finally:
-            run.engine.close()
+            run.exchange.close()
         return
     with ExitStack() as stack:
-        stack.callback(run.engine.close)
+        stack.callback(run.exchange.close)
         stack.enter_context(held(run.output_dir))
         for logger in run.loggers:
             stack.callback(logger.close)
@@ -51,7 +51,7 @@ def train(cfg: DictConfig) -> None:
         worst = sorted(users, key=lambda user: -float(next((user[e] for e in ERRORS if user[e] != ""), 0)))
         summary = {**summarize(run, cfg), "worst_users": worst[:NAMED]}
         write_whole(run.output_dir / "users.csv", as_csv(users))
-        W = run.engine.models(run.algorithm, run.trainer.state)
+        W = run.exchange.models(run.algorithm, run.trainer.state)
         models_of(run.algorithm, W).save(run.output_dir / "models.npz")
         write_json(run.output_dir / "summary.json", summary)  # the last, as it says that the run has ended
         if run.loggers:  # who else would look at them

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from hmtl.communication import TIERS, CodedHierarchical, Communicator, Network, Sums, Uncoded
 from hmtl.communication.messages import SERVER, Users, host_name, relay_name
-from hmtl.distributed.connections import Wires
-from hmtl.distributed.frames import HEADER, WORD, Frame
-from hmtl.distributed.links import Distributed
+from hmtl.distributed.connections import Connection
+from hmtl.distributed.frames import CONTROL, HEADER, Frame
+from hmtl.distributed.links import ProcessLinks
 from hmtl.distributed.multicast.group import Cast, Caster, Listener, Multicast
+from hmtl.distributed.peers import Peers
 from hmtl.topology import Topology, any_r
 
 SECONDS = 120.0  # to wait for a word
@@ -96,39 +97,41 @@ class Inbox(SimpleQueue[Any]):
         super().put(item)
 
 
-class Timed(Wires):
-    """Wires that keep when each frame was given away, and when it had come."""
+class Timed(Peers):
+    """Peers that record when each frame was handed over for sending, and when it had arrived."""
 
-    def __init__(self, me: str, ranks: dict[str, int], seconds: float, group: Caster | Listener | None) -> None:
-        super().__init__(me, ranks, seconds, group)
-        self.said: list[dict[str, Any]] = []
-        self.came: list[dict[str, Any]] = []
-        for name, peer in self.peers.items():
-            peer.inbox = Inbox(name, self.came)
-        dist.barrier()  # nobody says anything before all keep time
+    def __init__(self, me: str, ranks: dict[str, int], group: Caster | Listener | None) -> None:
+        listener = group if isinstance(group, Listener) else None
+        connections = {name: Connection(rank, listener) for name, rank in ranks.items()}
+        super().__init__(me, dist.get_rank(), connections, SECONDS, group)
+        self.sent: list[dict[str, Any]] = []
+        self.received: list[dict[str, Any]] = []
+        for name, connection in connections.items():
+            connection.inbox = Inbox(name, self.received)
+        dist.barrier()  # nobody sends anything before all keep time
 
-    def cast(self, to: Sequence[str], frame: Frame) -> Cast | None:
+    def multicast(self, to: Sequence[str], frame: Frame) -> Cast | None:
         self.cast_at = time.monotonic()
-        return super().cast(to, frame)
+        return super().multicast(to, frame)
 
-    def say(self, to: str, frame: Frame, cast: Cast | None = None) -> None:
-        sequence = self._sent[to]
-        super().say(to, frame, cast)
+    def send(self, to: str, frame: Frame, cast: Cast | None = None) -> None:
+        sequence = self._frames_sent[to]
+        super().send(to, frame, cast)
         body = frame.payload.numel() + frame.overhead.numel() + 4 * (0 if frame.users is None else len(frame.users))
         about = {"receiver": to, "sequence": sequence, "kind": frame.kind, "bytes": HEADER + body}
-        self.said.append(about | {"at": self.cast_at if cast else time.monotonic()})
+        self.sent.append(about | {"at": self.cast_at if cast else time.monotonic()})
 
     def barrier(self, others: list[str]) -> None:
         """Wait until all are here."""
-        if self.me != SERVER:
-            self.say(SERVER, Frame(WORD, self.round))
+        if self.name != SERVER:
+            self.send(SERVER, Frame(CONTROL, self.round))
             others = [SERVER]
-        heard = self.hear(WORD, others)
-        if missing := set(others) - set(heard):
-            raise SystemExit(f"{self.me} misses {', '.join(sorted(missing))}")
-        if self.me == SERVER:
+        arrived = self.receive(CONTROL, others)
+        if missing := set(others) - set(arrived):
+            raise SystemExit(f"{self.name} misses {', '.join(sorted(missing))}")
+        if self.name == SERVER:
             for name in others:
-                self.say(name, Frame(WORD, self.round))
+                self.send(name, Frame(CONTROL, self.round))
 
 
 def group(medium: str, me: str) -> Caster | Listener | None:
@@ -162,22 +165,22 @@ def rounds(arguments: argparse.Namespace, topology: Topology) -> Iterator[dict[s
     os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     dist.init_process_group("gloo", timeout=datetime.timedelta(days=1))
     ranks = {name: n for n, name in enumerate(names) if n != rank and (SERVER in (me, name) or me[:4] != name[:4])}
-    wires, network, number = Timed(me, ranks, SECONDS, group(arguments.medium, me)), Network(medium=arguments.medium), 0
+    peers, network, number = Timed(me, ranks, group(arguments.medium, me)), Network(medium=arguments.medium), 0
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     for scheme in arguments.schemes.split(","):
         communicator = SCHEMES[scheme](
-            topology, network, links=lambda ledger: Distributed(ledger, wires, topology, homes)
+            topology, network, links=lambda ledger: ProcessLinks(ledger, peers, topology, homes)
         )
         mine = homes[rank - 1 - H] if rank > H else np.empty(0, np.int64)
         users, aggregator = Given(K, arguments.bytes // 8, mine, scheme == "sums"), Mirrored()
         for repetition in range(arguments.rounds + 1):  # the first one compiles and plans
-            wires.barrier(names[1:])
-            wires.said.clear()
-            wires.came.clear()
+            peers.barrier(names[1:])
+            peers.sent.clear()
+            peers.received.clear()
             users.right, before, start = 0, counters(), time.monotonic()
             communicator.round(number, users, aggregator)
             end = time.monotonic()
-            wires.barrier(names[1:])
+            peers.barrier(names[1:])
             ledger, after = communicator.ledger, counters()
             yield {
                 "node": me,
@@ -187,8 +190,8 @@ def rounds(arguments: argparse.Namespace, topology: Topology) -> Iterator[dict[s
                 "end": end,
                 "right": users.right,
                 "compute": communicator.stopwatch.seconds,
-                "said": [frame for frame in wires.said if frame["kind"] != WORD],
-                "came": list(wires.came),
+                "said": [frame for frame in peers.sent if frame["kind"] != CONTROL],
+                "came": list(peers.received),
                 "ledger": {tier: (ledger.per_link(tier, -1).sum(axis=1) // 8).tolist() for tier in TIERS},
                 "kernel": {
                     device: {name: after[device][name] - count for name, count in counts.items()}
@@ -196,7 +199,7 @@ def rounds(arguments: argparse.Namespace, topology: Topology) -> Iterator[dict[s
                 },
             }
             number += 1
-    wires.close()
+    peers.close()
 
 
 def main() -> None:

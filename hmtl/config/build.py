@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hmtl.data import Task, Wanted
     from hmtl.mtl import Algorithm, Participation, Problem, Regularizer
     from hmtl.topology import Moving, Topology
-    from hmtl.training.engine import Engine
+    from hmtl.training.engine import Engine, Exchange
     from hmtl.training.trainer import Logger, Trainer
 
 # What may differ between a run and the one that goes on from its checkpoint.
@@ -80,7 +80,7 @@ class Run:
     trainer: Trainer
     loggers: list[Logger]
     output_dir: Path
-    engine: Engine
+    exchange: Exchange
     checkpoint: dict[str, Any] | None
 
 
@@ -111,7 +111,7 @@ def build_topology(cfg: DictConfig) -> Topology | Moving:
 
 def build_tasks(cfg: DictConfig, engine: Engine | None = None) -> tuple[tuple[Task, ...], Topology | Moving]:
     """The users' data, which an engine divides, and who hears them; K comes from whichever of the two fixes it."""
-    share = engine.tasks if engine else lambda load, K, H: load(None)
+    share = engine.load_tasks if engine else lambda load, K, H: load(None)
     if "K" in cfg.topology and not cfg.topology.get("path"):  # a rule for any K
         tasks = share(lambda wanted: _tasks(cfg, cfg.K, wanted), cfg.K, cfg.H)
         cfg.K = len(tasks)
@@ -229,11 +229,12 @@ def build(cfg: DictConfig) -> Run:
         )
     engine: Engine = _instantiate(cfg.engine)
     tasks, topology = build_tasks(cfg, engine)
-    with engine.together():
-        communicator = build_communicator(cfg, topology, links=engine.join(topology, build_network(cfg)))
+    with engine.barrier():
+        exchange = engine.connect(topology, build_network(cfg))
+        communicator = build_communicator(cfg, topology, links=exchange.links)
         build_participation(cfg, topology)
         communicator = in_sums(algorithm := build_algorithm(cfg, build_problem(cfg, tasks)), communicator)
-    loggers = [_instantiate(node) for node in cfg.logger.values()] if engine.leads else []
+    loggers = [_instantiate(node) for node in cfg.logger.values()] if exchange.leads else []
     trainer = Trainer(
         algorithm,
         communicator,
@@ -242,9 +243,9 @@ def build(cfg: DictConfig) -> Run:
         identity=identity,
         loggers=loggers,
         before=[fitting(tasks)],
-        engine=engine,
+        exchange=exchange,
     )
-    return Run(communicator, algorithm, trainer, loggers, Path(cfg.output_dir), engine, checkpoint)
+    return Run(communicator, algorithm, trainer, loggers, Path(cfg.output_dir), exchange, checkpoint)
 
 
 def _instantiate(node: Any, **arguments: Any) -> Any:

@@ -1,84 +1,108 @@
-"""What processes say to each other beside the messages of the network: measurements, state, and whether to go on.
+"""Values that processes send each other beside the messages of the network: measurements, state, decisions.
 
-Words go to the first process, which keeps the results, or come from it. The ledger does not count them.
+They go to the leading process or come from it. They are no part of the network under study, and the ledger does not
+count them.
 """
 
+import io
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from hmtl.communication import Communicator
 from hmtl.communication.messages import SERVER, nothing
-from hmtl.distributed.connections import Wires
-from hmtl.distributed.frames import WORD, Frame
-from hmtl.distributed.rendezvous import packed, unpacked
+from hmtl.distributed.frames import CONTROL, Frame
+from hmtl.distributed.peers import Peers
 from hmtl.errors import EngineError
+from hmtl.training.engine import Values
 
 log = logging.getLogger(__name__)
-Word = dict[str, Any]
 
 
-class Words:
-    """The words of this process.
+class Control:
+    """Control values of one process.
 
     Args:
-        wires: to the other processes.
-        others: names of all but the first process.
+        peers: the other processes.
+        others: names of all nodes but the server, which the leading process plays.
     """
 
-    def __init__(self, wires: Wires, others: Sequence[str]) -> None:
-        self.wires, self.others, self.leads = wires, others, wires.me == SERVER
-        self._lost: dict[str, str] = {}  # of whom the log has told
+    def __init__(self, peers: Peers, others: Sequence[str]) -> None:
+        self.peers, self.others, self.leads = peers, others, peers.name == SERVER
+        self._logged: set[str] = set()  # lost nodes
 
-    def say(self, to: str, word: Mapping[str, Any]) -> None:
-        """Bring a word on its way."""
-        content = torch.frombuffer(packed(word), dtype=torch.uint8)[None]
-        self.wires.say(to, Frame(WORD, self.wires.round, content, nothing(1)))
+    def send(self, to: str, values: Mapping[str, Any]) -> None:
+        """Send values to a node's process, without waiting."""
+        content = torch.frombuffer(to_bytes(values), dtype=torch.uint8)[None]
+        self.peers.send(to, Frame(CONTROL, self.peers.round, content, nothing(1)))
 
-    def hear(self, names: Sequence[str], about: str, patience: int = 5) -> dict[str, Word]:
-        """The words of these, if they are about that: what comes from a process that was late is about other things."""
-        heard = self.wires.hear(WORD, names, patience)
-        words = {name: unpacked(frames[0].payload.numpy()[0].data) for name, frames in heard.items()}
-        return {name: word for name, word in words.items() if not about or about in word}
+    def receive(self, senders: Sequence[str], key: str = "", patience: int = 5) -> dict[str, Values]:
+        """Return the next values from each sender, without those that are late or lost.
 
-    def tell(self, communicator: Communicator, word: Word) -> dict[str, Word]:
-        """The words of all processes at the first one, where bits and seconds are added up; elsewhere none."""
-        word |= {"sent": communicator.ledger.latest(), "seconds": dict(communicator.stopwatch.seconds)}
-        word |= {"lost": dict(self.wires.lost), "news": self.wires.news.copy()}
-        self.wires.news.clear()
+        Args:
+            key: the values are for this step only if they have this name; a sender that was late sends older ones.
+            patience: see `Peers.receive`.
+        """
+        batches = self.peers.receive(CONTROL, senders, patience)
+        received = {name: from_bytes(frames[0].payload.numpy()[0].data) for name, frames in batches.items()}
+        return {name: values for name, values in received.items() if not key or key in values}
+
+    def gather(self, values: Values) -> dict[str, Values]:
+        """Return the values of all processes but the leading one, by node, and log whom each of them has lost.
+
+        Empty in all processes but the leading one.
+        """
+        values = {**values, "lost": dict(self.peers.lost), "notices": self.peers.notices.copy()}
+        self.peers.notices.clear()
         if not self.leads:
-            self.say(SERVER, word)
+            self.send(SERVER, values)
             return {}
-        words = self.hear(self.others, "sent")
-        self._log([word, *words.values()])
-        for other in words.values():
-            communicator.ledger.add_latest(other["sent"])
-            communicator.stopwatch.seconds |= other["seconds"]
-        return words
+        received = self.receive(self.others, key="notices")
+        self._log([values, *received.values()])
+        return received
 
-    def _log(self, words: Iterable[Word]) -> None:
-        """What processes have to tell of each other."""
-        words = list(words)
-        lost = {name: why for word in words for name, why in word["lost"].items() if name not in self._lost}
-        self._lost |= lost
-        late = [sentence for word in words for sentence in word["news"]]
-        for sentence in dict.fromkeys([*(f"{name} is lost: {why}" for name, why in lost.items()), *late]):
-            log.warning("round %d: %s", self.wires.round, sentence)
-
-    def agree(self, word: Word) -> Word:
-        """The word of the first process.
+    def broadcast(self, values: Values) -> Values:
+        """Return the values of the leading process in all processes.
 
         Raises:
-            EngineError: it is not heard.
+            EngineError: they do not arrive.
         """
         if self.leads:
             for name in self.others:
-                self.say(name, word)
-            return word
-        words = self.hear([SERVER], "", patience=6)
-        if SERVER not in words:
-            why = self.wires.lost.get(SERVER, f"it said nothing for {6 * self.wires.seconds:g} s")
-            raise EngineError(f"the server is lost ({why}): go on from the last checkpoint by resume=PATH.")
-        return words[SERVER]
+                self.send(name, values)
+            return values
+        return self.receive_from_leader()
+
+    def receive_from_leader(self, patience: int = 6) -> Values:
+        """Return the next values that the leading process sends.
+
+        Raises:
+            EngineError: they do not arrive.
+        """
+        received = self.receive([SERVER], patience=patience)
+        if SERVER not in received:
+            reason = self.peers.lost.get(SERVER, f"it sent nothing for {patience * self.peers.seconds:g} s")
+            raise EngineError(f"the server is lost: {reason}. Restart from the last checkpoint with resume=PATH.")
+        return received[SERVER]
+
+    def _log(self, gathered: Sequence[Values]) -> None:
+        """Log what processes noticed of each other; what several noticed, once."""
+        lost = {name: reason for values in gathered for name, reason in values["lost"].items()}
+        sentences = [f"{name} is lost: {reason}" for name, reason in lost.items() if name not in self._logged]
+        self._logged |= set(lost)
+        sentences += [notice for values in gathered for notice in values["notices"]]
+        for sentence in dict.fromkeys(sentences):
+            log.warning("round %d: %s", self.peers.round, sentence)
+
+
+def to_bytes(values: Mapping[str, Any]) -> memoryview:
+    """Return numbers, strings and tensors, by name, as bytes."""
+    content = io.BytesIO()
+    torch.save(dict(values), content)
+    return content.getbuffer()
+
+
+def from_bytes(content: bytes | memoryview) -> Values:
+    """Return the values that `to_bytes` encoded; nothing in them is executed."""
+    return dict(torch.load(io.BytesIO(content), weights_only=True))

@@ -1,7 +1,7 @@
-"""Rows of bytes with a header, as they travel between processes.
+"""Frames: rows of bytes with a header, as they travel between processes.
 
-A frame is a header of HEADER bytes and a body: numbers of users (4 bytes each), whose rows they are, payload, overhead.
-Nothing in a frame is executed when it is read, and nothing is believed before it was checked.
+A frame is a header of HEADER bytes and a body: numbers of users (4 bytes each), payload and overhead of the rows.
+Reading a frame executes nothing, and the checksums of header and body are verified before anything else is read.
 """
 
 import struct
@@ -19,10 +19,10 @@ from hmtl.communication.encoding import WIRES
 from hmtl.communication.messages import Users, nothing
 from hmtl.errors import CodingError
 
-WORD = "word"  # of one process to another, which no node hears: measurements, and whether to go on
-BYE = "bye"  # the last frame of all
+CONTROL = "control values"  # see `hmtl.distributed.control`; no node receives them
+BYE = "bye"  # the last frame of a connection
 KINDS = (
-    WORD,
+    CONTROL,
     BYE,
     messages.IVS,
     messages.REPORT,
@@ -43,20 +43,21 @@ HEADER = LAYOUT.size + 4  # bytes, with the checksum of the header itself
 
 @dataclass(frozen=True)
 class Header:
-    """What a header says.
+    """The header of a frame.
 
     Attributes:
-        kind: a place in KINDS.
-        dtype: of the numbers in the payload, a place in DTYPES; see `Message.dtype`.
-        last: whether the sender has nothing more to say of this kind for the time being.
-        empty: whether that is all that the frame says, and it carries no message.
-        apart: whether the body came by multicast.
+        kind: index into KINDS.
+        dtype: index into DTYPES, see `Message.dtype`.
+        last: whether the frame is the last of a batch: its sender has nothing more to send of this kind for now.
+        empty: whether the frame only ends a batch and carries no message.
+        apart: whether the body travels by multicast, apart from the header.
         sender, receiver: ranks of processes.
-        round: in which it is sent.
-        sequence: how many frames went the same way before.
-        cast: number of the multicast by which the body came, or should have; 0: of none.
-        users: number of users whose rows these are, one row for each or one for all; -1: nobody's.
-        rows, payload, overhead: number of rows, and of bytes in each of their parts.
+        round: number of the round.
+        sequence: number of frames that the sender has sent to the receiver before.
+        cast: number of the multicast that carries the body; 0: none does.
+        users: number of users whose rows these are, one row for each or one row for all; -1: rows of no user.
+        rows: number of rows.
+        payload, overhead: bytes in each part of a row.
         checksum: CRC-32 of the body.
     """
 
@@ -78,39 +79,42 @@ class Header:
 
     @property
     def body(self) -> int:
-        """Bytes of the body."""
+        """Length of the body [bytes]."""
         return 4 * max(self.users, 0) + self.rows * (self.payload + self.overhead)
 
     def to_bytes(self) -> bytes:
+        """Return HEADER bytes, the last four of which are a checksum of the others."""
         content = LAYOUT.pack(MAGIC, *vars(self).values())
         return content + zlib.crc32(content).to_bytes(4, "little")
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
-        """What a header says, if it arrived as it was sent.
+        """Return the header that `to_bytes` encoded.
 
         Raises:
-            CodingError: it did not.
+            CodingError: the bytes are damaged, or come from another program or version.
         """
         if content[:4] != MAGIC or int.from_bytes(content[-4:], "little") != zlib.crc32(content[:-4]):
-            raise CodingError("a header arrived damaged, or is of another program")
+            raise CodingError("it sent a damaged header, or is another program")
         _, *fields = LAYOUT.unpack(content[:-4])
         header = cls(*fields)
         if header.kind >= len(KINDS) or header.dtype >= len(DTYPES) or header.users < -1:
-            raise CodingError("a header is of another version of this program")
+            raise CodingError("it sent a header of another version of hmtl")
         return header
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Rows on their way.
+    """Rows that travel between processes.
 
     Attributes:
-        kind, last, empty, round: see `Header`.
+        kind: one of KINDS.
+        round: number of the round.
         payload, overhead: uint8 [rows, bytes].
-        users: whose rows these are; None: nobody's.
+        users: the users whose rows these are; None: rows of no user.
         dtype: see `Message`.
-        damaged: what happened to it on its way, so that there is nothing to read; "" if nothing did.
+        last, empty: see `Header`.
+        damaged: how the frame was damaged in transit, so that its rows are missing; "" if it was not.
     """
 
     kind: str
@@ -124,7 +128,7 @@ class Frame:
     damaged: str = ""
 
     def to_bytes(self, sender: int, receiver: int, sequence: int) -> tuple[Header, Tensor]:
-        """Header and body, which is one in memory for all to whom the frame goes."""
+        """Return header and body; all receivers of a frame share the body's memory."""
         header = Header(
             kind=KINDS.index(self.kind),
             dtype=DTYPES.index(self.dtype),
@@ -151,7 +155,7 @@ class Frame:
 
     @cached_property
     def body(self) -> Tensor:
-        """Numbers of users, payload and overhead, uint8 [bytes]."""
+        """The numbers of the users, payload and overhead, uint8 [bytes]."""
         ids = np.empty(0, "<u4") if self.users is None else self.users.astype("<u4")
         parts = [torch.from_numpy(ids.view(np.uint8)), self.payload.reshape(-1), self.overhead.reshape(-1)]
         parts = [part for part in parts if len(part)]
@@ -159,20 +163,20 @@ class Frame:
 
     @classmethod
     def from_bytes(cls, header: Header, body: Tensor) -> Self:
-        """The frame, whose rows share the body's memory.
+        """Return the frame, whose rows share the body's memory.
 
         Raises:
-            CodingError: the body did not arrive as it was sent.
+            CodingError: the body is damaged.
         """
         if zlib.crc32(body.numpy().data) != header.checksum:
             raise CodingError(f"{KINDS[header.kind]} of round {header.round} arrived damaged")
-        n, ids = header.rows, 4 * max(header.users, 0)
-        end = ids + n * header.payload
+        ids = 4 * max(header.users, 0)  # bytes
+        end = ids + header.rows * header.payload
         return cls(
             KINDS[header.kind],
             header.round,
-            body[ids:end].view(n, header.payload),
-            body[end:].view(n, header.overhead),
+            body[ids:end].view(header.rows, header.payload),
+            body[end:].view(header.rows, header.overhead),
             body[:ids].numpy().view("<u4").astype(np.int64) if header.users >= 0 else None,
             DTYPES[header.dtype],
             header.last,

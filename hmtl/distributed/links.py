@@ -1,4 +1,4 @@
-"""The same messages between processes, each with one node: the server, a relay, or a host of users."""
+"""Links between processes, each of which plays one node: the server, a relay, or a host of users."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,77 +17,78 @@ from hmtl.communication.accounting.ledger import (
 )
 from hmtl.communication.links import Links
 from hmtl.communication.messages import SERVER, Message, Users, host_name
-from hmtl.distributed.connections import Wires
 from hmtl.distributed.frames import HEADER, Frame
 from hmtl.distributed.multicast.group import Cast
+from hmtl.distributed.peers import Peers
 from hmtl.topology import Moving, Topology
 
 
-class Distributed(Links):
-    """Messages of this process's node to others, each in a process of its own.
+class ProcessLinks(Links):
+    """Links from the node of this process to those of other processes.
 
-    A frame has a header, and numbers of users where its rows belong to users. These are counted as overhead, on the
-    link of the first row, for each receiver; what the message has is counted as on all links, once for what several
-    relays hear. Frames without a message, by which processes keep in step, are not counted. What multicast takes beyond
-    a message once is overhead of what all relays hear, and a relay's reports are of its link.
+    The ledger counts messages as on all links, once for what several relays receive. A frame adds a header, and the
+    numbers of the users whose rows it carries; both count as overhead on the link of the first row, for each receiver.
+    Frames that only end a batch are not counted. What multicast sends beyond one copy of each message counts as
+    overhead of the server's link to all relays, and a relay's multicast reports as overhead of its own link.
 
     Args:
-        ledger: of what this process sends.
-        wires: to the other processes.
-        contacts: of whom a relay hears, in all rounds or round by round; rows of others do not go to it.
-        homes: the users of each host; rows of others do not go to it.
+        ledger: counts what this process sends.
+        peers: the other processes.
+        contacts: who hears whom, in all rounds or round by round; a relay gets only the rows of users that it hears.
+        homes: the users of each host, which gets only their rows.
     """
 
-    def __init__(self, ledger: LinkLedger, wires: Wires, contacts: Topology | Moving, homes: Sequence[Users]) -> None:
+    def __init__(self, ledger: LinkLedger, peers: Peers, contacts: Topology | Moving, homes: Sequence[Users]) -> None:
         super().__init__(ledger)
-        self.wires, self.contacts, self.topology = wires, contacts, contacts.at(0)
+        self.peers, self.contacts, self.topology = peers, contacts, contacts.at(0)
         self._homes = {host_name(n): users for n, users in enumerate(homes)}
-        self._posted: dict[tuple[str, str], list[Message]] = defaultdict(list)
+        self._posted: dict[tuple[str, str], list[Message]] = defaultdict(list)  # by receiver and kind
 
     def plays(self, node: str) -> bool:
-        return node == self.wires.me
+        return node == self.peers.name
 
     def homes(self, K: int) -> dict[str, Users]:
         return self._homes
 
     def begin(self, round: int) -> None:
         self._posted.clear()
-        self.wires.begin(round)
+        self.peers.begin(round)
         self.topology = self.contacts.at(max(round, 0))
 
     def send(self, message: Message) -> None:
+        """Keep a message until `end` knows the last one of its kind."""
         for receiver in message.receivers:
             self._posted[receiver, message.kind].append(message)
 
     def end(self, kind: str, receivers: Sequence[str]) -> None:
-        turns = {receiver: self._posted.pop((receiver, kind), []) for receiver in receivers}
-        posted = dict.fromkeys(message for messages in turns.values() for message in messages)  # in order
-        shared = [message for message in posted if message.users is None and len(message.receivers) > 1]
-        alike = {message: self._frame(message, message.rows()) for message in shared}
-        casts = {message: self.wires.cast(message.receivers, frame) for message, frame in alike.items()}
-        for receiver, messages in turns.items():
+        batches = {receiver: self._posted.pop((receiver, kind), []) for receiver in receivers}
+        in_order = dict.fromkeys(message for messages in batches.values() for message in messages)
+        shared = [message for message in in_order if message.users is None and len(message.receivers) > 1]
+        frames = {message: self._frame(message, message.rows()) for message in shared}
+        casts = {message: self.peers.multicast(message.receivers, frame) for message, frame in frames.items()}
+        for receiver, messages in batches.items():
             for n, message in enumerate(messages, 1):
-                frame = alike.get(message) or self._frame_for(receiver, message)
+                frame = frames.get(message) or self._frame_for(receiver, message)
                 if n < len(messages):
                     frame = replace(frame, last=False)
-                self._say(receiver, message, frame, casts.get(message))
+                self._send(receiver, message, frame, casts.get(message))
             if not messages:
-                self.wires.say(receiver, Frame(kind, self.wires.round, empty=True))
+                self.peers.send(receiver, Frame(kind, self.peers.round, empty=True))
 
     def collect(self, node: str, kind: str, expected: Sequence[str]) -> tuple[list[Message], tuple[str, ...]]:
-        heard = self.wires.hear(kind, expected, self._patience(expected))
-        self._count()
-        arrived = [self._message(sender, frame) for sender, frames in heard.items() for frame in frames]
-        return arrived, tuple(name for name in expected if name not in heard)
+        batches = self.peers.receive(kind, expected, self._patience(expected))
+        self._count_multicast()
+        messages = [self._message(sender, frame) for sender, frames in batches.items() for frame in frames]
+        return messages, tuple(name for name in expected if name not in batches)
 
     def _frame_for(self, receiver: str, message: Message) -> Frame:
-        """What of a message concerns a receiver."""
+        """Return the rows of a message that the receiver needs."""
         rows, users = message.rows(), message.users
         if users is not None and receiver != SERVER:
-            concerned = np.isin(users, self._users_of(receiver))
-            if len(rows) == len(users):  # else one is for all
-                rows = rows[torch.from_numpy(concerned)]
-            users = users[concerned]
+            needed = np.isin(users, self._users_of(receiver))
+            if len(rows) == len(users):  # otherwise there is one row for all of them
+                rows = rows[torch.from_numpy(needed)]
+            users = users[needed]
         return self._frame(message, rows, users)
 
     @staticmethod
@@ -95,43 +96,46 @@ class Distributed(Links):
         payload, overhead = message.payload[rows], message.overhead[rows]
         return Frame(message.kind, message.round, payload, overhead, users, message.dtype)
 
-    def _say(self, receiver: str, message: Message, frame: Frame, cast: Cast | None) -> None:
+    def _send(self, receiver: str, message: Message, frame: Frame, cast: Cast | None) -> None:
         links = message.links if isinstance(message.links, int) else message.links[:1]
         ids = 0 if frame.users is None else 4 * len(frame.users)
         self.ledger.add(message.tier, links, 0, 8 * (HEADER + ids))
-        self.wires.say(receiver, frame, cast)
+        self.peers.send(receiver, frame, cast)
 
-    def _count(self) -> None:
-        """What multicast took beyond the bodies: headers, combinations, questions; reports."""
-        if group := self.wires.caster or self.wires.listener:
-            if self.wires.me == SERVER:
-                tier, link = SERVER_TO_RELAYS, self.contacts.H
-            else:
-                tier, link = RELAYS_TO_SERVER, _number(self.wires.me)
-            self.ledger.add(tier, link, 0, 8 * group.overhead())
+    def _count_multicast(self) -> None:
+        """Count what multicast has sent beyond the bodies: headers, repairs, questions and reports."""
+        if self.peers.caster:
+            self.ledger.add(SERVER_TO_RELAYS, self.contacts.H, 0, 8 * self.peers.caster.overhead())
+        if self.peers.listener:
+            self.ledger.add(RELAYS_TO_SERVER, _number(self.peers.name), 0, 8 * self.peers.listener.overhead())
 
-    def _patience(self, expected: Sequence[str]) -> int:
-        """Hosts wait for nobody at first, relays for them, the server for these; and what it says, comes back so."""
-        if self.wires.me == SERVER:
+    def _patience(self, senders: Sequence[str]) -> int:
+        """Return how many timeouts to wait for some senders: hosts wait for nobody, relays for hosts, and so on."""
+        if self.peers.name == SERVER:
             return 2
-        return 4 if self.wires.me in self._homes else 3 if SERVER in expected else 1
+        if self.peers.name in self._homes:
+            return 4
+        return 3 if SERVER in senders else 1
 
     def _users_of(self, receiver: str) -> Users:
-        """Those whose rows concern a relay, or a host."""
+        """Return the users whose rows a relay or a host needs."""
         if receiver in self._homes:
             return self._homes[receiver]
         return np.array(self.topology.N(_number(receiver)))
 
     def _message(self, sender: str, frame: Frame) -> Message:
-        me, users = self.wires.me, frame.users
-        if SERVER in (sender, me):
-            links: int | Users = _number(sender if me == SERVER else me)  # of the relay
-            tier = RELAYS_TO_SERVER if me == SERVER else SERVER_TO_RELAYS
+        name, users = self.peers.name, frame.users
+        links: int | Users
+        if name == SERVER:
+            tier, links = RELAYS_TO_SERVER, _number(sender)
+        elif sender == SERVER:
+            tier, links = SERVER_TO_RELAYS, _number(name)
         else:
-            assert users is not None, f"{sender} and {me} have nothing to say to each other but of users"
-            links, tier = users, RELAYS_TO_USERS if me in self._homes else USERS_TO_RELAYS
+            assert users is not None, f"frames between {sender} and {name} carry rows of users"
+            tier, links = (RELAYS_TO_USERS if name in self._homes else USERS_TO_RELAYS), users
+        payload, overhead = frame.payload, frame.overhead
         return Message(
-            frame.round, tier, frame.kind, sender, (me,), links, frame.payload, frame.overhead, users, dtype=frame.dtype
+            frame.round, tier, frame.kind, sender, (name,), links, payload, overhead, users, dtype=frame.dtype
         )
 
 

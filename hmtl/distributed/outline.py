@@ -1,4 +1,4 @@
-"""What processes know of tasks whose rows are elsewhere: names, shapes and numbers, as values that can be sent."""
+"""What a process knows of tasks whose rows live in another one, as values that can be sent."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -11,69 +11,75 @@ from hmtl.data.preprocessing import Prepared, Preprocessing, Scaling
 from hmtl.data.tasks import Task
 
 Names = tuple[Any, ...] | None
-_TARGETS = ("y_train", "y_test")
+Shapes = tuple[str, list[int], list[int], bool, int | None]
+"""A task's name, the shapes of its training and test rows, whether these are float32, and its number of classes."""
+TARGETS = ("y_train", "y_test")
 
 
 def outline(tasks: Sequence[Task]) -> dict[str, Any]:
-    """Of the tasks of one data set."""
+    """Return names, shapes and preprocessing of the tasks of one data set."""
     return {
         "tasks": [_shapes(task) for task in tasks],
         "raw": [_shapes(task.raw) for task in tasks if task.prepared],
         "preprocessing": asdict(tasks[0].preprocessing),
-        "called": (tasks[0].labels, tasks[0].columns),
+        "labels": tasks[0].labels,
+        "columns": tasks[0].columns,
     }
 
 
 def from_outline(outline: Mapping[str, Any]) -> tuple[Task, ...]:
-    """The inverse of `outline`: tasks whose rows are elsewhere, and so is what was fitted to them."""
-    called, by = outline["called"], Preprocessing(**outline["preprocessing"])
-    tasks, raw = ([_task(shapes, *called) for shapes in outline[part]] for part in ("tasks", "raw"))
+    """Return tasks that have the shapes of an outline, but neither rows nor scaling."""
+    by = Preprocessing(**outline["preprocessing"])
+    tasks, raw = (
+        [_without_rows(shapes, outline["labels"], outline["columns"]) for shapes in outline[part]]
+        for part in ("tasks", "raw")
+    )
     for task, before in zip(tasks, raw, strict=False):
-        object.__setattr__(task, "prepared", Prepared(before, by, _unknown(before, by)))
+        object.__setattr__(task, "prepared", Prepared(before, by, _unknown_scaling(before, by)))
     return tuple(tasks)
 
 
-def results(tasks: Sequence[Task], targets: bool) -> dict[str, Tensor]:
-    """What has to be known of tasks to report results, apart from the outline: scaling, and if so asked, `targets`."""
+def report_data(tasks: Sequence[Task], targets: bool) -> dict[str, Tensor]:
+    """Return what a report needs to know of these tasks beyond the outline: their scaling, and optionally `targets`."""
     scalings = [task.scaling for task in tasks if task.prepared]
-    told = {}
+    data = {}
     if scalings:
-        told = {name: torch.stack([getattr(scaling, name) for scaling in scalings]) for name in ("mean", "scale")}
-        told["target_mean"] = torch.tensor([scaling.target_mean for scaling in scalings], dtype=torch.float64)
+        data = {name: torch.stack([getattr(scaling, name) for scaling in scalings]) for name in ("mean", "scale")}
+        data["target_mean"] = torch.tensor([scaling.target_mean for scaling in scalings], dtype=torch.float64)
     if targets:
-        told |= {part: torch.cat([getattr(task.raw, part) for task in tasks]) for part in _TARGETS}
-    return told
+        data |= {name: torch.cat([getattr(task.raw, name) for task in tasks]) for name in TARGETS}
+    return data
 
 
-def with_results(tasks: Sequence[Task], told: Mapping[str, Tensor]) -> list[Task]:
-    """These tasks, with what `results` gave of them."""
-    lengths = {name: [len(getattr(task, name)) for task in tasks] for name in _TARGETS if name in told}
-    parts = {name: torch.split(told[name], each) for name, each in lengths.items()}
-    known = []
+def with_report_data(tasks: Sequence[Task], data: Mapping[str, Tensor]) -> list[Task]:
+    """Return tasks without rows, completed by the `report_data` of all of them."""
+    lengths = {name: [len(getattr(task, name)) for task in tasks] for name in TARGETS if name in data}
+    targets = {name: torch.split(data[name], counts) for name, counts in lengths.items()}
+    completed = []
     for k, task in enumerate(tasks):
-        targets: dict[str, Any] = {name: of_each[k] for name, of_each in parts.items()}
-        raw = replace(task.raw, **targets)
-        if "mean" in told:
-            of_k = Scaling(told["mean"][k], told["scale"][k], task.scaling.intercept, float(told["target_mean"][k]))
-            raw = replace(task, prepared=Prepared(raw, task.preprocessing, of_k))
-        known.append(raw)
-    return known
+        of_task: dict[str, Any] = {name: parts[k] for name, parts in targets.items()}
+        known = replace(task.raw, **of_task)
+        if "mean" in data:
+            mean, scale, target_mean = (data[name][k] for name in ("mean", "scale", "target_mean"))
+            scaling = Scaling(mean, scale, task.scaling.intercept, float(target_mean))
+            known = replace(task, prepared=Prepared(known, task.preprocessing, scaling))
+        completed.append(known)
+    return completed
 
 
-def _shapes(task: Task) -> tuple[str, list[int], list[int], bool, int | None]:
+def _shapes(task: Task) -> Shapes:
     narrow = task.x_train.dtype == torch.float32
     return task.name, list(task.x_train.shape), list(task.x_test.shape), narrow, task.classes
 
 
-def _task(shapes: tuple[str, list[int], list[int], bool, int | None], labels: Names, columns: Names) -> Task:
+def _without_rows(shapes: Shapes, labels: Names, columns: Names) -> Task:
     name, train, test, narrow, classes = shapes
-    x_train, x_test = (
-        torch.empty(shape, dtype=torch.float32 if narrow else torch.float64, device="meta") for shape in (train, test)
-    )
+    dtype = torch.float32 if narrow else torch.float64
+    x_train, x_test = (torch.empty(shape, dtype=dtype, device="meta") for shape in (train, test))
     y_train, y_test = (torch.empty(shape[0], device="meta") for shape in (train, test))
     return Task(name, x_train, y_train, x_test, y_test, classes, labels, columns)
 
 
-def _unknown(raw: Task, by: Preprocessing) -> Scaling:
+def _unknown_scaling(raw: Task, by: Preprocessing) -> Scaling:
     of_features = torch.empty(raw.x_train[0].numel(), dtype=torch.float64, device="meta")
     return Scaling(of_features, of_features, by.intercept)

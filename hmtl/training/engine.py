@@ -1,7 +1,12 @@
-"""Where the nodes of a run live: all in this process, or elsewhere, too; see `hmtl.distributed.engine`."""
+"""Where the nodes of a run live, and what their processes exchange beside the messages of the network.
+
+The classes here are those of a single process, which plays all nodes and has nothing to exchange: a null object for
+"not distributed". `hmtl.distributed.engine` has their counterparts for one process per node.
+"""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -11,78 +16,112 @@ from hmtl.data import Task, Wanted
 from hmtl.mtl import Aggregator, Algorithm, Users
 from hmtl.topology import Moving, Topology
 
-Word = dict[str, Any]
-"""What processes tell each other, by name."""
+Values = dict[str, Any]
+"""Numbers, strings, tensors and dictionaries of these, by name: what processes send each other."""
 Load = Callable[[Wanted | None], tuple[Task, ...]]
-"""Gives all tasks, and holds at least the rows that are wanted."""
+"""Loads the tasks of all users, with at least the rows of the wanted ones."""
 
 
-class Engine:
-    """All nodes in this process.
+@dataclass(frozen=True)
+class RoundResult:
+    """What the leading process knows of a round.
 
     Attributes:
-        leads: whether this process keeps the results.
-        whole: whether all users are here.
+        users: number of users whose update counted.
+        user_seconds: CPU time of the slowest user's local update [s].
+        figures: see `Algorithm.figures`; empty if the round is not evaluated.
+        user_figures: see `Users.measure`, a row for each user; empty if the round is not evaluated.
+    """
+
+    users: int
+    user_seconds: float
+    figures: dict[str, float] = field(default_factory=dict)
+    user_figures: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Exchange:
+    """What the processes of a run exchange for reports and checkpoints; nothing, as there is only one process.
+
+    The first process leads: it measures, saves checkpoints and decides when to stop.
+
+    Attributes:
+        leads: whether this process is the leading one.
+        whole: whether all users live in this process.
     """
 
     leads = True
     whole = True
 
-    def tasks(self, load: Load, K: int | None, H: int) -> tuple[Task, ...]:
-        """All users' tasks, with the rows that belong here."""
-        return load(None)
+    def links(self, ledger: LinkLedger) -> Links:
+        """Return the links from the nodes of this process to all others."""
+        return InProcess(ledger)
 
-    def join(self, contacts: Topology | Moving, network: Network) -> Callable[[LinkLedger], Links]:
-        """Take a place in the network; gives the links that lead from there."""
-        return InProcess
-
-    def together(self) -> AbstractContextManager[None]:
-        """Go on when all processes are through with the block; an error of one of them is raised in all."""
-        return nullcontext()
-
-    def side(self, users: Users) -> Users:
-        """These users as the network knows them."""
+    def wrap_users(self, users: Users) -> Users:
+        """Return the user side as the network addresses it: by the users' numbers in the whole network."""
         return users
 
-    def introduce(self, algorithm: Algorithm, communicator: Communicator, before: Callable[[], Word]) -> None:
-        """Where results are kept, learn of the users what reports are made with.
+    def start(
+        self, algorithm: Algorithm, communicator: Communicator, load_checkpoint: Callable[[], Mapping[str, Any]]
+    ) -> None:
+        """Collect what the report needs to know of each user's data before the first round.
 
         Args:
-            before: gives what was last saved, for those who are gone.
+            load_checkpoint: returns the last checkpoint, which replaces the state of processes that have died.
         """
 
-    def learn(self, users: Users, aggregator: Aggregator, communicator: Communicator) -> None:
-        """Where results are kept, learn what a set-up taught others."""
+    def gather_setup(self, users: Users, aggregator: Aggregator, communicator: Communicator) -> None:
+        """Bring the leading process's aggregator to the state after a set-up, whichever node aggregated."""
 
-    def measured(
+    def gather_round(
         self, algorithm: Algorithm, communicator: Communicator, outcome: Outcome, user_seconds: float, evaluate: bool
-    ) -> Word | None:
-        """`figures` of a round and what was `measured` if it is to be evaluated, else nothing for these; how many
-        `users` counted, and `user_seconds` of the slowest; where results are kept.
+    ) -> RoundResult | None:
+        """Collect what was measured and sent in a round.
+
+        Returns:
+            The result of the round; None in all processes but the leading one.
         """
-        measured = algorithm.users.measure() if evaluate else {}
-        return {
-            "figures": algorithm.figures(measured, algorithm.users.blocks()) if evaluate else {},
-            "measured": measured,
-            "users": len(outcome.users),
-            "user_seconds": user_seconds,
-        }
+        if not evaluate:
+            return RoundResult(len(outcome.users), user_seconds)
+        measured = algorithm.users.measure()
+        figures = algorithm.figures(measured, algorithm.users.blocks())
+        return RoundResult(len(outcome.users), user_seconds, figures, measured)
 
-    def agree(self, word: Word) -> Word:
-        """The word of the process that leads, for all."""
-        return word
+    def broadcast(self, values: Values) -> Values:
+        """Return the values of the leading process in all processes."""
+        return values
 
-    def state(self, algorithm: Algorithm, communicator: Communicator) -> Word | None:
-        """State of algorithm and communicator with that of all processes; None where no results are kept."""
+    def gather_state(self, algorithm: Algorithm, communicator: Communicator) -> Values | None:
+        """Return the state of algorithm and communicator; None in all processes but the leading one."""
         return {"algorithm": algorithm.state_dict(), "communicator": communicator.state_dict()}
 
-    def mine(self, state: Word, algorithm: Algorithm, communicator: Communicator) -> Word:
-        """What this process needs of that, the inverse."""
+    def scatter_state(self, state: Values, algorithm: Algorithm, communicator: Communicator) -> Values:
+        """Return this process's part of a state that `gather_state` returned."""
         return state
 
     def models(self, algorithm: Algorithm, state: Mapping[str, Any] | None) -> Tensor:
-        """All users' models [m, K]; `state` is the last one, where results are kept."""
+        """Return all users' models [m, K], `state` being the last one that was gathered."""
         return algorithm.W
 
     def close(self) -> None:
-        """Leave."""
+        """Leave the other processes."""
+
+
+class Engine:
+    """All nodes in this process."""
+
+    def load_tasks(self, load: Load, K: int | None, H: int) -> tuple[Task, ...]:
+        """Return the tasks of all users, with the rows of those who live in this process.
+
+        Args:
+            K: number of users; None: as many as the data has.
+            H: number of relays.
+        """
+        return load(None)
+
+    def barrier(self) -> AbstractContextManager[None]:
+        """Continue once all processes have left the block; an error in one of them is raised in all."""
+        return nullcontext()
+
+    def connect(self, contacts: Topology | Moving, network: Network) -> Exchange:
+        """Connect this process to the others, after `load_tasks`."""
+        return Exchange()

@@ -12,7 +12,7 @@ from hmtl.communication import SETUP, TIERS, CodedHierarchical, Communicator, Ou
 from hmtl.errors import CheckpointError
 from hmtl.mtl import Aggregator, Algorithm, Users
 from hmtl.training.checkpoint import NO_USE, check_alike, load_checkpoint, save_atomically
-from hmtl.training.engine import Engine
+from hmtl.training.engine import Exchange, RoundResult
 from hmtl.training.history import History, Measurements
 from hmtl.training.signals import catch_signals
 
@@ -65,7 +65,7 @@ class Trainer:
             round always have one. A gap is compared with its tolerance only there.
         identity: the configuration that a checkpoint has to share with the run that goes on from it.
         loggers: told of each round.
-        engine: where the nodes live.
+        exchange: what this process exchanges with others, if there are any.
         before: what is exchanged before the algorithm's own set-up: pairs of sides, as `Algorithm.setup` gives them.
     """
 
@@ -82,7 +82,7 @@ class Trainer:
         identity: Mapping[str, Any] | None = None,
         loggers: Sequence[Logger] = (),
         before: Sequence[tuple[Users, Aggregator] | None] = (),
-        engine: Engine = Engine(),  # noqa: B008, it holds nothing
+        exchange: Exchange = Exchange(),  # noqa: B008, it holds nothing
     ) -> None:
         self.algorithm = algorithm
         self.communicator = communicator
@@ -93,9 +93,9 @@ class Trainer:
         self.evaluate_every = evaluate_every
         self.identity = dict(identity or {})
         self.loggers = loggers
-        self.before, self.engine = before, engine
-        self.users = engine.side(algorithm.users)
-        self.history = History(checkpoint.with_name("metrics.csv") if engine.leads else None)
+        self.before, self.exchange = before, exchange
+        self.users = exchange.wrap_users(algorithm.users)
+        self.history = History(checkpoint.with_name("metrics.csv") if exchange.leads else None)
         self.interrupted = 0
         self.state: Mapping[str, Any] | None = None  # at the end, where results are kept
         self.errors: dict[str, list[float]] = {"train": [], "test": []}  # of each user, last, where results are kept
@@ -112,17 +112,16 @@ class Trainer:
         Raises:
             CheckpointError: it is not of this run; nothing has changed then.
         """
-        self.engine.introduce(self.algorithm, self.communicator, lambda: load_checkpoint(self.checkpoint))
-        if checkpoint is None or not self.engine.whole:  # a process that has not all data, learns anew what was told
-            for pair in (*self.before, self.algorithm.setup()):
-                if pair is not None:
-                    users, aggregator = pair
-                    self.communicator.setup(self.engine.side(users), aggregator)
-                    self.engine.learn(users, aggregator, self.communicator)
+        exchange = self.exchange
+        exchange.start(self.algorithm, self.communicator, lambda: load_checkpoint(self.checkpoint))
+        if checkpoint is None or not exchange.whole:
+            # A process with all data derives what the set-up exchanges when it builds the algorithm, so checkpoints do
+            # not hold it; a process with part of the data repeats the exchange after a resume.
+            self._set_up()
         if checkpoint is not None:
             self._go_on(checkpoint)
-        elif not self.engine.whole:
-            self._save()  # for users whose process is gone before the next time
+        elif not exchange.whole:
+            self._save()  # the state of users whose process is lost before the next checkpoint
         for row in self.history:
             for logger in self.loggers:
                 logger.log(row)
@@ -140,15 +139,23 @@ class Trainer:
             self.interrupted = self.interrupted or sum(caught[:1])
         return list(self.history)
 
+    def _set_up(self) -> None:
+        """Exchange what users and aggregators need before the first round."""
+        for pair in (*self.before, self.algorithm.setup()):
+            if pair is not None:
+                users, aggregator = pair
+                self.communicator.setup(self.exchange.wrap_users(users), aggregator)
+                self.exchange.gather_setup(users, aggregator, self.communicator)
+
     def _go_on(self, checkpoint: Mapping[str, Any]) -> None:
         """Take over all of a checkpoint, once it is certain that it fits."""
         past, algorithm, communicator = checkpoint["history"], self.algorithm, self.communicator
         communicator.seat(self.users, algorithm.aggregator)
         try:
-            state = self.engine.mine(dict(checkpoint), algorithm, communicator)
+            state = self.exchange.scatter_state(dict(checkpoint), algorithm, communicator)
             sides, nodes = state["algorithm"], state["communicator"]["nodes"]
             like = {"algorithm": algorithm.state_dict(), "communicator": communicator.state_dict()}
-            if not self.engine.whole:  # and not every process has both sides
+            if not self.exchange.whole:  # and not every process has both sides
                 like["algorithm"] = {side: like["algorithm"][side] for side in sides}
             if not past and not nodes:  # they are made in the first round
                 like["communicator"]["nodes"] = {}
@@ -173,23 +180,21 @@ class Trainer:
         absent = learner.participation.absent_relays(learner.seed, number, communicator.topology.H)
         outcome = communicator.round(number, self.users, learner.aggregator, absent)
         evaluate = number % self.evaluate_every == 0 or number == self.rounds - 1
-        measured = self.engine.measured(learner, communicator, outcome, user_seconds, evaluate)
-        if measured is None:
+        result = self.exchange.gather_round(learner, communicator, outcome, user_seconds, evaluate)
+        if result is None:
             return {}
-        if by_user := measured.pop("measured"):
-            self.errors = {split: by_user[f"{split}_error"].tolist() for split in self.errors}
-        return self.measure(number, outcome, **measured)
+        if result.user_figures:
+            self.errors = {split: result.user_figures[f"{split}_error"].tolist() for split in self.errors}
+        return self.measure(number, outcome, result)
 
     def _goes_on(self) -> bool:
         """Whether there is another round, as the process that leads decides."""
         done = self.interrupted or len(self.history) >= self.rounds or self._converged()
-        word = self.engine.agree({"done": bool(done), "interrupted": self.interrupted})
-        self.interrupted = word["interrupted"]
-        return not word["done"]
+        decision = self.exchange.broadcast({"done": bool(done), "interrupted": self.interrupted})
+        self.interrupted = decision["interrupted"]
+        return not decision["done"]
 
-    def measure(
-        self, number: int, outcome: Outcome, figures: Measurements, users: int, user_seconds: float
-    ) -> Measurements:
+    def measure(self, number: int, outcome: Outcome, result: RoundResult) -> Measurements:
         """The row of the round just done.
 
         Keys: `round`; `users`, whose IVs counted; `empty`, 1 where nobody aggregated; primal, dual, gap where the
@@ -201,7 +206,7 @@ class Trainer:
         `uncoded_communication_s` of that. What is measured is CPU time, see `hmtl.clock`.
         """
         watch, ledger = self.communicator.stopwatch, self.communicator.ledger
-        learning = user_seconds + watch.slowest("global update")
+        learning = result.user_seconds + watch.slowest("global update")
         sent = {tier: ledger.bits(tier, round=-1).total for tier in TIERS}
         before = (
             self.history.last["bits_total"]
@@ -210,12 +215,12 @@ class Trainer:
         )
         return {
             "round": number,
-            "users": users,
+            "users": result.users,
             "empty": int(outcome.empty),
-            **figures,
+            **result.figures,
             **{f"bits/{tier}": bits for tier, bits in sent.items()},
             "bits_total": before + sum(sent.values()),
-            "local_s": user_seconds,
+            "local_s": result.user_seconds,
             "compute_s": learning + sum(watch.slowest(who) for who in ("relay", "server", "planning")),
             "communication_s": self.communicator.seconds(),
             "uncoded_s": learning + (uncoded := self.communicator.uncoded_seconds()),
@@ -230,7 +235,7 @@ class Trainer:
         return small and self.algorithm.settled(self.gap_tolerance * abs(last["primal"]))
 
     def _save(self) -> Mapping[str, Any] | None:
-        state = self.engine.state(self.algorithm, self.communicator)
+        state = self.exchange.gather_state(self.algorithm, self.communicator)
         if state is not None:
             history = self.history.past().state_dict()
             save_atomically(self.checkpoint, {"identity": self.identity, "history": history, **state})

@@ -21,14 +21,16 @@ from lossy import end_of_group, possible
 from hmtl.communication import TIERS, CodedHierarchical, Communicator, LinkLedger, Network, Uncoded
 from hmtl.communication.messages import BROADCAST, SERVER, Message, host_name, relay_name
 from hmtl.communication.nodes.relay import Relay
-from hmtl.distributed.connections import Wires
-from hmtl.distributed.frames import WORD, Frame
-from hmtl.distributed.links import Distributed
+from hmtl.distributed.connections import Connection
+from hmtl.distributed.frames import CONTROL, Frame
+from hmtl.distributed.links import ProcessLinks
+from hmtl.distributed.peers import Peers
+from hmtl.distributed.placement import Placement
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
 from hmtl.topology import Topology, symmetric
 
 HOSTS, ROUNDS, M, EXTRAS = 2, 5, 1000, 1
-Fault = Callable[[str, int, Wires], None]
+Fault = Callable[[str, int, Peers], None]
 """Called by each process before each round, with its name and the round."""
 
 
@@ -67,8 +69,8 @@ def member(
         return a != b and (SERVER in (a, b) or a.split()[0] != b.split()[0])
 
     group = end_of_group(rank, t.H, run=port, loss=settings["loss"]) if "loss" in settings else None
-    wires = Wires(me, {name: n for n, name in enumerate(every) if name != me and speak(me, name)}, seconds, group)
-    communicator = make(settings, lambda ledger: Distributed(ledger, wires, t, homes))
+    wires = Peers(me, {name: n for n, name in enumerate(every) if name != me and speak(me, name)}, seconds, group)
+    communicator = make(settings, lambda ledger: ProcessLinks(ledger, wires, t, homes))
     mine = homes[int(me.split()[1])].tolist() if me.startswith("host") else []
     users = ScriptedUsers(ivs(t), [set()] * ROUNDS, EXTRAS, mine)
     aggregator, models, heard, relays = ScriptedAggregator(t.K, M + EXTRAS), [], [], []
@@ -80,14 +82,14 @@ def member(
         relays.append(outcome.relays)
         models.append({k: model.numpy() for k, model in users.models.items()})
         if me != SERVER:  # all go on together, as with an engine
-            wires.say(SERVER, Frame(WORD, round))
-            wires.hear(WORD, [SERVER], patience=6)
+            wires.send(SERVER, Frame(CONTROL, round))
+            wires.receive(CONTROL, [SERVER], patience=6)
             continue
-        wires.hear(WORD, every[1:], patience=5)
+        wires.receive(CONTROL, every[1:], patience=5)
         for name in every[1:]:
-            wires.say(name, Frame(WORD, round))
+            wires.send(name, Frame(CONTROL, round))
     sent = {tier: communicator.ledger.per_link(tier)[:, 0] for tier in TIERS}
-    end.send((me, sent, models, heard, dict(wires.lost), wires.news, relays))
+    end.send((me, sent, models, heard, dict(wires.lost), wires.notices, relays))
     wires.close()
     end.recv()  # until all are done: whoever goes, cuts its connections
     os._exit(0)
@@ -124,7 +126,7 @@ def play(settings: dict[str, Any], fault: Fault | None = None, seconds: float = 
             process.join()
 
 
-def came_by_multicast(me: str, round: int, wires: Wires) -> None:
+def came_by_multicast(me: str, round: int, wires: Peers) -> None:
     if me in ("relay 0", "relay 1", "relay 3"):
         assert wires.listener
         assert wires.listener.receiver.taken == round, "one body in each round so far"
@@ -160,7 +162,7 @@ def test_as_in_one_process(settings: dict[str, Any]) -> None:
 
 
 class Told:
-    """Wires that lead nowhere, and keep what they are told."""
+    """Peers that lead nowhere, and keep what they are told."""
 
     me, round = SERVER, 0
 
@@ -180,7 +182,7 @@ def test_what_several_hear_is_one_in_memory_and_casts_go_in_the_order_of_what_is
     """A receiver that takes a cast forgets those before."""
     t, wires = network(), Told()
     relays = names(t)[1 : 1 + t.H]
-    links = Distributed(LinkLedger(t.K, t.H), wires, t, np.array_split(np.arange(t.K), HOSTS))  # type: ignore[arg-type]
+    links = ProcessLinks(LinkLedger(t.K, t.H), wires, t, np.array_split(np.arange(t.K), HOSTS))  # type: ignore[arg-type]
     for n in range(20):
         payload, overhead = torch.full((2, 5), n, dtype=torch.uint8), torch.zeros(2, 1, dtype=torch.uint8)
         links.send(Message(0, TIERS[2], BROADCAST, SERVER, tuple(relays), t.H, payload, overhead))
@@ -194,13 +196,13 @@ def test_what_several_hear_is_one_in_memory_and_casts_go_in_the_order_of_what_is
     assert len({wires.said[relay][-1][0].to_bytes(0, 1, 2)[1].data_ptr() for relay in relays}) == 1
 
 
-def kill_host(me: str, round: int, wires: Wires) -> None:
+def kill_host(me: str, round: int, wires: Peers) -> None:
     if me == "host 1" and round == 2:
         time.sleep(0.5)  # so that what it sent in the last round has left
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill_relay(me: str, round: int, wires: Wires) -> None:
+def kill_relay(me: str, round: int, wires: Peers) -> None:
     if me == "relay 3" and round == 2:
         time.sleep(0.5)  # so that what it sent in the last round has left
         os.kill(os.getpid(), signal.SIGKILL)
@@ -222,7 +224,7 @@ def test_without_a_relay_the_others_go_on() -> None:
     assert "live" in results[SERVER][3]["relay 3"]
 
 
-def flip(me: str, round: int, wires: Wires) -> None:
+def flip(me: str, round: int, wires: Peers) -> None:
     """A bit of what the relay sends goes wrong on the way, after its checksum was made."""
     if me == "relay 2" and round == 1:
         outbox = wires.peers[SERVER].outbox
@@ -247,7 +249,7 @@ def test_a_flipped_bit_is_named_and_never_read() -> None:
     agree(results, {}, away={1: [2]})
 
 
-def goes(who: str, step: str, sign: int, me: str, round: int, wires: Wires) -> None:
+def goes(who: str, step: str, sign: int, me: str, round: int, wires: Peers) -> None:
     """In round 2, when it comes to a step, a relay gets a signal; if that stops it, it goes on some time later."""
     if me == SERVER and sign == signal.SIGSTOP and round > 2:
         time.sleep(1)  # rounds without anything to do would be over before it is back

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hmtl.data import Preprocessing, Task
-from hmtl.distributed.outline import from_outline, outline, results, with_results
-from hmtl.distributed.residents import Residents
+from hmtl.distributed.hosted import HostedUsers
+from hmtl.distributed.outline import from_outline, outline, report_data, with_report_data
 from hmtl.mtl import (
     MOCHA,
     SDCA,
@@ -90,7 +90,7 @@ def set_up(hosts: Sequence[Algorithm], aggregating: Algorithm) -> None:
     pairs = [algorithm.setup() for algorithm in (*hosts, aggregating)]
     if pairs[-1] is None:
         return
-    sides = [Residents(pair[0], home) for pair, home in zip(pairs, HOMES, strict=False) if pair]
+    sides = [HostedUsers(pair[0], home) for pair, home in zip(pairs, HOMES, strict=False) if pair]
     told = [side.local_update(-1) for side in sides]
     assert np.array_equal(np.concatenate([users for users, _ in told]), np.arange(K))
     answers = pairs[-1][1].update(np.arange(K), torch.cat([facts for _, facts in told]))
@@ -112,13 +112,13 @@ def test_in_parts_as_in_one(name: str, sums: bool) -> None:
         if sums:
             algorithm.in_sums()
     set_up(hosts, center)
-    sides = [Residents(host.users, home) for host, home in zip(hosts, HOMES, strict=True)]
+    sides = [HostedUsers(host.users, home) for host, home in zip(hosts, HOMES, strict=True)]
     rng, waiting = np.random.default_rng(5), np.zeros(K, dtype=bool)
     for round in range(ROUNDS):
         idle = np.flatnonzero(waiting)
         users, ivs = whole.users.local_update(round, idle)
         parts = [
-            side.local_update(round, np.union1d(idle, np.setdiff1d(np.arange(K), side.residents))) for side in sides
+            side.local_update(round, np.union1d(idle, np.setdiff1d(np.arange(K), side.hosted))) for side in sides
         ]
         assert np.array_equal(np.concatenate([part[0] for part in parts]), users)
         together = torch.cat([part[1] for part in parts])
@@ -150,9 +150,9 @@ def test_whoever_has_no_rows_can_report_all_the_same() -> None:
     """Scaling, targets for R², and what the set-up counts, of tasks that were preprocessed together."""
     tasks = Preprocessing(intercept=True, standardize="all", center="task")(rows(regression=True))
     known = from_outline(outline(tasks))
-    told = [results(tasks[home[0] : home[-1] + 1], targets=True) for home in HOMES]
+    told = [report_data(tasks[home[0] : home[-1] + 1], targets=True) for home in HOMES]
     merged = {part: torch.cat([each[part] for each in told]) for part in told[0]}
-    here, there = (problem(each, Mean(0.1), Squared()) for each in (tasks, with_results(known, merged)))
+    here, there = (problem(each, Mean(0.1), Squared()) for each in (tasks, with_report_data(known, merged)))
     errors = torch.rand(K, dtype=torch.float64)
     for split in ("train", "test"):
         figures = here.figures(split, errors)

@@ -1,4 +1,4 @@
-"""The users of one process among those of the network. K users in all, n of them here."""
+"""The users of one host among all users of the network."""
 
 import numpy as np
 from torch import Tensor
@@ -6,16 +6,16 @@ from torch import Tensor
 from hmtl.mtl.algorithms.base import NOBODY, Ids, Users
 
 
-class Residents(Users):
-    """User side for the network: it names users by their numbers in all the network, and `inner` by their place here.
+class HostedUsers(Users):
+    """A user side addressed by numbers in the whole network; `inner` numbers only the users of this host, from 0.
 
     Args:
-        inner: the user side of those who are here.
-        numbers: of these users, [n].
+        inner: the user side of this host.
+        hosted: numbers of its users in the network [n].
     """
 
-    def __init__(self, inner: Users, numbers: Ids) -> None:
-        self.inner, self.residents = inner, numbers
+    def __init__(self, inner: Users, hosted: Ids) -> None:
+        self.inner, self.hosted = inner, hosted
         self.numbers, self.sums = inner.numbers, inner.sums
 
     @property
@@ -23,8 +23,8 @@ class Residents(Users):
         return self.inner.row_bits
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
-        users, ivs = self.inner.local_update(round, np.flatnonzero(np.isin(self.residents, idle)))
-        return self.residents[users], ivs
+        users, ivs = self.inner.local_update(round, np.flatnonzero(np.isin(self.hosted, idle)))
+        return self.hosted[users], ivs
 
     def commit(self, users: Ids) -> None:
         self.inner.commit(self._places(users))
@@ -36,7 +36,7 @@ class Residents(Users):
         self.inner.receive(self._places(users), models)
 
     def _places(self, users: Ids) -> Ids:
-        return np.searchsorted(self.residents, users)
+        return np.searchsorted(self.hosted, users)
 
     def measure(self) -> dict[str, Tensor]:
         return self.inner.measure()

@@ -1,0 +1,183 @@
+"""The frames that a process exchanges with all others: checked, sorted by round and kind, within deadlines."""
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import inf
+
+from hmtl.distributed.connections import Connection
+from hmtl.distributed.frames import BYE, KINDS, Frame
+from hmtl.distributed.multicast.datagrams import ROOM
+from hmtl.distributed.multicast.group import Cast, Caster, Listener
+from hmtl.errors import CodingError, EngineError
+
+
+class Peers:
+    """The other processes, by the names of their nodes.
+
+    A sender marks the last frame of each batch of one kind, and `receive` returns whole batches. Frames of past rounds
+    are dropped. A batch that was missed is never taken for a later one of its kind, and a batch with a damaged frame
+    counts as missing.
+
+    A peer that misses a deadline is late until it answers again; `receive` then grants it only as much extra time as
+    the other peers took. If nobody answered, this process itself may have been suspended: late peers get the full time
+    again, but only once per round.
+
+    Args:
+        name: the node of this process.
+        rank: of this process.
+        connections: to the other processes, by name.
+        seconds: how long to wait for a batch whose sender itself waits for nobody.
+        group: this process's end of the multicast group, if there is one.
+
+    Attributes:
+        lost: why peers will send nothing more, by name.
+        late: names of the peers that missed their last deadline.
+        notices: what happened to peers since the list was last cleared, one sentence each, for the log.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        rank: int,
+        connections: Mapping[str, Connection],
+        seconds: float,
+        group: Caster | Listener | None = None,
+    ) -> None:
+        self.name, self.rank, self.seconds = name, rank, seconds
+        self.connections = dict(connections)
+        self.caster = group if isinstance(group, Caster) else None
+        self.listener = group if isinstance(group, Listener) else None
+        self.lost: dict[str, str] = {}
+        self.late: set[str] = set()
+        self.notices: list[str] = []
+        self.round = 0
+        self._frames_sent = dict.fromkeys(connections, 0)
+        self._frames_received = dict.fromkeys(connections, 0)
+        self._early: dict[str, Frame] = {}  # a frame of a future round, by sender
+        self._incomplete: dict[tuple[str, str], list[Frame]] = defaultdict(list)  # batches, by sender and kind
+        self._complete: dict[tuple[str, str], deque[list[Frame]]] = defaultdict(deque)
+        self._missed: dict[tuple[str, str], int] = defaultdict(int)  # number of batches that came too late
+        self._waited_since: dict[str, float] = {}  # when this round's first wait began that a peer missed
+
+    def begin(self, round: int) -> None:
+        """Begin a round; frames of earlier ones are forgotten."""
+        self.round = round
+        self._incomplete.clear()
+        self._complete.clear()
+        self._missed.clear()
+        self._waited_since.clear()
+        if self.caster:
+            self.caster.begin()
+
+    def multicast(self, to: Sequence[str], frame: Frame) -> Cast | None:
+        """Send a frame's body to several peers at once, if that pays; `send` must still send the header to each."""
+        ranks = [self.connections[name].rank for name in to if name not in self.lost]
+        if self.caster is None or len(ranks) < 2 or len(frame.body) <= ROOM:
+            return None
+        return self.caster.cast(frame.body, ranks)
+
+    def send(self, to: str, frame: Frame, cast: Cast | None = None) -> None:
+        """Send a frame to a peer, without waiting; its body only if `cast` does not bring it."""
+        if to in self.lost:
+            return
+        connection = self.connections[to]
+        header, body = frame.to_bytes(self.rank, connection.rank, self._frames_sent[to])
+        self._frames_sent[to] += 1
+        connection.send(replace(header, cast=cast.number) if cast else header, body, cast)
+
+    def receive(self, kind: str, senders: Sequence[str], patience: int = 1) -> dict[str, list[Frame]]:
+        """Return the next batch of a kind from each sender, without the senders that miss the deadline.
+
+        Args:
+            patience: how many times `seconds` to wait: once for a sender that waits for nobody, once more for each
+                further process in the chain of those that wait for each other.
+        """
+        start = time.monotonic()
+        batches: dict[str, list[Frame]] = {}
+        punctual = set(senders) - self.late
+        since = start if punctual else max((self._waited_since.get(name, start) for name in senders), default=start)
+        deadline = since + patience * self.seconds
+        for name in sorted(senders, key=self.late.__contains__):  # late peers last
+            if name in self.late and punctual:
+                now = time.monotonic()
+                deadline = min(deadline, now + (now - start))
+            batch = self._next_batch(name, kind, deadline)
+            if isinstance(batch, str):
+                self._mark_late(name, batch)
+                continue
+            batches[name] = batch
+            if name in self.late:
+                self.late.remove(name)
+                self.notices.append(f"{name} answers again")
+        overslept = max(0.0, time.monotonic() - deadline)
+        for name in set(senders) - set(batches):
+            self._waited_since.setdefault(name, -inf if batches else since + overslept)
+        return {name: batches[name] for name in senders if name in batches}
+
+    def close(self, seconds: float = 5.0) -> None:
+        """Send what waits to be sent, and let peers do the same, within some seconds."""
+        for name, connection in self.connections.items():
+            self.send(name, Frame(BYE, self.round, empty=True))
+            connection.finish()
+        deadline = time.monotonic() + seconds
+        for connection in self.connections.values():
+            connection.join(deadline)
+
+    def _mark_late(self, name: str, reason: str) -> None:
+        if name not in self.late and name not in self.lost:
+            self.notices.append(f"{name}: {reason}")
+        self.late.add(name)
+
+    def _next_batch(self, name: str, kind: str, deadline: float) -> list[Frame] | str:
+        """Return the next batch, or why it is missing."""
+        batches = self._complete[name, kind]
+        while not batches:
+            frame = self._next_frame(name, deadline)
+            if frame is None:
+                self._missed[name, kind] += 1
+                return f"no {kind} in time"
+            key = name, frame.kind
+            if not frame.empty:
+                self._incomplete[key].append(frame)
+            if frame.last:
+                batch = self._incomplete.pop(key, [])
+                if self._missed[key]:
+                    self._missed[key] -= 1
+                else:
+                    self._complete[key].append(batch)
+        batch = batches.popleft()
+        return next((frame.damaged for frame in batch if frame.damaged), batch)
+
+    def _next_frame(self, name: str, deadline: float) -> Frame | None:
+        """Return the next frame of this round; None if the peer is lost or the frame does not arrive in time."""
+        while name not in self.lost:
+            frame = self._early.pop(name, None) or self._take(name, deadline)
+            if frame is None or frame.round == self.round:
+                return frame
+            if frame.round > self.round:
+                self._early[name] = frame
+                return None
+        return None
+
+    def _take(self, name: str, deadline: float) -> Frame | None:
+        connection = self.connections[name]
+        try:
+            received = connection.receive(deadline - time.monotonic())
+            if received is None:
+                return None
+            header, body = received
+            if (header.sender, header.receiver) != (connection.rank, self.rank):
+                raise CodingError(f"it sent a frame of process {header.sender} for process {header.receiver}")
+            expected = self._frames_received[name]
+            if header.sequence != expected:
+                raise CodingError(f"its frame {header.sequence} arrived in place of frame {expected}")
+            self._frames_received[name] += 1
+        except (CodingError, EngineError) as error:
+            self.lost[name] = str(error)
+            return None
+        try:
+            return Frame.from_bytes(header, body)
+        except CodingError as error:
+            return Frame(KINDS[header.kind], header.round, last=header.last, damaged=str(error))
