@@ -117,9 +117,7 @@ def test_in_parts_as_in_one(name: str, sums: bool) -> None:
     for round in range(ROUNDS):
         idle = np.flatnonzero(waiting)
         users, ivs = whole.users.local_update(round, idle)
-        parts = [
-            side.local_update(round, np.union1d(idle, np.setdiff1d(np.arange(K), side.hosted))) for side in sides
-        ]
+        parts = [side.local_update(round, np.union1d(idle, np.setdiff1d(np.arange(K), side.hosted))) for side in sides]
         assert np.array_equal(np.concatenate([part[0] for part in parts]), users)
         together = torch.cat([part[1] for part in parts])
         assert torch.equal(together, ivs)

@@ -8,7 +8,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection as Pipe
+from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ from hmtl.communication.nodes.relay import Relay
 from hmtl.distributed.connections import Connection
 from hmtl.distributed.frames import CONTROL, Frame
 from hmtl.distributed.links import ProcessLinks
+from hmtl.distributed.multicast.group import Listener
 from hmtl.distributed.peers import Peers
-from hmtl.distributed.placement import Placement
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
 from hmtl.topology import Topology, symmetric
 
@@ -55,7 +56,7 @@ def make(settings: dict[str, Any], links: Callable[[LinkLedger], Any] | None = N
 
 
 def member(
-    rank: int, port: int, settings: dict[str, Any], fault: Fault | None, seconds: float, end: Connection
+    rank: int, port: int, settings: dict[str, Any], fault: Fault | None, seconds: float, end: Pipe
 ) -> None:
     """One process: plays its node, and tells what it sent and what its users got."""
     t = network()
@@ -65,11 +66,10 @@ def member(
     dist.init_process_group("gloo", store=store, rank=rank, world_size=len(every), timeout=forever)
     me, homes = every[rank], np.array_split(np.arange(t.K), HOSTS)
 
-    def speak(a: str, b: str) -> bool:
-        return a != b and (SERVER in (a, b) or a.split()[0] != b.split()[0])
-
     group = end_of_group(rank, t.H, run=port, loss=settings["loss"]) if "loss" in settings else None
-    wires = Peers(me, {name: n for n, name in enumerate(every) if name != me and speak(me, name)}, seconds, group)
+    listener = group if isinstance(group, Listener) else None
+    ranks = Placement(rank, len(every), t.K, t.H).neighbors
+    wires = Peers(me, rank, {name: Connection(n, listener) for name, n in ranks.items()}, seconds, group)
     communicator = make(settings, lambda ledger: ProcessLinks(ledger, wires, t, homes))
     mine = homes[int(me.split()[1])].tolist() if me.startswith("host") else []
     users = ScriptedUsers(ivs(t), [set()] * ROUNDS, EXTRAS, mine)
@@ -227,7 +227,7 @@ def test_without_a_relay_the_others_go_on() -> None:
 def flip(me: str, round: int, wires: Peers) -> None:
     """A bit of what the relay sends goes wrong on the way, after its checksum was made."""
     if me == "relay 2" and round == 1:
-        outbox = wires.peers[SERVER].outbox
+        outbox = wires.connections[SERVER].outbox
         put, outbox_put = outbox.put, []
 
         class Damaging:
@@ -239,7 +239,7 @@ def flip(me: str, round: int, wires: Peers) -> None:
                     parts[1][0] ^= 4
                 put(parts)
 
-        wires.peers[SERVER].outbox = Damaging()  # type: ignore[assignment]
+        wires.connections[SERVER].outbox = Damaging()  # type: ignore[assignment]
 
 
 def test_a_flipped_bit_is_named_and_never_read() -> None:
