@@ -27,6 +27,7 @@ from hmtl.distributed.frames import CONTROL, Frame
 from hmtl.distributed.links import ProcessLinks
 from hmtl.distributed.multicast.group import Listener
 from hmtl.distributed.peers import Peers
+from hmtl.distributed.placement import Placement
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
 from hmtl.topology import Topology, symmetric
 
@@ -55,9 +56,7 @@ def make(settings: dict[str, Any], links: Callable[[LinkLedger], Any] | None = N
     return Uncoded(t, Network(**settings), **links_)
 
 
-def member(
-    rank: int, port: int, settings: dict[str, Any], fault: Fault | None, seconds: float, end: Pipe
-) -> None:
+def member(rank: int, port: int, settings: dict[str, Any], fault: Fault | None, seconds: float, end: Pipe) -> None:
     """One process: plays its node, and tells what it sent and what its users got."""
     t = network()
     every = names(t)
