@@ -215,7 +215,7 @@ def build(cfg: DictConfig) -> Run:
     Raises:
         HmtlError: what is wrong, and what to do.
     """
-    from hmtl.mtl import fitting
+    from hmtl.mtl import preprocessing_setup
     from hmtl.training.checkpoint import load_checkpoint
     from hmtl.training.trainer import Trainer, in_sums
 
@@ -242,7 +242,7 @@ def build(cfg: DictConfig) -> Run:
         checkpoint=Path(cfg.output_dir, "checkpoint.pt"),
         identity=identity,
         loggers=loggers,
-        before=[fitting(tasks)],
+        before=[preprocessing_setup(tasks)],
         exchange=exchange,
     )
     return Run(communicator, algorithm, trainer, loggers, Path(cfg.output_dir), exchange, checkpoint)

@@ -15,8 +15,9 @@ class HostedUsers(Users):
     """
 
     def __init__(self, inner: Users, hosted: Ids) -> None:
+        super().__init__()
         self.inner, self.hosted = inner, hosted
-        self.numbers, self.sums = inner.numbers, inner.sums
+        self.numbers = inner.numbers
 
     @property
     def row_bits(self) -> tuple[int, int, int]:
@@ -43,9 +44,3 @@ class HostedUsers(Users):
 
     def local_work(self, round: int, user: int) -> None:
         self.inner.local_work(round, int(self._places(np.array([user]))[0]))
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.inner.state_dict()
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.inner.load_state_dict(state)

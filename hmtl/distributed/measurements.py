@@ -103,7 +103,7 @@ class Measurements:
 
     def _changed_facts(self, aggregator: Aggregator) -> dict[str, Tensor]:
         """Return the tensors that figures need of the aggregator and that are new since the last call."""
-        facts, before = aggregator.tell(), self._aggregator_facts
+        facts, before = aggregator.figure_state(), self._aggregator_facts
         self._aggregator_facts = facts
         return {key: value for key, value in facts.items() if value is not before.get(key)}
 
@@ -112,7 +112,7 @@ class Measurements:
         self.holders = [relay_name(i) for i in outcome.aggregators] or self.holders
         heard = next((received[name] for name in self.holders if name in received), None)
         if heard:
-            aggregator.know(heard["aggregator"])
+            aggregator.load_figure_state(heard["aggregator"])
         if self.holders and set(self.holders) <= set(self.control.peers.lost):
             raise EngineError(
                 f"all aggregators are lost ({', '.join(self.holders)}), and later rounds need their state. Restart "

@@ -18,7 +18,7 @@ from hmtl.mtl.algorithms import (
     Local,
     PFedMe,
     Users,
-    fitting,
+    preprocessing_setup,
 )
 from hmtl.mtl.losses import CrossEntropy, Hinge, Logistic, Loss, OneVsRest, SmoothHinge, Squared
 from hmtl.mtl.networks.models import cnn, mlp
@@ -61,7 +61,7 @@ __all__ = [
     "TaskRelationship",
     "Users",
     "cnn",
-    "fitting",
     "mlp",
+    "preprocessing_setup",
     "sigma_prime",
 ]

@@ -28,8 +28,8 @@ from hmtl.mtl import (
     Problem,
     Squared,
     TaskRelationship,
-    fitting,
     mlp,
+    preprocessing_setup,
 )
 
 K, D, ROUNDS = 7, 5, 5
@@ -137,7 +137,7 @@ def test_in_parts_as_in_one(name: str, sums: bool) -> None:
         measured = [host.users.measure() for host in hosts]
         merged = {part: torch.cat([each[part] for each in measured]) for part in measured[0]}
         blocks = (torch.cat(each) for each in zip(*(host.users.blocks() for host in hosts), strict=True))
-        center.aggregator.know(whole.aggregator.tell())
+        center.aggregator.load_figure_state(whole.aggregator.figure_state())
         assert center.figures(merged, blocks) == whole.metrics()
     for part, state in whole.users.state_dict().items():
         if state.ndim:
@@ -161,7 +161,7 @@ def test_whoever_has_no_rows_can_report_all_the_same() -> None:
         assert torch.equal(one.scaling.mean, other.scaling.mean)
         assert torch.equal(one.scaling.scale, other.scaling.scale)
         assert not other.here
-    pairs = [fitting(parted(tasks, home.tolist())) for home in HOMES]
+    pairs = [preprocessing_setup(parted(tasks, home.tolist())) for home in HOMES]
     facts = torch.cat(list(chain.from_iterable([pair[0].local_update(-1)[1]] for pair in pairs if pair)))
-    assert torch.equal(facts, fitting(tasks)[0].local_update(-1)[1])  # type: ignore[index]
-    assert fitting(known)[0].local_update(-1)[1].shape == (0, facts.shape[1])  # type: ignore[index]
+    assert torch.equal(facts, preprocessing_setup(tasks)[0].local_update(-1)[1])  # type: ignore[index]
+    assert preprocessing_setup(known)[0].local_update(-1)[1].shape == (0, facts.shape[1])  # type: ignore[index]

@@ -1,11 +1,15 @@
-"""Algorithms: a problem comes in, messages and models go out; each has a user side and an aggregator side."""
+"""Learning algorithms: one module each, on two sides that exchange nothing but messages (`base`)."""
 
-from hmtl.mtl.algorithms.averaging import FedAvg, FedProx
 from hmtl.mtl.algorithms.base import Aggregator, Algorithm, Users
+from hmtl.mtl.algorithms.cocoa import CoCoA
+from hmtl.mtl.algorithms.ditto import Ditto
+from hmtl.mtl.algorithms.fedavg import FedAvg
+from hmtl.mtl.algorithms.fedprox import FedProx
 from hmtl.mtl.algorithms.fedu import FedU
-from hmtl.mtl.algorithms.fitting import fitting
-from hmtl.mtl.algorithms.mocha import MOCHA, CoCoA, Local
-from hmtl.mtl.algorithms.personal import Ditto, PFedMe
+from hmtl.mtl.algorithms.local import Local
+from hmtl.mtl.algorithms.mocha import MOCHA
+from hmtl.mtl.algorithms.pfedme import PFedMe
+from hmtl.mtl.algorithms.setup import preprocessing_setup
 
 __all__ = [
     "MOCHA",
@@ -19,5 +23,5 @@ __all__ = [
     "Local",
     "PFedMe",
     "Users",
-    "fitting",
+    "preprocessing_setup",
 ]

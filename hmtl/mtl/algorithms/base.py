@@ -1,18 +1,19 @@
-"""What every learning algorithm offers to the loop that runs it: two sides that share nothing but messages.
+"""The two sides of a learning algorithm, and the algorithm that joins them.
 
-K users, m numbers per IV and model, e further numbers beside them, d features. `Users` is the users' side, many of them
-as one batch; `Aggregator` is the side of whoever turns IVs into models, a relay or the server.
+A round: the users improve their models locally and send intermediate values (IVs), rows [n, m + e] of m numbers and e
+further ones; an aggregator (a relay or the server) turns the IVs into models, rows [K, m + e′], which the users
+receive. The two sides share nothing but these messages. K users, d features.
 """
 
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from hmtl.clock import cpu_seconds
 from hmtl.errors import ConfigError, RangeError
@@ -23,120 +24,132 @@ from hmtl.mtl.problem import Problem
 Ids = NDArray[np.int64]
 """Numbers of users, ascending."""
 NOBODY: Ids = np.empty(0, dtype=np.int64)
+MessageKind = Literal["ivs", "sums"]
+"""What users send: IVs, or the terms of sums, which relays and server may add."""
 
 
-class Users(ABC):
-    """User side. A round is `local_update`, then `commit` or `roll_back`, and `receive`, each for whom it concerns."""
+class Side(nn.Module, ABC):
+    """One side of an algorithm; its buffers are its state.
 
-    numbers: int
-    """m. What a row has beyond m numbers is overhead: it travels as float64, whatever the wire.
-
-    0: nothing has to travel, neither IVs nor models; a round is a `local_update` and a `commit`.
+    Methods replace buffers and never write into them. Therefore `state_dict` is a snapshot that later rounds leave
+    unchanged, and buffers may share memory or be expanded views.
     """
 
-    sums: bool = False
-    """Whether rows are terms of sums, int64, which anybody may add on their way, and one row goes back to all users."""
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = True) -> Any:
+        """Replace the buffers by the tensors of `state_dict`, in the type and on the device of the buffers."""
+        old = self.state_dict()
+        new = {name: value.to(old[name]) if name in old else value for name, value in state_dict.items()}
+        return super().load_state_dict(new, strict, assign)
+
+
+class Users(Side):
+    """User side, for many users at once.
+
+    A round of a user is `local_update`; then `commit` if its IV counted, or else `roll_back`; and `receive` if a model
+    arrived.
+    """
+
+    numbers: int
+    """Numbers in a model, m. The further ones of a row are overhead, and always travel as float64.
+
+    0: nothing has to travel; a round consists of `local_update` and `commit`.
+    """
 
     @property
     def row_bits(self) -> tuple[int, int, int]:
-        """Of the same learner where IVs and models travel, bits of the m numbers, and beside those of IV and model."""
-        raise NotImplementedError
+        """Bits of an IV or model of the same algorithm with messages="ivs", and further bits of IV and of model."""
+        raise NotImplementedError(f"{type(self).__name__} sends IVs, not terms of sums.")
 
     @abstractmethod
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
-        """Who takes part in a round, and their IVs [n, m + e]; what they did stays pending until it is settled.
+        """Return the users who take part in a round, and their rows [n, m + e]. The update stays pending.
 
         Args:
-            round: names what is drawn.
-            idle: users who take no part in this round, whatever else was drawn for them.
+            round: number of the round, which names all random draws.
+            idle: users who cannot take part in this round.
         """
 
-    def commit(self, users: Ids) -> None:  # noqa: B027, a local update need not leave anything to settle
-        """The pending updates of these users counted: their IVs reached whoever aggregates."""
+    def commit(self, users: Ids) -> None:
+        """Apply the pending updates of these users: their IVs reached an aggregator."""
 
-    def roll_back(self, users: Ids) -> None:  # noqa: B027, nor to take back
-        """The pending updates of these users did not count: it is as if they had never been made."""
+    def roll_back(self, users: Ids) -> None:
+        """Discard the pending updates of these users: their IVs reached no aggregator."""
 
     @abstractmethod
     def receive(self, users: Ids, models: Tensor) -> None:
-        """Take the models [n, m + e] of these users; the others got none and keep what they have."""
+        """Take the models [n, m + e] of these users. All other users keep theirs."""
 
     @abstractmethod
     def measure(self) -> dict[str, Tensor]:
-        """Figures of each user or row, a row for each user, for `Algorithm.figures`; no learner uses them."""
+        """Return measurements of each user or training row, [K, ...] each, for `Algorithm.figures`."""
 
     def blocks(self) -> Iterator[Tensor]:
-        """Models [K, m], some columns at a time, where `Algorithm.figures` needs them beside what is measured."""
+        """Yield the models [K, m] a few columns at a time, if `Algorithm.figures` needs them."""
         yield from ()
 
     def predictors(self, state: dict[str, Tensor]) -> Tensor:
-        """Of a state, with what each user predicts, [K, m]."""
+        """Return the models [K, m] that the users of a `state_dict` predict with."""
         return state["W"]
 
     @abstractmethod
     def local_work(self, round: int, user: int) -> None:
-        """One user's `local_update`, alone and without a trace in the state: for timing."""
-
-    @abstractmethod
-    def state_dict(self) -> dict[str, Tensor]:
-        """Copies of all that changes from round to round, pending updates included."""
-
-    @abstractmethod
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from `state_dict`, to the same bits."""
+        """Compute the local update of one user and discard it, for timing."""
 
 
-class Aggregator(ABC):
-    """Aggregator side. All aggregators are handed the same bytes and come to the same models."""
+class Aggregator(Side):
+    """Aggregator side. All aggregators of a round get the same bytes and compute the same models."""
 
     @abstractmethod
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
-        """IVs [n, m + e] of the users who were heard to models [K, m + e′] of all; knows what to take for others."""
+        """Return the models [K, m + e′] of all users from the IVs [n, m + e] of the users who were heard."""
 
     def needs(self) -> NDArray[np.bool_] | None:
-        """[K, K], row k: whose IVs user k's model is computed from, in any round; None: those of all.
+        """Return which IVs each model depends on, [K, K]: row k has those of user k. None: each depends on all.
 
-        Where it says so, `part` computes some users' models from these IVs alone.
+        If it is not None, `part` computes the models of some users from the IVs that they depend on.
 
         Raises:
-            ConfigError: it would be some, but settings such as that of participation stand against it.
+            ConfigError: models depend on few IVs, but the settings of participation prevent the use of this.
         """
         return None
 
     def part(self, of: Ids, users: Ids, ivs: Tensor, rounds: int) -> Tensor:
-        """The models [len(of), m + e′] of some users, to the same bits as `update` after so many rounds; keeps nothing.
+        """Return some models as `update` would, bit for bit, and leave the state unchanged.
 
         Args:
-            of: whose models.
-            users: whose IVs are known, all that the models need among them.
-            ivs: theirs, [n, m + e].
-            rounds: how many updates there were before.
-        """
-        raise NotImplementedError(f"{type(self).__name__} needs all IVs, so that no models are computed from some.")
+            of: the users whose models are computed.
+            users: the users whose IVs are known, including all that the models depend on.
+            ivs: IVs of `users`, [n, m + e].
+            rounds: number of updates before this one.
 
-    def tell(self) -> dict[str, Tensor]:
-        """What `Algorithm.figures` needs to know of this side."""
+        Returns:
+            models [len(of), m + e′].
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs the IVs of all users.")
+
+    def figure_state(self) -> dict[str, Tensor]:
+        """Return the part of the state that `Algorithm.figures` reads."""
         return {}
 
-    def know(self, told: dict[str, Tensor]) -> None:
-        """Take what another aggregator told."""
-        for name, value in told.items():
+    def load_figure_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take the `figure_state` of another aggregator."""
+        for name, value in state.items():
             setattr(self, name, value.to(getattr(self, name)))
-
-    @abstractmethod
-    def state_dict(self) -> dict[str, Tensor]:
-        """Copies of all that changes from round to round."""
-
-    @abstractmethod
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from `state_dict`, to the same bits."""
 
 
 class Algorithm(ABC):
-    """Local update → IVs → global update → models, once per round.
+    """Joins users and aggregator: local update → IVs → global update → models, once per round.
+
+    Every algorithm has the keyword `messages` in its constructor, which chooses the two sides: with "ivs" users send
+    their IVs, with "sums" they send terms that relays and server add. The models are the same, bit for bit.
 
     Attributes:
-        regularized: by the problem's regularizer; False where it has its own, or none.
+        regularized: whether the algorithm uses the regularizer of the problem.
+        problem: data, loss and regularizer.
+        seed: seed of all random draws.
+        participation: who takes part in a round, and how much each user does.
+        users: the user side.
+        aggregator: the aggregator side.
     """
 
     regularized: ClassVar[bool] = True
@@ -146,41 +159,50 @@ class Algorithm(ABC):
     users: Users
     aggregator: Aggregator
 
+    @classmethod
+    def sums_needed(cls, problem: Problem) -> int:
+        """Return how many sums of each coordinate over the users suffice, q; 0: none, or users need all IVs."""
+        return 0
+
+    @property
+    def q(self) -> int:
+        """As `sums_needed`, of the problem that this algorithm has."""
+        return self.sums_needed(self.problem)
+
+    def in_sums(self) -> None:
+        """Make both sides anew, for messages="sums"."""
+        self.users, self.aggregator = self._sides("sums")  # type: ignore[attr-defined]
+
+    @property
+    @abstractmethod
+    def W(self) -> Tensor:
+        """The users' models [d, K]."""
+
+    @property
+    def Omega(self) -> Tensor | None:
+        """Ω [K, K], or None if the algorithm has none."""
+        return None
+
     def step(self, round: int) -> None:
-        """A round in which nothing is lost; who takes no part gets a model as the others do."""
+        """Play a round without a network: no message is lost, and absent users receive a model, too."""
         users, ivs = self.users.local_update(round)
-        if not self.users.numbers:  # nothing has to travel
+        if not self.users.numbers:
             self.users.commit(users)
             return
         models = self.aggregator.update(users, ivs)
         self.users.commit(users)
         self.users.receive(np.arange(self.problem.K), models.expand(self.problem.K, -1))
 
-    @property
-    def q(self) -> int:
-        """How many sums of each coordinate are all that users need of each other; 0 is nothing, or all IVs."""
-        return 0
-
-    def in_sums(self) -> None:
-        """Change both sides, before the first round, to such that need no more of others than sums: to `Users.sums`.
-
-        Models stay the same, bit for bit.
-
-        Raises:
-            ConfigError: this learner needs all IVs.
-        """
-        raise no_sums(type(self).__name__)
-
     def setup(self) -> tuple[Users, Aggregator] | None:
-        """What has to be exchanged before the first round, in the shape of a round of no numbers, only overhead.
+        """Return the two sides of the exchange before the first round; None if nothing has to be exchanged.
 
-        Whoever makes an algorithm gets it ready to use: its constructor hands over in memory what would be exchanged.
-        To play these two once, before the first round, leaves the same state, and counts the bits.
+        The constructor has exchanged these numbers in memory already. Playing the set-up over a network leaves the same
+        state and counts its bits.
         """
         return None
 
     def describe(self) -> dict[str, Any]:
-        """What plays a part in this algorithm, by name."""
+        """Return the parts of this algorithm, by name."""
         loss, regularizer = self.problem.loss, self.problem.regularizer
         return {
             "algorithm": type(self).__name__.lower(),
@@ -190,37 +212,29 @@ class Algorithm(ABC):
             "lam": regularizer.lam,
         }
 
-    @property
-    @abstractmethod
-    def W(self) -> Tensor:
-        """The users' models, [d, K]."""
-
-    @property
-    def Omega(self) -> Tensor | None:
-        """Ω [K, K], where the algorithm learns one."""
-        return None
-
     def settled(self, tolerance: float) -> bool:
-        """Whether what the gap takes for given has come to rest, up to so much of the primal."""
+        """Return whether Ω, which the gap takes as given, changes the primal by at most `tolerance`."""
         return True
 
     def metrics(self) -> dict[str, float]:
-        """Figures of the state between two rounds, see `figures`."""
+        """Return the figures of the present state; see `figures`."""
         return self.figures(self.users.measure(), self.users.blocks())
 
     def figures(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
-        """Of what all users measured, and `blocks` of their models: train and test error and R², see `Problem.figures`.
+        """Return the primal, dual and gap if there are any, and errors and R² on train and test rows.
 
-        An algorithm that has them puts primal, dual and gap before these.
+        Args:
+            measured: what `Users.measure` returned, of all users.
+            blocks: what `Users.blocks` yields, of all users.
 
         Raises:
-            RangeError: some model has no finite numbers any more.
+            RangeError: a model is not finite.
         """
-        # (an error of no rows is no number either)
+        # users without test rows have a NaN error, which is not a divergence
         if not all(each.isfinite().all() for name, each in measured.items() if not name.endswith("_error")):
             raise RangeError(
-                "the models are no finite numbers any more: the learner diverges. Lower solver.step or solver.passes, "
-                "raise lam, or scale the data."
+                "the models are not finite: training diverges. Lower solver.step or solver.passes, raise lam, or scale "
+                "the data."
             )
         figures = self._objective(measured, blocks)
         for split in ("train", "test"):
@@ -229,29 +243,29 @@ class Algorithm(ABC):
 
     @abstractmethod
     def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
-        """Primal, and dual and gap where there are such."""
+        """Return the primal, and the dual and the gap if there are any."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes from round to round, as tensors in plain dictionaries (torch.save, weights_only)."""
+        """Return the state of both sides, as tensors in plain dictionaries."""
         return {"users": self.users.state_dict(), "aggregator": self.aggregator.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`, to the same bits."""
+        """Continue from `state_dict`, bit for bit. Keep the aggregator as it is if the state has none."""
         self.users.load_state_dict(state["users"])
-        if "aggregator" in state:  # which not every process needs
+        if "aggregator" in state:
             self.aggregator.load_state_dict(state["aggregator"])
 
     def user_seconds(self, round: int, users: int = 3, repeats: int = 3) -> float:
-        """Measured CPU time [s] of the slowest user's local update.
+        """Return the CPU time [s] of the slowest user's local update, measured.
 
-        The `users` users with most rows are timed, each alone, median of `repeats`: users work side by side, so a
-        round waits for the slowest of them, not for their sum. Stragglers do less so as to be done by then.
+        Users work in parallel, so a round waits for the slowest one. Each of the `users` users with most rows is timed
+        alone, as the median of `repeats`.
         """
         counts = self.problem.here
         if not counts:
             return 0.0
         busiest = sorted(range(len(counts)), key=lambda k: -counts[k])[:users]
-        self.users.local_work(round, busiest[0])  # whatever compiles or loads on first use is no part of a round
+        self.users.local_work(round, busiest[0])  # compiles and loads what only the first call has to
         return max(statistics.median(self._seconds(round, user) for _ in range(repeats)) for user in busiest)
 
     def _seconds(self, round: int, user: int) -> float:
@@ -262,19 +276,19 @@ class Algorithm(ABC):
         return cpu_seconds() - start
 
 
-def no_sums(who: str) -> ConfigError:
-    """What to say of a learner that needs more than sums."""
+def no_sums(name: str) -> ConfigError:
+    """Return the error for an algorithm, called `name`, that does not work with messages="sums"."""
     return ConfigError(
-        f"{who} needs all IVs, not only sums of them. communicator=sums is for algorithm=cocoa, fedavg, fedprox, ditto "
-        "and pfedme, and for mocha and fedu with regularizer=mean; for others choose communicator=coded."
+        f"{name} needs the IVs of all users, not only sums. Set communicator=coded. communicator=sums works with "
+        "algorithm=cocoa, fedavg, fedprox, ditto and pfedme, and with mocha and fedu if regularizer=mean."
     )
 
 
 def with_rows(old: Tensor, users: Ids, rows: Tensor) -> Tensor:
-    """`old` with the rows of these users replaced: a copy, but `rows` themselves where they are those of all users."""
+    """Return `old` with the rows of these users replaced; `rows` itself if they are all users."""
     return rows if len(users) == len(old) else old.index_copy(0, torch.from_numpy(users).to(old.device), rows)
 
 
 def of_rows(rows: Tensor, users: Ids) -> Tensor:
-    """The rows of these users: `rows` themselves where that is all of them."""
+    """Return the rows of these users; `rows` itself if they are all users."""
     return rows if len(users) == len(rows) else rows[torch.from_numpy(users).to(rows.device)]

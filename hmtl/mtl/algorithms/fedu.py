@@ -1,7 +1,10 @@
-"""FedU: any network, one per user, coupled by the regularizer."""
+"""FedU: a network for each user, coupled by the regularizer.
+
+K users, m parameters. `fedu_sums` has the sides for a coupling that needs sums over the users only.
+"""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -9,76 +12,231 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.errors import ConfigError, RangeError
-from hmtl.mtl.algorithms.base import Aggregator, Ids, Users, no_sums, with_rows
-from hmtl.mtl.algorithms.gradient_sums import Pull, PullingSums, PullingUsers
-from hmtl.mtl.algorithms.gradients import ByGradients, Mixing, ModelUsers, told_nothing
+from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, Users, no_sums, with_rows
+from hmtl.mtl.algorithms.fedu_sums import CoupleModels, CoupleTerms, PenaltySteps, SendCouplingTerms
+from hmtl.mtl.algorithms.networks import NetworkAlgorithm, NetworkUsers, SendModels
 from hmtl.mtl.algorithms.setup import SetupAggregator, SetupUsers
+from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.regularizers import Regularizer
-from hmtl.mtl.structure import Dense, Sparse, by_entries
+from hmtl.mtl.solvers.sgd import LocalSGD
+from hmtl.mtl.structure import Dense, Sparse, Structure, by_entries
+from hmtl.mtl.sums import Form
 
-MOST_PARTS = 2**31  # of a step down the regularizer
+BLOCK = 2**22  # numbers in a block of models
+MAX_PARTS = 2**31  # of a step down the penalty
 
 
-class FedU(ByGradients):
-    """R_k gradient steps at user k, then w_k ← w_k − μ_t·R_k·Σ_l A_kl w_l at the aggregator, all users at once.
+class FedUUsers(NetworkUsers):
+    """User side: the last column of IVs [n, m + 1] is the number of local steps."""
 
-    With A = ηL that is w_k − μ_t·R_k·η·Σ_l a_kl (w_k − w_l). A step of either kind weighs the same, however large the
-    minibatches and whoever did how many, so that as μ_t falls the models approach a stationary point of P. A step so
-    long that the models would diverge, μ_t·R_k times A's largest eigenvalue ≥ 2, is made in as many parts as it takes.
+    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor, group: int = 0) -> tuple[Tensor, ...]:
+        W, order = self.W[users], self._order(round, users, rows)
+        ivs = W.new_empty(len(W), W.shape[1] + 1)
+        ivs[:, -1] = budgets
+        self._steps(users, rows, W, order, budgets, round, out=ivs[:, :-1], group=group)
+        return (ivs,)
 
-    Where the regularizer has sums, users make their own coupling steps from what all sent last, see `Pull`, and a user
-    who was not heard counts with that.
+    def blocks(self) -> Iterator[Tensor]:
+        width = max(1, BLOCK // self.problem.K)
+        return iter(self.W.split(width, dim=1))  # type: ignore[no-untyped-call]  # torch's split
 
-    Args, Raises: as in `ByGradients`; the regularizer must not learn Ω.
+
+class PenaltyDescent:
+    """Steps down the penalty ½ tr(W A Wᵀ), for any A: w_k ← w_k − x_k Σ_l A_kl w_l, all users at once.
+
+    A step so long that models would diverge is made in equal parts. If A has few entries other than zero, a model
+    depends on few others, and can be computed from these alone.
+
+    Args:
+        regularizer: gives A.
+        K: number of users.
+        max_length: largest length of a step, max x_k, in any round.
+        device: where the models are.
+
+    Attributes:
+        A: coupling [K, K].
+        steepest: largest eigenvalue of A.
+        structure: gives the penalty.
+        reach: on which users' models a user's new model depends [K, K]; None if on more than half of all.
+
+    Raises:
+        ConfigError: the regularizer learns Ω, or A is not positive definite.
+    """
+
+    def __init__(self, regularizer: Regularizer, K: int, max_length: float, device: torch.device) -> None:
+        if regularizer.learns:
+            raise ConfigError(
+                f"{type(regularizer).__name__} learns how the tasks are related, but FedU takes this as given. Choose "
+                "regularizer=graph, mean or ridge."
+            )
+        Omega = regularizer.start_omega(K).to(device, torch.float64)
+        regularizer.inverse_coupling(Omega)  # raises if A is not positive definite
+        self.A = regularizer.coupling(Omega)
+        self.steepest = float(torch.linalg.eigvalsh(self.A)[-1])
+        self.structure = regularizer.form(Omega) or by_entries(self.A)
+        self.reach = _reach((self.A != 0).cpu(), self.parts(max_length))
+        self._sparse = None if self.reach is None else Sparse(self.A)
+
+    def parts(self, length: float) -> int:
+        """Return the number of parts of a step of this length."""
+        relative = length * self.steepest
+        if not relative < MAX_PARTS:
+            raise RangeError(
+                f"a step down the regularizer is {relative:.3g} times as long as is stable. Lower solver.step, or the "
+                "strength of the regularizer."
+            )
+        return 1 if relative < 2 else math.ceil(relative)
+
+    def all_models(self, W: Tensor, lengths: Tensor, max_length: float) -> Tensor:
+        """Return the models of all users after steps of `lengths` [K] from W [K, m].
+
+        With a sparse A, all steps have the number of parts of a step of `max_length`, since a relay that knows few IVs
+        does not know the longest step.
+        """
+        if self._sparse is None:
+            return Dense(self.A).stepped(W, lengths, self.parts(float(lengths.max())))
+        return self._sparse.stepped(W, lengths, self.parts(max_length))
+
+    def some_models(self, users: Ids, W: Tensor, lengths: Tensor, max_length: float) -> Tensor:
+        """Return `all_models` of some users from their W [n, m]; correct for those whose `reach` is among them."""
+        at = torch.from_numpy(users).to(W.device)
+        return Sparse(self.A[at][:, at]).stepped(W, lengths, self.parts(max_length))
+
+
+def _reach(neighbors: Tensor, hops: int) -> NDArray[np.bool_] | None:
+    """Return who is within `hops` of each user along `neighbors`, bool [K, K]; None if more than half of all pairs."""
+    reach = neighbors
+    for _ in range(hops - 1):
+        before, reach = reach, reach.float() @ neighbors.float() > 0
+        if torch.equal(before, reach) or reach.double().mean() > 0.5:
+            break
+    return None if reach.double().mean() > 0.5 else reach.numpy()
+
+
+class FedUAggregator(Aggregator):
+    """Aggregator side for any coupling.
+
+    It keeps the last models [K, m], which replace those of users who were not heard.
+
+    Args:
+        start: the users' first models [K, m].
+        regularizer: gives A.
+        solver: gives the step sizes μ_t, which never grow.
+        max_steps: largest number of local steps of a user in a round.
+        complete: whether all users and relays take part in each round.
+    """
+
+    models: Tensor
+    rounds: Tensor
+
+    def __init__(
+        self, start: Tensor, regularizer: Regularizer, solver: LocalSGD, max_steps: int, complete: bool
+    ) -> None:
+        super().__init__()
+        self.register_buffer("models", start)
+        self.register_buffer("rounds", torch.tensor(0))
+        self.rate = solver.rate
+        self.complete = complete
+        self.max_steps = max_steps
+        self.descent = PenaltyDescent(regularizer, len(start), self.rate(0) * max_steps, start.device)
+
+    def couple(self, regularizer: Regularizer, max_steps: int) -> None:
+        """Take another coupling and number of steps."""
+        self.max_steps = max_steps
+        self.descent = PenaltyDescent(regularizer, len(self.models), self.rate(0) * max_steps, self.models.device)
+
+    def update(self, users: Ids, ivs: Tensor) -> Tensor:
+        m, rate = self.models.shape[1], self.rate(int(self.rounds))
+        steps = torch.zeros(len(self.models), dtype=torch.float64, device=ivs.device)
+        steps[users] = ivs[:, m].double()
+        W = with_rows(self.models, users, ivs[:, :m].to(self.models))
+        self.models = self.descent.all_models(W, rate * steps.to(self.descent.A), rate * self.max_steps)
+        self.rounds = self.rounds + 1
+        return self.models
+
+    def needs(self) -> NDArray[np.bool_] | None:
+        if self.descent.reach is not None and not self.complete:
+            raise ConfigError(
+                "communicator=partial needs all users and relays in each round: the model that replaces the IV of an "
+                "absent user is known to one relay only. Set participation=full, or choose another communicator."
+            )
+        return self.descent.reach
+
+    def part(self, of: Ids, users: Ids, ivs: Tensor, rounds: int) -> Tensor:
+        m, rate = self.models.shape[1], self.rate(rounds)
+        W, lengths = ivs[:, :m].to(self.models), rate * ivs[:, m].double().to(self.descent.A)
+        models = self.descent.some_models(users, W, lengths, rate * self.max_steps)
+        return models[torch.from_numpy(np.searchsorted(users, of)).to(W.device)]
+
+    @property
+    def structure(self) -> Form | Structure:
+        """Gives the penalty."""
+        return self.descent.structure
+
+
+class FedU(NetworkAlgorithm):
+    """R_k SGD steps at user k, then w_k ← w_k − μ_t·R_k·Σ_l A_kl w_l at the aggregator, for all users at once.
+
+    With A = ηL, that is w_k − μ_t·R_k·η·Σ_l a_kl (w_k − w_l). Steps of both kinds weigh the same for any minibatches
+    and numbers of steps, so models approach a stationary point of P as μ_t falls. If μ_t·R_k times the largest
+    eigenvalue of A is at least 2, the step is made in as many parts as stability needs.
+
+    If the regularizer needs sums only, each user makes its own coupling step from what all users sent last (see
+    `PenaltySteps`), and a user who was not heard counts with that.
+
+    Args, Raises: as in `NetworkAlgorithm`; the regularizer must not learn Ω.
 
     Ref: Dinh et al. 2021, algorithm 1.
     """
 
-    aggregator: "Coupling | Pulling | PullingSums"
+    aggregator: FedUAggregator | CoupleModels | CoupleTerms
 
-    def _users(self) -> ModelUsers:
-        return ModelUsers(self.problem, self.solver, self.model, self.seed, self.participation, tells_steps=True)
+    @classmethod
+    def sums_needed(cls, problem: Problem) -> int:
+        form = _form(problem)
+        return form.q if form is not None else 0
 
-    def _aggregator(self, start: Tensor) -> "Coupling | Pulling":
-        steps = int(self._steps().max())
-        coupling = Coupling(start, self.problem.regularizer, self.solver.rate, steps, self.participation.complete)
-        pull = self._pull(coupling)
-        return coupling if pull is None else Pulling(start, pull, self.solver.rate)
+    def _sides(self, messages: MessageKind) -> tuple[NetworkUsers, Aggregator]:
+        m, start = len(self.model.start), self.model.start.expand(self.problem.K, -1)
+        dense = FedUAggregator(
+            start, self.problem.regularizer, self.solver, int(self._steps.max()), self.participation.complete
+        )
+        form = _form(self.problem)
+        if form is None:
+            if messages == "sums":
+                raise self._no_sums(dense.descent.A)
+            return FedUUsers(self._local, SendModels(m)), dense
+        steps = PenaltySteps(form, dense.descent.steepest, self.solver, self.problem.grid)
+        if messages == "ivs":
+            return FedUUsers(self._local, SendModels(m)), CoupleModels(start, steps)
+        sending = SendCouplingTerms(start[self.problem.users], steps, self.problem.users)
+        return FedUUsers(self._local, sending), CoupleTerms(start, steps)
 
-    def _pull(self, coupling: "Coupling") -> Pull | None:
-        """How models are made of sums, on any side; None where that takes all IVs, or none."""
-        form = self.problem.regularizer.form(torch.empty_like(coupling.A))
-        if form is None or not form.q or (form.delta != form.delta[0]).any() or self.problem.facts().shape[1]:
-            return None
-        return Pull(form, coupling.steepest, self.problem.grid)
+    def _no_sums(self, A: Tensor) -> ConfigError:
+        if (A - A.diag().diag()).any():
+            return no_sums(f"FedU with {type(self.problem.regularizer).__name__}")
+        return ConfigError(
+            "This regularizer does not couple the models, so there are no sums. Choose communicator=partial, which "
+            "sends no IV to the server, or regularizer=mean."
+        )
 
     @property
-    def q(self) -> int:
-        return self.aggregator.pull.form.q if isinstance(self.aggregator, Pulling) else 0
-
-    def in_sums(self) -> None:
-        dense = self.aggregator
-        if isinstance(dense, Coupling) and not (dense.A - dense.A.diag().diag()).any():
-            raise ConfigError(
-                "There are no sums where models are not coupled: choose communicator=partial, by which no IV has to "
-                "pass the server, or regularizer=mean."
-            )
-        if not isinstance(dense, Pulling):
-            raise no_sums(f"FedU with {type(self.problem.regularizer).__name__}")
-        inner = self._users()
-        self.users = PullingUsers(inner, dense.pull, self.solver.rate)
-        self.aggregator = PullingSums(self._start(), dense.pull)
-
     def _steps(self) -> Tensor:
-        """The usual number of steps of each user [K, 1], which exceeds what a straggler takes."""
+        """Usual number of local steps of each user [K, 1]; stragglers make fewer."""
         return self.solver.steps(self.problem.counts)[:, None]
 
     def setup(self) -> tuple[Users, Aggregator] | None:
-        facts = self.problem.facts()
-        if not isinstance(self.aggregator, Coupling) or (not facts.shape[1] and self.aggregator.reach is None):
+        facts, aggregator = self.problem.facts(), self.aggregator
+        if not isinstance(aggregator, FedUAggregator) or (not facts.shape[1] and aggregator.descent.reach is None):
             return None
-        told = torch.cat([facts, self._steps()[self.problem.users].to(facts)], dim=1)
-        return SetupUsers(told, told_nothing), SetupAggregator(self.aggregator.prepare, self.problem.K)
+
+        def answer(facts: Tensor) -> Tensor:
+            regularizer = self.problem.regularizer.prepared(facts[:, :-1]).to(aggregator.models.device)
+            aggregator.couple(regularizer, int(facts[:, -1].max()))
+            return facts[:, :0]
+
+        with_steps = torch.cat([facts, self._steps[self.problem.users].to(facts)], dim=1)
+        return SetupUsers(with_steps), SetupAggregator(answer, self.problem.K)
 
     @torch.no_grad()
     def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
@@ -86,125 +244,10 @@ class FedU(ByGradients):
         return {"primal": float(measured["s"] @ measured["losses"] + penalty)}
 
 
-class Coupling(Mixing):
-    """FedU's: steps down the penalty ½ tr(W A Wᵀ).
-
-    Where A has few entries other than zero, a model hangs on few others', and is computed from these alone.
-
-    Args:
-        start: [K, m], the users' first models.
-        regularizer: gives A.
-        rate: μ_t of a round t, which never grows.
-        most: R_k of the user who takes the most steps in a round.
-        complete: whether all users and relays take part in each round.
-    """
-
-    def __init__(
-        self, start: Tensor, regularizer: Regularizer, rate: Callable[[int], float], most: int, complete: bool = True
-    ) -> None:
-        super().__init__(start)
-        if regularizer.learns:
-            raise ConfigError(
-                f"{type(regularizer).__name__} learns how the tasks relate, FedU is told. "
-                "Choose regularizer=graph, mean or ridge."
-            )
-        self.regularizer, self.rate, self.most, self.complete = regularizer, rate, most, complete
-        self._couple()
-
-    def _couple(self) -> None:
-        K, device = len(self.models), self.models.device
-        Omega = self.regularizer.start_omega(K).to(device, torch.float64)
-        self.regularizer.inverse_coupling(Omega)  # refuses what is no coupling
-        self.A = self.regularizer.coupling(Omega)
-        self.steepest = float(torch.linalg.eigvalsh(self.A)[-1])
-        self.reach = _reach((self.A != 0).cpu(), self._parts(self.rate(0) * self.most))
-        self._mixing = Dense(self.A) if self.reach is None else Sparse(self.A)
-        self.structure = self.regularizer.form(Omega) or by_entries(self.A)
-
-    def prepare(self, facts: Tensor) -> Tensor:
-        """What the users told of themselves, their steps the last of it [K, f + 1], to what they are told, nothing."""
-        self.regularizer = self.regularizer.prepared(facts[:, :-1]).to(self.models.device)
-        self.most = int(facts[:, -1].max())
-        self._couple()
-        return facts[:, :0]
-
-    def needs(self) -> NDArray[np.bool_] | None:
-        if self.reach is not None and not self.complete:
-            raise ConfigError(
-                "Users or relays drop out, and what stands in for an absent user's IV, the last model made for it, is "
-                "known to the relay alone that made it. Choose participation=full, or another communicator."
-            )
-        return self.reach
-
-    def part(self, of: Ids, users: Ids, ivs: Tensor, rounds: int) -> Tensor:
-        m = self.models.shape[1]
-        W, steps = ivs[:, :m].to(self.models), ivs[:, m].double()
-        at = torch.from_numpy(users).to(W.device)
-        mixed = self._by_rows(Sparse(self.A[at][:, at]), W, steps, self.rate(rounds))
-        return mixed[torch.from_numpy(np.searchsorted(users, of)).to(W.device)]
-
-    def mixed(self, W: Tensor, steps: Tensor) -> Tensor:
-        rate = self.rate(int(self.rounds))
-        if isinstance(self._mixing, Sparse):
-            return self._by_rows(self._mixing, W, steps, rate)
-        lengths = rate * steps.to(self.A)
-        return self._mixing.stepped(W, lengths, self._parts(float(lengths.max())))
-
-    def _parts(self, length: float) -> int:
-        """How many parts the longest step is made in."""
-        longest = length * self.steepest
-        if not longest < MOST_PARTS:
-            raise RangeError(
-                f"steps down the regularizer are {longest:.3g} times as long as the models bear: lower solver.step, or "
-                "the strength of the regularizer."
-            )
-        return 1 if longest < 2 else math.ceil(longest)
-
-    def _by_rows(self, A: Sparse, W: Tensor, steps: Tensor, rate: float) -> Tensor:
-        """M·W of some users [n, m] and the coupling among them: right for each whose needs are among them.
-
-        In as many parts as the longest step of all users could need, for not all relays know what it is.
-        """
-        return A.stepped(W, rate * steps.to(self.A), self._parts(rate * self.most))
-
-
-def _reach(near: Tensor, hops: int) -> NDArray[np.bool_] | None:
-    """For each user, whom so many hops along `near`, bool [K, K], lead to; None if that is more than half of all."""
-    reach = near
-    for _ in range(hops - 1):
-        before, reach = reach, reach.float() @ near.float() > 0
-        if torch.equal(before, reach) or reach.double().mean() > 0.5:
-            break
-    return None if reach.double().mean() > 0.5 else reach.numpy()
-
-
-class Pulling(Aggregator):
-    """FedU's, where the regularizer has sums: the steps that users make of these, for all of them.
-
-    It keeps what users `sent` last [K, m], their first models before that, and the lengths of the steps behind it [K].
-
-    Args:
-        start: [K, m], the users' first models.
-        rate: μ_t of a round t.
-    """
-
-    state = ("sent", "lengths", "rounds")
-
-    def __init__(self, start: Tensor, pull: Pull, rate: Callable[[int], float]) -> None:
-        self.sent, self.pull, self.rate, self.structure = start, pull, rate, pull.form
-        self.lengths, self.rounds = torch.zeros(len(start), dtype=torch.float64), torch.tensor(0)
-
-    def update(self, users: Ids, ivs: Tensor) -> Tensor:
-        m = self.sent.shape[1]
-        self.sent = with_rows(self.sent, users, ivs[:, :m].to(self.sent))
-        lengths = self.rate(int(self.rounds)) * ivs[:, m].double().cpu()
-        self.lengths = with_rows(self.lengths, users, lengths)
-        self.rounds = self.rounds + 1
-        return self.pull.models(self.sent, self.lengths, self.pull.sums(self.sent))
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name).clone() for name in self.state}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name in self.state:
-            setattr(self, name, state[name].to(getattr(self, name), copy=True))
+def _form(problem: Problem) -> Form | None:
+    """Return the form of A if a user's coupling step needs sums over all users only."""
+    regularizer = problem.regularizer
+    if regularizer.learns or problem.facts().shape[1]:
+        return None
+    form = regularizer.form(regularizer.start_omega(problem.K).to(problem.s))
+    return form if form is not None and form.q and bool((form.delta == form.delta[0]).all()) else None

@@ -1,4 +1,4 @@
-"""MOCHA: federated multi-task learning by primal-dual updates, certified by the duality gap.
+"""MOCHA: federated multi-task learning on duals, certified by the duality gap.
 
 K users, d features.
 """
@@ -11,41 +11,40 @@ import torch
 from torch import Tensor
 
 from hmtl.errors import ConfigError
-from hmtl.mtl.algorithms.base import Aggregator, Algorithm, Users, no_sums
-from hmtl.mtl.algorithms.dual import DualAggregator, DualUsers
-from hmtl.mtl.algorithms.dual_sums import SummingAggregator, SummingUsers
+from hmtl.mtl.algorithms.base import Aggregator, Algorithm, MessageKind, Users, no_sums
+from hmtl.mtl.algorithms.dual_aggregator import DualAggregator, DualSettings, SummedDualAggregator
+from hmtl.mtl.algorithms.dual_users import DualUsers, SummedDualUsers
 from hmtl.mtl.algorithms.setup import SetupAggregator, SetupUsers
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
-from hmtl.mtl.regularizers import Ridge, SharedModel
 from hmtl.mtl.solvers.sdca import SDCA, LocalSolver
-from hmtl.mtl.sums import Form
 
 
 class MOCHA(Algorithm):
-    """Local dual ascent at the users, W = V A⁻¹ at the aggregator, Ω learned every few rounds.
+    """Local dual ascent at the users, W = V A⁻¹ at the aggregator, and Ω learned every few rounds.
 
     Args:
-        problem: data, loss, regularizer; several classes are learned each against the rest, IVs and models of C·d
-            numbers.
+        problem: data, loss and regularizer. Several classes are learned one against the rest, with IVs and models of
+            C·d numbers.
         solver: the users' local solver.
-        omega_every: rounds between updates of Ω; 0 for never.
-        accelerated: users work from extrapolated models, with restarts; takes γ = 1.
-        curvature: c_k that stands for B in user k's subproblem, B ⪯ diag(c): `user`, `Σ_l |B_kl|`, or the larger `max`,
-            σ′B_kk with `σ′ = max_k Σ_l |B_kl| / B_kk`, as in Smith et al. 2017.
-        gamma: γ in (0, 1], the share of each local update that is applied; 1 adds them all, safely, since c allows it.
-        rounds: how many there will be, so that Ω rests in the last `omega_every` of them; None: it never rests.
-        seed: of the order in which users visit their rows, and of participation.
-        participation: who does how much in a round; the IV of a user who drops out is zero.
+        omega_every: rounds between updates of Ω; 0: never.
+        accelerated: users start from extrapolated models, with restarts; needs γ = 1.
+        curvature: c_k, which stands for B in user k's subproblem, B ⪯ diag(c): "user", Σ_l |B_kl|, or the larger "max",
+            σ′B_kk with σ′ = max_k Σ_l |B_kl| / B_kk, as in Smith et al. 2017.
+        gamma: γ in (0, 1], the share of each local update that is applied. 1 adds all updates, which c makes safe.
+        rounds: number of rounds; Ω stays fixed in the last `omega_every` of them. None: it never does.
+        seed: seed of the order in which users visit their rows, and of participation.
+        participation: who takes part in a round, and how much each user does. The IV of an absent user counts as zero.
+        messages: what users send; "sums" needs a regularizer for which sums suffice.
 
     Raises:
-        ConfigError: the solver cannot work with the loss, or a number is out of its range.
+        ConfigError: the solver does not work with the loss, sums do not suffice, or a setting is out of its range.
 
     Ref: Smith et al. 2017; Hu et al. 2022, section V.
     """
 
     users: DualUsers
-    aggregator: DualAggregator
+    aggregator: DualAggregator | SummedDualAggregator
 
     def __init__(
         self,
@@ -58,84 +57,74 @@ class MOCHA(Algorithm):
         rounds: int | None = None,
         seed: int = 0,
         participation: Participation = Participation(),  # noqa: B008, it is frozen
+        messages: MessageKind = "ivs",
     ) -> None:
         if not isinstance(solver, LocalSolver):
             raise ConfigError(
-                f"{type(self).__name__} works on duals, {type(solver).__name__} does not. Choose solver=sdca, or "
-                "algorithm=fedu, fedavg, fedprox, ditto or pfedme for gradients."
+                f"{type(self).__name__} works on duals, but {type(solver).__name__} does not. Choose solver=sdca, or "
+                "algorithm=fedu, fedavg, fedprox, ditto or pfedme for networks."
             )
         solver.check(problem.binary)
         participation.check(problem.K)
-        if omega_every < 0:
-            raise ConfigError(f"omega_every={omega_every} is negative. Give a number of rounds, or 0 for never.")
-        if rounds is not None and rounds < 1:
-            raise ConfigError(f"rounds={rounds}: there is at least one. Give how many there will be, or null.")
-        if curvature not in ("user", "max"):
-            raise ConfigError(f"curvature={curvature} is neither user nor max.")
-        if not 0 < gamma <= 1:
-            raise ConfigError(f"gamma={gamma} is not in (0, 1]: more than the whole update is never safe.")
-        if accelerated and gamma < 1:
+        if omega_every > 0 and not problem.regularizer.learns:
+            omega_every = 0
+        self.problem = problem
+        self.solver = solver
+        self.seed = seed
+        self.participation = participation
+        self.settings = DualSettings(omega_every, accelerated, curvature, gamma, rounds, seed, participation)
+        self.users, self.aggregator = self._sides(messages)
+
+    @classmethod
+    def sums_needed(cls, problem: Problem) -> int:
+        regularizer = problem.regularizer
+        if regularizer.learns or problem.facts().shape[1]:
+            return 0
+        form = regularizer.sums(regularizer.start_omega(problem.K).to(problem.s))
+        return form.q if form is not None else 0
+
+    def _sides(self, messages: MessageKind) -> tuple[DualUsers, DualAggregator | SummedDualAggregator]:
+        """Return the user side and the aggregator side."""
+        problem, settings = self.problem, self.settings
+        V = problem.s.new_zeros(1, 1).expand(problem.K, problem.size)  # takes no memory until the first update
+        aggregator = DualAggregator(problem.regularizer, V, settings, problem.grid)
+        if messages == "ivs":
+            users = DualUsers(problem, self.solver, settings)
+            users.take_curvature(np.arange(len(problem.users)), aggregator.curvature[problem.users])
+            return users, aggregator
+        form = aggregator.coupling.form
+        if form is None or form.q != self.sums_needed(problem):
+            raise no_sums(f"{type(self).__name__} with {type(problem.regularizer).__name__}")
+        if not form.q:
             raise ConfigError(
-                f"gamma={gamma} with accelerated=true: momentum takes whole updates. Switch one of them off."
+                "This regularizer does not couple the models, so there are no sums. Choose algorithm=local instead."
             )
-        self.problem, self.solver, self.seed, self.participation = problem, solver, seed, participation
-        self._user_side = (problem, solver, gamma, seed, participation, accelerated)
-        self._aggregator_side: dict[str, Any] = {
-            "regularizer": problem.regularizer,
-            "gamma": gamma,
-            "omega_every": omega_every if problem.regularizer.learns else 0,
-            "last": rounds,
-            "curvature": curvature,
-            "accelerated": accelerated,
-            "grid": problem.grid,
-        }
-        self.users = DualUsers(*self._user_side)
-        self.aggregator = DualAggregator(V=self._nothing(), **self._aggregator_side)
-        self._learn_curvature()
-
-    def _nothing(self) -> Tensor:
-        """V of all users at first [K, d], in no memory of its own."""
-        return self.users.W.new_zeros(1, 1).expand(self.problem.K, self.problem.size)
-
-    def _learn_curvature(self) -> None:
-        here = self.problem.users
-        self.users.learn(np.arange(len(here)), self.aggregator.curvature()[here])
+        users = SummedDualUsers(problem, self.solver, settings, form)
+        users.take_curvature(np.arange(len(problem.users)), aggregator.curvature[problem.users])
+        sums = SummedDualAggregator(aggregator.coupling, aggregator.Omega, problem.size, settings, problem.grid)
+        return users, sums
 
     def setup(self) -> tuple[Users, Aggregator] | None:
-        """Facts up, c_k down; where A follows from the configuration, users know these unsaid."""
+        """As `Algorithm.setup`: facts up, c_k down; None if A follows from the configuration alone."""
         facts = self.problem.facts()
-        if not facts.shape[1]:
+        if not facts.shape[1] or not isinstance(self.aggregator, DualAggregator):
             return None
-        return SetupUsers(facts, self.users.learn), SetupAggregator(self.aggregator.prepare, self.problem.K)
-
-    @property
-    def q(self) -> int:
-        form, regularizer = self.aggregator.form, self.problem.regularizer
-        return form.q if form and not regularizer.learns and not self.problem.facts().shape[1] else 0
-
-    def in_sums(self) -> None:
-        form = self.aggregator.form
-        if form is None or form.q != self.q:
-            raise no_sums(f"{type(self).__name__} with {type(self.problem.regularizer).__name__}")
-        if not form.q:
-            raise ConfigError("Nothing has to travel where models are not coupled: choose algorithm=local instead.")
-        self._to_sums(form)
-        self.aggregator = SummingAggregator(V=self._nothing(), **self._aggregator_side)
-
-    def _to_sums(self, form: Form) -> None:
-        self.users = SummingUsers(*self._user_side, form=form, grid=self.problem.grid)
-        self._learn_curvature()
+        return SetupUsers(facts, self.users.take_curvature), SetupAggregator(self.aggregator.answer, self.problem.K)
 
     def settled(self, tolerance: float) -> bool:
-        """Ω was learned, and made R smaller by that much at most when it was learned last."""
-        return self.aggregator.settled(tolerance)
+        return self.settings.omega_every == 0 or float(self._gain) <= tolerance
+
+    @property
+    def _gain(self) -> Tensor:
+        """By how much R fell when Ω was learned last; infinite before."""
+        return self.aggregator.figure_state()["gain"]
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()
         if isinstance(self.solver, SDCA):
             described["passes"] = self.solver.passes
-        if self.aggregator.omega_every:
-            described["omega_learned"] = bool(self.aggregator.gain.isfinite())
+        if self.settings.omega_every:
+            described["omega_learned"] = bool(self._gain.isfinite())
         return described
 
     @property
@@ -149,66 +138,20 @@ class MOCHA(Algorithm):
 
     @property
     def a(self) -> Tensor:
-        """Dual variables [K, n], or [K, C·n] of C classes; they never leave the users."""
+        """Dual variables [K, n], or [K, C·n] with C classes; they never leave the users."""
         return self.users.a
 
     def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
-        # V is summed up from the duals, for the aggregator's is only as exact as the wire that the IVs came by
-        R, Omega = self.aggregator.regularizer, self.Omega
+        # V is computed from the duals, since the wire may have rounded the IVs that the aggregator's V sums up
+        R, Omega = self.aggregator.coupling.regularizer, self.Omega
+        W, V = measured["W"].T, measured["V"].T
         losses, conjugates = measured["losses"].sum(), measured["conjugates"].sum()
         with torch.no_grad():
-            primal = float(losses + R(measured["W"].T, Omega))
-        dual = -float(conjugates + R.conjugate(measured["V"].T, Omega))
+            primal = float(losses + R(W, Omega))
+        dual = -float(conjugates + R.conjugate(V, Omega))
         figures = {"primal": primal, "dual": dual, "gap": primal - dual}
-        if (joint := R.joint(measured["W"].T, measured["V"].T)) is None:
+        joint = R.joint(W, V)
+        if joint is None:
             return figures
-        best, least = float(losses + joint[0]), -float(conjugates + joint[1])
-        return figures | {"joint_primal": best, "joint_gap": best - least}
-
-
-class Local(MOCHA):
-    """Every user for itself: MOCHA without coupling, R = (λ/2)‖W‖², whatever the problem's own regularizer.
-
-    Nothing has to travel.
-
-    Args:
-        lam: λ.
-        others: as in `MOCHA`.
-    """
-
-    regularized = False
-
-    def __init__(self, problem: Problem, solver: LocalSolver, lam: float, **others: Any) -> None:
-        super().__init__(problem.regularized(Ridge(lam)), solver, accelerated=False, **others)
-        assert self.aggregator.form is not None
-        self._to_sums(self.aggregator.form)
-
-    def in_sums(self) -> None:
-        """It is: there are none."""
-
-
-class CoCoA(MOCHA):
-    """One model w for all users, R = (λ/2)‖w‖², whatever the problem's own regularizer: CoCoA+, or CoCoA.
-
-    Args:
-        lam: λ.
-        adding: add the users' updates, each made with σ′ = K (CoCoA+); otherwise average them, with σ′ = 1 (CoCoA).
-        accelerated: as in `MOCHA`; averaging takes no momentum.
-        others: as in `MOCHA`.
-
-    Ref: Jaggi et al. 2014; Ma et al. 2015.
-    """
-
-    regularized = False
-
-    def __init__(
-        self,
-        problem: Problem,
-        solver: LocalSolver,
-        lam: float,
-        adding: bool = True,
-        accelerated: bool = True,
-        **others: Any,
-    ) -> None:
-        one, gamma = problem.regularized(SharedModel(lam)), 1.0 if adding else 1 / problem.K
-        super().__init__(one, solver, accelerated=accelerated and adding, gamma=gamma, **others)
+        joint_primal, joint_dual = float(losses + joint[0]), -float(conjugates + joint[1])
+        return figures | {"joint_primal": joint_primal, "joint_gap": joint_primal - joint_dual}

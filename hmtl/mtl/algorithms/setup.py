@@ -1,27 +1,44 @@
-"""What is exchanged before the first round: facts of each user, and what it has to know that follows from all facts."""
+"""The exchange before the first round: facts about each user up, numbers that follow from all facts down.
 
-from collections.abc import Callable
+K users, f facts about each.
+"""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from hmtl.data import Task
+from hmtl.data.preprocessing import common
 from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Ids, Users
 
 
+def ignore(users: Ids, numbers: Tensor) -> None:
+    """Ignore the answer to a set-up."""
+
+
 class SetupUsers(Users):
-    """User side of a set-up: all users tell facts [K, f], and are told e numbers each."""
+    """User side of a set-up.
+
+    Args:
+        facts: facts about each user [K, f].
+        take: called with users and the answers to them [n, e].
+    """
 
     numbers = 0
 
-    def __init__(self, facts: Tensor, learn: Callable[[Ids, Tensor], None]) -> None:
-        self.facts, self.learn = facts.double(), learn
+    def __init__(self, facts: Tensor, take: Callable[[Ids, Tensor], None] = ignore) -> None:
+        super().__init__()
+        self.facts = facts.double()
+        self.take = take
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
         users = np.setdiff1d(np.arange(len(self.facts)), idle)
         return users, self.facts[users]
 
     def receive(self, users: Ids, models: Tensor) -> None:
-        self.learn(users, models)
+        self.take(users, models)
 
     def measure(self) -> dict[str, Tensor]:
         return {}
@@ -29,31 +46,41 @@ class SetupUsers(Users):
     def local_work(self, round: int, user: int) -> None:
         pass
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        pass
-
 
 class SetupAggregator(Aggregator):
     """Aggregator side of a set-up.
 
     Args:
-        learn: takes the facts [K, f] of all users and gives the e numbers that each of them needs, [K, e].
+        answer: returns the answers [K, e] to the facts [K, f] of all users.
         K: number of users.
     """
 
-    def __init__(self, learn: Callable[[Tensor], Tensor], K: int) -> None:
-        self.learn, self.K = learn, K
+    def __init__(self, answer: Callable[[Tensor], Tensor], K: int) -> None:
+        super().__init__()
+        self.answer = answer
+        self.K = K
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         if len(users) < self.K:
-            raise ValueError(f"Facts of {len(users)} of K={self.K} users: a set-up needs those of all of them.")
-        return self.learn(ivs)
+            raise ValueError(f"A set-up needs the facts of all K={self.K} users, but only {len(users)} were heard.")
+        return self.answer(ivs)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        pass
+def preprocessing_setup(tasks: Sequence[Task]) -> tuple[Users, Aggregator] | None:
+    """Return the two sides of the exchange that preprocessing over the rows of all users needs; None: it needs none.
+
+    Users send the moments of their rows and receive those of all rows, see `hmtl.data.Preprocessing`. The tasks are
+    fitted already: playing this leaves them unchanged and counts the bits.
+    """
+    here = [task for task in tasks if task.here]
+    moments = tasks[0].preprocessing.told(here or tasks[:1])
+    if not moments:
+        return None
+    widths = [part.shape[1] for part in moments]
+    if not here:
+        moments = [torch.empty(0, width) for width in widths]
+
+    def answer(facts: Tensor) -> Tensor:
+        return torch.cat([common(part) for part in torch.split(facts, widths, dim=1)], dim=1)
+
+    return SetupUsers(torch.cat(moments, dim=1)), SetupAggregator(answer, len(tasks))

@@ -1,0 +1,235 @@
+"""Aggregator side of learning on duals: couples the users' dual vectors, W = V A⁻¹, and learns Ω.
+
+K users, d features; with C classes, read C·d for d. See `dual_users` for the messages.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hmtl.errors import ConfigError
+from hmtl.mtl.algorithms.base import Aggregator, Ids
+from hmtl.mtl.participation import Participation
+from hmtl.mtl.problem import sigma_prime
+from hmtl.mtl.regularizers import Regularizer
+from hmtl.mtl.sums import Form, Grid
+
+
+@dataclass(frozen=True)
+class DualSettings:
+    """Settings of `MOCHA`, which has their meaning.
+
+    Raises:
+        ConfigError: a setting is out of its range, or does not go with another.
+    """
+
+    omega_every: int
+    accelerated: bool
+    curvature: Literal["user", "max"]
+    gamma: float
+    rounds: int | None
+    seed: int
+    participation: Participation
+
+    def __post_init__(self) -> None:
+        if self.omega_every < 0:
+            raise ConfigError(f"omega_every={self.omega_every} is negative. Give a number of rounds, or 0 for never.")
+        if self.rounds is not None and self.rounds < 1:
+            raise ConfigError(f"rounds={self.rounds}: there is at least one round. Give their number, or null.")
+        if self.curvature not in ("user", "max"):
+            raise ConfigError(f"curvature={self.curvature} is unknown. Choose user or max.")
+        if not 0 < self.gamma <= 1:
+            raise ConfigError(f"gamma={self.gamma} is not in (0, 1]: more than the whole update is never safe.")
+        if self.accelerated and self.gamma < 1:
+            raise ConfigError(
+                f"gamma={self.gamma} with accelerated=true: momentum needs whole updates. Set gamma=1 or "
+                "accelerated=false."
+            )
+
+    def learns_now(self, round: int) -> bool:
+        """Return whether Ω is learned after this round, 1 being the first.
+
+        It is not in the last `omega_every` rounds, since models are worse right after Ω has changed.
+        """
+        due = self.omega_every > 0 and round % self.omega_every == 0
+        return due and (self.rounds is None or round + self.omega_every <= self.rounds)
+
+
+@dataclass(frozen=True, eq=False)
+class Coupling:
+    """A regularizer at an Ω, and what follows from both.
+
+    Attributes:
+        regularizer: gives A.
+        B: A⁻¹ [K, K].
+        form: form of B, or None.
+    """
+
+    regularizer: Regularizer
+    B: Tensor
+    form: Form | None
+
+    @classmethod
+    def at(cls, regularizer: Regularizer, Omega: Tensor) -> "Coupling":
+        """Return the coupling for Ω [K, K]."""
+        return cls(regularizer, regularizer.inverse_coupling(Omega), regularizer.sums(Omega))
+
+    def curvature(self, kind: Literal["user", "max"]) -> Tensor:
+        """Return c_k of each user, [K, 1], such that B ⪯ diag(c): Σ_l |B_kl|, or σ′B_kk."""
+        c = sigma_prime(self.B) * self.B.diagonal() if kind == "max" else self.B.abs().sum(1)
+        return c[:, None]
+
+
+def next_beta(t: Tensor, restart: bool, pause: bool) -> tuple[Tensor, Tensor]:
+    """Return β of the next round, and the next t, counted from the last restart; β is 0 after a restart or a pause."""
+    new = torch.ones_like(t) if restart else (1 + (1 + 4 * t.square()).sqrt()) / 2
+    return torch.zeros_like(t) if restart or pause else (t - 1) / new, new
+
+
+class DualAggregator(Aggregator):
+    """Aggregator side: sums up V, computes W = B V, and learns Ω every few rounds.
+
+    With acceleration, β follows from t. t restarts when the momentum points away from the step, Σ_k r_k > 0 with
+    r_k = c_k (v_k,extrapolated − v_k,new)·(v_k,new − v_k). In the round after a change of A, which moves the models as
+    well, β is 0; a restart would cost more rounds.
+
+    If B has a `Form`, sums over users are rounded to the grid, so that models have the same bits as those of users who
+    compute their own from the sums.
+
+    Users learn c_k with the models after a change of A. It goes out until every user was heard once: a user who missed
+    its model takes no part until one arrives.
+
+    Buffers: `V` [K, d]; `Omega`, Ω [K, K]; `rounds`, the number of updates; `untold` [K], users who may not know the
+    present c_k; `t`; `gain`, by how much R fell when Ω was learned last.
+
+    Args:
+        regularizer: gives A.
+        V: V at the beginning [K, d].
+        settings: settings of the algorithm.
+        grid: grid of the sums.
+    """
+
+    V: Tensor
+    Omega: Tensor
+    rounds: Tensor
+    untold: Tensor
+    t: Tensor
+    gain: Tensor
+
+    def __init__(self, regularizer: Regularizer, V: Tensor, settings: DualSettings, grid: Grid) -> None:
+        super().__init__()
+        self.settings = settings
+        self.grid = grid
+        self.register_buffer("V", V)
+        self.register_buffer("Omega", regularizer.start_omega(len(V)).to(V))
+        self.register_buffer("rounds", torch.tensor(0))
+        self.register_buffer("untold", torch.zeros(len(V), dtype=torch.bool))
+        self.register_buffer("t", torch.tensor(1.0, dtype=torch.float64))
+        self.register_buffer("gain", torch.tensor(math.inf, dtype=torch.float64))
+        self.coupling = Coupling.at(regularizer, self.Omega)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = True) -> Any:
+        keys = super().load_state_dict(state_dict, strict, assign)
+        self.couple(self.coupling.regularizer)
+        return keys
+
+    def couple(self, regularizer: Regularizer) -> None:
+        """Take the coupling of a regularizer at the present Ω."""
+        self.coupling = Coupling.at(regularizer, self.Omega)
+
+    @property
+    def curvature(self) -> Tensor:
+        """c_k [K, 1]."""
+        return self.coupling.curvature(self.settings.curvature)
+
+    def answer(self, facts: Tensor) -> Tensor:
+        """Return c_k to each user, [K, 1], for the facts [K, f] of the set-up."""
+        regularizer = self.coupling.regularizer.prepared(facts).to(self.V.device)
+        self.Omega = regularizer.start_omega(len(self.V)).to(self.V)
+        self.couple(regularizer)
+        return self.curvature
+
+    @torch.no_grad()
+    def update(self, users: Ids, ivs: Tensor) -> Tensor:
+        d, device = self.V.shape[1], self.V.device
+        self.V = self.V.index_add(0, torch.from_numpy(users).to(device), self.settings.gamma * ivs[:, :d])
+        self.rounds = self.rounds + 1
+        untold = self.untold.clone()
+        untold[users] = False  # a user takes part only after it received the last round's model
+        learns = self.settings.learns_now(int(self.rounds))
+        if learns:
+            self._learn_omega()
+            untold[:] = True
+        self.untold = untold
+        columns = [self._models()]  # from V and not from the last W, since A may have changed
+        if self.settings.accelerated:
+            beta, self.t = next_beta(self.t, restart=self._overshot(ivs[:, d]), pause=learns)
+            columns.append(beta.to(self.V).expand(len(self.V), 1))
+        if untold.any():
+            columns.append(self.curvature)
+        return torch.cat(columns, dim=1) if len(columns) > 1 else columns[0]
+
+    def _learn_omega(self) -> None:
+        regularizer, W, old = self.coupling.regularizer, (self.coupling.B @ self.V).T, self.Omega
+        self.Omega = regularizer.update_omega(W, old)
+        self.gain = (regularizer(W, old) - regularizer(W, self.Omega)).to(self.gain)
+        self.couple(regularizer)
+
+    def _models(self) -> Tensor:
+        """Return W = B V, [K, d]."""
+        form = self.coupling.form
+        if form is None:
+            return self.coupling.B @ self.V
+        sums = self.grid.rounded(form.terms(self.V)).sum(0, keepdim=True)
+        return form.models(self.V, self.grid.values(sums))
+
+    def _overshot(self, r: Tensor) -> bool:
+        """Return whether Σ_k r_k > 0."""
+        return bool(r.sum() > 0) if self.coupling.form is None else self.grid.positive(self.grid.fine(r).sum(0))
+
+    def figure_state(self) -> dict[str, Tensor]:
+        return {"Omega": self.Omega, "gain": self.gain}
+
+
+class SummedDualAggregator(Aggregator):
+    """Aggregator side for terms: keeps s on the grid and no user's v_k.
+
+    Buffers: `S`, s as int64 [1, q·d]; `rounds`, the number of updates; `t`, as in `DualAggregator`.
+
+    Args:
+        coupling: the coupling at Ω, of which the form is needed.
+        Omega: Ω [K, K], which is never learned.
+        d: numbers in a model.
+        settings: settings of the algorithm.
+        grid: grid of the sums.
+    """
+
+    S: Tensor
+    rounds: Tensor
+    t: Tensor
+
+    def __init__(self, coupling: Coupling, Omega: Tensor, d: int, settings: DualSettings, grid: Grid) -> None:
+        super().__init__()
+        assert coupling.form is not None
+        self.coupling = coupling
+        self.Omega = Omega
+        self.settings = settings
+        self.grid = grid
+        self.register_buffer("S", torch.zeros(1, coupling.form.q * d, dtype=torch.int64, device=Omega.device))
+        self.register_buffer("rounds", torch.tensor(0))
+        self.register_buffer("t", torch.tensor(1.0, dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, users: Ids, ivs: Tensor) -> Tensor:
+        """Return the row for all users from terms, or from sums of some users' terms, [n, q·d (+ 2)]."""
+        sums, n = ivs.sum(0, keepdim=True).to(self.S.device), self.S.shape[1]
+        self.S = self.grid.added(self.S, sums[:, :n])
+        self.rounds = self.rounds + 1
+        if not self.settings.accelerated:
+            return self.S
+        beta, self.t = next_beta(self.t, restart=self.grid.positive(sums[0, n:]), pause=False)
+        return torch.cat([self.S, beta.view(torch.int64).view(1, 1).to(self.S)], dim=1)

@@ -1,0 +1,237 @@
+"""User side of learning on duals: users improve their own duals, given the models that couple them.
+
+K users, n rows each (padded), d features; with C classes, read C·d and C·n for d and n. One user per row of a message.
+An IV is Δv_k [d], then r_k if the algorithm is accelerated. The answer is w_k [d], then β if it is accelerated, then c_k
+if A has changed.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmtl.mtl.algorithms.base import NOBODY, Ids, Users, with_rows
+from hmtl.mtl.algorithms.dual_aggregator import DualSettings
+from hmtl.mtl.problem import Problem, Rows
+from hmtl.mtl.regularizers import SharedModel
+from hmtl.mtl.solvers.sdca import LocalSolver
+from hmtl.mtl.sums import Form
+
+
+class DualUsers(Users):
+    """User side: duals a [K, n], models W [K, d] and curvatures c [K] on the users' rows.
+
+    An update takes effect in two steps. `local_update` writes the new duals to `pending` and marks the user as
+    `waiting`. Once the user learns whether its update reached an aggregator, `commit` merges `pending` into `a`, or
+    `roll_back` discards it. In both cases V = Σ_j a_j x_j holds at the aggregator, which is what the duality gap relies
+    on.
+
+    With acceleration (FISTA with restarts), each user starts its local pass from the extrapolated model
+    w_k + β (w_k − w_k,old), which corresponds to the dual vector v_k + β (v_k − v_k,old). The user stores both vectors;
+    only the scalar β comes from the aggregator. Ref: Beck and Teboulle 2009; O'Donoghue and Candès 2015 (restarts).
+
+    Buffers: `a`, `W`, `curvature`; `pending` [K, n], `waiting` [K] and the update `dV` [K, d] behind `pending`; `step`
+    and `momentum` [K, d], by which v_k moved last and w_k moved beyond that, and `beta` [K]; `got` [K], the round in
+    which a user's model arrived.
+
+    Args:
+        problem: data, loss and regularizer.
+        solver: the users' local solver.
+        settings: settings of the algorithm.
+    """
+
+    a: Tensor
+    W: Tensor
+    curvature: Tensor
+    pending: Tensor
+    waiting: Tensor
+    dV: Tensor
+    step: Tensor
+    momentum: Tensor
+    beta: Tensor
+    got: Tensor
+
+    def __init__(self, problem: Problem, solver: LocalSolver, settings: DualSettings) -> None:
+        super().__init__()
+        self.problem = problem
+        self.solver = solver
+        self.settings = settings
+        self.numbers = problem.size
+        rows, K = problem.rows, len(problem.users)
+        duals = rows.y.new_zeros(K, len(problem.scores) * rows.y.shape[1])
+        models = rows.y.new_zeros(K, problem.size)
+        zeros = {"a": duals, "pending": duals} | dict.fromkeys(("W", "dV", "step", "momentum"), models)
+        for name, value in (zeros | dict.fromkeys(("curvature", "beta"), torch.zeros_like(rows.s))).items():
+            self.register_buffer(name, value)
+        self.register_buffer("waiting", torch.zeros(K, dtype=torch.bool))
+        self.register_buffer("got", torch.full((K,), -1))
+        self._round = -1
+        self._idle = np.zeros(K, dtype=bool)  # in this round
+        self._committed = np.zeros(K, dtype=bool)  # in this round
+
+    def local_update(
+        self, round: int, idle: Ids = NOBODY, order: Tensor | None = None, budgets: Tensor | None = None
+    ) -> tuple[Ids, Tensor]:
+        """Run a local pass; return the users who take part, and their Δv_k [n, d].
+
+        Args:
+            round: number of the round; with the seed and the user, it names the random order of rows.
+            idle: users who take no part, including all who are waiting.
+            order: rows to visit [K, S], instead of a random order.
+            budgets: number of steps of each user [K], at most S, instead of those of solver and participation.
+
+        Raises:
+            ValueError: a user who is waiting is not idle.
+        """
+        settings, users, K = self.settings, self.problem.users, self.problem.K
+        drawn, usual = self.solver.draw(settings.seed, round, users, self.problem.here)
+        order = drawn if order is None else order
+        if budgets is None:
+            budgets = settings.participation.budgets(usual, settings.seed, round, users, K)
+        budgets = budgets.clone()
+        budgets[idle] = 0
+        working = budgets > 0
+        if (self.waiting & working).any():
+            raise ValueError(
+                f"Users {(self.waiting & working).nonzero()[:, 0].tolist()} have a pending update. Commit it or roll it "
+                "back first, or pass these users as idle."
+            )
+        start = self.W + self.beta[:, None] * self.momentum if settings.accelerated else self.W
+        a, dV = self._ascend(self.problem.scores, self.a, start, self.curvature, order, budgets)
+        waiting = self.waiting.nonzero()[:, 0].numpy()
+        if len(waiting):
+            a, dV = with_rows(a, waiting, self.pending[waiting]), with_rows(dV, waiting, self.dV[waiting])
+        self.pending, self.dV = a, dV
+        self.waiting = self.waiting | working
+        self._round = round
+        self._committed[:] = False
+        self._idle[:] = False
+        self._idle[idle] = True
+        if settings.accelerated:  # r_k > 0: the last extrapolation points away from the step
+            beyond = self.beta * torch.linalg.vecdot(self.step, dV) - torch.linalg.vecdot(dV, dV)
+            dV = torch.cat([dV, (self.curvature * beyond)[:, None]], dim=1)
+        return working.nonzero()[:, 0].numpy(), dV if working.all() else dV[working]
+
+    def _ascend(
+        self, scores: Sequence[Rows], a: Tensor, W: Tensor, curvature: Tensor, order: Tensor, budgets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return new duals and Δv; each score of a model has a subproblem of its own."""
+        C, loss = len(scores), self.problem.binary
+        passes = [
+            self.solver.solve(loss, rows, a_c, W_c, curvature, order, budgets)
+            for rows, a_c, W_c in zip(scores, a.chunk(C, 1), W.chunk(C, 1), strict=True)
+        ]
+        return passes[0] if C == 1 else (torch.cat([a for a, _ in passes], 1), torch.cat([dV for _, dV in passes], 1))
+
+    def commit(self, users: Ids) -> None:
+        users = users[self.waiting.numpy()[users]]
+        if len(users) == len(self.a):
+            self.a = torch.lerp(self.a, self.pending, self.settings.gamma)
+        else:
+            merged = torch.lerp(self.a[users], self.pending[users], self.settings.gamma)
+            self.a = with_rows(self.a, users, merged)
+        self._committed[users] = True
+        self._settle(users)
+
+    def roll_back(self, users: Ids) -> None:
+        self._settle(users)
+
+    def _settle(self, users: Ids) -> None:
+        self.waiting = with_rows(self.waiting, users, torch.zeros(len(users), dtype=torch.bool))
+
+    def receive(self, users: Ids, models: Tensor) -> None:
+        W, further = models[:, : self.problem.size].contiguous(), models[:, self.problem.size :]
+        if self.settings.accelerated:
+            step = self.dV[users] * torch.from_numpy(self._committed[users])[:, None].to(W)
+            drift = W - self.W[users] - self.curvature[users, None] * step
+            drift[torch.from_numpy(self._idle[users])] = 0  # an idle user does not know the last step
+            self.step, self.momentum = with_rows(self.step, users, step), with_rows(self.momentum, users, drift)
+            self.beta = with_rows(self.beta, users, further[:, 0])
+            further = further[:, 1:]
+        self.W = with_rows(self.W, users, W)
+        self.got = with_rows(self.got, users, torch.full((len(users),), self._round))
+        if further.shape[1]:
+            self.take_curvature(users, further)
+
+    def take_curvature(self, users: Ids, curvature: Tensor) -> None:
+        """Take c_k, [n, 1]."""
+        self.curvature = with_rows(self.curvature, users, self.settings.gamma * curvature[:, 0])
+
+    def measure(self) -> dict[str, Tensor]:
+        """Return s ℓ and s ℓ* of each row [K, n], W and V = Σ_j s a_j x_j [K, d], and train and test error [K].
+
+        If all users share one model, W is the newest for all of them: R of models that differ would be infinite, and P
+        no bound.
+        """
+        shared = isinstance(self.problem.regularizer, SharedModel)
+        W = self.W[self.got.argmax()].repeat(len(self.W), 1).T if shared else self.W.T
+        return {
+            "losses": self.problem.losses(W),
+            "conjugates": self.problem.conjugates(self.a),
+            "W": W.T,
+            "V": self.problem.combined(self.a).T,
+            "train_error": self.problem.errors(W, "train"),
+            "test_error": self.problem.errors(W, "test"),
+        }
+
+    def local_work(self, round: int, user: int) -> None:
+        scores, one = [rows.of(user) for rows in self.problem.scores], slice(user, user + 1)
+        n = scores[0].counts[0]
+        order, budgets = self.solver.draw(self.settings.seed, round, self.problem.users[one], [n])
+        a = self.a[one].view(len(scores), -1)[:, :n].reshape(1, -1)
+        self._ascend(scores, a, self.W[one], self.curvature[one], order, budgets)
+
+
+class SummedDualUsers(DualUsers):
+    """User side for a coupling that needs sums only: each user computes its model from its own v_k and the sums.
+
+    User k sends by how much U_kᵀ v_k has changed, and r_k if the algorithm is accelerated, rounded to the grid, int64.
+    All users receive one row: s = Σ_l U_lᵀ v_l, and the bits of β.
+
+    Buffers: as in `DualUsers`, and v_k of each user, `V` [K, d].
+
+    Args: as in `DualUsers`, and
+        form: form of B.
+    """
+
+    V: Tensor
+
+    def __init__(self, problem: Problem, solver: LocalSolver, settings: DualSettings, form: Form) -> None:
+        super().__init__(problem, solver, settings)
+        self.form = form
+        self.grid = problem.grid
+        self.numbers = form.q * problem.size
+        self.register_buffer("V", torch.zeros_like(self.W))
+
+    @property
+    def row_bits(self) -> tuple[int, int, int]:
+        return 64 * self.problem.size, 64 * self.settings.accelerated, 64 * self.settings.accelerated
+
+    def local_update(
+        self, round: int, idle: Ids = NOBODY, order: Tensor | None = None, budgets: Tensor | None = None
+    ) -> tuple[Ids, Tensor]:
+        """As `DualUsers.local_update`, but return terms [n, q·d (+ 2)]."""
+        users, ivs = super().local_update(round, idle, order, budgets)
+        ids = self._ids(users)
+        new, old = (self.grid.rounded(self.form.terms(V, ids)) for V in (self._moved(users), self.V[users]))
+        r = [self.grid.fine(ivs[:, -1])] if self.settings.accelerated else []
+        return users, torch.cat([new - old, *r], dim=1)
+
+    def commit(self, users: Ids) -> None:
+        users = users[self.waiting.numpy()[users]]
+        super().commit(users)
+        self.V = with_rows(self.V, users, self._moved(users))
+
+    def receive(self, users: Ids, models: Tensor) -> None:
+        sums, beta = self.grid.values(models[:, : self.numbers]), models[:, self.numbers :].contiguous()
+        W = self.form.models(self.V[users], sums, self._ids(users))
+        super().receive(users, torch.cat([W, beta.view(torch.float64)], dim=1))
+
+    def _ids(self, users: Ids) -> Tensor:
+        """Return the numbers of these users in the network, by which `form` is indexed."""
+        return torch.from_numpy(self.problem.users[users])
+
+    def _moved(self, users: Ids) -> Tensor:
+        """Return v_k of these users with their pending updates, [n, d]."""
+        return self.V[users] + self.settings.gamma * self.dV[users]

@@ -1,0 +1,186 @@
+"""FedAvg: one network for all users, the average of the networks that they train.
+
+K users, m parameters. The average is kept as a sum of terms on a grid (see `hmtl.mtl.sums`), w = start + (β/N)·S, which
+has the same bits whether an aggregator adds the terms of all IVs or relays add terms on their way.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, Users
+from hmtl.mtl.algorithms.networks import Sending, NetworkAlgorithm, NetworkUsers, SendModels
+from hmtl.mtl.algorithms.setup import SetupAggregator, SetupUsers
+from hmtl.mtl.problem import Problem
+from hmtl.mtl.sums import Grid, all_terms, sum_of_terms
+
+
+@dataclass(frozen=True, eq=False)
+class Average:
+    """w = start + (β/N)·S, where S is the sum of all terms n_k (w_k − w) that users sent so far, and N = Σ_k n_k.
+
+    A user who sends nothing counts with w, the last model.
+
+    Attributes:
+        start: first model [m].
+        beta: β, the share of the way to the mean of the users' models.
+        grid: grid of the terms.
+    """
+
+    start: Tensor
+    beta: float
+    grid: Grid
+
+    def terms(self, new: Tensor, last: Tensor, counts: Tensor) -> Tensor:
+        """Return the terms [n, 1, m] of models [n, m] trained from `last` [n or 1, m], for n_k [n, 1]."""
+        return self.grid.rounded((new.double() - last).mul_(counts))[:, None]
+
+    def model(self, S: Tensor, total: float) -> Tensor:
+        """Return w [1, m] from the sums [1, m] and N."""
+        return (self.start.double() + self.beta / total * self.grid.values(S)).to(self.start)
+
+
+class SendAverageTerms(Sending):
+    """Users send the terms of the average, receive their sum, and compute the model themselves.
+
+    Args:
+        average: the average.
+        counts: n_k of these users [n, 1].
+        total: N.
+    """
+
+    def __init__(self, average: Average, counts: Tensor, total: float) -> None:
+        super().__init__()
+        self.average = average
+        self.counts = counts
+        self.total = total
+        self.numbers = len(average.start)
+
+    @property
+    def row_bits(self) -> tuple[int, int, int]:
+        return 8 * self.numbers * self.average.start.element_size(), 0, 0
+
+    def encode(self, users: Ids, ivs: Tensor, last: Tensor) -> Tensor:
+        counts = self.counts[users]
+
+        def terms(rows: slice, columns: slice) -> Tensor:
+            return self.average.terms(ivs[rows, columns], last[rows, columns], counts[rows])
+
+        return all_terms((len(users), 1, self.numbers), terms, ivs.device)
+
+    def decode(self, users: Ids, rows: Tensor) -> Tensor:
+        return self.average.model(rows[:1], self.total).expand(len(users), -1)  # all rows are the same
+
+    def take(self, users: Ids, numbers: Tensor) -> None:
+        """Take N, [n, 1]."""
+        self.total = float(numbers[0, 0])
+
+
+class AverageModels(Aggregator):
+    """Averages the users' models; keeps S, int64 [1, m].
+
+    Args:
+        average: the average.
+        counts: n_k [K, 1].
+    """
+
+    S: Tensor
+
+    def __init__(self, average: Average, counts: Tensor) -> None:
+        super().__init__()
+        self.average = average
+        self.counts = counts
+        self.register_buffer("S", torch.zeros_like(average.start, dtype=torch.int64)[None])
+
+    @property
+    def models(self) -> Tensor:
+        """The users' models [K, m], all the same."""
+        return self.average.model(self.S, float(self.counts.sum())).expand(len(self.counts), -1)
+
+    def update(self, users: Ids, ivs: Tensor) -> Tensor:
+        ivs, last, counts = ivs.to(self.S.device), self.models[:1], self.counts[users]
+
+        def terms(rows: slice, columns: slice) -> Tensor:
+            return self.average.terms(ivs[rows, columns], last[:, columns], counts[rows])
+
+        self.S = self.average.grid.added(self.S, sum_of_terms((len(users), 1, ivs.shape[1]), terms, ivs.device))
+        return self.models
+
+    def answer(self, facts: Tensor) -> Tensor:
+        """Take n_k, [K, 1], in the set-up; the users need no answer, [K, 0]."""
+        self.counts = facts.to(self.counts)
+        return facts[:, :0]
+
+
+class AverageTerms(Aggregator):
+    """Adds terms, or sums of some users' terms; keeps S, int64 [1, m], which goes to all users.
+
+    Args:
+        start: first model [m].
+        grid: grid of the terms.
+    """
+
+    S: Tensor
+
+    def __init__(self, start: Tensor, grid: Grid) -> None:
+        super().__init__()
+        self.grid = grid
+        self.register_buffer("S", torch.zeros_like(start, dtype=torch.int64)[None])
+
+    def update(self, users: Ids, ivs: Tensor) -> Tensor:
+        self.S = self.grid.added(self.S, ivs.sum(0, keepdim=True).to(self.S.device))
+        return self.S
+
+    def answer(self, facts: Tensor) -> Tensor:
+        """Return N to each user, [K, 1], for the n_k [K, 1] of the set-up."""
+        return facts.sum(0).expand(len(facts), 1)
+
+
+class FedAvg(NetworkAlgorithm):
+    """One network for all users, w = Σ_k n_k w_k / Σ_k n_k. It does not use the regularizer of the problem.
+
+    Args, Raises: as in `NetworkAlgorithm`. An absent user counts with the average of the round before.
+
+    Ref: McMahan et al. 2017.
+    """
+
+    regularized = False
+    aggregator: AverageModels | AverageTerms
+
+    @classmethod
+    def sums_needed(cls, problem: Problem) -> int:
+        return 1
+
+    def _sides(self, messages: MessageKind) -> tuple[NetworkUsers, Aggregator]:
+        average, weights = Average(self.model.start, self._beta, self.problem.grid), self._weights()
+        if messages == "ivs":
+            return self._users(SendModels(len(average.start))), AverageModels(average, weights)
+        sending = SendAverageTerms(average, weights[self.problem.users], float(weights.sum()))
+        return self._users(sending), AverageTerms(average.start, average.grid)
+
+    def _users(self, sending: Sending) -> NetworkUsers:
+        return NetworkUsers(self._local, sending)
+
+    @property
+    def _beta(self) -> float:
+        """β of the average."""
+        return 1.0
+
+    def _weights(self) -> Tensor:
+        """Return the weights of the users in the average [K, 1]: their numbers of training rows."""
+        return torch.tensor(self.problem.counts)[:, None].to(self.problem.s)
+
+    def setup(self) -> tuple[Users, Aggregator] | None:
+        own = self._weights()[self.problem.users]
+        return SetupUsers(own, self.users.sending.take), SetupAggregator(self.aggregator.answer, self.problem.K)
+
+    def describe(self) -> dict[str, Any]:
+        described = super().describe()
+        del described["regularizer"], described["lam"]
+        return described
+
+    def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
+        return {"primal": float(measured["s"] @ measured["losses"])}

@@ -1,0 +1,195 @@
+"""FedU with a coupling that needs sums over the users only: each user makes its own step down the penalty.
+
+K users, m parameters, q sums for each of them.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from hmtl.mtl.algorithms.base import Aggregator, Ids, of_rows, with_rows
+from hmtl.mtl.algorithms.networks import Sending
+from hmtl.mtl.numbers import identity
+from hmtl.mtl.solvers.sgd import LocalSGD
+from hmtl.mtl.sums import Form, Grid, all_terms, blocks, sum_of_terms
+
+
+class PenaltySteps:
+    """Steps down the penalty ½ tr(W A Wᵀ) from sums: user k assumes that all others make steps as long as its own.
+
+    Let A = aI + U C Uᵀ, s = Σ_l U_lᵀ w_l and G = (UᵀU)⁻¹. Steps of one length move s and each w_k − U_k G s
+    independently. User k makes a step of length x in p equal parts, p = 1 if x·λ_max(A) < 2, as an aggregator of all W
+    would do it, and p = ⌈x·λ_max(A)⌉ otherwise, so that the step is stable for any coupling:
+        w_k ← κ (w_k − U_k G s) + U_k G N s,   κ = (1 − x·a/p)^p,   N = (I − (x/p)·(aI + UᵀU C))^p.
+    As steps become short, p = 1 for all users, and models approach a stationary point of the same objective.
+
+    Args:
+        form: form of A, with all δ_k = a; see `Form.coupling`.
+        steepest: λ_max(A).
+        solver: gives the step sizes μ_t.
+        grid: grid of the terms.
+    """
+
+    def __init__(self, form: Form, steepest: float, solver: LocalSGD, grid: Grid) -> None:
+        self.form = form
+        self.steepest = steepest
+        self.rate = solver.rate
+        self.grid = grid
+        self.a = float(form.delta[0])
+        gram = form.U.T @ form.U
+        self._G = torch.linalg.inv(gram)
+        self._slope = self.a * identity(gram) + gram @ form.C
+
+    def terms(self, W: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
+        """Return the terms [n, q, m] of models W [n, m] of these users in the sums, int64."""
+        return self.grid.rounded(self.form.terms(W.double(), users)).view(len(W), self.form.q, -1)
+
+    def sums(self, W: Tensor) -> Tensor:
+        """Return the sums [1, q·m] of the terms of the models W [K, m] of all users, int64."""
+        return sum_of_terms(
+            (len(W), self.form.q, W.shape[1]), lambda rows, columns: self.terms(W[rows, columns], rows), W.device
+        )
+
+    def models(self, W: Tensor, lengths: Tensor, sums: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
+        """Return the models [n, m] of these users after steps of `lengths` [n] from W [n, m], given sums [1, q·m]."""
+        steps = {x: self._step(x) for x in set(lengths.tolist())}
+        keep = W.new_tensor([steps[x][0] for x in lengths.tolist()], dtype=torch.float64)[:, None]
+        shares = torch.stack([steps[x][1] for x in lengths.tolist()])  # [n, q, q]
+        weights = (self.form.U[users, :, None] * shares).sum(1)
+        values = self.grid.values(sums).view(self.form.q, -1)
+        models = torch.empty_like(W, memory_format=torch.contiguous_format)
+        for rows, columns in blocks(*W.shape):
+            new = keep[rows] * W[rows, columns].double()
+            for j in range(self.form.q):
+                new.add_(weights[rows, j, None] * values[j, columns])
+            models[rows, columns] = new
+        return models
+
+    def _step(self, x: float) -> tuple[float, Tensor]:
+        """Return κ, and G (N − κI) [q, q], of a step of length x."""
+        parts = 1 if x * self.steepest < 2 else math.ceil(x * self.steepest)
+        keep, eye = (1 - x / parts * self.a) ** parts, identity(self._G)
+        N = torch.linalg.matrix_power(eye - x / parts * self._slope, parts)
+        return keep, self._G @ (N - keep * eye)
+
+
+class SendCouplingTerms(Sending):
+    """Users send by how much their terms change, receive the sums, and make their own steps down the penalty.
+
+    A model follows from what the user sent last and the sums. A user who took no part in a round gets one, too.
+
+    Buffers: `sent` [n, m], the models that counted last, and `lengths` [n], the lengths of the steps behind them;
+    `pending` and `pending_lengths`, those that may count; `rounds`, t, which arrives with the sums.
+
+    Args:
+        start: the first models of these users [n, m].
+        steps: steps down the penalty.
+        users: numbers of these users in the network [n].
+    """
+
+    sent: Tensor
+    lengths: Tensor
+    pending: Tensor
+    pending_lengths: Tensor
+    rounds: Tensor
+
+    def __init__(self, start: Tensor, steps: PenaltySteps, users: Ids) -> None:
+        super().__init__()
+        self.steps = steps
+        self.users = users
+        self.m = start.shape[1]
+        self.numbers = steps.form.q * self.m
+        self.register_buffer("sent", start)
+        self.register_buffer("pending", start)
+        self.register_buffer("lengths", torch.zeros(len(start), dtype=torch.float64))
+        self.register_buffer("pending_lengths", torch.zeros(len(start), dtype=torch.float64))
+        self.register_buffer("rounds", torch.tensor(0))
+
+    @property
+    def row_bits(self) -> tuple[int, int, int]:
+        return 8 * self.m * self.sent.element_size(), 64, 0
+
+    def encode(self, users: Ids, ivs: Tensor, last: Tensor) -> Tensor:
+        new, old, ids = ivs[:, : self.m], of_rows(self.sent, users), torch.from_numpy(self.users[users])
+        lengths = self.steps.rate(int(self.rounds)) * ivs[:, self.m].double().cpu()
+        self.pending = with_rows(self.pending, users, new)
+        self.pending_lengths = with_rows(self.pending_lengths, users, lengths)
+
+        def changes(rows: slice, columns: slice) -> Tensor:
+            now, before = (self.steps.terms(W[rows, columns], ids[rows]) for W in (new, old))
+            return now.sub_(before)
+
+        return all_terms((len(users), self.steps.form.q, self.m), changes, ivs.device)
+
+    def commit(self, users: Ids) -> None:
+        self.sent = with_rows(self.sent, users, of_rows(self.pending, users))
+        self.lengths = with_rows(self.lengths, users, of_rows(self.pending_lengths, users))
+
+    def decode(self, users: Ids, rows: Tensor) -> Tensor:
+        self.rounds = rows[0, -1].cpu()
+        ids = torch.from_numpy(self.users[users])
+        return self.steps.models(of_rows(self.sent, users), self.lengths[users], rows[:1, : self.numbers], ids)
+
+
+class CoupleModels(Aggregator):
+    """Aggregator side for IVs: makes the steps of `SendCouplingTerms` for all users.
+
+    Buffers: what users `sent` last [K, m], the `lengths` of the steps behind it [K], and the number of `rounds`.
+
+    Args:
+        start: the users' first models [K, m].
+        steps: steps down the penalty.
+    """
+
+    sent: Tensor
+    lengths: Tensor
+    rounds: Tensor
+
+    def __init__(self, start: Tensor, steps: PenaltySteps) -> None:
+        super().__init__()
+        self.steps = steps
+        self.register_buffer("sent", start)
+        self.register_buffer("lengths", torch.zeros(len(start), dtype=torch.float64))
+        self.register_buffer("rounds", torch.tensor(0))
+
+    @property
+    def structure(self) -> Form:
+        """Gives the penalty."""
+        return self.steps.form
+
+    def update(self, users: Ids, ivs: Tensor) -> Tensor:
+        m = self.sent.shape[1]
+        self.sent = with_rows(self.sent, users, ivs[:, :m].to(self.sent))
+        lengths = self.steps.rate(int(self.rounds)) * ivs[:, m].double().cpu()
+        self.lengths = with_rows(self.lengths, users, lengths)
+        self.rounds = self.rounds + 1
+        return self.steps.models(self.sent, self.lengths, self.steps.sums(self.sent))
+
+
+class CoupleTerms(Aggregator):
+    """Aggregator side for terms: keeps the sums S, int64 [1, q·m], and t, both of which go to all users.
+
+    Args:
+        start: the users' first models [K, m].
+        steps: steps down the penalty.
+    """
+
+    S: Tensor
+    rounds: Tensor
+
+    def __init__(self, start: Tensor, steps: PenaltySteps) -> None:
+        super().__init__()
+        self.steps = steps
+        self.register_buffer("S", steps.sums(start))
+        self.register_buffer("rounds", torch.tensor(0))
+
+    @property
+    def structure(self) -> Form:
+        """Gives the penalty."""
+        return self.steps.form
+
+    def update(self, users: Ids, ivs: Tensor) -> Tensor:
+        self.S = self.steps.grid.added(self.S, ivs.sum(0, keepdim=True).to(self.S.device))
+        self.rounds = self.rounds + 1
+        return torch.cat([self.S, self.rounds.to(self.S).view(1, 1)], dim=1)

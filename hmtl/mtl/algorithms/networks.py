@@ -1,0 +1,268 @@
+"""Networks that users train by SGD: what FedAvg, FedProx, Ditto, pFedMe and FedU share.
+
+K users, m parameters of a network; one user per row. An IV is the user's new model, [m].
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hmtl.errors import ConfigError
+from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Algorithm, Ids, MessageKind, Users, of_rows, with_rows
+from hmtl.mtl.networks.copies import copies
+from hmtl.mtl.networks.models import FlatModel, MakeModel
+from hmtl.mtl.participation import Participation
+from hmtl.mtl.problem import Problem, Rows
+from hmtl.mtl.solvers.sgd import LocalSGD
+
+
+class Sending(nn.Module, ABC):
+    """What users send of their new models, and what they make of the answer.
+
+    Attributes:
+        numbers: numbers in a row, without the further ones.
+    """
+
+    numbers: int
+
+    @property
+    def row_bits(self) -> tuple[int, int, int]:
+        """As `Users.row_bits`."""
+        raise NotImplementedError(f"{type(self).__name__} sends IVs, not terms of sums.")
+
+    @abstractmethod
+    def encode(self, users: Ids, ivs: Tensor, last: Tensor) -> Tensor:
+        """Return the rows to send for IVs [n, m + e], given the last models [n, m] that these users received."""
+
+    def commit(self, users: Ids) -> None:
+        """Note that what these users encoded last reached an aggregator."""
+
+    def take(self, users: Ids, numbers: Tensor) -> None:
+        """Take the answer [n, e] to the set-up."""
+
+    @abstractmethod
+    def decode(self, users: Ids, rows: Tensor) -> Tensor:
+        """Return the models [n, m] of these users from the rows that they received."""
+
+
+class SendModels(Sending):
+    """Users send their models and receive models."""
+
+    def __init__(self, m: int) -> None:
+        super().__init__()
+        self.numbers = m
+
+    def encode(self, users: Ids, ivs: Tensor, last: Tensor) -> Tensor:
+        return ivs
+
+    def decode(self, users: Ids, rows: Tensor) -> Tensor:
+        return rows
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """The parts of the users' local training; see `NetworkAlgorithm`."""
+
+    problem: Problem
+    solver: LocalSGD
+    model: FlatModel
+    seed: int
+    participation: Participation
+
+
+class NetworkUsers(Users):
+    """User side: one network per user. A local update leaves the models `W` [K, m] unchanged.
+
+    Args:
+        local: how users train.
+        sending: what they send and receive.
+        pull: weight of the proximal term (pull/2)‖w − w_start‖² in a user's objective, w_start being the model with
+            which the round began.
+    """
+
+    W: Tensor
+
+    def __init__(self, local: LocalTraining, sending: Sending, pull: float = 0.0) -> None:
+        super().__init__()
+        self.local = local
+        self.problem = local.problem
+        self.model = local.model
+        self.sending = sending
+        self.pull = pull
+        self.numbers = sending.numbers
+        self.rows = self.problem.padded(self.model.start.dtype)
+        self.usual = local.solver.steps(self.problem.here)  # steps of a user who is no straggler [K]
+        self.register_buffer("W", self.model.start.expand(len(self.problem.users), -1))
+
+    @property
+    def row_bits(self) -> tuple[int, int, int]:
+        return self.sending.row_bits
+
+    @property
+    def models(self) -> Tensor:
+        """The models that the users predict with [K, m]."""
+        return self.W
+
+    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
+        participation, problem, seed = self.local.participation, self.problem, self.local.seed
+        budgets = participation.budgets(self.usual, seed, round, problem.users, problem.K)
+        budgets[idle] = 0
+        ivs, *own = self._train(round, slice(None), self.rows, budgets)
+        users = budgets.numpy().nonzero()[0]
+        self._hold(users, own)
+        return users, self.sending.encode(users, of_rows(ivs, users), of_rows(self.W, users))
+
+    def local_work(self, round: int, user: int) -> None:
+        one = slice(user, user + 1)
+        self._train(round, one, self.rows.of(user), self.usual[one], group=1)
+
+    def commit(self, users: Ids) -> None:
+        self.sending.commit(users)
+
+    def receive(self, users: Ids, models: Tensor) -> None:
+        if len(users):
+            self.W = with_rows(self.W, users, self.sending.decode(users, models))
+
+    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor, group: int = 0) -> tuple[Tensor, ...]:
+        """Return the IVs [n, m + e] of these users, and further models [n, m] that do not travel.
+
+        Args:
+            round: number of the round.
+            users: the users who train.
+            rows: their training rows.
+            budgets: number of steps of each [n].
+            group: how many users train side by side; 0: as many as is fastest.
+        """
+        W, order = self.W[users], self._order(round, users, rows)
+        return (self._steps(users, rows, W, order, budgets, round, self.pull, W, group=group),)
+
+    def _hold(self, users: Ids, own: list[Tensor]) -> None:
+        """Keep the further models of `_train`, [K, m] each, pending for these users."""
+
+    def _order(self, number: int, users: slice, rows: Rows) -> Tensor:
+        """Return the minibatches of these users; `number` names the random order."""
+        solver, problem = self.local.solver, self.problem
+        return solver.draw(self.local.seed, number, problem.users[users], rows.counts, max(problem.counts))
+
+    def _steps(
+        self,
+        users: slice,
+        rows: Rows,
+        W: Tensor,
+        order: Tensor,
+        budgets: Tensor,
+        round: int,
+        *pull: Any,
+        time: int = 0,
+        **how: Any,
+    ) -> Tensor:
+        """Return the models [n, m] after SGD from W [n, m]; `time` counts the calls in a round."""
+        how |= {"numbers": self.problem.users[users], "everybody": self.problem.K}
+        how |= {"seed": self.local.seed, "draws": ("dropout", round, time)}
+        return self.local.solver.solve(self.model, self.problem.loss, rows, W, order, budgets, round, *pull, **how)
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, Tensor]:
+        """Return Σ_j ℓ, s, and the train and test error, [K] each."""
+        train = self._predictions("train", self.models)
+        return {
+            "losses": self._row_sums("train", self.problem.loss(train, self._y["train"])),
+            "s": self.problem.s,
+            "train_error": self._errors("train", train),
+            "test_error": self._errors("test", self._predictions("test", self.models)),
+        }
+
+    def _errors(self, split: str, predictions: Tensor) -> Tensor:
+        """Return the mean error of each user's predictions, [K]."""
+        return self._row_sums(split, self.problem.loss.error(predictions, self._y[split])) / self._counts[split]
+
+    def _predictions(self, split: str, models: Tensor) -> Tensor:
+        """Return the predictions [K, n] or, with several outputs, [K, n, C] of models [K, m] for the users' rows."""
+        self.model.module.eval()
+        one, y = copies(self.model, 1, models), self._y[split]
+        predictions = models.new_zeros(*y.shape, *[self.model.C][: self.model.C > 1])
+        for k, (w, task) in enumerate(zip(models, self.problem.tasks, strict=True)):
+            x = self.rows.X[k, : self.rows.counts[k]] if split == "train" else task.x_test.to(w)
+            one.load(w[None])
+            predictions[k, : len(x)] = one.predict(x[None])[0]
+        return predictions
+
+    def _row_sums(self, split: str, figures: Tensor) -> Tensor:
+        """Return the sum over each user's rows of figures [K, n], without the padding: [K] float64."""
+        present = torch.arange(figures.shape[1], device=figures.device) < self._counts[split][:, None]
+        return torch.where(present, figures, 0).double().sum(1)
+
+    @cached_property
+    def _y(self) -> dict[str, Tensor]:
+        """Targets [K, n] of each split, padded with ones."""
+        longest = max(len(task.y_test) for task in self.problem.everybody)
+        y = self.rows.y.new_ones(len(self.rows.y), longest)
+        for row, task in zip(y, self.problem.tasks, strict=True):
+            row[: len(task.y_test)] = task.y_test
+        return {"train": self.rows.y, "test": y}
+
+    @cached_property
+    def _counts(self) -> dict[str, Tensor]:
+        """Number of rows of each user [K] float64, for each split."""
+        tasks, s = self.problem.tasks, self.problem.s
+        counts = {split: [len(getattr(task, f"y_{split}")) for task in tasks] for split in ("train", "test")}
+        return {split: s.new_tensor(each) for split, each in counts.items()}
+
+
+class NetworkAlgorithm(Algorithm):
+    """Users train networks by SGD; a subclass says what the aggregator makes of them.
+
+    Args:
+        problem: data, loss and regularizer; any loss will do.
+        solver: the users' local steps.
+        model: called with the numbers of features and outputs, and with `shape` if it has such a parameter, returns the
+            network. All computations have the type of its parameters, float32 by default.
+        seed: seed of the first parameters (the same for all users), of the order of rows, and of participation.
+        participation: who takes part in a round, and how much each user does. An aggregator replaces the IV of an
+            absent user by the last model that it computed for this user.
+        messages: what users send.
+
+    Raises:
+        ConfigError: the model does not fit the data, or the solver or regularizer does not fit the algorithm.
+    """
+
+    users: NetworkUsers
+
+    def __init__(
+        self,
+        problem: Problem,
+        solver: LocalSGD,
+        model: MakeModel,
+        seed: int = 0,
+        participation: Participation = Participation(),  # noqa: B008, it is frozen
+        messages: MessageKind = "ivs",
+    ) -> None:
+        if not isinstance(solver, LocalSGD):
+            name = type(self).__name__
+            raise ConfigError(f"{name} trains networks, but {type(solver).__name__} does not. Choose solver=sgd.")
+        participation.check(problem.K)
+        self.problem = problem
+        self.solver = solver
+        self.seed = seed
+        self.participation = participation
+        rows = problem.s.new_zeros(2, problem.d)
+        self.model = FlatModel(model, rows, problem.outputs, seed, problem.shape)
+        self.model.check_training(rows)
+        self.users, self.aggregator = self._sides(messages)
+
+    @abstractmethod
+    def _sides(self, messages: MessageKind) -> tuple[NetworkUsers, Aggregator]:
+        """Return the user side and the aggregator side."""
+
+    @property
+    def _local(self) -> LocalTraining:
+        return LocalTraining(self.problem, self.solver, self.model, self.seed, self.participation)
+
+    @property
+    def W(self) -> Tensor:
+        """The parameters that the users predict with [m, K]."""
+        return self.users.models.T
