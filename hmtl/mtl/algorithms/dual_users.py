@@ -1,7 +1,7 @@
 """User side of learning on duals: users improve their own duals, given the models that couple them.
 
 K users, n rows each (padded), d features; with C classes, read C·d and C·n for d and n. One user per row of a message.
-An IV is Δv_k [d], then r_k if the algorithm is accelerated. The answer is w_k [d], then β if it is accelerated, then c_k
+An IV is Δv_k [d], then r_k if the algorithm is accelerated. The answer is w_k [d], then β if it is accelerated, and c_k
 if A has changed.
 """
 
@@ -94,8 +94,8 @@ class DualUsers(Users):
         working = budgets > 0
         if (self.waiting & working).any():
             raise ValueError(
-                f"Users {(self.waiting & working).nonzero()[:, 0].tolist()} have a pending update. Commit it or roll it "
-                "back first, or pass these users as idle."
+                f"Users {(self.waiting & working).nonzero()[:, 0].tolist()} have a pending update. Commit it or roll "
+                "it back first, or pass these users as idle."
             )
         start = self.W + self.beta[:, None] * self.momentum if settings.accelerated else self.W
         a, dV = self._ascend(self.problem.scores, self.a, start, self.curvature, order, budgets)
