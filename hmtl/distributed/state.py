@@ -94,7 +94,9 @@ class StateExchange:
                 f"the checkpoint is of {len(nodes)} processes, but this run has {len(placement.names)}: start as many."
             )
         part: Values = {"users": _rows_of(sides["users"], placement.users)}
-        algorithm.aggregator.load_figure_state({key: sides["aggregator"][key] for key in algorithm.aggregator.figure_state()})
+        algorithm.aggregator.load_figure_state(
+            {key: sides["aggregator"][key] for key in algorithm.aggregator.figure_state()}
+        )
         if communicator.planner.home:  # the other relays get the aggregator's state in the next round
             versions = {name: _version(nodes, name) for name in placement.relays if nodes[name]}
             holds = placement.name in versions and versions[placement.name] == max(versions.values())

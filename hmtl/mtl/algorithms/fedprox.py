@@ -3,7 +3,7 @@
 from typing import Any
 
 from hmtl.mtl.algorithms.fedavg import FedAvg
-from hmtl.mtl.algorithms.networks import Sending, NetworkUsers
+from hmtl.mtl.algorithms.networks import NetworkUsers, Sending
 from hmtl.mtl.networks.models import MakeModel
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.solvers.sgd import LocalSGD

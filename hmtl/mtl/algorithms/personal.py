@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hmtl.mtl.algorithms.base import Ids, with_rows
 from hmtl.mtl.algorithms.fedavg import FedAvg
-from hmtl.mtl.algorithms.networks import Sending, LocalTraining, NetworkUsers
+from hmtl.mtl.algorithms.networks import LocalTraining, NetworkUsers, Sending
 from hmtl.mtl.networks.models import MakeModel
 from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.solvers.sgd import LocalSGD

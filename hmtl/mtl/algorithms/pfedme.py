@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import Aggregator, Users
-from hmtl.mtl.algorithms.networks import Sending, LocalTraining
+from hmtl.mtl.algorithms.networks import LocalTraining, Sending
 from hmtl.mtl.algorithms.personal import PersonalAlgorithm, PersonalUsers
 from hmtl.mtl.networks.models import MakeModel
 from hmtl.mtl.problem import Problem, Rows
