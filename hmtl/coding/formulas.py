@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from hmtl.coding.allocation import Allocation
 from hmtl.coding.optimal import Demand, Uplinks
 from hmtl.coding.programme import Programme
-from hmtl.topology import Topology
-from hmtl.topology.topology import balanced
+from hmtl.topology import Topology, balanced
 
 MOST_PIECES = 8  # of an IV, where relays' links differ and unless told otherwise
 Number = Fraction | float

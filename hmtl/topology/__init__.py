@@ -1,15 +1,16 @@
-"""Who hears whom.
+"""Which relay hears which user.
 
-In: a matrix, a rule, a seed or a file. Out: a `Topology`, validated once and frozen, and its picture; or a `Moving`,
-which has one for each round.
+A `Topology` is a validated, immutable matrix, made from a matrix, a rule, a seed or a file. A `Moving` network has one
+for each round.
 
-Words are the paper's. In those of federated learning, a *user* is a client, a *relay* an edge server, the *server* the
-cloud; an *intermediate value*, IV, is the update that a client sends, and an *iteration* is a round.
+The names are those of the paper. In the language of federated learning, a *user* is a client, a *relay* an edge server
+and the *server* the cloud; an *intermediate value*, IV, is the update that a client sends, and an *iteration* a round.
 """
 
 from hmtl.topology.drawing import draw
 from hmtl.topology.files import from_file
 from hmtl.topology.generators import any_r, geometric, heterogeneous, symmetric
+from hmtl.topology.matching import balanced
 from hmtl.topology.moving import Contacts, Moving, Walk, from_contacts, moving
 from hmtl.topology.topology import Topology
 
@@ -19,6 +20,7 @@ __all__ = [
     "Topology",
     "Walk",
     "any_r",
+    "balanced",
     "draw",
     "from_contacts",
     "from_file",

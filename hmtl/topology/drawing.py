@@ -1,6 +1,6 @@
 """The picture of a network.
 
-Shapes: K users, H relays, n marks for users: each one user or, in a large network, one type.
+Shapes: K users, H relays, n marks for users; a mark is one user or, in a large network, a group of users.
 """
 
 from collections.abc import Collection
@@ -12,30 +12,29 @@ from numpy.typing import NDArray
 from hmtl.topology.moving import Moving
 from hmtl.topology.topology import Topology
 
-if TYPE_CHECKING:  # matplotlib takes a third of a second to import, and few who import hmtl.topology draw
+if TYPE_CHECKING:  # importing matplotlib takes a third of a second, which only drawing needs
     from hmtl.reporting.style import Picture
 
 MOST_NUMBERED = 40  # with more marks in a row, their numbers would overlap
-BUNDLES = 16  # of users, where there are too many marks
+BUNDLES = 16  # groups of users, if there are too many types
 BUNDLED = "users whose relays are near each other"
-WIDEST = 4.5  # points, of the links of a bundle
-ROW = 640.0  # points, of all marks side by side
+WIDEST = 4.5  # points, width of the widest link of a bundle
+ROW = 640.0  # points, width of all marks side by side
 DARK, GREY, USER = "#333333", "#8c8c8c", "#ffffff"
 LUMINANCE = np.array([0.3, 0.6, 0.1])  # of red, green, blue
 
 
 def draw(network: Topology | Moving, aggregators: Collection[int] | None = None) -> "Picture":
-    """Draws server, relays, users and links, the links in their relay's colour.
+    """Draw server, relays, users and links; a link has the colour of its relay.
 
-    Points of a layout are drawn true to scale, the server above them. Without one, server, relays and users stand in
-    three rows; beyond 40 users, those with the same relays share a mark, which tells their number; where even these
-    are too many, those whose relays are near each other do, and its links are as wide as many of them a relay hears.
-    Absent users have no links. Of a network whose users move it shows the first contacts, as the title says.
+    A layout is drawn to scale, with the server above it. Without layout, server, relays and users form three rows. With
+    more than 40 users, those with the same relays share a mark labelled with their number. If there are too many of
+    these, users with neighbouring relays share a mark, and the width of a link shows how many of them the relay hears.
+    Absent users have no links. A `Moving` network is drawn as in round 0, and the title says so.
 
     Args:
-        network: who hears whom.
-        aggregators: the relays that compute the models, which get a frame; none: the server, which gets it; None: who
-            does is not shown.
+        network: the network to draw.
+        aggregators: the relays that compute the models, drawn with a frame; empty: the server; None: no frame.
     """
     from matplotlib.collections import LineCollection
     from matplotlib.lines import Line2D
@@ -61,7 +60,7 @@ def draw(network: Topology | Moving, aggregators: Collection[int] | None = None)
     axes.set_title(f"K = {topology.K} users, H = {H} relays, mean r = {topology.r:.3g}{first}")
     to_server = [np.stack([relays[i], server]) for i in topology.active]
     axes.add_collection(LineCollection(to_server, colors=DARK, linestyles="dashed", linewidths=0.8, zorder=1))
-    mark, i = np.nonzero(heard.T)  # by mark, so that no relay's links cover all others
+    mark, i = np.nonzero(heard.T)  # ordered by mark, so that the links of one relay do not cover all others
     links, thin = list(np.stack([relays[i], users[mark]], axis=1)), min(0.9, 10 / max(1, len(i)) ** 0.5)
     wide = WIDEST * heard[i, mark] / heard.max(initial=1) if bundled else min(1, 5 * thin)
     axes.add_collection(
@@ -101,7 +100,7 @@ def draw(network: Topology | Moving, aggregators: Collection[int] | None = None)
 
 
 def _marks(topology: Topology) -> tuple[NDArray[np.int64], list[str], NDArray[np.float64], str]:
-    """Of the marks for users: how many of each a relay hears [H, n], labels, areas in square points, what a mark is."""
+    """Return the users' marks: users of each that relays hear [H, n], labels, areas in pt², and the legend's entry."""
     if topology.layout:
         size = 180.0 if topology.K <= MOST_NUMBERED else max(3.0, min(60.0, 6000 / topology.K))
         return topology.G.astype(np.int64), [str(k) for k in range(topology.K)], np.full(topology.K, size), "user"
@@ -109,17 +108,17 @@ def _marks(topology: Topology) -> tuple[NDArray[np.int64], list[str], NDArray[np
     groups = [*topology.types.values(), topology.I(0)] if together else [(k,) for k in range(topology.K)]
     groups = [users for users in groups if users]
     centre = np.arange(topology.H) @ topology.G / topology.degrees.clip(min=1)
-    groups.sort(key=lambda users: (centre[users[0]], users))  # near their relays, so that links are short
+    groups.sort(key=lambda users: (centre[users[0]], users))  # ordered by relays, so that links are short
     kind = "users with the same relays, × number" if together else "user"
     if together and len(groups) > MOST_NUMBERED:
         bundles = np.array_split([k for users in groups for k in users], BUNDLES)
         groups, kind = [tuple(bundle.tolist()) for bundle in bundles], f"{BUNDLED}, × number"
     heard = np.stack([topology.G[:, list(users)].sum(axis=1, dtype=np.int64) for users in groups], axis=1)
     labels = [f"×{len(users)}" if together else str(users[0]) for users in groups]
-    wide = min(4.8 * max(map(len, labels)) + 1, ROW / len(groups))  # points, around the longest number
+    wide = min(4.8 * max(map(len, labels)) + 1, ROW / len(groups))  # points, fits the longest number
     return heard, labels, np.full(len(groups), max(260.0, wide**2) if together else 200.0), kind
 
 
 def _row(n: int, height: float = 0.0) -> NDArray[np.float64]:
-    """n points [n, 2] with even gaps over (0, 1)."""
+    """Return n evenly spaced points [n, 2] with abscissas in (0, 1)."""
     return np.column_stack([(np.arange(n) + 0.5) / n, np.full(n, height)])

@@ -1,7 +1,4 @@
-"""Networks from files: a 0/1 matrix as text or npz, or a list of links.
-
-Shapes: K users, H relays, G [H, K].
-"""
+"""Networks read from files: a matrix of 0 and 1 as text or npz, or a list of links. Shapes: G [H, K]."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -17,23 +14,23 @@ from hmtl.errors import TopologyError
 from hmtl.io.npz import load_arrays, open_file
 from hmtl.topology.topology import MOST_LINKS, Topology, check_size, name_users
 
-Line = tuple[int, list[str]]  # its number in the file, counted from 1, and its entries
+Line = tuple[int, list[str]]  # line number, counted from 1, and entries
 
 MOST_TEXT = 100_000_000  # bytes
 HEADERS = (["relay", "user"], ["user", "relay"])
 
 
 def from_file(path: str | PathLike[str]) -> Topology:
-    """Reads a network.
+    """Read a network.
 
     - `.npz`: the array named G [H, K], or the only array.
-    - text of H lines with K entries of 0/1 each, parted by commas, semicolons or white space.
-    - text with one link a line: relay, user; or in the order that a first line `user,relay` says. Lines of two entries
-      are links if `relay,user` or `user,relay` stands above them, if the file ends in `.edges` or `.edgelist`, or if
-      some number exceeds 1. Both numbers count from 0, or both from 1 if no 0 appears.
+    - Text of H lines with K entries of 0 and 1 each, separated by commas, semicolons or white space.
+    - Text with one link per line: relay, user, or the order of a first line `user,relay`. Lines of two entries are
+      links if the first line is `relay,user` or `user,relay`, if the file's name ends in `.edges` or `.edgelist`, or if
+      a number exceeds 1. Both numbers count from 0, or both from 1 if there is no 0.
 
     Raises:
-        TopologyError: no such file, or what it holds is no network; the message names file, line and entry.
+        TopologyError: the file cannot be read or is not a network; the message names file, line and entry.
     """
     path = Path(path)
     with naming(path):
@@ -42,7 +39,7 @@ def from_file(path: str | PathLike[str]) -> Topology:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors of reading a file tell which one."""
+    """Add the path to the errors of reading a file."""
     try:
         yield
     except OSError as error:
@@ -52,12 +49,12 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a text that are not empty; entries are parted by commas, semicolons or white space."""
+    """Return the non-empty lines of a text; commas, semicolons or white space separate entries."""
     try:
         with open_file(path, MOST_TEXT) as file:
             text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise TopologyError("It is not UTF-8 text. Save it as UTF-8, or as npz.") from None
+        raise TopologyError("The file is not UTF-8 text. Save it as UTF-8 or as npz.") from None
     except ValueError as error:
         raise TopologyError(f"{error}. Save it as npz.") from None
     stripped = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
@@ -68,8 +65,8 @@ def _read_npz(path: Path) -> NDArray[Any]:
     def choose(names: Sequence[str]) -> list[str]:
         if "G" not in names and len(names) != 1:
             raise TopologyError(
-                f"It holds {', '.join(names) or 'no array'}, which does not tell the network. "
-                "Save it by np.savez(path, G=G)."
+                f"It holds {', '.join(names) or 'no array'}, but the network must be named G or be the only array. "
+                "Save it with np.savez(path, G=G)."
             )
         return ["G"] if "G" in names else list(names)
 
@@ -78,7 +75,7 @@ def _read_npz(path: Path) -> NDArray[Any]:
     except TopologyError:
         raise
     except ValueError as error:
-        raise TopologyError(f"{error}. Save it by np.savez(path, G=G) with G of 0 and 1.") from None
+        raise TopologyError(f"{error}. Save it with np.savez(path, G=G), with G of 0 and 1.") from None
     return array
 
 
@@ -88,7 +85,9 @@ def _read_text(path: Path) -> NDArray[np.uint8]:
     if header in HEADERS:
         lines = lines[1:]
     if not lines:
-        raise TopologyError("It is empty. Write H lines of K entries, each 0 or 1, or one link relay,user a line.")
+        raise TopologyError(
+            "The file is empty. Write H lines of K entries, each 0 or 1, or one link relay,user per line."
+        )
     _check_widths(lines)
     pairs = len(lines[0][1]) == 2 and any(_number(entry) > 1 for _, entries in lines for entry in entries)
     if header in HEADERS or path.suffix.lower() in (".edges", ".edgelist") or pairs:
@@ -113,8 +112,8 @@ def _from_matrix(lines: list[Line]) -> NDArray[np.uint8]:
         row, column = bad[0]
         number, entries = lines[row]
         raise TopologyError(
-            f"Line {number}, entry {column + 1} is {entries[column]!r}, but a matrix says by 1 or 0 who hears whom. "
-            "Write 0 or 1; for a list of links make the first line relay,user."
+            f"Line {number}, entry {column + 1} is {entries[column]!r}, but a matrix has entries 0 and 1. "
+            "Write 0 or 1; for a list of links, add a first line relay,user."
         )
     return G.astype(np.uint8)
 
@@ -130,8 +129,8 @@ def _from_links(lines: list[Line], users_first: bool) -> NDArray[np.uint8]:
     for number, entries in lines:
         if len(entries) != 2 or not all(re.fullmatch(r"[0-9]{1,7}", entry) for entry in entries):
             raise TopologyError(
-                f"Line {number} is {' '.join(entries)!r}, but a link is two whole numbers of at most 7 digits, "
-                "relay and user. Write one link a line."
+                f"Line {number} is {' '.join(entries)!r}, but a link has two whole numbers of at most 7 digits, "
+                "relay and user. Write one link per line."
             )
     links = np.array([entries for _, entries in lines]).astype(np.int64)
     start = int(links.min() > 0)

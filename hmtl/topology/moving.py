@@ -1,6 +1,6 @@
-"""Networks whose users move: who hears whom changes every few rounds.
+"""Networks whose users move, so that the links change every few rounds.
 
-As long as the contacts stay the same is called a *stretch*. Shapes: K users, H relays, G [H, K].
+A *stretch* is a series of rounds with the same links. Shapes: K users, H relays, G [H, K].
 """
 
 import math
@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
@@ -26,15 +25,15 @@ COLUMNS = ("round", "relay", "user")
 
 
 class Moving(ABC):
-    """As many users and relays in all rounds, and other links every few rounds; all nodes know which.
+    """A network with fixed users and relays whose links change every few rounds; all nodes know the links.
 
-    In round 0 every user has a relay. Who has none later is *absent* until it has: it sends nothing that counts, and
-    gets no model.
+    In round 0 every user has a relay. A user without relay in a later stretch is *absent* in that stretch: it sends
+    nothing that counts and gets no model.
     """
 
     @property
     def K(self) -> int:
-        """Number of users, absent ones included."""
+        """Number of users, including absent ones."""
         return self.at(0).K
 
     @property
@@ -44,31 +43,31 @@ class Moving(ABC):
 
     @abstractmethod
     def at(self, round: int) -> Topology:
-        """The network of a round, the same object in a whole stretch; of the set-up, round -1, it is that of round 0.
+        """Return the network of a round, the same object for all rounds of a stretch.
 
-        In the topology of a later stretch, absent users have zero columns.
+        Absent users have zero columns. Round -1, the set-up, has the network of round 0.
         """
 
 
 class Walk(Moving):
-    """Users of `geometric` that walk: at each change a user goes `step` in a direction of its own, drawn evenly.
+    """A `geometric` network whose users walk: before each stretch, a user moves by `step` in a random direction.
 
-    At the edges of the square they turn back, so that at any time they are spread as evenly as in the beginning.
+    Users are reflected at the edges of the square, so that their distribution stays uniform.
 
     Args:
-        K, H, radius, seed: see `geometric`, which gives the first contacts.
-        step: in sides of the square, from 0 to 1.
-        every: rounds of a stretch.
+        K, H, radius, seed: of the first stretch, see `geometric`.
+        step: length of a move in sides of the square, from 0 to 1.
+        every: rounds per stretch.
 
     Raises:
-        TopologyError: see `geometric`; or a step or number of rounds out of its range.
+        TopologyError: see `geometric`; or `step` or `every` is out of its range.
     """
 
     def __init__(self, K: int, H: int, radius: float, seed: int = 0, *, step: float = 0.1, every: int = 5) -> None:
         if not 0 <= step <= 1:
-            raise TopologyError(f"step={step} is no way within the square. Take one from 0 to 1, in sides of it.")
+            raise TopologyError(f"step={step} must be from 0 to 1, in sides of the square. Change step.")
         if not isinstance(every, int | np.integer) or every < 1:
-            raise TopologyError(f"every={every} is no number of rounds between changes. Take a whole number from 1.")
+            raise TopologyError(f"every={every} must be a whole number of rounds from 1. Change every.")
         self.radius, self.seed, self.step, self.every = radius, seed, step, every
         self._first = geometric(K, H, radius, seed)
         self._now, self._stretch = self._first, 0
@@ -88,54 +87,42 @@ class Walk(Moving):
         return self._now
 
     def _moved(self, users: NDArray[np.float64], stretch: int) -> NDArray[np.float64]:
-        """Where users [K, 2] of a stretch are in the next."""
+        """Return the positions of users [K, 2] in the next stretch."""
         angle = 2 * math.pi * generator(self.seed, "walk", stretch).random(len(users))
-        there = users + self.step * np.column_stack([np.cos(angle), np.sin(angle)])
-        inside: NDArray[np.float64] = 1 - np.abs(1 - np.abs(there))
-        return inside
+        moved = users + self.step * np.column_stack([np.cos(angle), np.sin(angle)])
+        reflected: NDArray[np.float64] = 1 - np.abs(1 - np.abs(moved))
+        return reflected
 
 
-@dataclass(frozen=True)
 class Contacts(Moving):
-    """Given contacts.
+    """A network with given links.
 
     Args:
-        starts: the rounds in which stretches begin, ascending from 0.
-        tables: of each stretch, who hears whom [H, K] as 0/1.
+        starts: the first round of each stretch, ascending from 0.
+        tables: the links of each stretch [H, K], as 0 and 1.
 
     Raises:
-        TopologyError: they begin later or are not ascending; tables of several shapes; a user without relay in round 0.
+        TopologyError: a user has no relay in round 0, or the tables differ in shape or have other entries.
     """
 
-    starts: Sequence[int]
-    tables: Sequence[NDArray[np.uint8]]
-
-    def __post_init__(self) -> None:
-        starts = tuple(self.starts)
-        if len(starts) != len(self.tables) or starts[:1] != (0,) or list(starts) != sorted(set(starts)):
-            raise TopologyError(
-                f"starts={starts} for {len(self.tables)} tables: contacts begin in round 0, and change in later "
-                "rounds, ascending. Give a start for each table."
-            )
-        first = Topology(self.tables[0])
-        whole = Topology(np.ones_like(first.G))
-        object.__setattr__(self, "starts", starts)
-        object.__setattr__(self, "_topologies", (first, *(whole.restricted(links=G) for G in self.tables[1:])))
+    def __init__(self, starts: Sequence[int], tables: Sequence[NDArray[np.uint8]]) -> None:
+        self.starts = tuple(starts)
+        first = Topology(tables[0])
+        complete = Topology(np.ones_like(first.G))
+        self._topologies = (first, *(complete.restricted(links=G) for G in tables[1:]))
 
     def at(self, round: int) -> Topology:
-        found: tuple[Topology, ...] = self._topologies  # type: ignore[attr-defined]  # set where it was validated
-        return found[bisect_right(self.starts, max(round, 0)) - 1]
+        return self._topologies[bisect_right(self.starts, max(round, 0)) - 1]
 
 
 def from_contacts(path: str | PathLike[str]) -> Contacts:
-    """Reads contacts: a text whose first line names its columns round, relay, user, in any order.
+    """Read a text file of contacts, whose first line names the columns round, relay and user in any order.
 
-    Each other line is a contact that holds from that round on. The contacts of a round that the file names are all that
-    there are, until the next one that it names. Rounds count from 0; relays and users from 0, or both from 1 if no 0
-    appears among them.
+    Each further line is a contact that begins in that round. The contacts listed for a round replace all earlier ones.
+    Rounds are numbered from 0; relays and users from 0, or both from 1 if neither column has a 0.
 
     Raises:
-        TopologyError: no such file, or what it holds are no contacts; the message names file and line.
+        TopologyError: the file cannot be read, or is not a list of contacts; the message names file and line.
     """
     path = Path(path)
     with naming(path):
@@ -143,27 +130,27 @@ def from_contacts(path: str | PathLike[str]) -> Contacts:
         header = [entry.lower() for entry in lines[0][1]] if lines else []
         if sorted(header) != sorted(COLUMNS) or len(lines) < 2:
             raise TopologyError(
-                "It has no contacts below a first line round,relay,user. Write this line, and then a contact a line."
+                "It has no contacts below a first line round,relay,user. Write this line, then one contact per line."
             )
         for number, entries in lines[1:]:
             if len(entries) != 3 or not all(re.fullmatch(r"[0-9]{1,7}", entry) for entry in entries):
                 raise TopologyError(
-                    f"Line {number} is {' '.join(entries)!r}, but a contact is three whole numbers of at most 7 "
-                    f"digits, {', '.join(header)}. Write one contact a line."
+                    f"Line {number} is {' '.join(entries)!r}, but a contact has three whole numbers of at most 7 "
+                    f"digits, {', '.join(header)}. Write one contact per line."
                 )
         given = np.array([entries for _, entries in lines[1:]]).astype(np.int64)
         rounds, relays, users = (given[:, header.index(name)] for name in COLUMNS)
         start = int(min(relays.min(), users.min()) > 0)
         if rounds.min() > 0:
             raise TopologyError(
-                f"The first contacts are of round {rounds.min()}, and nobody hears anybody before. Rounds count from "
-                "0: write down those of round 0."
+                f"The first contacts are of round {rounds.min()}, but rounds are numbered from 0. Add the contacts of "
+                "round 0."
             )
         unheard = np.setdiff1d(np.arange(start, users.max() + 1), users[rounds == 0])
         if len(unheard):
             raise TopologyError(
                 f"No relay hears {name_users(unheard)}, counted from {start} as in the file, in round 0, when "
-                "all tell what is needed to begin. Give every user a contact in round 0."
+                "all users take part. Give every user a contact in round 0."
             )
         shape = int(relays.max()) + 1 - start, int(users.max()) + 1 - start
         check_size(shape[1], shape[0], len(np.unique(rounds)))
@@ -183,7 +170,7 @@ def moving(
     every: int = 5,
     path: str | PathLike[str] | None = None,
 ) -> Moving:
-    """A `Walk`, or the contacts of a file, see `from_contacts`, to which the other settings mean nothing."""
+    """Return a `Walk` or, if `path` is given, the contacts of that file; see `from_contacts`."""
     if path is not None:
         return from_contacts(path)
-    return Walk(K, H, radius, seed, step=step, every=every)  # type: ignore[arg-type]  # None is refused with a reason
+    return Walk(K, H, radius, seed, step=step, every=every)  # type: ignore[arg-type]  # None raises TopologyError

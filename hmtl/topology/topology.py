@@ -1,40 +1,38 @@
-"""Who hears whom: the network as one frozen value, and what follows from it.
+"""The network as one immutable value, and what follows from it.
 
-Shapes: K users, H relays, G [H, K] of 0/1; users and relays are numbered from 0.
+Shapes: K users, H relays, G [H, K] of 0 and 1; users and relays are numbered from 0.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import breadth_first_order
 
 from hmtl.errors import TopologyError
+from hmtl.topology.matching import balanced
 
 Scalar = TypeVar("Scalar", bound=np.generic)
-MOST_USERS, MOST_RELAYS, MOST_LINKS = 10_000_000, 10_000, 100_000_000  # so that no number alone fills the memory
+MOST_USERS, MOST_RELAYS, MOST_LINKS = 10_000_000, 10_000, 100_000_000  # so that no setting alone fills the memory
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Topology:
     """A two-hop network: users, the relays that hear them, and one server behind the relays.
 
-    Two topologies are equal when the same relays hear the same users; positions are for drawing only.
-    A relay may hear everybody or nobody, but every user must have a relay, unless `restricted` takes them away: who has
-    none left is *absent*, sends nothing, and counts nowhere.
+    Two topologies are equal if the same relays hear the same users; positions are only for drawing. A relay may hear
+    all users or none. Every user needs a relay, except in a topology made by `restricted`, where a user without relay
+    is *absent*: it sends nothing and is not counted.
 
     Args:
-        G: [H, K] array-like of 0/1, `G[i, k] = 1` iff relay i hears user k; kept as a read-only uint8 array.
+        G: [H, K] array-like of 0 and 1, `G[i, k] = 1` if relay i hears user k; stored as a read-only uint8 array.
         layout: positions (users [K, 2], relays [H, 2]) in units of length, or None.
 
     Raises:
-        TopologyError: H < 1, K < 1, an entry other than 0 and 1, or a user without relay.
+        TopologyError: G has no rows or columns, an entry other than 0 and 1, or a user without relay.
 
     Ref: Hu et al. 2022, Section II.
     """
@@ -43,18 +41,19 @@ class Topology:
     layout: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "G", _frozen(_checked(self.G)))
+        G = _zeros_and_ones(self.G, "G")
+        unheard = np.flatnonzero(~G.any(axis=0))
+        if len(unheard):
+            raise TopologyError(
+                f"No relay hears {name_users(unheard)}, counted from 0. Give every user a relay, or omit these users."
+            )
+        object.__setattr__(self, "G", _frozen(G))
         if self.layout is not None:
-            users, relays = (np.array(xy, dtype=np.float64) for xy in self.layout)
-            given, needed = (users.shape, relays.shape), ((self.K, 2), (self.H, 2))
-            if given != needed:
-                raise TopologyError(
-                    f"layout has shapes {given}, but each user and relay needs one point. Give {needed}."
-                )
-            object.__setattr__(self, "layout", (_frozen(users), _frozen(relays)))
+            users, relays = (_frozen(np.array(points, dtype=np.float64)) for points in self.layout)
+            object.__setattr__(self, "layout", (users, relays))
 
     def at(self, round: int) -> "Topology":
-        """The network of a round: this one in all of them, as of a `Moving` it is not."""
+        """Return the network of a round: always this one. `Moving` has the same method."""
         return self
 
     @property
@@ -64,12 +63,12 @@ class Topology:
 
     @property
     def K(self) -> int:
-        """Number of users, absent ones included."""
+        """Number of users, including absent ones."""
         return int(self.G.shape[1])
 
     @property
     def r(self) -> float:
-        """Mean number of relays that hear a user who is present."""
+        """Mean number of relays that hear a present user."""
         return float(self.degrees.sum() / max(1, len(self.present)))
 
     @cached_property
@@ -79,39 +78,39 @@ class Topology:
 
     @cached_property
     def active(self) -> tuple[int, ...]:
-        """The relays that hear somebody; the others take part in nothing."""
+        """The relays that hear at least one user; the others do not take part."""
         return _numbers(self.G.any(axis=1))
 
     @cached_property
     def present(self) -> tuple[int, ...]:
-        """The users that some relay hears, which is all of them, but for topologies that were `restricted`."""
+        """The users that at least one relay hears: all of them, unless the topology was `restricted`."""
         return _numbers(self.G.any(axis=0))
 
     @cached_property
     def core(self) -> NDArray[np.uint8]:
-        """G of the active relays and present users alone, so that no row and no column of it is zero."""
+        """The rows of active relays and columns of present users of G, so that no row or column is zero."""
         return _frozen(self.G[np.ix_(self.active, self.present)])
 
     def N(self, i: int) -> tuple[int, ...]:
-        """The users that relay i hears."""
+        """Return the users that relay i hears."""
         return _numbers(self.G[i])
 
     def relays_of(self, k: int) -> tuple[int, ...]:
-        """The relays that hear user k, `N(k)`."""
+        """Return the relays that hear user k, `N(k)`."""
         return _numbers(self.G[:, k])
 
     def I(self, z: int) -> tuple[int, ...]:  # noqa: E743 - the paper's symbol
-        """The users that exactly z relays hear, `I_z`; those of z = 0 are absent."""
+        """Return the users that exactly z relays hear, `I_z`; z = 0 gives the absent users."""
         return _numbers(self.degrees == z)
 
     @cached_property
     def types(self) -> Mapping[tuple[int, ...], tuple[int, ...]]:
-        """Each distinct N(k) with its users, absent ones aside; a type is all that coding needs to know of a user."""
+        """The present users by type, which is their N(k): a code depends only on the users' types."""
         present = np.array(self.present, dtype=np.int64)
         if not len(present):
             return MappingProxyType({})
         packed = np.packbits(self.G[:, present], axis=0)
-        order = np.lexsort(~packed[::-1])  # equal columns become neighbours, and keep their order
+        order = np.lexsort(~packed[::-1])  # equal columns become neighbours and keep their order
         packed, order = packed[:, order], present[order]
         cuts = np.flatnonzero((packed[:, 1:] != packed[:, :-1]).any(axis=0)) + 1
         groups = np.split(order, cuts)
@@ -119,9 +118,9 @@ class Topology:
 
     @cached_property
     def serving(self) -> NDArray[np.int64]:
-        """[K] the one relay of N(k) that forwards user k's IV in the uncoded scheme and sends it its model, or -1.
+        """[K] the relay in N(k) that forwards user k's IV without coding and sends it its model; -1 if absent.
 
-        Balanced: no choice has a smaller largest number of users per relay. Absent users have -1.
+        Balanced: no other choice has a smaller largest number of users per relay.
         """
         return _frozen(balanced(self.G))
 
@@ -131,29 +130,28 @@ class Topology:
         relays: Iterable[int] | None = None,
         links: ArrayLike | None = None,
     ) -> "Topology":
-        """The part of the network that took part in a round, `G_t`: as many users and relays, with the same numbers.
+        """Return the part of the network that takes part in a round, `G_t`, with the same numbers of users and relays.
 
         Args:
-            users: who may be heard; None: all.
-            relays: who may hear; None: all.
-            links: [H, K] of 0/1, the links that held; None: all. There is no link that G does not have.
+            users: users that may be heard; None: all.
+            relays: relays that may hear; None: all.
+            links: [H, K] of 0 and 1, the links that exist, besides those missing in G; None: all.
 
         Returns:
-            A topology in which other users have zero columns and other relays zero rows.
+            A topology in which all other users have zero columns and all other relays zero rows.
 
         Raises:
-            TopologyError: a number that no user or relay has, or `links` of another shape or with other entries.
+            TopologyError: `links` has another shape or other entries.
         """
-        held = self.G if links is None else _zeros_and_ones(links, "links")
-        if held.shape != self.G.shape:
+        existing = self.G if links is None else _zeros_and_ones(links, "links")
+        if existing.shape != self.G.shape:
             raise TopologyError(
-                f"links has shape {held.shape}, but says of each relay and user whether a link held. "
-                f"Give {self.G.shape}."
+                f"links has shape {existing.shape}, but needs an entry for each relay and user. Give {self.G.shape}."
             )
-        left = self.G * held * _mask(relays, self.H, "relays")[:, None] * _mask(users, self.K, "users")
-        made = object.__new__(Topology)  # users without relay are an error only where a network is made
-        made.__dict__.update(G=_frozen(left), layout=self.layout)
-        return made
+        G = self.G * existing * _mask(relays, self.H)[:, None] * _mask(users, self.K)
+        part = object.__new__(Topology)  # without the check that every user has a relay
+        part.__dict__.update(G=_frozen(G), layout=self.layout)
+        return part
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Topology) and np.array_equal(self.G, other.G)
@@ -166,68 +164,48 @@ class Topology:
 
 
 def check_size(K: int, H: int, tables: int = 1) -> None:
-    """Refuse a network, or so many tables of one, that would not fit, before it is made.
-
-    Raises:
-        TopologyError: it is too large.
-    """
+    """Raise TopologyError if `tables` matrices [H, K] are too large to be stored."""
     if K > MOST_USERS or H > MOST_RELAYS or K * H * tables > MOST_LINKS:
         times = f" at {tables} times" if tables > 1 else ""
         raise TopologyError(
-            f"K={K} users and H={H} relays{times} are too many: there are at most {MOST_USERS:,} users, "
-            f"{MOST_RELAYS:,} relays and {MOST_LINKS:,} pairs of them. Lower the numbers."
+            f"K={K} users and H={H} relays{times} are too many: the limits are {MOST_USERS:,} users, {MOST_RELAYS:,} "
+            f"relays and {MOST_LINKS:,} pairs of them. Lower K or H."
         )
-
-
-def _checked(G: ArrayLike) -> NDArray[np.uint8]:
-    """A copy of G as uint8, or an error that says what is wrong with it."""
-    given = _zeros_and_ones(G, "G")
-    unheard = np.flatnonzero(~given.any(axis=0))
-    if len(unheard):
-        raise TopologyError(
-            f"No relay hears {name_users(unheard)}, counted from 0. Give every user a relay, or leave such users out."
-        )
-    return given
 
 
 def _zeros_and_ones(table: ArrayLike, name: str) -> NDArray[np.uint8]:
-    """A copy of the table [H, K] as uint8."""
+    """Return a uint8 copy of a table [H, K] of 0 and 1."""
     try:
         given = np.asarray(table)
     except ValueError:
         raise TopologyError(f"{name} is ragged: its rows differ in length. Give H rows of K entries each.") from None
     if given.ndim != 2 or given.size == 0:
         raise TopologyError(
-            f"{name} has shape {given.shape}, which is no table. Give H rows of K entries, each 0 or 1."
+            f"{name} has shape {given.shape}, but must be a table. Give H rows of K entries, each 0 or 1."
         )
     bad = np.argwhere((given != 0) & (given != 1))
     if len(bad):
         i, k = bad[0].tolist()
-        entry = given.tolist()[i][k]
         raise TopologyError(
-            f"{name}[{i}, {k}] is {entry!r}, but it says whether relay {i} hears user {k}. Write the number 1 if so, "
-            "else 0."
+            f"{name}[{i}, {k}] is {given.tolist()[i][k]!r}, but must be 1 if relay {i} hears user {k}, else 0. "
+            "Change it to 0 or 1."
         )
     return given.astype(np.uint8)
 
 
-def _mask(numbers: Iterable[int] | None, n: int, name: str) -> NDArray[np.uint8]:
-    """[n] 1 at `numbers`, or everywhere for None."""
+def _mask(numbers: Iterable[int] | None, n: int) -> NDArray[np.uint8]:
+    """Return [n] with 1 at `numbers`, or everywhere for None."""
     if numbers is None:
         return np.ones(n, dtype=np.uint8)
-    chosen = np.fromiter(numbers, dtype=np.int64)
-    wrong = chosen[(chosen < 0) | (chosen >= n)]
-    if len(wrong):
-        raise TopologyError(f"{name} names {wrong[0]}, but they are numbered from 0 to {n - 1}. Give such numbers.")
     mask = np.zeros(n, dtype=np.uint8)
-    mask[chosen] = 1
+    mask[np.fromiter(numbers, dtype=np.int64)] = 1
     return mask
 
 
 def name_users(numbers: NDArray[np.integer[Any]]) -> str:
-    """`user 3` or `users 3, 5, 8 ...`, for messages."""
-    shown = ", ".join(str(k) for k in numbers[:10]) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")
-    return f"user {shown}" if len(numbers) == 1 else f"users {shown}"
+    """Return `user 3` or `users 3, 5, 8 ...`, for messages."""
+    listed = ", ".join(str(k) for k in numbers[:10]) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")
+    return f"user {listed}" if len(numbers) == 1 else f"users {listed}"
 
 
 def _numbers(mask: ArrayLike) -> tuple[int, ...]:
@@ -237,46 +215,3 @@ def _numbers(mask: ArrayLike) -> tuple[int, ...]:
 def _frozen(array: NDArray[Scalar]) -> NDArray[Scalar]:
     array.flags.writeable = False
     return array
-
-
-def balanced(G: NDArray[np.uint8], speeds: NDArray[np.float64] | None = None) -> NDArray[np.int64]:
-    """A relay for each user [K], such that the relay with most users for its speed has as few as can be.
-
-    Users move along chains of relays from the slowest relay to one that stays faster even with one user more. When
-    chains reach none, the users of all that they reach have no other relays, so that no choice does better. Who is
-    absent gets -1.
-
-    Args:
-        G: who hears whom [H, K].
-        speeds: of the relays [H], positive, in any unit; None: all alike.
-    """
-    present = np.flatnonzero(G.any(axis=0))
-    if len(present) < G.shape[1]:
-        chosen = np.full(G.shape[1], -1)
-        chosen[present] = balanced(G[:, present], speeds)
-        return chosen
-    H, K = G.shape
-    speed = np.ones(H) if speeds is None else speeds
-    turn = np.arange(K) % G.sum(axis=0, dtype=np.int64)  # user k starts at the (k mod r_k)-th of its relays
-    serving: NDArray[np.int64] = np.argmax(G.cumsum(axis=0, dtype=np.int32) > turn, axis=0)
-    movable = np.stack([G[:, serving == i].sum(axis=1, dtype=np.int64) for i in range(H)])  # i serves, j hears too
-    while True:
-        load = movable.diagonal()
-        source = int((load / speed).argmax())
-        reached, previous = breadth_first_order(csr_array(movable > 0), source)
-        target = min(reached.tolist(), key=lambda j: (load[j] + 1) / speed[j])
-        if (load[target] + 1) / speed[target] >= load[source] / speed[source]:
-            return serving
-        even = (load[source] * speed[target] - load[target] * speed[source]) / (speed[source] + speed[target])
-        surplus = max(1, int(even))
-        chain = [target]
-        while chain[0] != source:
-            chain.insert(0, int(previous[chain[0]]))
-        steps = list(pairwise(chain))
-        amount = min(surplus, *(int(movable[step]) for step in steps))
-        for i, j in steps:
-            users = np.flatnonzero((serving == i) & (G[j] == 1))[:amount]
-            heard = G[:, users].sum(axis=1, dtype=np.int64)
-            movable[i] -= heard
-            movable[j] += heard
-            serving[users] = j

@@ -1,4 +1,4 @@
-"""Pictures have their parts, in number and place; how they look is for eyes."""
+"""The parts of a picture, by number and position."""
 
 import sys
 from io import BytesIO
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.collections import LineCollection, PathCollection
 
-from hmtl.topology import Topology, Walk, any_r, draw, geometric, symmetric
+from hmtl.topology import Walk, any_r, draw, geometric, symmetric
 
 
 def parts(t):
@@ -52,7 +52,7 @@ def test_users_of_one_type_share_a_mark_with_their_number():
     )
 
 
-@pytest.mark.parametrize(("K", "H", "r"), [(60, 4, 2), (1000, 5, 3), (3000, 5, 3), (1000, 12, 6), (100_000, 6, 3)])
+@pytest.mark.parametrize(("K", "H", "r"), [(60, 4, 2), (1000, 12, 6), (100_000, 6, 3)])
 def test_numbers_stand_within_their_marks_and_marks_are_apart(K, H, r):
     figure = draw(any_r(K, H, r, seed=0))
     figure.set_dpi(72)
@@ -68,7 +68,7 @@ def test_numbers_stand_within_their_marks_and_marks_are_apart(K, H, r):
         assert text.get_window_extent().width < area**0.5
 
 
-@pytest.mark.parametrize(("K", "H", "r"), [(200, 10, 3), (1000, 12, 6)])
+@pytest.mark.parametrize(("K", "H", "r"), [(200, 10, 3)])
 def test_many_types_are_bundled_with_links_as_wide_as_many_are_heard(K, H, r):
     t = any_r(K, H, r)
     users, relays, links, labels, kind = parts(t)
@@ -84,10 +84,6 @@ def test_many_types_are_bundled_with_links_as_wide_as_many_are_heard(K, H, r):
     np.testing.assert_allclose(np.array(of_relay) / sum(of_relay), heard / heard.sum(), rtol=1e-9)
 
 
-def test_a_notebook_shows_the_picture():
-    assert draw(symmetric(4, 2, 1))._repr_png_().startswith(b"\x89PNG")
-
-
 @pytest.mark.parametrize("K", [1, 20, 300])
 def test_layout_is_drawn_true_to_scale(K):
     t = geometric(K, 4, 0.4)
@@ -97,11 +93,6 @@ def test_layout_is_drawn_true_to_scale(K):
     assert len(links) == t.G.sum()
     assert len(labels) == t.H + (K if K <= 40 else 0)
     assert draw(t).axes[0].get_aspect() == 1
-
-
-def test_an_idle_relay_is_drawn_without_links():
-    _, relays, links, _, _ = parts(Topology([[1, 1], [0, 0], [0, 1]]))
-    assert not any((segment == relays[1]).all(axis=1).any() for segment in links)
 
 
 @pytest.mark.parametrize("t", [any_r(20, 4, 2), any_r(300, 4, 2), geometric(20, 4, 0.4)], ids=repr)
@@ -115,7 +106,7 @@ def test_absent_users_are_drawn_without_links(t):
     assert parts(t.restricted(users=()))[2] == []
 
 
-@pytest.mark.parametrize("t", [symmetric(20, 5, 3), any_r(2000, 12, 6), geometric(30, 4, 0.4)], ids=repr)
+@pytest.mark.parametrize("t", [symmetric(20, 5, 3), geometric(30, 4, 0.4)], ids=repr)
 @pytest.mark.parametrize("aggregators", [[0, 2], []])
 def test_who_computes_models_is_framed(t, aggregators):
     figure = draw(t, aggregators)
@@ -128,10 +119,6 @@ def test_who_computes_models_is_framed(t, aggregators):
     inside, page = legend.get_window_extent(), figure.bbox
     assert page.x0 <= inside.x0
     assert inside.x1 <= page.x1
-
-
-def test_a_single_relay():
-    assert len(parts(Topology([[1, 1, 1]]))[2]) == 3
 
 
 def test_no_global_state():

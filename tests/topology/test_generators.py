@@ -1,4 +1,4 @@
-"""Generated networks: exact where a rule says so, fair where chance decides (fixed seeds, enumerated laws)."""
+"""Generated networks: rules hold exactly, and draws follow their law (fixed seeds, enumerated laws)."""
 
 from collections import Counter
 from itertools import combinations, product
@@ -18,10 +18,10 @@ def column_counts(t):
     return Counter(map(tuple, t.G.T.tolist()))
 
 
-@pytest.mark.parametrize(("H", "r"), [(H, r) for H in range(2, 8) for r in range(1, H + 1)])
+@pytest.mark.parametrize(("H", "r"), [(H, r) for H in range(2, 7) for r in range(1, H + 1)])
 def test_symmetric_is_as_even_as_can_be(H, r):
     subsets = comb(H, r)
-    for K in sorted({*range(1, 2 * subsets + 2), 5 * subsets, 7 * subsets + subsets // 2}):
+    for K in {1, 2, subsets - 1 or 1, *range(subsets, 2 * subsets, 3), 7 * subsets + subsets // 2}:
         t = symmetric(K, H, r)
         assert (t.K, t.H) == (K, H)
         assert set(t.degrees) == {r}
@@ -58,17 +58,14 @@ def test_any_r_draws_every_subset_alike():
     [
         (4, 2, 1.25, 0.0),
         (3, 4, 4 / 3, 0.0),
-        (3, 4, 1.0, 0.0),
-        (4, 4, 1.5, 0.125),
         (4, 2, 1.5, 0.25),
-        (3, 4, 2.0, 1 / 6),
     ],
 )
 def test_heterogeneous_is_uniform_over_all_such_matrices(K, H, r, d):
     sizes = heterogeneous(K, H, r, d).G.sum(axis=1)
     rows = [[row for row in product((0, 1), repeat=K) if sum(row) == size] for size in sizes]
     legal = [G for G in product(*rows) if all(map(any, zip(*G, strict=True)))]
-    draws = 1000 if len(legal) < 100 else 2500
+    draws = 12 * len(legal)
     drawn = Counter(tuple(map(tuple, heterogeneous(K, H, r, d, seed).G.tolist())) for seed in range(draws))
     assert set(drawn) <= set(legal)
     assert chisquare([drawn[G] for G in legal]).pvalue > 1e-4
@@ -84,7 +81,7 @@ def test_heterogeneous_has_as_many_users_with_one_relay_as_the_uniform_law(K, H,
     sizes = [int(n) for n in heterogeneous(K, H, r, d).G.sum(axis=1)]
     without = [[n - (i == j) for j, n in enumerate(sizes)] for i in range(H)]
     expected = K * sum(ways(rest, K - 1) for rest in without if min(rest) >= 0) / ways(sizes, K)
-    seen = np.array([len(heterogeneous(K, H, r, d, seed).I(1)) for seed in range(200)])
+    seen = np.array([len(heterogeneous(K, H, r, d, seed).I(1)) for seed in range(100)])
     assert abs(seen.mean() - expected) <= 4 * seen.std() / len(seen) ** 0.5 + 1e-9
 
 
@@ -101,15 +98,6 @@ def test_heterogeneous_sizes_are_exact(K, half, at, tilt, seed):
     assert (abs(per_relay[half:] - (r / H - d) * K) < 1 + 1e-6).all()
     assert t.degrees.min() >= 1
     assert t == heterogeneous(K, H, r, d, seed)
-
-
-@pytest.mark.parametrize("step", range(10))
-def test_heterogeneous_of_the_paper(step):
-    for K in (20, 50):
-        d = step / 20
-        per_relay = heterogeneous(K, d=d).G.sum(axis=1, dtype=int)
-        big, small = round(K / 2 + step * K / 20 - 1e-9), round(K / 2 - step * K / 20 + 1e-9)
-        assert abs(per_relay - [big, big, small, small]).max() <= (step * K % 20 > 0)
 
 
 @given(st.integers(1, 40), st.integers(2, 8), st.floats(0.01, 2), st.integers(0, 99))
@@ -146,48 +134,36 @@ def test_seeds_differ():
         assert make(1) == make(1) != make(2)
 
 
-def test_whole_degrees_may_come_as_floats():
-    assert symmetric(10, 5, 3.0) == symmetric(10, 5, 3)
+def test_whole_degrees_may_be_floats():
     assert any_r(10, 5, 3.0) == any_r(10, 5, 3)
 
 
 @pytest.mark.parametrize("make", [symmetric, any_r])
 @pytest.mark.parametrize(
-    ("K", "H", "r", "message"),
+    ("K", "H", "r", "setting"),
     [
-        (20, 5, 9, "r=9 exceeds H=5: .* Lower r or raise H"),
+        (20, 5, 9, "r=9"),
         (20, 5, 0, "r=0"),
-        (20, 5, 2.5, r"r=2.5 .* whole number from 1 to H=5"),
+        (20, 5, 2.5, "r=2.5"),
         (20, 5, float("nan"), "r=nan"),
         (20, 5, float("inf"), "r=inf"),
         (0, 5, 3, "K=0"),
         (2.5, 5, 3, "K=2.5"),
         (20, 0, 1, "H=0"),
-        (20, 2.0, 1, "H=2.0"),
+        (10**9, 5, 3, "K=1000000000"),
     ],
 )
-def test_errors_of_counts(make, K, H, r, message):
-    with pytest.raises(TopologyError, match=message):
+def test_errors_of_counts(make, K, H, r, setting):
+    with pytest.raises(TopologyError, match=setting):
         make(K, H, r)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"K": 0}, "K=0"),
-        ({"H": 5}, "H=5 is odd"),
-        ({"H": 0}, "H=0"),
-        ({"r": 0.9}, "r=0.9 is not between 1 and H=4"),
-        ({"r": 4.1}, "r=4.1"),
-        ({"r": float("nan")}, "r=nan"),
-        ({"d": 0.51}, r"d=0.51 .* Take \|d\| ≤ 0.5"),
-        ({"d": -0.6}, "d=-0.6"),
-        ({"d": float("nan")}, "d=nan"),
-        ({"r": 3.5, "d": 0.2}, r"Take \|d\| ≤ 0.125"),
-    ],
+    "arguments", [{"K": 0}, {"H": 5}, {"r": 0.9}, {"r": 4.1}, {"d": 0.51}, {"d": -0.6}, {"d": float("nan")}]
 )
-def test_errors_of_heterogeneous(arguments, message):
-    with pytest.raises(TopologyError, match=message):
+def test_errors_of_heterogeneous(arguments):
+    ((name, value),) = arguments.items()
+    with pytest.raises(TopologyError, match=f"{name}={value}"):
         heterogeneous(**{"K": 20, **arguments})
 
 
