@@ -103,6 +103,17 @@ def status_of(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def saved_rows(folder: Path) -> list[dict[str, float]]:
+    """The history in the checkpoint of a run, a row per round."""
+    from hmtl.training.checkpoint import load_checkpoint
+
+    columns = load_checkpoint(folder)["history"]["columns"]
+    return [
+        dict(zip(columns, row, strict=True))
+        for row in zip(*(column.tolist() for column in columns.values()), strict=True)
+    ]
+
+
 class Killer:
     """A logger that kills its process once so many rounds are logged: `_target_: commands.Killer`."""
 

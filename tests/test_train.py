@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import uci_har
-from commands import Command, run
+from commands import Command, run, saved_rows
 from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -43,7 +43,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 def history(folder: Path) -> list[dict[str, float]]:
     """The rows of the checkpoint, without what a clock measured."""
     clocks = ("local_s", "compute_s", "uncoded_s")
-    return [{k: v for k, v in row.items() if k not in clocks} for row in load_checkpoint(folder)["history"]]
+    return [{k: v for k, v in row.items() if k not in clocks} for row in saved_rows(folder)]
 
 
 def wait_for_rounds(command: Command, folder: Path, rounds: int) -> None:
@@ -263,7 +263,7 @@ def test_killed_and_resumed_equals_uninterrupted(configure: Configure, tmp_path:
     whole, killed, resumed = (tmp_path / name for name in ("whole", "killed", "resumed"))
     killer = "+logger={killer:{_target_:commands.Killer,rounds:10}}"
     assert run("hmtl.train", *settings, killer, f"hydra.run.dir={killed}").returncode == -signal.SIGKILL
-    assert len(load_checkpoint(killed)["history"]) == 8
+    assert load_checkpoint(killed)["history"]["rounds"] == 8
     for folder, more in ((whole, ()), (resumed, (f"resume={killed}",))):
         folder.mkdir()
         train(configure(*settings, f"output_dir={folder}", *more))
@@ -342,9 +342,9 @@ def test_asked_to_stop_it_keeps_a_checkpoint(tmp_path: Path, asked: signal.Signa
         wait_for_rounds(command, tmp_path, 4)
         command.send_signal(asked)
         assert command.done().poll() == 128 + asked
-    assert command.stdout.splitlines()[-1].startswith("stopped after")
+    assert command.stdout.splitlines()[-1].startswith("Stopped after")
     assert "resume=" in command.stdout
-    assert len(load_checkpoint(tmp_path)["history"]) == len(rows(tmp_path))
+    assert load_checkpoint(tmp_path)["history"]["rounds"] == len(rows(tmp_path))
 
 
 def test_a_user_error_is_one_line_and_exit_2(tmp_path: Path) -> None:
@@ -397,12 +397,12 @@ def test_bad_input(configure: Configure, overrides: tuple[str, ...], kind: type[
 
 def test_resume_names_what_differs(configure: Configure, tmp_path: Path) -> None:
     train(configure(*SMALL))
-    with pytest.raises(CheckpointError, match=r"lam: 0\.01 there, 0\.5 here"):
+    with pytest.raises(CheckpointError, match=r"lam was 0\.01, is 0\.5"):
         train(configure(*SMALL, "lam=0.5", f"resume={tmp_path}"))
     longer = tmp_path / "longer"
     longer.mkdir()
     train(configure(*SMALL, "rounds=13", f"resume={tmp_path}", f"output_dir={longer}"))
-    assert len(load_checkpoint(longer)["history"]) == 13
+    assert load_checkpoint(longer)["history"]["rounds"] == 13
 
 
 def test_a_bad_resume_touches_nothing(configure: Configure, tmp_path: Path) -> None:

@@ -251,10 +251,10 @@ def interrupted(folder: Path, by: signal.Signals, *overrides: str) -> tuple[int 
             assert time.monotonic() < deadline
             time.sleep(0.01)
             if (folder / "checkpoint.pt").exists():
-                finished = load_checkpoint(folder, parts=("identity", "finished"))["finished"]
+                finished = load_checkpoint(folder, "tune")["finished"]
         command.send_signal(by)
         status = command.done().poll()
-    return status, command.stdout, load_checkpoint(folder, parts=("identity", "finished"))["finished"]
+    return status, command.stdout, load_checkpoint(folder, "tune")["finished"]
 
 
 @pytest.mark.parametrize("stopped_by", [signal.SIGTERM, signal.SIGKILL])

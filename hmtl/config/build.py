@@ -217,35 +217,56 @@ def build(cfg: DictConfig) -> Run:
     """
     from hmtl.mtl import preprocessing_setup
     from hmtl.training.checkpoint import load_checkpoint
-    from hmtl.training.trainer import Trainer, in_sums
+    from hmtl.training.trainer import Trainer, TrainerSettings
 
     check(cfg)
     identity = flat(cfg, NOT_IDENTITY)
-    checkpoint = load_checkpoint(Path(cfg.resume), identity) if cfg.resume else None
-    if checkpoint and len(checkpoint["history"]) > cfg.rounds:
-        raise ConfigError(
-            f"{cfg.resume} has {len(checkpoint['history'])} rounds behind it already, of rounds={cfg.rounds}: ask for "
-            "more rounds to go on."
-        )
+    checkpoint = load_checkpoint(Path(cfg.resume), "train", identity) if cfg.resume else None
+    if checkpoint and (done := checkpoint["history"]["rounds"]) > cfg.rounds:
+        raise ConfigError(f"rounds={cfg.rounds}: {cfg.resume} has {done} rounds already. Raise rounds.")
     engine: Engine = _instantiate(cfg.engine)
     tasks, topology = build_tasks(cfg, engine)
     with engine.barrier():
         exchange = engine.connect(topology, build_network(cfg))
         communicator = build_communicator(cfg, topology, links=exchange.links)
         build_participation(cfg, topology)
-        communicator = in_sums(algorithm := build_algorithm(cfg, build_problem(cfg, tasks)), communicator)
+        algorithm = build_algorithm(cfg, build_problem(cfg, tasks))
+        communicator = _match(algorithm, communicator)
     loggers = [_instantiate(node) for node in cfg.logger.values()] if exchange.leads else []
     trainer = Trainer(
         algorithm,
         communicator,
-        **{name: cfg[name] for name in ("rounds", "gap_tolerance", "checkpoint_every", "evaluate_every")},
-        checkpoint=Path(cfg.output_dir, "checkpoint.pt"),
-        identity=identity,
-        loggers=loggers,
-        before=[preprocessing_setup(tasks)],
+        TrainerSettings(
+            Path(cfg.output_dir),
+            cfg.rounds,
+            cfg.gap_tolerance,
+            cfg.checkpoint_every,
+            cfg.evaluate_every,
+            identity,
+        ),
         exchange=exchange,
+        loggers=loggers,
+        setups=[setup for setup in [preprocessing_setup(tasks)] if setup],
     )
     return Run(communicator, algorithm, trainer, loggers, Path(cfg.output_dir), exchange, checkpoint)
+
+
+def _match(algorithm: Algorithm, communicator: Communicator) -> Communicator:
+    """Let sums travel instead of IVs if the configuration says so, or if they take less time.
+
+    Raises:
+        ConfigError: the communicator cannot serve this learner.
+    """
+    from hmtl.communication import CodedHierarchical, Sums
+
+    if isinstance(communicator, CodedHierarchical) and algorithm.q:
+        row_bits, IV_bits = 64 * algorithm.q * len(algorithm.W), 8 * algorithm.W.element_size() * len(algorithm.W)
+        communicator = Sums.where_cheaper(communicator, IV_bits, row_bits) or communicator
+    if isinstance(communicator, Sums):
+        algorithm.in_sums()
+    if len(algorithm.problem.users) == algorithm.problem.K:  # else it learns from a set-up what it has to know
+        communicator.meet(algorithm.aggregator)
+    return communicator
 
 
 def _instantiate(node: Any, **arguments: Any) -> Any:

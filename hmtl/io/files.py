@@ -1,4 +1,4 @@
-"""Files that are never seen half-written: at any moment, after any crash, a path holds the old content or the new."""
+"""Files that are replaced as a whole: after a crash, a path holds either the old content or the new."""
 
 import csv
 import io
@@ -12,38 +12,44 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of `path` once it is whole; after an exception the old one stays.
+    """Open a temporary file that replaces `path` at the end of the block; after an exception `path` is unchanged.
 
     Raises:
-        OSError: it cannot be written; its `filename` is `path`.
+        OSError: the file cannot be written; its `filename` is `path`.
     """
-    beside = path.with_name(path.name + ".tmp")
-
+    temporary = path.with_name(path.name + ".tmp")
     try:
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:  # where the disk is full, Python does not say which file it was
+        temporary.replace(path)
+    except OSError as error:  # if the disk is full, Python does not name the file
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, text: str) -> None:
+    """Replace the content of a file by `text`."""
     with replacing(path) as file:
         file.write(text.encode())
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace the content of a file by a JSON object."""
     write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
-def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table with the names of the first row as its header."""
+def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
+    """Return a table as CSV.
+
+    Args:
+        rows: by column name; a column that a row lacks is left empty.
+        columns: names of the columns; by default those of the first row.
+    """
     text = io.StringIO()
-    table = csv.DictWriter(text, rows[0], lineterminator="\n")
+    table = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
     return text.getvalue()

@@ -10,6 +10,7 @@ from rich.text import Text
 from hmtl.communication import TIERS
 from hmtl.reporting.console import Console
 from hmtl.training.history import Measurements
+from hmtl.training.summary import Summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,9 +45,9 @@ class ConsoleLogger:
         self._progress.start()
         self._progress.update(self._task, completed=number, status="  ".join(parts))
 
-    def finish(self, summary: Mapping[str, Any], figures: Mapping[str, "Figure"]) -> None:
+    def finish(self, summary: Summary, figures: Mapping[str, "Figure"]) -> None:
         self.close()
-        for part in report(summary):
+        for part in report(summary.to_dict()):
             if isinstance(part, str):
                 self._console.print(part)
             else:
@@ -100,7 +101,7 @@ def _users(summary: Mapping[str, Any]) -> Iterator[Table]:
             users.add_column(f"{split} {what}", justify="right")
     for user in worst:
         rows, errors = ([user[f"{split}_{what}"] for split in splits] for what in ("rows", "error"))
-        users.add_row(Text(user["user"]), *map(str, rows), *(f"{e:.4f}" if e != "" else "" for e in errors))
+        users.add_row(Text(user["user"]), *map(str, rows), *(f"{e:.4f}" if e is not None else "" for e in errors))
     yield users
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hmtl.training.folder import overrides
 from hmtl.training.history import Measurements
+from hmtl.training.summary import Summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,7 +84,8 @@ class TensorBoardLogger:
                 self._writer.add_scalar(f"{BITS}/{key}", value, round(self._kbit))
                 self._writer.add_scalar(f"{TIME}/{key}", value, round(self._milliseconds))
 
-    def finish(self, summary: Mapping[str, Any], figures: Mapping[str, "Figure"]) -> None:
+    def finish(self, run: Summary, figures: Mapping[str, "Figure"]) -> None:
+        summary = run.to_dict()
         from torch.utils.tensorboard.summary import hparams
 
         writer = self._writer

@@ -1,173 +1,78 @@
-"""Checkpoint files: the state of a run, replaced as a whole, and refused where one bit of it has changed, or where it
-is of another run.
+"""Checkpoints: the state of a run in one file, which is replaced as a whole."""
 
-A file is a line that names its kind, a checksum of what comes after, and that, as `torch.save` writes it.
-"""
-
-import hashlib
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from hmtl.errors import CheckpointError
 from hmtl.io.files import replacing
-from hmtl.training.history import Past
 
-PARTS = ("identity", "history", "algorithm", "communicator")
-KIND = b"hmtl checkpoint 2\n"
-CHECKSUM = "sha256"
+VERSION = 3
+"""Version of the layout; a checkpoint of another version is refused."""
 
 
-class _Summed:
-    """Writes to a file, and sums up what it has written."""
+def save_checkpoint(path: Path, command: str, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Replace the checkpoint `path`; after a crash it holds either the old state or the new one.
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.sum = file, hashlib.new(CHECKSUM)
-        self.error: OSError | None = None
-
-    def write(self, content: Any) -> int:
-        self.sum.update(content)
-        try:
-            return self.file.write(content)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        pass
-
-
-def save_atomically(path: Path, state: Mapping[str, Any]) -> None:
-    """Write `state`, such that `path` holds, after any crash, either the old or the new one, whole.
+    Args:
+        path: the file.
+        command: the command that can resume it, "train" or "tune".
+        identity: the configuration that a run needs in order to resume it.
+        state: tensors, numbers and strings in plain dictionaries and lists.
 
     Raises:
-        CheckpointError: it cannot be written, as the disk is full; the old one is still there.
+        CheckpointError: the file cannot be written.
     """
+    content = {"version": VERSION, "command": command, "identity": dict(identity), **state}
     try:
         with replacing(path) as file:
-            summed = _Summed(file)
-            file.write(KIND + bytes(summed.sum.digest_size))
-            try:
-                torch.save(dict(state), summed)  # type: ignore[arg-type]  # it asks for no more than `write`
-            except RuntimeError:  # torch's word on a writer that has failed
-                if summed.error:
-                    raise summed.error from None
-                raise
-            file.seek(len(KIND))
-            file.write(summed.sum.digest())
-    except OSError as error:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer reports a full disk
+        reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
         raise CheckpointError(
-            f"{path} cannot be written ({error.strerror or error}). What was saved there before is whole: make room, "
-            f"and go on from it with resume={path.parent}, if it is there."
+            f"{path} cannot be written ({reason}). The last checkpoint there is still whole: free some space, then "
+            f"continue from it by resume={path.parent}."
         ) from error
 
 
-def load_checkpoint(
-    path: Path, identity: Mapping[str, Any] | None = None, parts: Sequence[str] = PARTS
-) -> dict[str, Any]:
-    """The state in the checkpoint `path`, or in the run folder `path`; its `history` is a `Past`.
+def load_checkpoint(path: Path, command: str = "train", identity: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the content of a checkpoint.
 
     Args:
-        identity: the configuration that the checkpoint has to be of; None: whichever.
-        parts: what its state has, the identity first; each is a dictionary.
+        path: a checkpoint, or the folder of a run.
+        command: the command that wants to resume it.
+        identity: the configuration that the checkpoint has to share; None: any.
 
     Raises:
-        CheckpointError: there is none, it is not as it was saved, or it is of another configuration.
+        CheckpointError: there is no checkpoint, it is damaged, of another version, command or configuration.
     """
     file = path / "checkpoint.pt" if path.is_dir() else path
     if not file.is_file():
-        raise CheckpointError(f"no checkpoint at {file}: give a run's folder or its checkpoint.pt as resume=PATH.")
+        raise CheckpointError(f"{file} is missing: set resume to the folder of a run or to its checkpoint.pt.")
     try:
-        state = _whole(file)
-        if lacking := [part for part in parts if not isinstance(state.get(part), dict)]:
-            raise ValueError(f"it has no {lacking[0]}")
-        if "history" in parts:
-            state["history"] = _past(file.with_name("metrics.csv"), state["history"])
-    except CheckpointError:
-        raise
-    except Exception as error:  # torch.load raises whatever zipfile and pickle meet in a file made by others
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever zipfile and pickle meet in a damaged file
         raise CheckpointError(
-            f"{file} is not a whole checkpoint of this version of hmtl ({str(error).partition(chr(10))[0][:200]}). "
-            "Take another one, or start anew without resume."
+            f"{file} is damaged or not a checkpoint ({str(error).partition(chr(10))[0][:200]}). {RESTART}"
         ) from error
-    here, there = (state["identity"] if identity is None else identity), state["identity"]
+    if not isinstance(content, dict) or (content.get("version"), content.get("command")) != (VERSION, command):
+        raise CheckpointError(f"{file} is not a checkpoint of hmtl.{command} in this version of hmtl. {RESTART}")
+    saved = content["identity"]
+    wanted = saved if identity is None else identity
     differences = [
-        f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
-        for key in sorted(there.keys() | here.keys(), key=str)
-        if there.get(key) != here.get(key)
+        f"{key} was {saved.get(key)!r}, is {wanted.get(key)!r}"
+        for key in sorted(saved.keys() | wanted.keys())
+        if saved.get(key) != wanted.get(key)
     ]
     if differences:
         raise CheckpointError(
-            f"{file} comes from another configuration ({'; '.join(differences)}): "
-            "resume with the same values, or start anew without resume."
+            f"{file} belongs to another configuration ({'; '.join(differences)}). Resume with the same values, or "
+            "start again without resume."
         )
-    return state
+    checkpoint: dict[str, Any] = content
+    return checkpoint
 
 
-def _whole(path: Path) -> dict[str, Any]:
-    """The content of a file whose checksum fits."""
-    with path.open("rb") as file:
-        kind, checksum = file.read(len(KIND)), file.read(hashlib.new(CHECKSUM).digest_size)
-        if kind.startswith(b"PK"):
-            raise ValueError("an earlier version made it, without a checksum")
-        if kind != KIND:
-            raise ValueError("it begins with other words than one")
-        start = file.tell()
-        if hashlib.file_digest(file, CHECKSUM).digest() != checksum:
-            raise ValueError("its checksum is not that of its content: it was cut off or changed")
-        file.seek(start)
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    if not isinstance(state, dict):
-        raise ValueError("it holds no state")
-    return state
-
-
-def _past(path: Path, state: Mapping[str, Any]) -> Past:
-    check_alike(state, Past(path, 0, 0, "").state_dict(), "history")
-    past = Past(path, **state)
-    for _ in past.blocks():
-        pass
-    return past
-
-
-def check_alike(state: Any, like: Any, name: str) -> None:
-    """Refuse a state that is not made like another one: with other names, types or shapes, or numbers not finite.
-
-    Where the other has infinite numbers, these will do.
-
-    Raises:
-        CheckpointError: which part of it, called `name`, and how it differs.
-    """
-    if isinstance(like, dict) and isinstance(state, dict):
-        if odd := state.keys() ^ like.keys():
-            raise CheckpointError(f"{name}: {sorted(odd, key=str)[0]!r} is there or here alone{NO_USE}")
-        for key, part in like.items():
-            check_alike(state[key], part, f"{name}.{key}")
-    elif isinstance(like, list) and isinstance(state, list) and len(state) == len(like):
-        for n, part in enumerate(like):
-            check_alike(state[n], part, f"{name}[{n}]")
-    elif _kind(state) != _kind(like):
-        raise CheckpointError(f"{name} is {_kind(state)} there, {_kind(like)} here{NO_USE}")
-    elif isinstance(state, Tensor):
-        if state.shape != like.shape:
-            raise CheckpointError(f"{name} has shape {list(state.shape)} there, {list(like.shape)} here{NO_USE}")
-        fits = ~state.isnan() if bool(like.isinf().any()) else state.isfinite()
-        if not bool(fits.all()):
-            raise CheckpointError(f"{name} has numbers that are not finite: the run diverged{NO_USE}")
-    elif isinstance(state, float) and not math.isfinite(state):
-        raise CheckpointError(f"{name} is {state}, no finite number{NO_USE}")
-
-
-NO_USE = ". The checkpoint is of no use here: take another one, or start anew without resume."
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of {value.dtype}{'' if value.layout is torch.strided else f' ({value.layout})'}".replace(
-            "torch.", ""
-        )
-    return type(value).__name__ if not isinstance(value, list) else f"a list of {len(value)}"
+RESTART = "Use another checkpoint, or start again without resume."

@@ -1,4 +1,4 @@
-"""The folder of a run: one run at a time writes to it, and Hydra left there what its command line said."""
+"""The folder of a run: only one run at a time writes to it, and Hydra keeps the command line there."""
 
 import fcntl
 from collections.abc import Iterator
@@ -10,33 +10,42 @@ from omegaconf import OmegaConf
 
 from hmtl.errors import ConfigError
 
+RESULTS = ("summary.json", "users.csv", "models.npz")
+"""Files that only a finished run has."""
+
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder; at the end of the process, however it comes, the system lets go of it.
+    """Lock a folder against other runs; the system releases the lock at the end of the process, however it ends.
 
     Raises:
-        ConfigError: another run is in it.
+        ConfigError: another run uses the folder.
     """
     with (folder / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(
-                f"{folder} is in use by another run: wait for its end, or choose another folder, hydra.run.dir=PATH."
+                f"{folder} is in use by another run. Wait until it ends, or set hydra.run.dir to another folder."
             ) from error
         except OSError:  # some file systems have no locks
             pass
         yield
 
 
+def remove_results(folder: Path) -> None:
+    """Remove the results of an earlier run in this folder; without `metrics.csv`, no run was there."""
+    if (folder / "metrics.csv").exists():
+        for name in RESULTS:
+            (folder / name).unlink(missing_ok=True)
+
+
 def overrides(folder: Path) -> list[str]:
-    """What the command line of the run in `folder` set, where the run goes and its own numbers aside.
+    """Return the settings on the command line of the run in `folder`, without those that say where results go.
 
     Raises:
-        OSError, ValueError: that cannot be read.
+        OSError, ValueError: they cannot be read.
     """
-    said = folder / ".hydra" / "overrides.yaml"
-    words: Any = OmegaConf.to_container(OmegaConf.load(said), resolve=False) if said.exists() else []
-    words = map(str, words)
-    return [word for word in words if not word.lstrip("+~").startswith(("hydra", "output_dir"))]
+    path = folder / ".hydra" / "overrides.yaml"
+    words: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.exists() else []
+    return [word for word in map(str, words) if not word.lstrip("+~").startswith(("hydra", "output_dir"))]

@@ -1,181 +1,97 @@
-"""What was measured in each round, a row for each, in `metrics.csv`: the file grows, memory does not."""
+"""The history of a run: one row of measurements per round, kept in memory and written to `metrics.csv`."""
 
 import csv
-import hashlib
-import io
-import os
+import math
+from array import array
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
-from hmtl.errors import CheckpointError
-from hmtl.io.files import replacing
+import torch
+from torch import Tensor
 
-Measurements = dict[str, float]  # of one round, by name
-BLOCK = 1 << 20  # bytes
-RESULTS = ("summary.json", "users.csv", "models.npz")  # of a run that has ended, beside the file
+from hmtl.io.files import as_csv, write_whole
 
-
-@dataclass(frozen=True)
-class Past:
-    """The rows that a run has behind it: the first ones of a file, as they were when its checkpoint was saved.
-
-    Attributes:
-        path: the file, which may have more of them by now.
-        rows: their number.
-        nbytes: their length, with the line of names before them.
-        sha256: of these bytes.
-    """
-
-    path: Path
-    rows: int
-    nbytes: int
-    sha256: str
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def __iter__(self) -> Iterator[Measurements]:
-        if not self.rows:
-            return
-        with self.path.open(newline="") as file:
-            for row in islice(csv.DictReader(file), self.rows):
-                yield {name: _number(text) for name, text in row.items() if text}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "nbytes": self.nbytes, "sha256": self.sha256}
-
-    def blocks(self) -> Iterator[bytes]:
-        """These bytes, piece by piece.
-
-        Raises:
-            CheckpointError: the file has others, or cannot be read.
-        """
-        found, left, lines = hashlib.sha256(), self.nbytes, 0
-        try:
-            if self.nbytes:
-                with self.path.open("rb") as file:
-                    while left and (block := file.read(min(left, BLOCK))):
-                        found.update(block)
-                        left, lines = left - len(block), lines + block.count(b"\n")
-                        yield block
-        except OSError as error:
-            raise self._refused(f"cannot be read ({error.strerror})") from error
-        if found.hexdigest() != self.sha256 or lines != self.rows + bool(self.nbytes):
-            raise self._refused(f"does not begin with the {self.rows} rounds that it had")
-
-    def _refused(self, why: str) -> CheckpointError:
-        return CheckpointError(
-            f"{self.path} {why} when the checkpoint beside it was saved: put the file of that run back, or start anew "
-            "without resume."
-        )
+Measurements = dict[str, float]
+"""Measurements of one round by name; whole numbers are int."""
 
 
 class History:
-    """The rows of a run as they come, each written whole, so that the file can be read at any moment.
+    """A table with one row per round and one column per measurement.
 
-    Where there is such a file already, results beside it go with the first row: they would not be of these.
+    The first row names the columns. Later rows may lack some of the columns: a round that is not evaluated has no
+    objective and no errors.
 
     Args:
-        path: the file; None: rows are counted, but not kept.
-
-    Attributes:
-        last: the last row.
+        path: the file that gets each row as soon as it is complete; None: rows are counted, but not kept.
     """
 
     def __init__(self, path: Path | None) -> None:
-        self.path, self.last = path, Measurements()
-        self._file: BinaryIO | None = None
-        self._rows, self._nbytes, self._sha = 0, 0, hashlib.sha256()
-        self._line = io.StringIO(newline="")
-        self._writer: csv.DictWriter[str] | None = None
+        self.path = path
+        self._rounds = 0
+        self._columns: dict[str, array[int] | array[float]] = {}
+        self._file: IO[str] | None = None
 
     def __len__(self) -> int:
-        return self._rows
+        return self._rounds
 
     def __iter__(self) -> Iterator[Measurements]:
-        return iter(self.past() if self.path else ())
+        return (self[round] for round in range(self._rounds if self._columns else 0))
 
-    def go_on(self, past: Past) -> None:
-        """Take over the rows of another run, or of this file, in which those that came later are dropped.
+    def __getitem__(self, round: int) -> Measurements:
+        row = {name: column[round] for name, column in self._columns.items()}
+        return {name: value for name, value in row.items() if not math.isnan(value)}
 
-        Raises:
-            CheckpointError: they are not there any more.
-        """
-        self._rows = past.rows
-        if self.path is None:
-            return
-        if self.path.exists() and past.path.exists() and self.path.samefile(past.path):
-            for block in past.blocks():
-                self._sha.update(block)
-            self._clear()
-            os.truncate(self.path, past.nbytes)
-        else:
-            with replacing(self.path) as file:
-                for block in past.blocks():
-                    self._sha.update(block)
-                    file.write(block)
-                self._clear()
-        self._nbytes = past.nbytes
-        for self.last in past:
-            pass
+    @property
+    def last(self) -> Measurements:
+        """The last row; empty before the first round."""
+        return self[-1] if self._columns else {}
 
     def append(self, row: Mapping[str, float]) -> None:
-        """A round more."""
-        self._rows, self.last = self._rows + 1, dict(row)
+        """Add the row of a round.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        self._rounds += 1
         if self.path is None:
             return
-        if self._file is None:
-            self._clear()
-            self._file = self.path.open("ab" if self._nbytes else "wb", buffering=0)
-            self._writer = csv.DictWriter(self._line, self._names() or list(row))
-            if not self._nbytes:
-                self._writer.writeheader()
-        assert self._writer is not None
-        self._writer.writerow(row)
-        line = self._line.getvalue().encode()
-        self._line.seek(0)
-        self._line.truncate()
-        self._write(line)
-        self._nbytes += len(line)
-        self._sha.update(line)
-
-    def _clear(self) -> None:
-        if self.path is not None and self.path.exists():  # else they are nobody's, or a user's own
-            for name in RESULTS:
-                self.path.with_name(name).unlink(missing_ok=True)
-
-    def _names(self) -> list[str]:
-        """Those of the file, whose first row has all there are."""
-        if not self._nbytes or self.path is None:
-            return []
-        with self.path.open(newline="") as file:
-            return next(csv.reader(file))
-
-    def _write(self, line: bytes) -> None:
-        assert self._file is not None
-        left = memoryview(line)
+        if not self._columns:
+            self._columns = {name: array("q" if isinstance(value, int) else "d") for name, value in row.items()}
+        for name, column in self._columns.items():
+            column.append(row.get(name, math.nan))  # type: ignore[arg-type]  # whole numbers are never missing
         try:
-            while left:
-                left = left[self._file.write(left) :]
+            if self._file is None:
+                self._file = self.path.open("a" if self._rounds > 1 else "w", newline="")
+            table = csv.DictWriter(self._file, self._columns, lineterminator="\n")
+            if self._rounds == 1:
+                table.writeheader()
+            table.writerow(row)
+            self._file.flush()
         except OSError as error:
-            os.truncate(self._file.fileno(), self._nbytes)
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
-    def past(self) -> Past:
-        """All rows so far; once this returns, no crash of the machine loses them."""
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-        return Past(self.path or Path(), self._rows, self._nbytes, self._sha.hexdigest())
-
     def close(self) -> None:
+        """Close the file."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of rounds, and each column as a tensor [rounds]."""
+        columns: dict[str, Tensor] = {
+            name: torch.tensor(column, dtype=torch.int64 if column.typecode == "q" else torch.float64)
+            for name, column in self._columns.items()
+        }
+        return {"rounds": self._rounds, "columns": columns}
 
-def _number(text: str) -> float:
-    """Numbers as they were: whole ones are int."""
-    return int(text) if text.lstrip("-").isdecimal() else float(text)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue after the rounds of `state_dict`: take over its table, and replace the file by it."""
+        self._rounds = state["rounds"]
+        if self.path is None or not state["columns"]:
+            return
+        self._columns = {
+            name: array("d" if column.is_floating_point() else "q", column.tolist())
+            for name, column in state["columns"].items()
+        }
+        write_whole(self.path, as_csv(list(self), list(self._columns)))

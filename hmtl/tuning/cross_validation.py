@@ -23,7 +23,7 @@ from hmtl.errors import ConfigError, DataError, Interrupted, RangeError
 from hmtl.mtl import Algorithm
 from hmtl.reporting.console import Console
 from hmtl.rng import generator
-from hmtl.training.checkpoint import load_checkpoint, save_atomically
+from hmtl.training.checkpoint import load_checkpoint, save_checkpoint
 from hmtl.training.signals import catch_signals
 from hmtl.tuning.grid import Figures, combinations, conclude, grid_of, with_values
 
@@ -133,10 +133,10 @@ class _Trainings:
 
     def __init__(self, cfg: DictConfig, total: int, kept: Path | None) -> None:
         self.rounds, self.total, self.kept = cfg.rounds, total, kept
-        self.identity, parts = flat(cfg, NO_PART), ("identity", "finished")
+        self.identity = flat(cfg, NO_PART)
         self.finished: dict[Key, Figures] = {}
         if cfg.resume:
-            self.finished = load_checkpoint(Path(cfg.resume), self.identity, parts)["finished"]
+            self.finished = load_checkpoint(Path(cfg.resume), "tune", self.identity)["finished"]
 
     def run(self, members: Iterable[tuple[Key, Algorithm]], workers: int) -> None:
         """Train the members that are left, `workers` at a time, and keep what each gave as soon as it ends.
@@ -187,7 +187,7 @@ class _Trainings:
 
     def _keep(self) -> None:
         if self.kept:
-            save_atomically(self.kept, {"identity": self.identity, "finished": self.finished})
+            save_checkpoint(self.kept, "tune", self.identity, {"finished": self.finished})
 
 
 def _figures(member: Algorithm, rounds: int, go_on: Callable[[], bool]) -> Figures | None:

@@ -130,10 +130,11 @@ class Ours:
 
     def __init__(self, size: Size, learner: str, communicator: str, folder: Path) -> None:
         from hmtl.communication import CodedHierarchical, Uncoded
+        from hmtl.config.build import _match
         from hmtl.data import Task
         from hmtl.mtl import CrossEntropy, FedAvg, FedU, Graph, LocalSGD, Mean, Problem
         from hmtl.topology import symmetric
-        from hmtl.training.trainer import Trainer, in_sums
+        from hmtl.training.trainer import Trainer, TrainerSettings
 
         regularizer = Mean(1e-3, 1e-4)
         if "graph" in learner:  # each user hangs on the two before and the two after it
@@ -149,8 +150,8 @@ class Ours:
         kind = FedAvg if learner == "FedAvg" else FedU
         algorithm = kind(problem, LocalSGD(STEP, epochs=1, batch=BATCH), size.network, seed=0)
         t = symmetric(K=size.K, H=5, r=3)
-        network = in_sums(algorithm, Uncoded(t) if communicator == "uncoded" else CodedHierarchical(t))
-        self.trainer = Trainer(algorithm, network, rounds=10**6, checkpoint=folder / "checkpoint.pt")
+        network = _match(algorithm, Uncoded(t) if communicator == "uncoded" else CodedHierarchical(t))
+        self.trainer = Trainer(algorithm, network, TrainerSettings(folder, rounds=10**6))
 
     def __call__(self) -> None:
         trainer = self.trainer

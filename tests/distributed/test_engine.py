@@ -46,7 +46,7 @@ def results(folder: Path) -> tuple[bytes, dict[str, object], list[dict[str, floa
         summary.pop(name)
     history = [
         {name: value for name, value in row.items() if not name.endswith("_s") and not name.startswith("bits")}
-        for row in load_checkpoint(folder)["history"]
+        for row in commands.saved_rows(folder)
     ]
     return np.load(folder / "models.npz")["W"].tobytes(), summary, history
 
@@ -202,7 +202,7 @@ def test_a_process_goes(tmp_path: Path, who: str, sign: signal.Signals, status: 
     words = (f"processes={PROCESSES}", *words)
     with subprocess.Popen(launcher(tmp_path, *words), stderr=subprocess.PIPE, text=True) as launched:
         deadline = time.monotonic() + 300
-        while not (tmp_path / "checkpoint.pt").exists() or not load_checkpoint(tmp_path)["history"]:
+        while not (tmp_path / "checkpoint.pt").exists() or not load_checkpoint(tmp_path)["history"]["rounds"]:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         everybody = members(launched.pid)
@@ -216,7 +216,7 @@ def test_a_process_goes(tmp_path: Path, who: str, sign: signal.Signals, status: 
     while alive := [pid for pid in everybody if runs(pid)]:
         assert time.monotonic() < deadline, alive
         time.sleep(0.02)
-    counted = [row["users"] for row in load_checkpoint(tmp_path)["history"]]
+    counted = [row["users"] for row in commands.saved_rows(tmp_path)]
     assert counted[0] == 10
     if status:
         assert len(counted) < 60

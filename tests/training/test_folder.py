@@ -34,8 +34,7 @@ def test_runs_of_the_same_second_have_a_folder_each(tmp_path: Path) -> None:
     assert len(folders) == 3
     assert {json.loads((folder / "summary.json").read_text())["seed"] for folder in folders} == {0, 1, 2}
     for folder in folders:
-        history = load_checkpoint(folder)["history"]
-        assert len(history) == 2
+        assert load_checkpoint(folder)["history"]["rounds"] == 2
         with (folder / "metrics.csv").open() as file:
             assert len(list(csv.DictReader(file))) == 2
 
@@ -72,7 +71,7 @@ def test_a_folder_in_use_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
     for words in ("lam=0.5",), ("rounds=3", f"resume={folder}"):
         refused = run("hmtl.train", *SMALL, *words, f"hydra.run.dir={folder}")
         assert refused.returncode == 2
-        assert refused.stderr.startswith(f"error: {folder} is in use by another run: wait")
+        assert refused.stderr.startswith(f"error: {folder} is in use by another run")
         assert refused.stderr.count("\n") == 1
         with pytest.raises(ConfigError, match="is in use by another run"):
             train(compose(*SMALL[:-1], *words, f"output_dir={folder}"))
@@ -84,7 +83,7 @@ def test_a_folder_in_use_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
     os.kill(child, signal.SIGKILL)
     status_of(child)
     train(compose(*SMALL, "rounds=3", f"resume={folder}", f"output_dir={folder}"))
-    assert len(load_checkpoint(folder)["history"]) == 3
+    assert load_checkpoint(folder)["history"]["rounds"] == 3
 
 
 def test_threads_of_one_process_are_kept_apart_too(tmp_path: Path) -> None:

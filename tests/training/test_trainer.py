@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from commands import saved_rows
 
 from hmtl.communication import SETUP, TIERS, CodedHierarchical, Network, Uncoded
 from hmtl.topology import any_r
 from hmtl.training.checkpoint import load_checkpoint
-from hmtl.training.trainer import Trainer
+from hmtl.training.trainer import Trainer, TrainerSettings
 
 TOPOLOGY = any_r(K=12, H=4, r=2, seed=1)
 NETWORK = Network(W1=30.0, W2=70.0, uplink_bps=(10, 20, 50, 90), uplink="parallel")  # so slow that seconds are many
@@ -142,8 +143,9 @@ class Seen(list):
 def trainer(tmp_path):
     def trainer(name, communicator=Coded, facts=False, **settings):
         (tmp_path / name).mkdir(exist_ok=True)
-        checkpoint = tmp_path / name / "checkpoint.pt"
-        return Trainer(Counting(facts), communicator(TOPOLOGY, NETWORK), checkpoint=checkpoint, **settings)
+        loggers = settings.pop("loggers", ())
+        settings = TrainerSettings(tmp_path / name, **settings)
+        return Trainer(Counting(facts), communicator(TOPOLOGY, NETWORK), settings, loggers=loggers)
 
     return trainer
 
@@ -220,12 +222,12 @@ def test_a_checkpoint_every_few_rounds_and_at_the_end(trainer):
 
     class Watch:
         def log(self, row):
-            saved.append(len(load_checkpoint(made.checkpoint)["history"]) if made.checkpoint.exists() else 0)
+            saved.append(load_checkpoint(made.checkpoint)["history"]["rounds"] if made.checkpoint.exists() else 0)
 
     made = trainer("every", rounds=5, checkpoint_every=2, loggers=[Watch()])
     made.fit()
     assert saved == [0, 0, 2, 2, 4]  # as each round is logged, before it is saved
-    assert len(load_checkpoint(made.checkpoint)["history"]) == 5
+    assert load_checkpoint(made.checkpoint)["history"]["rounds"] == 5
 
 
 def test_asked_to_stop_it_ends_after_the_round_in_work(trainer):
@@ -237,7 +239,7 @@ def test_asked_to_stop_it_ends_after_the_round_in_work(trainer):
     made = trainer("stopped", rounds=6, checkpoint_every=6, loggers=[AskedInRound1()])
     assert len(made.fit()) == 2
     assert made.interrupted == signal.SIGTERM
-    assert list(load_checkpoint(made.checkpoint)["history"]) == list(made.history)
+    assert saved_rows(made.checkpoint.parent) == list(made.history)
 
 
 @pytest.mark.parametrize(
