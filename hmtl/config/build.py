@@ -53,7 +53,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "engine": ("hmtl.training.engine.Engine",),
     "loss": ("hmtl.mtl.Loss",),
     "regularizer": ("hmtl.mtl.Regularizer",),
-    "solver": ("hmtl.mtl.LocalSolver", "hmtl.mtl.LocalSGD"),
+    "solver": ("hmtl.mtl.LocalSolver",),
     "algorithm": ("hmtl.mtl.Algorithm",),
     "participation": ("hmtl.mtl.Participation",),
     "partition": ("collections.abc.Callable",),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # torch takes a second to import, and not everybody who impor
 
     from hmtl.inference.user_model import UserModel
     from hmtl.mtl import Algorithm
-    from hmtl.mtl.networks.models import FlatModel, MakeModel
+    from hmtl.mtl.networks.flat import FlatModel, MakeModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class Models:
 
         from hmtl.data import Scaling
         from hmtl.inference.user_model import UserModel, linear
-        from hmtl.mtl.networks.models import FlatModel
+        from hmtl.mtl.networks.flat import FlatModel
 
         if user not in self.names:
             near = difflib.get_close_matches(str(user), self.names, n=1)

@@ -15,7 +15,7 @@ from sklearn.svm import LinearSVC
 from hmtl.data import Task
 from hmtl.mtl import MOCHA, SDCA, Hinge, Logistic, Problem, Ridge, SmoothHinge, Squared
 from hmtl.mtl.solvers.compiled import compiled_pass
-from hmtl.mtl.solvers.sdca import batched_pass
+from hmtl.mtl.solvers.sdca import torch_pass
 
 pytestmark = pytest.mark.benchmark
 SIZES = [(30, 375, 561), (1000, 100, 100)]
@@ -37,7 +37,7 @@ def pass_of(size, loss, work):
     mocha = MOCHA(Problem(tasks(*size), LOSSES[loss], Ridge(0.1)), SDCA(1.0), omega_every=0)
     mocha.step(0)
     rows, users = mocha.problem.rows, mocha.users
-    drawn = mocha.solver.draw(0, 1, range(size[0]), rows.counts)
+    drawn = mocha.solver.draw(0, 1, range(size[0]), rows.counts), mocha.solver.steps(rows.counts)
     return lambda: work(LOSSES[loss], rows, users.a, users.W, users.curvature, *drawn)
 
 
@@ -83,7 +83,7 @@ def test_beside_liblinear(size, record):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_compiled_beside_torch(size, loss, record):
-    times = seconds({"compiled": pass_of(size, loss, compiled_pass), "torch": pass_of(size, loss, batched_pass)}, 7)
+    times = seconds({"compiled": pass_of(size, loss, compiled_pass), "torch": pass_of(size, loss, torch_pass)}, 7)
     ours, theirs = middle(times["compiled"]), middle(times["torch"])
     name = f"local pass, {' × '.join(map(str, size))}, {loss}"
     record(f"{name}, compiled, one thread", 1e3 * ours, "ms", "torch", theirs / ours)

@@ -28,7 +28,7 @@ from hmtl.mtl import (
     Squared,
     TaskRelationship,
 )
-from hmtl.mtl.solvers.sdca import batched_pass
+from hmtl.mtl.solvers.sdca import torch_pass
 
 K, D = 4, 3
 LOSSES = {"hinge": Hinge(), "smooth_hinge": SmoothHinge(0.5), "squared": Squared(), "logistic": Logistic()}
@@ -39,8 +39,9 @@ every_loss, every_regularizer = pytest.mark.parametrize("loss", LOSSES), pytest.
 class BatchedSDCA(SDCA):
     """The pass in torch, where the compiled one would be chosen."""
 
-    def solve(self, *work):
-        return batched_pass(*work)
+    def solve(self, loss, rows, subproblem, order, budgets):
+        start = subproblem.a, subproblem.W, subproblem.curvature
+        return torch_pass(loss, rows, *start, order, budgets)
 
 
 @cache

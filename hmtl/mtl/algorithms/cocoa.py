@@ -5,7 +5,7 @@ from typing import Any
 from hmtl.mtl.algorithms.mocha import MOCHA
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.regularizers import SharedModel
-from hmtl.mtl.solvers.sdca import LocalSolver
+from hmtl.mtl.solvers.sdca import DualSolver
 
 
 class CoCoA(MOCHA):
@@ -26,7 +26,7 @@ class CoCoA(MOCHA):
     def __init__(
         self,
         problem: Problem,
-        solver: LocalSolver,
+        solver: DualSolver,
         lam: float,
         adding: bool = True,
         accelerated: bool = True,

@@ -5,15 +5,17 @@ from torch import Tensor
 from hmtl.mtl.algorithms.networks import Sending
 from hmtl.mtl.algorithms.personal import PersonalAlgorithm, PersonalUsers
 from hmtl.mtl.problem import Rows
+from hmtl.mtl.solvers.sgd import Proximal
 
 
 class DittoUsers(PersonalUsers):
     """User side of Ditto: both models take the same number of steps on the same minibatches."""
 
-    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor, group: int = 0) -> tuple[Tensor, ...]:
+    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
         W, order = self.W[users], self._order(round, users, rows)
-        new = self._steps(users, rows, W, order, budgets, round, group=group)
-        return new, self._steps(users, rows, self.V[users], order, budgets, round, self.pull, W, time=1, group=group)
+        new = self._steps(users, rows, W, order, budgets, round)
+        proximal = Proximal(self.pull, W)
+        return new, self._steps(users, rows, self.V[users], order, budgets, round, proximal, time=1)
 
 
 class Ditto(PersonalAlgorithm):
@@ -30,5 +32,5 @@ class Ditto(PersonalAlgorithm):
     """
 
     def _users(self, sending: Sending) -> DittoUsers:
-        self.solver.check_pull("lam", self.lam)
+        self.solver.check_proximal("lam", self.lam)
         return DittoUsers(self._local, sending, self.lam)

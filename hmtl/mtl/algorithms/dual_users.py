@@ -15,7 +15,7 @@ from hmtl.mtl.algorithms.base import NOBODY, Ids, Users, with_rows
 from hmtl.mtl.algorithms.dual_aggregator import DualSettings
 from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.regularizers import SharedModel
-from hmtl.mtl.solvers.sdca import LocalSolver
+from hmtl.mtl.solvers.sdca import DualSolver, DualSubproblem
 from hmtl.mtl.sums import Form
 
 
@@ -52,7 +52,7 @@ class DualUsers(Users):
     beta: Tensor
     got: Tensor
 
-    def __init__(self, problem: Problem, solver: LocalSolver, settings: DualSettings) -> None:
+    def __init__(self, problem: Problem, solver: DualSolver, settings: DualSettings) -> None:
         super().__init__()
         self.problem = problem
         self.solver = solver
@@ -85,9 +85,10 @@ class DualUsers(Users):
             ValueError: a user who is waiting is not idle.
         """
         settings, users, K = self.settings, self.problem.users, self.problem.K
-        drawn, usual = self.solver.draw(settings.seed, round, users, self.problem.here)
-        order = drawn if order is None else order
+        if order is None:
+            order = self.solver.draw(settings.seed, round, users, self.problem.here)
         if budgets is None:
+            usual = self.solver.steps(self.problem.here)
             budgets = settings.participation.budgets(usual, settings.seed, round, users, K)
         budgets = budgets.clone()
         budgets[idle] = 0
@@ -119,7 +120,7 @@ class DualUsers(Users):
         """Return new duals and Δv; each score of a model has a subproblem of its own."""
         C, loss = len(scores), self.problem.binary
         passes = [
-            self.solver.solve(loss, rows, a_c, W_c, curvature, order, budgets)
+            self.solver.solve(loss, rows, DualSubproblem(a_c, W_c, curvature), order, budgets)
             for rows, a_c, W_c in zip(scores, a.chunk(C, 1), W.chunk(C, 1), strict=True)
         ]
         return passes[0] if C == 1 else (torch.cat([a for a, _ in passes], 1), torch.cat([dV for _, dV in passes], 1))
@@ -178,7 +179,10 @@ class DualUsers(Users):
     def local_work(self, round: int, user: int) -> None:
         scores, one = [rows.of(user) for rows in self.problem.scores], slice(user, user + 1)
         n = scores[0].counts[0]
-        order, budgets = self.solver.draw(self.settings.seed, round, self.problem.users[one], [n])
+        order, budgets = (
+            self.solver.draw(self.settings.seed, round, self.problem.users[one], [n]),
+            self.solver.steps([n]),
+        )
         a = self.a[one].view(len(scores), -1)[:, :n].reshape(1, -1)
         self._ascend(scores, a, self.W[one], self.curvature[one], order, budgets)
 
@@ -197,7 +201,7 @@ class SummedDualUsers(DualUsers):
 
     V: Tensor
 
-    def __init__(self, problem: Problem, solver: LocalSolver, settings: DualSettings, form: Form) -> None:
+    def __init__(self, problem: Problem, solver: DualSolver, settings: DualSettings, form: Form) -> None:
         super().__init__(problem, solver, settings)
         self.form = form
         self.grid = problem.grid

@@ -4,7 +4,7 @@ from typing import Any
 
 from hmtl.mtl.algorithms.fedavg import FedAvg
 from hmtl.mtl.algorithms.networks import NetworkUsers, Sending
-from hmtl.mtl.networks.models import MakeModel
+from hmtl.mtl.networks.flat import MakeModel
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.solvers.sgd import LocalSGD
 
@@ -25,7 +25,7 @@ class FedProx(FedAvg):
         super().__init__(problem, solver, model, **others)
 
     def _users(self, sending: Sending) -> NetworkUsers:
-        self.solver.check_pull("mu", self.mu)
+        self.solver.check_proximal("mu", self.mu)
         return NetworkUsers(self._local, sending, self.mu)
 
     def describe(self) -> dict[str, Any]:

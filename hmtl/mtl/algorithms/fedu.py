@@ -29,11 +29,11 @@ MAX_PARTS = 2**31  # of a step down the penalty
 class FedUUsers(NetworkUsers):
     """User side: the last column of IVs [n, m + 1] is the number of local steps."""
 
-    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor, group: int = 0) -> tuple[Tensor, ...]:
+    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
         W, order = self.W[users], self._order(round, users, rows)
         ivs = W.new_empty(len(W), W.shape[1] + 1)
         ivs[:, -1] = budgets
-        self._steps(users, rows, W, order, budgets, round, out=ivs[:, :-1], group=group)
+        self._steps(users, rows, W, order, budgets, round, out=ivs[:, :-1])
         return (ivs,)
 
     def blocks(self) -> Iterator[Tensor]:

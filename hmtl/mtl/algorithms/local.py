@@ -12,7 +12,7 @@ from hmtl.mtl.algorithms.dual_users import DualUsers
 from hmtl.mtl.algorithms.mocha import MOCHA
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.regularizers import Ridge
-from hmtl.mtl.solvers.sdca import LocalSolver
+from hmtl.mtl.solvers.sdca import DualSolver
 from hmtl.mtl.sums import Form
 
 
@@ -25,7 +25,7 @@ class LocalUsers(DualUsers):
 
     V: Tensor
 
-    def __init__(self, problem: Problem, solver: LocalSolver, settings: DualSettings, form: Form) -> None:
+    def __init__(self, problem: Problem, solver: DualSolver, settings: DualSettings, form: Form) -> None:
         super().__init__(problem, solver, settings)
         self.numbers = 0
         self.form = form
@@ -56,7 +56,7 @@ class Local(MOCHA):
 
     regularized = False
 
-    def __init__(self, problem: Problem, solver: LocalSolver, lam: float, **others: Any) -> None:
+    def __init__(self, problem: Problem, solver: DualSolver, lam: float, **others: Any) -> None:
         super().__init__(problem.regularized(Ridge(lam)), solver, accelerated=False, **others)
 
     @classmethod

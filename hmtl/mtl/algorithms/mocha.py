@@ -17,7 +17,7 @@ from hmtl.mtl.algorithms.dual_users import DualUsers, SummedDualUsers
 from hmtl.mtl.algorithms.setup import SetupAggregator, SetupUsers
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
-from hmtl.mtl.solvers.sdca import SDCA, LocalSolver
+from hmtl.mtl.solvers.sdca import DualSolver
 
 
 class MOCHA(Algorithm):
@@ -49,7 +49,7 @@ class MOCHA(Algorithm):
     def __init__(
         self,
         problem: Problem,
-        solver: LocalSolver,
+        solver: DualSolver,
         omega_every: int = 5,
         accelerated: bool = True,
         curvature: Literal["user", "max"] = "user",
@@ -59,12 +59,7 @@ class MOCHA(Algorithm):
         participation: Participation = Participation(),  # noqa: B008, it is frozen
         messages: MessageKind = "ivs",
     ) -> None:
-        if not isinstance(solver, LocalSolver):
-            raise ConfigError(
-                f"{type(self).__name__} works on duals, but {type(solver).__name__} does not. Choose solver=sdca, or "
-                "algorithm=fedu, fedavg, fedprox, ditto or pfedme for networks."
-            )
-        solver.check(problem.binary)
+        solver.check("duals", problem.binary)
         participation.check(problem.K)
         if omega_every > 0 and not problem.regularizer.learns:
             omega_every = 0
@@ -121,8 +116,7 @@ class MOCHA(Algorithm):
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()
-        if isinstance(self.solver, SDCA):
-            described["passes"] = self.solver.passes
+        described |= self.solver.describe()
         if self.settings.omega_every:
             described["omega_learned"] = bool(self._gain.isfinite())
         return described

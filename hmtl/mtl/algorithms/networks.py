@@ -6,18 +6,16 @@ K users, m parameters of a network; one user per row. An IV is the user's new mo
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Algorithm, Ids, MessageKind, Users, of_rows, with_rows
 from hmtl.mtl.networks.copies import copies
-from hmtl.mtl.networks.models import FlatModel, MakeModel
+from hmtl.mtl.networks.flat import FlatModel, MakeModel
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem, Rows
-from hmtl.mtl.solvers.sgd import LocalSGD
+from hmtl.mtl.solvers.sgd import LocalSGD, NetworkSubproblem, Proximal, RandomStreams
 
 
 class Sending(nn.Module, ABC):
@@ -118,7 +116,7 @@ class NetworkUsers(Users):
 
     def local_work(self, round: int, user: int) -> None:
         one = slice(user, user + 1)
-        self._train(round, one, self.rows.of(user), self.usual[one], group=1)
+        self._train(round, one, self.rows.of(user), self.usual[one])
 
     def commit(self, users: Ids) -> None:
         self.sending.commit(users)
@@ -127,7 +125,7 @@ class NetworkUsers(Users):
         if len(users):
             self.W = with_rows(self.W, users, self.sending.decode(users, models))
 
-    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor, group: int = 0) -> tuple[Tensor, ...]:
+    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
         """Return the IVs [n, m + e] of these users, and further models [n, m] that do not travel.
 
         Args:
@@ -135,18 +133,17 @@ class NetworkUsers(Users):
             users: the users who train.
             rows: their training rows.
             budgets: number of steps of each [n].
-            group: how many users train side by side; 0: as many as is fastest.
         """
         W, order = self.W[users], self._order(round, users, rows)
-        return (self._steps(users, rows, W, order, budgets, round, self.pull, W, group=group),)
+        proximal = Proximal(self.pull, W) if self.pull else None
+        return (self._steps(users, rows, W, order, budgets, round, proximal),)
 
     def _hold(self, users: Ids, own: list[Tensor]) -> None:
         """Keep the further models of `_train`, [K, m] each, pending for these users."""
 
     def _order(self, number: int, users: slice, rows: Rows) -> Tensor:
         """Return the minibatches of these users; `number` names the random order."""
-        solver, problem = self.local.solver, self.problem
-        return solver.draw(self.local.seed, number, problem.users[users], rows.counts, max(problem.counts))
+        return self.local.solver.draw(self.local.seed, number, self.problem.users[users], rows.counts)
 
     def _steps(
         self,
@@ -156,14 +153,17 @@ class NetworkUsers(Users):
         order: Tensor,
         budgets: Tensor,
         round: int,
-        *pull: Any,
+        proximal: Proximal | None = None,
         time: int = 0,
-        **how: Any,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Return the models [n, m] after SGD from W [n, m]; `time` counts the calls in a round."""
-        how |= {"numbers": self.problem.users[users], "everybody": self.problem.K}
-        how |= {"seed": self.local.seed, "draws": ("dropout", round, time)}
-        return self.local.solver.solve(self.model, self.problem.loss, rows, W, order, budgets, round, *pull, **how)
+        solver, streams = (
+            self.local.solver,
+            RandomStreams(self.local.seed, ("dropout", round, time), self.problem.users[users]),
+        )
+        start = NetworkSubproblem(self.model, W, solver.rate(round), streams, proximal)
+        return solver.solve(self.problem.loss, rows, start, order, budgets, out)
 
     @torch.no_grad()
     def measure(self) -> dict[str, Tensor]:
@@ -183,12 +183,11 @@ class NetworkUsers(Users):
     def _predictions(self, split: str, models: Tensor) -> Tensor:
         """Return the predictions [K, n] or, with several outputs, [K, n, C] of models [K, m] for the users' rows."""
         self.model.module.eval()
-        one, y = copies(self.model, 1, models), self._y[split]
+        y = self._y[split]
         predictions = models.new_zeros(*y.shape, *[self.model.C][: self.model.C > 1])
         for k, (w, task) in enumerate(zip(models, self.problem.tasks, strict=True)):
             x = self.rows.X[k, : self.rows.counts[k]] if split == "train" else task.x_test.to(w)
-            one.load(w[None])
-            predictions[k, : len(x)] = one.predict(x[None])[0]
+            predictions[k, : len(x)] = copies(self.model, w[None]).predict(x[None])[0]
         return predictions
 
     def _row_sums(self, split: str, figures: Tensor) -> Tensor:
@@ -241,9 +240,7 @@ class NetworkAlgorithm(Algorithm):
         participation: Participation = Participation(),  # noqa: B008, it is frozen
         messages: MessageKind = "ivs",
     ) -> None:
-        if not isinstance(solver, LocalSGD):
-            name = type(self).__name__
-            raise ConfigError(f"{name} trains networks, but {type(solver).__name__} does not. Choose solver=sgd.")
+        solver.check("networks", problem.loss)
         participation.check(problem.K)
         self.problem = problem
         self.solver = solver

@@ -14,7 +14,7 @@ from torch import Tensor
 from hmtl.mtl.algorithms.base import Ids, with_rows
 from hmtl.mtl.algorithms.fedavg import FedAvg
 from hmtl.mtl.algorithms.networks import LocalTraining, NetworkUsers, Sending
-from hmtl.mtl.networks.models import MakeModel
+from hmtl.mtl.networks.flat import MakeModel
 from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.solvers.sgd import LocalSGD
 
@@ -43,7 +43,7 @@ class PersonalUsers(NetworkUsers):
         return state["V"]
 
     @abstractmethod
-    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor, group: int = 0) -> tuple[Tensor, ...]:
+    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
         """As `NetworkUsers._train`; the further models are the new personal ones."""
 
     def _hold(self, users: Ids, own: list[Tensor]) -> None:

@@ -10,9 +10,9 @@ from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import Aggregator, Users
 from hmtl.mtl.algorithms.networks import LocalTraining, Sending
 from hmtl.mtl.algorithms.personal import PersonalAlgorithm, PersonalUsers
-from hmtl.mtl.networks.models import MakeModel
+from hmtl.mtl.networks.flat import MakeModel
 from hmtl.mtl.problem import Problem, Rows
-from hmtl.mtl.solvers.sgd import LocalSGD
+from hmtl.mtl.solvers.sgd import LocalSGD, Proximal
 
 
 class PFedMeUsers(PersonalUsers):
@@ -29,13 +29,13 @@ class PFedMeUsers(PersonalUsers):
         self.local_rounds = local_rounds
         self.usual = local_rounds * self.usual
 
-    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor, group: int = 0) -> tuple[Tensor, ...]:
+    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
         W, V = self.W[users], self.V[users]
         usual = self.local.solver.steps(rows.counts)
         for r in range(self.local_rounds):
             steps = (budgets - r * usual).clamp_min(0).minimum(usual)  # a straggler makes no steps in the last ones
             order = self._order(round * self.local_rounds + r, users, rows)
-            V = self._steps(users, rows, V, order, steps, round, self.pull, W, time=r, group=group)
+            V = self._steps(users, rows, V, order, steps, round, Proximal(self.pull, W), time=r)
             moving = (steps > 0)[:, None].to(W)
             W = W - self.share * moving * (W - V)
         return W, V
@@ -84,7 +84,7 @@ class PFedMe(PersonalAlgorithm):
         super().__init__(problem, solver, model, lam, **others)
 
     def _users(self, sending: Sending) -> PFedMeUsers:
-        self.solver.check_pull("lam", self.lam)
+        self.solver.check_proximal("lam", self.lam)
         return PFedMeUsers(self._local, sending, self.lam, self.eta * self.lam, self.local_rounds)
 
     @property

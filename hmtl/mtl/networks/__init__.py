@@ -1,1 +1,1 @@
-"""Networks as functions of a flat parameter vector."""
+"""Networks as functions of flat parameters, one at a time or many side by side."""

@@ -1,1 +1,1 @@
-"""Local solvers."""
+"""Local solvers: what a user does between two exchanges."""

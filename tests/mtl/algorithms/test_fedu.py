@@ -8,8 +8,6 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -35,6 +33,7 @@ from hmtl.mtl import (
     cnn,
     mlp,
 )
+from hmtl.mtl.solvers.sgd import NetworkSubproblem, RandomStreams
 
 K, D, C = 4, 16, 3
 COUNTS = (7, 12, 5, 10)
@@ -119,38 +118,6 @@ def test_agrees_with_a_loop_over_modules(kind, make, reduction, precision, graph
     assert fedu.W.dtype == getattr(torch, precision)
     assert (fedu.W - fedu.model.start[:, None]).abs().max() > 1e-3
     torch.testing.assert_close(fedu.W, want, rtol=0, atol=1e-5 if precision == "float32" else 1e-12)
-
-
-@given(
-    seed=st.integers(0, 10**6),
-    counts=st.lists(st.integers(1, 30), min_size=1, max_size=4),
-    epochs=st.integers(1, 3),
-    batch=st.integers(1, 40),
-)
-@settings(deadline=None, max_examples=30)
-def test_minibatches(seed, counts, epochs, batch):
-    """Each pass visits each row once, in minibatches that are full but for the last; alone as among others."""
-    solver = LocalSGD(0.1, epochs, batch)
-    users = range(5, 5 + len(counts))
-    order, steps = solver.draw(seed, 2, users, counts), solver.steps(counts)
-    for k, n in enumerate(counts):
-        full, rest = divmod(n, batch)
-        sizes = [batch] * full + [rest] * (rest > 0)
-        assert (order[k] >= 0).sum(1).tolist() == sizes * epochs + [0] * (len(order[k]) - int(steps[k]))
-        visited = order[k][order[k] >= 0].view(epochs, n)
-        assert (visited.sort(dim=1).values == torch.arange(n)).all()
-        alone = solver.draw(seed, 2, [users[k]], [n])
-        assert torch.equal(alone[alone >= 0], visited.flatten())
-    assert torch.equal(order, solver.draw(seed, 2, users, counts))
-
-
-def test_the_order_differs_by_user_round_epoch_and_seed():
-    drawn = [
-        LocalSGD(0.1, 2, 30).draw(*at, [30]).flatten().tolist()
-        for at in ((0, 0, [0]), (0, 0, [1]), (0, 1, [0]), (1, 0, [0]))
-    ]
-    passes = [tuple(order[half]) for order in drawn for half in (slice(30), slice(30, 60))]
-    assert len(set(passes)) == 8
 
 
 def optimum(problem, eta, lam2, reduction="mean"):
@@ -430,9 +397,9 @@ def test_timing_one_user_leaves_no_trace(graph):
     assert torch.equal(fedu.W, before)
     for k, n in enumerate(COUNTS):  # a user alone does what it does beside the others
         order = fedu.solver.draw(0, 2, [k], [n])
-        alone = fedu.solver.solve(
-            fedu.model, fedu.problem.loss, fedu.users.rows.of(k), before.T[k : k + 1], order, fedu.solver.steps([n]), 2
-        )
+        streams = RandomStreams(0, (), np.array([k]))
+        start = NetworkSubproblem(fedu.model, before.T[k : k + 1], fedu.solver.rate(2), streams)
+        alone = fedu.solver.solve(fedu.problem.loss, fedu.users.rows.of(k), start, order, fedu.solver.steps([n]))
         torch.testing.assert_close(alone[0], ivs[k, :-1], rtol=0, atol=1e-6)
 
 
@@ -497,14 +464,6 @@ def test_refusals(graph):
         FedU(Problem(tasks("signs"), Logistic(), TaskRelationship(0.1)), LocalSGD(), nn.Linear)
     with pytest.raises(ConfigError, match="2 numbers for K=4"):
         FedU(problem, LocalSGD(), nn.Linear, participation=Participation(speeds=[1.0, 0.5]))
-    for wrong, message in (
-        ({"step": 0.0}, "step=0"),
-        ({"decay": -1.0}, "decay=-1"),
-        ({"epochs": 0}, "epochs=0"),
-        ({"batch": 0}, "batch=0"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            LocalSGD(**wrong)
 
 
 def test_classes_need_numbers():

@@ -12,6 +12,7 @@ from hmtl.mtl import SDCA, Hinge, Logistic, SmoothHinge, Squared
 from hmtl.mtl.solvers import compiled
 from hmtl.mtl.solvers import sdca as solvers
 from hmtl.mtl.solvers.compiled import applies
+from hmtl.mtl.solvers.sdca import DualSubproblem
 
 LOSSES = [Hinge(), SmoothHinge(0.3), Squared(), Logistic()]
 
@@ -27,6 +28,12 @@ def work(case, S):
     return case.problem.loss, rows, a, *map(torch.from_numpy, numbers)
 
 
+def solved(solver, job):
+    """What a solver makes of such work."""
+    loss, rows, a, W, curvature, order, budgets = job
+    return solver.solve(loss, rows, DualSubproblem(a, W, curvature), order, budgets)
+
+
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
 @given(
     seed=st.integers(0, 10**6), K=st.integers(1, 5), S=st.integers(0, 25), reduction=st.sampled_from(["mean", "sum"])
@@ -35,7 +42,7 @@ def work(case, S):
 def test_the_same_numbers_as_in_torch(random_problem, loss, seed, K, S, reduction):
     job = work(random_problem(seed, K=K, loss=loss, reduction=reduction), S)
     before = [tensor.clone() for tensor in job[2:]]
-    a, dV = solvers.batched_pass(*job)
+    a, dV = solvers.torch_pass(*job)
     for by_gram in (False, True):
         a2, dV2 = compiled.compiled_pass(*job, by_gram)
         torch.testing.assert_close(a, a2, rtol=0, atol=1e-11)
@@ -55,10 +62,10 @@ def test_any_layout_of_memory(random_problem):
 def test_more_visits_than_rows_begin_again(random_problem):
     """As if the order had been written out."""
     loss, rows, a, W, curvature, *_ = work(random_problem(6), 1)
-    once, _ = SDCA(1.0).draw(0, 0, range(len(W)), rows.counts)
+    once = SDCA(1.0).draw(0, 0, range(len(W)), rows.counts)
     many = torch.stack([line[torch.arange(35) % n] for line, n in zip(once, rows.counts, strict=True)])
     long = torch.tensor([35, 3, 0, 24])
-    for way in (solvers.batched_pass, compiled.compiled_pass, lambda *job: compiled.compiled_pass(*job, True)):
+    for way in (solvers.torch_pass, compiled.compiled_pass, lambda *job: compiled.compiled_pass(*job, True)):
         got, want = (way(loss, rows, a, W, curvature, order, long) for order in (once, many))
         assert torch.equal(got[1], want[1]), way
 
@@ -110,12 +117,12 @@ def test_which_way_is_taken(random_problem):
     for loss in LOSSES:
         for passes, d, by_gram in ((10, 5, True), (10, 2, False), (1, 5, False)):  # 12 rows at most
             job = work(random_problem(5, loss=loss, d=d), 5)
-            (a, dV), (a2, dV2) = SDCA(passes).solve(*job), compiled.compiled_pass(*job, by_gram)
+            (a, dV), (a2, dV2) = solved(SDCA(passes), job), compiled.compiled_pass(*job, by_gram)
             assert torch.equal(a, a2)
             assert torch.equal(dV, dV2)
     own = random_problem(5, loss=Twice())
     job = work(own, 5)
-    SDCA().solve(*job)
+    solved(SDCA(), job)
     assert own.problem.loss.steps == int(job[-1].max())
 
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.errors import ConfigError
-from hmtl.mtl import MOCHA, SDCA, Loss
+from hmtl.mtl import SDCA
 from hmtl.mtl.solvers.compiled import compiled_pass
-from hmtl.mtl.solvers.sdca import batched_pass
+from hmtl.mtl.solvers.sdca import torch_pass
 
 
 def one_user(X, y, s, b, w, curvature, visits):
@@ -24,7 +24,7 @@ def one_user(X, y, s, b, w, curvature, visits):
     return b, s * u
 
 
-@pytest.mark.parametrize("work", [compiled_pass, batched_pass])
+@pytest.mark.parametrize("work", [compiled_pass, torch_pass])
 @given(
     seed=st.integers(0, 10**6), K=st.integers(1, 5), S=st.integers(1, 30), reduction=st.sampled_from(["mean", "sum"])
 )
@@ -59,33 +59,23 @@ def test_sdca(random_problem, work, seed, K, S, reduction):
 def test_drawn_work(seed, counts, passes):
     """Distinct rows, their number as asked, the same for the same name, whoever else draws."""
     solver, users = SDCA(passes), range(len(counts))
-    order, budgets = solver.draw(seed, 7, users, counts)
+    order, budgets = solver.draw(seed, 7, users, counts), solver.steps(counts)
     assert budgets.tolist() == [max(1, int(passes * n)) for n in counts]
     budgets = torch.minimum(budgets, torch.tensor(counts))  # what is beyond goes over the same rows again
     for k, (visits, n, budget) in enumerate(zip(order.tolist(), counts, budgets.tolist(), strict=True)):
         assert len(set(visits[:budget])) == budget
         assert set(visits[:budget]) <= set(range(n))
-        alone, _ = solver.draw(seed, 7, [k], [n])
+        alone = solver.draw(seed, 7, [k], [n])
         assert alone[0, :budget].tolist() == visits[:budget]
 
 
 def test_orders_differ_between_rounds_users_and_seeds():
-    orders = [SDCA(1.0).draw(seed, round, [0, 1], [50, 50])[0] for seed in (0, 1) for round in (0, 1)]
+    orders = [SDCA(1.0).draw(seed, round, [0, 1], [50, 50]) for seed in (0, 1) for round in (0, 1)]
     rows = {tuple(row.tolist()) for order in orders for row in order}
     assert len(rows) == 8
 
 
-class Valley(Loss):
-    def forward(self, prediction, y):
-        return (prediction - y).square()
-
-    def conjugate(self, a, y):
-        return a.square() / 4 - a * y
-
-
-def test_refusals(random_problem):
-    for passes in (0.0, -1.0, float("inf")):
-        with pytest.raises(ConfigError, match="passes"):
-            SDCA(passes)
-    with pytest.raises(ConfigError, match="SDCA needs coordinate_step, which Valley does not define"):
-        MOCHA(random_problem(0, loss=Valley()).problem, SDCA())
+@pytest.mark.parametrize("passes", [0.0, -1.0, float("inf")])
+def test_passes_out_of_range(passes):
+    with pytest.raises(ConfigError, match="passes"):
+        SDCA(passes)

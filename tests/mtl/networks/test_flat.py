@@ -1,4 +1,4 @@
-"""Models that people bring: what trains does so as a plain loop over users would have it, what cannot is refused."""
+"""Modules as functions of flat parameters: training agrees with a plain loop, what cannot be trained is refused."""
 
 import copy
 import pickle
@@ -37,7 +37,7 @@ def image(*middle):
 
 
 class Text(nn.Module):
-    """An embedding of numbered words, something that reads it, and a linear layer on the last or the mean."""
+    """An embedding of word numbers, a reader, and a linear layer on the last state or the mean."""
 
     def __init__(self, reader):
         super().__init__()
@@ -49,7 +49,7 @@ class Text(nn.Module):
 
 
 class Tied(nn.Module):
-    """One matrix in two places."""
+    """One matrix in two layers."""
 
     def __init__(self, d, C):
         super().__init__()
@@ -61,7 +61,7 @@ class Tied(nn.Module):
 
 
 class Twice(nn.Module):
-    """One module under two names, another at two places, and a vector that has two names in itself."""
+    """A module and a parameter with two names each, and a module at two places."""
 
     def __init__(self, d, C):
         super().__init__()
@@ -75,7 +75,7 @@ class Twice(nn.Module):
 
 
 class Masked(nn.Module):
-    """A buffer that stays as it is, and a part that is not trained."""
+    """A constant buffer, and a layer that is not trained."""
 
     def __init__(self, d, C):
         super().__init__()
@@ -100,7 +100,7 @@ TRAIN = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")  # what vmap says of some layers
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap, about some layers
 @pytest.mark.parametrize("name", TRAIN)
 def test_trains_as_a_loop_over_users_does(name):
     shape, make = TRAIN[name]
@@ -125,17 +125,17 @@ def test_trains_as_a_loop_over_users_does(name):
 
 
 def stored(module):
-    """As its maker would save it; None for one that torch itself refuses to."""
+    """Return the module pickled; None if torch refuses."""
     try:
         return pickle.dumps(module.eval())
-    except RuntimeError:  # of parametrized modules
+    except RuntimeError:  # parametrized modules
         return None
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("name", TRAIN)
 def test_training_leaves_the_module_as_it_was(name):
-    """Its parameters at their places, with what is in them, and all that can be done with a module."""
+    """It has the same parameters at the same places, and can still be pickled and copied."""
     shape, make = TRAIN[name]
     learner = FedU(Problem(tasks(shape), CrossEntropy(), Ridge(0.1)), LocalSGD(0.02, 1, 4), make)
     module = learner.model.module
@@ -143,7 +143,7 @@ def test_training_leaves_the_module_as_it_was(name):
     for round in range(2):
         learner.step(round)
     learner.metrics()
-    learner.users.local_work(2, 0)  # one by itself
+    learner.users.local_work(2, 0)  # one user alone
     after = dict(module.named_parameters(remove_duplicate=False))
     assert before.keys() == after.keys()
     assert all(after[place] is w for place, w in before.items())
@@ -153,7 +153,7 @@ def test_training_leaves_the_module_as_it_was(name):
 
 
 class Counts(nn.Module):
-    """Keeps a number of its own."""
+    """Counts its calls in a buffer."""
 
     def __init__(self, d, C):
         super().__init__()
@@ -166,7 +166,7 @@ class Counts(nn.Module):
 
 
 class Branches(nn.Module):
-    """Looks at what a tensor holds."""
+    """Branches on the values of a tensor."""
 
     def __init__(self, d, C):
         super().__init__()
@@ -177,18 +177,19 @@ class Branches(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("shape", "make", "words"),
+    ("shape", "make", "named"),
     [
-        (IMAGE, image(nn.BatchNorm2d(8)), r"BatchNorm.* GroupNorm"),
-        (IMAGE, image(nn.BatchNorm2d(8, track_running_stats=False)), r"BatchNorm.* GroupNorm"),
-        (IMAGE, image(nn.InstanceNorm2d(8, track_running_stats=True)), r"buffer 1\.running_mean .* GroupNorm"),
-        (WORDS, lambda d, C: spectral_norm(nn.Linear(d, C)), r"buffer parametrizations\.weight\.0\._u as it learns"),
-        (WORDS, Counts, "buffer seen as it learns"),
-        (WORDS, Branches, r"several users at once \(vmap: .*\)\. .* no branch"),
-        (WORDS, lambda d, C: nn.Sequential(nn.RReLU(), nn.Linear(d, C)), r"\(vmap: .* aten::rrelu.*\)"),
+        (IMAGE, image(nn.BatchNorm2d(8)), "BatchNorm"),
+        (IMAGE, image(nn.BatchNorm2d(8, track_running_stats=False)), "BatchNorm"),
+        (IMAGE, image(nn.InstanceNorm2d(8, track_running_stats=True)), "1.running_mean"),
+        (WORDS, lambda d, C: spectral_norm(nn.Linear(d, C)), "parametrizations.weight.0._u"),
+        (WORDS, Counts, "seen"),
+        (WORDS, Branches, "vmap"),
+        (WORDS, lambda d, C: nn.Sequential(nn.RReLU(), nn.Linear(d, C)), "vmap"),
     ],
 )
-def test_refused_in_one_line(shape, make, words):
-    with pytest.raises(ConfigError, match=words) as refused:
+def test_modules_that_cannot_be_trained(shape, make, named):
+    with pytest.raises(ConfigError) as error:
         FedU(Problem(tasks(shape), CrossEntropy(), Ridge(0.1)), LocalSGD(), make)
-    assert "\n" not in str(refused.value)
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,170 @@
+"""Any module as a function of one flat vector of parameters.
+
+d features, C outputs (classes, or 1), m parameters, n rows.
+"""
+
+import copy
+import inspect
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.utils import parameters_to_vector
+
+from hmtl.errors import ConfigError
+from hmtl.mtl.networks.layers import layers_of
+from hmtl.rng import generator
+
+MakeModel = Callable[..., nn.Module]
+"""Makes a module from d and C, like the class `torch.nn.Linear`. The module is applied to vectors [n, d].
+
+If it has an argument `shape`, it gets the shape of a row, such as (3, 32, 32), and its module gets rows [n, *shape].
+"""
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_seeding = threading.Lock()  # torch has one set of generators for all threads of a process
+
+
+class FlatModel:
+    """A module whose trained parameters are one vector w [m].
+
+    Args:
+        make: makes the module.
+        x: rows [n, d] on which the module is tried.
+        C: number of outputs. Predictions are [n] for one output, otherwise [n, C].
+        seed: seed of the first parameters.
+        shape: shape of a row, for a module that is made with it; (): rows are vectors.
+
+    Attributes:
+        module: the module.
+        shapes: shape of each trained parameter, by name.
+        start: the first parameters [m].
+        layers: the layers of a network of linear maps and activations, otherwise None; see `layers_of`.
+        random: whether a training step draws random numbers (dropout); `check_training` sets it.
+
+    Raises:
+        ConfigError: the module cannot be made or applied.
+    """
+
+    def __init__(self, make: MakeModel, x: Tensor, C: int, seed: int, shape: tuple[int, ...] = ()) -> None:
+        d, shaped = x.shape[1], has_argument(make, "shape")
+        self.make = make
+        self.C = C
+        self.shape = (shape or (d,)) if shaped else (d,)
+        self.random = False
+        try:
+            with seeded(seed, "model"):
+                self.module = make(d, C, **({"shape": self.shape} if shaped else {}))
+            trained = {name: w for name, w in self.module.named_parameters() if w.requires_grad}
+            self.shapes = {name: w.shape for name, w in trained.items()}
+            self._places = _places(self.module, trained)
+            self.start = parameters_to_vector(trained.values()).detach().to(x.device)
+            self.layers = layers_of(self.module.eval(), self.shape)
+            self.module.to(x.device)
+            with torch.no_grad():
+                output = self.module(self._rows(x.to(self.start)))
+        except (TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"The model does not work with d={d} features and C={C} outputs ({error}). Give a class or a function "
+                "that takes d and C and returns a module, in a configuration with _partial_: true. The module is "
+                f"applied to rows of shape {self.shape}; to rows in their own shape if it has an argument `shape`."
+            ) from error
+        if output.shape != (len(x), C):
+            raise ConfigError(
+                f"The model returns shape {tuple(output.shape)} for {len(x)} rows, not {(len(x), C)}. Return C={C} "
+                "numbers per row."
+            )
+
+    def check_training(self, x: Tensor) -> None:
+        """Try on rows x [n, d] whether the module can be trained for several users at once.
+
+        Raises:
+            ConfigError: the module normalises over a batch, changes buffers during training (no message carries them),
+                or does what `torch.func.vmap` cannot.
+        """
+        if any(isinstance(part, BATCH_NORMS) for part in self.module.modules()):
+            raise ConfigError(
+                "The model has a BatchNorm, whose running statistics are not parameters and are not sent. Replace it "
+                "by GroupNorm or LayerNorm."
+            )
+        module, x = copy.deepcopy(self.module).train(), x.to(self.start)
+        before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+        def total(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+            scores: Tensor = functional_call(module, parameters, (self._rows(x),))
+            return scores.sum()
+
+        with seeded(0, "check", device=x.device), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a slow layer warns again when it trains
+            undrawn = _generator_state(x.device)
+            module(self._rows(x))
+            self.random = not torch.equal(undrawn, _generator_state(x.device))
+            changed = [name for name, buffer in module.named_buffers() if not torch.equal(buffer, before[name])]
+            if changed:
+                raise ConfigError(
+                    f"The model changes its buffer {changed[0]} during training; a buffer is not a parameter and is "
+                    "not sent. Replace the layer that keeps it: for a norm that tracks statistics, use GroupNorm."
+                )
+            try:
+                vmap(grad(total), randomness="different")(self.split(self.start.expand(2, -1)), x.expand(2, *x.shape))
+            except RuntimeError as error:
+                reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+                raise ConfigError(
+                    f"The model cannot be trained for several users at once ({reason}). torch.func.vmap allows no "
+                    ".item(), no branch on the values of a tensor, and no layer without a batching rule."
+                ) from error
+
+    def split(self, W: Tensor) -> dict[str, Tensor]:
+        """Return the module's parameters [..., *shape] as views of W [..., m]."""
+        parts = torch.split(W, [shape.numel() for shape in self.shapes.values()], dim=-1)
+        return {
+            name: part.view(*W.shape[:-1], *shape)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+
+    def __call__(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        """Return the predictions for rows x [n, d]."""
+        # torch ties weights itself, but sets those of a module that occurs twice twice, and does not restore them
+        placed = {place: parameters[name] for place, name in self._places.items()}
+        prediction: Tensor = functional_call(self.module, placed, (self._rows(x),), tie_weights=False)
+        return prediction if self.C > 1 else prediction.squeeze(-1)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:-1], *self.shape)
+
+
+def _places(module: nn.Module, trained: dict[str, nn.Parameter]) -> dict[str, str]:
+    """Return the name of the parameter at each place where a trained parameter is used."""
+    names = {id(w): name for name, w in trained.items()}
+    places = (
+        place
+        for prefix, part in module.named_modules()  # each module once
+        for place in part.named_parameters(prefix, recurse=False, remove_duplicate=False)
+    )
+    return {place: names[id(w)] for place, w in places if id(w) in names}
+
+
+def has_argument(make: Callable[..., Any], name: str) -> bool:
+    """Return whether a function or class takes an argument of that name."""
+    try:
+        return name in inspect.signature(make).parameters
+    except (TypeError, ValueError):  # not callable, or without a signature
+        return False
+
+
+@contextmanager
+def seeded(seed: int, *name: str | int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed torch's global generators, from which modules draw, and restore them afterwards."""
+    devices = [device] if device is not None and device.type == "cuda" else []
+    with _seeding, torch.random.fork_rng(devices):
+        torch.manual_seed(int(generator(seed, *name).integers(2**63)))
+        yield
+
+
+def _generator_state(device: torch.device) -> Tensor:
+    """Return the state of torch's generator for a device."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()

@@ -1,0 +1,71 @@
+"""Networks that are linear maps with element-wise activations between them, as a list of layers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An element-wise function.
+
+    Attributes:
+        forward: applies it in place.
+        backward: the gradient before it, from the gradient behind it and its output.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
+
+
+ACTIVATIONS: dict[type[nn.Module], Activation] = {
+    nn.ReLU: Activation(Tensor.relu_, lambda g, out: torch.ops.aten.threshold_backward(g, out, 0)),
+    nn.Tanh: Activation(Tensor.tanh_, torch.ops.aten.tanh_backward),
+    nn.Sigmoid: Activation(Tensor.sigmoid_, torch.ops.aten.sigmoid_backward),
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear map, by the names of its parameters, and the activation behind it."""
+
+    weight: str
+    bias: str | None
+    activation: Activation | None
+
+
+def layers_of(module: nn.Module, shape: tuple[int, ...]) -> tuple[Layer, ...] | None:
+    """Return the layers of a network on rows of that shape, or None if it is not made of such layers alone.
+
+    The layers have to give the module's own output on a few random rows: a hook or a replaced `forward` that changes it
+    shows there.
+    """
+    names = {id(w): name for name, w in module.named_parameters() if w.requires_grad}
+    parts = list(module) if type(module) is nn.Sequential else [module]
+    if parts and type(parts[0]) is nn.Flatten and (parts[0].start_dim, parts[0].end_dim) == (1, -1):
+        del parts[0]  # rows are kept as vectors
+    elif len(shape) > 1:
+        return None
+    layers: list[Layer] = []
+    for part in parts:
+        if type(part) is nn.Linear and all(id(w) in names for w in part.parameters()):
+            bias = None if part.bias is None else names[id(part.bias)]
+            layers.append(Layer(names[id(part.weight)], bias, None))
+        elif type(part) in ACTIVATIONS and layers and layers[-1].activation is None:
+            layers[-1] = replace(layers[-1], activation=ACTIVATIONS[type(part)])
+        else:
+            return None
+    if [name for layer in layers for name in (layer.weight, layer.bias) if name] != list(names.values()):
+        return None  # a parameter is shared, or is outside the layers
+    parameters = {name: w.detach() for name, w in module.named_parameters()}
+    x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)).to(parameters[layers[0].weight])
+    with torch.no_grad():
+        expected, outputs = module(x), x.flatten(1)
+        for layer in layers:
+            outputs = nn.functional.linear(
+                outputs, parameters[layer.weight], None if layer.bias is None else parameters[layer.bias]
+            )
+            outputs = layer.activation.forward(outputs) if layer.activation else outputs
+    return tuple(layers) if torch.allclose(outputs, expected, rtol=1e-3, atol=1e-3) else None

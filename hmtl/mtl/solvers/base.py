@@ -1,0 +1,81 @@
+"""The contract of a local solver: the users' share of a round, computed for many users at once.
+
+K users; n rows each, padded; `rows` and all arguments are of these K users alone.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Generic, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hmtl.errors import ConfigError
+from hmtl.mtl.losses import Loss
+from hmtl.mtl.problem import Rows
+
+Kind = Literal["duals", "networks"]
+Ids = Sequence[int] | NDArray[np.int64]
+"""Numbers of users."""
+Subproblem = TypeVar("Subproblem")
+Solution = TypeVar("Solution")
+
+REMEDIES: dict[Kind, str] = {
+    "duals": "Choose solver=sdca, or algorithm=fedu, fedavg, fedprox, ditto or pfedme for gradients.",
+    "networks": "Choose solver=sgd.",
+}
+
+
+class LocalSolver(nn.Module, ABC, Generic[Subproblem, Solution]):
+    """Improves the users' duals or networks, each on the user's own rows.
+
+    A solver states what it works on (`improves`) and what a loss must define for it (`needs`); an algorithm checks
+    both with `check`. A round of a user is a number of steps (`steps`) over rows in an order (`draw`).
+    """
+
+    improves: ClassVar[Kind]
+    """What it improves, and with that the type of its subproblem."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Methods that a loss must define, besides `forward`."""
+
+    def check(self, kind: Kind, loss: Loss) -> None:
+        """Raise ConfigError if an algorithm on such subproblems cannot use this solver with this loss."""
+        name = type(self).__name__
+        if self.improves != kind:
+            raise ConfigError(f"{name} improves {self.improves}, but the algorithm works on {kind}. {REMEDIES[kind]}")
+        missing = [need for need in self.needs if getattr(type(loss), need) is getattr(Loss, need)]
+        if missing:
+            raise ConfigError(
+                f"{name} needs {' and '.join(missing)}, which {type(loss).__name__} does not define. Choose "
+                "loss=hinge, smooth_hinge or logistic, or algorithm=fedu, fedavg, fedprox, ditto or pfedme, or define "
+                "it there."
+            )
+
+    def describe(self) -> dict[str, float]:
+        """Return the settings that the summary of a run reports."""
+        return {}
+
+    @abstractmethod
+    def steps(self, counts: Sequence[int]) -> Tensor:
+        """Return the usual number of steps [K] of users with `counts` rows."""
+
+    @abstractmethod
+    def draw(self, seed: int, round: int, users: Ids, counts: Sequence[int]) -> Tensor:
+        """Return the order [K, S, ...] in which users visit their rows in a round.
+
+        The order of a user depends on the seed, the round and the user's number only.
+        """
+
+    @abstractmethod
+    def solve(self, loss: Loss, rows: Rows, subproblem: Subproblem, order: Tensor, budgets: Tensor) -> Solution:
+        """Return improved models, and leave all arguments as they are.
+
+        Args:
+            loss: loss of a row.
+            rows: training rows, in the type of the models.
+            subproblem: where the users start, and what couples them to the others.
+            order: as `draw` returns it.
+            budgets: number of steps of each user [K], 0 if it is absent.
+        """

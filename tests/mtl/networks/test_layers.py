@@ -1,0 +1,39 @@
+"""Which networks are read as layers, and which are left to torch."""
+
+from functools import partial
+
+import pytest
+from networks import LAYERED, OTHER
+from torch import nn
+
+from hmtl.mtl.networks.layers import layers_of
+
+D, C = 7, 3
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_layered(name):
+    module = LAYERED[name](D, C)
+    layers = layers_of(module, (D,))
+    names = [name for layer in layers for name in (layer.weight, layer.bias) if name]
+    assert names == [name for name, _ in module.named_parameters()]
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_not_layered(name):
+    assert layers_of(OTHER[name](D, C), (D,)) is None
+
+
+def test_rows_with_a_shape():
+    assert layers_of(nn.Sequential(nn.Flatten(), nn.Linear(16, C)), (4, 4))
+    assert layers_of(nn.Sequential(nn.Linear(4, 4), nn.Flatten(), nn.Linear(16, C)), (4, 4)) is None
+    assert layers_of(nn.Sequential(nn.Flatten(2), nn.Linear(16, C)), (4, 4)) is None
+
+
+@pytest.mark.parametrize("change", [lambda m: m.register_forward_hook(lambda module, x, out: 2 * out),
+                                    lambda m: setattr(m, "forward", partial(nn.functional.gelu))])  # fmt: skip
+def test_a_module_that_does_something_else_than_its_type(change):
+    module = nn.Sequential(nn.Linear(D, D), nn.ReLU(), nn.Linear(D, C))
+    assert layers_of(module, (D,))
+    change(module[0])
+    assert layers_of(module, (D,)) is None

@@ -1,0 +1,104 @@
+"""Local SGD: minibatches, independence of who else is in a process, random streams, bounds of the settings."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import LAYERED, OTHER, images
+from torch import nn
+
+from hmtl.errors import ConfigError
+from hmtl.mtl import CrossEntropy, LocalSGD
+from hmtl.mtl.networks.flat import FlatModel
+from hmtl.mtl.problem import Rows
+from hmtl.mtl.solvers.sgd import NetworkSubproblem, Proximal, RandomStreams
+
+D, C = 16, 3
+COUNTS = (33, 20, 7, 12, 1, 5)
+
+
+def dropping(d, C):
+    return nn.Sequential(nn.Linear(d, 30), nn.Dropout(0.3), nn.ReLU(), nn.Linear(30, C))
+
+
+NETWORKS = {**{name: (LAYERED | OTHER)[name] for name in ("linear", "mlp", "gelu", "tied")}, "dropping": dropping,
+            "images": images}  # fmt: skip
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    counts=st.lists(st.integers(1, 30), min_size=1, max_size=4),
+    epochs=st.integers(1, 3),
+    batch=st.integers(1, 40),
+)
+@settings(max_examples=30)
+def test_minibatches(seed, counts, epochs, batch):
+    """Each pass visits each row once, and all minibatches of a pass but the last are full."""
+    solver, users = LocalSGD(0.1, epochs, batch), range(5, 5 + len(counts))
+    order, steps = solver.draw(seed, 2, users, counts), solver.steps(counts)
+    for k, n in enumerate(counts):
+        full, rest = divmod(n, batch)
+        sizes = [batch] * full + [rest] * (rest > 0)
+        assert (order[k] >= 0).sum(1).tolist() == sizes * epochs + [0] * (len(order[k]) - int(steps[k]))
+        visited = order[k][order[k] >= 0].view(epochs, n)
+        assert (visited.sort(dim=1).values == torch.arange(n)).all()
+        alone = solver.draw(seed, 2, [users[k]], [n])
+        assert torch.equal(alone[alone >= 0], visited.flatten())
+
+
+def test_orders_differ_by_user_round_epoch_and_seed():
+    streams = ((0, 0, [0]), (0, 0, [1]), (0, 1, [0]), (1, 0, [0]))
+    orders = [LocalSGD(0.1, 2, 30).draw(*stream, [30]).flatten().tolist() for stream in streams]
+    assert len({tuple(order[half]) for order in orders for half in (slice(30), slice(30, 60))}) == 8
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_users_do_not_depend_on_each_other(name):
+    """The models agree to 1e-6 for any set of users, a random stream of each user's own included."""
+    draw, K = torch.Generator().manual_seed(3), len(COUNTS)
+    X, y = torch.randn(K, 33, D, generator=draw), torch.randint(C, (K, 33), generator=draw).float()
+    model, s = FlatModel(NETWORKS[name], X[0], C, 1), 1 / torch.tensor(COUNTS)
+    model.check_training(X[0, :2])
+    W = model.start + 0.1 * torch.randn(K, len(model.start), generator=draw)
+    solver = LocalSGD(epochs=2, batch=7)
+    budgets = torch.tensor([2, 6, 1, 0, 2, 1])
+
+    def trained(users):
+        own = tuple(COUNTS[k] for k in users)
+        rows = Rows(X[users], y[users], X[users].square().sum(2), own, s[users])
+        streams = RandomStreams(5, ("dropout", 0), np.array(users))
+        start = NetworkSubproblem(model, W[users], 0.05, streams, Proximal(0.5, torch.zeros(len(users), 1)))
+        return solver.solve(CrossEntropy(), rows, start, solver.draw(0, 0, users, own), budgets[users])
+
+    together = trained(list(range(K)))
+    assert ((together != W).any(1) == (budgets > 0)).all()
+    for users in ([0], [1, 4], [1, 2, 3, 5]):
+        torch.testing.assert_close(trained(users), together[users], rtol=1e-6, atol=1e-6)
+
+
+def test_random_streams_differ_by_user_and_name():
+    x = torch.ones(2, D)
+    model = FlatModel(dropping, x, C, 1)
+    model.check_training(x)
+    rows = Rows(x.expand(4, -1, -1), torch.ones(4, 2), torch.ones(4, 2), (2,) * 4, torch.ones(4))
+    W, order = model.start.expand(4, -1), torch.arange(2).expand(4, 1, 2)
+    models = []
+    for name in (("dropout", 0), ("dropout", 1), ("dropout", 0)):
+        start = NetworkSubproblem(model, W, 0.03, RandomStreams(0, name, np.arange(4)))
+        models.append(LocalSGD().solve(CrossEntropy(), rows, start, order, torch.ones(4, dtype=torch.int64)))
+    assert len(torch.cat(models[:2]).unique(dim=0)) == 8
+    assert torch.equal(models[0], models[2])
+
+
+@pytest.mark.parametrize("wrong", [{"step": 0.0}, {"step": float("inf")}, {"decay": -1.0}, {"epochs": 0}, {"batch": 0}])
+def test_settings_out_of_range(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        LocalSGD(**wrong)
+
+
+def test_proximal_weights_that_diverge():
+    for weight in (-1.0, 2 / 0.03, float("nan")):
+        with pytest.raises(ConfigError, match="lam"):
+            LocalSGD(0.03).check_proximal("lam", weight)
+    LocalSGD(0.03).check_proximal("lam", 60.0)
