@@ -44,7 +44,7 @@ class Measurements:
         if self.control.leads:
             parts = [received[name]["report data"] for name in self._all_hosts(received)]
             merged = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-            problem.everybody = tuple(with_report_data(problem.everybody, merged))
+            problem.everybody = list(with_report_data(problem.everybody, merged))
 
     def gather_setup(self, users: Users, aggregator: Aggregator, communicator: Communicator) -> None:
         """Hand the users' contributions to a set-up to the aggregator of the leading process."""

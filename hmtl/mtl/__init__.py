@@ -21,10 +21,12 @@ from hmtl.mtl.algorithms import (
     preprocessing_setup,
 )
 from hmtl.mtl.losses import CrossEntropy, Hinge, Logistic, Loss, OneVsRest, SmoothHinge, Squared
+from hmtl.mtl.matrices import sigma_prime
 from hmtl.mtl.networks.architectures import cnn, mlp
 from hmtl.mtl.participation import Participation
-from hmtl.mtl.problem import Problem, Rows, sigma_prime
+from hmtl.mtl.problem import Problem
 from hmtl.mtl.regularizers import Clustered, Graph, Mean, Regularizer, Ridge, SharedModel, TaskRelationship
+from hmtl.mtl.rows import Rows
 from hmtl.mtl.solvers.base import LocalSolver
 from hmtl.mtl.solvers.sdca import SDCA
 from hmtl.mtl.solvers.sgd import LocalSGD

@@ -1,6 +1,6 @@
-"""Graphs of users: weights a_kl ≥ 0, symmetric, that say how much the models of users k and l should be alike.
+"""Graphs of users: weights a_kl ≥ 0 that say how similar the models of users k and l should be.
 
-K users, d features; weights are [K, K], float64, and what stands on the diagonal does not matter.
+K users, d features, C classes. Weights are [K, K], float64 and symmetric; the diagonal does not matter.
 """
 
 from pathlib import Path
@@ -16,10 +16,11 @@ from hmtl.io.npz import load_arrays, open_file
 
 
 def read_weights(path: str | Path, K: int) -> Tensor:
-    """Weights from a CSV file of K lines with K numbers each, or from an npz file that holds one array.
+    """Read weights from a CSV file with K lines of K numbers, or from an npz file with one array.
 
     Raises:
-        DataError: the file cannot be read, or an entry or the shape is not as it should be.
+        DataError: the file cannot be read, its shape is not [K, K], or an entry is negative, infinite, NaN or
+            different from the one across the diagonal.
     """
     try:
         if Path(path).suffix == ".npz":
@@ -30,32 +31,30 @@ def read_weights(path: str | Path, K: int) -> Tensor:
         a = np.asarray(a, dtype=np.float64)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path} holds no weights of a graph ({error}). Give a CSV file of {K} lines with {K} numbers each, or an "
-            "npz file with one such array."
+            f"{path} does not hold the weights of a graph ({error}). Give a CSV file with {K} lines of {K} numbers, "
+            "or an npz file with one such array."
         ) from error
     if a.shape != (K, K):
-        raise DataError(f"{path} has shape {a.shape}, not {(K, K)}: it needs one row and one column per user.")
-    for wrong, what in (
-        (~((a >= 0) & (a < np.inf)), "no finite number ≥ 0"),
-        (a != a.T, "not symmetric: the entry across the diagonal differs"),
+        raise DataError(f"{path} has shape {a.shape}, not {(K, K)}. Give one row and one column per user.")
+    for wrong, fault in (
+        (~((a >= 0) & (a < np.inf)), "not a finite number ≥ 0"),
+        (a != a.T, "different from the entry across the diagonal"),
     ):
         if wrong.any():
-            k, other = (int(i) for i in np.argwhere(wrong)[0])
-            raise DataError(
-                f"{path}: the weight of users {k} and {other} (from 0), {a[k, other]:g}, is {what}. Fix it."
-            )
+            k, l = (int(i) for i in np.argwhere(wrong)[0])  # noqa: E741, as in a_kl
+            raise DataError(f"{path}: the weight {a[k, l]:g} of users {k} and {l} (from 0) is {fault}. Fix it.")
     return torch.from_numpy(a)
 
 
 def nearest(covariances: Tensor, neighbors: int) -> Tensor:
-    """Weight 1 between two users where one is among the `neighbors` nearest of the other, 0 elsewhere.
+    """Return weight 1 for two users if one is among the `neighbors` nearest of the other, 0 otherwise.
 
-    Near is a small angle between the users' `covariances`, [K, f].
+    Users are near each other if their `covariances` [K, f] form a small angle.
 
     Raises:
-        ConfigError: there are not that many other users.
+        ConfigError: there are fewer other users than `neighbors`.
     """
-    from sklearn.neighbors import kneighbors_graph  # takes a second to load, and few need it
+    from sklearn.neighbors import kneighbors_graph  # imported late: it takes a second, and few runs need it
 
     K = len(covariances)
     if not 0 < neighbors < K:
@@ -65,9 +64,9 @@ def nearest(covariances: Tensor, neighbors: int) -> Tensor:
 
 
 def covariance(task: Task) -> Tensor:
-    """Of features and label, (1/n) Σ_j (y_j − ȳ)(x_j − x̄), up to a factor: [d], or [C·d] where there are C classes.
+    """Return the covariance of features and label up to a factor, Σ_j (y_j − ȳ)(x_j − x̄): [d], or [C·d] for classes.
 
-    A user's training rows give it before any model exists, and it is the direction in which its model sets out.
+    It follows from a user's training rows before any model exists, and is the direction of its first gradient.
     """
     y = task.y_train
     label = one_hot(y, task.classes).double() if task.classes else y[:, None].double()

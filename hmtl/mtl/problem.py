@@ -1,16 +1,16 @@
-"""The learning problem of all users, its dual, and the gap between them.
+"""The learning problem of all users, its dual, and bounds on the optimum.
 
-Some users' rows may be elsewhere: then a process computes for its own users alone, and K stands for these wherever
-there are rows, duals or models.
+A process may hold the rows of some users only. It then computes for these users, and K is their number wherever rows,
+duals or models are meant.
 
-K users, n_k training rows of user k, n = max n_k, d features. W, V [d, K] hold one user per column; a [K, n] are the
-duals, zero in the padding beyond n_k. Where there are C classes, a model has a score for each of them, one after the
-other: W, V are [C·d, K], a is [K, C·n].
+K users, n_k training rows of user k, n = max n_k, d features, C classes. W and V [d, K] hold one user per column; the
+duals a [K, n] are zero in the padding behind n_k. With C classes, a model has C scores, one after the other: W and V
+are [C·d, K], a is [K, C·n].
 """
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Literal
 
@@ -22,60 +22,42 @@ from hmtl.data import Task
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl.losses import Loss, OneVsRest
 from hmtl.mtl.regularizers import Regularizer
+from hmtl.mtl.rows import Rows
 from hmtl.mtl.sums import Grid
 from hmtl.rng import generator
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Training rows of all users, padded with rows of zeros: what the user side computes on.
-
-    Attributes:
-        X: [K, n, d].
-        y: [K, n].
-        square_norms: [K, n], ‖x_kj‖².
-        counts: n_k, K numbers.
-        s: [K], weight of a row in the objective: 1 or 1/n_k.
-        made: what was computed of X, kept for all that share it.
-    """
-
-    X: Tensor
-    y: Tensor
-    square_norms: Tensor
-    counts: tuple[int, ...]
-    s: Tensor
-    made: dict[str, Tensor] = field(default_factory=dict, repr=False)
-
-    def gram(self) -> Tensor:
-        """XXᵀ of each user, [K, n, n]."""
-        if "gram" not in self.made:
-            self.made["gram"] = self.X @ self.X.mT
-        return self.made["gram"]
-
-    def of(self, user: int) -> "Rows":
-        """The rows of one user, without padding, as K = 1; a view, no copy."""
-        n, one = self.counts[user], slice(user, user + 1)
-        made = {name: gram[one, :n, :n] for name, gram in self.made.items()}
-        return Rows(self.X[one, :n], self.y[one, :n], self.square_norms[one, :n], (n,), self.s[one], made)
-
-
 class Problem:
-    """P(W) = Σ_k s_k Σ_j ℓ(w_k·x_kj, y_kj) + R(W, Ω), with s_k = 1/n_k (mean) or 1 (sum, the paper's).
+    """P(W) = Σ_k s_k Σ_j ℓ(w_k·x_kj, y_kj) + R(W, Ω), with s_k = 1/n_k (mean) or 1 (sum, as in the paper).
 
-    Of a margin loss and C classes, Σ_c ℓ(w_kc·x_kj, ±1) takes the place of ℓ: see `OneVsRest`. All scores of a user are
-    one model, coupled with those of others by one Ω.
+    A margin loss on C classes becomes Σ_c ℓ(w_kc·x_kj, ±1), see `OneVsRest`. All scores of a user form one model, and
+    one Ω couples it with the models of other users.
 
     Args:
-        tasks: one per user, those elsewhere included, see `Task.here`. Rows that have a shape are vectors here, `shape`
-            says of what.
-        loss, regularizer: ℓ and R; the problem keeps copies of its own, `regularizer` prepared for these tasks.
+        tasks: one task per user, also of users whose rows other processes hold, see `Task.here`. Rows with a shape
+            are flattened.
+        loss: ℓ; the problem keeps a copy.
+        regularizer: R; the problem keeps a copy that is prepared for these tasks.
         reduction: "mean" or "sum" over a user's rows.
-        device: where the training rows live and everything is computed.
+        device: device of the rows and of all computations.
         fraction_bits: p of the grid 2^-p to which terms of sums over users are rounded, see `Grid`.
 
+    Attributes:
+        everybody: tasks of all users, rows as vectors.
+        tasks: tasks of the users in this process.
+        users: their numbers [K].
+        here: n_k of these users.
+        counts: n_k of all users.
+        shape: shape of a row before it was flattened.
+        outputs: numbers in a prediction.
+        size: numbers in a linear model.
+        binary: loss of one score.
+        s: weights s_k [K].
+        there: whether an entry [K, n] is a row, not padding.
+
     Raises:
-        DataError: no task, one with other columns than the first, or a label that the loss does not take. (Empty
-            tasks and values that are not finite are refused by Task itself.)
+        ConfigError: an unknown reduction, or a regularizer that cannot be used with these users.
+        DataError: no task, a task with other columns or classes than the first, or a label that the loss cannot take.
 
     Ref: Hu et al. 2022, eq. (1).
     """
@@ -90,68 +72,52 @@ class Problem:
         fraction_bits: int = 40,
     ) -> None:
         if reduction not in ("mean", "sum"):
-            raise ConfigError(f'reduction={reduction!r} is neither "mean" nor "sum".')
+            raise ConfigError(f'reduction={reduction!r}: choose "mean" or "sum".')
         if not tasks:
-            raise DataError("There are no tasks: a problem has at least one user. Check the data set's K.")
+            raise DataError("The data set has no tasks, but a problem needs at least one user. Check its K.")
         if tasks[0].classes and loss.labels == (-1.0, 1.0):
             loss = OneVsRest(loss)
-        self.shape = tuple(tasks[0].x_train.shape[1:])
         for task in tasks:
-            if task.x_train.shape[1:] != self.shape:
-                own, first = (" × ".join(map(str, shape)) for shape in (task.x_train.shape[1:], self.shape))
-                raise DataError(
-                    f"Task {task.name!r} has {own} columns, task {tasks[0].name!r} has {first}: coupled "
-                    "models have the same features. Give all tasks the same columns."
-                )
-            if task.classes != tasks[0].classes:
-                raise DataError(
-                    f"Task {task.name!r} has classes={task.classes}, task {tasks[0].name!r} has {tasks[0].classes}: "
-                    "number the classes alike in all tasks."
-                )
-            if bool(task.classes) != loss.classes:
-                raise DataError(f"Task {task.name!r} has {_mismatch(task, loss)}")
-            found = set(task.y_train.tolist()) | set(task.y_test.tolist()) if task.here else set()
-            if loss.labels is not None and not found <= set(loss.labels):
-                raise DataError(
-                    f"Task {task.name!r} has the label {min(found - set(loss.labels)):g}, {type(loss).__name__} takes "
-                    f"{loss.labels} only: choose loss=squared for numbers to predict, dataset.kind=classification for "
-                    "classes."
-                )
+            _check_task(task, tasks[0], loss)
+        self.shape = tuple(tasks[0].x_train.shape[1:])
         self.grid = Grid(fraction_bits, len(tasks))
         self.users = np.array([k for k, task in enumerate(tasks) if task.here], dtype=np.int64)
-        self.everybody = tuple(task.flat for task in tasks)
-        self.tasks, self.loss = tuple(self.everybody[k] for k in self.users), copy.deepcopy(loss).to(device)
+        self.everybody = [task.flat for task in tasks]
+        self.tasks = [self.everybody[k] for k in self.users]
         self.counts = tuple(len(task.y_train) for task in tasks)
-        self.K, self.d = len(tasks), self.everybody[0].x_train.shape[1]
         self.here = tuple(self.counts[k] for k in self.users)
+        self.K = len(tasks)
+        self.d = self.everybody[0].x_train.shape[1]
+        self.outputs = tasks[0].classes or 1
+        self.size = self.outputs * self.d
+        self.loss = copy.deepcopy(loss).to(device)
+        self.binary = self.loss.binary if isinstance(self.loss, OneVsRest) else self.loss
         counts = torch.tensor(self.here, dtype=torch.float64, device=device)
         self.s = 1 / counts if reduction == "mean" else torch.ones_like(counts)
         self.there = torch.arange(max(self.counts), device=device) < counts[:, None]
-        self._padded: dict[torch.dtype, Rows] = {}  # which copies of the problem share
-        self.outputs = tasks[0].classes or 1  # numbers in a prediction
-        self.size = self.outputs * self.d  # numbers in a linear model
-        self.binary = self.loss.binary if isinstance(self.loss, OneVsRest) else self.loss  # of one score
+        self._padded: dict[torch.dtype, Rows] = {}  # shared by copies of the problem
         self.regularizer = self._prepared(regularizer)
 
     def padded(self, dtype: torch.dtype) -> Rows:
-        """The training rows as numbers of a type.
+        """Return the training rows as numbers of a type.
 
-        If it is their own, tasks share their memory from then on.
+        If it is the type of the tasks' rows, each task's rows become a view of the result, so that they are in memory
+        once.
         """
         if dtype in self._padded:
             return self._padded[dtype]
-        # as many rows as the user with most has, wherever it is: numbers shall not depend on who shares a process
+        # padded to the most rows of any user in any process: results must not depend on who shares a process
         X = torch.zeros(len(self.tasks), max(self.counts), self.d, dtype=dtype, device=self.s.device)
         y = X.new_ones(X.shape[:2])
-        for k, task in enumerate(self.tasks):
-            X[k, : len(task.x_train)], y[k, : len(task.y_train)] = task.x_train, task.y_train
-        if X.is_cpu and all(task.x_train.dtype == dtype for task in self.tasks):
-            self.tasks = tuple(_with_rows(task, x[: len(task.x_train)]) for task, x in zip(self.tasks, X, strict=True))
-            mine = dict(zip(self.users.tolist(), self.tasks, strict=True))
-            self.everybody = tuple(mine.get(k, task) for k, task in enumerate(self.everybody))
         square_norms = torch.zeros_like(y)
-        for norms, x in zip(square_norms, X, strict=True):  # at once they would take as much memory as X
-            norms.copy_(torch.linalg.vecdot(x, x))
+        for k, user in enumerate(self.users):
+            task, n = self.tasks[k], self.here[k]
+            X[k, :n], y[k, :n] = task.x_train, task.y_train
+            torch.linalg.vecdot(X[k], X[k], out=square_norms[k])
+            if (
+                X.is_cpu and task.x_train.dtype == dtype
+            ):  # now, so that its own rows are freed before the next are copied
+                self.tasks[k] = self.everybody[user] = _with_rows(task, X[k, :n])
         self._padded[dtype] = Rows(X, y, square_norms, self.here, self.s.to(dtype))
         return self._padded[dtype]
 
@@ -162,7 +128,7 @@ class Problem:
 
     @cached_property
     def scores(self) -> tuple[Rows, ...]:
-        """For each score of a prediction, the rows with its own y."""
+        """The rows with the labels of each score of a prediction."""
         if not isinstance(self.loss, OneVsRest):
             return (self.rows,)
         signs = OneVsRest.signs(self.rows.y.new_empty(self.outputs), self.rows.y).unbind(-1)
@@ -170,83 +136,83 @@ class Problem:
 
     @property
     def _weights(self) -> Tensor:
-        """[K, n], s_k, and zero in the padding."""
+        """Weight s_k of each row [K, n], zero in the padding."""
         return self.s[:, None] * self.there
 
     def regularized(self, regularizer: Regularizer) -> "Problem":
-        """The same tasks and loss under another regularizer."""
-        other = copy.copy(self)  # shares the rows
+        """Return the same tasks and loss under another regularizer; the rows are shared."""
+        other = copy.copy(self)
         other.regularizer = self._prepared(regularizer)
         return other
 
     def facts(self) -> Tensor:
-        """What the users tell of themselves before the first round, [K, f]; see `Regularizer.facts`."""
+        """Return what the users report before the first round [K, f], see `Regularizer.facts`."""
         return self._facts(self.regularizer)
 
     def _facts(self, regularizer: Regularizer) -> Tensor:
         if self.tasks:
             return torch.stack([regularizer.facts(task) for task in self.tasks])
-        return regularizer.facts(_any_task(self.everybody[0]))[None][:0]
+        return regularizer.facts(_stand_in(self.everybody[0]))[None][:0]
 
     def _prepared(self, regularizer: Regularizer) -> Regularizer:
         facts = self._facts(regularizer)
-        if len(facts) < self.K:  # users elsewhere tell theirs in the set-up; until then, any will do
+        if len(facts) < self.K:  # users in other processes report theirs in the set-up, which prepares it again
             facts = torch.from_numpy(generator(0, "stand-in").normal(size=(self.K, facts.shape[1])))
         return regularizer.prepared(facts).to(self.s.device)
 
     @torch.no_grad()
     def losses(self, W: Tensor) -> Tensor:
-        """s_k ℓ(w_k·x_kj, y_kj), [K, n]; zero in the padding."""
+        """Return s_k ℓ(w_k·x_kj, y_kj) [K, n], zero in the padding."""
         prediction = torch.bmm(self.rows.X, self._by_score(W.T).transpose(1, 2))
         losses: Tensor = self._weights * self.loss(self._predicted(prediction), self.rows.y)
         return losses
 
     def _by_score(self, flat: Tensor) -> Tensor:
-        """Models or duals [K, C·m] as [K, C, m]."""
+        """Return models or duals [K, C·m] as [K, C, m]."""
         return flat.reshape(len(flat), self.outputs, -1)
 
     def _predicted(self, scores: Tensor) -> Tensor:
-        """Scores [..., C] as losses take them, [...] where C = 1."""
+        """Return scores [..., C] as the loss takes them, [...] if C = 1."""
         return scores if self.loss.classes else scores[..., 0]
 
     @torch.no_grad()
     def conjugates(self, a: Tensor) -> Tensor:
-        """s_k ℓ*(−a_kj), [K, n]; zero in the padding."""
+        """Return s_k ℓ*(−a_kj) [K, n], zero in the padding."""
         duals = self._predicted(self._by_score(a).transpose(1, 2))
         return self._weights * self.loss.conjugate(duals, self.rows.y)
 
     def combined(self, a: Tensor) -> Tensor:
-        """V [d, K], v_k = s_k Σ_j a_kj x_kj, as the duals have it."""
+        """Return V [d, K] of the duals, v_k = s_k Σ_j a_kj x_kj."""
         V: Tensor = torch.bmm(self._by_score(self.rows.s[:, None] * a), self.rows.X).flatten(1).T
         return V
 
     @torch.no_grad()
     def primal(self, W: Tensor, Omega: Tensor) -> float:
-        """P(W), an upper bound on the optimum."""
+        """Return P(W), an upper bound on the optimum."""
         return float(self.losses(W).sum() + self.regularizer(W, Omega))
 
     @torch.no_grad()
     def dual(self, a: Tensor, Omega: Tensor) -> float:
-        """D(a) = −Σ_k s_k Σ_j ℓ*(−a_kj) − ½ tr(V A⁻¹ Vᵀ), v_k = s_k Σ_j a_kj x_kj, a lower bound on the optimum."""
+        """Return D(a) = −Σ_k s_k Σ_j ℓ*(−a_kj) − ½ tr(V A⁻¹ Vᵀ), a lower bound on the optimum; V as in `combined`."""
         return -float(self.conjugates(a).sum() + self.regularizer.conjugate(self.combined(a), Omega))
 
     def errors(self, W: Tensor, split: str) -> Tensor:
-        """Mean error of each user's model on its own `train` or `test` rows, [K]: misclassified, or squared."""
+        """Return the mean error of each user's model on its own `train` or `test` rows [K], see `Loss.error`."""
         W = W.cpu()
-        parts = [(t.x_train, t.y_train) if split == "train" else (t.x_test, t.y_test) for t in self.tasks]
+        rows = [(t.x_train, t.y_train) if split == "train" else (t.x_test, t.y_test) for t in self.tasks]
         models = self._by_score(W.T).transpose(1, 2)  # [K, d, C]
         errors = [
             self.loss.error(self._predicted(x.to(w.dtype) @ w), y).mean()
-            for (x, y), w in zip(parts, models, strict=True)
+            for (x, y), w in zip(rows, models, strict=True)
         ]
         return torch.stack(errors)
 
     def figures(self, split: str, errors: Tensor) -> dict[str, float]:
-        """Of each user's mean error [K] on its `train` or `test` rows: the users' mean, the worst user's, and R².
+        """Summarise the users' mean errors [K] on their `train` or `test` rows: mean, worst user, and R².
 
-        R² is in regression only, 1 − Σ(p − y)² / Σ(y − ȳ)² over the rows of all users together, ȳ their common mean
-        before any centring: the "explained variance" of the multi-task literature. Users without such rows do not
-        count, and where nobody has any, there are no figures.
+        R² is for regression only: 1 − Σ(p − y)² / Σ(y − ȳ)² over the rows of all users, with their common mean ȳ before
+        any centring (the "explained variance" of the multi-task literature). Users without such rows do not count; if
+        nobody has any, the result is empty.
 
         Ref: Bakker and Heskes 2003.
         """
@@ -258,38 +224,54 @@ class Problem:
         if self.loss.measure != "mean squared error":
             return figures
         y = torch.cat([getattr(task.raw, f"y_{split}") for task in self.everybody])
-        if y.min() < y.max():  # of one number throughout, there is no R²
+        if y.min() < y.max():  # R² is undefined for constant labels
             total = float((y - y.mean()).square().sum())
             figures[f"{split}_r2"] = 1 - float(counts.to(errors) @ errors) / total
         return figures
 
 
 def _with_rows(task: Task, x_train: Tensor) -> Task:
-    """The task with its training rows in that place."""
+    """Return the task with its training rows at another place in memory."""
     other = copy.copy(task)
     object.__setattr__(other, "x_train", x_train)
     return other
 
 
-def _any_task(like: Task) -> Task:
-    """Two rows of the same shape as that task's."""
-    x, y = torch.zeros(2, *like.x_train.shape[1:]), torch.tensor([0.0, 1.0] if like.classes else [-1.0, 1.0])
-    return Task("any", x, y, x[:0], y[:0], like.classes)
+def _stand_in(task: Task) -> Task:
+    """Return two rows in the shape of a task whose rows another process holds."""
+    x, y = torch.zeros(2, *task.x_train.shape[1:]), torch.tensor([0.0, 1.0] if task.classes else [-1.0, 1.0])
+    return Task("stand-in", x, y, x[:0], y[:0], task.classes)
 
 
-def _mismatch(task: Task, loss: Loss) -> str:
-    """What labels a task has that a loss does not take, and all that has to be chosen."""
-    name, choices = type(loss).__name__, "hinge, smooth_hinge or logistic"
-    if task.classes:
-        return (
-            f"{task.classes} classes, {name} takes numbers: choose loss={choices}; with algorithm=fedu, fedavg, "
-            "fedprox, ditto or pfedme also cross_entropy; if y are numbers to predict, dataset.kind=regression."
+def _check_task(task: Task, first: Task, loss: Loss) -> None:
+    """Raise DataError if a task does not fit the first one, or if the loss cannot take its labels."""
+    if task.x_train.shape[1:] != first.x_train.shape[1:]:
+        own, other = (" × ".join(map(str, each.x_train.shape[1:])) for each in (task, first))
+        raise DataError(
+            f"Task {task.name!r} has {own} columns, task {first.name!r} has {other}: coupled models need the same "
+            "features. Give all tasks the same columns."
         )
-    if task.here and set(task.y_train.tolist()) <= {-1.0, 1.0}:
-        return f"two classes as y = ±1, {name} needs them numbered 0..C−1: choose loss={choices}."
-    return f"numbers to predict, {name} needs classes: choose loss=squared."
-
-
-def sigma_prime(B: Tensor) -> float:
-    """`σ′ = max_k Σ_l |B_kl| / B_kk`, which makes it safe to add all users' updates.  Ref: Smith et al. 2017."""
-    return float((B.abs().sum(1) / B.diagonal()).max())
+    if task.classes != first.classes:
+        raise DataError(
+            f"Task {task.name!r} has classes={task.classes}, task {first.name!r} has {first.classes}. Number the "
+            "classes alike in all tasks."
+        )
+    name, margin_losses = type(loss).__name__, "hinge, smooth_hinge or logistic"
+    labels = set(task.y_train.tolist()) | set(task.y_test.tolist()) if task.here else set()
+    if task.classes and not loss.classes:
+        raise DataError(
+            f"Task {task.name!r} has {task.classes} classes, {name} takes numbers: choose loss={margin_losses}; with "
+            "algorithm=fedu, fedavg, fedprox, ditto or pfedme also cross_entropy. If y are numbers to predict, set "
+            "dataset.kind=regression."
+        )
+    if loss.classes and not task.classes:
+        if task.here and set(task.y_train.tolist()) <= {-1.0, 1.0}:
+            fault = f"two classes as y = ±1, {name} needs them numbered 0..C−1: choose loss={margin_losses}."
+        else:
+            fault = f"numbers to predict, {name} needs classes: choose loss=squared."
+        raise DataError(f"Task {task.name!r} has {fault}")
+    if loss.labels is not None and not labels <= set(loss.labels):
+        raise DataError(
+            f"Task {task.name!r} has the label {min(labels - set(loss.labels)):g}, {name} takes {loss.labels} only: "
+            "choose loss=squared for numbers to predict, dataset.kind=classification for classes."
+        )

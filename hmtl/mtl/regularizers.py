@@ -1,9 +1,10 @@
-"""Regularizers R(W, Ω) = ½ tr(W A Wᵀ), each given by its coupling matrix A(Ω).
+"""Regularizers R(W, Ω) = ½ tr(W A Wᵀ), each defined by its coupling matrix A(Ω).
 
-K users, d features; W [d, K] has a user's model per column; Ω, A, B = A⁻¹ are [K, K].
+K users, d features; W [d, K] holds one user's model per column; Ω, A and B = A⁻¹ are [K, K].
 """
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Self
@@ -15,114 +16,114 @@ from torch import Tensor, nn
 from hmtl.data import Task
 from hmtl.errors import ConfigError
 from hmtl.mtl.graph import covariance, nearest, read_weights
-from hmtl.mtl.numbers import below_one, identity, positive, symmetric
+from hmtl.mtl.matrices import gram, identity
 from hmtl.mtl.sums import Form
 
 
 class Regularizer(nn.Module, ABC):
-    """How the users' models hang together. `coupling` is all that a new regularizer must define.
+    """How the users' models are coupled. A new regularizer has to define `coupling` only.
 
     Args:
-        lam: λ > 0, its strength.
+        lam: strength λ > 0.
 
     Raises:
-        ConfigError: λ is not a finite number above zero.
+        ConfigError: λ is not a finite number above 0.
     """
 
     def __init__(self, lam: float) -> None:
         super().__init__()
-        self.lam = positive("lam", lam)
+        self.lam = _positive("lam", lam)
 
     def facts(self, task: Task) -> Tensor:
-        """What a user tells of its task before the first round, [f] float64; by default nothing."""
+        """Return what a user reports about its task before the first round, [f] float64; by default nothing."""
         return torch.zeros(0, dtype=torch.float64)
 
     def prepared(self, facts: Tensor) -> Self:
-        """A copy, ready for the users whose facts [K, f] these are; this regularizer itself stays as it is.
+        """Return a copy that is ready for the users who reported these facts [K, f]; do not change this one.
 
         Raises:
-            ConfigError, DataError: it cannot be used with these users.
+            ConfigError, DataError: the regularizer cannot be used with these users.
         """
         return copy.deepcopy(self)
 
     @abstractmethod
     def coupling(self, Omega: Tensor) -> Tensor:
-        """A [K, K], symmetric and positive definite, on the device of Omega [K, K]."""
+        """Return A [K, K], symmetric positive definite, in the type and on the device of Ω [K, K]."""
 
     def forward(self, W: Tensor, Omega: Tensor) -> Tensor:
-        """R(W, Ω) = ½ tr(W A Wᵀ), a scalar that can be differentiated in W [d, K]."""
+        """Return R(W, Ω) = ½ tr(W A Wᵀ), a scalar that is differentiable in W [d, K]."""
         form = self.form(Omega)
         return 0.5 * (self.coupling(Omega) * (W.T @ W)).sum() if form is None else form.penalty(W.T)
 
     @torch.no_grad()
     def inverse_coupling(self, Omega: Tensor) -> Tensor:
-        """B = A⁻¹ [K, K], of R*(V) = ½ tr(V B Vᵀ) and the global update W = V B.
+        """Return B = A⁻¹ [K, K], as in R*(V) = ½ tr(V B Vᵀ) and the global update W = V B.
 
         Raises:
-            ConfigError: A has the wrong shape, is not symmetric, or not positive definite.
+            ConfigError: A has the wrong shape, is not symmetric, or is not positive definite.
         """
         A, name = self.coupling(Omega), type(self).__name__
         if A.shape != Omega.shape:
-            raise ConfigError(f"{name}.coupling gave shape {tuple(A.shape)}, not {tuple(Omega.shape)}: A is [K, K].")
-        if not (A - A.T).abs().max() <= 1e-10 * A.abs().max():  # rounding scales with the largest entry
-            raise ConfigError(f"{name}.coupling gave an A that is not symmetric. Use (A + Aᵀ)/2, which is the same R.")
+            raise ConfigError(f"{name}.coupling returned shape {tuple(A.shape)}. Return A as {tuple(Omega.shape)}.")
+        if not (A - A.T).abs().max() <= 1e-10 * A.abs().max():  # rounding errors scale with the largest entry
+            raise ConfigError(f"{name}.coupling returned an asymmetric A. Return (A + Aᵀ)/2, which gives the same R.")
         L, info = torch.linalg.cholesky_ex((A + A.T) / 2)
         if info.item():
             raise ConfigError(
-                f"{name}.coupling gave an A that is not positive definite, so R has no finite conjugate. "
-                "Add a ridge, a small multiple of the identity."
+                f"{name}.coupling returned an A that is not positive definite, so R has no finite conjugate. Add a "
+                "small multiple of the identity."
             )
         return torch.cholesky_inverse(L)
 
     def sums(self, Omega: Tensor) -> Form | None:
-        """B = diag(δ) + U C Uᵀ, where users need of each other no more than a few sums; None: they need all IVs."""
+        """Return B = diag(δ) + U C Uᵀ, by which users need only a few sums of each other; None if they need all IVs."""
         return None
 
     def form(self, Omega: Tensor) -> Form | None:
-        """A = diag(a) + U C Uᵀ where it has such a form, by that of its inverse; None where it has none."""
+        """Return A = diag(a) + U C Uᵀ, computed from `sums`, or None if A has no such form."""
         inverse = self.sums(Omega)
         return None if inverse is None or not (inverse.delta > 0).all() else inverse.coupling()
 
-    def __init_subclass__(cls, **others: Any) -> None:
-        """Another coupling than its parent's has other sums, if any."""
-        super().__init_subclass__(**others)
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Do not inherit `sums` if the coupling is redefined."""
+        super().__init_subclass__(**options)
         if {"coupling", "inverse_coupling"} & set(vars(cls)) and "sums" not in vars(cls):
             cls.sums = Regularizer.sums  # type: ignore[method-assign]
 
     @torch.no_grad()
     def conjugate(self, V: Tensor, Omega: Tensor) -> Tensor:
-        """R*(V) = ½ tr(V B Vᵀ), a scalar, for V [d, K]."""
+        """Return R*(V) = ½ tr(V B Vᵀ), a scalar, for V [d, K]."""
         return 0.5 * (V @ self.inverse_coupling(Omega) * V).sum()
 
     @property
     def learns(self) -> bool:
-        """Whether it learns an Ω."""
+        """Whether it learns Ω."""
         return type(self).update_omega is not Regularizer.update_omega
 
     def joint(self, W: Tensor, V: Tensor) -> tuple[Tensor, Tensor] | None:
-        """What stands for R and R* where W [d, K] and Ω are optimised together; None where no such bound is known.
+        """Return R and R* of the joint problem in W [d, K] and Ω, or None if they are not known.
 
-        With Σ s ℓ and Σ s ℓ* they give a primal and a dual of the joint problem, whatever Ω is at present.
+        Together with Σ s ℓ and Σ s ℓ* they bound the joint optimum, whatever Ω is at present.
         """
         return None
 
     def start_omega(self, K: int) -> Tensor:
-        """Ω of the first round: K·I, that is Σ = I/K."""
+        """Return Ω of the first round: K·I, which is Σ = I/K."""
         return K * torch.eye(K, dtype=torch.float64)
 
     def update_omega(self, W: Tensor, Omega: Tensor) -> Tensor:
-        """The Ω that is best for W; the same Ω where the regularizer learns none."""
+        """Return the best Ω for W, or the same Ω if the regularizer learns none."""
         return Omega
 
 
 class Ridge(Regularizer):
-    """A = λI: every user for itself, R = (λ/2)‖W‖²."""
+    """A = λI: no coupling, R = (λ/2)‖W‖²."""
 
     def coupling(self, Omega: Tensor) -> Tensor:
         return self.lam * identity(Omega)
 
     def sums(self, Omega: Tensor) -> Form:
-        """None at all: U has no columns."""
+        """Return B = I/λ, without any sums: U has no columns."""
         return Form(Omega.new_full((len(Omega),), 1 / self.lam), Omega.new_empty(len(Omega), 0), Omega.new_empty(0, 0))
 
 
@@ -138,24 +139,23 @@ class Mean(Regularizer):
 
     def __init__(self, lam: float, lam2: float = 0.1) -> None:
         super().__init__(lam)
-        self.lam2 = positive("lam2", lam2)
+        self.lam2 = _positive("lam2", lam2)
 
     def coupling(self, Omega: Tensor) -> Tensor:
         eye = identity(Omega)
         return 2 * (self.lam * (eye - 1 / len(Omega)) + self.lam2 * eye)
 
     def sums(self, Omega: Tensor) -> Form:
-        """B = (I + (λ1/(λ2·K))·11ᵀ) / (2(λ1 + λ2))."""
+        """Return B = (I + (λ1/(λ2·K))·11ᵀ) / (2(λ1 + λ2))."""
         K, delta = len(Omega), 1 / (2 * (self.lam + self.lam2))
         C = delta * self.lam / (self.lam2 * K)
         return Form(Omega.new_full((K,), delta), Omega.new_ones(K, 1), Omega.new_full((1, 1), C))
 
 
 class SharedModel(Regularizer):
-    """One model for all users: R = (λ/2)‖w‖² where all w_k = w, infinite elsewhere; B = 11ᵀ/λ.
+    """One model for all users: R = (λ/2)‖w‖² if all w_k = w, infinite otherwise; B = 11ᵀ/λ.
 
-    No A has this B for its inverse. `coupling` gives B's pseudo-inverse instead, which is R on the models that W = V B
-    can give; σ′ is K.
+    B is singular. `coupling` returns its pseudo-inverse instead of A, which gives R for all models W = V B; σ′ is K.
 
     Ref: Ma et al. 2015.
     """
@@ -172,20 +172,24 @@ class SharedModel(Regularizer):
 
 
 class Graph(Regularizer):
-    """Neighbours alike: A = η·L + λ2·I, R = (η/4) Σ_kl a_kl‖w_k − w_l‖² + (λ2/2)‖W‖², L = diag(Σ_l a_kl) − (a_kl).
+    """Similar models for neighbours: A = η·L + λ2·I with the graph's Laplacian L = diag(Σ_l a_kl) − (a_kl).
+
+    R = (η/4) Σ_kl a_kl‖w_k − w_l‖² + (λ2/2)‖W‖².
 
     Args:
         lam: η.
         lam2: λ2.
-        path: file of the weights a_kl, see `graph.read_weights`; without one, see `graph.nearest`.
-        neighbors: of each user, where there is no file.
+        path: file of the weights a_kl, see `graph.read_weights`; None: neighbours are found by `graph.nearest`.
+        neighbors: number of neighbours of each user if there is no file.
 
     Ref: Dinh et al. 2021.
     """
 
     def __init__(self, lam: float, lam2: float = 0.1, path: str | Path | None = None, neighbors: int = 3) -> None:
         super().__init__(lam)
-        self.lam2, self.path, self.neighbors = positive("lam2", lam2), path, neighbors
+        self.lam2 = _positive("lam2", lam2)
+        self.path = path
+        self.neighbors = neighbors
 
     def facts(self, task: Task) -> Tensor:
         return covariance(task) if self.path is None else super().facts(task)
@@ -201,21 +205,21 @@ class Graph(Regularizer):
 
 
 class TaskRelationship(Regularizer):
-    """Learns how the tasks relate: A = λΩ, or A = 2(λ1·Ω + λ2·I) when λ2 is given.
+    """Learns how the tasks are related: A = λΩ, or A = 2(λ1·Ω + λ2·I) if λ2 is given.
 
     Args:
         lam: λ, or λ1.
-        lam2: λ2 of the form λ1 tr(WΩWᵀ) + λ2‖W‖².
-        floor: least eigenvalue of WᵀW relative to the largest, in (0, 1): it bounds the condition number of Ω, by
-            1/√floor, and thereby how slowly the rounds after converge.
+        lam2: λ2 in R = λ1 tr(WΩWᵀ) + λ2‖W‖².
+        floor: smallest eigenvalue of WᵀW relative to the largest, in (0, 1). It bounds the condition number of Ω by
+            1/√floor, and so how slowly the next rounds converge.
 
     Ref: Zhang and Yeung 2010; Smith et al. 2017; Hu et al. 2022, eq. (1).
     """
 
     def __init__(self, lam: float, lam2: float | None = None, floor: float = 1e-4) -> None:
         super().__init__(lam)
-        self.lam2 = None if lam2 is None else positive("lam2", lam2)
-        self.floor = below_one("floor", floor)
+        self.lam2 = None if lam2 is None else _positive("lam2", lam2)
+        self.floor = _share("floor", floor)
 
     def coupling(self, Omega: Tensor) -> Tensor:
         if self.lam2 is None:
@@ -223,15 +227,15 @@ class TaskRelationship(Regularizer):
         return 2 * (self.lam * Omega + self.lam2 * identity(Omega))
 
     def update_omega(self, W: Tensor, Omega: Tensor) -> Tensor:
-        """Ω = Σ⁻¹ with Σ = (WᵀW)^½ / tr (WᵀW)^½, eigenvalues floored; W = 0 says nothing about Σ and leaves Ω."""
+        """Return Ω = Σ⁻¹, Σ = (WᵀW)^½ / tr (WᵀW)^½ with floored eigenvalues; keep Ω if W = 0."""
         eigenvalues, U = torch.linalg.eigh(W.T @ W)
         if eigenvalues[-1] <= 0:
             return Omega
         root = eigenvalues.clamp_min(self.floor * eigenvalues[-1]).sqrt()
-        return symmetric(U * (root.sum() / root).sqrt())
+        return gram(U * (root.sum() / root).sqrt())
 
     def joint(self, W: Tensor, V: Tensor) -> tuple[Tensor, Tensor] | None:
-        """(λ/2)‖W‖_*² and ‖V‖²/(2λ), with the nuclear and the spectral norm: min over Σ, tr Σ = 1, of ½λ tr(WΣ⁻¹Wᵀ)."""
+        """Return (λ/2)‖W‖_*² and ‖V‖²/(2λ), nuclear and spectral norm: min over Σ, tr Σ = 1, of ½λ tr(WΣ⁻¹Wᵀ)."""
         if self.lam2 is not None:
             return None
         nuclear, spectral = torch.linalg.svdvals(W).sum(), torch.linalg.svdvals(V)[0]
@@ -239,19 +243,19 @@ class TaskRelationship(Regularizer):
 
 
 class Clustered(Regularizer):
-    """Learns which users belong together: A = λΩ, Ω = η(1 + η)(ηI + M)⁻¹ with 0 ⪯ M ⪯ I, tr M = number of clusters.
+    """Learns clusters of users: A = λΩ, Ω = η(1 + η)(ηI + M)⁻¹ with 0 ⪯ M ⪯ I, tr M = number of clusters.
 
     M relaxes the projection on the clusters' indicators, for which R = (λ/2)(Σ_k ‖w_k − its cluster's mean‖² + η‖W‖²).
-    `update_omega` finds the M that makes R least.
+    `update_omega` returns the M that minimises R.
 
     Args:
         lam: λ.
-        clusters: their number, at most K.
+        clusters: number of clusters, at most K.
         eta: η > 0.
-        floor: least eigenvalue of WᵀW relative to the largest, in (0, 1).
+        floor: smallest eigenvalue of WᵀW relative to the largest, in (0, 1).
 
     Raises:
-        ConfigError: a number is out of its range; fewer users than clusters is found by `start_omega`.
+        ConfigError: a number is out of its range; `start_omega` raises it for more clusters than users.
 
     Ref: Jacob et al. 2008; Zhou et al. 2011, eq. (7).
     """
@@ -259,26 +263,42 @@ class Clustered(Regularizer):
     def __init__(self, lam: float, clusters: int = 3, eta: float = 0.5, floor: float = 1e-4) -> None:
         super().__init__(lam)
         if clusters < 1:
-            raise ConfigError(f"clusters={clusters} is too small: there is at least one.")
-        self.clusters, self.eta, self.floor = clusters, positive("eta", eta), below_one("floor", floor)
+            raise ConfigError(f"clusters={clusters} has to be at least 1.")
+        self.clusters = clusters
+        self.eta = _positive("eta", eta)
+        self.floor = _share("floor", floor)
 
     def coupling(self, Omega: Tensor) -> Tensor:
         return self.lam * Omega
 
     def start_omega(self, K: int) -> Tensor:
-        """Ω of M = (clusters/K)·I."""
+        """Return Ω of M = (clusters/K)·I."""
         if self.clusters > K:
             raise ConfigError(f"clusters={self.clusters} exceeds K={K}: a cluster has at least one user. Lower it.")
         return self.eta * (1 + self.eta) / (self.eta + self.clusters / K) * torch.eye(K, dtype=torch.float64)
 
     def update_omega(self, W: Tensor, Omega: Tensor) -> Tensor:
-        """M has the eigenvectors of WᵀW, and eigenvalues m_i = clip(θ·s_i − η, 0, 1), s_i the singular values of W."""
+        """Return Ω of the M with eigenvectors of WᵀW and eigenvalues m_i = clip(θ·s_i − η, 0, 1), s = svd(W)."""
         eigenvalues, U = torch.linalg.eigh(W.T @ W)
         if eigenvalues[-1] <= 0:
             return Omega
         s = eigenvalues.clamp_min(self.floor * eigenvalues[-1]).sqrt()
-        # Σ_i m_i grows from 0 to K, piecewise linearly in θ: find where it is the number of clusters
+        # Σ_i m_i grows from 0 to K, piecewise linearly in θ: solve for the θ at which it is the number of clusters
         knots = torch.cat([self.eta / s, (1 + self.eta) / s]).sort().values
         traces = (knots[:, None] * s - self.eta).clamp(0, 1).sum(1)
         theta = float(np.interp(self.clusters, traces.cpu().numpy(), knots.cpu().numpy()))
-        return symmetric(U * (self.eta * (1 + self.eta) / (self.eta + (theta * s - self.eta).clamp(0, 1))).sqrt())
+        return gram(U * (self.eta * (1 + self.eta) / (self.eta + (theta * s - self.eta).clamp(0, 1))).sqrt())
+
+
+def _positive(name: str, value: float) -> float:
+    """Return the value of a setting; raise ConfigError if it is not a finite number above 0."""
+    if not 0 < value < math.inf:
+        raise ConfigError(f"{name}={value} has to be a finite number above 0, or an optimum need not exist.")
+    return value
+
+
+def _share(name: str, value: float) -> float:
+    """Return the value of a setting; raise ConfigError if it is not in (0, 1)."""
+    if not 0 < value < 1:
+        raise ConfigError(f"{name}={value} is not in (0, 1). Give a share, such as 1e-4.")
+    return value

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hmtl.mtl.numbers import identity
+from hmtl.mtl.matrices import identity
 from hmtl.mtl.sums import WORK
 
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from hmtl.mtl.algorithms.networks import Sending
 from hmtl.mtl.algorithms.personal import PersonalAlgorithm, PersonalUsers
-from hmtl.mtl.problem import Rows
+from hmtl.mtl.rows import Rows
 from hmtl.mtl.solvers.sgd import Proximal
 
 

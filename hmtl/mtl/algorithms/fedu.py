@@ -16,8 +16,9 @@ from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, Users, no_sum
 from hmtl.mtl.algorithms.fedu_sums import CoupleModels, CoupleTerms, PenaltySteps, SendCouplingTerms
 from hmtl.mtl.algorithms.networks import NetworkAlgorithm, NetworkUsers, SendModels
 from hmtl.mtl.algorithms.setup import SetupAggregator, SetupUsers
-from hmtl.mtl.problem import Problem, Rows
+from hmtl.mtl.problem import Problem
 from hmtl.mtl.regularizers import Regularizer
+from hmtl.mtl.rows import Rows
 from hmtl.mtl.solvers.sgd import LocalSGD
 from hmtl.mtl.structure import Dense, Sparse, Structure, by_entries
 from hmtl.mtl.sums import Form

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hmtl.mtl.algorithms.base import Aggregator, Ids, of_rows, with_rows
 from hmtl.mtl.algorithms.networks import Sending
-from hmtl.mtl.numbers import identity
+from hmtl.mtl.matrices import identity
 from hmtl.mtl.solvers.sgd import LocalSGD
 from hmtl.mtl.sums import Form, Grid, all_terms, blocks, sum_of_terms
 

@@ -14,7 +14,8 @@ from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Algorithm, Ids, Message
 from hmtl.mtl.networks.copies import copies
 from hmtl.mtl.networks.flat import FlatModel, MakeModel
 from hmtl.mtl.participation import Participation
-from hmtl.mtl.problem import Problem, Rows
+from hmtl.mtl.problem import Problem
+from hmtl.mtl.rows import Rows
 from hmtl.mtl.solvers.sgd import LocalSGD, NetworkSubproblem, Proximal, RandomStreams
 
 

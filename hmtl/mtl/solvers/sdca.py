@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hmtl.errors import ConfigError
 from hmtl.mtl.losses import Loss
-from hmtl.mtl.problem import Rows
+from hmtl.mtl.rows import Rows
 from hmtl.mtl.solvers.base import Ids, LocalSolver
 from hmtl.mtl.solvers.compiled import applies, compiled_pass
 from hmtl.rng import generator

@@ -18,7 +18,7 @@ from hmtl.errors import ConfigError
 from hmtl.mtl.losses import Loss
 from hmtl.mtl.networks.copies import copies, group_size
 from hmtl.mtl.networks.flat import FlatModel, seeded
-from hmtl.mtl.problem import Rows
+from hmtl.mtl.rows import Rows
 from hmtl.mtl.solvers.base import Ids, LocalSolver
 from hmtl.rng import generator
 

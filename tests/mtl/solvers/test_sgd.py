@@ -11,7 +11,7 @@ from torch import nn
 from hmtl.errors import ConfigError
 from hmtl.mtl import CrossEntropy, LocalSGD
 from hmtl.mtl.networks.flat import FlatModel
-from hmtl.mtl.problem import Rows
+from hmtl.mtl.rows import Rows
 from hmtl.mtl.solvers.sgd import NetworkSubproblem, Proximal, RandomStreams
 
 D, C = 16, 3
