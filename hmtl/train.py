@@ -33,7 +33,7 @@ def _train_and_report(run: Run, cfg: DictConfig) -> None:
     from hmtl.training.summary import summarize, user_errors
 
     folder, algorithm, communicator = run.output_dir, run.algorithm, run.communicator
-    figures = {"topology": draw(communicator.contacts, communicator.planner.home)}
+    figures = {"topology": draw(communicator.contacts, communicator.planner.preferred)}
     with replacing(folder / "topology.png") as file:
         figures["topology"].savefig(file, format="png", dpi=150)
     history = run.trainer.fit(run.checkpoint)

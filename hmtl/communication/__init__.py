@@ -1,16 +1,17 @@
-"""Sending it, counting it.
+"""Communication: rounds between users, relays and server, and what they cost.
 
-In: the two sides of a learner, users and aggregator. Out: rounds played between nodes (users, relays, server) that know
-only what was sent to them; bits by link, and seconds. Knows topologies and codes; of learning, only how to ask the
-sides for IVs (intermediate values: the clients' updates) and models.
+A communicator takes the two sides of a learner, its users and its aggregator, and plays rounds between nodes that know
+only what was sent to them. It counts the bits of every link and computes transmission times. It depends on topologies
+and codes; of learning, it only asks the two sides for intermediate values (IVs, the users' updates) and models.
 """
 
 from hmtl.communication.accounting.ledger import SETUP, TIERS, Bits, LinkLedger
 from hmtl.communication.accounting.network import Network, tier_loads
 from hmtl.communication.communicators.base import Communicator
-from hmtl.communication.communicators.coded import CodedHierarchical, Uncoded
+from hmtl.communication.communicators.coded import CodedHierarchical
 from hmtl.communication.communicators.partial import CodedPartial
-from hmtl.communication.communicators.sums import Sums
+from hmtl.communication.communicators.sums import Sums, sums_if_faster
+from hmtl.communication.communicators.uncoded import Uncoded
 from hmtl.communication.links import InProcess, Links
 from hmtl.communication.round import Outcome
 
@@ -28,5 +29,6 @@ __all__ = [
     "Outcome",
     "Sums",
     "Uncoded",
+    "sums_if_faster",
     "tier_loads",
 ]

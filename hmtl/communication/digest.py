@@ -1,16 +1,24 @@
 """Digests by which aggregators compare IVs and models."""
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hmtl.communication.planning.coder import check_rows
 from hmtl.gf256 import matmul
+from hmtl.rng import generator
 
+CHECK_ROWS = 4  # random combinations: two sets of IVs that differ agree in all of them with probability 2^-32
 DIGEST_BYTES = 16
 FOLD = 8 << 10  # bytes: longer content is folded into CHECK_ROWS rows of this length before it is hashed
+
+
+@lru_cache(maxsize=64)
+def check_rows(n: int) -> Tensor:
+    """Return random coefficients [CHECK_ROWS, n], the same at every node."""
+    return torch.from_numpy(generator(0, "fingerprint", n).integers(0, 256, (CHECK_ROWS, n), "uint8"))
 
 
 class Digest:

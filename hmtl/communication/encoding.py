@@ -1,4 +1,4 @@
-"""Rows of numbers as rows of bytes and back. Shapes: n users, m numbers per IV or model, e further numbers for each."""
+"""Rows of numbers as rows of bytes, and back. Shapes: n users, m numbers per IV or model, e further ones."""
 
 import torch
 from torch import Tensor
@@ -6,36 +6,37 @@ from torch import Tensor
 from hmtl.errors import CodingError
 
 WIRES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-"""How numbers may travel, by name. The further numbers always travel as float64: steps and bounds are not rounded."""
+"""The types in which numbers may travel. Further numbers always travel as float64: steps and bounds are not rounded."""
 
-LONG, FEW = 8 << 10, 1 << 20  # bytes: of a row, and of short ones that are copied at once, to stay in the cache
+LONG_ROW = 8 << 10  # bytes: longer rows are copied one by one
+CACHED = 1 << 20  # bytes of shorter rows that are copied at once, so that they stay in the cache
 
 
 def to_bytes(x: Tensor) -> Tensor:
-    """The bytes of x [n, m]: uint8 [n, m·itemsize], sharing memory with x where its rows are contiguous."""
+    """Return the bytes of x [n, m], uint8 [n, m·itemsize], without a copy if rows are contiguous."""
     return (x if x.stride(1) == 1 else x.contiguous()).view(torch.uint8)
 
 
 def from_bytes(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """The numbers [n, m] whose bytes are `rows`, uint8 [n, m·itemsize]; shares their memory if it can.
+    """Return the numbers [n, m] whose bytes are `rows`, uint8 [n, m·itemsize], without a copy if rows are aligned.
 
     Raises:
-        CodingError: a row is no whole number of numbers.
+        CodingError: a row does not hold a whole number of numbers.
     """
     if rows.shape[1] % dtype.itemsize:
         raise CodingError(
             f"Rows of {rows.shape[1]} bytes hold no whole number of {dtype}, {dtype.itemsize} bytes each. "
-            "Cut the padding off first."
+            "Remove the padding first."
         )
     if not rows.numel():
-        return torch.empty(len(rows), rows.shape[1] // dtype.itemsize, dtype=dtype)  # no view has such strides
+        return torch.empty(len(rows), rows.shape[1] // dtype.itemsize, dtype=dtype)  # empty rows have no view
     if rows.storage_offset() % dtype.itemsize or rows.stride(0) % dtype.itemsize:
         rows = rows.clone(memory_format=torch.contiguous_format)  # a fresh copy is aligned for any dtype
     return (rows if rows.stride(1) == 1 else rows.contiguous()).view(dtype)
 
 
-def taken(rows: Tensor, at: Tensor) -> Tensor:
-    """rows[at], without a copy where these are all the rows, in order, or all rows are one in memory."""
+def take(rows: Tensor, at: Tensor) -> Tensor:
+    """Return rows[at], without a copy if these are all rows in order, or if all rows are one in memory."""
     if len(rows) and rows.stride(0) == 0:
         return rows[:1].expand(len(at), -1)
     in_order = len(at) == len(rows) and bool((at[1:] > at[:-1]).all())
@@ -43,36 +44,36 @@ def taken(rows: Tensor, at: Tensor) -> Tensor:
 
 
 def put(rows: Tensor, to: Tensor, source: Tensor, at: Tensor) -> None:
-    """rows[to] = source[at], long rows one by one: several at once, torch copies at a third of the speed."""
-    if rows.shape[1] < LONG:
-        few = max(1, FEW // max(1, rows.shape[1]))
-        for some, of in zip(to.split(few), at.split(few), strict=True):  # type: ignore[no-untyped-call]  # split has no types
-            rows.index_copy_(0, some, source[of])
+    """Set rows[to] = source[at]. Long rows are copied one by one, which is three times as fast in torch."""
+    if rows.shape[1] < LONG_ROW:
+        n = max(1, CACHED // max(1, rows.shape[1]))
+        for places, origins in zip(to.split(n), at.split(n), strict=True):  # type: ignore[no-untyped-call]  # split has no types
+            rows.index_copy_(0, places, source[origins])
         return
     targets, sources = rows.unbind(), source.unbind()
-    for place, of in zip(to.tolist(), at.tolist(), strict=True):
-        targets[place].copy_(sources[of])
+    for place, origin in zip(to.tolist(), at.tolist(), strict=True):
+        targets[place].copy_(sources[origin])
 
 
 def pack(x: Tensor, m: int, wire: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows x [n, m + e] as bytes on the CPU: the first m numbers as `wire`, the further ones as float64 or int64."""
+    """Return rows x [n, m + e] as bytes on the CPU: m numbers as `wire`, further ones as float64 or int64."""
     extras = x[:, m:].to(_further(x.dtype)) if x.shape[1] > m else x.new_zeros(len(x), 0, dtype=torch.float64)
     return to_bytes(x[:, :m].to(wire)).cpu(), to_bytes(extras).cpu()
 
 
 def unpack(numbers: Tensor, extras: Tensor, wire: torch.dtype, dtype: torch.dtype) -> Tensor:
-    """The inverse of `pack`: [n, m + e] as `dtype`. Without further numbers, it may share memory with its bytes."""
+    """Return the rows [n, m + e] that `pack` was given, as `dtype`; if e = 0, possibly without a copy."""
     x = from_bytes(numbers, wire).to(dtype)
     return torch.cat([x, from_bytes(extras, _further(dtype)).to(dtype)], dim=1) if extras.shape[1] else x
 
 
 def _further(dtype: torch.dtype) -> torch.dtype:
-    """As what further numbers travel beside numbers of this type."""
+    """Return the type in which further numbers travel beside numbers of type `dtype`."""
     return torch.float64 if dtype.is_floating_point else torch.int64
 
 
 def rounding(wire: str | None, dtype: str) -> str:
-    """Says that models of this type (empty: not known yet) are rounded on the way, where they are."""
+    """Return a note that models of type `dtype` are rounded on the way, or "" if they are not."""
     if not wire or not dtype or WIRES[wire].itemsize >= WIRES[dtype].itemsize:
         return ""
     return f"numbers travel as {wire}, narrower than the model's {dtype}, and are rounded on the way"

@@ -1,4 +1,4 @@
-"""Links carry messages between nodes, and count them: `post` is the only place where bits are counted."""
+"""Links: they carry messages between nodes, and count them."""
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -11,63 +11,63 @@ from hmtl.communication.messages import Message, Users, host_name
 
 
 class Links(ABC):
-    """What is posted comes to its receivers, or does not; nodes learn of nothing else.
+    """What connects nodes: a posted message reaches its receivers or is lost, and nodes know nothing else of it.
 
     Args:
-        ledger: told of each message that is posted, whether it arrives or not.
+        ledger: records the bits of each posted message, whether it arrives or not.
 
     Attributes:
-        sure: whether all that is posted arrives.
+        reliable: whether every posted message arrives.
     """
 
-    sure = False
+    reliable = False
 
     def __init__(self, ledger: LinkLedger) -> None:
         self.ledger = ledger
 
     def plays(self, node: str) -> bool:
-        """Whether a node is played at this end; by default, all are."""
+        """Return whether a node is played at this end; by default, all nodes are."""
         return True
 
     def homes(self, K: int) -> dict[str, Users]:
-        """Of each host, whose users it has; by default, one has them all."""
+        """Return the users of each host; by default, one host has all users."""
         return {host_name(0): np.arange(K)}
 
     def post(self, message: Message) -> None:
-        """Send a message, and count its bits, on the link of each of its rows."""
+        """Send a message, and count its bits on the link of each of its rows. Bits are counted nowhere else."""
         links = [message.links] * len(message) if isinstance(message.links, int) else message.links
         self.ledger.add(message.tier, links, 8 * message.payload.shape[1], 8 * message.overhead.shape[1])
         self.send(message)
 
     @abstractmethod
     def begin(self, round: int) -> None:
-        """A new round: what was posted before and not collected, because its receiver was absent, is lost."""
+        """Begin a round, and discard messages that nobody collected in the previous one."""
 
     @abstractmethod
     def send(self, message: Message) -> None:
-        """Bring a message on its way to its receivers."""
+        """Send a message to its receivers."""
 
-    def end(self, kind: str, receivers: Sequence[str]) -> None:  # noqa: B027, where all is there at once
-        """The sender has said all that it has to say of a kind to these, for the time being; they wait for no more."""
+    def end(self, kind: str, receivers: Sequence[str]) -> None:  # noqa: B027, in one process nobody waits
+        """Announce that no more messages of this kind follow for the time being, so receivers need not wait."""
 
     @abstractmethod
     def collect(self, node: str, kind: str, expected: Sequence[str]) -> tuple[list[Message], tuple[str, ...]]:
-        """Take the messages of one kind that came for a node.
+        """Take the messages of one kind that arrived for a node.
 
         Args:
             node: the receiver.
-            kind: see `messages`.
-            expected: names of the nodes of whom messages may come.
+            kind: one of the kinds in `messages`.
+            expected: names of the nodes that may send some.
 
         Returns:
-            The messages that arrived, in the order of their senders in `expected`, and the senders of whom none did.
+            The messages in the order of their senders in `expected`, and the senders from whom none arrived.
         """
 
 
 class InProcess(Links):
-    """Messages between nodes of one process: handed over as they are, and there at once."""
+    """Links within one process: messages arrive at once."""
 
-    sure = True
+    reliable = True
 
     def __init__(self, ledger: LinkLedger) -> None:
         super().__init__(ledger)

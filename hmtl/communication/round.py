@@ -1,6 +1,6 @@
-"""The one schedule of a round: who speaks when. It drives the nodes of this process, be they all or a few."""
+"""One round: the nodes of a process, be they all or a few, take their turns."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,15 +8,11 @@ from hmtl.communication.accounting.stopwatch import Stopwatch
 from hmtl.communication.links import Links
 from hmtl.communication.messages import (
     ATTENDANCE,
-    BROADCAST,
-    COMBINATIONS,
-    DIGESTS,
     IVS,
     MODELS,
     RECEIPTS,
     REPORT,
     SERVER,
-    STATE,
     VERDICT,
     Message,
     Users,
@@ -24,57 +20,65 @@ from hmtl.communication.messages import (
 )
 from hmtl.communication.nodes.aggregator import Aggregation
 from hmtl.communication.nodes.host import UserHost
+from hmtl.communication.nodes.phases import Phase
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server
 from hmtl.communication.planning.coder import Segment, segments
 from hmtl.communication.planning.planner import Planner
-
-Says = Sequence[str]  # kinds of messages of which a node has no more to say
-Names = Sequence[str]
+from hmtl.communication.schedules import RELAYS, Schedule, Turn
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """The nodes of this process, `seat`, which those that aggregate share if they do, and the names of all nodes."""
+    """The nodes of a process.
+
+    Attributes:
+        hosts, relays, server: the nodes of this process.
+        aggregation: what the aggregators among them share; None: each has its own.
+        schedule: what they play.
+        host_names, relay_names: all nodes of the network.
+    """
 
     hosts: Sequence[UserHost]
     relays: Sequence[Relay]
     server: Server | None
-    seat: Aggregation | None
-    all_hosts: Sequence[str]
-    all_relays: Sequence[str]
+    aggregation: Aggregation | None
+    schedule: Schedule
+    host_names: Sequence[str]
+    relay_names: Sequence[str]
 
     def follow(self, planner: Planner) -> None:
-        """Go on where the contacts are those of this planner."""
+        """Continue with the topology of another planner."""
         for relay in self.relays:
             relay.follow(planner)
         if self.server:
             self.server.follow(planner)
 
     def state_dict(self) -> dict[str, Any]:
-        """What each of them remembers from round to round."""
-        return {name: node.state_dict() for name, node in self._rememberers().items()}
+        """Return what the nodes remember from round to round."""
+        return {name: node.state_dict() for name, node in self._by_name().items()}
 
     def load_state_dict(self, memory: dict[str, Any]) -> None:
-        """Go on from `state_dict`; who is not in it knows nothing yet."""
-        for name, node in self._rememberers().items():
+        """Continue from `state_dict`; a node without an entry starts anew."""
+        for name, node in self._by_name().items():
             if name in memory:
                 node.load_state_dict(memory[name])
 
-    def _rememberers(self) -> dict[str, UserHost | Relay | Server | Aggregation]:
-        named: list[UserHost | Relay | Server] = [*self.hosts, *self.relays, *([self.server] if self.server else [])]
-        return {**{node.name: node for node in named}, **({"aggregation": self.seat} if self.seat else {})}
+    def _by_name(self) -> dict[str, UserHost | Relay | Server | Aggregation]:
+        nodes: list[UserHost | Relay | Server] = [*self.hosts, *self.relays, *([self.server] if self.server else [])]
+        named: dict[str, UserHost | Relay | Server | Aggregation] = {node.name: node for node in nodes}
+        return named | ({"aggregation": self.aggregation} if self.aggregation else {})
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What came of a round.
+    """The outcome of a round.
 
     Attributes:
-        users: those whose IV counted.
-        relays: those that were there.
-        aggregators: the relays that computed the models; none where the server did.
-        empty: nobody computed models: no relay was there, or none that held the present state.
+        users: the users whose IV counted.
+        relays: the relays that took part.
+        aggregators: the relays that computed the models; empty if the server did.
+        empty: whether nobody computed models, since no relay took part, or none that held the current state.
     """
 
     users: Users
@@ -83,115 +87,111 @@ class Outcome:
     empty: bool
 
 
-def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch, coded: bool) -> None:
-    """Play a round.
+class _Stage:
+    """Gives nodes their turns: hands over what arrived for them, measures their time and posts what they send."""
 
-    Args:
-        round: its number.
-        nodes: who is there; an absent relay is not among them.
-        links: how messages travel.
-        watch: told how long each node takes; computing the models counts as `global update`, of each relay apart, and
-            making the round's plan as `planning`, which all nodes do at the same time.
-        coded: whether relays aggregate and code; else the server does, and they forward.
+    def __init__(self, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
+        self.nodes, self.links, self.watch = nodes, links, watch
 
-    Where a message of a relay is missing that others need, these do it again without that relay.
+    def inbox(self, node: str, kind: str, senders: Sequence[str] = (SERVER,)) -> list[Message]:
+        return self.links.collect(node, kind, senders)[0]
 
-    Raises:
-        CodingError: the aggregators do not hold the same.
-    """
-    server, hosts, all_relays = nodes.server, nodes.all_hosts, nodes.all_relays
-
-    def inbox(node: str, kind: str, senders: Sequence[str] = (SERVER,)) -> list[Message]:
-        return links.collect(node, kind, senders)[0]
-
-    def turn(
-        who: str, action: Callable[..., list[Message] | None], *arguments: object, says: Says = (), to: Names = ()
+    def act(
+        self,
+        clock: str,
+        action: Callable[..., list[Message] | None],
+        *arguments: object,
+        says: Sequence[str] = (),
+        to: Sequence[str] = (SERVER,),
     ) -> None:
-        with watch.measure(who):
+        """Let a node act, post its messages, and announce the kinds with which it is done."""
+        with self.watch.measure(clock):
             messages = action(*arguments)
         for message in messages or ():
-            links.post(message)
+            self.links.post(message)
         for kind in says:
-            links.end(kind, to)
+            self.links.end(kind, to)
 
+    def attempt(self, relays: Sequence[Relay]) -> None:
+        """Play the schedule once, with the relays that receive the attendance."""
+        for relay in relays:
+            self.act(relay.name, relay.attend, self.inbox(relay.name, ATTENDANCE))
+        attending = [relay for relay in relays if relay.phase is Phase.ATTENDING]
+        schedule, server = self.nodes.schedule, self.nodes.server
+        self.play(schedule.opening, attending)
+        if schedule.segment:
+            with self.watch.measure("planning"):
+                coded = list(_segments(server or next(iter(attending), None)))
+            for segment in coded:
+                self.play(schedule.segment, attending, segment)
+        self.play(schedule.closing, attending)
+        for relay in attending:
+            verdict, models = self.inbox(relay.name, VERDICT), self.inbox(relay.name, MODELS)
+            self.act(relay.name, relay.conclude, verdict, models)
+
+    def play(self, turns: Iterable[Turn], relays: Sequence[Relay], *arguments: object) -> None:
+        """Play turns with these relays and the server."""
+        server = self.nodes.server
+        names = [relay_name(i) for i in server.attendance.relays] if server else []
+        for turn in turns:
+            peers: Sequence[str] = (SERVER,) if turn.role == RELAYS else names
+            nodes: Sequence[Relay | Server] = relays if turn.role == RELAYS else [server] if server else []
+            for node in nodes:
+                heard = [self.inbox(node.name, kind, peers) for kind in turn.hears]
+                clock = f"{turn.task} of {node.name}" if turn.task else node.name
+                self.act(clock, getattr(node, turn.action), *arguments, *heard, says=turn.says, to=peers)
+
+
+def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
+    """Play a round.
+
+    If a message that others need does not arrive from a relay, they repeat their attempt without that relay.
+
+    Args:
+        round: number of the round.
+        nodes: the nodes that take part; absent relays are not among them.
+        links: how messages travel.
+        watch: records the CPU time of each node. Models are computed as `global update`, of each node separately, and
+            the round's plan is made as `planning`, which all nodes do at the same time.
+
+    Raises:
+        CodingError: the aggregators hold different IVs or models.
+    """
+    stage, server = _Stage(nodes, links, watch), nodes.server
     links.begin(round)
     for host in nodes.hosts:
-        links.post(host.send(round, all_relays))
-        links.end(IVS, all_relays)
-    for relay in nodes.relays:
-        turn(relay.name, relay.hear, round, inbox(relay.name, IVS, hosts), says=[REPORT], to=[SERVER])
-    if server:
-        turn(SERVER, server.attend, round, inbox(SERVER, REPORT, all_relays), says=[ATTENDANCE], to=all_relays)
-
-    def attempt(relays: Sequence[Relay]) -> None:
-        """Learn who is there, and come to the models."""
-        for relay in relays:
-            turn(relay.name, relay.attend, inbox(relay.name, ATTENDANCE))
-        relays = [relay for relay in relays if relay.there]
-        there = [relay_name(i) for i in server.attendance.relays] if server else []  # whom the server speaks with
-        if not coded:
-            for relay in relays:
-                turn(relay.name, relay.forward, says=[IVS], to=[SERVER])
-                relay.let_go()
+        links.post(host.send(round, nodes.relay_names))
+        links.end(IVS, nodes.relay_names)
+    try:
+        for relay in nodes.relays:
+            stage.act(relay.name, relay.report, round, stage.inbox(relay.name, IVS, nodes.host_names), says=[REPORT])
+        if server:
+            reports = stage.inbox(SERVER, REPORT, nodes.relay_names)
+            stage.act(SERVER, server.attend, round, reports, says=[ATTENDANCE], to=nodes.relay_names)
+        relays = list(nodes.relays)
+        while relays or server:
+            stage.attempt(relays)
+            relays = [relay for relay in relays if relay.phase is Phase.IN_VAIN]
+            if not (server.silent if server else relays):
+                break
             if server:
-                turn(SERVER, server.gather, inbox(SERVER, IVS, there))
-                turn("global update", server.aggregate)
-                turn(SERVER, server.hand_back, says=[VERDICT, MODELS], to=there)
-            return
-        for relay in relays:
-            turn(relay.name, relay.tell_state, says=[STATE], to=[SERVER])
+                reported = [relay_name(i) for i in server.attendance.relays]
+                stage.act(SERVER, server.attend_again, says=[ATTENDANCE], to=reported)
+        for relay in nodes.relays:
+            deliver: Callable[[], list[Message]] = list if relay.phase is Phase.ABSENT else relay.deliver
+            stage.act(relay.name, deliver, says=[RECEIPTS, MODELS], to=nodes.host_names)
+        for host in nodes.hosts:
+            host.read_receipts(stage.inbox(host.name, RECEIPTS, nodes.relay_names))
+            host.receive(stage.inbox(host.name, MODELS, nodes.relay_names))
+    finally:
+        for relay in nodes.relays:
+            relay.close()
         if server:
-            turn(SERVER, server.pass_state, inbox(SERVER, STATE, there), says=[STATE], to=there)
-        for relay in relays:
-            turn(relay.name, relay.take_state, inbox(relay.name, STATE))
-        with watch.measure("planning"):
-            coded_parts = list(_segments(server or next(iter(relays), None)))
-        for segment in coded_parts:
-            for relay in relays:
-                turn(relay.name, relay.encode, segment, says=[COMBINATIONS], to=[SERVER])
-            if server:
-                turn(SERVER, server.recode, segment, inbox(SERVER, COMBINATIONS, there), says=[BROADCAST], to=there)
-            for relay in relays:
-                turn(relay.name, relay.decode, segment, inbox(relay.name, BROADCAST))
-        for relay in relays:
-            turn(relay.name, relay.finish)
-            relay.let_go()
-        for relay in relays:  # no sooner, as models need room, and it may be one tensor that all heard
-            turn(f"global update of {relay.name}", relay.aggregate)
-            turn(relay.name, relay.confirm, says=[DIGESTS, MODELS], to=[SERVER])
-        if server:
-            digests, models = (inbox(SERVER, kind, there) for kind in (DIGESTS, MODELS))
-            turn(SERVER, server.compare, digests, models, says=[VERDICT, MODELS], to=there)
-
-    relays = list(nodes.relays)
-    while relays or server:
-        attempt(relays)
-        for relay in relays:
-            if relay.there:
-                turn(relay.name, relay.conclude, inbox(relay.name, VERDICT), inbox(relay.name, MODELS))
-        if not (server.silent if server else any(relay.again for relay in relays)):
-            break
-        if server:
-            then = [relay_name(i) for i in server.attendance.relays]
-            turn(SERVER, server.attend_again, says=[ATTENDANCE], to=then)
-        relays = [relay for relay in relays if relay.again]
-
-    for relay in nodes.relays:
-        if not relay.there:
-            turn(relay.name, list, says=[RECEIPTS, MODELS], to=hosts)
-    for relay in relays:
-        if relay.there:
-            turn(relay.name, relay.deliver, says=[RECEIPTS, MODELS], to=hosts)
-    for host in nodes.hosts:
-        host.told(inbox(host.name, RECEIPTS, all_relays))
-        host.receive(inbox(host.name, MODELS, all_relays))
-    for relay in nodes.relays:
-        relay.close()
-    if server:
-        server.close()
+            server.close()
 
 
-def _segments(node: Relay | Server | None) -> Iterator[Segment]:
-    """What is coded in this round, as this node knows it, and every other; nothing where nobody aggregates."""
-    if node is not None and node.attendance.aggregating.any():
-        yield from segments(node.planner.code(node.attendance).plan, *node.sizes)
+def _segments(node: Relay | Server | None) -> Iterable[Segment]:
+    """Return what is coded in this round, which follows from its attendance; nothing if nobody aggregates."""
+    if node is None or not node.attendance.aggregating.any():
+        return []
+    return segments(node.planner.code(node.attendance).plan, *node.sizes)

@@ -56,7 +56,7 @@ class StateExchange:
         if not self.control.leads:
             self._answer(algorithm, communication[NODE_STATE])
             return None
-        if not holders and communicator.planner.home:  # no round has been aggregated: all relays hold the same
+        if not holders and communicator.planner.preferred:  # no round has been aggregated: all relays hold the same
             holders = self.placement.relays
         aggregator: Values | None = None
         if not holders or not algorithm.users.numbers:
@@ -97,7 +97,7 @@ class StateExchange:
         algorithm.aggregator.load_figure_state(
             {key: sides["aggregator"][key] for key in algorithm.aggregator.figure_state()}
         )
-        if communicator.planner.home:  # the other relays get the aggregator's state in the next round
+        if communicator.planner.preferred:  # the other relays get the aggregator's state in the next round
             versions = {name: _version(nodes, name) for name in placement.relays if nodes[name]}
             holds = placement.name in versions and versions[placement.name] == max(versions.values())
         else:

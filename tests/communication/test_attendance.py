@@ -45,7 +45,7 @@ def test_all_nodes_read_what_the_server_decided(case: tuple[Topology, dict[int, 
         assert found.heard.G.tolist() == [
             [int(i in made and k in made[i].heard) for k in range(t.K)] for i in range(t.H)
         ]
-        assert np.flatnonzero(found.there).tolist() == sorted(made)
+        assert np.flatnonzero(found.reporting).tolist() == sorted(made)
         current = [i for i in sorted(made) if made[i].version == version]
         hearing = [i for i in sorted(made) if len(made[i].heard)]
         aggregating = ([i for i in hearing if i in home] or hearing or current) if home and current else []

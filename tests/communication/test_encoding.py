@@ -50,7 +50,7 @@ def test_rows_are_put_in_their_place(n: int, width: int, long: int, few: int, se
     want = rows.numpy().copy()
     want[to.numpy()] = source.numpy()[at.numpy()]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wire, "LONG", long)
-        patch.setattr(wire, "FEW", few)
+        patch.setattr(wire, "LONG_ROW", long)
+        patch.setattr(wire, "CACHED", few)
         wire.put(rows, to, source, at)
     np.testing.assert_array_equal(rows, want)

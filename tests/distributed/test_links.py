@@ -21,7 +21,8 @@ from lossy import end_of_group, possible
 
 from hmtl.communication import TIERS, CodedHierarchical, Communicator, LinkLedger, Network, Uncoded
 from hmtl.communication.messages import BROADCAST, SERVER, Message, host_name, relay_name
-from hmtl.communication.nodes.relay import Relay
+from hmtl.communication.nodes.coding import CodingRelay
+from hmtl.communication.nodes.forwarding import ForwardingRelay
 from hmtl.distributed.connections import Connection
 from hmtl.distributed.frames import CONTROL, Frame
 from hmtl.distributed.links import ProcessLinks
@@ -254,7 +255,7 @@ def goes(who: str, step: str, sign: int, me: str, round: int, wires: Peers) -> N
         time.sleep(1)  # rounds without anything to do would be over before it is back
     if me == who and round == 2:
         time.sleep(0.5)  # so that what it sent in the last round has left
-        owner: Any = wires.listener.receiver if wires.listener and step == "hear" else Relay
+        owner: Any = ForwardingRelay if step == "forward" else CodingRelay
         usual = getattr(owner, step)
 
         def then(*arguments: Any) -> Any:
@@ -264,7 +265,7 @@ def goes(who: str, step: str, sign: int, me: str, round: int, wires: Peers) -> N
             os.kill(os.getpid(), sign)
             return usual(*arguments)
 
-        setattr(Relay, step, then)
+        setattr(owner, step, then)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +276,7 @@ def goes(who: str, step: str, sign: int, me: str, round: int, wires: Peers) -> N
         ("relay 1", "confirm", {"medium": "unicast", "aggregators": "all"}),
         pytest.param("relay 2", "forward", {"coded": False}, marks=pytest.mark.long),
         pytest.param(
-            *("relay 1", "hear", {"loss": 0.01, "aggregators": [0, 1, 3]}), marks=[multicast, pytest.mark.long]
+            *("relay 1", "report", {"loss": 0.01, "aggregators": [0, 1, 3]}), marks=[multicast, pytest.mark.long]
         ),
     ],
     ids=str,

@@ -1,1 +1,1 @@
-"""Bits, seconds and CPU time of each link and node."""
+"""The cost of communication: bits of each link, transmission time, and CPU time of each node."""

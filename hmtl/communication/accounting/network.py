@@ -96,7 +96,7 @@ class Network:
         return Uplinks(bandwidths, self.uplink == "parallel", self.W2)
 
 
-def between_seconds(network: Network, load: Loads, V_bits: int) -> float:
+def between_seconds(network: Network, load: Loads, V_bits: float) -> float:
     """How long V_bits for each IV of a load take between relays and server."""
     up = V_bits * np.array(load.by_relay)
     down = V_bits * load.down(network.medium)

@@ -1,1 +1,1 @@
-"""Communicators: how one round of messages travels."""
+"""Communicators: which messages a round consists of, and what they cost."""

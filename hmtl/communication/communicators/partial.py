@@ -1,35 +1,37 @@
-"""A communicator for models that hang on few others': relays learn the IVs alone that their own users' models need."""
+"""The communicator of partial demands: relays learn only the IVs that their own users' models need."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hmtl.coding import DemandPlan, Loads, demand_bounds
-from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, LinkLedger
+from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
 from hmtl.communication.accounting.network import Network
-from hmtl.communication.communicators.base import Communicator
-from hmtl.communication.encoding import WIRES
-from hmtl.communication.links import InProcess, Links
+from hmtl.communication.communicators.base import Communicator, MakeLinks
+from hmtl.communication.links import InProcess
 from hmtl.communication.nodes.aggregator import AggregatorSide
-from hmtl.communication.nodes.host import UserHost, UserSide
+from hmtl.communication.nodes.host import UserSide
 from hmtl.communication.nodes.partial import PartialRelay, PartialServer
 from hmtl.communication.planning.partial import PartialPlanner
-from hmtl.communication.planning.planner import Planner
+from hmtl.communication.planning.planner import Planner, PlanSettings
 from hmtl.communication.round import Nodes, Outcome
+from hmtl.communication.schedules import CODING
 from hmtl.errors import ConfigError
 from hmtl.topology import Moving, Topology
 
 
 class CodedPartial(Communicator):
-    """Each user's model is computed by one relay that hears the user, of the IVs that the model needs.
+    """A communicator for models that depend on few other users' IVs.
 
-    So a relay demands these IVs of its users, and the users whom the same relays demand are coded together. No model
-    passes the server. What is exchanged before the first round all relays learn.
+    One relay within range of a user computes the user's model from the IVs that the model needs. So a relay demands
+    the IVs that its users' models need, and users whom the same relays demand are coded together. No model passes
+    through the server. All relays learn what is exchanged before the first round.
 
     Args:
-        topology, network, wire, links: see `Communicator`.
+        topology: who hears whom.
+        network, wire, links: see `Communicator`.
         seed, max_pieces, generation: see `hmtl.coding.make_plan`.
     """
 
@@ -44,16 +46,16 @@ class CodedPartial(Communicator):
         *,
         max_pieces: int = 8,
         generation: int = 200,
-        links: Callable[[LinkLedger], Links] = InProcess,
+        links: MakeLinks = InProcess,
     ) -> None:
         if isinstance(topology, Moving):
             raise ConfigError(
-                "communicator=partial, but users move, and each user's model stays with one relay. Choose "
-                "communicator=coded, or a topology that stays."
+                "communicator=partial needs users who stay, since one relay computes each user's model, but they move. "
+                "Choose communicator=coded, or a topology that stays."
             )
-        self._plans: dict[str, Any] = {"seed": seed, "max_pieces": max_pieces, "generation": generation}
-        super().__init__(topology, network, "optimal", wire, links, **self._plans)
-        self._of_setup = Planner(topology, network, "optimal", **self._plans)
+        self._settings = PlanSettings(seed, max_pieces, generation)
+        super().__init__(topology, network, "optimal", wire, links, self._settings)
+        self._setup_planner = Planner(self.topology, network, "optimal", self._settings)
         self._aggregator: AggregatorSide | None = None
         self._needs: NDArray[np.bool_] | None = None
 
@@ -61,27 +63,27 @@ class CodedPartial(Communicator):
         needs = aggregator.needs()
         if needs is None:
             raise ConfigError(
-                "communicator=partial, but this learner computes models of most or all IVs, so that every "
-                "relay needs them. Choose communicator=coded, or algorithm=fedu with a graph of few neighbours."
+                "communicator=partial saves nothing here, since this learner computes models from most or all IVs. "
+                "Choose communicator=coded, or algorithm=fedu with a graph of few neighbours."
             )
         self._aggregator = aggregator
         if self._needs is None or not np.array_equal(needs, self._needs):
-            self._needs, self.planner = needs, PartialPlanner(self.topology, self.network, needs, **self._plans)
-        _ = self.plan  # refuses what cannot be coded, before the first round
+            self._needs, self.planner = needs, PartialPlanner(self.topology, self.network, needs, self._settings)
+        _ = self.plan  # raises if nothing can be coded
 
     def setup(self, users: UserSide, aggregator: AggregatorSide) -> None:
-        """See `Communicator.setup`; all relays learn all."""
-        of_rounds = self.planner
-        self.planner = self._of_setup
+        """Exchange what has to be known before the first round; all relays learn all of it."""
+        round_planner = self.planner
+        self.planner = self._setup_planner
         super().setup(users, aggregator)
-        self.planner = of_rounds
+        self.planner = round_planner
 
     def round(
         self, number: int, users: UserSide, aggregator: AggregatorSide, absent_relays: Collection[int] = ()
     ) -> Outcome:
-        """See `Communicator.round`; all have to take part."""
+        """Play one round, in which everybody has to take part; see `Communicator.round`."""
         if self._nodes is None or self._aggregator is not aggregator:
-            self.meet(aggregator)  # again, as a set-up can tell more of the needs
+            self.meet(aggregator)  # a set-up may have changed what models need
         return super().round(number, users, aggregator, absent_relays)
 
     @property
@@ -95,18 +97,19 @@ class CodedPartial(Communicator):
         return self.plan.loads
 
     def describe(self) -> dict[str, Any]:
-        """Bounds are those of `demand_bounds`, for the relays that serve the users."""
+        """Return what `summary.json` says of communication, with the bounds of `demand_bounds`."""
         bound = demand_bounds(self.topology, self.planner.demands)
         least = {RELAYS_TO_SERVER: bound.uplink, SERVER_TO_RELAYS: bound.down(self.network.medium)}
         return super().describe() | {"communicator": "partial", "bounds": least}
 
-    def _cast(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
-        if aggregator is not self._aggregator:  # a set-up's
-            return super()._cast(users, aggregator)
-        K, wire = self.topology.K, WIRES[self.wire] if self.wire else None
-        return self._here(
-            lambda n, mine: UserHost(K, users, wire, n, mine),
-            lambda i, hosts: PartialRelay(i, self.planner, aggregator, users.numbers, wire, hosts, self._links.sure),
-            lambda: PartialServer(self.planner, None),
+    def _make_nodes(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
+        if aggregator is not self._aggregator:  # the aggregator of a set-up
+            return super()._make_nodes(users, aggregator)
+        planner, numbers, wire, reliable = self.planner, users.numbers, self._wire_type, self._links.reliable
+        return self._local_nodes(
+            users,
+            lambda i, hosts: PartialRelay(i, planner, hosts, aggregator, numbers, wire, reliable),
+            lambda: PartialServer(planner),
+            CODING,
             None,
         )

@@ -1,7 +1,7 @@
-"""The aggregator's seat: IVs are gathered here, models come from here. K users, m numbers per IV or model.
+"""Where a process aggregates: IVs are collected and models are computed. K users, m numbers per IV or model.
 
-Aggregators of one process that hold equal bytes compute equal models. So they share one seat: the first of a round
-keeps the IVs and computes, the others only make sure, by their digests, that they would have done the same.
+Aggregators of one process that hold equal bytes compute equal models, so they share one `Aggregation`: the first relay
+of a round keeps the IVs and computes; the others verify by their digests that they would have computed the same.
 """
 
 from collections.abc import Sequence
@@ -16,24 +16,24 @@ from torch import Tensor
 
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.digest import Digest
-from hmtl.communication.encoding import pack, taken, unpack
+from hmtl.communication.encoding import pack, put, unpack
 from hmtl.communication.messages import Message, Users
 from hmtl.errors import CodingError
 
-NEVER = -2  # the round in which a user's IV counted last, before any did
+NEVER = -2  # stands for the round in which a user's IV counted last, before any did
 
 
 class AggregatorSide(Protocol):
-    """The learning that needs all IVs; see `hmtl.mtl.Aggregator`."""
+    """The part of an algorithm that needs all IVs; see `hmtl.mtl.Aggregator`."""
 
     def update(self, users: Users, ivs: Tensor) -> Tensor:
-        """IVs [n, m + e] of those who were heard to models [K, m + e′] of all."""
+        """Return the models [K, m + e′] of all users from the IVs [n, m + e] of some, which it may overwrite."""
 
     def needs(self) -> NDArray[np.bool_] | None:
-        """Whose IVs each model is computed from [K, K]; None: those of all."""
+        """Return which IVs each model is computed from [K, K]; None: all of them."""
 
     def part(self, of: Users, users: Users, ivs: Tensor, rounds: int) -> Tensor:
-        """Models of some users, of the IVs of some, after so many rounds; only where there are such needs."""
+        """Return models of the users `of`, from the IVs of `users`, after some rounds; only if `needs` is a matrix."""
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
@@ -42,10 +42,10 @@ class AggregatorSide(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """What goes to the users, a row for each.
+    """Models on their way to the users, a row for each.
 
     Attributes:
-        payload: models, uint8 [K, bytes].
+        payload: numbers of the models, uint8 [K, bytes].
         overhead: further numbers, and the round in which the user's IV counted last (4 bytes), uint8 [K, bytes].
     """
 
@@ -54,36 +54,42 @@ class Models:
 
     @cached_property
     def digest(self) -> bytes:
-        found = Digest()
-        found.add_rows(self.payload)
-        found.add_rows(self.overhead)
-        return found.value()
+        digest = Digest()
+        digest.add_rows(self.payload)
+        digest.add_rows(self.overhead)
+        return digest.value()
 
 
 class Aggregation:
-    """One process's aggregator with what it keeps from round to round.
+    """The aggregator of a process, with the IVs and models of a round.
 
     Args:
         K: number of users.
-        aggregator: what computes the models.
+        aggregator: computes the models.
         numbers: m.
-        wire: how numbers travel; None: as they are.
-        revocable: whether an update may have to be taken back, as messages can be lost.
+        wire: the type in which numbers travel; None: their own.
+        revocable: whether an update may have to be rolled back, because messages can be lost.
+
+    Attributes:
+        counted: the round in which each user's IV counted last [K].
+        ivs: payload and overhead of the IVs of users present, uint8 [n, bytes].
     """
 
     def __init__(
         self, K: int, aggregator: AggregatorSide, numbers: int, wire: torch.dtype | None, revocable: bool = False
     ) -> None:
         self.aggregator, self.numbers, self.wire, self.revocable = aggregator, numbers, wire, revocable
-        self._before: tuple[dict[str, Tensor], NDArray[np.int64]] | None = None
         self.counted: NDArray[np.int64] = np.full(K, NEVER)
-        self.ivs: dict[str, Tensor] = {}  # of those present, payload and overhead [n, bytes]
+        self.ivs: dict[str, Tensor] = {}
+        self._before: tuple[dict[str, Tensor], NDArray[np.int64]] | None = None
         self._round: int | None = None
+        self._keeper = ""
+        self._users: Users = np.empty(0, np.int64)
         self._models: Models | None = None
         self._digest = b""
 
     def open(self, round: int, node: str, users: Users, payload: int, overhead: int) -> bool:
-        """Make room for the round's IVs, of so many bytes; whether it is `node` that keeps them for all."""
+        """Make room for the round's IVs of this many bytes; return whether `node` keeps them for its process."""
         if self._round != round:
             self._round, self._keeper, self._users = round, node, users
             rows = self._rows(len(users))
@@ -91,53 +97,46 @@ class Aggregation:
             self.ivs = {part: torch.empty(rows, nbytes, dtype=torch.uint8) for part, nbytes in sizes.items()}
         return self._keeper == node
 
-    def place(self, users: Users) -> Tensor:
-        """The rows of these users among the IVs."""
+    def places(self, users: Users) -> Tensor:
+        """Return the rows of these users among the IVs."""
         return torch.from_numpy(np.searchsorted(self._users, users))
 
     def gather(self, messages: Sequence[Message]) -> None:
-        """Put the rows of these messages, together those of all users, in their place."""
-        at = torch.cat([self.place(message.of_users()) for message in messages])
+        """Put the rows of messages, which together hold the IVs of all users present, in their place."""
+        at = torch.cat([self.places(message.of_users()) for message in messages])
         rows = torch.cat([message.rows() for message in messages])
         for part in self.ivs:
             sources = [getattr(message, part) for message in messages]
-            if all(source is sources[0] for source in sources) and len(at) == len(sources[0]) and at.equal(rows):
-                self.ivs[part] = sources[0]  # it is all of one tensor, as it stands
+            shared = all(source is sources[0] for source in sources)
+            if shared and len(at) == len(sources[0]) and at.equal(rows):
+                self.ivs[part] = sources[0]  # one tensor holds all IVs in order
                 continue
             for message, source in zip(messages, sources, strict=True):
-                self.ivs[part].index_copy_(0, self.place(message.of_users()), taken(source, message.rows()))
+                put(self.ivs[part], self.places(message.of_users()), source, message.rows())
 
     def update(self, digest: bytes, dtype: torch.dtype) -> None:
-        """Compute the models of the IVs that are kept, of which this is the digest."""
+        """Compute the models of the IVs that are kept and have this digest."""
         ivs = unpack(self.ivs["payload"], self.ivs["overhead"], self.wire or dtype, dtype)
         self.ivs = {}
         self._before = (self.aggregator.state_dict(), self.counted.copy()) if self.revocable else None
         models = self.aggregator.update(self._users, ivs)
-        del ivs  # which may be as large as all models
+        del ivs  # may be as large as all models
         if len(models) != self._rows(len(self.counted)):
             raise CodingError(
-                f"The aggregator gave models of shape {tuple(models.shape)} for {len(self.counted)} users: its update "
-                f"has to return {self._rows(len(self.counted))} rows of numbers here."
+                f"The aggregator returned models of shape {tuple(models.shape)} for {len(self.counted)} users. Let its "
+                f"`update` return {self._rows(len(self.counted))} rows of numbers."
             )
         assert self._round is not None
         self.counted[self._users] = self._round
         payload, extras = pack(models, self.numbers, self.wire or dtype)
         self._digest, self._models = digest, Models(payload, torch.cat([extras, self._receipts()], dim=1))
 
-    def _rows(self, users: int) -> int:
-        """How many rows there are for so many users."""
-        return users
-
-    def _receipts(self) -> Tensor:
-        """For each row of models, when IVs counted last."""
-        return torch.from_numpy(numbers_to_bytes(self.counted).reshape(-1, 4))
-
     def models(self, digest: bytes) -> Models | None:
-        """The models for a node with this digest; None where it holds other IVs than were kept."""
+        """Return the models for a node whose IVs have this digest; None if the IVs that were kept have another one."""
         return self._models if digest == self._digest else None
 
-    def take_back(self) -> None:
-        """It is as if the round's IVs had never come here, whether models were computed of them or not."""
+    def roll_back(self) -> None:
+        """Undo the round, as if its IVs had never arrived."""
         if self._before:
             state, self.counted = self._before
             self.aggregator.load_state_dict(state)
@@ -145,29 +144,35 @@ class Aggregation:
         self.close()
 
     def close(self) -> None:
-        """Let go of the round's IVs and models, which may be large."""
+        """Release the round's IVs and models, which may be large."""
         self.ivs, self._models, self._before = {}, None, None
 
     def state_bytes(self) -> NDArray[np.uint8]:
-        """All that a node needs to aggregate the next round."""
+        """Return everything that a node needs to aggregate the next round."""
         state = self.aggregator.state_dict()
-        parts = [state[name].contiguous().cpu().view(-1).view(torch.uint8).numpy() for name in sorted(state)]
-        return np.concatenate([*parts, numbers_to_bytes(self.counted)])
+        tensors = [state[name].contiguous().cpu().view(-1).view(torch.uint8).numpy() for name in sorted(state)]
+        return np.concatenate([*tensors, numbers_to_bytes(self.counted)])
 
     def adopt(self, content: NDArray[np.uint8]) -> None:
-        """The inverse of `state_bytes`."""
-        state, rest = self.aggregator.state_dict(), torch.from_numpy(content.copy())
+        """Load what another node's `state_bytes` returned."""
+        state, unread = self.aggregator.state_dict(), torch.from_numpy(content.copy())
         for name in sorted(state):
             old = state[name]
-            state[name], rest = (
-                rest[: old.nbytes].clone().view(old.dtype).view(old.shape).to(old.device),
-                rest[old.nbytes :],
-            )
+            own, unread = unread[: old.nbytes], unread[old.nbytes :]
+            state[name] = own.clone().view(old.dtype).view(old.shape).to(old.device)
         self.aggregator.load_state_dict(state)
-        self.counted = bytes_to_numbers(rest.numpy())
+        self.counted = bytes_to_numbers(unread.numpy())
 
     def state_dict(self) -> dict[str, Any]:
         return {"counted": torch.from_numpy(self.counted.copy())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.counted = state["counted"].numpy().copy()
+
+    def _rows(self, users: int) -> int:
+        """Return the number of rows for this many users."""
+        return users
+
+    def _receipts(self) -> Tensor:
+        """Return when IVs counted last, for each row of models."""
+        return torch.from_numpy(numbers_to_bytes(self.counted).reshape(-1, 4))

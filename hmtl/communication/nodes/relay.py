@@ -1,4 +1,4 @@
-"""A relay as a node of the network. K users, H relays."""
+"""What every relay does in a round: report, attend, heed the verdict, deliver models. K users, H relays."""
 
 from collections.abc import Sequence
 
@@ -8,214 +8,108 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS
-from hmtl.communication.attendance import Report, bytes_to_numbers, numbers_to_bytes
-from hmtl.communication.digest import Digest
-from hmtl.communication.encoding import put
+from hmtl.communication.attendance import Attendance, Report
 from hmtl.communication.messages import (
     AGREED,
-    COMBINATIONS,
-    DIGESTS,
-    IN_VAIN,
-    IVS,
     MODELS,
-    RECEIPTS,
     REPORT,
     SERVER,
-    STATE,
     Message,
     Users,
-    note,
-    nothing,
+    overhead_only,
     relay_name,
 )
-from hmtl.communication.nodes.aggregator import Aggregation, Models
-from hmtl.communication.planning.coder import Segment, View
+from hmtl.communication.nodes.phases import Event, Phase, following
 from hmtl.communication.planning.planner import Planner
-from hmtl.gf256 import matmul
 
 
 class Relay:
-    """Relay i: it knows what it heard, what the server sent to it, and what it made of these.
+    """Relay i, which knows what it heard, what the server sent to it, and what it computed from these.
 
     Args:
-        i: its number.
-        planner: of the network.
-        aggregation: where it aggregates; None where the server does.
-        hosts: names of the hosts of the users.
-        sure: whether no message can be lost, so that a round never has to be done again.
+        i: number of the relay.
+        planner: plans of the network.
+        hosts: names of the users' hosts.
+        reliable: whether every message arrives, so that an attempt never has to be repeated.
+
+    Attributes:
+        version: number of rounds that it has aggregated.
+        phase: where it is in the round.
+        attendance: who takes part in the round.
+        sizes: bytes of payload and overhead of an IV.
     """
 
-    def __init__(
-        self, i: int, planner: Planner, aggregation: Aggregation | None, hosts: Sequence[str], sure: bool = False
-    ) -> None:
+    def __init__(self, i: int, planner: Planner, hosts: Sequence[str], reliable: bool = False) -> None:
         self.i, self.name = i, relay_name(i)
-        self.aggregation, self.hosts, self.sure = aggregation, tuple(hosts), sure
-        self.version = 0  # rounds that it has aggregated
-        self.there = self.again = self._stuck = False
-        self._passed: Sequence[Message] = ()
-        self._models: Models | None = None
-        self.follow(planner)
+        self.hosts, self.reliable = tuple(hosts), reliable
+        self.version = 0
+        self.phase = Phase.ABSENT
+        self.round = -1
+        self.dtype = torch.float64
+        self.sizes = (0, 0)
+        self.planner, self.topology = planner, planner.topology
+        self.attendance = Attendance.nobody(planner.topology)
+        self._ivs: dict[str, Tensor] = {}  # payload and overhead of what it heard, a row for each IV
+        self._row: NDArray[np.int64] = np.full(planner.topology.K, -1)  # where each user's IV is; -1: not heard
+        self._passed: Sequence[Message] = ()  # models that the server passed on
 
     def follow(self, planner: Planner) -> None:
-        """Go on where the contacts are those of this planner."""
-        self.planner, self.t = planner, planner.topology
-        self._hears = self.t.G[self.i].astype(bool)
+        """Continue with the topology of another planner."""
+        self.planner, self.topology = planner, planner.topology
 
-    def hear(self, round: int, messages: Sequence[Message]) -> list[Message]:
-        """Take what the own users sent, and tell the server who they are."""
-        self.there, self.again = bool(messages), False
+    def report(self, round: int, messages: Sequence[Message]) -> list[Message]:
+        """Take the IVs of the users within range and report to the server whose they are."""
         if not messages:
-            return []  # of a round in which nobody even says how long IVs are
-        self._round, self._dtype = round, messages[0].dtype
-        places = [np.flatnonzero(self._hears[message.of_users()]) for message in messages]
-        if len(messages) == 1:  # many users at once, and those not heard are left where they are
+            return []  # nobody says how long IVs are in this round
+        self._on(Event.REPORT)
+        self.round, self.dtype = round, messages[0].dtype
+        within_range = self.topology.G[self.i].astype(bool)
+        places = [np.flatnonzero(within_range[message.of_users()]) for message in messages]
+        if len(messages) == 1:  # the rows of users out of range stay where they are, unread
             self._ivs = {"payload": messages[0].payload, "overhead": messages[0].overhead}
             rows = places[0]
         else:
             self._ivs = {
-                part: _gathered([getattr(message, part) for message in messages], places)
+                part: _stacked([getattr(message, part) for message in messages], places)
                 for part in ("payload", "overhead")
             }
             rows = np.arange(sum(map(len, places)))
         users = np.concatenate([message.of_users()[at] for message, at in zip(messages, places, strict=True)])
-        self._row = np.full(self.t.K, -1)
+        self._row = np.full(self.topology.K, -1)
         self._row[users] = rows
-        self.sizes = self._ivs["payload"].shape[1], self._ivs["overhead"].shape[1]  # bytes of an IV, and beside it
-        return [self._up(REPORT, *note(Report(users, self.version, *self.sizes).to_bytes(self.t, self.i)))]
+        self.sizes = self._ivs["payload"].shape[1], self._ivs["overhead"].shape[1]
+        content = Report(users, self.version, *self.sizes).to_bytes(self.topology, self.i)
+        return [self._to_server(REPORT, *overhead_only(content))]
 
     def attend(self, messages: Sequence[Message]) -> None:
-        """Learn who is there, and who does what; without that, the relay is out of the round."""
-        self.there, self.again, self._stuck = bool(messages), False, False
+        """Read who takes part and who aggregates; without this message the relay leaves the round."""
+        if self.phase is Phase.ABSENT:
+            return
         if not messages:
+            self._on(Event.MISS)
             return
+        self._on(Event.ATTEND)
         self.attendance = self.planner.attendance(messages[0].overhead.numpy().tobytes())
-        self._aggregates = bool(self.attendance.aggregating[self.i])
-        self._digest = Digest()
 
-    def tell_state(self) -> list[Message]:
-        """What an aggregator needs to go on, if the server asked for it."""
-        if self.attendance.source != self.i or self.aggregation is None:
-            return []
-        content = np.concatenate([numbers_to_bytes([self.version]), self.aggregation.state_bytes()])
-        return [self._up(STATE, *note(content))]
+    def conclude(self, verdict: Sequence[Message], models: Sequence[Message]) -> None:
+        """Heed the server's verdict on this attempt, and keep the models that the server passes on.
 
-    def take_state(self, messages: Sequence[Message]) -> None:
-        """Go on from another relay's state, if that was asked for; without it, the relay is stuck."""
-        self._stuck = bool(self.attendance.behind[self.i]) and not messages
-        for message in messages:
-            assert self.aggregation is not None
-            content = message.overhead[0].numpy()
-            self.version = int(bytes_to_numbers(content[:4])[0])
-            self.aggregation.adopt(content[4:])
-
-    def encode(self, segment: Segment) -> list[Message]:
-        """Combinations of the pieces that the relay heard."""
-        if self._stuck or self.i not in self.attendance.heard.active:
-            return []
-        view = self._view(segment)
-        users = segment.users[view.heard]
-        self._heard = segment.cut(self._ivs[segment.part], torch.from_numpy(self._row[users]))
-        return [self._up(COMBINATIONS, *segment.sides(matmul(view.encoder, self._heard)))]
-
-    def decode(self, segment: Segment, messages: Sequence[Message]) -> None:
-        """The pieces that the relay missed, from the server's combinations and its own pieces.
-
-        Without enough of these the relay is stuck: it waits for what the server says of this attempt.
+        A relay that did not aggregate needs no verdict.
         """
-        if self._stuck or self.i not in self.planner.code(self.attendance).receivers(segment.number):
-            return
-        view = self._view(segment)
-        if not messages and view.need:
-            self._stuck = True
-            return
-        sent = getattr(messages[0], segment.part)[: view.need] if messages else self._heard[:0]
-        decoded = view.decode(sent, self._heard)
-        self._keep(segment, decoded, view.check(self._heard, decoded, len(segment.blocks)))
-
-    def _keep(self, segment: Segment, decoded: Tensor, check: Tensor) -> None:
-        """Take what was decoded, and its fingerprint."""
-        self._digest.add(check)
-        if seat := self._seat():
-            missing = segment.users[self._view(segment).missing]
-            segment.put(decoded, seat.ivs[segment.part], seat.place(missing))
-
-    def finish(self) -> None:
-        """All IVs are known: those that were not coded, every aggregator heard."""
-        if self._stuck or not self._aggregates:
-            return
-        others = torch.from_numpy(self._row[self.planner.code(self.attendance).not_coded])
-        for ivs in self._ivs.values():
-            self._digest.add_rows(ivs[others])
-        if seat := self._seat():
-            mine = np.flatnonzero(self._row >= 0)
-            at, rows = seat.place(mine), torch.from_numpy(self._row[mine])
-            for part, ivs in self._ivs.items():
-                put(seat.ivs[part], at, ivs, rows)
-
-    def let_go(self) -> None:
-        """Of what was heard, which may be large, keep no more than may be needed again."""
-        if self.sure:
-            self._ivs, self._heard = {}, nothing(0)
-
-    def aggregate(self) -> None:
-        """Compute the models."""
-        if self._stuck or not self._aggregates:
-            return
-        if seat := self._seat():
-            seat.update(self._digest.value(), self._dtype)
-        assert self.aggregation is not None
-        self._models = self.aggregation.models(self._digest.value())
-
-    def confirm(self) -> list[Message]:
-        """Digests of IVs and models for the server, and the models of the users whom no aggregator hears."""
-        if self._stuck or not self._aggregates:
-            return []
-        ivs, models = self._digest.value(), self._models
-        made = models.digest if models else bytes(len(ivs))
-        messages = [self._up(DIGESTS, *note(np.frombuffer(ivs + made, np.uint8).copy()))]
-        _, by_way = self.planner.routes(self.attendance)
-        users = np.flatnonzero(by_way)
-        users = users[self.planner.code(self.attendance).carriers(len(users)) == self.i]
-        if models and len(users):
-            messages.append(self._up(MODELS, models.payload, models.overhead, users, torch.from_numpy(users)))
-        return messages
-
-    def forward(self) -> list[Message]:
-        """Uncoded: the IVs that it is this relay's turn to pass on."""
-        users = np.flatnonzero(self.planner.forwarders(self.attendance.heard) == self.i)
-        at = torch.from_numpy(self._row[users])
-        return [self._up(IVS, self._ivs["payload"], self._ivs["overhead"], users, at)]
-
-    def conclude(self, verdict: Sequence[Message], passed: Sequence[Message]) -> None:
-        """The server's word of this attempt: that all agree, or that it was in vain; and models that it passes on."""
-        words = [bool(message.overhead[0, 0]) for message in verdict]
-        self._agreed, self.again, self._passed = words == [AGREED], words == [IN_VAIN], passed
-        computed, self._models = self._models is not None, self._models if self._agreed else None
-        if self.aggregation is not None and (self.again or (computed and not self._agreed)):
-            self.aggregation.take_back()
+        self._passed = models
+        if verdict:
+            self._on(Event.AGREE if bool(verdict[0].overhead[0, 0]) is AGREED else Event.RETRY)
+        elif self.phase is Phase.AGGREGATED:
+            self._on(Event.MISS)
 
     def deliver(self) -> list[Message]:
-        """Models to the users: those that the server passed on and, once it says that all agree, the relay's own.
-
-        In a round without aggregators, word that nothing counted.
-        """
-        serving, by_way = self.planner.routes(self.attendance)
-        if self.aggregation is not None and not self.attendance.aggregating.any():
-            users = np.flatnonzero(serving == self.i)
-            no = torch.zeros(len(users), 1, dtype=torch.uint8)
-            return [self._down(RECEIPTS, nothing(len(users)), no, users)]
-        messages = [self._down(MODELS, m.payload, m.overhead, m.of_users(), m.rows()) for m in self._passed]
-        if self._agreed and self._models:
-            self.version += 1
-            users, models = np.flatnonzero((serving == self.i) & ~by_way), self._models
-            messages.append(self._down(MODELS, models.payload, models.overhead, users, torch.from_numpy(users)))
-        return messages
+        """Send the models that the server passed on to the users."""
+        return [self._to_users(MODELS, m.payload, m.overhead, m.of_users(), m.rows()) for m in self._passed]
 
     def close(self) -> None:
-        """Let go of the round's messages, which may be large."""
-        self._ivs, self._models, self._heard, self._passed = {}, None, nothing(0), ()
-        if self.aggregation is not None:
-            self.aggregation.close()
+        """End the round, and release its messages, which may be large."""
+        self._on(Event.CLOSE)
+        self._ivs, self._passed = {}, ()
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"version": torch.tensor(self.version)}
@@ -223,41 +117,30 @@ class Relay:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.version = int(state["version"])
 
-    def _view(self, segment: Segment) -> View:
-        return self.planner.code(self.attendance).view(segment.number, self.i)
+    def _on(self, event: Event) -> None:
+        self.phase = following(self.phase, event)
 
-    def _seat(self) -> Aggregation | None:
-        """The place of the IVs, if it is this relay that keeps them for all aggregators of the process."""
-        assert self.aggregation is not None
-        users = self.attendance.users
-        return self.aggregation if self.aggregation.open(self._round, self.name, users, *self.sizes) else None
-
-    def _up(
+    def _to_server(
         self, kind: str, payload: Tensor, overhead: Tensor, users: Users | None = None, at: Tensor | None = None
     ) -> Message:
+        """Return a message to the server."""
         return Message(
-            self._round, RELAYS_TO_SERVER, kind, self.name, (SERVER,), self.i, payload, overhead, users, at, self._dtype
+            self.round, RELAYS_TO_SERVER, kind, self.name, (SERVER,), self.i, payload, overhead, users, at, self.dtype
         )
 
-    def _down(
-        self,
-        kind: str,
-        payload: Tensor,
-        overhead: Tensor,
-        users: Users,
-        at: Tensor | None = None,
-        links: int | None = None,
+    def _to_users(
+        self, kind: str, payload: Tensor, overhead: Tensor, users: Users, at: Tensor | None = None
     ) -> Message:
-        on, dtype = users if links is None else links, self._dtype
+        """Return a message with a row for each of these users, counted on the link of each."""
         return Message(
-            self._round, RELAYS_TO_USERS, kind, self.name, self.hosts, on, payload, overhead, users, at, dtype
+            self.round, RELAYS_TO_USERS, kind, self.name, self.hosts, users, payload, overhead, users, at, self.dtype
         )
 
 
-def _gathered(sources: Sequence[Tensor], places: Sequence[NDArray[np.int64]]) -> Tensor:
-    """These rows of each source, one below the other, and no other copy of them meanwhile."""
-    made, end = sources[0].new_empty(sum(map(len, places)), sources[0].shape[1]), 0
+def _stacked(sources: Sequence[Tensor], places: Sequence[NDArray[np.int64]]) -> Tensor:
+    """Return these rows of each source below each other, without a further copy on the way."""
+    rows, end = sources[0].new_empty(sum(map(len, places)), sources[0].shape[1]), 0
     for source, at in zip(sources, places, strict=True):
         start, end = end, end + len(at)
-        torch.index_select(source, 0, torch.from_numpy(at), out=made[start:end])
-    return made
+        torch.index_select(source, 0, torch.from_numpy(at), out=rows[start:end])
+    return rows

@@ -1,1 +1,1 @@
-"""What all nodes know before a round: plans, routes and codes."""
+"""What every node derives without communication: plans, routes, and how IVs are cut and coded."""

@@ -1,5 +1,6 @@
-"""What all nodes know where each relay computes its own users' models: who serves whom, demands, code."""
+"""Plans of rounds in which each relay computes its own users' models, from the IVs that these need."""
 
+from dataclasses import asdict
 from functools import cached_property
 
 import numpy as np
@@ -8,16 +9,20 @@ from numpy.typing import NDArray
 from hmtl.coding import DemandPlan, demand_plan, demands_of, serve
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.attendance import Attendance, Routes
-from hmtl.communication.planning.planner import Code, Planner
+from hmtl.communication.planning.planner import Code, Planner, PlanSettings
 from hmtl.topology import Topology
 
 
 class PartialPlanner(Planner):
-    """Plans of the rounds, in which all take part.
+    """The plans of rounds in which everybody takes part.
 
     Args:
-        topology, network, seed, max_pieces, generation: see `Planner`.
-        needs: [K, K], row k: whose IVs user k's model is computed from.
+        topology, network, settings: see `Planner`.
+        needs: which IVs each user's model is computed from [K, K].
+
+    Attributes:
+        serving: the relay that computes each user's model [K].
+        demands: which IVs each relay needs [H, K].
     """
 
     def __init__(
@@ -25,30 +30,28 @@ class PartialPlanner(Planner):
         topology: Topology,
         network: Network,
         needs: NDArray[np.bool_],
-        seed: int = 0,
-        max_pieces: int = 8,
-        generation: int = 200,
+        settings: PlanSettings = PlanSettings(),  # noqa: B008, it is frozen
     ) -> None:
-        super().__init__(topology, network, "optimal", seed, max_pieces, generation)
+        super().__init__(topology, network, "optimal", settings)
         self.serving = serve(topology, needs)
         self.demands = demands_of(needs, self.serving, topology.H)
 
     @cached_property
-    def home(self) -> tuple[int, ...]:
-        """The relays that serve somebody."""
+    def preferred(self) -> tuple[int, ...]:
+        """The relays that serve some user."""
         return tuple(np.unique(self.serving[self.serving >= 0]).tolist())
-
-    def routes(self, attendance: Attendance) -> Routes:
-        """Models come from the relay that computes them."""
-        return self.serving, np.zeros(self.topology.K, dtype=bool)
 
     @property
     def plan(self) -> DemandPlan:
-        """The plan for when all links hold."""
+        """The plan for when every IV arrives on every link."""
         plan = super().plan
         assert isinstance(plan, DemandPlan)
         return plan
 
+    def routes(self, attendance: Attendance) -> Routes:
+        """Return that models come from the relay that computes them."""
+        return Routes(self.serving, np.zeros(self.topology.K, dtype=bool))
+
     def _code(self, heard: Topology, aggregators: tuple[int, ...]) -> Code:
         uplinks = self.network.uplinks(heard)
-        return Code(demand_plan(heard, self.demands, uplinks=uplinks, **self._settings), aggregators)
+        return Code(demand_plan(heard, self.demands, uplinks=uplinks, **asdict(self.settings)), aggregators)

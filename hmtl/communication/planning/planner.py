@@ -1,7 +1,7 @@
-"""What all nodes know without a word: it follows from the network, the scheme, the seed and who is there."""
+"""Plans and routes of a network, which every node derives from topology, scheme, seed and attendance."""
 
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,21 @@ from hmtl.communication.accounting.network import Network
 from hmtl.communication.attendance import Attendance, Routes, routes
 from hmtl.communication.planning.coder import View
 from hmtl.topology import Topology
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """Settings of coded plans, see `hmtl.coding.make_plan`.
+
+    Attributes:
+        seed: coefficients follow from it, so none travel.
+        max_pieces: largest number of pieces of an IV.
+        generation: about how many users are coded together.
+    """
+
+    seed: int = 0
+    max_pieces: int = 8
+    generation: int = 200
 
 
 class Code:
@@ -28,32 +43,33 @@ class Code:
         return np.setdiff1d(np.array(self.plan.topology.present, dtype=np.int64), coded)
 
     def receivers(self, block: int) -> tuple[int, ...]:
-        """The relays that decode a block."""
+        """Return the relays that decode a block."""
         active = self.plan.topology.active
         return tuple(active[n] for n in self.plan.blocks[block].aggregators)
 
     def carriers(self, models: int) -> NDArray[np.int64]:
-        """Which aggregator sends each of so many models, of users whom none of them hears, to the server."""
-        if not self.plan.aggregators:  # as nobody was heard
+        """Return which aggregator sends each of these models, of users whom no aggregator hears, to the server."""
+        if not self.plan.aggregators:  # nobody was heard
             return np.full(models, self.aggregators[0])
         return self.plan.carriers(models)
 
     def view(self, block: int, i: int) -> View:
-        """What relay i needs to know of a block."""
+        """Return what relay i needs to know of a block."""
         if (block, i) not in self._views:
             self._views[block, i] = View.of(self.plan.blocks[block], self._place[i])
         return self._views[block, i]
 
 
 class Planner:
-    """Plans and routes of the rounds' networks, kept for when they come again. The nodes of a process share one.
+    """The plans and routes of a topology, kept in case an attendance recurs. The nodes of a process share a planner.
 
     Args:
-        topology: who hears whom when all are there.
-        network: the links.
-        scheme, seed, max_pieces, generation: see `hmtl.coding.make_plan`; the scheme `uncoded` has no plans.
-        aggregators: who computes the models, see `hmtl.coding.resolve`; with the scheme `uncoded` it is the server.
-        home: the relays that these are; None: as follows from the topology.
+        topology: who hears whom when everybody is present.
+        network: bandwidths and media.
+        scheme: see `hmtl.coding.make_plan`; `uncoded` has no plans.
+        settings: settings of the plans.
+        aggregators: who computes the models, see `hmtl.coding.resolve`; with the scheme `uncoded`, the server does.
+        preferred: the relays that this names; None: as it follows from the topology.
     """
 
     def __init__(
@@ -61,27 +77,24 @@ class Planner:
         topology: Topology,
         network: Network,
         scheme: str,
-        seed: int = 0,
-        max_pieces: int = 8,
-        generation: int = 200,
+        settings: PlanSettings = PlanSettings(),
         aggregators: Aggregators = "all",
-        home: tuple[int, ...] | None = None,
+        preferred: tuple[int, ...] | None = None,
     ) -> None:
-        self.topology, self.network, self.scheme = topology, network, scheme
-        self._settings: dict[str, Any] = {"seed": seed, "max_pieces": max_pieces, "generation": generation}
-        self.aggregators, self._home = aggregators, home
-        self._codes = lru_cache(8)(self._code)  # these are large
+        self.topology, self.network, self.scheme, self.settings = topology, network, scheme, settings
+        self.aggregators, self._preferred = aggregators, preferred
+        self._codes = lru_cache(8)(self._code)  # codes are large
+        self._routes = lru_cache(64)(lambda relays, aggregating: routes(topology, relays, aggregating))
+        self._spread = lru_cache(64)(lambda relays: cover(topology.restricted(relays=relays)))
         self.attendance = lru_cache(64)(self._attendance)
-        self._routes = lru_cache(64)(lambda there, aggregating: routes(topology, there, aggregating))
         self.forwarders = lru_cache(64)(self._forwarders)
         self.cover = lru_cache(64)(self._cover)
-        self._spread = lru_cache(64)(lambda there: cover(self.topology.restricted(relays=there)))
 
     @cached_property
-    def home(self) -> tuple[int, ...]:
-        """The relays that aggregate if they can, and others only when none of these can; none: the server does."""
-        if self._home is not None:
-            return self._home
+    def preferred(self) -> tuple[int, ...]:
+        """The preferred aggregators. If none of them is present, any relay may aggregate. Empty: the server does."""
+        if self._preferred is not None:
+            return self._preferred
         if scheme_of(self.scheme).code is None:
             return ()
         uplinks = self.network.uplinks(self.topology)
@@ -89,45 +102,45 @@ class Planner:
 
     @property
     def usual(self) -> tuple[int, ...]:
-        """The relays that aggregate when all are there; none: the server does."""
+        """The relays that aggregate when everybody is present; empty: the server does."""
         active = self.topology.active
-        return tuple(i for i in self.home if i in active) or (active if self.home else ())
+        return tuple(i for i in self.preferred if i in active) or (active if self.preferred else ())
 
     @property
-    def made(self) -> int:
+    def plans_made(self) -> int:
         """The number of plans made so far."""
         return self._codes.cache_info().misses
 
-    def code(self, attendance: Attendance) -> Code:
-        """The code of a round in which relays aggregate."""
-        return self._codes(attendance.heard, attendance.aggregators)
-
     @property
     def plan(self) -> Plan:
-        """The plan for when all are there."""
+        """The plan for when everybody is present."""
         return self._codes(self.topology, self.usual).plan
 
-    def _code(self, heard: Topology, aggregators: tuple[int, ...]) -> Code:
-        links = self.network.uplinks(heard)
-        who = aggregators or "server"
-        return Code(make_plan(heard, self.scheme, uplinks=links, aggregators=who, **self._settings), aggregators)
-
-    def _attendance(self, content: bytes) -> Attendance:
-        """The attendance of which these are the bytes."""
-        return Attendance.from_bytes(np.frombuffer(content, np.uint8), self.topology)
+    def code(self, attendance: Attendance) -> Code:
+        """Return the code of a round in which relays aggregate."""
+        return self._codes(attendance.heard, attendance.aggregators)
 
     def routes(self, attendance: Attendance) -> Routes:
-        """How models come to the users, see `attendance.routes`."""
+        """Return how models reach the users."""
         return self._routes(attendance.relays, attendance.aggregators)
 
+    def spread(self, attendance: Attendance) -> Cover:
+        """Return the relays that send the sums to all users within range."""
+        return self._spread(attendance.relays)
+
+    def _code(self, heard: Topology, aggregators: tuple[int, ...]) -> Code:
+        uplinks, settings = self.network.uplinks(heard), asdict(self.settings)
+        plan = make_plan(heard, self.scheme, uplinks=uplinks, aggregators=aggregators or "server", **settings)
+        return Code(plan, aggregators)
+
+    def _attendance(self, content: bytes) -> Attendance:
+        """Return the attendance that these bytes hold."""
+        return Attendance.from_bytes(np.frombuffer(content, np.uint8), self.topology)
+
     def _forwarders(self, heard: Topology) -> NDArray[np.int64]:
-        """[K] the relay that passes each user's IV on where nothing is coded."""
+        """Return the relay that forwards each user's IV if nothing is coded [K]."""
         return self.network.forwarders(heard)
 
     def _cover(self, heard: Topology) -> Cover:
-        """The relays that add up the terms of sums."""
+        """Return the relays that add the terms of sums."""
         return cover(heard, self.network.uplinks(heard))
-
-    def spread(self, attendance: Attendance) -> Cover:
-        """The relays that send the sums to all users who can be reached."""
-        return self._spread(attendance.relays)

@@ -14,10 +14,11 @@ from torch import Tensor
 from hmtl.coding import cover
 from hmtl.communication import InProcess, LinkLedger, Network, Sums
 from hmtl.communication.accounting.stopwatch import Stopwatch
-from hmtl.communication.communicators.sums import SummingAggregation, SummingHost, SummingRelay, SummingServer
 from hmtl.communication.messages import ATTENDANCE, IVS, MODELS, REPORT, SERVER, Message
+from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer, SummingAggregation
 from hmtl.communication.planning.planner import Planner
 from hmtl.communication.round import Nodes, play
+from hmtl.communication.schedules import ADDING
 from hmtl.errors import CodingError, ConfigError
 from hmtl.testing.networks import topologies
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers
@@ -93,12 +94,12 @@ class Apart:
     def __init__(self, t: Topology, sides: Sequence[Terms], network: Network = Network()) -> None:  # noqa: B008
         planners = [Planner(t, network, "uncoded") for _ in range(2)]
         width = sides[0].ivs[0].shape[1]
-        self.hosts = [SummingHost(t.K, side, None, n, np.array(sorted(side.mine))) for n, side in enumerate(sides)]
+        self.hosts = [AddingHost(t.K, side, None, n, np.array(sorted(side.mine))) for n, side in enumerate(sides)]
         names = [host.name for host in self.hosts]
-        self.relays = [SummingRelay(i, planners[i % 2], None, names) for i in range(t.H)]
+        self.relays = [AddingRelay(i, planners[i % 2], names) for i in range(t.H)]
         self.total = Total(width)
         self.seat = SummingAggregation(t.K, self.total, width - 1, None)
-        self.server = SummingServer(planners[0], self.seat)
+        self.server = AddingServer(planners[0], self.seat)
         self.links = Changed(LinkLedger(t.K, t.H))
         self.names = names, [relay.name for relay in self.relays]
 
@@ -106,8 +107,8 @@ class Apart:
         self.links.change = change
         self.links.ledger.begin_round()
         there = [relay for relay in self.relays if relay.i not in away]
-        nodes = Nodes(self.hosts, there, self.server, self.seat, *self.names)
-        play(round, nodes, self.links, Stopwatch(), coded=False)
+        nodes = Nodes(self.hosts, there, self.server, self.seat, ADDING, *self.names)
+        play(round, nodes, self.links, Stopwatch())
 
 
 @settings(max_examples=60, deadline=None)
@@ -319,7 +320,7 @@ def test_refusals() -> None:
         Sums(t, wire="float32")
     with pytest.raises(ConfigError, match=r"network\.last_hop=radio is unknown: choose one of broadcast, unicast"):
         Network(last_hop="radio")
-    with pytest.raises(CodingError, match=r"int64, but these users send torch\.float64: call .* in_sums\(\)"):
+    with pytest.raises(CodingError, match=r"int64, but these users send torch\.float64\. Make .* messages"):
         Sums(t).round(0, ScriptedUsers([random_numbers(0, 5, 3, None)], [set()], 0), ScriptedAggregator(5, 3))
     with pytest.raises(CodingError, match=r"models of shape \(5, 4\)"):
         Sums(t).round(0, Terms([terms(0, 5, 3)], [set()]), Wide(3))

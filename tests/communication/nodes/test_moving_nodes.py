@@ -145,5 +145,5 @@ def test_relays_at_home_may_have_no_users_at_first() -> None:
 
 
 def test_partial_demands_are_of_users_who_stay() -> None:
-    with pytest.raises(ConfigError, match=r"communicator=partial, but users move, .* Choose communicator=coded"):
+    with pytest.raises(ConfigError, match=r"communicator=partial .* move.* Choose communicator=coded"):
         CodedPartial(Walk(12, 3, 0.5))

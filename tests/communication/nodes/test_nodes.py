@@ -30,12 +30,14 @@ from hmtl.communication.messages import (
     Message,
 )
 from hmtl.communication.nodes.aggregator import Aggregation
+from hmtl.communication.nodes.coding import CodingRelay, CodingServer
+from hmtl.communication.nodes.forwarding import ForwardingRelay, ForwardingServer
 from hmtl.communication.nodes.host import UserHost
-from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server
 from hmtl.communication.planning import coder
-from hmtl.communication.planning.planner import Planner
+from hmtl.communication.planning.planner import Planner, PlanSettings
 from hmtl.communication.round import Nodes, play
+from hmtl.communication.schedules import CODING, FORWARDING
 from hmtl.errors import CodingError
 from hmtl.testing.networks import topologies
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
@@ -78,17 +80,21 @@ class Apart:
         users = list(users)
         width = users[0].ivs[0].shape[1]
 
-        settings = {"seed": 5, "max_pieces": 3, "generation": 9, "aggregators": aggregators}
-        planners = [Planner(t, network, scheme, **settings) for _ in range(2)]
-        self.t, self.home, self.coded = t, planners[0].home, bool(planners[0].home)
+        planners = [Planner(t, network, scheme, PlanSettings(5, 3, 9), aggregators) for _ in range(2)]
+        self.t, self.home, self.coded = t, planners[0].preferred, bool(planners[0].preferred)
 
         def seat() -> Aggregation:
             return Aggregation(t.K, ScriptedAggregator(t.K, width), users[0].numbers, None, revocable=True)
 
         self.hosts = [UserHost(t.K, side, None, n, np.array(sorted(side.mine))) for n, side in enumerate(users)]
         names = [host.name for host in self.hosts]
-        self.relays = [Relay(i, planners[i % 2], seat() if self.coded else None, names) for i in range(t.H)]
-        self.server: Server | None = Server(planners[0], None if self.coded else seat())
+        self.server: Server | None
+        if self.coded:
+            self.relays = [CodingRelay(i, planners[i % 2], names, seat()) for i in range(t.H)]
+            self.server = CodingServer(planners[0])
+        else:
+            self.relays = [ForwardingRelay(i, planners[i % 2], names) for i in range(t.H)]
+            self.server = ForwardingServer(planners[0], seat())
         self.links = Changed(LinkLedger(t.K, t.H))
         self.links.ledger.begin_round()
 
@@ -97,11 +103,13 @@ class Apart:
         there = [relay for relay in self.relays if relay.i not in set(away)]
         (seat, *_) = self.seats()
         names = [host.name for host in self.hosts], [relay.name for relay in self.relays]
-        play(round, Nodes(self.hosts, there, self.server, seat, *names), self.links, Stopwatch(), self.coded)
+        schedule = CODING if self.coded else FORWARDING
+        play(round, Nodes(self.hosts, there, self.server, seat, schedule, *names), self.links, Stopwatch())
 
     def seats(self) -> list[Aggregation]:
-        nodes = [self.server, *self.relays]
-        return [node.aggregation for node in nodes if node and node.aggregation]
+        if self.coded:
+            return [relay.aggregation for relay in self.relays]
+        return [self.server.aggregation]
 
     def aggregators(self) -> list[ScriptedAggregator]:
         return [seat.aggregator for seat in self.seats()]
@@ -306,7 +314,6 @@ def test_other_ivs_heard_are_found_even_where_nothing_is_coded() -> None:
 def test_other_models_are_found_too() -> None:
     apart, users = one(symmetric(K=20, H=5, r=3))
     seat = apart.relays[3].aggregation
-    assert seat is not None
     seat.aggregator.state["updates"] += 1
     with pytest.raises(CodingError, match=r"^relay 3 computed other models"):
         apart.play(0)
@@ -352,7 +359,7 @@ def test_a_relay_that_falls_silent_is_as_if_it_had_not_come(
     for round in range(4):
         silent, count = set(), defaultdict(int)
         latest = max(plain.relays, key=lambda relay: relay.version)
-        held, version = (latest.aggregation or plain.seats()[0]).state_bytes(), latest.version
+        held, version = (latest.aggregation if plain.coded else plain.seats()[0]).state_bytes(), latest.version
 
         def change(node: str, message: Message, round: int = round, silent=silent, count=count) -> Message | None:
             relay, kind = message.sender if node == SERVER else node, message.kind
@@ -373,7 +380,6 @@ def test_a_relay_that_falls_silent_is_as_if_it_had_not_come(
         assert (users.sent, users.idle) == (others.sent, others.idle)
         for ours, theirs in zip(apart.relays, plain.relays, strict=True):
             if ours.version != theirs.version:  # it was handed the state in vain, and holds it
-                assert theirs.aggregation
                 theirs.version = version
                 theirs.aggregation.adopt(held)
             assert ours.version == theirs.version

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.coding import Aggregators, make_plan
-from hmtl.communication.digest import Digest
+from hmtl.communication.digest import CHECK_ROWS, Digest, check_rows
 from hmtl.communication.planning import coder
-from hmtl.communication.planning.coder import View, check_rows, segments
+from hmtl.communication.planning.coder import View, segments
 from hmtl.gf256 import matmul
 from hmtl.topology import Topology, any_r
 
@@ -122,7 +122,7 @@ def test_one_fingerprint_however_the_pieces_came_to_be_known() -> None:
         rows = [torch.from_numpy((places[:, None] * c + np.arange(c)).ravel()) for places in (view.heard, view.missing)]
         found.append(view.check(pieces[rows[0]], pieces[rows[1]]))
     assert all(torch.equal(check, found[0]) for check in found)
-    assert found[0].shape == (coder.CHECK_ROWS, 50)
+    assert found[0].shape == (CHECK_ROWS, 50)
 
 
 @given(n=st.integers(1, 60), L=st.integers(1, 200), seed=st.integers(0, 10**6))

@@ -1,0 +1,127 @@
+"""Nodes of a round of sums: relays add what they hear, the server adds that, and one row goes back to everybody.
+
+K users, H relays, L numbers in a row of terms or sums, int64. A relay of a cover of all users who were heard sends one
+row, the sum of the rows of the users whom the plan assigns to it; a relay of a cover of all users within range of some
+relay sends the server's row to its users.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
+from hmtl.communication.encoding import from_bytes, to_bytes, unpack
+from hmtl.communication.messages import IVS, MODELS, Message, Users
+from hmtl.communication.nodes.aggregator import Aggregation
+from hmtl.communication.nodes.forwarding import ForwardingServer
+from hmtl.communication.nodes.host import UserHost
+from hmtl.communication.nodes.relay import Relay
+from hmtl.errors import CodingError
+
+WORK = 2**16  # numbers that are added at once, so that they stay in the processor's cache
+
+
+class AddingHost(UserHost):
+    """Users who send terms of sums, and receive one row for all of them."""
+
+    def send(self, round: int, relays: Sequence[str]) -> Message:
+        message = super().send(round, relays)
+        if message.dtype != torch.int64:
+            raise CodingError(
+                f"communicator=sums adds terms of type int64, but these users send {message.dtype}. Make the algorithm "
+                "with messages='sums'."
+            )
+        return message
+
+    def receive(self, models: Sequence[Message]) -> None:
+        if not models:
+            return
+        ids: Users = np.unique(np.concatenate([message.of_users() for message in models]))
+        extras, counted = _split_receipts(models[0].overhead[0].numpy())
+        self._settle(ids, counted[ids])
+        row = unpack(models[0].payload[:1], torch.from_numpy(extras)[None], torch.int64, torch.int64)
+        self.users.receive(ids, row.to(self.device).expand(len(ids), -1))
+
+
+class AddingRelay(Relay):
+    """A relay that adds the rows of some of its users, and sends the server's row to some of its users."""
+
+    def add(self) -> list[Message]:
+        """Send the sum of the rows of the users whom the plan assigns to this relay, if any."""
+        users = np.flatnonzero(self.planner.cover(self.attendance.heard).adds == self.i)
+        at, ivs = torch.from_numpy(self._row[users]), self._ivs
+        if self.reliable:
+            self._ivs = {}
+        if not len(users):
+            return []
+        return [self._to_server(IVS, _sum(ivs["payload"], at), _sum(ivs["overhead"], at))]
+
+    def deliver(self) -> list[Message]:
+        """Send the server's row to the users whom the plan assigns to this relay: once, or a copy for each."""
+        users = np.flatnonzero(self.planner.spread(self.attendance).adds == self.i)
+        if not len(users):
+            return []
+        copies = torch.zeros(len(users), dtype=torch.int64)
+        messages = [self._to_users(MODELS, m.payload, m.overhead, users, copies) for m in self._passed]
+        if self.planner.network.last_hop == "unicast":
+            return messages
+        broadcast = self.topology.K + self.i  # the ledger's link for what all users of this relay hear
+        return [replace(message, links=broadcast, at=None) for message in messages]
+
+
+class AddingServer(ForwardingServer):
+    """A server that adds the relays' sums."""
+
+    def add(self, messages: Sequence[Message]) -> None:
+        """Add the sums of the relays that the plan names."""
+        if self.empty or self._lacks(self.planner.cover(self.attendance.heard).relays, messages):
+            return
+        self.aggregation.open(self.round, self.name, self.attendance.users, *self.sizes)
+        for part, nbytes in zip(("payload", "overhead"), self.sizes, strict=True):
+            rows = [torch.zeros(1, nbytes, dtype=torch.uint8), *(getattr(message, part) for message in messages)]
+            self.aggregation.ivs[part] = _sum(torch.cat(rows))
+        self._dtype = torch.int64
+
+    def spread(self) -> list[Message]:
+        """Send the row for all users to the relays that deliver it."""
+        if self.silent:
+            return self._in_vain()
+        models = self.aggregation.models(b"")
+        if models is None:
+            return []
+        return list(self._to(self.planner.spread(self.attendance).relays, MODELS, models.payload, models.overhead))
+
+
+class SummingAggregation(Aggregation):
+    """An aggregator with one row of sums, and one row for all users that holds the receipts of all."""
+
+    def _rows(self, users: int) -> int:
+        return 1
+
+    def _receipts(self) -> Tensor:
+        # Most users' last round is the same, so the compressed receipts take far less than 4 bytes for each user.
+        packed = np.frombuffer(zlib.compress(numbers_to_bytes(self.counted).tobytes()), np.uint8)
+        return torch.from_numpy(np.concatenate([packed, numbers_to_bytes([len(packed)])]))[None]
+
+
+def _split_receipts(overhead: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Split a row's overhead into further numbers and the round in which each user's IV counted last [K]."""
+    content, nbytes = overhead[:-4], int(bytes_to_numbers(overhead[-4:])[0])
+    start = len(content) - nbytes
+    receipts = np.frombuffer(zlib.decompress(content[start:].tobytes()), np.uint8)
+    return content[:start], bytes_to_numbers(receipts)
+
+
+def _sum(rows: Tensor, at: Tensor | None = None) -> Tensor:
+    """Return the sum of rows of int64, or of the rows `at`, as bytes [1, L]."""
+    terms = from_bytes(rows, torch.int64)
+    chosen = torch.arange(len(rows)) if at is None else at
+    total = terms.new_zeros(1, terms.shape[1])
+    for places in torch.split(chosen, max(1, WORK // max(1, terms.shape[1]))):
+        total += terms[places].sum(0)
+    return to_bytes(total)

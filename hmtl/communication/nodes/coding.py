@@ -1,0 +1,271 @@
+"""Relays and server of a coded round: relays combine IVs, the server recombines, relays decode and aggregate.
+
+K users, H relays.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
+from hmtl.communication.digest import DIGEST_BYTES, Digest
+from hmtl.communication.encoding import put
+from hmtl.communication.messages import (
+    BROADCAST,
+    COMBINATIONS,
+    DIGESTS,
+    MODELS,
+    RECEIPTS,
+    STATE,
+    Message,
+    nothing,
+    overhead_only,
+)
+from hmtl.communication.nodes.aggregator import Aggregation, Models
+from hmtl.communication.nodes.phases import Event, Phase
+from hmtl.communication.nodes.relay import Relay
+from hmtl.communication.nodes.server import Server, relay_of
+from hmtl.communication.planning.coder import Segment, View
+from hmtl.communication.planning.planner import Planner
+from hmtl.errors import CodingError
+from hmtl.gf256 import matmul
+
+
+class DecodingRelay(Relay):
+    """A relay that encodes what it heard, and decodes what it missed if it aggregates."""
+
+    def __init__(self, i: int, planner: Planner, hosts: Sequence[str], reliable: bool = False) -> None:
+        super().__init__(i, planner, hosts, reliable)
+        self._heard = nothing(0)  # pieces that it heard, of the segment that is being coded
+        self._models: Models | None = None
+
+    @property
+    def aggregating(self) -> bool:
+        """Whether the relay computes models in this attempt: it has to, and misses no message."""
+        return self.phase is Phase.ATTENDING and bool(self.attendance.aggregating[self.i])
+
+    def send_state(self) -> list[Message]:
+        """Send the state that a relay needs to aggregate, if the server names this relay as its source."""
+        return []
+
+    def adopt_state(self, messages: Sequence[Message]) -> None:
+        """Continue from another relay's state, if this relay missed a round."""
+        if self.attendance.behind[self.i] and not messages:
+            self._on(Event.MISS)
+
+    def encode(self, segment: Segment) -> list[Message]:
+        """Send combinations of the pieces that the relay heard."""
+        if self.phase is Phase.STUCK or self.i not in self.attendance.heard.active:
+            return []
+        view = self._view(segment)
+        users = segment.users[view.heard]
+        self._heard = segment.cut(self._ivs[segment.part], torch.from_numpy(self._row[users]))
+        return [self._to_server(COMBINATIONS, *segment.sides(matmul(view.encoder, self._heard)))]
+
+    def decode(self, segment: Segment, messages: Sequence[Message]) -> None:
+        """Decode the pieces that the relay missed, from the server's combinations and the pieces that it heard."""
+        if self.phase is Phase.STUCK or self.i not in self.planner.code(self.attendance).receivers(segment.number):
+            return
+        view = self._view(segment)
+        if not messages and view.need:
+            self._on(Event.MISS)
+            return
+        received = getattr(messages[0], segment.part)[: view.need] if messages else self._heard[:0]
+        decoded = view.decode(received, self._heard)
+        self._keep(segment, decoded, view.check(self._heard, decoded, len(segment.blocks)))
+
+    @abstractmethod
+    def _keep(self, segment: Segment, decoded: Tensor, check: Tensor) -> None:
+        """Keep decoded pieces, and add `check` to the digest that is compared with other relays'."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Complete the decoded IVs with those that are not coded."""
+
+    @abstractmethod
+    def aggregate(self) -> None:
+        """Compute the models."""
+
+    @abstractmethod
+    def confirm(self) -> list[Message]:
+        """Send digests to the server, for comparison with other relays'."""
+
+    def conclude(self, verdict: Sequence[Message], models: Sequence[Message]) -> None:
+        super().conclude(verdict, models)
+        if self.phase is Phase.AGREED:
+            self.version += 1
+        else:
+            self._models = None
+
+    def close(self) -> None:
+        super().close()
+        self._heard, self._models = nothing(0), None
+
+    def _view(self, segment: Segment) -> View:
+        return self.planner.code(self.attendance).view(segment.number, self.i)
+
+
+class CodingRelay(DecodingRelay):
+    """A relay that computes all models, if it aggregates.
+
+    Args:
+        i, planner, hosts, reliable: see `Relay`.
+        aggregation: computes the models; relays of one process share it.
+    """
+
+    def __init__(
+        self, i: int, planner: Planner, hosts: Sequence[str], aggregation: Aggregation, reliable: bool = False
+    ) -> None:
+        super().__init__(i, planner, hosts, reliable)
+        self.aggregation = aggregation
+        self._digest = Digest()
+
+    def attend(self, messages: Sequence[Message]) -> None:
+        super().attend(messages)
+        self._digest = Digest()
+
+    def send_state(self) -> list[Message]:
+        if self.attendance.source != self.i:
+            return []
+        content = np.concatenate([numbers_to_bytes([self.version]), self.aggregation.state_bytes()])
+        return [self._to_server(STATE, *overhead_only(content))]
+
+    def adopt_state(self, messages: Sequence[Message]) -> None:
+        super().adopt_state(messages)
+        for message in messages:
+            content = message.overhead[0].numpy()
+            self.version = int(bytes_to_numbers(content[:4])[0])
+            self.aggregation.adopt(content[4:])
+
+    def _keep(self, segment: Segment, decoded: Tensor, check: Tensor) -> None:
+        self._digest.add(check)
+        if self._keeps_ivs():
+            missing = segment.users[self._view(segment).missing]
+            segment.put(decoded, self.aggregation.ivs[segment.part], self.aggregation.places(missing))
+
+    def finish(self) -> None:
+        """Complete the decoded IVs with those that are not coded, since every aggregator heard them."""
+        if self.aggregating:
+            uncoded = torch.from_numpy(self._row[self.planner.code(self.attendance).not_coded])
+            for ivs in self._ivs.values():
+                self._digest.add_rows(ivs[uncoded])
+            if self._keeps_ivs():
+                heard = np.flatnonzero(self._row >= 0)
+                at, rows = self.aggregation.places(heard), torch.from_numpy(self._row[heard])
+                for part, ivs in self._ivs.items():
+                    put(self.aggregation.ivs[part], at, ivs, rows)
+        if self.reliable:
+            self._ivs, self._heard = {}, nothing(0)
+
+    def aggregate(self) -> None:
+        if not self.aggregating:
+            return
+        digest = self._digest.value()
+        if self._keeps_ivs():
+            self.aggregation.update(digest, self.dtype)
+        self._models = self.aggregation.models(digest)
+        self._on(Event.AGGREGATE)
+
+    def confirm(self) -> list[Message]:
+        """Send digests of IVs and models to the server, and the models of users whom no aggregator hears."""
+        if self.phase is not Phase.AGGREGATED:
+            return []
+        models, ivs = self._models, self._digest.value()
+        digests = ivs + (models.digest if models else bytes(DIGEST_BYTES))
+        messages = [self._to_server(DIGESTS, *overhead_only(np.frombuffer(digests, np.uint8).copy()))]
+        users = np.flatnonzero(self.planner.routes(self.attendance).via_server)
+        users = users[self.planner.code(self.attendance).carriers(len(users)) == self.i]
+        if models and len(users):
+            at = torch.from_numpy(users)
+            messages.append(self._to_server(MODELS, models.payload, models.overhead, users, at))
+        return messages
+
+    def conclude(self, verdict: Sequence[Message], models: Sequence[Message]) -> None:
+        super().conclude(verdict, models)
+        if self.phase in (Phase.IN_VAIN, Phase.UNCONFIRMED):
+            self.aggregation.roll_back()
+
+    def deliver(self) -> list[Message]:
+        """Send models to the users: those that the server passed on and, if all aggregators agree, the relay's own.
+
+        In a round without aggregators, send receipts that no IV counted.
+        """
+        serving, via_server = self.planner.routes(self.attendance)
+        if not self.attendance.aggregating.any():
+            users = np.flatnonzero(serving == self.i)
+            no = torch.zeros(len(users), 1, dtype=torch.uint8)
+            return [self._to_users(RECEIPTS, nothing(len(users)), no, users)]
+        messages = super().deliver()
+        if self._models:
+            users = np.flatnonzero((serving == self.i) & ~via_server)
+            at = torch.from_numpy(users)
+            messages.append(self._to_users(MODELS, self._models.payload, self._models.overhead, users, at))
+        return messages
+
+    def close(self) -> None:
+        super().close()
+        self.aggregation.close()
+
+    def _keeps_ivs(self) -> bool:
+        """Return whether this relay keeps the IVs, and computes, for all aggregators of its process."""
+        return self.aggregation.open(self.round, self.name, self.attendance.users, *self.sizes)
+
+
+class CodingServer(Server):
+    """A server that recombines the relays' combinations, from which it cannot decode an IV, and compares digests."""
+
+    def nobody_aggregates(self) -> bool:
+        return not self.attendance.aggregating.any()
+
+    def pass_state(self, messages: Sequence[Message]) -> list[Message]:
+        """Pass an aggregator's state on to the relays that missed a round."""
+        behind = np.flatnonzero(self.attendance.behind).tolist()
+        self._lacks([self.attendance.source] if behind else [], messages)
+        copies = [copy for m in messages for copy in self._to(behind, STATE, m.payload, m.overhead)]
+        self.handover_bits += 8 * sum(message.overhead.numel() for message in (*messages, *copies))
+        return copies
+
+    def recode(self, segment: Segment, messages: Sequence[Message]) -> list[Message]:
+        """Send combinations of the relays' combinations, unless some of these are missing."""
+        if self._lacks(self.attendance.heard.active, messages):
+            return []
+        combinations = segment.recoded(torch.cat([getattr(message, segment.part) for message in messages]))
+        code = self.planner.code(self.attendance)
+        receivers = code.receivers(segment.number)
+        if self.planner.network.medium == "broadcast":
+            return list(self._to(receivers, BROADCAST, *segment.sides(combinations)))
+        needed = [(i, combinations[: code.view(segment.number, i).need]) for i in receivers]
+        return [copy for i, rows in needed for copy in self._to([i], BROADCAST, *segment.sides(rows))]
+
+    def compare(self, digests: Sequence[Message], models: Sequence[Message]) -> list[Message]:
+        """Release the models if all aggregators hold the same, and pass on models for users whom none of them hears.
+
+        Raises:
+            CodingError: the aggregators hold different IVs or models.
+        """
+        received = {relay_of(message): message.overhead[0].numpy().tobytes() for message in digests}
+        if odd := deviating(received):
+            same_ivs = not deviating({i: digest[:DIGEST_BYTES] for i, digest in received.items()})
+            what = "computed other models" if same_ivs else "decoded other IVs"
+            raise CodingError(
+                f"relay{'s' * (len(odd) > 1)} {', '.join(map(str, odd))} {what} than the other aggregators in round "
+                f"{self.round}. The run stops before a wrong model spreads. Please report this with the topology, the "
+                "scheme and the seed."
+            )
+        if self._lacks(self.attendance.aggregators, digests):
+            return self._in_vain()
+        if not received:
+            return []
+        self.version += 1
+        passed = [copy for m in models for copy in self._to_serving(m, m.of_users(), m.rows())]
+        return [*self._agreed(list(received)), *passed]
+
+
+def deviating(digests: dict[int, bytes]) -> list[int]:
+    """Return the relays whose digest is not the most frequent one."""
+    values = list(digests.values())
+    usual = max(values, key=values.count, default=b"")
+    return [i for i, digest in digests.items() if digest != usual]

@@ -1,0 +1,59 @@
+"""The phases of a relay within a round, as a table of transitions."""
+
+from collections.abc import Mapping
+from enum import Enum
+
+
+class Phase(Enum):
+    """Where a relay is in a round."""
+
+    ABSENT = "absent"  # takes no part, or waits for the next round
+    REPORTED = "reported"  # told the server whom it heard, waits for the attendance
+    ATTENDING = "attending"  # knows who takes part: forwards, adds, or encodes and decodes
+    STUCK = "stuck"  # misses a message that it needs, waits for the verdict
+    AGGREGATED = "aggregated"  # computed the models, waits for the verdict
+    AGREED = "agreed"  # all aggregators hold the same: the models may go to the users
+    UNCONFIRMED = "unconfirmed"  # no verdict arrived: the models are discarded
+    IN_VAIN = "in vain"  # a relay fell silent in this attempt, waits for the next attendance
+
+
+class Event(Enum):
+    """What changes the phase of a relay."""
+
+    REPORT = "report"  # heard the users' hosts
+    ATTEND = "attend"  # received the attendance
+    MISS = "miss"  # a message that it needs did not arrive
+    AGGREGATE = "aggregate"  # computed the models
+    AGREE = "agree"  # the verdict: all aggregators hold the same
+    RETRY = "retry"  # the verdict: the attempt was in vain
+    CLOSE = "close"  # the round is over
+
+
+TRANSITIONS: Mapping[Phase, Mapping[Event, Phase]] = {
+    Phase.ABSENT: {Event.REPORT: Phase.REPORTED},
+    Phase.REPORTED: {Event.ATTEND: Phase.ATTENDING, Event.MISS: Phase.ABSENT},
+    Phase.ATTENDING: {Event.AGGREGATE: Phase.AGGREGATED, Event.MISS: Phase.STUCK, Event.RETRY: Phase.IN_VAIN},
+    Phase.STUCK: {Event.RETRY: Phase.IN_VAIN},
+    Phase.AGGREGATED: {
+        Event.AGREE: Phase.AGREED,
+        Event.RETRY: Phase.IN_VAIN,
+        Event.MISS: Phase.UNCONFIRMED,
+    },
+    Phase.AGREED: {},
+    Phase.UNCONFIRMED: {},
+    Phase.IN_VAIN: {Event.ATTEND: Phase.ATTENDING, Event.MISS: Phase.ABSENT},
+}
+"""The next phase, by phase and event. `CLOSE` leads from any phase to `ABSENT`."""
+
+
+def following(phase: Phase, event: Event) -> Phase:
+    """Return the phase that follows `phase` after `event`.
+
+    Raises:
+        RuntimeError: the event is not possible in this phase.
+    """
+    if event is Event.CLOSE:
+        return Phase.ABSENT
+    if event not in TRANSITIONS[phase]:
+        raise RuntimeError(f"a relay that is {phase.value} cannot {event.value}")
+    return TRANSITIONS[phase][event]
