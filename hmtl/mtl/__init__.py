@@ -1,9 +1,8 @@
-"""Multi-task learning: tasks, a loss and a regularizer come in; models W [d, K] with a certified duality gap go out.
+"""Multi-task learning: from tasks, a loss and a regularizer to one model per user, with a certified duality gap.
 
-An algorithm has a user side and an aggregator side, which meet in messages only, intermediate values [K, m + e] up and
-models [K, m + e] down, and does not know who carries them. In other words than the paper's: a user is a client, its IV
-(intermediate value) the client's update, an iteration a round; the aggregator, who makes models of IVs, is the server
-of federated learning, and here may be each relay.
+An algorithm has a user side and an aggregator side. They exchange messages only, IVs [K, m + e] up and models
+[K, m + e] down, and do not know what carries them. In the terms of federated learning, a user is a client, its IV
+(intermediate value) is the client's update, and the aggregator is the server; here, each relay may be an aggregator.
 """
 
 from hmtl.mtl.algorithms import (

@@ -1,7 +1,7 @@
-"""Losses ℓ(p, y) of a prediction p = w·x, with what a dual method needs of them.
+"""Losses ℓ(p, y) of a prediction p = w·x, with their conjugates and exact dual steps.
 
-The dual variable a of a row is signed, v = s Σ_j a_j x_j, so that classification and regression are written alike:
-for the hinge a = b·y with b in [0, 1]. All functions work element by element on tensors of one shape.
+The dual variable a of a row is signed, v = s Σ_j a_j x_j, so that classification and regression share all formulas; for
+the hinge, a = b·y with b in [0, 1]. All functions are element-wise on tensors of one shape.
 """
 
 import math
@@ -14,49 +14,52 @@ from torch import Tensor, nn
 
 from hmtl.errors import ConfigError
 
-NEWTON_STEPS = 6  # from the start below, enough for the last bit at any q up to 1e12
+NEWTON_STEPS = 6  # give the last bit for any q up to 1e12, from the start in `Logistic.coordinate_step`
 
 
 class Loss(nn.Module, ABC):
-    """A convex loss. `forward` is all that a gradient method needs; a dual solver says what it needs besides."""
+    """A convex loss. Gradient methods need `forward` only; a dual solver states what else it needs."""
 
     labels: ClassVar[tuple[float, ...] | None] = (-1.0, 1.0)
-    """The values that y may take; None where it is any number (regression)."""
+    """Values that y may take; None: any number (regression)."""
 
     classes: ClassVar[bool] = False
-    """Whether y is the number of a class, and a prediction [..., C] has a score for each class."""
+    """Whether y is a class number and a prediction [..., C] has one score per class."""
 
     @abstractmethod
     def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
-        """ℓ(p, y)."""
+        """Return ℓ(p, y)."""
 
     def gradient(self, prediction: Tensor, y: Tensor) -> Tensor:
-        """∂ℓ/∂p, by torch unless a loss knows it."""
+        """Return ∂ℓ/∂p, by autograd unless a subclass has a formula."""
         with torch.enable_grad():
             p = prediction.detach().requires_grad_()
-            (found,) = torch.autograd.grad(self(p, y).sum(), p)
-        return found
+            (gradient,) = torch.autograd.grad(self(p, y).sum(), p)
+        return gradient
 
     def conjugate(self, a: Tensor, y: Tensor) -> Tensor:
-        """ℓ*(−a) = max_p (−a·p − ℓ(p, y)); infinite where a is infeasible."""
+        """Return ℓ*(−a) = max_p (−a·p − ℓ(p, y)), which is infinite if a is infeasible."""
         raise NotImplementedError
 
     def coordinate_step(self, a: Tensor, prediction: Tensor, y: Tensor, q: Tensor) -> Tensor:
-        """The a′ that maximises −ℓ*(−a′) − (a′ − a)·p − (q/2)·(a′ − a)²; q = 0 (a row of zeros) comes with p = 0."""
+        """Return the a′ that maximises −ℓ*(−a′) − (a′ − a)·p − (q/2)·(a′ − a)².
+
+        A row of zeros has q = 0 and p = 0.
+        """
         raise NotImplementedError
 
     @property
     def name(self) -> str:
-        """What reports call it, smooth_hinge of SmoothHinge."""
+        """Name in reports, such as smooth_hinge for SmoothHinge."""
         return snake_case(self)
 
     @property
     def measure(self) -> str:
-        """What the mean of `error` is."""
+        """What the mean of `error` measures."""
         return "mean squared error" if self.labels is None and not self.classes else "share misclassified"
 
     def error(self, prediction: Tensor, y: Tensor) -> Tensor:
-        """What a test counts per row: 1 for a wrong class or sign (0 is wrong too), in regression the squared error."""
+        """Return the test error per row: 1 for a wrong class or sign (0 has the wrong sign), or the squared error."""
         if self.classes:
             return (prediction.argmax(-1) != y).double()
         return (prediction - y).square() if self.labels is None else (prediction * y <= 0).to(y.dtype)
@@ -73,12 +76,12 @@ class Hinge(Loss):
         return torch.where((b >= 0) & (b <= 1), -b, math.inf)
 
     def coordinate_step(self, a: Tensor, prediction: Tensor, y: Tensor, q: Tensor) -> Tensor:
-        # q = 0 divides 1 by 0, and the clamp makes the right b = 1 of it
+        # q = 0 gives 1/0 = inf, which the clamp turns into the right b = 1
         return y * (y * a + (1 - y * prediction) / q).clamp_(0, 1)
 
 
 class SmoothHinge(Loss):
-    """The hinge with its kink at margin 1 rounded off over a width δ, y = ±1.
+    """The hinge with its kink at margin 1 smoothed over a width δ, y = ±1.
 
     With m = y·p: ℓ = 0 for m ≥ 1, (1 − m)²/2δ for 1 − δ ≤ m ≤ 1, 1 − m − δ/2 below;
     ℓ*(−a) = −b + δb²/2 for b = y·a in [0, 1].
@@ -95,7 +98,7 @@ class SmoothHinge(Loss):
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
         if not 0 < width < math.inf:
-            raise ConfigError(f"width={width} must be a finite number above 0. For width 0 choose the hinge.")
+            raise ConfigError(f"width={width} has to be a finite number above 0. For width 0, choose loss=hinge.")
         self.width = width
 
     def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
@@ -141,14 +144,14 @@ class Logistic(Loss):
         return -negative
 
     def coordinate_step(self, a: Tensor, prediction: Tensor, y: Tensor, q: Tensor) -> Tensor:
-        """Newton's method for t = log(1/b′ − 1), which solves t = m − q·b + q·σ(−t) at the margin m.
+        """Solve t = m − q·b + q·σ(−t) for t = log(1/b′ − 1) at the margin m, by Newton's method.
 
-        In t, unlike in b′, nothing cancels where b′ is next to 0 or 1. The labels are turned so that the root is
-        positive: there t − q·σ(−t) is concave, so that steps which start below the root rise to it and never pass.
+        In t, unlike in b′, nothing cancels for b′ near 0 or 1. Labels are flipped where that makes the root positive:
+        there t − q·σ(−t) is concave, so that steps from below the root rise to it without passing it.
         """
         b, m = y * a, y * prediction
-        turned = m + q * (0.5 - b) < 0
-        b, m = torch.where(turned, 1 - b, b), torch.where(turned, -m, m)
+        flipped = m + q * (0.5 - b) < 0
+        b, m = torch.where(flipped, 1 - b, b), torch.where(flipped, -m, m)
         c = m - q * b
         # σ(−t) ≥ exp(−t)/2 bounds the root from below by c + W(exp(L)), Lambert's W, itself at least L − log L
         L = (q / 2).log() - c
@@ -156,7 +159,7 @@ class Logistic(Loss):
         for _ in range(NEWTON_STEPS):
             b = torch.sigmoid(-t)
             t = (t - (t - c - q * b) / (1 + q * b * (1 - b))).clamp_(min=0)
-        return y * torch.sigmoid(torch.where(turned, t, -t))
+        return y * torch.sigmoid(torch.where(flipped, t, -t))
 
 
 class CrossEntropy(Loss):
@@ -169,21 +172,21 @@ class CrossEntropy(Loss):
         return -prediction.log_softmax(-1).gather(-1, y.long()[..., None])[..., 0]
 
     def gradient(self, prediction: Tensor, y: Tensor) -> Tensor:
-        """softmax(p), less 1 in the place of y."""
-        if type(self).forward is not CrossEntropy.forward:  # somebody's own loss, made of this one
+        """Return softmax(p), minus 1 at the class y."""
+        if type(self).forward is not CrossEntropy.forward:  # a subclass with another loss
             return super().gradient(prediction, y)
         shares, own = prediction.softmax(-1), y.long()[..., None]
         return shares.scatter_add_(-1, own, shares.new_full((), -1.0).expand(own.shape))
 
 
 class OneVsRest(Loss):
-    """Σ_c ℓ(p_c, ±1) for scores p [..., C] and y [...] in 0..C−1: for each class, whether y is it or one of the rest.
+    """Σ_c ℓ(p_c, ±1) for scores p [..., C] and y [...] in 0..C−1: each class against the rest.
 
-    What a `Problem` makes of a margin loss ℓ where there are several classes. Duals are [..., C] as scores are; a dual
-    solver works on one class at a time, with ℓ itself.
+    A `Problem` wraps a margin loss ℓ in it if there are several classes. Duals have the shape of scores; a dual solver
+    works on one class at a time, with ℓ itself.
 
     Args:
-        binary: ℓ.
+        binary: margin loss ℓ.
 
     Ref: Rifkin and Klautau 2004.
     """
@@ -208,11 +211,11 @@ class OneVsRest(Loss):
 
     @staticmethod
     def signs(like: Tensor, y: Tensor) -> Tensor:
-        """1 in the place of y and −1 elsewhere, [..., C] as `like`."""
+        """Return 1 at the class y and −1 elsewhere, [..., C] in the type of `like`."""
         own = y[..., None] == torch.arange(like.shape[-1], device=like.device)
         return torch.where(own, 1.0, -1.0).to(like.dtype)
 
 
 def snake_case(part: object) -> str:
-    """The name of a class as the configuration has it: TaskRelationship is task_relationship."""
+    """Return the name of a part's class as in the configuration: task_relationship for TaskRelationship."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", type(part).__name__).lower()

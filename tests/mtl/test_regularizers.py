@@ -1,4 +1,4 @@
-"""Every regularizer keeps the contract that algorithms rely on; formulas, Ω updates, messages for what cannot be."""
+"""Regularizers: the contract, formulas of the papers, updates of Ω, settings and couplings that are refused."""
 
 import math
 
@@ -22,7 +22,7 @@ def random_state(seed, K, d):
 
 
 def graph(weights, lam, lam2):
-    """A Graph of given weights, without a file."""
+    """Return a Graph with these weights, without a file."""
     regularizer = Graph(lam, lam2)
     regularizer.register_buffer("laplacian", torch.from_numpy(np.diag(weights.sum(1)) - weights))
     return regularizer
@@ -80,9 +80,9 @@ class TestClustered(RegularizerContract):
 
 
 @given(seed=st.integers(0, 10**6), K=st.integers(1, 6))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=6)
 def test_shared_model(seed, K):
-    """Whatever V, all models are the same w, and R is (λ/2)‖w‖²."""
+    """All models are the same w for any V, and R is (λ/2)‖w‖²."""
     V, Omega = random_state(seed, K, 3)
     regularizer = SharedModel(0.3)
     B = regularizer.inverse_coupling(Omega)
@@ -93,7 +93,7 @@ def test_shared_model(seed, K):
 
 
 @given(seed=st.integers(0, 10**6), K=st.integers(1, 6))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=10)
 def test_penalties_as_written_in_the_papers(seed, K):
     W, Omega = random_state(seed, K, 4)
     coupled = float(torch.einsum("dk,kl,dl->", W, Omega, W))
@@ -109,7 +109,7 @@ def test_penalties_as_written_in_the_papers(seed, K):
 
 
 @given(seed=st.integers(0, 10**6), K=st.integers(1, 6))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=10)
 def test_omega_update_is_the_closed_form_and_the_best(seed, K):
     W, Omega = random_state(seed, K, 8)
     regularizer = TaskRelationship(0.3)
@@ -121,7 +121,7 @@ def test_omega_update_is_the_closed_form_and_the_best(seed, K):
 
 
 @given(seed=st.integers(0, 10**6), K=st.integers(2, 5), eta=st.sampled_from([0.05, 0.5, 2.0]), data=st.data())
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=6)
 def test_clusters_update_is_the_optimum_of_the_semidefinite_program(seed, K, eta, data):
     clusters, rank = data.draw(st.integers(1, K)), data.draw(st.integers(1, 5))
     W, _ = random_state(seed, K, rank)
@@ -141,7 +141,7 @@ def test_clusters_update_is_the_optimum_of_the_semidefinite_program(seed, K, eta
 
 
 def test_clusters_of_equal_models_are_found():
-    """Three groups of users with one model each: R is what the definition says, and Ω couples within groups only."""
+    """Users of three groups have the same model in a group: R follows the definition, and Ω couples within groups."""
     centres = np.random.default_rng(0).normal(size=(6, 3))
     W = torch.from_numpy(np.repeat(centres, [2, 3, 4], axis=1))
     regularizer = Clustered(0.3, clusters=3, eta=0.1)
@@ -153,11 +153,11 @@ def test_clusters_of_equal_models_are_found():
 
 @pytest.mark.parametrize("K", [30, 139])
 @pytest.mark.parametrize("make", [TaskRelationship, lambda lam: Clustered(lam, clusters=5)])
-def test_learned_couplings_are_taken_for_symmetric(make, K):
-    """Rounding is of the size of the largest entries: those far below may differ from the mirror image by far more."""
+def test_learned_couplings_count_as_symmetric(make, K):
+    """Rounding errors scale with the largest entries, and may be large relative to small ones."""
     regularizer, rng = make(0.01), np.random.default_rng(K)
     Omega = regularizer.start_omega(K)
-    for draw in range(1500 if K == 30 else 150):
+    for draw in range(200 if K == 30 else 40):
         scales = 10.0 ** rng.uniform(-6, 0, size=(1, K))  # users whose models differ in size by orders of magnitude
         W = rng.normal(size=(rng.choice([3, 40]), K)) * scales ** (draw % 2)
         Omega = regularizer.update_omega(torch.from_numpy(W), Omega)
@@ -167,8 +167,7 @@ def test_learned_couplings_are_taken_for_symmetric(make, K):
         assert (A @ B - torch.eye(K).double()).abs().max() < 1e-6
 
 
-def test_rounding_in_a_coupling_is_no_asymmetry():
-    """Of the size of the largest entry's rounding, where the entry itself is tiny."""
+def test_rounding_errors_are_not_asymmetry():
     rough = torch.tensor([[1e3, 1e-14], [0.0, 1e3]], dtype=torch.float64)
     B = Given(rough.tolist()).inverse_coupling(torch.eye(2).double())
     torch.testing.assert_close(B, 1e-3 * torch.eye(2).double())
@@ -178,19 +177,21 @@ def test_rounding_in_a_coupling_is_no_asymmetry():
 @pytest.mark.parametrize("make", [TaskRelationship, Clustered])
 def test_the_floor_bounds_the_condition_of_omega(make, floor):
     rng = np.random.default_rng(1)
-    W = torch.from_numpy(rng.normal(size=(9, 1)) + 1e-6 * rng.normal(size=(9, 6)))  # nearly one model for all
+    W = torch.from_numpy(
+        rng.normal(size=(9, 1)) + 1e-6 * rng.normal(size=(9, 6))
+    )  # nearly the same model for all users
     regularizer = make(0.1, floor=floor)
     eigenvalues = torch.linalg.eigvalsh(regularizer.update_omega(W, regularizer.start_omega(6)))
     assert float(eigenvalues[-1] / eigenvalues[0]) <= floor**-0.5 * (1 + 1e-9)
     for bad in (0.0, 1.0, -1e-4, math.nan):
-        with pytest.raises(ConfigError, match="is not in"):
+        with pytest.raises(ConfigError, match="floor"):
             make(0.1, floor=bad)
 
 
 @given(seed=st.integers(0, 10**6))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=10)
 def test_joint_bounds_of_task_relationship(seed):
-    """R at the best Ω is (λ/2)‖W‖_*², and no Ω of trace one beats it; the joint R* is a bound below any ⟨V, W⟩ − R."""
+    """R at the best Ω is (λ/2)‖W‖_*², and no Σ of trace one gives less; R* has the spectral norm."""
     W, other = random_state(seed, 5, 7)
     regularizer = TaskRelationship(0.3, floor=1e-12)
     best, conjugate = (float(value) for value in regularizer.joint(W, W))
@@ -212,7 +213,7 @@ def test_omega_update_of_zero_and_of_low_rank():
     W = torch.ones(3, 5).double()
     new = TaskRelationship(0.1, floor=1e-12).update_omega(W, Omega)
     assert float(torch.linalg.inv(new).trace()) == pytest.approx(1)
-    # the floor costs next to nothing
+    # the floor hardly raises R
     assert float(TaskRelationship(0.1)(W, new)) == pytest.approx(
         0.05 * float(torch.linalg.norm(W, "nuc")) ** 2, rel=1e-5
     )
@@ -232,7 +233,7 @@ def test_strength_must_be_positive(lam):
         *second,
         lambda x: Clustered(0.1, eta=x),
     ):
-        with pytest.raises(ConfigError, match="must be a finite number above 0"):
+        with pytest.raises(ConfigError, match="="):
             build(lam)
 
 
@@ -246,22 +247,22 @@ class Given(Regularizer):
 
 
 @pytest.mark.parametrize(
-    ("A", "message"),
+    "A",
     [
-        ([[1.0, 2.0], [2.0, 1.0]], "Given.*not positive definite.*ridge"),
-        ([[1.0, -1.0], [-1.0, 1.0]], "Given.*not positive definite"),
-        ([[1.0, 0.5], [0.0, 1.0]], "Given.*not symmetric"),
-        ([[1.0]], r"Given.*shape \(1, 1\), not \(2, 2\)"),
-        ([[math.nan, 0.0], [0.0, 1.0]], "Given"),
+        [[1.0, 2.0], [2.0, 1.0]],
+        [[1.0, -1.0], [-1.0, 1.0]],
+        [[1.0, 0.5], [0.0, 1.0]],
+        [[1.0]],
+        [[math.nan, 0.0], [0.0, 1.0]],
     ],
 )
-def test_a_coupling_that_cannot_be(A, message):
-    with pytest.raises(ConfigError, match=message):
+def test_matrices_that_are_not_couplings(A):
+    with pytest.raises(ConfigError, match="Given"):
         Given(A).inverse_coupling(torch.eye(2, dtype=torch.float64))
 
 
-def test_clusters_that_cannot_be():
+def test_numbers_of_clusters():
     with pytest.raises(ConfigError, match="clusters=0"):
         Clustered(0.1, clusters=0)
-    with pytest.raises(ConfigError, match=r"clusters=3 exceeds K=2"):
+    with pytest.raises(ConfigError, match="clusters=3"):
         Clustered(0.1, clusters=3).start_omega(2)

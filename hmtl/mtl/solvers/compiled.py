@@ -1,11 +1,11 @@
-"""The local passes of SDCA compiled for CPUs (numba), users spread over threads; in torch, see `solvers.batched_pass`.
+"""SDCA's local passes compiled for CPUs by numba, with the users spread over threads.
 
-K users, n rows each (padded), d features, S rows to visit. Each user's numbers depend on nothing but its own, so they
-are the same, to the last bit, for any number of threads.
+K users, n rows each (padded), d features, S rows to visit. The result of a user depends on its own numbers only, so it
+has the same bits for any number of threads.
 
-There are two ways. One keeps a local model: a visit costs d multiplications, and d more where the dual changes. The
-other keeps the predictions of all rows, by the Gram matrix XXᵀ: a visit costs nothing, and n where the dual changes,
-which after a few passes is seldom. It is for several passes, where that matrix is not too large.
+A pass by model keeps a local model: a visit costs d multiplications, and d more if the dual changes. A pass by Gram
+matrix keeps the predictions of all rows: a visit costs n multiplications if the dual changes, which becomes rare after
+a few passes, and nothing otherwise. It suits several passes, if the Gram matrices XXᵀ fit in memory.
 """
 
 import math
@@ -24,28 +24,28 @@ from hmtl.mtl.rows import Rows
 
 MARGIN, SQUARED, LOGISTIC = range(3)
 KINDS: dict[type[Loss], int] = {Hinge: MARGIN, SmoothHinge: MARGIN, Squared: SQUARED, Logistic: LOGISTIC}
-"""Losses with a compiled step. By exact type: a subclass may have redefined its step."""
+"""Losses with a compiled step, by exact type: a subclass may redefine its step."""
 
-WORTH_A_THREAD = 500_000  # multiplications; starting a thread costs as much as a tenth of them
+WORTH_A_THREAD = 500_000  # multiplications; starting a thread takes the time of a tenth of them
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Floats = NDArray[np.float64]
-# sums may be reordered, once and for all when compiling, so that they become vector instructions; nan and inf count
+# the compiler may reorder sums, which it then vectorises; NaN and infinity keep their meaning
 SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
 
 
 def jit(function: Function) -> Function:
-    """The function, compiled when it is first called, and kept for other runs where a folder can be written to."""
+    """Return the function compiled at its first call, and cached for other runs if there is a writable folder."""
     compiled: Function
     try:
         compiled = njit(cache=True, **SETTINGS)(function)
-    except RuntimeError:  # neither beside this file nor in the home
+    except RuntimeError:  # neither the package's folder nor the home is writable
         compiled = njit(**SETTINGS)(function)
     return compiled
 
 
 def applies(loss: Loss, X: Tensor) -> bool:
-    """Is there a compiled pass for this loss and these rows?"""
+    """Return whether there is a compiled pass for this loss and these rows."""
     return type(loss) in KINDS and X.device.type == "cpu" and X.dtype == torch.float64
 
 
@@ -59,12 +59,12 @@ def compiled_pass(
     budgets: Tensor,
     by_gram: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """What `SDCA.solve` promises, for a loss that `applies`; `by_gram` chooses the way."""
+    """Run `SDCA.solve` by model or by Gram matrix, for a loss and rows for which `applies` is true."""
     kind, width = KINDS[type(loss)], loss.width if isinstance(loss, SmoothHinge) else 0.0
-    given = rows.X, rows.y, rows.square_norms, a, W, curvature, rows.s, order, budgets
-    X, y, square_norms, old, models, c, s, *work = (tensor.contiguous().numpy() for tensor in given)
+    tensors = rows.X, rows.y, rows.square_norms, a, W, curvature, rows.s, order, budgets
+    X, y, square_norms, old, models, c, s, *visits = (tensor.contiguous().numpy() for tensor in tensors)
     new, out = old.copy(), models.copy()
-    numbers = y, square_norms, new, out, c * s, np.array(rows.counts), *work
+    numbers = y, square_norms, new, out, c * s, np.array(rows.counts), *visits
     K, d = W.shape
     threads = max(1, min(torch.get_num_threads(), K, int(budgets.sum()) * d // WORTH_A_THREAD))
     gram = rows.gram().numpy() if by_gram else X
@@ -78,7 +78,7 @@ def compiled_pass(
     if threads == 1:
         passes(0, K)
     else:
-        shares = np.linspace(0, K, min(4 * threads, K) + 1).astype(int).tolist()  # more than threads: users are unequal
+        shares = np.linspace(0, K, min(4 * threads, K) + 1).astype(int).tolist()  # many, as users are unequal
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(passes, shares[:-1], shares[1:]))
     return torch.from_numpy(new), torch.from_numpy(out if by_gram else (out - models) / c[:, None])
@@ -86,10 +86,10 @@ def compiled_pass(
 
 @jit
 def _step(kind: int, width: float, y: float, old: float, prediction: float, q: float) -> float:
-    """`Loss.coordinate_step`."""
+    """Return `Loss.coordinate_step` for one row."""
     if kind == MARGIN:
         b = y * old
-        # q = width = 0, a row of zeros, divides 1 by 0, and b = 1 is right
+        # q = width = 0 (a row of zeros) gives 1/0 = inf, and the right b = 1 below
         b += (1 - y * prediction - width * b) / (q + width)
         return y * min(max(b, 0.0), 1.0)
     if kind == SQUARED:
@@ -113,7 +113,7 @@ def _passes(
     order: NDArray[np.int64],
     budgets: NDArray[np.int64],
 ) -> None:
-    """The passes of users first..last−1: changes a [K, n] and Z = W + κu [K, d] in place."""
+    """Run the passes of users first..last−1 by model: change a [K, n] and Z = W + κu [K, d] in place."""
     for k in range(first, last):
         z, place = Z[k], 0
         for _ in range(budgets[k]):
@@ -151,7 +151,7 @@ def _gram_passes(
     order: NDArray[np.int64],
     budgets: NDArray[np.int64],
 ) -> None:
-    """The same by G = XXᵀ [K, n, n]: changes a [K, n] in place, and puts Δv in the place of W [K, d]."""
+    """Run the passes by G = XXᵀ [K, n, n]: change a [K, n] in place, and overwrite W [K, d] by Δv."""
     for k in range(first, last):
         n, w, place = counts[k], W[k], 0
         predictions, before = np.zeros(n), a[k, :n].copy()
@@ -183,9 +183,9 @@ def _gram_passes(
 
 @jit
 def _logistic(b: float, m: float, q: float) -> float:
-    """As `Logistic.coordinate_step`, where it is explained, of b = y·a at the margin m."""
-    turned = m + q * (0.5 - b) < 0
-    if turned:
+    """Return the step of b = y·a at the margin m; `Logistic.coordinate_step` explains it."""
+    flipped = m + q * (0.5 - b) < 0
+    if flipped:
         b, m = 1 - b, -m
     c = m - q * b
     L = math.log(q / 2) - c if q > 0 else -math.inf
@@ -193,4 +193,4 @@ def _logistic(b: float, m: float, q: float) -> float:
     for _ in range(NEWTON_STEPS):
         b = 1 / (1 + math.exp(t))
         t = max(t - (t - c - q * b) / (1 + q * b * (1 - b)), 0.0)
-    return 1 / (1 + math.exp(-t if turned else t))
+    return 1 / (1 + math.exp(-t if flipped else t))

@@ -1,6 +1,4 @@
-"""The compiled pass against the one in torch, and its independence of threads."""
-
-import dataclasses
+"""Compiled passes against the one in torch, for any number of threads and layout of memory."""
 
 import numpy as np
 import pytest
@@ -18,7 +16,7 @@ LOSSES = [Hinge(), SmoothHinge(0.3), Squared(), Logistic()]
 
 
 def work(case, S):
-    """Random duals, models and work for a problem of unequal users."""
+    """Return random duals, models and visits for a problem of unequal users."""
     rows, rng, K = case.problem.rows, case.rng, case.K
     a = torch.zeros_like(rows.y)
     for k, n in enumerate(rows.counts):
@@ -29,7 +27,7 @@ def work(case, S):
 
 
 def solved(solver, job):
-    """What a solver makes of such work."""
+    """Return what a solver makes of such work."""
     loss, rows, a, W, curvature, order, budgets = job
     return solver.solve(loss, rows, DualSubproblem(a, W, curvature), order, budgets)
 
@@ -38,7 +36,7 @@ def solved(solver, job):
 @given(
     seed=st.integers(0, 10**6), K=st.integers(1, 5), S=st.integers(0, 25), reduction=st.sampled_from(["mean", "sum"])
 )
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=6)
 def test_the_same_numbers_as_in_torch(random_problem, loss, seed, K, S, reduction):
     job = work(random_problem(seed, K=K, loss=loss, reduction=reduction), S)
     before = [tensor.clone() for tensor in job[2:]]
@@ -59,8 +57,8 @@ def test_any_layout_of_memory(random_problem):
         assert torch.equal(got[1], want[1])
 
 
-def test_more_visits_than_rows_begin_again(random_problem):
-    """As if the order had been written out."""
+def test_more_visits_than_rows(random_problem):
+    """The order starts again from its first row."""
     loss, rows, a, W, curvature, *_ = work(random_problem(6), 1)
     once = SDCA(1.0).draw(0, 0, range(len(W)), rows.counts)
     many = torch.stack([line[torch.arange(35) % n] for line, n in zip(once, rows.counts, strict=True)])
@@ -70,19 +68,11 @@ def test_more_visits_than_rows_begin_again(random_problem):
         assert torch.equal(got[1], want[1]), way
 
 
-def test_the_gram_matrix_is_made_once_for_all_that_share_the_rows(random_problem):
-    rows = random_problem(3).problem.rows
-    other = dataclasses.replace(rows, y=-rows.y)
-    assert rows.gram() is other.gram()
-    torch.testing.assert_close(rows.of(1).gram()[0], rows.X[1, : rows.counts[1]] @ rows.X[1, : rows.counts[1]].T)
-    assert rows.of(1).gram().untyped_storage().data_ptr() == rows.gram().untyped_storage().data_ptr()
-
-
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
 def test_the_same_bits_whatever_the_threads(random_problem, loss, monkeypatch):
     monkeypatch.setattr(compiled, "WORTH_A_THREAD", 1)
     job, results = work(random_problem(3, K=9, d=40, loss=loss), 30), []
-    for threads in (1, 2, 3, 16, 1):
+    for threads in (1, 2, 16):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         results.append([compiled.compiled_pass(*job, by_gram) for by_gram in (False, True)])
     for passes in results[1:]:
@@ -92,7 +82,7 @@ def test_the_same_bits_whatever_the_threads(random_problem, loss, monkeypatch):
 
 
 class Twice(Hinge):
-    """A user's own loss, that counts its steps."""
+    """A user's own loss, which counts its steps."""
 
     steps = 0
 
@@ -107,8 +97,8 @@ class Twice(Hinge):
         return 2 * super().coordinate_step(a / 2, prediction, y, 2 * q)
 
 
-def test_which_way_is_taken(random_problem):
-    """The compiled one for our losses on a CPU in float64; torch for anything else."""
+def test_which_pass_runs(random_problem):
+    """The package's losses on a CPU in float64 run compiled, anything else in torch."""
     X = torch.zeros(1, dtype=torch.float64)
     assert all(applies(loss, X) for loss in LOSSES)
     assert not applies(Twice(), X)
@@ -127,7 +117,7 @@ def test_which_way_is_taken(random_problem):
 
 
 def test_without_a_folder_for_compiled_code(monkeypatch):
-    """As in an installation and a home that are read-only."""
+    """The installation and the home may be read-only."""
     from numba.core import caching
 
     monkeypatch.setattr(caching.CompileResultCacheImpl, "_locator_classes", [])

@@ -1,4 +1,4 @@
-"""SDCA against one coordinate at a time in numpy, and what it says about a loss that it cannot use."""
+"""SDCA against a textbook loop in numpy, and the orders that it draws."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from hmtl.mtl.solvers.sdca import torch_pass
 
 
 def one_user(X, y, s, b, w, curvature, visits):
-    """The textbook loop: closed form of one coordinate after another."""
+    """Return duals and Δv of the textbook loop: the closed form of one coordinate after another."""
     b, u = b.copy(), np.zeros_like(w)
     kappa = curvature * s
     for j in visits:
@@ -28,9 +28,9 @@ def one_user(X, y, s, b, w, curvature, visits):
 @given(
     seed=st.integers(0, 10**6), K=st.integers(1, 5), S=st.integers(1, 30), reduction=st.sampled_from(["mean", "sum"])
 )
-@settings(deadline=None, max_examples=40)
-def test_sdca(random_problem, work, seed, K, S, reduction):
-    """Unequal users, budgets from none to several passes, orders that come back to a row before its turn."""
+@settings(max_examples=15)
+def test_against_the_textbook_loop(random_problem, work, seed, K, S, reduction):
+    """Unequal users, budgets of up to several passes, and orders that repeat rows."""
     case = random_problem(seed, K=K, reduction=reduction)
     rows, rng = case.problem.rows, case.rng
     b, W = [rng.uniform(size=len(y)) for y in case.y], rng.normal(size=(K, case.d))
@@ -55,13 +55,13 @@ def test_sdca(random_problem, work, seed, K, S, reduction):
 @given(
     seed=st.integers(0, 10**6), counts=st.lists(st.integers(1, 40), min_size=1, max_size=6), passes=st.floats(0.01, 3)
 )
-@settings(deadline=None, max_examples=40)
-def test_drawn_work(seed, counts, passes):
-    """Distinct rows, their number as asked, the same for the same name, whoever else draws."""
+@settings(max_examples=15)
+def test_orders(seed, counts, passes):
+    """A user visits distinct rows in the first pass, in an order that other users do not change."""
     solver, users = SDCA(passes), range(len(counts))
     order, budgets = solver.draw(seed, 7, users, counts), solver.steps(counts)
     assert budgets.tolist() == [max(1, int(passes * n)) for n in counts]
-    budgets = torch.minimum(budgets, torch.tensor(counts))  # what is beyond goes over the same rows again
+    budgets = torch.minimum(budgets, torch.tensor(counts))  # further visits repeat the order
     for k, (visits, n, budget) in enumerate(zip(order.tolist(), counts, budgets.tolist(), strict=True)):
         assert len(set(visits[:budget])) == budget
         assert set(visits[:budget]) <= set(range(n))
