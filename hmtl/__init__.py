@@ -8,12 +8,13 @@ over all threads, would grow manyfold with the machine's load, and whatever else
 
 TYPE_CHECKING = False  # that of typing takes long to import, and so does numpy: a command first sees to Ctrl-C
 if TYPE_CHECKING:
+    from hmtl.config.runs import load_run
     from hmtl.estimator import MultiTask
-    from hmtl.inference.models import Models, load_run
+    from hmtl.inference.models import Models
 
 __all__ = ["Models", "MultiTask", "load_run"]
 __version__ = "0.1.0"
-_HOMES = {"Models": "inference.models", "load_run": "inference.models", "MultiTask": "estimator"}
+_HOMES = {"Models": "inference.models", "load_run": "config.runs", "MultiTask": "estimator"}
 
 
 def __getattr__(name: str) -> object:

@@ -1,47 +1,56 @@
-"""Multi-task learning as scikit-learn has it, over lists of tasks: `MultiTask(lam=0.01).fit(X, y).predict(X)`."""
+"""Multi-task learning in the manner of scikit-learn: `MultiTask(lam=0.01).fit(X, y).predict(X)`."""
 
-import numbers
+import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from numbers import Integral, Real
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator
-from sklearn.metrics import accuracy_score, r2_score
-from sklearn.utils.validation import check_is_fitted
 
-from hmtl.data import Preprocessing, Task, arrays
-from hmtl.data.sources.tables import FEW
+from hmtl.data import Preprocessing, Task, arrays, prepare
+from hmtl.data.preprocessing import Scope
 from hmtl.errors import ConfigError, DataError
-from hmtl.inference.models import models_of
+from hmtl.inference.models import Models, models_of
 from hmtl.mtl import MOCHA, SDCA, Hinge, Loss, Problem, Regularizer, Squared, TaskRelationship
 
-if TYPE_CHECKING:
-    from hmtl.data.preprocessing import Scope
 
+class MultiTask:
+    """Linear models for related tasks, trained by MOCHA in one process.
 
-class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """MOCHA in one process, with a certificate: related linear models, one for each task.
+    Minimizes the sum of all tasks' mean losses plus a penalty that couples the tasks' weights. The duality gap bounds
+    the distance of the objective from its optimum. Parameters and attributes follow the conventions of scikit-learn, so
+    `sklearn.base.clone` works; the class does not inherit from `BaseEstimator`, whose import takes two seconds.
 
     Args:
-        lam: λ > 0, strength of the regularizer; has no meaning beside a regularizer of your own.
-        regularizer: how the models hang together; None: it learns how, `TaskRelationship(lam)`.
-        loss: None: the hinge for labels; where y are floats, of more than two values, the squared error. Labels of
-            several classes are learned each against the rest.
-        rounds: at most.
-        tolerance: stop once the duality gap is at most so much of the primal, and Ω, if one is learned, has settled.
-        intercept, standardize: see `hmtl.data.Preprocessing`; numbers to predict are centred for each task.
-        seed: of the order in which rows are visited.
+        lam: Regularization strength λ; must be a positive float. Ignored if `regularizer` is given.
+        regularizer: Penalty that couples the tasks. If None, `TaskRelationship(lam)`, which also learns how the tasks
+            are related.
+        loss: Loss function. If None, the hinge loss for labels, and the squared error if y holds floats with more than
+            two values. Several classes are learned one-vs-rest.
+        rounds: Maximum number of rounds.
+        tolerance: Relative precision of the solution: training stops when the duality gap is at most `tolerance` times
+            the primal objective, and Ω, if it is learned, has settled to the same precision.
+        intercept: Whether to fit an intercept, whose weight is regularised like the others.
+        standardize: Training rows whose mean and standard deviation scale the features: "task", "all" or "none", see
+            `hmtl.data.Preprocessing`. Numbers to predict are always centred for each task.
+        seed: Seed of the order in which rows are visited.
 
     Attributes:
-        models_: what `hmtl.load_run` gives of a run; its users are called "0", "1", ... in the order of the tasks.
-        gap_: primal − dual at the end: by at most so much the objective exceeds its optimum, at the last Ω.
-        primal_: the objective at the end.
-        Omega_: [K, K], how tasks are found to relate, where that is learned.
-        rounds_: how many it took.
+        models_: The fitted models; the users are called "0", "1", ... in the order of the tasks.
+        gap_: Duality gap of the solution: an upper bound on how much the objective exceeds its optimum, at the final Ω.
+        primal_: Primal objective of the solution.
+        Omega_: Learned relation between the tasks, [K, K]. Only available if the regularizer learns it.
+        rounds_: Number of rounds that were run.
 
     Ref: Smith et al. 2017.
     """
+
+    models_: Models
+    rounds_: int
+    gap_: float
+    primal_: float
+    Omega_: NDArray[np.float64]
 
     def __init__(
         self,
@@ -52,122 +61,186 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         rounds: int = 200,
         tolerance: float = 1e-3,
         intercept: bool = True,
-        standardize: "Scope" = "all",
+        standardize: Scope = "all",
         seed: int = 0,
     ) -> None:
-        self.lam, self.regularizer, self.loss, self.rounds, self.tolerance = lam, regularizer, loss, rounds, tolerance
-        self.intercept, self.standardize, self.seed = intercept, standardize, seed
+        self.lam = lam
+        self.regularizer = regularizer
+        self.loss = loss
+        self.rounds = rounds
+        self.tolerance = tolerance
+        self.intercept = intercept
+        self.standardize = standardize
+        self.seed = seed
 
-    def fit(self, X: Sequence[ArrayLike], y: Sequence[ArrayLike]) -> Self:
-        """Learn from K tasks, X[k] [n_k, d] and y[k] [n_k].
+    def __repr__(self) -> str:
+        defaults = {name: each.default for name, each in inspect.signature(type(self)).parameters.items()}
+        changed = {name: value for name, value in self.get_params().items() if value is not defaults[name]}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters of this estimator by name; `deep` has no effect."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters of this estimator.
 
         Raises:
-            ConfigError, DataError: what is wrong with a setting, or with a task.
+            ConfigError: if there is no such parameter.
         """
-        self._check()
-        tasks, numeric = _tasks(X, y, self.loss)
-        loss = self.loss or (Squared() if numeric else Hinge())
-        prepare = Preprocessing(self.intercept, self.standardize, "task" if numeric else "none")
+        known = self.get_params()
+        for name, value in params.items():
+            if name not in known:
+                raise ConfigError(f"MultiTask has no parameter {name!r}. Set one of {', '.join(known)}.")
+            setattr(self, name, value)
+        return self
+
+    def fit(self, X: Sequence[ArrayLike], y: Sequence[ArrayLike]) -> Self:
+        """Fit the models of K tasks.
+
+        Args:
+            X: training rows of each task, X[k] [n_k, d]. Columns of tables such as DataFrames are matched by name.
+            y: labels, or numbers as floats, y[k] [n_k].
+
+        Returns:
+            The fitted estimator.
+
+        Raises:
+            ConfigError: if a parameter is invalid.
+            DataError: if a task is invalid.
+        """
+        self._check_params()
+        tasks, labels = _tasks(X, y, self.loss)
+        loss = self.loss or (Squared() if labels is None else Hinge())
+        center: Scope = "task" if labels is None else "none"
         regularizer = self.regularizer or TaskRelationship(self.lam)
-        problem = Problem(prepare(tasks), loss, regularizer)
+        problem = Problem(prepare(tasks, Preprocessing(self.intercept, self.standardize, center)), loss, regularizer)
         mocha = MOCHA(problem, SDCA(10), rounds=self.rounds, seed=self.seed)
         for round in range(self.rounds):
             mocha.step(round)
-            now = mocha.metrics()
-            enough = self.tolerance * abs(now["primal"])
-            if now["gap"] <= enough and mocha.settled(enough):
+            metrics = mocha.metrics()
+            enough = self.tolerance * abs(metrics["primal"])
+            if metrics["gap"] <= enough and mocha.settled(enough):
                 break
-        self.models_, self.rounds_ = models_of(mocha), round + 1
-        self.gap_, self.primal_ = now["gap"], now["primal"]
-        self.__dict__.pop("Omega_", None)  # of an earlier fit
+        self.models_ = models_of(mocha)
+        self.rounds_ = round + 1
+        self.gap_ = metrics["gap"]
+        self.primal_ = metrics["primal"]
+        self.__dict__.pop("Omega_", None)  # from an earlier fit
         if regularizer.learns:
             self.Omega_ = mocha.Omega.numpy()
         return self
 
-    def _check(self) -> None:
-        for name, kind, example in (("regularizer", Regularizer, "Mean(0.1)"), ("loss", Loss, "Hinge()")):
-            value = getattr(self, name)
-            if not isinstance(value, kind | None):
-                raise ConfigError(f"{name}={value!r} is no {kind.__name__}: give one, such as hmtl.mtl.{example}.")
-        for name, least in (("rounds", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, numbers.Integral) or value < least:
-                raise ConfigError(f"{name}={value!r} is no whole number from {least} up: give one.")
-        for name in ("tolerance",) if self.regularizer else ("tolerance", "lam"):
-            if not hasattr(value := getattr(self, name), "__float__"):
-                raise ConfigError(f"{name}={value!r} is no number: give one.")
-
     def predict(self, X: Sequence[ArrayLike]) -> list[NDArray[Any]]:
-        """Labels or numbers as y had them, [n_k] for each task.
+        """Predict the labels or numbers of raw rows.
+
+        Args:
+            X: rows of each task, X[k] [n_k, d]; [] for a task without rows.
+
+        Returns:
+            Predictions of each task, [n_k], as y had them.
 
         Raises:
-            NotFittedError: `fit` comes first. DataError: what is wrong with X.
+            NotFittedError: if the estimator is not fitted.
+            DataError: if X is invalid.
         """
-        check_is_fitted(self)
+        if not hasattr(self, "models_"):
+            from sklearn.exceptions import NotFittedError  # late, as scikit-learn takes two seconds to load
+
+            raise NotFittedError("This MultiTask instance is not fitted yet. Call 'fit' first.")
         arrays.check_list(X, "X", 2)
         if len(X) != len(self.models_.names):
             raise DataError(
-                f"X has {len(X)} tasks, fitted were {len(self.models_.names)}: give rows of each, [] for none."
+                f"X has {len(X)} tasks, but {len(self.models_.names)} were fitted. Give rows for each, [] for none."
             )
         return [self.models_.predict(user, x) for user, x in zip(self.models_.names, X, strict=True)]
 
     def score(self, X: Sequence[ArrayLike], y: Sequence[ArrayLike]) -> float:
-        """Mean of the accuracy, or of R² where numbers are predicted, over the tasks that have rows.
+        """Return the mean accuracy, or mean R² for numbers, over the tasks that have rows.
+
+        Args:
+            X: see `predict`.
+            y: true labels or numbers, y[k] [n_k].
 
         Raises:
-            NotFittedError: `fit` comes first. DataError: what is wrong with X, or y is not as long.
+            NotFittedError: if the estimator is not fitted.
+            DataError: if X or y is invalid.
         """
+        from sklearn.metrics import accuracy_score, r2_score  # late, as scikit-learn takes two seconds to load
+
         predicted = self.predict(X)
         arrays.check_list(y, "y", 1)
-        told = [arrays.targets(each, f"y[{k}]") for k, each in enumerate(y)]
-        if (lengths := [*map(len, predicted)]) != (wanted := [*map(len, told)]):
-            raise DataError(f"X has {lengths} rows, y {wanted}: give one y for each row.")
-        pairs = [pair for pair in zip(told, predicted, strict=True) if len(pair[0])]
-        for theirs, ours in pairs:
-            if (theirs.dtype.kind == "U") != (ours.dtype.kind == "U"):
-                found = f"y has {theirs[0].item()!r}, and {ours[0].item()!r} is predicted"
-                raise DataError(f"{found}: give y of the kind that was fitted.")
+        true = [arrays.targets(each, f"y[{k}]") for k, each in enumerate(y)]
+        if (lengths := [*map(len, predicted)]) != (given := [*map(len, true)]):
+            raise DataError(f"X has {lengths} rows, but y has {given}. Give one y for each row.")
+        pairs = [pair for pair in zip(true, predicted, strict=True) if len(pair[0])]
+        for of_y, of_models in pairs:
+            if (of_y.dtype.kind == "U") != (of_models.dtype.kind == "U"):
+                raise DataError(
+                    f"y has {of_y[0].item()!r}, but the models predict {of_models[0].item()!r}. Give y of the kind "
+                    "that was fitted."
+                )
         measure = accuracy_score if len(self.models_.labels) else r2_score
         return float(np.mean([measure(*pair) for pair in pairs]))
 
+    def _check_params(self) -> None:
+        for name, kind, example in (("regularizer", Regularizer, "Mean(0.1)"), ("loss", Loss, "Hinge()")):
+            value = getattr(self, name)
+            if not isinstance(value, kind | None):
+                raise ConfigError(f"{name}={value!r} is not a {kind.__name__}. Give one such as hmtl.mtl.{example}.")
+        for name, least in (("rounds", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < least:
+                raise ConfigError(f"{name}={value!r} is not an integer of at least {least}. Give one.")
+        for name in ("tolerance",) if self.regularizer else ("tolerance", "lam"):
+            value = getattr(self, name)
+            if not isinstance(value, Real):
+                raise ConfigError(f"{name}={value!r} is not a number. Give one.")
 
-def _tasks(X: Sequence[ArrayLike], y: Sequence[ArrayLike], loss: Loss | None) -> tuple[list[Task], bool]:
-    """The tasks, and whether y are numbers to predict."""
+
+def _tasks(X: Sequence[ArrayLike], y: Sequence[ArrayLike], loss: Loss | None) -> tuple[list[Task], NDArray[Any] | None]:
+    """Return the tasks, and the labels in sorted order, or None if y holds numbers to predict."""
     arrays.check_list(X, "X", 2)
     arrays.check_list(y, "y", 1)
     if not len(X) or len(X) != len(y):
-        raise DataError(f"X has {len(X)} tasks, y {len(y)}: give as many of each, at least one.")
-    columns = arrays.names_of(X[0])
+        raise DataError(f"X has {len(X)} tasks and y has {len(y)}. Give the same number, at least one.")
+    columns = arrays.column_names(X[0])
     for k, x in enumerate(X):
-        if columns and (names := arrays.names_of(x)) and set(names) != set(columns):
-            raise DataError(f"X[{k}] has columns {', '.join(names)}, X[0] {', '.join(columns)}: give all the same.")
-    rows = [arrays.numbers(x, f"X[{k}]", columns) for k, x in enumerate(X)]
-    found = [arrays.targets(target, f"y[{k}]") for k, target in enumerate(y)]
-    if len(kinds := {"text" if target.dtype.kind == "U" else "numbers" for target in found}) > 1:
-        raise DataError("y is of text in some tasks, of numbers in others. Give labels of one kind, or numbers.")
-    every = np.concatenate(found)
-    different = np.unique(every)
-    numeric = loss.labels is None and not loss.classes if loss else every.dtype.kind == "f" and len(different) > 2
-    if numeric and kinds == {"text"}:
-        raise DataError(
-            f"y is text, of which {type(loss).__name__} can make no numbers. Give numbers, or another loss."
-        )
-    if not loss and every.dtype.kind in "iu" and len(different) > FEW:
-        raise DataError(
-            f"y has {len(different)} values, all whole: classes, or numbers to predict? Give loss=hmtl.mtl.Hinge(), or "
-            "y as floats."
-        )
-    labels = None if numeric else different
-    if labels is not None and len(labels) < 2:
-        raise DataError(f"y is {labels[0]} in all tasks: nothing to tell apart.")
+        if columns and (names := arrays.column_names(x)) and set(names) != set(columns):
+            raise DataError(f"X[{k}] has columns {', '.join(names)}, X[0] {', '.join(columns)}. Give all the same.")
+    rows = [arrays.features(x, f"X[{k}]", columns) for k, x in enumerate(X)]
+    targets = [arrays.targets(each, f"y[{k}]") for k, each in enumerate(y)]
+    labels = _labels(targets, loss)
+    C = len(labels) if labels is not None and len(labels) > 2 else None
+    called = None if labels is None else tuple(labels.tolist())
     tasks = []
-    for k, (x, target) in enumerate(zip(rows, found, strict=True)):
+    for k, (x, target) in enumerate(zip(rows, targets, strict=True)):
         values = target if labels is None else np.searchsorted(labels, target)
-        if labels is not None and len(labels) == 2:
+        if labels is not None and C is None:
             values = 2.0 * values - 1.0
-        several = len(labels) if labels is not None and len(labels) > 2 else None
-        called = None if labels is None else tuple(labels.tolist())
-        # Task makes tensors of arrays
-        task = Task(str(k), x, values, x[:0], values[:0], several, called, columns or None)  # type: ignore[arg-type]
-        tasks.append(task)
-    return tasks, numeric
+        # Task converts arrays to tensors
+        tasks.append(Task(str(k), x, values, x[:0], values[:0], C, called, columns or None))  # type: ignore[arg-type]
+    return tasks, labels
+
+
+def _labels(targets: Sequence[NDArray[Any]], loss: Loss | None) -> NDArray[Any] | None:
+    """Return the labels of all tasks in sorted order, or None if the targets are numbers to predict."""
+    if len({target.dtype.kind == "U" for target in targets}) > 1:
+        raise DataError("y holds text in some tasks and numbers in others. Give labels of one kind, or numbers.")
+    every = np.concatenate(targets)
+    values = np.unique(every)
+    numeric = every.dtype.kind == "f" and len(values) > 2
+    if loss is not None:
+        numeric = loss.labels is None and not loss.classes
+    elif every.dtype.kind in "iu" and len(values) > arrays.MANY_CLASSES:
+        raise DataError(
+            f"y has {len(values)} whole numbers, which may be classes or numbers to predict. Give "
+            "loss=hmtl.mtl.Hinge(), or y as floats."
+        )
+    if numeric and every.dtype.kind == "U":
+        raise DataError(f"y is text, but {type(loss).__name__} predicts numbers. Give numbers, or another loss.")
+    if numeric:
+        return None
+    if len(values) < 2:
+        raise DataError(f"y is {values[0]} in all tasks, so there is nothing to learn.")
+    return values

@@ -19,9 +19,9 @@ from sklearn.svm import LinearSVC
 
 from hmtl.config.build import build_problem, build_tasks, compose, conf_dir
 from hmtl.config.schema import flat
-from hmtl.data import Preprocessing, Task
+from hmtl.data import Preprocessing, Task, prepare
 from hmtl.data.preprocessing import Scope
-from hmtl.data.tasks import split
+from hmtl.data.splitting import split
 from hmtl.errors import CheckpointError, ConfigError, DataError, HmtlError
 from hmtl.mtl import FedU, LocalSGD
 from hmtl.train import train
@@ -59,7 +59,7 @@ def test_folds_are_preprocessed_by_what_they_train_on(scope: Scope, test_fractio
         split(str(k), rng.normal(k, 3, (40, 3)) ** 2, rng.normal(size=40), test_fraction, np.random.default_rng(1))
         for k in range(3)
     ]
-    scaled = Preprocessing(intercept=True, standardize=scope, center=scope)(plain)
+    scaled = prepare(plain, Preprocessing(intercept=True, standardize=scope, center=scope))
     for raws, fold in zip(_folds(plain, 3, seed=0), _folds(scaled, 3, seed=0), strict=True):
         for raw, task in zip(raws, fold, strict=True):
             own = raws if scope == "all" else [raw]

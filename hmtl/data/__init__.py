@@ -1,16 +1,17 @@
-"""What is learned from: a data set is a tuple of Tasks, one per user.
+"""Data sets: each function here returns a tuple of Tasks, one per user.
 
-In: where the data lie, K, rows per user, the share kept for testing, a seed.
-Out: float tensors, split into train and test.
+A source reads rows, a partition deals them to K users, each user's rows are split into training and test rows, and
+`prepare` scales them.
 """
 
 from hmtl.data.partitions import Dirichlet, Partition, Pathological, Quantity, Shards
-from hmtl.data.preprocessing import Preprocessing, Scaling, Wanted
+from hmtl.data.preprocessing import Preprocessing, Scaling
+from hmtl.data.sources.files import files
 from hmtl.data.sources.har import har
 from hmtl.data.sources.mnist import mnist, mnist5k
-from hmtl.data.sources.tables import files
 from hmtl.data.sources.torchvision import torchvision
-from hmtl.data.tasks import Task
+from hmtl.data.splitting import Wanted
+from hmtl.data.tasks import Task, prepare
 
 __all__ = [
     "Dirichlet",
@@ -26,5 +27,6 @@ __all__ = [
     "har",
     "mnist",
     "mnist5k",
+    "prepare",
     "torchvision",
 ]

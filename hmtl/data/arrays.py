@@ -1,6 +1,6 @@
-"""What is given in Python, arrays, lists or tables such as DataFrames, as arrays of numbers.
+"""Features and targets that users pass as arrays, lists or tables such as DataFrames.
 
-n rows, d columns.
+Shapes: n rows, d columns.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,76 +12,78 @@ from numpy.typing import ArrayLike, NDArray
 
 from hmtl.errors import DataError
 
+MANY_CLASSES = 20
+"""With more distinct whole numbers than this, a target may be classes or numbers to predict."""
 
-def names_of(x: object) -> tuple[str, ...]:
-    """What the columns of x are called; none where x is no table, or has numbers for names, or one of them twice."""
+
+def column_names(x: object) -> tuple[str, ...]:
+    """Return the names of x's columns, or () if x is not a table, or its names are not distinct strings."""
     names = tuple(getattr(x, "column_names", getattr(x, "columns", ())))
     return names if all(isinstance(name, str) for name in names) and len(set(names)) == len(names) else ()
 
 
-def numbers(x: ArrayLike, called: str, columns: Sequence[str] = ()) -> NDArray[Any]:
-    """x [n, d] as it is to be learned from: a new array of float32, if x is of that, else of float64.
+def features(x: ArrayLike, name: str, columns: Sequence[str] = ()) -> NDArray[Any]:
+    """Return a copy of x [n, d] as float32 if it is float32, and as float64 otherwise.
 
     Args:
-        called: what messages call it.
-        columns: those to take, in this order, where x is a table with names; others are left out.
+        x: numbers.
+        name: name of x in messages.
+        columns: columns to select, in this order, if x is a table with column names.
 
     Raises:
-        DataError: a column is not there, or there is what is no number.
+        DataError: if x lacks a column, or is not an array of numbers.
     """
-    if columns and (names := names_of(x)):
-        if lacking := [name for name in columns if name not in names]:
+    if columns and (present := column_names(x)):
+        if missing := [column for column in columns if column not in present]:
             raise DataError(
-                f"{called} has no column {lacking[0]}, which the model was trained on: {', '.join(columns)}. Add it, "
-                "or give an array."
+                f"{name} has no column {missing[0]}, which the model was trained on: {', '.join(columns)}. Add it, or "
+                "give an array."
             )
-        x = x.select(list(columns)) if hasattr(x, "select") else x[list(columns)]  # type: ignore[index]  # pandas' way
+        x = x.select(list(columns)) if hasattr(x, "select") else x[list(columns)]  # type: ignore[index]  # pandas
     try:
-        found = np.asarray(x)
-        if found.dtype.kind not in "biufO":
-            raise TypeError(f"it is of type {found.dtype}")
-        return np.array(found, np.float32 if found.dtype == np.float32 else np.float64, order="C")
-    except (TypeError, ValueError, RuntimeError) as error:  # the last of a tensor that keeps its gradient
-        raise DataError(f"{called} is no array of numbers ({error}). Give rows of equal length, of numbers.") from error
+        values = np.asarray(x)
+        if values.dtype.kind not in "biufO":
+            raise TypeError(f"its type is {values.dtype}")
+        return np.array(values, np.float32 if values.dtype == np.float32 else np.float64, order="C")
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor that requires a gradient
+        raise DataError(
+            f"{name} is not an array of numbers ({error}). Give rows of equal length, of numbers."
+        ) from error
 
 
-def targets(y: ArrayLike, called: str) -> NDArray[Any]:
-    """y [n] of numbers, of truth values, or of text, a new array.
+def targets(y: ArrayLike, name: str) -> NDArray[Any]:
+    """Return a copy of y [n], which holds numbers, booleans or strings.
 
     Raises:
-        DataError: it is of something else, or of several kinds.
+        DataError: if y holds other values, values of several kinds, or numbers that are not finite.
     """
     try:
-        found = np.array(y)
-        if found.dtype.kind == "U" and not isinstance(y, np.ndarray):  # it may have been made text of other things
-            found = np.array(y, object)
+        values = np.array(y)
+        if values.dtype.kind == "U" and not isinstance(y, np.ndarray):  # numpy converts mixed lists to strings
+            values = np.array(y, object)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{called} is no list of labels or numbers ({error}). Give one for each row.") from error
-    if found.dtype == object:
-        kinds = {_kind(value) for value in found.flat}
+        raise DataError(f"{name} is not a list of labels or numbers ({error}). Give one value per row.") from error
+    if values.dtype == object:
+        kinds = {_kind(value) for value in values.flat}
         if len(kinds) > 1 or not kinds <= {str, bool, Real}:
-            odd = next(value for value in found.flat if _kind(value) is not str)
-            raise DataError(f"{called} has {odd!r} beside other values. Give labels of one kind, or numbers.")
-        found = np.array(found.tolist())
-    if found.dtype.kind not in "biufU" or found.ndim != 1:
-        raise DataError(f"{called} has shape {list(found.shape)}, type {found.dtype}: give [n] labels, or numbers.")
-    if found.dtype.kind == "f" and (bad := ~np.isfinite(found)).any():
-        raise DataError(f"{called} is NaN or infinite in row {int(bad.argmax())} (from 0). Fix or drop such rows.")
-    return found
+            odd = next(value for value in values.flat if _kind(value) is not str)
+            raise DataError(f"{name} contains {odd!r} among other values. Give labels of one kind, or numbers.")
+        values = np.array(values.tolist())
+    if values.dtype.kind not in "biufU" or values.ndim != 1:
+        raise DataError(f"{name} has shape {list(values.shape)} and type {values.dtype}. Give [n] labels or numbers.")
+    if values.dtype.kind == "f" and (bad := ~np.isfinite(values)).any():
+        raise DataError(f"{name} is NaN or infinite in row {int(bad.argmax())} (from 0). Fix or drop such rows.")
+    return values
+
+
+def check_list(values: object, name: str, ndim: int) -> None:
+    """Raise DataError unless `values` is a list with an array of `ndim` dimensions for each task."""
+    is_array = isinstance(values, np.ndarray) and values.dtype != object and values.ndim <= ndim
+    if is_array or isinstance(values, Mapping) or hasattr(values, "iloc") or not hasattr(values, "__len__"):
+        raise DataError(f"{name} is a single {type(values).__name__}. Give a list with {name}[k] for task k.")
 
 
 def _kind(value: object) -> type:
     if isinstance(value, bool | np.bool_):
         return bool
     return next((kind for kind in (str, Real) if isinstance(value, kind)), type(value))
-
-
-def check_list(each: object, called: str, ndim: int) -> None:
-    """Refuse what is no list with something of `ndim` dimensions for each task.
-
-    Raises:
-        DataError: it is one array, one table or a dictionary.
-    """
-    array = isinstance(each, np.ndarray) and each.dtype != object and each.ndim <= ndim
-    if array or isinstance(each, Mapping) or hasattr(each, "iloc") or not hasattr(each, "__len__"):
-        raise DataError(f"{called} is one {type(each).__name__}: give a list, with {called}[k] of task k.")

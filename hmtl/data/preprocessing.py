@@ -1,40 +1,30 @@
-"""What is done to features and targets before learning: fitted to training rows, and kept with the models.
+"""Scaling of features and centring of targets, fitted to training rows.
 
-K tasks, n rows and d features each; D = d, or d + 1 with an intercept.
+Shapes: K tasks, n rows and d features each; D = d, or d + 1 with an intercept.
 """
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from hmtl.errors import ConfigError, DataError
 
-if TYPE_CHECKING:
-    from hmtl.data.tasks import Task
-
 Scope = Literal["task", "all", "none"]
-
-
-Wanted = Callable[[int], Collection[int]]
-"""Of K users, those whose rows are to be held in this process; of others, no more than their number."""
-
-
-def everybody(K: int) -> Collection[int]:
-    """All K users."""
-    return range(K)
+"""Whose training rows a statistic is computed from: each task's own, those of all tasks, or none."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """What was fitted for one task.
+    """The scaling that was fitted for one task.
 
     Args:
-        mean, scale: [d] float64; 0 and 1 for a feature that is left as it is.
+        mean: mean of each feature, [d] float64; 0 for a feature that stays unchanged.
+        scale: standard deviation of each feature, [d] float64; 1 for a feature that stays unchanged.
         intercept: whether a column of ones is appended.
-        target_mean: what was subtracted from y; a prediction is in y's own units once it is added.
+        target_mean: number that was subtracted from y. Add it to a prediction to get the units of y.
     """
 
     mean: Tensor
@@ -43,37 +33,32 @@ class Scaling:
     target_mean: float = 0.0
 
     def features(self, x: Tensor) -> Tensor:
-        """Raw rows [n, d] to what a model takes, [n, D], of the same type."""
-        scaled = ((x.double() - self.mean) / self.scale).to(x.dtype)
-        return torch.cat([scaled, scaled.new_ones(len(x), 1)], dim=1) if self.intercept else scaled
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Where a task came from: itself before, what was done to it, and what was fitted."""
-
-    raw: "Task"
-    by: "Preprocessing"
-    scaling: Scaling
+        """Return the model's input [n, D] for raw rows [n, d], in the same dtype."""
+        scaled = x.double() - self.mean
+        scaled /= self.scale
+        if not self.intercept:
+            return scaled.to(x.dtype)
+        extended = x.new_ones(len(x), x.shape[1] + 1)
+        extended[:, :-1] = scaled
+        return extended
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Centres, scales and extends the tasks' rows; called with tasks, gives new ones, which remember the old.
+    """Settings of the preprocessing: `prepare(tasks, preprocessing)` applies it.
 
-    With `task`, every user fits to its own training rows, and nothing travels. With `all`, every user tells the moments
-    of its rows and is told those of all rows, once before the first round: 1 + 2d numbers for the features and 3 for y
-    either way, which `hmtl.train` counts as part of the set-up.
+    With scope "task", each user fits to its own training rows and sends nothing. With scope "all", each user sends the
+    moments of its rows before the first round and receives those of all rows, 1 + 2d numbers for the features and 3 for
+    y in each direction; `hmtl.train` counts them as set-up.
 
     Args:
-        intercept: append a column of ones, after scaling; its weight is regularised like the others.
-        standardize: bring each feature to mean 0, variance 1 on the training rows of each task, or of all tasks
-            together. A feature that is constant there stays as it is.
-        center: subtract from y, a number, its mean over the training rows of each task, or of all tasks together.
+        intercept: append a column of ones after scaling. Its weight is regularised like the others.
+        standardize: scale each feature to mean 0 and variance 1 on these training rows. A feature that is constant
+            there stays unchanged.
+        center: subtract from y, a number to predict, its mean over these training rows.
 
     Raises:
-        ConfigError: an unknown word; or y to be centred is the number of a class.
-        DataError: tasks whose numbers of columns differ, or whose rows have a shape, as images do.
+        ConfigError: if a scope is not "task", "all" or "none".
     """
 
     intercept: bool = False
@@ -82,65 +67,76 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         for name in ("standardize", "center"):
-            if getattr(self, name) not in ("task", "all", "none"):
-                raise ConfigError(f"{name}={getattr(self, name)} is neither task, all nor none. Choose one of them.")
+            if getattr(self, name) not in get_args(Scope):
+                raise ConfigError(f"{name}={getattr(self, name)} is not one of task, all and none. Choose one of them.")
 
-    def needs(self, wanted: Wanted) -> Wanted:
-        """Whose rows are needed to prepare those that are wanted: all, if there is anything to do."""
-        return wanted if self == Preprocessing() else everybody
+    def fit(self, x: Sequence[Tensor], y: Sequence[Tensor]) -> list[Scaling]:
+        """Return the scaling of each task.
 
-    def __call__(self, tasks: Sequence["Task"]) -> tuple["Task", ...]:
-        """Fitted anew to these tasks, which are taken as they were before any earlier preprocessing."""
-        raws = [task.raw for task in tasks]
-        if self == Preprocessing():
-            return tuple(raws)
-        if raws[0].x_train.ndim > 2 and (self.intercept or self.standardize != "none"):
+        Args:
+            x: training rows of each task, [n_k, d].
+            y: training targets of each task, [n_k].
+
+        Raises:
+            DataError: if tasks have different numbers of columns, or rows with a shape, as images, are to be
+                standardised or get an intercept.
+        """
+        self._check_columns(x)
+        means = [torch.zeros(x[0].shape[1:], dtype=torch.float64)] * len(x)
+        scales = [torch.ones_like(mean) for mean in means]
+        if self.standardize != "none":
+            of_features = _moments_in(self.standardize, x)
+            eps = torch.finfo(x[0].dtype).eps
+            for k, (mean, variance) in enumerate(each[1:].chunk(2) for each in of_features):
+                scale = variance.sqrt()
+                constant = scale <= 10 * eps * mean.abs()  # apart from rounding
+                means[k] = mean.masked_fill(constant, 0)
+                scales[k] = scale.masked_fill(constant, 1)
+        target_means = [0.0] * len(y)
+        if self.center != "none":
+            target_means = _moments_in(self.center, [each[:, None] for each in y])[:, 1].tolist()
+        return [
+            Scaling(mean, scale, self.intercept, target_mean)
+            for mean, scale, target_mean in zip(means, scales, target_means, strict=True)
+        ]
+
+    def shared_moments(self, x: Sequence[Tensor], y: Sequence[Tensor]) -> list[Tensor]:
+        """Return the moments that users send for the scopes "all": [K, 1 + 2d] of x, [K, 3] of y, or neither."""
+        shared = []
+        if self.standardize == "all":
+            shared.append(moments(x))
+        if self.center == "all":
+            shared.append(moments([each[:, None] for each in y]))
+        return shared
+
+    def _check_columns(self, x: Sequence[Tensor]) -> None:
+        if x[0].ndim > 2 and (self.intercept or self.standardize != "none"):
             raise DataError(
-                f"Rows have the shape {list(raws[0].x_train.shape[1:])}, and only columns get an intercept or are "
+                f"Rows have the shape {list(x[0].shape[1:])}, and only vectors can get an intercept or be "
                 "standardized. Set intercept=false and standardize=none."
             )
-        if len(found := sorted({raw.x_train.shape[1] for raw in raws})) > 1:
-            raise DataError(f"Tasks have {found[0]} to {found[-1]} columns. Give all tasks the same columns.")
-        if self.center != "none" and raws[0].classes is not None:
-            raise ConfigError(f"center={self.center}, but y is the number of a class. Set center=none.")
-        x, y = moments([raw.x_train for raw in raws]), moments([raw.y_train[:, None] for raw in raws])
-        x, y = common(x) if self.standardize == "all" else x, common(y) if self.center == "all" else y
-        eps = torch.finfo(raws[0].x_train.dtype).eps
-        return tuple(self._prepared(raw, of_x, of_y, eps) for raw, of_x, of_y in zip(raws, x, y, strict=True))
-
-    def told(self, tasks: Sequence["Task"]) -> list[Tensor]:
-        """What users have to tell of themselves for the scopes `all`: `moments`, [K, 1 + 2d] and [K, 3]."""
-        raws = [task.raw for task in tasks]
-        parts = {"standardize": [raw.x_train for raw in raws], "center": [raw.y_train[:, None] for raw in raws]}
-        return [moments(rows) for scope, rows in parts.items() if getattr(self, scope) == "all"]
-
-    def _prepared(self, raw: "Task", x: Tensor, y: Tensor, eps: float) -> "Task":
-        mean, variance = x[1:].chunk(2)
-        scale = variance.sqrt()
-        # constant, but for what rounding made of it
-        left = torch.full_like(mean, self.standardize == "none").bool() | (scale <= 10 * eps * mean.abs())
-        target_mean = 0.0 if self.center == "none" else float(y[1])
-        scaling = Scaling(mean.masked_fill(left, 0), scale.masked_fill(left, 1), self.intercept, target_mean)
-        return replace(
-            raw,
-            x_train=scaling.features(raw.x_train),
-            y_train=raw.y_train - target_mean,
-            x_test=scaling.features(raw.x_test),
-            y_test=raw.y_test - target_mean,
-            prepared=Prepared(raw, self, scaling),
-        )
+        if len(widths := sorted({rows.shape[1] for rows in x})) > 1:
+            raise DataError(f"Tasks have {widths[0]} to {widths[-1]} columns. Give all tasks the same columns.")
 
 
-def moments(parts: Sequence[Tensor]) -> Tensor:
-    """Of rows [n_k, d]: n_k, means, variances, [K, 1 + 2d] float64."""
-    rows = [part.double() for part in parts]
-    return torch.stack([torch.cat([r.new_tensor([len(r)]), r.mean(0), r.var(0, correction=0)]) for r in rows])
+def moments(rows: Sequence[Tensor]) -> Tensor:
+    """Return n_k, the means and the variances of each task's rows [n_k, d], as [K, 1 + 2d] float64."""
+    return torch.stack([_moments_of(each.double()) for each in rows])
 
 
-def common(moments: Tensor) -> Tensor:
-    """Those of all rows together, for each user the same [K, 1 + 2d]."""
-    n, mean, variance = torch.split(moments, [1, *[moments.shape[1] // 2] * 2], dim=1)
+def pooled(moments: Tensor) -> Tensor:
+    """Return the moments of all tasks' rows together, repeated for each task, [K, 1 + 2d], from those of each task."""
+    d = moments.shape[1] // 2
+    n, mean, variance = torch.split(moments, [1, d, d], dim=1)
     weight, total = n / n.sum(), n.sum(0)
     center = (weight * mean).sum(0)
-    spread = (weight * (variance + (mean - center).square())).sum(0)  # within the users, and between them
+    spread = (weight * (variance + (mean - center).square())).sum(0)  # within the tasks, and between them
     return torch.cat([total, center, spread]).expand_as(moments)
+
+
+def _moments_of(rows: Tensor) -> Tensor:
+    return torch.cat([rows.new_tensor([len(rows)]), rows.mean(0), rows.var(0, correction=0)])
+
+
+def _moments_in(scope: Scope, rows: Sequence[Tensor]) -> Tensor:
+    return pooled(moments(rows)) if scope == "all" else moments(rows)

@@ -1,40 +1,37 @@
-"""One user's data, checked once and for all, and the split into train and test.
+"""Task: one user's training and test rows, checked once when they are created.
 
-Shapes: n rows (samples), d columns (features), C classes.
+Shapes: n rows, d features, C classes.
 """
 
 import copy
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl.data.preprocessing import Prepared, Preprocessing, Scaling
+from hmtl.data.preprocessing import Preprocessing, Scaling
 from hmtl.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """The data of one user, kept as tensors: x as float32 if it comes so, as float64 otherwise.
+    """The data of one user as tensors: x stays float32 if it is, and becomes float64 otherwise.
 
     Args:
-        name: what messages call this task.
-        x_train, y_train: [n, d], or [n, ...] of rows with a shape, such as images; and [n]. y is float64, ±1 for two
+        name: name of the task in messages and reports.
+        x_train, y_train: [n, d], or [n, ...] for rows with a shape such as images, and [n]. y is float64, ±1 for two
             classes or a number to predict, unless `classes` is given.
         x_test, y_test: [n_test, d] (or [n_test, ...]) and [n_test]; n_test may be 0.
-        classes: C, if y is the number of a class, 0..C−1, kept as int64.
-        labels: what the classes are called, in the order of y; None: by their values of y.
-        columns: what the features are called; None: they have no names.
-        prepared: where this comes from, if it was preprocessed, see `Preprocessing`.
+        classes: C if y holds class numbers 0..C−1, which become int64; None otherwise.
+        labels: names of the classes in the order of y; None: the values of y are their names.
+        columns: names of the features; None: they have no names.
+        prepared: origin of a preprocessed task, see `prepare`.
 
     Raises:
-        DataError: a shape does not fit, there are no rows to train on, a value is NaN or infinite, or a class has no
-            such number. (A user may have rows of one class alone.)
+        DataError: if shapes do not match, there are no training rows, a value is NaN or infinite, or a class number is
+            not in 0..C−1. A user may have rows of one class only.
     """
 
     name: str
@@ -45,58 +42,68 @@ class Task:
     classes: int | None = None
     labels: tuple[Any, ...] | None = None
     columns: tuple[str, ...] | None = None
-    prepared: Prepared | None = None
+    prepared: "Prepared | None" = None
 
     def __post_init__(self) -> None:
         for field in ("x_train", "y_train", "x_test", "y_test"):
             values = torch.as_tensor(getattr(self, field))
             narrow = field.startswith("x") and values.dtype == torch.float32
             object.__setattr__(self, field, values if narrow else values.to(torch.float64))
-        if self.here and (fault := next(self._faults(), None)):
+        if self.is_local and (fault := next(self._faults(), None)):
             raise DataError(f"Task {self.name!r}: {fault}")
         if self.classes is not None:
             for field in ("y_train", "y_test"):
                 object.__setattr__(self, field, getattr(self, field).long())
 
     @property
-    def here(self) -> bool:
-        """Whether its rows are in this process; else x and y are tensors on torch's meta device, without content."""
+    def is_local(self) -> bool:
+        """Whether this process holds the rows. If not, x and y are tensors without content, on the meta device."""
         return not self.x_train.is_meta
 
-    def elsewhere(self) -> "Task":
-        """This task as a process knows it that does not hold its rows."""
+    def without_rows(self) -> "Task":
+        """Return this task as a process knows it that does not hold its rows."""
         x_train, y_train, x_test, y_test = (
             rows.to("meta") for rows in (self.x_train, self.y_train, self.x_test, self.y_test)
         )
-        prepared = self.prepared and replace(self.prepared, raw=self.prepared.raw.elsewhere())
+        prepared = self.prepared and replace(self.prepared, raw=self.prepared.raw.without_rows())
         return replace(self, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, prepared=prepared)
 
     @property
     def raw(self) -> "Task":
-        """This task before it was preprocessed."""
+        """This task before preprocessing."""
         return self.prepared.raw if self.prepared else self
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What was done to it."""
-        return self.prepared.by if self.prepared else Preprocessing()
+        """The preprocessing that was applied."""
+        return self.prepared.preprocessing if self.prepared else Preprocessing()
 
     @property
     def scaling(self) -> Scaling:
-        """What was fitted when it was preprocessed; of a task that was not, a scaling that does nothing."""
+        """The scaling that was fitted; the identity if the task was not preprocessed."""
         if self.prepared:
             return self.prepared.scaling
-        one = torch.zeros(self.x_train.shape[1:], dtype=torch.float64)
-        return Scaling(one, torch.ones_like(one))
+        zeros = torch.zeros(self.x_train.shape[1:], dtype=torch.float64)
+        return Scaling(zeros, torch.ones_like(zeros))
+
+    @property
+    def flat(self) -> "Task":
+        """The same data with rows as vectors, x [n, d]; views."""
+        if self.x_train.ndim == 2:
+            return self
+        flat = copy.copy(self)
+        for field in ("x_train", "x_test"):
+            object.__setattr__(flat, field, getattr(self, field).flatten(1))
+        return flat
 
     def _faults(self) -> Iterator[str]:
-        """What is wrong and what to do; what comes later supposes that what came before is right."""
+        """Yield what is wrong and how to fix it; each check relies on the ones before it."""
         for part, x, y in (("train", self.x_train, self.y_train), ("test", self.x_test, self.y_test)):
             shapes = f"x_{part} has shape {list(x.shape)}, y_{part} {list(y.shape)}"
             if x.ndim < 2 or y.ndim != 1 or len(x) != len(y):
-                yield f"{shapes}. Give x as [rows, columns], or [rows, ...] of images, and one y per row."
+                yield f"{shapes}. Give x as [rows, columns], or [rows, ...] for images, and one y per row."
             if not (x.numel() if part == "train" else x.shape[1]):
-                yield f"{shapes}: that is empty. Give at least one row and one column."
+                yield f"{shapes}, which is empty. Give at least one row and one column."
             for name, bad in ((f"x_{part}", ~x.isfinite().flatten(1).all(dim=1)), (f"y_{part}", ~y.isfinite())):
                 if bad.any():
                     first, more = int(bad.nonzero()[0]), int(bad.sum()) - 1
@@ -112,65 +119,45 @@ class Task:
                     f"Number them 0..{self.classes - 1}."
                 )
 
-    @property
-    def flat(self) -> "Task":
-        """The same data with rows as vectors, x [n, d]; views."""
-        if self.x_train.ndim == 2:
-            return self
-        other = copy.copy(self)
-        for field in ("x_train", "x_test"):
-            object.__setattr__(other, field, getattr(self, field).flatten(1))
-        return other
 
-
-def split(
-    name: str,
-    x: NDArray[Any],
-    y: NDArray[Any],
-    test_fraction: float,
-    rng: np.random.Generator,
-    classes: int | None = None,
-    labels: tuple[Any, ...] | None = None,
-    here: bool = True,
-) -> Task:
-    """The task of all rows, split into train and test at random; both parts get their share of each class.
+@dataclass(frozen=True)
+class Prepared:
+    """The origin of a preprocessed task.
 
     Args:
-        name, classes, labels: see Task. A class too rare to be shared falls where it falls.
-        x, y: [n, d] or [n, ...], and [n].
-        test_fraction: share of the rows kept for testing, rounded up to whole rows (250 rows: 187 + 63). 0: none.
-        rng: draws which rows.
-        here: whether rows are to be held; if not, of x no more than shape and type is looked at.
+        raw: the task before preprocessing.
+        preprocessing: the settings that were applied.
+        scaling: the scaling that was fitted.
+    """
+
+    raw: Task
+    preprocessing: Preprocessing
+    scaling: Scaling
+
+
+def prepare(tasks: Sequence[Task], preprocessing: Preprocessing) -> tuple[Task, ...]:
+    """Return the tasks with preprocessing fitted to their training rows.
+
+    Tasks that were preprocessed before are taken as they were before that.
 
     Raises:
-        ConfigError: test_fraction is not in [0, 1).
-        DataError: too few rows for both parts; or see Task.
+        ConfigError: if y is to be centred but holds class numbers.
+        DataError: if the rows do not allow it, see `Preprocessing.fit`.
     """
-    if not 0 <= test_fraction < 1:
-        raise ConfigError(
-            f"test_fraction={test_fraction} leaves no rows to train on. Choose a value from 0 (no test) to below 1."
+    raws = [task.raw for task in tasks]
+    if preprocessing == Preprocessing():
+        return tuple(raws)
+    if preprocessing.center != "none" and raws[0].classes is not None:
+        raise ConfigError(f"center={preprocessing.center}, but y holds class numbers. Set center=none.")
+    scalings = preprocessing.fit([raw.x_train for raw in raws], [raw.y_train for raw in raws])
+    return tuple(
+        replace(
+            raw,
+            x_train=scaling.features(raw.x_train),
+            y_train=raw.y_train - scaling.target_mean,
+            x_test=scaling.features(raw.x_test),
+            y_test=raw.y_test - scaling.target_mean,
+            prepared=Prepared(raw, preprocessing, scaling),
         )
-    if not here:
-        n_test = math.ceil(test_fraction * len(y))
-        parts = [torch.empty(n, *x.shape[1:], device="meta") for n in (len(y) - n_test, n_test)]
-        x_train, x_test = (part.to(torch.float32 if x.dtype == np.float32 else torch.float64) for part in parts)
-        return Task(name, x_train, x_train.flatten(1)[:, 0], x_test, x_test.flatten(1)[:, 0], classes, labels)
-    if test_fraction == 0:
-        return Task(name, x, y, x[:0], y[:0], classes, labels)  # type: ignore[arg-type]  # Task makes tensors of arrays
-    from sklearn.model_selection import train_test_split  # takes half a second to import
-
-    random_state = int(rng.integers(2**31))
-    cause = None
-    for stratify in [y, None] if classes or set(y.tolist()) <= {-1, 1} else [None]:
-        try:
-            parts = train_test_split(x, y, test_size=test_fraction, stratify=stratify, random_state=random_state)
-            break
-        except ValueError as error:
-            cause = error
-    else:
-        raise DataError(
-            f"Task {name!r}: {len(y)} rows cannot be split with test_fraction={test_fraction}: no row would be left to "
-            "train on. Give more rows, or lower the fraction."
-        ) from cause
-    x_train, x_test, y_train, y_test = parts
-    return Task(name, x_train, y_train, x_test, y_test, classes, labels)
+        for raw, scaling in zip(raws, scalings, strict=True)
+    )

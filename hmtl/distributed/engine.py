@@ -78,7 +78,7 @@ class TorchDistributed(Engine):
             tasks = from_outline(from_bytes(self._rendezvous.store.get("outline")))
         self._placement = Placement(rank, size, len(tasks), H)
         own = set(self._placement.users.tolist())
-        return tuple(task if k in own else task.elsewhere() for k, task in enumerate(tasks))
+        return tuple(task if k in own else task.without_rows() for k, task in enumerate(tasks))
 
     def barrier(self) -> AbstractContextManager[None]:
         return self._rendezvous.barrier()

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hmtl.data.preprocessing import Prepared, Preprocessing, Scaling
-from hmtl.data.tasks import Task
+from hmtl.data.preprocessing import Preprocessing, Scaling
+from hmtl.data.tasks import Prepared, Task
 
 Names = tuple[Any, ...] | None
 Shapes = tuple[str, list[int], list[int], bool, int | None]

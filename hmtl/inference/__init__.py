@@ -1,1 +1,1 @@
-"""Trained models, saved and loaded."""
+"""Trained models for use outside of training: prediction, saving, loading and export."""

@@ -1,4 +1,4 @@
-"""A user's model to take home: a torch module of raw rows."""
+"""The torch module of one user: preprocessing and model in one, for raw rows."""
 
 import torch
 from torch import Tensor, nn
@@ -7,15 +7,18 @@ from hmtl.data import Scaling
 
 
 class UserModel(nn.Module):
-    """Raw rows [n, ...] to scores: [n], or [n, C] of several classes. What preprocessing fitted is part of its state.
+    """A user's model for raw rows; the fitted preprocessing is part of its state.
+
+    Maps raw rows [n, ...] to scores, [n] or, for several classes, [n, C].
 
     Args:
-        learned: takes prepared rows [n, D], or [n, *shape], to [n, C].
-        scaling: what was fitted for this user.
-        shape: of a row as `learned` takes it.
+        learned: module that maps preprocessed rows [n, D], or [n, *shape], to [n, C].
+        scaling: the scaling that was fitted for this user.
+        shape: shape of a row as `learned` expects it.
 
     Attributes:
-        target_mean: added to scores, which are then in the units of y.
+        mean, scale: [d], see `Scaling`.
+        target_mean: number added to the scores, which are then in the units of y.
     """
 
     mean: Tensor
@@ -24,22 +27,24 @@ class UserModel(nn.Module):
 
     def __init__(self, learned: nn.Module, scaling: Scaling, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.learned, self._shape, self._intercept = learned, shape, scaling.intercept
+        self.learned = learned
+        self._shape = shape
+        self._intercept = scaling.intercept
         self.register_buffer("mean", scaling.mean)
         self.register_buffer("scale", scaling.scale)
         self.register_buffer("target_mean", torch.tensor(scaling.target_mean, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(1)
-        rows = rows if rows.dtype == torch.float32 else rows.double()  # as tasks keep them
+        rows = rows if rows.dtype == torch.float32 else rows.double()  # the dtypes of a Task
         rows = Scaling(self.mean, self.scale, self._intercept).features(rows)
         scores: Tensor = self.learned(rows.to(next(self.learned.parameters())).view(len(x), *self._shape))
         return (scores if scores.shape[1] > 1 else scores.squeeze(1)) + self.target_mean
 
 
 def linear(W: Tensor) -> nn.Linear:
-    """The layer with weights W [C, D]."""
+    """Return a linear layer with the weights W [C, D] and no bias."""
     C, D = W.shape
-    layer = nn.Linear(D, C, bias=False, device="meta")  # whose numbers are not drawn
+    layer = nn.Linear(D, C, bias=False, device="meta")  # draws no random weights
     layer.weight = nn.Parameter(W)
     return layer

@@ -34,7 +34,7 @@ class Problem:
     one Ω couples it with the models of other users.
 
     Args:
-        tasks: one task per user, also of users whose rows other processes hold, see `Task.here`. Rows with a shape
+        tasks: one task per user, also of users whose rows other processes hold, see `Task.is_local`. Rows with a shape
             are flattened.
         loss: ℓ; the problem keeps a copy.
         regularizer: R; the problem keeps a copy that is prepared for these tasks.
@@ -81,7 +81,7 @@ class Problem:
             _check_task(task, tasks[0], loss)
         self.shape = tuple(tasks[0].x_train.shape[1:])
         self.grid = Grid(fraction_bits, len(tasks))
-        self.users = np.array([k for k, task in enumerate(tasks) if task.here], dtype=np.int64)
+        self.users = np.array([k for k, task in enumerate(tasks) if task.is_local], dtype=np.int64)
         self.everybody = [task.flat for task in tasks]
         self.tasks = [self.everybody[k] for k in self.users]
         self.counts = tuple(len(task.y_train) for task in tasks)
@@ -257,7 +257,7 @@ def _check_task(task: Task, first: Task, loss: Loss) -> None:
             "classes alike in all tasks."
         )
     name, margin_losses = type(loss).__name__, "hinge, smooth_hinge or logistic"
-    labels = set(task.y_train.tolist()) | set(task.y_test.tolist()) if task.here else set()
+    labels = set(task.y_train.tolist()) | set(task.y_test.tolist()) if task.is_local else set()
     if task.classes and not loss.classes:
         raise DataError(
             f"Task {task.name!r} has {task.classes} classes, {name} takes numbers: choose loss={margin_losses}; with "
@@ -265,7 +265,7 @@ def _check_task(task: Task, first: Task, loss: Loss) -> None:
             "dataset.kind=regression."
         )
     if loss.classes and not task.classes:
-        if task.here and set(task.y_train.tolist()) <= {-1.0, 1.0}:
+        if task.is_local and set(task.y_train.tolist()) <= {-1.0, 1.0}:
             fault = f"two classes as y = ±1, {name} needs them numbered 0..C−1: choose loss={margin_losses}."
         else:
             fault = f"numbers to predict, {name} needs classes: choose loss=squared."

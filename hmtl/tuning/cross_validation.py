@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from hmtl.config.build import build_algorithm, build_problem, build_regularizer
 from hmtl.config.schema import flat
-from hmtl.data import Task
+from hmtl.data import Task, prepare
 from hmtl.errors import ConfigError, DataError, Interrupted, RangeError
 from hmtl.mtl import Algorithm
 from hmtl.reporting.console import Console
@@ -80,7 +80,7 @@ def _folds(tasks: Sequence[Task], folds: int, seed: int) -> Iterator[list[Task]]
     """
     from sklearn.model_selection import KFold, StratifiedKFold  # takes a second to load
 
-    splits, prepare = [], tasks[0].preprocessing
+    splits, preprocessing = [], tasks[0].preprocessing
     tasks = [task.raw for task in tasks]
     for k, task in enumerate(tasks):
         classes = task.classes is not None or set(task.y_train.tolist()) <= {-1.0, 1.0}
@@ -102,7 +102,7 @@ def _folds(tasks: Sequence[Task], folds: int, seed: int) -> Iterator[list[Task]]
             )
             for task, split in zip(tasks, splits, strict=True)
         ]
-        yield list(prepare(parts))
+        yield list(prepare(parts, preprocessing))
 
 
 def _members(cfgs: Mapping[int, DictConfig], fold: Sequence[Task]) -> Iterator[tuple[int, Algorithm]]:

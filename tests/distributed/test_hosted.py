@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hmtl.data import Preprocessing, Task
+from hmtl.data import Preprocessing, Task, prepare
 from hmtl.distributed.hosted import HostedUsers
 from hmtl.distributed.outline import from_outline, outline, report_data, with_report_data
 from hmtl.mtl import (
@@ -146,7 +146,7 @@ def test_in_parts_as_in_one(name: str, sums: bool) -> None:
 
 def test_whoever_has_no_rows_can_report_all_the_same() -> None:
     """Scaling, targets for R², and what the set-up counts, of tasks that were preprocessed together."""
-    tasks = Preprocessing(intercept=True, standardize="all", center="task")(rows(regression=True))
+    tasks = prepare(rows(regression=True), Preprocessing(intercept=True, standardize="all", center="task"))
     known = from_outline(outline(tasks))
     told = [report_data(tasks[home[0] : home[-1] + 1], targets=True) for home in HOMES]
     merged = {part: torch.cat([each[part] for each in told]) for part in told[0]}
@@ -160,7 +160,7 @@ def test_whoever_has_no_rows_can_report_all_the_same() -> None:
         assert (one.name, one.scaling.target_mean) == (other.name, other.scaling.target_mean)
         assert torch.equal(one.scaling.mean, other.scaling.mean)
         assert torch.equal(one.scaling.scale, other.scaling.scale)
-        assert not other.here
+        assert not other.is_local
     pairs = [preprocessing_setup(parted(tasks, home.tolist())) for home in HOMES]
     facts = torch.cat(list(chain.from_iterable([pair[0].local_update(-1)[1]] for pair in pairs if pair)))
     assert torch.equal(facts, preprocessing_setup(tasks)[0].local_update(-1)[1])  # type: ignore[index]

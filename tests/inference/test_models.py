@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 import hmtl
 from hmtl.config.build import build
-from hmtl.data import Preprocessing, Task
+from hmtl.data import Preprocessing, Task, prepare
 from hmtl.errors import ConfigError, DataError
 from hmtl.inference.models import models_of
 from hmtl.mtl import MOCHA, SDCA, Hinge, Problem, Ridge, Squared
@@ -148,7 +148,7 @@ def test_scores_are_those_inside(
         y = rng.normal(50, 9, 10) if loss is Squared else np.tile([1.0, -1.0], 5)
         # Task makes tensors of arrays
         raws.append(Task(f"t{k}", x[:7], y[:7], x[7:], y[7:]))  # type: ignore[arg-type]
-    tasks = Preprocessing(intercept, scope, center if loss is Squared else "none")(raws)
+    tasks = prepare(raws, Preprocessing(intercept, scope, center if loss is Squared else "none"))
     mocha = MOCHA(Problem(tasks, loss(), Ridge(0.1)), SDCA())
     for t in range(3):
         mocha.step(t)

@@ -1,1 +1,1 @@
-"""Data sets and where they come from."""
+"""Sources: one module per data set that rows are read from."""

@@ -1,4 +1,4 @@
-"""Labelled images of torchvision, kept in their shape.
+"""Labelled images of torchvision, in their shape.
 
 Shapes: n images of [channels, height, width], float32, scaled from 0..255 to [0, 1].
 """
@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmtl.data.cache import cache_folder
-from hmtl.data.partitions import Dirichlet, Partition, share_out
-from hmtl.data.preprocessing import Wanted, everybody
+from hmtl.data.dealing import deal
+from hmtl.data.partitions import Dirichlet, Partition
+from hmtl.data.splitting import Ints, Splitting, Wanted, everybody
 from hmtl.data.tasks import Task
 from hmtl.errors import ConfigError, DataError
 from hmtl.rng import generator
@@ -33,33 +34,33 @@ def torchvision(
     options: Mapping[str, Any] | None = None,
     wanted: Wanted = everybody,
 ) -> tuple[Task, ...]:
-    """A data set of `torchvision.datasets` with one class for each image, training and test images pooled.
+    """Return tasks from a data set of `torchvision.datasets` that has one class for each image.
 
-    They are pooled since each user's rows are split on their own.
+    Training and test images are pooled, as each user's rows are split on their own.
 
     Args:
         name: MNIST, FashionMNIST, CIFAR10, SVHN, ImageFolder, ...
         K: number of users.
-        partition: who gets which images, see `hmtl.data.partitions`.
+        partition: deals the images to the users.
         rows: number of images to draw at random; None: all.
-        size: height and width to bring the images to, needed where they differ.
-        test_fraction: share of each user's rows kept for testing.
-        seed: draws rows, partition and splits.
-        path: folder, in torchvision's layout (for MNIST the folder above MNIST/raw); by default the cache.
-        download: whether to fetch what is not there.
-        options: what the data set takes besides, such as {split: letters} of EMNIST.
-        wanted: whose images to hold.
+        size: height and width to resize the images to; needed if they differ.
+        test_fraction: share of each user's rows that is kept for testing; 0: no test.
+        seed: seed of the drawn rows, the partition and the splits.
+        path: folder, in torchvision's layout (for MNIST the folder above MNIST/raw); None: the user's cache folder.
+        download: whether to download missing files.
+        options: further arguments of the data set, such as {split: letters} for EMNIST.
+        wanted: the users whose images are held.
 
     Raises:
-        ConfigError: there is no such data set, it takes no such options, or fewer images than `rows`.
-        DataError: not there and not to be had, damaged, images of different shapes, or labels that are no classes.
-        ConfigError, DataError: see the partition, and `share_out`.
+        ConfigError: if there is no such data set, it does not take the options, or has fewer images than `rows`.
+        DataError: if files are missing or damaged, images have different shapes, or a label is not a class.
+        ConfigError, DataError: see the partition and `Splitting`.
     """
     parts = _parts(name, Path(path or cache_folder()), download, size, dict(options or {}))
     lengths = [len(part) for part in parts]
     first, n = np.cumsum([0, *lengths]), sum(lengths)
     if rows is not None and not 1 <= rows <= n:
-        raise ConfigError(f"rows={rows}, but {name} has {n} images: choose 1 to {n}, or null for all.")
+        raise ConfigError(f"rows={rows}, but {name} has {n} images. Choose 1 to {n}, or null for all.")
     drawn = np.arange(n) if rows is None else generator(seed, "data", "rows").permutation(n)[:rows]
     images, labels = [], []
     for i in drawn.tolist():
@@ -68,54 +69,49 @@ def torchvision(
         images.append(image)
         labels.append(label)
         if image.shape != images[0].shape:
-            raise DataError(f"{name} has images of {images[0].shape} and {image.shape}. Set size to bring them to one.")
+            raise DataError(f"{name} has images of {images[0].shape} and {image.shape}. Set size to resize them.")
     pixels = np.stack(images)
-    return share_out(
-        lambda mine: pixels[mine].astype(np.float32) / np.float32(255),
-        np.array(labels),
-        K,
-        partition,
-        test_fraction,
-        seed,
-        wanted=wanted,
-    )
+
+    def rows_of(numbers: Ints) -> NDArray[np.float32]:
+        scaled: NDArray[np.float32] = pixels[numbers].astype(np.float32) / np.float32(255)
+        return scaled
+
+    return deal(rows_of, np.array(labels), K, partition, Splitting(test_fraction, seed, wanted))
 
 
 def _parts(name: str, root: Path, download: bool, size: int | None, options: dict[str, Any]) -> list[Any]:
-    """The data set's training and test images, or all where it does not divide them."""
-    from torchvision import datasets, transforms  # takes a second to import
+    """Return the data set's training and test images, or all images if it does not divide them."""
+    from torchvision import datasets, transforms  # late, as it takes a second to load
 
     kind = getattr(datasets, name, None)
     if name not in datasets.__all__ or not inspect.isclass(kind):
         near = difflib.get_close_matches(name, datasets.__all__, n=1)
-        raise ConfigError(
-            f"torchvision has no data set {name}: "
-            + (f"did you mean {near[0]}?" if near else "choose MNIST, FashionMNIST, CIFAR10, ...")
-        )
-    takes = inspect.signature(kind).parameters
+        remedy = f"Did you mean {near[0]}?" if near else "Choose MNIST, FashionMNIST, CIFAR10, ..."
+        raise ConfigError(f"torchvision has no data set {name}. {remedy}")
+    parameters = inspect.signature(kind).parameters
     resize = [] if size is None else [transforms.Resize((size, size))]
     common = {"root": root, "download": download, "transform": transforms.Compose([*resize, transforms.PILToTensor()])}
-    given = {key: value for key, value in common.items() if key in takes} | options
-    divided = next((key for key in ("train", "split") if key in takes and key not in options), None)
-    values = {"train": (True, False), "split": ("train", "test"), None: (None,)}[divided]
+    arguments = {key: value for key, value in common.items() if key in parameters} | options
+    divider = next((key for key in ("train", "split") if key in parameters and key not in options), None)
+    values = {"train": (True, False), "split": ("train", "test"), None: (None,)}[divider]
     try:
-        return [kind(**given, **({divided: value} if divided else {})) for value in values]
+        return [kind(**arguments, **({divider: value} if divider else {})) for value in values]
     except TypeError as error:
         raise ConfigError(f"torchvision's {name} does not take these options ({error}). Set or drop some.") from error
     except (OSError, RuntimeError, ValueError, ModuleNotFoundError) as error:
-        cause = " ".join(str(error).split())
         raise DataError(
-            f"{name} cannot be read from {root} ({cause}). Put its files there as torchvision does, give another path, "
-            "or run once with network access and download=true; the data set mnist5k needs neither."
+            f"{name} cannot be read from {root} ({' '.join(str(error).split())}). Put its files there in torchvision's "
+            "layout, give another path, or run once with network access and download=true; the data set mnist5k needs "
+            "neither."
         ) from error
 
 
 def _read(part: Any, i: int, name: str) -> tuple[NDArray[np.uint8], int]:
-    """One image [channels, height, width] and its class."""
+    """Return one image [channels, height, width] and its class."""
     try:
         image, label = part[i]
         return np.asarray(image, np.uint8), int(label)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{name} has no class for image {i}, one number each ({error}). Choose another.") from error
+        raise DataError(f"{name}: the label of image {i} is not a class number ({error}). Choose another.") from error
     except (OSError, EOFError) as error:
         raise DataError(f"{name}: image {i} is damaged ({error}). Fetch it again.") from error

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hmtl.data import Task
-from hmtl.data.preprocessing import common
+from hmtl.data.preprocessing import pooled
 from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Ids, Users
 
 
@@ -72,8 +72,9 @@ def preprocessing_setup(tasks: Sequence[Task]) -> tuple[Users, Aggregator] | Non
     Users send the moments of their rows and receive those of all rows, see `hmtl.data.Preprocessing`. The tasks are
     fitted already: playing this leaves them unchanged and counts the bits.
     """
-    here = [task for task in tasks if task.here]
-    moments = tasks[0].preprocessing.told(here or tasks[:1])
+    here = [task for task in tasks if task.is_local]
+    raws = [task.raw for task in here or tasks[:1]]
+    moments = tasks[0].preprocessing.shared_moments([raw.x_train for raw in raws], [raw.y_train for raw in raws])
     if not moments:
         return None
     widths = [part.shape[1] for part in moments]
@@ -81,6 +82,6 @@ def preprocessing_setup(tasks: Sequence[Task]) -> tuple[Users, Aggregator] | Non
         moments = [torch.empty(0, width) for width in widths]
 
     def answer(facts: Tensor) -> Tensor:
-        return torch.cat([common(part) for part in torch.split(facts, widths, dim=1)], dim=1)
+        return torch.cat([pooled(part) for part in torch.split(facts, widths, dim=1)], dim=1)
 
     return SetupUsers(torch.cat(moments, dim=1)), SetupAggregator(answer, len(tasks))

@@ -175,7 +175,7 @@ def test_all_of_mnist_at_the_paper_s_size(tmp_path):
 def test_of_those_who_are_not_wanted_there_is_no_more_than_their_number(settings) -> None:
     whole = mnist5k(K=12, seed=3, **settings)
     part = mnist5k(K=12, seed=3, wanted=lambda K: range(K // 2), **settings)
-    assert [task.here for task in part] == [k < 6 or "standardize" in settings for k in range(12)]
+    assert [task.is_local for task in part] == [k < 6 or "standardize" in settings for k in range(12)]
     for one, other in zip(whole, part, strict=True):
         for rows in ("x_train", "y_train", "x_test", "y_test"):
             held, known = getattr(one, rows), getattr(other, rows)

@@ -1,0 +1,6 @@
+"""Partitions deal the rows of a labelled data set to K users; no two users share a row."""
+
+from hmtl.data.partitions.paper import even_sets, one_vs_rest
+from hmtl.data.partitions.skewed import Dirichlet, Partition, Pathological, Quantity, Shards
+
+__all__ = ["Dirichlet", "Partition", "Pathological", "Quantity", "Shards", "even_sets", "one_vs_rest"]

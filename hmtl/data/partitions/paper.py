@@ -1,0 +1,147 @@
+"""The paper's partitions: one-vs-rest (MNIST) and even sets (HAR).
+
+Shapes: K users, C classes, n rows. User k's own class is class k mod C. (The paper counts from 1: digit Mod(k, 10) − 1
+with Mod in 1..10, which is the same.)
+
+Ref: Hu et al. 2022, numerical section.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmtl.errors import ConfigError, DataError
+
+Ints = NDArray[np.int64]
+USUAL_ROWS = 500  # of each user in the paper
+
+
+def one_vs_rest(
+    labels: NDArray[Any], K: int | None, rows_per_user: int | None, rng: np.random.Generator
+) -> list[tuple[Any, Ints]]:
+    """Deal rows to users, half from the user's own class and half from all others.
+
+    The second half is spread as evenly over the other classes as the data allow.
+
+    Args:
+        labels: the class of each row, [n].
+        K: number of users.
+        rows_per_user: an even number; None: as many as there are, at most the paper's 500.
+        rng: generator that draws the rows.
+
+    Returns:
+        For each user its own class and the numbers of its rows [rows_per_user], those of its own class first.
+
+    Raises:
+        ConfigError: if K < 1, or rows_per_user is not a positive even number.
+        DataError: if there are too few rows; the message gives the largest possible number.
+    """
+    if not K or K < 1:  # None: a configuration without K
+        raise ConfigError(f"K={K}: there must be at least one user. Choose K ≥ 1.")
+    if rows_per_user is not None and (rows_per_user < 2 or rows_per_user % 2):
+        raise ConfigError(
+            f"rows_per_user={rows_per_user}: half of a user's rows are from its own class. Choose a positive even "
+            "number."
+        )
+    classes, number, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    C = len(classes)
+    users = np.bincount(np.arange(K) % C, minlength=C)
+    half = _half(classes, counts, users, rows_per_user)
+    rest = _rest(users, counts - users * half, half, rng)
+
+    # Each class's rows, shuffled and cut: first those for its own users, then those for the users of class 0, 1, ...
+    cuts = np.column_stack([users * half, rest.T]).cumsum(axis=1)
+    parts = [np.split(rng.permutation(np.flatnonzero(number == c)), cuts[c]) for c in range(C)]
+    dealt = []
+    for k in range(K):
+        turn, own = divmod(k, C)
+        of_rest = np.concatenate([part[1 + own] for part in parts])
+        # Strided slices: the numbers of rows that users of one class have from any other class differ by at most one.
+        rows = [pool[turn :: users[own]] for pool in (parts[own][0], of_rest)]
+        dealt.append((classes[own], np.concatenate(rows)))
+    return dealt
+
+
+def even_sets(labels: NDArray[Any], K: int | None, rows_per_user: int | None, rng: np.random.Generator) -> list[Ints]:
+    """Deal random rows to users so that all have the same proportion of each class, to within one row.
+
+    Args:
+        labels: the class of each row, [n].
+        K: number of users; None: as many as there are rows for.
+        rows_per_user: None: as many as there are, at most the paper's 500.
+        rng: generator that draws the rows.
+
+    Returns:
+        The numbers of each user's rows [rows_per_user].
+
+    Raises:
+        ConfigError: if K or rows_per_user is below 1.
+        DataError: if there are too few rows; the message gives the largest possible number.
+    """
+    n = len(labels)
+    for name, value in (("K", K), ("rows_per_user", rows_per_user)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value}: the number must be at least 1. Choose {name} ≥ 1.")
+    K = K or max(n // (rows_per_user or USUAL_ROWS), 1)
+    m = rows_per_user or max(min(USUAL_ROWS, n // K), 1)
+    if K * m > n:
+        remedy = f"Choose at most rows_per_user={n // K}, or lower K." if n >= K else "Lower K."
+        raise DataError(f"K={K} users with {m} rows each need {K * m} rows, but there are {n}. {remedy}")
+    drawn = rng.permutation(n)[: K * m]
+    by_class = drawn[np.argsort(labels[drawn], kind="stable")]
+    return [by_class[k::K] for k in range(K)]
+
+
+def _half(classes: NDArray[Any], counts: Ints, users: Ints, rows_per_user: int | None) -> int:
+    """Return half of rows_per_user.
+
+    The rows suffice if and only if no set of users lacks rows (Hall). Users of two or more classes together may take
+    any row, users of one class any but their own: hence one condition on all users and one for each class.
+
+    Raises:
+        DataError: if the rows do not suffice.
+    """
+    K, n = int(users.sum()), int(counts.sum())
+    limits = [(n // (2 * K), f"2 × {K} × {{}} rows are needed, but there are {n}")]
+    for name, count, m in zip(classes, counts.tolist(), users.tolist(), strict=True):
+        if m:
+            limits += [
+                (count // m, f"{m} × {{}} rows of class {name} are needed, but there are {count}"),
+                (
+                    (n - count) // K,
+                    f"{K} × {{}} rows of other classes than {name} are needed, but there are {n - count}",
+                ),
+            ]
+    most, reason = min(limits)
+    half = min(USUAL_ROWS // 2, max(most, 1)) if rows_per_user is None else rows_per_user // 2
+    if half > most:
+        remedy = f"Choose at most rows_per_user={2 * most}, or lower K." if most else "Lower K."
+        raise DataError(f"Too few rows for K={K} users with {2 * half} rows each: {reason.format(half)}. {remedy}")
+    return half
+
+
+def _rest(users: Ints, spare: Ints, half: int, rng: np.random.Generator) -> Ints:
+    """Return how many rows of each other class the users of each class get, [C, C] with a zero diagonal.
+
+    This is a transport problem: row sums are users × half, column sums at most `spare` [C]. The most even real solution
+    (least squares per user) comes first, then a random integer solution next to it: the vertices of a transport problem
+    with integer bounds are integers.
+    """
+    import cvxpy as cp  # late: loading it and scipy.optimize takes a second
+    from scipy.optimize import linprog
+
+    C = len(users)
+    other = ~np.eye(C, dtype=bool).ravel()  # the entries off the diagonal, row by row
+    receiver, giver = (classes[other] for classes in np.divmod(np.arange(C * C), C))
+    rows, columns = ((np.arange(C)[:, None] == classes).astype(float) for classes in (receiver, giver))
+    needed = (users * half).astype(float)
+    even = cp.Variable(C * C - C, nonneg=True)
+    spread = cp.sum_squares(cp.multiply(np.sqrt(1 / np.maximum(users, 1)[receiver]), even))
+    cp.Problem(cp.Minimize(spread), [rows @ even == needed, columns @ even <= spare]).solve(solver=cp.CLARABEL)
+    # The tolerance cannot make the problem infeasible: integer bounds miss a cut by a whole row or not (Hoffman).
+    bounds = np.column_stack([np.floor(even.value + 1e-4).clip(min=0), np.ceil(even.value - 1e-4)])
+    vertex = linprog(rng.random(C * C)[other], columns, spare, rows, needed, bounds=bounds, method="highs-ds")
+    rest = np.zeros(C * C, dtype=np.int64)
+    rest[other] = np.rint(vertex.x)
+    return rest.reshape(C, C)

@@ -1,0 +1,95 @@
+"""Tables in CSV, NPZ and Parquet files."""
+
+from __future__ import annotations  # pandas is imported late, as it takes half a second to load
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmtl.errors import DataError
+from hmtl.io.npz import load_arrays, open_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SUFFIXES = (".csv", ".npz", ".parquet")
+
+
+def read_table(file: Path, arrays: Collection[str] = ()) -> pd.DataFrame:
+    """Return the table in a file.
+
+    Args:
+        file: a CSV whose first line names the columns, a Parquet file, or an NPZ with x [n, d], whose columns are
+            called x0, x1, ...
+        arrays: names of further arrays [n] of an NPZ that become columns, if it has them.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    import pandas as pd
+
+    try:
+        if file.suffix.lower() == ".npz":
+            return _read_npz(file, arrays)
+        open_file(file).close()  # raises for a pipe or a folder
+        return pd.read_parquet(file) if file.suffix.lower() == ".parquet" else _read_csv(file)
+    except ImportError as error:
+        raise DataError(
+            f"{file}: Parquet needs pyarrow. Run pip install 'hmtl[parquet]', or give CSV or NPZ."
+        ) from error
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{file} cannot be read: {' '.join(str(error).split())}. Fix it or write it again.") from error
+
+
+def read_as_text(file: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with its cells as written in the CSV, so that 007 and 1.50 keep their form.
+
+    Args:
+        file: where `table` was read from; a table from NPZ or Parquet is returned unchanged.
+        table: the table as `read_table` returned it.
+    """
+    import pandas as pd
+
+    if file.suffix.lower() in (".npz", ".parquet"):
+        return table
+    return pd.read_csv(file, dtype=str, keep_default_na=False)
+
+
+def not_numbers(column: pd.Series[Any]) -> NDArray[np.bool_]:
+    """Return where a column [n] does not hold a finite number."""
+    import pandas as pd
+
+    if pd.api.types.is_numeric_dtype(column):
+        return np.asarray(~np.isfinite(column.to_numpy(np.float64, na_value=np.nan)))
+    unreadable = pd.to_numeric(column.astype(str), errors="coerce").isna().to_numpy(bool)
+    return np.asarray(unreadable if unreadable.any() else ~unreadable)  # numbers stored as text are text
+
+
+def cell(column: pd.Series[Any], bad: NDArray[np.bool_]) -> str:
+    """Describe the first bad cell of a column for a message: its value, column and row, and how many more there are."""
+    row = int(bad.argmax())
+    return f"{column.iloc[row]} in column {column.name}, row {row} (from 0, below the header; {bad.sum() - 1} more)"
+
+
+def _read_npz(file: Path, names: Collection[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    arrays = load_arrays(file, lambda present: [name for name in dict.fromkeys(("x", *names)) if name in present])
+    if "x" not in arrays:
+        raise ValueError("it has no array x")
+    return pd.DataFrame(arrays.pop("x")).rename(columns="x{}".format).assign(**arrays)
+
+
+def _read_csv(file: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    header = pd.read_csv(file, header=None, nrows=1).iloc[0]
+    if len(repeated := header[header.duplicated()]):  # pandas would rename it: a second target would leak the first
+        raise ValueError(f"the first line names column {repeated.iloc[0]} twice")
+    table = pd.read_csv(file, low_memory=False)
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes an extra field for the row's name
+        raise ValueError("rows have more fields than the first line")
+    return table

@@ -1,0 +1,75 @@
+"""Predictions for the rows of a table."""
+
+from __future__ import annotations  # pandas is imported late, as it takes half a second to load
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hmtl.data.tables import cell, not_numbers, read_as_text, read_table
+from hmtl.errors import ConfigError, DataError, few
+from hmtl.inference.models import Models
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def predict_table(models: Models, file: Path, user: str | None = None, task: str | None = None) -> pd.DataFrame:
+    """Return the table in a file with a new column `predicted`; cells of a CSV keep their text.
+
+    Args:
+        models: the models.
+        file: raw rows, see `read_table`.
+        user: name of the user of all rows; None: the name of the file.
+        task: column that names the user of each row.
+
+    Raises:
+        DataError: if the file cannot be read, columns are missing, or a value is not a finite number.
+        ConfigError: if the users of the rows are not known.
+    """
+    if len(models.shape) > 1:
+        raise DataError(
+            f"The models expect rows of shape {list(models.shape)}, which a table cannot hold. Use hmtl.load_run."
+        )
+    table = read_table(file, (task,) if task else ())
+    if "predicted" in table:
+        raise DataError(f"{file} already has a column predicted. Drop or rename it.")
+    users = _users(models, table, file, user, task)
+    x = _features(models, table, file, task).to_numpy(np.float64)
+    predicted: list[Any] = [None] * len(table)
+    for name in dict.fromkeys(users):
+        rows = [row for row, owner in enumerate(users) if owner == name]
+        for row, value in zip(rows, models.predict(name, x[rows]).tolist(), strict=True):
+            predicted[row] = value
+    return read_as_text(file, table).assign(predicted=predicted)
+
+
+def _users(models: Models, table: pd.DataFrame, file: Path, user: str | None, task: str | None) -> list[str]:
+    """Return the user of each row."""
+    if user is not None and task is not None:
+        raise ConfigError(f"user={user} and task={task} both name the users of the rows. Leave one out.")
+    if task is not None:
+        if task not in table:
+            raise DataError(f"{file} has no column {task}. Set task to one of its columns, or set user.")
+        return [str(name) for name in table[task]]
+    if user is None and file.stem not in models.names:
+        raise ConfigError(
+            f"The user of the rows in {file} is not known. Set user, or set task to the column that names the users; "
+            f"there are {few(models.names)}."
+        )
+    return [user or file.stem] * len(table)
+
+
+def _features(models: Models, table: pd.DataFrame, file: Path, task: str | None) -> pd.DataFrame:
+    """Return the columns that the models were trained on, by name, or by position if one side has no names."""
+    named = models.columns if file.suffix.lower() != ".npz" else ()
+    columns = list(named) or [name for name in table.columns if name != task]
+    if missing := [name for name in columns if name not in table]:
+        raise DataError(f"{file} has no column {few(missing)}, which the models were trained on. Add it.")
+    for name in columns:
+        if (bad := not_numbers(table[name])).any():
+            raise DataError(
+                f"{file} has {cell(table[name], bad)}, where a finite number is needed. Fix or drop such rows."
+            )
+    return table[columns]
