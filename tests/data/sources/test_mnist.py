@@ -180,4 +180,4 @@ def test_of_those_who_are_not_wanted_there_is_no_more_than_their_number(settings
         for rows in ("x_train", "y_train", "x_test", "y_test"):
             held, known = getattr(one, rows), getattr(other, rows)
             assert (held.shape, held.dtype) == (known.shape, known.dtype)
-            assert not other.here or torch.equal(held, known)
+            assert not other.is_local or torch.equal(held, known)

@@ -242,7 +242,7 @@ def test_through_the_configuration(configure, tmp_path):
     cfg = configure(*place[:2], "dataset.name=FakeData", "dataset.options={size: 60, image_size: [1, 5, 5]}", "K=2")
     assert build_tasks(cfg)[0][0].x_train.shape[1:] == (1, 5, 5)
     cfg = configure(
-        *place[:1], "dataset.name=x", "partition=dirichlet", "dataset._target_=hmtl.data.paper_partitions.even_sets"
+        *place[:1], "dataset.name=x", "partition=dirichlet", "dataset._target_=hmtl.data.partitions.even_sets"
     )
     with pytest.raises(ConfigError, match="even_sets takes none: leave partition out"):
         build_tasks(cfg)
