@@ -15,7 +15,15 @@ X = np.arange(12.0).reshape(4, 3)
 
 @pytest.mark.parametrize(
     "given",
-    [X.tolist(), X.astype(int), np.asfortranarray(X), X.astype(">f8"), X.astype(object), torch.from_numpy(X), pd.DataFrame(X)],
+    [
+        X.tolist(),
+        X.astype(int),
+        np.asfortranarray(X),
+        X.astype(">f8"),
+        X.astype(object),
+        torch.from_numpy(X),
+        pd.DataFrame(X),
+    ],
     ids=lambda given: type(given).__name__,
 )
 def test_features_are_a_copy_in_float(given):
