@@ -1,10 +1,11 @@
-"""What to send.
+"""What relays and server send.
 
-In: a `Topology`, a scheme, a seed. Out: the loads of the scheme, bounds on those of any, and a `Plan`: the GF(2^8)
-matrices with which relays and server combine messages and relays decode. `gf256.matmul` applies them to bytes.
+From a `Topology`, a scheme and a seed, this package computes the loads of the scheme, lower bounds of any scheme, and a
+`Plan`: the matrices over GF(2^8) with which relays and server combine messages and aggregators decode.
+`hmtl.gf256.matmul` applies them to bytes.
 
-Words are the paper's: a *user* is a client, a *relay* an edge server, an *intermediate value*, IV, the update that a
-client sends, and an *iteration* a round. A *load* is what a tier carries in an iteration, in IVs.
+The names are those of the paper: a *user* is a client, a *relay* an edge server, and an *intermediate value*, IV, the
+update that a client sends. A *load* is what a tier carries in a round, in IVs.
 """
 
 from hmtl.coding.aggregators import MEDIA, Choice
@@ -12,7 +13,7 @@ from hmtl.coding.block import Block
 from hmtl.coding.covers import Cover, cover, sum_bounds, sum_loads
 from hmtl.coding.demands import DemandPlan, demand_bounds, demand_plan, demands_of, serve
 from hmtl.coding.formulas import Loads, forwarders
-from hmtl.coding.optimal import Demand, Uplinks
+from hmtl.coding.omniscience import Demand, Uplinks
 from hmtl.coding.plan import Plan
 from hmtl.coding.schemes import (
     CODED_SCHEMES,

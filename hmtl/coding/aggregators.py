@@ -1,12 +1,11 @@
-"""Who learns all IVs and computes the models: some of the relays, or the server, whichever takes the least time.
+"""The choice of aggregators: relays, or the server, that compute the models soonest.
 
-Let relays A aggregate. They need `uplink(A)` from all relays (`programme`); the server sends them max_{j∈A} (K − |N_j|)
-messages where all hear them, Σ_{j∈A} (K − |N_j|) where each gets its own; and the models of the u(A) users whom no
-relay of A hears go up once and down once. The server alone takes K and K.
+Let relays A aggregate. All relays send `uplink(A)` (see `rates`). The server sends max_{j∈A} (K − |N_j|) messages as a
+broadcast, or Σ_{j∈A} (K − |N_j|) as copies for each aggregator. The models of the u(A) users that no relay of A hears
+go up once and down once. If the server aggregates, K IVs go up and K models down.
 
-A *cost* is the time of all this in IVs at the speed of the server's downlink: where all links are alike, the number of
-IVs. It is at least what a single aggregator needs, max_{j∈A} (K − |N_j|), and the known rest; most sets A are ruled out
-by that.
+The *cost* is the time of these messages in IVs at the speed of the server's downlink; with equal links, it is the
+number of IVs. A lower bound of `uplink(A)` is what a single aggregator needs, which excludes most sets A.
 
 Shapes: H active relays, T types; 2^H sets of relays, whose members are the bits of their number.
 """
@@ -20,30 +19,30 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.coding.optimal import Demand, Uplinks
-from hmtl.coding.programme import over_sets, users_within
+from hmtl.coding.omniscience import Demand, Uplinks
+from hmtl.coding.rates import over_sets, users_within
 from hmtl.errors import CodingError
 from hmtl.topology import Topology
 
 log = logging.getLogger(__name__)
 
 MEDIA = ("broadcast", "unicast")
-MOST_ENUMERATED = 20  # relays, all sets of which are compared by their bounds
-MOST_PROVEN = 10  # relays up to which the search goes on until the best set is proven
-MOST_TRIED = 30  # sets that are tried beyond
+MOST_ENUMERATED = 20  # relays up to which the bounds of all sets are compared
+MOST_PROVEN = 10  # relays up to which the search continues until the best set is proven
+MOST_TRIED = 30  # sets that are tried for more relays
 
 Meter = Callable[[Sequence[int], int, float], float | None]
-"""How long the uplink takes for aggregators, with so many models; None if no less than the last argument."""
+"""Gives the time of the uplink for aggregators and a number of models; None if it is at least the last argument."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Who aggregates.
+    """A choice of aggregators.
 
     Attributes:
-        relays: the aggregators; none where the server aggregates.
-        cost: of a round between relays and server.
-        bound: no set of relays, nor the server, costs less, with this scheme.
+        relays: the aggregators; empty if the server aggregates.
+        cost: of a round between relays and server, see the module.
+        bound: lower bound of the cost of all choices with this scheme.
     """
 
     relays: tuple[int, ...]
@@ -57,15 +56,16 @@ class Choice:
 
 
 def aggregators_of(t: Topology, choice: str | Sequence[int], best: Callable[[], Choice]) -> tuple[int, ...]:
-    """The relays that aggregate; none for the server.
+    """Return the relays that aggregate; empty if the server does.
 
     Args:
-        t: who hears whom.
-        choice: `all` active relays; the `server`; `auto`, the `best`; or relays by number, of which inactive ones learn
-            nothing.
+        t: the topology.
+        choice: `all` active relays; the `server`; `auto`, the `best`; or numbers of relays, where inactive ones are
+            ignored.
+        best: returns the best choice.
 
     Raises:
-        CodingError: another word, or relays that are not there.
+        CodingError: the choice is another word, or the numbers are not those of relays.
     """
     if isinstance(choice, str):
         if choice not in ("auto", "all", "server"):
@@ -77,44 +77,47 @@ def aggregators_of(t: Topology, choice: str | Sequence[int], best: Callable[[], 
     numbers = all(isinstance(i, int | np.integer) and not isinstance(i, bool) and 0 <= i < t.H for i in given)
     if not given or not numbers or len(set(given)) < len(given):
         raise CodingError(
-            f"aggregators={given} has to name relays from 0 to {t.H - 1}, one or more, each once. For the server, set "
+            f"aggregators={given} must be distinct relays from 0 to {t.H - 1}, at least one. Change it, or set "
             "aggregators=server."
         )
     return tuple(i for i in sorted(map(int, given)) if i in t.active)
 
 
 class Search:
-    """For the best aggregators of a network.
+    """The search for the best aggregators of a network.
 
     Args:
-        t: who hears whom, with an active relay.
-        uplinks: of the active relays; None: all links are alike, and relays send one after the other.
-        medium: `broadcast`: all relays hear what the server sends; `unicast`: each relay gets its own copy.
-        meter: of the scheme.
+        t: the topology, with at least one active relay.
+        uplinks: of the active relays; None: all links are equal, and relays send one after the other.
+        medium: `broadcast`: all relays hear the server; `unicast`: each relay gets its own copy.
+        meter: gives the time of the scheme's uplink.
     """
 
     def __init__(self, t: Topology, uplinks: Uplinks | None, medium: str, meter: Meter) -> None:
         self.demand, self.K, self.meter, self.relays = Demand(t.core), len(t.present), meter, t.active
         W = np.ones(len(t.active)) if uplinks is None else np.asarray(uplinks.bandwidths)
-        self.speed = ((uplinks and uplinks.downlink) or W.max()) / W.max()  # of the downlink, in fastest relays
+        self.speed = (
+            (uplinks and uplinks.downlink) or W.max()
+        ) / W.max()  # of the downlink relative to the fastest relay
         self.W, self.parallel = W / W.max(), uplinks is not None and uplinks.parallel
         self.add = np.maximum if medium == "broadcast" else np.add
-        self.missed = self.K - t.core.sum(axis=1, dtype=np.int64)  # by each relay [H]
+        self.missed = self.K - t.core.sum(axis=1, dtype=np.int64)  # IVs that each relay misses [H]
+        self.found: tuple[float, tuple[int, ...]] = inf, ()  # the least cost so far, and its aggregators
+        self.tried = 0
         if self.parallel:
             self.alone = self.missed / (self.W.sum() - self.W).clip(min=1e-300)
-        else:  # each IV that relay j misses comes by the fastest that hears it
+        else:  # the fastest relay that hears it sends each IV that relay j misses
             fastest = (self.demand.hears * self.W).max(axis=1)
             self.alone = (self.demand.counts / fastest) @ ~self.demand.hears
 
     def best(self, server: float) -> Choice:
-        """The best found, and how much better another can be.
+        """Return the best choice found, with a lower bound of the cost.
 
         Args:
-            server: what the uplink takes where the server aggregates.
+            server: time of the uplink if the server aggregates.
         """
         H = self.demand.H
-        self.found: tuple[float, tuple[int, ...]] = float(self.speed * server) + self.K, ()
-        self.tried = 0
+        self.found = float(self.speed * server) + self.K, ()
         everyone = tuple(range(H))
         if H <= MOST_ENUMERATED:
             bounds = self._bounds()
@@ -157,7 +160,7 @@ class Search:
         return int(self.add.reduce(self.missed[list(A)]))
 
     def _bound(self, A: Sequence[int]) -> float:
-        """What A costs at least."""
+        """Return a lower bound of the cost of A."""
         u, members = self.demand.avoiding(A), list(A)
         uplink = float(self.alone[members].max())
         if self.parallel:
@@ -167,7 +170,7 @@ class Search:
         return float(self.speed * uplink + self._down(A) + u)
 
     def _bounds(self) -> NDArray[np.float64]:
-        """`_bound` of every set, infinite for the empty one [2^H]."""
+        """Return `_bound` of every set [2^H], infinite for the empty set."""
         u = users_within(self.demand)[::-1]
         uplink = over_sets(self.alone, np.maximum, 0.0)
         if self.parallel:
@@ -179,16 +182,19 @@ class Search:
         return bounds
 
     def _cover(self) -> tuple[tuple[int, ...], float]:
-        """The set whose bound is least, by an integer programme, and what no set costs less than.
+        """Return the set with the least bound, and a lower bound of all costs.
 
-        Variables: whether each relay aggregates [H], whether each type is unheard [T], the most that an aggregator
-        misses and the time that the slowest of them takes alone.
+        An integer programme. The variables are: whether each relay aggregates [H], whether no aggregator hears each
+        type [T], the largest number of IVs that an aggregator misses, and the time that the slowest aggregator takes
+        alone.
         """
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import coo_array, csr_array, eye_array, hstack
 
         H, T = self.demand.H, len(self.demand.counts)
-        per_model = 1 + (0 if self.parallel else self.speed)  # at the least, of whose model goes by way of the server
+        per_model = 1 + (
+            0 if self.parallel else self.speed
+        )  # lower bound of the cost of a model that passes the server
         broadcast = self.add is np.maximum
         cost = np.r_[
             np.zeros(H) if broadcast else self.missed, per_model * self.demand.counts, float(broadcast), self.speed
@@ -200,7 +206,7 @@ class Search:
             for place, value in enumerate((self.missed, self.alone))
         )
         some = csr_array(np.r_[np.ones(H), np.zeros(T + 2)][None])
-        found = milp(
+        solution = milp(
             cost,
             constraints=[
                 LinearConstraint(heard.tocsr(), 1, inf),
@@ -211,9 +217,9 @@ class Search:
             integrality=np.r_[np.ones(H), np.zeros(T + 2)],
             options={"node_limit": 200, "mip_rel_gap": 1e-3},
         )
-        if found.x is None:
+        if solution.x is None:
             return tuple(range(H)), float(cost[-2:] @ [self.missed.min(), self.alone.min()])
-        return tuple(np.flatnonzero(found.x[:H] > 0.5).tolist()), float(found.mip_dual_bound)
+        return tuple(np.flatnonzero(solution.x[:H] > 0.5).tolist()), float(solution.mip_dual_bound)
 
 
 def _column(H: int, place: int) -> NDArray[np.float64]:

@@ -1,10 +1,10 @@
-"""Loads between relays and server in closed form, and what no scheme can do better than. All in IVs per iteration.
+"""Loads between relays and server, and lower bounds, in closed form, in IVs per round.
 
-K is the number of users who are present, and i runs over the active relays; A are those of them that aggregate. Loads
-hold the models that pass the server because no relay of A hears their users, once in each direction.
+K is the number of present users, i runs over the active relays, and A are the aggregators among them. Loads include
+the models of users that no aggregator hears, which pass the server once in each direction.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -12,22 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmtl.coding.allocation import Allocation
-from hmtl.coding.optimal import Demand, Uplinks
-from hmtl.coding.programme import Programme
+from hmtl.coding.omniscience import Demand, Uplinks
+from hmtl.coding.rates import Programme
 from hmtl.topology import Topology, balanced
 
-MOST_PIECES = 8  # of an IV, where relays' links differ and unless told otherwise
+DEFAULT_PIECES = 8  # largest number of pieces of an IV if the uplinks differ
 Number = Fraction | float
 
 
 @dataclass(frozen=True)
 class Loads:
-    """Loads per iteration in IVs, that is bits divided by V: relays to server, and server to relays.
+    """Loads per round in IVs, which is bits divided by V.
+
+    Equality ignores `by_relay` and `unicast`.
 
     Attributes:
-        downlink: where all relays hear what the server sends.
-        by_relay: the uplink of each relay [H], inactive ones included; loads are equal whatever their shares.
-        unicast: the downlink where each relay is sent a copy of its own of what it needs.
+        uplink: from relays to server.
+        downlink: from server to relays, if all relays hear the server's broadcast.
+        by_relay: the uplink of each relay [H], 0 for inactive ones.
+        unicast: from server to relays, if each relay gets its own copy of what it needs.
     """
 
     uplink: float
@@ -37,7 +40,7 @@ class Loads:
 
     @classmethod
     def of(cls, t: Topology, active: Sequence[Number], downlink: Number, unicast: Number) -> "Loads":
-        """From the loads of the active relays."""
+        """Return loads from the uplinks of the active relays."""
         by_relay = dict(zip(t.active, active, strict=True))
         each = tuple(float(by_relay.get(i, 0)) for i in range(t.H))
         return cls(float(sum(active)), float(downlink), each, float(unicast))
@@ -52,58 +55,60 @@ class Loads:
         unicast: Number,
         uplinks: Uplinks | None,
     ) -> "Loads":
-        """From those of what is coded, `sent` by each active relay; models that pass the server come on top."""
+        """Return the loads of coded messages, plus the models that pass the server."""
         u = unheard(t, A)
         passed = np.bincount(carriers(t, A, sent, u, uplinks), minlength=t.H)[list(t.active)].tolist()
         return cls.of(t, [x + n for x, n in zip(sent, passed, strict=True)], downlink + u, unicast + u)
 
     def down(self, medium: str) -> float:
-        """The downlink over a `broadcast` or `unicast` medium."""
+        """Return the downlink over a `broadcast` or `unicast` medium."""
         return self.unicast if medium == "unicast" else self.downlink
 
 
 def uncoded_loads(t: Topology, uplinks: Uplinks | None = None) -> Loads:
-    """Each IV and each model passes the server once. Ref: Hu et al. 2022, Example 1."""
+    """Return the loads if each IV and each model passes the server once.
+
+    Ref: Hu et al. 2022, Example 1.
+    """
     forwarded = np.bincount(forwarders(t, uplinks)[list(t.present)], minlength=t.H)
     return Loads.of(t, forwarded[list(t.active)].tolist(), len(t.present), len(t.present))
 
 
 def optimal_loads(t: Topology, A: Sequence[int], uplinks: Uplinks | None = None) -> Loads:
-    """What no scheme with these aggregators falls below; for the least time where uplinks differ, in whole pieces."""
+    """Return the smallest loads, or with uplinks those of the least time in whole pieces."""
     demand, places, misses = Demand(t.core), [t.active.index(i) for i in A], missed(t, A)
     if uplinks is None and len(A) < len(t.active):
-        found = Programme(demand).least(places)
-        assert found is not None
-        sent: list[Number] = found[1].tolist()
+        solution = Programme(demand).least(places)
+        assert solution is not None
+        sent: list[Number] = solution[1].tolist()
     else:
-        pieces = MOST_PIECES if uplinks else max(1, demand.H - 1)
-        if len(A) < len(t.active):
-            rates = Programme(demand, uplinks).rates(places, pieces, unheard(t, A))
-        else:
-            rates = demand.rates(pieces, uplinks)
+        pieces = DEFAULT_PIECES if uplinks else max(1, demand.H - 1)
+        rates = Programme(demand, uplinks).rates(places, pieces, unheard(t, A))
         sent = [Fraction(count, rates.pieces) for count in rates.counts]
     return Loads.coded(t, A, sent, int(misses.max()), int(misses.sum()), uplinks)
 
 
 def allocated_loads(
-    t: Topology, A: Sequence[int], parts: Iterable[Allocation], uplinks: Uplinks | None = None
+    t: Topology, A: Sequence[int], allocations: Sequence[Allocation], uplinks: Uplinks | None = None
 ) -> Loads:
-    """The sums over all z. Ref: Hu et al. 2022, Theorem 1, eqs. (33a) and (33b)."""
-    parts = tuple(parts)
-    shares = [[n * alpha for n, alpha in zip(part.n, part.alpha, strict=True)] for part in parts]
+    """Return the sums over all z. Ref: Hu et al. 2022, Theorem 1, eqs. (33a) and (33b)."""
+    shares = [[n * alpha for n, alpha in zip(part.n, part.alpha, strict=True)] for part in allocations]
     sent = [sum(share, Fraction()) for share in zip(*shares, strict=True)] or [Fraction()] * len(t.active)
-    downlink = sum(part.downlink for part in parts)
+    downlink = sum(part.downlink for part in allocations)
     return Loads.coded(t, A, sent, downlink, int(missed(t, A).sum()), uplinks)
 
 
 def carriers(
     t: Topology, A: Sequence[int], sent: Sequence[Number], models: int, uplinks: Uplinks | None
 ) -> NDArray[np.int64]:
-    """Which aggregator sends each of so many models to the server, such that the last is there soonest; ascending.
+    """Return the aggregator that sends each model, such that the last arrives soonest.
 
     Args:
+        t: the topology.
         A: the aggregators.
-        sent: IVs that each active relay sends besides.
+        sent: IVs that each active relay sends in addition.
+        models: number of models.
+        uplinks: of the active relays; None: the first aggregator sends all models.
     """
     relays = np.array(A, dtype=np.int64)
     if not models or uplinks is None:
@@ -119,22 +124,23 @@ def carriers(
 
 
 def unheard(t: Topology, A: Sequence[int]) -> int:
-    """u(A): how many users who are present none of these relays hears."""
+    """Return u(A), the number of present users that none of these relays hears."""
     return len(t.present) - int(t.G[list(A)].any(axis=0).sum())
 
 
 def missed(t: Topology, A: Sequence[int]) -> NDArray[np.int64]:
-    """How many IVs each of these relays misses, K − |N_i|."""
+    """Return the number of IVs that each of these relays misses, K − |N_i|."""
     return np.asarray(len(t.present) - t.G[list(A)].sum(axis=1, dtype=np.int64))
 
 
 def forwarders(t: Topology, uplinks: Uplinks | None = None) -> NDArray[np.int64]:
-    """[K] the one relay of N(k) that passes each user's IV on to the server where nothing is coded, for the least time.
+    """Return the relay that forwards each user's IV without coding, in the least time.
 
-    Absent users have -1.
+    The result has shape [K] and is -1 for absent users.
 
     Args:
-        uplinks: of the active relays; None: all alike, and each user's `serving` relay forwards.
+        t: the topology.
+        uplinks: of the active relays; None: equal, so that each user's `serving` relay forwards.
     """
     if uplinks is None:
         return t.serving
@@ -146,10 +152,10 @@ def forwarders(t: Topology, uplinks: Uplinks | None = None) -> NDArray[np.int64]
 
 
 def bounds_for(t: Topology, A: Sequence[int]) -> Loads:
-    """Loads that no scheme can fall below, in closed form.
+    """Return lower bounds of the loads of any scheme, in closed form.
 
-    All active relays aggregate: Hu et al. 2022, Theorem 2, eqs. (35a) and (35b). Some: the uplink has to bring what one
-    of them misses. None, but the server: it needs all IVs, and gives all models.
+    If all active relays aggregate, they are those of Hu et al. 2022, Theorem 2, eqs. (35a) and (35b). If some do, the
+    uplink carries what one of them misses. If the server does, it needs all IVs and sends all models.
     """
     K, H = len(t.present), len(A)
     if not H:

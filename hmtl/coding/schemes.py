@@ -1,4 +1,4 @@
-"""The schemes by name: what each of them sends, and how. Nothing else compares their names."""
+"""The table of schemes, and the functions that take a scheme by name."""
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -11,72 +11,72 @@ import numpy as np
 from hmtl.coding.aggregators import MEDIA, Choice, Meter, Search, aggregators_of
 from hmtl.coding.allocation import Allocation, Split, allocate, cheapest, even
 from hmtl.coding.block import Block
+from hmtl.coding.codes import CodeSettings, allocated_code, optimal_code
 from hmtl.coding.formulas import Loads, allocated_loads, bounds_for, optimal_loads, uncoded_loads, unheard
-from hmtl.coding.generations import check_sizes
-from hmtl.coding.optimal import Demand, Uplinks
-from hmtl.coding.plan import Plan, allocated_code, optimal_code
-from hmtl.coding.programme import Programme
+from hmtl.coding.omniscience import Demand, Uplinks
+from hmtl.coding.plan import Plan
+from hmtl.coding.rates import Programme
 from hmtl.errors import CodingError
 from hmtl.topology import Topology
 
 log = logging.getLogger(__name__)
 
 Aggregators = str | Sequence[int]
-"""Who learns all IVs: `all` active relays, the `server`, `auto` for those that take the least time, or relays."""
+"""The nodes that learn all IVs: `all` active relays, the `server`, `auto` for the least time, or numbers of relays."""
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """A way to bring all IVs to where the global update runs.
+    """A way to bring all IVs to the aggregators.
 
     Attributes:
-        name: as users write it.
-        loads: of a topology, aggregators (one at least) and the uplinks of its active relays.
-        meter: of a topology and uplinks, how long the uplink takes for aggregators.
-        code: the blocks of a plan, of topology, aggregators (one at least), seed, max_pieces, generation and
-            uplinks. None: IVs go to the server as they are.
-        obstacle: of a topology and aggregators, why no plan is made for them; empty where one is.
+        name: in settings and messages.
+        loads: gives the loads for a topology, aggregators (at least one) and the uplinks of its active relays.
+        meter: gives the time of the uplink for a topology and uplinks.
+        code: gives the blocks of a plan for a topology, aggregators (at least one) and settings. None: IVs go to the
+            server without coding.
+        obstacle: gives the reason why a topology and aggregators have no plan; empty if they have one.
     """
 
     name: str
     loads: Callable[[Topology, Sequence[int], Uplinks | None], Loads]
     meter: Callable[[Topology, Uplinks | None], Meter]
-    code: Callable[[Topology, Sequence[int], int, int, int, Uplinks | None], Iterable[Block]] | None
+    code: Callable[[Topology, Sequence[int], CodeSettings], Iterable[Block]] | None
     obstacle: Callable[[Topology, Sequence[int]], str] = lambda t, A: ""
 
 
 def _seconds(t: Topology, load: Loads, uplinks: Uplinks | None) -> float:
-    """The time of an uplink in IVs at the speed of the fastest relay."""
+    """Return the time of an uplink in IVs at the speed of the fastest relay."""
     if uplinks is None:
         return load.uplink
     return uplinks.seconds(np.array([load.by_relay[i] for i in t.active])) * max(uplinks.bandwidths)
 
 
 def _by_allocation(name: str, split: Split) -> Scheme:
-    """The scheme of Hu et al. 2022, Section IV, with a choice of α; uplinks and settings mean nothing to it."""
+    """Return the scheme of Hu et al. 2022, Section IV, with a choice of α."""
 
-    @lru_cache(1)  # who asks for loads asks next whether they can be sent
-    def parts(t: Topology, A: tuple[int, ...]) -> tuple[Allocation, ...]:
+    @lru_cache(1)  # loads and plans of one network are requested one after the other
+    def allocations(t: Topology, A: tuple[int, ...]) -> tuple[Allocation, ...]:
         return allocate(t, split, A)
 
-    def found(t: Topology, A: Sequence[int], uplinks: Uplinks | None) -> Loads:
-        return allocated_loads(t, A, parts(t, tuple(A)), uplinks)
+    def allocation_loads(t: Topology, A: Sequence[int], uplinks: Uplinks | None) -> Loads:
+        return allocated_loads(t, A, allocations(t, tuple(A)), uplinks)
 
     def meter(t: Topology, uplinks: Uplinks | None) -> Meter:
-        return lambda places, models, stop: _seconds(t, found(t, [t.active[i] for i in places], uplinks), uplinks)
+        def time(places: Sequence[int], models: int, stop: float) -> float:
+            return _seconds(t, allocation_loads(t, [t.active[i] for i in places], uplinks), uplinks)
 
-    def code(t: Topology, A: Sequence[int], seed: int, _: int, __: int, ___: Uplinks | None) -> Iterable[Block]:
+        return time
+
+    def code(t: Topology, A: Sequence[int], settings: CodeSettings) -> Iterable[Block]:
         places = [t.active.index(i) for i in A]
-        return (allocated_code(part, places, seed) for part in parts(t, tuple(A)))
+        return (allocated_code(allocation, places, settings.seed) for allocation in allocations(t, tuple(A)))
 
     def obstacle(t: Topology, A: Sequence[int]) -> str:
-        return next((part.too_long for part in parts(t, tuple(A)) if part.too_long), "")
+        reasons = (allocation.too_long for allocation in allocations(t, tuple(A)))
+        return next(filter(None, reasons), "")
 
-    return Scheme(name, found, meter, code, obstacle)
-
-
-def _optimal_meter(t: Topology, uplinks: Uplinks | None) -> Meter:
-    return Programme(Demand(t.core), uplinks).time
+    return Scheme(name, allocation_loads, meter, code, obstacle)
 
 
 SCHEMES: Mapping[str, Scheme] = MappingProxyType(
@@ -85,11 +85,16 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
         for scheme in (
             Scheme(
                 "uncoded",
-                lambda t, A, uplinks: uncoded_loads(t, uplinks),
-                lambda t, uplinks: lambda A, models, stop: None,
-                None,
+                loads=lambda t, A, uplinks: uncoded_loads(t, uplinks),
+                meter=lambda t, uplinks: lambda A, models, stop: None,
+                code=None,
             ),
-            Scheme("optimal", optimal_loads, _optimal_meter, optimal_code),
+            Scheme(
+                "optimal",
+                loads=optimal_loads,
+                meter=lambda t, uplinks: Programme(Demand(t.core), uplinks).time,
+                code=optimal_code,
+            ),
             _by_allocation("paper", cheapest),
             _by_allocation("equal", even),
         )
@@ -99,11 +104,7 @@ CODED_SCHEMES = tuple(scheme.name for scheme in SCHEMES.values() if scheme.code)
 
 
 def scheme_of(name: str, among: Collection[str] = tuple(SCHEMES)) -> Scheme:
-    """The scheme of that name.
-
-    Raises:
-        CodingError: it is not `among` those to choose from.
-    """
+    """Return the scheme of that name; raise CodingError if it is not `among` the choices."""
     if name not in among:
         raise CodingError(f"scheme={name} is unknown: choose one of {', '.join(among)}.")
     return SCHEMES[name]
@@ -112,26 +113,25 @@ def scheme_of(name: str, among: Collection[str] = tuple(SCHEMES)) -> Scheme:
 def best_aggregators(
     t: Topology, scheme: str = "optimal", uplinks: Uplinks | None = None, medium: str = "broadcast"
 ) -> Choice:
-    """The relays to aggregate, or the server, such that a round takes the least time between relays and server.
+    """Return the aggregators with the least time between relays and server.
 
-    Proven for up to 10 active relays; beyond, a search that tells how much better another choice can be.
+    The result is proven optimal for up to 10 active relays. Beyond, it is that of a search, with a lower bound.
 
     Args:
         t: the topology.
-        scheme: that brings them the IVs.
-        uplinks: of the active relays; None: all links are alike, and relays send one after the other.
-        medium: whether all relays hear what the server sends, `broadcast`, or each gets its own copy, `unicast`.
+        scheme: by which the aggregators learn the IVs.
+        uplinks: of the active relays; None: all links are equal, and relays send one after the other.
+        medium: `broadcast` if all relays hear the server, `unicast` if each gets its own copy.
 
     Raises:
-        CodingError: no such scheme or medium.
+        CodingError: the scheme or the medium is unknown.
     """
     if medium not in MEDIA:
         raise CodingError(f"medium={medium} is unknown: choose one of {', '.join(MEDIA)}.")
-    chosen = scheme_of(scheme)
-    server = _seconds(t, uncoded_loads(t, uplinks), uplinks)
+    meter = scheme_of(scheme).meter
     if not t.active:
         return Choice((), 0.0, 0.0)
-    return Search(t, uplinks, medium, chosen.meter(t, uplinks)).best(server)
+    return Search(t, uplinks, medium, meter(t, uplinks)).best(_seconds(t, uncoded_loads(t, uplinks), uplinks))
 
 
 def resolve(
@@ -141,10 +141,10 @@ def resolve(
     uplinks: Uplinks | None = None,
     medium: str = "broadcast",
 ) -> tuple[int, ...]:
-    """The relays that a choice of aggregators means, ascending; none for the server.
+    """Return the relays that a choice of aggregators denotes, ascending; empty for the server.
 
     Raises:
-        CodingError: another word, or relays that are not there.
+        CodingError: the choice is another word, or the numbers are not those of relays.
     """
     return aggregators_of(t, aggregators, lambda: best_aggregators(t, scheme, uplinks, medium))
 
@@ -157,19 +157,19 @@ def loads(
     aggregators: Aggregators = "all",
     medium: str = "broadcast",
 ) -> Loads:
-    """The loads of a scheme.
+    """Return the loads of a scheme.
 
     Args:
         t: the topology.
-        scheme: `uncoded`, where each IV and each model passes the server once; `optimal`, which no scheme with the same
-            aggregators falls below; `paper` or `equal`, see `make_plan`.
-        uplinks: of the active relays, for which `optimal` then takes the least time instead of the least load, with
-            whole pieces as in a plan, and `uncoded` the relays that forward soonest; None: all alike.
-        aggregators: who learns all IVs.
-        medium: for which `auto` chooses them.
+        scheme: `uncoded`: each IV and each model passes the server once; `optimal`: the smallest loads of all schemes
+            with these aggregators; `paper` or `equal`: see `make_plan`.
+        uplinks: of the active relays. Then `optimal` has the least time in whole pieces, as in a plan, and `uncoded`
+            chooses the relays that forward soonest. None: all links are equal.
+        aggregators: the nodes that learn all IVs.
+        medium: for which `auto` chooses the aggregators.
 
     Raises:
-        CodingError: no such scheme, or no such aggregators.
+        CodingError: the scheme is unknown, or the aggregators are invalid.
 
     Ref: Hu et al. 2022, Theorem 1, eqs. (33a) and (33b).
     """
@@ -177,29 +177,29 @@ def loads(
     A = resolve(t, aggregators, scheme, uplinks, medium) if chosen.code else ()
     if A:
         return chosen.loads(t, A, uplinks)
-    coded_for_nobody = chosen.code and not t.active
-    return Loads.of(t, [], 0, 0) if coded_for_nobody else uncoded_loads(t, uplinks)
+    return Loads.of(t, [], 0, 0) if chosen.code and not t.active else uncoded_loads(t, uplinks)
 
 
 def bounds(t: Topology, *, aggregators: Aggregators = "all", medium: str = "broadcast") -> Loads:
-    """Loads that no scheme with these aggregators can fall below, in closed form; 0 where one relay alone hears all.
+    """Return lower bounds of the loads of any scheme with these aggregators, in closed form.
 
-    The uplink of `loads(t, "optimal")` is the larger, and exact, bound.
+    They are 0 if there is only one active relay. The uplink of `loads(t, "optimal")` is a larger, exact bound.
 
     Args:
-        aggregators: who learns all IVs.
-        medium: for which `auto` chooses them.
+        t: the topology.
+        aggregators: the nodes that learn all IVs.
+        medium: for which `auto` chooses the aggregators.
 
-    Ref: Hu et al. 2022, Theorem 2, eqs. (35a) and (35b), over the relays that hear somebody.
+    Ref: Hu et al. 2022, Theorem 2, eqs. (35a) and (35b), over the active relays.
     """
     return bounds_for(t, resolve(t, aggregators, medium=medium))
 
 
 def obstacle(t: Topology, scheme: str, aggregators: Aggregators = "all") -> str:
-    """Why a coded scheme, whose loads are known, cannot be carried out, see `loads`; empty where it can.
+    """Return why a coded scheme has loads but no plan; empty if it has one.
 
     Raises:
-        CodingError: no such coded scheme, or no such aggregators.
+        CodingError: the coded scheme is unknown, or the aggregators are invalid.
     """
     A = resolve(t, aggregators, scheme)
     chosen = scheme_of(scheme, CODED_SCHEMES)
@@ -207,23 +207,20 @@ def obstacle(t: Topology, scheme: str, aggregators: Aggregators = "all") -> str:
 
 
 def uplink_bound(t: Topology, uplinks: Uplinks | None = None, *, aggregators: Aggregators = "all") -> float:
-    """What the uplink of any scheme with these aggregators takes at least: the linear programme over all cuts.
+    """Return a lower bound of the uplink's time of any scheme, from all cuts.
 
     Args:
         t: the topology.
-        uplinks: of the active relays; None: all alike and shared, and the bound is that of `Demand.optimum`.
-        aggregators: who learns all IVs.
+        uplinks: of the active relays; None: equal and shared, which gives the bound of `Demand.optimum`.
+        aggregators: the nodes that learn all IVs.
 
     Returns:
-        A time, in IVs at the speed of the fastest relay; models that pass the server are in it.
+        A time in IVs at the speed of the fastest relay, including the models that pass the server.
     """
     A = resolve(t, aggregators, uplinks=uplinks)
     if not A:
         return _seconds(t, uncoded_loads(t, uplinks), uplinks)
-    demand, places = Demand(t.core), [t.active.index(i) for i in A]
-    if uplinks is None and len(A) == len(t.active):
-        return float(demand.optimum()[0])
-    return Programme(demand, uplinks).bound(places, unheard(t, A))
+    return Programme(Demand(t.core), uplinks).bound([t.active.index(i) for i in A], unheard(t, A))
 
 
 def make_plan(
@@ -237,34 +234,34 @@ def make_plan(
     aggregators: Aggregators = "all",
     medium: str = "broadcast",
 ) -> Plan:
-    """The plan of a scheme, every aggregator's decoding proven; equal arguments give equal plans.
+    """Return a plan with which every aggregator can decode; equal arguments give equal plans.
 
     Args:
         t: the topology.
-        scheme: `optimal`, the fewest messages, to which alone `max_pieces`, `generation` and `uplinks` matter; or the
-            paper's, with the cheapest allocation, `paper`, or an even one, `equal`.
-        seed: the run's seed.
-        max_pieces: the most pieces that an IV is cut into. 1 is the cheapest to compute, and costs less than one IV;
-            where all relays aggregate, the optimum needs H − 1 at most.
-        generation: about how many users are coded together, where there are at least one and a half times as many.
-            Fewer are, where they can be dealt into parts that are alike for no more load.
-        uplinks: of the active relays, where they differ or work side by side.
-        aggregators: who learns all IVs.
-        medium: for which `auto` chooses them; the plan serves both.
+        scheme: `optimal`, which needs the fewest messages and uses all arguments below; or the paper's scheme with the
+            cheapest allocation, `paper`, or equal shares, `equal`.
+        seed: of the run.
+        max_pieces: the largest number of pieces of an IV. 1 is the cheapest to compute and costs less than one IV; if
+            all relays aggregate, H − 1 reaches the optimum.
+        generation: about how many users are coded together, if there are at least 1.5 times as many. Fewer are, if
+            they can be split into uniform parts without a larger load.
+        uplinks: of the active relays, if they differ or work in parallel.
+        aggregators: the nodes that learn all IVs.
+        medium: for which `auto` chooses the aggregators; the plan serves both.
 
     Raises:
-        CodingError: no such coded scheme or aggregators, more pieces than can be inverted, or no draw lets
-            every aggregator decode.
+        CodingError: the coded scheme is unknown, a setting is invalid, there are too many pieces to code, or no code
+            was found.
 
     Ref: Hu et al. 2022, Section IV-B.
     """
-    check_sizes(max_pieces, generation)
+    settings = CodeSettings(seed, max_pieces, generation, uplinks)
     code = scheme_of(scheme, CODED_SCHEMES).code
     assert code is not None
     A = resolve(t, aggregators, scheme, uplinks, medium)
-    blocks, done = [], 0
-    for block in code(t, A, seed, max_pieces, generation, uplinks) if A else ():
+    blocks, coded = [], 0
+    for block in code(t, A, settings) if A else ():
         blocks.append(block)
-        done += len(block.users)
-        log.debug("a code for %d of %d users", done, len(t.present))
+        coded += len(block.users)
+        log.debug("a code for %d of %d users", coded, len(t.present))
     return Plan(t, scheme, seed, A, uplinks, tuple(blocks))

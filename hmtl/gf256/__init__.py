@@ -1,4 +1,4 @@
-"""Matrix products and linear algebra over GF(2^8), whose elements are bytes; this package knows nothing of networks."""
+"""Matrix products and linear algebra over GF(2^8), whose elements are bytes."""
 
 from hmtl.gf256.linalg import cauchy, inverse, inverses
 from hmtl.gf256.products import matmul

@@ -1,8 +1,8 @@
-"""Ways to multiply by a constant in GF(2^8) that processors have, and those of this one.
+"""Vector instructions that multiply by constants in GF(2^8).
 
-Multiplication by a constant is linear over GF(2), so it is one instruction where the processor multiplies bytes by an
-8 x 8 bit matrix (GFNI), and two look-ups, of the low and of the high four bits, where it shuffles bytes. (GFNI's own
-byte product is of no use: it is fixed to the polynomial 0x11B.) Every path gives the same bytes.
+Multiplication by a constant is linear over GF(2). It is one instruction if the processor multiplies bytes by an 8 x 8
+bit matrix (GFNI), and two table look-ups, of the low and the high four bits, if it shuffles bytes. (GFNI's byte product
+has the fixed polynomial 0x11B, so it does not apply.) All paths give the same bytes.
 """
 
 import platform
@@ -12,14 +12,14 @@ from functools import cache
 
 @dataclass(frozen=True)
 class Path:
-    """A way to multiply: what it needs of the processor, and the shape of its kernel.
+    """A way to multiply: its instruction, and the shape of its kernel.
 
     Attributes:
         name: for messages.
-        features: what the processor must have, as LLVM takes it.
-        instruction: LLVM's intrinsic; one with "affine" in its name takes bit matrices, the others look up.
+        features: required features of the processor, in LLVM's notation.
+        instruction: LLVM's intrinsic. Names with "affine" take bit matrices, the others look up.
         width: bytes per vector.
-        rows: the largest block of rows: with two vectors a row, as many as registers hold.
+        rows: the largest block of rows that fits the registers with two vectors per row.
         inputs: rows of X per step. With two, AVX-512 adds both products in one instruction.
     """
 
@@ -37,6 +37,7 @@ class Path:
 
     @property
     def affine(self) -> bool:
+        """Whether the instruction takes bit matrices."""
         return "affine" in self.instruction
 
 
@@ -52,12 +53,12 @@ PATHS = (  # best first
 
 @cache
 def usable() -> tuple[Path, ...]:
-    """The paths that this processor can run, best first."""
+    """Return the paths that this processor can run, best first."""
     import llvmlite.binding as llvm
 
     try:
-        present = {f"+{name}" for name, here in llvm.get_host_cpu_features().items() if here}
-    except RuntimeError:  # LLVM cannot tell on this system
+        present = {f"+{name}" for name, available in llvm.get_host_cpu_features().items() if available}
+    except RuntimeError:  # LLVM does not know the features on this system
         present = set()
     if platform.machine() in ("aarch64", "arm64"):
         present.add("+neon")  # part of the architecture, so not every system lists it

@@ -1,8 +1,9 @@
-"""Kernels: the inner loops of products over GF(2^8), as LLVM's code, compiled at run time.
+"""The inner loops of products over GF(2^8), compiled by LLVM at run time.
 
 A kernel keeps a block of rows by a *strip* of columns in registers, and loads each vector of X once for the block.
+Numba has no access to these instructions: the fastest loops that it compiles take eight times as long.
 
-Shapes: A [n, m] coefficients, X [m, L] and A·X [n, L] messages of L bytes, one a row.
+Shapes: A [n, m] coefficients; X [m, L] and A·X [n, L] messages of L bytes, one per row.
 """
 
 import ctypes
@@ -14,28 +15,29 @@ from llvmlite import ir
 
 from hmtl.gf256.instructions import Path
 
-# Hardware prefetchers lose track of some dozens of rows read side by side, so each strip asks for what comes later.
+# Hardware prefetchers cannot follow dozens of rows at once, so each strip prefetches explicitly.
 PREFETCH_BYTES, LINE_BYTES = 384, 64
 BYTE, INT, WORD = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
 
 def compiled(path: Path, rows: int) -> Any:
-    """The machine code for blocks of `rows` rows, as a function of ten words: see `source`."""
+    """Compile the kernel for blocks of `rows` rows, a function of ten words; see `source`."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    # Compiled for what the path needs, not for all that this processor has: so what tests run here runs elsewhere.
+    # The target has only the features that the path needs, so that tests cover other processors.
     machine = llvm.Target.from_default_triple().create_target_machine(features=path.features, opt=3)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(source(path, rows)), machine)
     engine.finalize_object()
     kernel: Any = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 10)(engine.get_function_address("kernel"))
-    kernel.engine = engine  # it owns the code, and must live as long as the address
+    kernel.engine = engine  # the engine owns the code, so it must live as long as the function
     return kernel
 
 
 def source(path: Path, rows: int) -> str:
-    """LLVM IR of the function kernel(table, coefficients, n, X, X_stride, out, out_stride, m, columns, blocks).
+    """Return the LLVM IR of a kernel.
 
-    It multiplies `blocks` blocks of `rows` rows by `columns` columns, a strip or more. Coefficients come as [m, n].
+    Its arguments are table, coefficients, n, X, X_stride, out, out_stride, m, columns and blocks. The kernel multiplies
+    `blocks` blocks of `rows` rows by at least one strip of `columns` columns. The coefficients are transposed, [m, n].
     """
     module, vector, pointer = ir.Module(), ir.VectorType(BYTE, path.width), ir.PointerType()
     types = [pointer, pointer, WORD, pointer, WORD, pointer, WORD, WORD, WORD, WORD]
@@ -60,7 +62,7 @@ def source(path: Path, rows: int) -> str:
         return [x] if path.affine else [b.and_(x, fifteens), b.lshr(x, fours)]
 
     def multiplier(entry: Any) -> list[Any]:
-        """The bit matrix, or the two tables, repeated to the vector's width."""
+        """Load the bit matrix or the two tables, repeated to the vector's width."""
         size, starts = (8, [0]) if path.affine else (16, [0, 16])
         mask = ir.Constant(ir.VectorType(INT, path.width), [INT(k % size) for k in range(path.width)])
         parts = [b.load(at(entry, WORD(start)), typ=ir.VectorType(BYTE, size), align=1) for start in starts]
@@ -68,7 +70,7 @@ def source(path: Path, rows: int) -> str:
 
     def strip(block: Any, position: Any) -> Sequence[Any]:
         row = b.mul(block, WORD(rows))
-        position = smaller(position, b.sub(columns, WORD(path.strip)))  # the last goes over some columns again
+        position = smaller(position, b.sub(columns, WORD(path.strip)))  # the last strip overlaps the one before
         sums = _loop(b, m, path.inputs, lambda j, sums: step(row, position, j, sums), [zeros] * (2 * rows))
         address = at(out, b.mul(row, out_stride), position)
         for r in range(rows):
@@ -78,7 +80,7 @@ def source(path: Path, rows: int) -> str:
         return ()
 
     def step(row: Any, position: Any, j: Any, sums: Sequence[Any]) -> Sequence[Any]:
-        """Add the products with rows j, .., j + inputs - 1 of X. Beyond m, coefficients are 0."""
+        """Add the products with rows j, .., j + inputs - 1 of X; coefficients beyond m are 0."""
         vectors, added = [], list(sums)
         for u in range(path.inputs):
             address = at(X, b.mul(smaller(b.add(j, WORD(u)), b.sub(m, WORD(1))), X_stride), position)
@@ -103,7 +105,10 @@ def source(path: Path, rows: int) -> str:
 def _loop(
     b: Any, stop: Any, step: int, body: Callable[[Any, Sequence[Any]], Sequence[Any]], carried: Sequence[Any] = ()
 ) -> Sequence[Any]:
-    """i = 0; do { carried = body(i, carried); i += step } while (i < stop); the last values of `carried`."""
+    """Emit a loop and return its last carried values.
+
+    The loop is i = 0; do { carried = body(i, carried); i += step } while (i < stop).
+    """
     before, inside, after = b.block, b.append_basic_block(), b.append_basic_block()
     b.branch(inside)
     b.position_at_end(inside)

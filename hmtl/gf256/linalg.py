@@ -1,4 +1,4 @@
-"""Linear algebra over GF(2^8), exact: many inverses at once, and a matrix without a singular minor.
+"""Exact linear algebra over GF(2^8): inverses and Cauchy matrices.
 
 Shapes: B matrices A [n, n], uint8 tensors on the CPU.
 """
@@ -14,16 +14,15 @@ from hmtl.errors import CodingError
 from hmtl.gf256.products import INVERSES, PRODUCTS, matmul
 
 FLAT_PRODUCTS = PRODUCTS.numpy().ravel()  # of a and b at 256·a + b
-PANEL = 16  # columns reduced one by one before one product brings the rest of each matrix up to date
+PANEL = 16  # columns reduced one by one before one product updates the rest of each matrix
 
 
 def inverses(matrices: Sequence[Tensor]) -> list[Tensor] | None:
-    """The inverses of square matrices of any sizes, or None where one of them has none.
+    """Return the inverses of square matrices of any sizes, or None if one of them is singular.
 
-    Gauss and Jordan's elimination in place, of all matrices in step, smaller ones filled up with ones on the diagonal.
-    Within a panel of columns, which then holds how much of each pivot's row went to each row, it goes column by column;
-    one product does the same to all other columns. In numpy, as the many small steps would cost torch more to start
-    than to do.
+    Gauss-Jordan elimination in place, for all matrices in step; smaller ones are padded with ones on the diagonal. A
+    panel of columns is eliminated column by column and then holds the factors of each pivot's row in each row; one
+    product applies them to all other columns. The steps are in numpy: for many small steps, torch's overhead dominates.
     """
     n = max(map(len, matrices), default=0)
     work = np.zeros((len(matrices), n, n), dtype=np.uint8)
@@ -37,29 +36,33 @@ def inverses(matrices: Sequence[Tensor]) -> list[Tensor] | None:
         panel = _reduced(work, order, start, stop)
         if panel is None:
             return None
-        for A, part in zip(work, panel, strict=True):
+        for A, factors in zip(work, panel, strict=True):
             pivots = A[start:stop].copy()
-            A[start:stop] = 0  # what the panel says of a pivot's own row includes that row
-            A ^= matmul(torch.from_numpy(part), torch.from_numpy(pivots)).numpy()
-            A[:, start:stop] = part
-    found = np.empty_like(work)
-    np.put_along_axis(found, order[:, None], work, axis=2)  # exchanged rows of A are exchanged columns of its inverse
-    return [torch.from_numpy(A[: len(m), : len(m)].copy()) for A, m in zip(found, matrices, strict=True)]
+            A[start:stop] = 0  # the panel's factors include the pivot's own row
+            A ^= matmul(torch.from_numpy(factors), torch.from_numpy(pivots)).numpy()
+            A[:, start:stop] = factors
+    result = np.empty_like(work)
+    np.put_along_axis(result, order[:, None], work, axis=2)  # exchanged rows of A are exchanged columns of its inverse
+    return [torch.from_numpy(A[: len(m), : len(m)].copy()) for A, m in zip(result, matrices, strict=True)]
 
 
 def _reduced(work: NDArray[np.uint8], order: NDArray[np.int64], start: int, stop: int) -> NDArray[np.uint8] | None:
-    """Some columns, eliminated within themselves, rows of `work` and `order` exchanged; None where one has no pivot."""
+    """Eliminate some columns and return them, or None if a pivot is missing.
+
+    Exchanges rows of `work` and `order`.
+    """
     every = np.arange(len(work))
     panel = work[:, :, start:stop].copy()
     for column in range(start, stop):
-        at, here = column - start, panel[:, :, column - start]
-        found = column + (here[:, column:] != 0).argmax(axis=1)
-        pivots = here[every, found]
+        at = column - start
+        entries = panel[:, :, at]
+        rows = column + (entries[:, column:] != 0).argmax(axis=1)
+        pivots = entries[every, rows]
         if not pivots.all():
             return None
-        if (found != column).any():
-            for rows in (panel, work, order):
-                rows[every, found], rows[:, column] = rows[:, column].copy(), rows[every, found]
+        if (rows != column).any():
+            for array in (panel, work, order):
+                array[every, rows], array[:, column] = array[:, column].copy(), array[every, rows]
         factors = panel[:, :, at].astype(np.uint16) << 8
         factors[:, column] = 0
         panel[:, :, at] = 0
@@ -71,29 +74,21 @@ def _reduced(work: NDArray[np.uint8], order: NDArray[np.int64], start: int, stop
 
 
 def inverse(A: Tensor) -> Tensor:
-    """The inverse of A [n, n].
+    """Return the inverse of A [n, n].
 
     Raises:
-        CodingError: A is not square, or singular.
+        CodingError: A is singular.
     """
-    n = len(A)
-    if A.shape != (n, n):
-        raise CodingError(
-            f"Argument 'A' must have shape [n, n], not {list(A.shape)}: only square matrices have inverses."
-        )
-    found = inverses([A])
-    if found is None:
-        raise CodingError(f"Argument 'A' is singular: it has no inverse, n={n}. Draw other coefficients.")
-    return found[0]
+    result = inverses([A])
+    if result is None:
+        raise CodingError(f"A is singular, n={len(A)}: it has no inverse. Draw other coefficients.")
+    return result[0]
 
 
 def cauchy(n: int, m: int) -> Tensor:
-    """The Cauchy matrix 1 / (x_i + y_j) [n, m], n + m distinct x and y: all its square submatrices are invertible.
+    """Return the Cauchy matrix 1 / (x_i + y_j) [n, m].
 
-    Raises:
-        CodingError: n + m exceeds 256, the number of elements of the field.
+    All its square submatrices are invertible. It needs n + m distinct elements x and y, so n + m is at most 256.
     """
-    if n + m > 256:
-        raise CodingError(f"n + m = {n + m} exceeds 256, the elements of GF(2^8). Lower n or m, or draw at random.")
     x, y = torch.arange(n, dtype=torch.uint8), torch.arange(n, n + m, dtype=torch.uint8)
     return INVERSES[(x[:, None] ^ y).long()]

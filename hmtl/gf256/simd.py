@@ -1,6 +1,6 @@
-"""Matrix products over GF(2^8), polynomial 0x11D, in vector instructions: cut into blocks, tiles and threads' shares.
+"""Matrix products over GF(2^8) in vector instructions, in blocks, tiles and threads.
 
-Shapes: A [n, m] coefficients, X [m, L] and A·X [n, L] messages of L bytes, one a row; all of them uint8.
+Shapes: A [n, m] coefficients; X [m, L] and A·X [n, L] messages of L bytes, one per row; all are uint8.
 """
 
 import os
@@ -14,76 +14,58 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hmtl.errors import CodingError
 from hmtl.gf256.instructions import Path, usable
 
 POLYNOMIAL = 0x11D
-# Above this X outgrows the shared cache. If several blocks of rows then read it, tiles of its columns are copied first
-# to a buffer that fits the core's own cache, with a row stride that no power of two divides: rows 2^k bytes apart
-# would evict each other, whatever the cache's size.
+# A larger X exceeds the shared cache. If several blocks of rows read it, tiles of its columns are first copied to a
+# buffer that fits the core's own cache. Its row stride is no multiple of a large power of two: rows 2^k bytes apart
+# would evict each other.
 PACK_ABOVE_BYTES = 16 << 20
 TILE_BYTES, TILE_ROW_BYTES, TILE_ROW_PADDING = 512 << 10, 16 << 10, 192
-# A third of a millisecond of work, or more: multiplications per byte of vector width from which threads pay.
+# Multiplications per byte of vector width from which threads pay, about a third of a millisecond of work.
 THREADS_FROM = 2 << 20
-SHARES_PER_THREAD = 4  # so that a thread whose core is busy elsewhere holds up the others by little
+SHARES_PER_THREAD = 4  # so that a thread on a busy core delays the others little
 
 
 def available() -> bool:
-    """Whether this processor has instructions that `matmul` can use."""
+    """Return whether this processor has instructions that `matmul` can use."""
     return bool(usable())
 
 
 def matmul(
     A: Tensor, X: Tensor, out: Tensor | None = None, threads: int | None = None, path: Path | None = None
 ) -> Tensor:
-    """The matrix product A·X over GF(2^8).
+    """Return the matrix product A·X over GF(2^8), uint8 [n, L].
 
     Args:
-        A: coefficients, uint8 [n, m].
-        X: one message of L bytes per row, uint8 [m, L].
-        out: where to put the product, uint8 [n, L], each row contiguous, apart from A and X; None makes a new tensor.
-        threads: how many share the columns of a large product; None means `torch.get_num_threads()`.
-        path: one of `usable()`; None means the best.
-
-    Returns:
-        uint8 [n, L]: `out` where given.
-
-    Raises:
-        CodingError: an argument is no CPU tensor of bytes, or the shapes do not fit each other; or no path is usable.
+        A: coefficients, uint8 [n, m] on the CPU.
+        X: one message of L bytes per row, uint8 [m, L] on the CPU.
+        out: memory for the product, uint8 [n, L] with contiguous rows, disjoint from A and X; None: a new tensor.
+        threads: how many threads share the columns of a large product; None: `torch.get_num_threads()`.
+        path: one of `usable()`; None: the best.
     """
     (n, m), L = A.shape, X.shape[-1]
     out = torch.empty(n, L, dtype=torch.uint8) if out is None else out
-    for name, tensor, shape in (("A", A, A.shape), ("X", X, (m, L)), ("out", out, (n, L))):
-        if tensor.dtype != torch.uint8 or tensor.shape != shape or not tensor.is_cpu:
-            raise CodingError(
-                f"Argument {name!r} must be a uint8 tensor {list(shape)} on the CPU, to match the others; "
-                f"it is {tensor.dtype} {list(tensor.shape)} on {tensor.device}."
-            )
-    if L > 1 and out.stride(1) != 1:
-        raise CodingError("Argument 'out' must have contiguous rows, for vectors are stored whole. Pass out=None.")
-    path = path or next(iter(usable()), None)
-    if path not in usable():
-        name, names = path.name if path else "any path", [usable_path.name for usable_path in usable()]
-        raise CodingError(f"This processor cannot run {name}, only {names}. Pass path=None, or use gf256.matmul.")
+    path = path or usable()[0]
     if not n * m * L:
         return out.zero_()
     if path.strip > L:  # kernels write whole strips
         return out.copy_(matmul(A, pad(X, (0, path.strip - L)), threads=1, path=path)[:, :L])
     X = X if X.stride(1) == 1 else X.contiguous()
-    # ctypes lets go of the GIL, so Python's threads do run side by side.
+    # ctypes releases the GIL, so Python threads run in parallel.
     threads = (threads or torch.get_num_threads()) if n * m * L >= THREADS_FROM * path.width else 1
     shares = 1 if threads == 1 else min(threads * SHARES_PER_THREAD, L // path.strip)
     cuts = [L // path.strip * share // shares * path.strip for share in range(shares)] + [L]
     multiply, ranges = _Product(path, A, X, out), iter(list(pairwise(cuts)))
 
     def work() -> None:
-        for start, stop in ranges:  # whoever is free takes the next
+        for start, stop in ranges:  # an idle thread takes the next range
             multiply(start, stop)
 
-    others = [_pool().submit(work) for _ in range(threads - 1)]
+    futures = [_pool().submit(work) for _ in range(threads - 1)]
     work()
-    for other in others:
-        other.result()
+    for future in futures:
+        future.result()
     return out
 
 
@@ -92,20 +74,20 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="gf256")
 
 
-if hasattr(os, "register_at_fork"):  # threads do not survive a fork: the child makes its own pool
+if hasattr(os, "register_at_fork"):  # threads do not survive a fork, so the child creates its own pool
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 class _Product:
-    """out = A·X, for any range of columns, a strip or more: what the threads of one call share."""
+    """The product out = A·X of one call, for ranges of at least one strip of columns."""
 
     def __init__(self, path: Path, A: Tensor, X: Tensor, out: Tensor) -> None:
         self.path, self.X, self.out, (self.n, self.m) = path, X, out, A.shape
-        self.table = _table(path.affine)  # kept, as threads that ask for it first at the same time get one each
-        # Kernels take the coefficients of one column of A together, `inputs` columns at a time.
+        self.table = _table(path.affine)  # a reference, because concurrent first calls create one table each
+        # Kernels read the coefficients by columns of A, `inputs` columns at a time.
         self.columns = np.zeros((self.m + -self.m % path.inputs, self.n), dtype=np.uint8)
         self.columns[: self.m] = A.numpy().T
-        # The fewest blocks that cover n rows, as even as can be: `tall` of them of `height` rows, the others one less.
+        # The fewest blocks that cover n rows: `tall` of them have `height` rows, the others one less.
         blocks = -(-self.n // path.rows)
         height = -(-self.n // blocks)
         tall = self.n - blocks * (height - 1)
@@ -122,12 +104,12 @@ class _Product:
         tile = min(stop - start, max(strip, min(TILE_ROW_BYTES, TILE_BYTES // self.m) // strip * strip))
         buffer, source = np.empty((self.m, tile + TILE_ROW_PADDING), dtype=np.uint8), X.numpy()
         for position in range(start, stop, tile):
-            first = min(position, stop - tile)  # the last tile goes over some columns again, so that all are whole
+            first = min(position, stop - tile)  # the last tile overlaps the one before, so that all are whole
             buffer[:, :tile] = source[:, first : first + tile]
             self._tile(buffer.ctypes.data, buffer.strides[0], first, tile)
 
     def _tile(self, X: int, X_stride: int, start: int, columns: int) -> None:
-        """Multiply what lies at address X; the result belongs at column `start`."""
+        """Multiply the tile at address X and write the result at column `start`."""
         table, coefficients = self.table.data_ptr(), self.columns.ctypes.data
         out, stride = self.out.data_ptr() + start, self.out.stride(0)
         for kernel, blocks, row in self.kernels:
@@ -137,7 +119,10 @@ class _Product:
 
 @cache
 def _table(affine: bool) -> Tensor:
-    """What multiplies by each c: a bit matrix, [256, 8] bytes; or [256, 32], the products c·x and c·16x for x < 16."""
+    """Return each multiplier c: a bit matrix [256, 8], or two tables [256, 32].
+
+    The tables hold the products c·x and c·16x for x < 16.
+    """
     powers = np.empty((8, 256), dtype=np.int64)  # powers[b, c] = c·2^b
     powers[0] = np.arange(256)
     for b in range(1, 8):
@@ -153,6 +138,6 @@ def _table(affine: bool) -> Tensor:
 
 @cache
 def _kernel(path: Path, rows: int) -> Any:
-    from hmtl.gf256 import kernels  # with LLVM, when the first product needs it
+    from hmtl.gf256 import kernels  # here, because importing LLVM takes long
 
     return kernels.compiled(path, rows)

@@ -100,7 +100,7 @@ def draw(network: Topology | Moving, aggregators: Collection[int] | None = None)
 
 
 def _marks(topology: Topology) -> tuple[NDArray[np.int64], list[str], NDArray[np.float64], str]:
-    """Return the users' marks: users of each that relays hear [H, n], labels, areas in pt², and the legend's entry."""
+    """Return the users' marks: users heard [H, n], labels, areas [pt²], legend entry."""
     if topology.layout:
         size = 180.0 if topology.K <= MOST_NUMBERED else max(3.0, min(60.0, 6000 / topology.K))
         return topology.G.astype(np.int64), [str(k) for k in range(topology.K)], np.full(topology.K, size), "user"

@@ -1,4 +1,4 @@
-"""Networks read from files: a matrix of 0 and 1 as text or npz, or a list of links. Shapes: G [H, K]."""
+"""Networks read from files: a matrix G [H, K] as text or npz, or a list of links."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -49,7 +49,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """Return the non-empty lines of a text; commas, semicolons or white space separate entries."""
+    """Return a text's non-empty lines, split at commas, semicolons and white space."""
     try:
         with open_file(path, MOST_TEXT) as file:
             text = file.read().decode("utf-8-sig")

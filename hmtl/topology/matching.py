@@ -1,4 +1,7 @@
-"""Assignment of users to relays that evens out the relays' load. Shapes: K users, H relays, G [H, K]."""
+"""Balanced assignment of users to relays.
+
+Shapes: K users, H relays, G [H, K].
+"""
 
 from itertools import pairwise
 
@@ -9,7 +12,7 @@ from scipy.sparse.csgraph import breadth_first_order
 
 
 def balanced(G: NDArray[np.uint8], speeds: NDArray[np.float64] | None = None) -> NDArray[np.int64]:
-    """Assign each user to a relay that hears it and minimize the largest load divided by speed.
+    """Assign users to relays that hear them with the smallest largest load per speed.
 
     Users move along chains of relays, from the slowest relay to one that stays faster even with one more user. If no
     chain leads to such a relay, the users of all reachable relays have no other relays, so the assignment is optimal.

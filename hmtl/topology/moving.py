@@ -25,7 +25,7 @@ COLUMNS = ("round", "relay", "user")
 
 
 class Moving(ABC):
-    """A network with fixed users and relays whose links change every few rounds; all nodes know the links.
+    """A network whose links change every few rounds, as all nodes know.
 
     In round 0 every user has a relay. A user without relay in a later stretch is *absent* in that stretch: it sends
     nothing that counts and gets no model.
@@ -50,9 +50,10 @@ class Moving(ABC):
 
 
 class Walk(Moving):
-    """A `geometric` network whose users walk: before each stretch, a user moves by `step` in a random direction.
+    """A `geometric` network whose users walk.
 
-    Users are reflected at the edges of the square, so that their distribution stays uniform.
+    Before each stretch, a user moves by `step` in a random direction. Users are reflected at the edges of the square,
+    so that their distribution stays uniform.
 
     Args:
         K, H, radius, seed: of the first stretch, see `geometric`.
@@ -116,10 +117,11 @@ class Contacts(Moving):
 
 
 def from_contacts(path: str | PathLike[str]) -> Contacts:
-    """Read a text file of contacts, whose first line names the columns round, relay and user in any order.
+    """Read a text file of contacts.
 
-    Each further line is a contact that begins in that round. The contacts listed for a round replace all earlier ones.
-    Rounds are numbered from 0; relays and users from 0, or both from 1 if neither column has a 0.
+    The first line names the columns round, relay and user in any order. Each further line is a contact that begins in
+    that round. The contacts listed for a round replace all earlier ones. Rounds are numbered from 0; relays and users
+    from 0, or both from 1 if neither column has a 0.
 
     Raises:
         TopologyError: the file cannot be read, or is not a list of contacts; the message names file and line.

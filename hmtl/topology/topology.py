@@ -83,12 +83,12 @@ class Topology:
 
     @cached_property
     def present(self) -> tuple[int, ...]:
-        """The users that at least one relay hears: all of them, unless the topology was `restricted`."""
+        """The users that a relay hears: all of them, unless the topology is `restricted`."""
         return _numbers(self.G.any(axis=0))
 
     @cached_property
     def core(self) -> NDArray[np.uint8]:
-        """The rows of active relays and columns of present users of G, so that no row or column is zero."""
+        """The rows of active relays and the columns of present users of G."""
         return _frozen(self.G[np.ix_(self.active, self.present)])
 
     def N(self, i: int) -> tuple[int, ...]:
@@ -118,9 +118,9 @@ class Topology:
 
     @cached_property
     def serving(self) -> NDArray[np.int64]:
-        """[K] the relay in N(k) that forwards user k's IV without coding and sends it its model; -1 if absent.
+        """[K] the relay that forwards user k's IV without coding and sends its model.
 
-        Balanced: no other choice has a smaller largest number of users per relay.
+        Balanced: no other choice has a smaller largest number of users per relay. Absent users have -1.
         """
         return _frozen(balanced(self.G))
 
@@ -130,7 +130,9 @@ class Topology:
         relays: Iterable[int] | None = None,
         links: ArrayLike | None = None,
     ) -> "Topology":
-        """Return the part of the network that takes part in a round, `G_t`, with the same numbers of users and relays.
+        """Return the part of the network that takes part in a round, `G_t`.
+
+        Users and relays keep their numbers.
 
         Args:
             users: users that may be heard; None: all.
@@ -168,8 +170,8 @@ def check_size(K: int, H: int, tables: int = 1) -> None:
     if K > MOST_USERS or H > MOST_RELAYS or K * H * tables > MOST_LINKS:
         times = f" at {tables} times" if tables > 1 else ""
         raise TopologyError(
-            f"K={K} users and H={H} relays{times} are too many: the limits are {MOST_USERS:,} users, {MOST_RELAYS:,} "
-            f"relays and {MOST_LINKS:,} pairs of them. Lower K or H."
+            f"K={K} users and H={H} relays{times} are too many: there are at most {MOST_USERS:,} users, "
+            f"{MOST_RELAYS:,} relays and {MOST_LINKS:,} pairs of them. Lower K or H."
         )
 
 

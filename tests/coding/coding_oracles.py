@@ -1,4 +1,4 @@
-"""What the tests of this folder compare with: the field, products and formulas, restated from their definitions."""
+"""Oracles of the tests of coding: the field, products and formulas, restated from their definitions."""
 
 from fractions import Fraction
 
@@ -7,7 +7,7 @@ from scipy.optimize import linprog
 
 
 def carryless(a, b):
-    """a·b in GF(2^8) for integer arrays: the product of polynomials, then its remainder modulo 0x11D."""
+    """Return a·b in GF(2^8): the product of polynomials, and its remainder modulo 0x11D."""
     product = np.zeros(np.broadcast_shapes(np.shape(a), np.shape(b)), dtype=np.int64)
     for bit in range(8):
         product ^= ((b >> bit) & 1) * (a << bit)
@@ -20,12 +20,25 @@ TABLE = carryless(np.arange(256)[:, None], np.arange(256))
 
 
 def product(A, X):
-    """A·X over GF(2^8), term by term."""
+    """Return A·X over GF(2^8), term by term."""
     return np.bitwise_xor.reduce(TABLE[A[:, :, None], X[None]], axis=1) if A.shape[1] else np.zeros_like(A @ X)
 
 
+def regular(A):
+    """Return whether A [n, n] is invertible over GF(2^8), by schoolbook elimination."""
+    A = A.copy()
+    for j in range(len(A)):
+        rows = j + np.flatnonzero(A[j:, j])
+        if not len(rows):
+            return False
+        A[[j, rows[0]]] = A[[rows[0], j]]
+        A[j] = TABLE[np.argmax(TABLE[A[j, j]] == 1), A[j]]
+        A[j + 1 :] ^= TABLE[A[j + 1 :, j, None], A[j]]
+    return True
+
+
 def parts(G):
-    """For each z with something to send: z, the users that z relays hear as sets per relay, and n_i^z."""
+    """Yield, for each z, the users that z relays hear, as sets per relay, and n_i^z."""
     active = [set(np.flatnonzero(row)) for row in G if row.any()]
     for z in range(1, len(active)):
         users = {k for k in range(G.shape[1]) if G[:, k].sum() == z}
@@ -36,7 +49,7 @@ def parts(G):
 
 
 def theorem_1(G, scheme):
-    """(33a) and (33b), the allocation by an independent solver on all users of I_z, not types, and with α ≤ 1."""
+    """Return (33a) and (33b), with an independent solver on all users of I_z and α ≤ 1."""
     up, down = 0.0, 0
     for z, users, hears, n in parts(G):
         if scheme == "equal":

@@ -1,4 +1,4 @@
-"""Who aggregates: against all sets of relays, each with the linear programme of all its cuts; plans carried out."""
+"""The choice of aggregators against all sets of relays, with the linear programme of all cuts; plans with helpers."""
 
 import re
 from itertools import combinations
@@ -18,7 +18,7 @@ from hmtl.coding import (
     loads,
     make_plan,
     obstacle,
-    programme,
+    rates,
     uplink_bound,
 )
 from hmtl.errors import CodingError
@@ -29,12 +29,12 @@ media = pytest.mark.parametrize("medium", ["broadcast", "unicast"])
 
 
 def present(t):
-    """Who hears whom [active relays, present users]."""
+    """Return the matrix of active relays and present users."""
     return t.G[t.G.any(axis=1)][:, t.G.any(axis=0)].astype(int)
 
 
 def uplink(G, A, W=None, parallel=False, models=0):
-    """The least time in which all of A learn all: rates, models by aggregators, and in parallel the last one's end."""
+    """Return the least time in which all of A learn all IVs, by a linear programme over all cuts."""
     H = len(G)
     W = np.ones(H) if W is None else np.array(W)
     rows, needed = [], []
@@ -52,7 +52,7 @@ def uplink(G, A, W=None, parallel=False, models=0):
 
 
 def costs(t, W=None, parallel=False, W2=1.0):
-    """Of each set of active relays, the cost over both media; of the empty one, that is the server, W alike."""
+    """Return the costs over both media of each set of active relays; the empty set is the server."""
     G = present(t)
     H, K = G.shape
     found = {(): (2 * K, 2 * K)} if W is None else {}
@@ -65,10 +65,8 @@ def costs(t, W=None, parallel=False, W2=1.0):
     return found
 
 
-@settings(max_examples=60)
-@given(
-    t=topologies(max_H=5) | restricted(topologies(max_H=5)).filter(lambda t: t.active) | topologies(max_H=7, max_K=12)
-)
+@settings(max_examples=15)
+@given(t=topologies(max_H=5) | restricted(topologies(max_H=5)).filter(lambda t: t.active))
 def test_the_best_of_all_sets(t):
     every = costs(t)
     for place, medium in enumerate(("broadcast", "unicast")):
@@ -90,7 +88,7 @@ def test_the_best_of_all_sets(t):
 
 
 @media
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(
     t=topologies(max_H=4, max_K=12),
     bandwidths=st.lists(st.sampled_from((0.5, 1.0, 1.5, 4.0)), min_size=4, max_size=4),
@@ -110,15 +108,9 @@ def test_the_least_time_over_unequal_links(medium, t, bandwidths, W2, parallel):
     ("draws", "broadcast", "unicast"),
     [
         ([symmetric(20, 5, 3)], 16, 28),
-        ([symmetric(20, 5, 2)], 26, 40),
-        ([any_r(10, 5, 3, seed) for seed in range(20)], 6.2, 7.9),
         ([any_r(20, 5, 3, seed) for seed in range(20)], 14.1, 19.95),
-        ([any_r(40, 5, 3, seed) for seed in range(20)], 29.5, 43.95),
-        ([any_r(100, 5, 3, seed) for seed in range(20)], 79.1, 120.55),
         ([any_r(40, 8, 3, seed) for seed in range(5)], 52, 79),
-        ([heterogeneous(50, 4, 2, 0, seed) for seed in range(20)], 58 + 19 / 60, 98.25),
         ([heterogeneous(50, 4, 2, 0.2, seed) for seed in range(20)], 43.15, 57.8),
-        ([heterogeneous(50, 4, 2, 0.45, seed) for seed in range(20)], 6.05, 8),
         ([geometric(40, 5, 0.5, seed) for seed in range(10)], 51.55, 58),
     ],
 )
@@ -128,17 +120,17 @@ def test_known_means(draws, broadcast, unicast):
 
 
 @media
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(t=topologies(max_H=5, max_K=20), flows=st.booleans(), tried=st.integers(0, 3), covers=st.booleans())
 def test_what_a_search_says_of_its_result_holds(medium, t, flows, tried, covers):
-    """As for networks that are too large for a proof."""
+    """The search of networks that are too large for a proof, applied to small ones."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(aggregators, "MOST_PROVEN", 0)
         patch.setattr(aggregators, "MOST_TRIED", tried)
         if covers:
             patch.setattr(aggregators, "MOST_ENUMERATED", 0)
         if flows:
-            patch.setattr(programme, "MOST_TABULATED", 0)
+            patch.setattr(rates, "MOST_TABULATED", 0)
         found = best_aggregators(t, medium=medium)
     exact = best_aggregators(t, medium=medium)
     assert found.bound <= exact.cost + 1e-6
@@ -147,7 +139,7 @@ def test_what_a_search_says_of_its_result_holds(medium, t, flows, tried, covers)
     assert found.cost >= load.uplink + load.down(medium) - 1e-6
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     t=topologies(max_H=6, max_K=25) | restricted(topologies(max_H=6)).filter(lambda t: t.active),
     scheme=st.sampled_from(("optimal", "paper", "equal")),
@@ -156,7 +148,7 @@ def test_what_a_search_says_of_its_result_holds(medium, t, flows, tried, covers)
     seed=st.integers(0, 2**20),
 )
 def test_aggregators_learn_all_and_helpers_need_nothing(t, scheme, links, generation, seed):
-    """Each aggregator gets the first messages, as many as it misses pieces; no relay sends what it did not hear."""
+    """Each aggregator decodes from as many messages as it misses pieces; relays send only what they hear."""
     rng = np.random.default_rng(seed)
     chosen = sorted(rng.choice(t.active, rng.integers(1, len(t.active) + 1), replace=False).tolist())
     uplinks = links and Uplinks(tuple(rng.integers(1, 9, len(t.active)).astype(float)), links == "parallel")
@@ -197,11 +189,11 @@ def test_aggregators_learn_all_and_helpers_need_nothing(t, scheme, links, genera
         assert load.downlink == pytest.approx(best.downlink)
         if scheme != "optimal" or links:
             assert load.uplink == pytest.approx(best.uplink)
-        else:  # whole pieces, up to eight of them
+        else:  # in at most eight whole pieces
             assert best.uplink - 1e-9 <= load.uplink < best.uplink + len(t.active) / 8 + 1e-9
 
 
-@settings(max_examples=40)
+@settings(max_examples=12)
 @given(
     t=topologies(max_H=5, max_K=12) | restricted(topologies(max_H=5)).filter(lambda t: t.active),
     parallel=st.booleans(),
@@ -210,7 +202,7 @@ def test_aggregators_learn_all_and_helpers_need_nothing(t, scheme, links, genera
     seed=st.integers(0, 2**20),
 )
 def test_unequal_or_parallel_uplinks_have_one_load_and_a_bound_on_its_time(t, parallel, everyone, alike, seed):
-    """Formula and plan agree to the last piece, relay by relay, and take no less than the linear programme says."""
+    """Formula and plan agree for each relay, and take no less time than the linear programme."""
     rng = np.random.default_rng(seed)
     A = t.active if everyone else sorted(rng.choice(t.active, rng.integers(1, len(t.active) + 1), False).tolist())
     W = np.ones(len(t.active)) if alike else rng.choice((0.5, 1, 1.5, 4), len(t.active))
@@ -225,7 +217,7 @@ def test_unequal_or_parallel_uplinks_have_one_load_and_a_bound_on_its_time(t, pa
     time = links.seconds(np.array(load.by_relay)[list(t.active)]) * W.max()
     assert bound - 1e-9 <= time
     if not parallel:
-        assert time <= bound + W.max() / W.min()  # of at most a piece more
+        assert time <= bound + W.max() / W.min()  # of at most one more piece
     assert loads(t).uplink == pytest.approx(uplink_bound(t))
 
 
@@ -239,7 +231,7 @@ def test_what_cannot_be_planned():
     t = any_r(1000, 10, 6)
     for scheme in ("paper", "equal"):
         reason = obstacle(t, scheme)
-        assert "more than 4096 take too long" in reason
+        assert reason
         with pytest.raises(CodingError, match=re.escape(reason)):
             make_plan(t, scheme)
         assert obstacle(symmetric(20, 5, 3), scheme) == ""
@@ -247,6 +239,7 @@ def test_what_cannot_be_planned():
     assert obstacle(t, "optimal") == ""
 
 
+@pytest.mark.slow
 def test_largest_networks():
     for t in (any_r(1000, 20, 6), any_r(10_000, 20, 6), geometric(2000, 50, 0.5)):
         for medium in ("broadcast", "unicast"):
@@ -268,12 +261,12 @@ def test_a_relay_or_the_server():
     assert make_plan(idle, aggregators=[1, 2]).aggregators == (2,)
 
 
-@pytest.mark.parametrize("choice", ["some", [], [5], [-1]])
-def test_other_choices(choice):
+@pytest.mark.parametrize("choice", ["some", [], [5], [-1], [0, 0]])
+def test_invalid_choices(choice):
     with pytest.raises(CodingError, match="aggregators="):
         loads(symmetric(20, 5, 3), aggregators=choice)
 
 
-def test_other_media():
-    with pytest.raises(CodingError, match="medium=smoke is unknown: choose one of broadcast, unicast"):
+def test_unknown_media():
+    with pytest.raises(CodingError, match="medium=smoke"):
         best_aggregators(symmetric(20, 5, 3), medium="smoke")

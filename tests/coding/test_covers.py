@@ -1,4 +1,4 @@
-"""Covers of a network against brute force, and what is said of those that are not proven."""
+"""Covers against brute force, and the bounds of covers that are not proven optimal."""
 
 from itertools import combinations
 
@@ -13,12 +13,12 @@ from hmtl.topology import Topology, any_r, symmetric
 
 
 def least(t: Topology, weigh) -> float:
-    """By trying all sets of relays."""
+    """Return the least weight over all sets of relays that hear all present users."""
     sets = (s for n in range(len(t.active) + 1) for s in combinations(t.active, n))
     return min(weigh(s) for s in sets if not len(t.present) or t.G[list(s)][:, list(t.present)].any(axis=0).all())
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(
     t=restricted(topologies(max_H=7, max_K=12)),
     speeds=st.lists(st.sampled_from((1.0, 2.0, 5.0)), min_size=7, max_size=7),
@@ -37,15 +37,10 @@ def test_no_set_of_relays_costs_less(t: Topology, speeds: list[float], kind: str
         assert len(found.relays) == found.cost
 
 
-@pytest.mark.parametrize("K", [20, 100])
-def test_three_of_five_whatever_K(K: int) -> None:
-    assert cover(symmetric(K=K, H=5, r=3)).relays == (0, 1, 2)
-
-
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(t=restricted(topologies(max_H=7, max_K=12)))
 def test_bounds_of_sums(t: Topology) -> None:
-    """A share of each relay for every user, to one in all; by duality, users of whom no relay hears more than one."""
+    """By duality, the bound is at least the number of users of whom no relay hears more than one."""
     bound, load = sum_bounds(t), sum_loads(t)
     assert bound.uplink <= load.uplink + 1e-9
     assert bound.unicast <= load.unicast + 1e-9
@@ -57,7 +52,7 @@ def test_bounds_of_sums(t: Topology) -> None:
 
 
 def test_a_bound_of_sums_is_reached() -> None:
-    """Any 3 of 5 relays: each sends a third of a row, a share of a code, and any 3 shares of a user are its terms."""
+    """Each of 5 relays sends a third of a row, a share of a code, and any 3 shares of a user give its terms."""
     t, third = symmetric(K=20, H=5, r=3), np.vander(np.arange(1, 6), 3, increasing=True).T.astype(float)
     x, sent = np.random.default_rng(0).normal(size=(20, 3)), np.zeros(5)
     for k in range(20):
@@ -69,7 +64,7 @@ def test_a_bound_of_sums_is_reached() -> None:
 
 
 def test_many_relays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An integer programme finds as few; stopped early, it says how many might do."""
+    """An integer programme finds as few relays; stopped early, it returns a valid bound."""
     t = any_r(K=40, H=12, r=3)
     best = cover(t)
     monkeypatch.setattr("hmtl.coding.covers.MOST_ENUMERATED", 0)
@@ -78,7 +73,7 @@ def test_many_relays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(again.relays) == len(best.relays)
     assert again.bound == len(best.relays)
     monkeypatch.setattr("hmtl.coding.covers.NODES", 1)
-    large = cover(any_r(K=2000, H=40, r=3))
+    large = cover(any_r(K=1000, H=40, r=3))
     assert large.bound <= large.cost == len(large.relays)
     assert np.unique(large.adds).tolist() == list(large.relays)
 

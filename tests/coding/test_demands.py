@@ -1,4 +1,4 @@
-"""Plans and bounds for relays that need some IVs: decoded by hand, counted, and beside a programme of all cuts."""
+"""Plans for relays that need some IVs are decoded by their matrices; bounds are compared with all cuts."""
 
 from itertools import product
 
@@ -31,7 +31,7 @@ def some_needs(K: int, seed: int, share: float) -> np.ndarray:
     return near | near.T | np.eye(K, dtype=bool)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     t=networks,
     seed=st.integers(0, 10**6),
@@ -40,7 +40,7 @@ def some_needs(K: int, seed: int, share: float) -> np.ndarray:
     generation=st.sampled_from((3, 200)),
 )
 def test_all_demands_are_met(t: Topology, seed: int, share: float, uplinks: bool | None, generation: int) -> None:
-    """By the matrices alone: what relays send is what they heard, and each that demands an IV decodes it."""
+    """Relays send only what they hear, and each relay that demands an IV decodes it."""
     wanted = some_demands(t, seed, share)
     links = None if uplinks is None else Uplinks(tuple(1.0 + np.arange(len(t.active))), uplinks)
     plan = demand_plan(t, wanted, seed, max_pieces=3, generation=generation, uplinks=links)
@@ -76,7 +76,7 @@ def test_all_demands_are_met(t: Topology, seed: int, share: float, uplinks: bool
     assert bound.unicast == copies
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(t=networks, seed=st.integers(0, 10**6), share=st.sampled_from((0.1, 0.4, 1.0)))
 def test_bounds_are_those_of_all_cuts(t: Topology, seed: int, share: float) -> None:
     wanted, bound = some_demands(t, seed, share), None
@@ -96,10 +96,10 @@ def test_bounds_are_those_of_all_cuts(t: Topology, seed: int, share: float) -> N
         assert fewer.downlink >= max(0, *(wanted & (t.G == 0)).sum(axis=1))
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(t=networks, seed=st.integers(0, 10**6), share=st.sampled_from((0.0, 0.05, 0.3)))
 def test_who_serves_hears(t: Topology, seed: int, share: float) -> None:
-    """And the users of a relay have no more to ask for than if each were where its own needs are heard best."""
+    """Relays demand no more than if each user were served by the relay that hears most of its needs."""
     needs = some_needs(t.K, seed, share) & (t.degrees > 0)
     serving = serve(t, needs)
     assert all(t.G[i, k] if t.degrees[k] else i == -1 for k, i in enumerate(serving.tolist()))
@@ -113,11 +113,11 @@ def test_who_serves_hears(t: Topology, seed: int, share: float) -> None:
 
 
 def test_all_demand_all() -> None:
-    """Then it is the plan of the optimum, where every relay aggregates."""
+    """The plan is that of scheme `optimal` if every relay aggregates."""
     t = symmetric(K=20, H=5, r=3)
     plan = demand_plan(t, np.ones((5, 20), dtype=bool))
     assert plan.loads == loads(t)
-    assert [len(block.users) for block in plan.blocks] == [10, 10]  # alike: one user of each type in each
+    assert [len(block.users) for block in plan.blocks] == [10, 10]  # uniform: one user of each type in each
 
 
 def test_a_graph_by_distance_needs_little() -> None:
@@ -133,23 +133,7 @@ def test_a_graph_by_distance_needs_little() -> None:
     assert (bound.uplink, bound.downlink) == pytest.approx((15, 8))
 
 
-@pytest.mark.parametrize(
-    ("wanted", "message"),
-    [
-        (np.ones((2, 2), dtype=bool), r"shape \(2, 2\)"),
-        (np.ones((3, 2), dtype=int), "type int64"),
-        (np.array([[0, 0], [1, 0], [0, 0]], dtype=bool), "user 0 is demanded, but no relay hears it"),
-        (np.array([[0, 1], [0, 0], [0, 0]], dtype=bool), "relay 0 hears nobody"),
-    ],
-)
-def test_refused(wanted: np.ndarray, message: str) -> None:
-    t = Topology([[1, 0], [0, 1], [0, 1]]).restricted(relays=[1, 2])
-    for function in (demand_plan, demand_bounds):
-        with pytest.raises(CodingError, match=message):
-            function(t, wanted)
-
-
 @pytest.mark.parametrize("setting", ["max_pieces", "generation"])
-def test_nothing_to_code_with(setting: str) -> None:
-    with pytest.raises(CodingError, match=f"^{setting}=0 .* Set it to 1 or more"):
+def test_settings_are_positive(setting: str) -> None:
+    with pytest.raises(CodingError, match=f"{setting}=0"):
         demand_plan(symmetric(K=10, H=5, r=3), np.ones((5, 10), dtype=bool), **{setting: 0})

@@ -1,4 +1,4 @@
-"""Loads in closed form and bounds, against Theorems 1 to 3 restated."""
+"""Loads and bounds in closed form against Theorems 1 to 3 restated."""
 
 from fractions import Fraction
 from itertools import product
@@ -6,8 +6,7 @@ from math import comb
 
 import numpy as np
 import pytest
-from coding_oracles import theorem_1
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.coding import CODED_SCHEMES, SCHEMES, Loads, Uplinks, bounds, forwarders, loads, scheme_of
@@ -26,16 +25,7 @@ def test_fig_2():
     assert bounds(t) == Loads(6.5, 7)
 
 
-@pytest.mark.parametrize("scheme", ["paper", "equal"])
-@given(t=topologies() | restricted())
-def test_theorem_1(scheme, t):
-    found = loads(t, scheme)
-    assert (found.uplink, found.downlink) == (
-        pytest.approx(theorem_1(t.G, scheme)[0], abs=1e-6),
-        theorem_1(t.G, scheme)[1],
-    )
-
-
+@settings(max_examples=40)
 @given(t=topologies() | restricted())
 def test_theorem_2(t):
     rows = [row[t.G.any(axis=0)] for row in t.G if row.any()]
@@ -75,13 +65,14 @@ def test_inactive_relays_take_no_part():
     assert bounds(with_idle) == bounds(Topology(rows))
 
 
+@settings(max_examples=40)
 @given(
-    t=topologies(max_H=4, max_K=7) | restricted(topologies(max_H=4, max_K=7)),
+    t=topologies(max_H=4, max_K=6) | restricted(topologies(max_H=4, max_K=6)),
     seed=st.integers(0, 99),
     parallel=st.booleans(),
 )
 def test_uncoded_forwarders_take_the_least_time(t, seed, parallel):
-    """Against every choice of a relay for each user."""
+    """Compared with every choice of a relay for each user."""
     bandwidths = np.random.default_rng(seed).choice([0.5, 1, 3, 10], len(t.active))
     uplinks = Uplinks(tuple(bandwidths), parallel)
     time = {i: 1 / w for i, w in zip(t.active, bandwidths, strict=True)}
@@ -101,15 +92,7 @@ def test_uncoded_forwarders_take_the_least_time(t, seed, parallel):
     assert forwarders(t) is t.serving
 
 
-def test_schemes_are_told_apart_by_their_code():
-    assert tuple(SCHEMES) == ("uncoded", "optimal", "paper", "equal")
-    assert CODED_SCHEMES == ("optimal", "paper", "equal")
-    assert [name for name, scheme in SCHEMES.items() if scheme.code is None] == ["uncoded"]
-    assert all(scheme_of(name).name == name for name in SCHEMES)
-    with pytest.raises(CodingError, match="scheme=uncoded is unknown: choose one of optimal, paper, equal"):
-        scheme_of("uncoded", CODED_SCHEMES)
-
-
-def test_unknown_scheme():
-    with pytest.raises(CodingError, match="scheme=best is unknown: choose one of uncoded, optimal, paper, equal"):
-        loads(Topology([[1, 1], [0, 1]]), "best")
+@pytest.mark.parametrize(("name", "among"), [("uncoded", CODED_SCHEMES), ("best", tuple(SCHEMES))])
+def test_unknown_schemes(name, among):
+    with pytest.raises(CodingError, match=f"scheme={name}"):
+        scheme_of(name, among)

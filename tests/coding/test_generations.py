@@ -1,4 +1,4 @@
-"""Groups: each user once, even sizes, each relay and type its share in each group."""
+"""Groups have each user once and equal sizes, and each relay and type has its share of each group."""
 
 from itertools import groupby
 
@@ -22,11 +22,9 @@ def test_each_user_is_dealt_once_in_groups_of_even_size(t, data):
         assert len(list(groupby(columns))) == len(set(columns)), "users of a type stand together"
 
 
-@pytest.mark.parametrize(
-    "t", [any_r(2000, 10, 3), any_r(2000, 20, 6), heterogeneous(2000, 4, 2, 0.2), geometric(2000, 10, 0.3)], ids=repr
-)
+@pytest.mark.parametrize("t", [any_r(1000, 10, 3), heterogeneous(1000, 4, 2, 0.2), geometric(1000, 10, 0.3)], ids=repr)
 def test_each_relay_and_each_type_gets_its_share_of_each_group(t):
-    groups = 20
+    groups = 10
     dealt = similar_groups(t.G, groups)
     heard = np.array([t.G[:, group].sum(axis=1) for group in dealt])
     assert abs(heard - t.G.sum(axis=1) / groups).max() <= 2

@@ -1,6 +1,4 @@
-"""Plans carried out by schoolbook products: every relay decodes, with as many messages as the formulas say."""
-
-from dataclasses import replace
+"""Plans carried out by schoolbook products: every relay decodes, and the loads are those of the formulas."""
 
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl import rng
-from hmtl.coding import Loads, Uplinks, loads, make_plan, plan
+from hmtl.coding import Loads, Uplinks, codes, loads, make_plan
 from hmtl.errors import CodingError
 from hmtl.gf256 import products
 from hmtl.testing.networks import restricted, topologies
@@ -24,13 +22,11 @@ def pieces_of(positions, c):
 
 
 def check(made):
-    """Carry the plan out on random IVs; every relay's copy must equal the users'. Returns IVs sent up and down."""
+    """Carry out a plan on random IVs, compare what every relay decodes, and return the IVs sent up and down."""
     t, up, down = made.topology, 0.0, 0.0
-    ivs = {
-        block: np.random.default_rng(0).integers(0, 256, (len(block.users) * block.pieces, 2)) for block in made.blocks
-    }
-    for block, pieces in ivs.items():
+    for block in made.blocks:
         c = block.pieces
+        pieces = np.random.default_rng(0).integers(0, 256, (len(block.users) * c, 2))
         messages = []
         for i, heard, rows in zip(t.active, block.heard, block.uplink, strict=True):
             assert [block.users[p] for p in heard] == [k for k in block.users if k in t.N(i)]
@@ -50,7 +46,7 @@ def check(made):
 
 
 @both_schemes
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(t=topologies() | restricted())
 def test_every_relay_decodes_with_the_loads_of_theorem_1(scheme, t):
     made = make_plan(t, scheme, seed=1)
@@ -59,7 +55,7 @@ def test_every_relay_decodes_with_the_loads_of_theorem_1(scheme, t):
     assert made.loads.by_relay == loads(t, scheme).by_relay
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(
     t=topologies() | restricted(), max_pieces=st.integers(1, 8), generation=st.integers(3, 60), seed=st.integers(0, 9)
 )
@@ -78,7 +74,7 @@ def test_optimal_plans_decode_in_generations_too(t, max_pieces, generation, seed
             assert up == pytest.approx(best.uplink)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(t=topologies() | restricted(), seed=st.integers(0, 9), parallel=st.booleans())
 def test_plans_for_unequal_links_decode(t, seed, parallel):
     bandwidths = np.random.default_rng(seed).integers(1, 9, len(t.active))
@@ -86,10 +82,11 @@ def test_plans_for_unequal_links_decode(t, seed, parallel):
     assert check(made) == pytest.approx((made.loads.uplink, loads(t).downlink))
 
 
-@pytest.mark.parametrize("scheme", ["optimal", "paper", "equal"])
+@pytest.mark.parametrize("scheme", ["optimal", "paper"])
+@settings(max_examples=20)
 @given(t=restricted())
-def test_who_is_gone_counts_nowhere(scheme, t):
-    """The plan is that of the network without the absent users and silent relays, under their old numbers."""
+def test_absent_users_and_inactive_relays_do_not_count(scheme, t):
+    """The plan is that of the network without them, with the same numbers of the other users and relays."""
     made = make_plan(t, scheme, seed=2)
     if not t.G.any():
         assert made.blocks == ()
@@ -119,7 +116,7 @@ def test_plans_do_not_depend_on_the_processor(monkeypatch):
 
 @pytest.mark.parametrize("scheme", ["uncoded", "best"])
 def test_schemes_without_a_plan(scheme):
-    with pytest.raises(CodingError, match=f"scheme={scheme} is unknown: choose one of optimal, paper, equal"):
+    with pytest.raises(CodingError, match=f"scheme={scheme}"):
         make_plan(symmetric(K=10, H=5, r=2), scheme)
 
 
@@ -131,7 +128,7 @@ def test_many_users_cost_at_most_one_percent():
     assert made.loads.downlink <= 1.01 * best.downlink
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     t=topologies(max_H=5, max_K=12),
     copies=st.integers(2, 6),
@@ -140,14 +137,14 @@ def test_many_users_cost_at_most_one_percent():
     bandwidths=st.none() | st.lists(st.integers(1, 9), min_size=5, max_size=5),
     parallel=st.booleans(),
 )
-def test_users_who_are_alike_are_coded_in_smaller_parts(t, copies, max_pieces, aggregators, bandwidths, parallel):
-    """For no more load than in one code, however many there are of each; and one code serves all parts."""
+def test_repeated_types_are_coded_in_uniform_parts(t, copies, max_pieces, aggregators, bandwidths, parallel):
+    """The load is that of one code for all users, and all parts have the same code."""
     t = Topology(np.tile(t.G, copies))
     uplinks = bandwidths and Uplinks(tuple(map(float, bandwidths[: len(t.active)])), parallel)
     how = {"max_pieces": max_pieces, "aggregators": aggregators, "uplinks": uplinks}
     made = make_plan(t, **how)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "alike", lambda G, enough: np.arange(G.shape[1])[None])
+        patch.setattr(codes, "uniform_parts", lambda G, acceptable: np.arange(G.shape[1])[None])
         whole = make_plan(t, **how)
     assert all(block.downlink is made.blocks[0].downlink for block in made.blocks)
     assert sorted(k for block in made.blocks for k in block.users) == sorted(k for b in whole.blocks for k in b.users)
@@ -159,7 +156,7 @@ def test_users_who_are_alike_are_coded_in_smaller_parts(t, copies, max_pieces, a
     if made.blocks:
         assert made.blocks[0].pieces * len(made.blocks[0].users) <= whole.blocks[0].pieces * len(whole.blocks[0].users)
     if max_pieces == 4 and aggregators == "all" and not bandwidths and made.blocks:
-        assert len(made.blocks) >= copies  # so many pieces reach the optimum of a part, too
+        assert len(made.blocks) >= copies  # four pieces reach the optimum of a part, too
 
 
 @pytest.mark.parametrize("setting", ["max_pieces", "generation"])
@@ -168,15 +165,10 @@ def test_settings_are_positive(setting):
         make_plan(symmetric(K=10, H=5, r=2), **{setting: 0})
 
 
-@both_schemes
-def test_symmetric_networks(scheme):
-    assert check(make_plan(symmetric(K=20, H=5, r=3), scheme)) == pytest.approx((10, 8))
-
-
-def test_surplus_is_trimmed_not_sent_twice():
-    """Users whose relays' shares add up to more than 1: each piece has one relay only, the last may get a part."""
+def test_no_piece_is_sent_twice():
+    """If the shares of a user's relays add up to more than 1, each piece has one relay, and the last gets fewer."""
     partly = 0
-    for seed in range(20):
+    for seed in range(6):
         made = make_plan(any_r(K=10, H=8, r=5, seed=seed), "paper")
         check(made)
         for block in made.blocks:
@@ -221,26 +213,20 @@ class Zeros:
 
 
 def test_a_draw_that_does_not_decode_is_drawn_again(monkeypatch):
-    """As often as need be, by the number of the attempt, and not for ever."""
+    """Attempts have separate random streams, and their number is limited."""
     t = symmetric(K=10, H=5, r=2)
-    monkeypatch.setattr(plan, "generator", lambda seed, *name: rng.generator(seed, *name) if name[-1] == 2 else Zeros())
+    monkeypatch.setattr(
+        "hmtl.coding.block.generator", lambda seed, *name: rng.generator(seed, *name) if name[-1] == 2 else Zeros()
+    )
     drawn = make_plan(t)
     assert check(drawn) == pytest.approx((7.5, 6))
-    monkeypatch.setattr(plan, "generator", lambda *name: Zeros())
-    with pytest.raises(CodingError, match=r"No code found for the 10 users.*Try another seed"):
+    monkeypatch.setattr("hmtl.coding.block.generator", lambda *name: Zeros())
+    with pytest.raises(CodingError, match="seed"):
         make_plan(t)
 
 
 def test_too_many_pieces_are_an_error_at_once():
     t = any_r(K=20, H=20, r=10, seed=3)
-    with pytest.raises(CodingError, match=r"20 users that 10 relays hear.*Use scheme=optimal"):
+    with pytest.raises(CodingError, match="scheme=optimal"):
         make_plan(t, "paper")
     check(make_plan(t))
-
-
-def test_blocks_check_their_shapes():
-    (block,) = make_plan(symmetric(K=10, H=5, r=2)).blocks
-    with pytest.raises(CodingError, match=r"downlink must be a uint8 tensor of shape \[12, 15\].*\[12, 14\]"):
-        replace(block, downlink=block.downlink[:, 1:])
-    with pytest.raises(CodingError, match=r"decoders\[1\]"):
-        replace(block, decoders=(block.decoders[0], block.decoders[1][1:], *block.decoders[2:]))

@@ -1,4 +1,4 @@
-"""The field and its matrix products, against galois and against products of polynomials."""
+"""The field and its matrix products against galois and products of polynomials."""
 
 import galois
 import numpy as np
@@ -13,7 +13,7 @@ from hmtl.gf256 import products
 
 GF = galois.GF(2**8, irreducible_poly=0x11D)
 
-# What GPUs and processors without vector instructions for it use, and what this processor does.
+# The path of GPUs and processors without vector instructions, and the path of this processor.
 both_paths = pytest.mark.parametrize("matmul", [products.matmul, products.portable])
 
 
@@ -63,20 +63,8 @@ def test_matmul_on_any_shape_and_layout(matmul, shape, zeros, layout, seed):
 
 
 @both_paths
-@given(shape=st.tuples(*[st.integers(0, 20)] * 2, st.integers(0, 600)), seed=st.integers(0, 99))
-def test_matmul_into_part_of_a_tensor(matmul, shape, seed):
-    n, m, L = shape
-    A, X, around = draw(seed, n, m), draw(seed + 1, m, L), draw(seed + 2, n + 4, L + 9)
-    expected = around.clone()
-    expected[3 : 3 + n, 2 : 2 + L] = torch.from_numpy(product(A.numpy(), X.numpy()))
-    out = around[3 : 3 + n, 2 : 2 + L]
-    assert matmul(A, X, out) is out
-    assert torch.equal(around, expected)
-
-
-@both_paths
-@pytest.mark.parametrize("shape", [(8, 20, 70_001), (200, 3, 1000), (3, 300, 999), (64, 64, 4096), (1, 2, 100_000)])
-@pytest.mark.parametrize("workspace", [1 << 12, 1 << 18, products.CPU_WORKSPACE_BYTES])
+@pytest.mark.parametrize("shape", [(8, 20, 70_001), (200, 3, 1000), (3, 300, 999)])
+@pytest.mark.parametrize("workspace", [1 << 12, 1 << 18])
 def test_matmul_in_tiles(matmul, shape, workspace, monkeypatch):
     monkeypatch.setattr(products, "CPU_WORKSPACE_BYTES", workspace)
     n, m, L = shape
@@ -88,22 +76,12 @@ def test_matmul_in_tiles(matmul, shape, workspace, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("A", "X", "message"),
-    [
-        (torch.zeros(2, 3), draw(0, 3, 4), "'A' must be a uint8 tensor of shape .n, m., not torch.float32"),
-        (draw(0, 2, 3), draw(0, 3), "'X' must be a uint8 tensor of shape .m, L., not torch.uint8 of shape .3."),
-        (draw(0, 2, 3), draw(0, 4, 5), "'X' must have a row for each column of 'A', that is shape .3, L., not .4, 5."),
-    ],
+    ("A", "X", "name"),
+    [(torch.zeros(2, 3), draw(0, 3, 4), "A"), (draw(0, 2, 3), draw(0, 3), "X"), (draw(0, 2, 3), draw(0, 4, 5), "X")],
 )
-def test_matmul_names_the_argument_that_does_not_fit(A, X, message):
-    with pytest.raises(CodingError, match=message):
+def test_matmul_names_the_argument_that_does_not_fit(A, X, name):
+    with pytest.raises(CodingError, match=name):
         products.matmul(A, X)
-
-
-@pytest.mark.parametrize("out", [torch.zeros(2, 4), draw(0, 3, 4), draw(0, 1, 4), draw(0, 4, 2).T])
-def test_matmul_names_an_out_that_does_not_fit(out):
-    with pytest.raises(CodingError, match=r"'out' must be a uint8 tensor of shape \[2, 4\] with contiguous rows"):
-        products.matmul(draw(0, 2, 3), draw(0, 3, 4), out)
 
 
 def test_processors_without_vector_instructions_take_the_portable_path(monkeypatch):

@@ -1,4 +1,4 @@
-"""The vector kernels against schoolbook products of polynomials: every path that this processor can run."""
+"""Every vector path of this processor against schoolbook products of polynomials."""
 
 import ctypes
 import gc
@@ -15,7 +15,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmtl.errors import CodingError
 from hmtl.gf256 import kernels, simd
 from hmtl.gf256.instructions import PATHS
 
@@ -45,7 +44,7 @@ def test_all_pairs_of_bytes(path):
 
 
 @every_path
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25)
 @given(n=st.integers(0, 40), m=st.integers(0, 12), L=st.integers(0, 300), seed=st.integers(0, 99))
 def test_any_shape(path, n, m, L, seed):
     A, X = draw(seed, (n, m), (m, L))
@@ -82,7 +81,7 @@ def test_nothing_is_read_beyond_X(path):
 
 
 @every_path
-@pytest.mark.parametrize(("threads", "pack", "L"), [*product((1, 2, 5), (False, True), (129, 2000, 10_001))])
+@pytest.mark.parametrize(("threads", "pack", "L"), [*product((1, 3), (False, True), (129, 10_001))])
 def test_threads_and_packing_change_no_byte(path, threads, pack, L, monkeypatch):
     monkeypatch.setattr(simd, "THREADS_FROM", 0)
     monkeypatch.setattr(simd, "PACK_ABOVE_BYTES", 0 if pack else 1 << 60)
@@ -114,6 +113,7 @@ def _product_in_child(A, X, expected):
     sys.exit(0 if torch.equal(simd.matmul(A, X, threads=2), expected) else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(simd.os, "register_at_fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_has_threads_of_its_own(monkeypatch):
@@ -130,9 +130,10 @@ def test_a_forked_child_has_threads_of_its_own(monkeypatch):
     assert child.exitcode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
 def test_kernels_compile_for_every_processor_and_stay_in_registers(path):
-    """Also for those that are not here: the code has the vector instruction, and the inner loop no stack access."""
+    """The code has the vector instruction, and the inner loop no stack access, also for other processors."""
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     triple = "aarch64-linux-gnu" if path.name == "NEON" else "x86_64-linux-gnu"
@@ -146,23 +147,3 @@ def test_kernels_compile_for_every_processor_and_stay_in_registers(path):
     assert loop.count(mnemonic) == products * (1 if path.affine else 2)
     spills = [line for line in loop.splitlines() if "sp]" in line or ("rsp" in line and "mm" in line)]
     assert not spills
-
-
-def test_errors_name_the_argument():
-    A, X = draw(0, (3, 4), (4, 200))
-    with pytest.raises(CodingError, match=r"'X' must be a uint8 tensor \[4, 200\].*\[5, 200\]"):
-        simd.matmul(A, draw(0, (5, 200))[0])
-    with pytest.raises(CodingError, match=r"'A' must be .* it is torch.float32"):
-        simd.matmul(A.float(), X)
-    with pytest.raises(CodingError, match=r"'out'.*contiguous rows"):
-        simd.matmul(A, X, out=torch.empty(200, 3, dtype=torch.uint8).T)
-    other = next(path for path in PATHS if path not in simd.usable())
-    with pytest.raises(CodingError, match=f"cannot run {other.name}"):
-        simd.matmul(A, X, path=other)
-
-
-def test_without_any_path_the_message_says_what_to_use(monkeypatch):
-    monkeypatch.setattr(simd, "usable", lambda: ())
-    assert not simd.available()
-    with pytest.raises(CodingError, match=r"use gf256\.matmul"):
-        simd.matmul(*draw(0, (2, 2), (2, 2)))

@@ -1,4 +1,4 @@
-"""The optimum against all partitions, against the multicast linear programme, and rates against all subsets."""
+"""The optimum against all partitions and the multicast linear programme, and rates against all subsets."""
 
 from fractions import Fraction
 from itertools import combinations
@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
 from hmtl.coding import Demand, Uplinks, bounds, loads
-from hmtl.coding.optimal import Rates
-from hmtl.errors import CodingError
+from hmtl.coding.omniscience import Rates
 from hmtl.testing.networks import restricted, topologies
-from hmtl.topology import Topology, any_r
+from hmtl.topology import any_r
 
 
 def partitions(relays):
-    """All of them, each a list of lists."""
+    """Yield all partitions of a list, as lists of lists."""
     if not relays:
         yield []
         return
@@ -29,7 +28,7 @@ def partitions(relays):
 
 
 def worth(G, parts):
-    """What a partition says that the relays must send."""
+    """Return the lower bound of the relays' total that a partition proves."""
     unheard = sum(int((~G[part].any(axis=0)).sum()) for part in parts)
     return Fraction(unheard, len(parts) - 1)
 
@@ -39,7 +38,7 @@ def best_worth(G):
 
 
 def subsets(G):
-    """For each proper subset of relays: which they are [2^H − 2, H], and how many users nobody else hears."""
+    """Return the proper subsets of relays [2^H − 2, H], and how many users no other relay hears."""
     H = len(G)
     chosen = [S for size in range(1, H) for S in combinations(range(H), size)]
     members = np.array([[i in S for i in range(H)] for S in chosen], dtype=float).reshape(-1, H)
@@ -50,7 +49,7 @@ def active(t):
     return t.G[t.G.any(axis=1)][:, t.G.any(axis=0)]
 
 
-@settings(max_examples=250)
+@settings(max_examples=80)
 @given(t=topologies(max_H=6) | restricted(topologies(max_H=6)).filter(lambda t: t.active))
 def test_optimum_is_the_best_of_all_partitions(t):
     G = active(t)
@@ -65,7 +64,7 @@ def test_optimum_is_the_best_of_all_partitions(t):
     assert found.uplink >= bounds(t).uplink - 1e-12
 
 
-@settings(max_examples=250)
+@settings(max_examples=50)
 @given(t=topologies() | restricted())
 def test_never_above_the_paper(t):
     optimal, paper = loads(t, "optimal"), loads(t, "paper")
@@ -74,10 +73,10 @@ def test_never_above_the_paper(t):
     assert sum(optimal.by_relay) == pytest.approx(optimal.uplink)
 
 
-@settings(max_examples=40)
-@given(t=topologies(max_H=6, max_K=20))
+@settings(max_examples=20)
+@given(t=topologies(max_H=5, max_K=12))
 def test_multicast_linear_programme(t):
-    """Each relay j gets what it misses as a flow of its own through rates that all share."""
+    """Each relay gets what it misses as a flow of its own through shared rates."""
     G = active(t).astype(int)
     H, K = G.shape
     flows = [(j, k, i) for j in range(H) for k in range(K) if not G[j, k] for i in range(H) if G[i, k]]
@@ -91,14 +90,7 @@ def test_multicast_linear_programme(t):
     assert float(Demand(G.astype(np.uint8)).optimum()[0]) == pytest.approx(expected, abs=1e-7)
 
 
-def test_fig_2():
-    heard = [(1, 3, 5, 6, 8, 9, 10), (1, 2, 3, 4, 10), (2, 4, 5), (6, 7, 9, 10), (1, 2, 6, 7, 8)]
-    t = Topology([[k in row for k in range(1, 11)] for row in heard])
-    assert Demand(t.G).optimum() == (7, ((0, 1, 3, 4), (2,)))
-    assert loads(t) == loads(t, "optimal")
-    assert (loads(t).uplink, loads(t).downlink) == (7, 7)
-
-
+@settings(max_examples=40)
 @given(t=topologies(max_H=6, max_K=20), max_pieces=st.integers(1, 6))
 def test_rates_suffice_are_fewest_and_even(t, max_pieces):
     G = active(t)
@@ -121,9 +113,9 @@ def test_rates_suffice_are_fewest_and_even(t, max_pieces):
         assert x.max() == round(even.fun)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
-    t=topologies(max_H=6, max_K=20),
+    t=topologies(max_H=5, max_K=16),
     bandwidths=st.lists(st.sampled_from((1.0, 1.5, 2.0, 10.0)), min_size=6, max_size=6),
     parallel=st.booleans(),
     max_pieces=st.integers(1, 3),
@@ -164,21 +156,15 @@ def test_slack_takes_fewer_pieces():
     assert Demand(G).rates(8, slack=0.005).pieces == 1
 
 
-def test_relays_with_little_to_say_send_nothing():
+def test_relays_that_others_do_not_need_send_nothing():
     assert Demand(np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=np.uint8)).rates(4) == Rates(1, (1, 1, 0))
     assert Demand(np.ones((3, 4), dtype=np.uint8)).rates(4) == Rates(1, (0, 0, 0))
     assert Demand(np.ones((1, 4), dtype=np.uint8)).rates(4) == Rates(1, (0,))
 
 
-def test_rates_that_do_not_suffice_are_a_defect(monkeypatch):
-    monkeypatch.setattr(Demand, "lacking", lambda demand, x, c, i: [0])
-    with pytest.raises(CodingError, match="do not suffice"):
-        Demand(any_r(K=10, H=4, r=2).G).optimum()
-
-
 @pytest.mark.parametrize("ratio", [1e3, 1e10, 1e15])
 def test_links_of_any_ratio(ratio):
-    """Relays 0 and 3 are so slow that they send what nobody else hears and no more."""
+    """Relays 0 and 3 are so slow that they send only what no other relay hears."""
     t = any_r(K=30, H=4, r=2)
     found = loads(t, "optimal", Uplinks((1.0, ratio, ratio, 1.0), parallel=True))
     alone = Fraction(sum(t.relays_of(k) == (0, 3) for k in range(30)))
