@@ -11,12 +11,12 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 
-from hmtl.launch import LOADED
+from hmtl.launch import PRELOAD
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
-        *LOADED,
+        *PRELOAD,
         *("pytest", "hmtl.distributed.links", "hmtl.tuning.cross_validation", "torch.utils.tensorboard"),
         *("forked", "hmtl.plan", "hmtl.tune", "pandas", "sklearn.neighbors"),  # so that short ones start without delay
         "warm",
