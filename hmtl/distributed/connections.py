@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 from threading import Thread
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -23,16 +24,42 @@ from hmtl.errors import CodingError, EngineError
 FOREVER = datetime.timedelta(days=365)  # a wait that gloo gives up would break all connections
 
 
+class Transport(Protocol):
+    """Moves bytes between processes, in order. Both methods raise RuntimeError once the other process has ended."""
+
+    def send(self, content: Tensor, rank: int) -> None:
+        """Send bytes to a process, and wait until they have left."""
+
+    def receive(self, content: Tensor, rank: int) -> None:
+        """Wait for bytes from a process, as many as `content` holds, and write them there."""
+
+
+class Gloo:
+    """The transport of torch.distributed for CPUs, after `connect`."""
+
+    def send(self, content: Tensor, rank: int) -> None:
+        dist.send(content, dst=rank)
+
+    def receive(self, content: Tensor, rank: int) -> None:
+        dist.recv(content, src=rank)
+
+
 class Connection:
     """Frames to and from one other process, each way by a thread of its own.
 
     Args:
         rank: of the other process.
-        listener: the multicast group that brings some of the frames' bodies, if there is one.
+        listener: this process's end of the multicast group that brings some of the bodies, if there is one.
+        transport: moves the bytes.
     """
 
-    def __init__(self, rank: int, listener: Listener | None = None) -> None:
-        self.rank, self.listener = rank, listener
+    def __init__(
+        self,
+        rank: int,
+        listener: Listener | None = None,
+        transport: Transport = Gloo(),  # noqa: B008, it holds nothing
+    ) -> None:
+        self.rank, self.listener, self._transport = rank, listener, transport
         self.inbox: SimpleQueue[tuple[Header, Tensor] | str] = SimpleQueue()  # frames, then why no more will come
         self.outbox: SimpleQueue[tuple[Header, Tensor, Cast | None] | None] = SimpleQueue()
         self._threads = [Thread(target=work, daemon=True) for work in (self._send_all, self._receive_all)]
@@ -74,7 +101,7 @@ class Connection:
             try:
                 for part in (torch.frombuffer(bytearray(header.to_bytes()), dtype=torch.uint8), body):
                     if len(part):
-                        dist.send(part, dst=self.rank)
+                        self._transport.send(part, self.rank)
                 del frame, body, part, cast  # may be large, and the next frame may be long in coming
             except RuntimeError:
                 return  # `_receive_all` reports that the connection is broken
@@ -83,7 +110,7 @@ class Connection:
         try:
             while True:
                 content = torch.empty(HEADER, dtype=torch.uint8)
-                dist.recv(content, src=self.rank)
+                self._transport.receive(content, self.rank)
                 header = Header.from_bytes(content.numpy().tobytes())
                 if KINDS[header.kind] == BYE:
                     self.inbox.put("it has left")
@@ -99,7 +126,7 @@ class Connection:
             return self.listener.take(header.cast)
         body = torch.empty(header.body, dtype=torch.uint8)
         if len(body):
-            dist.recv(body, src=self.rank)
+            self._transport.receive(body, self.rank)
         if header.cast and self.listener:
             self.listener.forget(header.cast)
         return body

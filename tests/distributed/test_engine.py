@@ -1,54 +1,71 @@
-"""Runs over processes: the results of one process, and what happens when one of them goes."""
+"""Training over processes gives the results of one process."""
 
+import copy
 import json
-import logging
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-from contextlib import ExitStack
-from datetime import timedelta
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import commands
 import numpy as np
 import pytest
+import threads
+import torch
+from omegaconf import DictConfig, OmegaConf
+from threads import Killed, QueueTransport
 
-from hmtl import launch as launch_module
-from hmtl.distributed import rendezvous
-from hmtl.distributed.rendezvous import Rendezvous
-from hmtl.errors import EngineError
+from hmtl.config.build import build
+from hmtl.distributed.engine import TorchDistributed
+from hmtl.distributed.frames import CONTROL
+from hmtl.distributed.peers import Peers
+from hmtl.distributed.placement import Placement
+from hmtl.errors import CheckpointError, ConfigError, EngineError
 from hmtl.training.checkpoint import load_checkpoint
 
-SMALL = ("K=10", "H=3", "r=2", "rounds=6", "dataset.rows_per_user=20", "logger=none")
+SMALL = ("K=10", "H=3", "r=2", "rounds=4", "dataset.rows_per_user=10", "logger=none")
 PROCESSES = 6  # a server, three relays, two hosts
+Fault = Callable[[Peers, int], None]
 
 
-def train(folder: Path, *words: str) -> commands.Command:
-    return commands.run("hmtl.train", *SMALL, f"hydra.run.dir={folder}", *words)
-
-
-def launcher(folder: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "hmtl.launch", *SMALL, f"hydra.run.dir={folder}", *words]
-
-
-def launch(folder: Path, *words: str, processes: object = PROCESSES) -> "subprocess.CompletedProcess[str]":
-    line = launcher(folder, f"processes={processes}", *words)
-    return subprocess.run(line, capture_output=True, text=True, timeout=300)
-
-
-def results(folder: Path) -> tuple[bytes, dict[str, object], list[dict[str, float]]]:
-    """Models, summary, and measurements of each round, without clocks and what headers add to the bits."""
-    summary = json.loads((folder / "summary.json").read_text())
-    for name in ("time", "bits_total"):
-        summary.pop(name)
-    history = [
-        {name: value for name, value in row.items() if not name.endswith("_s") and not name.startswith("bits")}
-        for row in commands.saved_rows(folder)
+def without_clocks(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Measurements that do not depend on time, or on the headers of frames."""
+    return [
+        {key: value for key, value in row.items() if not key.endswith("_s") and not key.startswith("bits")}
+        for row in history
     ]
-    return np.load(folder / "models.npz")["W"].tobytes(), summary, history
+
+
+def train(cfg: DictConfig) -> tuple[torch.Tensor, list[dict[str, float]]]:
+    """Models, and measurements of all rounds."""
+    Path(cfg.output_dir).mkdir(exist_ok=True)
+    run = build(copy.deepcopy(cfg))
+    history = run.trainer.fit(run.checkpoint)
+    return run.exchange.models(run.algorithm, run.trainer.state), without_clocks(history)
+
+
+def train_in_threads(cfg: DictConfig, size: int = PROCESSES, prepare: Fault | None = None) -> dict[str, Any]:
+    """What `train` returns in each node's thread; None in all but the server's."""
+    cfg = copy.deepcopy(cfg)
+    OmegaConf.update(cfg, "engine", {"_target_": "threads.current_engine"})
+
+    def node(placement: Placement, peers: Peers, transport: QueueTransport) -> Any:
+        if prepare:
+            prepare(peers, placement.rank)
+        threads.set_engine(placement, peers)
+        run = build(copy.deepcopy(cfg))
+        history = run.trainer.fit(run.checkpoint)
+        models = run.exchange.models(run.algorithm, run.trainer.state) if run.exchange.leads else None
+        return models, without_clocks(history)
+
+    return threads.play([Placement(rank, size, cfg.K, cfg.H) for rank in range(size)], node)
+
+
+def check_equal(results: dict[str, Any], expected: tuple[torch.Tensor, list[dict[str, float]]]) -> None:
+    models, history = results["server"]
+    assert torch.equal(models, expected[0])
+    assert history == expected[1]
 
 
 @pytest.mark.parametrize(
@@ -56,170 +73,82 @@ def results(folder: Path) -> tuple[bytes, dict[str, object], list[dict[str, floa
     [
         ("participation.dropout=0.2", "participation.relays=0.2", "aggregators=all", "algorithm.omega_every=2"),
         ("regularizer=mean", "communicator=sums"),
-        ("algorithm=fedu", "regularizer.neighbors=2", "dataset.standardize=all", "evaluate_every=4"),
+        ("algorithm=fedu", "regularizer.neighbors=2", "dataset.standardize=all", "evaluate_every=3"),
     ],
     ids=" ".join,
 )
-def test_the_results_are_those_of_one_process(tmp_path: Path, words: tuple[str, ...]) -> None:
-    done = launch(tmp_path / "many", *words)
+def test_models_and_measurements_are_those_of_one_process(
+    configure: Callable[..., DictConfig], words: tuple[str, ...]
+) -> None:
+    cfg = configure(*SMALL, *words)
+    results = train_in_threads(cfg)
+    cfg.output_dir += "/alone"
+    check_equal(results, train(cfg))
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    words = (*SMALL, "participation.dropout=0.3", "algorithm.omega_every=2", "algorithm.rounds=4")
+    train_in_threads(configure(*words, "rounds=2"))
+    resumed = configure(*words, f"resume={tmp_path}")
+    results = train_in_threads(resumed)
+    cfg = configure(*words)
+    cfg.output_dir += "/whole"
+    check_equal(results, train(cfg))
+    with pytest.raises((CheckpointError, EngineError), match=r"6 processes|lost"):
+        train_in_threads(resumed, size=5)
+
+
+def kill(name: str, round: int) -> Fault:
+    """A node ends when it would send its measurements of a round."""
+
+    def prepare(peers: Peers, rank: int) -> None:
+        send = peers.send
+
+        def send_or_end(to: str, frame: Any, *cast: Any) -> None:
+            if peers.name == name and peers.round == round and frame.kind == CONTROL:
+                raise Killed
+            send(to, frame, *cast)
+
+        peers.send = send_or_end  # type: ignore[method-assign]
+
+    return prepare
+
+
+def test_a_run_continues_without_a_host_and_reports_its_users_as_last_saved(
+    configure: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    results = train_in_threads(configure(*SMALL), prepare=kill("host 1", round=2))
+    models, history = results["server"]
+    assert [row["users"] for row in history][-1] == 5
+    assert models.isfinite().all()
+    assert len(load_checkpoint(tmp_path)["history"]) == 4
+
+
+def test_a_run_ends_when_the_only_aggregator_is_lost(configure: Callable[..., DictConfig]) -> None:
+    with pytest.raises(EngineError):
+        train_in_threads(configure(*SMALL, "aggregators=[0]"), prepare=kill("relay 0", round=2))
+
+
+def test_a_timeout_must_be_positive() -> None:
+    with pytest.raises(ConfigError, match=r"engine\.seconds"):
+        TorchDistributed(seconds=0)
+
+
+def results(folder: Path) -> tuple[bytes, dict[str, object], list[dict[str, float]]]:
+    """Models, summary and measurements that a command left."""
+    summary = json.loads((folder / "summary.json").read_text())
+    for name in ("time", "bits_total"):
+        summary.pop(name)
+    history = without_clocks(list(load_checkpoint(folder)["history"]))
+    return np.load(folder / "models.npz")["W"].tobytes(), summary, history
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("algorithm.omega_every=2",), ("engine=multicast", "aggregators=all")], ids=" ".join)
+def test_commands_leave_the_same_results(tmp_path: Path, words: tuple[str, ...]) -> None:
+    arguments = [*SMALL, f"processes={PROCESSES}", *words, f"hydra.run.dir={tmp_path / 'many'}"]
+    done = subprocess.run([sys.executable, "-m", "hmtl.launch", *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "6 processes; nothing is encrypted or signed: for trusted networks only" in done.stderr
-    assert train(tmp_path / "one", *words).returncode == 0
+    words = tuple(word for word in words if not word.startswith("engine"))
+    assert commands.run("hmtl.train", *SMALL, *words, f"hydra.run.dir={tmp_path / 'one'}").returncode == 0
     assert results(tmp_path / "many") == results(tmp_path / "one")
-
-
-def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
-    words = ("participation.dropout=0.3", "algorithm.omega_every=2")
-    assert launch(tmp_path / "half", "checkpoint_every=1", "algorithm.rounds=6", "rounds=3", *words).returncode == 0
-    assert launch(tmp_path / "rest", f"resume={tmp_path / 'half'}", *words).returncode == 0
-    assert train(tmp_path / "whole", *words).returncode == 0
-    assert results(tmp_path / "rest") == results(tmp_path / "whole")
-    other = launch(tmp_path / "other", f"resume={tmp_path / 'half'}", *words, processes=5)
-    assert other.returncode == 2
-    assert "a run of 6 processes, here are 5: start as many" in other.stderr
-
-
-@pytest.mark.parametrize(
-    ("processes", "words", "says"),
-    [
-        (4, (), "there are 5 to 14"),
-        ("x", (), "whole"),
-        (5, ("engine=in_process",), "start it by python -m hmtl.train"),
-        (5, ("engine=multicast", "engine.multicast.port=99999"), "error: engine.multicast.port=99999 is no port"),
-    ],
-)
-def test_what_cannot_be_is_refused_in_one_line(
-    tmp_path: Path, processes: object, words: tuple[str, ...], says: str
-) -> None:
-    done = launch(tmp_path, *words, processes=processes)
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
-def test_without_a_launcher_it_says_which(tmp_path: Path) -> None:
-    done = train(tmp_path, "engine=torch_distributed")
-    assert done.returncode == 2
-    assert "start all processes by python -m hmtl.launch" in done.stderr
-
-
-def test_processes_meet_at_the_address_that_was_given_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    for name, value in place.items():
-        monkeypatch.setenv(name, value)
-    met = Rendezvous(60)
-    met.store.set("here", "yes")
-    socket.create_connection(("127.0.0.1", port)).close()
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.2", port))
-
-
-@pytest.mark.parametrize("missing", ["before", "after"])
-def test_a_process_that_never_comes_is_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str) -> None:
-    """Before all were ready, and after, when connections are made."""
-    said = tmp_path / "said"
-    status = commands.status_of(commands.forked(lambda: sys.exit(_wait_for_another(missing)), said))
-    assert status == 0, said.read_text()
-    assert ("process 0 still waits for process 1 of 2" in said.read_text()) == (missing == "before")
-
-
-def _wait_for_another(missing: str) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    logging.getLogger("hmtl").addHandler(logging.StreamHandler())
-    rendezvous.SOON, rendezvous.START = 0.2, timedelta(seconds=0.5)
-    met = Rendezvous(60)
-    met._wait = timedelta(seconds=1)
-    with pytest.raises(EngineError, match=r"before all were (ready|connected)"), ExitStack() as stack:
-        met.connect() if missing == "after" else stack.enter_context(met.together())
-
-
-@pytest.mark.parametrize(("others", "status"), [(0, 0), (2, 128 + signal.SIGKILL)])
-def test_results_are_waited_for_unless_the_others_gave_up(
-    monkeypatch: pytest.MonkeyPatch, others: int, status: int
-) -> None:
-    """The first process is still busy when the others have long ended: well, or since they lost it."""
-    monkeypatch.setattr(launch_module, "GRACE", 0.1)
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    work = [commands.FORKS.Process(target=time.sleep, args=(2,))]
-    work += [commands.FORKS.Process(target=sys.exit, args=(others,)) for _ in range(2)]
-    for process in work:
-        process.start()
-    try:
-        assert launch_module._status(work, commands.FORKS.SimpleQueue()) == status
-    finally:
-        signal.signal(signal.SIGTERM, before[0])
-        signal.signal(signal.SIGINT, before[1])
-
-
-def members(launcher: int) -> list[int]:
-    """Processes that were forked for this launcher, in order of their ranks."""
-    parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            pid, parent = stat.parent.name, stat.read_text().rpartition(")")[2].split()[1]
-        except OSError:
-            continue
-        parents.setdefault(int(parent), []).append(int(pid))
-    return sorted(grandchild for child in parents.get(launcher, []) for grandchild in parents.get(child, []))
-
-
-def runs(process: int) -> bool:
-    """Whether there is such a process, other than one that has ended and that nobody has asked for its status."""
-    stat = Path(f"/proc/{process}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
-@pytest.mark.parametrize(
-    ("who", "sign", "status", "says"),
-    [
-        ("server", signal.SIGKILL, 128 + signal.SIGKILL, "the server is lost (it does not live any more): go on from"),
-        ("launcher", signal.SIGKILL, -signal.SIGKILL, ""),
-        pytest.param(
-            *("server", signal.SIGSTOP, 128 + signal.SIGKILL, "ended, and it does not answer: stopped it"),
-            marks=pytest.mark.long,
-        ),
-        ("relay 0", signal.SIGKILL, 2, "all aggregators are lost (relay 0), and with them what later rounds build on"),
-        ("relay 1", signal.SIGKILL, 0, "relay 1 is lost: it does not live any more"),
-        pytest.param("host 1", signal.SIGSTOP, 0, "host 1: no IVs came in time", marks=pytest.mark.long),
-    ],
-    ids=str,
-)
-def test_a_process_goes(tmp_path: Path, who: str, sign: signal.Signals, status: int, says: str) -> None:
-    """Without a host its users are absent, without a helper those whom nobody else hears.
-
-    Without the launcher, the server, or the only aggregator, the run ends, with a checkpoint to go on from; and nobody
-    stays behind.
-    """
-    seconds = 3 if sign == signal.SIGSTOP else 30  # who died is missed at once
-    words = ("rounds=60", "checkpoint_every=1", f"engine.seconds={seconds}", "aggregators=[0]")
-    words = (f"processes={PROCESSES}", *words)
-    with subprocess.Popen(launcher(tmp_path, *words), stderr=subprocess.PIPE, text=True) as launched:
-        deadline = time.monotonic() + 300
-        while not (tmp_path / "checkpoint.pt").exists() or not load_checkpoint(tmp_path)["history"]["rounds"]:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        everybody = members(launched.pid)
-        assert len(everybody) == PROCESSES
-        names = ["launcher", "server", "relay 0", "relay 1", "relay 2", "host 0", "host 1"]
-        os.kill([launched.pid, *everybody][names.index(who)], sign)
-        _, errors = launched.communicate(timeout=300)
-    deadline = time.monotonic() + 5
-    assert launched.returncode == status
-    assert says in " ".join(errors.split())
-    while alive := [pid for pid in everybody if runs(pid)]:
-        assert time.monotonic() < deadline, alive
-        time.sleep(0.02)
-    counted = [row["users"] for row in commands.saved_rows(tmp_path)]
-    assert counted[0] == 10
-    if status:
-        assert len(counted) < 60
-    else:
-        assert len(counted) == 60
-        assert counted[-1] == (5 if who == "host 1" else 10), "each user of relay 1 is heard by another, too"

@@ -1,0 +1,138 @@
+"""Processes that are started together, and what happens when one of them is killed or suspended."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import commands
+import pytest
+
+from hmtl.distributed import launching
+from hmtl.launch import launch
+from hmtl.training.checkpoint import load_checkpoint
+
+SMALL = ("K=10", "H=3", "r=2", "rounds=60", "dataset.rows_per_user=20", "logger=none", "checkpoint_every=1")
+NODES = ("server", "relay 0", "relay 1", "relay 2", "host 0", "host 1")
+linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "setting"),
+    [
+        ([], "processes"),
+        (["processes=x"], "processes"),
+        (["processes=0"], "processes"),
+        (["processes=5", "processes=6"], "processes"),
+        (["processes=5", "engine=in_process"], "engine"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_arguments_are_refused_in_one_line(
+    arguments: list[str], setting: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {setting}")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_an_error_of_several_processes_is_reported_once(tmp_path: Path) -> None:
+    arguments = [*SMALL, "processes=4", f"hydra.run.dir={tmp_path}"]
+    done = subprocess.run([sys.executable, "-m", "hmtl.launch", *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "need 5 to 14" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("others", "status"), [(0, 0), (2, 128 + signal.SIGKILL)])
+def test_the_leading_process_is_waited_for_unless_the_others_gave_up(
+    monkeypatch: pytest.MonkeyPatch, others: int, status: int
+) -> None:
+    monkeypatch.setattr(launching, "GRACE", 0.1)
+    processes = [commands.FORKS.Process(target=time.sleep, args=(2,))]
+    processes += [commands.FORKS.Process(target=sys.exit, args=(others,)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    assert launching.watch(processes, commands.FORKS.SimpleQueue(), lambda error: None) == status
+
+
+def started_by(launcher: int) -> list[int]:
+    """The processes of a run, in order of their ranks: children of the launcher's only child."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        children.setdefault(parent, []).append(int(stat.parent.name))
+    return sorted(grandchild for child in children.get(launcher, []) for grandchild in children.get(child, []))
+
+
+def runs(process: int) -> bool:
+    """Whether a process exists and is not a zombie."""
+    stat = Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("who", "sign", "status", "message"),
+    [
+        ("server", signal.SIGKILL, 128 + signal.SIGKILL, "the server is lost"),
+        ("server", signal.SIGSTOP, 128 + signal.SIGKILL, "does not respond"),
+        ("launcher", signal.SIGKILL, -signal.SIGKILL, ""),
+        ("launcher", signal.SIGINT, 128 + signal.SIGINT, ""),
+        ("launcher", signal.SIGTERM, 128 + signal.SIGTERM, ""),
+        ("relay 0", signal.SIGKILL, 2, "all aggregators are lost (relay 0)"),
+        ("relay 1", signal.SIGKILL, 0, "relay 1 is lost"),
+        ("host 1", signal.SIGSTOP, 0, "host 1: no IVs in time"),
+    ],
+    ids=str,
+)
+def test_a_run_survives_all_but_the_server_and_the_only_aggregator(
+    tmp_path: Path, who: str, sign: signal.Signals, status: int, message: str
+) -> None:
+    """Whatever happens, there is a checkpoint to resume from, and no process stays behind."""
+    seconds = 3 if sign == signal.SIGSTOP else 30  # a killed process is missed at once
+    arguments = (*SMALL, "processes=6", f"engine.seconds={seconds}", "aggregators=[0]", f"hydra.run.dir={tmp_path}")
+    command = [sys.executable, "-m", "hmtl.launch", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as launched:
+        deadline = time.monotonic() + 300
+        while not (tmp_path / "checkpoint.pt").exists() or not load_checkpoint(tmp_path)["history"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        processes = started_by(launched.pid)
+        assert len(processes) == len(NODES)
+        os.kill(launched.pid if who == "launcher" else processes[NODES.index(who)], sign)
+        _, errors = launched.communicate(timeout=300)
+    assert launched.returncode == status
+    assert message in " ".join(errors.split())
+    deadline = time.monotonic() + 5
+    while alive := [process for process in processes if runs(process)]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.02)
+    users = [row["users"] for row in load_checkpoint(tmp_path)["history"]]
+    assert users[0] == 10
+    if status:
+        assert len(users) < 60
+    else:
+        assert len(users) == 60
+        assert users[-1] == (5 if who == "host 1" else 10), "each user of relay 1 is heard by another relay, too"
+
+
+@linux
+@pytest.mark.slow
+def test_ctrl_c_while_processes_start_ends_them_without_a_word(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hmtl.launch", *SMALL, "processes=6", f"hydra.run.dir={tmp_path}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as launched:
+        while not started_by(launched.pid):
+            time.sleep(0.01)
+        os.killpg(launched.pid, signal.SIGINT)
+        _, errors = launched.communicate(timeout=300)
+    assert (launched.returncode, errors) == (128 + signal.SIGINT, "")
