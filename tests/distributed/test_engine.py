@@ -22,7 +22,6 @@ from hmtl.distributed.frames import CONTROL
 from hmtl.distributed.peers import Peers
 from hmtl.distributed.placement import Placement
 from hmtl.errors import CheckpointError, ConfigError, EngineError
-from hmtl.training.checkpoint import load_checkpoint
 
 SMALL = ("K=10", "H=3", "r=2", "rounds=4", "dataset.rows_per_user=10", "logger=none")
 PROCESSES = 6  # a server, three relays, two hosts
@@ -121,7 +120,7 @@ def test_a_run_continues_without_a_host_and_reports_its_users_as_last_saved(
     models, history = results["server"]
     assert [row["users"] for row in history][-1] == 5
     assert models.isfinite().all()
-    assert len(load_checkpoint(tmp_path)["history"]) == 4
+    assert len(list(commands.saved_rows(tmp_path))) == 4
 
 
 def test_a_run_ends_when_the_only_aggregator_is_lost(configure: Callable[..., DictConfig]) -> None:
@@ -139,7 +138,7 @@ def results(folder: Path) -> tuple[bytes, dict[str, object], list[dict[str, floa
     summary = json.loads((folder / "summary.json").read_text())
     for name in ("time", "bits_total"):
         summary.pop(name)
-    history = without_clocks(list(load_checkpoint(folder)["history"]))
+    history = without_clocks(list(commands.saved_rows(folder)))
     return np.load(folder / "models.npz")["W"].tobytes(), summary, history
 
 

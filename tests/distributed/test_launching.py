@@ -104,7 +104,7 @@ def test_a_run_survives_all_but_the_server_and_the_only_aggregator(
     command = [sys.executable, "-m", "hmtl.launch", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as launched:
         deadline = time.monotonic() + 300
-        while not (tmp_path / "checkpoint.pt").exists() or not load_checkpoint(tmp_path)["history"]:
+        while not (tmp_path / "checkpoint.pt").exists() or not load_checkpoint(tmp_path)["history"]["rounds"]:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         processes = started_by(launched.pid)
@@ -117,7 +117,7 @@ def test_a_run_survives_all_but_the_server_and_the_only_aggregator(
     while alive := [process for process in processes if runs(process)]:
         assert time.monotonic() < deadline, alive
         time.sleep(0.02)
-    users = [row["users"] for row in load_checkpoint(tmp_path)["history"]]
+    users = [row["users"] for row in commands.saved_rows(tmp_path)]
     assert users[0] == 10
     if status:
         assert len(users) < 60
