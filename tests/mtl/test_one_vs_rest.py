@@ -13,7 +13,6 @@ from hmtl.mtl import (
     SDCA,
     FedU,
     Hinge,
-    Local,
     LocalSGD,
     Logistic,
     Mean,
@@ -137,15 +136,6 @@ def test_all_classes_share_a_learned_omega():
         gaps.append(mocha.metrics()["gap"])
     assert min(gaps) >= -1e-9
     assert gaps[-1] < 1e-3
-
-
-def test_timing_a_user_leaves_no_trace():
-    learners = [Local(Problem(tasks(4), Hinge(), TaskRelationship(0.1)), SDCA(), 0.1) for _ in range(2)]
-    for round in range(2):
-        for learner in learners:
-            learner.step(round)
-        assert learners[0].user_seconds(round) > 0
-    assert torch.equal(learners[0].W, learners[1].W)
 
 
 def test_networks():

@@ -1,7 +1,6 @@
 """FedU and FedAvg: a plain loop over modules, an interior-point solver, coupling, state, messages, refusals."""
 
 import copy
-import io
 from functools import partial
 
 import cvxpy as cp
@@ -12,11 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from hmtl.config.build import build_algorithm, build_problem, build_tasks
 from hmtl.data import Task
-from hmtl.errors import ConfigError, DataError
+from hmtl.errors import ConfigError
 from hmtl.mtl import (
-    MOCHA,
     SDCA,
     CrossEntropy,
     FedAvg,
@@ -233,65 +230,6 @@ def test_metrics(kind, graph):
         assert now[f"{split}_error_worst"] == pytest.approx(np.max(each), rel=1e-5)
 
 
-def test_fedavg_is_the_weighted_mean():
-    """Of the models heard, and of the last mean for whoever was not."""
-    problem = Problem(tasks("classes"), CrossEntropy(), Ridge(1e9))
-    fedavg = FedAvg(problem, LocalSGD(0.05), mlp, participation=Participation(schedule=[(1, 0)]))
-    last = fedavg.W[:, 0].clone()
-    for round in range(3):
-        users, ivs = fedavg.users.local_update(round)
-        assert ivs.shape == (4 - (round == 1), fedavg.users.numbers)
-        models = fedavg.aggregator.update(users, ivs)
-        every = last.repeat(K, 1)
-        every[users] = ivs
-        want = np.average(every.numpy().astype(float), axis=0, weights=COUNTS)
-        np.testing.assert_allclose(models.numpy(), np.tile(want, (K, 1)), rtol=0, atol=1e-6)
-        assert (models == models[0]).all()
-        fedavg.users.receive(users, models[users])
-        last = models[0].clone()
-    assert fedavg.metrics()["primal"] < 4 * np.log(C) * 1.2  # the sum of losses alone
-
-
-@pytest.mark.parametrize("algorithm", [FedU, FedAvg])
-def test_who_is_not_heard_keeps_its_last_model(algorithm, graph):
-    """Whether absent, idle or lost on the way, the aggregator takes the last model that it made for that user.
-
-    The graph is that of `Mean`, whose own aggregator keeps sums, see below.
-    """
-    regularizer = graph(2 * 0.1 / K, 0.2, 1 - np.eye(K))
-    problem, part = Problem(tasks("signs"), Logistic(), regularizer), Participation(schedule=[(1, 0)])
-    fedu = rounds(algorithm(problem, LocalSGD(), mlp, participation=part), 0, 1)
-    last, m = fedu.W.T.clone(), fedu.users.numbers
-    users, ivs = fedu.users.local_update(1, idle=np.array([1]))
-    assert users.tolist() == [2, 3]
-    assert ivs.shape == (2, m + (algorithm is FedU))
-    fedu.users.roll_back(users[1:])
-    assert torch.equal(fedu.W.T, last)
-    models = fedu.aggregator.update(users[:1], ivs[:1])
-    taken = last.clone()
-    taken[2] = ivs[0, :m]
-    if algorithm is FedU:  # whoever made no steps is not drawn to the others
-        assert torch.equal(models[[0, 1, 3]], last[[0, 1, 3]])
-        mean = taken.mean(0)
-        want = taken[2] - 0.03 * float(ivs[0, m]) * 2 * (0.1 * (taken[2] - mean) + 0.1 * taken[2])
-    else:
-        want = torch.from_numpy(np.average(taken.numpy(), axis=0, weights=COUNTS)).float()
-    torch.testing.assert_close(models[2], want, rtol=0, atol=1e-5)
-    fedu.users.receive(users[:1], models[[2]])
-    assert (last == fedu.W.T).all(1).tolist() == [True, True, False, True]
-
-
-@pytest.mark.parametrize("algorithm", [FedU, FedAvg])
-def test_a_round_that_nobody_takes_part_in(algorithm):
-    fedu = rounds(algorithm(Problem(tasks("signs"), Logistic(), Mean(0.1)), LocalSGD(), mlp), 0, 2)
-    last = fedu.W.T.clone()
-    users, ivs = fedu.users.local_update(2, idle=np.arange(K))
-    assert ivs.shape == (0, fedu.users.numbers + (algorithm is FedU))
-    torch.testing.assert_close(fedu.aggregator.update(users, ivs), last)
-    fedu.users.receive(users, last[users])
-    assert torch.equal(fedu.W.T, last)
-
-
 def test_steps_are_told(graph):
     """The aggregator learns by message who did how much, whatever anybody had agreed on."""
     problem = Problem(tasks("signs"), Logistic(), graph())
@@ -306,27 +244,6 @@ def test_steps_are_told(graph):
         assert torch.equal(slow.aggregator.update(users, ivs), plain.aggregator.update(users, ivs.clone()))
 
 
-@pytest.mark.parametrize("algorithm", [FedU, FedAvg])
-def test_setting_up_by_messages_changes_nothing(algorithm):
-    """A graph's facts and the n_k are told once, all of it overhead; nothing has to come back."""
-    fedu = algorithm(Problem(tasks("classes"), CrossEntropy(), Graph(0.2, neighbors=1)), LocalSGD(), mlp)
-    has, what = (fedu.aggregator, "A") if algorithm is FedU else (fedu.aggregator.average, "counts")
-    before, state = getattr(has, what).clone(), fedu.state_dict()
-    users, aggregator = fedu.setup()
-    who, facts = users.local_update(0)
-    assert users.numbers == 0
-    assert facts.dtype == torch.float64
-    if algorithm is FedAvg:
-        assert facts.tolist() == [[n] for n in COUNTS]
-    setattr(has, what, None)
-    extras = aggregator.update(who, facts.clone())
-    users.receive(who, extras)
-    assert extras.shape == (K, 0)
-    assert torch.equal(getattr(has, what), before)
-    for side, tensors in fedu.state_dict().items():
-        assert all(torch.equal(tensor, state[side][name]) for name, tensor in tensors.items())
-
-
 def test_descriptions(graph):
     """FedAvg says nothing of a regularizer, which plays no part in it."""
     problem = Problem(tasks("signs"), Logistic(), graph())
@@ -339,27 +256,6 @@ def test_descriptions(graph):
 
 def with_dropout(d, C, share=0.3):
     return nn.Sequential(nn.Linear(d, 8), nn.ReLU(), nn.Dropout(share), nn.Linear(8, C))
-
-
-@pytest.mark.parametrize("algorithm", [FedU, FedAvg])
-@pytest.mark.parametrize("make", [nn.Linear, with_dropout])
-def test_state_goes_on_to_the_same_bits(algorithm, make):
-    def fresh():
-        problem = Problem(tasks("classes"), CrossEntropy(), Mean(0.1))
-        return algorithm(
-            problem, LocalSGD(0.05, 2, 4, 0.3), make, seed=9, participation=Participation(0.5, dropout=0.2)
-        )
-
-    whole, first, second = rounds(fresh(), 0, 7), rounds(fresh(), 0, 3), fresh()
-    buffer, state = io.BytesIO(), first.state_dict()
-    rounds(first, 3, 7)  # the state is a copy, not the live one
-    torch.save(state, buffer)
-    buffer.seek(0)
-    torch.rand(3)  # what others draw meanwhile plays no part
-    second.load_state_dict(torch.load(buffer, weights_only=True))
-    rounds(second, 3, 7)
-    assert torch.equal(second.W, whole.W)
-    assert second.metrics() == whole.metrics()
 
 
 def test_the_seed_decides():
@@ -388,47 +284,6 @@ def test_each_round_drops_others(share):
     fedu = FedU(Problem(tasks("classes"), CrossEntropy(), Mean(0.1)), SameOrder(), make)
     (_, first), (_, second) = fedu.users.local_update(0), fedu.users.local_update(1)
     assert torch.equal(first, second) == (share == 0)
-
-
-def test_timing_one_user_leaves_no_trace(graph):
-    fedu = rounds(FedU(Problem(tasks("classes"), CrossEntropy(), graph()), LocalSGD(), mlp), 0, 2)
-    before, (_, ivs) = fedu.W.clone(), fedu.users.local_update(2)
-    assert fedu.user_seconds(2) > 0
-    assert torch.equal(fedu.W, before)
-    for k, n in enumerate(COUNTS):  # a user alone does what it does beside the others
-        order = fedu.solver.draw(0, 2, [k], [n])
-        streams = RandomStreams(0, (), np.array([k]))
-        start = NetworkSubproblem(fedu.model, before.T[k : k + 1], fedu.solver.rate(2), streams)
-        alone = fedu.solver.solve(fedu.problem.loss, fedu.users.rows.of(k), start, order, fedu.solver.steps([n]))
-        torch.testing.assert_close(alone[0], ivs[k, :-1], rtol=0, atol=1e-6)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu():
-    where = [
-        rounds(FedU(Problem(tasks("classes"), CrossEntropy(), Mean(0.1), device=device), LocalSGD(), mlp), 0, 3)
-        for device in ("cpu", "cuda")
-    ]
-    assert where[1].W.is_cuda
-    torch.testing.assert_close(where[1].W.cpu(), where[0].W, rtol=0, atol=1e-5)
-    assert where[1].metrics() == pytest.approx(where[0].metrics(), rel=1e-4)
-
-
-def test_configurations(configure):
-    def built(*overrides):
-        cfg = configure(*overrides)
-        return build_algorithm(cfg, build_problem(cfg, build_tasks(cfg)[0]))
-
-    for algorithm, kind in (("fedu", FedU), ("fedavg", FedAvg)):
-        made = built(f"algorithm={algorithm}", "K=10", "dataset.rows_per_user=40")
-        assert isinstance(made, kind)
-        assert made.users.numbers == 785
-        first = rounds(made, 0, 1).metrics()["primal"]
-        assert rounds(made, 1, 2).metrics()["primal"] < first
-    fedu = built("algorithm=fedu", "regularizer=mean", "loss=squared", "algorithm.model._target_=hmtl.mtl.mlp")
-    assert isinstance(fedu.problem.regularizer, Mean)
-    assert isinstance(fedu.problem.loss, Squared)
-    assert len(fedu.W) == 784 * 64 + 64 + 64 + 1
 
 
 def sized(d, C):
@@ -464,16 +319,3 @@ def test_refusals(graph):
         FedU(Problem(tasks("signs"), Logistic(), TaskRelationship(0.1)), LocalSGD(), nn.Linear)
     with pytest.raises(ConfigError, match="2 numbers for K=4"):
         FedU(problem, LocalSGD(), nn.Linear, participation=Participation(speeds=[1.0, 0.5]))
-
-
-def test_classes_need_numbers():
-    with pytest.raises(DataError, match="Task '0' has two classes as y = ±1, CrossEntropy needs them numbered"):
-        Problem(tasks("signs"), CrossEntropy(), Ridge(0.1))
-    first, *others = tasks("classes")
-    more = Task("more", first.x_train, first.y_train, first.x_test, first.y_test, C + 1)
-    with pytest.raises(DataError, match="Task 'more' has classes=4"):
-        Problem([*others, more], CrossEntropy(), Ridge(0.1))
-    with pytest.raises(DataError, match="Task '0' has 3 classes, Squared takes numbers: choose loss=hinge"):
-        Problem(tasks("classes"), Squared(), Ridge(0.1))
-    with pytest.raises(ConfigError, match="CrossEntropy does not define"):
-        MOCHA(Problem(tasks("classes"), CrossEntropy(), Ridge(0.1)), SDCA())

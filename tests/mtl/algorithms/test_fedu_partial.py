@@ -1,4 +1,4 @@
-"""FedU on a graph: whose IVs a model needs, and the same bits from these alone."""
+"""FedU on a graph: which IVs a model depends on, and the same bits from these alone."""
 
 import numpy as np
 import pytest
@@ -73,7 +73,7 @@ def test_a_long_step_needs_the_neighbours_of_neighbours():
     for participation in (Participation(), Participation(low=0.1, high=0.3)):
         whole = fedu(Given(a, lam=2.0), 40, participation)
         steps = max(int(n) for n in whole.solver.steps(whole.problem.rows.counts))
-        parts = int(np.ceil(0.05 * steps * whole.aggregator.steepest))
+        parts = int(np.ceil(0.05 * steps * whole.aggregator.descent.steepest))
         assert 2 <= parts < 10
         assert np.array_equal(whole.aggregator.needs(), hops(a, parts))
 
@@ -86,14 +86,14 @@ def test_rows_one_by_one_are_the_product():
         users, ivs = learner.users.local_update(0)
         steps, W = ivs[:, -1].double(), ivs[:, :-1].double()
         length = 0.05 * steps
-        parts = max(1, int(np.ceil(0.05 * coupling.most * coupling.steepest)))
-        parts = parts if 0.05 * coupling.most * coupling.steepest >= 2 else 1
-        part = torch.eye(40, dtype=torch.float64) - length[:, None] / parts * coupling.A
+        parts = max(1, int(np.ceil(0.05 * coupling.max_steps * coupling.descent.steepest)))
+        parts = parts if 0.05 * coupling.max_steps * coupling.descent.steepest >= 2 else 1
+        part = torch.eye(40, dtype=torch.float64) - length[:, None] / parts * coupling.descent.A
         expected = torch.linalg.matrix_power(part, parts) @ W
         torch.testing.assert_close(coupling.update(users, ivs).double(), expected, rtol=1e-4, atol=1e-6)
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(
     K=st.integers(8, 30),
     seed=st.integers(0, 10**6),
@@ -111,19 +111,19 @@ def test_a_part_has_the_bits_of_the_whole(K, seed, share, lam, rounds):
         return
     m = coupling.models.shape[1]
     ivs = torch.from_numpy(rng.normal(size=(K, m + 1))).float()
-    ivs[:, m] = torch.from_numpy(rng.integers(1, coupling.most + 1, K))
-    coupling.rounds += rounds
+    ivs[:, m] = torch.from_numpy(rng.integers(1, coupling.max_steps + 1, K))
+    coupling.rounds = coupling.rounds + rounds
     whole = coupling.update(np.arange(K), ivs.clone())
     of = np.flatnonzero(rng.random(K) < 0.3)
     users = np.flatnonzero(needs[of].any(axis=0) | (rng.random(K) < 0.1))
     assert torch.equal(coupling.part(of, users, ivs[users], rounds), whole[of])
     others = np.setdiff1d(np.arange(K), users)
     ivs[others, :m] = float("nan")
-    coupling.rounds -= 1
+    coupling.rounds = coupling.rounds - 1
     assert torch.equal(coupling.update(np.arange(K), ivs)[of], whole[of])
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(
     t=topologies(max_H=6, max_K=30).filter(lambda t: t.K >= 8),
     seed=st.integers(0, 10**6),
@@ -158,7 +158,7 @@ def test_who_needs_all():
     assert FedU(problem, LocalSGD(), nn.Linear).aggregator.needs() is None
     averaging = FedAvg(problem, LocalSGD(), nn.Linear).aggregator
     assert averaging.needs() is None
-    with pytest.raises(NotImplementedError, match="Averaging needs all IVs"):
+    with pytest.raises(NotImplementedError, match="needs the IVs"):
         averaging.part(np.arange(1), np.arange(12), torch.zeros(12, 2), 0)
     assert fedu(Given(a), 12).aggregator.needs() is None
     assert fedu(Given(ring(12), 1000.0), 12).aggregator.needs() is None
@@ -169,7 +169,7 @@ def test_who_needs_all():
     "participation", [Participation(dropout=0.1), Participation(schedule=[[3, 1]]), Participation(relays=0.2)]
 )
 def test_no_stand_ins(participation):
-    with pytest.raises(ConfigError, match=r"drop out.*participation=full"):
+    with pytest.raises(ConfigError, match="participation=full"):
         fedu(Given(ring(12)), 12, participation).aggregator.needs()
 
 

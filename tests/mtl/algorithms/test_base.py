@@ -1,0 +1,277 @@
+"""What all algorithms have in common: state, messages of either kind, absent users, timing, set-up."""
+
+import copy
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hmtl.communication import CodedHierarchical, Communicator, Network, Sums, Uncoded
+from hmtl.config.build import build_algorithm, build_problem, build_tasks
+from hmtl.errors import ConfigError, RangeError
+from hmtl.mtl import (
+    MOCHA,
+    SDCA,
+    Algorithm,
+    Clustered,
+    CoCoA,
+    Ditto,
+    FedAvg,
+    FedProx,
+    FedU,
+    Graph,
+    Local,
+    LocalSGD,
+    Logistic,
+    Mean,
+    Participation,
+    PFedMe,
+    Problem,
+    Ridge,
+    TaskRelationship,
+)
+from hmtl.testing.networks import topologies
+from hmtl.topology import Topology
+
+SGD = LocalSGD(0.05, 2, 4, 0.2)
+K = 4
+
+
+def dropping(d: int, C: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(d, 4), nn.Dropout(0.3), nn.Linear(4, C))
+
+
+LEARNERS = {
+    "mocha": lambda p, **o: MOCHA(p, SDCA(0.5), **o),
+    "mocha, plain": lambda p, **o: MOCHA(p, SDCA(0.5), accelerated=False, gamma=0.4, **o),
+    "cocoa+": lambda p, **o: CoCoA(p, SDCA(0.5), 0.1, **o),
+    "cocoa": lambda p, **o: CoCoA(p, SDCA(0.5), 0.1, adding=False, **o),
+    "fedavg": lambda p, **o: FedAvg(p, SGD, dropping, **o),
+    "fedprox": lambda p, **o: FedProx(p, SGD, nn.Linear, 0.3, **o),
+    "fedu": lambda p, **o: FedU(p, SGD, dropping, **o),
+    "ditto": lambda p, **o: Ditto(p, SGD, nn.Linear, 0.2, **o),
+    "pfedme": lambda p, **o: PFedMe(p, SGD, nn.Linear, 1.0, eta=0.3, local_rounds=2, beta=0.7, **o),
+}
+OTHERS = {  # which need all IVs, or none
+    "mocha, omega": lambda p, **o: MOCHA(p.regularized(TaskRelationship(0.1)), SDCA(0.5), omega_every=3, **o),
+    "fedu, graph": lambda p, **o: FedU(p.regularized(Graph(0.1, neighbors=1)), SGD, nn.Linear, **o),
+    "local": lambda p, **o: Local(p, SDCA(0.5), 0.1, **o),
+}
+every_learner = pytest.mark.parametrize(
+    ("learner", "messages"),
+    [(name, messages) for name in LEARNERS for messages in ("ivs", "sums")] + [(name, "ivs") for name in OTHERS],
+)
+
+
+def make(random_problem, learner: str, seed: int = 3, K: int = K, **others) -> Algorithm:
+    problem: Problem = random_problem(seed, K=K, regularizer=Mean(0.05, 0.02), loss=Logistic()).problem
+    return (LEARNERS | OTHERS)[learner](problem, **others)
+
+
+def play(algorithm: Algorithm, first: int, last: int) -> Algorithm:
+    for round in range(first, last):
+        algorithm.step(round)
+    return algorithm
+
+
+def same(one: dict, other: dict) -> bool:
+    return all(torch.equal(value, other[side][name]) for side in one for name, value in one[side].items())
+
+
+@every_learner
+def test_state_is_a_snapshot_from_which_training_continues(random_problem, learner: str, messages: str) -> None:
+    def fresh() -> Algorithm:
+        participation = Participation(low=0.4, dropout=0.3)
+        return make(random_problem, learner, messages=messages, participation=participation, seed=3)
+
+    whole, buffer = play(fresh(), 0, 4), io.BytesIO()
+    users, _ = whole.users.local_update(4)  # an update is pending
+    results = []
+    state = whole.state_dict()
+    torch.save(state, buffer)
+    for one in (whole, fresh()):
+        if one is not whole:
+            buffer.seek(0)
+            saved = torch.load(buffer, weights_only=True)
+            assert same(saved, state), "later rounds have changed a state"
+            torch.rand(3)  # draws elsewhere have no effect
+            one.load_state_dict(saved)
+        one.users.roll_back(users[:1])
+        one.users.commit(users[1:])
+        play(one, 5, 8)
+        results.append((one.W, one.metrics()))
+    assert torch.equal(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
+    copied = copy.deepcopy(whole)
+    assert torch.equal(play(copied, 8, 9).W, play(whole, 8, 9).W)
+
+
+@every_learner
+def test_sides_shadow_no_name_of_modules(random_problem, learner: str, messages: str) -> None:
+    algorithm, reserved = make(random_problem, learner, messages=messages), set(dir(nn.Module)) | set(vars(nn.Module()))
+    for side in (algorithm.users, algorithm.aggregator):
+        for part in side.modules():
+            own = set(vars(part)) - set(vars(nn.Module())) | set(part._buffers)
+            methods = {name for kind in type(part).__mro__ if kind.__module__.startswith("hmtl") for name in vars(kind)}
+            names = {name for name in own | methods if not name.startswith("_")}
+            assert names & reserved <= {"load_state_dict", "forward"}
+
+
+@every_learner
+def test_a_round_without_users_leaves_the_users_unchanged(random_problem, learner: str, messages: str) -> None:
+    algorithm = play(make(random_problem, learner, messages=messages), 0, 2)
+    W = algorithm.W.clone()
+    users, ivs = algorithm.users.local_update(2, idle=np.arange(K))
+    assert len(users) == len(ivs) == 0
+    if algorithm.users.numbers:
+        rows = algorithm.aggregator.update(users, ivs)
+        algorithm.users.commit(users)
+        algorithm.users.receive(users, rows[:0])
+    assert torch.equal(algorithm.W, W)
+
+
+@every_learner
+def test_timing_one_user_leaves_no_trace(random_problem, learner: str, messages: str) -> None:
+    algorithm = play(make(random_problem, learner, messages=messages), 0, 2)
+    algorithm.users.local_update(2)
+    state, drawn = copy.deepcopy(algorithm.state_dict()), torch.random.get_rng_state()
+    assert 0 < algorithm.user_seconds(3) < 1
+    assert same(algorithm.state_dict(), state)
+    assert torch.equal(drawn, torch.random.get_rng_state())
+
+
+def test_the_users_with_most_rows_are_timed(random_problem) -> None:
+    class Diary(SDCA):
+        def solve(self, loss, rows, *work):
+            counts.append(rows.counts)
+            return super().solve(loss, rows, *work)
+
+    counts: list[tuple[int, ...]] = []
+    case = random_problem(8, K=6)
+    MOCHA(case.problem, Diary()).user_seconds(0, users=2, repeats=3)
+    second, first = sorted(case.problem.counts)[-2:]
+    assert first > second
+    assert counts == [(first,)] * (1 + 3) + [(second,)] * 3
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+@settings(max_examples=4)
+@given(
+    t=topologies(max_H=4, max_K=6),
+    medium=st.sampled_from(("broadcast", "unicast")),
+    last_hop=st.sampled_from(("broadcast", "unicast")),
+    gone=st.sampled_from((0.0, 0.3)),
+    seed=st.integers(0, 1000),
+)
+def test_sums_uncoded_and_coded_give_the_same_bits(
+    random_problem, learner: str, t: Topology, medium: str, last_hop: str, gone: float, seed: int
+) -> None:
+    """For any users and relays that drop out; one relay is always present."""
+    rng = np.random.default_rng(seed)
+    always = int(np.flatnonzero(t.G.any(axis=1))[0])
+    away = [set(np.flatnonzero(rng.random(t.H) < gone).tolist()) - {always} for _ in range(5)]
+    network, results = Network(medium=medium, last_hop=last_hop), []
+    for communicator in (Sums(t, network), Uncoded(t, network), CodedHierarchical(t, network, aggregators="all")):
+        assert isinstance(communicator, Communicator)
+        messages = "sums" if isinstance(communicator, Sums) else "ivs"
+        part = Participation(low=0.4, dropout=gone)
+        algorithm = make(random_problem, learner, seed, t.K, messages=messages, participation=part)
+        models = []
+        for round, absent in enumerate(away):
+            communicator.round(round, algorithm.users, algorithm.aggregator, absent)
+            models.append(algorithm.W.clone())
+        results.append((torch.stack(models), algorithm.metrics()))
+    for models, figures in results[1:]:
+        assert torch.equal(models, results[0][0])
+        assert figures == results[0][1]
+    assert figures.get("gap", 0.0) >= -1e-9
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_an_update_is_settled_some_rounds_later(random_problem, learner: str) -> None:
+    """S is the sum of the terms that counted, also of a user that learns it late, and from a saved state."""
+    algorithm, again = (make(random_problem, learner, messages="sums") for _ in range(2))
+    users, _ = play(algorithm, 0, 1).users.local_update(1)
+    before = algorithm.aggregator.S
+    algorithm.users.commit(users[1:])
+    again.load_state_dict(algorithm.state_dict())
+    for one in (algorithm, again):
+        late, _ = one.users.local_update(2, idle=np.array([0]))
+        assert late.tolist() == [1, 2, 3]
+        one.users.roll_back(late)
+        one.users.commit(np.array([0]))
+    assert same({"users": algorithm.users.state_dict()}, {"users": again.users.state_dict()})
+    assert torch.equal(algorithm.aggregator.S, before), "an aggregator knows only what it was sent"
+
+
+@pytest.mark.parametrize("messages", ["ivs", "sums"])
+def test_set_up_of_an_average(random_problem, messages: str) -> None:
+    """Users send their numbers of rows; with sums, they need the total."""
+    fedavg, damaged = (make(random_problem, "fedavg", messages=messages) for _ in range(2))
+    users, aggregator = damaged.setup()
+    who, facts = users.local_update(0)
+    assert facts.tolist() == [[float(n)] for n in damaged.problem.counts]
+    if messages == "sums":
+        damaged.users.sending.total = 1.0
+    else:
+        damaged.aggregator.counts = torch.ones(K, 1).double()
+    users.receive(who, aggregator.update(who, facts))
+    assert torch.equal(play(damaged, 0, 2).W, play(fedavg, 0, 2).W)
+    with pytest.raises(ValueError, match="K=4"):
+        aggregator.update(who[:3], facts[:3])
+
+
+def test_algorithms_say_how_many_sums_they_need(random_problem) -> None:
+    problem = random_problem(0, regularizer=Mean(0.1), loss=Logistic()).problem
+    assert {kind.sums_needed(problem) for kind in (MOCHA, CoCoA, FedU, FedAvg, FedProx, Ditto, PFedMe)} == {1}
+    assert Local.sums_needed(problem) == 0
+    for regularizer in (TaskRelationship(0.1), Clustered(0.1, 2), Graph(0.1, neighbors=1), Ridge(0.1)):
+        coupled = problem.regularized(regularizer)
+        assert MOCHA.sums_needed(coupled) == FedU.sums_needed(coupled) == 0
+        with pytest.raises(ConfigError):
+            MOCHA(coupled, SDCA(), messages="sums")
+        with pytest.raises(ConfigError):
+            FedU(coupled, SGD, nn.Linear, messages="sums")
+
+
+def test_a_coupling_that_is_learned_needs_all_ivs(random_problem) -> None:
+    class Learned(Mean):
+        def update_omega(self, W, Omega):
+            return Omega
+
+    problem = random_problem(0, regularizer=Learned(0.1)).problem
+    assert MOCHA.sums_needed(problem) == 0
+    with pytest.raises(ConfigError, match="Learned"):
+        MOCHA(problem, SDCA(), messages="sums")
+
+
+@pytest.mark.parametrize("learner", ["fedavg", "fedu", "ditto", "pfedme"])
+def test_divergence_is_an_error(random_problem, learner: str, monkeypatch) -> None:
+    algorithm = make(random_problem, learner)
+    monkeypatch.setattr(algorithm.users, "W", torch.full_like(algorithm.users.W, float("inf")))
+    with pytest.raises(RangeError, match="diverge"):
+        play(algorithm, 0, 1).metrics()
+
+
+@pytest.mark.parametrize("name", ["mocha", "cocoa", "local", "fedu", "fedavg", "fedprox", "ditto", "pfedme"])
+def test_configurations(configure, name: str) -> None:
+    cfg = configure(f"algorithm={name}", "K=5", "dataset.rows_per_user=20", "lam=0.37")
+    algorithm = build_algorithm(cfg, build_problem(cfg, build_tasks(cfg)[0]))
+    assert algorithm.describe()["algorithm"] == name
+    before = algorithm.metrics()["primal"]
+    assert play(algorithm, 0, 2).metrics()["primal"] < before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@every_learner
+def test_on_a_gpu(random_problem, learner: str, messages: str) -> None:
+    here = play(make(random_problem, learner, messages=messages), 0, 3)
+    of = here.problem
+    there = Problem(of.everybody, Logistic(), Mean(0.05, 0.02), device="cuda")
+    algorithm = play((LEARNERS | OTHERS)[learner](there, messages=messages), 0, 3)
+    assert algorithm.W.is_cuda
+    torch.testing.assert_close(algorithm.W.cpu(), here.W, rtol=0, atol=1e-5)
