@@ -30,7 +30,6 @@ from hmtl.mtl import (
     cnn,
     mlp,
 )
-from hmtl.mtl.solvers.sgd import NetworkSubproblem, RandomStreams
 
 K, D, C = 4, 16, 3
 COUNTS = (7, 12, 5, 10)

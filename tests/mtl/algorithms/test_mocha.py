@@ -1,6 +1,5 @@
 """MOCHA: certified optimum, monotone dual, sides that meet in messages only, state that goes on to the same bits."""
 
-
 import cvxpy as cp
 import numpy as np
 import pytest
