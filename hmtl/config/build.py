@@ -265,7 +265,7 @@ def _match(algorithm: Algorithm, communicator: Communicator) -> Communicator:
     if isinstance(communicator, Sums):
         algorithm.in_sums()
     if len(algorithm.problem.users) == algorithm.problem.K:  # else it learns from a set-up what it has to know
-        communicator.meet(algorithm.aggregator)
+        communicator.check_learner(algorithm.aggregator)
     return communicator
 
 

@@ -1,4 +1,4 @@
-"""Contracts that a part of your own can be held to, and networks to try it on; needs pytest and hypothesis.
+"""Contracts to inherit for tests of your own parts, and networks to draw from; needs pytest and hypothesis.
 
     # test_mine.py
     from hmtl.testing import RegularizerContract
@@ -8,8 +8,9 @@
         def make(self):
             return Ring(lam=0.1)
 
-`pytest test_mine.py` then runs them all. There is one for each part: `LossContract` (`DualLossContract` of
-one that a dual solver takes), `RegularizerContract`, `CommunicatorContract` and `LinksContract`.
+`pytest test_mine.py` then runs all tests of the contract. There is a contract for each kind of part: `LossContract`
+(`DualLossContract` for losses that dual solvers accept), `RegularizerContract`, `CommunicatorContract` and
+`LinksContract`.
 """
 
 from hmtl.testing.communication import CommunicatorContract, LinksContract

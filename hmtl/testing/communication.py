@@ -1,10 +1,10 @@
-"""What every Communicator and every Links owes. For a class of your own:
+"""Contracts of communicators and links. For a class of your own:
 
     class TestMine(CommunicatorContract):
         def make(self, topology, network, wire, links):
             return Mine(topology, network, wire, links=links)
 
-and pytest does the rest.
+and pytest runs the tests of the contract.
 """
 
 from collections.abc import Callable
@@ -24,18 +24,19 @@ from hmtl.testing.networks import moving, topologies
 from hmtl.testing.scripted import Counting, ScriptedAggregator, ScriptedUsers, random_numbers, rounded, same_bits
 from hmtl.topology import Moving, Topology, any_r, symmetric
 
-INHERITED = [HealthCheck.differing_executors]  # the classes that inherit a test have nothing in common but it
+INHERITED = [HealthCheck.differing_executors]  # several classes inherit the same test
 
 
 class CommunicatorContract:
-    """Inherit, and say how yours is made."""
+    """Tests that every communicator passes. Inherit it and implement `make`."""
 
     def make(
         self, topology: Topology | Moving, network: Network, wire: str | None, links: Callable[[LinkLedger], Links]
     ) -> Communicator:
+        """Return a communicator to test."""
         raise NotImplementedError
 
-    @settings(max_examples=30, suppress_health_check=INHERITED)
+    @settings(max_examples=15, suppress_health_check=INHERITED)
     @given(
         topology=st.one_of(topologies(), moving()),
         m=st.integers(1, 40),
@@ -45,7 +46,7 @@ class CommunicatorContract:
         gone=st.sampled_from((0.0, 0.0, 0.2, 0.6)),
         seed=st.integers(0, 1000),
     )
-    def test_everybody_learns_what_it_should_and_every_bit_is_counted(
+    def test_models_reach_their_users_and_every_bit_is_counted(
         self, topology: Topology | Moving, m: int, extras: int, wire: str | None, medium: str, gone: float, seed: int
     ) -> None:
         rng, K, H, rounds = np.random.default_rng(seed), topology.K, topology.H, 4
@@ -63,9 +64,9 @@ class CommunicatorContract:
             sent = set(range(K)) - absent[round] - waiting
             heard = sorted(sent & reached)
             assert outcome.relays == tuple(sorted(set(range(H)) - away[round]))
-            assert users.idle == waiting, "those to whom no model came in the last round"
+            assert users.idle == waiting, "users who received no model stay idle"
             if outcome.empty:
-                assert any(away[: round + 1]), "with all relays there since the beginning, a round counts"
+                assert any(away[: round + 1]), "a round counts if all relays were present so far"
                 assert len(outcome.users) == 0
                 assert not users.models
                 waiting |= set(range(K)) - reached
@@ -90,24 +91,24 @@ class CommunicatorContract:
 
     @staticmethod
     def posted(communicator: Communicator) -> dict[str, int]:
-        """Bits of each tier, as the links counted them."""
+        """Return the bits of each tier as the links counted them."""
         links: Any = communicator._links
         bits: dict[str, int] = links.bits
         return bits
 
-    def test_what_travels_beside_iv_and_model_is_overhead(self) -> None:
+    def test_further_numbers_are_overhead(self) -> None:
         topology = symmetric(K=20, H=5, r=3)
         communicator = self.make(topology, Network(), None, InProcess)
         users = ScriptedUsers([random_numbers(0, 20, 8, None)], [set()], 2)
         communicator.round(0, users, ScriptedAggregator(20, 8))
         assert communicator.ledger.bits("users_to_relays") == (20 * 6 * 64, 20 * 2 * 64)
-        down = communicator.ledger.bits("relays_to_users")  # two more numbers, one more, and a number of 32 bits
+        down = communicator.ledger.bits("relays_to_users")  # three further numbers, a receipt
         assert down == (20 * 6 * 64, 20 * (3 * 64 + 32))
         assert communicator.ledger.bits("relays_to_users", link=7, round=0) == (6 * 64, 3 * 64 + 32)
         assert communicator.V_bits == 6 * 64
 
-    def test_state_goes_on_to_the_same_bits(self) -> None:
-        """With a user who still waits, relays that missed a round, and a set-up."""
+    def test_a_loaded_state_continues_with_the_same_bits(self) -> None:
+        """Some users wait, some relays missed a round, and there was a set-up."""
         topology = any_r(K=12, H=4, r=1, seed=3)
         ivs = [random_numbers(round, 12, 5, None) for round in range(6)]
         away: list[set[int]] = [{1}, set(), {0, 2}, {3}, set(), {1}]
@@ -125,15 +126,16 @@ class CommunicatorContract:
                 models.append(users.models)
             return models
 
-        for cut in range(1, 6):
+        for cut in (1, 3, 5):
             whole, users, aggregator = fresh()
             whole.setup(ScriptedUsers([ivs[0]] * 2, [set()] * 2, 5), ScriptedAggregator(12, 5))
             play(whole, users, aggregator, range(cut))
-            then, others, another = fresh()
+            then, users_then, aggregator_then = fresh()
             then.load_state_dict(whole.state_dict())
-            others.sent, another.state = dict(users.sent), aggregator.state_dict()
+            users_then.sent, aggregator_then.state = dict(users.sent), aggregator.state_dict()
             ours, theirs = (
-                play(*parts, range(cut, 6)) for parts in ((whole, users, aggregator), (then, others, another))
+                play(*parts, range(cut, 6))
+                for parts in ((whole, users, aggregator), (then, users_then, aggregator_then))
             )
             for one, other in zip(ours, theirs, strict=True):
                 assert one.keys() == other.keys()
@@ -143,7 +145,7 @@ class CommunicatorContract:
             assert whole.setup_seconds == then.setup_seconds
             assert whole.V_bits == then.V_bits
 
-    def test_a_setup_is_counted_apart_and_is_overhead(self) -> None:
+    def test_a_setup_is_recorded_separately_as_overhead(self) -> None:
         topology = symmetric(K=10, H=5, r=2)
         communicator = self.make(topology, Network(), None, InProcess)
         facts = ScriptedUsers([random_numbers(9, 10, 3, None)] * 2, [set(), set()], 3)
@@ -162,7 +164,7 @@ class CommunicatorContract:
         assert ledger.bits("users_to_relays", round=0) == (10 * 4 * 64, 0)
         assert ledger.loads(communicator.V_bits)["users_to_relays"] == 10
 
-    def test_as_many_rows_as_users(self) -> None:
+    def test_a_wrong_number_of_rows_is_refused(self) -> None:
         communicator = self.make(symmetric(K=5, H=5, r=1), Network(), None, InProcess)
         with pytest.raises(CodingError, match=r"shape \(6, 3\) for 6 users .* network's 5"):
             communicator.round(
@@ -185,17 +187,18 @@ class CommunicatorContract:
 
 
 class LinksContract:
-    """Inherit, and say how yours is made."""
+    """Tests that every kind of links passes. Inherit it and implement `make`."""
 
     def make(self, ledger: LinkLedger) -> Links:
+        """Return links to test."""
         raise NotImplementedError
 
-    def message(self, sender: str, receivers: tuple[str, ...], round: int = 0, **others: Any) -> Message:
+    def message(self, sender: str, receivers: tuple[str, ...], round: int = 0, **fields: Any) -> Message:
         rows = torch.arange(12, dtype=torch.uint8).view(3, 4)
-        parts: dict[str, Any] = {"links": np.array([4, 0, 2]), "payload": rows, "overhead": rows[:, :1] + 100} | others
+        parts: dict[str, Any] = {"links": np.array([4, 0, 2]), "payload": rows, "overhead": rows[:, :1] + 100} | fields
         return Message(round, TIERS[0], "IVs", sender, receivers, users=np.array([0, 2, 4]), **parts)
 
-    def test_whoever_is_meant_gets_it_once(self) -> None:
+    def test_each_receiver_collects_a_message_once(self) -> None:
         links = self.make(LinkLedger(K=5, H=3))
         links.begin(0)
         names = [relay_name(i) for i in range(3)]
@@ -213,7 +216,7 @@ class LinksContract:
                 assert message.of_users().tolist() == [0, 2, 4]
             assert links.collect(name, "IVs", hosts)[0] == []
 
-    def test_what_was_not_collected_in_its_round_is_lost(self) -> None:
+    def test_a_new_round_discards_messages_that_nobody_collected(self) -> None:
         links = self.make(LinkLedger(K=5, H=3))
         links.begin(0)
         links.post(self.message(host_name(0), (relay_name(1),)))

@@ -1,4 +1,4 @@
-"""Sides of a learner that learns nothing, for tests of what carries its messages. K users, m + e numbers in a row."""
+"""A learner that learns nothing, for tests of communication. K users, m + e numbers in a row."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ NOBODY: Users = np.empty(0, np.int64)
 
 
 def random_numbers(seed: int, rows: int, columns: int, wire: str | None) -> Tensor:
-    """Any bit pattern whatever, NaNs and denormals included, where nothing converts them; else ordinary numbers."""
+    """Return any bit patterns, NaNs and denormals included, if nothing converts them; else ordinary numbers."""
     rng = np.random.default_rng(seed)
     if wire is None:
         return torch.from_numpy(rng.integers(0, 256, (rows, 8 * columns), np.uint8)).view(torch.float64)
@@ -23,18 +23,18 @@ def random_numbers(seed: int, rows: int, columns: int, wire: str | None) -> Tens
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same bytes."""
+    """Return whether two tensors hold the same bytes."""
     return a.shape == b.shape and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
 class ScriptedUsers:
-    """A user side that learns nothing: it sends given IVs, and keeps what happens to each user.
+    """A user side that sends given IVs, and records what happens to each user.
 
     Args:
-        ivs: of each round [K, m + e].
-        absent: of each round.
+        ivs: IVs of each round [K, m + e].
+        absent: absent users of each round.
         extras: e.
-        mine: who is on this side; None: all.
+        mine: the users of this side; None: all.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ScriptedUsers:
         self.models: dict[int, Tensor] = {}
 
     def local_update(self, round: int, idle: Users = NOBODY) -> tuple[Users, Tensor]:
-        assert set(self.sent) <= set(idle.tolist()), "who waits for word of the last update is idle"
+        assert set(self.sent) <= set(idle.tolist()), "users whose last update is pending are idle"
         users = np.array(sorted(self.mine - self.absent[round] - set(idle.tolist())), dtype=np.int64)
         self.idle = set(idle.tolist())
         self.sent |= dict.fromkeys(users.tolist(), round)
@@ -65,14 +65,14 @@ class ScriptedUsers:
         assert users.tolist() == sorted(set(users.tolist()))
         assert not self.models
         self.models = dict(zip(users.tolist(), models.clone(), strict=True))
-        models.zero_()  # nobody else's memory
+        models.zero_()  # the models are this side's own memory
 
 
 class ScriptedAggregator:
-    """An aggregator side whose models are the last IVs that it knows of, in reverse, and the number of updates.
+    """An aggregator side whose models are the last IVs of all users, in reverse order, and the number of updates.
 
-    With `of_some`, bool [K, K], it computes models of the IVs that a row of it marks: the sum of their bytes, and the
-    number of updates.
+    With `of_some`, bool [K, K], each model is computed from the IVs that its row marks: the sum of their bytes, and
+    the number of updates.
     """
 
     def __init__(self, K: int, width: int, of_some: NDArray[np.bool_] | None = None) -> None:
@@ -84,7 +84,7 @@ class ScriptedAggregator:
         self.seen.append((users, ivs.clone()))
         self.state["last"][torch.from_numpy(users)] = ivs
         self.state["updates"] += 1
-        ivs.zero_()  # nobody else's memory
+        ivs.zero_()  # an aggregator may overwrite the IVs
         return self.models()
 
     def needs(self) -> NDArray[np.bool_] | None:
@@ -114,7 +114,7 @@ class ScriptedAggregator:
 
 
 class Counting(InProcess):
-    """Links that also count on their own what is posted."""
+    """In-process links that also count posted bits independently of the ledger."""
 
     def __init__(self, ledger: LinkLedger) -> None:
         super().__init__(ledger)
@@ -128,5 +128,5 @@ class Counting(InProcess):
 
 
 def rounded(x: Tensor, m: int, wire: str | None) -> Tensor:
-    """Rows as the wire leaves them: the first m numbers in its type, the others whole."""
+    """Return rows as the wire rounds them: the first m numbers in its type, further numbers unchanged."""
     return x if wire is None else torch.cat([x[:, :m].to(getattr(torch, wire)).to(x), x[:, m:]], dim=1)

@@ -149,7 +149,7 @@ class Trainer:
 
     def _resume(self, checkpoint: Mapping[str, Any]) -> None:
         """Load the state of algorithm and communicator."""
-        self.communicator.seat(self.users, self.algorithm.aggregator)
+        self.communicator.attach(self.users, self.algorithm.aggregator)
         try:
             state = self.exchange.scatter_state(dict(checkpoint), self.algorithm, self.communicator)
             self.algorithm.load_state_dict(state["algorithm"])

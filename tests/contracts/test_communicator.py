@@ -33,7 +33,7 @@ MakeLinks = Callable[[LinkLedger], Links]
 class Loads(CommunicatorContract):
     """The package's own also promise the loads of the formulas."""
 
-    @settings(max_examples=20, suppress_health_check=INHERITED)
+    @settings(max_examples=10, suppress_health_check=INHERITED)
     @given(
         topology=topologies(),
         m=st.integers(1, 40),
@@ -108,4 +108,4 @@ def test_a_link_that_delivers_twice_is_caught() -> None:
             return Twice(ledger)
 
     with pytest.raises(AssertionError):
-        Wrong().test_whoever_is_meant_gets_it_once()
+        Wrong().test_each_receiver_collects_a_message_once()

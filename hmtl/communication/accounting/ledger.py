@@ -1,6 +1,6 @@
-"""Bits by round, tier and link; `links.Links.post` is the one place that counts them.
+"""The ledger: a record of the bits of each tier and link. K users, H relays.
 
-A tier is one direction of one hop; a link is one sender (or, downwards, one receiver) on it. K users, H relays.
+A tier is one direction of one hop; a link is one sender on it, or, downwards, one receiver.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ SETUP = "setup"
 
 
 class Bits(NamedTuple):
-    """Bits sent: `payload` carries IVs or models (padding included), `overhead` all that travels with them."""
+    """Bits sent: `payload` are IVs or models, including padding; `overhead` is everything that travels with them."""
 
     payload: int
     overhead: int
@@ -27,17 +27,21 @@ class Bits(NamedTuple):
 
 
 class LinkLedger:
-    """Bits by tier and link: of the set-up, of the latest round, and of all together.
+    """Bits by tier and link: of the set-up, of the latest round, and in total.
 
-    What each round before had on each tier is in the measurements of a run; here, nothing grows with the rounds.
+    The ledger records what `Links.post` counts. It does not grow with the rounds: the bits of earlier rounds are in the
+    measurements of a run. What is exchanged before the first round is recorded as `SETUP`: it is part of totals, and of
+    no round.
 
-    Links of a tier: users_to_relays, one for each user (its broadcast); relays_to_server, one for each relay;
-    server_to_relays, one for each relay and a last one for what is broadcast to all of them; relays_to_users, one for
-    each user (from the relay that serves it), then one for what each relay broadcasts to its users. What is exchanged
-    before the first round stands apart, as `SETUP`: it is part of all sums over the run, and of no round.
+    Links of a tier:
+        users_to_relays: one for each user (its broadcast).
+        relays_to_server: one for each relay.
+        server_to_relays: one for each relay, and a last one for what is broadcast to all relays.
+        relays_to_users: one for each user (from the relay that serves it), then one for each relay's broadcasts.
 
     Attributes:
-        rounds: number of rounds counted so far.
+        links: names of the links of each tier.
+        rounds: number of rounds recorded so far.
     """
 
     def __init__(self, K: int, H: int) -> None:
@@ -61,28 +65,32 @@ class LinkLedger:
         return np.zeros((self._slices[TIERS[-1]].stop, 2), np.int64)
 
     def begin_round(self) -> None:
+        """Begin the next round."""
         self._earlier += self._latest
         self._latest[:] = 0
         self.rounds += 1
 
     def add(self, tier: str, links: ArrayLike, payload: int, overhead: int = 0) -> None:
-        """Count bits of the present round on `links` (an index or an array of indices, repeats allowed) of `tier`.
+        """Record bits of the current round, or of the set-up before the first round.
 
-        Before the first round, they are the set-up's.
+        Args:
+            tier: one of TIERS.
+            links: an index, or several (repeats allowed), of links of the tier.
+            payload, overhead: bits on each of these links.
         """
         np.add.at(self._open[self._slices[tier]], np.asarray(links, dtype=np.int64), (payload, overhead))
 
     def bits(self, tier: str, link: int | None = None, round: int | str | None = None) -> Bits:
-        """Bits on `tier`, or on one `link` of it; for `round` see `per_link`."""
+        """Return the bits on a tier, or on one link of it; see `per_link` for `round`."""
         counts = self.per_link(tier, round)
         payload, overhead = counts.sum(0) if link is None else counts[link]
         return Bits(int(payload), int(overhead))
 
     def per_link(self, tier: str, round: int | str | None = None) -> NDArray[np.int64]:
-        """[links, 2] payload and overhead bits of the latest `round` (by its number, or -1), of SETUP, or of all.
+        """Return payload and overhead bits [links, 2] of the latest round (its number, or -1), of SETUP, or in total.
 
         Raises:
-            ValueError: an earlier round.
+            ValueError: the round is an earlier one.
         """
         if round is None:
             counts = self._setup + self._earlier + self._latest
@@ -91,36 +99,38 @@ class LinkLedger:
         elif self.rounds and round in (-1, self.rounds - 1):
             counts = self._latest
         else:
-            raise ValueError(f"round {round} of {self.rounds}: a ledger has the latest one alone. Ask in each round.")
+            raise ValueError(
+                f"round {round} of {self.rounds}: a ledger holds only the latest round. Read it every round."
+            )
         return counts[self._slices[tier]].copy()
 
     def loads(self, V_bits: int) -> dict[str, float]:
-        """Measured load of each tier: payload bits per round, divided by V (Hu et al. 2022, Definitions 3 and 4).
+        """Return the measured load of each tier: payload bits per round, divided by V; zero if nothing was sent.
 
-        Zero where nothing was sent, so that there is no V.
+        Ref: Hu et al. 2022, Definitions 3 and 4.
         """
         return {tier: self.bits(tier).payload / (self.rounds * V_bits or 1) for tier in TIERS}
 
     def latest(self) -> torch.Tensor:
-        """The counts of the present round, or of the set-up before there is one, [links of all tiers, 2]."""
+        """Return the bits of the current round, or of the set-up before the first one, [links of all tiers, 2]."""
         return torch.from_numpy(self._open.copy())
 
     def add_latest(self, counts: torch.Tensor) -> None:
-        """Add what another ledger calls its `latest`."""
+        """Add what `latest` of another ledger returned."""
         np.add(self._open, counts.numpy(), out=self._open)
 
     def state_dict(self) -> dict[str, Any]:
         counts = {"setup": self._setup, "earlier": self._earlier, "latest": self._latest}
-        return {"rounds": self.rounds, **{name: torch.from_numpy(part.copy()) for name, part in counts.items()}}
+        return {"rounds": self.rounds, **{name: torch.from_numpy(bits.copy()) for name, bits in counts.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`.
+        """Continue from `state_dict`.
 
         Raises:
-            ValueError: there are numbers below zero in it.
+            ValueError: it holds negative numbers.
         """
         if min(state["rounds"], *(int(state[name].min()) for name in ("setup", "earlier", "latest"))) < 0:
-            raise ValueError("fewer bits than none")
+            raise ValueError("a ledger holds no negative number of bits")
         self.rounds = state["rounds"]
         self._setup, self._earlier, self._latest = (
             state[name].numpy().copy() for name in ("setup", "earlier", "latest")

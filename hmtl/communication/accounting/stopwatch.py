@@ -1,4 +1,4 @@
-"""Who spent how much CPU time in a round."""
+"""CPU time of each node in a round."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,17 +7,18 @@ from hmtl.clock import cpu_seconds
 
 
 class Stopwatch:
-    """CPU seconds of one round by who spent them, such as `relay 3`, `server` or `global update of relay 3`."""
+    """CPU seconds of a round by what they were spent on, such as `relay 3`, `server` or `global update of relay 3`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def measure(self, who: str) -> Iterator[None]:
+    def measure(self, name: str) -> Iterator[None]:
+        """Add the CPU time of the enclosed block to what `name` has so far."""
         start = cpu_seconds()
         yield
-        self.seconds[who] = self.seconds.get(who, 0.0) + cpu_seconds() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + cpu_seconds() - start
 
-    def slowest(self, who: str) -> float:
-        """The largest of the times of those whose name starts with `who`; zero where there are none."""
-        return max((s for name, s in self.seconds.items() if name.startswith(who)), default=0.0)
+    def slowest(self, prefix: str) -> float:
+        """Return the largest time among names that start with `prefix`; zero if there is none."""
+        return max((seconds for name, seconds in self.seconds.items() if name.startswith(prefix)), default=0.0)

@@ -102,10 +102,10 @@ class Communicator(ABC):
     def theory(self) -> Loads:
         """The loads between relays and server of a round in which everybody takes part."""
 
-    def meet(self, aggregator: AggregatorSide) -> None:  # noqa: B027, most communicators serve any learner
+    def check_learner(self, aggregator: AggregatorSide) -> None:  # noqa: B027, most communicators serve any learner
         """Raise ConfigError if this learner cannot be served."""
 
-    def seat(self, users: UserSide, aggregator: AggregatorSide) -> None:
+    def attach(self, users: UserSide, aggregator: AggregatorSide) -> None:
         """Make the nodes of this learner, unless they exist."""
         if self._sides is None or self._sides[0] is not users or self._sides[1] is not aggregator:
             self._sides, self._nodes = (users, aggregator), self._make_nodes(users, aggregator)
@@ -136,7 +136,7 @@ class Communicator(ABC):
             CodingError: IVs or models do not have one row for each user, or aggregators hold different ones.
         """
         self._follow(number)
-        self.seat(users, aggregator)
+        self.attach(users, aggregator)
         assert self._nodes is not None
         present = [relay for relay in self._nodes.relays if relay.i not in absent_relays]
         names = [name for i, name in enumerate(self._nodes.relay_names) if i not in absent_relays]

@@ -59,7 +59,7 @@ class CodedPartial(Communicator):
         self._aggregator: AggregatorSide | None = None
         self._needs: NDArray[np.bool_] | None = None
 
-    def meet(self, aggregator: AggregatorSide) -> None:
+    def check_learner(self, aggregator: AggregatorSide) -> None:
         needs = aggregator.needs()
         if needs is None:
             raise ConfigError(
@@ -83,7 +83,7 @@ class CodedPartial(Communicator):
     ) -> Outcome:
         """Play one round, in which everybody has to take part; see `Communicator.round`."""
         if self._nodes is None or self._aggregator is not aggregator:
-            self.meet(aggregator)  # a set-up may have changed what models need
+            self.check_learner(aggregator)  # a set-up may have changed what models need
         return super().round(number, users, aggregator, absent_relays)
 
     @property

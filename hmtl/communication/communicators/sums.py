@@ -139,6 +139,7 @@ class Sums(Communicator):
 
     @classmethod
     def where_cheaper(cls, coded: CodedHierarchical, IV_bits: int, row_bits: int) -> "Sums | None":
+        """Return `sums_if_faster` for IVs and rows of sums with these bits."""
         return sums_if_faster(coded, row_bits / IV_bits)
 
 

@@ -30,6 +30,7 @@ class AddingHost(UserHost):
     """Users who send terms of sums, and receive one row for all of them."""
 
     def send(self, round: int, relays: Sequence[str]) -> Message:
+        """Return the terms of the users who take part, for all relays within range."""
         message = super().send(round, relays)
         if message.dtype != torch.int64:
             raise CodingError(
@@ -39,6 +40,7 @@ class AddingHost(UserHost):
         return message
 
     def receive(self, models: Sequence[Message]) -> None:
+        """Take the row for all users, with the receipts of all."""
         if not models:
             return
         ids: Users = np.unique(np.concatenate([message.of_users() for message in models]))

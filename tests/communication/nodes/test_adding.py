@@ -1,18 +1,19 @@
 """Sums between nodes that share no more than planners: what each gets to see, who adds, loads, and what is refused."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from changed import Changed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from hmtl.coding import cover
-from hmtl.communication import InProcess, LinkLedger, Network, Sums
+from hmtl.communication import CodedHierarchical, LinkLedger, Network, Sums, sums_if_faster
 from hmtl.communication.accounting.stopwatch import Stopwatch
 from hmtl.communication.messages import ATTENDANCE, IVS, MODELS, REPORT, SERVER, Message
 from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer, SummingAggregation
@@ -76,18 +77,6 @@ def terms(seed: int, K: int, m: int = 7) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).integers(-(2**50), 2**50, (K, m)))
 
 
-class Changed(InProcess):
-    """Links on which what arrives at a node may be another message, or none."""
-
-    change: Callable[[str, Message], Message | None] = staticmethod(lambda node, message: message)
-
-    def collect(self, node, kind, expected):
-        arrived, _ = super().collect(node, kind, expected)
-        arrived = [changed for message in arrived if (changed := self.change(node, message)) is not None]
-        senders = [message.sender for message in arrived]
-        return arrived, tuple(name for name in expected if name not in senders)
-
-
 class Apart:
     """Nodes that share nothing but planners, two of them, that must plan the same."""
 
@@ -111,7 +100,7 @@ class Apart:
         play(round, nodes, self.links, Stopwatch())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25)
 @given(
     t=topologies(max_K=25),
     network=networks,
@@ -119,7 +108,7 @@ class Apart:
     lost=st.sampled_from((0.0, 0.1, 0.4)),
     seed=st.integers(0, 10**6),
 )
-def test_the_sum_of_all_who_were_heard_comes_to_all_who_can_be_reached(
+def test_the_sum_of_all_users_heard_reaches_all_users_within_range(
     t: Topology, network: Network, gone: float, lost: float, seed: int
 ) -> None:
     """Users and relays that come and go, terms lost on single links; what relays cannot know is poisoned."""
@@ -232,14 +221,14 @@ def test_the_time_of_the_same_learner_uncoded() -> None:
     assert communicator.seconds() < seconds[1] < 0.51 * seconds[0]
 
 
-def test_most_receipts_take_hardly_any_room() -> None:
+def test_receipts_are_compressed() -> None:
     communicator = Sums(any_r(K=1000, H=5, r=3))
     communicator.round(0, Terms([terms(0, 1000)], [set()]), Total(7))
     rows = len(cover(communicator.topology).relays)
     assert communicator.ledger.bits("relays_to_users").overhead < rows * 8 * 200
 
 
-def test_state_goes_on_to_the_same_bits() -> None:
+def test_a_loaded_state_continues_with_the_same_bits() -> None:
     """With a user who still waits, and a set-up, that travels as it does uncoded."""
     t = any_r(K=12, H=4, r=1, seed=3)
     ivs, away = [terms(n, 12) for n in range(6)], [{1}, set(), {0, 2}, {3}, set(), {1}]
@@ -251,7 +240,7 @@ def test_state_goes_on_to_the_same_bits() -> None:
             models.append({k: model.tolist() for k, model in users.models.items()})
         return models
 
-    for cut in range(1, 6):
+    for cut in (1, 3, 5):
         whole, users, total = Sums(t), Terms(ivs, [set()] * 6), Total(7)
         facts = ScriptedUsers([random_numbers(9, 12, 3, None)] * 2, [set(), set()], 3)
         whole.setup(facts, ScriptedAggregator(12, 3))
@@ -285,7 +274,7 @@ def test_without_a_sum_its_relay_is_left_out() -> None:
     assert all(model.tolist() == [*total.tolist(), 2] for model in users.models.values())
 
 
-def test_a_user_who_is_not_told_waits() -> None:
+def test_a_user_without_a_model_waits() -> None:
     """Its row is lost on the way: it sends nothing more until it hears that its terms had counted."""
     users = Terms([terms(n, 20) for n in range(3)], [set()] * 3)
     apart = Apart(symmetric(K=20, H=5, r=3), [users])
@@ -303,7 +292,7 @@ def test_a_user_who_is_not_told_waits() -> None:
     assert not users.sent
 
 
-def test_a_relay_that_does_not_learn_who_is_there_is_out() -> None:
+def test_a_relay_without_the_attendance_is_left_out() -> None:
     users = Terms([terms(n, 20) for n in range(1)], [set()])
     apart = Apart(symmetric(K=20, H=5, r=3), [users])
 
@@ -314,11 +303,24 @@ def test_a_relay_that_does_not_learn_who_is_there_is_out() -> None:
     assert set(users.models) == set(range(20))
 
 
+@pytest.mark.parametrize(("ratio", "faster"), [(1.0, True), (100.0, False)])
+def test_sums_replace_coding_if_they_take_less_time(ratio: float, faster: bool) -> None:
+    coded = CodedHierarchical(symmetric(K=20, H=5, r=3), aggregators="auto")
+    sums = sums_if_faster(coded, ratio)
+    assert (sums is not None) == faster
+    if sums:
+        sums.round(0, Terms([terms(0, 20)], [set()]), Total(7))
+        assert "adding" in sums.describe()
+        assert "instead of coding" in sums.describe()["note"]
+    assert sums_if_faster(CodedHierarchical(symmetric(K=20, H=5, r=3), aggregators="all"), ratio) is None
+    assert sums_if_faster(CodedHierarchical(symmetric(K=20, H=5, r=3), wire="float32"), ratio) is None
+
+
 def test_refusals() -> None:
     t = symmetric(K=5, H=5, r=1)
     with pytest.raises(ConfigError, match=r"wire=float32 with communicator=sums.*wire=null"):
         Sums(t, wire="float32")
-    with pytest.raises(ConfigError, match=r"network\.last_hop=radio is unknown: choose one of broadcast, unicast"):
+    with pytest.raises(ConfigError, match=r"network\.last_hop=radio is unknown.*broadcast, unicast"):
         Network(last_hop="radio")
     with pytest.raises(CodingError, match=r"int64, but these users send torch\.float64\. Make .* messages"):
         Sums(t).round(0, ScriptedUsers([random_numbers(0, 5, 3, None)], [set()], 0), ScriptedAggregator(5, 3))

@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.coding import Aggregators, make_plan
-from hmtl.communication.digest import CHECK_ROWS, Digest, check_rows
+from hmtl.communication.digest import CHECK_ROWS
 from hmtl.communication.planning import coder
 from hmtl.communication.planning.coder import View, segments
 from hmtl.gf256 import matmul
 from hmtl.topology import Topology, any_r
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     payload=st.integers(0, 70),
     overhead=st.integers(0, 20),
@@ -54,7 +54,7 @@ def repeated(copies: int, seed: int) -> Topology:
     return Topology(np.random.default_rng(seed).permutation(G, axis=1))
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     copies=st.integers(2, 4),
     max_pieces=st.integers(1, 4),
@@ -123,22 +123,3 @@ def test_one_fingerprint_however_the_pieces_came_to_be_known() -> None:
         found.append(view.check(pieces[rows[0]], pieces[rows[1]]))
     assert all(torch.equal(check, found[0]) for check in found)
     assert found[0].shape == (CHECK_ROWS, 50)
-
-
-@given(n=st.integers(1, 60), L=st.integers(1, 200), seed=st.integers(0, 10**6))
-def test_any_other_byte_gives_another_digest(n: int, L: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    rows = torch.from_numpy(rng.integers(0, 256, (n, L), np.uint8))
-    other = rows.clone()
-    other[rng.integers(n), rng.integers(L)] ^= int(rng.integers(1, 256))
-    values = []
-    for content in (rows, rows.clone(), other):
-        digest = Digest()
-        digest.add_rows(content)
-        values.append(digest.value())
-    assert values[0] == values[1] != values[2]
-
-
-def test_check_rows_are_the_same_everywhere_and_not_empty() -> None:
-    assert torch.equal(check_rows(40), check_rows.__wrapped__(40))
-    assert (check_rows(1000) != 0).any(dim=0).all()

@@ -139,7 +139,7 @@ def test_partial_training_is_uncoded_training(t, seed, nearest, lam, low, wire):
         learner = fedu(Given(ring(t.K, nearest, seed), lam), t.K, participation)
         if learner.aggregator.needs() is None:
             with pytest.raises(ConfigError, match="communicator=partial, but this learner"):
-                CodedPartial(t).meet(learner.aggregator)
+                CodedPartial(t).check_learner(learner.aggregator)
             return
         communicator.setup(*learner.setup())
         models = []
