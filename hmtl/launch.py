@@ -17,7 +17,7 @@ PRELOAD = (
     "hmtl.training.trainer",
     "hmtl.distributed.engine",
     "hmtl.mtl",
-    "hmtl.reporting.figures",
+    "hmtl.reporting.run_pictures",
     "cvxpy",
     "scipy.optimize",
     "sklearn.model_selection",

@@ -1,4 +1,4 @@
-"""Pictures that a notebook shows, and colours that colour-blind eyes and grey print tell apart."""
+"""The look of all pictures: a figure that notebooks display, and colours that differ in grey print, too."""
 
 import io
 from typing import Any
@@ -16,11 +16,11 @@ OKABE_ITO = {
     "purple": "#CC79A7",
     "black": "#000000",
 }
-"""Of Okabe and Ito 2008, without the yellow, which is faint on white."""
+"""The palette of Okabe and Ito (2008) for colour-blind readers, without yellow, which is faint on white."""
 
 
 class Picture(Figure):
-    """A figure that belongs to no window; as the last word of a notebook's cell it is shown."""
+    """A figure without a window, which a notebook displays if it is the value of a cell."""
 
     def _repr_png_(self) -> bytes:
         content = io.BytesIO()
@@ -29,7 +29,7 @@ class Picture(Figure):
 
 
 def colors(n: int) -> Any:
-    """n of them, [n, 4]: few are distinct hues, many a scale that grows lighter."""
+    """Return n colours as RGBA [n, 4]: distinct hues if n is small, else a scale from dark to light."""
     if n <= len(OKABE_ITO):
         return to_rgba_array([*OKABE_ITO.values()][:n])
-    return matplotlib.colormaps["cividis"]([0.85 * i / (n - 1) for i in range(n)])  # its end is faint on white
+    return matplotlib.colormaps["cividis"]([0.85 * i / (n - 1) for i in range(n)])  # the end of the scale is faint on white

@@ -7,7 +7,6 @@ The names are those of the paper. In the language of federated learning, a *user
 and the *server* the cloud; an *intermediate value*, IV, is the update that a client sends, and an *iteration* a round.
 """
 
-from hmtl.topology.drawing import draw
 from hmtl.topology.files import from_file
 from hmtl.topology.generators import any_r, geometric, heterogeneous, symmetric
 from hmtl.topology.matching import balanced
@@ -21,7 +20,6 @@ __all__ = [
     "Walk",
     "any_r",
     "balanced",
-    "draw",
     "from_contacts",
     "from_file",
     "geometric",

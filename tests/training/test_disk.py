@@ -10,7 +10,7 @@ from commands import forked, status_of
 from forked import run
 
 from hmtl.config.build import compose
-from hmtl.reporting.tensorboard import TensorBoardLogger
+from hmtl.reporting.tensorboard_logger import TensorBoardLogger
 from hmtl.train import train
 from hmtl.training.checkpoint import load_checkpoint
 

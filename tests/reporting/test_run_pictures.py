@@ -6,7 +6,7 @@ import torch
 from matplotlib.patches import Rectangle
 
 from hmtl.communication import TIERS, LinkLedger
-from hmtl.reporting.figures import link_figure, omega_figure
+from hmtl.reporting.run_pictures import link_figure, omega_figure
 from hmtl.tune import figure
 
 

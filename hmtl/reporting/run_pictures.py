@@ -9,7 +9,7 @@ from hmtl.reporting.style import OKABE_ITO, Picture
 
 
 def omega_figure(Omega: Tensor) -> Picture:
-    """How the tasks relate: Σ = Ω⁻¹ [K, K] scaled to a unit diagonal, so that each entry reads as a correlation."""
+    """Draw Σ = Ω⁻¹ [K, K] scaled to a unit diagonal, so that each entry is the correlation of two tasks."""
     Sigma = np.linalg.inv(Omega.cpu().numpy())
     scale = np.sqrt(np.diag(Sigma))
     figure = Picture(figsize=(5.5, 4.6), layout="constrained")
@@ -23,7 +23,7 @@ def omega_figure(Omega: Tensor) -> Picture:
 
 
 def link_figure(ledger: LinkLedger) -> Picture:
-    """Bits on each link over the whole run, payload and overhead, a panel for each tier."""
+    """Draw the megabytes on each link over the whole run, payload and overhead, one panel per tier."""
     figure = Picture(figsize=(9, 5.6), layout="constrained")
     for axes, tier in zip(figure.subplots(2, 2).flat, TIERS, strict=True):
         payload, overhead = ledger.per_link(tier).T / 8e6
@@ -31,8 +31,8 @@ def link_figure(ledger: LinkLedger) -> Picture:
         at = np.arange(len(used))
         axes.bar(at, payload[used], label="payload", color=OKABE_ITO["blue"])
         axes.bar(at, overhead[used], bottom=payload[used], label="overhead", color=OKABE_ITO["orange"])
-        top = 1.1 * float((payload + overhead).max()) or 1.0  # a tier may be idle: what all relays hear is not sent
-        sums = f"{payload.sum():.3g} MB + {overhead.sum():.2g} MB overhead"  # too little to be seen, often
+        top = 1.1 * float((payload + overhead).max()) or 1.0  # a tier is idle if all relays hear all users
+        sums = f"{payload.sum():.3g} MB + {overhead.sum():.2g} MB overhead"  # overhead is often too small to see in the bars
         axes.set(title=f"{tier.replace('_', ' ')}\n{sums}", ylabel="MB sent", xlabel="link", ylim=(0, top))
         names = [ledger.links[tier][n] for n in used.tolist()]
         step = max(1, -(-len(used) // 10))  # at most ten labels fit

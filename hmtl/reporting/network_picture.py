@@ -4,16 +4,14 @@ Shapes: K users, H relays, n marks for users; a mark is one user or, in a large 
 """
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.collections import LineCollection
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from hmtl.topology.moving import Moving
-from hmtl.topology.topology import Topology
-
-if TYPE_CHECKING:  # importing matplotlib takes a third of a second, which only drawing needs
-    from hmtl.reporting.style import Picture
+from hmtl.reporting.style import Picture, colors
+from hmtl.topology import Moving, Topology
 
 MOST_NUMBERED = 40  # with more marks in a row, their numbers would overlap
 BUNDLES = 16  # groups of users, if there are too many types
@@ -24,7 +22,7 @@ DARK, GREY, USER = "#333333", "#8c8c8c", "#ffffff"
 LUMINANCE = np.array([0.3, 0.6, 0.1])  # of red, green, blue
 
 
-def draw(network: Topology | Moving, aggregators: Collection[int] | None = None) -> "Picture":
+def draw(network: Topology | Moving, aggregators: Collection[int] | None = None) -> Picture:
     """Draw server, relays, users and links; a link has the colour of its relay.
 
     A layout is drawn to scale, with the server above it. Without layout, server, relays and users form three rows. With
@@ -36,11 +34,6 @@ def draw(network: Topology | Moving, aggregators: Collection[int] | None = None)
         network: the network to draw.
         aggregators: the relays that compute the models, drawn with a frame; empty: the server; None: no frame.
     """
-    from matplotlib.collections import LineCollection
-    from matplotlib.lines import Line2D
-
-    from hmtl.reporting.style import Picture, colors
-
     topology, H = network.at(0), network.H
     heard, labels, sizes, kind = _marks(topology)
     bundled = kind.startswith(BUNDLED)

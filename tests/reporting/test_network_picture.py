@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.collections import LineCollection, PathCollection
 
-from hmtl.topology import Walk, any_r, draw, geometric, symmetric
+from hmtl.reporting.network_picture import draw
+from hmtl.topology import Walk, any_r, geometric, symmetric
 
 
 def parts(t):

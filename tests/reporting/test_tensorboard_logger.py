@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from hmtl.reporting.tensorboard import TensorBoardLogger
+from hmtl.reporting.tensorboard_logger import TensorBoardLogger
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SMALL = ("K=6", "H=3", "r=2", "rounds=8", "dataset.rows_per_user=20", "~logger.console")
