@@ -32,7 +32,7 @@ def link_figure(ledger: LinkLedger) -> Picture:
         axes.bar(at, payload[used], label="payload", color=OKABE_ITO["blue"])
         axes.bar(at, overhead[used], bottom=payload[used], label="overhead", color=OKABE_ITO["orange"])
         top = 1.1 * float((payload + overhead).max()) or 1.0  # a tier is idle if all relays hear all users
-        sums = f"{payload.sum():.3g} MB + {overhead.sum():.2g} MB overhead"  # overhead is often too small to see in the bars
+        sums = f"{payload.sum():.3g} MB + {overhead.sum():.2g} MB overhead"  # often too small to see
         axes.set(title=f"{tier.replace('_', ' ')}\n{sums}", ylabel="MB sent", xlabel="link", ylim=(0, top))
         names = [ledger.links[tier][n] for n in used.tolist()]
         step = max(1, -(-len(used) // 10))  # at most ten labels fit

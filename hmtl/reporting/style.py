@@ -32,4 +32,6 @@ def colors(n: int) -> Any:
     """Return n colours as RGBA [n, 4]: distinct hues if n is small, else a scale from dark to light."""
     if n <= len(OKABE_ITO):
         return to_rgba_array([*OKABE_ITO.values()][:n])
-    return matplotlib.colormaps["cividis"]([0.85 * i / (n - 1) for i in range(n)])  # the end of the scale is faint on white
+    return matplotlib.colormaps["cividis"](
+        [0.85 * i / (n - 1) for i in range(n)]
+    )  # the end of the scale is faint on white
