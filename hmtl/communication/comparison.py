@@ -1,0 +1,199 @@
+"""What one round would cost on a network: loads, bounds and seconds for every choice of aggregators.
+
+Loads are in IVs per round, times in seconds. Tiers and media are dictionary keys, as in `plan format=json`.
+"""
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from hmtl.coding import (
+    CODED_SCHEMES,
+    MEDIA,
+    SCHEMES,
+    Demand,
+    Loads,
+    Uplinks,
+    best_aggregators,
+    bounds,
+    cover,
+    loads,
+    obstacle,
+    sum_loads,
+    uplink_bound,
+)
+from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS, SERVER_TO_RELAYS, TIERS
+from hmtl.communication.accounting.network import Network, tier_loads
+from hmtl.topology import Topology
+
+BEST = "optimal"  # no scheme brings given aggregators all IVs with a smaller load
+
+
+@dataclass(frozen=True)
+class BestAggregators:
+    """The best aggregators for one medium.
+
+    Attributes:
+        relays: the aggregators; empty if the server aggregates.
+        relays_to_server, server_to_relays: loads on that medium.
+        cost: time between relays and server, in IVs at the speed of the server's downlink.
+        bound: a lower bound of `cost` for every choice of aggregators.
+        proven: whether `cost` reaches `bound`.
+        downlinks: the load down on each medium.
+        seconds: the communication time on each medium.
+    """
+
+    relays: list[int]
+    relays_to_server: float
+    server_to_relays: float
+    cost: float
+    bound: float
+    proven: bool
+    downlinks: dict[str, float]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class AddingRelays:
+    """The relays that compute the sums, for learners that need only sums.
+
+    Attributes:
+        relays: the relays that add.
+        proven: whether no smaller set of relays covers all users.
+        relays_to_server, server_to_relays: loads on a broadcast downlink.
+        downlinks, seconds: see `BestAggregators`.
+    """
+
+    relays: list[int]
+    proven: bool
+    relays_to_server: float
+    server_to_relays: float
+    downlinks: dict[str, float]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Every choice of aggregators on one network.
+
+    Attributes:
+        K, H, r: users, relays, and relays per user.
+        V_bits: bits of one IV.
+        network: the links.
+        loads: loads by scheme and tier; all relays aggregate, or the server (uncoded).
+        aggregators: the best aggregators by medium.
+        sums: the relays that add.
+        downlinks: loads down by medium and scheme.
+        bounds: lower bounds by tier if all relays aggregate (Hu et al. 2022, Theorem 2).
+        proof: the least load up if all relays aggregate, and a partition of the relays that certifies it.
+        uplink_seconds: time from relays to server by scheme, and its lower bound.
+        not_trainable: schemes without a plan on this network, with the reason.
+        seconds: communication time of one round by medium and scheme.
+    """
+
+    K: int
+    H: int
+    r: float
+    V_bits: int
+    network: Network
+    loads: dict[str, dict[str, float]]
+    aggregators: dict[str, BestAggregators]
+    sums: AddingRelays
+    downlinks: dict[str, dict[str, float]]
+    bounds: dict[str, float]
+    proof: dict[str, Any]
+    uplink_seconds: dict[str, float]
+    not_trainable: dict[str, str]
+    seconds: dict[str, dict[str, float]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values, for JSON."""
+        return asdict(self)
+
+
+def compare(topology: Topology, network: Network, V_bits: int) -> Comparison:
+    """Compare the server (uncoded), all relays (each scheme), and the best relays for each medium."""
+    clock = _Clock(topology, network, V_bits)
+    uplinks = network.uplinks(topology)
+    load = {scheme: loads(topology, scheme, uplinks) for scheme in SCHEMES}
+    total, partition = Demand(topology.core).optimum()
+    fastest = network.W2 if uplinks is None else max(uplinks.bandwidths, default=network.W2)
+    obstacles = {scheme: obstacle(topology, scheme) for scheme in CODED_SCHEMES}
+    return Comparison(
+        K=topology.K,
+        H=topology.H,
+        r=topology.r,
+        V_bits=V_bits,
+        network=network,
+        loads={scheme: _between(load[scheme]) for scheme in SCHEMES},
+        aggregators={medium: _best(clock, uplinks, medium) for medium in MEDIA},
+        sums=_adding(clock, uplinks),
+        downlinks={medium: {scheme: load[scheme].down(medium) for scheme in SCHEMES} for medium in MEDIA},
+        bounds=_between(bounds(topology)),
+        proof={
+            RELAYS_TO_SERVER: float(total),
+            "partition": [[topology.active[i] for i in part] for part in partition],
+        },
+        uplink_seconds={
+            "bound": uplink_bound(topology, uplinks) * V_bits / fastest,
+            **{scheme: clock.seconds(load[scheme], network.medium, (RELAYS_TO_SERVER,)) for scheme in SCHEMES},
+        },
+        not_trainable={scheme: reason for scheme, reason in obstacles.items() if reason},
+        seconds={medium: {scheme: clock.seconds(load[scheme], medium) for scheme in SCHEMES} for medium in MEDIA},
+    )
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Communication times on one network."""
+
+    topology: Topology
+    network: Network
+    V_bits: int
+
+    def seconds(
+        self, load: Loads, medium: str, tiers: Collection[str] = TIERS, last_hop: float | None = None
+    ) -> float:
+        """Return the time [s] on some tiers; `last_hop` replaces the load from relays to users."""
+        by_tier = tier_loads(self.topology, BEST, medium, load)
+        if last_hop is not None:
+            by_tier[RELAYS_TO_USERS] = np.array(last_hop)
+        return self.network.seconds({tier: self.V_bits * ivs * (tier in tiers) for tier, ivs in by_tier.items()})
+
+
+def _best(clock: _Clock, uplinks: Uplinks | None, medium: str) -> BestAggregators:
+    choice = best_aggregators(clock.topology, BEST, uplinks, medium)
+    load = loads(clock.topology, BEST, uplinks, aggregators=choice.relays or "server")
+    between = clock.seconds(load, medium, (RELAYS_TO_SERVER, SERVER_TO_RELAYS))
+    cost = between / clock.V_bits * clock.network.W2
+    return BestAggregators(
+        relays=list(choice.relays),
+        relays_to_server=load.uplink,
+        server_to_relays=load.down(medium),
+        cost=round(cost, 9),
+        bound=choice.bound,
+        proven=cost <= choice.bound * (1 + 1e-9) + 1e-9,
+        downlinks={name: load.down(name) for name in MEDIA},
+        seconds={name: clock.seconds(load, name) for name in MEDIA},
+    )
+
+
+def _adding(clock: _Clock, uplinks: Uplinks | None) -> AddingRelays:
+    adding = cover(clock.topology, uplinks)
+    load = sum_loads(clock.topology, uplinks)
+    # On a broadcast last hop one row serves all users of a relay; else each user gets a copy.
+    last_hop = load.unicast if clock.network.last_hop == "broadcast" else None
+    return AddingRelays(
+        relays=list(adding.relays),
+        proven=adding.proven,
+        **_between(load),
+        downlinks={name: load.down(name) for name in MEDIA},
+        seconds={name: clock.seconds(load, name, last_hop=last_hop) for name in MEDIA},
+    )
+
+
+def _between(load: Loads) -> dict[str, float]:
+    """Return the loads between relays and server, on a broadcast downlink."""
+    return {RELAYS_TO_SERVER: load.uplink, SERVER_TO_RELAYS: load.downlink}

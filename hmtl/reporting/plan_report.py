@@ -1,0 +1,149 @@
+"""What `plan` prints: a table of loads and savings, remarks on bounds and proofs, and whether coding pays."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich import box
+from rich.table import Table
+
+from hmtl.coding import CODED_SCHEMES, MEDIA, SCHEMES
+from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
+from hmtl.communication.comparison import BEST, Comparison
+
+MOST_NAMED = 6  # a sentence that lists more relays is hard to read
+
+
+def plan_table(comparison: Comparison) -> Table:
+    """Return the loads between relays and server, and the share of time saved, one row per choice of aggregators."""
+    table = Table(
+        title=f"K={comparison.K} users, H={comparison.H} relays, r={comparison.r:.4g}; V={comparison.V_bits:,} bit",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("who aggregates")
+    for column in ("up", "down,\nbroadcast", "down,\nunicast", "saved,\nbroadcast", "saved,\nunicast"):
+        table.add_column(column, justify="right", vertical="bottom")
+
+    def add(who: str, up: float, down: Iterable[float], seconds: Iterable[float] = ()) -> None:
+        uncoded = (comparison.seconds[medium]["uncoded"] for medium in MEDIA)
+        saved = (f"{1 - time / reference:.1%}" for time, reference in zip(seconds, uncoded, strict=False))
+        table.add_row(who, f"{up:.2f}", *(f"{ivs:.2f}" for ivs in down), *saved)
+
+    for scheme in SCHEMES:
+        down = (comparison.downlinks[medium][scheme] for medium in MEDIA)
+        seconds = (comparison.seconds[medium][scheme] for medium in MEDIA) if SCHEMES[scheme].code else ()
+        who = f"all relays, {scheme}" if SCHEMES[scheme].code else f"server, {scheme}"
+        who += " *" * (scheme in comparison.not_trainable)
+        add(who, comparison.loads[scheme][RELAYS_TO_SERVER], down, seconds)
+    for medium, best in comparison.aggregators.items():
+        who = f"{'best' if best.proven else 'found'} for {medium}"
+        add(who, best.relays_to_server, best.downlinks.values(), best.seconds.values())
+    table.add_section()
+    sums = comparison.sums
+    add("sums, where they suffice", sums.relays_to_server, sums.downlinks.values(), sums.seconds.values())
+    table.add_section()
+    add("all relays, Theorem 2", comparison.bounds[RELAYS_TO_SERVER], [comparison.bounds[SERVER_TO_RELAYS]])
+    return table
+
+
+def remarks(comparison: Comparison) -> Iterator[str]:
+    """Yield the sentences under the table: what the columns mean, what is proven, and whether coding pays."""
+    yield "up, down: IVs between relays and server per round; saved: share of the round's transmission time."
+    yield "Aggregators learn all IVs. Theorem 2: a lower bound if all relays aggregate."
+    for scheme, reason in comparison.not_trainable.items():
+        yield f"* scheme={scheme} cannot be used for training. {reason}"
+    yield ""
+    if sum(map(len, comparison.proof["partition"])) > 1:
+        yield from _proof(comparison)
+    yield _adding(comparison)
+    for medium in comparison.aggregators:
+        yield _best(comparison, medium)
+    yield ""
+    yield verdict(comparison, comparison.network.medium)
+    yield verdict(comparison, next(other for other in MEDIA if other != comparison.network.medium))
+
+
+def verdict(comparison: Comparison, medium: str) -> str:
+    """Return a sentence that says whether coding pays on a downlink of this medium."""
+    pays, does_not_pay = (
+        ("Coding pays here, on", "Coding does not pay here, on")
+        if medium == comparison.network.medium
+        else ("It would pay on", "It would not pay on")
+    )
+    seconds, best = comparison.seconds[medium], comparison.aggregators[medium]
+    uncoded = seconds["uncoded"]
+    choices = {  # in this order, so that the best aggregators for the medium are named if others take as long
+        f"{_names(other.relays)} as aggregator{'s' * (len(other.relays) > 1)}": other.seconds[medium]
+        for other in (best, *comparison.aggregators.values())
+        if other.relays
+    } | {
+        f"all relays as aggregators and scheme={scheme}": seconds[scheme]
+        for scheme in CODED_SCHEMES
+        if scheme not in comparison.not_trainable
+    }
+    fastest = min(choices, key=choices.__getitem__)
+    time = choices[fastest]
+    if time < uncoded * (1 - 1e-9):
+        return (
+            f"{pays} a {medium} downlink: with {fastest}, a round's communication takes {1 - time / uncoded:.1%} less "
+            f"time than with plain forwarding, {time:.4g} s instead of {uncoded:.4g} s."
+        )
+    tried = "" if best.proven else " that was tried"
+    more = seconds[BEST] / uncoded - 1
+    return (
+        f"{does_not_pay} a {medium} downlink: no choice of aggregators{tried} takes less time for a round's "
+        f"communication than plain forwarding, {uncoded:.4g} s; all relays take "
+        f"{f'{more:.1%} more' if more > 5e-4 else 'as much'}."
+    )
+
+
+def _proof(comparison: Comparison) -> Iterator[str]:
+    parts = " ".join("{" + ",".join(map(str, part)) + "}" for part in comparison.proof["partition"])
+    least = f"{comparison.proof[RELAYS_TO_SERVER]:.2f}"
+    yield (
+        f"If all relays aggregate, no scheme has an uplink load below {least}, as the partition {parts} of the relays "
+        "proves."
+    )
+    if comparison.network.uplink_bps is not None or comparison.network.uplink != "shared":
+        seconds = comparison.uplink_seconds
+        yield (
+            f"On these uplinks this takes at least {seconds['bound']:.4g} s, by the linear programme over all cuts, and "
+            f"{seconds['optimal']:.4g} s with scheme=optimal, in whole pieces."
+        )
+
+
+def _adding(comparison: Comparison) -> str:
+    sums = comparison.sums
+    adding = _names(sums.relays).removeprefix("the ").capitalize()
+    computes = f"{adding} compute{'s' * (len(sums.relays) == 1)} the sums"
+    fewest = "no smaller set of relays covers all users" if sums.proven else "a smaller set might cover all users"
+    return (
+        "Sums of 64-bit numbers suffice for regularizer=mean with mocha or fedu, and for cocoa, fedavg, fedprox, ditto "
+        f"and pfedme. {computes}; {fewest}."
+    )
+
+
+def _best(comparison: Comparison, medium: str) -> str:
+    best = comparison.aggregators[medium]
+    who = f"{_names(best.relays)} aggregate{'s' * (len(best.relays) < 2)}"
+    if len(best.relays) > MOST_NAMED:
+        who = f"{', '.join(map(str, best.relays))} aggregate, {len(best.relays)} relays"
+    if best.proven:
+        return (
+            f"Best for {medium}: {who}. Proven optimal among these schemes: no other choice of aggregators takes less "
+            "time."
+        )
+    less = 1 - best.bound / best.cost
+    return (
+        f"Best found for {medium}: {who}. Not proven optimal: another choice might take up to {less:.2%} less time "
+        "between relays and server, but not more than that."
+    )
+
+
+def _names(relays: Sequence[int]) -> str:
+    """Return the names of aggregators in a sentence."""
+    if not relays:
+        return "the server"
+    if len(relays) > MOST_NAMED:
+        return f"the {len(relays)} relays"
+    return f"relay{'s' * (len(relays) > 1)} {', '.join(map(str, relays))}"

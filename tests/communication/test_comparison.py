@@ -1,0 +1,101 @@
+"""Loads and seconds of every choice of aggregators, against networks computed by hand and against each other."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmtl.communication import Network
+from hmtl.communication.comparison import compare
+from hmtl.topology import Topology, any_r, from_file, heterogeneous, symmetric
+
+FIG2 = Path(__file__).parents[2] / "experiments" / "network" / "fig2.csv"
+BROADCAST, UNICAST = Network(2000, 1000), Network(2000, 1000, "unicast")  # with V = 1000: 2 and 1 IVs a second
+
+
+def test_the_network_of_the_papers_second_figure() -> None:
+    comparison = compare(from_file(FIG2), Network(), 1000)
+    assert comparison.loads["uncoded"] == {"relays_to_server": 10, "server_to_relays": 10}
+    assert comparison.loads["optimal"] == {"relays_to_server": 7, "server_to_relays": 7}
+    assert comparison.loads["paper"] == {"relays_to_server": 8.5, "server_to_relays": 7}
+    assert comparison.loads["equal"] == {"relays_to_server": pytest.approx(8 + 5 / 6), "server_to_relays": 7}
+    assert comparison.bounds == {"relays_to_server": 6.5, "server_to_relays": 7}
+    assert comparison.proof == {"relays_to_server": 7, "partition": [[0, 1, 3, 4], [2]]}
+
+
+def test_seconds_by_hand() -> None:
+    comparison = compare(symmetric(20, 5, 3), BROADCAST, 1000)
+    assert comparison.seconds["broadcast"]["uncoded"] == pytest.approx(20 + 40)
+    assert comparison.seconds["broadcast"]["paper"] == pytest.approx(20 + 10 + 8)
+    assert comparison.seconds["unicast"]["paper"] == pytest.approx(20 + 10 + 5 * 8)
+    assert comparison.seconds["unicast"]["uncoded"] == pytest.approx(60)
+    assert comparison.aggregators["broadcast"].seconds["broadcast"] == pytest.approx(20 + 8 + 8)
+    assert comparison.aggregators["unicast"].seconds["unicast"] == pytest.approx(20 + 28)
+    assert comparison.sums.relays == [0, 1, 2]
+    assert comparison.sums.proven
+    assert comparison.sums.seconds == pytest.approx({"broadcast": 10 + 3 + 1 + 1.5, "unicast": 10 + 3 + 3 + 1.5})
+
+
+def test_a_unicast_last_hop_carries_a_copy_for_each_user() -> None:
+    sums = compare(symmetric(20, 5, 3), Network(2000, 1000, last_hop="unicast"), 1000).sums
+    assert sums.seconds == pytest.approx({"broadcast": 10 + 3 + 1 + 10, "unicast": 10 + 3 + 3 + 10})
+
+
+@pytest.mark.parametrize(("r", "relays"), [(5, [0]), (3, [0, 1, 2])])
+def test_the_relays_that_add_cover_all_users(r: int, relays: list[int]) -> None:
+    assert compare(symmetric(20, 5, r), Network(), 1000).sums.relays == relays
+
+
+@pytest.mark.parametrize(
+    ("topology", "medium", "relays", "ivs"),
+    [
+        (symmetric(20, 5, 3), "broadcast", 3, 16),
+        (symmetric(20, 5, 3), "unicast", 2, 28),
+        (symmetric(20, 5, 2), "unicast", 0, 40),
+        (heterogeneous(50, 4, 2, 0.45), "broadcast", 2, 6),
+    ],
+)
+def test_best_aggregators(topology: Topology, medium: str, relays: int, ivs: int) -> None:
+    best = compare(topology, Network(medium=medium), 50_176).aggregators[medium]
+    assert len(best.relays) == relays
+    assert best.relays_to_server + best.server_to_relays == pytest.approx(ivs)
+    assert best.bound == best.cost == pytest.approx(ivs)
+    assert best.proven
+    assert best.downlinks[medium] == best.server_to_relays
+
+
+@settings(max_examples=12)
+@given(
+    st.integers(0, 100),
+    st.integers(1, 3),
+    st.sampled_from([{"uplink": "parallel"}, {"uplink_bps": (1e8, 2e7, 1e8, 5e7)}]),
+)
+def test_bounds_hold(seed: int, r: int, links: dict[str, Any]) -> None:
+    comparison = compare(any_r(8, 4, r, seed), Network(**links), 1000)
+    assert comparison.uplink_seconds["bound"] <= comparison.uplink_seconds["optimal"] * (1 + 1e-9)
+    for best in comparison.aggregators.values():
+        assert best.bound <= best.cost * (1 + 1e-9)
+
+
+def test_unequal_uplinks_by_hand() -> None:
+    """Three relays hear one user each, so each relay has to send its own IV, the third at half the speed."""
+    topology, slow = symmetric(3, 3, 1), (1000.0, 1000.0, 500.0)
+    shared = compare(topology, Network(1e9, 1000, uplink_bps=slow), 1000)
+    parallel = compare(topology, Network(1e9, 1000, uplink_bps=slow, uplink="parallel"), 1000)
+    for scheme, down in (("uncoded", 3), ("optimal", 2)):
+        assert shared.seconds["broadcast"][scheme] == pytest.approx(1 + 1 + 2 + down, rel=1e-5)
+        assert parallel.seconds["broadcast"][scheme] == pytest.approx(2 + down, rel=1e-5)
+
+
+def test_one_relay_needs_no_code() -> None:
+    comparison = compare(symmetric(4, 1, 1), Network(), 1000)
+    assert comparison.loads["uncoded"] == {"relays_to_server": 4, "server_to_relays": 4}
+    for scheme in ("optimal", "paper", "equal"):
+        assert comparison.loads[scheme] == {"relays_to_server": 0, "server_to_relays": 0}
+
+
+def test_schemes_without_a_plan_are_named_with_the_reason() -> None:
+    assert compare(symmetric(20, 5, 3), Network(), 1000).not_trainable == {}
+    assert compare(any_r(5000, 5, 3, 0), Network(), 1000).not_trainable.keys() == {"paper", "equal"}

@@ -1,0 +1,65 @@
+"""What `plan` prints: verdicts that weigh all choices, claims of optimality only if proven, 80 columns."""
+
+from dataclasses import replace
+
+import pytest
+
+from hmtl.communication import Network
+from hmtl.communication.comparison import Comparison, compare
+from hmtl.reporting.console import Console
+from hmtl.reporting.plan_report import plan_table, remarks, verdict
+from hmtl.topology import any_r, heterogeneous, symmetric
+
+
+def text(comparison: Comparison, capsys: pytest.CaptureFixture[str]) -> str:
+    console = Console()
+    console.table(plan_table(comparison))
+    for line in remarks(comparison):
+        console.print(line)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("medium", ["broadcast", "unicast"])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_verdict_weighs_all_choices(seed: int, medium: str) -> None:
+    links = {"uplink": "parallel"} if seed % 2 else {"uplink_bps": (1e8, 2e7, 1e8, 5e7)}
+    comparison = compare(any_r(8, 4, 1 + seed // 2, seed), Network(medium=medium, **links), 1000)
+    times = comparison.seconds[medium]
+    best = [each.seconds[medium] for each in comparison.aggregators.values()]
+    least = min(*best, *(times[scheme] for scheme in ("optimal", "paper", "equal")))
+    pays = least < times["uncoded"] * (1 - 1e-9)
+    assert verdict(comparison, medium).startswith("Coding pays here" if pays else "Coding does not pay here")
+
+
+def test_verdicts_by_hand() -> None:
+    broadcast = compare(symmetric(20, 5, 3), Network(2000, 1000), 1000)
+    assert "40.0% less" in verdict(broadcast, "broadcast")
+    assert "20.0% less" in verdict(broadcast, "unicast")
+    alone = compare(symmetric(20, 5, 2), Network(2000, 1000, "unicast"), 1000)
+    assert "all relays take 58.3% more" in verdict(alone, "unicast")
+
+
+def test_a_choice_that_is_not_proven_is_not_called_best(capsys: pytest.CaptureFixture[str]) -> None:
+    comparison = compare(symmetric(20, 5, 3), Network(), 1000)
+    best = replace(comparison.aggregators["broadcast"], cost=20.0, bound=16.0, proven=False)
+    printed = text(replace(comparison, aggregators=comparison.aggregators | {"broadcast": best}), capsys)
+    assert "found for broadcast" in printed
+    assert "best for broadcast" not in printed
+    assert "20.00% less" in " ".join(printed.split())
+
+
+def test_the_proof_names_the_partition(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = " ".join(text(compare(symmetric(4, 2, 2), Network(), 1000), capsys).split())
+    assert "below 0.00, as the partition {0} {1}" in printed
+
+
+def test_schemes_that_cannot_be_trained_are_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = text(compare(any_r(5000, 5, 3, 0), Network(), 1000), capsys)
+    assert "all relays, paper *" in printed
+    assert "* scheme=paper" in printed
+
+
+def test_the_text_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for topology in (heterogeneous(20, 4, 2, 0.2), any_r(300, 12, 4, 0)):
+        assert max(len(line) for line in text(compare(topology, Network(), 50_176), capsys).splitlines()) <= 80
