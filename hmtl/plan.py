@@ -29,18 +29,22 @@ def plan(cfg: DictConfig) -> None:
     topology = contacts.at(0)
     with progress(f"Planning for K={topology.K} users and H={topology.H} relays"):
         comparison = compare(topology, network, cfg.V_bits)
-    notes = ["The users move: all of this holds for the first contacts only."] if isinstance(contacts, Moving) else []
+    note = "The users move: all of this holds for the first contacts only." if isinstance(contacts, Moving) else ""
     picture = Path(cfg.output_dir) / "topology.png"
     with replacing(picture) as file:
         draw(contacts, comparison.aggregators[network.medium].relays).savefig(file, format="png", dpi=150)
     if cfg.format == "json":
         result = comparison.to_dict() | {"verdict": verdict(comparison, network.medium)}
-        print(json.dumps(result | {"note": note for note in notes}, indent=2))
+        if note:
+            result["note"] = note
+        print(json.dumps(result, indent=2))
         return
     console = Console()
     console.table(plan_table(comparison))
-    for line in (*remarks(comparison), *notes):
+    for line in remarks(comparison):
         console.print(line)
+    if note:
+        console.print(note)
     console.print(f"Picture: {picture}", markup=False, soft_wrap=True)
 
 

@@ -153,9 +153,7 @@ class _Clock:
     network: Network
     V_bits: int
 
-    def seconds(
-        self, load: Loads, medium: str, tiers: Collection[str] = TIERS, last_hop: float | None = None
-    ) -> float:
+    def seconds(self, load: Loads, medium: str, tiers: Collection[str] = TIERS, last_hop: float | None = None) -> float:
         """Return the time [s] on some tiers; `last_hop` replaces the load from relays to users."""
         by_tier = tier_loads(self.topology, BEST, medium, load)
         if last_hop is not None:

@@ -107,8 +107,8 @@ def _proof(comparison: Comparison) -> Iterator[str]:
     if comparison.network.uplink_bps is not None or comparison.network.uplink != "shared":
         seconds = comparison.uplink_seconds
         yield (
-            f"On these uplinks this takes at least {seconds['bound']:.4g} s, by the linear programme over all cuts, and "
-            f"{seconds['optimal']:.4g} s with scheme=optimal, in whole pieces."
+            f"On these uplinks this takes at least {seconds['bound']:.4g} s, by the linear programme over all cuts, "
+            f"and {seconds['optimal']:.4g} s with scheme=optimal, in whole pieces."
         )
 
 
