@@ -28,8 +28,8 @@ def train(cfg: DictConfig) -> None:
 
 def _train_and_report(run: Run, cfg: DictConfig) -> None:
     from hmtl.inference.models import models_of  # late, as --help needs neither torch nor matplotlib
-    from hmtl.reporting.run_pictures import link_figure, omega_figure
     from hmtl.reporting.network_picture import draw
+    from hmtl.reporting.run_pictures import link_figure, omega_figure
     from hmtl.training.summary import summarize, user_errors
 
     folder, algorithm, communicator = run.output_dir, run.algorithm, run.communicator
