@@ -147,10 +147,10 @@ def build_regularizer(cfg: DictConfig) -> Regularizer:
     return regularizer
 
 
-def build_algorithm(cfg: DictConfig, problem: Problem) -> Algorithm:
-    """What solves `problem`."""
+def build_algorithm(cfg: DictConfig, problem: Problem, **messages: str) -> Algorithm:
+    """Return the algorithm for `problem`; see `Algorithm` for the keyword `messages`."""
     parts = {"solver": _instantiate(cfg.solver), "participation": _instantiate(cfg.participation)}
-    algorithm: Algorithm = _instantiate(cfg.algorithm, problem=problem, **parts)
+    algorithm: Algorithm = _instantiate(cfg.algorithm, problem=problem, **parts, **messages)
     return algorithm
 
 
@@ -230,8 +230,7 @@ def build(cfg: DictConfig) -> Run:
         exchange = engine.connect(topology, build_network(cfg))
         communicator = build_communicator(cfg, topology, links=exchange.links)
         build_participation(cfg, topology)
-        algorithm = build_algorithm(cfg, build_problem(cfg, tasks))
-        communicator = _match(algorithm, communicator)
+        algorithm, communicator = build_matching(cfg, build_problem(cfg, tasks), communicator)
     loggers = [_instantiate(node) for node in cfg.logger.values()] if exchange.leads else []
     trainer = Trainer(
         algorithm,
@@ -251,22 +250,26 @@ def build(cfg: DictConfig) -> Run:
     return Run(communicator, algorithm, trainer, loggers, Path(cfg.output_dir), exchange, checkpoint)
 
 
-def _match(algorithm: Algorithm, communicator: Communicator) -> Communicator:
-    """Let sums travel instead of IVs if the configuration says so, or if they take less time.
+def build_matching(cfg: DictConfig, problem: Problem, communicator: Communicator) -> tuple[Algorithm, Communicator]:
+    """Return the algorithm and the communicator of a run; both use sums if this is configured or takes less time.
 
     Raises:
-        ConfigError: the communicator cannot serve this learner.
+        ConfigError: the communicator does not fit the algorithm.
     """
     from hmtl.communication import CodedHierarchical, Sums
+    from hmtl.communication.communicators.sums import sums_if_faster
 
-    if isinstance(communicator, CodedHierarchical) and algorithm.q:
-        row_bits, IV_bits = 64 * algorithm.q * len(algorithm.W), 8 * algorithm.W.element_size() * len(algorithm.W)
-        communicator = Sums.where_cheaper(communicator, IV_bits, row_bits) or communicator
     if isinstance(communicator, Sums):
-        algorithm.in_sums()
-    if len(algorithm.problem.users) == algorithm.problem.K:  # else it learns from a set-up what it has to know
+        return build_algorithm(cfg, problem, messages="sums"), communicator
+    algorithm = build_algorithm(cfg, problem)
+    q = algorithm.sums_needed(problem)
+    if q and isinstance(communicator, CodedHierarchical):
+        sums = sums_if_faster(communicator, 8 * q / algorithm.W.element_size())
+        if sums is not None:
+            return build_algorithm(cfg, problem, messages="sums"), sums
+    if len(problem.users) == problem.K:  # otherwise the aggregator learns from a set-up what this depends on
         communicator.check_learner(algorithm.aggregator)
-    return communicator
+    return algorithm, communicator
 
 
 def _instantiate(node: Any, **arguments: Any) -> Any:

@@ -130,7 +130,7 @@ class Ours:
 
     def __init__(self, size: Size, learner: str, communicator: str, folder: Path) -> None:
         from hmtl.communication import CodedHierarchical, Uncoded
-        from hmtl.config.build import _match
+        from hmtl.communication.communicators.sums import sums_if_faster
         from hmtl.data import Task
         from hmtl.mtl import CrossEntropy, FedAvg, FedU, Graph, LocalSGD, Mean, Problem
         from hmtl.topology import symmetric
@@ -148,9 +148,14 @@ class Ours:
         problem = Problem(tasks, CrossEntropy(), regularizer)
         del tasks
         kind = FedAvg if learner == "FedAvg" else FedU
-        algorithm = kind(problem, LocalSGD(STEP, epochs=1, batch=BATCH), size.network, seed=0)
         t = symmetric(K=size.K, H=5, r=3)
-        network = _match(algorithm, Uncoded(t) if communicator == "uncoded" else CodedHierarchical(t))
+        q, network, messages = kind.sums_needed(problem), Uncoded(t), "ivs"
+        if communicator == "coded":
+            network = CodedHierarchical(t)
+            if q and (sums := sums_if_faster(network, 8 * q / 4)):
+                network, messages = sums, "sums"
+        solver = LocalSGD(STEP, epochs=1, batch=BATCH)
+        algorithm = kind(problem, solver, size.network, seed=0, messages=messages)
         self.trainer = Trainer(algorithm, network, TrainerSettings(folder, rounds=10**6))
 
     def __call__(self) -> None:

@@ -36,7 +36,7 @@ K, D, ROUNDS = 7, 5, 5
 HOMES = [np.arange(3), np.arange(3, 5), np.arange(5, K)]
 AWAY = Participation(dropout=0.3, low=0.4)
 SGD = LocalSGD(step=0.1, epochs=2, batch=4)
-Make = Callable[[Sequence[Task]], Algorithm]
+Make = Callable[..., Algorithm]
 
 
 def rows(regression: bool = False) -> list[Task]:
@@ -62,19 +62,21 @@ def dropping(d: int, C: int) -> torch.nn.Module:
 
 
 LEARNERS: dict[str, Make] = {
-    "mocha": lambda t: MOCHA(problem(t, TaskRelationship(0.1)), SDCA(2.0), omega_every=2, participation=AWAY),
-    "graph": lambda t: MOCHA(problem(t, Graph(0.1, neighbors=2)), SDCA(0.5), participation=AWAY),
-    "mocha, mean": lambda t: MOCHA(problem(t, Mean(0.1)), SDCA(1.0), participation=AWAY),
-    "cocoa": lambda t: CoCoA(problem(t, Mean(0.1)), SDCA(1.0), lam=0.1),
-    "local": lambda t: Local(problem(t, Mean(0.1)), SDCA(1.0), lam=0.1, participation=AWAY),
-    "fedu, graph": lambda t: FedU(problem(t, Graph(0.1, neighbors=1)), SGD, mlp, participation=AWAY),
-    "fedu, mean": lambda t: FedU(problem(t, Mean(0.1)), SGD, torch.nn.Linear, participation=AWAY),
-    "fedavg": lambda t: FedAvg(problem(t, Mean(0.1)), SGD, mlp, participation=AWAY),
-    "ditto": lambda t: Ditto(problem(t, Mean(0.1)), SGD, mlp, lam=0.1, participation=AWAY),
-    "fedavg, dropout": lambda t: FedAvg(problem(t, Mean(0.1)), SGD, dropping, participation=AWAY),
-    "ditto, dropout": lambda t: Ditto(problem(t, Mean(0.1)), SGD, dropping, lam=0.1, participation=AWAY),
-    "pfedme, dropout": lambda t: PFedMe(problem(t, Mean(0.1)), SGD, dropping, lam=1.0, eta=0.5, local_rounds=2),
-    "pfedme": lambda t: PFedMe(problem(t, Mean(0.1)), SGD, torch.nn.Linear, lam=1.0, eta=0.5, local_rounds=2),
+    "mocha": lambda t, **o: MOCHA(problem(t, TaskRelationship(0.1)), SDCA(2.0), omega_every=2, participation=AWAY, **o),
+    "graph": lambda t, **o: MOCHA(problem(t, Graph(0.1, neighbors=2)), SDCA(0.5), participation=AWAY, **o),
+    "mocha, mean": lambda t, **o: MOCHA(problem(t, Mean(0.1)), SDCA(1.0), participation=AWAY, **o),
+    "cocoa": lambda t, **o: CoCoA(problem(t, Mean(0.1)), SDCA(1.0), lam=0.1, **o),
+    "local": lambda t, **o: Local(problem(t, Mean(0.1)), SDCA(1.0), lam=0.1, participation=AWAY, **o),
+    "fedu, graph": lambda t, **o: FedU(problem(t, Graph(0.1, neighbors=1)), SGD, mlp, participation=AWAY, **o),
+    "fedu, mean": lambda t, **o: FedU(problem(t, Mean(0.1)), SGD, torch.nn.Linear, participation=AWAY, **o),
+    "fedavg": lambda t, **o: FedAvg(problem(t, Mean(0.1)), SGD, mlp, participation=AWAY, **o),
+    "ditto": lambda t, **o: Ditto(problem(t, Mean(0.1)), SGD, mlp, lam=0.1, participation=AWAY, **o),
+    "fedavg, dropout": lambda t, **o: FedAvg(problem(t, Mean(0.1)), SGD, dropping, participation=AWAY, **o),
+    "ditto, dropout": lambda t, **o: Ditto(problem(t, Mean(0.1)), SGD, dropping, lam=0.1, participation=AWAY, **o),
+    "pfedme, dropout": lambda t, **o: PFedMe(
+        problem(t, Mean(0.1)), SGD, dropping, lam=1.0, eta=0.5, local_rounds=2, **o
+    ),
+    "pfedme": lambda t, **o: PFedMe(problem(t, Mean(0.1)), SGD, torch.nn.Linear, lam=1.0, eta=0.5, local_rounds=2, **o),
 }
 SUMS = ("mocha, mean", "cocoa", "fedu, mean", "fedavg", "ditto", "pfedme")
 
@@ -105,12 +107,10 @@ def set_up(hosts: Sequence[Algorithm], aggregating: Algorithm) -> None:
 def test_in_parts_as_in_one(name: str, sums: bool) -> None:
     """IVs, models, figures and state; some users drop out, some get no model."""
     tasks = rows()
-    whole = LEARNERS[name](tasks)
-    hosts = [LEARNERS[name](parted(tasks, home.tolist())) for home in HOMES]
-    center = LEARNERS[name](parted(tasks, []))
-    for algorithm in (whole, *hosts, center):
-        if sums:
-            algorithm.in_sums()
+    messages = "sums" if sums else "ivs"
+    whole = LEARNERS[name](tasks, messages=messages)
+    hosts = [LEARNERS[name](parted(tasks, home.tolist()), messages=messages) for home in HOMES]
+    center = LEARNERS[name](parted(tasks, []), messages=messages)
     set_up(hosts, center)
     sides = [HostedUsers(host.users, home) for host, home in zip(hosts, HOMES, strict=True)]
     rng, waiting = np.random.default_rng(5), np.zeros(K, dtype=bool)

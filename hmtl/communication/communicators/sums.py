@@ -137,11 +137,6 @@ class Sums(Communicator):
         assert self._sides is not None
         return cast(SummingSide, self._sides[0])
 
-    @classmethod
-    def where_cheaper(cls, coded: CodedHierarchical, IV_bits: int, row_bits: int) -> "Sums | None":
-        """Return `sums_if_faster` for IVs and rows of sums with these bits."""
-        return sums_if_faster(coded, row_bits / IV_bits)
-
 
 def sums_if_faster(coded: CodedHierarchical, ratio: float) -> Sums | None:
     """Return a communicator of sums in place of `coded` if the hop between relays and server takes less time.

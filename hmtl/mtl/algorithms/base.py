@@ -165,15 +165,6 @@ class Algorithm(ABC):
         return 0
 
     @property
-    def q(self) -> int:
-        """As `sums_needed`, of the problem that this algorithm has."""
-        return self.sums_needed(self.problem)
-
-    def in_sums(self) -> None:
-        """Make both sides anew, for messages="sums"."""
-        self.users, self.aggregator = self._sides("sums")  # type: ignore[attr-defined]
-
-    @property
     @abstractmethod
     def W(self) -> Tensor:
         """The users' models [d, K]."""

@@ -123,9 +123,9 @@ def test_a_part_has_the_bits_of_the_whole(K, seed, share, lam, rounds):
     assert torch.equal(coupling.update(np.arange(K), ivs)[of], whole[of])
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(
-    t=topologies(max_H=6, max_K=30).filter(lambda t: t.K >= 8),
+    t=topologies(max_H=6, max_K=20).filter(lambda t: t.K >= 8),
     seed=st.integers(0, 10**6),
     nearest=st.integers(1, 2),
     lam=st.sampled_from((0.02, 1.0)),
@@ -138,7 +138,7 @@ def test_partial_training_is_uncoded_training(t, seed, nearest, lam, low, wire):
     for communicator in (CodedPartial(t, wire=wire), Uncoded(t, wire=wire)):
         learner = fedu(Given(ring(t.K, nearest, seed), lam), t.K, participation)
         if learner.aggregator.needs() is None:
-            with pytest.raises(ConfigError, match="communicator=partial, but this learner"):
+            with pytest.raises(ConfigError, match="communicator=partial"):
                 CodedPartial(t).check_learner(learner.aggregator)
             return
         communicator.setup(*learner.setup())
