@@ -1,4 +1,7 @@
-"""Who takes part in a round: relays report, the server decides, and every node reads the same. K users, H relays."""
+"""Who takes part in a round. K users, H relays.
+
+Relays report whom they heard, the server decides, and every node reads the same decision.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +32,7 @@ class Report:
     overhead: int
 
     def to_bytes(self, t: Topology, i: int) -> Bytes:
-        """Return the report of relay i as bytes: a bit for each of its users and three numbers of 4 bytes."""
+        """Return the report of relay i as bytes: a bit for each user and three numbers."""
         heard = np.zeros(t.K, dtype=bool)
         heard[self.heard] = True
         return np.concatenate(
@@ -89,7 +92,7 @@ class Attendance:
         return tuple(np.flatnonzero(self.aggregating).tolist())
 
     def to_bytes(self, t: Topology) -> Bytes:
-        """Return the attendance as bytes: a bit for each link, three for each relay, and a number of 4 bytes."""
+        """Return the attendance as bytes: a bit for each link, three for each relay, a number."""
         bits = [self.heard.G[t.G == 1], self.reporting, self.aggregating, self.behind]
         return np.concatenate([np.packbits(np.concatenate(bits)), numbers_to_bytes([self.source])])
 

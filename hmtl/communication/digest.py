@@ -22,7 +22,7 @@ def check_rows(n: int) -> Tensor:
 
 
 class Digest:
-    """A digest of many rows of bytes: a hash of a few random combinations of them over GF(2^8).
+    """A digest of rows of bytes: a hash of a few random combinations over GF(2^8).
 
     Hashing every byte would cost several times more than coding it.
     """

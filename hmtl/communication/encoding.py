@@ -1,4 +1,7 @@
-"""Rows of numbers as rows of bytes, and back. Shapes: n users, m numbers per IV or model, e further ones."""
+"""Rows of numbers as rows of bytes, and back.
+
+Shapes: n users, m numbers per IV or model, e further numbers.
+"""
 
 import torch
 from torch import Tensor
@@ -13,12 +16,14 @@ CACHED = 1 << 20  # bytes of shorter rows that are copied at once, so that they 
 
 
 def to_bytes(x: Tensor) -> Tensor:
-    """Return the bytes of x [n, m], uint8 [n, m·itemsize], without a copy if rows are contiguous."""
+    """Return the bytes of x [n, m], uint8 [n, m·itemsize], if possible without a copy."""
     return (x if x.stride(1) == 1 else x.contiguous()).view(torch.uint8)
 
 
 def from_bytes(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the numbers [n, m] whose bytes are `rows`, uint8 [n, m·itemsize], without a copy if rows are aligned.
+    """Return the numbers [n, m] of rows of bytes, uint8 [n, m·itemsize].
+
+    Aligned rows are not copied.
 
     Raises:
         CodingError: a row does not hold a whole number of numbers.
@@ -36,7 +41,7 @@ def from_bytes(rows: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def take(rows: Tensor, at: Tensor) -> Tensor:
-    """Return rows[at], without a copy if these are all rows in order, or if all rows are one in memory."""
+    """Return rows[at], without a copy if these are all rows in order or one in memory."""
     if len(rows) and rows.stride(0) == 0:
         return rows[:1].expand(len(at), -1)
     in_order = len(at) == len(rows) and bool((at[1:] > at[:-1]).all())
@@ -44,7 +49,10 @@ def take(rows: Tensor, at: Tensor) -> Tensor:
 
 
 def put(rows: Tensor, to: Tensor, source: Tensor, at: Tensor) -> None:
-    """Set rows[to] = source[at]. Long rows are copied one by one, which is three times as fast in torch."""
+    """Set rows[to] = source[at].
+
+    Long rows are copied one by one, which is three times as fast in torch.
+    """
     if rows.shape[1] < LONG_ROW:
         n = max(1, CACHED // max(1, rows.shape[1]))
         for places, origins in zip(to.split(n), at.split(n), strict=True):  # type: ignore[no-untyped-call]  # split has no types
@@ -56,13 +64,19 @@ def put(rows: Tensor, to: Tensor, source: Tensor, at: Tensor) -> None:
 
 
 def pack(x: Tensor, m: int, wire: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return rows x [n, m + e] as bytes on the CPU: m numbers as `wire`, further ones as float64 or int64."""
+    """Return rows x [n, m + e] as bytes on the CPU.
+
+    The first m numbers are converted to `wire`, further ones to float64 or int64.
+    """
     extras = x[:, m:].to(_further(x.dtype)) if x.shape[1] > m else x.new_zeros(len(x), 0, dtype=torch.float64)
     return to_bytes(x[:, :m].to(wire)).cpu(), to_bytes(extras).cpu()
 
 
 def unpack(numbers: Tensor, extras: Tensor, wire: torch.dtype, dtype: torch.dtype) -> Tensor:
-    """Return the rows [n, m + e] that `pack` was given, as `dtype`; if e = 0, possibly without a copy."""
+    """Return the rows [n, m + e] that `pack` was given, as `dtype`.
+
+    Without further numbers, they may share memory with their bytes.
+    """
     x = from_bytes(numbers, wire).to(dtype)
     return torch.cat([x, from_bytes(extras, _further(dtype)).to(dtype)], dim=1) if extras.shape[1] else x
 

@@ -11,7 +11,7 @@ from hmtl.communication.messages import Message, Users, host_name
 
 
 class Links(ABC):
-    """What connects nodes: a posted message reaches its receivers or is lost, and nodes know nothing else of it.
+    """What carries messages between nodes: each one reaches its receivers or is lost.
 
     Args:
         ledger: records the bits of each posted message, whether it arrives or not.
@@ -34,7 +34,10 @@ class Links(ABC):
         return {host_name(0): np.arange(K)}
 
     def post(self, message: Message) -> None:
-        """Send a message, and count its bits on the link of each of its rows. Bits are counted nowhere else."""
+        """Send a message, and count its bits on the link of each of its rows.
+
+        Bits are counted nowhere else.
+        """
         links = [message.links] * len(message) if isinstance(message.links, int) else message.links
         self.ledger.add(message.tier, links, 8 * message.payload.shape[1], 8 * message.overhead.shape[1])
         self.send(message)
@@ -48,7 +51,7 @@ class Links(ABC):
         """Send a message to its receivers."""
 
     def end(self, kind: str, receivers: Sequence[str]) -> None:  # noqa: B027, in one process nobody waits
-        """Announce that no more messages of this kind follow for the time being, so receivers need not wait."""
+        """Announce that no more messages of this kind follow for now: receivers need not wait."""
 
     @abstractmethod
     def collect(self, node: str, kind: str, expected: Sequence[str]) -> tuple[list[Message], tuple[str, ...]]:

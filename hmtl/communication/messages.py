@@ -1,4 +1,7 @@
-"""Messages between nodes, which are named `server`, `relay 3` or `host 0`; a host holds the users of a process."""
+"""Messages between nodes.
+
+Nodes are named `server`, `relay 3` or `host 0`; a host holds the users of a process.
+"""
 
 from dataclasses import dataclass
 

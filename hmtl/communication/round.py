@@ -88,7 +88,7 @@ class Outcome:
 
 
 class _Stage:
-    """Gives nodes their turns: hands over what arrived for them, measures their time and posts what they send."""
+    """Gives nodes their turns: hands over messages, measures time, posts messages."""
 
     def __init__(self, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
         self.nodes, self.links, self.watch = nodes, links, watch
@@ -191,7 +191,7 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
 
 
 def _segments(node: Relay | Server | None) -> Iterable[Segment]:
-    """Return what is coded in this round, which follows from its attendance; nothing if nobody aggregates."""
+    """Return what is coded in this round; nothing if nobody aggregates."""
     if node is None or not node.attendance.aggregating.any():
         return []
     return segments(node.planner.code(node.attendance).plan, *node.sizes)

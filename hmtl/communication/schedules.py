@@ -1,4 +1,4 @@
-"""The schedules of a round: lists of turns, one for each way of bringing IVs to where models are computed.
+"""The schedules of a round, as lists of turns.
 
 Every round begins alike: users send, relays report, the server announces the attendance. Then one of these schedules is
 played, and played again if a relay fell silent. Every round ends alike, too: relays heed the verdict and deliver.

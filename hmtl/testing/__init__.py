@@ -1,4 +1,4 @@
-"""Contracts to inherit for tests of your own parts, and networks to draw from; needs pytest and hypothesis.
+"""Contracts to inherit for tests of your own parts; needs pytest and hypothesis.
 
     # test_mine.py
     from hmtl.testing import RegularizerContract

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hmtl.communication import TIERS, Communicator, InProcess, LinkLedger, Links, Network
+from hmtl.communication.accounting.ledger import RELAYS_TO_USERS, USERS_TO_RELAYS
 from hmtl.communication.messages import Message, host_name, relay_name
 from hmtl.errors import CodingError
 from hmtl.testing.networks import moving, topologies
@@ -101,10 +102,10 @@ class CommunicatorContract:
         communicator = self.make(topology, Network(), None, InProcess)
         users = ScriptedUsers([random_numbers(0, 20, 8, None)], [set()], 2)
         communicator.round(0, users, ScriptedAggregator(20, 8))
-        assert communicator.ledger.bits("users_to_relays") == (20 * 6 * 64, 20 * 2 * 64)
-        down = communicator.ledger.bits("relays_to_users")  # three further numbers, a receipt
+        assert communicator.ledger.bits(USERS_TO_RELAYS) == (20 * 6 * 64, 20 * 2 * 64)
+        down = communicator.ledger.bits(RELAYS_TO_USERS)  # three further numbers, a receipt
         assert down == (20 * 6 * 64, 20 * (3 * 64 + 32))
-        assert communicator.ledger.bits("relays_to_users", link=7, round=0) == (6 * 64, 3 * 64 + 32)
+        assert communicator.ledger.bits(RELAYS_TO_USERS, link=7, round=0) == (6 * 64, 3 * 64 + 32)
         assert communicator.V_bits == 6 * 64
 
     def test_a_loaded_state_continues_with_the_same_bits(self) -> None:
@@ -155,14 +156,14 @@ class CommunicatorContract:
         assert set(facts.models) == set(range(10))
         ledger = communicator.ledger
         assert ledger.rounds == 0
-        assert ledger.bits("users_to_relays", round="setup") == (0, 10 * 3 * 64)
-        assert ledger.bits("users_to_relays") == (0, 10 * 3 * 64)
+        assert ledger.bits(USERS_TO_RELAYS, round="setup") == (0, 10 * 3 * 64)
+        assert ledger.bits(USERS_TO_RELAYS) == (0, 10 * 3 * 64)
         own, uncoded = communicator.setup_seconds
         assert own > 0
         assert uncoded > 0
         communicator.round(0, ScriptedUsers([random_numbers(1, 10, 4, None)], [set()], 0), ScriptedAggregator(10, 4))
-        assert ledger.bits("users_to_relays", round=0) == (10 * 4 * 64, 0)
-        assert ledger.loads(communicator.V_bits)["users_to_relays"] == 10
+        assert ledger.bits(USERS_TO_RELAYS, round=0) == (10 * 4 * 64, 0)
+        assert ledger.loads(communicator.V_bits)[USERS_TO_RELAYS] == 10
 
     def test_a_wrong_number_of_rows_is_refused(self) -> None:
         communicator = self.make(symmetric(K=5, H=5, r=1), Network(), None, InProcess)

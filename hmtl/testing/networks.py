@@ -8,7 +8,7 @@ from hmtl.topology import Contacts, Topology
 
 @st.composite
 def topologies(draw: st.DrawFn, max_H: int = 8, max_K: int = 40) -> Topology:
-    """Draw any network: mixed degrees, users whom all relays hear, sometimes a relay that hears all or nobody."""
+    """Draw any network: mixed degrees, sometimes a relay that hears all or nobody."""
     H = draw(st.integers(1, max_H))
     K = draw(st.integers(1, max_K))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -27,7 +27,7 @@ def topologies(draw: st.DrawFn, max_H: int = 8, max_K: int = 40) -> Topology:
 
 @st.composite
 def moving(draw: st.DrawFn, rounds: int = 4) -> Contacts:
-    """Draw contacts that change during the rounds and may recur; users and relays may lose all contacts."""
+    """Draw contacts that change and may recur; users and relays may lose all contacts."""
     first = draw(topologies(max_H=6, max_K=25))
     rng, gone = np.random.default_rng(draw(st.integers(0, 2**32 - 1))), draw(st.sampled_from((0, 0.3)))
     starts = [0, *sorted(draw(st.sets(st.integers(1, rounds - 1), min_size=1)))]
@@ -41,7 +41,7 @@ def moving(draw: st.DrawFn, rounds: int = 4) -> Contacts:
 
 @st.composite
 def restricted(draw: st.DrawFn, topology: st.SearchStrategy[Topology] | None = None) -> Topology:
-    """Draw what remains of a network in a round: any users, relays and links may be absent, sometimes all."""
+    """Draw what remains of a network in a round without some users, relays and links."""
     t = draw(topologies() if topology is None else topology)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     users, relays, links = (

@@ -1,4 +1,4 @@
-"""A learner that learns nothing, for tests of communication. K users, m + e numbers in a row."""
+"""A learner that learns nothing, for tests. K users, m + e numbers in a row."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ NOBODY: Users = np.empty(0, np.int64)
 
 
 def random_numbers(seed: int, rows: int, columns: int, wire: str | None) -> Tensor:
-    """Return any bit patterns, NaNs and denormals included, if nothing converts them; else ordinary numbers."""
+    """Return any bit patterns, NaNs included, if nothing converts them; else numbers."""
     rng = np.random.default_rng(seed)
     if wire is None:
         return torch.from_numpy(rng.integers(0, 256, (rows, 8 * columns), np.uint8)).view(torch.float64)
@@ -69,7 +69,9 @@ class ScriptedUsers:
 
 
 class ScriptedAggregator:
-    """An aggregator side whose models are the last IVs of all users, in reverse order, and the number of updates.
+    """An aggregator side whose models are the last IVs of all users, in reverse order.
+
+    A further number of each model is the number of updates.
 
     With `of_some`, bool [K, K], each model is computed from the IVs that its row marks: the sum of their bytes, and
     the number of updates.
@@ -128,5 +130,5 @@ class Counting(InProcess):
 
 
 def rounded(x: Tensor, m: int, wire: str | None) -> Tensor:
-    """Return rows as the wire rounds them: the first m numbers in its type, further numbers unchanged."""
+    """Return rows as the wire rounds them: only the first m numbers of each."""
     return x if wire is None else torch.cat([x[:, :m].to(getattr(torch, wire)).to(x), x[:, m:]], dim=1)

@@ -1,1 +1,1 @@
-"""The cost of communication: bits of each link, transmission time, and CPU time of each node."""
+"""The cost of communication: bits of links, transmission time, CPU time of nodes."""

@@ -16,7 +16,10 @@ SETUP = "setup"
 
 
 class Bits(NamedTuple):
-    """Bits sent: `payload` are IVs or models, including padding; `overhead` is everything that travels with them."""
+    """Bits sent.
+
+    `payload` are bits of IVs or models, including padding; `overhead` is everything that travels with them.
+    """
 
     payload: int
     overhead: int
@@ -87,7 +90,9 @@ class LinkLedger:
         return Bits(int(payload), int(overhead))
 
     def per_link(self, tier: str, round: int | str | None = None) -> NDArray[np.int64]:
-        """Return payload and overhead bits [links, 2] of the latest round (its number, or -1), of SETUP, or in total.
+        """Return payload and overhead bits of the links of a tier [links, 2].
+
+        `round` is the latest round (its number, or -1), SETUP, or None for the total.
 
         Raises:
             ValueError: the round is an earlier one.
@@ -105,14 +110,14 @@ class LinkLedger:
         return counts[self._slices[tier]].copy()
 
     def loads(self, V_bits: int) -> dict[str, float]:
-        """Return the measured load of each tier: payload bits per round, divided by V; zero if nothing was sent.
+        """Return the measured load of each tier: payload bits per round, divided by V.
 
         Ref: Hu et al. 2022, Definitions 3 and 4.
         """
         return {tier: self.bits(tier).payload / (self.rounds * V_bits or 1) for tier in TIERS}
 
     def latest(self) -> torch.Tensor:
-        """Return the bits of the current round, or of the set-up before the first one, [links of all tiers, 2]."""
+        """Return the bits of the current round, or of the set-up, [links of all tiers, 2]."""
         return torch.from_numpy(self._open.copy())
 
     def add_latest(self, counts: torch.Tensor) -> None:

@@ -84,7 +84,7 @@ class Network:
         return replace(links, bandwidths=tuple(links.bandwidths[i] for i in topology.active))
 
     def forwarders(self, topology: Topology) -> NDArray[np.int64]:
-        """Return the relay that forwards each user's IV if nothing is coded [K]; see `hmtl.coding.forwarders`."""
+        """Return the relay that forwards each user's IV [K]; see `hmtl.coding.forwarders`."""
         return forwarders(topology, self.uplinks(topology))
 
     def _uplinks(self, H: int) -> Uplinks:
@@ -115,7 +115,9 @@ def tier_loads(
     load: Loads | None = None,
     aggregators: Aggregators = "all",
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the loads of all four tiers in IVs, by formula: from relays to server by relay [H], else in total.
+    """Return the loads of all four tiers in IVs, by formula.
+
+    Loads from relays to server are by relay [H], the remaining ones in total.
 
     Under `unicast`, each aggregator is sent its own copy of what it needs; an uncoded model is sent to one relay.
 

@@ -7,7 +7,7 @@ from hmtl.clock import cpu_seconds
 
 
 class Stopwatch:
-    """CPU seconds of a round by what they were spent on, such as `relay 3`, `server` or `global update of relay 3`."""
+    """CPU seconds of a round by task, such as `relay 3` or `global update of relay 3`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

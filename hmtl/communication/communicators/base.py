@@ -1,4 +1,4 @@
-"""The base of all communicators: plans for a network, the nodes of a learner, and rounds played by them.
+"""The base of all communicators, which makes the nodes of a learner and plays rounds.
 
 K users, H relays, m numbers per IV.
 """
@@ -159,11 +159,11 @@ class Communicator(ABC):
         return Outcome(counted, attendance.relays, attendance.aggregators, empty)
 
     def seconds(self, round: int | str = -1) -> float:
-        """Return the communication time of a round, or of the ledger's SETUP; see `Network.seconds`."""
+        """Return the communication time of a round, or of SETUP; see `Network.seconds`."""
         return self.network.seconds(self._sent(round))
 
     def uncoded_seconds(self) -> float:
-        """Return what the communication of the last round takes uncoded, with the server as aggregator."""
+        """Return the communication time of the last round if nothing is coded."""
         return self._uncoded_seconds(self._sent(-1), self._server) if self._server else 0.0
 
     @property
@@ -193,7 +193,7 @@ class Communicator(ABC):
         return described
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that later rounds depend on, as tensors and numbers in plain dictionaries."""
+        """Return what later rounds depend on, as tensors and numbers in plain dictionaries."""
         return {
             "ledger": self.ledger.state_dict(),
             "V_bits": self.V_bits,
@@ -215,7 +215,10 @@ class Communicator(ABC):
             self._nodes.load_state_dict(self._memory)
 
     def _make_nodes(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
-        """Make the nodes at this end of the links: relays aggregate if the plan says so, else the server does."""
+        """Make the nodes at this end of the links.
+
+        Relays aggregate if the plan names some, else the server does.
+        """
         reliable, planner = self._links.reliable, self.planner
         aggregation = Aggregation(self.topology.K, aggregator, users.numbers, self._wire_type, not reliable)
         if planner.preferred:
@@ -284,7 +287,7 @@ class Communicator(ABC):
         return range(max(1, self.ledger.rounds if isinstance(self.contacts, Moving) else 0))
 
     def _theory_of(self, round: int) -> NDArray[np.float64]:
-        """Return loads between relays and server by formula, their bounds, and r, when everybody is present."""
+        """Return loads by formula, their bounds, and r, if everybody is present in a round."""
         self._follow(round)
         if self.topology not in self._theory:
             bound, medium = bounds(self.topology, aggregators=self.planner.usual or "server"), self.network.medium
@@ -297,7 +300,10 @@ class Communicator(ABC):
         return {tier: self.ledger.per_link(tier, round).sum(axis=1) for tier in TIERS}
 
     def _uncoded_seconds(self, sent: Mapping[str, NDArray[np.int64]], server: Server, times: int = 1) -> float:
-        """Return the time if relays forward what users send and receive; reports and attendance are the same."""
+        """Return the time that this takes uncoded.
+
+        Relays forward what users send and receive; reports and the attendance are the same.
+        """
         attendance = server.attendance
         present, relays = attendance.users, attendance.relays
         up = np.zeros(self.topology.H)

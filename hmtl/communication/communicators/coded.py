@@ -9,7 +9,9 @@ from hmtl.topology import Moving, Topology
 
 
 class CodedHierarchical(Communicator):
-    """The hierarchical scheme of Hu et al. 2022, Section IV, with any plan of `hmtl.coding`: relays aggregate.
+    """Relays exchange coded combinations of IVs, and aggregate.
+
+    Ref: Hu et al. 2022, Section IV, with any plan of `hmtl.coding`.
 
     In each round, the aggregators confirm what they decoded and computed by digests, which the server compares.
 

@@ -1,4 +1,4 @@
-"""The communicator of partial demands: relays learn only the IVs that their own users' models need."""
+"""The communicator of partial demands: relays learn what their users' models need."""
 
 from collections.abc import Collection
 from typing import Any

@@ -1,4 +1,4 @@
-"""The communicator of sums: relays and server add, for learners that need only sums over users. K users, H relays."""
+"""The communicator of sums: relays and server add. K users, H relays."""
 
 from typing import Any, Protocol, cast
 
@@ -32,7 +32,7 @@ class SummingSide(UserSide, Protocol):
 
     @property
     def row_bits(self) -> tuple[int, int, int]:
-        """Bits of the m numbers, and of what travels beside an IV and a model, if IVs and models travel."""
+        """Bits of an IV's m numbers, and of what travels beside an IV and a model."""
 
 
 class Sums(Communicator):
@@ -116,7 +116,10 @@ class Sums(Communicator):
         )
 
     def _rows(self, t: Topology) -> tuple[float, float, float, float]:
-        """Return how many rows relays send to users, and the least from relays, from the server, and to users."""
+        """Return the rows that relays send to users, and bounds of rows on three tiers.
+
+        The bounds are of rows from relays, from the server, and to users.
+        """
         bound = sum_bounds(t)
         up, down = bound.uplink, bound.down(self.network.medium)
         if self.network.last_hop == "unicast":
@@ -139,7 +142,9 @@ class Sums(Communicator):
 
 
 def sums_if_faster(coded: CodedHierarchical, ratio: float) -> Sums | None:
-    """Return a communicator of sums in place of `coded` if the hop between relays and server takes less time.
+    """Return a communicator of sums to replace `coded`, or None if it is not faster.
+
+    Only the time between relays and server is compared.
 
     Sums replace coding only if `aggregators=auto` and numbers travel as they are.
 

@@ -8,7 +8,9 @@ from hmtl.topology import Moving, Topology
 
 
 class Uncoded(Communicator):
-    """Relays forward IVs and models, the server aggregates. Ref: Hu et al. 2022, Example 1; loads (K, K, K, K).
+    """Relays forward IVs and models, the server aggregates; loads are (K, K, K, K).
+
+    Ref: Hu et al. 2022, Example 1.
 
     Args:
         topology: who hears whom, in all rounds or round by round.

@@ -1,4 +1,4 @@
-"""Nodes of a round of sums: relays add what they hear, the server adds that, and one row goes back to everybody.
+"""Nodes of a round of sums: relays and server add, one row goes back to everybody.
 
 K users, H relays, L numbers in a row of terms or sums, int64. A relay of a cover of all users who were heard sends one
 row, the sum of the rows of the users whom the plan assigns to it; a relay of a cover of all users within range of some
@@ -51,7 +51,7 @@ class AddingHost(UserHost):
 
 
 class AddingRelay(Relay):
-    """A relay that adds the rows of some of its users, and sends the server's row to some of its users."""
+    """A relay that adds rows of its users, and sends the server's row to its users."""
 
     def add(self) -> list[Message]:
         """Send the sum of the rows of the users whom the plan assigns to this relay, if any."""
@@ -64,7 +64,7 @@ class AddingRelay(Relay):
         return [self._to_server(IVS, _sum(ivs["payload"], at), _sum(ivs["overhead"], at))]
 
     def deliver(self) -> list[Message]:
-        """Send the server's row to the users whom the plan assigns to this relay: once, or a copy for each."""
+        """Send the server's row to the users whom the plan assigns to this relay."""
         users = np.flatnonzero(self.planner.spread(self.attendance).adds == self.i)
         if not len(users):
             return []
@@ -100,7 +100,7 @@ class AddingServer(ForwardingServer):
 
 
 class SummingAggregation(Aggregation):
-    """An aggregator with one row of sums, and one row for all users that holds the receipts of all."""
+    """An aggregator with one row of sums, and one row with receipts for all users."""
 
     def _rows(self, users: int) -> int:
         return 1
@@ -112,7 +112,7 @@ class SummingAggregation(Aggregation):
 
 
 def _split_receipts(overhead: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Split a row's overhead into further numbers and the round in which each user's IV counted last [K]."""
+    """Split a row's overhead into further numbers and the receipts of all users [K]."""
     content, nbytes = overhead[:-4], int(bytes_to_numbers(overhead[-4:])[0])
     start = len(content) - nbytes
     receipts = np.frombuffer(zlib.decompress(content[start:].tobytes()), np.uint8)

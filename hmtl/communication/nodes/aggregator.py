@@ -1,4 +1,4 @@
-"""Where a process aggregates: IVs are collected and models are computed. K users, m numbers per IV or model.
+"""Where a process aggregates. K users, m numbers per IV or model.
 
 Aggregators of one process that hold equal bytes compute equal models, so they share one `Aggregation`: the first relay
 of a round keeps the IVs and computes; the others verify by their digests that they would have computed the same.
@@ -27,13 +27,19 @@ class AggregatorSide(Protocol):
     """The part of an algorithm that needs all IVs; see `hmtl.mtl.Aggregator`."""
 
     def update(self, users: Users, ivs: Tensor) -> Tensor:
-        """Return the models [K, m + e′] of all users from the IVs [n, m + e] of some, which it may overwrite."""
+        """Return the models [K, m + e′] of all users from the IVs [n, m + e] of some.
+
+        It may overwrite the IVs.
+        """
 
     def needs(self) -> NDArray[np.bool_] | None:
         """Return which IVs each model is computed from [K, K]; None: all of them."""
 
     def part(self, of: Users, users: Users, ivs: Tensor, rounds: int) -> Tensor:
-        """Return models of the users `of`, from the IVs of `users`, after some rounds; only if `needs` is a matrix."""
+        """Return models of the users `of` from the IVs of `users`, after some rounds.
+
+        Only called if `needs` is a matrix.
+        """
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
@@ -89,7 +95,7 @@ class Aggregation:
         self._digest = b""
 
     def open(self, round: int, node: str, users: Users, payload: int, overhead: int) -> bool:
-        """Make room for the round's IVs of this many bytes; return whether `node` keeps them for its process."""
+        """Make room for a round's IVs; return whether `node` keeps them for its process."""
         if self._round != round:
             self._round, self._keeper, self._users = round, node, users
             rows = self._rows(len(users))
@@ -102,7 +108,7 @@ class Aggregation:
         return torch.from_numpy(np.searchsorted(self._users, users))
 
     def gather(self, messages: Sequence[Message]) -> None:
-        """Put the rows of messages, which together hold the IVs of all users present, in their place."""
+        """Collect the IVs of all users present from messages."""
         at = torch.cat([self.places(message.of_users()) for message in messages])
         rows = torch.cat([message.rows() for message in messages])
         for part in self.ivs:
@@ -132,7 +138,7 @@ class Aggregation:
         self._digest, self._models = digest, Models(payload, torch.cat([extras, self._receipts()], dim=1))
 
     def models(self, digest: bytes) -> Models | None:
-        """Return the models for a node whose IVs have this digest; None if the IVs that were kept have another one."""
+        """Return the models if the IVs that were kept have this digest, else None."""
         return self._models if digest == self._digest else None
 
     def roll_back(self) -> None:

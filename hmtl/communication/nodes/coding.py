@@ -1,4 +1,4 @@
-"""Relays and server of a coded round: relays combine IVs, the server recombines, relays decode and aggregate.
+"""Nodes of a coded round: relays combine IVs, the server recombines, relays decode.
 
 K users, H relays.
 """
@@ -48,7 +48,7 @@ class DecodingRelay(Relay):
         return self.phase is Phase.ATTENDING and bool(self.attendance.aggregating[self.i])
 
     def send_state(self) -> list[Message]:
-        """Send the state that a relay needs to aggregate, if the server names this relay as its source."""
+        """Send the state of an aggregator, if the server names this relay as its source."""
         return []
 
     def adopt_state(self, messages: Sequence[Message]) -> None:
@@ -66,7 +66,10 @@ class DecodingRelay(Relay):
         return [self._to_server(COMBINATIONS, *segment.sides(matmul(view.encoder, self._heard)))]
 
     def decode(self, segment: Segment, messages: Sequence[Message]) -> None:
-        """Decode the pieces that the relay missed, from the server's combinations and the pieces that it heard."""
+        """Decode the pieces that the relay missed.
+
+        They follow from the server's combinations and the pieces that it heard.
+        """
         if self.phase is Phase.STUCK or self.i not in self.planner.code(self.attendance).receivers(segment.number):
             return
         view = self._view(segment)
@@ -147,7 +150,7 @@ class CodingRelay(DecodingRelay):
             segment.put(decoded, self.aggregation.ivs[segment.part], self.aggregation.places(missing))
 
     def finish(self) -> None:
-        """Complete the decoded IVs with those that are not coded, since every aggregator heard them."""
+        """Complete the decoded IVs with the uncoded ones, which every aggregator heard."""
         if self.aggregating:
             uncoded = torch.from_numpy(self._row[self.planner.code(self.attendance).not_coded])
             for ivs in self._ivs.values():
@@ -170,7 +173,7 @@ class CodingRelay(DecodingRelay):
         self._on(Event.AGGREGATE)
 
     def confirm(self) -> list[Message]:
-        """Send digests of IVs and models to the server, and the models of users whom no aggregator hears."""
+        """Send digests to the server, and the models of users whom no aggregator hears."""
         if self.phase is not Phase.AGGREGATED:
             return []
         models, ivs = self._models, self._digest.value()
@@ -189,7 +192,7 @@ class CodingRelay(DecodingRelay):
             self.aggregation.roll_back()
 
     def deliver(self) -> list[Message]:
-        """Send models to the users: those that the server passed on and, if all aggregators agree, the relay's own.
+        """Send the users the models passed on and, if all aggregators agree, the relay's own.
 
         In a round without aggregators, send receipts that no IV counted.
         """
@@ -210,12 +213,15 @@ class CodingRelay(DecodingRelay):
         self.aggregation.close()
 
     def _keeps_ivs(self) -> bool:
-        """Return whether this relay keeps the IVs, and computes, for all aggregators of its process."""
+        """Return whether this relay keeps the IVs for all aggregators of its process."""
         return self.aggregation.open(self.round, self.name, self.attendance.users, *self.sizes)
 
 
 class CodingServer(Server):
-    """A server that recombines the relays' combinations, from which it cannot decode an IV, and compares digests."""
+    """A server that recombines the relays' combinations, and compares their digests.
+
+    It cannot decode a single IV from them.
+    """
 
     def nobody_aggregates(self) -> bool:
         return not self.attendance.aggregating.any()
@@ -241,7 +247,9 @@ class CodingServer(Server):
         return [copy for i, rows in needed for copy in self._to([i], BROADCAST, *segment.sides(rows))]
 
     def compare(self, digests: Sequence[Message], models: Sequence[Message]) -> list[Message]:
-        """Release the models if all aggregators hold the same, and pass on models for users whom none of them hears.
+        """Release the models if all aggregators hold the same.
+
+        Models of users whom no aggregator hears are passed on to the relays that serve them.
 
         Raises:
             CodingError: the aggregators hold different IVs or models.

@@ -1,4 +1,4 @@
-"""Relay and server of an uncoded round: relays forward IVs, the server aggregates. K users."""
+"""Nodes of an uncoded round: relays forward IVs, the server aggregates. K users."""
 
 from collections.abc import Sequence
 

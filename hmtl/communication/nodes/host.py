@@ -1,4 +1,7 @@
-"""A host: the node that holds the users of a process. K users, m numbers per IV or model, e further ones."""
+"""A host: the node that holds the users of a process.
+
+K users, m numbers per IV or model, e further numbers.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -23,7 +26,10 @@ class UserSide(Protocol):
         """m; further numbers of a row are overhead."""
 
     def local_update(self, round: int, idle: Users = ...) -> tuple[Users, Tensor]:
-        """Return who takes part, without the `idle`, and their IVs [n, m + e]; the update stays pending."""
+        """Return who takes part, without the `idle`, and their IVs [n, m + e].
+
+        The update stays pending.
+        """
 
     def commit(self, users: Users) -> None:
         """Make the pending update of these users permanent, since it counted."""
@@ -36,7 +42,9 @@ class UserSide(Protocol):
 
 
 class UserHost:
-    """The users of one process. Each knows its own IV, the model that it receives, and whether its IV counted.
+    """The users of one process.
+
+    Each user knows its own IV, the model that it receives, and whether its IV counted.
 
     A user who received no model stays idle until it receives one. Until then its update may have counted, so it must
     be neither repeated nor discarded, and its model is out of date.
@@ -131,7 +139,7 @@ class UserHost:
             setattr(self, name, state[name].numpy().copy())
 
     def _settle(self, users: Users, last: NDArray[np.int64]) -> None:
-        """Commit or roll back pending updates, given the round in which each user's IV counted last."""
+        """Commit or roll back pending updates, given when each user's IV counted last."""
         counted = last == self.sent[users]
         self.users.commit(users[self.pending[users] & counted])
         self.users.roll_back(users[self.pending[users] & ~counted])

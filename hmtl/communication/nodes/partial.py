@@ -1,4 +1,4 @@
-"""Relays and server of a round of partial demands: each relay learns only the IVs that its users' models need.
+"""Nodes of a round of partial demands: relays learn what their users' models need.
 
 K users, H relays.
 """
@@ -23,7 +23,7 @@ from hmtl.errors import CodingError
 
 
 class PartialRelay(DecodingRelay):
-    """A relay that decodes the IVs that it demands and did not hear, and computes the models of its own users.
+    """A relay that decodes the IVs that it demands, and computes its users' models.
 
     Args:
         i, hosts, reliable: see `Relay`.
@@ -111,7 +111,7 @@ class PartialRelay(DecodingRelay):
 
 
 class PartialServer(CodingServer):
-    """A server that requires everybody to take part, and compares the digests of relays that decode the same block."""
+    """A server that requires everybody to take part, and compares digests by block."""
 
     planner: PartialPlanner
 

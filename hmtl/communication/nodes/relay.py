@@ -1,4 +1,7 @@
-"""What every relay does in a round: report, attend, heed the verdict, deliver models. K users, H relays."""
+"""What every relay does: report, attend, heed the verdict, deliver models.
+
+K users, H relays.
+"""
 
 from collections.abc import Sequence
 
@@ -24,7 +27,7 @@ from hmtl.communication.planning.planner import Planner
 
 
 class Relay:
-    """Relay i, which knows what it heard, what the server sent to it, and what it computed from these.
+    """Relay i, which knows what it heard and what the server sent to it.
 
     Args:
         i: number of the relay.
@@ -92,7 +95,7 @@ class Relay:
         self.attendance = self.planner.attendance(messages[0].overhead.numpy().tobytes())
 
     def conclude(self, verdict: Sequence[Message], models: Sequence[Message]) -> None:
-        """Heed the server's verdict on this attempt, and keep the models that the server passes on.
+        """Heed the server's verdict on this attempt, and keep the models that it passes on.
 
         A relay that did not aggregate needs no verdict.
         """

@@ -1,4 +1,7 @@
-"""What every server does in a round: decide who takes part, notice silent relays, pass on models. K users, H relays."""
+"""What every server does: decide who takes part, notice silent relays, send models.
+
+K users, H relays.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -58,7 +61,7 @@ class Server(ABC):
         self.planner, self.topology = planner, planner.topology
 
     def attend(self, round: int, messages: Sequence[Message]) -> list[Message]:
-        """Decide from the relays' reports who takes part and who aggregates, and announce it to these relays."""
+        """Decide from the relays' reports who takes part and who aggregates; announce it."""
         self.round, self.handover_bits = round, 0
         self._reports = {
             relay_of(message): Report.from_bytes(message.overhead[0].numpy(), self.topology, relay_of(message))
@@ -94,7 +97,7 @@ class Server(ABC):
         return list(self._to(self.attendance.relays, ATTENDANCE, *overhead_only(content)))
 
     def _lacks(self, relays: Sequence[int], messages: Sequence[Message]) -> bool:
-        """Return whether a message of one of these relays is missing, or an earlier one of this attempt was."""
+        """Return whether a message of these relays is missing, now or before in this attempt."""
         if not self.silent:  # relays that a silent one left without what they need are not silent themselves
             self.silent = set(relays).difference(map(relay_of, messages))
         return bool(self.silent)
@@ -110,7 +113,7 @@ class Server(ABC):
         return self._verdict(IN_VAIN, self.attendance.relays)
 
     def _to(self, relays: Sequence[int], kind: str, payload: Tensor, overhead: Tensor) -> Iterator[Message]:
-        """Yield the same message to some relays: one if the medium is a broadcast, else a copy for each."""
+        """Yield the same message to some relays, once by broadcast or as a copy for each."""
         names = [relay_name(i) for i in relays]
         copies: list[tuple[tuple[str, ...], int]] = [(tuple(names), self.topology.H)] if names else []
         if self.planner.network.medium == "unicast":
@@ -119,7 +122,7 @@ class Server(ABC):
             yield Message(self.round, SERVER_TO_RELAYS, kind, SERVER, receivers, link, payload, overhead)
 
     def _to_serving(self, models: Message | Models, of: Users, rows: Tensor) -> Iterator[Message]:
-        """Yield the models of some users, which are these rows, to the relay that serves each of them."""
+        """Yield the models of some users to the relays that serve them."""
         serving, via_server = self.planner.routes(self.attendance)
         payload, overhead = models.payload, models.overhead
         for i in np.unique(serving[of][via_server[of]]).tolist():

@@ -1,1 +1,1 @@
-"""What every node derives without communication: plans, routes, and how IVs are cut and coded."""
+"""What every node derives without communication: plans, routes, and codes."""

@@ -62,7 +62,7 @@ class Segment:
         return (rows, nothing(len(rows))) if self.part == "payload" else (nothing(len(rows)), rows)
 
     def cut(self, rows: Tensor, at: Tensor) -> Tensor:
-        """Return the pieces [n·c, g·width] of the IVs rows[at], zero-padded; `at` holds places [n, g]."""
+        """Return the pieces [n·c, g·width] of the IVs rows[at], zero-padded; `at` is [n, g]."""
         (n, g), c = at.shape, self.block.pieces
         if c == 1 and self.width == self.nbytes:  # whole IVs
             return rows[at.ravel()].view(n, g * self.width)
@@ -87,7 +87,7 @@ class Segment:
         return received if self.block.forwards else matmul(self.block.downlink, received)
 
     def _spans(self) -> Iterator[tuple[int, slice, slice]]:
-        """Yield, for each piece s, the bytes of an IV in these columns, and the columns that hold them."""
+        """Yield, for each piece, the bytes of an IV in these columns, and their columns."""
         piece = self.block.piece_bytes(self.nbytes)
         for s in range(self.block.pieces):
             start = s * piece + self.columns.start
@@ -96,7 +96,7 @@ class Segment:
                 yield s, slice(start, stop), slice(0, stop - start)
 
     def _matched(self, pieces: Tensor, at: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield pieces [n, c, g, width] as [.., c, width] with the places of their IVs [..], at once if possible."""
+        """Yield pieces as [.., c, width] with the places of their IVs, at once if possible."""
         if 1 in pieces.shape[1:3]:
             yield pieces.view(-1, self.block.pieces, self.width), at.ravel()
         else:
@@ -160,18 +160,18 @@ class View:
         return self.from_server.shape[1]
 
     def decode(self, messages: Tensor, heard: Tensor) -> Tensor:
-        """Return the pieces that the relay misses, given the messages that it needs and the pieces that it heard."""
+        """Return the pieces that the relay misses, given messages and the pieces it heard."""
         return matmul(self.from_server, messages).bitwise_xor_(matmul(self.from_heard, heard))
 
     def check(self, heard: Tensor, decoded: Tensor, blocks: int = 1) -> Tensor:
-        """Return random combinations [CHECK_ROWS, width] of all pieces of some blocks, the same at every relay."""
+        """Return random combinations of all pieces of some blocks, the same at every relay."""
         of_heard, of_missing = self._checks(blocks)
         width = heard.shape[1] // blocks
         return matmul(of_heard, heard.view(-1, width)).bitwise_xor_(matmul(of_missing, decoded.view(-1, width)))
 
     @cached_property
     def _checks(self) -> Callable[[int], tuple[Tensor, Tensor]]:
-        """Function from a number of blocks to the coefficients of heard and missing pieces, [CHECK_ROWS, ..] each."""
+        """Function from a number of blocks to coefficients of heard and missing pieces."""
 
         def coefficients(blocks: int) -> tuple[Tensor, Tensor]:
             c = self.block.pieces

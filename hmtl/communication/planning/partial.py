@@ -1,4 +1,4 @@
-"""Plans of rounds in which each relay computes its own users' models, from the IVs that these need."""
+"""Plans of rounds in which each relay computes only its own users' models."""
 
 from dataclasses import asdict
 from functools import cached_property

@@ -1,4 +1,4 @@
-"""Plans and routes of a network, which every node derives from topology, scheme, seed and attendance."""
+"""Plans and routes of a network, which every node derives by itself."""
 
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
@@ -29,7 +29,7 @@ class PlanSettings:
 
 
 class Code:
-    """The plan of a round in which some relays aggregate, and each block of it as each relay knows it."""
+    """The plan of a round in which relays aggregate, and each relay's view of it."""
 
     def __init__(self, plan: Plan, aggregators: tuple[int, ...]) -> None:
         self.plan, self.aggregators = plan, aggregators
@@ -48,7 +48,7 @@ class Code:
         return tuple(active[n] for n in self.plan.blocks[block].aggregators)
 
     def carriers(self, models: int) -> NDArray[np.int64]:
-        """Return which aggregator sends each of these models, of users whom no aggregator hears, to the server."""
+        """Return the aggregator that sends each model to the server, if none hears the user."""
         if not self.plan.aggregators:  # nobody was heard
             return np.full(models, self.aggregators[0])
         return self.plan.carriers(models)
@@ -61,7 +61,9 @@ class Code:
 
 
 class Planner:
-    """The plans and routes of a topology, kept in case an attendance recurs. The nodes of a process share a planner.
+    """The plans and routes of a topology, kept in case an attendance recurs.
+
+    The nodes of a process share a planner.
 
     Args:
         topology: who hears whom when everybody is present.
@@ -92,7 +94,10 @@ class Planner:
 
     @cached_property
     def preferred(self) -> tuple[int, ...]:
-        """The preferred aggregators. If none of them is present, any relay may aggregate. Empty: the server does."""
+        """The preferred aggregators; empty: the server aggregates.
+
+        If none of them is present, any relay may aggregate.
+        """
         if self._preferred is not None:
             return self._preferred
         if scheme_of(self.scheme).code is None:

@@ -1,4 +1,4 @@
-"""Planners of a network whose users may move: one for each topology, and aggregators that stay the same."""
+"""Planners of a network whose users may move, one for each topology."""
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -57,7 +57,7 @@ class Planners:
 
     @cached_property
     def _preferred(self) -> tuple[int, ...] | None:
-        """The preferred aggregators of a network whose users move, the same in all rounds; None if users stay.
+        """The preferred aggregators in all rounds, if users move; None if users stay.
 
         A relay that joins the aggregators has to be handed the state, about K IVs up and as many down, which a few
         rounds with better aggregators do not make up for.

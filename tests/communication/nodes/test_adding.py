@@ -167,7 +167,8 @@ def test_the_sum_of_all_users_heard_reaches_all_users_within_range(
         ledger = apart.links.ledger
         assert ledger.bits("relays_to_server", round=round).payload == len(added) * 6 * 64
         spread = len(cover(t.restricted(relays=there)).relays)
-        copies = (1 if network.medium == "broadcast" else spread) if there else 0
+        copies = min(1, spread) if network.medium == "broadcast" else spread
+        copies *= bool(there)
         assert ledger.bits("server_to_relays", round=round).payload == copies * 6 * 64
         copies = spread if network.last_hop == "broadcast" else len(reached)
         assert ledger.bits("relays_to_users", round=round).payload == (copies * 6 * 64 if there else 0)
