@@ -44,13 +44,7 @@ class Average:
 
 
 class SendAverageTerms(Sending):
-    """Users send the terms of the average, receive their sum, and compute the model themselves.
-
-    Args:
-        average: the average.
-        counts: n_k of these users [n, 1].
-        total: N.
-    """
+    """Users send terms, receive S and compute the model; `counts` are n_k of these users [n, 1], `total` is N."""
 
     def __init__(self, average: Average, counts: Tensor, total: float) -> None:
         super().__init__()
@@ -79,21 +73,31 @@ class SendAverageTerms(Sending):
         self.total = float(numbers[0, 0])
 
 
-class AverageModels(Aggregator):
-    """Averages the users' models; keeps S, int64 [1, m].
-
-    Args:
-        average: the average.
-        counts: n_k [K, 1].
-    """
+class AverageTerms(Aggregator):
+    """Aggregator of terms, or of sums of some users' terms: returns S, int64 [1, m], for all users."""
 
     S: Tensor
 
-    def __init__(self, average: Average, counts: Tensor) -> None:
+    def __init__(self, average: Average) -> None:
         super().__init__()
         self.average = average
-        self.counts = counts
         self.register_buffer("S", torch.zeros_like(average.start, dtype=torch.int64)[None])
+
+    def update(self, users: Ids, ivs: Tensor) -> Tensor:
+        self.S = self.average.grid.added(self.S, ivs.sum(0, keepdim=True).to(self.S.device))
+        return self.S
+
+    def answer(self, facts: Tensor) -> Tensor:
+        """Return N to each user, [K, 1], for the n_k [K, 1] of the set-up."""
+        return facts.sum(0).expand(len(facts), 1)
+
+
+class AverageModels(AverageTerms):
+    """Aggregator of IVs: adds their terms and returns the models; `counts` are n_k [K, 1]."""
+
+    def __init__(self, average: Average, counts: Tensor) -> None:
+        super().__init__(average)
+        self.counts = counts
 
     @property
     def models(self) -> Tensor:
@@ -106,37 +110,13 @@ class AverageModels(Aggregator):
         def terms(rows: slice, columns: slice) -> Tensor:
             return self.average.terms(ivs[rows, columns], last[:, columns], counts[rows])
 
-        self.S = self.average.grid.added(self.S, sum_of_terms((len(users), 1, ivs.shape[1]), terms, ivs.device))
+        super().update(users, sum_of_terms((len(users), 1, ivs.shape[1]), terms, ivs.device))
         return self.models
 
     def answer(self, facts: Tensor) -> Tensor:
         """Take n_k, [K, 1], in the set-up; the users need no answer, [K, 0]."""
         self.counts = facts.to(self.counts)
         return facts[:, :0]
-
-
-class AverageTerms(Aggregator):
-    """Adds terms, or sums of some users' terms; keeps S, int64 [1, m], which goes to all users.
-
-    Args:
-        start: first model [m].
-        grid: grid of the terms.
-    """
-
-    S: Tensor
-
-    def __init__(self, start: Tensor, grid: Grid) -> None:
-        super().__init__()
-        self.grid = grid
-        self.register_buffer("S", torch.zeros_like(start, dtype=torch.int64)[None])
-
-    def update(self, users: Ids, ivs: Tensor) -> Tensor:
-        self.S = self.grid.added(self.S, ivs.sum(0, keepdim=True).to(self.S.device))
-        return self.S
-
-    def answer(self, facts: Tensor) -> Tensor:
-        """Return N to each user, [K, 1], for the n_k [K, 1] of the set-up."""
-        return facts.sum(0).expand(len(facts), 1)
 
 
 class FedAvg(NetworkAlgorithm):
@@ -148,26 +128,22 @@ class FedAvg(NetworkAlgorithm):
     """
 
     regularized = False
-    aggregator: AverageModels | AverageTerms
+    beta = 1.0
+    aggregator: AverageTerms
 
     @classmethod
     def sums_needed(cls, problem: Problem) -> int:
         return 1
 
     def _sides(self, messages: MessageKind) -> tuple[NetworkUsers, Aggregator]:
-        average, weights = Average(self.model.start, self._beta, self.problem.grid), self._weights()
+        average, weights = Average(self.model.start, self.beta, self.problem.grid), self._weights()
         if messages == "ivs":
             return self._users(SendModels(len(average.start))), AverageModels(average, weights)
         sending = SendAverageTerms(average, weights[self.problem.users], float(weights.sum()))
-        return self._users(sending), AverageTerms(average.start, average.grid)
+        return self._users(sending), AverageTerms(average)
 
     def _users(self, sending: Sending) -> NetworkUsers:
         return NetworkUsers(self._local, sending)
-
-    @property
-    def _beta(self) -> float:
-        """β of the average."""
-        return 1.0
 
     def _weights(self) -> Tensor:
         """Return the weights of the users in the average [K, 1]: their numbers of training rows."""

@@ -5,13 +5,11 @@ K users, m parameters of a network; one user per row. An IV is the user's new mo
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
 
-import torch
 from torch import Tensor, nn
 
 from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Algorithm, Ids, MessageKind, Users, of_rows, with_rows
-from hmtl.mtl.networks.copies import copies
+from hmtl.mtl.networks.evaluation import Evaluation
 from hmtl.mtl.networks.flat import FlatModel, MakeModel
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
@@ -94,6 +92,7 @@ class NetworkUsers(Users):
         self.pull = pull
         self.numbers = sending.numbers
         self.rows = self.problem.padded(self.model.start.dtype)
+        self.evaluation = Evaluation(self.problem, self.model)
         self.usual = local.solver.steps(self.problem.here)  # steps of a user who is no straggler [K]
         self.register_buffer("W", self.model.start.expand(len(self.problem.users), -1))
 
@@ -159,58 +158,14 @@ class NetworkUsers(Users):
         out: Tensor | None = None,
     ) -> Tensor:
         """Return the models [n, m] after SGD from W [n, m]; `time` counts the calls in a round."""
-        solver, streams = (
-            self.local.solver,
-            RandomStreams(self.local.seed, ("dropout", round, time), self.problem.users[users]),
-        )
+        solver = self.local.solver
+        streams = RandomStreams(self.local.seed, ("dropout", round, time), self.problem.users[users])
         start = NetworkSubproblem(self.model, W, solver.rate(round), streams, proximal)
         return solver.solve(self.problem.loss, rows, start, order, budgets, out)
 
-    @torch.no_grad()
     def measure(self) -> dict[str, Tensor]:
         """Return Σ_j ℓ, s, and the train and test error, [K] each."""
-        train = self._predictions("train", self.models)
-        return {
-            "losses": self._row_sums("train", self.problem.loss(train, self._y["train"])),
-            "s": self.problem.s,
-            "train_error": self._errors("train", train),
-            "test_error": self._errors("test", self._predictions("test", self.models)),
-        }
-
-    def _errors(self, split: str, predictions: Tensor) -> Tensor:
-        """Return the mean error of each user's predictions, [K]."""
-        return self._row_sums(split, self.problem.loss.error(predictions, self._y[split])) / self._counts[split]
-
-    def _predictions(self, split: str, models: Tensor) -> Tensor:
-        """Return the predictions [K, n] or, with several outputs, [K, n, C] of models [K, m] for the users' rows."""
-        self.model.module.eval()
-        y = self._y[split]
-        predictions = models.new_zeros(*y.shape, *[self.model.C][: self.model.C > 1])
-        for k, (w, task) in enumerate(zip(models, self.problem.tasks, strict=True)):
-            x = self.rows.X[k, : self.rows.counts[k]] if split == "train" else task.x_test.to(w)
-            predictions[k, : len(x)] = copies(self.model, w[None]).predict(x[None])[0]
-        return predictions
-
-    def _row_sums(self, split: str, figures: Tensor) -> Tensor:
-        """Return the sum over each user's rows of figures [K, n], without the padding: [K] float64."""
-        present = torch.arange(figures.shape[1], device=figures.device) < self._counts[split][:, None]
-        return torch.where(present, figures, 0).double().sum(1)
-
-    @cached_property
-    def _y(self) -> dict[str, Tensor]:
-        """Targets [K, n] of each split, padded with ones."""
-        longest = max(len(task.y_test) for task in self.problem.everybody)
-        y = self.rows.y.new_ones(len(self.rows.y), longest)
-        for row, task in zip(y, self.problem.tasks, strict=True):
-            row[: len(task.y_test)] = task.y_test
-        return {"train": self.rows.y, "test": y}
-
-    @cached_property
-    def _counts(self) -> dict[str, Tensor]:
-        """Number of rows of each user [K] float64, for each split."""
-        tasks, s = self.problem.tasks, self.problem.s
-        counts = {split: [len(getattr(task, f"y_{split}")) for task in tasks] for split in ("train", "test")}
-        return {split: s.new_tensor(each) for split, each in counts.items()}
+        return self.evaluation.measure(self.models)
 
 
 class NetworkAlgorithm(Algorithm):

@@ -61,7 +61,7 @@ class PersonalUsers(NetworkUsers):
     def measure(self) -> dict[str, Tensor]:
         """As `NetworkUsers.measure`, and ‖v_k − w_k‖² and the test error of w, [K] each."""
         distances = (self.V - self.W).double().square().sum(1)
-        errors = self._errors("test", self._predictions("test", self.W))
+        errors = self.evaluation.test_errors(self.W)
         return super().measure() | {"apart": distances, "global_test_error": errors}
 
 

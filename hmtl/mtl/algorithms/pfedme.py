@@ -88,10 +88,6 @@ class PFedMe(PersonalAlgorithm):
         self.solver.check_proximal("lam", self.lam)
         return PFedMeUsers(self._local, sending, self.lam, self.eta * self.lam, self.local_rounds)
 
-    @property
-    def _beta(self) -> float:
-        return self.beta
-
     def _weights(self) -> Tensor:
         return torch.ones_like(super()._weights())
 
