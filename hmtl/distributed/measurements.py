@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hmtl.communication import Communicator, Outcome
+from hmtl.communication import Communicator, LinkLedger, Outcome
 from hmtl.communication.messages import SERVER, relay_name
 from hmtl.distributed.control import Control
 from hmtl.distributed.outline import report_data, with_report_data
@@ -33,6 +33,7 @@ class Measurements:
         self.holders: list[str] = []
         self._user_figures: dict[str, dict[str, Tensor]] = {}  # by host, as last received
         self._aggregator_facts: dict[str, Tensor] = {}  # as last sent
+        self._setup_bits: Tensor | None = None  # as last sent
         self._saved_users: dict[str, Tensor] = {}  # their state in the last checkpoint, once a host is lost
 
     def gather_report_data(self, algorithm: Algorithm, communicator: Communicator) -> None:
@@ -94,12 +95,21 @@ class Measurements:
 
     def _gather(self, communicator: Communicator, values: Values) -> dict[str, Values]:
         """Return the values of all other processes at the leading one, and add up bits and seconds there."""
-        own = {"bits": communicator.ledger.latest(), "seconds": dict(communicator.stopwatch.seconds)}
+        own = {"bits": self._new_bits(communicator.ledger), "seconds": dict(communicator.stopwatch.seconds)}
         received = self.control.gather(values | own)
         for theirs in received.values():
             communicator.ledger.add_latest(theirs["bits"])
             communicator.stopwatch.seconds |= theirs["seconds"]
         return received
+
+    def _new_bits(self, ledger: LinkLedger) -> Tensor:
+        """Return the counts of this round, or of the set-up since the last call."""
+        counts = ledger.latest()
+        if ledger.rounds:
+            return counts
+        new = counts if self._setup_bits is None else counts - self._setup_bits
+        self._setup_bits = counts
+        return new
 
     def _changed_facts(self, aggregator: Aggregator) -> dict[str, Tensor]:
         """Return the tensors that figures need of the aggregator and that are new since the last call."""

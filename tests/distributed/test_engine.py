@@ -22,6 +22,7 @@ from hmtl.distributed.frames import CONTROL
 from hmtl.distributed.peers import Peers
 from hmtl.distributed.placement import Placement
 from hmtl.errors import CheckpointError, ConfigError, EngineError
+from hmtl.training.checkpoint import load_checkpoint
 
 SMALL = ("K=10", "H=3", "r=2", "rounds=4", "dataset.rows_per_user=10", "logger=none")
 PROCESSES = 6  # a server, three relays, two hosts
@@ -95,6 +96,16 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(configure: Callable[..., Dic
     check_equal(results, train(cfg))
     with pytest.raises((CheckpointError, EngineError), match=r"6 processes|lost"):
         train_in_threads(resumed, size=5)
+
+
+def test_bits_of_several_setups_are_counted_once(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    cfg = configure(*SMALL, "rounds=1", "dataset.standardize=all", "regularizer=graph")
+    train_in_threads(cfg)
+    cfg.output_dir += "/alone"
+    train(cfg)
+    setups = [load_checkpoint(folder)["communicator"]["ledger"]["setup"] for folder in (tmp_path, tmp_path / "alone")]
+    many, alone = (counts[1:5, 1].tolist() for counts in setups)  # links of users, without the first of a frame
+    assert many == alone
 
 
 def kill(name: str, round: int) -> Fault:

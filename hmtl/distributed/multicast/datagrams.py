@@ -1,7 +1,7 @@
-"""Datagrams that carry a body in pieces, questions about what of it arrived, and reports that answer them.
+"""Datagrams of the multicast protocol: pieces of a body, questions about what arrived, and reports in reply.
 
-A body is cut into pieces of equal length, and these into generations of at most GENERATION, of which combinations over
-GF(2^8) repair what was lost. Nothing is believed of a datagram whose checksum is wrong.
+A body is cut into pieces of equal length, and these are grouped into generations of at most GENERATION pieces; linear
+combinations over GF(2^8) within a generation repair losses. A datagram with a wrong checksum is ignored.
 """
 
 import struct
@@ -20,24 +20,25 @@ MAGIC = b"hmtm"
 PIECE, QUESTION, REPORT = range(3)
 LAYOUT = struct.Struct("<4s B Q I I H B")
 HEADER = LAYOUT.size + 4  # bytes, with the checksum
-DATAGRAM = 1400  # bytes at most, below what links carry in one packet
+DATAGRAM = 1400  # bytes at most, so that links carry it in one packet
 ROOM = DATAGRAM - HEADER
-GENERATION = 100  # pieces; the more, the less repairs differ from the mean; 256 less these combinations are distinct
+GENERATION = 100  # pieces at most; large generations even out losses, but only 256 - GENERATION combinations differ
 LACK = np.dtype([("generation", "<u2"), ("pieces", "u1")])
 
 
 @dataclass(frozen=True)
 class Datagram:
-    """What a datagram says.
+    """One datagram.
 
     Attributes:
-        what: PIECE, of a body; QUESTION, what who lacks; or REPORT, the answer.
+        what: PIECE of a body, QUESTION which receiver lacks what, or REPORT in reply.
         run: a number that no other run on the network has.
         number: of the body, from 1.
         size: of the body [bytes].
-        generation: of a piece; in a question, and in reports that answer it, its own number.
-        index: of a piece in its generation; from the generation's size on, the row of its combination.
-        content: of a piece, its bytes; of a report, rank of the receiver and how many pieces it lacks, see `LACK`.
+        generation: the piece's generation; in a question and in the reports that answer it, the question's number.
+        index: the piece's place in its generation; from the generation's size on, the row of its combination.
+        content: of a piece, its bytes; of a report, rank of the receiver and the numbers of pieces that it lacks, see
+            `LACK`.
     """
 
     what: int
@@ -54,45 +55,51 @@ class Datagram:
 
     @classmethod
     def from_bytes(cls, datagram: bytes) -> Self:
-        """What it says.
+        """Return the datagram that `to_bytes` encoded.
 
         Raises:
-            CodingError: it is damaged, or of another program.
+            CodingError: the bytes are damaged, or come from another program.
         """
         content = memoryview(datagram)
         head, checksum, rest = content[: LAYOUT.size], content[LAYOUT.size : HEADER], content[HEADER:]
         if head[:4] != MAGIC or zlib.crc32(rest, zlib.crc32(head)) != int.from_bytes(checksum, "little"):
-            raise CodingError("a datagram arrived damaged, or is of another program")
+            raise CodingError("a datagram is damaged, or comes from another program")
         _, what, run, number, size, generation, index = LAYOUT.unpack(head)
         return cls(what, run, number, size, generation, index, rest)
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Where the pieces of a body are, of so many bytes."""
+    """How a body is cut into pieces and generations.
+
+    Attributes:
+        size: of the body [bytes].
+    """
 
     size: int
 
     @cached_property
     def pieces(self) -> int:
+        """Number of pieces."""
         return max(1, -(-self.size // ROOM))
 
     @cached_property
     def length(self) -> int:
-        """Bytes of a piece; the last ones are filled up with zeros."""
+        """Length of a piece [bytes]; the last ones are padded with zeros."""
         return -(-self.size // self.pieces)
 
     @cached_property
     def generations(self) -> int:
+        """Number of generations."""
         return -(-self.pieces // GENERATION)
 
     def places(self, generation: int) -> slice:
-        """The pieces of a generation."""
+        """Return the pieces of a generation."""
         pieces, generations = self.pieces, self.generations
         return slice(generation * pieces // generations, (generation + 1) * pieces // generations)
 
 
 @lru_cache(maxsize=8)
 def combinations(pieces: int) -> Tensor:
-    """Coefficients [256 - pieces, pieces] of all combinations of a generation of so many pieces."""
+    """Return the coefficients [256 - pieces, pieces] of all combinations of a generation."""
     return cauchy(256 - pieces, pieces)

@@ -1,7 +1,7 @@
-"""The sockets of a multicast group: what the server says once for several relays.
+"""The two ends of a multicast group, in which the server sends once what several relays receive.
 
-For networks that are trusted, as all between the processes. Each end is a thread that moves datagrams between a socket
-and the protocol of `multicast`; nobody else waits for the network.
+At each end, a thread moves datagrams between a socket and the protocol of `hmtl.distributed.multicast.protocol`. The
+datagrams are neither encrypted nor authenticated: trusted networks only.
 """
 
 import select
@@ -20,21 +20,21 @@ from hmtl.distributed.multicast.datagrams import DATAGRAM
 from hmtl.distributed.multicast.protocol import Receiver, Sending
 from hmtl.errors import CodingError, ConfigError, EngineError
 
-BUFFER = 4 << 20  # bytes of datagrams that may wait for a busy process; the system may allow less
+BUFFER = 4 << 20  # bytes that may wait in the socket of a busy process; the system may limit it to less
 
 
 @dataclass(frozen=True)
 class Multicast:
-    """A multicast group, as settings have it.
+    """Settings of a multicast group.
 
     Args:
-        group, port: where the datagrams go, an IPv4 address from 224.0.0.0 to 239.255.255.255.
-        interface: address of this machine on the network that leads to the others; None: by which it reaches the
-            server.
-        rate_bps: at which to send [bit/s]; None: the network's W2.
+        group: the group's IPv4 address, from 224.0.0.0 to 239.255.255.255.
+        port: the group's UDP port.
+        interface: address of this machine on the network to the other machines; None: the one that reaches the server.
+        rate_bps: sending rate [bit/s]; None: the network's W2.
 
     Raises:
-        ConfigError: a setting that cannot be.
+        ConfigError: a setting is out of range.
     """
 
     group: str = "239.255.71.82"
@@ -49,30 +49,32 @@ class Multicast:
             fits = False
         if not fits:
             raise ConfigError(
-                f"engine.multicast.group={self.group} is no multicast address: give one from 224.0.0.0 to "
-                "239.255.255.255, of one's own network those that begin with 239."
+                f"engine.multicast.group={self.group} is not a multicast address. Set it to one from 224.0.0.0 to "
+                "239.255.255.255; those that begin with 239 are meant for private networks."
             )
         if not 0 < self.port < 65536:
-            raise ConfigError(f"engine.multicast.port={self.port} is no port: give a number from 1 to 65535.")
+            raise ConfigError(f"engine.multicast.port={self.port} is not a port. Set it to a number from 1 to 65535.")
         if self.rate_bps is not None and not self.rate_bps > 0:
-            raise ConfigError(f"engine.multicast.rate_bps={self.rate_bps} is not positive: give bit/s, say 1e8.")
+            raise ConfigError(
+                f"engine.multicast.rate_bps={self.rate_bps} is not positive. Set it to a rate in bit/s, such as 1e8."
+            )
 
     def socket(self, server: str, receive: bool) -> socket.socket:
-        """A socket of the group.
+        """Return a socket of the group.
 
         Args:
-            server: the address of the server.
-            receive: to hear what is said there; else to say it, and to hear answers.
+            server: address of the server.
+            receive: whether to receive what is sent to the group; otherwise to send to it and to receive reports.
 
         Raises:
-            EngineError: the system does not allow it.
+            EngineError: the system refuses it.
         """
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             interface = self.interface or _this_end(server)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
             if receive:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # other runs may hear the same group
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # other runs may use the same group
                 sock.bind((self.group, self.port))
                 member = socket.inet_aton(self.group) + socket.inet_aton(interface)
                 sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, member)
@@ -84,20 +86,23 @@ class Multicast:
         except OSError as error:
             sock.close()
             raise EngineError(
-                f"multicast group {self.group}:{self.port} cannot be used here ({error}): set "
-                "engine.multicast.interface to this machine's address on the network that leads to the others, or "
+                f"multicast group {self.group}:{self.port} cannot be used on this machine ({error}). Set "
+                "engine.multicast.interface to its address on the network to the other machines, or use "
                 "engine=torch_distributed."
             ) from error
         return sock
 
 
 class Cast:
-    """A body that is said once for several receivers.
+    """A body that is sent once to several receivers.
 
     Args:
         number: see `Datagram`.
         body: uint8 [size].
-        receivers: their ranks.
+        receivers: ranks.
+
+    Attributes:
+        reached: ranks of the receivers that have reported the whole body.
     """
 
     def __init__(self, number: int, body: Tensor, receivers: Iterable[int]) -> None:
@@ -106,12 +111,12 @@ class Cast:
         self._settled = {receiver: Event() for receiver in self.receivers}
 
     def reaches(self, receiver: int) -> bool:
-        """Whether it has reached a receiver; waits until that is known."""
+        """Return whether the body has reached a receiver, once that is known."""
         self._settled[receiver].wait()
         return receiver in self.reached
 
     def settle(self, reached: set[int], waiting: set[int]) -> None:
-        """Who has it, and who may still get it."""
+        """Record the receivers that were reached, and release those that are no longer `waiting`."""
         self.reached |= reached
         for receiver, event in self._settled.items():
             if receiver not in waiting:
@@ -119,13 +124,16 @@ class Cast:
 
 
 class Caster:
-    """The server's end of a group: says one body after the other.
+    """The server's end of a group, which sends one body after the other.
 
     Args:
         multicast: settings.
-        server: its own address.
+        server: address of the server.
         run: see `Datagram`.
-        bps: at which to send, where the settings do not say.
+        bps: sending rate [bit/s], unless the settings have one.
+
+    Attributes:
+        unreachable: ranks of the receivers that were not reached in this round and have not reported since.
     """
 
     def __init__(self, multicast: Multicast, server: str, run: int, bps: float) -> None:
@@ -133,30 +141,30 @@ class Caster:
         self._socket = multicast.socket(server, receive=False)
         self._casts: SimpleQueue[Cast | None] = SimpleQueue()
         self._number, self._nbytes, self._lock = 0, 0, Lock()
-        self.deaf: set[int] = set()  # receivers that were not reached in this round, and were not heard since
+        self.unreachable: set[int] = set()
         self._thread = Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def begin(self) -> None:
-        """A new round: everybody may hear."""
-        self.deaf.clear()
+        """Begin a round, in which all receivers are tried again."""
+        self.unreachable.clear()
 
     def cast(self, body: Tensor, receivers: Iterable[int]) -> Cast:
-        """Bring a body on its way to receivers, by their ranks."""
+        """Send a body to receivers, without waiting."""
         self._number += 1
         cast = Cast(self._number, body, receivers)
-        self._count(-len(body))  # which is no overhead
+        self._count(-len(body))  # only what exceeds one copy is overhead
         self._casts.put(cast)
         return cast
 
     def overhead(self) -> int:
-        """Bytes sent beyond the bodies themselves, since this was last asked."""
+        """Return the number of bytes sent beyond one copy of each body, since the last call."""
         with self._lock:
             nbytes, self._nbytes = self._nbytes, 0
         return nbytes
 
     def close(self) -> None:
-        """Say no more."""
+        """Stop sending."""
         self._casts.put(None)
         self._thread.join(timeout=1.0)
         self._socket.close()
@@ -169,20 +177,20 @@ class Caster:
                 cast.settle(set(), set())
 
     def _transmit(self, cast: Cast) -> None:
-        receivers = set(cast.receivers) - self.deaf
+        receivers = set(cast.receivers) - self.unreachable
         sending = Sending(self._run, cast.number, cast.body, receivers, self._bps, time.monotonic())
         cast.settle(set(), sending.waiting)
         while sending.waiting:
             for datagram in sending.due(time.monotonic()):
-                with suppress(OSError):  # as good as lost
+                with suppress(OSError):  # counts as lost
                     self._socket.sendto(datagram, self._to)
             seconds = max(0.0, sending.wake() - time.monotonic()) if sending.waiting else 0.0
             if select.select([self._socket], [], [], seconds)[0]:
                 with suppress(OSError):
-                    self.deaf.discard(sending.hear(self._socket.recv(DATAGRAM), time.monotonic()))
+                    self.unreachable.discard(sending.hear(self._socket.recv(DATAGRAM), time.monotonic()))
             cast.settle(sending.reached, sending.waiting)
-        self.deaf |= receivers - sending.reached
-        lacking = len(cast.receivers) - len(sending.reached)  # each is sent a copy by its connection
+        self.unreachable |= receivers - sending.reached
+        lacking = len(cast.receivers) - len(sending.reached)  # each of them gets a copy through its connection
         self._count(sending.nbytes + lacking * len(cast.body))
 
     def _count(self, nbytes: int) -> None:
@@ -195,11 +203,11 @@ class Listener:
 
     Args:
         multicast: settings.
-        server: its address.
+        server: address of the server.
         run, rank: see `Receiver`.
 
     Attributes:
-        receiver: what came.
+        receiver: what has arrived.
     """
 
     def __init__(self, multicast: Multicast, server: str, run: int, rank: int) -> None:
@@ -212,28 +220,28 @@ class Listener:
         self._thread.start()
 
     def take(self, number: int) -> Tensor:
-        """The body of a cast, which has told the server that it is whole; it and those before are forgotten.
+        """Return the body of a cast that has been reported as whole, and forget it and those before.
 
         Raises:
-            CodingError: it is not here.
+            CodingError: the body is not whole.
         """
         if (body := self.forget(number)) is None:
-            raise CodingError(f"multicast {number} is not here, though it was reported so")
+            raise CodingError(f"multicast {number} is incomplete, although it was reported as whole")
         return body
 
     def forget(self, number: int) -> Tensor | None:
-        """Of what was said up to a cast nothing is waited for any more; gives its body, if it is whole."""
+        """Forget the bodies up to a cast, and return its body if it is whole."""
         with self._lock:
             return self.receiver.take(number)
 
     def overhead(self) -> int:
-        """Bytes of reports, since this was last asked."""
+        """Return the number of bytes of reports sent since the last call."""
         with self._lock:
             nbytes, self._nbytes = self._nbytes, 0
         return nbytes
 
     def close(self) -> None:
-        """Hear no more."""
+        """Stop receiving."""
         self._closed.set()
         self._thread.join()
         self._socket.close()
@@ -241,8 +249,8 @@ class Listener:
 
     def _work(self) -> None:
         while not self._closed.is_set():
-            if select.select([self._socket], [], [], 0.2)[0]:  # not longer, so that it can be closed
-                with suppress(OSError):  # until there is none, or what went wrong with one is told
+            if select.select([self._socket], [], [], 0.2)[0]:  # a short wait, so that `close` need not wait long
+                with suppress(OSError):  # no more datagrams, or an error of an earlier one
                     while True:
                         self._hear(*self._socket.recvfrom(DATAGRAM))
 
@@ -251,12 +259,12 @@ class Listener:
             answer = self.receiver.hear(datagram)
             self._nbytes += len(answer or b"")
         if answer:
-            with suppress(OSError):  # the question comes again
+            with suppress(OSError):  # the server asks again
                 self._answers.sendto(answer, sender)
 
 
 def _this_end(server: str) -> str:
-    """The address of this machine by which it reaches the server; nothing is sent."""
+    """Return the address by which this machine reaches the server, without sending anything."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((server, 9))
         return str(probe.getsockname()[0])

@@ -1,9 +1,10 @@
-"""Bytes from one to many over datagrams that may be lost: a protocol without clock or sockets.
+"""A reliable multicast protocol over datagrams that may be lost, without clock or sockets.
 
-All pieces of a body are sent once, at a given rate; then the sender asks, and each receiver reports how many pieces of
-each generation it lacks. The answer are as many combinations of a generation as the worst receiver lacks: rows of a
-Cauchy matrix, of which any m repair any m pieces, so that they serve all receivers whatever each of them lost. The
-sender asks again, until everybody has everything, or has been silent, or is out of time.
+The sender transmits all pieces of a body once, at a given rate, and then asks what is missing; each receiver reports
+how many pieces of each generation it lacks. The sender replies with as many combinations of a generation as the worst
+receiver lacks. Their coefficients are rows of a Cauchy matrix, any m of which repair any m lost pieces, so the same
+combinations serve all receivers. The sender asks again until every receiver has everything, has been silent for too
+long, or the time is up.
 """
 
 from collections import Counter
@@ -29,27 +30,26 @@ from hmtl.errors import CodingError
 from hmtl.gf256 import inverses, matmul
 
 LOWER = 42  # bytes that UDP, IP and Ethernet add to a datagram, for pacing
-
-BURST = 0.02  # seconds that a late sender may catch up with at once
-WINDOW, LONGEST = 0.005, 0.05  # seconds to wait for reports before asking again: twice as long each time, at most so
-SILENCE = 1.0  # seconds without a report after which nothing more is expected of a receiver
-SPARE, TIMES = 2.0, 4.0  # seconds for a body, and how often as long as it takes without losses
+BURST = 0.02  # seconds' worth of datagrams that a delayed sender may send at once
+WINDOW, LONGEST = 0.005, 0.05  # seconds to wait for reports before asking again: doubled each time up to LONGEST
+SILENCE = 1.0  # seconds without a report after which a receiver is given up
+SPARE, TIMES = 2.0, 4.0  # a body may take SPARE seconds, and TIMES as long as without losses
 
 
 class Sending:
-    """One body on its way.
+    """The sender's state for one body.
 
     Args:
         run, number: see `Datagram`.
         body: uint8 [size].
-        receivers: their ranks.
-        bps: bits to send in a second, with what UDP, IP and Ethernet add.
-        now: the time [s], here and in all methods of any one clock.
+        receivers: ranks.
+        bps: sending rate [bit/s], including what UDP, IP and Ethernet add.
+        now: the time [s] of any one clock, here and in all methods.
 
     Attributes:
-        waiting: receivers that may still get it.
-        reached: receivers that have it.
-        nbytes: that were sent so far.
+        waiting: receivers that may still complete the body.
+        reached: receivers that have completed it.
+        nbytes: number of bytes sent so far.
     """
 
     def __init__(self, run: int, number: int, body: Tensor, receivers: Iterable[int], bps: float, now: float) -> None:
@@ -58,17 +58,17 @@ class Sending:
         self._pieces = body.new_zeros(cut.pieces, cut.length)
         self._pieces.view(-1)[: cut.size] = body
         self.waiting, self.reached, self.nbytes = set(receivers), set[int](), 0
-        self._sent, self._wanted = np.zeros((2, cut.generations), np.int64)  # combinations of each generation
-        self._sent_before: list[NDArray[np.int64]] = []  # each question
+        self._sent, self._wanted = np.zeros((2, cut.generations), np.int64)  # number of combinations of each generation
+        self._sent_before: list[NDArray[np.int64]] = []  # the question of each number
         self._answered: set[int] = set()
-        self._heard = dict.fromkeys(self.waiting, now)  # when each was heard last
+        self._heard = dict.fromkeys(self.waiting, now)  # time of each receiver's last report
         self._line: Iterator[bytes] | None = self._originals()
         self._free = self._until = now
         self._window = WINDOW
         self._end = now + SPARE + TIMES * 8 * cut.pieces * (DATAGRAM + LOWER) / bps
 
     def due(self, now: float) -> list[bytes]:
-        """The datagrams to send now."""
+        """Return the datagrams to send now."""
         if now >= self._end:
             self.waiting.clear()
         out = []
@@ -86,11 +86,11 @@ class Sending:
         return out
 
     def wake(self) -> float:
-        """When more is due, if nothing is heard before."""
+        """Return the time at which more is due, unless a report arrives before."""
         return min(self._end, self._free if self._line or self.waiting <= self._answered else self._until)
 
     def hear(self, content: bytes, now: float) -> int | None:
-        """Take a report; gives whose it is, if it is one of this run."""
+        """Take a report, and return its receiver; None if it is not a report of this run."""
         try:
             report = Datagram.from_bytes(content)
         except CodingError:
@@ -119,7 +119,7 @@ class Sending:
                 yield self._datagram(PIECE, generation, index, piece.data)
 
     def _repairs(self) -> Iterator[bytes]:
-        """Combinations that are wanted, of each generation new ones as long as there are."""
+        """Yield the requested combinations, in each generation new ones until all have been sent."""
         for generation in np.flatnonzero(self._wanted > self._sent).tolist():
             pieces = self._pieces[self.cut.places(generation)]
             all_rows = combinations(len(pieces))
@@ -141,21 +141,21 @@ class Sending:
 
 
 class Receiving:
-    """One body as far as it has come.
+    """A receiver's state for one body.
 
     Attributes:
-        lacks: pieces of each generation that have to come before it is whole.
+        lacks: number of pieces or combinations that each generation still needs.
     """
 
     def __init__(self, size: int) -> None:
         self.cut = cut = Cut(size)
-        self._pieces = np.zeros((cut.pieces, cut.length), np.uint8)  # where one lacks, it adds nothing
+        self._pieces = np.zeros((cut.pieces, cut.length), np.uint8)  # zeros in place of missing ones
         self._has = np.zeros(cut.pieces, bool)
         self._combinations: dict[int, dict[int, NDArray[np.uint8]]] = {}  # by generation and row
         self.lacks = np.array([len(self._has[cut.places(generation)]) for generation in range(cut.generations)])
 
     def add(self, datagram: Datagram) -> str:
-        """Take a piece or a combination; gives what is wrong with it, if anything is."""
+        """Take a piece or a combination, and return why it is ignored; "" if it is not."""
         generation, index = datagram.generation, datagram.index
         size, length = datagram.size, len(datagram.content)
         if size != self.cut.size or length != self.cut.length or generation >= self.cut.generations:
@@ -174,7 +174,7 @@ class Receiving:
         return ""
 
     def body(self) -> Tensor:
-        """uint8 [size], once nothing lacks: what was lost is solved for, in all generations at once."""
+        """Return the body, uint8 [size], once nothing is missing; lost pieces are solved for in one call."""
         repaired = {generation: rows for generation, rows in self._combinations.items() if rows}
         self._combinations.clear()
         places = [self.cut.places(generation) for generation in repaired]
@@ -193,15 +193,15 @@ class Receiving:
 
 
 class Receiver:
-    """What comes to one receiver.
+    """All bodies that arrive at one receiver.
 
     Args:
         run: see `Datagram`.
-        rank: its own.
+        rank: of the receiver.
 
     Attributes:
-        ignored: how many datagrams, by what was wrong with them.
-        taken: number of the last body that was asked for; of it and those before, nothing is of interest any more.
+        ignored: number of ignored datagrams, by reason.
+        taken: number of the last body that was taken; datagrams of it and of earlier ones are ignored.
     """
 
     def __init__(self, run: int, rank: int) -> None:
@@ -210,7 +210,7 @@ class Receiver:
         self.taken = 0
 
     def hear(self, content: bytes) -> bytes | None:
-        """Take a datagram; gives the answer, if it is a question."""
+        """Take a datagram, and return the report if it is a question."""
         try:
             datagram = Datagram.from_bytes(content)
         except CodingError:
@@ -219,7 +219,9 @@ class Receiver:
         if datagram.run != self.run or datagram.what == REPORT:
             self.ignored["foreign"] += 1
             return None
-        if (number := datagram.number) > max(self._bodies, default=self.taken):  # of others nothing more will come
+        if (number := datagram.number) > max(
+            self._bodies, default=self.taken
+        ):  # the sender has finished all earlier bodies
             self._bodies = {n: body for n, body in self._bodies.items() if not body.lacks.any()}
             self._bodies[number] = Receiving(datagram.size)
         body = self._bodies.get(number)
@@ -230,7 +232,7 @@ class Receiver:
         return None
 
     def take(self, number: int) -> Tensor | None:
-        """A body, if it is whole; it and those before are forgotten."""
+        """Return a body if it is whole, and forget it and those before."""
         body = self._bodies.get(number)
         self.taken = max(self.taken, number)
         self._bodies = {n: kept for n, kept in self._bodies.items() if n > number}
