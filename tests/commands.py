@@ -1,4 +1,4 @@
-"""Commands as `python -m` runs them, forked from a process that has loaded what they need: they start without delay."""
+"""Commands as `python -m` runs them, forked from a process that has imported what they need, so they start fast."""
 
 import multiprocessing
 import os
@@ -18,17 +18,17 @@ FORKS.set_forkserver_preload(
     [
         *PRELOAD,
         *("pytest", "hmtl.distributed.links", "hmtl.tuning.cross_validation", "torch.utils.tensorboard"),
-        *("forked", "hmtl.plan", "hmtl.tune", "pandas", "sklearn.neighbors"),  # so that short ones start without delay
+        *("forked", "hmtl.plan", "hmtl.tune", "pandas", "sklearn.neighbors"),
         "warm",
     ]
 )
 
 
 class Command:
-    """`python -m module *words`, as a process; used as a context, it is killed at the end if it still runs.
+    """`python -m module *words` as a process; used as a context, it is killed at the end if it still runs.
 
-    It is `subprocess.Popen`, as far as is needed, but for the start of an interpreter and its imports, which take
-    seconds each time. Numbers of threads are those of the tests.
+    It has the parts of `subprocess.Popen` that tests need, without the seconds that an interpreter and its imports
+    take to start. It has as many threads as the tests.
     """
 
     def __init__(self, module: str, *words: object, cwd: Path | None = None) -> None:
@@ -48,7 +48,7 @@ class Command:
         os.kill(self._process.pid, number)
 
     def done(self, seconds: float = 300) -> "Command":
-        """After its end."""
+        """Return this command once it has ended."""
         assert wait([self._process.sentinel], seconds), f"it still runs after {seconds} s"
         self._process.join()
         return self
@@ -75,13 +75,13 @@ class Command:
 
 
 def run(module: str, *words: object, cwd: Path | None = None) -> Command:
-    """A command, after its end."""
+    """Run a command, and return it once it has ended."""
     with Command(module, *words, cwd=cwd) as command:
         return command.done()
 
 
 def forked(work: Callable[[], object], said: Path) -> int:
-    """The process that does this work, on its own and at the same time; what it says is in the file `said`."""
+    """Do some work in a forked process, and return its number; its output goes to the file `said`."""
     if child := os.fork():
         return child
     status = 70

@@ -1,4 +1,4 @@
-"""Many short commands, each in a child forked from the process that has loaded what they need; see `commands`."""
+"""Short commands, each in a child forked from the process that has imported what they need; see `commands`."""
 
 import contextlib
 import io
@@ -20,7 +20,7 @@ LONGEST = 120  # seconds that a command may take
 
 @dataclass(frozen=True)
 class Done:
-    """Exit status, output, errors."""
+    """Exit status, output and errors of a command."""
 
     status: int
     out: str
@@ -38,7 +38,9 @@ def run(
 ) -> Done:
     """`python -m hmtl.COMMAND WORDS`, in the folder `cwd`.
 
-    Nobody reads its output if they are `gone`; no file can have more bytes than there is `room`.
+    Args:
+        gone: whether the reader of its output has gone.
+        room: number of bytes that a file may have at most.
     """
     with TemporaryDirectory() as folder:
         written = Path(folder, "out"), Path(folder, "err")

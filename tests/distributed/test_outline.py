@@ -1,0 +1,54 @@
+"""What a process knows of tasks whose rows live in another one."""
+
+import numpy as np
+import torch
+
+from hmtl.data import Preprocessing, Task, prepare
+from hmtl.distributed.outline import from_outline, outline, report_data, with_report_data
+from hmtl.mtl import Mean, Problem, Squared, preprocessing_setup
+
+K, D = 7, 5
+HOMES = [np.arange(3), np.arange(3, 5), np.arange(5, K)]
+
+
+def prepared_tasks() -> tuple[Task, ...]:
+    """Tasks of very different sizes, preprocessed together."""
+    rng, raw = np.random.default_rng(3), []
+    for k in range(K):
+        x = rng.normal(2, 3, size=(3 + 4 * k, D))
+        y = x @ rng.normal(size=D)
+        raw.append(Task(f"user {k}", *map(torch.from_numpy, (x, y, x[: k % 3], y[: k % 3]))))
+    return tuple(prepare(raw, Preprocessing(intercept=True, standardize="all", center="task")))
+
+
+def test_figures_need_no_rows() -> None:
+    """Scaling and the targets for R² come from the hosts."""
+    tasks = prepared_tasks()
+    parts = [report_data(tasks[home[0] : home[-1] + 1], targets=True) for home in HOMES]
+    merged = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    completed = with_report_data(from_outline(outline(tasks)), merged)
+    with_rows, without_rows = (Problem(each, Squared(), Mean(0.1)) for each in (tasks, completed))
+    errors = torch.linspace(0, 1, K, dtype=torch.float64)
+    for split in ("train", "test"):
+        figures = with_rows.figures(split, errors)
+        assert f"{split}_r2" in figures
+        assert without_rows.figures(split, errors) == figures
+    for ours, theirs in zip(without_rows.everybody, with_rows.everybody, strict=True):
+        assert (ours.name, ours.scaling.target_mean) == (theirs.name, theirs.scaling.target_mean)
+        assert torch.equal(ours.scaling.mean, theirs.scaling.mean)
+        assert torch.equal(ours.scaling.scale, theirs.scaling.scale)
+        assert not ours.is_local
+
+
+def test_a_preprocessing_setup_gathers_the_same_facts_from_hosts() -> None:
+    tasks = prepared_tasks()
+    known = from_outline(outline(tasks))
+
+    def facts(local: set[int]) -> torch.Tensor:
+        setup = preprocessing_setup(tuple(task if k in local else known[k] for k, task in enumerate(tasks)))
+        assert setup is not None
+        return setup[0].local_update(-1)[1]
+
+    whole = facts(set(range(K)))
+    assert torch.equal(torch.cat([facts(set(home.tolist())) for home in HOMES]), whole)
+    assert facts(set()).shape == (0, whole.shape[1])
