@@ -75,6 +75,8 @@ LEARNERS: dict[str, Make] = {
     ),
     "pfedme": lambda t, **o: PFedMe(problem(t, Mean(0.1)), SGD, torch.nn.Linear, lam=1.0, eta=0.5, local_rounds=2, **o),
 }
+DUAL = ("mocha", "graph", "mocha, mean", "cocoa", "local")
+"""Learners that give the same bits; networks trained by SGD round differently with other users in a batch."""
 SUMS = ("mocha, mean", "cocoa", "fedu, mean", "fedavg", "ditto", "pfedme")
 
 
@@ -97,7 +99,12 @@ def set_up(hosts: Sequence[Algorithm], aggregating: Algorithm) -> None:
         side.receive(home, answers[torch.from_numpy(home)])
 
 
-@pytest.mark.long
+def check_equal(name: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    tolerance = {"rtol": 0, "atol": 0} if name in DUAL else {"rtol": 1e-6, "atol": 1e-6}
+    torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sums"), [*((name, False) for name in LEARNERS), *((name, True) for name in SUMS)], ids=str
 )
@@ -117,13 +124,13 @@ def test_hosts_compute_what_one_process_computes(name: str, sums: bool) -> None:
         parts = [side.local_update(round, np.union1d(idle, np.setdiff1d(np.arange(K), side.hosted))) for side in sides]
         assert np.array_equal(np.concatenate([part[0] for part in parts]), users)
         gathered = torch.cat([part[1] for part in parts])
-        assert torch.equal(gathered, ivs)
+        check_equal(name, gathered, ivs)
         counted = np.flatnonzero(rng.random(K) < 0.8) if whole.users.numbers else users
         if name == "cocoa":  # every host has to know the newest of the shared model
             counted = np.union1d(counted, [home[0] for home in HOMES])
         if whole.users.numbers:
             models = [learner.aggregator.update(users, each) for learner, each in ((whole, ivs), (center, gathered))]
-            assert torch.equal(*models)
+            check_equal(name, *models)
             models = [each.expand(K, -1)[torch.from_numpy(counted)] for each in models]
         for side, home in ((whole.users, np.arange(K)), *zip(sides, HOMES, strict=True)):
             own = np.intersect1d(counted, home)
@@ -136,7 +143,8 @@ def test_hosts_compute_what_one_process_computes(name: str, sums: bool) -> None:
         merged = {part: torch.cat([each[part] for each in measured]) for part in measured[0]}
         blocks = (torch.cat(each) for each in zip(*(host.users.blocks() for host in hosts), strict=True))
         center.aggregator.load_figure_state(whole.aggregator.figure_state())
-        assert center.figures(merged, blocks) == whole.metrics()
+        figures = center.figures(merged, blocks)
+        assert figures == (whole.metrics() if name in DUAL else pytest.approx(whole.metrics(), rel=1e-6))
     for part, state in whole.users.state_dict().items():
         if state.ndim:
-            assert torch.equal(torch.cat([host.users.state_dict()[part] for host in hosts]), state), part
+            check_equal(name, torch.cat([host.users.state_dict()[part] for host in hosts]), state)
