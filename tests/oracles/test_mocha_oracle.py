@@ -41,7 +41,7 @@ def problem(run, regularizer=None):
 
 
 def a_round(mocha, round, lost=(), rolls_back=True, **work):
-    """What `step` does, with work of the test's own, and without the IVs that are `lost` on their way."""
+    """Play `step` with given orders and budgets, while the IVs of some users are lost."""
     users, ivs = mocha.users.local_update(round, **work)
     heard = ~np.isin(users, lost)
     models = mocha.aggregator.update(users[heard], ivs[heard])
@@ -51,14 +51,14 @@ def a_round(mocha, round, lost=(), rolls_back=True, **work):
 
 
 def primal(run, W, Sigma):
-    """The objective in numpy, sharing nothing with the package."""
+    """Return the objective, in numpy."""
     loss = sum(np.maximum(0, 1 - y * (X @ w)).mean() for X, y, w in zip(run["X"], run["y"], W.T, strict=True))
     return loss + LAM / 2 * np.trace(W @ np.linalg.inv(Sigma) @ W.T)
 
 
 @pytest.mark.parametrize("letter", ["A", "C"])
 def test_replays_the_authors_run(run, letter):
-    """Same coordinate order, same numbers; run C has stragglers."""
+    """The same order of coordinates gives the same numbers; run C has stragglers."""
     mocha = MOCHA(problem(run), SDCA(1.0), omega_every=0, accelerated=False, curvature="max")
     order = run["order" if letter == "A" else "order_stragglers"]
     budgets = np.full((200, 10), 100) if letter == "A" else np.floor(100 * run["budgets"])
@@ -83,7 +83,7 @@ def test_omega_update(run):
 
 @pytest.mark.parametrize("coupled", [False, True])
 def test_reaches_the_optimum(run, coupled):
-    """In few rounds, certified."""
+    """The optimum is certified after few rounds."""
     Sigma = run["Sigma_coupled"] if coupled else np.eye(10) / 10
     optimum = primal(run, run["W_opt_coupled" if coupled else "W_opt_independent"], Sigma)
     assert optimum == pytest.approx(4.2884046309 if coupled else 4.7630958612, abs=2e-9)
@@ -99,8 +99,9 @@ def test_reaches_the_optimum(run, coupled):
     assert now["primal"] == pytest.approx(optimum, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_joint_optimum(run):
-    """With Ω learned, loss + (λ/2)‖W‖_*², which is convex in W alone."""
+    """With a learned Ω, the objective is loss + (λ/2)‖W‖_*², which is convex in W."""
     mocha = MOCHA(problem(run), SDCA(1.0), omega_every=10)
     for round in range(600):
         mocha.step(round)
@@ -111,10 +112,10 @@ def test_joint_optimum(run):
     assert mocha.metrics()["primal"] == pytest.approx(value, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rolls_back", [True, False])
 def test_lost_ivs(run, rolls_back):
-    """A third of all IVs is lost for 300 rounds, and a few more later: the optimum is reached, and certified, but only
-    where users take back what did not count."""
+    """Although many IVs are lost, the optimum is reached and certified, but only if users roll back."""
     Sigma = np.eye(10) / 10
     optimum = primal(run, run["W_opt_independent"], Sigma)
     mocha, rng = MOCHA(problem(run, FixedOmega(LAM, Sigma)), SDCA(1.0), omega_every=0), np.random.default_rng(0)
