@@ -1,10 +1,10 @@
-"""What a `Loss` and a `Regularizer` promise to algorithms and solvers, as tests that pytest collects from a subclass.
+"""Contracts of `Loss` and `Regularizer`, as tests that pytest collects from a subclass.
 
     class TestMyRegularizer(RegularizerContract):
         def make(self):
             return MyRegularizer(lam=0.3)
 
-K users, d features, n rows. Everything is in float64.
+K users, d features, n rows. All tensors are float64.
 """
 
 import math
@@ -25,15 +25,15 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def cases(test: Callable[..., None]) -> Callable[..., None]:
-    """Run a test of a contract, which subclasses share, on many seeds."""
+    """Run a test of a contract on many seeds."""
     quiet = [HealthCheck.differing_executors, HealthCheck.too_slow]
     return settings(max_examples=20, deadline=None, suppress_health_check=quiet)(given(seed=SEEDS)(test))
 
 
 class RegularizerContract(ABC):
-    """A regularizer is R(W, Ω) = ½ tr(W A Wᵀ) with A = A(Ω), and knows R*, B and how to learn Ω where it does.
+    """A regularizer is R(W, Ω) = ½ tr(W A Wᵀ) with A = A(Ω); it has R* and B = A⁻¹, and may learn Ω.
 
-    Override `make`; and `K`, where it needs more users than there are here.
+    Override `make`, and `K` if the regularizer needs more users.
     """
 
     K: ClassVar[int] = 5
@@ -41,10 +41,10 @@ class RegularizerContract(ABC):
 
     @abstractmethod
     def make(self) -> Regularizer:
-        """A new regularizer, as a configuration makes it."""
+        """Return a new regularizer, as a configuration makes it."""
 
     def facts(self, seed: int) -> Tensor:
-        """What K users with random tasks tell of themselves, [K, f]."""
+        """Return the facts [K, f] about K users with random tasks."""
         rng, regularizer = np.random.default_rng(seed), self.make()
         facts = []
         for k in range(self.K):
@@ -53,7 +53,7 @@ class RegularizerContract(ABC):
         return torch.stack(facts)
 
     def states(self, seed: int) -> tuple[Regularizer, Tensor, list[Tensor]]:
-        """A prepared regularizer, random W [d, K], and values of Ω [K, K]: the first one, and one learned elsewhere."""
+        """Return a prepared regularizer, a random W [d, K], and two Ω [K, K]: the first, and one learned elsewhere."""
         rng, regularizer = np.random.default_rng(seed), self.make().prepared(self.facts(seed))
         W, other = (torch.from_numpy(rng.normal(size=(self.d, self.K))) for _ in range(2))
         start = regularizer.start_omega(self.K)
@@ -61,7 +61,7 @@ class RegularizerContract(ABC):
 
     @cases
     def test_value(self, seed: int) -> None:
-        """R is half the trace that A says."""
+        """R(W, Ω) is ½ tr(W A Wᵀ)."""
         regularizer, W, Omegas = self.states(seed)
         for Omega in Omegas:
             w, A = W.numpy(), regularizer.coupling(Omega).numpy()
@@ -69,18 +69,18 @@ class RegularizerContract(ABC):
 
     @cases
     def test_gradient(self, seed: int) -> None:
-        """Autograd finds W A: nothing on the way from W to R is cut off."""
+        """The gradient of R by autograd is W A; nothing is detached."""
         regularizer, W, Omegas = self.states(seed)
         for Omega in Omegas:
             at = W.clone().requires_grad_()
             R = regularizer(at, Omega)
-            assert R.requires_grad, "R does not depend on W: forward has detached it"
+            assert R.requires_grad, "R does not depend on W: remove the detach in forward"
             (gradient,) = torch.autograd.grad(R, at)
             torch.testing.assert_close(gradient, W @ regularizer.coupling(Omega), rtol=1e-9, atol=1e-9)
 
     @cases
     def test_coupling(self, seed: int) -> None:
-        """A is symmetric, of the type of Ω, and no direction of W is rewarded."""
+        """A is symmetric, positive semidefinite and of the type of Ω."""
         regularizer, _, Omegas = self.states(seed)
         for Omega in Omegas:
             A = regularizer.coupling(Omega)
@@ -91,7 +91,7 @@ class RegularizerContract(ABC):
 
     @cases
     def test_conjugate(self, seed: int) -> None:
-        """R(W) + R*(V) = ⟨V, W⟩ at the update W = V B, and never less than ⟨V, W⟩ at the update from another V."""
+        """R(W) + R*(V) = ⟨V, W⟩ for W = V B, and at least ⟨V, W⟩ for other W."""
         regularizer, V, Omegas = self.states(seed)
         other = torch.from_numpy(np.random.default_rng(seed + 1).normal(size=V.shape))
         for Omega in Omegas:
@@ -105,7 +105,7 @@ class RegularizerContract(ABC):
 
     @cases
     def test_sums(self, seed: int) -> None:
-        """Where users need of each other no more than sums, these make the B that `inverse_coupling` gives."""
+        """If the regularizer has a form, it is the B that `inverse_coupling` returns."""
         regularizer, _, Omegas = self.states(seed)
         for Omega in Omegas:
             if (form := regularizer.sums(Omega)) is not None:
@@ -114,7 +114,7 @@ class RegularizerContract(ABC):
 
     @cases
     def test_adding_is_safe(self, seed: int) -> None:
-        """B has a positive diagonal, and with its σ′, Σ_k σ′ B_kk ‖v_k‖² ≥ tr(V B Vᵀ)."""
+        """B has a positive diagonal, and Σ_k σ′ B_kk ‖v_k‖² ≥ tr(V B Vᵀ)."""
         regularizer, V, Omegas = self.states(seed)
         for Omega in Omegas:
             B = regularizer.inverse_coupling(Omega)
@@ -125,7 +125,7 @@ class RegularizerContract(ABC):
     @cases
     def test_learning_omega_never_raises_R(self, seed: int) -> None:
         regularizer, W, Omegas = self.states(seed)
-        one = W[:, :1].expand(-1, self.K).clone()  # of rank one: whatever W is, Ω has to stay usable
+        one = W[:, :1].expand(-1, self.K).clone()  # of rank one; Ω has to stay usable for any W
         for Omega in Omegas:
             for models in (W, one, torch.zeros_like(W)):
                 new = regularizer.update_omega(models, Omega)
@@ -134,34 +134,34 @@ class RegularizerContract(ABC):
 
     @cases
     def test_preparing_changes_no_other(self, seed: int) -> None:
-        """`prepared` gives a new regularizer, and neither it nor moving it changes the one it came from."""
+        """`prepared` returns a new regularizer and shares no tensors with the old one."""
         given, Omega = self.make(), self.make().start_omega(self.K)
         before = snapshot(given)
         first = given.prepared(self.facts(seed))
-        assert snapshot(given) == before, "prepared has changed the regularizer it was called on"
+        assert snapshot(given) == before, "prepared changes the regularizer on which it is called"
         A = first.coupling(Omega)
         second = first.prepared(self.facts(seed + 1))
         second.to(torch.float32)
         assert first is not given
         assert second is not first
-        assert torch.equal(first.coupling(Omega), A), "two regularizers share what they know"
+        assert torch.equal(first.coupling(Omega), A), "two regularizers share tensors"
         assert torch.equal(given.prepared(self.facts(seed)).coupling(Omega), A), "prepared is not repeatable"
 
 
 class LossContract(ABC):
-    """A loss is a convex function of the prediction, element by element, that autograd can differentiate.
+    """A loss is an element-wise convex function of the prediction that autograd can differentiate.
 
-    Override `make`. What is drawn is labels that the loss takes, or numbers for regression.
+    Override `make`. Targets are drawn from the labels of the loss, or are real numbers if it has none.
     """
 
-    C: ClassVar[int] = 3  # classes, for a loss of several
+    C: ClassVar[int] = 3  # classes, for a loss of classes
 
     @abstractmethod
     def make(self) -> Loss:
-        """A new loss, as a configuration makes it."""
+        """Return a new loss, as a configuration makes it."""
 
     def sample(self, seed: int, n: int = 12) -> tuple[Loss, Tensor, Tensor, Tensor]:
-        """A loss, two sets of predictions [n], or [n, C] of several classes, and y [n]."""
+        """Return a loss, two predictions [n], or [n, C] for classes, and targets y [n]."""
         loss, rng = self.make(), np.random.default_rng(seed)
         shape = (n, self.C) if loss.classes else (n,)
         if loss.classes:
@@ -173,7 +173,7 @@ class LossContract(ABC):
 
     @cases
     def test_elementwise(self, seed: int) -> None:
-        """One finite number for each row, which other rows do not change."""
+        """Loss and error are one finite number per row, and do not depend on other rows."""
         loss, p, _, y = self.sample(seed)
         values, errors = loss(p, y), loss.error(p, y)
         assert values.shape == errors.shape == y.shape
@@ -185,7 +185,7 @@ class LossContract(ABC):
 
     @cases
     def test_slope(self, seed: int) -> None:
-        """The loss lies above each of its tangents, as autograd draws them: it is convex, and they are its slopes."""
+        """The loss is convex, and autograd returns its slope: it lies above its tangents."""
         loss, p, q, y = self.sample(seed)
         slope = gradient(loss, p, y)
         for other in (q, p + 1e-3 * (q - p), p - 1e-3 * (q - p)):
@@ -194,13 +194,13 @@ class LossContract(ABC):
 
 
 class DualLossContract(LossContract):
-    """Besides, the loss has a conjugate ℓ*(−a), and the exact step of one dual variable a: what SDCA needs."""
+    """A loss for SDCA also has a conjugate ℓ*(−a) and the exact step of one dual variable a."""
 
     GRID: ClassVar[Tensor] = torch.linspace(-20, 20, 4001, dtype=torch.float64)
 
     @cases
     def test_conjugate(self, seed: int) -> None:
-        """ℓ(p) + ℓ*(−a) ≥ −a·p, with equality where −a is the slope of ℓ at p."""
+        """ℓ(p) + ℓ*(−a) ≥ −a·p, with equality if −a is the slope of ℓ at p."""
         loss, p, q, y = self.sample(seed)
         a = -gradient(loss, p, y)
         conjugate = loss.conjugate(a, y)
@@ -209,21 +209,21 @@ class DualLossContract(LossContract):
 
     @cases
     def test_conjugate_is_the_supremum(self, seed: int) -> None:
-        """Of −a·p − ℓ(p), or infinite where that grows for ever; and zero is a dual variable to start from."""
+        """ℓ*(−a) is the supremum of −a·p − ℓ(p), which may be infinite; ℓ*(0) is finite."""
         loss, _, _, y = self.sample(seed)
         a = torch.from_numpy(np.random.default_rng(seed).uniform(-5, 5, size=len(y)).round(2))
         values = -a[:, None] * self.GRID - loss(self.GRID.expand(len(y), -1), y[:, None])
         most, at = values.max(1)
         for conjugate, sup, where in zip(loss.conjugate(a, y).tolist(), most.tolist(), at.tolist(), strict=True):
             if math.isinf(conjugate):
-                assert where in (0, len(self.GRID) - 1), "infinite, where the supremum is not"
+                assert where in (0, len(self.GRID) - 1), "the conjugate is infinite, but the supremum is not"
             else:
                 assert abs(conjugate - sup) < 1e-3
         assert loss.conjugate(torch.zeros_like(y), y).isfinite().all()
 
     @cases
     def test_coordinate_step(self, seed: int) -> None:
-        """No other a′, near or far, gives more of −ℓ*(−a′) − (a′ − a)·p − (q/2)(a′ − a)²."""
+        """The step maximises −ℓ*(−a′) − (a′ − a)·p − (q/2)(a′ − a)² over a′."""
         loss, p, slope_at, y = self.sample(seed)
         rng = np.random.default_rng(seed)
         a = -gradient(loss, slope_at, y) * torch.from_numpy(rng.choice([0.0, 0.5, 1.0], size=len(y)))
@@ -235,21 +235,21 @@ class DualLossContract(LossContract):
 
         new = loss.coordinate_step(a, p, y, q)
         best = value(new)
-        assert best.isfinite().all(), "a step to where the conjugate is infinite"
+        assert best.isfinite().all(), "after the step, the conjugate is infinite"
         for step in np.concatenate([np.linspace(-3, 3, 121), [-1e-3, 1e-3, -1e-2, 1e-2]]):
             for other in (new + step, torch.full_like(new, step)):
                 assert (best >= value(other) - 1e-9).all()
 
 
 def gradient(loss: Loss, p: Tensor, y: Tensor) -> Tensor:
-    """Of each row's loss in its prediction."""
+    """Return the derivative of each row's loss by its prediction."""
     at = p.clone().requires_grad_()
     total = loss(at, y).sum()
-    assert total.requires_grad, "the loss does not depend on the prediction: forward has detached it"
+    assert total.requires_grad, "the loss does not depend on the prediction: remove the detach in forward"
     (slope,) = torch.autograd.grad(total, at)
     return slope
 
 
 def snapshot(module: torch.nn.Module) -> Any:
-    """What a module consists of, to be compared: the names of all it has, and the tensors among it."""
+    """Return the names of all attributes of a module and the values of its tensors, for comparison."""
     return sorted(module.__dict__), {name: tensor.tolist() for name, tensor in module.state_dict().items()}
