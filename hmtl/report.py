@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from hmtl.config.command_line import status
+from hmtl.config.command_line import exit_status
 from hmtl.errors import ConfigError, DataError
 from hmtl.io.files import as_csv, replacing, write_whole
 from hmtl.reporting.console import Console, Words
@@ -269,7 +269,7 @@ def main() -> int:
     if {"--help", "-h"} & set(words):
         print(__doc__, end="")
         return 0
-    return status(partial(report, words), "report")
+    return exit_status(partial(report, words), "report")
 
 
 if __name__ == "__main__":

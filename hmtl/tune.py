@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from hmtl.config.build import build_communicator, build_participation, build_tasks, check
-from hmtl.config.command_line import as_experiment, main, own_folders
+from hmtl.config.command_line import as_experiment, main, search_path
 from hmtl.io.files import replacing, write_json, write_whole
 from hmtl.reporting.console import Console
 from hmtl.training.folder import held
@@ -43,7 +43,7 @@ def tune(cfg: DictConfig) -> None:
     for warning in result["warnings"]:
         console.print(f"warning: {warning}", soft_wrap=True)
     console.print(f"best: {told(result['best'])}. To train with it:")
-    line = f"  python -m hmtl.train --config-dir {shlex.quote(str(folder))} experiment=tuned {own_folders()}"
+    line = f"  python -m hmtl.train --config-dir {shlex.quote(str(folder))} experiment=tuned {search_path()}"
     console.print(line.rstrip(), markup=False, soft_wrap=True)
 
 

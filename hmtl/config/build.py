@@ -2,8 +2,7 @@
 
 from __future__ import annotations  # so that a plan, which trains nothing, does without what training alone imports
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -11,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from hmtl.config.checks import check_kind, check_part, found, takes
+from hmtl.config import parts
 from hmtl.config.schema import PlanConfig, PredictConfig, TrainConfig, check_root, flat
-from hmtl.errors import ConfigError, HmtlError
+from hmtl.errors import ConfigError
 from hmtl.reporting.progress import progress
 
 if TYPE_CHECKING:
@@ -99,7 +96,7 @@ def compose(*overrides: str, name: str = "config") -> DictConfig:
 
 def build_topology(cfg: DictConfig) -> Topology | Moving:
     """Who hears whom, after `cfg`; a size that the configuration states and the file contradicts is an error."""
-    topology: Topology | Moving = _instantiate(cfg.topology)
+    topology: Topology | Moving = _make(cfg, "topology")
     for name, within in (("K", 0.0), ("H", 0.0), ("r", 1 / topology.K)):  # links are whole, their mean r need not be
         if cfg[name] is not None and abs(cfg[name] - getattr(topology.at(0), name)) > within:
             raise ConfigError(
@@ -122,16 +119,16 @@ def build_tasks(cfg: DictConfig, engine: Engine | None = None) -> tuple[tuple[Ta
 
 def _tasks(cfg: DictConfig, K: int | None, wanted: Wanted | None) -> tuple[Task, ...]:
     target, arguments = cfg.dataset["_target_"], dict[str, Any](K=K)
-    if wanted and takes(target, "wanted"):
+    if wanted and parts.takes(target, "wanted"):
         arguments["wanted"] = wanted
     if cfg.partition:
-        if not takes(target, "partition"):
+        if not parts.takes(target, "partition"):
             raise ConfigError(
                 f"partition={cfg.partition['_target_']}, but {target} takes none: leave partition out, or choose "
                 "another dataset, such as files."
             )
-        arguments["partition"] = _instantiate(cfg.partition)
-    return tuple(_instantiate(cfg.dataset, **arguments))
+        arguments["partition"] = _make(cfg, "partition")
+    return tuple(_make(cfg, "dataset", **arguments))
 
 
 def build_problem(cfg: DictConfig, tasks: Sequence[Task]) -> Problem:
@@ -139,30 +136,30 @@ def build_problem(cfg: DictConfig, tasks: Sequence[Task]) -> Problem:
     from hmtl.mtl import Problem
 
     how = {"reduction": cfg.reduction, "device": _device(cfg.device), "fraction_bits": cfg.fraction_bits}
-    return Problem(tasks, _instantiate(cfg.loss), build_regularizer(cfg), **how)
+    return Problem(tasks, _make(cfg, "loss"), build_regularizer(cfg), **how)
 
 
 def build_regularizer(cfg: DictConfig) -> Regularizer:
-    regularizer: Regularizer = _instantiate(cfg.regularizer)
+    regularizer: Regularizer = _make(cfg, "regularizer")
     return regularizer
 
 
 def build_algorithm(cfg: DictConfig, problem: Problem, **messages: str) -> Algorithm:
     """Return the algorithm for `problem`; see `Algorithm` for the keyword `messages`."""
-    parts = {"solver": _instantiate(cfg.solver), "participation": _instantiate(cfg.participation)}
-    algorithm: Algorithm = _instantiate(cfg.algorithm, problem=problem, **parts, **messages)
+    objects = {"solver": _make(cfg, "solver"), "participation": _make(cfg, "participation")}
+    algorithm: Algorithm = _make(cfg, "algorithm", problem=problem, **objects, **messages)
     return algorithm
 
 
 def build_participation(cfg: DictConfig, topology: Topology | Moving) -> Participation:
     """Who takes part in which round, checked against the relays that there are."""
-    participation: Participation = _instantiate(cfg.participation)
+    participation: Participation = _make(cfg, "participation")
     participation.check_relays(topology.H)
     return participation
 
 
 def build_network(cfg: DictConfig) -> Network:
-    network: Network = _instantiate(cfg.network)
+    network: Network = _make(cfg, "network")
     return network
 
 
@@ -170,41 +167,47 @@ def build_communicator(cfg: DictConfig, topology: Topology | Moving, **links: An
     """How the messages travel on `topology`; over which links, if these are given."""
     network = build_network(cfg)
     with progress(f"Planning for K={topology.K} users and H={topology.H} relays"):
-        communicator: Communicator = _instantiate(cfg.communicator, topology=topology, network=network, **links)
+        communicator: Communicator = _make(cfg, "communicator", topology=topology, network=network, **links)
     return communicator
 
 
 def check(cfg: DictConfig) -> None:
-    """Refuse, before anything is read or made, what is wrong with a configuration taken by itself.
+    """Check a configuration by itself, before data are read or anything large is made.
 
     Raises:
-        ConfigError: which setting, and what it should be.
+        ConfigError: which setting is wrong, and what it should be.
     """
-    check_root(cfg)
-    for node in cfg.get("logger", {}).values():
-        if not isinstance(node, DictConfig) or "_target_" not in node:
-            raise ConfigError(f"logger={cfg.logger}: each part needs a _target_. Leave one out by ~logger.NAME.")
-    groups = [cfg[group] for group in KINDS if group in cfg]
-    for node in (*groups, *cfg.get("logger", {}).values()):
-        if isinstance(node, DictConfig) and "_target_" in node:
-            name, plain, kinds = _described(node)
-            if cfg.K is None and name == "topology":  # the data may tell it
-                plain.pop("K", None)
-            check_part(name, plain, kinds)
+    usual = OmegaConf.load(conf_dir() / ("config.yaml" if "algorithm" in cfg else "plan.yaml"))
+    assert isinstance(usual, DictConfig)
+    check_root(cfg, usual)
+    for name, node in _nodes(cfg):
+        plain = _plain(name, node)
+        if cfg.K is None and name == "topology":  # the data set has the number of users
+            plain.pop("K", None)
+        parts.check(name, plain, _kinds(name))
     if "algorithm" in cfg:
         _check_regularizer(cfg)
     for group in ALONE:
         if group in cfg:
-            _instantiate(cfg[group])
+            _make(cfg, group)
+
+
+def _nodes(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
+    """Yield the parts of a configuration and their names."""
+    for group in KINDS:
+        if group == "logger":
+            yield from ((f"logger.{name}", node) for name, node in cfg.get("logger", {}).items())
+        elif group in cfg and not (group == "partition" and cfg.partition is None):
+            yield group, cfg[group]
 
 
 def _check_regularizer(cfg: DictConfig) -> None:
-    """Refuse one that was chosen for an algorithm that does not look at it."""
+    """Raise ConfigError if a regularizer is chosen for an algorithm that does not use it."""
     algorithm, chosen = (cfg[group].get("_target_") for group in ("algorithm", "regularizer"))
-    looks = algorithm is None or getattr(found("algorithm._target_", algorithm), "regularized", True)
-    if chosen not in (None, USUAL_REGULARIZER) and not looks:
+    uses = getattr(parts.locate("algorithm._target_", algorithm), "regularized", True)
+    if chosen not in (None, USUAL_REGULARIZER) and not uses:
         raise ConfigError(
-            f"regularizer={chosen} has no meaning here: {algorithm} has its own, or none. Leave it out, or choose "
+            f"regularizer={chosen} has no effect: {algorithm} has its own, or none. Leave it out, or choose "
             "algorithm=mocha or fedu."
         )
 
@@ -224,14 +227,14 @@ def build(cfg: DictConfig) -> Run:
     checkpoint = load_checkpoint(Path(cfg.resume), "train", identity) if cfg.resume else None
     if checkpoint and (done := checkpoint["history"]["rounds"]) > cfg.rounds:
         raise ConfigError(f"rounds={cfg.rounds}: {cfg.resume} has {done} rounds already. Raise rounds.")
-    engine: Engine = _instantiate(cfg.engine)
+    engine: Engine = _make(cfg, "engine")
     tasks, topology = build_tasks(cfg, engine)
     with engine.barrier():
         exchange = engine.connect(topology, build_network(cfg))
         communicator = build_communicator(cfg, topology, links=exchange.links)
         build_participation(cfg, topology)
         algorithm, communicator = build_matching(cfg, build_problem(cfg, tasks), communicator)
-    loggers = [_instantiate(node) for node in cfg.logger.values()] if exchange.leads else []
+    loggers = _loggers(cfg) if exchange.leads else []
     trainer = Trainer(
         algorithm,
         communicator,
@@ -272,44 +275,30 @@ def build_matching(cfg: DictConfig, problem: Problem, communicator: Communicator
     return algorithm, communicator
 
 
-def _instantiate(node: Any, **arguments: Any) -> Any:
-    """Hydra's `instantiate`, with `arguments` passed by as they are, after a check of what the node says."""
+def _make(cfg: DictConfig, group: str, **objects: Any) -> Any:
+    """Return the object of a group, with further arguments that the configuration does not hold."""
+    return parts.make(group, _plain(group, cfg.get(group)), _kinds(group), **objects)
+
+
+def _loggers(cfg: DictConfig) -> list[Logger]:
+    nodes = [(name, node) for name, node in _nodes(cfg) if name.startswith("logger.")]
+    return [parts.make(name, _plain(name, node), _kinds(name)) for name, node in nodes]
+
+
+def _plain(name: str, node: Any) -> dict[str, Any]:
+    """Return the settings of a part as plain values."""
     if not isinstance(node, DictConfig) or "_target_" not in node:
-        where = f"{node._get_full_key('')}".rstrip(".") if isinstance(node, DictConfig) else "a part"
-        raise ConfigError(f"{where} is null or has no _target_: choose one of its group, see --help.")
-    name, plain, kinds = _described(node)
-    whole, target = check_part(name, plain, kinds), node["_target_"]
-    given = {key for key in plain if not key.startswith("_")} | arguments.keys()
-    try:
-        inspect.signature(found(name, target)).bind(*node.get("_args_", ()), **dict.fromkeys(given))
-    except TypeError as error:  # not of the call, where it would be a defect
-        remedy = "give the settings that it needs, and no others."
-        raise ConfigError(f"{name}: {target} cannot be made ({error}): {remedy}") from error
-    except ValueError:  # a builtin that tells of no signature
-        pass
-    try:
-        made = instantiate(node, _partial_=True, **whole)(**arguments)
-    except HydraException as error:
-        if isinstance(error.__cause__, HmtlError):  # of a part within this one
-            raise error.__cause__ from None
-        raise ConfigError(str(error)) from error
-    except SystemExit:
-        made = None
-    check_kind(name, target, not kinds or isinstance(made, kinds), kinds)
-    return made
-
-
-def _described(node: DictConfig) -> tuple[str, dict[str, Any], tuple[type, ...]]:
-    """Of a part: its name, its plain values, and what it has to make."""
+        raise ConfigError(f"{name} has no _target_. Choose one of its group, see --help.")
     if missing := OmegaConf.missing_keys(node):
-        raise ConfigError(f"{missing.pop()} is not set, and has no default: give it on the command line.")
-    name, plain = node._get_full_key("_target_").removesuffix("._target_"), OmegaConf.to_container(node, resolve=True)
+        raise ConfigError(f"{min(missing)} is not set, and has no default. Set it on the command line.")
+    plain = OmegaConf.to_container(node, resolve=True)
     assert isinstance(plain, dict)
-    return (
-        name,
-        {str(key): value for key, value in plain.items()},
-        tuple(found(name, kind) for kind in KINDS.get(name.partition(".")[0], ())),
-    )
+    return {str(key): value for key, value in plain.items()}
+
+
+def _kinds(name: str) -> tuple[type, ...]:
+    """Return the types that a part of this name may have."""
+    return tuple(parts.locate(name, kind) for kind in KINDS[name.partition(".")[0]])
 
 
 def _device(name: str) -> torch.device:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from hmtl.config.checks import no_setting
+from hmtl.config.parts import no_setting
 from hmtl.config.schema import flat
 from hmtl.errors import ConfigError
 

@@ -1,0 +1,175 @@
+"""Parts of a run: a `_target_`, whose arguments are validated against its signature, becomes an object."""
+
+import difflib
+import inspect
+from collections.abc import Collection, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+
+from hmtl.errors import ConfigError, HmtlError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+HYDRAS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
+"""Keys that Hydra's `instantiate` reads."""
+
+
+def make(name: str, part: Mapping[str, Any], kinds: tuple[type, ...], **objects: Any) -> Any:
+    """Return the object that a part describes.
+
+    Args:
+        name: the part's place in the configuration, such as "solver".
+        part: `_target_` and its arguments, as plain values.
+        kinds: the object has to be an instance of one of these.
+        objects: further arguments, which the configuration does not hold.
+
+    Raises:
+        ConfigError: the part cannot be made, and which setting is wrong.
+    """
+    checked = check(name, part, kinds)
+    target = part["_target_"]
+    known, _ = parameters(locate(f"{name}._target_", target))
+    required = [key for key, parameter in known.items() if parameter.default is parameter.empty]
+    missing = [key for key in required if key not in checked and key not in objects]
+    if missing and "_args_" not in part:
+        raise ConfigError(f"{name}.{missing[0]} is missing: {target} needs it. Set it on the command line.")
+    try:
+        made = instantiate(checked, _partial_=True, _convert_="all")(**objects)
+    except HydraException as error:
+        if isinstance(error.__cause__, HmtlError):
+            raise error.__cause__ from None
+        raise ConfigError(f"{name}: {error}") from error
+    if not isinstance(made, kinds):
+        raise ConfigError(_wrong_kind(name, target, kinds))
+    return made
+
+
+def check(name: str, part: Mapping[str, Any], kinds: tuple[type, ...] = ()) -> dict[str, Any]:
+    """Return a part with validated arguments, in the types that its target's annotations ask for.
+
+    Args:
+        name: the part's place in the configuration.
+        part: `_target_` and its arguments, as plain values. Parts below it are checked, too.
+        kinds: the object has to be an instance of one of these; empty: any.
+
+    Raises:
+        ConfigError: the target cannot be imported, does not make such an object, or an argument does not fit.
+    """
+    target = locate(f"{name}._target_", part.get("_target_"))
+    made = target if inspect.isclass(target) else _hints(target).get("return")
+    if kinds and inspect.isclass(made) and not issubclass(made, kinds):
+        raise ConfigError(_wrong_kind(name, part["_target_"], kinds))
+    nested = {key: check(f"{name}.{key}", value) for key, value in part.items() if is_part(value)}
+    hydras = {key: value for key, value in part.items() if key in HYDRAS}
+    plain = {key: value for key, value in part.items() if key not in nested and key not in hydras}
+    return {**hydras, **nested, **validate(name, target, plain)}
+
+
+def is_part(value: Any) -> bool:
+    """Return whether a value describes an object."""
+    return isinstance(value, Mapping) and "_target_" in value
+
+
+def validate(name: str, target: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments in the types of the target's annotations.
+
+    Raises:
+        ConfigError: the first argument that does not fit, and why.
+    """
+    from pydantic import ConfigDict, ValidationError, create_model  # late: --help need not wait for it
+
+    rules = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False, str_min_length=1, protected_namespaces=())
+    known, is_open = parameters(target)
+    fields: Any = {key: (known[key].annotation, ...) for key in arguments if key in known}
+    if unknown := [key for key in arguments if key not in known and not is_open]:
+        raise ConfigError(no_setting(f"{name}.{unknown[0]}", [f"{name}.{key}" for key in known]))
+    model = create_model("Arguments", __config__=rules, **fields)
+    try:
+        validated = model.model_validate({key: arguments[key] for key in fields})
+    except ValidationError as error:
+        raise ConfigError(_first(name, arguments, error)) from error
+    return {**arguments, **{key: getattr(validated, key) for key in fields}}
+
+
+def _first(name: str, arguments: Mapping[str, Any], error: "ValidationError") -> str:
+    """Return one line on the first argument that does not fit: `topology.r=abc: input should be a valid number`."""
+    errors = error.errors(include_url=False)
+    key = errors[0]["loc"][0]
+    reasons = dict.fromkeys(each["msg"] for each in errors if each["loc"][0] == key)  # a union has one for each type
+    text = " or ".join(reason[0].lower() + reason[1:] for reason in reasons)
+    return f"{name}.{key}={arguments[str(key)]}: {text}."
+
+
+def locate(name: str, target: Any) -> Any:
+    """Return the class or function with that full name.
+
+    Raises:
+        ConfigError: there is none, or its module cannot be imported.
+    """
+    if not isinstance(target, str) or "." not in target:
+        raise ConfigError(f"{name}={target}: set it to the full name of a class or function, such as hmtl.mtl.Hinge.")
+    module, _, attribute = target.rpartition(".")
+    try:
+        thing = getattr(import_module(module), attribute)
+    except (Exception, SystemExit) as error:  # a module of a user's own may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{name}={target} cannot be imported ({reason}). Check the name and PYTHONPATH.") from error
+    if not callable(thing):
+        raise ConfigError(f"{name}={target} is a {type(thing).__name__}. Set it to a class or function.")
+    return thing
+
+
+def takes(target: str, argument: str) -> bool:
+    """Return whether a target has a parameter of that name, or takes any."""
+    known, is_open = parameters(locate("_target_", target))
+    return is_open or argument in known
+
+
+def parameters(target: Any) -> tuple[dict[str, inspect.Parameter], bool]:
+    """Return the parameters of a target by name, and whether it takes others besides.
+
+    A class that takes further keywords hands them to its base class, whose parameters are then added; those of
+    hmtl hand everything on.
+    """
+    known: dict[str, inspect.Parameter] = {}
+    makers = [target]
+    if inspect.isclass(target):
+        makers = [vars(base)["__init__"] for base in target.__mro__ if base is not object and "__init__" in vars(base)]
+    for maker in makers:
+        try:
+            signature = inspect.signature(maker).parameters
+        except (TypeError, ValueError):  # a builtin without a signature
+            return known, True
+        hints = _hints(maker)
+        for key, parameter in signature.items():
+            if key != "self" and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                known.setdefault(key, parameter.replace(annotation=hints.get(key, Any)))
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in signature.values()):
+            return known, False
+    return known, bool(makers) and not getattr(target, "__module__", "").startswith("hmtl.")
+
+
+def _hints(maker: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(maker)
+    except (TypeError, NameError, AttributeError):  # not annotated, or with names that only a type checker imports
+        return {}
+
+
+def _wrong_kind(name: str, target: Any, kinds: Collection[type]) -> str:
+    wanted = " or ".join(kind.__name__ for kind in kinds)
+    return f"{name}._target_={target} does not make a {wanted}. Choose a part of this group, see --help."
+
+
+def no_setting(setting: str, known: Collection[str]) -> str:
+    """Return the message that there is no such setting, and which one may be meant."""
+    parent, _, last = setting.rpartition(".")
+    beside = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == parent}
+    near = [beside[each] for each in difflib.get_close_matches(last, beside, n=1)]
+    near += [each for each in known if each.rpartition(".")[2] == last and each != setting]
+    remedy = f"Did you mean {near[0]}?" if near else "See --help for the settings."
+    return f"{setting} is not a setting. {remedy}"
