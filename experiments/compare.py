@@ -17,7 +17,7 @@ from rich.table import Table
 from hmtl.config.build import build_algorithm, build_problem, build_tasks, compose
 from hmtl.mtl import Algorithm
 from hmtl.tuning.cross_validation import cross_validate
-from hmtl.tuning.grid import told, with_values
+from hmtl.tuning.grid import as_words, with_values
 
 RESULTS = Path(__file__).parent / "results"
 WEAK = "[0.0001,0.01,0.1]"  # λ2: how little a model may be drawn to zero, where another term couples it to the others
@@ -39,12 +39,12 @@ def chosen(data: Sequence[str], method: str, seed: int, rounds: int) -> tuple[Al
         rounds //= 4  # whose rounds make five passes over the rows, and take as long as several of MOCHA's
     cfg = compose(*data, LAMBDAS, *method.split(), f"seed={seed}", f"rounds={rounds}", "output_dir=.")
     tasks, _ = build_tasks(cfg)
-    best = cross_validate(cfg, tasks)["best"]
+    best = cross_validate(cfg, tasks).best
     cfg = with_values(cfg, best)
     algorithm = build_algorithm(cfg, build_problem(cfg, tasks))
     for round in range(rounds):
         algorithm.step(round)
-    return algorithm, told(best)
+    return algorithm, as_words(best)
 
 
 def relative_gap(algorithm: Algorithm) -> float | None:

@@ -1,6 +1,6 @@
-"""Cross-validation of settings: trainings side by side, kept as they end, and what they tell.
+"""Cross-validation of settings: many trainings side by side, each kept as soon as it ends.
 
-K users, F folds, P combinations of values of the settings in a grid; a training is of one combination on one fold.
+K users, F folds, P combinations of values; a training is of one combination on one fold.
 """
 
 import dataclasses
@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -25,58 +24,54 @@ from hmtl.reporting.console import Console
 from hmtl.rng import generator
 from hmtl.training.checkpoint import load_checkpoint, save_checkpoint
 from hmtl.training.signals import catch_signals
-from hmtl.tuning.grid import Figures, combinations, conclude, grid_of, with_values
+from hmtl.tuning.grid import combinations, grid_of, with_values
+from hmtl.tuning.result import Figures, Result, conclude
 
-NO_PART = ("output_dir", "resume", "gap_tolerance", "checkpoint_every", "logger")  # in what is found
-UNSETTLED = 0.01  # without a joint gap: the largest share of the primal by which learning Ω may still change it
+NOT_IDENTITY = ("output_dir", "resume", "gap_tolerance", "checkpoint_every", "logger")
+"""Settings that may differ between a cross-validation and the one that resumes it."""
+UNSETTLED = 0.01
+"""Largest share of the primal objective by which learning Ω may still change it, if there is no joint gap."""
 
-Key = tuple[int, int]  # of a training: fold, combination
+Key = tuple[int, int]
+"""A training: its fold and its combination."""
 
 
-def cross_validate(cfg: DictConfig, tasks: Sequence[Task], kept: Path | None = None) -> dict[str, Any]:
-    """Validation error, mean over users, of each combination of the values in `cfg.tune.grid`, on each fold.
+def cross_validate(cfg: DictConfig, tasks: Sequence[Task], checkpoint: Path | None = None) -> Result:
+    """Return the validation error, mean over users, of each combination of values in `cfg.tune.grid` on each fold.
 
-    Trainings go on side by side, as threads and memory allow. Of equally good combinations the best is the one with the
-    largest value of the first setting, and among these of the second, and so on (of words, the one given last): the
-    largest λ trusts the data least.
+    Trainings run side by side, as threads and memory allow.
 
     Args:
-        cfg: the configuration; those in the grid aside, its values are the same for all trainings.
-        tasks: one per user; their test rows play no part.
-        kept: file that holds what finished trainings gave, for `cfg.resume`; None: nothing is kept.
-
-    Returns:
-        grid, {name: values}; points, for each combination its values {name: value}, error and sd over folds, errors
-        [F], `relative_gap` of the worst fold (the joint one where there is such), or `change` where the algorithm has
-        no gap, and doubt, why it has not converged, or ""; best, {name: value}, and its error; warnings, a sentence
-        each.
+        cfg: the configuration; all trainings share its values except those in the grid.
+        tasks: one per user; their test rows are not used.
+        checkpoint: file that keeps the results of finished trainings, for `cfg.resume`; None: nothing is kept.
 
     Raises:
-        ConfigError: fewer than 2 folds, an empty grid, a setting that there is not, a value that it does not take.
-        DataError: a user has too few rows for so many folds.
-        CheckpointError: `cfg.resume` is of another configuration, or nothing to go on from.
-        Interrupted: by Ctrl-C or SIGTERM; what was finished is kept.
+        ConfigError: fewer than 2 folds, an empty grid, or a setting or value that does not exist.
+        DataError: a user has fewer rows than folds.
+        CheckpointError: `cfg.resume` cannot be resumed.
+        Interrupted: by Ctrl-C or SIGTERM; finished trainings are kept.
     """
     grid, folds = grid_of(cfg), cfg.tune.folds
-    if not isinstance(folds, int) or folds < 2:
-        raise ConfigError(f"tune.folds={folds}: give a whole number of folds, at least two.")
+    if folds < 2:
+        raise ConfigError(f"tune.folds={folds}: at least two folds are needed. Raise tune.folds.")
     cfgs = {point: with_values(cfg, values) for point, values in enumerate(combinations(grid))}
-    trainings = _Trainings(cfg, folds * len(cfgs), kept)
+    trainings = _Trainings(cfg, folds * len(cfgs), checkpoint)
     for _ in _members(cfgs, next(_folds(tasks, folds, cfg.seed))):
-        pass  # so that what cannot be made is found before anything is trained
-    left = (
+        pass  # what cannot be made is found before anything is trained
+    remaining = (
         ((fold, point), member)
         for fold, parted in enumerate(_folds(tasks, folds, cfg.seed))
         for point, member in _members({p: cfgs[p] for p in cfgs if (fold, p) not in trainings.finished}, parted)
     )
-    trainings.run(left, _side_by_side(tasks, len(cfgs)))
+    trainings.run(remaining, _workers(tasks, len(cfgs)))
     return conclude(cfg, grid, [[trainings.finished[fold, point] for fold in range(folds)] for point in cfgs])
 
 
 def _folds(tasks: Sequence[Task], folds: int, seed: int) -> Iterator[list[Task]]:
-    """For each fold, the tasks with one part of their training rows in place of the test rows.
+    """Yield the tasks of each fold: one part of the training rows takes the place of the test rows.
 
-    What preprocessing fits is fitted anew, to the rows that the fold trains on.
+    Preprocessing is fitted anew to the rows that the fold trains on.
     """
     from sklearn.model_selection import KFold, StratifiedKFold  # takes a second to load
 
@@ -106,47 +101,53 @@ def _folds(tasks: Sequence[Task], folds: int, seed: int) -> Iterator[list[Task]]
 
 
 def _members(cfgs: Mapping[int, DictConfig], fold: Sequence[Task]) -> Iterator[tuple[int, Algorithm]]:
-    """For each configuration an algorithm of its own, all on the same copy of the rows."""
+    """Yield an algorithm for each configuration, all on the same copy of the rows."""
     problem = None
     for point, cfg in cfgs.items():
         problem = build_problem(cfg, fold) if problem is None else problem.regularized(build_regularizer(cfg))
         yield point, build_algorithm(cfg, problem)
 
 
-def _side_by_side(tasks: Sequence[Task], points: int) -> int:
-    """How many trainings at a time: no more than there are threads, and so many that a quarter of the memory holds the
-    folds that they are on; a fold takes four times its data to train on.
+def _workers(tasks: Sequence[Task], points: int) -> int:
+    """Return the number of trainings at a time: at most one per thread, in a quarter of the memory.
+
+    Training on a fold takes four times the memory of its data.
     """
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    fit = memory // 4 // (4 * sum(8 * task.x_train.numel() for task in tasks))
-    return min(torch.get_num_threads(), max(1, (fit - 1) * points))
+    folds = memory // 4 // (4 * sum(8 * task.x_train.numel() for task in tasks))
+    return min(torch.get_num_threads(), max(1, (folds - 1) * points))
 
 
 class _Trainings:
-    """All trainings: those behind a resume, and those that end here. No transport is needed: the models are the same.
+    """All trainings, finished or not. They need no network: the models are the same.
 
     Args:
         cfg: the configuration.
         total: their number.
-        kept: as in `cross_validate`.
+        checkpoint: as in `cross_validate`.
+
+    Attributes:
+        finished: figures of the finished trainings, those before a resume included.
     """
 
-    def __init__(self, cfg: DictConfig, total: int, kept: Path | None) -> None:
-        self.rounds, self.total, self.kept = cfg.rounds, total, kept
-        self.identity = flat(cfg, NO_PART)
+    def __init__(self, cfg: DictConfig, total: int, checkpoint: Path | None) -> None:
+        self.rounds = cfg.rounds
+        self.total = total
+        self.checkpoint = checkpoint
+        self.identity = flat(cfg, NOT_IDENTITY)
         self.finished: dict[Key, Figures] = {}
         if cfg.resume:
             self.finished = load_checkpoint(Path(cfg.resume), "tune", self.identity)["finished"]
 
     def run(self, members: Iterable[tuple[Key, Algorithm]], workers: int) -> None:
-        """Train the members that are left, `workers` at a time, and keep what each gave as soon as it ends.
+        """Train the remaining members, `workers` at a time, and keep the figures of each as soon as it ends.
 
         Raises:
             Interrupted: before all were trained.
         """
         running: dict[Future[Figures | None], Key] = {}
-        over = threading.Event()  # after an error, too: the pool waits for whatever still runs
-        self._keep()
+        over = threading.Event()  # set after an error, as the pool waits for the other trainings
+        self._save()
         console = Console()
         with (
             catch_signals() as caught,
@@ -156,65 +157,71 @@ class _Trainings:
             rounds = progress.add_task(f"{self.total} models", total=self.total * self.rounds)
             progress.advance(rounds, len(self.finished) * self.rounds)
 
-            def go_on() -> bool:  # asked in each round of a training
+            def continues() -> bool:
                 progress.advance(rounds)
                 console.now_and_then(f"{len(self.finished)} of {self.total} models trained")
                 return not (caught or over.is_set())
 
-            def end_one() -> None:
+            def collect() -> None:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     key, figures = running.pop(future), future.result()
                     if figures is not None:
                         self.finished[key] = figures
-                        self._keep()
+                        self._save()
 
             try:
                 for key, member in members:
                     if len(running) == workers:
-                        end_one()
+                        collect()
                     if caught:
                         break
-                    running[pool.submit(_figures, member, self.rounds, go_on)] = key
+                    running[pool.submit(_train, member, self.rounds, continues)] = key
                 while running:
-                    end_one()
+                    collect()
             finally:
                 over.set()
         if caught:
-            if self.kept:
+            if self.checkpoint:
                 done = f"{len(self.finished)} of {self.total} trainings"
-                print(f"stopped after {done}; go on with resume={self.kept.parent}")
+                print(f"Stopped after {done}. To continue: resume={self.checkpoint.parent}")
             raise Interrupted(caught[0])
 
-    def _keep(self) -> None:
-        if self.kept:
-            save_checkpoint(self.kept, "tune", self.identity, {"finished": self.finished})
+    def _save(self) -> None:
+        if self.checkpoint:
+            save_checkpoint(self.checkpoint, "tune", self.identity, {"finished": self.finished})
 
 
-def _figures(member: Algorithm, rounds: int, go_on: Callable[[], bool]) -> Figures | None:
-    """Error of a member after its training, and how far it has converged; None where it was stopped before."""
+def _train(member: Algorithm, rounds: int, continues: Callable[[], bool]) -> Figures | None:
+    """Train a member; return its error and how far it has converged, or None if it was stopped.
+
+    Args:
+        member: what is trained.
+        rounds: number of rounds.
+        continues: asked before each round.
+    """
     start = before = now = member.metrics()
     try:
         for round in range(rounds):
-            if not go_on():
+            if not continues():
                 return None
             if round == rounds - max(1, rounds // 10):
                 before = member.metrics()
             member.step(round)
         now = member.metrics()
-    except RangeError:  # it diverges, which makes its settings bad ones, and the others no worse
+    except RangeError:  # it diverges; other settings may not
         return {"error": math.nan, "relative_gap" if "gap" in start else "change": math.nan}
     figures = {"error": now["test_error"]}
     if "joint_gap" in now:
-        return figures | {"relative_gap": _share(now["joint_gap"], now["joint_primal"])}
+        return figures | {"relative_gap": _ratio(now["joint_gap"], now["joint_primal"])}
     if "gap" in now:
-        gap = _share(now["gap"], now["primal"])
+        gap = _ratio(now["gap"], now["primal"])
         return figures | {"relative_gap": gap, "settled": member.settled(UNSETTLED * abs(now["primal"]))}
     if "primal" in now:
-        scale = min(abs(now["primal"]), abs(start["primal"] - now["primal"]))  # slow steps have not come far at all
-        return figures | {"change": _share(abs(before["primal"] - now["primal"]), scale)}
+        scale = min(abs(now["primal"]), abs(start["primal"] - now["primal"]))  # small if steps are too small
+        return figures | {"change": _ratio(abs(before["primal"] - now["primal"]), scale)}
     return figures
 
 
-def _share(part: float, whole: float) -> float:
-    """Of a whole that may be nothing, as an objective is where every target is its mean."""
-    return part / max(abs(whole), 1e-300)
+def _ratio(value: float, whole: float) -> float:
+    """Return value / |whole|, where the whole may be 0: the objective is 0 if every target equals its mean."""
+    return value / max(abs(whole), 1e-300)

@@ -7,7 +7,8 @@ from matplotlib.patches import Rectangle
 
 from hmtl.communication import TIERS, LinkLedger
 from hmtl.reporting.run_pictures import link_figure, omega_figure
-from hmtl.tune import figure
+from hmtl.reporting.tuning import tuning_figure
+from hmtl.tuning.result import Point, Result
 
 
 def test_bits_of_each_link() -> None:
@@ -42,12 +43,11 @@ def test_errors_over_the_grid() -> None:
     grid = {"lam": [0.1, 1.0, 10.0], "floor": [1e-4, 1.0000001e-4]}
     errors = iter([0.5, 0.6, 0.3, 0.4, 0.1, 0.2])
     points = [
-        {"values": {"lam": lam, "floor": floor}, "error": next(errors), "sd": lam / 100}
+        Point({"lam": lam, "floor": floor}, next(errors), lam / 100, [])
         for lam in grid["lam"]
         for floor in grid["floor"]
     ]
-    result = {"grid": grid, "points": points, "best": points[4]["values"], "error": 0.1}
-    (axes,) = figure(result).axes
+    (axes,) = tuning_figure(Result(grid, points, points[4].values, 0.1, [])).axes
     first, second = axes.containers
     for drawn, expected in ((first, [0.5, 0.3, 0.1]), (second, [0.6, 0.4, 0.2])):
         line, _, (bars,) = drawn.lines
