@@ -184,7 +184,7 @@ train aggregators=[0.5]                  | aggregators\[0\]=0.5: a whole number
 train aggregators=[[0]]                  | aggregators\[0\]=\[0\]: a whole number
 train aggregators=null                   | aggregators=null: a name or a list
 train aggregators={a:1}                  | a name or a list
-train aggregators=[0,0]                  | relays from 0 to 4, one or more, each once
+train aggregators=[0,0]                  | distinct relays from 0 to 4
 train algorithm.rounds=-1                | rounds=-1: there is at least one
 train algorithm.rounds=0                 | rounds=0: there is at least one
 train network.W1=1e-320                  | network.W1=1e-320 is below 1e-06
