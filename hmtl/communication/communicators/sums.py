@@ -144,9 +144,8 @@ class Sums(Communicator):
 def sums_if_faster(coded: CodedHierarchical, ratio: float) -> Sums | None:
     """Return a communicator of sums to replace `coded`, or None if it is not faster.
 
-    Only the time between relays and server is compared.
-
-    Sums replace coding only if `aggregators=auto` and numbers travel as they are.
+    Only the time between relays and server is compared. Sums replace coding only if `aggregators=auto` and numbers
+    travel in their own type.
 
     Args:
         coded: the communicator that sums may replace.

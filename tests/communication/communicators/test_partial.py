@@ -41,7 +41,7 @@ def poisoned(t: Topology) -> Change:
     return change
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     t=topologies(max_K=25),
     seed=st.integers(0, 10**6),

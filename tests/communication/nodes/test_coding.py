@@ -113,7 +113,7 @@ def poison(node: str, message: Message) -> Message:
     return replace(message, payload=noise)
 
 
-@settings(max_examples=25)
+@settings(max_examples=18)
 @given(
     scheme=st.sampled_from(SCHEMES),
     t=topologies(max_K=16),
@@ -279,7 +279,7 @@ def test_other_models_are_found_too() -> None:
     assert not users.models
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(
     scheme=st.sampled_from(SCHEMES),
     t=topologies(max_K=20),
