@@ -1,0 +1,76 @@
+"""The language of the repository: one name for one class, and the usual words of docs/glossary.md."""
+
+import ast
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+AVOIDED = {
+    r"hangs? on": "depends on",
+    r"hang together": "are related, are coupled",
+    r"(is|are) no (?!(longer|more|less|fewer|smaller|larger|better)\b)": "is not a",
+    r"(is|are) told": "reports, says which",
+    r"so many at most": "at most",
+    r"at hand": "available",
+    r"as (it|they) stands?": "as written",
+    r"do(es)? not look at": "ignore",
+    r"do it again": "restart, repeat",
+    r"learns? of": "report, measure",
+    r"whoever": "a named subject",
+}
+"""Phrases that a native reader stumbles over, and what to write instead."""
+
+
+def modules() -> list[Path]:
+    return sorted((ROOT / "hmtl").rglob("*.py"))
+
+
+def texts() -> list[Path]:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md")]
+    return [*modules(), *(ROOT / "conf").rglob("*.yaml"), *pages]
+
+
+def test_class_names_are_unique() -> None:
+    names = [
+        (node.name, path.stem)
+        for path in modules()
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    ]
+    counts = Counter(name for name, _ in names)
+    assert not {each for each in names if counts[each[0]] > 1}
+
+
+@pytest.mark.parametrize("phrase", AVOIDED)
+def test_usual_words(phrase: str) -> None:
+    places = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in texts()
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(rf"\b{phrase}\b" if phrase[-1].isalpha() else rf"\b{phrase}", line, re.IGNORECASE)
+    ]
+    assert not places, f"write {AVOIDED[phrase]!r}"
+
+
+def test_glossary_has_each_term_once() -> None:
+    rows = re.findall(r"^\| ([^|]+) \|", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
+    terms = [row.strip() for row in rows if row.strip() not in ("term", "---")]
+    assert len(terms) > 20
+    assert len(set(terms)) == len(terms)
+
+
+def test_the_architecture_page_names_files_and_functions_that_exist() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    files = [name for name in re.findall(r"`([\w/]+\.py)`", page) if "/" in name]
+    assert len(files) > 20
+    for name in files:
+        assert (ROOT / "hmtl" / name).is_file() or (ROOT / name).is_file(), name
+    for line in page.splitlines():
+        cells = re.fullmatch(r"\| [^|]+ \| ([^|]+) \| (`[^|]+`) \|", line)
+        if cells:
+            code = "".join((ROOT / "hmtl" / name).read_text() for name in re.findall(r"`([\w/]+\.py)`", cells[1]))
+            for name in re.findall(r"(\w+)`", cells[2]):
+                assert f"def {name}(" in code, line
