@@ -22,7 +22,7 @@ def layers() -> list[list[str]]:
     contract = next(each for each in contracts if each["type"] == "layers")
     rows = [[name.strip(" ()") for name in layer.split("|")] for layer in contract["layers"]]
     commands = next(row for row in rows if "train" in row)
-    return [[COMMANDS] if row == commands else row for row in rows if row != ["__main__"]]
+    return [[COMMANDS] if row == commands else row for row in rows if row not in (["__main__"], ["launch"])]
 
 
 def lines(name: str) -> int:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 AVOIDED = {
     r"hangs? on": "depends on",
     r"hang together": "are related, are coupled",
-    r"(is|are) no (?!(longer|more|less|fewer|smaller|larger|better)\b)": "is not a",
+    r"(?<!there )(is|are) no (?!(longer|more|less|fewer|smaller|larger|better)\b)": "is not a",
     r"(is|are) told": "reports, says which",
     r"so many at most": "at most",
     r"at hand": "available",

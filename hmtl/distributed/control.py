@@ -1,6 +1,6 @@
 """Values that processes send each other beside the messages of the network: measurements, state, decisions.
 
-They go to the leading process or come from it. They are no part of the network under study, and the ledger does not
+They go to the leading process or come from it. They are not part of the network under study, and the ledger does not
 count them.
 """
 

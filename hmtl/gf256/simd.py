@@ -18,7 +18,7 @@ from hmtl.gf256.instructions import Path, usable
 
 POLYNOMIAL = 0x11D
 # A larger X exceeds the shared cache. If several blocks of rows read it, tiles of its columns are first copied to a
-# buffer that fits the core's own cache. Its row stride is no multiple of a large power of two: rows 2^k bytes apart
+# buffer that fits the core's own cache. Its row stride is not a multiple of a large power of two: rows 2^k bytes apart
 # would evict each other.
 PACK_ABOVE_BYTES = 16 << 20
 TILE_BYTES, TILE_ROW_BYTES, TILE_ROW_PADDING = 512 << 10, 16 << 10, 192

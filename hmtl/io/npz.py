@@ -25,7 +25,7 @@ def open_file(path: str | Path, most: int = MOST) -> BinaryIO:
         most: bytes that it may have.
 
     Raises:
-        OSError: it is not there, cannot be read, or is no file that has an end, such as a pipe or a device.
+        OSError: it is not there, cannot be read, or is not a regular file (a pipe or a device).
         ValueError: it is larger.
     """
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # of a pipe, do not wait
@@ -49,7 +49,7 @@ def load_arrays(
 
     Raises:
         OSError: see `open_file`.
-        ValueError: it is no such file, damaged, or an array is too large or of another kind; and why.
+        ValueError: it is not such a file, it is damaged, or an array is too large or of another kind.
     """
     with open_file(path) as file:
         try:

@@ -47,7 +47,7 @@ class AggregatorSide(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Models:
+class PackedModels:
     """Models on their way to the users, a row for each.
 
     Attributes:
@@ -91,7 +91,7 @@ class Aggregation:
         self._round: int | None = None
         self._keeper = ""
         self._users: Users = np.empty(0, np.int64)
-        self._models: Models | None = None
+        self._models: PackedModels | None = None
         self._digest = b""
 
     def open(self, round: int, node: str, users: Users, payload: int, overhead: int) -> bool:
@@ -135,9 +135,9 @@ class Aggregation:
         assert self._round is not None
         self.counted[self._users] = self._round
         payload, extras = pack(models, self.numbers, self.wire or dtype)
-        self._digest, self._models = digest, Models(payload, torch.cat([extras, self._receipts()], dim=1))
+        self._digest, self._models = digest, PackedModels(payload, torch.cat([extras, self._receipts()], dim=1))
 
-    def models(self, digest: bytes) -> Models | None:
+    def models(self, digest: bytes) -> PackedModels | None:
         """Return the models if the IVs that were kept have this digest, else None."""
         return self._models if digest == self._digest else None
 

@@ -24,7 +24,7 @@ from hmtl.communication.messages import (
     nothing,
     overhead_only,
 )
-from hmtl.communication.nodes.aggregator import Aggregation, Models
+from hmtl.communication.nodes.aggregator import Aggregation, PackedModels
 from hmtl.communication.nodes.phases import Event, Phase
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server, relay_of
@@ -40,7 +40,7 @@ class DecodingRelay(Relay):
     def __init__(self, i: int, planner: Planner, hosts: Sequence[str], reliable: bool = False) -> None:
         super().__init__(i, planner, hosts, reliable)
         self._heard = nothing(0)  # pieces that it heard, of the segment that is being coded
-        self._models: Models | None = None
+        self._models: PackedModels | None = None
 
     @property
     def aggregating(self) -> bool:

@@ -13,7 +13,7 @@ from hmtl.communication.attendance import numbers_to_bytes
 from hmtl.communication.digest import DIGEST_BYTES, Digest
 from hmtl.communication.encoding import pack, put, unpack
 from hmtl.communication.messages import DIGESTS, MODELS, Message, overhead_only
-from hmtl.communication.nodes.aggregator import AggregatorSide, Models
+from hmtl.communication.nodes.aggregator import AggregatorSide, PackedModels
 from hmtl.communication.nodes.coding import CodingServer, DecodingRelay, deviating
 from hmtl.communication.nodes.phases import Event, Phase
 from hmtl.communication.nodes.server import relay_of
@@ -89,7 +89,7 @@ class PartialRelay(DecodingRelay):
             )
         payload, extras = pack(models, self.numbers, wire)
         receipts = torch.from_numpy(numbers_to_bytes(np.full(len(models), self.round)).reshape(-1, 4))
-        self._models = Models(payload, torch.cat([extras, receipts], dim=1))
+        self._models = PackedModels(payload, torch.cat([extras, receipts], dim=1))
         self._on(Event.AGGREGATE)
 
     def confirm(self) -> list[Message]:

@@ -24,7 +24,7 @@ from hmtl.communication.messages import (
     overhead_only,
     relay_name,
 )
-from hmtl.communication.nodes.aggregator import Models
+from hmtl.communication.nodes.aggregator import PackedModels
 from hmtl.communication.planning.planner import Planner
 
 
@@ -121,7 +121,7 @@ class Server(ABC):
         for receivers, link in copies:
             yield Message(self.round, SERVER_TO_RELAYS, kind, SERVER, receivers, link, payload, overhead)
 
-    def _to_serving(self, models: Message | Models, of: Users, rows: Tensor) -> Iterator[Message]:
+    def _to_serving(self, models: Message | PackedModels, of: Users, rows: Tensor) -> Iterator[Message]:
         """Yield the models of some users to the relays that serve them."""
         serving, via_server = self.planner.routes(self.attendance)
         payload, overhead = models.payload, models.overhead

@@ -17,7 +17,7 @@ from threading import Event, Lock, Thread
 from torch import Tensor
 
 from hmtl.distributed.multicast.datagrams import DATAGRAM
-from hmtl.distributed.multicast.protocol import Receiver, Sending
+from hmtl.distributed.multicast.protocol import Receiver, Transmission
 from hmtl.errors import CodingError, ConfigError, EngineError
 
 BUFFER = 4 << 20  # bytes that may wait in the socket of a busy process; the system may limit it to less
@@ -178,7 +178,7 @@ class Caster:
 
     def _transmit(self, cast: Cast) -> None:
         receivers = set(cast.receivers) - self.unreachable
-        sending = Sending(self._run, cast.number, cast.body, receivers, self._bps, time.monotonic())
+        sending = Transmission(self._run, cast.number, cast.body, receivers, self._bps, time.monotonic())
         cast.settle(set(), sending.waiting)
         while sending.waiting:
             for datagram in sending.due(time.monotonic()):

@@ -36,7 +36,7 @@ SILENCE = 1.0  # seconds without a report after which a receiver is given up
 SPARE, TIMES = 2.0, 4.0  # a body may take SPARE seconds, and TIMES as long as without losses
 
 
-class Sending:
+class Transmission:
     """The sender's state for one body.
 
     Args:

@@ -93,7 +93,7 @@ class NetworkUsers(Users):
         self.numbers = sending.numbers
         self.rows = self.problem.padded(self.model.start.dtype)
         self.evaluation = Evaluation(self.problem, self.model)
-        self.usual = local.solver.steps(self.problem.here)  # steps of a user who is no straggler [K]
+        self.usual = local.solver.steps(self.problem.here)  # steps of a user who is not a straggler [K]
         self.register_buffer("W", self.model.start.expand(len(self.problem.users), -1))
 
     @property

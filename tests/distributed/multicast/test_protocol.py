@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hmtl.distributed.multicast.datagrams import DATAGRAM, GENERATION, PIECE, QUESTION, REPORT, ROOM, Cut, Datagram
-from hmtl.distributed.multicast.protocol import SILENCE, SPARE, TIMES, Receiver, Receiving, Sending
+from hmtl.distributed.multicast.protocol import SILENCE, SPARE, TIMES, Receiver, Receiving, Transmission
 
 RUN, BPS, DELAY = 0x1234_5678_9ABC_DEF0, 100e6, 1e-3
 Fate = Callable[[bytes], list[tuple[float, bytes]]]
@@ -24,7 +24,7 @@ def numbers(size: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, size, np.uint8))
 
 
-def play(sending: Sending, receivers: list[Receiver], there: Fate, back: Fate, now: float = 0.0) -> float:
+def play(sending: Transmission, receivers: list[Receiver], there: Fate, back: Fate, now: float = 0.0) -> float:
     """Until the sender is done; gives the time. A question that is asked ever again would hang here."""
     events: list[tuple[float, int, Receiver | None, bytes]] = []
     count = itertools.count()
@@ -89,7 +89,7 @@ def test_whatever_happens_on_the_way_bodies_are_whole_or_handed_over(
     there, back = st.composite(fates)(), st.composite(fates)()
     at, ends = [Receiver(RUN, 10 + n) for n in range(receivers)], 0.0
     for number in (1, 2):
-        sending = Sending(RUN, number, numbers(size, number), range(10, 10 + receivers), 1e6, ends)
+        sending = Transmission(RUN, number, numbers(size, number), range(10, 10 + receivers), 1e6, ends)
         start, ends = ends, play(sending, at, draw(there), draw(back), ends)
         assert ends - start <= 1e-9 + SPARE + TIMES * 8 * Cut(size).pieces * (DATAGRAM + 42) / 1e6
         for receiver in at:
@@ -105,7 +105,7 @@ def overhead(loss: float, size: int, frames: int) -> float:
     """Bytes sent for each byte of bodies, to five receivers."""
     at, sent = [Receiver(RUN, n) for n in range(5)], 0
     for number in range(1, frames + 1):
-        sending = Sending(RUN, number, numbers(size, number), range(5), BPS, 0.0)
+        sending = Transmission(RUN, number, numbers(size, number), range(5), BPS, 0.0)
         play(sending, at, lossy(loss, number), lossy(0.0, 0))
         assert sending.reached == set(range(5))
         assert all(torch.equal(receiver.take(number), numbers(size, number)) for receiver in at)
@@ -137,7 +137,7 @@ def test_a_body_is_cut_into_even_pieces_and_these_into_even_generations(size: in
 def test_any_pieces_and_combinations_will_do_as_many_as_there_are_pieces(pieces: int, random: Random) -> None:
     """All 256 of a generation are got from the sender, by reports that ask for them."""
     body = numbers(pieces * ROOM)
-    sending, every = Sending(RUN, 1, body, [0], 1e15, 0.0), []
+    sending, every = Transmission(RUN, 1, body, [0], 1e15, 0.0), []
     for now in np.arange(300) * 1e-3:
         datagrams = [Datagram.from_bytes(datagram) for datagram in sending.due(now)]
         every += [datagram for datagram in datagrams if datagram.what == PIECE]
@@ -156,12 +156,12 @@ def test_any_pieces_and_combinations_will_do_as_many_as_there_are_pieces(pieces:
     assert {receiving.add(datagram) for datagram in every[pieces:]} <= {"repeated"}
 
 
-def sent(sending: Sending, now: float) -> list[tuple[int, int, int]]:
+def sent(sending: Transmission, now: float) -> list[tuple[int, int, int]]:
     datagrams = map(Datagram.from_bytes, sending.due(now))
     return [(datagram.what, datagram.generation, datagram.index) for datagram in datagrams]
 
 
-def questions(sending: Sending, receivers: list[Receiver], lost: list[set[int]]) -> list[bytes]:
+def questions(sending: Transmission, receivers: list[Receiver], lost: list[set[int]]) -> list[bytes]:
     """Send everything that is due, of which each receiver loses pieces by their indices; gives answers."""
     answers = []
     for datagram in sending.due(1.0):
@@ -173,7 +173,7 @@ def questions(sending: Sending, receivers: list[Receiver], lost: list[set[int]])
 
 def test_as_many_combinations_as_the_worst_lacks_repair_all_and_reports_that_come_again_ask_for_no_more() -> None:
     body = numbers(20 * ROOM)
-    sending, receivers = Sending(RUN, 1, body, [0, 1, 2], 1e12, 0.0), [Receiver(RUN, n) for n in range(3)]
+    sending, receivers = Transmission(RUN, 1, body, [0, 1, 2], 1e12, 0.0), [Receiver(RUN, n) for n in range(3)]
     first = questions(sending, receivers, [{1, 2}, {3, 4, 5}, {0}])
     for answer in [*first, *first]:
         sending.hear(answer, 1.0)
@@ -191,7 +191,7 @@ def test_as_many_combinations_as_the_worst_lacks_repair_all_and_reports_that_com
 
 
 def test_datagrams_keep_to_the_rate() -> None:
-    sending, now, bits = Sending(RUN, 1, numbers(100 * ROOM), [0], BPS, 0.0), 0.0, 0
+    sending, now, bits = Transmission(RUN, 1, numbers(100 * ROOM), [0], BPS, 0.0), 0.0, 0
     while sending.wake() <= now + 1e-3:
         now = max(now + 1e-4, sending.wake())
         datagrams = sending.due(now)
@@ -202,7 +202,7 @@ def test_datagrams_keep_to_the_rate() -> None:
 
 
 def test_who_stays_silent_is_given_up_and_keeps_nobody_from_the_rest() -> None:
-    sending, at = Sending(RUN, 1, numbers(50_000), [0, 1], BPS, 0.0), [Receiver(RUN, 0)]
+    sending, at = Transmission(RUN, 1, numbers(50_000), [0, 1], BPS, 0.0), [Receiver(RUN, 0)]
     now = play(sending, at, lossy(0.05, 1), lossy(0.0, 1))
     assert sending.reached == {0}
     assert SILENCE < now < SILENCE + 0.2
@@ -231,7 +231,7 @@ def test_what_is_ignored_is_counted_by_what_is_wrong_with_it(word: str, datagram
 @pytest.mark.parametrize("content", [b"", b"\x00\x00\x01", b"\x00\x00\x01\x00\x05"], ids=str)
 def test_reports_that_make_no_sense_are_ignored(content: bytes) -> None:
     """Of nobody, of a part of a number, of a generation that there is not."""
-    sending = Sending(RUN, 1, numbers(5_000), [0], BPS, 0.0)
+    sending = Transmission(RUN, 1, numbers(5_000), [0], BPS, 0.0)
     asked = [Datagram.from_bytes(datagram).what for datagram in sending.due(0.01)]
     assert asked[-1] == QUESTION
     assert sending.hear(Datagram(REPORT, RUN, 1, 5_000, 0, 0, content).to_bytes(), 0.01) is None
