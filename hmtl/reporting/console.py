@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-SECONDS = 60.0  # from one line to the next, where output is no terminal
+SECONDS = 60.0  # between two lines if the output is not a terminal
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Console(rich.console.Console):
         self.print(table, crop=False)
 
     def now_and_then(self, line: str) -> None:
-        """Print a line that tells how far one is, if this is no terminal and the last one is a while ago."""
+        """Print a line of progress if the output is not a terminal and the last line is a minute old."""
         if not self.is_terminal and time.monotonic() >= self._next:
             self._next = time.monotonic() + SECONDS
             self.print(line, soft_wrap=True)
