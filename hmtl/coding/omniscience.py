@@ -198,7 +198,7 @@ class Demand:
 
     def _flow(self, supply: NDArray[np.int64], demand: NDArray[np.int64]) -> tuple[Any, csr_array]:
         """Return the maximum flow from relays [H] to types [T], and its network."""
-        # A capacity above the total demand does not limit anything; scipy's flows are int32, so c·n may be up to 2·10^9.
+        # A capacity above the total demand is unlimited; scipy's flows are int32, so c·n may be up to 2·10^9.
         unlimited = demand.sum() + 1
         inner = np.full(len(self._order) - len(supply) - len(demand), unlimited)
         capacity = np.concatenate([supply.clip(max=unlimited), inner, demand])[self._order].astype(np.int32)
