@@ -103,7 +103,7 @@ class DualAggregator(Aggregator):
     Users learn c_k with the models after a change of A. It goes out until every user was heard once: a user who missed
     its model takes no part until one arrives.
 
-    Buffers: `V` [K, d]; `Omega`, Ω [K, K]; `rounds`, the number of updates; `untold` [K], users who may not know the
+    Buffers: `V` [K, d]; `Omega`, Ω [K, K]; `rounds`, the number of updates; `outdated` [K], users who may not know the
     present c_k; `t`; `gain`, by how much R fell when Ω was learned last.
 
     Args:
@@ -116,7 +116,7 @@ class DualAggregator(Aggregator):
     V: Tensor
     Omega: Tensor
     rounds: Tensor
-    untold: Tensor
+    outdated: Tensor
     t: Tensor
     gain: Tensor
 
@@ -127,7 +127,7 @@ class DualAggregator(Aggregator):
         self.register_buffer("V", V)
         self.register_buffer("Omega", regularizer.start_omega(len(V)).to(V))
         self.register_buffer("rounds", torch.tensor(0))
-        self.register_buffer("untold", torch.zeros(len(V), dtype=torch.bool))
+        self.register_buffer("outdated", torch.zeros(len(V), dtype=torch.bool))
         self.register_buffer("t", torch.tensor(1.0, dtype=torch.float64))
         self.register_buffer("gain", torch.tensor(math.inf, dtype=torch.float64))
         self.coupling = Coupling.at(regularizer, self.Omega)
@@ -158,18 +158,18 @@ class DualAggregator(Aggregator):
         d, device = self.V.shape[1], self.V.device
         self.V = self.V.index_add(0, torch.from_numpy(users).to(device), self.settings.gamma * ivs[:, :d])
         self.rounds = self.rounds + 1
-        untold = self.untold.clone()
-        untold[users] = False  # a user takes part only after it received the last round's model
+        outdated = self.outdated.clone()
+        outdated[users] = False  # a user takes part only after it received the last round's model
         learns = self.settings.learns_now(int(self.rounds))
         if learns:
             self._learn_omega()
-            untold[:] = True
-        self.untold = untold
+            outdated[:] = True
+        self.outdated = outdated
         columns = [self._models()]  # from V and not from the last W, since A may have changed
         if self.settings.accelerated:
             beta, self.t = next_beta(self.t, restart=self._overshot(ivs[:, d]), pause=learns)
             columns.append(beta.to(self.V).expand(len(self.V), 1))
-        if untold.any():
+        if outdated.any():
             columns.append(self.curvature)
         return torch.cat(columns, dim=1) if len(columns) > 1 else columns[0]
 

@@ -33,8 +33,8 @@ class DualUsers(Users):
     only the scalar β comes from the aggregator. Ref: Beck and Teboulle 2009; O'Donoghue and Candès 2015 (restarts).
 
     Buffers: `a`, `W`, `curvature`; `pending` [K, n], `waiting` [K] and the update `dV` [K, d] behind `pending`; `step`
-    and `momentum` [K, d], by which v_k moved last and w_k moved beyond that, and `beta` [K]; `got` [K], the round in
-    which a user's model arrived.
+    and `momentum` [K, d], by which v_k moved last and w_k moved beyond that, and `beta` [K]; `received` [K], the round
+    in which a user's model arrived.
 
     Args:
         problem: data, loss and regularizer.
@@ -51,7 +51,7 @@ class DualUsers(Users):
     step: Tensor
     momentum: Tensor
     beta: Tensor
-    got: Tensor
+    received: Tensor
 
     def __init__(self, problem: Problem, solver: DualSolver, settings: DualSettings) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class DualUsers(Users):
         for name, value in (zeros | dict.fromkeys(("curvature", "beta"), torch.zeros_like(rows.s))).items():
             self.register_buffer(name, value)
         self.register_buffer("waiting", torch.zeros(K, dtype=torch.bool))
-        self.register_buffer("got", torch.full((K,), -1))
+        self.register_buffer("received", torch.full((K,), -1))
         self._round = -1
         self._idle = np.zeros(K, dtype=bool)  # in this round
         self._committed = np.zeros(K, dtype=bool)  # in this round
@@ -152,7 +152,7 @@ class DualUsers(Users):
             self.beta = with_rows(self.beta, users, further[:, 0])
             further = further[:, 1:]
         self.W = with_rows(self.W, users, W)
-        self.got = with_rows(self.got, users, torch.full((len(users),), self._round))
+        self.received = with_rows(self.received, users, torch.full((len(users),), self._round))
         if further.shape[1]:
             self.take_curvature(users, further)
 
@@ -167,7 +167,7 @@ class DualUsers(Users):
         no bound.
         """
         shared = isinstance(self.problem.regularizer, SharedModel)
-        W = self.W[self.got.argmax()].repeat(len(self.W), 1).T if shared else self.W.T
+        W = self.W[self.received.argmax()].repeat(len(self.W), 1).T if shared else self.W.T
         return {
             "losses": self.problem.losses(W),
             "conjugates": self.problem.conjugates(self.a),

@@ -60,9 +60,9 @@ class PersonalUsers(NetworkUsers):
     @torch.no_grad()
     def measure(self) -> dict[str, Tensor]:
         """As `NetworkUsers.measure`, and ‖v_k − w_k‖² and the test error of w, [K] each."""
-        distances = (self.V - self.W).double().square().sum(1)
+        square_distances = (self.V - self.W).double().square().sum(1)
         errors = self.evaluation.test_errors(self.W)
-        return super().measure() | {"apart": distances, "global_test_error": errors}
+        return super().measure() | {"square_distances": square_distances, "global_test_error": errors}
 
 
 class PersonalAlgorithm(FedAvg):
@@ -85,6 +85,6 @@ class PersonalAlgorithm(FedAvg):
 
     def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
         losses = measured["s"] @ measured["losses"]
-        figures = {"primal": float(losses + self.lam / 2 * measured["apart"].sum())}
+        figures = {"primal": float(losses + self.lam / 2 * measured["square_distances"].sum())}
         of_shared = self.problem.figures("test", measured["global_test_error"])  # empty if there are no test rows
         return figures | ({"global_test_error": of_shared["test_error"]} if of_shared else {})
