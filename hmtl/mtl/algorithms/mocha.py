@@ -32,7 +32,7 @@ class MOCHA(Algorithm):
         curvature: c_k, which stands for B in user k's subproblem, B ⪯ diag(c): "user", Σ_l |B_kl|, or the larger "max",
             σ′B_kk with σ′ = max_k Σ_l |B_kl| / B_kk, as in Smith et al. 2017.
         gamma: γ in (0, 1], the share of each local update that is applied. 1 adds all updates, which c makes safe.
-        rounds: number of rounds; Ω stays fixed in the last `omega_every` of them. None: it never does.
+        rounds: number of rounds; Ω stays fixed in the last `omega_every` of them. None: Ω is learned to the end.
         seed: seed of the order in which users visit their rows, and of participation.
         participation: who takes part in a round, and how much each user does. The IV of an absent user counts as zero.
         messages: what users send; "sums" needs a regularizer for which sums suffice.
