@@ -3,10 +3,12 @@
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-"""Before torch is imported: its threads sleep while they wait. Else what nodes compute, which is measured as CPU time
-over all threads, would grow manyfold with the machine's load, and whatever else runs would be slowed down."""
+"""Lets the threads of torch sleep while they wait; set before torch is imported.
 
-TYPE_CHECKING = False  # that of typing takes long to import, and so does numpy: a command first sees to Ctrl-C
+Nodes are timed by CPU time over all threads, which busy waiting would inflate on a loaded machine.
+"""
+
+TYPE_CHECKING = False  # importing typing would delay the start of every command
 if TYPE_CHECKING:
     from hmtl.config.runs import load_run
     from hmtl.estimator import MultiTask

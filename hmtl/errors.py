@@ -1,6 +1,7 @@
-"""What can go wrong by a user's doing. Each message says what is wrong, why, and what to do about it.
+"""Errors that a user can fix. Each message says what is wrong, why, and what to do about it.
 
-The entry points print such an error as one line and exit with 2; anything else is a defect and shows its traceback.
+The commands print such an error in one line and exit with status 2. Any other exception is a defect and shows its
+traceback.
 """
 
 import sys
@@ -12,7 +13,7 @@ class HmtlError(Exception):
 
 
 class Interrupted(Exception):
-    """A run was asked to stop, by Ctrl-C or SIGTERM, and has saved what it had; `signum` is the signal's number."""
+    """A run that ended early, by Ctrl-C or SIGTERM, after it had saved a checkpoint; `signum` is the signal."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -20,38 +21,38 @@ class Interrupted(Exception):
 
 
 class ConfigError(HmtlError, ValueError):
-    """A configuration value is impossible, or two of them contradict each other."""
+    """A setting that is out of range, or settings that contradict each other."""
 
 
 class TopologyError(HmtlError, ValueError):
-    """A network that cannot be: wrong shape, entries, sizes, or a user whom nobody hears."""
+    """A topology with a wrong shape, wrong entries or sizes, or a user without a relay."""
 
 
 class CodingError(HmtlError, ValueError):
-    """A code that cannot be built, or whose result is not what was sent."""
+    """A code that cannot be built, or that decodes to something else than was sent."""
 
 
 class RangeError(HmtlError, ValueError):
-    """Numbers too large to be added in fixed point, as those of a learner that diverges."""
+    """Numbers that are not finite, or too large for fixed-point sums; usually the learner diverges."""
 
 
 class EngineError(HmtlError, RuntimeError):
-    """Processes that do not find each other, or that have lost each other."""
+    """Processes that cannot connect, or have lost their connection."""
 
 
 class DataError(HmtlError, ValueError):
-    """A data set that is missing, damaged, or does not fit the task."""
+    """A data set that is missing or damaged, or that does not fit the task."""
 
 
 class CheckpointError(HmtlError, ValueError):
-    """A checkpoint that is damaged or belongs to another run."""
+    """A checkpoint that cannot be written, is damaged, or belongs to another run."""
 
 
 def few(names: Sequence[str]) -> str:
-    """The first of many names, for a message."""
+    """Return the first of many names, for a message."""
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def complain(message: str) -> None:
-    """Tell the user of a command what is wrong, in one line."""
+    """Print an error message to stderr."""
     print(f"error: {message}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Named random generators: one seed gives any number of independent streams, each found again by its name."""
+"""Named random streams: one seed gives any number of independent generators."""
 
 import hashlib
 
@@ -8,20 +8,20 @@ from hmtl.errors import ConfigError
 
 
 def generator(seed: int, *name: str | int) -> np.random.Generator:
-    """The stream called `name` under `seed`.
+    """Return the random stream with this name.
 
-    Streams with different names are independent, and a stream does not depend on which others were drawn before it;
-    so a run that is resumed at round t draws what the uninterrupted run would have drawn.
+    Streams with different names are independent, and no stream depends on what was drawn from others. A run that
+    resumes at round t therefore draws the same numbers as an uninterrupted one.
 
     Args:
         seed: the run's seed, a non-negative integer.
-        name: words and numbers, for example `("order", round, user)`.
+        name: strings and numbers, for example `("order", round, user)`.
 
     Raises:
-        ConfigError: a negative seed.
+        ConfigError: the seed is negative.
     """
     if seed < 0:
-        raise ConfigError(f"seed={seed} is below 0: give a whole number from 0.")
+        raise ConfigError(f"seed={seed} is negative. Set seed to a whole number from 0.")
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=tuple(_key(part) for part in name)))
 
 

@@ -1,1 +1,1 @@
-"""Settings become objects: schema, checks, builders and the command line."""
+"""Settings become objects: schema, parts, builders and the command line."""

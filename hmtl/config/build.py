@@ -1,6 +1,6 @@
-"""Configuration becomes objects here, and nowhere else; the command line aside, no other module knows Hydra."""
+"""Objects from a configuration: the parts of a run, and a whole run."""
 
-from __future__ import annotations  # so that a plan, which trains nothing, does without what training alone imports
+from __future__ import annotations  # so that a plan does not import what only training needs
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from hmtl.training.engine import Engine, Exchange
     from hmtl.training.trainer import Logger, Trainer
 
-# What may differ between a run and the one that goes on from its checkpoint.
 NOT_IDENTITY = (
     "output_dir",
     "resume",
@@ -41,7 +40,7 @@ NOT_IDENTITY = (
     "logger",
     "tune",
 )
-
+"""Settings that may differ between a run and the one that resumes it."""
 
 KINDS: dict[str, tuple[str, ...]] = {
     "topology": ("hmtl.topology.Topology", "hmtl.topology.Moving"),
@@ -57,15 +56,15 @@ KINDS: dict[str, tuple[str, ...]] = {
     "dataset": ("builtins.tuple", "builtins.list"),
     "logger": ("hmtl.training.trainer.Logger",),
 }
-"""What the parts of a run are, by group."""
+"""Types of the parts of a run, by group."""
 ALONE = ("network", "loss", "regularizer", "solver", "participation")
-"""Groups whose parts can be made without others, and before data are read."""
+"""Groups whose parts need no others, and can be made before data are read."""
 USUAL_REGULARIZER = "hmtl.mtl.TaskRelationship"
 
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 ConfigStore.instance().store(name="plan_schema", node=PlanConfig)
 ConfigStore.instance().store(name="predict_schema", node=PredictConfig)
-_composing = Lock()  # Hydra has one place for all threads of a process
+_composing = Lock()  # Hydra keeps one global state per process
 
 
 @dataclass(frozen=True)
@@ -82,34 +81,43 @@ class Run:
 
 
 def conf_dir() -> Path:
-    """The folder of configurations: inside the package when installed from a wheel, beside it in a checkout."""
+    """Return the folder of configurations: inside an installed package, beside the package in a checkout."""
     package = Path(__file__).parents[1]
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
 
 
 def compose(*overrides: str, name: str = "config") -> DictConfig:
-    """The configuration `name` of `conf/` with `overrides`, as from the command line; set `output_dir` among them."""
+    """Return the configuration `name` of `conf/` with `overrides`, as on the command line, `output_dir` among them."""
     with _composing, hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return hydra.compose(name, list(overrides))
 
 
 def build_topology(cfg: DictConfig) -> Topology | Moving:
-    """Who hears whom, after `cfg`; a size that the configuration states and the file contradicts is an error."""
+    """Return who hears whom.
+
+    Raises:
+        ConfigError: the configuration states a size that the topology does not have.
+    """
     topology: Topology | Moving = _make(cfg, "topology")
-    for name, within in (("K", 0.0), ("H", 0.0), ("r", 1 / topology.K)):  # links are whole, their mean r need not be
+    for name, within in (("K", 0.0), ("H", 0.0), ("r", 1 / topology.K)):  # r is a mean over users
         if cfg[name] is not None and abs(cfg[name] - getattr(topology.at(0), name)) > within:
             raise ConfigError(
-                f"{name}={cfg[name]:g}, but the topology has {name}={getattr(topology.at(0), name):g}: "
-                f"set it to that, or to null."
+                f"{name}={cfg[name]:g}, but the topology has {name}={getattr(topology.at(0), name):g}. "
+                f"Set {name} to that value, or to null."
             )
     return topology
 
 
 def build_tasks(cfg: DictConfig, engine: Engine | None = None) -> tuple[tuple[Task, ...], Topology | Moving]:
-    """The users' data, which an engine divides, and who hears them; K comes from whichever of the two fixes it."""
+    """Return the users' tasks and who hears them; the one that determines K is built first.
+
+    Args:
+        cfg: the configuration; K becomes the number of tasks.
+        engine: decides which rows this process holds; None: all.
+    """
     share = engine.load_tasks if engine else lambda load, K, H: load(None)
-    if "K" in cfg.topology and not cfg.topology.get("path"):  # a rule for any K
+    if "K" in cfg.topology and not cfg.topology.get("path"):  # a topology for any K
         tasks = share(lambda wanted: _tasks(cfg, cfg.K, wanted), cfg.K, cfg.H)
         cfg.K = len(tasks)
         return tasks, build_topology(cfg)
@@ -132,7 +140,7 @@ def _tasks(cfg: DictConfig, K: int | None, wanted: Wanted | None) -> tuple[Task,
 
 
 def build_problem(cfg: DictConfig, tasks: Sequence[Task]) -> Problem:
-    """What is to be learned from `tasks`."""
+    """Return the learning problem of `tasks`."""
     from hmtl.mtl import Problem
 
     how = {"reduction": cfg.reduction, "device": _device(cfg.device), "fraction_bits": cfg.fraction_bits}
@@ -152,7 +160,7 @@ def build_algorithm(cfg: DictConfig, problem: Problem, **messages: str) -> Algor
 
 
 def build_participation(cfg: DictConfig, topology: Topology | Moving) -> Participation:
-    """Who takes part in which round, checked against the relays that there are."""
+    """Return who takes part in which round, after a check that it names existing relays only."""
     participation: Participation = _make(cfg, "participation")
     participation.check_relays(topology.H)
     return participation
@@ -164,7 +172,7 @@ def build_network(cfg: DictConfig) -> Network:
 
 
 def build_communicator(cfg: DictConfig, topology: Topology | Moving, **links: Any) -> Communicator:
-    """How the messages travel on `topology`; over which links, if these are given."""
+    """Return how messages travel on `topology`, over `links` if given."""
     network = build_network(cfg)
     with progress(f"Planning for K={topology.K} users and H={topology.H} relays"):
         communicator: Communicator = _make(cfg, "communicator", topology=topology, network=network, **links)
@@ -213,10 +221,10 @@ def _check_regularizer(cfg: DictConfig) -> None:
 
 
 def build(cfg: DictConfig) -> Run:
-    """All objects of a training run; everything that can be wrong with a configuration is found here.
+    """Return all objects of a training run.
 
     Raises:
-        HmtlError: what is wrong, and what to do.
+        HmtlError: what is wrong with the configuration or the data.
     """
     from hmtl.mtl import preprocessing_setup
     from hmtl.training.checkpoint import load_checkpoint
@@ -305,6 +313,6 @@ def _device(name: str) -> torch.device:
     import torch
 
     try:
-        return torch.zeros(1, device=name).cpu().to(name).device  # of which numbers can be read, unlike meta
+        return torch.zeros(1, device=name).cpu().to(name).device  # numbers can be read from it, unlike from meta
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device={name} is not available ({str(error).splitlines()[0]}): try device=cpu.") from error

@@ -1,4 +1,4 @@
-"""Being asked to stop, by Ctrl-C or SIGTERM, and finishing first what is in work."""
+"""Signals that ask a run to stop: the current round is finished first."""
 
 import signal
 import threading
@@ -9,9 +9,9 @@ from types import FrameType
 
 @contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """Holds the number of the first SIGINT (Ctrl-C) or SIGTERM that comes; a second one acts as usual.
+    """Collect the number of the first SIGINT (Ctrl-C) or SIGTERM in a list; a second signal acts as usual.
 
-    Signals can be caught in the main thread only; in another one nothing is.
+    Python delivers signals to the main thread only. In another thread the list stays empty.
     """
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""The command line: exit status, and errors in one line, whatever they come from."""
+"""The command line: exit statuses, errors in one line, and what a sweep does with failed jobs."""
 
 import logging
 import signal
@@ -11,16 +11,17 @@ import pytest
 from omegaconf import DictConfig
 from omegaconf.errors import InterpolationKeyError
 
-from hmtl.config.command_line import main
-from hmtl.errors import DataError, Interrupted
+from hmtl.config.command_line import ERROR, Jobs, main
+from hmtl.errors import ConfigError, DataError, Interrupted
 
 Run = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """`run(task, "K=4", ...)`: exit status of the command, and what it wrote to stderr."""
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets it; so it is put back afterwards
+    """`run(task, "K=4", ...)` returns the exit status of the command and its stderr."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets it; so it is restored afterwards
+    monkeypatch.setattr(Jobs, "status", 0)
 
     def run(task: Callable[[DictConfig], None], *arguments: str, config: str = "config") -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["hmtl", f"hydra.run.dir={tmp_path}", *arguments])
@@ -31,14 +32,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     return run
 
 
-def test_done(run: Run) -> None:
-    seen: list[DictConfig] = []
-    assert run(seen.append, "K=7", "topology=any_r") == (0, "")
-    assert (seen[0].K, seen[0].topology.K, seen[0].H) == (7, 7, 5)
-    assert run(seen.append, "format=json", config="plan") == (0, "")
-    assert seen[1].format == "json"
-
-
 def raises(error: BaseException) -> Callable[[DictConfig], None]:
     def task(cfg: DictConfig) -> None:
         raise error
@@ -46,21 +39,30 @@ def raises(error: BaseException) -> Callable[[DictConfig], None]:
     return task
 
 
+def test_the_task_gets_the_composed_configuration(run: Run) -> None:
+    seen: list[DictConfig] = []
+    assert run(seen.append, "K=7", "topology=any_r") == (0, "")
+    assert (seen[0].K, seen[0].topology.K, seen[0].H) == (7, 7, 5)
+    assert run(seen.append, "format=json", config="plan") == (0, "")
+    assert seen[1].format == "json"
+
+
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
         (DataError("no data.\nFetch some."), 2, "error: no data. Fetch some.\n"),
         (InterpolationKeyError("no key 'lamda'"), 2, "error: no key 'lamda'\n"),
-        (PermissionError(13, "Permission denied", "/x"), 2, "error: /x: Permission denied. If results go there, "),
+        (PermissionError(13, "Permission denied", "/x"), 2, "error: /x: Permission denied."),
+        (MemoryError("1 PB"), 2, "error: "),
         (Interrupted(signal.SIGTERM), 128 + signal.SIGTERM, ""),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
-def test_what_a_task_raises(run: Run, error: BaseException, status: int, message: str) -> None:
-    code, told = run(raises(error))
+def test_an_error_is_one_line_and_a_status(run: Run, error: BaseException, status: int, message: str) -> None:
+    code, stderr = run(raises(error))
     assert code == status
-    assert told.startswith(message)
-    assert told.count("\n") == bool(message)
+    assert stderr.startswith(message)
+    assert stderr.count("\n") == bool(message)
 
 
 def test_a_defect_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -71,48 +73,52 @@ def test_a_defect_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path:
             main(raises(defect), "config")
 
 
-def test_a_reader_that_has_gone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "override",
+    ["loss=null", "rouns=3", "topology.q=1", "topology=ring", "topology=[any_r,ring]", "K=abc", "K==3", "lam=null"],
+)
+def test_what_hydra_refuses_is_one_line(run: Run, override: str) -> None:
+    code, stderr = run(raises(AssertionError("the task was run")), override)
+    assert code == 2
+    assert stderr.startswith("error: ")
+    assert stderr.count("\n") == 1
+
+
+def test_an_unknown_setting_suggests_a_similar_one(run: Run) -> None:
+    for override, similar in (
+        ("rouns=3", "rounds"),
+        ("solver.pases=3", "solver.passes"),
+        ("medium=unicast", "network"),
+    ):
+        assert similar in run(raises(AssertionError("the task was run")), override)[1]
+    assert "V_bits" in run(raises(AssertionError("the task was run")), "V_bit=3", config="plan")[1]
+
+
+def test_a_failed_job_does_not_stop_a_sweep(run: Run, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def task(cfg: DictConfig) -> None:
+        seen.append(cfg.seed)
+        if cfg.seed == 1:
+            raise ConfigError("seed=1 is unlucky.")
+
+    code, stderr = run(task, "seed=0,1,2", f"hydra.sweep.dir={tmp_path}/sweep", "--multirun")
+    assert (code, seen, stderr) == (2, [0, 1, 2], "error: seed=1 is unlucky.\n")
+    assert [path.parent.name for path in tmp_path.rglob(ERROR)] == ["1"]
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_closed_the_output(tmp_path: Path) -> None:
     code = "from hmtl.config.command_line import main; main(lambda cfg: print('x' * 10**6), 'config')"
     pipe, command = subprocess.PIPE, [sys.executable, "-c", code, f"hydra.run.dir={tmp_path}"]
     with subprocess.Popen(command, stdout=pipe, stderr=pipe) as writer:
         assert writer.stdout is not None
         writer.stdout.close()
-        _, told = writer.communicate()
-    assert (writer.returncode, told) == (128 + signal.SIGPIPE, b"")
+        _, stderr = writer.communicate()
+    assert (writer.returncode, stderr) == (128 + signal.SIGPIPE, b"")
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("loss=null", "a group cannot be null"),
-        ("rouns=3", "there is no setting 'rouns': did you mean 'rounds'?"),
-        ("+lamda=1", "there is no setting 'lamda': did you mean 'lam'?"),
-        ("topology.q=1", "there is no setting 'topology.q': see --help"),
-        (
-            "topology=ring",
-            "topology=ring is unknown: choose one of any_r, file, geometric, heterogeneous, moving, symmetric.",
-        ),
-        ("topology=[any_r,ring]", "Could not load 'topology/ring'"),
-        ("K=abc", "Error merging override K=abc: Value 'abc' of type 'str' could not be converted to Integer"),
-        ("K==3", "Error parsing override 'K==3'"),
-        ("lam=null", "field 'lam' is not Optional"),
-    ],
-)
-def test_what_hydra_refuses(run: Run, override: str, message: str) -> None:
-    code, told = run(raises(AssertionError("the task was run")), override)
-    assert code == 2
-    assert told.startswith("error: ")
-    assert message in told
-    assert "search path" not in told
-    assert told.count("\n") == 1
-
-
-def test_a_setting_of_another_command(run: Run) -> None:
-    code, told = run(raises(AssertionError("the task was run")), "V_bit=3", config="plan")
-    assert (code, told) == (2, "error: there is no setting 'V_bit': did you mean 'V_bits'?\n")
-
-
-def test_what_libraries_say_of_themselves_is_not_shown(
+def test_warnings_of_libraries_are_shown_and_their_information_is_not(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     logging.getLogger("matplotlib").setLevel(logging.NOTSET)

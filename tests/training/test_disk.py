@@ -28,6 +28,7 @@ def limited(nbytes: int, work: Callable[[], object], said: Path) -> int:
     return status_of(forked(within, said))
 
 
+@pytest.mark.slow
 def test_it_is_told_in_one_line_and_the_last_checkpoint_stays(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
@@ -49,6 +50,7 @@ def test_it_is_told_in_one_line_and_the_last_checkpoint_stays(tmp_path: Path) ->
     assert load_checkpoint(folder)["history"]["rounds"] == 2
 
 
+@pytest.mark.slow
 def test_threads_of_tensorboard_add_no_word(tmp_path: Path) -> None:
     """Their error comes to who logs; what others' threads fail of is told as ever."""
 

@@ -26,6 +26,7 @@ def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_runs_of_the_same_second_have_a_folder_each(tmp_path: Path) -> None:
     time.sleep(-time.time() % 1)  # at the beginning of a second
     children = [Command("hmtl.train", *SMALL, f"seed={seed}", cwd=tmp_path) for seed in range(3)]
@@ -53,6 +54,7 @@ def test_folders_of_a_sweep_and_of_a_plan_are_as_many() -> None:
         assert len({each[kind].dir for each in composed for kind in ("run", "sweep")}) == 4
 
 
+@pytest.mark.slow
 def test_a_folder_in_use_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
     """Anew and by resume, from the command line and as a library; and it is free once its run has been killed."""
     folder = tmp_path / "run"
