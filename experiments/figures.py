@@ -114,7 +114,7 @@ def side_by_side(
         for result in Parallel(return_as="generator")(delayed(once)(*part) for part in parts):
             found.append(result)
             progress.advance(task)
-            console.now_and_then(f"{what}: {len(found)} of {len(parts)}")
+            console.progress_line(f"{what}: {len(found)} of {len(parts)}")
     return found
 
 

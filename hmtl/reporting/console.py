@@ -1,4 +1,4 @@
-"""What is printed: tables whose numbers stay whole, and a line now and then where nobody sees a bar move."""
+"""The console: tables whose numbers are never wrapped, and occasional progress lines if output is no terminal."""
 
 import re
 import time
@@ -12,42 +12,47 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-SECONDS = 60.0  # between two lines if the output is not a terminal
+SECONDS_BETWEEN_LINES = 60.0  # if output is not a terminal
 
 
 @dataclass(frozen=True)
-class Words:
-    """A cell of settings or a path: in a narrow terminal they go on in the next line after `=`, `/` or `,`."""
+class WrappedSettings:
+    """A table cell with settings or a path; a narrow terminal wraps it at spaces and after `=`, `/` or `,`."""
 
     text: str
 
     def __rich_measure__(self, console: rich.console.Console, options: ConsoleOptions) -> Measurement:
-        return Measurement(max(map(cell_len, self._pieces(self.text)), default=0), cell_len(self.text))
+        return Measurement(max(map(cell_len, _pieces(self.text)), default=0), cell_len(self.text))
 
     def __rich_console__(self, console: rich.console.Console, options: ConsoleOptions) -> RenderResult:
         width, lines = options.max_width, [""]
-        for word in self.text.split():
-            for n, piece in enumerate([word] if cell_len(word) <= width else self._pieces(word)):
+        for setting in self.text.split():
+            for n, piece in enumerate([setting] if cell_len(setting) <= width else _pieces(setting)):
                 longer = f"{lines[-1]} {piece}".lstrip() if n == 0 else lines[-1] + piece
-                lines[-1:] = [longer] if cell_len(longer) <= width else [lines[-1], piece]
+                if cell_len(longer) <= width:
+                    lines[-1] = longer
+                else:
+                    lines.append(piece)
         yield Text("\n".join(lines))
 
-    def _pieces(self, text: str) -> list[str]:
-        return re.findall(r"[^\s=/,]+[=/,]?|[=/,]", text)
+
+def _pieces(text: str) -> list[str]:
+    """Return the pieces between which a line may break."""
+    return re.findall(r"[^\s=/,]+[=/,]?|[=/,]", text)
 
 
 class Console(rich.console.Console):
-    """Standard output; a reader who goes away is an error for the command line to deal with."""
+    """Standard output; a closed pipe raises BrokenPipeError, which the command line handles."""
 
     def __init__(self) -> None:
         super().__init__(highlight=False)
-        self._next = time.monotonic() + SECONDS
+        self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
 
     def on_broken_pipe(self) -> NoReturn:
         raise
 
     def table(self, table: Table) -> None:
-        """Print a table: in a narrow terminal words are wrapped, and numbers are not, though lines get too long."""
+        """Print a table: a narrow terminal wraps text, but not numbers, even if lines become longer than it is."""
         wide = self.options.update(max_width=10_000)
         for column in table.columns:
             column.no_wrap = column.justify == "right"
@@ -60,8 +65,8 @@ class Console(rich.console.Console):
             table.width = max(Measurement.get(self, wide, table).minimum, self.width)
         self.print(table, crop=False)
 
-    def now_and_then(self, line: str) -> None:
-        """Print a line of progress if the output is not a terminal and the last line is a minute old."""
-        if not self.is_terminal and time.monotonic() >= self._next:
-            self._next = time.monotonic() + SECONDS
+    def progress_line(self, line: str) -> None:
+        """Print a line of progress if output is not a terminal and the last line is at least a minute old."""
+        if not self.is_terminal and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
             self.print(line, soft_wrap=True)

@@ -40,7 +40,7 @@ class ConsoleLogger:
             if key in self._figures
         ]
         if not self._console.is_terminal:
-            self._console.now_and_then("  ".join([f"round {number}/{self._rounds}", *parts]))
+            self._console.progress_line("  ".join([f"round {number}/{self._rounds}", *parts]))
             return
         self._progress.start()
         self._progress.update(self._task, completed=number, status="  ".join(parts))

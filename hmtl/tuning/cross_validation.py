@@ -159,7 +159,7 @@ class _Trainings:
 
             def continues() -> bool:
                 progress.advance(rounds)
-                console.now_and_then(f"{len(self.finished)} of {self.total} models trained")
+                console.progress_line(f"{len(self.finished)} of {self.total} models trained")
                 return not (caught or over.is_set())
 
             def collect() -> None:

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from hmtl.communication.accounting.stopwatch import Stopwatch
 from hmtl.reporting import console
-from hmtl.reporting.console import Console, Words
+from hmtl.reporting.console import Console, WrappedSettings
 from hmtl.reporting.console_logger import ConsoleLogger
 from hmtl.train import train
 
@@ -66,7 +66,7 @@ def test_words_are_wrapped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 @given(text=st.text("a日 =/,[]\n"), room=st.integers(0, 20))
 def test_settings_go_on_in_the_next_line(text: str, room: int) -> None:
     """Nothing is lost, no line is too long, and a word that fits into a line is not broken."""
-    words, screen = Words(text), Console()
+    words, screen = WrappedSettings(text), Console()
 
     def shown(width: int) -> list[str]:
         found = screen.render_lines(words, screen.options.update(width=width))
@@ -93,7 +93,7 @@ def test_a_reader_who_has_gone(tmp_path: Path, command: str, words: tuple[str, .
 
 def test_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def told(seconds: float) -> list[str]:
-        monkeypatch.setattr(console, "SECONDS", seconds)
+        monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", seconds)
         logger = ConsoleLogger(3)
         for round in range(3):
             logger.log({"round": round, "gap": 0.5})

@@ -18,8 +18,11 @@ from PIL import Image
 
 from hmtl.communication import TIERS
 from hmtl.errors import ConfigError, DataError
-from hmtl.report import draw, find, lines, names, report, table
+from hmtl.report import report
 from hmtl.reporting.console import Console
+from hmtl.reporting.run_comparison import comparison_rows, find_runs, run_names
+from hmtl.reporting.run_comparison_picture import comparison_picture
+from hmtl.reporting.run_comparison_table import comparison_table
 from hmtl.train import train
 
 SMALL = ("K=6", "H=3", "rounds=3", "dataset.rows_per_user=20", "logger=none")
@@ -55,7 +58,7 @@ def test_a_folder_swept_again(sweep: tuple[Path, commands.Command], tmp_path: Pa
 
 def test_what_is_reported_is_what_the_runs_say(sweep: tuple[Path, commands.Command]) -> None:
     folder, _ = sweep
-    for line, run, job in zip(lines(runs := find([folder])), runs, ("0", "1"), strict=True):
+    for line, run, job in zip(comparison_rows(runs := find_runs([folder])), runs, ("0", "1"), strict=True):
         summary = json.loads((folder / job / "summary.json").read_text())
         with (folder / job / "metrics.csv").open() as file:
             rows = list(csv.DictReader(file))
@@ -67,19 +70,19 @@ def test_what_is_reported_is_what_the_runs_say(sweep: tuple[Path, commands.Comma
         assert line["Mbit_uncoded"] == pytest.approx(3 * 12 * summary["V_bits"] / 1e6, rel=0.01)
         if job == "0":
             assert line["communication_saved"] == pytest.approx(2 / 6, abs=1e-3)
-    assert names(runs) == ["algorithm=mocha", "algorithm=local"]
-    assert names(runs[:1]) == [str(folder / "0")]
+    assert run_names(runs) == ["algorithm=mocha", "algorithm=local"]
+    assert run_names(runs[:1]) == [str(folder / "0")]
 
 
 def test_the_table_fits_80_columns(
     sweep: tuple[Path, commands.Command], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of a sweep over two settings: where there is no room, their words go on in the next line."""
-    run, words = find([sweep[0]])[0], ["regularizer=task_relationship", "regularizer=mean_regularized"]
+    run, words = find_runs([sweep[0]])[0], ["regularizer=task_relationship", "regularizer=mean_regularized"]
     runs = [replace(run, overrides=(word, lam)) for word in words for lam in ("lam=0.01", "lam=0.1")]
     for columns in (200, 80):
         monkeypatch.setenv("COLUMNS", str(columns))
-        Console().table(table(runs))
+        Console().table(comparison_table(runs))
         printed = capsys.readouterr().out
         assert max(map(len, printed.splitlines())) <= columns
         cells = [line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│")]
@@ -98,7 +101,7 @@ def test_files_and_picture(
     with (tmp_path / "both.csv").open() as file:
         assert [row["run"] for row in csv.DictReader(file)] == ["algorithm=mocha", "algorithm=local"]
     assert Image.open(tmp_path / "both.png").size[0] > 1000
-    left, right = draw(find([folder])).axes
+    left, right = comparison_picture(find_runs([folder])).axes
     coded, dashed = (line for line in left.lines if len(line.get_xdata()) == 3)
     assert (dashed.get_xdata() / coded.get_xdata()).tolist() == pytest.approx([12 / 4] * 3, rel=0.01), (
         "K=6 each way, 4 in all"
@@ -107,7 +110,7 @@ def test_files_and_picture(
     assert "s]" in right.get_xlabel()
     assert sum(len(line.get_xdata()) == 3 for line in right.lines) == 4, "each of two runs, and the same uncoded"
     _, plain = (line for line in right.lines[:2])
-    uncoded = [row["uncoded_s"] for row in find([folder])[0].rows]
+    uncoded = [row["uncoded_s"] for row in find_runs([folder])[0].rounds]
     assert plain.get_xdata().tolist() == pytest.approx([sum(uncoded[: n + 1]) for n in range(3)])
 
 
@@ -116,16 +119,16 @@ def test_files_and_picture(
 def test_numbers_on_the_axes_are_there_and_apart(
     sweep: tuple[Path, commands.Command], span: float, first: float
 ) -> None:
-    (run,) = find([sweep[0] / "0"])
+    (run,) = find_runs([sweep[0] / "0"])
     whole = [first, first * span]
     each = [whole[0], whole[1] - whole[0]]
-    vars(run)["rows"] = [
+    vars(run)["rounds"] = [
         dict.fromkeys((f"bits/{tier}" for tier in TIERS), 5e5 * now)
         | dict.fromkeys(("compute_s", "communication_s", "uncoded_s"), now / 2)
         | {"test_error": 0.1}
         for now in each
     ]
-    figure = draw([run])
+    figure = comparison_picture([run])
     figure.draw_without_rendering()
     for axes in figure.axes:
         low, high = axes.get_xlim()
@@ -139,32 +142,32 @@ def test_numbers_on_the_axes_are_there_and_apart(
 def test_runs_that_send_nothing(sweep: tuple[Path, commands.Command], tmp_path: Path) -> None:
     report([str(sweep[0] / "1"), f"output={tmp_path}/local"])
     assert (tmp_path / "local.png").exists()
-    (run,) = find([sweep[0] / "1"])
-    left, right = draw([run]).axes
+    (run,) = find_runs([sweep[0] / "1"])
+    left, right = comparison_picture([run]).axes
     (level,) = (line for line in left.lines if len(line.get_xdata()))
-    assert set(level.get_ydata()) == {run.summary["test_error"]}
-    assert len(right.lines[0].get_xdata()) == len(run.rows)
+    assert set(level.get_ydata()) == {run.summary.figures["test_error"]}
+    assert len(right.lines[0].get_xdata()) == len(run.rounds)
 
 
 def test_mistakes(sweep: tuple[Path, commands.Command], tmp_path: Path) -> None:
     folder, _ = sweep
     for words, says in (
-        ([], "no folder was given"),
-        ([str(tmp_path)], "holds no run that has ended"),
-        ([str(tmp_path / "none")], "holds no run"),
+        ([], "No folder was given"),
+        ([str(tmp_path)], "has no finished run"),
+        ([str(tmp_path / "none")], "has no finished run"),
     ):
         with pytest.raises(DataError, match=says):
             report(words)
     (tmp_path / "summary.json").write_text((folder / "0" / "summary.json").read_text())
-    with pytest.raises(DataError, match=r"metrics\.csv cannot be read .*: leave that run out"):
+    with pytest.raises(DataError, match=r"metrics\.csv cannot be read .*Leave this run out"):
         report([str(tmp_path)])
     header, *rows = (folder / "0" / "metrics.csv").read_text().splitlines()
     for name in ("bits/relays_to_server", "bits/server_to_relays", "compute_s", "communication_s", "uncoded_s"):
         (tmp_path / "metrics.csv").write_text("\n".join([header.replace(f"{name},", "other,"), *rows]))
-        with pytest.raises(DataError, match=rf"metrics\.csv cannot be read \(it has no {name}\): leave that run out"):
+        with pytest.raises(DataError, match=rf"metrics\.csv cannot be read \(no {name}\)\. Leave this run out"):
             report([str(tmp_path)])
     (tmp_path / "metrics.csv").write_text("\n".join([header.replace("test_error,", "other,"), *rows]))
-    with pytest.raises(DataError, match=r"metrics\.csv cannot be read \(it has no test_error\)"):
+    with pytest.raises(DataError, match=r"metrics\.csv cannot be read \(no test_error\)"):
         report([str(tmp_path)])
     (tmp_path / "metrics.csv").write_text(header)
     with pytest.raises(DataError, match=r"metrics\.csv cannot be read"):
@@ -173,10 +176,10 @@ def test_mistakes(sweep: tuple[Path, commands.Command], tmp_path: Path) -> None:
     without_time = {name: value for name, value in summary.items() if name != "time"}
     for text in ("{", "{}", "[]", "3", "null", json.dumps(without_time), json.dumps({**summary, "time": {}})):
         (tmp_path / "summary.json").write_text(text)
-        with pytest.raises(DataError, match=r"summary\.json cannot be read .*: leave that run out"):
+        with pytest.raises(DataError, match=r"summary\.json cannot be read .*Leave this run out"):
             report([str(tmp_path)])
     for output in ("", ".", "/"):
-        with pytest.raises(ConfigError, match="names no file"):
+        with pytest.raises(ConfigError, match="not the name of a file"):
             report([str(folder), f"output={output}"])
     done = commands.run("hmtl.report", folder, f"output={tmp_path}/none/x")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -194,36 +197,36 @@ def test_beside_each_run_is_what_it_would_send_uncoded(
         (tmp_path / name / ".hydra").mkdir(parents=True)
         OmegaConf.save(OmegaConf.create(words), tmp_path / name / ".hydra" / "overrides.yaml")
         train(configure(*words))
-    coded, uncoded = lines(runs := find([tmp_path, tmp_path / "coded"]))
+    coded, uncoded = comparison_rows(runs := find_runs([tmp_path, tmp_path / "coded"]))
     assert [run.folder.name for run in runs] == ["coded", "uncoded"]
     assert coded["Mbit"] < 0.9 * uncoded["Mbit"]
-    assert min(row["users"] for row in runs[0].rows) < 6
+    assert min(row["users"] for row in runs[0].rounds) < 6
     assert uncoded["Mbit_uncoded"] == pytest.approx(uncoded["Mbit"], rel=0.02)
     if "relays" not in absent:  # without which the coded run may have empty rounds, where the uncoded one has none
         assert coded["Mbit_uncoded"] == pytest.approx(uncoded["Mbit"], rel=0.02)
-    assert names(runs) == ["communicator=coded", "communicator=uncoded"]
+    assert run_names(runs) == ["communicator=coded", "communicator=uncoded"]
 
 
 def test_runs_of_different_measures(
     sweep: tuple[Path, commands.Command], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Errors in one column or on one axis that are not alike are named; names are shown as they are."""
-    run = find([sweep[0]])[0]
+    run = find_runs([sweep[0]])[0]
     words = ("x=${lam}_a_b y=${K}", "_old")
     runs = [replace(run, overrides=(word,)) for word in words]
-    runs[1] = replace(runs[1], summary={**run.summary, "error_measure": "mean squared error"})
+    runs[1] = replace(runs[1], summary=replace(run.summary, error_measure="mean squared error"))
     monkeypatch.setenv("COLUMNS", "120")
-    Console().table(table(runs))
+    Console().table(comparison_table(runs))
     printed = capsys.readouterr().out
     assert "mean squared error" in printed
     assert "share misclassified" in printed
-    figure = draw(runs)
+    figure = comparison_picture(runs)
     figure.draw_without_rendering()
     label = figure.axes[0].yaxis.label
     assert label.get_text().count("error:") == 2
     assert label.get_window_extent().height < figure.bbox.height
     shown = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert [text.replace("\\$", "$").lstrip("\u200b") for text in shown] == [*words, "dashed: the same uncoded"]
+    assert [text.replace("\\$", "$").lstrip("\u200b") for text in shown] == [*words, "dashed: the same run uncoded"]
 
 
 @pytest.mark.long
