@@ -29,13 +29,13 @@ def train(cfg: DictConfig) -> None:
 def _train_and_report(run: Run, cfg: DictConfig) -> None:
     from hmtl.inference.models import models_of  # late, as --help needs neither torch nor matplotlib
     from hmtl.reporting.network_picture import draw
-    from hmtl.reporting.run_pictures import link_figure, omega_figure
+    from hmtl.reporting.run_pictures import RunPictures
     from hmtl.training.summary import summarize, user_errors
 
     folder, algorithm, communicator = run.output_dir, run.algorithm, run.communicator
-    figures = {"topology": draw(communicator.contacts, communicator.planner.preferred)}
+    topology = draw(communicator.contacts, communicator.planner.preferred).to_png(dpi=150)
     with replacing(folder / "topology.png") as file:
-        figures["topology"].savefig(file, format="png", dpi=150)
+        file.write(topology)
     history = run.trainer.fit(run.checkpoint)
     if run.trainer.interrupted:
         for logger in run.loggers:
@@ -49,12 +49,9 @@ def _train_and_report(run: Run, cfg: DictConfig) -> None:
     write_whole(folder / "users.csv", as_csv([asdict(user) for user in users]))
     models_of(algorithm, run.exchange.models(algorithm, run.trainer.state)).save(folder / "models.npz")
     write_json(folder / "summary.json", summary.to_dict())  # the last file: it marks a finished run
-    if run.loggers:
-        figures["links"] = link_figure(communicator.ledger)
-        if algorithm.Omega is not None:
-            figures["omega"] = omega_figure(algorithm.Omega)
+    pictures = RunPictures(topology, communicator.ledger, algorithm.Omega)
     for logger in run.loggers:
-        logger.finish(summary, figures)
+        logger.finish(summary, pictures)
     print(f"Results: {folder}")
 
 

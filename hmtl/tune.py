@@ -14,9 +14,9 @@ def tune(cfg: DictConfig) -> None:
     """Cross-validate the grid of `cfg`, and leave `tune.json`, `tune.png` and an experiment for `hmtl.train`."""
     from hmtl.config.build import build_communicator, build_participation, build_tasks, check  # late: --help is fast
     from hmtl.reporting.console import Console
-    from hmtl.reporting.tuning import tuning_figure, tuning_table
     from hmtl.tuning.cross_validation import cross_validate
     from hmtl.tuning.grid import as_words, combinations, grid_of, with_values
+    from hmtl.tuning.report import tuning_figure, tuning_table
 
     check(cfg)
     for values in combinations(grid_of(cfg)):

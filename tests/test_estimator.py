@@ -1,10 +1,9 @@
-"""The estimator: the optimum by another solver, labels and numbers as they came, and scikit-learn's own ways."""
+"""The estimator: the optimum by another solver, labels and numbers as given, and scikit-learn's conventions."""
 
 import cvxpy as cp
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import r2_score
@@ -43,13 +42,13 @@ def test_the_gap_bounds_the_distance_from_the_optimum():
 def test_labels_come_back_as_they_went(labels):
     X, scores = drawn(1)
     y = [np.array(labels)[np.digitize(s, np.quantile(s, np.linspace(0, 1, len(labels) + 1)[1:-1]))] for s in scores]
-    model = MultiTask(lam=0.01, rounds=60).fit(X, y)
-    found = model.predict(X)
+    model = MultiTask(lam=0.01, rounds=40).fit(X, y)
+    predicted = model.predict(X)
     if not isinstance(labels[0], int | float) or isinstance(labels[0], bool):
-        again = MultiTask(lam=0.01, rounds=60).fit(X, [each.astype(object) for each in y])
+        again = MultiTask(lam=0.01, rounds=40).fit(X, [each.astype(object) for each in y])
         assert np.array_equal(again.models_.W, model.models_.W)
-    assert {label for each in found for label in each.tolist()} == set(labels)
-    right = [np.mean(each == told) for each, told in zip(found, y, strict=True)]
+    assert {label for each in predicted for label in each.tolist()} == set(labels)
+    right = [np.mean(each == true) for each, true in zip(predicted, y, strict=True)]
     assert model.score(X, y) == pytest.approx(np.mean(right))
     assert model.score(X, y) > 0.8
     assert model.Omega_.shape == (K, K)
@@ -74,65 +73,48 @@ def test_it_is_an_estimator():
     assert not hasattr(model, "models_")
     same = MultiTask(lam=0.1, rounds=3, seed=4).fit(X, y), clone(model).fit(X, y)
     assert np.array_equal(same[0].models_.W, same[1].models_.W)
+    assert repr(model) == "MultiTask(lam=0.1, rounds=3, seed=4)"
 
 
-def test_mistakes():
+def test_refused():
     X, y = drawn(5)
     fitted = MultiTask(rounds=1).fit(X[:2], y[:2])
-    for error, words, call in (
-        (DataError, "X has 4 tasks, y 3", lambda: MultiTask().fit(X, y[:3])),
+    for error, named, call in (
+        (DataError, "X has 4 tasks and y has 3", lambda: MultiTask().fit(X, y[:3])),
         (DataError, "X has 0 tasks", lambda: MultiTask().fit([], [])),
         (DataError, "y is no in all tasks", lambda: MultiTask().fit(X, [np.full(len(x), "no") for x in X])),
         (ConfigError, "rounds=0", lambda: MultiTask(rounds=0).fit(X, y)),
+        (ConfigError, r"rounds=2\.5", lambda: MultiTask(rounds=2.5).fit(X, y)),
         (ConfigError, "lam", lambda: MultiTask(lam=-1).fit(X, y)),
-        (ConfigError, "lam='big' is no number", lambda: MultiTask(lam="big").fit(X, y)),
-        (ConfigError, "tolerance=None is no number", lambda: MultiTask(tolerance=None).fit(X, y)),
-        (ConfigError, r"rounds=2\.5 is no whole number", lambda: MultiTask(rounds=2.5).fit(X, y)),
-        (ConfigError, "regularizer='mean' is no Regularizer.*Mean", lambda: MultiTask(regularizer="mean").fit(X, y)),
-        (ConfigError, "loss='hinge' is no Loss", lambda: MultiTask(loss="hinge").fit(X, y)),
-        (DataError, "X is one ndarray: give a list", lambda: MultiTask().fit(X[0], y[0])),
-        (DataError, "y is one ndarray: give a list", lambda: MultiTask().fit(X[:1], y[0])),
-        (DataError, "X is one dict: give a list", lambda: MultiTask().fit(dict(enumerate(X)), y)),
-        (DataError, "X is one DataFrame", lambda: MultiTask().fit(pd.DataFrame(X[0]), y)),
-        (DataError, r"X\[1\] is no array of numbers", lambda: MultiTask().fit([X[0], [[1.0], [1.0, 2.0]]], y[:2])),
-        (DataError, r"X\[0\] is no array of numbers", lambda: MultiTask().fit([X[0].astype(str)], y[:1])),
-        (ConfigError, "seed=None is no whole number from 0", lambda: MultiTask(seed=None).fit(X, y)),
-        (DataError, r"y\[0\] has nan beside", lambda: MultiTask().fit(X[:1], [["p", "q", float("nan")] * 4])),
-        (DataError, r"y\[0\] has True beside", lambda: MultiTask().fit(X[:1], [[True, "q"] * 6])),
-        (DataError, r"y\[0\] is no list of labels", lambda: MultiTask().fit(X[:1], [[0, [1]] * 6])),
-        (DataError, r"y\[0\] has shape \[12\], type \|S1", lambda: MultiTask().fit(X[:1], [[b"p", b"q"] * 6])),
-        (
-            DataError,
-            r"X\[0\] is no array.*grad",
-            lambda: MultiTask().fit([torch.ones(2, 2).requires_grad_()], [[0, 1]]),
-        ),
-        (DataError, "X is one generator", lambda: fitted.predict(x for x in X[:2])),
-        (DataError, "y is one NoneType", lambda: fitted.score(X[:2], None)),
-        (DataError, "y has 'a', and", lambda: fitted.score([*X[:1], []], [["a"] * 12, []])),
-        (DataError, r"y\[0\] has None beside", lambda: MultiTask().fit(X[:1], [["a"] * 11 + [None]])),
-        (DataError, r"y\[0\] is NaN or infinite in row 2", lambda: MultiTask().fit(X[:1], [[1.0, -1, np.nan] * 4])),
-        (DataError, r"y\[0\] has shape \[12, 1\]", lambda: MultiTask().fit(X[:1], [np.ones((12, 1))])),
-        (DataError, r"y\[0\] has shape \[12\], type complex128", lambda: MultiTask().fit(X[:1], [np.ones(12) * 1j])),
+        (ConfigError, "lam='big'", lambda: MultiTask(lam="big").fit(X, y)),
+        (ConfigError, "regularizer='mean' .*Mean", lambda: MultiTask(regularizer="mean").fit(X, y)),
+        (ConfigError, "loss='hinge'", lambda: MultiTask(loss="hinge").fit(X, y)),
+        (ConfigError, "seed=None", lambda: MultiTask(seed=None).fit(X, y)),
+        (ConfigError, "no parameter 'lamb'", lambda: MultiTask().set_params(lamb=1)),
+        (DataError, "X is a single ndarray", lambda: MultiTask().fit(X[0], y[0])),
+        (DataError, "y is a single ndarray", lambda: MultiTask().fit(X[:1], y[0])),
+        (DataError, "y is a single NoneType", lambda: fitted.score(X[:2], None)),
+        (DataError, "y has 'a', but", lambda: fitted.score([*X[:1], []], [["a"] * 12, []])),
         (DataError, "text in some tasks", lambda: MultiTask().fit(X, [*y[:3], ["a"] * len(X[3])])),
         (DataError, "y is text.*Squared", lambda: MultiTask(loss=Squared()).fit(X[:1], [["a", "b"] * 6])),
-        (DataError, "y has 56 values, all whole", lambda: MultiTask().fit(X, np.split(np.arange(56), [12, 27, 47]))),
-        (DataError, r"X has \[12, 15\] rows, y \[12, 14\]", lambda: fitted.score(X[:2], [y[0], y[1][1:]])),
+        (DataError, "y has 56 whole numbers", lambda: MultiTask().fit(X, np.split(np.arange(56), [12, 27, 47]))),
+        (DataError, r"X has \[12, 15\] rows, but y has \[12, 14\]", lambda: fitted.score(X[:2], [y[0], y[1][1:]])),
+        (DataError, "X has 1 tasks, but 2 were fitted", lambda: fitted.predict(X[:1])),
         (NotFittedError, "not fitted yet", lambda: MultiTask().predict(X)),
         (NotFittedError, "not fitted yet", lambda: MultiTask().score(X, y)),
-        (DataError, "X has 1 tasks, fitted were 4", lambda: MultiTask(rounds=1).fit(X, y).predict(X[:1])),
     ):
-        with pytest.raises(error, match=words):
+        with pytest.raises(error, match=named):
             call()
 
 
 def test_a_task_without_new_rows():
     X, y = drawn(6)
     model = MultiTask(rounds=1).fit(X, y)
-    found = model.predict([X[0], [], np.empty((0, D)), X[3]])
-    assert [len(each) for each in found] == [len(X[0]), 0, 0, len(X[3])]
-    assert found[3].tolist() == model.predict(X)[3].tolist()
+    predicted = model.predict([X[0], [], np.empty((0, D)), X[3]])
+    assert [len(each) for each in predicted] == [len(X[0]), 0, 0, len(X[3])]
+    assert predicted[3].tolist() == model.predict(X)[3].tolist()
     some = [X[0], [], np.empty((0, D)), X[3]], [y[0], [], [], y[3]]
-    assert model.score(*some) == pytest.approx(np.mean([r2_score(y[k], found[k]) for k in (0, 3)]))
+    assert model.score(*some) == pytest.approx(np.mean([r2_score(y[k], predicted[k]) for k in (0, 3)]))
 
 
 def test_tables_go_by_the_names_of_their_columns():
@@ -147,15 +129,15 @@ def test_tables_go_by_the_names_of_their_columns():
     named = MultiTask(rounds=3).fit(turned, [pd.Series(each) for each in y])
     assert np.array_equal(named.models_.W, model.models_.W)
     assert named.models_.columns == tuple(names)
-    told = model.predict(X)
+    expected = model.predict(X)
     for given in (X, tables, turned, [table.assign(beside="x") for table in tables]):
-        assert all(np.array_equal(found, want) for found, want in zip(named.predict(given), told, strict=True))
+        assert all(np.array_equal(*pair) for pair in zip(named.predict(given), expected, strict=True))
     nameless = [pd.DataFrame(x) for x in X]
     assert np.array_equal(MultiTask(rounds=3).fit(nameless, y).models_.W, model.models_.W)
     mixed = MultiTask(rounds=3).fit([tables[0], nameless[1], *X[2:]], [each.astype(object) for each in y])
     assert np.array_equal(mixed.models_.W, model.models_.W)
     for given in ([X[0], *tables[1:]], nameless):
-        assert all(np.array_equal(found, want) for found, want in zip(named.predict(given), told, strict=True))
+        assert all(np.array_equal(*pair) for pair in zip(named.predict(given), expected, strict=True))
     late = MultiTask(rounds=3).fit([X[0], *tables[1:]], y).models_
     assert (late.columns, np.array_equal(late.W, model.models_.W)) == ((), True)
     with pytest.raises(DataError, match=r"X\[1\] has columns p, q, r, s, u, X\[0\] p, q, r, s, t"):
@@ -164,7 +146,7 @@ def test_tables_go_by_the_names_of_their_columns():
         named.predict([table.drop(columns="t") for table in tables])
 
 
-def test_what_was_learned_before_is_gone():
+def test_a_new_fit_replaces_the_old_one():
     X, y = drawn(8)
     model = MultiTask(rounds=2).fit(X, y)
     assert hasattr(model, "Omega_")

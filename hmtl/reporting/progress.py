@@ -1,4 +1,4 @@
-"""What a computation is at, told once it has taken a second."""
+"""Progress of a long computation on standard error, shown once it has taken a second."""
 
 import logging
 import sys
@@ -11,20 +11,25 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.status import Status
 
-SECONDS = 1.0
-SELDOM = 60.0  # seconds from one line to the next, where there is no terminal
+SECONDS = 1.0  # before anything is shown
+SECONDS_BETWEEN_LINES = 60.0  # if standard error is not a terminal
 
 
 @contextmanager
 def progress(what: str) -> Iterator[None]:
-    """Tell that `what` is under way, and what `hmtl.coding` logs of it, if it takes more than a second.
+    """Show the latest log message of `hmtl.coding` while a computation runs.
 
-    On standard error: on a terminal, a line that is wiped out at the end; elsewhere a line a minute.
+    A terminal gets one line, which is erased at the end; other outputs get one line per minute.
+
+    Args:
+        what: the computation, the start of the line.
     """
-    log, shown = logging.getLogger("hmtl.coding"), _Shown(what)
-    before, timer = (log.level, log.propagate), Timer(SECONDS, shown.start)
+    log = logging.getLogger("hmtl.coding")
+    handler = _StatusLine(what)
+    level, propagate = log.level, log.propagate
+    timer = Timer(SECONDS, handler.start)
     timer.daemon = True
-    log.addHandler(shown)
+    log.addHandler(handler)
     log.setLevel(logging.DEBUG)
     log.propagate = False
     timer.start()
@@ -32,24 +37,27 @@ def progress(what: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-        shown.stop()
-        log.removeHandler(shown)
-        log.setLevel(before[0])
-        log.propagate = before[1]
+        handler.stop()
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagate
 
 
-class _Shown(logging.Handler):
-    """A line on the terminal that ends with the latest message."""
+class _StatusLine(logging.Handler):
+    """A log handler that shows the latest message in one line."""
 
     def __init__(self, what: str) -> None:
         super().__init__(logging.DEBUG)
-        self.what, self.over, self.starting = what, False, Lock()
+        self.what = what
+        self.stopped = False
+        self.starting = Lock()
         self.status: Status | None = None
-        self.next = time.monotonic() + SELDOM
+        self.next_line = time.monotonic() + SECONDS_BETWEEN_LINES
 
     def start(self) -> None:
+        """Show the line if standard error is a terminal; a timer calls this from its own thread."""
         with self.starting:
-            if self.over or not sys.stderr.isatty():
+            if self.stopped or not sys.stderr.isatty():
                 return
             from rich.console import Console
 
@@ -57,15 +65,17 @@ class _Shown(logging.Handler):
             self.status.start()
 
     def stop(self) -> None:
+        """Erase the line."""
         with self.starting:
-            self.over = True
+            self.stopped = True
             if self.status:
                 self.status.stop()
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Show a message."""
         line = f"{self.what}: {record.getMessage()}"
         if self.status:
             self.status.update(line)
-        elif not sys.stderr.isatty() and time.monotonic() >= self.next:
-            self.next = time.monotonic() + SELDOM
+        elif not sys.stderr.isatty() and time.monotonic() >= self.next_line:
+            self.next_line = time.monotonic() + SECONDS_BETWEEN_LINES
             print(line, file=sys.stderr)

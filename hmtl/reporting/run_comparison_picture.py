@@ -82,7 +82,7 @@ def _scale(axes: Axes) -> None:
 
 def _style(rank: int, name: str) -> dict[str, Any]:
     """Return color, marker and label of the curve of a run."""
-    short = name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME:]}"
+    short = name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
     label = short.replace("$", r"\$")  # matplotlib would read a formula
     if label.startswith("_"):  # matplotlib hides such labels
         label = f"\u200b{label}"

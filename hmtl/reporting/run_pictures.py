@@ -1,4 +1,7 @@
-"""Pictures of a run: the task relationship and the bits on each link."""
+"""The pictures of a finished run: its network, the bits on each link, and how the tasks are related."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -6,6 +9,35 @@ from torch import Tensor
 
 from hmtl.communication import TIERS, LinkLedger
 from hmtl.reporting.style import OKABE_ITO, Picture
+
+MOST_LABELS = 10  # labels of links that fit below a panel
+
+
+class RunPictures(Mapping[str, bytes]):
+    """The pictures of a finished run as PNG files by name; links and task relationship are drawn at their first use.
+
+    Args:
+        topology: the picture of the network, drawn before the first round.
+        ledger: bits of the run.
+        Omega: the task relationship [K, K]; None if there is none.
+    """
+
+    def __init__(self, topology: bytes, ledger: LinkLedger, Omega: Tensor | None) -> None:
+        self._files = {"topology": topology}
+        self._draw: dict[str, Callable[[], Picture]] = {"links": partial(link_figure, ledger)}
+        if Omega is not None:
+            self._draw["omega"] = partial(omega_figure, Omega)
+
+    def __getitem__(self, name: str) -> bytes:
+        if name not in self._files:
+            self._files[name] = self._draw[name]().to_png(dpi=100)
+        return self._files[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["topology", *self._draw])
+
+    def __len__(self) -> int:
+        return 1 + len(self._draw)
 
 
 def omega_figure(Omega: Tensor) -> Picture:
@@ -35,7 +67,7 @@ def link_figure(ledger: LinkLedger) -> Picture:
         sums = f"{payload.sum():.3g} MB + {overhead.sum():.2g} MB overhead"  # often too small to see
         axes.set(title=f"{tier.replace('_', ' ')}\n{sums}", ylabel="MB sent", xlabel="link", ylim=(0, top))
         names = [ledger.links[tier][n] for n in used.tolist()]
-        step = max(1, -(-len(used) // 10))  # at most ten labels fit
+        step = max(1, -(-len(used) // MOST_LABELS))
         axes.set_xticks(at[::step], names[::step], rotation=45 if len(used) > 4 else 0, fontsize="small")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2)
     return figure

@@ -1,4 +1,4 @@
-"""The look of all pictures: a figure that notebooks display, and colours that differ in grey print, too."""
+"""The style of pictures: figures that a notebook shows, and colours for colour-blind readers and grey print."""
 
 import io
 from typing import Any
@@ -20,18 +20,20 @@ OKABE_ITO = {
 
 
 class Picture(Figure):
-    """A figure without a window, which a notebook displays if it is the value of a cell."""
+    """A figure without a window; a notebook shows it if it is the last expression of a cell."""
+
+    def to_png(self, dpi: float) -> bytes:
+        """Return the picture as a PNG file."""
+        content = io.BytesIO()
+        self.savefig(content, format="png", dpi=dpi)
+        return content.getvalue()
 
     def _repr_png_(self) -> bytes:
-        content = io.BytesIO()
-        self.savefig(content, format="png", dpi=80)
-        return content.getvalue()
+        return self.to_png(dpi=80)
 
 
 def colors(n: int) -> Any:
-    """Return n colours as RGBA [n, 4]: distinct hues if n is small, else a scale from dark to light."""
+    """Return n colours [n, 4]: up to seven distinct hues, else a scale from dark to light."""
     if n <= len(OKABE_ITO):
-        return to_rgba_array([*OKABE_ITO.values()][:n])
-    return matplotlib.colormaps["cividis"](
-        [0.85 * i / (n - 1) for i in range(n)]
-    )  # the end of the scale is faint on white
+        return to_rgba_array(list(OKABE_ITO.values())[:n])
+    return matplotlib.colormaps["cividis"]([0.85 * i / (n - 1) for i in range(n)])  # the end is faint on white

@@ -1,4 +1,4 @@
-"""Measurements for TensorBoard, as people think of a run: learning first, then what it cost."""
+"""The TensorBoard logger: charts of learning first, then of what it cost, pictures, and settings of a run."""
 
 import re
 import threading
@@ -6,116 +6,152 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hmtl.training.folder import overrides
 from hmtl.training.history import Measurements
 from hmtl.training.summary import Summary
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from torch.utils.tensorboard import SummaryWriter
 
+# TensorBoard sorts groups of charts by name, hence the numbers.
+LEARNING = "1 learning"
+TIER_BITS = "2 bits"
+SECONDS = "3 seconds"
+ERROR_BY_BITS = "4 against kbit between relays and server"
+ERROR_BY_TIME = "5 against milliseconds"
+ATTENDANCE = "6 attendance"
+GROUPS = {"bits_total": TIER_BITS, "users": ATTENDANCE, "empty": ATTENDANCE}
+"""The group of a measurement; seconds have their own, and all others belong to LEARNING."""
+ERRORS = ("test_error", "train_error")
+MIDDLE_TIERS = ("bits/relays_to_server", "bits/server_to_relays")
+LAYOUT = {
+    "Learning": {
+        "errors by round": ["Multiline", [rf"{LEARNING}/({'|'.join(ERRORS)})$"]],
+        "errors of the worst user": ["Multiline", [rf"{LEARNING}/.*_worst$"]],
+        "primal and dual objective, gap": ["Multiline", [rf"{LEARNING}/(primal|dual|gap)$"]],
+    },
+    "Errors by cost": {
+        "against kbit between relays and server": ["Multiline", [rf"{ERROR_BY_BITS}/.*"]],
+        "against milliseconds, compute and communication": ["Multiline", [rf"{ERROR_BY_TIME}/.*"]],
+    },
+    "Cost of a round": {
+        "bits on each tier": ["Multiline", [rf"{TIER_BITS}/.*_to_.*"]],
+        "seconds, with those of the same round uncoded": ["Multiline", [rf"{SECONDS}/.*"]],
+    },
+}
+"""The tab "Custom scalars": categories, charts, and patterns of what each chart shows."""
 SETTINGS = (
     *("algorithm", "regularizer", "lam", "loss", "passes", "dataset", "K", "H", "r"),
     *("communicator", "scheme", "aggregators", "medium", "rounds", "seed"),
 )
-"""Of a summary, what was chosen; the rest is what came of it."""
-MERITS = ("test_error", "test_r2", "train_error", "gap", "primal", "bits_total")
-GROUPS = {"bits_total": "2 bits", "users": "6 attendance", "empty": "6 attendance"}
-SECONDS = "3 seconds"
-NO_NAME = ("resume", "rounds", "logger")  # words of a command line that make no other run
-MIDDLE = ("bits/relays_to_server", "bits/server_to_relays")
-BITS, TIME = "4 against kbit between relays and server", "5 against milliseconds"
-ERRORS = ("test_error", "train_error")
-LAYOUT = {
-    "Learning": {
-        "errors, round by round": ["Multiline", [rf"1 learning/({'|'.join(ERRORS)})$"]],
-        "worst user's errors": ["Multiline", [r"1 learning/.*_worst$"]],
-        "objective, its bound, and their gap": ["Multiline", ["1 learning/(primal|dual|gap)$"]],
-    },
-    "Errors for what they cost": {
-        "against kbit between relays and server": ["Multiline", [rf"{BITS}/.*"]],
-        "against milliseconds, compute and communication": ["Multiline", [rf"{TIME}/.*"]],
-    },
-    "Costs of a round": {
-        "bits on each tier": ["Multiline", [r"2 bits/.*_to_.*"]],
-        "seconds, with those of the same round uncoded": ["Multiline", [rf"{SECONDS}/.*"]],
-    },
-}
+"""The tab "HParams": settings of the summary, and as results the last measurements of RESULTS."""
+RESULTS = ("test_error", "test_r2", "train_error", "gap", "primal", "bits_total")
+UNNAMED_SETTINGS = ("resume", "rounds", "logger")  # do not belong to the name of a run
 
 
 class TensorBoardLogger:
-    """Scalars of each round; errors also against bits and time; at the end figures and hyperparameters.
+    """A logger that writes TensorBoard events.
 
-    The events of a run are in a folder within its own that is named after what its command line set, so that this is
-    what TensorBoard calls it. What is there already is superseded, so that a run that goes on has no point twice.
+    The events are in a subfolder named after the settings on the command line, because TensorBoard shows the name of
+    the folder. A resumed run writes its earlier rounds again, and they supersede the old events.
 
     Args:
-        folder: the run's.
+        folder: the run's folder.
     """
 
     def __init__(self, folder: str) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # only this logger has to wait for its import
-
-        self._run = Path(folder)
-        words = " ".join(word for word in overrides(self._run) if not word.lstrip("~").startswith(NO_NAME))
-        before = sorted(path.parent for path in self._run.glob("*/events.out.tfevents.*"))  # of a run that goes on
-        place = (before or [self._run / (re.sub(r"[^\w=.,+-]+", "_", words)[:100] or "events")])[0]
-        self._open = cache(lambda: SummaryWriter(str(place), purge_step=0))  # at the first round: it leaves a file
-        self._kbit = self._milliseconds = 0.0
-        _quiet_writers()
-
-    @property
-    def _writer(self) -> Any:
-        if not self._open.cache_info().currsize:
-            self._open().add_custom_scalars(LAYOUT)
-        return self._open()
+        self._folder = Path(folder)
+        self._writer: SummaryWriter | None = None  # opened at the first round, because it creates a file
+        self._kbit = 0.0
+        self._milliseconds = 0.0
 
     def log(self, row: Measurements) -> None:
-        step = int(row["round"])
-        self._kbit += sum(row.get(tier, 0) for tier in MIDDLE) / 1e3
+        """Write the measurements of a round; errors also against bits and time so far."""
+        writer = self._open()
+        round_number = int(row["round"])
+        self._kbit += sum(row.get(tier, 0) for tier in MIDDLE_TIERS) / 1e3
         self._milliseconds += 1e3 * (row.get("compute_s", 0) + row.get("communication_s", 0))
         for key, value in row.items():
             if key == "round":
                 continue
-            group = SECONDS if key.endswith("_s") else GROUPS.get(key, "1 learning")
-            self._writer.add_scalar(f"2 {key}" if "/" in key else f"{group}/{key}", value, step)
+            writer.add_scalar(_tag(key), value, round_number)
             if key in ERRORS:
-                self._writer.add_scalar(f"{BITS}/{key}", value, round(self._kbit))
-                self._writer.add_scalar(f"{TIME}/{key}", value, round(self._milliseconds))
+                writer.add_scalar(f"{ERROR_BY_BITS}/{key}", value, round(self._kbit))
+                writer.add_scalar(f"{ERROR_BY_TIME}/{key}", value, round(self._milliseconds))
 
-    def finish(self, run: Summary, figures: Mapping[str, "Figure"]) -> None:
-        summary = run.to_dict()
+    def finish(self, summary: Summary, pictures: Mapping[str, bytes]) -> None:
+        """Write pictures, hyperparameters, command and configuration of the finished run.
+
+        Args:
+            summary: the summary of the run.
+            pictures: PNG files by name.
+        """
         from torch.utils.tensorboard.summary import hparams
 
-        writer = self._writer
-        for name, figure in figures.items():
-            writer.add_figure(name, figure, int(summary["rounds"]))
-        settings = {name: summary[name] for name in SETTINGS if name in summary}
+        writer = self._open()
+        for name, png in pictures.items():
+            _add_picture(writer, name, png, summary.rounds)
+        content = summary.to_dict()
+        settings = {name: content[name] for name in SETTINGS if name in content}
         settings = {name: each if isinstance(each, str | int | float) else str(each) for name, each in settings.items()}
-        merits = {f"{GROUPS.get(name, '1 learning')}/{name}": summary[name] for name in MERITS if name in summary}
-        parts = hparams(settings, merits)  # type: ignore[no-untyped-call]  # torch has no types here
-        for part in parts:  # merits are the last points of charts that there are
-            writer.file_writer.add_summary(part)
-        writer.add_text("command", " ".join(["python -m hmtl.train", *overrides(self._run)]))
-        with suppress(OSError):  # of a run that no command started
-            said = (self._run / ".hydra" / "config.yaml").read_text()
-            writer.add_text("configuration", "".join(f"    {line}\n" for line in said.splitlines()))
+        results = {_tag(name): content[name] for name in RESULTS if name in content}
+        # SummaryWriter.add_hparams would open a second run; the results are the last points of existing charts.
+        for part in hparams(settings, results):  # type: ignore[no-untyped-call]  # torch has no types here
+            writer.file_writer.add_summary(part)  # type: ignore[attr-defined]
+        writer.add_text("command", " ".join(["python -m hmtl.train", *overrides(self._folder)]))
+        with suppress(OSError):  # a run from Python has no such file
+            configuration = (self._folder / ".hydra" / "config.yaml").read_text()
+            writer.add_text("configuration", "".join(f"    {line}\n" for line in configuration.splitlines()))
         writer.flush()
 
     def close(self) -> None:
-        if self._open.cache_info().currsize:
-            with suppress(OSError):  # of a disk that is full others have told
+        """Close the file of events."""
+        if self._writer is not None:
+            with suppress(OSError):  # a full disk has already been reported
                 self._writer.close()
+
+    def _open(self) -> "SummaryWriter":
+        """Return the writer; open it at the first call."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            settings = [each for each in overrides(self._folder) if not each.lstrip("~").startswith(UNNAMED_SETTINGS)]
+            name = re.sub(r"[^\w=.,+-]+", "_", " ".join(settings))[:100] or "events"
+            earlier = sorted(path.parent for path in self._folder.glob("*/events.out.tfevents.*"))  # before a resume
+            self._writer = SummaryWriter(str(earlier[0] if earlier else self._folder / name), purge_step=0)
+            self._writer.add_custom_scalars(LAYOUT)
+            _silence_writer_threads()
+        return self._writer
+
+
+def _tag(measurement: str) -> str:
+    """Return the name of a measurement's chart."""
+    if "/" in measurement:  # bits/TIER
+        return f"2 {measurement}"
+    group = SECONDS if measurement.endswith("_s") else GROUPS.get(measurement, LEARNING)
+    return f"{group}/{measurement}"
+
+
+def _add_picture(writer: "SummaryWriter", name: str, png: bytes, step: int) -> None:
+    """Add a PNG file as it is; `SummaryWriter.add_figure` would draw it again."""
+    from tensorboard.compat.proto.summary_pb2 import Summary as Event
+
+    width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))  # of the header IHDR
+    image = Event.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
+    event = Event(value=[Event.Value(tag=name, image=image)])
+    writer.file_writer.add_summary(event, step)  # type: ignore[attr-defined]
 
 
 @cache
-def _quiet_writers() -> None:
-    """Let TensorBoard's threads fail without a traceback: they hand their error on to who logs."""
+def _silence_writer_threads() -> None:
+    """Let threads of TensorBoard fail without a traceback; the logger raises their OSError."""
     usual = threading.excepthook
 
     def hook(failed: threading.ExceptHookArgs) -> None:
-        if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard.")):
+        of_tensorboard = type(failed.thread).__module__.startswith("tensorboard.")
+        if not (of_tensorboard and isinstance(failed.exc_value, OSError)):
             usual(failed)
 
     threading.excepthook = hook

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from hmtl.communication import Communicator
 from hmtl.errors import CheckpointError
@@ -17,9 +17,6 @@ from hmtl.training.measurements import measure_round, setup_bits
 from hmtl.training.signals import catch_signals
 from hmtl.training.summary import Summary
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 TIMED_USERS = 3
 """Number of users whose local update is timed alone, once before the first round."""
 
@@ -31,8 +28,8 @@ class Logger(Protocol):
     def log(self, row: Measurements) -> None:
         """Take the measurements of a round (see `measure_round`); a resumed run first repeats its earlier rounds."""
 
-    def finish(self, summary: Summary, figures: Mapping[str, "Figure"]) -> None:
-        """Take the summary of a finished run, and its figures by name."""
+    def finish(self, summary: Summary, pictures: Mapping[str, bytes]) -> None:
+        """Take the summary of a finished run, and its pictures: PNG files by name."""
 
     def close(self) -> None:
         """Release resources; called once at the end, whether the run has finished or not."""

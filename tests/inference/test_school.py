@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 from commands import run
 from numpy.typing import NDArray
 
@@ -68,6 +69,7 @@ def r2(W: Array, X: list[Array], y: list[Array], raw: list[Array]) -> float:
     return 1 - wrong / float(((every - every.mean()) ** 2).sum())
 
 
+@pytest.mark.slow
 def test_school_with_default_settings(tmp_path: Path) -> None:
     table = school(np.random.default_rng(0))
     assert table.shape[1] == 28 + 2

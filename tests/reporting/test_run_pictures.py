@@ -7,7 +7,7 @@ from matplotlib.patches import Rectangle
 
 from hmtl.communication import TIERS, LinkLedger
 from hmtl.reporting.run_pictures import link_figure, omega_figure
-from hmtl.reporting.tuning import tuning_figure
+from hmtl.tuning.report import tuning_figure
 from hmtl.tuning.result import Point, Result
 
 

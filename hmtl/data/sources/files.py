@@ -73,6 +73,7 @@ def files(
     """
     if kind not in get_args(Kind):
         raise ConfigError(f"kind={kind} is not one of auto, classification and regression. Choose one of them.")
+    preprocessing = Preprocessing(intercept, standardize, center if kind == "regression" else "none")
     reader = _Reader(target, task, kind)
     splitting = Splitting(test_fraction, seed)
     if partition is not None:
@@ -83,7 +84,7 @@ def files(
         tasks = _dealt(Path(path), K, reader, partition, splitting)
     else:
         tasks = _by_task(Path(path), K, None if test_path is None else Path(test_path), reader, splitting)
-    return prepare(tasks, Preprocessing(intercept, standardize, center if kind == "regression" else "none"))
+    return prepare(tasks, preprocessing)
 
 
 @dataclass(frozen=True)

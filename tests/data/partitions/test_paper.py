@@ -52,7 +52,7 @@ def table(labels, counts, dealt):
 small = st.lists(st.integers(1, 14), min_size=2, max_size=5)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(counts=small, K=st.integers(1, 8), seed=st.integers(0, 2**32 - 1))
 def test_deals_whenever_the_rows_suffice_and_names_the_largest_number_otherwise(counts, K, seed):
     labels = labels_of(counts, seed)
@@ -149,7 +149,7 @@ def test_impossible_numbers(K, rows, word):
         one_vs_rest(labels_of([50] * 4), K, rows, np.random.default_rng(0))
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(counts=small, K=st.integers(1, 8), seed=st.integers(0, 2**32 - 1))
 def test_even_sets_are_even_and_reach_exactly_as_far_as_the_rows(counts, K, seed):
     labels = labels_of(counts, seed)

@@ -1,9 +1,7 @@
-"""Own files: what every format gives, order, labels, and each bad file with what its error names."""
+"""Own files: tasks from every layout, their order and labels, and each bad file with what its error names."""
 
-import builtins
 import re
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -73,13 +71,10 @@ def test_features_are_called_as_the_file_has_it(tmp_path, partition):
         assert {task.columns for task in files(tmp_path / kind, 2, partition=partition)} == {names}
 
 
-def test_whole_numbers_of_many_values_are_told_what_they_are(tmp_path):
+def test_many_whole_numbers_are_ambiguous(tmp_path):
     save(frame(63, labels=range(1, 22)), tmp_path / "u1.csv")
-    with pytest.raises(
-        ConfigError, match=r"'y' has 21 values.*classes, or.*kind=classification, or.*loss=squared"
-    ) as e:
+    with pytest.raises(ConfigError, match=r"'y' has 21 whole numbers.*kind=classification"):
         files(tmp_path)
-    assert "\n" not in str(e.value)
     assert files(tmp_path, kind="classification")[0].classes == 21
     assert files(tmp_path, kind="regression")[0].classes is None
     for few in (range(20), [f"label {n}" for n in range(21)]):
@@ -127,7 +122,7 @@ def test_columns_in_another_order_are_the_same_columns(tmp_path):
     assert rows(files(tmp_path)[1])[0].tolist() == frame(12, 7)[["a", "b"]].to_numpy().tolist()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=10)
 @given(st.lists(st.one_of(st.integers(-9, 9), st.sampled_from("pqrst")), min_size=2, max_size=5, unique_by=str))
 def test_labels_are_numbered_in_sorted_order_over_all_tasks(tmp_path_factory, labels):
     """The first task lacks the last label, so no task's own numbering will do."""
@@ -153,7 +148,7 @@ def test_regression_takes_the_target_as_it_is(tmp_path):
         x, y = rows(task)
         assert torch.equal(y, (x[:, 0] * 4) ** 2 / 8)
         assert task.classes is None
-    with pytest.raises(DataError, match=r"'cost' has 10 values that are not whole.*kind=regression"):
+    with pytest.raises(DataError, match=r"'cost' has 10 values.*kind=regression"):
         files(tmp_path, target="cost")
 
 
@@ -265,56 +260,37 @@ def put(column, row, value):
     return write
 
 
-def npz(**arrays):
-    return lambda folder: np.savez(folder / "u2.npz", **arrays)
-
-
 ONES, SIGNS = np.ones((6, 2)), np.tile([1, -1], 3)
 BAD = {
-    "missing column": (lambda f: save(frame().drop(columns="b"), f / "u2.csv"), ["u2.csv", "u1.csv", "lacks b"]),
-    "more columns": (lambda f: save(frame().assign(c=1, d=2), f / "u2.csv"), ["u2.csv", "lacks c, d", "same columns"]),
-    "no target": (lambda f: save(frame().rename(columns={"y": "Y"}), f / "u2.csv"), ["no column y (it has a, Y, b)"]),
-    "no header": (csv("1,2,3\n4,5,6\n"), ["u2.csv has no column y (it has 1, 2, 3)", "Set dataset.target"]),
-    "nan": (put("a", 3, np.nan), ["u2.csv has nan in column a, row 3 (from 0, below the header; 0 more)"]),
-    "inf": (put("b", 5, "inf"), ["u2.csv has inf in column b, row 5", "a finite number belongs"]),
-    "text": (put("b", 4, "n.a.?"), ["u2.csv has n.a.? in column b, row 4", "Fix or drop"]),
-    "no label": (put("y", 2, ""), ["u2.csv has nan in column y, row 2", "a value belongs"]),
-    "header only": (csv("a,b,y\n"), ["u2.csv has no rows", "empty task"]),
-    "nothing": (csv(""), ["u2.csv cannot be read", "Fix it"]),
-    "no features": (csv("y\nyes\nno\n"), ["u2.csv has no features, only y"]),
-    "a longer line": (csv("a,b,y\n1,1,no\n1,1,1,yes\n"), ["u2.csv cannot be read", "line 3"]),
-    "longer lines": (csv("a,b,y\n1,1,1,no\n1,1,1,yes\n"), ["u2.csv cannot be read", "more fields"]),
-    "cut short": (csv("a,b,y\n1,1,no\n1,1,yes\n1"), ["u2.csv has nan in column b, row 2"]),
-    "no text": (lambda f: (f / "u2.csv").write_bytes(b"a,b,y\n\xff\xfe"), ["u2.csv cannot be read", "decode"]),
-    "npz without x": (npz(X=ONES, y=SIGNS), ["u2.npz cannot be read", "it has no array x"]),
-    "npz without target": (npz(x=ONES, Y=SIGNS), ["u2.npz has no column y"]),
-    "npz of unequal length": (npz(x=ONES, y=SIGNS[:4]), ["u2.npz cannot be read", "length"]),
-    "npz with flat x": (npz(x=np.ones((2, 2, 2)), y=SIGNS[:2]), ["u2.npz cannot be read", "2"]),
-    "npz with nan": (
-        npz(x=np.where(np.arange(12) == 7, np.nan, 1).reshape(6, 2), y=SIGNS),
-        ["nan in column x1, row 3"],
-    ),
-    "npz of text": (npz(x=np.full((6, 2), "1"), y=SIGNS), ["u2.npz has 1 in column x0, row 0"]),
-    "npz of objects": (npz(x=ONES.astype(object), y=SIGNS), ["u2.npz cannot be read", "Python objects"]),
-    "npy for npz": (lambda f: np.save((f / "u2.npz").open("wb"), ONES), ["u2.npz cannot be read"]),
+    "missing column": (lambda f: save(frame().drop(columns="b"), f / "u2.csv"), "u1.csv lacks b"),
+    "more columns": (lambda f: save(frame().assign(c=1, d=2), f / "u2.csv"), "u1.csv lacks c, d"),
+    "no target": (lambda f: save(frame().rename(columns={"y": "Y"}), f / "u2.csv"), "no column y (it has a, Y, b)"),
+    "nan": (put("a", 3, np.nan), "u2.csv has nan in column a, row 3 (from 0, below the header; 0 more)"),
+    "inf": (put("b", 5, "inf"), "u2.csv has inf in column b, row 5"),
+    "text": (put("b", 4, "n.a.?"), "u2.csv has n.a.? in column b, row 4"),
+    "no label": (put("y", 2, ""), "u2.csv has nan in column y, row 2"),
+    "header only": (csv("a,b,y\n"), "u2.csv has no rows"),
+    "nothing": (csv(""), "u2.csv cannot be read"),
+    "no features": (csv("y\nyes\nno\n"), "u2.csv has no features, only y"),
+    "cut short": (csv("a,b,y\n1,1,no\n1,1,yes\n1"), "u2.csv has nan in column b, row 2"),
+    "npz without target": (lambda f: np.savez(f / "u2.npz", x=ONES, Y=SIGNS), "u2.npz has no column y"),
+    "npz of text": (lambda f: np.savez(f / "u2.npz", x=np.full((6, 2), "1"), y=SIGNS), "in column x0, row 0"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_files_are_named(tmp_path, name):
-    make, words = BAD[name]
+    make, named = BAD[name]
     if "npz" in name:
         np.savez(tmp_path / "u1.npz", x=ONES, y=SIGNS)
     else:
         save(frame(), tmp_path / "u1.csv")
     make(tmp_path)
-    with pytest.raises(DataError) as error:
+    with pytest.raises(DataError, match=re.escape(named)):
         files(tmp_path)
-    for word in words:
-        assert word in str(error.value)
 
 
-@pytest.mark.parametrize("keep", [0, 40, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("keep", [0, 0.5, 0.999])
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])
 def test_truncated_files_are_named(tmp_path, suffix, keep):
     if suffix == ".parquet":
@@ -343,10 +319,10 @@ def test_a_damaged_byte_in_an_npz_is_noticed(tmp_path):
         (lambda t: t.assign(who=t["who"].where(t.index != 4)), "all.csv has nan in column who, row 4"),
         (
             lambda t: t.rename(columns={"who": "whom"}),
-            "all.csv has no column who (it has a, y, b, whom). Set dataset.task",
+            "all.csv has no column who (it has a, y, b, whom)",
         ),
         (lambda t: t.assign(b=t["b"].astype(object).where(t.index != 7, "?")), "all.csv has ? in column b, row 7"),
-        (lambda t: t.assign(y="no"), "all.csv: 'y' has one value, no, in all rows"),
+        (lambda t: t.assign(y="no"), "all.csv: 'y' is no in all rows"),
         (lambda t: t.assign(who=t["who"].where(t.index != 0, "r")), "Task 'r': 1 rows cannot be split"),
         (lambda t: t[["y", "who"]], "all.csv has no features"),
         (lambda t: t[:0], "all.csv has no rows"),
@@ -359,17 +335,10 @@ def test_bad_tables_name_row_or_task(tmp_path, change, words):
         files(tmp_path / "all.csv", task="who")
 
 
-def test_one_column_twice(tmp_path):
-    """pandas would call the second y "y.1" and make it a feature, which gives the label away."""
-    (tmp_path / "u1.csv").write_text("a,y,y\n1,0,0\n2,1,1\n")
-    with pytest.raises(DataError, match=r"u1\.csv cannot be read: column y stands twice"):
-        files(tmp_path)
-
-
 def test_one_task_twice(tmp_path):
     save(frame(), tmp_path / "u1.csv")
     save(frame(), tmp_path / "u1.CSV")
-    with pytest.raises(DataError, match="another file is called u1"):
+    with pytest.raises(DataError, match="another file is also called u1"):
         files(tmp_path)
 
 
@@ -377,7 +346,7 @@ def test_one_task_twice(tmp_path):
 def test_nothing_there(tmp_path, path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("hello")
-    what = "is not there. Give a table" if path == "nowhere" else "has no file of .csv, .npz, .parquet"
+    what = "does not exist" if path == "nowhere" else "has no file of .csv, .npz, .parquet"
     with pytest.raises(DataError, match=re.escape(f"{tmp_path / path} {what}")):
         files(tmp_path / path)
 
@@ -385,38 +354,24 @@ def test_nothing_there(tmp_path, path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"K": 3}, "K=3, but .* holds 2 tasks: leave K out"),
+        ({"K": 3}, "K=3, but .* holds 2 tasks"),
         ({"kind": "ranking"}, "kind=ranking"),
         ({"task": "a"}, "task=a, but .* is not one table"),
         ({"test_fraction": 1.0}, "test_fraction=1"),
-        ({"standardize": "both"}, "standardize=both is neither task, all nor none"),
-        ({"kind": "regression", "center": "yes"}, "center=yes is neither"),
+        ({"standardize": "both"}, "standardize=both"),
+        ({"kind": "regression", "center": "yes"}, "center=yes"),
         ({"partition": Quantity()}, "K is not set"),
-        ({"partition": Quantity(), "K": 2, "kind": "regression"}, "kind=regression: it goes by class"),
-        ({"partition": Quantity(), "K": 2, "test_path": "t.csv"}, "test_path=t.csv: it splits"),
+        ({"partition": Quantity(), "K": 2, "kind": "regression"}, "kind=regression: a partition"),
+        ({"partition": Quantity(), "K": 2, "test_path": "t.csv"}, "test_path=t.csv: with a partition"),
     ],
 )
-def test_what_cannot_be(tmp_path, arguments, words):
+def test_settings_that_do_not_fit(tmp_path, arguments, words):
     for k in range(2):
         save(frame(), tmp_path / f"u{k}.csv")
     with pytest.raises(ConfigError, match=words):
         files(tmp_path, **arguments)
-    with pytest.raises(ConfigError, match=r"is one table: set dataset\.task"):
+    with pytest.raises(ConfigError, match=r"is one table\. Set dataset\.task"):
         files(tmp_path / "u1.csv")
-
-
-def test_parquet_without_pyarrow(tmp_path, monkeypatch):
-    Path(tmp_path / "u1.parquet").write_bytes(b"PAR1")
-    real = builtins.__import__
-
-    def without(name, *rest):
-        if name.split(".")[0] in ("pyarrow", "fastparquet"):
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(DataError, match=r"u1\.parquet: Parquet needs pyarrow\. pip install 'hmtl\[parquet\]'"):
-        files(tmp_path)
 
 
 def test_dates_and_missing_values_of_parquet_are_no_numbers(tmp_path):

@@ -73,8 +73,8 @@ def check_subjects(tasks, arrays):
         assert labels.tolist() == (y[i].tolist() if task.classes else np.where(y[i] == 3, 1, -1).tolist())
 
 
-@pytest.mark.parametrize("given", ["folder", "above", "zip", "zip in folder", "UCI's zip", "UCI's zip in folder"])
-def test_finds_and_reads_every_layout(tmp_path, given):
+@pytest.mark.parametrize("given", ["folder", "above", "zip in folder", "UCI's zip"])
+def test_reads_every_layout(tmp_path, given):
     arrays, home = small(), tmp_path / "home"
     home.mkdir()
     if given in ("folder", "above"):
@@ -90,7 +90,7 @@ def test_finds_and_reads_every_layout(tmp_path, given):
     assert all(task.classes == 6 and task.y_train.dtype == torch.int64 for task in tasks)
 
 
-def test_the_paper_s_sets(tmp_path):
+def test_even_sets_as_in_the_paper(tmp_path):
     arrays = small()
     place = write(tmp_path / "har", *arrays)
     tasks = har(4, seed=3, path=place)
@@ -106,7 +106,7 @@ def test_the_paper_s_sets(tmp_path):
     again, other = har(4, seed=3, path=place), har(4, seed=4, path=place)
     assert all(torch.equal(a.x_test, b.x_test) for a, b in zip(tasks, again, strict=True))
     assert not any(torch.equal(a.x_test, b.x_test) for a, b in zip(tasks, other, strict=True))
-    with pytest.raises(DataError, match=r"180\. At most rows_per_user=45"):
+    with pytest.raises(DataError, match=r"180\. Choose at most rows_per_user=45"):
         har(4, 50, path=place)
 
 
@@ -124,7 +124,7 @@ def test_a_partition_deals_all_windows(tmp_path, target, classes):
         assert task.classes == classes
         seen += number.tolist()
     assert sorted(seen) == list(range(180))
-    with pytest.raises(ConfigError, match="rows_per_user=9, but a partition deals all"):
+    with pytest.raises(ConfigError, match="rows_per_user=9"):
         har(3, 9, Quantity(), path=tmp_path)
 
 
@@ -148,7 +148,7 @@ def test_without_data_or_network(tmp_path):
         with pytest.raises(DataError, match=cause) as error:
             har(path=tmp_path / "none", download=download)
         assert str(tmp_path / "none") in str(error.value)
-        assert f"Fetch {activity.URL}" in str(error.value)
+        assert activity.URL in str(error.value)
     with pytest.raises(DataError, match=r"no\.zip"):
         har(path=tmp_path / "no.zip")
     assert not (tmp_path / "no.zip").exists()
@@ -181,29 +181,23 @@ def edit(file, old, new, count=1):
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("damage", "named"),
     [
-        (lambda f: (f / "train/y_train.txt").unlink(), ["no y_train.txt"]),
-        (lambda f: (f / "test/X_test.txt").write_text(""), ["X_test.txt", "no data"]),
-        (lambda f: edit(f / "train/X_train.txt", "e-01", "e-01x"), ["X_train.txt", "e-01x", "row 0, column 2"]),
-        (lambda f: edit(f / "train/X_train.txt", " 3.90625000e-03", "nan"), ["X_train.txt", "not finite at row 1"]),
-        (lambda f: edit(f / "test/X_test.txt", " 4.96093750e-01", ""), ["X_test.txt", "row 2"]),
-        (lambda f: edit(f / "test/y_test.txt", "1\n", ""), ["180 rows of features, 179 labels, 180 subjects"]),
-        (lambda f: edit(f / "test/subject_test.txt", "5\n", "5\n5\n"), ["180 labels, 181 subjects"]),
-        (lambda f: edit(f / "test/y_test.txt", "6", "7"), ["labels from 1 to 7"]),
-        (lambda f: edit(f / "test/y_test.txt", "1", "0"), ["labels from 0 to 6"]),
-        (lambda f: edit(f / "test/y_test.txt", "1", "walking"), ["y_test.txt", "'walking'"]),
-        (lambda f: (f / "test/y_test.txt").write_bytes(b"\xff\xfe"), ["y_test.txt"]),
-        (lambda f: np.savetxt(f / "test/X_test.txt", np.ones((54, 4))), ["dimension"]),
+        (lambda f: (f / "train/y_train.txt").unlink(), "no y_train.txt"),
+        (lambda f: (f / "test/X_test.txt").write_text(""), "X_test.txt"),
+        (lambda f: edit(f / "train/X_train.txt", " 3.90625000e-03", "nan"), "X_train.txt: not finite at row 1"),
+        (lambda f: edit(f / "test/y_test.txt", "1\n", ""), "180 rows of features, 179 labels, 180 subjects"),
+        (lambda f: edit(f / "test/y_test.txt", "6", "7"), "labels from 1 to 7"),
+        (lambda f: edit(f / "test/y_test.txt", "1", "walking"), "y_test.txt"),
+        (lambda f: (f / "test/y_test.txt").write_bytes(b"\xff\xfe"), "y_test.txt"),
+        (lambda f: np.savetxt(f / "test/X_test.txt", np.ones((54, 4))), "dimension"),
     ],
 )
-def test_damaged_files_are_named(tmp_path, damage, words):
+def test_damaged_files_are_named(tmp_path, damage, named):
     place = write(tmp_path / "har", *small())
     damage(place)
-    with pytest.raises(DataError) as error:
+    with pytest.raises(DataError, match=f"{place} is damaged or not UCI's .*{named}"):
         har(3, path=place)
-    for word in [f"{place} is damaged or not UCI's", "fetch it again", *words]:
-        assert word in str(error.value)
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -211,12 +205,10 @@ def test_damaged_files_are_named(tmp_path, damage, words):
     "damage",
     [
         lambda b: b"",
-        lambda b: b[:2000],
         lambda b: b[:-5],
-        lambda b: b"<html>not found</html>",
         lambda b: b[:600] + bytes(byte ^ 255 for byte in b[600:700]) + b[700:],
     ],
-    ids=["empty", "truncated", "end missing", "a page", "a hundred bytes"],
+    ids=["empty", "end missing", "a hundred bytes"],
 )
 def test_damaged_zips_are_named(tmp_path, damage, nested):
     place = tmp_path / "har.zip"
@@ -235,19 +227,20 @@ def test_a_zip_of_something_else(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"K": 4, "partition": "subject"}, "K=4, but there are 5 subjects: leave K out"),
-        ({"rows_per_user": 9, "partition": "subject"}, "rows_per_user=9: subjects keep all"),
+        ({"K": 4, "partition": "subject"}, "K=4, but there are 5 subjects"),
+        ({"rows_per_user": 9, "partition": "subject"}, "rows_per_user=9"),
         ({"partition": "dirichlet"}, "partition=dirichlet"),
         ({"target": "lying"}, "target=lying"),
         ({"K": 0}, "K=0"),
         ({"K": 2, "test_fraction": 1}, "test_fraction=1"),
     ],
 )
-def test_what_cannot_be(tmp_path, arguments, words):
+def test_settings_that_do_not_fit(tmp_path, arguments, words):
     with pytest.raises(ConfigError, match=words):
         har(path=write(tmp_path / "har", *small()), **arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("HMTL_DATA" not in os.environ, reason="needs HMTL_DATA, a folder with har561.npz")
 def test_all_of_har(tmp_path):
     with np.load(Path(os.environ["HMTL_DATA"]) / "har561.npz") as file:
@@ -264,7 +257,7 @@ def test_all_of_har(tmp_path):
         seen |= set(map(bytes, features.numpy()))
         assert labels.tolist() == [1.0 if label[bytes(row)] == 3 else -1.0 for row in features.numpy()]
     assert len(seen) == 20 * 500
-    with pytest.raises(DataError, match=r"K=40 users × 500 .* At most rows_per_user=257"):
+    with pytest.raises(DataError, match=r"K=40 users .* at most rows_per_user=257"):
         har(40, 500, path=place)
 
     tasks = har(partition="subject", target="activity", path=place)

@@ -13,10 +13,11 @@ class SweepTable(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table, and the command that draws the picture."""
-        from hmtl.report import find, table
         from hmtl.reporting.console import Console
+        from hmtl.reporting.run_comparison import find_runs
+        from hmtl.reporting.run_comparison_table import comparison_table
 
         sweep = Path(config.hydra.sweep.dir)
         if any(sweep.rglob("summary.json")):
-            Console().table(table(find([sweep])))
+            Console().table(comparison_table(find_runs([sweep])))
             print(f"For a picture: python -m hmtl.report {shlex.quote(str(sweep))}")
