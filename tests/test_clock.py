@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 WAITING = """
 import os, sys, time
 import hmtl
@@ -32,11 +34,13 @@ def told(policy: dict[str, str]) -> tuple[str, float]:
     return name, float(ratio)
 
 
+@pytest.mark.slow
 def test_threads_that_wait_do_not_compute() -> None:
     name, ratio = told({})
     assert name == "PASSIVE"
     assert ratio < 1.3  # 1.02; where they wait busily 1.7 or more
 
 
+@pytest.mark.slow
 def test_who_asks_for_another_policy_gets_it() -> None:
     assert told({"OMP_WAIT_POLICY": "ACTIVE"})[0] == "ACTIVE"

@@ -8,6 +8,7 @@ from importlib.metadata import metadata
 from pathlib import Path
 
 import forked
+import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from pages import PAGES, ROOT, pieces
@@ -16,6 +17,7 @@ from hmtl.__main__ import COMMANDS
 from hmtl.config.build import compose
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     words = ["-m", "sphinx", "-W", "--keep-going", "-q", "-c", "docs", ROOT, tmp_path / "site"]
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
@@ -35,6 +37,7 @@ def one_run(words: list[str]) -> list[str]:
     return chosen
 
 
+@pytest.mark.slow
 def test_commands_shown_are_ones_that_there_are(tmp_path: Path) -> None:
     own = tmp_path / "own"  # in the place of the reader's folders of configurations
     for file, text in {"regularizer/ring": "_target_: mine.Ring\nlam: ${lam}", "experiment/tuned": "lam: 1"}.items():
@@ -56,6 +59,7 @@ def test_commands_shown_are_ones_that_there_are(tmp_path: Path) -> None:
         OmegaConf.to_container(compose(*place, *settings, name=config), resolve=True)
 
 
+@pytest.mark.slow
 def test_output_shown_is_what_is_printed(tmp_path: Path) -> None:
     shown = re.findall(r"```\npython -m hmtl\.(\w+)(.*)\n```\n\n```text\n([^`]*)```", (ROOT / "README.md").read_text())
     assert [name for name, _, _ in shown] == ["plan", "train"]

@@ -17,6 +17,7 @@ SECTIONS = {
 WITH_PYTHON = {name: section for name, section in SECTIONS.items() if any(piece.is_python for piece in section)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", WITH_PYTHON.values(), ids=WITH_PYTHON.keys())
 def test_sections_with_python(section: list[Piece], tmp_path: Path) -> None:
     """With the commands beside it, where it reads what they leave, or is a file that they read."""
@@ -26,7 +27,7 @@ def test_sections_with_python(section: list[Piece], tmp_path: Path) -> None:
     follow(told, tmp_path)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page, told in SHOWN.items() if told])
 def test_pages(page: str, tmp_path: Path) -> None:
     lay(tmp_path, SHOWN[page])

@@ -79,10 +79,10 @@ def test_resumed(configure: Configure, tmp_path: Path, graph: str) -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        (("algorithm=mocha", "loss=hinge", "solver=sdca"), "communicator=partial, but .* Choose communicator=coded"),
-        (("regularizer=mean",), "communicator=partial, but this learner computes models of most or all IVs"),
-        (("regularizer.neighbors=20",), "communicator=partial, but this learner computes models of most or all IVs"),
-        (("regularizer.neighbors=1", "communicator.max_pieces=0"), "max_pieces=0 .* Set it to 1 or more"),
+        (("algorithm=mocha", "loss=hinge", "solver=sdca"), "communicator=partial"),
+        (("regularizer=mean",), "communicator=partial"),
+        (("regularizer.neighbors=20",), "communicator=partial"),
+        (("regularizer.neighbors=1", "communicator.max_pieces=0"), "max_pieces=0"),
         (("regularizer.neighbors=1", "participation.dropout=0.1"), "participation=full"),
         (("regularizer.neighbors=1", "participation.relays=0.1"), "participation=full"),
     ],

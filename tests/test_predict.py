@@ -74,10 +74,10 @@ def test_rows_of_one_user(trained: Path) -> None:
         ("data={}/bad.csv user=north", "bad.csv has \\? in column b, row 1 .* finite number"),
         ("data={}/few.csv user=north", "few.csv has no column b, which the models were trained on"),
         ("data={}/twice.csv user=north", "twice.csv already has a column predicted"),
-        ("data={}/new.csv user=north output={}/none/x.csv", "none/x.csv: No such file.* written to: output=PATH"),
-        ("user=north", "data is not set: give data=..., see --help"),
+        ("data={}/new.csv user=north output={}/none/x.csv", "none/x.csv: No such file.* output"),
+        ("user=north", "data is not set"),
         ("data={}/new.csv user=north output=", "output= is not a file name"),
-        ("data={}/new.csv usr=north", "no setting 'usr': did you mean 'user'"),
+        ("data={}/new.csv usr=north", "usr is not a setting. Did you mean user"),
     ],
 )
 def test_mistakes_in_one_line(trained: Path, words: str, says: str) -> None:

@@ -16,5 +16,5 @@ def gram(half: Tensor) -> Tensor:
 
 
 def sigma_prime(B: Tensor) -> float:
-    """Return σ′ = max_k Σ_l |B_kl| / B_kk, which makes it safe to add all users' updates.  Ref: Smith et al. 2017."""
+    """Return `σ′ = max_k Σ_l |B_kl| / B_kk`, which makes it safe to add all users' updates.  Ref: Smith et al. 2017."""
     return float((B.abs().sum(1) / B.diagonal()).max())

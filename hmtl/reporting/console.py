@@ -1,4 +1,4 @@
-"""The console: tables whose numbers are never wrapped, and occasional progress lines if output is no terminal."""
+"""The console: tables whose numbers are never wrapped, and lines of progress if output is not a terminal."""
 
 import re
 import time

@@ -10,6 +10,7 @@ import pytest
 SCRIPT = Path(__file__).parent.parent.parent / "experiments" / "compare.py"
 
 
+@pytest.mark.slow
 def test_one_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "compare.csv"
     options = ["--seeds", "1", "--rounds", "3", "--methods", "local", "--out", str(out)]

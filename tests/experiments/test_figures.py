@@ -155,6 +155,7 @@ def quick(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[Row]
     return rows_of(outputs / f"{name}.csv")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*LOADS, *TIMES])
 def test_quick(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     unfinished = tmp_path / "outputs" / "unfinished" / name / "part"

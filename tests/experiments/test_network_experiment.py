@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from hmtl.communication import TIERS, Network
-from hmtl.plan import compare
+from hmtl.communication.comparison import compare
 from hmtl.topology import any_r
 
 FOLDER = Path(__file__).parent.parent.parent / "experiments" / "network"
@@ -39,10 +39,10 @@ def test_the_formula_is_that_of_the_plan(medium: str, K: int) -> None:
     t = any_r(K, 5, 3, 0)
     plan = compare(t, Network(medium=medium), BITS)
     expected = {
-        "uncoded": plan["seconds"][medium]["uncoded"],
-        "all relays": plan["seconds"][medium]["optimal"],
-        "best aggregators": plan["aggregators"][medium]["seconds"][medium],
-        "sums": plan["sums"]["seconds"][medium],
+        "uncoded": plan.seconds[medium]["uncoded"],
+        "all relays": plan.seconds[medium]["optimal"],
+        "best aggregators": plan.aggregators[medium].seconds[medium],
+        "sums": plan.sums.seconds[medium],
     }
     for scheme, seconds in expected.items():
         assert sum(run.formula(t, scheme, medium, BITS, 1).values()) == pytest.approx(seconds)
@@ -177,7 +177,7 @@ def test_recorded_seconds_are_those_of_the_formula(recorded: dict[tuple[str, str
 def test_recorded_savings_are_those_of_the_plan(recorded: dict[tuple[str, str], dict[str, Any]]) -> None:
     plain, best = recorded["TCP", "uncoded"], recorded["TCP", "best aggregators"]
     plan = compare(any_r(40, 5, 3, 0), Network(medium="unicast"), BITS)
-    saved = 1 - plan["aggregators"]["unicast"]["seconds"]["unicast"] / plan["seconds"]["unicast"]["uncoded"]
+    saved = 1 - plan.aggregators["unicast"].seconds["unicast"] / plan.seconds["unicast"]["uncoded"]
     assert 1 - best["measured_s"] / plain["measured_s"] == pytest.approx(saved, abs=0.03)
 
 

@@ -29,6 +29,7 @@ TUNE = ("tune", (*SMALL, "rounds=2", "tune.folds=2", "tune.grid={lam:[0.1],regul
 PLAN = ("plan", ("topology=heterogeneous", "d=0.2", "hydra.run.dir=out"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 @pytest.mark.parametrize(("command", "words"), [TRAIN, TUNE, PLAN], ids=["train", "tune", "plan"])
 def test_an_encoding_without_lambda(tmp_path: Path, command: str, words: tuple[str, ...], encoding: str) -> None:

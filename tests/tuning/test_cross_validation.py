@@ -103,6 +103,7 @@ def numbers(test_fraction: float) -> list[Task]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("test_fraction", [0.25, 0])
 def test_two_settings_as_by_plain_loops(configure: Configure, test_fraction: float) -> None:
     """On squared losses all models of a fold are the solution of one system of equations."""
@@ -161,6 +162,7 @@ def test_warns_of_what_has_not_converged(configure: Configure, learner: tuple[st
     assert told[0].endswith(advice)
 
 
+@pytest.mark.slow
 def test_does_not_warn_of_what_has_converged(configure: Configure) -> None:
     cfg = configure(*SMALL, "tune.grid=[1e-4,1e-3,1e-2,0.1,1,10]", "rounds=60")
     assert warnings(cfg) == []

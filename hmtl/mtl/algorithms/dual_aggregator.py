@@ -79,7 +79,7 @@ class Coupling:
         return cls(regularizer, regularizer.inverse_coupling(Omega), regularizer.sums(Omega))
 
     def curvature(self, kind: Literal["user", "max"]) -> Tensor:
-        """Return c_k of each user, [K, 1], such that B ⪯ diag(c): Σ_l |B_kl|, or σ′B_kk."""
+        """Return c_k of each user, [K, 1], such that B ⪯ diag(c): `Σ_l |B_kl|`, or σ′B_kk."""
         c = sigma_prime(self.B) * self.B.diagonal() if kind == "max" else self.B.abs().sum(1)
         return c[:, None]
 

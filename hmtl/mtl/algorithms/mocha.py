@@ -29,8 +29,8 @@ class MOCHA(Algorithm):
         solver: the users' local solver.
         omega_every: rounds between updates of Ω; 0: never.
         accelerated: users start from extrapolated models, with restarts; needs γ = 1.
-        curvature: c_k, which stands for B in user k's subproblem, B ⪯ diag(c): "user", Σ_l |B_kl|, or the larger "max",
-            σ′B_kk with σ′ = max_k Σ_l |B_kl| / B_kk, as in Smith et al. 2017.
+        curvature: c_k, which stands for B in user k's subproblem, B ⪯ diag(c): "user", `Σ_l |B_kl|`, or the larger
+            "max", σ′B_kk with `σ′ = max_k Σ_l |B_kl| / B_kk`, as in Smith et al. 2017.
         gamma: γ in (0, 1], the share of each local update that is applied. 1 adds all updates, which c makes safe.
         rounds: number of rounds; Ω stays fixed in the last `omega_every` of them. None: Ω is learned to the end.
         seed: seed of the order in which users visit their rows, and of participation.
