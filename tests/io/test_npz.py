@@ -1,4 +1,4 @@
-"""Arrays from files of others' making: read as they were written, and never on the word of a header alone."""
+"""Arrays from untrusted files: read as written, and never allocated on the claim of a header alone."""
 
 import io
 import os
@@ -38,7 +38,7 @@ class Bomb:
 def test_nothing_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     np.savez("x.npz", G=np.array([Bomb()], dtype=object))
-    with pytest.raises(ValueError, match="no Python objects"):
+    with pytest.raises(ValueError, match="Python objects"):
         load_arrays("x.npz")
     with zipfile.ZipFile("y.npz", "w") as archive:
         archive.writestr("G.npy", pickle.dumps(Bomb()))
@@ -48,20 +48,20 @@ def test_nothing_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("shape", [(10**6, 10**6), (10**5, 10**3)], ids=["beyond the cap", "beyond the file"])
-def test_no_memory_on_the_word_of_a_header(tmp_path: Path, shape: tuple[int, int]) -> None:
+def test_no_memory_on_the_claim_of_a_header(tmp_path: Path, shape: tuple[int, int]) -> None:
     content = io.BytesIO()
     np.lib.format.write_array_header_1_0(content, {"descr": "<f8", "fortran_order": False, "shape": shape})
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("x.npy", content.getvalue())
     tracemalloc.start()
-    with pytest.raises(ValueError, match=r"more than|cut off"):
+    with pytest.raises(ValueError, match=r"more than|truncated"):
         load_arrays(tmp_path / "x.npz")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 10_000_000
 
 
-def test_files_that_have_an_end(tmp_path: Path) -> None:
+def test_regular_files_only(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"12345")
     with open_file(tmp_path / "x", most=5) as file:
         assert file.read() == b"12345"
@@ -69,5 +69,5 @@ def test_files_that_have_an_end(tmp_path: Path) -> None:
         open_file(tmp_path / "x", most=4)
     os.mkfifo(tmp_path / "pipe")
     for other in (tmp_path, tmp_path / "pipe", "/dev/zero", "/dev/null"):
-        with pytest.raises(OSError, match=r"no file|Is a directory"):
+        with pytest.raises(OSError, match=r"not a file|Is a directory"):
             open_file(other)
