@@ -71,7 +71,9 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> NDArra
         shape, _, dtype = read(member)
     nbytes = math.prod(shape) * dtype.itemsize
     if dtype.kind not in "biufUS":
-        raise ValueError(f"{info.filename} has dtype {dtype}, but only numbers and strings are read, not Python objects")
+        raise ValueError(
+            f"{info.filename} has dtype {dtype}, but only numbers and strings are read, not Python objects"
+        )
     if nbytes > most:
         raise ValueError(f"{info.filename} of shape {shape} has {nbytes:,} bytes, more than {most:,}")
     if nbytes > info.file_size:
