@@ -207,5 +207,5 @@ def test_through_the_configuration(configure, tmp_path):
     )
     with pytest.raises(ConfigError, match="even_sets takes none: leave partition out"):
         build_tasks(cfg)
-    with pytest.raises(ConfigError, match="partition.alpha=abc"):
+    with pytest.raises(ConfigError, match=r"partition\.alpha=abc"):
         build_tasks(configure("partition=dirichlet", "partition.alpha=abc"))
