@@ -251,7 +251,7 @@ MEAN = " regularizer=mean"
 SUMS = [f"{each} communicator=sums" for each in (f"mocha{MEAN}", "fedavg", f"fedu{MEAN}", "ditto")]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", EVERY + SUMS)
 def test_killed_and_resumed_equals_uninterrupted(configure: Configure, tmp_path: Path, algorithm: str) -> None:
     """kill -9 between two checkpoints, with stragglers and with users and relays that drop out of rounds."""

@@ -204,7 +204,7 @@ def root() -> None:
         pytest.skip(reason)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.usefixtures("root")
 @pytest.mark.parametrize("transport", ["TCP", "1 % lost"])
 def test_a_small_run(transport: str) -> None:
@@ -219,7 +219,7 @@ def test_a_small_run(transport: str) -> None:
         assert rows[0][f"counted_bytes/{UP}"] == pytest.approx(8 * 2**18, rel=0.001)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.usefixtures("root")
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     with subprocess.Popen(

@@ -228,7 +228,7 @@ def test_runs_of_different_measures(
     assert [text.replace("\\$", "$").lstrip("\u200b") for text in shown] == [*words, "dashed: the same run uncoded"]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_jobs_side_by_side(tmp_path: Path) -> None:
     """With a launcher whose jobs run in processes of their own, the sweep's status is still that of its worst job."""
     words = (*SMALL, f"hydra.sweep.dir={tmp_path}", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "r=4,2")

@@ -89,7 +89,7 @@ def test_a_long_command_line_makes_a_name_that_a_folder_can_have(tmp_path: Path)
     assert place.name == "".join(f"word{n}=a_b_{n}_" for n in range(100))[:100]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.parametrize("page", ["timeseries", "custom_scalars", "images", "hparams", "text"])
 def test_in_a_browser(run: Path, page: str) -> None:
