@@ -1,12 +1,13 @@
 """Multi-task learning in the manner of scikit-learn: `MultiTask(lam=0.01).fit(X, y).predict(X)`."""
 
-import inspect
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
 
 from hmtl.data import Preprocessing, Task, arrays, prepare
 from hmtl.data.preprocessing import Scope
@@ -15,12 +16,11 @@ from hmtl.inference.models import Models, models_of
 from hmtl.mtl import MOCHA, SDCA, Hinge, Loss, Problem, Regularizer, Squared, TaskRelationship
 
 
-class MultiTask:
+class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Linear models for related tasks, trained by MOCHA in one process.
 
     Minimizes the sum of all tasks' mean losses plus a penalty that couples the tasks' weights. The duality gap bounds
-    the distance of the objective from its optimum. Parameters and attributes follow the conventions of scikit-learn, so
-    `sklearn.base.clone` works; the class does not inherit from `BaseEstimator`, whose import takes two seconds.
+    the distance of the objective from its optimum. Parameters and attributes follow the conventions of scikit-learn.
 
     Args:
         lam: Regularization strength λ; must be a positive float. Ignored if `regularizer` is given.
@@ -73,28 +73,6 @@ class MultiTask:
         self.standardize = standardize
         self.seed = seed
 
-    def __repr__(self) -> str:
-        defaults = {name: each.default for name, each in inspect.signature(type(self)).parameters.items()}
-        changed = {name: value for name, value in self.get_params().items() if value is not defaults[name]}
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the parameters of this estimator by name; `deep` has no effect."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-
-    def set_params(self, **params: Any) -> Self:
-        """Set parameters of this estimator.
-
-        Raises:
-            ConfigError: if there is no such parameter.
-        """
-        known = self.get_params()
-        for name, value in params.items():
-            if name not in known:
-                raise ConfigError(f"MultiTask has no parameter {name!r}. Set one of {', '.join(known)}.")
-            setattr(self, name, value)
-        return self
-
     def fit(self, X: Sequence[ArrayLike], y: Sequence[ArrayLike]) -> Self:
         """Fit the models of K tasks.
 
@@ -145,8 +123,6 @@ class MultiTask:
             DataError: if X is invalid.
         """
         if not hasattr(self, "models_"):
-            from sklearn.exceptions import NotFittedError  # late, as scikit-learn takes two seconds to load
-
             raise NotFittedError("This MultiTask instance is not fitted yet. Call 'fit' first.")
         arrays.check_list(X, "X", 2)
         if len(X) != len(self.models_.names):
@@ -166,7 +142,7 @@ class MultiTask:
             NotFittedError: if the estimator is not fitted.
             DataError: if X or y is invalid.
         """
-        from sklearn.metrics import accuracy_score, r2_score  # late, as scikit-learn takes two seconds to load
+        from sklearn.metrics import accuracy_score, r2_score  # imported late: only scoring needs the metrics
 
         predicted = self.predict(X)
         arrays.check_list(y, "y", 1)

@@ -90,7 +90,7 @@ def test_refused():
         (ConfigError, "regularizer='mean' .*Mean", lambda: MultiTask(regularizer="mean").fit(X, y)),
         (ConfigError, "loss='hinge'", lambda: MultiTask(loss="hinge").fit(X, y)),
         (ConfigError, "seed=None", lambda: MultiTask(seed=None).fit(X, y)),
-        (ConfigError, "no parameter 'lamb'", lambda: MultiTask().set_params(lamb=1)),
+        (ValueError, "lamb", lambda: MultiTask().set_params(lamb=1)),
         (DataError, "X is a single ndarray", lambda: MultiTask().fit(X[0], y[0])),
         (DataError, "y is a single ndarray", lambda: MultiTask().fit(X[:1], y[0])),
         (DataError, "y is a single NoneType", lambda: fitted.score(X[:2], None)),
