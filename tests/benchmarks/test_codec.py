@@ -4,7 +4,6 @@ import os
 
 import pytest
 import torch
-import zfec
 from timing import medians
 
 from hmtl.coding import make_plan
@@ -19,6 +18,7 @@ def draw(*shape: int) -> torch.Tensor:
 
 
 def test_throughput_beside_zfec(record):
+    zfec = pytest.importorskip("zfec")
     """8 parity rows of 20 rows of 1 MiB: both do 160 MiB of multiply-accumulate."""
     n, m, L = 8, 20, 1 << 20
     A, X = draw(n, m), draw(m, L)
