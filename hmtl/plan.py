@@ -12,7 +12,7 @@ from hmtl.errors import ConfigError
 def plan(cfg: DictConfig) -> None:
     """Print loads, bounds and times, and write `topology.png` to `cfg.output_dir`."""
     # Imported here so that --help does not wait for torch and matplotlib.
-    from hmtl.communication.comparison import compare
+    from hmtl.communication.round_costs import compare
     from hmtl.config.build import build_network, build_topology, check
     from hmtl.io.files import replacing
     from hmtl.reporting.console import Console

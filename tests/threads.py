@@ -13,9 +13,9 @@ from hmtl.data import Task
 from hmtl.distributed.connections import Connection
 from hmtl.distributed.engine import ProcessExchange
 from hmtl.distributed.multicast.group import Caster, Listener
-from hmtl.distributed.outline import from_outline, outline
 from hmtl.distributed.peers import Peers
 from hmtl.distributed.placement import Placement
+from hmtl.distributed.remote_tasks import from_outline, outline
 from hmtl.topology import Moving, Topology
 from hmtl.training.engine import Engine, Exchange, Load
 

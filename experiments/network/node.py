@@ -72,7 +72,7 @@ class Given:
 
 
 class Mirrored:
-    """The aggregator of `Given`: see `hmtl.communication.nodes.aggregator.AggregatorSide`."""
+    """The aggregator of `Given`: see `hmtl.communication.nodes.aggregation.AggregatorSide`."""
 
     def update(self, users: Users, ivs: Tensor) -> Tensor:
         return ivs.flip(0)

@@ -34,10 +34,7 @@ class Links(ABC):
         return {host_name(0): np.arange(K)}
 
     def post(self, message: Message) -> None:
-        """Send a message, and count its bits on the link of each of its rows.
-
-        Bits are counted nowhere else.
-        """
+        """Send a message, and count its bits on the link of each of its rows."""
         links = [message.links] * len(message) if isinstance(message.links, int) else message.links
         self.ledger.add(message.tier, links, 8 * message.payload.shape[1], 8 * message.overhead.shape[1])
         self.send(message)

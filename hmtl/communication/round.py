@@ -18,12 +18,12 @@ from hmtl.communication.messages import (
     Users,
     relay_name,
 )
-from hmtl.communication.nodes.aggregator import Aggregation
+from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.host import UserHost
 from hmtl.communication.nodes.phases import Phase
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server
-from hmtl.communication.planning.coder import Segment, segments
+from hmtl.communication.planning.pieces import Segment, segments
 from hmtl.communication.planning.planner import Planner
 from hmtl.communication.schedules import RELAYS, Schedule, Turn
 

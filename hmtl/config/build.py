@@ -12,7 +12,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from hmtl.config import parts
+from hmtl.config import targets
 from hmtl.config.schema import PlanConfig, PredictConfig, TrainConfig, check_root, flat
 from hmtl.errors import ConfigError
 from hmtl.reporting.progress import progress
@@ -127,10 +127,10 @@ def build_tasks(cfg: DictConfig, engine: Engine | None = None) -> tuple[tuple[Ta
 
 def _tasks(cfg: DictConfig, K: int | None, wanted: Wanted | None) -> tuple[Task, ...]:
     target, arguments = cfg.dataset["_target_"], dict[str, Any](K=K)
-    if wanted and parts.takes(target, "wanted"):
+    if wanted and targets.takes(target, "wanted"):
         arguments["wanted"] = wanted
     if cfg.partition:
-        if not parts.takes(target, "partition"):
+        if not targets.takes(target, "partition"):
             raise ConfigError(
                 f"partition={cfg.partition['_target_']}, but {target} takes none: leave partition out, or choose "
                 "another dataset, such as files."
@@ -192,7 +192,7 @@ def check(cfg: DictConfig) -> None:
         plain = _plain(name, node)
         if cfg.K is None and name == "topology":  # the data set has the number of users
             plain.pop("K", None)
-        parts.check(name, plain, _kinds(name))
+        targets.check(name, plain, _kinds(name))
     if "algorithm" in cfg:
         _check_regularizer(cfg)
     for group in ALONE:
@@ -212,7 +212,7 @@ def _nodes(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
 def _check_regularizer(cfg: DictConfig) -> None:
     """Raise ConfigError if a regularizer is chosen for an algorithm that does not use it."""
     algorithm, chosen = (cfg[group].get("_target_") for group in ("algorithm", "regularizer"))
-    uses = getattr(parts.locate("algorithm._target_", algorithm), "regularized", True)
+    uses = getattr(targets.locate("algorithm._target_", algorithm), "regularized", True)
     if chosen not in (None, USUAL_REGULARIZER) and not uses:
         raise ConfigError(
             f"regularizer={chosen} has no effect: {algorithm} has its own, or none. Leave it out, or choose "
@@ -285,12 +285,12 @@ def build_matching(cfg: DictConfig, problem: Problem, communicator: Communicator
 
 def _make(cfg: DictConfig, group: str, **objects: Any) -> Any:
     """Return the object of a group, with further arguments that the configuration does not hold."""
-    return parts.make(group, _plain(group, cfg.get(group)), _kinds(group), **objects)
+    return targets.make(group, _plain(group, cfg.get(group)), _kinds(group), **objects)
 
 
 def _loggers(cfg: DictConfig) -> list[Logger]:
     nodes = [(name, node) for name, node in _nodes(cfg) if name.startswith("logger.")]
-    return [parts.make(name, _plain(name, node), _kinds(name)) for name, node in nodes]
+    return [targets.make(name, _plain(name, node), _kinds(name)) for name, node in nodes]
 
 
 def _plain(name: str, node: Any) -> dict[str, Any]:
@@ -306,7 +306,7 @@ def _plain(name: str, node: Any) -> dict[str, Any]:
 
 def _kinds(name: str) -> tuple[type, ...]:
     """Return the types that a part of this name may have."""
-    return tuple(parts.locate(name, kind) for kind in KINDS[name.partition(".")[0]])
+    return tuple(targets.locate(name, kind) for kind in KINDS[name.partition(".")[0]])
 
 
 def _device(name: str) -> torch.device:

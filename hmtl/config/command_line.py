@@ -28,8 +28,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from hmtl.config.build import compose, conf_dir
-from hmtl.config.parts import no_setting
 from hmtl.config.schema import ROOTS, flat
+from hmtl.config.targets import no_setting
 from hmtl.errors import ConfigError, HmtlError, Interrupted, complain
 from hmtl.training.folder import held
 

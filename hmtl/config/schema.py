@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from hmtl.config.parts import no_setting
+from hmtl.config.targets import no_setting
 from hmtl.errors import ConfigError
 
 LARGEST = 2**63 - 1

@@ -18,13 +18,13 @@ from hmtl.communication import Communicator, LinkLedger, Links, Network, Outcome
 from hmtl.data import Task
 from hmtl.distributed.connections import Connection, connect
 from hmtl.distributed.control import Control, from_bytes, to_bytes
-from hmtl.distributed.hosted import HostedUsers
+from hmtl.distributed.hosted_users import HostedUsers
 from hmtl.distributed.links import ProcessLinks
 from hmtl.distributed.measurements import Measurements
 from hmtl.distributed.multicast.group import Caster, Listener, Multicast
-from hmtl.distributed.outline import from_outline, outline
 from hmtl.distributed.peers import Peers
 from hmtl.distributed.placement import Placement, check_size
+from hmtl.distributed.remote_tasks import from_outline, outline
 from hmtl.distributed.rendezvous import Rendezvous
 from hmtl.distributed.state import StateExchange
 from hmtl.errors import ConfigError

@@ -9,8 +9,8 @@ from torch import Tensor
 from hmtl.communication import Communicator, LinkLedger, Outcome
 from hmtl.communication.messages import SERVER, relay_name
 from hmtl.distributed.control import Control
-from hmtl.distributed.outline import report_data, with_report_data
 from hmtl.distributed.placement import Placement
+from hmtl.distributed.remote_tasks import report_data, with_report_data
 from hmtl.errors import EngineError
 from hmtl.mtl import Aggregator, Algorithm, Users
 from hmtl.training.engine import RoundResult, Values

@@ -25,10 +25,10 @@ from hmtl.mtl.networks.architectures import cnn, mlp
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.regularizers import Clustered, Graph, Mean, Regularizer, Ridge, SharedModel, TaskRelationship
-from hmtl.mtl.rows import Rows
 from hmtl.mtl.solvers.base import LocalSolver
 from hmtl.mtl.solvers.sdca import SDCA
 from hmtl.mtl.solvers.sgd import LocalSGD
+from hmtl.mtl.training_rows import Rows
 
 __all__ = [
     "MOCHA",

@@ -22,8 +22,8 @@ from hmtl.data import Task
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl.losses import Loss, OneVsRest
 from hmtl.mtl.regularizers import Regularizer
-from hmtl.mtl.rows import Rows
 from hmtl.mtl.sums import Grid
+from hmtl.mtl.training_rows import Rows
 from hmtl.rng import generator
 
 

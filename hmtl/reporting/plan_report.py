@@ -7,7 +7,7 @@ from rich.table import Table
 
 from hmtl.coding import CODED_SCHEMES, MEDIA, SCHEMES
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
-from hmtl.communication.comparison import BEST, Comparison
+from hmtl.communication.round_costs import BEST, Comparison
 
 MOST_NAMED = 6  # a sentence that lists more relays is hard to read
 

@@ -15,7 +15,7 @@
 
 from hmtl.testing.communication import CommunicatorContract, LinksContract
 from hmtl.testing.learning import DualLossContract, LossContract, RegularizerContract
-from hmtl.testing.networks import restricted, topologies
+from hmtl.testing.topologies import restricted, topologies
 
 __all__ = [
     "CommunicatorContract",

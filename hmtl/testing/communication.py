@@ -21,8 +21,8 @@ from hmtl.communication import TIERS, Communicator, InProcess, LinkLedger, Links
 from hmtl.communication.accounting.ledger import RELAYS_TO_USERS, USERS_TO_RELAYS
 from hmtl.communication.messages import Message, host_name, relay_name
 from hmtl.errors import CodingError
-from hmtl.testing.networks import moving, topologies
 from hmtl.testing.scripted import Counting, ScriptedAggregator, ScriptedUsers, random_numbers, rounded, same_bits
+from hmtl.testing.topologies import moving, topologies
 from hmtl.topology import Moving, Topology, any_r, symmetric
 
 INHERITED = [HealthCheck.differing_executors]  # several classes inherit the same test

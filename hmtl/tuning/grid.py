@@ -6,8 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from hmtl.config.parts import no_setting
 from hmtl.config.schema import flat
+from hmtl.config.targets import no_setting
 from hmtl.errors import ConfigError
 
 Grid = dict[str, list[Any]]

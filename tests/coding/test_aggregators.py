@@ -22,7 +22,7 @@ from hmtl.coding import (
     uplink_bound,
 )
 from hmtl.errors import CodingError
-from hmtl.testing.networks import restricted, topologies
+from hmtl.testing.topologies import restricted, topologies
 from hmtl.topology import Topology, any_r, geometric, heterogeneous, symmetric
 
 media = pytest.mark.parametrize("medium", ["broadcast", "unicast"])

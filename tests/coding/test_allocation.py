@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hmtl.coding import allocation
 from hmtl.coding.allocation import allocate, cheapest, even
 from hmtl.errors import CodingError
-from hmtl.testing.networks import restricted, topologies
+from hmtl.testing.topologies import restricted, topologies
 from hmtl.topology import Topology, any_r
 
 HALF = Fraction(1, 2)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.coding import Uplinks, cover, sum_bounds, sum_loads
-from hmtl.testing.networks import restricted, topologies
+from hmtl.testing.topologies import restricted, topologies
 from hmtl.topology import Topology, any_r, symmetric
 
 

@@ -14,7 +14,7 @@ from hmtl.coding import Uplinks, demand_bounds, demand_plan, demands, demands_of
 from hmtl.coding.block import piece_rows
 from hmtl.errors import CodingError
 from hmtl.gf256 import matmul
-from hmtl.testing.networks import restricted, topologies
+from hmtl.testing.topologies import restricted, topologies
 from hmtl.topology import Topology, geometric, symmetric
 
 networks = topologies(max_H=5, max_K=25) | restricted(topologies(max_H=5, max_K=25))

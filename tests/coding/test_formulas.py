@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hmtl.coding import CODED_SCHEMES, SCHEMES, Loads, Uplinks, bounds, forwarders, loads, scheme_of
 from hmtl.errors import CodingError
-from hmtl.testing.networks import restricted, topologies
+from hmtl.testing.topologies import restricted, topologies
 from hmtl.topology import Topology, symmetric
 
 

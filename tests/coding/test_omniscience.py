@@ -12,7 +12,7 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
 from hmtl.coding import Demand, Uplinks, bounds, loads
 from hmtl.coding.omniscience import Rates
-from hmtl.testing.networks import restricted, topologies
+from hmtl.testing.topologies import restricted, topologies
 from hmtl.topology import any_r
 
 

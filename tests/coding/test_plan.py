@@ -11,7 +11,7 @@ from hmtl import rng
 from hmtl.coding import Loads, Uplinks, codes, loads, make_plan
 from hmtl.errors import CodingError
 from hmtl.gf256 import products
-from hmtl.testing.networks import restricted, topologies
+from hmtl.testing.topologies import restricted, topologies
 from hmtl.topology import Topology, any_r, symmetric
 
 both_schemes = pytest.mark.parametrize("scheme", ["paper", "equal"])

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.communication.attendance import Attendance, Report, decide, routes
-from hmtl.testing.networks import topologies
+from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology
 
 

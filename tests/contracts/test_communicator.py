@@ -23,8 +23,8 @@ from hmtl.testing.communication import (
     CommunicatorContract,
     LinksContract,
 )
-from hmtl.testing.networks import topologies
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers
+from hmtl.testing.topologies import topologies
 from hmtl.topology import Moving, Topology
 
 MakeLinks = Callable[[LinkLedger], Links]

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from hmtl.communication import TIERS, Network
-from hmtl.communication.comparison import compare
+from hmtl.communication.round_costs import compare
 from hmtl.topology import any_r
 
 FOLDER = Path(__file__).parent.parent.parent / "experiments" / "network"

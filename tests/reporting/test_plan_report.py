@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from hmtl.communication import Network
-from hmtl.communication.comparison import Comparison, compare
+from hmtl.communication.round_costs import Comparison, compare
 from hmtl.reporting.console import Console
 from hmtl.reporting.plan_report import plan_table, remarks, verdict
 from hmtl.topology import any_r, heterogeneous, symmetric

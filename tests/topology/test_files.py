@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.errors import TopologyError
-from hmtl.testing.networks import topologies
+from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology, from_file
 
 FIG2 = Path(__file__).parents[2] / "experiments" / "network" / "fig2.csv"

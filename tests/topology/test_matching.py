@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 from hypothesis import given
 
-from hmtl.testing.networks import topologies
+from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.errors import TopologyError
-from hmtl.testing.networks import restricted
+from hmtl.testing.topologies import restricted
 from hmtl.topology import Topology, any_r, geometric
 
 

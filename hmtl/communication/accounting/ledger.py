@@ -32,9 +32,9 @@ class Bits(NamedTuple):
 class LinkLedger:
     """Bits by tier and link: of the set-up, of the latest round, and in total.
 
-    The ledger records what `Links.post` counts. It does not grow with the rounds: the bits of earlier rounds are in the
-    measurements of a run. What is exchanged before the first round is recorded as `SETUP`: it is part of totals, and of
-    no round.
+    Links count: `Links.post` every message, and links between processes also the headers of their frames. The ledger
+    does not grow with the rounds: the bits of earlier rounds are in the measurements of a run. What is exchanged before
+    the first round is recorded as `SETUP`: it is part of totals, and of no round.
 
     Links of a tier:
         users_to_relays: one for each user (its broadcast).

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hmtl.clock import cpu_seconds
+from hmtl.cpu_time import cpu_seconds
 
 
 class Stopwatch:

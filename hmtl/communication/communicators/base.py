@@ -27,14 +27,14 @@ from hmtl.communication.attendance import Attendance, Report
 from hmtl.communication.encoding import WIRES, rounding
 from hmtl.communication.links import InProcess, Links
 from hmtl.communication.messages import SERVER, relay_name
-from hmtl.communication.nodes.aggregator import Aggregation, AggregatorSide
+from hmtl.communication.nodes.aggregation import Aggregation, AggregatorSide
 from hmtl.communication.nodes.coding import CodingRelay, CodingServer
 from hmtl.communication.nodes.forwarding import ForwardingRelay, ForwardingServer
 from hmtl.communication.nodes.host import UserHost, UserSide
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server
+from hmtl.communication.planning.moving import Planners, Planning
 from hmtl.communication.planning.planner import Planner, PlanSettings
-from hmtl.communication.planning.planners import Planners, Planning
 from hmtl.communication.round import Nodes, Outcome, play
 from hmtl.communication.schedules import CODING, FORWARDING, Schedule
 from hmtl.errors import ConfigError

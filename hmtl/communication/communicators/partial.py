@@ -11,7 +11,7 @@ from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_REL
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.communicators.base import Communicator, MakeLinks
 from hmtl.communication.links import InProcess
-from hmtl.communication.nodes.aggregator import AggregatorSide
+from hmtl.communication.nodes.aggregation import AggregatorSide
 from hmtl.communication.nodes.host import UserSide
 from hmtl.communication.nodes.partial import PartialRelay, PartialServer
 from hmtl.communication.planning.partial import PartialPlanner

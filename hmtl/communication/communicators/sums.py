@@ -17,7 +17,7 @@ from hmtl.communication.communicators.base import Communicator, MakeLinks
 from hmtl.communication.communicators.coded import CodedHierarchical
 from hmtl.communication.links import InProcess
 from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer, SummingAggregation
-from hmtl.communication.nodes.aggregator import AggregatorSide
+from hmtl.communication.nodes.aggregation import AggregatorSide
 from hmtl.communication.nodes.host import UserSide
 from hmtl.communication.round import Nodes
 from hmtl.communication.schedules import ADDING

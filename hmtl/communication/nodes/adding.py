@@ -17,7 +17,7 @@ from torch import Tensor
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.encoding import from_bytes, to_bytes, unpack
 from hmtl.communication.messages import IVS, MODELS, Message, Users
-from hmtl.communication.nodes.aggregator import Aggregation
+from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.forwarding import ForwardingServer
 from hmtl.communication.nodes.host import UserHost
 from hmtl.communication.nodes.relay import Relay

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hmtl.communication.agreement import DIGEST_BYTES, Digest, deviating
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
-from hmtl.communication.digest import DIGEST_BYTES, Digest
 from hmtl.communication.encoding import put
 from hmtl.communication.messages import (
     BROADCAST,
@@ -24,11 +24,11 @@ from hmtl.communication.messages import (
     nothing,
     overhead_only,
 )
-from hmtl.communication.nodes.aggregator import Aggregation, PackedModels
+from hmtl.communication.nodes.aggregation import Aggregation, PackedModels
 from hmtl.communication.nodes.phases import Event, Phase
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server, relay_of
-from hmtl.communication.planning.coder import Segment, View
+from hmtl.communication.planning.pieces import Segment, View
 from hmtl.communication.planning.planner import Planner
 from hmtl.errors import CodingError
 from hmtl.gf256 import matmul
@@ -270,10 +270,3 @@ class CodingServer(Server):
         self.version += 1
         passed = [copy for m in models for copy in self._to_serving(m, m.of_users(), m.rows())]
         return [*self._agreed(list(received)), *passed]
-
-
-def deviating(digests: dict[int, bytes]) -> list[int]:
-    """Return the relays whose digest is not the most frequent one."""
-    values = list(digests.values())
-    usual = max(values, key=values.count, default=b"")
-    return [i for i, digest in digests.items() if digest != usual]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from hmtl.communication.messages import IVS, Message
-from hmtl.communication.nodes.aggregator import Aggregation
+from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server
 from hmtl.communication.planning.planner import Planner

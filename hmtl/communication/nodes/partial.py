@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hmtl.communication.agreement import DIGEST_BYTES, Digest, deviating
 from hmtl.communication.attendance import numbers_to_bytes
-from hmtl.communication.digest import DIGEST_BYTES, Digest
 from hmtl.communication.encoding import pack, put, unpack
 from hmtl.communication.messages import DIGESTS, MODELS, Message, overhead_only
-from hmtl.communication.nodes.aggregator import AggregatorSide, PackedModels
-from hmtl.communication.nodes.coding import CodingServer, DecodingRelay, deviating
+from hmtl.communication.nodes.aggregation import AggregatorSide, PackedModels
+from hmtl.communication.nodes.coding import CodingServer, DecodingRelay
 from hmtl.communication.nodes.phases import Event, Phase
 from hmtl.communication.nodes.server import relay_of
-from hmtl.communication.planning.coder import Segment, together
 from hmtl.communication.planning.partial import PartialPlanner
+from hmtl.communication.planning.pieces import Segment, together
 from hmtl.errors import CodingError
 
 

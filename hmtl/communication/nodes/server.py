@@ -24,7 +24,7 @@ from hmtl.communication.messages import (
     overhead_only,
     relay_name,
 )
-from hmtl.communication.nodes.aggregator import PackedModels
+from hmtl.communication.nodes.aggregation import PackedModels
 from hmtl.communication.planning.planner import Planner
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from hmtl.coding import Aggregators, Cover, Plan, cover, make_plan, resolve, scheme_of
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.attendance import Attendance, Routes, routes
-from hmtl.communication.planning.coder import View
+from hmtl.communication.planning.pieces import View
 from hmtl.topology import Topology
 
 

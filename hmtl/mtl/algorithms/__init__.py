@@ -9,7 +9,7 @@ from hmtl.mtl.algorithms.fedu import FedU
 from hmtl.mtl.algorithms.local import Local
 from hmtl.mtl.algorithms.mocha import MOCHA
 from hmtl.mtl.algorithms.pfedme import PFedMe
-from hmtl.mtl.algorithms.setup import preprocessing_setup
+from hmtl.mtl.algorithms.setup_exchange import preprocessing_setup
 
 __all__ = [
     "MOCHA",

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hmtl.clock import cpu_seconds
+from hmtl.cpu_time import cpu_seconds
 from hmtl.errors import ConfigError, RangeError
 from hmtl.mtl.losses import snake_case
 from hmtl.mtl.participation import Participation

@@ -15,9 +15,9 @@ from hmtl.mtl.algorithms.base import NOBODY, Ids, Users, with_rows
 from hmtl.mtl.algorithms.dual_aggregator import DualSettings
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.regularizers import SharedModel
-from hmtl.mtl.rows import Rows
 from hmtl.mtl.solvers.sdca import DualSolver, DualSubproblem
 from hmtl.mtl.sums import Form
+from hmtl.mtl.training_rows import Rows
 
 
 class DualUsers(Users):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, Users
 from hmtl.mtl.algorithms.networks import NetworkAlgorithm, NetworkUsers, Sending, SendModels
-from hmtl.mtl.algorithms.setup import SetupAggregator, SetupUsers
+from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.sums import Grid, all_terms, sum_of_terms
 

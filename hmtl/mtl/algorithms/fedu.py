@@ -15,13 +15,13 @@ from hmtl.errors import ConfigError, RangeError
 from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, Users, no_sums, with_rows
 from hmtl.mtl.algorithms.fedu_sums import CoupleModels, CoupleTerms, PenaltySteps, SendCouplingTerms
 from hmtl.mtl.algorithms.networks import NetworkAlgorithm, NetworkUsers, SendModels
-from hmtl.mtl.algorithms.setup import SetupAggregator, SetupUsers
+from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
+from hmtl.mtl.penalties import Dense, Sparse, Structure, by_entries
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.regularizers import Regularizer
-from hmtl.mtl.rows import Rows
 from hmtl.mtl.solvers.sgd import LocalSGD
-from hmtl.mtl.structure import Dense, Sparse, Structure, by_entries
 from hmtl.mtl.sums import Form
+from hmtl.mtl.training_rows import Rows
 
 BLOCK = 2**22  # numbers in a block of models
 MAX_PARTS = 2**31  # of a step down the penalty

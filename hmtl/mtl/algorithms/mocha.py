@@ -14,7 +14,7 @@ from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import Aggregator, Algorithm, MessageKind, Users, no_sums
 from hmtl.mtl.algorithms.dual_aggregator import DualAggregator, DualSettings, SummedDualAggregator
 from hmtl.mtl.algorithms.dual_users import DualUsers, SummedDualUsers
-from hmtl.mtl.algorithms.setup import SetupAggregator, SetupUsers
+from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.solvers.sdca import DualSolver

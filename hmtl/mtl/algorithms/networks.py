@@ -13,8 +13,8 @@ from hmtl.mtl.networks.evaluation import Evaluation
 from hmtl.mtl.networks.flat import FlatModel, MakeModel
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
-from hmtl.mtl.rows import Rows
 from hmtl.mtl.solvers.sgd import LocalSGD, NetworkSubproblem, Proximal, RandomStreams
+from hmtl.mtl.training_rows import Rows
 
 
 class Sending(nn.Module, ABC):

@@ -12,8 +12,8 @@ from hmtl.mtl.algorithms.networks import LocalTraining, Sending
 from hmtl.mtl.algorithms.personal import PersonalAlgorithm, PersonalUsers
 from hmtl.mtl.networks.flat import MakeModel
 from hmtl.mtl.problem import Problem
-from hmtl.mtl.rows import Rows
 from hmtl.mtl.solvers.sgd import LocalSGD, Proximal
+from hmtl.mtl.training_rows import Rows
 
 
 class PFedMeUsers(PersonalUsers):

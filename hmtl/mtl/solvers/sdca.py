@@ -15,9 +15,9 @@ from torch import Tensor
 
 from hmtl.errors import ConfigError
 from hmtl.mtl.losses import Loss
-from hmtl.mtl.rows import Rows
 from hmtl.mtl.solvers.base import Ids, LocalSolver
 from hmtl.mtl.solvers.compiled import applies, compiled_pass
+from hmtl.mtl.training_rows import Rows
 from hmtl.rng import generator
 
 MAX_PASSES = 1e9

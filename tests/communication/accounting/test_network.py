@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hmtl.coding import Uplinks, loads
 from hmtl.communication import Network, tier_loads
 from hmtl.errors import ConfigError
-from hmtl.testing.networks import topologies
+from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology, any_r, symmetric
 
 bits = st.integers(0, 10**9)

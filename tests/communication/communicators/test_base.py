@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hmtl.coding import Aggregators
 from hmtl.communication import TIERS, CodedHierarchical, CodedPartial, Communicator, Network, Uncoded
 from hmtl.errors import ConfigError
-from hmtl.testing.networks import moving
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
+from hmtl.testing.topologies import moving
 from hmtl.topology import Contacts, Topology, Walk, geometric, symmetric
 
 

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from hmtl.coding import demand_plan, demands_of, serve
 from hmtl.communication import TIERS, CodedPartial, InProcess, LinkLedger, Network, Uncoded
 from hmtl.communication.messages import BROADCAST, COMBINATIONS, DIGESTS, IVS, MODELS, SERVER, VERDICT, Message
-from hmtl.communication.planning import coder
 from hmtl.errors import CodingError, ConfigError
-from hmtl.testing.networks import topologies
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
+from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology, geometric, symmetric
 
 
@@ -59,7 +58,7 @@ def test_relays_learn_what_they_demand_and_nothing_else(
     ivs = [random_numbers(seed + n, t.K, m + 1, None) for n in range(rounds)]
     pair = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(coder, "WORKING_SET", working_set)
+        patch.setattr("hmtl.communication.planning.pieces.WORKING_SET", working_set)
         for communicator in (made(t, Changed, network=network), Uncoded(t, network)):
             users, aggregator = (
                 ScriptedUsers(ivs, [set()] * rounds, 1),

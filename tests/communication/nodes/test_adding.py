@@ -21,8 +21,8 @@ from hmtl.communication.planning.planner import Planner
 from hmtl.communication.round import Nodes, play
 from hmtl.communication.schedules import ADDING
 from hmtl.errors import CodingError, ConfigError
-from hmtl.testing.networks import topologies
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers
+from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology, any_r, symmetric
 
 networks = st.builds(

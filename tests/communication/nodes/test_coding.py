@@ -30,18 +30,17 @@ from hmtl.communication.messages import (
     VERDICT,
     Message,
 )
-from hmtl.communication.nodes.aggregator import Aggregation
+from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.coding import CodingRelay, CodingServer
 from hmtl.communication.nodes.forwarding import ForwardingRelay, ForwardingServer
 from hmtl.communication.nodes.host import UserHost
 from hmtl.communication.nodes.server import Server
-from hmtl.communication.planning import coder
 from hmtl.communication.planning.planner import Planner, PlanSettings
 from hmtl.communication.round import Nodes, play
 from hmtl.communication.schedules import CODING, FORWARDING
 from hmtl.errors import CodingError
-from hmtl.testing.networks import topologies
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
+from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology, any_r, heterogeneous, symmetric
 
 SCHEMES = ("uncoded", "optimal", "paper", "equal")
@@ -154,7 +153,7 @@ def test_every_aggregator_ends_with_the_ivs_of_all_who_were_heard(
     waiting: set[int] = set()
     unsettled: set[int] = set()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(coder, "WORKING_SET", working_set)
+        patch.setattr("hmtl.communication.planning.pieces.WORKING_SET", working_set)
         for round in range(rounds):
             away = set(np.flatnonzero(rng.random(t.H) < gone).tolist())
             arrives = (t.G == 1) & (rng.random(t.G.shape) >= lost)

@@ -34,7 +34,7 @@ from hmtl.mtl import (
     Ridge,
     TaskRelationship,
 )
-from hmtl.testing.networks import topologies
+from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology
 
 SGD = LocalSGD(0.05, 2, 4, 0.2)

@@ -11,8 +11,8 @@ from hmtl.communication import SETUP, CodedPartial, Uncoded
 from hmtl.data import Task
 from hmtl.errors import ConfigError
 from hmtl.mtl import FedAvg, FedU, Graph, LocalSGD, Logistic, Mean, Participation, Problem, Ridge
-from hmtl.mtl.structure import Dense, Sparse
-from hmtl.testing.networks import topologies
+from hmtl.mtl.penalties import Dense, Sparse
+from hmtl.testing.topologies import topologies
 
 
 def tasks(K, d=6, seed=0):

@@ -11,8 +11,8 @@ from torch import nn
 from hmtl.errors import ConfigError
 from hmtl.mtl import CrossEntropy, LocalSGD
 from hmtl.mtl.networks.flat import FlatModel
-from hmtl.mtl.rows import Rows
 from hmtl.mtl.solvers.sgd import NetworkSubproblem, Proximal, RandomStreams
+from hmtl.mtl.training_rows import Rows
 
 D, C = 16, 3
 COUNTS = (33, 20, 7, 12, 1, 5)

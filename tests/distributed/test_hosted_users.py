@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hmtl.data import Task
-from hmtl.distributed.hosted import HostedUsers
-from hmtl.distributed.outline import from_outline, outline
+from hmtl.distributed.hosted_users import HostedUsers
+from hmtl.distributed.remote_tasks import from_outline, outline
 from hmtl.mtl import (
     MOCHA,
     SDCA,

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
-from hmtl.communication.digest import Digest
 from hmtl.communication.encoding import pack, put, unpack
 from hmtl.communication.messages import Message, Users
 from hmtl.errors import CodingError

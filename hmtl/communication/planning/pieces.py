@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hmtl.coding import Block, Plan
 from hmtl.coding.block import piece_rows
-from hmtl.communication.digest import CHECK_ROWS, check_rows
+from hmtl.communication.agreement import CHECK_ROWS, check_rows
 from hmtl.communication.encoding import put
 from hmtl.communication.messages import nothing
 from hmtl.gf256 import matmul

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmtl.communication.digest import FOLD, Digest, check_rows
+from hmtl.communication.agreement import FOLD, Digest, check_rows
 
 
 @given(n=st.integers(1, 60), L=st.sampled_from((1, 7, 200, FOLD // 4, FOLD)), seed=st.integers(0, 10**6))

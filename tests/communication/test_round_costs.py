@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.communication import Network
-from hmtl.communication.comparison import compare
+from hmtl.communication.round_costs import compare
 from hmtl.topology import Topology, any_r, from_file, heterogeneous, symmetric
 
 FIG2 = Path(__file__).parents[2] / "experiments" / "network" / "fig2.csv"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from hmtl.config.parts import check, make, no_setting, parameters
+from hmtl.config.targets import check, make, no_setting, parameters
 from hmtl.errors import ConfigError
 from hmtl.mtl import Hinge, Loss, SmoothHinge
 from hmtl.topology import Topology

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from hmtl.data import Preprocessing, Task, prepare
-from hmtl.distributed.outline import from_outline, outline, report_data, with_report_data
+from hmtl.distributed.remote_tasks import from_outline, outline, report_data, with_report_data
 from hmtl.mtl import Mean, Problem, Squared, preprocessing_setup
 
 K, D = 7, 5

@@ -1,4 +1,4 @@
-"""Digests by which aggregators compare IVs and models."""
+"""Agreement of aggregators: digests of their IVs and models, which the server compares before models are released."""
 
 import hashlib
 from functools import lru_cache
@@ -51,3 +51,10 @@ class Digest:
     def value(self) -> bytes:
         """Return the digest of everything added so far, DIGEST_BYTES long."""
         return self._hash.digest()
+
+
+def deviating(digests: dict[int, bytes]) -> list[int]:
+    """Return the relays whose digest is not the most frequent one."""
+    values = list(digests.values())
+    usual = max(values, key=values.count, default=b"")
+    return [i for i, digest in digests.items() if digest != usual]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hmtl.mtl import Mean, Regularizer, Ridge, SharedModel, TaskRelationship, structure, sums
-from hmtl.mtl.structure import Dense, Sparse
+from hmtl.mtl import Mean, Regularizer, Ridge, SharedModel, TaskRelationship, penalties, sums
+from hmtl.mtl.penalties import Dense, Sparse
 
 K, M = 12, 37
 
@@ -27,7 +27,7 @@ def models(dtype: torch.dtype = torch.float64) -> Tensor:
 @pytest.fixture(params=[7, 50])
 def work(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let blocks be parts of a row, a few rows, or everything."""
-    monkeypatch.setattr(structure, "WORK", request.param)
+    monkeypatch.setattr(penalties, "WORK", request.param)
     monkeypatch.setattr(sums, "WORK", request.param)
 
 
