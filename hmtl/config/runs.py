@@ -1,6 +1,5 @@
 """Finished runs: their models, with the networks that their configuration names."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from hydra.errors import HydraException
@@ -9,8 +8,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hmtl.errors import ConfigError
-from hmtl.inference.models import Models
-from hmtl.inference.saved import load_models
+from hmtl.inference.models import Models, load_models
 from hmtl.mtl.networks.flat import MakeModel
 
 
@@ -28,10 +26,7 @@ def load_run(path: str | Path, model: MakeModel | None = None) -> Models:
     """
     folder = Path(path)
     file = folder / "models.npz" if folder.is_dir() else folder
-    models, is_network = load_models(file, model)
-    if is_network and model is None:
-        return replace(models, maker=_network_of(file.parent))
-    return models
+    return load_models(file, model, lambda: _network_of(file.parent))
 
 
 def _network_of(folder: Path) -> MakeModel:

@@ -103,12 +103,7 @@ ROOTS = {"config": TrainConfig, "plan": PlanConfig, "predict": PredictConfig}
 def check_root(cfg: DictConfig, usual: DictConfig) -> None:
     """Check the root settings: names, ranges, and settings that the chosen parts do not use.
 
-    Args:
-        cfg: the configuration.
-        usual: the values of the primary configuration file.
-
-    Raises:
-        ConfigError: which setting is wrong.
+    `usual` has the values of the primary configuration file.
     """
     for name, value in ((str(key), cfg[key]) for key in cfg):
         smallest = SMALLEST.get(name, -LARGEST)
@@ -132,7 +127,6 @@ def flat(cfg: DictConfig, omitted: Collection[str] = (), resolve: bool = True) -
     """Return {"topology.r": 3} for {"topology": {"r": 3}}.
 
     Args:
-        cfg: the configuration.
         omitted: full names to leave out, with all that is below them.
         resolve: whether values replace the references to them.
     """

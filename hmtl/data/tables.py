@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hmtl.errors import DataError
 from hmtl.io.npz import load_arrays, open_file
@@ -45,12 +44,7 @@ def read_table(file: Path, arrays: Collection[str] = ()) -> pd.DataFrame:
 
 
 def read_as_text(file: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table with its cells as written in the CSV, so that 007 and 1.50 keep their form.
-
-    Args:
-        file: where `table` was read from; a table from NPZ or Parquet is returned unchanged.
-        table: the table as `read_table` returned it.
-    """
+    """Return a table that was read from a CSV with its cells as written: 007 and 1.50 keep their form."""
     import pandas as pd
 
     if file.suffix.lower() in (".npz", ".parquet"):
@@ -58,20 +52,23 @@ def read_as_text(file: Path, table: pd.DataFrame) -> pd.DataFrame:
     return pd.read_csv(file, dtype=str, keep_default_na=False)
 
 
-def not_numbers(column: pd.Series[Any]) -> NDArray[np.bool_]:
-    """Return where a column [n] does not hold a finite number."""
+def fault(column: pd.Series[Any], is_number: bool = True) -> str:
+    """Describe the first cell of a column that is empty, or not a finite number, for a message; "" if there is none."""
     import pandas as pd
 
-    if pd.api.types.is_numeric_dtype(column):
-        return np.asarray(~np.isfinite(column.to_numpy(np.float64, na_value=np.nan)))
-    unreadable = pd.to_numeric(column.astype(str), errors="coerce").isna().to_numpy(bool)
-    return np.asarray(unreadable if unreadable.any() else ~unreadable)  # numbers stored as text are text
-
-
-def cell(column: pd.Series[Any], bad: NDArray[np.bool_]) -> str:
-    """Describe the first bad cell of a column for a message: its value, column and row, and how many more there are."""
+    wanted = "a finite number" if is_number else "a value"
+    if not is_number:
+        bad = column.isna().to_numpy()
+    elif pd.api.types.is_numeric_dtype(column):
+        bad = ~np.isfinite(column.to_numpy(np.float64, na_value=np.nan))
+    else:
+        bad = pd.to_numeric(column.astype(str), errors="coerce").isna().to_numpy(bool)
+        bad = bad if bad.any() else ~bad  # numbers stored as text are text
+    if not bad.any():
+        return ""
     row = int(bad.argmax())
-    return f"{column.iloc[row]} in column {column.name}, row {row} (from 0, below the header; {bad.sum() - 1} more)"
+    place = f"column {column.name}, row {row} (from 0, below the header; {bad.sum() - 1} more)"
+    return f"has {column.iloc[row]} in {place}, where {wanted} is needed. Fix or drop such rows"
 
 
 def _read_npz(file: Path, names: Collection[str]) -> pd.DataFrame:

@@ -8,11 +8,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl.data.preprocessing import Preprocessing, Scaling
+from hmtl.data.preprocessing import RAW, Preprocessing, Scaling
 from hmtl.errors import ConfigError, DataError
+
+ROWS = ("x_train", "y_train", "x_test", "y_test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +49,7 @@ class Task:
     prepared: "Prepared | None" = None
 
     def __post_init__(self) -> None:
-        for field in ("x_train", "y_train", "x_test", "y_test"):
+        for field in ROWS:
             values = torch.as_tensor(getattr(self, field))
             narrow = field.startswith("x") and values.dtype == torch.float32
             object.__setattr__(self, field, values if narrow else values.to(torch.float64))
@@ -62,11 +66,8 @@ class Task:
 
     def without_rows(self) -> "Task":
         """Return this task as a process knows it that does not hold its rows."""
-        x_train, y_train, x_test, y_test = (
-            rows.to("meta") for rows in (self.x_train, self.y_train, self.x_test, self.y_test)
-        )
         prepared = self.prepared and replace(self.prepared, raw=self.prepared.raw.without_rows())
-        return replace(self, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, prepared=prepared)
+        return replace(self, prepared=prepared, **{field: getattr(self, field).to("meta") for field in ROWS})
 
     @property
     def raw(self) -> "Task":
@@ -76,7 +77,7 @@ class Task:
     @property
     def preprocessing(self) -> Preprocessing:
         """The preprocessing that was applied."""
-        return self.prepared.preprocessing if self.prepared else Preprocessing()
+        return self.prepared.preprocessing if self.prepared else RAW
 
     @property
     def scaling(self) -> Scaling:
@@ -135,6 +136,11 @@ class Prepared:
     scaling: Scaling
 
 
+def class_targets(number: NDArray[np.int64], C: int) -> tuple[NDArray[Any], int | None]:
+    """Return `y` and `classes` of a `Task` for class numbers 0..C−1: ±1 and None for two classes."""
+    return (number * 2.0 - 1.0, None) if C <= 2 else (number, C)
+
+
 def prepare(tasks: Sequence[Task], preprocessing: Preprocessing) -> tuple[Task, ...]:
     """Return the tasks with preprocessing fitted to their training rows.
 
@@ -145,7 +151,7 @@ def prepare(tasks: Sequence[Task], preprocessing: Preprocessing) -> tuple[Task, 
         DataError: if the rows do not allow it, see `Preprocessing.fit`.
     """
     raws = [task.raw for task in tasks]
-    if preprocessing == Preprocessing():
+    if preprocessing == RAW:
         return tuple(raws)
     if preprocessing.center != "none" and raws[0].classes is not None:
         raise ConfigError(f"center={preprocessing.center}, but y holds class numbers. Set center=none.")
