@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
+from sklearn.metrics import accuracy_score, r2_score
 
 from hmtl.data import Preprocessing, Task, arrays, prepare
 from hmtl.data.preprocessing import Scope
@@ -138,8 +139,6 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             NotFittedError: if the estimator is not fitted.
             DataError: if X or y is invalid.
         """
-        from sklearn.metrics import accuracy_score, r2_score  # imported late: only scoring needs the metrics
-
         predicted = self.predict(X)
         arrays.check_list(y, "y", 1)
         true = [arrays.targets(each, f"y[{k}]") for k, each in enumerate(y)]

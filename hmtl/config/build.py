@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -161,8 +161,7 @@ def build_communicator(cfg: DictConfig, topology: Topology | Moving, **links: An
 def check(cfg: DictConfig) -> None:
     """Check a configuration by itself, before data are read or anything large is made."""
     usual = OmegaConf.load(conf_dir() / ("config.yaml" if "algorithm" in cfg else "plan.yaml"))
-    assert isinstance(usual, DictConfig)
-    check_root(cfg, usual)
+    check_root(cfg, cast(DictConfig, usual))
     for name, node in _nodes(cfg).items():
         plain = _plain(name, node)
         if cfg.K is None and name == "topology":  # the data set has the number of users
@@ -248,9 +247,7 @@ def _plain(name: str, node: Any) -> dict[str, Any]:
         raise ConfigError(f"{name} has no _target_. Choose one of its group, see --help.")
     if missing := OmegaConf.missing_keys(node):
         raise ConfigError(f"{min(missing)} is not set, and has no default. Set it on the command line.")
-    plain = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
 
 
 def _kinds(name: str) -> tuple[type, ...]:

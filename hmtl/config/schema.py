@@ -5,7 +5,7 @@ The values are in `conf/`, where a comment says what each means.
 
 from collections.abc import Collection
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -130,10 +130,8 @@ def flat(cfg: DictConfig, omitted: Collection[str] = (), resolve: bool = True) -
         omitted: full names to leave out, with all that is below them.
         resolve: whether values replace the references to them.
     """
-    plain = OmegaConf.to_container(cfg, resolve=resolve)
-    assert isinstance(plain, dict)
     values: dict[str, Any] = {}
-    stack = [(str(key), value) for key, value in plain.items()]
+    stack = list(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=resolve)).items())
     while stack:
         key, value = stack.pop()
         if key in omitted:

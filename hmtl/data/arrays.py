@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pandas.api.types import infer_dtype
 
 from hmtl.errors import DataError
 
@@ -66,8 +67,6 @@ def targets(y: ArrayLike, name: str) -> NDArray[Any]:
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{name} is not a list of labels or numbers ({error}). Give one value per row.") from error
     if values.dtype == object:
-        from pandas.api.types import infer_dtype  # late, as it takes half a second to load
-
         if (kind := infer_dtype(values.ravel(), skipna=False)) not in KINDS:
             raise DataError(f"{name} holds {kind} values. Give labels of one kind, or numbers.")
         values = np.array(values.tolist())

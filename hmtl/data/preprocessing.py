@@ -97,12 +97,8 @@ class Preprocessing:
 
     def shared_moments(self, x: Sequence[Tensor], y: Sequence[Tensor]) -> list[Tensor]:
         """Return the moments that users send for the scopes "all": [K, 1 + 2d] of x, [K, 3] of y, or neither."""
-        shared = []
-        if self.standardize == "all":
-            shared.append(moments(x))
-        if self.center == "all":
-            shared.append(moments([each[:, None] for each in y]))
-        return shared
+        scopes = [(self.standardize, x), (self.center, [each[:, None] for each in y])]
+        return [moments(rows) for scope, rows in scopes if scope == "all"]
 
     def _check_columns(self, x: Sequence[Tensor]) -> None:
         if x[0].ndim > 2 and (self.intercept or self.standardize != "none"):

@@ -1,18 +1,13 @@
 """Tables in CSV, NPZ and Parquet files."""
 
-from __future__ import annotations  # pandas is imported late, as it takes half a second to load
-
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from hmtl.errors import DataError
 from hmtl.io.npz import load_arrays, open_file
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SUFFIXES = (".csv", ".npz", ".parquet")
 
@@ -28,8 +23,6 @@ def read_table(file: Path, arrays: Collection[str] = ()) -> pd.DataFrame:
     Raises:
         DataError: if the file cannot be read.
     """
-    import pandas as pd
-
     try:
         if file.suffix.lower() == ".npz":
             return _read_npz(file, arrays)
@@ -45,17 +38,13 @@ def read_table(file: Path, arrays: Collection[str] = ()) -> pd.DataFrame:
 
 def read_as_text(file: Path, table: pd.DataFrame) -> pd.DataFrame:
     """Return a table that was read from a CSV with its cells as written: 007 and 1.50 keep their form."""
-    import pandas as pd
-
     if file.suffix.lower() in (".npz", ".parquet"):
         return table
     return pd.read_csv(file, dtype=str, keep_default_na=False)
 
 
-def fault(column: pd.Series[Any], is_number: bool = True) -> str:
+def fault(column: pd.Series, is_number: bool = True) -> str:
     """Describe the first cell of a column that is empty, or not a finite number, for a message; "" if there is none."""
-    import pandas as pd
-
     wanted = "a finite number" if is_number else "a value"
     if not is_number:
         bad = column.isna().to_numpy()
@@ -72,8 +61,6 @@ def fault(column: pd.Series[Any], is_number: bool = True) -> str:
 
 
 def _read_npz(file: Path, names: Collection[str]) -> pd.DataFrame:
-    import pandas as pd
-
     arrays = load_arrays(file, lambda present: [name for name in dict.fromkeys(("x", *names)) if name in present])
     if "x" not in arrays:
         raise ValueError("it has no array x")
@@ -81,8 +68,6 @@ def _read_npz(file: Path, names: Collection[str]) -> pd.DataFrame:
 
 
 def _read_csv(file: Path) -> pd.DataFrame:
-    import pandas as pd
-
     header = pd.read_csv(file, header=None, nrows=1).iloc[0]
     if len(repeated := header[header.duplicated()]):  # pandas would rename it: a second target would leak the first
         raise ValueError(f"the first line names column {repeated.iloc[0]} twice")

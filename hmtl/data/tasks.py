@@ -16,8 +16,6 @@ from torch import Tensor
 from hmtl.data.preprocessing import RAW, Preprocessing, Scaling
 from hmtl.errors import ConfigError, DataError
 
-ROWS = ("x_train", "y_train", "x_test", "y_test")
-
 
 @dataclass(frozen=True, eq=False)
 class Task:
@@ -49,7 +47,7 @@ class Task:
     prepared: "Prepared | None" = None
 
     def __post_init__(self) -> None:
-        for field in ROWS:
+        for field in ("x_train", "y_train", "x_test", "y_test"):
             values = torch.as_tensor(getattr(self, field))
             narrow = field.startswith("x") and values.dtype == torch.float32
             object.__setattr__(self, field, values if narrow else values.to(torch.float64))
@@ -66,8 +64,11 @@ class Task:
 
     def without_rows(self) -> "Task":
         """Return this task as a process knows it that does not hold its rows."""
+        x_train, y_train, x_test, y_test = (
+            rows.to("meta") for rows in (self.x_train, self.y_train, self.x_test, self.y_test)
+        )
         prepared = self.prepared and replace(self.prepared, raw=self.prepared.raw.without_rows())
-        return replace(self, prepared=prepared, **{field: getattr(self, field).to("meta") for field in ROWS})
+        return replace(self, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, prepared=prepared)
 
     @property
     def raw(self) -> "Task":

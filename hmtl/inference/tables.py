@@ -1,18 +1,13 @@
 """Predictions for the rows of a table."""
 
-from __future__ import annotations  # pandas is imported late, as it takes half a second to load
-
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from hmtl.data.tables import fault, read_as_text, read_table
 from hmtl.errors import ConfigError, DataError, few
 from hmtl.inference.models import Models
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def predict_table(models: Models, file: Path, user: str | None = None, task: str | None = None) -> pd.DataFrame:

@@ -158,8 +158,7 @@ class Quantity(DirichletSettings):
         min_rows: smallest number of rows of a user.
 
     Raises:
-        ConfigError: if an argument is out of range.
-        DataError: when called, if there are too few rows.
+        ConfigError, DataError: see `Dirichlet`.
 
     Ref: Li et al. 2022, *Federated learning on non-IID data silos* (quantity skew).
     """

@@ -3,15 +3,14 @@
 Shapes: K tasks, n rows and d features each: all columns except target and task.
 """
 
-from __future__ import annotations  # pandas is imported late, as it takes half a second to load
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from hmtl.data.arrays import MANY_CLASSES
@@ -21,9 +20,6 @@ from hmtl.data.splitting import Ints, Share, Splitting
 from hmtl.data.tables import SUFFIXES, fault, read_table
 from hmtl.data.tasks import Task, class_targets, prepare
 from hmtl.errors import ConfigError, DataError, few
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Kind = Literal["auto", "classification", "regression"]
 
@@ -69,8 +65,6 @@ def files(
         ConfigError: if K is not the number of tasks, `kind` is unknown or ambiguous, or `task`, `path`, `partition`,
             `kind` and `test_path` do not go together; or see the partition.
     """
-    import pandas as pd
-
     if kind not in get_args(Kind):
         raise ConfigError(f"kind={kind} is not one of auto, classification and regression. Choose one of them.")
     if partition is not None and kind == "regression":
@@ -142,8 +136,6 @@ class _Reader:
             path: see `files`.
             needs_tasks: whether one table needs a task column.
         """
-        import pandas as pd
-
         places = _find(path)
         if path.is_file() != (self.task is not None) and (needs_tasks or self.task is not None):
             raise ConfigError(
@@ -169,15 +161,13 @@ class _Reader:
         order = owners.map(rank).to_numpy().argsort(kind="stable")
         return every.iloc[order], owners.iloc[order].tolist()
 
-    def coded(self, column: pd.Series[Any], path: str | Path) -> tuple[NDArray[np.int64], tuple[Any, ...]]:
+    def coded(self, column: pd.Series, path: str | Path) -> tuple[NDArray[np.int64], tuple[Any, ...]]:
         """Return labels as numbers 0, 1, ..., and the label that each number stands for.
 
         Raises:
             DataError: if there is one label only, or the values are not labels.
             ConfigError: if they may be numbers to predict.
         """
-        import pandas as pd
-
         where = f"{path}: {self.target!r}"
         number, values = pd.factorize(column.astype(str) if column.dtype == object else column, sort=True)
         if len(values) == 1:

@@ -52,9 +52,7 @@ def har(
             for each subject, with all of its windows; or one of `hmtl.data.partitions`, which deals all windows by
             their targets.
         target: "sitting": y = 1 for sitting and −1 otherwise, as in the paper; "activity": y = 0..5, see ACTIVITIES.
-        test_fraction: share of each user's rows that is kept for testing; 0: no test.
-        intercept, standardize: see `Preprocessing`.
-        seed: seed of the partition and the splits.
+        test_fraction, intercept, standardize, seed: see `mnist5k`.
         path: UCI's zip (or the zip inside it), the unpacked folder, or the folder with one of these; None: the cache.
         download: whether to download a missing zip.
 

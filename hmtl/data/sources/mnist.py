@@ -25,6 +25,8 @@ FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3
 MOST_BYTES = 100_000_000  # largest size of a file; MNIST's have up to 47 MB
 
 Bytes = NDArray[np.uint8]
+Images = tuple[Bytes, Bytes]
+"""Pixels [n, 784] and digits [n]."""
 
 
 def mnist5k(
@@ -53,9 +55,9 @@ def mnist5k(
         ConfigError, DataError: see `one_vs_rest`, the partition and `Splitting`.
     """
     with np.load(SHIPPED) as arrays:
-        pixels, digits = arrays["pixels"], arrays["labels"]
+        images = arrays["pixels"], arrays["labels"]
     splitting = Splitting(test_fraction, seed, Preprocessing(intercept, standardize), wanted)
-    return _tasks(pixels, digits, K, rows_per_user, partition, splitting)
+    return _tasks(images, K, rows_per_user, partition, splitting)
 
 
 def mnist(
@@ -82,19 +84,15 @@ def mnist(
         DataError: if the files are missing or damaged.
         ConfigError, DataError: see `one_vs_rest`, the partition and `Splitting`.
     """
-    pixels, digits = _read_files(Path(path or cache_folder()), download)
+    images = _read_files(Path(path or cache_folder()), download)
     splitting = Splitting(test_fraction, seed, Preprocessing(intercept, standardize), wanted)
-    return _tasks(pixels, digits, K, rows_per_user, partition, splitting)
+    return _tasks(images, K, rows_per_user, partition, splitting)
 
 
 def _tasks(
-    pixels: Bytes,
-    digits: Bytes,
-    K: int | None,
-    rows_per_user: int | None,
-    partition: Partition | None,
-    splitting: Splitting,
+    images: Images, K: int | None, rows_per_user: int | None, partition: Partition | None, splitting: Splitting
 ) -> tuple[Task, ...]:
+    pixels, digits = images
     if partition is not None:
         if rows_per_user is not None:
             raise ConfigError(f"rows_per_user={rows_per_user}, but a partition deals all rows. Set it to null.")
@@ -107,8 +105,8 @@ def _tasks(
     return splitting.tasks(lambda rows: pixels[rows] / 255.0, shares)
 
 
-def _read_files(folder: Path, download: bool) -> tuple[Bytes, Bytes]:
-    """Return the pixels [n, 784] and digits [n] of MNIST's files."""
+def _read_files(folder: Path, download: bool) -> Images:
+    """Return the content of MNIST's files."""
 
     def fetch() -> None:
         from torchvision.datasets import MNIST  # late, as it takes a second to load

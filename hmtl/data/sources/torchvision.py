@@ -44,19 +44,19 @@ def torchvision(
         partition: deals the images to the users.
         rows: number of images to draw at random; None: all.
         size: height and width to resize the images to; needed if they differ.
-        test_fraction: share of each user's rows that is kept for testing; 0: no test.
+        test_fraction, wanted: see `mnist5k`.
         seed: seed of the drawn rows, the partition and the splits.
         path: folder, in torchvision's layout (for MNIST the folder above MNIST/raw); None: the user's cache folder.
         download: whether to download missing files.
         options: further arguments of the data set, such as {split: letters} for EMNIST.
-        wanted: the users whose images are held.
 
     Raises:
         ConfigError: if there is no such data set, it does not take the options, or has fewer images than `rows`.
         DataError: if files are missing or damaged, images have different shapes, or a label is not a class.
         ConfigError, DataError: see the partition and `Splitting`.
     """
-    source = ConcatDataset(_parts(name, Path(path or cache_folder()), download, size, dict(options or {})))
+    parts = _parts(name, Path(path or cache_folder()), download, size, dict(options or {}))
+    source: ConcatDataset[Any] = ConcatDataset(parts)
     n = len(source)
     if rows is not None and not 1 <= rows <= n:
         raise ConfigError(f"rows={rows}, but {name} has {n} images. Choose 1 to {n}, or null for all.")
