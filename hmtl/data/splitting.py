@@ -4,9 +4,9 @@ Shapes: n rows, d features, C classes.
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,14 +23,6 @@ Rows = Callable[[Ints], NDArray[Any]]
 """Returns the rows [n, ...] with the given numbers."""
 Wanted = Callable[[int], Collection[int]]
 """Maps K to the users whose rows this process holds; of the other users it knows only the numbers of rows."""
-
-
-class Share(NamedTuple):
-    """One user's rows of a data set: its name, the numbers of the rows [n], and their targets y [n]."""
-
-    name: str
-    rows: Ints
-    y: NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -74,26 +66,26 @@ class Splitting:
         values, number = np.unique(y, return_inverse=True)
         targets, classes = class_targets(number, len(values))
         dealt = partition(y, K, generator(self.seed, "data", "partition"))
-        shares = [Share(f"user {k}", rows, targets[rows]) for k, rows in enumerate(dealt)]
-        return self.tasks(x, shares, classes=classes, **about)
+        users = {f"user {k}": rows for k, rows in enumerate(dealt)}
+        return self.tasks(x, targets, users, classes=classes, **about)
 
-    def tasks(self, x: Rows, shares: Sequence[Share], **about: Any) -> tuple[Task, ...]:
-        """Return the task of each user's share of the rows x.
+    def tasks(self, x: Rows, y: NDArray[Any], users: Mapping[str, Ints], **about: Any) -> tuple[Task, ...]:
+        """Return the task of each user from rows x and targets y [n]; `users` has the numbers of their rows by name.
 
         `about` holds `classes`, `labels` and `columns`, see `Task`.
 
         Raises:
             DataError: see `split`.
         """
-        K, tasks = len(shares), []
+        K, tasks = len(users), []
         local = self.wanted(K) if self.preprocessing == RAW else range(K)
-        for k, (name, rows, y) in enumerate(shares):
+        for k, (name, rows) in enumerate(users.items()):
             if k in local:
                 rng = generator(self.seed, "data", "split", k)
-                tasks.append(split(name, x(rows), y, self.test_fraction, rng, **about))
+                tasks.append(split(name, x(rows), y[rows], self.test_fraction, rng, **about))
                 continue
-            n_test = math.ceil(self.test_fraction * len(y))
-            counts, like = (len(y) - n_test, n_test), torch.as_tensor(x(rows[:0]))
+            n_test = math.ceil(self.test_fraction * len(rows))
+            counts, like = (len(rows) - n_test, n_test), torch.as_tensor(x(rows[:0]))
             x_train, x_test = (like.new_empty(n, *like.shape[1:], device="meta") for n in counts)
             y_train, y_test = (torch.empty(n, device="meta") for n in counts)
             tasks.append(Task(name, x_train, y_train, x_test, y_test, **about))

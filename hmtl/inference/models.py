@@ -101,7 +101,7 @@ class Models:
             near = difflib.get_close_matches(str(user), self.names, n=1)
             remedy = f"Did you mean {near[0]!r}?" if near else f"Give one of {few(self.names)}."
             raise DataError(f"There is no user {user!r} among the {len(self.names)}. {remedy}")
-        k, C = self.names.index(user), _outputs(self.labels)
+        k, C = self.names.index(user), len(self.labels) if len(self.labels) > 2 else 1
         mean, scale, w = (torch.tensor(rows[k]) for rows in (self.mean, self.scale, self.W))
         scaling, D = Scaling(mean, scale, self.intercept, float(self.target_mean[k])), len(mean) + self.intercept
         if self.maker is None:
@@ -234,8 +234,3 @@ def models_of(algorithm: Algorithm, W: Tensor | None = None) -> Models:
         columns=tasks[0].columns or (),
         maker=network.make if network else None,
     )
-
-
-def _outputs(labels: NDArray[Any]) -> int:
-    """Return the number of scores per row: C for several classes, 1 otherwise."""
-    return len(labels) if len(labels) > 2 else 1

@@ -31,8 +31,7 @@ def predict_table(models: Models, file: Path, user: str | None = None, task: str
     users = _users(models, table, file, user, task)
     x = _features(models, table, file, task).to_numpy(np.float64)
     predicted = np.empty(len(table), dtype=object)
-    for name in dict.fromkeys(users):
-        rows = np.flatnonzero(np.array(users) == name)
+    for name, rows in pd.Series(users).groupby(users, sort=False).indices.items():
         predicted[rows] = models.predict(name, x[rows])
     return read_as_text(file, table).assign(predicted=predicted.tolist())
 

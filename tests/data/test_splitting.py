@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.data import Dirichlet, Pathological
-from hmtl.data.splitting import Share, Splitting, split
+from hmtl.data.splitting import Splitting, split
 from hmtl.errors import ConfigError, DataError
 
 rng = np.random.default_rng
@@ -62,10 +62,10 @@ def test_numbers_and_no_test_rows():
 
 
 def test_users_without_local_rows_have_the_same_shapes():
-    shares = [Share(f"u{k}", np.arange(10 * k, 10 * k + 9), np.tile([1.0, -1.0, 1.0], 3)) for k in range(3)]
+    users, y = {f"u{k}": np.arange(10 * k, 10 * k + 9) for k in range(3)}, np.tile([1.0, -1.0, 1.0], 10)
     x = np.arange(60, dtype=np.float32).reshape(30, 2)
-    whole = Splitting(0.3, 1).tasks(lambda rows: x[rows], shares)
-    part = Splitting(0.3, 1, wanted=lambda K: {K - 1}).tasks(lambda rows: x[rows], shares)
+    whole = Splitting(0.3, 1).tasks(lambda rows: x[rows], y, users)
+    part = Splitting(0.3, 1, wanted=lambda K: {K - 1}).tasks(lambda rows: x[rows], y, users)
     assert [task.is_local for task in part] == [False, False, True]
     for one, other in zip(whole, part, strict=True):
         for field in ("x_train", "y_train", "x_test", "y_test"):

@@ -5,7 +5,6 @@ Shapes: K tasks, n rows and d features each: all columns except target and task.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from hmtl.data.arrays import MANY_CLASSES
 from hmtl.data.partitions import Partition
 from hmtl.data.preprocessing import Preprocessing, Scope
-from hmtl.data.splitting import Ints, Share, Splitting
+from hmtl.data.splitting import Ints, Splitting
 from hmtl.data.tables import SUFFIXES, fault, read_table
 from hmtl.data.tasks import Task, class_targets, prepare
 from hmtl.errors import ConfigError, DataError, few
@@ -73,14 +72,13 @@ def files(
         raise ConfigError(f"test_path={test_path}: with a partition, each task's rows are split. Leave one out.")
     preprocessing = Preprocessing(intercept, standardize, center if kind == "regression" else "none")
     splitting = Splitting(test_fraction, seed, preprocessing)
-    reader = _Reader(target, task, kind)
-    table, owners = reader.read(Path(path), needs_tasks=partition is None)
+    table, owners = _read(Path(path), target, task, kind, partition is None)
     names = sorted(set(owners), key=_natural)
     if partition is None and K not in (None, len(names)):
         raise ConfigError(f"K={K}, but {path} holds {len(names)} tasks. Leave K out (null), or set it to that.")
     n = len(table)
     if test_path is not None:
-        tests, owners_of_tests = reader.read(Path(test_path))
+        tests, owners_of_tests = _read(Path(test_path), target, task, kind)
         for what, ours, theirs in (("tasks", owners, owners_of_tests), ("columns", table, tests)):
             if difference := sorted(set(ours) ^ set(theirs), key=_natural):
                 raise DataError(f"{test_path} or {path} lacks {few(difference)}. Give both the same {what}.")
@@ -97,7 +95,7 @@ def files(
     if kind == "regression":
         y = table[target].to_numpy(np.float64)
     else:
-        number, labels = reader.coded(table[target], path)
+        number, labels = _coded(table[target], kind, path)
         if unknown := set(number[n:]) - set(number[:n]):
             raise DataError(
                 f"{test_path} has {labels[min(unknown)]} in column {target}, which no row of {path} has. Fix or drop "
@@ -107,100 +105,91 @@ def files(
             return splitting.deal(x, number, K, partition, labels=labels, **about)
         y, about["classes"] = class_targets(number, len(labels))
         about["labels"] = labels
-    rows_of = {name: np.flatnonzero(np.array(owners) == name) for name in names}
+    rows_of = pd.Series(owners).groupby(owners).indices
     if test_path is None:
-        return splitting.tasks(x, [Share(name, rows, y[rows]) for name, rows in rows_of.items()], **about)
+        return splitting.tasks(x, y, {name: rows_of[name] for name in names}, **about)
     tasks = []
-    for name, rows in rows_of.items():
+    for name in names:
+        rows = rows_of[name]
         train, test = rows[rows < n], rows[rows >= n]
         tasks.append(Task(name, x(train), y[train], x(test), y[test], **about))  # type: ignore[arg-type]  # Task converts
     return prepare(tasks, preprocessing)
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Reads tables and checks that their columns, rows and values are usable.
+def _read(
+    path: Path, target: str, task: str | None, kind: Kind, needs_tasks: bool = True
+) -> tuple[pd.DataFrame, list[str]]:
+    """Return the rows of all files without the task column, task after task, and the name of each row's task.
 
-    Args:
-        target, task, kind: see `files`.
+    `needs_tasks` is whether one table needs a task column.
     """
+    places = _find(path)
+    if path.is_file() != (task is not None) and (needs_tasks or task is not None):
+        raise ConfigError(
+            f"dataset.task={task or 'null'}, but {path} is {'' if path.is_file() else 'not '}one table. Set "
+            "dataset.task to the column that names each row's task if all rows are in one table, and only then."
+        )
+    tables: dict[str, pd.DataFrame] = {}
+    for file in places:
+        table = read_table(file, (target,))
+        if wrong := next(_faults(table, target, task, kind), None):
+            raise DataError(f"{file} {wrong}")
+        if file.stem in tables:
+            raise DataError(f"{file}: another file is also called {file.stem}. Rename or remove one.")
+        first = next(iter(tables.values()), table)
+        if difference := sorted(set(first) ^ set(table)):
+            raise DataError(f"{file} or {places[0]} lacks {few(difference)}. Give all tasks the same columns.")
+        tables[file.stem] = table
+    every = pd.concat(tables.values(), ignore_index=True)
+    if task is None:
+        return every, [name for name, table in tables.items() for _ in range(len(table))]
+    owners = every.pop(task).map(str)
+    rank = {name: i for i, name in enumerate(sorted(set(owners), key=_natural))}
+    order = owners.map(rank).to_numpy().argsort(kind="stable")
+    return every.iloc[order], owners.iloc[order].tolist()
 
-    target: str
-    task: str | None
-    kind: Kind
 
-    def read(self, path: Path, needs_tasks: bool = True) -> tuple[pd.DataFrame, list[str]]:
-        """Return the rows of all files without the task column, task after task, and the name of each row's task.
+def _coded(column: pd.Series, kind: Kind, path: str | Path) -> tuple[NDArray[np.int64], tuple[Any, ...]]:
+    """Return labels as numbers 0, 1, ..., and the label that each number stands for.
 
-        Args:
-            path: see `files`.
-            needs_tasks: whether one table needs a task column.
-        """
-        places = _find(path)
-        if path.is_file() != (self.task is not None) and (needs_tasks or self.task is not None):
-            raise ConfigError(
-                f"dataset.task={self.task or 'null'}, but {path} is {'' if path.is_file() else 'not '}one table. Set "
-                "dataset.task to the column that names each row's task if all rows are in one table, and only then."
-            )
-        tables: dict[str, pd.DataFrame] = {}
-        for file in places:
-            table = read_table(file, (self.target,))
-            if wrong := next(self._faults(table), None):
-                raise DataError(f"{file} {wrong}")
-            if file.stem in tables:
-                raise DataError(f"{file}: another file is also called {file.stem}. Rename or remove one.")
-            first = next(iter(tables.values()), table)
-            if difference := sorted(set(first) ^ set(table)):
-                raise DataError(f"{file} or {places[0]} lacks {few(difference)}. Give all tasks the same columns.")
-            tables[file.stem] = table
-        every = pd.concat(tables.values(), ignore_index=True)
-        if self.task is None:
-            return every, [name for name, table in tables.items() for _ in range(len(table))]
-        owners = every.pop(self.task).map(str)
-        rank = {name: i for i, name in enumerate(sorted(set(owners), key=_natural))}
-        order = owners.map(rank).to_numpy().argsort(kind="stable")
-        return every.iloc[order], owners.iloc[order].tolist()
+    Raises:
+        DataError: if there is one label only, or the values are not labels.
+        ConfigError: if they may be numbers to predict.
+    """
+    where = f"{path}: {column.name!r}"
+    number, values = pd.factorize(column.astype(str) if column.dtype == object else column, sort=True)
+    if len(values) == 1:
+        raise DataError(f"{where} is {values[0]} in all rows, so there is nothing to learn. Set another target.")
+    if len(values) > 2 and pd.api.types.is_float_dtype(values) and (values % 1).any():
+        raise DataError(
+            f"{where} has {len(values)} values that are not whole numbers, so they are not classes. To predict "
+            "numbers, set dataset.kind=regression loss=squared."
+        )
+    if kind == "auto" and len(values) > MANY_CLASSES and pd.api.types.is_numeric_dtype(values):
+        raise ConfigError(
+            f"{where} has {len(values)} whole numbers, which may be classes or numbers to predict. Set "
+            "dataset.kind=classification, or dataset.kind=regression loss=squared."
+        )
+    return number, tuple(values.tolist())
 
-    def coded(self, column: pd.Series, path: str | Path) -> tuple[NDArray[np.int64], tuple[Any, ...]]:
-        """Return labels as numbers 0, 1, ..., and the label that each number stands for.
 
-        Raises:
-            DataError: if there is one label only, or the values are not labels.
-            ConfigError: if they may be numbers to predict.
-        """
-        where = f"{path}: {self.target!r}"
-        number, values = pd.factorize(column.astype(str) if column.dtype == object else column, sort=True)
-        if len(values) == 1:
-            raise DataError(f"{where} is {values[0]} in all rows, so there is nothing to learn. Set another target.")
-        if len(values) > 2 and pd.api.types.is_float_dtype(values) and (values % 1).any():
-            raise DataError(
-                f"{where} has {len(values)} values that are not whole numbers, so they are not classes. To predict "
-                "numbers, set dataset.kind=regression loss=squared."
-            )
-        if self.kind == "auto" and len(values) > MANY_CLASSES and pd.api.types.is_numeric_dtype(values):
-            raise ConfigError(
-                f"{where} has {len(values)} whole numbers, which may be classes or numbers to predict. Set "
-                "dataset.kind=classification, or dataset.kind=regression loss=squared."
-            )
-        return number, tuple(values.tolist())
-
-    def _faults(self, table: pd.DataFrame) -> Iterator[str]:
-        """Yield what is wrong and how to fix it; each check relies on the ones before it."""
-        names = ", ".join(map(str, table.columns[:8])) + (", ..." if table.shape[1] > 8 else "")
-        for role, name in (("target", self.target), ("task", self.task)):
-            if name not in (None, *table):
-                yield f"has no column {name} (it has {names}). Set dataset.{role} to one of its columns."
-        if table.empty:
-            yield "has no rows. Add rows, or remove it."
-        if set(table) <= {self.target, self.task}:
-            yield f"has no features, only {names}. Add columns to learn from."
-        for name, column in table.items():
-            is_number = name != self.task and (name != self.target or self.kind == "regression")
-            if wrong := fault(column, is_number):
-                remedy = ", or drop the column" if is_number else ""
-                if is_number and name == self.target:
-                    remedy = ", or set dataset.kind=classification loss=hinge for labels"
-                yield f"{wrong}{remedy}."
+def _faults(table: pd.DataFrame, target: str, task: str | None, kind: Kind) -> Iterator[str]:
+    """Yield what is wrong and how to fix it; each check relies on the ones before it."""
+    names = ", ".join(map(str, table.columns[:8])) + (", ..." if table.shape[1] > 8 else "")
+    for role, name in (("target", target), ("task", task)):
+        if name not in (None, *table):
+            yield f"has no column {name} (it has {names}). Set dataset.{role} to one of its columns."
+    if table.empty:
+        yield "has no rows. Add rows, or remove it."
+    if set(table) <= {target, task}:
+        yield f"has no features, only {names}. Add columns to learn from."
+    for name, column in table.items():
+        is_number = name != task and (name != target or kind == "regression")
+        if wrong := fault(column, is_number):
+            remedy = ", or drop the column" if is_number else ""
+            if is_number and name == target:
+                remedy = ", or set dataset.kind=classification loss=hinge for labels"
+            yield f"{wrong}{remedy}."
 
 
 def _find(path: Path) -> list[Path]:

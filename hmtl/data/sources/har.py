@@ -17,7 +17,7 @@ from torch.hub import download_url_to_file
 from hmtl.data.downloads import cache_folder, find_or_download
 from hmtl.data.partitions import Partition, even_sets
 from hmtl.data.preprocessing import Preprocessing, Scope
-from hmtl.data.splitting import Share, Splitting
+from hmtl.data.splitting import Splitting
 from hmtl.data.tasks import Task
 from hmtl.errors import ConfigError, DataError
 from hmtl.io.npz import open_file
@@ -84,8 +84,7 @@ def har(
     else:
         sets = even_sets(activity, K, rows_per_user, generator(seed, "data", "partition"))
         users = {f"user {k}": rows for k, rows in enumerate(sets)}
-    shares = [Share(name, rows, y[rows]) for name, rows in users.items()]
-    return splitting.tasks(lambda rows: x[rows], shares, classes=classes, labels=names)
+    return splitting.tasks(lambda rows: x[rows], y, users, classes=classes, labels=names)
 
 
 def _read(path: Path, download: bool) -> list[NDArray[Any]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hmtl.data.downloads import cache_folder, find_or_download
 from hmtl.data.partitions import Partition, one_vs_rest
 from hmtl.data.preprocessing import Preprocessing, Scope
-from hmtl.data.splitting import Share, Splitting, Wanted
+from hmtl.data.splitting import Splitting, Wanted
 from hmtl.data.tasks import Task
 from hmtl.errors import ConfigError, DataError
 from hmtl.io.npz import open_file
@@ -98,11 +98,11 @@ def _tasks(
             raise ConfigError(f"rows_per_user={rows_per_user}, but a partition deals all rows. Set it to null.")
         return splitting.deal(lambda rows: pixels[rows] / 255.0, digits, K, partition)
     dealt = one_vs_rest(digits, K, rows_per_user, generator(splitting.seed, "data", "partition"))
-    shares = [
-        Share(f"user {k}: digit {digit}", rows, np.where(digits[rows] == digit, 1.0, -1.0))
-        for k, (digit, rows) in enumerate(dealt)
-    ]
-    return splitting.tasks(lambda rows: pixels[rows] / 255.0, shares)
+    users = {f"user {k}: digit {digit}": rows for k, (digit, rows) in enumerate(dealt)}
+    y = np.empty(len(digits))
+    for digit, rows in dealt:
+        y[rows] = np.where(digits[rows] == digit, 1.0, -1.0)
+    return splitting.tasks(lambda rows: pixels[rows] / 255.0, y, users)
 
 
 def _read_files(folder: Path, download: bool) -> Images:
