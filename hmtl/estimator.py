@@ -129,11 +129,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         return [self.models_.predict(user, x) for user, x in zip(self.models_.names, X, strict=True)]
 
     def score(self, X: Sequence[ArrayLike], y: Sequence[ArrayLike]) -> float:
-        """Return the mean accuracy, or mean R² for numbers, over the tasks that have rows.
-
-        Args:
-            X: see `predict`.
-            y: true labels or numbers, y[k] [n_k].
+        """Return the mean accuracy, or mean R² for numbers, over the tasks that have rows; see `predict` and `fit`.
 
         Raises:
             NotFittedError: if the estimator is not fitted.

@@ -1,4 +1,4 @@
-"""Objects from a configuration: the parts of a run, and a whole run."""
+"""Objects from a configuration: the parts of a run, a whole run, and the models of a finished one."""
 
 from __future__ import annotations  # so that a plan does not import what only training needs
 
@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from hmtl.config import targets
 from hmtl.config.schema import PlanConfig, PredictConfig, TrainConfig, check_root, flat
@@ -22,7 +25,9 @@ if TYPE_CHECKING:
 
     from hmtl.communication import Communicator
     from hmtl.data import Task, Wanted
+    from hmtl.inference.models import Models
     from hmtl.mtl import Algorithm, Problem
+    from hmtl.mtl.networks.flat import MakeModel
     from hmtl.topology import Moving, Topology
     from hmtl.training.engine import Engine, Exchange
     from hmtl.training.trainer import Logger, Trainer
@@ -262,3 +267,35 @@ def _device(name: str) -> torch.device:
         return torch.zeros(1, device=name).cpu().to(name).device  # numbers can be read from it, unlike from meta
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device={name} is not available ({str(error).splitlines()[0]}): try device=cpu.") from error
+
+
+def load_run(path: str | Path, model: MakeModel | None = None) -> Models:
+    """Return the models of a finished run.
+
+    Args:
+        path: the run's folder, or the `models.npz` in it.
+        model: function that creates the networks, if the run trained networks; None: the `algorithm.model` of the
+            configuration in the run's folder. That configuration is executed like any other.
+
+    Raises:
+        DataError: if there are no models, or the file is damaged.
+        ConfigError: if the models are networks without a known `algorithm.model`, or linear and `model` is given.
+    """
+    from hmtl.inference.models import load_models
+
+    folder = Path(path)
+    file = folder / "models.npz" if folder.is_dir() else folder
+    return load_models(file, model, lambda: _network_of(file.parent))
+
+
+def _network_of(folder: Path) -> MakeModel:
+    """Return what creates the networks of the run in `folder`, according to its configuration."""
+    try:
+        maker: MakeModel = instantiate(OmegaConf.load(folder / ".hydra" / "config.yaml").algorithm.model)
+    except (OSError, HydraException, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"{folder} holds networks, but its .hydra/config.yaml does not say how to create them ({reason}). Give the "
+            "run's algorithm.model as model."
+        ) from error
+    return maker

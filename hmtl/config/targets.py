@@ -19,13 +19,10 @@ HYDRAS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 
 
 def make(name: str, part: Mapping[str, Any], kinds: tuple[type, ...], **objects: Any) -> Any:
-    """Return the object that a part describes, or raise ConfigError with the setting that is wrong.
+    """Return the object that a part describes, with further arguments `objects`, or name the wrong setting.
 
-    Args:
-        name: the part's place in the configuration, such as "solver".
-        part: `_target_` and its arguments, as plain values.
-        kinds: the object has to be an instance of one of these.
-        objects: further arguments, which the configuration does not hold.
+    `name` is the part's place in the configuration. `part` holds `_target_` and its arguments as plain values. The
+    object has to be an instance of one of `kinds`.
     """
     checked = check(name, part, kinds)
     target = part["_target_"]

@@ -29,7 +29,6 @@ def features(x: ArrayLike, name: str, columns: Sequence[str] = ()) -> NDArray[An
     """Return a copy of x [n, d] as float32 if it is float32, and as float64 otherwise.
 
     Args:
-        x: numbers.
         name: name of x in messages.
         columns: columns to select, in this order, if x is a table with column names.
 

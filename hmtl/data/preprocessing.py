@@ -81,7 +81,13 @@ class Preprocessing:
             DataError: if tasks have different numbers of columns, or rows with a shape, as images, are to be
                 standardised or get an intercept.
         """
-        self._check_columns(x)
+        if x[0].ndim > 2 and (self.intercept or self.standardize != "none"):
+            raise DataError(
+                f"Rows have the shape {list(x[0].shape[1:])}, and only vectors can get an intercept or be "
+                "standardized. Set intercept=false and standardize=none."
+            )
+        if len(widths := sorted({rows.shape[1] for rows in x})) > 1:
+            raise DataError(f"Tasks have {widths[0]} to {widths[-1]} columns. Give all tasks the same columns.")
         K, shape = len(x), x[0].shape[1:]
         mean, scale = torch.zeros(K, *shape, dtype=torch.float64), torch.ones(K, *shape, dtype=torch.float64)
         if self.standardize != "none":
@@ -99,15 +105,6 @@ class Preprocessing:
         """Return the moments that users send for the scopes "all": [K, 1 + 2d] of x, [K, 3] of y, or neither."""
         scopes = [(self.standardize, x), (self.center, [each[:, None] for each in y])]
         return [moments(rows) for scope, rows in scopes if scope == "all"]
-
-    def _check_columns(self, x: Sequence[Tensor]) -> None:
-        if x[0].ndim > 2 and (self.intercept or self.standardize != "none"):
-            raise DataError(
-                f"Rows have the shape {list(x[0].shape[1:])}, and only vectors can get an intercept or be "
-                "standardized. Set intercept=false and standardize=none."
-            )
-        if len(widths := sorted({rows.shape[1] for rows in x})) > 1:
-            raise DataError(f"Tasks have {widths[0]} to {widths[-1]} columns. Give all tasks the same columns.")
 
 
 RAW = Preprocessing()

@@ -20,15 +20,11 @@ USUAL_ROWS = 500  # of each user in the paper
 def one_vs_rest(
     labels: NDArray[Any], K: int | None, rows_per_user: int | None, rng: np.random.Generator
 ) -> list[tuple[Any, Ints]]:
-    """Deal rows to users, half from the user's own class and half from all others.
-
-    The second half is spread as evenly over the other classes as the data allow.
+    """Deal rows to users, half from the user's own class and half from all others, as evenly as the data allow.
 
     Args:
         labels: the class of each row, [n].
-        K: number of users.
         rows_per_user: an even number; None: as many as there are, at most the paper's 500.
-        rng: draws the rows.
 
     Returns:
         For each user its own class and the numbers of its rows [rows_per_user], those of its own class first.
