@@ -10,13 +10,13 @@ Nodes are timed by CPU time over all threads, which busy waiting would inflate o
 
 TYPE_CHECKING = False  # importing typing would delay the start of every command
 if TYPE_CHECKING:
-    from hmtl.config.runs import load_run
+    from hmtl.config.build import load_run
     from hmtl.estimator import MultiTask
     from hmtl.inference.models import Models
 
 __all__ = ["Models", "MultiTask", "load_run"]
 __version__ = "0.1.0"
-_HOMES = {"Models": "inference.models", "load_run": "config.runs", "MultiTask": "estimator"}
+_HOMES = {"Models": "inference.models", "load_run": "config.build", "MultiTask": "estimator"}
 
 
 def __getattr__(name: str) -> object:

@@ -1,18 +1,19 @@
 """Multi-task learning in the manner of scikit-learn: `MultiTask(lam=0.01).fit(X, y).predict(X)`."""
 
 from collections.abc import Sequence
-from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
+from sklearn.metrics import accuracy_score, r2_score
 
 from hmtl.data import Preprocessing, Task, arrays, prepare
 from hmtl.data.preprocessing import Scope
+from hmtl.data.tasks import class_targets
 from hmtl.errors import ConfigError, DataError
-from hmtl.inference.models import Models, models_of
+from hmtl.inference.models import models_of
 from hmtl.mtl import MOCHA, SDCA, Hinge, Loss, Problem, Regularizer, Squared, TaskRelationship
 
 
@@ -45,12 +46,6 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
 
     Ref: Smith et al. 2017.
     """
-
-    models_: Models
-    rounds_: int
-    gap_: float
-    primal_: float
-    Omega_: NDArray[np.float64]
 
     def __init__(
         self,
@@ -87,7 +82,9 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             ConfigError: if a parameter is invalid.
             DataError: if a task is invalid.
         """
-        self._check_params()
+        for name, kind, example in (("regularizer", Regularizer, "Mean(0.1)"), ("loss", Loss, "Hinge()")):
+            if not isinstance(value := getattr(self, name), kind | None):
+                raise ConfigError(f"{name}={value!r} is not a {kind.__name__}. Give one such as hmtl.mtl.{example}.")
         tasks, labels = _tasks(X, y, self.loss)
         loss = self.loss or (Squared() if labels is None else Hinge())
         center: Scope = "task" if labels is None else "none"
@@ -132,46 +129,19 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         return [self.models_.predict(user, x) for user, x in zip(self.models_.names, X, strict=True)]
 
     def score(self, X: Sequence[ArrayLike], y: Sequence[ArrayLike]) -> float:
-        """Return the mean accuracy, or mean R² for numbers, over the tasks that have rows.
-
-        Args:
-            X: see `predict`.
-            y: true labels or numbers, y[k] [n_k].
+        """Return the mean accuracy, or mean R² for numbers, over the tasks that have rows; see `predict` and `fit`.
 
         Raises:
             NotFittedError: if the estimator is not fitted.
             DataError: if X or y is invalid.
         """
-        from sklearn.metrics import accuracy_score, r2_score  # imported late: only scoring needs the metrics
-
         predicted = self.predict(X)
         arrays.check_list(y, "y", 1)
         true = [arrays.targets(each, f"y[{k}]") for k, each in enumerate(y)]
         if (lengths := [*map(len, predicted)]) != (given := [*map(len, true)]):
             raise DataError(f"X has {lengths} rows, but y has {given}. Give one y for each row.")
-        pairs = [pair for pair in zip(true, predicted, strict=True) if len(pair[0])]
-        for of_y, of_models in pairs:
-            if (of_y.dtype.kind == "U") != (of_models.dtype.kind == "U"):
-                raise DataError(
-                    f"y has {of_y[0].item()!r}, but the models predict {of_models[0].item()!r}. Give y of the kind "
-                    "that was fitted."
-                )
         measure = accuracy_score if len(self.models_.labels) else r2_score
-        return float(np.mean([measure(*pair) for pair in pairs]))
-
-    def _check_params(self) -> None:
-        for name, kind, example in (("regularizer", Regularizer, "Mean(0.1)"), ("loss", Loss, "Hinge()")):
-            value = getattr(self, name)
-            if not isinstance(value, kind | None):
-                raise ConfigError(f"{name}={value!r} is not a {kind.__name__}. Give one such as hmtl.mtl.{example}.")
-        for name, least in (("rounds", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or value < least:
-                raise ConfigError(f"{name}={value!r} is not an integer of at least {least}. Give one.")
-        for name in ("tolerance",) if self.regularizer else ("tolerance", "lam"):
-            value = getattr(self, name)
-            if not isinstance(value, Real):
-                raise ConfigError(f"{name}={value!r} is not a number. Give one.")
+        return float(np.mean([measure(*pair) for pair in zip(true, predicted, strict=True) if len(pair[0])]))
 
 
 def _tasks(X: Sequence[ArrayLike], y: Sequence[ArrayLike], loss: Loss | None) -> tuple[list[Task], NDArray[Any] | None]:
@@ -187,15 +157,14 @@ def _tasks(X: Sequence[ArrayLike], y: Sequence[ArrayLike], loss: Loss | None) ->
     rows = [arrays.features(x, f"X[{k}]", columns) for k, x in enumerate(X)]
     targets = [arrays.targets(each, f"y[{k}]") for k, each in enumerate(y)]
     labels = _labels(targets, loss)
-    C = len(labels) if labels is not None and len(labels) > 2 else None
     called = None if labels is None else tuple(labels.tolist())
     tasks = []
-    for k, (x, target) in enumerate(zip(rows, targets, strict=True)):
-        values = target if labels is None else np.searchsorted(labels, target)
-        if labels is not None and C is None:
-            values = 2.0 * values - 1.0
+    for k, (x, values) in enumerate(zip(rows, targets, strict=True)):
+        classes = None
+        if labels is not None:
+            values, classes = class_targets(np.searchsorted(labels, values), len(labels))
         # Task converts arrays to tensors
-        tasks.append(Task(str(k), x, values, x[:0], values[:0], C, called, columns or None))  # type: ignore[arg-type]
+        tasks.append(Task(str(k), x, values, x[:0], values[:0], classes, called, columns or None))  # type: ignore[arg-type]
     return tasks, labels
 
 

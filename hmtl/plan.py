@@ -13,7 +13,7 @@ def plan(cfg: DictConfig) -> None:
     """Print loads, bounds and times, and write `topology.png` to `cfg.output_dir`."""
     # Imported here so that --help does not wait for torch and matplotlib.
     from hmtl.communication.round_costs import compare
-    from hmtl.config.build import build_network, build_topology, check
+    from hmtl.config.build import build_topology, check, make_part
     from hmtl.io.files import replacing
     from hmtl.reporting.console import Console
     from hmtl.reporting.network_picture import draw
@@ -25,7 +25,7 @@ def plan(cfg: DictConfig) -> None:
         raise ConfigError(f"format={cfg.format} is unknown: choose text or json.")
     check(cfg)
     contacts = build_topology(cfg)
-    network = build_network(cfg)
+    network = make_part(cfg, "network")
     topology = contacts.at(0)
     with progress(f"Planning for K={topology.K} users and H={topology.H} relays"):
         comparison = compare(topology, network, cfg.V_bits)

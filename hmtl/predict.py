@@ -12,7 +12,7 @@ from hmtl.io.files import write_whole
 
 def predict(cfg: DictConfig) -> None:
     """Write the rows of `cfg.data` with a column `predicted` to `cfg.output`, or print them."""
-    from hmtl.config.runs import load_run  # late, as --help does without torch
+    from hmtl.config.build import load_run  # late, as --help does without torch
     from hmtl.inference.tables import predict_table
 
     if cfg.output is not None and not Path(cfg.output).name:

@@ -12,7 +12,7 @@ from hmtl.training.folder import held
 
 def tune(cfg: DictConfig) -> None:
     """Cross-validate the grid of `cfg`, and leave `tune.json`, `tune.png` and an experiment for `hmtl.train`."""
-    from hmtl.config.build import build_communicator, build_participation, build_tasks, check  # late: --help is fast
+    from hmtl.config.build import build_communicator, build_tasks, check, make_part  # late: --help is fast
     from hmtl.reporting.console import Console
     from hmtl.tuning.cross_validation import cross_validate
     from hmtl.tuning.grid import as_words, combinations, grid_of, with_values
@@ -24,7 +24,7 @@ def tune(cfg: DictConfig) -> None:
     original, console, folder = cfg.copy(), Console(), Path(cfg.output_dir)
     tasks, topology = build_tasks(cfg)
     build_communicator(cfg, topology)  # unused here, but the training that follows needs it
-    build_participation(cfg, topology)
+    make_part(cfg, "participation").check_relays(topology.H)
 
     with held(folder):
         result = cross_validate(cfg, tasks, folder / "checkpoint.pt")

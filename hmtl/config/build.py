@@ -1,16 +1,19 @@
-"""Objects from a configuration: the parts of a run, and a whole run."""
+"""Objects from a configuration: the parts of a run, a whole run, and the models of a finished one."""
 
 from __future__ import annotations  # so that a plan does not import what only training needs
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from hmtl.config import targets
 from hmtl.config.schema import PlanConfig, PredictConfig, TrainConfig, check_root, flat
@@ -20,9 +23,11 @@ from hmtl.reporting.progress import progress
 if TYPE_CHECKING:
     import torch
 
-    from hmtl.communication import Communicator, Network
+    from hmtl.communication import Communicator
     from hmtl.data import Task, Wanted
-    from hmtl.mtl import Algorithm, Participation, Problem, Regularizer
+    from hmtl.inference.models import Models
+    from hmtl.mtl import Algorithm, Problem
+    from hmtl.mtl.networks.flat import MakeModel
     from hmtl.topology import Moving, Topology
     from hmtl.training.engine import Engine, Exchange
     from hmtl.training.trainer import Logger, Trainer
@@ -94,12 +99,8 @@ def compose(*overrides: str, name: str = "config") -> DictConfig:
 
 
 def build_topology(cfg: DictConfig) -> Topology | Moving:
-    """Return who hears whom.
-
-    Raises:
-        ConfigError: the configuration states a size that the topology does not have.
-    """
-    topology: Topology | Moving = _make(cfg, "topology")
+    """Return who hears whom, or raise ConfigError if the configuration states a size that the topology lacks."""
+    topology: Topology | Moving = make_part(cfg, "topology")
     for name, within in (("K", 0.0), ("H", 0.0), ("r", 1 / topology.K)):  # r is a mean over users
         if cfg[name] is not None and abs(cfg[name] - getattr(topology.at(0), name)) > within:
             raise ConfigError(
@@ -135,138 +136,95 @@ def _tasks(cfg: DictConfig, K: int | None, wanted: Wanted | None) -> tuple[Task,
                 f"partition={cfg.partition['_target_']}, but {target} takes none: leave partition out, or choose "
                 "another dataset, such as files."
             )
-        arguments["partition"] = _make(cfg, "partition")
-    return tuple(_make(cfg, "dataset", **arguments))
+        arguments["partition"] = make_part(cfg, "partition")
+    return tuple(make_part(cfg, "dataset", **arguments))
 
 
 def build_problem(cfg: DictConfig, tasks: Sequence[Task]) -> Problem:
     """Return the learning problem of `tasks`."""
     from hmtl.mtl import Problem
 
-    how = {"reduction": cfg.reduction, "device": _device(cfg.device), "fraction_bits": cfg.fraction_bits}
-    return Problem(tasks, _make(cfg, "loss"), build_regularizer(cfg), **how)
-
-
-def build_regularizer(cfg: DictConfig) -> Regularizer:
-    regularizer: Regularizer = _make(cfg, "regularizer")
-    return regularizer
+    loss, regularizer = make_part(cfg, "loss"), make_part(cfg, "regularizer")
+    return Problem(tasks, loss, regularizer, cfg.reduction, _device(cfg.device), cfg.fraction_bits)
 
 
 def build_algorithm(cfg: DictConfig, problem: Problem, **messages: str) -> Algorithm:
     """Return the algorithm for `problem`; see `Algorithm` for the keyword `messages`."""
-    objects = {"solver": _make(cfg, "solver"), "participation": _make(cfg, "participation")}
-    algorithm: Algorithm = _make(cfg, "algorithm", problem=problem, **objects, **messages)
+    objects = {"solver": make_part(cfg, "solver"), "participation": make_part(cfg, "participation")}
+    algorithm: Algorithm = make_part(cfg, "algorithm", problem=problem, **objects, **messages)
     return algorithm
-
-
-def build_participation(cfg: DictConfig, topology: Topology | Moving) -> Participation:
-    """Return who takes part in which round, after a check that it names existing relays only."""
-    participation: Participation = _make(cfg, "participation")
-    participation.check_relays(topology.H)
-    return participation
-
-
-def build_network(cfg: DictConfig) -> Network:
-    network: Network = _make(cfg, "network")
-    return network
 
 
 def build_communicator(cfg: DictConfig, topology: Topology | Moving, **links: Any) -> Communicator:
     """Return how messages travel on `topology`, over `links` if given."""
-    network = build_network(cfg)
+    network = make_part(cfg, "network")
     with progress(f"Planning for K={topology.K} users and H={topology.H} relays"):
-        communicator: Communicator = _make(cfg, "communicator", topology=topology, network=network, **links)
+        communicator: Communicator = make_part(cfg, "communicator", topology=topology, network=network, **links)
     return communicator
 
 
 def check(cfg: DictConfig) -> None:
-    """Check a configuration by itself, before data are read or anything large is made.
-
-    Raises:
-        ConfigError: which setting is wrong, and what it should be.
-    """
+    """Check a configuration by itself, before data are read or anything large is made."""
     usual = OmegaConf.load(conf_dir() / ("config.yaml" if "algorithm" in cfg else "plan.yaml"))
-    assert isinstance(usual, DictConfig)
-    check_root(cfg, usual)
-    for name, node in _nodes(cfg):
+    check_root(cfg, cast(DictConfig, usual))
+    for name, node in _nodes(cfg).items():
         plain = _plain(name, node)
         if cfg.K is None and name == "topology":  # the data set has the number of users
             plain.pop("K", None)
         targets.check(name, plain, _kinds(name))
     if "algorithm" in cfg:
-        _check_regularizer(cfg)
+        algorithm, regularizer = (cfg[group].get("_target_") for group in ("algorithm", "regularizer"))
+        uses = getattr(targets.locate("algorithm._target_", algorithm), "regularized", True)
+        if regularizer not in (None, USUAL_REGULARIZER) and not uses:
+            raise ConfigError(
+                f"regularizer={regularizer} has no effect: {algorithm} has its own, or none. Leave it out, or choose "
+                "algorithm=mocha or fedu."
+            )
     for group in ALONE:
         if group in cfg:
-            _make(cfg, group)
+            make_part(cfg, group)
 
 
-def _nodes(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
-    """Yield the parts of a configuration and their names."""
-    for group in KINDS:
-        if group == "logger":
-            yield from ((f"logger.{name}", node) for name, node in cfg.get("logger", {}).items())
-        elif group in cfg and not (group == "partition" and cfg.partition is None):
-            yield group, cfg[group]
-
-
-def _check_regularizer(cfg: DictConfig) -> None:
-    """Raise ConfigError if a regularizer is chosen for an algorithm that does not use it."""
-    algorithm, chosen = (cfg[group].get("_target_") for group in ("algorithm", "regularizer"))
-    uses = getattr(targets.locate("algorithm._target_", algorithm), "regularized", True)
-    if chosen not in (None, USUAL_REGULARIZER) and not uses:
-        raise ConfigError(
-            f"regularizer={chosen} has no effect: {algorithm} has its own, or none. Leave it out, or choose "
-            "algorithm=mocha or fedu."
-        )
+def _nodes(cfg: DictConfig) -> dict[str, Any]:
+    """Return the parts of a configuration by name, the loggers as `logger.console` and so on."""
+    nodes = {group: cfg[group] for group in KINDS if group in cfg and cfg[group] is not None}
+    loggers = nodes.pop("logger", {})
+    return nodes | {f"logger.{name}": node for name, node in loggers.items()}
 
 
 def build(cfg: DictConfig) -> Run:
-    """Return all objects of a training run.
-
-    Raises:
-        HmtlError: what is wrong with the configuration or the data.
-    """
+    """Return all objects of a training run."""
     from hmtl.mtl import preprocessing_setup
     from hmtl.training.checkpoint import load_checkpoint
     from hmtl.training.trainer import Trainer, TrainerSettings
 
     check(cfg)
-    identity = flat(cfg, NOT_IDENTITY)
+    folder, identity = Path(cfg.output_dir), flat(cfg, NOT_IDENTITY)
     checkpoint = load_checkpoint(Path(cfg.resume), "train", identity) if cfg.resume else None
     if checkpoint and (done := checkpoint["history"]["rounds"]) > cfg.rounds:
         raise ConfigError(f"rounds={cfg.rounds}: {cfg.resume} has {done} rounds already. Raise rounds.")
-    engine: Engine = _make(cfg, "engine")
+    engine: Engine = make_part(cfg, "engine")
     tasks, topology = build_tasks(cfg, engine)
     with engine.barrier():
-        exchange = engine.connect(topology, build_network(cfg))
+        exchange = engine.connect(topology, make_part(cfg, "network"))
         communicator = build_communicator(cfg, topology, links=exchange.links)
-        build_participation(cfg, topology)
+        make_part(cfg, "participation").check_relays(topology.H)
         algorithm, communicator = build_matching(cfg, build_problem(cfg, tasks), communicator)
-    loggers = _loggers(cfg) if exchange.leads else []
+    names = [name for name in _nodes(cfg) if name.startswith("logger.")]
+    loggers = [make_part(cfg, name) for name in names] if exchange.leads else []
     trainer = Trainer(
         algorithm,
         communicator,
-        TrainerSettings(
-            Path(cfg.output_dir),
-            cfg.rounds,
-            cfg.gap_tolerance,
-            cfg.checkpoint_every,
-            cfg.evaluate_every,
-            identity,
-        ),
+        TrainerSettings(folder, cfg.rounds, cfg.gap_tolerance, cfg.checkpoint_every, cfg.evaluate_every, identity),
         exchange=exchange,
         loggers=loggers,
         setups=[setup for setup in [preprocessing_setup(tasks)] if setup],
     )
-    return Run(communicator, algorithm, trainer, loggers, Path(cfg.output_dir), exchange, checkpoint)
+    return Run(communicator, algorithm, trainer, loggers, folder, exchange, checkpoint)
 
 
 def build_matching(cfg: DictConfig, problem: Problem, communicator: Communicator) -> tuple[Algorithm, Communicator]:
-    """Return the algorithm and the communicator of a run; both use sums if this is configured or takes less time.
-
-    Raises:
-        ConfigError: the communicator does not fit the algorithm.
-    """
+    """Return the algorithm and the communicator of a run; both use sums if this is configured or takes less time."""
     from hmtl.communication import CodedHierarchical, Sums
     from hmtl.communication.communicators.sums import sums_if_faster
 
@@ -283,14 +241,9 @@ def build_matching(cfg: DictConfig, problem: Problem, communicator: Communicator
     return algorithm, communicator
 
 
-def _make(cfg: DictConfig, group: str, **objects: Any) -> Any:
-    """Return the object of a group, with further arguments that the configuration does not hold."""
-    return targets.make(group, _plain(group, cfg.get(group)), _kinds(group), **objects)
-
-
-def _loggers(cfg: DictConfig) -> list[Logger]:
-    nodes = [(name, node) for name, node in _nodes(cfg) if name.startswith("logger.")]
-    return [targets.make(name, _plain(name, node), _kinds(name)) for name, node in nodes]
+def make_part(cfg: DictConfig, name: str, **objects: Any) -> Any:
+    """Return the object of a part, with further arguments that the configuration does not hold."""
+    return targets.make(name, _plain(name, _nodes(cfg).get(name)), _kinds(name), **objects)
 
 
 def _plain(name: str, node: Any) -> dict[str, Any]:
@@ -299,9 +252,7 @@ def _plain(name: str, node: Any) -> dict[str, Any]:
         raise ConfigError(f"{name} has no _target_. Choose one of its group, see --help.")
     if missing := OmegaConf.missing_keys(node):
         raise ConfigError(f"{min(missing)} is not set, and has no default. Set it on the command line.")
-    plain = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
 
 
 def _kinds(name: str) -> tuple[type, ...]:
@@ -316,3 +267,35 @@ def _device(name: str) -> torch.device:
         return torch.zeros(1, device=name).cpu().to(name).device  # numbers can be read from it, unlike from meta
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device={name} is not available ({str(error).splitlines()[0]}): try device=cpu.") from error
+
+
+def load_run(path: str | Path, model: MakeModel | None = None) -> Models:
+    """Return the models of a finished run.
+
+    Args:
+        path: the run's folder, or the `models.npz` in it.
+        model: function that creates the networks, if the run trained networks; None: the `algorithm.model` of the
+            configuration in the run's folder. That configuration is executed like any other.
+
+    Raises:
+        DataError: if there are no models, or the file is damaged.
+        ConfigError: if the models are networks without a known `algorithm.model`, or linear and `model` is given.
+    """
+    from hmtl.inference.models import load_models
+
+    folder = Path(path)
+    file = folder / "models.npz" if folder.is_dir() else folder
+    return load_models(file, model, lambda: _network_of(file.parent))
+
+
+def _network_of(folder: Path) -> MakeModel:
+    """Return what creates the networks of the run in `folder`, according to its configuration."""
+    try:
+        maker: MakeModel = instantiate(OmegaConf.load(folder / ".hydra" / "config.yaml").algorithm.model)
+    except (OSError, HydraException, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"{folder} holds networks, but its .hydra/config.yaml does not say how to create them ({reason}). Give the "
+            "run's algorithm.model as model."
+        ) from error
+    return maker

@@ -5,7 +5,6 @@ read or written; 128 + n after signal n. Any other exception is a defect and sho
 """
 
 import io
-import logging
 import os
 import re
 import shlex
@@ -13,8 +12,8 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -42,11 +41,6 @@ def main(task: Callable[[DictConfig], None], config_name: str, complain: Complai
     """Run `task` with the configuration that the command line composes, and exit.
 
     In a sweep, a job that fails does not stop the others.
-
-    Args:
-        task: what the command does.
-        config_name: the primary configuration, a file in `conf/`.
-        complain: reports the message of an error.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through, without Hydra's own report
     warnings.filterwarnings("error", "provider=.* is not available", UserWarning)  # a folder that does not exist
@@ -72,8 +66,7 @@ def main(task: Callable[[DictConfig], None], config_name: str, complain: Complai
     if int(os.environ.get("RANK") or 0) > 0 and {"engine=torch_distributed", "engine=multicast"} & set(sys.argv):
         sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null"]  # only the first process keeps results
     command = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)
-    with _plain_warnings():
-        statuses.append(exit_status(command, config_name, complain))
+    statuses.append(exit_status(command, config_name, complain))
     sys.exit(max(*statuses, Jobs.status))
 
 
@@ -138,23 +131,8 @@ def _unknown(setting: str, config_name: str) -> str:
     return no_setting(setting, known)
 
 
-@contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Print the warnings of hmtl to stderr as they are, and keep matplotlib's information away."""
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
-    log, handler = logging.getLogger("hmtl"), logging.StreamHandler()
-    handler.setLevel(logging.WARNING)
-    log.addHandler(handler)
-    log.propagate = False
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.propagate = True
-
-
 class Jobs(Callback):
-    """Refuses a folder that another run uses, before Hydra writes to it, and notices failed jobs of a sweep."""
+    """Refuses a folder that another run uses, before Hydra writes to it, and sums up the jobs of a sweep."""
 
     status: ClassVar[int] = 0
 
@@ -171,17 +149,22 @@ class Jobs(Callback):
             sys.exit(2)  # Hydra turns any other exception into a warning
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Take the status of the jobs, some of which may have run in other processes."""
-        if failed := sorted(Path(config.hydra.sweep.dir).glob(f"*/{ERROR}")):
+        """Compare the finished runs in a table, and take the status of the jobs, also of those in other processes."""
+        from hmtl.reporting.console import Console
+        from hmtl.reporting.run_comparison import find_runs
+        from hmtl.reporting.run_comparison_table import comparison_table
+
+        sweep = Path(config.hydra.sweep.dir)
+        if failed := sorted(sweep.glob(f"*/{ERROR}")):
             print(f"Jobs that failed: {', '.join(file.parent.name for file in failed)}. See their {ERROR}.")
             Jobs.status = 2
+        if any(sweep.rglob("summary.json")):
+            Console().table(comparison_table(find_runs([sweep])))
+            print(f"For a picture: python -m hmtl.report {shlex.quote(str(sweep))}")
 
 
 def as_experiment(cfg: DictConfig, chosen: Mapping[str, Any]) -> str:
-    """Return a file for the group `experiment`: the values `chosen`, and what the command line has changed.
-
-    Outside of a command only `chosen` is known.
-    """
+    """Return a file for the group `experiment`: the values `chosen`, and what the command line, if any, has changed."""
     experiment, values = OmegaConf.create(), dict(chosen)
     if HydraConfig.initialized():
         usual = hydra.compose("config", return_hydra_config=True).hydra.runtime.choices

@@ -5,7 +5,7 @@ The values are in `conf/`, where a comment says what each means.
 
 from collections.abc import Collection
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -103,12 +103,7 @@ ROOTS = {"config": TrainConfig, "plan": PlanConfig, "predict": PredictConfig}
 def check_root(cfg: DictConfig, usual: DictConfig) -> None:
     """Check the root settings: names, ranges, and settings that the chosen parts do not use.
 
-    Args:
-        cfg: the configuration.
-        usual: the values of the primary configuration file.
-
-    Raises:
-        ConfigError: which setting is wrong.
+    `usual` has the values of the primary configuration file.
     """
     for name, value in ((str(key), cfg[key]) for key in cfg):
         smallest = SMALLEST.get(name, -LARGEST)
@@ -132,14 +127,11 @@ def flat(cfg: DictConfig, omitted: Collection[str] = (), resolve: bool = True) -
     """Return {"topology.r": 3} for {"topology": {"r": 3}}.
 
     Args:
-        cfg: the configuration.
         omitted: full names to leave out, with all that is below them.
         resolve: whether values replace the references to them.
     """
-    plain = OmegaConf.to_container(cfg, resolve=resolve)
-    assert isinstance(plain, dict)
     values: dict[str, Any] = {}
-    stack = [(str(key), value) for key, value in plain.items()]
+    stack = list(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=resolve)).items())
     while stack:
         key, value = stack.pop()
         if key in omitted:

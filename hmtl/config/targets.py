@@ -19,16 +19,10 @@ HYDRAS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 
 
 def make(name: str, part: Mapping[str, Any], kinds: tuple[type, ...], **objects: Any) -> Any:
-    """Return the object that a part describes.
+    """Return the object that a part describes, with further arguments `objects`, or name the wrong setting.
 
-    Args:
-        name: the part's place in the configuration, such as "solver".
-        part: `_target_` and its arguments, as plain values.
-        kinds: the object has to be an instance of one of these.
-        objects: further arguments, which the configuration does not hold.
-
-    Raises:
-        ConfigError: the part cannot be made, and which setting is wrong.
+    `name` is the part's place in the configuration. `part` holds `_target_` and its arguments as plain values. The
+    object has to be an instance of one of `kinds`.
     """
     checked = check(name, part, kinds)
     target = part["_target_"]
@@ -44,29 +38,23 @@ def make(name: str, part: Mapping[str, Any], kinds: tuple[type, ...], **objects:
             raise error.__cause__ from None
         raise ConfigError(f"{name}: {error}") from error
     if not isinstance(made, kinds):
-        raise ConfigError(_wrong_kind(name, target, kinds))
+        raise _wrong_kind(name, target, kinds)
     return made
 
 
 def check(name: str, part: Mapping[str, Any], kinds: tuple[type, ...] = ()) -> dict[str, Any]:
-    """Return a part with validated arguments, in the types that its target's annotations ask for.
-
-    Args:
-        name: the part's place in the configuration.
-        part: `_target_` and its arguments, as plain values. Parts below it are checked, too.
-        kinds: the object has to be an instance of one of these; empty: any.
+    """Return a part, and the parts below it, with arguments in the types that the targets' annotations ask for.
 
     Raises:
-        ConfigError: the target cannot be imported, does not make such an object, or an argument does not fit.
+        ConfigError: the target cannot be imported, makes none of the `kinds`, or an argument does not fit.
     """
     target = locate(f"{name}._target_", part.get("_target_"))
     made = target if inspect.isclass(target) else _hints(target).get("return")
     if kinds and inspect.isclass(made) and not issubclass(made, kinds):
-        raise ConfigError(_wrong_kind(name, part["_target_"], kinds))
+        raise _wrong_kind(name, part["_target_"], kinds)
     nested = {key: check(f"{name}.{key}", value) for key, value in part.items() if is_part(value)}
-    hydras = {key: value for key, value in part.items() if key in HYDRAS}
-    plain = {key: value for key, value in part.items() if key not in nested and key not in hydras}
-    return {**hydras, **nested, **validate(name, target, plain)}
+    plain = {key: value for key, value in part.items() if key not in nested and key not in HYDRAS}
+    return {**part, **nested, **validate(name, target, plain)}
 
 
 def is_part(value: Any) -> bool:
@@ -75,11 +63,7 @@ def is_part(value: Any) -> bool:
 
 
 def validate(name: str, target: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments in the types of the target's annotations.
-
-    Raises:
-        ConfigError: the first argument that does not fit, and why.
-    """
+    """Return the arguments in the types of the target's annotations, or raise ConfigError for the first wrong one."""
     from pydantic import ConfigDict, ValidationError, create_model  # late: --help need not wait for it
 
     rules = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False, str_min_length=1, protected_namespaces=())
@@ -105,11 +89,7 @@ def _first(name: str, arguments: Mapping[str, Any], error: "ValidationError") ->
 
 
 def locate(name: str, target: Any) -> Any:
-    """Return the class or function with that full name.
-
-    Raises:
-        ConfigError: there is none, or its module cannot be imported.
-    """
+    """Return the class or function with that full name, or raise ConfigError."""
     if not isinstance(target, str) or "." not in target:
         raise ConfigError(f"{name}={target}: set it to the full name of a class or function, such as hmtl.mtl.Hinge.")
     module, _, attribute = target.rpartition(".")
@@ -160,9 +140,9 @@ def _hints(maker: Any) -> dict[str, Any]:
         return {}
 
 
-def _wrong_kind(name: str, target: Any, kinds: Collection[type]) -> str:
+def _wrong_kind(name: str, target: Any, kinds: Collection[type]) -> ConfigError:
     wanted = " or ".join(kind.__name__ for kind in kinds)
-    return f"{name}._target_={target} does not make a {wanted}. Choose a part of this group, see --help."
+    return ConfigError(f"{name}._target_={target} does not make a {wanted}. Choose a part of this group, see --help.")
 
 
 def no_setting(setting: str, known: Collection[str]) -> str:

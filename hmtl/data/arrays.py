@@ -4,16 +4,19 @@ Shapes: n rows, d columns.
 """
 
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pandas.api.types import infer_dtype
 
 from hmtl.errors import DataError
 
 MANY_CLASSES = 20
 """With more distinct whole numbers than this, a target may be classes or numbers to predict."""
+
+KINDS = ("string", "boolean", "integer", "floating", "mixed-integer-float", "empty")
+"""What pandas calls values that can be labels or numbers."""
 
 
 def column_names(x: object) -> tuple[str, ...]:
@@ -26,7 +29,6 @@ def features(x: ArrayLike, name: str, columns: Sequence[str] = ()) -> NDArray[An
     """Return a copy of x [n, d] as float32 if it is float32, and as float64 otherwise.
 
     Args:
-        x: numbers.
         name: name of x in messages.
         columns: columns to select, in this order, if x is a table with column names.
 
@@ -64,10 +66,8 @@ def targets(y: ArrayLike, name: str) -> NDArray[Any]:
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{name} is not a list of labels or numbers ({error}). Give one value per row.") from error
     if values.dtype == object:
-        kinds = {_kind(value) for value in values.flat}
-        if len(kinds) > 1 or not kinds <= {str, bool, Real}:
-            odd = next(value for value in values.flat if _kind(value) is not str)
-            raise DataError(f"{name} contains {odd!r} among other values. Give labels of one kind, or numbers.")
+        if (kind := infer_dtype(values.ravel(), skipna=False)) not in KINDS:
+            raise DataError(f"{name} holds {kind} values. Give labels of one kind, or numbers.")
         values = np.array(values.tolist())
     if values.dtype.kind not in "biufU" or values.ndim != 1:
         raise DataError(f"{name} has shape {list(values.shape)} and type {values.dtype}. Give [n] labels or numbers.")
@@ -81,9 +81,3 @@ def check_list(values: object, name: str, ndim: int) -> None:
     is_array = isinstance(values, np.ndarray) and values.dtype != object and values.ndim <= ndim
     if is_array or isinstance(values, Mapping) or hasattr(values, "iloc") or not hasattr(values, "__len__"):
         raise DataError(f"{name} is a single {type(values).__name__}. Give a list with {name}[k] for task k.")
-
-
-def _kind(value: object) -> type:
-    if isinstance(value, bool | np.bool_):
-        return bool
-    return next((kind for kind in (str, Real) if isinstance(value, kind)), type(value))

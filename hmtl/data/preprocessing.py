@@ -81,35 +81,6 @@ class Preprocessing:
             DataError: if tasks have different numbers of columns, or rows with a shape, as images, are to be
                 standardised or get an intercept.
         """
-        self._check_columns(x)
-        means = [torch.zeros(x[0].shape[1:], dtype=torch.float64)] * len(x)
-        scales = [torch.ones_like(mean) for mean in means]
-        if self.standardize != "none":
-            of_features = _moments_in(self.standardize, x)
-            eps = torch.finfo(x[0].dtype).eps
-            for k, (mean, variance) in enumerate(each[1:].chunk(2) for each in of_features):
-                scale = variance.sqrt()
-                constant = scale <= 10 * eps * mean.abs()  # apart from rounding
-                means[k] = mean.masked_fill(constant, 0)
-                scales[k] = scale.masked_fill(constant, 1)
-        target_means = [0.0] * len(y)
-        if self.center != "none":
-            target_means = _moments_in(self.center, [each[:, None] for each in y])[:, 1].tolist()
-        return [
-            Scaling(mean, scale, self.intercept, target_mean)
-            for mean, scale, target_mean in zip(means, scales, target_means, strict=True)
-        ]
-
-    def shared_moments(self, x: Sequence[Tensor], y: Sequence[Tensor]) -> list[Tensor]:
-        """Return the moments that users send for the scopes "all": [K, 1 + 2d] of x, [K, 3] of y, or neither."""
-        shared = []
-        if self.standardize == "all":
-            shared.append(moments(x))
-        if self.center == "all":
-            shared.append(moments([each[:, None] for each in y]))
-        return shared
-
-    def _check_columns(self, x: Sequence[Tensor]) -> None:
         if x[0].ndim > 2 and (self.intercept or self.standardize != "none"):
             raise DataError(
                 f"Rows have the shape {list(x[0].shape[1:])}, and only vectors can get an intercept or be "
@@ -117,6 +88,27 @@ class Preprocessing:
             )
         if len(widths := sorted({rows.shape[1] for rows in x})) > 1:
             raise DataError(f"Tasks have {widths[0]} to {widths[-1]} columns. Give all tasks the same columns.")
+        K, shape = len(x), x[0].shape[1:]
+        mean, scale = torch.zeros(K, *shape, dtype=torch.float64), torch.ones(K, *shape, dtype=torch.float64)
+        if self.standardize != "none":
+            mean, variance = _moments_in(self.standardize, x)[:, 1:].chunk(2, dim=1)
+            scale = variance.sqrt()
+            constant = scale <= 10 * torch.finfo(x[0].dtype).eps * mean.abs()  # apart from rounding
+            mean, scale = mean.masked_fill(constant, 0), scale.masked_fill(constant, 1)
+        target_means = [0.0] * K
+        if self.center != "none":
+            target_means = _moments_in(self.center, [each[:, None] for each in y])[:, 1].tolist()
+        fitted = zip(mean, scale, target_means, strict=True)
+        return [Scaling(mean, scale, self.intercept, target_mean) for mean, scale, target_mean in fitted]
+
+    def shared_moments(self, x: Sequence[Tensor], y: Sequence[Tensor]) -> list[Tensor]:
+        """Return the moments that users send for the scopes "all": [K, 1 + 2d] of x, [K, 3] of y, or neither."""
+        scopes = [(self.standardize, x), (self.center, [each[:, None] for each in y])]
+        return [moments(rows) for scope, rows in scopes if scope == "all"]
+
+
+RAW = Preprocessing()
+"""No preprocessing."""
 
 
 def moments(rows: Sequence[Tensor]) -> Tensor:

@@ -1,43 +1,28 @@
-"""Each user's rows, split at random into training and test rows.
+"""Tasks from the rows of a data set: dealt to users, split at random into training and test rows, and prepared.
 
-Shapes: n rows, d features.
+Shapes: n rows, d features, C classes.
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hmtl.data.preprocessing import Preprocessing
-from hmtl.data.tasks import Task
+from hmtl.data.partitions import Partition
+from hmtl.data.preprocessing import RAW, Preprocessing
+from hmtl.data.tasks import Task, class_targets, prepare
 from hmtl.errors import ConfigError, DataError
 from hmtl.rng import generator
 
 Ints = NDArray[np.int64]
+Rows = Callable[[Ints], NDArray[Any]]
+"""Returns the rows [n, ...] with the given numbers."""
 Wanted = Callable[[int], Collection[int]]
 """Maps K to the users whose rows this process holds; of the other users it knows only the numbers of rows."""
-
-
-def everybody(K: int) -> Collection[int]:
-    """Return all K users."""
-    return range(K)
-
-
-def needed_for(preprocessing: Preprocessing, wanted: Wanted) -> Wanted:
-    """Return the users whose rows are needed to prepare the wanted ones: all, if there is anything to fit or add."""
-    return wanted if preprocessing == Preprocessing() else everybody
-
-
-class Share(NamedTuple):
-    """One user's rows of a data set: its name, the numbers of the rows [n], and their targets y [n]."""
-
-    name: str
-    rows: Ints
-    y: NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -47,8 +32,9 @@ class Splitting:
     Args:
         test_fraction: share of each user's rows that is kept for testing, rounded up to whole rows (of 250 rows, 187
             train and 63 test); 0: none.
-        seed: seed of the random splits.
-        wanted: the users whose rows are held.
+        seed: seed of the partition and the random splits.
+        preprocessing: fitted to the training rows.
+        wanted: the users whose rows are held. Preprocessing needs the rows of all users.
 
     Raises:
         ConfigError: if test_fraction is not in [0, 1).
@@ -56,7 +42,8 @@ class Splitting:
 
     test_fraction: float
     seed: int
-    wanted: Wanted = everybody
+    preprocessing: Preprocessing = RAW
+    wanted: Wanted = range
 
     def __post_init__(self) -> None:
         if not 0 <= self.test_fraction < 1:
@@ -65,75 +52,63 @@ class Splitting:
                 "below 1."
             )
 
-    def tasks(
-        self,
-        x: Callable[[Ints], NDArray[Any]],
-        shares: Sequence[Share],
-        classes: int | None = None,
-        labels: tuple[Any, ...] | None = None,
-    ) -> tuple[Task, ...]:
-        """Return the task of each share.
+    def deal(self, x: Rows, y: NDArray[Any], K: int | None, partition: Partition, **about: Any) -> tuple[Task, ...]:
+        """Return the tasks of K users to whom a partition deals all rows x by their classes y [n], in sorted order.
 
-        Args:
-            x: returns the rows [n, ...] with the given numbers.
-            shares: the rows and targets of each user.
-            classes, labels: see `Task`.
+        `about` holds `labels` and `columns`, see `Task`.
+
+        Raises:
+            ConfigError: if K is not set, or see the partition.
+            DataError: if there are too few rows, see the partition and `split`.
+        """
+        if K is None:
+            raise ConfigError("K is not set, but a partition needs the number of users. Set K.")
+        values, number = np.unique(y, return_inverse=True)
+        targets, classes = class_targets(number, len(values))
+        dealt = partition(y, K, generator(self.seed, "data", "partition"))
+        users = {f"user {k}": rows for k, rows in enumerate(dealt)}
+        return self.tasks(x, targets, users, classes=classes, **about)
+
+    def tasks(self, x: Rows, y: NDArray[Any], users: Mapping[str, Ints], **about: Any) -> tuple[Task, ...]:
+        """Return the task of each user from rows x and targets y [n]; `users` has the numbers of their rows by name.
+
+        `about` holds `classes`, `labels` and `columns`, see `Task`.
 
         Raises:
             DataError: see `split`.
         """
-        local = self.wanted(len(shares))
-        tasks = []
-        for k, (name, rows, y) in enumerate(shares):
+        K, tasks = len(users), []
+        local = self.wanted(K) if self.preprocessing == RAW else range(K)
+        for k, (name, rows) in enumerate(users.items()):
             if k in local:
                 rng = generator(self.seed, "data", "split", k)
-                tasks.append(split(name, x(rows), y, self.test_fraction, rng, classes, labels))
-            else:
-                tasks.append(self._task_without_rows(name, x(rows[:0]), len(y), classes, labels))
-        return tuple(tasks)
-
-    def _task_without_rows(
-        self, name: str, like: NDArray[Any], n: int, classes: int | None, labels: tuple[Any, ...] | None
-    ) -> Task:
-        """Return a task of n rows of which only shape and dtype are known, those of `like`."""
-        n_test = math.ceil(self.test_fraction * n)
-        dtype = torch.float32 if like.dtype == np.float32 else torch.float64
-        x_train, x_test = (
-            torch.empty(rows, *like.shape[1:], dtype=dtype, device="meta") for rows in (n - n_test, n_test)
-        )
-        y_train, y_test = (torch.empty(rows, device="meta") for rows in (n - n_test, n_test))
-        return Task(name, x_train, y_train, x_test, y_test, classes, labels)
+                tasks.append(split(name, x(rows), y[rows], self.test_fraction, rng, **about))
+                continue
+            n_test = math.ceil(self.test_fraction * len(rows))
+            counts, like = (len(rows) - n_test, n_test), torch.as_tensor(x(rows[:0]))
+            x_train, x_test = (like.new_empty(n, *like.shape[1:], device="meta") for n in counts)
+            y_train, y_test = (torch.empty(n, device="meta") for n in counts)
+            tasks.append(Task(name, x_train, y_train, x_test, y_test, **about))
+        return prepare(tasks, self.preprocessing)
 
 
 def split(
-    name: str,
-    x: NDArray[Any],
-    y: NDArray[Any],
-    test_fraction: float,
-    rng: np.random.Generator,
-    classes: int | None = None,
-    labels: tuple[Any, ...] | None = None,
+    name: str, x: NDArray[Any], y: NDArray[Any], test_fraction: float, rng: np.random.Generator, **about: Any
 ) -> Task:
-    """Return the task of all rows, split at random so that both parts get their share of each class.
+    """Return the task of rows x [n, d] or [n, ...] and targets y [n], split so that both parts have all classes alike.
 
-    A class with too few rows for that is split without regard to classes.
-
-    Args:
-        name, classes, labels: see `Task`.
-        x, y: rows [n, d] or [n, ...], and their targets [n].
-        test_fraction: see `Splitting`.
-        rng: generator of the split.
+    If a class has too few rows for that, the split ignores classes. `about` holds `classes`, `labels` and `columns`.
 
     Raises:
         DataError: if there are too few rows for both parts, or see `Task`.
     """
     if test_fraction == 0:
-        return Task(name, x, y, x[:0], y[:0], classes, labels)  # type: ignore[arg-type]  # Task converts arrays
+        return Task(name, x, y, x[:0], y[:0], **about)  # type: ignore[arg-type]  # Task converts arrays
     from sklearn.model_selection import train_test_split  # late, as it takes more than a second to load
 
     random_state = int(rng.integers(2**31))
-    cause = None
-    for stratify in [y, None] if classes or set(y.tolist()) <= {-1, 1} else [None]:
+    is_labelled = about.get("classes") or set(y.tolist()) <= {-1, 1}
+    for stratify in (y, None) if is_labelled else (None,):
         try:
             parts = train_test_split(x, y, test_size=test_fraction, stratify=stratify, random_state=random_state)
             break
@@ -145,4 +120,4 @@ def split(
             "to train on. Give more rows, or lower the fraction."
         ) from cause
     x_train, x_test, y_train, y_test = parts
-    return Task(name, x_train, y_train, x_test, y_test, classes, labels)
+    return Task(name, x_train, y_train, x_test, y_test, **about)

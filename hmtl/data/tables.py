@@ -1,19 +1,13 @@
 """Tables in CSV, NPZ and Parquet files."""
 
-from __future__ import annotations  # pandas is imported late, as it takes half a second to load
-
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 
 from hmtl.errors import DataError
 from hmtl.io.npz import load_arrays, open_file
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SUFFIXES = (".csv", ".npz", ".parquet")
 
@@ -29,8 +23,6 @@ def read_table(file: Path, arrays: Collection[str] = ()) -> pd.DataFrame:
     Raises:
         DataError: if the file cannot be read.
     """
-    import pandas as pd
-
     try:
         if file.suffix.lower() == ".npz":
             return _read_npz(file, arrays)
@@ -45,38 +37,30 @@ def read_table(file: Path, arrays: Collection[str] = ()) -> pd.DataFrame:
 
 
 def read_as_text(file: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table with its cells as written in the CSV, so that 007 and 1.50 keep their form.
-
-    Args:
-        file: where `table` was read from; a table from NPZ or Parquet is returned unchanged.
-        table: the table as `read_table` returned it.
-    """
-    import pandas as pd
-
+    """Return a table that was read from a CSV with its cells as written: 007 and 1.50 keep their form."""
     if file.suffix.lower() in (".npz", ".parquet"):
         return table
     return pd.read_csv(file, dtype=str, keep_default_na=False)
 
 
-def not_numbers(column: pd.Series[Any]) -> NDArray[np.bool_]:
-    """Return where a column [n] does not hold a finite number."""
-    import pandas as pd
-
-    if pd.api.types.is_numeric_dtype(column):
-        return np.asarray(~np.isfinite(column.to_numpy(np.float64, na_value=np.nan)))
-    unreadable = pd.to_numeric(column.astype(str), errors="coerce").isna().to_numpy(bool)
-    return np.asarray(unreadable if unreadable.any() else ~unreadable)  # numbers stored as text are text
-
-
-def cell(column: pd.Series[Any], bad: NDArray[np.bool_]) -> str:
-    """Describe the first bad cell of a column for a message: its value, column and row, and how many more there are."""
+def fault(column: pd.Series, is_number: bool = True) -> str:
+    """Describe the first cell of a column that is empty, or not a finite number, for a message; "" if there is none."""
+    wanted = "a finite number" if is_number else "a value"
+    if not is_number:
+        bad = column.isna().to_numpy()
+    elif pd.api.types.is_numeric_dtype(column):
+        bad = ~np.isfinite(column.to_numpy(np.float64, na_value=np.nan))
+    else:
+        bad = pd.to_numeric(column.astype(str), errors="coerce").isna().to_numpy(bool)
+        bad = bad if bad.any() else ~bad  # numbers stored as text are text
+    if not bad.any():
+        return ""
     row = int(bad.argmax())
-    return f"{column.iloc[row]} in column {column.name}, row {row} (from 0, below the header; {bad.sum() - 1} more)"
+    place = f"column {column.name}, row {row} (from 0, below the header; {bad.sum() - 1} more)"
+    return f"has {column.iloc[row]} in {place}, where {wanted} is needed. Fix or drop such rows"
 
 
 def _read_npz(file: Path, names: Collection[str]) -> pd.DataFrame:
-    import pandas as pd
-
     arrays = load_arrays(file, lambda present: [name for name in dict.fromkeys(("x", *names)) if name in present])
     if "x" not in arrays:
         raise ValueError("it has no array x")
@@ -84,8 +68,6 @@ def _read_npz(file: Path, names: Collection[str]) -> pd.DataFrame:
 
 
 def _read_csv(file: Path) -> pd.DataFrame:
-    import pandas as pd
-
     header = pd.read_csv(file, header=None, nrows=1).iloc[0]
     if len(repeated := header[header.duplicated()]):  # pandas would rename it: a second target would leak the first
         raise ValueError(f"the first line names column {repeated.iloc[0]} twice")

@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl.data.preprocessing import Preprocessing, Scaling
+from hmtl.data.preprocessing import RAW, Preprocessing, Scaling
 from hmtl.errors import ConfigError, DataError
 
 
@@ -76,7 +78,7 @@ class Task:
     @property
     def preprocessing(self) -> Preprocessing:
         """The preprocessing that was applied."""
-        return self.prepared.preprocessing if self.prepared else Preprocessing()
+        return self.prepared.preprocessing if self.prepared else RAW
 
     @property
     def scaling(self) -> Scaling:
@@ -135,6 +137,11 @@ class Prepared:
     scaling: Scaling
 
 
+def class_targets(number: NDArray[np.int64], C: int) -> tuple[NDArray[Any], int | None]:
+    """Return `y` and `classes` of a `Task` for class numbers 0..C−1: ±1 and None for two classes."""
+    return (number * 2.0 - 1.0, None) if C <= 2 else (number, C)
+
+
 def prepare(tasks: Sequence[Task], preprocessing: Preprocessing) -> tuple[Task, ...]:
     """Return the tasks with preprocessing fitted to their training rows.
 
@@ -145,7 +152,7 @@ def prepare(tasks: Sequence[Task], preprocessing: Preprocessing) -> tuple[Task, 
         DataError: if the rows do not allow it, see `Preprocessing.fit`.
     """
     raws = [task.raw for task in tasks]
-    if preprocessing == Preprocessing():
+    if preprocessing == RAW:
         return tuple(raws)
     if preprocessing.center != "none" and raws[0].classes is not None:
         raise ConfigError(f"center={preprocessing.center}, but y holds class numbers. Set center=none.")

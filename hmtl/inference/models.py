@@ -4,23 +4,61 @@ Shapes: K users, n rows, d raw features, C classes, m numbers per model.
 """
 
 import difflib
-from dataclasses import dataclass, field, fields
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from hmtl.data import Scaling
 from hmtl.data.arrays import features
 from hmtl.errors import ConfigError, DataError, few
-from hmtl.inference.export import export
-from hmtl.inference.user_model import UserModel, linear
-from hmtl.io.files import replacing
+from hmtl.io.files import replacing, write_json
+from hmtl.io.npz import load_arrays
 from hmtl.mtl import Algorithm
 from hmtl.mtl.networks.flat import FlatModel, MakeModel
+
+
+class UserModel(nn.Module):
+    """A user's model for raw rows; the fitted preprocessing is part of its state.
+
+    Maps raw rows [n, ...] to scores, [n] or, for several classes, [n, C].
+
+    Args:
+        learned: module that maps preprocessed rows [n, D], or [n, *shape], to [n, C].
+        scaling: the scaling that was fitted for this user.
+        shape: shape of a row as `learned` expects it.
+
+    Attributes:
+        mean, scale: [d], see `Scaling`.
+        target_mean: number added to the scores, which are then in the units of y.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    target_mean: Tensor
+
+    def __init__(self, learned: nn.Module, scaling: Scaling, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.learned = learned
+        self._shape = shape
+        self._intercept = scaling.intercept
+        self.register_buffer("mean", scaling.mean)
+        self.register_buffer("scale", scaling.scale)
+        self.register_buffer("target_mean", torch.tensor(scaling.target_mean, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(1)
+        rows = rows if rows.dtype == torch.float32 else rows.double()  # the dtypes of a Task
+        rows = Scaling(self.mean, self.scale, self._intercept).features(rows)
+        scores: Tensor = self.learned(rows.to(next(self.learned.parameters())).view(len(x), *self._shape))
+        return (scores if scores.shape[1] > 1 else scores.squeeze(1)) + self.target_mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +101,13 @@ class Models:
             near = difflib.get_close_matches(str(user), self.names, n=1)
             remedy = f"Did you mean {near[0]!r}?" if near else f"Give one of {few(self.names)}."
             raise DataError(f"There is no user {user!r} among the {len(self.names)}. {remedy}")
-        k, C = self.names.index(user), _outputs(self.labels)
+        k, C = self.names.index(user), len(self.labels) if len(self.labels) > 2 else 1
         mean, scale, w = (torch.tensor(rows[k]) for rows in (self.mean, self.scale, self.W))
         scaling, D = Scaling(mean, scale, self.intercept, float(self.target_mean[k])), len(mean) + self.intercept
         if self.maker is None:
-            return UserModel(linear(w.view(C, D)), scaling, (D,)).eval()
+            layer = nn.Linear(D, C, bias=False, device="meta")  # draws no random weights
+            layer.weight = nn.Parameter(w.view(C, D))
+            return UserModel(layer, scaling, (D,)).eval()
         shape = self.shape if len(self.shape) > 1 else ()
         network = FlatModel(self.maker, torch.zeros(1, D), C, self.seed, shape)
         if len(network.start) != len(w):
@@ -113,18 +153,6 @@ class Models:
         predicted: NDArray[Any] = self.labels[classes]
         return predicted
 
-    def check(self, is_network: bool) -> None:
-        """Raise ValueError if the arrays do not match each other, or are not finite."""
-        K, d = len(self.names), int(np.prod(self.shape))
-        m = self.W.size // max(1, K) if is_network else _outputs(self.labels) * (d + self.intercept)
-        shapes = {"W": (K, m), "mean": (K, d), "scale": (K, d), "target_mean": (K,)}
-        for name, shape in shapes.items():
-            array = getattr(self, name)
-            if array.shape != shape:
-                raise ValueError(f"{name} has shape {array.shape}, not {shape}")
-            if not np.isfinite(array).all():
-                raise ValueError(f"{name} is not finite")
-
     def save(self, path: Path) -> None:
         """Write the npz file that `load_models` reads. The maker, which is code, is not saved."""
         arrays = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "maker"}
@@ -139,17 +167,53 @@ class Models:
         Raises:
             ConfigError: if `path` exists, or safetensors is not installed.
         """
-        about = {"labels": self.labels.tolist(), "columns": self.columns, "shape": self.shape}
-        export(Path(path), self.names, self.model, about)
+        try:
+            from safetensors.torch import save_model
+        except ImportError as error:
+            raise ConfigError("Export needs safetensors. Run pip install 'hmtl[export]'.") from error
+        path, digits = Path(path), len(str(len(self.names) - 1))
+        if path.exists():
+            raise ConfigError(f"{path} exists. Give the name of a new folder.")
+        files = {user: re.sub(r"[^\w.-]+", "_", user)[:99] for user in self.names}
+        files = {user: f"{k:0{digits}} {plain}.safetensors" for k, (user, plain) in enumerate(files.items())}
+        about = {"users": files, "labels": self.labels.tolist(), "columns": self.columns, "shape": self.shape}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            unfinished = Path(scratch, path.name)
+            unfinished.mkdir()
+            for user, file in files.items():
+                save_model(self.model(user), str(unfinished / file))
+            write_json(unfinished / "users.json", about)
+            unfinished.rename(path)
+
+
+def load_models(file: Path, maker: MakeModel | None, find_maker: Callable[[], MakeModel]) -> Models:
+    """Return the models in a file that `Models.save` wrote; without a maker, networks need what `find_maker` returns.
+
+    Raises:
+        DataError: if the file is missing, damaged, or holds something else.
+        ConfigError: if the models are linear and a maker is given.
+    """
+    try:
+        saved: dict[str, Any] = dict(load_arrays(file))
+        is_network = bool(saved.pop("network"))
+        for name in ("names", "shape", "columns"):
+            saved[name] = tuple(saved[name].tolist())
+        saved |= {"intercept": bool(saved["intercept"]), "seed": int(saved["seed"])}
+        models = Models(**saved)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{file} does not hold the models of a run ({error}). Give the folder of a finished run."
+        ) from error
+    if is_network:
+        return replace(models, maker=maker or find_maker())
+    if maker is not None:
+        raise ConfigError(f"{file} holds linear models. Leave model out.")
+    return models
 
 
 def models_of(algorithm: Algorithm, W: Tensor | None = None) -> Models:
-    """Return the models that an algorithm has trained.
-
-    Args:
-        algorithm: its problem holds the tasks and their scaling.
-        W: the models [m, K] if `algorithm` does not hold all of them.
-    """
+    """Return the models that an algorithm has trained; W [m, K] if it does not hold all of them itself."""
     problem = algorithm.problem
     tasks, scalings = problem.everybody, [task.scaling for task in problem.everybody]
     labels: Any = tasks[0].labels
@@ -170,8 +234,3 @@ def models_of(algorithm: Algorithm, W: Tensor | None = None) -> Models:
         columns=tasks[0].columns or (),
         maker=network.make if network else None,
     )
-
-
-def _outputs(labels: NDArray[Any]) -> int:
-    """Return the number of scores per row: C for several classes, 1 otherwise."""
-    return len(labels) if len(labels) > 2 else 1

@@ -1,26 +1,19 @@
 """Predictions for the rows of a table."""
 
-from __future__ import annotations  # pandas is imported late, as it takes half a second to load
-
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from hmtl.data.tables import cell, not_numbers, read_as_text, read_table
+from hmtl.data.tables import fault, read_as_text, read_table
 from hmtl.errors import ConfigError, DataError, few
 from hmtl.inference.models import Models
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 def predict_table(models: Models, file: Path, user: str | None = None, task: str | None = None) -> pd.DataFrame:
-    """Return the table in a file with a new column `predicted`; cells of a CSV keep their text.
+    """Return the table in a file of raw rows with a new column `predicted`; cells of a CSV keep their text.
 
     Args:
-        models: the models.
-        file: raw rows, see `read_table`.
         user: name of the user of all rows; None: the name of the file.
         task: column that names the user of each row.
 
@@ -37,12 +30,10 @@ def predict_table(models: Models, file: Path, user: str | None = None, task: str
         raise DataError(f"{file} already has a column predicted. Drop or rename it.")
     users = _users(models, table, file, user, task)
     x = _features(models, table, file, task).to_numpy(np.float64)
-    predicted: list[Any] = [None] * len(table)
-    for name in dict.fromkeys(users):
-        rows = [row for row, owner in enumerate(users) if owner == name]
-        for row, value in zip(rows, models.predict(name, x[rows]).tolist(), strict=True):
-            predicted[row] = value
-    return read_as_text(file, table).assign(predicted=predicted)
+    predicted = np.empty(len(table), dtype=object)
+    for name, rows in pd.Series(users).groupby(users, sort=False).indices.items():
+        predicted[rows] = models.predict(name, x[rows])
+    return read_as_text(file, table).assign(predicted=predicted.tolist())
 
 
 def _users(models: Models, table: pd.DataFrame, file: Path, user: str | None, task: str | None) -> list[str]:
@@ -68,8 +59,6 @@ def _features(models: Models, table: pd.DataFrame, file: Path, task: str | None)
     if missing := [name for name in columns if name not in table]:
         raise DataError(f"{file} has no column {few(missing)}, which the models were trained on. Add it.")
     for name in columns:
-        if (bad := not_numbers(table[name])).any():
-            raise DataError(
-                f"{file} has {cell(table[name], bad)}, where a finite number is needed. Fix or drop such rows."
-            )
+        if wrong := fault(table[name]):
+            raise DataError(f"{file} {wrong}.")
     return table[columns]

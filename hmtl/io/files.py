@@ -42,12 +42,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
-    """Return a table as CSV.
-
-    Args:
-        rows: by column name; a column that a row lacks is left empty.
-        columns: names of the columns; by default those of the first row.
-    """
+    """Return rows, which may lack columns, as CSV; by default with the columns of the first row."""
     text = io.StringIO()
     table = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n")
     table.writeheader()

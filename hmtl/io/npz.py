@@ -21,13 +21,9 @@ MOST = 2**33  # bytes of an array or a text file
 def open_file(path: str | Path, most: int = MOST) -> BinaryIO:
     """Open a regular file for reading.
 
-    Args:
-        path: the file.
-        most: largest allowed size, in bytes.
-
     Raises:
         OSError: if the file does not exist, cannot be read, or is a folder, pipe or device.
-        ValueError: if it is too large.
+        ValueError: if it has more than `most` bytes.
     """
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # does not block on a pipe
     status = os.fstat(file.fileno())
@@ -45,7 +41,6 @@ def load_arrays(
     """Return the arrays of an npz file by name: numbers, booleans or strings, and no Python objects.
 
     Args:
-        path: the file.
         choose: returns the names to read from those in the file; all by default.
         most: largest allowed size of an array, in bytes.
 

@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig
 from rich.progress import Progress
 
-from hmtl.config.build import build_algorithm, build_problem, build_regularizer
+from hmtl.config.build import build_algorithm, build_problem, make_part
 from hmtl.config.schema import flat
 from hmtl.data import Task, prepare
 from hmtl.errors import ConfigError, DataError, Interrupted, RangeError
@@ -104,7 +104,7 @@ def _members(cfgs: Mapping[int, DictConfig], fold: Sequence[Task]) -> Iterator[t
     """Yield an algorithm for each configuration, all on the same copy of the rows."""
     problem = None
     for point, cfg in cfgs.items():
-        problem = build_problem(cfg, fold) if problem is None else problem.regularized(build_regularizer(cfg))
+        problem = build_problem(cfg, fold) if problem is None else problem.regularized(make_part(cfg, "regularizer"))
         yield point, build_algorithm(cfg, problem)
 
 

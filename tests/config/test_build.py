@@ -1,9 +1,12 @@
 """Checks of a whole configuration: ranges, settings without an effect, and parts that do not go together."""
 
-import pytest
+import copy
 
-from hmtl.config.build import build, check
-from hmtl.errors import HmtlError
+import pytest
+from omegaconf import OmegaConf
+
+from hmtl.config.build import build, check, conf_dir
+from hmtl.errors import ConfigError, HmtlError
 
 SMALL = ("dataset.rows_per_user=20", "logger=none")
 ROOT = {  # words of the command line, and the setting that the error names
@@ -19,6 +22,8 @@ ROOT = {  # words of the command line, and the setting that the error names
     "+solver.pases=3": "solver.pases",
     "+logger={foo:3}": "logger.foo",
     "topology=file": "topology.path",
+    "dataset=files": "dataset.path",
+    "participation=speeds": "participation.speeds",
     "aggregators=[null]": "communicator.aggregators",
     "scheme=paper communicator=uncoded": "scheme",
     "aggregators=[0] communicator=sums": "aggregators",
@@ -40,24 +45,44 @@ def test_what_is_wrong_by_itself_is_found_before_data_are_read(configure, words:
 BUILT = {
     "K=null": "K",
     "r=9": "r",
+    "K=0": "K",
+    "H=0": "H",
     "H=1000000 r=1": "H",
+    "aggregators=some": "aggregators",
+    "aggregators=3": "aggregators",
     "aggregators=[0,7]": "aggregators",
+    "aggregators=[a]": "aggregators",
+    "aggregators=[0.5]": "aggregators",
     "scheme=magic": "scheme",
     "wire=float8": "wire",
     "device=meta": "device",
+    "device=cuda:77": "device",
+    "reduction=max": "reduction",
     "fraction_bits=61": "fraction_bits",
     "network.W1=1e-320": "network.W1",
+    "network.medium=smoke": "medium",
+    "K=200 dataset.rows_per_user=500": "rows_per_user",
+    "dataset=mnist dataset.path=/nowhere dataset.download=false": "/nowhere",
     "dataset.test_fraction=1": "test_fraction",
     "solver.passes=0": "passes",
     "algorithm.rounds=0": "rounds",
+    "lam=0": "lam",
     "lam=-1": "lam",
+    "algorithm=ditto lam=100": "lam",
+    "algorithm=pfedme lam=15": "lam",
+    "algorithm=fedprox algorithm.mu=-1": "mu",
     "participation.dropout=2": "dropout",
     "participation.relays=[[3,9]]": "relay",
     "topology=geometric r=2": "r",
     "partition=dirichlet": "partition",
     "solver=sgd": "solver",
     "algorithm=fedu solver=sdca": "solver",
-    "communicator=sums": "communicator",
+    "algorithm=pfedme solver=sdca": "solver",
+    "communicator=sums": "communicator=coded",
+    "communicator=sums algorithm=fedu": "communicator=coded",
+    "communicator=sums regularizer=ridge": "algorithm=local",
+    "communicator=sums algorithm=fedavg wire=float32": "wire",
+    "communicator=sums algorithm=fedavg fraction_bits=61": "fraction_bits",
     "engine=torch_distributed": "engine",
 }
 
@@ -71,8 +96,26 @@ def test_what_parts_refuse_is_one_line_that_names_it(configure, words: str, monk
     assert "\n" not in str(error.value)
 
 
-def test_defaults_are_in_conf_alone(configure) -> None:
-    from omegaconf import OmegaConf
+PARTS = sorted((path.parent.name, path.stem) for path in conf_dir().glob("*/*.yaml"))
+NEEDED = {
+    "file": "topology.path=nowhere",
+    "files": "dataset.path=nowhere",
+    "torchvision": "dataset.name=FakeData",
+    "speeds": "participation.speeds=[1]",
+}
 
+
+@pytest.mark.parametrize(("group", "choice"), [part for part in PARTS if part[0] not in ("experiment", "logger")])
+def test_a_word_where_a_number_belongs(configure, group: str, choice: str) -> None:
+    """Each numeric setting of each part is named."""
+    cfg = configure(f"{group}={choice}", NEEDED.get(choice, "seed=0"), "logger=none")
+    for key in [key for key, value in cfg[group].items() if isinstance(value, int | float)]:
+        wrong = copy.deepcopy(cfg)
+        wrong[group][key] = "abc"
+        with pytest.raises(ConfigError, match=f"{key}=abc"):
+            check(wrong)
+
+
+def test_defaults_are_in_conf_alone(configure) -> None:
     for name in ("config", "plan"):
         assert not {key for key in OmegaConf.missing_keys(configure(name=name)) if "." not in key}

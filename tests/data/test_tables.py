@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hmtl.data.tables import cell, not_numbers, read_as_text, read_table
+from hmtl.data.tables import fault, read_as_text, read_table
 from hmtl.errors import DataError
 
 TABLE = pd.DataFrame({"a": [7, 8], "b": [1.5, 2.0]})
@@ -94,9 +94,7 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     ],
 )
 def test_cells_without_a_finite_number(values, bad):
-    column = pd.Series(values, name="b")
-    assert np.flatnonzero(not_numbers(column)).tolist() == bad
+    wrong = fault(pd.Series(values, name="b"))
+    assert bool(wrong) == bool(bad)
     if bad:
-        assert f"in column b, row {bad[0]} (from 0, below the header; {len(bad) - 1} more)" in cell(
-            column, not_numbers(column)
-        )
+        assert f"in column b, row {bad[0]} (from 0, below the header; {len(bad) - 1} more)" in wrong

@@ -20,15 +20,11 @@ USUAL_ROWS = 500  # of each user in the paper
 def one_vs_rest(
     labels: NDArray[Any], K: int | None, rows_per_user: int | None, rng: np.random.Generator
 ) -> list[tuple[Any, Ints]]:
-    """Deal rows to users, half from the user's own class and half from all others.
-
-    The second half is spread as evenly over the other classes as the data allow.
+    """Deal rows to users, half from the user's own class and half from all others, as evenly as the data allow.
 
     Args:
         labels: the class of each row, [n].
-        K: number of users.
         rows_per_user: an even number; None: as many as there are, at most the paper's 500.
-        rng: generator that draws the rows.
 
     Returns:
         For each user its own class and the numbers of its rows [rows_per_user], those of its own class first.
@@ -47,7 +43,7 @@ def one_vs_rest(
     classes, number, counts = np.unique(labels, return_inverse=True, return_counts=True)
     C = len(classes)
     users = np.bincount(np.arange(K) % C, minlength=C)
-    half = _half(classes, counts, users, rows_per_user)
+    half = _half(counts, users, rows_per_user)
     rest = _rest(users, counts - users * half, half, rng)
 
     # Each class's rows, shuffled and cut: first those for its own users, then those for the users of class 0, 1, ...
@@ -66,14 +62,8 @@ def one_vs_rest(
 def even_sets(labels: NDArray[Any], K: int | None, rows_per_user: int | None, rng: np.random.Generator) -> list[Ints]:
     """Deal random rows to users so that all have the same proportion of each class, to within one row.
 
-    Args:
-        labels: the class of each row, [n].
-        K: number of users; None: as many as there are rows for.
-        rows_per_user: None: as many as there are, at most the paper's 500.
-        rng: generator that draws the rows.
-
-    Returns:
-        The numbers of each user's rows [rows_per_user].
+    Return the numbers of each user's rows [rows_per_user]; see `one_vs_rest`. If K is None, it is as large as the rows
+    allow.
 
     Raises:
         ConfigError: if K or rows_per_user is below 1.
@@ -93,7 +83,7 @@ def even_sets(labels: NDArray[Any], K: int | None, rows_per_user: int | None, rn
     return [by_class[k::K] for k in range(K)]
 
 
-def _half(classes: NDArray[Any], counts: Ints, users: Ints, rows_per_user: int | None) -> int:
+def _half(counts: Ints, users: Ints, rows_per_user: int | None) -> int:
     """Return half of rows_per_user.
 
     The rows suffice if and only if no set of users lacks rows (Hall). Users of two or more classes together may take
@@ -102,22 +92,16 @@ def _half(classes: NDArray[Any], counts: Ints, users: Ints, rows_per_user: int |
     Raises:
         DataError: if the rows do not suffice.
     """
-    K, n = int(users.sum()), int(counts.sum())
-    limits = [(n // (2 * K), f"2 × {K} × {{}} rows are needed, but there are {n}")]
-    for name, count, m in zip(classes, counts.tolist(), users.tolist(), strict=True):
-        if m:
-            limits += [
-                (count // m, f"{m} × {{}} rows of class {name} are needed, but there are {count}"),
-                (
-                    (n - count) // K,
-                    f"{K} × {{}} rows of other classes than {name} are needed, but there are {n - count}",
-                ),
-            ]
-    most, reason = min(limits)
+    K, n, has_users = int(users.sum()), int(counts.sum()), users > 0
+    own, others = counts[has_users] // users[has_users], (n - counts[has_users]) // K
+    most = int(min(n // (2 * K), own.min(), others.min()))
     half = min(USUAL_ROWS // 2, max(most, 1)) if rows_per_user is None else rows_per_user // 2
     if half > most:
         remedy = f"Choose at most rows_per_user={2 * most}, or lower K." if most else "Lower K."
-        raise DataError(f"Too few rows for K={K} users with {2 * half} rows each: {reason.format(half)}. {remedy}")
+        raise DataError(
+            f"The {n} rows are too few for K={K} users with {2 * half} each, half of them of the user's own class and "
+            f"half of the others. {remedy}"
+        )
     return half
 
 

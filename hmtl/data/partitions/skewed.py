@@ -20,7 +20,21 @@ DRAWS = 1000  # attempts at a partition in which every user has enough rows
 
 
 @dataclass(frozen=True)
-class Dirichlet:
+class DirichletSettings:
+    """What the partitions have in common that draw shares from Dir(α, ..., α)."""
+
+    alpha: float = 0.5
+    min_rows: int = 10
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < math.inf or self.min_rows < 1:
+            raise ConfigError(
+                f"alpha={self.alpha}, min_rows={self.min_rows} are out of range. Give a finite alpha > 0 and "
+                "min_rows ≥ 1."
+            )
+
+
+class Dirichlet(DirichletSettings):
     """Label skew: the users' shares of each class are drawn from Dir(α, ..., α).
 
     All rows are dealt. The partition is drawn again until every user has `min_rows`.
@@ -36,12 +50,6 @@ class Dirichlet:
     Ref: Hsu et al. 2019, *Measuring the effects of non-identical data distribution*; by class and with a smallest
     number of rows as in Li et al. 2022, *Federated learning on non-IID data silos*.
     """
-
-    alpha: float = 0.5
-    min_rows: int = 10
-
-    def __post_init__(self) -> None:
-        _check_settings(self.alpha, self.min_rows)
 
     def __call__(self, labels: NDArray[Any], K: int, rng: np.random.Generator) -> list[Ints]:
         _check_number_of_rows(len(labels), K, self.min_rows)
@@ -140,8 +148,7 @@ class Shards:
         return list(cut[rng.permutation(shards)].reshape(K, -1))
 
 
-@dataclass(frozen=True)
-class Quantity:
+class Quantity(DirichletSettings):
     """Quantity skew: users have unequal numbers of rows with the same mix of classes, up to chance.
 
     Every user gets `min_rows`; the shares of the remaining rows are drawn from Dir(α, ..., α). All rows are dealt.
@@ -151,17 +158,10 @@ class Quantity:
         min_rows: smallest number of rows of a user.
 
     Raises:
-        ConfigError: if an argument is out of range.
-        DataError: when called, if there are too few rows.
+        ConfigError, DataError: see `Dirichlet`.
 
     Ref: Li et al. 2022, *Federated learning on non-IID data silos* (quantity skew).
     """
-
-    alpha: float = 0.5
-    min_rows: int = 10
-
-    def __post_init__(self) -> None:
-        _check_settings(self.alpha, self.min_rows)
 
     def __call__(self, labels: NDArray[Any], K: int, rng: np.random.Generator) -> list[Ints]:
         n = len(labels)
@@ -169,13 +169,6 @@ class Quantity:
         more = rng.dirichlet(np.full(K, self.alpha)).cumsum() * (n - K * self.min_rows)
         ends = np.rint(more).astype(np.int64) + self.min_rows * np.arange(1, K + 1)
         return np.split(rng.permutation(n), ends[:-1])
-
-
-def _check_settings(alpha: float, min_rows: int) -> None:
-    if not 0 < alpha < math.inf or min_rows < 1:
-        raise ConfigError(
-            f"alpha={alpha}, min_rows={min_rows} are out of range. Give a finite alpha > 0 and min_rows ≥ 1."
-        )
 
 
 def _check_number_of_rows(n: int, K: int, least: int) -> None:

@@ -3,29 +3,22 @@
 Shapes: K tasks, n rows and d features each: all columns except target and task.
 """
 
-from __future__ import annotations  # pandas is imported late, as it takes half a second to load
-
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from hmtl.data.arrays import MANY_CLASSES
-from hmtl.data.dealing import deal
 from hmtl.data.partitions import Partition
 from hmtl.data.preprocessing import Preprocessing, Scope
-from hmtl.data.splitting import Splitting, split
-from hmtl.data.tables import SUFFIXES, cell, not_numbers, read_table
-from hmtl.data.tasks import Task, prepare
+from hmtl.data.splitting import Ints, Splitting
+from hmtl.data.tables import SUFFIXES, fault, read_table
+from hmtl.data.tasks import Task, class_targets, prepare
 from hmtl.errors import ConfigError, DataError, few
-from hmtl.rng import generator
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Kind = Literal["auto", "classification", "regression"]
 
@@ -73,177 +66,130 @@ def files(
     """
     if kind not in get_args(Kind):
         raise ConfigError(f"kind={kind} is not one of auto, classification and regression. Choose one of them.")
+    if partition is not None and kind == "regression":
+        raise ConfigError("kind=regression: a partition deals rows by class. Leave one of them out.")
+    if partition is not None and test_path is not None:
+        raise ConfigError(f"test_path={test_path}: with a partition, each task's rows are split. Leave one out.")
     preprocessing = Preprocessing(intercept, standardize, center if kind == "regression" else "none")
-    reader = _Reader(target, task, kind)
-    splitting = Splitting(test_fraction, seed)
-    if partition is not None:
-        if kind == "regression":
-            raise ConfigError("kind=regression: a partition deals rows by class. Leave one of them out.")
-        if test_path is not None:
-            raise ConfigError(f"test_path={test_path}: with a partition, each task's rows are split. Leave one out.")
-        tasks = _dealt(Path(path), K, reader, partition, splitting)
+    splitting = Splitting(test_fraction, seed, preprocessing)
+    table, owners = _read(Path(path), target, task, kind, partition is None)
+    names = sorted(set(owners), key=_natural)
+    if partition is None and K not in (None, len(names)):
+        raise ConfigError(f"K={K}, but {path} holds {len(names)} tasks. Leave K out (null), or set it to that.")
+    n = len(table)
+    if test_path is not None:
+        tests, owners_of_tests = _read(Path(test_path), target, task, kind)
+        for what, ours, theirs in (("tasks", owners, owners_of_tests), ("columns", table, tests)):
+            if difference := sorted(set(ours) ^ set(theirs), key=_natural):
+                raise DataError(f"{test_path} or {path} lacks {few(difference)}. Give both the same {what}.")
+        table, owners = pd.concat([table, tests], ignore_index=True), owners + owners_of_tests
+
+    features = table.drop(columns=target)
+    has_names = _find(Path(path))[0].suffix.lower() != ".npz"
+    about: dict[str, Any] = {"columns": tuple(map(str, features)) if has_names else None}
+
+    def x(rows: Ints) -> NDArray[np.float64]:
+        values: NDArray[np.float64] = features.iloc[rows].to_numpy(np.float64, copy=True)
+        return values
+
+    if kind == "regression":
+        y = table[target].to_numpy(np.float64)
     else:
-        tasks = _by_task(Path(path), K, None if test_path is None else Path(test_path), reader, splitting)
+        number, labels = _coded(table[target], kind, path)
+        if unknown := set(number[n:]) - set(number[:n]):
+            raise DataError(
+                f"{test_path} has {labels[min(unknown)]} in column {target}, which no row of {path} has. Fix or drop "
+                "such rows."
+            )
+        if partition is not None:
+            return splitting.deal(x, number, K, partition, labels=labels, **about)
+        y, about["classes"] = class_targets(number, len(labels))
+        about["labels"] = labels
+    rows_of = pd.Series(owners).groupby(owners).indices
+    if test_path is None:
+        return splitting.tasks(x, y, {name: rows_of[name] for name in names}, **about)
+    tasks = []
+    for name in names:
+        rows = rows_of[name]
+        train, test = rows[rows < n], rows[rows >= n]
+        tasks.append(Task(name, x(train), y[train], x(test), y[test], **about))  # type: ignore[arg-type]  # Task converts
     return prepare(tasks, preprocessing)
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Reads tables and checks that their columns, rows and values are usable.
+def _read(
+    path: Path, target: str, task: str | None, kind: Kind, needs_tasks: bool = True
+) -> tuple[pd.DataFrame, list[str]]:
+    """Return the rows of all files without the task column, task after task, and the name of each row's task.
 
-    Args:
-        target, task, kind: see `files`.
+    `needs_tasks` is whether one table needs a task column.
     """
-
-    target: str
-    task: str | None
-    kind: Kind
-
-    def tables(self, path: Path) -> dict[str, pd.DataFrame]:
-        """Return the table of each task by its name, without the task column."""
-        places = _find(path)
-        if (self.task is None) == path.is_file():
-            reason = (
-                "is one table. Set dataset.task to the column that names each row's task."
-                if self.task is None
-                else "is not one table with a column that names each row's task. Leave dataset.task out."
-            )
-            raise ConfigError(f"dataset.task={'null' if self.task is None else self.task}, but {path} {reason}")
-        if self.task is None:
-            return self._table_of_each(places)
-        groups = self.table(places[0]).groupby(self.task)
-        tables = {str(name): table.drop(columns=self.task) for name, table in groups}
-        return {name: tables[name] for name in sorted(tables, key=_natural)}
-
-    def test_tables(self, test_path: Path, path: Path, tables: dict[str, pd.DataFrame]) -> list[pd.DataFrame]:
-        """Return a test table for each of `tables`, with its columns in their order."""
-        tests, columns = self.tables(test_path), next(iter(tables.values())).columns
-        names = sorted(set(tables) ^ set(tests), key=_natural)
-        for what, difference in (("tasks", names), ("columns", sorted(set(columns) ^ set(next(iter(tests.values())))))):
-            if difference:
-                raise DataError(f"{test_path} or {path} lacks {few(difference)}. Give both the same {what}.")
-        return [tests[name][columns] for name in tables]
-
-    def table(self, file: Path) -> pd.DataFrame:
-        """Return the table of one file."""
-        table = read_table(file, (self.target,))
-        if fault := next(self._faults(table), None):
-            raise DataError(f"{file} {fault}")
-        return table
-
-    def features(self, table: pd.DataFrame) -> NDArray[np.float64]:
-        """Return the features [n, d]."""
-        features: NDArray[np.float64] = table.drop(columns=self.target).to_numpy(np.float64, copy=True)
-        return features
-
-    def column_names(self, file: Path, table: pd.DataFrame) -> tuple[str, ...] | None:
-        """Return the names of the features; an NPZ has none."""
-        return None if file.suffix.lower() == ".npz" else tuple(table.columns.drop(self.target).astype(str))
-
-    def coded(self, columns: Sequence[pd.Series[Any]], path: Path) -> tuple[list[NDArray[np.int64]], tuple[Any, ...]]:
-        """Return the labels of each column as numbers 0, 1, ..., and the label that each number stands for.
-
-        Raises:
-            DataError: if there is one label only, or the values are not labels.
-            ConfigError: if they may be numbers to predict.
-        """
-        import pandas as pd
-
-        where, every = f"{path}: {self.target!r}", pd.concat(columns)
-        number, values = pd.factorize(every.astype(str) if every.dtype == object else every, sort=True)
-        if len(values) == 1:
-            raise DataError(f"{where} is {values[0]} in all rows, so there is nothing to learn. Set another target.")
-        if len(values) > 2 and pd.api.types.is_float_dtype(values) and (values % 1).any():
-            raise DataError(
-                f"{where} has {len(values)} values that are not whole numbers, so they are not classes. To predict "
-                "numbers, set dataset.kind=regression loss=squared."
-            )
-        if self.kind == "auto" and len(values) > MANY_CLASSES and pd.api.types.is_numeric_dtype(values):
-            raise ConfigError(
-                f"{where} has {len(values)} whole numbers, which may be classes or numbers to predict. Set "
-                "dataset.kind=classification, or dataset.kind=regression loss=squared."
-            )
-        return np.split(number, np.cumsum([len(column) for column in columns])[:-1]), tuple(values.tolist())
-
-    def _table_of_each(self, places: list[Path]) -> dict[str, pd.DataFrame]:
-        tables: dict[str, pd.DataFrame] = {}
-        for file in places:
-            table = self.table(file)
-            first = next(iter(tables.values()), table)
-            if file.stem in tables:
-                raise DataError(f"{file}: another file is also called {file.stem}. Rename or remove one.")
-            if difference := sorted(set(first) ^ set(table)):
-                raise DataError(f"{file} or {places[0]} lacks {few(difference)}. Give all tasks the same columns.")
-            tables[file.stem] = table[first.columns]
-        return tables
-
-    def _faults(self, table: pd.DataFrame) -> Iterator[str]:
-        """Yield what is wrong and how to fix it; each check relies on the ones before it."""
-        names = ", ".join(map(str, table.columns[:8])) + (", ..." if table.shape[1] > 8 else "")
-        for role, name in (("target", self.target), ("task", self.task)):
-            if name not in (None, *table):
-                yield f"has no column {name} (it has {names}). Set dataset.{role} to one of its columns."
-        if table.empty:
-            yield "has no rows. Add rows, or remove it."
-        if set(table) <= {self.target, self.task}:
-            yield f"has no features, only {names}. Add columns to learn from."
-        for name, column in table.items():
-            if name == self.task or (name == self.target and self.kind != "regression"):
-                if (bad := column.isna().to_numpy()).any():
-                    yield f"has {cell(column, bad)}, where a value is needed. Fix or drop such rows."
-            elif (bad := not_numbers(column)).any():
-                remedy = "drop the column"
-                if name == self.target:
-                    remedy = "set dataset.kind=classification loss=hinge for labels"
-                yield f"has {cell(column, bad)}, where a finite number is needed. Fix or drop such rows, or {remedy}."
+    places = _find(path)
+    if path.is_file() != (task is not None) and (needs_tasks or task is not None):
+        raise ConfigError(
+            f"dataset.task={task or 'null'}, but {path} is {'' if path.is_file() else 'not '}one table. Set "
+            "dataset.task to the column that names each row's task if all rows are in one table, and only then."
+        )
+    tables: dict[str, pd.DataFrame] = {}
+    for file in places:
+        table = read_table(file, (target,))
+        if wrong := next(_faults(table, target, task, kind), None):
+            raise DataError(f"{file} {wrong}")
+        if file.stem in tables:
+            raise DataError(f"{file}: another file is also called {file.stem}. Rename or remove one.")
+        first = next(iter(tables.values()), table)
+        if difference := sorted(set(first) ^ set(table)):
+            raise DataError(f"{file} or {places[0]} lacks {few(difference)}. Give all tasks the same columns.")
+        tables[file.stem] = table
+    every = pd.concat(tables.values(), ignore_index=True)
+    if task is None:
+        return every, [name for name, table in tables.items() for _ in range(len(table))]
+    owners = every.pop(task).map(str)
+    rank = {name: i for i, name in enumerate(sorted(set(owners), key=_natural))}
+    order = owners.map(rank).to_numpy().argsort(kind="stable")
+    return every.iloc[order], owners.iloc[order].tolist()
 
 
-def _by_task(
-    path: Path, K: int | None, test_path: Path | None, reader: _Reader, splitting: Splitting
-) -> tuple[Task, ...]:
-    """Return a task for each task of the files, with its own rows."""
-    tables = reader.tables(path)
-    if K not in (None, len(tables)):
-        raise ConfigError(f"K={K}, but {path} holds {len(tables)} tasks. Leave K out (null), or set it to that.")
-    tests = [] if test_path is None else reader.test_tables(test_path, path, tables)
-    columns = [table[reader.target] for table in (*tables.values(), *tests)]
-    labels, classes = None, None
-    if reader.kind == "regression":
-        y = [column.to_numpy(np.float64, copy=True) for column in columns]
-    else:
-        y, labels = reader.coded(columns, path)
-        unknown = set(np.concatenate(y)) - set(np.concatenate(y[: len(tables)]))
-        if unknown:
-            raise DataError(
-                f"{test_path} has {labels[min(unknown)]} in column {reader.target}, which no row of {path} has. Fix or "
-                "drop such rows."
-            )
-        if len(labels) == 2:
-            y = [number * 2.0 - 1.0 for number in y]
-        else:
-            classes = len(labels)
-    tasks: list[Task] = []
-    for k, (name, table) in enumerate(tables.items()):
-        x = reader.features(table)
-        if tests:
-            x_test, y_test = reader.features(tests[k]), y[len(tables) + k]
-            tasks.append(Task(name, x, y[k], x_test, y_test, classes, labels))  # type: ignore[arg-type]  # Task converts
-        else:
-            rng = generator(splitting.seed, "data", "split", k)
-            tasks.append(split(name, x, y[k], splitting.test_fraction, rng, classes, labels))
-    named = reader.column_names(_find(path)[0], next(iter(tables.values())))
-    return tuple(replace(task, columns=named) for task in tasks)
+def _coded(column: pd.Series, kind: Kind, path: str | Path) -> tuple[NDArray[np.int64], tuple[Any, ...]]:
+    """Return labels as numbers 0, 1, ..., and the label that each number stands for.
+
+    Raises:
+        DataError: if there is one label only, or the values are not labels.
+        ConfigError: if they may be numbers to predict.
+    """
+    where = f"{path}: {column.name!r}"
+    number, values = pd.factorize(column.astype(str) if column.dtype == object else column, sort=True)
+    if len(values) == 1:
+        raise DataError(f"{where} is {values[0]} in all rows, so there is nothing to learn. Set another target.")
+    if len(values) > 2 and pd.api.types.is_float_dtype(values) and (values % 1).any():
+        raise DataError(
+            f"{where} has {len(values)} values that are not whole numbers, so they are not classes. To predict "
+            "numbers, set dataset.kind=regression loss=squared."
+        )
+    if kind == "auto" and len(values) > MANY_CLASSES and pd.api.types.is_numeric_dtype(values):
+        raise ConfigError(
+            f"{where} has {len(values)} whole numbers, which may be classes or numbers to predict. Set "
+            "dataset.kind=classification, or dataset.kind=regression loss=squared."
+        )
+    return number, tuple(values.tolist())
 
 
-def _dealt(path: Path, K: int | None, reader: _Reader, partition: Partition, splitting: Splitting) -> tuple[Task, ...]:
-    """Return K tasks to which the rows of all files, or of the one table, are dealt."""
-    is_plain = reader.task is None and path.is_file()  # one table without tasks
-    tables = [reader.table(path)] if is_plain else list(reader.tables(path).values())
-    numbers, labels = reader.coded([table[reader.target] for table in tables], path)
-    x, y = np.concatenate([reader.features(table) for table in tables]), np.concatenate(numbers)
-    named = reader.column_names(_find(path)[0], tables[0])
-    tasks = deal(lambda rows: x[rows], y, K, partition, splitting, labels)
-    return tuple(replace(task, columns=named) for task in tasks)
+def _faults(table: pd.DataFrame, target: str, task: str | None, kind: Kind) -> Iterator[str]:
+    """Yield what is wrong and how to fix it; each check relies on the ones before it."""
+    names = ", ".join(map(str, table.columns[:8])) + (", ..." if table.shape[1] > 8 else "")
+    for role, name in (("target", target), ("task", task)):
+        if name not in (None, *table):
+            yield f"has no column {name} (it has {names}). Set dataset.{role} to one of its columns."
+    if table.empty:
+        yield "has no rows. Add rows, or remove it."
+    if set(table) <= {target, task}:
+        yield f"has no features, only {names}. Add columns to learn from."
+    for name, column in table.items():
+        is_number = name != task and (name != target or kind == "regression")
+        if wrong := fault(column, is_number):
+            remedy = ", or drop the column" if is_number else ""
+            if is_number and name == target:
+                remedy = ", or set dataset.kind=classification loss=hinge for labels"
+            yield f"{wrong}{remedy}."
 
 
 def _find(path: Path) -> list[Path]:
@@ -257,6 +203,6 @@ def _find(path: Path) -> list[Path]:
     return sorted(tables, key=lambda file: _natural(file.stem))
 
 
-def _natural(name: str) -> list[str | int]:
+def _natural(name: str) -> tuple[list[str | int], str]:
     """Return a sort key that orders the numbers in names (odd positions) as numbers."""
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))]
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))], name

@@ -7,7 +7,6 @@ import io
 import warnings
 import zipfile
 import zlib
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.hub import download_url_to_file
 
-from hmtl.data.cache import cache_folder, cached
-from hmtl.data.dealing import deal
+from hmtl.data.downloads import cache_folder, find_or_download
 from hmtl.data.partitions import Partition, even_sets
 from hmtl.data.preprocessing import Preprocessing, Scope
-from hmtl.data.splitting import Ints, Share, Splitting
-from hmtl.data.tasks import Task, prepare
+from hmtl.data.splitting import Splitting
+from hmtl.data.tasks import Task
 from hmtl.errors import ConfigError, DataError
 from hmtl.io.npz import open_file
 from hmtl.rng import generator
 
 URL = "https://archive.ics.uci.edu/static/public/240/human+activity+recognition+using+smartphones.zip"
+ZIP = URL.rsplit("/", 1)[1]
 # UCI publishes no checksum. This is the SHA-256 that many who downloaded the file have published.
 SHA256 = "c00b803081a5c797cd5e4b83700a9810b38d53d9d84e01917e090e1fdbc81031"
 FOLDER = "UCI HAR Dataset"
-MOST_BYTES = 1_000_000_000  # largest size of the zip, packed or unpacked; UCI's holds 270 MB
 ACTIVITIES = ("walking", "walking upstairs", "walking downstairs", "sitting", "standing", "laying")
 
 
@@ -54,9 +52,7 @@ def har(
             for each subject, with all of its windows; or one of `hmtl.data.partitions`, which deals all windows by
             their targets.
         target: "sitting": y = 1 for sitting and −1 otherwise, as in the paper; "activity": y = 0..5, see ACTIVITIES.
-        test_fraction: share of each user's rows that is kept for testing; 0: no test.
-        intercept, standardize: see `Preprocessing`.
-        seed: seed of the partition and the splits.
+        test_fraction, intercept, standardize, seed: see `mnist5k`.
         path: UCI's zip (or the zip inside it), the unpacked folder, or the folder with one of these; None: the cache.
         download: whether to download a missing zip.
 
@@ -77,63 +73,30 @@ def har(
     y = np.where(activity == ACTIVITIES.index("sitting"), 1.0, -1.0)
     if target == "activity":
         classes, names, y = len(ACTIVITIES), ACTIVITIES, activity
-    splitting = Splitting(test_fraction, seed)
-
-    def rows_of(numbers: Ints) -> NDArray[Any]:
-        return x[numbers]
-
+    splitting = Splitting(test_fraction, seed, Preprocessing(intercept, standardize))
     if callable(partition):
-        tasks = deal(rows_of, y, K, partition, splitting, names)
+        return splitting.deal(lambda rows: x[rows], y, K, partition, labels=names)
+    if partition == "subject":
+        subjects = np.unique(subject).tolist()
+        if K not in (None, len(subjects)):
+            raise ConfigError(f"K={K}, but there are {len(subjects)} subjects. Leave K out (null), or set it to that.")
+        users = {f"subject {s}": np.flatnonzero(subject == s) for s in subjects}
     else:
-        if partition == "subject":
-            users = _by_subject(subject, K)
-        else:
-            sets = even_sets(activity, K, rows_per_user, generator(seed, "data", "partition"))
-            users = {f"user {k}": rows for k, rows in enumerate(sets)}
-        shares = [Share(name, rows, y[rows]) for name, rows in users.items()]
-        tasks = splitting.tasks(rows_of, shares, classes, names)
-    return prepare(tasks, Preprocessing(intercept, standardize))
-
-
-def _by_subject(subject: Ints, K: int | None) -> dict[str, Ints]:
-    """Return the numbers of each subject's rows, by its name."""
-    subjects = np.unique(subject).tolist()
-    if K not in (None, len(subjects)):
-        raise ConfigError(f"K={K}, but there are {len(subjects)} subjects. Leave K out (null), or set it to that.")
-    return {f"subject {s}": np.flatnonzero(subject == s) for s in subjects}
+        sets = even_sets(activity, K, rows_per_user, generator(seed, "data", "partition"))
+        users = {f"user {k}": rows for k, rows in enumerate(sets)}
+    return splitting.tasks(lambda rows: x[rows], y, users, classes=classes, labels=names)
 
 
 def _read(path: Path, download: bool) -> list[NDArray[Any]]:
-    """Return the features [n, d], activities [n] from 0, and subjects [n], cached once they are parsed."""
-    place = _find(path, download)
-    # Size and time identify the files, wherever they are.
-    stats = [file.stat() for file in (place.glob("t*/*.txt") if place.is_dir() else [place])]
-    key = f"{sum(stat.st_size for stat in stats)}-{max((stat.st_mtime_ns for stat in stats), default=0)}"
-    return cached(cache_folder() / f"har-{key}.npz", lambda: _parse(place))
-
-
-def _find(path: Path, download: bool) -> Path:
-    """Return the place of UCI's folder or zip: in `path`, or `path` itself."""
-    file = URL.rsplit("/", 1)[1]
-    reason = "download=False"
-    for fetch in (download and path.suffix != ".zip", False):
-        for place in (path, path / FOLDER, path / file, path / f"{FOLDER}.zip"):
-            if (place / "train").is_dir() or place.is_file():
-                return place
-        if fetch:
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-                download_url_to_file(URL, str(path / file), hash_prefix=SHA256)
-            except (OSError, RuntimeError, HTTPException) as error:
-                reason = f"the download failed: {' '.join(str(error).split())}"
-    raise DataError(
-        f"Human Activity Recognition is not in {path} ({reason}). Download {URL} on a machine with network access and "
-        "put it there, or set path to its place."
-    )
-
-
-def _parse(place: Path) -> list[NDArray[Any]]:
     """Return all windows, training and test: features [n, d], activities [n] from 0, subjects [n]."""
+
+    def fetch() -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        download_url_to_file(URL, str(path / ZIP), hash_prefix=SHA256)
+
+    remedy = f"Download {URL} on a machine with network access and put it there, or set path to its place."
+    download = download and path.suffix != ".zip"
+    place = find_or_download("Human Activity Recognition", path, _find, fetch if download else None, remedy)
     try:
         root = place if place.is_dir() else _unzip(place)
         x, y, subject = (
@@ -149,21 +112,20 @@ def _parse(place: Path) -> list[NDArray[Any]]:
     return [x, y[:, 0] - 1, subject[:, 0]]
 
 
+def _find(path: Path) -> Path | None:
+    """Return the place of UCI's folder or zip: in `path`, or `path` itself."""
+    places = (path, path / FOLDER, path / ZIP, path / f"{FOLDER}.zip")
+    return next((place for place in places if (place / "train").is_dir() or place.is_file()), None)
+
+
 def _unzip(place: Path) -> zipfile.Path:
     """Return the folder inside UCI's zip."""
-    with open_file(place, MOST_BYTES) as file:
-        archive = _bounded(zipfile.ZipFile(io.BytesIO(file.read())))
+    with open_file(place) as file:
+        archive = zipfile.ZipFile(io.BytesIO(file.read()))
     if f"{FOLDER}.zip" in archive.namelist():  # UCI's download is a zip within a zip
-        archive = _bounded(zipfile.ZipFile(io.BytesIO(archive.read(f"{FOLDER}.zip"))))
+        archive = zipfile.ZipFile(io.BytesIO(archive.read(f"{FOLDER}.zip")))
     root = zipfile.Path(archive)
     return root / FOLDER if (root / FOLDER).is_dir() else root
-
-
-def _bounded(archive: zipfile.ZipFile) -> zipfile.ZipFile:
-    """Return the archive, or raise ValueError if its content is too large for memory."""
-    if sum(info.file_size for info in archive.infolist()) > MOST_BYTES:
-        raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
-    return archive
 
 
 def _numbers(file: Path | zipfile.Path, dtype: type) -> NDArray[Any]:

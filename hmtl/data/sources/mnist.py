@@ -7,17 +7,15 @@ import gzip
 import math
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.data.cache import cache_folder
-from hmtl.data.dealing import deal
+from hmtl.data.downloads import cache_folder, find_or_download
 from hmtl.data.partitions import Partition, one_vs_rest
 from hmtl.data.preprocessing import Preprocessing, Scope
-from hmtl.data.splitting import Ints, Share, Splitting, Wanted, everybody, needed_for
-from hmtl.data.tasks import Task, prepare
+from hmtl.data.splitting import Splitting, Wanted
+from hmtl.data.tasks import Task
 from hmtl.errors import ConfigError, DataError
 from hmtl.io.npz import open_file
 from hmtl.rng import generator
@@ -27,6 +25,8 @@ FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3
 MOST_BYTES = 100_000_000  # largest size of a file; MNIST's have up to 47 MB
 
 Bytes = NDArray[np.uint8]
+Images = tuple[Bytes, Bytes]
+"""Pixels [n, 784] and digits [n]."""
 
 
 def mnist5k(
@@ -37,7 +37,7 @@ def mnist5k(
     standardize: Scope = "none",
     seed: int = 0,
     partition: Partition | None = None,
-    wanted: Wanted = everybody,
+    wanted: Wanted = range,
 ) -> tuple[Task, ...]:
     """Return tasks from 5,000 of MNIST's training images, 500 of each digit, which come with hmtl.
 
@@ -55,10 +55,9 @@ def mnist5k(
         ConfigError, DataError: see `one_vs_rest`, the partition and `Splitting`.
     """
     with np.load(SHIPPED) as arrays:
-        pixels, digits = arrays["pixels"], arrays["labels"]
-    preprocessing = Preprocessing(intercept, standardize)
-    splitting = Splitting(test_fraction, seed, needed_for(preprocessing, wanted))
-    return prepare(_tasks(pixels, digits, K, rows_per_user, partition, splitting), preprocessing)
+        images = arrays["pixels"], arrays["labels"]
+    splitting = Splitting(test_fraction, seed, Preprocessing(intercept, standardize), wanted)
+    return _tasks(images, K, rows_per_user, partition, splitting)
 
 
 def mnist(
@@ -71,7 +70,7 @@ def mnist(
     path: str | Path | None = None,
     download: bool = True,
     partition: Partition | None = None,
-    wanted: Wanted = everybody,
+    wanted: Wanted = range,
 ) -> tuple[Task, ...]:
     """Return tasks from all of MNIST, training and test images pooled, as each user's rows are split on their own.
 
@@ -85,50 +84,41 @@ def mnist(
         DataError: if the files are missing or damaged.
         ConfigError, DataError: see `one_vs_rest`, the partition and `Splitting`.
     """
-    pixels, digits = _read_files(Path(path or cache_folder()), download)
-    preprocessing = Preprocessing(intercept, standardize)
-    splitting = Splitting(test_fraction, seed, needed_for(preprocessing, wanted))
-    return prepare(_tasks(pixels, digits, K, rows_per_user, partition, splitting), preprocessing)
+    images = _read_files(Path(path or cache_folder()), download)
+    splitting = Splitting(test_fraction, seed, Preprocessing(intercept, standardize), wanted)
+    return _tasks(images, K, rows_per_user, partition, splitting)
 
 
 def _tasks(
-    pixels: Bytes,
-    digits: Bytes,
-    K: int | None,
-    rows_per_user: int | None,
-    partition: Partition | None,
-    splitting: Splitting,
+    images: Images, K: int | None, rows_per_user: int | None, partition: Partition | None, splitting: Splitting
 ) -> tuple[Task, ...]:
-    def rows_of(numbers: Ints) -> NDArray[Any]:
-        return pixels[numbers] / 255.0
-
+    pixels, digits = images
     if partition is not None:
         if rows_per_user is not None:
             raise ConfigError(f"rows_per_user={rows_per_user}, but a partition deals all rows. Set it to null.")
-        return deal(rows_of, digits, K, partition, splitting)
+        return splitting.deal(lambda rows: pixels[rows] / 255.0, digits, K, partition)
     dealt = one_vs_rest(digits, K, rows_per_user, generator(splitting.seed, "data", "partition"))
-    shares = [
-        Share(f"user {k}: digit {digit}", rows, np.where(digits[rows] == digit, 1.0, -1.0))
-        for k, (digit, rows) in enumerate(dealt)
-    ]
-    return splitting.tasks(rows_of, shares)
+    users = {f"user {k}: digit {digit}": rows for k, (digit, rows) in enumerate(dealt)}
+    y = np.empty(len(digits))
+    for digit, rows in dealt:
+        y[rows] = np.where(digits[rows] == digit, 1.0, -1.0)
+    return splitting.tasks(lambda rows: pixels[rows] / 255.0, y, users)
 
 
-def _read_files(folder: Path, download: bool) -> tuple[Bytes, Bytes]:
-    """Return the pixels [n, 784] and digits [n] of MNIST's files."""
-    files = _find(folder)
-    if not files:
-        reason = _download(folder) if download else "download=False"
-        files = _find(folder)
-    if not files:
-        raise DataError(
-            f"MNIST is not in {folder} ({reason}). Put {', '.join(FILES)} (each may end in .gz) there, give another "
-            "path, or run once with network access; the data set mnist5k needs neither."
-        )
-    images = [_read_idx(file, 28, 28) for file in files[::2]]
-    digits = [_read_idx(file) for file in files[1::2]]
-    if [len(x) for x in images] != [len(y) for y in digits]:
-        raise DataError(f"{folder} has other numbers of images than of labels. Delete the files and fetch them again.")
+def _read_files(folder: Path, download: bool) -> Images:
+    """Return the content of MNIST's files."""
+
+    def fetch() -> None:
+        from torchvision.datasets import MNIST  # late, as it takes a second to load
+
+        MNIST(folder, download=True)
+
+    remedy = (
+        f"Put {', '.join(FILES)} (each may end in .gz) there, give another path, or run once with network access; the "
+        "data set mnist5k needs neither."
+    )
+    files = find_or_download("MNIST", folder, _find, fetch if download else None, remedy)
+    images, digits = [_read_idx(file, 28, 28) for file in files[::2]], [_read_idx(file) for file in files[1::2]]
     return np.concatenate(images).reshape(-1, 28 * 28), np.concatenate(digits)
 
 
@@ -139,17 +129,6 @@ def _find(folder: Path) -> list[Path]:
         if all(file.is_file() for file in files):
             return files
     return []
-
-
-def _download(folder: Path) -> str:
-    """Download MNIST to folder/MNIST/raw, and return the reason if that fails."""
-    from torchvision.datasets import MNIST  # late, as it takes a second to load
-
-    try:
-        MNIST(folder, download=True)
-    except (OSError, RuntimeError) as error:
-        return f"the download failed: {' '.join(str(error).split())}"
-    return ""
 
 
 def _read_idx(path: Path, *row: int) -> Bytes:

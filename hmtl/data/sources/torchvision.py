@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import ConcatDataset
 
-from hmtl.data.cache import cache_folder
-from hmtl.data.dealing import deal
+from hmtl.data.downloads import cache_folder
 from hmtl.data.partitions import Dirichlet, Partition
-from hmtl.data.splitting import Ints, Splitting, Wanted, everybody
+from hmtl.data.splitting import Splitting, Wanted
 from hmtl.data.tasks import Task
 from hmtl.errors import ConfigError, DataError
 from hmtl.rng import generator
@@ -32,7 +32,7 @@ def torchvision(
     path: str | Path | None = None,
     download: bool = True,
     options: Mapping[str, Any] | None = None,
-    wanted: Wanted = everybody,
+    wanted: Wanted = range,
 ) -> tuple[Task, ...]:
     """Return tasks from a data set of `torchvision.datasets` that has one class for each image.
 
@@ -44,12 +44,11 @@ def torchvision(
         partition: deals the images to the users.
         rows: number of images to draw at random; None: all.
         size: height and width to resize the images to; needed if they differ.
-        test_fraction: share of each user's rows that is kept for testing; 0: no test.
+        test_fraction, wanted: see `mnist5k`.
         seed: seed of the drawn rows, the partition and the splits.
         path: folder, in torchvision's layout (for MNIST the folder above MNIST/raw); None: the user's cache folder.
         download: whether to download missing files.
         options: further arguments of the data set, such as {split: letters} for EMNIST.
-        wanted: the users whose images are held.
 
     Raises:
         ConfigError: if there is no such data set, it does not take the options, or has fewer images than `rows`.
@@ -57,26 +56,24 @@ def torchvision(
         ConfigError, DataError: see the partition and `Splitting`.
     """
     parts = _parts(name, Path(path or cache_folder()), download, size, dict(options or {}))
-    lengths = [len(part) for part in parts]
-    first, n = np.cumsum([0, *lengths]), sum(lengths)
+    source: ConcatDataset[Any] = ConcatDataset(parts)
+    n = len(source)
     if rows is not None and not 1 <= rows <= n:
         raise ConfigError(f"rows={rows}, but {name} has {n} images. Choose 1 to {n}, or null for all.")
     drawn = np.arange(n) if rows is None else generator(seed, "data", "rows").permutation(n)[:rows]
     images, labels = [], []
     for i in drawn.tolist():
-        part = int(np.searchsorted(first, i, side="right")) - 1
-        image, label = _read(parts[part], i - int(first[part]), name)
+        image, label = _read(source, i, name)
         images.append(image)
         labels.append(label)
         if image.shape != images[0].shape:
             raise DataError(f"{name} has images of {images[0].shape} and {image.shape}. Set size to resize them.")
     pixels = np.stack(images)
 
-    def rows_of(numbers: Ints) -> NDArray[np.float32]:
-        scaled: NDArray[np.float32] = pixels[numbers].astype(np.float32) / np.float32(255)
-        return scaled
-
-    return deal(rows_of, np.array(labels), K, partition, Splitting(test_fraction, seed, wanted))
+    splitting = Splitting(test_fraction, seed, wanted=wanted)
+    return splitting.deal(
+        lambda rows: pixels[rows].astype(np.float32) / np.float32(255), np.array(labels), K, partition
+    )
 
 
 def _parts(name: str, root: Path, download: bool, size: int | None, options: dict[str, Any]) -> list[Any]:
@@ -106,10 +103,10 @@ def _parts(name: str, root: Path, download: bool, size: int | None, options: dic
         ) from error
 
 
-def _read(part: Any, i: int, name: str) -> tuple[NDArray[np.uint8], int]:
+def _read(source: ConcatDataset[Any], i: int, name: str) -> tuple[NDArray[np.uint8], int]:
     """Return one image [channels, height, width] and its class."""
     try:
-        image, label = part[i]
+        image, label = source[i]
         return np.asarray(image, np.uint8), int(label)
     except (TypeError, ValueError) as error:
         raise DataError(f"{name}: the label of image {i} is not a class number ({error}). Choose another.") from error

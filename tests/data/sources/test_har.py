@@ -24,7 +24,6 @@ def cache(tmp_path, monkeypatch):
     """No test touches the user's cache, or the network."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(activity, "download_url_to_file", offline)
-    return tmp_path / "cache" / "hmtl"
 
 
 def offline(url, target, **_):
@@ -126,21 +125,6 @@ def test_a_partition_deals_all_windows(tmp_path, target, classes):
     assert sorted(seen) == list(range(180))
     with pytest.raises(ConfigError, match="rows_per_user=9"):
         har(3, 9, Quantity(), path=tmp_path)
-
-
-def test_parses_once_and_again_after_a_change(tmp_path, cache, monkeypatch):
-    arrays = small()
-    place = write(tmp_path / "har", *arrays)
-    calls, parse = [], activity._parse
-    monkeypatch.setattr(activity, "_parse", lambda place: calls.append(place) or parse(place))
-    for _ in range(2):
-        check_subjects(har(partition="subject", path=place), arrays)
-    assert len(calls) == len(list(cache.iterdir())) == 1
-    file = place / "test" / "y_test.txt"
-    file.write_text("1\n" * 27 + "4\n" * 27)  # as long as before
-    tasks = har(partition="subject", path=place)
-    assert len(calls) == 2
-    assert [int((rows_of(task)[1] == 1).sum()) for task in tasks[3:]] == [13, 14]
 
 
 def test_without_data_or_network(tmp_path):

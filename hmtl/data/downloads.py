@@ -1,0 +1,36 @@
+"""Data sets that are downloaded once, to the user's cache folder by default."""
+
+import os
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+from typing import TypeVar
+
+from hmtl.errors import DataError
+
+Place = TypeVar("Place")
+
+
+def cache_folder() -> Path:
+    """Return the user's cache folder for hmtl: ${XDG_CACHE_HOME:-~/.cache}/hmtl."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hmtl"
+
+
+def find_or_download(
+    name: str, folder: Path, find: Callable[[Path], Place | None], download: Callable[[], None] | None, remedy: str
+) -> Place:
+    """Return what `find` finds in a folder, after a download if it finds nothing.
+
+    Raises:
+        DataError: if there is nothing even then. `remedy` ends the message.
+    """
+    reason, found = "download=False", find(folder)
+    if not found and download:
+        try:
+            download()
+            found = find(folder)
+        except (OSError, RuntimeError, HTTPException) as error:
+            reason = f"the download failed: {' '.join(str(error).split())}"
+    if not found:
+        raise DataError(f"{name} is not in {folder} ({reason}). {remedy}")
+    return found
