@@ -7,10 +7,10 @@ taken from these threads, see `hmtl.distributed.peers`. Gloo neither encrypts no
 
 import datetime
 import time
+from contextlib import suppress
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -24,23 +24,18 @@ from hmtl.errors import CodingError, EngineError
 FOREVER = datetime.timedelta(days=365)  # a wait that gloo gives up would break all connections
 
 
-class Transport(Protocol):
-    """Moves bytes between processes, in order. Both methods raise RuntimeError once the other process has ended."""
+class Transport:
+    """Moves bytes between processes, in order; use it after `connect`.
+
+    Both methods raise RuntimeError once the other process has ended.
+    """
 
     def send(self, content: Tensor, rank: int) -> None:
         """Send bytes to a process, and wait until they have left."""
-
-    def receive(self, content: Tensor, rank: int) -> None:
-        """Wait for bytes from a process, as many as `content` holds, and write them there."""
-
-
-class Gloo:
-    """The transport of torch.distributed for CPUs, after `connect`."""
-
-    def send(self, content: Tensor, rank: int) -> None:
         dist.send(content, dst=rank)
 
     def receive(self, content: Tensor, rank: int) -> None:
+        """Wait for bytes from a process, as many as `content` holds, and write them there."""
         dist.recv(content, src=rank)
 
 
@@ -57,11 +52,11 @@ class Connection:
         self,
         rank: int,
         listener: Listener | None = None,
-        transport: Transport = Gloo(),  # noqa: B008, it holds nothing
+        transport: Transport = Transport(),  # noqa: B008, it holds nothing
     ) -> None:
         self.rank, self.listener, self._transport = rank, listener, transport
         self.inbox: SimpleQueue[tuple[Header, Tensor] | str] = SimpleQueue()  # frames, then why no more will come
-        self.outbox: SimpleQueue[tuple[Header, Tensor, Cast | None] | None] = SimpleQueue()
+        self.outbox: SimpleQueue[tuple[Header, Tensor, Cast | None]] = SimpleQueue()
         self._threads = [Thread(target=work, daemon=True) for work in (self._send_all, self._receive_all)]
         for thread in self._threads:
             thread.start()
@@ -84,52 +79,53 @@ class Connection:
             raise EngineError(frame)
         return frame
 
-    def finish(self) -> None:
-        """Send no more frames after those that wait to be sent."""
-        self.outbox.put(None)
-
     def join(self, deadline: float) -> None:
-        """Wait until both sides have finished, or until the deadline, a `time.monotonic()`."""
+        """Wait until both sides have sent BYE, or until the deadline, a `time.monotonic()`."""
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _send_all(self) -> None:
-        while frame := self.outbox.get():
-            header, body, cast = frame
-            if cast and cast.reaches(self.rank):  # asked only now, so that frames keep their order
-                header, body = replace(header, apart=True), body[:0]
-            try:
-                for part in (torch.frombuffer(bytearray(header.to_bytes()), dtype=torch.uint8), body):
-                    if len(part):
-                        self._transport.send(part, self.rank)
-                del frame, body, part, cast  # may be large, and the next frame may be long in coming
-            except RuntimeError:
-                return  # `_receive_all` reports that the connection is broken
+        kind = ""
+        with suppress(RuntimeError):  # `_receive_all` reports that the connection is broken
+            while kind != BYE:
+                kind = self._send(*self.outbox.get())
+
+    def _send(self, header: Header, body: Tensor, cast: Cast | None) -> str:
+        """Send a frame and return its kind."""
+        if cast:
+            reached = cast.reaches(self.rank)  # asked only now, so that frames keep their order
+            header, body = replace(header, cast=cast.number, apart=reached), body[:0] if reached else body
+        for part in (torch.frombuffer(bytearray(header.to_bytes()), dtype=torch.uint8), body):
+            if len(part):
+                self._transport.send(part, self.rank)
+        return KINDS[header.kind]
 
     def _receive_all(self) -> None:
         try:
-            while True:
-                content = torch.empty(HEADER, dtype=torch.uint8)
-                self._transport.receive(content, self.rank)
-                header = Header.from_bytes(content.numpy().tobytes())
-                if KINDS[header.kind] == BYE:
-                    self.inbox.put("it has left")
-                    return
+            while KINDS[(header := self._receive_header()).kind] != BYE:
                 self.inbox.put((header, self._receive_body(header)))
+            self.inbox.put("it has left")
         except CodingError as error:
             self.inbox.put(str(error))
         except RuntimeError:
             self.inbox.put("its process has ended")
 
+    def _receive_header(self) -> Header:
+        return Header.from_bytes(self._receive(HEADER).numpy().tobytes())
+
     def _receive_body(self, header: Header) -> Tensor:
-        if header.apart and self.listener:
-            return self.listener.take(header.cast)
-        body = torch.empty(header.body, dtype=torch.uint8)
-        if len(body):
-            self._transport.receive(body, self.rank)
-        if header.cast and self.listener:
-            self.listener.forget(header.cast)
-        return body
+        cast = self.listener.take(header.cast) if self.listener and header.cast else None
+        if not header.apart:
+            return self._receive(header.body)
+        if cast is None:
+            raise CodingError(f"multicast {header.cast} is incomplete, although it was reported as whole")
+        return cast
+
+    def _receive(self, nbytes: int) -> Tensor:
+        content = torch.empty(nbytes, dtype=torch.uint8)
+        if nbytes:
+            self._transport.receive(content, self.rank)
+        return content
 
 
 def connect(rendezvous: Rendezvous) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 from hmtl.mtl.algorithms.base import NOBODY, Ids, Users
 
 
-class HostedUsers(Users):
+class HostedUsers:
     """A user side addressed by numbers in the whole network; `inner` numbers only the users of this host, from 0.
 
     Args:
@@ -15,7 +15,6 @@ class HostedUsers(Users):
     """
 
     def __init__(self, inner: Users, hosted: Ids) -> None:
-        super().__init__()
         self.inner, self.hosted = inner, hosted
         self.numbers = inner.numbers
 
@@ -38,9 +37,3 @@ class HostedUsers(Users):
 
     def _places(self, users: Ids) -> Ids:
         return np.searchsorted(self.hosted, users)
-
-    def measure(self) -> dict[str, Tensor]:
-        return self.inner.measure()
-
-    def local_work(self, round: int, user: int) -> None:
-        self.inner.local_work(round, int(self._places(np.array([user]))[0]))

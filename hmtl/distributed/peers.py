@@ -3,7 +3,6 @@
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import inf
 
 from hmtl.distributed.connections import Connection
@@ -46,9 +45,7 @@ class Peers:
         group: Caster | Listener | None = None,
     ) -> None:
         self.name, self.rank, self.seconds = name, rank, seconds
-        self.connections = dict(connections)
-        self.caster = group if isinstance(group, Caster) else None
-        self.listener = group if isinstance(group, Listener) else None
+        self.connections, self.group = connections, group
         self.lost: dict[str, str] = {}
         self.late: set[str] = set()
         self.notices: list[str] = []
@@ -68,15 +65,15 @@ class Peers:
         self._complete.clear()
         self._missed.clear()
         self._waited_since.clear()
-        if self.caster:
-            self.caster.begin()
+        if isinstance(self.group, Caster):
+            self.group.begin()
 
     def multicast(self, to: Sequence[str], frame: Frame) -> Cast | None:
         """Send a frame's body to several peers at once, if that pays; `send` must still send the header to each."""
         ranks = [self.connections[name].rank for name in to if name not in self.lost]
-        if self.caster is None or len(ranks) < 2 or len(frame.body) <= ROOM:
+        if not isinstance(self.group, Caster) or len(ranks) < 2 or len(frame.body) <= ROOM:
             return None
-        return self.caster.cast(frame.body, ranks)
+        return self.group.cast(frame.body, ranks)
 
     def send(self, to: str, frame: Frame, cast: Cast | None = None) -> None:
         """Send a frame to a peer, without waiting; its body only if `cast` does not bring it."""
@@ -85,7 +82,7 @@ class Peers:
         connection = self.connections[to]
         header, body = frame.to_bytes(self.rank, connection.rank, self._frames_sent[to])
         self._frames_sent[to] += 1
-        connection.send(replace(header, cast=cast.number) if cast else header, body, cast)
+        connection.send(header, body, cast)
 
     def receive(self, kind: str, senders: Sequence[str], patience: int = 1) -> dict[str, list[Frame]]:
         """Return the next batch of a kind from each sender, without the senders that miss the deadline.
@@ -105,7 +102,9 @@ class Peers:
                 deadline = min(deadline, now + (now - start))
             batch = self._next_batch(name, kind, deadline)
             if isinstance(batch, str):
-                self._mark_late(name, batch)
+                if name not in self.late and name not in self.lost:
+                    self.notices.append(f"{name}: {batch}")
+                self.late.add(name)
                 continue
             batches[name] = batch
             if name in self.late:
@@ -117,18 +116,15 @@ class Peers:
         return {name: batches[name] for name in senders if name in batches}
 
     def close(self, seconds: float = 5.0) -> None:
-        """Send what waits to be sent, and let peers do the same, within some seconds."""
-        for name, connection in self.connections.items():
+        """Send what waits to be sent, and let peers do the same, within some seconds; then leave the group."""
+        for name in self.connections:
             self.send(name, Frame(BYE, self.round, empty=True))
-            connection.finish()
         deadline = time.monotonic() + seconds
-        for connection in self.connections.values():
-            connection.join(deadline)
-
-    def _mark_late(self, name: str, reason: str) -> None:
-        if name not in self.late and name not in self.lost:
-            self.notices.append(f"{name}: {reason}")
-        self.late.add(name)
+        for name, connection in self.connections.items():
+            if name not in self.lost:
+                connection.join(deadline)
+        if self.group:
+            self.group.close()
 
     def _next_batch(self, name: str, kind: str, deadline: float) -> list[Frame] | str:
         """Return the next batch, or why it is missing."""

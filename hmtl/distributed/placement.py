@@ -68,12 +68,11 @@ class Placement:
 
         Relays and hosts exchange frames with each other, but not among themselves; the server does with all.
         """
-        kinds = [SERVER, *("relay" for _ in self.relays), *("host" for _ in self.hosts)]
-        return {
-            name: rank
-            for rank, name in enumerate(self.names)
-            if rank != self.rank and (kinds[rank] != kinds[self.rank] or SERVER in (name, self.name))
-        }
+        return {name: rank for rank, name in enumerate(self.names) if _kind(name) != _kind(self.name)}
+
+
+def _kind(name: str) -> str:
+    return name.partition(" ")[0]
 
 
 def check_size(size: int, K: int | None, H: int) -> None:

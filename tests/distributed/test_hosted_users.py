@@ -8,7 +8,6 @@ import torch
 
 from hmtl.data import Task
 from hmtl.distributed.hosted_users import HostedUsers
-from hmtl.distributed.remote_tasks import from_outline, outline
 from hmtl.mtl import (
     MOCHA,
     SDCA,
@@ -81,9 +80,8 @@ SUMS = ("mocha, mean", "cocoa", "fedu, mean", "fedavg", "ditto", "pfedme")
 
 
 def parted(tasks: Sequence[Task], here: Sequence[int]) -> tuple[Task, ...]:
-    """Tasks with the rows of some users only, and outlines of the others."""
-    elsewhere = from_outline(outline(tasks))
-    return tuple(task if k in here else elsewhere[k] for k, task in enumerate(tasks))
+    """Tasks with the rows of some users only."""
+    return tuple(task if k in here else task.without_rows() for k, task in enumerate(tasks))
 
 
 def set_up(hosts: Sequence[Algorithm], aggregating: Algorithm) -> None:

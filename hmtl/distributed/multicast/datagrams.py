@@ -7,7 +7,7 @@ combinations over GF(2^8) within a generation repair losses. A datagram with a w
 import struct
 import zlib
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Self
 
 import numpy as np
@@ -68,35 +68,24 @@ class Datagram:
         return cls(what, run, number, size, generation, index, rest)
 
 
-@dataclass(frozen=True)
 class Cut:
     """How a body is cut into pieces and generations.
 
-    Attributes:
+    Args:
         size: of the body [bytes].
+
+    Attributes:
+        pieces, generations: their numbers.
+        length: of a piece [bytes]; the last ones are padded with zeros.
     """
 
-    size: int
-
-    @cached_property
-    def pieces(self) -> int:
-        """Number of pieces."""
-        return max(1, -(-self.size // ROOM))
-
-    @cached_property
-    def length(self) -> int:
-        """Length of a piece [bytes]; the last ones are padded with zeros."""
-        return -(-self.size // self.pieces)
-
-    @cached_property
-    def generations(self) -> int:
-        """Number of generations."""
-        return -(-self.pieces // GENERATION)
+    def __init__(self, size: int) -> None:
+        self.size, self.pieces = size, max(1, -(-size // ROOM))
+        self.length, self.generations = -(-size // self.pieces), -(-self.pieces // GENERATION)
 
     def places(self, generation: int) -> slice:
         """Return the pieces of a generation."""
-        pieces, generations = self.pieces, self.generations
-        return slice(generation * pieces // generations, (generation + 1) * pieces // generations)
+        return slice(generation * self.pieces // self.generations, (generation + 1) * self.pieces // self.generations)
 
 
 @lru_cache(maxsize=8)
