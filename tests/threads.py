@@ -75,8 +75,9 @@ def play(
     def run(placement: Placement) -> None:
         transport, end = queues.of(placement.rank), group(placement.rank)
         listener = end if isinstance(end, Listener) else None
-        connections = {name: Connection(rank, listener, transport) for name, rank in placement.neighbors.items()}
-        peers = Peers(placement.name, placement.rank, connections, seconds, end)
+        own, ranks = placement.rank, placement.neighbors
+        connections = {name: Connection(own, rank, listener, transport) for name, rank in ranks.items()}
+        peers = Peers(placement.name, connections, seconds, end)
         try:
             results[placement.name] = node(placement, peers, transport)
         except Killed:

@@ -9,6 +9,7 @@ import datetime
 import time
 from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from queue import Empty, SimpleQueue
 from threading import Thread
 
@@ -16,10 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hmtl.distributed.frames import BYE, HEADER, KINDS, Header
+from hmtl.distributed.frames import BYE, HEADER, KINDS, Frame, Header
 from hmtl.distributed.multicast.group import Cast, Listener
 from hmtl.distributed.rendezvous import Rendezvous
-from hmtl.errors import CodingError, EngineError
+from hmtl.errors import CodingError, EngineError, HmtlError
 
 FOREVER = datetime.timedelta(days=365)  # a wait that gloo gives up would break all connections
 
@@ -42,7 +43,10 @@ class Transport:
 class Connection:
     """Frames to and from one other process, each way by a thread of its own.
 
+    A frame that arrives twice, out of order or with a damaged header ends the connection.
+
     Args:
+        own: rank of this process.
         rank: of the other process.
         listener: this process's end of the multicast group that brings some of the bodies, if there is one.
         transport: moves the bytes.
@@ -50,23 +54,26 @@ class Connection:
 
     def __init__(
         self,
+        own: int,
         rank: int,
         listener: Listener | None = None,
         transport: Transport = Transport(),  # noqa: B008, it holds nothing
     ) -> None:
-        self.rank, self.listener, self._transport = rank, listener, transport
-        self.inbox: SimpleQueue[tuple[Header, Tensor] | str] = SimpleQueue()  # frames, then why no more will come
+        self.own, self.rank, self.listener, self._transport = own, rank, listener, transport
+        self.inbox: SimpleQueue[Frame | str] = SimpleQueue()  # frames, then why no more will come
         self.outbox: SimpleQueue[tuple[Header, Tensor, Cast | None]] = SimpleQueue()
+        self._sent = 0
         self._threads = [Thread(target=work, daemon=True) for work in (self._send_all, self._receive_all)]
         for thread in self._threads:
             thread.start()
 
-    def send(self, header: Header, body: Tensor, cast: Cast | None = None) -> None:
+    def send(self, frame: Frame, cast: Cast | None = None) -> None:
         """Send a frame, without waiting; its body only if the multicast `cast` does not reach the other process."""
-        self.outbox.put((header, body, cast))
+        self.outbox.put((*frame.to_bytes(self.own, self.rank, self._sent), cast))
+        self._sent += 1
 
-    def receive(self, seconds: float) -> tuple[Header, Tensor] | None:
-        """Return the next frame's header and body, or None if none arrives in time.
+    def receive(self, seconds: float) -> Frame | None:
+        """Return the next frame, or None if none arrives in time.
 
         Raises:
             EngineError: no more frames will arrive.
@@ -91,7 +98,7 @@ class Connection:
                 kind = self._send(*self.outbox.get())
 
     def _send(self, header: Header, body: Tensor, cast: Cast | None) -> str:
-        """Send a frame and return its kind."""
+        """Send a frame, and return its kind."""
         if cast:
             reached = cast.reaches(self.rank)  # asked only now, so that frames keep their order
             header, body = replace(header, cast=cast.number, apart=reached), body[:0] if reached else body
@@ -102,24 +109,27 @@ class Connection:
 
     def _receive_all(self) -> None:
         try:
-            while KINDS[(header := self._receive_header()).kind] != BYE:
-                self.inbox.put((header, self._receive_body(header)))
-            self.inbox.put("it has left")
-        except CodingError as error:
+            for sequence in count():
+                self.inbox.put(self._receive_frame(sequence))
+        except HmtlError as error:
             self.inbox.put(str(error))
         except RuntimeError:
             self.inbox.put("its process has ended")
 
-    def _receive_header(self) -> Header:
-        return Header.from_bytes(self._receive(HEADER).numpy().tobytes())
-
-    def _receive_body(self, header: Header) -> Tensor:
+    def _receive_frame(self, sequence: int) -> Frame:
+        header = Header.from_bytes(self._receive(HEADER).numpy().tobytes())
+        if (header.sender, header.receiver, header.sequence) != (self.rank, self.own, sequence):
+            raise CodingError(
+                f"frame {header.sequence} from process {header.sender} to {header.receiver} arrived in place of frame "
+                f"{sequence}"
+            )
+        if KINDS[header.kind] == BYE:
+            raise EngineError("it has left")
         cast = self.listener.take(header.cast) if self.listener and header.cast else None
-        if not header.apart:
-            return self._receive(header.body)
-        if cast is None:
+        body = cast if header.apart else self._receive(header.body)
+        if body is None:
             raise CodingError(f"multicast {header.cast} is incomplete, although it was reported as whole")
-        return cast
+        return Frame.from_bytes(header, body)
 
     def _receive(self, nbytes: int) -> Tensor:
         content = torch.empty(nbytes, dtype=torch.uint8)

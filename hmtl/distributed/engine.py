@@ -41,10 +41,7 @@ class TorchDistributed(Engine):
 
     def __init__(self, seconds: float = 60.0, multicast: Multicast | None = None) -> None:
         if not seconds > 0:
-            raise ConfigError(
-                f"engine.seconds={seconds}: the timeout must be positive. Set engine.seconds to the number of seconds "
-                "to wait for a silent process."
-            )
+            raise ConfigError(f"engine.seconds={seconds} is not positive. Set it to the seconds to wait for a process.")
         self.seconds, self.multicast = seconds, multicast
         self._rendezvous = Rendezvous(seconds)
         self._placement: Placement | None = None  # known once the number of users is
@@ -56,16 +53,15 @@ class TorchDistributed(Engine):
             ConfigError: there are too few processes, or too many.
             HmtlError: a host cannot load its data.
         """
-        rank, size, first_host = self._rendezvous.rank, self._rendezvous.size, H + 1
-        check_size(size, K, H)
+        rank, size = self._rendezvous.rank, self._rendezvous.size
         tasks: tuple[Task, ...] = ()
+        check_size(size, K, H)
         with self.barrier():
-            if rank >= first_host:
+            if rank > H:
                 tasks = load(lambda K: set(Placement(rank, size, K, H).users.tolist()))
-                check_size(size, len(tasks), H)
-                if rank == first_host:
-                    known = to_bytes({"tasks": [task.without_rows() for task in tasks]})
-                    self._rendezvous.store.set("tasks", bytes(known))
+            if rank == H + 1:
+                known = to_bytes({"tasks": [task.without_rows() for task in tasks]})
+                self._rendezvous.store.set("tasks", bytes(known))
         tasks = tasks or from_bytes(self._rendezvous.store.get("tasks"))["tasks"]
         self._placement = Placement(rank, size, len(tasks), H)
         own = set(self._placement.users.tolist())
@@ -94,9 +90,9 @@ class TorchDistributed(Engine):
         connect(self._rendezvous)
         group = self._join_group(int.from_bytes(store.get("run"), "little"), network)
         listener = group if isinstance(group, Listener) else None
-        connections = {name: Connection(rank, listener) for name, rank in placement.neighbors.items()}
-        peers = Peers(placement.name, placement.rank, connections, self.seconds, group)
-        return ProcessExchange(placement, peers, contacts)
+        ranks = placement.neighbors
+        connections = {name: Connection(placement.rank, rank, listener) for name, rank in ranks.items()}
+        return ProcessExchange(placement, Peers(placement.name, connections, self.seconds, group), contacts)
 
     def _join_group(self, run: int, network: Network) -> Caster | Listener | None:
         """Return this process's end of the multicast group, which only the server and the relays have."""

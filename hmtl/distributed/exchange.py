@@ -17,10 +17,9 @@ from hmtl.communication.messages import SERVER, relay_name
 from hmtl.communication.nodes.host import UserSide
 from hmtl.data import Task
 from hmtl.distributed.control import Control
-from hmtl.distributed.hosted_users import HostedUsers
 from hmtl.distributed.links import ProcessLinks
 from hmtl.distributed.peers import Peers
-from hmtl.distributed.placement import Placement
+from hmtl.distributed.placement import HostedUsers, Placement
 from hmtl.errors import CheckpointError, EngineError
 from hmtl.mtl import Aggregator, Algorithm, Users
 from hmtl.mtl.algorithms.base import Ids

@@ -44,8 +44,11 @@ def test_one_flipped_bit_is_found_wherever_it_is(frame: Frame, data: st.DataObje
     whole = torch.cat([content, body])
     bit = data.draw(st.integers(0, 8 * len(whole) - 1))
     whole[bit // 8] ^= 1 << bit % 8
-    with pytest.raises(CodingError, match="damaged"):
-        Frame.from_bytes(Header.from_bytes(whole[:HEADER].numpy().tobytes()), whole[HEADER:])
+    if bit // 8 < HEADER:
+        with pytest.raises(CodingError, match="damaged"):
+            Header.from_bytes(whole[:HEADER].numpy().tobytes())
+    else:
+        assert Frame.from_bytes(header, whole[HEADER:]).damaged
 
 
 def test_a_header_of_another_version_is_refused() -> None:

@@ -28,26 +28,17 @@ LACK = np.dtype([("generation", "<u2"), ("pieces", "u1")])
 
 @dataclass(frozen=True)
 class Datagram:
-    """One datagram.
+    """One datagram."""
 
-    Attributes:
-        what: PIECE of a body, QUESTION which receiver lacks what, or REPORT in reply.
-        run: a number that no other run on the network has.
-        number: of the body, from 1.
-        size: of the body [bytes].
-        generation: the piece's generation; in a question and in the reports that answer it, the question's number.
-        index: the piece's place in its generation; from the generation's size on, the row of its combination.
-        content: of a piece, its bytes; of a report, rank of the receiver and the numbers of pieces that it lacks, see
-            `LACK`.
-    """
-
-    what: int
-    run: int
-    number: int
-    size: int
-    generation: int
-    index: int = 0
-    content: bytes | memoryview = b""
+    what: int  # PIECE of a body, QUESTION which receiver lacks what, or REPORT in reply
+    run: int  # a number that no other run on the network has
+    number: int  # of the body, from 1
+    size: int  # of the body [bytes]
+    generation: int  # the piece's generation; in a question and in the reports that answer it, the question's number
+    index: int = 0  # the piece's place in its generation; from the generation's size on, the row of its combination
+    content: bytes | memoryview = (
+        b""  # a piece; in a report, the receiver's rank [2 bytes] and what it lacks, see `LACK`
+    )
 
     def to_bytes(self) -> bytes:
         head = LAYOUT.pack(MAGIC, self.what, self.run, self.number, self.size, self.generation, self.index)
