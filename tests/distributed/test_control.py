@@ -1,11 +1,16 @@
-"""What processes know of tasks whose rows live in others."""
+"""Values beside messages: what processes know of tasks whose rows live in others, and a server that says nothing."""
 
 import numpy as np
+import pytest
 import torch
+from threads import Queues
 
 from hmtl.data import Preprocessing, Task, prepare
-from hmtl.distributed.control import from_bytes, to_bytes
+from hmtl.distributed.connections import Connection
+from hmtl.distributed.control import Control, from_bytes, to_bytes
 from hmtl.distributed.exchange import for_report
+from hmtl.distributed.peers import Peers
+from hmtl.errors import EngineError
 from hmtl.mtl import Mean, Problem, Squared, preprocessing_setup
 
 K, D = 7, 5
@@ -51,3 +56,9 @@ def test_a_preprocessing_setup_gathers_the_same_facts_from_hosts() -> None:
     whole = facts(range(K))
     assert torch.equal(torch.cat([facts(home) for home in HOMES]), whole)
     assert facts(range(0)).shape == (0, whole.shape[1])
+
+
+def test_a_server_that_stays_silent_is_lost() -> None:
+    silent = Connection(1, 0, transport=Queues().of(1))
+    with pytest.raises(EngineError, match="the server is lost"):
+        Control(Peers("host 0", {"server": silent}, seconds=0.01)).receive_from_leader()

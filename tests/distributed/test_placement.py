@@ -29,7 +29,7 @@ from hmtl.mtl import (
     mlp,
 )
 
-K, D, ROUNDS = 7, 5, 5
+K, D, ROUNDS = 7, 5, 3
 HOMES = [np.arange(3), np.arange(3, 5), np.arange(5, K)]
 AWAY = Participation(dropout=0.3, low=0.4)
 SGD = LocalSGD(step=0.1, epochs=2, batch=4)
