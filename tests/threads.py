@@ -10,12 +10,11 @@ import torch
 
 from hmtl.communication import Network
 from hmtl.data import Task
-from hmtl.distributed.connections import Connection
-from hmtl.distributed.engine import ProcessExchange
+from hmtl.distributed.connections import Connection, Transport
+from hmtl.distributed.exchange import ProcessExchange
 from hmtl.distributed.multicast.group import Caster, Listener
 from hmtl.distributed.peers import Peers
 from hmtl.distributed.placement import Placement
-from hmtl.distributed.remote_tasks import from_outline, outline
 from hmtl.topology import Moving, Topology
 from hmtl.training.engine import Engine, Exchange, Load
 
@@ -36,8 +35,8 @@ class Queues:
         return QueueTransport(self, rank)
 
 
-class QueueTransport:
-    """One node's end of the queues; see `hmtl.distributed.connections.Transport`.
+class QueueTransport(Transport):
+    """One node's end of the queues.
 
     Attributes:
         spoil: called with the receiver's rank and the bytes that are sent, which it may change.
@@ -76,8 +75,9 @@ def play(
     def run(placement: Placement) -> None:
         transport, end = queues.of(placement.rank), group(placement.rank)
         listener = end if isinstance(end, Listener) else None
-        connections = {name: Connection(rank, listener, transport) for name, rank in placement.neighbors.items()}
-        peers = Peers(placement.name, placement.rank, connections, seconds, end)
+        own, ranks = placement.rank, placement.neighbors
+        connections = {name: Connection(own, rank, listener, transport) for name, rank in ranks.items()}
+        peers = Peers(placement.name, connections, seconds, end)
         try:
             results[placement.name] = node(placement, peers, transport)
         except Killed:
@@ -106,12 +106,11 @@ class ThreadEngine(Engine):
         self.placement, self.peers = placement, peers
 
     def load_tasks(self, load: Load, K: int | None, H: int) -> tuple[Task, ...]:
-        tasks = load(None)
-        elsewhere = from_outline(outline(tasks))
-        return tuple(task if k in self.placement.users else elsewhere[k] for k, task in enumerate(tasks))
+        own = self.placement.users
+        return tuple(task if k in own else task.without_rows() for k, task in enumerate(load(None)))
 
     def connect(self, contacts: Topology | Moving, network: Network) -> Exchange:
-        return ProcessExchange(self.placement, self.peers, contacts, None)
+        return ProcessExchange(self.placement, self.peers, contacts)
 
 
 _engine = local()

@@ -89,11 +89,12 @@ class Inbox(SimpleQueue[Any]):
     """Keeps when a frame of a peer was there as a whole."""
 
     def __init__(self, sender: str, log: list[dict[str, Any]]) -> None:
-        self.sender, self.log = sender, log
+        self.sender, self.log, self.sequence = sender, log, 0
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
         if not isinstance(item, str):
-            self.log.append({"sender": self.sender, "sequence": item[0].sequence, "at": time.monotonic()})
+            self.log.append({"sender": self.sender, "sequence": self.sequence, "at": time.monotonic()})
+            self.sequence += 1
         super().put(item)
 
 
@@ -102,8 +103,9 @@ class Timed(Peers):
 
     def __init__(self, me: str, ranks: dict[str, int], group: Caster | Listener | None) -> None:
         listener = group if isinstance(group, Listener) else None
-        connections = {name: Connection(rank, listener) for name, rank in ranks.items()}
-        super().__init__(me, dist.get_rank(), connections, SECONDS, group)
+        connections = {name: Connection(dist.get_rank(), rank, listener) for name, rank in ranks.items()}
+        super().__init__(me, connections, SECONDS, group)
+        self.sequences = dict.fromkeys(ranks, 0)
         self.sent: list[dict[str, Any]] = []
         self.received: list[dict[str, Any]] = []
         for name, connection in connections.items():
@@ -115,7 +117,8 @@ class Timed(Peers):
         return super().multicast(to, frame)
 
     def send(self, to: str, frame: Frame, cast: Cast | None = None) -> None:
-        sequence = self._frames_sent[to]
+        sequence = self.sequences[to]
+        self.sequences[to] += 1
         super().send(to, frame, cast)
         body = frame.payload.numel() + frame.overhead.numel() + 4 * (0 if frame.users is None else len(frame.users))
         about = {"receiver": to, "sequence": sequence, "kind": frame.kind, "bytes": HEADER + body}

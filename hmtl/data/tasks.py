@@ -63,11 +63,15 @@ class Task:
         return not self.x_train.is_meta
 
     def without_rows(self) -> "Task":
-        """Return this task as a process knows it that does not hold its rows."""
+        """Return this task as a process knows it that does not hold its rows, and so not its scaling either."""
         x_train, y_train, x_test, y_test = (
             rows.to("meta") for rows in (self.x_train, self.y_train, self.x_test, self.y_test)
         )
-        prepared = self.prepared and replace(self.prepared, raw=self.prepared.raw.without_rows())
+        prepared = self.prepared
+        if prepared:
+            mean, scale = (fitted.to("meta") for fitted in (self.scaling.mean, self.scaling.scale))
+            scaling = Scaling(mean, scale, self.scaling.intercept)
+            prepared = Prepared(prepared.raw.without_rows(), prepared.preprocessing, scaling)
         return replace(self, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, prepared=prepared)
 
     @property

@@ -7,47 +7,46 @@ taken from these threads, see `hmtl.distributed.peers`. Gloo neither encrypts no
 
 import datetime
 import time
+from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hmtl.distributed.frames import BYE, HEADER, KINDS, Header
+from hmtl.distributed.frames import BYE, HEADER, KINDS, Frame, Header
 from hmtl.distributed.multicast.group import Cast, Listener
 from hmtl.distributed.rendezvous import Rendezvous
-from hmtl.errors import CodingError, EngineError
+from hmtl.errors import CodingError, EngineError, HmtlError
 
 FOREVER = datetime.timedelta(days=365)  # a wait that gloo gives up would break all connections
 
 
-class Transport(Protocol):
-    """Moves bytes between processes, in order. Both methods raise RuntimeError once the other process has ended."""
+class Transport:
+    """Moves bytes between processes, in order; use it after `connect`.
+
+    Both methods raise RuntimeError once the other process has ended.
+    """
 
     def send(self, content: Tensor, rank: int) -> None:
         """Send bytes to a process, and wait until they have left."""
-
-    def receive(self, content: Tensor, rank: int) -> None:
-        """Wait for bytes from a process, as many as `content` holds, and write them there."""
-
-
-class Gloo:
-    """The transport of torch.distributed for CPUs, after `connect`."""
-
-    def send(self, content: Tensor, rank: int) -> None:
         dist.send(content, dst=rank)
 
     def receive(self, content: Tensor, rank: int) -> None:
+        """Wait for bytes from a process, as many as `content` holds, and write them there."""
         dist.recv(content, src=rank)
 
 
 class Connection:
     """Frames to and from one other process, each way by a thread of its own.
 
+    A frame that arrives twice, out of order or with a damaged header ends the connection.
+
     Args:
+        own: rank of this process.
         rank: of the other process.
         listener: this process's end of the multicast group that brings some of the bodies, if there is one.
         transport: moves the bytes.
@@ -55,23 +54,26 @@ class Connection:
 
     def __init__(
         self,
+        own: int,
         rank: int,
         listener: Listener | None = None,
-        transport: Transport = Gloo(),  # noqa: B008, it holds nothing
+        transport: Transport = Transport(),  # noqa: B008, it holds nothing
     ) -> None:
-        self.rank, self.listener, self._transport = rank, listener, transport
-        self.inbox: SimpleQueue[tuple[Header, Tensor] | str] = SimpleQueue()  # frames, then why no more will come
-        self.outbox: SimpleQueue[tuple[Header, Tensor, Cast | None] | None] = SimpleQueue()
+        self.own, self.rank, self.listener, self._transport = own, rank, listener, transport
+        self.inbox: SimpleQueue[Frame | str] = SimpleQueue()  # frames, then why no more will come
+        self.outbox: SimpleQueue[tuple[Header, Tensor, Cast | None]] = SimpleQueue()
+        self._sent = 0
         self._threads = [Thread(target=work, daemon=True) for work in (self._send_all, self._receive_all)]
         for thread in self._threads:
             thread.start()
 
-    def send(self, header: Header, body: Tensor, cast: Cast | None = None) -> None:
+    def send(self, frame: Frame, cast: Cast | None = None) -> None:
         """Send a frame, without waiting; its body only if the multicast `cast` does not reach the other process."""
-        self.outbox.put((header, body, cast))
+        self.outbox.put((*frame.to_bytes(self.own, self.rank, self._sent), cast))
+        self._sent += 1
 
-    def receive(self, seconds: float) -> tuple[Header, Tensor] | None:
-        """Return the next frame's header and body, or None if none arrives in time.
+    def receive(self, seconds: float) -> Frame | None:
+        """Return the next frame, or None if none arrives in time.
 
         Raises:
             EngineError: no more frames will arrive.
@@ -84,52 +86,56 @@ class Connection:
             raise EngineError(frame)
         return frame
 
-    def finish(self) -> None:
-        """Send no more frames after those that wait to be sent."""
-        self.outbox.put(None)
-
     def join(self, deadline: float) -> None:
-        """Wait until both sides have finished, or until the deadline, a `time.monotonic()`."""
+        """Wait until both sides have sent BYE, or until the deadline, a `time.monotonic()`."""
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _send_all(self) -> None:
-        while frame := self.outbox.get():
-            header, body, cast = frame
-            if cast and cast.reaches(self.rank):  # asked only now, so that frames keep their order
-                header, body = replace(header, apart=True), body[:0]
-            try:
-                for part in (torch.frombuffer(bytearray(header.to_bytes()), dtype=torch.uint8), body):
-                    if len(part):
-                        self._transport.send(part, self.rank)
-                del frame, body, part, cast  # may be large, and the next frame may be long in coming
-            except RuntimeError:
-                return  # `_receive_all` reports that the connection is broken
+        kind = ""
+        with suppress(RuntimeError):  # `_receive_all` reports that the connection is broken
+            while kind != BYE:
+                kind = self._send(*self.outbox.get())
+
+    def _send(self, header: Header, body: Tensor, cast: Cast | None) -> str:
+        """Send a frame, and return its kind."""
+        if cast:
+            reached = cast.reaches(self.rank)  # asked only now, so that frames keep their order
+            header, body = replace(header, cast=cast.number, apart=reached), body[:0] if reached else body
+        for part in (torch.frombuffer(bytearray(header.to_bytes()), dtype=torch.uint8), body):
+            if len(part):
+                self._transport.send(part, self.rank)
+        return KINDS[header.kind]
 
     def _receive_all(self) -> None:
         try:
-            while True:
-                content = torch.empty(HEADER, dtype=torch.uint8)
-                self._transport.receive(content, self.rank)
-                header = Header.from_bytes(content.numpy().tobytes())
-                if KINDS[header.kind] == BYE:
-                    self.inbox.put("it has left")
-                    return
-                self.inbox.put((header, self._receive_body(header)))
-        except CodingError as error:
+            for sequence in count():
+                self.inbox.put(self._receive_frame(sequence))
+        except HmtlError as error:
             self.inbox.put(str(error))
         except RuntimeError:
             self.inbox.put("its process has ended")
 
-    def _receive_body(self, header: Header) -> Tensor:
-        if header.apart and self.listener:
-            return self.listener.take(header.cast)
-        body = torch.empty(header.body, dtype=torch.uint8)
-        if len(body):
-            self._transport.receive(body, self.rank)
-        if header.cast and self.listener:
-            self.listener.forget(header.cast)
-        return body
+    def _receive_frame(self, sequence: int) -> Frame:
+        header = Header.from_bytes(self._receive(HEADER).numpy().tobytes())
+        if (header.sender, header.receiver, header.sequence) != (self.rank, self.own, sequence):
+            raise CodingError(
+                f"frame {header.sequence} from process {header.sender} to {header.receiver} arrived in place of frame "
+                f"{sequence}"
+            )
+        if KINDS[header.kind] == BYE:
+            raise EngineError("it has left")
+        cast = self.listener.take(header.cast) if self.listener and header.cast else None
+        body = cast if header.apart else self._receive(header.body)
+        if body is None:
+            raise CodingError(f"multicast {header.cast} is incomplete, although it was reported as whole")
+        return Frame.from_bytes(header, body)
+
+    def _receive(self, nbytes: int) -> Tensor:
+        content = torch.empty(nbytes, dtype=torch.uint8)
+        if nbytes:
+            self._transport.receive(content, self.rank)
+        return content
 
 
 def connect(rendezvous: Rendezvous) -> None:

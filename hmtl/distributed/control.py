@@ -12,24 +12,26 @@ from typing import Any
 import torch
 
 from hmtl.communication.messages import SERVER, nothing
+from hmtl.data.preprocessing import Preprocessing, Scaling
+from hmtl.data.tasks import Prepared, Task
 from hmtl.distributed.frames import CONTROL, Frame
 from hmtl.distributed.peers import Peers
 from hmtl.errors import EngineError
 from hmtl.training.engine import Values
 
 log = logging.getLogger(__name__)
+torch.serialization.add_safe_globals([Task, Prepared, Preprocessing, Scaling])  # beside numbers, strings and tensors
 
 
 class Control:
     """Control values of one process.
 
     Args:
-        peers: the other processes.
-        others: names of all nodes but the server, which the leading process plays.
+        peers: the other processes; the leading one plays the server and is connected to all others.
     """
 
-    def __init__(self, peers: Peers, others: Sequence[str]) -> None:
-        self.peers, self.others, self.leads = peers, others, peers.name == SERVER
+    def __init__(self, peers: Peers) -> None:
+        self.peers, self.others, self.leads = peers, list(peers.connections), peers.name == SERVER
         self._logged: set[str] = set()  # lost nodes
 
     def send(self, to: str, values: Mapping[str, Any]) -> None:
@@ -74,12 +76,13 @@ class Control:
             return values
         return self.receive_from_leader()
 
-    def receive_from_leader(self, patience: int = 6) -> Values:
+    def receive_from_leader(self) -> Values:
         """Return the next values that the leading process sends.
 
         Raises:
             EngineError: they do not arrive.
         """
+        patience = 6
         received = self.receive([SERVER], patience=patience)
         if SERVER not in received:
             reason = self.peers.lost.get(SERVER, f"it sent nothing for {patience * self.peers.seconds:g} s")
@@ -97,7 +100,7 @@ class Control:
 
 
 def to_bytes(values: Mapping[str, Any]) -> memoryview:
-    """Return numbers, strings and tensors, by name, as bytes."""
+    """Return numbers, strings, tensors and tasks, by name, as bytes."""
     content = io.BytesIO()
     torch.save(dict(values), content)
     return content.getbuffer()

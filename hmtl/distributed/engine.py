@@ -8,29 +8,20 @@ ledger does not count them.
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
 
-from torch import Tensor
-
-from hmtl.communication import Communicator, LinkLedger, Links, Network, Outcome
+from hmtl.communication import Network
 from hmtl.data import Task
 from hmtl.distributed.connections import Connection, connect
-from hmtl.distributed.control import Control, from_bytes, to_bytes
-from hmtl.distributed.hosted_users import HostedUsers
-from hmtl.distributed.links import ProcessLinks
-from hmtl.distributed.measurements import Measurements
+from hmtl.distributed.control import from_bytes, to_bytes
+from hmtl.distributed.exchange import ProcessExchange
 from hmtl.distributed.multicast.group import Caster, Listener, Multicast
 from hmtl.distributed.peers import Peers
 from hmtl.distributed.placement import Placement, check_size
-from hmtl.distributed.remote_tasks import from_outline, outline
 from hmtl.distributed.rendezvous import Rendezvous
-from hmtl.distributed.state import StateExchange
 from hmtl.errors import ConfigError
-from hmtl.mtl import Aggregator, Algorithm, Users
 from hmtl.topology import Moving, Topology
-from hmtl.training.engine import Engine, Exchange, Load, RoundResult, Values
+from hmtl.training.engine import Engine, Exchange, Load
 
 log = logging.getLogger(__name__)
 
@@ -50,32 +41,28 @@ class TorchDistributed(Engine):
 
     def __init__(self, seconds: float = 60.0, multicast: Multicast | None = None) -> None:
         if not seconds > 0:
-            raise ConfigError(
-                f"engine.seconds={seconds}: the timeout must be positive. Set engine.seconds to the number of seconds "
-                "to wait for a silent process."
-            )
+            raise ConfigError(f"engine.seconds={seconds} is not positive. Set it to the seconds to wait for a process.")
         self.seconds, self.multicast = seconds, multicast
         self._rendezvous = Rendezvous(seconds)
         self._placement: Placement | None = None  # known once the number of users is
 
     def load_tasks(self, load: Load, K: int | None, H: int) -> tuple[Task, ...]:
-        """Return the tasks of all users: hosts load the rows of their own, other processes only learn the numbers.
+        """Return the tasks of all users: hosts load the rows of their own, other processes only learn the shapes.
 
         Raises:
             ConfigError: there are too few processes, or too many.
             HmtlError: a host cannot load its data.
         """
-        rank, size, first_host = self._rendezvous.rank, self._rendezvous.size, H + 1
-        check_size(size, K, H)
+        rank, size = self._rendezvous.rank, self._rendezvous.size
         tasks: tuple[Task, ...] = ()
+        check_size(size, K, H)
         with self.barrier():
-            if rank >= first_host:
+            if rank > H:
                 tasks = load(lambda K: set(Placement(rank, size, K, H).users.tolist()))
-                check_size(size, len(tasks), H)
-                if rank == first_host:
-                    self._rendezvous.store.set("outline", bytes(to_bytes(outline(tasks))))
-        if not tasks:
-            tasks = from_outline(from_bytes(self._rendezvous.store.get("outline")))
+            if rank == H + 1:
+                known = to_bytes({"tasks": [task.without_rows() for task in tasks]})
+                self._rendezvous.store.set("tasks", bytes(known))
+        tasks = tasks or from_bytes(self._rendezvous.store.get("tasks"))["tasks"]
         self._placement = Placement(rank, size, len(tasks), H)
         own = set(self._placement.users.tolist())
         return tuple(task if k in own else task.without_rows() for k, task in enumerate(tasks))
@@ -103,9 +90,9 @@ class TorchDistributed(Engine):
         connect(self._rendezvous)
         group = self._join_group(int.from_bytes(store.get("run"), "little"), network)
         listener = group if isinstance(group, Listener) else None
-        connections = {name: Connection(rank, listener) for name, rank in placement.neighbors.items()}
-        peers = Peers(placement.name, placement.rank, connections, self.seconds, group)
-        return ProcessExchange(placement, peers, contacts, group)
+        ranks = placement.neighbors
+        connections = {name: Connection(placement.rank, rank, listener) for name, rank in ranks.items()}
+        return ProcessExchange(placement, Peers(placement.name, connections, self.seconds, group), contacts)
 
     def _join_group(self, run: int, network: Network) -> Caster | Listener | None:
         """Return this process's end of the multicast group, which only the server and the relays have."""
@@ -116,65 +103,3 @@ class TorchDistributed(Engine):
         if self._placement.leads:
             return Caster(self.multicast, server, run, network.W2)
         return Listener(self.multicast, server, run, self._placement.rank) if self._placement.is_relay else None
-
-
-class ProcessExchange(Exchange):
-    """What this process exchanges with those that play the other nodes.
-
-    Args:
-        placement: who lives where.
-        peers: the other processes.
-        contacts: who hears whom.
-        group: this process's end of the multicast group, if it has one.
-    """
-
-    whole = False
-
-    def __init__(
-        self, placement: Placement, peers: Peers, contacts: Topology | Moving, group: Caster | Listener | None
-    ) -> None:
-        control = Control(peers, placement.others)
-        self.leads = placement.leads
-        self._placement, self._peers, self._contacts = placement, peers, contacts
-        self._group, self._control = group, control
-        self._state = StateExchange(placement, control)
-        self._measurements = Measurements(placement, control, self._state.load_users)
-
-    def links(self, ledger: LinkLedger) -> Links:
-        return ProcessLinks(ledger, self._peers, self._contacts, self._placement.homes)
-
-    def wrap_users(self, users: Users) -> Users:
-        return HostedUsers(users, self._placement.users)
-
-    def start(
-        self, algorithm: Algorithm, communicator: Communicator, load_checkpoint: Callable[[], Mapping[str, Any]]
-    ) -> None:
-        self._state.load_checkpoint = load_checkpoint
-        self._measurements.gather_report_data(algorithm, communicator)
-
-    def gather_setup(self, users: Users, aggregator: Aggregator, communicator: Communicator) -> None:
-        self._measurements.gather_setup(users, aggregator, communicator)
-
-    def gather_round(
-        self, algorithm: Algorithm, communicator: Communicator, outcome: Outcome, user_seconds: float, evaluate: bool
-    ) -> RoundResult | None:
-        own = RoundResult(len(outcome.users), user_seconds)
-        return self._measurements.gather_round(algorithm, communicator, own, outcome, evaluate)
-
-    def broadcast(self, values: Values) -> Values:
-        return self._control.broadcast(values)
-
-    def gather_state(self, algorithm: Algorithm, communicator: Communicator) -> Values | None:
-        return self._state.gather(algorithm, communicator, self._measurements.holders)
-
-    def scatter_state(self, state: Values, algorithm: Algorithm, communicator: Communicator) -> Values:
-        return self._state.scatter(state, algorithm, communicator)
-
-    def models(self, algorithm: Algorithm, state: Mapping[str, Any] | None) -> Tensor:
-        assert state is not None, "only the leading process holds the state of all users"
-        return algorithm.users.predictors(state["algorithm"]["users"]).T
-
-    def close(self) -> None:
-        self._peers.close()
-        if self._group:
-            self._group.close()

@@ -36,46 +36,30 @@ KINDS = (
     messages.MODELS,
 )
 DTYPES = (*WIRES.values(), torch.int64)
-MAGIC = b"hmtl"
+MAGIC = b"hmt1"  # the digit is the version of the layout
 LAYOUT = struct.Struct("<4s B B ? ? ? H H i I I i I I I I")
 HEADER = LAYOUT.size + 4  # bytes, with the checksum of the header itself
 
 
 @dataclass(frozen=True)
 class Header:
-    """The header of a frame.
+    """The header of a frame, with its fields in the order of LAYOUT."""
 
-    Attributes:
-        kind: index into KINDS.
-        dtype: index into DTYPES, see `Message.dtype`.
-        last: whether the frame is the last of a batch: its sender has nothing more to send of this kind for now.
-        empty: whether the frame only ends a batch and carries no message.
-        apart: whether the body travels by multicast, apart from the header.
-        sender, receiver: ranks of processes.
-        round: number of the round.
-        sequence: number of frames that the sender has sent to the receiver before.
-        cast: number of the multicast that carries the body; 0: none does.
-        users: number of users whose rows these are, one row for each or one row for all; -1: rows of no user.
-        rows: number of rows.
-        payload, overhead: bytes in each part of a row.
-        checksum: CRC-32 of the body.
-    """
-
-    kind: int
-    dtype: int
-    last: bool
-    empty: bool
-    apart: bool
-    sender: int
+    kind: int  # index into KINDS
+    dtype: int  # index into DTYPES, see `Message.dtype`
+    last: bool  # the sender has nothing more to send of this kind for now: the frame ends a batch
+    empty: bool  # the frame only ends a batch and carries no message
+    apart: bool  # the body has arrived by multicast; otherwise it follows the header
+    sender: int  # rank of a process
     receiver: int
     round: int
-    sequence: int
-    cast: int
-    users: int
+    sequence: int  # number of frames that the sender has sent to the receiver before
+    cast: int  # number of the multicast that carries the body; 0: none does
+    users: int  # number of users whose rows these are, one row for each or one row for all; -1: rows of no user
     rows: int
-    payload: int
-    overhead: int
-    checksum: int
+    payload: int  # bytes in this part of a row
+    overhead: int  # likewise
+    checksum: int  # CRC-32 of the body
 
     @property
     def body(self) -> int:
@@ -94,38 +78,24 @@ class Header:
         Raises:
             CodingError: the bytes are damaged, or come from another program or version.
         """
-        if content[:4] != MAGIC or int.from_bytes(content[-4:], "little") != zlib.crc32(content[:-4]):
-            raise CodingError("it sent a damaged header, or is another program")
-        _, *fields = LAYOUT.unpack(content[:-4])
-        header = cls(*fields)
-        if header.kind >= len(KINDS) or header.dtype >= len(DTYPES) or header.users < -1:
-            raise CodingError("it sent a header of another version of hmtl")
-        return header
+        if not content.startswith(MAGIC) or int.from_bytes(content[-4:], "little") != zlib.crc32(content[:-4]):
+            raise CodingError("it sent a damaged header, or is another program or version")
+        return cls(*LAYOUT.unpack(content[:-4])[1:])
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Rows that travel between processes.
+    """Rows that travel between processes; see `Header` and `Message` for the meaning of their fields."""
 
-    Attributes:
-        kind: one of KINDS.
-        round: number of the round.
-        payload, overhead: uint8 [rows, bytes].
-        users: the users whose rows these are; None: rows of no user.
-        dtype: see `Message`.
-        last, empty: see `Header`.
-        damaged: how the frame was damaged in transit, so that its rows are missing; "" if it was not.
-    """
-
-    kind: str
+    kind: str  # one of KINDS
     round: int
-    payload: Tensor = field(default_factory=lambda: nothing(0))
-    overhead: Tensor = field(default_factory=lambda: nothing(0))
-    users: Users | None = None
+    payload: Tensor = field(default_factory=lambda: nothing(0))  # uint8 [rows, bytes]
+    overhead: Tensor = field(default_factory=lambda: nothing(0))  # likewise
+    users: Users | None = None  # whose rows these are; None: rows of no user
     dtype: torch.dtype = torch.float64
     last: bool = True
     empty: bool = False
-    damaged: str = ""
+    damaged: str = ""  # how the frame was damaged in transit, so that its rows are missing; "" if it was not
 
     def to_bytes(self, sender: int, receiver: int, sequence: int) -> tuple[Header, Tensor]:
         """Return header and body; all receivers of a frame share the body's memory."""
@@ -163,17 +133,15 @@ class Frame:
 
     @classmethod
     def from_bytes(cls, header: Header, body: Tensor) -> Self:
-        """Return the frame, whose rows share the body's memory.
-
-        Raises:
-            CodingError: the body is damaged.
-        """
+        """Return the frame, whose rows share the body's memory; without rows if the body is damaged."""
+        kind = KINDS[header.kind]
         if zlib.crc32(body.numpy().data) != header.checksum:
-            raise CodingError(f"{KINDS[header.kind]} of round {header.round} arrived damaged")
+            damaged = f"{kind} of round {header.round} arrived damaged"
+            return cls(kind, header.round, last=header.last, damaged=damaged)
         ids = 4 * max(header.users, 0)  # bytes
         end = ids + header.rows * header.payload
         return cls(
-            KINDS[header.kind],
+            kind,
             header.round,
             body[ids:end].view(header.rows, header.payload),
             body[end:].view(header.rows, header.overhead),

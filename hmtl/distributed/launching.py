@@ -68,11 +68,7 @@ def run_processes(count: int, work: Callable[[Report], object], report: Report, 
 
 
 def watch(processes: Sequence[BaseProcess], errors: "SimpleQueue[str]", report: Report) -> int:
-    """Wait for the leading process, then give the others some time to end, and report errors meanwhile.
-
-    Returns:
-        The exit status of the leading process, 128 + n if signal n ended it.
-    """
+    """Wait for the leading process, then give the others some time to end; see `run_processes`."""
     leading, others = processes[0], processes[1:]
     reported: set[str] = set()
 
@@ -101,14 +97,11 @@ def watch(processes: Sequence[BaseProcess], errors: "SimpleQueue[str]", report: 
 
 def free_port() -> int:
     """Return a TCP port of this machine that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def _work(work: Callable[[Report], object], place: Mapping[str, str], errors: "SimpleQueue[str]") -> None:
-    """Do the work of one process."""
     os.setpgrp()  # so that Ctrl-C reaches the process once, from the launcher
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -122,7 +115,6 @@ def _work(work: Callable[[Report], object], place: Mapping[str, str], errors: "S
 
 def _stop_without_launcher() -> None:
     """Stop the leading process, and thereby the others, once the launcher has been killed."""
-    launcher = multiprocessing.parent_process()
-    if launcher is not None:
+    if launcher := multiprocessing.parent_process():
         launcher.join()
         os.kill(os.getpid(), signal.SIGTERM)

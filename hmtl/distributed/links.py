@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from hmtl.communication.accounting.ledger import (
     RELAYS_TO_SERVER,
@@ -18,7 +17,6 @@ from hmtl.communication.accounting.ledger import (
 from hmtl.communication.links import Links
 from hmtl.communication.messages import SERVER, Message, Users, host_name
 from hmtl.distributed.frames import HEADER, Frame
-from hmtl.distributed.multicast.group import Cast
 from hmtl.distributed.peers import Peers
 from hmtl.topology import Moving, Topology
 
@@ -64,14 +62,17 @@ class ProcessLinks(Links):
         batches = {receiver: self._posted.pop((receiver, kind), []) for receiver in receivers}
         in_order = dict.fromkeys(message for messages in batches.values() for message in messages)
         shared = [message for message in in_order if message.users is None and len(message.receivers) > 1]
-        frames = {message: self._frame(message, message.rows()) for message in shared}
+        frames = {message: self._frame(message, message.receivers[0]) for message in shared}
         casts = {message: self.peers.multicast(message.receivers, frame) for message, frame in frames.items()}
         for receiver, messages in batches.items():
             for n, message in enumerate(messages, 1):
-                frame = frames.get(message) or self._frame_for(receiver, message)
+                frame = frames.get(message) or self._frame(message, receiver)
                 if n < len(messages):
                     frame = replace(frame, last=False)
-                self._send(receiver, message, frame, casts.get(message))
+                links = message.links if isinstance(message.links, int) else message.links[:1]
+                ids = 0 if frame.users is None else 4 * len(frame.users)
+                self.ledger.add(message.tier, links, 0, 8 * (HEADER + ids))
+                self.peers.send(receiver, frame, casts.get(message))
             if not messages:
                 self.peers.send(receiver, Frame(kind, self.peers.round, empty=True))
 
@@ -81,33 +82,23 @@ class ProcessLinks(Links):
         messages = [self._message(sender, frame) for sender, frames in batches.items() for frame in frames]
         return messages, tuple(name for name in expected if name not in batches)
 
-    def _frame_for(self, receiver: str, message: Message) -> Frame:
-        """Return the rows of a message that the receiver needs."""
+    def _frame(self, message: Message, receiver: str) -> Frame:
+        """Return the rows of a message that a receiver needs; if they are rows of no user, all receivers need all."""
         rows, users = message.rows(), message.users
         if users is not None and receiver != SERVER:
-            needed = np.isin(users, self._users_of(receiver))
+            theirs = self._homes[receiver] if receiver in self._homes else self.topology.N(_number(receiver))
+            needed = np.isin(users, theirs)
             if len(rows) == len(users):  # otherwise there is one row for all of them
                 rows = rows[torch.from_numpy(needed)]
             users = users[needed]
-        return self._frame(message, rows, users)
-
-    @staticmethod
-    def _frame(message: Message, rows: Tensor, users: Users | None = None) -> Frame:
-        payload, overhead = message.payload[rows], message.overhead[rows]
-        return Frame(message.kind, message.round, payload, overhead, users, message.dtype)
-
-    def _send(self, receiver: str, message: Message, frame: Frame, cast: Cast | None) -> None:
-        links = message.links if isinstance(message.links, int) else message.links[:1]
-        ids = 0 if frame.users is None else 4 * len(frame.users)
-        self.ledger.add(message.tier, links, 0, 8 * (HEADER + ids))
-        self.peers.send(receiver, frame, cast)
+        return Frame(message.kind, message.round, message.payload[rows], message.overhead[rows], users, message.dtype)
 
     def _count_multicast(self) -> None:
         """Count what multicast has sent beyond the bodies: headers, repairs, questions and reports."""
-        if self.peers.caster:
-            self.ledger.add(SERVER_TO_RELAYS, self.contacts.H, 0, 8 * self.peers.caster.overhead())
-        if self.peers.listener:
-            self.ledger.add(RELAYS_TO_SERVER, _number(self.peers.name), 0, 8 * self.peers.listener.overhead())
+        name, group = self.peers.name, self.peers.group
+        if group:
+            tier, link = (SERVER_TO_RELAYS, self.contacts.H) if name == SERVER else (RELAYS_TO_SERVER, _number(name))
+            self.ledger.add(tier, link, 0, 8 * group.overhead())
 
     def _patience(self, senders: Sequence[str]) -> int:
         """Return how many timeouts to wait for some senders: hosts wait for nobody, relays for hosts, and so on."""
@@ -116,12 +107,6 @@ class ProcessLinks(Links):
         if self.peers.name in self._homes:
             return 4
         return 3 if SERVER in senders else 1
-
-    def _users_of(self, receiver: str) -> Users:
-        """Return the users whose rows a relay or a host needs."""
-        if receiver in self._homes:
-            return self._homes[receiver]
-        return np.array(self.topology.N(_number(receiver)))
 
     def _message(self, sender: str, frame: Frame) -> Message:
         name, users = self.peers.name, frame.users

@@ -3,14 +3,13 @@
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import inf
 
 from hmtl.distributed.connections import Connection
-from hmtl.distributed.frames import BYE, KINDS, Frame
+from hmtl.distributed.frames import BYE, Frame
 from hmtl.distributed.multicast.datagrams import ROOM
 from hmtl.distributed.multicast.group import Cast, Caster, Listener
-from hmtl.errors import CodingError, EngineError
+from hmtl.errors import EngineError
 
 
 class Peers:
@@ -26,7 +25,6 @@ class Peers:
 
     Args:
         name: the node of this process.
-        rank: of this process.
         connections: to the other processes, by name.
         seconds: how long to wait for a batch whose sender itself waits for nobody.
         group: this process's end of the multicast group, if there is one.
@@ -38,23 +36,13 @@ class Peers:
     """
 
     def __init__(
-        self,
-        name: str,
-        rank: int,
-        connections: Mapping[str, Connection],
-        seconds: float,
-        group: Caster | Listener | None = None,
+        self, name: str, connections: Mapping[str, Connection], seconds: float, group: Caster | Listener | None = None
     ) -> None:
-        self.name, self.rank, self.seconds = name, rank, seconds
-        self.connections = dict(connections)
-        self.caster = group if isinstance(group, Caster) else None
-        self.listener = group if isinstance(group, Listener) else None
+        self.name, self.connections, self.seconds, self.group = name, connections, seconds, group
         self.lost: dict[str, str] = {}
         self.late: set[str] = set()
         self.notices: list[str] = []
         self.round = 0
-        self._frames_sent = dict.fromkeys(connections, 0)
-        self._frames_received = dict.fromkeys(connections, 0)
         self._early: dict[str, Frame] = {}  # a frame of a future round, by sender
         self._incomplete: dict[tuple[str, str], list[Frame]] = defaultdict(list)  # batches, by sender and kind
         self._complete: dict[tuple[str, str], deque[list[Frame]]] = defaultdict(deque)
@@ -68,24 +56,20 @@ class Peers:
         self._complete.clear()
         self._missed.clear()
         self._waited_since.clear()
-        if self.caster:
-            self.caster.begin()
+        if isinstance(self.group, Caster):
+            self.group.begin()
 
     def multicast(self, to: Sequence[str], frame: Frame) -> Cast | None:
         """Send a frame's body to several peers at once, if that pays; `send` must still send the header to each."""
         ranks = [self.connections[name].rank for name in to if name not in self.lost]
-        if self.caster is None or len(ranks) < 2 or len(frame.body) <= ROOM:
+        if not isinstance(self.group, Caster) or len(ranks) < 2 or len(frame.body) <= ROOM:
             return None
-        return self.caster.cast(frame.body, ranks)
+        return self.group.cast(frame.body, ranks)
 
     def send(self, to: str, frame: Frame, cast: Cast | None = None) -> None:
         """Send a frame to a peer, without waiting; its body only if `cast` does not bring it."""
-        if to in self.lost:
-            return
-        connection = self.connections[to]
-        header, body = frame.to_bytes(self.rank, connection.rank, self._frames_sent[to])
-        self._frames_sent[to] += 1
-        connection.send(replace(header, cast=cast.number) if cast else header, body, cast)
+        if to not in self.lost:
+            self.connections[to].send(frame, cast)
 
     def receive(self, kind: str, senders: Sequence[str], patience: int = 1) -> dict[str, list[Frame]]:
         """Return the next batch of a kind from each sender, without the senders that miss the deadline.
@@ -105,7 +89,9 @@ class Peers:
                 deadline = min(deadline, now + (now - start))
             batch = self._next_batch(name, kind, deadline)
             if isinstance(batch, str):
-                self._mark_late(name, batch)
+                if name not in self.late and name not in self.lost:
+                    self.notices.append(f"{name}: {batch}")
+                self.late.add(name)
                 continue
             batches[name] = batch
             if name in self.late:
@@ -117,18 +103,15 @@ class Peers:
         return {name: batches[name] for name in senders if name in batches}
 
     def close(self, seconds: float = 5.0) -> None:
-        """Send what waits to be sent, and let peers do the same, within some seconds."""
-        for name, connection in self.connections.items():
+        """Send what waits to be sent, and let peers do the same, within some seconds; then leave the group."""
+        for name in self.connections:
             self.send(name, Frame(BYE, self.round, empty=True))
-            connection.finish()
         deadline = time.monotonic() + seconds
-        for connection in self.connections.values():
-            connection.join(deadline)
-
-    def _mark_late(self, name: str, reason: str) -> None:
-        if name not in self.late and name not in self.lost:
-            self.notices.append(f"{name}: {reason}")
-        self.late.add(name)
+        for name, connection in self.connections.items():
+            if name not in self.lost:
+                connection.join(deadline)
+        if self.group:
+            self.group.close()
 
     def _next_batch(self, name: str, kind: str, deadline: float) -> list[Frame] | str:
         """Return the next batch, or why it is missing."""
@@ -153,31 +136,14 @@ class Peers:
     def _next_frame(self, name: str, deadline: float) -> Frame | None:
         """Return the next frame of this round; None if the peer is lost or the frame does not arrive in time."""
         while name not in self.lost:
-            frame = self._early.pop(name, None) or self._take(name, deadline)
+            try:
+                frame = self._early.pop(name, None) or self.connections[name].receive(deadline - time.monotonic())
+            except EngineError as error:
+                self.lost[name] = str(error)
+                return None
             if frame is None or frame.round == self.round:
                 return frame
             if frame.round > self.round:
                 self._early[name] = frame
                 return None
         return None
-
-    def _take(self, name: str, deadline: float) -> Frame | None:
-        connection = self.connections[name]
-        try:
-            received = connection.receive(deadline - time.monotonic())
-            if received is None:
-                return None
-            header, body = received
-            if (header.sender, header.receiver) != (connection.rank, self.rank):
-                raise CodingError(f"it sent a frame of process {header.sender} for process {header.receiver}")
-            expected = self._frames_received[name]
-            if header.sequence != expected:
-                raise CodingError(f"its frame {header.sequence} arrived in place of frame {expected}")
-            self._frames_received[name] += 1
-        except (CodingError, EngineError) as error:
-            self.lost[name] = str(error)
-            return None
-        try:
-            return Frame.from_bytes(header, body)
-        except CodingError as error:
-            return Frame(KINDS[header.kind], header.round, last=header.last, damaged=str(error))

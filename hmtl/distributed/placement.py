@@ -1,11 +1,11 @@
 """The node that each process plays, and the users of each host."""
 
-from functools import cached_property
-
 import numpy as np
+from torch import Tensor
 
-from hmtl.communication.messages import SERVER, Users, host_name, relay_name
+from hmtl.communication.messages import SERVER, host_name, relay_name
 from hmtl.errors import ConfigError
+from hmtl.mtl.algorithms.base import NOBODY, Ids, Users
 
 
 class Placement:
@@ -21,9 +21,12 @@ class Placement:
 
     Attributes:
         names: the node of each rank [N].
-        name: the node of this process.
-        relays, hosts: names of the nodes of each kind.
+        relays, hosts, others: names of the nodes of each kind, and of all nodes but the server.
         homes: the users of each host.
+        name, users: the node of this process, and its users.
+        leads, is_relay: whether it is the server, whose process leads, or a relay.
+        neighbors: ranks of the processes that this one exchanges frames with, by name. Relays and hosts exchange frames
+            with each other, but not among themselves; the server does with all.
 
     Raises:
         ConfigError: there are too few processes, or more hosts than users.
@@ -34,46 +37,51 @@ class Placement:
         self.rank, self.K = rank, K
         self.relays = [relay_name(i) for i in range(H)]
         self.hosts = [host_name(n) for n in range(size - 1 - H)]
-        self.homes: list[Users] = np.array_split(np.arange(K), len(self.hosts))
-        self.names = [SERVER, *self.relays, *self.hosts]
+        self.others = self.relays + self.hosts
+        self.names = [SERVER, *self.others]
+        self.homes: list[Ids] = np.array_split(np.arange(K), len(self.hosts))
         self.name = self.names[rank]
+        self.users = self.users_of(self.name)
+        self.leads, self.is_relay = rank == 0, self.name in self.relays
+        kind = self.name.split()[0]
+        self.neighbors = {name: rank for rank, name in enumerate(self.names) if name.split()[0] != kind}
 
-    @cached_property
-    def users(self) -> Users:
-        """The users of this process."""
-        return self.users_of(self.name)
-
-    def users_of(self, name: str) -> Users:
+    def users_of(self, name: str) -> Ids:
         """Return the users of a node: nobody, unless it is a host."""
-        return self.homes[self.hosts.index(name)] if name in self.hosts else np.empty(0, np.int64)
+        return self.homes[self.hosts.index(name)] if name in self.hosts else NOBODY
+
+
+class HostedUsers:
+    """A user side addressed by numbers in the whole network; `inner` numbers only the users of this host, from 0.
+
+    Args:
+        inner: the user side of this host.
+        hosted: numbers of its users in the network [n].
+    """
+
+    def __init__(self, inner: Users, hosted: Ids) -> None:
+        self.inner, self.hosted = inner, hosted
+        self.numbers = inner.numbers
 
     @property
-    def others(self) -> list[str]:
-        """All nodes but the server."""
-        return self.names[1:]
+    def row_bits(self) -> tuple[int, int, int]:
+        return self.inner.row_bits
 
-    @property
-    def leads(self) -> bool:
-        """Whether this process is the leading one, which plays the server."""
-        return self.rank == 0
+    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
+        users, ivs = self.inner.local_update(round, np.flatnonzero(np.isin(self.hosted, idle)))
+        return self.hosted[users], ivs
 
-    @property
-    def is_relay(self) -> bool:
-        """Whether this process plays a relay."""
-        return self.name in self.relays
+    def commit(self, users: Ids) -> None:
+        self.inner.commit(self._places(users))
 
-    @property
-    def neighbors(self) -> dict[str, int]:
-        """Ranks of the processes that this one exchanges frames with, by name.
+    def roll_back(self, users: Ids) -> None:
+        self.inner.roll_back(self._places(users))
 
-        Relays and hosts exchange frames with each other, but not among themselves; the server does with all.
-        """
-        kinds = [SERVER, *("relay" for _ in self.relays), *("host" for _ in self.hosts)]
-        return {
-            name: rank
-            for rank, name in enumerate(self.names)
-            if rank != self.rank and (kinds[rank] != kinds[self.rank] or SERVER in (name, self.name))
-        }
+    def receive(self, users: Ids, models: Tensor) -> None:
+        self.inner.receive(self._places(users), models)
+
+    def _places(self, users: Ids) -> Ids:
+        return np.searchsorted(self.hosted, users)
 
 
 def check_size(size: int, K: int | None, H: int) -> None:

@@ -1,7 +1,6 @@
 """Where the processes of a run meet before they are connected: a key-value store that the first of them serves."""
 
 import datetime
-import ipaddress
 import logging
 import os
 import socket
@@ -55,7 +54,8 @@ class Rendezvous:
             EngineError: the first process cannot be reached.
         """
         try:
-            if self.rank == 0 and _is_ipv4(self.address) and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            numeric = self.address.replace(".", "").isdecimal()  # a name may be shared by several machines
+            if self.rank == 0 and numeric and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
                 # torch itself would listen on all networks of this machine
                 listener = socket.create_server((self.address, self.port))
                 place = self.address, self.port, self.size, True, self.wait, False
@@ -109,11 +109,3 @@ class Rendezvous:
             reminder.cancel()
         value: bytes = self.store.get(key)
         return value.decode()
-
-
-def _is_ipv4(address: str) -> bool:
-    """Whether an address is numeric; a name may be shared by several machines."""
-    try:
-        return ipaddress.ip_address(address).version == 4
-    except ValueError:
-        return False

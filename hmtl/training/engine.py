@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from hmtl.communication import Communicator, InProcess, LinkLedger, Links, Network, Outcome
+from hmtl.communication.nodes.host import UserSide
 from hmtl.data import Task, Wanted
 from hmtl.mtl import Aggregator, Algorithm, Users
 from hmtl.topology import Moving, Topology
@@ -56,7 +57,7 @@ class Exchange:
         """Return the links from the nodes of this process to all others."""
         return InProcess(ledger)
 
-    def wrap_users(self, users: Users) -> Users:
+    def wrap_users(self, users: Users) -> UserSide:
         """Return the user side as the network addresses it: by the users' numbers in the whole network."""
         return users
 
@@ -100,7 +101,8 @@ class Exchange:
 
     def models(self, algorithm: Algorithm, state: Mapping[str, Any] | None) -> Tensor:
         """Return all users' models [m, K], `state` being the last one that was gathered."""
-        return algorithm.W
+        assert state is not None, "only the leading process holds the state of all users"
+        return algorithm.users.predictors(state["algorithm"]["users"]).T
 
     def close(self) -> None:
         """Leave the other processes."""

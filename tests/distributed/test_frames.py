@@ -1,4 +1,4 @@
-from dataclasses import replace
+import zlib
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmtl.distributed.frames import DTYPES, HEADER, KINDS, Frame, Header
+from hmtl.distributed.frames import DTYPES, HEADER, KINDS, MAGIC, Frame, Header
 from hmtl.errors import CodingError
 
 
@@ -44,13 +44,15 @@ def test_one_flipped_bit_is_found_wherever_it_is(frame: Frame, data: st.DataObje
     whole = torch.cat([content, body])
     bit = data.draw(st.integers(0, 8 * len(whole) - 1))
     whole[bit // 8] ^= 1 << bit % 8
-    with pytest.raises(CodingError, match="damaged"):
-        Frame.from_bytes(Header.from_bytes(whole[:HEADER].numpy().tobytes()), whole[HEADER:])
+    if bit // 8 < HEADER:
+        with pytest.raises(CodingError, match="damaged"):
+            Header.from_bytes(whole[:HEADER].numpy().tobytes())
+    else:
+        assert Frame.from_bytes(header, whole[HEADER:]).damaged
 
 
-@pytest.mark.parametrize("changed", [{"kind": len(KINDS)}, {"dtype": len(DTYPES)}, {"users": -2}], ids=str)
-def test_a_header_of_another_version_is_refused(changed: dict[str, int]) -> None:
-    """Its checksum is right, but what it says is nothing that there is."""
+def test_a_header_of_another_version_is_refused() -> None:
     header, _ = Frame(KINDS[2], 3).to_bytes(0, 1, 2)
-    with pytest.raises(CodingError, match="another version"):
-        Header.from_bytes(replace(header, **changed).to_bytes())
+    content = header.to_bytes().replace(MAGIC, b"hmt0")[:-4]
+    with pytest.raises(CodingError, match="version"):
+        Header.from_bytes(content + zlib.crc32(content).to_bytes(4, "little"))

@@ -46,7 +46,7 @@ def play(settings: Settings, fault: Fault | None = None, seconds: float = 30.0) 
     def node(placement: Placement, peers: Peers, transport: QueueTransport) -> dict[str, Any]:
         communicator = make(settings, lambda ledger: ProcessLinks(ledger, peers, T, placement.homes))
         users = ScriptedUsers(IV_ROWS, [set()] * ROUNDS, EXTRAS, placement.users.tolist())
-        aggregator, control = ScriptedAggregator(T.K, M + EXTRAS), Control(peers, placement.others)
+        aggregator, control = ScriptedAggregator(T.K, M + EXTRAS), Control(peers)
         seen: dict[str, Any] = defaultdict(list)
         for round in range(ROUNDS):
             if fault:

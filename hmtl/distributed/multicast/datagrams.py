@@ -7,7 +7,7 @@ combinations over GF(2^8) within a generation repair losses. A datagram with a w
 import struct
 import zlib
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Self
 
 import numpy as np
@@ -28,26 +28,17 @@ LACK = np.dtype([("generation", "<u2"), ("pieces", "u1")])
 
 @dataclass(frozen=True)
 class Datagram:
-    """One datagram.
+    """One datagram."""
 
-    Attributes:
-        what: PIECE of a body, QUESTION which receiver lacks what, or REPORT in reply.
-        run: a number that no other run on the network has.
-        number: of the body, from 1.
-        size: of the body [bytes].
-        generation: the piece's generation; in a question and in the reports that answer it, the question's number.
-        index: the piece's place in its generation; from the generation's size on, the row of its combination.
-        content: of a piece, its bytes; of a report, rank of the receiver and the numbers of pieces that it lacks, see
-            `LACK`.
-    """
-
-    what: int
-    run: int
-    number: int
-    size: int
-    generation: int
-    index: int = 0
-    content: bytes | memoryview = b""
+    what: int  # PIECE of a body, QUESTION which receiver lacks what, or REPORT in reply
+    run: int  # a number that no other run on the network has
+    number: int  # of the body, from 1
+    size: int  # of the body [bytes]
+    generation: int  # the piece's generation; in a question and in the reports that answer it, the question's number
+    index: int = 0  # the piece's place in its generation; from the generation's size on, the row of its combination
+    content: bytes | memoryview = (
+        b""  # a piece; in a report, the receiver's rank [2 bytes] and what it lacks, see `LACK`
+    )
 
     def to_bytes(self) -> bytes:
         head = LAYOUT.pack(MAGIC, self.what, self.run, self.number, self.size, self.generation, self.index)
@@ -68,35 +59,24 @@ class Datagram:
         return cls(what, run, number, size, generation, index, rest)
 
 
-@dataclass(frozen=True)
 class Cut:
     """How a body is cut into pieces and generations.
 
-    Attributes:
+    Args:
         size: of the body [bytes].
+
+    Attributes:
+        pieces, generations: their numbers.
+        length: of a piece [bytes]; the last ones are padded with zeros.
     """
 
-    size: int
-
-    @cached_property
-    def pieces(self) -> int:
-        """Number of pieces."""
-        return max(1, -(-self.size // ROOM))
-
-    @cached_property
-    def length(self) -> int:
-        """Length of a piece [bytes]; the last ones are padded with zeros."""
-        return -(-self.size // self.pieces)
-
-    @cached_property
-    def generations(self) -> int:
-        """Number of generations."""
-        return -(-self.pieces // GENERATION)
+    def __init__(self, size: int) -> None:
+        self.size, self.pieces = size, max(1, -(-size // ROOM))
+        self.length, self.generations = -(-size // self.pieces), -(-self.pieces // GENERATION)
 
     def places(self, generation: int) -> slice:
         """Return the pieces of a generation."""
-        pieces, generations = self.pieces, self.generations
-        return slice(generation * pieces // generations, (generation + 1) * pieces // generations)
+        return slice(generation * self.pieces // self.generations, (generation + 1) * self.pieces // self.generations)
 
 
 @lru_cache(maxsize=8)

@@ -8,6 +8,7 @@ import select
 import socket
 import time
 from collections.abc import Iterable
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from hmtl.distributed.multicast.datagrams import DATAGRAM
 from hmtl.distributed.multicast.protocol import Receiver, Transmission
-from hmtl.errors import CodingError, ConfigError, EngineError
+from hmtl.errors import ConfigError, EngineError
 
 BUFFER = 4 << 20  # bytes that may wait in the socket of a busy process; the system may limit it to less
 
@@ -100,30 +101,41 @@ class Cast:
         number: see `Datagram`.
         body: uint8 [size].
         receivers: ranks.
-
-    Attributes:
-        reached: ranks of the receivers that have reported the whole body.
     """
 
     def __init__(self, number: int, body: Tensor, receivers: Iterable[int]) -> None:
-        self.number, self.body, self.receivers = number, body, tuple(receivers)
-        self.reached: set[int] = set()
-        self._settled = {receiver: Event() for receiver in self.receivers}
+        self.number, self.body, self.receivers = number, body, set(receivers)
+        self._reached = {receiver: Future[bool]() for receiver in self.receivers}
 
     def reaches(self, receiver: int) -> bool:
         """Return whether the body has reached a receiver, once that is known."""
-        self._settled[receiver].wait()
-        return receiver in self.reached
+        return self._reached[receiver].result()
 
     def settle(self, reached: set[int], waiting: set[int]) -> None:
-        """Record the receivers that were reached, and release those that are no longer `waiting`."""
-        self.reached |= reached
-        for receiver, event in self._settled.items():
-            if receiver not in waiting:
-                event.set()
+        """Record which receivers have been `reached`; nothing is known yet of those that are `waiting`."""
+        for receiver, known in self._reached.items():
+            if receiver not in waiting and not known.done():
+                known.set_result(receiver in reached)
 
 
-class Caster:
+class _End:
+    """What both ends of a group share: a thread that serves a socket and counts the bytes that it sends."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._nbytes = self._reported = 0  # the thread alone changes the first, its owner the second
+        self._thread = Thread(target=self._work, daemon=True)
+
+    def overhead(self) -> int:
+        """Return the number of bytes sent since the last call, without one copy of each body."""
+        before, self._reported = self._reported, self._nbytes
+        return self._reported - before
+
+    def _work(self) -> None:
+        raise NotImplementedError
+
+
+class Caster(_End):
     """The server's end of a group, which sends one body after the other.
 
     Args:
@@ -137,12 +149,11 @@ class Caster:
     """
 
     def __init__(self, multicast: Multicast, server: str, run: int, bps: float) -> None:
+        super().__init__(multicast.socket(server, receive=False))
         self._to, self._run, self._bps = (multicast.group, multicast.port), run, multicast.rate_bps or bps
-        self._socket = multicast.socket(server, receive=False)
         self._casts: SimpleQueue[Cast | None] = SimpleQueue()
-        self._number, self._nbytes, self._lock = 0, 0, Lock()
+        self._number = 0
         self.unreachable: set[int] = set()
-        self._thread = Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def begin(self) -> None:
@@ -153,15 +164,8 @@ class Caster:
         """Send a body to receivers, without waiting."""
         self._number += 1
         cast = Cast(self._number, body, receivers)
-        self._count(-len(body))  # only what exceeds one copy is overhead
         self._casts.put(cast)
         return cast
-
-    def overhead(self) -> int:
-        """Return the number of bytes sent beyond one copy of each body, since the last call."""
-        with self._lock:
-            nbytes, self._nbytes = self._nbytes, 0
-        return nbytes
 
     def close(self) -> None:
         """Stop sending."""
@@ -177,10 +181,10 @@ class Caster:
                 cast.settle(set(), set())
 
     def _transmit(self, cast: Cast) -> None:
-        receivers = set(cast.receivers) - self.unreachable
+        receivers = cast.receivers - self.unreachable
         sending = Transmission(self._run, cast.number, cast.body, receivers, self._bps, time.monotonic())
-        cast.settle(set(), sending.waiting)
         while sending.waiting:
+            cast.settle(sending.reached, sending.waiting)
             for datagram in sending.due(time.monotonic()):
                 with suppress(OSError):  # counts as lost
                     self._socket.sendto(datagram, self._to)
@@ -188,17 +192,13 @@ class Caster:
             if select.select([self._socket], [], [], seconds)[0]:
                 with suppress(OSError):
                     self.unreachable.discard(sending.hear(self._socket.recv(DATAGRAM), time.monotonic()))
-            cast.settle(sending.reached, sending.waiting)
         self.unreachable |= receivers - sending.reached
-        lacking = len(cast.receivers) - len(sending.reached)  # each of them gets a copy through its connection
-        self._count(sending.nbytes + lacking * len(cast.body))
-
-    def _count(self, nbytes: int) -> None:
-        with self._lock:
-            self._nbytes += nbytes
+        copies = len(cast.receivers) - len(sending.reached)  # through the connections of the others
+        self._nbytes += sending.nbytes + (copies - 1) * len(cast.body)
+        cast.settle(sending.reached, set())
 
 
-class Listener:
+class Listener(_End):
     """A relay's end of a group.
 
     Args:
@@ -211,34 +211,16 @@ class Listener:
     """
 
     def __init__(self, multicast: Multicast, server: str, run: int, rank: int) -> None:
-        self._socket = multicast.socket(server, receive=True)
-        self._socket.setblocking(False)
+        super().__init__(multicast.socket(server, receive=True))
+        self._socket.settimeout(0.2)  # so that `close` need not wait long
         self._answers = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.receiver, self._lock = Receiver(run, rank), Lock()
-        self._nbytes, self._closed = 0, Event()
-        self._thread = Thread(target=self._work, daemon=True)
+        self.receiver, self._lock, self._closed = Receiver(run, rank), Lock(), Event()
         self._thread.start()
 
-    def take(self, number: int) -> Tensor:
-        """Return the body of a cast that has been reported as whole, and forget it and those before.
-
-        Raises:
-            CodingError: the body is not whole.
-        """
-        if (body := self.forget(number)) is None:
-            raise CodingError(f"multicast {number} is incomplete, although it was reported as whole")
-        return body
-
-    def forget(self, number: int) -> Tensor | None:
-        """Forget the bodies up to a cast, and return its body if it is whole."""
+    def take(self, number: int) -> Tensor | None:
+        """Return the body of a cast if it is whole, and forget it and those before."""
         with self._lock:
             return self.receiver.take(number)
-
-    def overhead(self) -> int:
-        """Return the number of bytes of reports sent since the last call."""
-        with self._lock:
-            nbytes, self._nbytes = self._nbytes, 0
-        return nbytes
 
     def close(self) -> None:
         """Stop receiving."""
@@ -249,18 +231,13 @@ class Listener:
 
     def _work(self) -> None:
         while not self._closed.is_set():
-            if select.select([self._socket], [], [], 0.2)[0]:  # a short wait, so that `close` need not wait long
-                with suppress(OSError):  # no more datagrams, or an error of an earlier one
-                    while True:
-                        self._hear(*self._socket.recvfrom(DATAGRAM))
-
-    def _hear(self, datagram: bytes, sender: tuple[str, int]) -> None:
-        with self._lock:
-            answer = self.receiver.hear(datagram)
-            self._nbytes += len(answer or b"")
-        if answer:
-            with suppress(OSError):  # the server asks again
-                self._answers.sendto(answer, sender)
+            with suppress(OSError):  # nothing has arrived in time, or an answer is lost: the server asks again
+                datagram, sender = self._socket.recvfrom(DATAGRAM)
+                with self._lock:
+                    answer = self.receiver.hear(datagram)
+                if answer:
+                    self._nbytes += len(answer)
+                    self._answers.sendto(answer, sender)
 
 
 def _this_end(server: str) -> str:

@@ -7,7 +7,6 @@ combinations serve all receivers. The sender asks again until every receiver has
 long, or the time is up.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -95,14 +94,11 @@ class Transmission:
             report = Datagram.from_bytes(content)
         except CodingError:
             return None
-        if (report.run, report.what, len(report.content) % LACK.itemsize) != (self.run, REPORT, 2):
+        if (report.run, report.what) != (self.run, REPORT):
             return None
-        receiver = int.from_bytes(report.content[:2], "little")
-        question = report.generation
-        if report.number == self.number and receiver in self.waiting and question < len(self._sent_before):
+        receiver, question = int.from_bytes(report.content[:2], "little"), report.generation
+        if report.number == self.number and receiver in self.waiting:
             lacks = np.frombuffer(report.content[2:], LACK)
-            if (lacks["generation"] >= self.cut.generations).any():
-                return None
             if len(lacks) == 0:
                 self.waiting.discard(receiver)
                 self.reached.add(receiver)
@@ -151,19 +147,16 @@ class Receiving:
         self.cut = cut = Cut(size)
         self._pieces = np.zeros((cut.pieces, cut.length), np.uint8)  # zeros in place of missing ones
         self._has = np.zeros(cut.pieces, bool)
-        self._combinations: dict[int, dict[int, NDArray[np.uint8]]] = {}  # by generation and row
+        self._combinations: list[dict[int, NDArray[np.uint8]]] = [{} for _ in range(cut.generations)]  # by row
         self.lacks = np.array([len(self._has[cut.places(generation)]) for generation in range(cut.generations)])
 
-    def add(self, datagram: Datagram) -> str:
-        """Take a piece or a combination, and return why it is ignored; "" if it is not."""
+    def add(self, datagram: Datagram) -> None:
+        """Take a piece or a combination, unless it is repeated or not needed."""
         generation, index = datagram.generation, datagram.index
-        size, length = datagram.size, len(datagram.content)
-        if size != self.cut.size or length != self.cut.length or generation >= self.cut.generations:
-            return "foreign"
         places = self.cut.places(generation)
-        has, rows = self._has[places], self._combinations.setdefault(generation, {})
+        has, rows = self._has[places], self._combinations[generation]
         if not self.lacks[generation] or (has[index] if index < len(has) else index in rows):
-            return "repeated"
+            return
         content = np.frombuffer(datagram.content, np.uint8)
         if index < len(has):
             self._pieces[places][index] = content
@@ -171,24 +164,20 @@ class Receiving:
         else:
             rows[index] = content
         self.lacks[generation] -= 1
-        return ""
 
     def body(self) -> Tensor:
-        """Return the body, uint8 [size], once nothing is missing; lost pieces are solved for in one call."""
-        repaired = {generation: rows for generation, rows in self._combinations.items() if rows}
-        self._combinations.clear()
-        places = [self.cut.places(generation) for generation in repaired]
-        lost = [torch.from_numpy(~self._has[of]) for of in places]
-        coefficients = [
-            combinations(len(of))[[index - len(of) for index in rows]]
-            for of, rows in zip(lost, repaired.values(), strict=True)
-        ]
-        solutions = inverses([A[:, of] for A, of in zip(coefficients, lost, strict=True)])
-        assert solutions is not None, "a Cauchy matrix has no singular minor"
+        """Return the body, uint8 [size], once nothing is missing."""
         pieces = torch.from_numpy(self._pieces)
-        for at, of, A, solution, rows in zip(places, lost, coefficients, solutions, repaired.values(), strict=True):
-            rest = matmul(A, pieces[at]).bitwise_xor_(torch.from_numpy(np.stack(list(rows.values()))))
-            pieces[at][of] = matmul(solution, rest)
+        for generation, rows in enumerate(self._combinations):
+            if not rows:
+                continue
+            places = self.cut.places(generation)
+            lost = torch.from_numpy(~self._has[places])
+            coefficients = combinations(len(lost))[[index - len(lost) for index in rows]]
+            solutions = inverses([coefficients[:, lost]])
+            assert solutions is not None, "a Cauchy matrix has no singular minor"
+            rest = matmul(coefficients, pieces[places]).bitwise_xor_(torch.from_numpy(np.stack(list(rows.values()))))
+            pieces[places][lost] = matmul(solutions[0], rest)
         return pieces.view(-1)[: self.cut.size]
 
 
@@ -198,50 +187,43 @@ class Receiver:
     Args:
         run: see `Datagram`.
         rank: of the receiver.
-
-    Attributes:
-        ignored: number of ignored datagrams, by reason.
-        taken: number of the last body that was taken; datagrams of it and of earlier ones are ignored.
     """
 
     def __init__(self, run: int, rank: int) -> None:
-        self.run, self.rank, self.ignored = run, rank, Counter[str]()
-        self._bodies: dict[int, Receiving] = {}
-        self.taken = 0
+        self.run, self.rank = run, rank
+        self._bodies: dict[int, Receiving] = {}  # by number; only the newest, and whole ones that were not taken
+        self._newest = 0
 
     def hear(self, content: bytes) -> bytes | None:
         """Take a datagram, and return the report if it is a question."""
         try:
             datagram = Datagram.from_bytes(content)
         except CodingError:
-            self.ignored["damaged"] += 1
             return None
         if datagram.run != self.run or datagram.what == REPORT:
-            self.ignored["foreign"] += 1
             return None
-        if (number := datagram.number) > max(
-            self._bodies, default=self.taken
-        ):  # the sender has finished all earlier bodies
+        number = datagram.number
+        if number > self._newest:  # the sender has finished all earlier bodies
+            self._newest = number
             self._bodies = {n: body for n, body in self._bodies.items() if not body.lacks.any()}
             self._bodies[number] = Receiving(datagram.size)
-        body = self._bodies.get(number)
+        if (body := self._bodies.get(number)) is None:
+            return None
         if datagram.what == QUESTION:
-            return self._report(datagram, body) if body or number <= self.taken else None
-        if wrong := body.add(datagram) if body else "late":
-            self.ignored[wrong] += 1
+            return self._report(datagram, body.lacks)
+        body.add(datagram)
         return None
 
     def take(self, number: int) -> Tensor | None:
         """Return a body if it is whole, and forget it and those before."""
         body = self._bodies.get(number)
-        self.taken = max(self.taken, number)
+        self._newest = max(self._newest, number)
         self._bodies = {n: kept for n, kept in self._bodies.items() if n > number}
         return body.body() if body and not body.lacks.any() else None
 
-    def _report(self, question: Datagram, body: Receiving | None) -> bytes:
-        lacking = np.flatnonzero(body.lacks)[: (ROOM - 2) // LACK.itemsize] if body else np.empty(0, np.int64)
-        lacks = np.empty(len(lacking), LACK)
-        if body:
-            lacks["generation"], lacks["pieces"] = lacking, body.lacks[lacking]
-        content = self.rank.to_bytes(2, "little") + lacks.tobytes()
+    def _report(self, question: Datagram, lacks: NDArray[np.int64]) -> bytes:
+        lacking = np.flatnonzero(lacks)[: (ROOM - 2) // LACK.itemsize]
+        report = np.empty(len(lacking), LACK)
+        report["generation"], report["pieces"] = lacking, lacks[lacking]
+        content = self.rank.to_bytes(2, "little") + report.tobytes()
         return Datagram(REPORT, self.run, question.number, question.size, question.generation, 0, content).to_bytes()

@@ -1,21 +1,18 @@
 """Multicast over real sockets, on this machine."""
 
-import os
 import secrets
-import signal
 import time
 from collections.abc import Iterator
-from multiprocessing.synchronize import Event
+from itertools import count
 
 import numpy as np
 import pytest
 import torch
-from commands import FORKS
 from lossy import GROUP, HERE, RATE, losing, possible
 
 from hmtl.distributed.multicast.group import Caster, Listener, Multicast
 from hmtl.distributed.multicast.protocol import SILENCE
-from hmtl.errors import CodingError, ConfigError, EngineError
+from hmtl.errors import ConfigError, EngineError
 
 pytestmark = pytest.mark.skipif(not possible(), reason="no multicast on the loopback interface here")
 RUN = secrets.randbits(48)  # tests elsewhere on this machine may use the same group at the same time
@@ -52,10 +49,8 @@ def test_what_is_cast_reaches_all_one_after_the_other(caster: Caster, listeners:
     assert 0.02 < caster.overhead() / sum(map(len, bodies)) < 1, "headers, and combinations for who lost a fifth"
     assert listeners[2].overhead() > 0
     other.close()
-    assert other.receiver.ignored["foreign"], "the same group, but another run"
-    assert not other.receiver.ignored["repeated"]
-    with pytest.raises(CodingError, match="multicast 3"):
-        listeners[0].take(3)
+    assert other.take(1) is None, "the same group, but another run"
+    assert listeners[0].take(3) is None, "it is forgotten"
 
 
 def test_who_is_not_reached_in_time_is_sent_a_copy_and_for_this_round_at_once(
@@ -73,33 +68,14 @@ def test_who_is_not_reached_in_time_is_sent_a_copy_and_for_this_round_at_once(
     assert not caster.unreachable
 
 
-def listen_until_killed(run: int, ready: Event) -> None:
-    listener = Listener(GROUP, HERE, run, 5)
-    hear, count = listener.receiver.hear, iter(range(100))
-
-    def die(datagram: bytes) -> bytes | None:
-        if next(count) == 50:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return hear(datagram)
-
-    listener.receiver.hear = die  # type: ignore[method-assign]
-    ready.set()
-    time.sleep(300)
-
-
-@pytest.mark.slow
-def test_a_receiver_is_killed_in_the_middle(caster: Caster, listeners: list[Listener]) -> None:
-    ready = FORKS.Event()
-    process = FORKS.Process(target=listen_until_killed, args=(RUN, ready), daemon=True)
-    process.start()
-    assert ready.wait(300)
+def test_a_receiver_is_lost_in_the_middle(caster: Caster, listeners: list[Listener]) -> None:
+    hear, heard = listeners[1].receiver.hear, count()
+    listeners[1].receiver.hear = lambda datagram: hear(datagram) if next(heard) < 50 else None  # type: ignore[method-assign]
     body, before = numbers(300_000, 2), time.monotonic()
-    cast = caster.cast(body, [0, 1, 2, 5])
-    assert [cast.reaches(rank) for rank in (0, 1, 2, 5)] == [True, True, True, False]
+    cast = caster.cast(body, range(3))
+    assert [cast.reaches(rank) for rank in range(3)] == [True, False, True]
     assert time.monotonic() - before < SILENCE + 30
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
-    assert all(torch.equal(listener.take(cast.number), body) for listener in listeners)
+    assert all(torch.equal(listeners[rank].take(cast.number), body) for rank in (0, 2))
 
 
 @pytest.mark.parametrize(

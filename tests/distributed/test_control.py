@@ -1,14 +1,20 @@
-"""What a process knows of tasks whose rows live in another one."""
+"""Values beside messages: what processes know of tasks whose rows live in others, and a server that says nothing."""
 
 import numpy as np
+import pytest
 import torch
+from threads import Queues
 
 from hmtl.data import Preprocessing, Task, prepare
-from hmtl.distributed.remote_tasks import from_outline, outline, report_data, with_report_data
+from hmtl.distributed.connections import Connection
+from hmtl.distributed.control import Control, from_bytes, to_bytes
+from hmtl.distributed.exchange import for_report
+from hmtl.distributed.peers import Peers
+from hmtl.errors import EngineError
 from hmtl.mtl import Mean, Problem, Squared, preprocessing_setup
 
 K, D = 7, 5
-HOMES = [np.arange(3), np.arange(3, 5), np.arange(5, K)]
+HOMES = [range(3), range(3, 5), range(5, K)]
 
 
 def prepared_tasks() -> tuple[Task, ...]:
@@ -24,10 +30,8 @@ def prepared_tasks() -> tuple[Task, ...]:
 def test_figures_need_no_rows() -> None:
     """Scaling and the targets for R² come from the hosts."""
     tasks = prepared_tasks()
-    parts = [report_data(tasks[home[0] : home[-1] + 1], targets=True) for home in HOMES]
-    merged = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    completed = with_report_data(from_outline(outline(tasks)), merged)
-    with_rows, without_rows = (Problem(each, Squared(), Mean(0.1)) for each in (tasks, completed))
+    sent = to_bytes({"tasks": [for_report(task, targets=True) for task in tasks]})
+    with_rows, without_rows = (Problem(each, Squared(), Mean(0.1)) for each in (tasks, from_bytes(sent)["tasks"]))
     errors = torch.linspace(0, 1, K, dtype=torch.float64)
     for split in ("train", "test"):
         figures = with_rows.figures(split, errors)
@@ -42,13 +46,19 @@ def test_figures_need_no_rows() -> None:
 
 def test_a_preprocessing_setup_gathers_the_same_facts_from_hosts() -> None:
     tasks = prepared_tasks()
-    known = from_outline(outline(tasks))
+    known = from_bytes(to_bytes({"tasks": [task.without_rows() for task in tasks]}))["tasks"]
 
-    def facts(local: set[int]) -> torch.Tensor:
+    def facts(local: range) -> torch.Tensor:
         setup = preprocessing_setup(tuple(task if k in local else known[k] for k, task in enumerate(tasks)))
         assert setup is not None
         return setup[0].local_update(-1)[1]
 
-    whole = facts(set(range(K)))
-    assert torch.equal(torch.cat([facts(set(home.tolist())) for home in HOMES]), whole)
-    assert facts(set()).shape == (0, whole.shape[1])
+    whole = facts(range(K))
+    assert torch.equal(torch.cat([facts(home) for home in HOMES]), whole)
+    assert facts(range(0)).shape == (0, whole.shape[1])
+
+
+def test_a_server_that_stays_silent_is_lost() -> None:
+    silent = Connection(1, 0, transport=Queues().of(1))
+    with pytest.raises(EngineError, match="the server is lost"):
+        Control(Peers("host 0", {"server": silent}, seconds=0.01)).receive_from_leader()

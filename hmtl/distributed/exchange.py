@@ -1,0 +1,270 @@
+"""What the process of one node exchanges with the others beside messages: data for reports, measurements, state.
+
+The first process, which plays the server, leads: it collects what the others measured and sent, and the state of all
+of them for a checkpoint.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmtl.communication import Communicator, LinkLedger, Links, Outcome
+from hmtl.communication.messages import SERVER, relay_name
+from hmtl.communication.nodes.host import UserSide
+from hmtl.data import Task
+from hmtl.distributed.control import Control
+from hmtl.distributed.links import ProcessLinks
+from hmtl.distributed.peers import Peers
+from hmtl.distributed.placement import HostedUsers, Placement
+from hmtl.errors import CheckpointError, EngineError
+from hmtl.mtl import Aggregator, Algorithm, Users
+from hmtl.mtl.algorithms.base import Ids
+from hmtl.topology import Moving, Topology
+from hmtl.training.engine import Exchange, RoundResult, Values
+
+NODE_STATE = "nodes"  # in the state of a communicator, and in every process's answer
+
+
+class ProcessExchange(Exchange):
+    """What this process exchanges with those that play the other nodes.
+
+    Args:
+        placement: who lives where.
+        peers: the other processes.
+        contacts: who hears whom.
+    """
+
+    whole = False
+
+    def __init__(self, placement: Placement, peers: Peers, contacts: Topology | Moving) -> None:
+        self.leads = placement.leads
+        self._placement, self._peers, self._contacts = placement, peers, contacts
+        self._control = Control(peers)
+        self._load_checkpoint: Callable[[], Mapping[str, Any]] = dict  # see `start`
+        self._holders: list[str] = []  # aggregators with the present state; empty before any relay has aggregated
+        self._user_figures: dict[str, dict[str, Tensor]] = {}  # by host, as last received
+        self._aggregator_facts: dict[str, Tensor] = {}  # as last sent
+        self._setup_bits: Tensor | int = 0  # as last sent
+        self._saved_users: dict[str, Tensor] = {}  # their state in the last checkpoint, once a host is lost
+
+    def links(self, ledger: LinkLedger) -> Links:
+        return ProcessLinks(ledger, self._peers, self._contacts, self._placement.homes)
+
+    def wrap_users(self, users: Users) -> UserSide:
+        return HostedUsers(users, self._placement.users)
+
+    def start(
+        self, algorithm: Algorithm, communicator: Communicator, load_checkpoint: Callable[[], Mapping[str, Any]]
+    ) -> None:
+        self._load_checkpoint, problem = load_checkpoint, algorithm.problem
+        targets = problem.loss.measure == "mean squared error"  # R² needs them
+        received = self._gather(communicator, {"tasks": [for_report(task, targets) for task in problem.tasks]})
+        if self.leads:
+            hosts = self._of_all_hosts(received)
+            problem.everybody = [task for values in hosts for task in values["tasks"]]
+
+    def gather_setup(self, users: Users, aggregator: Aggregator, communicator: Communicator) -> None:
+        received = self._gather(communicator, {"facts": users.local_update(-1)[1]})
+        if self.leads:
+            facts = torch.cat([values["facts"] for values in self._of_all_hosts(received)])
+            aggregator.update(np.arange(len(facts)), facts)
+
+    def gather_round(
+        self, algorithm: Algorithm, communicator: Communicator, outcome: Outcome, user_seconds: float, evaluate: bool
+    ) -> RoundResult | None:
+        """Merge the results of a round at the leading process.
+
+        Raises:
+            EngineError: all aggregators that hold the present state are lost.
+        """
+        measures = evaluate and len(self._placement.users) > 0
+        own = {
+            "user figures": algorithm.users.measure() if measures else {},
+            "aggregator": self._changed_facts(algorithm.aggregator) if self._placement.is_relay else {},
+            "users": len(outcome.users),
+            "user seconds": user_seconds,
+        }
+        received = self._gather(communicator, own)
+        if not self.leads:
+            if measures:
+                self._send_blocks(algorithm.users)
+            return None
+        self._update_aggregator(algorithm.aggregator, outcome, received)
+        self._user_figures |= {
+            name: values["user figures"] for name, values in received.items() if values["user figures"]
+        }
+        # if nothing travels, no node but the hosts knows who took part
+        users = len(outcome.users) if algorithm.users.numbers else sum(values["users"] for values in received.values())
+        seconds = max(values["user seconds"] for values in (own, *received.values()))
+        if not evaluate:
+            return RoundResult(users, seconds)
+        parts = self._of_all_hosts(self._user_figures)
+        user_figures = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        figures = algorithm.figures(user_figures, self._receive_blocks(algorithm.users))
+        return RoundResult(users, seconds, figures, user_figures)
+
+    def broadcast(self, values: Values) -> Values:
+        return self._control.broadcast(values)
+
+    def gather_state(self, algorithm: Algorithm, communicator: Communicator) -> Values | None:
+        """Return the state of all processes at the leading one, None elsewhere.
+
+        The leading process asks one process after the other, so that it never receives more than one state at a time.
+
+        Raises:
+            EngineError: no aggregator with the present state answers.
+        """
+        communication = communicator.state_dict()
+        if not self.leads:
+            question = self._control.receive_from_leader()
+            answer = {NODE_STATE: communication[NODE_STATE], "users": {}}
+            if len(self._placement.users):
+                answer["users"] = algorithm.users.state_dict()
+            if question["with aggregator"]:
+                answer["aggregator"] = algorithm.aggregator.state_dict()
+            self._control.send(SERVER, answer)
+            return None
+        holders = self._holders
+        if not holders and communicator.planner.preferred:  # no round has been aggregated: all relays hold the same
+            holders = self._placement.relays
+        aggregator: Values | None = None
+        if not holders or not algorithm.users.numbers:
+            aggregator = algorithm.aggregator.state_dict()
+        nodes: Values = {SERVER: communication[NODE_STATE]}
+        users: dict[str, Tensor] = {}
+        for name in self._placement.others:
+            asked = name in holders and aggregator is None
+            self._control.send(name, {"with aggregator": asked})
+            answer = self._control.receive([name], key=NODE_STATE).get(name) or self._saved(name)
+            nodes[name] = answer[NODE_STATE]
+            self._put_rows(users, name, answer["users"])
+            if asked and _version(nodes, name) == _version(nodes, SERVER):  # it has not missed the last verdict
+                aggregator = answer.get("aggregator")
+        if aggregator is None:
+            raise EngineError(
+                f"no aggregator ({', '.join(holders)}) sent the state that later rounds need. Restart from the last "
+                "checkpoint with resume=PATH."
+            )
+        sides = {"users": users, "aggregator": aggregator}
+        return {"algorithm": sides, "communicator": communication | {NODE_STATE: nodes}}
+
+    def scatter_state(self, state: Values, algorithm: Algorithm, communicator: Communicator) -> Values:
+        """Return the part of a gathered state that this process needs: its users' rows, and its node's state.
+
+        Raises:
+            CheckpointError: the state is of another number of processes.
+        """
+        nodes, sides, placement = state["communicator"][NODE_STATE], state["algorithm"], self._placement
+        if set(nodes) != set(placement.names):
+            raise CheckpointError(
+                f"the checkpoint is of {len(nodes)} processes, but this run has {len(placement.names)}: start as many."
+            )
+        part: Values = {"users": _rows_of(sides["users"], placement.users)}
+        algorithm.aggregator.load_figure_state(
+            {key: sides["aggregator"][key] for key in algorithm.aggregator.figure_state()}
+        )
+        if communicator.planner.preferred:  # the other relays get the aggregator's state in the next round
+            versions = {name: _version(nodes, name) for name in placement.relays if nodes[name]}
+            holds = placement.name in versions and versions[placement.name] == max(versions.values())
+        else:
+            holds = self.leads
+        if holds:
+            part["aggregator"] = sides["aggregator"]
+        return {"algorithm": part, "communicator": state["communicator"] | {NODE_STATE: nodes[placement.name]}}
+
+    def close(self) -> None:
+        self._peers.close()
+
+    def _gather(self, communicator: Communicator, values: Values) -> dict[str, Values]:
+        """Return the values of all other processes at the leading one, and add up bits and seconds there."""
+        ledger, seconds = communicator.ledger, communicator.stopwatch.seconds
+        bits = ledger.latest()
+        if not ledger.rounds:  # the counts of all set-ups so far
+            bits, self._setup_bits = bits - self._setup_bits, bits
+        received = self._control.gather({**values, "bits": bits, "seconds": dict(seconds)})
+        for theirs in received.values():
+            ledger.add_latest(theirs["bits"])
+            seconds |= theirs["seconds"]
+        return received
+
+    def _changed_facts(self, aggregator: Aggregator) -> dict[str, Tensor]:
+        """Return the tensors that figures need of the aggregator and that are new since the last call."""
+        facts, before = aggregator.figure_state(), self._aggregator_facts
+        self._aggregator_facts = facts
+        return {key: value for key, value in facts.items() if value is not before.get(key)}
+
+    def _update_aggregator(self, aggregator: Aggregator, outcome: Outcome, received: Mapping[str, Values]) -> None:
+        """Take over what figures need of the aggregator from one that holds the present state."""
+        self._holders = [relay_name(i) for i in outcome.aggregators] or self._holders
+        heard = next((received[name] for name in self._holders if name in received), None)
+        if heard:
+            aggregator.load_figure_state(heard["aggregator"])
+        if self._holders and set(self._holders) <= set(self._peers.lost):
+            raise EngineError(
+                f"all aggregators are lost ({', '.join(self._holders)}), and later rounds need their state. Restart "
+                "from the last checkpoint with resume=PATH."
+            )
+
+    def _send_blocks(self, users: Users) -> None:
+        """Send the models of this host's users to the leading process, some columns at a time."""
+        start = 0
+        for block in users.blocks():
+            self._control.send(SERVER, {"block": block.clone(), "start": start})
+            start += block.shape[1]
+
+    def _receive_blocks(self, users: Users) -> Iterator[Tensor]:
+        """Yield the models of all users, some columns at a time; those of a lost host as last saved."""
+        start, hosts = 0, self._placement.hosts
+        for block in users.blocks():
+            columns = slice(start, start + block.shape[1])
+            received = self._control.receive(hosts, key="block")
+            blocks = {name: values["block"] for name, values in received.items() if values["start"] == start}
+            for name, home in zip(hosts, self._placement.homes, strict=True):
+                if name not in blocks:
+                    self._saved_users = self._saved_users or self._load_checkpoint()["algorithm"]["users"]
+                    blocks[name] = users.predictors(self._saved_users)[home, columns]
+            yield torch.cat([blocks[name] for name in hosts])
+            start = columns.stop
+
+    def _of_all_hosts(self, received: Mapping[str, Values]) -> list[Values]:
+        """Return the values of all hosts, or raise EngineError if one of them has never sent anything."""
+        if missing := [name for name in self._placement.hosts if name not in received]:
+            raise EngineError(f"{missing[0]} was lost before it sent any measurements. Start or resume the run again.")
+        return [received[name] for name in self._placement.hosts]
+
+    def _put_rows(self, users: dict[str, Tensor], name: str, state: Mapping[str, Tensor]) -> None:
+        """Add the state of a host's users to that of all users; of a number that all share, the largest counts."""
+        for key, rows in state.items():
+            if not rows.ndim:
+                users[key] = torch.maximum(rows, users.get(key, rows))
+                continue
+            if key not in users:
+                users[key] = rows.new_empty(self._placement.K, *rows.shape[1:])
+            users[key][self._placement.users_of(name)] = rows
+
+    def _saved(self, name: str) -> Values:
+        """Return the state of a process that does not answer, from the last checkpoint."""
+        checkpoint = self._load_checkpoint()
+        users = _rows_of(checkpoint["algorithm"]["users"], self._placement.users_of(name))
+        return {"users": users, NODE_STATE: checkpoint["communicator"][NODE_STATE][name]}
+
+
+def for_report(task: Task, targets: bool) -> Task:
+    """Return what a report needs of a task: shapes and scaling, and optionally the raw targets."""
+    known = task.without_rows()
+    raw = replace(known.raw, y_train=task.raw.y_train, y_test=task.raw.y_test) if targets else known.raw
+    return replace(known, prepared=replace(task.prepared, raw=raw)) if task.prepared else raw
+
+
+def _rows_of(state: Mapping[str, Tensor], users: Ids) -> dict[str, Tensor]:
+    """Return the state of some users out of that of all users."""
+    return {key: rows[users] if rows.ndim else rows for key, rows in state.items()}
+
+
+def _version(nodes: Values, name: str) -> int:
+    """Return how many aggregated rounds a node knows of."""
+    return int(nodes[name][name]["version"]) if name in nodes[name] else 0
