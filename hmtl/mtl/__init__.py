@@ -20,15 +20,13 @@ from hmtl.mtl.algorithms import (
     preprocessing_setup,
 )
 from hmtl.mtl.losses import CrossEntropy, Hinge, Logistic, Loss, OneVsRest, SmoothHinge, Squared
-from hmtl.mtl.matrices import sigma_prime
 from hmtl.mtl.networks.architectures import cnn, mlp
 from hmtl.mtl.participation import Participation
-from hmtl.mtl.problem import Problem
+from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.regularizers import Clustered, Graph, Mean, Regularizer, Ridge, SharedModel, TaskRelationship
 from hmtl.mtl.solvers.base import LocalSolver
-from hmtl.mtl.solvers.sdca import SDCA
+from hmtl.mtl.solvers.sdca import SDCA, sigma_prime
 from hmtl.mtl.solvers.sgd import LocalSGD
-from hmtl.mtl.training_rows import Rows
 
 __all__ = [
     "MOCHA",

@@ -68,19 +68,22 @@ class Loss(nn.Module, ABC):
 class Hinge(Loss):
     """ℓ(p, y) = max(0, 1 − y·p), y = ±1; ℓ*(−a) = −y·a for y·a in [0, 1].  Ref: Smith et al. 2017."""
 
+    width = 0.0
+
     def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
         return (1 - y * prediction).clamp_min(0)
 
     def conjugate(self, a: Tensor, y: Tensor) -> Tensor:
         b = y * a
-        return torch.where((b >= 0) & (b <= 1), -b, math.inf)
+        return torch.where((b >= 0) & (b <= 1), self.width / 2 * b.square() - b, math.inf)
 
     def coordinate_step(self, a: Tensor, prediction: Tensor, y: Tensor, q: Tensor) -> Tensor:
-        # q = 0 gives 1/0 = inf, which the clamp turns into the right b = 1
-        return y * (y * a + (1 - y * prediction) / q).clamp_(0, 1)
+        b = y * a
+        # q = width = 0 gives 1/0 = inf, which the clamp turns into the right b = 1
+        return y * (b + (1 - y * prediction - self.width * b) / (q + self.width)).clamp_(0, 1)
 
 
-class SmoothHinge(Loss):
+class SmoothHinge(Hinge):
     """The hinge with its kink at margin 1 smoothed over a width δ, y = ±1.
 
     With m = y·p: ℓ = 0 for m ≥ 1, (1 − m)²/2δ for 1 − δ ≤ m ≤ 1, 1 − m − δ/2 below;
@@ -102,16 +105,8 @@ class SmoothHinge(Loss):
         self.width = width
 
     def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
-        short = (1 - y * prediction).clamp_min(0)
+        short = super().forward(prediction, y)
         return torch.where(short < self.width, short.square() / (2 * self.width), short - self.width / 2)
-
-    def conjugate(self, a: Tensor, y: Tensor) -> Tensor:
-        b = y * a
-        return torch.where((b >= 0) & (b <= 1), self.width / 2 * b.square() - b, math.inf)
-
-    def coordinate_step(self, a: Tensor, prediction: Tensor, y: Tensor, q: Tensor) -> Tensor:
-        b = y * a
-        return y * (b + (1 - y * prediction - self.width * b) / (q + self.width)).clamp_(0, 1)
 
 
 class Squared(Loss):

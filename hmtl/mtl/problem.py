@@ -1,4 +1,4 @@
-"""The learning problem of all users, its dual, and bounds on the optimum.
+"""The learning problem of all users, their rows, and how good models are on them.
 
 A process may hold the rows of some users only. It then computes for these users, and K is their number wherever rows,
 duals or models are meant.
@@ -10,7 +10,7 @@ are [C·d, K], a is [K, C·n].
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -23,8 +23,40 @@ from hmtl.errors import ConfigError, DataError
 from hmtl.mtl.losses import Loss, OneVsRest
 from hmtl.mtl.regularizers import Regularizer
 from hmtl.mtl.sums import Grid
-from hmtl.mtl.training_rows import Rows
 from hmtl.rng import generator
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Training rows of many users as one batch, padded with rows of zeros, on which local solvers compute.
+
+    Attributes:
+        X: features [K, n, d].
+        y: labels [K, n], 1 in the padding.
+        square_norms: ‖x_kj‖² [K, n].
+        counts: n_k of each user.
+        s: weight of a user's row in the objective [K], 1 or 1/n_k.
+        computed: matrices computed from X, shared by all that share X.
+    """
+
+    X: Tensor
+    y: Tensor
+    square_norms: Tensor
+    counts: tuple[int, ...]
+    s: Tensor
+    computed: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def gram(self) -> Tensor:
+        """Return the Gram matrices XXᵀ [K, n, n], computed once."""
+        if "gram" not in self.computed:
+            self.computed["gram"] = self.X @ self.X.mT
+        return self.computed["gram"]
+
+    def of(self, user: int) -> "Rows":
+        """Return the rows of one user without padding, K = 1, as views."""
+        n, one = self.counts[user], slice(user, user + 1)
+        computed = {name: gram[one, :n, :n] for name, gram in self.computed.items()}
+        return Rows(self.X[one, :n], self.y[one, :n], self.square_norms[one, :n], (n,), self.s[one], computed)
 
 
 class Problem:
@@ -53,7 +85,7 @@ class Problem:
         size: numbers in a linear model.
         binary: loss of one score.
         s: weights s_k [K].
-        there: whether an entry [K, n] is a row, not padding.
+        weights: s_k of each row [K, n], zero in the padding.
 
     Raises:
         ConfigError: an unknown reduction, or a regularizer that cannot be used with these users.
@@ -94,9 +126,30 @@ class Problem:
         self.binary = self.loss.binary if isinstance(self.loss, OneVsRest) else self.loss
         counts = torch.tensor(self.here, dtype=torch.float64, device=device)
         self.s = 1 / counts if reduction == "mean" else torch.ones_like(counts)
-        self.there = torch.arange(max(self.counts), device=device) < counts[:, None]
+        self.weights = self.s[:, None] * (torch.arange(max(self.counts), device=device) < counts[:, None])
         self._padded: dict[torch.dtype, Rows] = {}  # shared by copies of the problem
-        self.regularizer = self._prepared(regularizer)
+        self._prepare(regularizer)
+
+    def _prepare(self, regularizer: Regularizer) -> None:
+        self.regularizer = regularizer
+        facts = self.facts()
+        if len(facts) < self.K:  # users in other processes report theirs in the set-up, which prepares it again
+            facts = torch.from_numpy(generator(0, "stand-in").normal(size=(self.K, facts.shape[1])))
+        self.regularizer = regularizer.prepared(facts).to(self.s.device)
+
+    def regularized(self, regularizer: Regularizer) -> "Problem":
+        """Return the same tasks and loss under another regularizer; the rows are shared."""
+        other = copy.copy(self)
+        other._prepare(regularizer)
+        return other
+
+    def facts(self) -> Tensor:
+        """Return what the users report before the first round [K, f], see `Regularizer.facts`."""
+        if self.tasks:
+            return torch.stack([self.regularizer.facts(task) for task in self.tasks])
+        task = self.everybody[0]  # two rows in its shape tell how many facts there are
+        x, y = torch.zeros(2, self.d), torch.tensor([0.0, 1.0] if task.classes else [-1.0, 1.0])
+        return self.regularizer.facts(Task("stand-in", x, y, x[:0], y[:0], task.classes))[None][:0]
 
     def padded(self, dtype: torch.dtype) -> Rows:
         """Return the training rows as numbers of a type.
@@ -114,10 +167,9 @@ class Problem:
             task, n = self.tasks[k], self.here[k]
             X[k, :n], y[k, :n] = task.x_train, task.y_train
             torch.linalg.vecdot(X[k], X[k], out=square_norms[k])
-            if (
-                X.is_cpu and task.x_train.dtype == dtype
-            ):  # now, so that its own rows are freed before the next are copied
-                self.tasks[k] = self.everybody[user] = _with_rows(task, X[k, :n])
+            if X.is_cpu and task.x_train.dtype == dtype:  # now: its own rows are freed before the next are copied
+                self.tasks[k] = self.everybody[user] = copy.copy(task)
+                object.__setattr__(self.tasks[k], "x_train", X[k, :n])
         self._padded[dtype] = Rows(X, y, square_norms, self.here, self.s.to(dtype))
         return self._padded[dtype]
 
@@ -134,39 +186,6 @@ class Problem:
         signs = OneVsRest.signs(self.rows.y.new_empty(self.outputs), self.rows.y).unbind(-1)
         return tuple(replace(self.rows, y=sign.contiguous()) for sign in signs)
 
-    @property
-    def _weights(self) -> Tensor:
-        """Weight s_k of each row [K, n], zero in the padding."""
-        return self.s[:, None] * self.there
-
-    def regularized(self, regularizer: Regularizer) -> "Problem":
-        """Return the same tasks and loss under another regularizer; the rows are shared."""
-        other = copy.copy(self)
-        other.regularizer = self._prepared(regularizer)
-        return other
-
-    def facts(self) -> Tensor:
-        """Return what the users report before the first round [K, f], see `Regularizer.facts`."""
-        return self._facts(self.regularizer)
-
-    def _facts(self, regularizer: Regularizer) -> Tensor:
-        if self.tasks:
-            return torch.stack([regularizer.facts(task) for task in self.tasks])
-        return regularizer.facts(_stand_in(self.everybody[0]))[None][:0]
-
-    def _prepared(self, regularizer: Regularizer) -> Regularizer:
-        facts = self._facts(regularizer)
-        if len(facts) < self.K:  # users in other processes report theirs in the set-up, which prepares it again
-            facts = torch.from_numpy(generator(0, "stand-in").normal(size=(self.K, facts.shape[1])))
-        return regularizer.prepared(facts).to(self.s.device)
-
-    @torch.no_grad()
-    def losses(self, W: Tensor) -> Tensor:
-        """Return s_k ℓ(w_k·x_kj, y_kj) [K, n], zero in the padding."""
-        prediction = torch.bmm(self.rows.X, self._by_score(W.T).transpose(1, 2))
-        losses: Tensor = self._weights * self.loss(self._predicted(prediction), self.rows.y)
-        return losses
-
     def _by_score(self, flat: Tensor) -> Tensor:
         """Return models or duals [K, C·m] as [K, C, m]."""
         return flat.reshape(len(flat), self.outputs, -1)
@@ -176,35 +195,29 @@ class Problem:
         return scores if self.loss.classes else scores[..., 0]
 
     @torch.no_grad()
+    def losses(self, W: Tensor) -> Tensor:
+        """Return s_k ℓ(w_k·x_kj, y_kj) [K, n], zero in the padding."""
+        prediction = torch.bmm(self.rows.X, self._by_score(W.T).transpose(1, 2))
+        losses: Tensor = self.weights * self.loss(self._predicted(prediction), self.rows.y)
+        return losses
+
+    @torch.no_grad()
     def conjugates(self, a: Tensor) -> Tensor:
         """Return s_k ℓ*(−a_kj) [K, n], zero in the padding."""
         duals = self._predicted(self._by_score(a).transpose(1, 2))
-        return self._weights * self.loss.conjugate(duals, self.rows.y)
+        return self.weights * self.loss.conjugate(duals, self.rows.y)
 
     def combined(self, a: Tensor) -> Tensor:
         """Return V [d, K] of the duals, v_k = s_k Σ_j a_kj x_kj."""
         V: Tensor = torch.bmm(self._by_score(self.rows.s[:, None] * a), self.rows.X).flatten(1).T
         return V
 
-    @torch.no_grad()
-    def primal(self, W: Tensor, Omega: Tensor) -> float:
-        """Return P(W), an upper bound on the optimum."""
-        return float(self.losses(W).sum() + self.regularizer(W, Omega))
-
-    @torch.no_grad()
-    def dual(self, a: Tensor, Omega: Tensor) -> float:
-        """Return D(a) = −Σ_k s_k Σ_j ℓ*(−a_kj) − ½ tr(V A⁻¹ Vᵀ), a lower bound on the optimum; V as in `combined`."""
-        return -float(self.conjugates(a).sum() + self.regularizer.conjugate(self.combined(a), Omega))
-
     def errors(self, W: Tensor, split: str) -> Tensor:
         """Return the mean error of each user's model on its own `train` or `test` rows [K], see `Loss.error`."""
-        W = W.cpu()
-        rows = [(t.x_train, t.y_train) if split == "train" else (t.x_test, t.y_test) for t in self.tasks]
-        models = self._by_score(W.T).transpose(1, 2)  # [K, d, C]
-        errors = [
-            self.loss.error(self._predicted(x.to(w.dtype) @ w), y).mean()
-            for (x, y), w in zip(rows, models, strict=True)
-        ]
+        errors = []
+        for task, w in zip(self.tasks, self._by_score(W.cpu().T), strict=True):
+            x, y = getattr(task, f"x_{split}"), getattr(task, f"y_{split}")
+            errors.append(self.loss.error(self._predicted(x.to(w.dtype) @ w.T), y).mean())
         return torch.stack(errors)
 
     def figures(self, split: str, errors: Tensor) -> dict[str, float]:
@@ -230,48 +243,35 @@ class Problem:
         return figures
 
 
-def _with_rows(task: Task, x_train: Tensor) -> Task:
-    """Return the task with its training rows at another place in memory."""
-    other = copy.copy(task)
-    object.__setattr__(other, "x_train", x_train)
-    return other
-
-
-def _stand_in(task: Task) -> Task:
-    """Return two rows in the shape of a task whose rows another process holds."""
-    x, y = torch.zeros(2, *task.x_train.shape[1:]), torch.tensor([0.0, 1.0] if task.classes else [-1.0, 1.0])
-    return Task("stand-in", x, y, x[:0], y[:0], task.classes)
-
-
 def _check_task(task: Task, first: Task, loss: Loss) -> None:
     """Raise DataError if a task does not fit the first one, or if the loss cannot take its labels."""
-    if task.x_train.shape[1:] != first.x_train.shape[1:]:
-        own, other = (" × ".join(map(str, each.x_train.shape[1:])) for each in (task, first))
-        raise DataError(
-            f"Task {task.name!r} has {own} columns, task {first.name!r} has {other}: coupled models need the same "
-            "features. Give all tasks the same columns."
-        )
-    if task.classes != first.classes:
-        raise DataError(
-            f"Task {task.name!r} has classes={task.classes}, task {first.name!r} has {first.classes}. Number the "
-            "classes alike in all tasks."
-        )
     name, margin_losses = type(loss).__name__, "hinge, smooth_hinge or logistic"
     labels = set(task.y_train.tolist()) | set(task.y_test.tolist()) if task.is_local else set()
-    if task.classes and not loss.classes:
-        raise DataError(
-            f"Task {task.name!r} has {task.classes} classes, {name} takes numbers: choose loss={margin_losses}; with "
-            "algorithm=fedu, fedavg, fedprox, ditto or pfedme also cross_entropy. If y are numbers to predict, set "
-            "dataset.kind=regression."
+    if task.x_train.shape[1:] != first.x_train.shape[1:]:
+        own, other = (" × ".join(map(str, each.x_train.shape[1:])) for each in (task, first))
+        fault = (
+            f"{own} columns, task {first.name!r} has {other}: coupled models need the same features. Give all tasks "
+            "the same columns."
         )
-    if loss.classes and not task.classes:
+    elif task.classes != first.classes:
+        fault = (
+            f"classes={task.classes}, task {first.name!r} has {first.classes}. Number the classes alike in all tasks."
+        )
+    elif task.classes and not loss.classes:
+        fault = (
+            f"{task.classes} classes, {name} takes numbers: choose loss={margin_losses}; with algorithm=fedu, fedavg, "
+            "fedprox, ditto or pfedme also cross_entropy. If y are numbers to predict, set dataset.kind=regression."
+        )
+    elif loss.classes and not task.classes:
         if task.is_local and set(task.y_train.tolist()) <= {-1.0, 1.0}:
             fault = f"two classes as y = ±1, {name} needs them numbered 0..C−1: choose loss={margin_losses}."
         else:
             fault = f"numbers to predict, {name} needs classes: choose loss=squared."
-        raise DataError(f"Task {task.name!r} has {fault}")
-    if loss.labels is not None and not labels <= set(loss.labels):
-        raise DataError(
-            f"Task {task.name!r} has the label {min(labels - set(loss.labels)):g}, {name} takes {loss.labels} only: "
-            "choose loss=squared for numbers to predict, dataset.kind=classification for classes."
+    elif loss.labels is not None and not labels <= set(loss.labels):
+        fault = (
+            f"the label {min(labels - set(loss.labels)):g}, {name} takes {loss.labels} only: choose loss=squared for "
+            "numbers to predict, dataset.kind=classification for classes."
         )
+    else:
+        return
+    raise DataError(f"Task {task.name!r} has {fault}")

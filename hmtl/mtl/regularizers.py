@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from hmtl.data import Task
 from hmtl.errors import ConfigError
 from hmtl.mtl.graph import covariance, nearest, read_weights
-from hmtl.mtl.matrices import gram, identity
 from hmtl.mtl.sums import Form
 
 
@@ -120,7 +119,7 @@ class Ridge(Regularizer):
     """A = λI: no coupling, R = (λ/2)‖W‖²."""
 
     def coupling(self, Omega: Tensor) -> Tensor:
-        return self.lam * identity(Omega)
+        return self.lam * torch.eye(len(Omega)).to(Omega)
 
     def sums(self, Omega: Tensor) -> Form:
         """Return B = I/λ, without any sums: U has no columns."""
@@ -142,7 +141,7 @@ class Mean(Regularizer):
         self.lam2 = _positive("lam2", lam2)
 
     def coupling(self, Omega: Tensor) -> Tensor:
-        eye = identity(Omega)
+        eye = torch.eye(len(Omega)).to(Omega)
         return 2 * (self.lam * (eye - 1 / len(Omega)) + self.lam2 * eye)
 
     def sums(self, Omega: Tensor) -> Form:
@@ -201,38 +200,62 @@ class Graph(Regularizer):
         return new
 
     def coupling(self, Omega: Tensor) -> Tensor:
-        return self.lam * self.get_buffer("laplacian").to(Omega) + self.lam2 * identity(Omega)
+        return self.lam * self.get_buffer("laplacian").to(Omega) + self.lam2 * torch.eye(len(Omega)).to(Omega)
 
 
-class TaskRelationship(Regularizer):
+class LearnedCoupling(Regularizer):
+    """Learns an Ω with the eigenvectors of WᵀW.
+
+    Args:
+        lam: strength.
+        floor: smallest eigenvalue of WᵀW relative to the largest, in (0, 1). It bounds the condition number of Ω by
+            1/√floor, and so how slowly the next rounds converge.
+    """
+
+    def __init__(self, lam: float, floor: float) -> None:
+        super().__init__(lam)
+        if not 0 < floor < 1:
+            raise ConfigError(f"floor={floor} is not in (0, 1). Give a share, such as 1e-4.")
+        self.floor = floor
+
+    @abstractmethod
+    def eigenvalues(self, s: Tensor) -> Tensor:
+        """Return the eigenvalues [K] of the best Ω for the floored singular values s [K] of W, ascending."""
+
+    def update_omega(self, W: Tensor, Omega: Tensor) -> Tensor:
+        """Return the best Ω for W; keep Ω if W = 0."""
+        squares, U = torch.linalg.eigh(W.T @ W)
+        if squares[-1] <= 0:
+            return Omega
+        half: Tensor = U * self.eigenvalues(squares.clamp_min(self.floor * squares[-1]).sqrt()).sqrt()
+        new = half @ half.T
+        return (new + new.T) / 2  # symmetric to the last bit in spite of rounding
+
+
+class TaskRelationship(LearnedCoupling):
     """Learns how the tasks are related: A = λΩ, or A = 2(λ1·Ω + λ2·I) if λ2 is given.
+
+    `update_omega` returns Ω = Σ⁻¹ for Σ = (WᵀW)^½ / tr (WᵀW)^½.
 
     Args:
         lam: λ, or λ1.
         lam2: λ2 in R = λ1 tr(WΩWᵀ) + λ2‖W‖².
-        floor: smallest eigenvalue of WᵀW relative to the largest, in (0, 1). It bounds the condition number of Ω by
-            1/√floor, and so how slowly the next rounds converge.
+        floor: as in `LearnedCoupling`.
 
     Ref: Zhang and Yeung 2010; Smith et al. 2017; Hu et al. 2022, eq. (1).
     """
 
     def __init__(self, lam: float, lam2: float | None = None, floor: float = 1e-4) -> None:
-        super().__init__(lam)
+        super().__init__(lam, floor)
         self.lam2 = None if lam2 is None else _positive("lam2", lam2)
-        self.floor = _share("floor", floor)
 
     def coupling(self, Omega: Tensor) -> Tensor:
         if self.lam2 is None:
             return self.lam * Omega
-        return 2 * (self.lam * Omega + self.lam2 * identity(Omega))
+        return 2 * (self.lam * Omega + self.lam2 * torch.eye(len(Omega)).to(Omega))
 
-    def update_omega(self, W: Tensor, Omega: Tensor) -> Tensor:
-        """Return Ω = Σ⁻¹, Σ = (WᵀW)^½ / tr (WᵀW)^½ with floored eigenvalues; keep Ω if W = 0."""
-        eigenvalues, U = torch.linalg.eigh(W.T @ W)
-        if eigenvalues[-1] <= 0:
-            return Omega
-        root = eigenvalues.clamp_min(self.floor * eigenvalues[-1]).sqrt()
-        return gram(U * (root.sum() / root).sqrt())
+    def eigenvalues(self, s: Tensor) -> Tensor:
+        return s.sum() / s
 
     def joint(self, W: Tensor, V: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return (λ/2)‖W‖_*² and ‖V‖²/(2λ), nuclear and spectral norm: min over Σ, tr Σ = 1, of ½λ tr(WΣ⁻¹Wᵀ)."""
@@ -242,17 +265,17 @@ class TaskRelationship(Regularizer):
         return self.lam / 2 * nuclear.square(), spectral.square() / (2 * self.lam)
 
 
-class Clustered(Regularizer):
+class Clustered(LearnedCoupling):
     """Learns clusters of users: A = λΩ, Ω = η(1 + η)(ηI + M)⁻¹ with 0 ⪯ M ⪯ I, tr M = number of clusters.
 
     M relaxes the projection on the clusters' indicators, for which R = (λ/2)(Σ_k ‖w_k − its cluster's mean‖² + η‖W‖²).
-    `update_omega` returns the M that minimises R.
+    `update_omega` returns Ω of the M that minimises R, with eigenvalues clip(θ·s_i − η, 0, 1) for s = svd(W).
 
     Args:
         lam: λ.
         clusters: number of clusters, at most K.
         eta: η > 0.
-        floor: smallest eigenvalue of WᵀW relative to the largest, in (0, 1).
+        floor: as in `LearnedCoupling`.
 
     Raises:
         ConfigError: a number is out of its range; `start_omega` raises it for more clusters than users.
@@ -261,12 +284,11 @@ class Clustered(Regularizer):
     """
 
     def __init__(self, lam: float, clusters: int = 3, eta: float = 0.5, floor: float = 1e-4) -> None:
-        super().__init__(lam)
+        super().__init__(lam, floor)
         if clusters < 1:
             raise ConfigError(f"clusters={clusters} has to be at least 1.")
         self.clusters = clusters
         self.eta = _positive("eta", eta)
-        self.floor = _share("floor", floor)
 
     def coupling(self, Omega: Tensor) -> Tensor:
         return self.lam * Omega
@@ -277,28 +299,16 @@ class Clustered(Regularizer):
             raise ConfigError(f"clusters={self.clusters} exceeds K={K}: a cluster has at least one user. Lower it.")
         return self.eta * (1 + self.eta) / (self.eta + self.clusters / K) * torch.eye(K, dtype=torch.float64)
 
-    def update_omega(self, W: Tensor, Omega: Tensor) -> Tensor:
-        """Return Ω of the M with eigenvectors of WᵀW and eigenvalues m_i = clip(θ·s_i − η, 0, 1), s = svd(W)."""
-        eigenvalues, U = torch.linalg.eigh(W.T @ W)
-        if eigenvalues[-1] <= 0:
-            return Omega
-        s = eigenvalues.clamp_min(self.floor * eigenvalues[-1]).sqrt()
-        # Σ_i m_i grows from 0 to K, piecewise linearly in θ: solve for the θ at which it is the number of clusters
+    def eigenvalues(self, s: Tensor) -> Tensor:
+        # tr M grows from 0 to K, piecewise linearly in θ: solve for the θ at which it is the number of clusters
         knots = torch.cat([self.eta / s, (1 + self.eta) / s]).sort().values
         traces = (knots[:, None] * s - self.eta).clamp(0, 1).sum(1)
         theta = float(np.interp(self.clusters, traces.cpu().numpy(), knots.cpu().numpy()))
-        return gram(U * (self.eta * (1 + self.eta) / (self.eta + (theta * s - self.eta).clamp(0, 1))).sqrt())
+        return self.eta * (1 + self.eta) / (self.eta + (theta * s - self.eta).clamp(0, 1))
 
 
 def _positive(name: str, value: float) -> float:
     """Return the value of a setting; raise ConfigError if it is not a finite number above 0."""
     if not 0 < value < math.inf:
         raise ConfigError(f"{name}={value} has to be a finite number above 0, or an optimum need not exist.")
-    return value
-
-
-def _share(name: str, value: float) -> float:
-    """Return the value of a setting; raise ConfigError if it is not in (0, 1)."""
-    if not 0 < value < 1:
-        raise ConfigError(f"{name}={value} is not in (0, 1). Give a share, such as 1e-4.")
     return value

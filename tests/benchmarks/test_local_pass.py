@@ -14,8 +14,7 @@ from sklearn.svm import LinearSVC
 
 from hmtl.data import Task
 from hmtl.mtl import MOCHA, SDCA, Hinge, Logistic, Problem, Ridge, SmoothHinge, Squared
-from hmtl.mtl.solvers.compiled import compiled_pass
-from hmtl.mtl.solvers.sdca import torch_pass
+from hmtl.mtl.solvers.sdca import DualSubproblem, compiled_pass, torch_pass
 
 pytestmark = pytest.mark.benchmark
 SIZES = [(30, 375, 561), (1000, 100, 100)]
@@ -38,7 +37,8 @@ def pass_of(size, loss, work):
     mocha.step(0)
     rows, users = mocha.problem.rows, mocha.users
     drawn = mocha.solver.draw(0, 1, range(size[0]), rows.counts), mocha.solver.steps(rows.counts)
-    return lambda: work(LOSSES[loss], rows, users.a, users.W, users.curvature, *drawn)
+    start = DualSubproblem(users.a, users.W, users.curvature)
+    return lambda: work(LOSSES[loss], rows, start, *drawn)
 
 
 def liblinear(size, passes):

@@ -38,8 +38,7 @@ class BatchedSDCA(SDCA):
     """SDCA that always runs the pass in torch."""
 
     def solve(self, loss, rows, subproblem, order, budgets):
-        start = subproblem.a, subproblem.W, subproblem.curvature
-        return torch_pass(loss, rows, *start, order, budgets)
+        return torch_pass(loss, rows, subproblem, order, budgets)
 
 
 @cache

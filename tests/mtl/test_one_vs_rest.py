@@ -118,8 +118,10 @@ def test_primal_and_dual(seed, reduction):
     dual = -conjugates - np.trace(V @ np.linalg.inv(0.2 * Omega) @ V.T) / 2
     duals = torch.from_numpy(a.reshape(K, -1))
     np.testing.assert_allclose(problem.combined(duals).numpy(), V, atol=1e-12)
-    assert problem.primal(torch.from_numpy(W), torch.from_numpy(Omega)) == pytest.approx(primal, rel=1e-10)
-    assert problem.dual(duals, torch.from_numpy(Omega)) == pytest.approx(dual, rel=1e-8)
+    W, Omega = torch.from_numpy(W), torch.from_numpy(Omega)
+    assert float(problem.losses(W).sum() + problem.regularizer(W, Omega)) == pytest.approx(primal, rel=1e-10)
+    conjugates = problem.conjugates(duals).sum() + problem.regularizer.conjugate(problem.combined(duals), Omega)
+    assert -float(conjugates) == pytest.approx(dual, rel=1e-8)
 
 
 def test_all_classes_share_a_learned_omega():

@@ -1,5 +1,7 @@
 """Primal, dual and errors against numpy; rows in memory once; tasks that do not fit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -32,11 +34,10 @@ def test_primal_and_dual(random_problem, seed, K, reduction):
     a = torch.zeros_like(case.problem.rows.y)
     for k in range(K):
         a[k, : len(b[k])] = torch.from_numpy(b[k] * case.y[k])
-    got = case.problem.primal(torch.from_numpy(W), torch.from_numpy(Omega))
-    assert got == pytest.approx(primal, rel=1e-12)
-    got = case.problem.dual(a, torch.from_numpy(Omega))
-    assert got == pytest.approx(dual, rel=1e-9)
-    assert got <= primal + 1e-9
+    problem, W, Omega = case.problem, torch.from_numpy(W), torch.from_numpy(Omega)
+    assert float(problem.losses(W).sum() + problem.regularizer(W, Omega)) == pytest.approx(primal, rel=1e-12)
+    conjugates = problem.conjugates(a).sum() + problem.regularizer.conjugate(problem.combined(a), Omega)
+    assert -float(conjugates) == pytest.approx(dual, rel=1e-9)
 
 
 @given(**draw)
@@ -57,6 +58,24 @@ def test_rows_are_in_memory_once(dtype):
     assert torch.equal(rows.X, x)
     for tasks in (problem.tasks, problem.everybody, problem.regularized(Ridge(1.0)).tasks):
         assert all(task.x_train.data_ptr() == own.data_ptr() for task, own in zip(tasks, rows.X, strict=True))
+
+
+def test_rows_of_one_user(random_problem):
+    case = random_problem(3)
+    whole = case.problem.rows
+    for k in range(case.K):
+        rows = whole.of(k)
+        np.testing.assert_array_equal(rows.X[0].numpy(), case.X[k])
+        np.testing.assert_array_equal(rows.y[0].numpy(), case.y[k])
+        assert rows.counts == (len(case.y[k]),)
+        assert rows.X.untyped_storage().data_ptr() == whole.X.untyped_storage().data_ptr()
+
+
+def test_the_gram_matrix_is_computed_once_for_all_that_share_the_rows(random_problem):
+    rows = random_problem(3).problem.rows
+    assert rows.gram() is replace(rows, y=-rows.y).gram()
+    torch.testing.assert_close(rows.of(1).gram()[0], rows.X[1, : rows.counts[1]] @ rows.X[1, : rows.counts[1]].T)
+    assert rows.of(1).gram().untyped_storage().data_ptr() == rows.gram().untyped_storage().data_ptr()
 
 
 def task(name, d=3, labels=(1.0, -1.0)):

@@ -4,8 +4,8 @@ from torch import Tensor
 
 from hmtl.mtl.algorithms.networks import Sending
 from hmtl.mtl.algorithms.personal import PersonalAlgorithm, PersonalUsers
+from hmtl.mtl.problem import Rows
 from hmtl.mtl.solvers.sgd import Proximal
-from hmtl.mtl.training_rows import Rows
 
 
 class DittoUsers(PersonalUsers):

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import Aggregator, Ids
-from hmtl.mtl.matrices import sigma_prime
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.regularizers import Regularizer
+from hmtl.mtl.solvers.sdca import sigma_prime
 from hmtl.mtl.sums import Form, Grid
 
 

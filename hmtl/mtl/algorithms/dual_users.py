@@ -13,11 +13,10 @@ from torch import Tensor
 
 from hmtl.mtl.algorithms.base import NOBODY, Ids, Users, with_rows
 from hmtl.mtl.algorithms.dual_aggregator import DualSettings
-from hmtl.mtl.problem import Problem
+from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.regularizers import SharedModel
 from hmtl.mtl.solvers.sdca import DualSolver, DualSubproblem
 from hmtl.mtl.sums import Form
-from hmtl.mtl.training_rows import Rows
 
 
 class DualUsers(Users):

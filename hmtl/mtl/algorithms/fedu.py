@@ -16,12 +16,11 @@ from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, Users, no_sum
 from hmtl.mtl.algorithms.fedu_sums import CoupleModels, CoupleTerms, PenaltySteps, SendCouplingTerms
 from hmtl.mtl.algorithms.networks import NetworkAlgorithm, NetworkUsers, SendModels
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
-from hmtl.mtl.penalties import Dense, Sparse, Structure, by_entries
-from hmtl.mtl.problem import Problem
+from hmtl.mtl.penalties import dense_step, sparse_step
+from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.regularizers import Regularizer
 from hmtl.mtl.solvers.sgd import LocalSGD
 from hmtl.mtl.sums import Form
-from hmtl.mtl.training_rows import Rows
 
 BLOCK = 2**22  # numbers in a block of models
 MAX_PARTS = 2**31  # of a step down the penalty
@@ -57,7 +56,6 @@ class PenaltyDescent:
     Attributes:
         A: coupling [K, K].
         steepest: largest eigenvalue of A.
-        structure: gives the penalty.
         reach: on which users' models a user's new model depends [K, K]; None if on more than half of all.
 
     Raises:
@@ -74,9 +72,14 @@ class PenaltyDescent:
         regularizer.inverse_coupling(Omega)  # raises if A is not positive definite
         self.A = regularizer.coupling(Omega)
         self.steepest = float(torch.linalg.eigvalsh(self.A)[-1])
-        self.structure = regularizer.form(Omega) or by_entries(self.A)
         self.reach = _reach((self.A != 0).cpu(), self.parts(max_length))
-        self._sparse = None if self.reach is None else Sparse(self.A)
+        entries = float((self.A != 0).double().mean())
+        self._A = self.A.to_sparse() if entries <= 1 / 8 else self.A
+
+    def penalty(self, W: Tensor) -> Tensor:
+        """Return the penalty of models W [K, m], a float64 scalar."""
+        W = W.double()  # for similar models, large terms cancel
+        return 0.5 * torch.dot(W.flatten(), (self._A @ W).flatten())
 
     def parts(self, length: float) -> int:
         """Return the number of parts of a step of this length."""
@@ -94,14 +97,14 @@ class PenaltyDescent:
         With a sparse A, all steps have the number of parts of a step of `max_length`, since a relay that knows few IVs
         does not know the longest step.
         """
-        if self._sparse is None:
-            return Dense(self.A).stepped(W, lengths, self.parts(float(lengths.max())))
-        return self._sparse.stepped(W, lengths, self.parts(max_length))
+        if self.reach is None:
+            return dense_step(self.A, W, lengths, self.parts(float(lengths.max())))
+        return sparse_step(self.A, W, lengths, self.parts(max_length))
 
     def some_models(self, users: Ids, W: Tensor, lengths: Tensor, max_length: float) -> Tensor:
         """Return `all_models` of some users from their W [n, m]; correct for those whose `reach` is among them."""
         at = torch.from_numpy(users).to(W.device)
-        return Sparse(self.A[at][:, at]).stepped(W, lengths, self.parts(max_length))
+        return sparse_step(self.A[at][:, at], W, lengths, self.parts(max_length))
 
 
 def _reach(neighbors: Tensor, hops: int) -> NDArray[np.bool_] | None:
@@ -170,9 +173,9 @@ class FedUAggregator(Aggregator):
         return models[torch.from_numpy(np.searchsorted(users, of)).to(W.device)]
 
     @property
-    def structure(self) -> Form | Structure:
+    def structure(self) -> PenaltyDescent:
         """Gives the penalty."""
-        return self.descent.structure
+        return self.descent
 
 
 class FedU(NetworkAlgorithm):

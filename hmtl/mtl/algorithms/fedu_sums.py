@@ -10,7 +10,6 @@ from torch import Tensor
 
 from hmtl.mtl.algorithms.base import Aggregator, Ids, of_rows, with_rows
 from hmtl.mtl.algorithms.networks import Sending
-from hmtl.mtl.matrices import identity
 from hmtl.mtl.solvers.sgd import LocalSGD
 from hmtl.mtl.sums import Form, Grid, all_terms, blocks, sum_of_terms
 
@@ -39,7 +38,7 @@ class PenaltySteps:
         self.a = float(form.delta[0])
         gram = form.U.T @ form.U
         self._G = torch.linalg.inv(gram)
-        self._slope = self.a * identity(gram) + gram @ form.C
+        self._slope = self.a * torch.eye(form.q).to(gram) + gram @ form.C
 
     def terms(self, W: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
         """Return the terms [n, q, m] of models W [n, m] of these users in the sums, int64."""
@@ -69,7 +68,7 @@ class PenaltySteps:
     def _step(self, x: float) -> tuple[float, Tensor]:
         """Return κ, and G (N − κI) [q, q], of a step of length x."""
         parts = 1 if x * self.steepest < 2 else math.ceil(x * self.steepest)
-        keep, eye = (1 - x / parts * self.a) ** parts, identity(self._G)
+        keep, eye = (1 - x / parts * self.a) ** parts, torch.eye(self.form.q).to(self._G)
         N = torch.linalg.matrix_power(eye - x / parts * self._slope, parts)
         return keep, self._G @ (N - keep * eye)
 

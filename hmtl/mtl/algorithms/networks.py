@@ -12,9 +12,8 @@ from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Algorithm, Ids, Message
 from hmtl.mtl.networks.evaluation import Evaluation
 from hmtl.mtl.networks.flat import FlatModel, MakeModel
 from hmtl.mtl.participation import Participation
-from hmtl.mtl.problem import Problem
+from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.solvers.sgd import LocalSGD, NetworkSubproblem, Proximal, RandomStreams
-from hmtl.mtl.training_rows import Rows
 
 
 class Sending(nn.Module, ABC):

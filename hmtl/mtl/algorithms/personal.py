@@ -15,9 +15,8 @@ from hmtl.mtl.algorithms.base import Ids, with_rows
 from hmtl.mtl.algorithms.fedavg import FedAvg
 from hmtl.mtl.algorithms.networks import LocalTraining, NetworkUsers, Sending
 from hmtl.mtl.networks.flat import MakeModel
-from hmtl.mtl.problem import Problem
+from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.solvers.sgd import LocalSGD
-from hmtl.mtl.training_rows import Rows
 
 
 class PersonalUsers(NetworkUsers):

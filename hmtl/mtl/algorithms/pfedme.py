@@ -11,9 +11,8 @@ from hmtl.mtl.algorithms.base import Aggregator, Users
 from hmtl.mtl.algorithms.networks import LocalTraining, Sending
 from hmtl.mtl.algorithms.personal import PersonalAlgorithm, PersonalUsers
 from hmtl.mtl.networks.flat import MakeModel
-from hmtl.mtl.problem import Problem
+from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.solvers.sgd import LocalSGD, Proximal
-from hmtl.mtl.training_rows import Rows
 
 
 class PFedMeUsers(PersonalUsers):

@@ -11,7 +11,7 @@ from torch.func import grad, vmap
 
 from hmtl.mtl.losses import Loss
 from hmtl.mtl.networks.flat import FlatModel
-from hmtl.mtl.networks.layers import Activation
+from hmtl.mtl.networks.layers import Layer, outputs_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # memory of the copies that are computed at once: on a CPU it should fit in the cache, on a GPU each call costs time
@@ -76,44 +76,32 @@ class ModuleCopies(Copies):
 
 
 class LayeredCopies(Copies):
-    """Copies of linear maps with activations between them; gradients go straight into the parameters."""
+    """Copies of linear maps with activations between them; gradients go straight into the parameters.
 
-    def __init__(self, model: FlatModel, W: Tensor) -> None:
+    Args: as in `Copies`, and
+        layers: the layers of the network.
+    """
+
+    def __init__(self, model: FlatModel, W: Tensor, layers: tuple[Layer, ...]) -> None:
         super().__init__(model, W)
-        self.layers: list[tuple[Tensor, Tensor | None, Activation | None]] = [
-            (
-                self.parameters[layer.weight],
-                None if layer.bias is None else self.parameters[layer.bias][:, None],
-                layer.activation,
-            )
-            for layer in model.layers or ()
-        ]
+        self.layers = layers
 
     def predict(self, x: Tensor) -> Tensor:
-        return self._predictions(self._forward(x)[-1])
+        return self._predictions(outputs_of(self.layers, self.parameters, x)[-1])
 
     def step(self, x: Tensor, y: Tensor, weights: Tensor, loss: Loss, rate: float) -> None:
-        outputs = self._forward(x)
+        outputs = outputs_of(self.layers, self.parameters, x)
         inputs = [x, *outputs[:-1]]
         g = loss.gradient(self._predictions(outputs[-1]), y).view(outputs[-1].shape) * weights[..., None]
-        for n in reversed(range(len(self.layers))):
-            weight, bias, activation = self.layers[n]
-            if activation is not None:
-                g = activation.backward(g, outputs[n])
+        for n, layer in reversed(list(enumerate(self.layers))):
+            weight = self.parameters[layer.weight]
+            if layer.activation is not None:
+                g = layer.activation.backward(g, outputs[n])
             before = torch.bmm(g, weight) if n else g
             weight.baddbmm_(g.mT, inputs[n], alpha=-rate)
-            if bias is not None:
-                bias.sub_(g.sum(1, keepdim=True), alpha=rate)
+            if layer.bias is not None:
+                self.parameters[layer.bias].sub_(g.sum(1), alpha=rate)
             g = before
-
-    def _forward(self, x: Tensor) -> list[Tensor]:
-        """Return the output of each layer, [G, B, its width]."""
-        outputs: list[Tensor] = []
-        for weight, bias, activation in self.layers:
-            x = torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias, x, weight.mT)
-            x = x if activation is None else activation.forward(x)
-            outputs.append(x)
-        return outputs
 
     def _predictions(self, output: Tensor) -> Tensor:
         return output if self.model.C > 1 else output.squeeze(-1)
@@ -121,4 +109,4 @@ class LayeredCopies(Copies):
 
 def copies(model: FlatModel, W: Tensor) -> Copies:
     """Return copies of a network with parameters W [G, m], of the fastest kind for it."""
-    return ModuleCopies(model, W) if model.layers is None else LayeredCopies(model, W)
+    return ModuleCopies(model, W) if model.layers is None else LayeredCopies(model, W, model.layers)

@@ -28,10 +28,8 @@ class Evaluation:
         for y, task in zip(test, problem.tasks, strict=True):
             y[: len(task.y_test)] = task.y_test
         self.y = {"train": self.rows.y, "test": test}
-        self.counts = {
-            "train": problem.s.new_tensor([len(task.y_train) for task in problem.tasks]),
-            "test": problem.s.new_tensor([len(task.y_test) for task in problem.tasks]),
-        }
+        here = problem.tasks
+        self.counts = {split: problem.s.new_tensor([len(getattr(t, f"y_{split}")) for t in here]) for split in self.y}
 
     @torch.no_grad()
     def measure(self, models: Tensor) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,12 +50,14 @@ class FlatModel:
     """
 
     def __init__(self, make: MakeModel, x: Tensor, C: int, seed: int, shape: tuple[int, ...] = ()) -> None:
-        d, shaped = x.shape[1], has_argument(make, "shape")
+        d = x.shape[1]
         self.make = make
         self.C = C
-        self.shape = (shape or (d,)) if shaped else (d,)
+        self.shape: tuple[int, ...] = (d,)
         self.random = False
         try:
+            shaped = "shape" in inspect.signature(make).parameters
+            self.shape = shape if shape and shaped else (d,)
             with seeded(seed, "model"):
                 self.module = make(d, C, **({"shape": self.shape} if shaped else {}))
             trained = {name: w for name, w in self.module.named_parameters() if w.requires_grad}
@@ -86,11 +87,6 @@ class FlatModel:
             ConfigError: the module normalises over a batch, changes buffers during training (no message carries them),
                 or does what `torch.func.vmap` cannot.
         """
-        if any(isinstance(part, BATCH_NORMS) for part in self.module.modules()):
-            raise ConfigError(
-                "The model has a BatchNorm, whose running statistics are not parameters and are not sent. Replace it "
-                "by GroupNorm or LayerNorm."
-            )
         module, x = copy.deepcopy(self.module).train(), x.to(self.start)
         before = {name: buffer.clone() for name, buffer in module.named_buffers()}
 
@@ -103,11 +99,12 @@ class FlatModel:
             undrawn = _generator_state(x.device)
             module(self._rows(x))
             self.random = not torch.equal(undrawn, _generator_state(x.device))
-            changed = [name for name, buffer in module.named_buffers() if not torch.equal(buffer, before[name])]
-            if changed:
+            unsent = [type(part).__name__ for part in module.modules() if isinstance(part, BATCH_NORMS)]
+            unsent += [name for name, buffer in module.named_buffers() if not torch.equal(buffer, before[name])]
+            if unsent:
                 raise ConfigError(
-                    f"The model changes its buffer {changed[0]} during training; a buffer is not a parameter and is "
-                    "not sent. Replace the layer that keeps it: for a norm that tracks statistics, use GroupNorm."
+                    f"The model's {unsent[0]} follows the minibatches of training; it is not a parameter and is not "
+                    "sent. Replace the layer: for a norm, use GroupNorm or LayerNorm."
                 )
             try:
                 vmap(grad(total), randomness="different")(self.split(self.start.expand(2, -1)), x.expand(2, *x.shape))
@@ -146,14 +143,6 @@ def _places(module: nn.Module, trained: dict[str, nn.Parameter]) -> dict[str, st
         for place in part.named_parameters(prefix, recurse=False, remove_duplicate=False)
     )
     return {place: names[id(w)] for place, w in places if id(w) in names}
-
-
-def has_argument(make: Callable[..., Any], name: str) -> bool:
-    """Return whether a function or class takes an argument of that name."""
-    try:
-        return name in inspect.signature(make).parameters
-    except (TypeError, ValueError):  # not callable, or without a signature
-        return False
 
 
 @contextmanager

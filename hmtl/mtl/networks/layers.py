@@ -36,6 +36,17 @@ class Layer:
     activation: Activation | None
 
 
+def outputs_of(layers: tuple[Layer, ...], parameters: dict[str, Tensor], x: Tensor) -> list[Tensor]:
+    """Return each layer's output, [G, B, its width], in G networks with `parameters` [G, ...] for rows x [G, B, d]."""
+    outputs: list[Tensor] = []
+    for layer in layers:
+        weight = parameters[layer.weight].mT
+        x = torch.bmm(x, weight) if layer.bias is None else torch.baddbmm(parameters[layer.bias][:, None], x, weight)
+        x = x if layer.activation is None else layer.activation.forward(x)
+        outputs.append(x)
+    return outputs
+
+
 def layers_of(module: nn.Module, shape: tuple[int, ...]) -> tuple[Layer, ...] | None:
     """Return the layers of a network on rows of that shape, or None if it is not made of such layers alone.
 
@@ -59,13 +70,8 @@ def layers_of(module: nn.Module, shape: tuple[int, ...]) -> tuple[Layer, ...] | 
             return None
     if [name for layer in layers for name in (layer.weight, layer.bias) if name] != list(names.values()):
         return None  # a parameter is shared, or is outside the layers
-    parameters = {name: w.detach() for name, w in module.named_parameters()}
+    parameters = {name: w.detach()[None] for name, w in module.named_parameters()}
     x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)).to(parameters[layers[0].weight])
     with torch.no_grad():
-        expected, outputs = module(x), x.flatten(1)
-        for layer in layers:
-            outputs = nn.functional.linear(
-                outputs, parameters[layer.weight], None if layer.bias is None else parameters[layer.bias]
-            )
-            outputs = layer.activation.forward(outputs) if layer.activation else outputs
-    return tuple(layers) if torch.allclose(outputs, expected, rtol=1e-3, atol=1e-3) else None
+        expected, outputs = module(x), outputs_of(tuple(layers), parameters, x.flatten(1)[None])
+    return tuple(layers) if torch.allclose(outputs[-1][0], expected, rtol=1e-3, atol=1e-3) else None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hmtl.errors import ConfigError
 from hmtl.mtl.losses import Loss
-from hmtl.mtl.training_rows import Rows
+from hmtl.mtl.problem import Rows
 
 Kind = Literal["duals", "networks"]
 Ids = Sequence[int] | NDArray[np.int64]

@@ -1,27 +1,44 @@
-"""Stochastic dual coordinate ascent (SDCA): local passes over the users' duals.
+"""Stochastic dual coordinate ascent (SDCA): local passes over the users' duals, compiled or in torch.
 
 K users, n rows each (padded), d features, S rows in a user's order. User k maximises over a′, with w_k fixed,
     −s_k Σ_j ℓ*(−a′_j) − w_k·Δv_k − ½ c_k ‖Δv_k‖²,    Δv_k = s_k Σ_j (a′_j − a_j) x_kj,
 where the curvature c_k bounds what the other users change meanwhile.
+
+A pass by model keeps a local model: a visit costs d multiplications, and d more if the dual changes. A pass by Gram
+matrix keeps the predictions of all rows: a visit costs n multiplications if the dual changes, which becomes rare after
+a few passes, and nothing otherwise. It suits several passes, if the Gram matrices XXᵀ fit in memory.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from numba import njit
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.errors import ConfigError
-from hmtl.mtl.losses import Loss
+from hmtl.mtl.losses import NEWTON_STEPS, Hinge, Logistic, Loss, SmoothHinge, Squared
+from hmtl.mtl.problem import Rows
 from hmtl.mtl.solvers.base import Ids, LocalSolver
-from hmtl.mtl.solvers.compiled import applies, compiled_pass
-from hmtl.mtl.training_rows import Rows
 from hmtl.rng import generator
 
-MAX_PASSES = 1e9
 MAX_GRAM = 4  # largest memory of the Gram matrices, relative to that of the rows
+WORTH_A_THREAD = 500_000  # multiplications; starting a thread takes the time of a tenth of them
+
+MARGIN, SQUARED, LOGISTIC = range(3)
+KINDS: dict[type[Loss], int] = {Hinge: MARGIN, SmoothHinge: MARGIN, Squared: SQUARED, Logistic: LOGISTIC}
+"""Losses with a compiled step, by exact type: a subclass may redefine its step."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Floats = NDArray[np.float64]
+Numbers = NDArray[np.int64]
+# the compiler may reorder sums, which it then vectorises; NaN and infinity keep their meaning
+SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +58,11 @@ class DualSubproblem:
 
 DualSolver = LocalSolver[DualSubproblem, tuple[Tensor, Tensor]]
 """A solver of the users' dual subproblems: `solve` returns a′ [K, n] and Δv [K, d]."""
+
+
+def sigma_prime(B: Tensor) -> float:
+    """Return `σ′ = max_k Σ_l |B_kl| / B_kk`, which makes it safe to add all users' updates.  Ref: Smith et al. 2017."""
+    return float((B.abs().sum(1) / B.diagonal()).max())
 
 
 class SDCA(DualSolver):
@@ -64,10 +86,9 @@ class SDCA(DualSolver):
 
     def __init__(self, passes: float = 10.0) -> None:
         super().__init__()
-        if not 0 < passes <= MAX_PASSES:
+        if not 0 < passes <= 1e9:
             raise ConfigError(
-                f"passes={passes} is not in (0, {MAX_PASSES:.0e}]. Give the number of passes over the local rows "
-                "per round."
+                f"passes={passes} is not in (0, 1e9]. Give the number of passes over the local rows per round."
             )
         self.passes = passes
 
@@ -93,28 +114,25 @@ class SDCA(DualSolver):
     def solve(
         self, loss: Loss, rows: Rows, subproblem: DualSubproblem, order: Tensor, budgets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        start = subproblem.a, subproblem.W, subproblem.curvature
         if not applies(loss, rows.X):
-            return torch_pass(loss, rows, *start, order, budgets)
+            return torch_pass(loss, rows, subproblem, order, budgets)
         by_gram = self.passes >= 2 and rows.X.shape[1] <= MAX_GRAM * rows.X.shape[2]
-        return compiled_pass(loss, rows, *start, order, budgets, by_gram)
+        return compiled_pass(loss, rows, subproblem, order, budgets, by_gram)
 
 
-def torch_pass(
-    loss: Loss, rows: Rows, a: Tensor, W: Tensor, curvature: Tensor, order: Tensor, budgets: Tensor
-) -> tuple[Tensor, Tensor]:
+def torch_pass(loss: Loss, rows: Rows, start: DualSubproblem, order: Tensor, budgets: Tensor) -> tuple[Tensor, Tensor]:
     """Run `SDCA.solve` on any device and for any loss with a coordinate step; all users step together."""
     K, n, d = rows.X.shape
-    X, a = rows.X.reshape(K * n, d), a.flatten().clone()
+    X, a = rows.X.reshape(K * n, d), start.a.flatten().clone()
     order, budgets = order.to(X.device), budgets.to(X.device)
-    kappa = curvature * rows.s
+    kappa = start.curvature * rows.s
     visit = torch.arange(int(budgets.max()), device=X.device)[:, None]
     place = (visit % torch.tensor(rows.counts, device=X.device)).clamp_max(order.shape[1] - 1)
     at = order.gather(1, place.T).T + n * torch.arange(K, device=X.device)  # indices into the rows of all users
     working = visit < budgets
     y, q = rows.y.flatten()[at], kappa * rows.square_norms.flatten()[at]
-    Z = W.clone()  # W + κu: the local models
-    x, product = torch.empty_like(W), torch.empty_like(W)
+    Z = start.W.clone()  # W + κu: the local models
+    x, product = torch.empty_like(Z), torch.empty_like(Z)
     # the time of a step is that of its calls, not of the arithmetic: few calls, into preallocated memory
     for at_t, y_t, q_t, working_t in zip(at.unbind(), y.unbind(), q.unbind(), working.unbind(), strict=True):
         torch.index_select(X, 0, at_t, out=x)
@@ -123,4 +141,142 @@ def torch_pass(
         new = torch.where(working_t, loss.coordinate_step(old, prediction, y_t, q_t), old)
         a.index_copy_(0, at_t, new)
         Z.addcmul_(x, (kappa * (new - old))[:, None])
-    return a.view(K, n), (Z - W) / curvature[:, None]
+    return a.view(K, n), (Z - start.W) / start.curvature[:, None]
+
+
+def applies(loss: Loss, X: Tensor) -> bool:
+    """Return whether there is a compiled pass for this loss and these rows."""
+    return type(loss) in KINDS and X.device.type == "cpu" and X.dtype == torch.float64
+
+
+class Arrays(NamedTuple):
+    """What a compiled pass reads, and where it writes the duals `a` and Δv, `dV`; names as in `DualSubproblem`."""
+
+    X: Floats
+    gram: Floats
+    y: Floats
+    square_norms: Floats
+    s: Floats
+    counts: Numbers
+    a: Floats
+    dV: Floats
+    W: Floats
+    curvature: Floats
+    order: Numbers
+    budgets: Numbers
+
+
+def compiled_pass(
+    loss: Loss, rows: Rows, start: DualSubproblem, order: Tensor, budgets: Tensor, by_gram: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Run `SDCA.solve` by model or by Gram matrix, for a loss and rows for which `applies` is true.
+
+    The users are spread over threads. The result of a user depends on its own numbers only, so it has the same bits for
+    any number of threads.
+    """
+    kind, width = KINDS[type(loss)], loss.width if isinstance(loss, Hinge) else 0.0
+    a, dV = start.a.clone(memory_format=torch.contiguous_format), rows.X.new_zeros(start.W.shape)
+    gram, counts = rows.gram() if by_gram else rows.X, torch.tensor(rows.counts)
+    tensors = (rows.X, gram, rows.y, rows.square_norms, rows.s, counts, a, dV, start.W, start.curvature, order, budgets)
+    arrays = Arrays(*(tensor.contiguous().numpy() for tensor in tensors))
+    K, d = dV.shape
+    threads = max(1, min(torch.get_num_threads(), K, int(budgets.sum()) * d // WORTH_A_THREAD))
+
+    def passes(first: int, last: int) -> None:
+        (_gram_passes if by_gram else _passes)(first, last, kind, width, arrays)
+
+    if threads == 1:
+        passes(0, K)
+    else:
+        shares = np.linspace(0, K, min(4 * threads, K) + 1).astype(int).tolist()  # many, as users are unequal
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(passes, shares[:-1], shares[1:]))
+    return a, dV
+
+
+def jit(function: Function) -> Function:
+    """Return the function compiled at its first call, and cached for other runs if there is a writable folder."""
+    compiled: Function
+    try:
+        compiled = njit(cache=True, **SETTINGS)(function)
+    except RuntimeError:  # neither the package's folder nor the home is writable
+        compiled = njit(**SETTINGS)(function)
+    return compiled
+
+
+@jit
+def _passes(first: int, last: int, kind: int, width: float, users: Arrays) -> None:
+    """Run the passes of users first..last−1 by model."""
+    for k in range(first, last):
+        X, y, a, w, n = users.X[k], users.y[k], users.a[k], users.W[k], users.counts[k]
+        z, kappa = w.copy(), users.curvature[k] * users.s[k]  # z = w + κu
+        for visit in range(users.budgets[k]):
+            j = users.order[k, visit % n]
+            x, old, prediction = X[j], a[j], 0.0
+            for i in range(len(z)):
+                prediction += x[i] * z[i]
+            new = _step(kind, width, y[j], old, prediction, kappa * users.square_norms[k, j])
+            if new != old:
+                a[j] = new
+                step = kappa * (new - old)
+                for i in range(len(z)):
+                    z[i] += step * x[i]
+        for i in range(len(z)):
+            users.dV[k, i] = (z[i] - w[i]) / users.curvature[k]
+
+
+@jit
+def _gram_passes(first: int, last: int, kind: int, width: float, users: Arrays) -> None:
+    """Run the passes of users first..last−1 by G = XXᵀ."""
+    for k in range(first, last):
+        X, G, y, a, w, n = users.X[k], users.gram[k], users.y[k], users.a[k], users.W[k], users.counts[k]
+        predictions, before, kappa = np.zeros(n), a.copy(), users.curvature[k] * users.s[k]
+        for j in range(n):
+            x, prediction = X[j], 0.0
+            for i in range(len(w)):
+                prediction += x[i] * w[i]
+            predictions[j] = prediction
+        for visit in range(users.budgets[k]):
+            j = users.order[k, visit % n]
+            old = a[j]
+            new = _step(kind, width, y[j], old, predictions[j], kappa * users.square_norms[k, j])
+            if new != old:
+                a[j] = new
+                step, g = kappa * (new - old), G[j]
+                for i in range(n):
+                    predictions[i] += step * g[i]
+        dv = users.dV[k]
+        for j in range(n):
+            change = users.s[k] * (a[j] - before[j])
+            if change != 0:
+                x = X[j]
+                for i in range(len(dv)):
+                    dv[i] += change * x[i]
+
+
+@jit
+def _step(kind: int, width: float, y: float, old: float, prediction: float, q: float) -> float:
+    """Return `Loss.coordinate_step` for one row."""
+    if kind == MARGIN:
+        b = y * old
+        # q = width = 0 (a row of zeros) gives 1/0 = inf, and the right b = 1 below
+        b += (1 - y * prediction - width * b) / (q + width)
+        return y * min(max(b, 0.0), 1.0)
+    if kind == SQUARED:
+        return old + (y - prediction - old) / (1 + q)
+    return y * _logistic(y * old, y * prediction, q)
+
+
+@jit
+def _logistic(b: float, m: float, q: float) -> float:
+    """Return the step of b = y·a at the margin m; `Logistic.coordinate_step` explains it."""
+    flipped = m + q * (0.5 - b) < 0
+    if flipped:
+        b, m = 1 - b, -m
+    c = m - q * b
+    L = math.log(q / 2) - c if q > 0 else -math.inf
+    t = max(c + (L - math.log(L) if L > 1 else 0.0), 0.0)
+    for _ in range(NEWTON_STEPS):
+        b = 1 / (1 + math.exp(t))
+        t = max(t - (t - c - q * b) / (1 + q * b * (1 - b)), 0.0)
+    return 1 / (1 + math.exp(-t if flipped else t))

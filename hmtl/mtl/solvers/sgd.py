@@ -18,8 +18,8 @@ from hmtl.errors import ConfigError
 from hmtl.mtl.losses import Loss
 from hmtl.mtl.networks.copies import copies, group_size
 from hmtl.mtl.networks.flat import FlatModel, seeded
+from hmtl.mtl.problem import Rows
 from hmtl.mtl.solvers.base import Ids, LocalSolver
-from hmtl.mtl.training_rows import Rows
 from hmtl.rng import generator
 
 MAX_STEP = torch.finfo(torch.float32).max  # networks may be of this type

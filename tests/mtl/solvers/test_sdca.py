@@ -1,4 +1,6 @@
-"""SDCA against a textbook loop in numpy, and the orders that it draws."""
+"""SDCA's passes against a textbook loop in numpy and against each other, and the orders that it draws."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.errors import ConfigError
-from hmtl.mtl import SDCA
-from hmtl.mtl.solvers.compiled import compiled_pass
-from hmtl.mtl.solvers.sdca import torch_pass
+from hmtl.mtl import SDCA, Hinge, Logistic, SmoothHinge, Squared, sigma_prime
+from hmtl.mtl.solvers.sdca import DualSubproblem, applies, compiled_pass, jit, torch_pass
 
 
 def one_user(X, y, s, b, w, curvature, visits):
@@ -40,8 +41,8 @@ def test_against_the_textbook_loop(random_problem, work, seed, K, S, reduction):
     for k in range(K):
         a[k, : len(b[k])] = torch.from_numpy(b[k] * case.y[k])
     before = a.clone()
-    given = (torch.from_numpy(x) for x in (W, curvature, order, budgets))
-    new, dV = work(case.problem.loss, rows, a, *given)
+    start = DualSubproblem(a, torch.from_numpy(W), torch.from_numpy(curvature))
+    new, dV = work(case.problem.loss, rows, start, torch.from_numpy(order), torch.from_numpy(budgets))
     assert torch.equal(a, before)
     for k in range(K):
         visits = [order[k, visit % rows.counts[k]] for visit in range(budgets[k])]
@@ -79,3 +80,125 @@ def test_orders_differ_between_rounds_users_and_seeds():
 def test_passes_out_of_range(passes):
     with pytest.raises(ConfigError, match="passes"):
         SDCA(passes)
+
+
+LOSSES = [Hinge(), SmoothHinge(0.3), Squared(), Logistic()]
+
+
+def work(case, S):
+    """Return arguments of a pass: random duals, models and visits for a problem of unequal users."""
+    rows, rng, K = case.problem.rows, case.rng, case.K
+    a = torch.zeros_like(rows.y)
+    for k, n in enumerate(rows.counts):
+        a[k, :n] = torch.from_numpy(rng.uniform(size=n)) * rows.y[k, :n]
+    order = np.stack([rng.integers(0, n, size=S) for n in rows.counts])
+    numbers = (rng.normal(size=(K, case.d)), rng.uniform(0.1, 5, size=K), order, rng.integers(0, S + 1, size=K))
+    W, curvature, *visits = map(torch.from_numpy, numbers)
+    return case.problem.loss, rows, DualSubproblem(a, W, curvature), *visits
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
+@given(
+    seed=st.integers(0, 10**6), K=st.integers(1, 5), S=st.integers(0, 25), reduction=st.sampled_from(["mean", "sum"])
+)
+@settings(max_examples=6)
+def test_the_same_numbers_as_in_torch(random_problem, loss, seed, K, S, reduction):
+    job = work(random_problem(seed, K=K, loss=loss, reduction=reduction), S)
+    given = [job[2].a, job[2].W, job[2].curvature, *job[3:]]
+    before = [tensor.clone() for tensor in given]
+    a, dV = torch_pass(*job)
+    for by_gram in (False, True):
+        a2, dV2 = compiled_pass(*job, by_gram)
+        torch.testing.assert_close(a, a2, rtol=0, atol=1e-11)
+        torch.testing.assert_close(dV, dV2, rtol=0, atol=1e-11)
+    assert all(torch.equal(tensor, old) for tensor, old in zip(given, before, strict=True))
+
+
+def test_any_layout_of_memory(random_problem):
+    loss, rows, start, *visits = work(random_problem(4), 9)
+    turned = replace(start, a=start.a.T.contiguous().T, W=start.W.T.contiguous().T)
+    for by_gram in (False, True):
+        got, want = (compiled_pass(loss, rows, given, *visits, by_gram) for given in (turned, start))
+        assert torch.equal(got[0], want[0])
+        assert torch.equal(got[1], want[1])
+
+
+def test_more_visits_than_rows(random_problem):
+    """The order starts again from its first row."""
+    loss, rows, start, *_ = work(random_problem(6), 1)
+    once = SDCA(1.0).draw(0, 0, range(len(start.W)), rows.counts)
+    many = torch.stack([line[torch.arange(35) % n] for line, n in zip(once, rows.counts, strict=True)])
+    long = torch.tensor([35, 3, 0, 24])
+    for way in (torch_pass, compiled_pass, lambda *job: compiled_pass(*job, True)):
+        got, want = (way(loss, rows, start, order, long) for order in (once, many))
+        assert torch.equal(got[1], want[1]), way
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
+def test_the_same_bits_whatever_the_threads(random_problem, loss, monkeypatch):
+    monkeypatch.setattr("hmtl.mtl.solvers.sdca.WORTH_A_THREAD", 1)
+    job, results = work(random_problem(3, K=9, d=40, loss=loss), 30), []
+    for threads in (1, 2, 16):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        results.append([compiled_pass(*job, by_gram) for by_gram in (False, True)])
+    for passes in results[1:]:
+        for (a, dV), (a1, dV1) in zip(passes, results[0], strict=True):
+            assert torch.equal(a, a1)
+            assert torch.equal(dV, dV1)
+
+
+class Twice(Hinge):
+    """A user's own loss, which counts its steps."""
+
+    steps = 0
+
+    def forward(self, prediction, y):
+        return 2 * super().forward(prediction, y)
+
+    def conjugate(self, a, y):
+        return 2 * super().conjugate(a / 2, y)
+
+    def coordinate_step(self, a, prediction, y, q):
+        self.steps += 1
+        return 2 * super().coordinate_step(a / 2, prediction, y, 2 * q)
+
+
+def test_which_pass_runs(random_problem):
+    """The package's losses on a CPU in float64 run compiled, anything else in torch."""
+    X = torch.zeros(1, dtype=torch.float64)
+    assert all(applies(loss, X) for loss in LOSSES)
+    assert not applies(Twice(), X)
+    assert not applies(Hinge(), X.float())
+    assert not applies(Hinge(), X.to("meta"))
+    for loss in LOSSES:
+        for passes, d, by_gram in ((10, 5, True), (10, 2, False), (1, 5, False)):  # 12 rows at most
+            job = work(random_problem(5, loss=loss, d=d), 5)
+            (a, dV), (a2, dV2) = SDCA(passes).solve(*job), compiled_pass(*job, by_gram)
+            assert torch.equal(a, a2)
+            assert torch.equal(dV, dV2)
+    own = random_problem(5, loss=Twice())
+    job = work(own, 5)
+    SDCA().solve(*job)
+    assert own.problem.loss.steps == int(job[-1].max())
+
+
+def test_without_a_folder_for_compiled_code(monkeypatch):
+    """The installation and the home may be read-only."""
+    from numba.core import caching
+
+    monkeypatch.setattr(caching.CompileResultCacheImpl, "_locator_classes", [])
+    assert jit(lambda x: x + 1)(1) == 2
+
+
+@given(seed=st.integers(0, 10**6), K=st.integers(1, 8))
+@settings(max_examples=12)
+def test_sigma_prime_makes_adding_safe(seed, K):
+    """σ′ Σ_k B_kk‖v_k‖² ≥ tr(V B Vᵀ) for all V; 1 without coupling, K if all users share one model."""
+    rng = np.random.default_rng(seed)
+    root, V = rng.normal(size=(K, K)), rng.normal(size=(3, K))
+    B = root @ root.T + 1e-3 * np.eye(K)
+    sigma = sigma_prime(torch.from_numpy(B))
+    assert sigma == pytest.approx(max(sum(map(abs, row)) / row[k] for k, row in enumerate(B.tolist())))
+    assert sigma * np.sum(np.diag(B) * V**2) >= np.trace(V @ B @ V.T) * (1 - 1e-12)
+    assert sigma_prime(torch.eye(K)) == 1
+    assert sigma_prime(torch.ones(K, K)) == K

@@ -9,10 +9,9 @@ from networks import LAYERED, OTHER, images
 from torch import nn
 
 from hmtl.errors import ConfigError
-from hmtl.mtl import CrossEntropy, LocalSGD
+from hmtl.mtl import CrossEntropy, LocalSGD, Rows
 from hmtl.mtl.networks.flat import FlatModel
 from hmtl.mtl.solvers.sgd import NetworkSubproblem, Proximal, RandomStreams
-from hmtl.mtl.training_rows import Rows
 
 D, C = 16, 3
 COUNTS = (33, 20, 7, 12, 1, 5)
