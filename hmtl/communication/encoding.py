@@ -42,10 +42,9 @@ def from_bytes(rows: Tensor, dtype: torch.dtype) -> Tensor:
 
 def take(rows: Tensor, at: Tensor) -> Tensor:
     """Return rows[at], without a copy if these are all rows in order or one in memory."""
-    if len(rows) and rows.stride(0) == 0:
-        return rows[:1].expand(len(at), -1)
-    in_order = len(at) == len(rows) and bool((at[1:] > at[:-1]).all())
-    return rows if in_order else rows[at]
+    if len(at) == len(rows) and bool((at[1:] > at[:-1]).all()):
+        return rows
+    return rows[:1].expand(len(at), -1) if len(rows) and rows.stride(0) == 0 else rows[at]
 
 
 def put(rows: Tensor, to: Tensor, source: Tensor, at: Tensor) -> None:

@@ -1,10 +1,10 @@
 """One round: the nodes of a process, be they all or a few, take their turns."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from hmtl.communication.accounting.stopwatch import Stopwatch
 from hmtl.communication.links import Links
 from hmtl.communication.messages import (
     ATTENDANCE,
@@ -19,13 +19,31 @@ from hmtl.communication.messages import (
     relay_name,
 )
 from hmtl.communication.nodes.aggregation import Aggregation
+from hmtl.communication.nodes.base import Relay, Server
 from hmtl.communication.nodes.host import UserHost
 from hmtl.communication.nodes.phases import Phase
-from hmtl.communication.nodes.relay import Relay
-from hmtl.communication.nodes.server import Server
 from hmtl.communication.planning.pieces import Segment, segments
 from hmtl.communication.planning.planner import Planner
 from hmtl.communication.schedules import RELAYS, Schedule, Turn
+from hmtl.cpu_time import cpu_seconds
+
+
+class Stopwatch:
+    """CPU seconds of a round by task, such as `relay 3` or `global update of relay 3`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Add the CPU time of the enclosed block to what `name` has so far."""
+        start = cpu_seconds()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + cpu_seconds() - start
+
+    def slowest(self, prefix: str) -> float:
+        """Return the largest time among names that start with `prefix`; zero if there is none."""
+        return max((seconds for name, seconds in self.seconds.items() if name.startswith(prefix)), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -66,8 +84,8 @@ class Nodes:
 
     def _by_name(self) -> dict[str, UserHost | Relay | Server | Aggregation]:
         nodes: list[UserHost | Relay | Server] = [*self.hosts, *self.relays, *([self.server] if self.server else [])]
-        named: dict[str, UserHost | Relay | Server | Aggregation] = {node.name: node for node in nodes}
-        return named | ({"aggregation": self.aggregation} if self.aggregation else {})
+        shared = {"aggregation": self.aggregation} if self.aggregation else {}
+        return {node.name: node for node in nodes} | shared
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +152,8 @@ class _Stage:
         server = self.nodes.server
         names = [relay_name(i) for i in server.attendance.relays] if server else []
         for turn in turns:
+            if turn.final and not self.links.reliable:
+                continue
             peers: Sequence[str] = (SERVER,) if turn.role == RELAYS else names
             nodes: Sequence[Relay | Server] = relays if turn.role == RELAYS else [server] if server else []
             for node in nodes:

@@ -21,6 +21,7 @@ class Turn:
         hears: kinds of messages that the method is given.
         says: kinds of messages that the node is done with after this turn.
         task: what the CPU time counts as; "": as the node's coding.
+        final: whether the turn is left out if messages can be lost, since then the attempt may have to be repeated.
     """
 
     role: str
@@ -28,6 +29,7 @@ class Turn:
     hears: tuple[str, ...] = ()
     says: tuple[str, ...] = ()
     task: str = ""
+    final: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,22 +50,13 @@ class Schedule:
 FORWARDING = Schedule(
     closing=(
         Turn(RELAYS, "forward", says=(IVS,)),
+        Turn(RELAYS, "release", final=True),
         Turn(SERVER, "gather", hears=(IVS,)),
         Turn(SERVER, "aggregate", task="global update"),
         Turn(SERVER, "hand_back", says=(VERDICT, MODELS)),
     ),
 )
-"""Relays forward IVs, the server aggregates."""
-
-ADDING = Schedule(
-    closing=(
-        Turn(RELAYS, "add", says=(IVS,)),
-        Turn(SERVER, "add", hears=(IVS,)),
-        Turn(SERVER, "aggregate", task="global update"),
-        Turn(SERVER, "spread", says=(VERDICT, MODELS)),
-    ),
-)
-"""Relays add terms, the server adds their sums and sends one row to all."""
+"""Relays forward IVs, or sums of them, and the server aggregates."""
 
 CODING = Schedule(
     opening=(
@@ -78,6 +71,7 @@ CODING = Schedule(
     ),
     closing=(
         Turn(RELAYS, "finish"),
+        Turn(RELAYS, "release", final=True),
         Turn(RELAYS, "aggregate", task="global update"),
         Turn(RELAYS, "confirm", says=(DIGESTS, MODELS)),
         Turn(SERVER, "compare", hears=(DIGESTS, MODELS), says=(VERDICT, MODELS)),

@@ -5,7 +5,8 @@ K users, H relays, m numbers per IV.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,28 +23,41 @@ from hmtl.communication.accounting.ledger import (
     LinkLedger,
 )
 from hmtl.communication.accounting.network import Network, tier_loads
-from hmtl.communication.accounting.stopwatch import Stopwatch
 from hmtl.communication.attendance import Attendance, Report
 from hmtl.communication.encoding import WIRES, rounding
 from hmtl.communication.links import InProcess, Links
 from hmtl.communication.messages import SERVER, relay_name
 from hmtl.communication.nodes.aggregation import Aggregation, AggregatorSide
+from hmtl.communication.nodes.base import Relay, Server
 from hmtl.communication.nodes.coding import CodingRelay, CodingServer
 from hmtl.communication.nodes.forwarding import ForwardingRelay, ForwardingServer
 from hmtl.communication.nodes.host import UserHost, UserSide
-from hmtl.communication.nodes.relay import Relay
-from hmtl.communication.nodes.server import Server
-from hmtl.communication.planning.moving import Planners, Planning
-from hmtl.communication.planning.planner import Planner, PlanSettings
-from hmtl.communication.round import Nodes, Outcome, play
+from hmtl.communication.planning.planner import Planner, PlanSettings, preferred_aggregators
+from hmtl.communication.round import Nodes, Outcome, Stopwatch, play
 from hmtl.communication.schedules import CODING, FORWARDING, Schedule
 from hmtl.errors import ConfigError
 from hmtl.topology import Moving, Topology
 
 SETUP_ROUND = -1  # number of the round in which a set-up is exchanged
 NOBODY = np.empty(0, np.int64)
+KEPT = 16  # planners, in case a topology recurs
 
 MakeLinks = Callable[[LinkLedger], Links]
+
+
+@dataclass
+class Planning:
+    """The cost of users who move and of users and relays that drop out.
+
+    Attributes:
+        plans: number of plans made in the rounds; a resumed run may make some of them twice.
+        seconds: time that making them took; all nodes plan at the same time.
+        handover_bits: bits of aggregators' state that were handed to relays that had missed rounds.
+    """
+
+    plans: int = 0
+    seconds: float = 0.0
+    handover_bits: int = 0
 
 
 class Communicator(ABC):
@@ -65,6 +79,7 @@ class Communicator(ABC):
         ledger: bits of every link.
         stopwatch: CPU time of the current round.
         V_bits: bits of one IV on the wire; 0 before the first round.
+        setup_seconds: communication time of the set-up, and what it takes uncoded.
     """
 
     def __init__(
@@ -82,8 +97,9 @@ class Communicator(ABC):
         self.contacts, self.topology, self.network, self.wire = contacts, contacts.at(0), network, wire
         network.uplinks(self.topology)  # raises if the network has other relays
         self.scheme = scheme_of(scheme)
-        self._planners = Planners(contacts, network, scheme, settings, aggregators)
-        self.planner: Planner = self._planners.of(self.topology)
+        preferred = preferred_aggregators(contacts, network, scheme, aggregators)
+        self._planner_of = lru_cache(KEPT)(lambda t: Planner(t, network, preferred, scheme, settings))
+        self.planner: Planner = self._planner_of(self.topology)
         self.planning = Planning()
         self.ledger, self.stopwatch = LinkLedger(contacts.K, contacts.H), Stopwatch()
         self.make_links, self._links = links, links(self.ledger)
@@ -94,7 +110,7 @@ class Communicator(ABC):
         self._memory: dict[str, Any] = {}  # state of nodes that have not been made yet
         self._server: Server | None = None  # after the last round, if it is at this end of the links
         self._theory: dict[Topology, NDArray[np.float64]] = {}
-        self._setup_seconds = (0.0, 0.0)
+        self.setup_seconds = (0.0, 0.0)
         self._setup_exchanges = 0
 
     @property
@@ -117,7 +133,7 @@ class Communicator(ABC):
         self._setup_exchanges += 1
         if server:
             uncoded = self._uncoded_seconds(self._sent(SETUP), server, self._setup_exchanges)
-            self._setup_seconds = self.seconds(SETUP), uncoded
+            self.setup_seconds = self.seconds(SETUP), uncoded
 
     def round(
         self, number: int, users: UserSide, aggregator: AggregatorSide, absent_relays: Collection[int] = ()
@@ -166,11 +182,6 @@ class Communicator(ABC):
         """Return the communication time of the last round if nothing is coded."""
         return self._uncoded_seconds(self._sent(-1), self._server) if self._server else 0.0
 
-    @property
-    def setup_seconds(self) -> tuple[float, float]:
-        """Communication time of the set-up, and what it takes uncoded."""
-        return self._setup_seconds
-
     def describe(self) -> dict[str, Any]:
         """Return what `summary.json` says of communication."""
         *figures, r = np.mean([self._theory_of(number) for number in self._described_rounds], axis=0).tolist()
@@ -198,7 +209,7 @@ class Communicator(ABC):
             "ledger": self.ledger.state_dict(),
             "V_bits": self.V_bits,
             "dtype": self._dtype,
-            "setup_seconds": list(self._setup_seconds),
+            "setup_seconds": list(self.setup_seconds),
             "planning": list(astuple(self.planning)),
             "nodes": self._nodes.state_dict() if self._nodes else self._memory,
         }
@@ -208,7 +219,7 @@ class Communicator(ABC):
         self.ledger.load_state_dict(state["ledger"])
         self.V_bits, self._dtype = int(state["V_bits"]), str(state["dtype"])
         coded, uncoded = state["setup_seconds"]
-        self._setup_seconds = float(coded), float(uncoded)
+        self.setup_seconds = float(coded), float(uncoded)
         self.planning = Planning(*state["planning"])
         self._memory = state["nodes"]
         if self._nodes:
@@ -219,19 +230,19 @@ class Communicator(ABC):
 
         Relays aggregate if the plan names some, else the server does.
         """
-        reliable, planner = self._links.reliable, self.planner
-        aggregation = Aggregation(self.topology.K, aggregator, users.numbers, self._wire_type, not reliable)
+        planner, revocable = self.planner, not self._links.reliable
+        aggregation = Aggregation(self.topology.K, aggregator, users.numbers, self._wire_type, revocable)
         if planner.preferred:
             return self._local_nodes(
                 users,
-                lambda i, hosts: CodingRelay(i, planner, hosts, aggregation, reliable),
+                lambda i, hosts: CodingRelay(i, planner, hosts, aggregation),
                 lambda: CodingServer(planner),
                 CODING,
                 aggregation,
             )
         return self._local_nodes(
             users,
-            lambda i, hosts: ForwardingRelay(i, planner, hosts, reliable),
+            lambda i, hosts: ForwardingRelay(i, planner, hosts),
             lambda: ForwardingServer(planner, aggregation),
             FORWARDING,
             aggregation,
@@ -268,7 +279,7 @@ class Communicator(ABC):
         """Continue with the contacts of a round, if they differ."""
         if (t := self.contacts.at(round)) is self.topology:
             return
-        self.topology, self.planner = t, self._planners.of(t)
+        self.topology, self.planner = t, self._planner_of(t)
         if self._nodes:
             self._nodes.follow(self.planner)
 
@@ -276,9 +287,10 @@ class Communicator(ABC):
         self.stopwatch, plans_before = Stopwatch(), self.planner.plans_made
         play(number, nodes, self._links, self.stopwatch)
         if number != SETUP_ROUND:
-            handover_bits = nodes.server.handover_bits if nodes.server else 0
-            plans = self.planner.plans_made - plans_before
-            self.planning.add(plans, self.stopwatch.slowest("planning"), handover_bits)
+            if plans := self.planner.plans_made - plans_before:
+                self.planning.plans += plans
+                self.planning.seconds += self.stopwatch.slowest("planning")
+            self.planning.handover_bits += nodes.server.handover_bits if nodes.server else 0
         return nodes.server
 
     @property

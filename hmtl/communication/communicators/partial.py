@@ -1,21 +1,20 @@
 """The communicator of partial demands: relays learn what their users' models need."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.coding import DemandPlan, Loads, demand_bounds
+from hmtl.coding import Loads, Plan, demand_bounds
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.communicators.base import Communicator, MakeLinks
 from hmtl.communication.links import InProcess
 from hmtl.communication.nodes.aggregation import AggregatorSide
 from hmtl.communication.nodes.host import UserSide
-from hmtl.communication.nodes.partial import PartialRelay, PartialServer
-from hmtl.communication.planning.partial import PartialPlanner
-from hmtl.communication.planning.planner import Planner, PlanSettings
+from hmtl.communication.nodes.partial import PartialAggregation, PartialRelay, PartialServer
+from hmtl.communication.planning.planner import PartialPlanner, PlanSettings
 from hmtl.communication.round import Nodes, Outcome
 from hmtl.communication.schedules import CODING
 from hmtl.errors import ConfigError
@@ -55,7 +54,7 @@ class CodedPartial(Communicator):
             )
         self._settings = PlanSettings(seed, max_pieces, generation)
         super().__init__(topology, network, "optimal", wire, links, self._settings)
-        self._setup_planner = Planner(self.topology, network, "optimal", self._settings)
+        self._setup_planner = self.planner
         self._aggregator: AggregatorSide | None = None
         self._needs: NDArray[np.bool_] | None = None
 
@@ -87,9 +86,9 @@ class CodedPartial(Communicator):
         return super().round(number, users, aggregator, absent_relays)
 
     @property
-    def plan(self) -> DemandPlan:
+    def plan(self) -> Plan:
         """The plan of the rounds, once the learner is known."""
-        plan: DemandPlan = self.planner.plan
+        plan: Plan = self.planner.plan
         return plan
 
     @property
@@ -105,11 +104,10 @@ class CodedPartial(Communicator):
     def _make_nodes(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
         if aggregator is not self._aggregator:  # the aggregator of a set-up
             return super()._make_nodes(users, aggregator)
-        planner, numbers, wire, reliable = self.planner, users.numbers, self._wire_type, self._links.reliable
-        return self._local_nodes(
-            users,
-            lambda i, hosts: PartialRelay(i, planner, hosts, aggregator, numbers, wire, reliable),
-            lambda: PartialServer(planner),
-            CODING,
-            None,
-        )
+        K, planner, numbers, wire = self.topology.K, self.planner, users.numbers, self._wire_type
+
+        def relay(i: int, hosts: Sequence[str]) -> PartialRelay:
+            serves = np.flatnonzero(planner.serving == i)
+            return PartialRelay(i, planner, hosts, PartialAggregation(K, aggregator, numbers, wire, serves))
+
+        return self._local_nodes(users, relay, lambda: PartialServer(planner), CODING, None)

@@ -14,13 +14,13 @@ from hmtl.communication.accounting.ledger import (
 )
 from hmtl.communication.accounting.network import Network, between_seconds
 from hmtl.communication.communicators.base import Communicator, MakeLinks
-from hmtl.communication.communicators.coded import CodedHierarchical
+from hmtl.communication.communicators.ivs import CodedHierarchical
 from hmtl.communication.links import InProcess
 from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer, SummingAggregation
 from hmtl.communication.nodes.aggregation import AggregatorSide
 from hmtl.communication.nodes.host import UserSide
 from hmtl.communication.round import Nodes
-from hmtl.communication.schedules import ADDING
+from hmtl.communication.schedules import FORWARDING
 from hmtl.errors import ConfigError
 from hmtl.topology import Moving, Topology
 
@@ -104,13 +104,13 @@ class Sums(Communicator):
     def _make_nodes(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
         if not users.numbers:  # a set-up, or nothing travels
             return super()._make_nodes(users, aggregator)
-        planner, reliable = self.planner, self._links.reliable
+        planner = self.planner
         aggregation = SummingAggregation(self.topology.K, aggregator, users.numbers, None)
         return self._local_nodes(
             users,
-            lambda i, hosts: AddingRelay(i, planner, hosts, reliable),
+            lambda i, hosts: AddingRelay(i, planner, hosts),
             lambda: AddingServer(planner, aggregation),
-            ADDING,
+            FORWARDING,
             aggregation,
             AddingHost,
         )
@@ -151,7 +151,7 @@ def sums_if_faster(coded: CodedHierarchical, ratio: float) -> Sums | None:
         coded: the communicator that sums may replace.
         ratio: bits of a row of sums divided by bits of an IV, 8·q/itemsize for q sums.
     """
-    if coded.planner.aggregators != "auto" or coded.wire is not None:
+    if coded.aggregators != "auto" or coded.wire is not None:
         return None
     sums = Sums(coded.contacts, coded.network, links=coded.make_links, coding=coded.theory)
     adding = between_seconds(coded.network, sums.theory, ratio)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hmtl.communication.accounting.ledger import USERS_TO_RELAYS
 from hmtl.communication.attendance import bytes_to_numbers
-from hmtl.communication.encoding import pack, put, take, unpack
-from hmtl.communication.messages import IVS, Message, Users, host_name
+from hmtl.communication.encoding import pack, unpack
+from hmtl.communication.messages import IVS, Message, Users, by_user, host_name
 from hmtl.errors import CodingError
 
 
@@ -113,23 +113,11 @@ class UserHost:
         """Take models; each comes with the last round in which the user's IV counted."""
         if not models:
             return
-        users, order = torch.from_numpy(np.concatenate([message.of_users() for message in models])).sort()
-        if all(message.payload is models[0].payload for message in models):  # one tensor serves all messages
-            at = torch.cat([message.rows() for message in models])[order]
-            payload, overhead = take(models[0].payload, at), models[0].overhead[at]
-        else:
-            payload, overhead = (
-                torch.empty(len(users), part.shape[1], dtype=torch.uint8)
-                for part in (models[0].payload, models[0].overhead)
-            )
-            for message in models:
-                to, at = torch.searchsorted(users, torch.from_numpy(message.of_users())), message.rows()
-                put(payload, to, message.payload, at)
-                put(overhead, to, message.overhead, at)
-        ids: Users = users.numpy()
-        self._settle(ids, bytes_to_numbers(overhead[:, -4:].numpy().ravel()))
+        users, rows = by_user(models)
+        payload, overhead = rows["payload"], rows["overhead"]
+        self._settle(users, bytes_to_numbers(overhead[:, -4:].numpy().ravel()))
         numbers = unpack(payload, overhead[:, :-4], self.wire or self.dtype, self.dtype)
-        self.users.receive(ids, numbers.to(self.device))
+        self.users.receive(users, numbers.to(self.device))
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: torch.from_numpy(getattr(self, name).copy()) for name in self.STATE}

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from hmtl.coding import cover
 from hmtl.communication import CodedHierarchical, LinkLedger, Network, Sums, sums_if_faster
-from hmtl.communication.accounting.stopwatch import Stopwatch
 from hmtl.communication.messages import ATTENDANCE, IVS, MODELS, REPORT, SERVER, Message
 from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer, SummingAggregation
 from hmtl.communication.planning.planner import Planner
-from hmtl.communication.round import Nodes, play
-from hmtl.communication.schedules import ADDING
+from hmtl.communication.round import Nodes, Stopwatch, play
+from hmtl.communication.schedules import FORWARDING
 from hmtl.errors import CodingError, ConfigError
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers
 from hmtl.testing.topologies import topologies
@@ -81,7 +80,7 @@ class Apart:
     """Nodes that share nothing but planners, two of them, that must plan the same."""
 
     def __init__(self, t: Topology, sides: Sequence[Terms], network: Network = Network()) -> None:  # noqa: B008
-        planners = [Planner(t, network, "uncoded") for _ in range(2)]
+        planners = [Planner(t, network) for _ in range(2)]
         width = sides[0].ivs[0].shape[1]
         self.hosts = [AddingHost(t.K, side, None, n, np.array(sorted(side.mine))) for n, side in enumerate(sides)]
         names = [host.name for host in self.hosts]
@@ -96,7 +95,7 @@ class Apart:
         self.links.change = change
         self.links.ledger.begin_round()
         there = [relay for relay in self.relays if relay.i not in away]
-        nodes = Nodes(self.hosts, there, self.server, self.seat, ADDING, *self.names)
+        nodes = Nodes(self.hosts, there, self.server, self.seat, FORWARDING, *self.names)
         play(round, nodes, self.links, Stopwatch())
 
 

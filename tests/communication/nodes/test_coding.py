@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from hmtl.coding import Aggregators
 from hmtl.communication import LinkLedger, Network
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
-from hmtl.communication.accounting.stopwatch import Stopwatch
 from hmtl.communication.messages import (
     ATTENDANCE,
     BROADCAST,
@@ -31,12 +30,12 @@ from hmtl.communication.messages import (
     Message,
 )
 from hmtl.communication.nodes.aggregation import Aggregation
+from hmtl.communication.nodes.base import Server
 from hmtl.communication.nodes.coding import CodingRelay, CodingServer
 from hmtl.communication.nodes.forwarding import ForwardingRelay, ForwardingServer
 from hmtl.communication.nodes.host import UserHost
-from hmtl.communication.nodes.server import Server
-from hmtl.communication.planning.planner import Planner, PlanSettings
-from hmtl.communication.round import Nodes, play
+from hmtl.communication.planning.planner import Planner, PlanSettings, preferred_aggregators
+from hmtl.communication.round import Nodes, Stopwatch, play
 from hmtl.communication.schedules import CODING, FORWARDING
 from hmtl.errors import CodingError
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
@@ -67,8 +66,9 @@ class Apart:
         users = list(users)
         width = users[0].ivs[0].shape[1]
 
-        planners = [Planner(t, network, scheme, PlanSettings(5, 3, 9), aggregators) for _ in range(2)]
-        self.t, self.home, self.coded = t, planners[0].preferred, bool(planners[0].preferred)
+        home = preferred_aggregators(t, network, scheme, aggregators)
+        planners = [Planner(t, network, home, scheme, PlanSettings(5, 3, 9)) for _ in range(2)]
+        self.t, self.home, self.coded = t, home, bool(home)
 
         def aggregation() -> Aggregation:
             return Aggregation(t.K, ScriptedAggregator(t.K, width), users[0].numbers, None, revocable=True)

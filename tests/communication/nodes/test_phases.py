@@ -7,7 +7,7 @@ from hmtl.communication.nodes.coding import CodingRelay, CodingServer
 from hmtl.communication.nodes.forwarding import ForwardingRelay, ForwardingServer
 from hmtl.communication.nodes.partial import PartialRelay, PartialServer
 from hmtl.communication.nodes.phases import TRANSITIONS, Event, Phase, following
-from hmtl.communication.schedules import ADDING, CODING, FORWARDING, RELAYS
+from hmtl.communication.schedules import CODING, FORWARDING, RELAYS
 
 
 def test_every_phase_is_reached_and_left() -> None:
@@ -27,7 +27,7 @@ def test_an_impossible_transition_raises(phase: Phase, event: Event) -> None:
     ("schedule", "relay", "server"),
     [
         (FORWARDING, ForwardingRelay, ForwardingServer),
-        (ADDING, AddingRelay, AddingServer),
+        (FORWARDING, AddingRelay, AddingServer),
         (CODING, CodingRelay, CodingServer),
         (CODING, PartialRelay, PartialServer),
     ],
