@@ -102,11 +102,11 @@ def by_user(messages: Sequence[Message]) -> tuple[Users, dict[str, Tensor]]:
     """
     users = np.concatenate([message.of_users() for message in messages])
     order = torch.from_numpy(users.argsort())
-    rows = {}
+    at, rows = torch.cat([message.rows() for message in messages])[order], {}
     for part in PARTS:
         sources = [getattr(message, part) for message in messages]
         if all(source is sources[0] for source in sources):
-            rows[part] = take(sources[0], torch.cat([message.rows() for message in messages])[order])
+            rows[part] = take(sources[0], at)
             continue
         rows[part] = torch.empty(len(users), sources[0].shape[1], dtype=torch.uint8)
         places = torch.split(order.argsort(), [len(message) for message in messages])

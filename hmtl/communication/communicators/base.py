@@ -3,16 +3,15 @@
 K users, H relays, m numbers per IV.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.coding import Aggregators, Loads, bounds, scheme_of
+from hmtl.coding import Aggregators, Loads, Plan, bounds, make_plan, scheme_of
 from hmtl.communication.accounting.ledger import (
     RELAYS_TO_SERVER,
     RELAYS_TO_USERS,
@@ -32,9 +31,8 @@ from hmtl.communication.nodes.base import Relay, Server
 from hmtl.communication.nodes.coding import CodingRelay, CodingServer
 from hmtl.communication.nodes.forwarding import ForwardingRelay, ForwardingServer
 from hmtl.communication.nodes.host import UserHost, UserSide
-from hmtl.communication.planning.planner import Planner, PlanSettings, preferred_aggregators
-from hmtl.communication.round import Nodes, Outcome, Stopwatch, play
-from hmtl.communication.schedules import CODING, FORWARDING, Schedule
+from hmtl.communication.planning.planner import MakePlan, Planner, preferred_aggregators
+from hmtl.communication.round import Nodes, Outcome, Stage, Stopwatch, coding, forwarding, play
 from hmtl.errors import ConfigError
 from hmtl.topology import Moving, Topology
 
@@ -60,7 +58,7 @@ class Planning:
     handover_bits: int = 0
 
 
-class Communicator(ABC):
+class Communicator:
     """The base of all communicators.
 
     Args:
@@ -69,7 +67,7 @@ class Communicator(ABC):
         scheme: one of `hmtl.coding.SCHEMES`: what is sent.
         wire: the type in which numbers travel, a name in WIRES; None: their own.
         links: makes what carries the messages.
-        settings: settings of the scheme's plans.
+        make: makes the scheme's plans.
         aggregators: who computes the models, see `hmtl.coding.resolve`.
 
     Attributes:
@@ -89,7 +87,7 @@ class Communicator(ABC):
         scheme: str,
         wire: str | None = None,
         links: MakeLinks = InProcess,
-        settings: PlanSettings = PlanSettings(),  # noqa: B008, it is frozen
+        make: MakePlan = make_plan,
         aggregators: Aggregators = "all",
     ) -> None:
         if wire is not None and wire not in WIRES:
@@ -98,7 +96,7 @@ class Communicator(ABC):
         network.uplinks(self.topology)  # raises if the network has other relays
         self.scheme = scheme_of(scheme)
         preferred = preferred_aggregators(contacts, network, scheme, aggregators)
-        self._planner_of = lru_cache(KEPT)(lambda t: Planner(t, network, preferred, scheme, settings))
+        self._planner_of = lru_cache(KEPT)(lambda t: Planner(t, network, preferred, make))
         self.planner: Planner = self._planner_of(self.topology)
         self.planning = Planning()
         self.ledger, self.stopwatch = LinkLedger(contacts.K, contacts.H), Stopwatch()
@@ -110,16 +108,21 @@ class Communicator(ABC):
         self._memory: dict[str, Any] = {}  # state of nodes that have not been made yet
         self._server: Server | None = None  # after the last round, if it is at this end of the links
         self._theory: dict[Topology, NDArray[np.float64]] = {}
-        self.setup_seconds = (0.0, 0.0)
+        self.setup_seconds: tuple[float, ...] = (0.0, 0.0)
         self._setup_exchanges = 0
 
     @property
-    @abstractmethod
+    def plan(self) -> Plan:
+        """The plan for when everybody is present."""
+        return self.planner.plan
+
+    @property
     def theory(self) -> Loads:
         """The loads between relays and server of a round in which everybody takes part."""
+        return self.plan.loads
 
-    def check_learner(self, aggregator: AggregatorSide) -> None:  # noqa: B027, most communicators serve any learner
-        """Raise ConfigError if this learner cannot be served."""
+    def check_learner(self, aggregator: AggregatorSide) -> None:
+        """Raise ConfigError if this learner cannot be served; most communicators serve any learner."""
 
     def attach(self, users: UserSide, aggregator: AggregatorSide) -> None:
         """Make the nodes of this learner, unless they exist."""
@@ -218,8 +221,7 @@ class Communicator(ABC):
         """Continue from `state_dict`, with the same bits."""
         self.ledger.load_state_dict(state["ledger"])
         self.V_bits, self._dtype = int(state["V_bits"]), str(state["dtype"])
-        coded, uncoded = state["setup_seconds"]
-        self.setup_seconds = float(coded), float(uncoded)
+        self.setup_seconds = tuple(state["setup_seconds"])
         self.planning = Planning(*state["planning"])
         self._memory = state["nodes"]
         if self._nodes:
@@ -230,41 +232,31 @@ class Communicator(ABC):
 
         Relays aggregate if the plan names some, else the server does.
         """
-        planner, revocable = self.planner, not self._links.reliable
-        aggregation = Aggregation(self.topology.K, aggregator, users.numbers, self._wire_type, revocable)
-        if planner.preferred:
-            return self._local_nodes(
-                users,
-                lambda i, hosts: CodingRelay(i, planner, hosts, aggregation),
-                lambda: CodingServer(planner),
-                CODING,
-                aggregation,
-            )
-        return self._local_nodes(
-            users,
-            lambda i, hosts: ForwardingRelay(i, planner, hosts),
-            lambda: ForwardingServer(planner, aggregation),
-            FORWARDING,
-            aggregation,
-        )
+        K, revocable = self.topology.K, not self._links.reliable
+        aggregation = Aggregation(K, aggregator, users.numbers, self._wire_type, revocable)
+        if self.planner.preferred:
+            relay = partial(CodingRelay, aggregation=aggregation)
+            return self._local_nodes(users, relay, CodingServer, coding, aggregation)
+        server = partial(ForwardingServer, aggregation=aggregation)
+        return self._local_nodes(users, ForwardingRelay, server, forwarding, aggregation)
 
     def _local_nodes(
         self,
         users: UserSide,
-        relay: Callable[[int, Sequence[str]], Relay],
-        server: Callable[[], Server],
-        schedule: Schedule,
+        relay: Callable[[int, Planner, Sequence[str]], Relay],
+        server: Callable[[Planner], Server],
+        schedule: Callable[[Stage], None],
         aggregation: Aggregation | None,
         host: type[UserHost] = UserHost,
     ) -> Nodes:
         """Make those nodes of the network that are at this end of the links."""
-        K, plays = self.topology.K, self._links.plays
+        K, planner, plays = self.topology.K, self.planner, self._links.plays
         homes = self._links.homes(K)
         names = [relay_name(i) for i in range(self.topology.H)]
         return Nodes(
             [host(K, users, self._wire_type, n, ids) for n, (name, ids) in enumerate(homes.items()) if plays(name)],
-            [relay(i, list(homes)) for i, name in enumerate(names) if plays(name)],
-            server() if plays(SERVER) else None,
+            [relay(i, planner, list(homes)) for i, name in enumerate(names) if plays(name)],
+            server(planner) if plays(SERVER) else None,
             aggregation,
             schedule,
             list(homes),

@@ -23,22 +23,16 @@ NEVER = -2  # stands for the round in which a user's IV counted last, before any
 
 
 class AggregatorSide(Protocol):
-    """The part of an algorithm that needs all IVs; see `hmtl.mtl.Aggregator`."""
+    """The part of an algorithm that needs all IVs, which it may overwrite. `hmtl.mtl.Aggregator` documents its members.
 
-    def update(self, users: Users, ivs: Tensor) -> Tensor:
-        """Return the models [K, m + e′] of all users from the IVs [n, m + e] of some.
+    `part` is called only if `needs` returns a matrix.
+    """
 
-        It may overwrite the IVs.
-        """
+    def update(self, users: Users, ivs: Tensor) -> Tensor: ...
 
-    def needs(self) -> NDArray[np.bool_] | None:
-        """Return which IVs each model is computed from [K, K]; None: all of them."""
+    def needs(self) -> NDArray[np.bool_] | None: ...
 
-    def part(self, of: Users, users: Users, ivs: Tensor, rounds: int) -> Tensor:
-        """Return models of the users `of` from the IVs of `users`, after some rounds.
-
-        Only called if `needs` is a matrix.
-        """
+    def part(self, of: Users, users: Users, ivs: Tensor, rounds: int) -> Tensor: ...
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
@@ -80,6 +74,8 @@ class Aggregation:
         users: the users whose IVs it computes the models of the round from [n].
         ivs: payload and overhead of these IVs, uint8 [n, bytes].
     """
+
+    name = "aggregation"
 
     def __init__(
         self, K: int, aggregator: AggregatorSide, numbers: int, wire: torch.dtype | None, revocable: bool = False

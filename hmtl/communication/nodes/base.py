@@ -107,10 +107,7 @@ class Relay(Node):
         self._ivs = {}
 
     def conclude(self, verdict: Sequence[Message], models: Sequence[Message]) -> None:
-        """Heed the server's verdict on this attempt, and keep the models that it passes on.
-
-        A relay that did not aggregate needs no verdict.
-        """
+        """Heed the server's verdict on this attempt, which only aggregators need, and keep the models it passes on."""
         self._passed = models
         if verdict:
             self._on(Event.AGREE if bool(verdict[0].overhead[0, 0]) is AGREED else Event.RETRY)
@@ -133,7 +130,6 @@ class Relay(Node):
     def _to_server(
         self, kind: str, payload: Tensor, overhead: Tensor, users: Users | None = None, at: Tensor | None = None
     ) -> Message:
-        """Return a message to the server."""
         return Message(
             self.round, RELAYS_TO_SERVER, kind, self.name, (SERVER,), self.i, payload, overhead, users, at, self.dtype
         )
@@ -199,7 +195,6 @@ class Server(Node):
         return bool(self.silent)
 
     def _verdict(self, agreed: bool, relays: Sequence[int]) -> list[Message]:
-        """Return the verdict on this attempt for some relays."""
         return self._to(relays, VERDICT, *overhead_only(np.array([agreed], np.uint8)))
 
     def _in_vain(self) -> list[Message]:

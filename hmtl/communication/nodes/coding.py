@@ -10,7 +10,7 @@ import torch
 
 from hmtl.communication.agreement import DIGEST_BYTES, Digest, deviating
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
-from hmtl.communication.encoding import put
+from hmtl.communication.encoding import put, take
 from hmtl.communication.messages import (
     AGREED,
     BROADCAST,
@@ -82,10 +82,7 @@ class CodingRelay(Relay):
         return [self._to_server(COMBINATIONS, *segment.sides(matmul(view.encoder, self._heard)))]
 
     def decode(self, segment: Segment, messages: Sequence[Message]) -> None:
-        """Decode the pieces that the relay missed.
-
-        They follow from the server's combinations and the pieces that it heard.
-        """
+        """Decode the pieces that the relay missed, from the server's combinations and the pieces that it heard."""
         if self.phase is Phase.STUCK or self.i not in self.planner.code(self.attendance).receivers(segment.number):
             return
         view = self._view(segment)
@@ -101,6 +98,7 @@ class CodingRelay(Relay):
 
     def finish(self) -> None:
         """Complete the decoded IVs with those that the relay heard."""
+        self._heard = nothing(0)
         if not self.aggregating:
             return
         self._add_uncoded()
@@ -109,10 +107,6 @@ class CodingRelay(Relay):
             at = torch.nonzero(rows >= 0).ravel()
             for part, ivs in self._ivs.items():
                 put(self.aggregation.ivs[part], at, ivs, rows[at])
-
-    def release(self) -> None:
-        super().release()
-        self._heard = nothing(0)
 
     def aggregate(self) -> None:
         """Compute the models."""
@@ -152,7 +146,7 @@ class CodingRelay(Relay):
         In a round without aggregators, send receipts that no IV counted.
         """
         serving, via_server = self.attendance.routes
-        if not self.attendance.aggregating.any():
+        if self.phase is not Phase.ABSENT and not self.attendance.aggregating.any():
             users = np.flatnonzero(serving == self.i)
             no = torch.zeros(len(users), 1, dtype=torch.uint8)
             return [self._to_users(RECEIPTS, nothing(len(users)), no, users)]
@@ -176,7 +170,7 @@ class CodingRelay(Relay):
         """Add the uncoded IVs, which every aggregator heard, to the digest."""
         at = torch.from_numpy(self._row[self.planner.code(self.attendance).not_coded])
         for ivs in self._ivs.values():
-            self._digest.add_rows(ivs[at])
+            self._digest.add_rows(take(ivs, at))
 
     def _keeps_ivs(self) -> bool:
         """Return whether this relay keeps the IVs for all aggregators of its process."""
@@ -190,10 +184,7 @@ class CodingRelay(Relay):
 
 
 class CodingServer(Server):
-    """A server that recombines the relays' combinations, and compares their digests.
-
-    It cannot decode a single IV from them.
-    """
+    """A server that recombines the relays' combinations, which it cannot decode, and compares their digests."""
 
     def pass_state(self, messages: Sequence[Message]) -> list[Message]:
         """Pass an aggregator's state on to the relays that missed a round."""
@@ -216,9 +207,7 @@ class CodingServer(Server):
         return [copy for i, rows in needed for copy in self._to([i], BROADCAST, *segment.sides(rows))]
 
     def compare(self, digests: Sequence[Message], models: Sequence[Message]) -> list[Message]:
-        """Release the models if all aggregators hold the same.
-
-        Models of users whom no aggregator hears are passed on to the relays that serve them.
+        """Release the models if all aggregators hold the same; pass on those of users whom no aggregator hears.
 
         Raises:
             CodingError: the aggregators hold different IVs or models.

@@ -19,26 +19,21 @@ from hmtl.errors import CodingError
 
 
 class UserSide(Protocol):
-    """The part of an algorithm that runs at the users, as one batch; see `hmtl.mtl.Users`."""
+    """The part of an algorithm that runs at the users, as one batch. `hmtl.mtl.Users` documents its members."""
 
     @property
-    def numbers(self) -> int:
-        """m; further numbers of a row are overhead."""
+    def numbers(self) -> int: ...
 
-    def local_update(self, round: int, idle: Users = ...) -> tuple[Users, Tensor]:
-        """Return who takes part, without the `idle`, and their IVs [n, m + e].
+    @property
+    def row_bits(self) -> tuple[int, int, int]: ...
 
-        The update stays pending.
-        """
+    def local_update(self, round: int, idle: Users = ...) -> tuple[Users, Tensor]: ...
 
-    def commit(self, users: Users) -> None:
-        """Make the pending update of these users permanent, since it counted."""
+    def commit(self, users: Users) -> None: ...
 
-    def roll_back(self, users: Users) -> None:
-        """Discard the pending update of these users, since it did not count."""
+    def roll_back(self, users: Users) -> None: ...
 
-    def receive(self, users: Users, models: Tensor) -> None:
-        """Take the models [n, m + e] of these users; the remaining users received none."""
+    def receive(self, users: Users, models: Tensor) -> None: ...
 
 
 class UserHost:
@@ -54,10 +49,10 @@ class UserHost:
         users: the users of this process.
         wire: the type in which numbers travel; None: their own.
         number: number of the process.
-        members: which users of the network these are; None: all.
+        members: which users of the network these are.
 
     Attributes:
-        waiting: whether each user waits for a model [K].
+        waiting: whether each user waits for a model, or belongs to another process [K].
         pending: whether each user's update is pending [K].
         sent: the round of each user's last IV [K].
         dtype, device: of the IVs.
@@ -66,23 +61,18 @@ class UserHost:
 
     STATE = ("waiting", "pending", "sent")
 
-    def __init__(
-        self, K: int, users: UserSide, wire: torch.dtype | None, number: int = 0, members: Users | None = None
-    ) -> None:
-        self.name, self.users, self.wire = host_name(number), users, wire
-        self.members = np.arange(K) if members is None else members
-        self.waiting: NDArray[np.bool_] = np.zeros(K, dtype=bool)
+    def __init__(self, K: int, users: UserSide, wire: torch.dtype | None, number: int, members: Users) -> None:
+        self.name, self.users, self.wire, self.members = host_name(number), users, wire, members
+        self.waiting: NDArray[np.bool_] = ~np.isin(np.arange(K), members)
         self.pending: NDArray[np.bool_] = np.zeros(K, dtype=bool)
         self.sent: NDArray[np.int64] = np.zeros(K, dtype=np.int64)
         self.dtype, self.device = torch.float64, torch.device("cpu")
         self.nbytes = 0
-        self._elsewhere = np.ones(K, dtype=bool)
-        self._elsewhere[self.members] = False
-        self._idle = self._elsewhere.copy()
+        self._idle = self.waiting.copy()
 
     def send(self, round: int, relays: Sequence[str]) -> Message:
         """Return the IVs of the users who take part, for all relays within range."""
-        self._idle = self.waiting | self._elsewhere
+        self._idle = self.waiting.copy()
         users, ivs = self.users.local_update(round, np.flatnonzero(self._idle))
         K = len(self.waiting)
         if len(ivs.shape) != 2 or len(ivs) != len(users) or (len(users) and users[-1] >= K):

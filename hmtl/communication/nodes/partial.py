@@ -21,12 +21,7 @@ from hmtl.errors import CodingError
 
 
 class PartialAggregation(Aggregation):
-    """The aggregator of one relay, which computes the models of the users whom the relay `serves` from some IVs.
-
-    Args:
-        K, aggregator, numbers, wire: see `Aggregation`.
-        serves: these users.
-    """
+    """The aggregator of one relay, which computes the models of the users whom the relay `serves` from some IVs."""
 
     def __init__(
         self, K: int, aggregator: AggregatorSide, numbers: int, wire: torch.dtype | None, serves: Users
@@ -47,15 +42,24 @@ class PartialRelay(CodingRelay):
     Args:
         i, hosts: see `Relay`.
         planner: plans of the network.
-        aggregation: computes the models of this relay.
+        aggregator: computes models from some IVs, see `AggregatorSide.part`.
+        numbers, wire: see `Aggregation`.
     """
 
     planner: PartialPlanner
-    aggregation: PartialAggregation
 
-    def __init__(self, i: int, planner: PartialPlanner, hosts: Sequence[str], aggregation: PartialAggregation) -> None:
+    def __init__(
+        self,
+        i: int,
+        planner: PartialPlanner,
+        hosts: Sequence[str],
+        aggregator: AggregatorSide,
+        numbers: int,
+        wire: torch.dtype | None,
+    ) -> None:
+        self.serves, self.demands = np.flatnonzero(planner.serving == i), np.flatnonzero(planner.demands[i])
+        aggregation = PartialAggregation(planner.topology.K, aggregator, numbers, wire, self.serves)
         super().__init__(i, planner, hosts, aggregation)
-        self.demands = np.flatnonzero(planner.demands[i])
         self._by_block: dict[int, Digest] = {}  # by the first block of a code
 
     def attend(self, messages: Sequence[Message]) -> None:
@@ -72,7 +76,7 @@ class PartialRelay(CodingRelay):
         """Send the models to the users whom the relay serves, if all relays agree."""
         if self._models is None:
             return []
-        return [self._to_users(MODELS, self._models.payload, self._models.overhead, self.aggregation.serves)]
+        return [self._to_users(MODELS, self._models.payload, self._models.overhead, self.serves)]
 
     def _digest_of(self, segment: Segment) -> Digest:
         return self._by_block.setdefault(segment.number, Digest())

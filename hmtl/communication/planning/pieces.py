@@ -15,7 +15,6 @@ from torch import Tensor
 from hmtl.coding import Block, Plan
 from hmtl.coding.block import piece_rows
 from hmtl.communication.agreement import CHECK_ROWS, check_rows
-from hmtl.communication.encoding import put
 from hmtl.communication.messages import nothing
 from hmtl.gf256 import matmul
 
@@ -64,14 +63,12 @@ class Segment:
         """Return the pieces [n·c, g·width] of the IVs rows[at], zero-padded; `at` is [n, g]."""
         (n, g), c = at.shape, self.block.pieces
         if c == 1 and self.width == self.nbytes:  # whole IVs
-            return rows[at.ravel()].view(n, g * self.width)
-        pieces, end = rows.new_empty(n, c, g, self.width), dict.fromkeys(range(c), 0)
+            return rows.index_select(0, at.ravel()).view(n, g * self.width)
+        pieces = rows.new_empty(n, c, g, self.width)
         for s, source, columns in self._spans():
             for to, of in self._matched(pieces, at):
                 torch.index_select(rows[:, source], 0, of, out=to[:, s, columns])
-            end[s] = columns.stop
-        for s, stop in end.items():
-            pieces[:, s, :, stop:] = 0
+            pieces[:, s, :, columns.stop :] = 0
         return pieces.view(n * c, g * self.width)
 
     def put(self, pieces: Tensor, rows: Tensor, at: Tensor) -> None:
@@ -79,7 +76,7 @@ class Segment:
         (n, g), c = at.shape, self.block.pieces
         for of, to in self._matched(pieces.view(n, c, g, self.width), at):
             for s, target, columns in self._spans():
-                put(rows[:, target], to, of[:, s, columns], torch.arange(len(to)))
+                rows[:, target].numpy()[to.numpy()] = of[:, s, columns].numpy()
 
     def recoded(self, received: Tensor) -> Tensor:
         """Return the server's combinations of those that it received [Σ_i rows_i, g·width]."""
@@ -90,9 +87,8 @@ class Segment:
         piece = self.block.piece_bytes(self.nbytes)
         for s in range(self.block.pieces):
             start = s * piece + self.columns.start
-            stop = min(s * piece + self.columns.stop, self.nbytes)
-            if start < stop:
-                yield s, slice(start, stop), slice(0, stop - start)
+            length = max(0, min(self.width, self.nbytes - start))
+            yield s, slice(start, start + length), slice(0, length)
 
     def _matched(self, pieces: Tensor, at: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield pieces as [.., c, width] with the places of their IVs, at once if possible."""

@@ -1,6 +1,6 @@
 """Plans of a network, which every node derives by itself."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -23,20 +23,8 @@ from hmtl.communication.attendance import Attendance
 from hmtl.communication.planning.pieces import View
 from hmtl.topology import Moving, Topology
 
-
-@dataclass(frozen=True)
-class PlanSettings:
-    """Settings of coded plans, see `hmtl.coding.make_plan`.
-
-    Attributes:
-        seed: coefficients follow from it, so none travel.
-        max_pieces: largest number of pieces of an IV.
-        generation: about how many users are coded together.
-    """
-
-    seed: int = 0
-    max_pieces: int = 8
-    generation: int = 200
+MakePlan = Callable[..., Plan]
+"""Returns the plan for the links over which IVs arrived, given `uplinks` and `aggregators` as `make_plan` is."""
 
 
 class Code:
@@ -81,8 +69,7 @@ class Planner:
         network: bandwidths and media.
         preferred: the preferred aggregators. If none of them is present, any relay may aggregate. Empty: the server
             aggregates, and nothing is coded.
-        scheme: see `hmtl.coding.make_plan`.
-        settings: settings of the plans.
+        make: makes the plans.
 
     Attributes:
         attendance: function from bytes to the attendance that they hold.
@@ -96,11 +83,9 @@ class Planner:
         topology: Topology,
         network: Network,
         preferred: tuple[int, ...] = (),
-        scheme: str = "optimal",
-        settings: PlanSettings = PlanSettings(),
+        make: MakePlan = make_plan,
     ) -> None:
-        self.topology, self.network, self.preferred = topology, network, preferred
-        self.scheme, self.settings = scheme, settings
+        self.topology, self.network, self.preferred, self._make = topology, network, preferred, make
         self._codes = lru_cache(8)(self._code)  # codes are large
         self.attendance = lru_cache(64)(lambda content: Attendance.from_bytes(content, topology))
         self.forwarders = lru_cache(64)(lambda heard: forwarders(heard, network.uplinks(heard)))
@@ -128,32 +113,32 @@ class Planner:
         return self._codes(attendance.heard, attendance.aggregators)
 
     def _code(self, heard: Topology, aggregators: tuple[int, ...]) -> Code:
-        uplinks, settings = self.network.uplinks(heard), asdict(self.settings)
-        plan = make_plan(heard, self.scheme, uplinks=uplinks, aggregators=aggregators or "server", **settings)
-        return Code(plan, aggregators)
+        uplinks = self.network.uplinks(heard)
+        return Code(self._make(heard, uplinks=uplinks, aggregators=aggregators or "server"), aggregators)
 
 
 class PartialPlanner(Planner):
     """The plans of rounds in which everybody takes part, and each relay computes only its own users' models.
 
     Args:
-        topology, network, settings: see `Planner`.
+        topology, network: see `Planner`.
         needs: which IVs each user's model is computed from [K, K].
+        settings: seed, max_pieces and generation, see `hmtl.coding.demand_plan`.
 
     Attributes:
         serving: the relay that computes each user's model [K].
         demands: which IVs each relay needs [H, K].
     """
 
-    def __init__(self, topology: Topology, network: Network, needs: NDArray[np.bool_], settings: PlanSettings) -> None:
+    def __init__(self, topology: Topology, network: Network, needs: NDArray[np.bool_], **settings: int) -> None:
         self.serving = serve(topology, needs)
         self.demands = demands_of(needs, self.serving, topology.H)
-        serving = tuple(np.unique(self.serving[self.serving >= 0]).tolist())
-        super().__init__(topology, network, serving, settings=settings)
-
-    def _code(self, heard: Topology, aggregators: tuple[int, ...]) -> Code:
-        uplinks = self.network.uplinks(heard)
-        return Code(demand_plan(heard, self.demands, uplinks=uplinks, **asdict(self.settings)), aggregators)
+        super().__init__(
+            topology,
+            network,
+            preferred=tuple(np.unique(self.serving[self.serving >= 0]).tolist()),
+            make=lambda heard, uplinks, aggregators: demand_plan(heard, self.demands, uplinks=uplinks, **settings),
+        )
 
 
 def preferred_aggregators(
