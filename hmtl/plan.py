@@ -1,6 +1,7 @@
 """Compute what coding would save on a network, without training: `python -m hmtl.plan topology=heterogeneous d=0.2`."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -34,7 +35,7 @@ def plan(cfg: DictConfig) -> None:
     with replacing(picture) as file:
         draw(contacts, comparison.aggregators[network.medium].relays).savefig(file, format="png", dpi=150)
     if cfg.format == "json":
-        result = comparison.to_dict() | {"verdict": verdict(comparison, network.medium)}
+        result = asdict(comparison) | {"verdict": verdict(comparison, network.medium)}
         if note:
             result["note"] = note
         print(json.dumps(result, indent=2))

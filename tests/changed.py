@@ -3,8 +3,12 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from hmtl.communication.messages import Message
+import numpy as np
+import torch
+
+from hmtl.communication.messages import IVS, Message
 from hmtl.testing.scripted import Counting
+from hmtl.topology import Topology
 
 Change = Callable[[str, Message], Message | None]
 
@@ -12,13 +16,12 @@ Change = Callable[[str, Message], Message | None]
 class Changed(Counting):
     """In-process links that apply `change` to each message for a node before the node sees it."""
 
+    reliable = False
     change: Change = staticmethod(lambda node, message: message)
 
     def collect(self, node, kind, expected):
-        arrived, _ = super().collect(node, kind, expected)
-        arrived = [changed for message in arrived if (changed := self.change(node, message)) is not None]
-        senders = [message.sender for message in arrived]
-        return arrived, tuple(name for name in expected if name not in senders)
+        arrived = super().collect(node, kind, expected)
+        return [changed for message in arrived if (changed := self.change(node, message)) is not None]
 
 
 def flipped(message: Message) -> Message:
@@ -27,3 +30,20 @@ def flipped(message: Message) -> Message:
     damaged = getattr(message, part).clone()
     damaged[-1, -1] ^= 1
     return replace(message, **{part: damaged})
+
+
+def poisoned(t: Topology, arrives: np.ndarray | None = None) -> Change:
+    """IVs as relays get them: without the rows lost on single links, with garbage in the rows of users out of range."""
+    arrives = t.G if arrives is None else arrives
+
+    def change(node: str, message: Message) -> Message:
+        if message.kind != IVS or not node.startswith("relay"):
+            return message
+        i, users = int(node.split()[1]), message.users
+        out_of_range = t.G[i][users] == 0
+        kept = np.flatnonzero(arrives[i][users] | out_of_range)
+        noise = torch.from_numpy(np.random.default_rng(7).integers(0, 256, message.payload.shape, np.uint8))
+        payload = torch.where(torch.from_numpy(out_of_range)[:, None], noise, message.payload)
+        return replace(message, users=users[kept], payload=payload[kept], overhead=message.overhead[kept])
+
+    return change

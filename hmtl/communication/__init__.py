@@ -8,10 +8,9 @@ and codes; of learning, it only asks the two sides for intermediate values (IVs,
 from hmtl.communication.accounting.ledger import SETUP, TIERS, Bits, LinkLedger
 from hmtl.communication.accounting.network import Network, tier_loads
 from hmtl.communication.communicators.base import Communicator
-from hmtl.communication.communicators.coded import CodedHierarchical
+from hmtl.communication.communicators.ivs import CodedHierarchical, Uncoded
 from hmtl.communication.communicators.partial import CodedPartial
 from hmtl.communication.communicators.sums import Sums, sums_if_faster
-from hmtl.communication.communicators.uncoded import Uncoded
 from hmtl.communication.links import InProcess, Links
 from hmtl.communication.round import Outcome
 

@@ -1,6 +1,7 @@
 """Agreement of aggregators: digests of their IVs and models, which the server compares before models are released."""
 
 import hashlib
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -53,7 +54,7 @@ class Digest:
         return self._hash.digest()
 
 
-def deviating(digests: dict[int, bytes]) -> list[int]:
+def deviating(digests: Mapping[int, bytes]) -> list[int]:
     """Return the relays whose digest is not the most frequent one."""
     values = list(digests.values())
     usual = max(values, key=values.count, default=b"")

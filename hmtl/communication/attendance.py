@@ -52,11 +52,24 @@ class Report:
         return -(-len(t.N(i)) // 8) + 12
 
 
+class Routes(NamedTuple):
+    """How models reach the users.
+
+    Attributes:
+        serving: the relay that sends each user its model [K], an aggregator if one hears the user; -1: none.
+        via_server: whether the model reaches that relay via the server, because the relay does not aggregate [K].
+    """
+
+    serving: NDArray[np.int64]
+    via_server: NDArray[np.bool_]
+
+
 @dataclass(frozen=True, eq=False)
 class Attendance:
     """A round's network G_t and the roles in it.
 
     Attributes:
+        topology: who hears whom when everybody is present.
         heard: G_t, the links over which an IV arrived; absent users are empty columns, absent relays empty rows.
         reporting: the relays that reported [H]; some of them may have heard nobody.
         aggregating: the relays that learn all IVs of the round and compute the models [H].
@@ -64,17 +77,12 @@ class Attendance:
         source: the relay that sends this state; -1 if no relay needs it.
     """
 
+    topology: Topology
     heard: Topology
     reporting: NDArray[np.bool_]
     aggregating: NDArray[np.bool_]
     behind: NDArray[np.bool_]
     source: int
-
-    @classmethod
-    def nobody(cls, t: Topology) -> "Attendance":
-        """Return the attendance of a round in which no relay reported."""
-        reporting, aggregating, behind = np.zeros((3, t.H), dtype=bool)
-        return cls(t.restricted(links=np.zeros_like(t.G)), reporting, aggregating, behind, -1)
 
     @cached_property
     def users(self) -> NDArray[np.int64]:
@@ -91,52 +99,34 @@ class Attendance:
         """The relays that aggregate."""
         return tuple(np.flatnonzero(self.aggregating).tolist())
 
-    def to_bytes(self, t: Topology) -> Bytes:
+    @cached_property
+    def routes(self) -> Routes:
+        """How models reach the users."""
+        near = self.topology.restricted(relays=self.aggregators).G
+        direct = np.asarray(near.any(axis=0))
+        reached = np.where(direct, near, self.topology.restricted(relays=self.relays).G)
+        return Routes(self.topology.restricted(links=reached).serving, reached.any(axis=0) > direct)
+
+    def to_bytes(self) -> Bytes:
         """Return the attendance as bytes: a bit for each link, three for each relay, a number."""
-        bits = [self.heard.G[t.G == 1], self.reporting, self.aggregating, self.behind]
+        bits = [self.heard.G[self.topology.G == 1], self.reporting, self.aggregating, self.behind]
         return np.concatenate([np.packbits(np.concatenate(bits)), numbers_to_bytes([self.source])])
 
     @classmethod
-    def from_bytes(cls, content: Bytes, t: Topology) -> "Attendance":
+    def from_bytes(cls, content: bytes, t: Topology) -> "Attendance":
         """Return the attendance that `to_bytes` wrote."""
         H, n = t.H, int(t.G.sum())
-        bits = np.unpackbits(content[:-4], count=n + 3 * H)
+        bits = np.unpackbits(np.frombuffer(content[:-4], np.uint8), count=n + 3 * H)
         links = np.zeros_like(t.G)
         links[t.G == 1] = bits[:n]
         reporting, aggregating, behind = bits[n:].astype(bool).reshape(3, H)
-        source = int(bytes_to_numbers(content[-4:])[0])
-        return cls(t.restricted(links=links), reporting, aggregating, behind, source)
+        source = int.from_bytes(content[-4:], "little", signed=True)
+        return cls(t, t.restricted(links=links), reporting, aggregating, behind, source)
 
     @staticmethod
     def nbytes(t: Topology) -> int:
         """Return the length of an attendance in bytes."""
         return -(-(int(t.G.sum()) + 3 * t.H) // 8) + 4
-
-
-class Routes(NamedTuple):
-    """How models reach the users.
-
-    Attributes:
-        serving: the relay that sends each user its model [K], an aggregator if one hears the user; -1: none.
-        via_server: whether the model reaches that relay via the server, because the relay does not aggregate [K].
-    """
-
-    serving: NDArray[np.int64]
-    via_server: NDArray[np.bool_]
-
-
-def routes(t: Topology, relays: Collection[int], aggregators: Collection[int]) -> Routes:
-    """Return how models reach the users.
-
-    Args:
-        t: who hears whom when everybody is present.
-        relays: the relays that take part.
-        aggregators: the relays among them that aggregate.
-    """
-    near = t.restricted(relays=aggregators).G
-    direct = np.asarray(near.any(axis=0))
-    reached = np.where(direct, near, t.restricted(relays=relays).G)
-    return Routes(t.restricted(links=reached).serving, reached.any(axis=0) > direct)
 
 
 def decide(t: Topology, reports: Mapping[int, Report], version: int, preferred: Collection[int]) -> Attendance:
@@ -166,7 +156,7 @@ def decide(t: Topology, reports: Mapping[int, Report], version: int, preferred: 
     aggregating = able & (len(preferred) > 0 and bool(current.any()))
     behind = aggregating & ~current
     source = int(np.flatnonzero(current)[0]) if behind.any() else -1
-    return Attendance(t.restricted(links=links), reporting, aggregating, behind, source)
+    return Attendance(t, t.restricted(links=links), reporting, aggregating, behind, source)
 
 
 def numbers_to_bytes(numbers: Sequence[int] | NDArray[np.int64]) -> Bytes:

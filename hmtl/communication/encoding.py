@@ -6,13 +6,8 @@ Shapes: n users, m numbers per IV or model, e further numbers.
 import torch
 from torch import Tensor
 
-from hmtl.errors import CodingError
-
 WIRES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """The types in which numbers may travel. Further numbers always travel as float64: steps and bounds are not rounded."""
-
-LONG_ROW = 8 << 10  # bytes: longer rows are copied one by one
-CACHED = 1 << 20  # bytes of shorter rows that are copied at once, so that they stay in the cache
 
 
 def to_bytes(x: Tensor) -> Tensor:
@@ -21,18 +16,7 @@ def to_bytes(x: Tensor) -> Tensor:
 
 
 def from_bytes(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the numbers [n, m] of rows of bytes, uint8 [n, m·itemsize].
-
-    Aligned rows are not copied.
-
-    Raises:
-        CodingError: a row does not hold a whole number of numbers.
-    """
-    if rows.shape[1] % dtype.itemsize:
-        raise CodingError(
-            f"Rows of {rows.shape[1]} bytes hold no whole number of {dtype}, {dtype.itemsize} bytes each. "
-            "Remove the padding first."
-        )
+    """Return the numbers [n, m] of rows of bytes, uint8 [n, m·itemsize]; aligned rows are not copied."""
     if not rows.numel():
         return torch.empty(len(rows), rows.shape[1] // dtype.itemsize, dtype=dtype)  # empty rows have no view
     if rows.storage_offset() % dtype.itemsize or rows.stride(0) % dtype.itemsize:
@@ -42,25 +26,16 @@ def from_bytes(rows: Tensor, dtype: torch.dtype) -> Tensor:
 
 def take(rows: Tensor, at: Tensor) -> Tensor:
     """Return rows[at], without a copy if these are all rows in order or one in memory."""
-    if len(rows) and rows.stride(0) == 0:
-        return rows[:1].expand(len(at), -1)
-    in_order = len(at) == len(rows) and bool((at[1:] > at[:-1]).all())
-    return rows if in_order else rows[at]
+    if len(at) == len(rows) and bool((at[1:] > at[:-1]).all()):
+        return rows
+    return rows[:1].expand(len(at), -1) if len(rows) and rows.stride(0) == 0 else rows.index_select(0, at)
 
 
 def put(rows: Tensor, to: Tensor, source: Tensor, at: Tensor) -> None:
-    """Set rows[to] = source[at].
-
-    Long rows are copied one by one, which is three times as fast in torch.
-    """
-    if rows.shape[1] < LONG_ROW:
-        n = max(1, CACHED // max(1, rows.shape[1]))
-        for places, origins in zip(to.split(n), at.split(n), strict=True):  # type: ignore[no-untyped-call]  # split has no types
-            rows.index_copy_(0, places, source[origins])
-        return
-    targets, sources = rows.unbind(), source.unbind()
+    """Set rows[to] = source[at], row by row: this takes no further memory, and torch copies bytes more slowly."""
+    targets, sources = rows.numpy(), source.numpy()
     for place, origin in zip(to.tolist(), at.tolist(), strict=True):
-        targets[place].copy_(sources[origin])
+        targets[place] = sources[origin]
 
 
 def pack(x: Tensor, m: int, wire: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -51,7 +51,7 @@ class Links(ABC):
         """Announce that no more messages of this kind follow for now: receivers need not wait."""
 
     @abstractmethod
-    def collect(self, node: str, kind: str, expected: Sequence[str]) -> tuple[list[Message], tuple[str, ...]]:
+    def collect(self, node: str, kind: str, expected: Sequence[str]) -> list[Message]:
         """Take the messages of one kind that arrived for a node.
 
         Args:
@@ -60,7 +60,7 @@ class Links(ABC):
             expected: names of the nodes that may send some.
 
         Returns:
-            The messages in the order of their senders in `expected`, and the senders from whom none arrived.
+            The messages in the order of their senders in `expected`.
         """
 
 
@@ -80,7 +80,5 @@ class InProcess(Links):
         for receiver in message.receivers:
             self._boxes[receiver, message.kind].append(message)
 
-    def collect(self, node: str, kind: str, expected: Sequence[str]) -> tuple[list[Message], tuple[str, ...]]:
-        arrived = sorted(self._boxes.pop((node, kind), []), key=lambda message: expected.index(message.sender))
-        senders = {message.sender for message in arrived}
-        return arrived, tuple(name for name in expected if name not in senders)
+    def collect(self, node: str, kind: str, expected: Sequence[str]) -> list[Message]:
+        return sorted(self._boxes.pop((node, kind), []), key=lambda message: expected.index(message.sender))

@@ -3,12 +3,15 @@
 Nodes are named `server`, `relay 3` or `host 0`; a host holds the users of a process.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from hmtl.communication.encoding import put, take
 
 Users = NDArray[np.int64]
 """Numbers of users, ascending."""
@@ -24,6 +27,7 @@ VERDICT = "verdict"  # from the server: all aggregators agree, or the attempt is
 RECEIPTS = "receipts"  # to users in an empty round: their IVs did not count
 MODELS = "models"  # from an aggregator to users, via the server if no aggregator is within range of the user
 
+PARTS = ("payload", "overhead")  # of a message's rows
 SERVER = "server"
 AGREED, IN_VAIN = True, False  # the verdicts
 
@@ -89,3 +93,23 @@ def nothing(rows: int) -> Tensor:
 def overhead_only(content: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
     """Return payload and overhead of a message with one row that is overhead."""
     return nothing(1), torch.from_numpy(content)[None]
+
+
+def by_user(messages: Sequence[Message]) -> tuple[Users, dict[str, Tensor]]:
+    """Return the users of messages, ascending, and payload and overhead of their rows in this order.
+
+    The rows are not copied if all messages share a tensor that holds them in this order.
+    """
+    users = np.concatenate([message.of_users() for message in messages])
+    order = torch.from_numpy(users.argsort())
+    at, rows = torch.cat([message.rows() for message in messages])[order], {}
+    for part in PARTS:
+        sources = [getattr(message, part) for message in messages]
+        if all(source is sources[0] for source in sources):
+            rows[part] = take(sources[0], at)
+            continue
+        rows[part] = torch.empty(len(users), sources[0].shape[1], dtype=torch.uint8)
+        places = torch.split(order.argsort(), [len(message) for message in messages])
+        for message, source, to in zip(messages, sources, places, strict=True):
+            put(rows[part], to, source, message.rows())
+    return users[order.numpy()], rows

@@ -1,31 +1,51 @@
-"""One round: the nodes of a process, be they all or a few, take their turns."""
+"""One round: the nodes of a process, be they all or a few, take the turns of a schedule."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from hmtl.communication.accounting.stopwatch import Stopwatch
 from hmtl.communication.links import Links
 from hmtl.communication.messages import (
     ATTENDANCE,
+    BROADCAST,
+    COMBINATIONS,
+    DIGESTS,
     IVS,
     MODELS,
     RECEIPTS,
     REPORT,
     SERVER,
+    STATE,
     VERDICT,
-    Message,
     Users,
     relay_name,
 )
 from hmtl.communication.nodes.aggregation import Aggregation
+from hmtl.communication.nodes.base import Relay, Server
 from hmtl.communication.nodes.host import UserHost
 from hmtl.communication.nodes.phases import Phase
-from hmtl.communication.nodes.relay import Relay
-from hmtl.communication.nodes.server import Server
 from hmtl.communication.planning.pieces import Segment, segments
 from hmtl.communication.planning.planner import Planner
-from hmtl.communication.schedules import RELAYS, Schedule, Turn
+from hmtl.cpu_time import cpu_seconds
+
+
+class Stopwatch:
+    """CPU seconds of a round by task, such as `relay 3` or `global update of relay 3`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Add the CPU time of the enclosed block to what `name` has so far."""
+        start = cpu_seconds()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + cpu_seconds() - start
+
+    def slowest(self, prefix: str) -> float:
+        """Return the largest time among names that start with `prefix`; zero if there is none."""
+        return max((seconds for name, seconds in self.seconds.items() if name.startswith(prefix)), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -35,7 +55,7 @@ class Nodes:
     Attributes:
         hosts, relays, server: the nodes of this process.
         aggregation: what the aggregators among them share; None: each has its own.
-        schedule: what they play.
+        schedule: lets them play an attempt, `forwarding` or `coding`.
         host_names, relay_names: all nodes of the network.
     """
 
@@ -43,7 +63,7 @@ class Nodes:
     relays: Sequence[Relay]
     server: Server | None
     aggregation: Aggregation | None
-    schedule: Schedule
+    schedule: "Callable[[Stage], None]"
     host_names: Sequence[str]
     relay_names: Sequence[str]
 
@@ -56,18 +76,16 @@ class Nodes:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the nodes remember from round to round."""
-        return {name: node.state_dict() for name, node in self._by_name().items()}
+        return {member.name: member.state_dict() for member in self._members()}
 
     def load_state_dict(self, memory: dict[str, Any]) -> None:
         """Continue from `state_dict`; a node without an entry starts anew."""
-        for name, node in self._by_name().items():
-            if name in memory:
-                node.load_state_dict(memory[name])
+        for member in self._members():
+            if member.name in memory:
+                member.load_state_dict(memory[member.name])
 
-    def _by_name(self) -> dict[str, UserHost | Relay | Server | Aggregation]:
-        nodes: list[UserHost | Relay | Server] = [*self.hosts, *self.relays, *([self.server] if self.server else [])]
-        named: dict[str, UserHost | Relay | Server | Aggregation] = {node.name: node for node in nodes}
-        return named | ({"aggregation": self.aggregation} if self.aggregation else {})
+    def _members(self) -> list[UserHost | Relay | Server | Aggregation]:
+        return [member for member in (*self.hosts, *self.relays, self.server, self.aggregation) if member]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,65 +105,102 @@ class Outcome:
     empty: bool
 
 
-class _Stage:
-    """Gives nodes their turns: hands over messages, measures time, posts messages."""
+class Stage:
+    """Gives nodes their turns: hands over messages, measures time, posts messages.
+
+    Attributes:
+        acting: the relays of this process that take part at present.
+    """
 
     def __init__(self, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
         self.nodes, self.links, self.watch = nodes, links, watch
+        self.acting = nodes.relays
 
-    def inbox(self, node: str, kind: str, senders: Sequence[str] = (SERVER,)) -> list[Message]:
-        return self.links.collect(node, kind, senders)[0]
+    def relays(self, action: str, *arguments: object, **turn: Any) -> None:
+        """Give each relay a turn, see `_turn`."""
+        for relay in self.acting:
+            self._turn(relay, action, arguments, **turn)
 
-    def act(
+    def server(self, action: str, *arguments: object, peers: Sequence[str] = (), **turn: Any) -> None:
+        """Give the server a turn, see `_turn`; `peers` are the relays that take part, unless others are named."""
+        if server := self.nodes.server:
+            peers = peers or [relay_name(i) for i in server.attendance.relays]
+            self._turn(server, action, arguments, senders=peers, receivers=peers, **turn)
+
+    def segments(self) -> list[Segment]:
+        """Return what is coded in this attempt; nothing if nobody aggregates."""
+        node = self.nodes.server or next(iter(self.acting), None)
+        if node is None or not node.attendance.aggregating.any():
+            return []
+        with self.watch.measure("planning"):
+            return list(segments(node.planner.code(node.attendance).plan, *node.sizes))
+
+    def release(self) -> None:
+        """Let the relays release what they heard, unless they may need it for another attempt."""
+        if self.links.reliable:
+            for relay in self.acting:
+                relay.release()
+
+    def _turn(
         self,
-        clock: str,
-        action: Callable[..., list[Message] | None],
-        *arguments: object,
+        node: Relay | Server,
+        action: str,
+        arguments: tuple[object, ...],
+        *,
+        hears: Sequence[str] = (),
         says: Sequence[str] = (),
-        to: Sequence[str] = (SERVER,),
+        senders: Sequence[str] = (SERVER,),
+        receivers: Sequence[str] = (SERVER,),
+        task: str = "",
     ) -> None:
-        """Let a node act, post its messages, and announce the kinds with which it is done."""
-        with self.watch.measure(clock):
-            messages = action(*arguments)
+        """Call a node's method with the messages that it hears, and post those that it returns.
+
+        Args:
+            node, action, arguments: the node, the name of its method, and what the method is given before messages.
+            hears: kinds of messages.
+            says: kinds of messages of which the node sends no more after this turn.
+            senders, receivers: from and to whom.
+            task: what the CPU time counts as; "": as the node's coding.
+        """
+        heard = [self.links.collect(node.name, kind, senders) for kind in hears]
+        with self.watch.measure(f"{task} of {node.name}" if task else node.name):
+            messages = getattr(node, action)(*arguments, *heard)
         for message in messages or ():
             self.links.post(message)
         for kind in says:
-            self.links.end(kind, to)
+            self.links.end(kind, receivers)
 
-    def attempt(self, relays: Sequence[Relay]) -> None:
-        """Play the schedule once, with the relays that receive the attendance."""
-        for relay in relays:
-            self.act(relay.name, relay.attend, self.inbox(relay.name, ATTENDANCE))
-        attending = [relay for relay in relays if relay.phase is Phase.ATTENDING]
-        schedule, server = self.nodes.schedule, self.nodes.server
-        self.play(schedule.opening, attending)
-        if schedule.segment:
-            with self.watch.measure("planning"):
-                coded = list(_segments(server or next(iter(attending), None)))
-            for segment in coded:
-                self.play(schedule.segment, attending, segment)
-        self.play(schedule.closing, attending)
-        for relay in attending:
-            verdict, models = self.inbox(relay.name, VERDICT), self.inbox(relay.name, MODELS)
-            self.act(relay.name, relay.conclude, verdict, models)
 
-    def play(self, turns: Iterable[Turn], relays: Sequence[Relay], *arguments: object) -> None:
-        """Play turns with these relays and the server."""
-        server = self.nodes.server
-        names = [relay_name(i) for i in server.attendance.relays] if server else []
-        for turn in turns:
-            peers: Sequence[str] = (SERVER,) if turn.role == RELAYS else names
-            nodes: Sequence[Relay | Server] = relays if turn.role == RELAYS else [server] if server else []
-            for node in nodes:
-                heard = [self.inbox(node.name, kind, peers) for kind in turn.hears]
-                clock = f"{turn.task} of {node.name}" if turn.task else node.name
-                self.act(clock, getattr(node, turn.action), *arguments, *heard, says=turn.says, to=peers)
+def forwarding(stage: Stage) -> None:
+    """Play the schedule in which relays forward IVs, or sums of them, and the server aggregates."""
+    stage.relays("forward", says=[IVS])
+    stage.release()
+    stage.server("gather", hears=[IVS])
+    stage.server("aggregate", task="global update")
+    stage.server("hand_back", says=[VERDICT, MODELS])
+
+
+def coding(stage: Stage) -> None:
+    """Play the schedule in which relays code and aggregate, all IVs or the part that each of them demands."""
+    stage.relays("send_state", says=[STATE])
+    stage.server("pass_state", hears=[STATE], says=[STATE])
+    stage.relays("adopt_state", hears=[STATE])
+    for segment in stage.segments():
+        stage.relays("encode", segment, says=[COMBINATIONS])
+        stage.server("recode", segment, hears=[COMBINATIONS], says=[BROADCAST])
+        stage.relays("decode", segment, hears=[BROADCAST])
+    stage.relays("finish")
+    stage.release()
+    stage.relays("aggregate", task="global update")
+    stage.relays("confirm", says=[DIGESTS, MODELS])
+    stage.server("compare", hears=[DIGESTS, MODELS], says=[VERDICT, MODELS])
 
 
 def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
-    """Play a round.
+    """Play a round: users send, relays report, the server announces the attendance, relays deliver the models.
 
-    If a message that others need does not arrive from a relay, they repeat their attempt without that relay.
+    In between, they play an attempt by their schedule. If a message that others need does not arrive from a relay, they
+    repeat the attempt without that relay.
 
     Args:
         round: number of the round.
@@ -157,41 +212,30 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
     Raises:
         CodingError: the aggregators hold different IVs or models.
     """
-    stage, server = _Stage(nodes, links, watch), nodes.server
+    stage, server = Stage(nodes, links, watch), nodes.server
     links.begin(round)
     for host in nodes.hosts:
         links.post(host.send(round, nodes.relay_names))
         links.end(IVS, nodes.relay_names)
     try:
-        for relay in nodes.relays:
-            stage.act(relay.name, relay.report, round, stage.inbox(relay.name, IVS, nodes.host_names), says=[REPORT])
-        if server:
-            reports = stage.inbox(SERVER, REPORT, nodes.relay_names)
-            stage.act(SERVER, server.attend, round, reports, says=[ATTENDANCE], to=nodes.relay_names)
-        relays = list(nodes.relays)
-        while relays or server:
-            stage.attempt(relays)
-            relays = [relay for relay in relays if relay.phase is Phase.IN_VAIN]
-            if not (server.silent if server else relays):
+        stage.relays("report", round, hears=[IVS], says=[REPORT], senders=nodes.host_names)
+        stage.server("attend", round, hears=[REPORT], says=[ATTENDANCE], peers=nodes.relay_names)
+        while stage.acting or server:
+            stage.relays("attend", hears=[ATTENDANCE])
+            stage.acting = [relay for relay in stage.acting if relay.phase is Phase.ATTENDING]
+            nodes.schedule(stage)
+            stage.relays("conclude", hears=[VERDICT, MODELS])
+            stage.acting = [relay for relay in stage.acting if relay.phase is Phase.IN_VAIN]
+            if not (server.silent if server else stage.acting):
                 break
-            if server:
-                reported = [relay_name(i) for i in server.attendance.relays]
-                stage.act(SERVER, server.attend_again, says=[ATTENDANCE], to=reported)
-        for relay in nodes.relays:
-            deliver: Callable[[], list[Message]] = list if relay.phase is Phase.ABSENT else relay.deliver
-            stage.act(relay.name, deliver, says=[RECEIPTS, MODELS], to=nodes.host_names)
+            stage.server("attend_again", says=[ATTENDANCE])
+        stage.acting = nodes.relays
+        stage.relays("deliver", says=[RECEIPTS, MODELS], receivers=nodes.host_names)
         for host in nodes.hosts:
-            host.read_receipts(stage.inbox(host.name, RECEIPTS, nodes.relay_names))
-            host.receive(stage.inbox(host.name, MODELS, nodes.relay_names))
+            host.read_receipts(links.collect(host.name, RECEIPTS, nodes.relay_names))
+            host.receive(links.collect(host.name, MODELS, nodes.relay_names))
     finally:
         for relay in nodes.relays:
             relay.close()
         if server:
             server.close()
-
-
-def _segments(node: Relay | Server | None) -> Iterable[Segment]:
-    """Return what is coded in this round; nothing if nobody aggregates."""
-    if node is None or not node.attendance.aggregating.any():
-        return []
-    return segments(node.planner.code(node.attendance).plan, *node.sizes)

@@ -4,7 +4,7 @@ Loads are in IVs per round, times in seconds. Tiers and media are dictionary key
 """
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,15 +32,14 @@ BEST = "optimal"  # no scheme brings given aggregators all IVs with a smaller lo
 
 
 @dataclass(frozen=True)
-class BestAggregators:
-    """The best aggregators for one medium.
+class ChosenRelays:
+    """Relays that aggregate, or add terms of sums.
 
     Attributes:
-        relays: the aggregators; empty if the server aggregates.
-        relays_to_server, server_to_relays: loads on that medium.
-        cost: time between relays and server, in IVs at the speed of the server's downlink.
-        bound: a lower bound of `cost` for every choice of aggregators.
-        proven: whether `cost` reaches `bound`.
+        relays: the relays; empty if the server aggregates.
+        relays_to_server, server_to_relays: loads on the medium for which they were chosen.
+        proven: whether no other choice is better: of aggregators, that `cost` reaches `bound`; of relays that add, that
+            no smaller set of relays covers all users.
         downlinks: the load down on each medium.
         seconds: the communication time on each medium.
     """
@@ -48,30 +47,22 @@ class BestAggregators:
     relays: list[int]
     relays_to_server: float
     server_to_relays: float
-    cost: float
-    bound: float
     proven: bool
     downlinks: dict[str, float]
     seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
-class AddingRelays:
-    """The relays that compute the sums, for learners that need only sums.
+class BestAggregators(ChosenRelays):
+    """The best aggregators for one medium.
 
     Attributes:
-        relays: the relays that add.
-        proven: whether no smaller set of relays covers all users.
-        relays_to_server, server_to_relays: loads on a broadcast downlink.
-        downlinks, seconds: see `BestAggregators`.
+        cost: time between relays and server, in IVs at the speed of the server's downlink.
+        bound: a lower bound of `cost` for every choice of aggregators.
     """
 
-    relays: list[int]
-    proven: bool
-    relays_to_server: float
-    server_to_relays: float
-    downlinks: dict[str, float]
-    seconds: dict[str, float]
+    cost: float
+    bound: float
 
 
 @dataclass(frozen=True)
@@ -84,7 +75,7 @@ class Comparison:
         network: the links.
         loads: loads by scheme and tier; all relays aggregate, or the server (uncoded).
         aggregators: the best aggregators by medium.
-        sums: the relays that add.
+        sums: the relays that add, for learners that need only sums; loads on a broadcast downlink.
         downlinks: loads down by medium and scheme.
         bounds: lower bounds by tier if all relays aggregate (Hu et al. 2022, Theorem 2).
         proof: the least load up if all relays aggregate, and a partition of the relays that certifies it.
@@ -100,17 +91,13 @@ class Comparison:
     network: Network
     loads: dict[str, dict[str, float]]
     aggregators: dict[str, BestAggregators]
-    sums: AddingRelays
+    sums: ChosenRelays
     downlinks: dict[str, dict[str, float]]
     bounds: dict[str, float]
     proof: dict[str, Any]
     uplink_seconds: dict[str, float]
     not_trainable: dict[str, str]
     seconds: dict[str, dict[str, float]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain values, for JSON."""
-        return asdict(self)
 
 
 def compare(topology: Topology, network: Network, V_bits: int) -> Comparison:
@@ -178,12 +165,12 @@ def _best(clock: _Clock, uplinks: Uplinks | None, medium: str) -> BestAggregator
     )
 
 
-def _adding(clock: _Clock, uplinks: Uplinks | None) -> AddingRelays:
+def _adding(clock: _Clock, uplinks: Uplinks | None) -> ChosenRelays:
     adding = cover(clock.topology, uplinks)
     load = sum_loads(clock.topology, uplinks)
     # On a broadcast last hop one row serves all users of a relay; else each user gets a copy.
     last_hop = load.unicast if clock.network.last_hop == "broadcast" else None
-    return AddingRelays(
+    return ChosenRelays(
         relays=list(adding.relays),
         proven=adding.proven,
         **_between(load),

@@ -76,11 +76,10 @@ class ProcessLinks(Links):
             if not messages:
                 self.peers.send(receiver, Frame(kind, self.peers.round, empty=True))
 
-    def collect(self, node: str, kind: str, expected: Sequence[str]) -> tuple[list[Message], tuple[str, ...]]:
+    def collect(self, node: str, kind: str, expected: Sequence[str]) -> list[Message]:
         batches = self.peers.receive(kind, expected, self._patience(expected))
         self._count_multicast()
-        messages = [self._message(sender, frame) for sender, frames in batches.items() for frame in frames]
-        return messages, tuple(name for name in expected if name not in batches)
+        return [self._message(sender, frame) for sender, frames in batches.items() for frame in frames]
 
     def _frame(self, message: Message, receiver: str) -> Frame:
         """Return the rows of a message that a receiver needs; if they are rows of no user, all receivers need all."""

@@ -37,6 +37,8 @@ class ScriptedUsers:
         mine: the users of this side; None: all.
     """
 
+    row_bits = (0, 0, 0)  # these users send no terms of sums
+
     def __init__(
         self, ivs: Sequence[Tensor], absent: Sequence[set[int]], extras: int, mine: Sequence[int] | None = None
     ) -> None:

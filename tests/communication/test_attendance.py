@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmtl.communication.attendance import Attendance, Report, decide, routes
+from hmtl.communication.attendance import Attendance, Report, decide
 from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology
 
@@ -38,9 +38,9 @@ def test_reports_as_bytes(case: tuple[Topology, dict[int, Report], int]) -> None
 def test_all_nodes_read_what_the_server_decided(case: tuple[Topology, dict[int, Report], int], home: set[int]) -> None:
     t, made, version = case
     decided = decide(t, made, version, home)
-    content = decided.to_bytes(t)
+    content = decided.to_bytes()
     assert len(content) == Attendance.nbytes(t)
-    read = Attendance.from_bytes(content, t)
+    read = Attendance.from_bytes(content.tobytes(), t)
     for found in (decided, read):
         assert found.heard.G.tolist() == [
             [int(i in made and k in made[i].heard) for k in range(t.K)] for i in range(t.H)
@@ -61,7 +61,7 @@ def test_each_model_comes_by_an_aggregator_where_one_hears_the_user(
 ) -> None:
     t, made, version = case
     decided = decide(t, made, version, home)
-    serving, by_way = routes(t, decided.relays, decided.aggregators)
+    serving, by_way = decided.routes
     for k in range(t.K):
         there = set(t.relays_of(k)) & set(made)
         near = there & set(decided.aggregators)

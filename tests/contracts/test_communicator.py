@@ -18,11 +18,7 @@ from hmtl.communication import (
     tier_loads,
 )
 from hmtl.communication.messages import Message
-from hmtl.testing.communication import (
-    INHERITED,
-    CommunicatorContract,
-    LinksContract,
-)
+from hmtl.testing.communication import INHERITED, CommunicatorContract, LinksContract
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers
 from hmtl.testing.topologies import topologies
 from hmtl.topology import Moving, Topology

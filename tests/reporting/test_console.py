@@ -17,7 +17,7 @@ from rich.cells import cell_len
 from rich.measure import Measurement
 from rich.table import Table
 
-from hmtl.communication.accounting.stopwatch import Stopwatch
+from hmtl.communication.round import Stopwatch
 from hmtl.reporting import console
 from hmtl.reporting.console import Console, WrappedSettings
 from hmtl.reporting.console_logger import ConsoleLogger

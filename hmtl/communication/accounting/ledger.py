@@ -48,24 +48,19 @@ class LinkLedger:
     """
 
     def __init__(self, K: int, H: int) -> None:
-        users = [f"user {k}" for k in range(K)]
-        relays = [f"relay {i}" for i in range(H)]
-        self.links: dict[str, Sequence[str]] = dict(
-            zip(
-                TIERS, (users, relays, [*relays, "all relays"], [*users, *(f"all of {i}" for i in relays)]), strict=True
-            )
-        )
-        ends = np.cumsum([0, *(len(self.links[tier]) for tier in TIERS)])
-        self._slices = {tier: slice(ends[n], ends[n + 1]) for n, tier in enumerate(TIERS)}
+        users, relays = [f"user {k}" for k in range(K)], [f"relay {i}" for i in range(H)]
+        broadcasts = [f"all of {i}" for i in relays]
+        links = users, relays, [*relays, "all relays"], [*users, *broadcasts]
+        self.links: dict[str, Sequence[str]] = dict(zip(TIERS, links, strict=True))
+        ends = np.cumsum([0, *map(len, links)])
+        self._slices = {tier: slice(*ends[n : n + 2]) for n, tier in enumerate(TIERS)}
         self.rounds = 0
-        self._setup, self._earlier, self._latest = (self._empty() for _ in range(3))  # [links of all tiers, 2] each
+        none = np.zeros((ends[-1], 2), np.int64)  # payload and overhead of the links of all tiers
+        self._setup, self._earlier, self._latest = none, none.copy(), none.copy()
 
     @property
     def _open(self) -> NDArray[np.int64]:
         return self._latest if self.rounds else self._setup
-
-    def _empty(self) -> NDArray[np.int64]:
-        return np.zeros((self._slices[TIERS[-1]].stop, 2), np.int64)
 
     def begin_round(self) -> None:
         """Begin the next round."""
@@ -129,13 +124,6 @@ class LinkLedger:
         return {"rounds": self.rounds, **{name: torch.from_numpy(bits.copy()) for name, bits in counts.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`.
-
-        Raises:
-            ValueError: it holds negative numbers.
-        """
-        if min(state["rounds"], *(int(state[name].min()) for name in ("setup", "earlier", "latest"))) < 0:
-            raise ValueError("a ledger holds no negative number of bits")
         self.rounds = state["rounds"]
         self._setup, self._earlier, self._latest = (
             state[name].numpy().copy() for name in ("setup", "earlier", "latest")

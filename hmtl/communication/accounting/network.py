@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hmtl.coding import MEDIA, Aggregators, Loads, Uplinks, forwarders, loads
+from hmtl.coding import MEDIA, Aggregators, Loads, Uplinks, loads
 from hmtl.communication.accounting.ledger import (
     RELAYS_TO_SERVER,
     RELAYS_TO_USERS,
@@ -46,10 +46,9 @@ class Network:
     last_hop: str = "broadcast"
 
     def __post_init__(self) -> None:
-        check_medium(self.medium)
-        check_medium(self.last_hop, "last_hop")
-        if self.uplink not in UPLINKS:
-            raise ConfigError(f"network.uplink={self.uplink} is unknown. Choose one of {', '.join(UPLINKS)}.")
+        for name, known in (("medium", MEDIA), ("uplink", UPLINKS), ("last_hop", MEDIA)):
+            if (kind := getattr(self, name)) not in known:
+                raise ConfigError(f"network.{name}={kind} is unknown. Choose one of {', '.join(known)}.")
         if self.uplink_bps is not None:
             object.__setattr__(self, "uplink_bps", tuple(self.uplink_bps))  # makes any sequence hashable
         given = {f"uplink_bps[{i}]": bandwidth for i, bandwidth in enumerate(self.uplink_bps or ())}
@@ -83,10 +82,6 @@ class Network:
         links = self._uplinks(topology.H)
         return replace(links, bandwidths=tuple(links.bandwidths[i] for i in topology.active))
 
-    def forwarders(self, topology: Topology) -> NDArray[np.int64]:
-        """Return the relay that forwards each user's IV [K]; see `hmtl.coding.forwarders`."""
-        return forwarders(topology, self.uplinks(topology))
-
     def _uplinks(self, H: int) -> Uplinks:
         bandwidths = (self.W2,) * H if self.uplink_bps is None else tuple(self.uplink_bps)
         if len(bandwidths) != H:
@@ -103,11 +98,6 @@ def between_seconds(network: Network, load: Loads, V_bits: float) -> float:
     return network.seconds({**dict.fromkeys(TIERS, 0.0), RELAYS_TO_SERVER: up, SERVER_TO_RELAYS: down})
 
 
-def check_medium(medium: str, name: str = "medium") -> None:
-    if medium not in MEDIA:
-        raise ConfigError(f"network.{name}={medium} is unknown. Choose one of {', '.join(MEDIA)}.")
-
-
 def tier_loads(
     topology: Topology,
     scheme: str,
@@ -117,9 +107,8 @@ def tier_loads(
 ) -> dict[str, NDArray[np.float64]]:
     """Return the loads of all four tiers in IVs, by formula.
 
-    Loads from relays to server are by relay [H], the remaining ones in total.
-
-    Under `unicast`, each aggregator is sent its own copy of what it needs; an uncoded model is sent to one relay.
+    Loads from relays to server are by relay [H], the remaining ones in total. Under `unicast`, each aggregator is sent
+    its own copy of what it needs; an uncoded model is sent to one relay.
 
     Args:
         topology, scheme, medium: see `hmtl.coding.loads`.

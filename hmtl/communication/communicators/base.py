@@ -3,15 +3,15 @@
 K users, H relays, m numbers per IV.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.coding import Aggregators, Loads, bounds, scheme_of
+from hmtl.coding import Aggregators, Loads, Plan, bounds, make_plan, scheme_of
 from hmtl.communication.accounting.ledger import (
     RELAYS_TO_SERVER,
     RELAYS_TO_USERS,
@@ -22,31 +22,43 @@ from hmtl.communication.accounting.ledger import (
     LinkLedger,
 )
 from hmtl.communication.accounting.network import Network, tier_loads
-from hmtl.communication.accounting.stopwatch import Stopwatch
 from hmtl.communication.attendance import Attendance, Report
 from hmtl.communication.encoding import WIRES, rounding
 from hmtl.communication.links import InProcess, Links
 from hmtl.communication.messages import SERVER, relay_name
 from hmtl.communication.nodes.aggregation import Aggregation, AggregatorSide
+from hmtl.communication.nodes.base import Relay, Server
 from hmtl.communication.nodes.coding import CodingRelay, CodingServer
 from hmtl.communication.nodes.forwarding import ForwardingRelay, ForwardingServer
 from hmtl.communication.nodes.host import UserHost, UserSide
-from hmtl.communication.nodes.relay import Relay
-from hmtl.communication.nodes.server import Server
-from hmtl.communication.planning.moving import Planners, Planning
-from hmtl.communication.planning.planner import Planner, PlanSettings
-from hmtl.communication.round import Nodes, Outcome, play
-from hmtl.communication.schedules import CODING, FORWARDING, Schedule
+from hmtl.communication.planning.planner import MakePlan, Planner, preferred_aggregators
+from hmtl.communication.round import Nodes, Outcome, Stage, Stopwatch, coding, forwarding, play
 from hmtl.errors import ConfigError
 from hmtl.topology import Moving, Topology
 
 SETUP_ROUND = -1  # number of the round in which a set-up is exchanged
 NOBODY = np.empty(0, np.int64)
+KEPT = 16  # planners, in case a topology recurs
 
 MakeLinks = Callable[[LinkLedger], Links]
 
 
-class Communicator(ABC):
+@dataclass
+class Planning:
+    """The cost of users who move and of users and relays that drop out.
+
+    Attributes:
+        plans: number of plans made in the rounds; a resumed run may make some of them twice.
+        seconds: time that making them took; all nodes plan at the same time.
+        handover_bits: bits of aggregators' state that were handed to relays that had missed rounds.
+    """
+
+    plans: int = 0
+    seconds: float = 0.0
+    handover_bits: int = 0
+
+
+class Communicator:
     """The base of all communicators.
 
     Args:
@@ -55,7 +67,7 @@ class Communicator(ABC):
         scheme: one of `hmtl.coding.SCHEMES`: what is sent.
         wire: the type in which numbers travel, a name in WIRES; None: their own.
         links: makes what carries the messages.
-        settings: settings of the scheme's plans.
+        make: makes the scheme's plans.
         aggregators: who computes the models, see `hmtl.coding.resolve`.
 
     Attributes:
@@ -65,6 +77,7 @@ class Communicator(ABC):
         ledger: bits of every link.
         stopwatch: CPU time of the current round.
         V_bits: bits of one IV on the wire; 0 before the first round.
+        setup_seconds: communication time of the set-up, and what it takes uncoded.
     """
 
     def __init__(
@@ -74,7 +87,7 @@ class Communicator(ABC):
         scheme: str,
         wire: str | None = None,
         links: MakeLinks = InProcess,
-        settings: PlanSettings = PlanSettings(),  # noqa: B008, it is frozen
+        make: MakePlan = make_plan,
         aggregators: Aggregators = "all",
     ) -> None:
         if wire is not None and wire not in WIRES:
@@ -82,8 +95,9 @@ class Communicator(ABC):
         self.contacts, self.topology, self.network, self.wire = contacts, contacts.at(0), network, wire
         network.uplinks(self.topology)  # raises if the network has other relays
         self.scheme = scheme_of(scheme)
-        self._planners = Planners(contacts, network, scheme, settings, aggregators)
-        self.planner: Planner = self._planners.of(self.topology)
+        preferred = preferred_aggregators(contacts, network, scheme, aggregators)
+        self._planner_of = lru_cache(KEPT)(lambda t: Planner(t, network, preferred, make))
+        self.planner: Planner = self._planner_of(self.topology)
         self.planning = Planning()
         self.ledger, self.stopwatch = LinkLedger(contacts.K, contacts.H), Stopwatch()
         self.make_links, self._links = links, links(self.ledger)
@@ -94,16 +108,21 @@ class Communicator(ABC):
         self._memory: dict[str, Any] = {}  # state of nodes that have not been made yet
         self._server: Server | None = None  # after the last round, if it is at this end of the links
         self._theory: dict[Topology, NDArray[np.float64]] = {}
-        self._setup_seconds = (0.0, 0.0)
+        self.setup_seconds: tuple[float, ...] = (0.0, 0.0)
         self._setup_exchanges = 0
 
     @property
-    @abstractmethod
+    def plan(self) -> Plan:
+        """The plan for when everybody is present."""
+        return self.planner.plan
+
+    @property
     def theory(self) -> Loads:
         """The loads between relays and server of a round in which everybody takes part."""
+        return self.plan.loads
 
-    def check_learner(self, aggregator: AggregatorSide) -> None:  # noqa: B027, most communicators serve any learner
-        """Raise ConfigError if this learner cannot be served."""
+    def check_learner(self, aggregator: AggregatorSide) -> None:
+        """Raise ConfigError if this learner cannot be served; most communicators serve any learner."""
 
     def attach(self, users: UserSide, aggregator: AggregatorSide) -> None:
         """Make the nodes of this learner, unless they exist."""
@@ -117,7 +136,7 @@ class Communicator(ABC):
         self._setup_exchanges += 1
         if server:
             uncoded = self._uncoded_seconds(self._sent(SETUP), server, self._setup_exchanges)
-            self._setup_seconds = self.seconds(SETUP), uncoded
+            self.setup_seconds = self.seconds(SETUP), uncoded
 
     def round(
         self, number: int, users: UserSide, aggregator: AggregatorSide, absent_relays: Collection[int] = ()
@@ -166,11 +185,6 @@ class Communicator(ABC):
         """Return the communication time of the last round if nothing is coded."""
         return self._uncoded_seconds(self._sent(-1), self._server) if self._server else 0.0
 
-    @property
-    def setup_seconds(self) -> tuple[float, float]:
-        """Communication time of the set-up, and what it takes uncoded."""
-        return self._setup_seconds
-
     def describe(self) -> dict[str, Any]:
         """Return what `summary.json` says of communication."""
         *figures, r = np.mean([self._theory_of(number) for number in self._described_rounds], axis=0).tolist()
@@ -198,7 +212,7 @@ class Communicator(ABC):
             "ledger": self.ledger.state_dict(),
             "V_bits": self.V_bits,
             "dtype": self._dtype,
-            "setup_seconds": list(self._setup_seconds),
+            "setup_seconds": list(self.setup_seconds),
             "planning": list(astuple(self.planning)),
             "nodes": self._nodes.state_dict() if self._nodes else self._memory,
         }
@@ -207,8 +221,7 @@ class Communicator(ABC):
         """Continue from `state_dict`, with the same bits."""
         self.ledger.load_state_dict(state["ledger"])
         self.V_bits, self._dtype = int(state["V_bits"]), str(state["dtype"])
-        coded, uncoded = state["setup_seconds"]
-        self._setup_seconds = float(coded), float(uncoded)
+        self.setup_seconds = tuple(state["setup_seconds"])
         self.planning = Planning(*state["planning"])
         self._memory = state["nodes"]
         if self._nodes:
@@ -219,41 +232,31 @@ class Communicator(ABC):
 
         Relays aggregate if the plan names some, else the server does.
         """
-        reliable, planner = self._links.reliable, self.planner
-        aggregation = Aggregation(self.topology.K, aggregator, users.numbers, self._wire_type, not reliable)
-        if planner.preferred:
-            return self._local_nodes(
-                users,
-                lambda i, hosts: CodingRelay(i, planner, hosts, aggregation, reliable),
-                lambda: CodingServer(planner),
-                CODING,
-                aggregation,
-            )
-        return self._local_nodes(
-            users,
-            lambda i, hosts: ForwardingRelay(i, planner, hosts, reliable),
-            lambda: ForwardingServer(planner, aggregation),
-            FORWARDING,
-            aggregation,
-        )
+        K, revocable = self.topology.K, not self._links.reliable
+        aggregation = Aggregation(K, aggregator, users.numbers, self._wire_type, revocable)
+        if self.planner.preferred:
+            relay = partial(CodingRelay, aggregation=aggregation)
+            return self._local_nodes(users, relay, CodingServer, coding, aggregation)
+        server = partial(ForwardingServer, aggregation=aggregation)
+        return self._local_nodes(users, ForwardingRelay, server, forwarding, aggregation)
 
     def _local_nodes(
         self,
         users: UserSide,
-        relay: Callable[[int, Sequence[str]], Relay],
-        server: Callable[[], Server],
-        schedule: Schedule,
+        relay: Callable[[int, Planner, Sequence[str]], Relay],
+        server: Callable[[Planner], Server],
+        schedule: Callable[[Stage], None],
         aggregation: Aggregation | None,
         host: type[UserHost] = UserHost,
     ) -> Nodes:
         """Make those nodes of the network that are at this end of the links."""
-        K, plays = self.topology.K, self._links.plays
+        K, planner, plays = self.topology.K, self.planner, self._links.plays
         homes = self._links.homes(K)
         names = [relay_name(i) for i in range(self.topology.H)]
         return Nodes(
             [host(K, users, self._wire_type, n, ids) for n, (name, ids) in enumerate(homes.items()) if plays(name)],
-            [relay(i, list(homes)) for i, name in enumerate(names) if plays(name)],
-            server() if plays(SERVER) else None,
+            [relay(i, planner, list(homes)) for i, name in enumerate(names) if plays(name)],
+            server(planner) if plays(SERVER) else None,
             aggregation,
             schedule,
             list(homes),
@@ -268,7 +271,7 @@ class Communicator(ABC):
         """Continue with the contacts of a round, if they differ."""
         if (t := self.contacts.at(round)) is self.topology:
             return
-        self.topology, self.planner = t, self._planners.of(t)
+        self.topology, self.planner = t, self._planner_of(t)
         if self._nodes:
             self._nodes.follow(self.planner)
 
@@ -276,9 +279,10 @@ class Communicator(ABC):
         self.stopwatch, plans_before = Stopwatch(), self.planner.plans_made
         play(number, nodes, self._links, self.stopwatch)
         if number != SETUP_ROUND:
-            handover_bits = nodes.server.handover_bits if nodes.server else 0
-            plans = self.planner.plans_made - plans_before
-            self.planning.add(plans, self.stopwatch.slowest("planning"), handover_bits)
+            if plans := self.planner.plans_made - plans_before:
+                self.planning.plans += plans
+                self.planning.seconds += self.stopwatch.slowest("planning")
+            self.planning.handover_bits += nodes.server.handover_bits if nodes.server else 0
         return nodes.server
 
     @property

@@ -1,12 +1,13 @@
 """The communicator of partial demands: relays learn what their users' models need."""
 
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.coding import DemandPlan, Loads, demand_bounds
+from hmtl.coding import demand_bounds, make_plan
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.communicators.base import Communicator, MakeLinks
@@ -14,10 +15,8 @@ from hmtl.communication.links import InProcess
 from hmtl.communication.nodes.aggregation import AggregatorSide
 from hmtl.communication.nodes.host import UserSide
 from hmtl.communication.nodes.partial import PartialRelay, PartialServer
-from hmtl.communication.planning.partial import PartialPlanner
-from hmtl.communication.planning.planner import Planner, PlanSettings
-from hmtl.communication.round import Nodes, Outcome
-from hmtl.communication.schedules import CODING
+from hmtl.communication.planning.planner import PartialPlanner
+from hmtl.communication.round import Nodes, Outcome, coding
 from hmtl.errors import ConfigError
 from hmtl.topology import Moving, Topology
 
@@ -53,9 +52,9 @@ class CodedPartial(Communicator):
                 "communicator=partial needs users who stay, since one relay computes each user's model, but they move. "
                 "Choose communicator=coded, or a topology that stays."
             )
-        self._settings = PlanSettings(seed, max_pieces, generation)
-        super().__init__(topology, network, "optimal", wire, links, self._settings)
-        self._setup_planner = Planner(self.topology, network, "optimal", self._settings)
+        self._settings: dict[str, Any] = {"seed": seed, "max_pieces": max_pieces, "generation": generation}
+        super().__init__(topology, network, "optimal", wire, links, partial(make_plan, **self._settings))
+        self._setup_planner = self.planner
         self._aggregator: AggregatorSide | None = None
         self._needs: NDArray[np.bool_] | None = None
 
@@ -68,7 +67,7 @@ class CodedPartial(Communicator):
             )
         self._aggregator = aggregator
         if self._needs is None or not np.array_equal(needs, self._needs):
-            self._needs, self.planner = needs, PartialPlanner(self.topology, self.network, needs, self._settings)
+            self._needs, self.planner = needs, PartialPlanner(self.topology, self.network, needs, **self._settings)
         _ = self.plan  # raises if nothing can be coded
 
     def setup(self, users: UserSide, aggregator: AggregatorSide) -> None:
@@ -86,16 +85,6 @@ class CodedPartial(Communicator):
             self.check_learner(aggregator)  # a set-up may have changed what models need
         return super().round(number, users, aggregator, absent_relays)
 
-    @property
-    def plan(self) -> DemandPlan:
-        """The plan of the rounds, once the learner is known."""
-        plan: DemandPlan = self.planner.plan
-        return plan
-
-    @property
-    def theory(self) -> Loads:
-        return self.plan.loads
-
     def describe(self) -> dict[str, Any]:
         """Return what `summary.json` says of communication, with the bounds of `demand_bounds`."""
         bound = demand_bounds(self.topology, self.planner.demands)
@@ -105,11 +94,5 @@ class CodedPartial(Communicator):
     def _make_nodes(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
         if aggregator is not self._aggregator:  # the aggregator of a set-up
             return super()._make_nodes(users, aggregator)
-        planner, numbers, wire, reliable = self.planner, users.numbers, self._wire_type, self._links.reliable
-        return self._local_nodes(
-            users,
-            lambda i, hosts: PartialRelay(i, planner, hosts, aggregator, numbers, wire, reliable),
-            lambda: PartialServer(planner),
-            CODING,
-            None,
-        )
+        relay = partial(PartialRelay, aggregator=aggregator, numbers=users.numbers, wire=self._wire_type)
+        return self._local_nodes(users, relay, PartialServer, coding, None)

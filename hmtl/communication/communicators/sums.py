@@ -1,6 +1,7 @@
 """The communicator of sums: relays and server add. K users, H relays."""
 
-from typing import Any, Protocol, cast
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -14,25 +15,16 @@ from hmtl.communication.accounting.ledger import (
 )
 from hmtl.communication.accounting.network import Network, between_seconds
 from hmtl.communication.communicators.base import Communicator, MakeLinks
-from hmtl.communication.communicators.coded import CodedHierarchical
+from hmtl.communication.communicators.ivs import CodedHierarchical
 from hmtl.communication.links import InProcess
 from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer, SummingAggregation
 from hmtl.communication.nodes.aggregation import AggregatorSide
 from hmtl.communication.nodes.host import UserSide
-from hmtl.communication.round import Nodes
-from hmtl.communication.schedules import ADDING
+from hmtl.communication.round import Nodes, forwarding
 from hmtl.errors import ConfigError
 from hmtl.topology import Moving, Topology
 
 RECEIPT = 32  # bits that say when a user's IV counted last, beside a model of its own
-
-
-class SummingSide(UserSide, Protocol):
-    """Users who send terms of sums; see `hmtl.mtl.Users`."""
-
-    @property
-    def row_bits(self) -> tuple[int, int, int]:
-        """Bits of an IV's m numbers, and of what travels beside an IV and a model."""
 
 
 class Sums(Communicator):
@@ -83,7 +75,7 @@ class Sums(Communicator):
             "last_hop": self.network.last_hop,
         }
         if self._sides and self.V_bits:
-            IV_bits = self._side.row_bits[0]
+            IV_bits = self._sides[0].row_bits[0]
             described["loads_uncoded"] = dict.fromkeys(TIERS, self.topology.K * IV_bits / self.V_bits)
             if self.coding:
                 described["note"] = self._reason(self.coding, IV_bits)
@@ -91,9 +83,9 @@ class Sums(Communicator):
 
     def uncoded_seconds(self) -> float:
         """Return what the communication of the last round takes with IVs and models, uncoded."""
-        if self._server is None:
+        if self._server is None or self._sides is None:
             return 0.0
-        (numbers, up, down), sent = self._side.row_bits, self._sent(-1)
+        (numbers, up, down), sent = self._sides[0].row_bits, self._sent(-1)
         reached = self.topology.restricted(relays=self._server.attendance.relays).degrees > 0
         users = {
             USERS_TO_RELAYS: np.where(sent[USERS_TO_RELAYS] > 0, numbers + up, 0),
@@ -104,16 +96,9 @@ class Sums(Communicator):
     def _make_nodes(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
         if not users.numbers:  # a set-up, or nothing travels
             return super()._make_nodes(users, aggregator)
-        planner, reliable = self.planner, self._links.reliable
         aggregation = SummingAggregation(self.topology.K, aggregator, users.numbers, None)
-        return self._local_nodes(
-            users,
-            lambda i, hosts: AddingRelay(i, planner, hosts, reliable),
-            lambda: AddingServer(planner, aggregation),
-            ADDING,
-            aggregation,
-            AddingHost,
-        )
+        server = partial(AddingServer, aggregation=aggregation)
+        return self._local_nodes(users, AddingRelay, server, forwarding, aggregation, AddingHost)
 
     def _rows(self, t: Topology) -> tuple[float, float, float, float]:
         """Return the rows that relays send to users, and bounds of rows on three tiers.
@@ -135,11 +120,6 @@ class Sums(Communicator):
             f"{adding:.3g} s instead of {coded:.3g} s (numbers have {self.V_bits / IV_bits:.2g} times the bits)"
         )
 
-    @property
-    def _side(self) -> SummingSide:
-        assert self._sides is not None
-        return cast(SummingSide, self._sides[0])
-
 
 def sums_if_faster(coded: CodedHierarchical, ratio: float) -> Sums | None:
     """Return a communicator of sums to replace `coded`, or None if it is not faster.
@@ -151,7 +131,7 @@ def sums_if_faster(coded: CodedHierarchical, ratio: float) -> Sums | None:
         coded: the communicator that sums may replace.
         ratio: bits of a row of sums divided by bits of an IV, 8·q/itemsize for q sums.
     """
-    if coded.planner.aggregators != "auto" or coded.wire is not None:
+    if coded.aggregators != "auto" or coded.wire is not None:
         return None
     sums = Sums(coded.contacts, coded.network, links=coded.make_links, coding=coded.theory)
     adding = between_seconds(coded.network, sums.theory, ratio)

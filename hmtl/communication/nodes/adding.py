@@ -16,11 +16,11 @@ from torch import Tensor
 
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.encoding import from_bytes, to_bytes, unpack
-from hmtl.communication.messages import IVS, MODELS, Message, Users
-from hmtl.communication.nodes.aggregation import Aggregation
+from hmtl.communication.messages import IVS, MODELS, PARTS, Message, Users
+from hmtl.communication.nodes.aggregation import Aggregation, PackedModels
+from hmtl.communication.nodes.base import Relay
 from hmtl.communication.nodes.forwarding import ForwardingServer
 from hmtl.communication.nodes.host import UserHost
-from hmtl.communication.nodes.relay import Relay
 from hmtl.errors import CodingError
 
 WORK = 2**16  # numbers that are added at once, so that they stay in the processor's cache
@@ -53,15 +53,14 @@ class AddingHost(UserHost):
 class AddingRelay(Relay):
     """A relay that adds rows of its users, and sends the server's row to its users."""
 
-    def add(self) -> list[Message]:
+    def forward(self) -> list[Message]:
         """Send the sum of the rows of the users whom the plan assigns to this relay, if any."""
         users = np.flatnonzero(self.planner.cover(self.attendance.heard).adds == self.i)
-        at, ivs = torch.from_numpy(self._row[users]), self._ivs
-        if self.reliable:
-            self._ivs = {}
         if not len(users):
             return []
-        return [self._to_server(IVS, _sum(ivs["payload"], at), _sum(ivs["overhead"], at))]
+        at = torch.from_numpy(self._row[users])
+        payload, overhead = (_sum(self._ivs[part], at) for part in PARTS)
+        return [self._to_server(IVS, payload, overhead)]
 
     def deliver(self) -> list[Message]:
         """Send the server's row to the users whom the plan assigns to this relay."""
@@ -79,31 +78,24 @@ class AddingRelay(Relay):
 class AddingServer(ForwardingServer):
     """A server that adds the relays' sums."""
 
-    def add(self, messages: Sequence[Message]) -> None:
+    def gather(self, messages: Sequence[Message]) -> None:
         """Add the sums of the relays that the plan names."""
         if self.empty or self._lacks(self.planner.cover(self.attendance.heard).relays, messages):
             return
-        self.aggregation.open(self.round, self.name, self.attendance.users, *self.sizes)
-        for part, nbytes in zip(("payload", "overhead"), self.sizes, strict=True):
+        sums = {}
+        for part, nbytes in zip(PARTS, self.sizes, strict=True):
             rows = [torch.zeros(1, nbytes, dtype=torch.uint8), *(getattr(message, part) for message in messages)]
-            self.aggregation.ivs[part] = _sum(torch.cat(rows))
+            sums[part] = _sum(torch.cat(rows), torch.arange(len(rows)))
+        self.aggregation.keep(self.round, self.attendance.users, sums)
         self._dtype = torch.int64
 
-    def spread(self) -> list[Message]:
-        """Send the row for all users to the relays that deliver it."""
-        if self.silent:
-            return self._in_vain()
-        models = self.aggregation.models(b"")
-        if models is None:
-            return []
-        return list(self._to(self.planner.spread(self.attendance).relays, MODELS, models.payload, models.overhead))
+    def _handed_back(self, models: PackedModels) -> list[Message]:
+        """Return messages with the row for all users to the relays that deliver it."""
+        return self._to(self.planner.spread(self.attendance).relays, MODELS, models.payload, models.overhead)
 
 
 class SummingAggregation(Aggregation):
     """An aggregator with one row of sums, and one row with receipts for all users."""
-
-    def _rows(self, users: int) -> int:
-        return 1
 
     def _receipts(self) -> Tensor:
         # Most users' last round is the same, so the compressed receipts take far less than 4 bytes for each user.
@@ -119,11 +111,10 @@ def _split_receipts(overhead: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDA
     return content[:start], bytes_to_numbers(receipts)
 
 
-def _sum(rows: Tensor, at: Tensor | None = None) -> Tensor:
-    """Return the sum of rows of int64, or of the rows `at`, as bytes [1, L]."""
+def _sum(rows: Tensor, at: Tensor) -> Tensor:
+    """Return the sum of the rows `at` of int64, as bytes [1, L]."""
     terms = from_bytes(rows, torch.int64)
-    chosen = torch.arange(len(rows)) if at is None else at
     total = terms.new_zeros(1, terms.shape[1])
-    for places in torch.split(chosen, max(1, WORK // max(1, terms.shape[1]))):
+    for places in torch.split(at, max(1, WORK // max(1, terms.shape[1]))):
         total += terms[places].sum(0)
     return to_bytes(total)

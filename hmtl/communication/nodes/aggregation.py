@@ -4,7 +4,6 @@ Aggregators of one process that hold equal bytes compute equal models, so they s
 of a round keeps the IVs and computes; the others verify by their digests that they would have computed the same.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -16,30 +15,24 @@ from torch import Tensor
 
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
-from hmtl.communication.encoding import pack, put, unpack
-from hmtl.communication.messages import Message, Users
+from hmtl.communication.encoding import pack, unpack
+from hmtl.communication.messages import PARTS, Users
 from hmtl.errors import CodingError
 
 NEVER = -2  # stands for the round in which a user's IV counted last, before any did
 
 
 class AggregatorSide(Protocol):
-    """The part of an algorithm that needs all IVs; see `hmtl.mtl.Aggregator`."""
+    """The part of an algorithm that needs all IVs, which it may overwrite. `hmtl.mtl.Aggregator` documents its members.
 
-    def update(self, users: Users, ivs: Tensor) -> Tensor:
-        """Return the models [K, m + e′] of all users from the IVs [n, m + e] of some.
+    `part` is called only if `needs` returns a matrix.
+    """
 
-        It may overwrite the IVs.
-        """
+    def update(self, users: Users, ivs: Tensor) -> Tensor: ...
 
-    def needs(self) -> NDArray[np.bool_] | None:
-        """Return which IVs each model is computed from [K, K]; None: all of them."""
+    def needs(self) -> NDArray[np.bool_] | None: ...
 
-    def part(self, of: Users, users: Users, ivs: Tensor, rounds: int) -> Tensor:
-        """Return models of the users `of` from the IVs of `users`, after some rounds.
-
-        Only called if `needs` is a matrix.
-        """
+    def part(self, of: Users, users: Users, ivs: Tensor, rounds: int) -> Tensor: ...
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
@@ -78,64 +71,58 @@ class Aggregation:
 
     Attributes:
         counted: the round in which each user's IV counted last [K].
-        ivs: payload and overhead of the IVs of users present, uint8 [n, bytes].
+        users: the users whose IVs it computes the models of the round from [n].
+        ivs: payload and overhead of these IVs, uint8 [n, bytes].
     """
+
+    name = "aggregation"
 
     def __init__(
         self, K: int, aggregator: AggregatorSide, numbers: int, wire: torch.dtype | None, revocable: bool = False
     ) -> None:
         self.aggregator, self.numbers, self.wire, self.revocable = aggregator, numbers, wire, revocable
         self.counted: NDArray[np.int64] = np.full(K, NEVER)
+        self.users: Users = np.empty(0, np.int64)
         self.ivs: dict[str, Tensor] = {}
         self._before: tuple[dict[str, Tensor], NDArray[np.int64]] | None = None
         self._round: int | None = None
         self._keeper = ""
-        self._users: Users = np.empty(0, np.int64)
         self._models: PackedModels | None = None
         self._digest = b""
 
     def open(self, round: int, node: str, users: Users, payload: int, overhead: int) -> bool:
         """Make room for a round's IVs; return whether `node` keeps them for its process."""
         if self._round != round:
-            self._round, self._keeper, self._users = round, node, users
-            rows = self._rows(len(users))
-            sizes = {"payload": payload, "overhead": overhead}
-            self.ivs = {part: torch.empty(rows, nbytes, dtype=torch.uint8) for part, nbytes in sizes.items()}
+            self._round, self._keeper, self.users = round, node, users
+            sizes = zip(PARTS, (payload, overhead), strict=True)
+            self.ivs = {part: torch.empty(len(users), nbytes, dtype=torch.uint8) for part, nbytes in sizes}
         return self._keeper == node
+
+    def keep(self, round: int, users: Users, ivs: dict[str, Tensor]) -> None:
+        """Take a round's IVs, or the sum of them."""
+        self._round, self.users, self.ivs = round, users, ivs
 
     def places(self, users: Users) -> Tensor:
         """Return the rows of these users among the IVs."""
-        return torch.from_numpy(np.searchsorted(self._users, users))
+        return torch.from_numpy(np.searchsorted(self.users, users))
 
-    def gather(self, messages: Sequence[Message]) -> None:
-        """Collect the IVs of all users present from messages."""
-        at = torch.cat([self.places(message.of_users()) for message in messages])
-        rows = torch.cat([message.rows() for message in messages])
-        for part in self.ivs:
-            sources = [getattr(message, part) for message in messages]
-            shared = all(source is sources[0] for source in sources)
-            if shared and len(at) == len(sources[0]) and at.equal(rows):
-                self.ivs[part] = sources[0]  # one tensor holds all IVs in order
-                continue
-            for message, source in zip(messages, sources, strict=True):
-                put(self.ivs[part], self.places(message.of_users()), source, message.rows())
-
-    def update(self, digest: bytes, dtype: torch.dtype) -> None:
-        """Compute the models of the IVs that are kept and have this digest."""
+    def update(self, digest: bytes, dtype: torch.dtype, rounds: int = 0) -> None:
+        """Compute the models of the IVs that are kept and have this digest, after this many rounds."""
         ivs = unpack(self.ivs["payload"], self.ivs["overhead"], self.wire or dtype, dtype)
         self.ivs = {}
         self._before = (self.aggregator.state_dict(), self.counted.copy()) if self.revocable else None
-        models = self.aggregator.update(self._users, ivs)
+        models = self._compute(ivs, rounds)
         del ivs  # may be as large as all models
-        if len(models) != self._rows(len(self.counted)):
-            raise CodingError(
-                f"The aggregator returned models of shape {tuple(models.shape)} for {len(self.counted)} users. Let its "
-                f"`update` return {self._rows(len(self.counted))} rows of numbers."
-            )
         assert self._round is not None
-        self.counted[self._users] = self._round
+        self.counted[self.users] = self._round
+        receipts = self._receipts()
+        if len(models) != len(receipts):
+            raise CodingError(
+                f"The aggregator returned models of shape {tuple(models.shape)} for {len(self.counted)} users. Let it "
+                f"return {len(receipts)} rows of numbers."
+            )
         payload, extras = pack(models, self.numbers, self.wire or dtype)
-        self._digest, self._models = digest, PackedModels(payload, torch.cat([extras, self._receipts()], dim=1))
+        self._digest, self._models = digest, PackedModels(payload, torch.cat([extras, receipts], dim=1))
 
     def models(self, digest: bytes) -> PackedModels | None:
         """Return the models if the IVs that were kept have this digest, else None."""
@@ -175,9 +162,8 @@ class Aggregation:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.counted = state["counted"].numpy().copy()
 
-    def _rows(self, users: int) -> int:
-        """Return the number of rows for this many users."""
-        return users
+    def _compute(self, ivs: Tensor, rounds: int) -> Tensor:
+        return self.aggregator.update(self.users, ivs)
 
     def _receipts(self) -> Tensor:
         """Return when IVs counted last, for each row of models."""

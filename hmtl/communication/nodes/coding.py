@@ -3,17 +3,16 @@
 K users, H relays.
 """
 
-from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from hmtl.communication.agreement import DIGEST_BYTES, Digest, deviating
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
-from hmtl.communication.encoding import put
+from hmtl.communication.encoding import put, take
 from hmtl.communication.messages import (
+    AGREED,
     BROADCAST,
     COMBINATIONS,
     DIGESTS,
@@ -25,20 +24,26 @@ from hmtl.communication.messages import (
     overhead_only,
 )
 from hmtl.communication.nodes.aggregation import Aggregation, PackedModels
+from hmtl.communication.nodes.base import Relay, Server, relay_of
 from hmtl.communication.nodes.phases import Event, Phase
-from hmtl.communication.nodes.relay import Relay
-from hmtl.communication.nodes.server import Server, relay_of
 from hmtl.communication.planning.pieces import Segment, View
 from hmtl.communication.planning.planner import Planner
 from hmtl.errors import CodingError
 from hmtl.gf256 import matmul
 
 
-class DecodingRelay(Relay):
-    """A relay that encodes what it heard, and decodes what it missed if it aggregates."""
+class CodingRelay(Relay):
+    """A relay that encodes what it heard; if it aggregates, it decodes what it missed and computes the models.
 
-    def __init__(self, i: int, planner: Planner, hosts: Sequence[str], reliable: bool = False) -> None:
-        super().__init__(i, planner, hosts, reliable)
+    Args:
+        i, planner, hosts: see `Relay`.
+        aggregation: computes the models; relays of one process share it.
+    """
+
+    def __init__(self, i: int, planner: Planner, hosts: Sequence[str], aggregation: Aggregation) -> None:
+        super().__init__(i, planner, hosts)
+        self.aggregation = aggregation
+        self._digest = Digest()
         self._heard = nothing(0)  # pieces that it heard, of the segment that is being coded
         self._models: PackedModels | None = None
 
@@ -47,14 +52,25 @@ class DecodingRelay(Relay):
         """Whether the relay computes models in this attempt: it has to, and misses no message."""
         return self.phase is Phase.ATTENDING and bool(self.attendance.aggregating[self.i])
 
+    def attend(self, messages: Sequence[Message]) -> None:
+        super().attend(messages)
+        self._digest = Digest()
+
     def send_state(self) -> list[Message]:
         """Send the state of an aggregator, if the server names this relay as its source."""
-        return []
+        if self.attendance.source != self.i:
+            return []
+        content = np.concatenate([numbers_to_bytes([self.version]), self.aggregation.state_bytes()])
+        return [self._to_server(STATE, *overhead_only(content))]
 
     def adopt_state(self, messages: Sequence[Message]) -> None:
         """Continue from another relay's state, if this relay missed a round."""
         if self.attendance.behind[self.i] and not messages:
             self._on(Event.MISS)
+        for message in messages:
+            content = message.overhead[0].numpy()
+            self.version = int(bytes_to_numbers(content[:4])[0])
+            self.aggregation.adopt(content[4:])
 
     def encode(self, segment: Segment) -> list[Message]:
         """Send combinations of the pieces that the relay heard."""
@@ -66,10 +82,7 @@ class DecodingRelay(Relay):
         return [self._to_server(COMBINATIONS, *segment.sides(matmul(view.encoder, self._heard)))]
 
     def decode(self, segment: Segment, messages: Sequence[Message]) -> None:
-        """Decode the pieces that the relay missed.
-
-        They follow from the server's combinations and the pieces that it heard.
-        """
+        """Decode the pieces that the relay missed, from the server's combinations and the pieces that it heard."""
         if self.phase is Phase.STUCK or self.i not in self.planner.code(self.attendance).receivers(segment.number):
             return
         view = self._view(segment)
@@ -78,97 +91,30 @@ class DecodingRelay(Relay):
             return
         received = getattr(messages[0], segment.part)[: view.need] if messages else self._heard[:0]
         decoded = view.decode(received, self._heard)
-        self._keep(segment, decoded, view.check(self._heard, decoded, len(segment.blocks)))
+        self._digest_of(segment).add(view.check(self._heard, decoded, len(segment.blocks)))
+        if self._keeps_ivs():
+            places = self.aggregation.places(segment.users[view.missing])
+            segment.put(decoded, self.aggregation.ivs[segment.part], places)
 
-    @abstractmethod
-    def _keep(self, segment: Segment, decoded: Tensor, check: Tensor) -> None:
-        """Keep decoded pieces, and add `check` to the digest that is compared with other relays'."""
-
-    @abstractmethod
     def finish(self) -> None:
-        """Complete the decoded IVs with those that are not coded."""
+        """Complete the decoded IVs with those that the relay heard."""
+        self._heard = nothing(0)
+        if not self.aggregating:
+            return
+        self._add_uncoded()
+        if self._keeps_ivs():
+            rows = torch.from_numpy(self._row[self.aggregation.users])
+            at = torch.nonzero(rows >= 0).ravel()
+            for part, ivs in self._ivs.items():
+                put(self.aggregation.ivs[part], at, ivs, rows[at])
 
-    @abstractmethod
     def aggregate(self) -> None:
         """Compute the models."""
-
-    @abstractmethod
-    def confirm(self) -> list[Message]:
-        """Send digests to the server, for comparison with other relays'."""
-
-    def conclude(self, verdict: Sequence[Message], models: Sequence[Message]) -> None:
-        super().conclude(verdict, models)
-        if self.phase is Phase.AGREED:
-            self.version += 1
-        else:
-            self._models = None
-
-    def close(self) -> None:
-        super().close()
-        self._heard, self._models = nothing(0), None
-
-    def _view(self, segment: Segment) -> View:
-        return self.planner.code(self.attendance).view(segment.number, self.i)
-
-
-class CodingRelay(DecodingRelay):
-    """A relay that computes all models, if it aggregates.
-
-    Args:
-        i, planner, hosts, reliable: see `Relay`.
-        aggregation: computes the models; relays of one process share it.
-    """
-
-    def __init__(
-        self, i: int, planner: Planner, hosts: Sequence[str], aggregation: Aggregation, reliable: bool = False
-    ) -> None:
-        super().__init__(i, planner, hosts, reliable)
-        self.aggregation = aggregation
-        self._digest = Digest()
-
-    def attend(self, messages: Sequence[Message]) -> None:
-        super().attend(messages)
-        self._digest = Digest()
-
-    def send_state(self) -> list[Message]:
-        if self.attendance.source != self.i:
-            return []
-        content = np.concatenate([numbers_to_bytes([self.version]), self.aggregation.state_bytes()])
-        return [self._to_server(STATE, *overhead_only(content))]
-
-    def adopt_state(self, messages: Sequence[Message]) -> None:
-        super().adopt_state(messages)
-        for message in messages:
-            content = message.overhead[0].numpy()
-            self.version = int(bytes_to_numbers(content[:4])[0])
-            self.aggregation.adopt(content[4:])
-
-    def _keep(self, segment: Segment, decoded: Tensor, check: Tensor) -> None:
-        self._digest.add(check)
-        if self._keeps_ivs():
-            missing = segment.users[self._view(segment).missing]
-            segment.put(decoded, self.aggregation.ivs[segment.part], self.aggregation.places(missing))
-
-    def finish(self) -> None:
-        """Complete the decoded IVs with the uncoded ones, which every aggregator heard."""
-        if self.aggregating:
-            uncoded = torch.from_numpy(self._row[self.planner.code(self.attendance).not_coded])
-            for ivs in self._ivs.values():
-                self._digest.add_rows(ivs[uncoded])
-            if self._keeps_ivs():
-                heard = np.flatnonzero(self._row >= 0)
-                at, rows = self.aggregation.places(heard), torch.from_numpy(self._row[heard])
-                for part, ivs in self._ivs.items():
-                    put(self.aggregation.ivs[part], at, ivs, rows)
-        if self.reliable:
-            self._ivs, self._heard = {}, nothing(0)
-
-    def aggregate(self) -> None:
         if not self.aggregating:
             return
         digest = self._digest.value()
         if self._keeps_ivs():
-            self.aggregation.update(digest, self.dtype)
+            self.aggregation.update(digest, self.dtype, self.version)
         self._models = self.aggregation.models(digest)
         self._on(Event.AGGREGATE)
 
@@ -177,9 +123,8 @@ class CodingRelay(DecodingRelay):
         if self.phase is not Phase.AGGREGATED:
             return []
         models, ivs = self._models, self._digest.value()
-        digests = ivs + (models.digest if models else bytes(DIGEST_BYTES))
-        messages = [self._to_server(DIGESTS, *overhead_only(np.frombuffer(digests, np.uint8).copy()))]
-        users = np.flatnonzero(self.planner.routes(self.attendance).via_server)
+        messages = [self._digests(ivs + (models.digest if models else bytes(DIGEST_BYTES)))]
+        users = np.flatnonzero(self.attendance.routes.via_server)
         users = users[self.planner.code(self.attendance).carriers(len(users)) == self.i]
         if models and len(users):
             at = torch.from_numpy(users)
@@ -188,6 +133,10 @@ class CodingRelay(DecodingRelay):
 
     def conclude(self, verdict: Sequence[Message], models: Sequence[Message]) -> None:
         super().conclude(verdict, models)
+        if self.phase is Phase.AGREED:
+            self.version += 1
+        else:
+            self._models = None
         if self.phase in (Phase.IN_VAIN, Phase.UNCONFIRMED):
             self.aggregation.roll_back()
 
@@ -196,8 +145,8 @@ class CodingRelay(DecodingRelay):
 
         In a round without aggregators, send receipts that no IV counted.
         """
-        serving, via_server = self.planner.routes(self.attendance)
-        if not self.attendance.aggregating.any():
+        serving, via_server = self.attendance.routes
+        if self.phase is not Phase.ABSENT and not self.attendance.aggregating.any():
             users = np.flatnonzero(serving == self.i)
             no = torch.zeros(len(users), 1, dtype=torch.uint8)
             return [self._to_users(RECEIPTS, nothing(len(users)), no, users)]
@@ -210,21 +159,32 @@ class CodingRelay(DecodingRelay):
 
     def close(self) -> None:
         super().close()
+        self._models = None
         self.aggregation.close()
+
+    def _digest_of(self, segment: Segment) -> Digest:
+        """Return the digest of the IVs in a segment."""
+        return self._digest
+
+    def _add_uncoded(self) -> None:
+        """Add the uncoded IVs, which every aggregator heard, to the digest."""
+        at = torch.from_numpy(self._row[self.planner.code(self.attendance).not_coded])
+        for ivs in self._ivs.values():
+            self._digest.add_rows(take(ivs, at))
 
     def _keeps_ivs(self) -> bool:
         """Return whether this relay keeps the IVs for all aggregators of its process."""
         return self.aggregation.open(self.round, self.name, self.attendance.users, *self.sizes)
 
+    def _view(self, segment: Segment) -> View:
+        return self.planner.code(self.attendance).view(segment.number, self.i)
+
+    def _digests(self, content: bytes) -> Message:
+        return self._to_server(DIGESTS, *overhead_only(np.frombuffer(content, np.uint8).copy()))
+
 
 class CodingServer(Server):
-    """A server that recombines the relays' combinations, and compares their digests.
-
-    It cannot decode a single IV from them.
-    """
-
-    def nobody_aggregates(self) -> bool:
-        return not self.attendance.aggregating.any()
+    """A server that recombines the relays' combinations, which it cannot decode, and compares their digests."""
 
     def pass_state(self, messages: Sequence[Message]) -> list[Message]:
         """Pass an aggregator's state on to the relays that missed a round."""
@@ -242,31 +202,34 @@ class CodingServer(Server):
         code = self.planner.code(self.attendance)
         receivers = code.receivers(segment.number)
         if self.planner.network.medium == "broadcast":
-            return list(self._to(receivers, BROADCAST, *segment.sides(combinations)))
+            return self._to(receivers, BROADCAST, *segment.sides(combinations))
         needed = [(i, combinations[: code.view(segment.number, i).need]) for i in receivers]
         return [copy for i, rows in needed for copy in self._to([i], BROADCAST, *segment.sides(rows))]
 
     def compare(self, digests: Sequence[Message], models: Sequence[Message]) -> list[Message]:
-        """Release the models if all aggregators hold the same.
-
-        Models of users whom no aggregator hears are passed on to the relays that serve them.
+        """Release the models if all aggregators hold the same; pass on those of users whom no aggregator hears.
 
         Raises:
             CodingError: the aggregators hold different IVs or models.
         """
         received = {relay_of(message): message.overhead[0].numpy().tobytes() for message in digests}
-        if odd := deviating(received):
-            same_ivs = not deviating({i: digest[:DIGEST_BYTES] for i, digest in received.items()})
-            what = "computed other models" if same_ivs else "decoded other IVs"
-            raise CodingError(
-                f"relay{'s' * (len(odd) > 1)} {', '.join(map(str, odd))} {what} than the other aggregators in round "
-                f"{self.round}. The run stops before a wrong model spreads. Please report this with the topology, the "
-                "scheme and the seed."
-            )
+        for comparable in self._comparable(received):
+            if odd := deviating(comparable):
+                same_ivs = not deviating({i: digest[:DIGEST_BYTES] for i, digest in comparable.items()})
+                what = "computed other models" if same_ivs else "decoded other IVs"
+                raise CodingError(
+                    f"relay{'s' * (len(odd) > 1)} {', '.join(map(str, odd))} {what} than the other aggregators in "
+                    f"round {self.round}. The run stops before a wrong model spreads. Please report this with the "
+                    "topology, the settings of the communicator and the seed."
+                )
         if self._lacks(self.attendance.aggregators, digests):
             return self._in_vain()
         if not received:
             return []
         self.version += 1
         passed = [copy for m in models for copy in self._to_serving(m, m.of_users(), m.rows())]
-        return [*self._agreed(list(received)), *passed]
+        return [*self._verdict(AGREED, list(received)), *passed]
+
+    def _comparable(self, received: Mapping[int, bytes]) -> Iterator[Mapping[int, bytes]]:
+        """Yield digests by relay that have to be equal."""
+        yield received

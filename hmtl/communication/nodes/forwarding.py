@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from hmtl.communication.messages import IVS, Message
-from hmtl.communication.nodes.aggregation import Aggregation
-from hmtl.communication.nodes.relay import Relay
-from hmtl.communication.nodes.server import Server
+from hmtl.communication.messages import IVS, Message, by_user
+from hmtl.communication.nodes.aggregation import Aggregation, PackedModels
+from hmtl.communication.nodes.base import Relay, Server
 from hmtl.communication.planning.planner import Planner
 
 
@@ -19,10 +18,7 @@ class ForwardingRelay(Relay):
         """Send the IVs of the users for whom the plan names this relay."""
         users = np.flatnonzero(self.planner.forwarders(self.attendance.heard) == self.i)
         at = torch.from_numpy(self._row[users])
-        message = self._to_server(IVS, self._ivs["payload"], self._ivs["overhead"], users, at)
-        if self.reliable:
-            self._ivs = {}
-        return [message]
+        return [self._to_server(IVS, self._ivs["payload"], self._ivs["overhead"], users, at)]
 
 
 class ForwardingServer(Server):
@@ -38,15 +34,12 @@ class ForwardingServer(Server):
         self.aggregation = aggregation
         self._dtype = torch.float64
 
-    def nobody_aggregates(self) -> bool:
-        return not self._reports
-
     def gather(self, messages: Sequence[Message]) -> None:
         """Take the IVs that the relays forwarded."""
         if self.empty or self._lacks(self.attendance.relays, messages):
             return
-        self.aggregation.open(self.round, self.name, self.attendance.users, *self.sizes)
-        self.aggregation.gather(messages)
+        users, ivs = by_user(messages)
+        self.aggregation.keep(self.round, users, ivs)
         self._dtype = messages[0].dtype
 
     def aggregate(self) -> None:
@@ -55,12 +48,13 @@ class ForwardingServer(Server):
             self.aggregation.update(b"", self._dtype)
 
     def hand_back(self) -> list[Message]:
-        """Send each user's model to a relay within range of the user."""
+        """Send the models to relays within range of the users."""
         if self.silent:
             return self._in_vain()
         models = self.aggregation.models(b"")
-        if models is None:
-            return []
+        return self._handed_back(models) if models else []
+
+    def _handed_back(self, models: PackedModels) -> list[Message]:
         everybody = torch.arange(self.topology.K)
         return list(self._to_serving(models, everybody.numpy(), everybody))
 

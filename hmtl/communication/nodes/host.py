@@ -13,32 +13,27 @@ from torch import Tensor
 
 from hmtl.communication.accounting.ledger import USERS_TO_RELAYS
 from hmtl.communication.attendance import bytes_to_numbers
-from hmtl.communication.encoding import pack, put, take, unpack
-from hmtl.communication.messages import IVS, Message, Users, host_name
+from hmtl.communication.encoding import pack, unpack
+from hmtl.communication.messages import IVS, Message, Users, by_user, host_name
 from hmtl.errors import CodingError
 
 
 class UserSide(Protocol):
-    """The part of an algorithm that runs at the users, as one batch; see `hmtl.mtl.Users`."""
+    """The part of an algorithm that runs at the users, as one batch. `hmtl.mtl.Users` documents its members."""
 
     @property
-    def numbers(self) -> int:
-        """m; further numbers of a row are overhead."""
+    def numbers(self) -> int: ...
 
-    def local_update(self, round: int, idle: Users = ...) -> tuple[Users, Tensor]:
-        """Return who takes part, without the `idle`, and their IVs [n, m + e].
+    @property
+    def row_bits(self) -> tuple[int, int, int]: ...
 
-        The update stays pending.
-        """
+    def local_update(self, round: int, idle: Users = ...) -> tuple[Users, Tensor]: ...
 
-    def commit(self, users: Users) -> None:
-        """Make the pending update of these users permanent, since it counted."""
+    def commit(self, users: Users) -> None: ...
 
-    def roll_back(self, users: Users) -> None:
-        """Discard the pending update of these users, since it did not count."""
+    def roll_back(self, users: Users) -> None: ...
 
-    def receive(self, users: Users, models: Tensor) -> None:
-        """Take the models [n, m + e] of these users; the remaining users received none."""
+    def receive(self, users: Users, models: Tensor) -> None: ...
 
 
 class UserHost:
@@ -54,10 +49,10 @@ class UserHost:
         users: the users of this process.
         wire: the type in which numbers travel; None: their own.
         number: number of the process.
-        members: which users of the network these are; None: all.
+        members: which users of the network these are.
 
     Attributes:
-        waiting: whether each user waits for a model [K].
+        waiting: whether each user waits for a model, or belongs to another process [K].
         pending: whether each user's update is pending [K].
         sent: the round of each user's last IV [K].
         dtype, device: of the IVs.
@@ -66,23 +61,18 @@ class UserHost:
 
     STATE = ("waiting", "pending", "sent")
 
-    def __init__(
-        self, K: int, users: UserSide, wire: torch.dtype | None, number: int = 0, members: Users | None = None
-    ) -> None:
-        self.name, self.users, self.wire = host_name(number), users, wire
-        self.members = np.arange(K) if members is None else members
-        self.waiting: NDArray[np.bool_] = np.zeros(K, dtype=bool)
+    def __init__(self, K: int, users: UserSide, wire: torch.dtype | None, number: int, members: Users) -> None:
+        self.name, self.users, self.wire, self.members = host_name(number), users, wire, members
+        self.waiting: NDArray[np.bool_] = ~np.isin(np.arange(K), members)
         self.pending: NDArray[np.bool_] = np.zeros(K, dtype=bool)
         self.sent: NDArray[np.int64] = np.zeros(K, dtype=np.int64)
         self.dtype, self.device = torch.float64, torch.device("cpu")
         self.nbytes = 0
-        self._elsewhere = np.ones(K, dtype=bool)
-        self._elsewhere[self.members] = False
-        self._idle = self._elsewhere.copy()
+        self._idle = self.waiting.copy()
 
     def send(self, round: int, relays: Sequence[str]) -> Message:
         """Return the IVs of the users who take part, for all relays within range."""
-        self._idle = self.waiting | self._elsewhere
+        self._idle = self.waiting.copy()
         users, ivs = self.users.local_update(round, np.flatnonzero(self._idle))
         K = len(self.waiting)
         if len(ivs.shape) != 2 or len(ivs) != len(users) or (len(users) and users[-1] >= K):
@@ -113,23 +103,11 @@ class UserHost:
         """Take models; each comes with the last round in which the user's IV counted."""
         if not models:
             return
-        users, order = torch.from_numpy(np.concatenate([message.of_users() for message in models])).sort()
-        if all(message.payload is models[0].payload for message in models):  # one tensor serves all messages
-            at = torch.cat([message.rows() for message in models])[order]
-            payload, overhead = take(models[0].payload, at), models[0].overhead[at]
-        else:
-            payload, overhead = (
-                torch.empty(len(users), part.shape[1], dtype=torch.uint8)
-                for part in (models[0].payload, models[0].overhead)
-            )
-            for message in models:
-                to, at = torch.searchsorted(users, torch.from_numpy(message.of_users())), message.rows()
-                put(payload, to, message.payload, at)
-                put(overhead, to, message.overhead, at)
-        ids: Users = users.numpy()
-        self._settle(ids, bytes_to_numbers(overhead[:, -4:].numpy().ravel()))
+        users, rows = by_user(models)
+        payload, overhead = rows["payload"], rows["overhead"]
+        self._settle(users, bytes_to_numbers(overhead[:, -4:].numpy().ravel()))
         numbers = unpack(payload, overhead[:, :-4], self.wire or self.dtype, self.dtype)
-        self.users.receive(ids, numbers.to(self.device))
+        self.users.receive(users, numbers.to(self.device))
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: torch.from_numpy(getattr(self, name).copy()) for name in self.STATE}

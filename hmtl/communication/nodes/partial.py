@@ -3,34 +3,47 @@
 K users, H relays.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hmtl.communication.agreement import DIGEST_BYTES, Digest, deviating
+from hmtl.communication.agreement import DIGEST_BYTES, Digest
 from hmtl.communication.attendance import numbers_to_bytes
-from hmtl.communication.encoding import pack, put, unpack
-from hmtl.communication.messages import DIGESTS, MODELS, Message, overhead_only
-from hmtl.communication.nodes.aggregation import AggregatorSide, PackedModels
-from hmtl.communication.nodes.coding import CodingServer, DecodingRelay
-from hmtl.communication.nodes.phases import Event, Phase
-from hmtl.communication.nodes.server import relay_of
-from hmtl.communication.planning.partial import PartialPlanner
+from hmtl.communication.messages import MODELS, Message, Users
+from hmtl.communication.nodes.aggregation import Aggregation, AggregatorSide
+from hmtl.communication.nodes.coding import CodingRelay, CodingServer
+from hmtl.communication.nodes.phases import Phase
 from hmtl.communication.planning.pieces import Segment, together
+from hmtl.communication.planning.planner import PartialPlanner
 from hmtl.errors import CodingError
 
 
-class PartialRelay(DecodingRelay):
+class PartialAggregation(Aggregation):
+    """The aggregator of one relay, which computes the models of the users whom the relay `serves` from some IVs."""
+
+    def __init__(
+        self, K: int, aggregator: AggregatorSide, numbers: int, wire: torch.dtype | None, serves: Users
+    ) -> None:
+        super().__init__(K, aggregator, numbers, wire)
+        self.serves = serves
+
+    def _compute(self, ivs: Tensor, rounds: int) -> Tensor:
+        return self.aggregator.part(self.serves, self.users, ivs, rounds)
+
+    def _receipts(self) -> Tensor:
+        return torch.from_numpy(numbers_to_bytes(np.full(len(self.serves), self._round)).reshape(-1, 4))
+
+
+class PartialRelay(CodingRelay):
     """A relay that decodes the IVs that it demands, and computes its users' models.
 
     Args:
-        i, hosts, reliable: see `Relay`.
+        i, hosts: see `Relay`.
         planner: plans of the network.
         aggregator: computes models from some IVs, see `AggregatorSide.part`.
-        numbers: m, numbers of an IV.
-        wire: the type in which numbers travel; None: their own.
+        numbers, wire: see `Aggregation`.
     """
 
     planner: PartialPlanner
@@ -43,61 +56,21 @@ class PartialRelay(DecodingRelay):
         aggregator: AggregatorSide,
         numbers: int,
         wire: torch.dtype | None,
-        reliable: bool = False,
     ) -> None:
-        super().__init__(i, planner, hosts, reliable)
-        self.aggregator, self.numbers, self.wire = aggregator, numbers, wire
-        self.serves = np.flatnonzero(planner.serving == i)
-        self.demands = np.flatnonzero(planner.demands[i])
-        self._digests: dict[int, Digest] = {}  # by the first block of a code
-        self._known: dict[str, Tensor] = {}  # payload and overhead of the IVs that it demands
+        self.serves, self.demands = np.flatnonzero(planner.serving == i), np.flatnonzero(planner.demands[i])
+        aggregation = PartialAggregation(planner.topology.K, aggregator, numbers, wire, self.serves)
+        super().__init__(i, planner, hosts, aggregation)
+        self._by_block: dict[int, Digest] = {}  # by the first block of a code
 
     def attend(self, messages: Sequence[Message]) -> None:
         super().attend(messages)
-        self._digests = {}
-        if self.aggregating:
-            self._known = {
-                part: torch.empty(len(self.demands), ivs.shape[1], dtype=torch.uint8) for part, ivs in self._ivs.items()
-            }
-
-    def _keep(self, segment: Segment, decoded: Tensor, check: Tensor) -> None:
-        self._digests.setdefault(segment.number, Digest()).add(check)
-        at = np.searchsorted(self.demands, segment.users[self._view(segment).missing])
-        segment.put(decoded, self._known[segment.part], torch.from_numpy(at))
-
-    def finish(self) -> None:
-        """Complete the decoded IVs with those that the relay heard."""
-        if self.aggregating:
-            row = self._row[self.demands]
-            at, heard = torch.from_numpy(np.flatnonzero(row >= 0)), torch.from_numpy(row[row >= 0])
-            for part, ivs in self._ivs.items():
-                put(self._known[part], at, ivs, heard)
-        if self.reliable:
-            self._ivs = {}
-
-    def aggregate(self) -> None:
-        """Compute the models of the users whom the relay serves."""
-        if not self.aggregating:
-            return
-        wire = self.wire or self.dtype
-        ivs = unpack(self._known["payload"], self._known["overhead"], wire, self.dtype)
-        models = self.aggregator.part(self.serves, self.demands, ivs, self.version)
-        if len(models) != len(self.serves):
-            raise CodingError(
-                f"The aggregator returned models of shape {tuple(models.shape)} for {len(self.serves)} users. Let its "
-                "`part` return one row for each user."
-            )
-        payload, extras = pack(models, self.numbers, wire)
-        receipts = torch.from_numpy(numbers_to_bytes(np.full(len(models), self.round)).reshape(-1, 4))
-        self._models = PackedModels(payload, torch.cat([extras, receipts], dim=1))
-        self._on(Event.AGGREGATE)
+        self._by_block = {}
 
     def confirm(self) -> list[Message]:
         """Send a digest of what the relay decoded by each code."""
         if self.phase is not Phase.AGGREGATED:
             return []
-        digests = b"".join(self._digests[number].value() for number in sorted(self._digests))
-        return [self._to_server(DIGESTS, *overhead_only(np.frombuffer(digests, np.uint8).copy()))]
+        return [self._digests(b"".join(self._by_block[number].value() for number in sorted(self._by_block)))]
 
     def deliver(self) -> list[Message]:
         """Send the models to the users whom the relay serves, if all relays agree."""
@@ -105,9 +78,14 @@ class PartialRelay(DecodingRelay):
             return []
         return [self._to_users(MODELS, self._models.payload, self._models.overhead, self.serves)]
 
-    def close(self) -> None:
-        super().close()
-        self._known = {}
+    def _digest_of(self, segment: Segment) -> Digest:
+        return self._by_block.setdefault(segment.number, Digest())
+
+    def _add_uncoded(self) -> None:
+        """Add nothing: relays demand different IVs."""
+
+    def _keeps_ivs(self) -> bool:
+        return self.aggregation.open(self.round, self.name, self.demands, *self.sizes)
 
 
 class PartialServer(CodingServer):
@@ -132,26 +110,10 @@ class PartialServer(CodingServer):
             )
         return messages
 
-    def compare(self, digests: Sequence[Message], models: Sequence[Message]) -> list[Message]:
-        """Release the models if the relays that decoded a block hold the same IVs.
-
-        Raises:
-            CodingError: they hold different IVs.
-        """
-        aggregators = self.attendance.aggregators
-        if self._lacks(aggregators, digests):
-            return self._in_vain()
-        unread = {relay_of(message): message.overhead[0].numpy().tobytes() for message in digests}
-        code = self.planner.code(self.attendance)
+    def _comparable(self, received: Mapping[int, bytes]) -> Iterator[Mapping[int, bytes]]:
+        """Yield digests of one code, by relay that decoded it."""
+        unread, code = dict(received), self.planner.code(self.attendance)
         for number, _ in together(code.plan):
-            received = {}
-            for i in code.receivers(number):
-                received[i], unread[i] = unread[i][:DIGEST_BYTES], unread[i][DIGEST_BYTES:]
-            if odd := deviating(received):
-                raise CodingError(
-                    f"relay {odd[0]} decoded other IVs than the other relays that need them in round {self.round}. The "
-                    "run stops before a wrong model spreads. Please report this with the topology, the needs and the "
-                    "seed."
-                )
-        self.version += 1
-        return self._agreed(aggregators)
+            deciding = [i for i in code.receivers(number) if i in unread]
+            yield {i: unread[i][:DIGEST_BYTES] for i in deciding}
+            unread |= {i: unread[i][DIGEST_BYTES:] for i in deciding}

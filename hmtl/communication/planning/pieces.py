@@ -4,9 +4,8 @@ Within a block of the plan: n users, c pieces per IV, so n·c pieces; L bytes pe
 with the same code, the pieces of users in the same place of their block stand side by side in one row.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ from torch import Tensor
 from hmtl.coding import Block, Plan
 from hmtl.coding.block import piece_rows
 from hmtl.communication.agreement import CHECK_ROWS, check_rows
-from hmtl.communication.encoding import put
 from hmtl.communication.messages import nothing
 from hmtl.gf256 import matmul
 
@@ -65,14 +63,12 @@ class Segment:
         """Return the pieces [n·c, g·width] of the IVs rows[at], zero-padded; `at` is [n, g]."""
         (n, g), c = at.shape, self.block.pieces
         if c == 1 and self.width == self.nbytes:  # whole IVs
-            return rows[at.ravel()].view(n, g * self.width)
-        pieces, end = rows.new_empty(n, c, g, self.width), dict.fromkeys(range(c), 0)
+            return rows.index_select(0, at.ravel()).view(n, g * self.width)
+        pieces = rows.new_empty(n, c, g, self.width)
         for s, source, columns in self._spans():
             for to, of in self._matched(pieces, at):
                 torch.index_select(rows[:, source], 0, of, out=to[:, s, columns])
-            end[s] = columns.stop
-        for s, stop in end.items():
-            pieces[:, s, :, stop:] = 0
+            pieces[:, s, :, columns.stop :] = 0
         return pieces.view(n * c, g * self.width)
 
     def put(self, pieces: Tensor, rows: Tensor, at: Tensor) -> None:
@@ -80,7 +76,7 @@ class Segment:
         (n, g), c = at.shape, self.block.pieces
         for of, to in self._matched(pieces.view(n, c, g, self.width), at):
             for s, target, columns in self._spans():
-                put(rows[:, target], to, of[:, s, columns], torch.arange(len(to)))
+                rows[:, target].numpy()[to.numpy()] = of[:, s, columns].numpy()
 
     def recoded(self, received: Tensor) -> Tensor:
         """Return the server's combinations of those that it received [Σ_i rows_i, g·width]."""
@@ -91,9 +87,8 @@ class Segment:
         piece = self.block.piece_bytes(self.nbytes)
         for s in range(self.block.pieces):
             start = s * piece + self.columns.start
-            stop = min(s * piece + self.columns.stop, self.nbytes)
-            if start < stop:
-                yield s, slice(start, stop), slice(0, stop - start)
+            length = max(0, min(self.width, self.nbytes - start))
+            yield s, slice(start, start + length), slice(0, length)
 
     def _matched(self, pieces: Tensor, at: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield pieces as [.., c, width] with the places of their IVs, at once if possible."""
@@ -126,57 +121,32 @@ def together(plan: Plan) -> Iterator[tuple[int, tuple[Block, ...]]]:
         start = stop
 
 
-@dataclass(frozen=True)
 class View:
-    """A block as one relay knows it.
+    """A block as its n-th active relay knows it.
 
     Attributes:
         heard, missing: places within the block of the users whom the relay hears, and of the remaining users.
         encoder: see `Block.uplink`.
-        from_server, from_heard: the two parts of `Block.decoders`; empty for a helper, which decodes nothing.
-        block: the whole block.
+        need: how many of the server's messages it needs: the first ones; 0 for a helper, which decodes nothing.
     """
 
-    heard: NDArray[np.int64]
-    missing: NDArray[np.int64]
-    encoder: Tensor
-    from_server: Tensor
-    from_heard: Tensor
-    block: Block
-
-    @classmethod
-    def of(cls, block: Block, n: int) -> "View":
-        """Return the view of the n-th active relay."""
-        missing = tuple(sorted(set(range(len(block.users))) - set(block.heard[n])))
-        heard, lacking = (np.array(places, dtype=np.int64) for places in (block.heard[n], missing))
-        decoder, need = torch.empty(0, 0, dtype=torch.uint8), 0
+    def __init__(self, block: Block, n: int) -> None:
+        self.heard = np.array(block.heard[n], dtype=np.int64)
+        self.missing = np.setdiff1d(np.arange(len(block.users)), self.heard)
+        self.encoder = block.uplink[n]
+        decoder, self.need = nothing(0), 0
         if n in block.aggregators:
-            decoder, need = block.decoders[block.aggregators.index(n)], block.need(n)
-        return cls(heard, lacking, block.uplink[n], decoder[:, :need], decoder[:, need:], block)
-
-    @property
-    def need(self) -> int:
-        """How many of the server's messages it needs: the first ones."""
-        return self.from_server.shape[1]
+            decoder, self.need = block.decoders[block.aggregators.index(n)], block.need(n)
+        self._from_server, self._from_heard = decoder[:, : self.need], decoder[:, self.need :]
+        self._block = block
 
     def decode(self, messages: Tensor, heard: Tensor) -> Tensor:
         """Return the pieces that the relay misses, given messages and the pieces it heard."""
-        return matmul(self.from_server, messages).bitwise_xor_(matmul(self.from_heard, heard))
+        return matmul(self._from_server, messages).bitwise_xor_(matmul(self._from_heard, heard))
 
     def check(self, heard: Tensor, decoded: Tensor, blocks: int = 1) -> Tensor:
         """Return random combinations of all pieces of some blocks, the same at every relay."""
-        of_heard, of_missing = self._checks(blocks)
-        width = heard.shape[1] // blocks
-        return matmul(of_heard, heard.view(-1, width)).bitwise_xor_(matmul(of_missing, decoded.view(-1, width)))
-
-    @cached_property
-    def _checks(self) -> Callable[[int], tuple[Tensor, Tensor]]:
-        """Function from a number of blocks to coefficients of heard and missing pieces."""
-
-        def coefficients(blocks: int) -> tuple[Tensor, Tensor]:
-            c = self.block.pieces
-            checks = check_rows(len(self.block.users) * c * blocks).view(CHECK_ROWS, -1, blocks)
-            known, unknown = (piece_rows(tuple(places.tolist()), c) for places in (self.heard, self.missing))
-            return checks[:, known].flatten(1), checks[:, unknown].flatten(1)
-
-        return lru_cache(2)(coefficients)
+        users, c, width = len(self._block.users), self._block.pieces, heard.shape[1] // blocks
+        checks = check_rows(users * c * blocks).view(CHECK_ROWS, -1, blocks)
+        known, unknown = (checks[:, piece_rows(tuple(at.tolist()), c)].flatten(1) for at in (self.heard, self.missing))
+        return matmul(known, heard.view(-1, width)).bitwise_xor_(matmul(unknown, decoded.view(-1, width)))

@@ -1,31 +1,30 @@
-"""Plans and routes of a network, which every node derives by itself."""
+"""Plans of a network, which every node derives by itself."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.coding import Aggregators, Cover, Plan, cover, make_plan, resolve, scheme_of
+from hmtl.coding import (
+    Aggregators,
+    Plan,
+    cover,
+    demand_plan,
+    demands_of,
+    forwarders,
+    make_plan,
+    resolve,
+    scheme_of,
+    serve,
+)
 from hmtl.communication.accounting.network import Network
-from hmtl.communication.attendance import Attendance, Routes, routes
+from hmtl.communication.attendance import Attendance
 from hmtl.communication.planning.pieces import View
-from hmtl.topology import Topology
+from hmtl.topology import Moving, Topology
 
-
-@dataclass(frozen=True)
-class PlanSettings:
-    """Settings of coded plans, see `hmtl.coding.make_plan`.
-
-    Attributes:
-        seed: coefficients follow from it, so none travel.
-        max_pieces: largest number of pieces of an IV.
-        generation: about how many users are coded together.
-    """
-
-    seed: int = 0
-    max_pieces: int = 8
-    generation: int = 200
+MakePlan = Callable[..., Plan]
+"""Returns the plan for the links over which IVs arrived, given `uplinks` and `aggregators` as `make_plan` is."""
 
 
 class Code:
@@ -56,54 +55,42 @@ class Code:
     def view(self, block: int, i: int) -> View:
         """Return what relay i needs to know of a block."""
         if (block, i) not in self._views:
-            self._views[block, i] = View.of(self.plan.blocks[block], self._place[i])
+            self._views[block, i] = View(self.plan.blocks[block], self._place[i])
         return self._views[block, i]
 
 
 class Planner:
-    """The plans and routes of a topology, kept in case an attendance recurs.
+    """The plans of a topology, kept in case an attendance recurs.
 
     The nodes of a process share a planner.
 
     Args:
         topology: who hears whom when everybody is present.
         network: bandwidths and media.
-        scheme: see `hmtl.coding.make_plan`; `uncoded` has no plans.
-        settings: settings of the plans.
-        aggregators: who computes the models, see `hmtl.coding.resolve`; with the scheme `uncoded`, the server does.
-        preferred: the relays that this names; None: as it follows from the topology.
+        preferred: the preferred aggregators. If none of them is present, any relay may aggregate. Empty: the server
+            aggregates, and nothing is coded.
+        make: makes the plans.
+
+    Attributes:
+        attendance: function from bytes to the attendance that they hold.
+        forwarders: function from the links over which IVs arrived to the relay that forwards each user's IV [K].
+        cover: function from the same links to the relays that add the terms of sums, a `Cover`.
+        spread: function from an attendance to the relays that send sums to all users within range, a `Cover`.
     """
 
     def __init__(
         self,
         topology: Topology,
         network: Network,
-        scheme: str,
-        settings: PlanSettings = PlanSettings(),
-        aggregators: Aggregators = "all",
-        preferred: tuple[int, ...] | None = None,
+        preferred: tuple[int, ...] = (),
+        make: MakePlan = make_plan,
     ) -> None:
-        self.topology, self.network, self.scheme, self.settings = topology, network, scheme, settings
-        self.aggregators, self._preferred = aggregators, preferred
+        self.topology, self.network, self.preferred, self._make = topology, network, preferred, make
         self._codes = lru_cache(8)(self._code)  # codes are large
-        self._routes = lru_cache(64)(lambda relays, aggregating: routes(topology, relays, aggregating))
-        self._spread = lru_cache(64)(lambda relays: cover(topology.restricted(relays=relays)))
-        self.attendance = lru_cache(64)(self._attendance)
-        self.forwarders = lru_cache(64)(self._forwarders)
-        self.cover = lru_cache(64)(self._cover)
-
-    @cached_property
-    def preferred(self) -> tuple[int, ...]:
-        """The preferred aggregators; empty: the server aggregates.
-
-        If none of them is present, any relay may aggregate.
-        """
-        if self._preferred is not None:
-            return self._preferred
-        if scheme_of(self.scheme).code is None:
-            return ()
-        uplinks = self.network.uplinks(self.topology)
-        return resolve(self.topology, self.aggregators, self.scheme, uplinks, self.network.medium)
+        self.attendance = lru_cache(64)(lambda content: Attendance.from_bytes(content, topology))
+        self.forwarders = lru_cache(64)(lambda heard: forwarders(heard, network.uplinks(heard)))
+        self.cover = lru_cache(64)(lambda heard: cover(heard, network.uplinks(heard)))
+        self.spread = lru_cache(64)(lambda attendance: cover(topology.restricted(relays=attendance.relays)))
 
     @property
     def usual(self) -> tuple[int, ...]:
@@ -125,27 +112,51 @@ class Planner:
         """Return the code of a round in which relays aggregate."""
         return self._codes(attendance.heard, attendance.aggregators)
 
-    def routes(self, attendance: Attendance) -> Routes:
-        """Return how models reach the users."""
-        return self._routes(attendance.relays, attendance.aggregators)
-
-    def spread(self, attendance: Attendance) -> Cover:
-        """Return the relays that send the sums to all users within range."""
-        return self._spread(attendance.relays)
-
     def _code(self, heard: Topology, aggregators: tuple[int, ...]) -> Code:
-        uplinks, settings = self.network.uplinks(heard), asdict(self.settings)
-        plan = make_plan(heard, self.scheme, uplinks=uplinks, aggregators=aggregators or "server", **settings)
-        return Code(plan, aggregators)
+        uplinks = self.network.uplinks(heard)
+        return Code(self._make(heard, uplinks=uplinks, aggregators=aggregators or "server"), aggregators)
 
-    def _attendance(self, content: bytes) -> Attendance:
-        """Return the attendance that these bytes hold."""
-        return Attendance.from_bytes(np.frombuffer(content, np.uint8), self.topology)
 
-    def _forwarders(self, heard: Topology) -> NDArray[np.int64]:
-        """Return the relay that forwards each user's IV if nothing is coded [K]."""
-        return self.network.forwarders(heard)
+class PartialPlanner(Planner):
+    """The plans of rounds in which everybody takes part, and each relay computes only its own users' models.
 
-    def _cover(self, heard: Topology) -> Cover:
-        """Return the relays that add the terms of sums."""
-        return cover(heard, self.network.uplinks(heard))
+    Args:
+        topology, network: see `Planner`.
+        needs: which IVs each user's model is computed from [K, K].
+        settings: seed, max_pieces and generation, see `hmtl.coding.demand_plan`.
+
+    Attributes:
+        serving: the relay that computes each user's model [K].
+        demands: which IVs each relay needs [H, K].
+    """
+
+    def __init__(self, topology: Topology, network: Network, needs: NDArray[np.bool_], **settings: int) -> None:
+        self.serving = serve(topology, needs)
+        self.demands = demands_of(needs, self.serving, topology.H)
+        super().__init__(
+            topology,
+            network,
+            preferred=tuple(np.unique(self.serving[self.serving >= 0]).tolist()),
+            make=lambda heard, uplinks, aggregators: demand_plan(heard, self.demands, uplinks=uplinks, **settings),
+        )
+
+
+def preferred_aggregators(
+    contacts: Topology | Moving, network: Network, scheme: str, aggregators: Aggregators
+) -> tuple[int, ...]:
+    """Return the relays that aggregate if they can, in all rounds; empty: the server does.
+
+    If users move, the aggregators are chosen once, for the first contacts. A relay that joins them has to be handed the
+    state, about K IVs up and as many down, which a few rounds with better aggregators do not make up for.
+
+    Args:
+        contacts: who hears whom, in all rounds or round by round.
+        network, scheme: see `Planner`; with the scheme `uncoded`, the server aggregates.
+        aggregators: who computes the models, see `hmtl.coding.resolve`.
+    """
+    if scheme_of(scheme).code is None:
+        return ()
+    first = contacts.at(0)
+    # Relays that are named, or all of them, may have users later even if they have none in the first contacts.
+    t = first if isinstance(contacts, Topology) or aggregators == "auto" else Topology(np.ones_like(first.G))
+    return resolve(t, aggregators, scheme, network.uplinks(first), network.medium)

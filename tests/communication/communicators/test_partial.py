@@ -1,17 +1,15 @@
 """Relays that learn some IVs: nothing but what they demand, the same bits as uncoded, and refusals."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
-from changed import Change, Changed, flipped
+from changed import Changed, flipped, poisoned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.coding import demand_plan, demands_of, serve
 from hmtl.communication import TIERS, CodedPartial, InProcess, LinkLedger, Network, Uncoded
-from hmtl.communication.messages import BROADCAST, COMBINATIONS, DIGESTS, IVS, MODELS, SERVER, VERDICT, Message
+from hmtl.communication.messages import BROADCAST, COMBINATIONS, DIGESTS, MODELS, SERVER, VERDICT, Message
 from hmtl.errors import CodingError, ConfigError
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
 from hmtl.testing.topologies import topologies
@@ -25,19 +23,6 @@ def some_needs(K: int, seed: int, share: float) -> np.ndarray:
 
 def made(t: Topology, links=InProcess, **how) -> CodedPartial:
     return CodedPartial(t, seed=5, max_pieces=3, generation=9, links=links, **how)
-
-
-def poisoned(t: Topology) -> Change:
-    """IVs as relays get them, with garbage in the rows of users that the relay does not hear."""
-
-    def change(node: str, message: Message) -> Message:
-        if message.kind != IVS:
-            return message
-        deaf = torch.from_numpy(t.G[int(node.split()[1])][message.users] == 0)
-        noise = torch.from_numpy(np.random.default_rng(7).integers(0, 256, message.payload.shape, np.uint8))
-        return replace(message, payload=torch.where(deaf[:, None], noise, message.payload))
-
-    return change
 
 
 @settings(max_examples=8)
@@ -173,16 +158,9 @@ def test_an_iv_lost_on_one_link_is_coded_for() -> None:
     communicator.check_learner(aggregator)
     t, serving = communicator.topology, serve(communicator.topology, needs)
     k = next(k for k in range(40) if len(t.relays_of(k)) > 1)
-    relay = f"relay {serving[k]}"
-
-    def lose(node: str, message: Message) -> Message:
-        if (message.kind, node) != (IVS, relay):
-            return message
-        at = np.flatnonzero(message.users != k)
-        payload, overhead = message.payload[torch.from_numpy(at)], message.overhead[torch.from_numpy(at)]
-        return replace(message, users=message.users[at], payload=payload, overhead=overhead)
-
-    communicator._links.change = lose
+    arrives = t.G.copy()
+    arrives[serving[k], k] = 0
+    communicator._links.change = poisoned(t, arrives)
     communicator.round(0, users, aggregator)
     whole, others, another, _ = one()
     whole.round(0, others, another)

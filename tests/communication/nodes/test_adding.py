@@ -7,19 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from changed import Changed
+from changed import Changed, poisoned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from hmtl.coding import cover
 from hmtl.communication import CodedHierarchical, LinkLedger, Network, Sums, sums_if_faster
-from hmtl.communication.accounting.stopwatch import Stopwatch
 from hmtl.communication.messages import ATTENDANCE, IVS, MODELS, REPORT, SERVER, Message
 from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer, SummingAggregation
 from hmtl.communication.planning.planner import Planner
-from hmtl.communication.round import Nodes, play
-from hmtl.communication.schedules import ADDING
+from hmtl.communication.round import Nodes, Stopwatch, forwarding, play
 from hmtl.errors import CodingError, ConfigError
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers
 from hmtl.testing.topologies import topologies
@@ -46,24 +44,17 @@ class Terms(ScriptedUsers):
         super().receive(users, models.clone())
 
 
-class Total:
+class Total(ScriptedAggregator):
     """An aggregator of sums: what it has had so far, and how often."""
 
     def __init__(self, width: int) -> None:
-        self.state = {"total": torch.zeros(1, width, dtype=torch.int64), "updates": torch.tensor(0)}
-        self.seen: list[tuple[np.ndarray, Tensor]] = []
+        super().__init__(1, width)
+        self.state["last"] = torch.zeros(1, width, dtype=torch.int64)
 
     def update(self, users: np.ndarray, ivs: Tensor) -> Tensor:
         self.seen.append((users, ivs.clone()))
-        self.state["total"] = self.state["total"] + ivs.sum(0, keepdim=True)
-        self.state["updates"] = self.state["updates"] + 1
-        return torch.cat([self.state["total"], self.state["updates"].view(1, 1)], dim=1)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.state.items()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.state = {name: value.clone() for name, value in state.items()}
+        self.state = {"last": self.state["last"] + ivs.sum(0, keepdim=True), "updates": self.state["updates"] + 1}
+        return torch.cat([self.state["last"], self.state["updates"].view(1, 1)], dim=1)
 
 
 class Wide(Total):
@@ -81,7 +72,7 @@ class Apart:
     """Nodes that share nothing but planners, two of them, that must plan the same."""
 
     def __init__(self, t: Topology, sides: Sequence[Terms], network: Network = Network()) -> None:  # noqa: B008
-        planners = [Planner(t, network, "uncoded") for _ in range(2)]
+        planners = [Planner(t, network) for _ in range(2)]
         width = sides[0].ivs[0].shape[1]
         self.hosts = [AddingHost(t.K, side, None, n, np.array(sorted(side.mine))) for n, side in enumerate(sides)]
         names = [host.name for host in self.hosts]
@@ -96,7 +87,7 @@ class Apart:
         self.links.change = change
         self.links.ledger.begin_round()
         there = [relay for relay in self.relays if relay.i not in away]
-        nodes = Nodes(self.hosts, there, self.server, self.seat, ADDING, *self.names)
+        nodes = Nodes(self.hosts, there, self.server, self.seat, forwarding, *self.names)
         play(round, nodes, self.links, Stopwatch())
 
 
@@ -126,19 +117,11 @@ def test_the_sum_of_all_users_heard_reaches_all_users_within_range(
     for round in range(rounds):
         away = set(np.flatnonzero(rng.random(t.H) < gone).tolist())
         arrives = (t.G == 1) & (rng.random(t.G.shape) >= lost)
-        seen = defaultdict(list)
+        seen, poison = defaultdict(list), poisoned(t, arrives)
 
-        def change(node: str, message: Message, arrives: np.ndarray = arrives, seen=seen) -> Message:
+        def change(node: str, message: Message, poison=poison, seen=seen) -> Message:
             seen[node, message.kind].append(message)
-            if message.kind != IVS or node == SERVER:
-                return message
-            at = np.flatnonzero(arrives[int(node.split()[1])][message.users])
-            noise = torch.full_like(message.payload, 77)
-            noise[torch.from_numpy(at)] = message.payload[torch.from_numpy(at)]
-            hears = t.G[int(node.split()[1])][message.users] == 1
-            kept = np.flatnonzero(arrives[int(node.split()[1])][message.users] | ~hears)
-            rows = torch.from_numpy(kept)
-            return replace(message, users=message.users[kept], payload=noise[rows], overhead=message.overhead[rows])
+            return poison(node, message)
 
         apart.play(round, away, change)
         there = [i for i in range(t.H) if i not in away]

@@ -1,10 +1,11 @@
-"""The communicator of coded rounds: relays learn all IVs and aggregate. K users, H relays."""
+"""The communicators of all IVs: relays exchange them coded and aggregate, or forward them to the server. K users."""
 
-from hmtl.coding import CODED_SCHEMES, Aggregators, Loads, Plan, scheme_of
+from functools import partial
+
+from hmtl.coding import CODED_SCHEMES, Aggregators, Loads, loads, make_plan, scheme_of
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.communicators.base import Communicator, MakeLinks
 from hmtl.communication.links import InProcess
-from hmtl.communication.planning.planner import PlanSettings
 from hmtl.topology import Moving, Topology
 
 
@@ -39,15 +40,32 @@ class CodedHierarchical(Communicator):
         links: MakeLinks = InProcess,
     ) -> None:
         scheme_of(scheme, CODED_SCHEMES)
-        settings = PlanSettings(seed, max_pieces, generation)
-        super().__init__(topology, network, scheme, wire, links, settings, aggregators)
+        make = partial(make_plan, scheme=scheme, seed=seed, max_pieces=max_pieces, generation=generation)
+        super().__init__(topology, network, scheme, wire, links, make, aggregators)
+        self.aggregators = aggregators
         _ = self.plan  # raises if nothing can be coded
 
-    @property
-    def plan(self) -> Plan:
-        """The plan for when everybody is present."""
-        return self.planner.plan
+
+class Uncoded(Communicator):
+    """Relays forward IVs and models, the server aggregates; loads are (K, K, K, K).
+
+    Ref: Hu et al. 2022, Example 1.
+
+    Args:
+        topology: who hears whom, in all rounds or round by round.
+        network, wire, links: see `Communicator`; the relays that forward are chosen for the least time.
+    """
+
+    def __init__(
+        self,
+        topology: Topology | Moving,
+        network: Network = Network(),  # noqa: B008, it is frozen
+        wire: str | None = None,
+        *,
+        links: MakeLinks = InProcess,
+    ) -> None:
+        super().__init__(topology, network, "uncoded", wire, links)
 
     @property
     def theory(self) -> Loads:
-        return self.plan.loads
+        return loads(self.topology, self.scheme.name, self.network.uplinks(self.topology))
