@@ -35,9 +35,8 @@ class Report:
         """Return the report of relay i as bytes: a bit for each user and three numbers."""
         heard = np.zeros(t.K, dtype=bool)
         heard[self.heard] = True
-        return np.concatenate(
-            [np.packbits(heard[t.G[i] == 1]), numbers_to_bytes([self.version, self.payload, self.overhead])]
-        )
+        numbers = numbers_to_bytes([self.version, self.payload, self.overhead])
+        return np.concatenate([np.packbits(heard[t.G[i] == 1]), numbers])
 
     @classmethod
     def from_bytes(cls, content: Bytes, t: Topology, i: int) -> "Report":

@@ -19,9 +19,8 @@ def from_bytes(rows: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the numbers [n, m] of rows of bytes, uint8 [n, m·itemsize]; aligned rows are not copied."""
     if not rows.numel():
         return torch.empty(len(rows), rows.shape[1] // dtype.itemsize, dtype=dtype)  # empty rows have no view
-    if rows.storage_offset() % dtype.itemsize or rows.stride(0) % dtype.itemsize:
-        rows = rows.clone(memory_format=torch.contiguous_format)  # a fresh copy is aligned for any dtype
-    return (rows if rows.stride(1) == 1 else rows.contiguous()).view(dtype)
+    misaligned = rows.storage_offset() % dtype.itemsize or rows.stride(0) % dtype.itemsize or rows.stride(1) != 1
+    return (rows.clone(memory_format=torch.contiguous_format) if misaligned else rows).view(dtype)
 
 
 def take(rows: Tensor, at: Tensor) -> Tensor:
@@ -39,10 +38,7 @@ def put(rows: Tensor, to: Tensor, source: Tensor, at: Tensor) -> None:
 
 
 def pack(x: Tensor, m: int, wire: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return rows x [n, m + e] as bytes on the CPU.
-
-    The first m numbers are converted to `wire`, further ones to float64 or int64.
-    """
+    """Return rows x [n, m + e] as bytes on the CPU: m numbers as `wire`, further ones as float64 or int64."""
     extras = x[:, m:].to(_further(x.dtype)) if x.shape[1] > m else x.new_zeros(len(x), 0, dtype=torch.float64)
     return to_bytes(x[:, :m].to(wire)).cpu(), to_bytes(extras).cpu()
 

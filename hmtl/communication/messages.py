@@ -98,7 +98,7 @@ def overhead_only(content: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
 def by_user(messages: Sequence[Message]) -> tuple[Users, dict[str, Tensor]]:
     """Return the users of messages, ascending, and payload and overhead of their rows in this order.
 
-    The rows are not copied if all messages share a tensor that holds them in this order.
+    Rows that one tensor holds in this order are not copied.
     """
     users = np.concatenate([message.of_users() for message in messages])
     order = torch.from_numpy(users.argsort())

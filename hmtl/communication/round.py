@@ -69,10 +69,8 @@ class Nodes:
 
     def follow(self, planner: Planner) -> None:
         """Continue with the topology of another planner."""
-        for relay in self.relays:
-            relay.follow(planner)
-        if self.server:
-            self.server.follow(planner)
+        for node in (*self.relays, *([self.server] if self.server else [])):
+            node.follow(planner)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the nodes remember from round to round."""
@@ -153,14 +151,10 @@ class Stage:
         receivers: Sequence[str] = (SERVER,),
         task: str = "",
     ) -> None:
-        """Call a node's method with the messages that it hears, and post those that it returns.
+        """Call a node's method with arguments and the kinds of messages that it hears, and post what it returns.
 
-        Args:
-            node, action, arguments: the node, the name of its method, and what the method is given before messages.
-            hears: kinds of messages.
-            says: kinds of messages of which the node sends no more after this turn.
-            senders, receivers: from and to whom.
-            task: what the CPU time counts as; "": as the node's coding.
+        After the turn, the node sends no more messages of the kinds in `says`. CPU time counts as `task`, or as the
+        node's coding.
         """
         heard = [self.links.collect(node.name, kind, senders) for kind in hears]
         with self.watch.measure(f"{task} of {node.name}" if task else node.name):
@@ -237,5 +231,5 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
     finally:
         for relay in nodes.relays:
             relay.close()
-        if server:
-            server.close()
+        if nodes.aggregation:
+            nodes.aggregation.close()

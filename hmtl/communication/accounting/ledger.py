@@ -16,10 +16,7 @@ SETUP = "setup"
 
 
 class Bits(NamedTuple):
-    """Bits sent.
-
-    `payload` are bits of IVs or models, including padding; `overhead` is everything that travels with them.
-    """
+    """Bits sent: the `payload` of IVs or models, with padding, and the `overhead` of what travels with them."""
 
     payload: int
     overhead: int
@@ -125,6 +122,5 @@ class LinkLedger:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rounds = state["rounds"]
-        self._setup, self._earlier, self._latest = (
-            state[name].numpy().copy() for name in ("setup", "earlier", "latest")
-        )
+        names = ("setup", "earlier", "latest")
+        self._setup, self._earlier, self._latest = (state[name].numpy().copy() for name in names)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.coding import Aggregators, Loads, Plan, bounds, make_plan, scheme_of
+from hmtl.coding import Aggregators, Loads, Plan, bounds, loads, make_plan, scheme_of
 from hmtl.communication.accounting.ledger import (
     RELAYS_TO_SERVER,
     RELAYS_TO_USERS,
@@ -119,7 +119,9 @@ class Communicator:
     @property
     def theory(self) -> Loads:
         """The loads between relays and server of a round in which everybody takes part."""
-        return self.plan.loads
+        if self.scheme.code:
+            return self.plan.loads
+        return loads(self.topology, self.scheme.name, self.network.uplinks(self.topology))
 
     def check_learner(self, aggregator: AggregatorSide) -> None:
         """Raise ConfigError if this learner cannot be served; most communicators serve any learner."""
@@ -228,10 +230,7 @@ class Communicator:
             self._nodes.load_state_dict(self._memory)
 
     def _make_nodes(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
-        """Make the nodes at this end of the links.
-
-        Relays aggregate if the plan names some, else the server does.
-        """
+        """Make the nodes at this end of the links: relays aggregate if the plan names some, else the server does."""
         K, revocable = self.topology.K, not self._links.reliable
         aggregation = Aggregation(K, aggregator, users.numbers, self._wire_type, revocable)
         if self.planner.preferred:

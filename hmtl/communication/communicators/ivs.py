@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from hmtl.coding import CODED_SCHEMES, Aggregators, Loads, loads, make_plan, scheme_of
+from hmtl.coding import CODED_SCHEMES, Aggregators, make_plan, scheme_of
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.communicators.base import Communicator, MakeLinks
 from hmtl.communication.links import InProcess
@@ -65,7 +65,3 @@ class Uncoded(Communicator):
         links: MakeLinks = InProcess,
     ) -> None:
         super().__init__(topology, network, "uncoded", wire, links)
-
-    @property
-    def theory(self) -> Loads:
-        return loads(self.topology, self.scheme.name, self.network.uplinks(self.topology))

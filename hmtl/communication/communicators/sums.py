@@ -68,12 +68,8 @@ class Sums(Communicator):
         last_hop, *least = np.mean([rows[t] for t in topologies], axis=0).tolist()
         described["loads_theory"][RELAYS_TO_USERS] = last_hop
         described["bounds"] = dict(zip((RELAYS_TO_SERVER, SERVER_TO_RELAYS, RELAYS_TO_USERS), least, strict=True))
-        described |= {
-            "communicator": "sums",
-            "scheme": "sums",
-            "adding": list(self.planner.cover(self.topology).relays),
-            "last_hop": self.network.last_hop,
-        }
+        described |= {"communicator": "sums", "scheme": "sums", "last_hop": self.network.last_hop}
+        described["adding"] = list(self.planner.cover(self.topology).relays)
         if self._sides and self.V_bits:
             IV_bits = self._sides[0].row_bits[0]
             described["loads_uncoded"] = dict.fromkeys(TIERS, self.topology.K * IV_bits / self.V_bits)
@@ -101,10 +97,7 @@ class Sums(Communicator):
         return self._local_nodes(users, AddingRelay, server, forwarding, aggregation, AddingHost)
 
     def _rows(self, t: Topology) -> tuple[float, float, float, float]:
-        """Return the rows that relays send to users, and bounds of rows on three tiers.
-
-        The bounds are of rows from relays, from the server, and to users.
-        """
+        """Return the rows that relays send to users, and bounds of rows from relays, from the server and to users."""
         bound = sum_bounds(t)
         up, down = bound.uplink, bound.down(self.network.medium)
         if self.network.last_hop == "unicast":

@@ -30,7 +30,6 @@ class AddingHost(UserHost):
     """Users who send terms of sums, and receive one row for all of them."""
 
     def send(self, round: int, relays: Sequence[str]) -> Message:
-        """Return the terms of the users who take part, for all relays within range."""
         message = super().send(round, relays)
         if message.dtype != torch.int64:
             raise CodingError(

@@ -16,7 +16,6 @@ from hmtl.communication.attendance import Report, decide
 from hmtl.communication.messages import (
     AGREED,
     ATTENDANCE,
-    IN_VAIN,
     MODELS,
     REPORT,
     SERVER,
@@ -146,9 +145,6 @@ class Relay(Node):
 class Server(Node):
     """The server.
 
-    Args:
-        planner: plans of the network.
-
     Attributes:
         empty: whether nobody aggregates in this round.
         silent: the relays of which a message is missing in this attempt.
@@ -177,9 +173,6 @@ class Server(Node):
             del self._reports[i]
         return self._announce()
 
-    def close(self) -> None:
-        """Release what only this round needs."""
-
     def _announce(self) -> list[Message]:
         self.silent = set()
         content = decide(self.topology, self._reports, self.version, self.planner.preferred).to_bytes()
@@ -196,9 +189,6 @@ class Server(Node):
 
     def _verdict(self, agreed: bool, relays: Sequence[int]) -> list[Message]:
         return self._to(relays, VERDICT, *overhead_only(np.array([agreed], np.uint8)))
-
-    def _in_vain(self) -> list[Message]:
-        return self._verdict(IN_VAIN, self.attendance.relays)
 
     def _to(self, relays: Sequence[int], kind: str, payload: Tensor, overhead: Tensor) -> list[Message]:
         """Return the same message to some relays, once by broadcast or as a copy for each."""

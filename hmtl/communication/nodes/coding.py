@@ -1,7 +1,4 @@
-"""Nodes of a coded round: relays combine IVs, the server recombines, relays decode.
-
-K users, H relays.
-"""
+"""Nodes of a coded round: relays combine IVs, the server recombines, relays decode. K users, H relays."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -16,6 +13,7 @@ from hmtl.communication.messages import (
     BROADCAST,
     COMBINATIONS,
     DIGESTS,
+    IN_VAIN,
     MODELS,
     RECEIPTS,
     STATE,
@@ -223,7 +221,7 @@ class CodingServer(Server):
                     "topology, the settings of the communicator and the seed."
                 )
         if self._lacks(self.attendance.aggregators, digests):
-            return self._in_vain()
+            return self._verdict(IN_VAIN, self.attendance.relays)
         if not received:
             return []
         self.version += 1

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from hmtl.communication.messages import IVS, Message, by_user
+from hmtl.communication.messages import IN_VAIN, IVS, Message, by_user
 from hmtl.communication.nodes.aggregation import Aggregation, PackedModels
 from hmtl.communication.nodes.base import Relay, Server
 from hmtl.communication.planning.planner import Planner
@@ -50,13 +50,10 @@ class ForwardingServer(Server):
     def hand_back(self) -> list[Message]:
         """Send the models to relays within range of the users."""
         if self.silent:
-            return self._in_vain()
+            return self._verdict(IN_VAIN, self.attendance.relays)
         models = self.aggregation.models(b"")
         return self._handed_back(models) if models else []
 
     def _handed_back(self, models: PackedModels) -> list[Message]:
         everybody = torch.arange(self.topology.K)
         return list(self._to_serving(models, everybody.numpy(), everybody))
-
-    def close(self) -> None:
-        self.aggregation.close()

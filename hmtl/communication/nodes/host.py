@@ -1,7 +1,4 @@
-"""A host: the node that holds the users of a process.
-
-K users, m numbers per IV or model, e further numbers.
-"""
+"""A host: the node that holds the users of a process. K users, m numbers per IV or model, e further numbers."""
 
 from collections.abc import Sequence
 from typing import Protocol

@@ -1,7 +1,4 @@
-"""Nodes of a round of partial demands: relays learn what their users' models need.
-
-K users, H relays.
-"""
+"""Nodes of a round of partial demands: relays learn what their users' models need. K users, H relays."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -40,10 +37,8 @@ class PartialRelay(CodingRelay):
     """A relay that decodes the IVs that it demands, and computes its users' models.
 
     Args:
-        i, hosts: see `Relay`.
-        planner: plans of the network.
-        aggregator: computes models from some IVs, see `AggregatorSide.part`.
-        numbers, wire: see `Aggregation`.
+        i, planner, hosts: see `Relay`.
+        aggregator, numbers, wire: see `Aggregation`.
     """
 
     planner: PartialPlanner

@@ -47,11 +47,7 @@ TRANSITIONS: Mapping[Phase, Mapping[Event, Phase]] = {
 
 
 def following(phase: Phase, event: Event) -> Phase:
-    """Return the phase that follows `phase` after `event`.
-
-    Raises:
-        RuntimeError: the event is not possible in this phase.
-    """
+    """Return the phase that follows `phase` after `event`; raise RuntimeError if the event is not possible then."""
     if event is Event.CLOSE:
         return Phase.ABSENT
     if event not in TRANSITIONS[phase]:

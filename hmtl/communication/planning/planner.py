@@ -28,12 +28,12 @@ MakePlan = Callable[..., Plan]
 
 
 class Code:
-    """The plan of a round in which relays aggregate, and each relay's view of it."""
+    """The plan of a round in which relays aggregate, and the `view` of a block that relay i has."""
 
     def __init__(self, plan: Plan, aggregators: tuple[int, ...]) -> None:
         self.plan, self.aggregators = plan, aggregators
-        self._place = {i: n for n, i in enumerate(plan.topology.active)}
-        self._views: dict[tuple[int, int], View] = {}
+        places = {i: n for n, i in enumerate(plan.topology.active)}
+        self.view = lru_cache(None)(lambda block, i: View(plan.blocks[block], places[i]))
 
     @cached_property
     def not_coded(self) -> NDArray[np.int64]:
@@ -51,12 +51,6 @@ class Code:
         if not self.plan.aggregators:  # nobody was heard
             return np.full(models, self.aggregators[0])
         return self.plan.carriers(models)
-
-    def view(self, block: int, i: int) -> View:
-        """Return what relay i needs to know of a block."""
-        if (block, i) not in self._views:
-            self._views[block, i] = View(self.plan.blocks[block], self._place[i])
-        return self._views[block, i]
 
 
 class Planner:
