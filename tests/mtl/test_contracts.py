@@ -86,8 +86,8 @@ def contract(kind, part):
 @pytest.mark.parametrize(
     ("kind", "part", "test"),
     [
-        (RegularizerContract, lambda: Detached(0.3), "test_gradient"),
-        (RegularizerContract, lambda: Doubled(0.3), "test_value"),
+        (RegularizerContract, lambda: Detached(0.3), "test_value_and_gradient"),
+        (RegularizerContract, lambda: Doubled(0.3), "test_value_and_gradient"),
         (RegularizerContract, lambda: Doubled(0.3), "test_conjugate"),
         (RegularizerContract, lambda: Ones(0.3), "test_coupling"),
         (RegularizerContract, lambda: Careless(0.3), "test_preparing_changes_no_other"),

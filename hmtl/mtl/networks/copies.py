@@ -3,15 +3,13 @@
 G copies, B rows for each of them, d features, C outputs, m parameters.
 """
 
-from abc import ABC, abstractmethod
-
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from hmtl.mtl.losses import Loss
 from hmtl.mtl.networks.flat import FlatModel
-from hmtl.mtl.networks.layers import Layer, outputs_of
+from hmtl.mtl.networks.layers import outputs_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # memory of the copies that are computed at once: on a CPU it should fit in the cache, on a GPU each call costs time
@@ -31,8 +29,8 @@ def group_size(model: FlatModel, minibatch: int, like: Tensor) -> int:
     return max(1, (CPU_BYTES if like.is_cpu else GPU_BYTES) // bytes)
 
 
-class Copies(ABC):
-    """Copies of a network.
+class Copies:
+    """Copies of any network, with gradients by torch.
 
     Args:
         model: the network.
@@ -43,23 +41,14 @@ class Copies(ABC):
         self.model = model
         self.parameters = model.split(W)
 
-    @abstractmethod
     def predict(self, x: Tensor) -> Tensor:
         """Return predictions [G, B], or [G, B, C] for several outputs, for rows x [G, B, d]."""
-
-    @abstractmethod
-    def step(self, x: Tensor, y: Tensor, weights: Tensor, loss: Loss, rate: float) -> None:
-        """Set w ← w − rate · Σ_b weight_b ∇ℓ_b for each copy, for rows x [G, B, d], y and weights [G, B]."""
-
-
-class ModuleCopies(Copies):
-    """Copies of any network, with gradients by torch."""
-
-    def predict(self, x: Tensor) -> Tensor:
         each = [{name: part[g] for name, part in self.parameters.items()} for g in range(len(x))]
         return torch.stack([self.model(parameters, rows) for parameters, rows in zip(each, x, strict=True)])
 
     def step(self, x: Tensor, y: Tensor, weights: Tensor, loss: Loss, rate: float) -> None:
+        """Set w ← w − rate · Σ_b weight_b ∇ℓ_b for each copy, for rows x [G, B, d], y and weights [G, B]."""
+
         def minibatch(parameters: dict[str, Tensor], x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
             losses: Tensor = loss(self.model(parameters, x), y)
             return (weight * losses).sum()
@@ -76,24 +65,16 @@ class ModuleCopies(Copies):
 
 
 class LayeredCopies(Copies):
-    """Copies of linear maps with activations between them; gradients go straight into the parameters.
-
-    Args: as in `Copies`, and
-        layers: the layers of the network.
-    """
-
-    def __init__(self, model: FlatModel, W: Tensor, layers: tuple[Layer, ...]) -> None:
-        super().__init__(model, W)
-        self.layers = layers
+    """Copies of linear maps with activations between them; gradients go straight into the parameters."""
 
     def predict(self, x: Tensor) -> Tensor:
-        return self._predictions(outputs_of(self.layers, self.parameters, x)[-1])
+        return self.model.predictions(outputs_of(self.model.layers, self.parameters, x)[-1])
 
     def step(self, x: Tensor, y: Tensor, weights: Tensor, loss: Loss, rate: float) -> None:
-        outputs = outputs_of(self.layers, self.parameters, x)
+        outputs = outputs_of(self.model.layers, self.parameters, x)
         inputs = [x, *outputs[:-1]]
-        g = loss.gradient(self._predictions(outputs[-1]), y).view(outputs[-1].shape) * weights[..., None]
-        for n, layer in reversed(list(enumerate(self.layers))):
+        g = loss.gradient(self.model.predictions(outputs[-1]), y).view(outputs[-1].shape) * weights[..., None]
+        for n, layer in reversed(list(enumerate(self.model.layers))):
             weight = self.parameters[layer.weight]
             if layer.activation is not None:
                 g = layer.activation.backward(g, outputs[n])
@@ -103,10 +84,7 @@ class LayeredCopies(Copies):
                 self.parameters[layer.bias].sub_(g.sum(1), alpha=rate)
             g = before
 
-    def _predictions(self, output: Tensor) -> Tensor:
-        return output if self.model.C > 1 else output.squeeze(-1)
-
 
 def copies(model: FlatModel, W: Tensor) -> Copies:
     """Return copies of a network with parameters W [G, m], of the fastest kind for it."""
-    return ModuleCopies(model, W) if model.layers is None else LayeredCopies(model, W, model.layers)
+    return LayeredCopies(model, W) if model.layers else Copies(model, W)

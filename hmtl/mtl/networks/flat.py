@@ -42,7 +42,7 @@ class FlatModel:
         module: the module.
         shapes: shape of each trained parameter, by name.
         start: the first parameters [m].
-        layers: the layers of a network of linear maps and activations, otherwise None; see `layers_of`.
+        layers: the layers of a network of linear maps and activations, otherwise none; see `layers_of`.
         random: whether a training step draws random numbers (dropout); `check_training` sets it.
 
     Raises:
@@ -128,7 +128,11 @@ class FlatModel:
         # torch ties weights itself, but sets those of a module that occurs twice twice, and does not restore them
         placed = {place: parameters[name] for place, name in self._places.items()}
         prediction: Tensor = functional_call(self.module, placed, (self._rows(x),), tie_weights=False)
-        return prediction if self.C > 1 else prediction.squeeze(-1)
+        return self.predictions(prediction)
+
+    def predictions(self, output: Tensor) -> Tensor:
+        """Return the module's output [..., C] as predictions, [...] if C = 1."""
+        return output if self.C > 1 else output.squeeze(-1)
 
     def _rows(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], *self.shape)

@@ -47,8 +47,8 @@ def outputs_of(layers: tuple[Layer, ...], parameters: dict[str, Tensor], x: Tens
     return outputs
 
 
-def layers_of(module: nn.Module, shape: tuple[int, ...]) -> tuple[Layer, ...] | None:
-    """Return the layers of a network on rows of that shape, or None if it is not made of such layers alone.
+def layers_of(module: nn.Module, shape: tuple[int, ...]) -> tuple[Layer, ...]:
+    """Return the layers of a network on rows of that shape, none if it is not made of such layers alone.
 
     The layers have to give the module's own output on a few random rows: a hook or a replaced `forward` that changes it
     shows there.
@@ -58,20 +58,19 @@ def layers_of(module: nn.Module, shape: tuple[int, ...]) -> tuple[Layer, ...] | 
     if parts and type(parts[0]) is nn.Flatten and (parts[0].start_dim, parts[0].end_dim) == (1, -1):
         del parts[0]  # rows are kept as vectors
     elif len(shape) > 1:
-        return None
+        return ()
     layers: list[Layer] = []
     for part in parts:
-        if type(part) is nn.Linear and all(id(w) in names for w in part.parameters()):
-            bias = None if part.bias is None else names[id(part.bias)]
-            layers.append(Layer(names[id(part.weight)], bias, None))
+        if type(part) is nn.Linear and all(id(w) in names for w in (part.weight, part.bias) if w is not None):
+            layers.append(Layer(names[id(part.weight)], names.get(id(part.bias)), None))
         elif type(part) in ACTIVATIONS and layers and layers[-1].activation is None:
             layers[-1] = replace(layers[-1], activation=ACTIVATIONS[type(part)])
         else:
-            return None
+            return ()
     if [name for layer in layers for name in (layer.weight, layer.bias) if name] != list(names.values()):
-        return None  # a parameter is shared, or is outside the layers
+        return ()  # a parameter is shared, or is outside the layers
     parameters = {name: w.detach()[None] for name, w in module.named_parameters()}
     x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)).to(parameters[layers[0].weight])
     with torch.no_grad():
         expected, outputs = module(x), outputs_of(tuple(layers), parameters, x.flatten(1)[None])
-    return tuple(layers) if torch.allclose(outputs[-1][0], expected, rtol=1e-3, atol=1e-3) else None
+    return tuple(layers) if torch.allclose(outputs[-1][0], expected, rtol=1e-3, atol=1e-3) else ()

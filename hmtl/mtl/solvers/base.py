@@ -21,11 +21,6 @@ Ids = Sequence[int] | NDArray[np.int64]
 Subproblem = TypeVar("Subproblem")
 Solution = TypeVar("Solution")
 
-REMEDIES: dict[Kind, str] = {
-    "duals": "Choose solver=sdca, or algorithm=fedu, fedavg, fedprox, ditto or pfedme for gradients.",
-    "networks": "Choose solver=sgd.",
-}
-
 
 class LocalSolver(nn.Module, ABC, Generic[Subproblem, Solution]):
     """Improves the users' duals or networks, each on the user's own rows.
@@ -42,15 +37,15 @@ class LocalSolver(nn.Module, ABC, Generic[Subproblem, Solution]):
 
     def check(self, kind: Kind, loss: Loss) -> None:
         """Raise ConfigError if an algorithm on such subproblems cannot use this solver with this loss."""
-        name = type(self).__name__
+        name, by_gradients = type(self).__name__, "algorithm=fedu, fedavg, fedprox, ditto or pfedme"
         if self.improves != kind:
-            raise ConfigError(f"{name} improves {self.improves}, but the algorithm works on {kind}. {REMEDIES[kind]}")
+            remedy = f"solver=sdca, or {by_gradients} for gradients" if kind == "duals" else "solver=sgd"
+            raise ConfigError(f"{name} improves {self.improves}, but the algorithm works on {kind}. Choose {remedy}.")
         missing = [need for need in self.needs if getattr(type(loss), need) is getattr(Loss, need)]
         if missing:
             raise ConfigError(
                 f"{name} needs {' and '.join(missing)}, which {type(loss).__name__} does not define. Choose "
-                "loss=hinge, smooth_hinge or logistic, or algorithm=fedu, fedavg, fedprox, ditto or pfedme, or define "
-                "it there."
+                f"loss=hinge, smooth_hinge or logistic, or {by_gradients}, or define it there."
             )
 
     def describe(self) -> dict[str, float]:

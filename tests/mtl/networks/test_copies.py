@@ -7,7 +7,7 @@ from torch import nn
 from torch.func import functional_call
 
 from hmtl.mtl import CrossEntropy, Hinge, Logistic, OneVsRest, SmoothHinge, Squared, cnn
-from hmtl.mtl.networks.copies import LayeredCopies, ModuleCopies, copies, group_size
+from hmtl.mtl.networks.copies import Copies, LayeredCopies, copies, group_size
 from hmtl.mtl.networks.flat import FlatModel
 
 D, C = 7, 3
@@ -45,7 +45,7 @@ def test_steps_and_predictions(name, loss):
     for users in ([0, 1, 2], [1]):
         W = start[users]
         networks = copies(model, W)
-        assert type(networks) is (LayeredCopies if name in LAYERED else ModuleCopies)
+        assert type(networks) is (LayeredCopies if name in LAYERED else Copies)
         for t, (rate, B) in enumerate(steps):
             networks.step(*(each[t, users, :B] for each in (x, y.double(), weights)), loss, rate)
         predictions = networks.predict(x[0, users])
