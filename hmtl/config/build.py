@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 from hmtl.config import targets
 from hmtl.config.schema import PlanConfig, PredictConfig, TrainConfig, check_root, flat
 from hmtl.errors import ConfigError
-from hmtl.reporting.progress import progress
 
 if TYPE_CHECKING:
     import torch
@@ -173,6 +172,8 @@ def build_network(cfg: DictConfig) -> Network:
 
 def build_communicator(cfg: DictConfig, topology: Topology | Moving, **links: Any) -> Communicator:
     """Return how messages travel on `topology`, over `links` if given."""
+    from hmtl.reporting.console import progress
+
     network = build_network(cfg)
     with progress(f"Planning for K={topology.K} users and H={topology.H} relays"):
         communicator: Communicator = _make(cfg, "communicator", topology=topology, network=network, **links)

@@ -14,8 +14,7 @@ class SweepTable(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table, and the command that draws the picture."""
         from hmtl.reporting.console import Console
-        from hmtl.reporting.run_comparison import find_runs
-        from hmtl.reporting.run_comparison_table import comparison_table
+        from hmtl.reporting.run_comparison import comparison_table, find_runs
 
         sweep = Path(config.hydra.sweep.dir)
         if any(sweep.rglob("summary.json")):
