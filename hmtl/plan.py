@@ -33,10 +33,8 @@ def plan(cfg: DictConfig) -> None:
     with replacing(picture) as file:
         draw(contacts, comparison.aggregators[network.medium].relays).savefig(file, format="png", dpi=150)
     if cfg.format == "json":
-        result = comparison.to_dict() | {"verdict": verdict(comparison, network.medium)}
-        if note:
-            result["note"] = note
-        print(json.dumps(result, indent=2))
+        notes = {"note": note} if note else {}
+        print(json.dumps(comparison.to_dict() | {"verdict": verdict(comparison, network.medium)} | notes, indent=2))
         return
     console = Console()
     console.table(plan_table(comparison))

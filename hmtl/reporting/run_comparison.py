@@ -86,8 +86,8 @@ def find_runs(folders: Iterable[Path]) -> list[FinishedRun]:
                 summary = Summary.model_validate_json(path.read_text())
                 runs.setdefault(path.resolve(), FinishedRun(path.parent, summary, tuple(overrides(path.parent))))
             except ValidationError as error:
-                key, why = error.errors()[0]["loc"], error.errors()[0]["msg"]
-                raise _unreadable(path, f"{'.'.join(map(str, key))}: {why}") from error
+                first = error.errors()[0]
+                raise _unreadable(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
             except (OSError, ValueError) as error:
                 raise _unreadable(path, str(error)) from error
     return list(runs.values())
