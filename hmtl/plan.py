@@ -16,10 +16,9 @@ def plan(cfg: DictConfig) -> None:
     from hmtl.communication.round_costs import compare
     from hmtl.config.build import build_topology, check, make_part
     from hmtl.io.files import replacing
-    from hmtl.reporting.console import Console
+    from hmtl.reporting.console import Console, progress
     from hmtl.reporting.network_picture import draw
     from hmtl.reporting.plan_report import plan_table, remarks, verdict
-    from hmtl.reporting.progress import progress
     from hmtl.topology import Moving
 
     if cfg.format not in ("text", "json"):

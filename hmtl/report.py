@@ -13,7 +13,6 @@ from pathlib import Path
 from hmtl.config.command_line import exit_status
 from hmtl.errors import ConfigError, DataError
 from hmtl.io.files import as_csv, replacing, write_whole
-from hmtl.reporting.console import Console
 
 
 def report(arguments: Sequence[str]) -> None:
@@ -27,9 +26,9 @@ def report(arguments: Sequence[str]) -> None:
         DataError: no folder is given, a folder has no finished run, or a file of a run is damaged.
     """
     # Imported here so that --help does not wait for torch and matplotlib.
-    from hmtl.reporting.run_comparison import comparison_rows, find_runs
+    from hmtl.reporting.console import Console
+    from hmtl.reporting.run_comparison import comparison_rows, comparison_table, find_runs
     from hmtl.reporting.run_comparison_picture import comparison_picture
-    from hmtl.reporting.run_comparison_table import comparison_table
 
     folders = [Path(argument) for argument in arguments if not argument.startswith("output=")]
     outputs = [argument.removeprefix("output=") for argument in arguments if argument.startswith("output=")]

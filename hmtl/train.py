@@ -29,7 +29,7 @@ def train(cfg: DictConfig) -> None:
 def _train_and_report(run: Run, cfg: DictConfig) -> None:
     from hmtl.inference.models import models_of  # late, as --help needs neither torch nor matplotlib
     from hmtl.reporting.network_picture import draw
-    from hmtl.reporting.run_pictures import RunPictures
+    from hmtl.reporting.run_pictures import run_pictures
     from hmtl.training.summary import summarize, user_errors
 
     folder, algorithm, communicator = run.output_dir, run.algorithm, run.communicator
@@ -43,13 +43,13 @@ def _train_and_report(run: Run, cfg: DictConfig) -> None:
         print(f"Stopped after {len(history)} rounds. To continue: resume={folder}")
         raise Interrupted(run.trainer.interrupted)
 
-    users = user_errors(algorithm, run.trainer.errors)
+    users = user_errors(algorithm, run.trainer.user_figures)
     dataset = cfg.dataset["_target_"].rsplit(".", 1)[-1]
     summary = summarize(algorithm, communicator, history, users, dataset=dataset, seed=cfg.seed)
     write_whole(folder / "users.csv", as_csv([asdict(user) for user in users]))
     models_of(algorithm, run.exchange.models(algorithm, run.trainer.state)).save(folder / "models.npz")
     write_json(folder / "summary.json", summary.to_dict())  # the last file: it marks a finished run
-    pictures = RunPictures(topology, communicator.ledger, algorithm.Omega)
+    pictures = {"topology": topology, **run_pictures(communicator.ledger, algorithm.Omega)} if run.loggers else {}
     for logger in run.loggers:
         logger.finish(summary, pictures)
     print(f"Results: {folder}")

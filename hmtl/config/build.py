@@ -18,7 +18,6 @@ from omegaconf.errors import OmegaConfBaseException
 from hmtl.config import targets
 from hmtl.config.schema import PlanConfig, PredictConfig, TrainConfig, check_root, flat
 from hmtl.errors import ConfigError
-from hmtl.reporting.progress import progress
 
 if TYPE_CHECKING:
     import torch
@@ -157,6 +156,8 @@ def build_algorithm(cfg: DictConfig, problem: Problem, **messages: str) -> Algor
 
 def build_communicator(cfg: DictConfig, topology: Topology | Moving, **links: Any) -> Communicator:
     """Return how messages travel on `topology`, over `links` if given."""
+    from hmtl.reporting.console import progress
+
     network = make_part(cfg, "network")
     with progress(f"Planning for K={topology.K} users and H={topology.H} relays"):
         communicator: Communicator = make_part(cfg, "communicator", topology=topology, network=network, **links)

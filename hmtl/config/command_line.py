@@ -151,8 +151,7 @@ class Jobs(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Compare the finished runs in a table, and take the status of the jobs, also of those in other processes."""
         from hmtl.reporting.console import Console
-        from hmtl.reporting.run_comparison import find_runs
-        from hmtl.reporting.run_comparison_table import comparison_table
+        from hmtl.reporting.run_comparison import comparison_table, find_runs
 
         sweep = Path(config.hydra.sweep.dir)
         if failed := sorted(sweep.glob(f"*/{ERROR}")):

@@ -41,10 +41,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
-def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
-    """Return rows, which may lack columns, as CSV; by default with the columns of the first row."""
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table as CSV. The first row names the columns; one that a later row lacks is left empty."""
     text = io.StringIO()
-    table = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n")
+    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
     return text.getvalue()

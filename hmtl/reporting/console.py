@@ -1,51 +1,26 @@
-"""The console: tables whose numbers are never wrapped, and lines of progress if output is not a terminal."""
+"""The console: tables whose numbers are never wrapped, and the progress of long computations."""
 
-import re
+import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import NoReturn
 
 import rich.console
 from rich.cells import cell_len
-from rich.console import ConsoleOptions, RenderResult
-from rich.measure import Measurement
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 60.0  # if output is not a terminal
-
-
-@dataclass(frozen=True)
-class WrappedSettings:
-    """A table cell with settings or a path; a narrow terminal wraps it at spaces and after `=`, `/` or `,`."""
-
-    text: str
-
-    def __rich_measure__(self, console: rich.console.Console, options: ConsoleOptions) -> Measurement:
-        return Measurement(max(map(cell_len, _pieces(self.text)), default=0), cell_len(self.text))
-
-    def __rich_console__(self, console: rich.console.Console, options: ConsoleOptions) -> RenderResult:
-        width, lines = options.max_width, [""]
-        for setting in self.text.split():
-            for n, piece in enumerate([setting] if cell_len(setting) <= width else _pieces(setting)):
-                longer = f"{lines[-1]} {piece}".lstrip() if n == 0 else lines[-1] + piece
-                if cell_len(longer) <= width:
-                    lines[-1] = longer
-                else:
-                    lines.append(piece)
-        yield Text("\n".join(lines))
-
-
-def _pieces(text: str) -> list[str]:
-    """Return the pieces between which a line may break."""
-    return re.findall(r"[^\s=/,]+[=/,]?|[=/,]", text)
+LONGEST_WORD = 20  # characters of a word that stays whole in a narrow terminal
 
 
 class Console(rich.console.Console):
-    """Standard output; a closed pipe raises BrokenPipeError, which the command line handles."""
+    """Standard output or error; a closed pipe raises BrokenPipeError, which the command line handles."""
 
-    def __init__(self) -> None:
-        super().__init__(highlight=False)
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(highlight=False, stderr=stderr)
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
 
     def on_broken_pipe(self) -> NoReturn:
@@ -53,20 +28,62 @@ class Console(rich.console.Console):
 
     def table(self, table: Table) -> None:
         """Print a table: a narrow terminal wraps text, but not numbers, even if lines become longer than it is."""
-        wide = self.options.update(max_width=10_000)
         for column in table.columns:
-            column.no_wrap = column.justify == "right"
-            cells = column.header, *column.cells
-            column.min_width = max(Measurement.get(self, wide, cell).minimum for cell in cells)
-        if Measurement.get(self, wide, table).maximum > self.width:
-            for column in table.columns:
-                if column.no_wrap:
-                    column.header = str(column.header).replace(" ", "\n")
-            table.width = max(Measurement.get(self, wide, table).minimum, self.width)
+            cells = [str(cell) for cell in column.cells]
+            whole = cells if column.justify == "right" else " ".join(cells).split()
+            column.min_width = min(max(map(cell_len, [*str(column.header).split(), *whole]), default=0), LONGEST_WORD)
+            column.overflow = "fold"
         self.print(table, crop=False)
 
     def progress_line(self, line: str) -> None:
         """Print a line of progress if output is not a terminal and the last line is at least a minute old."""
         if not self.is_terminal and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
-            self.print(line, soft_wrap=True)
+            self.print(line, markup=False, soft_wrap=True)
+
+
+def as_table(title: str, headers: Sequence[str], rows: Iterable[Iterable[str]], words: int = 1) -> Table:
+    """Return a table whose first columns hold words, as many as `words` says, and whose other columns hold numbers."""
+    table = Table(title=title, title_justify="left")
+    for n, header in enumerate(headers):
+        table.add_column(header, justify="left" if n < words else "right")
+    for row in rows:
+        table.add_row(*map(Text, row))  # plain: brackets are not markup
+    return table
+
+
+@contextmanager
+def progress(what: str) -> Iterator[None]:
+    """Show the latest log message of `hmtl.coding` on standard error while a computation runs.
+
+    A terminal gets one line, which is erased at the end; other outputs get one line per minute.
+
+    Args:
+        what: the computation, the start of the line.
+    """
+    console = Console(stderr=True)
+    status = console.status(f"{what} ...")
+    handler = _ProgressHandler(what, console, status)
+    log = logging.getLogger("hmtl.coding")
+    level, propagate = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
+    try:
+        with status if console.is_terminal else nullcontext():
+            yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagate
+
+
+class _ProgressHandler(logging.Handler):
+    def __init__(self, what: str, console: Console, status: Status) -> None:
+        super().__init__()
+        self.what, self.console, self.status = what, console, status
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = f"{self.what}: {record.getMessage()}"
+        self.status.update(line)
+        self.console.progress_line(line)

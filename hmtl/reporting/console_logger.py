@@ -1,27 +1,40 @@
 """The console during training: a progress bar, or occasional lines, and the report of the finished run."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
-from hmtl.reporting.console import Console
-from hmtl.reporting.run_report import run_report
+from hmtl.communication import TIERS
+from hmtl.reporting.console import Console, as_table
 from hmtl.training.history import Measurements
 from hmtl.training.summary import Summary
 
-SHOWN = (("gap", "gap", ".2e"), ("test_error", "test error", ".4f"))  # measurement, label, format
+SHOWN = (("gap", "gap", ".2e"), ("test_error", "test error", ".4f"))
+"""The measurements shown during training: name, label and format."""
+CHEAP = 0.05  # local work is nearly free if it takes at most this share of a run's time
+LEARNING = (
+    ("primal", "primal objective", ".6f"),
+    ("dual", "dual objective", ".6f"),
+    ("gap", "duality gap", ".2e"),
+    ("joint_primal", "primal objective, at the best Ω", ".6f"),
+    ("joint_gap", "joint gap of models and Ω", ".2e"),
+    ("train_error", "train error, mean over users", ".4f"),
+    ("train_error_worst", "train error, worst user", ".4f"),
+    ("test_error", "test error, mean over users", ".4f"),
+    ("test_error_worst", "test error, worst user", ".4f"),
+    ("train_r2", "train R², all users' rows together", ".4f"),
+    ("test_r2", "test R², all users' rows together", ".4f"),
+    ("global_test_error", "test error of the global model", ".4f"),
+)
+"""The rows of the table "Learning": measurement, label and format."""
 
 
 class ConsoleLogger:
-    """A logger that shows progress, gap and test error, and prints the report of the finished run.
+    """A logger that shows progress, gap and test error, and prints the report of the finished run."""
 
-    Args:
-        rounds: number of rounds of the run.
-        console: where to print; standard output by default.
-    """
-
-    def __init__(self, rounds: int, console: Console | None = None) -> None:
-        self._console = console or Console()
+    def __init__(self, rounds: int) -> None:
+        self._console = Console()
         self._rounds = rounds
         self._progress = Progress(
             TextColumn("round"),
@@ -58,3 +71,83 @@ class ConsoleLogger:
         """Remove the progress bar."""
         if self._progress.live.is_started:
             self._progress.stop()
+
+
+def run_report(summary: Summary) -> Iterator[Table | str]:
+    """Yield the tables of a finished run, and the remarks between them."""
+    if summary.V_bits:
+        yield _loads(summary)
+        yield _times(summary)
+        yield from _remarks(summary)
+    else:
+        bits = summary.figures["bits_total"]
+        before = f" but {bits:,} bit before the first round, for scaling" if bits else ""
+        yield f"Nothing is sent{before}: every user learns alone."
+    if summary.omega_learned is False:
+        yield "Ω was never updated: the last algorithm.omega_every rounds keep it fixed. Set more rounds."
+    figures = summary.figures
+    learned = ([label, f"{figures[key]:{form}}"] for key, label, form in LEARNING if key in figures)
+    yield as_table(f"Learning; error: {summary.error_measure}", ("", "final"), learned)
+    if any(user.error for user in summary.worst_users):
+        yield _users(summary)
+
+
+def _loads(summary: Summary) -> Table:
+    references = (summary.loads_theory, summary.bounds, summary.loads_uncoded or {})
+    rows = []
+    for tier in TIERS:
+        loads = [summary.loads[tier], *(reference.get(tier, summary.K) for reference in references)]
+        rows.append([tier.replace("_", " "), *(f"{load:.2f}" for load in loads)])
+    headers = ("", "measured", "formula", "lower bound", "uncoded")
+    return as_table(f"Loads per round, in IVs of {summary.V_bits:,} bit", headers, rows)
+
+
+def _times(summary: Summary) -> Table:
+    time, forwarding = summary.time, summary.time.uncoded_communication_s
+    seconds = {summary.communicator: (time.compute_s, time.communication_s, time.total_s)}
+    if summary.communicator != "uncoded":
+        seconds["uncoded"] = (time.uncoded_total_s - forwarding, forwarding, time.uncoded_total_s)
+    rows = [[name, *(f"{each:.3f} s" for each in row)] for name, row in seconds.items()]
+    if len(rows) > 1 and forwarding:
+        # Saved communication follows from bits; the sign of saved total time would depend on the machine's load.
+        rows.append(["communication saved", "", f"{1 - time.communication_s / forwarding:.1%}"])
+    title = f"Time of {summary.rounds} rounds; compute: CPU time"
+    return as_table(title, ("", "compute", "communication", "total"), rows)
+
+
+def _remarks(summary: Summary) -> Iterator[str]:
+    time = summary.time
+    if summary.empty_rounds:
+        few = summary.communicator == "coded" and len(summary.aggregators) < summary.H
+        remedy = " More aggregators make them rarer, such as aggregators=all." if few else ""
+        yield f"Empty rounds: {summary.empty_rounds}, because no relay with the latest state was present.{remedy}"
+    if summary.loads["users_to_relays"] < summary.K:
+        yield "Some users were absent; formula and lower bound assume that all users take part in every round."
+    if time.plans or summary.handover_bits is not None:
+        yield (
+            f"New plans between rounds: {time.plans}, in {time.planning_s:.2f} s, "
+            f"{time.planning_s / time.total_s:.1%} of the time. "
+            f"State sent to relays that had missed rounds: {summary.handover_bits or 0:,} bit."
+        )
+    if summary.passes is not None:
+        share = time.local_s / time.total_s
+        advice = f"; solver.passes={2 * summary.passes:g} would be nearly free" if share <= CHEAP else ""
+        yield f"Local work takes {share:.1%} of the time{advice}."
+
+
+def _users(summary: Summary) -> Table:
+    """Return the table of the users with the largest errors; a split without rows has no columns."""
+    worst = summary.worst_users
+    splits = [split for split in ("train", "test") if any(getattr(user, f"{split}_rows") for user in worst)]
+    shown = [f"{split}_{what}" for what in ("rows", "error") for split in splits]
+    title = "Users"
+    if len(worst) < summary.K:
+        title = f"Users: the {len(worst)} of {summary.K} with the largest errors; all in users.csv"
+    rows = ([user.user, *(_cell(getattr(user, name)) for name in shown)] for user in worst)
+    return as_table(title, ["user", *(name.replace("_", " ") for name in shown)], rows)
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.4f}"

@@ -8,41 +8,40 @@ from rich.table import Table
 from hmtl.coding import CODED_SCHEMES, MEDIA, SCHEMES
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
 from hmtl.communication.round_costs import BEST, Comparison
+from hmtl.reporting.console import as_table
 
 MOST_NAMED = 6  # a sentence that lists more relays is hard to read
 
 
 def plan_table(comparison: Comparison) -> Table:
     """Return the loads between relays and server, and the share of time saved, one row per choice of aggregators."""
-    table = Table(
-        title=f"K={comparison.K} users, H={comparison.H} relays, r={comparison.r:.4g}; V={comparison.V_bits:,} bit",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("who aggregates")
-    for column in ("up", "down,\nbroadcast", "down,\nunicast", "saved,\nbroadcast", "saved,\nunicast"):
-        table.add_column(column, justify="right", vertical="bottom")
+    uncoded = [comparison.seconds[medium]["uncoded"] for medium in MEDIA]
 
-    def add(who: str, up: float, down: Iterable[float], seconds: Iterable[float] = ()) -> None:
-        uncoded = (comparison.seconds[medium]["uncoded"] for medium in MEDIA)
+    def row(who: str, up: float, down: Iterable[float], seconds: Iterable[float] = ()) -> list[str]:
         saved = (f"{1 - time / reference:.1%}" for time, reference in zip(seconds, uncoded, strict=False))
-        table.add_row(who, f"{up:.2f}", *(f"{ivs:.2f}" for ivs in down), *saved)
+        return [who, f"{up:.2f}", *(f"{ivs:.2f}" for ivs in down), *saved]
 
+    rows = []
     for scheme in SCHEMES:
+        who = f"{'all relays' if scheme in CODED_SCHEMES else 'server'}, {scheme}"
+        mark = " *" * (scheme in comparison.not_trainable)
         down = (comparison.downlinks[medium][scheme] for medium in MEDIA)
-        seconds = (comparison.seconds[medium][scheme] for medium in MEDIA) if SCHEMES[scheme].code else ()
-        who = f"all relays, {scheme}" if SCHEMES[scheme].code else f"server, {scheme}"
-        who += " *" * (scheme in comparison.not_trainable)
-        add(who, comparison.loads[scheme][RELAYS_TO_SERVER], down, seconds)
+        seconds = (comparison.seconds[medium][scheme] for medium in MEDIA if scheme in CODED_SCHEMES)
+        rows.append(row(who + mark, comparison.loads[scheme][RELAYS_TO_SERVER], down, seconds))
     for medium, best in comparison.aggregators.items():
         who = f"{'best' if best.proven else 'found'} for {medium}"
-        add(who, best.relays_to_server, best.downlinks.values(), best.seconds.values())
-    table.add_section()
-    sums = comparison.sums
-    add("sums, where they suffice", sums.relays_to_server, sums.downlinks.values(), sums.seconds.values())
-    table.add_section()
-    add("all relays, Theorem 2", comparison.bounds[RELAYS_TO_SERVER], [comparison.bounds[SERVER_TO_RELAYS]])
+        rows.append(row(who, best.relays_to_server, best.downlinks.values(), best.seconds.values()))
+    sums, bounds = comparison.sums, comparison.bounds
+    rows += [
+        row("sums, where they suffice", sums.relays_to_server, sums.downlinks.values(), sums.seconds.values()),
+        row("all relays, Theorem 2", bounds[RELAYS_TO_SERVER], [bounds[SERVER_TO_RELAYS]]),
+    ]
+    title = f"K={comparison.K} users, H={comparison.H} relays, r={comparison.r:.4g}; V={comparison.V_bits:,} bit"
+    headers = ("who aggregates", "up", "down,\nbroadcast", "down,\nunicast", "saved,\nbroadcast", "saved,\nunicast")
+    table = as_table(title, headers, rows)
+    table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
+    for before_rule in table.rows[-3:-1]:
+        before_rule.end_section = True
     return table
 
 
@@ -65,11 +64,7 @@ def remarks(comparison: Comparison) -> Iterator[str]:
 
 def verdict(comparison: Comparison, medium: str) -> str:
     """Return a sentence that says whether coding pays on a downlink of this medium."""
-    pays, does_not_pay = (
-        ("Coding pays here, on", "Coding does not pay here, on")
-        if medium == comparison.network.medium
-        else ("It would pay on", "It would not pay on")
-    )
+    here = medium == comparison.network.medium
     seconds, best = comparison.seconds[medium], comparison.aggregators[medium]
     uncoded = seconds["uncoded"]
     choices = {  # in this order, so that the best aggregators for the medium are named if others take as long
@@ -85,15 +80,16 @@ def verdict(comparison: Comparison, medium: str) -> str:
     time = choices[fastest]
     if time < uncoded * (1 - 1e-9):
         return (
-            f"{pays} a {medium} downlink: with {fastest}, a round's communication takes {1 - time / uncoded:.1%} less "
-            f"time than with plain forwarding, {time:.4g} s instead of {uncoded:.4g} s."
+            f"{'Coding pays here,' if here else 'It would pay'} on a {medium} downlink: with {fastest}, a round's "
+            f"communication takes {1 - time / uncoded:.1%} less time than with plain forwarding, {time:.4g} s instead "
+            f"of {uncoded:.4g} s."
         )
     tried = "" if best.proven else " that was tried"
     more = seconds[BEST] / uncoded - 1
     return (
-        f"{does_not_pay} a {medium} downlink: no choice of aggregators{tried} takes less time for a round's "
-        f"communication than plain forwarding, {uncoded:.4g} s; all relays take "
-        f"{f'{more:.1%} more' if more > 5e-4 else 'as much'}."
+        f"{'Coding does not pay here,' if here else 'It would not pay'} on a {medium} downlink: no choice of "
+        f"aggregators{tried} takes less time for a round's communication than plain forwarding, {uncoded:.4g} s; all "
+        f"relays take {f'{more:.1%} more' if more > 5e-4 else 'as much'}."
     )
 
 

@@ -1,42 +1,39 @@
 """Finished runs, side by side: read their folders, tell them apart, and collect their numbers in rows."""
 
-import csv
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from pydantic import ValidationError
+from rich.table import Table
+
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS, SERVER_TO_RELAYS, USERS_TO_RELAYS
 from hmtl.errors import DataError
+from hmtl.reporting.console import as_table
 from hmtl.training.folder import overrides
-from hmtl.training.history import Measurements
 from hmtl.training.summary import Summary
 
 SETTINGS = ("algorithm", "dataset", "communicator", "K", "H", "r", "seed", "rounds")
 SECONDS = ("compute_s", "communication_s", "total_s", "uncoded_total_s")
-TIERS = (USERS_TO_RELAYS, RELAYS_TO_USERS, RELAYS_TO_SERVER, SERVER_TO_RELAYS)
-NEEDED = (*(f"bits/{tier}" for tier in TIERS), "users", "compute_s", "communication_s", "uncoded_s")
-"""Columns that each row of `metrics.csv` must have."""
+UPLINK, DOWNLINK = f"bits/{RELAYS_TO_SERVER}", f"bits/{SERVER_TO_RELAYS}"
+FIRST_HOP = [f"bits/{USERS_TO_RELAYS}", f"bits/{RELAYS_TO_USERS}"]
+NEEDED = (*FIRST_HOP, UPLINK, DOWNLINK, "users", "compute_s", "communication_s", "uncoded_s")
+"""Columns of `metrics.csv` that a comparison reads, beside that of the errors."""
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run.
-
-    Attributes:
-        folder: the folder with its results.
-        summary: its summary.
-        overrides: the settings on its command line.
-    """
+    """A finished run."""
 
     folder: Path
     summary: Summary
-    overrides: tuple[str, ...]
+    overrides: tuple[str, ...]  # the settings on its command line
 
     @cached_property
-    def rounds(self) -> list[Measurements]:
+    def rounds(self) -> pd.DataFrame:
         """The measurements of each round, from `metrics.csv`.
 
         Raises:
@@ -44,16 +41,9 @@ class FinishedRun:
         """
         path = self.folder / "metrics.csv"
         try:
-            with path.open(newline="") as file:
-                rows = [{name: float(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
-        except (OSError, ValueError, TypeError) as error:
+            return pd.read_csv(path, usecols=[*NEEDED, self.error_name]).astype(float)
+        except (OSError, ValueError) as error:
             raise _unreadable(path, str(error)) from error
-        missing = [name for name in NEEDED if not rows or any(name not in row for row in rows)]
-        if not any(self.error_name in row for row in rows):  # not every round is evaluated
-            missing.append(self.error_name)
-        if missing:
-            raise _unreadable(path, f"no {missing[0]}")
-        return rows
 
     @property
     def error_name(self) -> str:
@@ -65,18 +55,19 @@ class FinishedRun:
         """The rows and the measure of this error, such as "test, share misclassified"."""
         return f"{self.error_name.removesuffix('_error')}, {self.summary.error_measure}"
 
-    def mbit(self, round: Measurements) -> float:
-        """Return the Mbit sent between relays and server in a round, in both directions."""
-        return (round[f"bits/{RELAYS_TO_SERVER}"] + round[f"bits/{SERVER_TO_RELAYS}"]) / 1e6
+    @property
+    def mbit(self) -> pd.Series:
+        """The Mbit sent between relays and server in each round, in both directions."""
+        return (self.rounds[UPLINK] + self.rounds[DOWNLINK]) / 1e6
 
-    def uncoded_mbit(self, round: Measurements) -> float:
-        """Return the Mbit that plain forwarding would have sent between relays and server in the same round."""
-        loads = self.summary.loads_uncoded
+    @property
+    def uncoded_mbit(self) -> pd.Series:
+        """The Mbit that plain forwarding would have sent between relays and server in the same rounds."""
+        loads, users = self.summary.loads_uncoded, self.rounds["users"]
         if loads is None:  # the relays forward what they receive from the users, and the server what the users get
-            return (round[f"bits/{USERS_TO_RELAYS}"] + round[f"bits/{RELAYS_TO_USERS}"]) / 1e6
-        up = loads[RELAYS_TO_SERVER] * round["users"] / self.summary.K
-        down = loads[SERVER_TO_RELAYS] if round["users"] else 0.0
-        return (up + down) * self.summary.V_bits / 1e6
+            return self.rounds[FIRST_HOP].sum(axis=1) / 1e6
+        ivs = loads[RELAYS_TO_SERVER] * users / self.summary.K + loads[SERVER_TO_RELAYS] * (users > 0)
+        return ivs * self.summary.V_bits / 1e6
 
 
 def find_runs(folders: Iterable[Path]) -> list[FinishedRun]:
@@ -92,8 +83,11 @@ def find_runs(folders: Iterable[Path]) -> list[FinishedRun]:
             raise DataError(f"{folder} has no finished run. Give the folder of a run or a sweep.")
         for path in paths:
             try:
-                summary = Summary.from_dict(json.loads(path.read_text()))
+                summary = Summary.model_validate_json(path.read_text())
                 runs.setdefault(path.resolve(), FinishedRun(path.parent, summary, tuple(overrides(path.parent))))
+            except ValidationError as error:
+                first = error.errors()[0]
+                raise _unreadable(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
             except (OSError, ValueError) as error:
                 raise _unreadable(path, str(error)) from error
     return list(runs.values())
@@ -119,11 +113,36 @@ def comparison_rows(runs: Sequence[FinishedRun]) -> Iterator[dict[str, Any]]:
             "error": figures.get(run.error_name, ""),
             "error_worst": figures.get(f"{run.error_name}_worst", ""),
             "gap": figures.get("gap", ""),
-            "Mbit": sum(run.mbit(round) for round in run.rounds),
-            "Mbit_uncoded": sum(run.uncoded_mbit(round) for round in run.rounds),
+            "Mbit": run.mbit.sum(),
+            "Mbit_uncoded": run.uncoded_mbit.sum(),
             **{key: getattr(time, key) for key in SECONDS},
             "communication_saved": 1 - time.communication_s / forwarding if forwarding else "",
         }
+
+
+NUMBERS = {
+    "rounds": ("rounds", "d"),
+    "error": ("error", ".4f"),
+    "worst user": ("error_worst", ".4f"),
+    "Mbit": ("Mbit", ".3g"),
+    "s": ("total_s", ".3g"),
+    "saved": ("communication_saved", ".1%"),
+}
+"""Columns of the table that `report` prints: their keys in `comparison_rows`, and formats."""
+
+
+def comparison_table(runs: Sequence[FinishedRun]) -> Table:
+    """Return the table that `report` and a sweep print, with a row per run."""
+    words = {"run": ("run", "")}
+    if len({run.error_measure for run in runs}) > 1:  # then the errors of a column differ in kind
+        words["error measure"] = ("measure", "")
+    columns = words | NUMBERS
+    rows = (
+        [f"{row[key]:{form}}" if row[key] != "" else "" for key, form in columns.values()]
+        for row in comparison_rows(runs)
+    )
+    title = f"{len(runs)} run{'s' * (len(runs) > 1)}; Mbit: between relays and server"
+    return as_table(title, list(columns), rows, len(words))
 
 
 def _unreadable(path: Path, why: str) -> DataError:

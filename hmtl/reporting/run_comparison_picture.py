@@ -1,10 +1,10 @@
 """The picture that `report` writes: error against bits and against time, one curve per finished run."""
 
 import math
-from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -45,25 +45,23 @@ def comparison_picture(runs: Sequence[FinishedRun]) -> Picture:
 
 
 def _draw_run(bits: Axes, seconds: Axes, run: FinishedRun, style: dict[str, Any], with_uncoded: bool) -> None:
-    evaluated = [round for round, row in enumerate(run.rounds) if run.error_name in row]
-    errors = [run.rounds[round][run.error_name] for round in evaluated]
+    errors = run.rounds[run.error_name].dropna()  # not every round is evaluated
     dashed = {"color": style["color"], "linestyle": "--", "linewidth": 1, "zorder": 2}
 
-    def curve(axes: Axes, costs: Iterable[float], style: dict[str, Any]) -> None:
-        total = list(accumulate(costs))
-        axes.plot([total[round] for round in evaluated], errors, **style)
+    def curve(axes: Axes, costs: pd.Series, style: dict[str, Any]) -> None:
+        axes.plot(costs.cumsum()[errors.index], errors, **style)
 
-    mbit = [run.mbit(row) for row in run.rounds]
-    if any(mbit):
-        curve(bits, mbit, style)
+    sends = run.mbit.any()
+    if sends:
+        curve(bits, run.mbit, style)
     else:  # nothing is sent: a level, and an entry of the legend
         bits.plot([], [], **style)
-        bits.axhline(errors[-1], color=style["color"], linestyle=":")
-    if any(mbit) and with_uncoded:
-        curve(bits, [run.uncoded_mbit(row) for row in run.rounds], dashed)
-    curve(seconds, [row["compute_s"] + row["communication_s"] for row in run.rounds], style)
+        bits.axhline(errors.iloc[-1], color=style["color"], linestyle=":")
+    if sends and with_uncoded:
+        curve(bits, run.uncoded_mbit, dashed)
+    curve(seconds, run.rounds["compute_s"] + run.rounds["communication_s"], style)
     if with_uncoded:
-        curve(seconds, [row["uncoded_s"] for row in run.rounds], dashed)
+        curve(seconds, run.rounds["uncoded_s"], dashed)
 
 
 def _scale(axes: Axes) -> None:

@@ -1,7 +1,4 @@
-"""The pictures of a finished run: its network, the bits on each link, and how the tasks are related."""
-
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+"""The pictures of a finished run: the bits on each link, and how the tasks are related."""
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -13,31 +10,10 @@ from hmtl.reporting.style import OKABE_ITO, Picture
 MOST_LABELS = 10  # labels of links that fit below a panel
 
 
-class RunPictures(Mapping[str, bytes]):
-    """The pictures of a finished run as PNG files by name; links and task relationship are drawn at their first use.
-
-    Args:
-        topology: the picture of the network, drawn before the first round.
-        ledger: bits of the run.
-        Omega: the task relationship [K, K]; None if there is none.
-    """
-
-    def __init__(self, topology: bytes, ledger: LinkLedger, Omega: Tensor | None) -> None:
-        self._files = {"topology": topology}
-        self._draw: dict[str, Callable[[], Picture]] = {"links": partial(link_figure, ledger)}
-        if Omega is not None:
-            self._draw["omega"] = partial(omega_figure, Omega)
-
-    def __getitem__(self, name: str) -> bytes:
-        if name not in self._files:
-            self._files[name] = self._draw[name]().to_png(dpi=100)
-        return self._files[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(["topology", *self._draw])
-
-    def __len__(self) -> int:
-        return 1 + len(self._draw)
+def run_pictures(ledger: LinkLedger, Omega: Tensor | None) -> dict[str, bytes]:
+    """Return the pictures of a finished run as PNG files by name, that of Ω only if there is one."""
+    figures = {"links": link_figure(ledger)} | ({} if Omega is None else {"omega": omega_figure(Omega)})
+    return {name: figure.to_png(dpi=100) for name, figure in figures.items()}
 
 
 def omega_figure(Omega: Tensor) -> Picture:

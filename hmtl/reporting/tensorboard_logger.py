@@ -1,10 +1,10 @@
 """The TensorBoard logger: charts of learning first, then of what it cost, pictures, and settings of a run."""
 
+import io
 import re
-import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,45 +54,36 @@ UNNAMED_SETTINGS = ("resume", "rounds", "logger")  # do not belong to the name o
 class TensorBoardLogger:
     """A logger that writes TensorBoard events.
 
-    The events are in a subfolder named after the settings on the command line, because TensorBoard shows the name of
-    the folder. A resumed run writes its earlier rounds again, and they supersede the old events.
-
-    Args:
-        folder: the run's folder.
+    The events are in a subfolder of the run's folder, named after the settings on the command line, because TensorBoard
+    shows the name of the folder. A resumed run writes its earlier rounds again, and they supersede the old events.
     """
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
-        self._writer: SummaryWriter | None = None  # opened at the first round, because it creates a file
         self._kbit = 0.0
         self._milliseconds = 0.0
 
     def log(self, row: Measurements) -> None:
         """Write the measurements of a round; errors also against bits and time so far."""
-        writer = self._open()
         round_number = int(row["round"])
         self._kbit += sum(row.get(tier, 0) for tier in MIDDLE_TIERS) / 1e3
         self._milliseconds += 1e3 * (row.get("compute_s", 0) + row.get("communication_s", 0))
         for key, value in row.items():
             if key == "round":
                 continue
-            writer.add_scalar(_tag(key), value, round_number)
+            self._writer.add_scalar(_tag(key), value, round_number)
             if key in ERRORS:
-                writer.add_scalar(f"{ERROR_BY_BITS}/{key}", value, round(self._kbit))
-                writer.add_scalar(f"{ERROR_BY_TIME}/{key}", value, round(self._milliseconds))
+                self._writer.add_scalar(f"{ERROR_BY_BITS}/{key}", value, round(self._kbit))
+                self._writer.add_scalar(f"{ERROR_BY_TIME}/{key}", value, round(self._milliseconds))
 
     def finish(self, summary: Summary, pictures: Mapping[str, bytes]) -> None:
-        """Write pictures, hyperparameters, command and configuration of the finished run.
-
-        Args:
-            summary: the summary of the run.
-            pictures: PNG files by name.
-        """
+        """Write pictures, hyperparameters, command and configuration of the finished run."""
+        from matplotlib.image import imread
         from torch.utils.tensorboard.summary import hparams
 
-        writer = self._open()
+        writer = self._writer
         for name, png in pictures.items():
-            _add_picture(writer, name, png, summary.rounds)
+            writer.add_image(name, imread(io.BytesIO(png)), summary.rounds, dataformats="HWC")
         content = summary.to_dict()
         settings = {name: content[name] for name in SETTINGS if name in content}
         settings = {name: each if isinstance(each, str | int | float) else str(each) for name, each in settings.items()}
@@ -108,22 +99,21 @@ class TensorBoardLogger:
 
     def close(self) -> None:
         """Close the file of events."""
-        if self._writer is not None:
+        if "_writer" in vars(self):
             with suppress(OSError):  # a full disk has already been reported
                 self._writer.close()
 
-    def _open(self) -> "SummaryWriter":
-        """Return the writer; open it at the first call."""
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
+    @cached_property
+    def _writer(self) -> "SummaryWriter":
+        """The writer of events, opened at the first round because it creates a file."""
+        from torch.utils.tensorboard import SummaryWriter
 
-            settings = [each for each in overrides(self._folder) if not each.lstrip("~").startswith(UNNAMED_SETTINGS)]
-            name = re.sub(r"[^\w=.,+-]+", "_", " ".join(settings))[:100] or "events"
-            earlier = sorted(path.parent for path in self._folder.glob("*/events.out.tfevents.*"))  # before a resume
-            self._writer = SummaryWriter(str(earlier[0] if earlier else self._folder / name), purge_step=0)
-            self._writer.add_custom_scalars(LAYOUT)
-            _silence_writer_threads()
-        return self._writer
+        settings = [each for each in overrides(self._folder) if not each.lstrip("~").startswith(UNNAMED_SETTINGS)]
+        name = re.sub(r"[^\w=.,+-]+", "_", " ".join(settings))[:100] or "events"
+        earlier = sorted(path.parent for path in self._folder.glob("*/events.out.tfevents.*"))  # before a resume
+        writer = SummaryWriter(str(earlier[0] if earlier else self._folder / name), purge_step=0)
+        writer.add_custom_scalars(LAYOUT)
+        return writer
 
 
 def _tag(measurement: str) -> str:
@@ -132,26 +122,3 @@ def _tag(measurement: str) -> str:
         return f"2 {measurement}"
     group = SECONDS if measurement.endswith("_s") else GROUPS.get(measurement, LEARNING)
     return f"{group}/{measurement}"
-
-
-def _add_picture(writer: "SummaryWriter", name: str, png: bytes, step: int) -> None:
-    """Add a PNG file as it is; `SummaryWriter.add_figure` would draw it again."""
-    from tensorboard.compat.proto.summary_pb2 import Summary as Event
-
-    width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))  # of the header IHDR
-    image = Event.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
-    event = Event(value=[Event.Value(tag=name, image=image)])
-    writer.file_writer.add_summary(event, step)  # type: ignore[attr-defined]
-
-
-@cache
-def _silence_writer_threads() -> None:
-    """Let threads of TensorBoard fail without a traceback; the logger raises their OSError."""
-    usual = threading.excepthook
-
-    def hook(failed: threading.ExceptHookArgs) -> None:
-        of_tensorboard = type(failed.thread).__module__.startswith("tensorboard.")
-        if not (of_tensorboard and isinstance(failed.exc_value, OSError)):
-            usual(failed)
-
-    threading.excepthook = hook

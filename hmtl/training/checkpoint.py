@@ -71,8 +71,7 @@ def load_checkpoint(path: Path, command: str = "train", identity: Mapping[str, A
             f"{file} belongs to another configuration ({'; '.join(differences)}). Resume with the same values, or "
             "start again without resume."
         )
-    checkpoint: dict[str, Any] = content
-    return checkpoint
+    return content
 
 
 RESTART = "Use another checkpoint, or start again without resume."

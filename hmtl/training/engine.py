@@ -44,14 +44,10 @@ class Exchange:
     """What the processes of a run exchange for reports and checkpoints; nothing, as there is only one process.
 
     The first process leads: it measures, saves checkpoints and decides when to stop.
-
-    Attributes:
-        leads: whether this process is the leading one.
-        whole: whether all users live in this process.
     """
 
     leads = True
-    whole = True
+    whole = True  # all users live in this process
 
     def links(self, ledger: LinkLedger) -> Links:
         """Return the links from the nodes of this process to all others."""
@@ -64,11 +60,7 @@ class Exchange:
     def start(
         self, algorithm: Algorithm, communicator: Communicator, load_checkpoint: Callable[[], Mapping[str, Any]]
     ) -> None:
-        """Collect what the report needs to know of each user's data before the first round.
-
-        Args:
-            load_checkpoint: returns the last checkpoint, which replaces the state of processes that have died.
-        """
+        """Collect what the report needs of each user's data; a checkpoint replaces the state of processes that die."""
 
     def gather_setup(self, users: Users, aggregator: Aggregator, communicator: Communicator) -> None:
         """Bring the leading process's aggregator to the state after a set-up, whichever node aggregated."""
@@ -76,11 +68,7 @@ class Exchange:
     def gather_round(
         self, algorithm: Algorithm, communicator: Communicator, outcome: Outcome, user_seconds: float, evaluate: bool
     ) -> RoundResult | None:
-        """Collect what was measured and sent in a round.
-
-        Returns:
-            The result of the round; None in all processes but the leading one.
-        """
+        """Return what was measured and sent in a round; None in all processes but the leading one."""
         if not evaluate:
             return RoundResult(len(outcome.users), user_seconds)
         measured = algorithm.users.measure()
@@ -112,12 +100,7 @@ class Engine:
     """All nodes in this process."""
 
     def load_tasks(self, load: Load, K: int | None, H: int) -> tuple[Task, ...]:
-        """Return the tasks of all users, with the rows of those who live in this process.
-
-        Args:
-            K: number of users; None: as many as the data has.
-            H: number of relays.
-        """
+        """Return the tasks of K users (None: all in the data), with the rows of those who live in this process."""
         return load(None)
 
     def barrier(self) -> AbstractContextManager[None]:

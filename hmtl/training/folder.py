@@ -10,9 +10,6 @@ from omegaconf import OmegaConf
 
 from hmtl.errors import ConfigError
 
-RESULTS = ("summary.json", "users.csv", "models.npz")
-"""Files that only a finished run has."""
-
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
@@ -34,9 +31,9 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def remove_results(folder: Path) -> None:
-    """Remove the results of an earlier run in this folder; without `metrics.csv`, no run was there."""
+    """Remove the files that only a finished run has; without `metrics.csv`, no run was there."""
     if (folder / "metrics.csv").exists():
-        for name in RESULTS:
+        for name in ("summary.json", "users.csv", "models.npz"):
             (folder / name).unlink(missing_ok=True)
 
 

@@ -1,97 +1,96 @@
-"""The history of a run: one row of measurements per round, kept in memory and written to `metrics.csv`."""
+"""The history of a run: a row of measurements per round, kept in memory and written to `metrics.csv`."""
 
 import csv
 import math
-from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
+from hmtl.communication import TIERS, Communicator, Outcome
 from hmtl.io.files import as_csv, write_whole
+from hmtl.training.engine import RoundResult
 
 Measurements = dict[str, float]
 """Measurements of one round by name; whole numbers are int."""
 
 
-class History:
-    """A table with one row per round and one column per measurement.
+class History(list[Measurements]):
+    """The rows of all rounds.
 
-    The first row names the columns. Later rows may lack some of the columns: a round that is not evaluated has no
+    The first row names the columns of the file. Later rows may lack some of them: a round that is not evaluated has no
     objective and no errors.
 
     Args:
-        path: the file that gets each row as soon as it is complete; None: rows are counted, but not kept.
+        path: the file that gets each row as soon as it is complete; None: there is none, and rows are empty.
     """
 
     def __init__(self, path: Path | None) -> None:
+        super().__init__()
         self.path = path
-        self._rounds = 0
-        self._columns: dict[str, array[int] | array[float]] = {}
-        self._file: IO[str] | None = None
 
-    def __len__(self) -> int:
-        return self._rounds
-
-    def __iter__(self) -> Iterator[Measurements]:
-        return (self[round] for round in range(self._rounds if self._columns else 0))
-
-    def __getitem__(self, round: int) -> Measurements:
-        row = {name: column[round] for name, column in self._columns.items()}
-        return {name: value for name, value in row.items() if not math.isnan(value)}
-
-    @property
-    def last(self) -> Measurements:
-        """The last row; empty before the first round."""
-        return self[-1] if self._columns else {}
-
-    def append(self, row: Mapping[str, float]) -> None:
+    def append(self, row: Measurements) -> None:
         """Add the row of a round.
 
         Raises:
             OSError: the file cannot be written.
         """
-        self._rounds += 1
+        super().append(row)
         if self.path is None:
             return
-        if not self._columns:
-            self._columns = {name: array("q" if isinstance(value, int) else "d") for name, value in row.items()}
-        for name, column in self._columns.items():
-            column.append(row.get(name, math.nan))  # type: ignore[arg-type]  # whole numbers are never missing
         try:
-            if self._file is None:
-                self._file = self.path.open("a" if self._rounds > 1 else "w", newline="")
-            table = csv.DictWriter(self._file, self._columns, lineterminator="\n")
-            if self._rounds == 1:
-                table.writeheader()
-            table.writerow(row)
-            self._file.flush()
-        except OSError as error:
+            with self.path.open("a" if len(self) > 1 else "w", newline="") as file:
+                table = csv.DictWriter(file, self[0], lineterminator="\n")
+                if len(self) == 1:
+                    table.writeheader()
+                table.writerow(row)
+        except OSError as error:  # if the disk is full, Python does not name the file
             raise OSError(error.errno, error.strerror, str(self.path)) from error
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of rounds, and each column as a tensor [rounds]."""
-        columns: dict[str, Tensor] = {
-            name: torch.tensor(column, dtype=torch.int64 if column.typecode == "q" else torch.float64)
-            for name, column in self._columns.items()
-        }
-        return {"rounds": self._rounds, "columns": columns}
+        columns = {name: np.array([row.get(name, math.nan) for row in self]) for name in (self[0] if self else {})}
+        return {"rounds": len(self), "columns": {name: torch.from_numpy(column) for name, column in columns.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue after the rounds of `state_dict`: take over its table, and replace the file by it."""
-        self._rounds = state["rounds"]
-        if self.path is None or not state["columns"]:
-            return
-        self._columns = {
-            name: array("d" if column.is_floating_point() else "q", column.tolist())
-            for name, column in state["columns"].items()
-        }
-        write_whole(self.path, as_csv(list(self), list(self._columns)))
+        columns = {name: column.tolist() for name, column in state["columns"].items()} if self.path else {}
+        for round in range(state["rounds"]):
+            row = {name: column[round] for name, column in columns.items()}
+            super().append({name: value for name, value in row.items() if not math.isnan(value)})
+        if self.path and self:
+            write_whole(self.path, as_csv(self))
+
+
+def measure_round(number: int, communicator: Communicator, outcome: Outcome, result: RoundResult) -> Measurements:
+    """Return the row of the round that has just ended.
+
+    Bits are all that was sent, payload and overhead. Seconds of nodes are CPU time (see `hmtl.cpu_time`); seconds of
+    communication follow from the bits on each link (Hu et al. 2022, eqs. (12), (13)).
+
+    Returns:
+        `round`; `users`, the number of users whose IVs counted; `empty`, 1 if nobody aggregated; objective and errors,
+        if the round is evaluated; `bits/TIER` for each tier; `bits_total` so far, with the set-up; `local_s`, the time
+        of the slowest user's local update; `compute_s`, which adds the time of the slowest relay, the server, planning
+        and the global update; `communication_s`; `uncoded_s`, the total time if the same round were uncoded, and
+        `uncoded_communication_s`, its communication.
+    """
+    watch, ledger = communicator.stopwatch, communicator.ledger
+    learning_s = result.user_seconds + watch.slowest("global update")
+    coding_s = [watch.slowest(who) for who in ("relay", "server", "planning")]
+    uncoded = communicator.uncoded_seconds()
+    return {
+        "round": number,
+        "users": result.users,
+        "empty": int(outcome.empty),
+        **result.figures,
+        **{f"bits/{tier}": ledger.bits(tier, round=-1).total for tier in TIERS},
+        "bits_total": sum(ledger.bits(tier).total for tier in TIERS),
+        "local_s": result.user_seconds,
+        "compute_s": learning_s + sum(coding_s),
+        "communication_s": communicator.seconds(),
+        "uncoded_s": learning_s + uncoded,
+        "uncoded_communication_s": uncoded,
+    }

@@ -1,9 +1,12 @@
 """The summary of a finished run: one record, which `summary.json` holds."""
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from hmtl.communication import Communicator
 from hmtl.mtl import Algorithm
@@ -11,9 +14,8 @@ from hmtl.training.history import Measurements
 
 WORST_USERS = 10
 """Number of users that a summary names."""
-SECONDS = ("local_s", "compute_s", "communication_s", "uncoded_s", "uncoded_communication_s")
-OF_ONE_ROUND = ("round", "users", "empty", *SECONDS)
-"""Measurements of a round that say nothing about the run."""
+OF_ONE_ROUND = ("round", "users", "empty")
+"""Measurements of a round that, like its seconds, say nothing about the run."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,7 @@ class UserErrors:
 
 @dataclass(frozen=True)
 class Time:
-    """Seconds of a whole run, the set-up included, and the number of plans made between rounds.
-
-    Seconds of nodes are CPU time; seconds of communication follow from the bits on each link.
-    """
+    """Seconds of a whole run, the set-up included (see `measure_round`), and the plans made between rounds."""
 
     local_s: float
     compute_s: float
@@ -49,11 +48,11 @@ class Time:
     plans: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """What a run was and what it achieved; the fields are the keys of `summary.json`.
+class Summary(BaseModel):
+    """What a run was and what it achieved: the content of `summary.json`.
 
-    An optional field is None if it does not apply to the run, and its key is then absent from the file.
+    An optional field is None if it does not apply to the run, and its key is then absent from the file. Further keys
+    are the last measurements (`primal`, `test_error`, `bits_total`, ...) and further settings of the algorithm (`mu`).
 
     Attributes:
         r: mean number of relays that hear a user, over all rounds.
@@ -69,10 +68,10 @@ class Summary:
         passes: local passes over a user's rows per round.
         omega_learned: whether Ω was updated at least once.
         empty_rounds: number of rounds without an aggregator.
-        figures: the last measurements (`primal`, `test_error`, `bits_total`, ...) and further settings of the
-            algorithm (`mu`) by name; in the file they stand beside the other keys.
         worst_users: users with the largest errors.
     """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     K: int
     H: int
@@ -102,99 +101,74 @@ class Summary:
     rounds: int
     empty_rounds: int | None = None
     time: Time
-    figures: dict[str, Any] = field(default_factory=dict)
     worst_users: list[UserErrors]
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The further keys."""
+        return self.model_extra or {}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of `summary.json`."""
-        content = asdict(self)
-        figures = content.pop("figures")
-        worst = content.pop("worst_users")
-        known = {key: value for key, value in content.items() if value is not None}
-        return {**known, **figures, "worst_users": worst}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Return the summary of that content.
-
-        Raises:
-            ValueError: a key is missing or malformed.
-        """
-        try:
-            nested = {
-                "time": Time(**content["time"]),
-                "worst_users": [UserErrors(**user) for user in content["worst_users"]],
-            }
-            own = {each.name for each in fields(cls)} & content.keys()
-            figures = {key: value for key, value in content.items() if key not in own}
-            return cls(**({key: content[key] for key in own} | nested), figures=figures)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not a summary: {error}") from error
+        content = {key: value for key, value in self.model_dump().items() if value is not None}
+        content["worst_users"] = content.pop("worst_users")  # the last key
+        return content
 
 
 def summarize(
     algorithm: Algorithm,
     communicator: Communicator,
-    history: Iterable[Measurements],
+    history: Sequence[Measurements],
     users: Iterable[UserErrors],
     **settings: Any,
 ) -> Summary:
-    """Return the summary of a run.
-
-    Args:
-        algorithm: what was learned.
-        communicator: how messages travelled.
-        history: the rows of all rounds.
-        users: errors of all users.
-        settings: the fields that follow from the configuration alone: `dataset` and `seed`.
-    """
-    rows = list(history)
-    described = {**communicator.describe(), **algorithm.describe(), **settings}
-    own = {each.name for each in fields(Summary)} & described.keys()
-    last = next((row for row in reversed(rows) if "train_error" in row), {}) | rows[-1]
-    figures = {key: value for key, value in last.items() if "/" not in key and key not in OF_ONE_ROUND}
-    return Summary(
+    """Return the summary of a run; `settings` follow from the configuration alone: `dataset` and `seed`."""
+    last = next((row for row in reversed(history) if "train_error" in row), {}) | history[-1]
+    of_one_round = {key for key in last if key in OF_ONE_ROUND or key.endswith("_s") or "/" in key}
+    figures: dict[str, Any] = {key: value for key, value in last.items() if key not in of_one_round}
+    return Summary.model_construct(
+        **communicator.describe(),
+        **algorithm.describe(),
+        **settings,
+        **figures,
         K=communicator.topology.K,
         H=communicator.topology.H,
-        rounds=len(rows),
-        empty_rounds=sum(int(row["empty"]) for row in rows) or None,
-        time=_time(communicator, rows),
-        figures={key: value for key, value in described.items() if key not in own} | figures,
+        rounds=len(history),
+        empty_rounds=sum(int(row["empty"]) for row in history) or None,
+        time=_time(communicator, history),
         worst_users=sorted(users, key=lambda user: -user.error)[:WORST_USERS],
-        **{key: described[key] for key in own},
     )
 
 
 def _time(communicator: Communicator, rows: Iterable[Measurements]) -> Time:
-    planning = communicator.planning
     sending, uncoded = communicator.setup_seconds
-    setup = {"communication_s": sending, "uncoded_s": uncoded, "uncoded_communication_s": uncoded}
-    total = {name: math.fsum([setup.get(name, 0.0), *(row[name] for row in rows)]) for name in SECONDS}
+
+    def total(name: str, setup: float = 0.0) -> float:
+        return math.fsum([setup, *(row[name] for row in rows)])
+
+    compute, communication = total("compute_s"), total("communication_s", sending)
     return Time(
-        local_s=total["local_s"],
-        compute_s=total["compute_s"],
-        communication_s=total["communication_s"],
-        total_s=total["compute_s"] + total["communication_s"],
-        uncoded_total_s=total["uncoded_s"],
-        uncoded_communication_s=total["uncoded_communication_s"],
-        planning_s=planning.seconds,
-        plans=planning.plans,
+        local_s=total("local_s"),
+        compute_s=compute,
+        communication_s=communication,
+        total_s=compute + communication,
+        uncoded_total_s=total("uncoded_s", uncoded),
+        uncoded_communication_s=total("uncoded_communication_s", uncoded),
+        planning_s=communicator.planning.seconds,
+        plans=communicator.planning.plans,
     )
 
 
-def user_errors(algorithm: Algorithm, errors: Mapping[str, list[float]]) -> list[UserErrors]:
-    """Return rows and errors of all users.
+def user_errors(algorithm: Algorithm, measured: Mapping[str, Tensor]) -> list[UserErrors]:
+    """Return rows and errors of all users, from what `Users.measure` returned; if that is empty, they are measured."""
+    measured = measured or algorithm.users.measure()
 
-    Args:
-        algorithm: what was learned.
-        errors: errors of all users for the splits "train" and "test"; [] if no round was evaluated: they are measured.
-    """
-    if not errors["train"]:
-        measured = algorithm.users.measure()
-        errors = {split: measured[f"{split}_error"].tolist() for split in ("train", "test")}
-    users = []
-    for k, task in enumerate(algorithm.problem.everybody):
-        rows = {"train": len(task.y_train), "test": len(task.y_test)}
-        known = {split: errors[split][k] if rows[split] and k < len(errors[split]) else None for split in rows}
-        users.append(UserErrors(task.name, rows["train"], rows["test"], known["train"], known["test"]))
-    return users
+    def error(split: str, k: int, rows: int) -> float | None:
+        errors = measured[f"{split}_error"]
+        return errors[k].item() if rows and k < len(errors) else None  # only hosts can measure their users
+
+    return [
+        UserErrors(task.name, train, test, error("train", k, train), error("test", k, test))
+        for k, task in enumerate(algorithm.problem.everybody)
+        for train, test in [(len(task.y_train), len(task.y_test))]
+    ]

@@ -1,10 +1,11 @@
 """The training loop: rounds, measurements, checkpoints. It knows neither the mathematics nor the nodes."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
 
 from hmtl.communication import Communicator
 from hmtl.errors import CheckpointError
@@ -12,13 +13,9 @@ from hmtl.mtl import Aggregator, Algorithm, Users
 from hmtl.training.checkpoint import RESTART, load_checkpoint, save_checkpoint
 from hmtl.training.engine import Exchange
 from hmtl.training.folder import remove_results
-from hmtl.training.history import History, Measurements
-from hmtl.training.measurements import measure_round, setup_bits
+from hmtl.training.history import History, Measurements, measure_round
 from hmtl.training.signals import catch_signals
 from hmtl.training.summary import Summary
-
-TIMED_USERS = 3
-"""Number of users whose local update is timed alone, once before the first round."""
 
 
 @runtime_checkable
@@ -72,7 +69,7 @@ class Trainer:
         history: one row per round, on the leading process.
         interrupted: number of the signal that ended training; 0: none.
         state: the last checkpoint's state of algorithm and communicator, on the leading process.
-        errors: error of each user at the last evaluation, for the splits "train" and "test"; [] before the first.
+        user_figures: what `Users.measure` returned of all users at the last evaluation; empty before the first.
     """
 
     def __init__(
@@ -96,7 +93,7 @@ class Trainer:
         self.history = History(settings.folder / "metrics.csv" if self.exchange.leads else None)
         self.interrupted = 0
         self.state: Mapping[str, Any] | None = None
-        self.errors: dict[str, list[float]] = {"train": [], "test": []}
+        self.user_figures: Mapping[str, Tensor] = {}
 
     def fit(self, checkpoint: Mapping[str, Any] | None = None) -> list[Measurements]:
         """Run the remaining rounds, and return one row per round, those before a resume included.
@@ -125,8 +122,8 @@ class Trainer:
             self.history.load_state_dict(checkpoint["history"])
         for row in self.history:
             self._log(row)
-        user_seconds = self.algorithm.user_seconds(len(self.history), TIMED_USERS)
-        with catch_signals() as caught, closing(self.history):
+        user_seconds = self.algorithm.user_seconds(len(self.history))
+        with catch_signals() as caught:
             while self._continues():
                 row = self._round(len(self.history), user_seconds)
                 self.history.append(row)
@@ -136,7 +133,7 @@ class Trainer:
                     self._save()
             self.state = self._save()
             self.interrupted = self.interrupted or sum(caught[:1])
-        return list(self.history)
+        return self.history
 
     def _set_up(self) -> None:
         setup = self.algorithm.setup()
@@ -164,10 +161,10 @@ class Trainer:
         return not decision["done"]
 
     def _converged(self) -> bool:
-        tolerance, last = self.settings.gap_tolerance, self.history.last
-        if not (tolerance and "gap" in last):
+        last = self.history[-1] if self.history else {}
+        if not (self.settings.gap_tolerance and "gap" in last):
             return False
-        allowed = tolerance * abs(last["primal"])
+        allowed = self.settings.gap_tolerance * abs(last["primal"])
         return last["gap"] <= allowed and self.algorithm.settled(allowed)
 
     def _round(self, number: int, user_seconds: float) -> Measurements:
@@ -179,10 +176,8 @@ class Trainer:
         result = self.exchange.gather_round(algorithm, communicator, outcome, user_seconds, evaluate)
         if result is None:
             return {}
-        if result.user_figures:
-            self.errors = {split: result.user_figures[f"{split}_error"].tolist() for split in self.errors}
-        before = self.history.last["bits_total"] if self.history else setup_bits(communicator)
-        return measure_round(number, communicator, outcome, result, before)
+        self.user_figures = result.user_figures or self.user_figures
+        return measure_round(number, communicator, outcome, result)
 
     def _log(self, row: Measurements) -> None:
         for logger in self.loggers:

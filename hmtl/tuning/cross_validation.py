@@ -7,8 +7,8 @@ import dataclasses
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -56,16 +56,27 @@ def cross_validate(cfg: DictConfig, tasks: Sequence[Task], checkpoint: Path | No
     if folds < 2:
         raise ConfigError(f"tune.folds={folds}: at least two folds are needed. Raise tune.folds.")
     cfgs = {point: with_values(cfg, values) for point, values in enumerate(combinations(grid))}
-    trainings = _Trainings(cfg, folds * len(cfgs), checkpoint)
+    total, identity = folds * len(cfgs), flat(cfg, NOT_IDENTITY)
+    finished = load_checkpoint(Path(cfg.resume), "tune", identity)["finished"] if cfg.resume else {}
     for _ in _members(cfgs, next(_folds(tasks, folds, cfg.seed))):
         pass  # what cannot be made is found before anything is trained
+
+    def save() -> None:
+        if checkpoint:
+            save_checkpoint(checkpoint, "tune", identity, {"finished": finished})
+
+    save()
     remaining = (
         ((fold, point), member)
         for fold, parted in enumerate(_folds(tasks, folds, cfg.seed))
-        for point, member in _members({p: cfgs[p] for p in cfgs if (fold, p) not in trainings.finished}, parted)
+        for point, member in _members({p: cfgs[p] for p in cfgs if (fold, p) not in finished}, parted)
     )
-    trainings.run(remaining, _workers(tasks, len(cfgs)))
-    return conclude(cfg, grid, [[trainings.finished[fold, point] for fold in range(folds)] for point in cfgs])
+    caught = _train_all(remaining, cfg.rounds, _workers(tasks, len(cfgs)), finished, total, save)
+    if caught:
+        if checkpoint:
+            print(f"Stopped after {len(finished)} of {total} trainings. To continue: resume={checkpoint.parent}")
+        raise Interrupted(caught[0])
+    return conclude(cfg, grid, [[finished[fold, point] for fold in range(folds)] for point in cfgs])
 
 
 def _folds(tasks: Sequence[Task], folds: int, seed: int) -> Iterator[list[Task]]:
@@ -75,29 +86,22 @@ def _folds(tasks: Sequence[Task], folds: int, seed: int) -> Iterator[list[Task]]
     """
     from sklearn.model_selection import KFold, StratifiedKFold  # takes a second to load
 
-    splits, preprocessing = [], tasks[0].preprocessing
-    tasks = [task.raw for task in tasks]
-    for k, task in enumerate(tasks):
+    splits, raw_tasks = [], [task.raw for task in tasks]
+    for k, task in enumerate(raw_tasks):
         classes = task.classes is not None or set(task.y_train.tolist()) <= {-1.0, 1.0}
         kind = StratifiedKFold if classes else KFold
         random_state = int(generator(seed, "folds", k).integers(2**31))
         try:
-            split = kind(folds, shuffle=True, random_state=random_state).split(task.x_train, task.y_train)
-            splits.append(list(split))
+            splits.append([*kind(folds, shuffle=True, random_state=random_state).split(task.x_train, task.y_train)])
         except ValueError as error:
             raise DataError(f"Task {task.name!r}: {error} Lower tune.folds={folds}.") from error
-    for fold in range(folds):
+    for rows in zip(*splits, strict=True):
         parts = [
-            dataclasses.replace(
-                task,
-                x_train=task.x_train[split[fold][0]],
-                y_train=task.y_train[split[fold][0]],
-                x_test=task.x_train[split[fold][1]],
-                y_test=task.y_train[split[fold][1]],
-            )
-            for task, split in zip(tasks, splits, strict=True)
+            dataclasses.replace(task, x_train=x[train], y_train=y[train], x_test=x[test], y_test=y[test])
+            for task, (train, test) in zip(raw_tasks, rows, strict=True)
+            for x, y in [(task.x_train, task.y_train)]
         ]
-        yield list(prepare(parts, preprocessing))
+        yield list(prepare(parts, tasks[0].preprocessing))
 
 
 def _members(cfgs: Mapping[int, DictConfig], fold: Sequence[Task]) -> Iterator[tuple[int, Algorithm]]:
@@ -118,87 +122,55 @@ def _workers(tasks: Sequence[Task], points: int) -> int:
     return min(torch.get_num_threads(), max(1, (folds - 1) * points))
 
 
-class _Trainings:
-    """All trainings, finished or not. They need no network: the models are the same.
+def _train_all(
+    members: Iterator[tuple[Key, Algorithm]],
+    rounds: int,
+    workers: int,
+    finished: dict[Key, Figures],
+    total: int,
+    save: Callable[[], None],
+) -> list[int]:
+    """Train the remaining members without a network, and add the figures of each to `finished` as soon as it ends.
 
-    Args:
-        cfg: the configuration.
-        total: their number.
-        checkpoint: as in `cross_validate`.
-
-    Attributes:
-        finished: figures of the finished trainings, those before a resume included.
+    Return the signal that stopped the trainings; an empty list if all of them were finished.
     """
+    lock, over = threading.Lock(), threading.Event()  # set after an error, as the pool waits for the other workers
+    console = Console()
+    with (
+        catch_signals() as caught,
+        Progress(console=console, transient=True) as progress,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        bar = progress.add_task(f"{total} models", total=total * rounds, completed=len(finished) * rounds)
 
-    def __init__(self, cfg: DictConfig, total: int, checkpoint: Path | None) -> None:
-        self.rounds = cfg.rounds
-        self.total = total
-        self.checkpoint = checkpoint
-        self.identity = flat(cfg, NOT_IDENTITY)
-        self.finished: dict[Key, Figures] = {}
-        if cfg.resume:
-            self.finished = load_checkpoint(Path(cfg.resume), "tune", self.identity)["finished"]
+        def continues() -> bool:
+            progress.advance(bar)
+            console.progress_line(f"{len(finished)} of {total} models trained")
+            return not (caught or over.is_set())
 
-    def run(self, members: Iterable[tuple[Key, Algorithm]], workers: int) -> None:
-        """Train the remaining members, `workers` at a time, and keep the figures of each as soon as it ends.
+        def work() -> None:
+            while not (caught or over.is_set()):
+                with lock:
+                    remaining = next(members, None)
+                if remaining is None:
+                    return
+                key, member = remaining
+                figures = _train(member, rounds, continues)
+                if figures is not None:
+                    with lock:
+                        finished[key] = figures
+                        save()
 
-        Raises:
-            Interrupted: before all were trained.
-        """
-        running: dict[Future[Figures | None], Key] = {}
-        over = threading.Event()  # set after an error, as the pool waits for the other trainings
-        self._save()
-        console = Console()
-        with (
-            catch_signals() as caught,
-            Progress(console=console, transient=True) as progress,
-            ThreadPoolExecutor(workers) as pool,
-        ):
-            rounds = progress.add_task(f"{self.total} models", total=self.total * self.rounds)
-            progress.advance(rounds, len(self.finished) * self.rounds)
-
-            def continues() -> bool:
-                progress.advance(rounds)
-                console.progress_line(f"{len(self.finished)} of {self.total} models trained")
-                return not (caught or over.is_set())
-
-            def collect() -> None:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    key, figures = running.pop(future), future.result()
-                    if figures is not None:
-                        self.finished[key] = figures
-                        self._save()
-
-            try:
-                for key, member in members:
-                    if len(running) == workers:
-                        collect()
-                    if caught:
-                        break
-                    running[pool.submit(_train, member, self.rounds, continues)] = key
-                while running:
-                    collect()
-            finally:
-                over.set()
-        if caught:
-            if self.checkpoint:
-                done = f"{len(self.finished)} of {self.total} trainings"
-                print(f"Stopped after {done}. To continue: resume={self.checkpoint.parent}")
-            raise Interrupted(caught[0])
-
-    def _save(self) -> None:
-        if self.checkpoint:
-            save_checkpoint(self.checkpoint, "tune", self.identity, {"finished": self.finished})
+        try:
+            for worker in as_completed([pool.submit(work) for _ in range(workers)]):
+                worker.result()
+        finally:
+            over.set()
+    return caught
 
 
 def _train(member: Algorithm, rounds: int, continues: Callable[[], bool]) -> Figures | None:
-    """Train a member; return its error and how far it has converged, or None if it was stopped.
-
-    Args:
-        member: what is trained.
-        rounds: number of rounds.
-        continues: asked before each round.
-    """
+    """Return the error of a trained member and how far it has converged; None if it may not continue to the end."""
     start = before = now = member.metrics()
     try:
         for round in range(rounds):

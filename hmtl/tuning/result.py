@@ -56,15 +56,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Result:
-    """The content of `tune.json`.
-
-    Attributes:
-        grid: values of each setting.
-        points: all combinations, [P].
-        best: values of the best point.
-        error: its error.
-        warnings: sentences on what the result does not tell for sure.
-    """
+    """The content of `tune.json`: all combinations, the values and the error of the best one, and what is uncertain."""
 
     grid: Grid
     points: list[Point]
@@ -74,20 +66,14 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of `tune.json`."""
-        points = [{key: value for key, value in asdict(point).items() if value is not None} for point in self.points]
-        return asdict(self) | {"points": points}
+        return asdict(self, dict_factory=lambda items: {key: value for key, value in items if value is not None})
 
 
 def conclude(cfg: DictConfig, grid: Grid, trained: Sequence[Sequence[Figures]]) -> Result:
-    """Return the result of all trainings.
+    """Return the result of all trainings, given the figures of each combination and fold [P, F].
 
     Of equally good points, the best one has the largest value of the first setting, then of the second, and so on: the
     largest λ trusts the data least.
-
-    Args:
-        cfg: the configuration.
-        grid: values of each setting.
-        trained: figures of each combination and fold, [P, F].
     """
     points = [_over_folds(values, figures) for values, figures in zip(combinations(grid), trained, strict=True)]
     best = max(range(len(points)), key=lambda p: (-points[p].error, p))  # later points have larger values

@@ -164,7 +164,7 @@ class Ours:
 
     @property
     def error(self) -> float:
-        return self.trainer.history.last["test_error"]
+        return self.trainer.history[-1]["test_error"]
 
 
 def sides(size: Size, communicator: str, folder: Path) -> dict[str, Callable[[], Loop | VmapLoop | Ours]]:

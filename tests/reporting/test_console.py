@@ -1,25 +1,24 @@
 """What is printed, wherever it goes: in any encoding and width, into a file, to a reader who goes away."""
 
+import io
 import json
+import logging
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from forked import run
-from hypothesis import given
-from hypothesis import strategies as st
 from omegaconf import DictConfig
-from rich.cells import cell_len
-from rich.measure import Measurement
-from rich.table import Table
 
 from hmtl.communication.round import Stopwatch
 from hmtl.reporting import console
-from hmtl.reporting.console import Console, WrappedSettings
+from hmtl.reporting.console import Console, as_table, progress
 from hmtl.reporting.console_logger import ConsoleLogger
 from hmtl.train import train
 
@@ -52,34 +51,12 @@ def test_numbers_stay_whole_in_a_narrow_terminal(tmp_path: Path, command: str, w
 
 
 def test_words_are_wrapped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    table = Table()
-    for name in ("what", "number"):
-        table.add_column(name, justify="right" if name == "number" else "left")
-    table.add_row("some words in a row", "123456.789")
-    for columns, lines in ((80, 5), (20, 8)):
+    for columns, lines in ((80, 6), (20, 9)):
         monkeypatch.setenv("COLUMNS", str(columns))
-        Console().table(table)
+        Console().table(as_table("Table", ("what", "number"), [["some words in a row", "123456.789"]]))
         printed = capsys.readouterr().out
         assert "123456.789" in printed
         assert len(printed.splitlines()) == lines
-
-
-@given(text=st.text("a日 =/,[]\n"), room=st.integers(0, 20))
-def test_settings_go_on_in_the_next_line(text: str, room: int) -> None:
-    """Nothing is lost, no line is too long, and a word that fits into a line is not broken."""
-    words, screen = WrappedSettings(text), Console()
-
-    def shown(width: int) -> list[str]:
-        found = screen.render_lines(words, screen.options.update(width=width))
-        return ["".join(segment.text for segment in line).rstrip() for line in found]
-
-    width = max(Measurement.get(screen, screen.options, words).minimum + room, 1)
-    lines, one = shown(width), " ".join(text.split())
-    assert shown(max(cell_len(one), 1)) == [one]
-    assert "".join("".join(lines).split()) == "".join(text.split())
-    assert max(map(cell_len, lines), default=0) <= width
-    whole = [word for word in text.split() if cell_len(word) <= width]
-    assert all(any(word in line for line in lines) for word in whole)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +79,25 @@ def test_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
     assert told(0) == [f"round {number}/3  gap 5.00e-01" for number in (1, 2, 3)]
     assert told(60) == []
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("screen", [Terminal(), io.StringIO()])
+def test_progress_is_shown_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, screen: io.StringIO) -> None:
+    """And the log is left as it was, whatever happens."""
+    log = logging.getLogger("hmtl.coding")
+    before = log.handlers[:], log.level, log.propagate
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    with suppress(ValueError), progress("Planning"):
+        log.debug("step %d", 7)
+        raise ValueError("wrong")
+    assert ("Planning: step 7" in screen.getvalue()) == isinstance(screen, Terminal)
+    assert (log.handlers, log.level, log.propagate) == before
 
 
 def test_time_tells_what_it_is(

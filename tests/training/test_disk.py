@@ -1,31 +1,15 @@
 """A disk that is full. A limit to the size of files stands for it, so that the error is the system's own."""
 
-import resource
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import forked, status_of
 from forked import run
 
 from hmtl.config.build import compose
-from hmtl.reporting.tensorboard_logger import TensorBoardLogger
 from hmtl.train import train
 from hmtl.training.checkpoint import load_checkpoint
 
 SMALL = ("dataset.rows_per_user=20", "checkpoint_every=1", "algorithm.rounds=4")
-
-
-def limited(nbytes: int, work: Callable[[], object], said: Path) -> int:
-    """The status of this work where no file can have more bytes."""
-
-    def within() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, nbytes))
-        work()
-
-    said.unlink(missing_ok=True)
-    return status_of(forked(within, said))
 
 
 @pytest.mark.slow
@@ -48,24 +32,3 @@ def test_it_is_told_in_one_line_and_the_last_checkpoint_stays(tmp_path: Path) ->
         assert (folder / "checkpoint.pt").read_bytes() == whole
         assert not list(folder.glob("*.tmp"))
     assert load_checkpoint(folder)["history"]["rounds"] == 2
-
-
-@pytest.mark.slow
-def test_threads_of_tensorboard_add_no_word(tmp_path: Path) -> None:
-    """Their error comes to who logs; what others' threads fail of is told as ever."""
-
-    logger = TensorBoardLogger(str(tmp_path))
-
-    def rounds() -> None:
-        for round in range(10_000):
-            logger.log({"round": round, "gap": 1.0})
-        logger.finish({"rounds": 0}, {})
-
-    def log() -> None:
-        with pytest.raises(OSError, match="File too large"):
-            rounds()
-        logger.close()
-        sys.exit(0)
-
-    said = tmp_path / "said.txt"
-    assert (limited(1000, log, said), said.read_text()) == (0, "")

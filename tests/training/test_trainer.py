@@ -99,7 +99,7 @@ class Counting:
     def setup(self):
         return (FactsOfUsers(), FactsOfAll()) if self.facts else None
 
-    def user_seconds(self, round, users):
+    def user_seconds(self, round):
         return 1000.0
 
     def figures(self, measured, blocks):
@@ -206,15 +206,15 @@ def test_a_resumed_run_is_the_whole_run(trainer, facts):
     assert seen == [*whole.history, *list(whole.history)[:3]]
 
 
-@pytest.mark.parametrize(("tolerance", "rounds"), [(0.0, 4), (0.5, 2), (0.4, 3)])
-def test_stops_at_the_gap(trainer, tolerance, rounds):
-    assert len(trainer("gap", rounds=4, gap_tolerance=tolerance).fit()) == rounds
-
-
-def test_goes_on_while_what_the_gap_takes_for_given_changes(trainer):
-    made = trainer("unsettled", rounds=9, gap_tolerance=0.5)
-    made.algorithm.unsettled = 3
-    assert len(made.fit()) == 4
+@pytest.mark.parametrize(
+    ("tolerance", "unsettled", "every", "rounds"),
+    [(0.0, 0, 1, 9), (0.5, 0, 1, 2), (0.4, 0, 1, 3), (0.5, 3, 1, 4), (0.3, 0, 5, 6)],
+)
+def test_stops_at_the_gap(trainer, tolerance, unsettled, every, rounds):
+    """Where it is measured, and once what it takes for given has settled."""
+    made = trainer("gap", rounds=9, gap_tolerance=tolerance, evaluate_every=every)
+    made.algorithm.unsettled = unsettled
+    assert len(made.fit()) == rounds
 
 
 def test_a_checkpoint_every_few_rounds_and_at_the_end(trainer):
@@ -268,9 +268,3 @@ def test_a_resumed_run_is_evaluated_in_the_same_rounds(trainer, stop):
     assert second.fit(load_checkpoint(first.checkpoint)) == whole
     files = [made.checkpoint.with_name("metrics.csv").read_text() for made in (trainer("whole", **settings), second)]
     assert files[0] == files[1]
-
-
-def test_a_gap_is_small_where_it_is_measured(trainer):
-    """It is 1, 1/2, .., below 0.3 from the fourth round on, and measured in rounds 0, 5, 10."""
-    made = trainer("made", rounds=20, evaluate_every=5, gap_tolerance=0.3)
-    assert len(made.fit()) == 6

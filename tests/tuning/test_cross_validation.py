@@ -27,7 +27,8 @@ from hmtl.mtl import FedU, LocalSGD
 from hmtl.train import train
 from hmtl.training.checkpoint import load_checkpoint
 from hmtl.tune import tune
-from hmtl.tuning.cross_validation import _folds, _Trainings, cross_validate
+from hmtl.tuning import cross_validation
+from hmtl.tuning.cross_validation import _folds, _train_all, cross_validate
 from hmtl.tuning.grid import with_values
 
 Configure = Callable[..., DictConfig]
@@ -284,10 +285,9 @@ def test_what_is_finished_is_not_trained_again(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tune(configure(*SMALL, GRID, "rounds=5"))
-    monkeypatch.setattr(_Trainings, "run", lambda self, members, workers: trained.extend(members))
-    trained: list[Any] = []
-    tune(configure(*SMALL, GRID, "rounds=5", f"resume={tmp_path}"))
-    assert trained == []
+    with monkeypatch.context() as patch:
+        patch.setattr(cross_validation, "_train", None)
+        tune(configure(*SMALL, GRID, "rounds=5", f"resume={tmp_path}"))
     with pytest.raises(CheckpointError, match="rounds was 5, is 6"):
         tune(configure(*SMALL, GRID, "rounds=6", f"resume={tmp_path}"))
     with pytest.raises(CheckpointError, match=r"tune\.folds was 3, is 4"):
@@ -303,8 +303,10 @@ def test_models_side_by_side_draw_as_if_alone(configure: Configure) -> None:
     problem, W = build_problem(cfg, build_tasks(cfg)[0]), []
     for workers in (1, 4):
         members = [FedU(problem, LocalSGD(epochs=1), with_dropout, seed=seed) for seed in range(4)]
-        trainings = _Trainings(cfg, len(members), None)
-        trainings.run([((0, n), member) for n, member in enumerate(members)], workers)
+        finished: dict[Any, Any] = {}
+        keyed = (((0, n), member) for n, member in enumerate(members))
+        assert _train_all(keyed, cfg.rounds, workers, finished, len(members), lambda: None) == []
+        assert len(finished) == 4
         W.append(torch.stack([member.W for member in members]))
     assert torch.equal(*W)
 
