@@ -13,7 +13,7 @@ from hmtl.mtl.networks.evaluation import Evaluation
 from hmtl.mtl.networks.flat import FlatModel, MakeModel
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
-from hmtl.mtl.solvers.sgd import LocalSGD, NetworkSubproblem, Proximal, RandomStreams
+from hmtl.mtl.solvers.sgd import LocalSGD, NetworkSubproblem, Proximal
 from hmtl.mtl.training_rows import Rows
 
 
@@ -159,8 +159,8 @@ class NetworkUsers(Users):
     ) -> Tensor:
         """Return the models [n, m] after SGD from W [n, m]; `time` counts the calls in a round."""
         solver = self.local.solver
-        streams = RandomStreams(self.local.seed, ("dropout", round, time), self.problem.users[users])
-        start = NetworkSubproblem(self.model, W, solver.rate(round), streams, proximal)
+        stream = (self.local.seed, "dropout", round, time)
+        start = NetworkSubproblem(self.model, W, self.problem.users[users], solver.rate(round), stream, proximal)
         return solver.solve(self.problem.loss, rows, start, order, budgets, out)
 
     def measure(self) -> dict[str, Tensor]:
