@@ -15,7 +15,7 @@ from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, Users
 from hmtl.mtl.algorithms.networks import NetworkAlgorithm, NetworkUsers, Sending, SendModels
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.problem import Problem
-from hmtl.mtl.sums import Grid, all_terms, sum_of_terms
+from hmtl.mtl.sums import Grid, Terms
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +34,13 @@ class Average:
     beta: float
     grid: Grid
 
-    def terms(self, new: Tensor, last: Tensor, counts: Tensor) -> Tensor:
-        """Return the terms [n, 1, m] of models [n, m] trained from `last` [n or 1, m], for n_k [n, 1]."""
-        return self.grid.rounded((new.double() - last).mul_(counts))[:, None]
+    def terms(self, new: Tensor, last: Tensor, counts: Tensor) -> Terms:
+        """Return the terms of models [n, m] trained from `last` [n, m], for n_k [n, 1]."""
+
+        def make(rows: slice, columns: slice) -> Tensor:
+            return self.grid.rounded((new[rows, columns].double() - last[rows, columns]).mul_(counts[rows]))[:, None]
+
+        return Terms((len(new), 1, new.shape[1]), make, new.device)
 
     def model(self, S: Tensor, total: float) -> Tensor:
         """Return w [1, m] from the sums [1, m] and N."""
@@ -52,18 +56,10 @@ class SendAverageTerms(Sending):
         self.counts = counts
         self.total = total
         self.numbers = len(average.start)
-
-    @property
-    def row_bits(self) -> tuple[int, int, int]:
-        return 8 * self.numbers * self.average.start.element_size(), 0, 0
+        self.row_bits = 8 * average.start.nbytes, 0, 0
 
     def encode(self, users: Ids, ivs: Tensor, last: Tensor) -> Tensor:
-        counts = self.counts[users]
-
-        def terms(rows: slice, columns: slice) -> Tensor:
-            return self.average.terms(ivs[rows, columns], last[rows, columns], counts[rows])
-
-        return all_terms((len(users), 1, self.numbers), terms, ivs.device)
+        return self.average.terms(ivs, last, self.counts[users]).all()
 
     def decode(self, users: Ids, rows: Tensor) -> Tensor:
         return self.average.model(rows[:1], self.total).expand(len(users), -1)  # all rows are the same
@@ -105,12 +101,8 @@ class AverageModels(AverageTerms):
         return self.average.model(self.S, float(self.counts.sum())).expand(len(self.counts), -1)
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
-        ivs, last, counts = ivs.to(self.S.device), self.models[:1], self.counts[users]
-
-        def terms(rows: slice, columns: slice) -> Tensor:
-            return self.average.terms(ivs[rows, columns], last[:, columns], counts[rows])
-
-        super().update(users, sum_of_terms((len(users), 1, ivs.shape[1]), terms, ivs.device))
+        terms = self.average.terms(ivs.to(self.S.device), self.models[: len(users)], self.counts[users])
+        super().update(users, terms.sum())
         return self.models
 
     def answer(self, facts: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from hmtl.mtl.algorithms.base import Aggregator, Ids, of_rows, with_rows
 from hmtl.mtl.algorithms.networks import Sending
 from hmtl.mtl.matrices import identity
 from hmtl.mtl.solvers.sgd import LocalSGD
-from hmtl.mtl.sums import Form, Grid, all_terms, blocks, sum_of_terms
+from hmtl.mtl.sums import Form, Grid, Terms, blocks
 
 
 class PenaltySteps:
@@ -47,9 +47,8 @@ class PenaltySteps:
 
     def sums(self, W: Tensor) -> Tensor:
         """Return the sums [1, q·m] of the terms of the models W [K, m] of all users, int64."""
-        return sum_of_terms(
-            (len(W), self.form.q, W.shape[1]), lambda rows, columns: self.terms(W[rows, columns], rows), W.device
-        )
+        shape = len(W), self.form.q, W.shape[1]
+        return Terms(shape, lambda rows, columns: self.terms(W[rows, columns], rows), W.device).sum()
 
     def models(self, W: Tensor, lengths: Tensor, sums: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
         """Return the models [n, m] of these users after steps of `lengths` [n] from W [n, m], given sums [1, q·m]."""
@@ -100,15 +99,12 @@ class SendCouplingTerms(Sending):
         self.users = users
         self.m = start.shape[1]
         self.numbers = steps.form.q * self.m
+        self.row_bits = 8 * self.m * start.element_size(), 64, 0
         self.register_buffer("sent", start)
         self.register_buffer("pending", start)
         self.register_buffer("lengths", torch.zeros(len(start), dtype=torch.float64))
         self.register_buffer("pending_lengths", torch.zeros(len(start), dtype=torch.float64))
         self.register_buffer("rounds", torch.tensor(0))
-
-    @property
-    def row_bits(self) -> tuple[int, int, int]:
-        return 8 * self.m * self.sent.element_size(), 64, 0
 
     def encode(self, users: Ids, ivs: Tensor, last: Tensor) -> Tensor:
         new, old, ids = ivs[:, : self.m], of_rows(self.sent, users), torch.from_numpy(self.users[users])
@@ -120,7 +116,7 @@ class SendCouplingTerms(Sending):
             now, before = (self.steps.terms(W[rows, columns], ids[rows]) for W in (new, old))
             return now.sub_(before)
 
-        return all_terms((len(users), self.steps.form.q, self.m), changes, ivs.device)
+        return Terms((len(users), self.steps.form.q, self.m), changes, ivs.device).all()
 
     def commit(self, users: Ids) -> None:
         self.sent = with_rows(self.sent, users, of_rows(self.pending, users))
@@ -149,14 +145,10 @@ class CoupleModels(Aggregator):
     def __init__(self, start: Tensor, steps: PenaltySteps) -> None:
         super().__init__()
         self.steps = steps
+        self.structure = steps.form  # of the penalty
         self.register_buffer("sent", start)
         self.register_buffer("lengths", torch.zeros(len(start), dtype=torch.float64))
         self.register_buffer("rounds", torch.tensor(0))
-
-    @property
-    def structure(self) -> Form:
-        """Gives the penalty."""
-        return self.steps.form
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         m = self.sent.shape[1]
@@ -181,13 +173,9 @@ class CoupleTerms(Aggregator):
     def __init__(self, start: Tensor, steps: PenaltySteps) -> None:
         super().__init__()
         self.steps = steps
+        self.structure = steps.form  # of the penalty
         self.register_buffer("S", steps.sums(start))
         self.register_buffer("rounds", torch.tensor(0))
-
-    @property
-    def structure(self) -> Form:
-        """Gives the penalty."""
-        return self.steps.form
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         self.S = self.steps.grid.added(self.S, ivs.sum(0, keepdim=True).to(self.S.device))

@@ -21,15 +21,11 @@ class Sending(nn.Module, ABC):
     """What users send of their new models, and what they make of the answer.
 
     Attributes:
-        numbers: numbers in a row, without the further ones.
+        numbers, row_bits: as in `Users`.
     """
 
     numbers: int
-
-    @property
-    def row_bits(self) -> tuple[int, int, int]:
-        """As `Users.row_bits`."""
-        raise NotImplementedError(f"{type(self).__name__} sends IVs, not terms of sums.")
+    row_bits: tuple[int, int, int] = (0, 0, 0)
 
     @abstractmethod
     def encode(self, users: Ids, ivs: Tensor, last: Tensor) -> Tensor:
@@ -90,15 +86,11 @@ class NetworkUsers(Users):
         self.model = local.model
         self.sending = sending
         self.pull = pull
-        self.numbers = sending.numbers
+        self.numbers, self.row_bits = sending.numbers, sending.row_bits
         self.rows = self.problem.padded(self.model.start.dtype)
         self.evaluation = Evaluation(self.problem, self.model)
         self.usual = local.solver.steps(self.problem.here)  # steps of a user who is not a straggler [K]
         self.register_buffer("W", self.model.start.expand(len(self.problem.users), -1))
-
-    @property
-    def row_bits(self) -> tuple[int, int, int]:
-        return self.sending.row_bits
 
     @property
     def models(self) -> Tensor:
