@@ -100,12 +100,6 @@ class DualAggregator(Aggregator):
 
     Buffers: `V` [K, d]; `Omega`, Ω [K, K]; `rounds`, the number of updates; `outdated` [K], users who may not know the
     present c_k; `t`; `gain`, by how much R fell when Ω was learned last.
-
-    Args:
-        regularizer: gives A.
-        V: V at the beginning [K, d].
-        settings: settings of the algorithm.
-        grid: grid of the sums.
     """
 
     V: Tensor
@@ -187,16 +181,9 @@ class DualAggregator(Aggregator):
 
 
 class SummedDualAggregator(Aggregator):
-    """Aggregator side for terms: keeps s on the grid and no user's v_k.
+    """Aggregator side for terms: keeps s on the grid and no user's v_k. Ω is never learned.
 
-    Buffers: `S`, s as int64 [1, q·d]; `t`, as in `DualAggregator`.
-
-    Args:
-        coupling: the coupling at Ω.
-        Omega: Ω [K, K], which is never learned.
-        numbers: q·d.
-        settings: settings of the algorithm.
-        grid: grid of the sums.
+    Buffers: `S`, s as int64 [1, q·d], of which q·d is `numbers`; `t`, as in `DualAggregator`.
     """
 
     S: Tensor

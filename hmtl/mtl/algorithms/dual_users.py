@@ -35,11 +35,6 @@ class DualUsers(Users):
     Buffers: `a`, `W`, `curvature`; `pending` [K, n], `waiting` [K] and the update `dV` [K, d] behind `pending`; `step`
     and `momentum` [K, d], by which v_k moved last and w_k moved beyond that, and `beta` [K]; `received` [K], the round
     in which a user's model arrived.
-
-    Args:
-        problem: data, loss and regularizer.
-        solver: the users' local solver.
-        settings: settings of the algorithm.
     """
 
     a: Tensor
@@ -164,10 +159,7 @@ class SummedDualUsers(DualUsers):
     User k sends by how much U_kᵀ v_k has changed, and r_k if the algorithm is accelerated, rounded to the grid, int64.
     All users receive one row: s = Σ_l U_lᵀ v_l, and the bits of β.
 
-    Buffers: as in `DualUsers`, and v_k of each user, `V` [K, d].
-
-    Args: as in `DualUsers`, and
-        form: form of B.
+    Buffers: as in `DualUsers`, and v_k of each user, `V` [K, d]. `form` is the form of B.
     """
 
     V: Tensor
@@ -206,10 +198,7 @@ class SummedDualUsers(DualUsers):
 
 
 class LocalUsers(SummedDualUsers):
-    """User side for a coupling without sums, B = diag(δ): a user's model follows from its own v_k, and nothing travels.
-
-    Args: as in `SummedDualUsers`.
-    """
+    """User side for a coupling without sums, B = diag(δ): a user's model follows from its own v_k, nothing travels."""
 
     def commit(self, users: Ids) -> None:
         super().commit(users)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, Users
-from hmtl.mtl.algorithms.networks import NetworkAlgorithm, NetworkUsers, Sending, SendModels
+from hmtl.mtl.algorithms.networks import NetworkAlgorithm, NetworkUsers, Sending
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.sums import Grid, Terms
@@ -21,8 +21,6 @@ from hmtl.mtl.sums import Grid, Terms
 @dataclass(frozen=True, eq=False)
 class Average:
     """w = start + (β/N)·S, where S is the sum of all terms n_k (w_k − w) that users sent so far, and N = Σ_k n_k.
-
-    A user who sends nothing counts with w, the last model.
 
     Attributes:
         start: first model [m].
@@ -51,12 +49,10 @@ class SendAverageTerms(Sending):
     """Users send terms, receive S and compute the model; `counts` are n_k of these users [n, 1], `total` is N."""
 
     def __init__(self, average: Average, counts: Tensor, total: float) -> None:
-        super().__init__()
+        super().__init__(len(average.start), (8 * average.start.nbytes, 0, 0))
         self.average = average
         self.counts = counts
         self.total = total
-        self.numbers = len(average.start)
-        self.row_bits = 8 * average.start.nbytes, 0, 0
 
     def encode(self, users: Ids, ivs: Tensor, last: Tensor) -> Tensor:
         return self.average.terms(ivs, last, self.counts[users]).all()
@@ -95,15 +91,11 @@ class AverageModels(AverageTerms):
         super().__init__(average)
         self.counts = counts
 
-    @property
-    def models(self) -> Tensor:
-        """The users' models [K, m], all the same."""
-        return self.average.model(self.S, float(self.counts.sum())).expand(len(self.counts), -1)
-
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
-        terms = self.average.terms(ivs.to(self.S.device), self.models[: len(users)], self.counts[users])
-        super().update(users, terms.sum())
-        return self.models
+        total = float(self.counts.sum())
+        last = self.average.model(self.S, total).expand(len(users), -1)
+        super().update(users, self.average.terms(ivs.to(self.S.device), last, self.counts[users]).sum())
+        return self.average.model(self.S, total).expand(len(self.counts), -1)
 
     def answer(self, facts: Tensor) -> Tensor:
         """Take n_k, [K, 1], in the set-up; the users need no answer, [K, 0]."""
@@ -130,7 +122,7 @@ class FedAvg(NetworkAlgorithm):
     def _sides(self, messages: MessageKind) -> tuple[NetworkUsers, Aggregator]:
         average, weights = Average(self.model.start, self.beta, self.problem.grid), self._weights()
         if messages == "ivs":
-            return self._users(SendModels(len(average.start))), AverageModels(average, weights)
+            return self._users(Sending(len(average.start))), AverageModels(average, weights)
         sending = SendAverageTerms(average, weights[self.problem.users], float(weights.sum()))
         return self._users(sending), AverageTerms(average)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from hmtl.errors import ConfigError, RangeError
 from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, Users, no_sums, with_rows
 from hmtl.mtl.algorithms.fedu_sums import CoupleModels, CoupleTerms, PenaltySteps, SendCouplingTerms
-from hmtl.mtl.algorithms.networks import NetworkAlgorithm, NetworkUsers, SendModels
+from hmtl.mtl.algorithms.networks import NetworkAlgorithm, NetworkUsers, Sending
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.penalties import Dense, Sparse, Structure, by_entries
 from hmtl.mtl.problem import Problem
@@ -31,11 +31,8 @@ class FedUUsers(NetworkUsers):
     """User side: the last column of IVs [n, m + 1] is the number of local steps."""
 
     def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
-        W, order = self.W[users], self._order(round, users, rows)
-        ivs = W.new_empty(len(W), W.shape[1] + 1)
-        ivs[:, -1] = budgets
-        self._steps(users, rows, W, order, budgets, round, out=ivs[:, :-1])
-        return (ivs,)
+        (models,) = super()._train(round, users, rows, budgets)
+        return (torch.cat([models, budgets[:, None].to(models)], dim=1),)
 
     def blocks(self) -> Iterator[Tensor]:
         width = max(1, BLOCK // self.problem.K)
@@ -50,8 +47,7 @@ class PenaltyDescent:
     these alone.
 
     Args:
-        regularizer: gives A.
-        Omega: Ω [K, K].
+        regularizer, Omega: give A.
         rate: rate in the first round, the highest.
         max_steps: largest number of local steps of a user in a round.
 
@@ -117,15 +113,9 @@ def _reach(neighbors: Tensor, hops: int) -> NDArray[np.bool_] | None:
 
 
 class FedUAggregator(Aggregator):
-    """Aggregator side for any coupling.
+    """Aggregator side for any coupling; `complete` says whether all users and relays take part in each round.
 
     It keeps the last models [K, m], which replace those of users who were not heard.
-
-    Args:
-        start: the users' first models [K, m].
-        descent: steps down the penalty.
-        solver: gives the rate μ_t, which never grows.
-        complete: whether all users and relays take part in each round.
     """
 
     models: Tensor
@@ -200,12 +190,13 @@ class FedU(NetworkAlgorithm):
                 "This regularizer does not couple the models, so there are no sums. Choose communicator=partial, which "
                 "sends no IV to the server, or regularizer=mean."
             )
+        sending = Sending(start.shape[1])
         if form is None:
             aggregator = FedUAggregator(start, descent, self.solver, self.participation.complete)
-            return FedUUsers(self._local, SendModels(start.shape[1])), aggregator
+            return FedUUsers(self._local, sending), aggregator
         steps = PenaltySteps(form, descent.steepest, self.solver, problem.grid)
         if messages == "ivs":
-            return FedUUsers(self._local, SendModels(start.shape[1])), CoupleModels(start, steps)
+            return FedUUsers(self._local, sending), CoupleModels(start, steps)
         sending = SendCouplingTerms(start[problem.users], steps, problem.users)
         return FedUUsers(self._local, sending), CoupleTerms(start, steps)
 

@@ -79,12 +79,8 @@ class SendCouplingTerms(Sending):
     A model follows from what the user sent last and the sums. A user who took no part in a round gets one, too.
 
     Buffers: `sent` [n, m], the models that counted last, and `lengths` [n], the lengths of the steps behind them;
-    `pending` and `pending_lengths`, those that may count; `rounds`, t, which arrives with the sums.
-
-    Args:
-        start: the first models of these users [n, m].
-        steps: steps down the penalty.
-        users: numbers of these users in the network [n].
+    `pending` and `pending_lengths`, those that may count; `rounds`, t, which arrives with the sums. `users` are the
+    numbers of these users in the network [n].
     """
 
     sent: Tensor
@@ -94,12 +90,11 @@ class SendCouplingTerms(Sending):
     rounds: Tensor
 
     def __init__(self, start: Tensor, steps: PenaltySteps, users: Ids) -> None:
-        super().__init__()
+        m = start.shape[1]
+        super().__init__(steps.form.q * m, (8 * m * start.element_size(), 64, 0))
+        self.m = m
         self.steps = steps
         self.users = users
-        self.m = start.shape[1]
-        self.numbers = steps.form.q * self.m
-        self.row_bits = 8 * self.m * start.element_size(), 64, 0
         self.register_buffer("sent", start)
         self.register_buffer("pending", start)
         self.register_buffer("lengths", torch.zeros(len(start), dtype=torch.float64))
@@ -128,27 +123,31 @@ class SendCouplingTerms(Sending):
         return self.steps.models(of_rows(self.sent, users), self.lengths[users], rows[:1, : self.numbers], ids)
 
 
-class CoupleModels(Aggregator):
+class CoupleBySums(Aggregator):
+    """What both aggregator sides have: steps down the penalty, and the number of `rounds`, a buffer."""
+
+    rounds: Tensor
+
+    def __init__(self, steps: PenaltySteps) -> None:
+        super().__init__()
+        self.steps = steps
+        self.structure = steps.form  # of the penalty
+        self.register_buffer("rounds", torch.tensor(0))
+
+
+class CoupleModels(CoupleBySums):
     """Aggregator side for IVs: makes the steps of `SendCouplingTerms` for all users.
 
-    Buffers: what users `sent` last [K, m], the `lengths` of the steps behind it [K], and the number of `rounds`.
-
-    Args:
-        start: the users' first models [K, m].
-        steps: steps down the penalty.
+    Buffers: what users `sent` last [K, m], at first their first models, and the `lengths` of the steps behind it [K].
     """
 
     sent: Tensor
     lengths: Tensor
-    rounds: Tensor
 
     def __init__(self, start: Tensor, steps: PenaltySteps) -> None:
-        super().__init__()
-        self.steps = steps
-        self.structure = steps.form  # of the penalty
+        super().__init__(steps)
         self.register_buffer("sent", start)
         self.register_buffer("lengths", torch.zeros(len(start), dtype=torch.float64))
-        self.register_buffer("rounds", torch.tensor(0))
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         m = self.sent.shape[1]
@@ -159,23 +158,14 @@ class CoupleModels(Aggregator):
         return self.steps.models(self.sent, self.lengths, self.steps.sums(self.sent))
 
 
-class CoupleTerms(Aggregator):
-    """Aggregator side for terms: keeps the sums S, int64 [1, q·m], and t, both of which go to all users.
-
-    Args:
-        start: the users' first models [K, m].
-        steps: steps down the penalty.
-    """
+class CoupleTerms(CoupleBySums):
+    """Aggregator side for terms: keeps the sums S, int64 [1, q·m], and t, both of which go to all users."""
 
     S: Tensor
-    rounds: Tensor
 
     def __init__(self, start: Tensor, steps: PenaltySteps) -> None:
-        super().__init__()
-        self.steps = steps
-        self.structure = steps.form  # of the penalty
+        super().__init__(steps)
         self.register_buffer("S", steps.sums(start))
-        self.register_buffer("rounds", torch.tensor(0))
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         self.S = self.steps.grid.added(self.S, ivs.sum(0, keepdim=True).to(self.S.device))

@@ -3,7 +3,7 @@
 K users, m parameters of a network; one user per row. An IV is the user's new model, [m].
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -17,19 +17,21 @@ from hmtl.mtl.solvers.sgd import LocalSGD, NetworkSubproblem, Proximal
 from hmtl.mtl.training_rows import Rows
 
 
-class Sending(nn.Module, ABC):
-    """What users send of their new models, and what they make of the answer.
+class Sending(nn.Module):
+    """What users send of their new models, and what they make of the answer; by default, both are models.
 
-    Attributes:
+    Args:
         numbers, row_bits: as in `Users`.
     """
 
-    numbers: int
-    row_bits: tuple[int, int, int] = (0, 0, 0)
+    def __init__(self, numbers: int, row_bits: tuple[int, int, int] = (0, 0, 0)) -> None:
+        super().__init__()
+        self.numbers = numbers
+        self.row_bits = row_bits
 
-    @abstractmethod
     def encode(self, users: Ids, ivs: Tensor, last: Tensor) -> Tensor:
         """Return the rows to send for IVs [n, m + e], given the last models [n, m] that these users received."""
+        return ivs
 
     def commit(self, users: Ids) -> None:
         """Note that what these users encoded last reached an aggregator."""
@@ -37,22 +39,8 @@ class Sending(nn.Module, ABC):
     def take(self, users: Ids, numbers: Tensor) -> None:
         """Take the answer [n, e] to the set-up."""
 
-    @abstractmethod
     def decode(self, users: Ids, rows: Tensor) -> Tensor:
         """Return the models [n, m] of these users from the rows that they received."""
-
-
-class SendModels(Sending):
-    """Users send their models and receive models."""
-
-    def __init__(self, m: int) -> None:
-        super().__init__()
-        self.numbers = m
-
-    def encode(self, users: Ids, ivs: Tensor, last: Tensor) -> Tensor:
-        return ivs
-
-    def decode(self, users: Ids, rows: Tensor) -> Tensor:
         return rows
 
 
@@ -147,13 +135,12 @@ class NetworkUsers(Users):
         round: int,
         proximal: Proximal | None = None,
         time: int = 0,
-        out: Tensor | None = None,
     ) -> Tensor:
         """Return the models [n, m] after SGD from W [n, m]; `time` counts the calls in a round."""
         solver = self.local.solver
         stream = (self.local.seed, "dropout", round, time)
         start = NetworkSubproblem(self.model, W, self.problem.users[users], solver.rate(round), stream, proximal)
-        return solver.solve(self.problem.loss, rows, start, order, budgets, out)
+        return solver.solve(self.problem.loss, rows, start, order, budgets)
 
     def measure(self) -> dict[str, Tensor]:
         """Return Σ_j ℓ, s, and the train and test error, [K] each."""

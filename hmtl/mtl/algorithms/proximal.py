@@ -5,7 +5,6 @@ travels. Users predict with their personal models; the error of w on the same ro
 """
 
 import math
-from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,9 +47,7 @@ class FedProx(FedAvg):
 class PersonalUsers(NetworkUsers):
     """User side: the shared model as each user has it, `W` [K, m], and the personal models, `V` [K, m].
 
-    A local update leaves the new personal models in `pending` [K, m].
-
-    Args: as in `NetworkUsers`; `pull` is λ.
+    `_train` returns the new personal models beside the IVs, and they stay in `pending` [K, m] until they count.
     """
 
     V: Tensor
@@ -67,10 +64,6 @@ class PersonalUsers(NetworkUsers):
 
     def predictors(self, state: dict[str, Tensor]) -> Tensor:
         return state["V"]
-
-    @abstractmethod
-    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
-        """As `NetworkUsers._train`; the further models are the new personal ones."""
 
     def _hold(self, users: Ids, own: list[Tensor]) -> None:
         self.pending = with_rows(self.pending, users, own[0][users])
@@ -100,10 +93,6 @@ class PersonalAlgorithm(FedAvg):
     def __init__(self, problem: Problem, solver: LocalSGD, model: MakeModel, lam: float, **others: Any) -> None:
         self.lam = lam
         super().__init__(problem, solver, model, **others)
-
-    @abstractmethod
-    def _users(self, sending: Sending) -> PersonalUsers:
-        """Return the user side."""
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"lam": self.lam}

@@ -108,20 +108,11 @@ class LocalSGD(LocalSolver[NetworkSubproblem, Tensor]):
                 f"Lower {name} or solver.step."
             )
 
-    def solve(
-        self,
-        loss: Loss,
-        rows: Rows,
-        subproblem: NetworkSubproblem,
-        order: Tensor,
-        budgets: Tensor,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        """As `LocalSolver.solve`; the new models go to `out` [K, m] if it is given."""
+    def solve(self, loss: Loss, rows: Rows, subproblem: NetworkSubproblem, order: Tensor, budgets: Tensor) -> Tensor:
         model, rate, proximal = subproblem.model, subproblem.rate, subproblem.proximal
         device = subproblem.W.device
         K, n, d = rows.X.shape
-        W = subproblem.W.clone(memory_format=torch.contiguous_format) if out is None else out.copy_(subproblem.W)
+        W = subproblem.W.clone(memory_format=torch.contiguous_format)
         order, budgets = order.to(device), budgets.to(device)
         there, active = order >= 0, torch.arange(order.shape[1], device=device) < budgets[:, None]
         scale = (rows.s * torch.tensor(rows.counts).to(W))[:, None, None]
