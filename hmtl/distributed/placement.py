@@ -61,11 +61,7 @@ class HostedUsers:
 
     def __init__(self, inner: Users, hosted: Ids) -> None:
         self.inner, self.hosted = inner, hosted
-        self.numbers = inner.numbers
-
-    @property
-    def row_bits(self) -> tuple[int, int, int]:
-        return self.inner.row_bits
+        self.numbers, self.row_bits = inner.numbers, inner.row_bits
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
         users, ivs = self.inner.local_update(round, np.flatnonzero(np.isin(self.hosted, idle)))

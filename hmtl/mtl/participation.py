@@ -3,7 +3,7 @@
 K users and H relays, numbered from 0; rounds are numbered from 0, too.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,12 +104,7 @@ class Participation:
         return torch.where(shares > 0, (shares * usual).long().clamp_min(1), 0)
 
     def absent_relays(self, seed: int, round: int, H: int) -> tuple[int, ...]:
-        """Return the relays that drop out of a round, ascending.
-
-        Raises:
-            ConfigError: see `check_relays`.
-        """
-        self.check_relays(H)
+        """Return the relays that drop out of a round, ascending."""
         if isinstance(self._relays, int | float):
             absent = generator(seed, "relays", round).random(H) < self._relays
             return tuple(absent.nonzero()[0].tolist())
@@ -119,10 +114,7 @@ class Participation:
 def _read(name: str, node: str, pairs: Pairs) -> frozenset[tuple[int, int]]:
     """Return the pairs of a setting, from a file if it is a path."""
     try:
-        rows: Iterable[Sequence[int]] = pairs if not isinstance(pairs, str | Path) else ()
-        if isinstance(pairs, str | Path):
-            with open_file(pairs) as file:
-                rows = np.loadtxt(file, delimiter=",", dtype=np.int64, ndmin=2).tolist()
+        rows = _load(pairs) if isinstance(pairs, str | Path) else pairs
         if any(number % 1 or number < 0 for row in rows for number in row):
             raise ValueError("rounds and numbers are whole and count from 0")
         return frozenset((int(round), int(number)) for round, number in rows)
@@ -134,8 +126,14 @@ def _read(name: str, node: str, pairs: Pairs) -> frozenset[tuple[int, int]]:
         ) from error
 
 
+def _load(path: str | Path) -> Sequence[Sequence[int]]:
+    with open_file(path) as file:
+        rows: list[list[int]] = np.loadtxt(file, delimiter=",", dtype=np.int64, ndmin=2).tolist()
+    return rows
+
+
 def _check_numbers(name: str, node: str, pairs: frozenset[tuple[int, int]], count: int) -> None:
     """Raise ConfigError if a pair names a node beyond `count`."""
     for _, number in sorted(pairs):
-        if not 0 <= number < count:
+        if number >= count:
             raise ConfigError(f"{name}: there is no {node} {number}. Number {node}s from 0 to {count - 1}.")

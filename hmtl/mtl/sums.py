@@ -31,21 +31,34 @@ def blocks(n: int, m: int) -> Iterator[tuple[slice, slice]]:
             yield slice(row, min(row + rows, n)), slice(column, min(column + columns, m))
 
 
-def all_terms(shape: tuple[int, int, int], make: MakeTerms, device: torch.device) -> Tensor:
-    """Return the terms int64 [n, q·m] of n users, computed block by block, for `shape` (n, q, m)."""
-    terms = torch.empty(shape, dtype=torch.int64, device=device)
-    for rows, columns in blocks(shape[0], shape[2]):
-        terms[rows, :, columns] = make(rows, columns)
-    return terms.flatten(1)
+@dataclass(frozen=True)
+class Terms:
+    """Terms of n users, computed block by block.
 
+    Attributes:
+        shape: (n, q, m).
+        make: computes a block.
+        device: where it computes.
+    """
 
-def sum_of_terms(shape: tuple[int, int, int], make: MakeTerms, device: torch.device) -> Tensor:
-    """Return the sum int64 [1, q·m] of the terms of n users without holding them all, for `shape` (n, q, m)."""
-    n, q, m = shape
-    total = torch.zeros(q, m, dtype=torch.int64, device=device)
-    for rows, columns in blocks(n, m):
-        total[:, columns] += make(rows, columns).sum(0)
-    return total.view(1, -1)
+    shape: tuple[int, int, int]
+    make: MakeTerms
+    device: torch.device
+
+    def all(self) -> Tensor:
+        """Return the terms int64 [n, q·m]."""
+        terms = torch.empty(self.shape, dtype=torch.int64, device=self.device)
+        for rows, columns in blocks(self.shape[0], self.shape[2]):
+            terms[rows, :, columns] = self.make(rows, columns)
+        return terms.flatten(1)
+
+    def sum(self) -> Tensor:
+        """Return their sum int64 [1, q·m], without holding them all."""
+        n, q, m = self.shape
+        total = torch.zeros(q, m, dtype=torch.int64, device=self.device)
+        for rows, columns in blocks(n, m):
+            total[:, columns] += self.make(rows, columns).sum(0)
+        return total.view(1, -1)
 
 
 @dataclass(frozen=True)

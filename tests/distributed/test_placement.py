@@ -51,11 +51,9 @@ def problem(tasks: Sequence[Task], regularizer: object, loss: object = None) -> 
     return Problem(tasks, loss or Hinge(), regularizer)  # type: ignore[arg-type]
 
 
-def dropping(d: int, C: int) -> torch.nn.Module:
+def gelu(d: int, C: int) -> torch.nn.Module:
     """A network of a size at which rounding depends on the number of users in a batch."""
-    return torch.nn.Sequential(
-        torch.nn.Linear(d, 30), torch.nn.GELU(), torch.nn.Dropout(0.2), torch.nn.Linear(30, 30), torch.nn.Linear(30, C)
-    )
+    return torch.nn.Sequential(torch.nn.Linear(d, 30), torch.nn.GELU(), torch.nn.Linear(30, 30), torch.nn.Linear(30, C))
 
 
 LEARNERS: dict[str, Make] = {
@@ -68,11 +66,9 @@ LEARNERS: dict[str, Make] = {
     "fedu, mean": lambda t, **o: FedU(problem(t, Mean(0.1)), SGD, torch.nn.Linear, participation=AWAY, **o),
     "fedavg": lambda t, **o: FedAvg(problem(t, Mean(0.1)), SGD, mlp, participation=AWAY, **o),
     "ditto": lambda t, **o: Ditto(problem(t, Mean(0.1)), SGD, mlp, lam=0.1, participation=AWAY, **o),
-    "fedavg, dropout": lambda t, **o: FedAvg(problem(t, Mean(0.1)), SGD, dropping, participation=AWAY, **o),
-    "ditto, dropout": lambda t, **o: Ditto(problem(t, Mean(0.1)), SGD, dropping, lam=0.1, participation=AWAY, **o),
-    "pfedme, dropout": lambda t, **o: PFedMe(
-        problem(t, Mean(0.1)), SGD, dropping, lam=1.0, eta=0.5, local_rounds=2, **o
-    ),
+    "fedavg, gelu": lambda t, **o: FedAvg(problem(t, Mean(0.1)), SGD, gelu, participation=AWAY, **o),
+    "ditto, gelu": lambda t, **o: Ditto(problem(t, Mean(0.1)), SGD, gelu, lam=0.1, participation=AWAY, **o),
+    "pfedme, gelu": lambda t, **o: PFedMe(problem(t, Mean(0.1)), SGD, gelu, lam=1.0, eta=0.5, local_rounds=2, **o),
     "pfedme": lambda t, **o: PFedMe(problem(t, Mean(0.1)), SGD, torch.nn.Linear, lam=1.0, eta=0.5, local_rounds=2, **o),
 }
 DUAL = ("mocha", "graph", "mocha, mean", "cocoa", "local")

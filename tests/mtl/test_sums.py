@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hmtl.errors import ConfigError, RangeError
 from hmtl.mtl import Mean, Ridge, sums
 from hmtl.mtl.regularizers import SharedModel
-from hmtl.mtl.sums import Form, Grid, all_terms, sum_of_terms
+from hmtl.mtl.sums import Form, Grid, Terms
 
 
 @settings(max_examples=30)
@@ -86,9 +86,8 @@ def test_another_coupling_has_other_sums() -> None:
 @pytest.mark.parametrize("work", [1, 7, 2**16])
 def test_terms_do_not_depend_on_blocks(monkeypatch, work: int) -> None:
     monkeypatch.setattr(sums, "WORK", work)
-    terms = torch.arange(5 * 2 * 11).view(5, 2, 11)
-    shape, device = (5, 2, 11), torch.device("cpu")
-    assert torch.equal(all_terms(shape, lambda rows, columns: terms[rows, :, columns], device), terms.flatten(1))
-    total = sum_of_terms(shape, lambda rows, columns: terms[rows, :, columns], device)
-    assert torch.equal(total, terms.flatten(1).sum(0, keepdim=True))
-    assert all_terms((0, 2, 11), lambda rows, columns: terms[rows, :, columns], device).shape == (0, 22)
+    values = torch.arange(5 * 2 * 11).view(5, 2, 11)
+    for n in (5, 0):
+        terms = Terms((n, 2, 11), lambda rows, columns: values[rows, :, columns], values.device)
+        assert torch.equal(terms.all(), values[:n].flatten(1))
+        assert torch.equal(terms.sum(), values[:n].flatten(1).sum(0, keepdim=True))

@@ -40,9 +40,9 @@ def problem(run, regularizer=None):
     return Problem(tasks, Hinge(), regularizer or TaskRelationship(LAM))
 
 
-def a_round(mocha, round, lost=(), rolls_back=True, **work):
-    """Play `step` with given orders and budgets, while the IVs of some users are lost."""
-    users, ivs = mocha.users.local_update(round, **work)
+def a_round(mocha, round, lost=(), rolls_back=True):
+    """Play `step`, while the IVs of some users are lost."""
+    users, ivs = mocha.users.local_update(round)
     heard = ~np.isin(users, lost)
     models = mocha.aggregator.update(users[heard], ivs[heard])
     mocha.users.commit(users[heard])
@@ -59,15 +59,17 @@ def primal(run, W, Sigma):
 @pytest.mark.parametrize("letter", ["A", "C"])
 def test_replays_the_authors_run(run, letter):
     """The same order of coordinates gives the same numbers; run C has stragglers."""
-    mocha = MOCHA(problem(run), SDCA(1.0), omega_every=0, accelerated=False, curvature="max")
+    solver = SDCA(1.0)
+    mocha = MOCHA(problem(run), solver, omega_every=0, accelerated=False, curvature="max")
     order = run["order" if letter == "A" else "order_stragglers"]
     budgets = np.full((200, 10), 100) if letter == "A" else np.floor(100 * run["budgets"])
     for round in range(200):
         now = mocha.metrics()
         assert now["primal"] == pytest.approx(run[f"{letter}_primal"][round], abs=1e-10)
         assert now["dual"] == pytest.approx(run[f"{letter}_dual"][round], abs=1e-10)
-        work = torch.from_numpy(order[round].astype(np.int64)), torch.from_numpy(budgets[round].astype(np.int64))
-        a_round(mocha, round, order=work[0], budgets=work[1])
+        solver.draw = lambda *of, round=round: torch.from_numpy(order[round].astype(np.int64))
+        solver.steps = lambda counts, round=round: torch.from_numpy(budgets[round].astype(np.int64))
+        a_round(mocha, round)
     np.testing.assert_allclose(mocha.W.numpy(), run[f"{letter}_W"], rtol=0, atol=1e-10)
     if letter == "A":
         np.testing.assert_allclose(mocha.a.numpy(), run["A_alpha"], rtol=0, atol=1e-10)

@@ -1,14 +1,10 @@
 """Learning algorithms: one module each, on two sides that exchange nothing but messages (`base`)."""
 
 from hmtl.mtl.algorithms.base import Aggregator, Algorithm, Users
-from hmtl.mtl.algorithms.cocoa import CoCoA
-from hmtl.mtl.algorithms.ditto import Ditto
 from hmtl.mtl.algorithms.fedavg import FedAvg
-from hmtl.mtl.algorithms.fedprox import FedProx
 from hmtl.mtl.algorithms.fedu import FedU
-from hmtl.mtl.algorithms.local import Local
-from hmtl.mtl.algorithms.mocha import MOCHA
-from hmtl.mtl.algorithms.pfedme import PFedMe
+from hmtl.mtl.algorithms.mocha import MOCHA, CoCoA, Local
+from hmtl.mtl.algorithms.proximal import Ditto, FedProx, PFedMe
 from hmtl.mtl.algorithms.setup_exchange import preprocessing_setup
 
 __all__ = [

@@ -55,10 +55,8 @@ class Users(Side):
     0: nothing has to travel; a round consists of `local_update` and `commit`.
     """
 
-    @property
-    def row_bits(self) -> tuple[int, int, int]:
-        """Bits of an IV or model of the same algorithm with messages="ivs", and further bits of IV and of model."""
-        raise NotImplementedError(f"{type(self).__name__} sends IVs, not terms of sums.")
+    row_bits: tuple[int, int, int] = (0, 0, 0)
+    """Of users who send terms: bits of an IV or model with messages="ivs", and further bits of IV and of model."""
 
     @abstractmethod
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:

@@ -16,7 +16,7 @@ from hmtl.mtl.algorithms.base import Aggregator, Ids
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.regularizers import Regularizer
 from hmtl.mtl.solvers.sdca import sigma_prime
-from hmtl.mtl.sums import Form, Grid
+from hmtl.mtl.sums import Grid
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,8 @@ class DualSettings:
         return due and (self.rounds is None or round + self.omega_every <= self.rounds)
 
 
-@dataclass(frozen=True, eq=False)
 class Coupling:
-    """A regularizer at an Ω, and what follows from both.
+    """A regularizer at an Ω [K, K], and what follows from both.
 
     Attributes:
         regularizer: gives A.
@@ -69,14 +68,10 @@ class Coupling:
         form: form of B, or None.
     """
 
-    regularizer: Regularizer
-    B: Tensor
-    form: Form | None
-
-    @classmethod
-    def at(cls, regularizer: Regularizer, Omega: Tensor) -> "Coupling":
-        """Return the coupling for Ω [K, K]."""
-        return cls(regularizer, regularizer.inverse_coupling(Omega), regularizer.sums(Omega))
+    def __init__(self, regularizer: Regularizer, Omega: Tensor) -> None:
+        self.regularizer = regularizer
+        self.B = regularizer.inverse_coupling(Omega)
+        self.form = regularizer.sums(Omega)
 
     def curvature(self, kind: Literal["user", "max"]) -> Tensor:
         """Return c_k of each user, [K, 1], such that B ⪯ diag(c): `Σ_l |B_kl|`, or σ′B_kk."""
@@ -105,12 +100,6 @@ class DualAggregator(Aggregator):
 
     Buffers: `V` [K, d]; `Omega`, Ω [K, K]; `rounds`, the number of updates; `outdated` [K], users who may not know the
     present c_k; `t`; `gain`, by how much R fell when Ω was learned last.
-
-    Args:
-        regularizer: gives A.
-        V: V at the beginning [K, d].
-        settings: settings of the algorithm.
-        grid: grid of the sums.
     """
 
     V: Tensor
@@ -130,16 +119,12 @@ class DualAggregator(Aggregator):
         self.register_buffer("outdated", torch.zeros(len(V), dtype=torch.bool))
         self.register_buffer("t", torch.tensor(1.0, dtype=torch.float64))
         self.register_buffer("gain", torch.tensor(math.inf, dtype=torch.float64))
-        self.coupling = Coupling.at(regularizer, self.Omega)
+        self.coupling = Coupling(regularizer, self.Omega)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = True) -> Any:
         keys = super().load_state_dict(state_dict, strict, assign)
-        self.couple(self.coupling.regularizer)
+        self.coupling = Coupling(self.coupling.regularizer, self.Omega)
         return keys
-
-    def couple(self, regularizer: Regularizer) -> None:
-        """Take the coupling of a regularizer at the present Ω."""
-        self.coupling = Coupling.at(regularizer, self.Omega)
 
     @property
     def curvature(self) -> Tensor:
@@ -150,7 +135,7 @@ class DualAggregator(Aggregator):
         """Return c_k to each user, [K, 1], for the facts [K, f] of the set-up."""
         regularizer = self.coupling.regularizer.prepared(facts).to(self.V.device)
         self.Omega = regularizer.start_omega(len(self.V)).to(self.V)
-        self.couple(regularizer)
+        self.coupling = Coupling(regularizer, self.Omega)
         return self.curvature
 
     @torch.no_grad()
@@ -177,7 +162,7 @@ class DualAggregator(Aggregator):
         regularizer, W, old = self.coupling.regularizer, (self.coupling.B @ self.V).T, self.Omega
         self.Omega = regularizer.update_omega(W, old)
         self.gain = (regularizer(W, old) - regularizer(W, self.Omega)).to(self.gain)
-        self.couple(regularizer)
+        self.coupling = Coupling(regularizer, self.Omega)
 
     def _models(self) -> Tensor:
         """Return W = B V, [K, d]."""
@@ -196,31 +181,21 @@ class DualAggregator(Aggregator):
 
 
 class SummedDualAggregator(Aggregator):
-    """Aggregator side for terms: keeps s on the grid and no user's v_k.
+    """Aggregator side for terms: keeps s on the grid and no user's v_k. Ω is never learned.
 
-    Buffers: `S`, s as int64 [1, q·d]; `rounds`, the number of updates; `t`, as in `DualAggregator`.
-
-    Args:
-        coupling: the coupling at Ω, of which the form is needed.
-        Omega: Ω [K, K], which is never learned.
-        d: numbers in a model.
-        settings: settings of the algorithm.
-        grid: grid of the sums.
+    Buffers: `S`, s as int64 [1, q·d], of which q·d is `numbers`; `t`, as in `DualAggregator`.
     """
 
     S: Tensor
-    rounds: Tensor
     t: Tensor
 
-    def __init__(self, coupling: Coupling, Omega: Tensor, d: int, settings: DualSettings, grid: Grid) -> None:
+    def __init__(self, coupling: Coupling, Omega: Tensor, numbers: int, settings: DualSettings, grid: Grid) -> None:
         super().__init__()
-        assert coupling.form is not None
         self.coupling = coupling
         self.Omega = Omega
         self.settings = settings
         self.grid = grid
-        self.register_buffer("S", torch.zeros(1, coupling.form.q * d, dtype=torch.int64, device=Omega.device))
-        self.register_buffer("rounds", torch.tensor(0))
+        self.register_buffer("S", torch.zeros(1, numbers, dtype=torch.int64, device=Omega.device))
         self.register_buffer("t", torch.tensor(1.0, dtype=torch.float64))
 
     @torch.no_grad()
@@ -228,7 +203,6 @@ class SummedDualAggregator(Aggregator):
         """Return the row for all users from terms, or from sums of some users' terms, [n, q·d (+ 2)]."""
         sums, n = ivs.sum(0, keepdim=True).to(self.S.device), self.S.shape[1]
         self.S = self.grid.added(self.S, sums[:, :n])
-        self.rounds = self.rounds + 1
         if not self.settings.accelerated:
             return self.S
         beta, self.t = next_beta(self.t, restart=self.grid.positive(sums[0, n:]), pause=False)

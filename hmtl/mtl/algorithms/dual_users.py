@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hmtl.mtl.algorithms.base import NOBODY, Ids, Users, with_rows
+from hmtl.mtl.algorithms.base import NOBODY, Ids, Users, of_rows, with_rows
 from hmtl.mtl.algorithms.dual_aggregator import DualSettings
 from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.regularizers import SharedModel
@@ -34,11 +34,6 @@ class DualUsers(Users):
     Buffers: `a`, `W`, `curvature`; `pending` [K, n], `waiting` [K] and the update `dV` [K, d] behind `pending`; `step`
     and `momentum` [K, d], by which v_k moved last and w_k moved beyond that, and `beta` [K]; `received` [K], the round
     in which a user's model arrived.
-
-    Args:
-        problem: data, loss and regularizer.
-        solver: the users' local solver.
-        settings: settings of the algorithm.
     """
 
     a: Tensor
@@ -67,52 +62,29 @@ class DualUsers(Users):
         self.register_buffer("waiting", torch.zeros(K, dtype=torch.bool))
         self.register_buffer("received", torch.full((K,), -1))
         self._round = -1
-        self._idle = np.zeros(K, dtype=bool)  # in this round
-        self._committed = np.zeros(K, dtype=bool)  # in this round
+        self._idle = NOBODY  # in this round
 
-    def local_update(
-        self, round: int, idle: Ids = NOBODY, order: Tensor | None = None, budgets: Tensor | None = None
-    ) -> tuple[Ids, Tensor]:
-        """Run a local pass; return the users who take part, and their Δv_k [n, d].
-
-        Args:
-            round: number of the round; with the seed and the user, it names the random order of rows.
-            idle: users who take no part, including all who are waiting.
-            order: rows to visit [K, S], instead of a random order.
-            budgets: number of steps of each user [K], at most S, instead of those of solver and participation.
-
-        Raises:
-            ValueError: a user who is waiting is not idle.
-        """
-        settings, users, K = self.settings, self.problem.users, self.problem.K
-        if order is None:
-            order = self.solver.draw(settings.seed, round, users, self.problem.here)
-        if budgets is None:
-            usual = self.solver.steps(self.problem.here)
-            budgets = settings.participation.budgets(usual, settings.seed, round, users, K)
-        budgets = budgets.clone()
+    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
+        """As `Users.local_update`; all users who are waiting are idle."""
+        problem, settings, seed = self.problem, self.settings, self.settings.seed
+        order = self.solver.draw(seed, round, problem.users, problem.here)
+        usual = self.solver.steps(problem.here)
+        budgets = settings.participation.budgets(usual, seed, round, problem.users, problem.K)
         budgets[idle] = 0
         working = budgets > 0
-        if (self.waiting & working).any():
-            raise ValueError(
-                f"Users {(self.waiting & working).nonzero()[:, 0].tolist()} have a pending update. Commit it or roll "
-                "it back first, or pass these users as idle."
-            )
         start = self.W + self.beta[:, None] * self.momentum if settings.accelerated else self.W
-        a, dV = self._ascend(self.problem.scores, self.a, start, self.curvature, order, budgets)
+        a, dV = self._ascend(problem.scores, self.a, start, self.curvature, order, budgets)
         waiting = self.waiting.nonzero()[:, 0].numpy()
         if len(waiting):
             a, dV = with_rows(a, waiting, self.pending[waiting]), with_rows(dV, waiting, self.dV[waiting])
         self.pending, self.dV = a, dV
         self.waiting = self.waiting | working
-        self._round = round
-        self._committed[:] = False
-        self._idle[:] = False
-        self._idle[idle] = True
+        self._round, self._idle = round, idle
         if settings.accelerated:  # r_k > 0: the last extrapolation points away from the step
             beyond = self.beta * torch.linalg.vecdot(self.step, dV) - torch.linalg.vecdot(dV, dV)
             dV = torch.cat([dV, (self.curvature * beyond)[:, None]], dim=1)
-        return working.nonzero()[:, 0].numpy(), dV if working.all() else dV[working]
+        users = working.nonzero()[:, 0].numpy()
+        return users, of_rows(dV, users)
 
     def _ascend(
         self, scores: Sequence[Rows], a: Tensor, W: Tensor, curvature: Tensor, order: Tensor, budgets: Tensor
@@ -126,16 +98,12 @@ class DualUsers(Users):
         return passes[0] if C == 1 else (torch.cat([a for a, _ in passes], 1), torch.cat([dV for _, dV in passes], 1))
 
     def commit(self, users: Ids) -> None:
-        users = users[self.waiting.numpy()[users]]
-        if len(users) == len(self.a):
-            self.a = torch.lerp(self.a, self.pending, self.settings.gamma)
-        else:
-            merged = torch.lerp(self.a[users], self.pending[users], self.settings.gamma)
-            self.a = with_rows(self.a, users, merged)
-        self._committed[users] = True
+        merged = torch.lerp(of_rows(self.a, users), of_rows(self.pending, users), self.settings.gamma)
+        self.a = with_rows(self.a, users, merged)
         self._settle(users)
 
     def roll_back(self, users: Ids) -> None:
+        self.dV = with_rows(self.dV, users, self.dV.new_zeros(len(users), self.problem.size))
         self._settle(users)
 
     def _settle(self, users: Ids) -> None:
@@ -144,9 +112,9 @@ class DualUsers(Users):
     def receive(self, users: Ids, models: Tensor) -> None:
         W, further = models[:, : self.problem.size].contiguous(), models[:, self.problem.size :]
         if self.settings.accelerated:
-            step = self.dV[users] * torch.from_numpy(self._committed[users])[:, None].to(W)
+            step = self.dV[users]  # zero if it was rolled back
             drift = W - self.W[users] - self.curvature[users, None] * step
-            drift[torch.from_numpy(self._idle[users])] = 0  # an idle user does not know the last step
+            drift[torch.from_numpy(np.isin(users, self._idle))] = 0  # an idle user does not know the last step
             self.step, self.momentum = with_rows(self.step, users, step), with_rows(self.momentum, users, drift)
             self.beta = with_rows(self.beta, users, further[:, 0])
             further = further[:, 1:]
@@ -179,12 +147,9 @@ class DualUsers(Users):
     def local_work(self, round: int, user: int) -> None:
         scores, one = [rows.of(user) for rows in self.problem.scores], slice(user, user + 1)
         n = scores[0].counts[0]
-        order, budgets = (
-            self.solver.draw(self.settings.seed, round, self.problem.users[one], [n]),
-            self.solver.steps([n]),
-        )
+        order = self.solver.draw(self.settings.seed, round, self.problem.users[one], [n])
         a = self.a[one].view(len(scores), -1)[:, :n].reshape(1, -1)
-        self._ascend(scores, a, self.W[one], self.curvature[one], order, budgets)
+        self._ascend(scores, a, self.W[one], self.curvature[one], order, self.solver.steps([n]))
 
 
 class SummedDualUsers(DualUsers):
@@ -193,10 +158,7 @@ class SummedDualUsers(DualUsers):
     User k sends by how much U_kᵀ v_k has changed, and r_k if the algorithm is accelerated, rounded to the grid, int64.
     All users receive one row: s = Σ_l U_lᵀ v_l, and the bits of β.
 
-    Buffers: as in `DualUsers`, and v_k of each user, `V` [K, d].
-
-    Args: as in `DualUsers`, and
-        form: form of B.
+    Buffers: as in `DualUsers`, and v_k of each user, `V` [K, d]. `form` is the form of B.
     """
 
     V: Tensor
@@ -206,24 +168,17 @@ class SummedDualUsers(DualUsers):
         self.form = form
         self.grid = problem.grid
         self.numbers = form.q * problem.size
+        self.row_bits = 64 * problem.size, 64 * settings.accelerated, 64 * settings.accelerated
         self.register_buffer("V", torch.zeros_like(self.W))
 
-    @property
-    def row_bits(self) -> tuple[int, int, int]:
-        return 64 * self.problem.size, 64 * self.settings.accelerated, 64 * self.settings.accelerated
-
-    def local_update(
-        self, round: int, idle: Ids = NOBODY, order: Tensor | None = None, budgets: Tensor | None = None
-    ) -> tuple[Ids, Tensor]:
-        """As `DualUsers.local_update`, but return terms [n, q·d (+ 2)]."""
-        users, ivs = super().local_update(round, idle, order, budgets)
+    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
+        users, ivs = super().local_update(round, idle)
         ids = self._ids(users)
         new, old = (self.grid.rounded(self.form.terms(V, ids)) for V in (self._moved(users), self.V[users]))
         r = [self.grid.fine(ivs[:, -1])] if self.settings.accelerated else []
         return users, torch.cat([new - old, *r], dim=1)
 
     def commit(self, users: Ids) -> None:
-        users = users[self.waiting.numpy()[users]]
         super().commit(users)
         self.V = with_rows(self.V, users, self._moved(users))
 
@@ -239,3 +194,11 @@ class SummedDualUsers(DualUsers):
     def _moved(self, users: Ids) -> Tensor:
         """Return v_k of these users with their pending updates, [n, d]."""
         return self.V[users] + self.settings.gamma * self.dV[users]
+
+
+class LocalUsers(SummedDualUsers):
+    """User side for a coupling without sums, B = diag(δ): a user's model follows from its own v_k, nothing travels."""
+
+    def commit(self, users: Ids) -> None:
+        super().commit(users)
+        self.W = self.form.models(self.V, self.V[:, :0], torch.from_numpy(self.problem.users))

@@ -12,17 +12,15 @@ import torch
 from torch import Tensor
 
 from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, Users
-from hmtl.mtl.algorithms.networks import NetworkAlgorithm, NetworkUsers, Sending, SendModels
+from hmtl.mtl.algorithms.networks import NetworkAlgorithm, NetworkUsers, Sending
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.problem import Problem
-from hmtl.mtl.sums import Grid, all_terms, sum_of_terms
+from hmtl.mtl.sums import Grid, Terms
 
 
 @dataclass(frozen=True, eq=False)
 class Average:
     """w = start + (β/N)·S, where S is the sum of all terms n_k (w_k − w) that users sent so far, and N = Σ_k n_k.
-
-    A user who sends nothing counts with w, the last model.
 
     Attributes:
         start: first model [m].
@@ -34,9 +32,13 @@ class Average:
     beta: float
     grid: Grid
 
-    def terms(self, new: Tensor, last: Tensor, counts: Tensor) -> Tensor:
-        """Return the terms [n, 1, m] of models [n, m] trained from `last` [n or 1, m], for n_k [n, 1]."""
-        return self.grid.rounded((new.double() - last).mul_(counts))[:, None]
+    def terms(self, new: Tensor, last: Tensor, counts: Tensor) -> Terms:
+        """Return the terms of models [n, m] trained from `last` [n, m], for n_k [n, 1]."""
+
+        def make(rows: slice, columns: slice) -> Tensor:
+            return self.grid.rounded((new[rows, columns].double() - last[rows, columns]).mul_(counts[rows]))[:, None]
+
+        return Terms((len(new), 1, new.shape[1]), make, new.device)
 
     def model(self, S: Tensor, total: float) -> Tensor:
         """Return w [1, m] from the sums [1, m] and N."""
@@ -47,23 +49,13 @@ class SendAverageTerms(Sending):
     """Users send terms, receive S and compute the model; `counts` are n_k of these users [n, 1], `total` is N."""
 
     def __init__(self, average: Average, counts: Tensor, total: float) -> None:
-        super().__init__()
+        super().__init__(len(average.start), (8 * average.start.nbytes, 0, 0))
         self.average = average
         self.counts = counts
         self.total = total
-        self.numbers = len(average.start)
-
-    @property
-    def row_bits(self) -> tuple[int, int, int]:
-        return 8 * self.numbers * self.average.start.element_size(), 0, 0
 
     def encode(self, users: Ids, ivs: Tensor, last: Tensor) -> Tensor:
-        counts = self.counts[users]
-
-        def terms(rows: slice, columns: slice) -> Tensor:
-            return self.average.terms(ivs[rows, columns], last[rows, columns], counts[rows])
-
-        return all_terms((len(users), 1, self.numbers), terms, ivs.device)
+        return self.average.terms(ivs, last, self.counts[users]).all()
 
     def decode(self, users: Ids, rows: Tensor) -> Tensor:
         return self.average.model(rows[:1], self.total).expand(len(users), -1)  # all rows are the same
@@ -99,19 +91,11 @@ class AverageModels(AverageTerms):
         super().__init__(average)
         self.counts = counts
 
-    @property
-    def models(self) -> Tensor:
-        """The users' models [K, m], all the same."""
-        return self.average.model(self.S, float(self.counts.sum())).expand(len(self.counts), -1)
-
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
-        ivs, last, counts = ivs.to(self.S.device), self.models[:1], self.counts[users]
-
-        def terms(rows: slice, columns: slice) -> Tensor:
-            return self.average.terms(ivs[rows, columns], last[:, columns], counts[rows])
-
-        super().update(users, sum_of_terms((len(users), 1, ivs.shape[1]), terms, ivs.device))
-        return self.models
+        total = float(self.counts.sum())
+        last = self.average.model(self.S, total).expand(len(users), -1)
+        super().update(users, self.average.terms(ivs.to(self.S.device), last, self.counts[users]).sum())
+        return self.average.model(self.S, total).expand(len(self.counts), -1)
 
     def answer(self, facts: Tensor) -> Tensor:
         """Take n_k, [K, 1], in the set-up; the users need no answer, [K, 0]."""
@@ -138,7 +122,7 @@ class FedAvg(NetworkAlgorithm):
     def _sides(self, messages: MessageKind) -> tuple[NetworkUsers, Aggregator]:
         average, weights = Average(self.model.start, self.beta, self.problem.grid), self._weights()
         if messages == "ivs":
-            return self._users(SendModels(len(average.start))), AverageModels(average, weights)
+            return self._users(Sending(len(average.start))), AverageModels(average, weights)
         sending = SendAverageTerms(average, weights[self.problem.users], float(weights.sum()))
         return self._users(sending), AverageTerms(average)
 

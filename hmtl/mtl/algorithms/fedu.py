@@ -14,7 +14,7 @@ from torch import Tensor
 from hmtl.errors import ConfigError, RangeError
 from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, Users, no_sums, with_rows
 from hmtl.mtl.algorithms.fedu_sums import CoupleModels, CoupleTerms, PenaltySteps, SendCouplingTerms
-from hmtl.mtl.algorithms.networks import NetworkAlgorithm, NetworkUsers, SendModels
+from hmtl.mtl.algorithms.networks import NetworkAlgorithm, NetworkUsers, Sending
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.penalties import dense_step, sparse_step
 from hmtl.mtl.problem import Problem, Rows
@@ -30,11 +30,8 @@ class FedUUsers(NetworkUsers):
     """User side: the last column of IVs [n, m + 1] is the number of local steps."""
 
     def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
-        W, order = self.W[users], self._order(round, users, rows)
-        ivs = W.new_empty(len(W), W.shape[1] + 1)
-        ivs[:, -1] = budgets
-        self._steps(users, rows, W, order, budgets, round, out=ivs[:, :-1])
-        return (ivs,)
+        (models,) = super()._train(round, users, rows, budgets)
+        return (torch.cat([models, budgets[:, None].to(models)], dim=1),)
 
     def blocks(self) -> Iterator[Tensor]:
         width = max(1, BLOCK // self.problem.K)
@@ -44,14 +41,14 @@ class FedUUsers(NetworkUsers):
 class PenaltyDescent:
     """Steps down the penalty ½ tr(W A Wᵀ), for any A: w_k ← w_k − x_k Σ_l A_kl w_l, all users at once.
 
-    A step so long that models would diverge is made in equal parts. If A has few entries other than zero, a model
-    depends on few others, and can be computed from these alone.
+    x_k is the rate of the round times the user's number of local steps. A step so long that models would diverge is
+    made in equal parts. If A has few entries other than zero, a model depends on few others, and can be computed from
+    these alone.
 
     Args:
-        regularizer: gives A.
-        K: number of users.
-        max_length: largest length of a step, max x_k, in any round.
-        device: where the models are.
+        regularizer, Omega: give A.
+        rate: rate in the first round, the highest.
+        max_steps: largest number of local steps of a user in a round.
 
     Attributes:
         A: coupling [K, K].
@@ -62,17 +59,17 @@ class PenaltyDescent:
         ConfigError: the regularizer learns Ω, or A is not positive definite.
     """
 
-    def __init__(self, regularizer: Regularizer, K: int, max_length: float, device: torch.device) -> None:
+    def __init__(self, regularizer: Regularizer, Omega: Tensor, rate: float, max_steps: int) -> None:
         if regularizer.learns:
             raise ConfigError(
                 f"{type(regularizer).__name__} learns how the tasks are related, but FedU takes this as given. Choose "
                 "regularizer=graph, mean or ridge."
             )
-        Omega = regularizer.start_omega(K).to(device, torch.float64)
         regularizer.inverse_coupling(Omega)  # raises if A is not positive definite
+        self.max_steps = max_steps
         self.A = regularizer.coupling(Omega)
         self.steepest = float(torch.linalg.eigvalsh(self.A)[-1])
-        self.reach = _reach((self.A != 0).cpu(), self.parts(max_length))
+        self.reach = _reach((self.A != 0).cpu(), self.parts(rate * max_steps))
         entries = float((self.A != 0).double().mean())
         self._A = self.A.to_sparse() if entries <= 1 / 8 else self.A
 
@@ -91,20 +88,21 @@ class PenaltyDescent:
             )
         return 1 if relative < 2 else math.ceil(relative)
 
-    def all_models(self, W: Tensor, lengths: Tensor, max_length: float) -> Tensor:
-        """Return the models of all users after steps of `lengths` [K] from W [K, m].
+    def all_models(self, W: Tensor, steps: Tensor, rate: float) -> Tensor:
+        """Return the models of all users from W [K, m] after these numbers of local steps [K].
 
-        With a sparse A, all steps have the number of parts of a step of `max_length`, since a relay that knows few IVs
-        does not know the longest step.
+        With a sparse A, the number of parts is that of the longest possible step, since a relay that knows few IVs does
+        not know the longest one of the round.
         """
+        lengths = rate * steps.to(self.A)
         if self.reach is None:
             return dense_step(self.A, W, lengths, self.parts(float(lengths.max())))
-        return sparse_step(self.A, W, lengths, self.parts(max_length))
+        return sparse_step(self.A, W, lengths, self.parts(rate * self.max_steps))
 
-    def some_models(self, users: Ids, W: Tensor, lengths: Tensor, max_length: float) -> Tensor:
+    def some_models(self, users: Ids, W: Tensor, steps: Tensor, rate: float) -> Tensor:
         """Return `all_models` of some users from their W [n, m]; correct for those whose `reach` is among them."""
         at = torch.from_numpy(users).to(W.device)
-        return sparse_step(self.A[at][:, at], W, lengths, self.parts(max_length))
+        return sparse_step(self.A[at][:, at], W, rate * steps.to(self.A), self.parts(rate * self.max_steps))
 
 
 def _reach(neighbors: Tensor, hops: int) -> NDArray[np.bool_] | None:
@@ -118,43 +116,28 @@ def _reach(neighbors: Tensor, hops: int) -> NDArray[np.bool_] | None:
 
 
 class FedUAggregator(Aggregator):
-    """Aggregator side for any coupling.
+    """Aggregator side for any coupling; `complete` says whether all users and relays take part in each round.
 
     It keeps the last models [K, m], which replace those of users who were not heard.
-
-    Args:
-        start: the users' first models [K, m].
-        regularizer: gives A.
-        solver: gives the step sizes μ_t, which never grow.
-        max_steps: largest number of local steps of a user in a round.
-        complete: whether all users and relays take part in each round.
     """
 
     models: Tensor
     rounds: Tensor
 
-    def __init__(
-        self, start: Tensor, regularizer: Regularizer, solver: LocalSGD, max_steps: int, complete: bool
-    ) -> None:
+    def __init__(self, start: Tensor, descent: PenaltyDescent, solver: LocalSGD, complete: bool) -> None:
         super().__init__()
         self.register_buffer("models", start)
         self.register_buffer("rounds", torch.tensor(0))
+        self.descent = descent
         self.rate = solver.rate
         self.complete = complete
-        self.max_steps = max_steps
-        self.descent = PenaltyDescent(regularizer, len(start), self.rate(0) * max_steps, start.device)
-
-    def couple(self, regularizer: Regularizer, max_steps: int) -> None:
-        """Take another coupling and number of steps."""
-        self.max_steps = max_steps
-        self.descent = PenaltyDescent(regularizer, len(self.models), self.rate(0) * max_steps, self.models.device)
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
-        m, rate = self.models.shape[1], self.rate(int(self.rounds))
+        m = self.models.shape[1]
         steps = torch.zeros(len(self.models), dtype=torch.float64, device=ivs.device)
         steps[users] = ivs[:, m].double()
         W = with_rows(self.models, users, ivs[:, :m].to(self.models))
-        self.models = self.descent.all_models(W, rate * steps.to(self.descent.A), rate * self.max_steps)
+        self.models = self.descent.all_models(W, steps, self.rate(int(self.rounds)))
         self.rounds = self.rounds + 1
         return self.models
 
@@ -167,10 +150,9 @@ class FedUAggregator(Aggregator):
         return self.descent.reach
 
     def part(self, of: Ids, users: Ids, ivs: Tensor, rounds: int) -> Tensor:
-        m, rate = self.models.shape[1], self.rate(rounds)
-        W, lengths = ivs[:, :m].to(self.models), rate * ivs[:, m].double().to(self.descent.A)
-        models = self.descent.some_models(users, W, lengths, rate * self.max_steps)
-        return models[torch.from_numpy(np.searchsorted(users, of)).to(W.device)]
+        m = self.models.shape[1]
+        models = self.descent.some_models(users, ivs[:, :m].to(self.models), ivs[:, m].double(), self.rate(rounds))
+        return models[torch.from_numpy(np.searchsorted(users, of)).to(models.device)]
 
     @property
     def structure(self) -> PenaltyDescent:
@@ -201,28 +183,29 @@ class FedU(NetworkAlgorithm):
         return form.q if form is not None else 0
 
     def _sides(self, messages: MessageKind) -> tuple[NetworkUsers, Aggregator]:
-        m, start = len(self.model.start), self.model.start.expand(self.problem.K, -1)
-        dense = FedUAggregator(
-            start, self.problem.regularizer, self.solver, int(self._steps.max()), self.participation.complete
-        )
-        form = _form(self.problem)
+        problem, start = self.problem, self.model.start.expand(self.problem.K, -1)
+        descent = self._descent(problem.regularizer, int(self._steps.max()))
+        form = _form(problem)
+        if form is None and messages == "sums":
+            if (descent.A - descent.A.diag().diag()).any():
+                raise no_sums(f"FedU with {type(problem.regularizer).__name__}")
+            raise ConfigError(
+                "This regularizer does not couple the models, so there are no sums. Choose communicator=partial, which "
+                "sends no IV to the server, or regularizer=mean."
+            )
+        sending = Sending(start.shape[1])
         if form is None:
-            if messages == "sums":
-                raise self._no_sums(dense.descent.A)
-            return FedUUsers(self._local, SendModels(m)), dense
-        steps = PenaltySteps(form, dense.descent.steepest, self.solver, self.problem.grid)
+            aggregator = FedUAggregator(start, descent, self.solver, self.participation.complete)
+            return FedUUsers(self._local, sending), aggregator
+        steps = PenaltySteps(form, descent.steepest, self.solver, problem.grid)
         if messages == "ivs":
-            return FedUUsers(self._local, SendModels(m)), CoupleModels(start, steps)
-        sending = SendCouplingTerms(start[self.problem.users], steps, self.problem.users)
+            return FedUUsers(self._local, sending), CoupleModels(start, steps)
+        sending = SendCouplingTerms(start[problem.users], steps, problem.users)
         return FedUUsers(self._local, sending), CoupleTerms(start, steps)
 
-    def _no_sums(self, A: Tensor) -> ConfigError:
-        if (A - A.diag().diag()).any():
-            return no_sums(f"FedU with {type(self.problem.regularizer).__name__}")
-        return ConfigError(
-            "This regularizer does not couple the models, so there are no sums. Choose communicator=partial, which "
-            "sends no IV to the server, or regularizer=mean."
-        )
+    def _descent(self, regularizer: Regularizer, max_steps: int) -> PenaltyDescent:
+        Omega = regularizer.start_omega(self.problem.K).to(self.problem.s)
+        return PenaltyDescent(regularizer, Omega, self.solver.rate(0), max_steps)
 
     @property
     def _steps(self) -> Tensor:
@@ -236,7 +219,7 @@ class FedU(NetworkAlgorithm):
 
         def answer(facts: Tensor) -> Tensor:
             regularizer = self.problem.regularizer.prepared(facts[:, :-1]).to(aggregator.models.device)
-            aggregator.couple(regularizer, int(facts[:, -1].max()))
+            aggregator.descent = self._descent(regularizer, int(facts[:, -1].max()))
             return facts[:, :0]
 
         with_steps = torch.cat([facts, self._steps[self.problem.users].to(facts)], dim=1)

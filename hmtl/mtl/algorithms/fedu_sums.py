@@ -11,7 +11,7 @@ from torch import Tensor
 from hmtl.mtl.algorithms.base import Aggregator, Ids, of_rows, with_rows
 from hmtl.mtl.algorithms.networks import Sending
 from hmtl.mtl.solvers.sgd import LocalSGD
-from hmtl.mtl.sums import Form, Grid, all_terms, blocks, sum_of_terms
+from hmtl.mtl.sums import Form, Grid, Terms, blocks
 
 
 class PenaltySteps:
@@ -46,9 +46,8 @@ class PenaltySteps:
 
     def sums(self, W: Tensor) -> Tensor:
         """Return the sums [1, q·m] of the terms of the models W [K, m] of all users, int64."""
-        return sum_of_terms(
-            (len(W), self.form.q, W.shape[1]), lambda rows, columns: self.terms(W[rows, columns], rows), W.device
-        )
+        shape = len(W), self.form.q, W.shape[1]
+        return Terms(shape, lambda rows, columns: self.terms(W[rows, columns], rows), W.device).sum()
 
     def models(self, W: Tensor, lengths: Tensor, sums: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
         """Return the models [n, m] of these users after steps of `lengths` [n] from W [n, m], given sums [1, q·m]."""
@@ -79,12 +78,8 @@ class SendCouplingTerms(Sending):
     A model follows from what the user sent last and the sums. A user who took no part in a round gets one, too.
 
     Buffers: `sent` [n, m], the models that counted last, and `lengths` [n], the lengths of the steps behind them;
-    `pending` and `pending_lengths`, those that may count; `rounds`, t, which arrives with the sums.
-
-    Args:
-        start: the first models of these users [n, m].
-        steps: steps down the penalty.
-        users: numbers of these users in the network [n].
+    `pending` and `pending_lengths`, those that may count; `rounds`, t, which arrives with the sums. `users` are the
+    numbers of these users in the network [n].
     """
 
     sent: Tensor
@@ -94,20 +89,16 @@ class SendCouplingTerms(Sending):
     rounds: Tensor
 
     def __init__(self, start: Tensor, steps: PenaltySteps, users: Ids) -> None:
-        super().__init__()
+        m = start.shape[1]
+        super().__init__(steps.form.q * m, (8 * m * start.element_size(), 64, 0))
+        self.m = m
         self.steps = steps
         self.users = users
-        self.m = start.shape[1]
-        self.numbers = steps.form.q * self.m
         self.register_buffer("sent", start)
         self.register_buffer("pending", start)
         self.register_buffer("lengths", torch.zeros(len(start), dtype=torch.float64))
         self.register_buffer("pending_lengths", torch.zeros(len(start), dtype=torch.float64))
         self.register_buffer("rounds", torch.tensor(0))
-
-    @property
-    def row_bits(self) -> tuple[int, int, int]:
-        return 8 * self.m * self.sent.element_size(), 64, 0
 
     def encode(self, users: Ids, ivs: Tensor, last: Tensor) -> Tensor:
         new, old, ids = ivs[:, : self.m], of_rows(self.sent, users), torch.from_numpy(self.users[users])
@@ -119,7 +110,7 @@ class SendCouplingTerms(Sending):
             now, before = (self.steps.terms(W[rows, columns], ids[rows]) for W in (new, old))
             return now.sub_(before)
 
-        return all_terms((len(users), self.steps.form.q, self.m), changes, ivs.device)
+        return Terms((len(users), self.steps.form.q, self.m), changes, ivs.device).all()
 
     def commit(self, users: Ids) -> None:
         self.sent = with_rows(self.sent, users, of_rows(self.pending, users))
@@ -131,31 +122,31 @@ class SendCouplingTerms(Sending):
         return self.steps.models(of_rows(self.sent, users), self.lengths[users], rows[:1, : self.numbers], ids)
 
 
-class CoupleModels(Aggregator):
+class CoupleBySums(Aggregator):
+    """What both aggregator sides have: steps down the penalty, and the number of `rounds`, a buffer."""
+
+    rounds: Tensor
+
+    def __init__(self, steps: PenaltySteps) -> None:
+        super().__init__()
+        self.steps = steps
+        self.structure = steps.form  # of the penalty
+        self.register_buffer("rounds", torch.tensor(0))
+
+
+class CoupleModels(CoupleBySums):
     """Aggregator side for IVs: makes the steps of `SendCouplingTerms` for all users.
 
-    Buffers: what users `sent` last [K, m], the `lengths` of the steps behind it [K], and the number of `rounds`.
-
-    Args:
-        start: the users' first models [K, m].
-        steps: steps down the penalty.
+    Buffers: what users `sent` last [K, m], at first their first models, and the `lengths` of the steps behind it [K].
     """
 
     sent: Tensor
     lengths: Tensor
-    rounds: Tensor
 
     def __init__(self, start: Tensor, steps: PenaltySteps) -> None:
-        super().__init__()
-        self.steps = steps
+        super().__init__(steps)
         self.register_buffer("sent", start)
         self.register_buffer("lengths", torch.zeros(len(start), dtype=torch.float64))
-        self.register_buffer("rounds", torch.tensor(0))
-
-    @property
-    def structure(self) -> Form:
-        """Gives the penalty."""
-        return self.steps.form
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         m = self.sent.shape[1]
@@ -166,27 +157,14 @@ class CoupleModels(Aggregator):
         return self.steps.models(self.sent, self.lengths, self.steps.sums(self.sent))
 
 
-class CoupleTerms(Aggregator):
-    """Aggregator side for terms: keeps the sums S, int64 [1, q·m], and t, both of which go to all users.
-
-    Args:
-        start: the users' first models [K, m].
-        steps: steps down the penalty.
-    """
+class CoupleTerms(CoupleBySums):
+    """Aggregator side for terms: keeps the sums S, int64 [1, q·m], and t, both of which go to all users."""
 
     S: Tensor
-    rounds: Tensor
 
     def __init__(self, start: Tensor, steps: PenaltySteps) -> None:
-        super().__init__()
-        self.steps = steps
+        super().__init__(steps)
         self.register_buffer("S", steps.sums(start))
-        self.register_buffer("rounds", torch.tensor(0))
-
-    @property
-    def structure(self) -> Form:
-        """Gives the penalty."""
-        return self.steps.form
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         self.S = self.steps.grid.added(self.S, ivs.sum(0, keepdim=True).to(self.S.device))

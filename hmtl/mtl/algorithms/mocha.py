@@ -1,4 +1,4 @@
-"""MOCHA: federated multi-task learning on duals, certified by the duality gap.
+"""MOCHA: federated multi-task learning on duals, certified by the duality gap; CoCoA and local training in its terms.
 
 K users, d features.
 """
@@ -13,10 +13,11 @@ from torch import Tensor
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import Aggregator, Algorithm, MessageKind, Users, no_sums
 from hmtl.mtl.algorithms.dual_aggregator import DualAggregator, DualSettings, SummedDualAggregator
-from hmtl.mtl.algorithms.dual_users import DualUsers, SummedDualUsers
+from hmtl.mtl.algorithms.dual_users import DualUsers, LocalUsers, SummedDualUsers
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
+from hmtl.mtl.regularizers import Ridge, SharedModel
 from hmtl.mtl.solvers.sdca import DualSolver
 
 
@@ -69,6 +70,8 @@ class MOCHA(Algorithm):
         self.participation = participation
         self.settings = DualSettings(omega_every, accelerated, curvature, gamma, rounds, seed, participation)
         self.users, self.aggregator = self._sides(messages)
+        c = self.aggregator.coupling.curvature(curvature)
+        self.users.take_curvature(np.arange(len(problem.users)), c[problem.users])
 
     @classmethod
     def sums_needed(cls, problem: Problem) -> int:
@@ -84,9 +87,7 @@ class MOCHA(Algorithm):
         V = problem.s.new_zeros(1, 1).expand(problem.K, problem.size)  # takes no memory until the first update
         aggregator = DualAggregator(problem.regularizer, V, settings, problem.grid)
         if messages == "ivs":
-            users = DualUsers(problem, self.solver, settings)
-            users.take_curvature(np.arange(len(problem.users)), aggregator.curvature[problem.users])
-            return users, aggregator
+            return DualUsers(problem, self.solver, settings), aggregator
         form = aggregator.coupling.form
         if form is None or form.q != self.sums_needed(problem):
             raise no_sums(f"{type(self).__name__} with {type(problem.regularizer).__name__}")
@@ -95,9 +96,8 @@ class MOCHA(Algorithm):
                 "This regularizer does not couple the models, so there are no sums. Choose algorithm=local instead."
             )
         users = SummedDualUsers(problem, self.solver, settings, form)
-        users.take_curvature(np.arange(len(problem.users)), aggregator.curvature[problem.users])
-        sums = SummedDualAggregator(aggregator.coupling, aggregator.Omega, problem.size, settings, problem.grid)
-        return users, sums
+        numbers = users.numbers
+        return users, SummedDualAggregator(aggregator.coupling, aggregator.Omega, numbers, settings, problem.grid)
 
     def setup(self) -> tuple[Users, Aggregator] | None:
         """As `Algorithm.setup`: facts up, c_k down; None if A follows from the configuration alone."""
@@ -149,3 +149,61 @@ class MOCHA(Algorithm):
             return figures
         joint_primal, joint_dual = float(losses + joint[0]), -float(conjugates + joint[1])
         return figures | {"joint_primal": joint_primal, "joint_gap": joint_primal - joint_dual}
+
+
+class CoCoA(MOCHA):
+    """One model w for all users, R = (λ/2)‖w‖² instead of the regularizer of the problem: CoCoA+ or CoCoA.
+
+    Args:
+        problem, solver: as in `MOCHA`.
+        lam: λ.
+        adding: add the users' updates, each computed with σ′ = K (CoCoA+); otherwise average them, with σ′ = 1 (CoCoA).
+        accelerated: as in `MOCHA`; without effect when averaging.
+        others: as in `MOCHA`.
+
+    Ref: Jaggi et al. 2014; Ma et al. 2015.
+    """
+
+    regularized = False
+
+    def __init__(
+        self,
+        problem: Problem,
+        solver: DualSolver,
+        lam: float,
+        adding: bool = True,
+        accelerated: bool = True,
+        **others: Any,
+    ) -> None:
+        gamma = 1.0 if adding else 1 / problem.K
+        super().__init__(
+            problem.regularized(SharedModel(lam)), solver, accelerated=accelerated and adding, gamma=gamma, **others
+        )
+
+    @classmethod
+    def sums_needed(cls, problem: Problem) -> int:
+        return 1
+
+
+class Local(MOCHA):
+    """MOCHA without coupling, R = (λ/2)‖W‖² instead of the regularizer of the problem. Nothing travels.
+
+    Args:
+        problem, solver: as in `MOCHA`.
+        lam: λ.
+        others: as in `MOCHA`; `messages` has no effect.
+    """
+
+    regularized = False
+
+    def __init__(self, problem: Problem, solver: DualSolver, lam: float, **others: Any) -> None:
+        super().__init__(problem.regularized(Ridge(lam)), solver, accelerated=False, **others)
+
+    @classmethod
+    def sums_needed(cls, problem: Problem) -> int:
+        return 0
+
+    def _sides(self, messages: MessageKind) -> tuple[DualUsers, DualAggregator | SummedDualAggregator]:
+        aggregator = super()._sides("ivs")[1]
+        assert aggregator.coupling.form is not None  # B is diagonal
+        return LocalUsers(self.problem, self.solver, self.settings, aggregator.coupling.form), aggregator

@@ -3,7 +3,7 @@
 K users, m parameters of a network; one user per row. An IV is the user's new model, [m].
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -13,26 +13,24 @@ from hmtl.mtl.networks.evaluation import Evaluation
 from hmtl.mtl.networks.flat import FlatModel, MakeModel
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem, Rows
-from hmtl.mtl.solvers.sgd import LocalSGD, NetworkSubproblem, Proximal, RandomStreams
+from hmtl.mtl.solvers.sgd import LocalSGD, NetworkSubproblem, Proximal
 
 
-class Sending(nn.Module, ABC):
-    """What users send of their new models, and what they make of the answer.
+class Sending(nn.Module):
+    """What users send of their new models, and what they make of the answer; by default, both are models.
 
-    Attributes:
-        numbers: numbers in a row, without the further ones.
+    Args:
+        numbers, row_bits: as in `Users`.
     """
 
-    numbers: int
+    def __init__(self, numbers: int, row_bits: tuple[int, int, int] = (0, 0, 0)) -> None:
+        super().__init__()
+        self.numbers = numbers
+        self.row_bits = row_bits
 
-    @property
-    def row_bits(self) -> tuple[int, int, int]:
-        """As `Users.row_bits`."""
-        raise NotImplementedError(f"{type(self).__name__} sends IVs, not terms of sums.")
-
-    @abstractmethod
     def encode(self, users: Ids, ivs: Tensor, last: Tensor) -> Tensor:
         """Return the rows to send for IVs [n, m + e], given the last models [n, m] that these users received."""
+        return ivs
 
     def commit(self, users: Ids) -> None:
         """Note that what these users encoded last reached an aggregator."""
@@ -40,22 +38,8 @@ class Sending(nn.Module, ABC):
     def take(self, users: Ids, numbers: Tensor) -> None:
         """Take the answer [n, e] to the set-up."""
 
-    @abstractmethod
     def decode(self, users: Ids, rows: Tensor) -> Tensor:
         """Return the models [n, m] of these users from the rows that they received."""
-
-
-class SendModels(Sending):
-    """Users send their models and receive models."""
-
-    def __init__(self, m: int) -> None:
-        super().__init__()
-        self.numbers = m
-
-    def encode(self, users: Ids, ivs: Tensor, last: Tensor) -> Tensor:
-        return ivs
-
-    def decode(self, users: Ids, rows: Tensor) -> Tensor:
         return rows
 
 
@@ -89,15 +73,11 @@ class NetworkUsers(Users):
         self.model = local.model
         self.sending = sending
         self.pull = pull
-        self.numbers = sending.numbers
+        self.numbers, self.row_bits = sending.numbers, sending.row_bits
         self.rows = self.problem.padded(self.model.start.dtype)
         self.evaluation = Evaluation(self.problem, self.model)
         self.usual = local.solver.steps(self.problem.here)  # steps of a user who is not a straggler [K]
         self.register_buffer("W", self.model.start.expand(len(self.problem.users), -1))
-
-    @property
-    def row_bits(self) -> tuple[int, int, int]:
-        return self.sending.row_bits
 
     @property
     def models(self) -> Tensor:
@@ -154,13 +134,12 @@ class NetworkUsers(Users):
         round: int,
         proximal: Proximal | None = None,
         time: int = 0,
-        out: Tensor | None = None,
     ) -> Tensor:
         """Return the models [n, m] after SGD from W [n, m]; `time` counts the calls in a round."""
         solver = self.local.solver
-        streams = RandomStreams(self.local.seed, ("dropout", round, time), self.problem.users[users])
-        start = NetworkSubproblem(self.model, W, solver.rate(round), streams, proximal)
-        return solver.solve(self.problem.loss, rows, start, order, budgets, out)
+        stream = (self.local.seed, "dropout", round, time)
+        start = NetworkSubproblem(self.model, W, self.problem.users[users], solver.rate(round), stream, proximal)
+        return solver.solve(self.problem.loss, rows, start, order, budgets)
 
     def measure(self) -> dict[str, Tensor]:
         """Return Σ_j ℓ, s, and the train and test error, [K] each."""

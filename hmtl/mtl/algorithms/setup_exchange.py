@@ -14,10 +14,6 @@ from hmtl.data.preprocessing import pooled
 from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Ids, Users
 
 
-def ignore(users: Ids, numbers: Tensor) -> None:
-    """Ignore the answer to a set-up."""
-
-
 class SetupUsers(Users):
     """User side of a set-up.
 
@@ -28,7 +24,7 @@ class SetupUsers(Users):
 
     numbers = 0
 
-    def __init__(self, facts: Tensor, take: Callable[[Ids, Tensor], None] = ignore) -> None:
+    def __init__(self, facts: Tensor, take: Callable[[Ids, Tensor], None] = lambda users, answers: None) -> None:
         super().__init__()
         self.facts = facts.double()
         self.take = take

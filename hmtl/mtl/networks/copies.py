@@ -20,10 +20,9 @@ GPU_BYTES = 1 << 30
 def group_size(model: FlatModel, minibatch: int, like: Tensor) -> int:
     """Return how many users to compute side by side, the fastest choice for minibatches of so many numbers.
 
-    It is 1 for a module that draws random numbers, so that each user has a random stream of its own, and on a CPU for
-    convolutions, which are slower side by side there.
+    It is 1 on a CPU for convolutions, which are slower side by side there.
     """
-    if model.random or (like.is_cpu and any(isinstance(part, CONVOLUTIONS) for part in model.module.modules())):
+    if like.is_cpu and any(isinstance(part, CONVOLUTIONS) for part in model.module.modules()):
         return 1
     bytes = (len(model.start) + minibatch) * like.element_size()
     return max(1, (CPU_BYTES if like.is_cpu else GPU_BYTES) // bytes)
@@ -54,7 +53,7 @@ class Copies:
             return (weight * losses).sum()
 
         if len(x) > 1:
-            gradients = vmap(grad(minibatch))(self.parameters, x, y, weights)
+            gradients = vmap(grad(minibatch), randomness="different")(self.parameters, x, y, weights)
         else:  # autograd alone is faster than vmap over one copy
             parameters = {name: part[0].detach().requires_grad_() for name, part in self.parameters.items()}
             value = minibatch(parameters, x[0], y[0], weights[0])

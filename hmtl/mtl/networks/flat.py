@@ -43,7 +43,6 @@ class FlatModel:
         shapes: shape of each trained parameter, by name.
         start: the first parameters [m].
         layers: the layers of a network of linear maps and activations, otherwise none; see `layers_of`.
-        random: whether a training step draws random numbers (dropout); `check_training` sets it.
 
     Raises:
         ConfigError: the module cannot be made or applied.
@@ -54,7 +53,6 @@ class FlatModel:
         self.make = make
         self.C = C
         self.shape: tuple[int, ...] = (d,)
-        self.random = False
         try:
             shaped = "shape" in inspect.signature(make).parameters
             self.shape = shape if shape and shaped else (d,)
@@ -96,9 +94,7 @@ class FlatModel:
 
         with seeded(0, "check", device=x.device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a slow layer warns again when it trains
-            undrawn = _generator_state(x.device)
             module(self._rows(x))
-            self.random = not torch.equal(undrawn, _generator_state(x.device))
             unsent = [type(part).__name__ for part in module.modules() if isinstance(part, BATCH_NORMS)]
             unsent += [name for name, buffer in module.named_buffers() if not torch.equal(buffer, before[name])]
             if unsent:
@@ -154,10 +150,8 @@ def seeded(seed: int, *name: str | int, device: torch.device | None = None) -> I
     """Seed torch's global generators, from which modules draw, and restore them afterwards."""
     devices = [device] if device is not None and device.type == "cuda" else []
     with _seeding, torch.random.fork_rng(devices):
-        torch.manual_seed(int(generator(seed, *name).integers(2**63)))
+        number = int(generator(seed, *name).integers(2**63))
+        torch.default_generator.manual_seed(number)  # torch.manual_seed takes milliseconds where CUDA is not in use
+        if devices:
+            torch.cuda.manual_seed(number)
         yield
-
-
-def _generator_state(device: torch.device) -> Tensor:
-    """Return the state of torch's generator for a device."""
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()

@@ -6,7 +6,6 @@ K users, n rows each (padded), d features, m parameters; T steps on minibatches 
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,30 +33,24 @@ class Proximal:
 
 
 @dataclass(frozen=True, eq=False)
-class RandomStreams:
-    """The streams from which modules draw (dropout): one for each user, by the seed, the name and the user's number."""
-
-    seed: int
-    name: tuple[str | int, ...]
-    users: NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
 class NetworkSubproblem:
     """Where the users' gradient descent starts.
 
     Attributes:
         model: the network.
         W: parameters [K, m].
+        users: numbers of these users in the network [K].
         rate: step size μ_t.
-        streams: random numbers of the users' modules.
+        stream: seed and name of the random numbers that modules draw (dropout). The users k with the same k // G train
+            side by side and draw together, from a stream of their own.
         proximal: term that holds the models near an anchor, if any.
     """
 
     model: FlatModel
     W: Tensor
+    users: NDArray[np.int64]
     rate: float
-    streams: RandomStreams
+    stream: tuple[int, *tuple[str | int, ...]]
     proximal: Proximal | None = None
 
 
@@ -115,20 +108,11 @@ class LocalSGD(LocalSolver[NetworkSubproblem, Tensor]):
                 f"Lower {name} or solver.step."
             )
 
-    def solve(
-        self,
-        loss: Loss,
-        rows: Rows,
-        subproblem: NetworkSubproblem,
-        order: Tensor,
-        budgets: Tensor,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        """As `LocalSolver.solve`; the new models go to `out` [K, m] if it is given."""
+    def solve(self, loss: Loss, rows: Rows, subproblem: NetworkSubproblem, order: Tensor, budgets: Tensor) -> Tensor:
         model, rate, proximal = subproblem.model, subproblem.rate, subproblem.proximal
-        streams, device = subproblem.streams, subproblem.W.device
+        device = subproblem.W.device
         K, n, d = rows.X.shape
-        W = subproblem.W.clone(memory_format=torch.contiguous_format) if out is None else out.copy_(subproblem.W)
+        W = subproblem.W.clone(memory_format=torch.contiguous_format)
         order, budgets = order.to(device), budgets.to(device)
         there, active = order >= 0, torch.arange(order.shape[1], device=device) < budgets[:, None]
         scale = (rows.s * torch.tensor(rows.counts).to(W))[:, None, None]
@@ -137,12 +121,12 @@ class LocalSGD(LocalSolver[NetworkSubproblem, Tensor]):
         X, y, active = rows.X.reshape(K * n, d), rows.y.flatten()[at], active.to(W)[..., None]
         model.module.train()
         G = group_size(model, order.shape[2] * d, W)
-        for first in range(0, K, G):
-            users = slice(first, min(first + G, K))
-            networks, own = copies(model, W[users]), int(streams.users[first])
-            randomness = seeded(streams.seed, *streams.name, own, device=device) if model.random else nullcontext()
+        groups, firsts = np.unique(subproblem.users // G, return_index=True)
+        for group, first, end in zip(groups.tolist(), firsts, [*firsts[1:], K], strict=True):
+            users = slice(first, end)
+            networks = copies(model, W[users])
             steps = (part[users, : int(budgets[users].max())].unbind(1) for part in (at, y, weights, active))
-            with randomness:
+            with seeded(*subproblem.stream, group, device=device):
                 for at_t, y_t, weights_t, active_t in zip(*steps, strict=True):
                     x = X.index_select(0, at_t.flatten()).view(*at_t.shape, d)
                     distance = active_t * (W[users] - proximal.anchor[users]) if proximal else None

@@ -85,8 +85,8 @@ def test_rows_one_by_one_are_the_product():
         users, ivs = learner.users.local_update(0)
         steps, W = ivs[:, -1].double(), ivs[:, :-1].double()
         length = 0.05 * steps
-        parts = max(1, int(np.ceil(0.05 * coupling.max_steps * coupling.descent.steepest)))
-        parts = parts if 0.05 * coupling.max_steps * coupling.descent.steepest >= 2 else 1
+        longest = 0.05 * coupling.descent.max_steps * coupling.descent.steepest
+        parts = int(np.ceil(longest)) if longest >= 2 else 1
         part = torch.eye(40, dtype=torch.float64) - length[:, None] / parts * coupling.descent.A
         expected = torch.linalg.matrix_power(part, parts) @ W
         torch.testing.assert_close(coupling.update(users, ivs).double(), expected, rtol=1e-4, atol=1e-6)
@@ -110,7 +110,7 @@ def test_a_part_has_the_bits_of_the_whole(K, seed, share, lam, rounds):
         return
     m = coupling.models.shape[1]
     ivs = torch.from_numpy(rng.normal(size=(K, m + 1))).float()
-    ivs[:, m] = torch.from_numpy(rng.integers(1, coupling.max_steps + 1, K))
+    ivs[:, m] = torch.from_numpy(rng.integers(1, coupling.descent.max_steps + 1, K))
     coupling.rounds = coupling.rounds + rounds
     whole = coupling.update(np.arange(K), ivs.clone())
     of = np.flatnonzero(rng.random(K) < 0.3)

@@ -1,0 +1,210 @@
+"""FedProx, Ditto and pFedMe: users held near a shared model by the proximal term (λ/2)‖w − anchor‖².
+
+K users, m parameters. In Ditto and pFedMe, w is the shared model, and v_k the personal model of user k, which never
+travels. Users predict with their personal models; the error of w on the same rows is reported as `global_test_error`.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hmtl.errors import ConfigError
+from hmtl.mtl.algorithms.base import Aggregator, Ids, Users, with_rows
+from hmtl.mtl.algorithms.fedavg import FedAvg
+from hmtl.mtl.algorithms.networks import LocalTraining, NetworkUsers, Sending
+from hmtl.mtl.networks.flat import MakeModel
+from hmtl.mtl.problem import Problem, Rows
+from hmtl.mtl.solvers.sgd import LocalSGD, Proximal
+
+
+class FedProx(FedAvg):
+    """FedAvg whose users minimise their loss + (μ/2)‖w − w_global‖², w_global being the model of the round before.
+
+    The proximal term keeps users with different data from drifting apart in a round of many steps.
+
+    Args, Raises: as in `FedAvg`, and
+        mu: μ ≥ 0, below 2/step, from where on local steps diverge. 0 is FedAvg, bit for bit.
+
+    Ref: Li et al. 2020, *Federated optimization in heterogeneous networks*.
+    """
+
+    def __init__(self, problem: Problem, solver: LocalSGD, model: MakeModel, mu: float, **others: Any) -> None:
+        self.mu = mu
+        super().__init__(problem, solver, model, **others)
+
+    def _users(self, sending: Sending) -> NetworkUsers:
+        self.solver.check_proximal("mu", self.mu)
+        return NetworkUsers(self._local, sending, self.mu)
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"mu": self.mu}
+
+
+class PersonalUsers(NetworkUsers):
+    """User side: the shared model as each user has it, `W` [K, m], and the personal models, `V` [K, m].
+
+    `_train` returns the new personal models beside the IVs, and they stay in `pending` [K, m] until they count.
+    """
+
+    V: Tensor
+    pending: Tensor
+
+    def __init__(self, local: LocalTraining, sending: Sending, pull: float) -> None:
+        super().__init__(local, sending, pull)
+        self.register_buffer("V", self.W)
+        self.register_buffer("pending", self.W)
+
+    @property
+    def models(self) -> Tensor:
+        return self.V
+
+    def predictors(self, state: dict[str, Tensor]) -> Tensor:
+        return state["V"]
+
+    def _hold(self, users: Ids, own: list[Tensor]) -> None:
+        self.pending = with_rows(self.pending, users, own[0][users])
+
+    def commit(self, users: Ids) -> None:
+        super().commit(users)
+        self.V = with_rows(self.V, users, self.pending[users])
+
+    def roll_back(self, users: Ids) -> None:
+        self.pending = with_rows(self.pending, users, self.V[users])
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, Tensor]:
+        """As `NetworkUsers.measure`, and ‖v_k − w_k‖² and the test error of w, [K] each."""
+        square_distances = (self.V - self.W).double().square().sum(1)
+        errors = self.evaluation.test_errors(self.W)
+        return super().measure() | {"square_distances": square_distances, "global_test_error": errors}
+
+
+class PersonalAlgorithm(FedAvg):
+    """A shared model and personal models near it; the primal is Σ_k (s_k Σ_j ℓ(v_k) + (λ/2)‖v_k − w‖²).
+
+    Args, Raises: as in `FedAvg`, and
+        lam: λ ≥ 0, below 2/step, from where on local steps diverge.
+    """
+
+    def __init__(self, problem: Problem, solver: LocalSGD, model: MakeModel, lam: float, **others: Any) -> None:
+        self.lam = lam
+        super().__init__(problem, solver, model, **others)
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"lam": self.lam}
+
+    def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
+        losses = measured["s"] @ measured["losses"]
+        figures = {"primal": float(losses + self.lam / 2 * measured["square_distances"].sum())}
+        of_shared = self.problem.figures("test", measured["global_test_error"])  # empty if there are no test rows
+        return figures | ({"global_test_error": of_shared["test_error"]} if of_shared else {})
+
+
+class DittoUsers(PersonalUsers):
+    """User side of Ditto: both models take the same number of steps on the same minibatches."""
+
+    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
+        W, order = self.W[users], self._order(round, users, rows)
+        new = self._steps(users, rows, W, order, budgets, round)
+        proximal = Proximal(self.pull, W)
+        return new, self._steps(users, rows, self.V[users], order, budgets, round, proximal, time=1)
+
+
+class Ditto(PersonalAlgorithm):
+    """FedAvg's w, and v_k from the same number of steps on user k's loss + (λ/2)‖v − w‖².
+
+    In a round, a user takes steps from w, which give the model that it sends, and steps from its last v_k. Both use the
+    same minibatches, and the w with which the round began.
+
+    Args, Raises: as in `FedAvg`, and
+        lam: λ ≥ 0, below 2/step, from where on local steps diverge. 0 trains v_k alone; the larger λ, the nearer is v_k
+            to w.
+
+    Ref: Li et al. 2021, *Ditto: fair and robust federated learning through personalization*, algorithm 1.
+    """
+
+    def _users(self, sending: Sending) -> DittoUsers:
+        self.solver.check_proximal("lam", self.lam)
+        return DittoUsers(self._local, sending, self.lam)
+
+
+class PFedMeUsers(PersonalUsers):
+    """User side of pFedMe: the personal models `V` are θ.
+
+    Args: as in `PersonalUsers`, and
+        share: ηλ, the share of the way to θ that w_k moves.
+        local_rounds: R.
+    """
+
+    def __init__(self, local: LocalTraining, sending: Sending, pull: float, share: float, local_rounds: int) -> None:
+        super().__init__(local, sending, pull)
+        self.share = share
+        self.local_rounds = local_rounds
+        self.usual = local_rounds * self.usual
+
+    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
+        W, V = self.W[users], self.V[users]
+        usual = self.local.solver.steps(rows.counts)
+        for r in range(self.local_rounds):
+            steps = (budgets - r * usual).clamp_min(0).minimum(usual)  # a straggler makes no steps in the last ones
+            order = self._order(round * self.local_rounds + r, users, rows)
+            V = self._steps(users, rows, V, order, steps, round, Proximal(self.pull, W), time=r)
+            moving = (steps > 0)[:, None].to(W)
+            W = W - self.share * moving * (W - V)
+        return W, V
+
+
+class PFedMe(PersonalAlgorithm):
+    """θ_k ≈ argmin of user k's loss + (λ/2)‖θ − w_k‖², and a shared w that moves towards all θ_k.
+
+    In a round, each user starts from w_k = w. R times it improves θ_k by the steps of the solver and then moves
+    w_k ← w_k − ηλ (w_k − θ_k). It sends w_k; w ← (1 − β) w + β · (mean of all w_k), with equal weights.
+
+    The paper improves θ_k on one minibatch; here the steps pass over all rows of the user, which comes nearer to the
+    argmin.
+
+    Args, Raises: as in `FedAvg`, and
+        lam: λ > 0, below 2/step, from where on local steps diverge. The larger λ, the nearer is θ_k to w.
+        eta: η > 0, at most 1/λ; with 1/λ, w_k is θ_k.
+        local_rounds: R ≥ 1.
+        beta: β > 0; 1 is the mean, and a larger β goes beyond it.
+
+    Ref: Dinh et al. 2020, *Personalized federated learning with Moreau envelopes*, algorithm 1.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        solver: LocalSGD,
+        model: MakeModel,
+        lam: float,
+        eta: float,
+        local_rounds: int = 5,
+        beta: float = 1.0,
+        **others: Any,
+    ) -> None:
+        if not (eta > 0 and 0 < eta * lam <= 1):
+            raise ConfigError(
+                f"eta={eta:g}, lam={lam:g}: eta·lam, the share of the way to θ, is not in (0, 1]. Change eta or lam."
+            )
+        if local_rounds < 1 or not 0 < beta < math.inf:
+            raise ConfigError(
+                f"local_rounds={local_rounds}, beta={beta:g}: give at least 1 local round, and a finite beta above 0."
+            )
+        self.eta = eta
+        self.local_rounds = local_rounds
+        self.beta = beta
+        super().__init__(problem, solver, model, lam, **others)
+
+    def _users(self, sending: Sending) -> PFedMeUsers:
+        self.solver.check_proximal("lam", self.lam)
+        return PFedMeUsers(self._local, sending, self.lam, self.eta * self.lam, self.local_rounds)
+
+    def _weights(self) -> Tensor:
+        return torch.ones_like(super()._weights())
+
+    def setup(self) -> tuple[Users, Aggregator] | None:
+        return None  # all users weigh the same
