@@ -124,12 +124,7 @@ def check_root(cfg: DictConfig, usual: DictConfig) -> None:
 
 
 def flat(cfg: DictConfig, omitted: Collection[str] = (), resolve: bool = True) -> dict[str, Any]:
-    """Return {"topology.r": 3} for {"topology": {"r": 3}}.
-
-    Args:
-        omitted: full names to leave out, with all that is below them.
-        resolve: whether values replace the references to them.
-    """
+    """Return {"topology.r": 3} for {"topology": {"r": 3}}, without settings at or below the names `omitted`."""
     values: dict[str, Any] = {}
     stack = list(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=resolve)).items())
     while stack:

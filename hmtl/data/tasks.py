@@ -128,13 +128,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The origin of a preprocessed task.
-
-    Args:
-        raw: the task before preprocessing.
-        preprocessing: the settings that were applied.
-        scaling: the scaling that was fitted.
-    """
+    """The origin of a preprocessed task: the task before, the settings that were applied, and what they fitted."""
 
     raw: Task
     preprocessing: Preprocessing
