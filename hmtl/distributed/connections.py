@@ -110,13 +110,13 @@ class Connection:
     def _receive_all(self) -> None:
         try:
             for sequence in count():
-                self.inbox.put(self._receive_frame(sequence))
+                self._receive_frame(sequence)
         except HmtlError as error:
             self.inbox.put(str(error))
         except RuntimeError:
             self.inbox.put("its process has ended")
 
-    def _receive_frame(self, sequence: int) -> Frame:
+    def _receive_frame(self, sequence: int) -> None:
         header = Header.from_bytes(self._receive(HEADER).numpy().tobytes())
         if (header.sender, header.receiver, header.sequence) != (self.rank, self.own, sequence):
             raise CodingError(
@@ -129,7 +129,7 @@ class Connection:
         body = cast if header.apart else self._receive(header.body)
         if body is None:
             raise CodingError(f"multicast {header.cast} is incomplete, although it was reported as whole")
-        return Frame.from_bytes(header, body)
+        self.inbox.put(Frame.from_bytes(header, body))
 
     def _receive(self, nbytes: int) -> Tensor:
         content = torch.empty(nbytes, dtype=torch.uint8)

@@ -2,8 +2,7 @@
 
 import copy
 import json
-import subprocess
-import sys
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from hmtl.distributed.frames import CONTROL
 from hmtl.distributed.peers import Peers
 from hmtl.distributed.placement import Placement
 from hmtl.errors import CheckpointError, ConfigError, EngineError
+from hmtl.launch import launch
 from hmtl.training.checkpoint import load_checkpoint
 
 SMALL = ("K=10", "H=3", "r=2", "rounds=3", "dataset.rows_per_user=10", "logger=none")
@@ -79,13 +79,16 @@ def check_equal(
     ],
     ids=" ".join,
 )
-def test_models_and_measurements_are_those_of_one_process(
-    configure: Callable[..., DictConfig], words: tuple[str, ...]
+def test_models_measurements_and_setup_are_those_of_one_process(
+    configure: Callable[..., DictConfig], tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     cfg = configure(*SMALL, *words)
     results = train_in_threads(cfg)
     cfg.output_dir += "/alone"
     check_equal(results, train(cfg), rtol=1e-6 if "algorithm=fedu" in words else 0)
+    setups = [load_checkpoint(folder)["communicator"]["ledger"]["setup"] for folder in (tmp_path, tmp_path / "alone")]
+    many, alone = (counts[1:5, 1].tolist() for counts in setups)  # links of users, without the first of a frame
+    assert many == alone
 
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
@@ -98,16 +101,6 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(configure: Callable[..., Dic
     check_equal(results, train(cfg))
     with pytest.raises((CheckpointError, EngineError), match=r"6 processes|lost"):
         train_in_threads(resumed, size=5)
-
-
-def test_bits_of_several_setups_are_counted_once(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
-    cfg = configure(*SMALL, "rounds=1", "dataset.standardize=all", "regularizer=graph")
-    train_in_threads(cfg)
-    cfg.output_dir += "/alone"
-    train(cfg)
-    setups = [load_checkpoint(folder)["communicator"]["ledger"]["setup"] for folder in (tmp_path, tmp_path / "alone")]
-    many, alone = (counts[1:5, 1].tolist() for counts in setups)  # links of users, without the first of a frame
-    assert many == alone
 
 
 def kill(name: str, round: int) -> Fault:
@@ -156,10 +149,10 @@ def results(folder: Path) -> tuple[bytes, dict[str, object], list[dict[str, floa
 
 
 @pytest.mark.slow
-def test_commands_leave_the_same_results(tmp_path: Path) -> None:
+def test_commands_leave_the_same_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = (*SMALL, "aggregators=all", "algorithm.omega_every=2")
     arguments = [f"processes={PROCESSES}", "engine=multicast", f"hydra.run.dir={tmp_path / 'many'}"]
-    done = subprocess.run([sys.executable, "-m", "hmtl.launch", *words, *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(signal, "signal", lambda *handler: None)  # those of the tests stay
+    assert launch([*words, *arguments]) == 0
     assert commands.run("hmtl.train", *words, f"hydra.run.dir={tmp_path / 'one'}").returncode == 0
     assert results(tmp_path / "many") == results(tmp_path / "one")

@@ -40,12 +40,14 @@ def test_wrong_arguments_are_refused_in_one_line(
 
 
 @pytest.mark.slow
-def test_an_error_of_several_processes_is_reported_once(tmp_path: Path) -> None:
-    arguments = [*SMALL, "processes=4", f"hydra.run.dir={tmp_path}"]
-    done = subprocess.run([sys.executable, "-m", "hmtl.launch", *arguments], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "need 5 to 14" in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_an_error_of_several_processes_is_reported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *handler: None)  # those of the tests stay
+    assert launch([*SMALL, "processes=4", f"hydra.run.dir={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert "need 5 to 14" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -89,16 +91,15 @@ def runs(process: int) -> bool:
         ({"server": signal.SIGKILL}, 128 + signal.SIGKILL, ["the server is lost"]),
         ({"launcher": signal.SIGKILL}, -signal.SIGKILL, []),
         ({"launcher": signal.SIGTERM}, 128 + signal.SIGTERM, []),
-        ({"relay 0": signal.SIGKILL}, 2, ["all aggregators are lost (relay 0)"]),
         ({"relay 1": signal.SIGKILL, "host 1": signal.SIGSTOP}, 0, ["relay 1 is lost", "host 1: no IVs in time"]),
     ],
     ids=str,
 )
-def test_a_run_survives_all_but_the_server_and_the_only_aggregator(
+def test_a_run_survives_the_loss_of_all_but_the_server(
     tmp_path: Path, signals: dict[str, signal.Signals], status: int, messages: list[str]
 ) -> None:
     """Whatever happens, there is a checkpoint to resume from, and no process stays behind."""
-    seconds = 3 if signal.SIGSTOP in signals.values() else 30  # a killed process is missed at once
+    seconds = 6 if signal.SIGSTOP in signals.values() else 30  # a killed process is missed at once
     arguments = (*SMALL, "processes=6", f"engine.seconds={seconds}", "aggregators=[0]", f"hydra.run.dir={tmp_path}")
     command = [sys.executable, "-m", "hmtl.launch", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as launched:
@@ -118,7 +119,7 @@ def test_a_run_survives_all_but_the_server_and_the_only_aggregator(
         assert time.monotonic() < deadline, alive
         time.sleep(0.02)
     users = [row["users"] for row in commands.saved_rows(tmp_path)]
-    assert users[0] == 10
+    assert max(users) == 10
     if status:
         assert len(users) < 40
     else:
