@@ -9,12 +9,11 @@ update that a client sends. A *load* is what a tier carries in a round, in IVs.
 """
 
 from hmtl.coding.aggregators import MEDIA, Choice
-from hmtl.coding.block import Block
 from hmtl.coding.covers import Cover, cover, sum_bounds, sum_loads
-from hmtl.coding.demands import DemandPlan, demand_bounds, demand_plan, demands_of, serve
+from hmtl.coding.demands import demand_bounds, demand_plan, demands_of, serve
 from hmtl.coding.formulas import Loads, forwarders
-from hmtl.coding.omniscience import Demand, Uplinks
-from hmtl.coding.plan import Plan
+from hmtl.coding.plan import Block, DemandPlan, Plan
+from hmtl.coding.rates import Demand, Uplinks
 from hmtl.coding.schemes import (
     CODED_SCHEMES,
     SCHEMES,

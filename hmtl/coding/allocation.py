@@ -4,11 +4,11 @@ Shapes: one `Allocation` per z, the number of relays that hear a user; lists ove
 is a distinct set of relays that hear a user.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from math import lcm
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,11 +44,6 @@ class Allocation:
     downlink: int
 
     @property
-    def uplink(self) -> Fraction:
-        """IVs that the relays send to the server, Σ_i n_i^z α_i^z, (27)."""
-        return sum((n * alpha for n, alpha in zip(self.n, self.alpha, strict=True)), Fraction())
-
-    @property
     def pieces(self) -> int:
         """Number of pieces of an IV, such that each α is a whole number of pieces."""
         return lcm(*(alpha.denominator for alpha in self.alpha))
@@ -65,23 +60,20 @@ class Allocation:
         )
 
 
-def allocate(t: Topology, split: Split, A: Sequence[int] | None = None) -> tuple[Allocation, ...]:
+@lru_cache(2)  # of either split, because loads and plans of one network are requested one after the other
+def allocate(t: Topology, split: Split, A: tuple[int, ...]) -> tuple[Allocation, ...]:
     """Return the allocations of all z for which a message must pass the server, z ascending.
 
     Args:
-        t: the topology; its inactive relays and absent users do not take part.
+        t: the topology.
         split: `cheapest`, the optimum of (28), or `even`, α_i^z = 1/z.
-        A: the aggregators, over which the minima of (16) and (32) are taken; None: all active relays, as in the paper.
-
-    Raises:
-        CodingError: the optimum could not be proven.
+        A: the aggregators, over which the minima of (16) and (32) are taken; in the paper, all active relays.
 
     Ref: Hu et al. 2022, eqs. (16), (28), (32) and Remark 2, with the covering constraint for k ∈ I_z only.
     """
     allocations = []
-    A = list(t.active if A is None else A)
     aggregates = np.isin(t.active, A)
-    known = np.asarray(t.G[A].all(axis=0))  # by all aggregators
+    known = np.asarray(t.G[list(A)].all(axis=0))  # by all aggregators
     for z in range(1, len(t.active)):
         users = tuple(k for k in t.I(z) if not known[k])
         if not users:
@@ -89,20 +81,11 @@ def allocate(t: Topology, split: Split, A: Sequence[int] | None = None) -> tuple
         hears = t.G[np.ix_(t.active, users)].astype(np.int64)
         common = hears @ hears.T
         counts = common.diagonal().copy()
-        np.fill_diagonal(
-            common, len(users)
-        )  # excludes relay i from the minimum over relays, because no overlap is larger
+        np.fill_diagonal(common, len(users))  # no overlap is larger, so the minimum is over the other relays
         n = (counts - common[:, aggregates].min(axis=1)).clip(min=0)  # 0 if relay i is the only aggregator
-        allocations.append(
-            Allocation(
-                z=z,
-                users=users,
-                heard=tuple(tuple(np.flatnonzero(row).tolist()) for row in hears),
-                n=tuple(n.tolist()),
-                alpha=split(n, np.unique(hears.T, axis=0)),
-                downlink=len(users) - int(counts[aggregates].min()),
-            )
-        )
+        heard = tuple(tuple(np.flatnonzero(row).tolist()) for row in hears)
+        alpha, downlink = split(n, np.unique(hears.T, axis=0)), len(users) - int(counts[aggregates].min())
+        allocations.append(Allocation(z, users, heard, tuple(n.tolist()), alpha, downlink))
     return tuple(allocations)
 
 
@@ -138,25 +121,20 @@ def cheapest(n: NDArray[np.int64], types: NDArray[np.int64]) -> tuple[Fraction, 
     return tuple(primal)
 
 
-def _exact(A: NDArray[np.int64], b: NDArray[np.int64], x: Any) -> NDArray[np.object_]:
+def _exact(A: NDArray[np.int64], b: NDArray[np.int64], x: NDArray[np.float64]) -> NDArray[np.object_]:
     """Return the vertex near x in fractions: A·x = b for its tight rows and nonzero entries.
 
-    If x is not near a vertex, the result is not a solution, and the caller's proof fails.
+    By Cramer's rule, its entries are whole multiples of 1 / det. If x is not near a vertex, the result is not a
+    solution, and the caller's proof fails.
     """
     from scipy.linalg import qr
 
     used = np.flatnonzero(x > NEGLIGIBLE)
     tight = np.flatnonzero(abs(A @ x - b) < NEGLIGIBLE)
-    independent = qr(A[np.ix_(tight, used)].T, mode="r", pivoting=True)[-1][: len(used)]
-    rows = tight[independent]
-    system = np.column_stack([A[np.ix_(rows, used)], b[rows]]).astype(object) + Fraction()
-    for step in range(len(rows)):
-        pivot = step + int(np.argmax(system[step:, step] != 0))
-        system[[step, pivot]] = system[[pivot, step]]
-        system[step] /= system[step, step] or 1
-        factors = system[:, step].copy()
-        factors[step] = 0
-        system -= np.outer(factors, system[step])
+    rows = tight[qr(A[np.ix_(tight, used)].T, mode="r", pivoting=True)[-1][: len(used)]]  # independent
     solution = np.full(len(x), Fraction())
-    solution[used[: len(rows)]] = system[:, -1]
+    if len(rows) == len(used):
+        system = A[np.ix_(rows, used)]
+        scale = max(1, round(abs(np.linalg.det(system))))
+        solution[used] = [Fraction(round(value * scale), scale) for value in np.linalg.solve(system, b[rows])]
     return solution

@@ -1,41 +1,29 @@
 """The codes of a plan: their users, numbers of messages and coefficients."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl.coding.allocation import MOST_PIECES, Allocation
-from hmtl.coding.block import Block, Layout, draw_block, random_matrix
+from hmtl.coding.allocation import MOST_PIECES, Allocation, Split, allocate
 from hmtl.coding.formulas import unheard
 from hmtl.coding.generations import similar_groups, uniform_parts
-from hmtl.coding.omniscience import Demand, Rates, Uplinks
-from hmtl.coding.rates import TOLERANCE, Programme
+from hmtl.coding.plan import Block, draw_block, random_matrix
+from hmtl.coding.rates import TOLERANCE, Demand, Programme, Rates, Uplinks
 from hmtl.errors import CodingError
 from hmtl.gf256 import cauchy
 from hmtl.topology import Topology
 
 ROUNDING = 0.005  # with several generations, relative excess of the load that is accepted for fewer pieces
 
-Rate = Callable[[NDArray[np.uint8]], Rates]
-
 
 @dataclass(frozen=True)
 class CodeSettings:
-    """Settings of a plan's codes, see `make_plan`.
-
-    Attributes:
-        seed: the source of all coefficients.
-        max_pieces: the largest number of pieces of an IV.
-        generation: about how many users are coded together.
-        uplinks: of the active relays; None: equal and shared.
-
-    Raises:
-        CodingError: `max_pieces` or `generation` is below 1.
-    """
+    """Settings of a plan's codes; `make_plan` explains them."""
 
     seed: int = 0
     max_pieces: int = 8
@@ -70,64 +58,25 @@ def code_of(
 
     Args:
         users: the users to code [n].
-        G: which relays hear them [H, n].
+        G: which relays hear them [H, n], as `settings.uplinks` numbers the relays.
         places: the aggregators, as rows of G.
-        settings: of the codes, with an uplink for each row of G.
+        settings: of the codes.
         models: number of models that pass the server, per user.
     """
     groups = similar_groups(G, max(1, round(len(users) / settings.generation)))
-    rates_of = _rates(places, settings, models, ROUNDING if len(groups) > 1 else TOLERANCE)
-    split: dict[bytes, NDArray[np.intp]] = {}
-    parts = []
-    for group in groups:
-        hears = G[:, group]
-        if (key := hears.tobytes()) not in split:
-            split[key] = uniform_parts(hears, _no_costlier(rates_of, rates_of(hears), settings.uplinks))
-        parts += list(group[split[key]])
-    blocks: dict[bytes, Block] = {}
-    for part in parts:
-        hears, members = G[:, part], tuple(users[part].tolist())
-        if (key := hears.tobytes()) not in blocks:
-            heard = tuple(tuple(np.flatnonzero(row).tolist()) for row in hears)
-            rates = rates_of(hears)
-            c = rates.pieces
-            shapes = [(count, c * len(known)) for count, known in zip(rates.counts, heard, strict=True)]
+    slack = ROUNDING if len(groups) > 1 else TOLERANCE
+    uplinks, sets = settings.uplinks, None  # sets violated in one generation are probably violated in the next
 
-            def draw(rng: np.random.Generator, shapes: list[tuple[int, int]] = shapes) -> list[Tensor]:
-                return [random_matrix(rng, shape) for shape in shapes]
-
-            downlink = c * max(len(part) - len(heard[i]) for i in places)
-            layout = Layout(members, c, heard, tuple(places), downlink)
-            blocks[key] = draw_block(layout, draw, settings.seed, "generation", len(blocks))
-        yield replace(blocks[key], users=members)
-
-
-def _rates(places: Sequence[int], settings: CodeSettings, models: float, slack: float) -> Rate:
-    """Return a function that gives the rates of a generation from G [H, n].
-
-    Args:
-        places: the aggregators, as rows of G.
-        models: number of models that pass the server, per user.
-        slack: see `Programme.rates`.
-    """
-    sets = None  # found for one generation, and probably violated in the next
-
-    def rates(hears: NDArray[np.uint8]) -> Rates:
+    def rates_of(hears: NDArray[np.uint8]) -> Rates:
         nonlocal sets
         n = hears.shape[1]
-        programme = Programme(Demand(hears), settings.uplinks, sets)
-        max_pieces = min(settings.max_pieces, max(1, MOST_PIECES // n))
-        best = programme.rates(places, max_pieces, models * n, slack)
+        programme = Programme(Demand(hears), uplinks, sets)
+        rates = programme.rates(places, min(settings.max_pieces, max(1, MOST_PIECES // n)), models * n, slack)
         sets = programme.sets
-        return best
+        return rates
 
-    return rates
-
-
-def _no_costlier(rates_of: Rate, whole: Rates, uplinks: Uplinks | None) -> Callable[[NDArray[np.uint8], int], bool]:
-    """Return a test whether uniform parts send no more than the whole, with less work."""
-
-    def acceptable(hears: NDArray[np.uint8], parts: int) -> bool:
+    def no_costlier(whole: Rates, hears: NDArray[np.uint8], parts: int) -> bool:
+        """Return whether uniform parts send no more than the whole, with less work."""
         rates = rates_of(hears)
         sent, before = parts * np.array(rates.counts) / rates.pieces, np.array(whole.counts) / whole.pieces
         if uplinks is not None and uplinks.parallel:  # per relay, because models are divided to fit the rates
@@ -137,22 +86,44 @@ def _no_costlier(rates_of: Rate, whole: Rates, uplinks: Uplinks | None) -> Calla
             no_more = bool(cost(sent) <= cost(before) * (1 + 1e-9))
         return no_more and rates.pieces < parts * whole.pieces
 
-    return acceptable
+    split: dict[bytes, NDArray[np.intp]] = {}
+    parts: list[NDArray[np.intp]] = []
+    for group in groups:
+        hears = G[:, group]
+        if (key := hears.tobytes()) not in split:
+            split[key] = uniform_parts(hears, partial(no_costlier, rates_of(hears)))
+        parts += list(group[split[key]])
+    blocks: dict[bytes, Block] = {}
+    for part in parts:
+        hears, members = G[:, part], tuple(users[part].tolist())
+        if (key := hears.tobytes()) not in blocks:
+            heard = tuple(tuple(np.flatnonzero(row).tolist()) for row in hears)
+            rates = rates_of(hears)
+            draw = partial(
+                _random_uplink, [(n, rates.pieces * len(k)) for n, k in zip(rates.counts, heard, strict=True)]
+            )
+            code = members, rates.pieces, heard, tuple(places)
+            blocks[key] = draw_block(*code, draw, settings.seed, "generation", len(blocks))
+        yield replace(blocks[key], users=members)
 
 
-def allocated_code(allocation: Allocation, places: Sequence[int], seed: int) -> Block:
-    """Return the code of an allocation, with the fewest pieces of which all α are multiples.
+def _random_uplink(shapes: Sequence[tuple[int, int]], rng: np.random.Generator) -> list[Tensor]:
+    return [random_matrix(rng, shape) for shape in shapes]
 
-    Raises:
-        CodingError: there are too many pieces, or no code was found.
+
+def allocated_codes(split: Split, t: Topology, A: Sequence[int], settings: CodeSettings) -> Iterator[Block]:
+    """Yield the codes of all allocations, with the fewest pieces of which all α are multiples.
 
     Ref: Hu et al. 2022, Section IV-B.
     """
-    c = allocation.pieces
-    if too_long := allocation.too_long:
-        raise CodingError(f"{too_long} Use scheme=optimal, which splits users into generations, or fewer users.")
-    layout = Layout(allocation.users, c, allocation.heard, tuple(places), int(c * allocation.downlink))
-    return draw_block(layout, lambda rng: _allocated_uplink(allocation, c, rng), seed, allocation.z)
+    places = tuple(np.searchsorted(t.active, A).tolist())
+    for part in allocate(t, split, tuple(A)):
+        if part.too_long:
+            raise CodingError(
+                f"{part.too_long} Use scheme=optimal, which splits users into generations, or fewer users."
+            )
+        draw = partial(_allocated_uplink, part, part.pieces)
+        yield draw_block(part.users, part.pieces, part.heard, places, draw, settings.seed, part.z)
 
 
 def _allocated_uplink(allocation: Allocation, c: int, rng: np.random.Generator) -> list[Tensor]:

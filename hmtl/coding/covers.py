@@ -1,7 +1,7 @@
 """Smallest sets of relays that together hear all users, to add up the users' terms.
 
-Shapes: H active relays; T types, which are distinct sets of relays that hear a user; a set of relays is a number, whose
-bits are its members.
+Shapes: H active relays; T types, which are distinct sets of relays that hear a user; hears [T, H]; 2^H sets of relays,
+whose members are the bits of their number.
 """
 
 from dataclasses import dataclass
@@ -10,8 +10,9 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
+from hmtl.coding.aggregators import Choice
 from hmtl.coding.formulas import Loads
-from hmtl.coding.omniscience import Uplinks
+from hmtl.coding.rates import Demand, Uplinks, over_sets
 from hmtl.topology import Topology
 
 MOST_ENUMERATED = 16  # relays up to which all sets are compared
@@ -19,25 +20,17 @@ NODES = 100  # of the search tree for more relays
 
 
 @dataclass(frozen=True)
-class Cover:
+class Cover(Choice):
     """A set of relays that together hear all present users.
 
     Attributes:
         relays: its members, ascending.
-        adds: [K] the member that adds each user's terms; -1 for absent users.
         cost: number of members or, for different links, the time in which each sends an IV; the slowest relay takes 1.
-        bound: lower bound of the cost of all such sets.
+        bound: lower bound of the cost of all such sets; equal to the cost for up to 16 active relays.
+        adds: [K] the member that adds each user's terms; -1 for absent users.
     """
 
-    relays: tuple[int, ...]
     adds: NDArray[np.int64]
-    cost: float
-    bound: float
-
-    @property
-    def proven(self) -> bool:
-        """Whether no other set costs less; always true for up to 16 active relays."""
-        return self.cost <= self.bound * (1 + 1e-9) + 1e-9
 
 
 def cover(t: Topology, uplinks: Uplinks | None = None) -> Cover:
@@ -51,21 +44,21 @@ def cover(t: Topology, uplinks: Uplinks | None = None) -> Cover:
         uplinks: of the active relays; None: equal, so that the fewest relays take the least time.
     """
     if not t.active:
-        return Cover((), np.full(t.K, -1), 0.0, 0.0)
-    hears = np.unique(t.core, axis=1).astype(bool)  # [H, T]
+        return Cover((), 0.0, 0.0, np.full(t.K, -1))
+    hears = Demand(t.core).hears
     W = np.ones(len(t.active)) if uplinks is None else np.asarray(uplinks.bandwidths)
     seconds, parallel = W.min() / W, uplinks is not None and uplinks.parallel
     usable = np.ones(len(t.active), dtype=bool)
     if parallel:  # the fastest relays that hear all users; among these, the fewest
-        usable = seconds <= min(s for s in np.unique(seconds) if hears[seconds <= s].any(axis=0).all())
+        usable = seconds <= min(s for s in np.unique(seconds) if hears[:, seconds <= s].any(axis=1).all())
     weights = np.ones(len(t.active)) if parallel else seconds
-    places, bound = _least(hears[usable], weights[usable])
+    places, bound = _least(hears[:, usable], weights[usable])
     chosen = np.flatnonzero(usable)[places]
     cost = float(seconds[chosen].max() if parallel else seconds[chosen].sum())
     relays = tuple(t.active[i] for i in chosen.tolist())
     among = t.G[list(relays)]
     adds = np.where(among.any(axis=0), np.asarray(relays)[among.argmax(axis=0)], -1)
-    return Cover(relays, adds, cost, cost if parallel else min(cost, bound))
+    return Cover(relays, cost, cost if parallel else min(cost, bound), adds)
 
 
 def sum_loads(t: Topology, uplinks: Uplinks | None = None) -> Loads:
@@ -86,53 +79,36 @@ def sum_bounds(t: Topology) -> Loads:
     """
     if not t.present:
         return Loads(0.0, 0.0)
-    from scipy.optimize import linprog
-
-    hears = np.unique(t.core, axis=1)  # [H, T]
-    solution = linprog(np.ones(len(hears)), A_ub=-hears.T.astype(float), b_ub=-np.ones(hears.shape[1]))
-    least = round(float(solution.fun), 9)
+    least = round(float(least_shares(Demand(t.core).hears).sum()), 9)
     return Loads(least, 1.0, unicast=least)
 
 
+def least_shares(hears: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the shares of a row [H] with the least sum of which every type's relays send a whole row together."""
+    from scipy.optimize import linprog  # here, because only bounds need it
+
+    return np.asarray(linprog(np.ones(hears.shape[1]), A_ub=-hears.astype(float), b_ub=-np.ones(len(hears))).x)
+
+
 def _least(hears: NDArray[np.bool_], weights: NDArray[np.float64]) -> tuple[NDArray[np.int64], float]:
-    """Return rows of least weight that cover all columns [n], and a lower bound of the weight."""
-    H = len(hears)
-    if H > MOST_ENUMERATED:
-        return _searched(hears, weights)
-    sets = np.arange(1 << H)
-    whole, weight, size = np.ones(1 << H, dtype=bool), np.zeros(1 << H), np.zeros(1 << H, dtype=np.int64)
-    for column in hears.T:
-        whole &= sets & (1 << np.flatnonzero(column)).sum() > 0
-    for i in range(H):
-        member = sets >> i & 1
-        weight, size = weight + weights[i] * member, size + member
-    covers = np.flatnonzero(whole)
-    best = covers[np.lexsort((covers, size[covers], weight[covers].round(9)))[0]]
-    return np.flatnonzero(best >> np.arange(H) & 1), float(weight[best])
-
-
-def _searched(hears: NDArray[np.bool_], weights: NDArray[np.float64]) -> tuple[NDArray[np.int64], float]:
-    """Return the same by an integer programme with a limit of nodes; may be suboptimal."""
+    """Return relays of least weight that hear all types, and a lower bound of the weight."""
+    H = len(weights)
+    if H <= MOST_ENUMERATED:
+        covers = np.flatnonzero(Demand(hears.T.astype(np.uint8)).within[::-1] == 0)  # nobody is left to others
+        weight, size = over_sets(weights, np.add, 0.0)[covers], over_sets(np.ones(H), np.add, 0)[covers]
+        best = np.lexsort((size, weight.round(9)))[0]
+        return np.flatnonzero(covers[best] >> np.arange(H) & 1), float(weight[best])
     from scipy.optimize import Bounds, LinearConstraint, milp
 
+    tie = 1e-6 * weights.min()  # in favour of the fewest relays
     solution = milp(
-        weights + 1e-6 * weights.min() / len(hears),  # breaks ties in favour of the fewest rows
-        constraints=LinearConstraint(hears.T.astype(float), 1, inf),
+        weights + tie / H,
+        constraints=LinearConstraint(hears.astype(float), 1, inf),
         bounds=Bounds(0, 1),
-        integrality=np.ones(len(hears)),
+        integrality=np.ones(H),
         options={"node_limit": NODES},
     )
-    bound = float(solution.mip_dual_bound) if solution.mip_dual_bound is not None else 0.0
-    chosen = np.flatnonzero(solution.x > 0.5) if solution.x is not None else _greedy(hears, weights)
-    bound = max(bound - 1e-6 * weights.min(), 0.0)
-    return chosen, float(np.ceil(bound - 1e-4)) if (weights == 1).all() else bound
-
-
-def _greedy(hears: NDArray[np.bool_], weights: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Choose rows greedily, with at most 1 + ln T times the least weight."""
-    chosen: list[int] = []
-    uncovered = np.ones(hears.shape[1], dtype=bool)
-    while uncovered.any():
-        chosen.append(int((hears[:, uncovered].sum(axis=1) / weights).argmax()))
-        uncovered &= ~hears[chosen[-1]]
-    return np.array(sorted(chosen))
+    if solution.x is None:  # all of them are a cover, too
+        return np.arange(H), 0.0
+    bound = max(float(solution.mip_dual_bound) - tie, 0.0)
+    return np.flatnonzero(solution.x > 0.5), float(np.ceil(bound - 1e-4)) if (weights == 1).all() else bound

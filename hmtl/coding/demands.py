@@ -10,33 +10,21 @@ model.
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hmtl.coding.block import Block
 from hmtl.coding.codes import CodeSettings, code_of
 from hmtl.coding.formulas import Loads
-from hmtl.coding.omniscience import Demand, Uplinks
-from hmtl.coding.plan import Plan
-from hmtl.coding.rates import over_sets, users_within
+from hmtl.coding.plan import Block, DemandPlan
+from hmtl.coding.rates import Demand, Uplinks, over_sets
 from hmtl.topology import Topology
 
 MOST_TABULATED = 20  # relays up to which all sets are used as cuts
 SWEEPS = 10  # of the local search over all users
 
 Table = NDArray[np.bool_]
-
-
-class DemandPlan(Plan):
-    """A plan with which each relay learns the IVs that it demands; no model passes the server."""
-
-    @cached_property
-    def loads(self) -> Loads:
-        """The loads of the plan in IVs, without padding."""
-        return Loads.of(self.topology, self.sent, *self.received)
 
 
 def serve(t: Topology, needs: Table) -> NDArray[np.int64]:
@@ -96,9 +84,7 @@ def demand_plan(
         CodingError: `max_pieces` or `generation` is below 1, or no code was found.
     """
     settings = CodeSettings(seed, max_pieces, generation, uplinks)
-    blocks = tuple(
-        block for D, users in _groups(t, demands).items() for block in _code(t, np.array(D), users, settings)
-    )
+    blocks = tuple(block for D, users in groups(t, demands) for block in _code(t, D, users, settings))
     some = tuple(np.flatnonzero(demands.any(axis=1)).tolist())
     return DemandPlan(t, "optimal", seed, some, uplinks, blocks)
 
@@ -111,36 +97,37 @@ def demand_bounds(t: Topology, demands: Table) -> Loads:
     smallest Σ_i R_i. The server's broadcast carries them, too, so the downlink is at least f(S). With `unicast`, each
     relay gets what it misses. With more than 20 relays, only the sets of one relay and of all but one are used.
     """
+    from scipy.optimize import linprog  # here, because most networks do not need it
+
     missing = demands & (t.G == 0)
     users = np.flatnonzero(missing.any(axis=0))
     if not len(users):
         return Loads(0.0, 0.0)
-    G, D = t.G[:, users], demands[:, users]
-    if t.H <= MOST_TABULATED:
-        f = users_within(Demand(G)) - users_within(Demand(((G == 1) | D).astype(np.uint8)))  # of each set [2^H]
-        least, most = _least_over_all(f, t.H), int(f.max())
+    G, D, members = t.G[:, users], demands[:, users], np.arange(t.H)
+    sets = np.concatenate([np.eye(t.H, dtype=bool), ~np.eye(t.H, dtype=bool)])
+    if tabulated := t.H <= MOST_TABULATED:
+        f = Demand(G).within - Demand(G | D).within  # of each set [2^H]
+        cuts = f[sets @ (1 << members)]
     else:
-        sets = np.concatenate([np.eye(t.H, dtype=bool), ~np.eye(t.H, dtype=bool)])
-        inside = (~sets).astype(np.float32) @ G.astype(np.float32) == 0  # N(k) ⊆ S [sets, n]
-        wanted = (~sets).astype(np.float32) @ D.astype(np.float32) > 0
-        each = (inside & wanted).sum(axis=1)
-        least, most = float(_solve(sets, each).sum()), int(each.max())
-    return Loads(least, float(most), unicast=float(missing.sum()))
+        outside = (~sets).astype(np.float32)
+        f = cuts = ((outside @ G.astype(np.float32) == 0) & (outside @ D.astype(np.float32) > 0)).sum(axis=1)
+    while True:
+        rates = linprog(np.ones(t.H), A_ub=-sets.astype(float), b_ub=-cuts).x
+        lack = over_sets(rates, np.add, 0.0) - f if tabulated else np.zeros(1)
+        worst = int(lack.argmin())
+        if lack[worst] > -1e-6:
+            return Loads(float(rates.sum()), float(f.max()), unicast=float(missing.sum()))
+        sets, cuts = np.concatenate([sets, [worst >> members & 1 == 1]]), np.append(cuts, f[worst])
 
 
-def _groups(t: Topology, demands: Table) -> dict[tuple[int, ...], NDArray[np.int64]]:
-    """Return the users that need a code, by the set of relays that demand them."""
+def groups(t: Topology, demands: Table) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Return the sets of relays that demand the same users, with these users, unless all of them hear the users."""
     users = np.flatnonzero((demands & (t.G == 0)).any(axis=0))
     kinds, of = np.unique(demands[:, users].T, axis=0, return_inverse=True)
-    return {tuple(np.flatnonzero(kind).tolist()): users[of.ravel() == n] for n, kind in enumerate(kinds)}
+    return [(np.flatnonzero(kind), users[of.ravel() == n]) for n, kind in enumerate(kinds)]
 
 
-def _code(
-    t: Topology,
-    D: NDArray[np.int64],
-    users: NDArray[np.int64],
-    settings: CodeSettings,
-) -> Iterator[Block]:
+def _code(t: Topology, D: NDArray[np.int64], users: NDArray[np.int64], settings: CodeSettings) -> Iterator[Block]:
     """Yield the code of users that relays D demand, among the relays involved."""
     active = np.array(t.active)
     G = t.G[active][:, users]
@@ -156,23 +143,3 @@ def _code(
             heard[n], uplink[n] = known, rows
         aggregators = tuple(some[list(block.aggregators)].tolist())
         yield replace(block, heard=tuple(heard), uplink=tuple(uplink), aggregators=aggregators)
-
-
-def _least_over_all(f: NDArray[np.int64], H: int) -> float:
-    """Return the smallest Σ_i R_i with Σ_{i∈S} R_i ≥ f(S) for all sets S."""
-    members = np.arange(H)
-    sets = np.concatenate([np.eye(H, dtype=bool), ~np.eye(H, dtype=bool)])
-    while True:
-        rates = _solve(sets, f[sets @ (1 << members)])
-        lack = over_sets(rates, np.add, 0.0) - f
-        worst = int(lack.argmin())
-        if lack[worst] > -1e-6:
-            return float(rates.sum())
-        sets = np.concatenate([sets, [worst >> members & 1 == 1]])
-
-
-def _solve(sets: Table, f: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the smallest rates R with Σ_{i∈S} R_i ≥ f(S) for the given sets."""
-    from scipy.optimize import linprog  # here, because most networks do not need it
-
-    return np.asarray(linprog(np.ones(sets.shape[1]), A_ub=-sets.astype(float), b_ub=-f).x)

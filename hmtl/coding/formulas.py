@@ -11,9 +11,8 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.coding.allocation import Allocation
-from hmtl.coding.omniscience import Demand, Uplinks
-from hmtl.coding.rates import Programme
+from hmtl.coding.allocation import Split, allocate
+from hmtl.coding.rates import Demand, Programme, Uplinks
 from hmtl.topology import Topology, balanced
 
 DEFAULT_PIECES = 8  # largest number of pieces of an IV if the uplinks differ
@@ -88,10 +87,9 @@ def optimal_loads(t: Topology, A: Sequence[int], uplinks: Uplinks | None = None)
     return Loads.coded(t, A, sent, int(misses.max()), int(misses.sum()), uplinks)
 
 
-def allocated_loads(
-    t: Topology, A: Sequence[int], allocations: Sequence[Allocation], uplinks: Uplinks | None = None
-) -> Loads:
+def allocated_loads(split: Split, t: Topology, A: Sequence[int], uplinks: Uplinks | None = None) -> Loads:
     """Return the sums over all z. Ref: Hu et al. 2022, Theorem 1, eqs. (33a) and (33b)."""
+    allocations = allocate(t, split, tuple(A))
     shares = [[n * alpha for n, alpha in zip(part.n, part.alpha, strict=True)] for part in allocations]
     sent = [sum(share, Fraction()) for share in zip(*shares, strict=True)] or [Fraction()] * len(t.active)
     downlink = sum(part.downlink for part in allocations)
@@ -101,14 +99,9 @@ def allocated_loads(
 def carriers(
     t: Topology, A: Sequence[int], sent: Sequence[Number], models: int, uplinks: Uplinks | None
 ) -> NDArray[np.int64]:
-    """Return the aggregator that sends each model, such that the last arrives soonest.
+    """Return the aggregator in A that sends each model, such that the last arrives soonest.
 
-    Args:
-        t: the topology.
-        A: the aggregators.
-        sent: IVs that each active relay sends in addition.
-        models: number of models.
-        uplinks: of the active relays; None: the first aggregator sends all models.
+    The active relays also send IVs, as many as `sent` says. With equal uplinks, the first aggregator sends all models.
     """
     relays = np.array(A, dtype=np.int64)
     if not models or uplinks is None:
@@ -149,19 +142,3 @@ def forwarders(t: Topology, uplinks: Uplinks | None = None) -> NDArray[np.int64]
     if uplinks.parallel:
         return balanced(t.G, bandwidths)
     return np.where(t.degrees > 0, (t.G * bandwidths[:, None]).argmax(axis=0), -1)
-
-
-def bounds_for(t: Topology, A: Sequence[int]) -> Loads:
-    """Return lower bounds of the loads of any scheme, in closed form.
-
-    If all active relays aggregate, they are those of Hu et al. 2022, Theorem 2, eqs. (35a) and (35b). If some do, the
-    uplink carries what one of them misses. If the server does, it needs all IVs and sends all models.
-    """
-    K, H = len(t.present), len(A)
-    if not H:
-        return Loads(float(K), float(K), unicast=float(K))
-    misses, u = missed(t, A), unheard(t, A)
-    uplink = Fraction(int(misses.max()) + u)
-    if len(t.active) == H:
-        uplink = Fraction(int(misses.sum()), H - 1) if H > 1 else Fraction()
-    return Loads(float(uplink), float(misses.max() + u), unicast=float(misses.sum() + u))

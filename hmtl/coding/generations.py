@@ -19,17 +19,15 @@ def similar_groups(G: NDArray[np.uint8], groups: int) -> list[NDArray[np.intp]]:
     relays are furthest behind their share. Finally, groups exchange users if that evens out the relays. Relay i then
     hears about |N_i| / groups users of each group, and the groups' loads add up to little more than that of the whole.
 
-    Args:
-        G: which relay hears which user [H, n].
-        groups: number of groups, at most n.
-
     Returns:
-        The users of each group, as columns of G sorted by type.
+        The users of each group, as columns of G [H, n] sorted by type.
     """
     n = G.shape[1]
     row = np.lexsort(G)
     if groups == 1:
         return [row]
+    from scipy.optimize import linear_sum_assignment  # here, because most networks have one group
+
     group_of = np.empty(n, dtype=np.int64)
     hears = G.T[row].astype(np.float64)  # [n, H]
     ahead = np.zeros((groups, len(G)))  # users of each group that each relay hears beyond its share
@@ -38,7 +36,7 @@ def similar_groups(G: NDArray[np.uint8], groups: int) -> list[NDArray[np.intp]]:
         users = hears[start : start + groups]
         to = np.arange(len(users))
         if (users != users[0]).any() or len(users) < groups:
-            to = _matching(ahead, users)
+            to = linear_sum_assignment(users @ ahead.T)[1]  # keeps the squares of `ahead` small
         group_of[start : start + len(users)] = to
         ahead[to] += users
         ahead -= share * len(users) / groups
@@ -48,9 +46,7 @@ def similar_groups(G: NDArray[np.uint8], groups: int) -> list[NDArray[np.intp]]:
 
 
 def uniform_parts(G: NDArray[np.uint8], acceptable: Callable[[NDArray[np.uint8], int], bool]) -> NDArray[np.intp]:
-    """Split users into the most parts with equal numbers of each type.
-
-    One code fits all of these parts.
+    """Split users into the most parts with equal numbers of each type, such that one code fits all of these parts.
 
     Args:
         G: which relay hears which user [H, n], columns sorted by type.
@@ -68,13 +64,6 @@ def uniform_parts(G: NDArray[np.uint8], acceptable: Callable[[NDArray[np.uint8],
             if acceptable(G[:, parts[0]], number):
                 return parts
     return np.arange(G.shape[1])[None]
-
-
-def _matching(ahead: NDArray[np.float64], users: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return distinct groups for users that keep the squares of `ahead` small."""
-    from scipy.optimize import linear_sum_assignment  # here, because most networks have one group
-
-    return np.asarray(linear_sum_assignment(users @ ahead.T)[1])
 
 
 def _exchange(hears: NDArray[np.float64], group_of: NDArray[np.int64], ahead: NDArray[np.float64]) -> None:

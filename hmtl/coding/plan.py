@@ -1,16 +1,70 @@
-"""The plan of a network: the codes of all rounds, from the topology and one seed."""
+"""The plan of a network: codes with the matrices of all nodes, and how their coefficients are drawn from the seed.
 
+Shapes: c pieces per IV; m messages of the server; rows_i uplink messages of relay i. Lists over i run over the active
+relays, lists over j over the aggregators. All matrices are uint8 tensors over GF(2^8); messages and pieces have equal
+lengths.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from hmtl.coding.block import Block
 from hmtl.coding.formulas import Loads, carriers, uncoded_loads
-from hmtl.coding.omniscience import Uplinks
+from hmtl.coding.rates import Uplinks
+from hmtl.errors import CodingError
+from hmtl.gf256 import inverses, matmul
+from hmtl.rng import generator
 from hmtl.topology import Topology
+
+TRIES = 20  # a draw fails with a probability near H/255, so tens of relays never need this many
+
+Draw = Callable[[np.random.Generator], list[Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A code for the IVs of some users, independent of all other blocks.
+
+    Attributes:
+        users: the users whose IVs the block carries.
+        pieces: c, the number of pieces of each IV.
+        heard: for each relay, the positions within `users` of those that it hears.
+        uplink: for each relay, `[rows_i, c·|heard_i|]`, acting on the pieces that it hears: piece s of the user at
+            position p of `heard[i]` is row p·c + s.
+        downlink: [m, Σ_i rows_i], acting at the server on the uplink messages in the order of relays. Aggregator j
+            needs the first `need_j = c·(|users| − |heard_j|)` of its messages.
+        aggregators: the relays that learn all IVs, as positions among the active relays.
+        decoders: for each aggregator, `[need_j, need_j + c·|heard_j|]`, acting on the messages that it needs, followed
+            by the pieces that it hears; gives the pieces that it misses, in the order of `users`.
+    """
+
+    users: tuple[int, ...]
+    pieces: int
+    heard: tuple[tuple[int, ...], ...]
+    uplink: tuple[Tensor, ...]
+    downlink: Tensor
+    aggregators: tuple[int, ...]
+    decoders: tuple[Tensor, ...]
+
+    def need(self, i: int) -> int:
+        """Return how many messages of the server relay i needs to learn all pieces."""
+        return self.pieces * (len(self.users) - len(self.heard[i]))
+
+    @cached_property
+    def forwards(self) -> bool:
+        """Whether the server forwards the messages that it receives without combining them."""
+        m, received = self.downlink.shape
+        return m == received and torch.equal(self.downlink, torch.eye(m, dtype=torch.uint8))
+
+    def piece_bytes(self, nbytes: int) -> int:
+        """Return the length in bytes of a piece of an IV of `nbytes` bytes."""
+        return -(-nbytes // self.pieces)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,3 +117,68 @@ class Plan:
     def carriers(self, models: int) -> NDArray[np.int64]:
         """Return the aggregator that sends each model of a user that no aggregator hears."""
         return carriers(self.topology, self.aggregators, self.sent, models, self.uplinks)
+
+
+class DemandPlan(Plan):
+    """A plan with which each relay learns the IVs that it demands; no model passes the server."""
+
+    @cached_property
+    def loads(self) -> Loads:
+        """The loads of the plan in IVs, without padding."""
+        return Loads.of(self.topology, self.sent, *self.received)
+
+
+def draw_block(
+    users: tuple[int, ...],
+    pieces: int,
+    heard: tuple[tuple[int, ...], ...],
+    aggregators: tuple[int, ...],
+    draw: Draw,
+    seed: int,
+    *name: str | int,
+) -> Block:
+    """Draw coefficients until all aggregators can decode; raise CodingError if no draw lets them.
+
+    Args:
+        users, pieces, heard, aggregators: see `Block`.
+        draw: returns the uplink's matrices from a random generator.
+        seed, name: of the block's random streams.
+    """
+    everyone = set(range(len(users)))
+    heard_rows = [piece_rows(heard[i], pieces) for i in aggregators]
+    missing_rows = [piece_rows(sorted(everyone.difference(heard[i])), pieces) for i in aggregators]
+    needs = [len(rows) for rows in missing_rows]
+    m = max(needs)
+    for attempt in range(TRIES):
+        uplink = draw(generator(seed, "uplink", *name, attempt))
+        sizes = [len(rows) for rows in uplink]
+        received = sum(sizes)
+        if received == m == min(needs):
+            downlink = torch.eye(m, dtype=torch.uint8)  # every aggregator needs all messages, so they are forwarded
+        else:
+            downlink = random_matrix(generator(seed, "downlink", *name, attempt), (m, received))
+        on_all = torch.zeros(received, pieces * len(users), dtype=torch.uint8)  # the uplink, acting on all pieces
+        for rows, known, matrix in zip(torch.split(on_all, sizes), heard, uplink, strict=True):
+            rows[:, piece_rows(known, pieces)] = matrix
+        sent = matmul(downlink, on_all)
+        solutions = inverses([sent[: len(rows), rows] for rows in missing_rows])
+        if solutions is not None:  # in this field, subtraction is addition
+            decoders = (
+                torch.cat([inverse, matmul(inverse, sent[: len(inverse)][:, rows])], dim=1)
+                for inverse, rows in zip(solutions, heard_rows, strict=True)
+            )
+            return Block(users, pieces, heard, tuple(uplink), downlink, aggregators, tuple(decoders))
+    raise CodingError(
+        f"No code found for a block of {len(users)} users and {len(aggregators)} aggregators in {TRIES} draws, because "
+        "GF(2^8) has too few elements. Set another seed or fewer relays."
+    )
+
+
+def random_matrix(rng: np.random.Generator, shape: tuple[int, int]) -> Tensor:
+    """Draw a matrix of uniform coefficients."""
+    return torch.from_numpy(rng.integers(0, 256, shape, np.uint8))
+
+
+def piece_rows(positions: Sequence[int], c: int) -> Tensor:
+    """Return the rows of these users' pieces; piece s of position p is row p·c + s."""
+    return (torch.tensor(positions, dtype=torch.int64)[:, None] * c + torch.arange(c)).flatten()

@@ -1,22 +1,33 @@
-"""The smallest rates with which aggregators A learn all IVs; other relays help.
+"""The smallest rates with which aggregators A learn all IVs; the other relays help.
 
-Relay i sends R_i IVs' worth of combinations. Rates suffice iff Σ_{i∈S} R_i ≥ |{k : N(k) ⊆ S}| for every set S of relays
-that lacks an aggregator (communication for omniscience with helpers: Csiszár and Narayan 2004; Milosavljević, Pawar, El
-Rouayheb, Gastpar and Ramchandran 2012). If all relays aggregate, `omniscience` finds the optimum by flows. With helpers
-it is a linear programme, or an integer programme for whole pieces, whose constraints are added as they are violated.
+Relay i sends R_i IVs' worth of combinations of what it hears, and the server forwards them. Rates R suffice iff
+Σ_{i∈S} R_i ≥ |{k : N(k) ⊆ S}| for every set S of relays that lacks an aggregator, and every scheme needs this
+(communication for omniscience: Csiszár and Narayan 2004; Courtade and Wesel 2014; with helpers, Milosavljević, Pawar,
+El Rouayheb, Gastpar and Ramchandran 2012).
 
-Shapes: H active relays; 2^H sets of relays, whose members are the bits of their number.
+If all relays aggregate, the smallest Σ_i R_i is the largest Σ_{C∈P} |{k : N(k) ∩ C = ∅}| / (|P| − 1) over the
+partitions P of the relays. `Demand` finds it, and whole rates, exactly by integer maximum flows between relays and
+users. With helpers, `Programme` solves a linear programme, or an integer programme for whole pieces, whose constraints
+are added as they are violated.
+
+Shapes: H active relays; T types, which are distinct sets of relays that hear a user; n users; c pieces per IV; x = cR,
+int64 [H]; 2^H sets of relays, whose members are the bits of their number. If all relays aggregate, the constraints also
+bound x from above: x(C) ≤ x(all) − c·|{k : N(k) ∩ C = ∅}| for all C.
 """
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property, reduce
 from math import ceil, inf
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
-from hmtl.coding.omniscience import Demand, Rates, Uplinks
 from hmtl.errors import CodingError
 
 MOST_AT_ONCE = 6  # relays up to which all constraints are used; beyond, they are added as they are violated
@@ -26,7 +37,8 @@ NODES = 1000  # of an integer programme's tree, after which its best solution is
 TOLERANCE = 1e-9
 EVEN = 1e-4  # weight of the largest rate: breaks ties in favour of even rates, which violate fewer sets
 
-Sets = NDArray[np.bool_]
+Partition = tuple[tuple[int, ...], ...]
+Set = NDArray[np.bool_]  # [H] members
 
 
 def over_sets(values: NDArray[Any], combine: Callable[..., Any], empty: Any) -> NDArray[Any]:
@@ -34,14 +46,198 @@ def over_sets(values: NDArray[Any], combine: Callable[..., Any], empty: Any) -> 
     return reduce(lambda sets, value: np.concatenate([sets, combine(sets, value)]), values, np.array([empty]))
 
 
-def users_within(demand: Demand) -> NDArray[np.int64]:
-    """Return |{k : N(k) ⊆ S}| for each set S [2^H]."""
-    within = np.zeros(1 << demand.H, dtype=np.int64)
-    np.add.at(within, demand.hears @ (1 << np.arange(demand.H)), demand.counts)
-    for i in range(demand.H):
-        halves = within.reshape(-1, 2, 1 << i)
-        halves[:, 1] += halves[:, 0]
-    return within
+@dataclass(frozen=True)
+class Uplinks:
+    """The relays' links to the server.
+
+    Attributes:
+        bandwidths: in bit/s [H], or any other unit, because rates depend only on ratios.
+        parallel: whether relays send in parallel, so that the last to finish counts; else one after the other.
+        downlink: bandwidth from the server to the relays, in the same unit, to compare loads of both directions. None:
+            that of the fastest relay.
+    """
+
+    bandwidths: tuple[float, ...]
+    parallel: bool = False
+    downlink: float | None = None
+
+    def seconds(self, bits: NDArray[np.number]) -> float:
+        """Return the time until the server has received `bits` [H] from the relays."""
+        each = bits / np.asarray(self.bandwidths)
+        return float(each.max() if self.parallel else each.sum())
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Numbers of combinations, `counts` [H], each as long as 1/`pieces` of an IV."""
+
+    pieces: int
+    counts: tuple[int, ...]
+
+
+class Demand:
+    """The IVs that relays must learn, as flows: source → relays → types heard → sink.
+
+    Args:
+        G: which active relay hears which user [H, n].
+
+    Attributes:
+        counts: users of each type [T].
+        hears: which relays hear each type [T, H].
+        H: number of relays.
+    """
+
+    def __init__(self, G: NDArray[np.uint8]) -> None:
+        types, self.counts = np.unique(G.T, axis=0, return_counts=True)
+        self.hears = types.astype(bool)  # [T, H]
+        T, self.H = types.shape
+        kind, relay = np.nonzero(types)
+        self._source, self._sink = T + self.H, T + self.H + 1
+        tails = np.r_[np.full(self.H, self._source), relay, self.H + np.arange(T)]
+        heads = np.r_[np.arange(self.H), self.H + kind, np.full(T, self._sink)]
+        self._edges = csr_array((np.arange(len(tails)), (tails, heads)), shape=(self._sink + 1, self._sink + 1))
+
+    def avoiding(self, relays: Iterable[int]) -> int:
+        """Return how many users none of these relays hears."""
+        return int(self.counts[~self.hears[:, list(relays)].any(axis=1)].sum())
+
+    @cached_property
+    def within(self) -> NDArray[np.int64]:
+        """|{k : N(k) ⊆ S}| for each set S [2^H]."""
+        within = np.bincount(self.hears @ (1 << np.arange(self.H)), self.counts, 1 << self.H).astype(np.int64)
+        for i in range(self.H):
+            halves = within.reshape(-1, 2, 1 << i)
+            halves[:, 1] += halves[:, 0]
+        return within
+
+    def optimum(self) -> tuple[Fraction, Partition]:
+        """Return the smallest Σ_i R_i, and a partition that proves it.
+
+        Newton's method: each partition gives a lower bound of the total. Either rates with this total exist, or the
+        search for them returns a partition with a larger bound and fewer parts.
+        """
+        parts: Partition = tuple((i,) for i in range(self.H))
+        while len(parts) > 1:
+            total, c = sum(map(self.avoiding, parts)), len(parts) - 1
+            x, violated = self._largest(total, c)
+            if x.sum() == total:
+                return Fraction(total, c), parts
+            parts = violated
+        return Fraction(), parts
+
+    def rates(self, max_pieces: int, uplinks: Uplinks | None = None, slack: float = 1e-9) -> Rates:
+        """Return the best rates with at most `max_pieces` pieces.
+
+        Args:
+            max_pieces: the largest c. With equal links, c = H − 1 reaches the optimum.
+            uplinks: the links, whose time is minimized; None: equal and shared links. Then the sum is minimized, and
+                the rates are as even as possible.
+            slack: relative excess over the best cost that is accepted for a smaller c.
+        """
+        least, _ = self.optimum()
+        totals = {c: ceil(c * least) for c in range(1, max_pieces + 1)}  # these suffice, because bases are integral
+        if uplinks is None:
+            c = _first({c: total / c for c, total in totals.items()}, slack)
+            total = totals[c]
+            level = -(-total // self.H)  # no lower level reaches the total, and usually this one does
+            if not self._reaches(total, c, level):
+                level += bisect_left(range(level, total), True, key=lambda level: self._reaches(total, c, level))
+            return Rates(c, tuple(self._largest(total, c, level)[0].tolist()))
+        fastest = self._parallel if uplinks.parallel else self._shared
+        by_pieces = {c: fastest(c, total, uplinks) for c, total in totals.items()}
+        c = _first({c: uplinks.seconds(x) / c for c, x in by_pieces.items()}, slack)
+        return Rates(c, tuple(by_pieces[c].tolist()))
+
+    def _shared(self, c: int, least: int, uplinks: Uplinks) -> NDArray[np.int64]:
+        """Return the rates x with the smallest Σ_i x_i / W_i, which is convex in the total."""
+        cheapest_first = np.argsort(uplinks.bandwidths, kind="stable")[::-1]
+
+        def at(total: int) -> NDArray[np.int64]:
+            return self._largest(total, c, order=cheapest_first)[0]
+
+        totals = range(least, c * int(self.counts.sum()))
+        rises = bisect_left(totals, True, key=lambda n: uplinks.seconds(at(n + 1)) >= uplinks.seconds(at(n)))
+        return at(least + rises)
+
+    def _parallel(self, c: int, least: int, uplinks: Uplinks) -> NDArray[np.int64]:
+        """Return rates x with the smallest max_i x_i / W_i, and of these the smallest total.
+
+        Larger rates always suffice, so each relay sends as much as it can until a deadline, which is extended as long
+        as a set violates its constraint.
+        """
+        W = np.asarray(uplinks.bandwidths)
+        most = np.zeros(self.H, dtype=np.int64)
+        while lacking := next(filter(None, (self.lacking(most, c, i) for i in range(self.H))), []):
+            needed = c * self.avoiding(np.setdiff1d(np.arange(self.H), lacking))
+            sent = np.floor(needed * W[lacking] / W[lacking].sum()).astype(np.int64)
+            while sent.sum() < needed:
+                sent[np.argmin((sent + 1) / W[lacking])] += 1
+            most = np.floor((sent / W[lacking]).max() * W * (1 + 1e-12)).astype(np.int64)
+        totals = range(least, int(most.sum()))
+        total = least + bisect_left(totals, True, key=lambda total: self._reaches(total, c, most))
+        return self._largest(total, c, most)[0]
+
+    def _reaches(self, total: int, c: int, most: int | NDArray[np.int64]) -> bool:
+        return bool(self._largest(total, c, most)[0].sum() == total)
+
+    def _largest(
+        self,
+        total: int,
+        c: int,
+        most: int | NDArray[np.int64] | None = None,
+        order: Iterable[int] | None = None,
+    ) -> tuple[NDArray[np.int64], Partition]:
+        """Return the largest rates x ≤ most that obey the upper bounds, in order of relays.
+
+        The bounds are x(C) ≤ total − c·|{k : N(k) ∩ C = ∅}| for all C. They suffice if they sum to `total`. If they do
+        not and `most` is None, the returned partition proves it: its parts C attain their bounds.
+        """
+        x = np.zeros(self.H, dtype=np.int64)
+        parts: list[frozenset[int]] = []
+        for i in range(self.H) if order is None else order:
+            # The minimum over C ∋ i of C's bound minus x(C∖i) is a minimum cut: C∖i pays off where it sends more than
+            # the users that it hears and i does not.
+            demand, supply = c * self.counts * ~self.hears[:, i], x.clip(0)
+            flow, graph = self._flow(supply, demand)
+            x[i] = total - demand.sum() - supply.sum() + flow.flow_value
+            if most is not None:
+                x[i] = min(x[i], np.broadcast_to(most, self.H)[i])
+                continue
+            tight = frozenset([int(i), *self._cut(graph, flow)])
+            tight = tight.union(*(part for part in parts if part & tight))
+            parts = [part for part in parts if not part & tight] + [tight]
+        return x, tuple(sorted(tuple(sorted(part)) for part in parts))
+
+    def lacking(self, x: NDArray[np.int64], c: int, i: int) -> list[int]:
+        """Return a set S without relay i that violates `x(S) ≥ c·|{k : N(k) ⊆ S}|`, or [].
+
+        They suffice iff the IVs that relay i misses, as a flow, fit into the rates of the other relays.
+        """
+        demand = c * self.counts * ~self.hears[:, i]
+        flow, graph = self._flow(x, demand)
+        return sorted(set(range(self.H)) - {i, *self._cut(graph, flow)}) if flow.flow_value < demand.sum() else []
+
+    def _flow(self, supply: NDArray[np.int64], demand: NDArray[np.int64]) -> tuple[Any, csr_array]:
+        """Return the maximum flow from relays [H] to types [T], and its network."""
+        # A capacity above the total demand is unlimited; scipy's flows are int32, so c·n may be up to 2·10^9.
+        unlimited, edges = demand.sum() + 1, self._edges
+        inner = np.full(edges.nnz - len(supply) - len(demand), unlimited)
+        capacity = np.concatenate([supply.clip(max=unlimited), inner, demand])[edges.data].astype(np.int32)
+        graph = csr_array((capacity, edges.indices, edges.indptr), shape=edges.shape)
+        return maximum_flow(graph, self._source, self._sink), graph
+
+    def _cut(self, graph: csr_array, flow: Any) -> list[int]:
+        """Return the relays on the source's side of the minimum cut."""
+        residual = graph - flow.flow
+        residual.data = residual.data.clip(0)
+        residual.eliminate_zeros()
+        reached = breadth_first_order(residual, self._source, return_predecessors=False)
+        return list(reached[reached < self.H].tolist())
+
+
+def _first(costs: dict[int, float], slack: float) -> int:
+    """Return the first key whose cost exceeds the smallest by at most the fraction `slack`."""
+    return next(c for c, cost in costs.items() if cost <= min(costs.values()) * (1 + slack))
 
 
 class Programme:
@@ -53,7 +249,7 @@ class Programme:
         sets: [n, H] sets to start with, for example those of another programme.
     """
 
-    def __init__(self, demand: Demand, uplinks: Uplinks | None = None, sets: Sets | None = None) -> None:
+    def __init__(self, demand: Demand, uplinks: Uplinks | None = None, sets: NDArray[np.bool_] | None = None) -> None:
         self.demand, self.H, self.uplinks = demand, demand.H, uplinks
         self.W = np.ones(self.H) if uplinks is None else np.asarray(uplinks.bandwidths) / max(uplinks.bandwidths)
         self.parallel = uplinks is not None and uplinks.parallel
@@ -62,35 +258,14 @@ class Programme:
         if sets is None:  # all of them if they are few, because one programme is faster than several
             end = (1 << self.H) - 1 if self.H <= MOST_AT_ONCE else 1
             sets = (np.arange(1, end)[:, None] >> np.arange(self.H) & 1).astype(bool)
-        self.sets: Sets = sets
+        self.sets = sets
         self.needs = self._needs(self.sets)
 
-    @cached_property
-    def within(self) -> NDArray[np.int64]:
-        """|{k : N(k) ⊆ S}| for each set S [2^H]."""
-        return users_within(self.demand)
-
-    def time(self, A: Sequence[int], models: float = 0, stop: float = inf) -> float | None:
-        """Return the least time of the uplink in IVs at the fastest relay's speed; see `least`."""
-        if self.H <= MOST_AT_ONCE:
-            apart, models = self._apart(A, models)
-            time = self._seconds(self._solve(A, models)) + apart
-            return time if time < stop else None
-        solution = self.least(A, models, stop)
-        return None if solution is None else solution[0]
-
     def least(self, A: Sequence[int], models: float = 0, stop: float = inf) -> tuple[float, NDArray[np.float64]] | None:
-        """Return the least time of the uplink, and its rates in IVs [H].
+        """Return the least time of the uplink, in IVs at the speed of the fastest relay, and its rates in IVs [H].
 
-        The time is in IVs at the speed of the fastest relay.
-
-        Args:
-            A: the aggregators.
-            models: how many models the aggregators send to the server, divided among them for the least time.
-            stop: return None as soon as the time is known to be at least this.
-
-        Returns:
-            After too many steps, rates that suffice but may not be optimal.
+        The aggregators A also send this number of models, divided among them for the least time. The result is None as
+        soon as the time is known to be at least `stop`. After too many steps, rates suffice but may not be optimal.
         """
         apart, models = self._apart(A, models)
         for _ in range(self.steps):
@@ -128,35 +303,30 @@ class Programme:
         return (0.0, models) if self.parallel else (models / float(self.W[list(A)].max()), 0.0)
 
     def rates(self, A: Sequence[int], max_pieces: int, models: float = 0, slack: float = TOLERANCE) -> Rates:
-        """Return the best rates in whole pieces.
-
-        Args:
-            A, models: see `least`.
-            max_pieces: the largest c.
-            slack: relative excess over the least time that is accepted for a smaller c.
-        """
+        """Return the best rates in whole pieces; see `least` and `Demand.rates`."""
         if len(A) == self.H:
             return self.demand.rates(max_pieces, self.uplinks, slack)
         models = models if self.parallel else 0
-        least = self.time(A, models)
-        assert least is not None
+        solution = self.least(A, models)
+        assert solution is not None
+        least = solution[0]
         equal = not self.parallel and bool((self.W == 1).all())
-        best: tuple[float, Rates] | None = None
+        shortest, best = inf, None
         for c in range(1, max_pieces + 1):
-            if best and (ceil(c * least - 1e-6) / c if equal else least) >= best[0] * (1 - TOLERANCE):
+            if (ceil(c * least - 1e-6) / c if equal else least) >= shortest * (1 - TOLERANCE):
                 continue
             x = self._whole(A, models, c)
             if x is None:
                 continue
             time = self._seconds(x) / c
-            if not best or time < best[0] * (1 - TOLERANCE):
+            if time < shortest * (1 - TOLERANCE):
                 if self.parallel:  # the smallest rates that take this time
                     x = self._whole(A, models, c, within=c * time * (1 + TOLERANCE))
                     assert x is not None
-                best = time, Rates(c, tuple(x[: self.H].astype(int).tolist()))
-            if best[0] <= least * (1 + slack):
+                shortest, best = time, Rates(c, tuple(x[: self.H].astype(int).tolist()))
+            if shortest <= least * (1 + slack):
                 break
-        return best[1] if best else self.demand.rates(max_pieces, self.uplinks)
+        return best or self.demand.rates(max_pieces, self.uplinks)
 
     def _whole(self, A: Sequence[int], models: float, c: int, within: float = 0.0) -> NDArray[np.float64] | None:
         """Return whole rates, see `_solve`; None after too many steps."""
@@ -183,16 +353,13 @@ class Programme:
         Returns:
             [2H + 1]: the rates in pieces; the models in pieces that each relay sends in parallel; the time of parallel
             links, else the largest rate.
-
-        Raises:
-            CodingError: the solver failed.
         """
         from scipy.optimize import Bounds, LinearConstraint, milp  # here, because most networks do not need it
 
         c, H = pieces or 1, self.H
         aggregates = np.zeros(H, bool)
         aggregates[list(A)] = True
-        self._add([set(range(H)) - {j} for j in A])
+        self._add(~np.eye(H, dtype=bool)[list(A)])
         valid = (aggregates & ~self.sets).any(axis=1)
         rates, zeros = np.ones(H), np.zeros(H)
         upper = np.r_[np.full(H, inf), np.where(aggregates, c * models, 0), within or inf]
@@ -222,34 +389,33 @@ class Programme:
                 x[:H] = np.floor(x[:H] + 1e-6)
         return x
 
-    def _violated(self, x: NDArray[np.float64], c: int, A: Sequence[int]) -> list[set[int]]:
+    def _violated(self, x: NDArray[np.float64], c: int, A: Sequence[int]) -> list[Set]:
         """Return a set whose constraint rates x violate, for each aggregator if it exists."""
-        violated = []
-        if self.tabulated:
-            lack = over_sets(x, np.add, 0.0) - c * self.within
-            for j in A:
-                without = lack.reshape(-1, 2, 1 << j)[:, 0]
-                at = int(without.argmin())
-                if without.flat[at] < -TOLERANCE * c * self.demand.counts.sum():
-                    high, low = divmod(at, 1 << j)
-                    number = high << (j + 1) | low
-                    violated.append({i for i in range(self.H) if number >> i & 1})
-            return violated
-        scale = max(1, int(2e8 // (c * self.demand.counts.sum())))  # flows are integers below 2^31
-        supply = np.ceil(x * scale - 1e-3).astype(np.int64)
-        return [set(relays) for j in A if (relays := self.demand.lacking(supply, c * scale, j))]
+        members = np.arange(self.H)
+        if not self.tabulated:
+            scale = max(1, int(2e8 // (c * self.demand.counts.sum())))  # flows are integers below 2^31
+            supply = np.ceil(x * scale - 1e-3).astype(np.int64)
+            lacking = (self.demand.lacking(supply, c * scale, j) for j in A)
+            return [np.isin(members, relays) for relays in lacking if relays]
+        lack, violated = over_sets(x, np.add, 0.0) - c * self.demand.within, []
+        for j in A:
+            without = lack.reshape(-1, 2, 1 << j)[:, 0]
+            at = int(without.argmin())
+            if without.flat[at] < -TOLERANCE * c * self.demand.counts.sum():
+                high, low = divmod(at, 1 << j)
+                violated.append((high << (j + 1) | low) >> members & 1 == 1)
+        return violated
 
-    def _add(self, sets: list[set[int]]) -> bool:
+    def _add(self, sets: Iterable[Set]) -> bool:
         """Add sets; return whether one of them is new."""
         known = {row.tobytes() for row in self.sets}
-        rows = [np.isin(np.arange(self.H), list(members)) for members in sets]
-        new = list({row.tobytes(): row for row in rows if row.tobytes() not in known}.values())
+        new = list({row.tobytes(): row for row in sets if row.tobytes() not in known}.values())
         if new:
             self.sets = np.vstack([self.sets, *new])
             self.needs = np.r_[self.needs, self._needs(np.array(new))]
         return bool(new)
 
-    def _needs(self, sets: Sets) -> NDArray[np.int64]:
+    def _needs(self, sets: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Return |{k : N(k) ⊆ S}| for each set."""
         others = (~sets).astype(np.float32) @ self.demand.hears.T.astype(np.float32)  # relays outside the set
         return np.asarray((others == 0) @ self.demand.counts)

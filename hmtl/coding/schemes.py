@@ -3,19 +3,18 @@
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from fractions import Fraction
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
 
-from hmtl.coding.aggregators import MEDIA, Choice, Meter, Search, aggregators_of
-from hmtl.coding.allocation import Allocation, Split, allocate, cheapest, even
-from hmtl.coding.block import Block
-from hmtl.coding.codes import CodeSettings, allocated_code, optimal_code
-from hmtl.coding.formulas import Loads, allocated_loads, bounds_for, optimal_loads, uncoded_loads, unheard
-from hmtl.coding.omniscience import Demand, Uplinks
-from hmtl.coding.plan import Plan
-from hmtl.coding.rates import Programme
+from hmtl.coding.aggregators import MEDIA, Choice, Search
+from hmtl.coding.allocation import Split, allocate, cheapest, even
+from hmtl.coding.codes import CodeSettings, allocated_codes, optimal_code
+from hmtl.coding.formulas import Loads, allocated_loads, missed, optimal_loads, uncoded_loads, unheard
+from hmtl.coding.plan import Block, Plan
+from hmtl.coding.rates import Demand, Programme, Uplinks
 from hmtl.errors import CodingError
 from hmtl.topology import Topology
 
@@ -32,17 +31,29 @@ class Scheme:
     Attributes:
         name: in settings and messages.
         loads: gives the loads for a topology, aggregators (at least one) and the uplinks of its active relays.
-        meter: gives the time of the uplink for a topology and uplinks.
         code: gives the blocks of a plan for a topology, aggregators (at least one) and settings. None: IVs go to the
             server without coding.
-        obstacle: gives the reason why a topology and aggregators have no plan; empty if they have one.
+        split: the choice of α in the schemes of Hu et al. 2022, Section IV; a plan may need too many pieces for it.
     """
 
     name: str
     loads: Callable[[Topology, Sequence[int], Uplinks | None], Loads]
-    meter: Callable[[Topology, Uplinks | None], Meter]
-    code: Callable[[Topology, Sequence[int], CodeSettings], Iterable[Block]] | None
-    obstacle: Callable[[Topology, Sequence[int]], str] = lambda t, A: ""
+    code: Callable[[Topology, Sequence[int], CodeSettings], Iterable[Block]] | None = None
+    split: Split | None = None
+
+
+SCHEMES: Mapping[str, Scheme] = MappingProxyType(
+    {
+        scheme.name: scheme
+        for scheme in (
+            Scheme("uncoded", lambda t, A, uplinks: uncoded_loads(t, uplinks)),
+            Scheme("optimal", optimal_loads, optimal_code),
+            Scheme("paper", partial(allocated_loads, cheapest), partial(allocated_codes, cheapest), cheapest),
+            Scheme("equal", partial(allocated_loads, even), partial(allocated_codes, even), even),
+        )
+    }
+)
+CODED_SCHEMES = tuple(scheme.name for scheme in SCHEMES.values() if scheme.code)
 
 
 def _seconds(t: Topology, load: Loads, uplinks: Uplinks | None) -> float:
@@ -50,57 +61,6 @@ def _seconds(t: Topology, load: Loads, uplinks: Uplinks | None) -> float:
     if uplinks is None:
         return load.uplink
     return uplinks.seconds(np.array([load.by_relay[i] for i in t.active])) * max(uplinks.bandwidths)
-
-
-def _by_allocation(name: str, split: Split) -> Scheme:
-    """Return the scheme of Hu et al. 2022, Section IV, with a choice of α."""
-
-    @lru_cache(1)  # loads and plans of one network are requested one after the other
-    def allocations(t: Topology, A: tuple[int, ...]) -> tuple[Allocation, ...]:
-        return allocate(t, split, A)
-
-    def allocation_loads(t: Topology, A: Sequence[int], uplinks: Uplinks | None) -> Loads:
-        return allocated_loads(t, A, allocations(t, tuple(A)), uplinks)
-
-    def meter(t: Topology, uplinks: Uplinks | None) -> Meter:
-        def time(places: Sequence[int], models: int, stop: float) -> float:
-            return _seconds(t, allocation_loads(t, [t.active[i] for i in places], uplinks), uplinks)
-
-        return time
-
-    def code(t: Topology, A: Sequence[int], settings: CodeSettings) -> Iterable[Block]:
-        places = [t.active.index(i) for i in A]
-        return (allocated_code(allocation, places, settings.seed) for allocation in allocations(t, tuple(A)))
-
-    def obstacle(t: Topology, A: Sequence[int]) -> str:
-        reasons = (allocation.too_long for allocation in allocations(t, tuple(A)))
-        return next(filter(None, reasons), "")
-
-    return Scheme(name, allocation_loads, meter, code, obstacle)
-
-
-SCHEMES: Mapping[str, Scheme] = MappingProxyType(
-    {
-        scheme.name: scheme
-        for scheme in (
-            Scheme(
-                "uncoded",
-                loads=lambda t, A, uplinks: uncoded_loads(t, uplinks),
-                meter=lambda t, uplinks: lambda A, models, stop: None,
-                code=None,
-            ),
-            Scheme(
-                "optimal",
-                loads=optimal_loads,
-                meter=lambda t, uplinks: Programme(Demand(t.core), uplinks).time,
-                code=optimal_code,
-            ),
-            _by_allocation("paper", cheapest),
-            _by_allocation("equal", even),
-        )
-    }
-)
-CODED_SCHEMES = tuple(scheme.name for scheme in SCHEMES.values() if scheme.code)
 
 
 def scheme_of(name: str, among: Collection[str] = tuple(SCHEMES)) -> Scheme:
@@ -128,10 +88,19 @@ def best_aggregators(
     """
     if medium not in MEDIA:
         raise CodingError(f"medium={medium} is unknown: choose one of {', '.join(MEDIA)}.")
-    meter = scheme_of(scheme).meter
+    chosen = scheme_of(scheme, CODED_SCHEMES)
     if not t.active:
         return Choice((), 0.0, 0.0)
-    return Search(t, uplinks, medium, meter(t, uplinks)).best(_seconds(t, uncoded_loads(t, uplinks), uplinks))
+
+    programme = Programme(Demand(t.core), uplinks)
+
+    def meter(places: Sequence[int], models: int, stop: float) -> float | None:
+        if scheme == "optimal":  # in pieces as small as it takes to reach the least time
+            solution = programme.least(places, models, stop)
+            return solution and solution[0]
+        return _seconds(t, chosen.loads(t, [t.active[i] for i in places], uplinks), uplinks)
+
+    return Search(t, uplinks, medium, meter, _seconds(t, uncoded_loads(t, uplinks), uplinks)).best()
 
 
 def resolve(
@@ -143,10 +112,27 @@ def resolve(
 ) -> tuple[int, ...]:
     """Return the relays that a choice of aggregators denotes, ascending; empty for the server.
 
+    Relays that are named, but not active, are ignored.
+
     Raises:
         CodingError: the choice is another word, or the numbers are not those of relays.
     """
-    return aggregators_of(t, aggregators, lambda: best_aggregators(t, scheme, uplinks, medium))
+    if isinstance(aggregators, str):
+        if aggregators not in ("auto", "all", "server"):
+            raise CodingError(
+                f"aggregators={aggregators} is unknown: choose auto, all, server, or relays such as [0,2]."
+            )
+        if aggregators == "auto":
+            return best_aggregators(t, scheme, uplinks, medium).relays
+        return t.active if aggregators == "all" else ()
+    given = list(aggregators)
+    numbers = all(isinstance(i, int | np.integer) and not isinstance(i, bool) and 0 <= i < t.H for i in given)
+    if not given or not numbers or len(set(given)) < len(given):
+        raise CodingError(
+            f"aggregators={given} must be distinct relays from 0 to {t.H - 1}, at least one. Change it, or set "
+            "aggregators=server."
+        )
+    return tuple(i for i in sorted(map(int, given)) if i in t.active)
 
 
 def loads(
@@ -175,15 +161,15 @@ def loads(
     """
     chosen = scheme_of(scheme)
     A = resolve(t, aggregators, scheme, uplinks, medium) if chosen.code else ()
-    if A:
-        return chosen.loads(t, A, uplinks)
-    return Loads.of(t, [], 0, 0) if chosen.code and not t.active else uncoded_loads(t, uplinks)
+    return chosen.loads(t, A, uplinks) if A else uncoded_loads(t, uplinks)
 
 
 def bounds(t: Topology, *, aggregators: Aggregators = "all", medium: str = "broadcast") -> Loads:
     """Return lower bounds of the loads of any scheme with these aggregators, in closed form.
 
-    They are 0 if there is only one active relay. The uplink of `loads(t, "optimal")` is a larger, exact bound.
+    If all active relays aggregate, they are those of the paper, and 0 for a single relay. If some do, the uplink
+    carries what one of them misses; if the server does, it needs all IVs and sends all models. The uplink of
+    `loads(t, "optimal")` is a larger, exact bound.
 
     Args:
         t: the topology.
@@ -192,7 +178,15 @@ def bounds(t: Topology, *, aggregators: Aggregators = "all", medium: str = "broa
 
     Ref: Hu et al. 2022, Theorem 2, eqs. (35a) and (35b), over the active relays.
     """
-    return bounds_for(t, resolve(t, aggregators, medium=medium))
+    A = resolve(t, aggregators, medium=medium)
+    if not A:
+        K = float(len(t.present))
+        return Loads(K, K, unicast=K)
+    misses, u = missed(t, A), unheard(t, A)
+    uplink = float(misses.max() + u)
+    if len(t.active) == len(A):
+        uplink = float(Fraction(int(misses.sum()), max(1, len(A) - 1)))
+    return Loads(uplink, float(misses.max() + u), unicast=float(misses.sum() + u))
 
 
 def obstacle(t: Topology, scheme: str, aggregators: Aggregators = "all") -> str:
@@ -201,9 +195,9 @@ def obstacle(t: Topology, scheme: str, aggregators: Aggregators = "all") -> str:
     Raises:
         CodingError: the coded scheme is unknown, or the aggregators are invalid.
     """
-    A = resolve(t, aggregators, scheme)
-    chosen = scheme_of(scheme, CODED_SCHEMES)
-    return chosen.obstacle(t, A) if A else ""
+    A, split = resolve(t, aggregators, scheme), scheme_of(scheme, CODED_SCHEMES).split
+    parts = allocate(t, split, A) if split and A else ()
+    return next((part.too_long for part in parts if part.too_long), "")
 
 
 def uplink_bound(t: Topology, uplinks: Uplinks | None = None, *, aggregators: Aggregators = "all") -> float:

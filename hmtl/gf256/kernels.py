@@ -8,6 +8,7 @@ Shapes: A [n, m] coefficients; X [m, L] and A·X [n, L] messages of L bytes, one
 
 import ctypes
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -20,6 +21,7 @@ PREFETCH_BYTES, LINE_BYTES = 384, 64
 BYTE, INT, WORD = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
 
+@cache
 def compiled(path: Path, rows: int) -> Any:
     """Compile the kernel for blocks of `rows` rows, a function of ten words; see `source`."""
     llvm.initialize_native_target()

@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl.errors import CodingError
 from hmtl.gf256.products import INVERSES, PRODUCTS, matmul
 
 FLAT_PRODUCTS = PRODUCTS.numpy().ravel()  # of a and b at 256·a + b
@@ -71,18 +70,6 @@ def _reduced(work: NDArray[np.uint8], order: NDArray[np.int64], start: int, stop
         panel[:, column] = FLAT_PRODUCTS.take(scales[:, None] | panel[:, column])
         panel ^= FLAT_PRODUCTS.take(factors[:, :, None] | panel[:, column, None])
     return panel
-
-
-def inverse(A: Tensor) -> Tensor:
-    """Return the inverse of A [n, n].
-
-    Raises:
-        CodingError: A is singular.
-    """
-    result = inverses([A])
-    if result is None:
-        raise CodingError(f"A is singular, n={len(A)}: it has no inverse. Draw other coefficients.")
-    return result[0]
 
 
 def cauchy(n: int, m: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hmtl.errors import CodingError
-from hmtl.gf256 import simd
+from hmtl.gf256 import instructions, simd
 from hmtl.gf256.simd import POLYNOMIAL
 
 # Memory of a tile's tables and accumulators. On a CPU they stay in the cache; on other devices the cost per call
@@ -58,7 +58,7 @@ def matmul(A: Tensor, X: Tensor) -> Tensor:
             raise CodingError(f"{name} is {tensor.dtype} of shape {list(tensor.shape)}: pass a uint8 matrix.")
     if A.shape[1] != X.shape[0]:
         raise CodingError(f"A has shape {list(A.shape)}, X {list(X.shape)}: give X a row for each column of A.")
-    return simd.matmul(A, X) if A.is_cpu and simd.available() else portable(A, X)
+    return simd.matmul(A, X) if A.is_cpu and instructions.usable() else portable(A, X)
 
 
 def portable(A: Tensor, X: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +24,6 @@ TILE_BYTES, TILE_ROW_BYTES, TILE_ROW_PADDING = 512 << 10, 16 << 10, 192
 # Multiplications per byte of vector width from which threads pay, about a third of a millisecond of work.
 THREADS_FROM = 2 << 20
 SHARES_PER_THREAD = 4  # so that a thread on a busy core delays the others little
-
-
-def available() -> bool:
-    """Return whether this processor has instructions that `matmul` can use."""
-    return bool(usable())
 
 
 def matmul(
@@ -82,6 +76,8 @@ class _Product:
     """The product out = A·X of one call, for ranges of at least one strip of columns."""
 
     def __init__(self, path: Path, A: Tensor, X: Tensor, out: Tensor) -> None:
+        from hmtl.gf256.kernels import compiled  # here, because importing LLVM takes long
+
         self.path, self.X, self.out, (self.n, self.m) = path, X, out, A.shape
         self.table = _table(path.affine)  # a reference, because concurrent first calls create one table each
         # Kernels read the coefficients by columns of A, `inputs` columns at a time.
@@ -91,9 +87,9 @@ class _Product:
         blocks = -(-self.n // path.rows)
         height = -(-self.n // blocks)
         tall = self.n - blocks * (height - 1)
-        self.kernels = [(_kernel(path, height), tall, 0)]
+        self.kernels = [(compiled(path, height), tall, 0)]
         if tall < blocks:
-            self.kernels.append((_kernel(path, height - 1), blocks - tall, height * tall))
+            self.kernels.append((compiled(path, height - 1), blocks - tall, height * tall))
         self.pack = blocks > 1 and X.numel() > PACK_ABOVE_BYTES
 
     def __call__(self, start: int, stop: int) -> None:
@@ -134,10 +130,3 @@ def _table(affine: bool) -> Tensor:
     bits = (np.arange(16)[:, None] >> np.arange(4)) & 1
     halves = [np.bitwise_xor.reduce(powers[h : h + 4, :, None] * bits.T[:, None, :], axis=0) for h in (0, 4)]
     return torch.from_numpy(np.concatenate(halves, axis=1).astype(np.uint8))
-
-
-@cache
-def _kernel(path: Path, rows: int) -> Any:
-    from hmtl.gf256 import kernels  # here, because importing LLVM takes long
-
-    return kernels.compiled(path, rows)

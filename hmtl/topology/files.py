@@ -62,21 +62,14 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def _read_npz(path: Path) -> NDArray[Any]:
-    def choose(names: Sequence[str]) -> list[str]:
-        if "G" not in names and len(names) != 1:
-            raise TopologyError(
-                f"It holds {', '.join(names) or 'no array'}, but the network must be named G or be the only array. "
-                "Save it with np.savez(path, G=G)."
-            )
-        return ["G"] if "G" in names else list(names)
-
+    remedy = "Save it with np.savez(path, G=G), with G of 0 and 1."
     try:
-        (array,) = load_arrays(path, choose, most=8 * MOST_LINKS).values()  # as float64, at most
-    except TopologyError:
-        raise
+        arrays = load_arrays(path, lambda names: ["G"] if "G" in names else names[:2], most=8 * MOST_LINKS)
     except ValueError as error:
-        raise TopologyError(f"{error}. Save it with np.savez(path, G=G), with G of 0 and 1.") from None
-    return array
+        raise TopologyError(f"{error}. {remedy}") from None
+    if len(arrays) != 1:
+        raise TopologyError(f"It holds no array named G, and not exactly one array. {remedy}")
+    return next(iter(arrays.values()))
 
 
 def _read_text(path: Path) -> NDArray[np.uint8]:
@@ -88,14 +81,16 @@ def _read_text(path: Path) -> NDArray[np.uint8]:
         raise TopologyError(
             "The file is empty. Write H lines of K entries, each 0 or 1, or one link relay,user per line."
         )
-    _check_widths(lines)
     pairs = len(lines[0][1]) == 2 and any(_number(entry) > 1 for _, entries in lines for entry in entries)
     if header in HEADERS or path.suffix.lower() in (".edges", ".edgelist") or pairs:
-        return _from_links(lines, users_first=header == ["user", "relay"])
+        columns = header if header in HEADERS else HEADERS[0]
+        numbers = whole_numbers(lines, columns)
+        relays, users = (numbers[:, columns.index(name)] for name in HEADERS[0])
+        return link_tables(np.zeros_like(users), relays, users)[1][0]
     return _from_matrix(lines)
 
 
-def _check_widths(lines: list[Line]) -> None:
+def _from_matrix(lines: list[Line]) -> NDArray[np.uint8]:
     first, width = lines[0][0], len(lines[0][1])
     for number, entries in lines:
         if len(entries) != width:
@@ -103,9 +98,6 @@ def _check_widths(lines: list[Line]) -> None:
                 f"Line {number} differs in length from line {first}: {len(entries)} entries, not {width}. "
                 "Give all lines the same number of entries."
             )
-
-
-def _from_matrix(lines: list[Line]) -> NDArray[np.uint8]:
     G = np.array([[_number(entry) for entry in entries] for _, entries in lines])
     bad = np.argwhere((G != 0) & (G != 1))
     if len(bad):
@@ -125,23 +117,35 @@ def _number(entry: str) -> float:
         return np.nan
 
 
-def _from_links(lines: list[Line], users_first: bool) -> NDArray[np.uint8]:
+def whole_numbers(lines: list[Line], columns: Sequence[str]) -> NDArray[np.int64]:
+    """Return the entries of lines that hold one whole number for each column."""
     for number, entries in lines:
-        if len(entries) != 2 or not all(re.fullmatch(r"[0-9]{1,7}", entry) for entry in entries):
+        if len(entries) != len(columns) or not all(re.fullmatch(r"[0-9]{1,7}", entry) for entry in entries):
             raise TopologyError(
-                f"Line {number} is {' '.join(entries)!r}, but a link has two whole numbers of at most 7 digits, "
-                "relay and user. Write one link per line."
+                f"Line {number} is {' '.join(entries)!r}, but each line has {len(columns)} whole numbers of at most "
+                f"7 digits, {', '.join(columns)}. Write one link per line."
             )
-    links = np.array([entries for _, entries in lines]).astype(np.int64)
-    start = int(links.min() > 0)
-    users, relays = (links - start).T if users_first else (links - start).T[::-1]
-    missing = np.setdiff1d(np.arange(users.max()), users)
-    if len(missing):
+    return np.array([entries for _, entries in lines]).astype(np.int64)
+
+
+def link_tables(
+    rounds: NDArray[np.int64], relays: NDArray[np.int64], users: NDArray[np.int64]
+) -> tuple[list[int], list[NDArray[np.uint8]]]:
+    """Return the rounds that have links, and the table [H, K] of each.
+
+    Relays and users are numbered from 0, or both from 1 if neither has a 0. Every user needs a relay in round 0.
+    """
+    start = int(min(relays.min(), users.min()) > 0)
+    unheard = np.setdiff1d(np.arange(start, users.max() + 1), users[rounds == 0])
+    if len(unheard):
+        when = " in round 0, when all users take part" if rounds.any() else ""
         raise TopologyError(
-            f"No relay hears {name_users(missing + start)}, counted from {start} as in the file. "
+            f"No relay hears {name_users(unheard)}, counted from {start} as in the file{when}. "
             "Give every user a link, or number the users without gaps."
         )
-    check_size(int(users.max()) + 1, int(relays.max()) + 1)
-    G = np.zeros((relays.max() + 1, users.max() + 1), dtype=np.uint8)
-    G[relays, users] = 1
-    return G
+    starts, at = np.unique(rounds, return_inverse=True)
+    H, K = int(relays.max()) + 1 - start, int(users.max()) + 1 - start
+    check_size(K, H, len(starts))
+    tables = np.zeros((len(starts), H, K), dtype=np.uint8)
+    tables[at, relays - start, users - start] = 1
+    return starts.tolist(), list(tables)

@@ -4,10 +4,8 @@ A *stretch* is a series of rounds with the same links. Shapes: K users, H relays
 """
 
 import math
-import re
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -17,9 +15,9 @@ from numpy.typing import NDArray
 
 from hmtl.errors import TopologyError
 from hmtl.rng import generator
-from hmtl.topology.files import naming, read_lines
+from hmtl.topology.files import link_tables, naming, read_lines, whole_numbers
 from hmtl.topology.generators import geometric, within
-from hmtl.topology.topology import Topology, check_size, name_users
+from hmtl.topology.topology import Topology
 
 COLUMNS = ("round", "relay", "user")
 
@@ -134,32 +132,14 @@ def from_contacts(path: str | PathLike[str]) -> Contacts:
             raise TopologyError(
                 "It has no contacts below a first line round,relay,user. Write this line, then one contact per line."
             )
-        for number, entries in lines[1:]:
-            if len(entries) != 3 or not all(re.fullmatch(r"[0-9]{1,7}", entry) for entry in entries):
-                raise TopologyError(
-                    f"Line {number} is {' '.join(entries)!r}, but a contact has three whole numbers of at most 7 "
-                    f"digits, {', '.join(header)}. Write one contact per line."
-                )
-        given = np.array([entries for _, entries in lines[1:]]).astype(np.int64)
-        rounds, relays, users = (given[:, header.index(name)] for name in COLUMNS)
-        start = int(min(relays.min(), users.min()) > 0)
+        numbers = whole_numbers(lines[1:], header)
+        rounds, relays, users = (numbers[:, header.index(name)] for name in COLUMNS)
         if rounds.min() > 0:
             raise TopologyError(
                 f"The first contacts are of round {rounds.min()}, but rounds are numbered from 0. Add the contacts of "
                 "round 0."
             )
-        unheard = np.setdiff1d(np.arange(start, users.max() + 1), users[rounds == 0])
-        if len(unheard):
-            raise TopologyError(
-                f"No relay hears {name_users(unheard)}, counted from {start} as in the file, in round 0, when "
-                "all users take part. Give every user a contact in round 0."
-            )
-        shape = int(relays.max()) + 1 - start, int(users.max()) + 1 - start
-        check_size(shape[1], shape[0], len(np.unique(rounds)))
-        tables: dict[int, NDArray[np.uint8]] = defaultdict(lambda: np.zeros(shape, np.uint8))
-        for round, relay, user in zip(rounds.tolist(), relays.tolist(), users.tolist(), strict=True):
-            tables[round][relay - start, user - start] = 1
-        return Contacts(sorted(tables), [tables[round] for round in sorted(tables)])
+        return Contacts(*link_tables(rounds, relays, users))
 
 
 def moving(

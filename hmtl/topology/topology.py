@@ -3,6 +3,7 @@
 Shapes: K users, H relays, G [H, K] of 0 and 1; users and relays are numbered from 0.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -106,15 +107,10 @@ class Topology:
     @cached_property
     def types(self) -> Mapping[tuple[int, ...], tuple[int, ...]]:
         """The present users by type, which is their N(k): a code depends only on the users' types."""
-        present = np.array(self.present, dtype=np.int64)
-        if not len(present):
-            return MappingProxyType({})
-        packed = np.packbits(self.G[:, present], axis=0)
-        order = np.lexsort(~packed[::-1])  # equal columns become neighbours and keep their order
-        packed, order = packed[:, order], present[order]
-        cuts = np.flatnonzero((packed[:, 1:] != packed[:, :-1]).any(axis=0)) + 1
-        groups = np.split(order, cuts)
-        return MappingProxyType({self.relays_of(users[0]): tuple(users.tolist()) for users in groups})
+        types: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for k in self.present:
+            types[self.relays_of(k)].append(k)
+        return MappingProxyType({relays: tuple(users) for relays, users in types.items()})
 
     @cached_property
     def serving(self) -> NDArray[np.int64]:
@@ -150,7 +146,11 @@ class Topology:
             raise TopologyError(
                 f"links has shape {existing.shape}, but needs an entry for each relay and user. Give {self.G.shape}."
             )
-        G = self.G * existing * _mask(relays, self.H)[:, None] * _mask(users, self.K)
+        G = self.G * existing
+        if relays is not None:
+            G[np.setdiff1d(np.arange(self.H), list(relays))] = 0
+        if users is not None:
+            G[:, np.setdiff1d(np.arange(self.K), list(users))] = 0
         part = object.__new__(Topology)  # without the check that every user has a relay
         part.__dict__.update(G=_frozen(G), layout=self.layout)
         return part
@@ -193,15 +193,6 @@ def _zeros_and_ones(table: ArrayLike, name: str) -> NDArray[np.uint8]:
             "Change it to 0 or 1."
         )
     return given.astype(np.uint8)
-
-
-def _mask(numbers: Iterable[int] | None, n: int) -> NDArray[np.uint8]:
-    """Return [n] with 1 at `numbers`, or everywhere for None."""
-    if numbers is None:
-        return np.ones(n, dtype=np.uint8)
-    mask = np.zeros(n, dtype=np.uint8)
-    mask[np.fromiter(numbers, dtype=np.int64)] = 1
-    return mask
 
 
 def name_users(numbers: NDArray[np.integer[Any]]) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hmtl.coding import Plan
-from hmtl.coding.block import piece_rows
+from hmtl.coding.plan import piece_rows
 from hmtl.gf256 import matmul
 
 WORKING_SET = 32 << 20

@@ -37,6 +37,32 @@ def regular(A):
     return True
 
 
+def execute(plan):
+    """Carry out a plan on random IVs: each receiver decodes, and relays send only what they hear.
+
+    Return the IVs that each relay sends [H], the broadcast, all copies, and who knows which IV in the end [H, K].
+    """
+    t, rng, down, copies = plan.topology, np.random.default_rng(0), 0.0, 0.0
+    sent, knows = np.zeros(t.H), t.G == 1
+    for block in plan.blocks:
+        c, users = block.pieces, np.array(block.users)
+        pieces = rng.integers(0, 256, (len(users) * c, 2))
+        heard = [(np.array(places, dtype=int)[:, None] * c + np.arange(c)).ravel() for places in block.heard]
+        messages = [product(matrix.numpy(), pieces[rows]) for matrix, rows in zip(block.uplink, heard, strict=True)]
+        broadcast = product(block.downlink.numpy(), np.concatenate(messages))
+        for i, places, message in zip(t.active, block.heard, messages, strict=True):
+            assert set(users[list(places)]) == set(users) & set(t.N(i))
+            sent[i] += len(message) / c
+        down += len(broadcast) / c
+        for n, decoder in zip(block.aggregators, block.decoders, strict=True):
+            missing = np.setdiff1d(np.arange(len(pieces)), heard[n])
+            decoded = product(decoder.numpy(), np.concatenate([broadcast[: len(missing)], pieces[heard[n]]]))
+            np.testing.assert_array_equal(decoded, pieces[missing])
+            knows[t.active[n], users] = True
+            copies += len(missing) / c
+    return sent, down, copies, knows
+
+
 def parts(G):
     """Yield, for each z, the users that z relays hear, as sets per relay, and n_i^z."""
     active = [set(np.flatnonzero(row)) for row in G if row.any()]

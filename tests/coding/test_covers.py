@@ -76,15 +76,3 @@ def test_many_relays(monkeypatch: pytest.MonkeyPatch) -> None:
     large = cover(any_r(K=1000, H=40, r=3))
     assert large.bound <= large.cost == len(large.relays)
     assert np.unique(large.adds).tolist() == list(large.relays)
-
-
-def test_greedy_where_the_programme_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Nothing:
-        x, mip_dual_bound = None, None
-
-    monkeypatch.setattr("hmtl.coding.covers.MOST_ENUMERATED", 0)
-    monkeypatch.setattr("scipy.optimize.milp", lambda *a, **k: Nothing)
-    t = symmetric(K=20, H=5, r=3)
-    found = cover(t)
-    assert len(found.relays) == 3
-    assert not found.proven

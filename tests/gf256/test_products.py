@@ -86,5 +86,5 @@ def test_matmul_names_the_argument_that_does_not_fit(A, X, name):
 
 def test_processors_without_vector_instructions_take_the_portable_path(monkeypatch):
     A, X = draw(0, 5, 6), draw(1, 6, 300)
-    monkeypatch.setattr(products.simd, "usable", lambda: ())
+    monkeypatch.setattr(products.instructions, "usable", lambda: ())
     np.testing.assert_array_equal(products.matmul(A, X).numpy(), product(A.numpy(), X.numpy()))

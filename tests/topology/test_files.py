@@ -105,8 +105,8 @@ def test_errors_of_text(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"a": np.eye(2), "b": np.eye(2)}, "a, b"),
-        ({}, "no array"),
+        ({"a": np.eye(2), "b": np.eye(2)}, "array named G"),
+        ({}, "array named G"),
         ({"G": np.array([[1, None]], dtype=object)}, ""),
         ({"G": np.array([[1, 2], [0, 1]])}, r"G\[0, 1\] is 2"),
     ],

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.coding import Block, Plan
-from hmtl.coding.block import piece_rows
+from hmtl.coding.plan import piece_rows
 from hmtl.communication.agreement import CHECK_ROWS, check_rows
 from hmtl.communication.messages import nothing
 from hmtl.gf256 import matmul

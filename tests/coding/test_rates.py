@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
 from hmtl.coding import Demand, Uplinks, bounds, loads
-from hmtl.coding.omniscience import Rates
+from hmtl.coding.rates import Rates
 from hmtl.testing.topologies import restricted, topologies
 from hmtl.topology import any_r
 
