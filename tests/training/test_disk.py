@@ -1,13 +1,12 @@
 """A disk that is full. A limit to the size of files stands for it, so that the error is the system's own."""
 
-import resource
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from commands import forked, status_of
-from forked import run
+from commands import forked, limit_files, run, status_of
 
 from hmtl.config.build import compose
 from hmtl.reporting.tensorboard_logger import TensorBoardLogger
@@ -21,7 +20,7 @@ def limited(nbytes: int, work: Callable[[], object], said: Path) -> int:
     """The status of this work where no file can have more bytes."""
 
     def within() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, nbytes))
+        limit_files(nbytes)
         work()
 
     said.unlink(missing_ok=True)
@@ -38,9 +37,9 @@ def test_it_is_told_in_one_line_and_the_last_checkpoint_stays(tmp_path: Path) ->
 
     words = *SMALL, "rounds=4", "~logger.console", f"hydra.run.dir={folder}", f"resume={folder}"
     for nbytes, which in (1000, ""), (len(picture) // 2, "topology.png"), (len(picture) + 10_000, "checkpoint.pt"):
-        done = run("train", words, tmp_path, room=nbytes)
-        said = done.out + done.err
-        assert done.status == 2, said
+        done = run("hmtl.train", *words, cwd=tmp_path, prepare=partial(limit_files, nbytes))
+        said = done.stdout + done.stderr
+        assert done.returncode == 2, said
         assert said.startswith("error: ")
         assert said.count("\n") == 1
         assert which in said
