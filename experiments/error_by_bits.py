@@ -1,8 +1,8 @@
-"""Test error against bits between relays and server: `python experiments/error_by_bits.py --har PATH`.
+"""Measure test error against bits between relays and server: `python experiments/error_by_bits.py --har PATH`.
 
-HAR by subject (sitting against the rest) over any 3 of 5 relays, and 5,000 digits over the default network; 100 rounds,
-mean over seeds. Writes error_by_bits.csv, a line for each data set, method and round, and error_by_bits.png, both into
-experiments/results/.
+The data are HAR by subject (sitting against the rest) over any 3 of 5 relays, and 5,000 digits over the default
+network. Each method trains for 100 rounds; results are means over seeds. Writes error_by_bits.csv, a line per data set,
+method and round, and error_by_bits.png to experiments/results/.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
-from places import data_in
+from paths import data_path
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -25,7 +25,7 @@ from hmtl.reporting.style import OKABE_ITO
 RESULTS = Path(__file__).parent / "results"
 LOGISTIC = "loss=logistic solver.step=0.1"
 FEDU = f"algorithm=fedu regularizer=graph {LOGISTIC} lam=1e-4 regularizer.lam2=1e-4 communicator=partial"
-DATA = {  # settings, and those of each method; λ as cross-validation chose them in the other experiments, or near
+DATA = {  # common settings, and those of each method; λ is close to what cross-validation chose in other experiments
     "HAR by subject": (
         "dataset=har_subjects topology=any_r",
         {
@@ -48,7 +48,7 @@ DATA = {  # settings, and those of each method; λ as cross-validation chose the
         },
     ),
 }
-STYLES = {  # colour, line and marker: told apart in grey, too
+STYLES = {  # colour, line and marker, distinct in grey as well
     "task_relationship, all relays": (OKABE_ITO["blue"], "--", "s"),
     "task_relationship, best aggregators": (OKABE_ITO["blue"], "-", "o"),
     "mean, sums": (OKABE_ITO["orange"], "-", "^"),
@@ -62,7 +62,7 @@ Curves = dict[str, dict[str, list[Point]]]  # by data set and method, a point fo
 
 
 def curve(settings: str, seed: int, rounds: int) -> list[Point]:
-    """A point for each round of one run."""
+    """Return a point for each round of one run."""
     with tempfile.TemporaryDirectory() as folder:
         cfg = compose(*shlex.split(settings), f"seed={seed}", f"rounds={rounds}", f"output_dir={folder}", "logger=none")
         history = build(cfg).trainer.fit()
@@ -73,50 +73,49 @@ def curve(settings: str, seed: int, rounds: int) -> list[Point]:
     return points
 
 
-def mean(each: list[list[Point]]) -> list[Point]:
-    """Over runs, round by round."""
+def mean_curve(runs: list[list[Point]]) -> list[Point]:
     return [
         (statistics.mean(mbit for mbit, _ in points), statistics.mean(error for _, error in points))
-        for points in zip(*each, strict=True)
+        for points in zip(*runs, strict=True)
     ]
 
 
 def measure(har: Path, seeds: int, rounds: int) -> Curves:
     curves: Curves = {}
     for data, (common, methods) in DATA.items():
-        path = shlex.quote(data_in(har)) if "har" in common else ""
+        path = shlex.quote(data_path(har)) if "har" in common else ""
         for method, own in methods.items():
-            found = mean([curve(f"{common} {path} {own}", seed, rounds) for seed in range(seeds)])
-            curves.setdefault(data, {})[method] = found
-            print(f"{data}, {method}: {found[-1][0]:.4g} Mbit, error {found[-1][1]:.4f}", flush=True)
+            points = mean_curve([curve(f"{common} {path} {own}", seed, rounds) for seed in range(seeds)])
+            curves.setdefault(data, {})[method] = points
+            print(f"{data}, {method}: {points[-1][0]:.4g} Mbit, error {points[-1][1]:.4f}", flush=True)
     return curves
 
 
-def within(points: list[Point], budget: float) -> float | None:
-    """The error after as many rounds as a budget [Mbit] is enough for; None where it is not enough for one."""
+def error_within(points: list[Point], budget: float) -> float | None:
+    """Return the error after the last round within a budget [Mbit]; None if the budget does not cover a round."""
     return next((error for mbit, error in reversed(points) if mbit <= budget), None)
 
 
-def table(data: str, curves: dict[str, list[Point]]) -> Table:
-    shown = Table(title=f"{data}: test error in % for so many Mbit", title_justify="left", box=box.SIMPLE)
-    shown.add_column("", min_width=20)
-    for column in ("Mbit/round", *map(str, BUDGETS), "the end"):
-        shown.add_column(column, justify="right")
+def budget_table(data: str, curves: dict[str, list[Point]]) -> Table:
+    table = Table(title=f"{data}: test error in % by Mbit", title_justify="left", box=box.SIMPLE)
+    table.add_column("", min_width=20)
+    for column in ("Mbit/round", *map(str, BUDGETS), "at the end"):
+        table.add_column(column, justify="right")
     for method, points in curves.items():
-        errors = [*(within(points, budget) for budget in BUDGETS), points[-1][1]]
+        errors = [*(error_within(points, budget) for budget in BUDGETS), points[-1][1]]
         cells = ("" if error is None else f"{100 * error:.2f}" for error in errors)
-        shown.add_row(method, f"{points[-1][0] / len(points):.3g}", *cells)
-    return shown
+        table.add_row(method, f"{points[-1][0] / len(points):.3g}", *cells)
+    return table
 
 
-def sentence(data: str, curves: dict[str, list[Point]]) -> str:
-    """What one gets for a bit."""
-    parts = []
+def best_methods(data: str, curves: dict[str, list[Point]]) -> str:
+    """Return a sentence that names the method with the smallest error within each budget."""
+    best = []
     for budget in BUDGETS:
-        errors = {method: error for method, points in curves.items() if (error := within(points, budget)) is not None}
-        best = min(errors, key=errors.__getitem__)
-        parts.append(f"for {budget} Mbit {errors[best]:.2%} ({best})")
-    return f"{data}, the least error: {'; '.join(parts)}."
+        errors = {method: error_within(points, budget) for method, points in curves.items()}
+        error, method = min((error, method) for method, error in errors.items() if error is not None)
+        best.append(f"{error:.2%} within {budget} Mbit ({method})")
+    return f"{data}, smallest error: {'; '.join(best)}."
 
 
 def draw(curves: Curves, seeds: int) -> Figure:
@@ -129,7 +128,7 @@ def draw(curves: Curves, seeds: int) -> Figure:
                 mbit, error = zip(*points, strict=True)
                 every = [0, *(2**n - 1 for n in range(1, 8) if 2**n <= len(points))]
                 axes.plot(mbit, error, line, color=color, marker=marker, markevery=every, markersize=5, label=method)
-            else:  # at no bits there is no place on the axis
+            else:  # a logarithmic axis has no place for zero bits
                 axes.axhline(points[-1][1], color=color, linestyle=line, linewidth=1.2, label=f"{method}: no bits")
         axes.set(title=data, xscale="log", yscale="log", xlabel="between relays and server [Mbit]")
         axes.set_ylabel(f"test error [%], mean over users and {seeds} seeds")
@@ -143,7 +142,7 @@ def draw(curves: Curves, seeds: int) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--har", type=Path, required=True, help="UCI's zip or folder, or the folder that it is in")
+    parser.add_argument("--har", type=Path, required=True, help="UCI's zip or folder, or the folder that contains it")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder")
@@ -160,8 +159,8 @@ def main() -> None:
     draw(curves, args.seeds).savefig(args.out / "error_by_bits.png", dpi=110)
     console = Console()
     for data, methods in curves.items():
-        console.print(table(data, methods))
-        console.print(sentence(data, methods))
+        console.print(budget_table(data, methods))
+        console.print(best_methods(data, methods))
 
 
 if __name__ == "__main__":

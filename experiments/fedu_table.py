@@ -1,10 +1,11 @@
-"""Six activities, a user for each of 30 subjects, FedU's protocol: `python experiments/fedu_table.py --har PATH`.
+"""Learn all six activities at once by FedU's protocol: `python experiments/fedu_table.py --har PATH`.
 
-75 % of each user's rows to train on, each activity in its share; test accuracy, mean over users, then over seeds, after
-so many rounds. Published by the authors of FedU (accuracy in %, linear model / network, after 200 rounds): FedU 99.10 /
-99.21, MOCHA 98.79, local 98.29 / 98.34, global 93.79 / 94.58. Theirs are UCI's features, and shuffles of their own.
+Each of the 30 subjects is a user. 75 % of a user's rows, stratified by activity, are for training. The result is the
+test accuracy, averaged over users and then over seeds, after several numbers of rounds. The authors of FedU report for
+UCI's features and their own shuffles, after 200 rounds (accuracy in %, linear model / network): FedU 99.10 / 99.21,
+MOCHA 98.79, local 98.29 / 98.34, global 93.79 / 94.58.
 
-Writes experiments/results/fedu_table.csv: a line for each model, method and number of rounds.
+Writes experiments/results/fedu_table.csv: a line per model, method and number of rounds.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import shlex
 import statistics
 from pathlib import Path
 
-from places import data_in
+from paths import data_path
 from rich.console import Console
 from rich.table import Table
 
@@ -22,7 +23,7 @@ from hmtl.config.build import build_algorithm, build_problem, build_tasks, compo
 DUAL, SGD = "lam=1e-3", "loss=cross_entropy solver.step=0.1"
 UNCOUPLED = f"algorithm=fedu regularizer=ridge lam=1e-6 {SGD}"
 GRAPH = "algorithm=fedu regularizer=graph regularizer.neighbors=3"
-METHODS = {  # settings, and the rounds in all
+METHODS = {  # settings and number of rounds
     "MOCHA, one Ω": (DUAL, 50),
     "mean": (f"regularizer=mean regularizer.lam2=1e-4 {DUAL}", 50),
     "global (CoCoA+)": (f"algorithm=cocoa {DUAL}", 200),
@@ -33,34 +34,34 @@ METHODS = {  # settings, and the rounds in all
     "global (FedAvg)": (f"algorithm=fedavg {SGD}", 200),
 }
 NETWORK = "algorithm.model._target_=hmtl.mtl.mlp"
-SHOWN = (20, 30, 50, 100, 200)
+MILESTONES = (20, 30, 50, 100, 200)
 
 
 def accuracies(settings: str, seed: int, rounds: int) -> dict[int, float]:
-    """After the rounds SHOWN, of them that are reached."""
+    """Return the accuracy after each of the `MILESTONES` that the rounds reach."""
     cfg = compose(*shlex.split(settings), f"seed={seed}", f"rounds={rounds}", "output_dir=.")
     tasks, _ = build_tasks(cfg)
-    algorithm, found = build_algorithm(cfg, build_problem(cfg, tasks)), {}
+    algorithm, reached = build_algorithm(cfg, build_problem(cfg, tasks)), {}
     for round in range(rounds):
         algorithm.step(round)
-        if round + 1 in SHOWN:
-            found[round + 1] = 1 - algorithm.metrics()["test_error"]
-    return found
+        if round + 1 in MILESTONES:
+            reached[round + 1] = 1 - algorithm.metrics()["test_error"]
+    return reached
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--har", type=Path, required=True, help="UCI's zip or folder, or the folder that it is in")
+    parser.add_argument("--har", type=Path, required=True, help="UCI's zip or folder, or the folder that contains it")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rounds", type=int, help="fewer rounds than it takes, to try it")
+    parser.add_argument("--rounds", type=int, help="the largest number of rounds; by default 50 or 200")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "fedu_table.csv")
     args = parser.parse_args()
 
-    shown = Table(title=f"Test accuracy in %, mean over {args.seeds} seeds, after rounds", title_justify="left")
-    for column in ("model", "method", *map(str, SHOWN)):
-        shown.add_column(column)
+    table = Table(title=f"Test accuracy in %, mean over {args.seeds} seeds, after rounds", title_justify="left")
+    for column in ("model", "method", *map(str, MILESTONES)):
+        table.add_column(column)
     rows: list[tuple[str, ...]] = [("model", "method", "rounds", "test_accuracy", "sd")]
-    path = shlex.quote(data_in(args.har))
+    path = shlex.quote(data_path(args.har))
     data = f"dataset=har_subjects dataset.target=activity {path} topology=any_r"
     for model in ("linear", "network"):
         for method, (settings, rounds) in METHODS.items():
@@ -68,19 +69,19 @@ def main() -> None:
                 continue
             settings = f"{data} {settings} {NETWORK if model == 'network' else ''}"
             rounds = min(rounds, args.rounds or rounds)
-            found = [accuracies(settings, seed, rounds) for seed in range(args.seeds)]
+            runs = [accuracies(settings, seed, rounds) for seed in range(args.seeds)]
             line = []
-            for round in (round for round in SHOWN if round <= rounds):
-                each = [accuracy[round] for accuracy in found]
+            for round in (round for round in MILESTONES if round <= rounds):
+                each = [run[round] for run in runs]
                 sd = statistics.stdev(each) if args.seeds > 1 else 0.0
                 rows.append((model, method, str(round), f"{statistics.mean(each):.5f}", f"{sd:.5f}"))
                 line.append(f"{100 * statistics.mean(each):.2f}")
                 print(*rows[-1], flush=True)
-            shown.add_row(model, method, *line)
+            table.add_row(model, method, *line)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
-    Console().print(shown)
+    Console().print(table)
 
 
 if __name__ == "__main__":

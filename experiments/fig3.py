@@ -1,4 +1,4 @@
-"""Fig. 3 of Hu et al. 2022: loads, K = 10, 20, ..., 100 users, H = 5 or 10 relays, each user on any 3 of them.
+"""Fig. 3 of Hu et al. 2022: loads for K = 10, 20, ..., 100 users, H = 5 or 10 relays, each user on any 3 of them.
 
 python experiments/fig3.py
 """

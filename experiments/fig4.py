@@ -1,4 +1,4 @@
-"""Fig. 4 of Hu et al. 2022: loads, K = 50 users, two relays that hear (1/2 + d) K of them each, two (1/2 − d) K.
+"""Fig. 4 of Hu et al. 2022: loads for K = 50 users, two relays that hear (1/2 + d) K of them each, two (1/2 − d) K.
 
 python experiments/fig4.py
 """

@@ -1,4 +1,4 @@
-"""Fig. 5 of Hu et al. 2022: time of training, K = 20 users, H = 10 or 20 relays, each user on any r = 1, ..., 10.
+"""Fig. 5 of Hu et al. 2022: training time, K = 20 users, H = 10 or 20 relays, each user on any r = 1, ..., 10.
 
 python experiments/fig5.py --mnist FOLDER --har FOLDER
 """

@@ -1,4 +1,4 @@
-"""Fig. 6 of Hu et al. 2022: time of training, K = 10, 15, ..., 40 users, each on any r = 2 or 3 of H = 5 relays.
+"""Fig. 6 of Hu et al. 2022: training time, K = 10, 15, ..., 40 users, each on any r = 2 or 3 of H = 5 relays.
 
 python experiments/fig6.py --mnist FOLDER --har FOLDER
 """

@@ -1,4 +1,4 @@
-"""Fig. 7 of Hu et al. 2022: time of training, K = 20 or 30 users, two relays that hear (1/2 + d) K of them
+"""Fig. 7 of Hu et al. 2022: training time, K = 20 or 30 users, two relays that hear (1/2 + d) K of them
 each, and two (1/2 − d) K.
 
 python experiments/fig7.py --mnist FOLDER --har FOLDER

@@ -1,8 +1,8 @@
-"""Figs. 3 and 4: loads between relays and server in a round, and what they save of its time to send.
+"""Figs. 3 and 4: loads between relays and server per round, and the transmission time that they save.
 
-"all relays" is the optimum where all relays learn all IVs, as the paper asks; Theorem 2 bounds it from below. "best
-aggregators" is the optimum over who learns them, as `hmtl.coding.best_aggregators` proves it for a broadcast downlink.
-Saved: of all time to send by the paper's (13), links alike.
+"all relays" is the optimum if all relays learn all IVs, as in the paper; Theorem 2 is its lower bound. "best
+aggregators" is the optimum over the sets of relays that learn all IVs; `hmtl.coding.best_aggregators` proves it for a
+broadcast downlink. "saved" is the share of transmission time over all hops by the paper's eq. (13) at equal link rates.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,16 @@ from figures import (
     Point,
     Row,
     finish,
-    kept,
+    in_parallel,
     legend,
     lines,
-    mean,
+    mean_rows,
     network,
-    options,
-    points,
+    points_of,
+    read_options,
     save,
     savings,
-    side_by_side,
+    unfinished,
 )
 from matplotlib.figure import Figure
 
@@ -46,13 +46,13 @@ AXES = {
 
 
 def draw(name: str, points: Sequence[tuple[str, Point]], seed: int) -> list[Row]:
-    """Rows of all points and curves, of the networks with this seed."""
+    """Return the rows of all points and curves for the networks with this seed."""
     cfg, rows = compose(f"experiment={name}", "output_dir=."), []
     for panel, point in points:
         t = network(cfg, point, seed)
         choice = best_aggregators(t)
         assert choice.proven
-        found = {
+        all_loads = {
             UNCODED: loads(t, "uncoded"),
             EQUAL: loads(t, "equal"),
             PAPER: loads(t, "paper"),
@@ -60,36 +60,39 @@ def draw(name: str, points: Sequence[tuple[str, Point]], seed: int) -> list[Row]
             BEST: loads(t, aggregators=choice.relays or "server"),
             BOUND: bounds(t),
         }
-        for curve, load in found.items():
+        for curve, load in all_loads.items():
             saved = 100 * (1 - (2 * t.K + load.uplink + load.downlink) / (4 * t.K))
-            here = {"panel": panel, **point, "curve": curve}
-            rows.append({**here, "up": load.uplink, "down": load.downlink, "saved %": saved})
+            row = {"panel": panel, **point, "curve": curve}
+            rows.append({**row, "up": load.uplink, "down": load.downlink, "saved %": saved})
     return rows
 
 
 def picture(title: str, x: str, rows: Sequence[Row]) -> Figure:
-    """A line of axes for each panel."""
+    """Draw a row of axes for each panel."""
     panels = list(dict.fromkeys(row["panel"] for row in rows))
     figure = Figure(figsize=(12, 0.9 + 3.1 * len(panels)), layout="constrained")
     grid = figure.subplots(len(panels), len(AXES), sharex=True, sharey="col", squeeze=False)
-    for at, panel in zip(grid, panels, strict=True):
-        here = [row for row in rows if row["panel"] == panel]
-        for axes, (column, label) in zip(at, AXES.items(), strict=True):
-            lines(axes, x, here, column, CODED if column == "saved %" else STYLES)
+    for axes_row, panel in zip(grid, panels, strict=True):
+        panel_rows = [row for row in rows if row["panel"] == panel]
+        for axes, (column, label) in zip(axes_row, AXES.items(), strict=True):
+            lines(axes, x, panel_rows, column, CODED if column == "saved %" else STYLES)
             axes.set_ylabel(label)
             axes.set_title(panel)
     finish(figure, title, legend(grid[0, 0]), 3)
     return figure
 
 
-def main(name: str, about: str, x: str, panels: Panels) -> None:
+def main(name: str, description: str, x: str, panels: Panels) -> None:
     """Make the figure as the command line says."""
-    ask = options(about)
-    wanted = points(panels, ask.quick)
-    with kept(name, ask.quick) as memory:
-        drawn = side_by_side(f"{name}, draws", ask, memory, draw, [(name, wanted, seed) for seed in range(ask.draws)])
-    rows = mean(chain.from_iterable(drawn), ["panel", *wanted[0][1], "curve"])
-    title = f"{name.replace('fig', 'Fig. ')}: loads of a round over a broadcast downlink, mean of {ask.draws} networks"
-    save(name, ask.out, rows, picture(title, x, rows))
+    options = read_options(description)
+    points = points_of(panels, options.quick)
+    with unfinished(name, options.quick) as memory:
+        arguments = [(name, points, seed) for seed in range(options.draws)]
+        draws = in_parallel(f"{name}, draws", options.jobs, memory, draw, arguments)
+    rows = mean_rows(chain.from_iterable(draws), ["panel", *points[0][1], "curve"])
+    title = (
+        f"{name.replace('fig', 'Fig. ')}: loads of a round over a broadcast downlink, mean of {options.draws} networks"
+    )
+    save(name, options.out, rows, picture(title, x, rows))
     coded = [row for row in rows if row["curve"] in CODED]
-    Console().table(savings("Saved of all time to send [%]", x, coded, ["panel"], "saved %"))
+    Console().table(savings("Saved transmission time [%]", x, coded, ["panel"], "saved %"))

@@ -1,7 +1,7 @@
-"""What a round sends between relays and server, in one picture: `python experiments/round.py`.
+"""Draw what one round sends between relays and server: `python experiments/round.py`.
 
-Twenty users, each heard by three of five relays, train a round by plain forwarding, coded, and by sums; numbers are the
-payload that the ledger counted on each link, in IVs. Writes round.png into experiments/results/.
+Twenty users, each heard by three of five relays, train for one round by plain forwarding, coded, and by sums. The
+numbers are the payload that the ledger counted on each link, in IVs. Writes round.png to experiments/results/.
 """
 
 import tempfile
@@ -17,7 +17,7 @@ from hmtl.config.build import build, compose
 from hmtl.io.files import replacing
 from hmtl.reporting.style import Picture, colors
 
-WAYS = {  # title, settings
+PANELS = {  # settings by title
     "Plain forwarding": "communicator=uncoded",
     "Coded: the same models": "",
     "Sums, where a learner needs no more": "regularizer=mean communicator=sums",
@@ -29,7 +29,7 @@ PATCH = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"
 
 
 def panel(axes: Axes, title: str, settings: str) -> None:
-    """Train the round, and draw which relay sent how much."""
+    """Train for one round, and draw how much each relay sent."""
     with tempfile.TemporaryDirectory() as folder:
         run = build(compose(*settings.split(), "rounds=1", "logger=none", f"output_dir={folder}"))
         run.trainer.fit()
@@ -45,8 +45,8 @@ def panel(axes: Axes, title: str, settings: str) -> None:
     heard = np.stack([relays[i], users[k]], axis=1)
     axes.add_collection(LineCollection(list(heard), colors=hues[i], linewidths=0.5, alpha=0.6, zorder=1))
     to_server = np.stack([np.tile(server, (t.H, 1)), relays], axis=1)
-    wide = np.where(up > 0, 0.8 + up, 0.0)
-    axes.add_collection(LineCollection(list(to_server), colors=GREY, linewidths=wide, zorder=1))
+    widths = np.where(up > 0, 0.8 + up, 0.0)
+    axes.add_collection(LineCollection(list(to_server), colors=GREY, linewidths=widths, zorder=1))
     axes.scatter(users[:, 0], users[:, 1], 45, "white", marker="o", edgecolors=DARK, linewidths=0.8, zorder=3)
     axes.scatter(relays[:, 0], relays[:, 1], 130, hues, marker="s", edgecolors=DARK, linewidths=0.8, zorder=3)
     axes.scatter(server[:1], server[1:], 260, DARK, marker="^", zorder=3)
@@ -61,7 +61,7 @@ def panel(axes: Axes, title: str, settings: str) -> None:
 
 def main() -> Picture:
     figure = Picture(figsize=(10, 3.8), layout="constrained")
-    for axes, (title, settings) in zip(figure.subplots(1, len(WAYS)), WAYS.items(), strict=True):
+    for axes, (title, settings) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         panel(axes, title, settings)
     entries = [
         Line2D(

@@ -1,7 +1,8 @@
-"""Commands as `python -m` runs them, forked from a process that has imported what they need, so they start fast."""
+"""Commands as `python -m` runs them, forked from a process that has already imported what they need."""
 
 import multiprocessing
 import os
+import resource
 import runpy
 import signal
 import sys
@@ -18,7 +19,7 @@ FORKS.set_forkserver_preload(
     [
         *PRELOAD,
         *("pytest", "hmtl.distributed.links", "hmtl.tuning.cross_validation", "torch.utils.tensorboard"),
-        *("forked", "hmtl.plan", "hmtl.tune", "pandas", "sklearn.neighbors"),
+        *("commands", "hmtl.plan", "hmtl.tune", "pandas", "sklearn.neighbors"),
         "warm",
     ]
 )
@@ -28,16 +29,21 @@ class Command:
     """`python -m module *words` as a process; used as a context, it is killed at the end if it still runs.
 
     It has the parts of `subprocess.Popen` that tests need, without the seconds that an interpreter and its imports
-    take to start. It has as many threads as the tests.
+    take to start. It has one thread, as the tests. A module that ends with `.py` is a script.
+
+    Args:
+        prepare: called in the process before the command.
     """
 
-    def __init__(self, module: str, *words: object, cwd: Path | None = None) -> None:
+    def __init__(
+        self, module: str, *words: object, cwd: Path | None = None, prepare: Callable[[], object] = bool
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._written = [Path(self._folder.name, name) for name in ("out", "err")]
         for path in self._written:
             path.touch()
         where = str(cwd or Path.cwd()), dict(os.environ)
-        self._process = FORKS.Process(target=_play, args=(module, [*map(str, words)], *where, self._written))
+        self._process = FORKS.Process(target=_play, args=(module, [*map(str, words)], *where, self._written, prepare))
         self._process.start()
 
     def poll(self) -> int | None:
@@ -59,7 +65,7 @@ class Command:
 
     @property
     def stdout(self) -> str:
-        return self._written[0].read_text()
+        return self._written[0].read_text(errors="replace")  # tests may choose another encoding
 
     @property
     def stderr(self) -> str:
@@ -74,10 +80,28 @@ class Command:
         self.done()
 
 
-def run(module: str, *words: object, cwd: Path | None = None) -> Command:
+def run(module: str, *words: object, cwd: Path | None = None, prepare: Callable[[], object] = bool) -> Command:
     """Run a command, and return it once it has ended."""
-    with Command(module, *words, cwd=cwd) as command:
+    with Command(module, *words, cwd=cwd, prepare=prepare) as command:
         return command.done()
+
+
+def encode(encoding: str) -> None:
+    """Write output in this encoding."""
+    sys.stdout = os.fdopen(1, "w", encoding=encoding)
+
+
+def close_reader() -> None:
+    """Let nobody read the output, as after `| head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, 1)
+    sys.stdout = os.fdopen(1, "w")
+
+
+def limit_files(nbytes: int) -> None:
+    """Let no file have more bytes, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, nbytes))
 
 
 def forked(work: Callable[[], object], said: Path) -> int:
@@ -132,7 +156,9 @@ class Killer:
         pass
 
 
-def _play(module: str, words: list[str], cwd: str, env: dict[str, str], written: list[Path]) -> None:
+def _play(
+    module: str, words: list[str], cwd: str, env: dict[str, str], written: list[Path], prepare: Callable[[], object]
+) -> None:
     import torch
 
     torch.set_num_threads(1)
@@ -141,7 +167,12 @@ def _play(module: str, words: list[str], cwd: str, env: dict[str, str], written:
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
-    sys.path.insert(0, cwd)
+    prepare()
     sys.argv = [module, *words]
-    sys.modules.pop(module, None)  # so that it is loaded as __main__
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    if module.endswith(".py"):
+        sys.path.insert(0, str(Path(module).parent.absolute()))
+        runpy.run_path(module, run_name="__main__")
+    else:
+        sys.path.insert(0, cwd)
+        sys.modules.pop(module, None)  # so that it is loaded as __main__
+        runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -1,54 +1,97 @@
-"""What README and documentation show: commands, in blocks and in running text, and blocks of Python, in their order."""
+"""The commands and Python blocks that README and documentation show, and how each of them is tested."""
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "experiments").rglob("*.md"))]
-PROGRAMS = ("python", "hmtl", "torchrun", "tensorboard", "pytest", "make", "pip", "eval")  # of commands in running text
+PROGRAMS = ("python", "hmtl", "torchrun", "tensorboard", "pytest", "make", "pip")
 
 NOT_RUN = {
     "pip install": "changes the environment that the tests run in",
-    "--nnodes=2": "takes two machines",
-    "scontrol": "takes Slurm",
-    "srun": "takes Slurm",
-    "experiments/network/run.py": "takes root and a quarter of an hour; tests/experiments has a small run of it",
+    "--nnodes=2": "needs two machines",
+    "scontrol": "needs Slurm",
+    "srun": "needs Slurm",
+    "pytest tests/": "make test runs this file",
+    "experiments/network/run.py": "needs root and 15 minutes; experiments/test_network_experiment.py plays a small run",
+    "experiments/fig": "experiments/test_figures.py runs each figure with --quick --draws 1",
+    "experiments/round.py": "experiments/test_figures.py runs it as written",
+    "experiments/compare.py$": "experiments/test_compare_experiment.py runs it with one seed, method and few rounds",
 }
-"""Commands with these words in them, and why none of them is run."""
+"""Patterns of commands that `test_pages.py` does not run, and why not, or which test runs them instead."""
 
-PARTS = re.compile(r"^```(?P<language>.*)\n(?P<block>(?s:.*?))^```$|`(?P<code>[^`]+)`|^(?P<heading>#+ )", re.MULTILINE)
+SUBSTITUTIONS = {
+    # placeholders
+    r"\b(FOLDER|PATH)\b|(?<==)\.\.\.": "data",
+    r"\bNAME\b": "compare",
+    # programs that would serve, install or take hours
+    r"^make ": f"make --dry-run --directory={ROOT} ",
+    r"^tensorboard .*": r"\g<0> --inspect",
+    # TensorBoard's pictures, unless the page shows them
+    r"-m hmtl\.(train|launch) (?!--help|rounds=20).*": r"\g<0> ~logger.tensorboard",
+    # less of the same: rounds, folds, seeds, processes; more patience, as tests share the machine
+    r"(-m hmtl\.|^hmtl )(train|launch)\b(?!.*(--help|resume=)).*": r"\g<0> rounds=2",
+    r"resume=first$": r"\g<0> rounds=3",
+    r"-m hmtl\.tune.*": r"\g<0> rounds=2 tune.folds=2",
+    r"seed=0,1,2": "seed=0,1",
+    r"--nproc-per-node=8(.*)": r"--nproc-per-node=3\1 H=1 r=1 engine.seconds=300",
+    r"processes=8(.*)": r"processes=4\1 H=2 r=2 engine.seconds=300",
+    r"processes=10(.*)": r"processes=3\1 H=1 r=1 rounds=2",
+    r"experiments/mocha_table1\.py .*": r"\g<0> --seeds 1 --rounds 2 --methods local",
+    r"experiments/(error_by_bits|fedu_table|rounds)\.py .*": r"\g<0> --seeds 1 --rounds 2",
+}
+"""Patterns in commands, and what `test_pages.py` writes instead, so that a command takes seconds; applied in order."""
+
+PARTS = re.compile(r"^```(?P<language>.*)\n(?P<block>(?s:.*?))^```$|`(?P<code>[^`]+)`", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A command, or a block of Python.
+    """A command or a Python block.
 
     Attributes:
-        section: number of the heading that it stands below.
-        text: as it stands on the page, of a command without the comment after it.
+        text: the piece as written; a command without the comment that follows it.
+        output: the output shown below a command; empty if there is none.
     """
 
     page: str
-    section: int
     is_python: bool
     text: str
+    output: str = ""
 
 
-def pieces(page: Path) -> Iterator[Piece]:
-    """From top to bottom; without commands in which `...` stands for whatever else."""
-    name, section = str(page.relative_to(ROOT)), 0
+def pieces(page: Path) -> list[Piece]:
+    """Return the pieces of a page from top to bottom, without commands that `...` abbreviates."""
+    found: list[Piece] = []
+    name = str(page.relative_to(ROOT))
     for part in PARTS.finditer(page.read_text()):
-        language, code = part["language"], part["code"]
-        if part["heading"]:
-            section += 1
-        elif language == "python":
-            yield Piece(name, section, True, part["block"])
+        if part["language"] == "python":
+            found.append(Piece(name, True, part["block"]))
+        elif part["language"] == "text":
+            found[-1] = replace(found[-1], output=part["block"])
         else:
-            commands = re.split(r"(?<!\\)\n", part["block"]) if language in ("", "sh", "bash") else []
-            if code and re.match(rf"({'|'.join(PROGRAMS)}) ", code):
-                commands = [code.replace("\n", " ")]
-            for text in (re.sub(r"(^|\s+)#.*", "", command) for command in commands):
-                if text and not re.search(r"(?<!=)\.\.\.", text):
-                    yield Piece(name, section, False, text)
+            found += [Piece(name, False, text) for text in commands_in(part)]
+    return found
+
+
+def commands_in(part: re.Match[str]) -> Iterator[str]:
+    lines = re.split(r"(?<!\\)\n", part["block"] or "") if part["language"] in ("", "sh", "bash") else []
+    if part["code"] and re.match(rf"({'|'.join(PROGRAMS)})\s", part["code"]):
+        lines = [part["code"].replace("\n", " ").strip()]
+    for line in lines:
+        command = re.sub(r"(^|\s+)#.*", "", line)
+        if command and not re.search(r"(?<!=)\.\.\.", command):
+            yield command
+
+
+def substituted(command: str) -> str:
+    """Return the command that is run for a command shown."""
+    for pattern, text in SUBSTITUTIONS.items():
+        command = re.sub(pattern, text, command)
+    return command
+
+
+def is_run(command: str) -> bool:
+    return not any(re.search(pattern, command) for pattern in NOT_RUN)

@@ -30,7 +30,8 @@ def modules() -> list[Path]:
 
 def texts() -> list[Path]:
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md")]
-    return [*modules(), *(ROOT / "conf").rglob("*.yaml"), *pages]
+    experiments = [path for path in (ROOT / "experiments").rglob("*") if path.suffix in (".py", ".md")]
+    return [*modules(), *experiments, *(ROOT / "conf").rglob("*.yaml"), *pages]
 
 
 def test_class_names_are_unique() -> None:
@@ -73,4 +74,4 @@ def test_the_architecture_page_names_files_and_functions_that_exist() -> None:
         if cells:
             code = "".join((ROOT / "hmtl" / name).read_text() for name in re.findall(r"`([\w/]+\.py)`", cells[1]))
             for name in re.findall(r"(\w+)`", cells[2]):
-                assert f"def {name}(" in code, line
+                assert re.search(rf"\b(def|class) {name}\b", code), line

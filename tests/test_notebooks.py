@@ -1,4 +1,4 @@
-"""Notebooks run from the first cell to the last, and are kept without what they gave."""
+"""Notebooks run from the first cell to the last, and are committed without outputs."""
 
 import ast
 import json
@@ -17,7 +17,7 @@ def cells(path: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def play(path: Path, folder: Path) -> None:
-    """Each cell, and what its last line gives as a notebook shows it."""
+    """Run each cell, and draw the value of its last line as a notebook does."""
     os.chdir(folder)
     names: dict[str, Any] = {"__name__": "__main__"}
     for cell in cells(path, "code"):
@@ -44,7 +44,7 @@ def test_runs(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_is_kept_without_outputs(path: Path) -> None:
+def test_is_committed_without_outputs(path: Path) -> None:
     for cell in cells(path, "code"):
         assert cell["outputs"] == []
         assert cell["execution_count"] is None

@@ -1,13 +1,13 @@
-"""A network of its own on this machine: namespaces joined by veth pairs and bridges, with links of given speeds.
+"""A separate network on this machine: namespaces connected by veth pairs and bridges, with links of given rates.
 
     workers --- users ===trunk=== relays --- relay 0..H-1 --- backhaul --- server
 
-`users`, `relays` and `backhaul` are bridges. Every link of the second hop (relays and server) carries BPS each way,
-as ports of a switch do: what goes to the server shares its link, and so does what comes from it, be it a copy for each
-relay or one multicast that the switch copies behind it. This is the formula's W2. The first hop shares the trunk: BPS
-downwards, and `copies` times BPS upwards, where an IV that its user broadcasts once, as the formula has it, goes as a
-copy to each of so many relays: it takes W1's time. The server has a link to the users' side, too, for words
-that nothing measures. Needs root, and Linux with `ip`, `tc` and `nft`.
+`users`, `relays` and `backhaul` are bridges. Every link between a relay and the server carries BPS in each direction,
+like the ports of a switch: all messages to the server share its link, and so do all messages from it, whether they are
+one copy per relay or one multicast that the switch copies. This is the formula's W2. Users and relays share the trunk,
+which carries BPS downwards and `copies` times BPS upwards: in the formula a user broadcasts its IV once, whereas TCP
+sends one copy to each of `copies` relays, and this takes the time of W1. The server also has a link to the users' side,
+for messages that are not measured. Needs root, and Linux with `ip`, `tc` and `nft`.
 """
 
 import fcntl
@@ -25,7 +25,7 @@ PREFIX = "hmtl-"
 SWITCH = PREFIX + "switch"
 LOCK = Path("/run/lock/hmtl-network")
 BPS = 100e6
-BURST = "64kb"  # some ms of a link, so that a timer that fires late costs nothing
+BURST = "64kb"  # several ms of a link, so that a late timer costs nothing
 QUEUE = "200ms"
 LOSSY = (
     "table ip lossy {{ chain in {{ type filter hook prerouting priority raw; "
@@ -38,7 +38,7 @@ class LabError(Exception):
 
 
 def obstacle() -> str | None:
-    """Why there can be no such network on this machine; None where there can."""
+    """Return why the network cannot be built on this machine; None if it can."""
     try:
         with Lab(relays=1, workers=1, copies=1):
             return None
@@ -47,15 +47,15 @@ def obstacle() -> str | None:
 
 
 class Lab:
-    """The network, as long as the context lasts; when it ends, processes and all are gone.
+    """A context in which the network exists; its end kills the processes in it.
 
     Args:
-        relays, workers: how many there are.
-        copies: of an IV, on the trunk.
-        loss: probability that a multicast packet that comes to a relay is lost, for each relay apart.
+        relays, workers: numbers of nodes.
+        copies: copies of an IV on the trunk.
+        loss: probability that a relay loses a multicast packet, independently of the other relays.
 
     Raises:
-        LabError: there is another one, or the kernel cannot.
+        LabError: another such network exists, or this machine cannot build one.
     """
 
     def __init__(self, relays: int, workers: int, copies: int, loss: float = 0.0) -> None:
@@ -64,7 +64,7 @@ class Lab:
 
     @property
     def names(self) -> list[str]:
-        """Of the namespaces with nodes, in the order of their ranks."""
+        """Names of the namespaces with nodes, by rank."""
         return [
             PREFIX + name
             for name in (
@@ -83,8 +83,8 @@ class Lab:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise LabError("another run has the namespaces hmtl-*: wait for its end") from error
-        clear()  # what a run that was killed has left
+            raise LabError("another run uses the namespaces hmtl-*: wait for its end") from error
+        clear()  # a run that was killed leaves its namespaces
         try:
             self._build()
         except BaseException:
@@ -99,11 +99,11 @@ class Lab:
         self._lock.close()
 
     def device(self, rank: int) -> str:
-        """That on which a node has its address."""
+        """Return the device with a node's address."""
         return "hop2" if rank <= self.relays else "hop1"
 
     def start(self, rank: int, command: Sequence[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
-        """Run a command as one of the nodes, before anything else on this machine, which would make links look slow."""
+        """Start a command as a node, with priority over everything else, as waiting would make links look slow."""
         place = ["nice", "-n", "-20", "ip", "netns", "exec", self.names[rank]]
         return subprocess.Popen([*place, *command], env=environment, start_new_session=True)
 
@@ -131,15 +131,15 @@ class Lab:
                 _run("ip", "netns", "exec", name, "nft", LOSSY.format(round(1e6 * self.loss)))
         for n, name in enumerate(workers, 100):
             self._plug(name, "hop1", "users", f"10.83.1.{n}")
-            for i in (1, *range(10, 10 + self.relays)):  # nodes have one address each: the one above
+            for i in (1, *range(10, 10 + self.relays)):  # the one address of each relay and of the server
                 _ip(f"-n {name} route add 10.83.2.{i} via 10.83.1.{i} congctl cubic")
 
     def _plug(self, name: str, device: str, bridge: str, address: str, shaped: bool = False) -> None:
-        """Give a namespace a link to a bridge."""
+        """Connect a namespace to a bridge."""
         port = f"{name.removeprefix(PREFIX)}-{device}"
         _ip(f"link add {device} netns {name} type veth peer name {port} netns {SWITCH}")
         _ip(f"-n {name} addr add {address}/24 dev {device}")
-        # up to ten packets go bundled and are counted so, which spares time; tbf counts the headers of each one
+        # bundles of up to ten packets take less CPU time; tbf still counts the headers of each packet
         _ip(f"-n {name} link set {device} gso_max_segs 10 up")
         _ip(f"-n {name} route change {address.rpartition('.')[0]}.0/24 dev {device} src {address} congctl cubic")
         _ip(f"-n {SWITCH} link set {port} master {bridge} up")
@@ -153,9 +153,9 @@ class Lab:
 
 
 def clear() -> None:
-    """End all processes in the namespaces, and remove these."""
-    found = [line.split()[0] for line in _run("ip", "netns", "list").splitlines()]
-    names = [name for name in found if name.startswith(PREFIX)]
+    """Kill all processes in the namespaces, and remove the namespaces."""
+    namespaces = [line.split()[0] for line in _run("ip", "netns", "list").splitlines()]
+    names = [name for name in namespaces if name.startswith(PREFIX)]
     for name in names:
         for pid in _run("ip", "netns", "pids", name).split():
             try:

@@ -1,7 +1,7 @@
 """One node of the network experiment: a process of `run.py`, started with the variables of torchrun in its namespace.
 
-It plays rounds with users who learn nothing: IVs are random bits, and the model of a user is the IV of another one, so
-that each host can tell whether what comes back is right to the bit. Writes what it saw, as JSON, to the file given.
+It plays rounds with users who learn nothing: IVs are random bits, and the model of a user is the IV of another user, so
+that each host can check every bit that it receives. The measurements are written as JSON to the given file.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from hmtl.distributed.multicast.group import Cast, Caster, Listener, Multicast
 from hmtl.distributed.peers import Peers
 from hmtl.topology import Topology, any_r
 
-SECONDS = 120.0  # to wait for a word
+SECONDS = 120.0  # to wait for a peer
 SCHEMES: dict[str, Callable[..., Communicator]] = {
     "uncoded": Uncoded,
     "all relays": lambda *where, **how: CodedHierarchical(*where, aggregators="all", **how),
@@ -38,19 +38,23 @@ SCHEMES: dict[str, Callable[..., Communicator]] = {
 COUNTERS = ("tx_bytes", "tx_packets", "rx_bytes", "rx_packets")
 
 
-class Given:
-    """Users with given IVs, who check their models; see `hmtl.communication.nodes.host.UserSide`.
+class RandomUsers:
+    """Users with random IVs, who check their models; see `hmtl.communication.nodes.host.UserSide`.
 
     Args:
-        K, numbers: users, and numbers of 64 bits in an IV.
-        mine: who is on this side.
-        sums: whether IVs are terms of a sum, of which all users get the whole.
+        K: number of users.
+        numbers: 64-bit numbers in an IV.
+        mine: users of this host.
+        sums: whether IVs are terms of a sum, which is every user's model.
+
+    Attributes:
+        correct: number of models that were correct in every bit.
     """
 
     def __init__(self, K: int, numbers: int, mine: Users, sums: bool) -> None:
         self.K, self.numbers, self.mine, self.sums = K, numbers, mine, sums
         self.row_bits = (64 * numbers, 0, 0)
-        self.right = 0  # models, bit for bit
+        self.correct = 0
 
     def iv(self, user: int, round: int) -> Tensor:
         numbers = np.random.default_rng([user, round]).integers(0, 2**40, self.numbers)
@@ -68,11 +72,11 @@ class Given:
         total = sum(self.iv(k, self.round) for k in range(self.K)) if self.sums else None
         for k, model in zip(users.tolist(), models, strict=True):
             expected = self.iv(self.K - 1 - k, self.round) if total is None else total
-            self.right += torch.equal(model.view(torch.int64), expected.view(torch.int64))
+            self.correct += torch.equal(model.view(torch.int64), expected.view(torch.int64))
 
 
-class Mirrored:
-    """The aggregator of `Given`: see `hmtl.communication.nodes.aggregation.AggregatorSide`."""
+class MirroringAggregator:
+    """The aggregator of `RandomUsers`; see `hmtl.communication.nodes.aggregation.AggregatorSide`."""
 
     def update(self, users: Users, ivs: Tensor) -> Tensor:
         return ivs.flip(0)
@@ -85,8 +89,8 @@ class Mirrored:
     def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
 
 
-class Inbox(SimpleQueue[Any]):
-    """Keeps when a frame of a peer was there as a whole."""
+class TimedInbox(SimpleQueue[Any]):
+    """Records when each frame of a peer had arrived completely."""
 
     def __init__(self, sender: str, log: list[dict[str, Any]]) -> None:
         self.sender, self.log, self.sequence = sender, log, 0
@@ -98,19 +102,19 @@ class Inbox(SimpleQueue[Any]):
         super().put(item)
 
 
-class Timed(Peers):
+class TimedPeers(Peers):
     """Peers that record when each frame was handed over for sending, and when it had arrived."""
 
-    def __init__(self, me: str, ranks: dict[str, int], group: Caster | Listener | None) -> None:
+    def __init__(self, name: str, ranks: dict[str, int], group: Caster | Listener | None) -> None:
         listener = group if isinstance(group, Listener) else None
-        connections = {name: Connection(dist.get_rank(), rank, listener) for name, rank in ranks.items()}
-        super().__init__(me, connections, SECONDS, group)
+        connections = {peer: Connection(dist.get_rank(), rank, listener) for peer, rank in ranks.items()}
+        super().__init__(name, connections, SECONDS, group)
         self.sequences = dict.fromkeys(ranks, 0)
         self.sent: list[dict[str, Any]] = []
         self.received: list[dict[str, Any]] = []
-        for name, connection in connections.items():
-            connection.inbox = Inbox(name, self.received)
-        dist.barrier()  # nobody sends anything before all keep time
+        for peer, connection in connections.items():
+            connection.inbox = TimedInbox(peer, self.received)
+        dist.barrier()  # no node sends before all nodes record
 
     def multicast(self, to: Sequence[str], frame: Frame) -> Cast | None:
         self.cast_at = time.monotonic()
@@ -121,66 +125,67 @@ class Timed(Peers):
         self.sequences[to] += 1
         super().send(to, frame, cast)
         body = frame.payload.numel() + frame.overhead.numel() + 4 * (0 if frame.users is None else len(frame.users))
-        about = {"receiver": to, "sequence": sequence, "kind": frame.kind, "bytes": HEADER + body}
-        self.sent.append(about | {"at": self.cast_at if cast else time.monotonic()})
+        record = {"receiver": to, "sequence": sequence, "kind": frame.kind, "bytes": HEADER + body}
+        self.sent.append(record | {"at": self.cast_at if cast else time.monotonic()})
 
     def barrier(self, others: list[str]) -> None:
-        """Wait until all are here."""
+        """Wait until all nodes have arrived here."""
         if self.name != SERVER:
             self.send(SERVER, Frame(CONTROL, self.round))
             others = [SERVER]
         arrived = self.receive(CONTROL, others)
         if missing := set(others) - set(arrived):
-            raise SystemExit(f"{self.name} misses {', '.join(sorted(missing))}")
+            raise SystemExit(f"{self.name} did not hear {', '.join(sorted(missing))}")
         if self.name == SERVER:
             for name in others:
                 self.send(name, Frame(CONTROL, self.round))
 
 
-def group(medium: str, me: str) -> Caster | Listener | None:
-    """This node's end of the multicast group, if it has one."""
+def join_group(medium: str, name: str) -> Caster | Listener | None:
+    """Return this node's end of the multicast group, if it has one."""
     server, run = os.environ["MASTER_ADDR"], 1
-    if medium == "broadcast" and me == SERVER:
+    if medium == "broadcast" and name == SERVER:
         return Caster(Multicast(), server, run, Network().W2)
-    return Listener(Multicast(), server, run, dist.get_rank()) if medium == "broadcast" and "relay" in me else None
+    return Listener(Multicast(), server, run, dist.get_rank()) if medium == "broadcast" and "relay" in name else None
 
 
 def counters() -> dict[str, dict[str, int]]:
-    """What the kernel has counted on each device of this namespace, and of multicast packets in all of it."""
-    found = {
+    """Return the kernel's counters of each device of this namespace, and of all its multicast packets."""
+    devices = {
         device.name: {name: int((device / "statistics" / name).read_text()) for name in COUNTERS}
         for device in Path("/sys/class/net").iterdir()
         if device.name.startswith("hop")
     }
     lines = [line.split() for line in Path("/proc/net/netstat").read_text().splitlines()]
     names, values = (line for line in lines if line[0] == "IpExt:")
-    of = dict(zip(names, values, strict=True))
-    return found | {"multicast": {"tx_packets": int(of["OutMcastPkts"]), "rx_packets": int(of["InMcastPkts"])}}
+    count = dict(zip(names, values, strict=True))
+    return devices | {"multicast": {"tx_packets": int(count["OutMcastPkts"]), "rx_packets": int(count["InMcastPkts"])}}
 
 
 def rounds(arguments: argparse.Namespace, topology: Topology) -> Iterator[dict[str, Any]]:
-    """Play all rounds of all schemes, and tell what was seen in each."""
+    """Play all rounds of all schemes, and yield the measurements of each."""
     K, H, rank, size = topology.K, topology.H, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     homes = np.array_split(np.arange(K), size - 1 - H)
     names = [SERVER, *map(relay_name, range(H)), *map(host_name, range(len(homes)))]
     me = names[rank]
-    # threads that carry frames go before all others, as cards do, whatever else this machine has to do
+    # threads that carry frames have priority over all others, as a network card would
     os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     dist.init_process_group("gloo", timeout=datetime.timedelta(days=1))
     ranks = {name: n for n, name in enumerate(names) if n != rank and (SERVER in (me, name) or me[:4] != name[:4])}
-    peers, network, number = Timed(me, ranks, group(arguments.medium, me)), Network(medium=arguments.medium), 0
+    peers = TimedPeers(me, ranks, join_group(arguments.medium, me))
+    network, number = Network(medium=arguments.medium), 0
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     for scheme in arguments.schemes.split(","):
         communicator = SCHEMES[scheme](
             topology, network, links=lambda ledger: ProcessLinks(ledger, peers, topology, homes)
         )
         mine = homes[rank - 1 - H] if rank > H else np.empty(0, np.int64)
-        users, aggregator = Given(K, arguments.bytes // 8, mine, scheme == "sums"), Mirrored()
-        for repetition in range(arguments.rounds + 1):  # the first one compiles and plans
+        users, aggregator = RandomUsers(K, arguments.bytes // 8, mine, scheme == "sums"), MirroringAggregator()
+        for repetition in range(arguments.rounds + 1):  # the first round compiles and plans
             peers.barrier(names[1:])
             peers.sent.clear()
             peers.received.clear()
-            users.right, before, start = 0, counters(), time.monotonic()
+            users.correct, before, start = 0, counters(), time.monotonic()
             communicator.round(number, users, aggregator)
             end = time.monotonic()
             peers.barrier(names[1:])
@@ -191,10 +196,10 @@ def rounds(arguments: argparse.Namespace, topology: Topology) -> Iterator[dict[s
                 "repetition": repetition,
                 "start": start,
                 "end": end,
-                "right": users.right,
+                "correct": users.correct,
                 "compute": communicator.stopwatch.seconds,
-                "said": [frame for frame in peers.sent if frame["kind"] != CONTROL],
-                "came": list(peers.received),
+                "sent": [frame for frame in peers.sent if frame["kind"] != CONTROL],
+                "received": list(peers.received),
                 "ledger": {tier: (ledger.per_link(tier, -1).sum(axis=1) // 8).tolist() for tier in TIERS},
                 "kernel": {
                     device: {name: after[device][name] - count for name, count in counts.items()}

@@ -1,8 +1,9 @@
-"""Seconds and bytes of rounds over real links, beside the formula.
+"""Measure the seconds and bytes of rounds over real links, next to the formula.
 
 `python experiments/network/run.py [folder]`, as root, builds a network of namespaces (`lab.py`), starts a process for
-each node in it (`node.py`), and plays rounds of each scheme over each transport. Writes `results.csv` and `results.png`
-into the folder, by default that of this file, and prints tables; `--redraw` does so from the `results.csv` there.
+each node in it (`node.py`), and plays rounds of each scheme over each transport. Prints tables, and writes
+`results.csv` and `results.png` to the folder (by default, that of this file); `--redraw` reads an existing
+`results.csv` instead.
 """
 
 import argparse
@@ -32,25 +33,26 @@ from hmtl.topology import Topology, any_r
 
 HERE = Path(__file__).parent
 SCHEMES = ("uncoded", "all relays", "best aggregators", "sums")
-TRANSPORTS = {  # medium, and the probability that a relay loses a packet of it
+TRANSPORTS = {  # medium, and the probability that a relay loses a packet
     "TCP": ("unicast", 0.0),
     "multicast": ("broadcast", 0.0),
     "0.1 % lost": ("broadcast", 0.001),
     "1 % lost": ("broadcast", 0.01),
 }
 FIRST_UP, UP, DOWN, LAST_DOWN = TIERS
-TCP_HEADERS = 14 + 20 + 20 + 12  # bytes of Ethernet, IP and TCP, with the time stamps that Linux sends
+TCP_HEADERS = 14 + 20 + 20 + 12  # bytes of Ethernet, IP and TCP, including Linux's time stamps
 UDP_HEADERS = 14 + 20 + 8
 COLORS = {FIRST_UP: "0.6", UP: OKABE_ITO["blue"], DOWN: OKABE_ITO["orange"], LAST_DOWN: OKABE_ITO["green"]}
 Row = dict[str, Any]
-Seen = dict[str, Any]  # of one node in one round, see node.py
-Round = list[Seen]  # of all nodes
+Measurement = dict[str, Any]  # of one node in one round, see node.py
+Round = list[Measurement]  # of all nodes
 
 
 def formula(t: Topology, scheme: str, medium: str, V_bits: int, workers: int) -> dict[str, float]:
-    """Seconds on each tier by the paper's (13), as `hmtl.plan` has them.
+    """Return the seconds on each tier by the paper's eq. (13), as `hmtl.plan` does.
 
-    But a sum, which is for all users of a relay, goes once to each worker, where `hmtl.plan` has one broadcast.
+    There is one difference: the sum for all users of a relay is sent to each worker, whereas `hmtl.plan` counts one
+    broadcast.
     """
     if scheme == "sums":
         load = sum_loads(t)
@@ -66,11 +68,11 @@ def formula(t: Topology, scheme: str, medium: str, V_bits: int, workers: int) ->
     return {tier: network.seconds({other: V_bits * ivs[other] * (other == tier) for other in TIERS}) for tier in TIERS}
 
 
-def play(settings: argparse.Namespace, transport: str) -> list[Seen]:
-    """Rounds of all schemes over one transport.
+def play(settings: argparse.Namespace, transport: str) -> list[Measurement]:
+    """Play the rounds of all schemes over one transport.
 
     Raises:
-        LabError: there can be no such network, or a node gave up.
+        LabError: the network cannot be built, or a node failed.
     """
     size, (medium, loss) = 1 + settings.H + settings.workers, TRANSPORTS[transport]
     with tempfile.TemporaryDirectory() as folder, Lab(settings.H, settings.workers, settings.r, loss) as lab:
@@ -88,26 +90,26 @@ def play(settings: argparse.Namespace, transport: str) -> list[Seen]:
                     "MASTER_ADDR": lab.server,
                     "MASTER_PORT": "29500",
                     "GLOO_SOCKET_IFNAME": lab.device(rank),
-                    "TORCH_CPP_LOG_LEVEL": "ERROR",  # it would warn that addresses have no names here
+                    "TORCH_CPP_LOG_LEVEL": "ERROR",  # addresses have no names here, of which torch would warn
                 },
             )
             for rank, report in enumerate(reports)
         ]
         for process in processes:
             if process.wait():
-                raise LabError(f"a node ended with status {process.returncode}: see what it says above")
-        return [seen for report in reports for seen in json.loads(report.read_text())]
+                raise LabError(f"a node ended with status {process.returncode}: see its output above")
+        return [each for report in reports for each in json.loads(report.read_text())]
 
 
 def schemes(medium: str) -> Sequence[str]:
-    """Those that send anything by multicast, where that is there."""
+    """Return the schemes that use the medium; plain forwarding sends nothing by multicast."""
     return SCHEMES if medium == "unicast" else SCHEMES[1:]
 
 
-def by_round(seen: Iterable[Seen], scheme: str) -> list[Round]:
-    """The rounds of a scheme but the first, in which codes are made."""
+def by_round(measured: Iterable[Measurement], scheme: str) -> list[Round]:
+    """Return the rounds of a scheme without the first, which compiles and plans."""
     grouped: dict[int, Round] = defaultdict(list)
-    for node in seen:
+    for node in measured:
         if node["scheme"] == scheme and node["repetition"]:
             grouped[node["repetition"]].append(node)
     return list(grouped.values())
@@ -119,18 +121,18 @@ def tier_of(sender: str, receiver: str) -> str:
 
 
 def seconds(nodes: Round) -> dict[str, float]:
-    """How long there was something on its way on each tier: given away by its sender, and not yet with its receiver."""
-    came = {(f["sender"], node["node"], f["sequence"]): f["at"] for node in nodes for f in node["came"]}
+    """Return how long each tier was busy: at least one frame was handed over and had not arrived yet."""
+    arrivals = {(f["sender"], node["node"], f["sequence"]): f["at"] for node in nodes for f in node["received"]}
     spans: dict[str, list[tuple[float, float]]] = {tier: [] for tier in TIERS}
     for node in nodes:
-        for f in node["said"]:
-            arrival = came[node["node"], f["receiver"], f["sequence"]]
+        for f in node["sent"]:
+            arrival = arrivals[node["node"], f["receiver"], f["sequence"]]
             spans[tier_of(node["node"], f["receiver"])].append((f["at"], arrival))
-    return {tier: covered(of_tier) for tier, of_tier in spans.items()}
+    return {tier: union_length(intervals) for tier, intervals in spans.items()}
 
 
-def covered(spans: Iterable[tuple[float, float]]) -> float:
-    """The length of a union of intervals."""
+def union_length(spans: Iterable[tuple[float, float]]) -> float:
+    """Return the length of a union of intervals."""
     total, until = 0.0, -np.inf
     for start, end in sorted(spans):
         total += max(0.0, end - max(start, until))
@@ -139,87 +141,88 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def link_bytes(nodes: Round, medium: str) -> dict[tuple[str, int], tuple[int, int]]:
-    """Of each link between a relay and the server: payload and header by the ledger; by the kernel, without those of
-    the protocols below. Of a broadcast downlink there is one, the server's, and it has number H.
+    """Return the bytes on each link between a relay and the server, by the ledger and by the kernel.
+
+    The kernel's are without the headers of TCP, UDP and below. A broadcast downlink is one link, number H.
     """
     server = next(node for node in nodes if node["node"] == "server")
-    found = {}
+    links = {}
     for node in nodes:
         kind, _, i = node["node"].partition(" ")
         if kind == "relay":
-            found[UP, int(i)] = node["ledger"][UP][int(i)], stream(node["kernel"], "tx")
-            found[DOWN, int(i)] = server["ledger"][DOWN][int(i)], stream(node["kernel"], "rx")
+            links[UP, int(i)] = node["ledger"][UP][int(i)], carried_bytes(node["kernel"], "tx")
+            links[DOWN, int(i)] = server["ledger"][DOWN][int(i)], carried_bytes(node["kernel"], "rx")
     if medium == "broadcast":
-        H = len(found) // 2
-        found = {link: pair for link, pair in found.items() if link[0] == UP}
-        found[DOWN, H] = volumes(nodes)[DOWN]
-    return found
+        H = len(links) // 2
+        links = {link: pair for link, pair in links.items() if link[0] == UP}
+        links[DOWN, H] = server_bytes(nodes)[DOWN]
+    return links
 
 
-def volumes(nodes: Round) -> dict[str, tuple[int, int]]:
-    """The same of all that comes to the server, and of all that it sends."""
+def server_bytes(nodes: Round) -> dict[str, tuple[int, int]]:
+    """Return the bytes that the server received and sent in all, by the ledger and by the kernel."""
     server = next(node for node in nodes if node["node"] == "server")
     return {
-        tier: (sum(sum(node["ledger"][tier]) for node in nodes), stream(server["kernel"], way))
-        for tier, way in ((UP, "rx"), (DOWN, "tx"))
+        tier: (sum(sum(node["ledger"][tier]) for node in nodes), carried_bytes(server["kernel"], direction))
+        for tier, direction in ((UP, "rx"), (DOWN, "tx"))
     }
 
 
-def stream(kernel: dict[str, dict[str, int]], way: str) -> int:
-    """What the packets of the second hop carried, in bytes; those that are no multicasts are TCP's."""
-    packets, multicasts = kernel["hop2"][f"{way}_packets"], kernel["multicast"][f"{way}_packets"]
-    return kernel["hop2"][f"{way}_bytes"] - TCP_HEADERS * (packets - multicasts) - UDP_HEADERS * multicasts
+def carried_bytes(kernel: dict[str, dict[str, int]], direction: str) -> int:
+    """Return the bytes that the packets of the second hop carried; each packet is TCP or multicast UDP."""
+    packets, multicasts = kernel["hop2"][f"{direction}_packets"], kernel["multicast"][f"{direction}_packets"]
+    return kernel["hop2"][f"{direction}_bytes"] - TCP_HEADERS * (packets - multicasts) - UDP_HEADERS * multicasts
 
 
-def summary(settings: argparse.Namespace, transport: str, seen: Sequence[Seen]) -> list[Row]:
-    """A row for each scheme: medians of its rounds, and means of their bytes."""
+def summary(settings: argparse.Namespace, transport: str, measured: Sequence[Measurement]) -> list[Row]:
+    """Return a row per scheme: the medians of its rounds' seconds, and the means of their bytes."""
     t = any_r(settings.K, settings.H, settings.r, settings.seed)
     medium, rows = TRANSPORTS[transport][0], []
     for scheme in schemes(medium):
-        each = by_round(seen, scheme)
+        rounds = by_round(measured, scheme)
         expected = formula(t, scheme, medium, 8 * settings.bytes, settings.workers)
-        taken = [seconds(nodes) for nodes in each]
-        clocks = [max(node["end"] for node in nodes) - min(node["start"] for node in nodes) for nodes in each]
-        links = [pair for nodes in each for pair in link_bytes(nodes, medium).values()]
-        apart = [abs(kernel / counted - 1) for counted, kernel in links if counted >= settings.bytes]
-        sent = [volumes(nodes) for nodes in each]
+        taken = [seconds(nodes) for nodes in rounds]
+        clocks = [max(node["end"] for node in nodes) - min(node["start"] for node in nodes) for nodes in rounds]
+        links = [pair for nodes in rounds for pair in link_bytes(nodes, medium).values()]
+        differences = [abs(kernel / counted - 1) for counted, kernel in links if counted >= settings.bytes]
+        sent = [server_bytes(nodes) for nodes in rounds]
         row = {
             "transport": transport,
             "scheme": scheme,
-            "rounds": len(each),
-            "lossless": sum(sum(node["right"] for node in nodes) == settings.K for nodes in each),
+            "rounds": len(rounds),
+            "lossless": sum(sum(node["correct"] for node in nodes) == settings.K for nodes in rounds),
             "formula_s": sum(expected.values()),
-            "measured_s": median(sum(one.values()) for one in taken),
+            "measured_s": median(sum(tiers.values()) for tiers in taken),
             "clock_s": median(clocks),
         }
         row |= {f"formula_s/{tier}": expected[tier] for tier in TIERS}
-        row |= {f"measured_s/{tier}": median(one[tier] for one in taken) for tier in TIERS}
-        for n, who in enumerate(("counted", "kernel")):
-            row |= {f"{who}_bytes/{tier}": mean(one[tier][n] for one in sent) for tier in (UP, DOWN)}
-        rows.append(row | {"worst_link": max(apart, default=0.0)})
+        row |= {f"measured_s/{tier}": median(tiers[tier] for tiers in taken) for tier in TIERS}
+        for n, source in enumerate(("counted", "kernel")):
+            row |= {f"{source}_bytes/{tier}": mean(tiers[tier][n] for tiers in sent) for tier in (UP, DOWN)}
+        rows.append(row | {"worst_link": max(differences, default=0.0)})
     return rows
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """Seconds, and what was sent between relays and server."""
+    """Return a table of seconds, and one of the bytes between relays and server."""
     tables = []
     for title, columns, cells in (
         ("Communication of a round, s", ("formula", "measured", "more", "saved:\nformula", "measured"), _seconds),
         (
             "Between relays and server in a round, MB",
-            ("up:\nledger", "kernel", "down:\nledger", "kernel", "worst\nlink", "rounds\nright"),
+            ("up:\nledger", "kernel", "down:\nledger", "kernel", "worst\nlink", "correct\nrounds"),
             _volumes,
         ),
     ):
-        shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for column in ("", "who aggregates"):
-            shown.add_column(column, no_wrap=True)
+            table.add_column(column, no_wrap=True)
         for column in columns:
-            shown.add_column(column, justify="right", vertical="bottom")
+            table.add_column(column, justify="right", vertical="bottom")
         for n, row in enumerate(rows):
             repeated = n and row["transport"] == rows[n - 1]["transport"]
-            shown.add_row("" if repeated else row["transport"], row["scheme"], *cells(row, rows[0]))
-        tables.append(shown)
+            table.add_row("" if repeated else row["transport"], row["scheme"], *cells(row, rows[0]))
+        tables.append(table)
     return tables
 
 
@@ -230,27 +233,27 @@ def _seconds(row: Row, plain: Row) -> list[str]:
 
 
 def _volumes(row: Row, plain: Row) -> list[str]:
-    volumes = (f"{row[f'{who}_bytes/{tier}'] / 1e6:.2f}" for tier in (UP, DOWN) for who in ("counted", "kernel"))
+    volumes = (f"{row[f'{source}_bytes/{tier}'] / 1e6:.2f}" for tier in (UP, DOWN) for source in ("counted", "kernel"))
     return [*volumes, f"{row['worst_link']:.2%}", f"{row['lossless']}/{row['rounds']}"]
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Bars of seconds by tier: the formula's, and below what was measured."""
+    """Draw bars of seconds by tier: the formula's, and the measured ones below."""
     figure = Figure(figsize=(9, 1 + 0.55 * len(rows)), layout="constrained")
-    at = figure.subplots()
+    axes = figure.subplots()
     for n, row in enumerate(rows):
-        for offset, who, look in ((-0.19, "formula", {"alpha": 0.45}), (0.19, "measured", {})):
+        for offset, source, style in ((-0.19, "formula", {"alpha": 0.45}), (0.19, "measured", {})):
             left = 0.0
             for tier in TIERS:
-                width = row[f"{who}_s/{tier}"]
-                label = tier.replace("_", " ") if n == 0 and who == "measured" else None
-                at.barh(n + offset, width, 0.36, left, color=COLORS[tier], label=label, **look)
+                width = row[f"{source}_s/{tier}"]
+                label = tier.replace("_", " ") if n == 0 and source == "measured" else None
+                axes.barh(n + offset, width, 0.36, left, color=COLORS[tier], label=label, **style)
                 left += width
-            at.text(left, n + offset, f" {row[f'{who}_s']:.2f} s, {who}", va="center", fontsize=8)
-    at.set_yticks(range(len(rows)), [f"{row['transport']}\n{row['scheme']}" for row in rows])
-    at.set_ylim(len(rows) - 0.4, -0.6)
-    at.set_xlim(0, 1.25 * max(row["measured_s"] for row in rows))
-    at.set_xlabel("communication of a round [s]")
+            axes.text(left, n + offset, f" {row[f'{source}_s']:.2f} s, {source}", va="center", fontsize=8)
+    axes.set_yticks(range(len(rows)), [f"{row['transport']}\n{row['scheme']}" for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, 1.25 * max(row["measured_s"] for row in rows))
+    axes.set_xlabel("communication of a round [s]")
     figure.legend(loc="outside lower center", ncols=4)
     return figure
 
@@ -285,7 +288,7 @@ def main() -> int:
     parser.add_argument("--redraw", action="store_true")
     settings = parser.parse_args()
     path = settings.folder / "results.csv"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the network is taken down
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an exit removes the network
     if not settings.redraw:
         try:
             rows = [row for transport in TRANSPORTS for row in summary(settings, transport, play(settings, transport))]
@@ -296,8 +299,8 @@ def main() -> int:
         save(path, rows)
     rows = load(path)
     draw(rows).savefig(path.with_suffix(".png"), dpi=150)
-    for shown in tables(rows):
-        Console().print(shown)
+    for table in tables(rows):
+        Console().print(table)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The comparison of learners, on a few rounds: it runs, and writes what it prints."""
+"""`experiments/compare.py` with one seed, one method and three rounds."""
 
 import csv
 import runpy

@@ -1,5 +1,5 @@
-"""The figures of the paper: what is recorded, against the figures known for it and the order that theory demands, and
-each script with --quick.
+"""The figures of the paper: the recorded results next to known values and to the order that theory demands, and each
+script with --quick.
 """
 
 import csv
@@ -32,7 +32,7 @@ def rows_of(path: Path) -> list[Row]:
 
 
 def where(rows: list[Row], **values: object) -> list[Row]:
-    """Rows with these values, as floats where these are numbers."""
+    """Return the rows with these values."""
     return [
         row
         for row in rows
@@ -43,13 +43,13 @@ def where(rows: list[Row], **values: object) -> list[Row]:
 
 
 def pair(rows: list[Row], **values: object) -> tuple[float, float]:
-    """Up and down of the one point and curve that has these values."""
+    """Return the loads of the one point and curve with these values."""
     (row,) = where(rows, **values)
     return float(row["up"]), float(row["down"])
 
 
 def check(rows: list[Row]) -> None:
-    """What theory demands of each point."""
+    """Check the order that theory demands at each point."""
     points: dict[tuple[str, ...], dict[str, tuple[float, float]]] = {}
     for row in rows:
         key = tuple(row[name] for name in ("data", "panel", "H", "K", "r", "d") if name in row)
@@ -65,7 +65,7 @@ def check(rows: list[Row]) -> None:
 
 
 @pytest.mark.parametrize("name", [path.stem for path in (conf_dir() / "experiment").glob("*.yaml")])
-def test_what_an_experiment_trains(name: str, configure: Callable[..., DictConfig]) -> None:
+def test_each_experiment_trains(name: str, configure: Callable[..., DictConfig]) -> None:
     small = "dataset=mnist5k", "dataset.rows_per_user=20", "rounds=1", "logger=none"
     run = build(configure(f"experiment={name}", *small))
     (row,) = run.trainer.fit()
@@ -80,27 +80,27 @@ def test_recorded_loads(name: str) -> None:
 
 
 def test_any_3_of_5_relays() -> None:
-    """Known from 50 draws of code that shares nothing with this."""
+    """An independent implementation gave these values for 50 draws."""
     rows = recorded("fig3")
-    here = {"panel": "H = 5", "K": 40}
-    up, down = pair(rows, curve="paper", **here)
+    point = {"panel": "H = 5", "K": 40}
+    up, down = pair(rows, curve="paper", **point)
     assert up == pytest.approx(24.85, abs=0.6)
     assert down == pytest.approx(20.06, abs=0.6)
-    assert pair(rows, curve="all relays", **here)[0] == pytest.approx(20.74, abs=0.6)
-    assert sum(pair(rows, curve="best aggregators", **here)) == pytest.approx(29.5, abs=1)
+    assert pair(rows, curve="all relays", **point)[0] == pytest.approx(20.74, abs=0.6)
+    assert sum(pair(rows, curve="best aggregators", **point)) == pytest.approx(29.5, abs=1)
 
 
 @pytest.mark.parametrize(
     ("K", "known"), [(10, (17.4, 20.5, 34.5)), (40, (22.1, 24.4, 31.6)), (100, (24.1, 25.9, 30.2))]
 )
-def test_saved_of_the_time_to_send(K: int, known: tuple[float, ...]) -> None:
-    """Of 20 draws, with code that shares nothing with this; here of 50."""
+def test_saved_transmission_time(K: int, known: tuple[float, ...]) -> None:
+    """An independent implementation gave these values for 20 draws; here there are 50."""
     for curve, percent in zip(("paper", "all relays", "best aggregators"), known, strict=True):
         (row,) = where(recorded("fig3"), panel="H = 5", K=K, curve=curve)
         assert float(row["saved %"]) == pytest.approx(percent, abs=0.8)
 
 
-def test_more_unequal_relays_save_less_where_all_aggregate_and_more_where_the_best_do() -> None:
+def test_more_unequal_relays_save_less_if_all_aggregate_and_more_if_the_best_do() -> None:
     saved = {curve: [float(row["saved %"]) for row in where(recorded("fig4"), curve=curve)] for curve in ORDER}
     for curve in ("equal", "paper", "all relays"):
         assert saved[curve] == sorted(saved[curve], reverse=True)
@@ -109,14 +109,14 @@ def test_more_unequal_relays_save_less_where_all_aggregate_and_more_where_the_be
 
 
 def test_heterogeneous_relays() -> None:
-    """Known from 50 draws of code that shares nothing with this."""
+    """An independent implementation gave these values for 50 draws."""
     for data in ("MNIST", "HAR"):
-        here = {"data": data, "panel": "K = 30", "d": 0}
-        assert pair(recorded("fig7"), curve="paper", **here) == pytest.approx((22.9, 18.9), abs=0.7)
-        assert pair(recorded("fig7"), curve="all relays", **here) == pytest.approx((20.1, 15), abs=0.1)
+        point = {"data": data, "panel": "K = 30", "d": 0}
+        assert pair(recorded("fig7"), curve="paper", **point) == pytest.approx((22.9, 18.9), abs=0.7)
+        assert pair(recorded("fig7"), curve="all relays", **point) == pytest.approx((20.1, 15), abs=0.1)
 
 
-def test_more_relays_that_hear_a_user_make_less_to_send() -> None:
+def test_loads_fall_with_the_relays_per_user() -> None:
     rows = where(recorded("fig5"), data="HAR")
     for panel in ("H = 10", "H = 20"):
         for curve in ORDER[:-1]:
@@ -131,7 +131,7 @@ def test_more_relays_that_hear_a_user_make_less_to_send() -> None:
 
 @pytest.mark.parametrize("name", TIMES)
 def test_recorded_times(name: str) -> None:
-    """The bits that were counted take the time of (13), and little more; the whole is the sum of its parts."""
+    """The counted bits take little more than the time of eq. (13), and the total is the sum of its parts."""
     for row in recorded(name):
         figures = {key: float(value) for key, value in row.items() if key not in ("data", "panel", "curve")}
         K, V_bits = figures.get("K", 20), 64 * {"MNIST": 784, "HAR": 561}[row["data"]]
@@ -143,35 +143,30 @@ def test_recorded_times(name: str) -> None:
         assert figures["total_s"] == pytest.approx(total, rel=1e-4)
 
 
-def quick(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[Row]:
-    """What the script leaves, pictures looked at from outside."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--quick", "--draws", "1"])
-    monkeypatch.syspath_prepend(EXPERIMENTS)
-    runpy.run_path(str(EXPERIMENTS / f"{name}.py"), run_name="__main__")
-    outputs = folder / "outputs"
-    assert (outputs / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert (outputs / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-    return rows_of(outputs / f"{name}.csv")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*LOADS, *TIMES])
 def test_quick(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    unfinished = tmp_path / "outputs" / "unfinished" / name / "part"
+    """The script writes its files, and leaves the unfinished draws of a long run alone."""
+    outputs = tmp_path / "outputs"
+    unfinished = outputs / "unfinished" / name / "draw"
     unfinished.mkdir(parents=True)
-    rows = quick(name, monkeypatch, tmp_path)
-    assert unfinished.exists(), "what a long run has is not its own"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--quick", "--draws", "1"])
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    runpy.run_path(str(EXPERIMENTS / f"{name}.py"), run_name="__main__")
+    assert unfinished.exists()
+    assert (outputs / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert (outputs / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    rows = rows_of(outputs / f"{name}.csv")
     check(rows)
     assert set(rows[0]) == set(recorded(name)[0])
 
 
 def test_data_in_a_folder_with_a_blank_in_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As UCI's has."""
     monkeypatch.syspath_prepend(EXPERIMENTS)
     monkeypatch.setattr(sys, "argv", ["fig5.py", "--mnist", "it's (my) dätä", "--har", "data/UCI HAR Dataset"])
-    ask = import_module("figures").options("", import_module("time_figures").DATA)
-    paths = {name: compose(*shlex.split(words), "output_dir=.").dataset.path for name, words in ask.data.items()}
+    options = import_module("figures").read_options("", import_module("time_figures").DATA)
+    paths = {name: compose(*shlex.split(words), "output_dir=.").dataset.path for name, words in options.data.items()}
     assert paths == {"MNIST": "it's (my) dätä", "HAR": "data/UCI HAR Dataset"}
 
 
@@ -180,8 +175,18 @@ def test_pictures_are_small(name: str) -> None:
     assert (EXPERIMENTS / "results" / f"{name}.png").stat().st_size <= 200 * 1024
 
 
-def part(folder: Path, n: int) -> int:
-    """Leaves a mark each time; the third one fails as long as it is not allowed."""
+def test_a_round_in_one_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = runpy.run_path(str(EXPERIMENTS / "round.py"))
+    monkeypatch.setitem(made["main"].__globals__, "RESULTS", tmp_path)
+    figure = made["main"]()
+    texts = [{text.get_text() for text in axes.texts} for axes in figure.axes]
+    assert texts == [{"4", "20 up, 20 down"}, {"4", "8 up, 8 down"}, {"1", "3 up, 1 down"}]
+    assert 0 < (tmp_path / "round.png").stat().st_size < 200 * 1024
+    assert (EXPERIMENTS / "results" / "round.png").stat().st_size < 200 * 1024
+
+
+def once(folder: Path, n: int) -> int:
+    """Count the calls for n in a file; the call for n = 2 fails while it is not allowed."""
     with (folder / f"{n}").open("a") as file:
         file.write("x")
     if n == 2 and not (folder / "allowed").exists():
@@ -189,30 +194,19 @@ def part(folder: Path, n: int) -> int:
     return n
 
 
-def test_a_round_in_one_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    made = runpy.run_path(str(EXPERIMENTS / "round.py"))
-    monkeypatch.setitem(made["main"].__globals__, "RESULTS", tmp_path)
-    figure = made["main"]()
-    told = [{text.get_text() for text in axes.texts} for axes in figure.axes]
-    assert told == [{"4", "20 up, 20 down"}, {"4", "8 up, 8 down"}, {"1", "3 up, 1 down"}]
-    assert 0 < (tmp_path / "round.png").stat().st_size < 200 * 1024
-    assert (EXPERIMENTS / "results" / "round.png").stat().st_size < 200 * 1024
-
-
-def test_parts_that_were_finished_are_not_done_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_stopped_run_keeps_its_completed_draws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(EXPERIMENTS)
     figures = import_module("figures")
-    ask = figures.Options(draws=4, jobs=1, quick=True, out=tmp_path, data={})
 
-    def found() -> list[int]:
-        with figures.kept("it") as memory:
-            return figures.side_by_side("it", ask, memory, part, [(tmp_path, n) for n in range(4)])
+    def run() -> list[int]:
+        with figures.unfinished("figure") as memory:
+            return figures.in_parallel("draws", 1, memory, once, [(tmp_path, n) for n in range(4)])
 
     with pytest.raises(InterruptedError):
-        found()
+        run()
     (tmp_path / "allowed").touch()
-    assert found() == [0, 1, 2, 3]
+    assert run() == [0, 1, 2, 3]
     assert [len((tmp_path / f"{n}").read_text()) for n in range(4)] == [1, 1, 2, 1]
-    assert found() == [0, 1, 2, 3]  # of a run that is through, nothing is kept
+    assert run() == [0, 1, 2, 3]  # a completed run keeps nothing
     assert [len((tmp_path / f"{n}").read_text()) for n in range(4)] == [2, 2, 3, 2]

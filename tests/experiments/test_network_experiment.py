@@ -1,4 +1,4 @@
-"""`experiments/network`: what it calls the formula, how it reads clocks and counters, and a small run where it can."""
+"""`experiments/network`: the formula, the evaluation of clocks and counters, and a small run if possible."""
 
 import argparse
 import os
@@ -50,23 +50,23 @@ def test_the_formula_is_that_of_the_plan(medium: str, K: int) -> None:
     assert two == {**one, LAST_DOWN: 2 * one[LAST_DOWN]}
 
 
-def node(name: str, said: list[tuple[str, float]], came: list[tuple[str, float]], **more: object) -> dict[str, Any]:
-    """What a node has seen, its frames to and from each other one numbered from 0."""
+def node(name: str, sent: list[tuple[str, float]], received: list[tuple[str, float]], **more: object) -> dict[str, Any]:
+    """Return a node's measurements; its frames to and from each peer are numbered from 0."""
     numbers: dict[tuple[str, str], int] = {}
 
-    def numbered(way: str, other: str) -> int:
-        numbers[way, other] = numbers.get((way, other), -1) + 1
-        return numbers[way, other]
+    def numbered(direction: str, peer: str) -> int:
+        numbers[direction, peer] = numbers.get((direction, peer), -1) + 1
+        return numbers[direction, peer]
 
     return {
         "node": name,
-        "said": [{"receiver": to, "sequence": numbered("to", to), "at": at} for to, at in said],
-        "came": [{"sender": of, "sequence": numbered("of", of), "at": at} for of, at in came],
+        "sent": [{"receiver": to, "sequence": numbered("to", to), "at": at} for to, at in sent],
+        "received": [{"sender": of, "sequence": numbered("of", of), "at": at} for of, at in received],
         **more,
     }
 
 
-def test_a_tier_is_busy_while_anything_is_on_its_way() -> None:
+def test_a_tier_is_busy_while_a_frame_is_under_way() -> None:
     nodes = [
         node("host 0", [("relay 0", 0.0), ("relay 1", 0.5)], [("relay 1", 20.0)]),
         node("relay 0", [("server", 2.0), ("server", 2.5)], [("host 0", 2.0), ("server", 10.0)]),
@@ -77,7 +77,7 @@ def test_a_tier_is_busy_while_anything_is_on_its_way() -> None:
 
 
 def test_bytes_of_links() -> None:
-    """A packet of 1000 bytes carries that less its headers: of Ethernet, IP and TCP 66, with UDP 42."""
+    """A packet's headers are not counted: 66 bytes of Ethernet, IP and TCP, or 42 with UDP."""
     none = {"tx_packets": 0, "rx_packets": 0}
     relay = {"tx_bytes": 2000, "tx_packets": 2, "rx_bytes": 1566, "rx_packets": 2}
     server = {"tx_bytes": 3000, "tx_packets": 3, "rx_bytes": 2000, "rx_packets": 2}
@@ -100,7 +100,7 @@ def test_bytes_of_links() -> None:
     ]
     assert run.link_bytes(nodes, "unicast") == {(UP, 1): (1800, 2000 - 2 * 66), (DOWN, 1): (500, 1566 - 66 - 42)}
     assert run.link_bytes(nodes, "broadcast") == {(UP, 1): (1800, 1868), (DOWN, 1): (2807, 3000 - 66 - 2 * 42)}
-    assert run.volumes(nodes) == {UP: (1800, 2000 - 2 * 66), DOWN: (2807, 2850)}
+    assert run.server_bytes(nodes) == {UP: (1800, 2000 - 2 * 66), DOWN: (2807, 2850)}
 
 
 def test_what_is_printed_fits_and_what_is_drawn_has_all(recorded: dict[tuple[str, str], dict[str, Any]]) -> None:
@@ -119,14 +119,16 @@ def test_what_is_printed_fits_and_what_is_drawn_has_all(recorded: dict[tuple[str
 def test_rows_are_of_all_rounds_but_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "SCHEMES", ("uncoded",))
 
-    def seen(repetition: int, seconds: float, kernel: int, right: int) -> list[dict[str, Any]]:
+    def seen(repetition: int, seconds: float, kernel: int, correct: int) -> list[dict[str, Any]]:
         device = {"tx_bytes": kernel + 66, "tx_packets": 1, "rx_bytes": 0, "rx_packets": 0}
         counted = {"hop2": device, "multicast": {"tx_packets": 0, "rx_packets": 0}}
         about = {"scheme": "uncoded", "repetition": repetition, "kernel": counted, "start": 1.0}
         ledger = {UP: [1000, 0, 0], DOWN: [0, 0, 0, 0]}
         return [
-            node("server", [], [("relay 0", 2.0 + seconds)], **about, end=3.0, right=0, ledger={**ledger, UP: [0] * 3}),
-            node("relay 0", [("server", 2.0)], [], **about, end=4.0 + seconds, right=right, ledger=ledger),
+            node(
+                "server", [], [("relay 0", 2.0 + seconds)], **about, end=3.0, correct=0, ledger={**ledger, UP: [0] * 3}
+            ),
+            node("relay 0", [("server", 2.0)], [], **about, end=4.0 + seconds, correct=correct, ledger=ledger),
         ]
 
     rounds = [seen(0, 99.0, 9999, 0), seen(1, 1.0, 1010, 8), seen(2, 5.0, 980, 7), seen(3, 2.0, 1000, 8)]

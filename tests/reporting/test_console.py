@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from forked import run
+from commands import close_reader, encode, run
 from omegaconf import DictConfig
 
 from hmtl.communication.round import Stopwatch
@@ -23,28 +24,31 @@ from hmtl.reporting.console_logger import ConsoleLogger
 from hmtl.train import train
 
 SMALL = ("K=4", "H=3", "r=2", "dataset.rows_per_user=20", "hydra.run.dir=out")
-TRAIN = ("train", (*SMALL, "rounds=3", "logger=default", "~logger.tensorboard"))
-TUNE = ("tune", (*SMALL, "rounds=2", "tune.folds=2", "tune.grid={lam:[0.1],regularizer.floor:[1e-4,1e-3]}"))
-PLAN = ("plan", ("topology=heterogeneous", "d=0.2", "hydra.run.dir=out"))
+TRAIN = ("hmtl.train", (*SMALL, "rounds=3", "logger=default", "~logger.tensorboard"))
+TUNE = ("hmtl.tune", (*SMALL, "rounds=2", "tune.folds=2", "tune.grid={lam:[0.1],regularizer.floor:[1e-4,1e-3]}"))
+PLAN = ("hmtl.plan", ("topology=heterogeneous", "d=0.2", "hydra.run.dir=out"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 @pytest.mark.parametrize(("command", "words"), [TRAIN, TUNE, PLAN], ids=["train", "tune", "plan"])
 def test_an_encoding_without_lambda(tmp_path: Path, command: str, words: tuple[str, ...], encoding: str) -> None:
-    done = run(command, words, tmp_path, encoding)
-    assert (done.status, done.err) == (0, "")
-    assert re.search(r"\d", done.out)
+    done = run(command, *words, cwd=tmp_path, prepare=partial(encode, encoding))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"\d", done.stdout)
 
 
 @pytest.mark.parametrize(("command", "words"), [TRAIN, PLAN], ids=["train", "plan"])
-def test_numbers_stay_whole_in_a_narrow_terminal(tmp_path: Path, command: str, words: tuple[str, ...]) -> None:
+def test_numbers_stay_whole_in_a_narrow_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, words: tuple[str, ...]
+) -> None:
     """All that stand in a wide one."""
     numbers = []
     for columns in ("200", "25"):
-        told = run(command, words, tmp_path, env={"COLUMNS": columns})
-        assert (told.status, "…" in told.out) == (0, False)
-        tables = "\n".join(line for line in told.out.splitlines() if re.search(r" s |%|\.\d\d", line))
+        monkeypatch.setenv("COLUMNS", columns)
+        told = run(command, *words, cwd=tmp_path)
+        assert (told.returncode, "…" in told.stdout) == (0, False)
+        tables = "\n".join(line for line in told.stdout.splitlines() if re.search(r" s |%|\.\d\d", line))
         numbers.append(set(re.findall(r"\b\d+\.\d\d\b", tables)))
     assert numbers[0]
     assert numbers[0] <= numbers[1]
@@ -61,12 +65,12 @@ def test_words_are_wrapped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 @pytest.mark.parametrize(
     ("command", "words"),
-    [TRAIN, PLAN, ("train", ("--help",)), ("plan", ("--cfg", "job"))],
+    [TRAIN, PLAN, ("hmtl.train", ("--help",)), ("hmtl.plan", ("--cfg", "job"))],
     ids=["train", "plan", "help", "cfg"],
 )
 def test_a_reader_who_has_gone(tmp_path: Path, command: str, words: tuple[str, ...]) -> None:
-    done = run(command, words, tmp_path, gone=True)
-    assert (done.status, done.err) == (128 + signal.SIGPIPE, "")
+    done = run(command, *words, cwd=tmp_path, prepare=close_reader)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,10 @@
 """A disk that is full. A limit to the size of files stands for it, so that the error is the system's own."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
-from forked import run
+from commands import limit_files, run
 
 from hmtl.config.build import compose
 from hmtl.train import train
@@ -22,9 +23,9 @@ def test_it_is_told_in_one_line_and_the_last_checkpoint_stays(tmp_path: Path) ->
 
     words = *SMALL, "rounds=4", "~logger.console", f"hydra.run.dir={folder}", f"resume={folder}"
     for nbytes, which in (1000, ""), (len(picture) // 2, "topology.png"), (len(picture) + 10_000, "checkpoint.pt"):
-        done = run("train", words, tmp_path, room=nbytes)
-        said = done.out + done.err
-        assert done.status == 2, said
+        done = run("hmtl.train", *words, cwd=tmp_path, prepare=partial(limit_files, nbytes))
+        said = done.stdout + done.stderr
+        assert done.returncode == 2, said
         assert said.startswith("error: ")
         assert said.count("\n") == 1
         assert which in said
