@@ -1,6 +1,5 @@
 """The TensorBoard logger: charts of learning first, then of what it cost, pictures, and settings of a run."""
 
-import io
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -78,12 +77,11 @@ class TensorBoardLogger:
 
     def finish(self, summary: Summary, pictures: Mapping[str, bytes]) -> None:
         """Write pictures, hyperparameters, command and configuration of the finished run."""
-        from matplotlib.image import imread
         from torch.utils.tensorboard.summary import hparams
 
         writer = self._writer
         for name, png in pictures.items():
-            writer.add_image(name, imread(io.BytesIO(png)), summary.rounds, dataformats="HWC")
+            _add_picture(writer, name, png, summary.rounds)
         content = summary.to_dict()
         settings = {name: content[name] for name in SETTINGS if name in content}
         settings = {name: each if isinstance(each, str | int | float) else str(each) for name, each in settings.items()}
@@ -122,3 +120,13 @@ def _tag(measurement: str) -> str:
         return f"2 {measurement}"
     group = SECONDS if measurement.endswith("_s") else GROUPS.get(measurement, LEARNING)
     return f"{group}/{measurement}"
+
+
+def _add_picture(writer: "SummaryWriter", name: str, png: bytes, step: int) -> None:
+    """Add a PNG file as it is; `SummaryWriter.add_image` would decode it and encode it again."""
+    from tensorboard.compat.proto.summary_pb2 import Summary as Event
+
+    width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))  # of the header IHDR
+    image = Event.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
+    event = Event(value=[Event.Value(tag=name, image=image)])
+    writer.file_writer.add_summary(event, step)  # type: ignore[attr-defined]
