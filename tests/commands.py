@@ -7,12 +7,13 @@ import runpy
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 
-from hmtl.launch import PRELOAD
+from hmtl.launch import PRELOAD, launch
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
@@ -84,6 +85,17 @@ def run(module: str, *words: object, cwd: Path | None = None, prepare: Callable[
     """Run a command, and return it once it has ended."""
     with Command(module, *words, cwd=cwd, prepare=prepare) as command:
         return command.done()
+
+
+def launched(words: Sequence[str]) -> int:
+    """Call `launch` in this process, and return its status."""
+    forkserver.ensure_running()  # before signals are blocked, which it would pass on to every command
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return launch(words)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def encode(encoding: str) -> None:

@@ -103,7 +103,7 @@ class Demand:
 
     @cached_property
     def within(self) -> NDArray[np.int64]:
-        """|{k : N(k) ⊆ S}| for each set S [2^H]."""
+        """Number of users k with N(k) ⊆ S, for each set S [2^H]."""
         within = np.bincount(self.hears @ (1 << np.arange(self.H)), self.counts, 1 << self.H).astype(np.int64)
         for i in range(self.H):
             halves = within.reshape(-1, 2, 1 << i)

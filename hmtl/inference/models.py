@@ -31,7 +31,7 @@ class UserModel(nn.Module):
     Maps raw rows [n, ...] to scores, [n] or, for several classes, [n, C].
 
     Args:
-        learned: module that maps preprocessed rows [n, D], or [n, *shape], to [n, C].
+        learned: module that maps preprocessed rows [n, D], or [n, ...] with `shape`, to [n, C].
         scaling: the scaling that was fitted for this user.
         shape: shape of a row as `learned` expects it.
 

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from hmtl.distributed.frames import CONTROL
 from hmtl.distributed.peers import Peers
 from hmtl.distributed.placement import Placement
 from hmtl.errors import CheckpointError, ConfigError, EngineError
-from hmtl.launch import launch
 from hmtl.training.checkpoint import load_checkpoint
 
 SMALL = ("K=10", "H=3", "r=2", "rounds=3", "dataset.rows_per_user=10", "logger=none")
@@ -149,10 +147,9 @@ def results(folder: Path) -> tuple[bytes, dict[str, object], list[dict[str, floa
 
 
 @pytest.mark.slow
-def test_commands_leave_the_same_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_leave_the_same_results(tmp_path: Path) -> None:
     words = (*SMALL, "aggregators=all", "algorithm.omega_every=2")
     arguments = [f"processes={PROCESSES}", "engine=multicast", f"hydra.run.dir={tmp_path / 'many'}"]
-    monkeypatch.setattr(signal, "signal", lambda *handler: None)  # those of the tests stay
-    assert launch([*words, *arguments]) == 0
+    assert commands.launched([*words, *arguments]) == 0
     assert commands.run("hmtl.train", *words, f"hydra.run.dir={tmp_path / 'one'}").returncode == 0
     assert results(tmp_path / "many") == results(tmp_path / "one")

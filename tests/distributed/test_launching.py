@@ -11,7 +11,6 @@ import commands
 import pytest
 
 from hmtl.distributed import launching
-from hmtl.launch import launch
 from hmtl.training.checkpoint import load_checkpoint
 
 SMALL = ("K=10", "H=3", "r=2", "rounds=40", "dataset.rows_per_user=20", "logger=none", "checkpoint_every=1")
@@ -33,18 +32,15 @@ linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds p
 def test_wrong_arguments_are_refused_in_one_line(
     arguments: list[str], setting: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert launch(arguments) == 2
+    assert commands.launched(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {setting}")
     assert error.count("\n") == 1
 
 
 @pytest.mark.slow
-def test_an_error_of_several_processes_is_reported_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(signal, "signal", lambda *handler: None)  # those of the tests stay
-    assert launch([*SMALL, "processes=4", f"hydra.run.dir={tmp_path}"]) == 2
+def test_an_error_of_several_processes_is_reported_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.launched([*SMALL, "processes=4", f"hydra.run.dir={tmp_path}"]) == 2
     error = capsys.readouterr().err
     assert "need 5 to 14" in error
     assert error.count("\n") == 1
