@@ -76,7 +76,7 @@ def code_of(
         return rates
 
     def no_costlier(whole: Rates, hears: NDArray[np.uint8], parts: int) -> bool:
-        """Return whether uniform parts send no more than the whole generation does, with less work."""
+        """Return whether uniform parts send no more than the whole group, with less work."""
         rates = rates_of(hears)
         sent, before = parts * np.array(rates.counts) / rates.pieces, np.array(whole.counts) / whole.pieces
         if uplinks is not None and uplinks.parallel:  # per relay, because models are divided to fit the rates

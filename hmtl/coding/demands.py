@@ -28,10 +28,10 @@ Table = NDArray[np.bool_]
 
 
 def serve(t: Topology, needs: Table) -> NDArray[np.int64]:
-    """Choose the relay that computes each user's model, such that relays demand few IVs; -1 for absent users.
+    """Choose the relay that computes each user's model, such that relays demand few IVs.
 
     This is a local search, which may miss the best choice: each user starts at the relay that hears most of the users
-    that it needs, and moves to another relay if this one then demands fewer additional IVs.
+    that it needs, and moves to another relay if this one then demands fewer additional IVs. Absent users have -1.
     """
     hears = t.G.astype(bool)
     misses = needs.astype(np.float32) @ (~hears).T.astype(np.float32)  # [K, H]

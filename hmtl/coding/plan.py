@@ -100,7 +100,7 @@ class Plan:
 
     @cached_property
     def loads(self) -> Loads:
-        """The loads in IVs without padding; with enough pieces, they are those of `hmtl.coding.loads`."""
+        """The loads in IVs without padding; with enough pieces, those of `hmtl.coding.loads`."""
         if not self.aggregators:
             return uncoded_loads(self.topology, self.uplinks)
         return Loads.coded(self.topology, self.aggregators, self.sent, *self.received, self.uplinks)
@@ -120,7 +120,7 @@ class Plan:
 
 
 class DemandPlan(Plan):
-    """A plan with which each relay learns the IVs that it demands; no model passes through the server."""
+    """A plan with which each relay learns the IVs that it demands. No model passes the server."""
 
     @cached_property
     def loads(self) -> Loads:

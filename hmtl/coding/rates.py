@@ -241,7 +241,7 @@ def _first(costs: dict[int, float], slack: float) -> int:
 
 
 class Programme:
-    """The linear programme of one network, which keeps violated sets for other choices of aggregators.
+    """The linear programme of one network; it keeps violated sets for other aggregators.
 
     Args:
         demand: which relay hears which users.
@@ -299,7 +299,7 @@ class Programme:
         return self._seconds(self._solve(A, models)) + apart
 
     def _apart(self, A: Sequence[int], models: float) -> tuple[float, float]:
-        """Return the time of the models, if the fastest aggregator sends them, and the number left in the programme."""
+        """Return the models' time by the fastest aggregator, and their number in the programme."""
         return (0.0, models) if self.parallel else (models / float(self.W[list(A)].max()), 0.0)
 
     def rates(self, A: Sequence[int], max_pieces: int, models: float = 0, slack: float = TOLERANCE) -> Rates:

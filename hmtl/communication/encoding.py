@@ -24,7 +24,7 @@ def from_bytes(rows: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def take(rows: Tensor, at: Tensor) -> Tensor:
-    """Return rows[at]; no copy is made of all rows in order, nor of rows that are one in memory."""
+    """Return rows[at], without a copy if these are all rows in order, or one row in memory."""
     if len(at) == len(rows) and bool((at[1:] > at[:-1]).all()):
         return rows
     return rows[:1].expand(len(at), -1) if len(rows) and rows.stride(0) == 0 else rows.index_select(0, at)

@@ -104,7 +104,7 @@ class Outcome:
 
 
 class Stage:
-    """Gives nodes their turns: hands them their messages, measures CPU time, and posts what they answer.
+    """Gives nodes their turns: hands over messages, measures CPU time, and posts the answers.
 
     Attributes:
         acting: the relays of this process that take part at present.

@@ -41,7 +41,7 @@ class Transport:
 
 
 class Connection:
-    """The connection to one other process: frames both ways, with one thread for each direction.
+    """The connection to one other process, with one thread for the frames of each direction.
 
     A frame that arrives twice, out of order or with a damaged header ends the connection.
 
@@ -87,7 +87,7 @@ class Connection:
         return frame
 
     def join(self, deadline: float) -> None:
-        """Wait until both sides have sent BYE, but not beyond the deadline, in the time of `time.monotonic()`."""
+        """Wait until both sides have sent BYE, at most until the deadline (`time.monotonic()`)."""
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 

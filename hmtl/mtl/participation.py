@@ -22,7 +22,7 @@ Pairs = Sequence[Sequence[int]] | str | Path
 
 @dataclass(frozen=True)
 class Participation:
-    """Who takes part: stragglers, which do only part of their work, and users and relays that drop out of a round.
+    """Stragglers, which do part of their work, and users and relays that drop out of rounds.
 
     A round lasts as long as a user at full speed needs. In each round, a user does a share of its usual work: a new
     draw from U(low, high), times the user's speed. A user that drops out sends nothing but receives its model; a relay

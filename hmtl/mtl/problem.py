@@ -1,4 +1,4 @@
-"""The learning problem of all users, their training rows, and the quality of models on them.
+"""The learning problem of all users, their rows, and the quality of models on them.
 
 A process may hold the rows of only some users. It then computes for these users, and K is their number in the shapes of
 rows, duals and models.
@@ -138,7 +138,7 @@ class Problem:
         self.regularizer = regularizer.prepared(facts).to(self.s.device)
 
     def regularized(self, regularizer: Regularizer) -> "Problem":
-        """Return a problem with the same tasks and loss but another regularizer; both share the rows."""
+        """Return a problem with another regularizer, but the same tasks, rows and loss."""
         new = copy.copy(self)
         new._prepare(regularizer)
         return new

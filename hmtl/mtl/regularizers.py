@@ -84,7 +84,7 @@ class Regularizer(nn.Module, ABC):
         return None if inverse is None or not (inverse.delta > 0).all() else inverse.coupling()
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Reset `sums` in a subclass that redefines the coupling, to which the inherited sums do not apply."""
+        """Reset `sums` in a subclass that redefines the coupling: the inherited ones would be wrong."""
         super().__init_subclass__(**options)
         if {"coupling", "inverse_coupling"} & set(vars(cls)) and "sums" not in vars(cls):
             cls.sums = Regularizer.sums  # type: ignore[method-assign]
@@ -127,7 +127,7 @@ class Ridge(Regularizer):
 
 
 class Mean(Regularizer):
-    """Models stay near their mean: A = 2(λ1·(I − 11ᵀ/K) + λ2·I), R = λ1 Σ_k ‖w_k − w̄‖² + λ2‖W‖².
+    """Models near their mean: A = 2(λ1·(I − 11ᵀ/K) + λ2·I), R = λ1 Σ_k ‖w_k − w̄‖² + λ2‖W‖².
 
     Args:
         lam: λ1.

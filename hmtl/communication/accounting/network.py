@@ -1,4 +1,4 @@
-"""Transmission times of bits: the paper's model, extended by unicast and by unequal uplinks."""
+"""Transmission times: the paper's model, extended by unicast and by unequal uplinks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

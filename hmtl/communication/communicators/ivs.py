@@ -47,7 +47,7 @@ class CodedHierarchical(Communicator):
 
 
 class Uncoded(Communicator):
-    """A communicator whose relays forward IVs and models to a server that aggregates; loads are (K, K, K, K).
+    """A communicator whose relays forward IVs and models; the server aggregates. Loads are (K, K, K, K).
 
     Ref: Hu et al. 2022, Example 1.
 

@@ -86,7 +86,7 @@ class CodedPartial(Communicator):
         return super().round(number, users, aggregator, absent_relays)
 
     def describe(self) -> dict[str, Any]:
-        """Return what `summary.json` reports about communication, with the bounds of `demand_bounds`."""
+        """Return what `summary.json` reports of communication, with the bounds of `demand_bounds`."""
         bound = demand_bounds(self.topology, self.planner.demands)
         least = {RELAYS_TO_SERVER: bound.uplink, SERVER_TO_RELAYS: bound.down(self.network.medium)}
         return super().describe() | {"communicator": "partial", "bounds": least}

@@ -28,7 +28,7 @@ RECEIPT = 32  # bits, beside each user's own model, that say in which round the 
 
 
 class Sums(Communicator):
-    """A communicator for learners that need only sums over users: relays and server add the terms.
+    """A communicator for learners that need only sums: relays and server add the users' terms.
 
     What is exchanged before the first round travels uncoded.
 
@@ -78,7 +78,7 @@ class Sums(Communicator):
         return described
 
     def uncoded_seconds(self) -> float:
-        """Return the communication time that the last round would take with uncoded IVs and models."""
+        """Return the communication time of the last round with uncoded IVs and models instead."""
         if self._server is None or self._sides is None:
             return 0.0
         (numbers, up, down), sent = self._sides[0].row_bits, self._sent(-1)

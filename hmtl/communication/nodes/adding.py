@@ -111,7 +111,7 @@ def _split_receipts(overhead: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDA
 
 
 def _sum(rows: Tensor, at: Tensor) -> Tensor:
-    """Return the sum of the rows `at`, both as bytes of int64: uint8 [1, 8·L] for rows [n, 8·L]."""
+    """Return the sum of the rows `at`, uint8 [1, 8·L] for rows [n, 8·L]: the bytes of int64."""
     terms = from_bytes(rows, torch.int64)
     total = terms.new_zeros(1, terms.shape[1])
     for places in torch.split(at, max(1, WORK // max(1, terms.shape[1]))):

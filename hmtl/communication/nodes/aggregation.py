@@ -172,5 +172,5 @@ class Aggregation:
         return self.aggregator.update(self.users, ivs)
 
     def _receipts(self) -> Tensor:
-        """Return for each row of models the round in which the user's IV counted last, uint8 [rows, 4]."""
+        """Return when the user's IV counted last, for each row of models: uint8 [rows, 4]."""
         return torch.from_numpy(numbers_to_bytes(self.counted).reshape(-1, 4))

@@ -182,9 +182,9 @@ class Server(Node):
         return self._to(self.attendance.relays, ATTENDANCE, *overhead_only(content))
 
     def _lacks(self, relays: Sequence[int], messages: Sequence[Message]) -> bool:
-        """Record which of these relays sent no message; return whether one is missing, now or earlier in this attempt.
+        """Record the relays that sent no message; return whether one is or was missing.
 
-        Only the first silence is recorded: relays that lack a message because of it are not silent themselves.
+        `silent` keeps the first such relays of an attempt: relays that cannot send because of them are not silent.
         """
         if not self.silent:
             self.silent = set(relays).difference(map(relay_of, messages))
@@ -202,7 +202,7 @@ class Server(Node):
         return [Message(self.round, SERVER_TO_RELAYS, kind, SERVER, to, link, payload, overhead) for to, link in copies]
 
     def _to_serving(self, models: Message | PackedModels, of: Users, rows: Tensor) -> Iterator[Message]:
-        """Yield messages with the models of some users to the relays that serve them, where these need the server."""
+        """Yield the models of some users to the relays that serve them and need the server for it."""
         serving, via_server = self.attendance.routes
         payload, overhead = models.payload, models.overhead
         for i in np.unique(serving[of][via_server[of]]).tolist():

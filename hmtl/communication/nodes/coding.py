@@ -47,7 +47,7 @@ class CodingRelay(Relay):
 
     @property
     def aggregating(self) -> bool:
-        """Whether the relay computes models in this attempt: it is an aggregator, and lacks no message."""
+        """Whether the relay computes models in this attempt: it aggregates, and lacks no message."""
         return self.phase is Phase.ATTENDING and bool(self.attendance.aggregating[self.i])
 
     def attend(self, messages: Sequence[Message]) -> None:
@@ -139,9 +139,10 @@ class CodingRelay(Relay):
             self.aggregation.roll_back()
 
     def deliver(self) -> list[Message]:
-        """Send users the models that the server passed on and, if all aggregators agree, those that the relay computed.
+        """Send users the models that the server passed on, and those that the relay computed.
 
-        In a round without aggregators, send receipts instead, which say that no IV counted.
+        The latter are sent only if all aggregators agree. In a round without aggregators, send receipts instead, which
+        say that no IV counted.
         """
         serving, via_server = self.attendance.routes
         if self.phase is not Phase.ABSENT and not self.attendance.aggregating.any():

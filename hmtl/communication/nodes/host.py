@@ -114,7 +114,7 @@ class UserHost:
             setattr(self, name, state[name].numpy().copy())
 
     def _settle(self, users: Users, last: NDArray[np.int64]) -> None:
-        """Commit or roll back pending updates, given the round in which each user's IV counted last."""
+        """Commit or roll back pending updates; `last` is the round in which an IV counted last."""
         counted = last == self.sent[users]
         self.users.commit(users[self.pending[users] & counted])
         self.users.roll_back(users[self.pending[users] & ~counted])

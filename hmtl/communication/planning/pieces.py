@@ -79,11 +79,11 @@ class Segment:
                 rows[:, target].numpy()[places.numpy()] = matched[:, s, columns].numpy()
 
     def recoded(self, received: Tensor) -> Tensor:
-        """Return the server's combinations of the combinations that it received [Σ_i rows_i, g·width]."""
+        """Return the server's combinations of what it received [Σ_i rows_i, g·width]."""
         return received if self.block.forwards else matmul(self.block.downlink, received)
 
     def _spans(self) -> Iterator[tuple[int, slice, slice]]:
-        """Yield for each piece its number, the bytes of an IV that lie in this segment, and their columns in it."""
+        """Yield each piece's number, its bytes of an IV in this segment, and their columns."""
         piece = self.block.piece_bytes(self.nbytes)
         for s in range(self.block.pieces):
             start = s * piece + self.columns.start
@@ -91,7 +91,7 @@ class Segment:
             yield s, slice(start, start + length), slice(0, length)
 
     def _matched(self, pieces: Tensor, at: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield pieces as [.., c, width] with the places of their IVs: all at once if possible, else block by block."""
+        """Yield pieces as [.., c, width] with the places of their IVs, all at once if possible."""
         if 1 in pieces.shape[1:3]:
             yield pieces.view(-1, self.block.pieces, self.width), at.ravel()
         else:
@@ -99,7 +99,7 @@ class Segment:
 
 
 def segments(plan: Plan, payload: int, overhead: int) -> Iterator[Segment]:
-    """Yield the segments of a plan in the order in which they are coded, for IVs of this many bytes."""
+    """Yield the segments of a plan in the order of coding, for IVs of this many bytes."""
     for number, blocks in together(plan):
         pieces = len(blocks) * len(blocks[0].users) * blocks[0].pieces
         width = max(64, WORKING_SET // pieces // 64 * 64)
@@ -110,7 +110,7 @@ def segments(plan: Plan, payload: int, overhead: int) -> Iterator[Segment]:
 
 
 def together(plan: Plan) -> Iterator[tuple[int, tuple[Block, ...]]]:
-    """Yield runs of consecutive blocks that share a code, each with the number of its first block."""
+    """Yield runs of consecutive blocks that share a code, with the number of the first block."""
     start, blocks = 0, plan.blocks
     while start < len(blocks):
         first = blocks[start]
@@ -141,7 +141,7 @@ class View:
         self._block = block
 
     def decode(self, received: Tensor, heard: Tensor) -> Tensor:
-        """Return the pieces that the relay missed, given the combinations it received and the pieces it heard."""
+        """Return the pieces that the relay missed, from combinations and the pieces it heard."""
         return matmul(self._from_server, received).bitwise_xor_(matmul(self._from_heard, heard))
 
     def check(self, heard: Tensor, decoded: Tensor, blocks: int = 1) -> Tensor:

@@ -47,7 +47,7 @@ class Code:
         return tuple(active[n] for n in self.plan.blocks[block].aggregators)
 
     def carriers(self, models: int) -> NDArray[np.int64]:
-        """Return the aggregator that sends each model to the server, for `models` users whom no aggregator hears."""
+        """Return the aggregator that sends each model to the server, for users whom none hears."""
         if not self.plan.aggregators:  # nobody was heard
             return np.full(models, self.aggregators[0])
         return self.plan.carriers(models)

@@ -136,7 +136,7 @@ class Aggregator(Side):
 
 
 class Algorithm(ABC):
-    """A user side and an aggregator side: local update → IVs → global update → models, once per round.
+    """Two sides that play rounds: local update → IVs → global update → models.
 
     The constructor of every algorithm has a keyword `messages`, which chooses the two sides: with "ivs" users send
     their IVs, with "sums" they send terms that relays and server add. The models are the same, bit for bit.

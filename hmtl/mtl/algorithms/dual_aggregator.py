@@ -183,7 +183,7 @@ class DualAggregator(Aggregator):
 
 
 class SummedDualAggregator(Aggregator):
-    """Aggregator side for terms: keeps the sums s on the grid, but no user's v_k. Ω is never learned.
+    """Aggregator side for terms: keeps the sums s on the grid, no v_k. Ω is never learned.
 
     Buffers: `S`, s as int64 [1, q·d], where q·d is the argument `numbers`; `t`, as in `DualAggregator`.
     """

@@ -232,7 +232,7 @@ class FedU(NetworkAlgorithm):
 
 
 def _form(problem: Problem) -> Form | None:
-    """Return the form of A if a user's coupling step needs only sums over all users, otherwise None."""
+    """Return the form of A if coupling steps need only sums over all users, otherwise None."""
     regularizer = problem.regularizer
     if regularizer.learns or problem.facts().shape[1]:
         return None

@@ -147,7 +147,7 @@ class NetworkUsers(Users):
 
 
 class NetworkAlgorithm(Algorithm):
-    """An algorithm whose users train networks by SGD; a subclass says what the aggregator makes of the IVs.
+    """An algorithm whose users train networks by SGD; subclasses say how they are combined.
 
     Args:
         problem: data, loss and regularizer; any loss will do.
