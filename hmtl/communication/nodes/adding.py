@@ -33,8 +33,8 @@ class AddingHost(UserHost):
         message = super().send(round, relays)
         if message.dtype != torch.int64:
             raise CodingError(
-                f"communicator=sums adds terms of type int64, but these users send {message.dtype}. Construct the "
-                "algorithm with messages='sums'."
+                f"communicator=sums adds terms of type int64, but these users send {message.dtype}. Make the algorithm "
+                "with messages='sums'."
             )
         return message
 
