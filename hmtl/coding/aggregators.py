@@ -1,8 +1,8 @@
-"""The choice of aggregators: relays, or the server, that compute the models soonest.
+"""The choice of aggregators: the relays, or the server, that compute the models soonest.
 
-Let relays A aggregate. All relays send `uplink(A)` (see `rates`). The server sends max_{j∈A} (K − |N_j|) messages as a
-broadcast, or Σ_{j∈A} (K − |N_j|) as copies for each aggregator. The models of the u(A) users that no relay of A hears
-go up once and down once. If the server aggregates, K IVs go up and K models down.
+Let relays A aggregate. All relays together send `uplink(A)` (see `rates`). The server sends max_{j∈A} (K − |N_j|)
+messages as a broadcast, or Σ_{j∈A} (K − |N_j|) as copies for each aggregator. The models of the u(A) users that no
+relay of A hears go up once and down once. If the server aggregates, K IVs go up and K models down.
 
 The *cost* is the time of these messages in IVs at the speed of the server's downlink; with equal links, it is the
 number of IVs. A lower bound of `uplink(A)` is what a single aggregator needs, which excludes most sets A.
@@ -24,12 +24,12 @@ from hmtl.topology import Topology
 log = logging.getLogger(__name__)
 
 MEDIA = ("broadcast", "unicast")
-MOST_ENUMERATED = 20  # relays up to which the bounds of all sets are compared
-MOST_PROVEN = 10  # relays up to which the search continues until the best set is proven
-MOST_TRIED = 30  # sets that are tried for more relays
+MOST_ENUMERATED = 20  # relays; up to this number, the bounds of all sets are compared
+MOST_PROVEN = 10  # relays; up to this number, the search continues until the best set is proven
+MOST_TRIED = 30  # sets that are tried if there are more relays
 
 Meter = Callable[[Sequence[int], int, float], float | None]
-"""Gives the time of the uplink for aggregators and a number of models; None if it is at least the last argument."""
+"""Returns the uplink's time for aggregators and a number of models; None if it is at least the last argument."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Choice:
 
     Attributes:
         relays: the aggregators; empty if the server aggregates.
-        cost: of a round between relays and server, see the module.
+        cost: cost of a round between relays and server, see the module.
         bound: lower bound of the cost of all choices with this scheme.
     """
 
@@ -71,7 +71,7 @@ class Search:
         self.W, self.parallel = W / W.max(), uplinks is not None and uplinks.parallel
         self.add = np.maximum if medium == "broadcast" else np.add
         self.missed = self.K - t.core.sum(axis=1, dtype=np.int64)  # IVs that each relay misses [H]
-        self.found: tuple[float, tuple[int, ...]] = float(self.speed * server) + self.K, ()  # least cost, aggregators
+        self.lowest: tuple[float, tuple[int, ...]] = float(self.speed * server) + self.K, ()  # cost, aggregators
         self.tried = 0
         if self.parallel:
             self.alone = self.missed / (self.W.sum() - self.W).clip(min=1e-300)
@@ -82,7 +82,7 @@ class Search:
     def best(self) -> Choice:
         """Return the best choice found, with a lower bound of the cost."""
         bound = self._enumerate() if self.demand.H <= MOST_ENUMERATED else self._search()
-        cost, A = self.found
+        cost, A = self.lowest
         return Choice(tuple(self.relays[i] for i in A), float(cost), float(min(bound, cost)))
 
     def _enumerate(self) -> float:
@@ -90,7 +90,7 @@ class Search:
         H = self.demand.H
         bounds = np.asarray(self._bound(over_sets, self.demand.within[::-1]))
         bounds[0] = inf  # the empty set is the server
-        order = np.flatnonzero(bounds < self.found[0])
+        order = np.flatnonzero(bounds < self.lowest[0])
         if H > MOST_PROVEN and len(order) > MOST_TRIED:
             order = order[bounds[order] <= np.partition(bounds[order], MOST_TRIED)[MOST_TRIED]]
             self._try(tuple(range(H)))
@@ -102,10 +102,10 @@ class Search:
             if H > MOST_PROVEN and tried == MOST_TRIED:
                 return float(bounds[number])
             self._try(tuple(i for i in range(H) if number >> i & 1))
-        return self.found[0]
+        return self.lowest[0]
 
     def _search(self) -> float:
-        """Try the set with the least bound, sets beside it and all relays; return a lower bound of all costs."""
+        """Try the set with the least bound, its neighbours and all relays; return a lower bound of all costs."""
 
         def bound(A: tuple[int, ...]) -> float:
             members = list(A)
@@ -116,14 +116,14 @@ class Search:
         near = [tuple(sorted(set(cover) ^ {i})) for i in range(H)]
         near = sorted((A for A in near if A), key=lambda A: (bound(A), len(A), A))
         for A in (cover, *near[: MOST_TRIED // 4], tuple(range(H))):
-            if bound(A) < self.found[0]:
+            if bound(A) < self.lowest[0]:
                 self._try(A)
         return least
 
     @property
     def _to_beat(self) -> float:
-        """What a lower cost than the least so far is below."""
-        return self.found[0] * (1 - 1e-12) - 1e-9
+        """The cost that a better choice has to be below: the least so far, minus a tolerance."""
+        return self.lowest[0] * (1 - 1e-12) - 1e-9
 
     def _try(self, A: tuple[int, ...]) -> None:
         self.tried += 1
@@ -132,7 +132,7 @@ class Search:
         rest = int(self.add.reduce(self.missed[list(A)])) + u
         uplink = self.meter(A, u, (self._to_beat - rest) / self.speed)
         if uplink is not None and self.speed * uplink + rest < self._to_beat:
-            self.found = self.speed * uplink + rest, A
+            self.lowest = self.speed * uplink + rest, A
 
     def _bound(self, over: Callable[..., Any], u: Any) -> Any:
         """Return a lower bound of the cost of one set, or of all sets [2^H].

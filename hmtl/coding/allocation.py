@@ -17,9 +17,9 @@ from hmtl.errors import CodingError
 from hmtl.topology import Topology
 
 Split = Callable[[NDArray[np.int64], NDArray[np.int64]], tuple[Fraction, ...]]
-"""Gives α_i for each relay from the numbers n_i [relays] and the types that relays hear [types, relays]."""
+"""Returns α_i for each relay, given the numbers n_i [relays] and the types that relays hear [types, relays]."""
 
-MOST_PIECES = 4096  # of a block: planning takes minutes, and time grows with the cube
+MOST_PIECES = 4096  # of a block; planning then takes minutes, and the time grows with the cube
 NEGLIGIBLE = 1e-7  # above the solver's rounding errors, below the entries of vertices with tens of relays
 
 

@@ -18,7 +18,7 @@ from hmtl.errors import CodingError
 from hmtl.gf256 import cauchy
 from hmtl.topology import Topology
 
-ROUNDING = 0.005  # with several generations, relative excess of the load that is accepted for fewer pieces
+ROUNDING = 0.005  # relative excess of the load that is accepted for fewer pieces, if there are several generations
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def code_of(
         return rates
 
     def no_costlier(whole: Rates, hears: NDArray[np.uint8], parts: int) -> bool:
-        """Return whether uniform parts send no more than the whole, with less work."""
+        """Return whether uniform parts send no more than the whole group, with less work."""
         rates = rates_of(hears)
         sent, before = parts * np.array(rates.counts) / rates.pieces, np.array(whole.counts) / whole.pieces
         if uplinks is not None and uplinks.parallel:  # per relay, because models are divided to fit the rates

@@ -15,7 +15,7 @@ from hmtl.coding.formulas import Loads
 from hmtl.coding.rates import Demand, Uplinks, over_sets
 from hmtl.topology import Topology
 
-MOST_ENUMERATED = 16  # relays up to which all sets are compared
+MOST_ENUMERATED = 16  # relays; up to this number, all sets are compared
 NODES = 100  # of the search tree for more relays
 
 
@@ -34,10 +34,10 @@ class Cover(Choice):
 
 
 def cover(t: Topology, uplinks: Uplinks | None = None) -> Cover:
-    """Return the relays that hear all users and send a row each in the least time.
+    """Return the relays that together hear all users and send one row each in the least time.
 
-    Ties go to the fewest relays. The result is proven optimal for up to 16 active relays. Beyond, it is that of an
-    integer programme with a bound.
+    Among equally fast sets, the smallest is chosen. The result is proven optimal for up to 16 active relays. For more,
+    it is that of an integer programme with a bound.
 
     Args:
         t: the topology.
@@ -84,7 +84,7 @@ def sum_bounds(t: Topology) -> Loads:
 
 
 def least_shares(hears: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the shares of a row [H] with the least sum of which every type's relays send a whole row together."""
+    """Return the shares of a row [H] with the least sum for which every type's relays together send a whole row."""
     from scipy.optimize import linprog  # here, because only bounds need it
 
     return np.asarray(linprog(np.ones(hears.shape[1]), A_ub=-hears.astype(float), b_ub=-np.ones(len(hears))).x)
@@ -94,7 +94,7 @@ def _least(hears: NDArray[np.bool_], weights: NDArray[np.float64]) -> tuple[NDAr
     """Return relays of least weight that hear all types, and a lower bound of the weight."""
     H = len(weights)
     if H <= MOST_ENUMERATED:
-        covers = np.flatnonzero(Demand(hears.T.astype(np.uint8)).within[::-1] == 0)  # nobody is left to others
+        covers = np.flatnonzero(Demand(hears.T.astype(np.uint8)).within[::-1] == 0)  # no user is left to other relays
         weight, size = over_sets(weights, np.add, 0.0)[covers], over_sets(np.ones(H), np.add, 0)[covers]
         best = np.lexsort((size, weight.round(9)))[0]
         return np.flatnonzero(covers[best] >> np.arange(H) & 1), float(weight[best])

@@ -1,6 +1,6 @@
-"""Codes and bounds for relays that need the IVs of some users only.
+"""Codes and bounds for relays that need the IVs of only some users.
 
-Users that the same relays demand are coded together, as a network with these relays as aggregators. Users that are
+Users that the same relays demand are coded together, as in a network with these relays as aggregators. Users that are
 heard by all relays that demand them need no code.
 
 Shapes: K users, H relays; needs, bool [K, K], row k: the users whose IVs user k's model depends on; demands, bool
@@ -30,8 +30,8 @@ Table = NDArray[np.bool_]
 def serve(t: Topology, needs: Table) -> NDArray[np.int64]:
     """Choose the relay that computes each user's model, such that relays demand few IVs.
 
-    A local search, which may miss the best choice: a user starts at the relay that hears most of the users that it
-    needs, and moves if another relay then demands fewer IVs for all its users. Absent users have -1.
+    This is a local search, which may miss the best choice: each user starts at the relay that hears most of the users
+    that it needs, and moves to another relay if this one then demands fewer additional IVs. Absent users have -1.
     """
     hears = t.G.astype(bool)
     misses = needs.astype(np.float32) @ (~hears).T.astype(np.float32)  # [K, H]
@@ -85,8 +85,8 @@ def demand_plan(
     """
     settings = CodeSettings(seed, max_pieces, generation, uplinks)
     blocks = tuple(block for D, users in groups(t, demands) for block in _code(t, D, users, settings))
-    some = tuple(np.flatnonzero(demands.any(axis=1)).tolist())
-    return DemandPlan(t, "optimal", seed, some, uplinks, blocks)
+    demanding = tuple(np.flatnonzero(demands.any(axis=1)).tolist())
+    return DemandPlan(t, "optimal", seed, demanding, uplinks, blocks)
 
 
 def demand_bounds(t: Topology, demands: Table) -> Loads:
@@ -121,25 +121,28 @@ def demand_bounds(t: Topology, demands: Table) -> Loads:
 
 
 def groups(t: Topology, demands: Table) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Return the sets of relays that demand the same users, with these users, unless all of them hear the users."""
+    """Return the sets of relays that demand the same users, each with these users.
+
+    Users that all relays that demand them hear are left out.
+    """
     users = np.flatnonzero((demands & (t.G == 0)).any(axis=0))
-    kinds, of = np.unique(demands[:, users].T, axis=0, return_inverse=True)
-    return [(np.flatnonzero(kind), users[of.ravel() == n]) for n, kind in enumerate(kinds)]
+    kinds, kind_of = np.unique(demands[:, users].T, axis=0, return_inverse=True)
+    return [(np.flatnonzero(kind), users[kind_of.ravel() == n]) for n, kind in enumerate(kinds)]
 
 
 def _code(t: Topology, D: NDArray[np.int64], users: NDArray[np.int64], settings: CodeSettings) -> Iterator[Block]:
     """Yield the code of users that relays D demand, among the relays involved."""
     active = np.array(t.active)
     G = t.G[active][:, users]
-    some = np.flatnonzero(G.any(axis=1) | np.isin(active, D))  # positions of the relays that take part
+    involved = np.flatnonzero(G.any(axis=1) | np.isin(active, D))  # positions among the active relays
     if uplinks := settings.uplinks:
-        bandwidths = tuple(uplinks.bandwidths[n] for n in some.tolist())
+        bandwidths = tuple(uplinks.bandwidths[n] for n in involved.tolist())
         settings = replace(settings, uplinks=replace(uplinks, bandwidths=bandwidths))
-    places = np.flatnonzero(np.isin(active[some], D)).tolist()
-    for block in code_of(users, G[some], places, settings):
+    places = np.flatnonzero(np.isin(active[involved], D)).tolist()
+    for block in code_of(users, G[involved], places, settings):
         heard: list[tuple[int, ...]] = [()] * len(active)
         uplink = [torch.zeros(0, 0, dtype=torch.uint8)] * len(active)
-        for n, known, rows in zip(some.tolist(), block.heard, block.uplink, strict=True):
+        for n, known, rows in zip(involved.tolist(), block.heard, block.uplink, strict=True):
             heard[n], uplink[n] = known, rows
-        aggregators = tuple(some[list(block.aggregators)].tolist())
+        aggregators = tuple(involved[list(block.aggregators)].tolist())
         yield replace(block, heard=tuple(heard), uplink=tuple(uplink), aggregators=aggregators)

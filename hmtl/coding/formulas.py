@@ -39,7 +39,7 @@ class Loads:
 
     @classmethod
     def of(cls, t: Topology, active: Sequence[Number], downlink: Number, unicast: Number) -> "Loads":
-        """Return loads from the uplinks of the active relays."""
+        """Return loads, given the uplink load of each active relay."""
         by_relay = dict(zip(t.active, active, strict=True))
         each = tuple(float(by_relay.get(i, 0)) for i in range(t.H))
         return cls(float(sum(active)), float(downlink), each, float(unicast))
@@ -74,7 +74,7 @@ def uncoded_loads(t: Topology, uplinks: Uplinks | None = None) -> Loads:
 
 
 def optimal_loads(t: Topology, A: Sequence[int], uplinks: Uplinks | None = None) -> Loads:
-    """Return the smallest loads, or with uplinks those of the least time in whole pieces."""
+    """Return the smallest loads; with uplinks, those of the least time in whole pieces."""
     demand, places, misses = Demand(t.core), [t.active.index(i) for i in A], missed(t, A)
     if uplinks is None and len(A) < len(t.active):
         solution = Programme(demand).least(places)
@@ -88,7 +88,7 @@ def optimal_loads(t: Topology, A: Sequence[int], uplinks: Uplinks | None = None)
 
 
 def allocated_loads(split: Split, t: Topology, A: Sequence[int], uplinks: Uplinks | None = None) -> Loads:
-    """Return the sums over all z. Ref: Hu et al. 2022, Theorem 1, eqs. (33a) and (33b)."""
+    """Return the loads summed over z. Ref: Hu et al. 2022, Theorem 1, eqs. (33a) and (33b)."""
     allocations = allocate(t, split, tuple(A))
     shares = [[n * alpha for n, alpha in zip(part.n, part.alpha, strict=True)] for part in allocations]
     sent = [sum(share, Fraction()) for share in zip(*shares, strict=True)] or [Fraction()] * len(t.active)
@@ -99,7 +99,7 @@ def allocated_loads(split: Split, t: Topology, A: Sequence[int], uplinks: Uplink
 def carriers(
     t: Topology, A: Sequence[int], sent: Sequence[Number], models: int, uplinks: Uplinks | None
 ) -> NDArray[np.int64]:
-    """Return the aggregator in A that sends each model, such that the last arrives soonest.
+    """Return the aggregator in A that sends each model; the last model arrives soonest.
 
     The active relays also send IVs, as many as `sent` says. With equal uplinks, the first aggregator sends all models.
     """

@@ -17,7 +17,7 @@ def similar_groups(G: NDArray[np.uint8], groups: int) -> list[NDArray[np.intp]]:
     Users are sorted by type (their set of relays) and dealt to the groups in turns, one user per group and turn, so
     that groups have nearly equal numbers of each type. Within a turn, users are matched to the groups in which their
     relays are furthest behind their share. Finally, groups exchange users if that evens out the relays. Relay i then
-    hears about |N_i| / groups users of each group, and the groups' loads add up to little more than that of the whole.
+    hears about |N_i| / groups users of each group, and the groups' loads add up to little more than the undivided load.
 
     Returns:
         The users of each group, as columns of G [H, n] sorted by type.
@@ -34,11 +34,11 @@ def similar_groups(G: NDArray[np.uint8], groups: int) -> list[NDArray[np.intp]]:
     share = hears.sum(axis=0) / n
     for start in range(0, n, groups):
         users = hears[start : start + groups]
-        to = np.arange(len(users))
+        chosen = np.arange(len(users))
         if (users != users[0]).any() or len(users) < groups:
-            to = linear_sum_assignment(users @ ahead.T)[1]  # keeps the squares of `ahead` small
-        group_of[start : start + len(users)] = to
-        ahead[to] += users
+            chosen = linear_sum_assignment(users @ ahead.T)[1]  # keeps the squares of `ahead` small
+        group_of[start : start + len(users)] = chosen
+        ahead[chosen] += users
         ahead -= share * len(users) / groups
     _exchange(hears, group_of, ahead)
     order = np.argsort(group_of, kind="stable")
@@ -46,7 +46,7 @@ def similar_groups(G: NDArray[np.uint8], groups: int) -> list[NDArray[np.intp]]:
 
 
 def uniform_parts(G: NDArray[np.uint8], acceptable: Callable[[NDArray[np.uint8], int], bool]) -> NDArray[np.intp]:
-    """Split users into the most parts with equal numbers of each type, such that one code fits all of these parts.
+    """Split users into as many parts with equal numbers of each type as acceptable, so that one code fits all parts.
 
     Args:
         G: which relay hears which user [H, n], columns sorted by type.
@@ -67,7 +67,7 @@ def uniform_parts(G: NDArray[np.uint8], acceptable: Callable[[NDArray[np.uint8],
 
 
 def _exchange(hears: NDArray[np.float64], group_of: NDArray[np.int64], ahead: NDArray[np.float64]) -> None:
-    """Exchange users between the group furthest behind and one that is ahead."""
+    """Exchange users between the group that is furthest behind and one that is ahead."""
     for _ in range(SWAPS * len(ahead)):
         low, relay = np.unravel_index(ahead.argmin(), ahead.shape)
         high = int(ahead[:, relay].argmax())

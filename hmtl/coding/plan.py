@@ -1,4 +1,4 @@
-"""The plan of a network: codes with the matrices of all nodes, and how their coefficients are drawn from the seed.
+"""The plan of a network: codes with the matrices of all nodes, whose coefficients are drawn from a seed.
 
 Shapes: c pieces per IV; m messages of the server; rows_i uplink messages of relay i. Lists over i run over the active
 relays, lists over j over the aggregators. All matrices are uint8 tensors over GF(2^8); messages and pieces have equal
@@ -100,14 +100,14 @@ class Plan:
 
     @cached_property
     def loads(self) -> Loads:
-        """The loads in IVs without padding; those of `loads`, if there are enough pieces."""
+        """The loads in IVs without padding; with enough pieces, those of `hmtl.coding.loads`."""
         if not self.aggregators:
             return uncoded_loads(self.topology, self.uplinks)
         return Loads.coded(self.topology, self.aggregators, self.sent, *self.received, self.uplinks)
 
     @cached_property
     def received(self) -> tuple[Fraction, Fraction]:
-        """IVs' worth of the server's combinations, as a broadcast and as copies."""
+        """IVs' worth of combinations that the server sends, as a broadcast and as copies."""
         broadcast, unicast = Fraction(), Fraction()
         for block in self.blocks:
             broadcast += Fraction(len(block.downlink), block.pieces)
@@ -120,7 +120,7 @@ class Plan:
 
 
 class DemandPlan(Plan):
-    """A plan with which each relay learns the IVs that it demands; no model passes the server."""
+    """A plan with which each relay learns the IVs that it demands. No model passes the server."""
 
     @cached_property
     def loads(self) -> Loads:

@@ -30,10 +30,10 @@ from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from hmtl.errors import CodingError
 
-MOST_AT_ONCE = 6  # relays up to which all constraints are used; beyond, they are added as they are violated
-MOST_TABULATED = 12  # relays up to which a table of all sets finds violations; beyond, a flow is faster
-MOST_STEPS = 60  # of adding violated sets, if there is no table
-NODES = 1000  # of an integer programme's tree, after which its best solution is used
+MOST_AT_ONCE = 6  # relays; up to this number, all constraints are used, beyond it they are added when violated
+MOST_TABULATED = 12  # relays; up to this number, a table of all sets finds violations, beyond it a flow is faster
+MOST_STEPS = 60  # rounds of adding violated sets, if there is no table
+NODES = 1000  # nodes of an integer programme's tree, after which its best solution is used
 TOLERANCE = 1e-9
 EVEN = 1e-4  # weight of the largest rate: breaks ties in favour of even rates, which violate fewer sets
 
@@ -51,8 +51,8 @@ class Uplinks:
     """The relays' links to the server.
 
     Attributes:
-        bandwidths: in bit/s [H], or any other unit, because rates depend only on ratios.
-        parallel: whether relays send in parallel, so that the last to finish counts; else one after the other.
+        bandwidths: [H] in bit/s, or in any other unit, because rates depend only on ratios.
+        parallel: whether relays send in parallel, so that the last to finish counts; otherwise one after another.
         downlink: bandwidth from the server to the relays, in the same unit, to compare loads of both directions. None:
             that of the fastest relay.
     """
@@ -241,11 +241,11 @@ def _first(costs: dict[int, float], slack: float) -> int:
 
 
 class Programme:
-    """The linear programme of one network; violated sets are kept for other aggregators.
+    """The linear programme of one network; it keeps violated sets for other aggregators.
 
     Args:
         demand: which relay hears which users.
-        uplinks: the links, whose time is minimized; None: equal and shared links, so that the sum of rates is.
+        uplinks: the links, whose time is minimized; None: equal and shared links, for which the sum of rates is.
         sets: [n, H] sets to start with, for example those of another programme.
     """
 
@@ -299,7 +299,7 @@ class Programme:
         return self._seconds(self._solve(A, models)) + apart
 
     def _apart(self, A: Sequence[int], models: float) -> tuple[float, float]:
-        """Return the models' time by the fastest aggregator, and those in the programme."""
+        """Return the models' time by the fastest aggregator, and their number in the programme."""
         return (0.0, models) if self.parallel else (models / float(self.W[list(A)].max()), 0.0)
 
     def rates(self, A: Sequence[int], max_pieces: int, models: float = 0, slack: float = TOLERANCE) -> Rates:
@@ -390,7 +390,7 @@ class Programme:
         return x
 
     def _violated(self, x: NDArray[np.float64], c: int, A: Sequence[int]) -> list[Set]:
-        """Return a set whose constraint rates x violate, for each aggregator if it exists."""
+        """Return for each aggregator a set whose constraint the rates x violate, if there is one."""
         members = np.arange(self.H)
         if not self.tabulated:
             scale = max(1, int(2e8 // (c * self.demand.counts.sum())))  # flows are integers below 2^31

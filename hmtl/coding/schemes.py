@@ -29,9 +29,9 @@ class Scheme:
     """A way to bring all IVs to the aggregators.
 
     Attributes:
-        name: in settings and messages.
-        loads: gives the loads for a topology, aggregators (at least one) and the uplinks of its active relays.
-        code: gives the blocks of a plan for a topology, aggregators (at least one) and settings. None: IVs go to the
+        name: the name in settings and messages.
+        loads: returns the loads for a topology, aggregators (at least one) and the uplinks of its active relays.
+        code: returns the blocks of a plan for a topology, aggregators (at least one) and settings. None: IVs go to the
             server without coding.
         split: the choice of α in the schemes of Hu et al. 2022, Section IV; a plan may need too many pieces for it.
     """
@@ -75,11 +75,11 @@ def best_aggregators(
 ) -> Choice:
     """Return the aggregators with the least time between relays and server.
 
-    The result is proven optimal for up to 10 active relays. Beyond, it is that of a search, with a lower bound.
+    The result is proven optimal for up to 10 active relays. For more, it is that of a search, with a lower bound.
 
     Args:
         t: the topology.
-        scheme: by which the aggregators learn the IVs.
+        scheme: the scheme by which the aggregators learn the IVs.
         uplinks: of the active relays; None: all links are equal, and relays send one after the other.
         medium: `broadcast` if all relays hear the server, `unicast` if each gets its own copy.
 
@@ -112,7 +112,7 @@ def resolve(
 ) -> tuple[int, ...]:
     """Return the relays that a choice of aggregators denotes, ascending; empty for the server.
 
-    Relays that are named, but not active, are ignored.
+    Relays that are named but inactive are ignored.
 
     Raises:
         CodingError: the choice is another word, or the numbers are not those of relays.
@@ -190,7 +190,7 @@ def bounds(t: Topology, *, aggregators: Aggregators = "all", medium: str = "broa
 
 
 def obstacle(t: Topology, scheme: str, aggregators: Aggregators = "all") -> str:
-    """Return why a coded scheme has loads but no plan; empty if it has one.
+    """Return the reason why a coded scheme has loads but no plan; empty if it has a plan.
 
     Raises:
         CodingError: the coded scheme is unknown, or the aggregators are invalid.
@@ -234,11 +234,11 @@ def make_plan(
         t: the topology.
         scheme: `optimal`, which needs the fewest messages and uses all arguments below; or the paper's scheme with the
             cheapest allocation, `paper`, or equal shares, `equal`.
-        seed: of the run.
+        seed: seed of the run.
         max_pieces: the largest number of pieces of an IV. 1 is the cheapest to compute and costs less than one IV; if
             all relays aggregate, H − 1 reaches the optimum.
-        generation: about how many users are coded together, if there are at least 1.5 times as many. Fewer are, if
-            they can be split into uniform parts without a larger load.
+        generation: about how many users are coded together, if there are at least 1.5 times as many. Fewer users are
+            coded together if they can be split into uniform parts without a larger load.
         uplinks: of the active relays, if they differ or work in parallel.
         aggregators: the nodes that learn all IVs.
         medium: for which `auto` chooses the aggregators; the plan serves both.

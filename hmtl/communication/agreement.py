@@ -1,4 +1,4 @@
-"""Agreement of aggregators: digests of their IVs and models, which the server compares before models are released."""
+"""Agreement of aggregators: the server compares digests of their IVs and models before it releases the models."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ from torch import Tensor
 from hmtl.gf256 import matmul
 from hmtl.rng import generator
 
-CHECK_ROWS = 4  # random combinations: two sets of IVs that differ agree in all of them with probability 2^-32
+CHECK_ROWS = 4  # random combinations; two different sets of IVs agree in all of them with probability 2^-32
 DIGEST_BYTES = 16
-FOLD = 8 << 10  # bytes: longer content is folded into CHECK_ROWS rows of this length before it is hashed
+FOLD = 8 << 10  # bytes; longer content is folded into CHECK_ROWS rows of this length before it is hashed
 
 
 @lru_cache(maxsize=64)
@@ -45,7 +45,7 @@ class Digest:
         if not rows.numel():
             return
         check = check_rows(len(rows))
-        if rows.stride(0) == 0:  # n times the same row in memory: its coefficients add up
+        if rows.stride(0) == 0:  # one row in memory stands for n equal rows, so its coefficients are added
             check = torch.from_numpy(np.bitwise_xor.reduce(check.numpy(), axis=1, keepdims=True))
         self.add(matmul(check, rows[: check.shape[1]]))
 

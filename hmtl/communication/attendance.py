@@ -1,6 +1,6 @@
 """Who takes part in a round. K users, H relays.
 
-Relays report whom they heard, the server decides, and every node reads the same decision.
+Relays report whom they heard, the server decides, and every node reads that decision.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -23,7 +23,7 @@ class Report:
     Attributes:
         heard: the users whose IVs arrived.
         version: number of rounds that the relay has aggregated.
-        payload, overhead: bytes of an IV and of what travels with it.
+        payload, overhead: bytes of an IV, and of what travels with it.
     """
 
     heard: NDArray[np.int64]
@@ -32,7 +32,7 @@ class Report:
     overhead: int
 
     def to_bytes(self, t: Topology, i: int) -> Bytes:
-        """Return the report of relay i as bytes: a bit for each user and three numbers."""
+        """Return the report of relay i as bytes: one bit per user within range, and three numbers."""
         heard = np.zeros(t.K, dtype=bool)
         heard[self.heard] = True
         numbers = numbers_to_bytes([self.version, self.payload, self.overhead])
@@ -55,8 +55,8 @@ class Routes(NamedTuple):
     """How models reach the users.
 
     Attributes:
-        serving: the relay that sends each user its model [K], an aggregator if one hears the user; -1: none.
-        via_server: whether the model reaches that relay via the server, because the relay does not aggregate [K].
+        serving: the relay that sends each user its model [K]: an aggregator if one hears the user; -1 if no relay does.
+        via_server: whether that relay gets the model from the server, because it does not aggregate [K].
     """
 
     serving: NDArray[np.int64]
@@ -107,7 +107,7 @@ class Attendance:
         return Routes(self.topology.restricted(links=reached).serving, reached.any(axis=0) > direct)
 
     def to_bytes(self) -> Bytes:
-        """Return the attendance as bytes: a bit for each link, three for each relay, a number."""
+        """Return the attendance as bytes: one bit per link, three bits per relay, and one number."""
         bits = [self.heard.G[self.topology.G == 1], self.reporting, self.aggregating, self.behind]
         return np.concatenate([np.packbits(np.concatenate(bits)), numbers_to_bytes([self.source])])
 
@@ -131,12 +131,12 @@ class Attendance:
 def decide(t: Topology, reports: Mapping[int, Report], version: int, preferred: Collection[int]) -> Attendance:
     """Return the server's decision, given the reports of some relays.
 
-    The preferred aggregators that heard somebody aggregate; if there is none, all relays that heard somebody; if nobody
-    was heard, all relays that hold the current state. At least one relay with the current state has to be present: it
-    hands the state to the others. Without it nobody can aggregate, and the round is empty.
+    The aggregators are the preferred relays that heard at least one user; if there are none, all relays that heard one;
+    if nobody was heard, all relays that hold the current state. At least one relay that holds the current state must be
+    present, since it hands the state to the others. Without such a relay nobody can aggregate, and the round is empty.
 
-    Which relays would be the best aggregators changes from round to round, but following it would cost more than it
-    saves, since a new aggregator has to be handed the state.
+    The best aggregators change from round to round, but switching to them would cost more than it saves, since every
+    new aggregator has to be handed the state.
 
     Args:
         t: who hears whom when everybody is present.

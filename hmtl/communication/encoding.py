@@ -11,12 +11,12 @@ WIRES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.fl
 
 
 def to_bytes(x: Tensor) -> Tensor:
-    """Return the bytes of x [n, m], uint8 [n, m·itemsize], if possible without a copy."""
+    """Return the bytes of x [n, m], uint8 [n, m·itemsize], without a copy if possible."""
     return (x if x.stride(1) == 1 else x.contiguous()).view(torch.uint8)
 
 
 def from_bytes(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the numbers [n, m] of rows of bytes, uint8 [n, m·itemsize]; aligned rows are not copied."""
+    """Return the numbers [n, m] that rows of bytes hold, uint8 [n, m·itemsize]; aligned rows are not copied."""
     if not rows.numel():
         return torch.empty(len(rows), rows.shape[1] // dtype.itemsize, dtype=dtype)  # empty rows have no view
     misaligned = rows.storage_offset() % dtype.itemsize or rows.stride(0) % dtype.itemsize or rows.stride(1) != 1
@@ -24,14 +24,14 @@ def from_bytes(rows: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def take(rows: Tensor, at: Tensor) -> Tensor:
-    """Return rows[at], without a copy if these are all rows in order or one in memory."""
+    """Return rows[at], without a copy if these are all rows in order, or one row in memory."""
     if len(at) == len(rows) and bool((at[1:] > at[:-1]).all()):
         return rows
     return rows[:1].expand(len(at), -1) if len(rows) and rows.stride(0) == 0 else rows.index_select(0, at)
 
 
 def put(rows: Tensor, to: Tensor, source: Tensor, at: Tensor) -> None:
-    """Set rows[to] = source[at], row by row: this takes no further memory, and torch copies bytes more slowly."""
+    """Set rows[to] = source[at], row by row: this takes no extra memory, and is faster than torch at copying bytes."""
     targets, sources = rows.numpy(), source.numpy()
     for place, origin in zip(to.tolist(), at.tolist(), strict=True):
         targets[place] = sources[origin]
@@ -46,7 +46,7 @@ def pack(x: Tensor, m: int, wire: torch.dtype) -> tuple[Tensor, Tensor]:
 def unpack(numbers: Tensor, extras: Tensor, wire: torch.dtype, dtype: torch.dtype) -> Tensor:
     """Return the rows [n, m + e] that `pack` was given, as `dtype`.
 
-    Without further numbers, they may share memory with their bytes.
+    If there are no further numbers, the result may share memory with `numbers`.
     """
     x = from_bytes(numbers, wire).to(dtype)
     return torch.cat([x, from_bytes(extras, _further(dtype)).to(dtype)], dim=1) if extras.shape[1] else x

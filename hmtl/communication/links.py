@@ -1,4 +1,4 @@
-"""Links: they carry messages between nodes, and count them."""
+"""Links, which carry messages between nodes and count their bits."""
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -11,7 +11,7 @@ from hmtl.communication.messages import Message, Users, host_name
 
 
 class Links(ABC):
-    """What carries messages between nodes: each one reaches its receivers or is lost.
+    """The links between nodes, over which each message reaches its receivers or is lost.
 
     Args:
         ledger: records the bits of each posted message, whether it arrives or not.
@@ -26,7 +26,7 @@ class Links(ABC):
         self.ledger = ledger
 
     def plays(self, node: str) -> bool:
-        """Return whether a node is played at this end; by default, all nodes are."""
+        """Return whether this process plays a node; by default, it plays all nodes."""
         return True
 
     def homes(self, K: int) -> dict[str, Users]:
@@ -48,7 +48,7 @@ class Links(ABC):
         """Send a message to its receivers."""
 
     def end(self, kind: str, receivers: Sequence[str]) -> None:  # noqa: B027, in one process nobody waits
-        """Announce that no more messages of this kind follow for now: receivers need not wait."""
+        """Announce that no more messages of this kind follow for now; receivers need not wait."""
 
     @abstractmethod
     def collect(self, node: str, kind: str, expected: Sequence[str]) -> list[Message]:
@@ -57,7 +57,7 @@ class Links(ABC):
         Args:
             node: the receiver.
             kind: one of the kinds in `messages`.
-            expected: names of the nodes that may send some.
+            expected: names of the nodes that may send such messages.
 
         Returns:
             The messages in the order of their senders in `expected`.

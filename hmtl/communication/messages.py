@@ -16,18 +16,18 @@ from hmtl.communication.encoding import put, take
 Users = NDArray[np.int64]
 """Numbers of users, ascending."""
 
-IVS = "IVs"  # from users to the relays within range; forwarded or added, from relays to the server
+IVS = "IVs"  # from users to the relays within range; then, forwarded or added, from relays to the server
 REPORT = "report"  # from a relay to the server: whom it heard
 ATTENDANCE = "attendance"  # from the server to relays: who takes part, and who aggregates
 STATE = "state"  # from an aggregator via the server to relays that missed a round
 COMBINATIONS = "combinations"  # of what a relay heard, to the server
 BROADCAST = "broadcast"  # combinations of these, from the server to relays
 DIGESTS = "digests"  # of what an aggregator decoded and computed, to the server
-VERDICT = "verdict"  # from the server: all aggregators agree, or the attempt is in vain since a relay fell silent
+VERDICT = "verdict"  # from the server: all aggregators agree, or the attempt is in vain because a relay fell silent
 RECEIPTS = "receipts"  # to users in an empty round: their IVs did not count
 MODELS = "models"  # from an aggregator to users, via the server if no aggregator is within range of the user
 
-PARTS = ("payload", "overhead")  # of a message's rows
+PARTS = ("payload", "overhead")  # the parts of a message's rows
 SERVER = "server"
 AGREED, IN_VAIN = True, False  # the verdicts
 
@@ -47,16 +47,16 @@ class Message:
     """Rows of bytes with a header, from one node to others.
 
     Attributes:
-        round: the round in which it is sent.
+        round: the round in which the message is sent.
         tier: one of `ledger.TIERS`.
         kind: one of this module's kinds.
         sender, receivers: names of nodes.
-        links: the links of the tier on which rows are counted: one for all rows, or one for each [n].
+        links: the link of the tier on which each row is counted [n], or one link for all rows.
         payload: IVs, models or combinations of them, uint8 [rows, L].
         overhead: what travels with them, uint8 [rows, L'].
-        users: the user of each row [n], or the users for whom a single row is; None if rows belong to no user.
+        users: the user of each row [n], or all users that a single row is for; None if rows belong to no user.
         at: which rows are sent [n], so that one tensor can serve many messages; None: all.
-        dtype: for IVs, the type in which the numbers of the payload are computed, whatever they travel as.
+        dtype: for IVs, the type in which the payload's numbers are computed; they may travel in another.
     """
 
     round: int
@@ -80,7 +80,7 @@ class Message:
         return torch.arange(len(self.payload)) if self.at is None else self.at
 
     def of_users(self) -> Users:
-        """Return `users` of a message whose rows belong to users."""
+        """Return `users`, for a message whose rows belong to users."""
         assert self.users is not None, f"{self.kind} of {self.sender} belong to no users"
         return self.users
 
@@ -91,14 +91,14 @@ def nothing(rows: int) -> Tensor:
 
 
 def overhead_only(content: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-    """Return payload and overhead of a message with one row that is overhead."""
+    """Return the payload and overhead of a message whose only row is overhead."""
     return nothing(1), torch.from_numpy(content)[None]
 
 
 def by_user(messages: Sequence[Message]) -> tuple[Users, dict[str, Tensor]]:
-    """Return the users of messages, ascending, and payload and overhead of their rows in this order.
+    """Return the users of messages, ascending, and the rows of each part in this order.
 
-    Rows that one tensor holds in this order are not copied.
+    A part is not copied if one tensor already holds its rows in this order.
     """
     users = np.concatenate([message.of_users() for message in messages])
     order = torch.from_numpy(users.argsort())

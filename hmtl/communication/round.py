@@ -1,4 +1,4 @@
-"""One round: the nodes of a process, be they all or a few, take the turns of a schedule."""
+"""One round: the nodes of a process, all of them or a few, take turns by a schedule."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,7 +38,7 @@ class Stopwatch:
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Add the CPU time of the enclosed block to what `name` has so far."""
+        """Add the CPU time of the enclosed block to the time of `name`."""
         start = cpu_seconds()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + cpu_seconds() - start
@@ -55,8 +55,8 @@ class Nodes:
     Attributes:
         hosts, relays, server: the nodes of this process.
         aggregation: what the aggregators among them share; None: each has its own.
-        schedule: lets them play an attempt, `forwarding` or `coding`.
-        host_names, relay_names: all nodes of the network.
+        schedule: plays an attempt, `forwarding` or `coding`.
+        host_names, relay_names: names of all hosts and relays, in this process or not.
     """
 
     hosts: Sequence[UserHost]
@@ -94,7 +94,7 @@ class Outcome:
         users: the users whose IV counted.
         relays: the relays that took part.
         aggregators: the relays that computed the models; empty if the server did.
-        empty: whether nobody computed models, since no relay took part, or none that held the current state.
+        empty: whether nobody computed models, because no relay took part, or none that held the current state.
     """
 
     users: Users
@@ -104,7 +104,7 @@ class Outcome:
 
 
 class Stage:
-    """Gives nodes their turns: hands over messages, measures time, posts messages.
+    """Gives nodes their turns: hands over messages, measures CPU time, and posts the answers.
 
     Attributes:
         acting: the relays of this process that take part at present.
@@ -120,13 +120,13 @@ class Stage:
             self._turn(relay, action, arguments, **turn)
 
     def server(self, action: str, *arguments: object, peers: Sequence[str] = (), **turn: Any) -> None:
-        """Give the server a turn, see `_turn`; `peers` are the relays that take part, unless others are named."""
+        """Give the server a turn, see `_turn`; by default, `peers` are the relays that take part."""
         if server := self.nodes.server:
             peers = peers or [relay_name(i) for i in server.attendance.relays]
             self._turn(server, action, arguments, senders=peers, receivers=peers, **turn)
 
     def segments(self) -> list[Segment]:
-        """Return what is coded in this attempt; nothing if nobody aggregates."""
+        """Return the segments that are coded in this attempt; none if no relay aggregates."""
         node = self.nodes.server or next(iter(self.acting), None)
         if node is None or not node.attendance.aggregating.any():
             return []
@@ -151,15 +151,15 @@ class Stage:
         receivers: Sequence[str] = (SERVER,),
         task: str = "",
     ) -> None:
-        """Call a node's method with arguments and the kinds of messages that it hears, and post what it returns.
+        """Call the method `action` of a node with arguments and the messages it hears; post what it returns.
 
-        After the turn, the node sends no more messages of the kinds in `says`. CPU time counts as `task`, or as the
-        node's coding.
+        The method gets one list of messages for each kind in `hears`. After the turn, the node sends no more messages
+        of the kinds in `says`. CPU time is recorded as `task`, or, if there is none, as the node's coding.
         """
-        heard = [self.links.collect(node.name, kind, senders) for kind in hears]
+        received = [self.links.collect(node.name, kind, senders) for kind in hears]
         with self.watch.measure(f"{task} of {node.name}" if task else node.name):
-            messages = getattr(node, action)(*arguments, *heard)
-        for message in messages or ():
+            answers = getattr(node, action)(*arguments, *received)
+        for message in answers or ():
             self.links.post(message)
         for kind in says:
             self.links.end(kind, receivers)
@@ -175,7 +175,7 @@ def forwarding(stage: Stage) -> None:
 
 
 def coding(stage: Stage) -> None:
-    """Play the schedule in which relays code and aggregate, all IVs or the part that each of them demands."""
+    """Play the schedule in which relays exchange coded IVs, all or those that each demands, and aggregate."""
     stage.relays("send_state", says=[STATE])
     stage.server("pass_state", hears=[STATE], says=[STATE])
     stage.relays("adopt_state", hears=[STATE])
@@ -193,15 +193,15 @@ def coding(stage: Stage) -> None:
 def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
     """Play a round: users send, relays report, the server announces the attendance, relays deliver the models.
 
-    In between, they play an attempt by their schedule. If a message that others need does not arrive from a relay, they
-    repeat the attempt without that relay.
+    Between the announcement and the delivery, the nodes play an attempt by their schedule. If a message that other
+    nodes need does not arrive from a relay, they repeat the attempt without that relay.
 
     Args:
         round: number of the round.
         nodes: the nodes that take part; absent relays are not among them.
         links: how messages travel.
-        watch: records the CPU time of each node. Models are computed as `global update`, of each node separately, and
-            the round's plan is made as `planning`, which all nodes do at the same time.
+        watch: records the CPU time of each node. Computing the models is recorded as `global update`, separately for
+            each node; making the round's plan is recorded as `planning`, which all nodes do at the same time.
 
     Raises:
         CodingError: the aggregators hold different IVs or models.

@@ -28,19 +28,19 @@ from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USE
 from hmtl.communication.accounting.network import Network, tier_loads
 from hmtl.topology import Topology
 
-BEST = "optimal"  # no scheme brings given aggregators all IVs with a smaller load
+BEST = "optimal"  # the scheme that brings given aggregators all IVs with the smallest load
 
 
 @dataclass(frozen=True)
 class ChosenRelays:
-    """Relays that aggregate, or add terms of sums.
+    """Relays that aggregate, or that add terms of sums.
 
     Attributes:
         relays: the relays; empty if the server aggregates.
         relays_to_server, server_to_relays: loads on the medium for which they were chosen.
-        proven: whether no other choice is better: of aggregators, that `cost` reaches `bound`; of relays that add, that
-            no smaller set of relays covers all users.
-        downlinks: the load down on each medium.
+        proven: whether no other choice is better. For aggregators: `cost` reaches `bound`; for relays that add: no
+            smaller set of relays covers all users.
+        downlinks: the load from server to relays on each medium.
         seconds: the communication time on each medium.
     """
 
@@ -76,9 +76,10 @@ class Comparison:
         loads: loads by scheme and tier; all relays aggregate, or the server (uncoded).
         aggregators: the best aggregators by medium.
         sums: the relays that add, for learners that need only sums; loads on a broadcast downlink.
-        downlinks: loads down by medium and scheme.
+        downlinks: loads from server to relays by medium and scheme.
         bounds: lower bounds by tier if all relays aggregate (Hu et al. 2022, Theorem 2).
-        proof: the least load up if all relays aggregate, and a partition of the relays that certifies it.
+        proof: the least load from relays to server if all relays aggregate, and a partition of the relays that
+            certifies it.
         uplink_seconds: time from relays to server by scheme, and its lower bound.
         not_trainable: schemes without a plan on this network, with the reason.
         seconds: communication time of one round by medium and scheme.
@@ -104,8 +105,8 @@ def compare(topology: Topology, network: Network, V_bits: int) -> Comparison:
     """Compare the server (uncoded), all relays (each scheme), and the best relays for each medium."""
     clock = _Clock(topology, network, V_bits)
     uplinks = network.uplinks(topology)
-    load = {scheme: loads(topology, scheme, uplinks) for scheme in SCHEMES}
-    total, partition = Demand(topology.core).optimum()
+    by_scheme = {scheme: loads(topology, scheme, uplinks) for scheme in SCHEMES}
+    least, partition = Demand(topology.core).optimum()
     fastest = network.W2 if uplinks is None else max(uplinks.bandwidths, default=network.W2)
     obstacles = {scheme: obstacle(topology, scheme) for scheme in CODED_SCHEMES}
     return Comparison(
@@ -114,21 +115,21 @@ def compare(topology: Topology, network: Network, V_bits: int) -> Comparison:
         r=topology.r,
         V_bits=V_bits,
         network=network,
-        loads={scheme: _between(load[scheme]) for scheme in SCHEMES},
+        loads={scheme: _between(by_scheme[scheme]) for scheme in SCHEMES},
         aggregators={medium: _best(clock, uplinks, medium) for medium in MEDIA},
         sums=_adding(clock, uplinks),
-        downlinks={medium: {scheme: load[scheme].down(medium) for scheme in SCHEMES} for medium in MEDIA},
+        downlinks={medium: {scheme: by_scheme[scheme].down(medium) for scheme in SCHEMES} for medium in MEDIA},
         bounds=_between(bounds(topology)),
         proof={
-            RELAYS_TO_SERVER: float(total),
+            RELAYS_TO_SERVER: float(least),
             "partition": [[topology.active[i] for i in part] for part in partition],
         },
         uplink_seconds={
             "bound": uplink_bound(topology, uplinks) * V_bits / fastest,
-            **{scheme: clock.seconds(load[scheme], network.medium, (RELAYS_TO_SERVER,)) for scheme in SCHEMES},
+            **{scheme: clock.seconds(by_scheme[scheme], network.medium, (RELAYS_TO_SERVER,)) for scheme in SCHEMES},
         },
         not_trainable={scheme: reason for scheme, reason in obstacles.items() if reason},
-        seconds={medium: {scheme: clock.seconds(load[scheme], medium) for scheme in SCHEMES} for medium in MEDIA},
+        seconds={medium: {scheme: clock.seconds(by_scheme[scheme], medium) for scheme in SCHEMES} for medium in MEDIA},
     )
 
 
@@ -168,7 +169,7 @@ def _best(clock: _Clock, uplinks: Uplinks | None, medium: str) -> BestAggregator
 def _adding(clock: _Clock, uplinks: Uplinks | None) -> ChosenRelays:
     adding = cover(clock.topology, uplinks)
     load = sum_loads(clock.topology, uplinks)
-    # On a broadcast last hop one row serves all users of a relay; else each user gets a copy.
+    # On a broadcast last hop, one row serves all users of a relay; otherwise each user gets a copy.
     last_hop = load.unicast if clock.network.last_hop == "broadcast" else None
     return ChosenRelays(
         relays=list(adding.relays),

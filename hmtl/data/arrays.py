@@ -13,7 +13,7 @@ from pandas.api.types import infer_dtype
 from hmtl.errors import DataError
 
 MANY_CLASSES = 20
-"""With more distinct whole numbers than this, a target may be classes or numbers to predict."""
+"""A target with more distinct whole numbers than this may hold classes or numbers to predict."""
 
 KINDS = ("string", "boolean", "integer", "floating", "mixed-integer-float", "empty")
 """What pandas calls values that can be labels or numbers."""

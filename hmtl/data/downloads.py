@@ -22,15 +22,15 @@ def find_or_download(
     """Return what `find` finds in a folder, after a download if it finds nothing.
 
     Raises:
-        DataError: if there is nothing even then. `remedy` ends the message.
+        DataError: if `find` still finds nothing. The message ends with `remedy`.
     """
-    reason, found = "download=False", find(folder)
-    if not found and download:
+    reason, place = "download=False", find(folder)
+    if not place and download:
         try:
             download()
-            found = find(folder)
+            place = find(folder)
         except (OSError, RuntimeError, HTTPException) as error:
             reason = f"the download failed: {' '.join(str(error).split())}"
-    if not found:
+    if not place:
         raise DataError(f"{name} is not in {folder} ({reason}). {remedy}")
-    return found
+    return place

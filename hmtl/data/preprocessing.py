@@ -13,7 +13,7 @@ from torch import Tensor
 from hmtl.errors import ConfigError, DataError
 
 Scope = Literal["task", "all", "none"]
-"""Whose training rows a statistic is computed from: each task's own, those of all tasks, or none."""
+"""The training rows that a statistic is computed from: each task's own, those of all tasks, or none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class Scaling:
         mean: mean of each feature, [d] float64; 0 for a feature that stays unchanged.
         scale: standard deviation of each feature, [d] float64; 1 for a feature that stays unchanged.
         intercept: whether a column of ones is appended.
-        target_mean: number that was subtracted from y. Add it to a prediction to get the units of y.
+        target_mean: the number that was subtracted from y; add it to a prediction to get back to the original y.
     """
 
     mean: Tensor
@@ -52,10 +52,10 @@ class Preprocessing:
     y in each direction; `hmtl.train` counts them as set-up.
 
     Args:
-        intercept: append a column of ones after scaling. Its weight is regularised like the others.
-        standardize: scale each feature to mean 0 and variance 1 on these training rows. A feature that is constant
-            there stays unchanged.
-        center: subtract from y, a number to predict, its mean over these training rows.
+        intercept: append a column of ones after scaling. Its weight is regularised like the other weights.
+        standardize: the scope on whose training rows each feature is scaled to mean 0 and variance 1. A feature that is
+            constant there stays unchanged.
+        center: the scope over whose training rows the mean of y, a number to predict, is taken and subtracted.
 
     Raises:
         ConfigError: if a scope is not "task", "all" or "none".
@@ -78,7 +78,7 @@ class Preprocessing:
             y: training targets of each task, [n_k].
 
         Raises:
-            DataError: if tasks have different numbers of columns, or rows with a shape, as images, are to be
+            DataError: if tasks have different numbers of columns, or if rows with a shape, such as images, are to be
                 standardised or get an intercept.
         """
         if x[0].ndim > 2 and (self.intercept or self.standardize != "none"):
@@ -93,7 +93,7 @@ class Preprocessing:
         if self.standardize != "none":
             mean, variance = _moments_in(self.standardize, x)[:, 1:].chunk(2, dim=1)
             scale = variance.sqrt()
-            constant = scale <= 10 * torch.finfo(x[0].dtype).eps * mean.abs()  # apart from rounding
+            constant = scale <= 10 * torch.finfo(x[0].dtype).eps * mean.abs()  # up to rounding
             mean, scale = mean.masked_fill(constant, 0), scale.masked_fill(constant, 1)
         target_means = [0.0] * K
         if self.center != "none":
@@ -117,7 +117,7 @@ def moments(rows: Sequence[Tensor]) -> Tensor:
 
 
 def pooled(moments: Tensor) -> Tensor:
-    """Return the moments of all tasks' rows together, repeated for each task, [K, 1 + 2d], from those of each task."""
+    """Return the moments of all tasks' rows together, from those of each task: [K, 1 + 2d] with equal rows."""
     d = moments.shape[1] // 2
     n, mean, variance = torch.split(moments, [1, d, d], dim=1)
     weight, total = n / n.sum(), n.sum(0)

@@ -1,4 +1,4 @@
-"""Tasks from the rows of a data set: dealt to users, split at random into training and test rows, and prepared.
+"""Tasks from the rows of a data set, which are dealt to users, split into training and test rows, and preprocessed.
 
 Shapes: n rows, d features, C classes.
 """
@@ -22,7 +22,7 @@ Ints = NDArray[np.int64]
 Rows = Callable[[Ints], NDArray[Any]]
 """Returns the rows [n, ...] with the given numbers."""
 Wanted = Callable[[int], Collection[int]]
-"""Maps K to the users whose rows this process holds; of the other users it knows only the numbers of rows."""
+"""Maps K to the users whose rows this process holds; for other users, it knows only the numbers of rows."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Splitting:
         test_fraction: share of each user's rows that is kept for testing, rounded up to whole rows (of 250 rows, 187
             train and 63 test); 0: none.
         seed: seed of the partition and the random splits.
-        preprocessing: fitted to the training rows.
-        wanted: the users whose rows are held. Preprocessing needs the rows of all users.
+        preprocessing: is fitted to the training rows.
+        wanted: the users whose rows are held; all users if there is preprocessing, which needs all rows.
 
     Raises:
         ConfigError: if test_fraction is not in [0, 1).
@@ -53,12 +53,12 @@ class Splitting:
             )
 
     def deal(self, x: Rows, y: NDArray[Any], K: int | None, partition: Partition, **about: Any) -> tuple[Task, ...]:
-        """Return the tasks of K users to whom a partition deals all rows x by their classes y [n], in sorted order.
+        """Return the tasks of K users to whom a partition deals all rows x by their classes y [n].
 
-        `about` holds `labels` and `columns`, see `Task`.
+        Classes are numbered in sorted order. `about` holds `labels` and `columns`, see `Task`.
 
         Raises:
-            ConfigError: if K is not set, or see the partition.
+            ConfigError: if K is not set, or if the partition raises it.
             DataError: if there are too few rows, see the partition and `split`.
         """
         if K is None:
@@ -95,7 +95,7 @@ class Splitting:
 def split(
     name: str, x: NDArray[Any], y: NDArray[Any], test_fraction: float, rng: np.random.Generator, **about: Any
 ) -> Task:
-    """Return the task of rows x [n, d] or [n, ...] and targets y [n], split so that both parts have all classes alike.
+    """Return the task of rows x [n, d] or [n, ...] and targets y [n], split with the same class shares in both parts.
 
     If a class has too few rows for that, the split ignores classes. `about` holds `classes`, `labels` and `columns`.
 

@@ -37,7 +37,7 @@ def read_table(file: Path, arrays: Collection[str] = ()) -> pd.DataFrame:
 
 
 def read_as_text(file: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table that was read from a CSV with its cells as written: 007 and 1.50 keep their form."""
+    """Return a CSV's `table` with its cells as written, so that 007 and 1.50 keep their form; return others as is."""
     if file.suffix.lower() in (".npz", ".parquet"):
         return table
     return pd.read_csv(file, dtype=str, keep_default_na=False)
@@ -52,7 +52,7 @@ def fault(column: pd.Series, is_number: bool = True) -> str:
         bad = ~np.isfinite(column.to_numpy(np.float64, na_value=np.nan))
     else:
         bad = pd.to_numeric(column.astype(str), errors="coerce").isna().to_numpy(bool)
-        bad = bad if bad.any() else ~bad  # numbers stored as text are text
+        bad = bad if bad.any() else ~bad  # numbers that are stored as text are faults, too
     if not bad.any():
         return ""
     row = int(bad.argmax())
@@ -72,6 +72,6 @@ def _read_csv(file: Path) -> pd.DataFrame:
     if len(repeated := header[header.duplicated()]):  # pandas would rename it: a second target would leak the first
         raise ValueError(f"the first line names column {repeated.iloc[0]} twice")
     table = pd.read_csv(file, low_memory=False)
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes an extra field for the row's name
+    if not isinstance(table.index, pd.RangeIndex):  # pandas then takes a row's first field for its name
         raise ValueError("rows have more fields than the first line")
     return table

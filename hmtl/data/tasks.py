@@ -59,11 +59,11 @@ class Task:
 
     @property
     def is_local(self) -> bool:
-        """Whether this process holds the rows. If not, x and y are tensors without content, on the meta device."""
+        """Whether this process holds the rows. If not, x and y are tensors without content on the meta device."""
         return not self.x_train.is_meta
 
     def without_rows(self) -> "Task":
-        """Return this task as a process knows it that does not hold its rows, and so not its scaling either."""
+        """Return this task without its rows and its scaling, as processes know it that do not hold them."""
         x_train, y_train, x_test, y_test = (
             rows.to("meta") for rows in (self.x_train, self.y_train, self.x_test, self.y_test)
         )
@@ -94,7 +94,7 @@ class Task:
 
     @property
     def flat(self) -> "Task":
-        """The same data with rows as vectors, x [n, d]; views."""
+        """The same data with rows as vectors, x [n, d], as views."""
         if self.x_train.ndim == 2:
             return self
         flat = copy.copy(self)
@@ -128,7 +128,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The origin of a preprocessed task: the task before, the settings that were applied, and what they fitted."""
+    """The origin of a preprocessed task: the raw task, the settings that were applied, and the scaling they gave."""
 
     raw: Task
     preprocessing: Preprocessing
@@ -143,7 +143,7 @@ def class_targets(number: NDArray[np.int64], C: int) -> tuple[NDArray[Any], int 
 def prepare(tasks: Sequence[Task], preprocessing: Preprocessing) -> tuple[Task, ...]:
     """Return the tasks with preprocessing fitted to their training rows.
 
-    Tasks that were preprocessed before are taken as they were before that.
+    If a task has been preprocessed already, this starts again from its raw rows.
 
     Raises:
         ConfigError: if y is to be centred but holds class numbers.

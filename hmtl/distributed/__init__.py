@@ -1,1 +1,1 @@
-"""A run over processes: connections, frames, links and the engine."""
+"""A run in several processes: connections, frames, links and the engine."""

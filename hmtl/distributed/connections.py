@@ -1,7 +1,7 @@
 """Connections to other processes over torch.distributed; the only module that knows gloo, its backend for CPUs.
 
-A wait that gloo gives up breaks all connections of the process and does not say which peer it waited for. Therefore
-only two threads per peer wait in gloo, and they do so as long as the peer lives; deadlines are kept where frames are
+When a wait in gloo times out, all connections of the process break, and gloo does not say which peer it waited for.
+Therefore only two threads per peer wait in gloo, for as long as the peer lives; deadlines are kept where frames are
 taken from these threads, see `hmtl.distributed.peers`. Gloo neither encrypts nor authenticates: trusted networks only.
 """
 
@@ -22,11 +22,11 @@ from hmtl.distributed.multicast.group import Cast, Listener
 from hmtl.distributed.rendezvous import Rendezvous
 from hmtl.errors import CodingError, EngineError, HmtlError
 
-FOREVER = datetime.timedelta(days=365)  # a wait that gloo gives up would break all connections
+FOREVER = datetime.timedelta(days=365)  # a wait that times out in gloo would break all connections
 
 
 class Transport:
-    """Moves bytes between processes, in order; use it after `connect`.
+    """A transport that moves bytes between processes, in order; use it after `connect`.
 
     Both methods raise RuntimeError once the other process has ended.
     """
@@ -41,7 +41,7 @@ class Transport:
 
 
 class Connection:
-    """Frames to and from one other process, each way by a thread of its own.
+    """The connection to one other process, with one thread for the frames of each direction.
 
     A frame that arrives twice, out of order or with a damaged header ends the connection.
 
@@ -60,7 +60,7 @@ class Connection:
         transport: Transport = Transport(),  # noqa: B008, it holds nothing
     ) -> None:
         self.own, self.rank, self.listener, self._transport = own, rank, listener, transport
-        self.inbox: SimpleQueue[Frame | str] = SimpleQueue()  # frames, then why no more will come
+        self.inbox: SimpleQueue[Frame | str] = SimpleQueue()  # frames, then the reason why no more will come
         self.outbox: SimpleQueue[tuple[Header, Tensor, Cast | None]] = SimpleQueue()
         self._sent = 0
         self._threads = [Thread(target=work, daemon=True) for work in (self._send_all, self._receive_all)]
@@ -68,7 +68,7 @@ class Connection:
             thread.start()
 
     def send(self, frame: Frame, cast: Cast | None = None) -> None:
-        """Send a frame, without waiting; its body only if the multicast `cast` does not reach the other process."""
+        """Send a frame without waiting; the body is left out if the multicast `cast` reaches the other process."""
         self.outbox.put((*frame.to_bytes(self.own, self.rank, self._sent), cast))
         self._sent += 1
 
@@ -87,7 +87,7 @@ class Connection:
         return frame
 
     def join(self, deadline: float) -> None:
-        """Wait until both sides have sent BYE, or until the deadline, a `time.monotonic()`."""
+        """Wait until both sides have sent BYE, at most until the deadline (`time.monotonic()`)."""
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
@@ -100,7 +100,7 @@ class Connection:
     def _send(self, header: Header, body: Tensor, cast: Cast | None) -> str:
         """Send a frame, and return its kind."""
         if cast:
-            reached = cast.reaches(self.rank)  # asked only now, so that frames keep their order
+            reached = cast.reaches(self.rank)  # waits in this thread, so that frames keep their order
             header, body = replace(header, cast=cast.number, apart=reached), body[:0] if reached else body
         for part in (torch.frombuffer(bytearray(header.to_bytes()), dtype=torch.uint8), body):
             if len(part):
@@ -152,7 +152,7 @@ def connect(rendezvous: Rendezvous) -> None:
         except RuntimeError as error:
             failed.append(error)
 
-    thread = Thread(target=initialize, daemon=True)  # gloo would wait forever for a process that ends meanwhile
+    thread = Thread(target=initialize, daemon=True)  # gloo would wait forever for a process that has ended
     thread.start()
     thread.join(rendezvous.wait.total_seconds())
     if failed or thread.is_alive():

@@ -1,4 +1,4 @@
-"""Values that processes send each other beside the messages of the network: measurements, state, decisions.
+"""Values that processes send each other alongside the messages of the network: measurements, state, decisions.
 
 They go to the leading process or come from it. They are not part of the network under study, and the ledger does not
 count them.
@@ -20,11 +20,11 @@ from hmtl.errors import EngineError
 from hmtl.training.engine import Values
 
 log = logging.getLogger(__name__)
-torch.serialization.add_safe_globals([Task, Prepared, Preprocessing, Scaling])  # beside numbers, strings and tensors
+torch.serialization.add_safe_globals([Task, Prepared, Preprocessing, Scaling])  # besides numbers, strings and tensors
 
 
 class Control:
-    """Control values of one process.
+    """The exchange of control values by one process.
 
     Args:
         peers: the other processes; the leading one plays the server and is connected to all others.
@@ -32,7 +32,7 @@ class Control:
 
     def __init__(self, peers: Peers) -> None:
         self.peers, self.others, self.leads = peers, list(peers.connections), peers.name == SERVER
-        self._logged: set[str] = set()  # lost nodes
+        self._logged: set[str] = set()  # lost nodes that have been logged
 
     def send(self, to: str, values: Mapping[str, Any]) -> None:
         """Send values to a node's process, without waiting."""
@@ -40,10 +40,11 @@ class Control:
         self.peers.send(to, Frame(CONTROL, self.peers.round, content, nothing(1)))
 
     def receive(self, senders: Sequence[str], key: str = "", patience: int = 5) -> dict[str, Values]:
-        """Return the next values from each sender, without those that are late or lost.
+        """Return the next values from each sender, except from senders that are late or lost.
 
         Args:
-            key: the values are for this step only if they have this name; a sender that was late sends older ones.
+            key: a name in the values of this step. Values without it are dropped: a sender that was late sends values
+                of an earlier step.
             patience: see `Peers.receive`.
         """
         batches = self.peers.receive(CONTROL, senders, patience)
@@ -51,9 +52,9 @@ class Control:
         return {name: values for name, values in received.items() if not key or key in values}
 
     def gather(self, values: Values) -> dict[str, Values]:
-        """Return the values of all processes but the leading one, by node, and log whom each of them has lost.
+        """Return, in the leading process, the values of all others by node, and log whom each of them has lost.
 
-        Empty in all processes but the leading one.
+        In all other processes, send the values and return nothing.
         """
         values = {**values, "lost": dict(self.peers.lost), "notices": self.peers.notices.copy()}
         self.peers.notices.clear()
@@ -90,7 +91,7 @@ class Control:
         return received[SERVER]
 
     def _log(self, gathered: Sequence[Values]) -> None:
-        """Log what processes noticed of each other; what several noticed, once."""
+        """Log what processes noticed about each other; log only once what several of them noticed."""
         lost = {name: reason for values in gathered for name, reason in values["lost"].items()}
         sentences = [f"{name} is lost: {reason}" for name, reason in lost.items() if name not in self._logged]
         self._logged |= set(lost)
@@ -100,7 +101,7 @@ class Control:
 
 
 def to_bytes(values: Mapping[str, Any]) -> memoryview:
-    """Return numbers, strings, tensors and tasks, by name, as bytes."""
+    """Return named values (numbers, strings, tensors and tasks) as bytes."""
     content = io.BytesIO()
     torch.save(dict(values), content)
     return content.getbuffer()

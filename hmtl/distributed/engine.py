@@ -1,9 +1,9 @@
-"""A run over processes, each of which plays one node.
+"""A run in several processes, each of which plays one node.
 
-All processes go through the same rounds, and each holds what its node needs: a host its users' rows and models, an
-aggregator its state. The first process, which plays the server, leads: it collects what the others measured and sent,
-saves checkpoints and decides when to stop. These values travel beside the messages of the network under study, and the
-ledger does not count them.
+All processes go through the same rounds, and each holds what its node needs: a host holds its users' rows and models,
+an aggregator its state. The first process, which plays the server, leads: it collects what the others measured and
+sent, saves checkpoints and decides when to stop. These values travel alongside the messages of the network under
+study, and the ledger does not count them.
 """
 
 import logging
@@ -29,11 +29,12 @@ log = logging.getLogger(__name__)
 class TorchDistributed(Engine):
     """One process per node over torch.distributed: rank 0 is the server, then come the relays, then hosts of users.
 
-    For trusted networks: gloo neither encrypts nor authenticates.
+    Use it on trusted networks only: gloo neither encrypts nor authenticates.
 
     Args:
-        seconds: how long to wait for an answer of a process before it, or its users, count as absent.
-        multicast: the group in which the server sends once what several relays receive; None: a copy to each by TCP.
+        seconds: how long to wait for a process to answer before it, or its users, count as absent.
+        multicast: the group in which the server sends only once what several relays receive; None: each relay gets a
+            copy by TCP.
 
     Raises:
         ConfigError: the process was started by neither torchrun nor `hmtl.launch`.
@@ -44,10 +45,10 @@ class TorchDistributed(Engine):
             raise ConfigError(f"engine.seconds={seconds} is not positive. Set it to the seconds to wait for a process.")
         self.seconds, self.multicast = seconds, multicast
         self._rendezvous = Rendezvous(seconds)
-        self._placement: Placement | None = None  # known once the number of users is
+        self._placement: Placement | None = None  # known once the number of users is known
 
     def load_tasks(self, load: Load, K: int | None, H: int) -> tuple[Task, ...]:
-        """Return the tasks of all users: hosts load the rows of their own, other processes only learn the shapes.
+        """Return the tasks of all users: hosts load the rows of their own users, other processes get only the shapes.
 
         Raises:
             ConfigError: there are too few processes, or too many.
@@ -81,7 +82,7 @@ class TorchDistributed(Engine):
         if self.multicast and network.medium != "broadcast":
             raise ConfigError(
                 f"engine=multicast sends once to all relays, but network.medium={network.medium} counts one "
-                "transmission for each: set network.medium=broadcast, or engine=torch_distributed."
+                "transmission per relay. Set network.medium=broadcast, or engine=torch_distributed."
             )
         placement, store = self._placement, self._rendezvous.store
         if placement.leads:

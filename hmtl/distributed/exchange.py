@@ -1,7 +1,7 @@
-"""What the process of one node exchanges with the others beside messages: data for reports, measurements, state.
+"""What the process of one node exchanges with the others besides messages: data for reports, measurements, state.
 
-The first process, which plays the server, leads: it collects what the others measured and sent, and the state of all
-of them for a checkpoint.
+The first process, which plays the server, leads: it collects what the others measured and sent, and, for a checkpoint,
+the state of all processes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,14 +26,14 @@ from hmtl.mtl.algorithms.base import Ids
 from hmtl.topology import Moving, Topology
 from hmtl.training.engine import Exchange, RoundResult, Values
 
-NODE_STATE = "nodes"  # in the state of a communicator, and in every process's answer
+NODE_STATE = "nodes"  # the key of nodes in the state of a communicator, and in every process's answer
 
 
 class ProcessExchange(Exchange):
-    """What this process exchanges with those that play the other nodes.
+    """The exchange of this process with those that play the other nodes.
 
     Args:
-        placement: who lives where.
+        placement: which process plays which node, and holds which users.
         peers: the other processes.
         contacts: who hears whom.
     """
@@ -97,13 +97,13 @@ class ProcessExchange(Exchange):
         self._user_figures |= {
             name: values["user figures"] for name, values in received.items() if values["user figures"]
         }
-        # if nothing travels, no node but the hosts knows who took part
+        # if nothing travels, only the hosts know who took part
         users = len(outcome.users) if algorithm.users.numbers else sum(values["users"] for values in received.values())
         seconds = max(values["user seconds"] for values in (own, *received.values()))
         if not evaluate:
             return RoundResult(users, seconds)
-        parts = self._of_all_hosts(self._user_figures)
-        user_figures = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        by_host = self._of_all_hosts(self._user_figures)
+        user_figures = {key: torch.cat([figures[key] for figures in by_host]) for key in by_host[0]}
         figures = algorithm.figures(user_figures, self._receive_blocks(algorithm.users))
         return RoundResult(users, seconds, figures, user_figures)
 
@@ -111,9 +111,9 @@ class ProcessExchange(Exchange):
         return self._control.broadcast(values)
 
     def gather_state(self, algorithm: Algorithm, communicator: Communicator) -> Values | None:
-        """Return the state of all processes at the leading one, None elsewhere.
+        """Return, in the leading process, the state of all processes; return None in the others.
 
-        The leading process asks one process after the other, so that it never receives more than one state at a time.
+        The leading process asks one process after another, so that it never receives more than one state at a time.
 
         Raises:
             EngineError: no aggregator with the present state answers.
@@ -142,7 +142,7 @@ class ProcessExchange(Exchange):
             answer = self._control.receive([name], key=NODE_STATE).get(name) or self._saved(name)
             nodes[name] = answer[NODE_STATE]
             self._put_rows(users, name, answer["users"])
-            if asked and _version(nodes, name) == _version(nodes, SERVER):  # it has not missed the last verdict
+            if asked and _version(nodes, name) == _version(nodes, SERVER):  # it did not miss the last verdict
                 aggregator = answer.get("aggregator")
         if aggregator is None:
             raise EngineError(
@@ -156,12 +156,13 @@ class ProcessExchange(Exchange):
         """Return the part of a gathered state that this process needs: its users' rows, and its node's state.
 
         Raises:
-            CheckpointError: the state is of another number of processes.
+            CheckpointError: the state comes from a run with another number of processes.
         """
         nodes, sides, placement = state["communicator"][NODE_STATE], state["algorithm"], self._placement
         if set(nodes) != set(placement.names):
             raise CheckpointError(
-                f"the checkpoint is of {len(nodes)} processes, but this run has {len(placement.names)}: start as many."
+                f"the checkpoint is of {len(nodes)} processes, but this run has {len(placement.names)}. Start "
+                f"{len(nodes)} processes."
             )
         part: Values = {"users": _rows_of(sides["users"], placement.users)}
         algorithm.aggregator.load_figure_state(
@@ -180,7 +181,7 @@ class ProcessExchange(Exchange):
         self._peers.close()
 
     def _gather(self, communicator: Communicator, values: Values) -> dict[str, Values]:
-        """Return the values of all other processes at the leading one, and add up bits and seconds there."""
+        """Return, in the leading process, the values of all others, and add up their bits and seconds."""
         ledger, seconds = communicator.ledger, communicator.stopwatch.seconds
         bits = ledger.latest()
         if not ledger.rounds:  # the counts of all set-ups so far
@@ -192,17 +193,17 @@ class ProcessExchange(Exchange):
         return received
 
     def _changed_facts(self, aggregator: Aggregator) -> dict[str, Tensor]:
-        """Return the tensors that figures need of the aggregator and that are new since the last call."""
+        """Return those tensors of the aggregator that figures need and that have changed since the last call."""
         facts, before = aggregator.figure_state(), self._aggregator_facts
         self._aggregator_facts = facts
         return {key: value for key, value in facts.items() if value is not before.get(key)}
 
     def _update_aggregator(self, aggregator: Aggregator, outcome: Outcome, received: Mapping[str, Values]) -> None:
-        """Take over what figures need of the aggregator from one that holds the present state."""
+        """Take what figures need from an aggregator that holds the present state."""
         self._holders = [relay_name(i) for i in outcome.aggregators] or self._holders
-        heard = next((received[name] for name in self._holders if name in received), None)
-        if heard:
-            aggregator.load_figure_state(heard["aggregator"])
+        answer = next((received[name] for name in self._holders if name in received), None)
+        if answer:
+            aggregator.load_figure_state(answer["aggregator"])
         if self._holders and set(self._holders) <= set(self._peers.lost):
             raise EngineError(
                 f"all aggregators are lost ({', '.join(self._holders)}), and later rounds need their state. Restart "
@@ -210,14 +211,14 @@ class ProcessExchange(Exchange):
             )
 
     def _send_blocks(self, users: Users) -> None:
-        """Send the models of this host's users to the leading process, some columns at a time."""
+        """Send the models of this host's users to the leading process, a few columns at a time."""
         start = 0
         for block in users.blocks():
             self._control.send(SERVER, {"block": block.clone(), "start": start})
             start += block.shape[1]
 
     def _receive_blocks(self, users: Users) -> Iterator[Tensor]:
-        """Yield the models of all users, some columns at a time; those of a lost host as last saved."""
+        """Yield the models of all users, a few columns at a time; for a lost host, the last ones that were saved."""
         start, hosts = 0, self._placement.hosts
         for block in users.blocks():
             columns = slice(start, start + block.shape[1])
@@ -237,7 +238,7 @@ class ProcessExchange(Exchange):
         return [received[name] for name in self._placement.hosts]
 
     def _put_rows(self, users: dict[str, Tensor], name: str, state: Mapping[str, Tensor]) -> None:
-        """Add the state of a host's users to that of all users; of a number that all share, the largest counts."""
+        """Add the state of a host's users to that of all users; of numbers that all users share, keep the largest."""
         for key, rows in state.items():
             if not rows.ndim:
                 users[key] = torch.maximum(rows, users.get(key, rows))
@@ -247,21 +248,21 @@ class ProcessExchange(Exchange):
             users[key][self._placement.users_of(name)] = rows
 
     def _saved(self, name: str) -> Values:
-        """Return the state of a process that does not answer, from the last checkpoint."""
+        """Return from the last checkpoint the state of a process that does not answer."""
         checkpoint = self._load_checkpoint()
         users = _rows_of(checkpoint["algorithm"]["users"], self._placement.users_of(name))
         return {"users": users, NODE_STATE: checkpoint["communicator"][NODE_STATE][name]}
 
 
 def for_report(task: Task, targets: bool) -> Task:
-    """Return what a report needs of a task: shapes and scaling, and optionally the raw targets."""
+    """Return the part of a task that a report needs: shapes and scaling, and optionally the raw targets."""
     known = task.without_rows()
     raw = replace(known.raw, y_train=task.raw.y_train, y_test=task.raw.y_test) if targets else known.raw
     return replace(known, prepared=replace(task.prepared, raw=raw)) if task.prepared else raw
 
 
 def _rows_of(state: Mapping[str, Tensor], users: Ids) -> dict[str, Tensor]:
-    """Return the state of some users out of that of all users."""
+    """Return the state of some users, from that of all users."""
     return {key: rows[users] if rows.ndim else rows for key, rows in state.items()}
 
 

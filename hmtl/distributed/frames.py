@@ -1,7 +1,7 @@
 """Frames: rows of bytes with a header, as they travel between processes.
 
-A frame is a header of HEADER bytes and a body: numbers of users (4 bytes each), payload and overhead of the rows.
-Reading a frame executes nothing, and the checksums of header and body are verified before anything else is read.
+A frame is a header of HEADER bytes and a body: the numbers of the users (4 bytes each), then payload and overhead of
+the rows. Reading a frame executes nothing, and the checksums of header and body are verified before anything else.
 """
 
 import struct
@@ -47,7 +47,7 @@ class Header:
 
     kind: int  # index into KINDS
     dtype: int  # index into DTYPES, see `Message.dtype`
-    last: bool  # the sender has nothing more to send of this kind for now: the frame ends a batch
+    last: bool  # the frame ends a batch: the sender has nothing more of this kind for now
     empty: bool  # the frame only ends a batch and carries no message
     apart: bool  # the body has arrived by multicast; otherwise it follows the header
     sender: int  # rank of a process
@@ -56,9 +56,9 @@ class Header:
     sequence: int  # number of frames that the sender has sent to the receiver before
     cast: int  # number of the multicast that carries the body; 0: none does
     users: int  # number of users whose rows these are, one row for each or one row for all; -1: rows of no user
-    rows: int
-    payload: int  # bytes in this part of a row
-    overhead: int  # likewise
+    rows: int  # number of rows
+    payload: int  # bytes of payload per row
+    overhead: int  # bytes of overhead per row
     checksum: int  # CRC-32 of the body
 
     @property
@@ -67,7 +67,7 @@ class Header:
         return 4 * max(self.users, 0) + self.rows * (self.payload + self.overhead)
 
     def to_bytes(self) -> bytes:
-        """Return HEADER bytes, the last four of which are a checksum of the others."""
+        """Return the header as HEADER bytes, of which the last four are a checksum of the others."""
         content = LAYOUT.pack(MAGIC, *vars(self).values())
         return content + zlib.crc32(content).to_bytes(4, "little")
 
@@ -133,7 +133,7 @@ class Frame:
 
     @classmethod
     def from_bytes(cls, header: Header, body: Tensor) -> Self:
-        """Return the frame, whose rows share the body's memory; without rows if the body is damaged."""
+        """Return the frame, whose rows share the body's memory; it has no rows if the body is damaged."""
         kind = KINDS[header.kind]
         if zlib.crc32(body.numpy().data) != header.checksum:
             damaged = f"{kind} of round {header.round} arrived damaged"

@@ -1,6 +1,6 @@
 """Start all processes of a run on this machine, and watch them until the leading one has ended.
 
-The processes are forked from one that has imported what they need, so that many of them take little time and memory.
+The processes are forked from one that has imported what they need, so that starting many takes little time and memory.
 """
 
 import multiprocessing
@@ -17,24 +17,24 @@ from types import FrameType
 
 Report = Callable[[str], None]
 """Reports an error, in one line."""
-GRACE = 10.0  # seconds that processes have to end, once the leading one has, or the leading one, once others gave up
+GRACE = 10.0  # seconds for processes to end after the leading one, and for the leading one to end after others failed
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run_processes(count: int, work: Callable[[Report], object], report: Report, preload: Sequence[str] = ()) -> int:
     """Do some work in each of several processes, which find each other by the environment of torch.distributed.
 
-    The processes form groups of their own, so that Ctrl-C reaches this process alone, which passes it on to them once;
-    it passes on SIGTERM in the same way.
+    Each process is in a process group of its own, so that Ctrl-C reaches only this process, which passes it on to each
+    of them once; it passes on SIGTERM in the same way.
 
     Args:
         count: number of processes.
         work: what each process does; it must be possible to pickle it.
-        report: takes each error of the processes, and what several of them report only once.
+        report: called with each error of the processes; an error that several of them report is passed on only once.
         preload: modules to import before the processes are forked.
 
     Returns:
-        The exit status of the leading process, 128 + n if signal n ended it.
+        The exit status of the leading process; 128 + n if signal n ended it.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # hmtl itself reports which process was lost
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))  # glibc then returns large freed blocks at once
@@ -53,7 +53,7 @@ def run_processes(count: int, work: Callable[[Report], object], report: Report, 
                 os.kill(process.pid, signum)
 
     try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until all have started; they inherit it, see `_work`
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until all have started; they inherit the mask, see `_work`
         for process in processes:
             process.start()
         for number in SIGNALS:
@@ -82,10 +82,10 @@ def watch(processes: Sequence[BaseProcess], errors: "SimpleQueue[str]", report: 
     while leading.is_alive() and any(process.is_alive() for process in others):
         wait([process.sentinel for process in processes if process.is_alive()])
         report_new()
-    gave_up = any(process.exitcode for process in others)  # otherwise the leading process still writes the results
+    gave_up = any(process.exitcode for process in others)  # if not, the leading process is still writing the results
     leading.join(GRACE if gave_up else None)
     if leading.is_alive():
-        report("all processes but the first have ended, and the first does not respond: it was killed.")
+        report("all processes but the first have ended, and the first does not respond, so it was killed.")
         leading.kill()
         leading.join()
     for process in others:

@@ -24,10 +24,10 @@ from hmtl.topology import Moving, Topology
 class ProcessLinks(Links):
     """Links from the node of this process to those of other processes.
 
-    The ledger counts messages as on all links, once for what several relays receive. A frame adds a header, and the
-    numbers of the users whose rows it carries; both count as overhead on the link of the first row, for each receiver.
-    Frames that only end a batch are not counted. What multicast sends beyond one copy of each message counts as
-    overhead of the server's link to all relays, and a relay's multicast reports as overhead of its own link.
+    The ledger counts messages as on all other links: once, even if several relays receive them. A frame adds a header
+    and the numbers of the users whose rows it carries; both count as overhead on the link of the first row, for each
+    receiver. Frames that only end a batch are not counted. What multicast sends beyond one copy of each message counts
+    as overhead of the server's link to all relays, and a relay's multicast reports as overhead of its own link.
 
     Args:
         ledger: counts what this process sends.
@@ -54,7 +54,7 @@ class ProcessLinks(Links):
         self.topology = self.contacts.at(max(round, 0))
 
     def send(self, message: Message) -> None:
-        """Keep a message until `end` knows the last one of its kind."""
+        """Keep a message until `end`, when it is known which one is the last of its kind."""
         for receiver in message.receivers:
             self._posted[receiver, message.kind].append(message)
 
@@ -82,25 +82,25 @@ class ProcessLinks(Links):
         return [self._message(sender, frame) for sender, frames in batches.items() for frame in frames]
 
     def _frame(self, message: Message, receiver: str) -> Frame:
-        """Return the rows of a message that a receiver needs; if they are rows of no user, all receivers need all."""
+        """Return the rows of a message that a receiver needs; all receivers need rows that belong to no user."""
         rows, users = message.rows(), message.users
         if users is not None and receiver != SERVER:
-            theirs = self._homes[receiver] if receiver in self._homes else self.topology.N(_number(receiver))
-            needed = np.isin(users, theirs)
+            own = self._homes[receiver] if receiver in self._homes else self.topology.N(_number(receiver))
+            needed = np.isin(users, own)
             if len(rows) == len(users):  # otherwise there is one row for all of them
                 rows = rows[torch.from_numpy(needed)]
             users = users[needed]
         return Frame(message.kind, message.round, message.payload[rows], message.overhead[rows], users, message.dtype)
 
     def _count_multicast(self) -> None:
-        """Count what multicast has sent beyond the bodies: headers, repairs, questions and reports."""
+        """Count what multicast has sent besides the bodies: headers, repairs, questions and reports."""
         name, group = self.peers.name, self.peers.group
         if group:
             tier, link = (SERVER_TO_RELAYS, self.contacts.H) if name == SERVER else (RELAYS_TO_SERVER, _number(name))
             self.ledger.add(tier, link, 0, 8 * group.overhead())
 
     def _patience(self, senders: Sequence[str]) -> int:
-        """Return how many timeouts to wait for some senders: hosts wait for nobody, relays for hosts, and so on."""
+        """Return how many timeouts to wait for senders: hosts wait for nobody, relays wait for hosts, and so on."""
         if self.peers.name == SERVER:
             return 2
         if self.peers.name in self._homes:

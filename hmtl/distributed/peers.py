@@ -1,4 +1,4 @@
-"""The frames that a process exchanges with all others: checked, sorted by round and kind, within deadlines."""
+"""The frames that a process exchanges with all others, checked, sorted by round and kind, within deadlines."""
 
 import time
 from collections import defaultdict, deque
@@ -16,8 +16,8 @@ class Peers:
     """The other processes, by the names of their nodes.
 
     A sender marks the last frame of each batch of one kind, and `receive` returns whole batches. Frames of past rounds
-    are dropped. A batch that was missed is never taken for a later one of its kind, and a batch with a damaged frame
-    counts as missing.
+    are dropped. A batch that arrives too late is never mistaken for a later one of its kind, and a batch with a damaged
+    frame counts as missing.
 
     A peer that misses a deadline is late until it answers again; `receive` then grants it only as much extra time as
     the other peers took. If nobody answered, this process itself may have been suspended: late peers get the full time
@@ -26,13 +26,13 @@ class Peers:
     Args:
         name: the node of this process.
         connections: to the other processes, by name.
-        seconds: how long to wait for a batch whose sender itself waits for nobody.
+        seconds: how long to wait for a batch whose sender does not wait for others.
         group: this process's end of the multicast group, if there is one.
 
     Attributes:
-        lost: why peers will send nothing more, by name.
+        lost: by name, why a peer will send nothing more.
         late: names of the peers that missed their last deadline.
-        notices: what happened to peers since the list was last cleared, one sentence each, for the log.
+        notices: for the log, what happened to peers since the list was last cleared, one sentence each.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class Peers:
         self._incomplete: dict[tuple[str, str], list[Frame]] = defaultdict(list)  # batches, by sender and kind
         self._complete: dict[tuple[str, str], deque[list[Frame]]] = defaultdict(deque)
         self._missed: dict[tuple[str, str], int] = defaultdict(int)  # number of batches that came too late
-        self._waited_since: dict[str, float] = {}  # when this round's first wait began that a peer missed
+        self._waited_since: dict[str, float] = {}  # when the first wait of this round began in which a peer was late
 
     def begin(self, round: int) -> None:
-        """Begin a round; frames of earlier ones are forgotten."""
+        """Begin a round, and forget the frames of earlier rounds."""
         self.round = round
         self._incomplete.clear()
         self._complete.clear()
@@ -60,19 +60,19 @@ class Peers:
             self.group.begin()
 
     def multicast(self, to: Sequence[str], frame: Frame) -> Cast | None:
-        """Send a frame's body to several peers at once, if that pays; `send` must still send the header to each."""
+        """Send a frame's body to several peers at once, if this is worthwhile; `send` must still send the headers."""
         ranks = [self.connections[name].rank for name in to if name not in self.lost]
         if not isinstance(self.group, Caster) or len(ranks) < 2 or len(frame.body) <= ROOM:
             return None
         return self.group.cast(frame.body, ranks)
 
     def send(self, to: str, frame: Frame, cast: Cast | None = None) -> None:
-        """Send a frame to a peer, without waiting; its body only if `cast` does not bring it."""
+        """Send a frame to a peer without waiting; the body is left out if `cast` brings it."""
         if to not in self.lost:
             self.connections[to].send(frame, cast)
 
     def receive(self, kind: str, senders: Sequence[str], patience: int = 1) -> dict[str, list[Frame]]:
-        """Return the next batch of a kind from each sender, without the senders that miss the deadline.
+        """Return the next batch of a kind from each sender, except from senders that miss the deadline.
 
         Args:
             patience: how many times `seconds` to wait: once for a sender that waits for nobody, once more for each
@@ -103,7 +103,7 @@ class Peers:
         return {name: batches[name] for name in senders if name in batches}
 
     def close(self, seconds: float = 5.0) -> None:
-        """Send what waits to be sent, and let peers do the same, within some seconds; then leave the group."""
+        """Send what is still waiting, give peers at most `seconds` to do the same, and leave the group."""
         for name in self.connections:
             self.send(name, Frame(BYE, self.round, empty=True))
         deadline = time.monotonic() + seconds
@@ -114,7 +114,7 @@ class Peers:
             self.group.close()
 
     def _next_batch(self, name: str, kind: str, deadline: float) -> list[Frame] | str:
-        """Return the next batch, or why it is missing."""
+        """Return the next batch, or the reason why it is missing."""
         batches = self._complete[name, kind]
         while not batches:
             frame = self._next_frame(name, deadline)

@@ -14,7 +14,7 @@ class Placement:
     Rank 0 is the server, ranks 1 to H are the relays, and all others are hosts, which share the K users evenly.
 
     Args:
-        rank: of this process.
+        rank: rank of this process.
         size: N.
         K: number of users.
         H: number of relays.
@@ -24,9 +24,9 @@ class Placement:
         relays, hosts, others: names of the nodes of each kind, and of all nodes but the server.
         homes: the users of each host.
         name, users: the node of this process, and its users.
-        leads, is_relay: whether it is the server, whose process leads, or a relay.
+        leads, is_relay: whether this node is the server, whose process leads, or a relay.
         neighbors: ranks of the processes that this one exchanges frames with, by name. Relays and hosts exchange frames
-            with each other, but not among themselves; the server does with all.
+            with each other, but not among themselves; the server exchanges frames with all.
 
     Raises:
         ConfigError: there are too few processes, or more hosts than users.
@@ -47,12 +47,12 @@ class Placement:
         self.neighbors = {name: rank for rank, name in enumerate(self.names) if name.split()[0] != kind}
 
     def users_of(self, name: str) -> Ids:
-        """Return the users of a node: nobody, unless it is a host."""
+        """Return the users of a node; only a host has any."""
         return self.homes[self.hosts.index(name)] if name in self.hosts else NOBODY
 
 
 class HostedUsers:
-    """A user side addressed by numbers in the whole network; `inner` numbers only the users of this host, from 0.
+    """A user side that numbers users as the whole network does; `inner` numbers those of this host from 0.
 
     Args:
         inner: the user side of this host.
@@ -87,5 +87,5 @@ def check_size(size: int, K: int | None, H: int) -> None:
         most = "more" if K is None else H + 1 + K
         raise ConfigError(
             f"engine=torch_distributed has {size} processes, but H={H} and K={K} need {H + 2} to {most}: a server, the "
-            "relays, and hosts of at least one user each. Set processes, or --nproc-per-node of torchrun."
+            "relays, and hosts with at least one user each. Set processes, or torchrun's --nproc-per-node."
         )

@@ -17,19 +17,19 @@ from hmtl.errors import ConfigError, EngineError, HmtlError
 log = logging.getLogger(__name__)
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 START = datetime.timedelta(minutes=10)  # for all processes to load their data and to build the learner
-REMIND = 30.0  # seconds after which a process logs for which one it waits
+REMIND = 30.0  # seconds after which a process logs which one it is waiting for
 
 
 class Rendezvous:
-    """This process among those that were started with it, as the environment of torch.distributed describes them.
+    """This process and those that were started with it, as the environment of torch.distributed describes them.
 
     Args:
         seconds: how long to wait for the first process; at least a minute.
 
     Attributes:
-        rank: of this process.
+        rank: rank of this process.
         size: number of processes.
-        address: of the first process.
+        address: address of the first process.
 
     Raises:
         ConfigError: a variable is missing, so the process was started by neither torchrun nor `hmtl.launch`.
@@ -44,17 +44,17 @@ class Rendezvous:
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.address, self.port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self.wait = datetime.timedelta(seconds=max(60.0, seconds))
-        self._barriers = 0  # passed so far
+        self._barriers = 0  # number of barriers so far
 
     @cached_property
     def store(self) -> Any:
-        """Torch's key-value store; connecting is put off, so that settings are checked first.
+        """Torch's key-value store, connected at first use, so that settings are checked before.
 
         Raises:
             EngineError: the first process cannot be reached.
         """
         try:
-            numeric = self.address.replace(".", "").isdecimal()  # a name may be shared by several machines
+            numeric = self.address.replace(".", "").isdecimal()  # a host name may stand for several machines
             if self.rank == 0 and numeric and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
                 # torch itself would listen on all networks of this machine
                 listener = socket.create_server((self.address, self.port))
@@ -65,7 +65,7 @@ class Rendezvous:
         except (RuntimeError, OSError, ValueError) as error:
             raise EngineError(
                 f"process {self.rank} cannot reach the first process at {self.address}:{self.port} "
-                f"({str(error).splitlines()[0][:80]}). Check that it runs, and that the port is free."
+                f"({str(error).splitlines()[0][:80]}). Check that it is running and that the port is free."
             ) from error
         return store
 

@@ -1,6 +1,6 @@
 """Multi-task learning: from tasks, a loss and a regularizer to one model per user, with a certified duality gap.
 
-An algorithm has a user side and an aggregator side. They exchange messages only, IVs [K, m + e] up and models
+An algorithm has a user side and an aggregator side. They exchange nothing but messages, IVs [K, m + e] up and models
 [K, m + e] down, and do not know what carries them. In the terms of federated learning, a user is a client, its IV
 (intermediate value) is the client's update, and the aggregator is the server; here, each relay may be an aggregator.
 """

@@ -42,14 +42,16 @@ def read_weights(path: str | Path, K: int) -> Tensor:
     ):
         if wrong.any():
             k, l = (int(i) for i in np.argwhere(wrong)[0])  # noqa: E741, as in a_kl
-            raise DataError(f"{path}: the weight {a[k, l]:g} of users {k} and {l} (from 0) is {fault}. Fix it.")
+            raise DataError(
+                f"{path}: the weight {a[k, l]:g} of users {k} and {l} (from 0) is {fault}. Correct this entry."
+            )
     return torch.from_numpy(a)
 
 
 def nearest(covariances: Tensor, neighbors: int) -> Tensor:
-    """Return weight 1 for two users if one is among the `neighbors` nearest of the other, 0 otherwise.
+    """Return weight 1 for two users if either is among the `neighbors` users nearest to the other, 0 otherwise.
 
-    Users are near each other if their `covariances` [K, f] form a small angle.
+    Users are near each other if the angle between their `covariances` [K, f] is small.
 
     Raises:
         ConfigError: there are fewer other users than `neighbors`.
@@ -66,7 +68,7 @@ def nearest(covariances: Tensor, neighbors: int) -> Tensor:
 def covariance(task: Task) -> Tensor:
     """Return the covariance of features and label up to a factor, Σ_j (y_j − ȳ)(x_j − x̄): [d], or [C·d] for classes.
 
-    It follows from a user's training rows before any model exists, and is the direction of its first gradient.
+    It needs only a user's training rows, no model, and is the direction of the user's first gradient.
     """
     y = task.y_train
     label = one_hot(y, task.classes).double() if task.classes else y[:, None].double()

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from hmtl.errors import ConfigError
 
-NEWTON_STEPS = 6  # give the last bit for any q up to 1e12, from the start in `Logistic.coordinate_step`
+NEWTON_STEPS = 6  # accurate to the last bit for any q up to 1e12, from the start in `Logistic.coordinate_step`
 
 
 class Loss(nn.Module, ABC):
-    """A convex loss. Gradient methods need `forward` only; a dual solver states what else it needs."""
+    """A convex loss. Gradient methods need only `forward`; a dual solver states what else it needs."""
 
     labels: ClassVar[tuple[float, ...] | None] = (-1.0, 1.0)
     """Values that y may take; None: any number (regression)."""
@@ -50,7 +50,7 @@ class Loss(nn.Module, ABC):
 
     @property
     def name(self) -> str:
-        """Name in reports, such as smooth_hinge for SmoothHinge."""
+        """The name in reports, such as smooth_hinge for SmoothHinge."""
         return snake_case(self)
 
     @property
@@ -79,7 +79,7 @@ class Hinge(Loss):
 
     def coordinate_step(self, a: Tensor, prediction: Tensor, y: Tensor, q: Tensor) -> Tensor:
         b = y * a
-        # q = width = 0 gives 1/0 = inf, which the clamp turns into the right b = 1
+        # q = width = 0 gives 1/0 = inf, which the clamp turns into b = 1, the right value
         return y * (b + (1 - y * prediction - self.width * b) / (q + self.width)).clamp_(0, 1)
 
 
@@ -142,13 +142,13 @@ class Logistic(Loss):
         """Solve t = m − q·b + q·σ(−t) for t = log(1/b′ − 1) at the margin m, by Newton's method.
 
         In t, unlike in b′, nothing cancels for b′ near 0 or 1. Labels are flipped where that makes the root positive:
-        there t − q·σ(−t) is concave, so that steps from below the root rise to it without passing it.
+        for t > 0, t − q·σ(−t) is concave, so that steps from below rise to the root without passing it.
         """
         b, m = y * a, y * prediction
         flipped = m + q * (0.5 - b) < 0
         b, m = torch.where(flipped, 1 - b, b), torch.where(flipped, -m, m)
         c = m - q * b
-        # σ(−t) ≥ exp(−t)/2 bounds the root from below by c + W(exp(L)), Lambert's W, itself at least L − log L
+        # σ(−t) ≥ exp(−t)/2 bounds the root from below by c + W(exp(L)), and Lambert's W(exp(L)) ≥ L − log L
         L = (q / 2).log() - c
         t = (c + torch.where(L > 1, L - L.clamp_min(1).log(), 0.0)).clamp_(min=0)
         for _ in range(NEWTON_STEPS):
@@ -168,16 +168,16 @@ class CrossEntropy(Loss):
 
     def gradient(self, prediction: Tensor, y: Tensor) -> Tensor:
         """Return softmax(p), minus 1 at the class y."""
-        if type(self).forward is not CrossEntropy.forward:  # a subclass with another loss
+        if type(self).forward is not CrossEntropy.forward:  # the formula is wrong for a subclass with another loss
             return super().gradient(prediction, y)
-        shares, own = prediction.softmax(-1), y.long()[..., None]
-        return shares.scatter_add_(-1, own, shares.new_full((), -1.0).expand(own.shape))
+        probabilities, own = prediction.softmax(-1), y.long()[..., None]
+        return probabilities.scatter_add_(-1, own, probabilities.new_full((), -1.0).expand(own.shape))
 
 
 class OneVsRest(Loss):
     """Σ_c ℓ(p_c, ±1) for scores p [..., C] and y [...] in 0..C−1: each class against the rest.
 
-    A `Problem` wraps a margin loss ℓ in it if there are several classes. Duals have the shape of scores; a dual solver
+    A `Problem` with several classes wraps its margin loss ℓ in this one. Duals have the shape of scores; a dual solver
     works on one class at a time, with ℓ itself.
 
     Args:
@@ -212,5 +212,5 @@ class OneVsRest(Loss):
 
 
 def snake_case(part: object) -> str:
-    """Return the name of a part's class as in the configuration: task_relationship for TaskRelationship."""
+    """Return the name of a part's class as the configuration spells it: task_relationship for TaskRelationship."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", type(part).__name__).lower()

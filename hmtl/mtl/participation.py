@@ -22,9 +22,9 @@ Pairs = Sequence[Sequence[int]] | str | Path
 
 @dataclass(frozen=True)
 class Participation:
-    """Stragglers, which do part of their work, and users and relays that drop out of a round.
+    """Stragglers, which do part of their work, and users and relays that drop out of rounds.
 
-    A round lasts as long as a user of full speed needs. In a round, each user does a share of its usual work: a new
+    A round lasts as long as a user at full speed needs. In each round, a user does a share of its usual work: a new
     draw from U(low, high), times the user's speed. A user that drops out sends nothing but receives its model; a relay
     that drops out neither receives nor sends anything.
 
@@ -32,8 +32,8 @@ class Participation:
         low, high: bounds of the share, 0 < low ≤ high ≤ 1.
         speeds: one number in (0, 1] per user; None: all users have full speed.
         dropout: probability in [0, 1) that a user drops out of a round.
-        schedule: further pairs (round, user) that drop out.
-        relays: probability in [0, 1) that a relay drops out of a round, or pairs (round, relay) that do.
+        schedule: further pairs (round, user): the user drops out of the round.
+        relays: probability in [0, 1) that a relay drops out of a round, or pairs (round, relay) as in `schedule`.
 
     Raises:
         ConfigError: a number is out of its range, or pairs cannot be read.
@@ -91,12 +91,12 @@ class Participation:
     def budgets(
         self, usual: Tensor, seed: int, round: int, users: NDArray[np.int64] | None = None, K: int | None = None
     ) -> Tensor:
-        """Return the number of steps of each user in a round, 0 for those who drop out and at least 1 for others.
+        """Return the number of steps of each user in a round: 0 for those who drop out, at least 1 for the others.
 
         Args:
             usual: usual numbers of steps [n].
             seed, round: name the random draw.
-            users: numbers of these n users; None: all of them, in order.
+            users: the numbers of these n users; None: all users, in order.
             K: number of all users; None: n.
         """
         shares = self.shares(seed, round, len(usual) if K is None else K)
@@ -116,7 +116,7 @@ def _read(name: str, node: str, pairs: Pairs) -> frozenset[tuple[int, int]]:
     try:
         rows = _load(pairs) if isinstance(pairs, str | Path) else pairs
         if any(number % 1 or number < 0 for row in rows for number in row):
-            raise ValueError("rounds and numbers are whole and count from 0")
+            raise ValueError("rounds and nodes are whole numbers, counted from 0")
         return frozenset((int(round), int(number)) for round, number in rows)
     except (OSError, ValueError, TypeError) as error:
         reason = ((isinstance(error, OSError) and error.strerror) or str(error)).rstrip(".")

@@ -1,7 +1,7 @@
-"""Steps down the penalty ½ tr(W A Wᵀ) of all users at once: w_k ← w_k − x_k Σ_l A_kl w_l, in a number of equal parts.
+"""Gradient steps on the penalty ½ tr(W A Wᵀ), for all users at once and in equal parts: w_k ← w_k − x_k Σ_l A_kl w_l.
 
-K users, m parameters of a model. A is the coupling [K, K], symmetric; W has the models [K, m], one user per row; x has
-the lengths of the steps [K], and each part has length x/parts.
+K users, m parameters of a model. A is the coupling [K, K], symmetric; W holds the models [K, m], one user per row; x
+holds the lengths of the steps [K], and each part has length x/parts.
 """
 
 import torch
@@ -23,19 +23,19 @@ def dense_step(A: Tensor, W: Tensor, lengths: Tensor, parts: int) -> Tensor:
 def sparse_step(A: Tensor, W: Tensor, lengths: Tensor, parts: int) -> Tensor:
     """Return W after the step, for an A with few nonzero entries.
 
-    Each row is computed separately from its neighbours in ascending order, and each product and sum is rounded. So a
-    row has the same bits for any set of rows that contains its neighbours.
+    Each row is computed on its own: the products with its neighbours are added in ascending order, and each product and
+    sum is rounded. So a row has the same bits for any set of rows that contains its neighbours.
     """
     part = (torch.eye(len(A)).to(A) - lengths[:, None] / parts * A).to(W).cpu()
     neighbours = [row.nonzero()[:, 0].tolist() for row in A.cpu()]
-    weights = [part[k, others].tolist() for k, others in enumerate(neighbours)]
+    weights = [part[k, ids].tolist() for k, ids in enumerate(neighbours)]
     for _ in range(parts):
         stepped = torch.empty_like(W, memory_format=torch.contiguous_format)
         for old, new in zip(torch.split(W, WORK, 1), torch.split(stepped, WORK, 1), strict=True):
             rows, product = old.unbind(), torch.empty_like(new[0])
-            for row, others, shares in zip(new.unbind(), neighbours, weights, strict=True):
-                torch.mul(rows[others[0]], shares[0], out=row)
-                for other, share in zip(others[1:], shares[1:], strict=True):
-                    row.add_(torch.mul(rows[other], share, out=product))
+            for row, ids, factors in zip(new.unbind(), neighbours, weights, strict=True):
+                torch.mul(rows[ids[0]], factors[0], out=row)
+                for neighbour, factor in zip(ids[1:], factors[1:], strict=True):
+                    row.add_(torch.mul(rows[neighbour], factor, out=product))
         W = stepped
     return W

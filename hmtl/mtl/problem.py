@@ -1,11 +1,11 @@
-"""The learning problem of all users, their rows, and how good models are on them.
+"""The learning problem of all users, their rows, and the quality of models on them.
 
-A process may hold the rows of some users only. It then computes for these users, and K is their number wherever rows,
-duals or models are meant.
+A process may hold the rows of only some users. It then computes for these users, and K is their number in the shapes of
+rows, duals and models.
 
 K users, n_k training rows of user k, n = max n_k, d features, C classes. W and V [d, K] hold one user per column; the
-duals a [K, n] are zero in the padding behind n_k. With C classes, a model has C scores, one after the other: W and V
-are [C·d, K], a is [K, C·n].
+duals a [K, n] are zero in the padding after n_k. With C classes, a model holds the parameters of C scores, one after
+the other: W and V are [C·d, K], a is [K, C·n].
 """
 
 import copy
@@ -28,15 +28,15 @@ from hmtl.rng import generator
 
 @dataclass(frozen=True)
 class Rows:
-    """Training rows of many users as one batch, padded with rows of zeros, on which local solvers compute.
+    """The training rows of many users as one batch for local solvers, padded with rows of zeros.
 
     Attributes:
         X: features [K, n, d].
         y: labels [K, n], 1 in the padding.
         square_norms: ‖x_kj‖² [K, n].
         counts: n_k of each user.
-        s: weight of a user's row in the objective [K], 1 or 1/n_k.
-        computed: matrices computed from X, shared by all that share X.
+        s: weight of each of a user's rows in the objective [K], 1 or 1/n_k.
+        computed: cache of matrices computed from X, shared by all `Rows` that share X.
     """
 
     X: Tensor
@@ -53,7 +53,7 @@ class Rows:
         return self.computed["gram"]
 
     def of(self, user: int) -> "Rows":
-        """Return the rows of one user without padding, K = 1, as views."""
+        """Return the rows of one user without padding (K = 1), as views."""
         n, one = self.counts[user], slice(user, user + 1)
         computed = {name: gram[one, :n, :n] for name, gram in self.computed.items()}
         return Rows(self.X[one, :n], self.y[one, :n], self.square_norms[one, :n], (n,), self.s[one], computed)
@@ -66,8 +66,8 @@ class Problem:
     one Ω couples it with the models of other users.
 
     Args:
-        tasks: one task per user, also of users whose rows other processes hold, see `Task.is_local`. Rows with a shape
-            are flattened.
+        tasks: one task per user, including users whose rows other processes hold, see `Task.is_local`. Rows with a
+            shape are flattened.
         loss: ℓ; the problem keeps a copy.
         regularizer: R; the problem keeps a copy that is prepared for these tasks.
         reduction: "mean" or "sum" over a user's rows.
@@ -89,7 +89,7 @@ class Problem:
 
     Raises:
         ConfigError: an unknown reduction, or a regularizer that cannot be used with these users.
-        DataError: no task, a task with other columns or classes than the first, or a label that the loss cannot take.
+        DataError: there is no task, a task has other columns or classes than the first, or the loss rejects a label.
 
     Ref: Hu et al. 2022, eq. (1).
     """
@@ -133,33 +133,32 @@ class Problem:
     def _prepare(self, regularizer: Regularizer) -> None:
         self.regularizer = regularizer
         facts = self.facts()
-        if len(facts) < self.K:  # users in other processes report theirs in the set-up, which prepares it again
+        if len(facts) < self.K:  # the set-up brings the facts of other processes, and prepares the regularizer again
             facts = torch.from_numpy(generator(0, "stand-in").normal(size=(self.K, facts.shape[1])))
         self.regularizer = regularizer.prepared(facts).to(self.s.device)
 
     def regularized(self, regularizer: Regularizer) -> "Problem":
-        """Return the same tasks and loss under another regularizer; the rows are shared."""
-        other = copy.copy(self)
-        other._prepare(regularizer)
-        return other
+        """Return a problem with another regularizer, but the same tasks, rows and loss."""
+        new = copy.copy(self)
+        new._prepare(regularizer)
+        return new
 
     def facts(self) -> Tensor:
         """Return what the users report before the first round [K, f], see `Regularizer.facts`."""
         if self.tasks:
             return torch.stack([self.regularizer.facts(task) for task in self.tasks])
-        task = self.everybody[0]  # two rows in its shape tell how many facts there are
+        task = self.everybody[0]  # two rows of this shape suffice to show how many facts there are
         x, y = torch.zeros(2, self.d), torch.tensor([0.0, 1.0] if task.classes else [-1.0, 1.0])
         return self.regularizer.facts(Task("stand-in", x, y, x[:0], y[:0], task.classes))[None][:0]
 
     def padded(self, dtype: torch.dtype) -> Rows:
-        """Return the training rows as numbers of a type.
+        """Return the training rows as one padded batch of a type.
 
-        If it is the type of the tasks' rows, each task's rows become a view of the result, so that they are in memory
-        once.
+        If the tasks' rows are of this type, they become views of the batch, so that they are in memory only once.
         """
         if dtype in self._padded:
             return self._padded[dtype]
-        # padded to the most rows of any user in any process: results must not depend on who shares a process
+        # padded to the largest n_k of all processes: results must not depend on which users share a process
         X = torch.zeros(len(self.tasks), max(self.counts), self.d, dtype=dtype, device=self.s.device)
         y = X.new_ones(X.shape[:2])
         square_norms = torch.zeros_like(y)
@@ -167,7 +166,7 @@ class Problem:
             task, n = self.tasks[k], self.here[k]
             X[k, :n], y[k, :n] = task.x_train, task.y_train
             torch.linalg.vecdot(X[k], X[k], out=square_norms[k])
-            if X.is_cpu and task.x_train.dtype == dtype:  # now: its own rows are freed before the next are copied
+            if X.is_cpu and task.x_train.dtype == dtype:  # at once, to free a task's rows before the next are copied
                 self.tasks[k] = self.everybody[user] = copy.copy(task)
                 object.__setattr__(self.tasks[k], "x_train", X[k, :n])
         self._padded[dtype] = Rows(X, y, square_norms, self.here, self.s.to(dtype))
@@ -180,7 +179,7 @@ class Problem:
 
     @cached_property
     def scores(self) -> tuple[Rows, ...]:
-        """The rows with the labels of each score of a prediction."""
+        """The rows once for each score of a prediction, with the labels of that score."""
         if not isinstance(self.loss, OneVsRest):
             return (self.rows,)
         signs = OneVsRest.signs(self.rows.y.new_empty(self.outputs), self.rows.y).unbind(-1)
@@ -191,7 +190,7 @@ class Problem:
         return flat.reshape(len(flat), self.outputs, -1)
 
     def _predicted(self, scores: Tensor) -> Tensor:
-        """Return scores [..., C] as the loss takes them, [...] if C = 1."""
+        """Return scores [..., C] in the shape that the loss takes: [...] if C = 1."""
         return scores if self.loss.classes else scores[..., 0]
 
     @torch.no_grad()
@@ -208,7 +207,7 @@ class Problem:
         return self.weights * self.loss.conjugate(duals, self.rows.y)
 
     def combined(self, a: Tensor) -> Tensor:
-        """Return V [d, K] of the duals, v_k = s_k Σ_j a_kj x_kj."""
+        """Return V [d, K] from the duals, v_k = s_k Σ_j a_kj x_kj."""
         V: Tensor = torch.bmm(self._by_score(self.rows.s[:, None] * a), self.rows.X).flatten(1).T
         return V
 
@@ -224,8 +223,8 @@ class Problem:
         """Summarise the users' mean errors [K] on their `train` or `test` rows: mean, worst user, and R².
 
         R² is for regression only: 1 − Σ(p − y)² / Σ(y − ȳ)² over the rows of all users, with their common mean ȳ before
-        any centring (the "explained variance" of the multi-task literature). Users without such rows do not count; if
-        nobody has any, the result is empty.
+        any centring (the "explained variance" of the multi-task literature). Users without such rows are left out; if
+        no user has any, the result is empty.
 
         Ref: Bakker and Heskes 2003.
         """
@@ -250,27 +249,29 @@ def _check_task(task: Task, first: Task, loss: Loss) -> None:
     if task.x_train.shape[1:] != first.x_train.shape[1:]:
         own, other = (" × ".join(map(str, each.x_train.shape[1:])) for each in (task, first))
         fault = (
-            f"{own} columns, task {first.name!r} has {other}: coupled models need the same features. Give all tasks "
-            "the same columns."
+            f"{own} columns, but task {first.name!r} has {other}: coupled models need the same features. Give all "
+            "tasks the same columns."
         )
     elif task.classes != first.classes:
         fault = (
-            f"classes={task.classes}, task {first.name!r} has {first.classes}. Number the classes alike in all tasks."
+            f"classes={task.classes}, but task {first.name!r} has classes={first.classes}. Number the classes alike "
+            "in all tasks."
         )
     elif task.classes and not loss.classes:
         fault = (
-            f"{task.classes} classes, {name} takes numbers: choose loss={margin_losses}; with algorithm=fedu, fedavg, "
-            "fedprox, ditto or pfedme also cross_entropy. If y are numbers to predict, set dataset.kind=regression."
+            f"{task.classes} classes, but {name} takes numbers: choose loss={margin_losses} or, with algorithm=fedu, "
+            "fedavg, fedprox, ditto or pfedme, cross_entropy. If y holds numbers to predict, set "
+            "dataset.kind=regression."
         )
     elif loss.classes and not task.classes:
         if task.is_local and set(task.y_train.tolist()) <= {-1.0, 1.0}:
-            fault = f"two classes as y = ±1, {name} needs them numbered 0..C−1: choose loss={margin_losses}."
+            fault = f"two classes as y = ±1, but {name} needs them numbered 0..C−1: choose loss={margin_losses}."
         else:
-            fault = f"numbers to predict, {name} needs classes: choose loss=squared."
+            fault = f"numbers to predict, but {name} needs classes: choose loss=squared."
     elif loss.labels is not None and not labels <= set(loss.labels):
         fault = (
-            f"the label {min(labels - set(loss.labels)):g}, {name} takes {loss.labels} only: choose loss=squared for "
-            "numbers to predict, dataset.kind=classification for classes."
+            f"the label {min(labels - set(loss.labels)):g}, but {name} takes only {loss.labels}: choose loss=squared "
+            "for numbers to predict, or dataset.kind=classification for classes."
         )
     else:
         return

@@ -20,7 +20,7 @@ from hmtl.mtl.sums import Form
 
 
 class Regularizer(nn.Module, ABC):
-    """How the users' models are coupled. A new regularizer has to define `coupling` only.
+    """The coupling of the users' models. A new regularizer only has to define `coupling`.
 
     Args:
         lam: strength λ > 0.
@@ -38,7 +38,7 @@ class Regularizer(nn.Module, ABC):
         return torch.zeros(0, dtype=torch.float64)
 
     def prepared(self, facts: Tensor) -> Self:
-        """Return a copy that is ready for the users who reported these facts [K, f]; do not change this one.
+        """Return a copy that is ready for the users who reported these facts [K, f]; `self` stays unchanged.
 
         Raises:
             ConfigError, DataError: the regularizer cannot be used with these users.
@@ -75,7 +75,7 @@ class Regularizer(nn.Module, ABC):
         return torch.cholesky_inverse(L)
 
     def sums(self, Omega: Tensor) -> Form | None:
-        """Return B = diag(δ) + U C Uᵀ, by which users need only a few sums of each other; None if they need all IVs."""
+        """Return B = diag(δ) + U C Uᵀ, for which a few sums over all users suffice; None if users need all IVs."""
         return None
 
     def form(self, Omega: Tensor) -> Form | None:
@@ -84,7 +84,7 @@ class Regularizer(nn.Module, ABC):
         return None if inverse is None or not (inverse.delta > 0).all() else inverse.coupling()
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Do not inherit `sums` if the coupling is redefined."""
+        """Reset `sums` in a subclass that redefines the coupling: the inherited ones would be wrong."""
         super().__init_subclass__(**options)
         if {"coupling", "inverse_coupling"} & set(vars(cls)) and "sums" not in vars(cls):
             cls.sums = Regularizer.sums  # type: ignore[method-assign]
@@ -96,22 +96,22 @@ class Regularizer(nn.Module, ABC):
 
     @property
     def learns(self) -> bool:
-        """Whether it learns Ω."""
+        """Whether the regularizer learns Ω."""
         return type(self).update_omega is not Regularizer.update_omega
 
     def joint(self, W: Tensor, V: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return R and R* of the joint problem in W [d, K] and Ω, or None if they are not known.
 
-        Together with Σ s ℓ and Σ s ℓ* they bound the joint optimum, whatever Ω is at present.
+        Together with Σ s ℓ and Σ s ℓ* they bound the joint optimum, whatever the present Ω.
         """
         return None
 
     def start_omega(self, K: int) -> Tensor:
-        """Return Ω of the first round: K·I, which is Σ = I/K."""
+        """Return the Ω of the first round, K·I, which corresponds to Σ = I/K."""
         return K * torch.eye(K, dtype=torch.float64)
 
     def update_omega(self, W: Tensor, Omega: Tensor) -> Tensor:
-        """Return the best Ω for W, or the same Ω if the regularizer learns none."""
+        """Return the best Ω for W, or Ω itself if the regularizer does not learn it."""
         return Omega
 
 
@@ -178,8 +178,8 @@ class Graph(Regularizer):
     Args:
         lam: η.
         lam2: λ2.
-        path: file of the weights a_kl, see `graph.read_weights`; None: neighbours are found by `graph.nearest`.
-        neighbors: number of neighbours of each user if there is no file.
+        path: file of the weights a_kl, see `graph.read_weights`; None: `graph.nearest` chooses the neighbours.
+        neighbors: how many nearest users become neighbours of each user, if there is no file.
 
     Ref: Dinh et al. 2021.
     """
@@ -204,12 +204,12 @@ class Graph(Regularizer):
 
 
 class LearnedCoupling(Regularizer):
-    """Learns an Ω with the eigenvectors of WᵀW.
+    """A regularizer that learns an Ω with the eigenvectors of WᵀW.
 
     Args:
         lam: strength.
         floor: smallest eigenvalue of WᵀW relative to the largest, in (0, 1). It bounds the condition number of Ω by
-            1/√floor, and so how slowly the next rounds converge.
+            1/√floor, and thereby limits how slowly the next rounds converge.
     """
 
     def __init__(self, lam: float, floor: float) -> None:
@@ -223,17 +223,17 @@ class LearnedCoupling(Regularizer):
         """Return the eigenvalues [K] of the best Ω for the floored singular values s [K] of W, ascending."""
 
     def update_omega(self, W: Tensor, Omega: Tensor) -> Tensor:
-        """Return the best Ω for W; keep Ω if W = 0."""
+        """Return the best Ω for W, or Ω itself if W = 0."""
         squares, U = torch.linalg.eigh(W.T @ W)
         if squares[-1] <= 0:
             return Omega
         half: Tensor = U * self.eigenvalues(squares.clamp_min(self.floor * squares[-1]).sqrt()).sqrt()
         new = half @ half.T
-        return (new + new.T) / 2  # symmetric to the last bit in spite of rounding
+        return (new + new.T) / 2  # symmetric to the last bit, despite rounding
 
 
 class TaskRelationship(LearnedCoupling):
-    """Learns how the tasks are related: A = λΩ, or A = 2(λ1·Ω + λ2·I) if λ2 is given.
+    """Learned relationship of the tasks: A = λΩ, or A = 2(λ1·Ω + λ2·I) if λ2 is given.
 
     `update_omega` returns Ω = Σ⁻¹ for Σ = (WᵀW)^½ / tr (WᵀW)^½.
 
@@ -266,10 +266,10 @@ class TaskRelationship(LearnedCoupling):
 
 
 class Clustered(LearnedCoupling):
-    """Learns clusters of users: A = λΩ, Ω = η(1 + η)(ηI + M)⁻¹ with 0 ⪯ M ⪯ I, tr M = number of clusters.
+    """Learned clusters of users: A = λΩ, Ω = η(1 + η)(ηI + M)⁻¹ with 0 ⪯ M ⪯ I, tr M = number of clusters.
 
-    M relaxes the projection on the clusters' indicators, for which R = (λ/2)(Σ_k ‖w_k − its cluster's mean‖² + η‖W‖²).
-    `update_omega` returns Ω of the M that minimises R, with eigenvalues clip(θ·s_i − η, 0, 1) for s = svd(W).
+    M relaxes the projection onto the clusters' indicators, where R = (λ/2)(Σ_k ‖w_k − its cluster's mean‖² + η‖W‖²).
+    `update_omega` returns the Ω of the M that minimises R; M has eigenvalues clip(θ·s_i − η, 0, 1) for s = svd(W).
 
     Args:
         lam: λ.
@@ -294,13 +294,15 @@ class Clustered(LearnedCoupling):
         return self.lam * Omega
 
     def start_omega(self, K: int) -> Tensor:
-        """Return Ω of M = (clusters/K)·I."""
+        """Return the Ω of M = (clusters/K)·I."""
         if self.clusters > K:
-            raise ConfigError(f"clusters={self.clusters} exceeds K={K}: a cluster has at least one user. Lower it.")
+            raise ConfigError(
+                f"clusters={self.clusters} exceeds K={K}, but each cluster has at least one user. Lower it."
+            )
         return self.eta * (1 + self.eta) / (self.eta + self.clusters / K) * torch.eye(K, dtype=torch.float64)
 
     def eigenvalues(self, s: Tensor) -> Tensor:
-        # tr M grows from 0 to K, piecewise linearly in θ: solve for the θ at which it is the number of clusters
+        # tr M grows piecewise linearly in θ, from 0 to K: solve for the θ at which it equals the number of clusters
         knots = torch.cat([self.eta / s, (1 + self.eta) / s]).sort().values
         traces = (knots[:, None] * s - self.eta).clamp(0, 1).sum(1)
         theta = float(np.interp(self.clusters, traces.cpu().numpy(), knots.cpu().numpy()))
@@ -310,5 +312,5 @@ class Clustered(LearnedCoupling):
 def _positive(name: str, value: float) -> float:
     """Return the value of a setting; raise ConfigError if it is not a finite number above 0."""
     if not 0 < value < math.inf:
-        raise ConfigError(f"{name}={value} has to be a finite number above 0, or an optimum need not exist.")
+        raise ConfigError(f"{name}={value} has to be a finite number above 0; otherwise there may be no optimum.")
     return value

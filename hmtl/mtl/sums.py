@@ -1,9 +1,9 @@
-"""Sums over users that have the same bits in any order: terms on a grid, and couplings that need nothing but sums.
+"""Sums over users that have the same bits in any order: terms on a grid, and couplings that need only sums.
 
-K users, m coordinates of a model, q sums for each of them: q·m numbers, those of the first sum first.
+K users, m coordinates of a model, q sums per coordinate: q·m numbers, all coordinates of the first sum first.
 
 Floating-point sums depend on their order. Therefore users round their terms to a grid, and terms are added as 64-bit
-integers: relays and server may add them in any order, or leave it to the aggregator, with the same bits.
+integers: the bits are the same whether relays and server add them, in any order, or the aggregator does.
 """
 
 import operator
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hmtl.errors import ConfigError, RangeError
 
-MAX_SUM = 2.0**61  # of K terms; K differences of terms then sum to at most 2^62, and with K terms added to below 2^63
+MAX_SUM = 2.0**61  # of K terms; K differences of terms then sum to at most 2^62, plus K terms to less than 2^63
 WORK = 2**16  # numbers in a block, so that intermediate results stay in the processor's cache
 
 MakeTerms = Callable[[slice, slice], Tensor]
@@ -38,7 +38,7 @@ class Terms:
     Attributes:
         shape: (n, q, m).
         make: computes a block.
-        device: where it computes.
+        device: where the terms are.
     """
 
     shape: tuple[int, int, int]
@@ -46,14 +46,14 @@ class Terms:
     device: torch.device
 
     def all(self) -> Tensor:
-        """Return the terms int64 [n, q·m]."""
+        """Return all terms, int64 [n, q·m]."""
         terms = torch.empty(self.shape, dtype=torch.int64, device=self.device)
         for rows, columns in blocks(self.shape[0], self.shape[2]):
             terms[rows, :, columns] = self.make(rows, columns)
         return terms.flatten(1)
 
     def sum(self) -> Tensor:
-        """Return their sum int64 [1, q·m], without holding them all."""
+        """Return the sum of the terms, int64 [1, q·m], without holding all of them."""
         n, q, m = self.shape
         total = torch.zeros(q, m, dtype=torch.int64, device=self.device)
         for rows, columns in blocks(n, m):
@@ -63,7 +63,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Grid:
-    """Multiples of 2^-bits as 64-bit integers, of which K can be added.
+    """The multiples of 2^-bits, as 64-bit integers K of which can be added.
 
     Args:
         bits: number of fraction bits, p.
@@ -81,7 +81,7 @@ class Grid:
             raise ConfigError(f"fraction_bits={self.bits} is not in 0..60: whole numbers need some of the 64 bits.")
 
     def rounded(self, x: Tensor) -> Tensor:
-        """Return the terms `x` of a sum on the grid, int64.
+        """Return the terms `x` of a sum, rounded to the grid, int64.
 
         Raises:
             RangeError: a sum of K such terms might overflow.
@@ -92,9 +92,9 @@ class Grid:
             largest = max(-float(low), float(high))
             if not largest <= MAX_SUM / self.K:  # NaN fails, too
                 raise RangeError(
-                    f"A term of a sum is {largest / 2.0**self.bits:.3g}, but 64 bits hold sums of K={self.K} terms up "
-                    f"to {MAX_SUM / self.K / 2.0**self.bits:.3g} on a grid of 2^-{self.bits}. If the models do not "
-                    "diverge, lower fraction_bits."
+                    f"A term of a sum is {largest / 2.0**self.bits:.3g}, but on a grid of 2^-{self.bits} a sum of "
+                    f"K={self.K} terms fits in 64 bits only if each is at most "
+                    f"{MAX_SUM / self.K / 2.0**self.bits:.3g}. If the models do not diverge, lower fraction_bits."
                 )
         return scaled.round_().to(torch.int64)
 
@@ -118,21 +118,21 @@ class Grid:
         return sums.double() * 2.0**-self.bits
 
     def fine(self, x: Tensor) -> Tensor:
-        """Return terms [n, 2] that keep the sign of even a tiny sum of `x` [n]: on the grid, and the rest."""
+        """Return terms [n, 2] that keep the sign of even a tiny sum of `x` [n]: `x` on the grid, and the remainder."""
         coarse = self.rounded(x)
         return torch.stack([coarse, self.rounded((x.double() - self.values(coarse)) * 2.0**self.bits)], dim=1)
 
     def positive(self, sums: Tensor) -> bool:
-        """Return whether a sum is positive, from the sum [2] of its `fine` terms."""
+        """Return whether a sum is positive, given the sum [2] of its `fine` terms."""
         coarse, rest = sums.tolist()
         return bool((coarse << self.bits) + rest > 0)
 
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """A matrix diag(δ) + U C Uᵀ [K, K] of low rank beside its diagonal.
+    """A matrix diag(δ) + U C Uᵀ [K, K]: a diagonal plus a matrix of low rank.
 
-    If B = A⁻¹ has this form, the update w_k = δ_k v_k + U_k C s depends on other users through s = Σ_l U_lᵀ v_l only.
+    If B = A⁻¹ has this form, the update w_k = δ_k v_k + U_k C s depends on other users only through s = Σ_l U_lᵀ v_l.
 
     Attributes:
         delta: δ [K].
@@ -163,7 +163,7 @@ class Form:
         return Form(1 / self.delta, scaled, -torch.linalg.inv(torch.linalg.inv(self.C) + self.U.T @ scaled))
 
     def penalty(self, W: Tensor) -> Tensor:
-        """Return ½ Σ_kl A_kl w_k·w_l, a scalar, for W [K, m], if this is the form of A."""
+        """Return ½ Σ_kl A_kl w_k·w_l for W [K, m], a scalar, where A is the matrix of this form."""
         squares, sums = W.new_zeros((), dtype=torch.float64), W.new_zeros(self.q, W.shape[1], dtype=torch.float64)
         for rows, columns in blocks(*W.shape):
             part = W[rows, columns].double()

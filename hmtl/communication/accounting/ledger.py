@@ -1,6 +1,6 @@
 """The ledger: a record of the bits of each tier and link. K users, H relays.
 
-A tier is one direction of one hop; a link is one sender on it, or, downwards, one receiver.
+A tier is one direction of one hop; a link is one sender on it or, on the way down, one receiver.
 """
 
 from collections.abc import Sequence
@@ -29,9 +29,9 @@ class Bits(NamedTuple):
 class LinkLedger:
     """Bits by tier and link: of the set-up, of the latest round, and in total.
 
-    Links count: `Links.post` every message, and links between processes also the headers of their frames. The ledger
-    does not grow with the rounds: the bits of earlier rounds are in the measurements of a run. What is exchanged before
-    the first round is recorded as `SETUP`: it is part of totals, and of no round.
+    `Links.post` records every message; links between processes also record the headers of their frames. The ledger does
+    not grow with the rounds: the bits of earlier rounds are in the measurements of a run. What is exchanged before the
+    first round is recorded as `SETUP`, which is part of the totals but of no round.
 
     Links of a tier:
         users_to_relays: one for each user (its broadcast).
@@ -52,8 +52,8 @@ class LinkLedger:
         ends = np.cumsum([0, *map(len, links)])
         self._slices = {tier: slice(*ends[n : n + 2]) for n, tier in enumerate(TIERS)}
         self.rounds = 0
-        none = np.zeros((ends[-1], 2), np.int64)  # payload and overhead of the links of all tiers
-        self._setup, self._earlier, self._latest = none, none.copy(), none.copy()
+        zeros = np.zeros((ends[-1], 2), np.int64)  # payload and overhead of the links of all tiers
+        self._setup, self._earlier, self._latest = zeros, zeros.copy(), zeros.copy()
 
     @property
     def _open(self) -> NDArray[np.int64]:
@@ -70,7 +70,7 @@ class LinkLedger:
 
         Args:
             tier: one of TIERS.
-            links: an index, or several (repeats allowed), of links of the tier.
+            links: the index of a link of the tier, or several (repeats allowed).
             payload, overhead: bits on each of these links.
         """
         np.add.at(self._open[self._slices[tier]], np.asarray(links, dtype=np.int64), (payload, overhead))
@@ -97,7 +97,8 @@ class LinkLedger:
             counts = self._latest
         else:
             raise ValueError(
-                f"round {round} of {self.rounds}: a ledger holds only the latest round. Read it every round."
+                f"round {round} is not the latest of {self.rounds} rounds, and a ledger holds only that one. Read it "
+                "after every round."
             )
         return counts[self._slices[tier]].copy()
 

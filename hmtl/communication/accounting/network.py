@@ -1,4 +1,4 @@
-"""The time that bits take: the paper's model, extended by unicast and by unequal uplinks."""
+"""Transmission times: the paper's model, extended by unicast and by unequal uplinks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from hmtl.errors import ConfigError
 from hmtl.topology import Topology
 
 UPLINKS = ("shared", "parallel")
-LEAST_BPS = 1e-6  # bit/s: with less, times would not be finite
+LEAST_BPS = 1e-6  # bit/s; with less, times would not be finite
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Network:
             `unicast`: the server sends a copy to each relay (TCP).
         uplink_bps: bandwidth of each relay to the server [H]; None: W2 for all relays.
         uplink: `shared`: relays send one after the other; `parallel`: all at once, and the slowest one counts.
-        last_hop: `broadcast` or `unicast` between a relay and its users, for rows that are the same for all: sums.
+        last_hop: `broadcast` or `unicast` from a relay to its users, for sums, whose row is the same for all users.
 
     Raises:
         ConfigError: a bandwidth is below `LEAST_BPS`, or a medium or an uplink is unknown.
@@ -59,11 +59,11 @@ class Network:
                 )
 
     def seconds(self, bits: Mapping[str, ArrayLike]) -> float:
-        """Return T_comm, the bits of each tier divided by its bandwidth.
+        """Return T_comm [s]: the bits of each tier divided by its bandwidth, summed over tiers.
 
         Args:
-            bits: bits of each tier, in total or by link; from relays to server by relay [H], unless uplinks are equal
-                and shared.
+            bits: bits of each tier, in total or by link. Those from relays to server must be by relay [H], unless
+                uplinks are equal and shared.
 
         Raises:
             ConfigError: `uplink_bps` does not name one bandwidth for each relay.
@@ -92,7 +92,7 @@ class Network:
 
 
 def between_seconds(network: Network, load: Loads, V_bits: float) -> float:
-    """Return how long a load takes between relays and server if an IV has V_bits."""
+    """Return the time [s] that a load takes between relays and server, for IVs of V_bits."""
     up = V_bits * np.array(load.by_relay)
     down = V_bits * load.down(network.medium)
     return network.seconds({**dict.fromkeys(TIERS, 0.0), RELAYS_TO_SERVER: up, SERVER_TO_RELAYS: down})
@@ -107,8 +107,8 @@ def tier_loads(
 ) -> dict[str, NDArray[np.float64]]:
     """Return the loads of all four tiers in IVs, by formula.
 
-    Loads from relays to server are by relay [H], the remaining ones in total. Under `unicast`, each aggregator is sent
-    its own copy of what it needs; an uncoded model is sent to one relay.
+    Loads from relays to server are by relay [H], all other loads in total. Under `unicast`, the server sends each
+    aggregator its own copy of what it needs, and an uncoded model to one relay.
 
     Args:
         topology, scheme, medium: see `hmtl.coding.loads`.

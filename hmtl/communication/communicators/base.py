@@ -45,11 +45,11 @@ MakeLinks = Callable[[LinkLedger], Links]
 
 @dataclass
 class Planning:
-    """The cost of users who move and of users and relays that drop out.
+    """The cost of changes in the network: users who move, and users and relays that drop out.
 
     Attributes:
-        plans: number of plans made in the rounds; a resumed run may make some of them twice.
-        seconds: time that making them took; all nodes plan at the same time.
+        plans: number of plans made during the rounds; a resumed run may make some of them twice.
+        seconds: time it took to make them; all nodes plan at the same time.
         handover_bits: bits of aggregators' state that were handed to relays that had missed rounds.
     """
 
@@ -66,7 +66,7 @@ class Communicator:
         network: bandwidths and media.
         scheme: one of `hmtl.coding.SCHEMES`: what is sent.
         wire: the type in which numbers travel, a name in WIRES; None: their own.
-        links: makes what carries the messages.
+        links: makes the links that carry the messages.
         make: makes the scheme's plans.
         aggregators: who computes the models, see `hmtl.coding.resolve`.
 
@@ -77,7 +77,7 @@ class Communicator:
         ledger: bits of every link.
         stopwatch: CPU time of the current round.
         V_bits: bits of one IV on the wire; 0 before the first round.
-        setup_seconds: communication time of the set-up, and what it takes uncoded.
+        setup_seconds: communication time of the set-up, and the time that it takes uncoded.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Communicator:
         if wire is not None and wire not in WIRES:
             raise ConfigError(f"wire={wire} is unknown. Choose one of {', '.join(WIRES)}, or null for no conversion.")
         self.contacts, self.topology, self.network, self.wire = contacts, contacts.at(0), network, wire
-        network.uplinks(self.topology)  # raises if the network has other relays
+        network.uplinks(self.topology)  # raises if uplink_bps has another number of relays
         self.scheme = scheme_of(scheme)
         preferred = preferred_aggregators(contacts, network, scheme, aggregators)
         self._planner_of = lru_cache(KEPT)(lambda t: Planner(t, network, preferred, make))
@@ -106,14 +106,14 @@ class Communicator:
         self._sides: tuple[UserSide, AggregatorSide] | None = None
         self._nodes: Nodes | None = None
         self._memory: dict[str, Any] = {}  # state of nodes that have not been made yet
-        self._server: Server | None = None  # after the last round, if it is at this end of the links
+        self._server: Server | None = None  # after the last round, if it is in this process
         self._theory: dict[Topology, NDArray[np.float64]] = {}
         self.setup_seconds: tuple[float, ...] = (0.0, 0.0)
         self._setup_exchanges = 0
 
     @property
     def plan(self) -> Plan:
-        """The plan for when everybody is present."""
+        """The plan for a round in which everybody is present."""
         return self.planner.plan
 
     @property
@@ -124,10 +124,10 @@ class Communicator:
         return loads(self.topology, self.scheme.name, self.network.uplinks(self.topology))
 
     def check_learner(self, aggregator: AggregatorSide) -> None:
-        """Raise ConfigError if this learner cannot be served; most communicators serve any learner."""
+        """Raise ConfigError if the communicator cannot serve this learner; most serve any learner."""
 
     def attach(self, users: UserSide, aggregator: AggregatorSide) -> None:
-        """Make the nodes of this learner, unless they exist."""
+        """Make the nodes of this learner, unless they exist already."""
         if self._sides is None or self._sides[0] is not users or self._sides[1] is not aggregator:
             self._sides, self._nodes = (users, aggregator), self._make_nodes(users, aggregator)
             self._nodes.load_state_dict(self._memory)
@@ -151,10 +151,10 @@ class Communicator:
             absent_relays: relays that take no part.
 
         Returns:
-            The outcome as the server knows it; without users at an end of the links that has no server.
+            The outcome as the server knows it. In a process without the server, it names no users or relays.
 
         Raises:
-            CodingError: IVs or models do not have one row for each user, or aggregators hold different ones.
+            CodingError: IVs or models do not have one row per user, or aggregators hold different ones.
         """
         self._follow(number)
         self.attach(users, aggregator)
@@ -184,11 +184,11 @@ class Communicator:
         return self.network.seconds(self._sent(round))
 
     def uncoded_seconds(self) -> float:
-        """Return the communication time of the last round if nothing is coded."""
+        """Return the communication time that the last round would take uncoded."""
         return self._uncoded_seconds(self._sent(-1), self._server) if self._server else 0.0
 
     def describe(self) -> dict[str, Any]:
-        """Return what `summary.json` says of communication."""
+        """Return what `summary.json` reports about communication."""
         *figures, r = np.mean([self._theory_of(number) for number in self._described_rounds], axis=0).tolist()
         between = RELAYS_TO_SERVER, SERVER_TO_RELAYS
         described: dict[str, Any] = {
@@ -230,7 +230,7 @@ class Communicator:
             self._nodes.load_state_dict(self._memory)
 
     def _make_nodes(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
-        """Make the nodes at this end of the links: relays aggregate if the plan names some, else the server does."""
+        """Make the nodes of this process; relays aggregate if any are preferred, otherwise the server does."""
         K, revocable = self.topology.K, not self._links.reliable
         aggregation = Aggregation(K, aggregator, users.numbers, self._wire_type, revocable)
         if self.planner.preferred:
@@ -248,7 +248,7 @@ class Communicator:
         aggregation: Aggregation | None,
         host: type[UserHost] = UserHost,
     ) -> Nodes:
-        """Make those nodes of the network that are at this end of the links."""
+        """Make those nodes of the network that this process plays."""
         K, planner, plays = self.topology.K, self.planner, self._links.plays
         homes = self._links.homes(K)
         names = [relay_name(i) for i in range(self.topology.H)]
@@ -267,7 +267,7 @@ class Communicator:
         return WIRES[self.wire] if self.wire else None
 
     def _follow(self, round: int) -> None:
-        """Continue with the contacts of a round, if they differ."""
+        """Switch to the contacts of a round, if they differ from the current ones."""
         if (t := self.contacts.at(round)) is self.topology:
             return
         self.topology, self.planner = t, self._planner_of(t)
@@ -286,11 +286,11 @@ class Communicator:
 
     @property
     def _described_rounds(self) -> range:
-        """The rounds so far; a single one if users stay, since all rounds are alike."""
+        """The rounds so far; only one if users do not move, since then all rounds are alike."""
         return range(max(1, self.ledger.rounds if isinstance(self.contacts, Moving) else 0))
 
     def _theory_of(self, round: int) -> NDArray[np.float64]:
-        """Return loads by formula, their bounds, and r, if everybody is present in a round."""
+        """Return loads by formula, their bounds, and r, for a round in which everybody is present."""
         self._follow(round)
         if self.topology not in self._theory:
             bound, medium = bounds(self.topology, aggregators=self.planner.usual or "server"), self.network.medium
@@ -303,9 +303,9 @@ class Communicator:
         return {tier: self.ledger.per_link(tier, round).sum(axis=1) for tier in TIERS}
 
     def _uncoded_seconds(self, sent: Mapping[str, NDArray[np.int64]], server: Server, times: int = 1) -> float:
-        """Return the time that this takes uncoded.
+        """Return the time that the messages `sent` would take uncoded.
 
-        Relays forward what users send and receive; reports and the attendance are the same.
+        Relays then forward what users send and receive; reports and the attendance stay the same.
         """
         attendance = server.attendance
         present, relays = attendance.users, attendance.relays

@@ -1,4 +1,4 @@
-"""The communicators of all IVs: relays exchange them coded and aggregate, or forward them to the server. K users."""
+"""Communicators of all IVs: relays exchange them coded and aggregate, or forward them to the server. K users."""
 
 from functools import partial
 
@@ -10,20 +10,20 @@ from hmtl.topology import Moving, Topology
 
 
 class CodedHierarchical(Communicator):
-    """Relays exchange coded combinations of IVs, and aggregate.
+    """A communicator whose relays exchange coded combinations of IVs, and aggregate.
 
     Ref: Hu et al. 2022, Section IV, with any plan of `hmtl.coding`.
 
-    In each round, the aggregators confirm what they decoded and computed by digests, which the server compares.
+    In each round, the aggregators send digests of what they decoded and computed, which the server compares.
 
     Args:
         topology: who hears whom, in all rounds or round by round.
         network, wire, links: see `Communicator`.
-        scheme: which plan, see `hmtl.coding.make_plan`, also for `max_pieces` and `generation`.
-        aggregators: who computes the models: `auto`, the relays, or the server, that take the least time on this
-            network; `all` relays that hear somebody; the `server`; or relays by number. The remaining relays are
-            helpers, which send combinations and learn nothing.
-        seed: coefficients follow from it and the topology, so none travel.
+        scheme, max_pieces, generation: which plan, see `hmtl.coding.make_plan`.
+        aggregators: who computes the models. `auto`: those relays, or the server, that take the least time on this
+            network; `all`: every relay that hears somebody; `server`; or the numbers of relays. The remaining relays
+            are helpers, which send combinations and learn nothing.
+        seed: seed of the coefficients, which every node derives from it and the topology, so none are sent.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class CodedHierarchical(Communicator):
 
 
 class Uncoded(Communicator):
-    """Relays forward IVs and models, the server aggregates; loads are (K, K, K, K).
+    """A communicator whose relays forward IVs and models; the server aggregates. Loads are (K, K, K, K).
 
     Ref: Hu et al. 2022, Example 1.
 

@@ -24,8 +24,8 @@ from hmtl.topology import Moving, Topology
 class CodedPartial(Communicator):
     """A communicator for models that depend on few other users' IVs.
 
-    One relay within range of a user computes the user's model from the IVs that the model needs. So a relay demands
-    the IVs that its users' models need, and users whom the same relays demand are coded together. No model passes
+    One relay within range of a user computes the user's model from the IVs that the model needs. So each relay demands
+    the IVs that its users' models need, and IVs that the same relays demand are coded together. No model passes
     through the server. All relays learn what is exchanged before the first round.
 
     Args:
@@ -49,8 +49,8 @@ class CodedPartial(Communicator):
     ) -> None:
         if isinstance(topology, Moving):
             raise ConfigError(
-                "communicator=partial needs users who stay, since one relay computes each user's model, but they move. "
-                "Choose communicator=coded, or a topology that stays."
+                "communicator=partial needs users who do not move, since one relay computes each user's model in all "
+                "rounds. Choose communicator=coded, or a topology without movement."
             )
         self._settings: dict[str, Any] = {"seed": seed, "max_pieces": max_pieces, "generation": generation}
         super().__init__(topology, network, "optimal", wire, links, partial(make_plan, **self._settings))
@@ -62,7 +62,7 @@ class CodedPartial(Communicator):
         needs = aggregator.needs()
         if needs is None:
             raise ConfigError(
-                "communicator=partial saves nothing here, since this learner computes models from most or all IVs. "
+                "communicator=partial saves nothing here, since this learner computes each model from most or all IVs. "
                 "Choose communicator=coded, or algorithm=fedu with a graph of few neighbours."
             )
         self._aggregator = aggregator
@@ -86,7 +86,7 @@ class CodedPartial(Communicator):
         return super().round(number, users, aggregator, absent_relays)
 
     def describe(self) -> dict[str, Any]:
-        """Return what `summary.json` says of communication, with the bounds of `demand_bounds`."""
+        """Return what `summary.json` reports of communication, with the bounds of `demand_bounds`."""
         bound = demand_bounds(self.topology, self.planner.demands)
         least = {RELAYS_TO_SERVER: bound.uplink, SERVER_TO_RELAYS: bound.down(self.network.medium)}
         return super().describe() | {"communicator": "partial", "bounds": least}

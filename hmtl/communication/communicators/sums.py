@@ -24,11 +24,11 @@ from hmtl.communication.round import Nodes, forwarding
 from hmtl.errors import ConfigError
 from hmtl.topology import Moving, Topology
 
-RECEIPT = 32  # bits that say when a user's IV counted last, beside a model of its own
+RECEIPT = 32  # bits, beside each user's own model, that say in which round the user's IV counted last
 
 
 class Sums(Communicator):
-    """Relays and server add terms, for learners that need only sums over users.
+    """A communicator for learners that need only sums: relays and server add the users' terms.
 
     What is exchanged before the first round travels uncoded.
 
@@ -36,7 +36,7 @@ class Sums(Communicator):
         topology: who hears whom, in all rounds or round by round.
         network, links: see `Communicator`; `network.last_hop` says how relays reach their users.
         wire: has to be None, since sums have a format of their own.
-        coding: loads of the coded plan that sums replace, because they take less time; None: sums were asked for.
+        coding: loads of the coded plan that sums replaced because they take less time; None: the user chose sums.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class Sums(Communicator):
         return sum_loads(self.topology, self.network.uplinks(self.topology))
 
     def describe(self) -> dict[str, Any]:
-        """Return what `summary.json` says of communication, with the bounds of `sum_bounds`.
+        """Return what `summary.json` reports about communication, with the bounds of `sum_bounds`.
 
-        `loads_uncoded` are loads of the same learner's IVs and models, in messages of this run's length.
+        `loads_uncoded` are the loads of the same learner's IVs and models, in units of this run's message length.
         """
         described = super().describe()
         topologies = [self.contacts.at(number) for number in self._described_rounds]
@@ -78,7 +78,7 @@ class Sums(Communicator):
         return described
 
     def uncoded_seconds(self) -> float:
-        """Return what the communication of the last round takes with IVs and models, uncoded."""
+        """Return the communication time of the last round with uncoded IVs and models instead."""
         if self._server is None or self._sides is None:
             return 0.0
         (numbers, up, down), sent = self._sides[0].row_bits, self._sent(-1)
@@ -97,7 +97,7 @@ class Sums(Communicator):
         return self._local_nodes(users, AddingRelay, server, forwarding, aggregation, AddingHost)
 
     def _rows(self, t: Topology) -> tuple[float, float, float, float]:
-        """Return the rows that relays send to users, and bounds of rows from relays, from the server and to users."""
+        """Return how many rows relays send to users, and bounds for the rows from relays, from server, and to users."""
         bound = sum_bounds(t)
         up, down = bound.uplink, bound.down(self.network.medium)
         if self.network.last_hop == "unicast":
@@ -110,7 +110,8 @@ class Sums(Communicator):
         coded = between_seconds(self.network, coding, IV_bits)
         return (
             "relays add instead of coding, since this learner needs only sums: a round between relays and server takes "
-            f"{adding:.3g} s instead of {coded:.3g} s (numbers have {self.V_bits / IV_bits:.2g} times the bits)"
+            f"{adding:.3g} s instead of {coded:.3g} s (a row of sums has {self.V_bits / IV_bits:.2g} times the bits of "
+            "an IV)"
         )
 
 

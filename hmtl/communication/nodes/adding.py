@@ -1,8 +1,8 @@
-"""Nodes of a round of sums: relays and server add, one row goes back to everybody.
+"""Nodes of a round of sums: relays and server add, and one row goes back to everybody.
 
-K users, H relays, L numbers in a row of terms or sums, int64. A relay of a cover of all users who were heard sends one
-row, the sum of the rows of the users whom the plan assigns to it; a relay of a cover of all users within range of some
-relay sends the server's row to its users.
+K users, H relays, L numbers in a row of terms or sums, int64. Two sets of relays act, each a cover of users:
+    up: a cover of the users who were heard; each of its relays sends one row, the sum over the users assigned to it;
+    down: a cover of all users within range of some relay; each of its relays sends the server's row to its users.
 """
 
 import zlib
@@ -27,7 +27,7 @@ WORK = 2**16  # numbers that are added at once, so that they stay in the process
 
 
 class AddingHost(UserHost):
-    """Users who send terms of sums, and receive one row for all of them."""
+    """A host whose users send terms of sums, and receive one row for all of them."""
 
     def send(self, round: int, relays: Sequence[str]) -> Message:
         message = super().send(round, relays)
@@ -39,18 +39,18 @@ class AddingHost(UserHost):
         return message
 
     def receive(self, models: Sequence[Message]) -> None:
-        """Take the row for all users, with the receipts of all."""
+        """Take the row that all users share, which ends with the receipts of all users."""
         if not models:
             return
         ids: Users = np.unique(np.concatenate([message.of_users() for message in models]))
-        extras, counted = _split_receipts(models[0].overhead[0].numpy())
-        self._settle(ids, counted[ids])
+        extras, receipts = _split_receipts(models[0].overhead[0].numpy())
+        self._settle(ids, receipts[ids])
         row = unpack(models[0].payload[:1], torch.from_numpy(extras)[None], torch.int64, torch.int64)
         self.users.receive(ids, row.to(self.device).expand(len(ids), -1))
 
 
 class AddingRelay(Relay):
-    """A relay that adds rows of its users, and sends the server's row to its users."""
+    """A relay that adds up rows of its users, and sends them the server's row."""
 
     def forward(self) -> list[Message]:
         """Send the sum of the rows of the users whom the plan assigns to this relay, if any."""
@@ -88,13 +88,13 @@ class AddingServer(ForwardingServer):
         self.aggregation.keep(self.round, self.attendance.users, sums)
         self._dtype = torch.int64
 
-    def _handed_back(self, models: PackedModels) -> list[Message]:
-        """Return messages with the row for all users to the relays that deliver it."""
+    def _model_messages(self, models: PackedModels) -> list[Message]:
+        """Return messages that carry the row for all users to the relays that deliver it."""
         return self._to(self.planner.spread(self.attendance).relays, MODELS, models.payload, models.overhead)
 
 
 class SummingAggregation(Aggregation):
-    """An aggregator with one row of sums, and one row with receipts for all users."""
+    """An aggregation that gives one row of sums, with one row of receipts, for all users."""
 
     def _receipts(self) -> Tensor:
         # Most users' last round is the same, so the compressed receipts take far less than 4 bytes for each user.
@@ -111,7 +111,7 @@ def _split_receipts(overhead: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDA
 
 
 def _sum(rows: Tensor, at: Tensor) -> Tensor:
-    """Return the sum of the rows `at` of int64, as bytes [1, L]."""
+    """Return the sum of the rows `at`, uint8 [1, 8·L] for rows [n, 8·L]: the bytes of int64."""
     terms = from_bytes(rows, torch.int64)
     total = terms.new_zeros(1, terms.shape[1])
     for places in torch.split(at, max(1, WORK // max(1, terms.shape[1]))):

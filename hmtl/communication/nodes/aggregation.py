@@ -1,7 +1,7 @@
-"""Where a process aggregates. K users, m numbers per IV or model.
+"""The aggregation of a process. K users, m numbers per IV or model.
 
 Aggregators of one process that hold equal bytes compute equal models, so they share one `Aggregation`: the first relay
-of a round keeps the IVs and computes; the others verify by their digests that they would have computed the same.
+of a round keeps the IVs and computes the models; the others verify by digests that they would have computed the same.
 """
 
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from hmtl.communication.encoding import pack, unpack
 from hmtl.communication.messages import PARTS, Users
 from hmtl.errors import CodingError
 
-NEVER = -2  # stands for the round in which a user's IV counted last, before any did
+NEVER = -2  # in place of the round in which a user's IV counted last, until one has counted
 
 
 class AggregatorSide(Protocol):
-    """The part of an algorithm that needs all IVs, which it may overwrite. `hmtl.mtl.Aggregator` documents its members.
+    """The part of an algorithm that needs all IVs. `hmtl.mtl.Aggregator` documents its members.
 
-    `part` is called only if `needs` returns a matrix.
+    It may overwrite the IVs. `part` is called only if `needs` returns a matrix.
     """
 
     def update(self, users: Users, ivs: Tensor) -> Tensor: ...
@@ -41,11 +41,11 @@ class AggregatorSide(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class PackedModels:
-    """Models on their way to the users, a row for each.
+    """Models on their way to the users, one row per user.
 
     Attributes:
         payload: numbers of the models, uint8 [K, bytes].
-        overhead: further numbers, and the round in which the user's IV counted last (4 bytes), uint8 [K, bytes].
+        overhead: further numbers, then the round in which the user's IV counted last (4 bytes), uint8 [K, bytes].
     """
 
     payload: Tensor
@@ -71,7 +71,7 @@ class Aggregation:
 
     Attributes:
         counted: the round in which each user's IV counted last [K].
-        users: the users whose IVs it computes the models of the round from [n].
+        users: the users from whose IVs the models of the round are computed [n].
         ivs: payload and overhead of these IVs, uint8 [n, bytes].
     """
 
@@ -99,7 +99,7 @@ class Aggregation:
         return self._keeper == node
 
     def keep(self, round: int, users: Users, ivs: dict[str, Tensor]) -> None:
-        """Take a round's IVs, or the sum of them."""
+        """Take a round's IVs, or their sum."""
         self._round, self.users, self.ivs = round, users, ivs
 
     def places(self, users: Users) -> Tensor:
@@ -107,7 +107,13 @@ class Aggregation:
         return torch.from_numpy(np.searchsorted(self.users, users))
 
     def update(self, digest: bytes, dtype: torch.dtype, rounds: int = 0) -> None:
-        """Compute the models of the IVs that are kept and have this digest, after this many rounds."""
+        """Compute the models from the IVs that are kept.
+
+        Args:
+            digest: digest of these IVs.
+            dtype: type in which the models are computed.
+            rounds: number of rounds aggregated before this one.
+        """
         ivs = unpack(self.ivs["payload"], self.ivs["overhead"], self.wire or dtype, dtype)
         self.ivs = {}
         self._before = (self.aggregator.state_dict(), self.counted.copy()) if self.revocable else None
@@ -125,7 +131,7 @@ class Aggregation:
         self._digest, self._models = digest, PackedModels(payload, torch.cat([extras, receipts], dim=1))
 
     def models(self, digest: bytes) -> PackedModels | None:
-        """Return the models if the IVs that were kept have this digest, else None."""
+        """Return the models if they were computed from IVs with this digest, otherwise None."""
         return self._models if digest == self._digest else None
 
     def roll_back(self) -> None:
@@ -166,5 +172,5 @@ class Aggregation:
         return self.aggregator.update(self.users, ivs)
 
     def _receipts(self) -> Tensor:
-        """Return when IVs counted last, for each row of models."""
+        """Return when the user's IV counted last, for each row of models: uint8 [rows, 4]."""
         return torch.from_numpy(numbers_to_bytes(self.counted).reshape(-1, 4))

@@ -1,4 +1,4 @@
-"""What every relay and every server does in a round.
+"""The base of relays and servers: what each of them does in every round.
 
 A relay reports, attends, heeds the verdict and delivers models. The server decides who takes part, notices silent
 relays and sends models. K users, H relays.
@@ -32,7 +32,7 @@ from hmtl.communication.planning.planner import Planner
 
 
 class Node:
-    """A relay or the server, which knows what was sent to it.
+    """A relay or the server. It knows only what was sent to it.
 
     Attributes:
         version: number of rounds that relays have aggregated, as far as the node knows.
@@ -80,9 +80,9 @@ class Relay(Node):
         self._passed: Sequence[Message] = ()  # models that the server passed on
 
     def report(self, round: int, messages: Sequence[Message]) -> list[Message]:
-        """Take the IVs of the users within range and report to the server whose they are."""
+        """Take the IVs of the users within range and report to the server whose IVs they are."""
         if not messages:
-            return []  # nobody says how long IVs are in this round
+            return []  # without a message, the length of an IV in this round is unknown
         self._on(Event.REPORT)
         self.round, self.dtype = round, messages[0].dtype
         users, self._ivs = by_user(messages)  # rows of users out of range remain unread
@@ -94,7 +94,7 @@ class Relay(Node):
         return [self._to_server(REPORT, *overhead_only(content))]
 
     def attend(self, messages: Sequence[Message]) -> None:
-        """Read who takes part and who aggregates; without this message the relay leaves the round."""
+        """Read who takes part and who aggregates; a relay without this message leaves the round."""
         if self.phase is Phase.ABSENT:
             return
         self._on(Event.ATTEND if messages else Event.MISS)
@@ -106,7 +106,7 @@ class Relay(Node):
         self._ivs = {}
 
     def conclude(self, verdict: Sequence[Message], models: Sequence[Message]) -> None:
-        """Heed the server's verdict on this attempt, which only aggregators need, and keep the models it passes on."""
+        """Heed the server's verdict on this attempt, which only aggregators need; keep the models that it passes on."""
         self._passed = models
         if verdict:
             self._on(Event.AGREE if bool(verdict[0].overhead[0, 0]) is AGREED else Event.RETRY)
@@ -114,7 +114,7 @@ class Relay(Node):
             self._on(Event.MISS)
 
     def deliver(self) -> list[Message]:
-        """Send the models that the server passed on to the users."""
+        """Send the users the models that the server passed on."""
         return [self._to_users(MODELS, m.payload, m.overhead, m.of_users(), m.rows()) for m in self._passed]
 
     def close(self) -> None:
@@ -147,7 +147,7 @@ class Server(Node):
 
     Attributes:
         empty: whether nobody aggregates in this round.
-        silent: the relays of which a message is missing in this attempt.
+        silent: the relays whose message is missing in this attempt.
         handover_bits: bits of the aggregators' state that were handed to relays in this round.
     """
 
@@ -182,8 +182,11 @@ class Server(Node):
         return self._to(self.attendance.relays, ATTENDANCE, *overhead_only(content))
 
     def _lacks(self, relays: Sequence[int], messages: Sequence[Message]) -> bool:
-        """Return whether a message of these relays is missing, now or before in this attempt."""
-        if not self.silent:  # relays that a silent one left without what they need are not silent themselves
+        """Record the relays that sent no message; return whether one is or was missing.
+
+        `silent` keeps the first such relays of an attempt: relays that cannot send because of them are not silent.
+        """
+        if not self.silent:
             self.silent = set(relays).difference(map(relay_of, messages))
         return bool(self.silent)
 
@@ -191,7 +194,7 @@ class Server(Node):
         return self._to(relays, VERDICT, *overhead_only(np.array([agreed], np.uint8)))
 
     def _to(self, relays: Sequence[int], kind: str, payload: Tensor, overhead: Tensor) -> list[Message]:
-        """Return the same message to some relays, once by broadcast or as a copy for each."""
+        """Return a message to some relays: one broadcast, or a copy for each."""
         names = tuple(relay_name(i) for i in relays)
         copies: list[tuple[tuple[str, ...], int]] = [(names, self.topology.H)] if names else []
         if self.planner.network.medium == "unicast":
@@ -199,7 +202,7 @@ class Server(Node):
         return [Message(self.round, SERVER_TO_RELAYS, kind, SERVER, to, link, payload, overhead) for to, link in copies]
 
     def _to_serving(self, models: Message | PackedModels, of: Users, rows: Tensor) -> Iterator[Message]:
-        """Yield the models of some users to the relays that serve them."""
+        """Yield the models of some users to the relays that serve them and need the server for it."""
         serving, via_server = self.attendance.routes
         payload, overhead = models.payload, models.overhead
         for i in np.unique(serving[of][via_server[of]]).tolist():

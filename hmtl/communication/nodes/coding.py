@@ -31,7 +31,7 @@ from hmtl.gf256 import matmul
 
 
 class CodingRelay(Relay):
-    """A relay that encodes what it heard; if it aggregates, it decodes what it missed and computes the models.
+    """A relay that encodes what it heard. If it aggregates, it decodes what it missed and computes the models.
 
     Args:
         i, planner, hosts: see `Relay`.
@@ -42,12 +42,12 @@ class CodingRelay(Relay):
         super().__init__(i, planner, hosts)
         self.aggregation = aggregation
         self._digest = Digest()
-        self._heard = nothing(0)  # pieces that it heard, of the segment that is being coded
+        self._heard = nothing(0)  # the pieces that it heard of the segment that is being coded
         self._models: PackedModels | None = None
 
     @property
     def aggregating(self) -> bool:
-        """Whether the relay computes models in this attempt: it has to, and misses no message."""
+        """Whether the relay computes models in this attempt: it aggregates, and lacks no message."""
         return self.phase is Phase.ATTENDING and bool(self.attendance.aggregating[self.i])
 
     def attend(self, messages: Sequence[Message]) -> None:
@@ -55,14 +55,14 @@ class CodingRelay(Relay):
         self._digest = Digest()
 
     def send_state(self) -> list[Message]:
-        """Send the state of an aggregator, if the server names this relay as its source."""
+        """Send this aggregator's state, if the server names this relay as the source."""
         if self.attendance.source != self.i:
             return []
         content = np.concatenate([numbers_to_bytes([self.version]), self.aggregation.state_bytes()])
         return [self._to_server(STATE, *overhead_only(content))]
 
     def adopt_state(self, messages: Sequence[Message]) -> None:
-        """Continue from another relay's state, if this relay missed a round."""
+        """Adopt another relay's state, if this relay missed a round."""
         if self.attendance.behind[self.i] and not messages:
             self._on(Event.MISS)
         for message in messages:
@@ -139,15 +139,16 @@ class CodingRelay(Relay):
             self.aggregation.roll_back()
 
     def deliver(self) -> list[Message]:
-        """Send the users the models passed on and, if all aggregators agree, the relay's own.
+        """Send users the models that the server passed on, and those that the relay computed.
 
-        In a round without aggregators, send receipts that no IV counted.
+        The latter are sent only if all aggregators agree. In a round without aggregators, send receipts instead, which
+        say that no IV counted.
         """
         serving, via_server = self.attendance.routes
         if self.phase is not Phase.ABSENT and not self.attendance.aggregating.any():
             users = np.flatnonzero(serving == self.i)
-            no = torch.zeros(len(users), 1, dtype=torch.uint8)
-            return [self._to_users(RECEIPTS, nothing(len(users)), no, users)]
+            not_counted = torch.zeros(len(users), 1, dtype=torch.uint8)
+            return [self._to_users(RECEIPTS, nothing(len(users)), not_counted, users)]
         messages = super().deliver()
         if self._models:
             users = np.flatnonzero((serving == self.i) & ~via_server)
@@ -193,7 +194,7 @@ class CodingServer(Server):
         return copies
 
     def recode(self, segment: Segment, messages: Sequence[Message]) -> list[Message]:
-        """Send combinations of the relays' combinations, unless some of these are missing."""
+        """Send combinations of the relays' combinations, unless some of the latter are missing."""
         if self._lacks(self.attendance.heard.active, messages):
             return []
         combinations = segment.recoded(torch.cat([getattr(message, segment.part) for message in messages]))
@@ -205,7 +206,7 @@ class CodingServer(Server):
         return [copy for i, rows in needed for copy in self._to([i], BROADCAST, *segment.sides(rows))]
 
     def compare(self, digests: Sequence[Message], models: Sequence[Message]) -> list[Message]:
-        """Release the models if all aggregators hold the same; pass on those of users whom no aggregator hears.
+        """Release the models if all aggregators hold the same ones; pass on those for users whom no aggregator hears.
 
         Raises:
             CodingError: the aggregators hold different IVs or models.
@@ -229,5 +230,5 @@ class CodingServer(Server):
         return [*self._verdict(AGREED, list(received)), *passed]
 
     def _comparable(self, received: Mapping[int, bytes]) -> Iterator[Mapping[int, bytes]]:
-        """Yield digests by relay that have to be equal."""
+        """Yield groups of digests, by relay; the digests in a group have to be equal."""
         yield received

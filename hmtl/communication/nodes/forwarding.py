@@ -15,7 +15,7 @@ class ForwardingRelay(Relay):
     """A relay that forwards some of the IVs that it heard."""
 
     def forward(self) -> list[Message]:
-        """Send the IVs of the users for whom the plan names this relay."""
+        """Send the IVs of the users whom the plan assigns to this relay."""
         users = np.flatnonzero(self.planner.forwarders(self.attendance.heard) == self.i)
         at = torch.from_numpy(self._row[users])
         return [self._to_server(IVS, self._ivs["payload"], self._ivs["overhead"], users, at)]
@@ -48,12 +48,12 @@ class ForwardingServer(Server):
             self.aggregation.update(b"", self._dtype)
 
     def hand_back(self) -> list[Message]:
-        """Send the models to relays within range of the users."""
+        """Send the models to the relays that deliver them."""
         if self.silent:
             return self._verdict(IN_VAIN, self.attendance.relays)
         models = self.aggregation.models(b"")
-        return self._handed_back(models) if models else []
+        return self._model_messages(models) if models else []
 
-    def _handed_back(self, models: PackedModels) -> list[Message]:
+    def _model_messages(self, models: PackedModels) -> list[Message]:
         everybody = torch.arange(self.topology.K)
         return list(self._to_serving(models, everybody.numpy(), everybody))

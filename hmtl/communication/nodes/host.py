@@ -38,15 +38,15 @@ class UserHost:
 
     Each user knows its own IV, the model that it receives, and whether its IV counted.
 
-    A user who received no model stays idle until it receives one. Until then its update may have counted, so it must
-    be neither repeated nor discarded, and its model is out of date.
+    A user who received no model stays idle until one arrives. Until then its update may have counted, so it must be
+    neither repeated nor discarded, and its model is out of date.
 
     Args:
         K: number of users in the network.
         users: the users of this process.
         wire: the type in which numbers travel; None: their own.
         number: number of the process.
-        members: which users of the network these are.
+        members: the numbers of these users in the network.
 
     Attributes:
         waiting: whether each user waits for a model, or belongs to another process [K].
@@ -74,8 +74,8 @@ class UserHost:
         K = len(self.waiting)
         if len(ivs.shape) != 2 or len(ivs) != len(users) or (len(users) and users[-1] >= K):
             raise CodingError(
-                f"The IVs have shape {tuple(ivs.shape)} for {len(users)} users who take part, of the network's {K}. "
-                "Let `local_update` return one row of numbers for each of them."
+                f"The IVs have shape {tuple(ivs.shape)}, but {len(users)} of the network's {K} users take part. Let "
+                "`local_update` return one row of numbers for each user who takes part."
             )
         self.waiting[self.members] = True
         self.pending[users] = True
@@ -97,7 +97,7 @@ class UserHost:
             self.waiting[users] = self._idle[users]
 
     def receive(self, models: Sequence[Message]) -> None:
-        """Take models; each comes with the last round in which the user's IV counted."""
+        """Take models; each comes with the round in which the user's IV counted last."""
         if not models:
             return
         users, rows = by_user(models)
@@ -114,7 +114,7 @@ class UserHost:
             setattr(self, name, state[name].numpy().copy())
 
     def _settle(self, users: Users, last: NDArray[np.int64]) -> None:
-        """Commit or roll back pending updates, given when each user's IV counted last."""
+        """Commit or roll back pending updates; `last` is the round in which an IV counted last."""
         counted = last == self.sent[users]
         self.users.commit(users[self.pending[users] & counted])
         self.users.roll_back(users[self.pending[users] & ~counted])

@@ -18,7 +18,7 @@ from hmtl.errors import CodingError
 
 
 class PartialAggregation(Aggregation):
-    """The aggregator of one relay, which computes the models of the users whom the relay `serves` from some IVs."""
+    """The aggregation of one relay, which computes from some IVs the models of the users whom the relay `serves`."""
 
     def __init__(
         self, K: int, aggregator: AggregatorSide, numbers: int, wire: torch.dtype | None, serves: Users
@@ -55,14 +55,14 @@ class PartialRelay(CodingRelay):
         self.serves, self.demands = np.flatnonzero(planner.serving == i), np.flatnonzero(planner.demands[i])
         aggregation = PartialAggregation(planner.topology.K, aggregator, numbers, wire, self.serves)
         super().__init__(i, planner, hosts, aggregation)
-        self._by_block: dict[int, Digest] = {}  # by the first block of a code
+        self._by_block: dict[int, Digest] = {}  # a digest for each code, by the number of its first block
 
     def attend(self, messages: Sequence[Message]) -> None:
         super().attend(messages)
         self._by_block = {}
 
     def confirm(self) -> list[Message]:
-        """Send a digest of what the relay decoded by each code."""
+        """Send one digest for each code, of what the relay decoded by it."""
         if self.phase is not Phase.AGGREGATED:
             return []
         return [self._digests(b"".join(self._by_block[number].value() for number in sorted(self._by_block)))]
@@ -84,7 +84,7 @@ class PartialRelay(CodingRelay):
 
 
 class PartialServer(CodingServer):
-    """A server that requires everybody to take part, and compares digests by block."""
+    """A server that requires everybody to take part, and compares digests code by code."""
 
     planner: PartialPlanner
 
@@ -106,7 +106,7 @@ class PartialServer(CodingServer):
         return messages
 
     def _comparable(self, received: Mapping[int, bytes]) -> Iterator[Mapping[int, bytes]]:
-        """Yield digests of one code, by relay that decoded it."""
+        """Yield the digests of each code, by relay that decoded it."""
         unread, code = dict(received), self.planner.code(self.attendance)
         for number, _ in together(code.plan):
             deciding = [i for i in code.receivers(number) if i in unread]

@@ -8,9 +8,9 @@ class Phase(Enum):
     """Where a relay is in a round."""
 
     ABSENT = "absent"  # takes no part, or waits for the next round
-    REPORTED = "reported"  # told the server whom it heard, waits for the attendance
+    REPORTED = "reported"  # reported to the server whom it heard, waits for the attendance
     ATTENDING = "attending"  # knows who takes part: forwards, adds, or encodes and decodes
-    STUCK = "stuck"  # misses a message that it needs, waits for the verdict
+    STUCK = "stuck"  # lacks a message that it needs, waits for the verdict
     AGGREGATED = "aggregated"  # computed the models, waits for the verdict
     AGREED = "agreed"  # all aggregators hold the same: the models may go to the users
     UNCONFIRMED = "unconfirmed"  # no verdict arrived: the models are discarded
@@ -20,7 +20,7 @@ class Phase(Enum):
 class Event(Enum):
     """What changes the phase of a relay."""
 
-    REPORT = "report"  # heard the users' hosts
+    REPORT = "report"  # heard the users' hosts, so it can report
     ATTEND = "attend"  # received the attendance
     MISS = "miss"  # a message that it needs did not arrive
     AGGREGATE = "aggregate"  # computed the models

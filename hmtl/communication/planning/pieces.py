@@ -1,7 +1,7 @@
 """Cutting IVs into pieces, and coding them.
 
-Within a block of the plan: n users, c pieces per IV, so n·c pieces; L bytes per IV, pieces of ⌈L/c⌉ bytes. For g blocks
-with the same code, the pieces of users in the same place of their block stand side by side in one row.
+A block of the plan has n users and c pieces per IV, so n·c pieces; L bytes per IV give pieces of ⌈L/c⌉ bytes. For g
+blocks with the same code, one row holds side by side the pieces of the users at the same place in each block.
 """
 
 from collections.abc import Iterator
@@ -18,13 +18,13 @@ from hmtl.communication.agreement import CHECK_ROWS, check_rows
 from hmtl.communication.messages import nothing
 from hmtl.gf256 import matmul
 
-WORKING_SET = 16 << 20  # bytes of pieces that are coded at once, whatever the size of an IV; a shared cache holds them
-MOST_TOGETHER = 2048  # pieces of blocks with the same code that are coded at once: with more, rows would be too short
+WORKING_SET = 16 << 20  # bytes of pieces that are coded at once, whatever the size of an IV; they fit a shared cache
+MOST_TOGETHER = 2048  # pieces of blocks with the same code that are coded at once; with more, rows would be too short
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Some columns of the pieces of blocks with the same code: what is coded at once.
+    """What is coded at once: some columns of the pieces of blocks with the same code.
 
     Attributes:
         number: number of the first of these blocks in its plan.
@@ -56,7 +56,7 @@ class Segment:
         return np.array([block.users for block in self.blocks]).T
 
     def sides(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return payload and overhead of a message that holds these rows."""
+        """Return the payload and overhead of a message that holds these rows."""
         return (rows, nothing(len(rows))) if self.part == "payload" else (nothing(len(rows)), rows)
 
     def cut(self, rows: Tensor, at: Tensor) -> Tensor:
@@ -66,24 +66,24 @@ class Segment:
             return rows.index_select(0, at.ravel()).view(n, g * self.width)
         pieces = rows.new_empty(n, c, g, self.width)
         for s, source, columns in self._spans():
-            for to, of in self._matched(pieces, at):
-                torch.index_select(rows[:, source], 0, of, out=to[:, s, columns])
+            for matched, places in self._matched(pieces, at):
+                torch.index_select(rows[:, source], 0, places, out=matched[:, s, columns])
             pieces[:, s, :, columns.stop :] = 0
         return pieces.view(n * c, g * self.width)
 
     def put(self, pieces: Tensor, rows: Tensor, at: Tensor) -> None:
-        """Put pieces back to their place in rows[at], the inverse of `cut`."""
+        """Write pieces to their places in rows[at]; the inverse of `cut`."""
         (n, g), c = at.shape, self.block.pieces
-        for of, to in self._matched(pieces.view(n, c, g, self.width), at):
+        for matched, places in self._matched(pieces.view(n, c, g, self.width), at):
             for s, target, columns in self._spans():
-                rows[:, target].numpy()[to.numpy()] = of[:, s, columns].numpy()
+                rows[:, target].numpy()[places.numpy()] = matched[:, s, columns].numpy()
 
     def recoded(self, received: Tensor) -> Tensor:
-        """Return the server's combinations of those that it received [Σ_i rows_i, g·width]."""
+        """Return the server's combinations of what it received [Σ_i rows_i, g·width]."""
         return received if self.block.forwards else matmul(self.block.downlink, received)
 
     def _spans(self) -> Iterator[tuple[int, slice, slice]]:
-        """Yield, for each piece, the bytes of an IV in these columns, and their columns."""
+        """Yield each piece's number, its bytes of an IV in this segment, and their columns."""
         piece = self.block.piece_bytes(self.nbytes)
         for s in range(self.block.pieces):
             start = s * piece + self.columns.start
@@ -91,7 +91,7 @@ class Segment:
             yield s, slice(start, start + length), slice(0, length)
 
     def _matched(self, pieces: Tensor, at: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield pieces as [.., c, width] with the places of their IVs, at once if possible."""
+        """Yield pieces as [.., c, width] with the places of their IVs, all at once if possible."""
         if 1 in pieces.shape[1:3]:
             yield pieces.view(-1, self.block.pieces, self.width), at.ravel()
         else:
@@ -99,7 +99,7 @@ class Segment:
 
 
 def segments(plan: Plan, payload: int, overhead: int) -> Iterator[Segment]:
-    """Yield what is coded one after the other, for IVs of this many bytes."""
+    """Yield the segments of a plan in the order of coding, for IVs of this many bytes."""
     for number, blocks in together(plan):
         pieces = len(blocks) * len(blocks[0].users) * blocks[0].pieces
         width = max(64, WORKING_SET // pieces // 64 * 64)
@@ -110,7 +110,7 @@ def segments(plan: Plan, payload: int, overhead: int) -> Iterator[Segment]:
 
 
 def together(plan: Plan) -> Iterator[tuple[int, tuple[Block, ...]]]:
-    """Yield consecutive blocks of the plan that share a code, with the number of the first."""
+    """Yield runs of consecutive blocks that share a code, with the number of the first block."""
     start, blocks = 0, plan.blocks
     while start < len(blocks):
         first = blocks[start]
@@ -127,7 +127,7 @@ class View:
     Attributes:
         heard, missing: places within the block of the users whom the relay hears, and of the remaining users.
         encoder: see `Block.uplink`.
-        need: how many of the server's messages it needs: the first ones; 0 for a helper, which decodes nothing.
+        need: how many of the server's combinations it needs (the first ones); 0 for a helper, which decodes nothing.
     """
 
     def __init__(self, block: Block, n: int) -> None:
@@ -140,9 +140,9 @@ class View:
         self._from_server, self._from_heard = decoder[:, : self.need], decoder[:, self.need :]
         self._block = block
 
-    def decode(self, messages: Tensor, heard: Tensor) -> Tensor:
-        """Return the pieces that the relay misses, given messages and the pieces it heard."""
-        return matmul(self._from_server, messages).bitwise_xor_(matmul(self._from_heard, heard))
+    def decode(self, received: Tensor, heard: Tensor) -> Tensor:
+        """Return the pieces that the relay missed, from combinations and the pieces it heard."""
+        return matmul(self._from_server, received).bitwise_xor_(matmul(self._from_heard, heard))
 
     def check(self, heard: Tensor, decoded: Tensor, blocks: int = 1) -> Tensor:
         """Return random combinations of all pieces of some blocks, the same at every relay."""

@@ -24,11 +24,11 @@ from hmtl.communication.planning.pieces import View
 from hmtl.topology import Moving, Topology
 
 MakePlan = Callable[..., Plan]
-"""Returns the plan for the links over which IVs arrived, given `uplinks` and `aggregators` as `make_plan` is."""
+"""Returns the plan for the links over which IVs arrived; takes `uplinks` and `aggregators`, as `make_plan` does."""
 
 
 class Code:
-    """The plan of a round in which relays aggregate, and the `view` of a block that relay i has."""
+    """The plan of a round in which relays aggregate; `view(block, i)` is what relay i knows of a block."""
 
     def __init__(self, plan: Plan, aggregators: tuple[int, ...]) -> None:
         self.plan, self.aggregators = plan, aggregators
@@ -47,7 +47,7 @@ class Code:
         return tuple(active[n] for n in self.plan.blocks[block].aggregators)
 
     def carriers(self, models: int) -> NDArray[np.int64]:
-        """Return the aggregator that sends each model to the server, if none hears the user."""
+        """Return the aggregator that sends each model to the server, for users whom none hears."""
         if not self.plan.aggregators:  # nobody was heard
             return np.full(models, self.aggregators[0])
         return self.plan.carriers(models)
@@ -66,10 +66,10 @@ class Planner:
         make: makes the plans.
 
     Attributes:
-        attendance: function from bytes to the attendance that they hold.
+        attendance: function from bytes to the attendance that they encode.
         forwarders: function from the links over which IVs arrived to the relay that forwards each user's IV [K].
         cover: function from the same links to the relays that add the terms of sums, a `Cover`.
-        spread: function from an attendance to the relays that send sums to all users within range, a `Cover`.
+        spread: function from an attendance to the relays that send the sums to all users within range, a `Cover`.
     """
 
     def __init__(
@@ -140,8 +140,8 @@ def preferred_aggregators(
 ) -> tuple[int, ...]:
     """Return the relays that aggregate if they can, in all rounds; empty: the server does.
 
-    If users move, the aggregators are chosen once, for the first contacts. A relay that joins them has to be handed the
-    state, about K IVs up and as many down, which a few rounds with better aggregators do not make up for.
+    If users move, the aggregators are chosen once, for the first contacts. A relay that joins them later has to be
+    handed the state, about K IVs up and as many down, and a few rounds with better aggregators do not make up for that.
 
     Args:
         contacts: who hears whom, in all rounds or round by round.
@@ -151,6 +151,6 @@ def preferred_aggregators(
     if scheme_of(scheme).code is None:
         return ()
     first = contacts.at(0)
-    # Relays that are named, or all of them, may have users later even if they have none in the first contacts.
+    # Relays chosen by number, or by `all`, may have users later even if they have none in the first contacts.
     t = first if isinstance(contacts, Topology) or aggregators == "auto" else Topology(np.ones_like(first.G))
     return resolve(t, aggregators, scheme, network.uplinks(first), network.medium)

@@ -53,7 +53,7 @@ def one_vs_rest(
     for k in range(K):
         turn, own = divmod(k, C)
         of_rest = np.concatenate([part[1 + own] for part in parts])
-        # Strided slices: the numbers of rows that users of one class have from any other class differ by at most one.
+        # Strided slices: how many rows the users of one class have from any other class differs by at most one.
         rows = [pool[turn :: users[own]] for pool in (parts[own][0], of_rest)]
         dealt.append((classes[own], np.concatenate(rows)))
     return dealt
@@ -86,8 +86,9 @@ def even_sets(labels: NDArray[Any], K: int | None, rows_per_user: int | None, rn
 def _half(counts: Ints, users: Ints, rows_per_user: int | None) -> int:
     """Return half of rows_per_user.
 
-    The rows suffice if and only if no set of users lacks rows (Hall). Users of two or more classes together may take
-    any row, users of one class any but their own: hence one condition on all users and one for each class.
+    The rows suffice if and only if no set of users lacks rows (Hall). Users of two or more classes may together take
+    any row; users of one class may take any row that is not of their own. Hence there is one condition on all users and
+    one for each class.
 
     Raises:
         DataError: if the rows do not suffice.
@@ -108,9 +109,9 @@ def _half(counts: Ints, users: Ints, rows_per_user: int | None) -> int:
 def _rest(users: Ints, spare: Ints, half: int, rng: np.random.Generator) -> Ints:
     """Return how many rows of each other class the users of each class get, [C, C] with a zero diagonal.
 
-    This is a transport problem: row sums are users × half, column sums at most `spare` [C]. The most even real solution
-    (least squares per user) comes first, then a random integer solution next to it: the vertices of a transport problem
-    with integer bounds are integers.
+    This is a transport problem: row sums are users × half, column sums at most `spare` [C]. It is solved first for the
+    most even real solution (least squares per user), then for a random integer solution next to it, which exists since
+    the vertices of a transport problem with integer bounds are integers.
     """
     import cvxpy as cp  # late: loading it and scipy.optimize takes a second
     from scipy.optimize import linprog
@@ -123,7 +124,7 @@ def _rest(users: Ints, spare: Ints, half: int, rng: np.random.Generator) -> Ints
     even = cp.Variable(C * C - C, nonneg=True)
     spread = cp.sum_squares(cp.multiply(np.sqrt(1 / np.maximum(users, 1)[receiver]), even))
     cp.Problem(cp.Minimize(spread), [rows @ even == needed, columns @ even <= spare]).solve(solver=cp.CLARABEL)
-    # The tolerance cannot make the problem infeasible: integer bounds miss a cut by a whole row or not (Hoffman).
+    # The tolerance cannot make the problem infeasible: integer bounds miss a cut by a whole row, or not (Hoffman).
     bounds = np.column_stack([np.floor(even.value + 1e-4).clip(min=0), np.ceil(even.value - 1e-4)])
     vertex = linprog(rng.random(C * C)[other], columns, spare, rows, needed, bounds=bounds, method="highs-ds")
     rest = np.zeros(C * C, dtype=np.int64)

@@ -21,7 +21,7 @@ DRAWS = 1000  # attempts at a partition in which every user has enough rows
 
 @dataclass(frozen=True)
 class DirichletSettings:
-    """What the partitions have in common that draw shares from Dir(α, ..., α)."""
+    """Settings of the partitions that draw shares from Dir(α, ..., α)."""
 
     alpha: float = 0.5
     min_rows: int = 10
@@ -74,7 +74,7 @@ class Pathological:
     """Label skew: every user has rows of a few classes only, and the users of a class share its rows evenly.
 
     The numbers of users of any two classes differ by at most one. If K · classes_per_user < C, some classes go to no
-    user. (`Shards` is the original: here no part has rows of two classes, and no user two parts of one class.)
+    user. (`Shards` is the original. Here, no part has rows of two classes, and no user has two parts of one class.)
 
     Args:
         classes_per_user: number of classes of each user, 1..C.
@@ -105,7 +105,7 @@ class Pathological:
                 f"but {-(-K * each // C)} users. Choose at most K={counts[rarest] * C // each}."
             )
         held = np.zeros((K, C), dtype=bool)
-        for k in range(K):  # the classes with the fewest users so far, at random among equals
+        for k in range(K):  # takes the classes with the fewest users so far, and breaks ties at random
             held[k, np.lexsort((rng.random(C), held.sum(axis=0)))[:each]] = True
         rows: list[list[Ints]] = [[] for _ in range(K)]
         for c in range(C):
@@ -172,7 +172,7 @@ class Quantity(DirichletSettings):
 
 
 def _check_number_of_rows(n: int, K: int, least: int) -> None:
-    """Raise an error unless K users can have `least` rows each of n."""
+    """Raise ConfigError or DataError unless n rows suffice for K users with `least` rows each."""
     if K < 1:
         raise ConfigError(f"K={K}: there must be at least one user. Choose K ≥ 1.")
     if K * least > n:

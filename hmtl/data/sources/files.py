@@ -49,10 +49,10 @@ def files(
         K: number of tasks, which is checked; with a partition, the number of tasks to deal to.
         target: column to predict.
         task: column that names the task of each row.
-        kind: "regression" predicts a numeric target, "classification" its values as labels; "auto" classifies, unless
-            whole numbers with more than 20 values make it ambiguous.
+        kind: "regression" predicts a numeric target as a number, "classification" takes its values as labels; "auto"
+            classifies, but raises an error if the target has more than 20 whole numbers, which is ambiguous.
         test_fraction: share of each task's rows that is kept for testing; 0: no test.
-        test_path: rows to test on, laid out as `path`; all rows of `path` are then trained on.
+        test_path: rows to test on, laid out like `path`; then all rows of `path` are training rows.
         intercept, standardize, center: see `Preprocessing`; classes are never centred.
         seed: seed of the partition and the splits.
         partition: deals all rows to K tasks by their class, whatever task they belonged to.
@@ -62,7 +62,7 @@ def files(
             missing or not a number; all rows have one label; a task is empty or has too few rows to split; or the test
             rows have other tasks, columns or labels.
         ConfigError: if K is not the number of tasks, `kind` is unknown or ambiguous, or `task`, `path`, `partition`,
-            `kind` and `test_path` do not go together; or see the partition.
+            `kind` and `test_path` contradict each other; or if the partition raises it.
     """
     if kind not in get_args(Kind):
         raise ConfigError(f"kind={kind} is not one of auto, classification and regression. Choose one of them.")
@@ -121,7 +121,7 @@ def _read(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return the rows of all files without the task column, task after task, and the name of each row's task.
 
-    `needs_tasks` is whether one table needs a task column.
+    `needs_tasks` says whether a single table needs a task column.
     """
     places = _find(path)
     if path.is_file() != (task is not None) and (needs_tasks or task is not None):

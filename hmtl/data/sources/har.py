@@ -25,7 +25,7 @@ from hmtl.rng import generator
 
 URL = "https://archive.ics.uci.edu/static/public/240/human+activity+recognition+using+smartphones.zip"
 ZIP = URL.rsplit("/", 1)[1]
-# UCI publishes no checksum. This is the SHA-256 that many who downloaded the file have published.
+# UCI publishes no checksum. This SHA-256 has been published by many who downloaded the file.
 SHA256 = "c00b803081a5c797cd5e4b83700a9810b38d53d9d84e01917e090e1fdbc81031"
 FOLDER = "UCI HAR Dataset"
 ACTIVITIES = ("walking", "walking upstairs", "walking downstairs", "sitting", "standing", "laying")
@@ -113,7 +113,7 @@ def _read(path: Path, download: bool) -> list[NDArray[Any]]:
 
 
 def _find(path: Path) -> Path | None:
-    """Return the place of UCI's folder or zip: in `path`, or `path` itself."""
+    """Return the path of UCI's folder or zip: `path` itself, or one inside it."""
     places = (path, path / FOLDER, path / ZIP, path / f"{FOLDER}.zip")
     return next((place for place in places if (place / "train").is_dir() or place.is_file()), None)
 

@@ -43,8 +43,8 @@ def mnist5k(
 
     Args:
         K: number of users.
-        rows_per_user: an even number, half of them of the user's own digit; None: as many as there are, at most the
-            paper's 500 (250 for K=20).
+        rows_per_user: an even number, as half of the rows are of the user's own digit; None: as many as the data allow,
+            at most the paper's 500 (250 for K=20).
         test_fraction: share of each user's rows that is kept for testing; 0: no test.
         intercept, standardize: see `Preprocessing`.
         seed: seed of the partition and the splits.
@@ -72,7 +72,7 @@ def mnist(
     partition: Partition | None = None,
     wanted: Wanted = range,
 ) -> tuple[Task, ...]:
-    """Return tasks from all of MNIST, training and test images pooled, as each user's rows are split on their own.
+    """Return tasks from all of MNIST: training and test images are pooled, since each user's rows are split anew.
 
     Args:
         K, rows_per_user, test_fraction, intercept, standardize, seed, partition, wanted: see `mnist5k`.

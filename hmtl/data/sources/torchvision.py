@@ -1,4 +1,4 @@
-"""Labelled images of torchvision, in their shape.
+"""Labelled images of torchvision, in their own shape.
 
 Shapes: n images of [channels, height, width], float32, scaled from 0..255 to [0, 1].
 """
@@ -36,7 +36,7 @@ def torchvision(
 ) -> tuple[Task, ...]:
     """Return tasks from a data set of `torchvision.datasets` that has one class for each image.
 
-    Training and test images are pooled, as each user's rows are split on their own.
+    Training and test images are pooled, since each user's rows are split anew.
 
     Args:
         name: MNIST, FashionMNIST, CIFAR10, SVHN, ImageFolder, ...

@@ -22,7 +22,7 @@ LAYOUT = struct.Struct("<4s B Q I I H B")
 HEADER = LAYOUT.size + 4  # bytes, with the checksum
 DATAGRAM = 1400  # bytes at most, so that links carry it in one packet
 ROOM = DATAGRAM - HEADER
-GENERATION = 100  # pieces at most; large generations even out losses, but only 256 - GENERATION combinations differ
+GENERATION = 100  # pieces at most; larger generations even out losses, but leave only 256 - GENERATION combinations
 LACK = np.dtype([("generation", "<u2"), ("pieces", "u1")])
 
 
@@ -30,12 +30,12 @@ LACK = np.dtype([("generation", "<u2"), ("pieces", "u1")])
 class Datagram:
     """One datagram."""
 
-    what: int  # PIECE of a body, QUESTION which receiver lacks what, or REPORT in reply
+    what: int  # PIECE of a body, QUESTION about which receiver lacks what, or REPORT in reply
     run: int  # a number that no other run on the network has
     number: int  # of the body, from 1
     size: int  # of the body [bytes]
     generation: int  # the piece's generation; in a question and in the reports that answer it, the question's number
-    index: int = 0  # the piece's place in its generation; from the generation's size on, the row of its combination
+    index: int = 0  # the piece's place in its generation; for a combination, its row plus the generation's size
     content: bytes | memoryview = (
         b""  # a piece; in a report, the receiver's rank [2 bytes] and what it lacks, see `LACK`
     )

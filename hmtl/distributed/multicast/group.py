@@ -1,4 +1,4 @@
-"""The two ends of a multicast group, in which the server sends once what several relays receive.
+"""The two ends of a multicast group, in which the server sends only once what several relays receive.
 
 At each end, a thread moves datagrams between a socket and the protocol of `hmtl.distributed.multicast.protocol`. The
 datagrams are neither encrypted nor authenticated: trusted networks only.
@@ -31,7 +31,7 @@ class Multicast:
     Args:
         group: the group's IPv4 address, from 224.0.0.0 to 239.255.255.255.
         port: the group's UDP port.
-        interface: address of this machine on the network to the other machines; None: the one that reaches the server.
+        interface: this machine's address on the network to the other machines; None: the one that reaches the server.
         rate_bps: sending rate [bit/s]; None: the network's W2.
 
     Raises:
@@ -88,7 +88,7 @@ class Multicast:
             sock.close()
             raise EngineError(
                 f"multicast group {self.group}:{self.port} cannot be used on this machine ({error}). Set "
-                "engine.multicast.interface to its address on the network to the other machines, or use "
+                "engine.multicast.interface to this machine's address on the network to the other machines, or use "
                 "engine=torch_distributed."
             ) from error
         return sock
@@ -108,22 +108,22 @@ class Cast:
         self._reached = {receiver: Future[bool]() for receiver in self.receivers}
 
     def reaches(self, receiver: int) -> bool:
-        """Return whether the body has reached a receiver, once that is known."""
+        """Wait until it is known whether the body has reached a receiver, and return it."""
         return self._reached[receiver].result()
 
     def settle(self, reached: set[int], waiting: set[int]) -> None:
-        """Record which receivers have been `reached`; nothing is known yet of those that are `waiting`."""
+        """Record which receivers have been `reached`; nothing is known yet about those that are `waiting`."""
         for receiver, known in self._reached.items():
             if receiver not in waiting and not known.done():
                 known.set_result(receiver in reached)
 
 
 class _End:
-    """What both ends of a group share: a thread that serves a socket and counts the bytes that it sends."""
+    """The base of both ends of a group: a thread that serves a socket and counts the bytes that it sends."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._nbytes = self._reported = 0  # the thread alone changes the first, its owner the second
+        self._nbytes = self._reported = 0  # only the thread changes the first, only its owner the second
         self._thread = Thread(target=self._work, daemon=True)
 
     def overhead(self) -> int:
@@ -136,7 +136,7 @@ class _End:
 
 
 class Caster(_End):
-    """The server's end of a group, which sends one body after the other.
+    """The server's end of a group, which sends one body after another.
 
     Args:
         multicast: settings.
@@ -145,7 +145,7 @@ class Caster(_End):
         bps: sending rate [bit/s], unless the settings have one.
 
     Attributes:
-        unreachable: ranks of the receivers that were not reached in this round and have not reported since.
+        unreachable: ranks of receivers that could not be reached in this round and have not reported since.
     """
 
     def __init__(self, multicast: Multicast, server: str, run: int, bps: float) -> None:
@@ -157,7 +157,7 @@ class Caster(_End):
         self._thread.start()
 
     def begin(self) -> None:
-        """Begin a round, in which all receivers are tried again."""
+        """Begin a round, and try all receivers again."""
         self.unreachable.clear()
 
     def cast(self, body: Tensor, receivers: Iterable[int]) -> Cast:
@@ -193,7 +193,7 @@ class Caster(_End):
                 with suppress(OSError):
                     self.unreachable.discard(sending.hear(self._socket.recv(DATAGRAM), time.monotonic()))
         self.unreachable |= receivers - sending.reached
-        copies = len(cast.receivers) - len(sending.reached)  # through the connections of the others
+        copies = len(cast.receivers) - len(sending.reached)  # for receivers not reached, sent through their connections
         self._nbytes += sending.nbytes + (copies - 1) * len(cast.body)
         cast.settle(sending.reached, set())
 
@@ -212,13 +212,13 @@ class Listener(_End):
 
     def __init__(self, multicast: Multicast, server: str, run: int, rank: int) -> None:
         super().__init__(multicast.socket(server, receive=True))
-        self._socket.settimeout(0.2)  # so that `close` need not wait long
+        self._socket.settimeout(0.2)  # so that `close` does not wait long
         self._answers = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.receiver, self._lock, self._closed = Receiver(run, rank), Lock(), Event()
         self._thread.start()
 
     def take(self, number: int) -> Tensor | None:
-        """Return the body of a cast if it is whole, and forget it and those before."""
+        """Return the body of a cast if it is complete; forget it and all earlier ones."""
         with self._lock:
             return self.receiver.take(number)
 

@@ -3,7 +3,7 @@
 The sender transmits all pieces of a body once, at a given rate, and then asks what is missing; each receiver reports
 how many pieces of each generation it lacks. The sender replies with as many combinations of a generation as the worst
 receiver lacks. Their coefficients are rows of a Cauchy matrix, any m of which repair any m lost pieces, so the same
-combinations serve all receivers. The sender asks again until every receiver has everything, has been silent for too
+combinations serve all receivers. The sender asks again until every receiver has everything or has been silent for too
 long, or the time is up.
 """
 
@@ -30,9 +30,9 @@ from hmtl.gf256 import inverses, matmul
 
 LOWER = 42  # bytes that UDP, IP and Ethernet add to a datagram, for pacing
 BURST = 0.02  # seconds' worth of datagrams that a delayed sender may send at once
-WINDOW, LONGEST = 0.005, 0.05  # seconds to wait for reports before asking again: doubled each time up to LONGEST
-SILENCE = 1.0  # seconds without a report after which a receiver is given up
-SPARE, TIMES = 2.0, 4.0  # a body may take SPARE seconds, and TIMES as long as without losses
+WINDOW, LONGEST = 0.005, 0.05  # seconds to wait for reports before asking again; doubled each time, up to LONGEST
+SILENCE = 1.0  # seconds without a report after which the sender gives up on a receiver
+SPARE, TIMES = 2.0, 4.0  # a body may take SPARE seconds plus TIMES as long as without losses
 
 
 class Transmission:
@@ -43,7 +43,7 @@ class Transmission:
         body: uint8 [size].
         receivers: ranks.
         bps: sending rate [bit/s], including what UDP, IP and Ethernet add.
-        now: the time [s] of any one clock, here and in all methods.
+        now: the time [s]; all methods take it from the same clock.
 
     Attributes:
         waiting: receivers that may still complete the body.
@@ -58,7 +58,7 @@ class Transmission:
         self._pieces.view(-1)[: cut.size] = body
         self.waiting, self.reached, self.nbytes = set(receivers), set[int](), 0
         self._sent, self._wanted = np.zeros((2, cut.generations), np.int64)  # number of combinations of each generation
-        self._sent_before: list[NDArray[np.int64]] = []  # the question of each number
+        self._sent_before: list[NDArray[np.int64]] = []  # `_sent` at the time of each question, by its number
         self._answered: set[int] = set()
         self._heard = dict.fromkeys(self.waiting, now)  # time of each receiver's last report
         self._line: Iterator[bytes] | None = self._originals()
@@ -85,7 +85,7 @@ class Transmission:
         return out
 
     def wake(self) -> float:
-        """Return the time at which more is due, unless a report arrives before."""
+        """Return the time at which the next datagram is due, unless a report arrives earlier."""
         return min(self._end, self._free if self._line or self.waiting <= self._answered else self._until)
 
     def hear(self, content: bytes, now: float) -> int | None:
@@ -115,7 +115,7 @@ class Transmission:
                 yield self._datagram(PIECE, generation, index, piece.data)
 
     def _repairs(self) -> Iterator[bytes]:
-        """Yield the requested combinations, in each generation new ones until all have been sent."""
+        """Yield the requested combinations: in each generation new ones, until all have been sent."""
         for generation in np.flatnonzero(self._wanted > self._sent).tolist():
             pieces = self._pieces[self.cut.places(generation)]
             all_rows = combinations(len(pieces))
@@ -151,7 +151,7 @@ class Receiving:
         self.lacks = np.array([len(self._has[cut.places(generation)]) for generation in range(cut.generations)])
 
     def add(self, datagram: Datagram) -> None:
-        """Take a piece or a combination, unless it is repeated or not needed."""
+        """Take a piece or a combination; ignore it if it has arrived before or is not needed."""
         generation, index = datagram.generation, datagram.index
         places = self.cut.places(generation)
         has, rows = self._has[places], self._combinations[generation]
@@ -191,11 +191,11 @@ class Receiver:
 
     def __init__(self, run: int, rank: int) -> None:
         self.run, self.rank = run, rank
-        self._bodies: dict[int, Receiving] = {}  # by number; only the newest, and whole ones that were not taken
+        self._bodies: dict[int, Receiving] = {}  # by number; the newest one, and complete ones that were not taken
         self._newest = 0
 
     def hear(self, content: bytes) -> bytes | None:
-        """Take a datagram, and return the report if it is a question."""
+        """Take a datagram; if it is a question, return the report that answers it."""
         try:
             datagram = Datagram.from_bytes(content)
         except CodingError:
@@ -215,7 +215,7 @@ class Receiver:
         return None
 
     def take(self, number: int) -> Tensor | None:
-        """Return a body if it is whole, and forget it and those before."""
+        """Return a body if it is complete; forget it and all earlier ones."""
         body = self._bodies.get(number)
         self._newest = max(self._newest, number)
         self._bodies = {n: kept for n, kept in self._bodies.items() if n > number}

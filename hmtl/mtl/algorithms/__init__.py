@@ -1,4 +1,4 @@
-"""Learning algorithms: one module each, on two sides that exchange nothing but messages (`base`)."""
+"""Learning algorithms, one module each, with two sides that exchange nothing but messages (see `base`)."""
 
 from hmtl.mtl.algorithms.base import Aggregator, Algorithm, Users
 from hmtl.mtl.algorithms.fedavg import FedAvg

@@ -1,7 +1,7 @@
 """The two sides of a learning algorithm, and the algorithm that joins them.
 
-A round: the users improve their models locally and send intermediate values (IVs), rows [n, m + e] of m numbers and e
-further ones; an aggregator (a relay or the server) turns the IVs into models, rows [K, m + e′], which the users
+In a round, the users improve their models locally and send intermediate values (IVs), rows [n, m + e] of m numbers and
+e further ones; an aggregator (a relay or the server) turns the IVs into models, rows [K, m + e′], which the users
 receive. The two sides share nothing but these messages. K users, d features.
 """
 
@@ -45,18 +45,18 @@ class Side(nn.Module, ABC):
 class Users(Side):
     """User side, for many users at once.
 
-    A round of a user is `local_update`; then `commit` if its IV counted, or else `roll_back`; and `receive` if a model
-    arrived.
+    A user's round consists of `local_update`, then `commit` if its IV counted and `roll_back` otherwise, then `receive`
+    if a model arrived.
     """
 
     numbers: int
-    """Numbers in a model, m. The further ones of a row are overhead, and always travel as float64.
+    """How many numbers a model has, m. Further numbers in a row are overhead, and always travel as float64.
 
-    0: nothing has to travel; a round consists of `local_update` and `commit`.
+    0: nothing has to travel, and a round consists of `local_update` and `commit`.
     """
 
     row_bits: tuple[int, int, int] = (0, 0, 0)
-    """Of users who send terms: bits of an IV or model with messages="ivs", and further bits of IV and of model."""
+    """For users who send terms: bits of an IV or model with messages="ivs", further bits of an IV, and of a model."""
 
     @abstractmethod
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
@@ -75,7 +75,7 @@ class Users(Side):
 
     @abstractmethod
     def receive(self, users: Ids, models: Tensor) -> None:
-        """Take the models [n, m + e] of these users. All other users keep theirs."""
+        """Take the models [n, m + e] of these users; all other users keep theirs."""
 
     @abstractmethod
     def measure(self) -> dict[str, Tensor]:
@@ -102,12 +102,12 @@ class Aggregator(Side):
         """Return the models [K, m + e′] of all users from the IVs [n, m + e] of the users who were heard."""
 
     def needs(self) -> NDArray[np.bool_] | None:
-        """Return which IVs each model depends on, [K, K]: row k has those of user k. None: each depends on all.
+        """Return which IVs each model depends on, [K, K] with user k's in row k; None if each depends on all.
 
-        If it is not None, `part` computes the models of some users from the IVs that they depend on.
+        If the result is not None, `part` can compute the models of some users from the IVs that they depend on.
 
         Raises:
-            ConfigError: models depend on few IVs, but the settings of participation prevent the use of this.
+            ConfigError: models depend on few IVs, but the participation settings rule out making use of this.
         """
         return None
 
@@ -136,9 +136,9 @@ class Aggregator(Side):
 
 
 class Algorithm(ABC):
-    """Joins users and aggregator: local update → IVs → global update → models, once per round.
+    """Two sides that play rounds: local update → IVs → global update → models.
 
-    Every algorithm has the keyword `messages` in its constructor, which chooses the two sides: with "ivs" users send
+    The constructor of every algorithm has a keyword `messages`, which chooses the two sides: with "ivs" users send
     their IVs, with "sums" they send terms that relays and server add. The models are the same, bit for bit.
 
     Attributes:
@@ -159,7 +159,7 @@ class Algorithm(ABC):
 
     @classmethod
     def sums_needed(cls, problem: Problem) -> int:
-        """Return how many sums of each coordinate over the users suffice, q; 0: none, or users need all IVs."""
+        """Return q, how many sums over users suffice for each coordinate; 0: no sums, or users need all IVs."""
         return 0
 
     @property
@@ -173,7 +173,7 @@ class Algorithm(ABC):
         return None
 
     def step(self, round: int) -> None:
-        """Play a round without a network: no message is lost, and absent users receive a model, too."""
+        """Play a round without a network: no message is lost, and absent users receive a model as well."""
         users, ivs = self.users.local_update(round)
         if not self.users.numbers:
             self.users.commit(users)
@@ -185,8 +185,8 @@ class Algorithm(ABC):
     def setup(self) -> tuple[Users, Aggregator] | None:
         """Return the two sides of the exchange before the first round; None if nothing has to be exchanged.
 
-        The constructor has exchanged these numbers in memory already. Playing the set-up over a network leaves the same
-        state and counts its bits.
+        The constructor has already exchanged these numbers in memory. Playing the set-up over a network leads to the
+        same state, and counts the bits.
         """
         return None
 
@@ -202,7 +202,7 @@ class Algorithm(ABC):
         }
 
     def settled(self, tolerance: float) -> bool:
-        """Return whether Ω, which the gap takes as given, changes the primal by at most `tolerance`."""
+        """Return whether the last update of Ω, which the gap takes as given, lowered the primal by ≤ `tolerance`."""
         return True
 
     def metrics(self) -> dict[str, float]:
@@ -245,16 +245,16 @@ class Algorithm(ABC):
             self.aggregator.load_state_dict(state["aggregator"])
 
     def user_seconds(self, round: int, users: int = 3, repeats: int = 3) -> float:
-        """Return the CPU time [s] of the slowest user's local update, measured.
+        """Measure the CPU time [s] of the slowest user's local update.
 
-        Users work in parallel, so a round waits for the slowest one. Each of the `users` users with most rows is timed
-        alone, as the median of `repeats`.
+        Users work in parallel, so a round waits for the slowest one. The `users` users with the most rows are timed one
+        by one, each as the median of `repeats` updates.
         """
         counts = self.problem.here
         if not counts:
             return 0.0
         busiest = sorted(range(len(counts)), key=lambda k: -counts[k])[:users]
-        self.users.local_work(round, busiest[0])  # compiles and loads what only the first call has to
+        self.users.local_work(round, busiest[0])  # not timed: the first call also compiles and loads code
         return max(statistics.median(self._seconds(round, user) for _ in range(repeats)) for user in busiest)
 
     def _seconds(self, round: int, user: int) -> float:

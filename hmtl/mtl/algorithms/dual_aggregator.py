@@ -1,4 +1,4 @@
-"""Aggregator side of learning on duals: couples the users' dual vectors, W = V A⁻¹, and learns Ω.
+"""Aggregator side of dual learning: couples the users' dual vectors, W = V A⁻¹, and learns Ω.
 
 K users, d features; with C classes, read C·d for d. See `dual_users` for the messages.
 """
@@ -21,10 +21,10 @@ from hmtl.mtl.sums import Grid
 
 @dataclass(frozen=True)
 class DualSettings:
-    """Settings of `MOCHA`, which has their meaning.
+    """Settings of `MOCHA`, which explains them.
 
     Raises:
-        ConfigError: a setting is out of its range, or does not go with another.
+        ConfigError: a setting is out of its range, or rules out another.
     """
 
     omega_every: int
@@ -39,11 +39,13 @@ class DualSettings:
         if self.omega_every < 0:
             raise ConfigError(f"omega_every={self.omega_every} is negative. Give a number of rounds, or 0 for never.")
         if self.rounds is not None and self.rounds < 1:
-            raise ConfigError(f"rounds={self.rounds}: there is at least one round. Give their number, or null.")
+            raise ConfigError(f"rounds={self.rounds} has to be at least 1. Give the number of rounds, or null.")
         if self.curvature not in ("user", "max"):
             raise ConfigError(f"curvature={self.curvature} is unknown. Choose user or max.")
         if not 0 < self.gamma <= 1:
-            raise ConfigError(f"gamma={self.gamma} is not in (0, 1]: more than the whole update is never safe.")
+            raise ConfigError(
+                f"gamma={self.gamma} is not in (0, 1]: applying more than the whole update is never safe."
+            )
         if self.accelerated and self.gamma < 1:
             raise ConfigError(
                 f"gamma={self.gamma} with accelerated=true: momentum needs whole updates. Set gamma=1 or "
@@ -51,21 +53,21 @@ class DualSettings:
             )
 
     def learns_now(self, round: int) -> bool:
-        """Return whether Ω is learned after this round, 1 being the first.
+        """Return whether Ω is learned after this round, counted from 1.
 
-        It is not in the last `omega_every` rounds, since models are worse right after Ω has changed.
+        Ω is not learned in the last `omega_every` rounds, since models are worse right after it has changed.
         """
         due = self.omega_every > 0 and round % self.omega_every == 0
         return due and (self.rounds is None or round + self.omega_every <= self.rounds)
 
 
 class Coupling:
-    """A regularizer at an Ω [K, K], and what follows from both.
+    """A regularizer with an Ω [K, K], and what follows from both.
 
     Attributes:
-        regularizer: gives A.
+        regularizer: defines A.
         B: A⁻¹ [K, K].
-        form: form of B, or None.
+        form: the form of B, or None.
     """
 
     def __init__(self, regularizer: Regularizer, Omega: Tensor) -> None:
@@ -80,7 +82,7 @@ class Coupling:
 
 
 def next_beta(t: Tensor, restart: bool, pause: bool) -> tuple[Tensor, Tensor]:
-    """Return β of the next round, and the next t, counted from the last restart; β is 0 after a restart or a pause."""
+    """Return β of the next round (0 after a restart or a pause), and the next t (1 after a restart)."""
     new = torch.ones_like(t) if restart else (1 + (1 + 4 * t.square()).sqrt()) / 2
     return torch.zeros_like(t) if restart or pause else (t - 1) / new, new
 
@@ -88,15 +90,15 @@ def next_beta(t: Tensor, restart: bool, pause: bool) -> tuple[Tensor, Tensor]:
 class DualAggregator(Aggregator):
     """Aggregator side: sums up V, computes W = B V, and learns Ω every few rounds.
 
-    With acceleration, β follows from t. t restarts when the momentum points away from the step, Σ_k r_k > 0 with
-    r_k = c_k (v_k,extrapolated − v_k,new)·(v_k,new − v_k). In the round after a change of A, which moves the models as
-    well, β is 0; a restart would cost more rounds.
+    With acceleration, β follows from t. t restarts when the momentum points away from the step: Σ_k r_k > 0 with
+    r_k = c_k (v_k,extrapolated − v_k,new)·(v_k,new − v_k). In the round after a change of A, which also moves the
+    models, β is 0; a restart would cost more rounds.
 
-    If B has a `Form`, sums over users are rounded to the grid, so that models have the same bits as those of users who
-    compute their own from the sums.
+    If B has a `Form`, the terms of sums over users are rounded to the grid, so that models have the same bits as if
+    users computed their own models from the sums.
 
-    Users learn c_k with the models after a change of A. It goes out until every user was heard once: a user who missed
-    its model takes no part until one arrives.
+    After a change of A, users receive the new c_k with their models. It is sent in every round until each user has been
+    heard once: a user who missed its model takes no part until one arrives.
 
     Buffers: `V` [K, d]; `Omega`, Ω [K, K]; `rounds`, the number of updates; `outdated` [K], users who may not know the
     present c_k; `t`; `gain`, by how much R fell when Ω was learned last.
@@ -132,7 +134,7 @@ class DualAggregator(Aggregator):
         return self.coupling.curvature(self.settings.curvature)
 
     def answer(self, facts: Tensor) -> Tensor:
-        """Return c_k to each user, [K, 1], for the facts [K, f] of the set-up."""
+        """Return each user's c_k, [K, 1], given the facts [K, f] of the set-up."""
         regularizer = self.coupling.regularizer.prepared(facts).to(self.V.device)
         self.Omega = regularizer.start_omega(len(self.V)).to(self.V)
         self.coupling = Coupling(regularizer, self.Omega)
@@ -144,13 +146,13 @@ class DualAggregator(Aggregator):
         self.V = self.V.index_add(0, torch.from_numpy(users).to(device), self.settings.gamma * ivs[:, :d])
         self.rounds = self.rounds + 1
         outdated = self.outdated.clone()
-        outdated[users] = False  # a user takes part only after it received the last round's model
+        outdated[users] = False  # a user takes part only if it received the last round's model
         learns = self.settings.learns_now(int(self.rounds))
         if learns:
             self._learn_omega()
             outdated[:] = True
         self.outdated = outdated
-        columns = [self._models()]  # from V and not from the last W, since A may have changed
+        columns = [self._models()]  # from V, not from the last W, since A may have changed
         if self.settings.accelerated:
             beta, self.t = next_beta(self.t, restart=self._overshot(ivs[:, d]), pause=learns)
             columns.append(beta.to(self.V).expand(len(self.V), 1))
@@ -181,9 +183,9 @@ class DualAggregator(Aggregator):
 
 
 class SummedDualAggregator(Aggregator):
-    """Aggregator side for terms: keeps s on the grid and no user's v_k. Ω is never learned.
+    """Aggregator side for terms: keeps the sums s on the grid, no v_k. Ω is never learned.
 
-    Buffers: `S`, s as int64 [1, q·d], of which q·d is `numbers`; `t`, as in `DualAggregator`.
+    Buffers: `S`, s as int64 [1, q·d], where q·d is the argument `numbers`; `t`, as in `DualAggregator`.
     """
 
     S: Tensor
@@ -200,7 +202,7 @@ class SummedDualAggregator(Aggregator):
 
     @torch.no_grad()
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
-        """Return the row for all users from terms, or from sums of some users' terms, [n, q·d (+ 2)]."""
+        """Return the row for all users, given terms, or sums of some users' terms, [n, q·d (+ 2)]."""
         sums, n = ivs.sum(0, keepdim=True).to(self.S.device), self.S.shape[1]
         self.S = self.grid.added(self.S, sums[:, :n])
         if not self.settings.accelerated:

@@ -1,6 +1,6 @@
-"""User side of learning on duals: users improve their own duals, given the models that couple them.
+"""User side of dual learning: users improve their own duals, given the models that couple them.
 
-K users, n rows each (padded), d features; with C classes, read C·d and C·n for d and n. One user per row of a message.
+K users, n rows each (padded), d features; with C classes, read C·d and C·n for d and n. A message has one row per user.
 An IV is Δv_k [d], then r_k if the algorithm is accelerated. The answer is w_k [d], then β if it is accelerated, and c_k
 if A has changed.
 """
@@ -31,9 +31,9 @@ class DualUsers(Users):
     w_k + β (w_k − w_k,old), which corresponds to the dual vector v_k + β (v_k − v_k,old). The user stores both vectors;
     only the scalar β comes from the aggregator. Ref: Beck and Teboulle 2009; O'Donoghue and Candès 2015 (restarts).
 
-    Buffers: `a`, `W`, `curvature`; `pending` [K, n], `waiting` [K] and the update `dV` [K, d] behind `pending`; `step`
-    and `momentum` [K, d], by which v_k moved last and w_k moved beyond that, and `beta` [K]; `received` [K], the round
-    in which a user's model arrived.
+    Buffers: `a`, `W`, `curvature`; `pending` [K, n], `waiting` [K] and `dV` [K, d], the change of V that belongs to
+    `pending`; `step` [K, d], the last move of v_k, `momentum` [K, d], the part of the last move of w_k beyond that, and
+    `beta` [K]; `received` [K], the round in which a user's last model arrived.
     """
 
     a: Tensor
@@ -62,7 +62,7 @@ class DualUsers(Users):
         self.register_buffer("waiting", torch.zeros(K, dtype=torch.bool))
         self.register_buffer("received", torch.full((K,), -1))
         self._round = -1
-        self._idle = NOBODY  # in this round
+        self._idle = NOBODY  # users who are idle in this round
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
         """As `Users.local_update`; all users who are waiting are idle."""
@@ -89,7 +89,7 @@ class DualUsers(Users):
     def _ascend(
         self, scores: Sequence[Rows], a: Tensor, W: Tensor, curvature: Tensor, order: Tensor, budgets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return new duals and Δv; each score of a model has a subproblem of its own."""
+        """Return the new duals and Δv; each score of a model has a subproblem of its own."""
         C, loss = len(scores), self.problem.binary
         passes = [
             self.solver.solve(loss, rows, DualSubproblem(a_c, W_c, curvature), order, budgets)
@@ -112,7 +112,7 @@ class DualUsers(Users):
     def receive(self, users: Ids, models: Tensor) -> None:
         W, further = models[:, : self.problem.size].contiguous(), models[:, self.problem.size :]
         if self.settings.accelerated:
-            step = self.dV[users]  # zero if it was rolled back
+            step = self.dV[users]  # zero for updates that were rolled back
             drift = W - self.W[users] - self.curvature[users, None] * step
             drift[torch.from_numpy(np.isin(users, self._idle))] = 0  # an idle user does not know the last step
             self.step, self.momentum = with_rows(self.step, users, step), with_rows(self.momentum, users, drift)
@@ -130,8 +130,8 @@ class DualUsers(Users):
     def measure(self) -> dict[str, Tensor]:
         """Return s ℓ and s ℓ* of each row [K, n], W and V = Σ_j s a_j x_j [K, d], and train and test error [K].
 
-        If all users share one model, W is the newest for all of them: R of models that differ would be infinite, and P
-        no bound.
+        If all users share one model, W holds the newest one for all of them: models that differ would make R infinite,
+        and P would not be a bound.
         """
         shared = isinstance(self.problem.regularizer, SharedModel)
         W = self.W[self.received.argmax()].repeat(len(self.W), 1).T if shared else self.W.T
@@ -155,10 +155,10 @@ class DualUsers(Users):
 class SummedDualUsers(DualUsers):
     """User side for a coupling that needs sums only: each user computes its model from its own v_k and the sums.
 
-    User k sends by how much U_kᵀ v_k has changed, and r_k if the algorithm is accelerated, rounded to the grid, int64.
-    All users receive one row: s = Σ_l U_lᵀ v_l, and the bits of β.
+    User k sends the change of U_kᵀ v_k, and r_k if the algorithm is accelerated, rounded to the grid, int64. All users
+    receive the same row: s = Σ_l U_lᵀ v_l, and the bits of β.
 
-    Buffers: as in `DualUsers`, and v_k of each user, `V` [K, d]. `form` is the form of B.
+    Buffers: those of `DualUsers`, and `V` [K, d], each user's v_k. `form` is the form of B.
     """
 
     V: Tensor
@@ -197,7 +197,7 @@ class SummedDualUsers(DualUsers):
 
 
 class LocalUsers(SummedDualUsers):
-    """User side for a coupling without sums, B = diag(δ): a user's model follows from its own v_k, nothing travels."""
+    """User side without coupling, B = diag(δ): a user's model follows from its own v_k, and nothing travels."""
 
     def commit(self, users: Ids) -> None:
         super().commit(users)

@@ -1,7 +1,7 @@
 """FedAvg: one network for all users, the average of the networks that they train.
 
 K users, m parameters. The average is kept as a sum of terms on a grid (see `hmtl.mtl.sums`), w = start + (β/N)·S, which
-has the same bits whether an aggregator adds the terms of all IVs or relays add terms on their way.
+has the same bits whether an aggregator adds the terms of all IVs or relays add the terms on the way.
 """
 
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ from hmtl.mtl.sums import Grid, Terms
 
 @dataclass(frozen=True, eq=False)
 class Average:
-    """w = start + (β/N)·S, where S is the sum of all terms n_k (w_k − w) that users sent so far, and N = Σ_k n_k.
+    """w = start + (β/N)·S, where S is the sum of all terms n_k (w_k − w) that users have sent, and N = Σ_k n_k.
 
     Attributes:
         start: first model [m].
-        beta: β, the share of the way to the mean of the users' models.
+        beta: β, how far w moves towards the mean of the users' models; 1 is all the way.
         grid: grid of the terms.
     """
 
@@ -106,7 +106,7 @@ class AverageModels(AverageTerms):
 class FedAvg(NetworkAlgorithm):
     """One network for all users, w = Σ_k n_k w_k / Σ_k n_k. It does not use the regularizer of the problem.
 
-    Args, Raises: as in `NetworkAlgorithm`. An absent user counts with the average of the round before.
+    Args, Raises: as in `NetworkAlgorithm`. For an absent user, the average of the previous round counts.
 
     Ref: McMahan et al. 2017.
     """

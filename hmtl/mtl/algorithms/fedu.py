@@ -1,6 +1,6 @@
 """FedU: a network for each user, coupled by the regularizer.
 
-K users, m parameters. `fedu_sums` has the sides for a coupling that needs sums over the users only.
+K users, m parameters. `fedu_sums` has the two sides for a coupling that needs only sums over the users.
 """
 
 import math
@@ -23,7 +23,7 @@ from hmtl.mtl.solvers.sgd import LocalSGD
 from hmtl.mtl.sums import Form
 
 BLOCK = 2**22  # numbers in a block of models
-MAX_PARTS = 2**31  # of a step down the penalty
+MAX_PARTS = 2**31  # of a step on the penalty
 
 
 class FedUUsers(NetworkUsers):
@@ -39,21 +39,21 @@ class FedUUsers(NetworkUsers):
 
 
 class PenaltyDescent:
-    """Steps down the penalty ½ tr(W A Wᵀ), for any A: w_k ← w_k − x_k Σ_l A_kl w_l, all users at once.
+    """Gradient steps on the penalty ½ tr(W A Wᵀ), for any A: w_k ← w_k − x_k Σ_l A_kl w_l, all users at once.
 
-    x_k is the rate of the round times the user's number of local steps. A step so long that models would diverge is
-    made in equal parts. If A has few entries other than zero, a model depends on few others, and can be computed from
-    these alone.
+    x_k is the rate of the round times the user's number of local steps. A step that is so long that models would
+    diverge is taken in equal parts. If A has few nonzero entries, each model depends on few others, and can be computed
+    from these alone.
 
     Args:
-        regularizer, Omega: give A.
+        regularizer, Omega: define A.
         rate: rate in the first round, the highest.
         max_steps: largest number of local steps of a user in a round.
 
     Attributes:
         A: coupling [K, K].
         steepest: largest eigenvalue of A.
-        reach: on which users' models a user's new model depends [K, K]; None if on more than half of all.
+        reach: which users' models each user's new model depends on [K, K]; None if these are more than half of all.
 
     Raises:
         ConfigError: the regularizer learns Ω, or A is not positive definite.
@@ -62,8 +62,8 @@ class PenaltyDescent:
     def __init__(self, regularizer: Regularizer, Omega: Tensor, rate: float, max_steps: int) -> None:
         if regularizer.learns:
             raise ConfigError(
-                f"{type(regularizer).__name__} learns how the tasks are related, but FedU takes this as given. Choose "
-                "regularizer=graph, mean or ridge."
+                f"{type(regularizer).__name__} learns how the tasks are related, but FedU needs a fixed coupling. "
+                "Choose regularizer=graph, mean or ridge."
             )
         regularizer.inverse_coupling(Omega)  # raises if A is not positive definite
         self.max_steps = max_steps
@@ -75,16 +75,16 @@ class PenaltyDescent:
 
     def penalty(self, W: Tensor) -> Tensor:
         """Return the penalty of models W [K, m], a float64 scalar."""
-        W = W.double()  # for similar models, large terms cancel
+        W = W.double()  # large terms cancel for similar models
         return 0.5 * torch.dot(W.flatten(), (self._A @ W).flatten())
 
     def parts(self, length: float) -> int:
-        """Return the number of parts of a step of this length."""
+        """Return the number of parts in which a step of this length is taken."""
         relative = length * self.steepest
         if not relative < MAX_PARTS:
             raise RangeError(
-                f"a step down the regularizer is {relative:.3g} times as long as is stable. Lower solver.step, or the "
-                "strength of the regularizer."
+                f"a gradient step on the regularizer is {relative:.3g} times as long as a stable one. Lower "
+                "solver.step or the strength of the regularizer."
             )
         return 1 if relative < 2 else math.ceil(relative)
 
@@ -92,7 +92,7 @@ class PenaltyDescent:
         """Return the models of all users from W [K, m] after these numbers of local steps [K].
 
         With a sparse A, the number of parts is that of the longest possible step, since a relay that knows few IVs does
-        not know the longest one of the round.
+        not know the longest step of the round.
         """
         lengths = rate * steps.to(self.A)
         if self.reach is None:
@@ -100,7 +100,7 @@ class PenaltyDescent:
         return sparse_step(self.A, W, lengths, self.parts(rate * self.max_steps))
 
     def some_models(self, users: Ids, W: Tensor, steps: Tensor, rate: float) -> Tensor:
-        """Return `all_models` of some users from their W [n, m]; correct for those whose `reach` is among them."""
+        """Return `all_models` of some users from their W [n, m]; valid for those whose whole `reach` is among them."""
         at = torch.from_numpy(users).to(W.device)
         return sparse_step(self.A[at][:, at], W, rate * steps.to(self.A), self.parts(rate * self.max_steps))
 
@@ -118,7 +118,7 @@ def _reach(neighbors: Tensor, hops: int) -> NDArray[np.bool_] | None:
 class FedUAggregator(Aggregator):
     """Aggregator side for any coupling; `complete` says whether all users and relays take part in each round.
 
-    It keeps the last models [K, m], which replace those of users who were not heard.
+    It keeps the last models [K, m], which stand in for the IVs of users who were not heard.
     """
 
     models: Tensor
@@ -156,7 +156,7 @@ class FedUAggregator(Aggregator):
 
     @property
     def structure(self) -> PenaltyDescent:
-        """Gives the penalty."""
+        """What computes the penalty."""
         return self.descent
 
 
@@ -165,10 +165,10 @@ class FedU(NetworkAlgorithm):
 
     With A = ηL, that is w_k − μ_t·R_k·η·Σ_l a_kl (w_k − w_l). Steps of both kinds weigh the same for any minibatches
     and numbers of steps, so models approach a stationary point of P as μ_t falls. If μ_t·R_k times the largest
-    eigenvalue of A is at least 2, the step is made in as many parts as stability needs.
+    eigenvalue of A is at least 2, the step is taken in as many parts as stability needs.
 
-    If the regularizer needs sums only, each user makes its own coupling step from what all users sent last (see
-    `PenaltySteps`), and a user who was not heard counts with that.
+    If the regularizer needs only sums, each user takes its own coupling step from what all users sent last (see
+    `PenaltySteps`); for a user who was not heard, what it sent last still counts.
 
     Args, Raises: as in `NetworkAlgorithm`; the regularizer must not learn Ω.
 
@@ -209,7 +209,7 @@ class FedU(NetworkAlgorithm):
 
     @property
     def _steps(self) -> Tensor:
-        """Usual number of local steps of each user [K, 1]; stragglers make fewer."""
+        """Usual number of local steps of each user [K, 1]; stragglers take fewer."""
         return self.solver.steps(self.problem.counts)[:, None]
 
     def setup(self) -> tuple[Users, Aggregator] | None:
@@ -232,7 +232,7 @@ class FedU(NetworkAlgorithm):
 
 
 def _form(problem: Problem) -> Form | None:
-    """Return the form of A if a user's coupling step needs sums over all users only."""
+    """Return the form of A if coupling steps need only sums over all users, otherwise None."""
     regularizer = problem.regularizer
     if regularizer.learns or problem.facts().shape[1]:
         return None

@@ -1,6 +1,6 @@
-"""FedU with a coupling that needs sums over the users only: each user makes its own step down the penalty.
+"""FedU with a coupling that needs only sums over the users: each user takes its own gradient step on the penalty.
 
-K users, m parameters, q sums for each of them.
+K users, m parameters, q sums per parameter.
 """
 
 import math
@@ -15,11 +15,11 @@ from hmtl.mtl.sums import Form, Grid, Terms, blocks
 
 
 class PenaltySteps:
-    """Steps down the penalty ½ tr(W A Wᵀ) from sums: user k assumes that all others make steps as long as its own.
+    """Gradient steps on ½ tr(W A Wᵀ) from sums: user k assumes that all others take steps as long as its own.
 
     Let A = aI + U C Uᵀ, s = Σ_l U_lᵀ w_l and G = (UᵀU)⁻¹. Steps of one length move s and each w_k − U_k G s
-    independently. User k makes a step of length x in p equal parts, p = 1 if x·λ_max(A) < 2, as an aggregator of all W
-    would do it, and p = ⌈x·λ_max(A)⌉ otherwise, so that the step is stable for any coupling:
+    independently. User k takes a step of length x in p equal parts, as an aggregator of all W would: p = 1 if
+    x·λ_max(A) < 2, otherwise p = ⌈x·λ_max(A)⌉, so that the step is stable for any coupling:
         w_k ← κ (w_k − U_k G s) + U_k G N s,   κ = (1 − x·a/p)^p,   N = (I − (x/p)·(aI + UᵀU C))^p.
     As steps become short, p = 1 for all users, and models approach a stationary point of the same objective.
 
@@ -73,13 +73,13 @@ class PenaltySteps:
 
 
 class SendCouplingTerms(Sending):
-    """Users send by how much their terms change, receive the sums, and make their own steps down the penalty.
+    """Users send the changes of their terms, receive the sums, and take their own gradient steps on the penalty.
 
-    A model follows from what the user sent last and the sums. A user who took no part in a round gets one, too.
+    A model follows from the sums and what the user sent last, so a user who took no part in a round gets one, too.
 
-    Buffers: `sent` [n, m], the models that counted last, and `lengths` [n], the lengths of the steps behind them;
-    `pending` and `pending_lengths`, those that may count; `rounds`, t, which arrives with the sums. `users` are the
-    numbers of these users in the network [n].
+    Buffers: `sent` [n, m], the models that counted last, and `lengths` [n], the lengths of their steps on the penalty;
+    `pending` and `pending_lengths`, the same for updates that may still count; `rounds`, t, which arrives with the
+    sums. `users` are the numbers of these users in the network [n].
     """
 
     sent: Tensor
@@ -123,21 +123,22 @@ class SendCouplingTerms(Sending):
 
 
 class CoupleBySums(Aggregator):
-    """What both aggregator sides have: steps down the penalty, and the number of `rounds`, a buffer."""
+    """The base of both aggregator sides: the steps on the penalty, and the buffer `rounds`, the number of updates."""
 
     rounds: Tensor
 
     def __init__(self, steps: PenaltySteps) -> None:
         super().__init__()
         self.steps = steps
-        self.structure = steps.form  # of the penalty
+        self.structure = steps.form  # computes the penalty
         self.register_buffer("rounds", torch.tensor(0))
 
 
 class CoupleModels(CoupleBySums):
-    """Aggregator side for IVs: makes the steps of `SendCouplingTerms` for all users.
+    """Aggregator side for IVs: takes the steps of `SendCouplingTerms` for all users.
 
-    Buffers: what users `sent` last [K, m], at first their first models, and the `lengths` of the steps behind it [K].
+    Buffers: `sent` [K, m], what users sent last (at the start, their first models), and `lengths` [K], the lengths of
+    their steps on the penalty.
     """
 
     sent: Tensor

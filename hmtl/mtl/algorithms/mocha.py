@@ -1,4 +1,4 @@
-"""MOCHA: federated multi-task learning on duals, certified by the duality gap; CoCoA and local training in its terms.
+"""MOCHA: multi-task learning on duals, certified by the duality gap; CoCoA and local training as special cases.
 
 K users, d features.
 """
@@ -30,12 +30,12 @@ class MOCHA(Algorithm):
         solver: the users' local solver.
         omega_every: rounds between updates of Ω; 0: never.
         accelerated: users start from extrapolated models, with restarts; needs γ = 1.
-        curvature: c_k, which stands for B in user k's subproblem, B ⪯ diag(c): "user", `Σ_l |B_kl|`, or the larger
+        curvature: c_k, which replaces B in user k's subproblem, B ⪯ diag(c): "user", `Σ_l |B_kl|`, or the larger
             "max", σ′B_kk with `σ′ = max_k Σ_l |B_kl| / B_kk`, as in Smith et al. 2017.
         gamma: γ in (0, 1], the share of each local update that is applied. 1 adds all updates, which c makes safe.
-        rounds: number of rounds; Ω stays fixed in the last `omega_every` of them. None: Ω is learned to the end.
+        rounds: number of rounds; Ω stays fixed in the last `omega_every` of them. None: Ω is learned until the end.
         seed: seed of the order in which users visit their rows, and of participation.
-        participation: who takes part in a round, and how much each user does. The IV of an absent user counts as zero.
+        participation: who takes part in a round, and how much each user does. An absent user's IV counts as zero.
         messages: what users send; "sums" needs a regularizer for which sums suffice.
 
     Raises:
@@ -111,7 +111,7 @@ class MOCHA(Algorithm):
 
     @property
     def _gain(self) -> Tensor:
-        """By how much R fell when Ω was learned last; infinite before."""
+        """By how much R fell when Ω was learned last; infinite if it has not been learned yet."""
         return self.aggregator.figure_state()["gain"]
 
     def describe(self) -> dict[str, Any]:
@@ -159,7 +159,7 @@ class CoCoA(MOCHA):
         lam: λ.
         adding: add the users' updates, each computed with σ′ = K (CoCoA+); otherwise average them, with σ′ = 1 (CoCoA).
         accelerated: as in `MOCHA`; without effect when averaging.
-        others: as in `MOCHA`.
+        options: as in `MOCHA`.
 
     Ref: Jaggi et al. 2014; Ma et al. 2015.
     """
@@ -173,11 +173,11 @@ class CoCoA(MOCHA):
         lam: float,
         adding: bool = True,
         accelerated: bool = True,
-        **others: Any,
+        **options: Any,
     ) -> None:
         gamma = 1.0 if adding else 1 / problem.K
         super().__init__(
-            problem.regularized(SharedModel(lam)), solver, accelerated=accelerated and adding, gamma=gamma, **others
+            problem.regularized(SharedModel(lam)), solver, accelerated=accelerated and adding, gamma=gamma, **options
         )
 
     @classmethod
@@ -191,13 +191,13 @@ class Local(MOCHA):
     Args:
         problem, solver: as in `MOCHA`.
         lam: λ.
-        others: as in `MOCHA`; `messages` has no effect.
+        options: as in `MOCHA`; `messages` has no effect.
     """
 
     regularized = False
 
-    def __init__(self, problem: Problem, solver: DualSolver, lam: float, **others: Any) -> None:
-        super().__init__(problem.regularized(Ridge(lam)), solver, accelerated=False, **others)
+    def __init__(self, problem: Problem, solver: DualSolver, lam: float, **options: Any) -> None:
+        super().__init__(problem.regularized(Ridge(lam)), solver, accelerated=False, **options)
 
     @classmethod
     def sums_needed(cls, problem: Problem) -> int:

@@ -17,7 +17,7 @@ from hmtl.mtl.solvers.sgd import LocalSGD, NetworkSubproblem, Proximal
 
 
 class Sending(nn.Module):
-    """What users send of their new models, and what they make of the answer; by default, both are models.
+    """How users encode what they send and decode what they receive; by default, both are models.
 
     Args:
         numbers, row_bits: as in `Users`.
@@ -33,7 +33,7 @@ class Sending(nn.Module):
         return ivs
 
     def commit(self, users: Ids) -> None:
-        """Note that what these users encoded last reached an aggregator."""
+        """Record that what these users encoded last reached an aggregator."""
 
     def take(self, users: Ids, numbers: Tensor) -> None:
         """Take the answer [n, e] to the set-up."""
@@ -45,7 +45,7 @@ class Sending(nn.Module):
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """The parts of the users' local training; see `NetworkAlgorithm`."""
+    """What the users' local training needs; see `NetworkAlgorithm`."""
 
     problem: Problem
     solver: LocalSGD
@@ -147,13 +147,13 @@ class NetworkUsers(Users):
 
 
 class NetworkAlgorithm(Algorithm):
-    """Users train networks by SGD; a subclass says what the aggregator makes of them.
+    """An algorithm whose users train networks by SGD; subclasses say how they are combined.
 
     Args:
         problem: data, loss and regularizer; any loss will do.
         solver: the users' local steps.
-        model: called with the numbers of features and outputs, and with `shape` if it has such a parameter, returns the
-            network. All computations have the type of its parameters, float32 by default.
+        model: returns the network when called with the numbers of features and outputs, and with `shape` if it has such
+            a parameter. All computations have the type of the network's parameters, float32 by default.
         seed: seed of the first parameters (the same for all users), of the order of rows, and of participation.
         participation: who takes part in a round, and how much each user does. An aggregator replaces the IV of an
             absent user by the last model that it computed for this user.

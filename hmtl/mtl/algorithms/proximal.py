@@ -1,4 +1,4 @@
-"""FedProx, Ditto and pFedMe: users held near a shared model by the proximal term (λ/2)‖w − anchor‖².
+"""FedProx, Ditto and pFedMe: the proximal term (λ/2)‖w − anchor‖² holds users near a shared model.
 
 K users, m parameters. In Ditto and pFedMe, w is the shared model, and v_k the personal model of user k, which never
 travels. Users predict with their personal models; the error of w on the same rows is reported as `global_test_error`.
@@ -21,19 +21,19 @@ from hmtl.mtl.solvers.sgd import LocalSGD, Proximal
 
 
 class FedProx(FedAvg):
-    """FedAvg whose users minimise their loss + (μ/2)‖w − w_global‖², w_global being the model of the round before.
+    """FedAvg whose users minimise their loss + (μ/2)‖w − w_global‖², w_global being the previous round's model.
 
     The proximal term keeps users with different data from drifting apart in a round of many steps.
 
     Args, Raises: as in `FedAvg`, and
-        mu: μ ≥ 0, below 2/step, from where on local steps diverge. 0 is FedAvg, bit for bit.
+        mu: μ in [0, 2/step); larger values make local steps diverge. 0 is FedAvg, bit for bit.
 
     Ref: Li et al. 2020, *Federated optimization in heterogeneous networks*.
     """
 
-    def __init__(self, problem: Problem, solver: LocalSGD, model: MakeModel, mu: float, **others: Any) -> None:
+    def __init__(self, problem: Problem, solver: LocalSGD, model: MakeModel, mu: float, **options: Any) -> None:
         self.mu = mu
-        super().__init__(problem, solver, model, **others)
+        super().__init__(problem, solver, model, **options)
 
     def _users(self, sending: Sending) -> NetworkUsers:
         self.solver.check_proximal("mu", self.mu)
@@ -44,9 +44,9 @@ class FedProx(FedAvg):
 
 
 class PersonalUsers(NetworkUsers):
-    """User side: the shared model as each user has it, `W` [K, m], and the personal models, `V` [K, m].
+    """User side: each user's copy of the shared model, `W` [K, m], and the personal models, `V` [K, m].
 
-    `_train` returns the new personal models beside the IVs, and they stay in `pending` [K, m] until they count.
+    `_train` returns the new personal models besides the IVs; they stay in `pending` [K, m] until they count.
     """
 
     V: Tensor
@@ -86,12 +86,12 @@ class PersonalAlgorithm(FedAvg):
     """A shared model and personal models near it; the primal is Σ_k (s_k Σ_j ℓ(v_k) + (λ/2)‖v_k − w‖²).
 
     Args, Raises: as in `FedAvg`, and
-        lam: λ ≥ 0, below 2/step, from where on local steps diverge.
+        lam: λ in [0, 2/step); larger values make local steps diverge.
     """
 
-    def __init__(self, problem: Problem, solver: LocalSGD, model: MakeModel, lam: float, **others: Any) -> None:
+    def __init__(self, problem: Problem, solver: LocalSGD, model: MakeModel, lam: float, **options: Any) -> None:
         self.lam = lam
-        super().__init__(problem, solver, model, **others)
+        super().__init__(problem, solver, model, **options)
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"lam": self.lam}
@@ -116,12 +116,12 @@ class DittoUsers(PersonalUsers):
 class Ditto(PersonalAlgorithm):
     """FedAvg's w, and v_k from the same number of steps on user k's loss + (λ/2)‖v − w‖².
 
-    In a round, a user takes steps from w, which give the model that it sends, and steps from its last v_k. Both use the
-    same minibatches, and the w with which the round began.
+    In a round, a user takes steps from w, which give the model that it sends, and steps from its last v_k, which are
+    held near the w with which the round began. Both use the same minibatches.
 
     Args, Raises: as in `FedAvg`, and
-        lam: λ ≥ 0, below 2/step, from where on local steps diverge. 0 trains v_k alone; the larger λ, the nearer is v_k
-            to w.
+        lam: λ in [0, 2/step); larger values make local steps diverge. With 0, each v_k is trained on its own; the
+            larger λ, the nearer v_k is to w.
 
     Ref: Li et al. 2021, *Ditto: fair and robust federated learning through personalization*, algorithm 1.
     """
@@ -135,7 +135,7 @@ class PFedMeUsers(PersonalUsers):
     """User side of pFedMe: the personal models `V` are θ.
 
     Args: as in `PersonalUsers`, and
-        share: ηλ, the share of the way to θ that w_k moves.
+        share: ηλ, the share of the way to θ_k that w_k moves.
         local_rounds: R.
     """
 
@@ -149,7 +149,7 @@ class PFedMeUsers(PersonalUsers):
         W, V = self.W[users], self.V[users]
         usual = self.local.solver.steps(rows.counts)
         for r in range(self.local_rounds):
-            steps = (budgets - r * usual).clamp_min(0).minimum(usual)  # a straggler makes no steps in the last ones
+            steps = (budgets - r * usual).clamp_min(0).minimum(usual)  # a straggler skips the last steps
             order = self._order(round * self.local_rounds + r, users, rows)
             V = self._steps(users, rows, V, order, steps, round, Proximal(self.pull, W), time=r)
             moving = (steps > 0)[:, None].to(W)
@@ -160,15 +160,15 @@ class PFedMeUsers(PersonalUsers):
 class PFedMe(PersonalAlgorithm):
     """θ_k ≈ argmin of user k's loss + (λ/2)‖θ − w_k‖², and a shared w that moves towards all θ_k.
 
-    In a round, each user starts from w_k = w. R times it improves θ_k by the steps of the solver and then moves
-    w_k ← w_k − ηλ (w_k − θ_k). It sends w_k; w ← (1 − β) w + β · (mean of all w_k), with equal weights.
+    In a round, each user starts from w_k = w. R times it improves θ_k by the solver's steps and then moves
+    w_k ← w_k − ηλ (w_k − θ_k). It sends w_k, and w ← (1 − β) w + β · (mean of all w_k), with equal weights.
 
-    The paper improves θ_k on one minibatch; here the steps pass over all rows of the user, which comes nearer to the
+    The paper improves θ_k on one minibatch; here the steps pass over all of the user's rows, which comes nearer to the
     argmin.
 
     Args, Raises: as in `FedAvg`, and
-        lam: λ > 0, below 2/step, from where on local steps diverge. The larger λ, the nearer is θ_k to w.
-        eta: η > 0, at most 1/λ; with 1/λ, w_k is θ_k.
+        lam: λ in (0, 2/step); larger values make local steps diverge. The larger λ, the nearer θ_k is to w.
+        eta: η in (0, 1/λ]; with 1/λ, w_k becomes θ_k.
         local_rounds: R ≥ 1.
         beta: β > 0; 1 is the mean, and a larger β goes beyond it.
 
@@ -184,11 +184,11 @@ class PFedMe(PersonalAlgorithm):
         eta: float,
         local_rounds: int = 5,
         beta: float = 1.0,
-        **others: Any,
+        **options: Any,
     ) -> None:
         if not (eta > 0 and 0 < eta * lam <= 1):
             raise ConfigError(
-                f"eta={eta:g}, lam={lam:g}: eta·lam, the share of the way to θ, is not in (0, 1]. Change eta or lam."
+                f"eta={eta:g}, lam={lam:g}: eta·lam, the share of the way to θ_k, is not in (0, 1]. Change eta or lam."
             )
         if local_rounds < 1 or not 0 < beta < math.inf:
             raise ConfigError(
@@ -197,7 +197,7 @@ class PFedMe(PersonalAlgorithm):
         self.eta = eta
         self.local_rounds = local_rounds
         self.beta = beta
-        super().__init__(problem, solver, model, lam, **others)
+        super().__init__(problem, solver, model, lam, **options)
 
     def _users(self, sending: Sending) -> PFedMeUsers:
         self.solver.check_proximal("lam", self.lam)

@@ -1,4 +1,4 @@
-"""The exchange before the first round: facts about each user up, numbers that follow from all facts down.
+"""The exchange before the first round: facts about each user go up, and numbers that follow from all facts come down.
 
 K users, f facts about each.
 """
@@ -19,7 +19,7 @@ class SetupUsers(Users):
 
     Args:
         facts: facts about each user [K, f].
-        take: called with users and the answers to them [n, e].
+        take: called with users and the answers that they received [n, e].
     """
 
     numbers = 0
@@ -63,10 +63,10 @@ class SetupAggregator(Aggregator):
 
 
 def preprocessing_setup(tasks: Sequence[Task]) -> tuple[Users, Aggregator] | None:
-    """Return the two sides of the exchange that preprocessing over the rows of all users needs; None: it needs none.
+    """Return the two sides of the exchange for preprocessing over the rows of all users; None if it needs none.
 
     Users send the moments of their rows and receive those of all rows, see `hmtl.data.Preprocessing`. The tasks are
-    fitted already: playing this leaves them unchanged and counts the bits.
+    already fitted: playing the exchange leaves them unchanged, and counts the bits.
     """
     here = [task for task in tasks if task.is_local]
     raws = [task.raw for task in here or tasks[:1]]

@@ -1,6 +1,6 @@
-"""Copies of a network side by side, each with parameters of its own: their predictions and their gradient steps.
+"""Copies of a network side by side, each with its own parameters: their predictions and their gradient steps.
 
-G copies, B rows for each of them, d features, C outputs, m parameters.
+G copies, B rows per copy, d features, C outputs, m parameters.
 """
 
 import torch
@@ -12,20 +12,20 @@ from hmtl.mtl.networks.flat import FlatModel
 from hmtl.mtl.networks.layers import outputs_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-# memory of the copies that are computed at once: on a CPU it should fit in the cache, on a GPU each call costs time
+# memory of the copies that are computed at once: on a CPU it should fit in the cache; on a GPU, fewer calls are faster
 CPU_BYTES = 2 << 20
 GPU_BYTES = 1 << 30
 
 
 def group_size(model: FlatModel, minibatch: int, like: Tensor) -> int:
-    """Return how many users to compute side by side, the fastest choice for minibatches of so many numbers.
+    """Return how many users to compute side by side: the fastest choice for minibatches of `minibatch` numbers.
 
-    It is 1 on a CPU for convolutions, which are slower side by side there.
+    It is 1 for convolutions on a CPU, which are slower side by side.
     """
     if like.is_cpu and any(isinstance(part, CONVOLUTIONS) for part in model.module.modules()):
         return 1
-    bytes = (len(model.start) + minibatch) * like.element_size()
-    return max(1, (CPU_BYTES if like.is_cpu else GPU_BYTES) // bytes)
+    nbytes = (len(model.start) + minibatch) * like.element_size()
+    return max(1, (CPU_BYTES if like.is_cpu else GPU_BYTES) // nbytes)
 
 
 class Copies:
@@ -33,7 +33,7 @@ class Copies:
 
     Args:
         model: the network.
-        W: their parameters [G, m], which steps change in place.
+        W: parameters of the copies [G, m], which steps change in place.
     """
 
     def __init__(self, model: FlatModel, W: Tensor) -> None:
@@ -64,7 +64,7 @@ class Copies:
 
 
 class LayeredCopies(Copies):
-    """Copies of linear maps with activations between them; gradients go straight into the parameters."""
+    """Copies of a network of linear maps and activations; gradients go straight into the parameters."""
 
     def predict(self, x: Tensor) -> Tensor:
         return self.model.predictions(outputs_of(self.model.layers, self.parameters, x)[-1])
@@ -85,5 +85,5 @@ class LayeredCopies(Copies):
 
 
 def copies(model: FlatModel, W: Tensor) -> Copies:
-    """Return copies of a network with parameters W [G, m], of the fastest kind for it."""
+    """Return copies of a network with parameters W [G, m], of the fastest kind that it allows."""
     return LayeredCopies(model, W) if model.layers else Copies(model, W)

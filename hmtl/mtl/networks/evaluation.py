@@ -12,7 +12,7 @@ from hmtl.mtl.problem import Problem
 
 
 class Evaluation:
-    """The users' train and test rows, and what models are measured by on them.
+    """The users' training and test rows, and the losses and errors of models on them.
 
     Args:
         problem: data and loss.

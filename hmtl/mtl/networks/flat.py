@@ -33,7 +33,7 @@ class FlatModel:
 
     Args:
         make: makes the module.
-        x: rows [n, d] on which the module is tried.
+        x: rows [n, d] on which the module is tried out.
         C: number of outputs. Predictions are [n] for one output, otherwise [n, C].
         seed: seed of the first parameters.
         shape: shape of a row, for a module that is made with it; (): rows are vectors.
@@ -70,7 +70,8 @@ class FlatModel:
             raise ConfigError(
                 f"The model does not work with d={d} features and C={C} outputs ({error}). Give a class or a function "
                 "that takes d and C and returns a module, in a configuration with _partial_: true. The module is "
-                f"applied to rows of shape {self.shape}; to rows in their own shape if it has an argument `shape`."
+                f"applied to rows of shape {self.shape}; to rows in their own shape if the class or function has an "
+                "argument `shape`."
             ) from error
         if output.shape != (len(x), C):
             raise ConfigError(
@@ -79,11 +80,11 @@ class FlatModel:
             )
 
     def check_training(self, x: Tensor) -> None:
-        """Try on rows x [n, d] whether the module can be trained for several users at once.
+        """Check on rows x [n, d] that the module can be trained for several users at once.
 
         Raises:
             ConfigError: the module normalises over a batch, changes buffers during training (no message carries them),
-                or does what `torch.func.vmap` cannot.
+                or does something that `torch.func.vmap` cannot handle.
         """
         module, x = copy.deepcopy(self.module).train(), x.to(self.start)
         before = {name: buffer.clone() for name, buffer in module.named_buffers()}
@@ -99,16 +100,16 @@ class FlatModel:
             unsent += [name for name, buffer in module.named_buffers() if not torch.equal(buffer, before[name])]
             if unsent:
                 raise ConfigError(
-                    f"The model's {unsent[0]} follows the minibatches of training; it is not a parameter and is not "
-                    "sent. Replace the layer: for a norm, use GroupNorm or LayerNorm."
+                    f"The model's {unsent[0]} changes with the minibatches of training, but is not a parameter, so no "
+                    "message carries it. Replace the layer; if it is a norm, use GroupNorm or LayerNorm."
                 )
             try:
                 vmap(grad(total), randomness="different")(self.split(self.start.expand(2, -1)), x.expand(2, *x.shape))
             except RuntimeError as error:
                 reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
                 raise ConfigError(
-                    f"The model cannot be trained for several users at once ({reason}). torch.func.vmap allows no "
-                    ".item(), no branch on the values of a tensor, and no layer without a batching rule."
+                    f"The model cannot be trained for several users at once ({reason}). Remove .item(), branches on "
+                    "the values of a tensor, and layers without a batching rule: torch.func.vmap does not allow them."
                 ) from error
 
     def split(self, W: Tensor) -> dict[str, Tensor]:
@@ -121,7 +122,7 @@ class FlatModel:
 
     def __call__(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         """Return the predictions for rows x [n, d]."""
-        # torch ties weights itself, but sets those of a module that occurs twice twice, and does not restore them
+        # tie_weights=False: if a module occurs twice, torch would set its weights twice and not restore them
         placed = {place: parameters[name] for place, name in self._places.items()}
         prediction: Tensor = functional_call(self.module, placed, (self._rows(x),), tie_weights=False)
         return self.predictions(prediction)
@@ -135,7 +136,7 @@ class FlatModel:
 
 
 def _places(module: nn.Module, trained: dict[str, nn.Parameter]) -> dict[str, str]:
-    """Return the name of the parameter at each place where a trained parameter is used."""
+    """Return, for each place where a trained parameter is used, the name of that parameter."""
     names = {id(w): name for name, w in trained.items()}
     places = (
         place

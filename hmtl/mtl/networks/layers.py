@@ -12,8 +12,8 @@ class Activation:
     """An element-wise function.
 
     Attributes:
-        forward: applies it in place.
-        backward: the gradient before it, from the gradient behind it and its output.
+        forward: applies the function in place.
+        backward: the gradient with respect to the input, from that with respect to the output, and the output.
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -29,7 +29,7 @@ ACTIVATIONS: dict[type[nn.Module], Activation] = {
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear map, by the names of its parameters, and the activation behind it."""
+    """A linear map, by the names of its parameters, and the activation that follows it."""
 
     weight: str
     bias: str | None
@@ -48,10 +48,10 @@ def outputs_of(layers: tuple[Layer, ...], parameters: dict[str, Tensor], x: Tens
 
 
 def layers_of(module: nn.Module, shape: tuple[int, ...]) -> tuple[Layer, ...]:
-    """Return the layers of a network on rows of that shape, none if it is not made of such layers alone.
+    """Return the layers of a network on rows of this shape; none if it does not consist of such layers alone.
 
-    The layers have to give the module's own output on a few random rows: a hook or a replaced `forward` that changes it
-    shows there.
+    The layers have to give the module's own output on a few random rows, which detects a hook or a replaced `forward`
+    that changes the output.
     """
     names = {id(w): name for name, w in module.named_parameters() if w.requires_grad}
     parts = list(module) if type(module) is nn.Sequential else [module]
@@ -68,7 +68,7 @@ def layers_of(module: nn.Module, shape: tuple[int, ...]) -> tuple[Layer, ...]:
         else:
             return ()
     if [name for layer in layers for name in (layer.weight, layer.bias) if name] != list(names.values()):
-        return ()  # a parameter is shared, or is outside the layers
+        return ()  # a parameter is shared, or does not belong to a layer
     parameters = {name: w.detach()[None] for name, w in module.named_parameters()}
     x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)).to(parameters[layers[0].weight])
     with torch.no_grad():

@@ -1,6 +1,6 @@
 """The contract of a local solver: the users' share of a round, computed for many users at once.
 
-K users; n rows each, padded; `rows` and all arguments are of these K users alone.
+K users; n rows each, padded. All arguments are those of these K users alone.
 """
 
 from abc import ABC, abstractmethod
@@ -23,20 +23,20 @@ Solution = TypeVar("Solution")
 
 
 class LocalSolver(nn.Module, ABC, Generic[Subproblem, Solution]):
-    """Improves the users' duals or networks, each on the user's own rows.
+    """A solver that improves the users' duals or networks, each on the user's own rows.
 
     A solver states what it works on (`improves`) and what a loss must define for it (`needs`); an algorithm checks
-    both with `check`. A round of a user is a number of steps (`steps`) over rows in an order (`draw`).
+    both with `check`. A user's round is a number of steps (`steps`) over its rows in an order (`draw`).
     """
 
     improves: ClassVar[Kind]
-    """What it improves, and with that the type of its subproblem."""
+    """What it improves, which also determines the type of its subproblem."""
 
     needs: ClassVar[tuple[str, ...]] = ()
     """Methods that a loss must define, besides `forward`."""
 
     def check(self, kind: Kind, loss: Loss) -> None:
-        """Raise ConfigError if an algorithm on such subproblems cannot use this solver with this loss."""
+        """Raise ConfigError if an algorithm on duals or networks (`kind`) cannot use this solver with this loss."""
         name, by_gradients = type(self).__name__, "algorithm=fedu, fedavg, fedprox, ditto or pfedme"
         if self.improves != kind:
             remedy = f"solver=sdca, or {by_gradients} for gradients" if kind == "duals" else "solver=sgd"
@@ -45,7 +45,7 @@ class LocalSolver(nn.Module, ABC, Generic[Subproblem, Solution]):
         if missing:
             raise ConfigError(
                 f"{name} needs {' and '.join(missing)}, which {type(loss).__name__} does not define. Choose "
-                f"loss=hinge, smooth_hinge or logistic, or {by_gradients}, or define it there."
+                f"loss=hinge, smooth_hinge or logistic, choose {by_gradients}, or define it in the loss."
             )
 
     def describe(self) -> dict[str, float]:
@@ -60,7 +60,7 @@ class LocalSolver(nn.Module, ABC, Generic[Subproblem, Solution]):
     def draw(self, seed: int, round: int, users: Ids, counts: Sequence[int]) -> Tensor:
         """Return the order [K, S, ...] in which users visit their rows in a round.
 
-        The order of a user depends on the seed, the round and the user's number only.
+        The order of a user depends only on the seed, the round and the user's number.
         """
 
     @abstractmethod

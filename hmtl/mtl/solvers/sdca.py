@@ -1,8 +1,8 @@
-"""Stochastic dual coordinate ascent (SDCA): local passes over the users' duals, compiled or in torch.
+"""Stochastic dual coordinate ascent (SDCA): local passes over the users' duals, in compiled code or in torch.
 
 K users, n rows each (padded), d features, S rows in a user's order. User k maximises over a′, with w_k fixed,
     −s_k Σ_j ℓ*(−a′_j) − w_k·Δv_k − ½ c_k ‖Δv_k‖²,    Δv_k = s_k Σ_j (a′_j − a_j) x_kj,
-where the curvature c_k bounds what the other users change meanwhile.
+where the curvature c_k bounds the effect of what the other users change meanwhile.
 
 A pass by model keeps a local model: a visit costs d multiplications, and d more if the dual changes. A pass by Gram
 matrix keeps the predictions of all rows: a visit costs n multiplications if the dual changes, which becomes rare after
@@ -28,7 +28,7 @@ from hmtl.mtl.solvers.base import Ids, LocalSolver
 from hmtl.rng import generator
 
 MAX_GRAM = 4  # largest memory of the Gram matrices, relative to that of the rows
-WORTH_A_THREAD = 500_000  # multiplications; starting a thread takes the time of a tenth of them
+WORTH_A_THREAD = 500_000  # multiplications; starting a thread takes as long as a tenth of them
 
 MARGIN, SQUARED, LOGISTIC = range(3)
 KINDS: dict[type[Loss], int] = {Hinge: MARGIN, SmoothHinge: MARGIN, Squared: SQUARED, Logistic: LOGISTIC}
@@ -37,7 +37,7 @@ KINDS: dict[type[Loss], int] = {Hinge: MARGIN, SmoothHinge: MARGIN, Squared: SQU
 Function = TypeVar("Function", bound=Callable[..., Any])
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.int64]
-# the compiler may reorder sums, which it then vectorises; NaN and infinity keep their meaning
+# the compiler may reorder sums, so that it can vectorise them; NaN and infinity keep their meaning
 SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
 
 
@@ -66,14 +66,14 @@ def sigma_prime(B: Tensor) -> float:
 
 
 class SDCA(DualSolver):
-    """Exact steps on one dual variable after another, in random order.
+    """A solver that takes exact steps on one dual variable after another, in random order.
 
     On a CPU, the losses of this package run in compiled code; several passes use the Gram matrix of the rows if it is
     not much larger than the rows. Any other loss or device runs in torch. The results agree up to rounding.
 
     Args:
-        passes: number of passes over a user's rows per round, each round in a new order. A fraction visits that share
-            of the rows, and at least one. A user with more visits than rows repeats the order.
+        passes: number of passes over a user's rows per round, in a new order every round. A number below 1 visits that
+            share of the rows, but at least one row. A user with more visits than rows repeats the order.
 
     Raises:
         ConfigError: passes is not in (0, 1e9].
@@ -101,7 +101,7 @@ class SDCA(DualSolver):
     def draw(self, seed: int, round: int, users: Ids, counts: Sequence[int]) -> Tensor:
         """Return the rows [K, S] in the order of their visits."""
         most = max(counts)
-        # SplitMix64: the numbers k·2³² + j of the round's stream order the rows of user k, for any set of users
+        # SplitMix64: row j of user k is sorted by number k·2³² + j of the round's stream, for any set of users
         place = np.asarray(users, dtype=np.uint64)[:, None] << np.uint64(32) | np.arange(most, dtype=np.uint64)
         with np.errstate(over="ignore"):
             z = generator(seed, "order", round).integers(2**64, dtype=np.uint64) + place * np.uint64(0x9E3779B97F4A7C15)
@@ -121,7 +121,7 @@ class SDCA(DualSolver):
 
 
 def torch_pass(loss: Loss, rows: Rows, start: DualSubproblem, order: Tensor, budgets: Tensor) -> tuple[Tensor, Tensor]:
-    """Run `SDCA.solve` on any device and for any loss with a coordinate step; all users step together."""
+    """Run `SDCA.solve` on any device, for any loss with a coordinate step; all users step at the same time."""
     K, n, d = rows.X.shape
     X, a = rows.X.reshape(K * n, d), start.a.flatten().clone()
     order, budgets = order.to(X.device), budgets.to(X.device)
@@ -133,7 +133,7 @@ def torch_pass(loss: Loss, rows: Rows, start: DualSubproblem, order: Tensor, bud
     y, q = rows.y.flatten()[at], kappa * rows.square_norms.flatten()[at]
     Z = start.W.clone()  # W + κu: the local models
     x, product = torch.empty_like(Z), torch.empty_like(Z)
-    # the time of a step is that of its calls, not of the arithmetic: few calls, into preallocated memory
+    # a step spends its time on calls, not on arithmetic: hence few calls, into preallocated memory
     for at_t, y_t, q_t, working_t in zip(at.unbind(), y.unbind(), q.unbind(), working.unbind(), strict=True):
         torch.index_select(X, 0, at_t, out=x)
         prediction = torch.mul(x, Z, out=product).sum(1)
@@ -150,7 +150,10 @@ def applies(loss: Loss, X: Tensor) -> bool:
 
 
 class Arrays(NamedTuple):
-    """What a compiled pass reads, and where it writes the duals `a` and Δv, `dV`; names as in `DualSubproblem`."""
+    """The arrays that a compiled pass reads, and those that it writes: the duals `a`, and `dV` for Δv.
+
+    The names are those of `Rows` and `DualSubproblem`.
+    """
 
     X: Floats
     gram: Floats
@@ -171,8 +174,8 @@ def compiled_pass(
 ) -> tuple[Tensor, Tensor]:
     """Run `SDCA.solve` by model or by Gram matrix, for a loss and rows for which `applies` is true.
 
-    The users are spread over threads. The result of a user depends on its own numbers only, so it has the same bits for
-    any number of threads.
+    The users are spread over threads. A user's result depends only on its own numbers, so it has the same bits for any
+    number of threads.
     """
     kind, width = KINDS[type(loss)], loss.width if isinstance(loss, Hinge) else 0.0
     a, dV = start.a.clone(memory_format=torch.contiguous_format), rows.X.new_zeros(start.W.shape)
@@ -188,14 +191,14 @@ def compiled_pass(
     if threads == 1:
         passes(0, K)
     else:
-        shares = np.linspace(0, K, min(4 * threads, K) + 1).astype(int).tolist()  # many, as users are unequal
+        bounds = np.linspace(0, K, min(4 * threads, K) + 1).astype(int).tolist()  # many shares, since users are unequal
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(passes, shares[:-1], shares[1:]))
+            list(pool.map(passes, bounds[:-1], bounds[1:]))
     return a, dV
 
 
 def jit(function: Function) -> Function:
-    """Return the function compiled at its first call, and cached for other runs if there is a writable folder."""
+    """Return the function, to be compiled at its first call and cached for other runs if a folder is writable."""
     compiled: Function
     try:
         compiled = njit(cache=True, **SETTINGS)(function)
@@ -259,7 +262,7 @@ def _step(kind: int, width: float, y: float, old: float, prediction: float, q: f
     """Return `Loss.coordinate_step` for one row."""
     if kind == MARGIN:
         b = y * old
-        # q = width = 0 (a row of zeros) gives 1/0 = inf, and the right b = 1 below
+        # q = width = 0 (a row of zeros) gives 1/0 = inf, which the next line turns into b = 1, the right value
         b += (1 - y * prediction - width * b) / (q + width)
         return y * min(max(b, 0.0), 1.0)
     if kind == SQUARED:

@@ -41,9 +41,9 @@ class NetworkSubproblem:
         W: parameters [K, m].
         users: numbers of these users in the network [K].
         rate: step size μ_t.
-        stream: seed and name of the random numbers that modules draw (dropout). The users k with the same k // G train
-            side by side and draw together, from a stream of their own.
-        proximal: term that holds the models near an anchor, if any.
+        stream: seed and name of the random numbers that modules draw (dropout). Users k with the same k // G, where G
+            is `group_size`, train side by side and draw together, from a stream of their own.
+        proximal: the term that holds the models near an anchor, if any.
     """
 
     model: FlatModel
@@ -55,7 +55,7 @@ class NetworkSubproblem:
 
 
 class LocalSGD(LocalSolver[NetworkSubproblem, Tensor]):
-    """Passes over a user's rows in random order, one minibatch at a time; `solve` returns the new models [K, m].
+    """A solver that passes over a user's rows in random order, by minibatches; `solve` returns the new models [K, m].
 
     The last minibatch of a pass may be smaller.
 
@@ -63,7 +63,7 @@ class LocalSGD(LocalSolver[NetworkSubproblem, Tensor]):
         step: step size μ > 0.
         epochs: passes per round.
         batch: rows in a minibatch, B.
-        decay: how fast the step size falls from round to round, ≥ 0; 0 keeps it constant.
+        decay: how fast the step size falls from round to round, ≥ 0; with 0 it stays constant.
 
     Raises:
         ConfigError: a number is out of its range.
@@ -101,7 +101,7 @@ class LocalSGD(LocalSolver[NetworkSubproblem, Tensor]):
         return torch.from_numpy(order)
 
     def check_proximal(self, name: str, weight: float) -> None:
-        """Raise ConfigError if steps on a proximal term of this weight, the setting `name`, diverge."""
+        """Raise ConfigError if steps on a proximal term diverge, given its weight, which the setting `name` has."""
         if not 0 <= weight < 2 / self.step:
             raise ConfigError(
                 f"{name}={weight:g} is not in [0, 2/step), here below {2 / self.step:g}: the models would diverge. "
@@ -114,9 +114,9 @@ class LocalSGD(LocalSolver[NetworkSubproblem, Tensor]):
         K, n, d = rows.X.shape
         W = subproblem.W.clone(memory_format=torch.contiguous_format)
         order, budgets = order.to(device), budgets.to(device)
-        there, active = order >= 0, torch.arange(order.shape[1], device=device) < budgets[:, None]
+        present, active = order >= 0, torch.arange(order.shape[1], device=device) < budgets[:, None]
         scale = (rows.s * torch.tensor(rows.counts).to(W))[:, None, None]
-        weights = (there & active[..., None]) * (scale / there.sum(2, keepdim=True).clamp_min(1))
+        weights = (present & active[..., None]) * (scale / present.sum(2, keepdim=True).clamp_min(1))
         at = order.clamp_min(0) + n * torch.arange(K, device=device)[:, None, None]  # indices into all users' rows
         X, y, active = rows.X.reshape(K * n, d), rows.y.flatten()[at], active.to(W)[..., None]
         model.module.train()
