@@ -201,6 +201,7 @@ def load_models(file: Path, maker: MakeModel | None, find_maker: Callable[[], Ma
             saved[name] = tuple(saved[name].tolist())
         saved |= {"intercept": bool(saved["intercept"]), "seed": int(saved["seed"])}
         models = Models(**saved)
+        _check(models, is_network)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{file} does not hold the models of a run ({error}). Give the folder of a finished run."
@@ -210,6 +211,18 @@ def load_models(file: Path, maker: MakeModel | None, find_maker: Callable[[], Ma
     if maker is not None:
         raise ConfigError(f"{file} holds linear models. Leave model out.")
     return models
+
+
+def _check(models: Models, is_network: bool) -> None:
+    """Raise ValueError if the arrays do not match each other, or are not finite."""
+    K, d, C = len(models.names), int(np.prod(models.shape)), len(models.labels) if len(models.labels) > 2 else 1
+    m = models.W.size // max(1, K) if is_network else C * (d + models.intercept)
+    for name, shape in {"W": (K, m), "mean": (K, d), "scale": (K, d), "target_mean": (K,)}.items():
+        array = getattr(models, name)
+        if array.shape != shape:
+            raise ValueError(f"{name} has shape {array.shape}, not {shape}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} is not finite")
 
 
 def models_of(algorithm: Algorithm, W: Tensor | None = None) -> Models:

@@ -41,9 +41,13 @@ class FinishedRun:
         """
         path = self.folder / "metrics.csv"
         try:
-            return pd.read_csv(path, usecols=[*NEEDED, self.error_name]).astype(float)
+            rounds = pd.read_csv(path, usecols=[*NEEDED, self.error_name]).astype(float)
         except (OSError, ValueError) as error:
             raise _unreadable(path, str(error)) from error
+        known = rounds.notna()
+        if not known[self.error_name].any() or not known[[*NEEDED]].all(axis=None):  # not every round is evaluated
+            raise _unreadable(path, "it lacks rounds, or numbers of a round")
+        return rounds
 
     @property
     def error_name(self) -> str:
@@ -87,7 +91,7 @@ def find_runs(folders: Iterable[Path]) -> list[FinishedRun]:
                 runs.setdefault(path.resolve(), FinishedRun(path.parent, summary, tuple(overrides(path.parent))))
             except ValidationError as error:
                 first = error.errors()[0]
-                raise _unreadable(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+                raise _unreadable(path, "".join(f"{key}: " for key in first["loc"]) + first["msg"]) from error
             except (OSError, ValueError) as error:
                 raise _unreadable(path, str(error)) from error
     return list(runs.values())

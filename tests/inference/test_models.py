@@ -198,6 +198,13 @@ def test_what_does_not_fit_is_named(configure: Configure, tmp_path: Path) -> Non
         assert models.scores("town 1", same).tolist() == models.scores("town 1", x).tolist()
     with pytest.raises(DataError, match=r"x has no column b"):
         models.predict("town 1", table.drop(columns=["b", "same"]))
+    with np.load(tmp_path / "models.npz") as file:
+        arrays = dict(file)
+    for name in ("W", "mean", "scale", "target_mean"):
+        for other in (arrays[name][:-1], arrays[name][..., None], np.full_like(arrays[name], np.nan)):
+            np.savez(tmp_path / "models.npz", **{**arrays, name: other})
+            with pytest.raises(DataError, match=rf"does not hold the models of a run \({name} "):
+                hmtl.load_run(tmp_path)
     (tmp_path / "models.npz").write_bytes((tmp_path / "models.npz").read_bytes()[:300])
     with pytest.raises(DataError, match="does not hold the models"):
         hmtl.load_run(tmp_path)

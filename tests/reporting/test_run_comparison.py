@@ -159,7 +159,13 @@ def test_mistakes(sweep: tuple[Path, commands.Command], tmp_path: Path) -> None:
         report([str(tmp_path)])
     header, *rows = (folder / "0" / "metrics.csv").read_text().splitlines()
     without_error = header.replace("test_error,", "other,")
-    for lines in ([], [without_error, *rows], [header, rows[0].replace(",", ",x", 1)]):
+    for lines in (
+        [],
+        [header],
+        [header, *rows[:-1], rows[-1][:20]],  # the process was killed while it wrote
+        [without_error, *rows],
+        [header, rows[0].replace(",", ",x", 1)],
+    ):
         (tmp_path / "metrics.csv").write_text("\n".join(lines))
         with pytest.raises(DataError, match=r"metrics\.csv cannot be read .*Leave this run out"):
             report([str(tmp_path)])

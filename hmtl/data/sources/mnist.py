@@ -119,6 +119,8 @@ def _read_files(folder: Path, download: bool) -> Images:
     )
     files = find_or_download("MNIST", folder, _find, fetch if download else None, remedy)
     images, digits = [_read_idx(file, 28, 28) for file in files[::2]], [_read_idx(file) for file in files[1::2]]
+    if [*map(len, images)] != [*map(len, digits)]:
+        raise DataError(f"{folder} has other numbers of images than of labels. Delete the files and fetch them again.")
     return np.concatenate(images).reshape(-1, 28 * 28), np.concatenate(digits)
 
 

@@ -154,5 +154,5 @@ def seeded(seed: int, *name: str | int, device: torch.device | None = None) -> I
         number = int(generator(seed, *name).integers(2**63))
         torch.default_generator.manual_seed(number)  # torch.manual_seed takes milliseconds where CUDA is not in use
         if devices:
-            torch.cuda.manual_seed(number)
+            torch.cuda.manual_seed_all(number)  # the device need not be the current one
         yield

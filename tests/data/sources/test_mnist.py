@@ -153,6 +153,14 @@ def test_damaged_gzip_files_are_named(tmp_path, damage):
         mnist(10, 8, path=tmp_path)
 
 
+def test_labels_of_other_images(tmp_path):
+    arrays = small()
+    arrays["train", "y"], arrays["test", "y"] = arrays["test", "y"], arrays["train", "y"]
+    write(tmp_path, arrays)
+    with pytest.raises(DataError, match="images"):
+        mnist(10, 8, path=tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif("HMTL_DATA" not in os.environ, reason="needs HMTL_DATA, a folder with mnist.npz")
 def test_all_of_mnist_at_the_papers_size(tmp_path):

@@ -1,5 +1,7 @@
 """Local SGD: minibatches, independence of who else is in a process, random streams, bounds of the settings."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 
 from hmtl.errors import ConfigError
 from hmtl.mtl import CrossEntropy, LocalSGD, Rows
+from hmtl.mtl.networks import flat
 from hmtl.mtl.networks.flat import FlatModel
 from hmtl.mtl.solvers.sgd import NetworkSubproblem, Proximal
 
@@ -88,6 +91,19 @@ def test_random_draws_differ_by_user_and_name(monkeypatch):
         models.append(LocalSGD().solve(CrossEntropy(), rows, start, order, torch.ones(4, dtype=torch.int64)))
     assert len(torch.cat(models[:2]).unique(dim=0)) == 8
     assert torch.equal(models[0][2:], models[2][:2])
+
+
+def test_networks_of_layers_do_not_wait_for_trainings_in_other_threads():
+    """They draw nothing, so that they need no seed, of which there is one for all threads."""
+    x = torch.ones(2, D)
+    model, rows = (
+        FlatModel(NETWORKS["mlp"], x, C, 1),
+        Rows(x[None], torch.ones(1, 2), x[None, :, 0], (2,), torch.ones(1)),
+    )
+    start = NetworkSubproblem(model, model.start[None], np.arange(1), 0.03, (0, "dropout"))
+    order, budgets = torch.arange(2).expand(1, 1, 2), torch.ones(1, dtype=torch.int64)
+    with ThreadPoolExecutor(1) as pool, flat._seeding:
+        assert pool.submit(LocalSGD().solve, CrossEntropy(), rows, start, order, budgets).result(60).isfinite().all()
 
 
 @pytest.mark.parametrize("wrong", [{"step": 0.0}, {"step": float("inf")}, {"decay": -1.0}, {"epochs": 0}, {"batch": 0}])
