@@ -79,7 +79,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             The fitted estimator.
 
         Raises:
-            ConfigError: if a parameter is invalid.
+            ConfigError: if a parameter is out of its range.
             DataError: if a task is invalid.
         """
         for name, kind, example in (("regularizer", Regularizer, "Mean(0.1)"), ("loss", Loss, "Hinge()")):
@@ -134,6 +134,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         Raises:
             NotFittedError: if the estimator is not fitted.
             DataError: if X or y is invalid.
+            ValueError: if y has labels where the estimator predicts numbers, or the reverse.
         """
         predicted = self.predict(X)
         arrays.check_list(y, "y", 1)

@@ -98,8 +98,11 @@ class Preprocessing:
         target_means = [0.0] * K
         if self.center != "none":
             target_means = _moments_in(self.center, [each[:, None] for each in y])[:, 1].tolist()
+        # clones, since a view is sent and saved with the rows of all users behind it
         fitted = zip(mean, scale, target_means, strict=True)
-        return [Scaling(mean, scale, self.intercept, target_mean) for mean, scale, target_mean in fitted]
+        return [
+            Scaling(mean.clone(), scale.clone(), self.intercept, target_mean) for mean, scale, target_mean in fitted
+        ]
 
     def shared_moments(self, x: Sequence[Tensor], y: Sequence[Tensor]) -> list[Tensor]:
         """Return the moments that users send for the scopes "all": [K, 1 + 2d] of x, [K, 3] of y, or neither."""

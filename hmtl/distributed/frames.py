@@ -21,6 +21,7 @@ from hmtl.errors import CodingError
 
 CONTROL = "control values"  # see `hmtl.distributed.control`; no node receives them
 BYE = "bye"  # the last frame of a connection
+# A receiver trusts the indices of a header: change MAGIC along with KINDS or DTYPES.
 KINDS = (
     CONTROL,
     BYE,

@@ -43,6 +43,7 @@ class FlatModel:
         shapes: shape of each trained parameter, by name.
         start: the first parameters [m].
         layers: the layers of a network of linear maps and activations, otherwise none; see `layers_of`.
+        random: whether a training step draws random numbers, as dropout does; known after `check_training`.
 
     Raises:
         ConfigError: the module cannot be made or applied.
@@ -63,6 +64,7 @@ class FlatModel:
             self._places = _places(self.module, trained)
             self.start = parameters_to_vector(trained.values()).detach().to(x.device)
             self.layers = layers_of(self.module.eval(), self.shape)
+            self.random = not self.layers
             self.module.to(x.device)
             with torch.no_grad():
                 output = self.module(self._rows(x.to(self.start)))
@@ -95,7 +97,9 @@ class FlatModel:
 
         with seeded(0, "check", device=x.device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a slow layer warns again when it trains
+            state = _generator_state(x.device)
             module(self._rows(x))
+            self.random = not torch.equal(state, _generator_state(x.device))
             unsent = [type(part).__name__ for part in module.modules() if isinstance(part, BATCH_NORMS)]
             unsent += [name for name, buffer in module.named_buffers() if not torch.equal(buffer, before[name])]
             if unsent:
@@ -144,6 +148,10 @@ def _places(module: nn.Module, trained: dict[str, nn.Parameter]) -> dict[str, st
         for place in part.named_parameters(prefix, recurse=False, remove_duplicate=False)
     )
     return {place: names[id(w)] for place, w in places if id(w) in names}
+
+
+def _generator_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 @contextmanager

@@ -127,8 +127,8 @@ class LocalSGD(LocalSolver[NetworkSubproblem, Tensor]):
             users = slice(first, end)
             networks = copies(model, W[users])
             steps = (part[users, : int(budgets[users].max())].unbind(1) for part in (at, y, weights, active))
-            # layers draw nothing, and a seed of all threads would let trainings of several threads wait for each other
-            with nullcontext() if model.layers else seeded(*subproblem.stream, group, device=device):
+            # `seeded` lets trainings in other threads wait
+            with seeded(*subproblem.stream, group, device=device) if model.random else nullcontext():
                 for at_t, y_t, weights_t, active_t in zip(*steps, strict=True):
                     x = X.index_select(0, at_t.flatten()).view(*at_t.shape, d)
                     distance = active_t * (W[users] - proximal.anchor[users]) if proximal else None
