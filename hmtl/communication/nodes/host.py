@@ -74,8 +74,8 @@ class UserHost:
         K = len(self.waiting)
         if len(ivs.shape) != 2 or len(ivs) != len(users) or (len(users) and users[-1] >= K):
             raise CodingError(
-                f"The IVs have shape {tuple(ivs.shape)}, but {len(users)} of the network's {K} users take part. Let "
-                "`local_update` return one row of numbers for each user who takes part."
+                f"The IVs have shape {tuple(ivs.shape)} for {len(users)} users who take part, out of the network's "
+                f"{K}. Let `local_update` return one row of numbers per user who takes part."
             )
         self.waiting[self.members] = True
         self.pending[users] = True
