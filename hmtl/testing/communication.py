@@ -167,11 +167,11 @@ class CommunicatorContract:
 
     def test_a_wrong_number_of_rows_is_refused(self) -> None:
         communicator = self.make(symmetric(K=5, H=5, r=1), Network(), None, InProcess)
-        with pytest.raises(CodingError, match=r"shape \(6, 3\) for 6 users .* network's 5"):
+        with pytest.raises(CodingError, match="IVs"):
             communicator.round(
                 0, ScriptedUsers([torch.zeros(6, 3, dtype=torch.float64)], [set()], 0), ScriptedAggregator(5, 3)
             )
-        with pytest.raises(CodingError, match=r"models of shape \(4, 4\) for 5 users"):
+        with pytest.raises(CodingError, match="models"):
             communicator.round(
                 0, ScriptedUsers([torch.zeros(4, 3, dtype=torch.float64)], [set()], 0), ScriptedAggregator(4, 3)
             )
