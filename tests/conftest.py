@@ -1,15 +1,18 @@
 """Fixtures that several folders share."""
 
 from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import settings
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from problems import make
 
-from hmtl.config.build import compose
+from hmtl.config.build import compose, conf_dir
 
 settings.register_profile("hmtl", deadline=None, derandomize=True)
 settings.load_profile("hmtl")
@@ -21,9 +24,23 @@ def configure(tmp_path: Path) -> Callable[..., DictConfig]:
     """`configure("K=4", ...)`: the configuration of a run, or a plan, that writes to `tmp_path`."""
 
     def configure(*overrides: str, name: str = "config") -> DictConfig:
-        return compose(f"output_dir={tmp_path}", *overrides, name=name)
+        values = [each for each in overrides if _is_value(each)]
+        cfg = deepcopy(_of_groups(name, *(each for each in overrides if not _is_value(each))))
+        for each in OverridesParser.create().parse_overrides([f"output_dir={tmp_path}", *values]):
+            OmegaConf.update(cfg, each.key_or_group, each.value())
+        return cfg
 
     return configure
+
+
+def _is_value(override: str) -> bool:
+    """Whether it sets a value, and neither chooses from a group nor adds or deletes."""
+    return override[0] not in "+~" and not (conf_dir() / override.partition("=")[0]).is_dir()
+
+
+@cache  # Hydra reads two dozen files each time
+def _of_groups(name: str, *overrides: str) -> DictConfig:
+    return compose("output_dir=.", *overrides, name=name)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,9 @@
 """The pictures of a finished run: the bits on each link, and how the tasks are related."""
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.communication import TIERS, LinkLedger
@@ -37,8 +39,8 @@ def link_figure(ledger: LinkLedger) -> Picture:
         payload, overhead = ledger.per_link(tier).T / 8e6
         used = np.flatnonzero(payload + overhead)
         at = np.arange(len(used))
-        axes.bar(at, payload[used], label="payload", color=OKABE_ITO["blue"])
-        axes.bar(at, overhead[used], bottom=payload[used], label="overhead", color=OKABE_ITO["orange"])
+        _bars(axes, 0 * payload[used], payload[used], label="payload", color=OKABE_ITO["blue"])
+        _bars(axes, payload[used], (payload + overhead)[used], label="overhead", color=OKABE_ITO["orange"])
         top = 1.1 * float((payload + overhead).max()) or 1.0  # a tier is idle if all relays hear all users
         sums = f"{payload.sum():.3g} MB + {overhead.sum():.2g} MB overhead"  # often too small to see
         axes.set(title=f"{tier.replace('_', ' ')}\n{sums}", ylabel="MB sent", xlabel="link", ylim=(0, top))
@@ -47,3 +49,10 @@ def link_figure(ledger: LinkLedger) -> Picture:
         axes.set_xticks(at[::step], names[::step], rotation=45 if len(used) > 4 else 0, fontsize="small")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2)
     return figure
+
+
+def _bars(axes: Axes, bottom: NDArray[np.float64], top: NDArray[np.float64], **style: str) -> None:
+    """Draw a bar for each number as one polygon, which takes a fraction of the time of `Axes.bar`."""
+    x = np.add.outer(np.arange(len(top)), [-0.4, -0.4, 0.4, 0.4]).ravel()
+    heights = np.column_stack([bottom, top, top, bottom]).ravel()
+    axes.fill_between(x, np.repeat(bottom, 4), heights, linewidth=0, **style)

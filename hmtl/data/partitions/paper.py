@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hmtl.errors import ConfigError, DataError
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 USUAL_ROWS = 500  # of each user in the paper
 
 
@@ -113,20 +114,29 @@ def _rest(users: Ints, spare: Ints, half: int, rng: np.random.Generator) -> Ints
     most even real solution (least squares per user), then for a random integer solution next to it, which exists since
     the vertices of a transport problem with integer bounds are integers.
     """
-    import cvxpy as cp  # late: loading it and scipy.optimize takes a second
-    from scipy.optimize import linprog
+    from scipy.optimize import linprog  # late: loading it takes a second
 
     C = len(users)
     other = ~np.eye(C, dtype=bool).ravel()  # the entries off the diagonal, row by row
     receiver, giver = (classes[other] for classes in np.divmod(np.arange(C * C), C))
     rows, columns = ((np.arange(C)[:, None] == classes).astype(float) for classes in (receiver, giver))
     needed = (users * half).astype(float)
-    even = cp.Variable(C * C - C, nonneg=True)
-    spread = cp.sum_squares(cp.multiply(np.sqrt(1 / np.maximum(users, 1)[receiver]), even))
-    cp.Problem(cp.Minimize(spread), [rows @ even == needed, columns @ even <= spare]).solve(solver=cp.CLARABEL)
+    even = needed[receiver] / (C - 1)
+    if (columns @ even > spare + 1e-6).any():  # else equal shares are the most even ones
+        even = _most_even(rows, columns, needed, spare, 1 / np.maximum(users, 1)[receiver])
     # The tolerance cannot make the problem infeasible: integer bounds miss a cut by a whole row, or not (Hoffman).
-    bounds = np.column_stack([np.floor(even.value + 1e-4).clip(min=0), np.ceil(even.value - 1e-4)])
+    bounds = np.column_stack([np.floor(even + 1e-4).clip(min=0), np.ceil(even - 1e-4)])
     vertex = linprog(rng.random(C * C)[other], columns, spare, rows, needed, bounds=bounds, method="highs-ds")
     rest = np.zeros(C * C, dtype=np.int64)
     rest[other] = np.rint(vertex.x)
     return rest.reshape(C, C)
+
+
+def _most_even(rows: Floats, columns: Floats, needed: Floats, spare: Ints, weights: Floats) -> Floats:
+    """Return x ≥ 0 with rows @ x = needed and columns @ x ≤ spare that minimizes Σ weights · x²."""
+    import cvxpy as cp  # late: loading it takes a second
+
+    x = cp.Variable(len(weights), nonneg=True)
+    spread = cp.sum_squares(cp.multiply(np.sqrt(weights), x))
+    cp.Problem(cp.Minimize(spread), [rows @ x == needed, columns @ x <= spare]).solve(solver=cp.CLARABEL)
+    return np.asarray(x.value)
