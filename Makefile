@@ -27,7 +27,7 @@ test: .venv/test ## run the tests that take seconds (ARGS="-k ledger" chooses so
 	$(PYTEST) $(ARGS)
 
 test-all: .venv/dev ## run all tests: also processes, signals, documentation and notebooks
-	$(PYTEST) -m 'not benchmark' $(ARGS)
+	$(PYTEST) -m '' --hypothesis-profile all $(ARGS)
 
 lint: .venv/lint ## check format, style, types and who imports whom
 	$(BIN)/ruff format --check .
@@ -43,7 +43,7 @@ format: .venv/lint ## put the format right
 	$(BIN)/ruff check --fix .
 
 bench: .venv/dev ## measure against the peers; writes bench.json
-	$(BIN)/python -m pytest tests/benchmarks -m benchmark -s $(ARGS)
+	$(BIN)/python -m pytest tests/benchmarks -s $(ARGS)
 
 clean: ## remove the environment and everything that was built
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis bench.json

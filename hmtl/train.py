@@ -49,9 +49,8 @@ def _train_and_report(run: Run, cfg: DictConfig) -> None:
     write_whole(folder / "users.csv", as_csv([asdict(user) for user in users]))
     models_of(algorithm, run.exchange.models(algorithm, run.trainer.state)).save(folder / "models.npz")
     write_json(folder / "summary.json", summary.to_dict())  # the last file: it marks a finished run
-    pictures = {"topology": topology, **run_pictures(communicator.ledger, algorithm.Omega)} if run.loggers else {}
     for logger in run.loggers:
-        logger.finish(summary, pictures)
+        logger.finish(summary, lambda: {"topology": topology, **run_pictures(communicator.ledger, algorithm.Omega)})
     print(f"Results: {folder}")
 
 

@@ -161,7 +161,7 @@ class Killer:
         if not self._left:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def finish(self, summary: object, figures: object) -> None:
+    def finish(self, summary: object, draw: object) -> None:
         pass
 
     def close(self) -> None:

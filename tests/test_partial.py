@@ -61,6 +61,7 @@ def test_the_same_models_for_fewer_bits(configure: Configure, tmp_path: Path, gr
     assert partial["bits_total"] < uncoded["bits_total"]
 
 
+@pytest.mark.slow
 def test_resumed(configure: Configure, tmp_path: Path, graph: str) -> None:
     for name, rounds in (("whole", 4), ("cut", 2)):
         (tmp_path / name).mkdir()

@@ -1,6 +1,6 @@
 """The console during training: a progress bar, or occasional lines, and the report of the finished run."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -58,7 +58,7 @@ class ConsoleLogger:
         else:
             self._console.progress_line("  ".join([f"round {rounds}/{self._rounds}", *shown]))
 
-    def finish(self, summary: Summary, pictures: Mapping[str, bytes]) -> None:
+    def finish(self, summary: Summary, draw: Callable[[], Mapping[str, bytes]]) -> None:
         """Print the report of the finished run."""
         self.close()
         for part in run_report(summary):

@@ -1,5 +1,7 @@
 """The pictures of a finished run: the bits on each link, and how the tasks are related."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -51,7 +53,7 @@ def link_figure(ledger: LinkLedger) -> Picture:
     return figure
 
 
-def _bars(axes: Axes, bottom: NDArray[np.float64], top: NDArray[np.float64], **style: str) -> None:
+def _bars(axes: Axes, bottom: NDArray[np.float64], top: NDArray[np.float64], **style: Any) -> None:
     """Draw a bar for each number as one polygon, which takes a fraction of the time of `Axes.bar`."""
     x = np.add.outer(np.arange(len(top)), [-0.4, -0.4, 0.4, 0.4]).ravel()
     heights = np.column_stack([bottom, top, top, bottom]).ravel()

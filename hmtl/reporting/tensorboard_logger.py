@@ -1,7 +1,7 @@
 """The TensorBoard logger: charts of learning first, then of what it cost, pictures, and settings of a run."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -75,12 +75,12 @@ class TensorBoardLogger:
                 self._writer.add_scalar(f"{ERROR_BY_BITS}/{key}", value, round(self._kbit))
                 self._writer.add_scalar(f"{ERROR_BY_TIME}/{key}", value, round(self._milliseconds))
 
-    def finish(self, summary: Summary, pictures: Mapping[str, bytes]) -> None:
+    def finish(self, summary: Summary, draw: Callable[[], Mapping[str, bytes]]) -> None:
         """Write pictures, hyperparameters, command and configuration of the finished run."""
         from torch.utils.tensorboard.summary import hparams
 
         writer = self._writer
-        for name, png in pictures.items():
+        for name, png in draw().items():
             _add_picture(writer, name, png, summary.rounds)
         content = summary.to_dict()
         settings = {name: content[name] for name in SETTINGS if name in content}

@@ -1,6 +1,6 @@
 """The training loop: rounds, measurements, checkpoints. It knows neither the mathematics nor the nodes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -25,8 +25,8 @@ class Logger(Protocol):
     def log(self, row: Measurements) -> None:
         """Take the measurements of a round (see `measure_round`); a resumed run first repeats its earlier rounds."""
 
-    def finish(self, summary: Summary, pictures: Mapping[str, bytes]) -> None:
-        """Take the summary of a finished run, and its pictures: PNG files by name."""
+    def finish(self, summary: Summary, draw: Callable[[], Mapping[str, bytes]]) -> None:
+        """Take the summary of a finished run; `draw()` returns its pictures, PNG files by name."""
 
     def close(self) -> None:
         """Release resources; called once at the end, whether the run has finished or not."""

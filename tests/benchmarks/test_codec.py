@@ -10,8 +10,6 @@ from hmtl.coding import make_plan
 from hmtl.gf256.products import portable
 from hmtl.topology import symmetric
 
-pytestmark = pytest.mark.benchmark
-
 
 def draw(*shape: int) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8)

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable
 
 import numpy as np
-import pytest
 import torch
 from timing import medians
 from torch import nn
@@ -12,7 +11,6 @@ from torch import nn
 from hmtl.data import Task
 from hmtl.mtl import CrossEntropy, FedU, LocalSGD, Mean, Problem
 
-pytestmark = pytest.mark.benchmark
 K, N, D, C = 30, 375, 561, 6
 
 

@@ -10,7 +10,6 @@ import pytest
 from gradients import LEARNERS, SIZES, sides
 from timing import medians
 
-pytestmark = pytest.mark.benchmark
 REPEATS = {"small": 5, "users": 3, "large": 2}
 
 

@@ -16,7 +16,6 @@ from hmtl.data import Task
 from hmtl.mtl import MOCHA, SDCA, Hinge, Logistic, Problem, Ridge, SmoothHinge, Squared
 from hmtl.mtl.solvers.sdca import DualSubproblem, compiled_pass, torch_pass
 
-pytestmark = pytest.mark.benchmark
 SIZES = [(30, 375, 561), (1000, 100, 100)]
 LOSSES = {"hinge": Hinge(), "smooth hinge": SmoothHinge(), "squared": Squared(), "logistic": Logistic()}
 

@@ -15,8 +15,6 @@ from hmtl.communication import CodedHierarchical
 from hmtl.config.build import build
 from hmtl.topology import symmetric
 
-pytestmark = pytest.mark.benchmark
-
 
 @pytest.mark.parametrize("scheme", ["optimal", "paper"])
 @pytest.mark.parametrize(("K", "m", "repeats"), [(40, 784, 60), (30, 100_000, 9)])

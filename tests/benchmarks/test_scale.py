@@ -7,15 +7,12 @@ import sys
 import time
 from itertools import count
 
-import pytest
 import torch
 from echo import EchoAggregator, EchoUsers
 
 from hmtl.coding import loads
 from hmtl.communication import CodedHierarchical
 from hmtl.topology import any_r
-
-pytestmark = pytest.mark.benchmark
 
 USERS, BYTES = 40, 10_000_000
 

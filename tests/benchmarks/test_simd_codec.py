@@ -16,10 +16,7 @@ import torch
 
 from hmtl.gf256 import simd
 
-pytestmark = [
-    pytest.mark.benchmark,
-    pytest.mark.skipif(not simd.usable(), reason="this processor has no instructions that simd uses"),
-]
+pytestmark = pytest.mark.skipif(not simd.usable(), reason="this processor has no instructions that simd uses")
 SIZES = [(8, 20, 64 << 10), (8, 20, 1 << 20), (40, 40, 256 << 10), (128, 128, 64 << 10)]
 TILE_BYTES = 16 << 10
 

@@ -13,8 +13,6 @@ from hmtl.data import Task
 from hmtl.mtl import MOCHA, SDCA, Hinge, Mean, Problem
 from hmtl.topology import any_r
 
-pytestmark = pytest.mark.benchmark
-
 
 @pytest.mark.parametrize("K", [1_000])
 def test_round_of_sums(K: int, record: Callable[..., None]) -> None:

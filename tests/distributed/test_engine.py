@@ -89,6 +89,7 @@ def test_models_measurements_and_setup_are_those_of_one_process(
     assert many == alone
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_an_uninterrupted_one(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
     words = (*SMALL, "participation.dropout=0.3", "algorithm.omega_every=2", "algorithm.rounds=3")
     train_in_threads(configure(*words, "rounds=2"))

@@ -1,6 +1,5 @@
 """The field and its matrix products against galois and products of polynomials."""
 
-import galois
 import numpy as np
 import pytest
 import torch
@@ -11,8 +10,6 @@ from hypothesis import strategies as st
 from hmtl.errors import CodingError
 from hmtl.gf256 import products
 
-GF = galois.GF(2**8, irreducible_poly=0x11D)
-
 # The path of GPUs and processors without vector instructions, and the path of this processor.
 both_paths = pytest.mark.parametrize("matmul", [products.matmul, products.portable])
 
@@ -21,13 +18,20 @@ def draw(seed, *shape):
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
 
 
-def test_all_products():
+@pytest.fixture(scope="module")
+def GF():
+    import galois  # late: it compiles for seconds
+
+    return galois.GF(2**8, irreducible_poly=0x11D)
+
+
+def test_all_products(GF):
     found = products.PRODUCTS.numpy()
     np.testing.assert_array_equal(found, TABLE)
     np.testing.assert_array_equal(found, GF(np.arange(256))[:, None] * GF(np.arange(256)))
 
 
-def test_all_inverses():
+def test_all_inverses(GF):
     assert products.INVERSES[0] == 0
     np.testing.assert_array_equal(products.INVERSES[1:].numpy(), GF(np.arange(1, 256)) ** -1)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision
 from idx_files import NAMES, idx, small, write
 
 from hmtl.data import Dirichlet, Pathological, mnist, mnist5k
@@ -101,11 +100,11 @@ def test_mnist_is_downloaded_once_to_torchvisions_place(tmp_path, monkeypatch):
     def fetch(root, download):
         write(Path(root) / "MNIST" / "raw", small())
 
-    monkeypatch.setattr(torchvision.datasets, "MNIST", fetch)
+    monkeypatch.setattr("torchvision.datasets.MNIST", fetch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert len(mnist(10, 8)) == 10
     assert (tmp_path / "hmtl" / "MNIST" / "raw").is_dir()
-    monkeypatch.setattr(torchvision.datasets, "MNIST", None)
+    monkeypatch.setattr("torchvision.datasets.MNIST", None)
     assert len(mnist(10, 8)) == 10
 
 
@@ -118,7 +117,7 @@ def test_mnist_missing(tmp_path, monkeypatch):
     def fails(root, download):
         raise RuntimeError("Error downloading x:\nTried a mirror")
 
-    monkeypatch.setattr(torchvision.datasets, "MNIST", fails)
+    monkeypatch.setattr("torchvision.datasets.MNIST", fails)
     with pytest.raises(DataError, match=r"Error downloading x: Tried a mirror"):
         mnist(10, path=tmp_path)
 

@@ -5,7 +5,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-import torchvision.datasets
 from idx_files import small, write
 from PIL import Image
 from torch import nn
@@ -28,7 +27,8 @@ def all_rows(tasks):
 
 def cifar(folder, monkeypatch, train=40, test=20):
     """Batches as CIFAR10 has them; pixel (0, 0, 0) of image i is i, its class i mod 10."""
-    data = torchvision.datasets.CIFAR10
+    from torchvision.datasets import CIFAR10 as data  # late: it loads for a second
+
     x = np.random.default_rng(0).integers(0, 256, (train + test, 3072), np.uint8)
     x[:, 0] = np.arange(train + test)
     place = folder / data.base_folder
@@ -177,11 +177,13 @@ def test_finished_runs_predict_on_images(tmp_path, make):
 
 
 def test_labels_that_are_not_classes(monkeypatch):
-    class Boxes(torchvision.datasets.FakeData):
+    from torchvision.datasets import FakeData  # late: it loads for a second
+
+    class Boxes(FakeData):
         def __getitem__(self, i):
             return super().__getitem__(i)[0], [1, 2]
 
-    monkeypatch.setattr(torchvision.datasets, "FakeData", Boxes)
+    monkeypatch.setattr("torchvision.datasets.FakeData", Boxes)
     with pytest.raises(DataError, match="label of image 0"):
         images("FakeData", 3, options=FAKE)
 

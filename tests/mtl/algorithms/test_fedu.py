@@ -184,8 +184,11 @@ def test_no_coupling_is_too_strong(graph):
 
 @pytest.mark.parametrize(
     ("kind", "make"),
-    [("classes", partial(cnn, channels=4)), ("signs", mlp), ("numbers", nn.Linear)],
-    ids=["cnn", "mlp", "linear"],
+    [
+        pytest.param("classes", partial(cnn, channels=4), id="cnn", marks=pytest.mark.slow),
+        pytest.param("signs", mlp, id="mlp"),
+        pytest.param("numbers", nn.Linear, id="linear"),
+    ],
 )
 def test_networks_learn(kind, make):
     fedu = FedU(Problem(tasks(kind), LOSSES[kind], Ridge(1e-3)), LocalSGD(0.05, 20, 4), make)
