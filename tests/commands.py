@@ -1,4 +1,4 @@
-"""Commands as `python -m` runs them, forked from a process that has already imported what they need."""
+"""Commands as `python -m` runs them: in this process, or forked from one that has already imported what they need."""
 
 import multiprocessing
 import os
@@ -8,10 +8,14 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
+from warnings import catch_warnings, simplefilter
 
 from hmtl.launch import PRELOAD, launch
 
@@ -85,6 +89,30 @@ def run(module: str, *words: object, cwd: Path | None = None, prepare: Callable[
     """Run a command, and return it once it has ended."""
     with Command(module, *words, cwd=cwd, prepare=prepare) as command:
         return command.done()
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def here(module: str, *words: object) -> Done:
+    """Run a command in this process, for tests of what it says and leaves."""
+    said, complained, argv, status = StringIO(), StringIO(), sys.argv, 0
+    sys.argv = [module, *map(str, words)]
+    try:
+        with redirect_stdout(said), redirect_stderr(complained), catch_warnings():
+            simplefilter("ignore", RuntimeWarning)  # the tests may have imported it
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        status = int(end.code or 0)
+    finally:
+        sys.argv = argv
+    return Done(status, said.getvalue(), complained.getvalue())
 
 
 def launched(words: Sequence[str]) -> int:

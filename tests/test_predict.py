@@ -32,7 +32,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     network = ("loss=cross_entropy", "algorithm.model._target_=hmtl.mtl.mlp", "+algorithm.model.hidden=5")
     run = ("topology=any_r", "r=2", "H=3", "rounds=2", "logger=none", f"hydra.run.dir={folder}/run")
-    done = commands.run("hmtl.train", "dataset=files", *words, *network, *run)
+    done = commands.here("hmtl.train", "dataset=files", *words, *network, *run)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -41,14 +41,14 @@ def test_rows_of_several_users_in_any_order(trained: Path) -> None:
     """Each by its user's own model, a network that the run's configuration names; columns by their names."""
     output = trained / "predicted.csv"
     words = (f"run={trained}/run", f"data={trained}/new.csv", "task=who")
-    done = commands.run("hmtl.predict", *words, f"output={output}", cwd=trained)
+    done = commands.here("hmtl.predict", *words, f"output={output}")
     assert (done.returncode, done.stdout) == (0, f"Predictions: {output}\n")
     table, models = pd.read_csv(output, dtype={"who": str}), hmtl.load_run(trained / "run")
     new = pd.read_csv(trained / "new.csv", dtype={"who": str})
     pd.testing.assert_frame_equal(table.drop(columns="predicted"), new)
     for who, x, label in zip(new["who"], new[["a", "b"]].to_numpy(), table["predicted"], strict=True):
         assert models.predict(who, x[None])[0] == label
-    assert commands.run("hmtl.predict", *words).stdout == output.read_text()
+    assert commands.here("hmtl.predict", *words).stdout == output.read_text()
     assert not [path for path in trained.iterdir() if path.name in (".hydra", "outputs")]
 
 
@@ -58,7 +58,7 @@ def test_rows_of_one_user(trained: Path) -> None:
     pd.DataFrame(rows, columns=["a", "b"]).to_csv(trained / "south.csv", index=False)
     want = hmtl.load_run(trained / "run").predict("south", rows).tolist()
     for words in ((f"data={trained}/south.npz",), (f"data={trained}/south.csv", "user=south")):
-        done = commands.run("hmtl.predict", f"run={trained}/run", *words)
+        done = commands.here("hmtl.predict", f"run={trained}/run", *words)
         assert [line.split(",")[-1] for line in done.stdout.splitlines()] == ["predicted", *want]
 
 
@@ -86,7 +86,7 @@ def test_mistakes_in_one_line(trained: Path, words: str, says: str) -> None:
     (trained / "twice.csv").write_text("a,b,predicted\n1,2,cat\n")
     given = words.replace("{}", str(trained)).split()
     run = () if "run=" in words else (f"run={trained}/run",)
-    done = commands.run("hmtl.predict", *run, *given)
+    done = commands.here("hmtl.predict", *run, *given)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert re.search(says.replace("{}", str(trained)), done.stderr)
 
@@ -95,7 +95,7 @@ def test_other_columns_stay_what_they_were(trained: Path) -> None:
     """Letter by letter, for one joins by them."""
     text = 'id,a,note,price,b\n007,1,NA,1.50,2\n008,1e0,"x, y",1e5,-2\n'
     (trained / "notes.csv").write_text(text)
-    done = commands.run("hmtl.predict", f"run={trained}/run", f"data={trained}/notes.csv", "user=south")
+    done = commands.here("hmtl.predict", f"run={trained}/run", f"data={trained}/notes.csv", "user=south")
     labels = hmtl.load_run(trained / "run").predict("south", [[1, 2], [1, -2]])
     header, *rows = text.splitlines()
     assert done.stdout.splitlines() == [f"{header},predicted", *map("{},{}".format, rows, labels)]

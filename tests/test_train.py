@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import uci_har
-from commands import Command, run, saved_rows
+from commands import Command, here, run, saved_rows
 from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -324,6 +324,7 @@ def test_a_narrow_wire_is_cheaper_and_noted(configure: Configure, tmp_path: Path
     assert "note" not in json.loads((tmp_path / "summary.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop_it_keeps_a_checkpoint(tmp_path: Path, asked: signal.Signals) -> None:
     settings = ("K=10", "rounds=100000", "dataset.rows_per_user=40", "checkpoint_every=100000")
@@ -423,13 +424,14 @@ class Neighbours(Regularizer):
 """
 
 
-def test_a_regularizer_of_ones_own(tmp_path: Path) -> None:
+def test_a_regularizer_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes from a module and a configuration folder outside the package, by `_target_`."""
     (tmp_path / "own_regularizer.py").write_text(OWN)
     (tmp_path / "conf" / "regularizer").mkdir(parents=True)
     (tmp_path / "conf" / "regularizer" / "own.yaml").write_text("_target_: own_regularizer.Neighbours\nlam: ${lam}\n")
-    own = ("--config-dir", "conf", "regularizer=own", "hydra.run.dir=out")
-    done = run("hmtl.train", *own, *SMALL, "rounds=40", "lam=0.1", "communicator=uncoded", cwd=tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = ("--config-dir", f"{tmp_path}/conf", "regularizer=own", f"hydra.run.dir={tmp_path}/out")
+    done = here("hmtl.train", *own, *SMALL, "rounds=40", "lam=0.1", "communicator=uncoded")
     assert done.returncode == 0, done.stderr
     learned = history(tmp_path / "out")
     assert learned[-1]["gap"] < 0.5 * learned[0]["gap"]

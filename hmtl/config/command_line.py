@@ -47,7 +47,7 @@ def main(task: Callable[[DictConfig], None], config_name: str, complain: Complai
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # λ in an encoding without it
-    statuses = [0]
+    statuses, Jobs.status = [0], 0
 
     def job(cfg: DictConfig) -> None:
         errors: list[str] = []

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import DictConfig
 from omegaconf.errors import InterpolationKeyError
 
-from hmtl.config.command_line import ERROR, Jobs, main
+from hmtl.config.command_line import ERROR, main
 from hmtl.errors import ConfigError, DataError, Interrupted
 
 Run = Callable[..., tuple[int, str]]
@@ -21,7 +21,6 @@ Run = Callable[..., tuple[int, str]]
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """`run(task, "K=4", ...)` returns the exit status of the command and its stderr."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets it; so it is restored afterwards
-    monkeypatch.setattr(Jobs, "status", 0)
 
     def run(task: Callable[[DictConfig], None], *arguments: str, config: str = "config") -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["hmtl", f"hydra.run.dir={tmp_path}", *arguments])

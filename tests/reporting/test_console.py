@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import close_reader, encode, run
+from commands import close_reader, encode, here, run
 from omegaconf import DictConfig
 
 from hmtl.communication.round import Stopwatch
@@ -43,10 +43,11 @@ def test_numbers_stay_whole_in_a_narrow_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, words: tuple[str, ...]
 ) -> None:
     """All that stand in a wide one."""
+    monkeypatch.chdir(tmp_path)
     numbers = []
     for columns in ("200", "25"):
         monkeypatch.setenv("COLUMNS", columns)
-        told = run(command, *words, cwd=tmp_path)
+        told = here(command, *words)
         assert (told.returncode, "…" in told.stdout) == (0, False)
         tables = "\n".join(line for line in told.stdout.splitlines() if re.search(r" s |%|\.\d\d", line))
         numbers.append(set(re.findall(r"\b\d+\.\d\d\b", tables)))
@@ -63,6 +64,7 @@ def test_words_are_wrapped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         assert len(printed.splitlines()) == lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "words"),
     [TRAIN, PLAN, ("hmtl.train", ("--help",)), ("hmtl.plan", ("--cfg", "job"))],

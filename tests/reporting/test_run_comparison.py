@@ -29,14 +29,14 @@ SMALL = ("K=6", "H=3", "rounds=3", "dataset.rows_per_user=20", "logger=none")
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, commands.Command]:
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, commands.Done]:
     """Three jobs that end, and one in between that cannot begin."""
     folder = tmp_path_factory.mktemp("sweep")
     words = (*SMALL, f"hydra.sweep.dir={folder}", "r=2,4", "algorithm=mocha,local")
-    return folder, commands.run("hmtl.train", "-m", *words, "hydra.job.chdir=false")
+    return folder, commands.here("hmtl.train", "-m", *words, "hydra.job.chdir=false")
 
 
-def test_a_sweep_closes_with_one_table(sweep: tuple[Path, commands.Command]) -> None:
+def test_a_sweep_closes_with_one_table(sweep: tuple[Path, commands.Done]) -> None:
     folder, done = sweep
     assert done.returncode == 2, "as one of its jobs"
     assert done.stderr.count("error: r=4") == 2
@@ -47,15 +47,15 @@ def test_a_sweep_closes_with_one_table(sweep: tuple[Path, commands.Command]) -> 
     assert "Jobs that failed: 2, 3." in done.stdout
 
 
-def test_a_folder_swept_again(sweep: tuple[Path, commands.Command], tmp_path: Path) -> None:
+def test_a_folder_swept_again(sweep: tuple[Path, commands.Done], tmp_path: Path) -> None:
     """What failed in it before has not failed now."""
     (tmp_path / "1" / ".hydra").mkdir(parents=True)
     (tmp_path / "1" / ".hydra" / "failed").write_text("2")
-    done = commands.run("hmtl.train", "-m", *SMALL, "r=2", f"hydra.sweep.dir={tmp_path}", "hydra.job.chdir=false")
+    done = commands.here("hmtl.train", "-m", *SMALL, "r=2", f"hydra.sweep.dir={tmp_path}", "hydra.job.chdir=false")
     assert (done.returncode, "ended with an error" in done.stdout) == (0, False)
 
 
-def test_what_is_reported_is_what_the_runs_say(sweep: tuple[Path, commands.Command]) -> None:
+def test_what_is_reported_is_what_the_runs_say(sweep: tuple[Path, commands.Done]) -> None:
     folder, _ = sweep
     for line, run, job in zip(comparison_rows(runs := find_runs([folder])), runs, ("0", "1"), strict=True):
         summary = json.loads((folder / job / "summary.json").read_text())
@@ -74,7 +74,7 @@ def test_what_is_reported_is_what_the_runs_say(sweep: tuple[Path, commands.Comma
 
 
 def test_the_table_fits_80_columns(
-    sweep: tuple[Path, commands.Command], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sweep: tuple[Path, commands.Done], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of a sweep over two settings: where there is no room, their words go on in the next line."""
     run, words = find_runs([sweep[0]])[0], ["regularizer=task_relationship", "regularizer=mean_regularized"]
@@ -91,7 +91,7 @@ def test_the_table_fits_80_columns(
 
 
 def test_files_and_picture(
-    sweep: tuple[Path, commands.Command], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sweep: tuple[Path, commands.Done], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = sweep
     report([str(folder / "0"), str(folder / "1"), f"output={tmp_path}/both"])
@@ -115,9 +115,7 @@ def test_files_and_picture(
 
 @pytest.mark.parametrize("span", [1.5, 8, 40, 90, 110, 900, 1e8])
 @pytest.mark.parametrize("first", [0.016, 7000.0])
-def test_numbers_on_the_axes_are_there_and_apart(
-    sweep: tuple[Path, commands.Command], span: float, first: float
-) -> None:
+def test_numbers_on_the_axes_are_there_and_apart(sweep: tuple[Path, commands.Done], span: float, first: float) -> None:
     (run,) = find_runs([sweep[0] / "0"])
     whole = [first, first * span]
     each = [whole[0], whole[1] - whole[0]]
@@ -135,7 +133,7 @@ def test_numbers_on_the_axes_are_there_and_apart(
         assert all(end < start for (_, end), (start, _) in pairwise(ends))
 
 
-def test_runs_that_send_nothing(sweep: tuple[Path, commands.Command], tmp_path: Path) -> None:
+def test_runs_that_send_nothing(sweep: tuple[Path, commands.Done], tmp_path: Path) -> None:
     report([str(sweep[0] / "1"), f"output={tmp_path}/local"])
     assert (tmp_path / "local.png").exists()
     (run,) = find_runs([sweep[0] / "1"])
@@ -145,7 +143,7 @@ def test_runs_that_send_nothing(sweep: tuple[Path, commands.Command], tmp_path: 
     assert len(right.lines[0].get_xdata()) == len(run.rounds)
 
 
-def test_mistakes(sweep: tuple[Path, commands.Command], tmp_path: Path) -> None:
+def test_mistakes(sweep: tuple[Path, commands.Done], tmp_path: Path) -> None:
     folder, _ = sweep
     for words, says in (
         ([], "No folder was given"),
@@ -178,7 +176,7 @@ def test_mistakes(sweep: tuple[Path, commands.Command], tmp_path: Path) -> None:
     for output in ("", ".", "/"):
         with pytest.raises(ConfigError, match="not the name of a file"):
             report([str(folder), f"output={output}"])
-    done = commands.run("hmtl.report", folder, f"output={tmp_path}/none/x")
+    done = commands.here("hmtl.report", folder, f"output={tmp_path}/none/x")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "output" in done.stderr
 
@@ -205,7 +203,7 @@ def test_beside_each_run_is_what_it_would_send_uncoded(
 
 
 def test_runs_of_different_measures(
-    sweep: tuple[Path, commands.Command], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sweep: tuple[Path, commands.Done], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Errors in one column or on one axis that are not alike are named; names are shown as they are."""
     run = find_runs([sweep[0]])[0]

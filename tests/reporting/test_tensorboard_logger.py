@@ -26,7 +26,7 @@ SMALL = ("K=6", "H=3", "r=2", "rounds=8", "dataset.rows_per_user=20", "~logger.c
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("board")
-    done = commands.run("hmtl.train", *SMALL, "regularizer=mean", f"hydra.run.dir={folder}/run")
+    done = commands.here("hmtl.train", *SMALL, "regularizer=mean", f"hydra.run.dir={folder}/run")
     assert done.returncode == 0, done.stderr
     return folder
 
