@@ -96,7 +96,7 @@ def lay(folder: Path, page: Sequence[Piece]) -> None:
     table("G.csv", "", np.array([[(k + i) % 5 < 3 for k in range(20)] for i in range(5)], int))
     table("contacts.csv", "round,relay,user", [(n, (k + n) % 5, k) for n in (0, 1) for k in range(20)])
     if "experiments/" in text:
-        shutil.copytree(ROOT / "experiments", folder / "experiments")  # their results are written anew
+        shutil.copytree(ROOT / "experiments", folder / "experiments")  # scripts overwrite their results
     if re.search("dataset=har|--har", text):
         n, subjects, activities = np.arange(720), 30, 6
         har = folder / "data" / "UCI HAR Dataset"

@@ -59,6 +59,7 @@ class Rendezvous:
                 # torch itself would listen on all networks of this machine
                 listener = socket.create_server((self.address, self.port))
                 place = self.address, self.port, self.size, True, self.wait, False
+                # ignored here and below: torch's types lack both functions
                 return dist.TCPStore(*place, master_listen_fd=listener.detach(), use_libuv=True)  # type: ignore[attr-defined]
             # this also finds a store that torchrun has opened; public, though torch does not export it
             store, *_ = next(dist.rendezvous("env://", timeout=self.wait))  # type: ignore[attr-defined]

@@ -179,7 +179,7 @@ class Graph(Regularizer):
         lam: η.
         lam2: λ2.
         path: file of the weights a_kl, see `graph.read_weights`; None: `graph.nearest` chooses the neighbours.
-        neighbors: how many nearest users become neighbours of each user, if there is no file.
+        neighbors: number of nearest users that become neighbours of each user; ignored if there is a file.
 
     Ref: Dinh et al. 2021.
     """

@@ -82,7 +82,7 @@ def cross_validate(cfg: DictConfig, tasks: Sequence[Task], checkpoint: Path | No
 def _folds(tasks: Sequence[Task], folds: int, seed: int) -> Iterator[list[Task]]:
     """Yield the tasks of each fold: one part of the training rows takes the place of the test rows.
 
-    Preprocessing is fitted anew to the rows that the fold trains on.
+    Preprocessing is fitted to the training rows of the fold.
     """
     from sklearn.model_selection import KFold, StratifiedKFold  # takes a second to load
 

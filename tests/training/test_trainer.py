@@ -258,7 +258,7 @@ def test_evaluated_now_and_then(trainer, rounds, every, wanted):
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_a_resumed_run_is_evaluated_in_the_same_rounds(trainer, stop):
-    """Also where the first row that is written anew has fewer figures than the file has columns."""
+    """Even if the first row after the resume has fewer figures than the file has columns."""
     settings = {"rounds": 6, "evaluate_every": 3, "checkpoint_every": 1}
     whole = trainer("whole", **settings).fit()
     first = trainer("part", **settings)

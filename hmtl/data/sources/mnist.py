@@ -72,7 +72,7 @@ def mnist(
     partition: Partition | None = None,
     wanted: Wanted = range,
 ) -> tuple[Task, ...]:
-    """Return tasks from all of MNIST: training and test images are pooled, since each user's rows are split anew.
+    """Return tasks from all of MNIST, training and test images pooled.
 
     Args:
         K, rows_per_user, test_fraction, intercept, standardize, seed, partition, wanted: see `mnist5k`.

@@ -36,7 +36,7 @@ def torchvision(
 ) -> tuple[Task, ...]:
     """Return tasks from a data set of `torchvision.datasets` that has one class for each image.
 
-    Training and test images are pooled, since each user's rows are split anew.
+    Training and test images are pooled; each user's rows are then split at random.
 
     Args:
         name: MNIST, FashionMNIST, CIFAR10, SVHN, ImageFolder, ...

@@ -181,14 +181,14 @@ def test_stragglers_take_part():
     ("weights", "lam", "everybody"),
     [
         (ring(24), 0.2, False),  # 3 entries in a row of 24: an eighth
-        (ring(24), 1000.0, True),  # whose steps are made in so many parts that everybody counts
+        (ring(24), 1000.0, True),  # a step has so many parts that it involves everybody
         (ring(23), 0.2, False),
         (ring(12, hops=4), 0.2, True),
     ],
     ids=["few", "few in many parts", "some", "many"],
 )
 def test_the_penalty_for_few_and_many_entries(weights, lam, everybody):
-    """Of models near each other, too, whose squares cancel."""
+    """The penalty is exact even if the models are close to each other, where squares cancel."""
     aggregator, K = fedu(Given(weights, lam, 1e-9), len(weights)).aggregator, len(weights)
     assert (aggregator.needs() is None) == everybody
     noise = np.random.default_rng(1).normal(size=(K, 7)).astype(np.float32)
