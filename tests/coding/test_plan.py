@@ -151,6 +151,14 @@ def test_settings_are_positive(setting):
         make_plan(symmetric(K=10, H=5, r=2), **{setting: 0})
 
 
+@pytest.mark.parametrize(("most", "pieces"), [(5, 1), (19, 1), (20, 2)])
+def test_a_large_generation_has_fewer_pieces(monkeypatch, most, pieces):
+    """A code of 10 users has at most `most` pieces in total, but at least one for each user."""
+    monkeypatch.setattr(codes, "MOST_PIECES", most)
+    (block,) = make_plan(symmetric(K=10, H=5, r=2)).blocks
+    assert block.pieces == pieces
+
+
 def test_no_piece_is_sent_twice():
     """If the shares of a user's relays add up to more than 1, each piece has one relay, and the last gets fewer."""
     partly = 0
