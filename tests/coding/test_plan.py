@@ -145,6 +145,12 @@ def test_repeated_types_are_coded_in_uniform_parts(t, copies, max_pieces, aggreg
         assert len(made.blocks) >= copies  # four pieces reach the optimum of a part, too
 
 
+def test_uniform_parts_may_have_several_pieces():
+    made = make_plan(symmetric(K=30, H=5, r=2))
+    assert [(len(block.users), block.pieces) for block in made.blocks] == [(10, 2)] * 3
+    assert made.loads.uplink == loads(made.topology).uplink == 22.5
+
+
 @pytest.mark.parametrize("setting", ["max_pieces", "generation"])
 def test_settings_are_positive(setting):
     with pytest.raises(CodingError, match=f"{setting}=0"):
