@@ -229,12 +229,19 @@ def test_largest_networks():
             assert best.cost <= 1.02 * best.bound
 
 
+@pytest.mark.parametrize(("max_pieces", "uplink"), [(1, 5), (2, 4.5), (8, 13 / 3)])
+def test_more_pieces_lower_the_load_with_helpers(max_pieces, uplink):
+    plan = make_plan(symmetric(10, 5, 3), max_pieces=max_pieces, aggregators=[0, 1, 2, 3])
+    assert plan.loads.uplink == pytest.approx(uplink)
+
+
 def test_a_relay_or_the_server():
     t = symmetric(20, 5, 3)
     assert loads(t, aggregators="server") == loads(t, "uncoded")
     assert make_plan(t, aggregators="server").blocks == ()
     assert make_plan(t, aggregators="server").loads == loads(t, "uncoded")
     assert (loads(t, aggregators=[1]).uplink, loads(t, aggregators=[1]).downlink) == (16, 16)
+    assert loads(t, aggregators=[1]).by_relay == pytest.approx((2, 8, 2, 2, 2))  # 8 models, and helpers share evenly
     assert loads(t, aggregators="all") == loads(t)
     assert bounds(t, aggregators="server").uplink == 20
     assert best_aggregators(Topology([[1, 1]])).relays == (0,)

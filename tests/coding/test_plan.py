@@ -145,10 +145,24 @@ def test_repeated_types_are_coded_in_uniform_parts(t, copies, max_pieces, aggreg
         assert len(made.blocks) >= copies  # four pieces reach the optimum of a part, too
 
 
+def test_uniform_parts_may_have_several_pieces():
+    made = make_plan(symmetric(K=30, H=5, r=2))
+    assert [(len(block.users), block.pieces) for block in made.blocks] == [(10, 2)] * 3
+    assert made.loads.uplink == loads(made.topology).uplink == 22.5
+
+
 @pytest.mark.parametrize("setting", ["max_pieces", "generation"])
 def test_settings_are_positive(setting):
     with pytest.raises(CodingError, match=f"{setting}=0"):
         make_plan(symmetric(K=10, H=5, r=2), **{setting: 0})
+
+
+@pytest.mark.parametrize(("most", "pieces"), [(5, 1), (19, 1), (20, 2)])
+def test_a_large_generation_has_fewer_pieces(monkeypatch, most, pieces):
+    """A code of 10 users has at most `most` pieces in total, but at least one for each user."""
+    monkeypatch.setattr(codes, "MOST_PIECES", most)
+    (block,) = make_plan(symmetric(K=10, H=5, r=2)).blocks
+    assert block.pieces == pieces
 
 
 def test_no_piece_is_sent_twice():

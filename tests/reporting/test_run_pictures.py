@@ -29,6 +29,14 @@ def test_bits_of_each_link() -> None:
         assert f"{sum(payload)} MB + {sum(overhead)} MB overhead" in axes.get_title()
 
 
+@pytest.mark.parametrize(("links", "step"), [(10, 1), (11, 2), (21, 3)])
+def test_at_most_ten_links_are_labelled(links: int, step: int) -> None:
+    ledger = LinkLedger(K=links, H=3)
+    ledger.add(TIERS[0], range(links), 8)
+    labels = link_figure(ledger).axes[0].get_xticklabels()
+    assert [label.get_text() for label in labels] == [*ledger.links[TIERS[0]][::step]]
+
+
 def test_omega_is_shown_as_correlations() -> None:
     G = np.random.default_rng(1).normal(size=(5, 4))
     Sigma = np.cov(G, rowvar=False)
