@@ -42,6 +42,11 @@ def test_what_is_wrong_by_itself_is_found_before_data_are_read(configure, words:
     assert "\n" not in str(error.value)
 
 
+def test_the_smallest_value_of_each_setting_is_accepted(configure) -> None:
+    check(configure("rounds=1", "checkpoint_every=1", "evaluate_every=1", "seed=0", "gap_tolerance=0"))
+    check(configure("V_bits=1", name="plan"))
+
+
 BUILT = {
     "K=null": "K",
     "r=9": "r",

@@ -83,6 +83,7 @@ def test_nothing_is_sent_to_a_peer_whose_connection_has_ended(peers: Peers, othe
     other.arrived.append("a reason")
     assert receive(peers) is None
     assert peers.lost == {"relay 2": "a reason"}
+    assert not peers.notices, "the reason in `lost` is enough"
     peers.send("relay 2", Frame(REPORT, 5))
     assert len(other.sent) == 1
 
@@ -156,6 +157,7 @@ def test_if_nobody_answers_the_full_time_is_granted_once_per_round(
     assert [waits(3), waits(3), waits(6), waits(6)] == [6 + suspended, 0, 6, 0]
     peers.begin(6)
     assert [waits(3), waits(6)] == [6, 6]
+    assert len(peers.notices) == 1, "a peer that stays late is reported once"
 
 
 def test_a_peer_that_is_missing_while_others_answer_is_not_waited_for_again(clock: SimpleNamespace) -> None:

@@ -210,6 +210,11 @@ def test_who_stays_silent_is_given_up_and_keeps_nobody_from_the_rest() -> None:
     now = play(sending, at, lossy(0.05, 1), lossy(0.0, 1))
     assert sending.reached == {0}
     assert SILENCE < now < SILENCE + 0.2
+    alone, times = Transmission(RUN, 2, numbers(30), [1], 1e12, 0.0), [1.0]
+    for _ in range(6):
+        alone.due(times[-1])
+        times.append(alone.wake())
+    np.testing.assert_allclose(np.diff(times), [0.005, 0.01, 0.02, 0.04, 0.05, 0.05], err_msg="questions get rarer")
 
 
 def test_datagrams_that_are_damaged_or_of_others_are_ignored() -> None:
