@@ -25,7 +25,7 @@ class Picture(Figure):
     def to_png(self, dpi: float) -> bytes:
         """Return the picture as a PNG file."""
         content = io.BytesIO()
-        self.savefig(content, format="png", dpi=dpi, pil_kwargs={"compress_level": 1})  # half the time of level 6
+        self.savefig(content, format="png", dpi=dpi)
         return content.getvalue()
 
     def _repr_png_(self) -> bytes:
