@@ -15,7 +15,7 @@ def test_the_same_command_by_another_name(tmp_path: Path) -> None:
     assert short.stdout == long.stdout
 
 
-def test_help_names_all_commands_and_a_mistake_does_too() -> None:
+def test_help_names_all_commands_and_a_mistake_does_too(tmp_path: Path) -> None:
     for words in ((), ("--help",)):
         done = commands.here("hmtl", *words)
         assert done.returncode == 0
@@ -25,6 +25,6 @@ def test_help_names_all_commands_and_a_mistake_does_too() -> None:
     done = commands.here("hmtl", "trian")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "unknown command 'trian'. Choose one of train, plan" in done.stderr
-    done = commands.here("hmtl", "train", "K=0")
+    done = commands.here("hmtl", "train", "K=0", f"hydra.run.dir={tmp_path}")
     assert done.returncode == 2
     assert "error: K=0" in done.stderr

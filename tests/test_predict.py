@@ -37,10 +37,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_rows_of_several_users_in_any_order(trained: Path) -> None:
+def test_rows_of_several_users_in_any_order(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each by its user's own model, a network that the run's configuration names; columns by their names."""
     output = trained / "predicted.csv"
     words = (f"run={trained}/run", f"data={trained}/new.csv", "task=who")
+    monkeypatch.chdir(trained)
     done = commands.here("hmtl.predict", *words, f"output={output}")
     assert (done.returncode, done.stdout) == (0, f"Predictions: {output}\n")
     table, models = pd.read_csv(output, dtype={"who": str}), hmtl.load_run(trained / "run")

@@ -26,7 +26,6 @@ from hmtl.training.checkpoint import load_checkpoint
 
 Configure = Callable[..., DictConfig]
 SMALL = ("K=10", "rounds=12", "dataset.rows_per_user=40", "algorithm.omega_every=4", "logger=none")
-CONSOLE = (*SMALL[:-1], "~logger.tensorboard")
 
 
 def models(folder: Path) -> torch.Tensor:
@@ -268,7 +267,7 @@ def test_a_round_without_relays_is_empty_and_said_so(
     configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     schedule = [[1, relay] for relay in range(5)] + [[3, 0]]
-    train(configure(*CONSOLE, "rounds=5", f"participation.relays={schedule}".replace(" ", "")))
+    train(configure(*SMALL[:-1], "rounds=5", f"participation.relays={schedule}".replace(" ", "")))
     printed = capsys.readouterr().out
     assert "Empty rounds: 1" in printed
     assert "aggregators=all" in printed
@@ -300,11 +299,7 @@ def test_the_summary_names_what_plays_a_part(
 def test_personal_and_proximal_learners_through_the_command(
     configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str], algorithm: str, weight: str
 ) -> None:
-    train(
-        configure(
-            "K=10", "dataset.rows_per_user=40", "rounds=3", f"algorithm={algorithm}", "lam=0.3", "~logger.tensorboard"
-        )
-    )
+    train(configure("K=10", "dataset.rows_per_user=40", "rounds=3", f"algorithm={algorithm}", "lam=0.3"))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["algorithm"], summary[weight]) == (algorithm, 0.3)
     assert "regularizer" not in summary
@@ -349,7 +344,7 @@ def test_a_user_error_is_one_line_and_exit_2(tmp_path: Path) -> None:
 
 def test_a_bad_resume_touches_nothing(configure: Configure, tmp_path: Path) -> None:
     """Not even in the folder of the run itself, which a user may well name as the place for the results."""
-    train(configure(*SMALL))
+    train(configure(*SMALL[:-1]))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     for other, where, kind, message in (
         ("lam=0.5", tmp_path, CheckpointError, r"lam was 0\.01, is 0\.5"),
@@ -357,22 +352,15 @@ def test_a_bad_resume_touches_nothing(configure: Configure, tmp_path: Path) -> N
         ("rounds=11", tmp_path, ConfigError, "rounds=11"),  # has been done
     ):
         with pytest.raises(kind, match=message):
-            train(configure(*SMALL, other, f"resume={where}"))
+            train(configure(*SMALL[:-1], other, f"resume={where}"))
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 @pytest.mark.parametrize(
-    "overrides",
-    [
-        ("r=5", "logger=default"),  # its pictures have empty panels
-        ("H=2", "r=2"),
-        ("H=1", "r=1"),
-        ("topology=any_r", "r=5"),
-        ("communicator=uncoded",),
-    ],
+    "overrides", [("r=5",), ("H=2", "r=2"), ("H=1", "r=1"), ("topology=any_r", "r=5"), ("communicator=uncoded",)]
 )
 def test_idle_tiers_are_no_trouble(configure: Configure, tmp_path: Path, overrides: tuple[str, ...]) -> None:
-    train(configure(*SMALL, "rounds=2", *overrides))
+    train(configure(*SMALL[:-1], "rounds=2", *overrides))
     summary = json.loads((tmp_path / "summary.json").read_text())
     idle = "communicator=uncoded" not in overrides
     assert (summary["loads"]["relays_to_server"] == 0) is idle
@@ -429,8 +417,9 @@ def test_a_regularizer_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "own_regularizer.py").write_text(OWN)
     (tmp_path / "conf" / "regularizer").mkdir(parents=True)
     (tmp_path / "conf" / "regularizer" / "own.yaml").write_text("_target_: own_regularizer.Neighbours\nlam: ${lam}\n")
+    own = ("--config-dir", "conf", "regularizer=own", "hydra.run.dir=out")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    own = ("--config-dir", f"{tmp_path}/conf", "regularizer=own", f"hydra.run.dir={tmp_path}/out")
     done = here("hmtl.train", *own, *SMALL, "rounds=40", "lam=0.1", "communicator=uncoded")
     assert done.returncode == 0, done.stderr
     learned = history(tmp_path / "out")
@@ -460,7 +449,7 @@ def test_users_that_move_learn_the_same(
     }.items():
         folder = tmp_path / name
         folder.mkdir()
-        train(configure(*CONSOLE, *settings, f"output_dir={folder}"))
+        train(configure(*SMALL[:-1], "~logger.tensorboard", *settings, f"output_dir={folder}"))
         results[name] = models(folder)
         told = " ".join(capsys.readouterr().out.split())
         summary = json.loads((folder / "summary.json").read_text())

@@ -59,10 +59,10 @@ class Rendezvous:
                 # torch itself would listen on all networks of this machine
                 listener = socket.create_server((self.address, self.port))
                 place = self.address, self.port, self.size, True, self.wait, False
-                # ignored here and below: torch's types lack both functions
-                return dist.TCPStore(*place, master_listen_fd=listener.detach(), use_libuv=True)  # type: ignore[attr-defined]
+                listening: dict[str, Any] = {"master_listen_fd": listener.detach(), "use_libuv": True}
+                return dist.TCPStore(*place, **listening)  # type: ignore[attr-defined]  # torch has no types for it
             # this also finds a store that torchrun has opened; public, though torch does not export it
-            store, *_ = next(dist.rendezvous("env://", timeout=self.wait))  # type: ignore[attr-defined]
+            store, *_ = next(dist.rendezvous("env://", timeout=self.wait))  # type: ignore[attr-defined]  # nor for it
         except (RuntimeError, OSError, ValueError) as error:
             raise EngineError(
                 f"process {self.rank} cannot reach the first process at {self.address}:{self.port} "

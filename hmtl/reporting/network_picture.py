@@ -48,7 +48,7 @@ def draw(network: Topology | Moving, aggregators: Collection[int] | None = None)
     figure = Picture(figsize=(7.5, 8.5) if topology.layout else (10, 5), layout="constrained")
     axes = figure.add_subplot(aspect="equal" if topology.layout else "auto")
     axes.set_axis_off()
-    axes.set(xticks=[], yticks=[])  # invisible, but laid out
+    axes.set(xticks=[], yticks=[])  # invisible ticks would still take time
     axes.margins(0.03, 0.08)
     first = "; first contacts" if isinstance(network, Moving) else ""
     axes.set_title(f"K = {topology.K} users, H = {H} relays, mean r = {topology.r:.3g}{first}")

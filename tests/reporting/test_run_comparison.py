@@ -113,8 +113,8 @@ def test_files_and_picture(
     assert plain.get_xdata().tolist() == pytest.approx([sum(uncoded[: n + 1]) for n in range(3)])
 
 
-@pytest.mark.parametrize("span", [1.5, 8, 40, 90, 110, 900, 1e8])
-@pytest.mark.parametrize("first", [0.016, 7000.0])
+@pytest.mark.parametrize("span", [1.5, 8, 15, 40, 70, 90, 110, 200, 900, 1e5, 1e8])
+@pytest.mark.parametrize("first", [0.016, pytest.param(0.3, marks=pytest.mark.slow), 7000.0])
 def test_numbers_on_the_axes_are_there_and_apart(sweep: tuple[Path, commands.Done], span: float, first: float) -> None:
     (run,) = find_runs([sweep[0] / "0"])
     whole = [first, first * span]

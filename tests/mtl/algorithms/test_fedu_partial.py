@@ -181,7 +181,7 @@ def test_stragglers_take_part():
     ("weights", "lam", "everybody"),
     [
         (ring(24), 0.2, False),  # 3 entries in a row of 24: an eighth
-        (ring(24), 1000.0, True),  # a step has so many parts that it involves everybody
+        (ring(24), 1000.0, True),  # each step is split into so many parts that every model depends on all users
         (ring(23), 0.2, False),
         (ring(12, hops=4), 0.2, True),
     ],
