@@ -32,7 +32,7 @@ class CommunicatorContract:
     """Tests that every communicator passes. Inherit it and implement `make`."""
 
     def make(
-        self, topology: Topology | Moving, network: Network, wire: str | None, links: Callable[[LinkLedger], Links]
+        self, topology: Topology | Moving, network: Network, wire: Any, links: Callable[[LinkLedger], Links]
     ) -> Communicator:
         """Return a communicator to test."""
         raise NotImplementedError

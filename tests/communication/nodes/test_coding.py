@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hmtl.coding import Aggregators, make_plan
 from hmtl.communication import LinkLedger, Network
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
+from hmtl.communication.coders import AggregatorCoder, QuantisedAggregatorCoder, QuantisedUserCoder, UserCoder
 from hmtl.communication.messages import (
     ATTENDANCE,
     BROADCAST,
@@ -37,6 +38,7 @@ from hmtl.communication.nodes.forwarding import ForwardingRelay, ForwardingServe
 from hmtl.communication.nodes.host import UserHost
 from hmtl.communication.planning.planner import Planner, preferred_aggregators
 from hmtl.communication.round import Nodes, Stopwatch, coding, forwarding, play
+from hmtl.communication.wires import Quantiser
 from hmtl.errors import CodingError
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
 from hmtl.testing.topologies import topologies
@@ -62,6 +64,7 @@ class Apart:
         users: Iterable[ScriptedUsers],
         network: Network = Network(),  # noqa: B008
         aggregators: Aggregators = "all",
+        quantiser: Quantiser | None = None,
     ) -> None:
         users = list(users)
         width = users[0].ivs[0].shape[1]
@@ -72,9 +75,17 @@ class Apart:
         self.t, self.home, self.coded = t, home, bool(home)
 
         def aggregation() -> Aggregation:
-            return Aggregation(t.K, ScriptedAggregator(t.K, width), users[0].numbers, None, revocable=True)
+            everybody, numbers = np.arange(t.K), users[0].numbers
+            coder = AggregatorCoder(numbers, None)
+            if quantiser:
+                coder = QuantisedAggregatorCoder(users[0], quantiser, everybody, everybody)
+            return Aggregation(t.K, ScriptedAggregator(t.K, width), coder, revocable=True)
 
-        self.hosts = [UserHost(t.K, side, None, n, np.array(sorted(side.mine))) for n, side in enumerate(users)]
+        self.hosts = []
+        for n, side in enumerate(users):
+            members = np.array(sorted(side.mine))
+            coder = QuantisedUserCoder(side, quantiser, members) if quantiser else UserCoder(side, None)
+            self.hosts.append(UserHost(t.K, side, coder, n, members))
         names = [host.name for host in self.hosts]
         self.server: Server | None
         if self.coded:
