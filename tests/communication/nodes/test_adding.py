@@ -75,7 +75,9 @@ class Apart:
     def __init__(self, t: Topology, sides: Sequence[Terms], network: Network = Network()) -> None:  # noqa: B008
         planners = [Planner(t, network) for _ in range(2)]
         width = sides[0].ivs[0].shape[1]
-        self.hosts = [AddingHost(t.K, side, UserCoder(side, None), n, np.array(sorted(side.mine))) for n, side in enumerate(sides)]
+        self.hosts = [
+            AddingHost(t.K, side, UserCoder(side, None), n, np.array(sorted(side.mine))) for n, side in enumerate(sides)
+        ]
         names = [host.name for host in self.hosts]
         self.relays = [AddingRelay(i, planners[i % 2], names) for i in range(t.H)]
         self.total = Total(width)
