@@ -65,7 +65,7 @@ class Users(Side):
     def origin(self) -> Tensor:
         """The model [m] that every user holds before the first round and every node knows, in the type of IVs.
 
-        If IVs are no changes, it also stands for the IV before the first one.
+        It also stands for the IV before the first one, unless IVs are changes.
         """
         return torch.zeros(self.numbers, dtype=torch.float64)
 
