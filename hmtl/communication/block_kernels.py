@@ -14,62 +14,59 @@ from numpy.typing import NDArray
 
 BLOCK = 64  # numbers with a common scale
 Bytes = NDArray[np.uint8]
-SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "cache": False}
+SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 
 @njit(**SETTINGS)  # type: ignore[untyped-decorator]  # numba has no types
-def encode(x: Any, bits: int, planes: Any, out: Bytes, bad: Any) -> None:
-    """Encode rows x [n, m] into `out` [n, bytes]; mark rows with a number that is not finite in `bad` [n].
+def encode(x: Any, bits_of_x: Any, mask: Any, bits: int, planes: Any, out: Bytes) -> int:
+    """Encode rows x [n, m] into `out` [n, bytes]; return how many blocks have no encoding.
 
     Args:
         x: float32 or float64.
+        bits_of_x: the bits of `x` as integers, which compare like absolute values once `mask` has removed the signs.
+        mask: all bits but the sign.
         bits: b; integers are at most 2^(b-1) - 1 in size.
         planes: bits of each plane.
         out: receives the rows of bytes.
-        bad: receives whether a row holds NaN, infinity or numbers too large for a scale.
     """
     n, m = x.shape
+    failed = 0
     top = np.float32(2 ** (bits - 1) - 1)
     codes = np.empty(BLOCK, np.uint8)
+    most = np.empty(1, bits_of_x.dtype)
     scale = np.empty(1, np.float32)
     scale_bits = scale.view(np.uint32)
     for k in range(n):
-        row, place = out[k], 0
+        place = 0
         for start in range(0, m, BLOCK):
             size = min(BLOCK, m - start)
-            largest = x[k, start] * 0
+            block, magnitudes = x[k, start : start + size], bits_of_x[k, start : start + size]
+            highest = magnitudes[0] & mask
             for i in range(size):
-                largest = max(largest, abs(x[k, start + i]))
-            for i in range(size):  # max() overlooks NaN
-                if not abs(x[k, start + i]) <= largest:
-                    bad[k] = True
+                magnitude = magnitudes[i] & mask
+                if magnitude > highest:
+                    highest = magnitude
+            most[0] = highest
+            largest = most.view(x.dtype)[0]  # NaN or infinite if a number is
             scale[0] = largest / top
             # Round up to a bfloat16, and once more if the quotient was rounded down, so that |x| / scale <= top.
             scale_bits[0] = ((scale_bits[0] + np.uint32(0xFFFF)) >> np.uint32(16)) << np.uint32(16)
             if scale[0] * top < largest:
                 scale_bits[0] += np.uint32(0x10000)
-            if not scale[0] < np.inf:
-                bad[k] = True
+            failed += not (largest < np.inf and scale[0] < np.inf)
             inverse = 1 / scale[0] if scale[0] > 0 else np.float32(0)
             if not inverse < np.inf:  # the scale is so small that its inverse overflows
                 inverse = np.float32(0)
             for i in range(size):
-                codes[i] = np.uint8(np.int32(np.rint(np.float32(x[k, start + i]) * inverse)))
+                codes[i] = np.int8(np.rint(np.float32(block[i]) * inverse))
             low = 0
             for p in planes:
-                length = -(-size * p // 8)
-                part = row[place : place + length]
-                mask = np.uint8((1 << p) - 1)
-                part[:] = 0
-                for j in range(0, -(-size // length)):
-                    count = min(length, size - j * length)
-                    for i in range(count):
-                        part[i] |= ((codes[j * length + i] >> low) & mask) << (j * p)
-                place += length
+                place = _put_plane(codes[:size], low, p, out[k], place)
                 low += p
-            row[place] = (scale_bits[0] >> np.uint32(16)) & np.uint32(0xFF)
-            row[place + 1] = scale_bits[0] >> np.uint32(24)
+            out[k, place] = (scale_bits[0] >> np.uint32(16)) & np.uint32(0xFF)
+            out[k, place + 1] = scale_bits[0] >> np.uint32(24)
             place += 2
+    return failed
 
 
 @njit(**SETTINGS)  # type: ignore[untyped-decorator]
@@ -81,26 +78,48 @@ def decode(rows: Bytes, bits: int, planes: Any, out: Any) -> None:
     scale_bits = scale.view(np.uint32)
     shift = 8 - bits
     for k in range(n):
-        row, place = rows[k], 0
+        place = 0
         for start in range(0, m, BLOCK):
             size = min(BLOCK, m - start)
+            codes[:] = 0
             low = 0
             for p in planes:
-                length = -(-size * p // 8)
-                part = row[place : place + length]
-                mask = np.uint8((1 << p) - 1)
-                for j in range(0, -(-size // length)):
-                    count = min(length, size - j * length)
-                    if low == 0:
-                        for i in range(count):
-                            codes[j * length + i] = (part[i] >> (j * p)) & mask
-                    else:
-                        for i in range(count):
-                            codes[j * length + i] |= ((part[i] >> (j * p)) & mask) << low
-                place += length
+                place = _add_plane(rows[k], place, p, low, codes[:size])
                 low += p
-            scale_bits[0] = (np.uint32(row[place]) << np.uint32(16)) | (np.uint32(row[place + 1]) << np.uint32(24))
+            scale_bits[0] = (np.uint32(rows[k, place]) << np.uint32(16)) | (
+                np.uint32(rows[k, place + 1]) << np.uint32(24)
+            )
             place += 2
+            step, block = scale[0], out[k, start : start + size]
             for i in range(size):
                 code = np.int8(np.uint8(codes[i] << shift)) >> shift  # extends the sign
-                out[k, start + i] = np.float32(code) * scale[0]
+                block[i] = np.float32(code) * step
+
+
+@njit(**SETTINGS)  # type: ignore[untyped-decorator]
+def _put_plane(codes: Any, low: int, p: int, row: Bytes, place: int) -> int:
+    """Write bits low, .., low + p - 1 of all codes to a row at a place; return the place after them."""
+    size = len(codes)
+    length, mask = -(-size * p // 8), np.uint8((1 << p) - 1)
+    part = row[place : place + length]
+    part[:] = 0
+    for shift in range(0, 8, p):
+        first = shift // p * length
+        these = codes[first : first + length]
+        for i in range(len(these)):
+            part[i] |= ((these[i] >> low) & mask) << shift
+    return place + length
+
+
+@njit(**SETTINGS)  # type: ignore[untyped-decorator]
+def _add_plane(row: Bytes, place: int, p: int, low: int, codes: Any) -> int:
+    """Read from a row what `_put_plane` wrote, and add it to the codes; return the place after it."""
+    size = len(codes)
+    length, mask = -(-size * p // 8), np.uint8((1 << p) - 1)
+    part = row[place : place + length]
+    for shift in range(0, 8, p):
+        first = shift // p * length
+        these = codes[first : first + length]
+        for i in range(len(these)):
+            these[i] |= ((part[i] >> shift) & mask) << low
+    return place + length

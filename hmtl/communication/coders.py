@@ -135,10 +135,12 @@ class QuantisedUserCoder(UserCoder):
     def encode(self, users: Ids, ivs: Tensor) -> tuple[Tensor, Tensor]:
         at, m = self._rows(users), self.users.numbers
         numbers, further = ivs[:, :m].cpu(), ivs[:, m:]
-        payload = self.quantiser.encode(numbers if self.users.deltas else numbers - take(self.held, at))
-        sent = self.quantiser.decode(payload, m, ivs.dtype)
+        held = take(self.held, at)
+        payload = self.quantiser.encode(numbers if self.users.deltas else numbers - held)
+        sent = torch.empty_like(numbers)
+        self.quantiser.decode(payload, sent)
         if not self.users.deltas:
-            self.pending = replaced(self.pending, at, take(self.held, at) + sent)
+            self.pending = replaced(self.pending, at, sent.add_(held))
         return payload, pack(self.users.take_sent(users, sent.to(ivs.device), further), 0, ivs.dtype)[1]
 
     def commit(self, users: Ids) -> None:
@@ -149,7 +151,9 @@ class QuantisedUserCoder(UserCoder):
 
     def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
         at, m = self._rows(users), self.users.numbers
-        models = self.quantiser.decode(payload, m, dtype).add_(take(self.base, at))
+        models = torch.empty(len(users), m, dtype=dtype)
+        self.quantiser.decode(payload, models)
+        models += take(self.base, at)
         self.newest = replaced(self.newest, at, models)
         return joined(models, extras)
 
@@ -191,18 +195,21 @@ class QuantisedAggregatorCoder(AggregatorCoder):
         self.base = self.newest = origin.expand(len(served), -1)
 
     def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
-        numbers = self.quantiser.decode(payload, self.numbers, dtype)
+        numbers = torch.empty(len(users), self.numbers, dtype=dtype)
+        self.quantiser.decode(payload, numbers)
         if not self.deltas:
             at = torch.from_numpy(np.searchsorted(self.heard, users))
-            numbers = take(self.held, at) + numbers
+            numbers += take(self.held, at)
             self.held = replaced(self.held, at, numbers.clone())  # the aggregator may overwrite the IVs
         return joined(numbers, extras)
 
     def encode(self, heard: Ids, models: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         known = torch.from_numpy(np.flatnonzero(np.isin(self.served, heard)))
         self.base = replaced(self.base, known, take(self.newest, known))
-        payload = self.quantiser.encode(models[:, : self.numbers].to(self.base) - self.base)
-        self.newest = self.quantiser.decode(payload, self.numbers, dtype).add_(self.base)
+        change = models[:, : self.numbers].to(self.base) - self.base
+        payload = self.quantiser.encode(change)
+        self.quantiser.decode(payload, change)
+        self.newest = change.add_(self.base)
         return payload, pack(models[:, self.numbers :], 0, dtype)[1]
 
     def state_dict(self) -> State:

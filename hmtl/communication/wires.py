@@ -31,8 +31,8 @@ class Quantiser(Protocol):
     def encode(self, x: Tensor) -> Tensor:
         """Return rows x [n, m] as bytes, uint8 [n, bits(m) / 8]. Raise RangeError if a number has no encoding."""
 
-    def decode(self, rows: Tensor, m: int, dtype: torch.dtype) -> Tensor:
-        """Return the numbers [n, m] of rows of bytes as `dtype`, the same at every node."""
+    def decode(self, rows: Tensor, out: Tensor) -> None:
+        """Write the numbers of rows of bytes to `out` [n, m], a tensor of floats on the CPU."""
 
 
 class Blocks:
@@ -56,25 +56,32 @@ class Blocks:
     def encode(self, x: Tensor) -> Tensor:
         from hmtl.communication import block_kernels  # compiles its loops, which takes a second
 
-        x = (x if x.dtype in (torch.float32, torch.float64) else x.float()).cpu()
-        rows, failed = np.empty((len(x), self.bits(x.shape[1]) // 8), np.uint8), np.zeros(len(x), np.bool_)
-        block_kernels.encode(x.numpy(), self.width, np.array(PLANES[self.width]), rows, failed)
-        if failed.any():
+        numbers = _compiled(x).contiguous().numpy()
+        integer = np.dtype(f"i{numbers.itemsize}").type
+        planes, rows = np.array(PLANES[self.width]), np.empty((len(x), self.bits(x.shape[1]) // 8), np.uint8)
+        mask = integer(np.iinfo(integer).max)
+        if block_kernels.encode(numbers, numbers.view(integer), mask, self.width, planes, rows):
             raise RangeError(
                 "an update or model is not finite, or too large for a number of few bits: training diverges. Lower "
                 "solver.step or solver.passes, raise lam, or scale the data."
             )
         return torch.from_numpy(rows)
 
-    def decode(self, rows: Tensor, m: int, dtype: torch.dtype) -> Tensor:
+    def decode(self, rows: Tensor, out: Tensor) -> None:
         from hmtl.communication import block_kernels
 
-        wide = torch.empty(len(rows), m, dtype=dtype if dtype in (torch.float32, torch.float64) else torch.float32)
-        block_kernels.decode(rows.numpy(), self.width, np.array(PLANES[self.width]), wide.numpy())
-        return wide.to(dtype)
+        numbers = _compiled(out)
+        block_kernels.decode(rows.contiguous().numpy(), self.width, np.array(PLANES[self.width]), numbers.numpy())
+        if numbers is not out:
+            out.copy_(numbers)
 
     def _block_bits(self, size: int) -> int:
         return 16 + sum(8 * -(-size * plane // 8) for plane in PLANES[self.width])
+
+
+def _compiled(x: Tensor) -> Tensor:
+    """Return x in a type that the compiled loops know."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 QUANTISERS = {f"int{width}": Blocks(width) for width in PLANES}
