@@ -110,7 +110,17 @@ NEEDED = {
 }
 
 
-@pytest.mark.parametrize(("group", "choice"), [part for part in PARTS if part[0] not in ("experiment", "logger")])
+FIRST = dict(reversed(PARTS))
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"),
+    [
+        pytest.param(group, choice, marks=[] if FIRST[group] == choice else pytest.mark.slow)
+        for group, choice in PARTS
+        if group not in ("experiment", "logger")
+    ],
+)
 def test_a_word_where_a_number_belongs(configure, group: str, choice: str) -> None:
     """Each numeric setting of each part is named."""
     cfg = configure(f"{group}={choice}", NEEDED.get(choice, "seed=0"), "logger=none")
