@@ -152,7 +152,7 @@ def warnings(cfg: DictConfig) -> list[str]:
     ("learner", "advice"),
     [
         ((), "Try rounds=2 or solver.passes=0.2."),
-        (("algorithm.omega_every=0",), "Try rounds=2 or solver.passes=0.2."),
+        pytest.param(("algorithm.omega_every=0",), "Try rounds=2 or solver.passes=0.2.", marks=pytest.mark.slow),
         (("algorithm=fedu",), "Try rounds=2 or solver.epochs=2 or a smaller solver.step, if it diverges."),
     ],
 )
@@ -341,8 +341,14 @@ def test_bad_input(configure: Configure, override: str, kind: type[Exception], m
 @pytest.mark.parametrize(
     "override",
     [
-        *("rounds=0", "checkpoint_every=0", "seed=-1", "scheme=best", "gap_tolerance=-1", "d=0.5", "r=9"),
-        *("wire=int8", "device=none", "reduction=max", "network.W1=0", "participation.relays=[[3,9]]", "resume=none"),
+        *("rounds=0", "scheme=best", "d=0.5", "reduction=max", "participation.relays=[[3,9]]", "resume=none"),
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in (
+                *("checkpoint_every=0", "seed=-1", "gap_tolerance=-1", "r=9"),
+                *("wire=int8", "device=none", "network.W1=0"),
+            )
+        ),
     ],
 )
 def test_what_training_refuses(configure: Configure, override: str) -> None:
