@@ -346,7 +346,7 @@ def test_bad_input(configure: Configure, override: str, kind: type[Exception], m
             pytest.param(each, marks=pytest.mark.slow)
             for each in (
                 *("checkpoint_every=0", "seed=-1", "gap_tolerance=-1", "r=9"),
-                *("wire=int8", "device=none", "network.W1=0"),
+                *("wire=int5", "device=none", "network.W1=0"),
             )
         ),
     ],

@@ -1,6 +1,7 @@
 """Nodes of a round of partial demands: relays learn what their users' models need. K users, H relays."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from hmtl.communication.agreement import DIGEST_BYTES, Digest
 from hmtl.communication.attendance import numbers_to_bytes
+from hmtl.communication.coders import AggregatorCoder
 from hmtl.communication.messages import MODELS, Message, Users
 from hmtl.communication.nodes.aggregation import Aggregation, AggregatorSide
 from hmtl.communication.nodes.coding import CodingRelay, CodingServer
@@ -16,14 +18,14 @@ from hmtl.communication.planning.pieces import Segment, together
 from hmtl.communication.planning.planner import PartialPlanner
 from hmtl.errors import CodingError
 
+MakeCoder = Callable[[Users, Users], AggregatorCoder]
+
 
 class PartialAggregation(Aggregation):
     """The aggregation of one relay, which computes from some IVs the models of the users whom the relay `serves`."""
 
-    def __init__(
-        self, K: int, aggregator: AggregatorSide, numbers: int, wire: torch.dtype | None, serves: Users
-    ) -> None:
-        super().__init__(K, aggregator, numbers, wire)
+    def __init__(self, K: int, aggregator: AggregatorSide, coder: AggregatorCoder, serves: Users) -> None:
+        super().__init__(K, aggregator, coder)
         self.serves = serves
 
     def _compute(self, ivs: Tensor, rounds: int) -> Tensor:
@@ -38,7 +40,8 @@ class PartialRelay(CodingRelay):
 
     Args:
         i, planner, hosts: see `Relay`.
-        aggregator, numbers, wire: see `Aggregation`.
+        aggregator: computes the models.
+        coder: makes the coder of the relay, given the users whom it hears of and those whom it serves.
     """
 
     planner: PartialPlanner
@@ -49,13 +52,20 @@ class PartialRelay(CodingRelay):
         planner: PartialPlanner,
         hosts: Sequence[str],
         aggregator: AggregatorSide,
-        numbers: int,
-        wire: torch.dtype | None,
+        coder: MakeCoder,
     ) -> None:
         self.serves, self.demands = np.flatnonzero(planner.serving == i), np.flatnonzero(planner.demands[i])
-        aggregation = PartialAggregation(planner.topology.K, aggregator, numbers, wire, self.serves)
+        own_coder = coder(self.demands, self.serves)
+        aggregation = PartialAggregation(planner.topology.K, aggregator, own_coder, self.serves)
         super().__init__(i, planner, hosts, aggregation)
         self._by_block: dict[int, Digest] = {}  # a digest for each code, by the number of its first block
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"aggregation": self.aggregation.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.aggregation.load_state_dict(state["aggregation"])
 
     def attend(self, messages: Sequence[Message]) -> None:
         super().attend(messages)
