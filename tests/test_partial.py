@@ -28,7 +28,7 @@ SMALL = (
 )
 
 
-@pytest.fixture(params=["by covariance", "from a file"])
+@pytest.fixture(params=["by covariance", pytest.param("from a file", marks=pytest.mark.slow)])
 def graph(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "by covariance":
         return "regularizer.neighbors=1"
