@@ -18,16 +18,27 @@ from hmtl.errors import CodingError
 
 
 class PartialAggregation(Aggregation):
-    """The aggregation of one relay, which computes from some IVs the models of the users whom the relay `serves`."""
+    """The aggregation of one relay, which computes the models of the users whom it `serves` from the IVs it `demands`.
+
+    The relay may learn further IVs, which are coded together with those that it demands.
+    """
 
     def __init__(
-        self, K: int, aggregator: AggregatorSide, numbers: int, wire: torch.dtype | None, serves: Users
+        self,
+        K: int,
+        aggregator: AggregatorSide,
+        numbers: int,
+        wire: torch.dtype | None,
+        serves: Users,
+        demands: Users,
     ) -> None:
         super().__init__(K, aggregator, numbers, wire)
-        self.serves = serves
+        self.serves, self.demands = serves, demands
 
     def _compute(self, ivs: Tensor, rounds: int) -> Tensor:
-        return self.aggregator.part(self.serves, self.users, ivs, rounds)
+        if len(self.users) > len(self.demands):
+            ivs = ivs[self.places(self.demands)]
+        return self.aggregator.part(self.serves, self.demands, ivs, rounds)
 
     def _receipts(self) -> Tensor:
         return torch.from_numpy(numbers_to_bytes(np.full(len(self.serves), self._round)).reshape(-1, 4))
@@ -53,7 +64,7 @@ class PartialRelay(CodingRelay):
         wire: torch.dtype | None,
     ) -> None:
         self.serves, self.demands = np.flatnonzero(planner.serving == i), np.flatnonzero(planner.demands[i])
-        aggregation = PartialAggregation(planner.topology.K, aggregator, numbers, wire, self.serves)
+        aggregation = PartialAggregation(planner.topology.K, aggregator, numbers, wire, self.serves, self.demands)
         super().__init__(i, planner, hosts, aggregation)
         self._by_block: dict[int, Digest] = {}  # a digest for each code, by the number of its first block
 
@@ -80,7 +91,8 @@ class PartialRelay(CodingRelay):
         """Add nothing: relays demand different IVs."""
 
     def _keeps_ivs(self) -> bool:
-        return self.aggregation.open(self.round, self.name, self.demands, *self.sizes)
+        users = np.union1d(self.demands, self.planner.code(self.attendance).learned(self.i))
+        return self.aggregation.open(self.round, self.name, users, *self.sizes)
 
 
 class PartialServer(CodingServer):
