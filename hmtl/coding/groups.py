@@ -84,13 +84,19 @@ class Costs:
         t: the topology.
         uplinks: of the active relays; None: all links are equal, and relays send one after the other.
         medium: `broadcast` or `unicast`, of the downlink.
+
+    Attributes:
+        per_iv: the least time in which relays send each user's IV [K]: the fastest that hears it, or all in parallel.
     """
 
     def __init__(self, t: Topology, uplinks: Uplinks | None, medium: str) -> None:
         self.t, self.uplinks, self.medium = t, uplinks, medium
-        W = np.asarray(uplinks.bandwidths if uplinks and t.active else (1.0,))
-        self.downlink = float((uplinks and uplinks.downlink) or W.max())
-        self.least_per_iv = self.downlink / float(W.sum() if uplinks and uplinks.parallel else W.max())
+        W = np.zeros(t.H)
+        W[list(t.active)] = uplinks.bandwidths if uplinks else 1.0
+        self.downlink = float((uplinks and uplinks.downlink) or W.max(initial=0))
+        together = uplinks is not None and uplinks.parallel
+        fastest = np.full(t.K, W.sum()) if together else (t.G * W[:, None]).max(axis=0)
+        self.per_iv = np.divide(self.downlink, fastest, out=np.zeros(t.K), where=fastest > 0)
 
     def down(self, misses: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the load of the downlink, given how many users each relay misses [.., relays]."""
@@ -157,6 +163,7 @@ class _Merger:
         self.cost, self.up = np.zeros(most), np.zeros(most)
         self.size, self.heard = np.zeros(most, dtype=np.int64), np.zeros((most, costs.t.H), dtype=np.int64)
         self.relays = np.zeros((most, costs.t.H), dtype=bool)
+        self.alone = np.zeros((most, costs.t.H))  # least time of what each relay misses
         self.pairs: list[tuple[float, int, int, bool]] = []
         for n, group in enumerate(groups):
             cost = costs.of(group)
@@ -188,12 +195,13 @@ class _Merger:
         misses = len(group.users) - heard[group.relays]
         self.cost[n], self.up[n] = cost, cost - self.costs.down(misses)
         self.size[n], self.heard[n], self.relays[n, group.relays] = len(group.users), heard, True
+        self.alone[n] = (self.costs.t.G[:, group.users] == 0) @ self.costs.per_iv[group.users]
         others = np.flatnonzero(self.remaining)
         self.remaining[n] = True
         learns = self.relays[others] | self.relays[n]
         missed = np.where(learns, (self.size[others] + self.size[n])[:, None] - self.heard[others] - heard, 0)
-        up = np.maximum(self.up[others], self.up[n])
-        up = np.maximum(up, self.costs.least_per_iv * missed.max(axis=1, initial=0))
+        alone = np.where(learns, self.alone[others] + self.alone[n], 0).max(axis=1, initial=0)
+        up = np.maximum(np.maximum(self.up[others], self.up[n]), alone)
         saved = self.cost[others] + cost - up - self.costs.down(missed)
         worth = saved > LEAST_SAVED
         return [(-s, m, n, False) for s, m in zip(saved[worth].tolist(), others[worth].tolist(), strict=True)]
