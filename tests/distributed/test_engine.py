@@ -73,6 +73,7 @@ def check_equal(
     [
         ("participation.dropout=0.2", "participation.relays=0.2", "aggregators=all", "algorithm.omega_every=2"),
         ("regularizer=mean", "communicator=sums"),
+        ("wire=int4", "participation.dropout=0.2", "participation.relays=0.3", "aggregators=all", "rounds=6"),
         ("algorithm=fedu", "regularizer.neighbors=2", "dataset.standardize=all", "evaluate_every=3"),
     ],
     ids=" ".join,

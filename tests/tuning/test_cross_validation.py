@@ -337,7 +337,7 @@ def test_bad_input(configure: Configure, override: str, kind: type[Exception], m
     "override",
     [
         *("rounds=0", "checkpoint_every=0", "seed=-1", "scheme=best", "gap_tolerance=-1", "d=0.5", "r=9"),
-        *("wire=int8", "device=none", "reduction=max", "network.W1=0", "participation.relays=[[3,9]]", "resume=none"),
+        *("wire=int5", "device=none", "reduction=max", "network.W1=0", "participation.relays=[[3,9]]", "resume=none"),
     ],
 )
 def test_what_training_refuses(configure: Configure, override: str) -> None:

@@ -17,6 +17,7 @@ from hmtl.communication.nodes.host import UserSide
 from hmtl.communication.nodes.partial import PartialRelay, PartialServer
 from hmtl.communication.planning.planner import PartialPlanner
 from hmtl.communication.round import Nodes, Outcome, coding
+from hmtl.communication.wires import Wire
 from hmtl.errors import ConfigError
 from hmtl.topology import Moving, Topology
 
@@ -42,7 +43,7 @@ class CodedPartial(Communicator):
         topology: Topology | Moving,
         network: Network = Network(),  # noqa: B008, it is frozen
         seed: int = 0,
-        wire: str | None = None,
+        wire: Wire = None,
         *,
         max_pieces: int = 8,
         generation: int = 200,
@@ -114,5 +115,5 @@ class CodedPartial(Communicator):
     def _make_nodes(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
         if aggregator is not self._aggregator:  # the aggregator of a set-up
             return super()._make_nodes(users, aggregator)
-        relay = partial(PartialRelay, aggregator=aggregator, numbers=users.numbers, wire=self._wire_type)
+        relay = partial(PartialRelay, aggregator=aggregator, coder=partial(self._aggregator_coder, users))
         return self._local_nodes(users, relay, PartialServer, coding, None)

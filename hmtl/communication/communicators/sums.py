@@ -14,6 +14,7 @@ from hmtl.communication.accounting.ledger import (
     USERS_TO_RELAYS,
 )
 from hmtl.communication.accounting.network import Network, between_seconds
+from hmtl.communication.coders import AggregatorCoder
 from hmtl.communication.communicators.base import Communicator, MakeLinks
 from hmtl.communication.communicators.ivs import CodedHierarchical
 from hmtl.communication.links import InProcess
@@ -92,7 +93,7 @@ class Sums(Communicator):
     def _make_nodes(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
         if not users.numbers:  # a set-up, or nothing travels
             return super()._make_nodes(users, aggregator)
-        aggregation = SummingAggregation(self.topology.K, aggregator, users.numbers, None)
+        aggregation = SummingAggregation(self.topology.K, aggregator, AggregatorCoder(users.numbers, None))
         server = partial(AddingServer, aggregation=aggregation)
         return self._local_nodes(users, AddingRelay, server, forwarding, aggregation, AddingHost)
 

@@ -1,6 +1,7 @@
 """Nodes of a round of partial demands: relays learn what their users' models need. K users, H relays."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from hmtl.communication.agreement import DIGEST_BYTES, Digest
 from hmtl.communication.attendance import numbers_to_bytes
+from hmtl.communication.coders import AggregatorCoder
 from hmtl.communication.messages import MODELS, Message, Users
 from hmtl.communication.nodes.aggregation import Aggregation, AggregatorSide
 from hmtl.communication.nodes.coding import CodingRelay, CodingServer
@@ -15,6 +17,8 @@ from hmtl.communication.nodes.phases import Phase
 from hmtl.communication.planning.pieces import Segment, together
 from hmtl.communication.planning.planner import PartialPlanner
 from hmtl.errors import CodingError
+
+MakeCoder = Callable[[Users, Users], AggregatorCoder]
 
 
 class PartialAggregation(Aggregation):
@@ -24,21 +28,20 @@ class PartialAggregation(Aggregation):
     """
 
     def __init__(
-        self,
-        K: int,
-        aggregator: AggregatorSide,
-        numbers: int,
-        wire: torch.dtype | None,
-        serves: Users,
-        demands: Users,
+        self, K: int, aggregator: AggregatorSide, coder: AggregatorCoder, serves: Users, demands: Users
     ) -> None:
-        super().__init__(K, aggregator, numbers, wire)
+        super().__init__(K, aggregator, coder)
         self.serves, self.demands = serves, demands
 
-    def _compute(self, ivs: Tensor, rounds: int) -> Tensor:
+    def update(self, digest: bytes, dtype: torch.dtype, rounds: int = 0) -> None:
+        """Drop the IVs that the relay does not demand, and compute the models; see `Aggregation.update`."""
         if len(self.users) > len(self.demands):
-            ivs = ivs[self.places(self.demands)]
-        return self.aggregator.part(self.serves, self.demands, ivs, rounds)
+            at = self.places(self.demands)
+            self.users, self.ivs = self.demands, {part: ivs[at] for part, ivs in self.ivs.items()}
+        super().update(digest, dtype, rounds)
+
+    def _compute(self, ivs: Tensor, rounds: int) -> Tensor:
+        return self.aggregator.part(self.serves, self.users, ivs, rounds)
 
     def _receipts(self) -> Tensor:
         return torch.from_numpy(numbers_to_bytes(np.full(len(self.serves), self._round)).reshape(-1, 4))
@@ -49,7 +52,8 @@ class PartialRelay(CodingRelay):
 
     Args:
         i, planner, hosts: see `Relay`.
-        aggregator, numbers, wire: see `Aggregation`.
+        aggregator: computes the models.
+        coder: makes the coder of the relay, given the users whom it hears of and those whom it serves.
     """
 
     planner: PartialPlanner
@@ -60,13 +64,20 @@ class PartialRelay(CodingRelay):
         planner: PartialPlanner,
         hosts: Sequence[str],
         aggregator: AggregatorSide,
-        numbers: int,
-        wire: torch.dtype | None,
+        coder: MakeCoder,
     ) -> None:
         self.serves, self.demands = np.flatnonzero(planner.serving == i), np.flatnonzero(planner.demands[i])
-        aggregation = PartialAggregation(planner.topology.K, aggregator, numbers, wire, self.serves, self.demands)
+        own_coder = coder(self.demands, self.serves)
+        aggregation = PartialAggregation(planner.topology.K, aggregator, own_coder, self.serves, self.demands)
         super().__init__(i, planner, hosts, aggregation)
         self._by_block: dict[int, Digest] = {}  # a digest for each code, by the number of its first block
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"aggregation": self.aggregation.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.aggregation.load_state_dict(state["aggregation"])
 
     def attend(self, messages: Sequence[Message]) -> None:
         super().attend(messages)

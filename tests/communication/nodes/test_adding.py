@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hmtl.coding import cover
 from hmtl.communication import CodedHierarchical, LinkLedger, Network, Sums, sums_if_faster
+from hmtl.communication.coders import AggregatorCoder, UserCoder
 from hmtl.communication.messages import ATTENDANCE, IVS, MODELS, REPORT, SERVER, Message
 from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer, SummingAggregation
 from hmtl.communication.planning.planner import Planner
@@ -74,11 +75,13 @@ class Apart:
     def __init__(self, t: Topology, sides: Sequence[Terms], network: Network = Network()) -> None:  # noqa: B008
         planners = [Planner(t, network) for _ in range(2)]
         width = sides[0].ivs[0].shape[1]
-        self.hosts = [AddingHost(t.K, side, None, n, np.array(sorted(side.mine))) for n, side in enumerate(sides)]
+        self.hosts = [
+            AddingHost(t.K, side, UserCoder(side, None), n, np.array(sorted(side.mine))) for n, side in enumerate(sides)
+        ]
         names = [host.name for host in self.hosts]
         self.relays = [AddingRelay(i, planners[i % 2], names) for i in range(t.H)]
         self.total = Total(width)
-        self.seat = SummingAggregation(t.K, self.total, width - 1, None)
+        self.seat = SummingAggregation(t.K, self.total, AggregatorCoder(width - 1, None))
         self.server = AddingServer(planners[0], self.seat)
         self.links = Changed(LinkLedger(t.K, t.H))
         self.names = names, [relay.name for relay in self.relays]
