@@ -64,6 +64,7 @@ class Summary(BaseModel):
         bounds: lower bounds of the loads.
         handover_bits: bits of state sent to relays that had missed rounds.
         adding: relays that compute sums, if sums travel.
+        note: remarks on the communicator, such as that another one would be cheaper.
         error_measure: what the errors measure.
         passes: local passes over a user's rows per round.
         omega_learned: whether Ω was updated at least once.

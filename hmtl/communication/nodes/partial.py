@@ -22,11 +22,23 @@ MakeCoder = Callable[[Users, Users], AggregatorCoder]
 
 
 class PartialAggregation(Aggregation):
-    """The aggregation of one relay, which computes from some IVs the models of the users whom the relay `serves`."""
+    """The aggregation of one relay, which computes the models of the users whom it `serves` from the IVs it `demands`.
 
-    def __init__(self, K: int, aggregator: AggregatorSide, coder: AggregatorCoder, serves: Users) -> None:
+    The relay may learn further IVs, which are coded together with those that it demands.
+    """
+
+    def __init__(
+        self, K: int, aggregator: AggregatorSide, coder: AggregatorCoder, serves: Users, demands: Users
+    ) -> None:
         super().__init__(K, aggregator, coder)
-        self.serves = serves
+        self.serves, self.demands = serves, demands
+
+    def update(self, digest: bytes, dtype: torch.dtype, rounds: int = 0) -> None:
+        """Drop the IVs that the relay does not demand, and compute the models; see `Aggregation.update`."""
+        if len(self.users) > len(self.demands):
+            at = self.places(self.demands)
+            self.users, self.ivs = self.demands, {part: ivs[at] for part, ivs in self.ivs.items()}
+        super().update(digest, dtype, rounds)
 
     def _compute(self, ivs: Tensor, rounds: int) -> Tensor:
         return self.aggregator.part(self.serves, self.users, ivs, rounds)
@@ -56,7 +68,7 @@ class PartialRelay(CodingRelay):
     ) -> None:
         self.serves, self.demands = np.flatnonzero(planner.serving == i), np.flatnonzero(planner.demands[i])
         own_coder = coder(self.demands, self.serves)
-        aggregation = PartialAggregation(planner.topology.K, aggregator, own_coder, self.serves)
+        aggregation = PartialAggregation(planner.topology.K, aggregator, own_coder, self.serves, self.demands)
         super().__init__(i, planner, hosts, aggregation)
         self._by_block: dict[int, Digest] = {}  # a digest for each code, by the number of its first block
 
@@ -90,7 +102,8 @@ class PartialRelay(CodingRelay):
         """Add nothing: relays demand different IVs."""
 
     def _keeps_ivs(self) -> bool:
-        return self.aggregation.open(self.round, self.name, self.demands, *self.sizes)
+        users = np.union1d(self.demands, self.planner.code(self.attendance).learned(self.i))
+        return self.aggregation.open(self.round, self.name, users, *self.sizes)
 
 
 class PartialServer(CodingServer):
