@@ -1,7 +1,6 @@
 """Sums between nodes that share no more than planners: what each gets to see, who adds, loads, and what is refused."""
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,11 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hmtl.coding import cover
-from hmtl.communication import CodedHierarchical, LinkLedger, Network, Sums, sums_if_faster
+from hmtl.communication import CodedHierarchical, Network, Sums, sums_if_faster
 from hmtl.communication.messages import ATTENDANCE, IVS, MODELS, REPORT, SERVER, Message
-from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer, SummingAggregation
-from hmtl.communication.planning.planner import Planner
-from hmtl.communication.round import Nodes, Stopwatch, forwarding, play
 from hmtl.errors import CodingError, ConfigError
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers
 from hmtl.testing.topologies import topologies
