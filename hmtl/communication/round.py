@@ -209,7 +209,8 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
     stage, server = Stage(nodes, links, watch), nodes.server
     links.begin(round)
     for host in nodes.hosts:
-        links.post(host.send(round, nodes.relay_names))
+        for message in host.send(round, nodes.relay_names):
+            links.post(message)
         links.end(IVS, nodes.relay_names)
     try:
         stage.relays("report", round, hears=[IVS], says=[REPORT], senders=nodes.host_names)

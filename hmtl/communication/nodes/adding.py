@@ -29,14 +29,14 @@ WORK = 2**16  # numbers that are added at once, so that they stay in the process
 class AddingHost(UserHost):
     """A host whose users send terms of sums, and receive one row for all of them."""
 
-    def send(self, round: int, relays: Sequence[str]) -> Message:
-        message = super().send(round, relays)
-        if message.dtype != torch.int64:
+    def send(self, round: int, relays: Sequence[str]) -> list[Message]:
+        messages = super().send(round, relays)
+        if self.dtype != torch.int64:
             raise CodingError(
-                f"communicator=sums adds terms of type int64, but these users send {message.dtype}. Make the algorithm "
+                f"communicator=sums adds terms of type int64, but these users send {self.dtype}. Make the algorithm "
                 "with messages='sums'."
             )
-        return message
+        return messages
 
     def receive(self, models: Sequence[Message]) -> None:
         """Take the row that all users share, which ends with the receipts of all users."""
@@ -58,7 +58,7 @@ class AddingRelay(Relay):
         if not len(users):
             return []
         at = torch.from_numpy(self._row[users])
-        payload, overhead = (_sum(self._ivs[part], at) for part in PARTS)
+        payload, overhead = (self._sum(part, at) for part in PARTS)
         return [self._to_server(IVS, payload, overhead)]
 
     def deliver(self) -> list[Message]:
@@ -73,6 +73,10 @@ class AddingRelay(Relay):
         broadcast = self.topology.K + self.i  # the ledger's link for what all users of this relay hear
         return [replace(message, links=broadcast, at=None) for message in messages]
 
+    def _sum(self, part: str, at: Tensor) -> Tensor:
+        """Return the sum of the rows `at` of a part of what this relay heard, uint8 [1, bytes]."""
+        return add_rows(self._ivs[part], at)
+
 
 class AddingServer(ForwardingServer):
     """A server that adds the relays' sums."""
@@ -81,12 +85,16 @@ class AddingServer(ForwardingServer):
         """Add the sums of the relays that the plan names."""
         if self.empty or self._lacks(self.planner.cover(self.attendance.heard).relays, messages):
             return
-        sums = {}
-        for part, nbytes in zip(PARTS, self.sizes, strict=True):
-            rows = [torch.zeros(1, nbytes, dtype=torch.uint8), *(getattr(message, part) for message in messages)]
-            sums[part] = _sum(torch.cat(rows), torch.arange(len(rows)))
+        sums = {
+            part: self._sum(part, [getattr(message, part) for message in messages], nbytes)
+            for part, nbytes in zip(PARTS, self.sizes, strict=True)
+        }
         self.aggregation.keep(self.round, self.attendance.users, sums)
         self._dtype = torch.int64
+
+    def _sum(self, part: str, rows: Sequence[Tensor], nbytes: int) -> Tensor:
+        """Return the sum of the rows that relays sent as a part, the bytes of int64: uint8 [1, nbytes]."""
+        return add_rows(torch.cat([torch.zeros(1, nbytes, dtype=torch.uint8), *rows]), torch.arange(len(rows) + 1))
 
     def _model_messages(self, models: PackedModels) -> list[Message]:
         """Return messages that carry the row for all users to the relays that deliver it."""
@@ -110,7 +118,7 @@ def _split_receipts(overhead: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDA
     return content[:start], bytes_to_numbers(receipts)
 
 
-def _sum(rows: Tensor, at: Tensor) -> Tensor:
+def add_rows(rows: Tensor, at: Tensor) -> Tensor:
     """Return the sum of the rows `at`, uint8 [1, 8·L] for rows [n, 8·L]: the bytes of int64."""
     terms = from_bytes(rows, torch.int64)
     total = terms.new_zeros(1, terms.shape[1])

@@ -56,7 +56,7 @@ class UserHost:
         nbytes: bytes of an IV.
     """
 
-    STATE = ("waiting", "pending", "sent")
+    STATE: tuple[str, ...] = ("waiting", "pending", "sent")
 
     def __init__(self, K: int, users: UserSide, wire: torch.dtype | None, number: int, members: Users) -> None:
         self.name, self.users, self.wire, self.members = host_name(number), users, wire, members
@@ -67,8 +67,8 @@ class UserHost:
         self.nbytes = 0
         self._idle = self.waiting.copy()
 
-    def send(self, round: int, relays: Sequence[str]) -> Message:
-        """Return the IVs of the users who take part, for all relays within range."""
+    def send(self, round: int, relays: Sequence[str]) -> list[Message]:
+        """Return a message with the IVs of the users who take part, for all relays within range."""
         self._idle = self.waiting.copy()
         users, ivs = self.users.local_update(round, np.flatnonzero(self._idle))
         K = len(self.waiting)
@@ -83,9 +83,8 @@ class UserHost:
         self.dtype, self.device = ivs.dtype, ivs.device
         payload, overhead = pack(ivs, self.users.numbers, self.wire or ivs.dtype)
         self.nbytes = payload.shape[1]
-        return Message(
-            round, USERS_TO_RELAYS, IVS, self.name, tuple(relays), users, payload, overhead, users, dtype=ivs.dtype
-        )
+        to, dtype = tuple(relays), ivs.dtype
+        return [Message(round, USERS_TO_RELAYS, IVS, self.name, to, users, payload, overhead, users, dtype=dtype)]
 
     def read_receipts(self, receipts: Sequence[Message]) -> None:
         """Roll back the updates that were sent in a round in which nobody aggregated."""

@@ -1,23 +1,20 @@
 """Sums between nodes that share no more than planners: what each gets to see, who adds, loads, and what is refused."""
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from changed import Changed, poisoned
+from adding import Apart, Terms, Total, terms
+from changed import poisoned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from hmtl.coding import cover
-from hmtl.communication import CodedHierarchical, LinkLedger, Network, Sums, sums_if_faster
+from hmtl.communication import CodedHierarchical, Network, Sums, sums_if_faster
 from hmtl.communication.messages import ATTENDANCE, IVS, MODELS, REPORT, SERVER, Message
-from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer, SummingAggregation
-from hmtl.communication.planning.planner import Planner
-from hmtl.communication.round import Nodes, Stopwatch, forwarding, play
 from hmtl.errors import CodingError, ConfigError
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers
 from hmtl.testing.topologies import topologies
@@ -32,63 +29,11 @@ networks = st.builds(
 )
 
 
-class Terms(ScriptedUsers):
-    """Users who send given terms, with a number beside m."""
-
-    row_bits = (64 * 6, 64, 128)
-
-    def __init__(self, terms: Sequence[Tensor], absent: Sequence[set[int]], mine: Sequence[int] | None = None) -> None:
-        super().__init__(terms, absent, 1, mine)
-
-    def receive(self, users: np.ndarray, models: Tensor) -> None:
-        super().receive(users, models.clone())
-
-
-class Total(ScriptedAggregator):
-    """An aggregator of sums: what it has had so far, and how often."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(1, width)
-        self.state["last"] = torch.zeros(1, width, dtype=torch.int64)
-
-    def update(self, users: np.ndarray, ivs: Tensor) -> Tensor:
-        self.seen.append((users, ivs.clone()))
-        self.state = {"last": self.state["last"] + ivs.sum(0, keepdim=True), "updates": self.state["updates"] + 1}
-        return torch.cat([self.state["last"], self.state["updates"].view(1, 1)], dim=1)
-
-
 class Wide(Total):
     """Gives a row for each user, though one is for all."""
 
     def update(self, users: np.ndarray, ivs: Tensor) -> Tensor:
         return super().update(users, ivs).expand(5, -1)
-
-
-def terms(seed: int, K: int, m: int = 7) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).integers(-(2**50), 2**50, (K, m)))
-
-
-class Apart:
-    """Nodes that share nothing but planners, two of them, that must plan the same."""
-
-    def __init__(self, t: Topology, sides: Sequence[Terms], network: Network = Network()) -> None:  # noqa: B008
-        planners = [Planner(t, network) for _ in range(2)]
-        width = sides[0].ivs[0].shape[1]
-        self.hosts = [AddingHost(t.K, side, None, n, np.array(sorted(side.mine))) for n, side in enumerate(sides)]
-        names = [host.name for host in self.hosts]
-        self.relays = [AddingRelay(i, planners[i % 2], names) for i in range(t.H)]
-        self.total = Total(width)
-        self.seat = SummingAggregation(t.K, self.total, width - 1, None)
-        self.server = AddingServer(planners[0], self.seat)
-        self.links = Changed(LinkLedger(t.K, t.H))
-        self.names = names, [relay.name for relay in self.relays]
-
-    def play(self, round: int, away=(), change=Changed.change) -> None:
-        self.links.change = change
-        self.links.ledger.begin_round()
-        there = [relay for relay in self.relays if relay.i not in away]
-        nodes = Nodes(self.hosts, there, self.server, self.seat, forwarding, *self.names)
-        play(round, nodes, self.links, Stopwatch())
 
 
 @settings(max_examples=25)
@@ -287,22 +232,22 @@ def test_a_relay_without_the_attendance_is_left_out() -> None:
     assert set(users.models) == set(range(20))
 
 
-@pytest.mark.parametrize(("ratio", "faster"), [(1.0, True), (100.0, False)])
-def test_sums_replace_coding_if_they_take_less_time(ratio: float, faster: bool) -> None:
+@pytest.mark.parametrize(("q", "faster"), [(1, True), (100, False)])
+def test_sums_replace_coding_if_they_take_less_time(q: int, faster: bool) -> None:
     coded = CodedHierarchical(symmetric(K=20, H=5, r=3), aggregators="auto")
-    sums = sums_if_faster(coded, ratio)
+    sums = sums_if_faster(coded, q, 8)
     assert (sums is not None) == faster
     if sums:
         sums.round(0, Terms([terms(0, 20)], [set()]), Total(7))
         assert "adding" in sums.describe()
         assert "instead of coding" in sums.describe()["note"]
-    assert sums_if_faster(CodedHierarchical(symmetric(K=20, H=5, r=3), aggregators="all"), ratio) is None
-    assert sums_if_faster(CodedHierarchical(symmetric(K=20, H=5, r=3), wire="float32"), ratio) is None
+    assert sums_if_faster(CodedHierarchical(symmetric(K=20, H=5, r=3), aggregators="all"), q, 8) is None
+    assert sums_if_faster(CodedHierarchical(symmetric(K=20, H=5, r=3), wire="float32"), q, 8) is None
 
 
 def test_refusals() -> None:
     t = symmetric(K=5, H=5, r=1)
-    with pytest.raises(ConfigError, match=r"wire=float32 with communicator=sums.*wire=null"):
+    with pytest.raises(ConfigError, match=r"wire=float32 with communicator=sums.*int4.*null"):
         Sums(t, wire="float32")
     with pytest.raises(ConfigError, match=r"network\.last_hop=radio is unknown.*broadcast, unicast"):
         Network(last_hop="radio")

@@ -1,0 +1,146 @@
+"""Sums in few bits: terms as integers of b bits on a scale that all users share, and what this leaves over.
+
+K users, n rows, L numbers in a row; B = ⌈L/64⌉ blocks of 64 numbers, the last of which may be shorter. All numbers are
+int64, and all arithmetic is exact, so that sums have the same bits in any order.
+
+A user wants to add x = t + e, its term and what it still owes. It sends q = clip(round(x/s)) and then owes x − q·s. The
+scale s ≥ 1 of a block follows from the largest |x| of the last round that counted. That maximum travels beside the
+numbers as a *size*, a bfloat16 rounded up: sizes are integers below 2^15 in the order of what they stand for.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from hmtl.communication.words import Words
+from hmtl.errors import RangeError
+
+FEW_BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
+"""The bits b of a term, by the names that the setting `wire` may have for sums."""
+BLOCK = 64  # numbers that share a scale
+SIZES = Words(16)
+LARGEST = 2**61  # of |x|, so that x, and what rounding adds to it, fits in 64 bits
+WORK = 2**16  # numbers that are rounded or added at once, so that they stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """Rows of L words of `bits` bits each, followed by the sizes of their blocks."""
+
+    L: int
+    bits: int
+
+    @property
+    def words(self) -> Words:
+        return Words(self.bits)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a row."""
+        return self.words.nbytes(self.L) + SIZES.nbytes(blocks_of(self.L))
+
+    def pack(self, numbers: Tensor, sizes: Tensor) -> Tensor:
+        """Return numbers [n, L] and sizes [n, B] as bytes, uint8 [n, nbytes]."""
+        return torch.cat([self.words.pack(numbers), SIZES.pack(sizes)], dim=1)
+
+    def unpack(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the numbers [n, L] and sizes [n, B] that `pack` was given."""
+        end = self.words.nbytes(self.L)
+        return self.words.unpack(rows[:, :end], self.L), SIZES.unpack(rows[:, end:], blocks_of(self.L))
+
+    def added(self, rows: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum [1, L] of the numbers in the rows `at`, and the largest sizes [1, B]."""
+        total, largest = (torch.zeros(1, length, dtype=torch.int64) for length in (self.L, blocks_of(self.L)))
+        for places in portions(at, self.L):
+            numbers, sizes = self.unpack(rows[places])
+            total += numbers.sum(0)
+            largest = torch.maximum(largest, sizes.amax(0))
+        return total, largest
+
+
+@dataclass(frozen=True)
+class FewBits:
+    """The formats of sums whose terms have `bits` bits.
+
+    Attributes:
+        bits: b.
+        K: number of users.
+        L: numbers in a row.
+    """
+
+    bits: int
+    K: int
+    L: int
+
+    @property
+    def terms(self) -> RowFormat:
+        """Format of a user's terms."""
+        return RowFormat(self.L, self.bits)
+
+    @property
+    def sums(self) -> RowFormat:
+        """Format of sums of up to K rows of terms: b + ⌈log₂ K⌉ bits."""
+        return RowFormat(self.L, self.bits + (self.K - 1).bit_length())
+
+    @property
+    def whole(self) -> RowFormat:
+        """Format of terms before the first sizes are known, and of sums for users who lack the last row."""
+        return RowFormat(self.L, 64)
+
+    @property
+    def largest(self) -> int:
+        """The largest q, 2^(b−1) − 1."""
+        return (1 << (self.bits - 1)) - 1
+
+    def rounded(self, x: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return q [n, L] and x − q·s [n, L] for x [n, L] and the sizes [1, B] of the last round that counted."""
+        scales = self._scales(sizes)
+        q = torch.div(x + scales // 2, scales, rounding_mode="floor").clamp_(-self.largest, self.largest)
+        return q, x - q * scales
+
+    def values(self, total: Tensor, sizes: Tensor) -> Tensor:
+        """Return s·Σq [1, L] for Σq [1, L] and the sizes [1, B] that gave its scales.
+
+        Raises:
+            RangeError: it might not fit in 64 bits.
+        """
+        scales = self._scales(sizes)
+        if total.numel() and float((total.double() * scales).abs().max()) > 2 * LARGEST:
+            raise RangeError("A sum has outgrown 64 bits. If the models do not diverge, lower fraction_bits.")
+        return total * scales
+
+    def _scales(self, sizes: Tensor) -> Tensor:
+        """Return the scale of each number, ⌈maximum / (2^(b−1) − 1)⌉ and at least 1, [1, L]."""
+        maxima = (sizes.int() << 16).view(torch.float32).long()
+        scales = ((maxima + self.largest - 1) // self.largest).clamp_min_(1)
+        return scales.repeat_interleave(BLOCK, dim=1)[:, : self.L]
+
+
+def sizes_of(x: Tensor) -> Tensor:
+    """Return the sizes [n, B] of the blocks of x [n, L].
+
+    Raises:
+        RangeError: a number exceeds 2^61.
+    """
+    blocks = pad(x.abs(), (0, -x.shape[1] % BLOCK)).view(len(x), -1, BLOCK)
+    maxima = blocks.amax(2)
+    if maxima.numel() and int(maxima.max()) > LARGEST:
+        raise RangeError(
+            "A term, with what earlier ones left over, exceeds 2^61 units of its grid. If the models do not diverge, "
+            "lower fraction_bits."
+        )
+    return ((maxima.float().view(torch.int32) + 0xFFFF) >> 16).long()
+
+
+def blocks_of(L: int) -> int:
+    """Return the number of blocks in a row of L numbers."""
+    return -(-L // BLOCK)
+
+
+def portions(at: Tensor, L: int) -> Iterator[Tensor]:
+    """Yield portions of `at`, numbers of rows of L numbers, that are small enough for the processor's cache."""
+    if len(at):
+        yield from torch.split(at, max(1, WORK // L))
