@@ -15,6 +15,7 @@ from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServe
 from hmtl.communication.nodes.few_bit_sums import FewBitHost, FewBitRelay, FewBitServer
 from hmtl.communication.planning.planner import Planner
 from hmtl.communication.round import Nodes, Stopwatch, forwarding, play
+from hmtl.communication.row_formats import PlainRows
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers
 from hmtl.topology import Topology
 
@@ -57,14 +58,17 @@ class Apart:
         sides: Sequence[Terms],
         network: Network = Network(),  # noqa: B008
         formats: FewBits | None = None,
+        sums: str = "auto",
     ) -> None:
         kinds: tuple[Any, Any, Any] = AddingHost, AddingRelay, AddingServer
         if formats:
-            kinds = tuple(partial(kind, formats=formats) for kind in (FewBitHost, FewBitRelay, FewBitServer))
-        host, relay, server = kinds
-        planners = [Planner(t, network) for _ in range(2)]
+            kinds = FewBitHost, FewBitRelay, FewBitServer
         width = sides[0].ivs[0].shape[1]
-        self.hosts = [host(t.K, side, None, n, np.array(sorted(side.mine))) for n, side in enumerate(sides)]
+        host, relay, server = (partial(kind, formats=formats or PlainRows(width - 1)) for kind in kinds)
+        planners = [Planner(t, network, sums=sums) for _ in range(2)]
+        self.hosts = [
+            host(t.K, side, None, n, np.array(sorted(side.mine)), planners[n % 2]) for n, side in enumerate(sides)
+        ]
         names = [host.name for host in self.hosts]
         self.relays = [relay(i, planners[i % 2], names) for i in range(t.H)]
         self.total = Total(width)

@@ -41,6 +41,7 @@ class SumCode:
     """The shares of a row of sums that each relay sends, and how they are made and decoded.
 
     Attributes:
+        H: number of relays.
         pieces: c; 1: each relay in `owners` sends a whole row.
         bits: m, so that a row is cut into c·m stretches.
         owners: [n] the relay of each share, ascending.
@@ -51,6 +52,7 @@ class SumCode:
         cost: the time in which the shares are sent; the slowest relay sends a row in 1.
     """
 
+    H: int
     pieces: int
     bits: int
     owners: NDArray[np.int64]
@@ -70,6 +72,19 @@ class SumCode:
         """Rows that the relays send in all, n/c."""
         return len(self.owners) / self.pieces
 
+    def loads(self, down: "SumCode", L: int = 0) -> Loads:
+        """Return the loads if terms are added by this code, and sums spread by another; with padding for L words.
+
+        With `unicast`, the server sends each relay the shares that it hands on, so that they reach all users.
+        """
+        up, spread = self.padding(L) / self.pieces, down.padding(L) * down.load
+        by_relay = np.bincount(self.owners, minlength=self.H) * up
+        return Loads(self.load * self.padding(L), min(1.0, self.load), tuple(by_relay.tolist()), spread)
+
+    def padding(self, L: int) -> float:
+        """Return the words of a padded row divided by L; 1 for L = 0."""
+        return self.stretches(L) * self.pieces * self.bits / L if L else 1.0
+
     @property
     def relays(self) -> tuple[int, ...]:
         """The relays that send shares, ascending."""
@@ -86,9 +101,19 @@ class SumCode:
             X = X @ (2 * torch.eye(A.shape[1], dtype=torch.int64) - A @ X)
         return X
 
+    @property
+    def leaders(self) -> NDArray[np.int64]:
+        """[K] the relay that sends the first share of each user's set; it sends what cannot be cut. -1: absent."""
+        first = self.owners[self.sets[:, 0]] if len(self.sets) else np.empty(0, np.int64)
+        return np.append(first, -1)[self.of_user]
+
     def shares_of(self, i: int) -> NDArray[np.int64]:
         """Return the numbers of relay i's shares."""
         return np.flatnonzero(self.owners == i)
+
+    def needs(self, i: int) -> NDArray[np.bool_]:
+        """Return which of relay i's shares belong to each set [g, x_i]."""
+        return np.asarray((self.sets[:, :, None] == self.shares_of(i)).any(axis=1))
 
     def stretches(self, L: int) -> int:
         """Return the length of a stretch in words; the last stretch of a row of L words is padded."""
@@ -150,29 +175,24 @@ def sum_code(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOS
         if least <= bound * (1 + TOLERANCE):
             break
         x, time = programme.solve(c)
-        bits = _bits(c, int(x.sum()))
-        padded = -(-L // (c * bits)) * c * bits / L if L else 1.0
-        if bits > len(POLYNOMIALS) or time / c * padded >= least * (1 - TOLERANCE):
+        if _bits(c, int(x.sum())) > len(POLYNOMIALS) or time / c >= least * (1 - TOLERANCE):
             continue
         counts[list(t.active)] = x
         code = _assemble(t, c, counts, bound, time / c)
-        if len(code.sets) * len(code.combine) ** 2 <= MOST_ENTRIES:
-            best, least = code, time / c * padded
+        padded = code.cost * code.padding(L)
+        if padded < least * (1 - TOLERANCE) and len(code.sets) * len(code.combine) ** 2 <= MOST_ENTRIES:
+            best, least = code, padded
     return best
 
 
 def sum_loads(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOST_PIECES) -> Loads:
     """Return the loads of sums: shares of a row, or whole rows, from the relays, and one row from the server.
 
-    With `unicast`, the server sends each relay the shares that it hands on, so that they reach all users.
-
     Args:
         t, uplinks, most_pieces: see `sum_code`.
     """
     up = sum_code(t, uplinks, most_pieces)
-    by_relay = tuple((np.bincount(up.owners, minlength=t.H) / up.pieces).tolist())
-    down = up if uplinks is None else sum_code(t, None, most_pieces)
-    return Loads(up.load, min(1.0, up.load), by_relay, down.load)
+    return up.loads(up if uplinks is None else sum_code(t, None, most_pieces))
 
 
 def sum_bounds(t: Topology) -> Loads:
@@ -241,7 +261,7 @@ def _assemble(t: Topology, c: int, counts: NDArray[np.int64], bound: float, cost
     of_user = np.full(t.K, -1)
     of_user[present] = places.ravel()
     combine = torch.from_numpy(_lift(_shares(c, len(owners)), bits))
-    return SumCode(c, bits, owners, sets.reshape(-1, c), of_user, combine, bound, cost)
+    return SumCode(t.H, c, bits, owners, sets.reshape(-1, c), of_user, combine, bound, cost)
 
 
 def _shares(c: int, n: int) -> NDArray[np.int64]:

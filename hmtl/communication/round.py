@@ -69,6 +69,8 @@ class Nodes:
 
     def follow(self, planner: Planner) -> None:
         """Continue with the topology of another planner."""
+        for host in self.hosts:
+            host.follow(planner)
         for node in (*self.relays, *([self.server] if self.server else [])):
             node.follow(planner)
 

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.encoding import from_bytes, to_bytes
-from hmtl.communication.few_bits import FewBits, blocks_of, portions, sizes_of
+from hmtl.communication.few_bits import FewBits, blocks_of, sizes_of
 from hmtl.communication.messages import Message, Users, nothing
 from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer
 from hmtl.communication.nodes.aggregation import Aggregation, PackedModels
 from hmtl.communication.nodes.host import UserSide
 from hmtl.communication.planning.planner import Planner
+from hmtl.communication.row_formats import portions
 
 NO_ROW = -1  # in place of the round of a row
 STAMP = 4  # bytes that say, before a row's other overhead, of which round the row is that it is to be added to
@@ -41,11 +42,19 @@ class FewBitHost(AddingHost):
 
     STATE = (*AddingHost.STATE, "owed", "owed_if_counted", "row", "block_sizes", "held")
 
+    formats: FewBits
+
     def __init__(
-        self, K: int, users: UserSide, wire: torch.dtype | None, number: int, members: Users, formats: FewBits
+        self,
+        K: int,
+        users: UserSide,
+        wire: torch.dtype | None,
+        number: int,
+        members: Users,
+        planner: Planner,
+        formats: FewBits,
     ) -> None:
-        super().__init__(K, users, wire, number, members)
-        self.formats = formats
+        super().__init__(K, users, wire, number, members, planner, formats)
         self.owed, self.owed_if_counted = np.zeros((2, len(members), formats.L), np.int64)
         self.row = np.zeros((1, formats.L), np.int64)
         self.block_sizes = np.zeros((1, blocks_of(formats.L)), np.int64)
@@ -70,25 +79,21 @@ class FewBitHost(AddingHost):
         request = replace(message, links=lacking, payload=nothing(len(lacking)), overhead=flags, users=lacking)
         return [replace(message, payload=payload), *([request] if len(lacking) else [])]
 
-    def receive(self, models: Sequence[Message]) -> None:
+    def _take(self, row: Message) -> None:
         """Take S, or add the round's sum to the last S; users who lack that one stay idle."""
-        models = [message for message in models if len(message.payload)]
-        if not models:
-            return
-        overhead, ids = models[0].overhead, np.unique(np.concatenate([message.of_users() for message in models]))
+        overhead, ids = row.overhead, row.of_users()
         base = int(bytes_to_numbers(overhead[0, :STAMP].numpy())[0])
         if base == NO_ROW:
-            row, sizes = self.formats.whole.unpack(models[0].payload[:1])
+            numbers, sizes = self.formats.whole.unpack(row.payload)
         else:
             ids = ids[self.held[ids] == base]
-            total, sizes = self.formats.sums.unpack(models[0].payload[:1])
-            row = torch.from_numpy(self.row) + self.formats.values(total, torch.from_numpy(self.block_sizes))
+            total, sizes = self.formats.sums.unpack(row.payload)
+            numbers = torch.from_numpy(self.row) + self.formats.values(total, torch.from_numpy(self.block_sizes))
         if not len(ids):
             return
-        self.row, self.block_sizes = row.numpy().copy(), sizes.numpy().copy()
-        self.held[ids] = models[0].round
-        absolute = replace(models[0], payload=to_bytes(row), overhead=overhead[:, STAMP:], users=ids, at=None)
-        super().receive([absolute])
+        self.row, self.block_sizes = numbers.numpy().copy(), sizes.numpy().copy()
+        self.held[ids] = row.round
+        super()._take(replace(row, payload=to_bytes(numbers), overhead=overhead[:, STAMP:], users=ids))
 
     def _settle(self, users: Users, last: Users) -> None:
         counted = self._places(users[self.pending[users] & (last == self.sent[users])])
@@ -101,15 +106,7 @@ class FewBitHost(AddingHost):
 
 
 class FewBitRelay(AddingRelay):
-    """A relay that adds terms of few bits, and passes on whether a user within range requests S.
-
-    Args: as in `Relay`, and
-        formats: the formats of rows.
-    """
-
-    def __init__(self, i: int, planner: Planner, hosts: Sequence[str], formats: FewBits) -> None:
-        super().__init__(i, planner, hosts)
-        self.formats = formats
+    """A relay that adds terms of few bits, and passes on whether a user within range requests S."""
 
     def report(self, round: int, messages: Sequence[Message]) -> list[Message]:
         """Take the terms and requests of users within range, and report to the server."""
@@ -120,14 +117,6 @@ class FewBitRelay(AddingRelay):
         requested = any(self.topology.G[self.i][message.of_users()].any() for message in requests)
         last = torch.tensor([[requested]], dtype=torch.uint8)
         return [replace(report, overhead=torch.cat([report.overhead, last], dim=1)) for report in reports]
-
-    def _sum(self, part: str, at: Tensor) -> Tensor:
-        if part != "payload":
-            return super()._sum(part, at)
-        rows, formats = self._ivs[part], self.formats
-        few = rows.shape[1] == formats.terms.nbytes
-        total, sizes = (formats.terms if few else formats.whole).added(rows, at)
-        return (formats.sums if few else formats.whole).pack(total, sizes)
 
 
 class FewBitServer(AddingServer):
@@ -142,9 +131,10 @@ class FewBitServer(AddingServer):
         block_sizes: sizes of the blocks in the last round that counted; all zero if none are known [1, B].
     """
 
+    formats: FewBits
+
     def __init__(self, planner: Planner, aggregation: Aggregation, formats: FewBits) -> None:
-        super().__init__(planner, aggregation)
-        self.formats = formats
+        super().__init__(planner, aggregation, formats)
         self.row = torch.zeros(1, formats.L, dtype=torch.int64)
         self.made = NO_ROW
         self.block_sizes = torch.zeros(1, blocks_of(formats.L), dtype=torch.int64)
@@ -167,13 +157,9 @@ class FewBitServer(AddingServer):
         super().load_state_dict(state)
         self.row, self.made, self.block_sizes = state["row"].clone(), int(state["made"]), state["block_sizes"].clone()
 
-    def _sum(self, part: str, rows: Sequence[Tensor], nbytes: int) -> Tensor:
-        if part != "payload":
-            return super()._sum(part, rows, nbytes)
-        row_format = self.formats.sums if self._few else self.formats.whole
-        received = torch.cat([torch.empty(0, row_format.nbytes, dtype=torch.uint8), *rows])
-        self._total, self._new_block_sizes = row_format.added(received, torch.arange(len(rows)))
-        return to_bytes(self._change())
+    def _row(self, total: Tensor, sizes: Tensor) -> Tensor:
+        self._total, self._new_block_sizes = total, sizes
+        return self._change()
 
     def _model_messages(self, models: PackedModels) -> list[Message]:
         """Return messages that carry the round's sum, or S, to the relays that deliver it."""

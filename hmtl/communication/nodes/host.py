@@ -12,6 +12,7 @@ from hmtl.communication.accounting.ledger import USERS_TO_RELAYS
 from hmtl.communication.attendance import bytes_to_numbers
 from hmtl.communication.encoding import pack, unpack
 from hmtl.communication.messages import IVS, Message, Users, by_user, host_name
+from hmtl.communication.planning.planner import Planner
 from hmtl.errors import CodingError
 
 
@@ -85,6 +86,9 @@ class UserHost:
         self.nbytes = payload.shape[1]
         to, dtype = tuple(relays), ivs.dtype
         return [Message(round, USERS_TO_RELAYS, IVS, self.name, to, users, payload, overhead, users, dtype=dtype)]
+
+    def follow(self, planner: Planner) -> None:
+        """Continue with the topology of another planner; most hosts need none."""
 
     def read_receipts(self, receipts: Sequence[Message]) -> None:
         """Roll back the updates that were sent in a round in which nobody aggregated."""
