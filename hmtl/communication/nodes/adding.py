@@ -40,12 +40,15 @@ class AddingHost(UserHost):
 
     def receive(self, models: Sequence[Message]) -> None:
         """Take the row that all users share, which ends with the receipts of all users."""
-        if not models:
-            return
-        ids: Users = np.unique(np.concatenate([message.of_users() for message in models]))
-        extras, receipts = _split_receipts(models[0].overhead[0].numpy())
+        models = [message for message in models if len(message.of_users())]  # others' rows are left out on the way
+        if models:
+            self._take(models[0], np.unique(np.concatenate([message.of_users() for message in models])))
+
+    def _take(self, message: Message, ids: Users) -> None:
+        """Give these users the row of a message."""
+        extras, receipts = _split_receipts(message.overhead[0].numpy())
         self._settle(ids, receipts[ids])
-        row = unpack(models[0].payload[:1], torch.from_numpy(extras)[None], torch.int64, torch.int64)
+        row = unpack(message.payload[:1], torch.from_numpy(extras)[None], torch.int64, torch.int64)
         self.users.receive(ids, row.to(self.device).expand(len(ids), -1))
 
 
