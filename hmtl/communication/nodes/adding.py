@@ -62,18 +62,17 @@ class AddingHost(UserHost):
 
     def receive(self, models: Sequence[Message]) -> None:
         """Take the row that all users share; a user who lacks one of its shares stays idle."""
-        models = [message for message in models if len(message.payload)]
+        models = [message for message in models if len(message.of_users())]  # others' rows are left out on the way
         row = self._joined(models) if models else None
-        if row is not None:
-            self._take(row)
+        if row:
+            self._take(row, row.of_users())
 
-    def _take(self, row: Message) -> None:
-        """Hand a row to its users; its overhead ends with the receipts of all users."""
-        ids = row.of_users()
-        extras, receipts = _split_receipts(row.overhead[0].numpy())
+    def _take(self, message: Message, ids: Users) -> None:
+        """Give these users the row of a message, whose overhead ends with the receipts of all users."""
+        extras, receipts = _split_receipts(message.overhead[0].numpy())
         self._settle(ids, receipts[ids])
-        numbers = unpack(row.payload, torch.from_numpy(extras)[None], torch.int64, torch.int64)
-        self.users.receive(ids, numbers.to(self.device).expand(len(ids), -1))
+        row = unpack(message.payload[:1], torch.from_numpy(extras)[None], torch.int64, torch.int64)
+        self.users.receive(ids, row.to(self.device).expand(len(ids), -1))
 
     def _joined(self, models: Sequence[Message]) -> Message | None:
         """Return a message with the row for the users all of whose shares arrived; None if there are none."""

@@ -79,21 +79,19 @@ class FewBitHost(AddingHost):
         request = replace(message, links=lacking, payload=nothing(len(lacking)), overhead=flags, users=lacking)
         return [replace(message, payload=payload), *([request] if len(lacking) else [])]
 
-    def _take(self, row: Message) -> None:
+    def _take(self, message: Message, ids: Users) -> None:
         """Take S, or add the round's sum to the last S; users who lack that one stay idle."""
-        overhead, ids = row.overhead, row.of_users()
-        base = int(bytes_to_numbers(overhead[0, :STAMP].numpy())[0])
+        base = int(bytes_to_numbers(message.overhead[0, :STAMP].numpy())[0])
         if base == NO_ROW:
-            numbers, sizes = self.formats.whole.unpack(row.payload)
+            row, sizes = self.formats.whole.unpack(message.payload[:1])
         else:
             ids = ids[self.held[ids] == base]
-            total, sizes = self.formats.sums.unpack(row.payload)
-            numbers = torch.from_numpy(self.row) + self.formats.values(total, torch.from_numpy(self.block_sizes))
-        if not len(ids):
-            return
-        self.row, self.block_sizes = numbers.numpy().copy(), sizes.numpy().copy()
-        self.held[ids] = row.round
-        super()._take(replace(row, payload=to_bytes(numbers), overhead=overhead[:, STAMP:], users=ids))
+            total, sizes = self.formats.sums.unpack(message.payload[:1])
+            row = torch.from_numpy(self.row) + self.formats.values(total, torch.from_numpy(self.block_sizes))
+        if len(ids):
+            self.row, self.block_sizes = row.numpy().copy(), sizes.numpy().copy()
+            self.held[ids] = message.round
+            super()._take(replace(message, payload=to_bytes(row), overhead=message.overhead[:, STAMP:]), ids)
 
     def _settle(self, users: Users, last: Users) -> None:
         counted = self._places(users[self.pending[users] & (last == self.sent[users])])

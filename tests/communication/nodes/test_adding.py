@@ -280,6 +280,20 @@ def test_a_user_without_a_model_waits() -> None:
     assert not users.sent
 
 
+def test_a_host_ignores_a_message_without_rows_for_its_users() -> None:
+    """Between processes, a message for a single user of another host has no rows."""
+    users = Terms([terms(0, 20)], [set()])
+    apart = Apart(symmetric(K=20, H=5, r=3), [users])
+
+    def nothing_first(node: str, message: Message) -> Message:
+        if (message.kind, node, message.sender) != (MODELS, "host 0", "relay 0"):
+            return message
+        return replace(message, users=message.users[:0], payload=message.payload[:0], overhead=message.overhead[:0])
+
+    apart.play(0, change=nothing_first)
+    assert 0 < len(users.models) < 20
+
+
 def test_a_relay_without_the_attendance_is_left_out() -> None:
     users = Terms([terms(n, 20) for n in range(1)], [set()])
     apart = Apart(symmetric(K=20, H=5, r=3), [users])
