@@ -101,7 +101,8 @@ def _loads(summary: Summary) -> Table:
     headers = ("", "measured", "formula", "lower bound", "uncoded")
     unit = f"IVs of {summary.V_bits:,} bit"
     if bits := summary.bits_per_number:
-        unit = "rows of " + ", ".join(f"{bits[tier]:.4g}" for tier in TIERS) + " bit per number"
+        lengths = dict.fromkeys(f"{bits[tier]:.3g}" for tier in TIERS)
+        unit = f"rows of {' or '.join(lengths)} bit per number"
     return as_table(f"Loads per round, in {unit}", headers, rows)
 
 
