@@ -55,7 +55,7 @@ def formula(t: Topology, scheme: str, medium: str, V_bits: int, workers: int) ->
     broadcast.
     """
     if scheme == "sums":
-        load = sum_loads(t)
+        load = sum_loads(t, most_pieces=1)
     elif scheme == "uncoded":
         load = loads(t, "uncoded")
     else:

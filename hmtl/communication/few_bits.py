@@ -1,11 +1,12 @@
-"""Sums in few bits: terms as integers of b bits on a scale that all users share, and what this leaves over.
+"""Sums in few bits: terms as integers of b bits on a scale that all users share.
 
 K users, n rows, L numbers in a row; B = ⌈L/64⌉ blocks of 64 numbers, the last of which may be shorter. All numbers are
 int64, and all arithmetic is exact, so that sums have the same bits in any order.
 
-A user wants to add x = t + e, its term and what it still owes. It sends q = clip(round(x/s)) and then owes x − q·s. The
-scale s ≥ 1 of a block follows from the largest |x| of the last round that counted. That maximum travels beside the
-numbers as a *size*, a bfloat16 rounded up: sizes are integers below 2^15 in the order of what they stand for.
+A user has to add x = t + e: its term, and e, what rounding left over before. It sends q = clip(round(x/s)) and keeps
+x − q·s as the next e. The scale s ≥ 1 of a block follows from the largest |x| in the last round that counted. Users
+send their largest |x| of each block as its *size*, a bfloat16 rounded up, of which relays pass on the maximum. The bits
+of sizes, read as integers below 2^15, have the same order as the sizes.
 """
 
 from dataclasses import dataclass
@@ -70,12 +71,12 @@ class FewBits:
             RangeError: it might not fit in 64 bits.
         """
         scales = self._scales(sizes)
-        if total.numel() and float((total.double() * scales).abs().max()) > 2 * LARGEST:
-            raise RangeError("A sum has outgrown 64 bits. If the models do not diverge, lower fraction_bits.")
+        if float((total.double() * scales).abs().max()) > 2 * LARGEST:
+            raise RangeError("A sum does not fit in 64 bits. If the models do not diverge, lower fraction_bits.")
         return total * scales
 
     def _scales(self, sizes: Tensor) -> Tensor:
-        """Return the scale of each number, ⌈maximum / (2^(b−1) − 1)⌉ and at least 1, [1, L]."""
+        """Return the scale of each number, ⌈size / (2^(b−1) − 1)⌉ and at least 1, [1, L]."""
         maxima = (sizes.int() << 16).view(torch.float32).long()
         scales = ((maxima + self.largest - 1) // self.largest).clamp_min_(1)
         return scales.repeat_interleave(BLOCK, dim=1)[:, : self.L]
@@ -89,10 +90,10 @@ def sizes_of(x: Tensor) -> Tensor:
     """
     blocks = pad(x.abs(), (0, -x.shape[1] % BLOCK)).view(len(x), -1, BLOCK)
     maxima = blocks.amax(2)
-    if maxima.numel() and int(maxima.max()) > LARGEST:
+    if len(maxima) and int(maxima.max()) > LARGEST:
         raise RangeError(
-            "A term, with what earlier ones left over, exceeds 2^61 units of its grid. If the models do not diverge, "
-            "lower fraction_bits."
+            "A term of a sum, plus what rounding left over before, exceeds 2^61 units of the grid. If the models do "
+            "not diverge, lower fraction_bits."
         )
     return ((maxima.float().view(torch.int32) + 0xFFFF) >> 16).long()
 

@@ -111,9 +111,13 @@ class Sums(Communicator):
             described["bits_per_number"] = {tier: row_bits[tier] / numbers for tier in TIERS}
         IV_bits = self._sides[0].row_bits[0]
         described["loads_uncoded"] = {tier: self.topology.K * IV_bits / row_bits[tier] for tier in TIERS}
-        if self.replaced:
-            described["note"] = self._reason(self.replaced)
-        return described
+        notes = [self._reason(self.replaced)] if self.replaced else []
+        if self.bits:
+            notes.append(
+                f"terms of sums travel in {self.bits} bits each, and users add what this rounding leaves over to their "
+                "next terms; rows of 64-bit numbers travel in the first round and for users who missed a row"
+            )
+        return described | ({"note": "; ".join(notes)} if notes else {})
 
     def round(
         self, number: int, users: UserSide, aggregator: AggregatorSide, absent_relays: Collection[int] = ()

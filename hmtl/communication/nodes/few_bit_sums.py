@@ -1,7 +1,7 @@
 """Nodes of a round of sums in few bits, see `hmtl.communication.few_bits`. L numbers in a row, K users.
 
-S, the row of absolute sums, changes by s·Σq in a round. Down travels the row Σq, for users who hold the last S. A user
-who lacks it cannot use the difference and stays idle. It requests S, and in that round S travels to everybody.
+S, the row of absolute sums, changes by s·Σq in a round. The server sends Σq, which users add to the last S. A user who
+lacks the last S stays idle and requests it; in that round, the server sends the whole S to everybody.
 """
 
 from collections.abc import Sequence
@@ -23,18 +23,18 @@ from hmtl.communication.planning.planner import Planner
 from hmtl.communication.row_formats import portions
 
 NO_ROW = -1  # in place of the round of a row
-STAMP = 4  # bytes that say, before a row's other overhead, of which round the row is that it is to be added to
+STAMP = 4  # bytes before a row's other overhead: the round of the row that it is to be added to
 
 
 class FewBitHost(AddingHost):
-    """A host whose users round their terms to few bits, and add what that leaves over to their next terms.
+    """A host whose users round their terms to few bits, and add to the next terms what rounding left over.
 
     Args: as in `UserHost`, and
         formats: the formats of rows.
 
     Attributes:
-        owed: what each user owes: earlier terms minus what it sent in their place [users, L].
-        owed_if_counted: what it owes if its pending update has counted [users, L].
+        owed: what rounding has left over, for each user: its terms that counted minus what it sent [users, L].
+        owed_if_counted: the same if the user's pending update has counted [users, L].
         row: S, as the users received it last [1, L].
         block_sizes: sizes of the blocks, which arrived with this row; all zero if none are known [1, B].
         held: the round of the last row that each user received [K].
@@ -162,7 +162,7 @@ class FewBitServer(AddingServer):
     def _model_messages(self, models: PackedModels) -> list[Message]:
         """Return messages that carry the round's sum, or S, to the relays that deliver it."""
         row = from_bytes(models.payload, torch.int64)
-        usable = self._few and not self._requested and self.made != NO_ROW
+        usable = self._few and not self._requested
         whole = not usable or not torch.equal(row - self.row, self._change())
         row_format, content = (self.formats.whole, row) if whole else (self.formats.sums, self._total)
         if len(self.attendance.users):  # otherwise the last sizes remain the best guess
