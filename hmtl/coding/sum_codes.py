@@ -34,6 +34,7 @@ POLYNOMIALS = (0b11, 0b111, 0b1011, 0b10011, 0b100101, 0b1000011, 0b10000011, 0b
 MOST_ENTRIES = 10**7  # of all inverse matrices of a code
 NODES = 100  # of the search tree of an integer programme
 TOLERANCE = 1e-9
+NEAR = 1.01  # times the bound: with padding, no better code is sought
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,31 +156,34 @@ class SumCode:
 
 
 def sum_code(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOST_PIECES, L: int = 0) -> SumCode:
-    """Return the code whose shares take the least time; among equally fast ones, that with the fewest pieces.
+    """Return the code whose shares take the least time; whole rows if shares take no less.
 
     Args:
         t: the topology; absent users need no code.
         uplinks: of the active relays; None: equal, so that the fewest shares take the least time.
         most_pieces: the largest c; 1: whole rows.
-        L: words of a row, whose padding is counted; 0: ignore padding.
+        L: words of a row, whose padding is counted, up to 1 % of the least time; 0: ignore padding.
     """
     whole = cover(t, uplinks)
     counts = np.isin(np.arange(t.H), whole.relays).astype(np.int64)
     if not t.active:
         return _assemble(t, 1, counts, 0.0, 0.0)
     programme = _Programme(Demand(t.core).hears, uplinks)
-    bound = programme.solve(1, whole=False)[1]
-    best = _assemble(t, 1, counts, bound, whole.cost)
-    least = whole.cost
-    for c in range(2, most_pieces + 1):
-        if least <= bound * (1 + TOLERANCE):
+    fractions = programme.solve(1, whole=False)
+    bound = programme.time(fractions)
+    best, least = _assemble(t, 1, counts, bound, whole.cost), whole.cost
+    choices = range(2, most_pieces + 1)
+    meet_bound = [c for c in choices if np.abs(c * fractions - np.rint(c * fractions)).max() < 1e-6]
+    for c in dict.fromkeys([*meet_bound[:1], *choices]):
+        if least <= bound * (NEAR if L else 1 + TOLERANCE):
             break
-        x, time = programme.solve(c)
-        if _bits(c, int(x.sum())) > len(POLYNOMIALS) or time / c >= least * (1 - TOLERANCE):
+        x = np.rint(c * fractions if c in meet_bound else programme.solve(c)).astype(np.int64)
+        cost = programme.time(x) / c
+        if _bits(c, int(x.sum())) > len(POLYNOMIALS) or cost >= least * (1 - TOLERANCE):
             continue
         counts[list(t.active)] = x
-        code = _assemble(t, c, counts, bound, time / c)
-        padded = code.cost * code.padding(L)
+        code = _assemble(t, c, counts, bound, cost)
+        padded = cost * code.padding(L)
         if padded < least * (1 - TOLERANCE) and len(code.sets) * len(code.combine) ** 2 <= MOST_ENTRIES:
             best, least = code, padded
     return best
@@ -203,7 +207,8 @@ def sum_bounds(t: Topology) -> Loads:
     """
     if not t.present:
         return Loads(0.0, 0.0)
-    least = round(_Programme(Demand(t.core).hears, None).solve(1, whole=False)[1], 9)
+    programme = _Programme(Demand(t.core).hears, None)
+    least = round(programme.time(programme.solve(1, whole=False)), 9)
     return Loads(least, 1.0, unicast=least)
 
 
@@ -221,11 +226,12 @@ class _Programme:
         self.hears, self.seconds = hears, W.min() / W
         self.parallel = uplinks is not None and uplinks.parallel
 
-    def solve(self, c: int, whole: bool = True) -> tuple[NDArray[np.int64], float]:
-        """Return the shares of each relay, and the time in which they are sent; a share of the slowest relay takes 1.
+    def time(self, x: NDArray[Any]) -> float:
+        """Return the time in which relays send x shares [H]; a share of the slowest relay takes 1."""
+        return float((self.seconds * x).max() if self.parallel else (self.seconds * x).sum())
 
-        With `whole=False`, the shares may be fractions, and only the time is meaningful: it is a lower bound.
-        """
+    def solve(self, c: int, whole: bool = True) -> NDArray[np.float64]:
+        """Return whole numbers, or fractions, of shares [H] that take the least time."""
         from scipy.optimize import Bounds, LinearConstraint, milp  # here, because most learners need no sums
 
         T, H = self.hears.shape
@@ -240,10 +246,7 @@ class _Programme:
             integrality=np.r_[np.full(H, whole), False],
             options={"node_limit": NODES} if whole else None,
         )
-        x = np.full(H, float(c)) if solution.x is None else np.asarray(solution.x[:H])  # whole rows always suffice
-        counts = np.rint(x).astype(np.int64)
-        each = self.seconds * (counts if whole else x)
-        return counts, float(each.max() if self.parallel else each.sum())
+        return np.full(H, float(c)) if solution.x is None else np.asarray(solution.x[:H])  # whole rows always suffice
 
 
 def _bits(c: int, n: int) -> int:
