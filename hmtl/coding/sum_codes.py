@@ -94,6 +94,8 @@ class SumCode:
     @cached_property
     def inverses(self) -> Tensor:
         """E, the inverse modulo 2^64 of the columns of D that belong to each set, int64 [g, c·m, c·m]."""
+        if not len(self.sets):
+            return self.combine.new_zeros(0, len(self.combine), len(self.combine))
         A = torch.stack([self._columns(shares) for shares in self.sets])
         over_gf2 = gf256.inverses(list(A.to(torch.uint8)))
         assert over_gf2 is not None, "any c columns of D are independent"

@@ -111,6 +111,9 @@ class AddingRelay(Relay):
         super().__init__(i, planner, hosts)
         self.formats = formats
 
+    def plan(self) -> None:
+        self.planner.plan_sums(self.attendance, self.formats.L)
+
     def forward(self) -> list[Message]:
         """Send this relay's shares of the sum of all terms, if it has any."""
         code, L = self.planner.sum_code(self.attendance.heard, self.formats.L), self.formats.L
@@ -170,6 +173,9 @@ class AddingServer(ForwardingServer):
     def __init__(self, planner: Planner, aggregation: Aggregation, formats: Formats) -> None:
         super().__init__(planner, aggregation)
         self.formats = formats
+
+    def plan(self) -> None:
+        self.planner.plan_sums(self.attendance, self.formats.L)
 
     def gather(self, messages: Sequence[Message]) -> None:
         """Add the sums that the relays sent in shares."""

@@ -103,7 +103,7 @@ class Planner:
     @property
     def plans_made(self) -> int:
         """The number of plans made so far."""
-        return self._codes.cache_info().misses
+        return sum(cache.cache_info().misses for cache in (self._codes, self.sum_code, self.spread_code))
 
     @property
     def plan(self) -> Plan:
@@ -113,6 +113,11 @@ class Planner:
     def code(self, attendance: Attendance) -> Code:
         """Return the code of a round in which relays aggregate."""
         return self._codes(attendance.heard, attendance.aggregators)
+
+    def plan_sums(self, attendance: Attendance, L: int) -> None:
+        """Make the codes of a round of sums."""
+        for code in (self.sum_code(attendance.heard, L), self.spread_code(attendance.relays, L)):
+            _ = code.inverses
 
     def _spread_code(self, relays: tuple[int, ...], L: int) -> SumCode:
         t = self.topology.restricted(relays=relays)
