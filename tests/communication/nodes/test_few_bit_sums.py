@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hmtl.coding import cover
 from hmtl.communication import CodedHierarchical, Network, Sums, sums_if_faster
-from hmtl.communication.few_bits import FewBits
+from hmtl.communication.few_bits import FewBits, sizes_of
 from hmtl.communication.messages import IVS, MODELS, SERVER, Message
 from hmtl.communication.nodes.few_bit_sums import FewBitHost
 from hmtl.communication.planning.planner import SUMS
@@ -58,7 +58,7 @@ def test_sums_and_what_users_owe_add_up_to_all_terms_that_counted(
     sides = [Terms(ivs, absent, mine) for mine in half]
     apart = Apart(t, sides, Network(medium=medium, last_hop=last_hop), FewBits(bits, t.K, M), sums)
     true, true_further, counted = torch.zeros(M, dtype=torch.int64), 0, set[tuple[int, int]]()
-    waiting, has_row = set[int](), False
+    waiting = set[int]()
     for round in range(rounds):
         away = set(np.flatnonzero(rng.random(t.H) < gone).tolist())
         arrives, missed = (t.G == 1) & (rng.random(t.G.shape) >= lost), np.flatnonzero(rng.random(t.K) < lost)
@@ -71,6 +71,7 @@ def test_sums_and_what_users_owe_add_up_to_all_terms_that_counted(
                 requesting |= set(message.users.tolist())
             return poison(node, message)
 
+        known = bool(apart.server.block_sizes.any())
         apart.play(round, away, change)
         there = [i for i in range(t.H) if i not in away]
         sent = set(range(t.K)) - absent[round] - waiting
@@ -86,13 +87,16 @@ def test_sums_and_what_users_owe_add_up_to_all_terms_that_counted(
         got = {k: model for side in sides for k, model in side.models.items()}
         near = {k for k in range(t.K) if t.G[there, k].any()} - set(missed.tolist())
         requested = any(arrives[there, k].any() for k in waiting)
-        if there and (requested or not has_row):
+        payload = apart.links.ledger.bits("server_to_relays", round=round).payload
+        length = 8 * (apart.hosts[0].formats.whole if requested or not known else apart.hosts[0].formats.sums).nbytes
+        copies = len(cover(t.restricted(relays=there)).relays) if medium == "unicast" else 1
+        assert payload == (length * copies if there else 0)
+        if there and (requested or not known):
             assert set(got) == near
         elif there:  # without a whole row, who lacks the last one can use none
             assert near - waiting <= set(got) <= near
         expected = [*S.tolist(), int(further), int(apart.total.state["updates"])]
         assert all(model.tolist() == expected for model in got.values())
-        has_row |= bool(there)
         waiting = set(range(t.K)) - set(got)
     committed = {pair for side in sides for pair in side.committed}
     pending = {(at, k) for side in sides for k, at in side.sent.items()}
@@ -179,6 +183,48 @@ def test_a_user_without_the_last_row_requests_it() -> None:
     apart.play(3)
     assert payload(3) == 8 * -(-M * 9 // 8) + 16
     assert apart.links.ledger.bits("users_to_relays", link=7, round=3).payload > 0
+
+
+def test_what_is_left_over_waits_with_the_update_and_is_saved() -> None:
+    """User 7 has missed a row: its update counted, so what rounding left over counts as soon as it hears that."""
+    users = Terms([terms(n, 20) for n in range(4)], [set()] * 4)
+    apart, seen = Apart(symmetric(K=20, H=5, r=3), [users], formats=FewBits(4, 20, M)), list[Message]()
+    (host,) = apart.hosts
+
+    def lose(node: str, message: Message) -> Message:
+        if message.kind == IVS and node == "relay 0":
+            seen.append(message)
+        if message.kind != MODELS or not node.startswith("host"):
+            return message
+        return replace(message, users=message.users[message.users != 7])
+
+    apart.play(0)
+    apart.play(1, change=lose)
+    assert not host.owed[7].any()
+    state = {name: value.clone() for name, value in host.state_dict().items()}
+    for name in host.STATE:
+        getattr(host, name)[:] = 0
+    host.load_state_dict(state)
+    x = users.ivs[2][:, :M] + torch.from_numpy(host.owed)
+    apart.play(2, change=lambda node, message: lose("", message) if node != "relay 0" else lose(node, message))
+    terms_of_all = [message for message in seen if message.payload.shape[1]][-1]
+    assert torch.equal(host.formats.terms.unpack(terms_of_all.payload)[1], sizes_of(x[terms_of_all.users]))
+    assert host.owed[7].any()
+    true = torch.stack(users.ivs[:3]).sum(0)[:, :M].sum(0) - users.ivs[2][7, :M]
+    assert torch.equal(apart.total.state["last"][0, :M] + torch.from_numpy(host.owed.sum(0)), true)
+
+
+def test_a_host_none_of_whose_users_has_a_row_yet() -> None:
+    """It does not know the scales and sends no terms; the terms of other hosts have few bits."""
+    ivs = [terms(n, 20) for n in range(3)]
+    sides = [Terms(ivs, [set()] * 3, mine) for mine in (range(10), range(10, 20))]
+    apart = Apart(symmetric(K=20, H=5, r=3), sides, formats=FewBits(4, 20, M))
+    apart.play(0, change=lambda node, message: None if (node, message.kind) == ("host 0", MODELS) else message)
+    apart.play(1)
+    assert apart.total.seen[1][0].tolist() == list(range(10, 20))
+    assert set(range(10)) <= set(sides[0].models)
+    apart.play(2)
+    assert len(apart.total.seen[2][0]) == 20
 
 
 def test_after_an_empty_round_the_whole_row_travels() -> None:
