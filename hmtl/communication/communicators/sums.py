@@ -83,7 +83,7 @@ class Sums(Communicator):
 
     @property
     def theory(self) -> Loads:
-        up, down = self._codes(self.topology)
+        up, down = self._codes(self.topology, self._L)
         return up.loads(down, self._L)
 
     def describe(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Sums(Communicator):
         described["loads_theory"][RELAYS_TO_USERS] = last_hop
         described["bounds"] = dict(zip((RELAYS_TO_SERVER, SERVER_TO_RELAYS, RELAYS_TO_USERS), least, strict=True))
         described |= {"communicator": "sums", "scheme": "sums", "last_hop": self.network.last_hop}
-        code, _ = self._codes(self.topology)
+        code, _ = self._codes(self.topology, self._L)
         described |= {"adding": list(code.relays), "pieces": code.pieces}
         if not self._sides or not self.V_bits:
             return described
@@ -142,6 +142,8 @@ class Sums(Communicator):
     def _make_nodes(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
         if not users.numbers:  # a set-up, or nothing travels
             return super()._make_nodes(users, aggregator)
+        for code in self._codes(self.topology, users.numbers):
+            _ = code.inverses  # are made before the first round, like the plan of coded IVs
         aggregation = SummingAggregation(self.topology.K, aggregator, users.numbers, None)
         kinds: tuple[Any, Any, Any] = AddingHost, AddingRelay, AddingServer
         formats: Formats = PlainRows(users.numbers)
@@ -157,10 +159,10 @@ class Sums(Communicator):
         """The numbers in a row; 0 before the learner is known."""
         return self._sides[0].numbers if self._sides else 0
 
-    def _codes(self, t: Topology) -> tuple[SumCode, SumCode]:
+    def _codes(self, t: Topology, L: int) -> tuple[SumCode, SumCode]:
         """Return the codes by which relays add and spread sums if everybody is present."""
         planner = self._planner_of(t)
-        return planner.sum_code(t, self._L), planner.spread_code(tuple(range(t.H)), self._L)
+        return planner.sum_code(t, L), planner.spread_code(tuple(range(t.H)), L)
 
     @property
     def _row_bits(self) -> dict[str, int]:
@@ -176,7 +178,7 @@ class Sums(Communicator):
         up, down = bound.uplink, bound.down(self.network.medium)
         if self.network.last_hop == "unicast":
             return len(t.present), up, down, len(t.present)
-        _, spread = self._codes(t)
+        _, spread = self._codes(t, self._L)
         return spread.load * spread.padding(self._L), up, down, bound.unicast
 
     def _reason(self, replaced: Replaced) -> str:
