@@ -234,7 +234,7 @@ def build_matching(cfg: DictConfig, problem: Problem, communicator: Communicator
     algorithm = build_algorithm(cfg, problem)
     q = algorithm.sums_needed(problem)
     if q and isinstance(communicator, CodedHierarchical):
-        sums = sums_if_faster(communicator, 8 * q / algorithm.W.element_size())
+        sums = sums_if_faster(communicator, q, algorithm.W.element_size())
         if sums is not None:
             return build_algorithm(cfg, problem, messages="sums"), sums
     if len(problem.users) == problem.K:  # otherwise the aggregator learns from a set-up what this depends on

@@ -19,6 +19,7 @@ SMALLEST = {"rounds": 1, "checkpoint_every": 1, "evaluate_every": 1, "seed": 0, 
 READERS = {
     "scheme": "communicator=coded",
     "aggregators": "communicator=coded",
+    "sums": "communicator=sums",
     "wire": "a communicator that has wire=${wire}",
     "lam": "a regularizer or algorithm that has lam=${lam}",
     "d": "topology=heterogeneous",
@@ -59,6 +60,7 @@ class TrainConfig(NetworkConfig):
     fraction_bits: int = MISSING
     scheme: str = MISSING
     aggregators: Any = MISSING
+    sums: str = MISSING
     gap_tolerance: float = MISSING
     checkpoint_every: int = MISSING
     evaluate_every: int = MISSING
@@ -82,6 +84,7 @@ class PlanConfig(NetworkConfig):
     """Root of `conf/plan.yaml`."""
 
     V_bits: int = MISSING
+    wire: str | None = MISSING
     format: str = MISSING
 
 
@@ -119,7 +122,8 @@ def check_root(cfg: DictConfig, usual: DictConfig) -> None:
             raise ConfigError(no_setting(name, known))
     references = str(flat(cfg, READERS, resolve=False).values())
     for name, reader in READERS.items():
-        if name in cfg and cfg[name] != usual[name] and f"${{{name}}}" not in references:
+        read = f"${{{name}}}" in references or (name == "wire" and "algorithm" not in cfg)  # a plan reads it
+        if name in cfg and cfg[name] != usual[name] and not read:
             raise ConfigError(f"{name}={cfg[name]} has no effect: it is for {reader}. Leave it out.")
 
 

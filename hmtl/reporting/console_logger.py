@@ -99,7 +99,11 @@ def _loads(summary: Summary) -> Table:
         loads = [summary.loads[tier], *(reference.get(tier, summary.K) for reference in references)]
         rows.append([tier.replace("_", " "), *(f"{load:.2f}" for load in loads)])
     headers = ("", "measured", "formula", "lower bound", "uncoded")
-    return as_table(f"Loads per round, in IVs of {summary.V_bits:,} bit", headers, rows)
+    unit = f"IVs of {summary.V_bits:,} bit"
+    if bits := summary.bits_per_number:
+        lengths = dict.fromkeys(f"{bits[tier]:.3g}" for tier in TIERS)
+        unit = f"rows of {' or '.join(lengths)} bit per number"
+    return as_table(f"Loads per round, in {unit}", headers, rows)
 
 
 def _times(summary: Summary) -> Table:

@@ -45,6 +45,27 @@ def plan_table(comparison: Comparison) -> Table:
     return table
 
 
+def format_table(comparison: Comparison, wire: str) -> Table:
+    """Return the cost of a round with numbers of 64 bits and in the format `wire`, one row for each thing that travels.
+
+    Bits are those between relays and server, seconds those over all hops.
+    """
+    names = {"uncoded": "IVs, uncoded", "coded": "IVs, coded", "sums": "sums, where they suffice"}
+    plain, narrow = comparison.formats["null"], comparison.formats[wire]
+    rows = []
+    for key, name in names.items():
+        row = [name, f"{plain[key].bits / 1e6:.4g}", f"{plain[key].seconds:.3g}"]
+        if key in narrow:
+            fewer = plain[key].bits / narrow[key].bits
+            row += [f"{narrow[key].bits / 1e6:.4g}", f"{narrow[key].seconds:.3g}", f"{fewer:.1f}"]
+        rows.append(row)
+    headers = ("what travels", "64 bits:\nMbit", "s", f"{wire}:\nMbit", "s", "times\nfewer bits")
+    title = f"A round, {comparison.network.medium}: Mbit between relays and server, s over all hops"
+    table = as_table(title, headers, rows)
+    table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
+    return table
+
+
 def remarks(comparison: Comparison) -> Iterator[str]:
     """Yield the sentences under the table: what the columns mean, what is proven, and whether coding pays."""
     yield "up, down: IVs between relays and server per round; saved: share of the round's transmission time."
@@ -110,12 +131,21 @@ def _proof(comparison: Comparison) -> Iterator[str]:
 
 def _adding(comparison: Comparison) -> str:
     sums = comparison.sums
-    adding = _names(sums.relays).removeprefix("the ").capitalize()
-    computes = f"{adding} compute{'s' * (len(sums.relays) == 1)} the sums"
-    fewest = "no smaller set of relays covers all users" if sums.proven else "a smaller set might cover all users"
+    who = _names(sums.relays).removeprefix("the ").capitalize()
+    if sums.pieces == 1:
+        how = f"{who} send{'s' * (len(sums.relays) == 1)} whole rows"
+        least = "shares of rows would not be faster" if sums.proven else "shares of rows were not faster"
+    else:
+        how = (
+            f"{who} send shares of 1/{sums.pieces} row, {sums.relays_to_server:.2f} rows in all instead of "
+            f"{sums.whole_rows:.0f} whole ones"
+        )
+        least = "no scheme in which the server learns the sums is faster"
+        if not sums.proven:
+            least = f"another scheme might take up to {1 - sums.bound / sums.cost:.2%} less time"
     return (
         "Sums of 64-bit numbers suffice for regularizer=mean with mocha or fedu, and for cocoa, fedavg, fedprox, ditto "
-        f"and pfedme. {computes}; {fewest}."
+        f"and pfedme. {how}; {least}."
     )
 
 

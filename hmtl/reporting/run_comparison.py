@@ -70,8 +70,10 @@ class FinishedRun:
         loads, users = self.summary.loads_uncoded, self.rounds["users"]
         if loads is None:  # the relays forward what they receive from the users, and the server what the users get
             return self.rounds[FIRST_HOP].sum(axis=1) / 1e6
+        bits, V_bits = self.summary.bits_per_number, self.summary.V_bits  # loads are in rows of the tier
+        row = V_bits * bits[RELAYS_TO_SERVER] / bits[USERS_TO_RELAYS] if bits else V_bits
         ivs = loads[RELAYS_TO_SERVER] * users / self.summary.K + loads[SERVER_TO_RELAYS] * (users > 0)
-        return ivs * self.summary.V_bits / 1e6
+        return ivs * row / 1e6
 
 
 def find_runs(folders: Iterable[Path]) -> list[FinishedRun]:

@@ -63,7 +63,9 @@ class Summary(BaseModel):
         loads_uncoded: the same for plain forwarding.
         bounds: lower bounds of the loads.
         handover_bits: bits of state sent to relays that had missed rounds.
+        bits_per_number: bits of a number in the rows of each tier, if sums travel in few bits.
         adding: relays that compute sums, if sums travel.
+        pieces: pieces of a row of sums, each as long as a share; 1: relays send whole rows.
         note: remarks on the communicator, such as that another one would be cheaper.
         error_measure: what the errors measure.
         passes: local passes over a user's rows per round.
@@ -87,7 +89,9 @@ class Summary(BaseModel):
     bounds: dict[str, float]
     loads_uncoded: dict[str, float] | None = None
     handover_bits: int | None = None
+    bits_per_number: dict[str, float] | None = None
     adding: list[int] | None = None
+    pieces: int | None = None
     last_hop: str | None = None
     note: str | None = None
     algorithm: str

@@ -33,19 +33,37 @@ def test_seconds_by_hand() -> None:
     assert comparison.seconds["unicast"]["uncoded"] == pytest.approx(60)
     assert comparison.aggregators["broadcast"].seconds["broadcast"] == pytest.approx(20 + 8 + 8)
     assert comparison.aggregators["unicast"].seconds["unicast"] == pytest.approx(20 + 28)
-    assert comparison.sums.relays == [0, 1, 2]
-    assert comparison.sums.proven
-    assert comparison.sums.seconds == pytest.approx({"broadcast": 10 + 3 + 1 + 1.5, "unicast": 10 + 3 + 3 + 1.5})
+    sums, rows = comparison.sums, 5 / 3
+    assert sums.relays == [0, 1, 2, 3, 4]
+    assert (sums.pieces, sums.whole_rows, sums.proven) == (3, 3, True)
+    assert sums.cost == pytest.approx(rows)
+    assert sums.seconds == pytest.approx(
+        {"broadcast": 10 + rows + 1 + rows / 2, "unicast": 10 + rows + rows + rows / 2}
+    )
 
 
 def test_a_unicast_last_hop_carries_a_copy_for_each_user() -> None:
     sums = compare(symmetric(20, 5, 3), Network(2000, 1000, last_hop="unicast"), 1000).sums
-    assert sums.seconds == pytest.approx({"broadcast": 10 + 3 + 1 + 10, "unicast": 10 + 3 + 3 + 10})
+    assert sums.seconds == pytest.approx({"broadcast": 10 + 5 / 3 + 1 + 10, "unicast": 10 + 2 * 5 / 3 + 10})
 
 
-@pytest.mark.parametrize(("r", "relays"), [(5, [0]), (3, [0, 1, 2])])
-def test_the_relays_that_add_cover_all_users(r: int, relays: list[int]) -> None:
-    assert compare(symmetric(20, 5, r), Network(), 1000).sums.relays == relays
+def test_whole_rows_if_shares_gain_nothing() -> None:
+    sums = compare(symmetric(20, 5, 5), Network(), 1000).sums
+    assert (sums.relays, sums.pieces, sums.whole_rows, sums.proven) == ([0], 1, 1, True)
+
+
+def test_formats_by_hand() -> None:
+    """Rows of 128 numbers: 8,192 bits in 64 bits each, 2 blocks of 256 + 16 in 4, sums of 20 in 9 bits each."""
+    formats = compare(symmetric(20, 5, 3), Network(1000, 1000), 8192, "int4").formats
+    plain, narrow, term, total = 8192, 2 * 272, 2 * 272, 128 * 9 + 32
+    assert formats["null"]["uncoded"].bits == 40 * plain
+    assert formats["int4"]["uncoded"].bits == 40 * narrow
+    assert formats["int4"]["coded"].bits == pytest.approx(16 * narrow)
+    assert formats["int4"]["coded"].seconds == pytest.approx(56 * narrow / 1000)
+    assert formats["null"]["sums"].bits == pytest.approx((5 / 3 + 1) * plain)
+    assert formats["int4"]["sums"].bits == pytest.approx((5 / 3 + 1) * total)
+    assert formats["int4"]["sums"].seconds == pytest.approx((20 * term + (5 / 3 + 1 + 5 / 3) * total) / 1000)
+    assert "sums" not in compare(symmetric(20, 5, 3), Network(), 8192, "float16").formats["float16"]
 
 
 @pytest.mark.parametrize(

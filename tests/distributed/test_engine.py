@@ -23,6 +23,7 @@ from hmtl.errors import CheckpointError, ConfigError, EngineError
 from hmtl.training.checkpoint import load_checkpoint
 
 SMALL = ("K=10", "H=3", "r=2", "rounds=3", "dataset.rows_per_user=10", "logger=none")
+FEW_BITS = ("regularizer=mean", "communicator=sums", "wire=int4", "participation.dropout=0.3")
 PROCESSES = 6  # a server, three relays, two hosts
 Fault = Callable[[Peers, int], None]
 
@@ -73,6 +74,7 @@ def check_equal(
     [
         ("participation.dropout=0.2", "participation.relays=0.2", "aggregators=all", "algorithm.omega_every=2"),
         pytest.param(("regularizer=mean", "communicator=sums"), marks=pytest.mark.slow),
+        (*FEW_BITS, "participation.relays=0.3", "rounds=6"),
         pytest.param(
             ("wire=int4", "participation.dropout=0.2", "participation.relays=0.3", "aggregators=all", "rounds=6"),
             marks=pytest.mark.slow,
@@ -94,8 +96,13 @@ def test_models_measurements_and_setup_are_those_of_one_process(
 
 
 @pytest.mark.slow
-def test_a_resumed_run_ends_as_an_uninterrupted_one(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
-    words = (*SMALL, "participation.dropout=0.3", "algorithm.omega_every=2", "algorithm.rounds=3")
+@pytest.mark.parametrize(
+    "more", [("participation.dropout=0.3", "algorithm.omega_every=2", "algorithm.rounds=3"), FEW_BITS], ids=" ".join
+)
+def test_a_resumed_run_ends_as_an_uninterrupted_one(
+    configure: Callable[..., DictConfig], tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    words = (*SMALL, *more)
     train_in_threads(configure(*words, "rounds=2"))
     resumed = configure(*words, f"resume={tmp_path}")
     results = train_in_threads(resumed)

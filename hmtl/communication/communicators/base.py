@@ -246,7 +246,7 @@ class Communicator:
         server: Callable[[Planner], Server],
         schedule: Callable[[Stage], None],
         aggregation: Aggregation | None,
-        host: type[UserHost] = UserHost,
+        host: Callable[..., UserHost] = UserHost,
     ) -> Nodes:
         """Make those nodes of the network that this process plays."""
         K, planner, plays = self.topology.K, self.planner, self._links.plays

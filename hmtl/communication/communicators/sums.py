@@ -1,11 +1,13 @@
 """The communicator of sums: relays and server add. K users, H relays."""
 
-from functools import partial
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
-from hmtl.coding import Loads, cover, sum_bounds, sum_loads
+from hmtl.coding import Loads, SumCode, sum_bounds
 from hmtl.communication.accounting.ledger import (
     RELAYS_TO_SERVER,
     RELAYS_TO_USERS,
@@ -15,17 +17,34 @@ from hmtl.communication.accounting.ledger import (
 )
 from hmtl.communication.accounting.network import Network, between_seconds
 from hmtl.communication.coders import AggregatorCoder
-from hmtl.communication.communicators.base import Communicator, MakeLinks
+from hmtl.communication.communicators.base import KEPT, Communicator, MakeLinks
 from hmtl.communication.communicators.ivs import CodedHierarchical
+from hmtl.communication.few_bits import BLOCK, FEW_BITS, FewBits
 from hmtl.communication.links import InProcess
 from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer, SummingAggregation
 from hmtl.communication.nodes.aggregation import AggregatorSide
+from hmtl.communication.nodes.few_bit_sums import FewBitHost, FewBitRelay, FewBitServer
 from hmtl.communication.nodes.host import UserSide
-from hmtl.communication.round import Nodes, forwarding
+from hmtl.communication.planning.planner import SUMS, Planner
+from hmtl.communication.round import Nodes, Outcome, forwarding
+from hmtl.communication.row_formats import Formats, PlainRows
 from hmtl.errors import ConfigError
 from hmtl.topology import Moving, Topology
 
 RECEIPT = 32  # bits, beside each user's own model, that say in which round the user's IV counted last
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A coded plan that sums replaced because they take less time.
+
+    Attributes:
+        loads: the loads of the plan.
+        ratio: bits of a row of sums divided by bits of an IV.
+    """
+
+    loads: Loads
+    ratio: float
 
 
 class Sums(Communicator):
@@ -36,8 +55,9 @@ class Sums(Communicator):
     Args:
         topology: who hears whom, in all rounds or round by round.
         network, links: see `Communicator`; `network.last_hop` says how relays reach their users.
-        wire: has to be None, since sums have a format of their own.
-        coding: loads of the coded plan that sums replaced because they take less time; None: the user chose sums.
+        sums: one of `SUMS`: whether relays send rows of sums whole or in shares.
+        wire: a name in FEW_BITS, for terms and sums in few bits, see `hmtl.communication.few_bits`; None: 64 bits.
+        replaced: the coded plan instead of which sums travel; None: the user chose sums.
     """
 
     def __init__(
@@ -46,22 +66,33 @@ class Sums(Communicator):
         network: Network = Network(),  # noqa: B008, it is frozen
         wire: str | None = None,
         *,
+        sums: str = "auto",
         links: MakeLinks = InProcess,
-        coding: Loads | None = None,
+        replaced: Replaced | None = None,
     ) -> None:
-        if wire is not None:
-            raise ConfigError(f"wire={wire} with communicator=sums: sums travel as 64-bit integers. Set wire=null.")
+        if wire is not None and wire not in FEW_BITS:
+            raise ConfigError(
+                f"wire={wire} with communicator=sums: sums travel as integers. Choose one of {', '.join(FEW_BITS)}, or "
+                "null for 64 bits."
+            )
+        if sums not in SUMS:
+            raise ConfigError(f"sums={sums} is unknown. Choose one of {', '.join(SUMS)}.")
         super().__init__(topology, network, "uncoded", links=links)
-        self.coding = coding
+        self._planner_of = lru_cache(KEPT)(lambda t: Planner(t, network, sums=sums))
+        self.planner = self._planner_of(self.topology)
+        self.bits, self.replaced = FEW_BITS.get(wire or ""), replaced
 
     @property
     def theory(self) -> Loads:
-        return sum_loads(self.topology, self.network.uplinks(self.topology))
+        up, down = self._codes(self.topology, self._L)
+        return up.loads(down, self._L)
 
     def describe(self) -> dict[str, Any]:
         """Return what `summary.json` reports about communication, with the bounds of `sum_bounds`.
 
-        `loads_uncoded` are the loads of the same learner's IVs and models, in units of this run's message length.
+        Loads are in rows of each tier, which have `bits_per_number` bits for each number if these are few; before the
+        scales are known, rows are longer. `loads_uncoded` are the loads of the same learner's IVs and models in its own
+        type of numbers, in the same units.
         """
         described = super().describe()
         topologies = [self.contacts.at(number) for number in self._described_rounds]
@@ -70,13 +101,32 @@ class Sums(Communicator):
         described["loads_theory"][RELAYS_TO_USERS] = last_hop
         described["bounds"] = dict(zip((RELAYS_TO_SERVER, SERVER_TO_RELAYS, RELAYS_TO_USERS), least, strict=True))
         described |= {"communicator": "sums", "scheme": "sums", "last_hop": self.network.last_hop}
-        described["adding"] = list(self.planner.cover(self.topology).relays)
-        if self._sides and self.V_bits:
-            IV_bits = self._sides[0].row_bits[0]
-            described["loads_uncoded"] = dict.fromkeys(TIERS, self.topology.K * IV_bits / self.V_bits)
-            if self.coding:
-                described["note"] = self._reason(self.coding, IV_bits)
-        return described
+        code, _ = self._codes(self.topology, self._L)
+        described |= {"adding": list(code.relays), "pieces": code.pieces}
+        if not self._sides or not self.V_bits:
+            return described
+        row_bits = self._row_bits
+        if self.bits:
+            rounds, numbers = self.ledger.rounds, self._sides[0].numbers
+            described["loads"] = {tier: self.ledger.bits(tier).payload / (rounds * row_bits[tier]) for tier in TIERS}
+            described["bits_per_number"] = {tier: row_bits[tier] / numbers for tier in TIERS}
+        IV_bits = self._sides[0].row_bits[0]
+        described["loads_uncoded"] = {tier: self.topology.K * IV_bits / row_bits[tier] for tier in TIERS}
+        notes = [self._reason(self.replaced)] if self.replaced else []
+        if self.bits:
+            notes.append(
+                f"terms of sums travel in {self.bits} bits each, and users add what this rounding leaves over to their "
+                "next terms; rows of 64-bit numbers travel in the first round and for users who missed a row"
+            )
+        return described | ({"note": "; ".join(notes)} if notes else {})
+
+    def round(
+        self, number: int, users: UserSide, aggregator: AggregatorSide, absent_relays: Collection[int] = ()
+    ) -> Outcome:
+        outcome = super().round(number, users, aggregator, absent_relays)
+        if self.bits and users.numbers:  # not those of the first rows, which are longer
+            self.V_bits = self._row_bits[USERS_TO_RELAYS]
+        return outcome
 
     def uncoded_seconds(self) -> float:
         """Return the communication time of the last round with uncoded IVs and models instead."""
@@ -93,9 +143,35 @@ class Sums(Communicator):
     def _make_nodes(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
         if not users.numbers:  # a set-up, or nothing travels
             return super()._make_nodes(users, aggregator)
+        for code in self._codes(self.topology, users.numbers):
+            _ = code.inverses  # are made before the first round, like the plan of coded IVs
         aggregation = SummingAggregation(self.topology.K, aggregator, AggregatorCoder(users.numbers, None))
-        server = partial(AddingServer, aggregation=aggregation)
-        return self._local_nodes(users, AddingRelay, server, forwarding, aggregation, AddingHost)
+        kinds: tuple[Any, Any, Any] = AddingHost, AddingRelay, AddingServer
+        formats: Formats = PlainRows(users.numbers)
+        if self.bits:
+            kinds = FewBitHost, FewBitRelay, FewBitServer
+            formats = FewBits(self.bits, self.topology.K, users.numbers)
+        host, relay, server = (partial(kind, formats=formats) for kind in kinds)
+        server, host = partial(server, aggregation=aggregation), partial(host, planner=self.planner)
+        return self._local_nodes(users, relay, server, forwarding, aggregation, host)
+
+    @property
+    def _L(self) -> int:
+        """The numbers in a row; 0 before the learner is known."""
+        return self._sides[0].numbers if self._sides else 0
+
+    def _codes(self, t: Topology, L: int) -> tuple[SumCode, SumCode]:
+        """Return the codes by which relays add and spread sums if everybody is present."""
+        planner = self._planner_of(t)
+        return planner.sum_code(t, L), planner.spread_code(tuple(range(t.H)), L)
+
+    @property
+    def _row_bits(self) -> dict[str, int]:
+        """The bits of a row of each tier."""
+        if not self.bits or not self._sides:
+            return dict.fromkeys(TIERS, self.V_bits)
+        formats = FewBits(self.bits, self.topology.K, self._sides[0].numbers)
+        return dict.fromkeys(TIERS, 8 * formats.sums.nbytes) | {USERS_TO_RELAYS: 8 * formats.terms.nbytes}
 
     def _rows(self, t: Topology) -> tuple[float, float, float, float]:
         """Return how many rows relays send to users, and bounds for the rows from relays, from server, and to users."""
@@ -103,31 +179,39 @@ class Sums(Communicator):
         up, down = bound.uplink, bound.down(self.network.medium)
         if self.network.last_hop == "unicast":
             return len(t.present), up, down, len(t.present)
-        return len(cover(t).relays), up, down, bound.unicast
+        _, spread = self._codes(t, self._L)
+        return spread.load * spread.padding(self._L), up, down, bound.unicast
 
-    def _reason(self, coding: Loads, IV_bits: int) -> str:
+    def _reason(self, replaced: Replaced) -> str:
         """Return why sums travel instead of coded IVs."""
-        adding = between_seconds(self.network, self.theory, self.V_bits)
-        coded = between_seconds(self.network, coding, IV_bits)
+        row_bits = self._row_bits[RELAYS_TO_SERVER]
+        adding = between_seconds(self.network, self.theory, row_bits)
+        coded = between_seconds(self.network, replaced.loads, row_bits / replaced.ratio)
         return (
             "relays add instead of coding, since this learner needs only sums: a round between relays and server takes "
-            f"{adding:.3g} s instead of {coded:.3g} s (a row of sums has {self.V_bits / IV_bits:.2g} times the bits of "
-            "an IV)"
+            f"{adding:.3g} s instead of {coded:.3g} s (a row of sums has {replaced.ratio:.2g} times the bits of an IV)"
         )
 
 
-def sums_if_faster(coded: CodedHierarchical, ratio: float) -> Sums | None:
+def sums_if_faster(coded: CodedHierarchical, q: int, itemsize: int) -> Sums | None:
     """Return a communicator of sums to replace `coded`, or None if it is not faster.
 
-    Only the time between relays and server is compared. Sums replace coding only if `aggregators=auto` and numbers
-    travel in their own type.
+    Only the time between relays and server is compared. Sums replace coding only if `aggregators=auto`, and if numbers
+    travel in their own type or in few bits.
 
     Args:
         coded: the communicator that sums may replace.
-        ratio: bits of a row of sums divided by bits of an IV, 8·q/itemsize for q sums.
+        q: number of sums for each coordinate of an IV.
+        itemsize: bytes of a number of an IV in its own type.
     """
-    if coded.aggregators != "auto" or coded.wire is not None:
+    wire = coded.wire
+    if coded.aggregators != "auto" or (wire is not None and not (isinstance(wire, str) and wire in FEW_BITS)):
         return None
-    sums = Sums(coded.contacts, coded.network, links=coded.make_links, coding=coded.theory)
+    ratio = 8 * q / itemsize
+    if wire:
+        one = FewBits(FEW_BITS[wire], coded.contacts.K, BLOCK)
+        ratio = q * one.sums.nbytes / one.terms.nbytes  # an IV has the format of a user's terms
+    replaced = Replaced(coded.theory, ratio)
+    sums = Sums(coded.contacts, coded.network, wire, links=coded.make_links, replaced=replaced)
     adding = between_seconds(coded.network, sums.theory, ratio)
     return sums if adding < between_seconds(coded.network, coded.theory, 1) else None

@@ -12,6 +12,7 @@ from hmtl.communication.accounting.ledger import USERS_TO_RELAYS
 from hmtl.communication.attendance import bytes_to_numbers
 from hmtl.communication.coders import UserCoder
 from hmtl.communication.messages import IVS, Message, Users, by_user, host_name
+from hmtl.communication.planning.planner import Planner
 from hmtl.errors import CodingError
 
 
@@ -64,7 +65,7 @@ class UserHost:
         nbytes: bytes of an IV.
     """
 
-    STATE = ("waiting", "pending", "sent")
+    STATE: tuple[str, ...] = ("waiting", "pending", "sent")
 
     def __init__(self, K: int, users: UserSide, coder: UserCoder, number: int, members: Users) -> None:
         self.name, self.users, self.coder, self.members = host_name(number), users, coder, members
@@ -75,8 +76,8 @@ class UserHost:
         self.nbytes = 0
         self._idle = self.waiting.copy()
 
-    def send(self, round: int, relays: Sequence[str]) -> Message:
-        """Return the IVs of the users who take part, for all relays within range."""
+    def send(self, round: int, relays: Sequence[str]) -> list[Message]:
+        """Return a message with the IVs of the users who take part, for all relays within range."""
         self._idle = self.waiting.copy()
         users, ivs = self.users.local_update(round, np.flatnonzero(self._idle))
         K = len(self.waiting)
@@ -91,9 +92,11 @@ class UserHost:
         self.dtype, self.device = ivs.dtype, ivs.device
         payload, overhead = self.coder.encode(users, ivs)
         self.nbytes = payload.shape[1]
-        return Message(
-            round, USERS_TO_RELAYS, IVS, self.name, tuple(relays), users, payload, overhead, users, dtype=ivs.dtype
-        )
+        to, dtype = tuple(relays), ivs.dtype
+        return [Message(round, USERS_TO_RELAYS, IVS, self.name, to, users, payload, overhead, users, dtype=dtype)]
+
+    def follow(self, planner: Planner) -> None:
+        """Continue with the topology of another planner; most hosts need none."""
 
     def read_receipts(self, receipts: Sequence[Message]) -> None:
         """Roll back the updates that were sent in a round in which nobody aggregated."""

@@ -35,7 +35,7 @@ from hmtl.mtl import (
     TaskRelationship,
 )
 from hmtl.testing.topologies import topologies
-from hmtl.topology import Topology
+from hmtl.topology import Topology, any_r
 
 SGD = LocalSGD(0.05, 2, 4, 0.2)
 K = 4
@@ -192,6 +192,24 @@ def test_sums_uncoded_and_coded_give_the_same_bits(
         assert torch.equal(models, results[0][0])
         assert figures == results[0][1]
     assert figures.get("gap", 0.0) >= -1e-9
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize(("wire", "dropout", "tolerance"), [("int8", 0, 0.02), ("int4", 0, 0.05), ("int4", 0.2, 0.1)])
+def test_sums_in_few_bits_come_near_those_in_64(
+    random_problem, learner: str, wire: str, dropout: float, tolerance: float
+) -> None:
+    """Distances are relative to how far the models move."""
+    W = []
+    for of_sums in (None, wire):
+        participation = Participation(dropout=dropout)
+        algorithm = make(random_problem, learner, 5, 8, messages="sums", participation=participation)
+        start, communicator = algorithm.W.clone(), Sums(any_r(K=8, H=3, r=2, seed=1), wire=of_sums)
+        for round in range(12):
+            communicator.round(round, algorithm.users, algorithm.aggregator)
+        W.append(algorithm.W)
+    assert 0 < float((W[1] - W[0]).norm()) <= tolerance * float((W[0] - start).norm())
+    assert algorithm.metrics().get("gap", 0.0) >= -1e-9
 
 
 @pytest.mark.parametrize("learner", LEARNERS)

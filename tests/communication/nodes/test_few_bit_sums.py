@@ -1,0 +1,319 @@
+"""Sums in few bits: nothing is lost, whoever is absent and whatever is lost; who can use a row, and its bits."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from adding import Apart, Terms, Total, terms
+from changed import poisoned
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hmtl.coding import cover
+from hmtl.communication import CodedHierarchical, Network, Sums, sums_if_faster
+from hmtl.communication.few_bits import FewBits, sizes_of
+from hmtl.communication.messages import IVS, MODELS, SERVER, Message
+from hmtl.communication.nodes.few_bit_sums import FewBitHost
+from hmtl.communication.planning.planner import SUMS
+from hmtl.errors import RangeError
+from hmtl.testing.topologies import topologies
+from hmtl.topology import Topology, any_r, symmetric
+
+M = 6  # numbers of `terms`, one further number beside them
+
+
+def owed(hosts: list[FewBitHost], counted: set[tuple[int, int]]) -> Tensor:
+    """What all users owe: a pending update leaves over what it would, if it counted."""
+    total = torch.zeros(hosts[0].formats.L, dtype=torch.int64)
+    for host in hosts:
+        for place, k in enumerate(host.members.tolist()):
+            late = host.pending[k] and (int(host.sent[k]), k) in counted
+            total += torch.from_numpy((host.owed_if_counted if late else host.owed)[place])
+    return total
+
+
+@settings(max_examples=25)
+@given(
+    t=topologies(max_K=20),
+    bits=st.sampled_from((2, 3, 4, 8)),
+    reach=st.sampled_from((1, 8, 50)),
+    gone=st.sampled_from((0.0, 0.2, 0.5)),
+    lost=st.sampled_from((0.0, 0.1, 0.4)),
+    medium=st.sampled_from(("broadcast", "unicast")),
+    last_hop=st.sampled_from(("broadcast", "unicast")),
+    sums=st.sampled_from(SUMS),
+    seed=st.integers(0, 10**6),
+)
+def test_sums_and_what_users_owe_add_up_to_all_terms_that_counted(
+    t: Topology, bits: int, reach: int, gone: float, lost: float, medium: str, last_hop: str, sums: str, seed: int
+) -> None:
+    """With users and relays that come and go, and terms, requests and rows that are lost."""
+    rng, rounds = np.random.default_rng(seed), 7
+    absent = [set(np.flatnonzero(rng.random(t.K) < gone).tolist()) for _ in range(rounds)]
+    ivs = [terms(seed + n, t.K, reach=reach >> (n == 4)) for n in range(rounds)]  # the terms of a round are small
+    half = [range(0, t.K, 2), range(1, t.K, 2)] if t.K > 1 else [range(t.K)]
+    sides = [Terms(ivs, absent, mine) for mine in half]
+    apart = Apart(t, sides, Network(medium=medium, last_hop=last_hop), FewBits(bits, t.K, M), sums)
+    true, true_further, counted = torch.zeros(M, dtype=torch.int64), 0, set[tuple[int, int]]()
+    waiting = set[int]()
+    for round in range(rounds):
+        away = set(np.flatnonzero(rng.random(t.H) < gone).tolist())
+        arrives, missed = (t.G == 1) & (rng.random(t.G.shape) >= lost), np.flatnonzero(rng.random(t.K) < lost)
+        poison, requesting = poisoned(t, arrives), set[int]()
+
+        def change(node: str, message: Message, poison=poison, missed=missed, requesting=requesting) -> Message:
+            if message.kind == MODELS and node.startswith("host"):
+                return replace(message, users=np.setdiff1d(message.users, missed))
+            if message.kind == IVS and node.startswith("relay") and not message.payload.shape[1]:
+                requesting |= set(message.users.tolist())
+            return poison(node, message)
+
+        known = bool(apart.server.block_sizes.any())
+        apart.play(round, away, change)
+        there = [i for i in range(t.H) if i not in away]
+        sent = set(range(t.K)) - absent[round] - waiting
+        heard = sorted(k for k in sent if arrives[there, k].any())
+        assert requesting == (waiting if there else set())
+        counted |= {(round, k) for k in heard if there}
+        if there:
+            true, true_further = true + ivs[round][heard, :M].sum(0), true_further + ivs[round][heard, M].sum()
+        hosts = apart.hosts
+        S, further = apart.total.state["last"][0, :M], apart.total.state["last"][0, M]
+        assert torch.equal(S + owed(hosts, counted), true)
+        assert further == true_further, "further numbers travel as they are"
+        got = {k: model for side in sides for k, model in side.models.items()}
+        near = {k for k in range(t.K) if t.G[there, k].any()} - set(missed.tolist())
+        requested = any(arrives[there, k].any() for k in waiting)
+        payload = apart.links.ledger.bits("server_to_relays", round=round).payload
+        length = 8 * (apart.hosts[0].formats.whole if requested or not known else apart.hosts[0].formats.sums).nbytes
+        copies = len(cover(t.restricted(relays=there)).relays) if medium == "unicast" else 1
+        assert payload == (length * copies if there else 0)
+        if there and (requested or not known):
+            assert set(got) == near
+        elif there:  # without a whole row, who lacks the last one can use none
+            assert near - waiting <= set(got) <= near
+        expected = [*S.tolist(), int(further), int(apart.total.state["updates"])]
+        assert all(model.tolist() == expected for model in got.values())
+        waiting = set(range(t.K)) - set(got)
+    committed = {pair for side in sides for pair in side.committed}
+    pending = {(at, k) for side in sides for k, at in side.sent.items()}
+    assert committed == counted - pending
+
+
+def play(
+    communicator: Sums, users: Terms, total: Total, rounds: range, away: Callable[[int], set[int]] = lambda round: set()
+) -> list[dict[int, list[int]]]:
+    models = []
+    for round in rounds:
+        communicator.round(round, users, total, away(round))
+        models.append({k: model.tolist() for k, model in users.models.items()})
+    return models
+
+
+@pytest.mark.parametrize(("wire", "bits"), [("int8", 8), ("int4", 4), ("int3", 3), ("int2", 2)])
+@pytest.mark.parametrize(("medium", "last_hop"), [("broadcast", "broadcast"), ("unicast", "unicast")])
+@pytest.mark.parametrize("sums", ["whole", "auto"])
+def test_bits_of_each_tier(wire: str, bits: int, medium: str, last_hop: str, sums: str) -> None:
+    """The first rows are whole, then a number has b, or b + 5, bits, and a quarter for its block's size.
+
+    The sizes of blocks are not cut into shares on the way up: three relays send them.
+    """
+    K, L, rows = 20, 576, 3 if sums == "whole" else 5 / 3  # rows without padding
+    users, total = Terms([terms(n, K, L + 1) for n in range(3)], [set()] * 3), Total(L + 1)
+    communicator = Sums(symmetric(K=K, H=5, r=3), Network(medium=medium, last_hop=last_hop), wire, sums=sums)
+    copies = (1, rows) if medium == "broadcast" else (rows, K)
+    sent_up = 0.0
+    for round in range(3):
+        play(communicator, users, total, range(round, round + 1))
+        ledger, short = communicator.ledger, round > 0
+        of_terms, of_sums = (L * ((word if short else 64) + 0.25) for word in (bits, bits + 5))
+        up = rows * (of_sums - L / 4) + 3 * L / 4
+        sent_up += up
+        assert ledger.bits("users_to_relays", round=round) == (K * of_terms, K * 64)
+        assert ledger.bits("relays_to_server", round=round).payload == pytest.approx(up)
+        assert ledger.bits("server_to_relays", round=round).payload == pytest.approx(copies[0] * of_sums)
+        assert ledger.bits("relays_to_users", round=round).payload == pytest.approx(copies[1] * of_sums)
+    if (wire, sums) == ("int4", "auto"):
+        assert up / L == pytest.approx(9 * 5 / 3 + 3 / 4)
+    assert communicator.V_bits == L * (bits + 0.25)
+    described = communicator.describe()
+    first, of_terms, of_sums = 64.25, bits + 0.25, bits + 5.25
+    assert described["bits_per_number"] == {
+        "users_to_relays": of_terms,
+        "relays_to_server": of_sums,
+        "server_to_relays": of_sums,
+        "relays_to_users": of_sums,
+    }
+    assert described["loads_theory"]["relays_to_server"] == pytest.approx(rows)
+    assert described["loads"]["users_to_relays"] == pytest.approx(K * (2 + first / of_terms) / 3)
+    assert described["loads"]["relays_to_server"] == pytest.approx(sent_up / (3 * of_sums * L))
+    assert described["loads_uncoded"]["users_to_relays"] == pytest.approx(K * 64 * 6 / (L * of_terms))
+
+
+def test_a_user_without_the_last_row_requests_it() -> None:
+    users = Terms([terms(n, 20) for n in range(4)], [set()] * 4)
+    apart = Apart(symmetric(K=20, H=5, r=3), [users], formats=FewBits(4, 20, M))
+
+    def lose(node: str, message: Message) -> Message:
+        if message.kind != MODELS or not node.startswith("host"):
+            return message
+        return replace(message, users=message.users[message.users != 7])
+
+    def deaf(node: str, message: Message) -> Message | None:
+        request = message.kind == IVS and node.startswith("relay") and not message.payload.shape[1]
+        return None if request else message
+
+    def payload(round: int) -> int:
+        return apart.links.ledger.bits("server_to_relays", round=round).payload
+
+    apart.play(0, change=lose)
+    assert set(users.models) == set(range(20)) - {7}
+    assert apart.links.ledger.bits("users_to_relays", link=7, round=0) == (M * 64 + 16, 64)
+    apart.play(1, change=deaf)
+    assert set(users.models) == set(range(20)) - {7}, "a difference is of no use without its base"
+    assert payload(1) == 8 * -(-M * 9 // 8) + 16
+    assert apart.links.ledger.bits("users_to_relays", link=7, round=1) == (0, 8)
+    apart.play(2)
+    assert set(users.models) == set(range(20))
+    assert payload(2) == M * 64 + 16
+    assert (0, 7) in users.committed
+    apart.play(3)
+    assert payload(3) == 8 * -(-M * 9 // 8) + 16
+    assert apart.links.ledger.bits("users_to_relays", link=7, round=3).payload > 0
+
+
+def test_what_is_left_over_waits_with_the_update_and_is_saved() -> None:
+    """User 7 has missed a row: its update counted, so what rounding left over counts as soon as it hears that."""
+    users = Terms([terms(n, 20) for n in range(4)], [set()] * 4)
+    apart, seen = Apart(symmetric(K=20, H=5, r=3), [users], formats=FewBits(4, 20, M)), list[Message]()
+    (host,) = apart.hosts
+
+    def lose(node: str, message: Message) -> Message:
+        if message.kind == IVS and node == "relay 0":
+            seen.append(message)
+        if message.kind != MODELS or not node.startswith("host"):
+            return message
+        return replace(message, users=message.users[message.users != 7])
+
+    apart.play(0)
+    apart.play(1, change=lose)
+    assert not host.owed[7].any()
+    state = deepcopy(host.state_dict())
+    for name in host.STATE:
+        getattr(host, name)[:] = 0
+    host.load_state_dict(state)
+    x = users.ivs[2][:, :M] + torch.from_numpy(host.owed)
+    apart.play(2, change=lambda node, message: lose("", message) if node != "relay 0" else lose(node, message))
+    terms_of_all = [message for message in seen if message.payload.shape[1]][-1]
+    assert torch.equal(host.formats.terms.unpack(terms_of_all.payload)[1], sizes_of(x[terms_of_all.users]))
+    assert host.owed[7].any()
+    true = torch.stack(users.ivs[:3]).sum(0)[:, :M].sum(0) - users.ivs[2][7, :M]
+    assert torch.equal(apart.total.state["last"][0, :M] + torch.from_numpy(host.owed.sum(0)), true)
+
+
+def test_a_host_none_of_whose_users_has_a_row_yet() -> None:
+    """It does not know the scales and sends no terms; the terms of other hosts have few bits."""
+    ivs = [terms(n, 20) for n in range(3)]
+    sides = [Terms(ivs, [set()] * 3, mine) for mine in (range(10), range(10, 20))]
+    apart = Apart(symmetric(K=20, H=5, r=3), sides, formats=FewBits(4, 20, M))
+    apart.play(0, change=lambda node, message: None if (node, message.kind) == ("host 0", MODELS) else message)
+    apart.play(1)
+    assert apart.total.seen[1][0].tolist() == list(range(10, 20))
+    assert set(range(10)) <= set(sides[0].models)
+    apart.play(2)
+    assert len(apart.total.seen[2][0]) == 20
+
+
+def test_after_an_empty_round_the_whole_row_travels() -> None:
+    K, away = 20, [set(), set(), set(range(5)), set(), set()]
+    users, total = Terms([terms(n, K) for n in range(5)], [set()] * 5), Total(M + 1)
+    communicator = Sums(symmetric(K=K, H=5, r=3), wire="int4")
+    sizes = []
+    for round in range(5):
+        play(communicator, users, total, range(round, round + 1), away.__getitem__)
+        sizes.append(communicator.ledger.bits("server_to_relays", round=round).payload)
+    short, whole = 8 * -(-M * 9 // 8) + 16, M * 64 + 16
+    assert sizes == [whole, short, 0, whole, short]
+    assert len(users.models) == K
+
+
+class Restless(Total):
+    """An aggregator whose row changes by more than the sum of the terms."""
+
+    def update(self, users: np.ndarray, ivs: Tensor) -> Tensor:
+        return super().update(users, ivs + 1)
+
+
+def test_a_row_that_changes_by_more_than_the_sum_travels_whole() -> None:
+    users, total = Terms([terms(n, 20) for n in range(3)], [set()] * 3), Restless(M + 1)
+    communicator = Sums(symmetric(K=20, H=5, r=3), wire="int4")
+    play(communicator, users, total, range(3))
+    assert communicator.ledger.bits("server_to_relays").payload == 3 * (M * 64 + 16)
+    expected = [*total.state["last"][0].tolist(), 3]
+    assert all(model.tolist() == expected for model in users.models.values())
+
+
+def test_terms_that_are_all_zero() -> None:
+    """No scale is known after them, so the next terms travel whole."""
+    zeros = torch.zeros_like(terms(0, 20))
+    users = Terms([zeros, zeros, terms(0, 20), zeros], [set()] * 4)
+    total, communicator = Total(M + 1), Sums(symmetric(K=20, H=5, r=3), wire="int2")
+    play(communicator, users, total, range(4))
+    assert total.state["last"][0].tolist()[:M] == terms(0, 20)[:, :M].sum(0).tolist()
+
+
+def test_terms_that_are_too_large_are_refused() -> None:
+    users = Terms([terms(0, 5).sign() * 2**62], [set()])
+    with pytest.raises(RangeError):
+        Sums(symmetric(K=5, H=5, r=1), wire="int4").round(0, users, Total(M + 1))
+
+
+def test_a_loaded_state_continues_with_the_same_bits() -> None:
+    """With users who wait, and some who are absent."""
+    t, away = any_r(K=12, H=4, r=1, seed=3), [{1}, set(), {0, 2}, {3}, set(), {1}]
+    ivs, absent = [terms(n, 12) for n in range(6)], [{n} for n in range(6)]
+    for cut in (1, 3, 5):
+        whole, users, total = Sums(t, wire="int4"), Terms(ivs, absent), Total(M + 1)
+        play(whole, users, total, range(cut), away.__getitem__)
+        then, others, another = Sums(t, wire="int4"), Terms(ivs, absent), Total(M + 1)
+        then.load_state_dict(whole.state_dict())
+        others.sent = dict(users.sent)
+        another.load_state_dict(total.state_dict())
+        rest = range(cut, 6)
+        assert play(whole, users, total, rest, away.__getitem__) == play(then, others, another, rest, away.__getitem__)
+        assert whole.ledger.bits("relays_to_users") == then.ledger.bits("relays_to_users")
+        assert whole.V_bits == then.V_bits
+
+
+def test_a_relay_whose_sum_is_missing_is_left_out() -> None:
+    t = symmetric(K=20, H=5, r=3)
+    users = Terms([terms(n, 20) for n in range(3)], [set()] * 3)
+    apart = Apart(t, [users], formats=FewBits(4, 20, M))
+
+    def lose(node: str, message: Message) -> Message | None:
+        return None if (message.kind, node, message.sender) == (IVS, SERVER, "relay 1") else message
+
+    assert 1 in cover(t).relays
+    apart.play(0)
+    apart.play(1, change=lose)
+    apart.play(2)
+    true = torch.stack(users.ivs).sum(dim=(0, 1))[:M]
+    assert torch.equal(apart.total.state["last"][0, :M] + owed(apart.hosts, set()), true)
+    assert set(users.models) == set(range(20))
+
+
+@pytest.mark.parametrize(("q", "faster"), [(1, True), (4, False)])
+def test_few_bits_count_for_sums_and_for_coding(q: int, faster: bool) -> None:
+    """K = 20, 3 of 5: 8 + 8 IVs against 3 + 1 rows of 9.25/4.25 the bits each."""
+    coded = CodedHierarchical(symmetric(K=20, H=5, r=3), aggregators="all")
+    coded.aggregators, coded.wire = "auto", "int4"
+    sums = sums_if_faster(coded, q, 8)
+    assert (sums is not None) is faster
+    if sums:
+        assert sums.bits == 4
+        sums.round(0, Terms([terms(0, 20)], [set()]), Total(M + 1))
+        assert "2.2 times the bits" in sums.describe()["note"]
