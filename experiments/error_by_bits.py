@@ -1,8 +1,8 @@
 """Measure test error against bits between relays and server: `python experiments/error_by_bits.py --har PATH`.
 
 The data are HAR by subject (sitting against the rest) over any 3 of 5 relays, and 5,000 digits over the default
-network. Each method trains for 100 rounds with 64, 8 and 4 bits in a number; results are means over seeds, and the least
-and the largest error of a seed. Writes error_by_bits.csv, a line per data set, method, number of bits and round, and
+network. Each method trains for 100 rounds with wire=null, int8 and int4; results are means over seeds, and the least
+and the largest error of a seed. Writes error_by_bits.csv, a line per data set, method, wire and round, and
 error_by_bits.png to experiments/results/.
 """
 
@@ -35,9 +35,9 @@ DATA = {  # common settings, and those of each method; λ is close to what cross
         {
             "task_relationship, all relays": "lam=1e-3 aggregators=all",
             "task_relationship, best aggregators": "lam=1e-3",
-            "mean, sums": "regularizer=mean lam=1e-3 regularizer.lam2=1e-4 communicator=sums sums=whole",
+            "mean, sums": "regularizer=mean lam=1e-3 regularizer.lam2=1e-4 communicator=sums",
             "FedU, graph, partial demands": FEDU,
-            "FedAvg, sums": f"algorithm=fedavg {LOGISTIC} communicator=sums sums=whole",
+            "FedAvg, sums": f"algorithm=fedavg {LOGISTIC} communicator=sums",
             "local": "algorithm=local lam=1e-3",
         },
     ),
@@ -46,7 +46,7 @@ DATA = {  # common settings, and those of each method; λ is close to what cross
         {
             "task_relationship, all relays": "lam=1e-2 aggregators=all",
             "task_relationship, best aggregators": "lam=1e-2",
-            "mean, sums": "regularizer=mean lam=0.1 regularizer.lam2=0.1 communicator=sums sums=whole",
+            "mean, sums": "regularizer=mean lam=0.1 regularizer.lam2=0.1 communicator=sums",
             "FedU, graph, partial demands": FEDU,
             "local": "algorithm=local lam=0.1",
         },
@@ -60,8 +60,8 @@ STYLES = {  # colour, line and marker, distinct in grey as well
     "FedAvg, sums": (OKABE_ITO["purple"], ":", "v"),
     "local": ("black", "--", ""),
 }
-WIRES = {64: "wire=null", 8: "wire=int8", 4: "wire=int4"}  # by the bits of a number
-NO_BITS = "local"  # sends nothing
+WIRES = ("null", "int8", "int4")  # null: 64 bits in a number, or 32 for FedU
+NO_BITS = "local"  # sends nothing, so no wire matters
 BUDGETS = (0.1, 0.3, 1, 3, 10, 30)  # Mbit
 
 
@@ -74,7 +74,7 @@ class Point(NamedTuple):
     largest: float
 
 
-Curves = dict[str, dict[tuple[str, int], list[Point]]]  # by data set, then by method and bits, a point for each round
+Curves = dict[str, dict[tuple[str, str], list[Point]]]  # by data set, then by method and wire, a point for each round
 
 
 def curve(settings: str, seed: int, rounds: int) -> list[tuple[float, float]]:
@@ -102,13 +102,11 @@ def measure(har: Path, seeds: int, rounds: int) -> Curves:
     for data, (common, methods) in DATA.items():
         path = shlex.quote(data_path(har)) if "har" in common else ""
         for method, own in methods.items():
-            for bits, wire in WIRES.items():
-                if method == NO_BITS and bits < max(WIRES):
-                    continue
-                settings = f"{common} {path} {own} {wire}"
+            for wire in WIRES if method != NO_BITS else WIRES[:1]:
+                settings = f"{common} {path} {own} wire={wire}"
                 points = mean_curve([curve(settings, seed, rounds) for seed in range(seeds)])
-                curves.setdefault(data, {})[method, bits] = points
-                print(f"{data}, {method}, {bits} bits: {points[-1].mbit:.4g} Mbit, error {points[-1].error:.4f}", flush=True)
+                curves.setdefault(data, {})[method, wire] = points
+                print(f"{data}, {method}, {wire}: {points[-1].mbit:.4g} Mbit, error {points[-1].error:.4f}", flush=True)
     return curves
 
 
@@ -117,46 +115,42 @@ def within(points: list[Point], budget: float) -> Point | None:
     return next((point for point in reversed(points) if point.mbit <= budget), None)
 
 
-def budget_table(data: str, curves: dict[tuple[str, int], list[Point]]) -> Table:
+def budget_table(data: str, curves: dict[tuple[str, str], list[Point]]) -> Table:
     table = Table(title=f"{data}: test error in % by Mbit", title_justify="left", box=box.SIMPLE)
     table.add_column("", min_width=20)
-    for column in ("bits", "Mbit/round", *map(str, BUDGETS), "at the end", "over seeds"):
+    for column in ("wire", "Mbit/round", *map(str, BUDGETS), "at the end", "over seeds"):
         table.add_column(column, justify="right")
-    for (method, bits), points in curves.items():
+    for (method, wire), points in curves.items():
         last = points[-1]
         reached = [*(within(points, budget) for budget in BUDGETS), last]
         cells = ("" if point is None else f"{100 * point.error:.2f}" for point in reached)
         spread = f"{100 * last.least:.2f} .. {100 * last.largest:.2f}"
-        table.add_row(method, label(method, bits), f"{last.mbit / len(points):.3g}", *cells, spread)
+        table.add_row(method, wire, f"{last.mbit / len(points):.3g}", *cells, spread)
     return table
 
 
-def label(method: str, bits: int) -> str:
-    return "none" if method == NO_BITS else str(bits)
-
-
-def best_methods(data: str, curves: dict[tuple[str, int], list[Point]]) -> str:
+def best_methods(data: str, curves: dict[tuple[str, str], list[Point]]) -> str:
     """Return a sentence that names the method with the smallest error within each budget."""
     best = []
     for budget in BUDGETS:
         reached = {key: within(points, budget) for key, points in curves.items()}
-        error, (method, bits) = min((point.error, key) for key, point in reached.items() if point)
-        best.append(f"{error:.2%} within {budget} Mbit ({method}, bits: {label(method, bits)})")
+        error, (method, wire) = min((point.error, key) for key, point in reached.items() if point)
+        best.append(f"{error:.2%} within {budget} Mbit ({method}, wire={wire})")
     return f"{data}, smallest error: {'; '.join(best)}."
 
 
 def draw(curves: Curves, seeds: int) -> Figure:
-    """Return a picture with a row per data set and a column per number of bits, with common axes."""
-    columns = sorted({bits for methods in curves.values() for _, bits in methods}, reverse=True)
+    """Return a picture with a row per data set and a column per wire, with common axes."""
+    columns = list(dict.fromkeys(wire for methods in curves.values() for _, wire in methods))
     figure = Figure(figsize=(4 * len(columns), 3.6 * len(curves) + 0.6), layout="constrained")
     grid = figure.subplots(len(curves), len(columns), squeeze=False, sharex=True, sharey="row")
     handles: dict[str, Artist] = {}
     for row, (data, methods) in zip(grid, curves.items(), strict=True):
-        for axes, bits in zip(row, columns, strict=True):
+        for axes, wire in zip(row, columns, strict=True):
             for (method, own), points in methods.items():
-                if own == bits or method == NO_BITS:
+                if own == wire or method == NO_BITS:
                     handles.setdefault(method, draw_curve(axes, method, points))
-            axes.set(title=f"{data}, {bits} bits", xscale="log", yscale="log")
+            axes.set(title=f"{data}, wire={wire}", xscale="log", yscale="log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 8)))
             axes.yaxis.set_major_formatter(lambda error, _: f"{100 * error:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
@@ -192,11 +186,11 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     with (args.out / "error_by_bits.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("data", "method", "bits", "rounds", "Mbit", "test_error", "least", "largest"))
+        writer.writerow(("data", "method", "wire", "rounds", "Mbit", "test_error", "least", "largest"))
         for data, methods in curves.items():
-            for (method, bits), points in methods.items():
+            for (method, wire), points in methods.items():
                 for n, (mbit, *errors) in enumerate(points, 1):
-                    writer.writerow((data, method, label(method, bits), n, f"{mbit:.5g}", *(f"{e:.5f}" for e in errors)))
+                    writer.writerow((data, method, wire, n, f"{mbit:.5g}", *(f"{e:.5f}" for e in errors)))
     draw(curves, args.seeds).savefig(args.out / "error_by_bits.png", dpi=110)
     console = Console()
     for data, methods in curves.items():

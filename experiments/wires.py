@@ -1,7 +1,7 @@
 """Measure what few bits in a number cost in accuracy: `python experiments/wires.py --har PATH`.
 
 Each method trains for the same number of rounds with each wire. The result is the test error (R² for a regression), its
-mean and standard deviation over seeds, and the same of its difference to 64 bits with the same seed.
+mean and standard deviation over seeds, and the same of its difference to wire=null with the same seed.
 
 Writes experiments/results/wires.csv: a line per data set, method and wire.
 """
@@ -22,7 +22,7 @@ from rich.table import Table
 
 from hmtl.config.build import build, compose
 
-WIRES = {"64": "wire=null", "8": "wire=int8", "4": "wire=int4"}  # by the bits of a number
+WIRES = ("null", "int8", "int4")
 DIGITS = "dataset=mnist5k partition=dirichlet loss=cross_entropy solver.step=0.1 solver.epochs=2"
 FEDU = "algorithm=fedu lam=1e-4 regularizer.lam2=1e-6"
 METHODS = {  # data, learner: settings, rounds
@@ -35,7 +35,7 @@ METHODS = {  # data, learner: settings, rounds
     ("ten digits", "FedU, cnn"): (f"{DIGITS} {FEDU} algorithm.model._target_=hmtl.mtl.cnn", 15),
 }
 COLUMNS = (
-    "data", "method", "rounds", "measure", "bits", "mean", "sd", "difference", "difference_sd", "second_hop_Mbit"
+    "data", "method", "rounds", "measure", "wire", "mean", "sd", "difference", "difference_sd", "second_hop_Mbit"
 )  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def run(settings: str, seed: int, rounds: int) -> dict[str, Any]:
         words = shlex.split(settings)
         if "dataset=files" in words:
             write_regression(table := Path(folder, "regression.csv"))
-            words += [data_path(table), "dataset.task=task"]
+            words += [data_path(table), "dataset.task=task", "dataset.kind=regression"]
         cfg = compose(*words, f"seed={seed}", f"rounds={rounds}", f"output_dir={folder}", "logger=none")
         history = build(cfg).trainer.fit()
     bits = sum(row["bits/relays_to_server"] + row["bits/server_to_relays"] for row in history)
@@ -87,15 +87,15 @@ def main() -> None:
                 continue
             settings += f" {shlex.quote(data_path(args.har))}"
         rounds, reference = min(most, args.rounds or most), list[float]()
-        for bits, wire in WIRES.items():
-            runs = [run(f"{settings} {wire}", seed, rounds) for seed in range(args.seeds)]
+        for wire in WIRES:
+            runs = [run(f"{settings} wire={wire}", seed, rounds) for seed in range(args.seeds)]
             measure = "test_r2" if "test_r2" in runs[0] else "test_error"
             values = [result[measure] for result in runs]
             reference = reference or values
             difference = spread([value - other for value, other in zip(values, reference, strict=True)])
             figures = (f"{figure:.5f}" for figure in (*spread(values), *difference))
             mbit = f"{statistics.mean(result['Mbit'] for result in runs):.3g}"
-            rows.append((data, method, str(rounds), measure, bits, *figures, mbit))
+            rows.append((data, method, str(rounds), measure, wire, *figures, mbit))
             table.add_row(*rows[-1])
             print(*rows[-1], flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
