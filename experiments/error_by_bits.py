@@ -117,9 +117,9 @@ def within(points: list[Point], budget: float) -> Point | None:
 
 def budget_table(data: str, curves: dict[tuple[str, str], list[Point]]) -> Table:
     table = Table(title=f"{data}: test error in % by Mbit", title_justify="left", box=box.SIMPLE)
-    table.add_column("", min_width=20)
-    for column in ("wire", "Mbit/round", *map(str, BUDGETS), "at the end", "over seeds"):
-        table.add_column(column, justify="right")
+    table.add_column("")
+    for column in ("wire", "Mbit/round", *map(str, BUDGETS), "at the end", "by seed"):
+        table.add_column(column, justify="right", no_wrap=True)
     for (method, wire), points in curves.items():
         last = points[-1]
         reached = [*(within(points, budget) for budget in BUDGETS), last]
@@ -192,7 +192,7 @@ def main() -> None:
                 for n, (mbit, *errors) in enumerate(points, 1):
                     writer.writerow((data, method, wire, n, f"{mbit:.5g}", *(f"{e:.5f}" for e in errors)))
     draw(curves, args.seeds).savefig(args.out / "error_by_bits.png", dpi=110)
-    console = Console()
+    console = Console(width=120)
     for data, methods in curves.items():
         console.print(budget_table(data, methods))
         console.print(best_methods(data, methods))
