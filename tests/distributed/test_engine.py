@@ -73,7 +73,7 @@ def check_equal(
     "words",
     [
         ("participation.dropout=0.2", "participation.relays=0.2", "aggregators=all", "algorithm.omega_every=2"),
-        ("regularizer=mean", "communicator=sums"),
+        ("regularizer=mean", "communicator=sums", "network.medium=unicast", "network.last_hop=unicast", "sums=coded"),
         (*FEW_BITS, "participation.relays=0.3", "rounds=6"),
         ("algorithm=fedu", "regularizer.neighbors=2", "dataset.standardize=all", "evaluate_every=3"),
     ],
