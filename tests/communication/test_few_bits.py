@@ -70,6 +70,14 @@ def test_rows_are_added_and_sizes_compared(bits: int, n: int, L: int, seed: int)
     assert largest[0].tolist() == [max([0, *column]) for column in sizes[at].T.tolist()]
 
 
+def test_long_rows_are_added_one_by_one() -> None:
+    row_format = RowFormat(2**16, 8)
+    numbers, sizes = torch.tensor([[3], [1], [-2]]).expand(3, 2**16), torch.tensor([[5], [9], [7]]).expand(3, 2**10)
+    total, largest = row_format.added(row_format.pack(numbers, sizes), torch.arange(3))
+    assert total.unique().tolist() == [2]
+    assert largest.unique().tolist() == [9]
+
+
 @pytest.mark.parametrize(("K", "bits"), [(1, 4), (2, 5), (20, 9), (32, 9), (33, 10), (100, 11)])
 def test_sums_of_all_users_fit(K: int, bits: int) -> None:
     formats = FewBits(4, K, 128)
