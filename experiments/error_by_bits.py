@@ -31,9 +31,9 @@ DATA = {  # common settings, and those of each method; λ is close to what cross
         {
             "task_relationship, all relays": "lam=1e-3 aggregators=all",
             "task_relationship, best aggregators": "lam=1e-3",
-            "mean, sums": "regularizer=mean lam=1e-3 regularizer.lam2=1e-4 communicator=sums",
+            "mean, sums": "regularizer=mean lam=1e-3 regularizer.lam2=1e-4 communicator=sums sums=whole",
             "FedU, graph, partial demands": FEDU,
-            "FedAvg, sums": f"algorithm=fedavg {LOGISTIC} communicator=sums",
+            "FedAvg, sums": f"algorithm=fedavg {LOGISTIC} communicator=sums sums=whole",
             "local": "algorithm=local lam=1e-3",
         },
     ),
@@ -42,7 +42,7 @@ DATA = {  # common settings, and those of each method; λ is close to what cross
         {
             "task_relationship, all relays": "lam=1e-2 aggregators=all",
             "task_relationship, best aggregators": "lam=1e-2",
-            "mean, sums": "regularizer=mean lam=0.1 regularizer.lam2=0.1 communicator=sums",
+            "mean, sums": "regularizer=mean lam=0.1 regularizer.lam2=0.1 communicator=sums sums=whole",
             "FedU, graph, partial demands": FEDU,
             "local": "algorithm=local lam=0.1",
         },

@@ -10,11 +10,13 @@ from changed import Changed
 from torch import Tensor
 
 from hmtl.communication import LinkLedger, Network
+from hmtl.communication.coders import AggregatorCoder, UserCoder
 from hmtl.communication.few_bits import FewBits
 from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer, SummingAggregation
 from hmtl.communication.nodes.few_bit_sums import FewBitHost, FewBitRelay, FewBitServer
 from hmtl.communication.planning.planner import Planner
 from hmtl.communication.round import Nodes, Stopwatch, forwarding, play
+from hmtl.communication.row_formats import PlainRows
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers
 from hmtl.topology import Topology
 
@@ -57,18 +59,22 @@ class Apart:
         sides: Sequence[Terms],
         network: Network = Network(),  # noqa: B008
         formats: FewBits | None = None,
+        sums: str = "auto",
     ) -> None:
         kinds: tuple[Any, Any, Any] = AddingHost, AddingRelay, AddingServer
         if formats:
-            kinds = tuple(partial(kind, formats=formats) for kind in (FewBitHost, FewBitRelay, FewBitServer))
-        host, relay, server = kinds
-        planners = [Planner(t, network) for _ in range(2)]
+            kinds = FewBitHost, FewBitRelay, FewBitServer
         width = sides[0].ivs[0].shape[1]
-        self.hosts = [host(t.K, side, None, n, np.array(sorted(side.mine))) for n, side in enumerate(sides)]
+        host, relay, server = (partial(kind, formats=formats or PlainRows(width - 1)) for kind in kinds)
+        planners = [Planner(t, network, sums=sums) for _ in range(2)]
+        self.hosts = [
+            host(t.K, side, UserCoder(side, None), n, np.array(sorted(side.mine)), planners[n % 2])
+            for n, side in enumerate(sides)
+        ]
         names = [host.name for host in self.hosts]
         self.relays = [relay(i, planners[i % 2], names) for i in range(t.H)]
         self.total = Total(width)
-        self.seat = SummingAggregation(t.K, self.total, width - 1, None)
+        self.seat = SummingAggregation(t.K, self.total, AggregatorCoder(width - 1, None))
         self.server = server(planners[0], self.seat)
         self.links = Changed(LinkLedger(t.K, t.H))
         self.names = names, [relay.name for relay in self.relays]

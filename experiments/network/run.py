@@ -48,14 +48,14 @@ Measurement = dict[str, Any]  # of one node in one round, see node.py
 Round = list[Measurement]  # of all nodes
 
 
-def formula(t: Topology, scheme: str, medium: str, V_bits: int, workers: int) -> dict[str, float]:
+def formula(t: Topology, scheme: str, medium: str, V_bits: int, workers: int, most_pieces: int = 1) -> dict[str, float]:
     """Return the seconds on each tier by the paper's eq. (13), as `hmtl.plan` does.
 
     There is one difference: the sum for all users of a relay is sent to each worker, whereas `hmtl.plan` counts one
-    broadcast.
+    broadcast. By default, relays send whole rows of sums, as in this experiment.
     """
     if scheme == "sums":
-        load = sum_loads(t)
+        load = sum_loads(t, most_pieces=most_pieces)
     elif scheme == "uncoded":
         load = loads(t, "uncoded")
     else:

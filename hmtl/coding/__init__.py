@@ -9,7 +9,7 @@ update that a client sends. A *load* is what a tier carries in a round, in IVs.
 """
 
 from hmtl.coding.aggregators import MEDIA, Choice
-from hmtl.coding.covers import Cover, cover, sum_bounds, sum_loads
+from hmtl.coding.covers import Cover, cover
 from hmtl.coding.demands import demand_bounds, demand_plan, demands_of, serve
 from hmtl.coding.formulas import Loads, forwarders
 from hmtl.coding.plan import Block, DemandPlan, Plan
@@ -28,10 +28,12 @@ from hmtl.coding.schemes import (
     scheme_of,
     uplink_bound,
 )
+from hmtl.coding.sum_codes import MOST_PIECES, SumCode, sum_bounds, sum_code, sum_loads
 
 __all__ = [
     "CODED_SCHEMES",
     "MEDIA",
+    "MOST_PIECES",
     "SCHEMES",
     "Aggregators",
     "Block",
@@ -42,6 +44,7 @@ __all__ = [
     "Loads",
     "Plan",
     "Scheme",
+    "SumCode",
     "Uplinks",
     "best_aggregators",
     "bounds",
@@ -57,6 +60,7 @@ __all__ = [
     "scheme_of",
     "serve",
     "sum_bounds",
+    "sum_code",
     "sum_loads",
     "uplink_bound",
 ]

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmtl.coding.aggregators import Choice
-from hmtl.coding.formulas import Loads
 from hmtl.coding.rates import Demand, Uplinks, over_sets
 from hmtl.topology import Topology
 
@@ -59,35 +58,6 @@ def cover(t: Topology, uplinks: Uplinks | None = None) -> Cover:
     among = t.G[list(relays)]
     adds = np.where(among.any(axis=0), np.asarray(relays)[among.argmax(axis=0)], -1)
     return Cover(relays, cost, cost if parallel else min(cost, bound), adds)
-
-
-def sum_loads(t: Topology, uplinks: Uplinks | None = None) -> Loads:
-    """Return the loads of sums: a row from each relay of a cover, and one row from the server.
-
-    With `unicast`, a copy goes to each relay of a smallest cover, which suffices to reach all users.
-    """
-    adding = cover(t, uplinks).relays
-    up = tuple(float(i in adding) for i in range(t.H))
-    return Loads(sum(up), min(1.0, sum(up)), up, float(len(cover(t).relays)))
-
-
-def sum_bounds(t: Topology) -> Loads:
-    """Return lower bounds of the loads of any scheme for sums.
-
-    For each user, the relays that hear it together send at least one row and receive one. The smallest such loads are
-    the solution of a linear programme; a cover sends whole rows and may need more.
-    """
-    if not t.present:
-        return Loads(0.0, 0.0)
-    least = round(float(least_shares(Demand(t.core).hears).sum()), 9)
-    return Loads(least, 1.0, unicast=least)
-
-
-def least_shares(hears: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the shares of a row [H] with the least sum for which every type's relays together send a whole row."""
-    from scipy.optimize import linprog  # here, because only bounds need it
-
-    return np.asarray(linprog(np.ones(hears.shape[1]), A_ub=-hears.astype(float), b_ub=-np.ones(len(hears))).x)
 
 
 def _least(hears: NDArray[np.bool_], weights: NDArray[np.float64]) -> tuple[NDArray[np.int64], float]:

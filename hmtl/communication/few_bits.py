@@ -9,57 +9,20 @@ send their largest |x| of each block as its *size*, a bfloat16 rounded up, of wh
 of sizes, read as integers below 2^15, have the same order as the sizes.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hmtl.communication.words import Words
+from hmtl.communication.row_formats import RowFormat
+from hmtl.communication.wires import PLANES
 from hmtl.errors import RangeError
 
-FEW_BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
+FEW_BITS = {f"int{width}": width for width in PLANES}
 """The bits b of a term, by the names that the setting `wire` may have for sums."""
 BLOCK = 64  # numbers that share a scale
-SIZES = Words(16)
 LARGEST = 2**61  # of |x|, so that x, and what rounding adds to it, fits in 64 bits
-WORK = 2**16  # numbers that are rounded or added at once, so that they stay in the processor's cache
-
-
-@dataclass(frozen=True)
-class RowFormat:
-    """Rows of L words of `bits` bits each, followed by the sizes of their blocks."""
-
-    L: int
-    bits: int
-
-    @property
-    def words(self) -> Words:
-        return Words(self.bits)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of a row."""
-        return self.words.nbytes(self.L) + SIZES.nbytes(blocks_of(self.L))
-
-    def pack(self, numbers: Tensor, sizes: Tensor) -> Tensor:
-        """Return numbers [n, L] and sizes [n, B] as bytes, uint8 [n, nbytes]."""
-        return torch.cat([self.words.pack(numbers), SIZES.pack(sizes)], dim=1)
-
-    def unpack(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the numbers [n, L] and sizes [n, B] that `pack` was given."""
-        end = self.words.nbytes(self.L)
-        return self.words.unpack(rows[:, :end], self.L), SIZES.unpack(rows[:, end:], blocks_of(self.L))
-
-    def added(self, rows: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sum [1, L] of the numbers in the rows `at`, and the largest sizes [1, B]."""
-        total, largest = (torch.zeros(1, length, dtype=torch.int64) for length in (self.L, blocks_of(self.L)))
-        for places in portions(at, self.L):
-            numbers, sizes = self.unpack(rows[places])
-            total += numbers.sum(0)
-            largest = torch.maximum(largest, sizes.amax(0))
-        return total, largest
 
 
 @dataclass(frozen=True)
@@ -79,17 +42,17 @@ class FewBits:
     @property
     def terms(self) -> RowFormat:
         """Format of a user's terms."""
-        return RowFormat(self.L, self.bits)
+        return RowFormat(self.L, self.bits, blocks_of(self.L))
 
     @property
     def sums(self) -> RowFormat:
         """Format of sums of up to K rows of terms: b + ⌈log₂ K⌉ bits."""
-        return RowFormat(self.L, self.bits + (self.K - 1).bit_length())
+        return RowFormat(self.L, self.bits + (self.K - 1).bit_length(), blocks_of(self.L))
 
     @property
     def whole(self) -> RowFormat:
         """Format of terms before the first sizes are known, and of sums for users who lack the last row."""
-        return RowFormat(self.L, 64)
+        return RowFormat(self.L, 64, blocks_of(self.L))
 
     @property
     def largest(self) -> int:
@@ -139,9 +102,3 @@ def sizes_of(x: Tensor) -> Tensor:
 def blocks_of(L: int) -> int:
     """Return the number of blocks in a row of L numbers."""
     return -(-L // BLOCK)
-
-
-def portions(at: Tensor, L: int) -> Iterator[Tensor]:
-    """Yield portions of `at`, numbers of rows of L numbers, that are small enough for the processor's cache."""
-    if len(at):
-        yield from torch.split(at, max(1, WORK // L))

@@ -37,6 +37,11 @@ def relay_name(i: int) -> str:
     return f"relay {i}"
 
 
+def relay_number(name: str) -> int:
+    """Return i for the name of relay i."""
+    return int(name.split()[1])
+
+
 def host_name(n: int) -> str:
     """Return the name of host n."""
     return f"host {n}"

@@ -69,6 +69,8 @@ class Nodes:
 
     def follow(self, planner: Planner) -> None:
         """Continue with the topology of another planner."""
+        for host in self.hosts:
+            host.follow(planner)
         for node in (*self.relays, *([self.server] if self.server else [])):
             node.follow(planner)
 
@@ -125,13 +127,24 @@ class Stage:
             peers = peers or [relay_name(i) for i in server.attendance.relays]
             self._turn(server, action, arguments, senders=peers, receivers=peers, **turn)
 
+    def plan(self) -> None:
+        """Make the plans of this attempt, which the nodes of a process share."""
+        if node := self._planning_node:
+            with self.watch.measure("planning"):
+                node.plan()
+
     def segments(self) -> list[Segment]:
         """Return the segments that are coded in this attempt; none if no relay aggregates."""
-        node = self.nodes.server or next(iter(self.acting), None)
+        node = self._planning_node
         if node is None or not node.attendance.aggregating.any():
             return []
         with self.watch.measure("planning"):
             return list(segments(node.planner.code(node.attendance).plan, *node.sizes))
+
+    @property
+    def _planning_node(self) -> Relay | Server | None:
+        """The node whose planning is measured; all nodes plan at the same time."""
+        return self.nodes.server or next(iter(self.acting), None)
 
     def release(self) -> None:
         """Let the relays release what they heard, unless they may need it for another attempt."""
@@ -167,6 +180,7 @@ class Stage:
 
 def forwarding(stage: Stage) -> None:
     """Play the schedule in which relays forward IVs, or sums of them, and the server aggregates."""
+    stage.plan()
     stage.relays("forward", says=[IVS])
     stage.release()
     stage.server("gather", hears=[IVS])

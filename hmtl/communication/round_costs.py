@@ -21,6 +21,7 @@ from hmtl.coding import (
     cover,
     loads,
     obstacle,
+    sum_code,
     sum_loads,
     uplink_bound,
 )
@@ -38,8 +39,7 @@ class ChosenRelays:
     Attributes:
         relays: the relays; empty if the server aggregates.
         relays_to_server, server_to_relays: loads on the medium for which they were chosen.
-        proven: whether no other choice is better. For aggregators: `cost` reaches `bound`; for relays that add: no
-            smaller set of relays covers all users.
+        proven: whether no other choice is better, because `cost` reaches `bound`.
         downlinks: the load from server to relays on each medium.
         seconds: the communication time on each medium.
     """
@@ -63,6 +63,23 @@ class BestAggregators(ChosenRelays):
 
     cost: float
     bound: float
+
+
+@dataclass(frozen=True)
+class AddingRelays(ChosenRelays):
+    """The relays that add terms of sums.
+
+    Attributes:
+        cost: time from relays to server, in rows at the speed of the slowest relay.
+        bound: a lower bound of `cost` for every scheme in which the server learns the sums.
+        pieces: number of pieces of a row, so that a share is as long as one of them; 1: relays send whole rows.
+        whole_rows: load from relays to server if they sent whole rows.
+    """
+
+    cost: float
+    bound: float
+    pieces: int
+    whole_rows: float
 
 
 @dataclass(frozen=True)
@@ -92,7 +109,7 @@ class Comparison:
     network: Network
     loads: dict[str, dict[str, float]]
     aggregators: dict[str, BestAggregators]
-    sums: ChosenRelays
+    sums: AddingRelays
     downlinks: dict[str, dict[str, float]]
     bounds: dict[str, float]
     proof: dict[str, Any]
@@ -166,13 +183,17 @@ def _best(clock: _Clock, uplinks: Uplinks | None, medium: str) -> BestAggregator
     )
 
 
-def _adding(clock: _Clock, uplinks: Uplinks | None) -> ChosenRelays:
-    adding = cover(clock.topology, uplinks)
+def _adding(clock: _Clock, uplinks: Uplinks | None) -> AddingRelays:
+    adding = sum_code(clock.topology, uplinks)
     load = sum_loads(clock.topology, uplinks)
-    # On a broadcast last hop, one row serves all users of a relay; otherwise each user gets a copy.
+    # On a broadcast last hop, what a relay sends serves all users of a relay; otherwise each user gets a copy.
     last_hop = load.unicast if clock.network.last_hop == "broadcast" else None
-    return ChosenRelays(
+    return AddingRelays(
         relays=list(adding.relays),
+        pieces=adding.pieces,
+        whole_rows=float(len(cover(clock.topology, uplinks).relays)),
+        cost=adding.cost,
+        bound=adding.bound,
         proven=adding.proven,
         **_between(load),
         downlinks={name: load.down(name) for name in MEDIA},

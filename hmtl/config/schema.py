@@ -19,6 +19,7 @@ SMALLEST = {"rounds": 1, "checkpoint_every": 1, "evaluate_every": 1, "seed": 0, 
 READERS = {
     "scheme": "communicator=coded",
     "aggregators": "communicator=coded",
+    "sums": "communicator=sums",
     "wire": "a communicator that has wire=${wire}",
     "lam": "a regularizer or algorithm that has lam=${lam}",
     "d": "topology=heterogeneous",
@@ -59,6 +60,7 @@ class TrainConfig(NetworkConfig):
     fraction_bits: int = MISSING
     scheme: str = MISSING
     aggregators: Any = MISSING
+    sums: str = MISSING
     gap_tolerance: float = MISSING
     checkpoint_every: int = MISSING
     evaluate_every: int = MISSING

@@ -15,7 +15,7 @@ from hmtl.communication.accounting.ledger import (
     LinkLedger,
 )
 from hmtl.communication.links import Links
-from hmtl.communication.messages import SERVER, Message, Users, host_name
+from hmtl.communication.messages import SERVER, Message, Users, host_name, relay_number
 from hmtl.distributed.frames import HEADER, Frame
 from hmtl.distributed.peers import Peers
 from hmtl.topology import Moving, Topology
@@ -85,7 +85,7 @@ class ProcessLinks(Links):
         """Return the rows of a message that a receiver needs; all receivers need rows that belong to no user."""
         rows, users = message.rows(), message.users
         if users is not None and receiver != SERVER:
-            own = self._homes[receiver] if receiver in self._homes else self.topology.N(_number(receiver))
+            own = self._homes[receiver] if receiver in self._homes else self.topology.N(relay_number(receiver))
             needed = np.isin(users, own)
             if len(rows) == len(users):  # otherwise there is one row for all of them
                 rows = rows[torch.from_numpy(needed)]
@@ -96,7 +96,9 @@ class ProcessLinks(Links):
         """Count what multicast has sent besides the bodies: headers, repairs, questions and reports."""
         name, group = self.peers.name, self.peers.group
         if group:
-            tier, link = (SERVER_TO_RELAYS, self.contacts.H) if name == SERVER else (RELAYS_TO_SERVER, _number(name))
+            tier, link = (
+                (SERVER_TO_RELAYS, self.contacts.H) if name == SERVER else (RELAYS_TO_SERVER, relay_number(name))
+            )
             self.ledger.add(tier, link, 0, 8 * group.overhead())
 
     def _patience(self, senders: Sequence[str]) -> int:
@@ -111,9 +113,9 @@ class ProcessLinks(Links):
         name, users = self.peers.name, frame.users
         links: int | Users
         if name == SERVER:
-            tier, links = RELAYS_TO_SERVER, _number(sender)
+            tier, links = RELAYS_TO_SERVER, relay_number(sender)
         elif sender == SERVER:
-            tier, links = SERVER_TO_RELAYS, _number(name)
+            tier, links = SERVER_TO_RELAYS, relay_number(name)
         else:
             assert users is not None, f"frames between {sender} and {name} carry rows of users"
             tier, links = (RELAYS_TO_USERS if name in self._homes else USERS_TO_RELAYS), users
@@ -121,7 +123,3 @@ class ProcessLinks(Links):
         return Message(
             frame.round, tier, frame.kind, sender, (name,), links, payload, overhead, users, dtype=frame.dtype
         )
-
-
-def _number(relay: str) -> int:
-    return int(relay.split()[1])

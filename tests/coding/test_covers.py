@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmtl.coding import Uplinks, cover, sum_bounds, sum_loads
+from hmtl.coding import Uplinks, cover
 from hmtl.testing.topologies import restricted, topologies
-from hmtl.topology import Topology, any_r, symmetric
+from hmtl.topology import Topology, any_r
 
 
 def least(t: Topology, weigh) -> float:
@@ -35,32 +35,6 @@ def test_no_set_of_relays_costs_less(t: Topology, speeds: list[float], kind: str
     assert all(i == -1 if k not in t.present else t.G[i, k] for k, i in enumerate(found.adds))
     if links is None:
         assert len(found.relays) == found.cost
-
-
-@settings(max_examples=25)
-@given(t=restricted(topologies(max_H=7, max_K=12)))
-def test_bounds_of_sums(t: Topology) -> None:
-    """By duality, the bound is at least the number of users of whom no relay hears more than one."""
-    bound, load = sum_bounds(t), sum_loads(t)
-    assert bound.uplink <= load.uplink + 1e-9
-    assert bound.unicast <= load.unicast + 1e-9
-    assert bound.downlink == load.downlink
-    users, apart = list(t.present), 0
-    for n in range(1, min(len(users), 4) + 1):
-        apart = n if any((t.G[:, list(s)].sum(axis=1) <= 1).all() for s in combinations(users, n)) else apart
-    assert bound.uplink >= apart - 1e-9
-
-
-def test_a_bound_of_sums_is_reached() -> None:
-    """Each of 5 relays sends a third of a row, a share of a code, and any 3 shares of a user give its terms."""
-    t, third = symmetric(K=20, H=5, r=3), np.vander(np.arange(1, 6), 3, increasing=True).T.astype(float)
-    x, sent = np.random.default_rng(0).normal(size=(20, 3)), np.zeros(5)
-    for k in range(20):
-        relays = list(t.relays_of(k))
-        sent[relays] += np.linalg.solve(third[:, relays], x[k])
-    np.testing.assert_allclose(third @ sent, x.sum(axis=0))
-    assert sum_bounds(t).uplink == sum_bounds(t).unicast == pytest.approx(len(sent) / 3)
-    assert sum_loads(t).uplink == 3
 
 
 def test_many_relays(monkeypatch: pytest.MonkeyPatch) -> None:

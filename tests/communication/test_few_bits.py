@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmtl.communication.few_bits import FEW_BITS, FewBits, RowFormat, portions, sizes_of
+from hmtl.communication.few_bits import FEW_BITS, FewBits, sizes_of
 from hmtl.errors import RangeError
 
 
@@ -55,29 +55,6 @@ def test_a_size_is_the_largest_number_of_a_block_rounded_up(L: int, reach: int, 
             assert largest * (1 - 2**-24) <= maximum_of(size) <= largest * (1 + 2**-7)
 
 
-@given(bits=st.integers(2, 64), n=st.integers(1, 4), L=st.integers(1, 200), seed=st.integers(0, 999))
-def test_rows_are_added_and_sizes_compared(bits: int, n: int, L: int, seed: int) -> None:
-    rng, row_format = np.random.default_rng(seed), RowFormat(L, bits)
-    numbers = torch.from_numpy(rng.integers(-(2 ** (bits - 2)), 2 ** (bits - 2), (n, L)))
-    sizes = torch.from_numpy(rng.integers(0, 2**15, (n, -(-L // 64))))
-    rows = row_format.pack(numbers, sizes)
-    assert rows.shape == (n, row_format.nbytes)
-    for ours, theirs in zip(row_format.unpack(rows), (numbers, sizes), strict=True):
-        assert torch.equal(ours, theirs)
-    at = torch.from_numpy(rng.permutation(n)[: n // 2])
-    total, largest = row_format.added(rows, at)
-    assert torch.equal(total[0], numbers[at].sum(0))
-    assert largest[0].tolist() == [max([0, *column]) for column in sizes[at].T.tolist()]
-
-
-def test_long_rows_are_added_one_by_one() -> None:
-    row_format = RowFormat(2**16, 8)
-    numbers, sizes = torch.tensor([[3], [1], [-2]]).expand(3, 2**16), torch.tensor([[5], [9], [7]]).expand(3, 2**10)
-    total, largest = row_format.added(row_format.pack(numbers, sizes), torch.arange(3))
-    assert total.unique().tolist() == [2]
-    assert largest.unique().tolist() == [9]
-
-
 @pytest.mark.parametrize(("K", "bits"), [(1, 4), (2, 5), (20, 9), (32, 9), (33, 10), (100, 11)])
 def test_sums_of_all_users_fit(K: int, bits: int) -> None:
     formats = FewBits(4, K, 128)
@@ -95,11 +72,3 @@ def test_numbers_that_are_too_large_are_refused() -> None:
         sizes_of(-largest - 1)
     with pytest.raises(RangeError):
         FewBits(4, 20, 3).values(torch.full((1, 3), 16), sizes_of(largest))
-
-
-def test_portions_are_small() -> None:
-    for L in (1, 2**15, 2**17):
-        pieces = list(portions(torch.arange(5), L))
-        assert torch.cat(pieces).tolist() == [0, 1, 2, 3, 4]
-        assert all(len(piece) == 1 or len(piece) * L <= 2**16 for piece in pieces)
-    assert not list(portions(torch.arange(0), 8))

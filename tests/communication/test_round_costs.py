@@ -33,19 +33,23 @@ def test_seconds_by_hand() -> None:
     assert comparison.seconds["unicast"]["uncoded"] == pytest.approx(60)
     assert comparison.aggregators["broadcast"].seconds["broadcast"] == pytest.approx(20 + 8 + 8)
     assert comparison.aggregators["unicast"].seconds["unicast"] == pytest.approx(20 + 28)
-    assert comparison.sums.relays == [0, 1, 2]
-    assert comparison.sums.proven
-    assert comparison.sums.seconds == pytest.approx({"broadcast": 10 + 3 + 1 + 1.5, "unicast": 10 + 3 + 3 + 1.5})
+    sums, rows = comparison.sums, 5 / 3
+    assert sums.relays == [0, 1, 2, 3, 4]
+    assert (sums.pieces, sums.whole_rows, sums.proven) == (3, 3, True)
+    assert sums.cost == pytest.approx(rows)
+    assert sums.seconds == pytest.approx(
+        {"broadcast": 10 + rows + 1 + rows / 2, "unicast": 10 + rows + rows + rows / 2}
+    )
 
 
 def test_a_unicast_last_hop_carries_a_copy_for_each_user() -> None:
     sums = compare(symmetric(20, 5, 3), Network(2000, 1000, last_hop="unicast"), 1000).sums
-    assert sums.seconds == pytest.approx({"broadcast": 10 + 3 + 1 + 10, "unicast": 10 + 3 + 3 + 10})
+    assert sums.seconds == pytest.approx({"broadcast": 10 + 5 / 3 + 1 + 10, "unicast": 10 + 2 * 5 / 3 + 10})
 
 
-@pytest.mark.parametrize(("r", "relays"), [(5, [0]), (3, [0, 1, 2])])
-def test_the_relays_that_add_cover_all_users(r: int, relays: list[int]) -> None:
-    assert compare(symmetric(20, 5, r), Network(), 1000).sums.relays == relays
+def test_whole_rows_if_shares_gain_nothing() -> None:
+    sums = compare(symmetric(20, 5, 5), Network(), 1000).sums
+    assert (sums.relays, sums.pieces, sums.whole_rows, sums.proven) == ([0], 1, 1, True)
 
 
 @pytest.mark.parametrize(

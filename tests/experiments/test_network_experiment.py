@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from hmtl.coding import MOST_PIECES
 from hmtl.communication import TIERS, Network
 from hmtl.communication.round_costs import compare
 from hmtl.topology import any_r
@@ -45,7 +46,7 @@ def test_the_formula_is_that_of_the_plan(medium: str, K: int) -> None:
         "sums": plan.sums.seconds[medium],
     }
     for scheme, seconds in expected.items():
-        assert sum(run.formula(t, scheme, medium, BITS, 1).values()) == pytest.approx(seconds)
+        assert sum(run.formula(t, scheme, medium, BITS, 1, MOST_PIECES).values()) == pytest.approx(seconds)
     one, two = (run.formula(t, "sums", medium, BITS, workers) for workers in (1, 2))
     assert two == {**one, LAST_DOWN: 2 * one[LAST_DOWN]}
 

@@ -53,6 +53,15 @@ def test_the_proof_names_the_partition(capsys: pytest.CaptureFixture[str]) -> No
     assert "below 0.00, as the partition {0} {1}" in printed
 
 
+def test_sums_meet_their_bound_or_whole_rows_do(capsys: pytest.CaptureFixture[str]) -> None:
+    shares = " ".join(text(compare(symmetric(20, 5, 3), Network(), 1000), capsys).split())
+    assert "shares of 1/3 row, 1.67 rows in all instead of 3 whole ones; no scheme" in shares
+    whole = compare(heterogeneous(20, 4, 2, 0.2), Network(), 1000)
+    assert "whole rows; shares of rows would not be faster" in " ".join(text(whole, capsys).split())
+    worse = replace(whole, sums=replace(whole.sums, pieces=2, cost=4.0, bound=3.0, proven=False))
+    assert "up to 25.00% less time" in " ".join(text(worse, capsys).split())
+
+
 def test_schemes_that_cannot_be_trained_are_marked(capsys: pytest.CaptureFixture[str]) -> None:
     printed = text(compare(any_r(5000, 5, 3, 0), Network(), 1000), capsys)
     assert "all relays, paper *" in printed

@@ -2,12 +2,12 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
-from hmtl.coding import Loads, cover, sum_bounds, sum_loads
+from hmtl.coding import Loads, SumCode, sum_bounds
 from hmtl.communication.accounting.ledger import (
     RELAYS_TO_SERVER,
     RELAYS_TO_USERS,
@@ -16,7 +16,8 @@ from hmtl.communication.accounting.ledger import (
     USERS_TO_RELAYS,
 )
 from hmtl.communication.accounting.network import Network, between_seconds
-from hmtl.communication.communicators.base import Communicator, MakeLinks
+from hmtl.communication.coders import AggregatorCoder
+from hmtl.communication.communicators.base import KEPT, Communicator, MakeLinks
 from hmtl.communication.communicators.ivs import CodedHierarchical
 from hmtl.communication.few_bits import BLOCK, FEW_BITS, FewBits
 from hmtl.communication.links import InProcess
@@ -24,7 +25,9 @@ from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServe
 from hmtl.communication.nodes.aggregation import AggregatorSide
 from hmtl.communication.nodes.few_bit_sums import FewBitHost, FewBitRelay, FewBitServer
 from hmtl.communication.nodes.host import UserSide
+from hmtl.communication.planning.planner import SUMS, Planner
 from hmtl.communication.round import Nodes, Outcome, forwarding
+from hmtl.communication.row_formats import Formats, PlainRows
 from hmtl.errors import ConfigError
 from hmtl.topology import Moving, Topology
 
@@ -52,6 +55,7 @@ class Sums(Communicator):
     Args:
         topology: who hears whom, in all rounds or round by round.
         network, links: see `Communicator`; `network.last_hop` says how relays reach their users.
+        sums: one of `SUMS`: whether relays send rows of sums whole or in shares.
         wire: a name in FEW_BITS, for terms and sums in few bits, see `hmtl.communication.few_bits`; None: 64 bits.
         replaced: the coded plan instead of which sums travel; None: the user chose sums.
     """
@@ -62,6 +66,7 @@ class Sums(Communicator):
         network: Network = Network(),  # noqa: B008, it is frozen
         wire: str | None = None,
         *,
+        sums: str = "auto",
         links: MakeLinks = InProcess,
         replaced: Replaced | None = None,
     ) -> None:
@@ -70,12 +75,17 @@ class Sums(Communicator):
                 f"wire={wire} with communicator=sums: sums travel as integers. Choose one of {', '.join(FEW_BITS)}, or "
                 "null for 64 bits."
             )
+        if sums not in SUMS:
+            raise ConfigError(f"sums={sums} is unknown. Choose one of {', '.join(SUMS)}.")
         super().__init__(topology, network, "uncoded", links=links)
+        self._planner_of = lru_cache(KEPT)(lambda t: Planner(t, network, sums=sums))
+        self.planner = self._planner_of(self.topology)
         self.bits, self.replaced = FEW_BITS.get(wire or ""), replaced
 
     @property
     def theory(self) -> Loads:
-        return sum_loads(self.topology, self.network.uplinks(self.topology))
+        up, down = self._codes(self.topology, self._L)
+        return up.loads(down, self._L)
 
     def describe(self) -> dict[str, Any]:
         """Return what `summary.json` reports about communication, with the bounds of `sum_bounds`.
@@ -91,7 +101,8 @@ class Sums(Communicator):
         described["loads_theory"][RELAYS_TO_USERS] = last_hop
         described["bounds"] = dict(zip((RELAYS_TO_SERVER, SERVER_TO_RELAYS, RELAYS_TO_USERS), least, strict=True))
         described |= {"communicator": "sums", "scheme": "sums", "last_hop": self.network.last_hop}
-        described["adding"] = list(self.planner.cover(self.topology).relays)
+        code, _ = self._codes(self.topology, self._L)
+        described |= {"adding": list(code.relays), "pieces": code.pieces}
         if not self._sides or not self.V_bits:
             return described
         row_bits = self._row_bits
@@ -132,14 +143,27 @@ class Sums(Communicator):
     def _make_nodes(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
         if not users.numbers:  # a set-up, or nothing travels
             return super()._make_nodes(users, aggregator)
-        aggregation = SummingAggregation(self.topology.K, aggregator, users.numbers, None)
-        if not self.bits:
-            server = partial(AddingServer, aggregation=aggregation)
-            return self._local_nodes(users, AddingRelay, server, forwarding, aggregation, AddingHost)
-        formats = FewBits(self.bits, self.topology.K, users.numbers)
-        few_bit_server = partial(FewBitServer, aggregation=aggregation, formats=formats)
-        relay, host = partial(FewBitRelay, formats=formats), partial(FewBitHost, formats=formats)
-        return self._local_nodes(users, relay, few_bit_server, forwarding, aggregation, host)
+        for code in self._codes(self.topology, users.numbers):
+            _ = code.inverses  # are made before the first round, like the plan of coded IVs
+        aggregation = SummingAggregation(self.topology.K, aggregator, AggregatorCoder(users.numbers, None))
+        kinds: tuple[Any, Any, Any] = AddingHost, AddingRelay, AddingServer
+        formats: Formats = PlainRows(users.numbers)
+        if self.bits:
+            kinds = FewBitHost, FewBitRelay, FewBitServer
+            formats = FewBits(self.bits, self.topology.K, users.numbers)
+        host, relay, server = (partial(kind, formats=formats) for kind in kinds)
+        server, host = partial(server, aggregation=aggregation), partial(host, planner=self.planner)
+        return self._local_nodes(users, relay, server, forwarding, aggregation, host)
+
+    @property
+    def _L(self) -> int:
+        """The numbers in a row; 0 before the learner is known."""
+        return self._sides[0].numbers if self._sides else 0
+
+    def _codes(self, t: Topology, L: int) -> tuple[SumCode, SumCode]:
+        """Return the codes by which relays add and spread sums if everybody is present."""
+        planner = self._planner_of(t)
+        return planner.sum_code(t, L), planner.spread_code(tuple(range(t.H)), L)
 
     @property
     def _row_bits(self) -> dict[str, int]:
@@ -155,7 +179,8 @@ class Sums(Communicator):
         up, down = bound.uplink, bound.down(self.network.medium)
         if self.network.last_hop == "unicast":
             return len(t.present), up, down, len(t.present)
-        return len(cover(t).relays), up, down, bound.unicast
+        _, spread = self._codes(t, self._L)
+        return spread.load * spread.padding(self._L), up, down, bound.unicast
 
     def _reason(self, replaced: Replaced) -> str:
         """Return why sums travel instead of coded IVs."""
@@ -179,14 +204,14 @@ def sums_if_faster(coded: CodedHierarchical, q: int, itemsize: int) -> Sums | No
         q: number of sums for each coordinate of an IV.
         itemsize: bytes of a number of an IV in its own type.
     """
-    bits = FEW_BITS.get(coded.wire or "")
-    if coded.aggregators != "auto" or (coded.wire is not None and bits is None):
+    wire = coded.wire
+    if coded.aggregators != "auto" or (wire is not None and not (isinstance(wire, str) and wire in FEW_BITS)):
         return None
     ratio = 8 * q / itemsize
-    if bits is not None:
-        one = FewBits(bits, coded.contacts.K, BLOCK)
+    if wire:
+        one = FewBits(FEW_BITS[wire], coded.contacts.K, BLOCK)
         ratio = q * one.sums.nbytes / one.terms.nbytes  # an IV has the format of a user's terms
     replaced = Replaced(coded.theory, ratio)
-    sums = Sums(coded.contacts, coded.network, coded.wire, links=coded.make_links, replaced=replaced)
+    sums = Sums(coded.contacts, coded.network, wire, links=coded.make_links, replaced=replaced)
     adding = between_seconds(coded.network, sums.theory, ratio)
     return sums if adding < between_seconds(coded.network, coded.theory, 1) else None

@@ -51,6 +51,9 @@ class Node:
         """Continue with the topology of another planner."""
         self.planner, self.topology = planner, planner.topology
 
+    def plan(self) -> None:
+        """Make the plans of an attempt in advance, if making them takes long."""
+
     def state_dict(self) -> dict[str, Tensor]:
         return {"version": torch.tensor(self.version)}
 

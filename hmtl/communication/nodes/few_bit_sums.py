@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
+from hmtl.communication.coders import UserCoder
 from hmtl.communication.encoding import from_bytes, to_bytes
-from hmtl.communication.few_bits import FewBits, blocks_of, portions, sizes_of
+from hmtl.communication.few_bits import FewBits, blocks_of, sizes_of
 from hmtl.communication.messages import Message, Users, nothing
 from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer
 from hmtl.communication.nodes.aggregation import Aggregation, PackedModels
 from hmtl.communication.nodes.host import UserSide
 from hmtl.communication.planning.planner import Planner
+from hmtl.communication.row_formats import portions
 
 NO_ROW = -1  # in place of the round of a row
 STAMP = 4  # bytes before a row's other overhead: the round of the row that it is to be added to
@@ -41,11 +43,19 @@ class FewBitHost(AddingHost):
 
     STATE = (*AddingHost.STATE, "owed", "owed_if_counted", "row", "block_sizes", "held")
 
+    formats: FewBits
+
     def __init__(
-        self, K: int, users: UserSide, wire: torch.dtype | None, number: int, members: Users, formats: FewBits
+        self,
+        K: int,
+        users: UserSide,
+        coder: UserCoder,
+        number: int,
+        members: Users,
+        planner: Planner,
+        formats: FewBits,
     ) -> None:
-        super().__init__(K, users, wire, number, members)
-        self.formats = formats
+        super().__init__(K, users, coder, number, members, planner, formats)
         self.owed, self.owed_if_counted = np.zeros((2, len(members), formats.L), np.int64)
         self.row = np.zeros((1, formats.L), np.int64)
         self.block_sizes = np.zeros((1, blocks_of(formats.L)), np.int64)
@@ -95,15 +105,7 @@ class FewBitHost(AddingHost):
 
 
 class FewBitRelay(AddingRelay):
-    """A relay that adds terms of few bits, and passes on whether a user within range requests S.
-
-    Args: as in `Relay`, and
-        formats: the formats of rows.
-    """
-
-    def __init__(self, i: int, planner: Planner, hosts: Sequence[str], formats: FewBits) -> None:
-        super().__init__(i, planner, hosts)
-        self.formats = formats
+    """A relay that adds terms of few bits, and passes on whether a user within range requests S."""
 
     def report(self, round: int, messages: Sequence[Message]) -> list[Message]:
         """Take the terms and requests of users within range, and report to the server."""
@@ -114,14 +116,6 @@ class FewBitRelay(AddingRelay):
         requested = any(self.topology.G[self.i][message.of_users()].any() for message in requests)
         last = torch.tensor([[requested]], dtype=torch.uint8)
         return [replace(report, overhead=torch.cat([report.overhead, last], dim=1)) for report in reports]
-
-    def _sum(self, part: str, at: Tensor) -> Tensor:
-        if part != "payload":
-            return super()._sum(part, at)
-        rows, formats = self._ivs[part], self.formats
-        few = rows.shape[1] == formats.terms.nbytes
-        total, sizes = (formats.terms if few else formats.whole).added(rows, at)
-        return (formats.sums if few else formats.whole).pack(total, sizes)
 
 
 class FewBitServer(AddingServer):
@@ -136,9 +130,10 @@ class FewBitServer(AddingServer):
         block_sizes: sizes of the blocks in the last round that counted; all zero if none are known [1, B].
     """
 
+    formats: FewBits
+
     def __init__(self, planner: Planner, aggregation: Aggregation, formats: FewBits) -> None:
-        super().__init__(planner, aggregation)
-        self.formats = formats
+        super().__init__(planner, aggregation, formats)
         self.row = torch.zeros(1, formats.L, dtype=torch.int64)
         self.made = NO_ROW
         self.block_sizes = torch.zeros(1, blocks_of(formats.L), dtype=torch.int64)
@@ -161,13 +156,9 @@ class FewBitServer(AddingServer):
         super().load_state_dict(state)
         self.row, self.made, self.block_sizes = state["row"].clone(), int(state["made"]), state["block_sizes"].clone()
 
-    def _sum(self, part: str, rows: Sequence[Tensor], nbytes: int) -> Tensor:
-        if part != "payload":
-            return super()._sum(part, rows, nbytes)
-        row_format = self.formats.sums if self._few else self.formats.whole
-        received = torch.cat([torch.empty(0, row_format.nbytes, dtype=torch.uint8), *rows])
-        self._total, self._new_block_sizes = row_format.added(received, torch.arange(len(rows)))
-        return to_bytes(self._change())
+    def _row(self, total: Tensor, sizes: Tensor) -> Tensor:
+        self._total, self._new_block_sizes = total, sizes
+        return self._change()
 
     def _model_messages(self, models: PackedModels) -> list[Message]:
         """Return messages that carry the round's sum, or S, to the relays that deliver it."""

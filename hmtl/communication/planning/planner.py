@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hmtl.coding import (
+    MOST_PIECES,
     Aggregators,
     Plan,
-    cover,
+    SumCode,
+    Uplinks,
     demand_plan,
     demands_of,
     forwarders,
@@ -17,23 +20,34 @@ from hmtl.coding import (
     resolve,
     scheme_of,
     serve,
+    sum_code,
 )
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.attendance import Attendance
 from hmtl.communication.planning.pieces import View
 from hmtl.topology import Moving, Topology
 
+SUMS = ("auto", "coded", "whole")
+"""How rows of sums travel: in shares if this takes less time, also with padding; always in shares; or always whole."""
 MakePlan = Callable[..., Plan]
 """Returns the plan for the links over which IVs arrived; takes `uplinks` and `aggregators`, as `make_plan` does."""
 
 
 class Code:
-    """The plan of a round in which relays aggregate; `view(block, i)` is what relay i knows of a block."""
+    """The plan of a round in which relays aggregate.
+
+    Attributes:
+        view: function from a block and a relay to what the relay knows of the block.
+        learned: function from a relay to the users of all blocks that it decodes, ascending.
+    """
 
     def __init__(self, plan: Plan, aggregators: tuple[int, ...]) -> None:
         self.plan, self.aggregators = plan, aggregators
         places = {i: n for n, i in enumerate(plan.topology.active)}
         self.view = lru_cache(None)(lambda block, i: View(plan.blocks[block], places[i]))
+        self.learned = lru_cache(None)(
+            lambda i: np.array(sorted(k for b in plan.blocks if places.get(i) in b.aggregators for k in b.users), int)
+        )
 
     @cached_property
     def not_coded(self) -> NDArray[np.int64]:
@@ -64,12 +78,14 @@ class Planner:
         preferred: the preferred aggregators. If none of them is present, any relay may aggregate. Empty: the server
             aggregates, and nothing is coded.
         make: makes the plans.
+        sums: one of `SUMS`: whether relays send rows of sums whole or in shares.
 
     Attributes:
         attendance: function from bytes to the attendance that they encode.
         forwarders: function from the links over which IVs arrived to the relay that forwards each user's IV [K].
-        cover: function from the same links to the relays that add the terms of sums, a `Cover`.
-        spread: function from an attendance to the relays that send the sums to all users within range, a `Cover`.
+        sum_code: function from the same links, and the numbers in a row, to the code by which relays send sums.
+        spread_code: function from the relays that reported, and the numbers in a row, to the code by which they send
+            the sums to all users within range.
     """
 
     def __init__(
@@ -78,13 +94,14 @@ class Planner:
         network: Network,
         preferred: tuple[int, ...] = (),
         make: MakePlan = make_plan,
+        sums: str = "auto",
     ) -> None:
-        self.topology, self.network, self.preferred, self._make = topology, network, preferred, make
+        self.topology, self.network, self.preferred, self._make, self.sums = topology, network, preferred, make, sums
         self._codes = lru_cache(8)(self._code)  # codes are large
         self.attendance = lru_cache(64)(lambda content: Attendance.from_bytes(content, topology))
         self.forwarders = lru_cache(64)(lambda heard: forwarders(heard, network.uplinks(heard)))
-        self.cover = lru_cache(64)(lambda heard: cover(heard, network.uplinks(heard)))
-        self.spread = lru_cache(64)(lambda attendance: cover(topology.restricted(relays=attendance.relays)))
+        self.sum_code = lru_cache(8)(lambda heard, L: self._sum_code(heard, network.uplinks(heard), L))
+        self.spread_code = lru_cache(8)(self._spread_code)
 
     @property
     def usual(self) -> tuple[int, ...]:
@@ -95,7 +112,7 @@ class Planner:
     @property
     def plans_made(self) -> int:
         """The number of plans made so far."""
-        return self._codes.cache_info().misses
+        return sum(cache.cache_info().misses for cache in (self._codes, self.sum_code, self.spread_code))
 
     @property
     def plan(self) -> Plan:
@@ -105,6 +122,29 @@ class Planner:
     def code(self, attendance: Attendance) -> Code:
         """Return the code of a round in which relays aggregate."""
         return self._codes(attendance.heard, attendance.aggregators)
+
+    def plan_sums(self, attendance: Attendance, L: int) -> None:
+        """Make the codes of a round of sums."""
+        for code in (self.sum_code(attendance.heard, L), self.spread_code(attendance.relays, L)):
+            _ = code.inverses
+
+    def _spread_code(self, relays: tuple[int, ...], L: int) -> SumCode:
+        t = self.topology.restricted(relays=relays)
+        shares = self._sum_code(t, None, L)
+        if self.sums != "auto":
+            return shares
+
+        def seconds(code: SumCode) -> float:
+            """Return the time of a row from server to users, in seconds for each of its bits."""
+            rows, network = code.load * code.padding(L), self.network
+            down = min(1.0, rows) if network.medium == "broadcast" else rows
+            last = rows if network.last_hop == "broadcast" else len(t.present) * code.padding(L)
+            return down / network.W2 + last / network.W1
+
+        return min(sum_code(t, None, 1), shares, key=seconds)
+
+    def _sum_code(self, t: Topology, uplinks: Uplinks | None, L: int) -> SumCode:
+        return sum_code(t, uplinks, 1 if self.sums == "whole" else MOST_PIECES, L if self.sums == "auto" else 0)
 
     def _code(self, heard: Topology, aggregators: tuple[int, ...]) -> Code:
         uplinks = self.network.uplinks(heard)
@@ -124,14 +164,16 @@ class PartialPlanner(Planner):
         demands: which IVs each relay needs [H, K].
     """
 
-    def __init__(self, topology: Topology, network: Network, needs: NDArray[np.bool_], **settings: int) -> None:
+    def __init__(self, topology: Topology, network: Network, needs: NDArray[np.bool_], **settings: Any) -> None:
         self.serving = serve(topology, needs)
         self.demands = demands_of(needs, self.serving, topology.H)
         super().__init__(
             topology,
             network,
             preferred=tuple(np.unique(self.serving[self.serving >= 0]).tolist()),
-            make=lambda heard, uplinks, aggregators: demand_plan(heard, self.demands, uplinks=uplinks, **settings),
+            make=lambda heard, uplinks, aggregators: demand_plan(
+                heard, self.demands, uplinks=uplinks, medium=network.medium, **settings
+            ),
         )
 
 

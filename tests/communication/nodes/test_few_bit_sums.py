@@ -1,6 +1,7 @@
 """Sums in few bits: nothing is lost, whoever is absent and whatever is lost; who can use a row, and its bits."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from hmtl.communication.accounting.network import between_seconds
 from hmtl.communication.few_bits import FewBits, sizes_of
 from hmtl.communication.messages import IVS, MODELS, SERVER, Message
 from hmtl.communication.nodes.few_bit_sums import FewBitHost
+from hmtl.communication.planning.planner import SUMS
 from hmtl.errors import RangeError
 from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology, any_r, symmetric
@@ -44,10 +46,11 @@ def owed(hosts: list[FewBitHost], counted: set[tuple[int, int]]) -> Tensor:
     lost=st.sampled_from((0.0, 0.1, 0.4)),
     medium=st.sampled_from(("broadcast", "unicast")),
     last_hop=st.sampled_from(("broadcast", "unicast")),
+    sums=st.sampled_from(SUMS),
     seed=st.integers(0, 10**6),
 )
 def test_sums_and_what_users_owe_add_up_to_all_terms_that_counted(
-    t: Topology, bits: int, reach: int, gone: float, lost: float, medium: str, last_hop: str, seed: int
+    t: Topology, bits: int, reach: int, gone: float, lost: float, medium: str, last_hop: str, sums: str, seed: int
 ) -> None:
     """With users and relays that come and go, and terms, requests and rows that are lost."""
     rng, rounds = np.random.default_rng(seed), 7
@@ -55,7 +58,7 @@ def test_sums_and_what_users_owe_add_up_to_all_terms_that_counted(
     ivs = [terms(seed + n, t.K, reach=reach >> (n == 4)) for n in range(rounds)]  # the terms of a round are small
     half = [range(0, t.K, 2), range(1, t.K, 2)] if t.K > 1 else [range(t.K)]
     sides = [Terms(ivs, absent, mine) for mine in half]
-    apart = Apart(t, sides, Network(medium=medium, last_hop=last_hop), FewBits(bits, t.K, M))
+    apart = Apart(t, sides, Network(medium=medium, last_hop=last_hop), FewBits(bits, t.K, M), sums)
     true, true_further, counted = torch.zeros(M, dtype=torch.int64), 0, set[tuple[int, int]]()
     waiting = set[int]()
     for round in range(rounds):
@@ -114,20 +117,29 @@ def play(
 
 @pytest.mark.parametrize(("wire", "bits"), [("int8", 8), ("int4", 4), ("int3", 3), ("int2", 2)])
 @pytest.mark.parametrize(("medium", "last_hop"), [("broadcast", "broadcast"), ("unicast", "unicast")])
-def test_bits_of_each_tier(wire: str, bits: int, medium: str, last_hop: str) -> None:
-    """The first rows are whole, then a number has b, or b + 5, bits, and a quarter for its block's size."""
-    K, L = 20, 640
+@pytest.mark.parametrize("sums", ["whole", "auto"])
+def test_bits_of_each_tier(wire: str, bits: int, medium: str, last_hop: str, sums: str) -> None:
+    """The first rows are whole, then a number has b, or b + 5, bits, and a quarter for its block's size.
+
+    The sizes of blocks are not cut into shares on the way up: three relays send them.
+    """
+    K, L, rows = 20, 576, 3 if sums == "whole" else 5 / 3  # rows without padding
     users, total = Terms([terms(n, K, L + 1) for n in range(3)], [set()] * 3), Total(L + 1)
-    communicator = Sums(symmetric(K=K, H=5, r=3), Network(medium=medium, last_hop=last_hop), wire)
-    copies = (1, 3) if medium == "broadcast" else (3, K)
+    communicator = Sums(symmetric(K=K, H=5, r=3), Network(medium=medium, last_hop=last_hop), wire, sums=sums)
+    copies = (1, rows) if medium == "broadcast" else (rows, K)
+    sent_up = 0.0
     for round in range(3):
         play(communicator, users, total, range(round, round + 1))
         ledger, short = communicator.ledger, round > 0
         of_terms, of_sums = (L * ((word if short else 64) + 0.25) for word in (bits, bits + 5))
+        up = rows * (of_sums - L / 4) + 3 * L / 4
+        sent_up += up
         assert ledger.bits("users_to_relays", round=round) == (K * of_terms, K * 64)
-        assert ledger.bits("relays_to_server", round=round).payload == 3 * of_sums
-        assert ledger.bits("server_to_relays", round=round).payload == copies[0] * of_sums
-        assert ledger.bits("relays_to_users", round=round).payload == copies[1] * of_sums
+        assert ledger.bits("relays_to_server", round=round).payload == pytest.approx(up)
+        assert ledger.bits("server_to_relays", round=round).payload == pytest.approx(copies[0] * of_sums)
+        assert ledger.bits("relays_to_users", round=round).payload == pytest.approx(copies[1] * of_sums)
+    if (wire, sums) == ("int4", "auto"):
+        assert up / L == pytest.approx(9 * 5 / 3 + 3 / 4)
     assert communicator.V_bits == L * (bits + 0.25)
     described = communicator.describe()
     first, of_terms, of_sums = 64.25, bits + 0.25, bits + 5.25
@@ -137,9 +149,9 @@ def test_bits_of_each_tier(wire: str, bits: int, medium: str, last_hop: str) -> 
         "server_to_relays": of_sums,
         "relays_to_users": of_sums,
     }
-    assert described["loads_theory"]["relays_to_server"] == 3
+    assert described["loads_theory"]["relays_to_server"] == pytest.approx(rows)
     assert described["loads"]["users_to_relays"] == pytest.approx(K * (2 + first / of_terms) / 3)
-    assert described["loads"]["relays_to_server"] == pytest.approx(3 * (2 + first / of_sums) / 3)
+    assert described["loads"]["relays_to_server"] == pytest.approx(sent_up / (3 * of_sums * L))
     assert described["loads_uncoded"]["users_to_relays"] == pytest.approx(K * 64 * 6 / (L * of_terms))
 
 
@@ -191,7 +203,7 @@ def test_what_is_left_over_waits_with_the_update_and_is_saved() -> None:
     apart.play(0)
     apart.play(1, change=lose)
     assert not host.owed[7].any()
-    state = {name: value.clone() for name, value in host.state_dict().items()}
+    state = deepcopy(host.state_dict())
     for name in host.STATE:
         getattr(host, name)[:] = 0
     host.load_state_dict(state)

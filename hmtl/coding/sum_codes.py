@@ -1,0 +1,299 @@
+"""Codes for sums: relays send shares of a row of sums, and fewer of them than whole rows.
+
+The row of sums s is cut into c pieces. Relay i sends x_i shares, each as long as a piece; s follows from them if the
+relays of each user together send at least c shares. The least Σ_i x_i / c is the fractional cover number of the relays,
+while whole rows (c = 1) need a cover. All arithmetic is that of integers modulo 2^64, which wrap.
+
+Every share is a column of D₀ = [I | Cauchy matrix], c × n over GF(2^m), any c columns of which are independent. D is D₀
+with each entry replaced by the m × m matrix of zeros and ones that multiplies by it over GF(2). A square block of D is
+invertible modulo 2^64 if its determinant is odd, that is, if it is invertible over GF(2), as c columns of D₀ are. So
+each piece is cut into m stretches.
+
+Shapes: K users, H relays; c pieces, n shares, m bits; g sets of c shares; L words of int64 in a row.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from math import inf
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hmtl import gf256
+from hmtl.coding.covers import cover
+from hmtl.coding.formulas import Loads
+from hmtl.coding.rates import Demand, Uplinks
+from hmtl.topology import Topology
+
+MOST_PIECES = 8
+POLYNOMIALS = (0b11, 0b111, 0b1011, 0b10011, 0b100101, 0b1000011, 0b10000011, 0b100011101)  # primitive, of degree 1..8
+MOST_ENTRIES = 10**7  # of all inverse matrices of a code
+NODES = 100  # of the search tree of an integer programme
+TOLERANCE = 1e-9
+NEAR = 1.01  # times the bound: with padding, no better code is sought
+
+
+@dataclass(frozen=True, eq=False)
+class SumCode:
+    """The shares of a row of sums that each relay sends, and how they are made and decoded.
+
+    Attributes:
+        H: number of relays.
+        pieces: c; 1: each relay in `owners` sends a whole row.
+        bits: m, so that a row is cut into c·m stretches.
+        owners: [n] the relay of each share, ascending.
+        sets: [g, c] sets of shares from which a row follows, each in ascending order.
+        of_user: [K] the set that belongs to each user's relays; -1 for absent users.
+        combine: D, int64 [c·m, n·m].
+        bound: lower bound of `cost` for shares of any size.
+        cost: the time in which the shares are sent; the slowest relay sends a row in 1.
+    """
+
+    H: int
+    pieces: int
+    bits: int
+    owners: NDArray[np.int64]
+    sets: NDArray[np.int64]
+    of_user: NDArray[np.int64]
+    combine: Tensor
+    bound: float
+    cost: float
+
+    @property
+    def proven(self) -> bool:
+        """Whether no smaller shares take less time."""
+        return self.cost <= self.bound * (1 + TOLERANCE)
+
+    @property
+    def load(self) -> float:
+        """Rows that the relays send in all, n/c."""
+        return len(self.owners) / self.pieces
+
+    def loads(self, down: "SumCode", L: int = 0) -> Loads:
+        """Return the loads if terms are added by this code, and sums spread by another; with padding for L words.
+
+        With `unicast`, the server sends each relay the shares that it hands on, so that they reach all users.
+        """
+        up, spread = self.padding(L) / self.pieces, down.padding(L) * down.load
+        by_relay = np.bincount(self.owners, minlength=self.H) * up
+        return Loads(self.load * self.padding(L), min(1.0, self.load), tuple(by_relay.tolist()), spread)
+
+    def padding(self, L: int) -> float:
+        """Return the words of a padded row divided by L; 1 for L = 0."""
+        return self.stretches(L) * self.pieces * self.bits / L if L else 1.0
+
+    @property
+    def relays(self) -> tuple[int, ...]:
+        """The relays that send shares, ascending."""
+        return tuple(np.unique(self.owners).tolist())
+
+    @cached_property
+    def inverses(self) -> Tensor:
+        """E, the inverse modulo 2^64 of the columns of D that belong to each set, int64 [g, c·m, c·m]."""
+        if not len(self.sets):
+            return self.combine.new_zeros(0, len(self.combine), len(self.combine))
+        A = torch.stack([self._columns(shares) for shares in self.sets])
+        over_gf2 = gf256.inverses(list(A.to(torch.uint8)))
+        assert over_gf2 is not None, "any c columns of D are independent"
+        X = torch.stack(over_gf2).to(torch.int64)
+        for _ in range(6):  # correct modulo 2, then modulo 2^2, 2^4, ..., 2^64
+            X = X @ (2 * torch.eye(A.shape[1], dtype=torch.int64) - A @ X)
+        return X
+
+    @property
+    def leaders(self) -> NDArray[np.int64]:
+        """[K] the relay that sends the first share of each user's set; it sends what cannot be cut. -1: absent."""
+        first = self.owners[self.sets[:, 0]] if len(self.sets) else np.empty(0, np.int64)
+        return np.append(first, -1)[self.of_user]
+
+    def shares_of(self, i: int) -> NDArray[np.int64]:
+        """Return the numbers of relay i's shares."""
+        return np.flatnonzero(self.owners == i)
+
+    def needs(self, i: int) -> NDArray[np.bool_]:
+        """Return which of relay i's shares belong to each set [g, x_i]."""
+        return np.asarray((self.sets[:, :, None] == self.shares_of(i)).any(axis=1))
+
+    def stretches(self, L: int) -> int:
+        """Return the length of a stretch in words; the last stretch of a row of L words is padded."""
+        return -(-L // (self.pieces * self.bits))
+
+    def cut(self, row: Tensor) -> Tensor:
+        """Return a row [L] as stretches [c·m, stretch], padded with zeros."""
+        count, length = self.pieces * self.bits, self.stretches(len(row))
+        return torch.nn.functional.pad(row, (0, count * length - len(row))).view(count, length)
+
+    def terms(self, i: int) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """Yield users and the matrix that turns the sum of their terms, cut, into their part of relay i's shares.
+
+        The shares are the sum of these parts, each int64 [x_i·m, stretch].
+        """
+        own = self.shares_of(i)
+        places = np.searchsorted(own, self.sets)
+        for group in np.flatnonzero(np.isin(self.sets, own).any(axis=1)).tolist():
+            matrix = torch.zeros(len(own) * self.bits, self.pieces * self.bits, dtype=torch.int64)
+            for at in np.flatnonzero(np.isin(self.sets[group], own)).tolist():
+                to = int(places[group, at]) * self.bits
+                matrix[to : to + self.bits] = self.inverses[group, at * self.bits : (at + 1) * self.bits]
+            yield np.flatnonzero(self.of_user == group), matrix
+
+    def add(self, shares: Tensor, L: int) -> Tensor:
+        """Return the row of sums [L] from the shares of all relays, int64 [n·m, stretch]."""
+        return torch.mm(self.combine, shares).view(-1)[:L]
+
+    def split(self, row: Tensor, shares: NDArray[np.int64]) -> Tensor:
+        """Return some shares of a row [L] that is known, int64 [len(shares)·m, stretch]."""
+        return torch.mm(self._columns(shares).T.contiguous(), self.cut(row))
+
+    def join(self, group: int, shares: Tensor, L: int) -> Tensor:
+        """Return the row [L] of which `split` made the shares of a set, int64 [c·m, stretch]."""
+        return torch.mm(self.inverses[group].T.contiguous(), shares).view(-1)[:L]
+
+    def _columns(self, shares: NDArray[np.int64]) -> Tensor:
+        return self.combine[:, torch.from_numpy((shares[:, None] * self.bits + np.arange(self.bits)).ravel())]
+
+
+def sum_code(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOST_PIECES, L: int = 0) -> SumCode:
+    """Return the code whose shares take the least time; whole rows if shares take no less.
+
+    Args:
+        t: the topology; absent users need no code.
+        uplinks: of the active relays; None: equal, so that the fewest shares take the least time.
+        most_pieces: the largest c; 1: whole rows.
+        L: words of a row, whose padding is counted, up to 1 % of the least time; 0: ignore padding.
+    """
+    whole = cover(t, uplinks)
+    counts = np.isin(np.arange(t.H), whole.relays).astype(np.int64)
+    if not t.active:
+        return _assemble(t, 1, counts, 0.0, 0.0)
+    programme = _Programme(Demand(t.core).hears, uplinks)
+    fractions = programme.solve(1, whole=False)
+    bound = programme.time(fractions)
+    best, least = _assemble(t, 1, counts, bound, whole.cost), whole.cost
+    choices = range(2, most_pieces + 1)
+    meet_bound = [c for c in choices if np.abs(c * fractions - np.rint(c * fractions)).max() < 1e-6]
+    for c in dict.fromkeys([*meet_bound[:1], *choices]):
+        if least <= bound * (NEAR if L else 1 + TOLERANCE):
+            break
+        x = np.rint(c * fractions if c in meet_bound else programme.solve(c)).astype(np.int64)
+        cost = programme.time(x) / c
+        if _bits(c, int(x.sum())) > len(POLYNOMIALS) or cost >= least * (1 - TOLERANCE):
+            continue
+        counts[list(t.active)] = x
+        code = _assemble(t, c, counts, bound, cost)
+        padded = cost * code.padding(L)
+        if padded < least * (1 - TOLERANCE) and len(code.sets) * len(code.combine) ** 2 <= MOST_ENTRIES:
+            best, least = code, padded
+    return best
+
+
+def sum_loads(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOST_PIECES) -> Loads:
+    """Return the loads of sums: shares of a row, or whole rows, from the relays, and one row from the server.
+
+    Args:
+        t, uplinks, most_pieces: see `sum_code`.
+    """
+    up = sum_code(t, uplinks, most_pieces)
+    return up.loads(up if uplinks is None else sum_code(t, None, most_pieces))
+
+
+def sum_bounds(t: Topology) -> Loads:
+    """Return lower bounds of the loads of any scheme for sums in which the server learns them.
+
+    For each user, the relays that hear it together send at least one row and receive one. The smallest such loads are
+    the solution of a linear programme; shares reach them if their number of pieces is at most `MOST_PIECES`.
+    """
+    if not t.present:
+        return Loads(0.0, 0.0)
+    programme = _Programme(Demand(t.core).hears, None)
+    least = round(programme.time(programme.solve(1, whole=False)), 9)
+    return Loads(least, 1.0, unicast=least)
+
+
+class _Programme:
+    """The integer programme for the number of shares of each active relay.
+
+    Args:
+        hears: which active relays hear each type [T, H].
+        uplinks: of the active relays; None: equal and shared.
+    """
+
+    def __init__(self, hears: NDArray[np.bool_], uplinks: Uplinks | None) -> None:
+        H = hears.shape[1]
+        W = np.ones(H) if uplinks is None else np.asarray(uplinks.bandwidths)
+        self.hears, self.seconds = hears, W.min() / W
+        self.parallel = uplinks is not None and uplinks.parallel
+
+    def time(self, x: NDArray[Any]) -> float:
+        """Return the time in which relays send x shares [H]; a share of the slowest relay takes 1."""
+        return float((self.seconds * x).max() if self.parallel else (self.seconds * x).sum())
+
+    def solve(self, c: int, whole: bool = True) -> NDArray[np.float64]:
+        """Return whole numbers, or fractions, of shares [H] that take the least time."""
+        from scipy.optimize import Bounds, LinearConstraint, milp  # here, because most learners need no sums
+
+        T, H = self.hears.shape
+        enough = LinearConstraint(np.c_[self.hears, np.zeros(T)].astype(float), c, inf)
+        slowest = LinearConstraint(np.c_[np.diag(self.seconds), -np.ones(H)], -inf, 0)  # at most the last variable
+        tie = 1e-6 * whole * self.seconds.min() / H  # in favour of the fewest shares
+        cost = np.r_[np.full(H, tie), 1.0] if self.parallel else np.r_[self.seconds + tie, 0.0]
+        solution: Any = milp(
+            cost,
+            constraints=[enough, slowest] if self.parallel else enough,
+            bounds=Bounds(0, np.r_[np.full(H, c), inf]),
+            integrality=np.r_[np.full(H, whole), False],
+            options={"node_limit": NODES} if whole else None,
+        )
+        return np.full(H, float(c)) if solution.x is None else np.asarray(solution.x[:H])  # whole rows always suffice
+
+
+def _bits(c: int, n: int) -> int:
+    """Return the smallest m for n shares of which any c suffice."""
+    return 1 if c == 1 or n <= c + 1 else (n - 1).bit_length()
+
+
+def _assemble(t: Topology, c: int, counts: NDArray[np.int64], bound: float, cost: float) -> SumCode:
+    """Return the code in which each relay sends so many shares [H]."""
+    owners = np.repeat(np.arange(t.H), counts)
+    bits, present = _bits(c, len(owners)), list(t.present)
+    heard = t.G.T[present][:, owners] == 1
+    first = np.argsort(~heard, axis=1, kind="stable")[:, :c]
+    sets, places = np.unique(first, axis=0, return_inverse=True)
+    of_user = np.full(t.K, -1)
+    of_user[present] = places.ravel()
+    combine = torch.from_numpy(_lift(_shares(c, len(owners)), bits))
+    return SumCode(t.H, c, bits, owners, sets.reshape(-1, c), of_user, combine, bound, cost)
+
+
+def _shares(c: int, n: int) -> NDArray[np.int64]:
+    """Return D₀ [c, n], whose elements of GF(2^m) are numbers below 2^m."""
+    bits = _bits(c, n)
+    if bits == 1:
+        return np.hstack([np.eye(c, dtype=np.int64), np.ones((c, max(0, n - c)), dtype=np.int64)])[:, :n]
+    powers = np.ones((1 << bits) - 1, dtype=np.int64)  # of x, which generates all elements but 0
+    for k in range(1, len(powers)):
+        powers[k] = _times_x(powers[k - 1], bits)
+    inverse = np.zeros(1 << bits, dtype=np.int64)
+    inverse[powers] = np.roll(powers[::-1], 1)
+    cauchy = inverse[np.arange(c)[:, None] ^ np.arange(c, n)]
+    return np.hstack([np.eye(c, dtype=np.int64), cauchy])
+
+
+def _times_x(elements: NDArray[np.int64], m: int) -> NDArray[np.int64]:
+    """Return the products of elements of GF(2^m) and x."""
+    doubled = elements << 1
+    return np.where(doubled >> m & 1, doubled ^ POLYNOMIALS[m - 1], doubled).astype(np.int64)
+
+
+def _lift(elements: NDArray[np.int64], m: int) -> NDArray[np.int64]:
+    """Return the matrices [m, m] that multiply by elements [c, n] of GF(2^m), as one matrix [c·m, n·m]."""
+    columns = [elements]
+    for _ in range(m - 1):
+        columns.append(_times_x(columns[-1], m))
+    bits = np.stack(columns, axis=-1)[..., None, :] >> np.arange(m)[:, None] & 1  # [c, n, bit, column]
+    c, n = elements.shape
+    return np.asarray(bits.swapaxes(1, 2).reshape(c * m, n * m))
