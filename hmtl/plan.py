@@ -18,7 +18,7 @@ def plan(cfg: DictConfig) -> None:
     from hmtl.io.files import replacing
     from hmtl.reporting.console import Console, progress
     from hmtl.reporting.network_picture import draw
-    from hmtl.reporting.plan_report import plan_table, remarks, verdict
+    from hmtl.reporting.plan_report import format_table, plan_table, remarks, verdict
     from hmtl.topology import Moving
 
     if cfg.format not in ("text", "json"):
@@ -28,7 +28,7 @@ def plan(cfg: DictConfig) -> None:
     network = make_part(cfg, "network")
     topology = contacts.at(0)
     with progress(f"Planning for K={topology.K} users and H={topology.H} relays"):
-        comparison = compare(topology, network, cfg.V_bits)
+        comparison = compare(topology, network, cfg.V_bits, cfg.wire)
     note = "The users move: all of this holds for the first contacts only." if isinstance(contacts, Moving) else ""
     picture = Path(cfg.output_dir) / "topology.png"
     with replacing(picture) as file:
@@ -41,6 +41,8 @@ def plan(cfg: DictConfig) -> None:
         return
     console = Console()
     console.table(plan_table(comparison))
+    if cfg.wire:
+        console.table(format_table(comparison, cfg.wire))
     for line in remarks(comparison):
         console.print(line)
     if note:

@@ -10,6 +10,7 @@ from changed import Changed
 from torch import Tensor
 
 from hmtl.communication import LinkLedger, Network
+from hmtl.communication.coders import AggregatorCoder, UserCoder
 from hmtl.communication.few_bits import FewBits
 from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer, SummingAggregation
 from hmtl.communication.nodes.few_bit_sums import FewBitHost, FewBitRelay, FewBitServer
@@ -67,12 +68,13 @@ class Apart:
         host, relay, server = (partial(kind, formats=formats or PlainRows(width - 1)) for kind in kinds)
         planners = [Planner(t, network, sums=sums) for _ in range(2)]
         self.hosts = [
-            host(t.K, side, None, n, np.array(sorted(side.mine)), planners[n % 2]) for n, side in enumerate(sides)
+            host(t.K, side, UserCoder(side, None), n, np.array(sorted(side.mine)), planners[n % 2])
+            for n, side in enumerate(sides)
         ]
         names = [host.name for host in self.hosts]
         self.relays = [relay(i, planners[i % 2], names) for i in range(t.H)]
         self.total = Total(width)
-        self.seat = SummingAggregation(t.K, self.total, width - 1, None)
+        self.seat = SummingAggregation(t.K, self.total, AggregatorCoder(width - 1, None))
         self.server = server(planners[0], self.seat)
         self.links = Changed(LinkLedger(t.K, t.H))
         self.names = names, [relay.name for relay in self.relays]

@@ -1,5 +1,6 @@
 """Fixtures that several folders share."""
 
+import gc
 from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
@@ -14,10 +15,14 @@ from problems import make
 
 from hmtl.config.build import compose, conf_dir
 
-settings.register_profile("quick", deadline=None, derandomize=True, max_examples=40)
+settings.register_profile("quick", deadline=None, derandomize=True, max_examples=25)
 settings.register_profile("all", deadline=None, derandomize=True)
 settings.load_profile("quick")  # unless --hypothesis-profile names another one
 torch.set_num_threads(1)  # small products; more threads only wait for each other
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # tests and modules live to the end; a collection need not visit them again and again
 
 
 @pytest.fixture

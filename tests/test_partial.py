@@ -28,7 +28,7 @@ SMALL = (
 )
 
 
-@pytest.fixture(params=["by covariance", "from a file"])
+@pytest.fixture(params=["by covariance", pytest.param("from a file", marks=pytest.mark.slow)])
 def graph(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "by covariance":
         return "regularizer.neighbors=1"
@@ -59,6 +59,21 @@ def test_the_same_models_for_fewer_bits(configure: Configure, tmp_path: Path, gr
         assert partial["bounds"][tier] - 1e-6 <= load < uncoded["loads"][tier]
         assert load == pytest.approx(partial["loads_theory"][tier], rel=1e-2)
     assert partial["bits_total"] < uncoded["bits_total"]
+
+
+def test_the_report_says_that_coded_would_be_cheaper(
+    configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Relay 1 hears user 5 alone, who needs three users of relay 0: their IVs cost more than one model."""
+    contacts, graph = np.zeros((2, 8)), np.zeros((8, 8))
+    contacts[0, :5] = contacts[0, 6:] = contacts[1, 5] = 1
+    graph[5, :3] = graph[:3, 5] = 1
+    for name, table in (("contacts", contacts), ("graph", graph)):
+        np.savetxt(tmp_path / f"{name}.csv", table, delimiter=",", fmt="%d")
+    files = "topology=file", f"topology.path={tmp_path}/contacts.csv", f"regularizer.path={tmp_path}/graph.csv"
+    settings = "K=8", "H=2", "r=null", "rounds=1", "algorithm=fedu", "communicator=partial", "dataset.rows_per_user=20"
+    train(configure(*files, *settings))
+    assert "Note: communicator=coded would be cheaper" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -43,6 +43,14 @@ def test_text(configure: Configure, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Coding pays here" in printed
 
 
+def test_a_wire_adds_the_cost_in_its_format(configure: Configure, capsys: pytest.CaptureFixture[str]) -> None:
+    plan(configure("wire=int4", name="plan"))
+    printed = capsys.readouterr().out
+    assert "int4:" in printed
+    line = next(line for line in printed.splitlines() if "IVs, uncoded" in line)
+    assert line.split()[-1] == "15.0"
+
+
 def test_moving_users_are_planned_for_the_first_contacts(as_json: Callable[..., Any]) -> None:
     moving = as_json("topology=moving")
     assert "first contacts" in moving.pop("note")
@@ -69,6 +77,7 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(
     [
         (("format=xml",), "format=xml"),
         (("V_bits=0",), "V_bits"),
+        (("wire=int5",), "wire=int5"),
         (("topology=file", f"topology.path={FIG2}", "K=12"), "K=12"),
         (("network.W1=0",), "W1"),
         (("network.uplink_bps=[1,2]",), "uplink_bps"),

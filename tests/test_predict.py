@@ -1,6 +1,7 @@
 """`python -m hmtl.predict`: a stranger's way from a table of rows to labels for new ones."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import commands
@@ -63,21 +64,24 @@ def test_rows_of_one_user(trained: Path) -> None:
         assert [line.split(",")[-1] for line in done.stdout.splitlines()] == ["predicted", *want]
 
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         ("data={}/new.csv", "{}/new.csv is not known. Set user, .* 7, north, south"),
         ("data={}/new.csv user=nort", "Did you mean 'north'"),
         ("data={}/new.csv user=north task=who", "user=north and task=who"),
-        ("data={}/new.csv task=whom", "no column whom"),
-        ("data={}/none.csv user=north", "none.csv cannot be read"),
+        slow("data={}/new.csv task=whom", "no column whom"),
+        slow("data={}/none.csv user=north", "none.csv cannot be read"),
         ("data={}/own.csv run={} user=north", "does not hold the models of a run"),
         ("data={}/bad.csv user=north", "bad.csv has \\? in column b, row 1 .* finite number"),
         ("data={}/few.csv user=north", "few.csv has no column b, which the models were trained on"),
-        ("data={}/twice.csv user=north", "twice.csv already has a column predicted"),
-        ("data={}/new.csv user=north output={}/none/x.csv", "none/x.csv: No such file.* output"),
+        slow("data={}/twice.csv user=north", "twice.csv already has a column predicted"),
+        slow("data={}/new.csv user=north output={}/none/x.csv", "none/x.csv: No such file.* output"),
         ("user=north", "data is not set"),
-        ("data={}/new.csv user=north output=", "output= is not a file name"),
+        slow("data={}/new.csv user=north output=", "output= is not a file name"),
         ("data={}/new.csv usr=north", "usr is not a setting. Did you mean user"),
     ],
 )

@@ -70,7 +70,7 @@ def test_the_default_job_gives_the_same_models_coded_and_uncoded(configure: Conf
         communicator = settings[0].removeprefix("communicator=")
         folder = tmp_path / str(number)
         folder.mkdir()
-        train(configure(*settings, "rounds=6", f"output_dir={folder}", "logger=none"))
+        train(configure(*settings, "rounds=2", f"output_dir={folder}", "logger=none"))
         results[settings] = models(folder)
         summary = json.loads((folder / "summary.json").read_text())
         assert summary["aggregators"] == aggregators
@@ -106,7 +106,7 @@ def test_few_relays_are_enough_where_relays_are_unequal(configure: Configure, tm
     results = []
     for communicator in ("coded", "uncoded"):
         settings = ("topology=heterogeneous", "H=4", "K=50", "r=2", "d=0.45", f"communicator={communicator}")
-        train(configure(*SMALL[1:], *settings))
+        train(configure(*SMALL[1:], "rounds=3", *settings))
         results.append(models(tmp_path))
         loads = json.loads((tmp_path / "summary.json").read_text())["loads"]
         second_hop = loads["relays_to_server"] + loads["server_to_relays"]
@@ -118,7 +118,9 @@ def test_sums_are_added_where_that_takes_less_time(configure: Configure, tmp_pat
     """Asked for, or by the coded communicator itself; models are those of forwarding, and the report says so."""
     found = {}
     for how in ("sums", "coded", "coded aggregators=all", "coded wire=float64", "uncoded"):
-        train(configure("rounds=3", *FEW, "K=20", "algorithm=fedavg", *f"communicator={how}".split()))
+        train(
+            configure("rounds=2", *FEW, "K=20", "algorithm=fedavg", "solver.epochs=1", *f"communicator={how}".split())
+        )
         found[how] = models(tmp_path), json.loads((tmp_path / "summary.json").read_text())
     W = [model for model, _ in found.values()]
     assert all(torch.equal(W[0], other) for other in W)
@@ -237,7 +239,7 @@ def test_same_seed_same_run_other_seed_other_run(configure: Configure, tmp_path:
     for n, seed in enumerate((0, 0, 1)):
         folder = tmp_path / str(n)
         folder.mkdir()
-        train(configure(*SMALL, f"seed={seed}", f"output_dir={folder}"))
+        train(configure(*SMALL, "rounds=3", f"seed={seed}", f"output_dir={folder}"))
         W.append(models(folder))
     assert torch.equal(W[0], W[1])
     assert not torch.equal(W[0], W[2])
@@ -299,7 +301,10 @@ def test_a_round_without_relays_is_empty_and_said_so(
     assert table[4]["gap"] < table[0]["gap"]
 
 
-@pytest.mark.parametrize(("algorithm", "coupled"), [("mocha", True), ("fedu", True), ("fedavg", False)])
+@pytest.mark.parametrize(
+    ("algorithm", "coupled"),
+    [("mocha", True), pytest.param("fedu", True, marks=pytest.mark.slow), ("fedavg", False)],
+)
 def test_the_summary_names_what_plays_a_part(
     configure: Configure, tmp_path: Path, algorithm: str, coupled: bool
 ) -> None:
@@ -312,11 +317,14 @@ def test_the_summary_names_what_plays_a_part(
     assert "empty_rounds" not in summary
 
 
-@pytest.mark.parametrize(("algorithm", "weight"), [("fedprox", "mu"), ("ditto", "lam"), ("pfedme", "lam")])
+@pytest.mark.parametrize(
+    ("algorithm", "weight"),
+    [("fedprox", "mu"), ("ditto", "lam"), pytest.param("pfedme", "lam", marks=pytest.mark.slow)],
+)
 def test_personal_and_proximal_learners_through_the_command(
     configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str], algorithm: str, weight: str
 ) -> None:
-    train(configure("K=10", "dataset.rows_per_user=40", "rounds=3", f"algorithm={algorithm}", "lam=0.3"))
+    train(configure("K=10", "dataset.rows_per_user=40", "rounds=2", f"algorithm={algorithm}", "lam=0.3"))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["algorithm"], summary[weight]) == (algorithm, 0.3)
     assert "regularizer" not in summary
@@ -326,14 +334,12 @@ def test_personal_and_proximal_learners_through_the_command(
     assert ("test error of the global model" in capsys.readouterr().out) is own
 
 
-@pytest.mark.parametrize("wire", ["float32", "bfloat16"])
-def test_a_narrow_wire_is_cheaper_and_noted(configure: Configure, tmp_path: Path, wire: str) -> None:
-    train(configure(*SMALL, f"wire={wire}"))
+@pytest.mark.parametrize(("wire", "bits"), [("float64", 64), ("float32", 32), ("bfloat16", 16)])
+def test_a_narrow_wire_is_cheaper_and_noted(configure: Configure, tmp_path: Path, wire: str, bits: int) -> None:
+    train(configure(*SMALL, "rounds=2", f"wire={wire}"))
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["V_bits"] == 784 * {"float32": 32, "bfloat16": 16}[wire]
-    assert wire in summary["note"]
-    train(configure(*SMALL, "wire=float64"))
-    assert "note" not in json.loads((tmp_path / "summary.json").read_text())
+    assert summary["V_bits"] == 784 * bits
+    assert (wire in summary["note"]) if bits < 64 else ("note" not in summary)
 
 
 @pytest.mark.slow
@@ -374,7 +380,14 @@ def test_a_bad_resume_touches_nothing(configure: Configure, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "overrides", [("r=5",), ("H=2", "r=2"), ("H=1", "r=1"), ("topology=any_r", "r=5"), ("communicator=uncoded",)]
+    "overrides",
+    [
+        ("r=5",),
+        ("H=1", "r=1"),
+        pytest.param(("H=2", "r=2"), marks=pytest.mark.slow),
+        pytest.param(("topology=any_r", "r=5"), marks=pytest.mark.slow),
+        pytest.param(("communicator=uncoded",), marks=pytest.mark.slow),
+    ],
 )
 def test_idle_tiers_are_no_trouble(configure: Configure, tmp_path: Path, overrides: tuple[str, ...]) -> None:
     train(configure(*SMALL[:-1], "rounds=2", *overrides))

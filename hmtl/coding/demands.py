@@ -1,14 +1,15 @@
 """Codes and bounds for relays that need the IVs of only some users.
 
-Users that the same relays demand are coded together, as in a network with these relays as aggregators. Users that are
-heard by all relays that demand them need no code.
+Users that the same relays demand are coded together, as in a network with these relays as aggregators. Users that
+different relays demand are coded together, too, if that is cheaper (see `groups`). Users that are heard by all relays
+that demand them need no code.
 
 Shapes: K users, H relays; needs, bool [K, K], row k: the users whose IVs user k's model depends on; demands, bool
 [H, K], row i: the users whose IVs relay i needs, heard or not; serving, int64 [K], the relay that computes each user's
 model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 
 from hmtl.coding.codes import CodeSettings, code_of
 from hmtl.coding.formulas import Loads
+from hmtl.coding.groups import Costs, Group, Involved, demanded, merged
 from hmtl.coding.plan import Block, DemandPlan
-from hmtl.coding.rates import Demand, Uplinks, over_sets
+from hmtl.coding.rates import TOLERANCE, Demand, Uplinks, over_sets
 from hmtl.topology import Topology
 
 MOST_TABULATED = 20  # relays up to which all sets are used as cuts
@@ -72,21 +74,36 @@ def demand_plan(
     max_pieces: int = 8,
     generation: int = 200,
     uplinks: Uplinks | None = None,
+    medium: str = "broadcast",
 ) -> DemandPlan:
     """Return a plan with which relays learn the IVs that they demand.
+
+    The plan never costs more than that of `make_plan` with the same settings, in which all relays learn all IVs.
 
     Args:
         t: the topology.
         demands: of active relays for present users.
         seed, max_pieces, generation, uplinks: see `make_plan`; each group of users is coded like scheme `optimal`.
+        medium: `broadcast` or `unicast`, for which the plan is cheap; it serves both.
 
     Raises:
         CodingError: `max_pieces` or `generation` is below 1, or no code was found.
     """
-    settings = CodeSettings(seed, max_pieces, generation, uplinks)
-    blocks = tuple(block for D, users in groups(t, demands) for block in _code(t, D, users, settings))
+    settings, costs = CodeSettings(seed, max_pieces, generation, uplinks), Costs(t, uplinks, medium)
+    apart = demanded(t, demands)
     demanding = tuple(np.flatnonzero(demands.any(axis=1)).tolist())
-    return DemandPlan(t, "optimal", seed, demanding, uplinks, blocks)
+
+    def plan_of(groups: Iterable[Group]) -> DemandPlan:
+        blocks = tuple(block for group in groups for block in _code(t, group, settings))
+        return DemandPlan(t, "optimal", seed, demanding, uplinks, blocks)
+
+    plan = plan_of(merged(apart, costs))
+    if apart:
+        missed = np.flatnonzero((t.degrees > 0) & ~t.G[list(t.active)].all(axis=0))
+        for group in (Group.union(apart), Group(missed, np.array(t.active))):
+            if costs.bound(group) < costs.of_plan(plan) * (1 - TOLERANCE):
+                plan = min(plan, plan_of([group]), key=costs.of_plan)  # whole pieces can cost more than the bound
+    return plan
 
 
 def demand_bounds(t: Topology, demands: Table) -> Loads:
@@ -120,29 +137,15 @@ def demand_bounds(t: Topology, demands: Table) -> Loads:
         sets, cuts = np.concatenate([sets, [worst >> members & 1 == 1]]), np.append(cuts, f[worst])
 
 
-def groups(t: Topology, demands: Table) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Return the sets of relays that demand the same users, each with these users.
-
-    Users that all relays that demand them hear are left out.
-    """
-    users = np.flatnonzero((demands & (t.G == 0)).any(axis=0))
-    kinds, kind_of = np.unique(demands[:, users].T, axis=0, return_inverse=True)
-    return [(np.flatnonzero(kind), users[kind_of.ravel() == n]) for n, kind in enumerate(kinds)]
-
-
-def _code(t: Topology, D: NDArray[np.int64], users: NDArray[np.int64], settings: CodeSettings) -> Iterator[Block]:
-    """Yield the code of users that relays D demand, among the relays involved."""
-    active = np.array(t.active)
-    G = t.G[active][:, users]
-    involved = np.flatnonzero(G.any(axis=1) | np.isin(active, D))  # positions among the active relays
-    if uplinks := settings.uplinks:
-        bandwidths = tuple(uplinks.bandwidths[n] for n in involved.tolist())
-        settings = replace(settings, uplinks=replace(uplinks, bandwidths=bandwidths))
-    places = np.flatnonzero(np.isin(active[involved], D)).tolist()
-    for block in code_of(users, G[involved], places, settings):
-        heard: list[tuple[int, ...]] = [()] * len(active)
-        uplink = [torch.zeros(0, 0, dtype=torch.uint8)] * len(active)
-        for n, known, rows in zip(involved.tolist(), block.heard, block.uplink, strict=True):
+def _code(t: Topology, group: Group, settings: CodeSettings) -> Iterator[Block]:
+    """Yield the code of a group, among the relays involved."""
+    involved = Involved.of(t, group, settings.uplinks)
+    places, active = involved.places.tolist(), len(t.active)
+    settings = replace(settings, uplinks=involved.uplinks)
+    for block in code_of(group.users, involved.hears, involved.learning, settings):
+        heard: list[tuple[int, ...]] = [()] * active
+        uplink = [torch.zeros(0, 0, dtype=torch.uint8)] * active
+        for n, known, rows in zip(places, block.heard, block.uplink, strict=True):
             heard[n], uplink[n] = known, rows
-        aggregators = tuple(involved[list(block.aggregators)].tolist())
+        aggregators = tuple(places[n] for n in block.aggregators)
         yield replace(block, heard=tuple(heard), uplink=tuple(uplink), aggregators=aggregators)

@@ -6,9 +6,6 @@ Shapes: n users, m numbers per IV or model, e further numbers.
 import torch
 from torch import Tensor
 
-WIRES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-"""The types in which numbers may travel. Further numbers always travel as float64: steps and bounds are not rounded."""
-
 
 def to_bytes(x: Tensor) -> Tensor:
     """Return the bytes of x [n, m], uint8 [n, m·itemsize], without a copy if possible."""
@@ -30,6 +27,11 @@ def take(rows: Tensor, at: Tensor) -> Tensor:
     return rows[:1].expand(len(at), -1) if len(rows) and rows.stride(0) == 0 else rows.index_select(0, at)
 
 
+def replaced(rows: Tensor, at: Tensor, new: Tensor) -> Tensor:
+    """Return `rows` with the rows `at` replaced by `new`; `new` itself if these are all rows in order."""
+    return new if len(at) == len(rows) else rows.index_copy(0, at, new)
+
+
 def put(rows: Tensor, to: Tensor, source: Tensor, at: Tensor) -> None:
     """Set rows[to] = source[at], row by row: this takes no extra memory, and is faster than torch at copying bytes."""
     targets, sources = rows.numpy(), source.numpy()
@@ -48,17 +50,14 @@ def unpack(numbers: Tensor, extras: Tensor, wire: torch.dtype, dtype: torch.dtyp
 
     If there are no further numbers, the result may share memory with `numbers`.
     """
-    x = from_bytes(numbers, wire).to(dtype)
-    return torch.cat([x, from_bytes(extras, _further(dtype)).to(dtype)], dim=1) if extras.shape[1] else x
+    return joined(from_bytes(numbers, wire).to(dtype), extras)
+
+
+def joined(x: Tensor, extras: Tensor) -> Tensor:
+    """Return rows [n, m + e] of the numbers x [n, m], and of further numbers as `pack` returned them."""
+    return torch.cat([x, from_bytes(extras, _further(x.dtype)).to(x)], dim=1) if extras.shape[1] else x
 
 
 def _further(dtype: torch.dtype) -> torch.dtype:
     """Return the type in which further numbers travel beside numbers of type `dtype`."""
     return torch.float64 if dtype.is_floating_point else torch.int64
-
-
-def rounding(wire: str | None, dtype: str) -> str:
-    """Return a note that models of type `dtype` are rounded on the way, or "" if they are not."""
-    if not wire or not dtype or WIRES[wire].itemsize >= WIRES[dtype].itemsize:
-        return ""
-    return f"numbers travel as {wire}, narrower than the model's {dtype}, and are rounded on the way"

@@ -3,11 +3,12 @@
 Loads are in IVs per round, times in seconds. Tiers and media are dictionary keys, as in `plan format=json`.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from hmtl.coding import (
     CODED_SCHEMES,
@@ -25,8 +26,16 @@ from hmtl.coding import (
     sum_loads,
     uplink_bound,
 )
-from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS, SERVER_TO_RELAYS, TIERS
+from hmtl.communication.accounting.ledger import (
+    RELAYS_TO_SERVER,
+    RELAYS_TO_USERS,
+    SERVER_TO_RELAYS,
+    TIERS,
+    USERS_TO_RELAYS,
+)
 from hmtl.communication.accounting.network import Network, tier_loads
+from hmtl.communication.few_bits import FEW_BITS, FewBits
+from hmtl.communication.wires import check_wire, row_bits
 from hmtl.topology import Topology
 
 BEST = "optimal"  # the scheme that brings given aggregators all IVs with the smallest load
@@ -83,6 +92,19 @@ class AddingRelays(ChosenRelays):
 
 
 @dataclass(frozen=True)
+class RoundCost:
+    """The cost of a round in one format of numbers.
+
+    Attributes:
+        bits: bits between relays and server, in both directions.
+        seconds: the communication time over all hops.
+    """
+
+    bits: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Every choice of aggregators on one network.
 
@@ -100,6 +122,8 @@ class Comparison:
         uplink_seconds: time from relays to server by scheme, and its lower bound.
         not_trainable: schemes without a plan on this network, with the reason.
         seconds: communication time of one round by medium and scheme.
+        formats: the cost of a round by wire (`null`, 64 bits, and the one that is asked for) and by what travels:
+            `uncoded`, `coded` with the best aggregators, or `sums`.
     """
 
     K: int
@@ -116,16 +140,26 @@ class Comparison:
     uplink_seconds: dict[str, float]
     not_trainable: dict[str, str]
     seconds: dict[str, dict[str, float]]
+    formats: dict[str, dict[str, RoundCost]]
 
 
-def compare(topology: Topology, network: Network, V_bits: int) -> Comparison:
-    """Compare the server (uncoded), all relays (each scheme), and the best relays for each medium."""
+def compare(topology: Topology, network: Network, V_bits: int, wire: str | None = None) -> Comparison:
+    """Compare the server (uncoded), all relays (each scheme), and the best relays for each medium.
+
+    Args:
+        topology: who hears whom.
+        network: the links.
+        V_bits: bits of an IV whose numbers have 64 bits each.
+        wire: another format of numbers, in which a round's cost is computed, too; None: none.
+    """
+    check_wire(wire)
     clock = _Clock(topology, network, V_bits)
     uplinks = network.uplinks(topology)
     by_scheme = {scheme: loads(topology, scheme, uplinks) for scheme in SCHEMES}
     least, partition = Demand(topology.core).optimum()
     fastest = network.W2 if uplinks is None else max(uplinks.bandwidths, default=network.W2)
     obstacles = {scheme: obstacle(topology, scheme) for scheme in CODED_SCHEMES}
+    best = {medium: _best(clock, uplinks, medium) for medium in MEDIA}
     return Comparison(
         K=topology.K,
         H=topology.H,
@@ -133,7 +167,7 @@ def compare(topology: Topology, network: Network, V_bits: int) -> Comparison:
         V_bits=V_bits,
         network=network,
         loads={scheme: _between(by_scheme[scheme]) for scheme in SCHEMES},
-        aggregators={medium: _best(clock, uplinks, medium) for medium in MEDIA},
+        aggregators=best,
         sums=_adding(clock, uplinks),
         downlinks={medium: {scheme: by_scheme[scheme].down(medium) for scheme in SCHEMES} for medium in MEDIA},
         bounds=_between(bounds(topology)),
@@ -147,6 +181,10 @@ def compare(topology: Topology, network: Network, V_bits: int) -> Comparison:
         },
         not_trainable={scheme: reason for scheme, reason in obstacles.items() if reason},
         seconds={medium: {scheme: clock.seconds(by_scheme[scheme], medium) for scheme in SCHEMES} for medium in MEDIA},
+        formats={
+            each or "null": _in_format(clock, uplinks, best[network.medium].relays, each)
+            for each in dict.fromkeys((None, wire))
+        },
     )
 
 
@@ -160,10 +198,20 @@ class _Clock:
 
     def seconds(self, load: Loads, medium: str, tiers: Collection[str] = TIERS, last_hop: float | None = None) -> float:
         """Return the time [s] on some tiers; `last_hop` replaces the load from relays to users."""
+        return self.cost(load, medium, {tier: self.V_bits * (tier in tiers) for tier in TIERS}, last_hop).seconds
+
+    def last_hop(self, sums: Loads) -> float | None:
+        """Return the load from relays to users if relays broadcast sums; None if each user gets a copy."""
+        return sums.unicast if self.network.last_hop == "broadcast" else None
+
+    def cost(self, load: Loads, medium: str, bits: Mapping[str, int], last_hop: float | None = None) -> RoundCost:
+        """Return the cost of a round whose rows have `bits` on each tier; `last_hop` as in `seconds`."""
         by_tier = tier_loads(self.topology, BEST, medium, load)
         if last_hop is not None:
             by_tier[RELAYS_TO_USERS] = np.array(last_hop)
-        return self.network.seconds({tier: self.V_bits * ivs * (tier in tiers) for tier, ivs in by_tier.items()})
+        sent = {tier: bits[tier] * rows for tier, rows in by_tier.items()}
+        between = sum(float(sent[tier].sum()) for tier in (RELAYS_TO_SERVER, SERVER_TO_RELAYS))
+        return RoundCost(between, self.network.seconds(sent))
 
 
 def _best(clock: _Clock, uplinks: Uplinks | None, medium: str) -> BestAggregators:
@@ -183,11 +231,27 @@ def _best(clock: _Clock, uplinks: Uplinks | None, medium: str) -> BestAggregator
     )
 
 
+def _in_format(clock: _Clock, uplinks: Uplinks | None, relays: list[int], wire: str | None) -> dict[str, RoundCost]:
+    """Return the cost of a round in a format, by what travels; sums have no format of 16 or 32 bits."""
+    t, medium, m = clock.topology, clock.network.medium, -(-clock.V_bits // 64)
+    bits = dict.fromkeys(TIERS, row_bits(wire, m, torch.float64))
+    costs = {
+        "uncoded": clock.cost(loads(t, "uncoded", uplinks), medium, bits),
+        "coded": clock.cost(loads(t, BEST, uplinks, aggregators=relays or "server"), medium, bits),
+    }
+    if wire is None or wire in FEW_BITS:
+        if wire:
+            formats = FewBits(FEW_BITS[wire], t.K, m)
+            bits = dict.fromkeys(TIERS, 8 * formats.sums.nbytes) | {USERS_TO_RELAYS: 8 * formats.terms.nbytes}
+        load = sum_loads(t, uplinks)
+        costs["sums"] = clock.cost(load, medium, bits, clock.last_hop(load))
+    return costs
+
+
 def _adding(clock: _Clock, uplinks: Uplinks | None) -> AddingRelays:
     adding = sum_code(clock.topology, uplinks)
     load = sum_loads(clock.topology, uplinks)
-    # On a broadcast last hop, what a relay sends serves all users of a relay; otherwise each user gets a copy.
-    last_hop = load.unicast if clock.network.last_hop == "broadcast" else None
+    last_hop = clock.last_hop(load)
     return AddingRelays(
         relays=list(adding.relays),
         pieces=adding.pieces,

@@ -84,6 +84,7 @@ class PlanConfig(NetworkConfig):
     """Root of `conf/plan.yaml`."""
 
     V_bits: int = MISSING
+    wire: str | None = MISSING
     format: str = MISSING
 
 
@@ -121,7 +122,8 @@ def check_root(cfg: DictConfig, usual: DictConfig) -> None:
             raise ConfigError(no_setting(name, known))
     references = str(flat(cfg, READERS, resolve=False).values())
     for name, reader in READERS.items():
-        if name in cfg and cfg[name] != usual[name] and f"${{{name}}}" not in references:
+        read = f"${{{name}}}" in references or (name == "wire" and "algorithm" not in cfg)  # a plan reads it
+        if name in cfg and cfg[name] != usual[name] and not read:
             raise ConfigError(f"{name}={cfg[name]} has no effect: it is for {reader}. Leave it out.")
 
 

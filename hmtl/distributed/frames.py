@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from hmtl.communication import messages
-from hmtl.communication.encoding import WIRES
 from hmtl.communication.messages import Users, nothing
+from hmtl.communication.wires import FLOATS
 from hmtl.errors import CodingError
 
 CONTROL = "control values"  # see `hmtl.distributed.control`; no node receives them
@@ -36,7 +36,7 @@ KINDS = (
     messages.RECEIPTS,
     messages.MODELS,
 )
-DTYPES = (*WIRES.values(), torch.int64)
+DTYPES = (*FLOATS.values(), torch.int64)
 MAGIC = b"hmt1"  # the digit is the version of the layout
 LAYOUT = struct.Struct("<4s B B ? ? ? H H i I I i I I I I")
 HEADER = LAYOUT.size + 4  # bytes, with the checksum of the header itself

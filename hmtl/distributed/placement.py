@@ -62,10 +62,17 @@ class HostedUsers:
     def __init__(self, inner: Users, hosted: Ids) -> None:
         self.inner, self.hosted = inner, hosted
         self.numbers, self.row_bits = inner.numbers, inner.row_bits
+        self.deltas, self.origin = inner.deltas, inner.origin
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
         users, ivs = self.inner.local_update(round, np.flatnonzero(np.isin(self.hosted, idle)))
         return self.hosted[users], ivs
+
+    def take_sent(self, users: Ids, sent: Tensor, further: Tensor) -> Tensor:
+        return self.inner.take_sent(self._places(users), sent, further)
+
+    def take_leftover(self, users: Ids, leftover: Tensor) -> None:
+        self.inner.take_leftover(self._places(users), leftover)
 
     def commit(self, users: Ids) -> None:
         self.inner.commit(self._places(users))

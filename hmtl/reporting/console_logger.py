@@ -121,6 +121,8 @@ def _times(summary: Summary) -> Table:
 
 def _remarks(summary: Summary) -> Iterator[str]:
     time = summary.time
+    if summary.note:
+        yield f"Note: {summary.note}."
     if summary.empty_rounds:
         few = summary.communicator == "coded" and len(summary.aggregators) < summary.H
         remedy = " More aggregators make them rarer, such as aggregators=all." if few else ""

@@ -45,6 +45,27 @@ def plan_table(comparison: Comparison) -> Table:
     return table
 
 
+def format_table(comparison: Comparison, wire: str) -> Table:
+    """Return the cost of a round with numbers of 64 bits and in the format `wire`, one row for each thing that travels.
+
+    Bits are those between relays and server, seconds those over all hops.
+    """
+    names = {"uncoded": "IVs, uncoded", "coded": "IVs, coded", "sums": "sums, where they suffice"}
+    plain, narrow = comparison.formats["null"], comparison.formats[wire]
+    rows = []
+    for key, name in names.items():
+        row = [name, f"{plain[key].bits / 1e6:.4g}", f"{plain[key].seconds:.3g}"]
+        if key in narrow:
+            fewer = plain[key].bits / narrow[key].bits
+            row += [f"{narrow[key].bits / 1e6:.4g}", f"{narrow[key].seconds:.3g}", f"{fewer:.1f}"]
+        rows.append(row)
+    headers = ("what travels", "64 bits:\nMbit", "s", f"{wire}:\nMbit", "s", "times\nfewer bits")
+    title = f"A round, {comparison.network.medium}: Mbit between relays and server, s over all hops"
+    table = as_table(title, headers, rows)
+    table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
+    return table
+
+
 def remarks(comparison: Comparison) -> Iterator[str]:
     """Yield the sentences under the table: what the columns mean, what is proven, and whether coding pays."""
     yield "up, down: IVs between relays and server per round; saved: share of the round's transmission time."

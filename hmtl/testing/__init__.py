@@ -9,11 +9,11 @@
             return Ring(lam=0.1)
 
 `pytest test_mine.py` then runs all tests of the contract. There is a contract for each kind of part: `LossContract`
-(`DualLossContract` for losses that dual solvers accept), `RegularizerContract`, `CommunicatorContract` and
-`LinksContract`.
+(`DualLossContract` for losses that dual solvers accept), `RegularizerContract`, `CommunicatorContract`,
+`LinksContract` and `QuantiserContract`.
 """
 
-from hmtl.testing.communication import CommunicatorContract, LinksContract
+from hmtl.testing.communication import CommunicatorContract, LinksContract, QuantiserContract
 from hmtl.testing.learning import DualLossContract, LossContract, RegularizerContract
 from hmtl.testing.topologies import restricted, topologies
 
@@ -22,6 +22,7 @@ __all__ = [
     "DualLossContract",
     "LinksContract",
     "LossContract",
+    "QuantiserContract",
     "RegularizerContract",
     "restricted",
     "topologies",

@@ -38,6 +38,7 @@ class ScriptedUsers:
     """
 
     row_bits = (0, 0, 0)  # these users send no terms of sums
+    deltas = False
 
     def __init__(
         self, ivs: Sequence[Tensor], absent: Sequence[set[int]], extras: int, mine: Sequence[int] | None = None
@@ -56,6 +57,16 @@ class ScriptedUsers:
         self.sent |= dict.fromkeys(users.tolist(), round)
         self.models = {}
         return users, self.ivs[round][torch.from_numpy(users)]
+
+    @property
+    def origin(self) -> Tensor:
+        return torch.zeros(self.numbers, dtype=self.ivs[0].dtype)
+
+    def take_sent(self, users: Users, sent: Tensor, further: Tensor) -> Tensor:
+        return further
+
+    def take_leftover(self, users: Users, leftover: Tensor) -> None:
+        pass
 
     def commit(self, users: Users) -> None:
         self.committed += [(self.sent.pop(k), k) for k in users.tolist()]

@@ -66,6 +66,7 @@ class Summary(BaseModel):
         bits_per_number: bits of a number in the rows of each tier, if sums travel in few bits.
         adding: relays that compute sums, if sums travel.
         pieces: pieces of a row of sums, each as long as a share; 1: relays send whole rows.
+        note: remarks on the communicator, such as that another one would be cheaper.
         error_measure: what the errors measure.
         passes: local passes over a user's rows per round.
         omega_learned: whether Ω was updated at least once.

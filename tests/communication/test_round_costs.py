@@ -52,6 +52,20 @@ def test_whole_rows_if_shares_gain_nothing() -> None:
     assert (sums.relays, sums.pieces, sums.whole_rows, sums.proven) == ([0], 1, 1, True)
 
 
+def test_formats_by_hand() -> None:
+    """Rows of 128 numbers: 8,192 bits in 64 bits each, 2 blocks of 256 + 16 in 4, sums of 20 in 9 bits each."""
+    formats = compare(symmetric(20, 5, 3), Network(1000, 1000), 8192, "int4").formats
+    plain, narrow, term, total = 8192, 2 * 272, 2 * 272, 128 * 9 + 32
+    assert formats["null"]["uncoded"].bits == 40 * plain
+    assert formats["int4"]["uncoded"].bits == 40 * narrow
+    assert formats["int4"]["coded"].bits == pytest.approx(16 * narrow)
+    assert formats["int4"]["coded"].seconds == pytest.approx(56 * narrow / 1000)
+    assert formats["null"]["sums"].bits == pytest.approx((5 / 3 + 1) * plain)
+    assert formats["int4"]["sums"].bits == pytest.approx((5 / 3 + 1) * total)
+    assert formats["int4"]["sums"].seconds == pytest.approx((20 * term + (5 / 3 + 1 + 5 / 3) * total) / 1000)
+    assert "sums" not in compare(symmetric(20, 5, 3), Network(), 8192, "float16").formats["float16"]
+
+
 @pytest.mark.parametrize(
     ("topology", "medium", "relays", "ivs"),
     [

@@ -19,19 +19,21 @@ CASES = [
     # what was chosen; what the error tells to choose, any one of it
     ((CLASSES, "loss=squared"), ("loss=hinge",)),
     ((CLASSES, "loss=cross_entropy"), ("loss=hinge", "algorithm=fedu")),
+    ((CLASSES, REGRESSION), ("dataset.kind=classification loss=hinge",)),
+    ((SIGNS, "loss=cross_entropy"), ("loss=hinge",)),
+    ((SIGNS, REGRESSION, "loss=hinge"), ("loss=squared", "dataset.kind=classification")),
+    ((SIGNS, "solver=sgd"), ("solver=sdca", "algorithm=fedu")),
+    ((NUMBERS,), ("dataset.kind=regression loss=squared",)),
+    ((NUMBERS, REGRESSION), ("loss=squared",)),
+]
+MORE = [  # of the same kinds
     ((CLASSES, "loss=cross_entropy", "algorithm=local"), ("loss=hinge", "algorithm=fedu")),
     ((CLASSES, "loss=cross_entropy", "solver=sgd"), ("algorithm=fedu",)),
     ((CLASSES, "loss=squared", "algorithm=fedu"), ("loss=hinge",)),
     ((CLASSES, REGRESSION, "loss=squared"), ("dataset.kind=classification loss=hinge",)),
-    ((CLASSES, REGRESSION), ("dataset.kind=classification loss=hinge",)),
-    ((SIGNS, "loss=cross_entropy"), ("loss=hinge",)),
     ((SIGNS, "loss=cross_entropy", "algorithm=fedavg"), ("loss=hinge",)),
-    ((SIGNS, REGRESSION, "loss=hinge"), ("loss=squared", "dataset.kind=classification")),
-    ((SIGNS, "solver=sgd"), ("solver=sdca", "algorithm=fedu")),
     ((SIGNS, "algorithm=fedu", "solver=sdca"), ("solver=sgd",)),
-    ((NUMBERS,), ("dataset.kind=regression loss=squared",)),
     ((NUMBERS, "loss=squared"), ("dataset.kind=regression loss=squared",)),
-    ((NUMBERS, REGRESSION), ("loss=squared",)),
     ((NUMBERS, REGRESSION, "loss=logistic", "algorithm=fedu"), ("loss=squared",)),
     ((NUMBERS, REGRESSION, "loss=cross_entropy"), ("loss=squared",)),
     ((NUMBERS, REGRESSION, "loss=cross_entropy", "algorithm=fedu"), ("loss=squared",)),
@@ -51,7 +53,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.parametrize(("chosen", "remedies"), CASES, ids=lambda words: " ".join(words).format(folder=""))
+@pytest.mark.parametrize(
+    ("chosen", "remedies"),
+    [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)],
+    ids=lambda words: " ".join(words).format(folder=""),
+)
 def test_one_step(configure: Configure, folder: Path, chosen: tuple[str, ...], remedies: tuple[str, ...]) -> None:
     setting = ["dataset=files", "topology=any_r", "logger=none", *(word.format(folder=folder) for word in chosen)]
     with pytest.raises((ConfigError, DataError)) as error:

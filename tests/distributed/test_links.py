@@ -127,9 +127,9 @@ def test_users_of_a_lost_host_are_absent() -> None:
     ("name", "kind", "settings"),
     [
         ("relay 3", REPORT, {"aggregators": [0, 1]}),
-        ("relay 3", COMBINATIONS, {"aggregators": [0, 1]}),
+        pytest.param("relay 3", COMBINATIONS, {"aggregators": [0, 1]}, marks=pytest.mark.slow),
         ("relay 1", DIGESTS, {"aggregators": [0, 1]}),
-        ("relay 1", DIGESTS, {"medium": "unicast", "aggregators": "all"}),
+        pytest.param("relay 1", DIGESTS, {"medium": "unicast", "aggregators": "all"}, marks=pytest.mark.slow),
         ("relay 2", IVS, {"coded": False}),
         pytest.param(
             *("relay 1", DIGESTS, {"loss": 0.01, "aggregators": [0, 1, 3]}), marks=[multicast, pytest.mark.slow]

@@ -64,7 +64,13 @@ def check(rows: list[Row]) -> None:
         assert down == pytest.approx(bound_down, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", [path.stem for path in (conf_dir() / "experiment").glob("*.yaml")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(path.stem, marks=[] if path.stem in ("fig7", "hu2022") else pytest.mark.slow)
+        for path in (conf_dir() / "experiment").glob("*.yaml")
+    ],
+)
 def test_each_experiment_trains(name: str, configure: Callable[..., DictConfig]) -> None:
     small = "dataset=mnist5k", "dataset.rows_per_user=20", "rounds=1", "logger=none"
     run = build(configure(f"experiment={name}", *small))
@@ -175,6 +181,7 @@ def test_pictures_are_small(name: str) -> None:
     assert (EXPERIMENTS / "results" / f"{name}.png").stat().st_size <= 200 * 1024
 
 
+@pytest.mark.slow
 def test_a_round_in_one_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made = runpy.run_path(str(EXPERIMENTS / "round.py"))
     monkeypatch.setitem(made["main"].__globals__, "RESULTS", tmp_path)

@@ -1,5 +1,7 @@
 """The contracts catch typical mistakes in losses and regularizers of a user's own."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -83,20 +85,23 @@ def contract(kind, part):
     return Contract()
 
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("kind", "part", "test"),
     [
         (RegularizerContract, lambda: Detached(0.3), "test_value_and_gradient"),
-        (RegularizerContract, lambda: Doubled(0.3), "test_value_and_gradient"),
+        slow(RegularizerContract, lambda: Doubled(0.3), "test_value_and_gradient"),
         (RegularizerContract, lambda: Doubled(0.3), "test_conjugate"),
         (RegularizerContract, lambda: Ones(0.3), "test_coupling"),
-        (RegularizerContract, lambda: Careless(0.3), "test_preparing_changes_no_other"),
+        slow(RegularizerContract, lambda: Careless(0.3), "test_preparing_changes_no_other"),
         (RegularizerContract, lambda: Raising(0.3), "test_learning_omega_never_raises_R"),
-        (DualLossContract, WrongSign, "test_conjugate"),
+        slow(DualLossContract, WrongSign, "test_conjugate"),
         (DualLossContract, WrongSign, "test_conjugate_is_the_supremum"),
-        (DualLossContract, Unclipped, "test_coordinate_step"),
+        slow(DualLossContract, Unclipped, "test_coordinate_step"),
         (DualLossContract, HalfStep, "test_coordinate_step"),
-        (LossContract, Concave, "test_slope"),
+        slow(LossContract, Concave, "test_slope"),
         (LossContract, Pooled, "test_elementwise"),
     ],
 )

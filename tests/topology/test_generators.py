@@ -57,7 +57,7 @@ def test_any_r_draws_every_subset_alike():
     ("K", "H", "r", "d"),
     [
         (4, 2, 1.25, 0.0),
-        (3, 4, 4 / 3, 0.0),
+        pytest.param(3, 4, 4 / 3, 0.0, marks=pytest.mark.slow),
         (4, 2, 1.5, 0.25),
     ],
 )
@@ -72,7 +72,14 @@ def test_heterogeneous_is_uniform_over_all_such_matrices(K, H, r, d):
 
 
 @pytest.mark.parametrize(
-    ("K", "H", "r", "d"), [(30, 4, 2, 0.2), (40, 4, 1.1, 0.05), (40, 8, 1.5, 0.1), (60, 2, 1.3, 0)]
+    ("K", "H", "r", "d"),
+    [
+        (40, 4, 1.1, 0.05),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((30, 4, 2, 0.2), (40, 8, 1.5, 0.1), (60, 2, 1.3, 0))
+        ),
+    ],
 )
 def test_heterogeneous_has_as_many_users_with_one_relay_as_the_uniform_law(K, H, r, d):
     def ways(sizes, users):  # matrices without empty column, by inclusion and exclusion

@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hmtl.coding import Aggregators, Loads, Plan, bounds, loads, make_plan, scheme_of
@@ -23,7 +24,7 @@ from hmtl.communication.accounting.ledger import (
 )
 from hmtl.communication.accounting.network import Network, tier_loads
 from hmtl.communication.attendance import Attendance, Report
-from hmtl.communication.encoding import WIRES, rounding
+from hmtl.communication.coders import AggregatorCoder, QuantisedAggregatorCoder, QuantisedUserCoder, UserCoder
 from hmtl.communication.links import InProcess, Links
 from hmtl.communication.messages import SERVER, relay_name
 from hmtl.communication.nodes.aggregation import Aggregation, AggregatorSide
@@ -33,7 +34,7 @@ from hmtl.communication.nodes.forwarding import ForwardingRelay, ForwardingServe
 from hmtl.communication.nodes.host import UserHost, UserSide
 from hmtl.communication.planning.planner import MakePlan, Planner, preferred_aggregators
 from hmtl.communication.round import Nodes, Outcome, Stage, Stopwatch, coding, forwarding, play
-from hmtl.errors import ConfigError
+from hmtl.communication.wires import FLOATS, Wire, check_wire, quantiser_of, rounding
 from hmtl.topology import Moving, Topology
 
 SETUP_ROUND = -1  # number of the round in which a set-up is exchanged
@@ -65,7 +66,7 @@ class Communicator:
         contacts: who hears whom, in all rounds or round by round.
         network: bandwidths and media.
         scheme: one of `hmtl.coding.SCHEMES`: what is sent.
-        wire: the type in which numbers travel, a name in WIRES; None: their own.
+        wire: the format in which numbers travel, see `hmtl.communication.wires`; None: their own type.
         links: makes the links that carry the messages.
         make: makes the scheme's plans.
         aggregators: who computes the models, see `hmtl.coding.resolve`.
@@ -85,13 +86,12 @@ class Communicator:
         contacts: Topology | Moving,
         network: Network,
         scheme: str,
-        wire: str | None = None,
+        wire: Wire = None,
         links: MakeLinks = InProcess,
         make: MakePlan = make_plan,
         aggregators: Aggregators = "all",
     ) -> None:
-        if wire is not None and wire not in WIRES:
-            raise ConfigError(f"wire={wire} is unknown. Choose one of {', '.join(WIRES)}, or null for no conversion.")
+        check_wire(wire)
         self.contacts, self.topology, self.network, self.wire = contacts, contacts.at(0), network, wire
         network.uplinks(self.topology)  # raises if uplink_bps has another number of relays
         self.scheme = scheme_of(scheme)
@@ -232,7 +232,7 @@ class Communicator:
     def _make_nodes(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
         """Make the nodes of this process; relays aggregate if any are preferred, otherwise the server does."""
         K, revocable = self.topology.K, not self._links.reliable
-        aggregation = Aggregation(K, aggregator, users.numbers, self._wire_type, revocable)
+        aggregation = Aggregation(K, aggregator, self._aggregator_coder(users, np.arange(K), np.arange(K)), revocable)
         if self.planner.preferred:
             relay = partial(CodingRelay, aggregation=aggregation)
             return self._local_nodes(users, relay, CodingServer, coding, aggregation)
@@ -253,7 +253,11 @@ class Communicator:
         homes = self._links.homes(K)
         names = [relay_name(i) for i in range(self.topology.H)]
         return Nodes(
-            [host(K, users, self._wire_type, n, ids) for n, (name, ids) in enumerate(homes.items()) if plays(name)],
+            [
+                host(K, users, self._user_coder(users, ids), n, ids)
+                for n, (name, ids) in enumerate(homes.items())
+                if plays(name)
+            ],
             [relay(i, planner, list(homes)) for i, name in enumerate(names) if plays(name)],
             server(planner) if plays(SERVER) else None,
             aggregation,
@@ -262,9 +266,23 @@ class Communicator:
             names,
         )
 
+    def _user_coder(self, users: UserSide, members: NDArray[np.int64]) -> UserCoder:
+        quantiser = quantiser_of(self.wire)
+        if quantiser and users.numbers:  # a set-up has none
+            return QuantisedUserCoder(users, quantiser, members)
+        return UserCoder(users, self._float_type)
+
+    def _aggregator_coder(
+        self, users: UserSide, heard: NDArray[np.int64], served: NDArray[np.int64]
+    ) -> AggregatorCoder:
+        quantiser = quantiser_of(self.wire)
+        if quantiser and users.numbers:
+            return QuantisedAggregatorCoder(users, quantiser, heard, served)
+        return AggregatorCoder(users.numbers, self._float_type)
+
     @property
-    def _wire_type(self) -> Any:
-        return WIRES[self.wire] if self.wire else None
+    def _float_type(self) -> torch.dtype | None:
+        return FLOATS.get(self.wire) if isinstance(self.wire, str) else None
 
     def _follow(self, round: int) -> None:
         """Switch to the contacts of a round, if they differ from the current ones."""

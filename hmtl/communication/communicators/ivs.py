@@ -6,6 +6,7 @@ from hmtl.coding import CODED_SCHEMES, Aggregators, make_plan, scheme_of
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.communicators.base import Communicator, MakeLinks
 from hmtl.communication.links import InProcess
+from hmtl.communication.wires import Wire
 from hmtl.topology import Moving, Topology
 
 
@@ -32,7 +33,7 @@ class CodedHierarchical(Communicator):
         network: Network = Network(),  # noqa: B008, it is frozen
         scheme: str = "optimal",
         seed: int = 0,
-        wire: str | None = None,
+        wire: Wire = None,
         *,
         aggregators: Aggregators = "auto",
         max_pieces: int = 8,
@@ -60,7 +61,7 @@ class Uncoded(Communicator):
         self,
         topology: Topology | Moving,
         network: Network = Network(),  # noqa: B008, it is frozen
-        wire: str | None = None,
+        wire: Wire = None,
         *,
         links: MakeLinks = InProcess,
     ) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.coding import demand_bounds, make_plan
+from hmtl.coding import best_aggregators, demand_bounds, make_plan
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
-from hmtl.communication.accounting.network import Network
+from hmtl.communication.accounting.network import Network, between_seconds
 from hmtl.communication.communicators.base import Communicator, MakeLinks
 from hmtl.communication.links import InProcess
 from hmtl.communication.nodes.aggregation import AggregatorSide
@@ -17,6 +17,7 @@ from hmtl.communication.nodes.host import UserSide
 from hmtl.communication.nodes.partial import PartialRelay, PartialServer
 from hmtl.communication.planning.planner import PartialPlanner
 from hmtl.communication.round import Nodes, Outcome, coding
+from hmtl.communication.wires import Wire
 from hmtl.errors import ConfigError
 from hmtl.topology import Moving, Topology
 
@@ -25,8 +26,9 @@ class CodedPartial(Communicator):
     """A communicator for models that depend on few other users' IVs.
 
     One relay within range of a user computes the user's model from the IVs that the model needs. So each relay demands
-    the IVs that its users' models need, and IVs that the same relays demand are coded together. No model passes
-    through the server. All relays learn what is exchanged before the first round.
+    the IVs that its users' models need. IVs that the same relays demand are coded together, and so are IVs with
+    different demands if that takes less time; relays then learn IVs that they ignore. No model passes through the
+    server. All relays learn what is exchanged before the first round.
 
     Args:
         topology: who hears whom.
@@ -41,7 +43,7 @@ class CodedPartial(Communicator):
         topology: Topology | Moving,
         network: Network = Network(),  # noqa: B008, it is frozen
         seed: int = 0,
-        wire: str | None = None,
+        wire: Wire = None,
         *,
         max_pieces: int = 8,
         generation: int = 200,
@@ -86,13 +88,32 @@ class CodedPartial(Communicator):
         return super().round(number, users, aggregator, absent_relays)
 
     def describe(self) -> dict[str, Any]:
-        """Return what `summary.json` reports of communication, with the bounds of `demand_bounds`."""
+        """Return what `summary.json` reports of communication, with the bounds of `demand_bounds`.
+
+        A note says so if `communicator=coded` would be cheaper.
+        """
         bound = demand_bounds(self.topology, self.planner.demands)
         least = {RELAYS_TO_SERVER: bound.uplink, SERVER_TO_RELAYS: bound.down(self.network.medium)}
-        return super().describe() | {"communicator": "partial", "bounds": least}
+        described = super().describe() | {"communicator": "partial", "bounds": least}
+        if notes := [note for note in (described.get("note"), self._cheaper()) if note]:
+            described["note"] = "; ".join(notes)
+        return described
+
+    def _cheaper(self) -> str:
+        """Return a note that `communicator=coded` would be cheaper, or "" if it would not."""
+        t, network = self.topology, self.network
+        uplinks, seconds = network.uplinks(t), between_seconds(network, self.theory, 1.0)
+        best = best_aggregators(t, uplinks=uplinks, medium=network.medium)
+        if best.cost / network.W2 >= seconds:
+            return ""
+        coded = make_plan(t, uplinks=uplinks, aggregators=best.relays or "server", **self._settings)
+        saved = 1 - between_seconds(network, coded.loads, 1.0) / seconds
+        if saved < 1e-6:
+            return ""
+        return f"communicator=coded would be cheaper: it takes {saved:.1%} less time between relays and server"
 
     def _make_nodes(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
         if aggregator is not self._aggregator:  # the aggregator of a set-up
             return super()._make_nodes(users, aggregator)
-        relay = partial(PartialRelay, aggregator=aggregator, numbers=users.numbers, wire=self._wire_type)
+        relay = partial(PartialRelay, aggregator=aggregator, coder=partial(self._aggregator_coder, users))
         return self._local_nodes(users, relay, PartialServer, coding, None)

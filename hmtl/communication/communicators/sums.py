@@ -16,6 +16,7 @@ from hmtl.communication.accounting.ledger import (
     USERS_TO_RELAYS,
 )
 from hmtl.communication.accounting.network import Network, between_seconds
+from hmtl.communication.coders import AggregatorCoder
 from hmtl.communication.communicators.base import KEPT, Communicator, MakeLinks
 from hmtl.communication.communicators.ivs import CodedHierarchical
 from hmtl.communication.few_bits import BLOCK, FEW_BITS, FewBits
@@ -144,7 +145,7 @@ class Sums(Communicator):
             return super()._make_nodes(users, aggregator)
         for code in self._codes(self.topology, users.numbers):
             _ = code.inverses  # are made before the first round, like the plan of coded IVs
-        aggregation = SummingAggregation(self.topology.K, aggregator, users.numbers, None)
+        aggregation = SummingAggregation(self.topology.K, aggregator, AggregatorCoder(users.numbers, None))
         kinds: tuple[Any, Any, Any] = AddingHost, AddingRelay, AddingServer
         formats: Formats = PlainRows(users.numbers)
         if self.bits:
@@ -203,14 +204,14 @@ def sums_if_faster(coded: CodedHierarchical, q: int, itemsize: int) -> Sums | No
         q: number of sums for each coordinate of an IV.
         itemsize: bytes of a number of an IV in its own type.
     """
-    bits = FEW_BITS.get(coded.wire or "")
-    if coded.aggregators != "auto" or (coded.wire is not None and bits is None):
+    wire = coded.wire
+    if coded.aggregators != "auto" or (wire is not None and not (isinstance(wire, str) and wire in FEW_BITS)):
         return None
     ratio = 8 * q / itemsize
-    if bits is not None:
-        one = FewBits(bits, coded.contacts.K, BLOCK)
+    if wire:
+        one = FewBits(FEW_BITS[wire], coded.contacts.K, BLOCK)
         ratio = q * one.sums.nbytes / one.terms.nbytes  # an IV has the format of a user's terms
     replaced = Replaced(coded.theory, ratio)
-    sums = Sums(coded.contacts, coded.network, coded.wire, links=coded.make_links, replaced=replaced)
+    sums = Sums(coded.contacts, coded.network, wire, links=coded.make_links, replaced=replaced)
     adding = between_seconds(coded.network, sums.theory, ratio)
     return sums if adding < between_seconds(coded.network, coded.theory, 1) else None

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
+from hmtl.communication.coders import UserCoder
 from hmtl.communication.encoding import from_bytes, to_bytes, unpack
 from hmtl.communication.messages import IVS, MODELS, Message, Users, nothing, relay_number
 from hmtl.communication.nodes.aggregation import Aggregation, PackedModels
@@ -39,13 +40,13 @@ class AddingHost(UserHost):
         self,
         K: int,
         users: UserSide,
-        wire: torch.dtype | None,
+        coder: UserCoder,
         number: int,
         members: Users,
         planner: Planner,
         formats: Formats,
     ) -> None:
-        super().__init__(K, users, wire, number, members)
+        super().__init__(K, users, coder, number, members)
         self.planner, self.formats = planner, formats
 
     def follow(self, planner: Planner) -> None:

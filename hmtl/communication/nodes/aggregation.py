@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
-from hmtl.communication.encoding import pack, unpack
+from hmtl.communication.coders import AggregatorCoder
 from hmtl.communication.messages import PARTS, Users
 from hmtl.errors import CodingError
 
@@ -65,8 +65,7 @@ class Aggregation:
     Args:
         K: number of users.
         aggregator: computes the models.
-        numbers: m.
-        wire: the type in which numbers travel; None: their own.
+        coder: turns bytes into IVs, and models into bytes.
         revocable: whether an update may have to be rolled back, because messages can be lost.
 
     Attributes:
@@ -77,14 +76,12 @@ class Aggregation:
 
     name = "aggregation"
 
-    def __init__(
-        self, K: int, aggregator: AggregatorSide, numbers: int, wire: torch.dtype | None, revocable: bool = False
-    ) -> None:
-        self.aggregator, self.numbers, self.wire, self.revocable = aggregator, numbers, wire, revocable
+    def __init__(self, K: int, aggregator: AggregatorSide, coder: AggregatorCoder, revocable: bool = False) -> None:
+        self.aggregator, self.coder, self.revocable = aggregator, coder, revocable
         self.counted: NDArray[np.int64] = np.full(K, NEVER)
         self.users: Users = np.empty(0, np.int64)
         self.ivs: dict[str, Tensor] = {}
-        self._before: tuple[dict[str, Tensor], NDArray[np.int64]] | None = None
+        self._before: tuple[dict[str, Tensor], dict[str, Tensor], NDArray[np.int64]] | None = None
         self._round: int | None = None
         self._keeper = ""
         self._models: PackedModels | None = None
@@ -114,9 +111,10 @@ class Aggregation:
             dtype: type in which the models are computed.
             rounds: number of rounds aggregated before this one.
         """
-        ivs = unpack(self.ivs["payload"], self.ivs["overhead"], self.wire or dtype, dtype)
+        if self.revocable:
+            self._before = self.aggregator.state_dict(), self.coder.state_dict(), self.counted.copy()
+        ivs = self.coder.decode(self.users, self.ivs["payload"], self.ivs["overhead"], dtype)
         self.ivs = {}
-        self._before = (self.aggregator.state_dict(), self.counted.copy()) if self.revocable else None
         models = self._compute(ivs, rounds)
         del ivs  # may be as large as all models
         assert self._round is not None
@@ -127,7 +125,7 @@ class Aggregation:
                 f"The aggregator returned models of shape {tuple(models.shape)} for {len(self.counted)} users. Let it "
                 f"return {len(receipts)} rows of numbers."
             )
-        payload, extras = pack(models, self.numbers, self.wire or dtype)
+        payload, extras = self.coder.encode(self.users, models, dtype)
         self._digest, self._models = digest, PackedModels(payload, torch.cat([extras, receipts], dim=1))
 
     def models(self, digest: bytes) -> PackedModels | None:
@@ -137,8 +135,9 @@ class Aggregation:
     def roll_back(self) -> None:
         """Undo the round, as if its IVs had never arrived."""
         if self._before:
-            state, self.counted = self._before
+            state, coder_state, self.counted = self._before
             self.aggregator.load_state_dict(state)
+            self.coder.load_state_dict(coder_state)
         self._round = None
         self.close()
 
@@ -148,25 +147,29 @@ class Aggregation:
 
     def state_bytes(self) -> NDArray[np.uint8]:
         """Return everything that a node needs to aggregate the next round."""
-        state = self.aggregator.state_dict()
-        tensors = [state[name].contiguous().cpu().view(-1).view(torch.uint8).numpy() for name in sorted(state)]
-        return np.concatenate([*tensors, numbers_to_bytes(self.counted)])
+        parts = self.aggregator.state_dict(), self.coder.state_dict()
+        tensors = [state[name] for state in parts for name in sorted(state)]
+        content = [tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy() for tensor in tensors]
+        return np.concatenate([*content, numbers_to_bytes(self.counted)])
 
     def adopt(self, content: NDArray[np.uint8]) -> None:
         """Load what another node's `state_bytes` returned."""
-        state, unread = self.aggregator.state_dict(), torch.from_numpy(content.copy())
-        for name in sorted(state):
-            old = state[name]
-            own, unread = unread[: old.nbytes], unread[old.nbytes :]
-            state[name] = own.clone().view(old.dtype).view(old.shape).to(old.device)
-        self.aggregator.load_state_dict(state)
+        unread = torch.from_numpy(content.copy())
+        for part in (self.aggregator, self.coder):
+            state = part.state_dict()
+            for name in sorted(state):
+                old = state[name]
+                own, unread = unread[: old.nbytes], unread[old.nbytes :]
+                state[name] = own.clone().view(old.dtype).view(old.shape).to(old.device)
+            part.load_state_dict(state)
         self.counted = bytes_to_numbers(unread.numpy())
 
     def state_dict(self) -> dict[str, Any]:
-        return {"counted": torch.from_numpy(self.counted.copy())}
+        return {"counted": torch.from_numpy(self.counted.copy()), "coder": self.coder.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.counted = state["counted"].numpy().copy()
+        self.coder.load_state_dict(state["coder"])
 
     def _compute(self, ivs: Tensor, rounds: int) -> Tensor:
         return self.aggregator.update(self.users, ivs)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
+from hmtl.communication.coders import UserCoder
 from hmtl.communication.encoding import from_bytes, to_bytes
 from hmtl.communication.few_bits import FewBits, blocks_of, sizes_of
 from hmtl.communication.messages import Message, Users, nothing
@@ -48,13 +49,13 @@ class FewBitHost(AddingHost):
         self,
         K: int,
         users: UserSide,
-        wire: torch.dtype | None,
+        coder: UserCoder,
         number: int,
         members: Users,
         planner: Planner,
         formats: FewBits,
     ) -> None:
-        super().__init__(K, users, wire, number, members, planner, formats)
+        super().__init__(K, users, coder, number, members, planner, formats)
         self.owed, self.owed_if_counted = np.zeros((2, len(members), formats.L), np.int64)
         self.row = np.zeros((1, formats.L), np.int64)
         self.block_sizes = np.zeros((1, blocks_of(formats.L)), np.int64)
@@ -94,9 +95,11 @@ class FewBitHost(AddingHost):
             super()._take(replace(message, payload=to_bytes(row), overhead=message.overhead[:, STAMP:]), ids)
 
     def _settle(self, users: Users, last: Users) -> None:
-        counted = self._places(users[self.pending[users] & (last == self.sent[users])])
+        ids = users[self.pending[users] & (last == self.sent[users])]
+        counted = self._places(ids)
         self.owed[counted] = self.owed_if_counted[counted]
         super()._settle(users, last)
+        self.users.take_leftover(ids, torch.from_numpy(self.owed[counted]))
 
     def _places(self, users: Users) -> Users:
         """Return the places of these users among the members."""

@@ -1,7 +1,7 @@
 """A host: the node that holds the users of a process. K users, m numbers per IV or model, e further numbers."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hmtl.communication.accounting.ledger import USERS_TO_RELAYS
 from hmtl.communication.attendance import bytes_to_numbers
-from hmtl.communication.encoding import pack, unpack
+from hmtl.communication.coders import UserCoder
 from hmtl.communication.messages import IVS, Message, Users, by_user, host_name
 from hmtl.communication.planning.planner import Planner
 from hmtl.errors import CodingError
@@ -25,7 +25,17 @@ class UserSide(Protocol):
     @property
     def row_bits(self) -> tuple[int, int, int]: ...
 
+    @property
+    def deltas(self) -> bool: ...
+
+    @property
+    def origin(self) -> Tensor: ...
+
     def local_update(self, round: int, idle: Users = ...) -> tuple[Users, Tensor]: ...
+
+    def take_sent(self, users: Users, sent: Tensor, further: Tensor) -> Tensor: ...
+
+    def take_leftover(self, users: Users, leftover: Tensor) -> None: ...
 
     def commit(self, users: Users) -> None: ...
 
@@ -45,7 +55,7 @@ class UserHost:
     Args:
         K: number of users in the network.
         users: the users of this process.
-        wire: the type in which numbers travel; None: their own.
+        coder: turns IVs into bytes, and bytes into models.
         number: number of the process.
         members: the numbers of these users in the network.
 
@@ -59,8 +69,8 @@ class UserHost:
 
     STATE: tuple[str, ...] = ("waiting", "pending", "sent")
 
-    def __init__(self, K: int, users: UserSide, wire: torch.dtype | None, number: int, members: Users) -> None:
-        self.name, self.users, self.wire, self.members = host_name(number), users, wire, members
+    def __init__(self, K: int, users: UserSide, coder: UserCoder, number: int, members: Users) -> None:
+        self.name, self.users, self.coder, self.members = host_name(number), users, coder, members
         self.waiting: NDArray[np.bool_] = ~np.isin(np.arange(K), members)
         self.pending: NDArray[np.bool_] = np.zeros(K, dtype=bool)
         self.sent: NDArray[np.int64] = np.zeros(K, dtype=np.int64)
@@ -82,7 +92,7 @@ class UserHost:
         self.pending[users] = True
         self.sent[users] = round
         self.dtype, self.device = ivs.dtype, ivs.device
-        payload, overhead = pack(ivs, self.users.numbers, self.wire or ivs.dtype)
+        payload, overhead = self.coder.encode(users, ivs)
         self.nbytes = payload.shape[1]
         to, dtype = tuple(relays), ivs.dtype
         return [Message(round, USERS_TO_RELAYS, IVS, self.name, to, users, payload, overhead, users, dtype=dtype)]
@@ -106,19 +116,23 @@ class UserHost:
         users, rows = by_user(models)
         payload, overhead = rows["payload"], rows["overhead"]
         self._settle(users, bytes_to_numbers(overhead[:, -4:].numpy().ravel()))
-        numbers = unpack(payload, overhead[:, :-4], self.wire or self.dtype, self.dtype)
+        numbers = self.coder.decode(users, payload, overhead[:, :-4], self.dtype)
         self.users.receive(users, numbers.to(self.device))
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(getattr(self, name).copy()) for name in self.STATE}
+    def state_dict(self) -> dict[str, Any]:
+        own = {name: torch.from_numpy(getattr(self, name).copy()) for name in self.STATE}
+        return own | {"coder": self.coder.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in self.STATE:
             setattr(self, name, state[name].numpy().copy())
+        self.coder.load_state_dict(state["coder"])
 
     def _settle(self, users: Users, last: NDArray[np.int64]) -> None:
         """Commit or roll back pending updates; `last` is the round in which an IV counted last."""
         counted = last == self.sent[users]
-        self.users.commit(users[self.pending[users] & counted])
+        committed = users[self.pending[users] & counted]
+        self.users.commit(committed)
+        self.coder.commit(committed)
         self.users.roll_back(users[self.pending[users] & ~counted])
         self.waiting[users] = self.pending[users] = False

@@ -1,6 +1,7 @@
 """Nodes of a round of partial demands: relays learn what their users' models need. K users, H relays."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from hmtl.communication.agreement import DIGEST_BYTES, Digest
 from hmtl.communication.attendance import numbers_to_bytes
+from hmtl.communication.coders import AggregatorCoder
 from hmtl.communication.messages import MODELS, Message, Users
 from hmtl.communication.nodes.aggregation import Aggregation, AggregatorSide
 from hmtl.communication.nodes.coding import CodingRelay, CodingServer
@@ -16,15 +18,27 @@ from hmtl.communication.planning.pieces import Segment, together
 from hmtl.communication.planning.planner import PartialPlanner
 from hmtl.errors import CodingError
 
+MakeCoder = Callable[[Users, Users], AggregatorCoder]
+
 
 class PartialAggregation(Aggregation):
-    """The aggregation of one relay, which computes from some IVs the models of the users whom the relay `serves`."""
+    """The aggregation of one relay, which computes the models of the users whom it `serves` from the IVs it `demands`.
+
+    The relay may learn further IVs, which are coded together with those that it demands.
+    """
 
     def __init__(
-        self, K: int, aggregator: AggregatorSide, numbers: int, wire: torch.dtype | None, serves: Users
+        self, K: int, aggregator: AggregatorSide, coder: AggregatorCoder, serves: Users, demands: Users
     ) -> None:
-        super().__init__(K, aggregator, numbers, wire)
-        self.serves = serves
+        super().__init__(K, aggregator, coder)
+        self.serves, self.demands = serves, demands
+
+    def update(self, digest: bytes, dtype: torch.dtype, rounds: int = 0) -> None:
+        """Drop the IVs that the relay does not demand, and compute the models; see `Aggregation.update`."""
+        if len(self.users) > len(self.demands):
+            at = self.places(self.demands)
+            self.users, self.ivs = self.demands, {part: ivs[at] for part, ivs in self.ivs.items()}
+        super().update(digest, dtype, rounds)
 
     def _compute(self, ivs: Tensor, rounds: int) -> Tensor:
         return self.aggregator.part(self.serves, self.users, ivs, rounds)
@@ -38,7 +52,8 @@ class PartialRelay(CodingRelay):
 
     Args:
         i, planner, hosts: see `Relay`.
-        aggregator, numbers, wire: see `Aggregation`.
+        aggregator: computes the models.
+        coder: makes the coder of the relay, given the users whom it hears of and those whom it serves.
     """
 
     planner: PartialPlanner
@@ -49,13 +64,20 @@ class PartialRelay(CodingRelay):
         planner: PartialPlanner,
         hosts: Sequence[str],
         aggregator: AggregatorSide,
-        numbers: int,
-        wire: torch.dtype | None,
+        coder: MakeCoder,
     ) -> None:
         self.serves, self.demands = np.flatnonzero(planner.serving == i), np.flatnonzero(planner.demands[i])
-        aggregation = PartialAggregation(planner.topology.K, aggregator, numbers, wire, self.serves)
+        own_coder = coder(self.demands, self.serves)
+        aggregation = PartialAggregation(planner.topology.K, aggregator, own_coder, self.serves, self.demands)
         super().__init__(i, planner, hosts, aggregation)
         self._by_block: dict[int, Digest] = {}  # a digest for each code, by the number of its first block
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"aggregation": self.aggregation.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.aggregation.load_state_dict(state["aggregation"])
 
     def attend(self, messages: Sequence[Message]) -> None:
         super().attend(messages)
@@ -80,7 +102,8 @@ class PartialRelay(CodingRelay):
         """Add nothing: relays demand different IVs."""
 
     def _keeps_ivs(self) -> bool:
-        return self.aggregation.open(self.round, self.name, self.demands, *self.sizes)
+        users = np.union1d(self.demands, self.planner.code(self.attendance).learned(self.i))
+        return self.aggregation.open(self.round, self.name, users, *self.sizes)
 
 
 class PartialServer(CodingServer):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,12 +34,20 @@ MakePlan = Callable[..., Plan]
 
 
 class Code:
-    """The plan of a round in which relays aggregate; `view(block, i)` is what relay i knows of a block."""
+    """The plan of a round in which relays aggregate.
+
+    Attributes:
+        view: function from a block and a relay to what the relay knows of the block.
+        learned: function from a relay to the users of all blocks that it decodes, ascending.
+    """
 
     def __init__(self, plan: Plan, aggregators: tuple[int, ...]) -> None:
         self.plan, self.aggregators = plan, aggregators
         places = {i: n for n, i in enumerate(plan.topology.active)}
         self.view = lru_cache(None)(lambda block, i: View(plan.blocks[block], places[i]))
+        self.learned = lru_cache(None)(
+            lambda i: np.array(sorted(k for b in plan.blocks if places.get(i) in b.aggregators for k in b.users), int)
+        )
 
     @cached_property
     def not_coded(self) -> NDArray[np.int64]:
@@ -155,14 +164,16 @@ class PartialPlanner(Planner):
         demands: which IVs each relay needs [H, K].
     """
 
-    def __init__(self, topology: Topology, network: Network, needs: NDArray[np.bool_], **settings: int) -> None:
+    def __init__(self, topology: Topology, network: Network, needs: NDArray[np.bool_], **settings: Any) -> None:
         self.serving = serve(topology, needs)
         self.demands = demands_of(needs, self.serving, topology.H)
         super().__init__(
             topology,
             network,
             preferred=tuple(np.unique(self.serving[self.serving >= 0]).tolist()),
-            make=lambda heard, uplinks, aggregators: demand_plan(heard, self.demands, uplinks=uplinks, **settings),
+            make=lambda heard, uplinks, aggregators: demand_plan(
+                heard, self.demands, uplinks=uplinks, medium=network.medium, **settings
+            ),
         )
 
 

@@ -58,6 +58,17 @@ class Users(Side):
     row_bits: tuple[int, int, int] = (0, 0, 0)
     """For users who send terms: bits of an IV or model with messages="ivs", further bits of an IV, and of a model."""
 
+    deltas: bool = False
+    """Whether IVs are changes, which aggregators add up; then users add what was rounded off an IV to the next one."""
+
+    @property
+    def origin(self) -> Tensor:
+        """The model [m] that every user holds before the first round and every node knows, in the type of IVs.
+
+        It also stands for the IV before the first one, unless IVs are changes.
+        """
+        return torch.zeros(self.numbers, dtype=torch.float64)
+
     @abstractmethod
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
         """Return the users who take part in a round, and their rows [n, m + e]. The update stays pending.
@@ -66,6 +77,22 @@ class Users(Side):
             round: number of the round, which names all random draws.
             idle: users who cannot take part in this round.
         """
+
+    def take_sent(self, users: Ids, sent: Tensor, further: Tensor) -> Tensor:
+        """Take what aggregators will read instead of the IVs that `local_update` returned, if these are rounded.
+
+        Args:
+            users: the users who take part.
+            sent: the numbers that they send [n, m].
+            further: the further numbers that `local_update` returned [n, e].
+
+        Returns:
+            the further numbers that belong to `sent`, [n, e].
+        """
+        return further
+
+    def take_leftover(self, users: Ids, leftover: Tensor) -> None:
+        """Take what rounding has left out so far of the terms of sums that counted, int64 [n, m]."""
 
     def commit(self, users: Ids) -> None:
         """Apply the pending updates of these users: their IVs reached an aggregator."""

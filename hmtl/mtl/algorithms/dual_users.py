@@ -31,9 +31,13 @@ class DualUsers(Users):
     w_k + β (w_k − w_k,old), which corresponds to the dual vector v_k + β (v_k − v_k,old). The user stores both vectors;
     only the scalar β comes from the aggregator. Ref: Beck and Teboulle 2009; O'Donoghue and Candès 2015 (restarts).
 
-    Buffers: `a`, `W`, `curvature`; `pending` [K, n], `waiting` [K] and `dV` [K, d], the change of V that belongs to
-    `pending`; `step` [K, d], the last move of v_k, `momentum` [K, d], the part of the last move of w_k beyond that, and
-    `beta` [K]; `received` [K], the round in which a user's last model arrived.
+    If IVs are rounded on the way, V at the aggregator is V̂ = V - e. A user adds its e_k to its next IV, and all that
+    follows from an IV, such as `step`, is of what was sent.
+
+    Buffers: `a`, `W`, `curvature`; `pending` [K, n], `waiting` [K] and `dV` [K, d], the change of V̂ that belongs to
+    `pending`; `error`, e [K, d], and `pending_error`, e if `pending` counts; `step` [K, d], the last move of v_k,
+    `momentum` [K, d], the part of the last move of w_k beyond that, and `beta` [K]; `received` [K], the round in which
+    a user's last model arrived.
     """
 
     a: Tensor
@@ -42,10 +46,14 @@ class DualUsers(Users):
     pending: Tensor
     waiting: Tensor
     dV: Tensor
+    error: Tensor
+    pending_error: Tensor
     step: Tensor
     momentum: Tensor
     beta: Tensor
     received: Tensor
+
+    deltas = True
 
     def __init__(self, problem: Problem, solver: DualSolver, settings: DualSettings) -> None:
         super().__init__()
@@ -59,10 +67,17 @@ class DualUsers(Users):
         zeros = {"a": duals, "pending": duals} | dict.fromkeys(("W", "dV", "step", "momentum"), models)
         for name, value in (zeros | dict.fromkeys(("curvature", "beta"), torch.zeros_like(rows.s))).items():
             self.register_buffer(name, value)
+        for name in ("error", "pending_error"):
+            self.register_buffer(name, models[:1, :1].expand_as(models))  # takes no memory if nothing is rounded
         self.register_buffer("waiting", torch.zeros(K, dtype=torch.bool))
         self.register_buffer("received", torch.full((K,), -1))
         self._round = -1
         self._idle = NOBODY  # users who are idle in this round
+        self._rounded = False  # whether IVs are rounded on the way
+
+    @property
+    def origin(self) -> Tensor:
+        return self.W.new_zeros(self.numbers)
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
         """As `Users.local_update`; all users who are waiting are idle."""
@@ -80,11 +95,25 @@ class DualUsers(Users):
         self.pending, self.dV = a, dV
         self.waiting = self.waiting | working
         self._round, self._idle = round, idle
-        if settings.accelerated:  # r_k > 0: the last extrapolation points away from the step
-            beyond = self.beta * torch.linalg.vecdot(self.step, dV) - torch.linalg.vecdot(dV, dV)
-            dV = torch.cat([dV, (self.curvature * beyond)[:, None]], dim=1)
         users = working.nonzero()[:, 0].numpy()
-        return users, of_rows(dV, users)
+        ivs = of_rows(dV, users)
+        if self.error.any():
+            ivs = ivs + of_rows(self.error, users) / settings.gamma
+        return users, torch.cat([ivs, self._overshoot(users, ivs)], dim=1) if settings.accelerated else ivs
+
+    def _overshoot(self, users: Ids, dV: Tensor) -> Tensor:
+        """Return r_k [n, 1]; r_k > 0 means that the last extrapolation points away from the step Δv_k [n, d]."""
+        step, beta, curvature = (of_rows(x, users) for x in (self.step, self.beta, self.curvature))
+        beyond = beta * torch.linalg.vecdot(step, dV) - torch.linalg.vecdot(dV, dV)
+        overshoot: Tensor = curvature * beyond
+        return overshoot[:, None]
+
+    def take_sent(self, users: Ids, sent: Tensor, further: Tensor) -> Tensor:
+        self._rounded = True
+        wanted = of_rows(self.dV, users) + of_rows(self.error, users) / self.settings.gamma
+        self.pending_error = with_rows(self.pending_error, users, self.settings.gamma * (wanted - sent))
+        self.dV = with_rows(self.dV, users, sent)
+        return self._overshoot(users, sent) if self.settings.accelerated else further
 
     def _ascend(
         self, scores: Sequence[Rows], a: Tensor, W: Tensor, curvature: Tensor, order: Tensor, budgets: Tensor
@@ -100,6 +129,8 @@ class DualUsers(Users):
     def commit(self, users: Ids) -> None:
         merged = torch.lerp(of_rows(self.a, users), of_rows(self.pending, users), self.settings.gamma)
         self.a = with_rows(self.a, users, merged)
+        if self._rounded:
+            self.error = with_rows(self.error, users, of_rows(self.pending_error, users))
         self._settle(users)
 
     def roll_back(self, users: Ids) -> None:
@@ -130,12 +161,15 @@ class DualUsers(Users):
     def measure(self) -> dict[str, Tensor]:
         """Return s ℓ and s ℓ* of each row [K, n], W and V = Σ_j s a_j x_j [K, d], and train and test error [K].
 
+        If IVs are rounded, also return e = V - V̂ [K, d].
+
         If all users share one model, W holds the newest one for all of them: models that differ would make R infinite,
         and P would not be a bound.
         """
         shared = isinstance(self.problem.regularizer, SharedModel)
         W = self.W[self.received.argmax()].repeat(len(self.W), 1).T if shared else self.W.T
-        return {
+        rounded = {"rounding_error": self.error} if self._rounded else {}
+        return rounded | {
             "losses": self.problem.losses(W),
             "conjugates": self.problem.conjugates(self.a),
             "W": W.T,
@@ -158,10 +192,13 @@ class SummedDualUsers(DualUsers):
     User k sends the change of U_kᵀ v_k, and r_k if the algorithm is accelerated, rounded to the grid, int64. All users
     receive the same row: s = Σ_l U_lᵀ v_l, and the bits of β.
 
-    Buffers: those of `DualUsers`, and `V` [K, d], each user's v_k. `form` is the form of B.
+    If terms travel in few bits, aggregators hold s - Σ_l ε_l, where ε_l is what rounding has left out of l's terms.
+
+    Buffers: those of `DualUsers`, and `V` [K, d], each user's v_k, and `leftover`, ε [K, q·d]. `form` is the form of B.
     """
 
     V: Tensor
+    leftover: Tensor
 
     def __init__(self, problem: Problem, solver: DualSolver, settings: DualSettings, form: Form) -> None:
         super().__init__(problem, solver, settings)
@@ -170,6 +207,8 @@ class SummedDualUsers(DualUsers):
         self.numbers = form.q * problem.size
         self.row_bits = 64 * problem.size, 64 * settings.accelerated, 64 * settings.accelerated
         self.register_buffer("V", torch.zeros_like(self.W))
+        self.register_buffer("leftover", self.W.new_zeros(1, 1).expand(len(self.W), self.numbers))
+        self._few_bits = False  # whether terms travel in few bits
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
         users, ivs = super().local_update(round, idle)
@@ -181,6 +220,14 @@ class SummedDualUsers(DualUsers):
     def commit(self, users: Ids) -> None:
         super().commit(users)
         self.V = with_rows(self.V, users, self._moved(users))
+
+    def take_leftover(self, users: Ids, leftover: Tensor) -> None:
+        self._few_bits = True
+        self.leftover = with_rows(self.leftover, users, self.grid.values(leftover).to(self.leftover))
+
+    def measure(self) -> dict[str, Tensor]:
+        """As `DualUsers.measure`, and ε [K, q·d] if terms travel in few bits."""
+        return super().measure() | ({"leftover": self.leftover} if self._few_bits else {})
 
     def receive(self, users: Ids, models: Tensor) -> None:
         sums, beta = self.grid.values(models[:, : self.numbers]), models[:, self.numbers :].contiguous()

@@ -135,6 +135,22 @@ class MOCHA(Algorithm):
         """Dual variables [K, n], or [K, C·n] with C classes; they never leave the users."""
         return self.users.a
 
+    def _conjugate_bound(self, W: Tensor, V: Tensor, error: Tensor) -> float:
+        """Return a bound of R*(V) from V̂ = V - e, which aggregators hold, and two numbers of each user.
+
+        R*(V) = R*(V̂) + Σ_k w̄_k·e_k + ½ tr(e B eᵀ) with w̄_k = (V̂ B)_k, and B ⪯ diag(c). User k knows ‖e_k‖ and w_k·e_k
+        for the model w_k that it holds, so that w̄_k·e_k ≤ w_k·e_k + ‖w̄_k - w_k‖ ‖e_k‖.
+
+        Args:
+            W, V, error: models, dual vectors and e, [d, K] each.
+        """
+        coupling, held = self.aggregator.coupling, V - error
+        norms, products = error.norm(dim=0), (W * error).sum(dim=0)
+        middle = products + (held @ coupling.B - W).norm(dim=0) * norms
+        c = coupling.curvature("user")[:, 0]
+        bound = coupling.regularizer.conjugate(held, self.Omega) + middle.sum() + 0.5 * (c * norms.square()).sum()
+        return float(bound)
+
     def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
         # V is computed from the duals, since the wire may have rounded the IVs that the aggregator's V sums up
         R, Omega = self.aggregator.coupling.regularizer, self.Omega
@@ -144,6 +160,13 @@ class MOCHA(Algorithm):
             primal = float(losses + R(W, Omega))
         dual = -float(conjugates + R.conjugate(V, Omega))
         figures = {"primal": primal, "dual": dual, "gap": primal - dual}
+        if "rounding_error" in measured:
+            bound = self._conjugate_bound(W, V, measured["rounding_error"].T)
+            figures["gap_certified"] = primal + float(conjugates) + bound
+        if "leftover" in measured:
+            form = self.aggregator.coupling.form
+            assert form is not None  # users send terms
+            figures["gap_certified"] = primal + float(conjugates) + form.penalty_bound(V.T, measured["leftover"])
         joint = R.joint(W, V)
         if joint is None:
             return figures

@@ -84,6 +84,10 @@ class NetworkUsers(Users):
         """The models that the users predict with [K, m]."""
         return self.W
 
+    @property
+    def origin(self) -> Tensor:
+        return self.model.start
+
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
         participation, problem, seed = self.local.participation, self.problem, self.local.seed
         budgets = participation.budgets(self.usual, seed, round, problem.users, problem.K)

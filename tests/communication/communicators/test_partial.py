@@ -1,4 +1,4 @@
-"""Relays that learn some IVs: nothing but what they demand, the same bits as uncoded, and refusals."""
+"""Relays that learn some IVs: models from what they demand alone, the same bits as uncoded, and refusals."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def made(t: Topology, links=InProcess, **how) -> CodedPartial:
     parallel=st.booleans(),
     working_set=st.sampled_from((1, 4000, 1 << 25)),
 )
-def test_relays_learn_what_they_demand_and_nothing_else(
+def test_models_come_from_what_relays_demand_and_nothing_else(
     t: Topology, seed: int, share: float, medium: str, parallel: bool, working_set: int
 ) -> None:
     """The same models as uncoded, whatever bits the IVs hold; the ledger counts the loads of the plan."""
@@ -69,7 +69,7 @@ def test_relays_learn_what_they_demand_and_nothing_else(
     for n, (known, seen) in enumerate(aggregator.seen):
         assert same_bits(seen, ivs[n // len(np.unique(serving))][known])
 
-    plan = demand_plan(t, asked, 5, max_pieces=3, generation=9, uplinks=network.uplinks(t))
+    plan = demand_plan(t, asked, 5, max_pieces=3, generation=9, uplinks=network.uplinks(t), medium=medium)
     assert partial.theory == plan.loads
     assert partial._links.bits == {tier: partial.ledger.bits(tier).total for tier in TIERS}
     measured, V = partial.ledger.loads(partial.V_bits), partial.V_bits
@@ -81,6 +81,34 @@ def test_relays_learn_what_they_demand_and_nothing_else(
     assert described["communicator"] == "partial"
     for tier, bound in described["bounds"].items():
         assert bound <= described["loads_theory"][tier] + 1e-6
+
+
+def test_a_relay_may_learn_more_than_it_demands() -> None:
+    """Each of 3 relays serves one user alone, who needs the user that this relay misses: one code for all of them."""
+    G, needs = np.hstack([1 - np.eye(3), np.eye(3)]).astype(np.uint8), np.eye(6, dtype=bool)
+    needs[[0, 1, 2, 3, 4, 5], [3, 4, 5, 0, 1, 2]] = True
+    communicator, ivs = CodedPartial(Topology(G)), [random_numbers(0, 6, 5, None)]
+    users, aggregator = ScriptedUsers(ivs, [set()], 0), ScriptedAggregator(6, 5, needs)
+    communicator.round(0, users, aggregator)
+    learned = {k for block in communicator.plan.blocks if 0 in block.aggregators for k in block.users}
+    demanded = demands_of(needs, serve(communicator.topology, needs), 3)
+    assert learned - set(np.flatnonzero(demanded[0]).tolist())
+    for known, seen in aggregator.seen:
+        assert any(np.array_equal(known, np.flatnonzero(row)) for row in demanded)
+        assert same_bits(seen, ivs[0][known])
+
+
+def test_a_note_says_that_coded_would_be_cheaper() -> None:
+    """With relay 0 as the aggregator, two messages pass in each direction; partial demands need 3 up and 2 down."""
+    t, needs = Topology(np.array([[1, 1, 0], [1, 0, 0], [0, 0, 1]], np.uint8)), np.eye(3, dtype=bool)
+    needs[2] = needs[:, 2] = True
+    communicator = CodedPartial(t)
+    communicator.check_learner(ScriptedAggregator(3, 4, needs))
+    assert (communicator.theory.uplink, communicator.theory.downlink) == (3, 2)
+    assert "communicator=coded would be cheaper: it takes 20.0%" in communicator.describe()["note"]
+    communicator, _, aggregator, _ = one()
+    communicator.check_learner(aggregator)
+    assert "note" not in communicator.describe()
 
 
 def one(**how) -> tuple[CodedPartial, ScriptedUsers, ScriptedAggregator, np.ndarray]:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hmtl.coding import Aggregators, make_plan
 from hmtl.communication import LinkLedger, Network
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
+from hmtl.communication.coders import AggregatorCoder, QuantisedAggregatorCoder, QuantisedUserCoder, UserCoder
 from hmtl.communication.messages import (
     ATTENDANCE,
     BROADCAST,
@@ -25,6 +26,7 @@ from hmtl.communication.messages import (
     DIGESTS,
     IVS,
     MODELS,
+    RECEIPTS,
     SERVER,
     STATE,
     VERDICT,
@@ -37,6 +39,7 @@ from hmtl.communication.nodes.forwarding import ForwardingRelay, ForwardingServe
 from hmtl.communication.nodes.host import UserHost
 from hmtl.communication.planning.planner import Planner, preferred_aggregators
 from hmtl.communication.round import Nodes, Stopwatch, coding, forwarding, play
+from hmtl.communication.wires import QUANTISERS, Quantiser
 from hmtl.errors import CodingError
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
 from hmtl.testing.topologies import topologies
@@ -62,6 +65,7 @@ class Apart:
         users: Iterable[ScriptedUsers],
         network: Network = Network(),  # noqa: B008
         aggregators: Aggregators = "all",
+        quantiser: Quantiser | None = None,
     ) -> None:
         users = list(users)
         width = users[0].ivs[0].shape[1]
@@ -72,9 +76,17 @@ class Apart:
         self.t, self.home, self.coded = t, home, bool(home)
 
         def aggregation() -> Aggregation:
-            return Aggregation(t.K, ScriptedAggregator(t.K, width), users[0].numbers, None, revocable=True)
+            everybody, numbers = np.arange(t.K), users[0].numbers
+            coder = AggregatorCoder(numbers, None)
+            if quantiser:
+                coder = QuantisedAggregatorCoder(users[0], quantiser, everybody, everybody)
+            return Aggregation(t.K, ScriptedAggregator(t.K, width), coder, revocable=True)
 
-        self.hosts = [UserHost(t.K, side, None, n, np.array(sorted(side.mine))) for n, side in enumerate(users)]
+        self.hosts = []
+        for n, side in enumerate(users):
+            members = np.array(sorted(side.mine))
+            coder = QuantisedUserCoder(side, quantiser, members) if quantiser else UserCoder(side, None)
+            self.hosts.append(UserHost(t.K, side, coder, n, members))
         names = [host.name for host in self.hosts]
         self.server: Server | None
         if self.coded:
@@ -181,6 +193,66 @@ def test_every_aggregator_ends_with_the_ivs_of_all_who_were_heard(
     counted = max((seat.counted.tolist() for seat in apart.seats()), key=max)
     assert all((round, k) in committed or k in unsettled for k, round in enumerate(counted) if round >= 0)
     assert not committed & dropped
+
+
+@settings(max_examples=15)
+@given(
+    scheme=st.sampled_from(("uncoded", "optimal")),
+    t=topologies(max_K=12),
+    width=st.sampled_from((8, 4, 3, 2)),
+    gone=st.sampled_from((0.0, 0.2, 0.5)),
+    lost=st.sampled_from((0.0, 0.1, 0.4)),
+    deltas=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_users_and_aggregators_agree_on_numbers_of_few_bits(
+    scheme: str, t: Topology, width: int, gone: float, lost: float, deltas: bool, seed: int
+) -> None:
+    """Whoever is absent, and whichever IVs and models are lost: both ends hold the same bits, near the true numbers."""
+    rng, rounds, m = np.random.default_rng(seed), 6, 70
+    absent = [set(np.flatnonzero(rng.random(t.K) < gone).tolist()) for _ in range(rounds)]
+    ivs = [torch.from_numpy(rng.normal(size=(t.K, m + 1))) for _ in range(rounds)]
+    half = [range(0, t.K, 2), range(1, t.K, 2)] if t.K > 1 else [range(t.K)]
+    sides = [ScriptedUsers(ivs, absent, 1, mine) for mine in half]
+    for side in sides:
+        side.deltas = deltas
+    apart = Apart(t, scheme, sides, quantiser=QUANTISERS[f"int{width}"])
+    bound = 0.51 / (2 ** (width - 1) - 1)  # of a rounding error, relative to the largest number of its block
+    for round in range(rounds):
+        away = set(np.flatnonzero(rng.random(t.H) < gone).tolist())
+        heard = poisoned(t, (t.G == 1) & (rng.random(t.G.shape) >= lost))
+        arrive = [k for k in range(t.K) if rng.random() >= lost]
+
+        def change(node: str, message: Message, heard: Change = heard, arrive: list[int] = arrive) -> Message:
+            if message.kind in (MODELS, RECEIPTS) and node.startswith("host"):
+                here = np.intersect1d(arrive, half[int(node.split()[1])])
+                kept = np.flatnonzero(np.isin(message.of_users(), here))
+                return replace(message, users=message.of_users()[kept], at=message.rows()[torch.from_numpy(kept)])
+            return heard(node, message)
+
+        before = [len(aggregator.seen) for aggregator in apart.aggregators()]
+        apart.play(round, away, change)
+        acted = [seat for seat, n in zip(apart.seats(), before, strict=True) if len(seat.aggregator.seen) > n]
+        if not acted:
+            continue
+        first = acted[0]
+        for seat in acted:
+            for name in seat.coder.STATE:
+                assert same_bits(getattr(seat.coder, name), getattr(first.coder, name))
+        for host, side in zip(apart.hosts, sides, strict=True):
+            places = {k: place for place, k in enumerate(host.members.tolist())}
+            for k, model in side.models.items():
+                assert same_bits(model[:m], host.coder.newest[places[k]])
+                assert same_bits(model[:m], first.coder.newest[k])
+            for k, place in places.items():
+                if not host.pending[k]:
+                    assert same_bits(host.coder.base[place], first.coder.base[k])
+                    assert deltas or same_bits(host.coder.held[place], first.coder.held[k])
+        users, read = first.aggregator.seen[-1]
+        wanted = ivs[round][users]
+        assert same_bits(read[:, m:], wanted[:, m:])
+        largest = 10.0  # of a number, or of the difference of two, in these draws
+        assert not len(users) or float((read - wanted).abs().max()) <= bound * largest
 
 
 def one(t: Topology, scheme: str = "optimal", m: int = 6, rounds: int = 4, **how) -> tuple[Apart, ScriptedUsers]:

@@ -1,6 +1,7 @@
 """Sums in few bits: nothing is lost, whoever is absent and whatever is lost; who can use a row, and its bits."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -202,7 +203,7 @@ def test_what_is_left_over_waits_with_the_update_and_is_saved() -> None:
     apart.play(0)
     apart.play(1, change=lose)
     assert not host.owed[7].any()
-    state = {name: value.clone() for name, value in host.state_dict().items()}
+    state = deepcopy(host.state_dict())
     for name in host.STATE:
         getattr(host, name)[:] = 0
     host.load_state_dict(state)

@@ -61,6 +61,7 @@ OTHERS = {  # which need all IVs, or none
     "fedu, graph": lambda p, **o: FedU(p.regularized(Graph(0.1, neighbors=1)), SGD, nn.Linear, **o),
     "local": lambda p, **o: Local(p, SDCA(0.5), 0.1, **o),
 }
+MORE = ("mocha, plain", "cocoa+", "ditto", "pfedme")
 every_learner = pytest.mark.parametrize(
     ("learner", "messages"),
     [(name, messages) for name in LEARNERS for messages in ("ivs", "sums")] + [(name, "ivs") for name in OTHERS],
@@ -158,7 +159,9 @@ def test_the_users_with_most_rows_are_timed(random_problem) -> None:
     assert counts == [(first,)] * (1 + 3) + [(second,)] * 3
 
 
-@pytest.mark.parametrize("learner", [name for name in LEARNERS if name not in ("cocoa", "fedprox")])
+@pytest.mark.parametrize(
+    "learner", ["mocha", "fedavg", "fedu", *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
+)
 @settings(max_examples=3)
 @given(
     t=topologies(max_H=4, max_K=6),

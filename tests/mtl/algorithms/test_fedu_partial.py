@@ -129,7 +129,7 @@ def test_a_part_has_the_bits_of_the_whole(K, seed, share, lam, rounds):
     nearest=st.integers(1, 2),
     lam=st.sampled_from((0.02, 1.0)),
     low=st.sampled_from((0.2, 1.0)),
-    wire=st.sampled_from((None, "float16")),
+    wire=st.sampled_from((None, "float16", "int4")),
 )
 def test_partial_training_is_uncoded_training(t, seed, nearest, lam, low, wire):
     """Set-up and rounds: the same W to the bit, stragglers or not."""

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.errors import ConfigError
-from hmtl.mtl import MOCHA, SDCA, CoCoA, Graph, Local, Participation, Regularizer, Ridge, TaskRelationship
+from hmtl.mtl import MOCHA, SDCA, CoCoA, Graph, Local, Participation, Regularizer, Ridge, Squared, TaskRelationship
 
 
 def rounds(mocha, first, last):
@@ -56,6 +56,31 @@ def test_optimum_agrees_with_another_solver(random_problem, seed, K, reduction, 
             break
     assert now["dual"] - 1e-7 * (1 + best) <= best <= now["primal"] + 1e-7 * (1 + best)
     assert now["gap"] < 0.05 * best  # ill-conditioned draws are slow, and the bracket is the test
+
+
+def test_the_textbook_method_with_exact_steps(random_problem):
+    """FISTA with restarts on v: the extrapolated models come from the extrapolated v, and users minimise to the end."""
+    case = random_problem(5, regularizer=Together(0.2), loss=Squared())
+    mocha = MOCHA(case.problem, SDCA(300.0), omega_every=0)
+    B = np.linalg.inv(Together(0.2).coupling(mocha.Omega).numpy())
+    c, v, before, t, beta = np.abs(B).sum(1), np.zeros((case.K, case.d)), np.zeros((case.K, case.d)), 1.0, 0.0
+    betas = []
+    for round in range(12):
+        start = v + beta * (v - before)
+        W, new = B @ start, np.empty_like(v)
+        for k, (s, x, y) in enumerate(zip(case.s, case.X, case.y, strict=True)):  # w = W_k + c (v − start_k), v = Σ a x
+            base = W[k] - c[k] * start[k]
+            w = np.linalg.solve(np.eye(case.d) + c[k] * s * x.T @ x, base + c[k] * s * x.T @ y)
+            new[k] = s * x.T @ (y - x @ w)
+        restart = (c[:, None] * (start - new) * (new - v)).sum() > 0
+        before, v = v, new
+        after = 1.0 if restart else (1 + np.sqrt(1 + 4 * t**2)) / 2
+        beta, t = 0.0 if restart else (t - 1) / after, after
+        betas.append(beta)
+        mocha.step(round)
+        np.testing.assert_allclose(mocha.W.T, B @ v, rtol=0, atol=1e-6)
+    assert max(betas) > 0.3
+    assert 0.0 in betas[1:], "it restarts"
 
 
 @given(
@@ -333,6 +358,9 @@ def test_refusals(random_problem):
     problem = random_problem(0).problem
     with pytest.raises(ConfigError, match="omega_every=-1"):
         MOCHA(problem, SDCA(), omega_every=-1)
+    with pytest.raises(ConfigError, match="rounds=0"):
+        MOCHA(problem, SDCA(), rounds=0)
+    MOCHA(problem, SDCA(), rounds=1)
     for gamma in (0.0, 1.1):
         with pytest.raises(ConfigError, match="gamma"):
-            MOCHA(problem, SDCA(), gamma=gamma)
+            MOCHA(problem, SDCA(), gamma=gamma, accelerated=False)

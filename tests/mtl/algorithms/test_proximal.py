@@ -118,7 +118,10 @@ def test_ditto_comes_to_rest_near_the_pooled_optimum(lam):
     assert abs(learner.W.T.numpy() - pooled).max() > 0.1
 
 
-@pytest.mark.parametrize(("lam", "eta", "beta"), [(0.5, 2.0, 1.0), (0.5, 2.0, 0.7), (2.0, 0.4, 1.7)])
+@pytest.mark.parametrize(
+    ("lam", "eta", "beta"),
+    [(0.5, 2.0, 0.7), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((0.5, 2.0, 1.0), (2.0, 0.4, 1.7)))],
+)
 def test_pfedme_comes_to_rest_where_the_envelopes_do(lam, eta, beta):
     """R = 1: where Σ_k (w − θ_k(w)) = 0, the gradient of the mean of Moreau envelopes, each user weighing the same."""
     H, b = quadratics()

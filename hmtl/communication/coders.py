@@ -1,0 +1,220 @@
+"""Coders: how a host and an aggregator turn IVs and models into bytes and back, and what they remember for it.
+
+Floats need no memory. Numbers of few bits are differences to what the receiver is known to hold, so that a rounding
+error is part of the next difference, and none is lost for good.
+
+Up: IVs that are changes travel as they are, since their users add the errors themselves (see `hmtl.mtl.Users.deltas`).
+Other IVs, such as models, travel as differences to what the aggregators made of the user's last one that counted. What
+the aggregators hold now stays pending at the user until it learns whether its IV counted.
+
+Down: the aggregators send differences to base_k, a model that user k is known to hold. An IV of user k proves that it
+holds the model sent last, since a user without it takes no part; the receipt that comes with each model tells the user
+whether that IV was heard. So a lost model needs no repair, and no message has to name its base.
+
+K users, m numbers per IV or model, e further numbers.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hmtl.communication.encoding import joined, pack, replaced, take, unpack
+from hmtl.communication.wires import Quantiser
+
+Ids = NDArray[np.int64]
+State = dict[str, Tensor]
+
+
+class Sender(Protocol):
+    """What a coder reads of the user side. `hmtl.mtl.Users` documents its members."""
+
+    @property
+    def numbers(self) -> int: ...
+
+    @property
+    def deltas(self) -> bool: ...
+
+    @property
+    def origin(self) -> Tensor: ...
+
+    def take_sent(self, users: Ids, sent: Tensor, further: Tensor) -> Tensor: ...
+
+
+class UserCoder:
+    """A host's coder for floats.
+
+    Args:
+        users: the user side.
+        wire: the type in which numbers travel; None: their own.
+    """
+
+    def __init__(self, users: Sender, wire: torch.dtype | None) -> None:
+        self.users = users
+        self.wire = wire
+
+    def encode(self, users: Ids, ivs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return payload and overhead, uint8 [n, bytes] each, of the IVs [n, m + e] of these users."""
+        return pack(ivs, self.users.numbers, self.wire or ivs.dtype)
+
+    def commit(self, users: Ids) -> None:
+        """Record that the IVs that these users encoded last counted."""
+
+    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the models [n, m + e′] of these users, as `dtype`."""
+        return unpack(payload, extras, self.wire or dtype, dtype)
+
+    def state_dict(self) -> State:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from `state_dict`."""
+
+
+class AggregatorCoder:
+    """An aggregator's coder for floats.
+
+    Args:
+        numbers: m.
+        wire: the type in which numbers travel; None: their own.
+    """
+
+    def __init__(self, numbers: int, wire: torch.dtype | None) -> None:
+        self.numbers = numbers
+        self.wire = wire
+
+    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the IVs [n, m + e] of these users, as `dtype`."""
+        return unpack(payload, extras, self.wire or dtype, dtype)
+
+    def encode(self, heard: Ids, models: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return payload and overhead, uint8 [rows, bytes] each, of models [rows, m + e′].
+
+        Args:
+            heard: the users whose IVs counted in this round.
+            models: the models.
+            dtype: the type of the users' numbers.
+        """
+        return pack(models, self.numbers, self.wire or dtype)
+
+    def state_dict(self) -> State:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from `state_dict`."""
+
+
+class QuantisedUserCoder(UserCoder):
+    """A host's coder for numbers of few bits.
+
+    Args:
+        users: the user side.
+        quantiser: rounds numbers.
+        members: the numbers of these users in the network [n], ascending.
+
+    Attributes:
+        held: each user's last IV that counted, as aggregators hold it [n, m]; zeros if IVs are changes.
+        pending: the same, if the IV that was sent last counts [n, m].
+        base: the model that aggregators know each user to hold [n, m].
+        newest: the model that each user received last [n, m].
+    """
+
+    STATE = ("held", "pending", "base", "newest")
+
+    def __init__(self, users: Sender, quantiser: Quantiser, members: Ids) -> None:
+        super().__init__(users, None)
+        self.quantiser = quantiser
+        self.members = members
+        origin = users.origin.cpu()
+        self.newest = self.base = origin.expand(len(members), -1)
+        self.pending = self.held = (torch.zeros_like(origin) if users.deltas else origin).expand_as(self.base)
+
+    def encode(self, users: Ids, ivs: Tensor) -> tuple[Tensor, Tensor]:
+        at, m = self._rows(users), self.users.numbers
+        numbers, further = ivs[:, :m].cpu(), ivs[:, m:]
+        held = take(self.held, at)
+        payload = self.quantiser.encode(numbers if self.users.deltas else numbers - held)
+        sent = torch.empty_like(numbers)
+        self.quantiser.decode(payload, sent)
+        if not self.users.deltas:
+            self.pending = replaced(self.pending, at, sent.add_(held))
+        return payload, pack(self.users.take_sent(users, sent.to(ivs.device), further), 0, ivs.dtype)[1]
+
+    def commit(self, users: Ids) -> None:
+        at = self._rows(users)
+        self.base = replaced(self.base, at, take(self.newest, at))
+        if not self.users.deltas:
+            self.held = replaced(self.held, at, take(self.pending, at))
+
+    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
+        at, m = self._rows(users), self.users.numbers
+        models = torch.empty(len(users), m, dtype=dtype)
+        self.quantiser.decode(payload, models)
+        models += take(self.base, at)
+        self.newest = replaced(self.newest, at, models)
+        return joined(models, extras)
+
+    def state_dict(self) -> State:
+        return {name: getattr(self, name) for name in self.STATE}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for name in self.STATE:
+            setattr(self, name, state[name])
+
+    def _rows(self, users: Ids) -> Tensor:
+        return torch.from_numpy(np.searchsorted(self.members, users))
+
+
+class QuantisedAggregatorCoder(AggregatorCoder):
+    """An aggregator's coder for numbers of few bits.
+
+    Args:
+        users: the user side, of which only what all nodes know before the first round is read.
+        quantiser: rounds numbers.
+        heard: the users whose IVs may be heard, ascending.
+        served: the users whose models are encoded, ascending.
+
+    Attributes:
+        held: each user's last IV that counted [len(heard), m]; empty if IVs are changes.
+        base: the model that each user is known to hold [len(served), m].
+        newest: the model that was sent to each user last [len(served), m].
+    """
+
+    STATE = ("held", "base", "newest")
+
+    def __init__(self, users: Sender, quantiser: Quantiser, heard: Ids, served: Ids) -> None:
+        super().__init__(users.numbers, None)
+        self.deltas = users.deltas
+        self.quantiser = quantiser
+        self.heard, self.served = heard, served
+        origin = users.origin.cpu()
+        self.held = origin.expand(0 if self.deltas else len(heard), -1)
+        self.base = self.newest = origin.expand(len(served), -1)
+
+    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
+        numbers = torch.empty(len(users), self.numbers, dtype=dtype)
+        self.quantiser.decode(payload, numbers)
+        if not self.deltas:
+            at = torch.from_numpy(np.searchsorted(self.heard, users))
+            numbers += take(self.held, at)
+            self.held = replaced(self.held, at, numbers.clone())  # the aggregator may overwrite the IVs
+        return joined(numbers, extras)
+
+    def encode(self, heard: Ids, models: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        known = torch.from_numpy(np.flatnonzero(np.isin(self.served, heard)))
+        self.base = replaced(self.base, known, take(self.newest, known))
+        change = models[:, : self.numbers].to(self.base) - self.base
+        payload = self.quantiser.encode(change)
+        self.quantiser.decode(payload, change)
+        self.newest = change.add_(self.base)
+        return payload, pack(models[:, self.numbers :], 0, dtype)[1]
+
+    def state_dict(self) -> State:
+        return {name: getattr(self, name) for name in self.STATE}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for name in self.STATE:
+            setattr(self, name, state[name])

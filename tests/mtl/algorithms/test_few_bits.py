@@ -1,0 +1,202 @@
+"""Learners whose IVs and models travel in few bits, over links that lose messages."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from changed import Change, Changed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import make
+from torch import nn
+
+from hmtl.communication import CodedHierarchical, Communicator, LinkLedger, Sums, Uncoded
+from hmtl.communication.messages import IVS, MODELS, Message
+from hmtl.errors import RangeError
+from hmtl.mtl import (
+    MOCHA,
+    SDCA,
+    CoCoA,
+    Ditto,
+    FedAvg,
+    FedU,
+    Hinge,
+    LocalSGD,
+    Logistic,
+    Mean,
+    Participation,
+    Ridge,
+    SmoothHinge,
+    Squared,
+    TaskRelationship,
+)
+from hmtl.testing import topologies
+from hmtl.topology import Topology, symmetric
+
+WIRES = ("int8", "int4", "int3", "int2")
+
+
+def losing(rate: float, seed: int) -> Change:
+    """Return a change of messages that loses each IV on each link, and each model, with a probability."""
+    rng = np.random.default_rng(seed)
+
+    def change(node: str, message: Message) -> Message:
+        if not (message.kind == IVS and node.startswith("relay")) and not (
+            message.kind == MODELS and node.startswith("host")
+        ):
+            return message
+        kept = np.flatnonzero(rng.random(len(message)) >= rate)
+        return replace(message, users=message.of_users()[kept], at=message.rows()[torch.from_numpy(kept)])
+
+    return change
+
+
+def over(t: Topology, wire: str, change: Change, coded: bool) -> Communicator:
+    """Return a communicator whose links apply `change`."""
+
+    def links(ledger: LinkLedger) -> Changed:
+        made = Changed(ledger)
+        made.change = change
+        return made
+
+    return CodedHierarchical(t, wire=wire, links=links) if coded else Uncoded(t, wire=wire, links=links)
+
+
+@settings(max_examples=25)
+@given(
+    t=topologies(max_H=5, max_K=7),
+    wire=st.sampled_from(WIRES),
+    loss=st.sampled_from((Hinge, SmoothHinge, Logistic, Squared)),
+    regularizer=st.sampled_from((TaskRelationship, Mean, Ridge, "cocoa", "averaging")),
+    omega_every=st.sampled_from((0, 3)),
+    gone=st.sampled_from((0.0, 0.1, 0.4)),
+    lost=st.sampled_from((0.0, 0.1, 0.4)),
+    coded=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_what_rounding_leaves_out_is_known_and_the_certificate_holds(
+    t, wire, loss, regularizer, omega_every, gone, lost, coded, seed
+) -> None:
+    cocoa = isinstance(regularizer, str)
+    case = make(seed, K=t.K, d=70, loss=loss(), regularizer=None if cocoa else regularizer(0.1))
+    how = {"seed": seed, "participation": Participation(low=0.3, dropout=gone, relays=gone)}
+    if cocoa:
+        learner = CoCoA(case.problem, SDCA(), 0.1, adding=regularizer == "cocoa", **how)
+    else:
+        learner = MOCHA(case.problem, SDCA(), omega_every=omega_every, **how)
+    communicator = over(t, wire, losing(lost, seed), coded)
+    for round in range(8):
+        away = learner.participation.absent_relays(seed, round, t.H)
+        communicator.round(round, learner.users, learner.aggregator, away)
+        settled = ~communicator._nodes.hosts[0].pending
+        V = np.stack(
+            [s * learner.a[k, : len(x)].numpy() @ x for k, (s, x) in enumerate(zip(case.s, case.X, strict=True))]
+        )
+        known = learner.aggregator.V + learner.users.error
+        np.testing.assert_allclose(known.numpy()[settled], V[settled], rtol=0, atol=1e-12)
+        now = learner.metrics()
+        assert now["gap_certified"] >= now["gap"] - 1e-9 * abs(now["primal"])
+
+
+@settings(max_examples=15)
+@given(
+    t=topologies(max_H=4, max_K=7),
+    wire=st.sampled_from(WIRES),
+    loss=st.sampled_from((Hinge, SmoothHinge, Logistic, Squared)),
+    kind=st.sampled_from((Mean, "cocoa", "averaging")),
+    gone=st.sampled_from((0.0, 0.1, 0.4)),
+    lost=st.sampled_from((0.0, 0.1, 0.4)),
+    seed=st.integers(0, 10**6),
+)
+def test_the_certificate_holds_for_sums(t, wire, loss, kind, gone, lost, seed) -> None:
+    cocoa = isinstance(kind, str)
+    case = make(seed, K=t.K, d=70, loss=loss(), regularizer=None if cocoa else kind(0.1))
+    how = {"seed": seed, "participation": Participation(low=0.3, dropout=gone, relays=gone), "messages": "sums"}
+    if cocoa:
+        learner = CoCoA(case.problem, SDCA(), 0.1, adding=kind == "cocoa", **how)
+    else:
+        learner = MOCHA(case.problem, SDCA(), **how)
+
+    def links(ledger: LinkLedger) -> Changed:
+        made = Changed(ledger)
+        made.change = losing(lost, seed)
+        return made
+
+    communicator = Sums(t, wire=wire, links=links)
+    for round in range(8):
+        communicator.round(
+            round, learner.users, learner.aggregator, learner.participation.absent_relays(seed, round, t.H)
+        )
+        now = learner.metrics()
+        assert now.get("gap_certified", now["gap"]) >= now["gap"] - 1e-9 * abs(now["primal"])
+    assert gone or lost or "gap_certified" in now
+
+
+@pytest.mark.parametrize(("wire", "largest"), [("int8", 1e-10), ("int4", 1e-8), ("int3", 1e-5)])
+def test_the_gap_closes_in_few_bits(wire: str, largest: float) -> None:
+    """Without feedback of rounding errors, it would stay at their size."""
+    learner = MOCHA(make(1, K=6, d=70, n_max=30, regularizer=Mean(0.1)).problem, SDCA())
+    communicator = CodedHierarchical(symmetric(K=6, H=3, r=2), wire=wire)
+    for round in range(30):
+        communicator.round(round, learner.users, learner.aggregator)
+    assert learner.metrics()["gap"] <= largest
+
+
+def learners(kind: str, K: int, **how):
+    problem = make(2, K=K, d=70, loss=Logistic(), regularizer=Mean(0.05)).problem
+    if kind == "mocha":
+        return MOCHA(problem, SDCA(), omega_every=0, **how)
+    if kind == "fedu":
+        return FedU(problem, LocalSGD(), nn.Linear, **how)
+    if kind == "ditto":
+        return Ditto(problem, LocalSGD(), nn.Linear, 0.1, **how)
+    return FedAvg(problem, LocalSGD(), nn.Linear, **how)
+
+
+@pytest.mark.parametrize("kind", ["mocha", "fedavg", "fedu", "ditto"])
+def test_all_transports_and_a_resumed_run_give_the_same_bits(kind: str) -> None:
+    """Users and relays that are absent, and models that are lost."""
+    t, how = symmetric(K=10, H=5, r=3), {"participation": Participation(dropout=0.2, relays=0.2)}
+
+    def play(learner, communicator, rounds: range) -> None:
+        for round in rounds:
+            communicator._links.change = losing(0.1, round)
+            away = learner.participation.absent_relays(0, round, 5)
+            communicator.round(round, learner.users, learner.aggregator, away)
+
+    def fresh(coded: bool):
+        return learners(kind, 10, **how), over(t, "int4", Changed.change, coded)
+
+    whole, first, second = fresh(True), fresh(True), fresh(True)
+    play(*whole, range(8))
+    play(*first, range(5))
+    second[0].load_state_dict(first[0].state_dict())
+    second[1].load_state_dict(first[1].state_dict())
+    play(*second, range(5, 8))
+    assert torch.equal(whole[0].W, second[0].W)
+    pair = [fresh(True), fresh(False)]
+    for learner, communicator in pair:
+        for round in range(6):
+            communicator.round(round, learner.users, learner.aggregator)
+    assert torch.equal(pair[0][0].W, pair[1][0].W)
+
+
+@pytest.mark.parametrize("kind", ["fedavg", "fedu", "ditto"])
+def test_networks_in_few_bits_are_near_those_in_all_bits(kind: str) -> None:
+    W = {}
+    for wire in (None, "int8", "int4"):
+        learner, communicator = learners(kind, 6), CodedHierarchical(symmetric(K=6, H=3, r=2), wire=wire)
+        for round in range(10):
+            communicator.round(round, learner.users, learner.aggregator)
+        W[wire] = learner.W
+    size = W[None].norm()
+    assert (W["int8"] - W[None]).norm() < 0.01 * size
+    assert (W["int4"] - W[None]).norm() < 0.1 * size
+
+
+def test_an_update_that_is_not_finite_is_one_error() -> None:
+    learner = learners("fedavg", 4)
+    learner.users.W = torch.full_like(learner.users.W, torch.nan)
+    with pytest.raises(RangeError, match="training diverges"):
+        CodedHierarchical(symmetric(K=4, H=4, r=2), wire="int4").round(0, learner.users, learner.aggregator)
