@@ -63,14 +63,6 @@ def test_shares_of_a_set_give_the_row(bits: int, L: int, blocks: int, r: int, mo
         assert torch.equal(row_format.join(shares, code, group), row)
 
 
-def test_long_rows_are_added_one_by_one() -> None:
-    row_format = RowFormat(2**16, 8, 2**10)
-    numbers, sizes = torch.tensor([[3], [1], [-2]]).expand(3, 2**16), torch.tensor([[5], [9], [7]]).expand(3, 2**10)
-    total, largest = row_format.added(row_format.pack(numbers, sizes), torch.arange(3))
-    assert total.unique().tolist() == [2]
-    assert largest.unique().tolist() == [9]
-
-
 def test_plain_rows_have_words_of_64_bits() -> None:
     formats = PlainRows(7)
     assert formats.terms == formats.sums == formats.whole
