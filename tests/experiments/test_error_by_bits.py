@@ -14,26 +14,34 @@ finally:
     sys.path.pop(0)
 
 
-def test_a_round_of_sums_is_four_ivs() -> None:
+def test_bits_of_a_round_of_sums() -> None:
     common, methods = experiment.DATA["5,000 digits"]
-    points = experiment.curve(f"{common} {methods['mean, sums']} K=10 dataset.rows_per_user=20", 0, 3)
+    settings = f"{common} {methods['mean, sums']} K=10 dataset.rows_per_user=20"
+    points = experiment.curve(settings, 0, 3)
     per_round = [mbit / n for n, (mbit, _) in enumerate(points, 1)]
-    assert per_round == pytest.approx([4 * 784 * 64 / 1e6] * 3, rel=0.02)
+    assert per_round == pytest.approx([(5 / 3 + 1) * 784 * 64 / 1e6] * 3, rel=0.02)
+    few_bits = experiment.curve(f"{settings} wire=int4", 0, 3)
+    assert few_bits[2][0] - few_bits[1][0] < per_round[0] / 4
     assert experiment.curve(f"{common} {methods['local']} K=10 dataset.rows_per_user=20", 0, 1)[0][0] == 0
 
 
-def test_error_within_a_budget() -> None:
+def test_last_round_within_a_budget() -> None:
     points = experiment.mean_curve([[(1.0, 0.3), (2.0, 0.2)], [(3.0, 0.1), (4.0, 0.0)]])
-    assert points == [(2.0, 0.2), (3.0, 0.1)]
-    assert [experiment.error_within(points, budget) for budget in (1, 2, 2.5, 100)] == [None, 0.2, 0.2, 0.1]
+    assert points == [(2.0, 0.2, 0.1, 0.3), (3.0, 0.1, 0.0, 0.2)]
+    reached = [experiment.within(points, budget) for budget in (1, 2, 2.5, 100)]
+    assert reached == [None, points[0], points[0], points[1]]
 
 
 def test_table_sentence_and_picture() -> None:
-    curves = {"data": {"mean, sums": [(2.0, 0.2), (40.0, 0.1)], "local": [(0.0, 0.3), (0.0, 0.15)]}}
-    best = "; ".join(f"15.00% within {budget} Mbit (local)" for budget in experiment.BUDGETS)
+    sums = [experiment.Point(2.0, 0.2, 0.1, 0.3), experiment.Point(40.0, 0.1, 0.1, 0.1)]
+    local = [experiment.Point(0.0, 0.3, 0.2, 0.4), experiment.Point(0.0, 0.15, 0.1, 0.2)]
+    curves = {"data": {("mean, sums", "null"): sums, ("mean, sums", "int4"): sums, ("local", "null"): local}}
+    best = "; ".join(f"15.00% within {budget} Mbit (local, wire=null)" for budget in experiment.BUDGETS)
     assert experiment.best_methods("data", curves["data"]) == f"data, smallest error: {best}."
-    console = Console(record=True, width=80)
+    console = Console(record=True, width=120)
     console.print(experiment.budget_table("data", curves["data"]))
     assert "20.00" in console.export_text()
-    (axes,) = experiment.draw(curves, 3).axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["mean, sums", "local: no bits"]
+    picture = experiment.draw(curves, 3)
+    assert [axes.get_title() for axes in picture.axes] == ["data, wire=null", "data, wire=int4"]
+    (legend,) = picture.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["mean, sums", "local"]
