@@ -106,7 +106,10 @@ class SumCode:
 
     @property
     def leaders(self) -> NDArray[np.int64]:
-        """[K] the relay that sends the first share of each user's set; it sends what cannot be cut. -1: absent."""
+        """The relay that sends the first share of each user's set [K]; -1 for absent users.
+
+        It also sends what cannot be cut into shares.
+        """
         first = self.owners[self.sets[:, 0]] if len(self.sets) else np.empty(0, np.int64)
         return np.append(first, -1)[self.of_user]
 

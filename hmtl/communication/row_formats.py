@@ -51,8 +51,10 @@ class RowFormat:
         """Return the sum [1, L] of the numbers in the rows `at`, and the largest sizes [1, B]."""
         total, largest = (torch.zeros(1, length, dtype=torch.int64) for length in (self.L, self.blocks))
         for places in portions(at, self.L):
-            numbers, sizes = self.unpack(rows[places])
-            total += numbers.sum(0)
+            start = int(places[0])
+            part = rows[places] if len(places) > 1 else rows[start : start + 1]  # long rows are not copied
+            numbers, sizes = self.unpack(part)
+            total += numbers.sum(0) if len(places) > 1 else numbers
             largest = torch.maximum(largest, sizes.amax(0))
         return total, largest
 

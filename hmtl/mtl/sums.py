@@ -171,6 +171,23 @@ class Form:
             sums[:, columns] += self.U[rows].T @ part
         return 0.5 * (squares + (sums * (self.C @ sums)).sum())
 
+    def penalty_bound(self, V: Tensor, left: Tensor) -> float:
+        """Return a bound of `penalty` of V [K, m], given sums that lack a part of each user's terms.
+
+        Aggregators hold ŝ = s - Σ_k ε_k. Then tr(s C sᵀ) ≤ tr(ŝ C ŝᵀ) + 2 Σ_k tr(ŝ C ε_kᵀ) + ‖C‖ (Σ_k ‖ε_k‖)², so that
+        two numbers of each user suffice, and ‖v_k‖.
+
+        Args:
+            V: V [K, m].
+            left: ε [K, q·m], what the sums lack of each user's terms.
+        """
+        missing = left.sum(0).view(self.q, -1)
+        held = self.terms(V).sum(0).view(self.q, -1) - missing
+        own = self.delta @ V.square().sum(1)
+        coupled = (held * (self.C @ (held + 2 * missing))).sum()
+        rest = torch.linalg.matrix_norm(self.C, 2) * left.norm(dim=1).sum().square()
+        return 0.5 * float(own + coupled + rest)
+
     def terms(self, V: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
         """Return U_kᵀ v_k of these users, [n, q·m], for V [n, m]."""
         return (self.U[users, :, None] * V[:, None]).flatten(1)

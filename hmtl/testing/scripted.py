@@ -65,6 +65,9 @@ class ScriptedUsers:
     def take_sent(self, users: Users, sent: Tensor, further: Tensor) -> Tensor:
         return further
 
+    def take_leftover(self, users: Users, leftover: Tensor) -> None:
+        pass
+
     def commit(self, users: Users) -> None:
         self.committed += [(self.sent.pop(k), k) for k in users.tolist()]
 

@@ -31,6 +31,14 @@ def test_rows_are_added_and_sizes_compared(bits: int, n: int, L: int, blocks: in
     assert largest[0].tolist() == [max([0, *column]) for column in sizes[at].T.tolist()]
 
 
+def test_long_rows_are_added_one_by_one() -> None:
+    row_format = RowFormat(2**16, 8, 2**10)
+    numbers, sizes = torch.tensor([[3], [1], [-2]]).expand(3, 2**16), torch.tensor([[5], [9], [7]]).expand(3, 2**10)
+    total, largest = row_format.added(row_format.pack(numbers, sizes), torch.arange(3))
+    assert total.unique().tolist() == [2]
+    assert largest.unique().tolist() == [9]
+
+
 @given(
     bits=st.integers(1, 64),
     L=st.integers(1, 90),

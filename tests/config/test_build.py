@@ -27,6 +27,7 @@ ROOT = {  # words of the command line, and the setting that the error names
     "aggregators=[null]": "communicator.aggregators",
     "scheme=paper communicator=uncoded": "scheme",
     "aggregators=[0] communicator=sums": "aggregators",
+    "sums=whole": "sums",
     "lam=0.2 regularizer.lam=0.1": "lam",
     "d=0.2": "d",
     "algorithm=fedavg regularizer=graph": "regularizer",
@@ -90,6 +91,7 @@ BUILT_MORE = {  # refused in the same places
     "algorithm=pfedme solver=sdca": "solver",
     "communicator=sums algorithm=fedu": "communicator=coded",
     "communicator=sums regularizer=ridge": "algorithm=local",
+    "communicator=sums algorithm=fedavg sums=half": "sums",
     "communicator=sums algorithm=fedavg fraction_bits=61": "fraction_bits",
 }
 

@@ -73,7 +73,16 @@ def check_equal(
     "words",
     [
         ("participation.dropout=0.2", "participation.relays=0.2", "aggregators=all", "algorithm.omega_every=2"),
-        pytest.param(("regularizer=mean", "communicator=sums"), marks=pytest.mark.slow),
+        pytest.param(
+            (
+                "regularizer=mean",
+                "communicator=sums",
+                "network.medium=unicast",
+                "network.last_hop=unicast",
+                "sums=coded",
+            ),
+            marks=pytest.mark.slow,
+        ),
         (*FEW_BITS, "participation.relays=0.3", "rounds=6"),
         pytest.param(
             ("wire=int4", "participation.dropout=0.2", "participation.relays=0.3", "aggregators=all", "rounds=6"),

@@ -95,9 +95,11 @@ class FewBitHost(AddingHost):
             super()._take(replace(message, payload=to_bytes(row), overhead=message.overhead[:, STAMP:]), ids)
 
     def _settle(self, users: Users, last: Users) -> None:
-        counted = self._places(users[self.pending[users] & (last == self.sent[users])])
+        ids = users[self.pending[users] & (last == self.sent[users])]
+        counted = self._places(ids)
         self.owed[counted] = self.owed_if_counted[counted]
         super()._settle(users, last)
+        self.users.take_leftover(ids, torch.from_numpy(self.owed[counted]))
 
     def _places(self, users: Users) -> Users:
         """Return the places of these users among the members."""

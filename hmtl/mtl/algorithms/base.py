@@ -91,6 +91,9 @@ class Users(Side):
         """
         return further
 
+    def take_leftover(self, users: Ids, leftover: Tensor) -> None:
+        """Take what rounding has left out so far of the terms of sums that counted, int64 [n, m]."""
+
     def commit(self, users: Ids) -> None:
         """Apply the pending updates of these users: their IVs reached an aggregator."""
 

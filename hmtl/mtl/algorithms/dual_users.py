@@ -192,10 +192,13 @@ class SummedDualUsers(DualUsers):
     User k sends the change of U_kᵀ v_k, and r_k if the algorithm is accelerated, rounded to the grid, int64. All users
     receive the same row: s = Σ_l U_lᵀ v_l, and the bits of β.
 
-    Buffers: those of `DualUsers`, and `V` [K, d], each user's v_k. `form` is the form of B.
+    If terms travel in few bits, aggregators hold s - Σ_l ε_l, where ε_l is what rounding has left out of l's terms.
+
+    Buffers: those of `DualUsers`, and `V` [K, d], each user's v_k, and `leftover`, ε [K, q·d]. `form` is the form of B.
     """
 
     V: Tensor
+    leftover: Tensor
 
     def __init__(self, problem: Problem, solver: DualSolver, settings: DualSettings, form: Form) -> None:
         super().__init__(problem, solver, settings)
@@ -204,6 +207,8 @@ class SummedDualUsers(DualUsers):
         self.numbers = form.q * problem.size
         self.row_bits = 64 * problem.size, 64 * settings.accelerated, 64 * settings.accelerated
         self.register_buffer("V", torch.zeros_like(self.W))
+        self.register_buffer("leftover", self.W.new_zeros(1, 1).expand(len(self.W), self.numbers))
+        self._few_bits = False  # whether terms travel in few bits
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
         users, ivs = super().local_update(round, idle)
@@ -215,6 +220,14 @@ class SummedDualUsers(DualUsers):
     def commit(self, users: Ids) -> None:
         super().commit(users)
         self.V = with_rows(self.V, users, self._moved(users))
+
+    def take_leftover(self, users: Ids, leftover: Tensor) -> None:
+        self._few_bits = True
+        self.leftover = with_rows(self.leftover, users, self.grid.values(leftover).to(self.leftover))
+
+    def measure(self) -> dict[str, Tensor]:
+        """As `DualUsers.measure`, and ε [K, q·d] if terms travel in few bits."""
+        return super().measure() | ({"leftover": self.leftover} if self._few_bits else {})
 
     def receive(self, users: Ids, models: Tensor) -> None:
         sums, beta = self.grid.values(models[:, : self.numbers]), models[:, self.numbers :].contiguous()

@@ -163,6 +163,10 @@ class MOCHA(Algorithm):
         if "rounding_error" in measured:
             bound = self._conjugate_bound(W, V, measured["rounding_error"].T)
             figures["gap_certified"] = primal + float(conjugates) + bound
+        if "leftover" in measured:
+            form = self.aggregator.coupling.form
+            assert form is not None  # users send terms
+            figures["gap_certified"] = primal + float(conjugates) + form.penalty_bound(V.T, measured["leftover"])
         joint = R.joint(W, V)
         if joint is None:
             return figures

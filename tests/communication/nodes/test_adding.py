@@ -18,8 +18,8 @@ from hmtl.communication.messages import ATTENDANCE, IVS, MODELS, REPORT, SERVER,
 from hmtl.communication.planning.planner import SUMS
 from hmtl.errors import CodingError, ConfigError
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers
-from hmtl.testing.topologies import topologies
-from hmtl.topology import Topology, any_r, symmetric
+from hmtl.testing.topologies import moving, topologies
+from hmtl.topology import Contacts, Topology, any_r, symmetric
 
 networks = st.builds(
     Network,
@@ -169,6 +169,32 @@ def test_measured_loads_of_shares(t: Topology, rows: float, whole: int, medium: 
         assert loads["server_to_relays"] == pytest.approx(load if medium == "unicast" else 1, rel=1e-2)
         formula = communicator.describe()["loads_theory"]
         assert loads["relays_to_server"] == pytest.approx(formula["relays_to_server"])
+
+
+@settings(max_examples=15)
+@given(
+    contacts=moving(),
+    sums=st.sampled_from(SUMS),
+    medium=st.sampled_from(("broadcast", "unicast")),
+    last_hop=st.sampled_from(("broadcast", "unicast")),
+    wire=st.sampled_from((None, "int4")),
+)
+def test_codes_follow_users_who_move(
+    contacts: Contacts, sums: str, medium: str, last_hop: str, wire: str | None
+) -> None:
+    ivs = [terms(n, contacts.K, 20) for n in range(4)]
+    users, total = Terms(ivs, [set()] * 4), Total(20)
+    communicator = Sums(contacts, Network(medium=medium, last_hop=last_hop), wire, sums=sums)
+    expected = torch.zeros(20, dtype=torch.int64)
+    for round in range(4):
+        counted = communicator.round(round, users, total).users
+        reached = set(contacts.at(round).present)
+        assert set(counted.tolist()) == reached - users.idle
+        expected += ivs[round][counted].sum(0)
+        if wire is None:
+            assert total.state["last"][0].tolist() == expected.tolist()
+            assert set(users.models) == reached
+        assert all(model[:-1].tolist() == total.state["last"][0].tolist() for model in users.models.values())
 
 
 def test_a_user_who_lacks_a_share_has_missed_the_row() -> None:

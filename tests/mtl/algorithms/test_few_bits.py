@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from problems import make
 from torch import nn
 
-from hmtl.communication import CodedHierarchical, Communicator, LinkLedger, Uncoded
+from hmtl.communication import CodedHierarchical, Communicator, LinkLedger, Sums, Uncoded
 from hmtl.communication.messages import IVS, MODELS, Message
 from hmtl.errors import RangeError
 from hmtl.mtl import (
@@ -97,6 +97,40 @@ def test_what_rounding_leaves_out_is_known_and_the_certificate_holds(
         np.testing.assert_allclose(known.numpy()[settled], V[settled], rtol=0, atol=1e-12)
         now = learner.metrics()
         assert now["gap_certified"] >= now["gap"] - 1e-9 * abs(now["primal"])
+
+
+@settings(max_examples=15)
+@given(
+    t=topologies(max_H=4, max_K=7),
+    wire=st.sampled_from(WIRES),
+    loss=st.sampled_from((Hinge, SmoothHinge, Logistic, Squared)),
+    kind=st.sampled_from((Mean, "cocoa", "averaging")),
+    gone=st.sampled_from((0.0, 0.1, 0.4)),
+    lost=st.sampled_from((0.0, 0.1, 0.4)),
+    seed=st.integers(0, 10**6),
+)
+def test_the_certificate_holds_for_sums(t, wire, loss, kind, gone, lost, seed) -> None:
+    cocoa = isinstance(kind, str)
+    case = make(seed, K=t.K, d=70, loss=loss(), regularizer=None if cocoa else kind(0.1))
+    how = {"seed": seed, "participation": Participation(low=0.3, dropout=gone, relays=gone), "messages": "sums"}
+    if cocoa:
+        learner = CoCoA(case.problem, SDCA(), 0.1, adding=kind == "cocoa", **how)
+    else:
+        learner = MOCHA(case.problem, SDCA(), **how)
+
+    def links(ledger: LinkLedger) -> Changed:
+        made = Changed(ledger)
+        made.change = losing(lost, seed)
+        return made
+
+    communicator = Sums(t, wire=wire, links=links)
+    for round in range(8):
+        communicator.round(
+            round, learner.users, learner.aggregator, learner.participation.absent_relays(seed, round, t.H)
+        )
+        now = learner.metrics()
+        assert now.get("gap_certified", now["gap"]) >= now["gap"] - 1e-9 * abs(now["primal"])
+    assert gone or lost or "gap_certified" in now
 
 
 @pytest.mark.parametrize(("wire", "largest"), [("int8", 1e-10), ("int4", 1e-8), ("int3", 1e-5)])
