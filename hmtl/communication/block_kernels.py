@@ -12,7 +12,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-BLOCK = 64  # numbers with a common scale
+from hmtl.communication.wires import BLOCK
+
 Bytes = NDArray[np.uint8]
 SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 

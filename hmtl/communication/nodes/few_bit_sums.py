@@ -60,6 +60,11 @@ class FewBitHost(AddingHost):
         self.row = np.zeros((1, formats.L), np.int64)
         self.block_sizes = np.zeros((1, blocks_of(formats.L)), np.int64)
         self.held = np.full(K, NO_ROW)
+        self._tell_users(members)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._tell_users(self.members)
 
     def send(self, round: int, relays: Sequence[str]) -> list[Message]:
         """Return the terms of the users who take part, and requests for S of those who lack it."""
@@ -99,7 +104,11 @@ class FewBitHost(AddingHost):
         counted = self._places(ids)
         self.owed[counted] = self.owed_if_counted[counted]
         super()._settle(users, last)
-        self.users.take_leftover(ids, torch.from_numpy(self.owed[counted]))
+        self._tell_users(ids)
+
+    def _tell_users(self, users: Users) -> None:
+        """Tell these users what rounding has left over so far."""
+        self.users.take_leftover(users, torch.from_numpy(self.owed[self._places(users)]))
 
     def _places(self, users: Users) -> Users:
         """Return the places of these users among the members."""
