@@ -1,6 +1,6 @@
-"""Wires: the formats in which the numbers of IVs and models travel. Further numbers always travel as float64.
+"""Wires: the formats in which the numbers of IVs and models travel.
 
-Shapes: n rows of m numbers each.
+Further numbers always travel as float64. Shapes: n rows of m numbers each.
 """
 
 from typing import Protocol, runtime_checkable
@@ -37,9 +37,10 @@ class Quantiser(Protocol):
 
 
 class Blocks:
-    """A quantiser to integers of few bits; each block of BLOCK numbers has a scale of its own, a bfloat16.
+    """A quantiser to integers of few bits; each block of numbers has a scale of its own.
 
-    A number x becomes round(x/s), where s is the largest |x| of its block divided by 2^(b-1) - 1.
+    A number x becomes round(x/s), where s is the largest |x| of its block divided by 2^(b-1) - 1, rounded up to a
+    bfloat16.
 
     Args:
         width: b, the bits of an integer: 8, 4, 3 or 2.
@@ -118,7 +119,7 @@ def rounding(wire: Wire, dtype: str) -> str:
     if not wire or not dtype:
         return ""
     if not isinstance(wire, str) or wire in QUANTISERS:
-        name = wire if isinstance(wire, str) else f"{type(wire).__name__}, a format of your own"
+        name = wire if isinstance(wire, str) else type(wire).__name__
         return f"numbers travel as {name}; what rounding leaves out is sent with later messages"
     if FLOATS[wire].itemsize >= FLOATS[dtype].itemsize:
         return ""

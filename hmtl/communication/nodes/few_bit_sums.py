@@ -1,7 +1,8 @@
-"""Nodes of a round of sums in few bits, see `hmtl.communication.few_bits`. L numbers in a row, K users.
+"""Nodes of a round of sums in few bits, see `hmtl.communication.few_bits`.
 
-S, the row of absolute sums, changes by s·Σq in a round. The server sends Σq, which users add to the last S. A user who
-lacks the last S stays idle and requests it; in that round, the server sends the whole S to everybody.
+L numbers in a row, K users. S, the row of absolute sums, changes by s·Σq in a round. The server sends Σq, which users
+add to the last S. A user who lacks the last S stays idle and requests it; in that round, the server sends the whole S
+to everybody.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,9 @@ STAMP = 4  # bytes before a row's other overhead: the round of the row that it i
 
 
 class FewBitHost(AddingHost):
-    """A host whose users round their terms to few bits, and add to the next terms what rounding left over.
+    """A host whose users round their terms to few bits, with leftovers.
+
+    What rounding leaves over is added to a user's next terms.
 
     Args: as in `UserHost`, and
         formats: the formats of rows.
