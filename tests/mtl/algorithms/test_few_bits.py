@@ -132,6 +132,25 @@ def test_the_certificate_holds_for_sums(t, wire, loss, kind, gone, lost, seed) -
         assert now["gap_certified"] >= now["gap"] - 1e-9 * abs(now["primal"])
 
 
+def test_users_know_what_is_left_over_before_they_have_heard_anything() -> None:
+    """Otherwise hosts of one network would measure different things, and their measurements could not be joined."""
+    learner = MOCHA(make(4, K=4, d=6, regularizer=Mean(0.1)).problem, SDCA(), messages="sums")
+    communicator = Sums(symmetric(K=4, H=2, r=1), wire="int4")
+    assert "leftover" not in learner.users.measure()
+    communicator.round(0, learner.users, learner.aggregator, absent_relays=(0, 1))
+    assert not learner.users.measure()["leftover"].any()
+    for round in range(1, 4):
+        communicator.round(round, learner.users, learner.aggregator)
+    left = learner.users.measure()["leftover"]
+    assert left.any()
+    again = MOCHA(make(4, K=4, d=6, regularizer=Mean(0.1)).problem, SDCA(), messages="sums")
+    resumed = Sums(symmetric(K=4, H=2, r=1), wire="int4")
+    again.load_state_dict(learner.state_dict())
+    resumed.load_state_dict(communicator.state_dict())
+    resumed.attach(again.users, again.aggregator)
+    assert torch.equal(again.users.measure()["leftover"], left)
+
+
 @pytest.mark.parametrize("gamma", [1.0, 0.5])
 def test_ivs_contain_what_was_left_out_and_all_that_follows_is_of_what_was_sent(gamma: float) -> None:
     """Δv + e/γ is wanted; the aggregator adds γ times what was sent."""
