@@ -16,12 +16,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hmtl.communication.row_formats import RowFormat
-from hmtl.communication.wires import PLANES
+from hmtl.communication.wires import BLOCK, QUANTISERS
 from hmtl.errors import RangeError
 
-FEW_BITS = {f"int{width}": width for width in PLANES}
+FEW_BITS = {name: blocks.width for name, blocks in QUANTISERS.items()}
 """The bits b of a term, by the names that the setting `wire` may have for sums."""
-BLOCK = 64  # numbers that share a scale
 LARGEST = 2**61  # of |x|, so that x, and what rounding adds to it, fits in 64 bits
 
 

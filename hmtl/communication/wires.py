@@ -1,6 +1,6 @@
-"""Wires: the formats in which the numbers of IVs and models travel. Further numbers always travel as float64.
+"""Wires: the formats in which the numbers of IVs and models travel.
 
-Shapes: n rows of m numbers each.
+Further numbers always travel as float64. Shapes: n rows of m numbers each.
 """
 
 from typing import Protocol, runtime_checkable
@@ -15,6 +15,7 @@ FLOATS = {"float64": torch.float64, "float32": torch.float32, "float16": torch.f
 """Types to which each number is converted."""
 PLANES = {8: (8,), 4: (4,), 3: (2, 1), 2: (2,)}
 """How the bits of an integer are stored, see `block_kernels`."""
+BLOCK = 64  # numbers with a common scale
 
 
 @runtime_checkable
@@ -36,10 +37,11 @@ class Quantiser(Protocol):
 
 
 class Blocks:
-    """A quantiser to integers of few bits; each block of 64 numbers has a scale of its own, a bfloat16.
+    """A quantiser to integers of few bits; each block of numbers has a scale of its own.
 
-    A number x becomes round(x/s), where s is the largest |x| of its block divided by 2^(b-1) - 1. Before that, a whole
-    block is rotated, so that what rounding leaves out has no preferred direction, see `block_kernels`.
+    A number x becomes round(x/s), where s is the largest |x| of its block divided by 2^(b-1) - 1, rounded up to a
+    bfloat16. Before that, a whole block is rotated, so that what rounding leaves out has no preferred direction, see
+    `block_kernels`.
 
     Args:
         width: b, the bits of an integer: 8, 4, 3 or 2.
@@ -51,8 +53,8 @@ class Blocks:
         self.width = width
 
     def bits(self, m: int) -> int:
-        full, rest = divmod(m, 64)
-        return full * self._block_bits(64) + (self._block_bits(rest) if rest else 0)
+        full, rest = divmod(m, BLOCK)
+        return full * self._block_bits(BLOCK) + (self._block_bits(rest) if rest else 0)
 
     def encode(self, x: Tensor) -> Tensor:
         from hmtl.communication import block_kernels  # compiles its loops, which takes a second
@@ -90,10 +92,11 @@ Wire = str | Quantiser | None
 
 
 def check_wire(wire: Wire) -> None:
-    """Raise ConfigError if a wire has an unknown name."""
-    if isinstance(wire, str) and wire not in (*FLOATS, *QUANTISERS):
+    """Raise ConfigError if a wire is neither a known name nor a quantiser."""
+    known = wire in (*FLOATS, *QUANTISERS) if isinstance(wire, str) else wire is None or isinstance(wire, Quantiser)
+    if not known:
         names = ", ".join((*QUANTISERS, *FLOATS))
-        raise ConfigError(f"wire={wire} is unknown. Choose one of {names}, or null for no conversion.")
+        raise ConfigError(f"wire={wire} is unknown. Choose one of {names}, a quantiser, or null for no conversion.")
 
 
 def quantiser_of(wire: Wire) -> Quantiser | None:
@@ -113,9 +116,9 @@ def rounding(wire: Wire, dtype: str) -> str:
     """Return a note that numbers of type `dtype` are rounded on the way, or "" if they are not."""
     if not wire or not dtype:
         return ""
-    if quantiser_of(wire):
-        return f"numbers travel as {wire}; what rounding leaves out is sent with later messages"
-    assert isinstance(wire, str)
+    if not isinstance(wire, str) or wire in QUANTISERS:
+        name = wire if isinstance(wire, str) else type(wire).__name__
+        return f"numbers travel as {name}; what rounding leaves out is sent with later messages"
     if FLOATS[wire].itemsize >= FLOATS[dtype].itemsize:
         return ""
     return f"numbers travel as {wire}, narrower than the model's {dtype}, and are rounded on the way"

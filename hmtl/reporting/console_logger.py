@@ -17,6 +17,7 @@ LEARNING = (
     ("primal", "primal objective", ".6f"),
     ("dual", "dual objective", ".6f"),
     ("gap", "duality gap", ".2e"),
+    ("gap_certified", "bound of the gap, without the duals", ".2e"),
     ("joint_primal", "primal objective, at the best Ω", ".6f"),
     ("joint_gap", "joint gap of models and Ω", ".2e"),
     ("train_error", "train error, mean over users", ".4f"),

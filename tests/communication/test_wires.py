@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.communication.block_kernels import SIGNS
-from hmtl.communication.wires import QUANTISERS, Blocks, rounding, row_bits
+from hmtl.communication.wires import QUANTISERS, Blocks, check_wire, rounding, row_bits
 from hmtl.errors import ConfigError, RangeError
 from hmtl.testing import QuantiserContract
 
@@ -102,8 +102,18 @@ def test_unknown_widths_are_refused() -> None:
         Blocks(5)
 
 
+def test_unknown_wires_are_refused() -> None:
+    for wire in ("int5", 4):
+        with pytest.raises(ConfigError, match="unknown"):
+            check_wire(wire)  # type: ignore[arg-type]  # on purpose
+    for known in ("int4", "float32", None, Blocks(3)):
+        check_wire(known)
+
+
 def test_the_report_says_that_numbers_are_rounded() -> None:
     assert "int4" in rounding("int4", "float64")
+    assert rounding(Blocks(4), "float64") == rounding("int4", "float64").replace("int4", "Blocks")
     assert "float16" in rounding("float16", "float64")
+    assert rounding("float16", "bfloat16") == ""
     assert rounding("float64", "float32") == rounding(None, "float64") == ""
     assert set(QUANTISERS) == {"int8", "int4", "int3", "int2"}

@@ -19,7 +19,7 @@ from hmtl.communication.accounting.network import Network, between_seconds
 from hmtl.communication.coders import AggregatorCoder
 from hmtl.communication.communicators.base import KEPT, Communicator, MakeLinks
 from hmtl.communication.communicators.ivs import CodedHierarchical
-from hmtl.communication.few_bits import BLOCK, FEW_BITS, FewBits
+from hmtl.communication.few_bits import FEW_BITS, FewBits
 from hmtl.communication.links import InProcess
 from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer, SummingAggregation
 from hmtl.communication.nodes.aggregation import AggregatorSide
@@ -28,6 +28,7 @@ from hmtl.communication.nodes.host import UserSide
 from hmtl.communication.planning.planner import SUMS, Planner
 from hmtl.communication.round import Nodes, Outcome, forwarding
 from hmtl.communication.row_formats import Formats, PlainRows
+from hmtl.communication.wires import BLOCK
 from hmtl.errors import ConfigError
 from hmtl.topology import Moving, Topology
 
