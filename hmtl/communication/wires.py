@@ -92,10 +92,19 @@ Wire = str | Quantiser | None
 
 
 def check_wire(wire: Wire) -> None:
-    """Raise ConfigError if a wire has an unknown name."""
+    """Raise ConfigError if a wire has an unknown name or is not a quantiser."""
+    if wire is not None and not isinstance(wire, str | Quantiser):
+        raise ConfigError(
+            f"wire={name_of(wire)} is not a hmtl.communication.wires.Quantiser. Define bits, encode and decode."
+        )
     if isinstance(wire, str) and wire not in (*FLOATS, *QUANTISERS):
         names = ", ".join((*QUANTISERS, *FLOATS))
         raise ConfigError(f"wire={wire} is unknown. Choose one of {names}, or null for no conversion.")
+
+
+def name_of(wire: Wire) -> str | None:
+    """Return how messages name a wire; a quantiser of your own has the name of its class."""
+    return wire if wire is None or isinstance(wire, str) else type(wire).__name__
 
 
 def quantiser_of(wire: Wire) -> Quantiser | None:
@@ -116,7 +125,7 @@ def rounding(wire: Wire, dtype: str) -> str:
     if not wire or not dtype:
         return ""
     if quantiser_of(wire):
-        return f"numbers travel as {wire}; what rounding leaves out is sent with later messages"
+        return f"numbers travel as {name_of(wire)}; what rounding leaves out is sent with later messages"
     assert isinstance(wire, str)
     if FLOATS[wire].itemsize >= FLOATS[dtype].itemsize:
         return ""
