@@ -190,7 +190,7 @@ def main() -> None:
         for data, methods in curves.items():
             for (method, wire), points in methods.items():
                 for n, (mbit, *errors) in enumerate(points, 1):
-                    writer.writerow((data, method, wire, n, f"{mbit:.5g}", *(f"{e:.5f}" for e in errors)))
+                    writer.writerow((data, method, wire, n, f"{mbit:.5g}", *(f"{e:.6f}" for e in errors)))
     draw(curves, args.seeds).savefig(args.out / "error_by_bits.png", dpi=110)
     console = Console(width=120)
     for data, methods in curves.items():

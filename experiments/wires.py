@@ -27,10 +27,16 @@ DIGITS = "dataset=mnist5k partition=dirichlet loss=cross_entropy solver.step=0.1
 FEDU = "algorithm=fedu lam=1e-4 regularizer.lam2=1e-6"
 METHODS = {  # data, learner: settings, rounds
     ("HAR by subject", "task_relationship"): ("dataset=har_subjects topology=any_r lam=1e-3", 50),
+    ("HAR by subject", "graph"): (
+        "dataset=har_subjects topology=any_r lam=1e-3 regularizer=graph regularizer.neighbors=3 regularizer.lam2=1e-4",
+        50,
+    ),
+    ("HAR by subject", "CoCoA+"): ("dataset=har_subjects topology=any_r lam=1e-3 algorithm=cocoa", 50),
     ("5,000 digits", "task_relationship"): ("dataset=mnist5k lam=0.01", 50),
     ("regression", "task_relationship"): ("dataset=files loss=squared topology=any_r", 50),
     ("ten digits", "FedAvg, mlp"): (f"{DIGITS} algorithm=fedavg algorithm.model._target_=hmtl.mtl.mlp", 20),
     ("ten digits", "FedU, mlp"): (f"{DIGITS} {FEDU} algorithm.model._target_=hmtl.mtl.mlp", 20),
+    ("ten digits", "Ditto, mlp"): (f"{DIGITS} algorithm=ditto algorithm.model._target_=hmtl.mtl.mlp", 20),
     ("ten digits", "FedAvg, cnn"): (f"{DIGITS} algorithm=fedavg algorithm.model._target_=hmtl.mtl.cnn", 15),
     ("ten digits", "FedU, cnn"): (f"{DIGITS} {FEDU} algorithm.model._target_=hmtl.mtl.cnn", 15),
 }

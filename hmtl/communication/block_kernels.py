@@ -1,9 +1,16 @@
 """Compiled loops that round blocks of numbers to few bits and back.
 
-A row of m numbers consists of blocks of BLOCK numbers, the last one perhaps shorter. A block is encoded as its
-integers, in planes, and its scale as a bfloat16 of 2 bytes. A plane holds 8, 4, 2 or 1 bits of each integer, low bits
-first: the 3 bits of an integer are a plane of 2 bits and a plane of 1 bit. In a plane of n bytes, number i of the block
-is in byte i mod n, so that neighbouring numbers are in neighbouring bytes and the loops vectorise.
+A row of m numbers consists of blocks of BLOCK numbers, the last one perhaps shorter. A whole block is rotated first:
+some signs are changed, chosen at random once and for all, and it is multiplied by a Hadamard matrix. This spreads a
+rounding error over the block. Without it, many small numbers beside a large one would all be rounded to zero, and their
+errors would add up, since they point in the direction of the numbers.
+
+A block is encoded as its integers, in planes, and its scale as a bfloat16 of 2 bytes. A plane holds 8, 4, 2 or 1 bits
+of each integer, low bits first: the 3 bits of an integer are a plane of 2 bits and a plane of 1 bit. In a plane of n
+bytes, number i of the block is in byte i mod n, so that neighbouring numbers are in neighbouring bytes and the loops
+vectorise.
+
+Ref: Suresh et al. 2017, *Distributed mean estimation with limited communication* (rotation before quantisation).
 """
 
 from typing import Any
@@ -12,19 +19,23 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-BLOCK = 64  # numbers with a common scale
+from hmtl.rng import generator
+
+SIDE = 8
+BLOCK = SIDE * SIDE  # numbers with a common scale
+SIGNS = (generator(0, "signs of blocks").integers(0, 2, BLOCK) * 2 - 1).astype(np.float32)
+LARGEST = np.int32(0x7F800000)  # the bits of infinity; those of NaN are larger
+MASK = np.int32(0x7FFFFFFF)  # all bits of a float32 but its sign
 Bytes = NDArray[np.uint8]
 SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 
 @njit(**SETTINGS)  # type: ignore[untyped-decorator]  # numba has no types
-def encode(x: Any, bits_of_x: Any, mask: Any, bits: int, planes: Any, out: Bytes) -> int:
+def encode(x: Any, bits: int, planes: Any, out: Bytes) -> int:
     """Encode rows x [n, m] into `out` [n, bytes]; return how many blocks have no encoding.
 
     Args:
         x: float32 or float64.
-        bits_of_x: the bits of `x` as integers, which compare like absolute values once `mask` has removed the signs.
-        mask: all bits but the sign.
         bits: b; integers are at most 2^(b-1) - 1 in size.
         planes: bits of each plane.
         out: receives the rows of bytes.
@@ -32,39 +43,45 @@ def encode(x: Any, bits_of_x: Any, mask: Any, bits: int, planes: Any, out: Bytes
     n, m = x.shape
     failed = 0
     top = np.float32(2 ** (bits - 1) - 1)
-    codes = np.empty(BLOCK, np.uint8)
-    most = np.empty(1, bits_of_x.dtype)
-    scale = np.empty(1, np.float32)
-    scale_bits = scale.view(np.uint32)
+    codes, rotated, scratch = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    magnitudes = rotated.view(np.int32)
+    pair = np.empty(2, np.float32)  # the largest number, and the scale
+    pair_bits = pair.view(np.uint32)
     for k in range(n):
         place = 0
         for start in range(0, m, BLOCK):
-            size = min(BLOCK, m - start)
-            block, magnitudes = x[k, start : start + size], bits_of_x[k, start : start + size]
-            highest = magnitudes[0] & mask
-            for i in range(size):
-                magnitude = magnitudes[i] & mask
+            block = x[k, start : start + BLOCK]
+            size = len(block)
+            if size == BLOCK:
+                for i in range(BLOCK):
+                    scratch[i] = np.float32(block[i]) * SIGNS[i]
+                _rotate(scratch, rotated)
+            else:
+                for i in range(size):
+                    rotated[i] = block[i]
+            highest = np.int32(0)
+            for i in range(size):  # the bits of floats without their signs compare like the floats
+                magnitude = magnitudes[i] & MASK
                 if magnitude > highest:
                     highest = magnitude
-            most[0] = highest
-            largest = most.view(x.dtype)[0]  # NaN or infinite if a number is
-            scale[0] = largest / top
+            pair_bits[0] = np.uint32(highest)
+            pair[1] = pair[0] / top
             # Round up to a bfloat16, and once more if the quotient was rounded down, so that |x| / scale <= top.
-            scale_bits[0] = ((scale_bits[0] + np.uint32(0xFFFF)) >> np.uint32(16)) << np.uint32(16)
-            if scale[0] * top < largest:
-                scale_bits[0] += np.uint32(0x10000)
-            failed += not (largest < np.inf and scale[0] < np.inf)
-            inverse = 1 / scale[0] if scale[0] > 0 else np.float32(0)
+            pair_bits[1] = ((pair_bits[1] + np.uint32(0xFFFF)) >> np.uint32(16)) << np.uint32(16)
+            if pair[1] * top < pair[0]:
+                pair_bits[1] += np.uint32(0x10000)
+            failed += int(highest >= LARGEST or not pair[1] < np.inf)
+            inverse = 1 / pair[1] if pair[1] > 0 else np.float32(0)
             if not inverse < np.inf:  # the scale is so small that its inverse overflows
                 inverse = np.float32(0)
             for i in range(size):
-                codes[i] = np.int8(np.rint(np.float32(block[i]) * inverse))
+                codes[i] = np.int8(np.rint(rotated[i] * inverse))
             low = 0
             for p in planes:
                 place = _put_plane(codes[:size], low, p, out[k], place)
                 low += p
-            out[k, place] = (scale_bits[0] >> np.uint32(16)) & np.uint32(0xFF)
-            out[k, place + 1] = scale_bits[0] >> np.uint32(24)
+            out[k, place] = (pair_bits[1] >> np.uint32(16)) & np.uint32(0xFF)
+            out[k, place + 1] = pair_bits[1] >> np.uint32(24)
             place += 2
     return failed
 
@@ -73,14 +90,15 @@ def encode(x: Any, bits_of_x: Any, mask: Any, bits: int, planes: Any, out: Bytes
 def decode(rows: Bytes, bits: int, planes: Any, out: Any) -> None:
     """Decode `rows` [n, bytes], which `encode` wrote, into `out` [n, m], float32 or float64."""
     n, m = out.shape
-    codes = np.empty(BLOCK, np.uint8)
+    codes, rotated, scratch = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     scale = np.empty(1, np.float32)
     scale_bits = scale.view(np.uint32)
     shift = 8 - bits
     for k in range(n):
         place = 0
         for start in range(0, m, BLOCK):
-            size = min(BLOCK, m - start)
+            block = out[k, start : start + BLOCK]
+            size = len(block)
             codes[:] = 0
             low = 0
             for p in planes:
@@ -90,17 +108,65 @@ def decode(rows: Bytes, bits: int, planes: Any, out: Any) -> None:
                 np.uint32(rows[k, place + 1]) << np.uint32(24)
             )
             place += 2
-            step, block = scale[0], out[k, start : start + size]
+            step = scale[0] / np.float32(BLOCK) if size == BLOCK else scale[0]  # rotating twice multiplies by BLOCK
             for i in range(size):
-                code = np.int8(np.uint8(codes[i] << shift)) >> shift  # extends the sign
-                block[i] = np.float32(code) * step
+                rotated[i] = np.float32(np.int8(np.uint8(codes[i] << shift)) >> shift) * step  # extends the sign
+            if size == BLOCK:
+                _rotate(rotated, scratch)
+                for i in range(BLOCK):
+                    block[i] = scratch[i] * SIGNS[i]
+            else:
+                for i in range(size):
+                    block[i] = rotated[i]
+
+
+@njit(**SETTINGS)  # type: ignore[untyped-decorator]
+def _rotate(block: Any, out: Any) -> None:
+    """Write H (H B)ᵀ to `out` for a block, read as a matrix B [8, 8], and overwrite the block.
+
+    H is the Hadamard matrix. Up to a factor of 64, this map is orthogonal and its own inverse.
+    """
+    _multiply_columns(block)
+    for i in range(SIDE):
+        for j in range(SIDE):
+            out[SIDE * i + j] = block[SIDE * j + i]
+    _multiply_columns(out)
+
+
+@njit(**SETTINGS)  # type: ignore[untyped-decorator]
+def _multiply_columns(x: Any) -> None:
+    """Multiply x, read as a matrix [8, 8], by the Hadamard matrix from the left."""
+    for i in range(SIDE):
+        a0 = x[i]
+        a1 = x[8 + i]
+        a2 = x[16 + i]
+        a3 = x[24 + i]
+        a4 = x[32 + i]
+        a5 = x[40 + i]
+        a6 = x[48 + i]
+        a7 = x[56 + i]
+        b0, b4 = a0 + a4, a0 - a4
+        b1, b5 = a1 + a5, a1 - a5
+        b2, b6 = a2 + a6, a2 - a6
+        b3, b7 = a3 + a7, a3 - a7
+        c0, c2 = b0 + b2, b0 - b2
+        c1, c3 = b1 + b3, b1 - b3
+        c4, c6 = b4 + b6, b4 - b6
+        c5, c7 = b5 + b7, b5 - b7
+        x[i] = c0 + c1
+        x[8 + i] = c0 - c1
+        x[16 + i] = c2 + c3
+        x[24 + i] = c2 - c3
+        x[32 + i] = c4 + c5
+        x[40 + i] = c4 - c5
+        x[48 + i] = c6 + c7
+        x[56 + i] = c6 - c7
 
 
 @njit(**SETTINGS)  # type: ignore[untyped-decorator]
 def _put_plane(codes: Any, low: int, p: int, row: Bytes, place: int) -> int:
     """Write bits low, .., low + p - 1 of all codes to a row at a place; return the place after them."""
-    size = len(codes)
-    length, mask = -(-size * p // 8), np.uint8((1 << p) - 1)
+    length, mask = -(-len(codes) * p // 8), np.uint8((1 << p) - 1)
     part = row[place : place + length]
     part[:] = 0
     for shift in range(0, 8, p):
@@ -114,8 +180,7 @@ def _put_plane(codes: Any, low: int, p: int, row: Bytes, place: int) -> int:
 @njit(**SETTINGS)  # type: ignore[untyped-decorator]
 def _add_plane(row: Bytes, place: int, p: int, low: int, codes: Any) -> int:
     """Read from a row what `_put_plane` wrote, and add it to the codes; return the place after it."""
-    size = len(codes)
-    length, mask = -(-size * p // 8), np.uint8((1 << p) - 1)
+    length, mask = -(-len(codes) * p // 8), np.uint8((1 << p) - 1)
     part = row[place : place + length]
     for shift in range(0, 8, p):
         first = shift // p * length

@@ -135,11 +135,14 @@ class QuantisedUserCoder(UserCoder):
     def encode(self, users: Ids, ivs: Tensor) -> tuple[Tensor, Tensor]:
         at, m = self._rows(users), self.users.numbers
         numbers, further = ivs[:, :m].cpu(), ivs[:, m:]
-        held = take(self.held, at)
-        payload = self.quantiser.encode(numbers if self.users.deltas else numbers - held)
-        sent = torch.empty_like(numbers)
-        self.quantiser.decode(payload, sent)
-        if not self.users.deltas:
+        if self.users.deltas:
+            payload, sent = self.quantiser.encode(numbers), torch.empty_like(numbers)
+            self.quantiser.decode(payload, sent)
+        else:
+            held = take(self.held, at)
+            sent = numbers - held
+            payload = self.quantiser.encode(sent)
+            self.quantiser.decode(payload, sent)
             self.pending = replaced(self.pending, at, sent.add_(held))
         return payload, pack(self.users.take_sent(users, sent.to(ivs.device), further), 0, ivs.dtype)[1]
 

@@ -38,7 +38,8 @@ class Quantiser(Protocol):
 class Blocks:
     """A quantiser to integers of few bits; each block of 64 numbers has a scale of its own, a bfloat16.
 
-    A number x becomes round(x/s), where s is the largest |x| of its block divided by 2^(b-1) - 1.
+    A number x becomes round(x/s), where s is the largest |x| of its block divided by 2^(b-1) - 1. Before that, a whole
+    block is rotated, so that what rounding leaves out has no preferred direction, see `block_kernels`.
 
     Args:
         width: b, the bits of an integer: 8, 4, 3 or 2.
@@ -56,11 +57,8 @@ class Blocks:
     def encode(self, x: Tensor) -> Tensor:
         from hmtl.communication import block_kernels  # compiles its loops, which takes a second
 
-        numbers = _compiled(x).contiguous().numpy()
-        integer = np.dtype(f"i{numbers.itemsize}").type
-        planes, rows = np.array(PLANES[self.width]), np.empty((len(x), self.bits(x.shape[1]) // 8), np.uint8)
-        mask = integer(np.iinfo(integer).max)
-        if block_kernels.encode(numbers, numbers.view(integer), mask, self.width, planes, rows):
+        rows = np.empty((len(x), self.bits(x.shape[1]) // 8), np.uint8)
+        if block_kernels.encode(_compiled(x).contiguous().numpy(), self.width, np.array(PLANES[self.width]), rows):
             raise RangeError(
                 "an update or model is not finite, or too large for a number of few bits: training diverges. Lower "
                 "solver.step or solver.passes, raise lam, or scale the data."

@@ -152,7 +152,7 @@ class Ours:
         q, network, messages = kind.sums_needed(problem), Uncoded(t), "ivs"
         if communicator == "coded":
             network = CodedHierarchical(t)
-            if q and (sums := sums_if_faster(network, 8 * q / 4)):
+            if q and (sums := sums_if_faster(network, q, itemsize=4)):
                 network, messages = sums, "sums"
         solver = LocalSGD(STEP, epochs=1, batch=BATCH)
         algorithm = kind(problem, solver, size.network, seed=0, messages=messages)
