@@ -100,7 +100,8 @@ class Grid:
                 raise RangeError(
                     f"A term of a sum is {largest / 2.0**self.bits:.3g}, but on a grid of 2^-{self.bits} a sum of "
                     f"K={self.K} terms fits in 64 bits only if each is at most "
-                    f"{MAX_SUM / self.K / 2.0**self.bits:.3g}. If the models do not diverge, lower fraction_bits."
+                    f"{MAX_SUM / self.K / 2.0**self.bits:.3g}. "
+                    "Lower fraction_bits, or solver.step if training diverges."
                 )
         return scaled.round_().to(torch.int64)
 
@@ -114,8 +115,8 @@ class Grid:
         if new.numel() and float(largest := new.abs().max()) > MAX_SUM:
             raise RangeError(
                 f"A sum has grown to {float(largest) / 2.0**self.bits:.3g}, but at most "
-                f"{MAX_SUM / 2.0**self.bits:.3g} is safe on a grid of 2^-{self.bits}. If the models do not diverge, "
-                "lower fraction_bits."
+                f"{MAX_SUM / 2.0**self.bits:.3g} is safe on a grid of 2^-{self.bits}. "
+                "Lower fraction_bits, or solver.step if training diverges."
             )
         return new
 
