@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from hmtl.communication.wires import BLOCK
+from hmtl.communication.encoding import BLOCK
 from hmtl.rng import generator
 
 SIDE = 8  # a block is rotated as a matrix of this size

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hmtl.communication.encoding import BLOCK
 from hmtl.communication.row_formats import RowFormat
-from hmtl.communication.wires import BLOCK, QUANTISERS
+from hmtl.communication.wires import QUANTISERS
 from hmtl.errors import RangeError
 
 FEW_BITS = {name: blocks.width for name, blocks in QUANTISERS.items()}
@@ -72,7 +73,7 @@ class FewBits:
         """
         scales = self._scales(sizes)
         if float((total.double() * scales).abs().max()) > 2 * LARGEST:
-            raise RangeError("A sum does not fit in 64 bits. If the models do not diverge, lower fraction_bits.")
+            raise RangeError("A sum does not fit in 64 bits. Lower fraction_bits, or solver.step if training diverges.")
         return total * scales
 
     def _scales(self, sizes: Tensor) -> Tensor:
@@ -92,8 +93,8 @@ def sizes_of(x: Tensor) -> Tensor:
     maxima = blocks.amax(2)
     if len(maxima) and int(maxima.max()) > LARGEST:
         raise RangeError(
-            "A term of a sum, plus what rounding left over before, exceeds 2^61 units of the grid. If the models do "
-            "not diverge, lower fraction_bits."
+            "A term of a sum, plus what rounding left over before, exceeds 2^61 units of the grid. "
+            "Lower fraction_bits, or solver.step if training diverges."
         )
     return ((maxima.float().view(torch.int32) + 0xFFFF) >> 16).long()
 

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hmtl.communication.encoding import BLOCK
 from hmtl.errors import ConfigError, RangeError
 
 FLOATS = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """Types to which each number is converted."""
 PLANES = {8: (8,), 4: (4,), 3: (2, 1), 2: (2,)}
 """How the bits of an integer are stored, see `block_kernels`."""
-BLOCK = 64  # numbers with a common scale
 
 
 @runtime_checkable
@@ -92,11 +92,19 @@ Wire = str | Quantiser | None
 
 
 def check_wire(wire: Wire) -> None:
-    """Raise ConfigError if a wire is neither a known name nor a quantiser."""
-    known = wire in (*FLOATS, *QUANTISERS) if isinstance(wire, str) else wire is None or isinstance(wire, Quantiser)
-    if not known:
+    """Raise ConfigError if a wire has an unknown name or is not a quantiser."""
+    if wire is not None and not isinstance(wire, str | Quantiser):
+        raise ConfigError(
+            f"wire={name_of(wire)} is not a hmtl.communication.wires.Quantiser. Define bits, encode and decode."
+        )
+    if isinstance(wire, str) and wire not in (*FLOATS, *QUANTISERS):
         names = ", ".join((*QUANTISERS, *FLOATS))
         raise ConfigError(f"wire={wire} is unknown. Choose one of {names}, a quantiser, or null for no conversion.")
+
+
+def name_of(wire: Wire) -> str | None:
+    """Return how messages name a wire; a quantiser of your own has the name of its class."""
+    return wire if wire is None or isinstance(wire, str) else type(wire).__name__
 
 
 def quantiser_of(wire: Wire) -> Quantiser | None:
@@ -116,9 +124,9 @@ def rounding(wire: Wire, dtype: str) -> str:
     """Return a note that numbers of type `dtype` are rounded on the way, or "" if they are not."""
     if not wire or not dtype:
         return ""
-    if not isinstance(wire, str) or wire in QUANTISERS:
-        name = wire if isinstance(wire, str) else type(wire).__name__
-        return f"numbers travel as {name}; what rounding leaves out is sent with later messages"
+    if quantiser_of(wire):
+        return f"numbers travel as {name_of(wire)}; what rounding leaves out is sent with later messages"
+    assert isinstance(wire, str)
     if FLOATS[wire].itemsize >= FLOATS[dtype].itemsize:
         return ""
     return f"numbers travel as {wire}, narrower than the model's {dtype}, and are rounded on the way"
