@@ -27,13 +27,15 @@ def train(cfg: DictConfig) -> None:
 
 
 def _train_and_report(run: Run, cfg: DictConfig) -> None:
+    from hmtl.communication import Sums
     from hmtl.inference.models import models_of  # late, as --help needs neither torch nor matplotlib
     from hmtl.reporting.network_picture import draw
     from hmtl.reporting.run_pictures import run_pictures
     from hmtl.training.summary import summarize, user_errors
 
     folder, algorithm, communicator = run.output_dir, run.algorithm, run.communicator
-    topology = draw(communicator.contacts, communicator.planner.preferred).to_png(dpi=150)
+    role = "adds up sums" if isinstance(communicator, Sums) else "computes models"
+    topology = draw(communicator.contacts, communicator.planner.preferred, role).to_png(dpi=150)
     with replacing(folder / "topology.png") as file:
         file.write(topology)
     history = run.trainer.fit(run.checkpoint)

@@ -150,7 +150,14 @@ def test_sums_in_few_bits_are_reported_in_their_own_rows(
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert list(summary["bits_per_number"].values()) == pytest.approx([4.25, 9.25, 9.25, 9.25], rel=0.01)
     assert "4 bits" in summary["note"]
-    assert "rows of 4.27 or 9.27 bit per number" in capsys.readouterr().out
+    assert f'"uncoded" refers to IVs of {32 * 785:,} bit' in summary["note"]
+    assert "rows of 4.27 (users to relays) or 9.27 bit" in capsys.readouterr().out
+
+
+def test_a_run_far_from_the_optimum_says_so(configure: Configure, capsys: pytest.CaptureFixture[str]) -> None:
+    for lam, far in (("0.1", False), ("1e-12", True)):
+        train(configure("rounds=3", *FEW[:1], "K=6", f"lam={lam}"))
+        assert ("Far from the optimum" in capsys.readouterr().out) == far
 
 
 def test_coding_stays_where_it_takes_less_time(configure: Configure, tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from hmtl.communication.encoding import BLOCK
 from hmtl.rng import generator
 
-SIDE = 8
-BLOCK = SIDE * SIDE  # numbers with a common scale
+SIDE = 8  # a block is rotated as a matrix of this size
 SIGNS = (generator(0, "signs of blocks").integers(0, 2, BLOCK) * 2 - 1).astype(np.float32)
 LARGEST = np.int32(0x7F800000)  # the bits of infinity; those of NaN are larger
 MASK = np.int32(0x7FFFFFFF)  # all bits of a float32 but its sign

@@ -1,7 +1,7 @@
-"""Coders: how a host and an aggregator turn IVs and models into bytes and back, and what they remember for it.
+"""Coders: how hosts and aggregators turn IVs and models into bytes and back.
 
-Floats need no memory. Numbers of few bits are differences to what the receiver is known to hold, so that a rounding
-error is part of the next difference, and none is lost for good.
+They remember what this takes. Floats need no memory. Numbers of few bits are differences to what the receiver is known
+to hold, so that a rounding error is part of the next difference, and none is lost for good.
 
 Up: IVs that are changes travel as they are, since their users add the errors themselves (see `hmtl.mtl.Users.deltas`).
 Other IVs, such as models, travel as differences to what the aggregators made of the user's last one that counted. What

@@ -6,6 +6,8 @@ Shapes: n users, m numbers per IV or model, e further numbers.
 import torch
 from torch import Tensor
 
+BLOCK = 64  # numbers with a common scale, if they travel in few bits
+
 
 def to_bytes(x: Tensor) -> Tensor:
     """Return the bytes of x [n, m], uint8 [n, m·itemsize], without a copy if possible."""

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hmtl.communication.encoding import BLOCK
 from hmtl.communication.row_formats import RowFormat
-from hmtl.communication.wires import PLANES
+from hmtl.communication.wires import QUANTISERS
 from hmtl.errors import RangeError
 
-FEW_BITS = {f"int{width}": width for width in PLANES}
+FEW_BITS = {name: blocks.width for name, blocks in QUANTISERS.items()}
 """The bits b of a term, by the names that the setting `wire` may have for sums."""
-BLOCK = 64  # numbers that share a scale
 LARGEST = 2**61  # of |x|, so that x, and what rounding adds to it, fits in 64 bits
 
 
@@ -73,7 +73,7 @@ class FewBits:
         """
         scales = self._scales(sizes)
         if float((total.double() * scales).abs().max()) > 2 * LARGEST:
-            raise RangeError("A sum does not fit in 64 bits. If the models do not diverge, lower fraction_bits.")
+            raise RangeError("A sum does not fit in 64 bits. Lower fraction_bits, or solver.step if training diverges.")
         return total * scales
 
     def _scales(self, sizes: Tensor) -> Tensor:
@@ -93,8 +93,8 @@ def sizes_of(x: Tensor) -> Tensor:
     maxima = blocks.amax(2)
     if len(maxima) and int(maxima.max()) > LARGEST:
         raise RangeError(
-            "A term of a sum, plus what rounding left over before, exceeds 2^61 units of the grid. If the models do "
-            "not diverge, lower fraction_bits."
+            "A term of a sum, plus what rounding left over before, exceeds 2^61 units of the grid. "
+            "Lower fraction_bits, or solver.step if training diverges."
         )
     return ((maxima.float().view(torch.int32) + 0xFFFF) >> 16).long()
 

@@ -1,6 +1,6 @@
-"""Wires: the formats in which the numbers of IVs and models travel. Further numbers always travel as float64.
+"""Wires: the formats in which the numbers of IVs and models travel.
 
-Shapes: n rows of m numbers each.
+Further numbers always travel as float64. Shapes: n rows of m numbers each.
 """
 
 from typing import Protocol, runtime_checkable
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hmtl.communication.encoding import BLOCK
 from hmtl.errors import ConfigError, RangeError
 
 FLOATS = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -36,10 +37,11 @@ class Quantiser(Protocol):
 
 
 class Blocks:
-    """A quantiser to integers of few bits; each block of 64 numbers has a scale of its own, a bfloat16.
+    """A quantiser to integers of few bits; each block of numbers has a scale of its own.
 
-    A number x becomes round(x/s), where s is the largest |x| of its block divided by 2^(b-1) - 1. Before that, a whole
-    block is rotated, so that what rounding leaves out has no preferred direction, see `block_kernels`.
+    A number x becomes round(x/s), where s is the largest |x| of its block divided by 2^(b-1) - 1, rounded up to a
+    bfloat16. Before that, a whole block is rotated, so that what rounding leaves out has no preferred direction, see
+    `block_kernels`.
 
     Args:
         width: b, the bits of an integer: 8, 4, 3 or 2.
@@ -51,8 +53,8 @@ class Blocks:
         self.width = width
 
     def bits(self, m: int) -> int:
-        full, rest = divmod(m, 64)
-        return full * self._block_bits(64) + (self._block_bits(rest) if rest else 0)
+        full, rest = divmod(m, BLOCK)
+        return full * self._block_bits(BLOCK) + (self._block_bits(rest) if rest else 0)
 
     def encode(self, x: Tensor) -> Tensor:
         from hmtl.communication import block_kernels  # compiles its loops, which takes a second
@@ -90,10 +92,19 @@ Wire = str | Quantiser | None
 
 
 def check_wire(wire: Wire) -> None:
-    """Raise ConfigError if a wire has an unknown name."""
+    """Raise ConfigError if a wire has an unknown name or is not a quantiser."""
+    if wire is not None and not isinstance(wire, str | Quantiser):
+        raise ConfigError(
+            f"wire={name_of(wire)} is not a hmtl.communication.wires.Quantiser. Define bits, encode and decode."
+        )
     if isinstance(wire, str) and wire not in (*FLOATS, *QUANTISERS):
         names = ", ".join((*QUANTISERS, *FLOATS))
-        raise ConfigError(f"wire={wire} is unknown. Choose one of {names}, or null for no conversion.")
+        raise ConfigError(f"wire={wire} is unknown. Choose one of {names}, a quantiser, or null for no conversion.")
+
+
+def name_of(wire: Wire) -> str | None:
+    """Return how messages name a wire; a quantiser of your own has the name of its class."""
+    return wire if wire is None or isinstance(wire, str) else type(wire).__name__
 
 
 def quantiser_of(wire: Wire) -> Quantiser | None:
@@ -114,7 +125,7 @@ def rounding(wire: Wire, dtype: str) -> str:
     if not wire or not dtype:
         return ""
     if quantiser_of(wire):
-        return f"numbers travel as {wire}; what rounding leaves out is sent with later messages"
+        return f"numbers travel as {name_of(wire)}; what rounding leaves out is sent with later messages"
     assert isinstance(wire, str)
     if FLOATS[wire].itemsize >= FLOATS[dtype].itemsize:
         return ""

@@ -16,6 +16,9 @@ from torch import Tensor
 from hmtl.data.preprocessing import RAW, Preprocessing, Scaling
 from hmtl.errors import ConfigError, DataError
 
+LARGEST = 1e150
+"""The largest size of a number in x or y: sums of squares stay below the largest float64."""
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
@@ -32,8 +35,8 @@ class Task:
         prepared: origin of a preprocessed task, see `prepare`.
 
     Raises:
-        DataError: if shapes do not match, there are no training rows, a value is NaN or infinite, or a class number is
-            not in 0..C−1. A user may have rows of one class only.
+        DataError: if shapes do not match, there are no training rows, a value is NaN, infinite or above 1e150, or a
+            class number is not in 0..C−1. A user may have rows of one class only.
     """
 
     name: str
@@ -114,6 +117,9 @@ class Task:
                 if bad.any():
                     first, more = int(bad.nonzero()[0]), int(bad.sum()) - 1
                     yield f"{name} is NaN or infinite in row {first} (from 0; {more} more). Fix or drop such rows."
+            for name, values in ((f"x_{part}", x), (f"y_{part}", y)):
+                if values.numel() and (largest := max(abs(float(end)) for end in torch.aminmax(values))) > LARGEST:
+                    yield f"{name} has a number of size {largest:.2g}, whose square may overflow. Scale the data down."
         d, d_test = (" × ".join(map(str, x.shape[1:])) for x in (self.x_train, self.x_test))
         if d != d_test:
             yield f"x_train has {d} columns, x_test {d_test}. Give both the same columns."

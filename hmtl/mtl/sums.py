@@ -6,6 +6,7 @@ Floating-point sums depend on their order. Therefore users round their terms to 
 integers: the bits are the same whether relays and server add them, in any order, or the aggregator does.
 """
 
+import math
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -84,17 +85,23 @@ class Grid:
         """Return the terms `x` of a sum, rounded to the grid, int64.
 
         Raises:
-            RangeError: a sum of K such terms might overflow.
+            RangeError: a term is not finite, or a sum of K such terms might overflow.
         """
         scaled = x.double() * 2.0**self.bits
         if scaled.numel():
             low, high = torch.aminmax(scaled)
             largest = max(-float(low), float(high))
-            if not largest <= MAX_SUM / self.K:  # NaN fails, too
+            if not math.isfinite(largest):
+                raise RangeError(
+                    "A term of a sum is not finite: training diverges. Lower solver.step or solver.passes, raise lam, "
+                    "or scale the data."
+                )
+            if largest > MAX_SUM / self.K:
                 raise RangeError(
                     f"A term of a sum is {largest / 2.0**self.bits:.3g}, but on a grid of 2^-{self.bits} a sum of "
                     f"K={self.K} terms fits in 64 bits only if each is at most "
-                    f"{MAX_SUM / self.K / 2.0**self.bits:.3g}. If the models do not diverge, lower fraction_bits."
+                    f"{MAX_SUM / self.K / 2.0**self.bits:.3g}. "
+                    "Lower fraction_bits, or solver.step if training diverges."
                 )
         return scaled.round_().to(torch.int64)
 
@@ -108,8 +115,8 @@ class Grid:
         if new.numel() and float(largest := new.abs().max()) > MAX_SUM:
             raise RangeError(
                 f"A sum has grown to {float(largest) / 2.0**self.bits:.3g}, but at most "
-                f"{MAX_SUM / 2.0**self.bits:.3g} is safe on a grid of 2^-{self.bits}. If the models do not diverge, "
-                "lower fraction_bits."
+                f"{MAX_SUM / 2.0**self.bits:.3g} is safe on a grid of 2^-{self.bits}. "
+                "Lower fraction_bits, or solver.step if training diverges."
             )
         return new
 

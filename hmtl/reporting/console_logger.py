@@ -13,10 +13,12 @@ from hmtl.training.summary import Summary
 SHOWN = (("gap", "gap", ".2e"), ("test_error", "test error", ".4f"))
 """The measurements shown during training: name, label and format."""
 CHEAP = 0.05  # local work is nearly free if it takes at most this share of a run's time
+FAR = 0.5  # a larger duality gap, relative to the primal objective, has a remark
 LEARNING = (
     ("primal", "primal objective", ".6f"),
     ("dual", "dual objective", ".6f"),
     ("gap", "duality gap", ".2e"),
+    ("gap_certified", "bound of the gap, without the duals", ".2e"),
     ("joint_primal", "primal objective, at the best Ω", ".6f"),
     ("joint_gap", "joint gap of models and Ω", ".2e"),
     ("train_error", "train error, mean over users", ".4f"),
@@ -88,6 +90,10 @@ def run_report(summary: Summary) -> Iterator[Table | str]:
     figures = summary.figures
     learned = ([label, f"{figures[key]:{form}}"] for key, label, form in LEARNING if key in figures)
     yield as_table(f"Learning; error: {summary.error_measure}", ("", "final"), learned)
+    gap, primal = figures.get("gap", 0.0), figures.get("primal", 0.0)
+    if gap > FAR * abs(primal):
+        share = f"{gap / abs(primal):.0%} of the primal objective" if primal else f"{gap:.2e}"
+        yield f"Far from the optimum: the duality gap is {share}. Set more rounds or a larger lam."
     if any(user.error for user in summary.worst_users):
         yield _users(summary)
 
@@ -101,8 +107,8 @@ def _loads(summary: Summary) -> Table:
     headers = ("", "measured", "formula", "lower bound", "uncoded")
     unit = f"IVs of {summary.V_bits:,} bit"
     if bits := summary.bits_per_number:
-        lengths = dict.fromkeys(f"{bits[tier]:.3g}" for tier in TIERS)
-        unit = f"rows of {' or '.join(lengths)} bit per number"
+        first, *others = dict.fromkeys(f"{bits[tier]:.3g}" for tier in TIERS)
+        unit = f"rows of {first}{''.join(f' (users to relays) or {other}' for other in others)} bit per number"
     return as_table(f"Loads per round, in {unit}", headers, rows)
 
 

@@ -22,7 +22,9 @@ DARK, GREY, USER = "#333333", "#8c8c8c", "#ffffff"
 LUMINANCE = np.array([0.3, 0.6, 0.1])  # of red, green, blue
 
 
-def draw(network: Topology | Moving, aggregators: Collection[int] | None = None) -> Picture:
+def draw(
+    network: Topology | Moving, aggregators: Collection[int] | None = None, role: str = "computes models"
+) -> Picture:
     """Draw server, relays, users and links; a link has the colour of its relay.
 
     A layout is drawn to scale, with the server above it. Without layout, server, relays and users form three rows. With
@@ -33,6 +35,7 @@ def draw(network: Topology | Moving, aggregators: Collection[int] | None = None)
     Args:
         network: the network to draw.
         aggregators: the relays that compute the models, drawn with a frame; empty: the server; None: no frame.
+        role: what the legend says about nodes with a frame.
     """
     topology, H = network.at(0), network.H
     heard, labels, sizes, kind = _marks(topology)
@@ -82,7 +85,7 @@ def draw(network: Topology | Moving, aggregators: Collection[int] | None = None)
     ]
     if aggregators is not None:
         computes = Line2D([], [], marker=frame, color="white", markeredgecolor=DARK, linestyle="none", markersize=12)
-        computes.set(markeredgewidth=1.6, label="computes models")
+        computes.set(markeredgewidth=1.6, label=role)
         entries.insert(3, computes)
     figure.legend(
         handles=entries,

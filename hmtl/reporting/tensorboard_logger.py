@@ -29,7 +29,7 @@ LAYOUT = {
     "Learning": {
         "errors by round": ["Multiline", [rf"{LEARNING}/({'|'.join(ERRORS)})$"]],
         "errors of the worst user": ["Multiline", [rf"{LEARNING}/.*_worst$"]],
-        "primal and dual objective, gap": ["Multiline", [rf"{LEARNING}/(primal|dual|gap)$"]],
+        "primal and dual objective, gap": ["Multiline", [rf"{LEARNING}/(primal|dual|gap|gap_certified)$"]],
     },
     "Errors by cost": {
         "against kbit between relays and server": ["Multiline", [rf"{ERROR_BY_BITS}/.*"]],

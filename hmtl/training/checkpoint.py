@@ -61,10 +61,15 @@ def load_checkpoint(path: Path, command: str = "train", identity: Mapping[str, A
         raise CheckpointError(f"{file} is not a checkpoint of hmtl.{command} in this version of hmtl. {RESTART}")
     saved = content["identity"]
     wanted = saved if identity is None else identity
-    differences = [
-        f"{key} was {saved.get(key)!r}, is {wanted.get(key)!r}"
+    changes = {
+        key: f"was {saved.get(key)!r}, is {wanted.get(key)!r}"
         for key in sorted(saved.keys() | wanted.keys())
         if saved.get(key) != wanted.get(key)
+    }
+    differences = [  # without settings of parts that follow a root setting, such as communicator.wire
+        f"{key} {change}"
+        for key, change in changes.items()
+        if "." not in key or changes.get(key.rpartition(".")[2]) != change
     ]
     if differences:
         raise CheckpointError(

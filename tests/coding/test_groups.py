@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from hmtl.coding import Uplinks
-from hmtl.coding.groups import Costs, Group, demanded, merged
+from hmtl.coding.groups import Costs, Group, _Merger, demanded, merged
 from hmtl.testing.topologies import restricted, topologies
 from hmtl.topology import Topology
 
@@ -81,6 +81,26 @@ def test_no_two_merged_groups_cost_less_together(t: Topology, seed: int, paralle
     for (a, one), (b, other) in combinations(enumerate(sides), 2):
         together = cost_by_all_cuts(t, one[0] | other[0], one[1] | other[1], uplinks, medium)
         assert together >= (each[a] + each[b]) * (1 - 1e-5) - 1e-5
+
+
+@settings(max_examples=40)
+@given(t=networks, seed=st.integers(0, 10**6), parallel=links, medium=media)
+def test_costs_and_bounds_stay_right_as_groups_are_merged(
+    t: Topology, seed: int, parallel: bool | None, medium: str
+) -> None:
+    """What a pair may save is at most what is left if only the downlink of the two together is paid."""
+    wanted, uplinks = some_demands(t, seed), uplinks_of(t, parallel)
+    costs = Costs(t, uplinks, medium)
+    merger = _Merger(demanded(t, wanted), costs)
+    while True:
+        for n in np.flatnonzero(merger.remaining).tolist():
+            assert merger.cost[n] == pytest.approx(costs.of(merger.groups[n]), rel=1e-5)
+        for change, a, b, _ in merger.pairs:
+            union = Group.union((merger.groups[a], merger.groups[b]))
+            missed = len(union.users) - t.G[union.relays][:, union.users].sum(axis=1, dtype=np.int64)
+            assert -change <= merger.cost[a] + merger.cost[b] - costs.down(missed) + 1e-6
+        if not merger.merge():
+            break
 
 
 @pytest.mark.parametrize(("medium", "sent", "remaining"), [("broadcast", 8 + 4, 1), ("unicast", 8 + 8, 2)])

@@ -171,3 +171,24 @@ def test_bounds_of_sums(t: Topology) -> None:
     for n in range(1, min(len(users), 4) + 1):
         apart = n if any((t.G[:, list(s)].sum(axis=1) <= 1).all() for s in combinations(users, n)) else apart
     assert bound.uplink >= apart - 1e-9
+
+
+@pytest.mark.parametrize("pieces", [3, 7, 8])
+def test_rows_are_cut_into_as_many_pieces_as_allowed(pieces: int) -> None:
+    """If all relays but one hear each user, the bound is (c + 1)/c for c + 1 relays."""
+    t = symmetric(K=pieces + 1, H=pieces + 1, r=pieces)
+    code = sum_code(t, None, pieces)
+    assert code.pieces == pieces
+    assert code.load == pytest.approx((pieces + 1) / pieces)
+    assert sum_code(t, None, pieces - 1).load > code.load
+    assert sum_code(t).pieces == pieces
+
+
+@pytest.mark.parametrize(("H", "bits"), [(4, 1), (5, 3), (7, 3), (8, 3), (10, 4)])
+def test_the_field_has_as_few_elements_as_there_are_shares(H: int, bits: int) -> None:
+    """Every 3 of H relays hear somebody."""
+    G = np.zeros((H, len(sets := list(combinations(range(H), 3)))), np.uint8)
+    for k, heard in enumerate(sets):
+        G[list(heard), k] = 1
+    code = sum_code(Topology(G))
+    assert (code.pieces, len(code.owners), code.bits) == (3, H, bits)

@@ -2,6 +2,7 @@
 
 import math
 import struct
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.communication.block_kernels import SIGNS
-from hmtl.communication.wires import QUANTISERS, Blocks, rounding, row_bits
+from hmtl.communication.wires import QUANTISERS, Blocks, Wire, check_wire, rounding, row_bits
 from hmtl.errors import ConfigError, RangeError
 from hmtl.testing import QuantiserContract
 
@@ -102,8 +103,24 @@ def test_unknown_widths_are_refused() -> None:
         Blocks(5)
 
 
+class Named:
+    """Looks like a quantiser, but cannot decode."""
+
+    bits = encode = int
+
+
+def test_what_is_not_a_wire_is_refused() -> None:
+    for wire, named in (("int5", "wire=int5"), (Named(), "wire=Named"), (4, "wire=int")):
+        with pytest.raises(ConfigError, match=named):
+            check_wire(cast("Wire", wire))
+    for known in ("int4", "float16", Blocks(4), None):
+        check_wire(known)
+
+
 def test_the_report_says_that_numbers_are_rounded() -> None:
     assert "int4" in rounding("int4", "float64")
+    assert "travel as Blocks;" in rounding(Blocks(4), "float64")
     assert "float16" in rounding("float16", "float64")
+    assert rounding("float16", "bfloat16") == ""
     assert rounding("float64", "float32") == rounding(None, "float64") == ""
     assert set(QUANTISERS) == {"int8", "int4", "int3", "int2"}

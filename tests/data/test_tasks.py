@@ -69,6 +69,8 @@ IMAGES = np.ones((6, 3, 2, 2))
         (with_value("x_train", (4, 1), np.nan), None, "x_train is NaN or infinite in row 4 (from 0; 0 more)"),
         (with_value("x_test", ([1, 3], 0), -np.inf), None, "x_test is NaN or infinite in row 1 (from 0; 1 more)"),
         (with_value("y_train", 5, np.inf), None, "y_train is NaN or infinite in row 5"),
+        (with_value("x_train", (4, 1), -1e160), None, "x_train has a number of size 1e+160"),
+        (with_value("y_test", 2, 1e160), None, "y_test has a number of size 1e+160"),
         (fields() | {"y_train": [0, 1, 2, 3, 0, 0]}, 3, "y_train is 3 in row 3"),
         (fields() | {"y_train": [0, 1, -1, 2, 0, 0]}, 3, "y_train is -1 in row 2"),
         (fields() | {"y_train": [0, 0.5, 1, 2, 0, 0]}, 3, "y_train is 0.5 in row 1"),

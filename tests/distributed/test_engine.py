@@ -85,7 +85,14 @@ def check_equal(
         ),
         (*FEW_BITS, "participation.relays=0.3", "rounds=6"),
         pytest.param(
-            ("wire=int4", "participation.dropout=0.2", "participation.relays=0.3", "aggregators=all", "rounds=6"),
+            (
+                "wire=int4",
+                "participation.dropout=0.2",
+                "participation.relays=0.3",
+                "aggregators=all",
+                "algorithm.omega_every=2",
+                "rounds=6",
+            ),
             marks=pytest.mark.slow,
         ),
         ("algorithm=fedu", "regularizer.neighbors=2", "dataset.standardize=all", "evaluate_every=3"),

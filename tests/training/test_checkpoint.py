@@ -54,6 +54,14 @@ def test_what_cannot_be_resumed_is_refused_in_one_line(tmp_path: Path, what: str
     assert "\n" not in str(error.value)
 
 
+def test_a_setting_that_parts_share_is_named_once(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, "train", {"wire": "int4", "communicator.wire": "int4", "solver.wire": 1}, STATE)
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(path, "train", {"wire": None, "communicator.wire": None, "solver.wire": 2})
+    assert "(solver.wire was 1, is 2; wire was 'int4', is None)" in str(error.value)
+
+
 def test_on_a_full_disk_the_old_checkpoint_stays(tmp_path: Path) -> None:
     """A limit on the size of files stands for the full disk."""
     path = tmp_path / "checkpoint.pt"

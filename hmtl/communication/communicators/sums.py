@@ -19,7 +19,8 @@ from hmtl.communication.accounting.network import Network, between_seconds
 from hmtl.communication.coders import AggregatorCoder
 from hmtl.communication.communicators.base import KEPT, Communicator, MakeLinks
 from hmtl.communication.communicators.ivs import CodedHierarchical
-from hmtl.communication.few_bits import BLOCK, FEW_BITS, FewBits
+from hmtl.communication.encoding import BLOCK
+from hmtl.communication.few_bits import FEW_BITS, FewBits
 from hmtl.communication.links import InProcess
 from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer, SummingAggregation
 from hmtl.communication.nodes.aggregation import AggregatorSide
@@ -28,6 +29,7 @@ from hmtl.communication.nodes.host import UserSide
 from hmtl.communication.planning.planner import SUMS, Planner
 from hmtl.communication.round import Nodes, Outcome, forwarding
 from hmtl.communication.row_formats import Formats, PlainRows
+from hmtl.communication.wires import name_of
 from hmtl.errors import ConfigError
 from hmtl.topology import Moving, Topology
 
@@ -72,8 +74,8 @@ class Sums(Communicator):
     ) -> None:
         if wire is not None and wire not in FEW_BITS:
             raise ConfigError(
-                f"wire={wire} with communicator=sums: sums travel as integers. Choose one of {', '.join(FEW_BITS)}, or "
-                "null for 64 bits."
+                f"wire={name_of(wire)} with communicator=sums: sums travel as integers. Choose one of "
+                f"{', '.join(FEW_BITS)}, or null for 64 bits."
             )
         if sums not in SUMS:
             raise ConfigError(f"sums={sums} is unknown. Choose one of {', '.join(SUMS)}.")
@@ -116,7 +118,8 @@ class Sums(Communicator):
         if self.bits:
             notes.append(
                 f"terms of sums travel in {self.bits} bits each, and users add what this rounding leaves over to their "
-                "next terms; rows of 64-bit numbers travel in the first round and for users who missed a row"
+                "next terms; rows of 64-bit numbers travel in the first round and for users who missed a row; "
+                f'"uncoded" refers to IVs of {IV_bits:,} bit, without rounding'
             )
         return described | ({"note": "; ".join(notes)} if notes else {})
 

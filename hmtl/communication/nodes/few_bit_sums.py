@@ -1,7 +1,8 @@
-"""Nodes of a round of sums in few bits, see `hmtl.communication.few_bits`. L numbers in a row, K users.
+"""Nodes of a round of sums in few bits, see `hmtl.communication.few_bits`.
 
-S, the row of absolute sums, changes by s·Σq in a round. The server sends Σq, which users add to the last S. A user who
-lacks the last S stays idle and requests it; in that round, the server sends the whole S to everybody.
+L numbers in a row, K users. S, the row of absolute sums, changes by s·Σq in a round. The server sends Σq, which users
+add to the last S. A user who lacks the last S stays idle and requests it; in that round, the server sends the whole S
+to everybody.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,9 @@ STAMP = 4  # bytes before a row's other overhead: the round of the row that it i
 
 
 class FewBitHost(AddingHost):
-    """A host whose users round their terms to few bits, and add to the next terms what rounding left over.
+    """A host whose users round their terms to few bits, with leftovers.
+
+    What rounding leaves over is added to a user's next terms.
 
     Args: as in `UserHost`, and
         formats: the formats of rows.
@@ -60,6 +63,11 @@ class FewBitHost(AddingHost):
         self.row = np.zeros((1, formats.L), np.int64)
         self.block_sizes = np.zeros((1, blocks_of(formats.L)), np.int64)
         self.held = np.full(K, NO_ROW)
+        self._tell_users(members)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._tell_users(self.members)
 
     def send(self, round: int, relays: Sequence[str]) -> list[Message]:
         """Return the terms of the users who take part, and requests for S of those who lack it."""
@@ -99,7 +107,11 @@ class FewBitHost(AddingHost):
         counted = self._places(ids)
         self.owed[counted] = self.owed_if_counted[counted]
         super()._settle(users, last)
-        self.users.take_leftover(ids, torch.from_numpy(self.owed[counted]))
+        self._tell_users(ids)
+
+    def _tell_users(self, users: Users) -> None:
+        """Tell these users what rounding has left over so far."""
+        self.users.take_leftover(users, torch.from_numpy(self.owed[self._places(users)]))
 
     def _places(self, users: Users) -> Users:
         """Return the places of these users among the members."""

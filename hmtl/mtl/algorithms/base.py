@@ -79,11 +79,11 @@ class Users(Side):
         """
 
     def take_sent(self, users: Ids, sent: Tensor, further: Tensor) -> Tensor:
-        """Take what aggregators will read instead of the IVs that `local_update` returned, if these are rounded.
+        """Take what aggregators will read instead of IVs that are rounded on the way.
 
         Args:
             users: the users who take part.
-            sent: the numbers that they send [n, m].
+            sent: the numbers that aggregators will read, to be left unchanged [n, m].
             further: the further numbers that `local_update` returned [n, e].
 
         Returns:
@@ -92,7 +92,10 @@ class Users(Side):
         return further
 
     def take_leftover(self, users: Ids, leftover: Tensor) -> None:
-        """Take what rounding has left out so far of the terms of sums that counted, int64 [n, m]."""
+        """Take what rounding has left out so far of the terms of sums that counted, int64 [n, m].
+
+        It is called before the first round, too, if terms travel in few bits.
+        """
 
     def commit(self, users: Ids) -> None:
         """Apply the pending updates of these users: their IVs reached an aggregator."""
@@ -102,7 +105,10 @@ class Users(Side):
 
     @abstractmethod
     def receive(self, users: Ids, models: Tensor) -> None:
-        """Take the models [n, m + e] of these users; all other users keep theirs."""
+        """Take the models [n, m + e] of these users; all other users keep theirs.
+
+        The rows may be part of a host's memory, so that they must not be overwritten.
+        """
 
     @abstractmethod
     def measure(self) -> dict[str, Tensor]:

@@ -181,6 +181,11 @@ class DualAggregator(Aggregator):
     def figure_state(self) -> dict[str, Tensor]:
         return {"Omega": self.Omega, "gain": self.gain}
 
+    def load_figure_state(self, state: Mapping[str, Tensor]) -> None:
+        super().load_figure_state(state)
+        if "Omega" in state:
+            self.coupling = Coupling(self.coupling.regularizer, self.Omega)
+
 
 class SummedDualAggregator(Aggregator):
     """Aggregator side for terms: keeps the sums s on the grid, no v_k. Ω is never learned.

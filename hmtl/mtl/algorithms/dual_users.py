@@ -68,7 +68,7 @@ class DualUsers(Users):
         for name, value in (zeros | dict.fromkeys(("curvature", "beta"), torch.zeros_like(rows.s))).items():
             self.register_buffer(name, value)
         for name in ("error", "pending_error"):
-            self.register_buffer(name, models[:1, :1].expand_as(models))  # takes no memory if nothing is rounded
+            self.register_buffer(name, rows.y.new_zeros(1, 1).expand_as(models))  # no memory if nothing is rounded
         self.register_buffer("waiting", torch.zeros(K, dtype=torch.bool))
         self.register_buffer("received", torch.full((K,), -1))
         self._round = -1
