@@ -276,6 +276,23 @@ def test_more_pieces_lower_the_load_with_helpers(max_pieces, uplink):
     assert plan.loads.uplink == pytest.approx(uplink)
 
 
+def test_whole_messages_can_cost_an_iv_or_more_with_helpers():
+    """Helpers are the vertices of a truncated tetrahedron, users its edges; each aggregator misses one colour."""
+    vertices = [(a, b) for a in range(4) for b in range(4) if a != b]
+    colours = {frozenset((0, b)): b - 1 for b in (1, 2, 3)} | {
+        frozenset((a, b)): 5 - a - b for a, b in ((1, 2), (1, 3), (2, 3))
+    }
+    edges = [((a, b), (b, a), colours[frozenset((a, b))]) for a, b in vertices if a < b]
+    edges += [((a, b), (a, c), colours[frozenset((a, 6 - a - b - c))]) for a, b in vertices for c in range(b) if c != a]
+    helpers = [[vertex in edge for edge in edges] for vertex in vertices]
+    t = Topology([*helpers, *([colour != j for *_, colour in edges] for j in range(3))])
+    A = (12, 13, 14)
+    assert t.degrees.tolist() == [4] * 18
+    assert loads(t, aggregators=A).uplink == pytest.approx(6)
+    assert make_plan(t, max_pieces=1, aggregators=A).loads.uplink >= 7
+    assert make_plan(t, max_pieces=2, aggregators=A).loads.uplink == 6
+
+
 def test_a_relay_or_the_server():
     t = symmetric(20, 5, 3)
     assert loads(t, aggregators="server") == loads(t, "uncoded")
