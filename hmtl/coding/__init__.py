@@ -1,8 +1,8 @@
 """What relays and server send.
 
-From a `Topology`, a scheme and a seed, this package computes the loads of the scheme, lower bounds of any scheme, and a
-`Plan`: the matrices over GF(2^8) with which relays and server combine messages and aggregators decode.
-`hmtl.gf256.matmul` applies them to bytes.
+From a `Topology`, a scheme and a seed, this package computes the loads of the scheme, lower bounds of all schemes that
+deliver the same IVs or sums to the same nodes, and a `Plan`: the matrices over GF(2^8) with which relays and server
+combine messages and aggregators decode. `hmtl.gf256.matmul` applies them to bytes.
 
 The names are those of the paper: a *user* is a client, a *relay* an edge server, and an *intermediate value*, IV, the
 update that a client sends. A *load* is what a tier carries in a round, in IVs.

@@ -1,11 +1,13 @@
 """The choice of aggregators: the relays, or the server, that compute the models soonest.
 
-Let relays A aggregate. All relays together send `uplink(A)` (see `rates`). The server sends max_{j∈A} (K − |N_j|)
-messages as a broadcast, or Σ_{j∈A} (K − |N_j|) as copies for each aggregator. The models of the u(A) users that no
-relay of A hears go up once and down once. If the server aggregates, K IVs go up and K models down.
+The choice is among one scheme for each set of relays, and one for the server. Let relays A aggregate. All relays
+together send `uplink(A)` (see `rates`). The server sends max_{j∈A} (K − |N_j|) messages as a broadcast, or
+Σ_{j∈A} (K − |N_j|) as copies for each aggregator. The models of the u(A) users that no relay of A hears go up once and
+down once. If the server aggregates, K IVs go up and K models down.
 
 The *cost* is the time of these messages in IVs at the speed of the server's downlink; with equal links, it is the
-number of IVs. A lower bound of `uplink(A)` is what a single aggregator needs, which excludes most sets A.
+number of IVs. A lower bound of `uplink(A)` is what a single aggregator needs, which excludes most sets A. A scheme of
+another kind can cost less: for example, if the server also learns all IVs and computes the u(A) models itself.
 
 Shapes: H active relays, T types; 2^H sets of relays, whose members are the bits of their number.
 """
@@ -39,7 +41,7 @@ class Choice:
     Attributes:
         relays: the aggregators; empty if the server aggregates.
         cost: cost of a round between relays and server, see the module.
-        bound: lower bound of the cost of all choices with this scheme.
+        bound: lower bound of the cost of all sets of relays and of the server, with this scheme.
     """
 
     relays: tuple[int, ...]
@@ -48,7 +50,7 @@ class Choice:
 
     @property
     def proven(self) -> bool:
-        """Whether no other choice costs less."""
+        """Whether no other set of relays, nor the server, costs less with this scheme."""
         return self.cost <= self.bound * (1 + 1e-9) + 1e-9
 
 

@@ -107,12 +107,14 @@ def demand_plan(
 
 
 def demand_bounds(t: Topology, demands: Table) -> Loads:
-    """Return lower bounds of the loads of any scheme with these demands.
+    """Return lower bounds of the loads of any scheme that delivers these IVs to these relays.
 
-    They come from cuts through the network. Let f(S) be the number of users that only the set S of relays hears and
-    another relay demands. The messages of S carry their IVs, so Σ_{i∈S} R_i ≥ f(S); a linear programme gives the
-    smallest Σ_i R_i. The server's broadcast carries them, too, so the downlink is at least f(S). With `unicast`, each
-    relay gets what it misses. With more than 20 relays, only the sets of one relay and of all but one are used.
+    Models may need less than the IVs, such as sums of them, and the bounds may not be tight: chains of relays that
+    decode in turn can give larger ones (docs/theory/demands.md). These come from cuts through the network. Let f(S) be
+    the number of users that only the set S of relays hears and another relay demands. The messages of S carry their
+    IVs, so Σ_{i∈S} R_i ≥ f(S); a linear programme gives the smallest Σ_i R_i. The server's broadcast carries them, too,
+    so the downlink is at least f(S). With `unicast`, each relay gets what it misses. With more than 20 relays, only the
+    sets of one relay and of all but one are used.
     """
     from scipy.optimize import linprog  # here, because most networks do not need it
 

@@ -74,7 +74,10 @@ def uncoded_loads(t: Topology, uplinks: Uplinks | None = None) -> Loads:
 
 
 def optimal_loads(t: Topology, A: Sequence[int], uplinks: Uplinks | None = None) -> Loads:
-    """Return the smallest loads; with uplinks, those of the least time in whole pieces."""
+    """Return the smallest loads with which A learns all IVs, plus the uncoded models that pass the server.
+
+    With uplinks, the loads are those of the least time in at most `DEFAULT_PIECES` pieces per IV.
+    """
     demand, places, misses = Demand(t.core), [t.active.index(i) for i in A], missed(t, A)
     if uplinks is None and len(A) < len(t.active):
         solution = Programme(demand).least(places)

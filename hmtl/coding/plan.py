@@ -169,8 +169,8 @@ def draw_block(
             )
             return Block(users, pieces, heard, tuple(uplink), downlink, aggregators, tuple(decoders))
     raise CodingError(
-        f"No code found for a block of {len(users)} users and {len(aggregators)} aggregators in {TRIES} draws, because "
-        "GF(2^8) has too few elements. Set another seed or fewer relays."
+        f"No code found for a block of {len(users)} users and {len(aggregators)} aggregators in {TRIES} draws: random "
+        "coefficients from GF(2^8) fail more often if more relays aggregate. Set another seed or fewer aggregators."
     )
 
 

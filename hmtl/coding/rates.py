@@ -1,9 +1,9 @@
 """The smallest rates with which aggregators A learn all IVs; the other relays help.
 
 Relay i sends R_i IVs' worth of combinations of what it hears, and the server forwards them. Rates R suffice iff
-Σ_{i∈S} R_i ≥ |{k : N(k) ⊆ S}| for every set S of relays that lacks an aggregator, and every scheme needs this
-(communication for omniscience: Csiszár and Narayan 2004; Courtade and Wesel 2014; with helpers, Milosavljević, Pawar,
-El Rouayheb, Gastpar and Ramchandran 2012).
+Σ_{i∈S} R_i ≥ |{k : N(k) ⊆ S}| for every set S of relays that lacks an aggregator, and the rates of every scheme by
+which all aggregators learn all IVs satisfy this (docs/theory/aggregators.md; communication for omniscience: Csiszár and
+Narayan 2004; Courtade and Wesel 2014; with helpers, Milosavljević, Pawar, El Rouayheb, Gastpar and Ramchandran 2012).
 
 If all relays aggregate, the smallest Σ_i R_i is the largest Σ_{C∈P} |{k : N(k) ∩ C = ∅}| / (|P| − 1) over the
 partitions P of the relays. `Demand` finds it, and whole rates, exactly by integer maximum flows between relays and
@@ -111,7 +111,7 @@ class Demand:
         return within
 
     def optimum(self) -> tuple[Fraction, Partition]:
-        """Return the smallest Σ_i R_i, and a partition that proves it.
+        """Return the smallest Σ_i R_i with which all relays learn all IVs, and a partition that proves it.
 
         Newton's method: each partition gives a lower bound of the total. Either rates with this total exist, or the
         search for them returns a partition with a larger bound and fewer parts.

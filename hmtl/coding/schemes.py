@@ -12,7 +12,7 @@ import numpy as np
 from hmtl.coding.aggregators import MEDIA, Choice, Search
 from hmtl.coding.allocation import Split, allocate, cheapest, even
 from hmtl.coding.codes import CodeSettings, allocated_codes, optimal_code
-from hmtl.coding.formulas import Loads, allocated_loads, missed, optimal_loads, uncoded_loads, unheard
+from hmtl.coding.formulas import Loads, allocated_loads, missed, optimal_loads, uncoded_loads
 from hmtl.coding.plan import Block, Plan
 from hmtl.coding.rates import Demand, Programme, Uplinks
 from hmtl.errors import CodingError
@@ -75,7 +75,10 @@ def best_aggregators(
 ) -> Choice:
     """Return the aggregators with the least time between relays and server.
 
-    The result is proven optimal for up to 10 active relays. For more, it is that of a search, with a lower bound.
+    The choice is among the server and all sets of relays. All relays of a set learn all IVs by the scheme, and the
+    models of users that none of them hears pass the server uncoded. For up to 10 active relays, the result is proven
+    optimal in this class; for more, it is that of a search, with a lower bound for the class. Schemes outside the class
+    can take less time (see docs/theory/aggregators.md).
 
     Args:
         t: the topology.
@@ -147,8 +150,9 @@ def loads(
 
     Args:
         t: the topology.
-        scheme: `uncoded`: each IV and each model passes the server once; `optimal`: the smallest loads of all schemes
-            with these aggregators; `paper` or `equal`: see `make_plan`.
+        scheme: `uncoded`: each IV and each model passes the server once; `optimal`: the smallest loads with which these
+            aggregators learn all IVs, plus one message up and one down for each model of a user that no aggregator
+            hears; `paper` or `equal`: see `make_plan`.
         uplinks: of the active relays. Then `optimal` has the least time in whole pieces, as in a plan, and `uncoded`
             chooses the relays that forward soonest. None: all links are equal.
         aggregators: the nodes that learn all IVs.
@@ -165,11 +169,14 @@ def loads(
 
 
 def bounds(t: Topology, *, aggregators: Aggregators = "all", medium: str = "broadcast") -> Loads:
-    """Return lower bounds of the loads of any scheme with these aggregators, in closed form.
+    """Return lower bounds, in closed form, of any scheme by which these aggregators learn all IVs.
 
-    If all active relays aggregate, they are those of the paper, and 0 for a single relay. If some do, the uplink
-    carries what one of them misses; if the server does, it needs all IVs and sends all models. The uplink of
-    `loads(t, "optimal")` is a larger, exact bound.
+    If all active relays aggregate, the bounds are those of the paper, and 0 for a single relay. If some do, each of
+    them has to receive what it misses. Models that pass the server are not counted, because another scheme might not
+    send them. If the server aggregates, K IVs go up, and K models go down in any scheme in which relays know of the
+    models only what the server sends, and the models may take any values.
+
+    If uplinks are equal, `uplink_bound` is at least as large as the uplink here.
 
     Args:
         t: the topology.
@@ -182,11 +189,10 @@ def bounds(t: Topology, *, aggregators: Aggregators = "all", medium: str = "broa
     if not A:
         K = float(len(t.present))
         return Loads(K, K, unicast=K)
-    misses, u = missed(t, A), unheard(t, A)
-    uplink = float(misses.max() + u)
-    if len(t.active) == len(A):
-        uplink = float(Fraction(int(misses.sum()), max(1, len(A) - 1)))
-    return Loads(uplink, float(misses.max() + u), unicast=float(misses.sum() + u))
+    misses = missed(t, A)
+    most, total = int(misses.max()), int(misses.sum())
+    uplink = Fraction(total, max(1, len(A) - 1)) if len(t.active) == len(A) else most
+    return Loads(float(uplink), float(most), unicast=float(total))
 
 
 def obstacle(t: Topology, scheme: str, aggregators: Aggregators = "all") -> str:
@@ -201,7 +207,9 @@ def obstacle(t: Topology, scheme: str, aggregators: Aggregators = "all") -> str:
 
 
 def uplink_bound(t: Topology, uplinks: Uplinks | None = None, *, aggregators: Aggregators = "all") -> float:
-    """Return a lower bound of the uplink's time of any scheme, from all cuts.
+    """Return a lower bound, from all cuts, of the uplink's time in any scheme by which these aggregators learn all IVs.
+
+    Random codes come as close as desired to the bound over all cuts. Models that pass the server are not counted.
 
     Args:
         t: the topology.
@@ -209,12 +217,32 @@ def uplink_bound(t: Topology, uplinks: Uplinks | None = None, *, aggregators: Ag
         aggregators: the nodes that learn all IVs.
 
     Returns:
-        A time in IVs at the speed of the fastest relay, including the models that pass the server.
+        A time in IVs at the speed of the fastest relay.
     """
     A = resolve(t, aggregators, uplinks=uplinks)
     if not A:
+        return _seconds_to_server(t, uplinks)
+    return Programme(Demand(t.core), uplinks).bound([t.active.index(i) for i in A])
+
+
+def _seconds_to_server(t: Topology, uplinks: Uplinks | None) -> float:
+    """Return the least time until the server has all IVs, of which relays may send parts of any size."""
+    if uplinks is None or not uplinks.parallel or not t.active:
         return _seconds(t, uncoded_loads(t, uplinks), uplinks)
-    return Programme(Demand(t.core), uplinks).bound([t.active.index(i) for i in A], unheard(t, A))
+    from scipy.optimize import linprog  # here, because most networks do not need it
+
+    demand, W = Demand(t.core), np.asarray(uplinks.bandwidths) / max(uplinks.bandwidths)
+    kinds, relays = np.nonzero(demand.hears)  # one variable for each: the IVs of a type that a relay sends
+    types, senders = np.arange(len(demand.counts))[:, None] == kinds, np.arange(demand.H)[:, None] == relays
+    return float(
+        linprog(
+            np.r_[np.zeros(len(kinds)), 1.0],  # the time is the last variable
+            A_ub=np.c_[senders, -W],
+            b_ub=np.zeros(demand.H),
+            A_eq=np.c_[types, np.zeros(len(types))],
+            b_eq=demand.counts,
+        ).fun
+    )
 
 
 def make_plan(
@@ -232,11 +260,12 @@ def make_plan(
 
     Args:
         t: the topology.
-        scheme: `optimal`, which needs the fewest messages and uses all arguments below; or the paper's scheme with the
-            cheapest allocation, `paper`, or equal shares, `equal`.
+        scheme: `optimal`, with which the aggregators learn all IVs from the fewest messages in at most `max_pieces`
+            pieces, and which uses all arguments below; or the paper's scheme with the cheapest allocation, `paper`, or
+            equal shares, `equal`.
         seed: seed of the run.
-        max_pieces: the largest number of pieces of an IV. 1 is the cheapest to compute and costs less than one IV; if
-            all relays aggregate, H − 1 reaches the optimum.
+        max_pieces: the largest number of pieces of an IV. 1 is the cheapest to compute. If all relays aggregate, 1
+            costs less than one IV on the uplink, and H − 1 reaches the optimum; with helpers, 1 can cost several IVs.
         generation: about how many users are coded together, if there are at least 1.5 times as many. Fewer users are
             coded together if they can be split into uniform parts without a larger load.
         uplinks: of the active relays, if they differ or work in parallel.

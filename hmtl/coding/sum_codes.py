@@ -49,7 +49,7 @@ class SumCode:
         sets: [g, c] sets of shares from which a row follows, each in ascending order.
         of_user: [K] the set that belongs to each user's relays; -1 for absent users.
         combine: D, int64 [c·m, n·m].
-        bound: lower bound of `cost` for shares of any size.
+        bound: lower bound of `cost` for shares of any size, and for any scheme in which the server learns the sums.
         cost: the time in which the shares are sent; the slowest relay sends a row in 1.
     """
 
@@ -65,7 +65,7 @@ class SumCode:
 
     @property
     def proven(self) -> bool:
-        """Whether no smaller shares take less time."""
+        """Whether no scheme in which the server learns the sums takes less time to send them to it."""
         return self.cost <= self.bound * (1 + TOLERANCE)
 
     @property
@@ -205,10 +205,12 @@ def sum_loads(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MO
 
 
 def sum_bounds(t: Topology) -> Loads:
-    """Return lower bounds of the loads of any scheme for sums in which the server learns them.
+    """Return lower bounds of the loads of any scheme in which users get the sums from the server, which learns them.
 
-    For each user, the relays that hear it together send at least one row and receive one. The smallest such loads are
-    the solution of a linear programme; shares reach them if their number of pieces is at most `MOST_PIECES`.
+    This means that relays send users only what follows from the server's messages. Terms may take any values. For each
+    user, the relays that hear it together send at least one row and receive one. The smallest such loads are the
+    solution of a linear programme; shares reach them if their number of pieces is at most `MOST_PIECES`. Schemes in
+    which the server does not learn the sums can need less (docs/theory/sums.md).
     """
     if not t.present:
         return Loads(0.0, 0.0)

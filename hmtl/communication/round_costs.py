@@ -38,7 +38,7 @@ from hmtl.communication.few_bits import FEW_BITS, FewBits
 from hmtl.communication.wires import check_wire, row_bits
 from hmtl.topology import Topology
 
-BEST = "optimal"  # the scheme that brings given aggregators all IVs with the smallest load
+BEST = "optimal"  # the scheme by which given aggregators learn all IVs with the smallest load
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ChosenRelays:
     Attributes:
         relays: the relays; empty if the server aggregates.
         relays_to_server, server_to_relays: loads on the medium for which they were chosen.
-        proven: whether no other choice is better, because `cost` reaches `bound`.
+        proven: whether `cost` reaches `bound`, so that nothing in the class of `bound` is better.
         downlinks: the load from server to relays on each medium.
         seconds: the communication time on each medium.
     """
@@ -67,7 +67,7 @@ class BestAggregators(ChosenRelays):
 
     Attributes:
         cost: time between relays and server, in IVs at the speed of the server's downlink.
-        bound: a lower bound of `cost` for every choice of aggregators.
+        bound: a lower bound of `cost` for the server and every set of relays, with scheme `optimal`.
     """
 
     cost: float
@@ -116,10 +116,9 @@ class Comparison:
         aggregators: the best aggregators by medium.
         sums: the relays that add, for learners that need only sums; loads on a broadcast downlink.
         downlinks: loads from server to relays by medium and scheme.
-        bounds: lower bounds by tier if all relays aggregate (Hu et al. 2022, Theorem 2).
-        proof: the least load from relays to server if all relays aggregate, and a partition of the relays that
-            certifies it.
-        uplink_seconds: time from relays to server by scheme, and its lower bound.
+        bounds: lower bounds by tier of schemes in which all relays learn all IVs (Hu et al. 2022, Theorem 2).
+        proof: the least load from relays to server of such schemes, and a partition of the relays that certifies it.
+        uplink_seconds: time from relays to server by scheme, and a lower bound if all relays learn all IVs.
         not_trainable: schemes without a plan on this network, with the reason.
         seconds: communication time of one round by medium and scheme.
         formats: the cost of a round by wire (`null`, 64 bits, and the one that is asked for) and by what travels:

@@ -127,6 +127,7 @@ def _times(summary: Summary) -> Table:
 
 def _remarks(summary: Summary) -> Iterator[str]:
     time = summary.time
+    yield f"Lower bound: of all schemes in which {_class_of_bounds(summary)}."
     if summary.note:
         yield f"Note: {summary.note}."
     if summary.empty_rounds:
@@ -145,6 +146,17 @@ def _remarks(summary: Summary) -> Iterator[str]:
         share = time.local_s / time.total_s
         advice = f"; solver.passes={2 * summary.passes:g} would be nearly free" if share <= CHEAP else ""
         yield f"Local work takes {share:.1%} of the time{advice}."
+
+
+def _class_of_bounds(summary: Summary) -> str:
+    """Return what the schemes do for which the lower bounds hold, see docs/theory."""
+    if summary.communicator == "sums":
+        return "the server learns sums of any terms, and users get them from it"
+    if summary.communicator == "partial":
+        return "the same relays learn the same IVs"
+    if summary.aggregators == "server":
+        return "the server learns all IVs and sends each model"
+    return "the aggregators learn all IVs; models that pass the server are not counted"
 
 
 def _users(summary: Summary) -> Table:

@@ -69,7 +69,7 @@ def format_table(comparison: Comparison, wire: str) -> Table:
 def remarks(comparison: Comparison) -> Iterator[str]:
     """Yield the sentences under the table: what the columns mean, what is proven, and whether coding pays."""
     yield "up, down: IVs between relays and server per round; saved: share of the round's transmission time."
-    yield "Aggregators learn all IVs. Theorem 2: a lower bound if all relays aggregate."
+    yield "Aggregators learn all IVs. Theorem 2: a lower bound of schemes in which all relays do."
     for scheme, reason in comparison.not_trainable.items():
         yield f"* scheme={scheme} cannot be used for training. {reason}"
     yield ""
@@ -118,8 +118,8 @@ def _proof(comparison: Comparison) -> Iterator[str]:
     parts = " ".join("{" + ",".join(map(str, part)) + "}" for part in comparison.proof["partition"])
     least = f"{comparison.proof[RELAYS_TO_SERVER]:.2f}"
     yield (
-        f"If all relays aggregate, no scheme has an uplink load below {least}, as the partition {parts} of the relays "
-        "proves."
+        f"No scheme in which all relays learn all IVs has an uplink load below {least}, as the partition {parts} of "
+        "the relays proves."
     )
     if comparison.network.uplink_bps is not None or comparison.network.uplink != "shared":
         seconds = comparison.uplink_seconds
@@ -140,9 +140,9 @@ def _adding(comparison: Comparison) -> str:
             f"{who} send shares of 1/{sums.pieces} row, {sums.relays_to_server:.2f} rows in all instead of "
             f"{sums.whole_rows:.0f} whole ones"
         )
-        least = "no scheme in which the server learns the sums is faster"
+        least = "no scheme in which the server learns the sums takes less time on the uplink"
         if not sums.proven:
-            least = f"another scheme might take up to {1 - sums.bound / sums.cost:.2%} less time"
+            least = f"another such scheme might take up to {1 - sums.bound / sums.cost:.2%} less time"
     return (
         "Sums of 64-bit numbers suffice for regularizer=mean with mocha or fedu, and for cocoa, fedavg, fedprox, ditto "
         f"and pfedme. {how}; {least}."
@@ -155,14 +155,15 @@ def _best(comparison: Comparison, medium: str) -> str:
     if len(best.relays) > MOST_NAMED:
         who = f"{', '.join(map(str, best.relays))} aggregate, {len(best.relays)} relays"
     if best.proven:
+        others = "no other set of relays, nor the server," if best.relays else "no set of relays"
         return (
-            f"Best for {medium}: {who}. Proven optimal among these schemes: no other choice of aggregators takes less "
-            "time."
+            f"Best for {medium}: {who}. Proven: with coded IVs and uncoded models, {others} takes less time between "
+            "relays and server."
         )
     less = 1 - best.bound / best.cost
     return (
-        f"Best found for {medium}: {who}. Not proven optimal: another choice might take up to {less:.2%} less time "
-        "between relays and server, but not more than that."
+        f"Best found for {medium}: {who}. Not proven: another set of relays might take up to {less:.2%} less time "
+        "between relays and server with coded IVs and uncoded models, but not more than that."
     )
 
 

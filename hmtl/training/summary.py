@@ -61,7 +61,7 @@ class Summary(BaseModel):
         loads: measured load of each tier [IVs per round].
         loads_theory: the same by formula, for rounds in which all users take part.
         loads_uncoded: the same for plain forwarding.
-        bounds: lower bounds of the loads.
+        bounds: lower bounds of the loads of schemes in which the same nodes learn the same IVs or sums.
         handover_bits: bits of state sent to relays that had missed rounds.
         bits_per_number: bits of a number in the rows of each tier, if sums travel in few bits.
         adding: relays that compute sums, if sums travel.

@@ -166,7 +166,7 @@ def test_aggregators_learn_all_and_helpers_need_nothing(t, scheme, links, genera
     bound = bounds(t, aggregators=chosen)
     assert load.uplink >= bound.uplink - 1e-9
     assert load.downlink >= bound.downlink - 1e-9
-    assert load.unicast == bound.unicast
+    assert load.unicast == bound.unicast + u
     if scheme != "optimal" or len(plan.blocks) <= 1:
         assert load.downlink == pytest.approx(best.downlink)
         if scheme != "optimal" or links:
@@ -195,11 +195,12 @@ def test_unequal_or_parallel_uplinks_have_one_load_and_a_bound_on_its_time(t, pa
     places, G = [t.active.index(i) for i in A], present(t)
     models = int((G[places].sum(axis=0) == 0).sum())
     bound = uplink_bound(t, links, aggregators=A)
-    assert bound == pytest.approx(uplink(G, places, W, parallel, models) * W.max(), abs=1e-6)
+    assert bound == pytest.approx(uplink(G, places, W, parallel) * W.max(), abs=1e-6)
     time = links.seconds(np.array(load.by_relay)[list(t.active)]) * W.max()
-    assert bound - 1e-9 <= time
+    with_models = uplink(G, places, W, parallel, models) * W.max()
+    assert bound - 1e-9 <= with_models <= time + 1e-6
     if not parallel:
-        assert time <= bound + W.max() / W.min()  # of at most one more piece
+        assert time <= with_models + W.max() / W.min()  # of at most one more piece
     assert loads(t).uplink == pytest.approx(uplink_bound(t))
 
 
@@ -207,6 +208,46 @@ def test_the_bound_of_the_server_is_its_time():
     t = symmetric(20, 5, 3)
     assert uplink_bound(t, aggregators="server") == 20
     assert uplink_bound(t, Uplinks((1.0,) * 5, parallel=True), aggregators="server") == 4
+
+
+@settings(max_examples=25)
+@given(
+    t=topologies(max_H=5, max_K=8) | restricted(topologies(max_H=5, max_K=8)).filter(lambda t: t.active),
+    parallel=st.booleans(),
+    seed=st.integers(0, 2**20),
+)
+def test_the_bound_of_the_server_is_the_tightest_cut(t, parallel, seed):
+    """All IVs that only a set of relays hears have to pass its links; relays may divide an IV."""
+    W = np.random.default_rng(seed).choice((0.5, 1, 1.5, 4), len(t.active))
+    links, heard_by = Uplinks(tuple(W.tolist()), parallel), [set(np.flatnonzero(column)) for column in present(t).T]
+    bound = uplink_bound(t, links, aggregators="server")
+    if parallel:
+        sets = [S for size in range(1, len(W) + 1) for S in combinations(range(len(W)), size)]
+        cuts = [sum(relays <= set(S) for relays in heard_by) / W[list(S)].sum() for S in sets]
+        assert bound == pytest.approx(max(cuts) * W.max())
+    else:
+        assert bound == pytest.approx(sum(W.max() / W[list(relays)].max() for relays in heard_by))
+
+
+@settings(max_examples=40)
+@given(t=topologies() | restricted().filter(lambda t: t.active), seed=st.integers(0, 2**20))
+def test_bounds_hold_for_a_server_that_computes_all_models(t, seed):
+    """All IVs go up and come down again, so all relays and the server know them, and no model passes the server."""
+    K, rng = len(t.present), np.random.default_rng(seed)
+    A = rng.choice(t.active, rng.integers(1, len(t.active) + 1), replace=False).tolist()
+    bound = bounds(t, aggregators=A)
+    assert bound.uplink <= uplink_bound(t, aggregators=A) + 1e-9
+    assert uplink_bound(t, aggregators=A) <= K + 1e-9
+    assert bound.downlink <= K
+    assert bound.unicast <= K * len(A)
+
+
+def test_models_that_another_scheme_need_not_send_are_in_no_bound():
+    """Relay 0 aggregates and hears one of ten users: 9 IVs have to go up, and the models of 9 users need not."""
+    t = Topology([[1] + [0] * 9, [0] + [1] * 9])
+    assert (bounds(t, aggregators=[0]).uplink, bounds(t, aggregators=[0]).downlink) == (9, 9)
+    assert uplink_bound(t, aggregators=[0]) == pytest.approx(9)
+    assert (loads(t, aggregators=[0]).uplink, loads(t, aggregators=[0]).downlink) == (18, 18)
 
 
 def test_what_cannot_be_planned():
@@ -233,6 +274,23 @@ def test_largest_networks():
 def test_more_pieces_lower_the_load_with_helpers(max_pieces, uplink):
     plan = make_plan(symmetric(10, 5, 3), max_pieces=max_pieces, aggregators=[0, 1, 2, 3])
     assert plan.loads.uplink == pytest.approx(uplink)
+
+
+def test_whole_messages_can_cost_an_iv_or_more_with_helpers():
+    """Helpers are the vertices of a truncated tetrahedron, users its edges; each aggregator misses one colour."""
+    vertices = [(a, b) for a in range(4) for b in range(4) if a != b]
+    colours = {frozenset((0, b)): b - 1 for b in (1, 2, 3)} | {
+        frozenset((a, b)): 5 - a - b for a, b in ((1, 2), (1, 3), (2, 3))
+    }
+    edges = [((a, b), (b, a), colours[frozenset((a, b))]) for a, b in vertices if a < b]
+    edges += [((a, b), (a, c), colours[frozenset((a, 6 - a - b - c))]) for a, b in vertices for c in range(b) if c != a]
+    helpers = [[vertex in edge for edge in edges] for vertex in vertices]
+    t = Topology([*helpers, *([colour != j for *_, colour in edges] for j in range(3))])
+    A = (12, 13, 14)
+    assert t.degrees.tolist() == [4] * 18
+    assert loads(t, aggregators=A).uplink == pytest.approx(6)
+    assert make_plan(t, max_pieces=1, aggregators=A).loads.uplink >= 7
+    assert make_plan(t, max_pieces=2, aggregators=A).loads.uplink == 6
 
 
 def test_a_relay_or_the_server():
