@@ -48,7 +48,7 @@ def encode(x: Any, bits: int, planes: Any, out: Bytes) -> int:
     pair = np.empty(2, np.float32)  # the largest number, and the scale
     pair_bits = pair.view(np.uint32)
     for k in range(n):
-        place = 0
+        row, place = out[k], 0
         for start in range(0, m, BLOCK):
             block = x[k, start : start + BLOCK]
             size = len(block)
@@ -78,10 +78,11 @@ def encode(x: Any, bits: int, planes: Any, out: Bytes) -> int:
                 codes[i] = np.int8(np.rint(rotated[i] * inverse))
             low = 0
             for p in planes:
-                place = _put_plane(codes[:size], low, p, out[k], place)
-                low += p
-            out[k, place] = (pair_bits[1] >> np.uint32(16)) & np.uint32(0xFF)
-            out[k, place + 1] = pair_bits[1] >> np.uint32(24)
+                stop = place + (size * p + 7) // 8
+                _put_plane(codes, size, low, p, row[place:stop])
+                place, low = stop, low + p
+            row[place] = (pair_bits[1] >> np.uint32(16)) & np.uint32(0xFF)
+            row[place + 1] = pair_bits[1] >> np.uint32(24)
             place += 2
     return failed
 
@@ -95,18 +96,17 @@ def decode(rows: Bytes, bits: int, planes: Any, out: Any) -> None:
     scale_bits = scale.view(np.uint32)
     shift = 8 - bits
     for k in range(n):
-        place = 0
+        row, place = rows[k], 0
         for start in range(0, m, BLOCK):
             block = out[k, start : start + BLOCK]
             size = len(block)
             codes[:] = 0
             low = 0
             for p in planes:
-                place = _add_plane(rows[k], place, p, low, codes[:size])
-                low += p
-            scale_bits[0] = (np.uint32(rows[k, place]) << np.uint32(16)) | (
-                np.uint32(rows[k, place + 1]) << np.uint32(24)
-            )
+                stop = place + (size * p + 7) // 8
+                _add_plane(row[place:stop], p, low, codes, size)
+                place, low = stop, low + p
+            scale_bits[0] = (np.uint32(row[place]) << np.uint32(16)) | (np.uint32(row[place + 1]) << np.uint32(24))
             place += 2
             step = scale[0] / np.float32(BLOCK) if size == BLOCK else scale[0]  # rotating twice multiplies by BLOCK
             for i in range(size):
@@ -164,27 +164,32 @@ def _multiply_columns(x: Any) -> None:
 
 
 @njit(**SETTINGS)  # type: ignore[untyped-decorator]
-def _put_plane(codes: Any, low: int, p: int, row: Bytes, place: int) -> int:
-    """Write bits low, .., low + p - 1 of all codes to a row at a place; return the place after them."""
-    length, mask = -(-len(codes) * p // 8), np.uint8((1 << p) - 1)
-    part = row[place : place + length]
+def _put_plane(codes: Any, size: int, low: int, p: int, part: Bytes) -> None:
+    """Write bits low, .., low + p - 1 of the first `size` codes to the bytes of a plane."""
+    if size == BLOCK and p == 4:  # loops of known lengths are faster
+        for i in range(BLOCK // 2):
+            part[i] = ((codes[i] >> low) & 15) | ((codes[BLOCK // 2 + i] >> low) << 4)
+        return
+    mask = np.uint8((1 << p) - 1)
     part[:] = 0
     for shift in range(0, 8, p):
-        first = shift // p * length
-        these = codes[first : first + length]
+        first = shift // p * len(part)
+        these = codes[first : min(first + len(part), size)]
         for i in range(len(these)):
             part[i] |= ((these[i] >> low) & mask) << shift
-    return place + length
 
 
 @njit(**SETTINGS)  # type: ignore[untyped-decorator]
-def _add_plane(row: Bytes, place: int, p: int, low: int, codes: Any) -> int:
-    """Read from a row what `_put_plane` wrote, and add it to the codes; return the place after it."""
-    length, mask = -(-len(codes) * p // 8), np.uint8((1 << p) - 1)
-    part = row[place : place + length]
+def _add_plane(part: Bytes, p: int, low: int, codes: Any, size: int) -> None:
+    """Add to the codes what `_put_plane` wrote to the bytes of a plane."""
+    if size == BLOCK and p == 4:
+        for i in range(BLOCK // 2):
+            codes[i] |= (part[i] & 15) << low
+            codes[BLOCK // 2 + i] |= (part[i] >> 4) << low
+        return
+    mask = np.uint8((1 << p) - 1)
     for shift in range(0, 8, p):
-        first = shift // p * length
-        these = codes[first : first + length]
+        first = shift // p * len(part)
+        these = codes[first : min(first + len(part), size)]
         for i in range(len(these)):
             these[i] |= ((part[i] >> shift) & mask) << low
-    return place + length
