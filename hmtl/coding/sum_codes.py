@@ -262,7 +262,7 @@ def _bits(c: int, n: int) -> int:
 
 
 def _assemble(t: Topology, c: int, counts: NDArray[np.int64], bound: float, cost: float) -> SumCode:
-    """Return the code in which each relay sends so many shares [H]."""
+    """Return the code in which the relays send these numbers of shares [H]."""
     owners = np.repeat(np.arange(t.H), counts)
     bits, present = _bits(c, len(owners)), list(t.present)
     heard = t.G.T[present][:, owners] == 1

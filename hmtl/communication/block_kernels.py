@@ -13,7 +13,8 @@ vectorise.
 Ref: Suresh et al. 2017, *Distributed mean estimation with limited communication* (rotation before quantisation).
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numba import njit
@@ -27,10 +28,17 @@ SIGNS = (generator(0, "signs of blocks").integers(0, 2, BLOCK) * 2 - 1).astype(n
 LARGEST = np.int32(0x7F800000)  # the bits of infinity; those of NaN are larger
 MASK = np.int32(0x7FFFFFFF)  # all bits of a float32 but its sign
 Bytes = NDArray[np.uint8]
+Function = TypeVar("Function", bound=Callable[..., Any])
 SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 
-@njit(**SETTINGS)  # type: ignore[untyped-decorator]  # numba has no types
+def compiled(function: Function) -> Function:
+    """Return the function, to be compiled at its first call."""
+    made: Function = njit(**SETTINGS)(function)
+    return made
+
+
+@compiled
 def encode(x: Any, bits: int, planes: Any, out: Bytes) -> int:
     """Encode rows x [n, m] into `out` [n, bytes]; return how many blocks have no encoding.
 
@@ -87,7 +95,7 @@ def encode(x: Any, bits: int, planes: Any, out: Bytes) -> int:
     return failed
 
 
-@njit(**SETTINGS)  # type: ignore[untyped-decorator]
+@compiled
 def decode(rows: Bytes, bits: int, planes: Any, out: Any) -> None:
     """Decode `rows` [n, bytes], which `encode` wrote, into `out` [n, m], float32 or float64."""
     n, m = out.shape
@@ -120,7 +128,7 @@ def decode(rows: Bytes, bits: int, planes: Any, out: Any) -> None:
                     block[i] = rotated[i]
 
 
-@njit(**SETTINGS)  # type: ignore[untyped-decorator]
+@compiled
 def _rotate(block: Any, out: Any) -> None:
     """Write H (H B)ᵀ to `out` for a block, read as a matrix B [8, 8], and overwrite the block.
 
@@ -133,7 +141,7 @@ def _rotate(block: Any, out: Any) -> None:
     _multiply_columns(out)
 
 
-@njit(**SETTINGS)  # type: ignore[untyped-decorator]
+@compiled
 def _multiply_columns(x: Any) -> None:
     """Multiply x, read as a matrix [8, 8], by the Hadamard matrix from the left."""
     for i in range(SIDE):
@@ -163,7 +171,7 @@ def _multiply_columns(x: Any) -> None:
         x[56 + i] = c6 - c7
 
 
-@njit(**SETTINGS)  # type: ignore[untyped-decorator]
+@compiled
 def _put_plane(codes: Any, size: int, low: int, p: int, part: Bytes) -> None:
     """Write bits low, .., low + p - 1 of the first `size` codes to the bytes of a plane."""
     if size == BLOCK and p == 4:  # loops of known lengths are faster
@@ -179,7 +187,7 @@ def _put_plane(codes: Any, size: int, low: int, p: int, part: Bytes) -> None:
             part[i] |= ((these[i] >> low) & mask) << shift
 
 
-@njit(**SETTINGS)  # type: ignore[untyped-decorator]
+@compiled
 def _add_plane(part: Bytes, p: int, low: int, codes: Any, size: int) -> None:
     """Add to the codes what `_put_plane` wrote to the bytes of a plane."""
     if size == BLOCK and p == 4:

@@ -244,7 +244,7 @@ def add_rows(rows: Tensor, at: Tensor | None = None) -> Tensor:
 
 
 def _formats_of_terms(formats: Formats, nbytes: int) -> tuple[RowFormat, RowFormat]:
-    """Return the format of terms whose rows have so many bytes, and that of their sums."""
+    """Return the format of terms whose rows have this length in bytes, and that of their sums."""
     return (formats.terms, formats.sums) if nbytes == formats.terms.nbytes else (formats.whole, formats.whole)
 
 

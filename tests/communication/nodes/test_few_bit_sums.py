@@ -1,4 +1,4 @@
-"""Sums in few bits: nothing is lost, whoever is absent and whatever is lost; who can use a row, and its bits."""
+"""Sums in few bits stay exact although users are absent and messages are lost; rows and their bits."""
 
 from collections.abc import Callable
 from copy import deepcopy
