@@ -131,9 +131,11 @@ def _remarks(summary: Summary) -> Iterator[str]:
     if summary.note:
         yield f"Note: {summary.note}."
     if summary.empty_rounds:
-        few = summary.communicator == "coded" and len(summary.aggregators) < summary.H
+        server = "server" in summary.aggregators
+        few = summary.communicator == "coded" and not server and len(summary.aggregators) < summary.H
         remedy = " More aggregators make them rarer, such as aggregators=all." if few else ""
-        yield f"Empty rounds: {summary.empty_rounds}, because no relay with the latest state was present.{remedy}"
+        state = "" if server else " with the latest state"
+        yield f"Empty rounds: {summary.empty_rounds}, because no relay{state} was present.{remedy}"
     if summary.loads["users_to_relays"] < summary.K:
         yield "Some users were absent; formula and lower bound assume that all users take part in every round."
     if time.plans or summary.handover_bits is not None:

@@ -56,7 +56,7 @@ class Summary(BaseModel):
 
     Attributes:
         r: mean number of relays that hear a user, over all rounds.
-        aggregators: the relays that compute the models, or "server".
+        aggregators: the nodes that compute the models: "server", or relays, which "server" may precede.
         V_bits: bits of an IV.
         loads: measured load of each tier [IVs per round].
         loads_theory: the same by formula, for rounds in which all users take part.
@@ -81,7 +81,7 @@ class Summary(BaseModel):
     r: float
     communicator: str
     scheme: str
-    aggregators: list[int] | str
+    aggregators: list[int | str] | str
     medium: str
     V_bits: int
     loads: dict[str, float]

@@ -56,6 +56,7 @@ BUILT = {
     "aggregators=some": "aggregators",
     "aggregators=[0,7]": "aggregators",
     "aggregators=[a]": "aggregators",
+    "aggregators=[0,server]": "aggregators",
     "scheme=magic": "scheme",
     "wire=float8": "wire",
     "device=meta": "device",

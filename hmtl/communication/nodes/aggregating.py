@@ -108,7 +108,8 @@ class AggregatingRelay(Relay):
         say that no IV counted.
         """
         serving, via_server = self.attendance.routes
-        if self.phase is not Phase.ABSENT and not self.attendance.aggregating.any():
+        nobody = not self.planner.server and not self.attendance.aggregating.any()
+        if self.phase is not Phase.ABSENT and nobody:
             users = np.flatnonzero(serving == self.i)
             not_counted = torch.zeros(len(users), 1, dtype=torch.uint8)
             return [self._to_users(RECEIPTS, nothing(len(users)), not_counted, users)]
@@ -153,6 +154,17 @@ class ComparingServer(Server):
         Raises:
             CodingError: the aggregators hold different IVs or models.
         """
+        received = self._check(digests)
+        if self._lacks(self.attendance.aggregators, digests):
+            return self._verdict(IN_VAIN, self.attendance.relays)
+        if not received:
+            return []
+        self.version += 1
+        passed = [copy for m in models for copy in self._to_serving(m, m.of_users(), m.rows())]
+        return [*self._verdict(AGREED, list(received)), *passed]
+
+    def _check(self, digests: Sequence[Message]) -> dict[int, bytes]:
+        """Return the aggregators' digests by relay; raise CodingError if they differ."""
         received = {relay_of(message): message.overhead[0].numpy().tobytes() for message in digests}
         for comparable in self._comparable(received):
             if odd := deviating(comparable):
@@ -163,13 +175,7 @@ class ComparingServer(Server):
                     f"round {self.round}. The run stops before a wrong model spreads. Please report this with the "
                     "topology, the settings of the communicator and the seed."
                 )
-        if self._lacks(self.attendance.aggregators, digests):
-            return self._verdict(IN_VAIN, self.attendance.relays)
-        if not received:
-            return []
-        self.version += 1
-        passed = [copy for m in models for copy in self._to_serving(m, m.of_users(), m.rows())]
-        return [*self._verdict(AGREED, list(received)), *passed]
+        return received
 
     def _comparable(self, received: Mapping[int, bytes]) -> Iterator[Mapping[int, bytes]]:
         """Yield groups of digests, by relay; the digests in a group have to be equal."""

@@ -96,8 +96,8 @@ class Aggregation:
         return self._keeper == node
 
     def keep(self, round: int, users: Users, ivs: dict[str, Tensor]) -> None:
-        """Take a round's IVs, or their sum."""
-        self._round, self.users, self.ivs = round, users, ivs
+        """Take a round's IVs, or their sum; no other node of the process keeps them."""
+        self._round, self._keeper, self.users, self.ivs = round, "", users, ivs
 
     def places(self, users: Users) -> Tensor:
         """Return the rows of these users among the IVs."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from hmtl.coding import (
     MOST_PIECES,
     Aggregators,
+    AggregatorSet,
     Plan,
     SumCode,
     Uplinks,
@@ -75,12 +76,14 @@ class Planner:
     Args:
         topology: who hears whom when everybody is present.
         network: bandwidths and media.
-        preferred: the preferred aggregators. If none of them is present, any relay may aggregate. Empty: the server
-            aggregates, and nothing is coded.
+        preferred: the preferred aggregators among relays. If none of them is present, any relay may aggregate, unless
+            the server does. Empty: the server aggregates alone, and nothing is coded.
         make: makes the plans.
         sums: one of `SUMS`: whether relays send rows of sums whole or in shares.
+        server: whether the server aggregates beside preferred relays.
 
     Attributes:
+        server: whether the server aggregates.
         attendance: function from bytes to the attendance that they encode.
         forwarders: function from the links over which IVs arrived to the relay that forwards each user's IV [K].
         sum_code: function from the same links, and the numbers in a row, to the code by which relays send sums.
@@ -95,8 +98,10 @@ class Planner:
         preferred: tuple[int, ...] = (),
         make: MakePlan = make_plan,
         sums: str = "auto",
+        server: bool = False,
     ) -> None:
         self.topology, self.network, self.preferred, self._make, self.sums = topology, network, preferred, make, sums
+        self.server = server or not preferred
         self._codes = lru_cache(8)(self._code)  # codes are large
         self.attendance = lru_cache(64)(lambda content: Attendance.from_bytes(content, topology))
         self.forwarders = lru_cache(64)(lambda heard: forwarders(heard, network.uplinks(heard)))
@@ -104,10 +109,11 @@ class Planner:
         self.spread_code = lru_cache(8)(self._spread_code)
 
     @property
-    def usual(self) -> tuple[int, ...]:
-        """The relays that aggregate when everybody is present; empty: the server does."""
+    def usual(self) -> AggregatorSet:
+        """The nodes that aggregate when everybody is present."""
         active = self.topology.active
-        return tuple(i for i in self.preferred if i in active) or (active if self.preferred else ())
+        relays = tuple(i for i in self.preferred if i in active) or (() if self.server else active)
+        return AggregatorSet(relays, self.server)
 
     @property
     def plans_made(self) -> int:
@@ -117,7 +123,7 @@ class Planner:
     @property
     def plan(self) -> Plan:
         """The plan for when everybody is present."""
-        return self._codes(self.topology, self.usual).plan
+        return self._codes(self.topology, self.usual.relays).plan
 
     def code(self, attendance: Attendance) -> Code:
         """Return the code of a round in which relays aggregate."""
@@ -147,8 +153,8 @@ class Planner:
         return sum_code(t, uplinks, 1 if self.sums == "whole" else MOST_PIECES, L if self.sums == "auto" else 0)
 
     def _code(self, heard: Topology, aggregators: tuple[int, ...]) -> Code:
-        uplinks = self.network.uplinks(heard)
-        return Code(self._make(heard, uplinks=uplinks, aggregators=aggregators or "server"), aggregators)
+        uplinks, nodes = self.network.uplinks(heard), AggregatorSet(aggregators, self.server)
+        return Code(self._make(heard, uplinks=uplinks, aggregators=nodes.setting), aggregators)
 
 
 class PartialPlanner(Planner):
@@ -179,8 +185,8 @@ class PartialPlanner(Planner):
 
 def preferred_aggregators(
     contacts: Topology | Moving, network: Network, scheme: str, aggregators: Aggregators
-) -> tuple[int, ...]:
-    """Return the relays that aggregate if they can, in all rounds; empty: the server does.
+) -> AggregatorSet:
+    """Return the nodes that aggregate if they can, in all rounds.
 
     If users move, the aggregators are chosen once, for the first contacts. A relay that joins them later has to be
     handed the state, about K IVs up and as many down, and a few rounds with better aggregators do not make up for that.
@@ -191,7 +197,7 @@ def preferred_aggregators(
         aggregators: who computes the models, see `hmtl.coding.resolve`.
     """
     if scheme_of(scheme).code is None:
-        return ()
+        return AggregatorSet((), server=True)
     first = contacts.at(0)
     # Relays chosen by number, or by `all`, may have users later even if they have none in the first contacts.
     t = first if isinstance(contacts, Topology) or aggregators == "auto" else Topology(np.ones_like(first.G))
