@@ -5,21 +5,22 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
-from adding import Apart, Terms, owed, terms
-from changed import poisoned
+from adding import Apart, Terms, Total, owed, terms
+from changed import flipped, poisoned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmtl.coding import sum_code
-from hmtl.communication import Network
+from hmtl.coding import Aggregators, sum_code
+from hmtl.communication import Network, Sums
 from hmtl.communication.few_bits import FewBits
 from hmtl.communication.messages import BROADCAST, DIGESTS, IVS, MODELS, REPORT, SERVER, STATE, VERDICT, Message
 from hmtl.communication.planning.planner import SUMS
-from hmtl.testing.topologies import topologies
-from hmtl.topology import Topology
+from hmtl.errors import CodingError
+from hmtl.testing.topologies import moving, topologies
+from hmtl.topology import Contacts, Topology, symmetric
 
 M = 6  # numbers of `terms`, one further number beside them
-BETWEEN = (IVS, BROADCAST, STATE, DIGESTS)  # kinds without which others cannot go on
+BETWEEN = (IVS, BROADCAST, STATE, DIGESTS, VERDICT)
 media = st.sampled_from(("broadcast", "unicast"))
 
 
@@ -72,7 +73,7 @@ def test_all_terms_that_counted_reach_all_users_within_range(
         faults, poison = np.random.default_rng([seed, round]), poisoned(t, arrives)
 
         def change(node: str, message: Message, seen=seen, poison=poison, faults=faults) -> Message | None:
-            between = SERVER in (node, message.sender) and message.kind in (*BETWEEN, VERDICT)
+            between = SERVER in (node, message.sender) and message.kind in BETWEEN
             if between and faults.random() < fault:
                 return None
             seen[node, message.kind].append(message)
@@ -139,3 +140,99 @@ def _check_loads(apart: Apart, round: int, near: set[int], medium: str, last_hop
         assert last == len(near)
     elif not unreached:
         assert last == sum_code(t.restricted(relays=A), None, 1).load
+
+
+@settings(max_examples=15)
+@given(
+    contacts=moving(),
+    sums=st.sampled_from(SUMS),
+    medium=media,
+    last_hop=media,
+    wire=st.sampled_from((None, "int4")),
+    aggregators=st.sampled_from(("auto", "all")),
+)
+def test_relays_learn_sums_of_users_who_move(
+    contacts: Contacts, sums: str, medium: str, last_hop: str, wire: str | None, aggregators: Aggregators
+) -> None:
+    """Rows reach users whom no aggregator hears, and loads are those of the formula."""
+    ivs, network = [terms(n, contacts.K, 3001) for n in range(4)], Network(medium=medium, last_hop=last_hop)
+    users, total = Terms(ivs, [set()] * 4), Total(3001)
+    made = Sums(contacts, network, wire, sums=sums, aggregators=aggregators)
+    expected, all_aggregated = torch.zeros(3001, dtype=torch.int64), True
+    for round in range(4):
+        outcome = made.round(round, users, total)
+        reached = set(contacts.at(round).present)
+        all_aggregated &= not outcome.empty and not users.idle
+        expected += ivs[round][outcome.users].sum(0)
+        if wire is None:
+            assert total.state["last"][0].tolist() == expected.tolist()
+        if not outcome.empty and wire is None:
+            assert set(users.models) == reached
+        assert all(model[:-1].tolist() == total.state["last"][0].tolist() for model in users.models.values())
+    described = made.describe()
+    for tier, bound in described["bounds"].items():
+        assert bound <= described["loads_theory"][tier] + 1e-8
+        if all_aggregated and wire is None and all(len(contacts.at(n).present) == contacts.K for n in range(4)):
+            assert described["loads"][tier] == pytest.approx(described["loads_theory"][tier], rel=1e-6)
+
+
+@pytest.mark.parametrize("wire", [None, "int4"])
+def test_a_loaded_state_continues_with_the_same_bits(wire: str | None) -> None:
+    """With a relay that has missed rounds, users who wait, and a set-up."""
+    t = symmetric(K=12, H=4, r=2)
+    ivs, away = [terms(n, 12) for n in range(6)], [{1}, set(), {0, 2}, {3}, set(), {1}]
+
+    def run(made: Sums, users: Terms, total: Total, rounds: range) -> list[dict[int, list[int]]]:
+        models = []
+        for round in rounds:
+            made.round(round, users, total, away[round])
+            models.append({k: model.tolist() for k, model in users.models.items()})
+        return models
+
+    for cut in (1, 3, 5):
+        whole, users, total = Sums(t, wire=wire, aggregators="all"), Terms(ivs, [set()] * 6), Total(7)
+        run(whole, users, total, range(cut))
+        then, others, another = Sums(t, wire=wire, aggregators="all"), Terms(ivs, [set()] * 6), Total(7)
+        then.load_state_dict(whole.state_dict())
+        others.sent = dict(users.sent)
+        another.load_state_dict(total.state_dict())
+        assert run(whole, users, total, range(cut, 6)) == run(then, others, another, range(cut, 6))
+        assert whole.ledger.bits("relays_to_users") == then.ledger.bits("relays_to_users")
+        assert whole.planning.handover_bits == then.planning.handover_bits > 0
+
+
+def test_a_relay_that_adds_other_terms_is_found_before_a_row_spreads() -> None:
+    users = Terms([terms(n, 20) for n in range(2)], [set()] * 2)
+    apart = Apart(symmetric(K=20, H=5, r=3), [users], sums="whole", learning=(0, 1, 2))
+    apart.play(0)
+
+    def change(node: str, message: Message) -> Message:
+        return flipped(message) if (message.kind, node) == (BROADCAST, "relay 1") else message
+
+    with pytest.raises(CodingError, match=r"^relay 1 .* round 1"):
+        apart.play(1, change=change)
+    assert not users.models
+
+
+def test_relays_that_do_not_hear_everybody_are_refused() -> None:
+    with pytest.raises(CodingError, match=r"aggregators=\[0, 1\] .*none of these relays hears user"):
+        Sums(symmetric(K=20, H=5, r=3), aggregators=[0, 1])
+    with pytest.raises(CodingError, match="aggregators=some is unknown"):
+        Sums(symmetric(K=20, H=5, r=3), aggregators="some")
+    assert Sums(symmetric(K=20, H=5, r=3), aggregators=[2, 3, 4]).planner.preferred == (2, 3, 4)
+
+
+@pytest.mark.parametrize("K", [20, 40, 1000])
+def test_loads_do_not_grow_with_users(K: int) -> None:
+    """3 of 5 relays hear each user: 2 rows up, 1 down, and 3 on the last hop."""
+    made, L = Sums(symmetric(K=K, H=5, r=3), sums="whole"), 90
+    users, total = Terms([terms(n, K, L + 1) for n in range(2)], [set(), set()]), Total(L + 1)
+    for round in range(2):
+        made.round(round, users, total)
+    tiers = {"users_to_relays": K, "relays_to_server": 2, "server_to_relays": 1, "relays_to_users": 3}
+    assert made.ledger.loads(made.V_bits) == pytest.approx(tiers)
+    described = made.describe()
+    assert (described["aggregators"], described["adding"], described["pieces"]) == ([0, 1, 2], [3, 4], 1)
+    assert described["bounds"] == pytest.approx(
+        {"relays_to_server": 5 / 3, "server_to_relays": 1, "relays_to_users": 3}
+    )
