@@ -28,7 +28,8 @@ from hmtl.coding.schemes import (
     scheme_of,
     uplink_bound,
 )
-from hmtl.coding.sum_codes import MOST_PIECES, SumCode, sum_bounds, sum_code, sum_loads
+from hmtl.coding.sum_codes import MOST_PIECES, SumCode, apart, sum_bounds, sum_code, sum_codes, sum_loads
+from hmtl.coding.summing import Hops, best_sum_aggregators
 
 __all__ = [
     "CODED_SCHEMES",
@@ -43,12 +44,15 @@ __all__ = [
     "Cover",
     "Demand",
     "DemandPlan",
+    "Hops",
     "Loads",
     "Plan",
     "Scheme",
     "SumCode",
     "Uplinks",
+    "apart",
     "best_aggregators",
+    "best_sum_aggregators",
     "bounds",
     "cover",
     "demand_bounds",
@@ -63,6 +67,7 @@ __all__ = [
     "serve",
     "sum_bounds",
     "sum_code",
+    "sum_codes",
     "sum_loads",
     "uplink_bound",
 ]

@@ -23,19 +23,21 @@ Number = Fraction | float
 class Loads:
     """Loads per round in IVs, which is bits divided by V.
 
-    Equality ignores `by_relay` and `unicast`.
+    Equality ignores all but the first two.
 
     Attributes:
         uplink: from relays to server.
         downlink: from server to relays, if all relays hear the server's broadcast.
         by_relay: the uplink of each relay [H], 0 for inactive ones.
         unicast: from server to relays, if each relay gets its own copy of what it needs.
+        last_hop: for sums, from relays to users, if each relay broadcasts what its users need.
     """
 
     uplink: float
     downlink: float
     by_relay: tuple[float, ...] = field(default=(), compare=False, repr=False)
     unicast: float = field(default=0.0, compare=False, repr=False)
+    last_hop: float = field(default=0.0, compare=False, repr=False)
 
     @classmethod
     def of(cls, t: Topology, active: Sequence[Number], downlink: Number, unicast: Number) -> "Loads":

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hmtl.coding import apart, cover
 from hmtl.topology import Topology
 
 Bytes = NDArray[np.uint8]
@@ -97,6 +98,24 @@ class Attendance:
     def aggregators(self) -> tuple[int, ...]:
         """The relays that aggregate."""
         return tuple(np.flatnonzero(self.aggregating).tolist())
+
+    @cached_property
+    def apart(self) -> Topology:
+        """The links of G_t of users whom not all aggregators heard; all links if the server aggregates."""
+        return apart(self.heard, self.aggregators)
+
+    @cached_property
+    def holders(self) -> tuple[int, ...]:
+        """The relays that can get a row that is the same for all users, and together reach all users within range.
+
+        These are all relays if the server aggregates; otherwise the aggregators, and relays that get the row through
+        the server for users whom no aggregator hears.
+        """
+        if not self.aggregators:
+            return self.relays
+        unreached = np.flatnonzero(~self.topology.G[list(self.aggregators)].any(axis=0))
+        others = cover(self.topology.restricted(unreached, self.relays)).relays
+        return tuple(sorted({*self.aggregators, *others}))
 
     @cached_property
     def routes(self) -> Routes:

@@ -153,7 +153,9 @@ def _remarks(summary: Summary) -> Iterator[str]:
 def _class_of_bounds(summary: Summary) -> str:
     """Return what the schemes do for which the lower bounds hold, see docs/theory."""
     if summary.communicator == "sums":
-        return "the server learns sums of any terms, and users get them from it"
+        if summary.aggregators == "server":
+            return "the server learns sums of any terms, and users get them from it"
+        return "the same relays learn sums of any terms, and users get them from these relays"
     if summary.communicator == "partial":
         return "the same relays learn the same IVs"
     if summary.aggregators == "server":

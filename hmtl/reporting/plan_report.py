@@ -7,7 +7,7 @@ from rich.table import Table
 
 from hmtl.coding import CODED_SCHEMES, MEDIA, SCHEMES
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
-from hmtl.communication.round_costs import BEST, BestAggregators, Comparison
+from hmtl.communication.round_costs import BEST, AddingRelays, BestAggregators, Comparison
 from hmtl.reporting.console import as_table
 
 MOST_NAMED = 6  # a sentence that lists more relays is hard to read
@@ -32,8 +32,9 @@ def plan_table(comparison: Comparison) -> Table:
         who = f"{'best' if best.proven else 'found'} for {medium}"
         rows.append(row(who, best.relays_to_server, best.downlinks.values(), best.seconds.values()))
     sums, bounds = comparison.sums, comparison.bounds
+    who_learns = f"sums, learned by {_names(sums.learning)}" if sums.learning else "sums, where they suffice"
     rows += [
-        row("sums, where they suffice", sums.relays_to_server, sums.downlinks.values(), sums.seconds.values()),
+        row(who_learns, sums.relays_to_server, sums.downlinks.values(), sums.seconds.values()),
         row("all relays, Theorem 2", bounds[RELAYS_TO_SERVER], [bounds[SERVER_TO_RELAYS]]),
     ]
     title = f"K={comparison.K} users, H={comparison.H} relays, r={comparison.r:.4g}; V={comparison.V_bits:,} bit"
@@ -130,23 +131,44 @@ def _proof(comparison: Comparison) -> Iterator[str]:
 
 
 def _adding(comparison: Comparison) -> str:
-    sums = comparison.sums
-    who = _names(sums.relays).removeprefix("the ").capitalize()
+    sums, medium = comparison.sums, comparison.network.medium
+    learning = _names(sums.learning)
+    sentences = [
+        "Sums of 64-bit numbers suffice for regularizer=mean with mocha or fedu, and for cocoa, fedavg, fedprox, ditto "
+        "and pfedme.",
+        f"{_capital(learning)} learn{'s' * (len(sums.learning) < 2)} them: {_sending(sums)}.",
+    ]
+    here, server = sums.seconds[medium], sums.server_seconds[medium]
+    if sums.learning:
+        sentences.append(f"If the server had to, a round would take {server:.4g} s instead of {here:.4g} s.")
+    if not sums.best:
+        sentences.append("Other relays that learn the sums might take less time.")
+    return " ".join(sentences)
+
+
+def _sending(sums: AddingRelays) -> str:
+    """Return what relays send to the server, and whether they could send less."""
+    if not sums.relays:
+        return "nothing has to be sent to the server"
+    of = " of what not all of them hear" if sums.learning else ""
+    same = f"{_names(sums.learning)} learn{'s' * (len(sums.learning) < 2)}"
+    who = _names(sums.relays)
     if sums.pieces == 1:
-        how = f"{who} send{'s' * (len(sums.relays) == 1)} whole rows"
+        how = f"{who} send{'s' * (len(sums.relays) == 1)} whole rows{of}"
         least = "shares of rows would not be faster" if sums.proven else "shares of rows were not faster"
     else:
         how = (
-            f"{who} send shares of 1/{sums.pieces} row, {sums.relays_to_server:.2f} rows in all instead of "
+            f"{who} send shares of 1/{sums.pieces} row{of}, {sums.relays_to_server:.2f} rows in all instead of "
             f"{sums.whole_rows:.0f} whole ones"
         )
-        least = "no scheme in which the server learns the sums takes less time on the uplink"
+        least = f"no scheme in which {same} the sums takes less time on the uplink"
         if not sums.proven:
             least = f"another such scheme might take up to {1 - sums.bound / sums.cost:.2%} less time"
-    return (
-        "Sums of 64-bit numbers suffice for regularizer=mean with mocha or fedu, and for cocoa, fedavg, fedprox, ditto "
-        f"and pfedme. {how}; {least}."
-    )
+    return f"{how}; {least}"
+
+
+def _capital(words: str) -> str:
+    return words[0].upper() + words[1:]
 
 
 def _best(comparison: Comparison, medium: str) -> str:

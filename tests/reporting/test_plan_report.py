@@ -68,6 +68,10 @@ def test_sums_meet_their_bound_or_whole_rows_do(capsys: pytest.CaptureFixture[st
     assert "shares of 1/3 row, 1.67 rows in all instead of 3 whole ones; no scheme" in shares
     whole = compare(heterogeneous(20, 4, 2, 0.2), Network(), 1000)
     assert "whole rows; shares of rows would not be faster" in " ".join(text(whole, capsys).split())
+    relays = " ".join(text(compare(symmetric(20, 5, 4), Network(1e10, 1e8), 1000), capsys).split())
+    assert "sums, learned by relays 0, 1" in relays
+    assert "Relays 0, 1 learn them: relay 2 sends whole rows of what not all of them hear" in relays
+    assert "If the server had to, a round would take" in relays
     worse = replace(whole, sums=replace(whole.sums, pieces=2, cost=4.0, bound=3.0, proven=False))
     assert "up to 25.00% less time" in " ".join(text(worse, capsys).split())
 

@@ -182,7 +182,9 @@ class Server(Node):
         content = decide(self.topology, self._reports, self.version, planner.preferred, planner.server).to_bytes()
         self.attendance = self.planner.attendance(content.tobytes())
         self.empty = not (self._reports if planner.server else self.attendance.aggregating.any())
-        self.sizes = max(((report.payload, report.overhead) for report in self._reports.values()), default=(0, 0))
+        heard = [report for report in self._reports.values() if len(report.heard)]  # others may not know the sizes
+        sizes = ((report.payload, report.overhead) for report in heard or self._reports.values())
+        self.sizes = max(sizes, default=(0, 0))
         return self._to(self.attendance.relays, ATTENDANCE, *overhead_only(content))
 
     def _lacks(self, relays: Sequence[int], messages: Sequence[Message]) -> bool:
