@@ -90,7 +90,8 @@ def check_equal(
             ),
             marks=pytest.mark.slow,
         ),
-        (*FEW_BITS, "participation.relays=0.3", "rounds=6"),
+        (*FEW_BITS, "participation.relays=0.3", "rounds=6", "aggregators=all"),
+        pytest.param((*FEW_BITS, "participation.relays=0.3", "rounds=6", "aggregators=server"), marks=pytest.mark.slow),
         pytest.param(
             (
                 "wire=int4",

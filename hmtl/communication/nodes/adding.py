@@ -110,7 +110,7 @@ class AddingRelay(Relay):
         formats: the formats of rows.
 
     Attributes:
-        note: what the coder of the aggregator is told in addition to the sums, uint8 [1, bytes].
+        note: what the coder of the aggregator reads after the further numbers, uint8 [1, bytes].
     """
 
     def __init__(self, i: int, planner: Planner, hosts: Sequence[str], formats: Formats) -> None:
@@ -183,7 +183,7 @@ class AddingServer(ForwardingServer):
         formats: the formats of rows.
 
     Attributes:
-        note: what the coder of the aggregator is told in addition to the sums, uint8 [1, bytes].
+        note: what the coder of the aggregator reads after the further numbers, uint8 [1, bytes].
     """
 
     def __init__(self, planner: Planner, aggregation: Aggregation, formats: Formats) -> None:
@@ -200,7 +200,7 @@ class AddingServer(ForwardingServer):
             return
         payload, overhead = add_shares(code, self.formats, self.sizes, messages)
         rows = {"payload": payload, "overhead": torch.cat([overhead, self.note], dim=1)}
-        self.aggregation.keep(self.round, self.attendance.users, rows)
+        self.aggregation.keep(self.round, self.name, self.attendance.users, rows)
         self._dtype = torch.int64
 
     def _model_messages(self, models: PackedModels) -> list[Message]:

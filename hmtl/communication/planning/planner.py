@@ -207,7 +207,7 @@ def preferred_sum_aggregators(
         aggregators: `auto`, for the least time; or as in `hmtl.coding.resolve`.
 
     Raises:
-        CodingError: the relays do not hear all users of the first contacts, or are no relays.
+        CodingError: the relays do not hear all users of the first contacts, or the choice is invalid.
     """
     first = contacts.at(0)
     if aggregators == "auto":
