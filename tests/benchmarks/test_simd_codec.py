@@ -1,5 +1,4 @@
-"""Products over GF(2^8) beside ISA-L, zfec and galois: one process, one thread, turns, medians of CPU time (seconds where
-there is no peer).
+"""Products over GF(2^8) beside ISA-L, zfec and galois: by turns, on one thread, medians of CPU time.
 
 ISA-L comes from pyeclib's wheel; its coefficient tables are made beforehand, ours within the call. zfec codes n blocks
 more from m blocks: as many multiplications, with coefficients of its own.
