@@ -328,7 +328,7 @@ def test_models_side_by_side_draw_as_if_alone(configure: Configure) -> None:
         ("tune.grid={regularizer.lam3:[1]}", ConfigError, "regularizer.lam3"),
         ("tune.folds=1", ConfigError, "tune.folds=1"),
         ("tune.grid=[0]", ConfigError, "lam=0"),
-        ("tune.folds=40", DataError, "Lower tune.folds=40"),
+        ("tune.folds=50", DataError, "Lower tune.folds=50"),
     ],
 )
 def test_bad_input(configure: Configure, override: str, kind: type[Exception], message: str) -> None:
