@@ -113,7 +113,8 @@ def split(
     if n_test:
         places = (rng.integers(n) + np.arange(n_test) * n) // n_test  # at equal distances
         is_test[shuffled_by_class(y, about.get("classes"), rng)[places]] = True
-    return Task(name, x[~is_test], y[~is_test], x[is_test], y[is_test], **about)
+    parts: tuple[Any, ...] = x[~is_test], y[~is_test], x[is_test], y[is_test]
+    return Task(name, *parts, **about)
 
 
 def shuffled_by_class(y: NDArray[Any], classes: int | None, rng: np.random.Generator) -> Ints:
