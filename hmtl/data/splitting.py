@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hmtl.data.partitions import Partition
 from hmtl.data.preprocessing import RAW, Preprocessing
-from hmtl.data.tasks import Task, class_targets, prepare
+from hmtl.data.tasks import ClassWeight, Task, class_targets, prepare
 from hmtl.errors import ConfigError, DataError
 from hmtl.rng import generator
 
@@ -35,6 +35,7 @@ class Splitting:
         seed: seed of the partition and the random splits.
         preprocessing: is fitted to the training rows.
         wanted: the users whose rows are held; all users if there is preprocessing, which needs all rows.
+        class_weight: see `Task`.
 
     Raises:
         ConfigError: if test_fraction is not in [0, 1).
@@ -44,6 +45,7 @@ class Splitting:
     seed: int
     preprocessing: Preprocessing = RAW
     wanted: Wanted = range
+    class_weight: ClassWeight = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.test_fraction < 1:
@@ -77,7 +79,7 @@ class Splitting:
         Raises:
             DataError: see `split`.
         """
-        K, tasks = len(users), []
+        K, tasks, about = len(users), [], {"class_weight": self.class_weight, **about}
         local = self.wanted(K) if self.preprocessing == RAW else range(K)
         for k, (name, rows) in enumerate(users.items()):
             if k in local:

@@ -37,7 +37,7 @@ class Rows:
         y: labels [K, n], 1 in the padding.
         square_norms: ‖x_kj‖² [K, n].
         counts: n_k of each user.
-        s: weight of each of a user's rows in the objective [K], 1 or 1/n_k.
+        s: weights of the rows in the objective [K, n], zero in the padding.
         computed: cache of matrices computed from X, shared by all `Rows` that share X.
     """
 
@@ -58,11 +58,13 @@ class Rows:
         """Return the rows of one user without padding (K = 1), as views."""
         n, one = self.counts[user], slice(user, user + 1)
         computed = {name: gram[one, :n, :n] for name, gram in self.computed.items()}
-        return Rows(self.X[one, :n], self.y[one, :n], self.square_norms[one, :n], (n,), self.s[one], computed)
+        return Rows(self.X[one, :n], self.y[one, :n], self.square_norms[one, :n], (n,), self.s[one, :n], computed)
 
 
 class Problem:
-    """P(W) = Σ_k s_k Σ_j ℓ(w_k·x_kj, y_kj) + R(W, Ω), with s_k = 1/n_k (mean) or 1 (sum, as in the paper).
+    """P(W) = Σ_k s_k Σ_j ω_kj ℓ(w_k·x_kj, y_kj) + R(W, Ω), with s_k = 1/n_k (mean) or 1 (sum, as in the paper).
+
+    The weights of rows are ω_kj = 1, unless `Task.class_weight` is set. Below, s_kj is s_k ω_kj.
 
     A margin loss on C classes becomes Σ_c ℓ(w_kc·x_kj, ±1), see `OneVsRest`. All scores of a user form one model, and
     one Ω couples it with the models of other users.
@@ -89,7 +91,7 @@ class Problem:
         binary: loss of one score.
         measures: what is measured of predictions, by name.
         s: weights s_k [K].
-        weights: s_k of each row [K, n], zero in the padding.
+        weights: s_kj [K, n], zero in the padding.
 
     Raises:
         ConfigError: an unknown reduction, or a regularizer that cannot be used with these users.
@@ -132,7 +134,9 @@ class Problem:
         self.measures = measures_for(self.loss, measures)
         counts = torch.tensor(self.here, dtype=torch.float64, device=device)
         self.s = 1 / counts if reduction == "mean" else torch.ones_like(counts)
-        self.weights = self.s[:, None] * (torch.arange(max(self.counts), device=device) < counts[:, None])
+        self.weights = torch.zeros(len(self.here), max(self.counts), dtype=torch.float64, device=device)
+        for weights, task, s in zip(self.weights, self.tasks, self.s, strict=True):
+            weights[: len(task.y_train)] = s * task.weights.to(device)
         self._padded: dict[torch.dtype, Rows] = {}  # shared by copies of the problem
         self._prepare(regularizer)
 
@@ -175,7 +179,7 @@ class Problem:
             if X.is_cpu and task.x_train.dtype == dtype:  # at once, to free a task's rows before the next are copied
                 self.tasks[k] = self.everybody[user] = copy.copy(task)
                 object.__setattr__(self.tasks[k], "x_train", X[k, :n])
-        self._padded[dtype] = Rows(X, y, square_norms, self.here, self.s.to(dtype))
+        self._padded[dtype] = Rows(X, y, square_norms, self.here, self.weights.to(dtype))
         return self._padded[dtype]
 
     @property
@@ -213,19 +217,19 @@ class Problem:
 
     @torch.no_grad()
     def losses(self, predictions: Tensor) -> Tensor:
-        """Return s_k ℓ(p_kj, y_kj) [K, n] for predictions on training rows, zero in the padding."""
+        """Return s_kj ℓ(p_kj, y_kj) [K, n] for predictions on training rows, zero in the padding."""
         losses: Tensor = self.weights * self.loss(predictions, self.rows.y)
         return losses
 
     @torch.no_grad()
     def conjugates(self, a: Tensor) -> Tensor:
-        """Return s_k ℓ*(−a_kj) [K, n], zero in the padding."""
+        """Return s_kj ℓ*(−a_kj) [K, n], zero in the padding."""
         duals = self._predicted(self._by_score(a).transpose(1, 2))
         return self.weights * self.loss.conjugate(duals, self.rows.y)
 
     def combined(self, a: Tensor) -> Tensor:
-        """Return V [d, K] from the duals, v_k = s_k Σ_j a_kj x_kj."""
-        V: Tensor = torch.bmm(self._by_score(self.rows.s[:, None] * a), self.rows.X).flatten(1).T
+        """Return V [d, K] from the duals, v_k = Σ_j s_kj a_kj x_kj."""
+        V: Tensor = torch.bmm(self.weights[:, None] * self._by_score(a), self.rows.X).flatten(1).T
         return V
 
     @cached_property
@@ -311,6 +315,8 @@ def _check_task(task: Task, first: Task, loss: Loss) -> None:
             f"the label {min(labels - set(loss.labels)):g}, but {name} takes only {loss.labels}: choose loss=squared "
             "for numbers to predict, or dataset.kind=classification for classes."
         )
+    elif task.class_weight and loss.measure == "mean squared error":
+        fault = f"class_weight={task.class_weight}, but {name} predicts numbers: set dataset.class_weight=null."
     else:
         return
     raise DataError(f"Task {task.name!r} has {fault}")

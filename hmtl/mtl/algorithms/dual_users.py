@@ -65,7 +65,7 @@ class DualUsers(Users):
         duals = rows.y.new_zeros(K, len(problem.scores) * rows.y.shape[1])
         models = rows.y.new_zeros(K, problem.size)
         zeros = {"a": duals, "pending": duals} | dict.fromkeys(("W", "dV", "step", "momentum"), models)
-        for name, value in (zeros | dict.fromkeys(("curvature", "beta"), torch.zeros_like(rows.s))).items():
+        for name, value in (zeros | dict.fromkeys(("curvature", "beta"), torch.zeros_like(problem.s))).items():
             self.register_buffer(name, value)
         for name in ("error", "pending_error"):
             self.register_buffer(name, rows.y.new_zeros(1, 1).expand_as(models))  # no memory if nothing is rounded

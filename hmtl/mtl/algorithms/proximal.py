@@ -1,7 +1,8 @@
 """FedProx, Ditto and pFedMe: the proximal term (λ/2)‖w − anchor‖² holds users near a shared model.
 
 K users, m parameters. In Ditto and pFedMe, w is the shared model, and v_k the personal model of user k, which never
-travels. Users predict with their personal models; the measures of w on the same rows are reported as `global_test_error` and so on.
+travels. Users predict with their personal models; measures of w have
+the prefix `global_`.
 """
 
 import math
@@ -97,7 +98,7 @@ class PersonalAlgorithm(FedAvg):
         return super().describe() | {"lam": self.lam}
 
     def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
-        losses = measured["s"] @ measured["losses"]
+        losses = measured["losses"].sum()
         figures = {"primal": float(losses + self.lam / 2 * measured["square_distances"].sum())}
         return figures | self.problem.figures("global_test", measured)
 

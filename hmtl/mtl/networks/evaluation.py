@@ -26,12 +26,10 @@ class Evaluation:
 
     @torch.no_grad()
     def measure(self, models: Tensor) -> dict[str, Tensor]:
-        """Return Σ_j ℓ, s, and the measures on training and test rows of models [K, m], [K] each."""
-        train, y = self._predictions("train", models), self.rows.y
-        present = torch.arange(y.shape[1], device=y.device) < torch.tensor(self.rows.counts, device=y.device)[:, None]
+        """Return Σ_j s_kj ℓ and the measures on training and test rows of models [K, m], [K] each."""
+        train = self._predictions("train", models)
         return {
-            "losses": torch.where(present, self.problem.loss(train, y), 0).double().sum(1),
-            "s": self.problem.s,
+            "losses": (self.problem.weights * self.problem.loss(train, self.rows.y)).sum(1),
             **self.problem.measure("train", train),
             **self.measure_test(models),
         }
