@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import Aggregator, Ids, Users, with_rows
-from hmtl.mtl.algorithms.fedavg import FedAvg
+from hmtl.mtl.algorithms.fedavg import AveragedUsers, FedAvg
 from hmtl.mtl.algorithms.networks import LocalTraining, NetworkUsers, Sending
 from hmtl.mtl.networks.flat import MakeModel
 from hmtl.mtl.problem import Problem, Rows
@@ -38,7 +38,7 @@ class FedProx(FedAvg):
 
     def _users(self, sending: Sending) -> NetworkUsers:
         self.solver.check_proximal("mu", self.mu)
-        return NetworkUsers(self._local, sending, self.mu)
+        return AveragedUsers(self._local, sending, self.mu)
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"mu": self.mu}
