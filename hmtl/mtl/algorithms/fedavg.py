@@ -122,8 +122,8 @@ class AveragedUsers(NetworkUsers):
 
     def measure(self) -> dict[str, Tensor]:
         """As `NetworkUsers.measure`, and the measures of `trained` on test rows, [K] each."""
-        tuned = {f"tuned_{name}": values for name, values in self.evaluation.measure_test(self.trained).items()}
-        return super().measure() | tuned
+        received, trained = super().measure(), self.evaluation.measure_test(self.trained)
+        return received | {f"tuned_{name}": values for name, values in trained.items()}
 
 
 class FedAvg(NetworkAlgorithm):
