@@ -354,7 +354,7 @@ def test_personal_and_proximal_learners_through_the_command(
     assert summary["loads"]["users_to_relays"] == 10  # one model each: what is a user's own never travels
     own = algorithm != "fedprox"
     assert ("global_test_error" in summary) is own
-    assert ("test error of the global model" in capsys.readouterr().out) is own
+    assert ("global test error" in capsys.readouterr().out) is own
 
 
 @pytest.mark.parametrize(("wire", "bits"), [("float64", 64), ("float32", 32), ("bfloat16", 16)])

@@ -4,6 +4,7 @@ from __future__ import annotations  # so that a plan does not import what only t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from hmtl.data import Task, Wanted
     from hmtl.inference.models import Models
     from hmtl.mtl import Algorithm, Problem
+    from hmtl.mtl.measures import OwnMeasure
     from hmtl.mtl.networks.flat import MakeModel
     from hmtl.topology import Moving, Topology
     from hmtl.training.engine import Engine, Exchange
@@ -144,7 +146,16 @@ def build_problem(cfg: DictConfig, tasks: Sequence[Task]) -> Problem:
     from hmtl.mtl import Problem
 
     loss, regularizer = make_part(cfg, "loss"), make_part(cfg, "regularizer")
-    return Problem(tasks, loss, regularizer, cfg.reduction, _device(cfg.device), cfg.fraction_bits)
+    return Problem(tasks, loss, regularizer, cfg.reduction, _device(cfg.device), cfg.fraction_bits, build_measures(cfg))
+
+
+def build_measures(cfg: DictConfig) -> dict[str, OwnMeasure]:
+    """Return the functions in `cfg.measures` by name; each gets its settings beside predictions and targets."""
+    measures: dict[str, OwnMeasure] = {}
+    for key, node in cfg.measures.items():
+        settings = targets.check(name := f"measures.{key}", _plain(name, node))
+        measures[str(key)] = partial(targets.locate(name, settings.pop("_target_")), **settings)
+    return measures
 
 
 def build_algorithm(cfg: DictConfig, problem: Problem, **messages: str) -> Algorithm:
@@ -184,6 +195,8 @@ def check(cfg: DictConfig) -> None:
     for group in ALONE:
         if group in cfg:
             make_part(cfg, group)
+    if "measures" in cfg:
+        build_measures(cfg)
 
 
 def _nodes(cfg: DictConfig) -> dict[str, Any]:

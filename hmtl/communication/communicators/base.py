@@ -165,8 +165,10 @@ class Communicator:
         self.ledger.begin_round()
         self._server = None
         if not users.numbers:
-            active, _ = users.local_update(number)
-            users.commit(active)
+            active = NOBODY
+            if self._nodes.hosts:  # a process without users has nothing to do
+                active, _ = users.local_update(number)
+                users.commit(active)
             return Outcome(active, tuple(relay.i for relay in present), (), empty=False)
         self._server = self._play(number, replace(self._nodes, relays=present, relay_names=names))
         for host in self._nodes.hosts:

@@ -3,6 +3,7 @@
 from hmtl.mtl.algorithms.base import Aggregator, Algorithm, Users
 from hmtl.mtl.algorithms.fedavg import FedAvg
 from hmtl.mtl.algorithms.fedu import FedU
+from hmtl.mtl.algorithms.local_networks import LocalNetworks
 from hmtl.mtl.algorithms.mocha import MOCHA, CoCoA, Local
 from hmtl.mtl.algorithms.proximal import Ditto, FedProx, PFedMe
 from hmtl.mtl.algorithms.setup_exchange import preprocessing_setup
@@ -17,6 +18,7 @@ __all__ = [
     "FedProx",
     "FedU",
     "Local",
+    "LocalNetworks",
     "PFedMe",
     "Users",
     "preprocessing_setup",

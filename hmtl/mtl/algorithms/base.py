@@ -243,7 +243,7 @@ class Algorithm(ABC):
         return self.figures(self.users.measure(), self.users.blocks())
 
     def figures(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
-        """Return the primal, dual and gap if there are any, and errors and R² on train and test rows.
+        """Return the primal, dual and gap if there are any, and the measures on train and test rows.
 
         Args:
             measured: what `Users.measure` returned, of all users.
@@ -252,15 +252,16 @@ class Algorithm(ABC):
         Raises:
             RangeError: a model is not finite.
         """
-        # users without test rows have a NaN error, which is not a divergence
-        if not all(each.isfinite().all() for name, each in measured.items() if not name.endswith("_error")):
+        # a measure may be undefined for a user, such as one without test rows, which is not a divergence
+        ends = tuple(f"_{name}" for name in self.problem.measures)
+        if not all(each.isfinite().all() for name, each in measured.items() if not name.endswith(ends)):
             raise RangeError(
                 "the models are not finite: training diverges. Lower solver.step or solver.passes, raise lam, or scale "
                 "the data."
             )
         figures = self._objective(measured, blocks)
         for split in ("train", "test"):
-            figures |= self.problem.figures(split, measured[f"{split}_error"])
+            figures |= self.problem.figures(split, measured)
         return figures
 
     @abstractmethod

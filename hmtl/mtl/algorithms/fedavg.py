@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, Users
-from hmtl.mtl.algorithms.networks import NetworkAlgorithm, NetworkUsers, Sending
+from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, Users, with_rows
+from hmtl.mtl.algorithms.networks import LocalTraining, NetworkAlgorithm, NetworkUsers, Sending
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
-from hmtl.mtl.problem import Problem
+from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.sums import Grid, Terms
 
 
@@ -103,6 +103,29 @@ class AverageModels(AverageTerms):
         return facts[:, :0]
 
 
+class AveragedUsers(NetworkUsers):
+    """User side: users train the average; `trained` [K, m] are the models that this led to in the last round.
+
+    `trained` is what the users hold before they receive the next average: the last one, tuned to their own rows.
+    """
+
+    def __init__(self, local: LocalTraining, sending: Sending, pull: float = 0.0) -> None:
+        super().__init__(local, sending, pull)
+        self.trained = self.W
+
+    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
+        models = super()._train(round, users, rows, budgets)
+        return (*models, *models)
+
+    def _hold(self, users: Ids, own: list[Tensor]) -> None:
+        self.trained = with_rows(self.W, users, own[0][users])
+
+    def measure(self) -> dict[str, Tensor]:
+        """As `NetworkUsers.measure`, and the measures of `trained` on test rows, [K] each."""
+        received, trained = super().measure(), self.evaluation.measure_test(self.trained)
+        return received | {f"tuned_{name}": values for name, values in trained.items()}
+
+
 class FedAvg(NetworkAlgorithm):
     """One network for all users, w = Σ_k n_k w_k / Σ_k n_k. It does not use the regularizer of the problem.
 
@@ -127,7 +150,7 @@ class FedAvg(NetworkAlgorithm):
         return self._users(sending), AverageTerms(average)
 
     def _users(self, sending: Sending) -> NetworkUsers:
-        return NetworkUsers(self._local, sending)
+        return AveragedUsers(self._local, sending)
 
     def _weights(self) -> Tensor:
         """Return the weights of the users in the average [K, 1]: their numbers of training rows."""
@@ -143,4 +166,4 @@ class FedAvg(NetworkAlgorithm):
         return described
 
     def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
-        return {"primal": float(measured["s"] @ measured["losses"])}
+        return {"primal": float(measured["losses"].sum())} | self.problem.figures("tuned_test", measured)

@@ -228,7 +228,7 @@ class FedU(NetworkAlgorithm):
     @torch.no_grad()
     def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
         penalty = sum(self.aggregator.structure.penalty(block) for block in blocks)
-        return {"primal": float(measured["s"] @ measured["losses"] + penalty)}
+        return {"primal": float(measured["losses"].sum() + penalty)}
 
 
 def _form(problem: Problem) -> Form | None:

@@ -146,7 +146,7 @@ class NetworkUsers(Users):
         return solver.solve(self.problem.loss, rows, start, order, budgets)
 
     def measure(self) -> dict[str, Tensor]:
-        """Return Σ_j ℓ, s, and the train and test error, [K] each."""
+        """As `Evaluation.measure`, for the models that the users predict with."""
         return self.evaluation.measure(self.models)
 
 

@@ -1,7 +1,8 @@
 """FedProx, Ditto and pFedMe: the proximal term (λ/2)‖w − anchor‖² holds users near a shared model.
 
 K users, m parameters. In Ditto and pFedMe, w is the shared model, and v_k the personal model of user k, which never
-travels. Users predict with their personal models; the error of w on the same rows is reported as `global_test_error`.
+travels. Users predict with their personal models; measures of w have
+the prefix `global_`.
 """
 
 import math
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import Aggregator, Ids, Users, with_rows
-from hmtl.mtl.algorithms.fedavg import FedAvg
+from hmtl.mtl.algorithms.fedavg import AveragedUsers, FedAvg
 from hmtl.mtl.algorithms.networks import LocalTraining, NetworkUsers, Sending
 from hmtl.mtl.networks.flat import MakeModel
 from hmtl.mtl.problem import Problem, Rows
@@ -37,7 +38,7 @@ class FedProx(FedAvg):
 
     def _users(self, sending: Sending) -> NetworkUsers:
         self.solver.check_proximal("mu", self.mu)
-        return NetworkUsers(self._local, sending, self.mu)
+        return AveragedUsers(self._local, sending, self.mu)
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"mu": self.mu}
@@ -76,10 +77,10 @@ class PersonalUsers(NetworkUsers):
 
     @torch.no_grad()
     def measure(self) -> dict[str, Tensor]:
-        """As `NetworkUsers.measure`, and ‖v_k − w_k‖² and the test error of w, [K] each."""
+        """As `NetworkUsers.measure`, and ‖v_k − w_k‖² and the measures of w on test rows, [K] each."""
         square_distances = (self.V - self.W).double().square().sum(1)
-        errors = self.evaluation.test_errors(self.W)
-        return super().measure() | {"square_distances": square_distances, "global_test_error": errors}
+        of_shared = {f"global_{name}": values for name, values in self.evaluation.measure_test(self.W).items()}
+        return super().measure() | {"square_distances": square_distances, **of_shared}
 
 
 class PersonalAlgorithm(FedAvg):
@@ -97,10 +98,9 @@ class PersonalAlgorithm(FedAvg):
         return super().describe() | {"lam": self.lam}
 
     def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
-        losses = measured["s"] @ measured["losses"]
+        losses = measured["losses"].sum()
         figures = {"primal": float(losses + self.lam / 2 * measured["square_distances"].sum())}
-        of_shared = self.problem.figures("test", measured["global_test_error"])  # empty if there are no test rows
-        return figures | ({"global_test_error": of_shared["test_error"]} if of_shared else {})
+        return figures | self.problem.figures("global_test", measured)
 
 
 class DittoUsers(PersonalUsers):

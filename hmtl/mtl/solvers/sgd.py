@@ -1,7 +1,7 @@
 """Stochastic gradient descent on the users' networks, many users side by side.
 
 K users, n rows each (padded), d features, m parameters; T steps on minibatches of at most B rows. User k takes
-    w ← w − μ_t · s_k n_k · (mean over the minibatch of ∇ℓ),    μ_t = μ/(1 + decay·t) in round t.
+    w ← w − μ_t · n_k · (mean over the minibatch of s_kj ∇ℓ),    μ_t = μ/(1 + decay·t) in round t.
 """
 
 import math
@@ -116,9 +116,9 @@ class LocalSGD(LocalSolver[NetworkSubproblem, Tensor]):
         W = subproblem.W.clone(memory_format=torch.contiguous_format)
         order, budgets = order.to(device), budgets.to(device)
         present, active = order >= 0, torch.arange(order.shape[1], device=device) < budgets[:, None]
-        scale = (rows.s * torch.tensor(rows.counts).to(W))[:, None, None]
-        weights = (present & active[..., None]) * (scale / present.sum(2, keepdim=True).clamp_min(1))
         at = order.clamp_min(0) + n * torch.arange(K, device=device)[:, None, None]  # indices into all users' rows
+        scale = rows.s.flatten()[at] * torch.tensor(rows.counts).to(W)[:, None, None]
+        weights = (present & active[..., None]) * (scale / present.sum(2, keepdim=True).clamp_min(1))
         X, y, active = rows.X.reshape(K * n, d), rows.y.flatten()[at], active.to(W)[..., None]
         model.module.train()
         G = group_size(model, order.shape[2] * d, W)

@@ -25,6 +25,7 @@ from hmtl.mtl import (
     FedU,
     Graph,
     Local,
+    LocalNetworks,
     LocalSGD,
     Logistic,
     Mean,
@@ -60,6 +61,7 @@ OTHERS = {  # which need all IVs, or none
     "mocha, omega": lambda p, **o: MOCHA(p.regularized(TaskRelationship(0.1)), SDCA(0.5), omega_every=3, **o),
     "fedu, graph": lambda p, **o: FedU(p.regularized(Graph(0.1, neighbors=1)), SGD, nn.Linear, **o),
     "local": lambda p, **o: Local(p, SDCA(0.5), 0.1, **o),
+    "local, networks": lambda p, **o: LocalNetworks(p, SGD, dropping, **o),
 }
 MORE = ("mocha, plain", "cocoa+", "ditto", "pfedme")
 every_learner = pytest.mark.parametrize(
