@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pandas.api.types import infer_dtype
+from scipy.sparse import csr_array, issparse
 
 from hmtl.errors import DataError
 
@@ -25,8 +26,8 @@ def column_names(x: object) -> tuple[str, ...]:
     return names if all(isinstance(name, str) for name in names) and len(set(names)) == len(names) else ()
 
 
-def features(x: ArrayLike, name: str, columns: Sequence[str] = ()) -> NDArray[Any]:
-    """Return a copy of x [n, d] as float32 if it is float32, and as float64 otherwise.
+def features(x: ArrayLike, name: str, columns: Sequence[str] = ()) -> Any:
+    """Return a copy of x [n, d] as float32 if it is float32, and as float64 otherwise; sparse x as float64 CSR.
 
     Args:
         name: name of x in messages.
@@ -43,6 +44,8 @@ def features(x: ArrayLike, name: str, columns: Sequence[str] = ()) -> NDArray[An
             )
         x = x.select(list(columns)) if hasattr(x, "select") else x[list(columns)]  # type: ignore[index]  # pandas
     try:
+        if issparse(x):
+            return csr_array(x, dtype=np.float64, copy=True)
         values = np.asarray(x)
         if values.dtype.kind not in "biufO":
             raise TypeError(f"its type is {values.dtype}")
@@ -78,6 +81,6 @@ def targets(y: ArrayLike, name: str) -> NDArray[Any]:
 
 def check_list(values: object, name: str, ndim: int) -> None:
     """Raise DataError unless `values` is a list with an array of `ndim` dimensions for each task."""
-    is_array = isinstance(values, np.ndarray) and values.dtype != object and values.ndim <= ndim
+    is_array = issparse(values) or (isinstance(values, np.ndarray) and values.dtype != object and values.ndim <= ndim)
     if is_array or isinstance(values, Mapping) or hasattr(values, "iloc") or not hasattr(values, "__len__"):
         raise DataError(f"{name} is a single {type(values).__name__}. Give a list with {name}[k] for task k.")

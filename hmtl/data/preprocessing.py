@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
+from scipy.sparse import csr_array, hstack, issparse
 from torch import Tensor
 
+from hmtl.data.sparse import Features
 from hmtl.errors import ConfigError, DataError
 
 Scope = Literal["task", "all", "none"]
@@ -32,8 +35,10 @@ class Scaling:
     intercept: bool = False
     target_mean: float = 0.0
 
-    def features(self, x: Tensor) -> Tensor:
-        """Return the model's input [n, D] for raw rows [n, d], in the same dtype."""
+    def features(self, x: Features) -> Features:
+        """Return the model's input [n, D] for raw rows [n, d], in the same dtype; sparse rows are not scaled."""
+        if issparse(x):
+            return hstack([x, csr_array(np.ones((x.shape[0], 1)))], format="csr") if self.intercept else x
         scaled = x.double() - self.mean
         scaled /= self.scale
         if not self.intercept:
@@ -70,7 +75,7 @@ class Preprocessing:
             if getattr(self, name) not in get_args(Scope):
                 raise ConfigError(f"{name}={getattr(self, name)} is not one of task, all and none. Choose one of them.")
 
-    def fit(self, x: Sequence[Tensor], y: Sequence[Tensor]) -> list[Scaling]:
+    def fit(self, x: Sequence[Features], y: Sequence[Tensor]) -> list[Scaling]:
         """Return the scaling of each task.
 
         Args:
@@ -78,9 +83,14 @@ class Preprocessing:
             y: training targets of each task, [n_k].
 
         Raises:
-            DataError: if tasks have different numbers of columns, or if rows with a shape, such as images, are to be
-                standardised or get an intercept.
+            DataError: if tasks have different numbers of columns, if sparse rows are to be standardised, or if rows
+                with a shape, such as images, are to be standardised or get an intercept.
         """
+        if self.standardize != "none" and any(map(issparse, x)):
+            raise DataError(
+                f"Rows are sparse, and standardize={self.standardize} would centre them, so that no number would be "
+                "zero. Set standardize=none, and scale the columns without centring if they need it."
+            )
         if x[0].ndim > 2 and (self.intercept or self.standardize != "none"):
             raise DataError(
                 f"Rows have the shape {list(x[0].shape[1:])}, and only vectors can get an intercept or be "
@@ -89,22 +99,22 @@ class Preprocessing:
         if len(widths := sorted({rows.shape[1] for rows in x})) > 1:
             raise DataError(f"Tasks have {widths[0]} to {widths[-1]} columns. Give all tasks the same columns.")
         K, shape = len(x), x[0].shape[1:]
-        mean, scale = torch.zeros(K, *shape, dtype=torch.float64), torch.ones(K, *shape, dtype=torch.float64)
+        zeros = torch.zeros(shape, dtype=torch.float64)
+        mean, scale = [zeros] * K, [torch.ones_like(zeros)] * K
         if self.standardize != "none":
-            mean, variance = _moments_in(self.standardize, x)[:, 1:].chunk(2, dim=1)
-            scale = variance.sqrt()
-            constant = scale <= 10 * torch.finfo(x[0].dtype).eps * mean.abs()  # up to rounding
-            mean, scale = mean.masked_fill(constant, 0), scale.masked_fill(constant, 1)
+            means, variances = _moments_in(self.standardize, x)[:, 1:].chunk(2, dim=1)
+            scales = variances.sqrt()
+            constant = scales <= 10 * torch.finfo(x[0].dtype).eps * means.abs()  # up to rounding
+            # clones, since a view is sent and saved with the rows of all users behind it
+            mean = [each.clone() for each in means.masked_fill(constant, 0)]
+            scale = [each.clone() for each in scales.masked_fill(constant, 1)]
         target_means = [0.0] * K
         if self.center != "none":
             target_means = _moments_in(self.center, [each[:, None] for each in y])[:, 1].tolist()
-        # clones, since a view is sent and saved with the rows of all users behind it
         fitted = zip(mean, scale, target_means, strict=True)
-        return [
-            Scaling(mean.clone(), scale.clone(), self.intercept, target_mean) for mean, scale, target_mean in fitted
-        ]
+        return [Scaling(mean, scale, self.intercept, target_mean) for mean, scale, target_mean in fitted]
 
-    def shared_moments(self, x: Sequence[Tensor], y: Sequence[Tensor]) -> list[Tensor]:
+    def shared_moments(self, x: Sequence[Features], y: Sequence[Tensor]) -> list[Tensor]:
         """Return the moments that users send for the scopes "all": [K, 1 + 2d] of x, [K, 3] of y, or neither."""
         scopes = [(self.standardize, x), (self.center, [each[:, None] for each in y])]
         return [moments(rows) for scope, rows in scopes if scope == "all"]

@@ -1,24 +1,31 @@
-"""Tables in CSV, NPZ and Parquet files."""
+"""Tables in CSV, NPZ and Parquet files, and sparse rows in NPZ and svmlight files."""
 
 from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_array
 
+from hmtl.data.sparse import checked
 from hmtl.errors import DataError
 from hmtl.io.npz import load_arrays, open_file
 
-SUFFIXES = (".csv", ".npz", ".parquet")
+SVMLIGHT = (".svm", ".libsvm", ".svmlight")
+SUFFIXES = (".csv", ".npz", ".parquet", *SVMLIGHT)
+QUERY = "qid"
+"""The column of a svmlight file that may hold the task of a row."""
 
 
-def read_table(file: Path, arrays: Collection[str] = ()) -> pd.DataFrame:
-    """Return the table in a file.
+def read_rows(file: Path, arrays: Collection[str] = (), label: str = "y") -> tuple[pd.DataFrame, csr_array | None]:
+    """Return the table in a file and None or, if its rows are sparse, a table without features and the features [n, d].
 
     Args:
-        file: a CSV whose first line names the columns, a Parquet file, or an NPZ with x [n, d], whose columns are
-            called x0, x1, ...
+        file: a CSV whose first line names the columns, a Parquet file, an NPZ, or a svmlight file, whose features are
+            numbered from 1. An NPZ has x [n, d], whose columns are called x0, x1, ..., or the arrays of a sparse one:
+            data, indices, indptr and shape, as `scipy.sparse.save_npz` writes them for CSR.
         arrays: names of further arrays [n] of an NPZ that become columns, if it has them.
+        label: name of the column with the labels of a svmlight file.
 
     Raises:
         DataError: if the file cannot be read.
@@ -26,8 +33,10 @@ def read_table(file: Path, arrays: Collection[str] = ()) -> pd.DataFrame:
     try:
         if file.suffix.lower() == ".npz":
             return _read_npz(file, arrays)
+        if file.suffix.lower() in SVMLIGHT:
+            return _read_svmlight(file, label)
         open_file(file).close()  # raises for a pipe or a folder
-        return pd.read_parquet(file) if file.suffix.lower() == ".parquet" else _read_csv(file)
+        return pd.read_parquet(file) if file.suffix.lower() == ".parquet" else _read_csv(file), None
     except ImportError as error:
         raise DataError(
             f"{file}: Parquet needs pyarrow. Run pip install 'hmtl[parquet]', or give CSV or NPZ."
@@ -38,7 +47,7 @@ def read_table(file: Path, arrays: Collection[str] = ()) -> pd.DataFrame:
 
 def read_as_text(file: Path, table: pd.DataFrame) -> pd.DataFrame:
     """Return a CSV's `table` with its cells as written, so that 007 and 1.50 keep their form; return others as is."""
-    if file.suffix.lower() in (".npz", ".parquet"):
+    if file.suffix.lower() != ".csv":
         return table
     return pd.read_csv(file, dtype=str, keep_default_na=False)
 
@@ -60,11 +69,34 @@ def fault(column: pd.Series, is_number: bool = True) -> str:
     return f"has {column.iloc[row]} in {place}, where {wanted} is needed. Fix or drop such rows"
 
 
-def _read_npz(file: Path, names: Collection[str]) -> pd.DataFrame:
-    arrays = load_arrays(file, lambda present: [name for name in dict.fromkeys(("x", *names)) if name in present])
-    if "x" not in arrays:
+def _read_npz(file: Path, names: Collection[str]) -> tuple[pd.DataFrame, csr_array | None]:
+    sparse = ("data", "indices", "indptr", "shape")
+    wanted = dict.fromkeys(("x", "format", *sparse, *names))
+    arrays = load_arrays(file, lambda present: [name for name in wanted if name in present])
+    layout = arrays.pop("format", np.array("csr"))
+    if "x" in arrays:
+        x = pd.DataFrame(arrays.pop("x")).rename(columns="x{}".format)
+        return x.assign(**{name: values for name, values in arrays.items() if name in names}), None
+    if not arrays.keys() >= {*sparse}:
         raise ValueError("it has no array x")
-    return pd.DataFrame(arrays.pop("x")).rename(columns="x{}".format).assign(**arrays)
+    if layout.astype(str) != "csr":
+        raise ValueError(f"its format is {layout.astype(str)}, not csr")
+    data, indices, indptr, shape = (arrays.pop(name) for name in sparse)
+    if indices.dtype.kind not in "iu" or indptr.dtype.kind not in "iu":
+        raise ValueError("indices and indptr are not whole numbers")
+    x = checked(csr_array((data, indices, indptr), shape=tuple(shape.tolist())))
+    return pd.DataFrame(arrays, index=range(x.shape[0])), x
+
+
+def _read_svmlight(file: Path, label: str) -> tuple[pd.DataFrame, csr_array]:
+    from sklearn.datasets import load_svmlight_file  # imported late: few runs need it
+
+    with open_file(file) as opened:
+        x, y, query = load_svmlight_file(opened, zero_based=False, query_id=True)
+    if x.nnz and x.indices.min() < 0:
+        raise ValueError("it has a feature 0, but svmlight numbers features from 1")
+    labels = y.astype(np.int64) if (abs(y) < 2**53).all() and not (y % 1).any() else y
+    return pd.DataFrame({label: labels} | ({QUERY: query} if query.any() else {})), checked(x)
 
 
 def _read_csv(file: Path) -> pd.DataFrame:

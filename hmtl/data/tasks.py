@@ -4,6 +4,7 @@ Shapes: n rows, d features, C classes.
 """
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -11,9 +12,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 from torch import Tensor
 
 from hmtl.data.preprocessing import RAW, Preprocessing, Scaling
+from hmtl.data.sparse import Features, checked, finite, stored
 from hmtl.errors import ConfigError, DataError
 
 ClassWeight = Literal["balanced"] | None
@@ -25,10 +28,12 @@ LARGEST = 1e150
 class Task:
     """The data of one user as tensors: x stays float32 if it is, and becomes float64 otherwise.
 
+    Sparse rows, of any format of SciPy, become float64 in CSR.
+
     Args:
         name: name of the task in messages and reports.
-        x_train, y_train: [n, d], or [n, ...] for rows with a shape such as images, and [n]. y is float64, ±1 for two
-            classes or a number to predict, unless `classes` is given.
+        x_train, y_train: [n, d], or [n, ...] for rows with a shape such as images, and [n]. x may
+            be sparse. y is float64, ±1 for two classes or a number to predict, unless `classes` is given.
         x_test, y_test: [n_test, d] (or [n_test, ...]) and [n_test]; n_test may be 0.
         classes: C if y holds class numbers 0..C−1, which become int64; None otherwise.
         labels: names of the classes in the order of y; None: the values of y are their names.
@@ -42,9 +47,9 @@ class Task:
     """
 
     name: str
-    x_train: Tensor
+    x_train: Features
     y_train: Tensor
-    x_test: Tensor
+    x_test: Features
     y_test: Tensor
     classes: int | None = None
     labels: tuple[Any, ...] | None = None
@@ -54,7 +59,14 @@ class Task:
 
     def __post_init__(self) -> None:
         for field in ("x_train", "y_train", "x_test", "y_test"):
-            values = torch.as_tensor(getattr(self, field))
+            values = getattr(self, field)
+            if issparse(values):
+                try:
+                    object.__setattr__(self, field, checked(values))
+                except ValueError as error:
+                    raise DataError(f"Task {self.name!r}: {field} is not a valid sparse array ({error}).") from error
+                continue
+            values = torch.as_tensor(values)
             narrow = field.startswith("x") and values.dtype == torch.float32
             object.__setattr__(self, field, values if narrow else values.to(torch.float64))
         if self.is_local and (fault := next(self._faults(), None)):
@@ -66,12 +78,18 @@ class Task:
     @property
     def is_local(self) -> bool:
         """Whether this process holds the rows. If not, x and y are tensors without content on the meta device."""
-        return not self.x_train.is_meta
+        return self.is_sparse or not self.x_train.is_meta
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether this process holds the rows, as CSR arrays."""
+        return bool(issparse(self.x_train))
 
     def without_rows(self) -> "Task":
         """Return this task without its rows and its scaling, as processes know it that do not hold them."""
         x_train, y_train, x_test, y_test = (
-            rows.to("meta") for rows in (self.x_train, self.y_train, self.x_test, self.y_test)
+            torch.empty(rows.shape, dtype=stored(rows).dtype, device="meta")
+            for rows in (self.x_train, self.y_train, self.x_test, self.y_test)
         )
         prepared = self.prepared
         if prepared:
@@ -120,15 +138,15 @@ class Task:
         """Yield what is wrong and how to fix it; each check relies on the ones before it."""
         for part, x, y in (("train", self.x_train, self.y_train), ("test", self.x_test, self.y_test)):
             shapes = f"x_{part} has shape {list(x.shape)}, y_{part} {list(y.shape)}"
-            if x.ndim < 2 or y.ndim != 1 or len(x) != len(y):
+            if x.ndim < 2 or y.ndim != 1 or x.shape[0] != len(y):
                 yield f"{shapes}. Give x as [rows, columns], or [rows, ...] for images, and one y per row."
-            if not (x.numel() if part == "train" else x.shape[1]):
+            if not (math.prod(x.shape) if part == "train" else x.shape[1]):
                 yield f"{shapes}, which is empty. Give at least one row and one column."
-            for name, bad in ((f"x_{part}", ~x.isfinite().flatten(1).all(dim=1)), (f"y_{part}", ~y.isfinite())):
+            for name, bad in ((f"x_{part}", ~finite(x)), (f"y_{part}", ~y.isfinite())):
                 if bad.any():
                     first, more = int(bad.nonzero()[0]), int(bad.sum()) - 1
                     yield f"{name} is NaN or infinite in row {first} (from 0; {more} more). Fix or drop such rows."
-            for name, values in ((f"x_{part}", x), (f"y_{part}", y)):
+            for name, values in ((f"x_{part}", stored(x)), (f"y_{part}", y)):
                 if values.numel() and (largest := max(abs(float(end)) for end in torch.aminmax(values))) > LARGEST:
                     yield f"{name} has a number of size {largest:.2g}, whose square may overflow. Scale the data down."
         d, d_test = (" × ".join(map(str, x.shape[1:])) for x in (self.x_train, self.x_test))

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
 from torch import Tensor, nn
 
 from hmtl.data import Scaling
 from hmtl.data.arrays import features
+from hmtl.data.sparse import finite
 from hmtl.errors import ConfigError, DataError, few
 from hmtl.io.files import replacing, write_json
 from hmtl.io.npz import load_arrays
@@ -97,11 +99,7 @@ class Models:
             DataError: if there is no such user.
             ConfigError: if `maker` creates another network than the one that was trained.
         """
-        if user not in self.names:
-            near = difflib.get_close_matches(str(user), self.names, n=1)
-            remedy = f"Did you mean {near[0]!r}?" if near else f"Give one of {few(self.names)}."
-            raise DataError(f"There is no user {user!r} among the {len(self.names)}. {remedy}")
-        k, C = self.names.index(user), len(self.labels) if len(self.labels) > 2 else 1
+        k, C = self._number(user), self._outputs
         mean, scale, w = (torch.tensor(rows[k]) for rows in (self.mean, self.scale, self.W))
         scaling, D = Scaling(mean, scale, self.intercept, float(self.target_mean[k])), len(mean) + self.intercept
         if self.maker is None:
@@ -118,6 +116,19 @@ class Models:
         network.module.load_state_dict(network.split(w), strict=False)  # untrained numbers come from the seed
         return UserModel(network.module, scaling, network.shape).eval()
 
+    @property
+    def _outputs(self) -> int:
+        """How many scores a prediction has, C."""
+        return len(self.labels) if len(self.labels) > 2 else 1
+
+    def _number(self, user: str) -> int:
+        """Return a user's number; raise DataError if there is no such user."""
+        if user not in self.names:
+            near = difflib.get_close_matches(str(user), self.names, n=1)
+            remedy = f"Did you mean {near[0]!r}?" if near else f"Give one of {few(self.names)}."
+            raise DataError(f"There is no user {user!r} among the {len(self.names)}. {remedy}")
+        return self.names.index(user)
+
     def scores(self, user: str, x: ArrayLike) -> NDArray[Any]:
         """Return the scores of raw rows, [n] or, for several classes, [n, C].
 
@@ -125,24 +136,37 @@ class Models:
 
         Args:
             user: name of the user.
-            x: rows [n, d], or images in their shape. Columns of a table such as a DataFrame are selected by the names
-                that the model was trained with, if it has names; further columns are ignored.
+            x: rows [n, d], which may be sparse, or images in their shape. Columns of a table such as a DataFrame are
+                selected by the names that the model was trained with, if it has names; further columns are ignored.
 
         Raises:
-            DataError: if there is no such user, columns are missing, or a value is not a finite number.
+            DataError: if there is no such user, columns are missing, a value is not a finite number, or rows are sparse
+                and the models are networks.
         """
-        model, rows = self.model(user), features(x, "x", self.columns)
+        rows = features(x, "x", self.columns)
         if rows.shape == (0,):  # an empty list
             rows = rows.reshape(0, *self.shape)
         if rows.shape[1:] != self.shape:
             wanted = f"[n, d] with d={self.shape[0]}" if len(self.shape) == 1 else f"[n, {str(list(self.shape))[1:]}"
             raise DataError(f"x has shape {list(rows.shape)}, not {wanted}. Give raw rows.")
-        if (bad := ~np.isfinite(rows)).any():
-            row = int(np.argwhere(bad)[0, 0])
-            raise DataError(f"x is NaN or infinite in row {row} (from 0). Fix or drop such rows.")
+        if not (good := finite(rows if issparse(rows) else torch.from_numpy(rows))).all():
+            raise DataError(f"x is NaN or infinite in row {int(good.int().argmin())} (from 0). Fix or drop such rows.")
+        if issparse(rows):
+            return self._sparse_scores(self._number(user), rows)
+        model = self.model(user)
         with torch.no_grad():
             scores: NDArray[Any] = model(torch.from_numpy(rows)).numpy()
         return scores
+
+    def _sparse_scores(self, k: int, x: Any) -> NDArray[Any]:
+        """Return the scores of sparse rows: the models are scaled, not the rows, so that these stay sparse."""
+        if self.maker is not None:
+            raise DataError("x is sparse, but the models are networks, which need dense rows. Give x.toarray().")
+        w, d = self.W[k].reshape(self._outputs, -1), len(self.scale[k])
+        scaled = w[:, :d] / self.scale[k]
+        offset = w[:, d:].sum(1) - scaled @ self.mean[k] + self.target_mean[k]
+        scores: NDArray[Any] = x @ scaled.T + offset
+        return scores if self._outputs > 1 else scores[:, 0]
 
     def predict(self, user: str, x: ArrayLike) -> NDArray[Any]:
         """Return the predicted labels, or numbers in the units of y, for raw rows x [n, d], see `scores`: [n]."""

@@ -5,13 +5,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hmtl.data.tables import fault, read_as_text, read_table
+from hmtl.data.sparse import widened
+from hmtl.data.tables import SVMLIGHT, fault, read_as_text, read_rows
 from hmtl.errors import ConfigError, DataError, few
 from hmtl.inference.models import Models
 
 
 def predict_table(models: Models, file: Path, user: str | None = None, task: str | None = None) -> pd.DataFrame:
     """Return the table in a file of raw rows with a new column `predicted`; cells of a CSV keep their text.
+
+    The features of sparse rows are left out.
 
     Args:
         user: name of the user of all rows; None: the name of the file.
@@ -25,11 +28,14 @@ def predict_table(models: Models, file: Path, user: str | None = None, task: str
         raise DataError(
             f"The models expect rows of shape {list(models.shape)}, which a table cannot hold. Use hmtl.load_run."
         )
-    table = read_table(file, (task,) if task else ())
+    table, sparse = read_rows(file, (task,) if task else ())
     if "predicted" in table:
         raise DataError(f"{file} already has a column predicted. Drop or rename it.")
     users = _users(models, table, file, user, task)
-    x = _features(models, table, file, task).to_numpy(np.float64)
+    if sparse is None:
+        x = _features(models, table, file, task).to_numpy(np.float64)
+    else:
+        x = widened(sparse, models.shape[0]) if file.suffix.lower() in SVMLIGHT else sparse
     predicted = np.empty(len(table), dtype=object)
     for name, rows in pd.Series(users).groupby(users, sort=False).indices.items():
         predicted[rows] = models.predict(name, x[rows])

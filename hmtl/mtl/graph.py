@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from hmtl.data import Task
+from hmtl.data.sparse import times
 from hmtl.errors import ConfigError, DataError
 from hmtl.io.npz import load_arrays, open_file
 
@@ -72,5 +73,7 @@ def covariance(task: Task) -> Tensor:
     """
     y = task.y_train
     label = one_hot(y, task.classes).double() if task.classes else y[:, None].double()
+    if task.is_sparse:  # x̄ cancels, since the deviations of the labels sum to zero
+        return times(task.x_train.T, label - label.mean(0)).T.flatten()
     x = task.x_train.double()
     return ((label - label.mean(0)).T @ (x - x.mean(0))).flatten()

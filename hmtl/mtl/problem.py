@@ -17,9 +17,11 @@ from typing import Literal
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from torch import Tensor
 
 from hmtl.data import Task
+from hmtl.data.sparse import Features, stacked, times
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl.losses import Loss, OneVsRest
 from hmtl.mtl.measures import OwnMeasure, measures_for, summarize
@@ -33,7 +35,7 @@ class Rows:
     """The training rows of many users as one batch for local solvers, padded with rows of zeros.
 
     Attributes:
-        X: features [K, n, d].
+        X: features [K, n, d]; sparse ones as a CSR array [K·n, d], whose row j of user k is k·n + j.
         y: labels [K, n], 1 in the padding.
         square_norms: ‖x_kj‖² [K, n].
         counts: n_k of each user.
@@ -41,7 +43,7 @@ class Rows:
         computed: cache of matrices computed from X, shared by all `Rows` that share X.
     """
 
-    X: Tensor
+    X: Features
     y: Tensor
     square_norms: Tensor
     counts: tuple[int, ...]
@@ -55,10 +57,12 @@ class Rows:
         return self.computed["gram"]
 
     def of(self, user: int) -> "Rows":
-        """Return the rows of one user without padding (K = 1), as views."""
+        """Return the rows of one user without padding (K = 1), as views unless they are sparse."""
         n, one = self.counts[user], slice(user, user + 1)
         computed = {name: gram[one, :n, :n] for name, gram in self.computed.items()}
-        return Rows(self.X[one, :n], self.y[one, :n], self.square_norms[one, :n], (n,), self.s[one, :n], computed)
+        first = user * self.y.shape[1]
+        X = self.X[first : first + n] if issparse(self.X) else self.X[one, :n]
+        return Rows(X, self.y[one, :n], self.square_norms[one, :n], (n,), self.s[one, :n], computed)
 
 
 class Problem:
@@ -82,6 +86,7 @@ class Problem:
     Attributes:
         everybody: tasks of all users, rows as vectors.
         tasks: tasks of the users in this process.
+        is_sparse: whether their rows are sparse.
         users: their numbers [K].
         here: n_k of these users.
         counts: n_k of all users.
@@ -123,6 +128,12 @@ class Problem:
         self.users = np.array([k for k, task in enumerate(tasks) if task.is_local], dtype=np.int64)
         self.everybody = [task.flat for task in tasks]
         self.tasks = [self.everybody[k] for k in self.users]
+        self.is_sparse = any(task.is_sparse for task in self.tasks)
+        for task in self.tasks:
+            if task.is_sparse != self.is_sparse:
+                raise DataError(f"Task {task.name!r} has dense rows, but others are sparse. Give all tasks the same.")
+        if self.is_sparse and torch.device(device).type != "cpu":
+            raise ConfigError(f"device={device}, but the rows are sparse, which only a CPU can use. Set device=cpu.")
         self.counts = tuple(len(task.y_train) for task in tasks)
         self.here = tuple(self.counts[k] for k in self.users)
         self.K = len(tasks)
@@ -164,9 +175,13 @@ class Problem:
     def padded(self, dtype: torch.dtype) -> Rows:
         """Return the training rows as one padded batch of a type.
 
-        If the tasks' rows are of this type, they become views of the batch, so that they are in memory only once.
+        If the tasks' rows are dense and of this type, they become views of the batch, so that they are in memory only
+        once.
         """
         if dtype in self._padded:
+            return self._padded[dtype]
+        if self.is_sparse:
+            self._padded[dtype] = self._sparse_rows()
             return self._padded[dtype]
         # padded to the largest n_k of all processes: results must not depend on which users share a process
         X = torch.zeros(len(self.tasks), max(self.counts), self.d, dtype=dtype, device=self.s.device)
@@ -181,6 +196,13 @@ class Problem:
                 object.__setattr__(self.tasks[k], "x_train", X[k, :n])
         self._padded[dtype] = Rows(X, y, square_norms, self.here, self.weights.to(dtype))
         return self._padded[dtype]
+
+    def _sparse_rows(self) -> Rows:
+        """Return sparse training rows, a copy of those of the tasks."""
+        X = stacked([task.x_train for task in self.tasks], max(self.counts))
+        y, _ = self._targets["train"]
+        square_norms = torch.from_numpy((X * X).sum(1)).view_as(y)
+        return Rows(X, y, square_norms, self.here, self.weights)
 
     @property
     def rows(self) -> Rows:
@@ -207,12 +229,13 @@ class Problem:
     def predictions(self, W: Tensor, split: str) -> Tensor:
         """Return the predictions of each user's model on its `train` or `test` rows, [K, n] or [K, n, C] (padded)."""
         models = self._by_score(W.T)
-        if split == "train":
+        if split == "train" and not self.is_sparse:
             return self._predicted(torch.bmm(self.rows.X, models.mT))
         y, _ = self._targets[split]
         predictions = models.new_zeros(*y.shape, self.outputs)
         for each, task, w in zip(predictions, self.tasks, models, strict=True):
-            each[: len(task.y_test)] = task.x_test.to(w) @ w.T
+            x = task.x_train if split == "train" else task.x_test
+            each[: x.shape[0]] = times(x, w.T)
         return self._predicted(predictions)
 
     @torch.no_grad()
@@ -229,7 +252,12 @@ class Problem:
 
     def combined(self, a: Tensor) -> Tensor:
         """Return V [d, K] from the duals, v_k = Σ_j s_kj a_kj x_kj."""
-        V: Tensor = torch.bmm(self.weights[:, None] * self._by_score(a), self.rows.X).flatten(1).T
+        weighted = self.weights[:, None] * self._by_score(a)  # [K, C, n]
+        if self.is_sparse:
+            pairs = zip(self.tasks, weighted, strict=True)
+            own = [times(task.x_train.T, each[:, : len(task.y_train)].T).T for task, each in pairs]
+            return torch.stack(own).flatten(1).T
+        V: Tensor = torch.bmm(weighted, self.rows.X).flatten(1).T
         return V
 
     @cached_property

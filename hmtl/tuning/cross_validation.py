@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from rich.progress import Progress
@@ -18,6 +19,7 @@ from rich.progress import Progress
 from hmtl.config.build import build_algorithm, build_problem, make_part
 from hmtl.config.schema import flat
 from hmtl.data import Task, prepare
+from hmtl.data.sparse import stored
 from hmtl.data.splitting import shuffled_by_class
 from hmtl.errors import ConfigError, DataError, Interrupted, RangeError
 from hmtl.mtl import Algorithm
@@ -97,7 +99,7 @@ def _folds(tasks: Sequence[Task], folds: int, seed: int) -> Iterator[list[Task]]
     for fold in range(folds):
         parts = []
         for task, order in zip(raw_tasks, orders, strict=True):
-            x, y, test = task.x_train, task.y_train, torch.zeros(len(order), dtype=torch.bool)
+            x, y, test = task.x_train, task.y_train, np.zeros(len(order), dtype=bool)
             test[order[fold::folds]] = True
             parts.append(dataclasses.replace(task, x_train=x[~test], y_train=y[~test], x_test=x[test], y_test=y[test]))
         yield list(prepare(parts, tasks[0].preprocessing))
@@ -117,7 +119,7 @@ def _workers(tasks: Sequence[Task], points: int) -> int:
     Training on a fold takes four times the memory of its data.
     """
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    folds = memory // 4 // (4 * sum(8 * task.x_train.numel() for task in tasks))
+    folds = memory // 4 // (4 * sum(8 * stored(task.x_train).numel() for task in tasks))
     return min(torch.get_num_threads(), max(1, (folds - 1) * points))
 
 

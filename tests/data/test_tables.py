@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hmtl.data.tables import fault, read_as_text, read_table
+from hmtl.data.tables import fault, read_as_text, read_rows
 from hmtl.errors import DataError
 
 TABLE = pd.DataFrame({"a": [7, 8], "b": [1.5, 2.0]})
@@ -15,19 +15,19 @@ TABLE = pd.DataFrame({"a": [7, 8], "b": [1.5, 2.0]})
 def test_every_format_gives_the_same_table(tmp_path):
     TABLE.to_csv(tmp_path / "t.CSV", index=False)
     np.savez(tmp_path / "t.npz", x=TABLE.to_numpy(), who=["p", "q"], unread=[1])
-    pd.testing.assert_frame_equal(read_table(tmp_path / "t.CSV"), TABLE)
-    from_npz = read_table(tmp_path / "t.npz", ["who", "absent"])
+    pd.testing.assert_frame_equal(read_rows(tmp_path / "t.CSV")[0], TABLE)
+    from_npz = read_rows(tmp_path / "t.npz", ["who", "absent"])[0]
     assert from_npz.columns.tolist() == ["x0", "x1", "who"]
     assert from_npz[["x0", "x1"]].to_numpy().tolist() == TABLE.to_numpy().tolist()
     assert from_npz["who"].tolist() == ["p", "q"]
     pytest.importorskip("pyarrow")
     TABLE.to_parquet(tmp_path / "t.parquet")
-    pd.testing.assert_frame_equal(read_table(tmp_path / "t.parquet"), TABLE)
+    pd.testing.assert_frame_equal(read_rows(tmp_path / "t.parquet")[0], TABLE)
 
 
 def test_cells_of_a_csv_as_text(tmp_path):
     (tmp_path / "t.csv").write_text('id,note,price\n007,NA,1.50\n008,"x, y",1e5\n')
-    text = read_as_text(tmp_path / "t.csv", read_table(tmp_path / "t.csv"))
+    text = read_as_text(tmp_path / "t.csv", read_rows(tmp_path / "t.csv")[0])
     assert text.to_numpy().tolist() == [["007", "NA", "1.50"], ["008", "x, y", "1e5"]]
     assert read_as_text(tmp_path / "t.npz", TABLE) is TABLE
 
@@ -64,7 +64,7 @@ def test_unreadable_files_are_named(tmp_path, name, content):
         with file.open("wb") as opened:
             np.save(opened, content)
     with pytest.raises(DataError, match=f"{name} cannot be read"):
-        read_table(file, ["y"])
+        read_rows(file, ["y"])
 
 
 def test_parquet_without_pyarrow(tmp_path, monkeypatch):
@@ -78,7 +78,7 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(DataError, match=r"hmtl\[parquet\]"):
-        read_table(tmp_path / "t.parquet")
+        read_rows(tmp_path / "t.parquet")
 
 
 @pytest.mark.parametrize(

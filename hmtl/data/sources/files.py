@@ -11,12 +11,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.sparse import csr_array, vstack
 
 from hmtl.data.arrays import MANY_CLASSES
 from hmtl.data.partitions import Partition
 from hmtl.data.preprocessing import Preprocessing, Scope
+from hmtl.data.sparse import widened
 from hmtl.data.splitting import Ints, Splitting
-from hmtl.data.tables import SUFFIXES, fault, read_table
+from hmtl.data.tables import SUFFIXES, SVMLIGHT, fault, read_rows
 from hmtl.data.tasks import ClassWeight, Task, class_targets, prepare
 from hmtl.errors import ConfigError, DataError, few
 
@@ -42,6 +44,9 @@ def files(
 
     A CSV's first line names the columns. An NPZ holds x [n, d] and `target` [n]. Parquet needs pyarrow.
 
+    Rows stay sparse if they come from svmlight files (.svm, .libsvm or .svmlight), whose features are numbered from 1
+    and whose label is the target, or from an NPZ with the arrays of a CSR matrix, see `hmtl.data.tables.read_rows`.
+
     Labels are collected over all tasks and sorted. The first of two becomes −1 and the second 1; more become the
     classes 0, 1, 2, ...
 
@@ -49,7 +54,7 @@ def files(
         path: a folder or a pattern such as `data/*.csv` with a file for each task; with `task`, one table.
         K: number of tasks, which is checked; with a partition, the number of tasks to deal to.
         target: column to predict.
-        task: column that names the task of each row.
+        task: column that names the task of each row; qid for a svmlight file.
         kind: "regression" predicts a numeric target as a number, "classification" takes its values as labels; "auto"
             classifies, but raises an error if the target has more than 20 whole numbers, which is ambiguous.
         test_fraction: share of each task's rows that is kept for testing; 0: no test.
@@ -74,25 +79,25 @@ def files(
         raise ConfigError(f"test_path={test_path}: with a partition, each task's rows are split. Leave one out.")
     preprocessing = Preprocessing(intercept, standardize, center if kind == "regression" else "none")
     splitting = Splitting(test_fraction, seed, preprocessing, class_weight=class_weight)
-    table, owners = _read(Path(path), target, task, kind, partition is None)
+    table, sparse, owners = _read(Path(path), target, task, kind, partition is None)
     names = sorted(set(owners), key=_natural)
     if partition is None and K not in (None, len(names)):
         raise ConfigError(f"K={K}, but {path} holds {len(names)} tasks. Leave K out (null), or set it to that.")
     n = len(table)
     if test_path is not None:
-        tests, owners_of_tests = _read(Path(test_path), target, task, kind)
+        tests, sparse_tests, owners_of_tests = _read(Path(test_path), target, task, kind)
         for what, ours, theirs in (("tasks", owners, owners_of_tests), ("columns", table, tests)):
             if difference := sorted(set(ours) ^ set(theirs), key=_natural):
                 raise DataError(f"{test_path} or {path} lacks {few(difference)}. Give both the same {what}.")
         table, owners = pd.concat([table, tests], ignore_index=True), owners + owners_of_tests
+        sparse = _stacked([(Path(path), sparse), (Path(test_path), sparse_tests)])
 
     features = table.drop(columns=target)
-    has_names = _find(Path(path))[0].suffix.lower() != ".npz"
+    has_names = sparse is None and _find(Path(path))[0].suffix.lower() != ".npz"
     about: dict[str, Any] = {"class_weight": class_weight, "columns": tuple(map(str, features)) if has_names else None}
 
-    def x(rows: Ints) -> NDArray[np.float64]:
-        values: NDArray[np.float64] = features.iloc[rows].to_numpy(np.float64, copy=True)
-        return values
+    def x(rows: Ints) -> Any:
+        return features.iloc[rows].to_numpy(np.float64, copy=True) if sparse is None else sparse[rows]
 
     if kind == "regression":
         y = table[target].to_numpy(np.float64)
@@ -114,14 +119,16 @@ def files(
     for name in names:
         rows = rows_of[name]
         train, test = rows[rows < n], rows[rows >= n]
-        tasks.append(Task(name, x(train), y[train], x(test), y[test], **about))  # type: ignore[arg-type]  # Task converts
+        tasks.append(Task(name, x(train), y[train], x(test), y[test], **about))
     return prepare(tasks, preprocessing)
 
 
 def _read(
     path: Path, target: str, task: str | None, kind: Kind, needs_tasks: bool = True
-) -> tuple[pd.DataFrame, list[str]]:
+) -> tuple[pd.DataFrame, csr_array | None, list[str]]:
     """Return the rows of all files without the task column, task after task, and the name of each row's task.
+
+    The features are apart from the table if they are sparse.
 
     `needs_tasks` says whether a single table needs a task column.
     """
@@ -132,9 +139,10 @@ def _read(
             "dataset.task to the column that names each row's task if all rows are in one table, and only then."
         )
     tables: dict[str, pd.DataFrame] = {}
+    sparse = []
     for file in places:
-        table = read_table(file, (target,))
-        if wrong := next(_faults(table, target, task, kind), None):
+        table, x = read_rows(file, (target,) if task is None else (target, task), target)
+        if wrong := next(_faults(table, target, task, kind, x is not None), None):
             raise DataError(f"{file} {wrong}")
         if file.stem in tables:
             raise DataError(f"{file}: another file is also called {file.stem}. Rename or remove one.")
@@ -142,13 +150,34 @@ def _read(
         if difference := sorted(set(first) ^ set(table)):
             raise DataError(f"{file} or {places[0]} lacks {few(difference)}. Give all tasks the same columns.")
         tables[file.stem] = table
-    every = pd.concat(tables.values(), ignore_index=True)
+        sparse.append((file, x))
+    every, x = pd.concat(tables.values(), ignore_index=True), _stacked(sparse)
     if task is None:
-        return every, [name for name, table in tables.items() for _ in range(len(table))]
+        return every, x, [name for name, table in tables.items() for _ in range(len(table))]
     owners = every.pop(task).map(str)
     rank = {name: i for i, name in enumerate(sorted(set(owners), key=_natural))}
     order = owners.map(rank).to_numpy().argsort(kind="stable")
-    return every.iloc[order], owners.iloc[order].tolist()
+    return every.iloc[order], x if x is None else x[order], owners.iloc[order].tolist()
+
+
+def _stacked(parts: list[tuple[Path, csr_array | None]]) -> csr_array | None:
+    """Return the sparse rows of all files below each other, or None if they are dense.
+
+    A svmlight file does not say how many columns there are, so the largest number in any file counts.
+
+    Raises:
+        DataError: if some files are sparse and others are not, or have different numbers of columns.
+    """
+    d = max((x.shape[1] for _, x in parts if x is not None), default=0)
+    rows = [widened(x, d) if file.suffix.lower() in SVMLIGHT else x for file, x in parts if x is not None]
+    if not rows:
+        return None
+    if len(rows) < len(parts) or any(x.shape[1] < d for x in rows):
+        raise DataError(
+            f"{parts[0][0]} and others differ in the number of columns, or not all of them hold sparse rows. Give all "
+            "tasks the same."
+        )
+    return vstack(rows, format="csr")
 
 
 def _coded(column: pd.Series, kind: Kind, path: str | Path) -> tuple[NDArray[np.int64], tuple[Any, ...]]:
@@ -175,7 +204,7 @@ def _coded(column: pd.Series, kind: Kind, path: str | Path) -> tuple[NDArray[np.
     return number, tuple(values.tolist())
 
 
-def _faults(table: pd.DataFrame, target: str, task: str | None, kind: Kind) -> Iterator[str]:
+def _faults(table: pd.DataFrame, target: str, task: str | None, kind: Kind, is_sparse: bool = False) -> Iterator[str]:
     """Yield what is wrong and how to fix it; each check relies on the ones before it."""
     names = ", ".join(map(str, table.columns[:8])) + (", ..." if table.shape[1] > 8 else "")
     for role, name in (("target", target), ("task", task)):
@@ -183,7 +212,7 @@ def _faults(table: pd.DataFrame, target: str, task: str | None, kind: Kind) -> I
             yield f"has no column {name} (it has {names}). Set dataset.{role} to one of its columns."
     if table.empty:
         yield "has no rows. Add rows, or remove it."
-    if set(table) <= {target, task}:
+    if not is_sparse and set(table) <= {target, task}:
         yield f"has no features, only {names}. Add columns to learn from."
     for name, column in table.items():
         is_number = name != task and (name != target or kind == "regression")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Algorithm, Ids, MessageKind, Users, of_rows, with_rows
 from hmtl.mtl.networks.evaluation import Evaluation
 from hmtl.mtl.networks.flat import FlatModel, MakeModel
@@ -179,6 +180,11 @@ class NetworkAlgorithm(Algorithm):
         messages: MessageKind = "ivs",
     ) -> None:
         solver.check("networks", problem.loss)
+        if problem.is_sparse:
+            raise ConfigError(
+                f"{type(self).__name__} trains networks, which need dense rows, but the rows are sparse. Choose "
+                "algorithm=mocha, cocoa or local, or give dense rows."
+            )
         participation.check(problem.K)
         self.problem = problem
         self.solver = solver

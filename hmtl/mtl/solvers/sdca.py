@@ -20,8 +20,10 @@ import numpy as np
 import torch
 from numba import njit
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 from torch import Tensor
 
+from hmtl.data.sparse import Features, stored
 from hmtl.errors import ConfigError
 from hmtl.mtl.losses import NEWTON_STEPS, Hinge, Logistic, Loss, SmoothHinge, Squared
 from hmtl.mtl.problem import Rows
@@ -117,19 +119,20 @@ class SDCA(DualSolver):
     ) -> tuple[Tensor, Tensor]:
         if not applies(loss, rows.X):
             return torch_pass(loss, rows, subproblem, order, budgets)
-        by_gram = self.passes >= 2 and rows.X.shape[1] <= MAX_GRAM * rows.X.shape[2]
+        by_gram = not issparse(rows.X) and self.passes >= 2 and rows.X.shape[1] <= MAX_GRAM * rows.X.shape[2]
         return compiled_pass(loss, rows, subproblem, order, budgets, by_gram)
 
 
 def torch_pass(loss: Loss, rows: Rows, start: DualSubproblem, order: Tensor, budgets: Tensor) -> tuple[Tensor, Tensor]:
     """Run `SDCA.solve` on any device, for any loss with a coordinate step; all users step at the same time."""
-    K, n, d = rows.X.shape
-    X, a = rows.X.reshape(K * n, d), start.a.flatten().clone()
-    order, budgets = order.to(X.device), budgets.to(X.device)
+    (K, n), device = rows.y.shape, rows.y.device
+    X: Any = rows.X if issparse(rows.X) else rows.X.reshape(K * n, -1)
+    a = start.a.flatten().clone()
+    order, budgets = order.to(device), budgets.to(device)
     kappa = (start.curvature[:, None] * rows.s).flatten()
-    visit = torch.arange(int(budgets.max()), device=X.device)[:, None]
-    place = (visit % torch.tensor(rows.counts, device=X.device)).clamp_max(order.shape[1] - 1)
-    at = order.gather(1, place.T).T + n * torch.arange(K, device=X.device)  # indices into the rows of all users
+    visit = torch.arange(int(budgets.max()), device=device)[:, None]
+    place = (visit % torch.tensor(rows.counts, device=device)).clamp_max(order.shape[1] - 1)
+    at = order.gather(1, place.T).T + n * torch.arange(K, device=device)  # indices into the rows of all users
     working = visit < budgets
     y, kappa = rows.y.flatten()[at], kappa[at]
     q = kappa * rows.square_norms.flatten()[at]
@@ -138,7 +141,10 @@ def torch_pass(loss: Loss, rows: Rows, start: DualSubproblem, order: Tensor, bud
     # a step spends its time on calls, not on arithmetic: hence few calls, into preallocated memory
     steps = zip(*(each.unbind() for each in (at, y, kappa, q, working)), strict=True)
     for at_t, y_t, kappa_t, q_t, working_t in steps:
-        torch.index_select(X, 0, at_t, out=x)
+        if issparse(X):
+            X[at_t.numpy()].toarray(out=x.numpy())  # one row of each user
+        else:
+            torch.index_select(X, 0, at_t, out=x)
         prediction = torch.mul(x, Z, out=product).sum(1)
         old = a.index_select(0, at_t)
         new = torch.where(working_t, loss.coordinate_step(old, prediction, y_t, q_t), old)
@@ -147,19 +153,19 @@ def torch_pass(loss: Loss, rows: Rows, start: DualSubproblem, order: Tensor, bud
     return a.view(K, n), (Z - start.W) / start.curvature[:, None]
 
 
-def applies(loss: Loss, X: Tensor) -> bool:
+def applies(loss: Loss, X: Features) -> bool:
     """Return whether there is a compiled pass for this loss and these rows."""
-    return type(loss) in KINDS and X.device.type == "cpu" and X.dtype == torch.float64
+    numbers = stored(X)
+    return type(loss) in KINDS and numbers.device.type == "cpu" and numbers.dtype == torch.float64
 
 
 class Arrays(NamedTuple):
     """The arrays that a compiled pass reads, and those that it writes: the duals `a`, and `dV` for Δv.
 
-    The names are those of `Rows` and `DualSubproblem`.
+    The names are those of `Rows` and `DualSubproblem`. The features are passed beside them: X [K, n, d], and XXᵀ for a
+    pass by Gram matrix; or the data, columns and starts of sparse rows.
     """
 
-    X: Floats
-    gram: Floats
     y: Floats
     square_norms: Floats
     s: Floats
@@ -181,15 +187,24 @@ def compiled_pass(
     number of threads.
     """
     kind, width = KINDS[type(loss)], loss.width if isinstance(loss, Hinge) else 0.0
-    a, dV = start.a.clone(memory_format=torch.contiguous_format), rows.X.new_zeros(start.W.shape)
-    gram, counts = rows.gram() if by_gram else rows.X, torch.tensor(rows.counts)
-    tensors = (rows.X, gram, rows.y, rows.square_norms, rows.s, counts, a, dV, start.W, start.curvature, order, budgets)
+    a, dV = start.a.clone(memory_format=torch.contiguous_format), start.W.new_zeros(start.W.shape)
+    counts = torch.tensor(rows.counts)
+    tensors = (rows.y, rows.square_norms, rows.s, counts, a, dV, start.W, start.curvature, order, budgets)
     arrays = Arrays(*(tensor.contiguous().numpy() for tensor in tensors))
-    K, d = dV.shape
-    threads = max(1, min(torch.get_num_threads(), K, int(budgets.sum()) * d // WORTH_A_THREAD))
+    X: Any = rows.X
+    work: tuple[Callable[..., None], tuple[NDArray[Any], ...]]
+    if issparse(X):
+        work = _sparse_passes, (X.data, X.indices, X.indptr)
+    elif by_gram:
+        work = _gram_passes, (X.contiguous().numpy(), rows.gram().contiguous().numpy())
+    else:
+        work = _passes, (X.contiguous().numpy(),)
+    run, features = work
+    K, numbers = len(dV), stored(X).numel() // rows.y.numel()  # numbers in a row, on average
+    threads = max(1, min(torch.get_num_threads(), K, int(budgets.sum()) * numbers // WORTH_A_THREAD))
 
     def passes(first: int, last: int) -> None:
-        (_gram_passes if by_gram else _passes)(first, last, kind, width, arrays)
+        run(first, last, kind, width, arrays, *features)
 
     if threads == 1:
         passes(0, K)
@@ -211,10 +226,10 @@ def jit(function: Function) -> Function:
 
 
 @jit
-def _passes(first: int, last: int, kind: int, width: float, users: Arrays) -> None:
+def _passes(first: int, last: int, kind: int, width: float, users: Arrays, rows: Floats) -> None:
     """Run the passes of users first..last−1 by model."""
     for k in range(first, last):
-        X, y, a, w, n = users.X[k], users.y[k], users.a[k], users.W[k], users.counts[k]
+        X, y, a, w, n = rows[k], users.y[k], users.a[k], users.W[k], users.counts[k]
         z = w.copy()  # w + c Δv
         for visit in range(users.budgets[k]):
             j = users.order[k, visit % n]
@@ -232,10 +247,33 @@ def _passes(first: int, last: int, kind: int, width: float, users: Arrays) -> No
 
 
 @jit
-def _gram_passes(first: int, last: int, kind: int, width: float, users: Arrays) -> None:
+def _sparse_passes(
+    first: int, last: int, kind: int, width: float, users: Arrays, data: Floats, columns: Numbers, starts: Numbers
+) -> None:
+    """Run the passes of users first..last−1 by model on sparse rows.
+
+    A visit costs the non-zeros of its row, and a pass nothing that grows with d.
+    """
+    for k in range(first, last):
+        y, a, w, dv, n, c = users.y[k], users.a[k], users.W[k], users.dV[k], users.counts[k], users.curvature[k]
+        for visit in range(users.budgets[k]):
+            j = users.order[k, visit % n]
+            row = k * users.y.shape[1] + j
+            old, prediction, s = a[j], 0.0, users.s[k, j]
+            for i in range(starts[row], starts[row + 1]):
+                prediction += data[i] * (w[columns[i]] + c * dv[columns[i]])
+            new = _step(kind, width, y[j], old, prediction, c * s * users.square_norms[k, j])
+            if new != old:
+                a[j] = new
+                for i in range(starts[row], starts[row + 1]):
+                    dv[columns[i]] += s * (new - old) * data[i]
+
+
+@jit
+def _gram_passes(first: int, last: int, kind: int, width: float, users: Arrays, rows: Floats, gram: Floats) -> None:
     """Run the passes of users first..last−1 by G = XXᵀ."""
     for k in range(first, last):
-        X, G, y, a, w, n = users.X[k], users.gram[k], users.y[k], users.a[k], users.W[k], users.counts[k]
+        X, G, y, a, w, n = rows[k], gram[k], users.y[k], users.a[k], users.W[k], users.counts[k]
         predictions, before = np.zeros(n), a.copy()
         for j in range(n):
             x, prediction = X[j], 0.0
