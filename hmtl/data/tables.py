@@ -93,8 +93,6 @@ def _read_svmlight(file: Path, label: str) -> tuple[pd.DataFrame, csr_array]:
 
     with open_file(file) as opened:
         x, y, query = load_svmlight_file(opened, zero_based=False, query_id=True)
-    if x.nnz and x.indices.min() < 0:
-        raise ValueError("it has a feature 0, but svmlight numbers features from 1")
     labels = y.astype(np.int64) if (abs(y) < 2**53).all() and not (y % 1).any() else y
     return pd.DataFrame({label: labels} | ({QUERY: query} if query.any() else {})), checked(x)
 

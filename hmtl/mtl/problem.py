@@ -254,9 +254,10 @@ class Problem:
         """Return V [d, K] from the duals, v_k = Σ_j s_kj a_kj x_kj."""
         weighted = self.weights[:, None] * self._by_score(a)  # [K, C, n]
         if self.is_sparse:
-            pairs = zip(self.tasks, weighted, strict=True)
-            own = [times(task.x_train.T, each[:, : len(task.y_train)].T).T for task, each in pairs]
-            return torch.stack(own).flatten(1).T
+            own = a.new_empty(len(a), self.outputs, self.d)
+            for v, task, each in zip(own, self.tasks, weighted, strict=True):
+                v[:] = times(task.x_train.T, each[:, : len(task.y_train)].T).T
+            return own.flatten(1).T
         V: Tensor = torch.bmm(weighted, self.rows.X).flatten(1).T
         return V
 

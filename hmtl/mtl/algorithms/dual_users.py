@@ -143,8 +143,8 @@ class DualUsers(Users):
     def receive(self, users: Ids, models: Tensor) -> None:
         W, further = models[:, : self.problem.size].contiguous(), models[:, self.problem.size :]
         if self.settings.accelerated:
-            step = self.dV[users]  # zero for updates that were rolled back
-            drift = W - self.W[users] - self.curvature[users, None] * step
+            step, old, curvature = (of_rows(x, users) for x in (self.dV, self.W, self.curvature))
+            drift = W - old - curvature[:, None] * step  # the step is zero for updates that were rolled back
             drift[torch.from_numpy(np.isin(users, self._idle))] = 0  # an idle user does not know the last step
             self.step, self.momentum = with_rows(self.step, users, step), with_rows(self.momentum, users, drift)
             self.beta = with_rows(self.beta, users, further[:, 0])

@@ -250,23 +250,25 @@ def _passes(first: int, last: int, kind: int, width: float, users: Arrays, rows:
 def _sparse_passes(
     first: int, last: int, kind: int, width: float, users: Arrays, data: Floats, columns: Numbers, starts: Numbers
 ) -> None:
-    """Run the passes of users first..last−1 by model on sparse rows.
-
-    A visit costs the non-zeros of its row, and a pass nothing that grows with d.
-    """
+    """Run the passes of users first..last−1 by model on sparse rows; a visit costs the non-zeros of its row."""
     for k in range(first, last):
-        y, a, w, dv, n, c = users.y[k], users.a[k], users.W[k], users.dV[k], users.counts[k], users.curvature[k]
+        y, a, w, n = users.y[k], users.a[k], users.W[k], users.counts[k]
+        z = w.copy()  # w + c Δv
         for visit in range(users.budgets[k]):
             j = users.order[k, visit % n]
             row = k * users.y.shape[1] + j
-            old, prediction, s = a[j], 0.0, users.s[k, j]
-            for i in range(starts[row], starts[row + 1]):
-                prediction += data[i] * (w[columns[i]] + c * dv[columns[i]])
-            new = _step(kind, width, y[j], old, prediction, c * s * users.square_norms[k, j])
+            x, at = data[starts[row] : starts[row + 1]], columns[starts[row] : starts[row + 1]]
+            old, prediction, kappa = a[j], 0.0, users.curvature[k] * users.s[k, j]
+            for i in range(len(x)):
+                prediction += x[i] * z[at[i]]
+            new = _step(kind, width, y[j], old, prediction, kappa * users.square_norms[k, j])
             if new != old:
                 a[j] = new
-                for i in range(starts[row], starts[row + 1]):
-                    dv[columns[i]] += s * (new - old) * data[i]
+                step = kappa * (new - old)
+                for i in range(len(x)):
+                    z[at[i]] += step * x[i]
+        for i in range(len(z)):
+            users.dV[k, i] = (z[i] - w[i]) / users.curvature[k]
 
 
 @jit
