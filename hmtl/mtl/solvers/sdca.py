@@ -7,7 +7,8 @@ meanwhile.
 
 A pass by model keeps a local model: a visit costs d multiplications, and d more if the dual changes. A pass by Gram
 matrix keeps the predictions of all rows: a visit costs n multiplications if the dual changes, which becomes rare after
-a few passes, and nothing otherwise. It suits several passes, if the Gram matrices XXᵀ fit in memory.
+a few passes, and nothing otherwise. It suits several passes, if the Gram matrices XXᵀ fit in memory. On sparse rows,
+passes are by model, and a visit costs the non-zeros of its row.
 """
 
 import math
