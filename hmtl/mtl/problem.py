@@ -260,8 +260,7 @@ def _check_task(task: Task, first: Task, loss: Loss) -> None:
     elif task.classes and not loss.classes:
         fault = (
             f"{task.classes} classes, but {name} takes numbers: choose loss={margin_losses} or, with algorithm=fedu, "
-            "fedavg, fedprox, ditto or pfedme, cross_entropy. If y holds numbers to predict, set "
-            "dataset.kind=regression."
+            "fedavg or one of its relatives, cross_entropy. If y holds numbers to predict, set dataset.kind=regression."
         )
     elif loss.classes and not task.classes:
         if task.is_local and set(task.y_train.tolist()) <= {-1.0, 1.0}:

@@ -144,8 +144,8 @@ def _adding(comparison: Comparison) -> str:
         if not sums.proven:
             least = f"another such scheme might take up to {1 - sums.bound / sums.cost:.2%} less time"
     return (
-        "Sums of 64-bit numbers suffice for regularizer=mean with mocha or fedu, and for cocoa, fedavg, fedprox, ditto "
-        f"and pfedme. {how}; {least}."
+        "Sums of 64-bit numbers suffice for regularizer=mean with mocha or fedu, and for cocoa, fedavg and its "
+        f"relatives. {how}; {least}."
     )
 
 

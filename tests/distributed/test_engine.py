@@ -96,6 +96,7 @@ def check_equal(
             marks=pytest.mark.slow,
         ),
         ("algorithm=fedu", "regularizer.neighbors=2", "dataset.standardize=all", "evaluate_every=3"),
+        pytest.param(("algorithm=fedrep", "participation.dropout=0.3"), marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )
@@ -105,7 +106,7 @@ def test_models_measurements_and_setup_are_those_of_one_process(
     cfg = configure(*SMALL, *words)
     results = train_in_threads(cfg)
     cfg.output_dir += "/alone"
-    check_equal(results, train(cfg), rtol=1e-6 if "algorithm=fedu" in words else 0)
+    check_equal(results, train(cfg), rtol=1e-6 if words[0] in ("algorithm=fedu", "algorithm=fedrep") else 0)
     setups = [load_checkpoint(folder)["communicator"]["ledger"]["setup"] for folder in (tmp_path, tmp_path / "alone")]
     many, alone = (counts[1:5, 1].tolist() for counts in setups)  # links of users, without the first of a frame
     assert many == alone

@@ -4,6 +4,7 @@ from hmtl.mtl.algorithms.base import Aggregator, Algorithm, Users
 from hmtl.mtl.algorithms.fedavg import FedAvg
 from hmtl.mtl.algorithms.fedu import FedU
 from hmtl.mtl.algorithms.mocha import MOCHA, CoCoA, Local
+from hmtl.mtl.algorithms.personal_layers import FedPer, FedRep, LGFedAvg
 from hmtl.mtl.algorithms.proximal import Ditto, FedProx, PFedMe
 from hmtl.mtl.algorithms.setup_exchange import preprocessing_setup
 
@@ -14,8 +15,11 @@ __all__ = [
     "CoCoA",
     "Ditto",
     "FedAvg",
+    "FedPer",
     "FedProx",
+    "FedRep",
     "FedU",
+    "LGFedAvg",
     "Local",
     "PFedMe",
     "Users",

@@ -302,7 +302,7 @@ def no_sums(name: str) -> ConfigError:
     """Return the error for an algorithm, called `name`, that does not work with messages="sums"."""
     return ConfigError(
         f"{name} needs the IVs of all users, not only sums. Set communicator=coded. communicator=sums works with "
-        "algorithm=cocoa, fedavg, fedprox, ditto and pfedme, and with mocha and fedu if regularizer=mean."
+        "algorithm=cocoa, fedavg and its relatives, and with mocha and fedu if regularizer=mean."
     )
 
 

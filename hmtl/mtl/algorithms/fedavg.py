@@ -120,11 +120,16 @@ class FedAvg(NetworkAlgorithm):
         return 1
 
     def _sides(self, messages: MessageKind) -> tuple[NetworkUsers, Aggregator]:
-        average, weights = Average(self.model.start, self.beta, self.problem.grid), self._weights()
+        average, weights = Average(self._start, self.beta, self.problem.grid), self._weights()
         if messages == "ivs":
             return self._users(Sending(len(average.start))), AverageModels(average, weights)
         sending = SendAverageTerms(average, weights[self.problem.users], float(weights.sum()))
         return self._users(sending), AverageTerms(average)
+
+    @property
+    def _start(self) -> Tensor:
+        """What is averaged, before the first round [a]."""
+        return self.model.start
 
     def _users(self, sending: Sending) -> NetworkUsers:
         return NetworkUsers(self._local, sending)

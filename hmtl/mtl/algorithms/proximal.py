@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from hmtl.errors import ConfigError
-from hmtl.mtl.algorithms.base import Aggregator, Ids, Users, with_rows
+from hmtl.mtl.algorithms.base import Aggregator, Users
 from hmtl.mtl.algorithms.fedavg import FedAvg
-from hmtl.mtl.algorithms.networks import LocalTraining, NetworkUsers, Sending
+from hmtl.mtl.algorithms.networks import LocalTraining, NetworkUsers, Sending, StatefulUsers
 from hmtl.mtl.networks.flat import MakeModel
 from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.solvers.sgd import LocalSGD, Proximal
@@ -43,19 +43,11 @@ class FedProx(FedAvg):
         return super().describe() | {"mu": self.mu}
 
 
-class PersonalUsers(NetworkUsers):
-    """User side: each user's copy of the shared model, `W` [K, m], and the personal models, `V` [K, m].
-
-    `_train` returns the new personal models besides the IVs; they stay in `pending` [K, m] until they count.
-    """
-
-    V: Tensor
-    pending: Tensor
+class PersonalUsers(StatefulUsers):
+    """User side: each user's copy of the shared model, `W` [K, m], and the personal models, `V` [K, m]."""
 
     def __init__(self, local: LocalTraining, sending: Sending, pull: float) -> None:
-        super().__init__(local, sending, pull)
-        self.register_buffer("V", self.W)
-        self.register_buffer("pending", self.W)
+        super().__init__(local, sending, local.model.start, pull)
 
     @property
     def models(self) -> Tensor:
@@ -63,16 +55,6 @@ class PersonalUsers(NetworkUsers):
 
     def predictors(self, state: dict[str, Tensor]) -> Tensor:
         return state["V"]
-
-    def _hold(self, users: Ids, own: list[Tensor]) -> None:
-        self.pending = with_rows(self.pending, users, own[0][users])
-
-    def commit(self, users: Ids) -> None:
-        super().commit(users)
-        self.V = with_rows(self.V, users, self.pending[users])
-
-    def roll_back(self, users: Ids) -> None:
-        self.pending = with_rows(self.pending, users, self.V[users])
 
     @torch.no_grad()
     def measure(self) -> dict[str, Tensor]:
@@ -110,7 +92,7 @@ class DittoUsers(PersonalUsers):
         W, order = self.W[users], self._order(round, users, rows)
         new = self._steps(users, rows, W, order, budgets, round)
         proximal = Proximal(self.pull, W)
-        return new, self._steps(users, rows, self.V[users], order, budgets, round, proximal, time=1)
+        return new, self._steps(users, rows, self.V[users], order, budgets, round, 1, proximal=proximal)
 
 
 class Ditto(PersonalAlgorithm):
@@ -151,7 +133,7 @@ class PFedMeUsers(PersonalUsers):
         for r in range(self.local_rounds):
             steps = (budgets - r * usual).clamp_min(0).minimum(usual)  # a straggler skips the last steps
             order = self._order(round * self.local_rounds + r, users, rows)
-            V = self._steps(users, rows, V, order, steps, round, Proximal(self.pull, W), time=r)
+            V = self._steps(users, rows, V, order, steps, round, r, proximal=Proximal(self.pull, W))
             moving = (steps > 0)[:, None].to(W)
             W = W - self.share * moving * (W - V)
         return W, V
