@@ -253,7 +253,7 @@ def test_same_seed_same_run_other_seed_other_run(configure: Configure, tmp_path:
     assert not torch.equal(W[0], W[2])
 
 
-EVERY = ["mocha", "cocoa", "local", "fedu", "fedavg", "fedprox", "ditto", "pfedme", "fedper", "fedrep"]
+EVERY = ["mocha", "cocoa", "local", "fedu", "fedavg", "fedprox", "ditto", "pfedme", "fedper", "fedrep", "scaffold"]
 
 
 FEW = ("dataset.rows_per_user=40", "logger=none")

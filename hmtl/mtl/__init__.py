@@ -19,6 +19,7 @@ from hmtl.mtl.algorithms import (
     LGFedAvg,
     Local,
     PFedMe,
+    Scaffold,
     Users,
     preprocessing_setup,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "Regularizer",
     "Ridge",
     "Rows",
+    "Scaffold",
     "SharedModel",
     "SmoothHinge",
     "Squared",

@@ -6,6 +6,7 @@ from hmtl.mtl.algorithms.fedu import FedU
 from hmtl.mtl.algorithms.mocha import MOCHA, CoCoA, Local
 from hmtl.mtl.algorithms.personal_layers import FedPer, FedRep, LGFedAvg
 from hmtl.mtl.algorithms.proximal import Ditto, FedProx, PFedMe
+from hmtl.mtl.algorithms.scaffold import Scaffold
 from hmtl.mtl.algorithms.setup_exchange import preprocessing_setup
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "LGFedAvg",
     "Local",
     "PFedMe",
+    "Scaffold",
     "Users",
     "preprocessing_setup",
 ]
