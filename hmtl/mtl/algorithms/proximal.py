@@ -150,7 +150,7 @@ class PFedMe(PersonalAlgorithm):
 
     Args, Raises: as in `FedAvg`, and
         lam: λ in (0, 2/step); larger values make local steps diverge. The larger λ, the nearer θ_k is to w.
-        eta: η in (0, 1/λ]; with 1/λ, w_k becomes θ_k.
+        eta: η in (0, 1/λ]; None: 1/λ, with which w_k becomes θ_k.
         local_rounds: R ≥ 1.
         beta: β > 0; 1 is the mean, and a larger β goes beyond it.
 
@@ -163,11 +163,13 @@ class PFedMe(PersonalAlgorithm):
         solver: LocalSGD,
         model: MakeModel,
         lam: float,
-        eta: float,
-        local_rounds: int = 5,
+        eta: float | None = None,
+        local_rounds: int = 1,
         beta: float = 1.0,
         **options: Any,
     ) -> None:
+        if eta is None:
+            eta = 1 / lam if lam else 1.0
         if not (eta > 0 and 0 < eta * lam <= 1):
             raise ConfigError(
                 f"eta={eta:g}, lam={lam:g}: eta·lam, the share of the way to θ_k, is not in (0, 1]. Change eta or lam."
