@@ -137,6 +137,12 @@ class Problem:
             facts = torch.from_numpy(generator(0, "stand-in").normal(size=(self.K, facts.shape[1])))
         self.regularizer = regularizer.prepared(facts).to(self.s.device)
 
+    def for_networks(self) -> "Problem":
+        """Return a problem whose regularizer has the default settings for networks."""
+        new = copy.copy(self)
+        new.regularizer = self.regularizer.for_networks()
+        return new
+
     def regularized(self, regularizer: Regularizer) -> "Problem":
         """Return a problem with another regularizer, but the same tasks, rows and loss."""
         new = copy.copy(self)

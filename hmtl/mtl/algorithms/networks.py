@@ -216,7 +216,7 @@ class NetworkAlgorithm(Algorithm):
     ) -> None:
         solver.check("networks", problem.loss)
         participation.check(problem.K)
-        self.problem = problem
+        self.problem = problem.for_networks()
         self.solver = solver
         self.seed = seed
         self.participation = participation
