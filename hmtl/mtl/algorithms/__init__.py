@@ -2,9 +2,9 @@
 
 from hmtl.mtl.algorithms.base import Aggregator, Algorithm, Users
 from hmtl.mtl.algorithms.fedavg import FedAvg
+from hmtl.mtl.algorithms.fedper import FedPer, FedRep, LGFedAvg
 from hmtl.mtl.algorithms.fedu import FedU
 from hmtl.mtl.algorithms.mocha import MOCHA, CoCoA, Local
-from hmtl.mtl.algorithms.personal_layers import FedPer, FedRep, LGFedAvg
 from hmtl.mtl.algorithms.proximal import Ditto, FedProx, PFedMe
 from hmtl.mtl.algorithms.scaffold import Scaffold
 from hmtl.mtl.algorithms.setup_exchange import preprocessing_setup

@@ -203,8 +203,6 @@ class NetworkAlgorithm(Algorithm):
         ConfigError: the model does not fit the data, or the solver or regularizer does not fit the algorithm.
     """
 
-    users: NetworkUsers
-
     def __init__(
         self,
         problem: Problem,
@@ -226,7 +224,7 @@ class NetworkAlgorithm(Algorithm):
         self.users, self.aggregator = self._sides(messages)
 
     @abstractmethod
-    def _sides(self, messages: MessageKind) -> tuple[NetworkUsers, Aggregator]:
+    def _sides(self, messages: MessageKind) -> tuple[Users, Aggregator]:
         """Return the user side and the aggregator side."""
 
     @property
@@ -236,4 +234,4 @@ class NetworkAlgorithm(Algorithm):
     @property
     def W(self) -> Tensor:
         """The parameters that the users predict with [m, K]."""
-        return self.users.models.T
+        return self.users.predictors(self.users.state_dict()).T

@@ -1,21 +1,18 @@
-"""FedPer, FedRep and LG-FedAvg: some layers of the network are averaged, and each user keeps the others to itself.
+"""Networks some layers of which are averaged, while each user keeps the others to itself.
 
 K users; a shared and p personal numbers of a network with m = a + p parameters.
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from hmtl.errors import ConfigError, few
-from hmtl.mtl.algorithms.fedavg import FedAvg
 from hmtl.mtl.algorithms.networks import LocalTraining, Sending, StatefulUsers
-from hmtl.mtl.networks.flat import FlatModel, MakeModel
-from hmtl.mtl.problem import Problem, Rows
-from hmtl.mtl.solvers.sgd import LocalSGD
+from hmtl.mtl.networks.flat import FlatModel
+from hmtl.mtl.problem import Rows
 
 
 def last_layer(names: Sequence[str]) -> frozenset[str]:
@@ -107,80 +104,3 @@ class LayerUsers(StatefulUsers):
             order = self._order(round * len(self.phases) + r, users, rows)
             W = self._steps(users, rows, W, order, steps, round, r, trained=trained)
         return self.split.part(W, self.split.shared), self.split.part(W, self.split.personal)
-
-
-class FedPer(FedAvg):
-    """FedAvg of the first layers; each user has a last layer of its own. Users train both at once.
-
-    The personal parameters start alike and never travel. Those of an absent user stay as they are, while the shared
-    ones are replaced by the new average.
-
-    Args, Raises: as in `FedAvg`, and
-        personal: names of the personal parameters, or of modules with personal parameters only, as in `state_dict` of
-            the network; None: the last layer.
-
-    Ref: Arivazhagan et al. 2019.
-    """
-
-    last_is_personal: ClassVar[bool] = True
-    personal_first: ClassVar[bool] = False
-    """Whether users train the personal parameters first, and then the shared ones, instead of all at once."""
-
-    def __init__(
-        self,
-        problem: Problem,
-        solver: LocalSGD,
-        model: MakeModel,
-        personal: Sequence[str | int] | str | int | None = None,
-        **options: Any,
-    ) -> None:
-        self.personal = [personal] if isinstance(personal, str | int) else personal
-        super().__init__(problem, solver, model, **options)
-
-    @property
-    def _split(self) -> Split:
-        names = list(self.model.shapes)
-        if self.personal is not None:
-            return Split(self.model, matching(names, [str(each) for each in self.personal]))
-        last = last_layer(names)
-        return Split(self.model, last if self.last_is_personal else frozenset(names) - last)
-
-    @property
-    def _start(self) -> Tensor:
-        split = self._split
-        return split.part(self.model.start, split.shared)
-
-    def _users(self, sending: Sending) -> LayerUsers:
-        split = self._split
-        phases = (split.personal, split.shared) if self.personal_first else (frozenset(self.model.shapes),)
-        return LayerUsers(self._local, sending, split, phases)
-
-    def describe(self) -> dict[str, Any]:
-        return super().describe() | {"personal": sorted(self._split.personal)}
-
-
-class FedRep(FedPer):
-    """FedPer whose users train the personal layers first, with the shared ones fixed, and then the shared ones.
-
-    Each of the two phases takes the solver's epochs.
-
-    Args, Raises: as in `FedPer`.
-
-    Ref: Collins et al. 2021.
-    """
-
-    personal_first = True
-
-
-class LGFedAvg(FedPer):
-    """FedPer the other way round: each user has first layers of its own, and the last layer is averaged.
-
-    Args, Raises: as in `FedPer`; personal=None: all but the last layer.
-
-    Ref: Liang et al. 2020.
-    """
-
-    last_is_personal = False
-
-    def describe(self) -> dict[str, Any]:
-        return super().describe() | {"algorithm": "lg_fedavg"}

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from hmtl.errors import ConfigError
-from hmtl.mtl.algorithms.base import Aggregator, Users
 from hmtl.mtl.algorithms.fedavg import FedAvg
 from hmtl.mtl.algorithms.networks import LocalTraining, NetworkUsers, Sending, StatefulUsers
+from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.networks.flat import MakeModel
 from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.solvers.sgd import LocalSGD, Proximal
@@ -190,5 +190,5 @@ class PFedMe(PersonalAlgorithm):
     def _weights(self) -> Tensor:
         return torch.ones_like(super()._weights())
 
-    def setup(self) -> tuple[Users, Aggregator] | None:
+    def setup(self) -> tuple[SetupUsers, SetupAggregator] | None:
         return None  # all users weigh the same
