@@ -51,6 +51,16 @@ def test_every_round_is_that_of_modules(seed, kind, own, epochs, part):
     assert learner.metrics()["test_error"] == pytest.approx(float(sum(wrong)) / K), "the errors of whole models"
 
 
+def test_each_phase_of_each_round_has_minibatches_of_its_own(monkeypatch):
+    """FedRep's two phases would otherwise see the rows in the same order."""
+    learner, numbers = KINDS["fedrep"](several_classes(), LocalSGD(0.3, 1, 4), deep), []
+    draw = LocalSGD.draw
+    monkeypatch.setattr(LocalSGD, "draw", lambda self, seed, n, *rest: numbers.append(n) or draw(self, seed, n, *rest))
+    for round in range(3):
+        learner.step(round)
+    assert len(set(numbers)) == len(numbers) == 6
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_shared_parameters_travel(kind):
     """The ledger counts their bits alone, over any communicator."""
