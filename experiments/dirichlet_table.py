@@ -32,6 +32,7 @@ METHODS = {
     "Ditto": "algorithm=ditto",
     "pFedMe": "algorithm=pfedme",
     "FedPer": "algorithm=fedper",
+    "FedPer, coupled by a graph": "algorithm=fedper algorithm.coupled=true regularizer=graph",
     "FedRep": "algorithm=fedrep",
     "LG-FedAvg": "algorithm=lg_fedavg",
 }
