@@ -33,6 +33,10 @@ class Regularizer(nn.Module, ABC):
         super().__init__()
         self.lam = _positive("lam", lam)
 
+    def for_networks(self) -> Self:
+        """Return the regularizer with the default settings for networks."""
+        return self
+
     def facts(self, task: Task) -> Tensor:
         """Return what a user reports about its task before the first round, [f] float64; by default nothing."""
         return torch.zeros(0, dtype=torch.float64)
@@ -126,19 +130,34 @@ class Ridge(Regularizer):
         return Form(Omega.new_full((len(Omega),), 1 / self.lam), Omega.new_empty(len(Omega), 0), Omega.new_empty(0, 0))
 
 
-class Mean(Regularizer):
+class Shrinking(Regularizer):
+    """A coupling with a term of its own that shrinks models to 0.
+
+    Args:
+        lam: strength of the coupling.
+        lam2: λ2, strength of the term; None: 0.1, and 1e-6 for networks, whose size it limits far more.
+    """
+
+    def __init__(self, lam: float, lam2: float | None = None) -> None:
+        super().__init__(lam)
+        self.is_usual = lam2 is None
+        self.lam2 = 0.1 if lam2 is None else _positive("lam2", lam2)
+
+    def for_networks(self) -> Self:
+        new = copy.copy(self)
+        new.lam2 = 1e-6 if self.is_usual else self.lam2
+        return new
+
+
+class Mean(Shrinking):
     """Models near their mean: A = 2(λ1·(I − 11ᵀ/K) + λ2·I), R = λ1 Σ_k ‖w_k − w̄‖² + λ2‖W‖².
 
     Args:
         lam: λ1.
-        lam2: λ2.
+        lam2: λ2, see `Shrinking`.
 
     Ref: Evgeniou and Pontil 2004.
     """
-
-    def __init__(self, lam: float, lam2: float = 0.1) -> None:
-        super().__init__(lam)
-        self.lam2 = _positive("lam2", lam2)
 
     def coupling(self, Omega: Tensor) -> Tensor:
         eye = torch.eye(len(Omega)).to(Omega)
@@ -170,23 +189,24 @@ class SharedModel(Regularizer):
         return Form(Omega.new_zeros(K), Omega.new_ones(K, 1), Omega.new_full((1, 1), 1 / self.lam))
 
 
-class Graph(Regularizer):
+class Graph(Shrinking):
     """Similar models for neighbours: A = η·L + λ2·I with the graph's Laplacian L = diag(Σ_l a_kl) − (a_kl).
 
     R = (η/4) Σ_kl a_kl‖w_k − w_l‖² + (λ2/2)‖W‖².
 
     Args:
         lam: η.
-        lam2: λ2.
+        lam2: λ2, see `Shrinking`.
         path: file of the weights a_kl, see `graph.read_weights`; None: `graph.nearest` chooses the neighbours.
         neighbors: number of nearest users that become neighbours of each user; ignored if there is a file.
 
     Ref: Dinh et al. 2021.
     """
 
-    def __init__(self, lam: float, lam2: float = 0.1, path: str | Path | None = None, neighbors: int = 3) -> None:
-        super().__init__(lam)
-        self.lam2 = _positive("lam2", lam2)
+    def __init__(
+        self, lam: float, lam2: float | None = None, path: str | Path | None = None, neighbors: int = 3
+    ) -> None:
+        super().__init__(lam, lam2)
         self.path = path
         self.neighbors = neighbors
 

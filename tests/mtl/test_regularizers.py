@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
 from hmtl.errors import ConfigError
-from hmtl.mtl import Clustered, Graph, Mean, Regularizer, Ridge, SharedModel, TaskRelationship
+from hmtl.mtl import Clustered, FedU, Graph, LocalSGD, Logistic, Mean, Regularizer, Ridge, SharedModel, TaskRelationship
 from hmtl.testing import RegularizerContract
 
 
@@ -235,6 +235,17 @@ def test_strength_must_be_positive(lam):
     ):
         with pytest.raises(ConfigError, match="="):
             build(lam)
+
+
+@pytest.mark.parametrize("kind", [Mean, Graph])
+def test_networks_are_hardly_shrunk_by_default(kind, random_problem):
+    problem = random_problem(0, regularizer=kind(0.1), loss=Logistic()).problem
+    duals, networks = (of.regularizer.coupling(torch.eye(4).double()) for of in (problem, problem.for_networks()))
+    scale = 2 if kind is Mean else 1
+    torch.testing.assert_close(duals - networks, scale * (0.1 - 1e-6) * torch.eye(4).double(), rtol=0, atol=1e-12)
+    given = problem.regularized(kind(0.1, 0.1))
+    assert torch.equal(given.for_networks().regularizer.coupling(torch.eye(4).double()), duals)
+    assert FedU(problem, LocalSGD(), torch.nn.Linear).problem.regularizer.lam2 == 1e-6
 
 
 class Given(Regularizer):
