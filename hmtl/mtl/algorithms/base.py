@@ -164,8 +164,7 @@ class Aggregator(Side):
 
     def load_figure_state(self, state: Mapping[str, Tensor]) -> None:
         """Take the `figure_state` of another aggregator."""
-        for name, value in state.items():
-            setattr(self, name, value.to(getattr(self, name)))
+        self.load_state_dict(state, strict=False)
 
 
 class Algorithm(ABC):

@@ -14,8 +14,8 @@ from torch import Tensor
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import Aggregator, Ids
 from hmtl.mtl.participation import Participation
-from hmtl.mtl.regularizers import Regularizer
-from hmtl.mtl.solvers.sdca import sigma_prime
+from hmtl.mtl.regularizers import Regularizer, Relation, dense
+from hmtl.mtl.spectrum import Spectrum
 from hmtl.mtl.sums import Grid
 
 
@@ -66,18 +66,20 @@ class Coupling:
 
     Attributes:
         regularizer: defines A.
-        B: A⁻¹ [K, K].
-        form: the form of B, or None.
+        B: A⁻¹, as a matrix [K, K] or a form.
+        form: the form of B if it stays the same in all rounds, so that sums suffice; or None.
     """
 
-    def __init__(self, regularizer: Regularizer, Omega: Tensor) -> None:
+    def __init__(self, regularizer: Regularizer, Omega: Relation) -> None:
         self.regularizer = regularizer
-        self.B = regularizer.inverse_coupling(Omega)
-        self.form = regularizer.sums(Omega)
+        self.B = regularizer.inverse(Omega)
+        self.form = None if regularizer.learns or isinstance(self.B, Tensor) else self.B
 
     def curvature(self, kind: Literal["user", "max"]) -> Tensor:
-        """Return c_k of each user, [K, 1], such that B ⪯ diag(c): `Σ_l |B_kl|`, or σ′B_kk."""
-        c = sigma_prime(self.B) * self.B.diagonal() if kind == "max" else self.B.abs().sum(1)
+        """Return c_k of each user, [K, 1], such that B ⪯ diag(c): `Σ_l |B_kl|` or less, or σ′B_kk."""
+        c = self.B.abs().sum(1) if isinstance(self.B, Tensor) else self.B.dominating()
+        if kind == "max":
+            c = (c / self.B.diagonal()).max() * self.B.diagonal()
         return c[:, None]
 
 
@@ -100,12 +102,12 @@ class DualAggregator(Aggregator):
     After a change of A, users receive the new c_k with their models. It is sent in every round until each user has been
     heard once: a user who missed its model takes no part until one arrives.
 
-    Buffers: `V` [K, d]; `Omega`, Ω [K, K]; `rounds`, the number of updates; `outdated` [K], users who may not know the
+    Buffers: `V` [K, d]; `Omega`, Ω [K, K], or the buffers of a `Spectrum`; `rounds`, the number of updates; `outdated` [K], users who may not know the
     present c_k; `t`; `gain`, by how much R fell when Ω was learned last.
     """
 
     V: Tensor
-    Omega: Tensor
+    Omega: Relation
     rounds: Tensor
     outdated: Tensor
     t: Tensor
@@ -116,7 +118,11 @@ class DualAggregator(Aggregator):
         self.settings = settings
         self.grid = grid
         self.register_buffer("V", V)
-        self.register_buffer("Omega", regularizer.start_omega(len(V)).to(V))
+        Omega = regularizer.start(*V.shape).to(V)
+        if isinstance(Omega, Spectrum):
+            self.Omega = Omega
+        else:
+            self.register_buffer("Omega", Omega)
         self.register_buffer("rounds", torch.tensor(0))
         self.register_buffer("outdated", torch.zeros(len(V), dtype=torch.bool))
         self.register_buffer("t", torch.tensor(1.0, dtype=torch.float64))
@@ -125,7 +131,8 @@ class DualAggregator(Aggregator):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = True) -> Any:
         keys = super().load_state_dict(state_dict, strict, assign)
-        self.coupling = Coupling(self.coupling.regularizer, self.Omega)
+        if any(name.startswith("Omega") for name in state_dict):
+            self.coupling = Coupling(self.coupling.regularizer, self.Omega)
         return keys
 
     @property
@@ -136,7 +143,7 @@ class DualAggregator(Aggregator):
     def answer(self, facts: Tensor) -> Tensor:
         """Return each user's c_k, [K, 1], given the facts [K, f] of the set-up."""
         regularizer = self.coupling.regularizer.prepared(facts).to(self.V.device)
-        self.Omega = regularizer.start_omega(len(self.V)).to(self.V)
+        self.Omega = regularizer.start(*self.V.shape).to(self.V)
         self.coupling = Coupling(regularizer, self.Omega)
         return self.curvature
 
@@ -179,12 +186,7 @@ class DualAggregator(Aggregator):
         return bool(r.sum() > 0) if self.coupling.form is None else self.grid.positive(self.grid.fine(r).sum(0))
 
     def figure_state(self) -> dict[str, Tensor]:
-        return {"Omega": self.Omega, "gain": self.gain}
-
-    def load_figure_state(self, state: Mapping[str, Tensor]) -> None:
-        super().load_figure_state(state)
-        if "Omega" in state:
-            self.coupling = Coupling(self.coupling.regularizer, self.Omega)
+        return {name: value for name, value in self.named_buffers() if name.partition(".")[0] in ("Omega", "gain")}
 
 
 class SummedDualAggregator(Aggregator):
@@ -196,13 +198,13 @@ class SummedDualAggregator(Aggregator):
     S: Tensor
     t: Tensor
 
-    def __init__(self, coupling: Coupling, Omega: Tensor, numbers: int, settings: DualSettings, grid: Grid) -> None:
+    def __init__(self, coupling: Coupling, Omega: Relation, numbers: int, settings: DualSettings, grid: Grid) -> None:
         super().__init__()
         self.coupling = coupling
         self.Omega = Omega
         self.settings = settings
         self.grid = grid
-        self.register_buffer("S", torch.zeros(1, numbers, dtype=torch.int64, device=Omega.device))
+        self.register_buffer("S", torch.zeros(1, numbers, dtype=torch.int64, device=dense(Omega).device))
         self.register_buffer("t", torch.tensor(1.0, dtype=torch.float64))
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ from hmtl.mtl.algorithms.dual_users import DualUsers, LocalUsers, SummedDualUser
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
-from hmtl.mtl.regularizers import Ridge, SharedModel
+from hmtl.mtl.regularizers import Ridge, SharedModel, conjugate, dense
 from hmtl.mtl.solvers.sdca import DualSolver
 
 
@@ -128,7 +128,7 @@ class MOCHA(Algorithm):
     @property
     def Omega(self) -> Tensor:
         """Ω [K, K]."""
-        return self.aggregator.Omega
+        return dense(self.aggregator.Omega)
 
     @property
     def a(self) -> Tensor:
@@ -146,25 +146,26 @@ class MOCHA(Algorithm):
         """
         coupling, held = self.aggregator.coupling, V - error
         norms, products = error.norm(dim=0), (W * error).sum(dim=0)
-        middle = products + (held @ coupling.B - W).norm(dim=0) * norms
+        middle = products + ((coupling.B @ held.T).T - W).norm(dim=0) * norms
         c = coupling.curvature("user")[:, 0]
-        bound = coupling.regularizer.conjugate(held, self.Omega) + middle.sum() + 0.5 * (c * norms.square()).sum()
+        bound = conjugate(coupling.B, held) + middle.sum() + 0.5 * (c * norms.square()).sum()
         return float(bound)
 
     def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
         # V is computed from the duals, since the wire may have rounded the IVs that the aggregator's V sums up
-        R, Omega = self.aggregator.coupling.regularizer, self.Omega
+        coupling, Omega = self.aggregator.coupling, self.aggregator.Omega
+        R = coupling.regularizer
         W, V = measured["W"].T, measured["V"].T
         losses, conjugates = measured["losses"].sum(), measured["conjugates"].sum()
         with torch.no_grad():
             primal = float(losses + R(W, Omega))
-        dual = -float(conjugates + R.conjugate(V, Omega))
+        dual = -float(conjugates + conjugate(coupling.B, V))
         figures = {"primal": primal, "dual": dual, "gap": primal - dual}
         if "rounding_error" in measured:
             bound = self._conjugate_bound(W, V, measured["rounding_error"].T)
             figures["gap_certified"] = primal + float(conjugates) + bound
         if "leftover" in measured:
-            form = self.aggregator.coupling.form
+            form = coupling.form
             assert form is not None  # users send terms
             figures["gap_certified"] = primal + float(conjugates) + form.penalty_bound(V.T, measured["leftover"])
         joint = R.joint(W, V)
