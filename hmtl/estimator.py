@@ -15,6 +15,7 @@ from hmtl.data.tasks import class_targets
 from hmtl.errors import ConfigError, DataError
 from hmtl.inference.models import models_of
 from hmtl.mtl import MOCHA, SDCA, Hinge, Loss, Problem, Regularizer, Squared, TaskRelationship
+from hmtl.mtl.regularizers import Relation, dense
 
 
 class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -41,7 +42,8 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         models_: The fitted models; the users are called "0", "1", ... in the order of the tasks.
         gap_: Duality gap of the solution: an upper bound on how much the objective exceeds its optimum, at the final Ω.
         primal_: Primal objective of the solution.
-        Omega_: Learned relation between the tasks, [K, K]. Only available if the regularizer learns it.
+        Omega_: Learned relation between the tasks, [K, K], computed on access. Only available if the regularizer learns
+            it.
         rounds_: Number of rounds that were run.
 
     Ref: Smith et al. 2017.
@@ -101,10 +103,16 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         self.rounds_ = round + 1
         self.gap_ = metrics["gap"]
         self.primal_ = metrics["primal"]
-        self.__dict__.pop("Omega_", None)  # from an earlier fit
-        if regularizer.learns:
-            self.Omega_ = mocha.Omega.numpy()
+        self._relation = mocha.relation if regularizer.learns else None
         return self
+
+    @property
+    def Omega_(self) -> NDArray[np.float64]:
+        """Learned relation between the tasks."""
+        relation: Relation | None = getattr(self, "_relation", None)
+        if relation is None:
+            raise AttributeError("Omega_ exists after 'fit', if the regularizer learns how the tasks are related.")
+        return dense(relation).numpy()
 
     def predict(self, X: Sequence[ArrayLike]) -> list[NDArray[Any]]:
         """Predict the labels or numbers of raw rows.

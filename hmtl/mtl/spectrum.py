@@ -46,11 +46,16 @@ class Spectrum(nn.Module):
         rest = self.values[0]
         return Form(rest.expand(len(self)), self.vectors, (self.values[1:] - rest).diag())
 
+    def block(self, users: Tensor | slice) -> Tensor:
+        """Return the rows and columns of some users, symmetric to the last bit."""
+        form = self.form()
+        block = Form(form.delta[users], form.U[users], form.C).dense()
+        return (block + block.T) / 2
+
     @cached_property
     def dense(self) -> Tensor:
-        """The matrix itself [K, K], symmetric to the last bit."""
-        full = self.form().dense()
-        return (full + full.T) / 2
+        """The matrix itself [K, K], which takes 8K² bytes."""
+        return self.block(slice(None))
 
 
 def thin_svd(W: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,4 +67,5 @@ def thin_svd(W: Tensor) -> tuple[Tensor, Tensor]:
 
 def singular_values(W: Tensor) -> Tensor:
     """Return the singular values of W, in descending order."""
-    return torch.linalg.svdvals(torch.linalg.qr(W.T, mode="r").R if W.shape[1] > W.shape[0] else W)
+    values: Tensor = torch.linalg.svdvals(torch.linalg.qr(W.T, mode="r").R if W.shape[1] > W.shape[0] else W)
+    return values

@@ -166,8 +166,7 @@ class Form:
 
     def __matmul__(self, V: Tensor) -> Tensor:
         """Return the product with V [K, m]."""
-        product: Tensor = self.delta[:, None] * V + self._UC @ (self.U.T @ V)
-        return product
+        return torch.addmm(self.delta[:, None] * V, self._UC, self.U.T @ V)
 
     def diagonal(self) -> Tensor:
         """Return the diagonal [K]."""
@@ -186,8 +185,8 @@ class Form:
         if not p.any():
             return self.delta
         scaled = F / p.clamp_min(torch.finfo(p.dtype).tiny).sqrt()[:, None]
-        largest = torch.linalg.eigvalsh(scaled.T @ scaled)[-1]
-        return self.delta + p * (largest * (1 + 1e-12))
+        largest = float(torch.linalg.eigvalsh(scaled.T @ scaled)[-1])
+        return torch.add(self.delta, p, alpha=largest * (1 + 1e-12))
 
     def coupling(self) -> "Form":
         """Return the form of the inverse, diag(1/δ) − Û Ĉ Ûᵀ with −Ĉ as C, for δ > 0.  Ref: Woodbury 1950."""

@@ -102,8 +102,8 @@ class DualAggregator(Aggregator):
     After a change of A, users receive the new c_k with their models. It is sent in every round until each user has been
     heard once: a user who missed its model takes no part until one arrives.
 
-    Buffers: `V` [K, d]; `Omega`, Ω [K, K], or the buffers of a `Spectrum`; `rounds`, the number of updates; `outdated` [K], users who may not know the
-    present c_k; `t`; `gain`, by how much R fell when Ω was learned last.
+    Buffers: `V` [K, d]; `Omega`, Ω [K, K], or those of a `Spectrum`; `rounds`, the number of updates; `outdated` [K],
+    users who may not know the present c_k; `t`; `gain`, by how much R fell when Ω was learned last.
     """
 
     V: Tensor

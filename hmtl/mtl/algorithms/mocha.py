@@ -17,7 +17,7 @@ from hmtl.mtl.algorithms.dual_users import DualUsers, LocalUsers, SummedDualUser
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
-from hmtl.mtl.regularizers import Ridge, SharedModel, conjugate, dense
+from hmtl.mtl.regularizers import Relation, Ridge, SharedModel, conjugate
 from hmtl.mtl.solvers.sdca import DualSolver
 
 
@@ -126,9 +126,8 @@ class MOCHA(Algorithm):
         return self.users.W.T
 
     @property
-    def Omega(self) -> Tensor:
-        """Ω [K, K]."""
-        return dense(self.aggregator.Omega)
+    def relation(self) -> Relation:
+        return self.aggregator.Omega
 
     @property
     def a(self) -> Tensor:
