@@ -114,6 +114,18 @@ class Regularizer(nn.Module, ABC):
         """Whether the regularizer learns Ω."""
         return type(self).update_omega is not Regularizer.update_omega
 
+    @property
+    def common(self) -> float | None:
+        """λ0, if B = 11ᵀ/λ0 + another positive definite matrix and λ0 is small; None otherwise.
+
+        The algorithm then treats the part w0 that all models share as a block of its own. `rest` is the other matrix.
+        """
+        return None
+
+    def rest(self, Omega: Relation) -> Tensor | Form:
+        """Return B − 11ᵀ/λ0, for regularizers with a common model."""
+        raise NotImplementedError
+
     def joint(self, W: Tensor, V: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return R and R* of the joint problem in W [d, K] and Ω, or None if they are not known.
 
@@ -137,6 +149,11 @@ class Regularizer(nn.Module, ABC):
 def dense(Omega: Relation) -> Tensor:
     """Return Ω as a tensor [K, K]."""
     return Omega.dense if isinstance(Omega, Spectrum) else Omega
+
+
+def plus_constant(B: Any, value: float) -> Any:
+    """Return B + value·11ᵀ, for a matrix or a form."""
+    return B + value if isinstance(B, Tensor) else B.plus(torch.ones_like(B.delta), value)
 
 
 def conjugate(B: Tensor | Form, V: Tensor) -> Tensor:
@@ -336,6 +353,78 @@ class TaskRelationship(LearnedCoupling):
             return None
         nuclear, spectral = singular_values(W).sum(), singular_values(V)[0]
         return self.lam / 2 * nuclear.square(), spectral.square() / (2 * self.lam)
+
+
+class Common(TaskRelationship):
+    """A common model beside learned relations: w_k = w0 + u_k, R = (λ0/2)‖w0‖² + (λ/2) tr(U Ω Uᵀ).
+
+    Models shrink to w0, where users with few rows learn from all others, instead of to 0. Minimising R over w0 gives
+    A = B⁻¹ with B = 11ᵀ/λ0 + Ω⁻¹/λ, and w0 = (λ/(λ0 + λ 1ᵀΩ1)) W Ω 1. Ω is that of `TaskRelationship` for U.
+
+    Args:
+        lam: λ.
+        lam0: λ0; small, so that w0 is hardly shrunk. MOCHA keeps w0 as a block of its own, so that few rounds suffice.
+        floor: as in `LearnedCoupling`.
+
+    Ref: Evgeniou and Pontil 2004 (with Ω = I).
+    """
+
+    def __init__(self, lam: float, lam0: float = 0.1, floor: float = 1e-4) -> None:
+        super().__init__(lam, floor=floor)
+        self.lam0 = _positive("lam0", lam0)
+
+    @property
+    def common(self) -> float:
+        return self.lam0
+
+    def coupling(self, Omega: Tensor) -> Tensor:
+        A = super().coupling(Omega)
+        ones = A.sum(1)
+        return A - ones[:, None] * ones / (self.lam0 + ones.sum())
+
+    start = LearnedCoupling.start
+
+    def rest(self, Omega: Relation) -> Tensor | Form:
+        form = super().sums(Omega)
+        if form is not None:
+            return form
+        return torch.cholesky_inverse(torch.linalg.cholesky(super().coupling(dense(Omega))))
+
+    def inverse_coupling(self, Omega: Tensor) -> Tensor:
+        B: Tensor = plus_constant(self.rest(Omega), 1 / self.lam0)
+        return B
+
+    def sums(self, Omega: Relation) -> Form | None:
+        form = super().sums(Omega)
+        return None if form is None else form.plus(torch.ones_like(form.delta), 1 / self.lam0)
+
+    def form(self, Omega: Relation) -> Form | None:
+        form = super().form(Omega)
+        if form is None:
+            return None
+        ones = form @ torch.ones_like(form.delta)[:, None]
+        return form.plus(ones[:, 0], -1 / float(self.lam0 + ones.sum()))
+
+    def split(self, W: Tensor, Omega: Relation) -> Tensor:
+        """Return the best w0 [d, 1] for W [d, K] and Ω."""
+        form = super().form(Omega)
+        ones = W.new_ones(W.shape[1], 1)
+        weights = (super().coupling(dense(Omega)) if form is None else form) @ ones
+        return W @ weights / (self.lam0 + weights.sum())
+
+    def update_omega(self, W: Tensor, Omega: Any) -> Any:
+        """Return the best Ω for the deviations U from the best w0."""
+        return super().update_omega(W - self.split(W, Omega), Omega)
+
+    def joint(self, W: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+        """Return bounds as in `TaskRelationship.joint`, for the better of two w0: the mean of W, and that of V."""
+        total = V.sum(1, keepdim=True)
+        values = []
+        for w0 in (W.mean(1, keepdim=True), total / self.lam0):
+            nuclear = singular_values(W - w0).sum()
+            values.append(self.lam0 / 2 * w0.square().sum() + self.lam / 2 * nuclear.square())
+        spectral = singular_values(V)[0]
+        return torch.stack(values).min(), total.square().sum() / (2 * self.lam0) + spectral.square() / (2 * self.lam)
 
 
 class Clustered(LearnedCoupling):

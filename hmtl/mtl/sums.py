@@ -168,6 +168,12 @@ class Form:
         """Return the product with V [K, m]."""
         return torch.addmm(self.delta[:, None] * V, self._UC, self.U.T @ V)
 
+    def plus(self, u: Tensor, factor: float) -> "Form":
+        """Return this matrix plus factor·u uᵀ, for u [K]."""
+        C = self.C.new_zeros(self.q + 1, self.q + 1)
+        C[:-1, :-1], C[-1, -1] = self.C, factor
+        return Form(self.delta, torch.cat([self.U, u[:, None]], dim=1), C)
+
     def diagonal(self) -> Tensor:
         """Return the diagonal [K]."""
         return self.delta + (self._UC * self.U).sum(1)

@@ -5,6 +5,7 @@ from hmtl.mtl.algorithms.fedavg import FedAvg
 from hmtl.mtl.algorithms.fedu import FedU
 from hmtl.mtl.algorithms.mocha import MOCHA, CoCoA, Local
 from hmtl.mtl.algorithms.proximal import Ditto, FedProx, PFedMe
+from hmtl.mtl.algorithms.random_effects import RandomEffects
 from hmtl.mtl.algorithms.setup_exchange import preprocessing_setup
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "FedU",
     "Local",
     "PFedMe",
+    "RandomEffects",
     "Users",
     "preprocessing_setup",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import Aggregator, Algorithm, MessageKind, Users, no_sums
-from hmtl.mtl.algorithms.dual_aggregator import DualAggregator, DualSettings, SummedDualAggregator
+from hmtl.mtl.algorithms.dual_aggregator import DualAggregator, DualSettings, SummedDualAggregator, dominating
 from hmtl.mtl.algorithms.dual_users import DualUsers, LocalUsers, SummedDualUsers
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.participation import Participation
@@ -29,7 +29,8 @@ class MOCHA(Algorithm):
             C·d numbers.
         solver: the users' local solver.
         omega_every: rounds between updates of Ω; 0: never.
-        accelerated: users start from extrapolated models, with restarts; needs γ = 1.
+        accelerated: users start from extrapolated models, with restarts; needs γ = 1. Without effect if the regularizer
+            has a common model, which moves in every round: momentum might then diverge.
         curvature: c_k, which replaces B in user k's subproblem, B ⪯ diag(c): "user", `Σ_l |B_kl|`, or the larger
             "max", σ′B_kk with `σ′ = max_k Σ_l |B_kl| / B_kk`, as in Smith et al. 2017.
         gamma: γ in (0, 1], the share of each local update that is applied. 1 adds all updates, which c makes safe.
@@ -64,6 +65,7 @@ class MOCHA(Algorithm):
         participation.check(problem.K)
         if omega_every > 0 and not problem.regularizer.learns:
             omega_every = 0
+        accelerated = accelerated and problem.regularizer.common is None
         self.problem = problem
         self.solver = solver
         self.seed = seed
@@ -146,7 +148,7 @@ class MOCHA(Algorithm):
         coupling, held = self.aggregator.coupling, V - error
         norms, products = error.norm(dim=0), (W * error).sum(dim=0)
         middle = products + ((coupling.B @ held.T).T - W).norm(dim=0) * norms
-        c = coupling.curvature("user")[:, 0]
+        c = dominating(coupling.B)
         bound = conjugate(coupling.B, held) + middle.sum() + 0.5 * (c * norms.square()).sum()
         return float(bound)
 
