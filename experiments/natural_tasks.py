@@ -28,7 +28,7 @@ SETS = {  # task, target, identifiers and columns that follow from others
     "Hsb82": ("school", "mAch", ["cses"]),
     "Chem97": ("lea", "score", ["school", "student", "gcsecnt"]),
 }
-LAMBDAS = [10.0**e for e in np.arange(-4, 1.1, 0.5)]
+LAMBDAS = [10.0**e for e in np.arange(-3, 1.1, 0.5)]
 ROUNDS = 100
 Tasks = list[NDArray[np.float64]]
 Predict = Callable[[Tasks], Tasks]
@@ -52,7 +52,7 @@ LEARNERS: dict[str, Callable[..., Predict]] = {
 }
 UNTUNED: dict[str, Callable[..., Predict]] = {
     "random_effects": lambda X, y: fitted(X, y, regularizer="random_effects"),
-    "MultiTask()": lambda X, y: MultiTask().fit(X, y).predict,
+    "MultiTask()": lambda X, y: MultiTask(rounds=ROUNDS).fit(X, y).predict,
 }
 
 
@@ -92,12 +92,10 @@ def tuned(learner: Callable[..., Predict], X: Tasks, y: Tasks) -> tuple[Predict,
     for lam in LAMBDAS:
         error = 0.0
         for fold in range(3):
-            train, test = (
-                [[part[choose(own)] for part, own in zip(whole, folds, strict=True)] for whole in (X, y)]
-                for choose in (lambda own: own != fold, lambda own: own == fold)
-            )
-            predicted = learner(*train, lam)(test[0])
-            error += sum(float(np.square(p - t).sum()) for p, t in zip(predicted, test[1], strict=True))
+            kept = [np.flatnonzero(own != fold) for own in folds]
+            held = [np.flatnonzero(own == fold) for own in folds]
+            predicted = learner(pick(X, kept), pick(y, kept), lam)(pick(X, held))
+            error += sum(float(np.square(p - t).sum()) for p, t in zip(predicted, pick(y, held), strict=True))
         errors.append(error)
     best = LAMBDAS[int(np.argmin(errors))]
     return learner(X, y, best), best

@@ -25,7 +25,8 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
     the distance of the objective from its optimum. Parameters and attributes follow the conventions of scikit-learn.
 
     Args:
-        lam: Regularization strength λ; must be a positive float. Ignored if `regularizer` is given.
+        lam: Regularization strength λ; must be a positive float. If None, 0.3 for numbers and 0.01 for labels. Ignored
+            if `regularizer` is given.
         regularizer: Penalty that couples the tasks. If None, `Common(lam)`: a model of all tasks, and deviations whose
             relation between the tasks is learned. "random_effects", for numbers: all models are draws from a normal
             distribution that is learned too, with no λ; see `hmtl.mtl.RandomEffects`.
@@ -55,7 +56,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
 
     def __init__(
         self,
-        lam: float = 0.01,
+        lam: float | None = None,
         *,
         regularizer: Regularizer | Literal["random_effects"] | None = None,
         loss: Loss | None = None,
@@ -99,7 +100,8 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
                 raise ConfigError(f"{name}={value!r} is not a {kind.__name__}. Give one such as hmtl.mtl.{example}.")
         tasks, labels = _tasks(X, y, self.loss)
         loss = self.loss or (Squared() if labels is None else Hinge())
-        regularizer = self.regularizer if isinstance(self.regularizer, Regularizer) else Common(self.lam)
+        lam = self.lam if self.lam is not None else 0.3 if labels is None else 0.01
+        regularizer = self.regularizer if isinstance(self.regularizer, Regularizer) else Common(lam)
         usual: Scope = "all" if random or regularizer.common is not None else "task"
         center = (self.center or usual) if labels is None else "none"
         problem = Problem(prepare(tasks, Preprocessing(self.intercept, self.standardize, center)), loss, regularizer)

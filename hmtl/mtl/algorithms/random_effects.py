@@ -18,6 +18,7 @@ from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.losses import Squared
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
+from hmtl.mtl.solvers.base import LocalSolver
 
 MOST_FEATURES = 300  # D and each user's statistics have d² numbers, and an iteration takes K·d³ operations
 
@@ -31,7 +32,7 @@ class Effects:
         w0: mean of all models [d].
         D: covariance of the models [d, d].
         noise: variance of the noise, σ².
-        deviance: −log-likelihood of all rows, after the last but one iteration.
+        deviance: −log-likelihood of all rows.
     """
 
     W: Tensor
@@ -57,7 +58,7 @@ def em(facts: Tensor, d: int, iterations: int, tolerance: float) -> Effects:
     Args:
         facts: `statistics` of each user [K, f].
         d: number of features.
-        iterations: largest number of iterations.
+        iterations: largest number of iterations, at least 1.
         tolerance: stop once the deviance falls by less than this share of the number of rows.
 
     Ref: Laird and Ware 1982; Liu and Rubin 1994 (ECME).
@@ -85,13 +86,14 @@ def em(facts: Tensor, d: int, iterations: int, tolerance: float) -> Effects:
             + torch.linalg.slogdet(eye + D @ Gs).logabsdet.sum()
             + (fit / noise - (residual * u).sum(1)).sum()
         )
+        effects = Effects(W, w0, D, noise, deviance)
         unexplained = square - 2 * (c * W).sum(1) + ((G @ W[..., None])[..., 0] * W).sum(1) + (G * S).sum((1, 2))
         D = (S + u[:, :, None] * u[:, None, :]).mean(0)
         noise = (unexplained.sum() / n.sum()).clamp_min(1e-12)
         if before - float(deviance) < tolerance * float(n.sum()):
             break
         before = float(deviance)
-    return Effects(W, w0, D, noise, deviance)
+    return effects
 
 
 class EffectsUsers(Users):
@@ -176,12 +178,11 @@ class RandomEffects(Algorithm):
         problem: data and loss, which has to be `Squared`. The regularizer and the reduction are not used.
         iterations: largest number of iterations of EM.
         tolerance: EM stops once the −log-likelihood falls by less than this per row.
-        seed: has no effect.
-        participation: must be everybody.
+        seed, participation, solver: without effect: nothing is random, and nobody is absent from a set-up.
         messages: must be "ivs".
 
     Raises:
-        ConfigError: another loss, more than 300 features, or users who may be absent.
+        ConfigError: another loss, more than 300 features, no iterations, or messages="sums".
 
     Ref: Laird and Ware 1982.
     """
@@ -198,7 +199,7 @@ class RandomEffects(Algorithm):
         seed: int = 0,
         participation: Participation = Participation(),  # noqa: B008, it is frozen
         messages: MessageKind = "ivs",
-        solver: object = None,
+        solver: LocalSolver[Any, Any] | None = None,
     ) -> None:
         if not isinstance(problem.loss, Squared):
             raise ConfigError(
@@ -210,6 +211,8 @@ class RandomEffects(Algorithm):
                 f"random_effects learns a covariance of all features, but there are {problem.d}, and at most "
                 f"{MOST_FEATURES} are supported. Choose regularizer=common instead."
             )
+        if iterations < 1:
+            raise ConfigError(f"iterations={iterations} has to be at least 1. Give a number such as 200.")
         if messages != "ivs":
             raise no_sums("random_effects")
         self.problem = problem
