@@ -8,134 +8,126 @@ import ctypes
 import importlib.metadata
 import statistics
 import time
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from timing import medians
 
 from hmtl.gf256 import simd
 
 pytestmark = pytest.mark.skipif(not simd.usable(), reason="this processor has no instructions that simd uses")
 SIZES = [(8, 20, 64 << 10), (8, 20, 1 << 20), (40, 40, 256 << 10), (128, 128, 64 << 10)]
-TILE_BYTES = 16 << 10
+TILES = [1 << kib for kib in range(10, 17)]  # bytes of columns
+GAPS = {"rows without gaps": 0, "rows with gaps": 192}  # without, rows 2^k bytes apart evict each other from the cache
 
 
-def operands(n, m, L):
+def aligned(n, L, padding=0):
+    """Memory for n rows of L bytes that start at multiples of 64 bytes, with a gap of `padding` bytes after each."""
+    rows = torch.zeros(n, L + padding, dtype=torch.uint8)
+    assert rows.data_ptr() % 64 == rows.stride(0) % 64 == 0
+    return rows[:, :L]
+
+
+def operands(n, m, L, padding=0):
     rng = np.random.default_rng(0)
     A, X = rng.integers(0, 256, (n, m), dtype=np.uint8), rng.integers(0, 256, (m, L), dtype=np.uint8)
-    return torch.from_numpy(A), torch.from_numpy(X), torch.zeros(n, L, dtype=torch.uint8)
-
-
-def medians(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, every round running all of them."""
-    seconds = {name: [] for name in works}
-    for _ in range(repeats + 1):  # the first warms up
-        for name, work in works.items():
-            start = time.perf_counter()
-            work()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    return torch.from_numpy(A), aligned(m, L, padding).copy_(torch.from_numpy(X)), aligned(n, L, padding)
 
 
 def isal(A, X, out):
-    """ISA-L's product, out = A·X, over whole rows and in tiles: two functions without arguments."""
+    """Return ISA-L's product out = A·X as functions without arguments, by bytes per tile; L bytes are whole rows."""
     pytest.importorskip("pyeclib", exc_type=ImportError)
     library = next(file for file in importlib.metadata.files("pyeclib") if "libisal" in file.name)
     library = ctypes.CDLL(str(library.locate()))
     library.ec_init_tables.argtypes = [ctypes.c_int] * 2 + [ctypes.c_void_p] * 2
     library.ec_encode_data.argtypes = [ctypes.c_int] * 3 + [ctypes.c_void_p] * 3
     (n, m), L = A.shape, X.shape[1]
-    tables = np.zeros(32 * n * m, dtype=np.uint8)
-    library.ec_init_tables(m, n, A.data_ptr(), tables.ctypes.data)
+    tables = torch.zeros(32 * n * m, dtype=torch.uint8)
+    library.ec_init_tables(m, n, A.data_ptr(), tables.data_ptr())
 
     def encoder(width):
         def rows(tensor, start):
-            return (ctypes.c_void_p * len(tensor))(*(tensor.data_ptr() + i * L + start for i in range(len(tensor))))
+            return (ctypes.c_void_p * len(tensor))(*(row.data_ptr() + start for row in tensor))
 
-        starts = [(min(width, L - start), rows(X, start), rows(out, start)) for start in range(0, L, width)]
+        tiles = [(min(width, L - start), rows(X, start), rows(out, start)) for start in range(0, L, width)]
 
         def encode():
-            for columns, sources, targets in starts:
-                library.ec_encode_data(columns, m, n, tables.ctypes.data, sources, targets)
+            for columns, sources, targets in tiles:
+                library.ec_encode_data(columns, m, n, tables.data_ptr(), sources, targets)
 
         return encode
 
-    return encoder(L), encoder(TILE_BYTES)
+    return {width: encoder(width) for width in [*(tile for tile in TILES if tile < L), L]}
 
 
-def test_beside_isal(record):
-    ratios = []
-    for n, m, L in SIZES:
-        A, X, out = operands(n, m, L)
-        peer_out = torch.zeros_like(out)
-        whole, tiled = isal(A, X, peer_out)
-        works = {
-            "hmtl": lambda A=A, X=X, out=out: simd.matmul(A, X, out=out, threads=1),
-            "whole": whole,
-            "tiled": tiled,
-        }
-        seconds = medians(works, 40)
+@pytest.mark.parametrize("layout", GAPS)
+def test_beside_isal(layout, record):
+    """CPU time, with the peer in the tiles that suit it best."""
+
+    def ratio(n, m, L):
+        A, X, out = operands(n, m, L, GAPS[layout])
+        peer_out = aligned(n, L, GAPS[layout])
+        encoders = isal(A, X, peer_out)
+        seconds = dict(zip(encoders, medians(*encoders.values(), repeats=15, clock=time.process_time), strict=True))
+        best = min(encoders, key=seconds.__getitem__)
+        ours, theirs = medians(
+            lambda: simd.matmul(A, X, out=out, threads=1), encoders[best], repeats=60, clock=time.process_time
+        )
         assert torch.equal(out, peer_out)
-        ratios.append(min(seconds["whole"], seconds["tiled"]) / seconds["hmtl"])
-        name = f"product [{n}, {m}] x {L >> 10} KiB, {simd.usable()[0].name}"
-        record(name, n * m * L / seconds["hmtl"] / 1e9, "GB/s of products", "ISA-L", ratios[-1])
-    record("product, geometric mean of the sizes", statistics.geometric_mean(ratios), "x")
+        name = f"product [{n}, {m}] x {L >> 10} KiB, {layout}, {simd.usable()[0].name}"
+        peer = f"ISA-L, {'whole rows' if best == L else f'tiles of {best >> 10} KiB'}"
+        record(name, n * m * L / ours / 1e9, "GB/s of products", peer, theirs / ours)
+        return theirs / ours
+
+    mean = statistics.geometric_mean(ratio(*size) for size in SIZES)
+    record(f"product, {layout}, geometric mean of the sizes", mean, "× ISA-L")
 
 
-def test_beside_zfec(record):
+@pytest.mark.parametrize(("n", "m", "L"), SIZES)
+def test_beside_zfec(n, m, L, record):
     zfec = pytest.importorskip("zfec")
-    for n, m, L in SIZES:
-        A, X, out = operands(n, m, L)
-        encoder, blocks, numbers = zfec.Encoder(m, m + n), [row.tobytes() for row in X.numpy()], list(range(m, m + n))
-        works = {
-            "hmtl": lambda A=A, X=X, out=out: simd.matmul(A, X, out=out, threads=1),
-            "zfec": lambda encoder=encoder, blocks=blocks, numbers=numbers: encoder.encode(blocks, numbers),
-        }
-        seconds = medians(works, 5)
-        name = f"product [{n}, {m}] x {L >> 10} KiB"
-        record(name, 1e3 * seconds["hmtl"], "ms", "zfec", seconds["zfec"] / seconds["hmtl"])
+    A, X, out = operands(n, m, L)
+    encoder, blocks, numbers = zfec.Encoder(m, m + n), [row.tobytes() for row in X.numpy()], list(range(m, m + n))
+    ours, theirs = medians(
+        lambda: simd.matmul(A, X, out=out, threads=1), lambda: encoder.encode(blocks, numbers), repeats=5
+    )
+    record(f"product [{n}, {m}] x {L >> 10} KiB", 1e3 * ours, "ms", "zfec", theirs / ours)
 
 
-def test_beside_galois(record):
+@pytest.mark.parametrize(("n", "m"), [(8, 20), (40, 40), (128, 128)])
+def test_beside_galois(n, m, record):
     """Over 4 KiB a row: galois takes a second for 0.2 GB of products."""
     galois = pytest.importorskip("galois")
     field = galois.GF(2**8, irreducible_poly=simd.POLYNOMIAL)
-    for n, m in dict.fromkeys((n, m) for n, m, _ in SIZES):
-        A, X, out = operands(n, m, 4096)
-        works = {
-            "hmtl": lambda A=A, X=X, out=out: simd.matmul(A, X, out=out, threads=1),
-            "galois": lambda A=A, X=X: field(A.numpy()) @ field(X.numpy()),
-        }
-        seconds = medians(works, 3)
-        name = f"product [{n}, {m}] x 4 KiB"
-        record(name, 1e3 * seconds["hmtl"], "ms", "galois", seconds["galois"] / seconds["hmtl"])
+    A, X, out = operands(n, m, 4096)
+    ours, theirs = medians(
+        lambda: simd.matmul(A, X, out=out, threads=1), lambda: field(A.numpy()) @ field(X.numpy()), repeats=3
+    )
+    record(f"product [{n}, {m}] x 4 KiB", 1e3 * ours, "ms", "galois", theirs / ours)
 
 
-def test_two_threads(record):
-    for n, m, L in [(8, 20, 4 << 20), (40, 40, 256 << 10), (128, 128, 64 << 10), (128, 128, 1 << 20)]:
-        A, X, out = operands(n, m, L)
-        works = {k: lambda A=A, X=X, out=out, k=k: simd.matmul(A, X, out=out, threads=k) for k in (1, 2)}
-        seconds = medians(works, 15)
-        record(
-            f"product [{n}, {m}] x {L >> 10} KiB, 2 threads",
-            1e3 * seconds[2],
-            "ms",
-            "1 thread",
-            seconds[1] / seconds[2],
-        )
+@pytest.mark.parametrize(
+    ("n", "m", "L"), [(8, 20, 4 << 20), (40, 40, 256 << 10), (128, 128, 64 << 10), (128, 128, 1 << 20)]
+)
+def test_two_threads(n, m, L, record):
+    A, X, out = operands(n, m, L)
+    one, two = medians(
+        lambda: simd.matmul(A, X, out=out, threads=1), lambda: simd.matmul(A, X, out=out, threads=2), repeats=15
+    )
+    record(f"product [{n}, {m}] x {L >> 10} KiB, 2 threads", 1e3 * two, "ms", "1 thread", one / two)
 
 
 @pytest.mark.parametrize("path", simd.usable(), ids=lambda path: path.name)
 def test_every_path(path, record):
     n, m, L = 40, 40, 16 << 10
     A, X, out = operands(n, m, L)
-    seconds = medians({"hmtl": lambda: simd.matmul(A, X, out=out, threads=1, path=path)}, 20)["hmtl"]
+    (seconds,) = medians(lambda: simd.matmul(A, X, out=out, threads=1, path=path), repeats=20)
     record(f"product [{n}, {m}] x {L >> 10} KiB, {path.name}", n * m * L / seconds / 1e9, "GB/s of products")
 
 
 @pytest.mark.parametrize(("n", "m", "L"), [(1, 1, 128), (48, 120, 2091), (20, 40, 6272)])
 def test_small_products(n, m, L, record):
-    A, X, _ = operands(n, m, L)
-    seconds = medians({"hmtl": lambda: simd.matmul(A, X, threads=1)}, 200)["hmtl"]
+    A, X, _ = operands(n, m, L, padding=-L % 64)
+    (seconds,) = medians(lambda: simd.matmul(A, X, threads=1), repeats=200)
     record(f"product [{n}, {m}] x {L} bytes", 1e6 * seconds, "us")
