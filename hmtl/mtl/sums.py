@@ -192,7 +192,7 @@ class Form:
             return self.delta
         scaled = F / p.clamp_min(torch.finfo(p.dtype).tiny).sqrt()[:, None]
         largest = float(torch.linalg.eigvalsh(scaled.T @ scaled)[-1])
-        return torch.add(self.delta, p, alpha=largest * (1 + 1e-12))
+        return torch.add(self.delta, p, alpha=largest)
 
     def coupling(self) -> "Form":
         """Return the form of the inverse, diag(1/δ) − Û Ĉ Ûᵀ with −Ĉ as C, for δ > 0.  Ref: Woodbury 1950."""
