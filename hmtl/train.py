@@ -35,7 +35,8 @@ def _train_and_report(run: Run, cfg: DictConfig) -> None:
 
     folder, algorithm, communicator = run.output_dir, run.algorithm, run.communicator
     role = "adds up sums" if isinstance(communicator, Sums) else "computes models"
-    topology = draw(communicator.contacts, communicator.planner.preferred, role).to_png(dpi=150)
+    planner = communicator.planner
+    topology = draw(communicator.contacts, planner.preferred, role, planner.server).to_png(dpi=150)
     with replacing(folder / "topology.png") as file:
         file.write(topology)
     history = run.trainer.fit(run.checkpoint)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +10,12 @@ from torch import Tensor
 
 from hmtl.communication import LinkLedger, Network
 from hmtl.communication.coders import AggregatorCoder, UserCoder
+from hmtl.communication.communicators.sums import NODES
 from hmtl.communication.few_bits import FewBits
-from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer, SummingAggregation
-from hmtl.communication.nodes.few_bit_sums import FewBitHost, FewBitRelay, FewBitServer
+from hmtl.communication.nodes.adding import SummingAggregation
+from hmtl.communication.nodes.few_bit_sums import FewBitCoder, FewBitHost
 from hmtl.communication.planning.planner import Planner
-from hmtl.communication.round import Nodes, Stopwatch, forwarding, play
+from hmtl.communication.round import Nodes, Stopwatch, forwarding, play, summing
 from hmtl.communication.row_formats import PlainRows
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers
 from hmtl.topology import Topology
@@ -51,7 +51,7 @@ def terms(seed: int, K: int, m: int = 7, reach: int = 50) -> Tensor:
 
 
 class Apart:
-    """Nodes that share nothing but planners, two of them, that must plan the same."""
+    """Nodes that share nothing but planners, two of them, that must plan the same; relays `learning` learn the sums."""
 
     def __init__(
         self,
@@ -60,28 +60,60 @@ class Apart:
         network: Network = Network(),  # noqa: B008
         formats: FewBits | None = None,
         sums: str = "auto",
+        learning: tuple[int, ...] = (),
     ) -> None:
-        kinds: tuple[Any, Any, Any] = AddingHost, AddingRelay, AddingServer
-        if formats:
-            kinds = FewBitHost, FewBitRelay, FewBitServer
-        width = sides[0].ivs[0].shape[1]
-        host, relay, server = (partial(kind, formats=formats or PlainRows(width - 1)) for kind in kinds)
-        planners = [Planner(t, network, sums=sums) for _ in range(2)]
+        self.width, self.K, self.few_bits, self.learning = sides[0].ivs[0].shape[1], t.K, formats, learning
+        host, relay, server = (
+            partial(kind, formats=formats or PlainRows(self.width - 1))
+            for kind in NODES[formats is not None, bool(learning)]
+        )
+        planners = [Planner(t, network, learning, sums=sums) for _ in range(2)]
         self.hosts = [
             host(t.K, side, UserCoder(side, None), n, np.array(sorted(side.mine)), planners[n % 2])
             for n, side in enumerate(sides)
         ]
         names = [host.name for host in self.hosts]
-        self.relays = [relay(i, planners[i % 2], names) for i in range(t.H)]
-        self.total = Total(width)
-        self.seat = SummingAggregation(t.K, self.total, AggregatorCoder(width - 1, None))
-        self.server = server(planners[0], self.seat)
+        self.seats = [self.seat() for _ in range(t.H if learning else 1)]
+        if learning:
+            self.relays = [relay(i, planners[i % 2], names, seat) for i, seat in enumerate(self.seats)]
+            self.server = server(planners[0])
+        else:
+            self.relays = [relay(i, planners[i % 2], names) for i in range(t.H)]
+            self.server = server(planners[0], *self.seats)
         self.links = Changed(LinkLedger(t.K, t.H))
         self.names = names, [relay.name for relay in self.relays]
+
+    def seat(self) -> SummingAggregation:
+        coder = FewBitCoder(self.few_bits) if self.few_bits else AggregatorCoder(self.width - 1, None)
+        return SummingAggregation(self.K, Total(self.width), coder, revocable=True)
+
+    @property
+    def newest(self) -> SummingAggregation:
+        """That of an aggregator with the present state; all such aggregators have the same."""
+        if not self.learning:
+            return self.seats[0]
+        last = max(relay.version for relay in self.relays)
+        seats = [relay.aggregation for relay in self.relays if relay.version == last]
+        assert all((seat.state_bytes() == seats[0].state_bytes()).all() for seat in seats)
+        return seats[0]
+
+    @property
+    def total(self) -> Total:
+        return self.newest.aggregator
 
     def play(self, round: int, away=(), change=Changed.change) -> None:
         self.links.change = change
         self.links.ledger.begin_round()
         there = [relay for relay in self.relays if relay.i not in away]
-        nodes = Nodes(self.hosts, there, self.server, self.seat, forwarding, *self.names)
-        play(round, nodes, self.links, Stopwatch())
+        schedule, seat = (summing, None) if self.learning else (forwarding, self.seats[0])
+        play(round, Nodes(self.hosts, there, self.server, seat, schedule, *self.names), self.links, Stopwatch())
+
+
+def owed(hosts: Sequence[FewBitHost], counted: set[tuple[int, int]]) -> Tensor:
+    """What all users owe: a pending update leaves over what it would, if it counted."""
+    total = torch.zeros(hosts[0].formats.L, dtype=torch.int64)
+    for host in hosts:
+        for place, k in enumerate(host.members.tolist()):
+            late = host.pending[k] and (int(host.sent[k]), k) in counted
+            total += torch.from_numpy((host.owed_if_counted if late else host.owed)[place])
+    return total

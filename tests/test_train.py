@@ -114,6 +114,22 @@ def test_few_relays_are_enough_where_relays_are_unequal(configure: Configure, tm
     assert torch.equal(*results)
 
 
+def test_the_server_aggregates_beside_relays_where_that_takes_least(configure: Configure, tmp_path: Path) -> None:
+    """Four relays hear 8, 8, 2 and 2 users, each user one relay: 20 IVs up, 12 combinations and 4 models down."""
+    np.savetxt(tmp_path / "hears.csv", np.repeat(np.eye(4), [8, 8, 2, 2], axis=1), "%d", ",")
+    network = ("topology=file", f"topology.path={tmp_path / 'hears.csv'}", "K=null", "H=null")
+    results = []
+    for communicator in ("coded", "uncoded"):
+        train(configure(*SMALL[1:], *network, "rounds=3", "algorithm.omega_every=2", f"communicator={communicator}"))
+        results.append(models(tmp_path))
+        summary = json.loads((tmp_path / "summary.json").read_text())
+        assert summary["aggregators"] == (["server", 0, 1] if communicator == "coded" else "server")
+        assert summary["loads"]["relays_to_server"] == 20
+        assert summary["loads"]["server_to_relays"] == (16 if communicator == "coded" else 20)
+    assert summary["loads_theory"]["server_to_relays"] == 20
+    assert torch.equal(*results)
+
+
 def test_sums_are_added_where_that_takes_less_time(configure: Configure, tmp_path: Path) -> None:
     """Asked for, or by the coded communicator itself; models are those of forwarding, and the report says so."""
     found = {}

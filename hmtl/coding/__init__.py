@@ -8,7 +8,7 @@ The names are those of the paper: a *user* is a client, a *relay* an edge server
 update that a client sends. A *load* is what a tier carries in a round, in IVs.
 """
 
-from hmtl.coding.aggregators import MEDIA, Choice
+from hmtl.coding.aggregators import MEDIA, AggregatorChoice, AggregatorSet, Choice
 from hmtl.coding.covers import Cover, cover
 from hmtl.coding.demands import demand_bounds, demand_plan, demands_of, serve
 from hmtl.coding.formulas import Loads, forwarders
@@ -28,25 +28,31 @@ from hmtl.coding.schemes import (
     scheme_of,
     uplink_bound,
 )
-from hmtl.coding.sum_codes import MOST_PIECES, SumCode, sum_bounds, sum_code, sum_loads
+from hmtl.coding.sum_codes import MOST_PIECES, SumCode, apart, sum_bounds, sum_code, sum_codes, sum_loads
+from hmtl.coding.summing import Hops, best_sum_aggregators
 
 __all__ = [
     "CODED_SCHEMES",
     "MEDIA",
     "MOST_PIECES",
     "SCHEMES",
+    "AggregatorChoice",
+    "AggregatorSet",
     "Aggregators",
     "Block",
     "Choice",
     "Cover",
     "Demand",
     "DemandPlan",
+    "Hops",
     "Loads",
     "Plan",
     "Scheme",
     "SumCode",
     "Uplinks",
+    "apart",
     "best_aggregators",
+    "best_sum_aggregators",
     "bounds",
     "cover",
     "demand_bounds",
@@ -61,6 +67,7 @@ __all__ = [
     "serve",
     "sum_bounds",
     "sum_code",
+    "sum_codes",
     "sum_loads",
     "uplink_bound",
 ]

@@ -23,19 +23,21 @@ Number = Fraction | float
 class Loads:
     """Loads per round in IVs, which is bits divided by V.
 
-    Equality ignores `by_relay` and `unicast`.
+    Equality ignores all but the first two.
 
     Attributes:
         uplink: from relays to server.
         downlink: from server to relays, if all relays hear the server's broadcast.
         by_relay: the uplink of each relay [H], 0 for inactive ones.
         unicast: from server to relays, if each relay gets its own copy of what it needs.
+        last_hop: for sums, from relays to users, if each relay broadcasts what its users need.
     """
 
     uplink: float
     downlink: float
     by_relay: tuple[float, ...] = field(default=(), compare=False, repr=False)
     unicast: float = field(default=0.0, compare=False, repr=False)
+    last_hop: float = field(default=0.0, compare=False, repr=False)
 
     @classmethod
     def of(cls, t: Topology, active: Sequence[Number], downlink: Number, unicast: Number) -> "Loads":
@@ -64,13 +66,13 @@ class Loads:
         return self.unicast if medium == "unicast" else self.downlink
 
 
-def uncoded_loads(t: Topology, uplinks: Uplinks | None = None) -> Loads:
-    """Return the loads if each IV and each model passes the server once.
+def server_loads(t: Topology, A: Sequence[int], uplinks: Uplinks | None = None) -> Loads:
+    """Return the loads if the server aggregates, beside relays A, which it sends coded IVs.
 
-    Ref: Hu et al. 2022, Example 1.
+    Each IV goes to the server once. If A is empty, each model passes it once, too (Hu et al. 2022, Example 1).
     """
-    forwarded = np.bincount(forwarders(t, uplinks)[list(t.present)], minlength=t.H)
-    return Loads.of(t, forwarded[list(t.active)].tolist(), len(t.present), len(t.present))
+    misses, u = missed(t, A), unheard(t, A)
+    return Loads.of(t, forwarded(t, uplinks), int(misses.max(initial=0)) + u, int(misses.sum()) + u)
 
 
 def optimal_loads(t: Topology, A: Sequence[int], uplinks: Uplinks | None = None) -> Loads:
@@ -127,6 +129,12 @@ def unheard(t: Topology, A: Sequence[int]) -> int:
 def missed(t: Topology, A: Sequence[int]) -> NDArray[np.int64]:
     """Return the number of IVs that each of these relays misses, K − |N_i|."""
     return np.asarray(len(t.present) - t.G[list(A)].sum(axis=1, dtype=np.int64))
+
+
+def forwarded(t: Topology, uplinks: Uplinks | None) -> list[int]:
+    """Return the number of IVs that each active relay sends if all IVs go to the server uncoded."""
+    counts: list[int] = np.bincount(forwarders(t, uplinks)[list(t.present)], minlength=t.H)[list(t.active)].tolist()
+    return counts
 
 
 def forwarders(t: Topology, uplinks: Uplinks | None = None) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ bound x from above: x(C) ≤ x(all) − c·|{k : N(k) ∩ C = ∅}| for all C.
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property, reduce
 from math import ceil, inf
@@ -29,6 +29,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from hmtl.errors import CodingError
+from hmtl.topology import Topology
 
 MOST_AT_ONCE = 6  # relays; up to this number, all constraints are used, beyond it they are added when violated
 MOST_TABULATED = 12  # relays; up to this number, a table of all sets finds violations, beyond it a flow is faster
@@ -65,6 +66,11 @@ class Uplinks:
         """Return the time until the server has received `bits` [H] from the relays."""
         each = bits / np.asarray(self.bandwidths)
         return float(each.max() if self.parallel else each.sum())
+
+    def among(self, t: Topology, part: Topology) -> "Uplinks":
+        """Return the uplinks of the relays that are active in a part of the network t."""
+        of_relay = dict(zip(t.active, self.bandwidths, strict=True))
+        return replace(self, bandwidths=tuple(of_relay[i] for i in part.active))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ each piece is cut into m stretches.
 Shapes: K users, H relays; c pieces, n shares, m bits; g sets of c shares; L words of int64 in a row.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
@@ -49,7 +49,7 @@ class SumCode:
         sets: [g, c] sets of shares from which a row follows, each in ascending order.
         of_user: [K] the set that belongs to each user's relays; -1 for absent users.
         combine: D, int64 [c·m, n·m].
-        bound: lower bound of `cost` for shares of any size, and for any scheme in which the server learns the sums.
+        bound: lower bound of `cost` for shares of any size, and for any scheme in which the server learns this sum.
         cost: the time in which the shares are sent; the slowest relay sends a row in 1.
     """
 
@@ -65,7 +65,7 @@ class SumCode:
 
     @property
     def proven(self) -> bool:
-        """Whether no scheme in which the server learns the sums takes less time to send them to it."""
+        """Whether no scheme in which the server learns this sum takes less time to send it to the server."""
         return self.cost <= self.bound * (1 + TOLERANCE)
 
     @property
@@ -73,14 +73,15 @@ class SumCode:
         """Rows that the relays send in all, n/c."""
         return len(self.owners) / self.pieces
 
-    def loads(self, down: "SumCode", L: int = 0) -> Loads:
-        """Return the loads if terms are added by this code, and sums spread by another; with padding for L words.
+    def loads(self, spread: "SumCode", L: int = 0, copies: int | None = None) -> Loads:
+        """Return the loads if terms are added by this code, and rows spread by another; with padding for L words.
 
-        With `unicast`, the server sends each relay the shares that it hands on, so that they reach all users.
+        With `unicast`, the server sends a whole row to this number of relays; None: the shares that they hand on.
         """
-        up, spread = self.padding(L) / self.pieces, down.padding(L) * down.load
-        by_relay = np.bincount(self.owners, minlength=self.H) * up
-        return Loads(self.load * self.padding(L), min(1.0, self.load), tuple(by_relay.tolist()), spread)
+        up, last = self.padding(L) / self.pieces, spread.padding(L) * spread.load
+        by_relay = tuple((np.bincount(self.owners, minlength=self.H) * up).tolist())
+        down = min(1.0, self.load)
+        return Loads(self.load * self.padding(L), down, by_relay, last if copies is None else copies * down, last)
 
     def padding(self, L: int) -> float:
         """Return the words of a padded row divided by L; 1 for L = 0."""
@@ -194,29 +195,63 @@ def sum_code(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOS
     return best
 
 
-def sum_loads(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOST_PIECES) -> Loads:
-    """Return the loads of sums: shares of a row, or whole rows, from the relays, and one row from the server.
+def apart(t: Topology, A: Collection[int]) -> Topology:
+    """Return the links of users whom not all relays of A hear; all links if there are none in A."""
+    return t.restricted(users=np.flatnonzero(~t.G[list(A)].all(axis=0))) if A else t
+
+
+def sum_codes(
+    t: Topology, A: Collection[int] = (), uplinks: Uplinks | None = None, most_pieces: int = MOST_PIECES
+) -> tuple[SumCode, SumCode]:
+    """Return the code by which relays send terms, and that by which they send the sums to users.
 
     Args:
         t, uplinks, most_pieces: see `sum_code`.
+        A: relays that together hear everybody and learn the sums, from terms of users whom not all of them hear; they
+            send whole rows to users. None: the server learns the sums, and relays hand on shares of its row.
     """
-    up = sum_code(t, uplinks, most_pieces)
-    return up.loads(up if uplinks is None else sum_code(t, None, most_pieces))
+    sent = apart(t, A)
+    up = sum_code(sent, uplinks and uplinks.among(t, sent), most_pieces)
+    if A:
+        return up, sum_code(t.restricted(relays=A), None, 1)
+    return up, up if uplinks is None else sum_code(t, None, most_pieces)
 
 
-def sum_bounds(t: Topology) -> Loads:
-    """Return lower bounds of the loads of any scheme in which users get the sums from the server, which learns them.
+def sum_loads(
+    t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOST_PIECES, A: Collection[int] = ()
+) -> Loads:
+    """Return the loads of sums: shares of a row, or whole rows, from the relays, and one row from the server.
 
-    This means that relays send users only what follows from the server's messages. Terms may take any values. For each
-    user, the relays that hear it together send at least one row and receive one. The smallest such loads are the
-    solution of a linear programme; shares reach them if their number of pieces is at most `MOST_PIECES`. Schemes in
-    which the server does not learn the sums can need less (docs/theory/sums.md).
+    Args: see `sum_codes`.
+    """
+    up, spread = sum_codes(t, A, uplinks, most_pieces)
+    return up.loads(spread, copies=len(A) or None)
+
+
+def sum_bounds(t: Topology, A: Collection[int] = ()) -> Loads:
+    """Return lower bounds of the loads of any scheme in which users get the sums from the nodes that learn them.
+
+    If the server learns the sums (A is empty), relays send users only what follows from the server's messages. For each
+    user, the relays that hear it together send at least one row and receive one. If relays A do, the same holds on the
+    uplink for each user whom not all of A hear; a relay of A that does not hear everybody receives a row; and for each
+    user, the relays of A that hear it together send one. The smallest such loads are solutions of linear programmes.
+    Terms may take any values. Other schemes can need less (docs/theory/sums.md).
     """
     if not t.present:
         return Loads(0.0, 0.0)
+    up = _least_rows(apart(t, A))
+    if not A:
+        return Loads(up, 1.0, unicast=up, last_hop=up)
+    lacking = np.sum(t.G[list(A)].sum(axis=1) < len(t.present))
+    return Loads(up, min(1.0, up), unicast=float(lacking), last_hop=_least_rows(t.restricted(relays=A)))
+
+
+def _least_rows(t: Topology) -> float:
+    """Return the least number of rows, in shares of any size, of which the relays of each user send one."""
+    if not t.present:
+        return 0.0
     programme = _Programme(Demand(t.core).hears, None)
-    least = round(programme.time(programme.solve(1, whole=False)), 9)
-    return Loads(least, 1.0, unicast=least)
+    return round(programme.time(programme.solve(1, whole=False)), 9)
 
 
 class _Programme:

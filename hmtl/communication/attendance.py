@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hmtl.coding import apart, cover
 from hmtl.topology import Topology
 
 Bytes = NDArray[np.uint8]
@@ -72,8 +73,8 @@ class Attendance:
         heard: G_t, the links over which an IV arrived; absent users are empty columns, absent relays empty rows.
         reporting: the relays that reported [H]; some of them may have heard nobody.
         aggregating: the relays that learn all IVs of the round and compute the models [H].
-        behind: the aggregating relays that missed a round and need the state of one that did not [H].
-        source: the relay that sends this state; -1 if no relay needs it.
+        behind: the aggregating relays that missed a round and need the state of a node that did not [H].
+        source: the relay that sends this state; -1 if no relay needs it, or if the server sends it.
     """
 
     topology: Topology
@@ -97,6 +98,24 @@ class Attendance:
     def aggregators(self) -> tuple[int, ...]:
         """The relays that aggregate."""
         return tuple(np.flatnonzero(self.aggregating).tolist())
+
+    @cached_property
+    def apart(self) -> Topology:
+        """The links of G_t of users whom not all aggregators heard; all links if the server aggregates."""
+        return apart(self.heard, self.aggregators)
+
+    @cached_property
+    def holders(self) -> tuple[int, ...]:
+        """The relays that can get a row that is the same for all users, and together reach all users within range.
+
+        These are all relays if the server aggregates; otherwise the aggregators, and relays that get the row through
+        the server for users whom no aggregator hears.
+        """
+        if not self.aggregators:
+            return self.relays
+        unreached = np.flatnonzero(~self.topology.G[list(self.aggregators)].any(axis=0))
+        others = cover(self.topology.restricted(unreached, self.relays)).relays
+        return tuple(sorted({*self.aggregators, *others}))
 
     @cached_property
     def routes(self) -> Routes:
@@ -128,12 +147,15 @@ class Attendance:
         return -(-(int(t.G.sum()) + 3 * t.H) // 8) + 4
 
 
-def decide(t: Topology, reports: Mapping[int, Report], version: int, preferred: Collection[int]) -> Attendance:
+def decide(
+    t: Topology, reports: Mapping[int, Report], version: int, preferred: Collection[int], server: bool = False
+) -> Attendance:
     """Return the server's decision, given the reports of some relays.
 
     The aggregators are the preferred relays that heard at least one user; if there are none, all relays that heard one;
     if nobody was heard, all relays that hold the current state. At least one relay that holds the current state must be
     present, since it hands the state to the others. Without such a relay nobody can aggregate, and the round is empty.
+    If the server aggregates, too, it holds the current state, so no other relays stand in for the preferred ones.
 
     The best aggregators change from round to round, but switching to them would cost more than it saves, since every
     new aggregator has to be handed the state.
@@ -142,7 +164,8 @@ def decide(t: Topology, reports: Mapping[int, Report], version: int, preferred: 
         t: who hears whom when everybody is present.
         reports: the report of each relay that sent one.
         version: number of rounds that were aggregated so far.
-        preferred: the relays that aggregate if they can; empty: the server aggregates.
+        preferred: the relays that aggregate if they can; empty: the server aggregates alone.
+        server: whether the server aggregates.
     """
     links = np.zeros_like(t.G)
     reporting, current = np.zeros((2, t.H), dtype=bool)
@@ -151,10 +174,10 @@ def decide(t: Topology, reports: Mapping[int, Report], version: int, preferred: 
         reporting[i], current[i] = True, report.version == version
     heard = np.asarray(links.any(axis=1))
     chosen = np.isin(np.arange(t.H), list(preferred))
-    able = next((relays for relays in (heard & chosen, heard) if relays.any()), current)
-    aggregating = able & (len(preferred) > 0 and bool(current.any()))
+    able = next((relays for relays in (heard & chosen, heard) if relays.any() or server), current)
+    aggregating = able & (len(preferred) > 0 and (server or bool(current.any())))
     behind = aggregating & ~current
-    source = int(np.flatnonzero(current)[0]) if behind.any() else -1
+    source = int(np.flatnonzero(current)[0]) if behind.any() and not server else -1
     return Attendance(t, t.restricted(links=links), reporting, aggregating, behind, source)
 
 

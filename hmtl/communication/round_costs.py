@@ -14,15 +14,17 @@ from hmtl.coding import (
     CODED_SCHEMES,
     MEDIA,
     SCHEMES,
+    AggregatorSet,
+    Choice,
     Demand,
     Loads,
     Uplinks,
     best_aggregators,
+    best_sum_aggregators,
     bounds,
-    cover,
     loads,
     obstacle,
-    sum_code,
+    sum_codes,
     sum_loads,
     uplink_bound,
 )
@@ -46,7 +48,7 @@ class ChosenRelays:
     """Relays that aggregate, or that add terms of sums.
 
     Attributes:
-        relays: the relays; empty if the server aggregates.
+        relays: the relays; empty if the server alone aggregates.
         relays_to_server, server_to_relays: loads on the medium for which they were chosen.
         proven: whether `cost` reaches `bound`, so that nothing in the class of `bound` is better.
         downlinks: the load from server to relays on each medium.
@@ -66,25 +68,38 @@ class BestAggregators(ChosenRelays):
     """The best aggregators for one medium.
 
     Attributes:
+        server: whether the server aggregates, alone or beside relays.
         cost: time between relays and server, in IVs at the speed of the server's downlink.
-        bound: a lower bound of `cost` for the server and every set of relays, with scheme `optimal`.
+        bound: a lower bound of `cost` for every set of relays, with and without the server, with scheme `optimal`.
     """
 
+    server: bool
     cost: float
     bound: float
+
+    @property
+    def nodes(self) -> AggregatorSet:
+        """The aggregators."""
+        return AggregatorSet(tuple(self.relays), self.server)
 
 
 @dataclass(frozen=True)
 class AddingRelays(ChosenRelays):
-    """The relays that add terms of sums.
+    """The relays that send the server sums of terms.
 
     Attributes:
+        learning: the relays that learn the sums, chosen for the network's medium; empty if the server does.
+        best: whether the choice is proven: no other relays, nor the server, take less time over all hops.
+        server_seconds: the communication time on each medium if the server learns the sums.
         cost: time from relays to server, in rows at the speed of the slowest relay.
-        bound: a lower bound of `cost` for every scheme in which the server learns the sums.
+        bound: a lower bound of `cost` for every scheme in which the same nodes learn the sums.
         pieces: number of pieces of a row, so that a share is as long as one of them; 1: relays send whole rows.
         whole_rows: load from relays to server if they sent whole rows.
     """
 
+    learning: list[int]
+    best: bool
+    server_seconds: dict[str, float]
     cost: float
     bound: float
     pieces: int
@@ -154,6 +169,7 @@ def compare(topology: Topology, network: Network, V_bits: int, wire: str | None 
     check_wire(wire)
     clock = _Clock(topology, network, V_bits)
     uplinks = network.uplinks(topology)
+    learning = best_sum_aggregators(topology, network.hops(topology))
     by_scheme = {scheme: loads(topology, scheme, uplinks) for scheme in SCHEMES}
     least, partition = Demand(topology.core).optimum()
     fastest = network.W2 if uplinks is None else max(uplinks.bandwidths, default=network.W2)
@@ -167,7 +183,7 @@ def compare(topology: Topology, network: Network, V_bits: int, wire: str | None 
         network=network,
         loads={scheme: _between(by_scheme[scheme]) for scheme in SCHEMES},
         aggregators=best,
-        sums=_adding(clock, uplinks),
+        sums=_adding(clock, uplinks, learning),
         downlinks={medium: {scheme: by_scheme[scheme].down(medium) for scheme in SCHEMES} for medium in MEDIA},
         bounds=_between(bounds(topology)),
         proof={
@@ -181,7 +197,7 @@ def compare(topology: Topology, network: Network, V_bits: int, wire: str | None 
         not_trainable={scheme: reason for scheme, reason in obstacles.items() if reason},
         seconds={medium: {scheme: clock.seconds(by_scheme[scheme], medium) for scheme in SCHEMES} for medium in MEDIA},
         formats={
-            each or "null": _in_format(clock, uplinks, best[network.medium].relays, each)
+            each or "null": _in_format(clock, uplinks, best[network.medium].nodes, learning.relays, each)
             for each in dict.fromkeys((None, wire))
         },
     )
@@ -201,7 +217,7 @@ class _Clock:
 
     def last_hop(self, sums: Loads) -> float | None:
         """Return the load from relays to users if relays broadcast sums; None if each user gets a copy."""
-        return sums.unicast if self.network.last_hop == "broadcast" else None
+        return sums.last_hop if self.network.last_hop == "broadcast" else None
 
     def cost(self, load: Loads, medium: str, bits: Mapping[str, int], last_hop: float | None = None) -> RoundCost:
         """Return the cost of a round whose rows have `bits` on each tier; `last_hop` as in `seconds`."""
@@ -215,11 +231,12 @@ class _Clock:
 
 def _best(clock: _Clock, uplinks: Uplinks | None, medium: str) -> BestAggregators:
     choice = best_aggregators(clock.topology, BEST, uplinks, medium)
-    load = loads(clock.topology, BEST, uplinks, aggregators=choice.relays or "server")
+    load = loads(clock.topology, BEST, uplinks, aggregators=choice.nodes.setting)
     between = clock.seconds(load, medium, (RELAYS_TO_SERVER, SERVER_TO_RELAYS))
     cost = between / clock.V_bits * clock.network.W2
     return BestAggregators(
         relays=list(choice.relays),
+        server=choice.server,
         relays_to_server=load.uplink,
         server_to_relays=load.down(medium),
         cost=round(cost, 9),
@@ -230,37 +247,42 @@ def _best(clock: _Clock, uplinks: Uplinks | None, medium: str) -> BestAggregator
     )
 
 
-def _in_format(clock: _Clock, uplinks: Uplinks | None, relays: list[int], wire: str | None) -> dict[str, RoundCost]:
+def _in_format(
+    clock: _Clock, uplinks: Uplinks | None, nodes: AggregatorSet, learning: tuple[int, ...], wire: str | None
+) -> dict[str, RoundCost]:
     """Return the cost of a round in a format, by what travels; sums have no format of 16 or 32 bits."""
     t, medium, m = clock.topology, clock.network.medium, -(-clock.V_bits // 64)
     bits = dict.fromkeys(TIERS, row_bits(wire, m, torch.float64))
     costs = {
         "uncoded": clock.cost(loads(t, "uncoded", uplinks), medium, bits),
-        "coded": clock.cost(loads(t, BEST, uplinks, aggregators=relays or "server"), medium, bits),
+        "coded": clock.cost(loads(t, BEST, uplinks, aggregators=nodes.setting), medium, bits),
     }
     if wire is None or wire in FEW_BITS:
         if wire:
             formats = FewBits(FEW_BITS[wire], t.K, m)
             bits = dict.fromkeys(TIERS, 8 * formats.sums.nbytes) | {USERS_TO_RELAYS: 8 * formats.terms.nbytes}
-        load = sum_loads(t, uplinks)
+        load = sum_loads(t, uplinks, A=learning)
         costs["sums"] = clock.cost(load, medium, bits, clock.last_hop(load))
     return costs
 
 
-def _adding(clock: _Clock, uplinks: Uplinks | None) -> AddingRelays:
-    adding = sum_code(clock.topology, uplinks)
-    load = sum_loads(clock.topology, uplinks)
-    last_hop = clock.last_hop(load)
+def _adding(clock: _Clock, uplinks: Uplinks | None, learning: Choice) -> AddingRelays:
+    t, A = clock.topology, learning.relays
+    up, _ = sum_codes(t, A, uplinks)
+    load, server = sum_loads(t, uplinks, A=A), sum_loads(t, uplinks)
     return AddingRelays(
-        relays=list(adding.relays),
-        pieces=adding.pieces,
-        whole_rows=float(len(cover(clock.topology, uplinks).relays)),
-        cost=adding.cost,
-        bound=adding.bound,
-        proven=adding.proven,
+        relays=list(up.relays),
+        learning=list(A),
+        best=learning.proven,
+        server_seconds={name: clock.seconds(server, name, last_hop=clock.last_hop(server)) for name in MEDIA},
+        pieces=up.pieces,
+        whole_rows=sum_loads(t, uplinks, 1, A).uplink,
+        cost=up.cost,
+        bound=up.bound,
+        proven=up.proven,
         **_between(load),
         downlinks={name: load.down(name) for name in MEDIA},
-        seconds={name: clock.seconds(load, name, last_hop=last_hop) for name in MEDIA},
+        seconds={name: clock.seconds(load, name, last_hop=clock.last_hop(load)) for name in MEDIA},
     )
 
 

@@ -18,7 +18,7 @@ SMALLEST = {"rounds": 1, "checkpoint_every": 1, "evaluate_every": 1, "seed": 0, 
 """The smallest value of settings that no part checks."""
 READERS = {
     "scheme": "communicator=coded",
-    "aggregators": "communicator=coded",
+    "aggregators": "communicator=coded or sums",
     "sums": "communicator=sums",
     "wire": "a communicator that has wire=${wire}",
     "lam": "a regularizer or algorithm that has lam=${lam}",

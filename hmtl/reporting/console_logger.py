@@ -130,9 +130,11 @@ def _remarks(summary: Summary) -> Iterator[str]:
     if summary.note:
         yield f"Note: {summary.note}."
     if summary.empty_rounds:
-        few = summary.communicator == "coded" and len(summary.aggregators) < summary.H
+        server = "server" in summary.aggregators
+        few = summary.communicator == "coded" and not server and len(summary.aggregators) < summary.H
         remedy = " More aggregators make them rarer, such as aggregators=all." if few else ""
-        yield f"Empty rounds: {summary.empty_rounds}, because no relay with the latest state was present.{remedy}"
+        state = "" if server else " with the latest state"
+        yield f"Empty rounds: {summary.empty_rounds}, because no relay{state} was present.{remedy}"
     if summary.loads["users_to_relays"] < summary.K:
         yield "Some users were absent; formula and lower bound assume that all users take part in every round."
     if time.plans or summary.handover_bits is not None:
@@ -150,7 +152,9 @@ def _remarks(summary: Summary) -> Iterator[str]:
 def _class_of_bounds(summary: Summary) -> str:
     """Return what the schemes do for which the lower bounds hold, see docs/theory."""
     if summary.communicator == "sums":
-        return "the server learns sums of any terms, and users get them from it"
+        if summary.aggregators == "server":
+            return "the server learns sums of any terms, and users get them from it"
+        return "the same relays learn sums of any terms, and users get them from these relays"
     if summary.communicator == "partial":
         return "the same relays learn the same IVs"
     if summary.aggregators == "server":

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from hmtl.coding import CODED_SCHEMES, MEDIA, SCHEMES
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
-from hmtl.communication.round_costs import BEST, Comparison
+from hmtl.communication.round_costs import BEST, AddingRelays, BestAggregators, Comparison
 from hmtl.reporting.console import as_table
 
 MOST_NAMED = 6  # a sentence that lists more relays is hard to read
@@ -32,8 +32,9 @@ def plan_table(comparison: Comparison) -> Table:
         who = f"{'best' if best.proven else 'found'} for {medium}"
         rows.append(row(who, best.relays_to_server, best.downlinks.values(), best.seconds.values()))
     sums, bounds = comparison.sums, comparison.bounds
+    who_learns = f"sums, learned by {_names(sums.learning)}" if sums.learning else "sums, where they suffice"
     rows += [
-        row("sums, where they suffice", sums.relays_to_server, sums.downlinks.values(), sums.seconds.values()),
+        row(who_learns, sums.relays_to_server, sums.downlinks.values(), sums.seconds.values()),
         row("all relays, Theorem 2", bounds[RELAYS_TO_SERVER], [bounds[SERVER_TO_RELAYS]]),
     ]
     title = f"K={comparison.K} users, H={comparison.H} relays, r={comparison.r:.4g}; V={comparison.V_bits:,} bit"
@@ -89,7 +90,7 @@ def verdict(comparison: Comparison, medium: str) -> str:
     seconds, best = comparison.seconds[medium], comparison.aggregators[medium]
     uncoded = seconds["uncoded"]
     choices = {  # in this order, so that the best aggregators for the medium are named if others take as long
-        f"{_names(other.relays)} as aggregator{'s' * (len(other.relays) > 1)}": other.seconds[medium]
+        f"{_names(other.relays, other.server)} as aggregator{'s' * _several(other)}": other.seconds[medium]
         for other in (best, *comparison.aggregators.values())
         if other.relays
     } | {
@@ -130,47 +131,74 @@ def _proof(comparison: Comparison) -> Iterator[str]:
 
 
 def _adding(comparison: Comparison) -> str:
-    sums = comparison.sums
-    who = _names(sums.relays).removeprefix("the ").capitalize()
+    sums, medium = comparison.sums, comparison.network.medium
+    learning = _names(sums.learning)
+    sentences = [
+        "Sums of 64-bit numbers suffice for regularizer=mean with mocha or fedu, and for cocoa, fedavg, fedprox, ditto "
+        "and pfedme.",
+        f"{_capital(learning)} learn{'s' * (len(sums.learning) < 2)} them: {_sending(sums)}.",
+    ]
+    here, server = sums.seconds[medium], sums.server_seconds[medium]
+    if sums.learning:
+        sentences.append(f"If the server had to, a round would take {server:.4g} s instead of {here:.4g} s.")
+    if not sums.best:
+        sentences.append("Other relays that learn the sums might take less time.")
+    return " ".join(sentences)
+
+
+def _sending(sums: AddingRelays) -> str:
+    """Return what relays send to the server, and whether they could send less."""
+    if not sums.relays:
+        return "nothing has to be sent to the server"
+    of = " of what not all of them hear" if sums.learning else ""
+    same = f"{_names(sums.learning)} learn{'s' * (len(sums.learning) < 2)}"
+    who = _names(sums.relays)
     if sums.pieces == 1:
-        how = f"{who} send{'s' * (len(sums.relays) == 1)} whole rows"
+        how = f"{who} send{'s' * (len(sums.relays) == 1)} whole rows{of}"
         least = "shares of rows would not be faster" if sums.proven else "shares of rows were not faster"
     else:
         how = (
-            f"{who} send shares of 1/{sums.pieces} row, {sums.relays_to_server:.2f} rows in all instead of "
+            f"{who} send shares of 1/{sums.pieces} row{of}, {sums.relays_to_server:.2f} rows in all instead of "
             f"{sums.whole_rows:.0f} whole ones"
         )
-        least = "no scheme in which the server learns the sums takes less time on the uplink"
+        least = f"no scheme in which {same} the sums takes less time on the uplink"
         if not sums.proven:
             least = f"another such scheme might take up to {1 - sums.bound / sums.cost:.2%} less time"
-    return (
-        "Sums of 64-bit numbers suffice for regularizer=mean with mocha or fedu, and for cocoa, fedavg, fedprox, ditto "
-        f"and pfedme. {how}; {least}."
-    )
+    return f"{how}; {least}"
+
+
+def _capital(words: str) -> str:
+    return words[0].upper() + words[1:]
 
 
 def _best(comparison: Comparison, medium: str) -> str:
     best = comparison.aggregators[medium]
-    who = f"{_names(best.relays)} aggregate{'s' * (len(best.relays) < 2)}"
+    who = f"{_names(best.relays, best.server)} aggregate{'s' * (not _several(best))}"
     if len(best.relays) > MOST_NAMED:
         who = f"{', '.join(map(str, best.relays))} aggregate, {len(best.relays)} relays"
+        who += " and the server" * best.server
     if best.proven:
-        others = "no other set of relays, nor the server," if best.relays else "no set of relays"
+        others = "other set of relays" if best.relays else "set of relays"
         return (
-            f"Best for {medium}: {who}. Proven: with coded IVs and uncoded models, {others} takes less time between "
-            "relays and server."
+            f"Best for {medium}: {who}. Proven: with coded IVs and uncoded models, no {others}, with or without the "
+            "server, takes less time between relays and server."
         )
     less = 1 - best.bound / best.cost
     return (
-        f"Best found for {medium}: {who}. Not proven: another set of relays might take up to {less:.2%} less time "
-        "between relays and server with coded IVs and uncoded models, but not more than that."
+        f"Best found for {medium}: {who}. Not proven: another set of relays, with or without the server, might take up "
+        f"to {less:.2%} less time between relays and server with coded IVs and uncoded models, but not more than that."
     )
 
 
-def _names(relays: Sequence[int]) -> str:
-    """Return the names of aggregators in a sentence."""
+def _several(best: BestAggregators) -> bool:
+    return len(best.relays) + best.server > 1
+
+
+def _names(relays: Sequence[int], server: bool = False) -> str:
+    """Return the names of some nodes in a sentence."""
     if not relays:
         return "the server"
+    names = f"relay{'s' * (len(relays) > 1)} {', '.join(map(str, relays))}"
     if len(relays) > MOST_NAMED:
-        return f"the {len(relays)} relays"
-    return f"relay{'s' * (len(relays) > 1)} {', '.join(map(str, relays))}"
+        names = f"the {len(relays)} relays"
+    return "the server and " * server + names

@@ -56,7 +56,7 @@ class Summary(BaseModel):
 
     Attributes:
         r: mean number of relays that hear a user, over all rounds.
-        aggregators: the relays that compute the models, or "server".
+        aggregators: who computes the models or learns the sums: "server", or relays, which "server" may precede.
         V_bits: bits of an IV.
         loads: measured load of each tier [IVs per round].
         loads_theory: the same by formula, for rounds in which all users take part.
@@ -64,7 +64,7 @@ class Summary(BaseModel):
         bounds: lower bounds of the loads of schemes in which the same nodes learn the same IVs or sums.
         handover_bits: bits of state sent to relays that had missed rounds.
         bits_per_number: bits of a number in the rows of each tier, if sums travel in few bits.
-        adding: relays that compute sums, if sums travel.
+        adding: relays that send sums to the server, if sums travel.
         pieces: pieces of a row of sums, each as long as a share; 1: relays send whole rows.
         note: remarks on the communicator, such as that another one would be cheaper.
         error_measure: what the errors measure.
@@ -81,7 +81,7 @@ class Summary(BaseModel):
     r: float
     communicator: str
     scheme: str
-    aggregators: list[int] | str
+    aggregators: list[int | str] | str
     medium: str
     V_bits: int
     loads: dict[str, float]

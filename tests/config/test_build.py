@@ -26,7 +26,7 @@ ROOT = {  # words of the command line, and the setting that the error names
     "participation=speeds": "participation.speeds",
     "aggregators=[null]": "communicator.aggregators",
     "scheme=paper communicator=uncoded": "scheme",
-    "aggregators=[0] communicator=sums": "aggregators",
+    "aggregators=[0] communicator=uncoded": "aggregators",
     "sums=whole": "sums",
     "lam=0.2 regularizer.lam=0.1": "lam",
     "d=0.2": "d",
@@ -56,6 +56,7 @@ BUILT = {
     "aggregators=some": "aggregators",
     "aggregators=[0,7]": "aggregators",
     "aggregators=[a]": "aggregators",
+    "aggregators=[0,server]": "aggregators",
     "scheme=magic": "scheme",
     "wire=float8": "wire",
     "device=meta": "device",
@@ -92,6 +93,8 @@ BUILT_MORE = {  # refused in the same places
     "communicator=sums algorithm=fedu": "communicator=coded",
     "communicator=sums regularizer=ridge": "algorithm=local",
     "communicator=sums algorithm=fedavg sums=half": "sums",
+    "communicator=sums algorithm=fedavg aggregators=[0]": "aggregators",
+    "communicator=sums algorithm=fedavg aggregators=some": "aggregators",
     "communicator=sums algorithm=fedavg fraction_bits=61": "fraction_bits",
 }
 

@@ -73,6 +73,13 @@ def check_equal(
     "words",
     [
         ("participation.dropout=0.2", "participation.relays=0.2", "aggregators=all", "algorithm.omega_every=2"),
+        (
+            "aggregators=[server,0,1]",
+            "participation.dropout=0.2",
+            "participation.relays=0.3",
+            "algorithm.omega_every=2",
+            "network.medium=unicast",
+        ),
         pytest.param(
             (
                 "regularizer=mean",
@@ -83,7 +90,8 @@ def check_equal(
             ),
             marks=pytest.mark.slow,
         ),
-        (*FEW_BITS, "participation.relays=0.3", "rounds=6"),
+        (*FEW_BITS, "participation.relays=0.3", "rounds=6", "aggregators=all"),
+        pytest.param((*FEW_BITS, "participation.relays=0.3", "rounds=6", "aggregators=server"), marks=pytest.mark.slow),
         pytest.param(
             (
                 "wire=int4",
@@ -113,7 +121,13 @@ def test_models_measurements_and_setup_are_those_of_one_process(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "more", [("participation.dropout=0.3", "algorithm.omega_every=2", "algorithm.rounds=3"), FEW_BITS], ids=" ".join
+    "more",
+    [
+        ("participation.dropout=0.3", "algorithm.omega_every=2", "algorithm.rounds=3"),
+        ("participation.relays=0.5", "aggregators=[server,0,1]", "wire=int4"),
+        FEW_BITS,
+    ],
+    ids=" ".join,
 )
 def test_a_resumed_run_ends_as_an_uninterrupted_one(
     configure: Callable[..., DictConfig], tmp_path: Path, more: tuple[str, ...]
@@ -158,6 +172,13 @@ def test_a_run_continues_without_a_host_and_reports_its_users_as_last_saved(
 def test_a_run_ends_when_the_only_aggregator_is_lost(configure: Callable[..., DictConfig]) -> None:
     with pytest.raises(EngineError):
         train_in_threads(configure(*SMALL, "aggregators=[0]"), prepare=kill("relay 0", round=1))
+
+
+def test_a_run_continues_without_relays_if_the_server_aggregates(configure: Callable[..., DictConfig]) -> None:
+    results = train_in_threads(configure(*SMALL, "aggregators=[server,0]"), prepare=kill("relay 0", round=1))
+    models, history = results["server"]
+    assert len(history) == 3
+    assert models.isfinite().all()
 
 
 def test_a_timeout_must_be_positive() -> None:

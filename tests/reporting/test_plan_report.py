@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from hmtl.communication import Network
 from hmtl.communication.round_costs import Comparison, compare
 from hmtl.reporting.console import Console
 from hmtl.reporting.plan_report import plan_table, remarks, verdict
-from hmtl.topology import any_r, heterogeneous, symmetric
+from hmtl.topology import Topology, any_r, heterogeneous, symmetric
 
 
 def text(comparison: Comparison, capsys: pytest.CaptureFixture[str]) -> str:
@@ -39,6 +40,15 @@ def test_verdicts_by_hand() -> None:
     assert "all relays take 58.3% more" in verdict(alone, "unicast")
 
 
+def test_the_server_is_named_among_aggregators(capsys: pytest.CaptureFixture[str]) -> None:
+    """Four relays hear 8, 8, 2 and 2 users, each user one relay."""
+    comparison = compare(Topology(np.repeat(np.eye(4, dtype=int), [8, 8, 2, 2], axis=1)), Network(2000, 1000), 1000)
+    printed = " ".join(text(comparison, capsys).split())
+    assert "Best for broadcast: the server and relays 0, 1 aggregate. Proven" in printed
+    assert "Best for unicast: the server aggregates. Proven" in printed
+    assert "with the server and relays 0, 1 as aggregators, a round's communication takes 6.7% less" in printed
+
+
 def test_a_choice_that_is_not_proven_is_not_called_best(capsys: pytest.CaptureFixture[str]) -> None:
     comparison = compare(symmetric(20, 5, 3), Network(), 1000)
     best = replace(comparison.aggregators["broadcast"], cost=20.0, bound=16.0, proven=False)
@@ -58,6 +68,10 @@ def test_sums_meet_their_bound_or_whole_rows_do(capsys: pytest.CaptureFixture[st
     assert "shares of 1/3 row, 1.67 rows in all instead of 3 whole ones; no scheme" in shares
     whole = compare(heterogeneous(20, 4, 2, 0.2), Network(), 1000)
     assert "whole rows; shares of rows would not be faster" in " ".join(text(whole, capsys).split())
+    relays = " ".join(text(compare(symmetric(20, 5, 4), Network(1e10, 1e8), 1000), capsys).split())
+    assert "sums, learned by relays 0, 1" in relays
+    assert "Relays 0, 1 learn them: relay 2 sends whole rows of what not all of them hear" in relays
+    assert "If the server had to, a round would take" in relays
     worse = replace(whole, sums=replace(whole.sums, pieces=2, cost=4.0, bound=3.0, proven=False))
     assert "up to 25.00% less time" in " ".join(text(worse, capsys).split())
 

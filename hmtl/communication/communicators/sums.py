@@ -1,13 +1,13 @@
-"""The communicator of sums: relays and server add. K users, H relays."""
+"""The communicator of sums: relays and server add, and the server or relays learn the sums. K users, H relays."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
-from hmtl.coding import Loads, SumCode, sum_bounds
+from hmtl.coding import Aggregators, Loads, SumCode, sum_bounds
 from hmtl.communication.accounting.ledger import (
     RELAYS_TO_SERVER,
     RELAYS_TO_USERS,
@@ -16,6 +16,7 @@ from hmtl.communication.accounting.ledger import (
     USERS_TO_RELAYS,
 )
 from hmtl.communication.accounting.network import Network, between_seconds
+from hmtl.communication.attendance import Attendance, Report, decide
 from hmtl.communication.coders import AggregatorCoder
 from hmtl.communication.communicators.base import KEPT, Communicator, MakeLinks
 from hmtl.communication.communicators.ivs import CodedHierarchical
@@ -24,15 +25,30 @@ from hmtl.communication.few_bits import FEW_BITS, FewBits
 from hmtl.communication.links import InProcess
 from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer, SummingAggregation
 from hmtl.communication.nodes.aggregation import AggregatorSide
-from hmtl.communication.nodes.few_bit_sums import FewBitHost, FewBitRelay, FewBitServer
+from hmtl.communication.nodes.few_bit_sums import (
+    FewBitCoder,
+    FewBitHost,
+    FewBitRelay,
+    FewBitServer,
+    FewBitSummingRelay,
+    FewBitSummingServer,
+)
 from hmtl.communication.nodes.host import UserSide
-from hmtl.communication.planning.planner import SUMS, Planner
-from hmtl.communication.round import Nodes, Outcome, forwarding
+from hmtl.communication.nodes.summing import SummingRelay, SummingServer
+from hmtl.communication.planning.planner import SUMS, Planner, preferred_sum_aggregators
+from hmtl.communication.round import Nodes, Outcome, forwarding, summing
 from hmtl.communication.row_formats import Formats, PlainRows
 from hmtl.communication.wires import name_of
 from hmtl.errors import ConfigError
 from hmtl.topology import Moving, Topology
 
+NODES: dict[tuple[bool, bool], tuple[Any, Any, Any]] = {
+    (False, False): (AddingHost, AddingRelay, AddingServer),
+    (False, True): (AddingHost, SummingRelay, SummingServer),
+    (True, False): (FewBitHost, FewBitRelay, FewBitServer),
+    (True, True): (FewBitHost, FewBitSummingRelay, FewBitSummingServer),
+}
+"""The host, relay and server, by whether numbers have few bits, and whether relays learn the sums."""
 RECEIPT = 32  # bits, beside each user's own model, that say in which round the user's IV counted last
 
 
@@ -58,6 +74,8 @@ class Sums(Communicator):
         topology: who hears whom, in all rounds or round by round.
         network, links: see `Communicator`; `network.last_hop` says how relays reach their users.
         sums: one of `SUMS`: whether relays send rows of sums whole or in shares.
+        aggregators: who learns the sums. `auto`: the server, or those relays, with which a row takes the least time on
+            this network; `server`; `all`; or the numbers of relays that together hear everybody.
         wire: a name in FEW_BITS, for terms and sums in few bits, see `hmtl.communication.few_bits`; None: 64 bits.
         replaced: the coded plan instead of which sums travel; None: the user chose sums.
     """
@@ -69,6 +87,7 @@ class Sums(Communicator):
         wire: str | None = None,
         *,
         sums: str = "auto",
+        aggregators: Aggregators = "auto",
         links: MakeLinks = InProcess,
         replaced: Replaced | None = None,
     ) -> None:
@@ -80,14 +99,21 @@ class Sums(Communicator):
         if sums not in SUMS:
             raise ConfigError(f"sums={sums} is unknown. Choose one of {', '.join(SUMS)}.")
         super().__init__(topology, network, "uncoded", links=links)
-        self._planner_of = lru_cache(KEPT)(lambda t: Planner(t, network, sums=sums))
+        self._setup_planner = self.planner
+        preferred = preferred_sum_aggregators(topology, network, sums, aggregators)
+        self._planner_of = lru_cache(KEPT)(lambda t: Planner(t, network, preferred, sums=sums))
         self.planner = self._planner_of(self.topology)
         self.bits, self.replaced = FEW_BITS.get(wire or ""), replaced
 
     @property
     def theory(self) -> Loads:
-        up, down = self._codes(self.topology, self._L)
-        return up.loads(down, self._L)
+        return self._loads(self.topology)
+
+    def setup(self, users: UserSide, aggregator: AggregatorSide) -> None:
+        round_planner = self.planner
+        self.planner = self._setup_planner
+        super().setup(users, aggregator)
+        self.planner = round_planner
 
     def describe(self) -> dict[str, Any]:
         """Return what `summary.json` reports about communication, with the bounds of `sum_bounds`.
@@ -148,25 +174,50 @@ class Sums(Communicator):
             return super()._make_nodes(users, aggregator)
         for code in self._codes(self.topology, users.numbers):
             _ = code.inverses  # are made before the first round, like the plan of coded IVs
-        aggregation = SummingAggregation(self.topology.K, aggregator, AggregatorCoder(users.numbers, None))
-        kinds: tuple[Any, Any, Any] = AddingHost, AddingRelay, AddingServer
+        K, relays_learn = self.topology.K, bool(self.planner.preferred)
         formats: Formats = PlainRows(users.numbers)
+        coder = AggregatorCoder(users.numbers, None)
         if self.bits:
-            kinds = FewBitHost, FewBitRelay, FewBitServer
-            formats = FewBits(self.bits, self.topology.K, users.numbers)
-        host, relay, server = (partial(kind, formats=formats) for kind in kinds)
-        server, host = partial(server, aggregation=aggregation), partial(host, planner=self.planner)
-        return self._local_nodes(users, relay, server, forwarding, aggregation, host)
+            formats = few_bits = FewBits(self.bits, K, users.numbers)
+            coder = FewBitCoder(few_bits)
+        aggregation = SummingAggregation(K, aggregator, coder, relays_learn and not self._links.reliable)
+        host, relay, server = (partial(kind, formats=formats) for kind in NODES[bool(self.bits), relays_learn])
+        host, schedule = partial(host, planner=self.planner), summing if relays_learn else forwarding
+        if relays_learn:
+            relay = partial(relay, aggregation=aggregation)
+        else:
+            server = partial(server, aggregation=aggregation)
+        return self._local_nodes(users, relay, server, schedule, aggregation, host)
 
     @property
     def _L(self) -> int:
         """The numbers in a row; 0 before the learner is known."""
         return self._sides[0].numbers if self._sides else 0
 
+    def _attendance(self, t: Topology) -> Attendance:
+        """Return the attendance of a round in which everybody is present."""
+        reports = {i: Report(np.array(t.N(i), dtype=np.int64), 0, 0, 0) for i in range(t.H)}
+        return decide(t, reports, 0, self.planner.preferred)
+
     def _codes(self, t: Topology, L: int) -> tuple[SumCode, SumCode]:
         """Return the codes by which relays add and spread sums if everybody is present."""
-        planner = self._planner_of(t)
-        return planner.sum_code(t, L), planner.spread_code(tuple(range(t.H)), L)
+        planner, attendance = self._planner_of(t), self._attendance(t)
+        return planner.sum_code(attendance.apart, L), planner.spread_code(attendance.holders, L)
+
+    def _loads(self, t: Topology) -> Loads:
+        """Return the loads if everybody is present."""
+        up, spread = self._codes(t, self._L)
+        attendance = self._attendance(t)
+        if not attendance.aggregators:
+            return up.loads(spread, self._L)
+        load = up.loads(spread, self._L, len(attendance.aggregators))
+        others = len(set(attendance.holders).difference(attendance.aggregators))
+        if not others:
+            return load
+        passed = np.array(load.by_relay)
+        passed[self.planner.carrier(attendance)] += 1
+        down, unicast = load.downlink + 1, load.unicast + others
+        return replace(load, uplink=load.uplink + 1, downlink=down, by_relay=tuple(passed.tolist()), unicast=unicast)
 
     @property
     def _row_bits(self) -> dict[str, int]:
@@ -178,12 +229,11 @@ class Sums(Communicator):
 
     def _rows(self, t: Topology) -> tuple[float, float, float, float]:
         """Return how many rows relays send to users, and bounds for the rows from relays, from server, and to users."""
-        bound = sum_bounds(t)
+        bound = sum_bounds(t, self._attendance(t).aggregators)
         up, down = bound.uplink, bound.down(self.network.medium)
         if self.network.last_hop == "unicast":
             return len(t.present), up, down, len(t.present)
-        _, spread = self._codes(t, self._L)
-        return spread.load * spread.padding(self._L), up, down, bound.unicast
+        return self._loads(t).last_hop, up, down, bound.last_hop
 
     def _reason(self, replaced: Replaced) -> str:
         """Return why sums travel instead of coded IVs."""

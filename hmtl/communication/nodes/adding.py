@@ -1,9 +1,10 @@
-"""Nodes of a round of sums: relays and server add, and one row goes back to everybody.
+"""Nodes of a round of sums: relays and server add, the server learns the sums, and one row goes back to everybody.
 
 K users, H relays, L numbers in a row of terms or sums, int64. Relays send shares of rows, by codes of
 `hmtl.coding.sum_codes`; with c = 1, a share is a whole row:
     up: the relays of users who were heard; each sends its shares of the sum of all terms;
     down: the relays of users within range of some relay; each sends its shares of the server's row to its users.
+`hmtl.communication.nodes.summing` has the nodes of rounds in which relays learn the sums.
 """
 
 import zlib
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hmtl.coding import SumCode
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.coders import UserCoder
 from hmtl.communication.encoding import from_bytes, to_bytes, unpack
@@ -106,22 +108,25 @@ class AddingRelay(Relay):
 
     Args: as in `Relay`, and
         formats: the formats of rows.
+
+    Attributes:
+        note: what the coder of the aggregator reads after the further numbers, uint8 [1, bytes].
     """
 
     def __init__(self, i: int, planner: Planner, hosts: Sequence[str], formats: Formats) -> None:
         super().__init__(i, planner, hosts)
-        self.formats = formats
+        self.formats, self.note = formats, nothing(1)
 
     def plan(self) -> None:
         self.planner.plan_sums(self.attendance, self.formats.L)
 
     def forward(self) -> list[Message]:
-        """Send this relay's shares of the sum of all terms, if it has any."""
-        code, L = self.planner.sum_code(self.attendance.heard, self.formats.L), self.formats.L
+        """Send this relay's shares of the sum of all terms that have to reach the server, if it has any."""
+        code, L = self.planner.sum_code(self.attendance.apart, self.formats.L), self.formats.L
         own = code.shares_of(self.i)
         if not len(own):
             return []
-        terms, sums = _formats_of_terms(self.formats, self.sizes[0])
+        terms, sums = formats_of_terms(self.formats, self.sizes[0])
         shares = torch.zeros(len(own) * code.bits, code.stretches(L), dtype=torch.int64)
         largest, led = torch.zeros(1, sums.blocks, dtype=torch.int64), code.leaders == self.i
         for users, matrix in code.terms(self.i):
@@ -137,18 +142,25 @@ class AddingRelay(Relay):
 
     def deliver(self) -> list[Message]:
         """Send this relay's shares of the server's row to the users who need them, if any."""
-        code, network = self.planner.spread_code(self.attendance.relays, self.formats.L), self.planner.network
+        code = self.planner.spread_code(self.attendance.holders, self.formats.L)
         own = code.shares_of(self.i)
         if not self._passed or not len(own):
             return []
         (row,) = self._passed
-        if network.medium == "unicast":  # the server sent these shares
-            shares = row.payload.view(len(own), -1)
-        else:
-            shares = _format_of_row(self.formats, row.payload).split(row.payload, code, own)
+        if self.planner.network.medium == "unicast":  # the server sent these shares
+            return self._spread(row.payload, row.overhead)
+        return self._spread(_format_of_row(self.formats, row.payload).split(row.payload, code, own), row.overhead)
+
+    def _spread(self, shares: Tensor, overhead: Tensor) -> list[Message]:
+        """Return messages with this relay's shares of a row to the users who need them."""
+        code, network = self.planner.spread_code(self.attendance.holders, self.formats.L), self.planner.network
+        own = code.shares_of(self.i)
+        if not len(own):
+            return []
+        shares = shares.reshape(len(own), -1)
         present = np.zeros(self.topology.H, dtype=np.uint8)
-        present[list(self.attendance.relays)] = 1
-        overhead = torch.cat([row.overhead, torch.from_numpy(np.packbits(present))[None]], dim=1)
+        present[list(self.attendance.holders)] = 1
+        overhead = torch.cat([overhead, torch.from_numpy(np.packbits(present))[None]], dim=1)
         needs = np.append(code.needs(self.i), np.zeros((1, len(own)), dtype=bool), axis=0)[code.of_user]  # [K, x]
         if network.last_hop == "broadcast":
             broadcast = self.topology.K + self.i  # the ledger's link for what all users of this relay hear
@@ -169,47 +181,31 @@ class AddingServer(ForwardingServer):
 
     Args: as in `ForwardingServer`, and
         formats: the formats of rows.
+
+    Attributes:
+        note: what the coder of the aggregator reads after the further numbers, uint8 [1, bytes].
     """
 
     def __init__(self, planner: Planner, aggregation: Aggregation, formats: Formats) -> None:
         super().__init__(planner, aggregation)
-        self.formats = formats
+        self.formats, self.note = formats, nothing(1)
 
     def plan(self) -> None:
         self.planner.plan_sums(self.attendance, self.formats.L)
 
     def gather(self, messages: Sequence[Message]) -> None:
         """Add the sums that the relays sent in shares."""
-        code, L = self.planner.sum_code(self.attendance.heard, self.formats.L), self.formats.L
+        code = self.planner.sum_code(self.attendance.apart, self.formats.L)
         if self.empty or self._lacks(code.relays, messages):
             return
-        _, sums = _formats_of_terms(self.formats, self.sizes[0])
-        words, stretch = sums.words, code.stretches(L)
-        largest = torch.zeros(1, sums.blocks, dtype=torch.int64)
-        shares, further = (
-            [torch.zeros(0, stretch, dtype=torch.int64)],
-            [torch.zeros(1, self.sizes[1], dtype=torch.uint8)],
-        )
-        for message in messages:
-            x = len(code.shares_of(relay_of(message)))
-            end = x * words.nbytes(code.bits * stretch)
-            packed = message.payload[:, :end].reshape(x, -1)
-            shares.append(words.unpack(packed, code.bits * stretch).reshape(-1, stretch))
-            if relay_of(message) in code.leaders:
-                largest = torch.maximum(largest, SIZES.unpack(message.payload[:, end:], sums.blocks))
-                further.append(message.overhead)
-        total = words.unpack(words.pack(code.add(torch.cat(shares), L)[None]), L)  # modulo 2^w, which is enough
-        rows = {"payload": to_bytes(self._row(total, largest)), "overhead": add_rows(torch.cat(further))}
-        self.aggregation.keep(self.round, self.attendance.users, rows)
+        payload, overhead = add_shares(code, self.formats, self.sizes, messages)
+        rows = {"payload": payload, "overhead": torch.cat([overhead, self.note], dim=1)}
+        self.aggregation.keep(self.round, self.name, self.attendance.users, rows)
         self._dtype = torch.int64
-
-    def _row(self, total: Tensor, sizes: Tensor) -> Tensor:
-        """Return the sums [1, L] that the aggregator gets, for those of the round's terms and the largest sizes."""
-        return total
 
     def _model_messages(self, models: PackedModels) -> list[Message]:
         """Return messages that carry the row for all users, or shares of it, to the relays that deliver it."""
-        code, row = self.planner.spread_code(self.attendance.relays, self.formats.L), models.payload
+        code, row = self.planner.spread_code(self.attendance.holders, self.formats.L), models.payload
         if self.planner.network.medium == "broadcast":
             return self._to(code.relays, MODELS, row, models.overhead)
         row_format = _format_of_row(self.formats, row)
@@ -234,6 +230,29 @@ def _split_receipts(overhead: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDA
     return content[:start], bytes_to_numbers(receipts)
 
 
+def add_shares(
+    code: SumCode, formats: Formats, sizes: tuple[int, int], messages: Sequence[Message]
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of the terms of which relays sent shares, and the sum of their overhead, uint8 [1, bytes] each.
+
+    `sizes` are the bytes of payload and overhead of a user's terms.
+    """
+    _, sums = formats_of_terms(formats, sizes[0])
+    words, stretch = sums.words, code.stretches(formats.L)
+    largest = torch.zeros(1, sums.blocks, dtype=torch.int64)
+    shares, further = [torch.zeros(0, stretch, dtype=torch.int64)], [torch.zeros(1, sizes[1], dtype=torch.uint8)]
+    for message in messages:
+        x = len(code.shares_of(relay_of(message)))
+        end = x * words.nbytes(code.bits * stretch)
+        packed = message.payload[:, :end].reshape(x, -1)
+        shares.append(words.unpack(packed, code.bits * stretch).reshape(-1, stretch))
+        if relay_of(message) in code.leaders:
+            largest = torch.maximum(largest, SIZES.unpack(message.payload[:, end:], sums.blocks))
+            further.append(message.overhead)
+    total = code.add(torch.cat(shares), formats.L)[None]
+    return sums.pack(total, largest), add_rows(torch.cat(further))
+
+
 def add_rows(rows: Tensor, at: Tensor | None = None) -> Tensor:
     """Return the sum of all rows, or of the rows `at`, uint8 [1, 8·L] for rows [n, 8·L]: the bytes of int64."""
     terms = from_bytes(rows, torch.int64)
@@ -243,7 +262,7 @@ def add_rows(rows: Tensor, at: Tensor | None = None) -> Tensor:
     return to_bytes(total)
 
 
-def _formats_of_terms(formats: Formats, nbytes: int) -> tuple[RowFormat, RowFormat]:
+def formats_of_terms(formats: Formats, nbytes: int) -> tuple[RowFormat, RowFormat]:
     """Return the format of terms whose rows have this length in bytes, and that of their sums."""
     return (formats.terms, formats.sums) if nbytes == formats.terms.nbytes else (formats.whole, formats.whole)
 

@@ -4,7 +4,7 @@ Aggregators that missed a round are handed the state of another. All aggregators
 same models, which the server compares before any user gets one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -84,13 +84,8 @@ class AggregatingRelay(Relay):
         if self.phase is not Phase.AGGREGATED:
             return []
         models, ivs = self._models, self._digest.value()
-        messages = [self._digests(ivs + (models.digest if models else bytes(DIGEST_BYTES)))]
-        users = np.flatnonzero(self.attendance.routes.via_server)
-        users = users[self._carriers(len(users)) == self.i]
-        if models and len(users):
-            at = torch.from_numpy(users)
-            messages.append(self._to_server(MODELS, models.payload, models.overhead, users, at))
-        return messages
+        digests = self._digests(ivs + (models.digest if models else bytes(DIGEST_BYTES)))
+        return [digests, *(self._to_pass_on(models) if models else [])]
 
     def conclude(self, verdict: Sequence[Message], models: Sequence[Message]) -> None:
         super().conclude(verdict, models)
@@ -107,11 +102,16 @@ class AggregatingRelay(Relay):
         The latter are sent only if all aggregators agree. In a round without aggregators, send receipts instead, which
         say that no IV counted.
         """
-        serving, via_server = self.attendance.routes
-        if self.phase is not Phase.ABSENT and not self.attendance.aggregating.any():
-            users = np.flatnonzero(serving == self.i)
+        nobody = not self.planner.server and not self.attendance.aggregating.any()
+        if self.phase is not Phase.ABSENT and nobody:
+            users = np.flatnonzero(self.attendance.routes.serving == self.i)
             not_counted = torch.zeros(len(users), 1, dtype=torch.uint8)
             return [self._to_users(RECEIPTS, nothing(len(users)), not_counted, users)]
+        return self._deliver()
+
+    def _deliver(self) -> list[Message]:
+        """Send users the models that the server passed on, and those that the relay computed."""
+        serving, via_server = self.attendance.routes
         messages = super().deliver()
         if self._models:
             users = np.flatnonzero((serving == self.i) & ~via_server)
@@ -123,6 +123,13 @@ class AggregatingRelay(Relay):
         super().close()
         self._models = None
         self.aggregation.close()
+
+    def _to_pass_on(self, models: PackedModels) -> list[Message]:
+        """Return the models that this relay sends to the server for users whom no aggregator hears."""
+        users = np.flatnonzero(self.attendance.routes.via_server)
+        users = users[self._carriers(len(users)) == self.i]
+        at = torch.from_numpy(users)
+        return [self._to_server(MODELS, models.payload, models.overhead, users, at)] if len(users) else []
 
     def _carriers(self, models: int) -> NDArray[np.int64]:
         """Return the aggregator that sends each model to the server, for users whom no aggregator hears."""
@@ -153,6 +160,16 @@ class ComparingServer(Server):
         Raises:
             CodingError: the aggregators hold different IVs or models.
         """
+        received = self._check(digests)
+        if self._lacks(self.attendance.aggregators, digests):
+            return self._verdict(IN_VAIN, self.attendance.relays)
+        if not received:
+            return []
+        self.version += 1
+        return [*self._verdict(AGREED, list(received)), *(copy for m in models for copy in self._pass_on(m))]
+
+    def _check(self, digests: Sequence[Message]) -> dict[int, bytes]:
+        """Return the aggregators' digests by relay; raise CodingError if they differ."""
         received = {relay_of(message): message.overhead[0].numpy().tobytes() for message in digests}
         for comparable in self._comparable(received):
             if odd := deviating(comparable):
@@ -163,13 +180,11 @@ class ComparingServer(Server):
                     f"round {self.round}. The run stops before a wrong model spreads. Please report this with the "
                     "topology, the settings of the communicator and the seed."
                 )
-        if self._lacks(self.attendance.aggregators, digests):
-            return self._verdict(IN_VAIN, self.attendance.relays)
-        if not received:
-            return []
-        self.version += 1
-        passed = [copy for m in models for copy in self._to_serving(m, m.of_users(), m.rows())]
-        return [*self._verdict(AGREED, list(received)), *passed]
+        return received
+
+    def _pass_on(self, models: Message) -> Iterable[Message]:
+        """Return an aggregator's models to the relays that serve their users."""
+        return self._to_serving(models, models.of_users(), models.rows())
 
     def _comparable(self, received: Mapping[int, bytes]) -> Iterator[Mapping[int, bytes]]:
         """Yield groups of digests, by relay; the digests in a group have to be equal."""

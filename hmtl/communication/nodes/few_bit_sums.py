@@ -1,11 +1,11 @@
 """Nodes of a round of sums in few bits, see `hmtl.communication.few_bits`.
 
-L numbers in a row, K users. S, the row of absolute sums, changes by s·Σq in a round. The server sends Σq, which users
-add to the last S. A user who lacks the last S stays idle and requests it; in that round, the server sends the whole S
-to everybody.
+L numbers in a row, K users. S, the row of absolute sums, changes by s·Σq in a round. Users get Σq, and add it to the
+last S. A user who lacks the last S stays idle and requests it; in that round, everybody gets the whole S. The server
+announces requests with the attendance.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
-from hmtl.communication.coders import UserCoder
+from hmtl.communication.coders import AggregatorCoder, State, UserCoder
 from hmtl.communication.encoding import from_bytes, to_bytes
 from hmtl.communication.few_bits import FewBits, blocks_of, sizes_of
 from hmtl.communication.messages import Message, Users, nothing
 from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer
-from hmtl.communication.nodes.aggregation import Aggregation, PackedModels
+from hmtl.communication.nodes.base import Server
 from hmtl.communication.nodes.host import UserSide
+from hmtl.communication.nodes.summing import SummingRelay, SummingServer
 from hmtl.communication.planning.planner import Planner
 from hmtl.communication.row_formats import portions
 
-NO_ROW = -1  # in place of the round of a row
-STAMP = 4  # bytes before a row's other overhead: the round of the row that it is to be added to
+STAMP = 4  # bytes before a row's other overhead: its number n, if it is to be added to row n − 1; −n, if it is S itself
 
 
 class FewBitHost(AddingHost):
@@ -41,7 +41,7 @@ class FewBitHost(AddingHost):
         owed_if_counted: the same if the user's pending update has counted [users, L].
         row: S, as the users received it last [1, L].
         block_sizes: sizes of the blocks, which arrived with this row; all zero if none are known [1, B].
-        held: the round of the last row that each user received [K].
+        held: the number of the last row that each user received [K]; 0 before the first one.
     """
 
     STATE = (*AddingHost.STATE, "owed", "owed_if_counted", "row", "block_sizes", "held")
@@ -62,7 +62,7 @@ class FewBitHost(AddingHost):
         self.owed, self.owed_if_counted = np.zeros((2, len(members), formats.L), np.int64)
         self.row = np.zeros((1, formats.L), np.int64)
         self.block_sizes = np.zeros((1, blocks_of(formats.L)), np.int64)
-        self.held = np.full(K, NO_ROW)
+        self.held = np.zeros(K, np.int64)
         self._tell_users(members)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -90,16 +90,16 @@ class FewBitHost(AddingHost):
 
     def _take(self, message: Message, ids: Users) -> None:
         """Take S, or add the round's sum to the last S; users who lack that one stay idle."""
-        base = int(bytes_to_numbers(message.overhead[0, :STAMP].numpy())[0])
-        if base == NO_ROW:
+        number = int(bytes_to_numbers(message.overhead[0, :STAMP].numpy())[0])
+        if number < 0:
             row, sizes = self.formats.whole.unpack(message.payload[:1])
         else:
-            ids = ids[self.held[ids] == base]
+            ids = ids[self.held[ids] == number - 1]
             total, sizes = self.formats.sums.unpack(message.payload[:1])
             row = torch.from_numpy(self.row) + self.formats.values(total, torch.from_numpy(self.block_sizes))
         if len(ids):
             self.row, self.block_sizes = row.numpy().copy(), sizes.numpy().copy()
-            self.held[ids] = message.round
+            self.held[ids] = abs(number)
             super()._take(replace(message, payload=to_bytes(row), overhead=message.overhead[:, STAMP:]), ids)
 
     def _settle(self, users: Users, last: Users) -> None:
@@ -128,70 +128,100 @@ class FewBitRelay(AddingRelay):
         heard = [message for message in terms if len(message)]  # a host all of whose users wait may not know the format
         reports = super().report(round, heard or terms[:1])
         requested = any(self.topology.G[self.i][message.of_users()].any() for message in requests)
-        last = torch.tensor([[requested]], dtype=torch.uint8)
-        return [replace(report, overhead=torch.cat([report.overhead, last], dim=1)) for report in reports]
+        return [_with_flag(report, _flag(requested)) for report in reports]
+
+    def attend(self, messages: Sequence[Message]) -> None:
+        super().attend([replace(message, overhead=message.overhead[:, :-1]) for message in messages])
+        self.note = messages[0].overhead[:, -1:] if messages else _flag(False)
 
 
-class FewBitServer(AddingServer):
-    """A server that adds sums of few bits.
+class FewBitSummingRelay(FewBitRelay, SummingRelay):
+    """The same, if relays learn the sums."""
 
-    Args: as in `AddingServer`, and
+
+class RequestedServer(Server):
+    """A server that announces whether a user requests S.
+
+    Attributes:
+        note: 1 if so, otherwise 0, uint8 [1, 1].
+    """
+
+    note: Tensor
+
+    def attend(self, round: int, messages: Sequence[Message]) -> list[Message]:
+        self.note = _flag(any(bool(message.overhead[0, -1]) for message in messages))
+        return super().attend(round, [replace(message, overhead=message.overhead[:, :-1]) for message in messages])
+
+    def _announce(self) -> list[Message]:
+        return [_with_flag(message, self.note) for message in super()._announce()]
+
+
+class FewBitServer(RequestedServer, AddingServer):
+    """A server that learns sums of few bits."""
+
+
+class FewBitSummingServer(RequestedServer, SummingServer):
+    """A server that adds terms of few bits for relays that learn the sums."""
+
+
+class FewBitCoder(AggregatorCoder):
+    """A coder that turns a round's sum of few bits into the change of S, and S into the row for the users.
+
+    Args:
         formats: the formats of rows.
 
     Attributes:
         row: S, as it was sent last [1, L].
-        made: the round of this row.
+        number: the number of this row, counted from 1.
         block_sizes: sizes of the blocks in the last round that counted; all zero if none are known [1, B].
     """
 
-    formats: FewBits
+    STATE = ("row", "number", "block_sizes")
 
-    def __init__(self, planner: Planner, aggregation: Aggregation, formats: FewBits) -> None:
-        super().__init__(planner, aggregation, formats)
+    def __init__(self, formats: FewBits) -> None:
+        super().__init__(formats.L, None)
+        self.formats = formats
         self.row = torch.zeros(1, formats.L, dtype=torch.int64)
-        self.made = NO_ROW
+        self.number = torch.tensor(0)
         self.block_sizes = torch.zeros(1, blocks_of(formats.L), dtype=torch.int64)
-        self._requested = False
-        self._total, self._new_block_sizes = self.row, self.block_sizes  # of the round
+        self._total, self._change, self._sizes, self._requested = self.row, self.row, self.block_sizes, True
 
-    def attend(self, round: int, messages: Sequence[Message]) -> list[Message]:
-        self._requested = any(bool(message.overhead[0, -1]) for message in messages)
-        return super().attend(round, [replace(message, overhead=message.overhead[:, :-1]) for message in messages])
+    def decode(self, users: Users, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the change of S, given the packed sum; `extras` end with whether a user requests S."""
+        row_format = self.formats.sums if payload.shape[1] == self.formats.sums.nbytes else self.formats.whole
+        self._total, self._sizes = row_format.unpack(payload)
+        self._change = self.formats.values(self._total, self.block_sizes) if self._few else self._total
+        self._requested = bool(extras[0, -1])
+        return super().decode(users, to_bytes(self._change), extras[:, :-1], dtype)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {
-            **super().state_dict(),
-            "row": self.row,
-            "made": torch.tensor(self.made),
-            "block_sizes": self.block_sizes,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.row, self.made, self.block_sizes = state["row"].clone(), int(state["made"]), state["block_sizes"].clone()
-
-    def _row(self, total: Tensor, sizes: Tensor) -> Tensor:
-        self._total, self._new_block_sizes = total, sizes
-        return self._change()
-
-    def _model_messages(self, models: PackedModels) -> list[Message]:
-        """Return messages that carry the round's sum, or S, to the relays that deliver it."""
-        row = from_bytes(models.payload, torch.int64)
-        usable = self._few and not self._requested
-        whole = not usable or not torch.equal(row - self.row, self._change())
+    def encode(self, heard: Users, models: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the round's sum, or S if users need it, with its stamp before the further numbers."""
+        payload, extras = super().encode(heard, models, dtype)
+        row = from_bytes(payload, torch.int64)
+        whole = not self._few or self._requested or not torch.equal(row - self.row, self._change)
         row_format, content = (self.formats.whole, row) if whole else (self.formats.sums, self._total)
-        if len(self.attendance.users):  # otherwise the last sizes remain the best guess
-            self.block_sizes = self._new_block_sizes
-        stamp = torch.from_numpy(numbers_to_bytes([NO_ROW if whole else self.made]))[None]
-        self.row, self.made = row.clone(), self.round
-        overhead = torch.cat([stamp, models.overhead], dim=1)
-        return super()._model_messages(PackedModels(row_format.pack(content, self.block_sizes), overhead))
+        if len(heard):  # otherwise the last sizes remain the best guess
+            self.block_sizes = self._sizes
+        self.row, self.number = row.clone(), self.number + 1
+        stamp = torch.from_numpy(numbers_to_bytes([int(-self.number if whole else self.number)]))[None]
+        return row_format.pack(content, self.block_sizes), torch.cat([stamp, extras], dim=1)
+
+    def state_dict(self) -> State:
+        return {name: getattr(self, name) for name in self.STATE}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for name in self.STATE:
+            setattr(self, name, state[name])
 
     @property
     def _few(self) -> bool:
         """Whether users know the scales, so that terms of this round have few bits."""
         return bool(self.block_sizes.any())
 
-    def _change(self) -> Tensor:
-        """Return by how much the sums of this round change S, [1, L]."""
-        return self.formats.values(self._total, self.block_sizes) if self._few else self._total
+
+def _flag(value: bool) -> Tensor:
+    return torch.tensor([[value]], dtype=torch.uint8)
+
+
+def _with_flag(message: Message, flag: Tensor) -> Message:
+    return replace(message, overhead=torch.cat([message.overhead, flag], dim=1))

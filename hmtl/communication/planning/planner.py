@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from hmtl.coding import (
     MOST_PIECES,
     Aggregators,
+    AggregatorSet,
     Plan,
     SumCode,
     Uplinks,
+    best_sum_aggregators,
     demand_plan,
     demands_of,
     forwarders,
@@ -25,7 +27,9 @@ from hmtl.coding import (
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.attendance import Attendance
 from hmtl.communication.planning.pieces import View
+from hmtl.errors import CodingError
 from hmtl.topology import Moving, Topology
+from hmtl.topology.topology import name_users
 
 SUMS = ("auto", "coded", "whole")
 """How rows of sums travel: in shares if this takes less time, also with padding; always in shares; or always whole."""
@@ -75,17 +79,20 @@ class Planner:
     Args:
         topology: who hears whom when everybody is present.
         network: bandwidths and media.
-        preferred: the preferred aggregators. If none of them is present, any relay may aggregate. Empty: the server
-            aggregates, and nothing is coded.
+        preferred: the preferred aggregators among relays. If none of them is present, any relay may aggregate, unless
+            the server does. Empty: the server aggregates alone, and nothing is coded.
         make: makes the plans.
         sums: one of `SUMS`: whether relays send rows of sums whole or in shares.
+        server: whether the server aggregates beside preferred relays.
 
     Attributes:
+        server: whether the server aggregates.
         attendance: function from bytes to the attendance that they encode.
         forwarders: function from the links over which IVs arrived to the relay that forwards each user's IV [K].
-        sum_code: function from the same links, and the numbers in a row, to the code by which relays send sums.
-        spread_code: function from the relays that reported, and the numbers in a row, to the code by which they send
-            the sums to all users within range.
+        sum_code: function from links, and the numbers in a row, to the code by which relays send the server the sum of
+            these users' terms.
+        spread_code: function from the relays that can get the sums, and the numbers in a row, to the code by which they
+            send them to all users within range.
     """
 
     def __init__(
@@ -95,8 +102,10 @@ class Planner:
         preferred: tuple[int, ...] = (),
         make: MakePlan = make_plan,
         sums: str = "auto",
+        server: bool = False,
     ) -> None:
         self.topology, self.network, self.preferred, self._make, self.sums = topology, network, preferred, make, sums
+        self.server = server or not preferred
         self._codes = lru_cache(8)(self._code)  # codes are large
         self.attendance = lru_cache(64)(lambda content: Attendance.from_bytes(content, topology))
         self.forwarders = lru_cache(64)(lambda heard: forwarders(heard, network.uplinks(heard)))
@@ -104,10 +113,11 @@ class Planner:
         self.spread_code = lru_cache(8)(self._spread_code)
 
     @property
-    def usual(self) -> tuple[int, ...]:
-        """The relays that aggregate when everybody is present; empty: the server does."""
+    def usual(self) -> AggregatorSet:
+        """The nodes that aggregate when everybody is present."""
         active = self.topology.active
-        return tuple(i for i in self.preferred if i in active) or (active if self.preferred else ())
+        relays = tuple(i for i in self.preferred if i in active) or (() if self.server else active)
+        return AggregatorSet(relays, self.server)
 
     @property
     def plans_made(self) -> int:
@@ -117,19 +127,26 @@ class Planner:
     @property
     def plan(self) -> Plan:
         """The plan for when everybody is present."""
-        return self._codes(self.topology, self.usual).plan
+        return self._codes(self.topology, self.usual.relays).plan
 
     def code(self, attendance: Attendance) -> Code:
         """Return the code of a round in which relays aggregate."""
         return self._codes(attendance.heard, attendance.aggregators)
 
+    def carrier(self, attendance: Attendance) -> int:
+        """Return the aggregator that sends the server a row for users whom no aggregator hears: the fastest one."""
+        bandwidths = self.network.uplink_bps or [0.0] * self.topology.H
+        return max(attendance.aggregators, key=lambda i: (bandwidths[i], -i))
+
     def plan_sums(self, attendance: Attendance, L: int) -> None:
         """Make the codes of a round of sums."""
-        for code in (self.sum_code(attendance.heard, L), self.spread_code(attendance.relays, L)):
+        for code in (self.sum_code(attendance.apart, L), self.spread_code(attendance.holders, L)):
             _ = code.inverses
 
     def _spread_code(self, relays: tuple[int, ...], L: int) -> SumCode:
         t = self.topology.restricted(relays=relays)
+        if self.preferred:  # each of them holds the whole row
+            return sum_code(t, None, 1)
         shares = self._sum_code(t, None, L)
         if self.sums != "auto":
             return shares
@@ -147,8 +164,8 @@ class Planner:
         return sum_code(t, uplinks, 1 if self.sums == "whole" else MOST_PIECES, L if self.sums == "auto" else 0)
 
     def _code(self, heard: Topology, aggregators: tuple[int, ...]) -> Code:
-        uplinks = self.network.uplinks(heard)
-        return Code(self._make(heard, uplinks=uplinks, aggregators=aggregators or "server"), aggregators)
+        uplinks, nodes = self.network.uplinks(heard), AggregatorSet(aggregators, self.server)
+        return Code(self._make(heard, uplinks=uplinks, aggregators=nodes.setting), aggregators)
 
 
 class PartialPlanner(Planner):
@@ -177,10 +194,43 @@ class PartialPlanner(Planner):
         )
 
 
+def preferred_sum_aggregators(
+    contacts: Topology | Moving, network: Network, sums: str, aggregators: Aggregators
+) -> tuple[int, ...]:
+    """Return the relays that learn the sums if they can, in all rounds; empty: the server does.
+
+    If users move, they are chosen once, for the first contacts.
+
+    Args:
+        contacts: who hears whom, in all rounds or round by round.
+        network, sums: see `Planner`.
+        aggregators: `auto`, for the least time; or as in `hmtl.coding.resolve`.
+
+    Raises:
+        CodingError: the relays do not hear all users of the first contacts, or the choice is invalid.
+    """
+    first = contacts.at(0)
+    if aggregators == "auto":
+        return best_sum_aggregators(first, network.hops(first), 1 if sums == "whole" else MOST_PIECES).relays
+    nodes = resolve(_who_may_aggregate(contacts), aggregators)
+    A = nodes.relays
+    if A and nodes.server:
+        raise CodingError(
+            f"aggregators={nodes.setting} with communicator=sums: either the server or relays learn the sums. Set "
+            "aggregators=auto."
+        )
+    if A and (unheard := np.setdiff1d(first.present, first.restricted(relays=A).present)).size:
+        raise CodingError(
+            f"aggregators={list(A)} with communicator=sums: none of these relays hears {name_users(unheard)}. Name "
+            "relays that together hear everybody, or set aggregators=auto."
+        )
+    return A
+
+
 def preferred_aggregators(
     contacts: Topology | Moving, network: Network, scheme: str, aggregators: Aggregators
-) -> tuple[int, ...]:
-    """Return the relays that aggregate if they can, in all rounds; empty: the server does.
+) -> AggregatorSet:
+    """Return the nodes that aggregate if they can, in all rounds.
 
     If users move, the aggregators are chosen once, for the first contacts. A relay that joins them later has to be
     handed the state, about K IVs up and as many down, and a few rounds with better aggregators do not make up for that.
@@ -191,8 +241,12 @@ def preferred_aggregators(
         aggregators: who computes the models, see `hmtl.coding.resolve`.
     """
     if scheme_of(scheme).code is None:
-        return ()
+        return AggregatorSet((), server=True)
     first = contacts.at(0)
-    # Relays chosen by number, or by `all`, may have users later even if they have none in the first contacts.
-    t = first if isinstance(contacts, Topology) or aggregators == "auto" else Topology(np.ones_like(first.G))
+    t = first if aggregators == "auto" else _who_may_aggregate(contacts)
     return resolve(t, aggregators, scheme, network.uplinks(first), network.medium)
+
+
+def _who_may_aggregate(contacts: Topology | Moving) -> Topology:
+    """Return a topology whose active relays may have users in some round, not only in the first contacts."""
+    return contacts if isinstance(contacts, Topology) else Topology(np.ones_like(contacts.at(0).G))

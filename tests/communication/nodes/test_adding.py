@@ -118,7 +118,8 @@ def test_the_sum_of_all_users_heard_reaches_all_users_within_range(
 @pytest.mark.parametrize("sums", ["whole", "auto"])
 def test_loads_do_not_grow_with_users(K: int, medium: str, last_hop: str, sums: str) -> None:
     L = 900  # no padding
-    communicator = Sums(symmetric(K=K, H=5, r=3), Network(medium=medium, last_hop=last_hop), sums=sums)
+    network = Network(medium=medium, last_hop=last_hop)
+    communicator = Sums(symmetric(K=K, H=5, r=3), network, sums=sums, aggregators="server")
     users = Terms([terms(n, K, L + 1) for n in range(2)], [set(), set()])
     total = Total(L + 1)
     for round in range(2):
@@ -157,7 +158,7 @@ def test_loads_do_not_grow_with_users(K: int, medium: str, last_hop: str, sums: 
 @pytest.mark.parametrize("medium", ["broadcast", "unicast"])
 def test_measured_loads_of_shares(t: Topology, rows: float, whole: int, medium: str) -> None:
     for sums, load in (("coded", rows), ("auto", rows), ("whole", whole)):
-        communicator = Sums(t, Network(medium=medium), sums=sums)
+        communicator = Sums(t, Network(medium=medium), sums=sums, aggregators="server")
         ivs = [terms(0, t.K, 3001)]
         users, total = Terms(ivs, [set()]), Total(3001)
         communicator.round(0, users, total)

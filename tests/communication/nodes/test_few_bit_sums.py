@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from adding import Apart, Terms, Total, terms
+from adding import Apart, Terms, Total, owed, terms
 from changed import poisoned
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,23 +18,12 @@ from hmtl.communication import CodedHierarchical, Network, Sums, sums_if_faster
 from hmtl.communication.accounting.network import between_seconds
 from hmtl.communication.few_bits import FewBits, sizes_of
 from hmtl.communication.messages import IVS, MODELS, SERVER, Message
-from hmtl.communication.nodes.few_bit_sums import FewBitHost
 from hmtl.communication.planning.planner import SUMS
 from hmtl.errors import RangeError
 from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology, any_r, symmetric
 
 M = 6  # numbers of `terms`, one further number beside them
-
-
-def owed(hosts: list[FewBitHost], counted: set[tuple[int, int]]) -> Tensor:
-    """What all users owe: a pending update leaves over what it would, if it counted."""
-    total = torch.zeros(hosts[0].formats.L, dtype=torch.int64)
-    for host in hosts:
-        for place, k in enumerate(host.members.tolist()):
-            late = host.pending[k] and (int(host.sent[k]), k) in counted
-            total += torch.from_numpy((host.owed_if_counted if late else host.owed)[place])
-    return total
 
 
 @settings(max_examples=25)
@@ -73,7 +62,7 @@ def test_sums_and_what_users_owe_add_up_to_all_terms_that_counted(
                 requesting |= set(message.users.tolist())
             return poison(node, message)
 
-        known = bool(apart.server.block_sizes.any())
+        known = bool(apart.newest.coder.block_sizes.any())
         apart.play(round, away, change)
         there = [i for i in range(t.H) if i not in away]
         sent = set(range(t.K)) - absent[round] - waiting
@@ -90,9 +79,10 @@ def test_sums_and_what_users_owe_add_up_to_all_terms_that_counted(
         near = {k for k in range(t.K) if t.G[there, k].any()} - set(missed.tolist())
         requested = any(arrives[there, k].any() for k in waiting)
         payload = apart.links.ledger.bits("server_to_relays", round=round).payload
-        length = 8 * (apart.hosts[0].formats.whole if requested or not known else apart.hosts[0].formats.sums).nbytes
-        copies = len(cover(t.restricted(relays=there)).relays) if medium == "unicast" else 1
-        assert payload == (length * copies if there else 0)
+        sent_as = apart.hosts[0].formats.whole if requested or not known else apart.hosts[0].formats.sums
+        spread = apart.hosts[0].planner.spread_code(tuple(there), M)
+        copies = len(spread.owners) * sent_as.share_nbytes(spread) if medium == "unicast" else sent_as.nbytes
+        assert payload == (8 * copies if spread.relays else 0)
         if there and (requested or not known):
             assert set(got) == near
         elif there:  # without a whole row, who lacks the last one can use none
@@ -125,7 +115,9 @@ def test_bits_of_each_tier(wire: str, bits: int, medium: str, last_hop: str, sum
     """
     K, L, rows = 20, 576, 3 if sums == "whole" else 5 / 3  # rows without padding
     users, total = Terms([terms(n, K, L + 1) for n in range(3)], [set()] * 3), Total(L + 1)
-    communicator = Sums(symmetric(K=K, H=5, r=3), Network(medium=medium, last_hop=last_hop), wire, sums=sums)
+    communicator = Sums(
+        symmetric(K=K, H=5, r=3), Network(medium=medium, last_hop=last_hop), wire, sums=sums, aggregators="server"
+    )
     copies = (1, rows) if medium == "broadcast" else (rows, K)
     sent_up = 0.0
     for round in range(3):

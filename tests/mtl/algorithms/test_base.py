@@ -178,7 +178,12 @@ def test_sums_uncoded_and_coded_give_the_same_bits(
     always = int(np.flatnonzero(t.G.any(axis=1))[0])
     away = [set(np.flatnonzero(rng.random(t.H) < gone).tolist()) - {always} for _ in range(5)]
     network, results = Network(medium=medium, last_hop=last_hop), []
-    for communicator in (Sums(t, network), Uncoded(t, network), CodedHierarchical(t, network, aggregators="all")):
+    for communicator in (
+        Sums(t, network, aggregators="server"),
+        Sums(t, network, sums=("whole", "auto")[seed % 2], aggregators="all"),
+        Uncoded(t, network),
+        CodedHierarchical(t, network, aggregators="all"),
+    ):
         assert isinstance(communicator, Communicator)
         messages = "sums" if isinstance(communicator, Sums) else "ivs"
         part = Participation(low=0.4, dropout=gone)

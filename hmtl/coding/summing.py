@@ -1,0 +1,125 @@
+"""The choice of who learns the sums: the server, or relays that together hear everybody, whichever takes less time.
+
+Let relays A learn the sums. Each of them adds the terms of users whom all of A hear. The terms of the other users, who
+are *apart*, are added by any relays and the server, which sends A one row. Each relay of A sends its users a row. If
+the server learns the sums, relays send it shares of the sum of all terms, and users get shares of its row.
+
+The *cost* is the time of the uplink, the downlink and the last hop, in rows at the speed of the server's downlink.
+
+Shapes: H active relays; T types, which are distinct sets of relays that hear a user; hears [T, H].
+"""
+
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from hmtl.coding.aggregators import Choice
+from hmtl.coding.rates import Demand, Uplinks
+from hmtl.coding.sum_codes import MOST_PIECES, apart, sum_codes
+from hmtl.topology import Topology
+
+MOST_NODES = 1000  # of the integer programme's search tree
+MOST_WORK = 10**5  # nodes times constraints
+
+
+@dataclass(frozen=True)
+class Hops:
+    """The hops of a row of sums.
+
+    Attributes:
+        uplinks: of the active relays.
+        downlink, last: bandwidths from server to relays, and from relays to users, in the unit of the uplinks.
+        medium, last_hop: `broadcast`, or `unicast` with a copy for each relay, and for each user.
+    """
+
+    uplinks: Uplinks
+    downlink: float
+    last: float
+    medium: str = "broadcast"
+    last_hop: str = "broadcast"
+
+
+def best_sum_aggregators(t: Topology, hops: Hops, most_pieces: int = MOST_PIECES) -> Choice:
+    """Return the relays that learn the sums at the least cost; none: the server does, at no higher cost.
+
+    An integer programme finds the relays. For up to about ten relays, it finds the best ones for shares of any size.
+
+    Args:
+        t: the topology.
+        hops: bandwidths and media.
+        most_pieces: see `sum_code`; 1: relays send whole rows.
+    """
+    if not t.active:
+        return Choice((), 0.0, 0.0)
+    server, bound = _cost(t, hops, most_pieces, ())
+    A, least = _relays(t, hops, most_pieces == 1, server)
+    if not A:
+        return Choice((), server, min(server, bound, least))
+    cost, relays_bound = _cost(t, hops, most_pieces, A)
+    bound = min(bound, least, relays_bound)
+    return Choice(A, cost, bound) if cost < server * (1 - 1e-9) else Choice((), server, min(server, bound))
+
+
+def _cost(t: Topology, hops: Hops, most_pieces: int, A: tuple[int, ...]) -> tuple[float, float]:
+    """Return the cost if the relays A, or the server, learn the sums, and a lower bound for shares of any size."""
+    up, spread = sum_codes(t, A, hops.uplinks, most_pieces)
+    sent = apart(t, A)
+    slowest = min(hops.uplinks.among(t, sent).bandwidths, default=inf)
+    costs = []
+    for rows_up, rows_down in ((up.cost, spread.cost), (up.bound, spread.bound)):
+        down = 1.0 if hops.medium == "broadcast" else len(A) or rows_down
+        last = rows_down if hops.last_hop == "broadcast" else len(t.present)
+        costs.append(hops.downlink * (rows_up / slowest + last / hops.last) + down * bool(sent.active))
+    return costs[0], costs[1]
+
+
+def _relays(t: Topology, hops: Hops, whole: bool, most: float) -> tuple[tuple[int, ...], float]:
+    """Return the relays that learn the sums at the least cost, if that is at most `most`, and a bound for all relays.
+
+    The variables of the integer programme are: whether each relay learns the sums [H], how many rows it sends [H],
+    whether the users of each type are apart [T], the rows of a broadcast, and the time of parallel uplinks.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # here, because most learners need no sums
+    from scipy.sparse import block_array, csr_array, eye_array
+
+    hears = Demand(t.core).hears
+    larger = (hears[:, None] <= hears).all(axis=2) & ~np.eye(len(hears), dtype=bool)
+    hears = hears[~larger.any(axis=0)]  # what holds for a type holds for the types that more relays hear
+    T, H = hears.shape
+    types, relays = np.nonzero(~hears)
+    n, parallel = len(types), hops.uplinks.parallel
+    missing = csr_array((np.ones(n), (np.arange(n), relays)), shape=(n, H))
+    of_type = csr_array((np.ones(n), (np.arange(n), types)), shape=(n, T))
+    heard, each, one = csr_array(hears.astype(float)), eye_array(T), np.ones((T, 1))
+    up = hops.downlink / np.asarray(hops.uplinks.bandwidths)
+    last = hops.downlink / hops.last
+    copies = (hops.medium == "unicast") * (~hears).any(axis=0)  # to relays that do not hear everybody
+    learning = copies + (last if hops.last_hop == "broadcast" else 0)
+    tie = 1e-6 * np.linspace(1, 2, H) * min(up.min(), 1, last)  # in favour of few relays
+    cost = np.r_[learning + tie, up * (not parallel), np.zeros(T), float(hops.medium == "broadcast"), float(parallel)]
+    rest = 0.0 if hops.last_hop == "broadcast" else last * len(t.present)
+    constraints = block_array(
+        [
+            [-missing, None, of_type, None, None],  # a type is apart if a relay that learns the sums does not hear it
+            [heard, None, None, None, None],
+            [None, heard, -each, None, None],
+            [None, None, -each, one, None],
+            [None, -eye_array(H) * up, None, None, np.ones((H, 1))],
+            [csr_array(-cost[None, :H]), *(csr_array(-part[None]) for part in np.split(cost[H:], [H, H + T, -1]))],
+        ]
+    )
+    lower = np.r_[np.zeros(n), np.ones(T), np.zeros(2 * T + H), -(most - rest) * (1 + 1e-6)]
+    solution: Any = milp(
+        cost,
+        constraints=LinearConstraint(constraints.tocsr(), lower, inf),
+        bounds=Bounds(0, np.r_[np.ones(2 * H + T + 1), inf]),
+        integrality=np.r_[np.ones(H), np.full(H, whole), np.zeros(T + 2)],
+        options={"node_limit": max(1, min(MOST_NODES, MOST_WORK // len(lower))), "mip_rel_gap": 0.0},
+    )
+    if solution.status == 2:  # all relays would cost more
+        return (), most
+    proven = solution.status == 0
+    A = () if solution.x is None else tuple(t.active[n] for n in np.flatnonzero(solution.x[:H] > 0.5).tolist())
+    return A, inf if proven else float((solution.mip_dual_bound or 0.0) + rest - tie.sum())

@@ -1,0 +1,238 @@
+"""Sums that relays learn, between nodes that share no more than planners: what each node gets to see, loads, faults."""
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+from adding import Apart, Terms, Total, owed, terms
+from changed import flipped, poisoned
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmtl.coding import Aggregators, sum_code
+from hmtl.communication import Network, Sums
+from hmtl.communication.few_bits import FewBits
+from hmtl.communication.messages import BROADCAST, DIGESTS, IVS, MODELS, REPORT, SERVER, STATE, VERDICT, Message
+from hmtl.communication.planning.planner import SUMS
+from hmtl.errors import CodingError
+from hmtl.testing.topologies import moving, topologies
+from hmtl.topology import Contacts, Topology, symmetric
+
+M = 6  # numbers of `terms`, one further number beside them
+BETWEEN = (IVS, BROADCAST, STATE, DIGESTS, VERDICT)
+media = st.sampled_from(("broadcast", "unicast"))
+
+
+def covering(t: Topology, rng: np.random.Generator) -> tuple[int, ...]:
+    """Relays that together hear everybody, in any number."""
+    chosen: list[int] = []
+    for i in rng.permutation(t.H).tolist():
+        if not t.G[chosen].any(axis=0).all():
+            chosen.append(i)
+    return tuple(sorted({*chosen, *np.flatnonzero(rng.random(t.H) < 0.2).tolist()}))
+
+
+@settings(max_examples=40)
+@given(
+    t=topologies(max_H=6, max_K=20),
+    medium=media,
+    last_hop=media,
+    sums=st.sampled_from(SUMS),
+    bits=st.sampled_from((None, 2, 4)),
+    gone=st.sampled_from((0.0, 0.2, 0.5)),
+    lost=st.sampled_from((0.0, 0.1, 0.4)),
+    fault=st.sampled_from((0.0, 0.05)),
+    seed=st.integers(0, 10**6),
+)
+def test_all_terms_that_counted_reach_all_users_within_range(
+    t: Topology,
+    medium: str,
+    last_hop: str,
+    sums: str,
+    bits: int | None,
+    gone: float,
+    lost: float,
+    fault: float,
+    seed: int,
+) -> None:
+    """Users and relays come and go; terms, rows, states and verdicts are lost; what relays cannot know is poisoned."""
+    rng, rounds = np.random.default_rng(seed), 6
+    absent = [set(np.flatnonzero(rng.random(t.K) < gone).tolist()) for _ in range(rounds)]
+    ivs = [terms(seed + n, t.K) for n in range(rounds)]
+    half = [range(0, t.K, 2), range(1, t.K, 2)] if t.K > 1 else [range(t.K)]
+    sides = [Terms(ivs, absent, mine) for mine in half]
+    formats = FewBits(bits, t.K, M) if bits else None
+    learning = covering(t, rng)
+    apart = Apart(t, sides, Network(medium=medium, last_hop=last_hop), formats, sums, learning)
+    true, counted, versions, latest = torch.zeros(M + 1, dtype=torch.int64), set[tuple[int, int]](), [0] * t.H, 0
+    waiting = set[int]()
+    for round in range(rounds):
+        away = set(np.flatnonzero(rng.random(t.H) < gone).tolist())
+        arrives, seen = (t.G == 1) & (rng.random(t.G.shape) >= lost), defaultdict(list)
+        faults, poison = np.random.default_rng([seed, round]), poisoned(t, arrives)
+
+        def change(node: str, message: Message, seen=seen, poison=poison, faults=faults) -> Message | None:
+            between = SERVER in (node, message.sender) and message.kind in BETWEEN
+            if between and faults.random() < fault:
+                return None
+            seen[node, message.kind].append(message)
+            return poison(node, message)
+
+        apart.play(round, away, change)
+        server, there = apart.server, [i for i in range(t.H) if i not in away]
+        sent = set(range(t.K)) - absent[round] - waiting
+        heard = server.attendance.users.tolist()
+        released = server.version > latest
+        latest = server.version
+        if not fault:
+            assert heard == sorted(k for k in sent if arrives[there, k].any())
+            assert released == any(versions[i] == latest - released for i in there)
+        if released:
+            true, counted = true + ivs[round][heard].sum(0), counted | {(round, k) for k in heard}
+        versions = [relay.version for relay in apart.relays]
+        if latest in versions:
+            S = apart.total.state["last"]
+            rest = owed(apart.hosts, counted) if bits else 0
+            assert torch.equal(S[0, :M] + rest, true[:M])
+            assert int(S[0, M]) == int(true[M]), "further numbers travel as they are"
+        got = {k: model.tolist() for side in sides for k, model in side.models.items()}
+        near = {k for k in range(t.K) if t.G[there, k].any()}
+        assert set(got) <= (near if released else set())
+        if got and latest in versions:  # otherwise no verdict reached any aggregator
+            expected = [*apart.total.state["last"][0].tolist(), latest]
+            assert all(model == expected for model in got.values())
+        if released and not fault and not bits:
+            assert set(got) == near
+        waiting = {int(k) for host in apart.hosts for k in host.members if host.waiting[k]}
+        assert {kind for node, kind in seen if node == SERVER} <= {REPORT, IVS, STATE, DIGESTS, MODELS}
+        assert all(message.users is None and len(message) == 1 for message in seen[SERVER, IVS])
+        if released and not fault:
+            idle = [relay for relay in apart.relays if relay.i not in server.attendance.aggregators]
+            assert not any(seen[relay.name, BROADCAST] or len(relay.aggregation.ivs) for relay in idle)
+            _check_loads(apart, round, near, medium, last_hop, sums)
+    committed = {pair for side in sides for pair in side.committed}
+    pending = {(at, k) for side in sides for k, at in side.sent.items()}
+    assert committed == counted - pending
+    assert not committed & {pair for side in sides for pair in side.dropped}
+
+
+def _check_loads(apart: Apart, round: int, near: set[int], medium: str, last_hop: str, sums: str) -> None:
+    """Uplink and downlink carry the terms apart, and a row for users whom no aggregator hears."""
+    attendance, ledger, formats = apart.server.attendance, apart.links.ledger, apart.relays[0].formats
+    t, A, heard = attendance.topology, list(attendance.aggregators), attendance.heard
+    known_by_all = heard.G[A].all(axis=0)
+    sent = heard.restricted(users=np.flatnonzero(~known_by_all))
+    unreached = [k for k in near if not t.G[A, k].any()]
+    if apart.few_bits:
+        return
+    row = 64 * formats.L
+    code = sum_code(sent, None, 1 if sums == "whole" else 8, formats.L if sums == "auto" else 0)
+    up = code.load * code.padding(formats.L) + bool(unreached)
+    assert ledger.bits("relays_to_server", round=round).payload == pytest.approx(row * up)
+    down = ledger.bits("server_to_relays", round=round).payload / row
+    if medium == "broadcast":
+        assert down == bool(sent.present) + bool(unreached)
+    elif not unreached:
+        assert down == len(A) * bool(sent.present)
+    last = ledger.bits("relays_to_users", round=round).payload / row
+    if last_hop == "unicast":
+        assert last == len(near)
+    elif not unreached:
+        assert last == sum_code(t.restricted(relays=A), None, 1).load
+
+
+@settings(max_examples=15)
+@given(
+    contacts=moving(),
+    sums=st.sampled_from(SUMS),
+    medium=media,
+    last_hop=media,
+    wire=st.sampled_from((None, "int4")),
+    aggregators=st.sampled_from(("auto", "all")),
+)
+def test_relays_learn_sums_of_users_who_move(
+    contacts: Contacts, sums: str, medium: str, last_hop: str, wire: str | None, aggregators: Aggregators
+) -> None:
+    """Rows reach users whom no aggregator hears, and loads are those of the formula."""
+    ivs, network = [terms(n, contacts.K, 3001) for n in range(4)], Network(medium=medium, last_hop=last_hop)
+    users, total = Terms(ivs, [set()] * 4), Total(3001)
+    made = Sums(contacts, network, wire, sums=sums, aggregators=aggregators)
+    expected, all_aggregated = torch.zeros(3001, dtype=torch.int64), True
+    for round in range(4):
+        outcome = made.round(round, users, total)
+        reached = set(contacts.at(round).present)
+        all_aggregated &= not outcome.empty and not users.idle
+        expected += ivs[round][outcome.users].sum(0)
+        if wire is None:
+            assert total.state["last"][0].tolist() == expected.tolist()
+        if not outcome.empty and wire is None:
+            assert set(users.models) == reached
+        assert all(model[:-1].tolist() == total.state["last"][0].tolist() for model in users.models.values())
+    described = made.describe()
+    for tier, bound in described["bounds"].items():
+        assert bound <= described["loads_theory"][tier] + 1e-8
+        if all_aggregated and wire is None and all(len(contacts.at(n).present) == contacts.K for n in range(4)):
+            assert described["loads"][tier] == pytest.approx(described["loads_theory"][tier], rel=1e-6)
+
+
+@pytest.mark.parametrize("wire", [None, "int4"])
+def test_a_loaded_state_continues_with_the_same_bits(wire: str | None) -> None:
+    """With a relay that has missed rounds, users who wait, and a set-up."""
+    t = symmetric(K=12, H=4, r=2)
+    ivs, away = [terms(n, 12) for n in range(6)], [{1}, set(), {0, 2}, {3}, set(), {1}]
+
+    def run(made: Sums, users: Terms, total: Total, rounds: range) -> list[dict[int, list[int]]]:
+        models = []
+        for round in rounds:
+            made.round(round, users, total, away[round])
+            models.append({k: model.tolist() for k, model in users.models.items()})
+        return models
+
+    for cut in (1, 3, 5):
+        whole, users, total = Sums(t, wire=wire, aggregators="all"), Terms(ivs, [set()] * 6), Total(7)
+        run(whole, users, total, range(cut))
+        then, others, another = Sums(t, wire=wire, aggregators="all"), Terms(ivs, [set()] * 6), Total(7)
+        then.load_state_dict(whole.state_dict())
+        others.sent = dict(users.sent)
+        another.load_state_dict(total.state_dict())
+        assert run(whole, users, total, range(cut, 6)) == run(then, others, another, range(cut, 6))
+        assert whole.ledger.bits("relays_to_users") == then.ledger.bits("relays_to_users")
+        assert whole.planning.handover_bits == then.planning.handover_bits > 0
+
+
+def test_a_relay_that_adds_other_terms_is_found_before_a_row_spreads() -> None:
+    users = Terms([terms(n, 20) for n in range(2)], [set()] * 2)
+    apart = Apart(symmetric(K=20, H=5, r=3), [users], sums="whole", learning=(0, 1, 2))
+    apart.play(0)
+
+    def change(node: str, message: Message) -> Message:
+        return flipped(message) if (message.kind, node) == (BROADCAST, "relay 1") else message
+
+    with pytest.raises(CodingError, match=r"^relay 1 .* round 1"):
+        apart.play(1, change=change)
+    assert not users.models
+
+
+def test_relays_that_do_not_hear_everybody_are_refused() -> None:
+    with pytest.raises(CodingError, match=r"aggregators=\[0, 1\] .*none of these relays hears user"):
+        Sums(symmetric(K=20, H=5, r=3), aggregators=[0, 1])
+    with pytest.raises(CodingError, match="aggregators=some is unknown"):
+        Sums(symmetric(K=20, H=5, r=3), aggregators="some")
+    assert Sums(symmetric(K=20, H=5, r=3), aggregators=[2, 3, 4]).planner.preferred == (2, 3, 4)
+
+
+@pytest.mark.parametrize("K", [20, 40, 1000])
+def test_loads_do_not_grow_with_users(K: int) -> None:
+    """3 of 5 relays hear each user: 2 rows up, 1 down, and 3 on the last hop."""
+    made, L = Sums(symmetric(K=K, H=5, r=3), sums="whole"), 90
+    users, total = Terms([terms(n, K, L + 1) for n in range(2)], [set(), set()]), Total(L + 1)
+    for round in range(2):
+        made.round(round, users, total)
+    tiers = {"users_to_relays": K, "relays_to_server": 2, "server_to_relays": 1, "relays_to_users": 3}
+    assert made.ledger.loads(made.V_bits) == pytest.approx(tiers)
+    described = made.describe()
+    assert (described["aggregators"], described["adding"], described["pieces"]) == ([0, 1, 2], [3, 4], 1)
+    assert described["bounds"] == pytest.approx(
+        {"relays_to_server": 5 / 3, "server_to_relays": 1, "relays_to_users": 3}
+    )
