@@ -20,6 +20,7 @@ from hmtl.mtl.algorithms import (
     Local,
     LocalNetworks,
     PFedMe,
+    RandomEffects,
     Scaffold,
     Users,
     preprocessing_setup,
@@ -28,7 +29,7 @@ from hmtl.mtl.losses import CrossEntropy, Hinge, Logistic, Loss, OneVsRest, Smoo
 from hmtl.mtl.networks.architectures import cnn, mlp
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem, Rows
-from hmtl.mtl.regularizers import Clustered, Graph, Mean, Regularizer, Ridge, SharedModel, TaskRelationship
+from hmtl.mtl.regularizers import Clustered, Common, Graph, Mean, Regularizer, Ridge, SharedModel, TaskRelationship
 from hmtl.mtl.solvers.base import LocalSolver
 from hmtl.mtl.solvers.sdca import SDCA, sigma_prime
 from hmtl.mtl.solvers.sgd import LocalSGD
@@ -40,6 +41,7 @@ __all__ = [
     "Algorithm",
     "Clustered",
     "CoCoA",
+    "Common",
     "CrossEntropy",
     "Ditto",
     "FedAvg",
@@ -61,6 +63,7 @@ __all__ = [
     "PFedMe",
     "Participation",
     "Problem",
+    "RandomEffects",
     "Regularizer",
     "Ridge",
     "Rows",

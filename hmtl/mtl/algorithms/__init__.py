@@ -7,6 +7,7 @@ from hmtl.mtl.algorithms.fedu import FedU
 from hmtl.mtl.algorithms.local_networks import LocalNetworks
 from hmtl.mtl.algorithms.mocha import MOCHA, CoCoA, Local
 from hmtl.mtl.algorithms.proximal import Ditto, FedProx, PFedMe
+from hmtl.mtl.algorithms.random_effects import RandomEffects
 from hmtl.mtl.algorithms.scaffold import Scaffold
 from hmtl.mtl.algorithms.setup_exchange import preprocessing_setup
 
@@ -25,6 +26,7 @@ __all__ = [
     "Local",
     "LocalNetworks",
     "PFedMe",
+    "RandomEffects",
     "Scaffold",
     "Users",
     "preprocessing_setup",

@@ -20,6 +20,7 @@ from hmtl.errors import ConfigError, RangeError
 from hmtl.mtl.losses import snake_case
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
+from hmtl.mtl.regularizers import Relation, dense
 
 Ids = NDArray[np.int64]
 """Numbers of users, ascending."""
@@ -174,8 +175,7 @@ class Aggregator(Side):
 
     def load_figure_state(self, state: Mapping[str, Tensor]) -> None:
         """Take the `figure_state` of another aggregator."""
-        for name, value in state.items():
-            setattr(self, name, value.to(getattr(self, name)))
+        self.load_state_dict(state, strict=False)
 
 
 class Algorithm(ABC):
@@ -211,9 +211,14 @@ class Algorithm(ABC):
         """The users' models [d, K]."""
 
     @property
+    def relation(self) -> Relation | None:
+        """Ω as the aggregator holds it, or None if the algorithm has none."""
+        return None
+
+    @property
     def Omega(self) -> Tensor | None:
         """Ω [K, K], or None if the algorithm has none."""
-        return None
+        return None if self.relation is None else dense(self.relation)
 
     def step(self, round: int) -> None:
         """Play a round without a network: no message is lost, and absent users receive a model as well."""
