@@ -124,12 +124,9 @@ class EffectsUsers(Users):
         self.W = with_rows(self.W, users, models.to(self.W))
 
     def measure(self) -> dict[str, Tensor]:
-        W = self.W.T
-        return {
-            "W": self.W,
-            "train_error": self.problem.errors(W, "train"),
-            "test_error": self.problem.errors(W, "test"),
-        }
+        predictions = {split: self.problem.predictions(self.W.T, split) for split in ("train", "test")}
+        train, test = (self.problem.measure(split, each) for split, each in predictions.items())
+        return {"W": self.W, **train, **test}
 
     def local_work(self, round: int, user: int) -> None:
         task = self.problem.tasks[user]
