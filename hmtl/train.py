@@ -52,7 +52,7 @@ def _train_and_report(run: Run, cfg: DictConfig) -> None:
     models_of(algorithm, run.exchange.models(algorithm, run.trainer.state)).save(folder / "models.npz")
     write_json(folder / "summary.json", summary.to_dict())  # the last file: it marks a finished run
     for logger in run.loggers:
-        logger.finish(summary, lambda: {"topology": topology, **run_pictures(communicator.ledger, algorithm.Omega)})
+        logger.finish(summary, lambda: {"topology": topology, **run_pictures(communicator.ledger, algorithm.relation)})
     print(f"Results: {folder}")
 
 

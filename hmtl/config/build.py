@@ -187,6 +187,7 @@ def check(cfg: DictConfig) -> None:
     if "algorithm" in cfg:
         algorithm, regularizer = (cfg[group].get("_target_") for group in ("algorithm", "regularizer"))
         uses = getattr(targets.locate("algorithm._target_", algorithm), "regularized", True)
+        uses = uses or cfg.algorithm.get("coupled", False)
         if regularizer not in (None, USUAL_REGULARIZER) and not uses:
             raise ConfigError(
                 f"regularizer={regularizer} has no effect: {algorithm} has its own, or none. Leave it out, or choose "
@@ -242,6 +243,8 @@ def build_matching(cfg: DictConfig, problem: Problem, communicator: Communicator
     from hmtl.communication import CodedHierarchical, Sums
     from hmtl.communication.communicators.sums import sums_if_faster
 
+    if cfg.algorithm.get("coupled"):
+        return build_sections(cfg, problem, communicator)
     if isinstance(communicator, Sums):
         return build_algorithm(cfg, problem, messages="sums"), communicator
     algorithm = build_algorithm(cfg, problem)
@@ -253,6 +256,24 @@ def build_matching(cfg: DictConfig, problem: Problem, communicator: Communicator
     if len(problem.users) == problem.K:  # otherwise the aggregator learns from a set-up what this depends on
         communicator.check_learner(algorithm.aggregator)
     return algorithm, communicator
+
+
+def build_sections(cfg: DictConfig, problem: Problem, communicator: Communicator) -> tuple[Algorithm, Communicator]:
+    """Return an algorithm whose coupled personal layers travel by `communicator`, and the shared ones by sums."""
+    from hmtl.communication import BySection, Sums, Uncoded
+    from hmtl.communication.few_bits import FEW_BITS
+
+    contacts, network, links = communicator.contacts, communicator.network, communicator.make_links
+    kinds = {"messages": "sums", "personal_messages": "sums" if isinstance(communicator, Sums) else "ivs"}
+    shared: Communicator
+    if isinstance(communicator, Uncoded):
+        kinds["messages"], shared = "ivs", Uncoded(contacts, network, communicator.wire, links=links)
+    else:
+        wire = cfg.communicator.get("wire")
+        shared = Sums(contacts, network, wire if wire in FEW_BITS else None, links=links)
+    algorithm = build_algorithm(cfg, problem, **kinds)
+    communicator.check_learner(algorithm.aggregator.sections[-1])
+    return algorithm, BySection(shared, communicator)
 
 
 def make_part(cfg: DictConfig, name: str, **objects: Any) -> Any:

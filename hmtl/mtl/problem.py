@@ -158,6 +158,12 @@ class Problem:
             facts = torch.from_numpy(generator(0, "stand-in").normal(size=(self.K, facts.shape[1])))
         self.regularizer = regularizer.prepared(facts).to(self.s.device)
 
+    def for_networks(self) -> "Problem":
+        """Return a problem whose regularizer has the default settings for networks."""
+        new = copy.copy(self)
+        new.regularizer = self.regularizer.for_networks()
+        return new
+
     def regularized(self, regularizer: Regularizer) -> "Problem":
         """Return a problem with another regularizer, but the same tasks, rows and loss."""
         new = copy.copy(self)
@@ -331,8 +337,7 @@ def _check_task(task: Task, first: Task, loss: Loss) -> None:
     elif task.classes and not loss.classes:
         fault = (
             f"{task.classes} classes, but {name} takes numbers: choose loss={margin_losses} or, with algorithm=fedu, "
-            "fedavg, fedprox, ditto or pfedme, cross_entropy. If y holds numbers to predict, set "
-            "dataset.kind=regression."
+            "fedavg or one of its relatives, cross_entropy. If y holds numbers to predict, set dataset.kind=regression."
         )
     elif loss.classes and not task.classes:
         if task.is_local and set(task.y_train.tolist()) <= {-1.0, 1.0}:

@@ -80,8 +80,7 @@ def run_report(summary: Summary) -> Iterator[Table | str]:
         yield from _remarks(summary)
     else:
         bits = summary.figures["bits_total"]
-        before = f" but {bits:,} bit before the first round, for scaling" if bits else ""
-        yield f"Nothing is sent{before}: every user learns alone."
+        yield f"{bits:,} bit are sent before the first round, and nothing in rounds." if bits else "Nothing is sent."
     if summary.omega_learned is False:
         yield "Ω was never updated: the last algorithm.omega_every rounds keep it fixed. Set more rounds."
     figures = summary.figures

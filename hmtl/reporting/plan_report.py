@@ -134,8 +134,8 @@ def _adding(comparison: Comparison) -> str:
     sums, medium = comparison.sums, comparison.network.medium
     learning = _names(sums.learning)
     sentences = [
-        "Sums of 64-bit numbers suffice for regularizer=mean with mocha or fedu, and for cocoa, fedavg, fedprox, ditto "
-        "and pfedme.",
+        "Sums of 64-bit numbers suffice for regularizer=mean with mocha or fedu, and for cocoa, fedavg and its "
+        "relatives.",
         f"{_capital(learning)} learn{'s' * (len(sums.learning) < 2)} them: {_sending(sums)}.",
     ]
     here, server = sums.seconds[medium], sums.server_seconds[medium]

@@ -86,7 +86,7 @@ BUILT_MORE = {  # refused in the same places
     "fraction_bits=61": "fraction_bits",
     "solver.passes=0": "passes",
     "lam=-1": "lam",
-    "algorithm=pfedme lam=15": "lam",
+    "algorithm=pfedme lam=100": "lam",
     "topology=geometric r=2": "r",
     "partition=dirichlet": "partition",
     "algorithm=pfedme solver=sdca": "solver",

@@ -16,6 +16,7 @@ from hmtl.mtl import (
     CoCoA,
     Ditto,
     FedAvg,
+    FedRep,
     FedU,
     Graph,
     Hinge,
@@ -26,6 +27,7 @@ from hmtl.mtl import (
     Participation,
     PFedMe,
     Problem,
+    Scaffold,
     TaskRelationship,
     mlp,
 )
@@ -70,12 +72,14 @@ LEARNERS: dict[str, Make] = {
     "ditto": lambda t, **o: Ditto(problem(t, Mean(0.1)), SGD, mlp, lam=0.1, participation=AWAY, **o),
     "fedavg, gelu": lambda t, **o: FedAvg(problem(t, Mean(0.1)), SGD, gelu, participation=AWAY, **o),
     "ditto, gelu": lambda t, **o: Ditto(problem(t, Mean(0.1)), SGD, gelu, lam=0.1, participation=AWAY, **o),
+    "fedrep": lambda t, **o: FedRep(problem(t, Mean(0.1)), SGD, mlp, participation=AWAY, **o),
+    "scaffold": lambda t, **o: Scaffold(problem(t, Mean(0.1)), SGD, mlp, participation=AWAY, **o),
     "pfedme, gelu": lambda t, **o: PFedMe(problem(t, Mean(0.1)), SGD, gelu, lam=1.0, eta=0.5, local_rounds=2, **o),
     "pfedme": lambda t, **o: PFedMe(problem(t, Mean(0.1)), SGD, torch.nn.Linear, lam=1.0, eta=0.5, local_rounds=2, **o),
 }
 DUAL = ("mocha", "graph", "mocha, mean", "cocoa", "local")
 """Learners that give the same bits; networks trained by SGD round differently with other users in a batch."""
-SUMS = ("mocha, mean", "cocoa", "fedu, mean", "fedavg", "ditto", "pfedme")
+SUMS = ("mocha, mean", "cocoa", "fedu, mean", "fedavg", "ditto", "pfedme", "fedrep", "scaffold")
 
 
 def parted(tasks: Sequence[Task], here: Sequence[int]) -> tuple[Task, ...]:

@@ -148,7 +148,7 @@ def test_a_step_on_all_rows_follows_the_gradient(seed):
         objective = -(weights * p.gather(1, task.y_train[:, None])[:, 0]).mean()
         objective.backward()
         torch.testing.assert_close(after[k, :15], start[:, k] - 0.1 * own.grad, rtol=1e-4, atol=1e-6)
-        loss += float(objective)
+        loss += float(objective.detach())
     assert fedu.metrics()["primal"] == pytest.approx(loss, rel=1e-5)
 
 

@@ -136,18 +136,22 @@ class FedAvg(NetworkAlgorithm):
 
     regularized = False
     beta = 1.0
-    aggregator: AverageTerms
 
     @classmethod
     def sums_needed(cls, problem: Problem) -> int:
         return 1
 
-    def _sides(self, messages: MessageKind) -> tuple[NetworkUsers, Aggregator]:
-        average, weights = Average(self.model.start, self.beta, self.problem.grid), self._weights()
+    def _sides(self, messages: MessageKind) -> tuple[Users, Aggregator]:
+        average, weights = Average(self._start, self.beta, self.problem.grid), self._weights()
         if messages == "ivs":
             return self._users(Sending(len(average.start))), AverageModels(average, weights)
         sending = SendAverageTerms(average, weights[self.problem.users], float(weights.sum()))
         return self._users(sending), AverageTerms(average)
+
+    @property
+    def _start(self) -> Tensor:
+        """What is averaged, before the first round [a]."""
+        return self.model.start
 
     def _users(self, sending: Sending) -> NetworkUsers:
         return AveragedUsers(self._local, sending)
@@ -156,9 +160,12 @@ class FedAvg(NetworkAlgorithm):
         """Return the weights of the users in the average [K, 1]: their numbers of training rows."""
         return torch.tensor(self.problem.counts)[:, None].to(self.problem.s)
 
-    def setup(self) -> tuple[Users, Aggregator] | None:
+    def setup(self) -> tuple[SetupUsers, SetupAggregator] | None:
+        users, aggregator = self.users.sections[0], self.aggregator.sections[0]
+        assert isinstance(users, NetworkUsers)
+        assert isinstance(aggregator, AverageTerms)
         own = self._weights()[self.problem.users]
-        return SetupUsers(own, self.users.sending.take), SetupAggregator(self.aggregator.answer, self.problem.K)
+        return SetupUsers(own, users.sending.take), SetupAggregator(aggregator.answer, self.problem.K)
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()

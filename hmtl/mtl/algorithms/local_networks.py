@@ -5,7 +5,7 @@ K users, m parameters.
 
 from torch import Tensor
 
-from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, Users, with_rows
+from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, with_rows
 from hmtl.mtl.algorithms.fedavg import FedAvg
 from hmtl.mtl.algorithms.networks import LocalTraining, NetworkUsers, Sending
 from hmtl.mtl.problem import Problem, Rows
@@ -65,5 +65,5 @@ class LocalNetworks(FedAvg):
     def _sides(self, messages: MessageKind) -> tuple[NetworkUsers, Aggregator]:
         return LocalNetworkUsers(self._local), NoAggregator()
 
-    def setup(self) -> tuple[Users, Aggregator] | None:
-        return None
+    def setup(self) -> None:
+        """Nothing has to be known before the first round."""

@@ -45,6 +45,8 @@ class NetworkSubproblem:
         stream: seed and name of the random numbers that modules draw (dropout). Users k with the same k // G, where G
             is `group_size`, train side by side and draw together, from a stream of their own.
         proximal: the term that holds the models near an anchor, if any.
+        correction: numbers added to the gradient of each step [K, m], if any.
+        trained: names of the parameters that steps change; None: all.
     """
 
     model: FlatModel
@@ -53,6 +55,8 @@ class NetworkSubproblem:
     rate: float
     stream: tuple[int, *tuple[str | int, ...]]
     proximal: Proximal | None = None
+    correction: Tensor | None = None
+    trained: frozenset[str] | None = None
 
 
 class LocalSGD(LocalSolver[NetworkSubproblem, Tensor]):
@@ -111,6 +115,7 @@ class LocalSGD(LocalSolver[NetworkSubproblem, Tensor]):
 
     def solve(self, loss: Loss, rows: Rows, subproblem: NetworkSubproblem, order: Tensor, budgets: Tensor) -> Tensor:
         model, rate, proximal = subproblem.model, subproblem.rate, subproblem.proximal
+        correction = subproblem.correction
         device = subproblem.W.device
         K, n, d = rows.X.shape
         W = subproblem.W.clone(memory_format=torch.contiguous_format)
@@ -125,7 +130,7 @@ class LocalSGD(LocalSolver[NetworkSubproblem, Tensor]):
         groups, firsts = np.unique(subproblem.users // G, return_index=True)
         for group, first, end in zip(groups.tolist(), firsts, [*firsts[1:], K], strict=True):
             users = slice(first, end)
-            networks = copies(model, W[users])
+            networks = copies(model, W[users], subproblem.trained)
             steps = (part[users, : int(budgets[users].max())].unbind(1) for part in (at, y, weights, active))
             # `seeded` lets trainings in other threads wait
             with seeded(*subproblem.stream, group, device=device) if model.random else nullcontext():
@@ -135,4 +140,6 @@ class LocalSGD(LocalSolver[NetworkSubproblem, Tensor]):
                     networks.step(x, y_t, weights_t, loss, rate)
                     if proximal is not None and distance is not None:
                         W[users].sub_(distance, alpha=rate * proximal.weight)
+                    if correction is not None:
+                        W[users].sub_(active_t * correction[users], alpha=rate)
         return W

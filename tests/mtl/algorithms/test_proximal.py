@@ -233,6 +233,7 @@ def test_descriptions_and_set_up():
     assert Ditto(*of, lam=0.3).describe() == {"algorithm": "ditto", "lam": 0.3, **common}
     assert PFedMe(*of, lam=3, eta=0.1).describe() == {"algorithm": "pfedme", "lam": 3, **common}
     assert PFedMe(*of, lam=3, eta=0.1).setup() is None
+    assert PFedMe(*of, lam=3).eta == 1 / 3, "the longest step, after which w_k is θ_k"
     for learner in (FedProx(*of, mu=0.3), Ditto(*of, lam=0.3)):
         users, _ = learner.setup()
         assert users.local_update(0)[1].tolist() == [[n] for n in COUNTS]
