@@ -81,8 +81,8 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         """Fit the models of K tasks.
 
         Args:
-            X: training rows of each task, X[k] [n_k, d]. Columns of tables such as DataFrames are matched by name. Sparse
-                arrays stay sparse, and need standardize="none".
+            X: training rows of each task, X[k] [n_k, d]. Columns of tables such as DataFrames are matched by name.
+                Sparse arrays stay sparse, and need standardize="none".
             y: labels, or numbers as floats, y[k] [n_k].
 
         Returns:

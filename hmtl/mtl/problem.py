@@ -178,6 +178,14 @@ class Problem:
         x, y = torch.zeros(2, self.d), torch.tensor([0.0, 1.0] if task.classes else [-1.0, 1.0])
         return self.regularizer.facts(Task("stand-in", x, y, x[:0], y[:0], task.classes))[None][:0]
 
+    def check_dense(self, algorithm: str) -> None:
+        """Raise ConfigError if rows are sparse, for an algorithm that cannot use them."""
+        if self.is_sparse:
+            raise ConfigError(
+                f"{algorithm} needs dense rows, but the rows are sparse. Choose algorithm=mocha, cocoa or local, or "
+                "give dense rows."
+            )
+
     def padded(self, dtype: torch.dtype) -> Rows:
         """Return the training rows as one padded batch of a type.
 

@@ -78,5 +78,5 @@ def test_a_resumed_run_has_the_same_bits(configure: Configure, folder: Path) -> 
 
 
 def test_networks_need_dense_rows(configure: Configure, folder: Path) -> None:
-    with pytest.raises(ConfigError, match="FedU trains networks, which need dense rows"):
+    with pytest.raises(ConfigError, match="FedU needs dense rows"):
         train(configure(*RUN, "rounds=1", "algorithm=fedu", f"dataset.path={folder}/svm"))

@@ -23,6 +23,7 @@ from hmtl.mtl import (
     Logistic,
     Mean,
     Problem,
+    RandomEffects,
     SmoothHinge,
     Squared,
     TaskRelationship,
@@ -193,8 +194,10 @@ def test_bad_sparse_rows():
         MultiTask().fit([x, x], [y, y])
     with pytest.raises(DataError, match="single csr_array"):
         MultiTask().fit(x, y)
-    with pytest.raises(ConfigError, match="FedAvg trains networks, which need dense rows"):
+    with pytest.raises(ConfigError, match="FedAvg needs dense rows"):
         FedAvg(Problem(tasks, Hinge(), Mean(0.1)), LocalSGD(), mlp)
+    with pytest.raises(ConfigError, match="random_effects needs dense rows"):
+        RandomEffects(Problem(tasks, Squared(), Mean(0.1)))
 
 
 def test_duplicates_are_added():

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Algorithm, Ids, MessageKind, Users, of_rows, with_rows
 from hmtl.mtl.networks.evaluation import Evaluation
 from hmtl.mtl.networks.flat import FlatModel, MakeModel
@@ -201,7 +200,8 @@ class NetworkAlgorithm(Algorithm):
         messages: what users send.
 
     Raises:
-        ConfigError: the model does not fit the data, or the solver or regularizer does not fit the algorithm.
+        ConfigError: the rows are sparse, the model does not fit the data, or the solver or regularizer does not fit the
+            algorithm.
     """
 
     def __init__(
@@ -214,11 +214,7 @@ class NetworkAlgorithm(Algorithm):
         messages: MessageKind = "ivs",
     ) -> None:
         solver.check("networks", problem.loss)
-        if problem.is_sparse:
-            raise ConfigError(
-                f"{type(self).__name__} trains networks, which need dense rows, but the rows are sparse. Choose "
-                "algorithm=mocha, cocoa or local, or give dense rows."
-            )
+        problem.check_dense(type(self).__name__)
         participation.check(problem.K)
         self.problem = problem.for_networks()
         self.solver = solver

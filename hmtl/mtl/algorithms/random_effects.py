@@ -179,7 +179,7 @@ class RandomEffects(Algorithm):
         messages: must be "ivs".
 
     Raises:
-        ConfigError: another loss, more than 300 features, no iterations, or messages="sums".
+        ConfigError: another loss, more than 300 features, sparse rows, no iterations, or messages="sums".
 
     Ref: Laird and Ware 1982.
     """
@@ -208,6 +208,7 @@ class RandomEffects(Algorithm):
                 f"random_effects learns a covariance of all features, but there are {problem.d}, and at most "
                 f"{MOST_FEATURES} are supported. Choose regularizer=common instead."
             )
+        problem.check_dense("random_effects")
         if iterations < 1:
             raise ConfigError(f"iterations={iterations} has to be at least 1. Give a number such as 200.")
         if messages != "ivs":
