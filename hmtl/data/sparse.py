@@ -15,16 +15,13 @@ Features: TypeAlias = Tensor | csr_array
 
 
 def checked(x: Any) -> csr_array:
-    """Return a sparse array or matrix as float64 CSR with sorted columns; it shares memory with x if it can.
+    """Return a sparse array or matrix as float64 CSR, which shares memory with x if it can.
 
     Raises:
         ValueError: a column is out of range, or the arrays do not match each other. Compiled code relies on them.
     """
     rows = csr_array(x, dtype=np.float64)
     rows.check_format(full_check=True)
-    if not rows.has_canonical_format:
-        rows = rows.copy()
-        rows.sum_duplicates()
     return rows
 
 

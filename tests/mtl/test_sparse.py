@@ -84,6 +84,12 @@ def test_a_pass_takes_the_same_steps(seed, loss, classes, weight, passes):
         results.append(solver.solve(problem.binary, scores, DualSubproblem(a * scores.y, W, c), order, budgets))
     for ours, dense in zip(*results, strict=True):
         torch.testing.assert_close(ours, dense, rtol=0, atol=1e-11)
+    scores = both[0].scores[0]
+    for k, n in enumerate(rows.counts):  # each user alone
+        start = DualSubproblem((a * scores.y)[k : k + 1, :n], W[k : k + 1], c[k : k + 1])
+        new, dv = solver.solve(both[0].binary, scores.of(k), start, order[k : k + 1], budgets[k : k + 1])
+        torch.testing.assert_close(new[0], results[0][0][k, :n], rtol=0, atol=1e-11)
+        torch.testing.assert_close(dv[0], results[0][1][k], rtol=0, atol=1e-11)
 
 
 @given(**cases, learner=st.sampled_from(["learned", "mean", "graph", "cocoa", "local"]), intercept=st.booleans())
@@ -200,12 +206,14 @@ def test_bad_sparse_rows():
         RandomEffects(Problem(tasks, Squared(), Mean(0.1)))
 
 
-def test_duplicates_are_added():
-    """In COO, and in a CSR whose columns are not sorted; the user's arrays stay as they are."""
-    coo = sparse.coo_array(([1.0, 2.0, 5.0], ([0, 0, 1], [2, 2, 0])), shape=(2, 3))
+def test_numbers_of_one_column_are_added():
+    """In CSR, a row may name a column twice, and in any order; norms and steps are those of the sum."""
     csr = sparse.csr_array((np.array([5.0, 1, 2]), np.array([2, 0, 2]), np.array([0, 3, 3])), shape=(2, 3))
-    before = csr.indices.copy()
     y = np.array([1.0, -1.0])
-    assert Task("a", coo, y, coo, y).x_train.toarray().tolist() == [[0, 0, 3], [5, 0, 0]]
-    assert Task("a", csr, y, csr, y).x_train.toarray().tolist() == [[1, 0, 7], [0, 0, 0]]
-    assert csr.indices.tolist() == before.tolist()
+    results = []
+    for x in (csr, csr.toarray()):
+        mocha = MOCHA(Problem([Task("a", x, y, x, y)], Squared(), Mean(0.1)), SDCA(1.0))
+        mocha.step(0)
+        assert mocha.problem.rows.square_norms.tolist() == [[50, 0]]
+        results.append((mocha.a, mocha.W))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=0)
