@@ -1,5 +1,6 @@
 """Local passes on sparse rows beside the same rows dense, and the memory of a training on them."""
 
+import os
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from hmtl.mtl import MOCHA, SDCA, Hinge, Mean, Problem
 from hmtl.mtl.solvers.sdca import DualSubproblem
 
 K, n, d, FILLED = 100, 60, 20_000, 100
-TRAIN = """
+MEASURED = """
 from pathlib import Path
 
 def peak():
@@ -23,13 +24,12 @@ def peak():
 
 import torch
 before = peak()
-from hmtl import MultiTask
-from hmtl.mtl import Mean
-from test_sparse import K, labels, rows
+from hmtl.mtl import MOCHA, SDCA, Hinge, Mean, Problem
+{imports}
 imported = peak()
+from test_sparse import K, labels, pass_of, problem, rows
 x = rows()
-model = MultiTask(0.1, regularizer=Mean(0.1, 0.1), standardize="none", rounds=20).fit(x, labels(x))
-model.score(x, labels(x))
+{work}
 print(peak() - before, imported - before)
 """
 
@@ -54,12 +54,13 @@ def problem(x):
     return Problem(tasks, Hinge(), Mean(0.1, 0.1))
 
 
-def pass_of(problem, passes):
-    """Local passes of all users, from the state after a round."""
+def pass_of(problem, passes, rounds=1):
+    """Local passes of all users, from the state after some rounds."""
     mocha = MOCHA(problem, SDCA(passes), omega_every=0)
-    mocha.step(0)
-    users, counts = mocha.users, mocha.problem.rows.counts
-    drawn = mocha.solver.draw(0, 1, range(K), counts), mocha.solver.steps(counts)
+    for round in range(rounds):
+        mocha.step(round)
+    users, counts = mocha.users, problem.rows.counts
+    drawn = mocha.solver.draw(0, rounds, range(K), counts), mocha.solver.steps(counts)
     start = DualSubproblem(users.a, users.W, users.curvature)
     return lambda: mocha.solver.solve(problem.loss, problem.rows, start, *drawn)
 
@@ -81,14 +82,25 @@ def test_beside_dense(passes, record):
     assert theirs > 5 * ours
 
 
-def test_memory(record):
-    done = subprocess.run(
-        [sys.executable, "-c", TRAIN],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"},
-    )
-    whole, imports = map(float, done.stdout.split())
-    record(f"memory of MultiTask, {K} × {n} × {d}, {FILLED} non-zeros, beyond torch", whole, "MB")
-    record("of which imports", imports, "MB")
+WORKS = {
+    "a pass": ("", "pass_of(problem(x), 1, rounds=0)()"),
+    "MultiTask": (
+        "from hmtl import MultiTask",
+        "MultiTask(0.1, standardize='none', rounds=20).fit(x, labels(x)).score(x, labels(x))",
+    ),
+}
+
+
+@pytest.mark.parametrize("work", WORKS)
+def test_memory(work, record):
+    """Peak beyond what torch takes, hmtl's other imports included."""
+    imports, statement = WORKS[work]
+    script = MEASURED.format(imports=imports, work=statement)
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    whole, imported = map(float, done.stdout.split())
+    size = f"{K} × {n} × {d}, {FILLED} non-zeros"
+    record(f"memory of {work}, {size}, beyond torch", whole, "MB")
+    record("of which imports", imported, "MB")
+    if work == "a pass":
+        assert whole < 300
