@@ -4,7 +4,8 @@ Let relays A learn the sums. Each of them adds the terms of users whom all of A 
 are *apart*, are added by any relays and the server, which sends A one row. Each relay of A sends its users a row. If
 the server learns the sums, relays send it shares of the sum of all terms, and users get shares of its row.
 
-The *cost* is the time of the uplink, the downlink and the last hop, in rows at the speed of the server's downlink.
+A minimal set A suffices: a larger one has no fewer users apart, and sends no fewer rows to users. The *cost* is the
+time of the uplink, the downlink and the last hop, in rows at the speed of the server's downlink.
 
 Shapes: H active relays; T types, which are distinct sets of relays that hear a user; hears [T, H].
 """
@@ -44,7 +45,8 @@ class Hops:
 def best_sum_aggregators(t: Topology, hops: Hops, most_pieces: int = MOST_PIECES) -> Choice:
     """Return the relays that learn the sums at the least cost; none: the server does, at no higher cost.
 
-    An integer programme finds the relays. For up to about ten relays, it finds the best ones for shares of any size.
+    An integer programme finds the relays. If the choice is `proven`, no other relays, nor the server, take less time by
+    the schemes of this module, in shares of any size. Schemes of other kinds can (docs/theory/sums.md).
 
     Args:
         t: the topology.
