@@ -57,7 +57,7 @@ def draw(name: str, points: Sequence[tuple[str, Point]], seed: int) -> list[Row]
             EQUAL: loads(t, "equal"),
             PAPER: loads(t, "paper"),
             ALL: loads(t, "optimal"),
-            BEST: loads(t, aggregators=choice.relays or "server"),
+            BEST: loads(t, aggregators=choice.nodes.setting),
             BOUND: bounds(t),
         }
         for curve, load in all_loads.items():

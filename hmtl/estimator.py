@@ -1,7 +1,7 @@
 """Multi-task learning in the manner of scikit-learn: `MultiTask(lam=0.01).fit(X, y).predict(X)`."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,7 +14,8 @@ from hmtl.data.preprocessing import Scope
 from hmtl.data.tasks import class_targets
 from hmtl.errors import ConfigError, DataError
 from hmtl.inference.models import models_of
-from hmtl.mtl import MOCHA, SDCA, Hinge, Loss, Problem, Regularizer, Squared, TaskRelationship
+from hmtl.mtl import MOCHA, SDCA, Algorithm, Common, Hinge, Loss, Problem, RandomEffects, Regularizer, Squared
+from hmtl.mtl.regularizers import Relation, dense
 
 
 class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -24,9 +25,11 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
     the distance of the objective from its optimum. Parameters and attributes follow the conventions of scikit-learn.
 
     Args:
-        lam: Regularization strength λ; must be a positive float. Ignored if `regularizer` is given.
-        regularizer: Penalty that couples the tasks. If None, `TaskRelationship(lam)`, which also learns how the tasks
-            are related.
+        lam: Regularization strength λ; must be a positive float. If None, 0.3 for numbers and 0.01 for labels. Ignored
+            if `regularizer` is given.
+        regularizer: Penalty that couples the tasks. If None, `Common(lam)`: a model of all tasks, and deviations whose
+            relation between the tasks is learned. "random_effects", for numbers: all models are draws from a normal
+            distribution that is learned too, with no λ; see `hmtl.mtl.RandomEffects`.
         loss: Loss function. If None, the hinge loss for labels, and the squared error if y holds floats with more than
             two values. Several classes are learned one-vs-rest.
         rounds: Maximum number of rounds.
@@ -34,14 +37,18 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             the primal objective, and Ω, if it is learned, has settled to the same precision.
         intercept: Whether to fit an intercept, whose weight is regularised like the others.
         standardize: Training rows whose mean and standard deviation scale the features: "task", "all" or "none", see
-            `hmtl.data.Preprocessing`. Numbers to predict are always centred for each task.
+            `hmtl.data.Preprocessing`.
+        center: Training rows whose mean is subtracted from numbers to predict, as for `standardize`. If None, "all" for
+            `Common` and random effects, which learn how the means of the tasks differ, and "task" for others.
         seed: Seed of the order in which rows are visited.
 
     Attributes:
         models_: The fitted models; the users are called "0", "1", ... in the order of the tasks.
         gap_: Duality gap of the solution: an upper bound on how much the objective exceeds its optimum, at the final Ω.
-        primal_: Primal objective of the solution.
-        Omega_: Learned relation between the tasks, [K, K]. Only available if the regularizer learns it.
+            Not for random effects.
+        primal_: Primal objective of the solution; for random effects, minus the log-likelihood.
+        Omega_: Learned relation between the tasks, [K, K], computed on access. Only available if the regularizer learns
+            it.
         rounds_: Number of rounds that were run.
 
     Ref: Smith et al. 2017.
@@ -49,14 +56,15 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
 
     def __init__(
         self,
-        lam: float = 0.01,
+        lam: float | None = None,
         *,
-        regularizer: Regularizer | None = None,
+        regularizer: Regularizer | Literal["random_effects"] | None = None,
         loss: Loss | None = None,
         rounds: int = 200,
         tolerance: float = 1e-3,
         intercept: bool = True,
         standardize: Scope = "all",
+        center: Scope | None = None,
         seed: int = 0,
     ) -> None:
         self.lam = lam
@@ -66,6 +74,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         self.tolerance = tolerance
         self.intercept = intercept
         self.standardize = standardize
+        self.center = center
         self.seed = seed
 
     def fit(self, X: Sequence[ArrayLike], y: Sequence[ArrayLike]) -> Self:
@@ -82,29 +91,52 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             ConfigError: if a parameter is out of its range.
             DataError: if a task is invalid.
         """
-        for name, kind, example in (("regularizer", Regularizer, "Mean(0.1)"), ("loss", Loss, "Hinge()")):
+        random = isinstance(self.regularizer, str) and self.regularizer == "random_effects"
+        checked: list[tuple[str, type, str]] = [("loss", Loss, "Hinge()")]
+        if not random:
+            checked.append(("regularizer", Regularizer, "Mean(0.1)"))
+        for name, kind, example in checked:
             if not isinstance(value := getattr(self, name), kind | None):
                 raise ConfigError(f"{name}={value!r} is not a {kind.__name__}. Give one such as hmtl.mtl.{example}.")
         tasks, labels = _tasks(X, y, self.loss)
         loss = self.loss or (Squared() if labels is None else Hinge())
-        center: Scope = "task" if labels is None else "none"
-        regularizer = self.regularizer or TaskRelationship(self.lam)
+        lam = self.lam if self.lam is not None else 0.3 if labels is None else 0.01
+        regularizer = self.regularizer if isinstance(self.regularizer, Regularizer) else Common(lam)
+        usual: Scope = "all" if random or regularizer.common is not None else "task"
+        center = (self.center or usual) if labels is None else "none"
         problem = Problem(prepare(tasks, Preprocessing(self.intercept, self.standardize, center)), loss, regularizer)
+        algorithm: Algorithm = RandomEffects(problem) if random else self._train(problem)
+        metrics = algorithm.metrics()
+        self.models_ = models_of(algorithm)
+        self.primal_ = metrics["primal"]
+        for name in ("gap_", "_relation"):  # from an earlier fit
+            self.__dict__.pop(name, None)
+        if random:
+            self.rounds_ = 1
+        else:
+            self.gap_ = metrics["gap"]
+            self._relation = algorithm.relation if regularizer.learns else None
+        return self
+
+    def _train(self, problem: Problem) -> MOCHA:
+        """Return MOCHA after its last round."""
         mocha = MOCHA(problem, SDCA(10), rounds=self.rounds, seed=self.seed)
         for round in range(self.rounds):
             mocha.step(round)
+            self.rounds_ = round + 1
             metrics = mocha.metrics()
             enough = self.tolerance * abs(metrics["primal"])
             if metrics["gap"] <= enough and mocha.settled(enough):
                 break
-        self.models_ = models_of(mocha)
-        self.rounds_ = round + 1
-        self.gap_ = metrics["gap"]
-        self.primal_ = metrics["primal"]
-        self.__dict__.pop("Omega_", None)  # from an earlier fit
-        if regularizer.learns:
-            self.Omega_ = mocha.Omega.numpy()
-        return self
+        return mocha
+
+    @property
+    def Omega_(self) -> NDArray[np.float64]:
+        """Learned relation between the tasks."""
+        relation: Relation | None = getattr(self, "_relation", None)
+        if relation is None:
+            raise AttributeError("Omega_ exists after 'fit', if the regularizer learns how the tasks are related.")
+        return dense(relation).numpy()
 
     def predict(self, X: Sequence[ArrayLike]) -> list[NDArray[Any]]:
         """Predict the labels or numbers of raw rows.

@@ -20,7 +20,6 @@ PRELOAD = (
     "hmtl.reporting.run_pictures",
     "cvxpy",
     "scipy.optimize",
-    "sklearn.model_selection",
 )
 """What most runs import; together these take each process two seconds."""
 

@@ -32,7 +32,8 @@ def plan(cfg: DictConfig) -> None:
     note = "The users move: all of this holds for the first contacts only." if isinstance(contacts, Moving) else ""
     picture = Path(cfg.output_dir) / "topology.png"
     with replacing(picture) as file:
-        draw(contacts, comparison.aggregators[network.medium].relays).savefig(file, format="png", dpi=150)
+        best = comparison.aggregators[network.medium]
+        draw(contacts, best.relays, with_server=best.server).savefig(file, format="png", dpi=150)
     if cfg.format == "json":
         result = asdict(comparison) | {"verdict": verdict(comparison, network.medium)}
         if note:

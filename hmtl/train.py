@@ -1,7 +1,6 @@
 """Train over a two-hop network and count every bit: `python -m hmtl.train topology=symmetric r=3`."""
 
 from contextlib import ExitStack
-from dataclasses import asdict
 
 from omegaconf import DictConfig
 
@@ -31,11 +30,12 @@ def _train_and_report(run: Run, cfg: DictConfig) -> None:
     from hmtl.inference.models import models_of  # late, as --help needs neither torch nor matplotlib
     from hmtl.reporting.network_picture import draw
     from hmtl.reporting.run_pictures import run_pictures
-    from hmtl.training.summary import summarize, user_errors
+    from hmtl.training.summary import summarize, user_rows
 
     folder, algorithm, communicator = run.output_dir, run.algorithm, run.communicator
     role = "adds up sums" if isinstance(communicator, Sums) else "computes models"
-    topology = draw(communicator.contacts, communicator.planner.preferred, role).to_png(dpi=150)
+    planner = communicator.planner
+    topology = draw(communicator.contacts, planner.preferred, role, planner.server).to_png(dpi=150)
     with replacing(folder / "topology.png") as file:
         file.write(topology)
     history = run.trainer.fit(run.checkpoint)
@@ -45,14 +45,14 @@ def _train_and_report(run: Run, cfg: DictConfig) -> None:
         print(f"Stopped after {len(history)} rounds. To continue: resume={folder}")
         raise Interrupted(run.trainer.interrupted)
 
-    users = user_errors(algorithm, run.trainer.user_figures)
+    users = user_rows(algorithm, run.trainer.user_figures)
     dataset = cfg.dataset["_target_"].rsplit(".", 1)[-1]
     summary = summarize(algorithm, communicator, history, users, dataset=dataset, seed=cfg.seed)
-    write_whole(folder / "users.csv", as_csv([asdict(user) for user in users]))
+    write_whole(folder / "users.csv", as_csv(users))
     models_of(algorithm, run.exchange.models(algorithm, run.trainer.state)).save(folder / "models.npz")
     write_json(folder / "summary.json", summary.to_dict())  # the last file: it marks a finished run
     for logger in run.loggers:
-        logger.finish(summary, lambda: {"topology": topology, **run_pictures(communicator.ledger, algorithm.Omega)})
+        logger.finish(summary, lambda: {"topology": topology, **run_pictures(communicator.ledger, algorithm.relation)})
     print(f"Results: {folder}")
 
 

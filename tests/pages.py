@@ -40,6 +40,7 @@ SUBSTITUTIONS = {
     r"processes=8(.*)": r"processes=4\1 H=2 r=2 engine.seconds=300",
     r"processes=10(.*)": r"processes=3\1 H=1 r=1 rounds=2",
     r"experiments/mocha_table1\.py .*": r"\g<0> --seeds 1 --rounds 2 --methods local",
+    r"experiments/dirichlet_table\.py .*": "experiments/dirichlet_table.py --seeds 1 --rounds 5 --methods FedPer",
     r"experiments/(error_by_bits|fedu_table|rounds|wires)\.py .*": r"\g<0> --seeds 1 --rounds 2",
 }
 """Patterns in commands, and what `test_pages.py` writes instead, so that a command takes seconds; applied in order."""

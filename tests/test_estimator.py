@@ -148,3 +148,41 @@ def test_a_new_fit_replaces_the_old_one():
     model = MultiTask(rounds=2).fit(X, y)
     assert hasattr(model, "Omega_")
     assert not hasattr(model.set_params(regularizer=Mean(0.1)).fit(X, y), "Omega_")
+
+
+def schools(rows: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return tasks with models near a common one, and means that differ."""
+    rng = np.random.default_rng(0)
+    w = np.array([3.0, -2.0, 1.0]) + 0.3 * rng.normal(size=(40, 3))
+    X = rng.normal(size=(40, rows, 3))
+    y = np.einsum("knd,kd->kn", X, w) + 50 + rng.normal(size=(40, 1)) + 2 * rng.normal(size=(40, rows))
+    return list(X), list(y)
+
+
+@pytest.mark.parametrize("parameters", [{}, {"regularizer": "random_effects"}], ids=["default", "random_effects"])
+def test_few_rows_are_no_worse_than_training_alone_or_one_model(parameters):
+    X, y = schools(44)
+    train, test = ([x[:4] for x in X], [t[:4] for t in y]), ([x[4:] for x in X], [t[4:] for t in y])
+
+    def error(model, *rows):
+        return np.mean([np.square(p - t).mean() for p, t in zip(model.predict(rows[0]), rows[1], strict=True)])
+
+    own = error(MultiTask(**parameters).fit(*train), *test)
+    for lam in (0.01, 0.1, 1.0):
+        assert own < error(MultiTask(regularizer=Ridge(lam)).fit(*train), *test)
+        pooled = MultiTask(regularizer=Ridge(lam)).fit([np.concatenate(train[0])], [np.concatenate(train[1])])
+        assert own < error(pooled, [np.concatenate(test[0])], [np.concatenate(test[1])])
+
+
+def test_attributes_with_random_effects():
+    X, y = schools(6)
+    model = MultiTask().fit(X, y)
+    assert model.gap_ >= 0
+    assert model.Omega_.shape == (40, 40)
+    model.set_params(regularizer="random_effects").fit(X, y)
+    assert not hasattr(model, "gap_")
+    assert not hasattr(model, "Omega_")
+    with pytest.raises(ConfigError, match="squared"):
+        model.fit(X, [np.sign(t - 50) for t in y])
+    with pytest.raises(ConfigError, match="regularizer"):
+        MultiTask(regularizer="none").fit(X, y)

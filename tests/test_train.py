@@ -19,8 +19,9 @@ from commands import Command, here, run, saved_rows
 from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hmtl.config.build import compose
+from hmtl.config.build import compose, load_run
 from hmtl.errors import CheckpointError, ConfigError
+from hmtl.mtl import mlp
 from hmtl.reporting.run_comparison import find_runs
 from hmtl.train import train
 from hmtl.training.checkpoint import load_checkpoint
@@ -111,6 +112,22 @@ def test_few_relays_are_enough_where_relays_are_unequal(configure: Configure, tm
         loads = json.loads((tmp_path / "summary.json").read_text())["loads"]
         second_hop = loads["relays_to_server"] + loads["server_to_relays"]
         assert second_hop <= 7 if communicator == "coded" else second_hop == 100
+    assert torch.equal(*results)
+
+
+def test_the_server_aggregates_beside_relays_where_that_takes_least(configure: Configure, tmp_path: Path) -> None:
+    """Four relays hear 8, 8, 2 and 2 users, each user one relay: 20 IVs up, 12 combinations and 4 models down."""
+    np.savetxt(tmp_path / "hears.csv", np.repeat(np.eye(4), [8, 8, 2, 2], axis=1), "%d", ",")
+    network = ("topology=file", f"topology.path={tmp_path / 'hears.csv'}", "K=null", "H=null")
+    results = []
+    for communicator in ("coded", "uncoded"):
+        train(configure(*SMALL[1:], *network, "rounds=3", "algorithm.omega_every=2", f"communicator={communicator}"))
+        results.append(models(tmp_path))
+        summary = json.loads((tmp_path / "summary.json").read_text())
+        assert summary["aggregators"] == (["server", 0, 1] if communicator == "coded" else "server")
+        assert summary["loads"]["relays_to_server"] == 20
+        assert summary["loads"]["server_to_relays"] == (16 if communicator == "coded" else 20)
+    assert summary["loads_theory"]["server_to_relays"] == 20
     assert torch.equal(*results)
 
 
@@ -252,12 +269,13 @@ def test_same_seed_same_run_other_seed_other_run(configure: Configure, tmp_path:
     assert not torch.equal(W[0], W[2])
 
 
-EVERY = ["mocha", "cocoa", "local", "fedu", "fedavg", "fedprox", "ditto", "pfedme"]
+EVERY = ["mocha", "cocoa", "local", "fedu", "fedavg", "fedprox", "ditto", "pfedme", "fedper", "fedrep", "scaffold"]
 
 
 FEW = ("dataset.rows_per_user=40", "logger=none")
 MEAN = " regularizer=mean"
-SUMS = [f"{each} communicator=sums" for each in (f"mocha{MEAN}", "fedavg", f"fedu{MEAN}", "ditto")]
+SUMS = [f"{each} communicator=sums" for each in (f"mocha{MEAN}", "fedavg", f"fedu{MEAN}", "ditto", "fedper")]
+SUMS += ["fedper algorithm.coupled=true regularizer=graph"]
 SUMS += [f"{each} communicator=sums wire=int4" for each in (f"mocha{MEAN}", "fedavg")]
 
 
@@ -338,7 +356,21 @@ def test_personal_and_proximal_learners_through_the_command(
     assert summary["loads"]["users_to_relays"] == 10  # one model each: what is a user's own never travels
     own = algorithm != "fedprox"
     assert ("global_test_error" in summary) is own
-    assert ("test error of the global model" in capsys.readouterr().out) is own
+    assert ("global test error" in capsys.readouterr().out) is own
+
+
+def test_personal_layers_stay_with_their_users(configure: Configure, tmp_path: Path) -> None:
+    """A run hands out whole models, and counts the bits of the shared layer only."""
+    settings = ("K=10", "dataset.rows_per_user=40", "rounds=2", "algorithm=lg_fedavg", "participation.dropout=0.2")
+    train(configure(*settings, "logger=none", "communicator=sums"))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["personal"] == ["0.bias", "0.weight"]
+    assert summary["V_bits"] == 64 * (64 + 1)
+    m, shared = 784 * 64 + 64, slice(-65, None)
+    W = load_run(tmp_path, mlp).W
+    assert W.shape == (10, m + 65)
+    assert not np.ptp(W[:, shared], axis=0).any()
+    assert len(np.unique(W[:, :m], axis=0)) == 10
 
 
 @pytest.mark.parametrize(("wire", "bits"), [("float64", 64), ("float32", 32), ("bfloat16", 16)])

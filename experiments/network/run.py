@@ -59,7 +59,7 @@ def formula(t: Topology, scheme: str, medium: str, V_bits: int, workers: int, mo
     elif scheme == "uncoded":
         load = loads(t, "uncoded")
     else:
-        best = best_aggregators(t, "optimal", None, medium).relays or "server"
+        best = best_aggregators(t, "optimal", None, medium).nodes.setting
         load = loads(t, "optimal", aggregators=best if scheme == "best aggregators" else "all")
     ivs = tier_loads(t, "optimal", medium, load)
     if scheme == "sums":

@@ -8,7 +8,7 @@ The names are those of the paper: a *user* is a client, a *relay* an edge server
 update that a client sends. A *load* is what a tier carries in a round, in IVs.
 """
 
-from hmtl.coding.aggregators import MEDIA, Choice
+from hmtl.coding.aggregators import MEDIA, AggregatorChoice, AggregatorSet, Choice
 from hmtl.coding.covers import Cover, cover
 from hmtl.coding.demands import demand_bounds, demand_plan, demands_of, serve
 from hmtl.coding.formulas import Loads, forwarders
@@ -36,6 +36,8 @@ __all__ = [
     "MEDIA",
     "MOST_PIECES",
     "SCHEMES",
+    "AggregatorChoice",
+    "AggregatorSet",
     "Aggregators",
     "Block",
     "Choice",

@@ -1,13 +1,15 @@
 """The choice of aggregators: the relays, or the server, that compute the models soonest.
 
-The choice is among one scheme for each set of relays, and one for the server. Let relays A aggregate. All relays
-together send `uplink(A)` (see `rates`). The server sends max_{j∈A} (K − |N_j|) messages as a broadcast, or
-Σ_{j∈A} (K − |N_j|) as copies for each aggregator. The models of the u(A) users that no relay of A hears go up once and
-down once. If the server aggregates, K IVs go up and K models down.
+The choice is among two schemes for each set A of relays. In both, the server sends max_{j∈A} (K − |N_j|) messages as a
+broadcast, or Σ_{j∈A} (K − |N_j|) as copies for each aggregator.
+    Relays alone: all relays together send `uplink(A)` (see `rates`). The models of the u(A) users that no relay of A
+        hears go up once and down once.
+    The server, too: K IVs go up uncoded. The server computes all models, and u(A) of them go down. If A is empty, the
+        server aggregates alone, and K models go down.
 
 The *cost* is the time of these messages in IVs at the speed of the server's downlink; with equal links, it is the
-number of IVs. A lower bound of `uplink(A)` is what a single aggregator needs, which excludes most sets A. A scheme of
-another kind can cost less: for example, if the server also learns all IVs and computes the u(A) models itself.
+number of IVs. A lower bound of `uplink(A)` is what a single aggregator needs, which excludes most sets A. The cost
+with the server has a closed form. Schemes of other kinds can cost less.
 
 Shapes: H active relays, T types; 2^H sets of relays, whose members are the bits of their number.
 """
@@ -15,7 +17,7 @@ Shapes: H active relays, T types; 2^H sets of relays, whose members are the bits
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import ceil, inf
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from hmtl.topology import Topology
 log = logging.getLogger(__name__)
 
 MEDIA = ("broadcast", "unicast")
+SERVER = "server"
 MOST_ENUMERATED = 20  # relays; up to this number, the bounds of all sets are compared
 MOST_PROVEN = 10  # relays; up to this number, the search continues until the best set is proven
 MOST_TRIED = 30  # sets that are tried if there are more relays
@@ -35,13 +38,33 @@ Meter = Callable[[Sequence[int], int, float], float | None]
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A choice of aggregators.
+class AggregatorSet:
+    """The nodes that aggregate.
 
     Attributes:
-        relays: the aggregators; empty if the server aggregates.
-        cost: cost of a round between relays and server, see the module.
-        bound: lower bound of the cost of all sets of relays and of the server, with this scheme.
+        relays: the relays among them, ascending.
+        server: whether the server is one of them; it is if no relay is.
+    """
+
+    relays: tuple[int, ...]
+    server: bool
+
+    @property
+    def setting(self) -> str | list[int | str]:
+        """The nodes as in the setting `aggregators`: `server`, `[0, 2]`, or `[server, 0, 2]`."""
+        if not self.relays:
+            return SERVER
+        return [SERVER, *self.relays] if self.server else list(self.relays)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A choice of relays, with a lower bound of the cost of any choice in its class.
+
+    Attributes:
+        relays: the relays.
+        cost: the cost of this choice.
+        bound: lower bound of the cost of all choices.
     """
 
     relays: tuple[int, ...]
@@ -50,8 +73,24 @@ class Choice:
 
     @property
     def proven(self) -> bool:
-        """Whether no other set of relays, nor the server, costs less with this scheme."""
+        """Whether no other choice in the class costs less."""
         return self.cost <= self.bound * (1 + 1e-9) + 1e-9
+
+
+@dataclass(frozen=True)
+class AggregatorChoice(Choice):
+    """A choice of aggregators: relays, the server, or both; costs are those of the module, with one scheme.
+
+    Attributes:
+        server: whether the server aggregates; it does if no relay does.
+    """
+
+    server: bool
+
+    @property
+    def nodes(self) -> AggregatorSet:
+        """The aggregators."""
+        return AggregatorSet(self.relays, self.server)
 
 
 class Search:
@@ -62,7 +101,7 @@ class Search:
         uplinks: of the active relays; None: all links are equal, and relays send one after the other.
         medium: `broadcast`: all relays hear the server; `unicast`: each relay gets its own copy.
         meter: gives the time of the scheme's uplink.
-        server: time of the uplink if the server aggregates.
+        server: time of the uplink if the server learns all IVs.
     """
 
     def __init__(self, t: Topology, uplinks: Uplinks | None, medium: str, meter: Meter, server: float) -> None:
@@ -73,7 +112,8 @@ class Search:
         self.W, self.parallel = W / W.max(), uplinks is not None and uplinks.parallel
         self.add = np.maximum if medium == "broadcast" else np.add
         self.missed = self.K - t.core.sum(axis=1, dtype=np.int64)  # IVs that each relay misses [H]
-        self.lowest: tuple[float, tuple[int, ...]] = float(self.speed * server) + self.K, ()  # cost, aggregators
+        self.forwarding = float(self.speed * server)  # cost of the uplink to a server that learns all IVs
+        self.lowest: tuple[float, tuple[int, ...]] = self.forwarding + self.K, ()  # cost, aggregators
         self.tried = 0
         if self.parallel:
             self.alone = self.missed / (self.W.sum() - self.W).clip(min=1e-300)
@@ -81,11 +121,28 @@ class Search:
             fastest = (self.demand.hears * self.W).max(axis=1)
             self.alone = (self.demand.counts / fastest) @ ~self.demand.hears
 
-    def best(self) -> Choice:
+    def best(self) -> AggregatorChoice:
         """Return the best choice found, with a lower bound of the cost."""
         bound = self._enumerate() if self.demand.H <= MOST_ENUMERATED else self._search()
+        beside, least = self._beside()
+        server = not self.lowest[1]
+        if (cost := self.forwarding + self._rest(beside)) < self._to_beat:
+            self.lowest, server = (cost, beside), True
         cost, A = self.lowest
-        return Choice(tuple(self.relays[i] for i in A), float(cost), float(min(bound, cost)))
+        return AggregatorChoice(tuple(self.relays[i] for i in A), float(cost), float(min(bound, least, cost)), server)
+
+    def _beside(self) -> tuple[tuple[int, ...], float]:
+        """Return the best relays beside a server that aggregates, and a lower bound of the cost of all such sets."""
+        if self.add is np.maximum:  # all relays that miss at most as much as one of them
+            sets = [tuple(np.flatnonzero(self.missed <= most).tolist()) for most in np.unique(self.missed)]
+            A = min(sets, key=self._rest)
+            return A, self.forwarding + self._rest(A)
+        A, least = self._cover(model=1.0, alone=0.0, gap=0.0)
+        return A, self.forwarding + ceil(least - 1e-6)
+
+    def _rest(self, A: Sequence[int]) -> int:
+        """Return the cost of the downlink, with one model for each user that none of these relays hears."""
+        return int(self.add.reduce(self.missed[list(A)])) + self.demand.avoiding(A)
 
     def _enumerate(self) -> float:
         """Try sets in ascending order of their bounds, and return a lower bound of all costs."""
@@ -113,7 +170,8 @@ class Search:
             members = list(A)
             return float(self._bound(lambda values, add, _: add.reduce(values[members]), self.demand.avoiding(A)))
 
-        cover, least = self._cover()
+        model = 1 + (0 if self.parallel else self.speed)  # lower bound of the cost of a model that passes the server
+        cover, least = self._cover(model, self.speed, gap=1e-3)
         H = self.demand.H
         near = [tuple(sorted(set(cover) ^ {i})) for i in range(H)]
         near = sorted((A for A in near if A), key=lambda A: (bound(A), len(A), A))
@@ -130,8 +188,7 @@ class Search:
     def _try(self, A: tuple[int, ...]) -> None:
         self.tried += 1
         log.debug("choices of aggregators tried: %d", self.tried)
-        u = self.demand.avoiding(A)
-        rest = int(self.add.reduce(self.missed[list(A)])) + u
+        u, rest = self.demand.avoiding(A), self._rest(A)
         uplink = self.meter(A, u, (self._to_beat - rest) / self.speed)
         if uplink is not None and self.speed * uplink + rest < self._to_beat:
             self.lowest = self.speed * uplink + rest, A
@@ -148,21 +205,23 @@ class Search:
             uplink = uplink + u / over(self.W, np.maximum, 1e-300)
         return self.speed * uplink + over(self.missed, self.add, 0) + u
 
-    def _cover(self) -> tuple[tuple[int, ...], float]:
+    def _cover(self, model: float, alone: float, gap: float) -> tuple[tuple[int, ...], float]:
         """Return the set with the least bound, and a lower bound of all costs, by an integer programme.
 
         Its variables are: whether each relay aggregates [H], whether no aggregator hears each type [T], the largest
         number of IVs that an aggregator misses, and the time that the slowest aggregator takes alone.
+
+        Args:
+            model: cost of the model of a user that no aggregator hears.
+            alone: cost of a unit of the last variable.
+            gap: relative distance from the least bound that is accepted.
         """
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import block_array, csr_array, eye_array
 
         H, T = self.demand.H, len(self.demand.counts)
-        model = 1 + (0 if self.parallel else self.speed)  # lower bound of the cost of a model that passes the server
         broadcast = self.add is np.maximum
-        cost = np.r_[
-            np.zeros(H) if broadcast else self.missed, model * self.demand.counts, float(broadcast), self.speed
-        ]
+        cost = np.r_[np.zeros(H) if broadcast else self.missed, model * self.demand.counts, float(broadcast), alone]
         each, one = eye_array(H), np.ones((H, 1))
         constraints = block_array(
             [
@@ -177,7 +236,7 @@ class Search:
             constraints=LinearConstraint(constraints.tocsr(), np.repeat([1.0, 0.0, 1.0], [T, 2 * H, 1]), inf),
             bounds=Bounds(np.r_[np.zeros(H + T), self.missed.min(), self.alone.min()], np.r_[np.ones(H + T), inf, inf]),
             integrality=np.r_[np.ones(H), np.zeros(T + 2)],
-            options={"node_limit": 200, "mip_rel_gap": 1e-3},
+            options={"node_limit": 200, "mip_rel_gap": gap},
         )
         if solution.x is None:
             return tuple(range(H)), float(cost[-2:] @ [self.missed.min(), self.alone.min()])

@@ -1,6 +1,6 @@
 """The codes of a plan: their users, numbers of messages and coefficients."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -63,7 +63,7 @@ def code_of(
         settings: of the codes.
         models: number of models that pass the server, per user.
     """
-    groups = similar_groups(G, max(1, round(len(users) / settings.generation)))
+    groups = _groups(G, settings)
     slack = ROUNDING if len(groups) > 1 else TOLERANCE
     uplinks, sets = settings.uplinks, None  # sets violated in one generation are probably violated in the next
 
@@ -86,25 +86,80 @@ def code_of(
             no_more = bool(cost(sent) <= cost(before) * (1 + 1e-9))
         return no_more and rates.pieces < parts * whole.pieces
 
+    def block(members: tuple[int, ...], hears: NDArray[np.uint8], number: int) -> Block:
+        rates, heard = rates_of(hears), _heard(hears)
+        shapes = [(n, rates.pieces * len(k)) for n, k in zip(rates.counts, heard, strict=True)]
+        draw = partial(_random_uplink, shapes)
+        code = members, rates.pieces, heard, tuple(places)
+        return draw_block(*code, draw, settings.seed, "generation", number)
+
+    yield from _blocks(users, G, groups, lambda hears: partial(no_costlier, rates_of(hears)), block)
+
+
+def server_code(t: Topology, A: Sequence[int], settings: CodeSettings) -> Iterator[Block]:
+    """Yield the codes by which a server that knows all IVs sends relays A what they miss, in whole messages."""
+    users = np.flatnonzero((t.degrees > 0) & ~t.G[list(A)].all(axis=0))
+    if not A or not len(users):
+        return
+    G, places = t.restricted(relays=A).G[list(t.active)][:, users], tuple(np.searchsorted(t.active, A).tolist())
+
+    def block(members: tuple[int, ...], hears: NDArray[np.uint8], number: int) -> Block:
+        """Draw a code in which the server is one more relay, which hears everybody and sends all IVs."""
+        n, heard = len(members), _heard(hears)
+        uplink = [torch.empty(0, len(known), dtype=torch.uint8) for known in heard]
+        drawn = draw_block(
+            members,
+            1,
+            (*heard, tuple(range(n))),
+            places,
+            lambda _: [*uplink, torch.eye(n, dtype=torch.uint8)],
+            settings.seed,
+            "generation",
+            number,
+        )
+        return replace(drawn, heard=heard, uplink=tuple(uplink))
+
+    yield from _blocks(users, G, _groups(G, settings), lambda _: lambda *_: True, block)
+
+
+def _groups(G: NDArray[np.uint8], settings: CodeSettings) -> list[NDArray[np.intp]]:
+    return similar_groups(G, max(1, round(G.shape[1] / settings.generation)))
+
+
+def _blocks(
+    users: NDArray[np.int64],
+    G: NDArray[np.uint8],
+    groups: Sequence[NDArray[np.intp]],
+    acceptable: Callable[[NDArray[np.uint8]], Callable[[NDArray[np.uint8], int], bool]],
+    code: Callable[[tuple[int, ...], NDArray[np.uint8], int], Block],
+) -> Iterator[Block]:
+    """Yield one block per generation, a group or a uniform part of one; those that relays hear alike share a code.
+
+    Args:
+        users, G: see `code_of`.
+        groups: groups of users, as columns of G.
+        acceptable: returns from the columns of a group when to split it, see `uniform_parts`.
+        code: returns a block from its users, their columns of G, and its number among the blocks with a code of their
+            own.
+    """
     split: dict[bytes, NDArray[np.intp]] = {}
     parts: list[NDArray[np.intp]] = []
     for group in groups:
         hears = G[:, group]
         if (key := hears.tobytes()) not in split:
-            split[key] = uniform_parts(hears, partial(no_costlier, rates_of(hears)))
+            split[key] = uniform_parts(hears, acceptable(hears))
         parts += list(group[split[key]])
     blocks: dict[bytes, Block] = {}
     for part in parts:
         hears, members = G[:, part], tuple(users[part].tolist())
         if (key := hears.tobytes()) not in blocks:
-            heard = tuple(tuple(np.flatnonzero(row).tolist()) for row in hears)
-            rates = rates_of(hears)
-            draw = partial(
-                _random_uplink, [(n, rates.pieces * len(k)) for n, k in zip(rates.counts, heard, strict=True)]
-            )
-            code = members, rates.pieces, heard, tuple(places)
-            blocks[key] = draw_block(*code, draw, settings.seed, "generation", len(blocks))
+            blocks[key] = code(members, hears, len(blocks))
         yield replace(blocks[key], users=members)
+
+
+def _heard(hears: NDArray[np.uint8]) -> tuple[tuple[int, ...], ...]:
+    """Return the columns that each relay hears."""
+    return tuple(tuple(np.flatnonzero(row).tolist()) for row in hears)
 
 
 def _random_uplink(shapes: Sequence[tuple[int, int]], rng: np.random.Generator) -> list[Tensor]:

@@ -66,13 +66,13 @@ class Loads:
         return self.unicast if medium == "unicast" else self.downlink
 
 
-def uncoded_loads(t: Topology, uplinks: Uplinks | None = None) -> Loads:
-    """Return the loads if each IV and each model passes the server once.
+def server_loads(t: Topology, A: Sequence[int], uplinks: Uplinks | None = None) -> Loads:
+    """Return the loads if the server aggregates, beside relays A, which it sends coded IVs.
 
-    Ref: Hu et al. 2022, Example 1.
+    Each IV goes to the server once. If A is empty, each model passes it once, too (Hu et al. 2022, Example 1).
     """
-    forwarded = np.bincount(forwarders(t, uplinks)[list(t.present)], minlength=t.H)
-    return Loads.of(t, forwarded[list(t.active)].tolist(), len(t.present), len(t.present))
+    misses, u = missed(t, A), unheard(t, A)
+    return Loads.of(t, forwarded(t, uplinks), int(misses.max(initial=0)) + u, int(misses.sum()) + u)
 
 
 def optimal_loads(t: Topology, A: Sequence[int], uplinks: Uplinks | None = None) -> Loads:
@@ -129,6 +129,12 @@ def unheard(t: Topology, A: Sequence[int]) -> int:
 def missed(t: Topology, A: Sequence[int]) -> NDArray[np.int64]:
     """Return the number of IVs that each of these relays misses, K − |N_i|."""
     return np.asarray(len(t.present) - t.G[list(A)].sum(axis=1, dtype=np.int64))
+
+
+def forwarded(t: Topology, uplinks: Uplinks | None) -> list[int]:
+    """Return the number of IVs that each active relay sends if all IVs go to the server uncoded."""
+    counts: list[int] = np.bincount(forwarders(t, uplinks)[list(t.present)], minlength=t.H)[list(t.active)].tolist()
+    return counts
 
 
 def forwarders(t: Topology, uplinks: Uplinks | None = None) -> NDArray[np.int64]:

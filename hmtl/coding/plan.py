@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl.coding.formulas import Loads, carriers, uncoded_loads
+from hmtl.coding.formulas import Loads, carriers, forwarded, unheard
 from hmtl.coding.rates import Uplinks
 from hmtl.errors import CodingError
 from hmtl.gf256 import inverses, matmul
@@ -34,11 +34,13 @@ class Block:
     Attributes:
         users: the users whose IVs the block carries.
         pieces: c, the number of pieces of each IV.
-        heard: for each relay, the positions within `users` of those that it hears.
+        heard: for each relay, the positions within `users` of those that it hears. If the server knows all IVs: only
+            for aggregators, otherwise empty.
         uplink: for each relay, `[rows_i, c·|heard_i|]`, acting on the pieces that it hears: piece s of the user at
-            position p of `heard[i]` is row p·c + s.
-        downlink: [m, Σ_i rows_i], acting at the server on the uplink messages in the order of relays. Aggregator j
-            needs the first `need_j = c·(|users| − |heard_j|)` of its messages.
+            position p of `heard[i]` is row p·c + s. Without rows if the server knows all IVs.
+        downlink: [m, Σ_i rows_i], acting at the server on the uplink messages in the order of relays; or, if the server
+            knows all IVs, `[m, c·|users|]`, acting on the pieces of all users. Aggregator j needs the first
+            `need_j = c·(|users| − |heard_j|)` of its messages.
         aggregators: the relays that learn all IVs, as positions among the active relays.
         decoders: for each aggregator, `[need_j, need_j + c·|heard_j|]`, acting on the messages that it needs, followed
             by the pieces that it hears; gives the pieces that it misses, in the order of `users`.
@@ -71,15 +73,16 @@ class Block:
 class Plan:
     """Codes with which every aggregator learns the IVs of all present users.
 
-    Users that all aggregators hear need no code.
+    Users that all relays among the aggregators hear need no code.
 
     Attributes:
         topology: the network.
         scheme: the name of the scheme that determines the uplink.
         seed: the source of the coefficients.
-        aggregators: the relays that learn all IVs; empty if the server aggregates, which needs no code.
+        aggregators: the relays that learn all IVs.
         uplinks: of the active relays, see `make_plan`.
         blocks: the codes, for disjoint sets of users.
+        server: whether the server aggregates, so that relays send it each IV once, uncoded.
     """
 
     topology: Topology
@@ -88,10 +91,13 @@ class Plan:
     aggregators: tuple[int, ...]
     uplinks: Uplinks | None
     blocks: tuple[Block, ...] = field(repr=False)
+    server: bool = False
 
     @cached_property
     def sent(self) -> tuple[Fraction, ...]:
-        """IVs' worth of combinations that each active relay sends, without padding."""
+        """IVs' worth of combinations that each active relay sends, or IVs if the server aggregates, without padding."""
+        if self.server:
+            return tuple(map(Fraction, forwarded(self.topology, self.uplinks)))
         sent = [Fraction()] * len(self.topology.active)
         for block in self.blocks:
             for i, rows in enumerate(block.uplink):
@@ -101,8 +107,9 @@ class Plan:
     @cached_property
     def loads(self) -> Loads:
         """The loads in IVs without padding; with enough pieces, those of `hmtl.coding.loads`."""
-        if not self.aggregators:
-            return uncoded_loads(self.topology, self.uplinks)
+        if self.server:
+            u = unheard(self.topology, self.aggregators)
+            return Loads.of(self.topology, self.sent, *(ivs + u for ivs in self.received))
         return Loads.coded(self.topology, self.aggregators, self.sent, *self.received, self.uplinks)
 
     @cached_property

@@ -9,10 +9,10 @@ from types import MappingProxyType
 
 import numpy as np
 
-from hmtl.coding.aggregators import MEDIA, Choice, Search
+from hmtl.coding.aggregators import MEDIA, SERVER, AggregatorChoice, AggregatorSet, Search
 from hmtl.coding.allocation import Split, allocate, cheapest, even
-from hmtl.coding.codes import CodeSettings, allocated_codes, optimal_code
-from hmtl.coding.formulas import Loads, allocated_loads, missed, optimal_loads, uncoded_loads
+from hmtl.coding.codes import CodeSettings, allocated_codes, optimal_code, server_code
+from hmtl.coding.formulas import Loads, allocated_loads, missed, optimal_loads, server_loads
 from hmtl.coding.plan import Block, Plan
 from hmtl.coding.rates import Demand, Programme, Uplinks
 from hmtl.errors import CodingError
@@ -20,13 +20,14 @@ from hmtl.topology import Topology
 
 log = logging.getLogger(__name__)
 
-Aggregators = str | Sequence[int]
-"""The nodes that learn all IVs: `all` active relays, the `server`, `auto` for the least time, or numbers of relays."""
+Aggregators = str | Sequence[int | str]
+"""The nodes that learn all IVs: `all` active relays, the `server`, `auto` for the least time, or numbers of relays,
+which `server` may precede."""
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """A way to bring all IVs to the aggregators.
+    """A way to bring all IVs to relays that aggregate, unless the server learns all IVs, too.
 
     Attributes:
         name: the name in settings and messages.
@@ -46,7 +47,7 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
     {
         scheme.name: scheme
         for scheme in (
-            Scheme("uncoded", lambda t, A, uplinks: uncoded_loads(t, uplinks)),
+            Scheme("uncoded", lambda t, A, uplinks: server_loads(t, (), uplinks)),
             Scheme("optimal", optimal_loads, optimal_code),
             Scheme("paper", partial(allocated_loads, cheapest), partial(allocated_codes, cheapest), cheapest),
             Scheme("equal", partial(allocated_loads, even), partial(allocated_codes, even), even),
@@ -72,13 +73,14 @@ def scheme_of(name: str, among: Collection[str] = tuple(SCHEMES)) -> Scheme:
 
 def best_aggregators(
     t: Topology, scheme: str = "optimal", uplinks: Uplinks | None = None, medium: str = "broadcast"
-) -> Choice:
+) -> AggregatorChoice:
     """Return the aggregators with the least time between relays and server.
 
-    The choice is among the server and all sets of relays. All relays of a set learn all IVs by the scheme, and the
-    models of users that none of them hears pass the server uncoded. For up to 10 active relays, the result is proven
-    optimal in this class; for more, it is that of a search, with a lower bound for the class. Schemes outside the class
-    can take less time (see docs/theory/aggregators.md).
+    The choice is among the server and all sets of relays, with and without the server. Without it, all relays of a set
+    learn all IVs by the scheme, and the models of users that none of them hears pass the server uncoded. With it, all
+    IVs go to the server uncoded, which sends the relays of the set combinations, and the other users their models. For
+    up to 10 active relays, the result is proven optimal in this class; for more, it is that of a search, with a lower
+    bound for the class. Schemes outside the class can take less time (see docs/theory/aggregators.md).
 
     Args:
         t: the topology.
@@ -93,7 +95,7 @@ def best_aggregators(
         raise CodingError(f"medium={medium} is unknown: choose one of {', '.join(MEDIA)}.")
     chosen = scheme_of(scheme, CODED_SCHEMES)
     if not t.active:
-        return Choice((), 0.0, 0.0)
+        return AggregatorChoice((), 0.0, 0.0, server=True)
 
     programme = Programme(Demand(t.core), uplinks)
 
@@ -103,7 +105,7 @@ def best_aggregators(
             return solution and solution[0]
         return _seconds(t, chosen.loads(t, [t.active[i] for i in places], uplinks), uplinks)
 
-    return Search(t, uplinks, medium, meter, _seconds(t, uncoded_loads(t, uplinks), uplinks)).best()
+    return Search(t, uplinks, medium, meter, _seconds(t, server_loads(t, (), uplinks), uplinks)).best()
 
 
 def resolve(
@@ -112,10 +114,10 @@ def resolve(
     scheme: str = "optimal",
     uplinks: Uplinks | None = None,
     medium: str = "broadcast",
-) -> tuple[int, ...]:
-    """Return the relays that a choice of aggregators denotes, ascending; empty for the server.
+) -> AggregatorSet:
+    """Return the nodes that a choice of aggregators denotes.
 
-    Relays that are named but inactive are ignored.
+    Relays that are named but inactive are ignored. If no relay is left, the server aggregates.
 
     Raises:
         CodingError: the choice is another word, or the numbers are not those of relays.
@@ -123,19 +125,24 @@ def resolve(
     if isinstance(aggregators, str):
         if aggregators not in ("auto", "all", "server"):
             raise CodingError(
-                f"aggregators={aggregators} is unknown: choose auto, all, server, or relays such as [0,2]."
+                f"aggregators={aggregators} is unknown: choose auto, all, server, or nodes such as [0,2] or [server,0]."
             )
         if aggregators == "auto":
-            return best_aggregators(t, scheme, uplinks, medium).relays
-        return t.active if aggregators == "all" else ()
+            return best_aggregators(t, scheme, uplinks, medium).nodes
+        relays = t.active if aggregators == "all" else ()
+        return AggregatorSet(relays, not relays)
     given = list(aggregators)
-    numbers = all(isinstance(i, int | np.integer) and not isinstance(i, bool) and 0 <= i < t.H for i in given)
-    if not given or not numbers or len(set(given)) < len(given):
+    server = given[:1] == [SERVER]
+    numbers = [
+        i for i in given[server:] if isinstance(i, int | np.integer) and not isinstance(i, bool) and 0 <= i < t.H
+    ]
+    if not given or len(set(numbers)) < len(given) - server:
         raise CodingError(
-            f"aggregators={given} must be distinct relays from 0 to {t.H - 1}, at least one. Change it, or set "
-            "aggregators=server."
+            f"aggregators={given} must be distinct relays from 0 to {t.H - 1}, which server may precede, at least one. "
+            "Change it, or set aggregators=server."
         )
-    return tuple(i for i in sorted(map(int, given)) if i in t.active)
+    relays = tuple(i for i in sorted(map(int, numbers)) if i in t.active)
+    return AggregatorSet(relays, server or not relays)
 
 
 def loads(
@@ -152,7 +159,7 @@ def loads(
         t: the topology.
         scheme: `uncoded`: each IV and each model passes the server once; `optimal`: the smallest loads with which these
             aggregators learn all IVs, plus one message up and one down for each model of a user that no aggregator
-            hears; `paper` or `equal`: see `make_plan`.
+            hears; `paper` or `equal`: see `make_plan`. If the server aggregates, all coded schemes have the same loads.
         uplinks: of the active relays. Then `optimal` has the least time in whole pieces, as in a plan, and `uncoded`
             chooses the relays that forward soonest. None: all links are equal.
         aggregators: the nodes that learn all IVs.
@@ -164,8 +171,12 @@ def loads(
     Ref: Hu et al. 2022, Theorem 1, eqs. (33a) and (33b).
     """
     chosen = scheme_of(scheme)
-    A = resolve(t, aggregators, scheme, uplinks, medium) if chosen.code else ()
-    return chosen.loads(t, A, uplinks) if A else uncoded_loads(t, uplinks)
+    if chosen.code:
+        A = resolve(t, aggregators, scheme, uplinks, medium)
+        if A.server:
+            return server_loads(t, A.relays, uplinks)
+        return chosen.loads(t, A.relays, uplinks)
+    return chosen.loads(t, (), uplinks)
 
 
 def bounds(t: Topology, *, aggregators: Aggregators = "all", medium: str = "broadcast") -> Loads:
@@ -173,8 +184,8 @@ def bounds(t: Topology, *, aggregators: Aggregators = "all", medium: str = "broa
 
     If all active relays aggregate, the bounds are those of the paper, and 0 for a single relay. If some do, each of
     them has to receive what it misses. Models that pass the server are not counted, because another scheme might not
-    send them. If the server aggregates, K IVs go up, and K models go down in any scheme in which relays know of the
-    models only what the server sends, and the models may take any values.
+    send them. If the server aggregates, K IVs go up. If it does so alone, K models go down in any scheme in which
+    relays know of the models only what the server sends, and the models may take any values.
 
     If uplinks are equal, `uplink_bound` is at least as large as the uplink here.
 
@@ -185,13 +196,14 @@ def bounds(t: Topology, *, aggregators: Aggregators = "all", medium: str = "broa
 
     Ref: Hu et al. 2022, Theorem 2, eqs. (35a) and (35b), over the active relays.
     """
-    A = resolve(t, aggregators, medium=medium)
-    if not A:
-        K = float(len(t.present))
+    A, K = resolve(t, aggregators, medium=medium), float(len(t.present))
+    if not A.relays:
         return Loads(K, K, unicast=K)
-    misses = missed(t, A)
+    misses = missed(t, A.relays)
     most, total = int(misses.max()), int(misses.sum())
-    uplink = Fraction(total, max(1, len(A) - 1)) if len(t.active) == len(A) else most
+    uplink = Fraction(total, max(1, len(A.relays) - 1)) if len(t.active) == len(A.relays) else most
+    if A.server:
+        uplink = Fraction(K)
     return Loads(float(uplink), float(most), unicast=float(total))
 
 
@@ -202,7 +214,7 @@ def obstacle(t: Topology, scheme: str, aggregators: Aggregators = "all") -> str:
         CodingError: the coded scheme is unknown, or the aggregators are invalid.
     """
     A, split = resolve(t, aggregators, scheme), scheme_of(scheme, CODED_SCHEMES).split
-    parts = allocate(t, split, A) if split and A else ()
+    parts = allocate(t, split, A.relays) if split and not A.server else ()
     return next((part.too_long for part in parts if part.too_long), "")
 
 
@@ -220,15 +232,15 @@ def uplink_bound(t: Topology, uplinks: Uplinks | None = None, *, aggregators: Ag
         A time in IVs at the speed of the fastest relay.
     """
     A = resolve(t, aggregators, uplinks=uplinks)
-    if not A:
+    if A.server:
         return _seconds_to_server(t, uplinks)
-    return Programme(Demand(t.core), uplinks).bound([t.active.index(i) for i in A])
+    return Programme(Demand(t.core), uplinks).bound([t.active.index(i) for i in A.relays])
 
 
 def _seconds_to_server(t: Topology, uplinks: Uplinks | None) -> float:
     """Return the least time until the server has all IVs, of which relays may send parts of any size."""
     if uplinks is None or not uplinks.parallel or not t.active:
-        return _seconds(t, uncoded_loads(t, uplinks), uplinks)
+        return _seconds(t, server_loads(t, (), uplinks), uplinks)
     from scipy.optimize import linprog  # here, because most networks do not need it
 
     demand, W = Demand(t.core), np.asarray(uplinks.bandwidths) / max(uplinks.bandwidths)
@@ -258,6 +270,9 @@ def make_plan(
 ) -> Plan:
     """Return a plan with which every aggregator can decode; equal arguments give equal plans.
 
+    If the server is one of the aggregators, all IVs go to it uncoded, whatever the scheme, and it codes them for the
+    other aggregators.
+
     Args:
         t: the topology.
         scheme: `optimal`, with which the aggregators learn all IVs from the fewest messages in at most `max_pieces`
@@ -283,8 +298,8 @@ def make_plan(
     assert code is not None
     A = resolve(t, aggregators, scheme, uplinks, medium)
     blocks, coded = [], 0
-    for block in code(t, A, settings) if A else ():
+    for block in (server_code if A.server else code)(t, A.relays, settings):
         blocks.append(block)
         coded += len(block.users)
         log.debug("a code for %d of %d users", coded, len(t.present))
-    return Plan(t, scheme, seed, A, uplinks, tuple(blocks))
+    return Plan(t, scheme, seed, A.relays, uplinks, tuple(blocks), A.server)

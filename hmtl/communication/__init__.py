@@ -9,6 +9,7 @@ models.
 from hmtl.communication.accounting.ledger import SETUP, TIERS, Bits, LinkLedger
 from hmtl.communication.accounting.network import Network, tier_loads
 from hmtl.communication.communicators.base import Communicator
+from hmtl.communication.communicators.by_section import BySection
 from hmtl.communication.communicators.ivs import CodedHierarchical, Uncoded
 from hmtl.communication.communicators.partial import CodedPartial
 from hmtl.communication.communicators.sums import Sums, sums_if_faster
@@ -19,6 +20,7 @@ __all__ = [
     "SETUP",
     "TIERS",
     "Bits",
+    "BySection",
     "CodedHierarchical",
     "CodedPartial",
     "Communicator",

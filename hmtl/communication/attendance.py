@@ -73,8 +73,8 @@ class Attendance:
         heard: G_t, the links over which an IV arrived; absent users are empty columns, absent relays empty rows.
         reporting: the relays that reported [H]; some of them may have heard nobody.
         aggregating: the relays that learn all IVs of the round and compute the models [H].
-        behind: the aggregating relays that missed a round and need the state of one that did not [H].
-        source: the relay that sends this state; -1 if no relay needs it.
+        behind: the aggregating relays that missed a round and need the state of a node that did not [H].
+        source: the relay that sends this state; -1 if no relay needs it, or if the server sends it.
     """
 
     topology: Topology
@@ -147,12 +147,15 @@ class Attendance:
         return -(-(int(t.G.sum()) + 3 * t.H) // 8) + 4
 
 
-def decide(t: Topology, reports: Mapping[int, Report], version: int, preferred: Collection[int]) -> Attendance:
+def decide(
+    t: Topology, reports: Mapping[int, Report], version: int, preferred: Collection[int], server: bool = False
+) -> Attendance:
     """Return the server's decision, given the reports of some relays.
 
     The aggregators are the preferred relays that heard at least one user; if there are none, all relays that heard one;
     if nobody was heard, all relays that hold the current state. At least one relay that holds the current state must be
     present, since it hands the state to the others. Without such a relay nobody can aggregate, and the round is empty.
+    If the server aggregates, too, it holds the current state, so no other relays stand in for the preferred ones.
 
     The best aggregators change from round to round, but switching to them would cost more than it saves, since every
     new aggregator has to be handed the state.
@@ -161,7 +164,8 @@ def decide(t: Topology, reports: Mapping[int, Report], version: int, preferred: 
         t: who hears whom when everybody is present.
         reports: the report of each relay that sent one.
         version: number of rounds that were aggregated so far.
-        preferred: the relays that aggregate if they can; empty: the server aggregates.
+        preferred: the relays that aggregate if they can; empty: the server aggregates alone.
+        server: whether the server aggregates.
     """
     links = np.zeros_like(t.G)
     reporting, current = np.zeros((2, t.H), dtype=bool)
@@ -170,10 +174,10 @@ def decide(t: Topology, reports: Mapping[int, Report], version: int, preferred: 
         reporting[i], current[i] = True, report.version == version
     heard = np.asarray(links.any(axis=1))
     chosen = np.isin(np.arange(t.H), list(preferred))
-    able = next((relays for relays in (heard & chosen, heard) if relays.any()), current)
-    aggregating = able & (len(preferred) > 0 and bool(current.any()))
+    able = next((relays for relays in (heard & chosen, heard) if relays.any() or server), current)
+    aggregating = able & (len(preferred) > 0 and (server or bool(current.any())))
     behind = aggregating & ~current
-    source = int(np.flatnonzero(current)[0]) if behind.any() else -1
+    source = int(np.flatnonzero(current)[0]) if behind.any() and not server else -1
     return Attendance(t, t.restricted(links=links), reporting, aggregating, behind, source)
 
 

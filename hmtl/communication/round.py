@@ -55,7 +55,7 @@ class Nodes:
     Attributes:
         hosts, relays, server: the nodes of this process.
         aggregation: what the aggregators among them share; None: each has its own.
-        schedule: plays an attempt: `forwarding`, `summing` or `coding`.
+        schedule: plays an attempt: `forwarding`, `summing`, `coding` or `supplying`.
         host_names, relay_names: names of all hosts and relays, in this process or not.
     """
 
@@ -95,7 +95,7 @@ class Outcome:
     Attributes:
         users: the users whose IV counted.
         relays: the relays that took part.
-        aggregators: the relays that computed the models; empty if the server did.
+        aggregators: the relays that computed the models; empty if the server alone did.
         empty: whether nobody computed models, because no relay took part, or none that held the current state.
     """
 
@@ -217,6 +217,23 @@ def _hand_over_state(stage: Stage) -> None:
 
 def _aggregate_at_relays(stage: Stage) -> None:
     stage.release()
+    stage.relays("aggregate", task="global update")
+    stage.relays("confirm", says=[DIGESTS, MODELS])
+    stage.server("compare", hears=[DIGESTS, MODELS], says=[VERDICT, MODELS])
+
+
+def supplying(stage: Stage) -> None:
+    """Play the schedule in which relays forward IVs, and the server aggregates beside relays that it sends codes."""
+    stage.server("send_state", says=[STATE])
+    stage.relays("adopt_state", hears=[STATE])
+    stage.relays("forward", says=[IVS])
+    stage.server("gather", hears=[IVS])
+    for segment in stage.segments():
+        stage.server("supply", segment, says=[BROADCAST])
+        stage.relays("decode", segment, hears=[BROADCAST])
+    stage.relays("finish")
+    stage.release()
+    stage.server("aggregate", task="global update")
     stage.relays("aggregate", task="global update")
     stage.relays("confirm", says=[DIGESTS, MODELS])
     stage.server("compare", hears=[DIGESTS, MODELS], says=[VERDICT, MODELS])

@@ -14,6 +14,7 @@ from hmtl.coding import (
     CODED_SCHEMES,
     MEDIA,
     SCHEMES,
+    AggregatorSet,
     Choice,
     Demand,
     Loads,
@@ -47,7 +48,7 @@ class ChosenRelays:
     """Relays that aggregate, or that add terms of sums.
 
     Attributes:
-        relays: the relays; empty if the server aggregates.
+        relays: the relays; empty if the server alone aggregates.
         relays_to_server, server_to_relays: loads on the medium for which they were chosen.
         proven: whether `cost` reaches `bound`, so that nothing in the class of `bound` is better.
         downlinks: the load from server to relays on each medium.
@@ -67,12 +68,19 @@ class BestAggregators(ChosenRelays):
     """The best aggregators for one medium.
 
     Attributes:
+        server: whether the server aggregates, alone or beside relays.
         cost: time between relays and server, in IVs at the speed of the server's downlink.
-        bound: a lower bound of `cost` for the server and every set of relays, with scheme `optimal`.
+        bound: a lower bound of `cost` for every set of relays, with and without the server, with scheme `optimal`.
     """
 
+    server: bool
     cost: float
     bound: float
+
+    @property
+    def nodes(self) -> AggregatorSet:
+        """The aggregators."""
+        return AggregatorSet(tuple(self.relays), self.server)
 
 
 @dataclass(frozen=True)
@@ -189,7 +197,7 @@ def compare(topology: Topology, network: Network, V_bits: int, wire: str | None 
         not_trainable={scheme: reason for scheme, reason in obstacles.items() if reason},
         seconds={medium: {scheme: clock.seconds(by_scheme[scheme], medium) for scheme in SCHEMES} for medium in MEDIA},
         formats={
-            each or "null": _in_format(clock, uplinks, best[network.medium].relays, learning.relays, each)
+            each or "null": _in_format(clock, uplinks, best[network.medium].nodes, learning.relays, each)
             for each in dict.fromkeys((None, wire))
         },
     )
@@ -223,11 +231,12 @@ class _Clock:
 
 def _best(clock: _Clock, uplinks: Uplinks | None, medium: str) -> BestAggregators:
     choice = best_aggregators(clock.topology, BEST, uplinks, medium)
-    load = loads(clock.topology, BEST, uplinks, aggregators=choice.relays or "server")
+    load = loads(clock.topology, BEST, uplinks, aggregators=choice.nodes.setting)
     between = clock.seconds(load, medium, (RELAYS_TO_SERVER, SERVER_TO_RELAYS))
     cost = between / clock.V_bits * clock.network.W2
     return BestAggregators(
         relays=list(choice.relays),
+        server=choice.server,
         relays_to_server=load.uplink,
         server_to_relays=load.down(medium),
         cost=round(cost, 9),
@@ -239,14 +248,14 @@ def _best(clock: _Clock, uplinks: Uplinks | None, medium: str) -> BestAggregator
 
 
 def _in_format(
-    clock: _Clock, uplinks: Uplinks | None, relays: list[int], learning: tuple[int, ...], wire: str | None
+    clock: _Clock, uplinks: Uplinks | None, nodes: AggregatorSet, learning: tuple[int, ...], wire: str | None
 ) -> dict[str, RoundCost]:
     """Return the cost of a round in a format, by what travels; sums have no format of 16 or 32 bits."""
     t, medium, m = clock.topology, clock.network.medium, -(-clock.V_bits // 64)
     bits = dict.fromkeys(TIERS, row_bits(wire, m, torch.float64))
     costs = {
         "uncoded": clock.cost(loads(t, "uncoded", uplinks), medium, bits),
-        "coded": clock.cost(loads(t, BEST, uplinks, aggregators=relays or "server"), medium, bits),
+        "coded": clock.cost(loads(t, BEST, uplinks, aggregators=nodes.setting), medium, bits),
     }
     if wire is None or wire in FEW_BITS:
         if wire:

@@ -4,6 +4,7 @@ from __future__ import annotations  # so that a plan does not import what only t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from hmtl.data import Task, Wanted
     from hmtl.inference.models import Models
     from hmtl.mtl import Algorithm, Problem
+    from hmtl.mtl.measures import OwnMeasure
     from hmtl.mtl.networks.flat import MakeModel
     from hmtl.topology import Moving, Topology
     from hmtl.training.engine import Engine, Exchange
@@ -144,7 +146,16 @@ def build_problem(cfg: DictConfig, tasks: Sequence[Task]) -> Problem:
     from hmtl.mtl import Problem
 
     loss, regularizer = make_part(cfg, "loss"), make_part(cfg, "regularizer")
-    return Problem(tasks, loss, regularizer, cfg.reduction, _device(cfg.device), cfg.fraction_bits)
+    return Problem(tasks, loss, regularizer, cfg.reduction, _device(cfg.device), cfg.fraction_bits, build_measures(cfg))
+
+
+def build_measures(cfg: DictConfig) -> dict[str, OwnMeasure]:
+    """Return the functions in `cfg.measures` by name; each gets its settings beside predictions and targets."""
+    measures: dict[str, OwnMeasure] = {}
+    for key, node in cfg.measures.items():
+        settings = targets.check(name := f"measures.{key}", _plain(name, node))
+        measures[str(key)] = partial(targets.locate(name, settings.pop("_target_")), **settings)
+    return measures
 
 
 def build_algorithm(cfg: DictConfig, problem: Problem, **messages: str) -> Algorithm:
@@ -176,6 +187,7 @@ def check(cfg: DictConfig) -> None:
     if "algorithm" in cfg:
         algorithm, regularizer = (cfg[group].get("_target_") for group in ("algorithm", "regularizer"))
         uses = getattr(targets.locate("algorithm._target_", algorithm), "regularized", True)
+        uses = uses or cfg.algorithm.get("coupled", False)
         if regularizer not in (None, USUAL_REGULARIZER) and not uses:
             raise ConfigError(
                 f"regularizer={regularizer} has no effect: {algorithm} has its own, or none. Leave it out, or choose "
@@ -184,6 +196,8 @@ def check(cfg: DictConfig) -> None:
     for group in ALONE:
         if group in cfg:
             make_part(cfg, group)
+    if "measures" in cfg:
+        build_measures(cfg)
 
 
 def _nodes(cfg: DictConfig) -> dict[str, Any]:
@@ -229,6 +243,8 @@ def build_matching(cfg: DictConfig, problem: Problem, communicator: Communicator
     from hmtl.communication import CodedHierarchical, Sums
     from hmtl.communication.communicators.sums import sums_if_faster
 
+    if cfg.algorithm.get("coupled"):
+        return build_sections(cfg, problem, communicator)
     if isinstance(communicator, Sums):
         return build_algorithm(cfg, problem, messages="sums"), communicator
     algorithm = build_algorithm(cfg, problem)
@@ -240,6 +256,24 @@ def build_matching(cfg: DictConfig, problem: Problem, communicator: Communicator
     if len(problem.users) == problem.K:  # otherwise the aggregator learns from a set-up what this depends on
         communicator.check_learner(algorithm.aggregator)
     return algorithm, communicator
+
+
+def build_sections(cfg: DictConfig, problem: Problem, communicator: Communicator) -> tuple[Algorithm, Communicator]:
+    """Return an algorithm whose coupled personal layers travel by `communicator`, and the shared ones by sums."""
+    from hmtl.communication import BySection, Sums, Uncoded
+    from hmtl.communication.few_bits import FEW_BITS
+
+    contacts, network, links = communicator.contacts, communicator.network, communicator.make_links
+    kinds = {"messages": "sums", "personal_messages": "sums" if isinstance(communicator, Sums) else "ivs"}
+    shared: Communicator
+    if isinstance(communicator, Uncoded):
+        kinds["messages"], shared = "ivs", Uncoded(contacts, network, communicator.wire, links=links)
+    else:
+        wire = cfg.communicator.get("wire")
+        shared = Sums(contacts, network, wire if wire in FEW_BITS else None, links=links)
+    algorithm = build_algorithm(cfg, problem, **kinds)
+    communicator.check_learner(algorithm.aggregator.sections[-1])
+    return algorithm, BySection(shared, communicator)
 
 
 def make_part(cfg: DictConfig, name: str, **objects: Any) -> Any:

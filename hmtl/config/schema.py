@@ -71,6 +71,7 @@ class TrainConfig(NetworkConfig):
     loss: dict[str, Any] = MISSING
     regularizer: dict[str, Any] = MISSING
     solver: dict[str, Any] = MISSING
+    measures: dict[str, Any] = MISSING
     dataset: dict[str, Any] = MISSING
     partition: dict[str, Any] | None = None
     participation: dict[str, Any] = MISSING

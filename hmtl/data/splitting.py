@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hmtl.data.partitions import Partition
 from hmtl.data.preprocessing import RAW, Preprocessing
-from hmtl.data.tasks import Task, class_targets, prepare
+from hmtl.data.tasks import ClassWeight, Task, class_targets, prepare
 from hmtl.errors import ConfigError, DataError
 from hmtl.rng import generator
 
@@ -35,6 +35,7 @@ class Splitting:
         seed: seed of the partition and the random splits.
         preprocessing: is fitted to the training rows.
         wanted: the users whose rows are held; all users if there is preprocessing, which needs all rows.
+        class_weight: see `Task`.
 
     Raises:
         ConfigError: if test_fraction is not in [0, 1).
@@ -44,6 +45,7 @@ class Splitting:
     seed: int
     preprocessing: Preprocessing = RAW
     wanted: Wanted = range
+    class_weight: ClassWeight = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.test_fraction < 1:
@@ -77,7 +79,7 @@ class Splitting:
         Raises:
             DataError: see `split`.
         """
-        K, tasks = len(users), []
+        K, tasks, about = len(users), [], {"class_weight": self.class_weight, **about}
         local = self.wanted(K) if self.preprocessing == RAW else range(K)
         for k, (name, rows) in enumerate(users.items()):
             if k in local:
@@ -95,29 +97,36 @@ class Splitting:
 def split(
     name: str, x: NDArray[Any], y: NDArray[Any], test_fraction: float, rng: np.random.Generator, **about: Any
 ) -> Task:
-    """Return the task of rows x [n, d] or [n, ...] and targets y [n], split with the same class shares in both parts.
+    """Return the task of rows x [n, d] or [n, ...] and targets y [n], split at random into training and test rows.
 
-    If a class has too few rows for that, the split ignores classes. `about` holds `classes`, `labels` and `columns`.
+    Of n_c rows of a class, test_fraction · n_c are test rows, rounded up or down. Rows keep their order. `about` holds
+    `classes`, `labels` and `columns`, see `Task`.
 
     Raises:
-        DataError: if there are too few rows for both parts, or see `Task`.
+        DataError: if no row would be left to train on, or see `Task`.
     """
-    if test_fraction == 0:
-        return Task(name, x, y, x[:0], y[:0], **about)  # type: ignore[arg-type]  # Task converts arrays
-    from sklearn.model_selection import train_test_split  # late, as it takes more than a second to load
-
-    random_state = int(rng.integers(2**31))
-    is_labelled = about.get("classes") or set(y.tolist()) <= {-1, 1}
-    for stratify in (y, None) if is_labelled else (None,):
-        try:
-            parts = train_test_split(x, y, test_size=test_fraction, stratify=stratify, random_state=random_state)
-            break
-        except ValueError as error:
-            cause = error
-    else:
+    n, n_test = len(y), math.ceil(test_fraction * len(y))
+    if n_test == n:
         raise DataError(
-            f"Task {name!r}: {len(y)} rows cannot be split with test_fraction={test_fraction}, as no row would be left "
-            "to train on. Give more rows, or lower the fraction."
-        ) from cause
-    x_train, x_test, y_train, y_test = parts
-    return Task(name, x_train, y_train, x_test, y_test, **about)
+            f"Task {name!r}: {n} rows cannot be split with test_fraction={test_fraction}, as no row would be left to "
+            "train on. Give more rows, or lower the fraction."
+        )
+    is_test = np.zeros(n, dtype=bool)
+    if n_test:
+        places = (rng.integers(n) + np.arange(n_test) * n) // n_test  # at equal distances
+        is_test[shuffled_by_class(y, about.get("classes"), rng)[places]] = True
+    parts: tuple[Any, ...] = x[~is_test], y[~is_test], x[is_test], y[is_test]
+    return Task(name, *parts, **about)
+
+
+def shuffled_by_class(y: NDArray[Any], classes: int | None, rng: np.random.Generator) -> Ints:
+    """Return the numbers of the rows in random order, one class after the other if targets y [n] are classes.
+
+    Rows at equal distances in this order have each class in proportion, to within one row.
+
+    Args:
+        classes: see `Task`.
+    """
+    order = rng.permutation(len(y))
+    is_labelled = classes is not None or set(y.tolist()) <= {-1, 1}
+    return order[np.argsort(y[order], kind="stable")] if is_labelled else order

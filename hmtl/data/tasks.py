@@ -6,7 +6,7 @@ Shapes: n rows, d features, C classes.
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from hmtl.data.preprocessing import RAW, Preprocessing, Scaling
 from hmtl.errors import ConfigError, DataError
 
+ClassWeight = Literal["balanced"] | None
 LARGEST = 1e150
 """The largest size of a number in x or y: sums of squares stay below the largest float64."""
 
@@ -32,6 +33,7 @@ class Task:
         classes: C if y holds class numbers 0..C−1, which become int64; None otherwise.
         labels: names of the classes in the order of y; None: the values of y are their names.
         columns: names of the features; None: they have no names.
+        class_weight: "balanced": the weights of training rows in the objective, see `weights`; None: all are 1.
         prepared: origin of a preprocessed task, see `prepare`.
 
     Raises:
@@ -47,6 +49,7 @@ class Task:
     classes: int | None = None
     labels: tuple[Any, ...] | None = None
     columns: tuple[str, ...] | None = None
+    class_weight: ClassWeight = None
     prepared: "Prepared | None" = None
 
     def __post_init__(self) -> None:
@@ -76,6 +79,14 @@ class Task:
             scaling = Scaling(mean, scale, self.scaling.intercept)
             prepared = Prepared(prepared.raw.without_rows(), prepared.preprocessing, scaling)
         return replace(self, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, prepared=prepared)
+
+    @property
+    def weights(self) -> Tensor:
+        """Weights of the training rows [n]: 1, or n_k/(C_k·n_kc) for n_kc rows of this class and C_k classes."""
+        if self.class_weight is None:
+            return torch.ones(len(self.y_train), dtype=torch.float64)
+        _, number, counts = np.unique(self.y_train.numpy(), return_inverse=True, return_counts=True)
+        return torch.from_numpy(len(number) / (len(counts) * counts[number]))
 
     @property
     def raw(self) -> "Task":

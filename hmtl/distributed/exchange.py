@@ -81,10 +81,11 @@ class ProcessExchange(Exchange):
         Raises:
             EngineError: all aggregators that hold the present state are lost.
         """
+        by_relays = not communicator.planner.server
         measures = evaluate and len(self._placement.users) > 0
         own = {
             "user figures": algorithm.users.measure() if measures else {},
-            "aggregator": self._changed_facts(algorithm.aggregator) if self._placement.is_relay else {},
+            "aggregator": self._changed_facts(algorithm.aggregator) if by_relays and self._placement.is_relay else {},
             "users": len(outcome.users),
             "user seconds": user_seconds,
         }
@@ -93,7 +94,8 @@ class ProcessExchange(Exchange):
             if measures:
                 self._send_blocks(algorithm.users)
             return None
-        self._update_aggregator(algorithm.aggregator, outcome, received)
+        if by_relays:
+            self._update_aggregator(algorithm.aggregator, outcome, received)
         self._user_figures |= {
             name: values["user figures"] for name, values in received.items() if values["user figures"]
         }
@@ -129,7 +131,7 @@ class ProcessExchange(Exchange):
             self._control.send(SERVER, answer)
             return None
         holders = self._holders
-        if not holders and communicator.planner.preferred:  # no round has been aggregated: all relays hold the same
+        if not holders and not communicator.planner.server:  # no round has been aggregated: all relays hold the same
             holders = self._placement.relays
         aggregator: Values | None = None
         if not holders or not algorithm.users.numbers:
@@ -168,11 +170,10 @@ class ProcessExchange(Exchange):
         algorithm.aggregator.load_figure_state(
             {key: sides["aggregator"][key] for key in algorithm.aggregator.figure_state()}
         )
+        holds = self.leads and communicator.planner.server
         if communicator.planner.preferred:  # the other relays get the aggregator's state in the next round
             versions = {name: _version(nodes, name) for name in placement.relays if nodes[name]}
-            holds = placement.name in versions and versions[placement.name] == max(versions.values())
-        else:
-            holds = self.leads
+            holds = holds or (placement.name in versions and versions[placement.name] == max(versions.values()))
         if holds:
             part["aggregator"] = sides["aggregator"]
         return {"algorithm": part, "communicator": state["communicator"] | {NODE_STATE: nodes[placement.name]}}

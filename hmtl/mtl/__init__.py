@@ -12,10 +12,16 @@ from hmtl.mtl.algorithms import (
     CoCoA,
     Ditto,
     FedAvg,
+    FedPer,
     FedProx,
+    FedRep,
     FedU,
+    LGFedAvg,
     Local,
+    LocalNetworks,
     PFedMe,
+    RandomEffects,
+    Scaffold,
     Users,
     preprocessing_setup,
 )
@@ -23,7 +29,7 @@ from hmtl.mtl.losses import CrossEntropy, Hinge, Logistic, Loss, OneVsRest, Smoo
 from hmtl.mtl.networks.architectures import cnn, mlp
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem, Rows
-from hmtl.mtl.regularizers import Clustered, Graph, Mean, Regularizer, Ridge, SharedModel, TaskRelationship
+from hmtl.mtl.regularizers import Clustered, Common, Graph, Mean, Regularizer, Ridge, SharedModel, TaskRelationship
 from hmtl.mtl.solvers.base import LocalSolver
 from hmtl.mtl.solvers.sdca import SDCA, sigma_prime
 from hmtl.mtl.solvers.sgd import LocalSGD
@@ -35,14 +41,19 @@ __all__ = [
     "Algorithm",
     "Clustered",
     "CoCoA",
+    "Common",
     "CrossEntropy",
     "Ditto",
     "FedAvg",
+    "FedPer",
     "FedProx",
+    "FedRep",
     "FedU",
     "Graph",
     "Hinge",
+    "LGFedAvg",
     "Local",
+    "LocalNetworks",
     "LocalSGD",
     "LocalSolver",
     "Logistic",
@@ -52,9 +63,11 @@ __all__ = [
     "PFedMe",
     "Participation",
     "Problem",
+    "RandomEffects",
     "Regularizer",
     "Ridge",
     "Rows",
+    "Scaffold",
     "SharedModel",
     "SmoothHinge",
     "Squared",

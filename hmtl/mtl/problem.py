@@ -9,9 +9,10 @@ the other: W and V are [C·d, K], a is [K, C·n].
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor
 from hmtl.data import Task
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl.losses import Loss, OneVsRest
+from hmtl.mtl.measures import OwnMeasure, measures_for, summarize
 from hmtl.mtl.regularizers import Regularizer
 from hmtl.mtl.sums import Grid
 from hmtl.rng import generator
@@ -35,7 +37,7 @@ class Rows:
         y: labels [K, n], 1 in the padding.
         square_norms: ‖x_kj‖² [K, n].
         counts: n_k of each user.
-        s: weight of each of a user's rows in the objective [K], 1 or 1/n_k.
+        s: weights of the rows in the objective [K, n], zero in the padding.
         computed: cache of matrices computed from X, shared by all `Rows` that share X.
     """
 
@@ -56,11 +58,13 @@ class Rows:
         """Return the rows of one user without padding (K = 1), as views."""
         n, one = self.counts[user], slice(user, user + 1)
         computed = {name: gram[one, :n, :n] for name, gram in self.computed.items()}
-        return Rows(self.X[one, :n], self.y[one, :n], self.square_norms[one, :n], (n,), self.s[one], computed)
+        return Rows(self.X[one, :n], self.y[one, :n], self.square_norms[one, :n], (n,), self.s[one, :n], computed)
 
 
 class Problem:
-    """P(W) = Σ_k s_k Σ_j ℓ(w_k·x_kj, y_kj) + R(W, Ω), with s_k = 1/n_k (mean) or 1 (sum, as in the paper).
+    """P(W) = Σ_k s_k Σ_j ω_kj ℓ(w_k·x_kj, y_kj) + R(W, Ω), with s_k = 1/n_k (mean) or 1 (sum, as in the paper).
+
+    The weights of rows are ω_kj = 1, unless `Task.class_weight` is set. Below, s_kj is s_k ω_kj.
 
     A margin loss on C classes becomes Σ_c ℓ(w_kc·x_kj, ±1), see `OneVsRest`. All scores of a user form one model, and
     one Ω couples it with the models of other users.
@@ -73,6 +77,7 @@ class Problem:
         reduction: "mean" or "sum" over a user's rows.
         device: device of the rows and of all computations.
         fraction_bits: p of the grid 2^-p to which terms of sums over users are rounded, see `Grid`.
+        measures: further measures of predictions, by name, see `measures_for`.
 
     Attributes:
         everybody: tasks of all users, rows as vectors.
@@ -84,8 +89,9 @@ class Problem:
         outputs: numbers in a prediction.
         size: numbers in a linear model.
         binary: loss of one score.
+        measures: what is measured of predictions, by name.
         s: weights s_k [K].
-        weights: s_k of each row [K, n], zero in the padding.
+        weights: s_kj [K, n], zero in the padding.
 
     Raises:
         ConfigError: an unknown reduction, or a regularizer that cannot be used with these users.
@@ -102,6 +108,7 @@ class Problem:
         reduction: Literal["mean", "sum"] = "mean",
         device: str | torch.device = "cpu",
         fraction_bits: int = 40,
+        measures: Mapping[str, OwnMeasure] = MappingProxyType({}),
     ) -> None:
         if reduction not in ("mean", "sum"):
             raise ConfigError(f'reduction={reduction!r}: choose "mean" or "sum".')
@@ -124,9 +131,12 @@ class Problem:
         self.size = self.outputs * self.d
         self.loss = copy.deepcopy(loss).to(device)
         self.binary = self.loss.binary if isinstance(self.loss, OneVsRest) else self.loss
+        self.measures = measures_for(self.loss, measures)
         counts = torch.tensor(self.here, dtype=torch.float64, device=device)
         self.s = 1 / counts if reduction == "mean" else torch.ones_like(counts)
-        self.weights = self.s[:, None] * (torch.arange(max(self.counts), device=device) < counts[:, None])
+        self.weights = torch.zeros(len(self.here), max(self.counts), dtype=torch.float64, device=device)
+        for weights, task, s in zip(self.weights, self.tasks, self.s, strict=True):
+            weights[: len(task.y_train)] = s * task.weights.to(device)
         self._padded: dict[torch.dtype, Rows] = {}  # shared by copies of the problem
         self._prepare(regularizer)
 
@@ -136,6 +146,12 @@ class Problem:
         if len(facts) < self.K:  # the set-up brings the facts of other processes, and prepares the regularizer again
             facts = torch.from_numpy(generator(0, "stand-in").normal(size=(self.K, facts.shape[1])))
         self.regularizer = regularizer.prepared(facts).to(self.s.device)
+
+    def for_networks(self) -> "Problem":
+        """Return a problem whose regularizer has the default settings for networks."""
+        new = copy.copy(self)
+        new.regularizer = self.regularizer.for_networks()
+        return new
 
     def regularized(self, regularizer: Regularizer) -> "Problem":
         """Return a problem with another regularizer, but the same tasks, rows and loss."""
@@ -169,7 +185,7 @@ class Problem:
             if X.is_cpu and task.x_train.dtype == dtype:  # at once, to free a task's rows before the next are copied
                 self.tasks[k] = self.everybody[user] = copy.copy(task)
                 object.__setattr__(self.tasks[k], "x_train", X[k, :n])
-        self._padded[dtype] = Rows(X, y, square_norms, self.here, self.s.to(dtype))
+        self._padded[dtype] = Rows(X, y, square_norms, self.here, self.weights.to(dtype))
         return self._padded[dtype]
 
     @property
@@ -194,51 +210,83 @@ class Problem:
         return scores if self.loss.classes else scores[..., 0]
 
     @torch.no_grad()
-    def losses(self, W: Tensor) -> Tensor:
-        """Return s_k ℓ(w_k·x_kj, y_kj) [K, n], zero in the padding."""
-        prediction = torch.bmm(self.rows.X, self._by_score(W.T).transpose(1, 2))
-        losses: Tensor = self.weights * self.loss(self._predicted(prediction), self.rows.y)
+    def predictions(self, W: Tensor, split: str) -> Tensor:
+        """Return the predictions of each user's model on its `train` or `test` rows, [K, n] or [K, n, C] (padded)."""
+        models = self._by_score(W.T)
+        if split == "train":
+            return self._predicted(torch.bmm(self.rows.X, models.mT))
+        y, _ = self._targets[split]
+        predictions = models.new_zeros(*y.shape, self.outputs)
+        for each, task, w in zip(predictions, self.tasks, models, strict=True):
+            each[: len(task.y_test)] = task.x_test.to(w) @ w.T
+        return self._predicted(predictions)
+
+    @torch.no_grad()
+    def losses(self, predictions: Tensor) -> Tensor:
+        """Return s_kj ℓ(p_kj, y_kj) [K, n] for predictions on training rows, zero in the padding."""
+        losses: Tensor = self.weights * self.loss(predictions, self.rows.y)
         return losses
 
     @torch.no_grad()
     def conjugates(self, a: Tensor) -> Tensor:
-        """Return s_k ℓ*(−a_kj) [K, n], zero in the padding."""
+        """Return s_kj ℓ*(−a_kj) [K, n], zero in the padding."""
         duals = self._predicted(self._by_score(a).transpose(1, 2))
         return self.weights * self.loss.conjugate(duals, self.rows.y)
 
     def combined(self, a: Tensor) -> Tensor:
-        """Return V [d, K] from the duals, v_k = s_k Σ_j a_kj x_kj."""
-        V: Tensor = torch.bmm(self._by_score(self.rows.s[:, None] * a), self.rows.X).flatten(1).T
+        """Return V [d, K] from the duals, v_k = Σ_j s_kj a_kj x_kj."""
+        V: Tensor = torch.bmm(self.weights[:, None] * self._by_score(a), self.rows.X).flatten(1).T
         return V
 
-    def errors(self, W: Tensor, split: str) -> Tensor:
-        """Return the mean error of each user's model on its own `train` or `test` rows [K], see `Loss.error`."""
-        errors = []
-        for task, w in zip(self.tasks, self._by_score(W.cpu().T), strict=True):
-            x, y = getattr(task, f"x_{split}"), getattr(task, f"y_{split}")
-            errors.append(self.loss.error(self._predicted(x.to(w.dtype) @ w.T), y).mean())
-        return torch.stack(errors)
+    @cached_property
+    def _targets(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The users' targets y [K, n], and which rows are present [K, n], by split."""
+        targets = {}
+        for split in ("train", "test"):
+            own = [getattr(task, f"y_{split}") for task in self.tasks]
+            n = max(len(getattr(task, f"y_{split}")) for task in self.everybody)
+            y = torch.ones(len(own), n, dtype=torch.float64)
+            for each, values in zip(y, own, strict=True):
+                each[: len(values)] = values
+            present = torch.arange(n) < torch.tensor([len(values) for values in own])[:, None]
+            targets[split] = y.to(self.s.device), present.to(self.s.device)
+        return targets
 
-    def figures(self, split: str, errors: Tensor) -> dict[str, float]:
-        """Summarise the users' mean errors [K] on their `train` or `test` rows: mean, worst user, and R².
+    @torch.no_grad()
+    def measure(self, split: str, predictions: Tensor) -> dict[str, Tensor]:
+        """Return the measures of predictions on the users' `train` or `test` rows [K, n] or [K, n, C]: [K] each."""
+        y, present = self._targets[split]
+        if self.loss.measure == "mean squared error":  # own measures get targets as they were before any centring
+            shift = torch.tensor([[task.scaling.target_mean] for task in self.tasks]).to(y)
+            predictions, y = predictions + shift, y + shift
+        return {f"{split}_{name}": measure(predictions, y, present) for name, measure in self.measures.items()}
 
-        R² is for regression only: 1 − Σ(p − y)² / Σ(y − ȳ)² over the rows of all users, with their common mean ȳ before
-        any centring (the "explained variance" of the multi-task literature). Users without such rows are left out; if
-        no user has any, the result is empty.
+    def figures(self, split: str, measured: Mapping[str, Tensor]) -> dict[str, float]:
+        """Summarise what `measure` returned, of all users; in regression, add R².
+
+        R² is 1 − Σ(p − y)² / Σ(y − ȳ)² over the rows of all users, with their common mean ȳ before any centring (the
+        "explained variance" of the multi-task literature). Users without such rows are left out; if no user has any,
+        the result is empty.
+
+        Args:
+            split: "train" or "test", possibly with a prefix such as "global_".
+            measured: the measures of all users by name, [K] each, among further values.
 
         Ref: Bakker and Heskes 2003.
         """
-        counts = torch.tensor([len(getattr(task, f"y_{split}")) for task in self.everybody])
-        errors, counts = errors.cpu()[counts > 0], counts[counts > 0]
-        if not len(errors):
+        rows, figures = split.rpartition("_")[2], dict[str, float]()
+        counts = torch.tensor([len(getattr(task, f"y_{rows}")) for task in self.everybody])
+        if not counts.any():
             return {}
-        figures = {f"{split}_error": float(errors.mean()), f"{split}_error_worst": float(errors.max())}
-        if self.loss.measure != "mean squared error":
+        for name in (f"{split}_{measure}" for measure in self.measures):
+            if name in measured:
+                figures |= summarize(name, measured[name].cpu(), counts)
+        if self.loss.measure != "mean squared error" or split != rows:
             return figures
         y = torch.cat([getattr(task.raw, f"y_{split}") for task in self.everybody])
         if y.min() < y.max():  # R² is undefined for constant labels
-            total = float((y - y.mean()).square().sum())
-            figures[f"{split}_r2"] = 1 - float(counts.to(errors) @ errors) / total
+            squares, total = figures[f"{split}_error_weighted"] * len(y), float((y - y.mean()).square().sum())
+            figures[f"{split}_r2"] = 1 - squares / total
         return figures
 
 
@@ -260,8 +308,7 @@ def _check_task(task: Task, first: Task, loss: Loss) -> None:
     elif task.classes and not loss.classes:
         fault = (
             f"{task.classes} classes, but {name} takes numbers: choose loss={margin_losses} or, with algorithm=fedu, "
-            "fedavg, fedprox, ditto or pfedme, cross_entropy. If y holds numbers to predict, set "
-            "dataset.kind=regression."
+            "fedavg or one of its relatives, cross_entropy. If y holds numbers to predict, set dataset.kind=regression."
         )
     elif loss.classes and not task.classes:
         if task.is_local and set(task.y_train.tolist()) <= {-1.0, 1.0}:
@@ -273,6 +320,8 @@ def _check_task(task: Task, first: Task, loss: Loss) -> None:
             f"the label {min(labels - set(loss.labels)):g}, but {name} takes only {loss.labels}: choose loss=squared "
             "for numbers to predict, or dataset.kind=classification for classes."
         )
+    elif task.class_weight and loss.measure == "mean squared error":
+        fault = f"class_weight={task.class_weight}, but {name} predicts numbers: set dataset.class_weight=null."
     else:
         return
     raise DataError(f"Task {task.name!r} has {fault}")

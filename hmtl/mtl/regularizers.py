@@ -1,6 +1,7 @@
 """Regularizers R(W, Ω) = ½ tr(W A Wᵀ), each defined by its coupling matrix A(Ω).
 
-K users, d features; W [d, K] holds one user's model per column; Ω, A and B = A⁻¹ are [K, K].
+K users, d features; W [d, K] holds one user's model per column; Ω, A and B = A⁻¹ are [K, K]. If there are more users
+than numbers in a model, a learned Ω is a `Spectrum`, and A and B have a `Form`: no matrix [K, K] is ever built.
 """
 
 import copy
@@ -16,7 +17,11 @@ from torch import Tensor, nn
 from hmtl.data import Task
 from hmtl.errors import ConfigError
 from hmtl.mtl.graph import covariance, nearest, read_weights
+from hmtl.mtl.spectrum import Spectrum, singular_values, thin_svd
 from hmtl.mtl.sums import Form
+
+Relation = Tensor | Spectrum
+"""Ω [K, K]."""
 
 
 class Regularizer(nn.Module, ABC):
@@ -32,6 +37,10 @@ class Regularizer(nn.Module, ABC):
     def __init__(self, lam: float) -> None:
         super().__init__()
         self.lam = _positive("lam", lam)
+
+    def for_networks(self) -> Self:
+        """Return the regularizer with the default settings for networks."""
+        return self
 
     def facts(self, task: Task) -> Tensor:
         """Return what a user reports about its task before the first round, [f] float64; by default nothing."""
@@ -49,10 +58,12 @@ class Regularizer(nn.Module, ABC):
     def coupling(self, Omega: Tensor) -> Tensor:
         """Return A [K, K], symmetric positive definite, in the type and on the device of Ω [K, K]."""
 
-    def forward(self, W: Tensor, Omega: Tensor) -> Tensor:
+    def forward(self, W: Tensor, Omega: Relation) -> Tensor:
         """Return R(W, Ω) = ½ tr(W A Wᵀ), a scalar that is differentiable in W [d, K]."""
         form = self.form(Omega)
-        return 0.5 * (self.coupling(Omega) * (W.T @ W)).sum() if form is None else form.penalty(W.T)
+        if form is not None:
+            return form.penalty(W.T)
+        return 0.5 * (self.coupling(dense(Omega)) * (W.T @ W)).sum()
 
     @torch.no_grad()
     def inverse_coupling(self, Omega: Tensor) -> Tensor:
@@ -74,30 +85,50 @@ class Regularizer(nn.Module, ABC):
             )
         return torch.cholesky_inverse(L)
 
-    def sums(self, Omega: Tensor) -> Form | None:
+    def sums(self, Omega: Any) -> Form | None:
         """Return B = diag(δ) + U C Uᵀ, for which a few sums over all users suffice; None if users need all IVs."""
         return None
 
-    def form(self, Omega: Tensor) -> Form | None:
+    def inverse(self, Omega: Relation) -> Tensor | Form:
+        """Return B as a form if it has one, and as `inverse_coupling` otherwise."""
+        form = self.sums(Omega)
+        return self.inverse_coupling(dense(Omega)) if form is None else form
+
+    def form(self, Omega: Relation) -> Form | None:
         """Return A = diag(a) + U C Uᵀ, computed from `sums`, or None if A has no such form."""
         inverse = self.sums(Omega)
         return None if inverse is None or not (inverse.delta > 0).all() else inverse.coupling()
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Reset `sums` in a subclass that redefines the coupling: the inherited ones would be wrong."""
+        """Reset `sums` and `start` in a subclass that redefines what they follow from: they would be wrong."""
         super().__init_subclass__(**options)
-        if {"coupling", "inverse_coupling"} & set(vars(cls)) and "sums" not in vars(cls):
+        own = set(vars(cls))
+        if {"coupling", "inverse_coupling"} & own and "sums" not in own:
             cls.sums = Regularizer.sums  # type: ignore[method-assign]
+        if {"coupling", "inverse_coupling", "start_omega", "update_omega"} & own and "start" not in own:
+            cls.start = Regularizer.start  # type: ignore[method-assign]
 
     @torch.no_grad()
-    def conjugate(self, V: Tensor, Omega: Tensor) -> Tensor:
+    def conjugate(self, V: Tensor, Omega: Relation) -> Tensor:
         """Return R*(V) = ½ tr(V B Vᵀ), a scalar, for V [d, K]."""
-        return 0.5 * (V @ self.inverse_coupling(Omega) * V).sum()
+        return conjugate(self.inverse(Omega), V)
 
     @property
     def learns(self) -> bool:
         """Whether the regularizer learns Ω."""
         return type(self).update_omega is not Regularizer.update_omega
+
+    @property
+    def common(self) -> float | None:
+        """λ0, if B = 11ᵀ/λ0 + another positive definite matrix and λ0 is small; None otherwise.
+
+        The algorithm then treats the part w0 that all models share as a block of its own. `rest` is the other matrix.
+        """
+        return None
+
+    def rest(self, Omega: Relation) -> Tensor | Form:
+        """Return B − 11ᵀ/λ0, for regularizers with a common model."""
+        raise NotImplementedError
 
     def joint(self, W: Tensor, V: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return R and R* of the joint problem in W [d, K] and Ω, or None if they are not known.
@@ -110,9 +141,29 @@ class Regularizer(nn.Module, ABC):
         """Return the Ω of the first round, K·I, which corresponds to Σ = I/K."""
         return K * torch.eye(K, dtype=torch.float64)
 
-    def update_omega(self, W: Tensor, Omega: Tensor) -> Tensor:
-        """Return the best Ω for W, or Ω itself if the regularizer does not learn it."""
+    def start(self, K: int, size: int) -> Relation:
+        """Return `start_omega` in the form that suits models of `size` numbers."""
+        return self.start_omega(K)
+
+    def update_omega(self, W: Tensor, Omega: Any) -> Any:
+        """Return the best Ω for W, of the type of Ω, or Ω itself if the regularizer does not learn it."""
         return Omega
+
+
+def dense(Omega: Relation) -> Tensor:
+    """Return Ω as a tensor [K, K]."""
+    return Omega.dense if isinstance(Omega, Spectrum) else Omega
+
+
+def plus_constant(B: Any, value: float) -> Any:
+    """Return B + value·11ᵀ, for a matrix or a form."""
+    return B + value if isinstance(B, Tensor) else B.plus(torch.ones_like(B.delta), value)
+
+
+def conjugate(B: Tensor | Form, V: Tensor) -> Tensor:
+    """Return ½ tr(V B Vᵀ), a scalar, for V [d, K]."""
+    product: Tensor = V @ B if isinstance(B, Tensor) else (B @ V.T).T
+    return 0.5 * (product * V).sum()
 
 
 class Ridge(Regularizer):
@@ -126,19 +177,34 @@ class Ridge(Regularizer):
         return Form(Omega.new_full((len(Omega),), 1 / self.lam), Omega.new_empty(len(Omega), 0), Omega.new_empty(0, 0))
 
 
-class Mean(Regularizer):
+class Shrinking(Regularizer):
+    """A coupling with a term of its own that shrinks models to 0.
+
+    Args:
+        lam: strength of the coupling.
+        lam2: λ2, strength of the term; None: 0.1, and 1e-6 for networks, whose size it limits far more.
+    """
+
+    def __init__(self, lam: float, lam2: float | None = None) -> None:
+        super().__init__(lam)
+        self.is_usual = lam2 is None
+        self.lam2 = 0.1 if lam2 is None else _positive("lam2", lam2)
+
+    def for_networks(self) -> Self:
+        new = copy.copy(self)
+        new.lam2 = 1e-6 if self.is_usual else self.lam2
+        return new
+
+
+class Mean(Shrinking):
     """Models near their mean: A = 2(λ1·(I − 11ᵀ/K) + λ2·I), R = λ1 Σ_k ‖w_k − w̄‖² + λ2‖W‖².
 
     Args:
         lam: λ1.
-        lam2: λ2.
+        lam2: λ2, see `Shrinking`.
 
     Ref: Evgeniou and Pontil 2004.
     """
-
-    def __init__(self, lam: float, lam2: float = 0.1) -> None:
-        super().__init__(lam)
-        self.lam2 = _positive("lam2", lam2)
 
     def coupling(self, Omega: Tensor) -> Tensor:
         eye = torch.eye(len(Omega)).to(Omega)
@@ -170,23 +236,24 @@ class SharedModel(Regularizer):
         return Form(Omega.new_zeros(K), Omega.new_ones(K, 1), Omega.new_full((1, 1), 1 / self.lam))
 
 
-class Graph(Regularizer):
+class Graph(Shrinking):
     """Similar models for neighbours: A = η·L + λ2·I with the graph's Laplacian L = diag(Σ_l a_kl) − (a_kl).
 
     R = (η/4) Σ_kl a_kl‖w_k − w_l‖² + (λ2/2)‖W‖².
 
     Args:
         lam: η.
-        lam2: λ2.
+        lam2: λ2, see `Shrinking`.
         path: file of the weights a_kl, see `graph.read_weights`; None: `graph.nearest` chooses the neighbours.
         neighbors: number of nearest users that become neighbours of each user; ignored if there is a file.
 
     Ref: Dinh et al. 2021.
     """
 
-    def __init__(self, lam: float, lam2: float = 0.1, path: str | Path | None = None, neighbors: int = 3) -> None:
-        super().__init__(lam)
-        self.lam2 = _positive("lam2", lam2)
+    def __init__(
+        self, lam: float, lam2: float | None = None, path: str | Path | None = None, neighbors: int = 3
+    ) -> None:
+        super().__init__(lam, lam2)
         self.path = path
         self.neighbors = neighbors
 
@@ -204,12 +271,13 @@ class Graph(Regularizer):
 
 
 class LearnedCoupling(Regularizer):
-    """A regularizer that learns an Ω with the eigenvectors of WᵀW.
+    """A regularizer A = aΩ + bI that learns an Ω with the eigenvectors of WᵀW.
 
     Args:
         lam: strength.
         floor: smallest eigenvalue of WᵀW relative to the largest, in (0, 1). It bounds the condition number of Ω by
-            1/√floor, and thereby limits how slowly the next rounds converge.
+            1/√floor, and thereby limits how slowly the next rounds converge. With K > d, WᵀW has K − d equal
+            eigenvalues, which would take a large part of the trace of Ω⁻¹: the floor is then (d/K)²·floor.
     """
 
     def __init__(self, lam: float, floor: float) -> None:
@@ -218,18 +286,58 @@ class LearnedCoupling(Regularizer):
             raise ConfigError(f"floor={floor} is not in (0, 1). Give a share, such as 1e-4.")
         self.floor = floor
 
-    @abstractmethod
-    def eigenvalues(self, s: Tensor) -> Tensor:
-        """Return the eigenvalues [K] of the best Ω for the floored singular values s [K] of W, ascending."""
+    @property
+    def weights(self) -> tuple[float, float]:
+        """The numbers a and b."""
+        return self.lam, 0.0
 
-    def update_omega(self, W: Tensor, Omega: Tensor) -> Tensor:
-        """Return the best Ω for W, or Ω itself if W = 0."""
+    @abstractmethod
+    def scale(self, K: int) -> float:
+        """Return the eigenvalue of the first Ω, a multiple of the identity."""
+
+    @abstractmethod
+    def eigenvalues(self, s: Tensor, counts: Tensor) -> Tensor:
+        """Return the eigenvalues of the best Ω for the floored singular values s of W, ascending, and their counts."""
+
+    def coupling(self, Omega: Tensor) -> Tensor:
+        a, b = self.weights
+        return a * Omega + b * torch.eye(len(Omega)).to(Omega)
+
+    def sums(self, Omega: Relation) -> Form | None:
+        a, b = self.weights
+        return Omega.map(lambda values: 1 / (a * values + b)).form() if isinstance(Omega, Spectrum) else None
+
+    def form(self, Omega: Relation) -> Form | None:
+        a, b = self.weights
+        return Omega.map(lambda values: a * values + b).form() if isinstance(Omega, Spectrum) else None
+
+    def start_omega(self, K: int) -> Tensor:
+        return self.scale(K) * torch.eye(K, dtype=torch.float64)
+
+    def start(self, K: int, size: int) -> Relation:
+        return Spectrum.multiple(self.scale(K), K, size) if size < K else self.start_omega(K)
+
+    def update_omega(self, W: Tensor, Omega: Any) -> Any:
+        """Return the best Ω for W, of the type of Ω, or Ω itself if W = 0."""
+        if isinstance(Omega, Spectrum):
+            return self._update_spectrum(W, Omega)
         squares, U = torch.linalg.eigh(W.T @ W)
         if squares[-1] <= 0:
             return Omega
-        half: Tensor = U * self.eigenvalues(squares.clamp_min(self.floor * squares[-1]).sqrt()).sqrt()
+        s = squares.clamp_min(self.floor * squares[-1]).sqrt()
+        half: Tensor = U * self.eigenvalues(s, torch.ones_like(s)).sqrt()
         new = half @ half.T
         return (new + new.T) / 2  # symmetric to the last bit, despite rounding
+
+    def _update_spectrum(self, W: Tensor, Omega: Spectrum) -> Spectrum:
+        d, K = W.shape
+        U, s = thin_svd(W)
+        if s[-1] <= 0:
+            return Omega
+        floor = self.floor**0.5 * d / K * s[-1]
+        counts = torch.ones(d + 1).to(s)
+        counts[0] = K - d
+        return Spectrum(U, self.eigenvalues(torch.cat([floor[None], s.clamp_min(floor)]), counts))
 
 
 class TaskRelationship(LearnedCoupling):
@@ -249,27 +357,102 @@ class TaskRelationship(LearnedCoupling):
         super().__init__(lam, floor)
         self.lam2 = None if lam2 is None else _positive("lam2", lam2)
 
-    def coupling(self, Omega: Tensor) -> Tensor:
-        if self.lam2 is None:
-            return self.lam * Omega
-        return 2 * (self.lam * Omega + self.lam2 * torch.eye(len(Omega)).to(Omega))
+    @property
+    def weights(self) -> tuple[float, float]:
+        return (self.lam, 0.0) if self.lam2 is None else (2 * self.lam, 2 * self.lam2)
 
-    def eigenvalues(self, s: Tensor) -> Tensor:
-        return s.sum() / s
+    def scale(self, K: int) -> float:
+        return K
+
+    def eigenvalues(self, s: Tensor, counts: Tensor) -> Tensor:
+        return (counts * s).sum() / s
 
     def joint(self, W: Tensor, V: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return (λ/2)‖W‖_*² and ‖V‖²/(2λ), nuclear and spectral norm: min over Σ, tr Σ = 1, of ½λ tr(WΣ⁻¹Wᵀ)."""
         if self.lam2 is not None:
             return None
-        nuclear, spectral = torch.linalg.svdvals(W).sum(), torch.linalg.svdvals(V)[0]
+        nuclear, spectral = singular_values(W).sum(), singular_values(V)[0]
         return self.lam / 2 * nuclear.square(), spectral.square() / (2 * self.lam)
+
+
+class Common(TaskRelationship):
+    """A common model beside learned relations: w_k = w0 + u_k, R = (λ0/2)‖w0‖² + (λ/2) tr(U Ω Uᵀ).
+
+    Models shrink to w0, where users with few rows learn from all others, instead of to 0. Minimising R over w0 gives
+    A = B⁻¹ with B = 11ᵀ/λ0 + Ω⁻¹/λ, and w0 = (λ/(λ0 + λ 1ᵀΩ1)) W Ω 1. Ω is that of `TaskRelationship` for U.
+
+    Args:
+        lam: λ.
+        lam0: λ0; small, so that w0 is hardly shrunk. MOCHA keeps w0 as a block of its own, so that few rounds suffice.
+        floor: as in `LearnedCoupling`.
+
+    Ref: Evgeniou and Pontil 2004 (with Ω = I).
+    """
+
+    def __init__(self, lam: float, lam0: float = 0.1, floor: float = 1e-4) -> None:
+        super().__init__(lam, floor=floor)
+        self.lam0 = _positive("lam0", lam0)
+
+    @property
+    def common(self) -> float:
+        return self.lam0
+
+    def coupling(self, Omega: Tensor) -> Tensor:
+        A = super().coupling(Omega)
+        ones = A.sum(1)
+        return A - ones[:, None] * ones / (self.lam0 + ones.sum())
+
+    start = LearnedCoupling.start
+
+    def rest(self, Omega: Relation) -> Tensor | Form:
+        form = super().sums(Omega)
+        if form is not None:
+            return form
+        return torch.cholesky_inverse(torch.linalg.cholesky(super().coupling(dense(Omega))))
+
+    def inverse_coupling(self, Omega: Tensor) -> Tensor:
+        B: Tensor = plus_constant(self.rest(Omega), 1 / self.lam0)
+        return B
+
+    def sums(self, Omega: Relation) -> Form | None:
+        form = super().sums(Omega)
+        return None if form is None else form.plus(torch.ones_like(form.delta), 1 / self.lam0)
+
+    def form(self, Omega: Relation) -> Form | None:
+        form = super().form(Omega)
+        if form is None:
+            return None
+        ones = form @ torch.ones_like(form.delta)[:, None]
+        return form.plus(ones[:, 0], -1 / float(self.lam0 + ones.sum()))
+
+    def split(self, W: Tensor, Omega: Relation) -> Tensor:
+        """Return the best w0 [d, 1] for W [d, K] and Ω."""
+        form = super().form(Omega)
+        ones = W.new_ones(W.shape[1], 1)
+        weights = (super().coupling(dense(Omega)) if form is None else form) @ ones
+        return W @ weights / (self.lam0 + weights.sum())
+
+    def update_omega(self, W: Tensor, Omega: Any) -> Any:
+        """Return the best Ω for the deviations U from the best w0."""
+        return super().update_omega(W - self.split(W, Omega), Omega)
+
+    def joint(self, W: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+        """Return bounds as in `TaskRelationship.joint`, for the better of two w0: the mean of W, and that of V."""
+        total = V.sum(1, keepdim=True)
+        values = []
+        for w0 in (W.mean(1, keepdim=True), total / self.lam0):
+            nuclear = singular_values(W - w0).sum()
+            values.append(self.lam0 / 2 * w0.square().sum() + self.lam / 2 * nuclear.square())
+        spectral = singular_values(V)[0]
+        return torch.stack(values).min(), total.square().sum() / (2 * self.lam0) + spectral.square() / (2 * self.lam)
 
 
 class Clustered(LearnedCoupling):
     """Learned clusters of users: A = λΩ, Ω = η(1 + η)(ηI + M)⁻¹ with 0 ⪯ M ⪯ I, tr M = number of clusters.
 
     M relaxes the projection onto the clusters' indicators, where R = (λ/2)(Σ_k ‖w_k − its cluster's mean‖² + η‖W‖²).
-    `update_omega` returns the Ω of the M that minimises R; M has eigenvalues clip(θ·s_i − η, 0, 1) for s = svd(W).
+    `update_omega` returns the Ω of the M that minimises R; M has eigenvalues clip(θ·s_i − η, 0, 1) for s = svd(W). The
+    first Ω is that of M = (clusters/K)·I.
 
     Args:
         lam: λ.
@@ -290,21 +473,17 @@ class Clustered(LearnedCoupling):
         self.clusters = clusters
         self.eta = _positive("eta", eta)
 
-    def coupling(self, Omega: Tensor) -> Tensor:
-        return self.lam * Omega
-
-    def start_omega(self, K: int) -> Tensor:
-        """Return the Ω of M = (clusters/K)·I."""
+    def scale(self, K: int) -> float:
         if self.clusters > K:
             raise ConfigError(
                 f"clusters={self.clusters} exceeds K={K}, but each cluster has at least one user. Lower it."
             )
-        return self.eta * (1 + self.eta) / (self.eta + self.clusters / K) * torch.eye(K, dtype=torch.float64)
+        return self.eta * (1 + self.eta) / (self.eta + self.clusters / K)
 
-    def eigenvalues(self, s: Tensor) -> Tensor:
+    def eigenvalues(self, s: Tensor, counts: Tensor) -> Tensor:
         # tr M grows piecewise linearly in θ, from 0 to K: solve for the θ at which it equals the number of clusters
         knots = torch.cat([self.eta / s, (1 + self.eta) / s]).sort().values
-        traces = (knots[:, None] * s - self.eta).clamp(0, 1).sum(1)
+        traces = (counts * (knots[:, None] * s - self.eta).clamp(0, 1)).sum(1)
         theta = float(np.interp(self.clusters, traces.cpu().numpy(), knots.cpu().numpy()))
         return self.eta * (1 + self.eta) / (self.eta + (theta * s - self.eta).clamp(0, 1))
 

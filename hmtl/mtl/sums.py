@@ -160,9 +160,39 @@ class Form:
     def _UC(self) -> Tensor:
         return self.U @ self.C  # computed for all users at once, so that users and aggregators get the same bits
 
-    def inverse_coupling(self) -> Tensor:
+    def dense(self) -> Tensor:
         """Return the matrix [K, K]."""
         return self.delta.diag() + self._UC @ self.U.T
+
+    def __matmul__(self, V: Tensor) -> Tensor:
+        """Return the product with V [K, m]."""
+        return torch.addmm(self.delta[:, None] * V, self._UC, self.U.T @ V)
+
+    def plus(self, u: Tensor, factor: float) -> "Form":
+        """Return this matrix plus factor·u uᵀ, for u [K]."""
+        C = self.C.new_zeros(self.q + 1, self.q + 1)
+        C[:-1, :-1], C[-1, -1] = self.C, factor
+        return Form(self.delta, torch.cat([self.U, u[:, None]], dim=1), C)
+
+    def diagonal(self) -> Tensor:
+        """Return the diagonal [K]."""
+        return self.delta + (self._UC * self.U).sum(1)
+
+    def dominating(self) -> Tensor:
+        """Return c [K] such that diag(c) minus this matrix is positive semidefinite.
+
+        diag(p) ⪰ F Fᵀ if and only if the largest eigenvalue of Σ_k f_k f_kᵀ / p_k [q, q] is at most 1. Therefore any
+        p > 0 can be scaled to the right size, and p_k ∝ ‖f_k‖ is the best choice if the rows have no preferred
+        direction. For a matrix of rank one, c is `Σ_l |B_kl|`; for r directions alike, it is smaller by about √r.
+        """
+        values, vectors = torch.linalg.eigh(self.C)
+        F = self.U @ (vectors * values.clamp_min(0).sqrt())  # without the negative part of C, which may be left out
+        p = torch.linalg.vector_norm(F, dim=1)
+        if not p.any():
+            return self.delta
+        scaled = F / p.clamp_min(torch.finfo(p.dtype).tiny).sqrt()[:, None]
+        largest = float(torch.linalg.eigvalsh(scaled.T @ scaled)[-1])
+        return torch.add(self.delta, p, alpha=largest)
 
     def coupling(self) -> "Form":
         """Return the form of the inverse, diag(1/δ) − Û Ĉ Ûᵀ with −Ĉ as C, for δ > 0.  Ref: Woodbury 1950."""

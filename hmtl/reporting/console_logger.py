@@ -8,7 +8,7 @@ from rich.table import Table
 from hmtl.communication import TIERS
 from hmtl.reporting.console import Console, as_table
 from hmtl.training.history import Measurements
-from hmtl.training.summary import Summary
+from hmtl.training.summary import Summary, user_error
 
 SHOWN = (("gap", "gap", ".2e"), ("test_error", "test error", ".4f"))
 """The measurements shown during training: name, label and format."""
@@ -21,15 +21,12 @@ LEARNING = (
     ("gap_certified", "bound of the gap, without the duals", ".2e"),
     ("joint_primal", "primal objective, at the best Ω", ".6f"),
     ("joint_gap", "joint gap of models and Ω", ".2e"),
-    ("train_error", "train error, mean over users", ".4f"),
-    ("train_error_worst", "train error, worst user", ".4f"),
-    ("test_error", "test error, mean over users", ".4f"),
-    ("test_error_worst", "test error, worst user", ".4f"),
     ("train_r2", "train R², all users' rows together", ".4f"),
     ("test_r2", "test R², all users' rows together", ".4f"),
-    ("global_test_error", "test error of the global model", ".4f"),
 )
 """The rows of the table "Learning": measurement, label and format."""
+OVER_USERS = {"": "mean", "_weighted": "weighted by rows", "_median": "median", "_worst": "worst user"}
+"""The columns of the table of measures: ends of measurements, and headers."""
 
 
 class ConsoleLogger:
@@ -83,18 +80,19 @@ def run_report(summary: Summary) -> Iterator[Table | str]:
         yield from _remarks(summary)
     else:
         bits = summary.figures["bits_total"]
-        before = f" but {bits:,} bit before the first round, for scaling" if bits else ""
-        yield f"Nothing is sent{before}: every user learns alone."
+        yield f"{bits:,} bit are sent before the first round, and nothing in rounds." if bits else "Nothing is sent."
     if summary.omega_learned is False:
         yield "Ω was never updated: the last algorithm.omega_every rounds keep it fixed. Set more rounds."
     figures = summary.figures
-    learned = ([label, f"{figures[key]:{form}}"] for key, label, form in LEARNING if key in figures)
-    yield as_table(f"Learning; error: {summary.error_measure}", ("", "final"), learned)
+    learned = [[label, f"{figures[key]:{form}}"] for key, label, form in LEARNING if key in figures]
+    if learned:
+        yield as_table("Learning", ("", "final"), learned)
+    yield _measures(summary)
     gap, primal = figures.get("gap", 0.0), figures.get("primal", 0.0)
     if gap > FAR * abs(primal):
         share = f"{gap / abs(primal):.0%} of the primal objective" if primal else f"{gap:.2e}"
         yield f"Far from the optimum: the duality gap is {share}. Set more rounds or a larger lam."
-    if any(user.error for user in summary.worst_users):
+    if any(map(user_error, summary.worst_users)):
         yield _users(summary)
 
 
@@ -131,9 +129,11 @@ def _remarks(summary: Summary) -> Iterator[str]:
     if summary.note:
         yield f"Note: {summary.note}."
     if summary.empty_rounds:
-        few = summary.communicator == "coded" and len(summary.aggregators) < summary.H
+        server = "server" in summary.aggregators
+        few = summary.communicator == "coded" and not server and len(summary.aggregators) < summary.H
         remedy = " More aggregators make them rarer, such as aggregators=all." if few else ""
-        yield f"Empty rounds: {summary.empty_rounds}, because no relay with the latest state was present.{remedy}"
+        state = "" if server else " with the latest state"
+        yield f"Empty rounds: {summary.empty_rounds}, because no relay{state} was present.{remedy}"
     if summary.loads["users_to_relays"] < summary.K:
         yield "Some users were absent; formula and lower bound assume that all users take part in every round."
     if time.plans or summary.handover_bits is not None:
@@ -161,19 +161,32 @@ def _class_of_bounds(summary: Summary) -> str:
     return "the aggregators learn all IVs; models that pass the server are not counted"
 
 
+def _measures(summary: Summary) -> Table:
+    """Return the table of measures over users: the error on training rows, and all measures on test rows, if any."""
+    figures, rows = summary.figures, []
+    measures = [key.removesuffix("_median") for key in figures if key.endswith("_median")]
+    tested = any(measure.startswith("test_") for measure in measures)
+    for measure in measures:
+        if measure.startswith("test_") or measure.endswith(("train_error", "test_error")) or not tested:
+            label = measure.replace("_", " ").replace("auc", "AUC")
+            users = f", {figures[f'{measure}_users']} users" if f"{measure}_users" in figures else ""
+            rows.append([f"{label}{users}", *(f"{figures[measure + end]:.4f}" for end in OVER_USERS)])
+    return as_table(f"Measures over users; error: {summary.error_measure}", ("", *OVER_USERS.values()), rows)
+
+
 def _users(summary: Summary) -> Table:
     """Return the table of the users with the largest errors; a split without rows has no columns."""
     worst = summary.worst_users
-    splits = [split for split in ("train", "test") if any(getattr(user, f"{split}_rows") for user in worst)]
+    splits = [split for split in ("train", "test") if any(user[f"{split}_rows"] for user in worst)]
     shown = [f"{split}_{what}" for what in ("rows", "error") for split in splits]
     title = "Users"
     if len(worst) < summary.K:
         title = f"Users: the {len(worst)} of {summary.K} with the largest errors; all in users.csv"
-    rows = ([user.user, *(_cell(getattr(user, name)) for name in shown)] for user in worst)
+    rows = ([str(user["user"]), *(_cell(user[name]) for name in shown)] for user in worst)
     return as_table(title, ["user", *(name.replace("_", " ") for name in shown)], rows)
 
 
-def _cell(value: float | None) -> str:
+def _cell(value: str | float | None) -> str:
     if value is None:
         return ""
     return str(value) if isinstance(value, int) else f"{value:.4f}"

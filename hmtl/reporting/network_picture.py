@@ -23,7 +23,10 @@ LUMINANCE = np.array([0.3, 0.6, 0.1])  # of red, green, blue
 
 
 def draw(
-    network: Topology | Moving, aggregators: Collection[int] | None = None, role: str = "computes models"
+    network: Topology | Moving,
+    aggregators: Collection[int] | None = None,
+    role: str = "computes models",
+    with_server: bool = False,
 ) -> Picture:
     """Draw server, relays, users and links; a link has the colour of its relay.
 
@@ -36,6 +39,7 @@ def draw(
         network: the network to draw.
         aggregators: the relays that compute the models, drawn with a frame; empty: the server; None: no frame.
         role: what the legend says about nodes with a frame.
+        with_server: whether the server has a frame beside these relays.
     """
     topology, H = network.at(0), network.H
     heard, labels, sizes, kind = _marks(topology)
@@ -67,8 +71,10 @@ def draw(
     axes.scatter(users[:, 0], users[:, 1], sizes, USER, marker="o", edgecolors=DARK, linewidths=edge, zorder=2)
     frame = "s" if aggregators else "^"
     if aggregators is not None:
-        at, size = (relays[sorted(aggregators)], 620) if aggregators else (server[None], 1300)
-        axes.scatter(at[:, 0], at[:, 1], size, "white", marker=frame, edgecolors=DARK, linewidths=1.6, zorder=2.5)
+        framed = [(relays[sorted(aggregators)], 620, "s")] if aggregators else []
+        framed += [(server[None], 1300, "^")] if with_server or not aggregators else []
+        for at, size, marker in framed:
+            axes.scatter(at[:, 0], at[:, 1], size, "white", marker=marker, edgecolors=DARK, linewidths=1.6, zorder=2.5)
     axes.scatter(relays[:, 0], relays[:, 1], 260, hues, marker="s", edgecolors=DARK, linewidths=0.8, zorder=3)
     axes.scatter(server[:1], server[1:], 420, DARK, marker="^", zorder=3)
     texts = [(xy, str(i), DARK if hues[i, :3] @ LUMINANCE > 0.5 else "white") for i, xy in enumerate(relays)]

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from hmtl.coding import CODED_SCHEMES, MEDIA, SCHEMES
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
-from hmtl.communication.round_costs import BEST, AddingRelays, Comparison
+from hmtl.communication.round_costs import BEST, AddingRelays, BestAggregators, Comparison
 from hmtl.reporting.console import as_table
 
 MOST_NAMED = 6  # a sentence that lists more relays is hard to read
@@ -90,7 +90,7 @@ def verdict(comparison: Comparison, medium: str) -> str:
     seconds, best = comparison.seconds[medium], comparison.aggregators[medium]
     uncoded = seconds["uncoded"]
     choices = {  # in this order, so that the best aggregators for the medium are named if others take as long
-        f"{_names(other.relays)} as aggregator{'s' * (len(other.relays) > 1)}": other.seconds[medium]
+        f"{_names(other.relays, other.server)} as aggregator{'s' * _several(other)}": other.seconds[medium]
         for other in (best, *comparison.aggregators.values())
         if other.relays
     } | {
@@ -134,8 +134,8 @@ def _adding(comparison: Comparison) -> str:
     sums, medium = comparison.sums, comparison.network.medium
     learning = _names(sums.learning)
     sentences = [
-        "Sums of 64-bit numbers suffice for regularizer=mean with mocha or fedu, and for cocoa, fedavg, fedprox, ditto "
-        "and pfedme.",
+        "Sums of 64-bit numbers suffice for regularizer=mean with mocha or fedu, and for cocoa, fedavg and its "
+        "relatives.",
         f"{_capital(learning)} learn{'s' * (len(sums.learning) < 2)} them: {_sending(sums)}.",
     ]
     here, server = sums.seconds[medium], sums.server_seconds[medium]
@@ -173,26 +173,32 @@ def _capital(words: str) -> str:
 
 def _best(comparison: Comparison, medium: str) -> str:
     best = comparison.aggregators[medium]
-    who = f"{_names(best.relays)} aggregate{'s' * (len(best.relays) < 2)}"
+    who = f"{_names(best.relays, best.server)} aggregate{'s' * (not _several(best))}"
     if len(best.relays) > MOST_NAMED:
         who = f"{', '.join(map(str, best.relays))} aggregate, {len(best.relays)} relays"
+        who += " and the server" * best.server
     if best.proven:
-        others = "no other set of relays, nor the server," if best.relays else "no set of relays"
+        others = "other set of relays" if best.relays else "set of relays"
         return (
-            f"Best for {medium}: {who}. Proven: with coded IVs and uncoded models, {others} takes less time between "
-            "relays and server."
+            f"Best for {medium}: {who}. Proven: with coded IVs and uncoded models, no {others}, with or without the "
+            "server, takes less time between relays and server."
         )
     less = 1 - best.bound / best.cost
     return (
-        f"Best found for {medium}: {who}. Not proven: another set of relays might take up to {less:.2%} less time "
-        "between relays and server with coded IVs and uncoded models, but not more than that."
+        f"Best found for {medium}: {who}. Not proven: another set of relays, with or without the server, might take up "
+        f"to {less:.2%} less time between relays and server with coded IVs and uncoded models, but not more than that."
     )
 
 
-def _names(relays: Sequence[int]) -> str:
-    """Return the names of aggregators in a sentence."""
+def _several(best: BestAggregators) -> bool:
+    return len(best.relays) + best.server > 1
+
+
+def _names(relays: Sequence[int], server: bool = False) -> str:
+    """Return the names of some nodes in a sentence."""
     if not relays:
         return "the server"
+    names = f"relay{'s' * (len(relays) > 1)} {', '.join(map(str, relays))}"
     if len(relays) > MOST_NAMED:
-        return f"the {len(relays)} relays"
-    return f"relay{'s' * (len(relays) > 1)} {', '.join(map(str, relays))}"
+        names = f"the {len(relays)} relays"
+    return "the server and " * server + names

@@ -3,31 +3,43 @@
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from torch import Tensor
 
 from hmtl.communication import TIERS, LinkLedger
+from hmtl.mtl.regularizers import Relation
+from hmtl.mtl.spectrum import Spectrum
 from hmtl.reporting.style import OKABE_ITO, Picture
 
 MOST_LABELS = 10  # labels of links that fit below a panel
+MOST_USERS = 400  # users that a picture of Ω shows: more have no pixels of their own
 
 
-def run_pictures(ledger: LinkLedger, Omega: Tensor | None) -> dict[str, bytes]:
+def run_pictures(ledger: LinkLedger, Omega: Relation | None) -> dict[str, bytes]:
     """Return the pictures of a finished run as PNG files by name, that of Ω only if there is one."""
     figures = {"links": link_figure(ledger)} | ({} if Omega is None else {"omega": omega_figure(Omega)})
     return {name: figure.to_png(dpi=100) for name, figure in figures.items()}
 
 
-def omega_figure(Omega: Tensor) -> Picture:
-    """Draw Σ = Ω⁻¹ [K, K] scaled to a unit diagonal, so that each entry is the correlation of two tasks."""
-    Sigma = np.linalg.inv(Omega.cpu().numpy())
+def omega_figure(Omega: Relation) -> Picture:
+    """Draw Σ = Ω⁻¹ [K, K] scaled to a unit diagonal, so that each entry is the correlation of two tasks.
+
+    If there are many users, every second, third, ... is shown.
+    """
+    step = -(-len(Omega) // MOST_USERS)
+    if isinstance(Omega, Spectrum):
+        Sigma = Omega.map(torch.reciprocal).block(slice(None, None, step)).cpu().numpy()
+    else:
+        Sigma = np.linalg.inv(Omega.cpu().numpy())[::step, ::step]
+    end = step * len(Sigma) - 0.5
     scale = np.sqrt(np.diag(Sigma))
     figure = Picture(figsize=(5.5, 4.6), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(Sigma / np.outer(scale, scale), cmap="RdBu_r", vmin=-1, vmax=1)
-    axes.set(title="Task relationship", xlabel="user", ylabel="user")
+    image = axes.imshow(Sigma / np.outer(scale, scale), cmap="RdBu_r", vmin=-1, vmax=1, extent=(-0.5, end, end, -0.5))
+    title = "Task relationship" if step == 1 else f"Task relationship, one user in {step}"
+    axes.set(title=title, xlabel="user", ylabel="user")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(image, ax=axes, label="correlation, from Σ = Ω⁻¹")

@@ -1,5 +1,6 @@
 """The TensorBoard logger: charts of learning first, then of what it cost, pictures, and settings of a run."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -28,7 +29,8 @@ MIDDLE_TIERS = ("bits/relays_to_server", "bits/server_to_relays")
 LAYOUT = {
     "Learning": {
         "errors by round": ["Multiline", [rf"{LEARNING}/({'|'.join(ERRORS)})$"]],
-        "errors of the worst user": ["Multiline", [rf"{LEARNING}/.*_worst$"]],
+        "balanced error and AUC": ["Multiline", [rf"{LEARNING}/(train|test)_(balanced_error|auc)$"]],
+        "errors of the worst user": ["Multiline", [rf"{LEARNING}/(train|test)_error_worst$"]],
         "primal and dual objective, gap": ["Multiline", [rf"{LEARNING}/(primal|dual|gap|gap_certified)$"]],
     },
     "Errors by cost": {
@@ -46,7 +48,7 @@ SETTINGS = (
     *("communicator", "scheme", "aggregators", "medium", "rounds", "seed"),
 )
 """The tab "HParams": settings of the summary, and as results the last measurements of RESULTS."""
-RESULTS = ("test_error", "test_r2", "train_error", "gap", "primal", "bits_total")
+RESULTS = ("test_error", "test_balanced_error", "test_auc", "test_r2", "train_error", "gap", "primal", "bits_total")
 UNNAMED_SETTINGS = ("resume", "rounds", "logger")  # do not belong to the name of a run
 
 
@@ -68,7 +70,7 @@ class TensorBoardLogger:
         self._kbit += sum(row.get(tier, 0) for tier in MIDDLE_TIERS) / 1e3
         self._milliseconds += 1e3 * (row.get("compute_s", 0) + row.get("communication_s", 0))
         for key, value in row.items():
-            if key == "round":
+            if key == "round" or math.isnan(value):
                 continue
             self._writer.add_scalar(_tag(key), value, round_number)
             if key in ERRORS:

@@ -21,7 +21,7 @@ class History(list[Measurements]):
     """The rows of all rounds.
 
     The first row names the columns of the file. Later rows may lack some of them: a round that is not evaluated has no
-    objective and no errors.
+    objective and no measures. A measure that is undefined for all users is NaN, and an empty field of the file.
 
     Args:
         path: the file that gets each row as soon as it is complete; None: there is none, and rows are empty.
@@ -45,7 +45,7 @@ class History(list[Measurements]):
                 table = csv.DictWriter(file, self[0], lineterminator="\n")
                 if len(self) == 1:
                     table.writeheader()
-                table.writerow(row)
+                table.writerow({name: value for name, value in row.items() if not math.isnan(value)})
         except OSError as error:  # if the disk is full, Python does not name the file
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
@@ -71,11 +71,11 @@ def measure_round(number: int, communicator: Communicator, outcome: Outcome, res
     communication follow from the bits on each link (Hu et al. 2022, eqs. (12), (13)).
 
     Returns:
-        `round`; `users`, the number of users whose IVs counted; `empty`, 1 if nobody aggregated; objective and errors,
-        if the round is evaluated; `bits/TIER` for each tier; `bits_total` so far, with the set-up; `local_s`, the time
-        of the slowest user's local update; `compute_s`, which adds the time of the slowest relay, the server, planning
-        and the global update; `communication_s`; `uncoded_s`, the total time if the same round were uncoded, and
-        `uncoded_communication_s`, its communication.
+        `round`; `users`, the number of users whose IVs counted; `empty`, 1 if nobody aggregated; objective and
+        measures, if the round is evaluated; `bits/TIER` for each tier; `bits_total` so far, with the set-up; `local_s`,
+        the time of the slowest user's local update; `compute_s`, which adds the time of the slowest relay, the server,
+        planning and the global update; `communication_s`; `uncoded_s`, the total time if the same round were uncoded,
+        and `uncoded_communication_s`, its communication.
     """
     watch, ledger = communicator.stopwatch, communicator.ledger
     learning_s = result.user_seconds + watch.slowest("global update")

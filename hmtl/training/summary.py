@@ -18,20 +18,8 @@ OF_ONE_ROUND = ("round", "users", "empty")
 """Measurements of a round that, like its seconds, say nothing about the run."""
 
 
-@dataclass(frozen=True)
-class UserErrors:
-    """Rows and errors of a user, a line of `users.csv`; an error without rows is None."""
-
-    user: str
-    train_rows: int
-    test_rows: int
-    train_error: float | None
-    test_error: float | None
-
-    @property
-    def error(self) -> float:
-        """The error by which users are ranked: on test rows if there are any, else on training rows; 0: unknown."""
-        return next((error for error in (self.test_error, self.train_error) if error is not None), 0.0)
+UserRow = dict[str, str | int | float | None]
+"""A line of `users.csv`: `user`, `train_rows`, `test_rows` and measures; a measure that is undefined is None."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +44,7 @@ class Summary(BaseModel):
 
     Attributes:
         r: mean number of relays that hear a user, over all rounds.
-        aggregators: the relays that compute the models or learn the sums, or "server".
+        aggregators: who computes the models or learns the sums: "server", or relays, which "server" may precede.
         V_bits: bits of an IV.
         loads: measured load of each tier [IVs per round].
         loads_theory: the same by formula, for rounds in which all users take part.
@@ -81,7 +69,7 @@ class Summary(BaseModel):
     r: float
     communicator: str
     scheme: str
-    aggregators: list[int] | str
+    aggregators: list[int | str] | str
     medium: str
     V_bits: int
     loads: dict[str, float]
@@ -106,7 +94,7 @@ class Summary(BaseModel):
     rounds: int
     empty_rounds: int | None = None
     time: Time
-    worst_users: list[UserErrors]
+    worst_users: list[UserRow]
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -124,13 +112,15 @@ def summarize(
     algorithm: Algorithm,
     communicator: Communicator,
     history: Sequence[Measurements],
-    users: Iterable[UserErrors],
+    users: Iterable[UserRow],
     **settings: Any,
 ) -> Summary:
     """Return the summary of a run; `settings` follow from the configuration alone: `dataset` and `seed`."""
     last = next((row for row in reversed(history) if "train_error" in row), {}) | history[-1]
     of_one_round = {key for key in last if key in OF_ONE_ROUND or key.endswith("_s") or "/" in key}
-    figures: dict[str, Any] = {key: value for key, value in last.items() if key not in of_one_round}
+    figures: dict[str, Any] = {
+        key: value for key, value in last.items() if key not in of_one_round and value == value
+    }  # not NaN
     return Summary.model_construct(
         **communicator.describe(),
         **algorithm.describe(),
@@ -141,7 +131,7 @@ def summarize(
         rounds=len(history),
         empty_rounds=sum(int(row["empty"]) for row in history) or None,
         time=_time(communicator, history),
-        worst_users=sorted(users, key=lambda user: -user.error)[:WORST_USERS],
+        worst_users=sorted(users, key=user_error, reverse=True)[:WORST_USERS],
     )
 
 
@@ -164,16 +154,26 @@ def _time(communicator: Communicator, rows: Iterable[Measurements]) -> Time:
     )
 
 
-def user_errors(algorithm: Algorithm, measured: Mapping[str, Tensor]) -> list[UserErrors]:
-    """Return rows and errors of all users, from what `Users.measure` returned; if that is empty, they are measured."""
-    measured = measured or algorithm.users.measure()
+def user_rows(algorithm: Algorithm, measured: Mapping[str, Tensor]) -> list[UserRow]:
+    """Return the rows and measures of all users, from what `Users.measure` returned; if that is empty, measure now."""
+    measured, problem = measured or algorithm.users.measure(), algorithm.problem
+    columns = [f"{split}_{measure}" for measure in problem.measures for split in ("train", "test")]
 
-    def error(split: str, k: int, rows: int) -> float | None:
-        errors = measured[f"{split}_error"]
-        return errors[k].item() if rows and k < len(errors) else None  # only hosts can measure their users
+    def value(column: str, k: int) -> float | None:
+        number = float(measured[column][k]) if k < len(measured[column]) else math.nan  # only hosts measure their users
+        return None if math.isnan(number) else number
 
     return [
-        UserErrors(task.name, train, test, error("train", k, train), error("test", k, test))
-        for k, task in enumerate(algorithm.problem.everybody)
-        for train, test in [(len(task.y_train), len(task.y_test))]
+        {
+            "user": task.name,
+            "train_rows": len(task.y_train),
+            "test_rows": len(task.y_test),
+            **{column: value(column, k) for column in columns},
+        }
+        for k, task in enumerate(problem.everybody)
     ]
+
+
+def user_error(user: UserRow) -> float:
+    """Return the error by which users are ranked: on test rows if there are any, else on training rows; 0: unknown."""
+    return next((float(error) for name in ("test_error", "train_error") if (error := user[name]) is not None), 0.0)

@@ -18,6 +18,7 @@ from rich.progress import Progress
 from hmtl.config.build import build_algorithm, build_problem, make_part
 from hmtl.config.schema import flat
 from hmtl.data import Task, prepare
+from hmtl.data.splitting import shuffled_by_class
 from hmtl.errors import ConfigError, DataError, Interrupted, RangeError
 from hmtl.mtl import Algorithm
 from hmtl.reporting.console import Console
@@ -83,24 +84,22 @@ def _folds(tasks: Sequence[Task], folds: int, seed: int) -> Iterator[list[Task]]
     """Yield the tasks of each fold: one part of the training rows takes the place of the test rows.
 
     Preprocessing is fitted to the training rows of the fold.
-    """
-    from sklearn.model_selection import KFold, StratifiedKFold  # takes a second to load
 
-    splits, raw_tasks = [], [task.raw for task in tasks]
+    Raises:
+        DataError: if a user has fewer training rows than there are folds.
+    """
+    orders, raw_tasks = [], [task.raw for task in tasks]
     for k, task in enumerate(raw_tasks):
-        classes = task.classes is not None or set(task.y_train.tolist()) <= {-1.0, 1.0}
-        kind = StratifiedKFold if classes else KFold
-        random_state = int(generator(seed, "folds", k).integers(2**31))
-        try:
-            splits.append([*kind(folds, shuffle=True, random_state=random_state).split(task.x_train, task.y_train)])
-        except ValueError as error:
-            raise DataError(f"Task {task.name!r}: {error} Lower tune.folds={folds}.") from error
-    for rows in zip(*splits, strict=True):
-        parts = [
-            dataclasses.replace(task, x_train=x[train], y_train=y[train], x_test=x[test], y_test=y[test])
-            for task, (train, test) in zip(raw_tasks, rows, strict=True)
-            for x, y in [(task.x_train, task.y_train)]
-        ]
+        n = len(task.y_train)
+        if n < folds:
+            raise DataError(f"Task {task.name!r}: {n} training rows cannot fill all folds. Lower tune.folds={folds}.")
+        orders.append(shuffled_by_class(task.y_train.numpy(), task.classes, generator(seed, "folds", k)))
+    for fold in range(folds):
+        parts = []
+        for task, order in zip(raw_tasks, orders, strict=True):
+            x, y, test = task.x_train, task.y_train, torch.zeros(len(order), dtype=torch.bool)
+            test[order[fold::folds]] = True
+            parts.append(dataclasses.replace(task, x_train=x[~test], y_train=y[~test], x_test=x[test], y_test=y[test]))
         yield list(prepare(parts, tasks[0].preprocessing))
 
 

@@ -40,7 +40,7 @@ def regular(A):
 def execute(plan):
     """Carry out a plan on random IVs: each receiver decodes, and relays send only what they hear.
 
-    Return the IVs that each relay sends [H], the broadcast, all copies, and who knows which IV in the end [H, K].
+    Return the IVs that each relay sends coded [H], the broadcast, all copies, and who knows which IV in the end [H, K].
     """
     t, rng, down, copies = plan.topology, np.random.default_rng(0), 0.0, 0.0
     sent, knows = np.zeros(t.H), t.G == 1
@@ -49,9 +49,10 @@ def execute(plan):
         pieces = rng.integers(0, 256, (len(users) * c, 2))
         heard = [(np.array(places, dtype=int)[:, None] * c + np.arange(c)).ravel() for places in block.heard]
         messages = [product(matrix.numpy(), pieces[rows]) for matrix, rows in zip(block.uplink, heard, strict=True)]
-        broadcast = product(block.downlink.numpy(), np.concatenate(messages))
-        for i, places, message in zip(t.active, block.heard, messages, strict=True):
-            assert set(users[list(places)]) == set(users) & set(t.N(i))
+        broadcast = product(block.downlink.numpy(), pieces if plan.server else np.concatenate(messages))
+        for n, (i, places, message) in enumerate(zip(t.active, block.heard, messages, strict=True)):
+            decodes = not plan.server or n in block.aggregators
+            assert set(users[list(places)]) == (set(users) & set(t.N(i)) if decodes else set())
             sent[i] += len(message) / c
         down += len(broadcast) / c
         for n, decoder in zip(block.aggregators, block.decoders, strict=True):

@@ -37,12 +37,10 @@ def uplink(G, A, W=None, parallel=False, models=0):
     """Return the least time in which all of A learn all IVs, by a linear programme over all cuts."""
     H = len(G)
     W = np.ones(H) if W is None else np.array(W)
-    rows, needed = [], []
-    for size in range(H):
-        for S in combinations(range(H), size):
-            if not set(A) <= set(S):
-                rows.append([-(i in S) for i in range(H)] + [0] * (H + 1))
-                needed.append(-sum(set(np.flatnonzero(column)) <= set(S) for column in G.T))
+    members, heard_by = np.arange(H), (1 << np.arange(H)) @ G  # sets of relays as bits of a number
+    sets = [S for S in range(1 << H) if any(not S >> i & 1 for i in A)]
+    rows = [[*-(S >> members & 1), *[0] * (H + 1)] for S in sets]
+    needed = [-int((heard_by & ~S == 0).sum()) for S in sets]
     ends = np.hstack([np.eye(H), np.eye(H), -W[:, None]]) if parallel else np.zeros((0, 2 * H + 1))
     cost = np.r_[np.zeros(2 * H), 1] if parallel else np.r_[1 / W, 1 / W, 0]
     total = [0] * H + [int(i in A) for i in range(H)] + [0]
@@ -51,17 +49,23 @@ def uplink(G, A, W=None, parallel=False, models=0):
     ).fun
 
 
-def costs(t, W=None, parallel=False, W2=1.0):
-    """Return the costs over both media of each set of active relays; the empty set is the server."""
+def costs(t, W=None, parallel=False, W2=1.0, to_server=None):
+    """Return the costs over both media of each set of active relays, without the server and with it.
+
+    A key is whether the server aggregates, and the relays that do. IVs take the time `to_server` to reach the server,
+    each once.
+    """
     G = present(t)
     H, K = G.shape
-    found = {(): (2 * K, 2 * K)} if W is None else {}
-    for size in range(1, H + 1):
+    to_server, found = K if to_server is None else to_server, {}
+    for size in range(H + 1):
         for A in combinations(range(H), size):
             u = int((G[list(A)].sum(axis=0) == 0).sum())
             missed = K - G[list(A)].sum(axis=1)
-            up = uplink(G, A, W, parallel, u) * W2
-            found[A] = up + missed.max() + u, up + missed.sum() + u
+            down = np.array([missed.max(initial=0) + u, missed.sum() + u])
+            found[True, A] = to_server + down
+            if A:
+                found[False, A] = uplink(G, A, W, parallel, u) * W2 + down
     return found
 
 
@@ -74,10 +78,11 @@ def test_the_best_of_all_sets(t):
         best = best_aggregators(t, medium=medium)
         assert best.proven
         assert best.cost == pytest.approx(least, abs=1e-7)
-        assert every[tuple(t.active.index(i) for i in best.relays)][place] == pytest.approx(least, abs=1e-7)
+        places = tuple(t.active.index(i) for i in best.relays)
+        assert every[best.server, places][place] == pytest.approx(least, abs=1e-7)
         load = loads(t, aggregators="auto", medium=medium)
         assert load.uplink + load.down(medium) == pytest.approx(least, abs=1e-7)
-        assert load == loads(t, aggregators=best.relays or "server", medium=medium)
+        assert load == loads(t, aggregators=best.nodes.setting, medium=medium)
         for scheme in ("paper", "equal", "optimal", "uncoded"):
             other = loads(t, scheme)
             assert best.cost <= other.uplink + other.down(medium) + 1e-7
@@ -99,9 +104,79 @@ def test_the_least_time_over_unequal_links(medium, t, bandwidths, W2, parallel):
     W = tuple(bandwidths[: len(t.active)])
     links = Uplinks(W, parallel, W2)
     server = loads(t, "uncoded", links)
-    server_cost = W2 * links.seconds(np.array([server.by_relay[i] for i in t.active])) + len(t.present)
-    least = min(cost[medium == "unicast"] for cost in costs(t, W, parallel, W2).values())
-    assert best_aggregators(t, uplinks=links, medium=medium).cost == pytest.approx(min(least, server_cost), abs=1e-6)
+    to_server = W2 * links.seconds(np.array([server.by_relay[i] for i in t.active]))
+    least = min(cost[int(medium == "unicast")] for cost in costs(t, W, parallel, W2, to_server).values())
+    assert best_aggregators(t, uplinks=links, medium=medium).cost == pytest.approx(least, abs=1e-6)
+
+
+def skewed(seed):
+    """A network in which few relays hear most users, and few users are heard by two relays."""
+    rng = np.random.default_rng(seed)
+    H, K = rng.integers(3, 6), rng.integers(10, 41)
+    share, G = rng.dirichlet(np.full(H, 1.5)), np.zeros((H, K), int)
+    for k in range(K):
+        G[rng.choice(H, 1 + (rng.random() < 0.05), replace=False, p=share), k] = 1
+    return Topology(G)
+
+
+@pytest.mark.parametrize("seeds", [range(25), pytest.param(range(25, 500), marks=pytest.mark.slow)], ids=str)
+def test_a_server_beside_relays_is_best_on_many_skewed_networks(seeds):
+    beside = 0
+    for seed in seeds:
+        t = skewed(seed)
+        every = costs(t)
+        for place, medium in enumerate(("broadcast", "unicast")):
+            best, least = best_aggregators(t, medium=medium), min(cost[place] for cost in every.values())
+            assert best.proven
+            assert best.cost == pytest.approx(least, abs=1e-7)
+            load = make_plan(t, aggregators=best.nodes.setting).loads
+            assert load.uplink + load.down(medium) == pytest.approx(least, abs=1e-7)
+            without = min(cost[place] for (server, A), cost in every.items() if not (server and A))
+            assert (best.server and best.relays != ()) == (least < without - 1e-7)
+            assert medium == "broadcast" or not (best.server and best.relays)
+            beside += best.server and best.relays != ()
+    assert beside > 0.2 * len(seeds)
+
+
+def test_a_server_that_aggregates_beside_relays():
+    """Four relays hear 8, 8, 2 and 2 users, each user one relay: with relays alone, the least cost is 38."""
+    t = Topology(np.repeat(np.eye(4, dtype=int), [8, 8, 2, 2], axis=1))
+    best = best_aggregators(t)
+    assert (best.nodes.setting, best.cost, best.proven) == (["server", 0, 1], 36, True)
+    for load in (loads(t, aggregators="auto"), make_plan(t, aggregators="auto").loads):
+        assert (load.uplink, load.downlink, load.unicast, load.by_relay) == (20, 12 + 4, 24 + 4, (8, 8, 2, 2))
+    assert loads(t, aggregators="all").uplink + loads(t, aggregators="all").downlink == 38
+    assert best_aggregators(t, medium="unicast").nodes.setting == "server"
+
+
+@settings(max_examples=25)
+@given(
+    t=topologies(max_H=6, max_K=25) | restricted(topologies(max_H=6)).filter(lambda t: t.active),
+    links=st.sampled_from((None, "shared", "parallel")),
+    scheme=st.sampled_from(("optimal", "paper")),
+    generation=st.sampled_from((3, 6, 100)),
+    seed=st.integers(0, 2**20),
+)
+def test_a_server_that_knows_all_ivs_sends_relays_what_they_miss(t, links, scheme, generation, seed):
+    rng, K = np.random.default_rng(seed), len(t.present)
+    chosen = sorted(rng.choice(t.active, rng.integers(1, len(t.active) + 1), replace=False).tolist())
+    uplinks = links and Uplinks(tuple(rng.integers(1, 9, len(t.active)).astype(float)), links == "parallel")
+    nodes = ["server", *chosen]
+    plan = make_plan(t, scheme, seed, uplinks=uplinks, aggregators=nodes, generation=generation)
+    assert (plan.server, plan.aggregators) == (True, tuple(chosen))
+    up, down, copies, knows = execute(plan)
+    assert not up.any(), "relays forward IVs, uncoded"
+    assert knows[chosen][:, list(t.present)].all()
+    missed, u = K - t.G[chosen].sum(axis=1), K - int(t.G[chosen].any(axis=0).sum())
+    load, formula = plan.loads, loads(t, scheme, uplinks, aggregators=nodes)
+    assert copies == missed.sum()
+    assert down == missed.max() or generation < 100
+    assert (load.uplink, load.downlink, load.unicast) == (K, down + u, copies + u)
+    assert load.by_relay == formula.by_relay == loads(t, "uncoded", uplinks).by_relay
+    assert (formula.downlink, formula.unicast) == (missed.max() + u, missed.sum() + u)
+    bound = bounds(t, aggregators=nodes)
+    assert (bound.uplink, bound.downlink, bound.unicast) == (K, missed.max(), missed.sum())
+    assert uplink_bound(t, uplinks, aggregators=nodes) == uplink_bound(t, uplinks, aggregators="server")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +210,7 @@ def test_what_a_search_says_of_its_result_holds(medium, t, flows, tried, covers)
     exact = best_aggregators(t, medium=medium)
     assert found.bound <= exact.cost + 1e-6
     assert exact.cost <= found.cost + 1e-6
-    load = loads(t, aggregators=found.relays or "server")
+    load = loads(t, aggregators=found.nodes.setting)
     assert found.cost >= load.uplink + load.down(medium) - 1e-6
 
 
@@ -308,7 +383,7 @@ def test_a_relay_or_the_server():
     assert make_plan(idle, aggregators=[1, 2]).aggregators == (2,)
 
 
-@pytest.mark.parametrize("choice", ["some", [], [5], [-1], [0, 0]])
+@pytest.mark.parametrize("choice", ["some", [], [5], [-1], [0, 0], [0, "server"], ["server", 5], ["server", "server"]])
 def test_invalid_choices(choice):
     with pytest.raises(CodingError, match="aggregators="):
         loads(symmetric(20, 5, 3), aggregators=choice)

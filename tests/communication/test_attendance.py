@@ -34,10 +34,12 @@ def test_reports_as_bytes(case: tuple[Topology, dict[int, Report], int]) -> None
         assert (again.version, again.payload, again.overhead) == (report.version, report.payload, report.overhead)
 
 
-@given(reports(), st.sets(st.integers(0, 7)))
-def test_all_nodes_read_what_the_server_decided(case: tuple[Topology, dict[int, Report], int], home: set[int]) -> None:
+@given(reports(), st.sets(st.integers(0, 7)), st.booleans())
+def test_all_nodes_read_what_the_server_decided(
+    case: tuple[Topology, dict[int, Report], int], home: set[int], server: bool
+) -> None:
     t, made, version = case
-    decided = decide(t, made, version, home)
+    decided = decide(t, made, version, home, server)
     content = decided.to_bytes()
     assert len(content) == Attendance.nbytes(t)
     read = Attendance.from_bytes(content.tobytes(), t)
@@ -49,10 +51,12 @@ def test_all_nodes_read_what_the_server_decided(case: tuple[Topology, dict[int, 
         current = [i for i in sorted(made) if made[i].version == version]
         hearing = [i for i in sorted(made) if len(made[i].heard)]
         aggregating = ([i for i in hearing if i in home] or hearing or current) if home and current else []
+        if server:
+            aggregating = [i for i in hearing if i in home]
         assert list(found.aggregators) == aggregating
         behind = [i for i in aggregating if i not in current]
         assert np.flatnonzero(found.behind).tolist() == behind
-        assert found.source == (current[0] if behind else -1)
+        assert found.source == (current[0] if behind and not server else -1)
 
 
 @given(reports(), st.sets(st.integers(0, 7)))

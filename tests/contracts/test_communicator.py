@@ -76,6 +76,12 @@ class TestOneAggregates(Loads):
         return CodedHierarchical(topology, network, seed=3, wire=wire, aggregators=[0], links=links)
 
 
+class TestServerBesideRelays(Loads):
+    def make(self, topology: Topology | Moving, network: Network, wire: str | None, links: MakeLinks) -> Communicator:
+        among = ["server", 0, *range(2, topology.H)]
+        return CodedHierarchical(topology, network, seed=3, wire=wire, aggregators=among, generation=8, links=links)
+
+
 class TestPaper(Loads):
     def make(self, topology: Topology | Moving, network: Network, wire: str | None, links: MakeLinks) -> Communicator:
         return CodedHierarchical(topology, network, "paper", seed=3, wire=wire, links=links)

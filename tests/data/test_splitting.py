@@ -1,9 +1,11 @@
-"""Dealt and split rows: each row once with its label, each class in both parts, and too few rows."""
+"""Dealt and split rows: each row once with its label, classes in proportion, and too few rows."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hmtl.data import Dirichlet, Pathological
@@ -15,41 +17,47 @@ rng = np.random.default_rng
 
 @settings(max_examples=25)
 @given(
-    counts=st.lists(st.integers(2, 25), min_size=2, max_size=4),
-    fraction=st.floats(0.2, 0.8),
+    counts=st.lists(st.integers(1, 25), min_size=1, max_size=5),
+    fraction=st.floats(0, 0.99),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_each_row_once_and_each_class_in_both_parts(counts, fraction, seed):
+def test_each_row_once_and_each_class_in_proportion(counts, fraction, seed):
     n, C = sum(counts), len(counts)
-    y = np.repeat(np.arange(C) if C > 2 else [-1.0, 1.0], counts)
+    n_test = math.ceil(n * fraction)
+    assume(n_test < n)
+    y = rng(seed).permutation(np.repeat(np.arange(C) if C > 2 else [-1.0, 1.0][:C], counts))
     x = np.arange(n, dtype=float)[:, None] * [1, 10]
-    n_test = int(np.ceil(n * fraction))
-    if min(counts) * min(n_test, n - n_test) < n:  # the rarest class is too rare to be in both
-        return
-    task = split("a", x, y, fraction, rng(seed), classes=C if C > 2 else None)
+    task, again = (split("a", x, y, fraction, rng(seed), classes=C if C > 2 else None) for _ in range(2))
+    assert torch.equal(task.x_train, again.x_train)
     assert (len(task.x_train), len(task.x_test)) == (n - n_test, n_test)
     assert sorted(torch.cat([task.x_train, task.x_test])[:, 0].tolist()) == list(range(n))
     for part_x, part_y in ((task.x_train, task.y_train), (task.x_test, task.y_test)):
-        assert part_y.tolist() == y[part_x[:, 0].int()].tolist()
+        numbers = part_x[:, 0].int().numpy()
+        assert part_y.tolist() == y[numbers].tolist()
+        assert numbers.tolist() == sorted(numbers)
         for value, count in zip(np.unique(y), counts, strict=True):
-            assert abs(int((part_y == value).sum()) - len(part_y) * count / n) < (1 if C == 2 else 2)
+            assert abs(int((part_y == value).sum()) - len(part_y) * count / n) < 1
 
 
-def test_the_rows_are_those_of_earlier_versions():
-    task = split("a", np.arange(12.0)[:, None], np.tile([1.0, -1.0, 1.0], 4), 0.25, rng(7))
-    assert task.x_test[:, 0].tolist() == [9, 10, 5]
-    assert task.x_train[:4, 0].tolist() == [7, 8, 2, 4]
-
-
-def test_a_rare_class_is_split_at_random():
-    y = np.array([0] * 9 + [1] * 9 + [2])
-    places = {2 in split("a", y[:, None], y, 0.4, rng(seed), classes=3).y_train.tolist() for seed in range(20)}
-    assert places == {True, False}
-    for values, classes in (((-1.0, 1.0), None), ((17.0, 23.0), None), ((3, 7), 10)):
-        y = np.repeat(values, (11, 1))
-        task = split("a", y[:, None], y, 0.25, rng(1), classes=classes)
-        assert (len(task.y_train), len(task.y_test)) == (9, 3)
-        assert sorted([*task.y_train.tolist(), *task.y_test.tolist()]) == sorted(y)
+@pytest.mark.parametrize(
+    ("y", "classes"),
+    [
+        (np.array([0] * 9 + [1] * 9 + [2] * 2), 3),  # fewer rows of a class than 1 / test_fraction
+        (np.where(np.arange(20) < 7, 1.0, -1.0), None),
+        (np.arange(20.0), None),
+    ],
+)
+def test_each_row_is_as_often_a_test_row_and_with_any_other(y, classes):
+    x, draws = np.arange(20.0)[:, None], 4000
+    together = np.zeros((20, 20))
+    for seed in range(draws):
+        rows = split("a", x, y, 0.25, rng(seed), classes=classes).x_test[:, 0].int()
+        together[np.ix_(rows, rows)] += 1 / draws
+    assert abs(np.diag(together) - 0.25).max() < 5 * math.sqrt(0.25 * 0.75 / draws)
+    for value in np.unique(y):
+        own = np.flatnonzero(y == value) if classes or len(np.unique(y)) < 3 else np.arange(20)
+        pairs = together[np.ix_(own, own)][~np.eye(len(own), dtype=bool)]
+        assert np.ptp(pairs) < 10 * math.sqrt(0.0625 / draws)
 
 
 def test_numbers_and_no_test_rows():
@@ -67,6 +75,8 @@ def test_users_without_local_rows_have_the_same_shapes():
     whole = Splitting(0.3, 1).tasks(lambda rows: x[rows], y, users)
     part = Splitting(0.3, 1, wanted=lambda K: {K - 1}).tasks(lambda rows: x[rows], y, users)
     assert [task.is_local for task in part] == [False, False, True]
+    others = {"a": users["u1"][:4], "b": users["u0"], "u2": users["u2"]}
+    assert torch.equal(Splitting(0.3, 1).tasks(lambda rows: x[rows], y, others)[2].x_test, whole[2].x_test)
     for one, other in zip(whole, part, strict=True):
         for field in ("x_train", "y_train", "x_test", "y_test"):
             held, known = getattr(one, field), getattr(other, field)

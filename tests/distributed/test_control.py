@@ -34,9 +34,10 @@ def test_figures_need_no_rows() -> None:
     with_rows, without_rows = (Problem(each, Squared(), Mean(0.1)) for each in (tasks, from_bytes(sent)["tasks"]))
     errors = torch.linspace(0, 1, K, dtype=torch.float64)
     for split in ("train", "test"):
-        figures = with_rows.figures(split, errors)
+        measured = {f"{split}_error": errors}
+        figures = with_rows.figures(split, measured)
         assert f"{split}_r2" in figures
-        assert without_rows.figures(split, errors) == figures
+        assert without_rows.figures(split, measured) == figures
     for ours, theirs in zip(without_rows.everybody, with_rows.everybody, strict=True):
         assert (ours.name, ours.scaling.target_mean) == (theirs.name, theirs.scaling.target_mean)
         assert torch.equal(ours.scaling.mean, theirs.scaling.mean)

@@ -73,6 +73,13 @@ def check_equal(
     "words",
     [
         ("participation.dropout=0.2", "participation.relays=0.2", "aggregators=all", "algorithm.omega_every=2"),
+        (
+            "aggregators=[server,0,1]",
+            "participation.dropout=0.2",
+            "participation.relays=0.3",
+            "algorithm.omega_every=2",
+            "network.medium=unicast",
+        ),
         pytest.param(
             (
                 "regularizer=mean",
@@ -97,6 +104,9 @@ def check_equal(
             marks=pytest.mark.slow,
         ),
         ("algorithm=fedu", "regularizer.neighbors=2", "dataset.standardize=all", "evaluate_every=3"),
+        ("algorithm=local", "participation.dropout=0.3"),
+        pytest.param(("algorithm=local_networks",), marks=pytest.mark.slow),
+        pytest.param(("algorithm=fedrep", "participation.dropout=0.3"), marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )
@@ -106,7 +116,8 @@ def test_models_measurements_and_setup_are_those_of_one_process(
     cfg = configure(*SMALL, *words)
     results = train_in_threads(cfg)
     cfg.output_dir += "/alone"
-    check_equal(results, train(cfg), rtol=1e-6 if "algorithm=fedu" in words else 0)
+    inexact = {"algorithm=fedu", "algorithm=fedrep", "algorithm=local_networks"} & set(words)
+    check_equal(results, train(cfg), rtol=1e-6 if inexact else 0)
     setups = [load_checkpoint(folder)["communicator"]["ledger"]["setup"] for folder in (tmp_path, tmp_path / "alone")]
     many, alone = (counts[1:5, 1].tolist() for counts in setups)  # links of users, without the first of a frame
     assert many == alone
@@ -114,7 +125,13 @@ def test_models_measurements_and_setup_are_those_of_one_process(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "more", [("participation.dropout=0.3", "algorithm.omega_every=2", "algorithm.rounds=3"), FEW_BITS], ids=" ".join
+    "more",
+    [
+        ("participation.dropout=0.3", "algorithm.omega_every=2", "algorithm.rounds=3"),
+        ("participation.relays=0.5", "aggregators=[server,0,1]", "wire=int4"),
+        FEW_BITS,
+    ],
+    ids=" ".join,
 )
 def test_a_resumed_run_ends_as_an_uninterrupted_one(
     configure: Callable[..., DictConfig], tmp_path: Path, more: tuple[str, ...]
@@ -159,6 +176,13 @@ def test_a_run_continues_without_a_host_and_reports_its_users_as_last_saved(
 def test_a_run_ends_when_the_only_aggregator_is_lost(configure: Callable[..., DictConfig]) -> None:
     with pytest.raises(EngineError):
         train_in_threads(configure(*SMALL, "aggregators=[0]"), prepare=kill("relay 0", round=1))
+
+
+def test_a_run_continues_without_relays_if_the_server_aggregates(configure: Callable[..., DictConfig]) -> None:
+    results = train_in_threads(configure(*SMALL, "aggregators=[server,0]"), prepare=kill("relay 0", round=1))
+    models, history = results["server"]
+    assert len(history) == 3
+    assert models.isfinite().all()
 
 
 def test_a_timeout_must_be_positive() -> None:

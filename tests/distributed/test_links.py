@@ -84,6 +84,7 @@ def check_models(results: dict[str, Any], settings: Settings, away: dict[int, li
         {},
         {"scheme": "paper", "aggregators": [1, 2], "medium": "unicast"},
         {"coded": False},
+        {"aggregators": [SERVER, 0, 1]},
         pytest.param({"loss": 0.01, "aggregators": [0, 1, 3]}, marks=[multicast, pytest.mark.slow]),
         pytest.param({"loss": 0.2, "aggregators": [0, 1, 3]}, marks=[multicast, pytest.mark.slow]),
     ],
@@ -131,6 +132,8 @@ def test_users_of_a_lost_host_are_absent() -> None:
         ("relay 1", DIGESTS, {"aggregators": [0, 1]}),
         pytest.param("relay 1", DIGESTS, {"medium": "unicast", "aggregators": "all"}, marks=pytest.mark.slow),
         ("relay 2", IVS, {"coded": False}),
+        ("relay 1", DIGESTS, {"aggregators": [SERVER, 0, 1]}),
+        pytest.param("relay 3", IVS, {"aggregators": [SERVER, 0, 1]}, marks=pytest.mark.slow),
         pytest.param(
             *("relay 1", DIGESTS, {"loss": 0.01, "aggregators": [0, 1, 3]}), marks=[multicast, pytest.mark.slow]
         ),

@@ -16,15 +16,18 @@ from hmtl.mtl import (
     CoCoA,
     Ditto,
     FedAvg,
+    FedRep,
     FedU,
     Graph,
     Hinge,
     Local,
+    LocalNetworks,
     LocalSGD,
     Mean,
     Participation,
     PFedMe,
     Problem,
+    Scaffold,
     TaskRelationship,
     mlp,
 )
@@ -62,18 +65,21 @@ LEARNERS: dict[str, Make] = {
     "mocha, mean": lambda t, **o: MOCHA(problem(t, Mean(0.1)), SDCA(1.0), participation=AWAY, **o),
     "cocoa": lambda t, **o: CoCoA(problem(t, Mean(0.1)), SDCA(1.0), lam=0.1, **o),
     "local": lambda t, **o: Local(problem(t, Mean(0.1)), SDCA(1.0), lam=0.1, participation=AWAY, **o),
+    "local, networks": lambda t, **o: LocalNetworks(problem(t, Mean(0.1)), SGD, mlp, participation=AWAY, **o),
     "fedu, graph": lambda t, **o: FedU(problem(t, Graph(0.1, neighbors=1)), SGD, mlp, participation=AWAY, **o),
     "fedu, mean": lambda t, **o: FedU(problem(t, Mean(0.1)), SGD, torch.nn.Linear, participation=AWAY, **o),
     "fedavg": lambda t, **o: FedAvg(problem(t, Mean(0.1)), SGD, mlp, participation=AWAY, **o),
     "ditto": lambda t, **o: Ditto(problem(t, Mean(0.1)), SGD, mlp, lam=0.1, participation=AWAY, **o),
     "fedavg, gelu": lambda t, **o: FedAvg(problem(t, Mean(0.1)), SGD, gelu, participation=AWAY, **o),
     "ditto, gelu": lambda t, **o: Ditto(problem(t, Mean(0.1)), SGD, gelu, lam=0.1, participation=AWAY, **o),
+    "fedrep": lambda t, **o: FedRep(problem(t, Mean(0.1)), SGD, mlp, participation=AWAY, **o),
+    "scaffold": lambda t, **o: Scaffold(problem(t, Mean(0.1)), SGD, mlp, participation=AWAY, **o),
     "pfedme, gelu": lambda t, **o: PFedMe(problem(t, Mean(0.1)), SGD, gelu, lam=1.0, eta=0.5, local_rounds=2, **o),
     "pfedme": lambda t, **o: PFedMe(problem(t, Mean(0.1)), SGD, torch.nn.Linear, lam=1.0, eta=0.5, local_rounds=2, **o),
 }
 DUAL = ("mocha", "graph", "mocha, mean", "cocoa", "local")
 """Learners that give the same bits; networks trained by SGD round differently with other users in a batch."""
-SUMS = ("mocha, mean", "cocoa", "fedu, mean", "fedavg", "ditto", "pfedme")
+SUMS = ("mocha, mean", "cocoa", "fedu, mean", "fedavg", "ditto", "pfedme", "fedrep", "scaffold")
 
 
 def parted(tasks: Sequence[Task], here: Sequence[int]) -> tuple[Task, ...]:

@@ -119,7 +119,8 @@ def test_primal_and_dual(seed, reduction):
     duals = torch.from_numpy(a.reshape(K, -1))
     np.testing.assert_allclose(problem.combined(duals).numpy(), V, atol=1e-12)
     W, Omega = torch.from_numpy(W), torch.from_numpy(Omega)
-    assert float(problem.losses(W).sum() + problem.regularizer(W, Omega)) == pytest.approx(primal, rel=1e-10)
+    losses = problem.losses(problem.predictions(W, "train")).sum()
+    assert float(losses + problem.regularizer(W, Omega)) == pytest.approx(primal, rel=1e-10)
     conjugates = problem.conjugates(duals).sum() + problem.regularizer.conjugate(problem.combined(duals), Omega)
     assert -float(conjugates) == pytest.approx(dual, rel=1e-8)
 

@@ -11,7 +11,20 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
 from hmtl.errors import ConfigError
-from hmtl.mtl import Clustered, Graph, Mean, Regularizer, Ridge, SharedModel, TaskRelationship
+from hmtl.mtl import (
+    Clustered,
+    Common,
+    FedU,
+    Graph,
+    LocalSGD,
+    Logistic,
+    Mean,
+    Regularizer,
+    Ridge,
+    SharedModel,
+    TaskRelationship,
+)
+from hmtl.mtl.regularizers import dense
 from hmtl.testing import RegularizerContract
 
 
@@ -72,6 +85,11 @@ class TestTaskRelationship(RegularizerContract):
 class TestTaskRelationshipWithRidge(RegularizerContract):
     def make(self):
         return TaskRelationship(0.3, 0.05)
+
+
+class TestCommon(RegularizerContract):
+    def make(self):
+        return Common(0.3, 0.05)
 
 
 class TestClustered(RegularizerContract):
@@ -138,6 +156,38 @@ def test_clusters_update_is_the_optimum_of_the_semidefinite_program(seed, K, eta
     best = cp.Problem(cp.Minimize(fraction), [np.eye(K) - X >> 0, cp.trace(X) == clusters]).solve(solver=cp.CLARABEL)
     assert float(regularizer(W, new)) == pytest.approx(0.15 * eta * (1 + eta) * best, rel=1e-6)
     assert float(regularizer(W, new)) <= float(regularizer(W, start)) * (1 + 1e-12)
+
+
+@given(seed=st.integers(0, 10**6), K=st.integers(2, 9), d=st.integers(1, 5), lam0=st.sampled_from([1e-3, 1.0]))
+def test_common_is_the_best_split_into_a_common_model_and_deviations(seed, K, d, lam0):
+    """R is the least over w0 by least squares, B is a sum, and the joint bounds hold; as matrices and as forms."""
+    rng, regularizer = np.random.default_rng(seed), Common(0.3, lam0)
+    W, V = (rng.normal(size=(d, K)) + 2 * rng.normal(size=(d, 1)) for _ in range(2))
+    Omega = regularizer.update_omega(torch.from_numpy(rng.normal(size=(d, K))), regularizer.start(K, d))
+    full = dense(Omega).numpy()
+    root = np.linalg.cholesky(full)
+    stacked = np.vstack([np.sqrt(lam0) * np.eye(1), np.sqrt(0.3) * root.T @ np.ones((K, 1))])
+    target = np.vstack([np.zeros((1, d)), np.sqrt(0.3) * root.T @ W.T])
+    w0 = np.linalg.lstsq(stacked, target, rcond=None)[0]
+    R = 0.5 * np.square(stacked @ w0 - target).sum()
+    W, V = torch.from_numpy(W), torch.from_numpy(V)
+    assert float(regularizer(W, Omega)) == pytest.approx(R, rel=1e-7)
+    np.testing.assert_allclose(regularizer.split(W, Omega)[:, 0], w0[0], rtol=1e-6, atol=1e-9)
+    B = 1 / lam0 + np.linalg.inv(full) / 0.3
+    inverse = regularizer.inverse(Omega)
+    np.testing.assert_allclose(inverse if d >= K else inverse.dense(), B, rtol=1e-7, atol=1e-9)
+    U = W.numpy() - w0.T
+    assert np.allclose(
+        dense(regularizer.update_omega(W, Omega)),
+        dense(TaskRelationship(0.3).update_omega(torch.from_numpy(U), regularizer.start(K, d))),
+        rtol=1e-6,
+    )
+    best, conjugate = regularizer.joint(W, V)
+    assert float(best + conjugate) >= float((W * V).sum())
+    shared = cp.Variable((d, 1))
+    spread = cp.normNuc(W.numpy() - shared @ np.ones((1, K)))
+    exact = cp.Problem(cp.Minimize(lam0 / 2 * cp.sum_squares(shared) + 0.15 * cp.square(spread)))
+    assert float(best) >= exact.solve(solver=cp.CLARABEL) * (1 - 1e-4)
 
 
 def test_clusters_of_equal_models_are_found():
@@ -235,6 +285,17 @@ def test_strength_must_be_positive(lam):
     ):
         with pytest.raises(ConfigError, match="="):
             build(lam)
+
+
+@pytest.mark.parametrize("kind", [Mean, Graph])
+def test_networks_are_hardly_shrunk_by_default(kind, random_problem):
+    problem = random_problem(0, regularizer=kind(0.1), loss=Logistic()).problem
+    duals, networks = (of.regularizer.coupling(torch.eye(4).double()) for of in (problem, problem.for_networks()))
+    scale = 2 if kind is Mean else 1
+    torch.testing.assert_close(duals - networks, scale * (0.1 - 1e-6) * torch.eye(4).double(), rtol=0, atol=1e-12)
+    given = problem.regularized(kind(0.1, 0.1))
+    assert torch.equal(given.for_networks().regularizer.coupling(torch.eye(4).double()), duals)
+    assert FedU(problem, LocalSGD(), torch.nn.Linear).problem.regularizer.lam2 == 1e-6
 
 
 class Given(Regularizer):

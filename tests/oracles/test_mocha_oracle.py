@@ -73,7 +73,7 @@ def test_replays_the_authors_run(run, letter):
     np.testing.assert_allclose(mocha.W.numpy(), run[f"{letter}_W"], rtol=0, atol=1e-10)
     if letter == "A":
         np.testing.assert_allclose(mocha.a.numpy(), run["A_alpha"], rtol=0, atol=1e-10)
-        error = mocha.problem.errors(mocha.W, "test").mean()
+        error = mocha.metrics()["test_error"]
         now = mocha.metrics()
         assert [now["primal"], now["dual"], float(error)] == pytest.approx(run["A_final"].ravel().tolist(), abs=1e-10)
 

@@ -108,13 +108,15 @@ def test_absent_users_are_drawn_without_links(t):
 
 
 @pytest.mark.parametrize("t", [symmetric(20, 5, 3), geometric(30, 4, 0.4)], ids=repr)
-@pytest.mark.parametrize("aggregators", [[0, 2], []])
-def test_who_computes_models_is_framed(t, aggregators):
-    figure = draw(t, aggregators)
+@pytest.mark.parametrize(("aggregators", "with_server"), [([0, 2], False), ([], False), ([1], True)])
+def test_who_computes_models_is_framed(t, aggregators, with_server):
+    figure = draw(t, aggregators, with_server=with_server)
     figure.savefig(BytesIO(), dpi=40)
     (axes,) = figure.axes
-    _, frames, relays, server = (c.get_offsets() for c in axes.collections if isinstance(c, PathCollection))
-    assert np.array_equal(frames, relays[aggregators] if aggregators else server)
+    _, *frames, relays, server = (c.get_offsets() for c in axes.collections if isinstance(c, PathCollection))
+    assert np.array_equal(
+        np.concatenate(frames), np.concatenate([relays[aggregators], server[: not aggregators or with_server]])
+    )
     (legend,) = figure.legends
     assert "computes models" in [text.get_text() for text in legend.get_texts()]
     inside, page = legend.get_window_extent(), figure.bbox

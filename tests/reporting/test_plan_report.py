@@ -3,13 +3,14 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from hmtl.communication import Network
 from hmtl.communication.round_costs import Comparison, compare
 from hmtl.reporting.console import Console
 from hmtl.reporting.plan_report import plan_table, remarks, verdict
-from hmtl.topology import any_r, heterogeneous, symmetric
+from hmtl.topology import Topology, any_r, heterogeneous, symmetric
 
 
 def text(comparison: Comparison, capsys: pytest.CaptureFixture[str]) -> str:
@@ -38,6 +39,15 @@ def test_verdicts_by_hand() -> None:
     assert "20.0% less" in verdict(broadcast, "unicast")
     alone = compare(symmetric(20, 5, 2), Network(2000, 1000, "unicast"), 1000)
     assert "all relays take 58.3% more" in verdict(alone, "unicast")
+
+
+def test_the_server_is_named_among_aggregators(capsys: pytest.CaptureFixture[str]) -> None:
+    """Four relays hear 8, 8, 2 and 2 users, each user one relay."""
+    comparison = compare(Topology(np.repeat(np.eye(4, dtype=int), [8, 8, 2, 2], axis=1)), Network(2000, 1000), 1000)
+    printed = " ".join(text(comparison, capsys).split())
+    assert "Best for broadcast: the server and relays 0, 1 aggregate. Proven" in printed
+    assert "Best for unicast: the server aggregates. Proven" in printed
+    assert "with the server and relays 0, 1 as aggregators, a round's communication takes 6.7% less" in printed
 
 
 def test_a_choice_that_is_not_proven_is_not_called_best(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hmtl.training.summary import Summary, Time, UserErrors
+from hmtl.training.summary import Summary, Time, user_error
 
 TIERS = {"relays_to_server": 4.0, "server_to_relays": 4.0}
 SUMMARY = Summary(
@@ -29,7 +29,10 @@ SUMMARY = Summary(
     mu=0.1,
     test_error=0.2,
     bits_total=2**60,
-    worst_users=[UserErrors("a", 3, 0, 0.5, None), UserErrors("b", 3, 1, 0.0, 0.2)],
+    worst_users=[
+        {"user": "a", "train_rows": 3, "test_rows": 0, "train_error": 0.5, "test_error": None},
+        {"user": "b", "train_rows": 3, "test_rows": 1, "train_error": 0.0, "test_error": 0.2},
+    ],
 )
 
 
@@ -51,5 +54,5 @@ def test_a_missing_key_is_named(key: str) -> None:
 
 
 def test_users_are_ranked_by_their_test_error_if_they_have_one() -> None:
-    assert [user.error for user in SUMMARY.worst_users] == [0.5, 0.2]
-    assert UserErrors("c", 0, 0, None, None).error == 0
+    assert [*map(user_error, SUMMARY.worst_users)] == [0.5, 0.2]
+    assert user_error({"user": "c", "train_error": None, "test_error": None}) == 0

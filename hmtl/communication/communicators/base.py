@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hmtl.coding import Aggregators, Loads, Plan, bounds, loads, make_plan, scheme_of
+from hmtl.coding import Aggregators, AggregatorSet, Loads, Plan, bounds, loads, make_plan, scheme_of
 from hmtl.communication.accounting.ledger import (
     RELAYS_TO_SERVER,
     RELAYS_TO_USERS,
@@ -32,8 +32,9 @@ from hmtl.communication.nodes.base import Relay, Server
 from hmtl.communication.nodes.coding import CodingRelay, CodingServer
 from hmtl.communication.nodes.forwarding import ForwardingRelay, ForwardingServer
 from hmtl.communication.nodes.host import UserHost, UserSide
+from hmtl.communication.nodes.supplying import AggregatingServer, SuppliedRelay
 from hmtl.communication.planning.planner import MakePlan, Planner, preferred_aggregators
-from hmtl.communication.round import Nodes, Outcome, Stage, Stopwatch, coding, forwarding, play
+from hmtl.communication.round import Nodes, Outcome, Stage, Stopwatch, coding, forwarding, play, supplying
 from hmtl.communication.wires import FLOATS, Wire, check_wire, quantiser_of, rounding
 from hmtl.topology import Moving, Topology
 
@@ -95,8 +96,8 @@ class Communicator:
         self.contacts, self.topology, self.network, self.wire = contacts, contacts.at(0), network, wire
         network.uplinks(self.topology)  # raises if uplink_bps has another number of relays
         self.scheme = scheme_of(scheme)
-        preferred = preferred_aggregators(contacts, network, scheme, aggregators)
-        self._planner_of = lru_cache(KEPT)(lambda t: Planner(t, network, preferred, make))
+        chosen = preferred_aggregators(contacts, network, scheme, aggregators)
+        self._planner_of = lru_cache(KEPT)(lambda t: Planner(t, network, chosen.relays, make, server=chosen.server))
         self.planner: Planner = self._planner_of(self.topology)
         self.planning = Planning()
         self.ledger, self.stopwatch = LinkLedger(contacts.K, contacts.H), Stopwatch()
@@ -164,8 +165,10 @@ class Communicator:
         self.ledger.begin_round()
         self._server = None
         if not users.numbers:
-            active, _ = users.local_update(number)
-            users.commit(active)
+            active = NOBODY
+            if self._nodes.hosts:  # a process without users has nothing to do
+                active, _ = users.local_update(number)
+                users.commit(active)
             return Outcome(active, tuple(relay.i for relay in present), (), empty=False)
         self._server = self._play(number, replace(self._nodes, relays=present, relay_names=names))
         for host in self._nodes.hosts:
@@ -195,7 +198,7 @@ class Communicator:
             "r": r,
             "communicator": "coded" if self.scheme.code else "uncoded",
             "scheme": self.scheme.name,
-            "aggregators": list(self.planner.preferred) or "server",
+            "aggregators": AggregatorSet(self.planner.preferred, self.planner.server).setting,
             "medium": self.network.medium,
             "V_bits": self.V_bits,
             "loads": self.ledger.loads(self.V_bits),
@@ -230,14 +233,18 @@ class Communicator:
             self._nodes.load_state_dict(self._memory)
 
     def _make_nodes(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
-        """Make the nodes of this process; relays aggregate if any are preferred, otherwise the server does."""
+        """Make the nodes of this process; relays aggregate if any are preferred, the server alone or beside them."""
         K, revocable = self.topology.K, not self._links.reliable
         aggregation = Aggregation(K, aggregator, self._aggregator_coder(users, np.arange(K), np.arange(K)), revocable)
-        if self.planner.preferred:
-            relay = partial(CodingRelay, aggregation=aggregation)
-            return self._local_nodes(users, relay, CodingServer, coding, aggregation)
-        server = partial(ForwardingServer, aggregation=aggregation)
-        return self._local_nodes(users, ForwardingRelay, server, forwarding, aggregation)
+        if not self.planner.preferred:
+            alone = partial(ForwardingServer, aggregation=aggregation)
+            return self._local_nodes(users, ForwardingRelay, alone, forwarding, aggregation)
+        if self.planner.server:
+            server = partial(AggregatingServer, aggregation=aggregation)
+            relay = partial(SuppliedRelay, aggregation=aggregation)
+            return self._local_nodes(users, relay, server, supplying, aggregation)
+        coder = partial(CodingRelay, aggregation=aggregation)
+        return self._local_nodes(users, coder, CodingServer, coding, aggregation)
 
     def _local_nodes(
         self,
@@ -311,7 +318,7 @@ class Communicator:
         """Return loads by formula, their bounds, and r, for a round in which everybody is present."""
         self._follow(round)
         if self.topology not in self._theory:
-            bound, medium = bounds(self.topology, aggregators=self.planner.usual or "server"), self.network.medium
+            bound, medium = bounds(self.topology, aggregators=self.planner.usual.setting), self.network.medium
             theory = tier_loads(self.topology, self.scheme.name, medium, self.theory)
             up, down = (float(theory[tier].sum()) for tier in (RELAYS_TO_SERVER, SERVER_TO_RELAYS))
             self._theory[self.topology] = np.array([up, down, bound.uplink, bound.down(medium), self.topology.r])

@@ -106,7 +106,7 @@ class CodedPartial(Communicator):
         best = best_aggregators(t, uplinks=uplinks, medium=network.medium)
         if best.cost / network.W2 >= seconds:
             return ""
-        coded = make_plan(t, uplinks=uplinks, aggregators=best.relays or "server", **self._settings)
+        coded = make_plan(t, uplinks=uplinks, aggregators=best.nodes.setting, **self._settings)
         saved = 1 - between_seconds(network, coded.loads, 1.0) / seconds
         if saved < 1e-6:
             return ""

@@ -200,7 +200,7 @@ class AddingServer(ForwardingServer):
             return
         payload, overhead = add_shares(code, self.formats, self.sizes, messages)
         rows = {"payload": payload, "overhead": torch.cat([overhead, self.note], dim=1)}
-        self.aggregation.keep(self.round, self.attendance.users, rows)
+        self.aggregation.keep(self.round, self.name, self.attendance.users, rows)
         self._dtype = torch.int64
 
     def _model_messages(self, models: PackedModels) -> list[Message]:

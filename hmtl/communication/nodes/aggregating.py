@@ -102,7 +102,8 @@ class AggregatingRelay(Relay):
         The latter are sent only if all aggregators agree. In a round without aggregators, send receipts instead, which
         say that no IV counted.
         """
-        if self.phase is not Phase.ABSENT and not self.attendance.aggregating.any():
+        nobody = not self.planner.server and not self.attendance.aggregating.any()
+        if self.phase is not Phase.ABSENT and nobody:
             users = np.flatnonzero(self.attendance.routes.serving == self.i)
             not_counted = torch.zeros(len(users), 1, dtype=torch.uint8)
             return [self._to_users(RECEIPTS, nothing(len(users)), not_counted, users)]
@@ -159,6 +160,16 @@ class ComparingServer(Server):
         Raises:
             CodingError: the aggregators hold different IVs or models.
         """
+        received = self._check(digests)
+        if self._lacks(self.attendance.aggregators, digests):
+            return self._verdict(IN_VAIN, self.attendance.relays)
+        if not received:
+            return []
+        self.version += 1
+        return [*self._verdict(AGREED, list(received)), *(copy for m in models for copy in self._pass_on(m))]
+
+    def _check(self, digests: Sequence[Message]) -> dict[int, bytes]:
+        """Return the aggregators' digests by relay; raise CodingError if they differ."""
         received = {relay_of(message): message.overhead[0].numpy().tobytes() for message in digests}
         for comparable in self._comparable(received):
             if odd := deviating(comparable):
@@ -169,12 +180,7 @@ class ComparingServer(Server):
                     f"round {self.round}. The run stops before a wrong model spreads. Please report this with the "
                     "topology, the settings of the communicator and the seed."
                 )
-        if self._lacks(self.attendance.aggregators, digests):
-            return self._verdict(IN_VAIN, self.attendance.relays)
-        if not received:
-            return []
-        self.version += 1
-        return [*self._verdict(AGREED, list(received)), *(copy for m in models for copy in self._pass_on(m))]
+        return received
 
     def _pass_on(self, models: Message) -> Iterable[Message]:
         """Return an aggregator's models to the relays that serve their users."""

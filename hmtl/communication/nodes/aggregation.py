@@ -95,9 +95,9 @@ class Aggregation:
             self.ivs = {part: torch.empty(len(users), nbytes, dtype=torch.uint8) for part, nbytes in sizes}
         return self._keeper == node
 
-    def keep(self, round: int, users: Users, ivs: dict[str, Tensor]) -> None:
-        """Take a round's IVs, or their sum."""
-        self._round, self.users, self.ivs = round, users, ivs
+    def keep(self, round: int, node: str, users: Users, ivs: dict[str, Tensor]) -> None:
+        """Take a round's IVs, or their sum, from the node that keeps them for its process."""
+        self._round, self._keeper, self.users, self.ivs = round, node, users, ivs
 
     def places(self, users: Users) -> Tensor:
         """Return the rows of these users among the IVs."""

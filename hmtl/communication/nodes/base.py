@@ -35,7 +35,7 @@ class Node:
     """A relay or the server. It knows only what was sent to it.
 
     Attributes:
-        version: number of rounds that relays have aggregated, as far as the node knows.
+        version: number of rounds that were aggregated with relays, as far as the node knows.
         attendance: who takes part in the round.
         sizes: bytes of payload and overhead of an IV.
     """
@@ -178,9 +178,10 @@ class Server(Node):
 
     def _announce(self) -> list[Message]:
         self.silent = set()
-        content = decide(self.topology, self._reports, self.version, self.planner.preferred).to_bytes()
+        planner = self.planner
+        content = decide(self.topology, self._reports, self.version, planner.preferred, planner.server).to_bytes()
         self.attendance = self.planner.attendance(content.tobytes())
-        self.empty = not (self.attendance.aggregating.any() if self.planner.preferred else self._reports)
+        self.empty = not (self._reports if planner.server else self.attendance.aggregating.any())
         heard = [report for report in self._reports.values() if len(report.heard)]  # others may not know the sizes
         sizes = ((report.payload, report.overhead) for report in heard or self._reports.values())
         self.sizes = max(sizes, default=(0, 0))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from hmtl.communication.agreement import Digest
 from hmtl.communication.encoding import put, take
@@ -29,10 +30,8 @@ class CodingRelay(AggregatingRelay):
         """Send combinations of the pieces that the relay heard."""
         if self.phase is Phase.STUCK or self.i not in self.attendance.heard.active:
             return []
-        view = self._view(segment)
-        users = segment.users[view.heard]
-        self._heard = segment.cut(self._ivs[segment.part], torch.from_numpy(self._row[users]))
-        return [self._to_server(COMBINATIONS, *segment.sides(matmul(view.encoder, self._heard)))]
+        self._cut(segment)
+        return [self._to_server(COMBINATIONS, *segment.sides(matmul(self._view(segment).encoder, self._heard)))]
 
     def decode(self, segment: Segment, messages: Sequence[Message]) -> None:
         """Decode the pieces that the relay missed, from the server's combinations and the pieces that it heard."""
@@ -61,6 +60,11 @@ class CodingRelay(AggregatingRelay):
             for part, ivs in self._ivs.items():
                 put(self.aggregation.ivs[part], at, ivs, rows[at])
 
+    def _cut(self, segment: Segment) -> None:
+        """Cut what it heard of a segment into pieces."""
+        users = segment.users[self._view(segment).heard]
+        self._heard = segment.cut(self._ivs[segment.part], torch.from_numpy(self._row[users]))
+
     def _digest_of(self, segment: Segment) -> Digest:
         """Return the digest of the IVs in a segment."""
         return self._digest
@@ -82,7 +86,11 @@ class CodingServer(ComparingServer):
         """Send combinations of the relays' combinations, unless some of the latter are missing."""
         if self._lacks(self.attendance.heard.active, messages):
             return []
-        combinations = segment.recoded(torch.cat([getattr(message, segment.part) for message in messages]))
+        received = torch.cat([getattr(message, segment.part) for message in messages])
+        return self._to_receivers(segment, segment.recoded(received))
+
+    def _to_receivers(self, segment: Segment, combinations: Tensor) -> list[Message]:
+        """Return a broadcast of the server's combinations, or for each receiver a copy of those that it needs."""
         code = self.planner.code(self.attendance)
         receivers = code.receivers(segment.number)
         if self.planner.network.medium == "broadcast":

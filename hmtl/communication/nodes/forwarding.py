@@ -39,7 +39,7 @@ class ForwardingServer(Server):
         if self.empty or self._lacks(self.attendance.relays, messages):
             return
         users, ivs = by_user(messages)
-        self.aggregation.keep(self.round, users, ivs)
+        self.aggregation.keep(self.round, self.name, users, ivs)
         self._dtype = messages[0].dtype
 
     def aggregate(self) -> None:

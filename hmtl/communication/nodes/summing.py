@@ -53,7 +53,7 @@ class SummingRelay(AddingRelay, AggregatingRelay):
         self._digest.add_rows(payload)
         self._digest.add_rows(overhead)
         if self._keeps_ivs():
-            self.aggregation.keep(self.round, users, {"payload": payload, "overhead": overhead})
+            self.aggregation.keep(self.round, self.name, users, {"payload": payload, "overhead": overhead})
 
     def deliver(self) -> list[Message]:
         return AggregatingRelay.deliver(self)

@@ -79,8 +79,12 @@ class Segment:
                 rows[:, target].numpy()[places.numpy()] = matched[:, s, columns].numpy()
 
     def recoded(self, received: Tensor) -> Tensor:
-        """Return the server's combinations of what it received [Σ_i rows_i, g·width]."""
+        """Return the server's combinations of what the block's downlink acts on [.., g·width]."""
         return received if self.block.forwards else matmul(self.block.downlink, received)
+
+    def check(self, pieces: Tensor) -> Tensor:
+        """Return random combinations of all pieces of the blocks, the same as `View.check`."""
+        return matmul(check_rows(len(pieces) * len(self.blocks)), pieces.view(-1, self.width))
 
     def _spans(self) -> Iterator[tuple[int, slice, slice]]:
         """Yield each piece's number, its bytes of an IV in this segment, and their columns."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from hmtl.coding import (
     MOST_PIECES,
     Aggregators,
+    AggregatorSet,
     Plan,
     SumCode,
     Uplinks,
@@ -78,12 +79,14 @@ class Planner:
     Args:
         topology: who hears whom when everybody is present.
         network: bandwidths and media.
-        preferred: the preferred aggregators. If none of them is present, any relay may aggregate. Empty: the server
-            aggregates, and nothing is coded.
+        preferred: the preferred aggregators among relays. If none of them is present, any relay may aggregate, unless
+            the server does. Empty: the server aggregates alone, and nothing is coded.
         make: makes the plans.
         sums: one of `SUMS`: whether relays send rows of sums whole or in shares.
+        server: whether the server aggregates beside preferred relays.
 
     Attributes:
+        server: whether the server aggregates.
         attendance: function from bytes to the attendance that they encode.
         forwarders: function from the links over which IVs arrived to the relay that forwards each user's IV [K].
         sum_code: function from links, and the numbers in a row, to the code by which relays send the server the sum of
@@ -99,8 +102,10 @@ class Planner:
         preferred: tuple[int, ...] = (),
         make: MakePlan = make_plan,
         sums: str = "auto",
+        server: bool = False,
     ) -> None:
         self.topology, self.network, self.preferred, self._make, self.sums = topology, network, preferred, make, sums
+        self.server = server or not preferred
         self._codes = lru_cache(8)(self._code)  # codes are large
         self.attendance = lru_cache(64)(lambda content: Attendance.from_bytes(content, topology))
         self.forwarders = lru_cache(64)(lambda heard: forwarders(heard, network.uplinks(heard)))
@@ -108,10 +113,11 @@ class Planner:
         self.spread_code = lru_cache(8)(self._spread_code)
 
     @property
-    def usual(self) -> tuple[int, ...]:
-        """The relays that aggregate when everybody is present; empty: the server does."""
+    def usual(self) -> AggregatorSet:
+        """The nodes that aggregate when everybody is present."""
         active = self.topology.active
-        return tuple(i for i in self.preferred if i in active) or (active if self.preferred else ())
+        relays = tuple(i for i in self.preferred if i in active) or (() if self.server else active)
+        return AggregatorSet(relays, self.server)
 
     @property
     def plans_made(self) -> int:
@@ -121,7 +127,7 @@ class Planner:
     @property
     def plan(self) -> Plan:
         """The plan for when everybody is present."""
-        return self._codes(self.topology, self.usual).plan
+        return self._codes(self.topology, self.usual.relays).plan
 
     def code(self, attendance: Attendance) -> Code:
         """Return the code of a round in which relays aggregate."""
@@ -158,8 +164,8 @@ class Planner:
         return sum_code(t, uplinks, 1 if self.sums == "whole" else MOST_PIECES, L if self.sums == "auto" else 0)
 
     def _code(self, heard: Topology, aggregators: tuple[int, ...]) -> Code:
-        uplinks = self.network.uplinks(heard)
-        return Code(self._make(heard, uplinks=uplinks, aggregators=aggregators or "server"), aggregators)
+        uplinks, nodes = self.network.uplinks(heard), AggregatorSet(aggregators, self.server)
+        return Code(self._make(heard, uplinks=uplinks, aggregators=nodes.setting), aggregators)
 
 
 class PartialPlanner(Planner):
@@ -206,7 +212,13 @@ def preferred_sum_aggregators(
     first = contacts.at(0)
     if aggregators == "auto":
         return best_sum_aggregators(first, network.hops(first), 1 if sums == "whole" else MOST_PIECES).relays
-    A = resolve(_who_may_aggregate(contacts), aggregators)
+    nodes = resolve(_who_may_aggregate(contacts), aggregators)
+    A = nodes.relays
+    if A and nodes.server:
+        raise CodingError(
+            f"aggregators={nodes.setting} with communicator=sums: either the server or relays learn the sums. Set "
+            "aggregators=auto."
+        )
     if A and (unheard := np.setdiff1d(first.present, first.restricted(relays=A).present)).size:
         raise CodingError(
             f"aggregators={list(A)} with communicator=sums: none of these relays hears {name_users(unheard)}. Name "
@@ -217,8 +229,8 @@ def preferred_sum_aggregators(
 
 def preferred_aggregators(
     contacts: Topology | Moving, network: Network, scheme: str, aggregators: Aggregators
-) -> tuple[int, ...]:
-    """Return the relays that aggregate if they can, in all rounds; empty: the server does.
+) -> AggregatorSet:
+    """Return the nodes that aggregate if they can, in all rounds.
 
     If users move, the aggregators are chosen once, for the first contacts. A relay that joins them later has to be
     handed the state, about K IVs up and as many down, and a few rounds with better aggregators do not make up for that.
@@ -229,7 +241,7 @@ def preferred_aggregators(
         aggregators: who computes the models, see `hmtl.coding.resolve`.
     """
     if scheme_of(scheme).code is None:
-        return ()
+        return AggregatorSet((), server=True)
     first = contacts.at(0)
     t = first if aggregators == "auto" else _who_may_aggregate(contacts)
     return resolve(t, aggregators, scheme, network.uplinks(first), network.medium)

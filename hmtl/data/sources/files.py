@@ -17,7 +17,7 @@ from hmtl.data.partitions import Partition
 from hmtl.data.preprocessing import Preprocessing, Scope
 from hmtl.data.splitting import Ints, Splitting
 from hmtl.data.tables import SUFFIXES, fault, read_table
-from hmtl.data.tasks import Task, class_targets, prepare
+from hmtl.data.tasks import ClassWeight, Task, class_targets, prepare
 from hmtl.errors import ConfigError, DataError, few
 
 Kind = Literal["auto", "classification", "regression"]
@@ -36,6 +36,7 @@ def files(
     center: Scope = "task",
     seed: int = 0,
     partition: Partition | None = None,
+    class_weight: ClassWeight = None,
 ) -> tuple[Task, ...]:
     """Return a task for each file, or for each value of a table's task column, by name (user 2 before user 10).
 
@@ -56,6 +57,7 @@ def files(
         intercept, standardize, center: see `Preprocessing`; classes are never centred.
         seed: seed of the partition and the splits.
         partition: deals all rows to K tasks by their class, whatever task they belonged to.
+        class_weight: see `Task`.
 
     Raises:
         DataError: if nothing is found; a file cannot be read; columns are missing or differ between tasks; a value is
@@ -71,7 +73,7 @@ def files(
     if partition is not None and test_path is not None:
         raise ConfigError(f"test_path={test_path}: with a partition, each task's rows are split. Leave one out.")
     preprocessing = Preprocessing(intercept, standardize, center if kind == "regression" else "none")
-    splitting = Splitting(test_fraction, seed, preprocessing)
+    splitting = Splitting(test_fraction, seed, preprocessing, class_weight=class_weight)
     table, owners = _read(Path(path), target, task, kind, partition is None)
     names = sorted(set(owners), key=_natural)
     if partition is None and K not in (None, len(names)):
@@ -86,7 +88,7 @@ def files(
 
     features = table.drop(columns=target)
     has_names = _find(Path(path))[0].suffix.lower() != ".npz"
-    about: dict[str, Any] = {"columns": tuple(map(str, features)) if has_names else None}
+    about: dict[str, Any] = {"class_weight": class_weight, "columns": tuple(map(str, features)) if has_names else None}
 
     def x(rows: Ints) -> NDArray[np.float64]:
         values: NDArray[np.float64] = features.iloc[rows].to_numpy(np.float64, copy=True)

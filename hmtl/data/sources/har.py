@@ -18,7 +18,7 @@ from hmtl.data.downloads import cache_folder, find_or_download
 from hmtl.data.partitions import Partition, even_sets
 from hmtl.data.preprocessing import Preprocessing, Scope
 from hmtl.data.splitting import Splitting
-from hmtl.data.tasks import Task
+from hmtl.data.tasks import ClassWeight, Task
 from hmtl.errors import ConfigError, DataError
 from hmtl.io.npz import open_file
 from hmtl.rng import generator
@@ -42,6 +42,7 @@ def har(
     seed: int = 0,
     path: str | Path | None = None,
     download: bool = True,
+    class_weight: ClassWeight = None,
 ) -> tuple[Task, ...]:
     """Return tasks that predict a person's activity from windows of a phone's acceleration and rotation.
 
@@ -52,7 +53,7 @@ def har(
             for each subject, with all of its windows; or one of `hmtl.data.partitions`, which deals all windows by
             their targets.
         target: "sitting": y = 1 for sitting and −1 otherwise, as in the paper; "activity": y = 0..5, see ACTIVITIES.
-        test_fraction, intercept, standardize, seed: see `mnist5k`.
+        test_fraction, intercept, standardize, seed, class_weight: see `mnist5k`.
         path: UCI's zip (or the zip inside it), the unpacked folder, or the folder with one of these; None: the cache.
         download: whether to download a missing zip.
 
@@ -73,7 +74,7 @@ def har(
     y = np.where(activity == ACTIVITIES.index("sitting"), 1.0, -1.0)
     if target == "activity":
         classes, names, y = len(ACTIVITIES), ACTIVITIES, activity
-    splitting = Splitting(test_fraction, seed, Preprocessing(intercept, standardize))
+    splitting = Splitting(test_fraction, seed, Preprocessing(intercept, standardize), class_weight=class_weight)
     if callable(partition):
         return splitting.deal(lambda rows: x[rows], y, K, partition, labels=names)
     if partition == "subject":

@@ -15,7 +15,7 @@ from hmtl.data.downloads import cache_folder, find_or_download
 from hmtl.data.partitions import Partition, one_vs_rest
 from hmtl.data.preprocessing import Preprocessing, Scope
 from hmtl.data.splitting import Splitting, Wanted
-from hmtl.data.tasks import Task
+from hmtl.data.tasks import ClassWeight, Task
 from hmtl.errors import ConfigError, DataError
 from hmtl.io.npz import open_file
 from hmtl.rng import generator
@@ -38,6 +38,7 @@ def mnist5k(
     seed: int = 0,
     partition: Partition | None = None,
     wanted: Wanted = range,
+    class_weight: ClassWeight = None,
 ) -> tuple[Task, ...]:
     """Return tasks from 5,000 of MNIST's training images, 500 of each digit, which come with hmtl.
 
@@ -50,13 +51,14 @@ def mnist5k(
         seed: seed of the partition and the splits.
         partition: deals all images of all ten classes; None: one-vs-rest as in the paper.
         wanted: the users whose rows are held; all users, if preprocessing is set.
+        class_weight: see `Task`.
 
     Raises:
         ConfigError, DataError: see `one_vs_rest`, the partition and `Splitting`.
     """
     with np.load(SHIPPED) as arrays:
         images = arrays["pixels"], arrays["labels"]
-    splitting = Splitting(test_fraction, seed, Preprocessing(intercept, standardize), wanted)
+    splitting = Splitting(test_fraction, seed, Preprocessing(intercept, standardize), wanted, class_weight)
     return _tasks(images, K, rows_per_user, partition, splitting)
 
 
@@ -71,11 +73,13 @@ def mnist(
     download: bool = True,
     partition: Partition | None = None,
     wanted: Wanted = range,
+    class_weight: ClassWeight = None,
 ) -> tuple[Task, ...]:
     """Return tasks from all of MNIST, training and test images pooled.
 
     Args:
-        K, rows_per_user, test_fraction, intercept, standardize, seed, partition, wanted: see `mnist5k`.
+        K, rows_per_user, test_fraction, intercept, standardize, seed, partition, wanted, class_weight: see
+            `mnist5k`.
         path: folder with the four idx files, gzipped or not, in it or in its MNIST/raw (torchvision's layout);
             None: the user's cache folder.
         download: whether to download missing files.
@@ -85,7 +89,7 @@ def mnist(
         ConfigError, DataError: see `one_vs_rest`, the partition and `Splitting`.
     """
     images = _read_files(Path(path or cache_folder()), download)
-    splitting = Splitting(test_fraction, seed, Preprocessing(intercept, standardize), wanted)
+    splitting = Splitting(test_fraction, seed, Preprocessing(intercept, standardize), wanted, class_weight)
     return _tasks(images, K, rows_per_user, partition, splitting)
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import ConcatDataset
 from hmtl.data.downloads import cache_folder
 from hmtl.data.partitions import Dirichlet, Partition
 from hmtl.data.splitting import Splitting, Wanted
-from hmtl.data.tasks import Task
+from hmtl.data.tasks import ClassWeight, Task
 from hmtl.errors import ConfigError, DataError
 from hmtl.rng import generator
 
@@ -33,6 +33,7 @@ def torchvision(
     download: bool = True,
     options: Mapping[str, Any] | None = None,
     wanted: Wanted = range,
+    class_weight: ClassWeight = None,
 ) -> tuple[Task, ...]:
     """Return tasks from a data set of `torchvision.datasets` that has one class for each image.
 
@@ -44,7 +45,7 @@ def torchvision(
         partition: deals the images to the users.
         rows: number of images to draw at random; None: all.
         size: height and width to resize the images to; needed if they differ.
-        test_fraction, wanted: see `mnist5k`.
+        test_fraction, wanted, class_weight: see `mnist5k`.
         seed: seed of the drawn rows, the partition and the splits.
         path: folder, in torchvision's layout (for MNIST the folder above MNIST/raw); None: the user's cache folder.
         download: whether to download missing files.
@@ -70,7 +71,7 @@ def torchvision(
             raise DataError(f"{name} has images of {images[0].shape} and {image.shape}. Set size to resize them.")
     pixels = np.stack(images)
 
-    splitting = Splitting(test_fraction, seed, wanted=wanted)
+    splitting = Splitting(test_fraction, seed, wanted=wanted, class_weight=class_weight)
     return splitting.deal(
         lambda rows: pixels[rows].astype(np.float32) / np.float32(255), np.array(labels), K, partition
     )

@@ -2,9 +2,13 @@
 
 from hmtl.mtl.algorithms.base import Aggregator, Algorithm, Users
 from hmtl.mtl.algorithms.fedavg import FedAvg
+from hmtl.mtl.algorithms.fedper import FedPer, FedRep, LGFedAvg
 from hmtl.mtl.algorithms.fedu import FedU
+from hmtl.mtl.algorithms.local_networks import LocalNetworks
 from hmtl.mtl.algorithms.mocha import MOCHA, CoCoA, Local
 from hmtl.mtl.algorithms.proximal import Ditto, FedProx, PFedMe
+from hmtl.mtl.algorithms.random_effects import RandomEffects
+from hmtl.mtl.algorithms.scaffold import Scaffold
 from hmtl.mtl.algorithms.setup_exchange import preprocessing_setup
 
 __all__ = [
@@ -14,10 +18,16 @@ __all__ = [
     "CoCoA",
     "Ditto",
     "FedAvg",
+    "FedPer",
     "FedProx",
+    "FedRep",
     "FedU",
+    "LGFedAvg",
     "Local",
+    "LocalNetworks",
     "PFedMe",
+    "RandomEffects",
+    "Scaffold",
     "Users",
     "preprocessing_setup",
 ]

@@ -20,6 +20,7 @@ from hmtl.errors import ConfigError, RangeError
 from hmtl.mtl.losses import snake_case
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
+from hmtl.mtl.regularizers import Relation, dense
 
 Ids = NDArray[np.int64]
 """Numbers of users, ascending."""
@@ -60,6 +61,11 @@ class Users(Side):
 
     deltas: bool = False
     """Whether IVs are changes, which aggregators add up; then users add what was rounded off an IV to the next one."""
+
+    @property
+    def sections(self) -> "tuple[Users, ...]":
+        """The user sides of sections of numbers, which travel one after the other in a round; usually one."""
+        return (self,)
 
     @property
     def origin(self) -> Tensor:
@@ -130,6 +136,11 @@ class Users(Side):
 class Aggregator(Side):
     """Aggregator side. All aggregators of a round get the same bytes and compute the same models."""
 
+    @property
+    def sections(self) -> "tuple[Aggregator, ...]":
+        """The aggregators of sections of numbers, see `Users.sections`."""
+        return (self,)
+
     @abstractmethod
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         """Return the models [K, m + e′] of all users from the IVs [n, m + e] of the users who were heard."""
@@ -164,8 +175,7 @@ class Aggregator(Side):
 
     def load_figure_state(self, state: Mapping[str, Tensor]) -> None:
         """Take the `figure_state` of another aggregator."""
-        for name, value in state.items():
-            setattr(self, name, value.to(getattr(self, name)))
+        self.load_state_dict(state, strict=False)
 
 
 class Algorithm(ABC):
@@ -201,19 +211,25 @@ class Algorithm(ABC):
         """The users' models [d, K]."""
 
     @property
+    def relation(self) -> Relation | None:
+        """Ω as the aggregator holds it, or None if the algorithm has none."""
+        return None
+
+    @property
     def Omega(self) -> Tensor | None:
         """Ω [K, K], or None if the algorithm has none."""
-        return None
+        return None if self.relation is None else dense(self.relation)
 
     def step(self, round: int) -> None:
         """Play a round without a network: no message is lost, and absent users receive a model as well."""
-        users, ivs = self.users.local_update(round)
-        if not self.users.numbers:
-            self.users.commit(users)
-            return
-        models = self.aggregator.update(users, ivs)
-        self.users.commit(users)
-        self.users.receive(np.arange(self.problem.K), models.expand(self.problem.K, -1))
+        for users, aggregator in zip(self.users.sections, self.aggregator.sections, strict=True):
+            active, ivs = users.local_update(round)
+            if not users.numbers:
+                users.commit(active)
+                continue
+            models = aggregator.update(active, ivs)
+            users.commit(active)
+            users.receive(np.arange(self.problem.K), models.expand(self.problem.K, -1))
 
     def setup(self) -> tuple[Users, Aggregator] | None:
         """Return the two sides of the exchange before the first round; None if nothing has to be exchanged.
@@ -243,7 +259,7 @@ class Algorithm(ABC):
         return self.figures(self.users.measure(), self.users.blocks())
 
     def figures(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
-        """Return the primal, dual and gap if there are any, and errors and R² on train and test rows.
+        """Return the primal, dual and gap if there are any, and the measures on train and test rows.
 
         Args:
             measured: what `Users.measure` returned, of all users.
@@ -252,15 +268,16 @@ class Algorithm(ABC):
         Raises:
             RangeError: a model is not finite.
         """
-        # users without test rows have a NaN error, which is not a divergence
-        if not all(each.isfinite().all() for name, each in measured.items() if not name.endswith("_error")):
+        # a measure may be undefined for a user, such as one without test rows, which is not a divergence
+        ends = tuple(f"_{name}" for name in self.problem.measures)
+        if not all(each.isfinite().all() for name, each in measured.items() if not name.endswith(ends)):
             raise RangeError(
                 "the models are not finite: training diverges. Lower solver.step or solver.passes, raise lam, or scale "
                 "the data."
             )
         figures = self._objective(measured, blocks)
         for split in ("train", "test"):
-            figures |= self.problem.figures(split, measured[f"{split}_error"])
+            figures |= self.problem.figures(split, measured)
         return figures
 
     @abstractmethod
@@ -302,7 +319,7 @@ def no_sums(name: str) -> ConfigError:
     """Return the error for an algorithm, called `name`, that does not work with messages="sums"."""
     return ConfigError(
         f"{name} needs the IVs of all users, not only sums. Set communicator=coded. communicator=sums works with "
-        "algorithm=cocoa, fedavg, fedprox, ditto and pfedme, and with mocha and fedu if regularizer=mean."
+        "algorithm=cocoa, fedavg and its relatives, and with mocha and fedu if regularizer=mean."
     )
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import Aggregator, Ids
 from hmtl.mtl.participation import Participation
-from hmtl.mtl.regularizers import Regularizer
-from hmtl.mtl.solvers.sdca import sigma_prime
-from hmtl.mtl.sums import Grid
+from hmtl.mtl.regularizers import Regularizer, Relation, dense, plus_constant
+from hmtl.mtl.spectrum import Spectrum
+from hmtl.mtl.sums import Form, Grid
 
 
 @dataclass(frozen=True)
@@ -66,19 +66,40 @@ class Coupling:
 
     Attributes:
         regularizer: defines A.
-        B: A⁻¹ [K, K].
-        form: the form of B, or None.
+        B: A⁻¹, as a matrix [K, K] or a form.
+        form: the form of B if it stays the same in all rounds, so that sums suffice; or None.
+        total: λ0 + κ, if there is a common model, which is a block of its own.
+        keep: κ/(λ0 + κ), or 0 without a common model.
+        step: B, with λ0 + κ instead of λ0.
+
+    With a common model w0, B = 11ᵀ/λ0 + Ω⁻¹/λ, and c_k ≥ K/λ0 would let users move little in a round. By the method of
+    multipliers, R has a term (κ/2)‖w0 − w0,old‖² more: λ0 + κ replaces λ0, and w0 = (Σ_k v_k + κ w0,old)/(λ0 + κ). The
+    term is 0 at the optimum. Any κ converges; this one lets w0 add to c as much as the rest does, or 1 if that is more,
+    which costs nothing where a user's rows have variance 1.  Ref: Rockafellar 1976.
     """
 
-    def __init__(self, regularizer: Regularizer, Omega: Tensor) -> None:
+    def __init__(self, regularizer: Regularizer, Omega: Relation) -> None:
         self.regularizer = regularizer
-        self.B = regularizer.inverse_coupling(Omega)
-        self.form = regularizer.sums(Omega)
+        self.B = regularizer.inverse(Omega)
+        self.form = None if regularizer.learns or isinstance(self.B, Tensor) else self.B
+        self.step, self.total, self.keep = self.B, math.inf, 0.0
+        if regularizer.common is not None:
+            rest = regularizer.rest(Omega)
+            c = dominating(rest)
+            self.total = max(regularizer.common, len(c) / max(float(c.mean()), 1.0))
+            self.step, self.keep = plus_constant(rest, 1 / self.total), 1 - regularizer.common / self.total
 
     def curvature(self, kind: Literal["user", "max"]) -> Tensor:
-        """Return c_k of each user, [K, 1], such that B ⪯ diag(c): `Σ_l |B_kl|`, or σ′B_kk."""
-        c = sigma_prime(self.B) * self.B.diagonal() if kind == "max" else self.B.abs().sum(1)
+        """Return c_k of each user, [K, 1], such that B ⪯ diag(c): `Σ_l |B_kl|` or less, or σ′B_kk."""
+        c = dominating(self.step)
+        if kind == "max":
+            c = (c / self.step.diagonal()).max() * self.step.diagonal()
         return c[:, None]
+
+
+def dominating(B: Tensor | Form) -> Tensor:
+    """Return c [K] such that B ⪯ diag(c)."""
+    return B.abs().sum(1) if isinstance(B, Tensor) else B.dominating()
 
 
 def next_beta(t: Tensor, restart: bool, pause: bool) -> tuple[Tensor, Tensor]:
@@ -100,32 +121,41 @@ class DualAggregator(Aggregator):
     After a change of A, users receive the new c_k with their models. It is sent in every round until each user has been
     heard once: a user who missed its model takes no part until one arrives.
 
-    Buffers: `V` [K, d]; `Omega`, Ω [K, K]; `rounds`, the number of updates; `outdated` [K], users who may not know the
-    present c_k; `t`; `gain`, by how much R fell when Ω was learned last.
+    Buffers: `V` [K, d]; `Omega`, Ω [K, K], or those of a `Spectrum`; `rounds`, the number of updates; `outdated` [K],
+    users who may not know the present c_k; `t`; `gain`, by how much R fell when Ω was learned last; `center` [d], w0 if
+    there is a common model.
     """
 
     V: Tensor
-    Omega: Tensor
+    Omega: Relation
     rounds: Tensor
     outdated: Tensor
     t: Tensor
     gain: Tensor
+    center: Tensor
 
     def __init__(self, regularizer: Regularizer, V: Tensor, settings: DualSettings, grid: Grid) -> None:
         super().__init__()
         self.settings = settings
         self.grid = grid
         self.register_buffer("V", V)
-        self.register_buffer("Omega", regularizer.start_omega(len(V)).to(V))
+        Omega = regularizer.start(*V.shape).to(V)
+        if isinstance(Omega, Spectrum):
+            self.Omega = Omega
+        else:
+            self.register_buffer("Omega", Omega)
         self.register_buffer("rounds", torch.tensor(0))
         self.register_buffer("outdated", torch.zeros(len(V), dtype=torch.bool))
         self.register_buffer("t", torch.tensor(1.0, dtype=torch.float64))
         self.register_buffer("gain", torch.tensor(math.inf, dtype=torch.float64))
         self.coupling = Coupling(regularizer, self.Omega)
+        if regularizer.common is not None:
+            self.register_buffer("center", V.new_zeros(V.shape[1]))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = True) -> Any:
         keys = super().load_state_dict(state_dict, strict, assign)
-        self.coupling = Coupling(self.coupling.regularizer, self.Omega)
+        if any(name.startswith("Omega") for name in state_dict):
+            self.coupling = Coupling(self.coupling.regularizer, self.Omega)
         return keys
 
     @property
@@ -136,7 +166,7 @@ class DualAggregator(Aggregator):
     def answer(self, facts: Tensor) -> Tensor:
         """Return each user's c_k, [K, 1], given the facts [K, f] of the set-up."""
         regularizer = self.coupling.regularizer.prepared(facts).to(self.V.device)
-        self.Omega = regularizer.start_omega(len(self.V)).to(self.V)
+        self.Omega = regularizer.start(*self.V.shape).to(self.V)
         self.coupling = Coupling(regularizer, self.Omega)
         return self.curvature
 
@@ -153,6 +183,8 @@ class DualAggregator(Aggregator):
             outdated[:] = True
         self.outdated = outdated
         columns = [self._models()]  # from V, not from the last W, since A may have changed
+        if self.coupling.keep:
+            self.center = self.coupling.keep * self.center + self.V.sum(0) / self.coupling.total
         if self.settings.accelerated:
             beta, self.t = next_beta(self.t, restart=self._overshot(ivs[:, d]), pause=learns)
             columns.append(beta.to(self.V).expand(len(self.V), 1))
@@ -161,16 +193,17 @@ class DualAggregator(Aggregator):
         return torch.cat(columns, dim=1) if len(columns) > 1 else columns[0]
 
     def _learn_omega(self) -> None:
-        regularizer, W, old = self.coupling.regularizer, (self.coupling.B @ self.V).T, self.Omega
+        regularizer, W, old = self.coupling.regularizer, self._models().T, self.Omega
         self.Omega = regularizer.update_omega(W, old)
         self.gain = (regularizer(W, old) - regularizer(W, self.Omega)).to(self.gain)
         self.coupling = Coupling(regularizer, self.Omega)
 
     def _models(self) -> Tensor:
-        """Return W = B V, [K, d]."""
+        """Return W = B V, [K, d]; with a common model, (B V) as in `Coupling`."""
         form = self.coupling.form
         if form is None:
-            return self.coupling.B @ self.V
+            W = self.coupling.step @ self.V
+            return W + self.coupling.keep * self.center if self.coupling.keep else W
         sums = self.grid.rounded(form.terms(self.V)).sum(0, keepdim=True)
         return form.models(self.V, self.grid.values(sums))
 
@@ -179,12 +212,7 @@ class DualAggregator(Aggregator):
         return bool(r.sum() > 0) if self.coupling.form is None else self.grid.positive(self.grid.fine(r).sum(0))
 
     def figure_state(self) -> dict[str, Tensor]:
-        return {"Omega": self.Omega, "gain": self.gain}
-
-    def load_figure_state(self, state: Mapping[str, Tensor]) -> None:
-        super().load_figure_state(state)
-        if "Omega" in state:
-            self.coupling = Coupling(self.coupling.regularizer, self.Omega)
+        return {name: value for name, value in self.named_buffers() if name.partition(".")[0] in ("Omega", "gain")}
 
 
 class SummedDualAggregator(Aggregator):
@@ -196,13 +224,13 @@ class SummedDualAggregator(Aggregator):
     S: Tensor
     t: Tensor
 
-    def __init__(self, coupling: Coupling, Omega: Tensor, numbers: int, settings: DualSettings, grid: Grid) -> None:
+    def __init__(self, coupling: Coupling, Omega: Relation, numbers: int, settings: DualSettings, grid: Grid) -> None:
         super().__init__()
         self.coupling = coupling
         self.Omega = Omega
         self.settings = settings
         self.grid = grid
-        self.register_buffer("S", torch.zeros(1, numbers, dtype=torch.int64, device=Omega.device))
+        self.register_buffer("S", torch.zeros(1, numbers, dtype=torch.int64, device=dense(Omega).device))
         self.register_buffer("t", torch.tensor(1.0, dtype=torch.float64))
 
     @torch.no_grad()

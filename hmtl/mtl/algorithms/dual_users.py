@@ -65,7 +65,7 @@ class DualUsers(Users):
         duals = rows.y.new_zeros(K, len(problem.scores) * rows.y.shape[1])
         models = rows.y.new_zeros(K, problem.size)
         zeros = {"a": duals, "pending": duals} | dict.fromkeys(("W", "dV", "step", "momentum"), models)
-        for name, value in (zeros | dict.fromkeys(("curvature", "beta"), torch.zeros_like(rows.s))).items():
+        for name, value in (zeros | dict.fromkeys(("curvature", "beta"), torch.zeros_like(problem.s))).items():
             self.register_buffer(name, value)
         for name in ("error", "pending_error"):
             self.register_buffer(name, rows.y.new_zeros(1, 1).expand_as(models))  # no memory if nothing is rounded
@@ -159,7 +159,8 @@ class DualUsers(Users):
         self.curvature = with_rows(self.curvature, users, self.settings.gamma * curvature[:, 0])
 
     def measure(self) -> dict[str, Tensor]:
-        """Return s ℓ and s ℓ* of each row [K, n], W and V = Σ_j s a_j x_j [K, d], and train and test error [K].
+        """Return s ℓ and s ℓ* of each row [K, n], W and V = Σ_j s a_j x_j [K, d], and the measures on training and
+        test rows [K].
 
         If IVs are rounded, also return e = V - V̂ [K, d].
 
@@ -168,14 +169,15 @@ class DualUsers(Users):
         """
         shared = isinstance(self.problem.regularizer, SharedModel)
         W = self.W[self.received.argmax()].repeat(len(self.W), 1).T if shared else self.W.T
+        train, test = (self.problem.predictions(W, split) for split in ("train", "test"))
         rounded = {"rounding_error": self.error} if self._rounded else {}
         return rounded | {
-            "losses": self.problem.losses(W),
+            "losses": self.problem.losses(train),
             "conjugates": self.problem.conjugates(self.a),
             "W": W.T,
             "V": self.problem.combined(self.a).T,
-            "train_error": self.problem.errors(W, "train"),
-            "test_error": self.problem.errors(W, "test"),
+            **self.problem.measure("train", train),
+            **self.problem.measure("test", test),
         }
 
     def local_work(self, round: int, user: int) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, Users
-from hmtl.mtl.algorithms.networks import NetworkAlgorithm, NetworkUsers, Sending
+from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, Users, with_rows
+from hmtl.mtl.algorithms.networks import LocalTraining, NetworkAlgorithm, NetworkUsers, Sending
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
-from hmtl.mtl.problem import Problem
+from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.sums import Grid, Terms
 
 
@@ -103,6 +103,29 @@ class AverageModels(AverageTerms):
         return facts[:, :0]
 
 
+class AveragedUsers(NetworkUsers):
+    """User side: users train the average; `trained` [K, m] are the models that this led to in the last round.
+
+    `trained` is what the users hold before they receive the next average: the last one, tuned to their own rows.
+    """
+
+    def __init__(self, local: LocalTraining, sending: Sending, pull: float = 0.0) -> None:
+        super().__init__(local, sending, pull)
+        self.trained = self.W
+
+    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
+        models = super()._train(round, users, rows, budgets)
+        return (*models, *models)
+
+    def _hold(self, users: Ids, own: list[Tensor]) -> None:
+        self.trained = with_rows(self.W, users, own[0][users])
+
+    def measure(self) -> dict[str, Tensor]:
+        """As `NetworkUsers.measure`, and the measures of `trained` on test rows, [K] each."""
+        received, trained = super().measure(), self.evaluation.measure_test(self.trained)
+        return received | {f"tuned_{name}": values for name, values in trained.items()}
+
+
 class FedAvg(NetworkAlgorithm):
     """One network for all users, w = Σ_k n_k w_k / Σ_k n_k. It does not use the regularizer of the problem.
 
@@ -113,29 +136,36 @@ class FedAvg(NetworkAlgorithm):
 
     regularized = False
     beta = 1.0
-    aggregator: AverageTerms
 
     @classmethod
     def sums_needed(cls, problem: Problem) -> int:
         return 1
 
-    def _sides(self, messages: MessageKind) -> tuple[NetworkUsers, Aggregator]:
-        average, weights = Average(self.model.start, self.beta, self.problem.grid), self._weights()
+    def _sides(self, messages: MessageKind) -> tuple[Users, Aggregator]:
+        average, weights = Average(self._start, self.beta, self.problem.grid), self._weights()
         if messages == "ivs":
             return self._users(Sending(len(average.start))), AverageModels(average, weights)
         sending = SendAverageTerms(average, weights[self.problem.users], float(weights.sum()))
         return self._users(sending), AverageTerms(average)
 
+    @property
+    def _start(self) -> Tensor:
+        """What is averaged, before the first round [a]."""
+        return self.model.start
+
     def _users(self, sending: Sending) -> NetworkUsers:
-        return NetworkUsers(self._local, sending)
+        return AveragedUsers(self._local, sending)
 
     def _weights(self) -> Tensor:
         """Return the weights of the users in the average [K, 1]: their numbers of training rows."""
         return torch.tensor(self.problem.counts)[:, None].to(self.problem.s)
 
-    def setup(self) -> tuple[Users, Aggregator] | None:
+    def setup(self) -> tuple[SetupUsers, SetupAggregator] | None:
+        users, aggregator = self.users.sections[0], self.aggregator.sections[0]
+        assert isinstance(users, NetworkUsers)
+        assert isinstance(aggregator, AverageTerms)
         own = self._weights()[self.problem.users]
-        return SetupUsers(own, self.users.sending.take), SetupAggregator(self.aggregator.answer, self.problem.K)
+        return SetupUsers(own, users.sending.take), SetupAggregator(aggregator.answer, self.problem.K)
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()
@@ -143,4 +173,4 @@ class FedAvg(NetworkAlgorithm):
         return described
 
     def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
-        return {"primal": float(measured["s"] @ measured["losses"])}
+        return {"primal": float(measured["losses"].sum())} | self.problem.figures("tuned_test", measured)

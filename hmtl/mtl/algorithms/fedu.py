@@ -5,6 +5,7 @@ K users, m parameters. `fedu_sums` has the two sides for a coupling that needs o
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -160,6 +161,67 @@ class FedUAggregator(Aggregator):
         return self.descent
 
 
+CouplingAggregator = FedUAggregator | CoupleModels | CoupleTerms
+
+
+@dataclass(frozen=True, eq=False)
+class PenaltyCoupling:
+    """How the regularizer of a problem couples numbers that users train by SGD.
+
+    Raises:
+        ConfigError: the regularizer learns Ω, or needs more than the messages contain.
+    """
+
+    problem: Problem
+    solver: LocalSGD
+
+    def sides(self, start: Tensor, complete: bool, messages: MessageKind) -> tuple[Sending, CouplingAggregator]:
+        """Return what users send and receive, and the aggregator, for numbers that start at `start` [m].
+
+        `complete` says whether all users and relays take part in each round.
+        """
+        problem, start = self.problem, start.expand(self.problem.K, -1)
+        descent = self._descent(problem.regularizer, int(self._steps.max()))
+        form = form_of(problem)
+        if form is None and messages == "sums":
+            if (descent.A - descent.A.diag().diag()).any():
+                raise no_sums(f"FedU with {type(problem.regularizer).__name__}")
+            raise ConfigError(
+                "This regularizer does not couple the models, so there are no sums. Choose communicator=partial, which "
+                "sends no IV to the server, or regularizer=mean."
+            )
+        sending = Sending(start.shape[1])
+        if form is None:
+            return sending, FedUAggregator(start, descent, self.solver, complete)
+        steps = PenaltySteps(form, descent.steepest, self.solver, problem.grid)
+        if messages == "ivs":
+            return sending, CoupleModels(start, steps)
+        return SendCouplingTerms(start[problem.users], steps, problem.users), CoupleTerms(start, steps)
+
+    def setup(self, aggregator: Aggregator) -> tuple[SetupUsers, SetupAggregator] | None:
+        """Return the two sides of the exchange before the first round; None if `aggregator` needs none."""
+        facts = self.problem.facts()
+        if not isinstance(aggregator, FedUAggregator) or (not facts.shape[1] and aggregator.descent.reach is None):
+            return None
+
+        def answer(facts: Tensor) -> Tensor:
+            regularizer = self.problem.regularizer.prepared(facts[:, :-1]).to(aggregator.models.device)
+            aggregator.descent = self._descent(regularizer, int(facts[:, -1].max()))
+            return facts[:, :0]
+
+        with_steps = torch.cat([facts, self._steps[self.problem.users].to(facts)], dim=1)
+        return SetupUsers(with_steps), SetupAggregator(answer, self.problem.K)
+
+    def _descent(self, regularizer: Regularizer, max_steps: int) -> PenaltyDescent:
+        Omega = regularizer.start_omega(self.problem.K).to(self.problem.s)
+        return PenaltyDescent(regularizer, Omega, self.solver.rate(0), max_steps)
+
+    @property
+    def _steps(self) -> Tensor:
+        """Usual number of local steps of each user [K, 1]; stragglers take fewer."""
+        return self.solver.steps(self.problem.counts)[:, None]
+
+
 class FedU(NetworkAlgorithm):
     """R_k SGD steps at user k, then w_k ← w_k − μ_t·R_k·Σ_l A_kl w_l at the aggregator, for all users at once.
 
@@ -175,63 +237,28 @@ class FedU(NetworkAlgorithm):
     Ref: Dinh et al. 2021, algorithm 1.
     """
 
-    aggregator: FedUAggregator | CoupleModels | CoupleTerms
+    aggregator: CouplingAggregator
 
     @classmethod
     def sums_needed(cls, problem: Problem) -> int:
-        form = _form(problem)
+        form = form_of(problem)
         return form.q if form is not None else 0
 
-    def _sides(self, messages: MessageKind) -> tuple[NetworkUsers, Aggregator]:
-        problem, start = self.problem, self.model.start.expand(self.problem.K, -1)
-        descent = self._descent(problem.regularizer, int(self._steps.max()))
-        form = _form(problem)
-        if form is None and messages == "sums":
-            if (descent.A - descent.A.diag().diag()).any():
-                raise no_sums(f"FedU with {type(problem.regularizer).__name__}")
-            raise ConfigError(
-                "This regularizer does not couple the models, so there are no sums. Choose communicator=partial, which "
-                "sends no IV to the server, or regularizer=mean."
-            )
-        sending = Sending(start.shape[1])
-        if form is None:
-            aggregator = FedUAggregator(start, descent, self.solver, self.participation.complete)
-            return FedUUsers(self._local, sending), aggregator
-        steps = PenaltySteps(form, descent.steepest, self.solver, problem.grid)
-        if messages == "ivs":
-            return FedUUsers(self._local, sending), CoupleModels(start, steps)
-        sending = SendCouplingTerms(start[problem.users], steps, problem.users)
-        return FedUUsers(self._local, sending), CoupleTerms(start, steps)
-
-    def _descent(self, regularizer: Regularizer, max_steps: int) -> PenaltyDescent:
-        Omega = regularizer.start_omega(self.problem.K).to(self.problem.s)
-        return PenaltyDescent(regularizer, Omega, self.solver.rate(0), max_steps)
-
-    @property
-    def _steps(self) -> Tensor:
-        """Usual number of local steps of each user [K, 1]; stragglers take fewer."""
-        return self.solver.steps(self.problem.counts)[:, None]
+    def _sides(self, messages: MessageKind) -> tuple[Users, Aggregator]:
+        coupling = PenaltyCoupling(self.problem, self.solver)
+        sending, aggregator = coupling.sides(self.model.start, self.participation.complete, messages)
+        return FedUUsers(self._local, sending), aggregator
 
     def setup(self) -> tuple[Users, Aggregator] | None:
-        facts, aggregator = self.problem.facts(), self.aggregator
-        if not isinstance(aggregator, FedUAggregator) or (not facts.shape[1] and aggregator.descent.reach is None):
-            return None
-
-        def answer(facts: Tensor) -> Tensor:
-            regularizer = self.problem.regularizer.prepared(facts[:, :-1]).to(aggregator.models.device)
-            aggregator.descent = self._descent(regularizer, int(facts[:, -1].max()))
-            return facts[:, :0]
-
-        with_steps = torch.cat([facts, self._steps[self.problem.users].to(facts)], dim=1)
-        return SetupUsers(with_steps), SetupAggregator(answer, self.problem.K)
+        return PenaltyCoupling(self.problem, self.solver).setup(self.aggregator)
 
     @torch.no_grad()
     def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
         penalty = sum(self.aggregator.structure.penalty(block) for block in blocks)
-        return {"primal": float(measured["s"] @ measured["losses"] + penalty)}
+        return {"primal": float(measured["losses"].sum() + penalty)}
 
 
-def _form(problem: Problem) -> Form | None:
+def form_of(problem: Problem) -> Form | None:
     """Return the form of A if coupling steps need only sums over all users, otherwise None."""
     regularizer = problem.regularizer
     if regularizer.learns or problem.facts().shape[1]:

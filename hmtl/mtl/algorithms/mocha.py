@@ -12,12 +12,12 @@ from torch import Tensor
 
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import Aggregator, Algorithm, MessageKind, Users, no_sums
-from hmtl.mtl.algorithms.dual_aggregator import DualAggregator, DualSettings, SummedDualAggregator
+from hmtl.mtl.algorithms.dual_aggregator import DualAggregator, DualSettings, SummedDualAggregator, dominating
 from hmtl.mtl.algorithms.dual_users import DualUsers, LocalUsers, SummedDualUsers
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
-from hmtl.mtl.regularizers import Ridge, SharedModel
+from hmtl.mtl.regularizers import Relation, Ridge, SharedModel, conjugate
 from hmtl.mtl.solvers.sdca import DualSolver
 
 
@@ -29,7 +29,8 @@ class MOCHA(Algorithm):
             C·d numbers.
         solver: the users' local solver.
         omega_every: rounds between updates of Ω; 0: never.
-        accelerated: users start from extrapolated models, with restarts; needs γ = 1.
+        accelerated: users start from extrapolated models, with restarts; needs γ = 1. Without effect if the regularizer
+            has a common model, which moves in every round: momentum might then diverge.
         curvature: c_k, which replaces B in user k's subproblem, B ⪯ diag(c): "user", `Σ_l |B_kl|`, or the larger
             "max", σ′B_kk with `σ′ = max_k Σ_l |B_kl| / B_kk`, as in Smith et al. 2017.
         gamma: γ in (0, 1], the share of each local update that is applied. 1 adds all updates, which c makes safe.
@@ -64,6 +65,7 @@ class MOCHA(Algorithm):
         participation.check(problem.K)
         if omega_every > 0 and not problem.regularizer.learns:
             omega_every = 0
+        accelerated = accelerated and problem.regularizer.common is None
         self.problem = problem
         self.solver = solver
         self.seed = seed
@@ -126,8 +128,7 @@ class MOCHA(Algorithm):
         return self.users.W.T
 
     @property
-    def Omega(self) -> Tensor:
-        """Ω [K, K]."""
+    def relation(self) -> Relation:
         return self.aggregator.Omega
 
     @property
@@ -146,25 +147,26 @@ class MOCHA(Algorithm):
         """
         coupling, held = self.aggregator.coupling, V - error
         norms, products = error.norm(dim=0), (W * error).sum(dim=0)
-        middle = products + (held @ coupling.B - W).norm(dim=0) * norms
-        c = coupling.curvature("user")[:, 0]
-        bound = coupling.regularizer.conjugate(held, self.Omega) + middle.sum() + 0.5 * (c * norms.square()).sum()
+        middle = products + ((coupling.B @ held.T).T - W).norm(dim=0) * norms
+        c = dominating(coupling.B)
+        bound = conjugate(coupling.B, held) + middle.sum() + 0.5 * (c * norms.square()).sum()
         return float(bound)
 
     def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
         # V is computed from the duals, since the wire may have rounded the IVs that the aggregator's V sums up
-        R, Omega = self.aggregator.coupling.regularizer, self.Omega
+        coupling, Omega = self.aggregator.coupling, self.aggregator.Omega
+        R = coupling.regularizer
         W, V = measured["W"].T, measured["V"].T
         losses, conjugates = measured["losses"].sum(), measured["conjugates"].sum()
         with torch.no_grad():
             primal = float(losses + R(W, Omega))
-        dual = -float(conjugates + R.conjugate(V, Omega))
+        dual = -float(conjugates + conjugate(coupling.B, V))
         figures = {"primal": primal, "dual": dual, "gap": primal - dual}
         if "rounding_error" in measured:
             bound = self._conjugate_bound(W, V, measured["rounding_error"].T)
             figures["gap_certified"] = primal + float(conjugates) + bound
         if "leftover" in measured:
-            form = self.aggregator.coupling.form
+            form = coupling.form
             assert form is not None  # users send terms
             figures["gap_certified"] = primal + float(conjugates) + form.penalty_bound(V.T, measured["leftover"])
         joint = R.joint(W, V)

@@ -1,10 +1,11 @@
-"""Networks that users train by SGD: what FedAvg, FedProx, Ditto, pFedMe and FedU share.
+"""Networks that users train by SGD: what FedAvg, its relatives and FedU share.
 
 K users, m parameters of a network; one user per row. An IV is the user's new model, [m].
 """
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -62,11 +63,12 @@ class NetworkUsers(Users):
         sending: what they send and receive.
         pull: weight of the proximal term (pull/2)‖w − w_start‖² in a user's objective, w_start being the model with
             which the round began.
+        start: what users hold before the first round instead of the network's first parameters.
     """
 
     W: Tensor
 
-    def __init__(self, local: LocalTraining, sending: Sending, pull: float = 0.0) -> None:
+    def __init__(self, local: LocalTraining, sending: Sending, pull: float = 0.0, start: Tensor | None = None) -> None:
         super().__init__()
         self.local = local
         self.problem = local.problem
@@ -77,7 +79,8 @@ class NetworkUsers(Users):
         self.rows = self.problem.padded(self.model.start.dtype)
         self.evaluation = Evaluation(self.problem, self.model)
         self.usual = local.solver.steps(self.problem.here)  # steps of a user who is not a straggler [K]
-        self.register_buffer("W", self.model.start.expand(len(self.problem.users), -1))
+        self.start = self.model.start if start is None else start
+        self.register_buffer("W", self.start.expand(len(self.problem.users), -1))
 
     @property
     def models(self) -> Tensor:
@@ -86,7 +89,7 @@ class NetworkUsers(Users):
 
     @property
     def origin(self) -> Tensor:
-        return self.model.start
+        return self.start
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
         participation, problem, seed = self.local.participation, self.problem, self.local.seed
@@ -119,7 +122,7 @@ class NetworkUsers(Users):
         """
         W, order = self.W[users], self._order(round, users, rows)
         proximal = Proximal(self.pull, W) if self.pull else None
-        return (self._steps(users, rows, W, order, budgets, round, proximal),)
+        return (self._steps(users, rows, W, order, budgets, round, proximal=proximal),)
 
     def _hold(self, users: Ids, own: list[Tensor]) -> None:
         """Keep the further models of `_train`, [K, m] each, pending for these users."""
@@ -136,18 +139,51 @@ class NetworkUsers(Users):
         order: Tensor,
         budgets: Tensor,
         round: int,
-        proximal: Proximal | None = None,
         time: int = 0,
+        **terms: Any,
     ) -> Tensor:
-        """Return the models [n, m] after SGD from W [n, m]; `time` counts the calls in a round."""
+        """Return the models [n, m] after SGD from W [n, m].
+
+        `time` counts the calls in a round, and `terms` are further attributes of the `NetworkSubproblem`.
+        """
         solver = self.local.solver
         stream = (self.local.seed, "dropout", round, time)
-        start = NetworkSubproblem(self.model, W, self.problem.users[users], solver.rate(round), stream, proximal)
+        start = NetworkSubproblem(self.model, W, self.problem.users[users], solver.rate(round), stream, **terms)
         return solver.solve(self.problem.loss, rows, start, order, budgets)
 
     def measure(self) -> dict[str, Tensor]:
-        """Return Σ_j ℓ, s, and the train and test error, [K] each."""
+        """As `Evaluation.measure`, for the models that the users predict with."""
         return self.evaluation.measure(self.models)
+
+
+class StatefulUsers(NetworkUsers):
+    """User side: `W` [K, a] is what users received, and `V` [K, p] what they keep to themselves.
+
+    `_train` returns the new `V` besides the IVs; they stay in `pending` [K, p] until they count.
+
+    Args: as in `NetworkUsers`, and
+        own: what each user keeps before the first round [p].
+    """
+
+    V: Tensor
+    pending: Tensor
+
+    def __init__(
+        self, local: LocalTraining, sending: Sending, own: Tensor, pull: float = 0.0, start: Tensor | None = None
+    ) -> None:
+        super().__init__(local, sending, pull, start)
+        self.register_buffer("V", own.expand(len(self.W), -1))
+        self.register_buffer("pending", self.V)
+
+    def _hold(self, users: Ids, own: list[Tensor]) -> None:
+        self.pending = with_rows(self.pending, users, own[0][users])
+
+    def commit(self, users: Ids) -> None:
+        super().commit(users)
+        self.V = with_rows(self.V, users, self.pending[users])
+
+    def roll_back(self, users: Ids) -> None:
+        self.pending = with_rows(self.pending, users, self.V[users])
 
 
 class NetworkAlgorithm(Algorithm):
@@ -167,8 +203,6 @@ class NetworkAlgorithm(Algorithm):
         ConfigError: the model does not fit the data, or the solver or regularizer does not fit the algorithm.
     """
 
-    users: NetworkUsers
-
     def __init__(
         self,
         problem: Problem,
@@ -180,7 +214,7 @@ class NetworkAlgorithm(Algorithm):
     ) -> None:
         solver.check("networks", problem.loss)
         participation.check(problem.K)
-        self.problem = problem
+        self.problem = problem.for_networks()
         self.solver = solver
         self.seed = seed
         self.participation = participation
@@ -190,7 +224,7 @@ class NetworkAlgorithm(Algorithm):
         self.users, self.aggregator = self._sides(messages)
 
     @abstractmethod
-    def _sides(self, messages: MessageKind) -> tuple[NetworkUsers, Aggregator]:
+    def _sides(self, messages: MessageKind) -> tuple[Users, Aggregator]:
         """Return the user side and the aggregator side."""
 
     @property
@@ -200,4 +234,4 @@ class NetworkAlgorithm(Algorithm):
     @property
     def W(self) -> Tensor:
         """The parameters that the users predict with [m, K]."""
-        return self.users.models.T
+        return self.users.predictors(self.users.state_dict()).T

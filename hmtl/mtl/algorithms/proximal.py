@@ -1,7 +1,7 @@
 """FedProx, Ditto and pFedMe: the proximal term (λ/2)‖w − anchor‖² holds users near a shared model.
 
 K users, m parameters. In Ditto and pFedMe, w is the shared model, and v_k the personal model of user k, which never
-travels. Users predict with their personal models; the error of w on the same rows is reported as `global_test_error`.
+travels. Users predict with their personal models; measures of w have the prefix `global_`.
 """
 
 import math
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from hmtl.errors import ConfigError
-from hmtl.mtl.algorithms.base import Aggregator, Ids, Users, with_rows
-from hmtl.mtl.algorithms.fedavg import FedAvg
-from hmtl.mtl.algorithms.networks import LocalTraining, NetworkUsers, Sending
+from hmtl.mtl.algorithms.fedavg import AveragedUsers, FedAvg
+from hmtl.mtl.algorithms.networks import LocalTraining, NetworkUsers, Sending, StatefulUsers
+from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.networks.flat import MakeModel
 from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.solvers.sgd import LocalSGD, Proximal
@@ -37,25 +37,17 @@ class FedProx(FedAvg):
 
     def _users(self, sending: Sending) -> NetworkUsers:
         self.solver.check_proximal("mu", self.mu)
-        return NetworkUsers(self._local, sending, self.mu)
+        return AveragedUsers(self._local, sending, self.mu)
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"mu": self.mu}
 
 
-class PersonalUsers(NetworkUsers):
-    """User side: each user's copy of the shared model, `W` [K, m], and the personal models, `V` [K, m].
-
-    `_train` returns the new personal models besides the IVs; they stay in `pending` [K, m] until they count.
-    """
-
-    V: Tensor
-    pending: Tensor
+class PersonalUsers(StatefulUsers):
+    """User side: each user's copy of the shared model, `W` [K, m], and the personal models, `V` [K, m]."""
 
     def __init__(self, local: LocalTraining, sending: Sending, pull: float) -> None:
-        super().__init__(local, sending, pull)
-        self.register_buffer("V", self.W)
-        self.register_buffer("pending", self.W)
+        super().__init__(local, sending, local.model.start, pull)
 
     @property
     def models(self) -> Tensor:
@@ -64,22 +56,12 @@ class PersonalUsers(NetworkUsers):
     def predictors(self, state: dict[str, Tensor]) -> Tensor:
         return state["V"]
 
-    def _hold(self, users: Ids, own: list[Tensor]) -> None:
-        self.pending = with_rows(self.pending, users, own[0][users])
-
-    def commit(self, users: Ids) -> None:
-        super().commit(users)
-        self.V = with_rows(self.V, users, self.pending[users])
-
-    def roll_back(self, users: Ids) -> None:
-        self.pending = with_rows(self.pending, users, self.V[users])
-
     @torch.no_grad()
     def measure(self) -> dict[str, Tensor]:
-        """As `NetworkUsers.measure`, and ‖v_k − w_k‖² and the test error of w, [K] each."""
+        """As `NetworkUsers.measure`, and ‖v_k − w_k‖² and the measures of w on test rows, [K] each."""
         square_distances = (self.V - self.W).double().square().sum(1)
-        errors = self.evaluation.test_errors(self.W)
-        return super().measure() | {"square_distances": square_distances, "global_test_error": errors}
+        of_shared = {f"global_{name}": values for name, values in self.evaluation.measure_test(self.W).items()}
+        return super().measure() | {"square_distances": square_distances, **of_shared}
 
 
 class PersonalAlgorithm(FedAvg):
@@ -97,10 +79,9 @@ class PersonalAlgorithm(FedAvg):
         return super().describe() | {"lam": self.lam}
 
     def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
-        losses = measured["s"] @ measured["losses"]
+        losses = measured["losses"].sum()
         figures = {"primal": float(losses + self.lam / 2 * measured["square_distances"].sum())}
-        of_shared = self.problem.figures("test", measured["global_test_error"])  # empty if there are no test rows
-        return figures | ({"global_test_error": of_shared["test_error"]} if of_shared else {})
+        return figures | self.problem.figures("global_test", measured)
 
 
 class DittoUsers(PersonalUsers):
@@ -110,7 +91,7 @@ class DittoUsers(PersonalUsers):
         W, order = self.W[users], self._order(round, users, rows)
         new = self._steps(users, rows, W, order, budgets, round)
         proximal = Proximal(self.pull, W)
-        return new, self._steps(users, rows, self.V[users], order, budgets, round, proximal, time=1)
+        return new, self._steps(users, rows, self.V[users], order, budgets, round, 1, proximal=proximal)
 
 
 class Ditto(PersonalAlgorithm):
@@ -151,7 +132,7 @@ class PFedMeUsers(PersonalUsers):
         for r in range(self.local_rounds):
             steps = (budgets - r * usual).clamp_min(0).minimum(usual)  # a straggler skips the last steps
             order = self._order(round * self.local_rounds + r, users, rows)
-            V = self._steps(users, rows, V, order, steps, round, Proximal(self.pull, W), time=r)
+            V = self._steps(users, rows, V, order, steps, round, r, proximal=Proximal(self.pull, W))
             moving = (steps > 0)[:, None].to(W)
             W = W - self.share * moving * (W - V)
         return W, V
@@ -168,7 +149,7 @@ class PFedMe(PersonalAlgorithm):
 
     Args, Raises: as in `FedAvg`, and
         lam: λ in (0, 2/step); larger values make local steps diverge. The larger λ, the nearer θ_k is to w.
-        eta: η in (0, 1/λ]; with 1/λ, w_k becomes θ_k.
+        eta: η in (0, 1/λ]; None: 1/λ, with which w_k becomes θ_k.
         local_rounds: R ≥ 1.
         beta: β > 0; 1 is the mean, and a larger β goes beyond it.
 
@@ -181,11 +162,13 @@ class PFedMe(PersonalAlgorithm):
         solver: LocalSGD,
         model: MakeModel,
         lam: float,
-        eta: float,
-        local_rounds: int = 5,
+        eta: float | None = None,
+        local_rounds: int = 1,
         beta: float = 1.0,
         **options: Any,
     ) -> None:
+        if eta is None:
+            eta = 1 / lam if lam else 1.0
         if not (eta > 0 and 0 < eta * lam <= 1):
             raise ConfigError(
                 f"eta={eta:g}, lam={lam:g}: eta·lam, the share of the way to θ_k, is not in (0, 1]. Change eta or lam."
@@ -206,5 +189,5 @@ class PFedMe(PersonalAlgorithm):
     def _weights(self) -> Tensor:
         return torch.ones_like(super()._weights())
 
-    def setup(self) -> tuple[Users, Aggregator] | None:
+    def setup(self) -> tuple[SetupUsers, SetupAggregator] | None:
         return None  # all users weigh the same

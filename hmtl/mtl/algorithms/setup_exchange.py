@@ -62,6 +62,22 @@ class SetupAggregator(Aggregator):
         return self.answer(ivs)
 
 
+def joined(
+    first: tuple[SetupUsers, SetupAggregator], second: tuple[SetupUsers, SetupAggregator] | None
+) -> tuple[SetupUsers, SetupAggregator]:
+    """Return the two sides of one exchange instead of two, of which the second has no answers to the users."""
+    if second is None:
+        return first
+    (users, aggregator), (more, further) = first, second
+    f = users.facts.shape[1]
+
+    def answer(facts: Tensor) -> Tensor:
+        further.answer(facts[:, f:])
+        return aggregator.answer(facts[:, :f])
+
+    return SetupUsers(torch.cat([users.facts, more.facts], dim=1), users.take), SetupAggregator(answer, aggregator.K)
+
+
 def preprocessing_setup(tasks: Sequence[Task]) -> tuple[Users, Aggregator] | None:
     """Return the two sides of the exchange for preprocessing over the rows of all users; None if it needs none.
 

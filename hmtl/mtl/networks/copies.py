@@ -3,6 +3,8 @@
 G copies, B rows per copy, d features, C outputs, m parameters.
 """
 
+from collections.abc import Set
+
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
@@ -34,11 +36,13 @@ class Copies:
     Args:
         model: the network.
         W: parameters of the copies [G, m], which steps change in place.
+        trained: names of the parameters that steps change; None: all.
     """
 
-    def __init__(self, model: FlatModel, W: Tensor) -> None:
+    def __init__(self, model: FlatModel, W: Tensor, trained: Set[str] | None = None) -> None:
         self.model = model
         self.parameters = model.split(W)
+        self.trained = self.parameters.keys() if trained is None else trained
 
     def predict(self, x: Tensor) -> Tensor:
         """Return predictions [G, B], or [G, B, C] for several outputs, for rows x [G, B, d]."""
@@ -55,12 +59,13 @@ class Copies:
         if len(x) > 1:
             gradients = vmap(grad(minibatch), randomness="different")(self.parameters, x, y, weights)
         else:  # autograd alone is faster than vmap over one copy
-            parameters = {name: part[0].detach().requires_grad_() for name, part in self.parameters.items()}
+            parameters = {n: part[0].detach().requires_grad_(n in self.trained) for n, part in self.parameters.items()}
+            trained = {name: part for name, part in parameters.items() if name in self.trained}
             value = minibatch(parameters, x[0], y[0], weights[0])
-            each = torch.autograd.grad(value, list(parameters.values()), materialize_grads=True)
-            gradients = dict(zip(parameters, each, strict=True))
-        for name, gradient in gradients.items():
-            self.parameters[name].sub_(gradient, alpha=rate)
+            each = torch.autograd.grad(value, list(trained.values()), materialize_grads=True)
+            gradients = dict(zip(trained, each, strict=True))
+        for name in self.trained:
+            self.parameters[name].sub_(gradients[name], alpha=rate)
 
 
 class LayeredCopies(Copies):
@@ -78,12 +83,13 @@ class LayeredCopies(Copies):
             if layer.activation is not None:
                 g = layer.activation.backward(g, outputs[n])
             before = torch.bmm(g, weight) if n else g
-            weight.baddbmm_(g.mT, inputs[n], alpha=-rate)
-            if layer.bias is not None:
+            if layer.weight in self.trained:
+                weight.baddbmm_(g.mT, inputs[n], alpha=-rate)
+            if layer.bias in self.trained and layer.bias is not None:
                 self.parameters[layer.bias].sub_(g.sum(1), alpha=rate)
             g = before
 
 
-def copies(model: FlatModel, W: Tensor) -> Copies:
-    """Return copies of a network with parameters W [G, m], of the fastest kind that it allows."""
-    return LayeredCopies(model, W) if model.layers else Copies(model, W)
+def copies(model: FlatModel, W: Tensor, trained: Set[str] | None = None) -> Copies:
+    """Return copies of a network, see `Copies`, of the fastest kind that it allows."""
+    return (LayeredCopies if model.layers else Copies)(model, W, trained)

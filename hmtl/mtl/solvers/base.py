@@ -37,7 +37,7 @@ class LocalSolver(nn.Module, ABC, Generic[Subproblem, Solution]):
 
     def check(self, kind: Kind, loss: Loss) -> None:
         """Raise ConfigError if an algorithm on duals or networks (`kind`) cannot use this solver with this loss."""
-        name, by_gradients = type(self).__name__, "algorithm=fedu, fedavg, fedprox, ditto or pfedme"
+        name, by_gradients = type(self).__name__, "algorithm=fedu, fedavg or one of its relatives"
         if self.improves != kind:
             remedy = f"solver=sdca, or {by_gradients} for gradients" if kind == "duals" else "solver=sgd"
             raise ConfigError(f"{name} improves {self.improves}, but the algorithm works on {kind}. Choose {remedy}.")

@@ -1,8 +1,9 @@
 """Stochastic dual coordinate ascent (SDCA): local passes over the users' duals, in compiled code or in torch.
 
 K users, n rows each (padded), d features, S rows in a user's order. User k maximises over a′, with w_k fixed,
-    −s_k Σ_j ℓ*(−a′_j) − w_k·Δv_k − ½ c_k ‖Δv_k‖²,    Δv_k = s_k Σ_j (a′_j − a_j) x_kj,
-where the curvature c_k bounds the effect of what the other users change meanwhile.
+    −Σ_j s_j ℓ*(−a′_j) − w_k·Δv_k − ½ c_k ‖Δv_k‖²,    Δv_k = Σ_j s_j (a′_j − a_j) x_kj,
+where s_j are the weights of the user's rows, and the curvature c_k bounds the effect of what the other users change
+meanwhile.
 
 A pass by model keeps a local model: a visit costs d multiplications, and d more if the dual changes. A pass by Gram
 matrix keeps the predictions of all rows: a visit costs n multiplications if the dual changes, which becomes rare after
@@ -125,22 +126,24 @@ def torch_pass(loss: Loss, rows: Rows, start: DualSubproblem, order: Tensor, bud
     K, n, d = rows.X.shape
     X, a = rows.X.reshape(K * n, d), start.a.flatten().clone()
     order, budgets = order.to(X.device), budgets.to(X.device)
-    kappa = start.curvature * rows.s
+    kappa = (start.curvature[:, None] * rows.s).flatten()
     visit = torch.arange(int(budgets.max()), device=X.device)[:, None]
     place = (visit % torch.tensor(rows.counts, device=X.device)).clamp_max(order.shape[1] - 1)
     at = order.gather(1, place.T).T + n * torch.arange(K, device=X.device)  # indices into the rows of all users
     working = visit < budgets
-    y, q = rows.y.flatten()[at], kappa * rows.square_norms.flatten()[at]
-    Z = start.W.clone()  # W + κu: the local models
+    y, kappa = rows.y.flatten()[at], kappa[at]
+    q = kappa * rows.square_norms.flatten()[at]
+    Z = start.W.clone()  # W + c Δv: the local models
     x, product = torch.empty_like(Z), torch.empty_like(Z)
     # a step spends its time on calls, not on arithmetic: hence few calls, into preallocated memory
-    for at_t, y_t, q_t, working_t in zip(at.unbind(), y.unbind(), q.unbind(), working.unbind(), strict=True):
+    steps = zip(*(each.unbind() for each in (at, y, kappa, q, working)), strict=True)
+    for at_t, y_t, kappa_t, q_t, working_t in steps:
         torch.index_select(X, 0, at_t, out=x)
         prediction = torch.mul(x, Z, out=product).sum(1)
         old = a.index_select(0, at_t)
         new = torch.where(working_t, loss.coordinate_step(old, prediction, y_t, q_t), old)
         a.index_copy_(0, at_t, new)
-        Z.addcmul_(x, (kappa * (new - old))[:, None])
+        Z.addcmul_(x, (kappa_t * (new - old))[:, None])
     return a.view(K, n), (Z - start.W) / start.curvature[:, None]
 
 
@@ -212,10 +215,10 @@ def _passes(first: int, last: int, kind: int, width: float, users: Arrays) -> No
     """Run the passes of users first..last−1 by model."""
     for k in range(first, last):
         X, y, a, w, n = users.X[k], users.y[k], users.a[k], users.W[k], users.counts[k]
-        z, kappa = w.copy(), users.curvature[k] * users.s[k]  # z = w + κu
+        z = w.copy()  # w + c Δv
         for visit in range(users.budgets[k]):
             j = users.order[k, visit % n]
-            x, old, prediction = X[j], a[j], 0.0
+            x, old, prediction, kappa = X[j], a[j], 0.0, users.curvature[k] * users.s[k, j]
             for i in range(len(z)):
                 prediction += x[i] * z[i]
             new = _step(kind, width, y[j], old, prediction, kappa * users.square_norms[k, j])
@@ -233,7 +236,7 @@ def _gram_passes(first: int, last: int, kind: int, width: float, users: Arrays) 
     """Run the passes of users first..last−1 by G = XXᵀ."""
     for k in range(first, last):
         X, G, y, a, w, n = users.X[k], users.gram[k], users.y[k], users.a[k], users.W[k], users.counts[k]
-        predictions, before, kappa = np.zeros(n), a.copy(), users.curvature[k] * users.s[k]
+        predictions, before = np.zeros(n), a.copy()
         for j in range(n):
             x, prediction = X[j], 0.0
             for i in range(len(w)):
@@ -241,7 +244,7 @@ def _gram_passes(first: int, last: int, kind: int, width: float, users: Arrays) 
             predictions[j] = prediction
         for visit in range(users.budgets[k]):
             j = users.order[k, visit % n]
-            old = a[j]
+            old, kappa = a[j], users.curvature[k] * users.s[k, j]
             new = _step(kind, width, y[j], old, predictions[j], kappa * users.square_norms[k, j])
             if new != old:
                 a[j] = new
@@ -250,7 +253,7 @@ def _gram_passes(first: int, last: int, kind: int, width: float, users: Arrays) 
                     predictions[i] += step * g[i]
         dv = users.dV[k]
         for j in range(n):
-            change = users.s[k] * (a[j] - before[j])
+            change = users.s[k, j] * (a[j] - before[j])
             if change != 0:
                 x = X[j]
                 for i in range(len(dv)):

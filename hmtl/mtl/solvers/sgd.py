@@ -1,7 +1,7 @@
 """Stochastic gradient descent on the users' networks, many users side by side.
 
 K users, n rows each (padded), d features, m parameters; T steps on minibatches of at most B rows. User k takes
-    w ← w − μ_t · s_k n_k · (mean over the minibatch of ∇ℓ),    μ_t = μ/(1 + decay·t) in round t.
+    w ← w − μ_t · n_k · (mean over the minibatch of s_kj ∇ℓ),    μ_t = μ/(1 + decay·t) in round t.
 """
 
 import math
@@ -45,6 +45,8 @@ class NetworkSubproblem:
         stream: seed and name of the random numbers that modules draw (dropout). Users k with the same k // G, where G
             is `group_size`, train side by side and draw together, from a stream of their own.
         proximal: the term that holds the models near an anchor, if any.
+        correction: numbers added to the gradient of each step [K, m], if any.
+        trained: names of the parameters that steps change; None: all.
     """
 
     model: FlatModel
@@ -53,6 +55,8 @@ class NetworkSubproblem:
     rate: float
     stream: tuple[int, *tuple[str | int, ...]]
     proximal: Proximal | None = None
+    correction: Tensor | None = None
+    trained: frozenset[str] | None = None
 
 
 class LocalSGD(LocalSolver[NetworkSubproblem, Tensor]):
@@ -111,21 +115,22 @@ class LocalSGD(LocalSolver[NetworkSubproblem, Tensor]):
 
     def solve(self, loss: Loss, rows: Rows, subproblem: NetworkSubproblem, order: Tensor, budgets: Tensor) -> Tensor:
         model, rate, proximal = subproblem.model, subproblem.rate, subproblem.proximal
+        correction = subproblem.correction
         device = subproblem.W.device
         K, n, d = rows.X.shape
         W = subproblem.W.clone(memory_format=torch.contiguous_format)
         order, budgets = order.to(device), budgets.to(device)
         present, active = order >= 0, torch.arange(order.shape[1], device=device) < budgets[:, None]
-        scale = (rows.s * torch.tensor(rows.counts).to(W))[:, None, None]
-        weights = (present & active[..., None]) * (scale / present.sum(2, keepdim=True).clamp_min(1))
         at = order.clamp_min(0) + n * torch.arange(K, device=device)[:, None, None]  # indices into all users' rows
+        scale = rows.s.flatten()[at] * torch.tensor(rows.counts).to(W)[:, None, None]
+        weights = (present & active[..., None]) * (scale / present.sum(2, keepdim=True).clamp_min(1))
         X, y, active = rows.X.reshape(K * n, d), rows.y.flatten()[at], active.to(W)[..., None]
         model.module.train()
         G = group_size(model, order.shape[2] * d, W)
         groups, firsts = np.unique(subproblem.users // G, return_index=True)
         for group, first, end in zip(groups.tolist(), firsts, [*firsts[1:], K], strict=True):
             users = slice(first, end)
-            networks = copies(model, W[users])
+            networks = copies(model, W[users], subproblem.trained)
             steps = (part[users, : int(budgets[users].max())].unbind(1) for part in (at, y, weights, active))
             # `seeded` lets trainings in other threads wait
             with seeded(*subproblem.stream, group, device=device) if model.random else nullcontext():
@@ -135,4 +140,6 @@ class LocalSGD(LocalSolver[NetworkSubproblem, Tensor]):
                     networks.step(x, y_t, weights_t, loss, rate)
                     if proximal is not None and distance is not None:
                         W[users].sub_(distance, alpha=rate * proximal.weight)
+                    if correction is not None:
+                        W[users].sub_(active_t * correction[users], alpha=rate)
         return W

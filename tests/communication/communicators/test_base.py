@@ -46,7 +46,7 @@ def same(one: Played, other: Played) -> bool:
 @given(
     contacts=moving(rounds=6),
     scheme=st.sampled_from(("optimal", "paper", "equal")),
-    aggregators=st.sampled_from(("auto", "all", "server", [0])),
+    aggregators=st.sampled_from(("auto", "all", "server", [0], ["server", 0])),
     medium=st.sampled_from(("broadcast", "unicast")),
     uplink=st.sampled_from(("shared", "parallel")),
 )
@@ -72,7 +72,9 @@ def test_models_are_those_of_the_uncoded_run_and_bits_those_of_the_formula(
 
 
 @settings(max_examples=10)
-@given(contacts=moving(rounds=6), aggregators=st.sampled_from(("auto", "all", [0])), cut=st.integers(1, 5))
+@given(
+    contacts=moving(rounds=6), aggregators=st.sampled_from(("auto", "all", [0], ["server", 0])), cut=st.integers(1, 5)
+)
 def test_it_goes_on_in_the_middle_of_a_stretch(contacts: Contacts, aggregators: Aggregators, cut: int) -> None:
     whole, then = (Played(CodedHierarchical(contacts, aggregators=aggregators), 6) for _ in range(2))
     then.follow(whole.play(*range(cut)))

@@ -37,8 +37,9 @@ from hmtl.communication.nodes.base import Server
 from hmtl.communication.nodes.coding import CodingRelay, CodingServer
 from hmtl.communication.nodes.forwarding import ForwardingRelay, ForwardingServer
 from hmtl.communication.nodes.host import UserHost
+from hmtl.communication.nodes.supplying import AggregatingServer, SuppliedRelay
 from hmtl.communication.planning.planner import Planner, preferred_aggregators
-from hmtl.communication.round import Nodes, Stopwatch, coding, forwarding, play
+from hmtl.communication.round import Nodes, Stopwatch, coding, forwarding, play, supplying
 from hmtl.communication.wires import QUANTISERS, Quantiser
 from hmtl.errors import CodingError
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
@@ -70,10 +71,10 @@ class Apart:
         users = list(users)
         width = users[0].ivs[0].shape[1]
 
-        home = preferred_aggregators(t, network, scheme, aggregators)
+        chosen = preferred_aggregators(t, network, scheme, aggregators)
         make = partial(make_plan, scheme=scheme, seed=5, max_pieces=3, generation=9)
-        planners = [Planner(t, network, home, make) for _ in range(2)]
-        self.t, self.home, self.coded = t, home, bool(home)
+        planners = [Planner(t, network, chosen.relays, make, server=chosen.server) for _ in range(2)]
+        self.t, self.home, self.coded, self.central = t, chosen.relays, bool(chosen.relays), chosen.server
 
         def aggregation() -> Aggregation:
             everybody, numbers = np.arange(t.K), users[0].numbers
@@ -89,7 +90,10 @@ class Apart:
             self.hosts.append(UserHost(t.K, side, coder, n, members))
         names = [host.name for host in self.hosts]
         self.server: Server | None
-        if self.coded:
+        if self.coded and self.central:
+            self.relays = [SuppliedRelay(i, planners[i % 2], names, aggregation()) for i in range(t.H)]
+            self.server = AggregatingServer(planners[0], aggregation())
+        elif self.coded:
             self.relays = [CodingRelay(i, planners[i % 2], names, aggregation()) for i in range(t.H)]
             self.server = CodingServer(planners[0])
         else:
@@ -101,15 +105,15 @@ class Apart:
     def play(self, round: int, away: Iterable[int] = (), change: Change | None = None) -> None:
         self.links.change = change or Changed.change
         there = [relay for relay in self.relays if relay.i not in set(away)]
-        (seat, *_) = self.seats()
+        seat = self.seats()[-1]
         names = [host.name for host in self.hosts], [relay.name for relay in self.relays]
-        schedule = coding if self.coded else forwarding
+        schedule = (supplying if self.central else coding) if self.coded else forwarding
         play(round, Nodes(self.hosts, there, self.server, seat, schedule, *names), self.links, Stopwatch())
 
     def seats(self) -> list[Aggregation]:
-        if self.coded:
-            return [relay.aggregation for relay in self.relays]
-        return [self.server.aggregation]
+        """The relays' aggregations, if any, then that of the server."""
+        relays = [relay.aggregation for relay in self.relays] if self.coded else []
+        return relays + ([self.server.aggregation] if self.central else [])
 
     def aggregators(self) -> list[ScriptedAggregator]:
         return [seat.aggregator for seat in self.seats()]
@@ -121,6 +125,7 @@ class Apart:
     t=topologies(max_K=16),
     network=networks,
     aggregators=st.sampled_from(("all", "auto", "server", 0.3, 0.6)),
+    central=st.booleans(),
     gone=st.sampled_from((0.0, 0.2, 0.5)),
     lost=st.sampled_from((0.0, 0.1, 0.4)),
     seed=st.integers(0, 10**6),
@@ -131,6 +136,7 @@ def test_every_aggregator_ends_with_the_ivs_of_all_who_were_heard(
     t: Topology,
     network: Network,
     aggregators: str | float,
+    central: bool,
     gone: float,
     lost: float,
     seed: int,
@@ -147,7 +153,7 @@ def test_every_aggregator_ends_with_the_ivs_of_all_who_were_heard(
     sides = [ScriptedUsers(ivs, absent, 1, mine) for mine in half]
     some = aggregators
     if not isinstance(some, str):
-        some = np.flatnonzero(rng.random(t.H) < some).tolist() or [0]
+        some = [SERVER] * central + (np.flatnonzero(rng.random(t.H) < some).tolist() or [0])
     if network.uplink_bps:
         network = replace(network, uplink_bps=network.uplink_bps[: t.H])
     apart = Apart(t, scheme, sides, network, some)
@@ -169,13 +175,14 @@ def test_every_aggregator_ends_with_the_ivs_of_all_who_were_heard(
             hearing = sorted({i for relays in heard_by.values() for i in relays})
             current = [i for i in there if version[i] == latest]
             aggregating = ([i for i in hearing if i in apart.home] or hearing or current) if current else []
-            if not apart.home:
-                aggregating = [0] if there else []
+            if apart.central:  # the server has the last seat
+                aggregating = [i for i in hearing if i in apart.home]
+                aggregating += [len(before) - 1] if there else []
             reached = {k for k in range(t.K) if set(t.relays_of(k)) & set(there)}
             if aggregating:
                 latest += 1
                 models = expected.update(np.array(heard, dtype=np.int64), ivs[round][heard].clone())
-                for i in aggregating:
+                for i in set(aggregating) & set(range(t.H)):
                     version[i] = latest
             for n, aggregator in enumerate(apart.aggregators()):
                 assert len(aggregator.seen) == before[n] + (n in aggregating)
@@ -199,6 +206,7 @@ def test_every_aggregator_ends_with_the_ivs_of_all_who_were_heard(
 @given(
     scheme=st.sampled_from(("uncoded", "optimal")),
     t=topologies(max_K=12),
+    aggregators=st.sampled_from(("all", [SERVER, 0])),
     width=st.sampled_from((8, 4, 3, 2)),
     gone=st.sampled_from((0.0, 0.2, 0.5)),
     lost=st.sampled_from((0.0, 0.1, 0.4)),
@@ -206,7 +214,14 @@ def test_every_aggregator_ends_with_the_ivs_of_all_who_were_heard(
     seed=st.integers(0, 10**6),
 )
 def test_users_and_aggregators_agree_on_numbers_of_few_bits(
-    scheme: str, t: Topology, width: int, gone: float, lost: float, deltas: bool, seed: int
+    scheme: str,
+    t: Topology,
+    aggregators: Aggregators,
+    width: int,
+    gone: float,
+    lost: float,
+    deltas: bool,
+    seed: int,
 ) -> None:
     """Whoever is absent, and whichever IVs and models are lost: both ends hold the same bits, near the true numbers."""
     rng, rounds, m = np.random.default_rng(seed), 6, 70
@@ -216,7 +231,7 @@ def test_users_and_aggregators_agree_on_numbers_of_few_bits(
     sides = [ScriptedUsers(ivs, absent, 1, mine) for mine in half]
     for side in sides:
         side.deltas = deltas
-    apart = Apart(t, scheme, sides, quantiser=QUANTISERS[f"int{width}"])
+    apart = Apart(t, scheme, sides, aggregators=aggregators, quantiser=QUANTISERS[f"int{width}"])
     bound = 0.51 / (2 ** (width - 1) - 1)  # of a rounding error, relative to the largest number of its block
     for round in range(rounds):
         away = set(np.flatnonzero(rng.random(t.H) < gone).tolist())
@@ -288,9 +303,14 @@ def test_helpers_send_and_learn_nothing(medium: str) -> None:
             assert got[f"relay {i}", BROADCAST] >= c * missed
 
 
-@pytest.mark.parametrize(("relay", "scheme"), [(0, "optimal"), (3, "optimal"), (4, "paper")])
-def test_a_relay_that_decodes_other_ivs_is_found_before_a_model_spreads(relay: int, scheme: str) -> None:
-    apart, users = one(symmetric(K=20, H=5, r=3), scheme)
+@pytest.mark.parametrize(
+    ("relay", "scheme", "aggregators"),
+    [(0, "optimal", "all"), (3, "optimal", "all"), (4, "paper", "all"), (3, "optimal", [SERVER, 3])],
+)
+def test_a_relay_that_decodes_other_ivs_is_found_before_a_model_spreads(
+    relay: int, scheme: str, aggregators: Aggregators
+) -> None:
+    apart, users = one(symmetric(K=20, H=5, r=3), scheme, aggregators=aggregators)
     apart.play(0)
     old = dict(users.models)
 
@@ -314,8 +334,9 @@ def test_other_ivs_are_found_if_nothing_is_coded() -> None:
         apart.play(0, change=change)
 
 
-def test_other_models_are_found_too() -> None:
-    apart, users = one(symmetric(K=20, H=5, r=3))
+@pytest.mark.parametrize("aggregators", ["all", [SERVER, 0, 3]])
+def test_other_models_are_found_too(aggregators: Aggregators) -> None:
+    apart, users = one(symmetric(K=20, H=5, r=3), aggregators=aggregators)
     seat = apart.relays[3].aggregation
     seat.aggregator.state["updates"] += 1
     with pytest.raises(CodingError, match=r"^relay 3 computed other models"):
@@ -328,7 +349,7 @@ def test_other_models_are_found_too() -> None:
     scheme=st.sampled_from(SCHEMES),
     t=topologies(max_K=20),
     medium=st.sampled_from(("broadcast", "unicast")),
-    aggregators=st.sampled_from(("all", "auto", [1])),
+    aggregators=st.sampled_from(("all", "auto", [1], [SERVER, 0], [SERVER, 0, 1])),
     points=st.lists(
         st.tuples(st.integers(0, 3), st.integers(0, 7), st.sampled_from(BETWEEN), st.integers(0, 2)), max_size=4
     ),
@@ -348,8 +369,8 @@ def test_a_round_with_a_silent_relay_equals_a_round_without_it(
 
     Users, aggregators and what relays know of the rounds are those of a run in which it was away in that round.
     """
-    if aggregators == [1] and t.H < 2:
-        aggregators = [0]
+    if t.H < 2 and not isinstance(aggregators, str):
+        aggregators = [0 if i == 1 else i for i in aggregators][:2]
     rng = np.random.default_rng(seed)
     away = [set(np.flatnonzero(rng.random(t.H) < gone).tolist()) for _ in range(4)]
     ivs = [random_numbers(seed + n, t.K, 6, None) for n in range(4)]
@@ -361,8 +382,8 @@ def test_a_round_with_a_silent_relay_equals_a_round_without_it(
     (apart, users), (plain, others) = fresh(), fresh()
     for round in range(4):
         silent, count = set(), defaultdict(int)
-        latest = max(plain.relays, key=lambda relay: relay.version)
-        held, version = (latest.aggregation if plain.coded else plain.seats()[0]).state_bytes(), latest.version
+        latest = plain.server if plain.central else max(plain.relays, key=lambda relay: relay.version)
+        held, version = latest.aggregation.state_bytes(), latest.version
 
         def change(node: str, message: Message, round: int = round, silent=silent, count=count) -> Message | None:
             relay, kind = message.sender if node == SERVER else node, message.kind
@@ -392,18 +413,22 @@ def test_a_round_with_a_silent_relay_equals_a_round_without_it(
 
 
 @pytest.mark.parametrize(
-    ("scheme", "kind", "at"),
+    ("aggregators", "kind", "at"),
     [
-        ("optimal", COMBINATIONS, SERVER),
-        ("optimal", BROADCAST, "relay 1"),
-        ("optimal", DIGESTS, SERVER),
-        ("optimal", STATE, "relay 1"),
-        ("uncoded", IVS, SERVER),
+        ("all", COMBINATIONS, SERVER),
+        ("all", BROADCAST, "relay 1"),
+        ("all", DIGESTS, SERVER),
+        ("all", STATE, "relay 1"),
+        ("server", IVS, SERVER),
+        ([SERVER, 0, 1], IVS, SERVER),
+        ([SERVER, 0, 1], BROADCAST, "relay 1"),
+        ([SERVER, 0, 1], DIGESTS, SERVER),
+        ([SERVER, 0, 1], STATE, "relay 1"),
     ],
 )
-def test_without_a_message_that_others_need_its_relay_is_left_out(scheme: str, kind: str, at: str) -> None:
+def test_without_a_message_that_others_need_its_relay_is_left_out(aggregators: Aggregators, kind: str, at: str) -> None:
     """All bits of both attempts are counted: they travelled."""
-    (apart, users), (plain, _) = one(symmetric(K=20, H=5, r=3), scheme), one(symmetric(K=20, H=5, r=3), scheme)
+    (apart, users), (plain, _) = (one(symmetric(K=20, H=5, r=3), aggregators=aggregators) for _ in range(2))
     apart.play(0, away=[1])
     plain.play(0, away=[1])
 
@@ -465,6 +490,24 @@ def test_a_relay_that_comes_back_is_handed_the_state_of_another() -> None:
     assert all(same_bits(state["last"], states[0]["last"]) for state in states)
     spent = apart.links.ledger.bits("relays_to_server", link=0).overhead - before.overhead
     assert spent > 20 * 6 * 64  # all of `last`
+
+
+def test_a_server_that_aggregates_needs_no_relay_to_do_so_and_hands_over_the_state() -> None:
+    """Relays 0 and 2 aggregate, too. They are away in turns, then both; relays that return get the state once."""
+    apart, users = one(symmetric(K=20, H=5, r=3), rounds=6, aggregators=[SERVER, 0, 2])
+    ledger, state = apart.links.ledger, 20 * 6 * 64 + 64 + 20 * 32 + 32  # IVs, rounds, receipts, version
+    versions, handed, away = [], [], [[], [2], [], [0, 2], [], []]
+    for round in range(6):
+        before = ledger.bits(SERVER_TO_RELAYS).overhead, ledger.bits(RELAYS_TO_SERVER).payload
+        apart.play(round, away[round])
+        assert set(users.models) == set(range(20))
+        assert ledger.bits(RELAYS_TO_SERVER).payload - before[1] == 20 * 6 * 64, "each IV, and no model"
+        assert ledger.bits(RELAYS_TO_SERVER).overhead < state
+        versions.append([relay.version for relay in apart.relays])
+        handed.append((ledger.bits(SERVER_TO_RELAYS).overhead - before[0]) // state)
+    assert versions == [[n, 0, m, 0, 0] for n, m in ((1, 1), (2, 1), (3, 3), (3, 3), (5, 5), (6, 6))]
+    assert handed == [0, 0, 1, 0, 1, 0]
+    assert len({seat.state_bytes().tobytes() for seat in (*apart.seats()[0:3:2], apart.seats()[-1])}) == 1
 
 
 def test_without_the_present_state_nobody_aggregates() -> None:

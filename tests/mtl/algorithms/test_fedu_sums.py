@@ -16,7 +16,7 @@ def test_fedu_settles_where_the_objective_does(random_problem) -> None:
         fedu.step(round)
     W = fedu.W.double().T.clone().requires_grad_()
     loss = sum(
-        problem.rows.s[k] * problem.loss(x.x_train @ W[k, :-1] + W[k, -1], x.y_train).sum()
+        problem.s[k] * problem.loss(x.x_train @ W[k, :-1] + W[k, -1], x.y_train).sum()
         for k, x in enumerate(problem.tasks)
     )
     A = problem.regularizer.coupling(torch.empty(4, 4, dtype=torch.float64))

@@ -20,6 +20,7 @@ from hmtl.mtl import (
     Ditto,
     FedAvg,
     FedProx,
+    LocalNetworks,
     LocalSGD,
     Participation,
     PFedMe,
@@ -232,6 +233,7 @@ def test_descriptions_and_set_up():
     assert Ditto(*of, lam=0.3).describe() == {"algorithm": "ditto", "lam": 0.3, **common}
     assert PFedMe(*of, lam=3, eta=0.1).describe() == {"algorithm": "pfedme", "lam": 3, **common}
     assert PFedMe(*of, lam=3, eta=0.1).setup() is None
+    assert PFedMe(*of, lam=3).eta == 1 / 3, "the longest step, after which w_k is θ_k"
     for learner in (FedProx(*of, mu=0.3), Ditto(*of, lam=0.3)):
         users, _ = learner.setup()
         assert users.local_update(0)[1].tolist() == [[n] for n in COUNTS]
@@ -272,3 +274,18 @@ def test_personal_models_change_when_their_update_counts(make):
     users.commit(np.array([2]))
     users.commit(np.array([1]))  # of which nothing is pending
     assert (before != learner.W.T).any(1).tolist() == [True, False, True, True]
+
+
+def test_local_training_needs_no_messages() -> None:
+    """The models are Ditto's personal ones without a pull towards the shared one, bit for bit."""
+    solver, work = LocalSGD(0.05, 2, 4, 0.1), Participation(low=0.3, dropout=0.3)
+    local = LocalNetworks(problem(), solver, mlp, seed=3, participation=work)
+    ditto = Ditto(problem(), solver, mlp, lam=0.0, seed=3, participation=work)
+    for round in range(5):
+        users, ivs = local.users.local_update(round)
+        assert ivs.shape == (len(users), local.users.numbers) == (len(users), 0)
+        local.users.commit(users)
+        ditto.step(round)
+        assert torch.equal(local.W, ditto.W)
+    assert local.metrics()["test_error"] == ditto.metrics()["test_error"]
+    assert local.setup() is None

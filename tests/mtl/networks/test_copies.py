@@ -32,7 +32,7 @@ LOSSES = [CrossEntropy(), Focal(), OneVsRest(SmoothHinge()), Logistic(), Squared
 @pytest.mark.parametrize("name", [*LAYERED, *OTHER])
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
 def test_steps_and_predictions(name, loss):
-    """Two steps of three copies and of one alone, on 4 rows and then on 3."""
+    """Two steps of three copies and of one alone, of all parameters or of one; on 4 rows and then on 3."""
     outputs = C if loss.classes else 1
     model, draw = flat((LAYERED | OTHER)[name], outputs), torch.Generator().manual_seed(2)
     start = model.start + 0.3 * torch.randn(3, len(model.start), dtype=torch.float64, generator=draw)
@@ -42,9 +42,10 @@ def test_steps_and_predictions(name, loss):
     else:
         y = torch.tensor([1.0, -1.0, -1.0, 1.0]).expand(2, 3, 4)
     weights, steps = torch.rand(2, 3, 4, dtype=torch.float64, generator=draw), ((0.1, 4), (0.3, 3))
-    for users in ([0, 1, 2], [1]):
+    first, *_, last = [*model.shapes] * 2
+    for users, trained in (([0, 1, 2], None), ([1], None), ([0, 2], {first}), ([1], {last})):
         W = start[users]
-        networks = copies(model, W)
+        networks = copies(model, W, trained)
         assert type(networks) is (LayeredCopies if name in LAYERED else Copies)
         for t, (rate, B) in enumerate(steps):
             networks.step(*(each[t, users, :B] for each in (x, y.double(), weights)), loss, rate)
@@ -56,7 +57,7 @@ def test_steps_and_predictions(name, loss):
                 value = loss(p if loss.classes else p[:, 0], y[t, k, :B])
                 gradients = torch.autograd.grad((weights[t, k, :B] * value).sum(), list(parameters.values()))
                 parameters = {
-                    name: (w - rate * g).detach().requires_grad_()
+                    name: (w - rate * g * (trained is None or name in trained)).detach().requires_grad_()
                     for (name, w), g in zip(parameters.items(), gradients, strict=True)
                 }
             want = torch.cat([w.flatten() for w in parameters.values()]).detach()

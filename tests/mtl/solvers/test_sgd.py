@@ -67,7 +67,7 @@ def test_users_do_not_depend_on_each_other(name):
 
     def trained(users):
         own = tuple(COUNTS[k] for k in users)
-        rows = Rows(X[users], y[users], X[users].square().sum(2), own, s[users])
+        rows = Rows(X[users], y[users], X[users].square().sum(2), own, s[users, None].expand(-1, 33))
         proximal = Proximal(0.5, torch.zeros(len(users), 1))
         start = NetworkSubproblem(model, W[users], np.array(users), 0.05, (5, "dropout", 0), proximal)
         return solver.solve(CrossEntropy(), rows, start, solver.draw(0, 0, users, own), budgets[users])
@@ -83,7 +83,7 @@ def test_random_draws_differ_by_user_and_name(monkeypatch):
     x = torch.ones(2, D)
     model = FlatModel(dropping, x, C, 1)
     monkeypatch.setattr("hmtl.mtl.networks.copies.CPU_BYTES", 2 * 4 * (len(model.start) + 2 * D))  # two users
-    rows = Rows(x.expand(4, -1, -1), torch.ones(4, 2), torch.ones(4, 2), (2,) * 4, torch.ones(4))
+    rows = Rows(x.expand(4, -1, -1), torch.ones(4, 2), torch.ones(4, 2), (2,) * 4, torch.ones(4, 2))
     W, order = model.start.expand(4, -1), torch.arange(2).expand(4, 1, 2)
     models = []
     for stream, users in ((0, np.arange(4)), (1, np.arange(4)), (0, np.arange(2, 6))):
@@ -98,7 +98,7 @@ def test_networks_of_layers_do_not_wait_for_trainings_in_other_threads():
     x = torch.ones(2, D)
     model, rows = (
         FlatModel(NETWORKS["mlp"], x, C, 1),
-        Rows(x[None], torch.ones(1, 2), x[None, :, 0], (2,), torch.ones(1)),
+        Rows(x[None], torch.ones(1, 2), x[None, :, 0], (2,), torch.ones(1, 2)),
     )
     start = NetworkSubproblem(model, model.start[None], np.arange(1), 0.03, (0, "dropout"))
     order, budgets = torch.arange(2).expand(1, 1, 2), torch.ones(1, dtype=torch.int64)

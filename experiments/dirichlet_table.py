@@ -1,0 +1,101 @@
+"""Compare learners of networks where users see few digits: `python experiments/dirichlet_table.py --mnist FOLDER`.
+
+8,000 images of MNIST, or without --mnist the 5,000 that come with hmtl, are divided among 20 users by class, in
+proportions drawn from Dir(0.1, ..., 0.1). The result is the test error of the models that users predict with, averaged
+over users and then over seeds, after several numbers of rounds. All learners run with their defaults and cross-entropy.
+
+Writes experiments/results/dirichlet_table.csv: a line per method and number of rounds.
+"""
+
+import argparse
+import csv
+import shlex
+import statistics
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from paths import data_path
+from rich.console import Console
+from rich.table import Table
+from torchvision.datasets import MNIST
+
+from hmtl.config.build import build_algorithm, build_problem, build_tasks, compose
+
+METHODS = {
+    "FedAvg": "algorithm=fedavg",
+    "FedProx": "algorithm=fedprox",
+    "SCAFFOLD": "algorithm=scaffold",
+    "local": "algorithm=fedu regularizer=ridge lam=1e-6",
+    "FedU, graph": "algorithm=fedu",
+    "FedU, mean": "algorithm=fedu regularizer=mean",
+    "Ditto": "algorithm=ditto",
+    "pFedMe": "algorithm=pfedme",
+    "FedPer": "algorithm=fedper",
+    "FedPer, coupled by a graph": "algorithm=fedper algorithm.coupled=true regularizer=graph",
+    "FedRep": "algorithm=fedrep",
+    "LG-FedAvg": "algorithm=lg_fedavg",
+}
+MILESTONES = (5, 10, 20, 30)
+ROWS = 8000
+
+
+def write_rows(mnist: Path, file: Path) -> None:
+    """Write `ROWS` of MNIST's images, drawn at random, as one table."""
+    sets = [MNIST(mnist, train) for train in (True, False)]
+    x, y = (np.concatenate([getattr(each, name).numpy() for each in sets]) for name in ("data", "targets"))
+    drawn = np.random.default_rng(0).choice(len(y), ROWS, replace=False)
+    np.savez(file, x=x[drawn].reshape(ROWS, -1).astype(np.float32) / 255, y=y[drawn])
+
+
+def errors(settings: str, seed: int, rounds: int) -> dict[int, float]:
+    """Return the test error after each of the `MILESTONES` that the rounds reach."""
+    cfg = compose(*shlex.split(settings), f"seed={seed}", "output_dir=.")
+    algorithm, reached = build_algorithm(cfg, build_problem(cfg, build_tasks(cfg)[0])), {}
+    for round in range(rounds):
+        algorithm.step(round)
+        if round + 1 in MILESTONES:
+            reached[round + 1] = algorithm.metrics()["test_error"]
+    return reached
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mnist", type=Path, help="folder with MNIST/raw, torchvision's layout")
+    parser.add_argument("--model", choices=("mlp", "cnn"), default="mlp")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=MILESTONES[-1])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "dirichlet_table.csv")
+    args = parser.parse_args()
+
+    table = Table(title=f"Test error in %, mean over {args.seeds} seeds, after rounds", title_justify="left")
+    for column in ("method", *map(str, MILESTONES)):
+        table.add_column(column)
+    rows: list[tuple[str, ...]] = [("model", "method", "rounds", "test_error", "sd")]
+    with tempfile.TemporaryDirectory() as folder:
+        data = "dataset=mnist5k"
+        if args.mnist:
+            file = Path(folder, "mnist.npz")
+            write_rows(args.mnist, file)
+            data = f"dataset=files {shlex.quote(data_path(file))} dataset.intercept=false dataset.standardize=none"
+        data += " K=20 partition=dirichlet partition.alpha=0.1 loss=cross_entropy"
+        data += f" algorithm.model._target_=hmtl.mtl.{args.model}"
+        for method in args.methods:
+            runs = [errors(f"{METHODS[method]} {data}", seed, args.rounds) for seed in range(args.seeds)]
+            line = []
+            for round in runs[0]:
+                each = [run[round] for run in runs]
+                sd = statistics.stdev(each) if args.seeds > 1 else 0.0
+                rows.append((args.model, method, str(round), f"{statistics.mean(each):.5f}", f"{sd:.5f}"))
+                line.append(f"{100 * statistics.mean(each):.1f}")
+                print(*rows[-1], flush=True)
+            table.add_row(method, *line)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with args.out.open("w", newline="") as out:
+        csv.writer(out, lineterminator="\n").writerows(rows)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

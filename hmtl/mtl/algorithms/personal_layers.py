@@ -1,0 +1,106 @@
+"""Networks some layers of which are averaged, while each user keeps the others to itself.
+
+K users; a shared and p personal numbers of a network with m = a + p parameters.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hmtl.errors import ConfigError, few
+from hmtl.mtl.algorithms.networks import LocalTraining, Sending, StatefulUsers
+from hmtl.mtl.networks.flat import FlatModel
+from hmtl.mtl.problem import Rows
+
+
+def last_layer(names: Sequence[str]) -> frozenset[str]:
+    """Return the parameters that belong to the same module as the last one."""
+    layer = names[-1].rpartition(".")[0]
+    return frozenset(name for name in names if name.rpartition(".")[0] == layer)
+
+
+def matching(names: Sequence[str], wanted: Collection[str]) -> frozenset[str]:
+    """Return the parameters with a wanted name, or in a module with a wanted name.
+
+    Raises:
+        ConfigError: a wanted name matches nothing, or all parameters match.
+    """
+    of = {each: {name for name in names if f"{name}.".startswith(f"{each}.")} for each in wanted}
+    if unknown := [each for each, matched in of.items() if not matched]:
+        raise ConfigError(
+            f"personal={unknown[0]!r} is none of the network's parameters and modules. Its parameters are "
+            f"{few(names)}; give some of them, or modules such as {names[-1].rpartition('.')[0] or names[-1]!r}."
+        )
+    return frozenset[str]().union(*of.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Which of a network's parameters are personal, by name, and where they are among its m numbers.
+
+    Raises:
+        ConfigError: no parameter is personal, or all are.
+    """
+
+    model: FlatModel
+    personal: frozenset[str]
+
+    def __post_init__(self) -> None:
+        if not self.shared or not self.personal:
+            raise ConfigError(
+                f"personal={sorted(self.personal)} leaves nothing {'shared' if self.personal else 'personal'} of the "
+                f"network's parameters ({few(list(self.model.shapes))}). Give some of them, or choose a network with "
+                "several layers, such as algorithm.model._target_=hmtl.mtl.mlp."
+            )
+
+    @property
+    def shared(self) -> frozenset[str]:
+        return frozenset(self.model.shapes) - self.personal
+
+    def part(self, W: Tensor, names: frozenset[str]) -> Tensor:
+        """Return the numbers [..., n] of these parameters of models W [..., m]."""
+        return torch.cat([w.flatten(W.ndim - 1) for name, w in self.model.split(W).items() if name in names], dim=-1)
+
+    def models(self, shared: Tensor, personal: Tensor) -> Tensor:
+        """Return the models [K, m] from their shared numbers [K, a] and personal numbers [K, p]."""
+        parts = {True: iter(self._cut(personal, self.personal)), False: iter(self._cut(shared, self.shared))}
+        return torch.cat([next(parts[name in self.personal]) for name in self.model.shapes], dim=1)
+
+    def _cut(self, numbers: Tensor, names: frozenset[str]) -> tuple[Tensor, ...]:
+        sizes = [shape.numel() for name, shape in self.model.shapes.items() if name in names]
+        return torch.split(numbers, sizes, dim=1)
+
+
+class LayerUsers(StatefulUsers):
+    """User side: `W` [K, a] are the shared numbers, and `V` [K, p] the personal ones.
+
+    Args: as in `NetworkUsers`, and
+        split: which parameters are personal.
+        phases: names of the parameters that are trained one after the other in a round, with all of the solver's
+            epochs each.
+    """
+
+    def __init__(self, local: LocalTraining, sending: Sending, split: Split, phases: Sequence[frozenset[str]]) -> None:
+        start = local.model.start
+        super().__init__(local, sending, split.part(start, split.personal), start=split.part(start, split.shared))
+        self.split = split
+        self.phases = phases
+        self.usual = len(phases) * self.usual
+
+    @property
+    def models(self) -> Tensor:
+        return self.split.models(self.W, self.V)
+
+    def predictors(self, state: dict[str, Tensor]) -> Tensor:
+        return self.split.models(state["W"], state["V"])
+
+    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
+        W = self.split.models(self.W[users], self.V[users])
+        usual = self.local.solver.steps(rows.counts)
+        for r, trained in enumerate(self.phases):
+            steps = (budgets - r * usual).clamp_min(0).minimum(usual)  # a straggler skips the last steps
+            order = self._order(round * len(self.phases) + r, users, rows)
+            W = self._steps(users, rows, W, order, steps, round, r, trained=trained)
+        return self.split.part(W, self.split.shared), self.split.part(W, self.split.personal)

@@ -1,0 +1,122 @@
+"""Measures of the users' predictions on their own rows, and their summaries over users.
+
+K users, n rows each (padded), C classes. A user for whom a measure is undefined has the value NaN, and summaries leave
+this user out.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from hmtl.errors import ConfigError
+from hmtl.mtl.losses import Loss
+
+Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Maps predictions [K, n] or [K, n, C], targets y [K, n] and which rows are present [K, n] to values [K]."""
+OwnMeasure = Callable[..., float]
+"""Maps a user's predictions [n] or [n, C] and targets [n], as NumPy arrays, to a number."""
+
+
+def measures_for(loss: Loss, own: Mapping[str, OwnMeasure]) -> dict[str, Measure]:
+    """Return the measures by name: the error, for classes the balanced error, for two classes the AUC, and own ones.
+
+    Raises:
+        ConfigError: an own measure has the name of another one, or a name that cannot be the end of a column's name.
+    """
+
+    def error(predictions: Tensor, y: Tensor, present: Tensor) -> Tensor:
+        return mean(loss.error(predictions, y), present)
+
+    def balanced(predictions: Tensor, y: Tensor, present: Tensor) -> Tensor:
+        number, C = (y.long(), predictions.shape[-1]) if loss.classes else ((y > 0).long(), 2)
+        return balanced_error(loss.error(predictions, y), number, present, C)
+
+    measures: dict[str, Measure] = {"error": error}
+    if loss.classes or loss.labels == (-1.0, 1.0):
+        measures["balanced_error"] = balanced
+    if loss.labels == (-1.0, 1.0):
+        measures["auc"] = auc
+    for name, function in own.items():
+        if name in measures or not name.isidentifier():
+            raise ConfigError(f"measures.{name}: the name is taken or is not an identifier. Choose another one.")
+        measures[name] = _by_user(name, function)
+    return measures
+
+
+def mean(values: Tensor, present: Tensor) -> Tensor:
+    """Return the mean of values [K, n] over each user's rows [K], float64."""
+    return torch.where(present, values, 0).double().sum(1) / present.sum(1)
+
+
+def balanced_error(errors: Tensor, number: Tensor, present: Tensor, C: int) -> Tensor:
+    """Return the mean over a user's classes of the share misclassified in each class [K]; absent classes do not count.
+
+    Args:
+        errors: 1 for each misclassified row, else 0 [K, n].
+        number: class numbers [K, n] in 0..C−1.
+        present: which rows are present [K, n].
+        C: number of classes.
+    """
+    zeros = torch.zeros(len(errors), C, dtype=torch.float64, device=errors.device)
+    counts = zeros.scatter_add(1, number, present.double())
+    wrong = zeros.scatter_add(1, number, torch.where(present, errors, 0).double())
+    return (wrong / counts).nanmean(1)
+
+
+def auc(predictions: Tensor, y: Tensor, present: Tensor) -> Tensor:
+    """Return the area under the ROC curve [K] for y = ±1; undefined for users with rows of one class only.
+
+    It is the probability that a row with y = 1 has a larger prediction than one with y = −1, where ties count half.
+    """
+    scores = torch.where(present, predictions.double(), math.inf)
+    in_order = scores.sort(1).values
+    below, up_to = (torch.searchsorted(in_order, scores, right=right) for right in (False, True))
+    positive = present & (y > 0)
+    n_positive, n = positive.sum(1), present.sum(1)
+    ranks = torch.where(positive, (below + up_to + 1) / 2, 0).double().sum(1)  # from 1; ties share their mean rank
+    wins = ranks - n_positive * (n_positive + 1) / 2
+    return wins / (n_positive * (n - n_positive))
+
+
+def summarize(name: str, values: Tensor, counts: Tensor) -> dict[str, float]:
+    """Return the mean of values [K] over users, the mean weighted by rows, the median, and the worst user's value.
+
+    If a measure is undefined for some users with rows, the number of users that count is in the result, too; if it is
+    undefined for all of them, its values are NaN.
+
+    Args:
+        name: name of the values, and beginning of all names in the result. Large values are bad if it ends with
+            "error" or "loss", otherwise small ones.
+        values: the values [K].
+        counts: numbers of rows [K].
+    """
+    has_rows, defined = counts > 0, (counts > 0) & ~values.isnan()
+    users = int(defined.sum())
+    figures = dict.fromkeys((name, f"{name}_weighted", f"{name}_median", f"{name}_worst"), math.nan)
+    if users:
+        values, weights = values[defined].double(), counts[defined].double()
+        worst = values.max() if name.endswith(("error", "loss")) else values.min()
+        each = (values.mean(), weights @ values / weights.sum(), values.quantile(0.5), worst)
+        figures = dict(zip(figures, map(float, each), strict=True))
+    return figures | ({f"{name}_users": users} if users < int(has_rows.sum()) else {})
+
+
+def _by_user(name: str, function: OwnMeasure) -> Measure:
+    """Return a measure that calls a function for each user that has rows."""
+
+    def measure(predictions: Tensor, y: Tensor, present: Tensor) -> Tensor:
+        values = torch.full((len(y),), math.nan, dtype=torch.float64)
+        for k in present.any(1).nonzero()[:, 0].tolist():
+            pair = (each[k, present[k]].cpu().numpy() for each in (predictions, y))
+            try:
+                values[k] = float(function(*pair))
+            except Exception as error:  # a function of a user's own may raise anything
+                raise ConfigError(
+                    f"measures.{name} cannot be computed ({type(error).__name__}: {error}). It gets a user's "
+                    "predictions and targets, and has to return a number; nan if it is undefined."
+                ) from error
+        return values
+
+    return measure

@@ -1,0 +1,136 @@
+"""Ω of more users than numbers in a model: against dense matrices, exact alternation, and without memory for K²."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hmtl.data import Task
+from hmtl.mtl import MOCHA, SDCA, Clustered, Problem, Regularizer, Squared, TaskRelationship
+from hmtl.mtl.regularizers import dense
+from hmtl.mtl.spectrum import Spectrum
+
+MAKERS = [lambda: TaskRelationship(0.3), lambda: TaskRelationship(0.3, 0.05), lambda: Clustered(0.3, clusters=2)]
+
+
+def models(seed: int, d: int, K: int) -> torch.Tensor:
+    """Return W [d, K] of any rank up to d, with users whose models differ in size by orders of magnitude."""
+    rng = np.random.default_rng(seed)
+    rank = rng.integers(1, d + 1)
+    return torch.from_numpy(rng.normal(size=(d, rank)) @ rng.normal(size=(rank, K)) * 10.0 ** rng.uniform(-3, 0, K))
+
+
+@given(seed=st.integers(0, 10**6), d=st.integers(1, 5), more=st.integers(1, 30), make=st.sampled_from(MAKERS))
+def test_everything_agrees_with_dense_matrices(seed, d, more, make):
+    """Ω, R, R*, B and c of a spectrum, against eigenvalues, inverses and traces of the matrix that it stands for."""
+    K = d + more
+    regularizer, W, V = make(), models(seed, d, K), models(seed + 1, d, K)
+    Omega = regularizer.start(K, d)
+    torch.testing.assert_close(dense(Omega), regularizer.start_omega(K))
+    for _ in range(2):
+        full = dense(Omega)
+        A = regularizer.coupling(full).numpy()
+        B = np.linalg.inv(A)
+        assert float(regularizer(W, Omega)) == pytest.approx(np.trace(W.numpy() @ A @ W.T.numpy()) / 2, rel=1e-8)
+        assert float(regularizer.conjugate(V, Omega)) == pytest.approx(
+            np.trace(V.numpy() @ B @ V.T.numpy()) / 2, rel=1e-8
+        )
+        form = regularizer.inverse(Omega)
+        np.testing.assert_allclose(form @ V.T, B @ V.T.numpy(), rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(form.diagonal(), np.diag(B), rtol=1e-8)
+        c = form.dominating().numpy()
+        assert np.linalg.eigvalsh(np.diag(c) - B)[0] >= -1e-9 * c.max(), "adding all updates is not safe"
+        assert c.sum() <= 1.5 * np.abs(B).sum(), "c is much larger than diagonal dominance"
+        old, Omega = Omega, regularizer.update_omega(W, Omega)
+        eigenvalues = np.linalg.eigvalsh(dense(Omega))
+        s = np.sort(np.append(np.linalg.svd(W, compute_uv=False), np.zeros(K - d)))
+        s = np.maximum(s, 0.01 * d / K * s[-1])
+        if isinstance(regularizer, TaskRelationship):
+            np.testing.assert_allclose(eigenvalues, np.sort(s.sum() / s), rtol=1e-7)
+        else:
+            M = regularizer.eta * (1 + regularizer.eta) / eigenvalues - regularizer.eta
+            assert M.min() > -1e-9
+            assert M.max() < 1 + 1e-9
+            assert M.sum() == pytest.approx(regularizer.clusters)
+        # only the floor may raise R
+        assert float(regularizer(W, Omega)) <= float(regularizer(W, old)) * (1 + 0.01 * d) + 1e-12
+    assert regularizer.update_omega(0 * W, Omega) is Omega
+
+
+def test_a_redefined_coupling_or_start_has_no_spectrum():
+    class Stronger(TaskRelationship):
+        def coupling(self, Omega):
+            return 2 * super().coupling(Omega)
+
+    class Started(TaskRelationship):
+        def start_omega(self, K):
+            return 2 * K * torch.eye(K)
+
+    assert isinstance(TaskRelationship(0.1).start(5, 3), Spectrum)
+    for regularizer in (Stronger(0.1), Started(0.1)):
+        assert isinstance(regularizer.start(5, 3), torch.Tensor)
+
+
+def tasks(K: int, d: int, n: int) -> tuple[np.ndarray, np.ndarray, list[Task]]:
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(d, 2)) @ rng.normal(size=(2, K)) + 0.1 * rng.normal(size=(d, K))
+    X = rng.normal(size=(K, n, d))
+    y = np.einsum("knd,dk->kn", X, true) + 0.5 * rng.normal(size=(K, n))
+    rows = zip(torch.from_numpy(X), torch.from_numpy(y), strict=True)
+    return X, y, [Task(str(k), x, t, x, t) for k, (x, t) in enumerate(rows)]
+
+
+def alternation(X: np.ndarray, y: np.ndarray, lam: float, rounds: int) -> float:
+    """Return the joint primal after exact steps in W and Σ in turn, by linear systems in all models at once."""
+    (K, n, d), Sigma = X.shape, np.eye(len(X)) / len(X)
+    H = np.zeros((K, d, K, d))
+    H[np.arange(K), :, np.arange(K)] = np.einsum("knd,kne->kde", X, X) / n
+    b = np.einsum("knd,kn->kd", X, y).ravel() / n
+    for _ in range(rounds):
+        penalty = np.kron(lam * np.linalg.inv(Sigma), np.eye(d))
+        W = np.linalg.solve(H.reshape(K * d, K * d) + penalty, b).reshape(K, d)
+        U, s, _ = np.linalg.svd(W, full_matrices=False)
+        loss = 0.5 * np.square(np.einsum("knd,kd->kn", X, W) - y).sum() / n
+        Sigma = (U * s) @ U.T / s.sum() + 1e-9 * np.eye(K)
+    return float(loss + lam / 2 * s.sum() ** 2)
+
+
+def test_mocha_reaches_exact_alternation():
+    """The joint primal falls to within 2 % of exact alternation; primal, dual and gap agree with dense algebra."""
+    X, y, users = tasks(K=120, d=4, n=8)
+    lam, joint = 2.0, []
+    mocha = MOCHA(Problem(users, Squared(), TaskRelationship(lam)), SDCA(10), omega_every=15)
+    for round in range(119):
+        mocha.step(round)
+        if round % 15 == 13:  # the last round before Ω changes
+            joint.append(mocha.metrics()["joint_primal"])
+    assert all(new <= old * (1 + 1e-3) for old, new in pairwise(joint))
+    assert joint[-1] <= 1.02 * alternation(X, y, lam, 30)
+
+    figures, Omega, W = mocha.metrics(), mocha.Omega.numpy(), mocha.W.numpy()
+    loss = 0.5 * np.square(np.einsum("knd,dk->kn", X, W) - y).sum() / 8
+    assert figures["primal"] == pytest.approx(loss + lam / 2 * np.trace(W @ Omega @ W.T), rel=1e-9)
+    a = mocha.a.numpy()
+    V = np.einsum("kn,knd->dk", a, X) / 8
+    dual = np.sum(a * y - a**2 / 2) / 8 - np.trace(V @ np.linalg.inv(lam * Omega) @ V.T) / 2
+    assert figures["dual"] == pytest.approx(dual, rel=1e-9)
+    assert 0 <= figures["gap"] < 1e-3 * figures["primal"]
+
+    copy = MOCHA(Problem(users, Squared(), TaskRelationship(lam)), SDCA(10), omega_every=15)
+    copy.load_state_dict(mocha.state_dict())
+    for each in (mocha, copy):
+        each.step(119)
+    assert torch.equal(mocha.W, copy.W)
+
+
+@pytest.mark.parametrize("regularizer", [TaskRelationship(0.3), Clustered(0.3)], ids=str)
+def test_a_hundred_thousand_users(regularizer: Regularizer):
+    """A matrix of all pairs of users would take 80 GB."""
+    W = torch.randn(4, 100_000, dtype=torch.float64)
+    Omega = regularizer.update_omega(W, regularizer.start(100_000, 4))
+    product = (regularizer.inverse(Omega) @ W.T).T
+    # R*(V) = R(V B), since R is a quadratic form
+    assert float(regularizer(product, Omega)) == pytest.approx(float(regularizer.conjugate(W, Omega)), rel=1e-8)
