@@ -33,7 +33,7 @@ SCHEMES: dict[str, Callable[..., Communicator]] = {
     "uncoded": Uncoded,
     "all relays": lambda *where, **how: CodedHierarchical(*where, aggregators="all", **how),
     "best aggregators": CodedHierarchical,
-    "sums": lambda *where, **how: Sums(*where, sums="whole", **how),
+    "sums": lambda *where, **how: Sums(*where, sums="whole", aggregators="server", **how),
 }
 COUNTERS = ("tx_bytes", "tx_packets", "rx_bytes", "rx_packets")
 

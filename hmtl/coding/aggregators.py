@@ -79,7 +79,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class AggregatorChoice(Choice):
-    """A choice of aggregators: relays, the server, or both; costs are those of the module, with one scheme.
+    """A choice of aggregators: relays, the server, or both.
+
+    Its class has the two schemes of the module for each set of relays, with one coding scheme. `proven`: no other
+    aggregators cost less in this class; schemes outside it can. With parallel uplinks, relays may divide a model; a
+    plan sends models whole and can take longer.
 
     Attributes:
         server: whether the server aggregates; it does if no relay does.

@@ -135,7 +135,7 @@ class Demand:
         """Return the best rates with at most `max_pieces` pieces.
 
         Args:
-            max_pieces: the largest c. With equal links, c = H − 1 reaches the optimum.
+            max_pieces: the largest c. With equal links, some c ≤ H − 1 reaches the optimum.
             uplinks: the links, whose time is minimized; None: equal and shared links. Then the sum is minimized, and
                 the rates are as even as possible.
             slack: relative excess over the best cost that is accepted for a smaller c.

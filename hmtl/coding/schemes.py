@@ -280,7 +280,7 @@ def make_plan(
             equal shares, `equal`.
         seed: seed of the run.
         max_pieces: the largest number of pieces of an IV. 1 is the cheapest to compute. If all relays aggregate, 1
-            costs less than one IV on the uplink, and H − 1 reaches the optimum; with helpers, 1 can cost several IVs.
+            costs less than one IV on the uplink, and H − 1 allows the optimum; with helpers, 1 can cost several IVs.
         generation: about how many users are coded together, if there are at least 1.5 times as many. Fewer users are
             coded together if they can be split into uniform parts without a larger load.
         uplinks: of the active relays, if they differ or work in parallel.

@@ -1,8 +1,8 @@
 """Codes for sums: relays send shares of a row of sums, and fewer of them than whole rows.
 
 The row of sums s is cut into c pieces. Relay i sends x_i shares, each as long as a piece; s follows from them if the
-relays of each user together send at least c shares. The least Σ_i x_i / c is the fractional cover number of the relays,
-while whole rows (c = 1) need a cover. All arithmetic is that of integers modulo 2^64, which wrap.
+relays of each user together send at least c shares. Over all c, the least Σ_i x_i / c is the fractional cover number of
+the relays, while whole rows (c = 1) need a cover. All arithmetic is that of integers modulo 2^64, which wrap.
 
 Every share is a column of D₀ = [I | Cauchy matrix], c × n over GF(2^m), any c columns of which are independent. D is D₀
 with each entry replaced by the m × m matrix of zeros and ones that multiplies by it over GF(2). A square block of D is
@@ -164,6 +164,8 @@ class SumCode:
 def sum_code(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOST_PIECES, L: int = 0) -> SumCode:
     """Return the code whose shares take the least time; whole rows if shares take no less.
 
+    Integer programmes find the shares; with many relays, they may miss the fewest. `SumCode.bound` bounds the distance.
+
     Args:
         t: the topology; absent users need no code.
         uplinks: of the active relays; None: equal, so that the fewest shares take the least time.
@@ -208,7 +210,7 @@ def sum_codes(
     Args:
         t, uplinks, most_pieces: see `sum_code`.
         A: relays that together hear everybody and learn the sums, from terms of users whom not all of them hear; they
-            send whole rows to users. None: the server learns the sums, and relays hand on shares of its row.
+            send whole rows to users. Empty: the server learns the sums, and relays hand on shares of its row.
     """
     sent = apart(t, A)
     up = sum_code(sent, uplinks and uplinks.among(t, sent), most_pieces)
@@ -232,10 +234,11 @@ def sum_bounds(t: Topology, A: Collection[int] = ()) -> Loads:
     """Return lower bounds of the loads of any scheme in which users get the sums from the nodes that learn them.
 
     If the server learns the sums (A is empty), relays send users only what follows from the server's messages. For each
-    user, the relays that hear it together send at least one row and receive one. If relays A do, the same holds on the
-    uplink for each user whom not all of A hear; a relay of A that does not hear everybody receives a row; and for each
-    user, the relays of A that hear it together send one. The smallest such loads are solutions of linear programmes.
-    Terms may take any values. Other schemes can need less (docs/theory/sums.md).
+    user, the relays that hear it together send at least one row and, if there are other users, receive one. If relays A
+    do, the same holds on the uplink for each user whom not all of A hear; a relay of A that does not hear everybody
+    receives a row; and for each user, the relays of A that hear it together send one. The smallest such loads are
+    solutions of linear programmes. Terms may take any values, and users pass nothing on. Other schemes can need less
+    (docs/theory/sums.md).
     """
     if not t.present:
         return Loads(0.0, 0.0)

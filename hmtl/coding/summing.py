@@ -4,7 +4,8 @@ Let relays A learn the sums. Each of them adds the terms of users whom all of A 
 are *apart*, are added by any relays and the server, which sends A one row. Each relay of A sends its users a row. If
 the server learns the sums, relays send it shares of the sum of all terms, and users get shares of its row.
 
-The *cost* is the time of the uplink, the downlink and the last hop, in rows at the speed of the server's downlink.
+A minimal set A suffices: a larger one has no fewer users apart, and sends no fewer rows to users. The *cost* is the
+time of the uplink, the downlink and the last hop, in rows at the speed of the server's downlink.
 
 Shapes: H active relays; T types, which are distinct sets of relays that hear a user; hears [T, H].
 """
@@ -21,7 +22,7 @@ from hmtl.coding.sum_codes import MOST_PIECES, apart, sum_codes
 from hmtl.topology import Topology
 
 MOST_NODES = 1000  # of the integer programme's search tree
-MOST_WORK = 10**5  # nodes times constraints
+MOST_WORK = 10**6  # nodes times constraints
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Hops:
 def best_sum_aggregators(t: Topology, hops: Hops, most_pieces: int = MOST_PIECES) -> Choice:
     """Return the relays that learn the sums at the least cost; none: the server does, at no higher cost.
 
-    An integer programme finds the relays. For up to about ten relays, it finds the best ones for shares of any size.
+    An integer programme finds the relays. If the choice is `proven`, no other relays, nor the server, take less time by
+    the schemes of this module, in shares of any size. Schemes of other kinds can (docs/theory/sums.md).
 
     Args:
         t: the topology.
@@ -54,9 +56,7 @@ def best_sum_aggregators(t: Topology, hops: Hops, most_pieces: int = MOST_PIECES
     if not t.active:
         return Choice((), 0.0, 0.0)
     server, bound = _cost(t, hops, most_pieces, ())
-    A, least = _relays(t, hops, most_pieces == 1, server)
-    if not A:
-        return Choice((), server, min(server, bound, least))
+    A, least = _relays(t, hops, most_pieces == 1)
     cost, relays_bound = _cost(t, hops, most_pieces, A)
     bound = min(bound, least, relays_bound)
     return Choice(A, cost, bound) if cost < server * (1 - 1e-9) else Choice((), server, min(server, bound))
@@ -75,8 +75,8 @@ def _cost(t: Topology, hops: Hops, most_pieces: int, A: tuple[int, ...]) -> tupl
     return costs[0], costs[1]
 
 
-def _relays(t: Topology, hops: Hops, whole: bool, most: float) -> tuple[tuple[int, ...], float]:
-    """Return the relays that learn the sums at the least cost, if that is at most `most`, and a bound for all relays.
+def _relays(t: Topology, hops: Hops, whole: bool) -> tuple[tuple[int, ...], float]:
+    """Return the relays that learn the sums at the least cost, and a bound for others; infinite if they are the best.
 
     The variables of the integer programme are: whether each relay learns the sums [H], how many rows it sends [H],
     whether the users of each type are apart [T], the rows of a broadcast, and the time of parallel uplinks.
@@ -107,10 +107,9 @@ def _relays(t: Topology, hops: Hops, whole: bool, most: float) -> tuple[tuple[in
             [None, heard, -each, None, None],
             [None, None, -each, one, None],
             [None, -eye_array(H) * up, None, None, np.ones((H, 1))],
-            [csr_array(-cost[None, :H]), *(csr_array(-part[None]) for part in np.split(cost[H:], [H, H + T, -1]))],
         ]
     )
-    lower = np.r_[np.zeros(n), np.ones(T), np.zeros(2 * T + H), -(most - rest) * (1 + 1e-6)]
+    lower = np.r_[np.zeros(n), np.ones(T), np.zeros(2 * T + H)]
     solution: Any = milp(
         cost,
         constraints=LinearConstraint(constraints.tocsr(), lower, inf),
@@ -118,8 +117,6 @@ def _relays(t: Topology, hops: Hops, whole: bool, most: float) -> tuple[tuple[in
         integrality=np.r_[np.ones(H), np.full(H, whole), np.zeros(T + 2)],
         options={"node_limit": max(1, min(MOST_NODES, MOST_WORK // len(lower))), "mip_rel_gap": 0.0},
     )
-    if solution.status == 2:  # all relays would cost more
-        return (), most
-    proven = solution.status == 0
-    A = () if solution.x is None else tuple(t.active[n] for n in np.flatnonzero(solution.x[:H] > 0.5).tolist())
-    return A, inf if proven else float((solution.mip_dual_bound or 0.0) + rest - tie.sum())
+    learns = np.ones(H, bool) if solution.x is None else solution.x[:H] > 0.5  # all relays hear everybody
+    A = tuple(t.active[n] for n in np.flatnonzero(learns).tolist())
+    return A, inf if solution.status == 0 else float((solution.mip_dual_bound or 0.0) + rest - tie.sum())

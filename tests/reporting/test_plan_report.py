@@ -1,5 +1,6 @@
 """What `plan` prints: verdicts that weigh all choices, claims of optimality only if proven, 80 columns."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -69,8 +70,8 @@ def test_sums_meet_their_bound_or_whole_rows_do(capsys: pytest.CaptureFixture[st
     whole = compare(heterogeneous(20, 4, 2, 0.2), Network(), 1000)
     assert "whole rows; shares of rows would not be faster" in " ".join(text(whole, capsys).split())
     relays = " ".join(text(compare(symmetric(20, 5, 4), Network(1e10, 1e8), 1000), capsys).split())
-    assert "sums, learned by relays 0, 1" in relays
-    assert "Relays 0, 1 learn them: relay 2 sends whole rows of what not all of them hear" in relays
+    assert re.search(r"sums, learned by relays \d, \d ", relays)
+    assert re.search(r"Relays \d, \d learn them: relay \d sends whole rows of what not all of them hear", relays)
     assert "If the server had to, a round would take" in relays
     worse = replace(whole, sums=replace(whole.sums, pieces=2, cost=4.0, bound=3.0, proven=False))
     assert "up to 25.00% less time" in " ".join(text(worse, capsys).split())
