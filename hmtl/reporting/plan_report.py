@@ -131,7 +131,7 @@ def _proof(comparison: Comparison) -> Iterator[str]:
 def _adding(comparison: Comparison) -> str:
     sums, medium = comparison.sums, comparison.network.medium
     learning = "The server"
-    if sums.learning:  # all are named here, and further on their number may do
+    if sums.learning:  # named in full, since later sentences may give only their number
         learning = f"Relay{'s' * (len(sums.learning) > 1)} {', '.join(map(str, sums.learning))}"
     sentences = [
         "Sums of 64-bit numbers suffice for regularizer=mean with mocha or fedu, and for cocoa, fedavg and its "
