@@ -33,7 +33,7 @@ def _train_and_report(run: Run, cfg: DictConfig) -> None:
     from hmtl.training.summary import summarize, user_rows
 
     folder, algorithm, communicator = run.output_dir, run.algorithm, run.communicator
-    role = "adds up sums" if isinstance(communicator, Sums) else "computes models"
+    role = "learns the sums" if isinstance(communicator, Sums) else "computes models"
     planner = communicator.planner
     topology = draw(communicator.contacts, planner.preferred, role, planner.server).to_png(dpi=150)
     with replacing(folder / "topology.png") as file:

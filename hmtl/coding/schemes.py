@@ -21,8 +21,8 @@ from hmtl.topology import Topology
 log = logging.getLogger(__name__)
 
 Aggregators = str | Sequence[int | str]
-"""The nodes that learn all IVs: `all` active relays, the `server`, `auto` for the least time, or numbers of relays,
-which `server` may precede."""
+"""The nodes that learn all IVs: `all` active relays, the `server`, `auto` for the least time, or a list of them:
+numbers of relays, and `server` if it is one of them."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def resolve(
     Relays that are named but inactive are ignored. If no relay is left, the server aggregates.
 
     Raises:
-        CodingError: the choice is another word, or the numbers are not those of relays.
+        CodingError: the choice is another word, or the list names other nodes, a node twice, or none.
     """
     if isinstance(aggregators, str):
         if aggregators not in ("auto", "all", "server"):
@@ -132,14 +132,12 @@ def resolve(
         relays = t.active if aggregators == "all" else ()
         return AggregatorSet(relays, not relays)
     given = list(aggregators)
-    server = given[:1] == [SERVER]
-    numbers = [
-        i for i in given[server:] if isinstance(i, int | np.integer) and not isinstance(i, bool) and 0 <= i < t.H
-    ]
-    if not given or len(set(numbers)) < len(given) - server:
+    server = SERVER in given
+    numbers = {i for i in given if isinstance(i, int | np.integer) and not isinstance(i, bool) and 0 <= i < t.H}
+    if not given or len(numbers) + server < len(given):
         raise CodingError(
-            f"aggregators={given} must be distinct relays from 0 to {t.H - 1}, which server may precede, at least one. "
-            "Change it, or set aggregators=server."
+            f"aggregators=[{','.join(map(str, given))}]: the list must name each node once, relays from 0 to "
+            f"{t.H - 1} or server, and at least one. Change it, or set aggregators=auto."
         )
     relays = tuple(i for i in sorted(map(int, numbers)) if i in t.active)
     return AggregatorSet(relays, server or not relays)

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 60.0  # if output is not a terminal
+MOST_NAMED = 6  # a sentence that lists more relays is hard to read
 LONGEST_WORD = 20  # characters of a word that stays whole in a narrow terminal
 
 
@@ -50,6 +51,16 @@ def as_table(title: str, headers: Sequence[str], rows: Iterable[Iterable[str]], 
     for row in rows:
         table.add_row(*map(Text, row))  # plain: brackets are not markup
     return table
+
+
+def names_of(relays: Sequence[int | str], server: bool = False) -> str:
+    """Return the names of relays, and of the server if it is added or no relay is given, as part of a sentence."""
+    if not relays:
+        return "the server"
+    names = f"relay{'s' * (len(relays) > 1)} {', '.join(map(str, relays))}"
+    if len(relays) > MOST_NAMED:
+        names = f"the {len(relays)} relays"
+    return "the server and " * server + names
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from hmtl.communication import TIERS
-from hmtl.reporting.console import Console, as_table
+from hmtl.reporting.console import Console, as_table, names_of
 from hmtl.training.history import Measurements
 from hmtl.training.summary import Summary, user_error
 
@@ -153,7 +153,8 @@ def _class_of_bounds(summary: Summary) -> str:
     if summary.communicator == "sums":
         if summary.aggregators == "server":
             return "the server learns sums of any terms, and users get them from it"
-        return "the same relays learn sums of any terms, and users get them from these relays"
+        s = "s" * (len(summary.aggregators) == 1)
+        return f"{names_of(summary.aggregators)} learn{s} sums of any terms, and send{s} them to users"
     if summary.communicator == "partial":
         return "the same relays learn the same IVs"
     if summary.aggregators == "server":

@@ -1,6 +1,6 @@
 """What `plan` prints: a table of loads and savings, remarks on bounds and proofs, and whether coding pays."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from rich import box
 from rich.table import Table
@@ -8,9 +8,7 @@ from rich.table import Table
 from hmtl.coding import CODED_SCHEMES, MEDIA, SCHEMES
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
 from hmtl.communication.round_costs import BEST, AddingRelays, BestAggregators, Comparison
-from hmtl.reporting.console import as_table
-
-MOST_NAMED = 6  # a sentence that lists more relays is hard to read
+from hmtl.reporting.console import MOST_NAMED, as_table, names_of
 
 
 def plan_table(comparison: Comparison) -> Table:
@@ -32,7 +30,7 @@ def plan_table(comparison: Comparison) -> Table:
         who = f"{'best' if best.proven else 'found'} for {medium}"
         rows.append(row(who, best.relays_to_server, best.downlinks.values(), best.seconds.values()))
     sums, bounds = comparison.sums, comparison.bounds
-    who_learns = f"sums, learned by {_names(sums.learning)}" if sums.learning else "sums, where they suffice"
+    who_learns = f"sums, learned by {names_of(sums.learning)}" if sums.learning else "sums, where they suffice"
     rows += [
         row(who_learns, sums.relays_to_server, sums.downlinks.values(), sums.seconds.values()),
         row("all relays, Theorem 2", bounds[RELAYS_TO_SERVER], [bounds[SERVER_TO_RELAYS]]),
@@ -90,7 +88,7 @@ def verdict(comparison: Comparison, medium: str) -> str:
     seconds, best = comparison.seconds[medium], comparison.aggregators[medium]
     uncoded = seconds["uncoded"]
     choices = {  # in this order, so that the best aggregators for the medium are named if others take as long
-        f"{_names(other.relays, other.server)} as aggregator{'s' * _several(other)}": other.seconds[medium]
+        f"{names_of(other.relays, other.server)} as aggregator{'s' * _several(other)}": other.seconds[medium]
         for other in (best, *comparison.aggregators.values())
         if other.relays
     } | {
@@ -132,15 +130,17 @@ def _proof(comparison: Comparison) -> Iterator[str]:
 
 def _adding(comparison: Comparison) -> str:
     sums, medium = comparison.sums, comparison.network.medium
-    learning = _names(sums.learning)
+    learning = "The server"
+    if sums.learning:  # named in full, since later sentences may give only their number
+        learning = f"Relay{'s' * (len(sums.learning) > 1)} {', '.join(map(str, sums.learning))}"
     sentences = [
         "Sums of 64-bit numbers suffice for regularizer=mean with mocha or fedu, and for cocoa, fedavg and its "
         "relatives.",
-        f"{_capital(learning)} learn{'s' * (len(sums.learning) < 2)} them: {_sending(sums)}.",
+        f"{learning} learn{'s' * (len(sums.learning) < 2)} them: {_sending(sums)}.",
     ]
     here, server = sums.seconds[medium], sums.server_seconds[medium]
     if sums.learning:
-        sentences.append(f"If the server had to, a round would take {server:.4g} s instead of {here:.4g} s.")
+        sentences.append(f"If the server learned them, a round would take {server:.4g} s instead of {here:.4g} s.")
     if not sums.best:
         sentences.append("This choice is not proven: another one might take less time.")
     return " ".join(sentences)
@@ -150,12 +150,12 @@ def _sending(sums: AddingRelays) -> str:
     """Return what relays send to the server, and whether they could send less."""
     if not sums.relays:
         return "nothing has to be sent to the server"
-    of = " of what not all of them hear" if sums.learning else ""
-    same = f"{_names(sums.learning)} learn{'s' * (len(sums.learning) < 2)}"
-    who = _names(sums.relays)
+    of = f" with terms of the users whom not all of {names_of(sums.learning)} hear" if sums.learning else ""
+    same = f"{names_of(sums.learning)} learn{'s' * (len(sums.learning) < 2)}"
+    who = names_of(sums.relays) if len(sums.relays) <= MOST_NAMED else f"{len(sums.relays)} relays"
     if sums.pieces == 1:
-        how = f"{who} send{'s' * (len(sums.relays) == 1)} whole rows{of}"
-        least = "shares of rows would not be faster" if sums.proven else "shares of rows were not faster"
+        how = f"{who} {'send a whole row each' if len(sums.relays) > 1 else 'sends a whole row'}{of}"
+        least = "shares of rows would not be faster" if sums.proven else "no shares that were tried are faster"
     else:
         how = (
             f"{who} send shares of 1/{sums.pieces} row{of}, {sums.relays_to_server:.2f} rows in all instead of "
@@ -167,13 +167,9 @@ def _sending(sums: AddingRelays) -> str:
     return f"{how}; {least}"
 
 
-def _capital(words: str) -> str:
-    return words[0].upper() + words[1:]
-
-
 def _best(comparison: Comparison, medium: str) -> str:
     best = comparison.aggregators[medium]
-    who = f"{_names(best.relays, best.server)} aggregate{'s' * (not _several(best))}"
+    who = f"{names_of(best.relays, best.server)} aggregate{'s' * (not _several(best))}"
     if len(best.relays) > MOST_NAMED:
         who = f"{', '.join(map(str, best.relays))} aggregate, {len(best.relays)} relays"
         who += " and the server" * best.server
@@ -191,13 +187,3 @@ def _best(comparison: Comparison, medium: str) -> str:
 
 def _several(best: BestAggregators) -> bool:
     return len(best.relays) + best.server > 1
-
-
-def _names(relays: Sequence[int], server: bool = False) -> str:
-    """Return the names of some nodes in a sentence."""
-    if not relays:
-        return "the server"
-    names = f"relay{'s' * (len(relays) > 1)} {', '.join(map(str, relays))}"
-    if len(relays) > MOST_NAMED:
-        names = f"the {len(relays)} relays"
-    return "the server and " * server + names

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from hmtl.coding import (
+    AggregatorSet,
     Uplinks,
     aggregators,
     best_aggregators,
@@ -19,6 +20,7 @@ from hmtl.coding import (
     make_plan,
     obstacle,
     rates,
+    resolve,
     uplink_bound,
 )
 from hmtl.errors import CodingError
@@ -381,9 +383,12 @@ def test_a_relay_or_the_server():
     assert best_aggregators(t.restricted(users=())).relays == ()
     idle = Topology([[1, 1, 0], [0, 0, 0], [0, 1, 1]])
     assert make_plan(idle, aggregators=[1, 2]).aggregators == (2,)
+    assert resolve(t, [2, "server", 0]) == resolve(t, ["server", 0, 2]) == AggregatorSet((0, 2), server=True)
 
 
-@pytest.mark.parametrize("choice", ["some", [], [5], [-1], [0, 0], [0, "server"], ["server", 5], ["server", "server"]])
+@pytest.mark.parametrize(
+    "choice", ["some", [], [5], [-1], [0, 0], [0, "server", 0], ["server", 5], ["server", "server"]]
+)
 def test_invalid_choices(choice):
     with pytest.raises(CodingError, match="aggregators="):
         loads(symmetric(20, 5, 3), aggregators=choice)

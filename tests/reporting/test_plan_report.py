@@ -68,11 +68,15 @@ def test_sums_meet_their_bound_or_whole_rows_do(capsys: pytest.CaptureFixture[st
     shares = " ".join(text(compare(symmetric(20, 5, 3), Network(), 1000), capsys).split())
     assert "shares of 1/3 row, 1.67 rows in all instead of 3 whole ones; no scheme" in shares
     whole = compare(heterogeneous(20, 4, 2, 0.2), Network(), 1000)
-    assert "whole rows; shares of rows would not be faster" in " ".join(text(whole, capsys).split())
+    assert "send a whole row each; shares of rows would not be faster" in " ".join(text(whole, capsys).split())
     relays = " ".join(text(compare(symmetric(20, 5, 4), Network(1e10, 1e8), 1000), capsys).split())
     assert re.search(r"sums, learned by relays \d, \d ", relays)
-    assert re.search(r"Relays \d, \d learn them: relay \d sends whole rows of what not all of them hear", relays)
-    assert "If the server had to, a round would take" in relays
+    assert re.search(
+        r"Relays (\d, \d) learn them: relay \d sends a whole row with .* not all of relays \1 hear;", relays
+    )
+    assert "If the server learned them, a round would take" in relays
+    many = replace(whole, sums=replace(whole.sums, learning=list(range(7))))
+    assert "Relays 0, 1, 2, 3, 4, 5, 6 learn them" in " ".join(text(many, capsys).split())
     worse = replace(whole, sums=replace(whole.sums, pieces=2, cost=4.0, bound=3.0, proven=False))
     assert "up to 25.00% less time" in " ".join(text(worse, capsys).split())
 

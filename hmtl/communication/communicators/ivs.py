@@ -22,8 +22,8 @@ class CodedHierarchical(Communicator):
         network, wire, links: see `Communicator`.
         scheme, max_pieces, generation: which plan, see `hmtl.coding.make_plan`.
         aggregators: who computes the models. `auto`: those relays, or the server, that take the least time on this
-            network; `all`: every relay that hears somebody; `server`; or the numbers of relays, which `server` may
-            precede. The remaining relays are helpers, which learn nothing: they send combinations, or the IVs
+            network; `all`: every relay that hears somebody; `server`; or a list of relays, which may contain
+            `server`. The remaining relays are helpers, which learn nothing: they send combinations, or the IVs
             themselves if the server aggregates.
         seed: seed of the coefficients, which every node derives from it and the topology, so none are sent.
     """

@@ -35,7 +35,7 @@ class Node:
     """A relay or the server. It knows only what was sent to it.
 
     Attributes:
-        version: number of rounds that were aggregated with relays, as far as the node knows.
+        version: number of rounds that were aggregated, as far as the node knows; 0 if no relay ever aggregates.
         attendance: who takes part in the round.
         sizes: bytes of payload and overhead of an IV.
     """

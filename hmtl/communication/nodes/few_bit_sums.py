@@ -136,7 +136,7 @@ class FewBitRelay(AddingRelay):
 
 
 class FewBitSummingRelay(FewBitRelay, SummingRelay):
-    """The same, if relays learn the sums."""
+    """A relay that adds terms of few bits and, if it aggregates, learns their sums."""
 
 
 class RequestedServer(Server):

@@ -77,14 +77,11 @@ class SummingServer(ComparingServer):
 
     Args: as in `Server`, and
         formats: the formats of rows.
-
-    Attributes:
-        note: see `AddingRelay`.
     """
 
     def __init__(self, planner: Planner, formats: Formats) -> None:
         super().__init__(planner)
-        self.formats, self.note = formats, nothing(1)
+        self.formats = formats
 
     def plan(self) -> None:
         self.planner.plan_sums(self.attendance, self.formats.L)

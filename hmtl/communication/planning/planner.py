@@ -216,8 +216,8 @@ def preferred_sum_aggregators(
     A = nodes.relays
     if A and nodes.server:
         raise CodingError(
-            f"aggregators={nodes.setting} with communicator=sums: either the server or relays learn the sums. Set "
-            "aggregators=auto."
+            f"aggregators=[{','.join(map(str, nodes.setting))}] with communicator=sums: either the server or relays "
+            "learn the sums, not both. Leave server out, or set aggregators=auto."
         )
     if A and (unheard := np.setdiff1d(first.present, first.restricted(relays=A).present)).size:
         raise CodingError(

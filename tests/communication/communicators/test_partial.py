@@ -151,7 +151,7 @@ def test_relays_of_a_block_compare_what_they_decoded() -> None:
         return flipped(message) if (message.kind, node) == (BROADCAST, relay) and len(message) else message
 
     communicator._links.change = change
-    with pytest.raises(CodingError, match=f"^{relay} decoded other IVs .* round 1"):
+    with pytest.raises(CodingError, match=f"^{relay} learned other IVs .* round 1"):
         communicator.round(1, users, aggregator)
     assert not users.models
 

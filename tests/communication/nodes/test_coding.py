@@ -317,7 +317,7 @@ def test_a_relay_that_decodes_other_ivs_is_found_before_a_model_spreads(
     def change(node: str, message: Message) -> Message:
         return flipped(message) if message.kind == BROADCAST and node == f"relay {relay}" else message
 
-    with pytest.raises(CodingError, match=f"^relay {relay} decoded other IVs .* round 1"):
+    with pytest.raises(CodingError, match=f"^relay {relay} learned other IVs .* round 1"):
         apart.play(1, change=change)
     assert old
     assert not users.models
@@ -330,7 +330,7 @@ def test_other_ivs_are_found_if_nothing_is_coded() -> None:
     def change(node: str, message: Message) -> Message:
         return flipped(message) if message.kind == IVS and node == "relay 2" else message
 
-    with pytest.raises(CodingError, match=r"^relay 2 decoded other IVs"):
+    with pytest.raises(CodingError, match=r"^relay 2 learned other IVs"):
         apart.play(0, change=change)
 
 

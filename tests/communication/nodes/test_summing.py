@@ -235,6 +235,8 @@ def test_a_relay_that_adds_other_terms_is_found_before_a_row_spreads() -> None:
 def test_relays_that_do_not_hear_everybody_are_refused() -> None:
     with pytest.raises(CodingError, match=r"aggregators=\[0, 1\] .*none of these relays hears user"):
         Sums(symmetric(K=20, H=5, r=3), aggregators=[0, 1])
+    with pytest.raises(CodingError, match=r"aggregators=\[server,0,1,2\] .*either the server or relays"):
+        Sums(symmetric(K=20, H=5, r=3), aggregators=[0, "server", 1, 2])
     with pytest.raises(CodingError, match="aggregators=some is unknown"):
         Sums(symmetric(K=20, H=5, r=3), aggregators="some")
     assert Sums(symmetric(K=20, H=5, r=3), aggregators=[2, 3, 4]).planner.preferred == (2, 3, 4)
