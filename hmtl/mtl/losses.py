@@ -26,8 +26,8 @@ class Loss(nn.Module, ABC):
     classes: ClassVar[bool] = False
     """Whether y is a class number and a prediction [..., C] has one score per class."""
 
-    quadratic: ClassVar[bool] = False
-    """Whether ℓ*(−a) = a²/2 − a·y, so that duals have no bounds, and their best multiple is known in closed form."""
+    unbounded: ClassVar[bool] = False
+    """Whether ℓ* is finite everywhere, so that any multiple of a dual is feasible."""
 
     @abstractmethod
     def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class Squared(Loss):
     """ℓ(p, y) = (p − y)²/2, y any number; ℓ*(−a) = a²/2 − a·y."""
 
     labels = None
-    quadratic = True
+    unbounded = True
 
     def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
         return (prediction - y).square() / 2

@@ -124,7 +124,7 @@ class Users(Side):
         """Yield the models [K, m] a few columns at a time, if `Algorithm.figures` needs them."""
         yield from ()
 
-    def keep(self) -> None:  # noqa: B027, only learners with an `Algorithm.rank` need it
+    def keep(self) -> None:
         """Keep the present models: they are the best so far."""
 
     def predictors(self, state: dict[str, Tensor]) -> Tensor:

@@ -14,12 +14,9 @@ from torch import Tensor
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import Aggregator, Ids
 from hmtl.mtl.participation import Participation
-from hmtl.mtl.regularizers import Regularizer, Relation, conjugate, dense, plus_constant
+from hmtl.mtl.regularizers import Regularizer, Relation, dense, plus_constant
 from hmtl.mtl.spectrum import Spectrum
 from hmtl.mtl.sums import Form, Grid
-
-PREMATURE = 10.0
-"""Ω is not learned if the gap is more than this many times what learning it would lower R by, see `rescales`."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class DualSettings:
     """Settings of `MOCHA`, which explains them.
 
     Attributes:
-        rescales: whether all duals are multiplied by the best factor when Ω changes, see `DualAggregator`.
+        rescales: whether all duals are multiplied by a factor θ when Ω changes, see `DualAggregator`.
 
     Raises:
         ConfigError: a setting is out of its range, or rules out another.
@@ -128,16 +125,14 @@ class DualAggregator(Aggregator):
     After a change of A, users receive the new c_k with their models. It is sent in every round until each user has been
     heard once: a user who missed its model takes no part until one arrives.
 
-    If duals have no bounds (`rescales`), a change of Ω multiplies all of them, and V, by the θ that maximises the dual
-    on this ray, θ = Σ s a y / (Σ s a² + ⟨V, V B⟩): otherwise W = V B would grow by up to K in the directions that Ω
-    favours. Users report both sums and their part of the gap in the rounds in which Ω is due, and Ω is only learned if
-    the gap is at most `PREMATURE` times what that lowers R by. They receive the product of all θ so far beside c_k, so
-    that it does not matter how often a user receives it. Users who are absent keep their last report; without any, they
-    do not count for θ. Any θ keeps V = Σ_j s a_j x_j.
+    A change of Ω would move the models far: W = V B grows by up to K in the directions that Ω favours. If duals have no
+    bounds (`rescales`), all of them are therefore multiplied by θ = ⟨W, W′⟩/‖W′‖², where W′ are the models after the
+    change: no other multiple of W′ is nearer to W. With c_k, users receive the product of all θ so far, so that it does
+    not matter how often they receive it, or which they missed. V = Σ_j s a_j x_j holds for any θ.
 
     Buffers: `V` [K, d]; `Omega`, Ω [K, K], or those of a `Spectrum`; `rounds`, the number of updates; `outdated` [K],
     users who may not know the present c_k; `t`; `gain`, by how much R fell when Ω was learned last; `center` [d], w0 if
-    there is a common model; `scale`, the product of all θ, and `reports` [K, 3], if duals are rescaled.
+    there is a common model; `scale`, the product of all θ if duals are rescaled.
     """
 
     V: Tensor
@@ -148,7 +143,6 @@ class DualAggregator(Aggregator):
     gain: Tensor
     center: Tensor
     scale: Tensor
-    reports: Tensor
 
     def __init__(self, regularizer: Regularizer, V: Tensor, settings: DualSettings, grid: Grid) -> None:
         super().__init__()
@@ -169,7 +163,6 @@ class DualAggregator(Aggregator):
             self.register_buffer("center", V.new_zeros(V.shape[1]))
         if settings.rescales:
             self.register_buffer("scale", torch.ones_like(self.t))
-            self.register_buffer("reports", V.new_zeros(len(V), 3))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = True) -> Any:
         keys = super().load_state_dict(state_dict, strict, assign)
@@ -197,13 +190,8 @@ class DualAggregator(Aggregator):
         outdated = self.outdated.clone()
         outdated[users] = False  # a user takes part only if it received the last round's model
         learns = self.settings.learns_now(int(self.rounds))
-        if self.settings.rescales:
-            reports = ivs[:, d + self.settings.accelerated :]
-            learns = reports.shape[1] > 0
-            if learns:
-                self.reports = self.reports.index_copy(0, torch.from_numpy(users).to(device), reports)
-        learns = learns and self._learn_omega()
         if learns:
+            self._learn_omega()
             outdated[:] = True
         self.outdated = outdated
         columns = [self._models()]  # from V, not from the last W, since A may have changed
@@ -218,35 +206,23 @@ class DualAggregator(Aggregator):
                 columns.append(self.scale.to(self.V).expand(len(self.V), 1))
         return torch.cat(columns, dim=1) if len(columns) > 1 else columns[0]
 
-    def _learn_omega(self) -> bool:
-        """Learn Ω, and return whether it has changed."""
-        regularizer, W, old = self.coupling.regularizer, self._models().T, self.Omega
-        Omega = regularizer.update_omega(W, old)
-        gain = (regularizer(W, old) - regularizer(W, Omega)).to(self.gain)
-        learns = not self.settings.rescales or float(self.reports[:, 2].sum()) <= PREMATURE * float(gain)
-        if learns or self.gain.isfinite():  # infinite until Ω has been learned
-            self.gain = gain
-        if learns:
-            self.Omega = Omega
-            self.coupling = Coupling(regularizer, Omega)
-            if self.settings.rescales:
-                self._rescale()
-        return learns
+    def _learn_omega(self) -> None:
+        regularizer, W, old = self.coupling.regularizer, self._models(), self.Omega
+        self.Omega = regularizer.update_omega(W.T, old)
+        self.gain = (regularizer(W.T, old) - regularizer(W.T, self.Omega)).to(self.gain)
+        self.coupling = Coupling(regularizer, self.Omega)
+        if self.settings.rescales:
+            self._rescale(W)
 
-    def _rescale(self) -> None:
-        """Multiply V by the θ that maximises the dual."""
-        linear, square, _ = self.reports.sum(0)
-        V = torch.where(self.reports[:, 1:2] > 0, self.V, 0.0)
-        if self.coupling.keep:  # the dual of the problem with the further term, see `Coupling`
-            linear = linear - self.coupling.keep * self.center @ V.sum(0)
-        theta = linear / (square + 2 * conjugate(self.coupling.step, V.T))
-        if not 0 < float(theta) < math.inf:  # nobody has reported any duals, or they are far from their best values
-            return
-        new = self.scale * theta.to(self.scale)
-        ratio = (new / self.scale).to(self.V)  # as users compute it
-        self.V = ratio * self.V
-        self.reports = self.reports * torch.stack([ratio, ratio.square(), torch.ones_like(ratio)])
-        self.scale = new
+    def _rescale(self, W: Tensor) -> None:
+        """Multiply V by θ, such that the models come as near as possible to W [K, d], those before the change of Ω."""
+        fixed = self.coupling.keep * self.center if self.coupling.keep else 0.0
+        new = self._models() - fixed
+        theta = float(((W - fixed) * new).sum() / new.square().sum())
+        if 0 < theta < math.inf:  # not if V is 0
+            scale = theta * self.scale
+            self.V = scale / self.scale * self.V  # the factor that users compute
+            self.scale = scale
 
     def _models(self) -> Tensor:
         """Return W = B V, [K, d]; with a common model, (B V) as in `Coupling`."""

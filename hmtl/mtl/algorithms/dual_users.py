@@ -1,8 +1,8 @@
 """User side of dual learning: users improve their own duals, given the models that couple them.
 
 K users, n rows each (padded), d features; with C classes, read C·d and C·n for d and n. A message has one row per user.
-An IV is Δv_k [d], then r_k if the algorithm is accelerated, and three sums if Ω may be learned and duals rescaled. The
-answer is w_k [d], then β if it is accelerated, and c_k if A has changed, with the product of all θ if duals are rescaled.
+An IV is Δv_k [d], then r_k if the algorithm is accelerated. The answer is w_k [d], then β if it is accelerated, and, if
+A has changed, c_k and the product of all θ, the latter if duals are rescaled.
 """
 
 from collections.abc import Sequence
@@ -106,21 +106,7 @@ class DualUsers(Users):
         ivs = of_rows(dV, users)
         if self.error.any():
             ivs = ivs + of_rows(self.error, users) / settings.gamma
-        further = [self._overshoot(users, ivs)] if settings.accelerated else []
-        if settings.rescales and settings.learns_now(round + 1):
-            further.append(of_rows(self._report(), users))
-        return users, torch.cat([ivs, *further], dim=1) if further else ivs
-
-    def _report(self) -> Tensor:
-        """Return Σ s a y and Σ s a² of the duals if the pending updates count, and the gap before them, [K, 3].
-
-        The sum over users of Σ s (ℓ(p) + ℓ*(−a) + a·p), which are not negative, is the gap for W = V B.
-        """
-        problem, y, s = self.problem, self.problem.rows.y, self.problem.weights
-        new = torch.lerp(self.a, self.pending, self.settings.gamma)
-        p = problem.predictions(self.W.T, "train")
-        gap = problem.losses(p) + problem.conjugates(self.a) + s * self.a * p
-        return torch.stack([(s * new * y).sum(1), (s * new.square()).sum(1), gap.sum(1)], dim=1)
+        return users, torch.cat([ivs, self._overshoot(users, ivs)], dim=1) if settings.accelerated else ivs
 
     def _overshoot(self, users: Ids, dV: Tensor) -> Tensor:
         """Return r_k [n, 1]; r_k > 0 means that the last extrapolation points away from the step Δv_k [n, d]."""
@@ -134,7 +120,7 @@ class DualUsers(Users):
         wanted = of_rows(self.dV, users) + of_rows(self.error, users) / self.settings.gamma
         self.pending_error = with_rows(self.pending_error, users, self.settings.gamma * (wanted - sent))
         self.dV = with_rows(self.dV, users, sent)
-        return torch.cat([self._overshoot(users, sent), further[:, 1:]], 1) if self.settings.accelerated else further
+        return self._overshoot(users, sent) if self.settings.accelerated else further
 
     def _ascend(
         self, scores: Sequence[Rows], a: Tensor, W: Tensor, curvature: Tensor, order: Tensor, budgets: Tensor
@@ -181,7 +167,8 @@ class DualUsers(Users):
         """Multiply the duals by what the product of all θ, [n], has changed by since the users' last models."""
         ratio = (scale / of_rows(self.scale, users))[:, None]
         self.a = with_rows(self.a, users, ratio * of_rows(self.a, users))
-        self.error = with_rows(self.error, users, ratio * of_rows(self.error, users))
+        if self.error.any():
+            self.error = with_rows(self.error, users, ratio * of_rows(self.error, users))
         self.scale = with_rows(self.scale, users, scale.contiguous())
 
     def keep(self) -> None:

@@ -28,8 +28,8 @@ class MOCHA(Algorithm):
         problem: data, loss and regularizer. Several classes are learned one against the rest, with IVs and models of
             C·d numbers.
         solver: the users' local solver.
-        omega_every: rounds between updates of Ω; 0: never. With the squared loss, a change of Ω rescales all duals, and
-            Ω waits if the gap is large against what a change would gain.
+        omega_every: rounds between updates of Ω; 0: never. With the squared loss, a change of Ω also rescales all
+            duals, see `DualAggregator`.
         accelerated: users start from extrapolated models, with restarts; needs γ = 1. Without effect if the regularizer
             has a common model, which moves in every round: momentum might then diverge.
         curvature: c_k, which replaces B in user k's subproblem, B ⪯ diag(c): "user", `Σ_l |B_kl|`, or the larger
@@ -71,7 +71,7 @@ class MOCHA(Algorithm):
         self.solver = solver
         self.seed = seed
         self.participation = participation
-        rescales = omega_every > 0 and problem.loss.quadratic
+        rescales = omega_every > 0 and problem.loss.unbounded
         self.settings = DualSettings(omega_every, accelerated, curvature, gamma, rounds, seed, participation, rescales)
         self.users, self.aggregator = self._sides(messages)
         c = self.aggregator.coupling.curvature(curvature)
