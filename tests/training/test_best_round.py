@@ -42,7 +42,7 @@ def stop_after(folder: Path, rounds: int, monkeypatch: pytest.MonkeyPatch) -> No
             start(folder, "rounds=12")
 
 
-@pytest.mark.parametrize("rounds", [4, 5])
+@pytest.mark.parametrize("rounds", [4, pytest.param(5, marks=pytest.mark.slow)])
 def test_stopped_after_a_change_and_resumed_to_end_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: int
 ) -> None:
@@ -64,7 +64,7 @@ def test_stopped_after_a_change_and_resumed_to_end_there(
     assert sum("after round 3" in remark for remark in remarks) == 1
 
 
-@pytest.mark.parametrize("rounds", [4, 7])
+@pytest.mark.parametrize("rounds", [4, pytest.param(7, marks=pytest.mark.slow)])
 def test_a_resumed_run_hands_out_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
     stop_after(tmp_path / "stopped", rounds, monkeypatch)
     summary, W = start(tmp_path / "stopped", "rounds=12", f"resume={tmp_path / 'stopped'}")

@@ -114,7 +114,7 @@ class MOCHA(Algorithm):
         return self.settings.omega_every == 0 or float(self._gain) <= tolerance
 
     def rank(self, figures: Mapping[str, float]) -> float | None:
-        """Return the primal at the best Ω for the models, or at the present Ω; models are bad after it has changed."""
+        """Return the primal at the best Ω for the models, or at the present Ω if the best is not known."""
         return figures.get("joint_primal", figures["primal"]) if self.settings.omega_every else None
 
     @property
