@@ -57,6 +57,7 @@ def test_stopped_after_a_change_and_resumed_to_end_there(
     assert summary["models_after"] == 3
     assert summary["rounds"] == rounds
     assert np.array_equal(W, want)
+    assert np.array_equal(W, load_checkpoint(tmp_path / "before")["algorithm"]["users"]["W"])
     for name in ("joint_primal", "primal", "gap", "test_error", "test_error_worst", "worst_users"):
         assert summary[name] == before[name], name
     assert (stopped / "users.csv").read_bytes() == (tmp_path / "before" / "users.csv").read_bytes()
