@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score, r2_score
+from torch import Tensor
 
 from hmtl.data import Preprocessing, Task, arrays, prepare
 from hmtl.data.preprocessing import Scope
@@ -44,8 +45,8 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
 
     Attributes:
         models_: The fitted models; the users are called "0", "1", ... in the order of the tasks.
-        gap_: Duality gap of the solution: an upper bound on how much the objective exceeds its optimum, at the final Ω.
-            Not for random effects.
+        gap_: Duality gap of the solution: an upper bound on how much the objective exceeds its optimum, at the Ω of the
+            solution's round. Not for random effects.
         primal_: Primal objective of the solution; for random effects, minus the log-likelihood.
         Omega_: Learned relation between the tasks, [K, K], computed on access. Only available if the regularizer learns
             it.
@@ -106,9 +107,13 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         usual: Scope = "all" if random or regularizer.common is not None else "task"
         center = (self.center or usual) if labels is None else "none"
         problem = Problem(prepare(tasks, Preprocessing(self.intercept, self.standardize, center)), loss, regularizer)
-        algorithm: Algorithm = RandomEffects(problem) if random else self._train(problem)
-        metrics = algorithm.metrics()
-        self.models_ = models_of(algorithm)
+        algorithm: Algorithm
+        if random:
+            algorithm = RandomEffects(problem)
+            W, metrics = algorithm.W, algorithm.metrics()
+        else:
+            algorithm, W, metrics = self._train(problem)
+        self.models_ = models_of(algorithm, W)
         self.primal_ = metrics["primal"]
         for name in ("gap_", "_relation"):  # from an earlier fit
             self.__dict__.pop(name, None)
@@ -119,17 +124,22 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             self._relation = algorithm.relation if regularizer.learns else None
         return self
 
-    def _train(self, problem: Problem) -> MOCHA:
-        """Return MOCHA after its last round."""
+    def _train(self, problem: Problem) -> tuple[MOCHA, Tensor, dict[str, float]]:
+        """Return MOCHA after its last round, and the models of the best round with their metrics."""
         mocha = MOCHA(problem, SDCA(10), rounds=self.rounds, seed=self.seed)
+        least: float | None = None
         for round in range(self.rounds):
             mocha.step(round)
             self.rounds_ = round + 1
-            metrics = mocha.metrics()
-            enough = self.tolerance * abs(metrics["primal"])
-            if metrics["gap"] <= enough and mocha.settled(enough):
+            now = mocha.metrics()
+            enough = self.tolerance * abs(now["primal"])
+            converged = now["gap"] <= enough and mocha.settled(enough)
+            rank = mocha.rank(now)
+            if least is None or rank is None or rank < least or converged:
+                W, metrics, least = mocha.W, now, rank
+            if converged:
                 break
-        return mocha
+        return mocha, W, metrics
 
     @property
     def Omega_(self) -> NDArray[np.float64]:

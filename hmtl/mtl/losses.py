@@ -26,6 +26,9 @@ class Loss(nn.Module, ABC):
     classes: ClassVar[bool] = False
     """Whether y is a class number and a prediction [..., C] has one score per class."""
 
+    unbounded: ClassVar[bool] = False
+    """Whether ℓ* is finite everywhere, so that any multiple of a dual is feasible."""
+
     @abstractmethod
     def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
         """Return ℓ(p, y)."""
@@ -113,6 +116,7 @@ class Squared(Loss):
     """ℓ(p, y) = (p − y)²/2, y any number; ℓ*(−a) = a²/2 − a·y."""
 
     labels = None
+    unbounded = True
 
     def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
         return (prediction - y).square() / 2

@@ -83,6 +83,8 @@ def run_report(summary: Summary) -> Iterator[Table | str]:
         yield f"{bits:,} bit are sent before the first round, and nothing in rounds." if bits else "Nothing is sent."
     if summary.omega_learned is False:
         yield "Ω was never updated: the last algorithm.omega_every rounds keep it fixed. Set more rounds."
+    if summary.models_after not in (None, summary.rounds):
+        yield f"The models are those after round {summary.models_after}, which had the least objective at its best Ω."
     figures = summary.figures
     learned = [[label, f"{figures[key]:{form}}"] for key, label, form in LEARNING if key in figures]
     if learned:

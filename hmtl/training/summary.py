@@ -40,7 +40,8 @@ class Summary(BaseModel):
     """What a run was and what it achieved: the content of `summary.json`.
 
     An optional field is None if it does not apply to the run, and its key is then absent from the file. Further keys
-    are the last measurements (`primal`, `test_error`, `bits_total`, ...) and further settings of the algorithm (`mu`).
+    are the last measurements (`bits_total`), or those of the round whose models the run hands out (`primal`,
+    `test_error`, ...), and further settings of the algorithm (`mu`).
 
     Attributes:
         r: mean number of relays that hear a user, over all rounds.
@@ -58,6 +59,7 @@ class Summary(BaseModel):
         error_measure: what the errors measure.
         passes: local passes over a user's rows per round.
         omega_learned: whether Ω was updated at least once.
+        models_after: number of rounds after which the models were the best and are handed out; None: always the last.
         empty_rounds: number of rounds without an aggregator.
         worst_users: users with the largest errors.
     """
@@ -92,6 +94,7 @@ class Summary(BaseModel):
     dataset: str
     seed: int
     rounds: int
+    models_after: int | None = None
     empty_rounds: int | None = None
     time: Time
     worst_users: list[UserRow]
@@ -113,10 +116,20 @@ def summarize(
     communicator: Communicator,
     history: Sequence[Measurements],
     users: Iterable[UserRow],
+    best: int | None = None,
     **settings: Any,
 ) -> Summary:
-    """Return the summary of a run; `settings` follow from the configuration alone: `dataset` and `seed`."""
+    """Return the summary of a run.
+
+    Args:
+        algorithm, communicator, history: of the run.
+        users: measures of each user.
+        best: the round whose models the run hands out, see `Trainer.best`.
+        settings: what follows from the configuration alone: `dataset` and `seed`.
+    """
     last = next((row for row in reversed(history) if "train_error" in row), {}) | history[-1]
+    if best is not None:
+        last |= {**history[best], "bits_total": last["bits_total"]}
     of_one_round = {key for key in last if key in OF_ONE_ROUND or key.endswith("_s") or "/" in key}
     figures: dict[str, Any] = {
         key: value for key, value in last.items() if key not in of_one_round and value == value
@@ -129,6 +142,7 @@ def summarize(
         K=communicator.topology.K,
         H=communicator.topology.H,
         rounds=len(history),
+        models_after=None if best is None else best + 1,
         empty_rounds=sum(int(row["empty"]) for row in history) or None,
         time=_time(communicator, history),
         worst_users=sorted(users, key=user_error, reverse=True)[:WORST_USERS],

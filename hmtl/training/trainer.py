@@ -1,5 +1,6 @@
 """The training loop: rounds, measurements, checkpoints. It knows neither the mathematics nor the nodes."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +70,8 @@ class Trainer:
         history: one row per round, on the leading process.
         interrupted: number of the signal that ended training; 0: none.
         state: the last checkpoint's state of algorithm and communicator, on the leading process.
-        user_figures: what `Users.measure` returned of all users at the last evaluation; empty before the first.
+        best: the round with the models that the run hands out, on the leading process; None: the last, or none so far.
+        user_figures: the measures of all users in that round, see `Users.measure`; empty before the first evaluation.
     """
 
     def __init__(
@@ -93,7 +95,9 @@ class Trainer:
         self.history = History(settings.folder / "metrics.csv" if self.exchange.leads else None)
         self.interrupted = 0
         self.state: Mapping[str, Any] | None = None
+        self.best: int | None = None
         self.user_figures: Mapping[str, Tensor] = {}
+        self._latest_figures: Mapping[str, Tensor] = {}  # of the last evaluation
 
     def fit(self, checkpoint: Mapping[str, Any] | None = None) -> list[Measurements]:
         """Run the remaining rounds, and return one row per round, those before a resume included.
@@ -120,17 +124,19 @@ class Trainer:
             remove_results(self.settings.folder)
         if checkpoint is not None:
             self.history.load_state_dict(checkpoint["history"])
+            self.best, self.user_figures = checkpoint["best"], checkpoint["user_figures"]
+        start = len(self.history)
         for row in self.history:
             self._log(row)
         user_seconds = self.algorithm.user_seconds(len(self.history))
         with catch_signals() as caught:
             while self._continues():
+                if len(self.history) > start and len(self.history) % self.settings.checkpoint_every == 0:
+                    self._save()
                 row = self._round(len(self.history), user_seconds)
                 self.history.append(row)
                 self._log(row)
                 self.interrupted = sum(caught[:1])
-                if len(self.history) % self.settings.checkpoint_every == 0:
-                    self._save()
             self.state = self._save()
             self.interrupted = self.interrupted or sum(caught[:1])
         return self.history
@@ -154,11 +160,36 @@ class Trainer:
             raise CheckpointError(f"The checkpoint does not fit this run ({error}). {RESTART}") from error
 
     def _continues(self) -> bool:
-        """Return whether there is another round; the leading process decides."""
+        """Return whether there is another round, and keep the models of the last one if they are the best so far.
+
+        The leading process decides both.
+        """
         done = self.interrupted or len(self.history) >= self.settings.rounds or self._converged()
-        decision = self.exchange.broadcast({"done": bool(done), "interrupted": self.interrupted})
+        decision = self.exchange.broadcast(
+            {"done": bool(done), "interrupted": self.interrupted, "keep": self._improved()}
+        )
         self.interrupted = decision["interrupted"]
+        if decision["keep"]:
+            self.algorithm.users.keep()
         return not decision["done"]
+
+    def _improved(self) -> bool:
+        """Return whether the models of the last round are the best so far, and note the round.
+
+        They are if the run has converged, or if their rank is the least. In a round that is not evaluated, and without
+        ranks, nothing is known; `user_figures` are then those of the last evaluation.
+        """
+        last = self.history[-1] if self.history else {}
+        rank = self.algorithm.rank(last) if "train_error" in last else None
+        if rank is None or not self._latest_figures:
+            if self.best is None:
+                self.user_figures = self._latest_figures or self.user_figures
+            return False
+        before = math.inf if self.best is None else self.algorithm.rank(self.history[self.best])
+        if before is not None and rank >= before and not self._converged():
+            return False
+        self.best, self.user_figures = len(self.history) - 1, self._latest_figures
+        return True
 
     def _converged(self) -> bool:
         last = self.history[-1] if self.history else {}
@@ -176,7 +207,8 @@ class Trainer:
         result = self.exchange.gather_round(algorithm, communicator, outcome, user_seconds, evaluate)
         if result is None:
             return {}
-        self.user_figures = result.user_figures or self.user_figures
+        measures = {key: each for key, each in result.user_figures.items() if key.startswith(("train_", "test_"))}
+        self._latest_figures = measures or self._latest_figures
         return measure_round(number, communicator, outcome, result)
 
     def _log(self, row: Measurements) -> None:
@@ -187,6 +219,7 @@ class Trainer:
         """Save a checkpoint, and return the state of algorithm and communicator, on the leading process."""
         state = self.exchange.gather_state(self.algorithm, self.communicator)
         if state is not None:
-            state = {"history": self.history.state_dict(), **state}
+            own = {"history": self.history.state_dict(), "best": self.best, "user_figures": dict(self.user_figures)}
+            state = own | dict(state)
             save_checkpoint(self.checkpoint, "train", self.settings.identity, state)
         return state

@@ -28,6 +28,7 @@ from hmtl.mtl import (
     PFedMe,
     Problem,
     Scaffold,
+    Squared,
     TaskRelationship,
     mlp,
 )
@@ -61,6 +62,7 @@ def gelu(d: int, C: int) -> torch.nn.Module:
 
 LEARNERS: dict[str, Make] = {
     "mocha": lambda t, **o: MOCHA(problem(t, TaskRelationship(0.1)), SDCA(2.0), omega_every=2, participation=AWAY, **o),
+    "mocha, squared": lambda t, **o: MOCHA(problem(t, TaskRelationship(0.1), Squared()), SDCA(2.0), omega_every=2, **o),
     "graph": lambda t, **o: MOCHA(problem(t, Graph(0.1, neighbors=2)), SDCA(0.5), participation=AWAY, **o),
     "mocha, mean": lambda t, **o: MOCHA(problem(t, Mean(0.1)), SDCA(1.0), participation=AWAY, **o),
     "cocoa": lambda t, **o: CoCoA(problem(t, Mean(0.1)), SDCA(1.0), lam=0.1, **o),

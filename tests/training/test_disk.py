@@ -29,7 +29,7 @@ def test_it_is_told_in_one_line_and_the_last_checkpoint_stays(tmp_path: Path) ->
         assert said.startswith("error: ")
         assert said.count("\n") == 1
         assert which in said
-        assert "File too large" in said
+        assert "File too large" in said or "enforce fail" in said  # as PyTorch says it within a tensor
         assert (folder / "checkpoint.pt").read_bytes() == whole
         assert not list(folder.glob("*.tmp"))
     assert load_checkpoint(folder)["history"]["rounds"] == 2

@@ -124,8 +124,11 @@ class Users(Side):
         """Yield the models [K, m] a few columns at a time, if `Algorithm.figures` needs them."""
         yield from ()
 
+    def keep(self) -> None:
+        """Keep the present models: they are the best so far."""
+
     def predictors(self, state: dict[str, Tensor]) -> Tensor:
-        """Return the models [K, m] that the users of a `state_dict` predict with."""
+        """Return the models [K, m] that the users of a `state_dict` predict with: the kept ones, or the present."""
         return state["W"]
 
     @abstractmethod
@@ -253,6 +256,10 @@ class Algorithm(ABC):
     def settled(self, tolerance: float) -> bool:
         """Return whether the last update of Ω, which the gap takes as given, lowered the primal by ≤ `tolerance`."""
         return True
+
+    def rank(self, figures: Mapping[str, float]) -> float | None:
+        """Return what is least for the best models of a run, given the `figures` of a round; None: the last are."""
+        return None
 
     def metrics(self) -> dict[str, float]:
         """Return the figures of the present state; see `figures`."""

@@ -23,6 +23,9 @@ from hmtl.mtl.sums import Form, Grid
 class DualSettings:
     """Settings of `MOCHA`, which explains them.
 
+    Attributes:
+        rescales: whether all duals are multiplied by a factor θ when Ω changes, see `DualAggregator`.
+
     Raises:
         ConfigError: a setting is out of its range, or rules out another.
     """
@@ -34,6 +37,7 @@ class DualSettings:
     rounds: int | None
     seed: int
     participation: Participation
+    rescales: bool = False
 
     def __post_init__(self) -> None:
         if self.omega_every < 0:
@@ -121,9 +125,14 @@ class DualAggregator(Aggregator):
     After a change of A, users receive the new c_k with their models. It is sent in every round until each user has been
     heard once: a user who missed its model takes no part until one arrives.
 
+    A change of Ω would move the models far: W = V B grows by up to K in the directions that Ω favours. If duals have no
+    bounds (`rescales`), all of them are therefore multiplied by θ = ⟨W, W′⟩/‖W′‖², where W′ are the models after the
+    change: no other multiple of W′ is nearer to W. With c_k, users receive the product of all θ so far, so that it does
+    not matter how often they receive it, or which they missed. V = Σ_j s a_j x_j holds for any θ.
+
     Buffers: `V` [K, d]; `Omega`, Ω [K, K], or those of a `Spectrum`; `rounds`, the number of updates; `outdated` [K],
     users who may not know the present c_k; `t`; `gain`, by how much R fell when Ω was learned last; `center` [d], w0 if
-    there is a common model.
+    there is a common model; `scale`, the product of all θ if duals are rescaled.
     """
 
     V: Tensor
@@ -133,6 +142,7 @@ class DualAggregator(Aggregator):
     t: Tensor
     gain: Tensor
     center: Tensor
+    scale: Tensor
 
     def __init__(self, regularizer: Regularizer, V: Tensor, settings: DualSettings, grid: Grid) -> None:
         super().__init__()
@@ -151,6 +161,8 @@ class DualAggregator(Aggregator):
         self.coupling = Coupling(regularizer, self.Omega)
         if regularizer.common is not None:
             self.register_buffer("center", V.new_zeros(V.shape[1]))
+        if settings.rescales:
+            self.register_buffer("scale", torch.ones_like(self.t))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = True) -> Any:
         keys = super().load_state_dict(state_dict, strict, assign)
@@ -190,13 +202,27 @@ class DualAggregator(Aggregator):
             columns.append(beta.to(self.V).expand(len(self.V), 1))
         if outdated.any():
             columns.append(self.curvature)
+            if self.settings.rescales:
+                columns.append(self.scale.to(self.V).expand(len(self.V), 1))
         return torch.cat(columns, dim=1) if len(columns) > 1 else columns[0]
 
     def _learn_omega(self) -> None:
-        regularizer, W, old = self.coupling.regularizer, self._models().T, self.Omega
-        self.Omega = regularizer.update_omega(W, old)
-        self.gain = (regularizer(W, old) - regularizer(W, self.Omega)).to(self.gain)
+        regularizer, W, old = self.coupling.regularizer, self._models(), self.Omega
+        self.Omega = regularizer.update_omega(W.T, old)
+        self.gain = (regularizer(W.T, old) - regularizer(W.T, self.Omega)).to(self.gain)
         self.coupling = Coupling(regularizer, self.Omega)
+        if self.settings.rescales:
+            self._rescale(W)
+
+    def _rescale(self, W: Tensor) -> None:
+        """Multiply V by θ, such that the models come as near as possible to W [K, d], those before the change of Ω."""
+        fixed = self.coupling.keep * self.center if self.coupling.keep else 0.0
+        new = self._models() - fixed
+        theta = float(((W - fixed) * new).sum() / new.square().sum())
+        if 0 < theta < math.inf:  # not if V is 0
+            scale = theta * self.scale
+            self.V = scale / self.scale * self.V  # the factor that users compute
+            self.scale = scale
 
     def _models(self) -> Tensor:
         """Return W = B V, [K, d]; with a common model, (B V) as in `Coupling`."""

@@ -1,8 +1,8 @@
 """User side of dual learning: users improve their own duals, given the models that couple them.
 
 K users, n rows each (padded), d features; with C classes, read C·d and C·n for d and n. A message has one row per user.
-An IV is Δv_k [d], then r_k if the algorithm is accelerated. The answer is w_k [d], then β if it is accelerated, and c_k
-if A has changed.
+An IV is Δv_k [d], then r_k if the algorithm is accelerated. The answer is w_k [d], then β if it is accelerated, and, if
+A has changed, c_k and the product of all θ, the latter if duals are rescaled.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,8 @@ class DualUsers(Users):
     Buffers: `a`, `W`, `curvature`; `pending` [K, n], `waiting` [K] and `dV` [K, d], the change of V̂ that belongs to
     `pending`; `error`, e [K, d], and `pending_error`, e if `pending` counts; `step` [K, d], the last move of v_k,
     `momentum` [K, d], the part of the last move of w_k beyond that, and `beta` [K]; `received` [K], the round in which
-    a user's last model arrived.
+    a user's last model arrived; `kept` [K, d], see `Users.keep`, if Ω is learned; `scale` [K], the product of all θ by
+    which `a` has been multiplied, if duals are rescaled.
     """
 
     a: Tensor
@@ -52,6 +53,8 @@ class DualUsers(Users):
     momentum: Tensor
     beta: Tensor
     received: Tensor
+    kept: Tensor
+    scale: Tensor
 
     deltas = True
 
@@ -71,6 +74,10 @@ class DualUsers(Users):
             self.register_buffer(name, rows.y.new_zeros(1, 1).expand_as(models))  # no memory if nothing is rounded
         self.register_buffer("waiting", torch.zeros(K, dtype=torch.bool))
         self.register_buffer("received", torch.full((K,), -1))
+        if settings.omega_every:
+            self.register_buffer("kept", models)
+        if settings.rescales:
+            self.register_buffer("scale", torch.ones_like(self.beta))
         self._round = -1
         self._idle = NOBODY  # users who are idle in this round
         self._rounded = False  # whether IVs are rounded on the way
@@ -152,7 +159,24 @@ class DualUsers(Users):
         self.W = with_rows(self.W, users, W)
         self.received = with_rows(self.received, users, torch.full((len(users),), self._round))
         if further.shape[1]:
-            self.take_curvature(users, further)
+            self.take_curvature(users, further[:, :1])
+        if further.shape[1] > 1:
+            self._rescale(users, further[:, 1])
+
+    def _rescale(self, users: Ids, scale: Tensor) -> None:
+        """Multiply the duals by what the product of all θ, [n], has changed by since the users' last models."""
+        ratio = (scale / of_rows(self.scale, users))[:, None]
+        self.a = with_rows(self.a, users, ratio * of_rows(self.a, users))
+        if self.error.any():
+            self.error = with_rows(self.error, users, ratio * of_rows(self.error, users))
+        self.scale = with_rows(self.scale, users, scale.contiguous())
+
+    def keep(self) -> None:
+        if self.settings.omega_every:
+            self.kept = self.W
+
+    def predictors(self, state: dict[str, Tensor]) -> Tensor:
+        return state.get("kept", state["W"])
 
     def take_curvature(self, users: Ids, curvature: Tensor) -> None:
         """Take c_k, [n, 1]."""

@@ -3,7 +3,7 @@
 K users, d features.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +28,8 @@ class MOCHA(Algorithm):
         problem: data, loss and regularizer. Several classes are learned one against the rest, with IVs and models of
             C·d numbers.
         solver: the users' local solver.
-        omega_every: rounds between updates of Ω; 0: never.
+        omega_every: rounds between updates of Ω; 0: never. With the squared loss, a change of Ω also rescales all
+            duals, see `DualAggregator`.
         accelerated: users start from extrapolated models, with restarts; needs γ = 1. Without effect if the regularizer
             has a common model, which moves in every round: momentum might then diverge.
         curvature: c_k, which replaces B in user k's subproblem, B ⪯ diag(c): "user", `Σ_l |B_kl|`, or the larger
@@ -70,7 +71,8 @@ class MOCHA(Algorithm):
         self.solver = solver
         self.seed = seed
         self.participation = participation
-        self.settings = DualSettings(omega_every, accelerated, curvature, gamma, rounds, seed, participation)
+        rescales = omega_every > 0 and problem.loss.unbounded
+        self.settings = DualSettings(omega_every, accelerated, curvature, gamma, rounds, seed, participation, rescales)
         self.users, self.aggregator = self._sides(messages)
         c = self.aggregator.coupling.curvature(curvature)
         self.users.take_curvature(np.arange(len(problem.users)), c[problem.users])
@@ -110,6 +112,10 @@ class MOCHA(Algorithm):
 
     def settled(self, tolerance: float) -> bool:
         return self.settings.omega_every == 0 or float(self._gain) <= tolerance
+
+    def rank(self, figures: Mapping[str, float]) -> float | None:
+        """Return the primal at the best Ω for the models, or at the present Ω if the best is not known."""
+        return figures.get("joint_primal", figures["primal"]) if self.settings.omega_every else None
 
     @property
     def _gain(self) -> Tensor:

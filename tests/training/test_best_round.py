@@ -1,0 +1,79 @@
+"""A run hands out the models of the round with the least joint primal, also if it is stopped after a change of Ω."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hmtl.config.build import compose
+from hmtl.errors import Interrupted
+from hmtl.io.npz import load_arrays
+from hmtl.reporting.console_logger import run_report
+from hmtl.train import train
+from hmtl.training.checkpoint import load_checkpoint
+from hmtl.training.history import History
+from hmtl.training.summary import Summary
+
+RUN = ("K=8", "H=4", "r=2", "dataset.rows_per_user=40", "algorithm.omega_every=4", "logger=none", "checkpoint_every=3")
+
+
+def start(folder: Path, *words: str) -> tuple[dict[str, Any], np.ndarray]:
+    """Return the summary and the models of a run."""
+    folder.mkdir(exist_ok=True)
+    train(compose(*RUN, *words, f"output_dir={folder}"))
+    return json.loads((folder / "summary.json").read_text()), load_arrays(folder / "models.npz")["W"]
+
+
+def stop_after(folder: Path, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    append = History.append
+
+    def append_and_stop(self: History, row: dict[str, float]) -> None:
+        append(self, row)
+        if len(self) == rounds:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "append", append_and_stop)
+        with pytest.raises(Interrupted):
+            start(folder, "rounds=12")
+
+
+@pytest.mark.parametrize("rounds", [4, pytest.param(5, marks=pytest.mark.slow)])
+def test_stopped_after_a_change_and_resumed_to_end_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: int
+) -> None:
+    """The models are those before the change, after round 3, and so are all figures and the measures of users."""
+    stopped = tmp_path / "stopped"
+    stop_after(stopped, rounds, monkeypatch)
+    columns = load_checkpoint(stopped)["history"]["columns"]
+    assert len(columns["joint_primal"]) == rounds
+    assert columns["joint_primal"][3] > 1.05 * columns["joint_primal"][2]  # Ω has changed
+    summary, W = start(stopped, f"rounds={rounds}", f"resume={stopped}")
+    before, want = start(tmp_path / "before", "rounds=3")
+    assert summary["models_after"] == 3
+    assert summary["rounds"] == rounds
+    assert np.array_equal(W, want)
+    assert np.array_equal(W, load_checkpoint(tmp_path / "before")["algorithm"]["users"]["W"])
+    for name in ("joint_primal", "primal", "gap", "test_error", "test_error_worst", "worst_users"):
+        assert summary[name] == before[name], name
+    assert (stopped / "users.csv").read_bytes() == (tmp_path / "before" / "users.csv").read_bytes()
+    remarks = [part for part in run_report(Summary.model_validate(summary)) if isinstance(part, str)]
+    assert sum("after round 3" in remark for remark in remarks) == 1
+
+
+@pytest.mark.parametrize("rounds", [4, pytest.param(7, marks=pytest.mark.slow)])
+def test_a_resumed_run_hands_out_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
+    stop_after(tmp_path / "stopped", rounds, monkeypatch)
+    summary, W = start(tmp_path / "stopped", "rounds=12", f"resume={tmp_path / 'stopped'}")
+    whole, want = start(tmp_path / "whole", "rounds=12")
+    assert np.array_equal(W, want)
+    assert {**summary, "time": 0} == {**whole, "time": 0}
+
+
+def test_without_a_learned_omega_the_last_models_count(tmp_path: Path) -> None:
+    summary, _ = start(tmp_path / "run", "rounds=3", "regularizer=mean")
+    assert "models_after" not in summary
