@@ -48,8 +48,6 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         gap_: Duality gap of the solution: an upper bound on how much the objective exceeds its optimum, at the Ω of the
             solution's round. Not for random effects.
         primal_: Primal objective of the solution; for random effects, minus the log-likelihood.
-        Omega_: Learned relation between the tasks, [K, K], computed on access. Only available if the regularizer learns
-            it.
         rounds_: Number of rounds that were run.
 
     Ref: Smith et al. 2017.
@@ -143,7 +141,11 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
 
     @property
     def Omega_(self) -> NDArray[np.float64]:
-        """Learned relation between the tasks."""
+        """Learned relation between the tasks, [K, K], computed on access.
+
+        Raises:
+            AttributeError: the regularizer learns no relation, or `fit` was not called.
+        """
         relation: Relation | None = getattr(self, "_relation", None)
         if relation is None:
             raise AttributeError("Omega_ exists after 'fit', if the regularizer learns how the tasks are related.")

@@ -306,7 +306,7 @@ class Problem:
         the result is empty.
 
         Args:
-            split: "train" or "test", possibly with a prefix such as "global_".
+            split: "train" or "test", possibly with a prefix such as `global_`.
             measured: the measures of all users by name, [K] each, among further values.
 
         Ref: Bakker and Heskes 2003.

@@ -27,7 +27,8 @@ class FedPer(FedAvg):
     The personal parameters start alike and never travel. Those of an absent user stay as they are, while the shared
     ones are replaced by the new average.
 
-    Args, Raises: as in `FedAvg`, and
+    Args:
+        problem, solver, model, options: as in `FedAvg`.
         personal: names of the personal parameters, or of modules with personal parameters only, as in `state_dict` of
             the network; None: the last layer.
         coupled: whether the regularizer of the problem couples the personal parameters, as in FedU; they then travel
