@@ -1,6 +1,6 @@
 """Multi-task learning in the manner of scikit-learn: `MultiTask(lam=0.01).fit(X, y).predict(X)`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -205,12 +205,12 @@ def _tasks(X: Sequence[ArrayLike], y: Sequence[ArrayLike], loss: Loss | None) ->
     labels = _labels(targets, loss)
     called = None if labels is None else tuple(labels.tolist())
     tasks = []
-    for k, (x, values) in enumerate(zip(rows, targets, strict=True)):
+    pairs: Iterable[tuple[Any, Any]] = zip(rows, targets, strict=True)  # arrays, which Task converts to tensors
+    for k, (x, values) in enumerate(pairs):
         classes = None
         if labels is not None:
             values, classes = class_targets(np.searchsorted(labels, values), len(labels))
-        # Task converts arrays to tensors
-        tasks.append(Task(str(k), x, values, x[:0], values[:0], classes, called, columns or None))  # type: ignore[arg-type]
+        tasks.append(Task(str(k), x, values, x[:0], values[:0], classes, called, columns or None))
     return tasks, labels
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 
 
 def school(rng: np.random.Generator, K: int = 139) -> pd.DataFrame:
-    """Pupils of K schools: what they are told by is much the same everywhere, and most of the score is noise."""
+    """Return the pupils of K schools. The same columns predict the score in all schools, and most of it is noise."""
     ethnicity, tables = rng.normal(0, 2, 11), []
     for k, n in enumerate([22, 251, *rng.integers(22, 252, K - 2)]):
         year, band, group = rng.integers(3, size=n), rng.choice(3, n, p=[0.25, 0.5, 0.25]), rng.integers(11, size=n)

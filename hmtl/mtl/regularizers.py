@@ -104,9 +104,9 @@ class Regularizer(nn.Module, ABC):
         super().__init_subclass__(**options)
         own = set(vars(cls))
         if {"coupling", "inverse_coupling"} & own and "sums" not in own:
-            cls.sums = Regularizer.sums  # type: ignore[method-assign]
+            cls.sums = Regularizer.sums  # type: ignore[method-assign]  # on purpose, see above
         if {"coupling", "inverse_coupling", "start_omega", "update_omega"} & own and "start" not in own:
-            cls.start = Regularizer.start  # type: ignore[method-assign]
+            cls.start = Regularizer.start  # type: ignore[method-assign]  # the same
 
     @torch.no_grad()
     def conjugate(self, V: Tensor, Omega: Relation) -> Tensor:

@@ -90,7 +90,7 @@ class TensorBoardLogger:
         results = {_tag(name): content[name] for name in RESULTS if name in content}
         # SummaryWriter.add_hparams would open a second run; the results are the last points of existing charts.
         for part in hparams(settings, results):  # type: ignore[no-untyped-call]  # torch has no types here
-            writer.file_writer.add_summary(part)  # type: ignore[attr-defined]
+            writer.file_writer.add_summary(part)  # type: ignore[attr-defined]  # None until the first record
         writer.add_text("command", " ".join(["python -m hmtl.train", *overrides(self._folder)]))
         with suppress(OSError):  # a run from Python has no such file
             configuration = (self._folder / ".hydra" / "config.yaml").read_text()
@@ -131,4 +131,4 @@ def _add_picture(writer: "SummaryWriter", name: str, png: bytes, step: int) -> N
     width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))  # of the header IHDR
     image = Event.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
     event = Event(value=[Event.Value(tag=name, image=image)])
-    writer.file_writer.add_summary(event, step)  # type: ignore[attr-defined]
+    writer.file_writer.add_summary(event, step)  # type: ignore[attr-defined]  # as above

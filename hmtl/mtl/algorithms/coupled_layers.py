@@ -32,7 +32,7 @@ class SharedSection(LayerUsers):
     active = NOBODY
 
     def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments)  # type: ignore[arg-type]
+        super().__init__(*arguments)  # type: ignore[arg-type]  # passed on as they are
         self.pending = torch.cat([self.V, self.V.new_zeros(len(self.V), 1)], dim=1)
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
