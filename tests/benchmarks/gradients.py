@@ -39,6 +39,18 @@ class Size:
         return nn.Sequential(nn.Linear(d, self.hidden), nn.ReLU(), nn.Linear(self.hidden, C))
 
 
+class Convolutional(Size):
+    """Users with networks of two convolutions; `hidden` is the number of channels of the first."""
+
+    def __str__(self) -> str:
+        return f"K={self.K} n={self.n}, CNN of {sum(w.numel() for w in self.network().parameters()):,} parameters"
+
+    def network(self, d: int = 784, C: int = C) -> nn.Module:
+        from hmtl.mtl import cnn
+
+        return cnn(d, C, self.hidden)
+
+
 SIZES = {"small": Size(100, 600, 100, 64), "users": Size(1000, 60, 10, 64), "large": Size(100, 600, 100, 1270)}
 LEARNERS = "FedAvg", "FedU, mean", "FedU, graph"
 

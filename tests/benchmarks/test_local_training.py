@@ -12,21 +12,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from gradients import SIZES, STEP, Loop, Ours, epoch
+from gradients import SIZES, STEP, Convolutional, Loop, Ours, Size, epoch
 from timing import medians
 from torch import nn
 
 SIZE = SIZES["small"]
+CNNS = [Convolutional(K, 200, 100, 8) for K in (20, 100)]
 
 
-def best_loop(batch: int) -> Callable[[], object]:
-    loop = Loop(SIZE, 1)
+def best_loop(
+    batch: int, size: Size = SIZE, memory_format: torch.memory_format = torch.contiguous_format
+) -> Callable[[], object]:
+    loop = Loop(size, 1)
+    loop.modules[0].to(memory_format=memory_format)
 
     def train() -> None:
         for k, (x, y) in enumerate(zip(*loop.rows[:2], strict=True)):
             epoch(loop.module(k), x, y, STEP, batch, loop.shuffle)
 
     return train
+
+
+def best_loop_channels_last(batch: int, size: Size) -> Callable[[], object]:
+    """The same with its module in `torch.channels_last`, which few loops use."""
+    return best_loop(batch, size, torch.channels_last)
 
 
 def usual_loop(batch: int) -> Callable[[], object]:
@@ -100,3 +109,15 @@ def test_local_training(
     users, numbers = Ours(SIZE, "FedAvg", "uncoded", tmp_path, batch).trainer.algorithm.users, count()
     ours, theirs = medians(lambda: users.local_update(next(numbers)), peer(batch), repeats=5, clock=time.process_time)
     record(f"local training of FedAvg, {SIZE}, batches of {batch}", ours, "s", peer.__name__, theirs / ours)
+
+
+@pytest.mark.parametrize("peer", [best_loop, best_loop_channels_last])
+@pytest.mark.parametrize("size", CNNS, ids=str)
+def test_convolutions(
+    peer: Callable[[int, Size], Callable[[], object]], size: Size, tmp_path: Path, record: Callable[..., None]
+) -> None:
+    users, numbers = Ours(size, "FedAvg", "uncoded", tmp_path, 20).trainer.algorithm.users, count()
+    ours, theirs = medians(
+        lambda: users.local_update(next(numbers)), peer(20, size), repeats=5, clock=time.process_time
+    )
+    record(f"local training of FedAvg, {size}, batches of 20", ours, "s", peer.__name__, theirs / ours)
