@@ -154,9 +154,11 @@ class DualUsers(Users):
         further = models[:, self.problem.size :].clone()  # a view would keep all of `models` in memory
         if self.settings.accelerated:
             step, old, curvature = (of_rows(x, users) for x in (self.dV, self.W, self.curvature))
-            drift = W - old - curvature[:, None] * step  # the step is zero for updates that were rolled back
+            self.step = with_rows(self.step, users, step)
+            drift = W - old
+            drift -= curvature[:, None] * step  # the step is zero for updates that were rolled back
             drift[torch.from_numpy(np.isin(users, self._idle))] = 0  # an idle user does not know the last step
-            self.step, self.momentum = with_rows(self.step, users, step), with_rows(self.momentum, users, drift)
+            self.momentum = with_rows(self.momentum, users, drift)
             self.beta = with_rows(self.beta, users, further[:, 0])
             further = further[:, 1:]
         self._clear(users)
