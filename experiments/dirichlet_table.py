@@ -1,8 +1,10 @@
 """Compare learners of networks where users see few digits: `python experiments/dirichlet_table.py --mnist FOLDER`.
 
 8,000 images of MNIST, or without --mnist the 5,000 that come with hmtl, are divided among 20 users by class, in
-proportions drawn from Dir(0.1, ..., 0.1). The result is the test error of the models that users predict with, averaged
-over users and then over seeds, after several numbers of rounds. All learners run with their defaults and cross-entropy.
+proportions drawn from Dir(0.1, ..., 0.1). The result is the test error of the models that users predict with, after
+several numbers of rounds: averaged over users, and over users weighted by their test rows, each averaged over seeds.
+"Tuned" are the models that users of FedAvg and FedProx hold after their own steps. All learners run with their defaults
+and cross-entropy.
 
 Writes experiments/results/dirichlet_table.csv: a line per method and number of rounds.
 """
@@ -36,6 +38,7 @@ METHODS = {
     "FedRep": "algorithm=fedrep",
     "LG-FedAvg": "algorithm=lg_fedavg",
 }
+MODELS = {"": "test_error", ", tuned": "tuned_test_error"}  # what is added to a method's name, and the error
 MILESTONES = (5, 10, 20, 30)
 ROWS = 8000
 
@@ -48,14 +51,14 @@ def write_rows(mnist: Path, file: Path) -> None:
     np.savez(file, x=x[drawn].reshape(ROWS, -1).astype(np.float32) / 255, y=y[drawn])
 
 
-def errors(settings: str, seed: int, rounds: int) -> dict[int, float]:
-    """Return the test error after each of the `MILESTONES` that the rounds reach."""
+def metrics(settings: str, seed: int, rounds: int) -> dict[int, dict[str, float]]:
+    """Return the metrics after each of the `MILESTONES` that the rounds reach."""
     cfg = compose(*shlex.split(settings), f"seed={seed}", "output_dir=.")
     algorithm, reached = build_algorithm(cfg, build_problem(cfg, build_tasks(cfg)[0])), {}
     for round in range(rounds):
         algorithm.step(round)
         if round + 1 in MILESTONES:
-            reached[round + 1] = algorithm.metrics()["test_error"]
+            reached[round + 1] = algorithm.metrics()
     return reached
 
 
@@ -69,10 +72,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "dirichlet_table.csv")
     args = parser.parse_args()
 
-    table = Table(title=f"Test error in %, mean over {args.seeds} seeds, after rounds", title_justify="left")
-    for column in ("method", *map(str, MILESTONES)):
+    table = Table(title=f"Test error in % (weighted by rows), mean over {args.seeds} seeds", title_justify="left")
+    for column in ("after rounds", *map(str, MILESTONES)):
         table.add_column(column)
-    rows: list[tuple[str, ...]] = [("model", "method", "rounds", "test_error", "sd")]
+    rows: list[tuple[str, ...]] = [("model", "method", "rounds", "test_error", "sd", "test_error_weighted")]
     with tempfile.TemporaryDirectory() as folder:
         data = "dataset=mnist5k"
         if args.mnist:
@@ -82,15 +85,20 @@ def main() -> None:
         data += " K=20 partition=dirichlet partition.alpha=0.1 loss=cross_entropy"
         data += f" algorithm.model._target_=hmtl.mtl.{args.model}"
         for method in args.methods:
-            runs = [errors(f"{METHODS[method]} {data}", seed, args.rounds) for seed in range(args.seeds)]
-            line = []
-            for round in runs[0]:
-                each = [run[round] for run in runs]
-                sd = statistics.stdev(each) if args.seeds > 1 else 0.0
-                rows.append((args.model, method, str(round), f"{statistics.mean(each):.5f}", f"{sd:.5f}"))
-                line.append(f"{100 * statistics.mean(each):.1f}")
-                print(*rows[-1], flush=True)
-            table.add_row(method, *line)
+            runs = [metrics(f"{METHODS[method]} {data}", seed, args.rounds) for seed in range(args.seeds)]
+            for ending, error in MODELS.items():
+                if not all(error in now for now in runs[0].values()):
+                    continue
+                line = []
+                for round in runs[0]:
+                    each = [run[round][error] for run in runs]
+                    mean, sd = statistics.mean(each), statistics.stdev(each) if args.seeds > 1 else 0.0
+                    weighted = statistics.mean(run[round][f"{error}_weighted"] for run in runs)
+                    figures = (f"{figure:.5f}" for figure in (mean, sd, weighted))
+                    rows.append((args.model, method + ending, str(round), *figures))
+                    line.append(f"{100 * mean:.1f} ({100 * weighted:.1f})")
+                    print(*rows[-1], flush=True)
+                table.add_row(method + ending, *line)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("w", newline="") as out:
         csv.writer(out, lineterminator="\n").writerows(rows)

