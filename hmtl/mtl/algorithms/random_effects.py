@@ -182,7 +182,8 @@ class RandomEffects(Algorithm):
     """Linear models w_k ~ N(w0, D) for numbers, without a setting to tune: w0, D and the noise by maximum likelihood.
 
     A user's rows enter the likelihood through `statistics` only. They travel once, in the set-up: 2 + d + d(d + 1)/2
-    numbers up and a model of d numbers down for each user. One round is enough.
+    numbers up and a model of d numbers down for each user. One round is enough. If users have fewer rows than features,
+    the likelihood overfits; `Common` is then the better choice.
 
     Args:
         problem: data and loss, which has to be `Squared`. The regularizer and the reduction are not used.
