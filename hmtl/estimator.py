@@ -92,12 +92,12 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             DataError: if a task is invalid.
         """
         random = isinstance(self.regularizer, str) and self.regularizer == "random_effects"
-        checked: list[tuple[str, type, str]] = [("loss", Loss, "Hinge()")]
+        checked: list[tuple[str, type, str]] = [("loss", Loss, "hmtl.mtl.Hinge()")]
         if not random:
-            checked.append(("regularizer", Regularizer, "Mean(0.1)"))
+            checked.append(("regularizer", Regularizer, 'hmtl.mtl.Mean(0.1), or "random_effects"'))
         for name, kind, example in checked:
             if not isinstance(value := getattr(self, name), kind | None):
-                raise ConfigError(f"{name}={value!r} is not a {kind.__name__}. Give one such as hmtl.mtl.{example}.")
+                raise ConfigError(f"{name}={value!r} is not a {kind.__name__}. Give one such as {example}.")
         tasks, labels = _tasks(X, y, self.loss)
         loss = self.loss or (Squared() if labels is None else Hinge())
         lam = self.lam if self.lam is not None else 0.3 if labels is None else 0.01

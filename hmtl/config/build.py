@@ -189,9 +189,9 @@ def check(cfg: DictConfig) -> None:
         uses = getattr(targets.locate("algorithm._target_", algorithm), "regularized", True)
         uses = uses or cfg.algorithm.get("coupled", False)
         if regularizer not in (None, USUAL_REGULARIZER) and not uses:
+            remedy = "set algorithm.coupled=true" if "coupled" in cfg.algorithm else "choose algorithm=mocha or fedu"
             raise ConfigError(
-                f"regularizer={regularizer} has no effect: {algorithm} has its own, or none. Leave it out, or choose "
-                "algorithm=mocha or fedu."
+                f"regularizer={regularizer} has no effect: {algorithm} has its own, or none. Leave it out, or {remedy}."
             )
     for group in ALONE:
         if group in cfg:
@@ -284,7 +284,7 @@ def make_part(cfg: DictConfig, name: str, **objects: Any) -> Any:
 def _plain(name: str, node: Any) -> dict[str, Any]:
     """Return the settings of a part as plain values."""
     if not isinstance(node, DictConfig) or "_target_" not in node:
-        raise ConfigError(f"{name} has no _target_. Choose one of its group, see --help.")
+        raise ConfigError(f"{name} has no _target_. Set {name}._target_, or choose one of its group, see --help.")
     if missing := OmegaConf.missing_keys(node):
         raise ConfigError(f"{min(missing)} is not set, and has no default. Set it on the command line.")
     return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))

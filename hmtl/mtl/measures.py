@@ -15,6 +15,8 @@ from hmtl.mtl.losses import Loss
 
 Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Maps predictions [K, n] or [K, n, C], targets y [K, n] and which rows are present [K, n] to values [K]."""
+SUMMARIES = ("_weighted", "_median", "_worst", "_users")
+"""Ends of the names of summaries, see `summarize`."""
 OwnMeasure = Callable[..., float]
 """Maps a user's predictions [n] or [n, C] and targets [n], as NumPy arrays, to a number."""
 
@@ -23,7 +25,7 @@ def measures_for(loss: Loss, own: Mapping[str, OwnMeasure]) -> dict[str, Measure
     """Return the measures by name: the error, for classes the balanced error, for two classes the AUC, and own ones.
 
     Raises:
-        ConfigError: an own measure has the name of another one, or a name that cannot be the end of a column's name.
+        ConfigError: an own measure has the name of another one or of a summary, or one that is not an identifier.
     """
 
     def error(predictions: Tensor, y: Tensor, present: Tensor) -> Tensor:
@@ -39,8 +41,11 @@ def measures_for(loss: Loss, own: Mapping[str, OwnMeasure]) -> dict[str, Measure
     if loss.labels == (-1.0, 1.0):
         measures["auc"] = auc
     for name, function in own.items():
-        if name in measures or not name.isidentifier():
-            raise ConfigError(f"measures.{name}: the name is taken or is not an identifier. Choose another one.")
+        if name in {*measures, "r2"} or name.endswith(SUMMARIES) or not name.isidentifier():
+            raise ConfigError(
+                f"measures.{name}: the name is taken, ends like that of a summary ({', '.join(SUMMARIES)}), or is not "
+                "an identifier. Choose another one."
+            )
         measures[name] = _by_user(name, function)
     return measures
 

@@ -113,7 +113,8 @@ def test_own_measures_get_targets_before_centring(counts, seed):
 
 def test_own_measures_that_cannot_be_used():
     tasks, predictions = users_with([3], 2, 0)
-    for own, message in (({"auc": max}, "measures.auc"), ({"my-own": max}, "my-own"), ({"mine": lambda p: 1}, "mine")):
+    taken = [({name: max}, name) for name in ("auc", "auc_users", "error_worst", "r2", "my-own")]
+    for own, message in (*taken, ({"mine": lambda p: 1}, "mine")):
         with pytest.raises(ConfigError, match=message):
             measured(tasks, predictions, Hinge(), **own)
 

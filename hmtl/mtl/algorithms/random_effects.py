@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hmtl.errors import ConfigError
-from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Algorithm, Ids, MessageKind, Users, no_sums, with_rows
+from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Algorithm, Ids, MessageKind, Users, with_rows
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.losses import Squared
 from hmtl.mtl.participation import Participation
@@ -32,14 +32,14 @@ class Effects:
         w0: mean of all models [d].
         D: covariance of the models [d, d].
         noise: variance of the noise, σ².
-        deviance: −log-likelihood of all rows.
+        minus_log_likelihood: of all rows.
     """
 
     W: Tensor
     w0: Tensor
     D: Tensor
     noise: Tensor
-    deviance: Tensor
+    minus_log_likelihood: Tensor
 
 
 def statistics(x: Tensor, y: Tensor) -> Tensor:
@@ -53,13 +53,13 @@ def em(facts: Tensor, d: int, iterations: int, tolerance: float) -> Effects:
     """Fit w_k ~ N(w0, D) and y_kj = w_k·x_kj + noise of variance σ² by maximum likelihood.
 
     The mean w0 is the best for D and σ² in each iteration (generalised least squares), which takes far fewer iterations
-    than its update by EM.
+    than its update by EM. The first D and σ² are in the units of the data, so that other units lead to the same models.
 
     Args:
         facts: `statistics` of each user [K, f].
         d: number of features.
         iterations: largest number of iterations, at least 1.
-        tolerance: stop once the deviance falls by less than this share of the number of rows.
+        tolerance: stop once the −log-likelihood falls by less than this per row.
 
     Ref: Laird and Ware 1982; Liu and Rubin 1994 (ECME).
     """
@@ -68,8 +68,11 @@ def em(facts: Tensor, d: int, iterations: int, tolerance: float) -> Effects:
     G, upper = facts.new_zeros(len(facts), d, d), torch.triu_indices(d, d)
     G[:, upper[0], upper[1]] = packed
     G = G + G.triu(1).mT
-    eye = torch.eye(d).to(facts)
-    D, noise, before = eye, (square.sum() / n.sum()).clamp_min(1e-12), math.inf
+    eye, squares = torch.eye(d).to(facts), G.diagonal(dim1=1, dim2=2).sum(0)
+    noise, before = square.sum() / n.sum(), math.inf
+    noise = torch.where(noise > 0, noise, 1.0)
+    least = 1e-12 * noise
+    D = torch.where(squares > 0, n.sum() * noise / (d * squares), 0.0).diag()
     for _ in range(iterations):
         Gs, cs = G / noise, c / noise
         S = torch.linalg.solve(eye + D @ Gs, D.expand_as(G))  # covariance of w_k given the rows
@@ -81,18 +84,18 @@ def em(facts: Tensor, d: int, iterations: int, tolerance: float) -> Effects:
         u = (S @ residual[..., None])[..., 0]
         W = w0 + u
         fit = square - 2 * (c * w0).sum(1) + ((G @ w0) * w0).sum(1)
-        deviance = 0.5 * (
+        minus_log_likelihood = 0.5 * (
             (n * (2 * math.pi * noise).log()).sum()
             + torch.linalg.slogdet(eye + D @ Gs).logabsdet.sum()
             + (fit / noise - (residual * u).sum(1)).sum()
         )
-        effects = Effects(W, w0, D, noise, deviance)
+        effects = Effects(W, w0, D, noise, minus_log_likelihood)
         unexplained = square - 2 * (c * W).sum(1) + ((G @ W[..., None])[..., 0] * W).sum(1) + (G * S).sum((1, 2))
         D = (S + u[:, :, None] * u[:, None, :]).mean(0)
-        noise = (unexplained.sum() / n.sum()).clamp_min(1e-12)
-        if before - float(deviance) < tolerance * float(n.sum()):
+        noise = (unexplained.sum() / n.sum()).maximum(least)
+        if before - float(minus_log_likelihood) < tolerance * float(n.sum()):
             break
-        before = float(deviance)
+        before = float(minus_log_likelihood)
     return effects
 
 
@@ -136,40 +139,51 @@ class EffectsUsers(Users):
 class EffectsAggregator(Aggregator):
     """Aggregator side: runs EM on the users' statistics in the set-up.
 
-    Buffers: `w0` [d], `D` [d, d], `noise` and `deviance`, see `Effects`.
+    Buffers: `w0` [d], `D` [d, d], `noise` and `minus_log_likelihood`, see `Effects`.
     """
 
     w0: Tensor
     D: Tensor
     noise: Tensor
-    deviance: Tensor
+    minus_log_likelihood: Tensor
 
     def __init__(self, problem: Problem, iterations: int, tolerance: float) -> None:
         super().__init__()
         self.iterations = iterations
         self.tolerance = tolerance
         d, zero = problem.d, problem.s.new_zeros(())
-        for name, value in (("w0", zero.expand(d)), ("D", zero.expand(d, d)), ("noise", zero), ("deviance", zero)):
+        for name, value in (
+            ("w0", zero.expand(d)),
+            ("D", zero.expand(d, d)),
+            ("noise", zero),
+            ("minus_log_likelihood", zero),
+        ):
             self.register_buffer(name, value)
 
     def answer(self, facts: Tensor) -> Tensor:
         """Return the models [K, d] for the `statistics` of all users."""
         effects = em(facts, len(self.w0), self.iterations, self.tolerance)
-        self.w0, self.D, self.noise, self.deviance = effects.w0, effects.D, effects.noise, effects.deviance
+        self.w0, self.D, self.noise, self.minus_log_likelihood = (
+            effects.w0,
+            effects.D,
+            effects.noise,
+            effects.minus_log_likelihood,
+        )
         return effects.W
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         raise NotImplementedError("After the set-up of random effects, nothing travels.")
 
     def figure_state(self) -> dict[str, Tensor]:
-        return {"deviance": self.deviance}
+        return {"minus_log_likelihood": self.minus_log_likelihood}
 
 
 class RandomEffects(Algorithm):
     """Linear models w_k ~ N(w0, D) for numbers, without a setting to tune: w0, D and the noise by maximum likelihood.
 
     A user's rows enter the likelihood through `statistics` only. They travel once, in the set-up: 2 + d + d(d + 1)/2
-    numbers up and a model of d numbers down for each user. One round is enough.
+    numbers up and a model of d numbers down for each user. One round is enough. If users have fewer rows than features,
+    the likelihood overfits; `Common` is then the better choice.
 
     Args:
         problem: data and loss, which has to be `Squared`. The regularizer and the reduction are not used.
@@ -201,18 +215,18 @@ class RandomEffects(Algorithm):
         if not isinstance(problem.loss, Squared):
             raise ConfigError(
                 f"random_effects needs loss=squared, not {problem.loss.name}: its models are of numbers with normal "
-                "noise. Choose regularizer=common for other losses."
+                "noise. Choose algorithm=mocha with regularizer=common for other losses."
             )
         if problem.d > MOST_FEATURES:
             raise ConfigError(
                 f"random_effects learns a covariance of all features, but there are {problem.d}, and at most "
-                f"{MOST_FEATURES} are supported. Choose regularizer=common instead."
+                f"{MOST_FEATURES} are supported. Choose algorithm=mocha with regularizer=common instead."
             )
         problem.check_dense("random_effects")
         if iterations < 1:
             raise ConfigError(f"iterations={iterations} has to be at least 1. Give a number such as 200.")
         if messages != "ivs":
-            raise no_sums("random_effects")
+            raise ConfigError("random_effects sends statistics once, and no sums. Set communicator=coded or uncoded.")
         self.problem = problem
         self.seed = seed
         self.participation = participation
@@ -235,4 +249,4 @@ class RandomEffects(Algorithm):
         return super().describe() | {"algorithm": "random_effects", "regularizer": "random_effects", "lam": 0.0}
 
     def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
-        return {"primal": float(self.aggregator.deviance)}
+        return {"primal": float(self.aggregator.minus_log_likelihood)}

@@ -91,6 +91,13 @@ def test_which_parameters_are_personal(network, data):
             FedPer(several_classes(), LocalSGD(0.3), make, wanted)
 
 
+def test_the_last_layer_may_lack_a_bias():
+    def make(d, C):
+        return nn.Sequential(nn.Linear(d, 3), nn.GELU(), nn.Linear(3, C, bias=False)).double()
+
+    assert FedPer(several_classes(), LocalSGD(0.3), make).describe()["personal"] == ["2.weight"]
+
+
 @pytest.mark.parametrize(
     ("make", "personal", "message"),
     [

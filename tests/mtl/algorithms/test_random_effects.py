@@ -26,7 +26,7 @@ def problem(X: list[np.ndarray], y: list[np.ndarray], loss=None) -> Problem:
     return Problem([Task(str(k), a, b, a, b) for k, (a, b) in enumerate(pairs)], loss or Squared(), Ridge(1.0))
 
 
-def deviance(X, y, w0, D, noise) -> float:
+def minus_log_likelihood(X, y, w0, D, noise) -> float:
     return -sum(
         multivariate_normal(x @ w0, x @ D @ x.T + noise * np.eye(len(x))).logpdf(t) for x, t in zip(X, y, strict=True)
     )
@@ -39,7 +39,7 @@ def test_maximum_likelihood(seed: int, K: int, d: int):
     learner = RandomEffects(problem(X, y), iterations=3000, tolerance=1e-10)
     side = learner.aggregator
     w0, D, noise = side.w0.numpy(), side.D.numpy(), float(side.noise)
-    assert float(side.deviance) == pytest.approx(deviance(X, y, w0, D, noise), abs=1e-5)
+    assert float(side.minus_log_likelihood) == pytest.approx(minus_log_likelihood(X, y, w0, D, noise), abs=1e-5)
     for x, t, w in zip(X, y, learner.W.T.numpy(), strict=True):
         gain = D @ x.T @ np.linalg.inv(x @ D @ x.T + noise * np.eye(len(x)))
         np.testing.assert_allclose(w, w0 + gain @ (t - x @ w0), atol=1e-6)
@@ -49,7 +49,7 @@ def test_maximum_likelihood(seed: int, K: int, d: int):
     def objective(z: np.ndarray) -> float:
         L = np.zeros((d, d))
         L[lower] = z[d:-1]
-        return deviance(X, y, z[:d], L @ L.T, np.exp(z[-1]) + 1e-9)
+        return minus_log_likelihood(X, y, z[:d], L @ L.T, np.exp(z[-1]) + 1e-9)
 
     start = np.concatenate(
         [
@@ -59,7 +59,22 @@ def test_maximum_likelihood(seed: int, K: int, d: int):
         ]
     )
     best = minimize(objective, start, method="BFGS", options={"gtol": 1e-5}).fun
-    assert float(side.deviance) <= best + 3e-3, "another distribution is more likely"
+    assert float(side.minus_log_likelihood) <= best + 3e-3, "another distribution is more likely"
+
+
+@given(seed=st.integers(0, 10**6), unit=st.floats(-4, 4), columns=st.lists(st.floats(-2, 2), min_size=3, max_size=3))
+def test_units(seed: int, unit: float, columns: list[float]):
+    """Other units of targets and features change models and likelihood by their factors only."""
+    X, y = rows(seed, 6, 3)
+    units, unit = 10 ** np.array(columns), 10**unit
+    learner, scaled = (
+        RandomEffects(problem(X, y)),
+        RandomEffects(problem([x * units for x in X], [t * unit for t in y])),
+    )
+    W, other = learner.W.numpy(), scaled.W.numpy() * units[:, None] / unit
+    np.testing.assert_allclose(other, W, atol=1e-4 * abs(W).max())
+    shift = sum(map(len, y)) * np.log(unit)
+    assert scaled.metrics()["primal"] - shift == pytest.approx(learner.metrics()["primal"], abs=1e-3)
 
 
 def test_what_travels():
