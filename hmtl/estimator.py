@@ -65,7 +65,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             distribution that is learned too, with no λ; see `hmtl.mtl.RandomEffects`.
         loss: Loss function. If None, the hinge loss for labels, and the squared error if y holds floats with more than
             two values. Several classes are learned one-vs-rest.
-        task: Name or position of the column of X that names the task of each row, with values of any type. It is no
+        task: Name or position of the column of X that names the task of each row, with values of any type. It is not a
             feature.
         class_weight: Weights of the rows of each class within a task: "balanced", inversely proportional to the number
             of its rows; or a dictionary of weights by label, 1 for others.

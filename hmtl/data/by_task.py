@@ -183,7 +183,7 @@ def split_off(X: Any, task: str | int | None) -> tuple[Any, Any]:
     if task is None:
         return X, None
     if isinstance(task, bool) or not isinstance(task, str | int | np.integer):
-        raise ConfigError(f"task={task!r} is no column. Give the name or the position of the column of tasks.")
+        raise ConfigError(f"task={task!r} is not a column. Give the name or the position of the column of tasks.")
     if issparse(X):
         X = csr_array(X)
     elif not arrays.has_columns(X):
