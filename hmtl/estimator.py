@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
@@ -143,8 +144,8 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
                 standardize="none". Or a list with the rows of each task, X[k] [n_k, d]. Columns of tables are matched
                 by name. If no task is named, all rows are one task.
             y: labels, or numbers as floats, [n]; or y[k] [n_k].
-            sample_weight: relative weights of the rows within their task, [n]; or those of each task. If None, all are
-                equal. The loss of a task is the weighted mean; rows of weight 0 are left out.
+            sample_weight: relative weights of the rows within their task, [n], not for lists. If None, all are equal.
+                The loss of a task is the weighted mean; rows of weight 0 are left out.
             groups: task of each row [n], if no column of X names it.
 
         Returns:
@@ -155,13 +156,13 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             DataError: if X, y or a task is invalid.
         """
         self._check_parameters()
-        if by_task.is_list(X):
+        if is_list := by_task.is_list(X):
             self._check_list(groups)
-            rows = by_task.from_list(X, y, sample_weight)
-            first = X[0]
+            if sample_weight is not None:
+                raise ConfigError("sample_weight is given, but X is a list of tasks. Give one table of all rows.")
+            rows = by_task.from_list(X, y)
         else:
             rows = by_task.from_table(X, y, sample_weight, self.task, groups)
-            first = X
         labels = self._labels(rows.y)
         loss = self.loss or (Squared() if labels is None else Hinge())
         lam = self.lam if self.lam is not None else 0.3 if labels is None else 0.01
@@ -197,7 +198,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             self._new = replace(self.models_, W=new.T.numpy(), **one)
         self.tasks_ = rows.names
         self.n_features_in_ = rows.x[0].shape[1] + (self.task is not None)
-        if columns := arrays.column_names(first):
+        if columns := arrays.column_names(X[0] if is_list else X):
             self.feature_names_in_ = np.array(columns, dtype=object)
         return self
 
@@ -306,15 +307,6 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         for name, kind, remedy in checked:
             if not isinstance(value := getattr(self, name), kind):
                 raise ConfigError(f"{name}={value!r} is not {remedy}.")
-        weight = self.class_weight
-        if not (isinstance(weight, Mapping | None) or (isinstance(weight, str) and weight == "balanced")):
-            raise ConfigError(f'class_weight={weight!r} is not valid. Give "balanced", a dictionary by label, or None.')
-        for_numbers = self.loss is not None and self.loss.labels is None and not self.loss.classes
-        if self._predicts and self.loss is not None and for_numbers != (self._predicts == "numbers"):
-            raise ConfigError(
-                f"loss={type(self.loss).__name__}(), but {type(self).__name__} predicts {self._predicts}. Give another "
-                "loss, or leave it out."
-            )
 
     def _check_list(self, groups: ArrayLike | None) -> None:
         """Raise ConfigError if X must not be a list."""
@@ -359,16 +351,23 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         names = [*map(str, rows.names)]
         if len({*names}) < len(names):
             names = [*map(repr, rows.names.tolist())]  # such as 1 and "1"
-        given = self.class_weight if isinstance(self.class_weight, Mapping) else {}
-        balanced = None if isinstance(self.class_weight, Mapping) else self.class_weight
+        each_class, balanced = np.ones(0), None
+        if isinstance(self.class_weight, Mapping):
+            each_class = compute_class_weight(dict(self.class_weight), classes=labels, y=labels)
+            if not (each_class > 0).all():
+                raise ConfigError(f"class_weight={self.class_weight!r}: weights have to be above 0. Give others.")
+        elif self.class_weight is not None:
+            if self.class_weight != "balanced":
+                raise ConfigError(f'class_weight={self.class_weight!r}: give "balanced", weights by label, or None.')
+            balanced = self.class_weight
         tasks = []
         for k, (name, x, values) in enumerate(zip(names, rows.x, rows.y, strict=True)):
             weights = None if rows.weights is None else rows.weights[k]
             classes = called = None
             if labels is not None:
                 number = np.searchsorted(labels, values)
-                if given:
-                    weights = _class_weights(given, labels)[number] * (1.0 if weights is None else weights)
+                if len(each_class):
+                    weights = each_class[number] * (1.0 if weights is None else weights)
                 (values, classes), called = class_targets(number, len(labels)), tuple(labels.tolist())
             y: Any = values  # arrays, which Task converts to tensors
             columns = rows.columns or None
@@ -427,19 +426,6 @@ class MultiTaskRegressor(RegressorMixin, MultiTask):  # type: ignore[misc]  # sc
 
     _predicts = "numbers"
     score = MultiTask.score
-
-
-def _class_weights(given: Mapping[Hashable, float], labels: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the weight of each label, 1 if it is not given; raise ConfigError if one is invalid."""
-    present = labels.tolist()
-    if (other := [label for label in given if label not in present]) and any(label not in given for label in present):
-        raise ConfigError(
-            f"class_weight has {other[0]!r}, which is not one of {few([*map(repr, present)])}. Give weights of labels."
-        )
-    for label, weight in given.items():
-        if not isinstance(weight, Real) or not 0 < weight < np.inf:
-            raise ConfigError(f"class_weight has {weight!r} for {label!r}. Give a finite number above 0.")
-    return np.array([float(given.get(label, 1)) for label in present])
 
 
 def _probabilities(scores: NDArray[Any]) -> NDArray[Any]:

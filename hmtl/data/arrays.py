@@ -20,11 +20,6 @@ KINDS = ("string", "boolean", "integer", "floating", "mixed-integer-float", "emp
 """What pandas calls values that can be labels or numbers."""
 
 
-def has_columns(x: object) -> bool:
-    """Return whether x is a table such as a DataFrame."""
-    return hasattr(x, "columns") or hasattr(x, "column_names")
-
-
 def all_columns(x: object) -> tuple[Any, ...]:
     """Return the names of x's columns, of any type; () if x is not a table."""
     return tuple(getattr(x, "column_names", getattr(x, "columns", ())))

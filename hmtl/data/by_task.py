@@ -40,7 +40,7 @@ class TaskRows:
 
 def is_list(X: Any) -> bool:
     """Return whether X is a list with one table for each task, rather than one table [n, d]."""
-    if issparse(X) or isinstance(X, Mapping) or arrays.has_columns(X) or not hasattr(X, "__len__"):
+    if issparse(X) or isinstance(X, Mapping) or arrays.all_columns(X) or not hasattr(X, "__len__"):
         return False
     if getattr(X, "ndim", 1) != 1:
         return bool(X.ndim > 2)
@@ -48,19 +48,17 @@ def is_list(X: Any) -> bool:
 
 
 def _ndim(x: Any) -> int:
-    if hasattr(x, "shape"):
-        return len(x.shape)
     try:
         return np.ndim(x)
     except ValueError:  # rows of several lengths, which are refused later
         return 2
 
 
-def from_list(X: Sequence[ArrayLike], y: Sequence[ArrayLike], weights: Sequence[ArrayLike] | None) -> TaskRows:
-    """Return the rows of a list with a table for each task, and of lists with their targets and weights.
+def from_list(X: Sequence[ArrayLike], y: Sequence[ArrayLike]) -> TaskRows:
+    """Return the rows of a list with a table for each task, and of a list with their targets.
 
     Raises:
-        DataError: if lengths or columns differ, or a table, target or weight is invalid.
+        DataError: if lengths or columns differ, or a table or a target is invalid.
     """
     arrays.check_list(X, "X", 2)
     arrays.check_list(y, "y", 1)
@@ -72,17 +70,7 @@ def from_list(X: Sequence[ArrayLike], y: Sequence[ArrayLike], weights: Sequence[
             raise DataError(f"X[{k}] has columns {', '.join(names)}, X[0] {', '.join(columns)}. Give all the same.")
     rows = [arrays.features(x, f"X[{k}]", columns) for k, x in enumerate(X)]
     targets = [arrays.targets(each, f"y[{k}]") for k, each in enumerate(y)]
-    given = None
-    if weights is not None:
-        arrays.check_list(weights, "sample_weight", 1)
-        if len(weights) != len(X):
-            raise DataError(f"X has {len(X)} tasks and sample_weight has {len(weights)}. Give the same number.")
-        given = [_weights(each, f"sample_weight[{k}]", len(targets[k])) for k, each in enumerate(weights)]
-        kept = [np.flatnonzero(each) for each in given]
-        rows, targets, given = (
-            [each[at] for each, at in zip(part, kept, strict=True)] for part in (rows, targets, given)
-        )
-    return TaskRows(np.arange(len(X)), rows, targets, given, columns)
+    return TaskRows(np.arange(len(X)), rows, targets, None, columns)
 
 
 def from_table(
@@ -91,14 +79,9 @@ def from_table(
     """Return the rows of one table, sorted by task; see `read`.
 
     Args:
-        X: [n, d], with the column of tasks.
+        X, task, groups: see `read`, which also says what is raised.
         y: targets [n].
         weights: weights [n]; rows of weight 0 are left out.
-        task, groups: see `read`.
-
-    Raises:
-        ConfigError: see `read`.
-        DataError: if lengths differ, or a row, target or weight is invalid.
     """
     columns = arrays.column_names(split_off(X, task)[0])
     x, index = read(X, task, groups, columns)
@@ -110,16 +93,18 @@ def from_table(
             stacklevel=3,
         )
         index = pd.Index(np.zeros(n, dtype=np.int64))
-    if y is None:
-        raise DataError("MultiTask requires y to be passed, but the target y is None. Give one y for each row.")
     targets = arrays.targets(column_or_1d(y, warn=True), "y")
     if len(targets) != n:
         raise DataError(f"X has {n} rows, but y has {len(targets)}. Give one y for each row.")
     given = None
     if weights is not None:
-        given = _weights(weights, "sample_weight", n)
-        if not given.any():
-            raise DataError("All weights in sample_weight are zero. Give some rows a weight above 0.")
+        given = check_array(
+            weights, ensure_2d=False, dtype=np.float64, ensure_non_negative=True, input_name="sample_weight"
+        )
+        if given.shape != (n,) or not given.any():
+            raise DataError(
+                f"sample_weight has shape {list(given.shape)}, and not all may be zero. Give one weight for each row."
+            )
         kept = np.flatnonzero(given)
         x, targets, given, index = x[kept], targets[kept], given[kept], index[kept]
     codes, names = pd.factorize(index, sort=True)
@@ -145,7 +130,7 @@ def read(
         columns: columns to select, in this order, if X has column names.
 
     Raises:
-        ConfigError: if `task` is neither a name nor a position, or given beside `groups`.
+        ConfigError: if both `task` and `groups` are given.
         DataError: if a column is missing, a row is not finite, or names are missing.
         ValueError, TypeError: of scikit-learn, if X is not a table of numbers.
     """
@@ -161,14 +146,10 @@ def read(
     groups = groups if named is None else named
     if groups is None:
         return x, None
-    try:
-        index = pd.Index(groups, tupleize_cols=False)
-        missing = index.isna()
-    except (TypeError, ValueError) as error:
-        raise DataError(f"groups does not name tasks ({error}). Give one name for each row.") from error
+    index = pd.Index(groups, tupleize_cols=False)
     if len(index) != x.shape[0]:
         raise DataError(f"X has {x.shape[0]} rows, but groups has {len(index)}. Give the task of each row.")
-    if missing.any():
+    if (missing := index.isna()).any():
         raise DataError(f"Row {int(missing.argmax())} (from 0) has no task. Name the task of each row.")
     return x, index
 
@@ -177,24 +158,21 @@ def split_off(X: Any, task: str | int | None) -> tuple[Any, Any]:
     """Return a table without the column that names the tasks, and this column; X and None if `task` is None.
 
     Raises:
-        ConfigError: if `task` is neither a name nor a position.
         DataError: if X has no such column.
     """
     if task is None:
         return X, None
-    if isinstance(task, bool) or not isinstance(task, str | int | np.integer):
-        raise ConfigError(f"task={task!r} is not a column. Give the name or the position of the column of tasks.")
     if issparse(X):
         X = csr_array(X)
-    elif not arrays.has_columns(X):
+    elif not arrays.all_columns(X):
         X = np.asarray(X) if hasattr(X, "shape") else np.array(X, dtype=object)
     names: list[Any] = [*(arrays.all_columns(X) or range(X.shape[1] if len(X.shape) > 1 else 0))]
     at: Any = names.index(task) if isinstance(task, str) and task in names else task
-    if isinstance(at, str) or not -len(names) <= at < len(names):
-        raise DataError(f"X has no column {task!r}, which names the tasks. Choose from {few([*map(str, names)])}.")
+    if not isinstance(at, int | np.integer) or not -len(names) <= at < len(names):
+        raise DataError(f"X has no column {task!r} of tasks. Set task to one of {few([*map(repr, names)])}.")
     name = names[at]
     rest = [other for other in names if other != name]
-    if arrays.has_columns(X):
+    if arrays.all_columns(X):
         return arrays.select(X, rest), X[name]
     return X[:, rest], X[:, [name]].toarray().ravel() if issparse(X) else X[:, name]
 
@@ -204,17 +182,3 @@ def places(codes: NDArray[Any]) -> dict[int, NDArray[np.intp]]:
     order = np.argsort(codes, kind="stable")
     found, starts = np.unique(codes[order], return_index=True)
     return dict(zip(found.tolist(), np.split(order, starts[1:]), strict=True)) if len(codes) else {}
-
-
-def _weights(weights: ArrayLike, name: str, n: int) -> NDArray[np.float64]:
-    """Return weights of n rows as an array; raise DataError if they are not n finite numbers of at least 0."""
-    try:
-        values = np.array(weights, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{name} does not hold numbers ({error}). Give one weight for each row.") from error
-    if values.shape != (n,):
-        raise DataError(f"{name} has shape {list(values.shape)}, but there are {n} rows. Give one weight for each row.")
-    if (bad := ~(np.isfinite(values) & (values >= 0))).any():
-        first = int(bad.argmax())
-        raise DataError(f"{name} is {values[first]} in row {first} (from 0). Give finite weights of at least 0.")
-    return values
