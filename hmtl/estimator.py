@@ -1,49 +1,42 @@
 """Multi-task learning in the manner of scikit-learn: `MultiTask(lam=0.01).fit(X, y).predict(X)`."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from __future__ import annotations  # so that torch and the learners, a second, are imported by the first fit
+
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
 
-from hmtl.data import Preprocessing, Task, arrays, by_task, prepare
-from hmtl.data.preprocessing import Scope
-from hmtl.data.tasks import class_targets
 from hmtl.errors import ConfigError, DataError, few
-from hmtl.inference.models import Models, models_of
-from hmtl.mtl import (
-    MOCHA,
-    SDCA,
-    Algorithm,
-    Common,
-    Hinge,
-    Logistic,
-    Loss,
-    Problem,
-    RandomEffects,
-    Regularizer,
-    Squared,
-)
-from hmtl.mtl.regularizers import Relation, dense
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+    from torch import Tensor
+
+    from hmtl.data import Task
+    from hmtl.data.by_task import TaskRows
+    from hmtl.data.preprocessing import Scope
+    from hmtl.mtl import MOCHA, Algorithm, Loss, Problem, Regularizer
+    from hmtl.mtl.regularizers import Relation
 
 
-def _predicts_labels(model: "MultiTask") -> bool:
+def _predicts_labels(model: MultiTask) -> bool:
     """Return whether a fitted model predicts labels, or an unfitted one may."""
     return hasattr(model, "classes_") if hasattr(model, "models_") else model._predicts != "numbers"
 
 
-def _has_probabilities(model: "MultiTask") -> bool:
+def _has_probabilities(model: MultiTask) -> bool:
+    from hmtl.mtl import Logistic
+
     return _predicts_labels(model) and isinstance(model.loss, Logistic)
 
 
@@ -155,6 +148,10 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             ConfigError: if a parameter is out of its range.
             DataError: if X, y or a task is invalid.
         """
+        from hmtl.data import Preprocessing, arrays, by_task, prepare
+        from hmtl.inference.models import models_of
+        from hmtl.mtl import Common, Hinge, Problem, RandomEffects, Regularizer, Squared
+
         self._check_parameters()
         if is_list := by_task.is_list(X):
             self._check_list(groups)
@@ -204,6 +201,8 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
 
     def _train(self, problem: Problem) -> tuple[MOCHA, Tensor, dict[str, float]]:
         """Return MOCHA after its last round, and the models of the best round with their metrics."""
+        from hmtl.mtl import MOCHA, SDCA
+
         mocha = MOCHA(problem, SDCA(10), rounds=self.rounds, seed=self.seed)
         least: float | None = None
         for round in range(self.rounds):
@@ -226,6 +225,8 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         Raises:
             AttributeError: the regularizer learns no relation, or `fit` was not called.
         """
+        from hmtl.mtl.regularizers import dense
+
         relation: Relation | None = getattr(self, "_relation", None)
         if relation is None:
             raise AttributeError("Omega_ exists after 'fit', if the regularizer learns how the tasks are related.")
@@ -248,12 +249,12 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             NotFittedError: if the estimator is not fitted.
             DataError: if X is invalid, or there is no model of a task.
         """
-        return self._apply(X, groups, Models.predict)
+        return self._apply(X, groups, "predict")
 
     @available_if(_predicts_labels)  # type: ignore[untyped-decorator]  # scikit-learn has no types
     def decision_function(self, X: Any, groups: ArrayLike | None = None) -> Any:
         """Return the scores [n] of the second class or, for several classes, [n, C]; see `predict`."""
-        return self._apply(X, groups, Models.scores)
+        return self._apply(X, groups, "scores")
 
     @available_if(_has_probabilities)  # type: ignore[untyped-decorator]  # scikit-learn has no types
     def predict_proba(self, X: Any, groups: ArrayLike | None = None) -> Any:
@@ -277,6 +278,10 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             DataError: if X or y is invalid.
             ValueError: if y has labels where the estimator predicts numbers, or the reverse.
         """
+        from sklearn.metrics import accuracy_score, r2_score
+
+        from hmtl.data import arrays
+
         predicted = self.predict(X, groups)
         measure = accuracy_score if len(self.models_.labels) else r2_score
         if not isinstance(predicted, list):
@@ -291,6 +296,8 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
 
     def _check_parameters(self) -> None:
         """Raise ConfigError if a parameter has a wrong type."""
+        from hmtl.mtl import Loss, Regularizer
+
         random = isinstance(self.regularizer, str) and self.regularizer == "random_effects"
         checked: list[tuple[str, Any, str]] = [
             ("loss", Loss | None, "a Loss. Give one such as hmtl.mtl.Hinge()"),
@@ -320,6 +327,8 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
 
     def _labels(self, targets: Sequence[NDArray[Any]]) -> NDArray[Any] | None:
         """Return the labels of all tasks in sorted order, or None if the targets are numbers to predict."""
+        from hmtl.data.arrays import MANY_CLASSES
+
         if len({target.dtype.kind == "U" for target in targets}) > 1:
             raise DataError("y holds text in some tasks and numbers in others. Give labels of one kind, or numbers.")
         every = np.concatenate(targets)
@@ -329,7 +338,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             numeric = self._predicts == "numbers"
         elif self.loss is not None:
             numeric = self.loss.labels is None and not self.loss.classes
-        elif every.dtype.kind in "iu" and len(values) > arrays.MANY_CLASSES:
+        elif every.dtype.kind in "iu" and len(values) > MANY_CLASSES:
             raise DataError(
                 f"y has {len(values)} whole numbers, which may be classes or numbers to predict. Give "
                 "loss=hmtl.mtl.Hinge(), or y as floats."
@@ -344,8 +353,11 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             raise DataError(f"y is {values[0]} in all tasks: with one class, there is nothing to learn.")
         return values
 
-    def _tasks(self, rows: by_task.TaskRows, labels: NDArray[Any] | None) -> list[Task]:
+    def _tasks(self, rows: TaskRows, labels: NDArray[Any] | None) -> list[Task]:
         """Return the tasks; classes are numbered in the order of the labels."""
+        from hmtl.data import Task
+        from hmtl.data.tasks import class_targets
+
         if self.class_weight is not None and labels is None:
             raise ConfigError(f"class_weight={self.class_weight!r}, but y holds numbers. Leave class_weight out.")
         names = [*map(str, rows.names)]
@@ -374,15 +386,17 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             tasks.append(Task(name, x, y, x[:0], y[:0], classes, called, columns, balanced, weights))
         return tasks
 
-    def _apply(self, X: Any, groups: ArrayLike | None, function: Callable[[Models, str, Any], NDArray[Any]]) -> Any:
-        """Return what a function of the models, a user and rows returns for X: an array [n, ...], or a list of them."""
+    def _apply(self, X: Any, groups: ArrayLike | None, method: Literal["predict", "scores"]) -> Any:
+        """Return what a method of the models returns for rows X of all tasks: an array [n, ...], or a list of them."""
+        from hmtl.data import by_task
+
         check_is_fitted(self, "models_")
         names = self.models_.names
         if by_task.is_list(X):
             self._check_list(groups)
             if len(X) != len(names):
                 raise DataError(f"X has {len(X)} tasks, but {len(names)} were fitted. Give rows for each, [] for none.")
-            return [function(self.models_, user, x) for user, x in zip(names, X, strict=True)]
+            return [getattr(self.models_, method)(user, x) for user, x in zip(names, X, strict=True)]
         columns = self.models_.columns
         x, index = by_task.read(X, self.task, groups, columns)
         width = x.shape[1] + (self.task is not None)
@@ -404,7 +418,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
                 )
         outputs: NDArray[Any] | None = None
         for k, at in by_task.places(codes).items():
-            part = function(self._new, names[0], x[at]) if k < 0 else function(self.models_, names[k], x[at])
+            part = getattr(self._new if k < 0 else self.models_, method)(names[max(k, 0)], x[at])
             if outputs is None:
                 outputs = np.empty((len(codes), *part.shape[1:]), part.dtype)
             outputs[at] = part

@@ -1,6 +1,8 @@
 """The estimator: the optimum by another solver, labels and numbers as given, and scikit-learn's conventions."""
 
 import copy
+import subprocess
+import sys
 
 import cvxpy as cp
 import numpy as np
@@ -192,3 +194,8 @@ def test_attributes_with_random_effects():
         model.fit(X, [np.sign(t - 50) for t in y])
     with pytest.raises(ConfigError, match="regularizer"):
         MultiTask(regularizer="none").fit(X, y)
+
+
+def test_the_import_does_not_wait_for_torch():
+    code = "from hmtl import MultiTask; import sys; MultiTask(0.1).get_params(); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
