@@ -397,8 +397,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             if len(X) != len(names):
                 raise DataError(f"X has {len(X)} tasks, but {len(names)} were fitted. Give rows for each, [] for none.")
             return [getattr(self.models_, method)(user, x) for user, x in zip(names, X, strict=True)]
-        columns = self.models_.columns
-        x, index = by_task.read(X, self.task, groups, columns)
+        x, index, _ = by_task.read(X, self.task, groups, self.models_.columns)
         width = x.shape[1] + (self.task is not None)
         if width != self.n_features_in_:
             raise DataError(

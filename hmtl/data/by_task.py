@@ -83,8 +83,7 @@ def from_table(
         y: targets [n].
         weights: weights [n]; rows of weight 0 are left out.
     """
-    columns = arrays.column_names(split_off(X, task)[0])
-    x, index = read(X, task, groups, columns)
+    x, index, columns = read(X, task, groups)
     n = x.shape[0]
     if index is None:
         warnings.warn(
@@ -119,15 +118,15 @@ def from_table(
 
 
 def read(
-    X: Any, task: str | int | None, groups: ArrayLike | None, columns: Sequence[str] = ()
-) -> tuple[Any, pd.Index | None]:
-    """Return the features of a table [n, d], and the name of each row's task, or None if nothing names them.
+    X: Any, task: str | int | None, groups: ArrayLike | None, columns: Sequence[str] | None = None
+) -> tuple[Any, pd.Index | None, tuple[str, ...]]:
+    """Return a table's features [n, d], the name of each row's task, or None if nothing names them, and the columns.
 
     Args:
         X: an array, a sparse array, or a table such as a DataFrame, [n, d] with the column of tasks.
         task: name or position of the column that names each row's task.
         groups: names [n] of the rows' tasks, any hashable values, if there is no such column.
-        columns: columns to select, in this order, if X has column names.
+        columns: columns to select, in this order, if X has column names; None: all.
 
     Raises:
         ConfigError: if both `task` and `groups` are given.
@@ -137,6 +136,7 @@ def read(
     X, named = split_off(X, task)
     if named is not None and groups is not None:
         raise ConfigError(f"groups is given, but task={task!r} names the tasks. Leave one of them out.")
+    columns = arrays.column_names(X) if columns is None else tuple(columns)
     X = arrays.selected(X, "X", columns)
     x = check_array(X, accept_sparse="csr", dtype=[np.float64, np.float32], ensure_all_finite=False, input_name="X")
     x = csr_array(x, dtype=np.float64) if issparse(x) else np.ascontiguousarray(x)
@@ -145,13 +145,13 @@ def read(
         raise DataError(f"X is NaN or infinity in row {int(good.argmin())} (from 0). Fix or drop such rows.")
     groups = groups if named is None else named
     if groups is None:
-        return x, None
+        return x, None, columns
     index = pd.Index(groups, tupleize_cols=False)
     if len(index) != x.shape[0]:
         raise DataError(f"X has {x.shape[0]} rows, but groups has {len(index)}. Give the task of each row.")
     if (missing := index.isna()).any():
         raise DataError(f"Row {int(missing.argmax())} (from 0) has no task. Name the task of each row.")
-    return x, index
+    return x, index, columns
 
 
 def split_off(X: Any, task: str | int | None) -> tuple[Any, Any]:
