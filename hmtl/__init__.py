@@ -11,12 +11,12 @@ Nodes are timed by CPU time over all threads, which busy waiting would inflate o
 TYPE_CHECKING = False  # importing typing would delay the start of every command
 if TYPE_CHECKING:
     from hmtl.config.build import load_run
-    from hmtl.estimator import MultiTask
+    from hmtl.estimator import MultiTask, MultiTaskClassifier, MultiTaskRegressor
     from hmtl.inference.models import Models
 
-__all__ = ["Models", "MultiTask", "load_run"]
+__all__ = ["Models", "MultiTask", "MultiTaskClassifier", "MultiTaskRegressor", "load_run"]
 __version__ = "0.1.0"
-_HOMES = {"Models": "inference.models", "load_run": "config.build", "MultiTask": "estimator"}
+_HOMES = {"Models": "inference.models", "load_run": "config.build"} | dict.fromkeys(__all__[1:4], "estimator")
 
 
 def __getattr__(name: str) -> object:

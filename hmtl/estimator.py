@@ -1,22 +1,43 @@
 """Multi-task learning in the manner of scikit-learn: `MultiTask(lam=0.01).fit(X, y).predict(X)`."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, Self
+from __future__ import annotations  # so that torch and the learners, a second, are imported by the first fit
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator
-from sklearn.exceptions import NotFittedError
-from sklearn.metrics import accuracy_score, r2_score
-from torch import Tensor
+import pandas as pd
+from scipy.special import log_expit, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted
 
-from hmtl.data import Preprocessing, Task, arrays, prepare
-from hmtl.data.preprocessing import Scope
-from hmtl.data.tasks import class_targets
-from hmtl.errors import ConfigError, DataError
-from hmtl.inference.models import models_of
-from hmtl.mtl import MOCHA, SDCA, Algorithm, Common, Hinge, Loss, Problem, RandomEffects, Regularizer, Squared
-from hmtl.mtl.regularizers import Relation, dense
+from hmtl.errors import ConfigError, DataError, few
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+    from torch import Tensor
+
+    from hmtl.data import Task
+    from hmtl.data.by_task import TaskRows
+    from hmtl.data.preprocessing import Scope
+    from hmtl.mtl import MOCHA, Algorithm, Loss, Problem, Regularizer
+    from hmtl.mtl.regularizers import Relation
+
+
+def _predicts_labels(model: MultiTask) -> bool:
+    """Return whether a fitted model predicts labels, or an unfitted one may."""
+    return hasattr(model, "classes_") if hasattr(model, "models_") else model._predicts != "numbers"
+
+
+def _has_probabilities(model: MultiTask) -> bool:
+    from hmtl.mtl import Logistic
+
+    return _predicts_labels(model) and isinstance(model.loss, Logistic)
 
 
 class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -24,6 +45,11 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
 
     Minimizes the sum of all tasks' mean losses plus a penalty that couples the tasks' weights. The duality gap bounds
     the distance of the objective from its optimum. Parameters and attributes follow the conventions of scikit-learn.
+
+    Rows come in one of two forms. A table of all rows has a column `task` that names the task of each row; so it fits
+    `cross_val_score`, `GridSearchCV` and `Pipeline`. Instead of a column, `groups` may name the tasks; scikit-learn's
+    tools pass it on if metadata routing requests it for `fit` and `score`. A list has a table for each task, and
+    predictions are then lists, too. Clones refuse lists, since the folds of scikit-learn's tools would run over tasks.
 
     Args:
         lam: Regularization strength λ; must be a positive float. If None, 0.3 for numbers and 0.01 for labels. Ignored
@@ -33,6 +59,10 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             distribution that is learned too, with no λ; see `hmtl.mtl.RandomEffects`.
         loss: Loss function. If None, the hinge loss for labels, and the squared error if y holds floats with more than
             two values. Several classes are learned one-vs-rest.
+        task: Name or position of the column of X that names the task of each row, with values of any type. It is not a
+            feature.
+        class_weight: Weights of the rows of each class within a task: "balanced", inversely proportional to the number
+            of its rows; or a dictionary of weights by label, 1 for others.
         rounds: Maximum number of rounds.
         tolerance: Relative precision of the solution: training stops when the duality gap is at most `tolerance` times
             the primal objective, and Ω, if it is learned, has settled to the same precision.
@@ -44,7 +74,11 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         seed: Seed of the order in which rows are visited.
 
     Attributes:
-        models_: The fitted models; the users are called "0", "1", ... in the order of the tasks.
+        tasks_: Names of the tasks, sorted [K]; their numbers, if X was a list.
+        models_: The fitted models; the users are called as the tasks are.
+        classes_: Labels in sorted order [C]. Not if numbers are predicted.
+        n_features_in_: Number of columns of X.
+        feature_names_in_: Names of the columns of X, if all are strings.
         gap_: Duality gap of the solution: an upper bound on how much the objective exceeds its optimum, at the Ω of the
             solution's round. Not for random effects.
         primal_: Primal objective of the solution; for random effects, minus the log-likelihood.
@@ -53,12 +87,17 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
     Ref: Smith et al. 2017.
     """
 
+    _predicts: ClassVar[Literal["labels", "numbers"] | None] = None  # None: y decides
+    _is_clone = False
+
     def __init__(
         self,
         lam: float | None = None,
         *,
         regularizer: Regularizer | Literal["random_effects"] | None = None,
         loss: Loss | None = None,
+        task: str | int | None = None,
+        class_weight: Literal["balanced"] | Mapping[Hashable, float] | None = None,
         rounds: int = 200,
         tolerance: float = 1e-3,
         intercept: bool = True,
@@ -69,6 +108,8 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         self.lam = lam
         self.regularizer = regularizer
         self.loss = loss
+        self.task = task
+        self.class_weight = class_weight
         self.rounds = rounds
         self.tolerance = tolerance
         self.intercept = intercept
@@ -76,54 +117,92 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         self.center = center
         self.seed = seed
 
-    def fit(self, X: Sequence[ArrayLike], y: Sequence[ArrayLike]) -> Self:
+    def __sklearn_clone__(self) -> Self:
+        """Return an unfitted copy, as `sklearn.base.clone` does, which refuses lists of tasks."""
+        copy: Self = super().__sklearn_clone__()
+        copy._is_clone = True
+        return copy
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = self.standardize == "none"
+        tags.target_tags.required = True
+        return tags
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, groups: ArrayLike | None = None) -> Self:
         """Fit the models of K tasks.
 
         Args:
-            X: training rows of each task, X[k] [n_k, d]. Columns of tables such as DataFrames are matched by name.
-                Sparse arrays stay sparse, and need standardize="none".
-            y: labels, or numbers as floats, y[k] [n_k].
+            X: rows [n, d] of all tasks: an array, a DataFrame, or a sparse array, which stays sparse and needs
+                standardize="none". Or a list with the rows of each task, X[k] [n_k, d]. Columns of tables are matched
+                by name. If no task is named, all rows are one task.
+            y: labels, or numbers as floats, [n]; or y[k] [n_k].
+            sample_weight: relative weights of the rows within their task, [n], not for lists. If None, all are equal.
+                The loss of a task is the weighted mean; rows of weight 0 are left out.
+            groups: task of each row [n], if no column of X names it.
 
         Returns:
             The fitted estimator.
 
         Raises:
             ConfigError: if a parameter is out of its range.
-            DataError: if a task is invalid.
+            DataError: if X, y or a task is invalid.
         """
-        random = isinstance(self.regularizer, str) and self.regularizer == "random_effects"
-        checked: list[tuple[str, type, str]] = [("loss", Loss, "hmtl.mtl.Hinge()")]
-        if not random:
-            checked.append(("regularizer", Regularizer, 'hmtl.mtl.Mean(0.1), or "random_effects"'))
-        for name, kind, example in checked:
-            if not isinstance(value := getattr(self, name), kind | None):
-                raise ConfigError(f"{name}={value!r} is not a {kind.__name__}. Give one such as {example}.")
-        tasks, labels = _tasks(X, y, self.loss)
+        from hmtl.data import Preprocessing, arrays, by_task, prepare
+        from hmtl.inference.models import models_of
+        from hmtl.mtl import Common, Hinge, Problem, RandomEffects, Regularizer, Squared
+
+        self._check_parameters()
+        if is_list := by_task.is_list(X):
+            self._check_list(groups)
+            if sample_weight is not None:
+                raise ConfigError("sample_weight is given, but X is a list of tasks. Give one table of all rows.")
+            rows = by_task.from_list(X, y)
+        else:
+            rows = by_task.from_table(X, y, sample_weight, self.task, groups)
+        labels = self._labels(rows.y)
         loss = self.loss or (Squared() if labels is None else Hinge())
         lam = self.lam if self.lam is not None else 0.3 if labels is None else 0.01
+        random = isinstance(self.regularizer, str)
+        if random and sample_weight is not None:
+            raise ConfigError("Random effects support no sample_weight. Leave it out, or choose another regularizer.")
+        tasks = self._tasks(rows, labels)
         regularizer = self.regularizer if isinstance(self.regularizer, Regularizer) else Common(lam)
         usual: Scope = "all" if random or regularizer.common is not None else "task"
         center = (self.center or usual) if labels is None else "none"
-        problem = Problem(prepare(tasks, Preprocessing(self.intercept, self.standardize, center)), loss, regularizer)
+        preprocessing = Preprocessing(self.intercept, self.standardize, center)
+        problem = Problem(prepare(tasks, preprocessing), loss, regularizer)
         algorithm: Algorithm
+        for name in ("gap_", "classes_", "feature_names_in_", "_relation", "_new"):  # from an earlier fit
+            self.__dict__.pop(name, None)
         if random:
             algorithm = RandomEffects(problem)
             W, metrics = algorithm.W, algorithm.metrics()
-        else:
-            algorithm, W, metrics = self._train(problem)
-        self.models_ = models_of(algorithm, W)
-        self.primal_ = metrics["primal"]
-        for name in ("gap_", "_relation"):  # from an earlier fit
-            self.__dict__.pop(name, None)
-        if random:
+            new: Tensor | None = algorithm.aggregator.w0[:, None]
             self.rounds_ = 1
         else:
+            algorithm, W, metrics = self._train(problem)
             self.gap_ = metrics["gap"]
-            self._relation = algorithm.relation if regularizer.learns else None
+            prior = problem.regularizer
+            self._relation = algorithm.relation if prior.learns else None
+            new = prior.split(W, algorithm.relation) if isinstance(prior, Common) else None
+        self.models_ = models_of(algorithm, W)
+        self.primal_ = metrics["primal"]
+        if labels is not None:
+            self.classes_ = self.models_.labels
+        if new is not None and "task" not in (self.standardize, center):
+            one = {name: getattr(self.models_, name)[:1] for name in ("names", "mean", "scale", "target_mean")}
+            self._new = replace(self.models_, W=new.T.numpy(), **one)
+        self.tasks_ = rows.names
+        self.n_features_in_ = rows.x[0].shape[1] + (self.task is not None)
+        if columns := arrays.column_names(X[0] if is_list else X):
+            self.feature_names_in_ = np.array(columns, dtype=object)
         return self
 
     def _train(self, problem: Problem) -> tuple[MOCHA, Tensor, dict[str, float]]:
         """Return MOCHA after its last round, and the models of the best round with their metrics."""
+        from hmtl.mtl import MOCHA, SDCA
+
         mocha = MOCHA(problem, SDCA(10), rounds=self.rounds, seed=self.seed)
         least: float | None = None
         for round in range(self.rounds):
@@ -146,92 +225,224 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         Raises:
             AttributeError: the regularizer learns no relation, or `fit` was not called.
         """
+        from hmtl.mtl.regularizers import dense
+
         relation: Relation | None = getattr(self, "_relation", None)
         if relation is None:
             raise AttributeError("Omega_ exists after 'fit', if the regularizer learns how the tasks are related.")
         return dense(relation).numpy()
 
-    def predict(self, X: Sequence[ArrayLike]) -> list[NDArray[Any]]:
+    def predict(self, X: Any, groups: ArrayLike | None = None) -> Any:
         """Predict the labels or numbers of raw rows.
 
+        For tasks that were not fitted, the common model predicts if `Common` or random effects learned one, unless
+        `standardize` or `center` is "task".
+
         Args:
-            X: rows of each task, X[k] [n_k, d]; [] for a task without rows.
+            X: rows in the form given to `fit`. In a list, [] is a task without rows.
+            groups: task of each row [n], if no column of X names it.
 
         Returns:
-            Predictions of each task, [n_k], as y had them.
+            Predictions [n], as y had them; or a list with those of each task.
 
         Raises:
             NotFittedError: if the estimator is not fitted.
-            DataError: if X is invalid.
+            DataError: if X is invalid, or there is no model of a task.
         """
-        if not hasattr(self, "models_"):
-            raise NotFittedError("This MultiTask instance is not fitted yet. Call 'fit' first.")
-        arrays.check_list(X, "X", 2)
-        if len(X) != len(self.models_.names):
-            raise DataError(
-                f"X has {len(X)} tasks, but {len(self.models_.names)} were fitted. Give rows for each, [] for none."
-            )
-        return [self.models_.predict(user, x) for user, x in zip(self.models_.names, X, strict=True)]
+        return self._apply(X, groups, "predict")
 
-    def score(self, X: Sequence[ArrayLike], y: Sequence[ArrayLike]) -> float:
-        """Return the mean accuracy, or mean R² for numbers, over the tasks that have rows; see `predict` and `fit`.
+    @available_if(_predicts_labels)  # type: ignore[untyped-decorator]  # scikit-learn has no types
+    def decision_function(self, X: Any, groups: ArrayLike | None = None) -> Any:
+        """Return the scores [n] of the second class or, for several classes, [n, C]; see `predict`."""
+        return self._apply(X, groups, "scores")
+
+    @available_if(_has_probabilities)  # type: ignore[untyped-decorator]  # scikit-learn has no types
+    def predict_proba(self, X: Any, groups: ArrayLike | None = None) -> Any:
+        """Return the probabilities of the classes [n, C], for the logistic loss; see `predict`.
+
+        Several classes are learned one-vs-rest, and their probabilities are divided by their sum.
+        """
+        scores = self.decision_function(X, groups)
+        return [*map(_probabilities, scores)] if isinstance(scores, list) else _probabilities(scores)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None, groups: ArrayLike | None = None) -> float:
+        """Return the accuracy, or R² for numbers, over all rows; for a list, the mean over the tasks that have rows.
+
+        Args:
+            X, groups: see `predict`.
+            y: labels or numbers as in `fit`.
+            sample_weight: weights of the rows [n]; not for lists.
 
         Raises:
             NotFittedError: if the estimator is not fitted.
             DataError: if X or y is invalid.
             ValueError: if y has labels where the estimator predicts numbers, or the reverse.
         """
-        predicted = self.predict(X)
+        from sklearn.metrics import accuracy_score, r2_score
+
+        from hmtl.data import arrays
+
+        predicted = self.predict(X, groups)
+        measure = accuracy_score if len(self.models_.labels) else r2_score
+        if not isinstance(predicted, list):
+            return float(measure(y, predicted, sample_weight=sample_weight))
+        if sample_weight is not None:
+            raise ConfigError("sample_weight is not supported for the score of a list. Give one table of all tasks.")
         arrays.check_list(y, "y", 1)
         true = [arrays.targets(each, f"y[{k}]") for k, each in enumerate(y)]
         if (lengths := [*map(len, predicted)]) != (given := [*map(len, true)]):
             raise DataError(f"X has {lengths} rows, but y has {given}. Give one y for each row.")
-        measure = accuracy_score if len(self.models_.labels) else r2_score
         return float(np.mean([measure(*pair) for pair in zip(true, predicted, strict=True) if len(pair[0])]))
 
+    def _check_parameters(self) -> None:
+        """Raise ConfigError if a parameter has a wrong type."""
+        from hmtl.mtl import Loss, Regularizer
 
-def _tasks(X: Sequence[ArrayLike], y: Sequence[ArrayLike], loss: Loss | None) -> tuple[list[Task], NDArray[Any] | None]:
-    """Return the tasks, and the labels in sorted order, or None if y holds numbers to predict."""
-    arrays.check_list(X, "X", 2)
-    arrays.check_list(y, "y", 1)
-    if not len(X) or len(X) != len(y):
-        raise DataError(f"X has {len(X)} tasks and y has {len(y)}. Give the same number, at least one.")
-    columns = arrays.column_names(X[0])
-    for k, x in enumerate(X):
-        if columns and (names := arrays.column_names(x)) and set(names) != set(columns):
-            raise DataError(f"X[{k}] has columns {', '.join(names)}, X[0] {', '.join(columns)}. Give all the same.")
-    rows = [arrays.features(x, f"X[{k}]", columns) for k, x in enumerate(X)]
-    targets = [arrays.targets(each, f"y[{k}]") for k, each in enumerate(y)]
-    labels = _labels(targets, loss)
-    called = None if labels is None else tuple(labels.tolist())
-    tasks = []
-    pairs: Iterable[tuple[Any, Any]] = zip(rows, targets, strict=True)  # arrays, which Task converts to tensors
-    for k, (x, values) in enumerate(pairs):
-        classes = None
-        if labels is not None:
-            values, classes = class_targets(np.searchsorted(labels, values), len(labels))
-        tasks.append(Task(str(k), x, values, x[:0], values[:0], classes, called, columns or None))
-    return tasks, labels
+        random = isinstance(self.regularizer, str) and self.regularizer == "random_effects"
+        checked: list[tuple[str, Any, str]] = [
+            ("loss", Loss | None, "a Loss. Give one such as hmtl.mtl.Hinge()"),
+            (
+                "regularizer",
+                (str if random else Regularizer) | None,
+                'a Regularizer. Give one such as hmtl.mtl.Mean(0.1), or "random_effects"',
+            ),
+            ("lam", Real | None, "a number. Give one above 0, or None"),
+            ("rounds", Integral, "a whole number. Give one above 0"),
+            ("tolerance", Real, "a number. Give one such as 0.001"),
+            ("seed", Integral, "a whole number. Give one such as 0"),
+        ]
+        for name, kind, remedy in checked:
+            if not isinstance(value := getattr(self, name), kind):
+                raise ConfigError(f"{name}={value!r} is not {remedy}.")
+
+    def _check_list(self, groups: ArrayLike | None) -> None:
+        """Raise ConfigError if X must not be a list."""
+        if self.task is not None or groups is not None:
+            raise ConfigError("X is a list with a table for each task. Leave task and groups out, or give one table.")
+        if self._is_clone:
+            raise ConfigError(
+                "X is a list of tasks, but this estimator is a clone, as scikit-learn's tools make them, whose folds "
+                "would run over tasks. Give one table of all rows and task=COLUMN; in your own loop, use copy.copy."
+            )
+
+    def _labels(self, targets: Sequence[NDArray[Any]]) -> NDArray[Any] | None:
+        """Return the labels of all tasks in sorted order, or None if the targets are numbers to predict."""
+        from hmtl.data.arrays import MANY_CLASSES
+
+        if len({target.dtype.kind == "U" for target in targets}) > 1:
+            raise DataError("y holds text in some tasks and numbers in others. Give labels of one kind, or numbers.")
+        every = np.concatenate(targets)
+        values = np.unique(every)
+        numeric = every.dtype.kind == "f" and len(values) > 2
+        if self._predicts is not None:
+            numeric = self._predicts == "numbers"
+        elif self.loss is not None:
+            numeric = self.loss.labels is None and not self.loss.classes
+        elif every.dtype.kind in "iu" and len(values) > MANY_CLASSES:
+            raise DataError(
+                f"y has {len(values)} whole numbers, which may be classes or numbers to predict. Give "
+                "loss=hmtl.mtl.Hinge(), or y as floats."
+            )
+        if numeric and every.dtype.kind == "U":
+            raise DataError("y is text, but the estimator predicts numbers. Give numbers, or another loss.")
+        if numeric:
+            return None
+        if self._predicts == "labels":
+            check_classification_targets(every)
+        if len(values) < 2:
+            raise DataError(f"y is {values[0]} in all tasks: with one class, there is nothing to learn.")
+        return values
+
+    def _tasks(self, rows: TaskRows, labels: NDArray[Any] | None) -> list[Task]:
+        """Return the tasks; classes are numbered in the order of the labels."""
+        from hmtl.data import Task
+        from hmtl.data.tasks import class_targets
+
+        if self.class_weight is not None and labels is None:
+            raise ConfigError(f"class_weight={self.class_weight!r}, but y holds numbers. Leave class_weight out.")
+        names = [*map(str, rows.names)]
+        if len({*names}) < len(names):
+            names = [*map(repr, rows.names.tolist())]  # such as 1 and "1"
+        each_class, balanced = np.ones(0), None
+        if isinstance(self.class_weight, Mapping):
+            each_class = compute_class_weight(dict(self.class_weight), classes=labels, y=labels)
+            if not (each_class > 0).all():
+                raise ConfigError(f"class_weight={self.class_weight!r}: weights have to be above 0. Give others.")
+        elif self.class_weight is not None:
+            if self.class_weight != "balanced":
+                raise ConfigError(f'class_weight={self.class_weight!r}: give "balanced", weights by label, or None.')
+            balanced = self.class_weight
+        tasks = []
+        for k, (name, x, values) in enumerate(zip(names, rows.x, rows.y, strict=True)):
+            weights = None if rows.weights is None else rows.weights[k]
+            classes = called = None
+            if labels is not None:
+                number = np.searchsorted(labels, values)
+                if len(each_class):
+                    weights = each_class[number] * (1.0 if weights is None else weights)
+                (values, classes), called = class_targets(number, len(labels)), tuple(labels.tolist())
+            y: Any = values  # arrays, which Task converts to tensors
+            columns = rows.columns or None
+            tasks.append(Task(name, x, y, x[:0], y[:0], classes, called, columns, balanced, weights))
+        return tasks
+
+    def _apply(self, X: Any, groups: ArrayLike | None, method: Literal["predict", "scores"]) -> Any:
+        """Return what a method of the models returns for rows X of all tasks: an array [n, ...], or a list of them."""
+        from hmtl.data import by_task
+
+        check_is_fitted(self, "models_")
+        names = self.models_.names
+        if by_task.is_list(X):
+            self._check_list(groups)
+            if len(X) != len(names):
+                raise DataError(f"X has {len(X)} tasks, but {len(names)} were fitted. Give rows for each, [] for none.")
+            return [getattr(self.models_, method)(user, x) for user, x in zip(names, X, strict=True)]
+        x, index, _ = by_task.read(X, self.task, groups, self.models_.columns)
+        width = x.shape[1] + (self.task is not None)
+        if width != self.n_features_in_:
+            raise DataError(
+                f"X has {width} features, but {type(self).__name__} is expecting {self.n_features_in_} features as "
+                "input. Give the columns of the fit."
+            )
+        if index is None and len(names) > 1:
+            raise DataError(f"X names no tasks, but {len(names)} were fitted. Give groups, the task of each row.")
+        codes = np.zeros(x.shape[0], np.intp)
+        if index is not None:
+            codes = pd.Index(self.tasks_, tupleize_cols=False).get_indexer(index)
+            if (unknown := codes < 0).any() and not hasattr(self, "_new"):
+                new = [*map(repr, index[unknown].unique().tolist())]
+                raise DataError(
+                    f"There is no model of task {few(new)}. Give rows of the {len(names)} fitted tasks. New ones need "
+                    "the regularizer Common or random effects, standardized and centred over all tasks or not at all."
+                )
+        outputs: NDArray[Any] | None = None
+        for k, at in by_task.places(codes).items():
+            part = getattr(self._new if k < 0 else self.models_, method)(names[max(k, 0)], x[at])
+            if outputs is None:
+                outputs = np.empty((len(codes), *part.shape[1:]), part.dtype)
+            outputs[at] = part
+        return outputs
 
 
-def _labels(targets: Sequence[NDArray[Any]], loss: Loss | None) -> NDArray[Any] | None:
-    """Return the labels of all tasks in sorted order, or None if the targets are numbers to predict."""
-    if len({target.dtype.kind == "U" for target in targets}) > 1:
-        raise DataError("y holds text in some tasks and numbers in others. Give labels of one kind, or numbers.")
-    every = np.concatenate(targets)
-    values = np.unique(every)
-    numeric = every.dtype.kind == "f" and len(values) > 2
-    if loss is not None:
-        numeric = loss.labels is None and not loss.classes
-    elif every.dtype.kind in "iu" and len(values) > arrays.MANY_CLASSES:
-        raise DataError(
-            f"y has {len(values)} whole numbers, which may be classes or numbers to predict. Give "
-            "loss=hmtl.mtl.Hinge(), or y as floats."
-        )
-    if numeric and every.dtype.kind == "U":
-        raise DataError(f"y is text, but {type(loss).__name__} predicts numbers. Give numbers, or another loss.")
-    if numeric:
-        return None
-    if len(values) < 2:
-        raise DataError(f"y is {values[0]} in all tasks, so there is nothing to learn.")
-    return values
+class MultiTaskClassifier(ClassifierMixin, MultiTask):  # type: ignore[misc]  # scikit-learn has no types
+    """`MultiTask` for labels of any type, which scikit-learn's tools know as a classifier.
+
+    Folds are stratified by default. For `predict_proba`, give `loss=hmtl.mtl.Logistic()`.
+    """
+
+    _predicts = "labels"
+    score = MultiTask.score
+
+
+class MultiTaskRegressor(RegressorMixin, MultiTask):  # type: ignore[misc]  # scikit-learn has no types
+    """`MultiTask` for numbers, also whole ones, which scikit-learn's tools know as a regressor."""
+
+    _predicts = "numbers"
+    score = MultiTask.score
+
+
+def _probabilities(scores: NDArray[Any]) -> NDArray[Any]:
+    """Return the probabilities of classes [n, C] for logistic scores [n] or [n, C]: σ of each, divided by their sum."""
+    each = np.stack([-scores, scores], axis=1) if scores.ndim == 1 else scores
+    probabilities: NDArray[Any] = softmax(log_expit(each), axis=1)
+    return probabilities

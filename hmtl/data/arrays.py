@@ -20,10 +20,36 @@ KINDS = ("string", "boolean", "integer", "floating", "mixed-integer-float", "emp
 """What pandas calls values that can be labels or numbers."""
 
 
+def all_columns(x: object) -> tuple[Any, ...]:
+    """Return the names of x's columns, of any type; () if x is not a table."""
+    return tuple(getattr(x, "column_names", getattr(x, "columns", ())))
+
+
 def column_names(x: object) -> tuple[str, ...]:
     """Return the names of x's columns, or () if x is not a table, or its names are not distinct strings."""
-    names = tuple(getattr(x, "column_names", getattr(x, "columns", ())))
+    names = all_columns(x)
     return names if all(isinstance(name, str) for name in names) and len(set(names)) == len(names) else ()
+
+
+def select(x: Any, columns: Sequence[Any]) -> Any:
+    """Return these columns of a table."""
+    return x.select(list(columns)) if hasattr(x, "select") else x[list(columns)]
+
+
+def selected(x: Any, name: str, columns: Sequence[str]) -> Any:
+    """Return these columns of x, in this order, if x is a table with column names, and x otherwise.
+
+    Raises:
+        DataError: if x, called `name` in the message, lacks a column.
+    """
+    if columns and (present := column_names(x)):
+        if missing := [column for column in columns if column not in present]:
+            raise DataError(
+                f"{name} has no column {missing[0]}, which the model was trained on: {', '.join(columns)}. Add it, or "
+                "give an array."
+            )
+        return select(x, columns)
+    return x
 
 
 def features(x: ArrayLike, name: str, columns: Sequence[str] = ()) -> Any:
@@ -36,13 +62,7 @@ def features(x: ArrayLike, name: str, columns: Sequence[str] = ()) -> Any:
     Raises:
         DataError: if x lacks a column, or is not an array of numbers.
     """
-    if columns and (present := column_names(x)):
-        if missing := [column for column in columns if column not in present]:
-            raise DataError(
-                f"{name} has no column {missing[0]}, which the model was trained on: {', '.join(columns)}. Add it, or "
-                "give an array."
-            )
-        x = x.select(list(columns)) if hasattr(x, "select") else x[list(columns)]  # type: ignore[index]  # pandas
+    x = selected(x, name, columns)
     try:
         if issparse(x):
             return csr_array(x, dtype=np.float64, copy=True)

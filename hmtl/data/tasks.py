@@ -39,6 +39,7 @@ class Task:
         labels: names of the classes in the order of y; None: the values of y are their names.
         columns: names of the features; None: they have no names.
         class_weight: "balanced": the weights of training rows in the objective, see `weights`; None: all are 1.
+        sample_weight: relative weights of the training rows, [n] numbers above 0; None: all are equal.
         prepared: origin of a preprocessed task, see `prepare`.
 
     Raises:
@@ -55,6 +56,7 @@ class Task:
     labels: tuple[Any, ...] | None = None
     columns: tuple[str, ...] | None = None
     class_weight: ClassWeight = None
+    sample_weight: NDArray[np.float64] | None = None
     prepared: "Prepared | None" = None
 
     def __post_init__(self) -> None:
@@ -100,11 +102,18 @@ class Task:
 
     @property
     def weights(self) -> Tensor:
-        """Weights of the training rows [n]: 1, or n_k/(C_k·n_kc) for n_kc rows of this class and C_k classes."""
-        if self.class_weight is None:
-            return torch.ones(len(self.y_train), dtype=torch.float64)
-        _, number, counts = np.unique(self.y_train.numpy(), return_inverse=True, return_counts=True)
-        return torch.from_numpy(len(number) / (len(counts) * counts[number]))
+        """Weights of the training rows [n], whose mean is 1.
+
+        They are 1, `sample_weight`, or n_k/(C_k·n_kc) for n_kc rows of this class and C_k classes. With both, rows
+        count in n_k and n_kc by their `sample_weight`.
+        """
+        n = len(self.y_train)
+        weights = np.ones(n) if self.sample_weight is None else self.sample_weight * (n / self.sample_weight.sum())
+        if self.class_weight is not None:
+            _, number = np.unique(self.y_train.numpy(), return_inverse=True)
+            totals = np.bincount(number, weights)
+            weights = weights * n / (len(totals) * totals[number])
+        return torch.from_numpy(weights)
 
     @property
     def raw(self) -> "Task":

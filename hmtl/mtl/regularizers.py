@@ -490,6 +490,10 @@ class Clustered(LearnedCoupling):
 
 def _positive(name: str, value: float) -> float:
     """Return the value of a setting; raise ConfigError if it is not a finite number above 0."""
-    if not 0 < value < math.inf:
+    try:
+        is_positive = bool(0 < value < math.inf)
+    except (TypeError, ValueError):  # text, or several numbers
+        is_positive = False
+    if not is_positive:
         raise ConfigError(f"{name}={value} has to be a finite number above 0; otherwise there may be no optimum.")
     return value

@@ -199,7 +199,7 @@ def test_bad_sparse_rows():
     with pytest.raises(DataError, match="Set standardize=none"):
         MultiTask().fit([x, x], [y, y])
     with pytest.raises(DataError, match="single csr_array"):
-        MultiTask().fit(x, y)
+        MultiTask().fit([x, x], x)
     with pytest.raises(ConfigError, match="FedAvg needs dense rows"):
         FedAvg(Problem(tasks, Hinge(), Mean(0.1)), LocalSGD(), mlp)
     with pytest.raises(ConfigError, match="random_effects needs dense rows"):

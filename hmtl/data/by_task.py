@@ -1,0 +1,184 @@
+"""Rows of several tasks as users pass them: one table that names the task of each row, or a list with a table per task.
+
+Shapes: n rows, d columns, K tasks.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array, issparse
+from sklearn.utils import check_array, column_or_1d
+
+from hmtl.data import arrays
+from hmtl.data.sparse import finite
+from hmtl.errors import ConfigError, DataError, few
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """The training rows of K tasks.
+
+    Attributes:
+        names: names of the tasks [K], sorted; for a list their numbers.
+        x: features of each task [n_k, d].
+        y: labels or numbers of each task [n_k].
+        weights: weights above 0 of each task's rows [n_k]; None: all are equal.
+        columns: names of the features [d]; empty if they have none.
+    """
+
+    names: NDArray[Any]
+    x: list[Any]
+    y: list[NDArray[Any]]
+    weights: list[NDArray[np.float64]] | None
+    columns: tuple[str, ...]
+
+
+def is_list(X: Any) -> bool:
+    """Return whether X is a list with one table for each task, rather than one table [n, d]."""
+    if issparse(X) or isinstance(X, Mapping) or arrays.all_columns(X) or not hasattr(X, "__len__"):
+        return False
+    if getattr(X, "ndim", 1) != 1:
+        return bool(X.ndim > 2)
+    return any(_ndim(each) == 2 for each in X) or all(_ndim(each) == 1 and not len(each) for each in X)
+
+
+def _ndim(x: Any) -> int:
+    try:
+        return np.ndim(x)
+    except ValueError:  # rows of several lengths, which are refused later
+        return 2
+
+
+def from_list(X: Sequence[ArrayLike], y: Sequence[ArrayLike]) -> TaskRows:
+    """Return the rows of a list with a table for each task, and of a list with their targets.
+
+    Raises:
+        DataError: if lengths or columns differ, or a table or a target is invalid.
+    """
+    arrays.check_list(X, "X", 2)
+    arrays.check_list(y, "y", 1)
+    if not len(X) or len(X) != len(y):
+        raise DataError(f"X has {len(X)} tasks and y has {len(y)}. Give the same number, at least one.")
+    columns = arrays.column_names(X[0])
+    for k, x in enumerate(X):
+        if columns and (names := arrays.column_names(x)) and set(names) != set(columns):
+            raise DataError(f"X[{k}] has columns {', '.join(names)}, X[0] {', '.join(columns)}. Give all the same.")
+    rows = [arrays.features(x, f"X[{k}]", columns) for k, x in enumerate(X)]
+    targets = [arrays.targets(each, f"y[{k}]") for k, each in enumerate(y)]
+    return TaskRows(np.arange(len(X)), rows, targets, None, columns)
+
+
+def from_table(
+    X: Any, y: ArrayLike, weights: ArrayLike | None, task: str | int | None, groups: ArrayLike | None
+) -> TaskRows:
+    """Return the rows of one table, sorted by task; see `read`.
+
+    Args:
+        X, task, groups: see `read`, which also says what is raised.
+        y: targets [n].
+        weights: weights [n]; rows of weight 0 are left out.
+    """
+    x, index, columns = read(X, task, groups)
+    n = x.shape[0]
+    if index is None:
+        warnings.warn(
+            "X names no tasks, so all rows are one task. Set task to the column of X that names each row's task, or "
+            "pass groups.",
+            stacklevel=3,
+        )
+        index = pd.Index(np.zeros(n, dtype=np.int64))
+    targets = arrays.targets(column_or_1d(y, warn=True), "y")
+    if len(targets) != n:
+        raise DataError(f"X has {n} rows, but y has {len(targets)}. Give one y for each row.")
+    given = None
+    if weights is not None:
+        given = check_array(
+            weights, ensure_2d=False, dtype=np.float64, ensure_non_negative=True, input_name="sample_weight"
+        )
+        if given.shape != (n,) or not given.any():
+            raise DataError(
+                f"sample_weight has shape {list(given.shape)}, and not all may be zero. Give one weight for each row."
+            )
+        kept = np.flatnonzero(given)
+        x, targets, given, index = x[kept], targets[kept], given[kept], index[kept]
+    codes, names = pd.factorize(index, sort=True)
+    parts = places(codes).values()
+    return TaskRows(
+        names=np.asarray(names),
+        x=[x[at] for at in parts],
+        y=[targets[at] for at in parts],
+        weights=None if given is None else [given[at] for at in parts],
+        columns=columns,
+    )
+
+
+def read(
+    X: Any, task: str | int | None, groups: ArrayLike | None, columns: Sequence[str] | None = None
+) -> tuple[Any, pd.Index | None, tuple[str, ...]]:
+    """Return a table's features [n, d], the name of each row's task, or None if nothing names them, and the columns.
+
+    Args:
+        X: an array, a sparse array, or a table such as a DataFrame, [n, d] with the column of tasks.
+        task: name or position of the column that names each row's task.
+        groups: names [n] of the rows' tasks, any hashable values, if there is no such column.
+        columns: columns to select, in this order, if X has column names; None: all.
+
+    Raises:
+        ConfigError: if both `task` and `groups` are given.
+        DataError: if a column is missing, a row is not finite, or names are missing.
+        ValueError, TypeError: of scikit-learn, if X is not a table of numbers.
+    """
+    X, named = split_off(X, task)
+    if named is not None and groups is not None:
+        raise ConfigError(f"groups is given, but task={task!r} names the tasks. Leave one of them out.")
+    columns = arrays.column_names(X) if columns is None else tuple(columns)
+    X = arrays.selected(X, "X", columns)
+    x = check_array(X, accept_sparse="csr", dtype=[np.float64, np.float32], ensure_all_finite=False, input_name="X")
+    x = csr_array(x, dtype=np.float64) if issparse(x) else np.ascontiguousarray(x)
+    good = finite(x).numpy() if issparse(x) else np.isfinite(x).all(axis=1)
+    if not good.all():
+        raise DataError(f"X is NaN or infinity in row {int(good.argmin())} (from 0). Fix or drop such rows.")
+    groups = groups if named is None else named
+    if groups is None:
+        return x, None, columns
+    index = pd.Index(groups, tupleize_cols=False)
+    if len(index) != x.shape[0]:
+        raise DataError(f"X has {x.shape[0]} rows, but groups has {len(index)}. Give the task of each row.")
+    if (missing := index.isna()).any():
+        raise DataError(f"Row {int(missing.argmax())} (from 0) has no task. Name the task of each row.")
+    return x, index, columns
+
+
+def split_off(X: Any, task: str | int | None) -> tuple[Any, Any]:
+    """Return a table without the column that names the tasks, and this column; X and None if `task` is None.
+
+    Raises:
+        DataError: if X has no such column.
+    """
+    if task is None:
+        return X, None
+    if issparse(X):
+        X = csr_array(X)
+    elif not arrays.all_columns(X):
+        X = np.asarray(X) if hasattr(X, "shape") else np.array(X, dtype=object)
+    names: list[Any] = [*(arrays.all_columns(X) or range(X.shape[1] if len(X.shape) > 1 else 0))]
+    at: Any = names.index(task) if isinstance(task, str) and task in names else task
+    if not isinstance(at, int | np.integer) or not -len(names) <= at < len(names):
+        raise DataError(f"X has no column {task!r} of tasks. Set task to one of {few([*map(repr, names)])}.")
+    name = names[at]
+    rest = [other for other in names if other != name]
+    if arrays.all_columns(X):
+        return arrays.select(X, rest), X[name]
+    return X[:, rest], X[:, [name]].toarray().ravel() if issparse(X) else X[:, name]
+
+
+def places(codes: NDArray[Any]) -> dict[int, NDArray[np.intp]]:
+    """Return the positions of each code in an array of codes [n], by code in rising order."""
+    order = np.argsort(codes, kind="stable")
+    found, starts = np.unique(codes[order], return_index=True)
+    return dict(zip(found.tolist(), np.split(order, starts[1:]), strict=True)) if len(codes) else {}
