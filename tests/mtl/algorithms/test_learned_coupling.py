@@ -70,8 +70,8 @@ def test_falling_steps_reach_the_joint_optimum(random_problem):
         margins = cp.multiply(task.y_train.numpy(), task.x_train.numpy() @ W[:, k])
         losses += cp.sum(cp.logistic(-margins)) / len(task.y_train)
     value = cp.Problem(cp.Minimize(losses + 0.025 * cp.square(cp.normNuc(W)))).solve(solver=cp.CLARABEL)
-    fedu = FedU(problem, LocalSGD(0.3, 1, 100, 0.01), partial(nn.Linear, bias=False))
-    for round in range(600):
+    fedu = FedU(problem, LocalSGD(0.3, 1, 100, 0.03), partial(nn.Linear, bias=False))
+    for round in range(200):
         fedu.step(round)
     assert value * (1 - 1e-5) <= fedu.metrics()["primal"] <= value * (1 + 2e-3)
 
@@ -104,40 +104,40 @@ def test_planted_groups_are_found(kind, regularizer):
     assert correlation[alike].min() > correlation[~alike].max() + 0.2
 
 
-@settings(max_examples=10)
-@given(t=topologies(max_H=4, max_K=7), gone=st.sampled_from((0.0, 0.4)), seed=st.integers(0, 1000))
-def test_every_transport_gives_the_same_bits(t, gone, seed):
+@settings(max_examples=8)
+@given(
+    t=topologies(max_H=4, max_K=7),
+    gone=st.sampled_from((0.0, 0.4)),
+    wire=st.sampled_from((None, "float32", "int8")),
+    seed=st.integers(0, 1000),
+)
+def test_every_transport_gives_the_same_bits(t, gone, wire, seed):
     """Also for users and relays that drop out and return: relays hand on Ω with the rest of the state."""
     rng = np.random.default_rng(seed)
     always = int(np.flatnonzero(t.G.any(axis=1))[0])
     away = [set(np.flatnonzero(rng.random(t.H) < gone).tolist()) - {always} for _ in range(4)]
+    communicators = [Uncoded(t, wire=wire), CodedHierarchical(t, wire=wire, aggregators="all")]
+    if not gone:  # in a round without its aggregators, no IV counts
+        communicators.append(CodedHierarchical(t, wire=wire))
     results = []
-    for wire in (None, "int8"):
-        for communicator in (
-            Uncoded(t, wire=wire),
-            CodedHierarchical(t, wire=wire),
-            CodedHierarchical(t, wire=wire, aggregators="all"),
-        ):
-            problem = Problem(groups(K=t.K, n=9), CrossEntropy(), Common(0.1))
-            learner = FedU(problem, LocalSGD(0.1, 1), nn.Linear, participation=Participation(0.4, dropout=gone))
-            for round, absent in enumerate(away):
-                communicator.round(round, learner.users, learner.aggregator, absent)
-            results.append((learner.W, learner.Omega, learner.metrics()))
-    for first in (0, 3):
-        for W, Omega, figures in results[first + 1 : first + 3]:
-            assert torch.equal(W, results[first][0])
-            assert torch.equal(Omega, results[first][1])
-            assert figures == results[first][2]
+    for communicator in communicators:
+        problem = Problem(groups(K=t.K, n=9), CrossEntropy(), Common(0.1))
+        learner = FedU(problem, LocalSGD(0.1, 1), nn.Linear, participation=Participation(0.4, dropout=gone))
+        for round, absent in enumerate(away):
+            communicator.round(round, learner.users, learner.aggregator, absent)
+        results.append((learner.W, learner.Omega, learner.metrics()))
+    for W, Omega, figures in results[1:]:
+        assert torch.equal(W, results[0][0])
+        assert torch.equal(Omega, results[0][1])
+        assert figures == results[0][2]
 
 
 @pytest.mark.parametrize("lam", [1e-6, 1.0, 1e6])
-def test_no_coupling_is_too_strong_but_a_rate_may_be(lam):
-    problem = Problem(groups(), CrossEntropy(), Common(lam))
-    learner = FedU(problem, LocalSGD(0.1), two_layers)
+def test_no_coupling_is_too_strong(lam):
+    learner = FedU(Problem(groups(), CrossEntropy(), Common(lam)), LocalSGD(0.1), two_layers)
     for round in range(5):
         learner.step(round)
     assert learner.W.isfinite().all()
-    wild = FedU(problem, LocalSGD(1e200), two_layers)
+    users, ivs = learner.users.local_update(5)
     with pytest.raises(RangeError, match=r"solver\.step"):
-        for round in range(5):
-            wild.step(round)
+        learner.aggregator.update(users, ivs / 0)
