@@ -12,7 +12,7 @@ from torch import nn
 
 from hmtl.communication import BySection, CodedHierarchical, CodedPartial, Sums, Uncoded
 from hmtl.errors import ConfigError
-from hmtl.mtl import FedPer, Graph, LocalSGD, Mean, Participation, TaskRelationship
+from hmtl.mtl import Common, FedPer, Graph, LocalSGD, Mean, Participation, TaskRelationship
 from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology, any_r
 
@@ -37,7 +37,7 @@ def fixed(request, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["graph", "mean", "Ω"])
 def regularizer(request, tmp_path_factory):
-    return {"graph": graph(tmp_path_factory), "mean": Mean(0.2, 0.1), "Ω": TaskRelationship(0.1)}[request.param]
+    return {"graph": graph(tmp_path_factory), "mean": Mean(0.2, 0.1), "Ω": Common(0.1)}[request.param]
 
 
 @settings(max_examples=10)
@@ -151,6 +151,7 @@ def test_a_state_continues(regularizer):
     for round in range(2):
         whole.step(round)
     again.load_state_dict(copy.deepcopy(whole.state_dict()))
+    assert whole.metrics() == again.metrics()
     for learner in (whole, again):
         learner.step(2)
     assert torch.equal(whole.W, again.W)
