@@ -275,7 +275,7 @@ EVERY = ["mocha", "cocoa", "local", "fedu", "fedavg", "fedprox", "ditto", "pfedm
 FEW = ("dataset.rows_per_user=40", "logger=none")
 MEAN = " regularizer=mean"
 SUMS = [f"{each} communicator=sums" for each in (f"mocha{MEAN}", "fedavg", f"fedu{MEAN}", "ditto", "fedper")]
-SUMS += ["fedper algorithm.coupled=true regularizer=graph"]
+SUMS += ["fedper algorithm.coupled=true regularizer=graph", "fedu regularizer=common"]
 SUMS += [f"{each} communicator=sums wire=int4" for each in (f"mocha{MEAN}", "fedavg")]
 
 

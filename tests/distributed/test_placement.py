@@ -69,6 +69,7 @@ LEARNERS: dict[str, Make] = {
     "local": lambda t, **o: Local(problem(t, Mean(0.1)), SDCA(1.0), lam=0.1, participation=AWAY, **o),
     "local, networks": lambda t, **o: LocalNetworks(problem(t, Mean(0.1)), SGD, mlp, participation=AWAY, **o),
     "fedu, graph": lambda t, **o: FedU(problem(t, Graph(0.1, neighbors=1)), SGD, mlp, participation=AWAY, **o),
+    "fedu, Ω": lambda t, **o: FedU(problem(t, TaskRelationship(0.1)), SGD, mlp, participation=AWAY, **o),
     "fedu, mean": lambda t, **o: FedU(problem(t, Mean(0.1)), SGD, torch.nn.Linear, participation=AWAY, **o),
     "fedavg": lambda t, **o: FedAvg(problem(t, Mean(0.1)), SGD, mlp, participation=AWAY, **o),
     "ditto": lambda t, **o: Ditto(problem(t, Mean(0.1)), SGD, mlp, lam=0.1, participation=AWAY, **o),

@@ -12,12 +12,13 @@ from torch import Tensor
 from hmtl.mtl.algorithms.base import Aggregator, Algorithm, MessageKind, Users
 from hmtl.mtl.algorithms.coupled_layers import PersonalSection, SectionedAggregator, SharedSection
 from hmtl.mtl.algorithms.fedavg import FedAvg
-from hmtl.mtl.algorithms.fedu import PenaltyCoupling
+from hmtl.mtl.algorithms.fedu import PenaltyCoupling, relation_of
 from hmtl.mtl.algorithms.networks import Sending
 from hmtl.mtl.algorithms.personal_layers import LayerUsers, Split, last_layer, matching
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers, joined
 from hmtl.mtl.networks.flat import MakeModel
 from hmtl.mtl.problem import Problem
+from hmtl.mtl.regularizers import Relation
 from hmtl.mtl.solvers.sgd import LocalSGD
 
 
@@ -88,6 +89,10 @@ class FedPer(FedAvg):
         if setup is None or not isinstance(self.aggregator, SectionedAggregator):
             return setup
         return joined(setup, PenaltyCoupling(self.problem, self.solver).setup(self.aggregator.personal))
+
+    @property
+    def relation(self) -> Relation | None:
+        return relation_of(self.aggregator.personal) if isinstance(self.aggregator, SectionedAggregator) else None
 
     def describe(self) -> dict[str, Any]:
         described = super().describe() | {"personal": sorted(self._split.personal)}

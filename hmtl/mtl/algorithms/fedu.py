@@ -10,16 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from hmtl.errors import ConfigError, RangeError
 from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, Users, no_sums, with_rows
 from hmtl.mtl.algorithms.fedu_sums import CoupleModels, CoupleTerms, PenaltySteps, SendCouplingTerms
 from hmtl.mtl.algorithms.networks import NetworkAlgorithm, NetworkUsers, Sending
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
-from hmtl.mtl.penalties import dense_step, sparse_step
+from hmtl.mtl.penalties import dense_step, implicit_step, sparse_step
 from hmtl.mtl.problem import Problem, Rows
-from hmtl.mtl.regularizers import Regularizer
+from hmtl.mtl.regularizers import Regularizer, Relation, dense
 from hmtl.mtl.solvers.sgd import LocalSGD
 from hmtl.mtl.sums import Form
 
@@ -57,15 +57,10 @@ class PenaltyDescent:
         reach: which users' models each user's new model depends on [K, K]; None if these are more than half of all.
 
     Raises:
-        ConfigError: the regularizer learns Ω, or A is not positive definite.
+        ConfigError: A is not positive definite.
     """
 
     def __init__(self, regularizer: Regularizer, Omega: Tensor, rate: float, max_steps: int) -> None:
-        if regularizer.learns:
-            raise ConfigError(
-                f"{type(regularizer).__name__} learns how the tasks are related, but FedU needs a fixed coupling. "
-                "Choose regularizer=graph, mean or ridge."
-            )
         regularizer.inverse_coupling(Omega)  # raises if A is not positive definite
         self.max_steps = max_steps
         self.A = regularizer.coupling(Omega)
@@ -106,6 +101,48 @@ class PenaltyDescent:
         return sparse_step(self.A[at][:, at], W, rate * steps.to(self.A), self.parts(rate * self.max_steps))
 
 
+class LearnedPenalty(nn.Module):
+    """Steps on the penalty ½ tr(W A(Ω) Wᵀ), with the Ω that is best for the models from which a step starts.
+
+    They are implicit, w′_k = w_k − x_k Σ_l A_kl w′_l with x_k as in `PenaltyDescent`, since the largest eigenvalue of a
+    learned A may be 100 times the smallest. Ω is learned in every round: this moves no model, unlike in MOCHA.
+
+    Args:
+        regularizer: defines A, and learns Ω.
+        K: number of users.
+        m: numbers in a model.
+
+    Attributes:
+        Omega: Ω, whose tensors are buffers.
+    """
+
+    Omega: Relation
+    reach = None  # each model depends on all others
+
+    def __init__(self, regularizer: Regularizer, K: int, m: int) -> None:
+        super().__init__()
+        self.regularizer = regularizer
+        Omega = regularizer.start(K, m)
+        if isinstance(Omega, Tensor):
+            self.register_buffer("Omega", Omega)
+        else:
+            self.Omega = Omega
+
+    def penalty(self, W: Tensor) -> Tensor:
+        """Return the penalty of models W [K, m], a float64 scalar."""
+        penalty: Tensor = self.regularizer(W.double().T, self.Omega)
+        return penalty
+
+    def all_models(self, W: Tensor, steps: Tensor, rate: float) -> Tensor:
+        """Learn Ω, and return the models of all users from W [K, m] after these numbers of local steps [K]."""
+        if not W.isfinite().all():
+            raise RangeError("the models are not finite: training diverges. Lower solver.step, or scale the data.")
+        self.Omega = self.regularizer.update_omega(W.double().T, self.Omega)
+        form = self.regularizer.form(self.Omega)
+        A = self.regularizer.coupling(dense(self.Omega)) if form is None else form.dense()
+        return implicit_step(A, W, rate * steps)
+
+
 def _reach(neighbors: Tensor, hops: int) -> NDArray[np.bool_] | None:
     """Return who is within `hops` of each user along `neighbors`, bool [K, K]; None if more than half of all pairs."""
     reach = neighbors
@@ -116,16 +153,19 @@ def _reach(neighbors: Tensor, hops: int) -> NDArray[np.bool_] | None:
     return None if reach.double().mean() > 0.5 else reach.numpy()
 
 
+Descent = PenaltyDescent | LearnedPenalty
+
+
 class FedUAggregator(Aggregator):
     """Aggregator side for any coupling; `complete` says whether all users and relays take part in each round.
 
-    It keeps the last models [K, m], which stand in for the IVs of users who were not heard.
+    It keeps the last models [K, m], which stand in for the IVs of users who were not heard, and Ω if it is learned.
     """
 
     models: Tensor
     rounds: Tensor
 
-    def __init__(self, start: Tensor, descent: PenaltyDescent, solver: LocalSGD, complete: bool) -> None:
+    def __init__(self, start: Tensor, descent: Descent, solver: LocalSGD, complete: bool) -> None:
         super().__init__()
         self.register_buffer("models", start)
         self.register_buffer("rounds", torch.tensor(0))
@@ -151,12 +191,16 @@ class FedUAggregator(Aggregator):
         return self.descent.reach
 
     def part(self, of: Ids, users: Ids, ivs: Tensor, rounds: int) -> Tensor:
+        assert isinstance(self.descent, PenaltyDescent)  # otherwise each model depends on all IVs
         m = self.models.shape[1]
         models = self.descent.some_models(users, ivs[:, :m].to(self.models), ivs[:, m].double(), self.rate(rounds))
         return models[torch.from_numpy(np.searchsorted(users, of)).to(models.device)]
 
+    def figure_state(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.named_buffers() if name.startswith("descent.Omega")}
+
     @property
-    def structure(self) -> PenaltyDescent:
+    def structure(self) -> Descent:
         """What computes the penalty."""
         return self.descent
 
@@ -164,12 +208,17 @@ class FedUAggregator(Aggregator):
 CouplingAggregator = FedUAggregator | CoupleModels | CoupleTerms
 
 
+def relation_of(aggregator: CouplingAggregator) -> Relation | None:
+    """Return the Ω that the aggregator has learned, or None if the coupling is fixed."""
+    return aggregator.structure.Omega if isinstance(aggregator.structure, LearnedPenalty) else None
+
+
 @dataclass(frozen=True, eq=False)
 class PenaltyCoupling:
     """How the regularizer of a problem couples numbers that users train by SGD.
 
     Raises:
-        ConfigError: the regularizer learns Ω, or needs more than the messages contain.
+        ConfigError: the regularizer needs more than the messages contain.
     """
 
     problem: Problem
@@ -181,10 +230,10 @@ class PenaltyCoupling:
         `complete` says whether all users and relays take part in each round.
         """
         problem, start = self.problem, start.expand(self.problem.K, -1)
-        descent = self._descent(problem.regularizer, int(self._steps.max()))
+        descent = self._descent(problem.regularizer, int(self._steps.max()), start.shape[1])
         form = form_of(problem)
         if form is None and messages == "sums":
-            if (descent.A - descent.A.diag().diag()).any():
+            if isinstance(descent, LearnedPenalty) or (descent.A - descent.A.diag().diag()).any():
                 raise no_sums(f"FedU with {type(problem.regularizer).__name__}")
             raise ConfigError(
                 "This regularizer does not couple the models, so there are no sums. Choose communicator=partial, which "
@@ -193,6 +242,7 @@ class PenaltyCoupling:
         sending = Sending(start.shape[1])
         if form is None:
             return sending, FedUAggregator(start, descent, self.solver, complete)
+        assert isinstance(descent, PenaltyDescent)  # a learned Ω has no form
         steps = PenaltySteps(form, descent.steepest, self.solver, problem.grid)
         if messages == "ivs":
             return sending, CoupleModels(start, steps)
@@ -206,13 +256,16 @@ class PenaltyCoupling:
 
         def answer(facts: Tensor) -> Tensor:
             regularizer = self.problem.regularizer.prepared(facts[:, :-1]).to(aggregator.models.device)
-            aggregator.descent = self._descent(regularizer, int(facts[:, -1].max()))
+            m = aggregator.models.shape[1]
+            aggregator.descent = self._descent(regularizer, int(facts[:, -1].max()), m)
             return facts[:, :0]
 
         with_steps = torch.cat([facts, self._steps[self.problem.users].to(facts)], dim=1)
         return SetupUsers(with_steps), SetupAggregator(answer, self.problem.K)
 
-    def _descent(self, regularizer: Regularizer, max_steps: int) -> PenaltyDescent:
+    def _descent(self, regularizer: Regularizer, max_steps: int, m: int) -> Descent:
+        if regularizer.learns:
+            return LearnedPenalty(regularizer, self.problem.K, m).to(self.problem.s.device)
         Omega = regularizer.start_omega(self.problem.K).to(self.problem.s)
         return PenaltyDescent(regularizer, Omega, self.solver.rate(0), max_steps)
 
@@ -232,7 +285,10 @@ class FedU(NetworkAlgorithm):
     If the regularizer needs only sums, each user takes its own coupling step from what all users sent last (see
     `PenaltySteps`); for a user who was not heard, what it sent last still counts.
 
-    Args, Raises: as in `NetworkAlgorithm`; the regularizer must not learn Ω.
+    If the regularizer learns Ω, the aggregator learns it from the users' models in each round, and takes implicit steps
+    (see `LearnedPenalty`).
+
+    Args, Raises: as in `NetworkAlgorithm`.
 
     Ref: Dinh et al. 2021, algorithm 1.
     """
@@ -251,6 +307,10 @@ class FedU(NetworkAlgorithm):
 
     def setup(self) -> tuple[Users, Aggregator] | None:
         return PenaltyCoupling(self.problem, self.solver).setup(self.aggregator)
+
+    @property
+    def relation(self) -> Relation | None:
+        return relation_of(self.aggregator)
 
     @torch.no_grad()
     def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from hmtl.communication import BySection, CodedHierarchical, CodedPartial, Sums, Uncoded
 from hmtl.errors import ConfigError
-from hmtl.mtl import FedPer, Graph, LocalSGD, Mean, Participation
+from hmtl.mtl import Common, FedPer, Graph, LocalSGD, Mean, Participation, TaskRelationship
 from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology, any_r
 
@@ -31,16 +31,21 @@ def graph(tmp_path_factory, weights=WEIGHTS):
 
 
 @pytest.fixture(scope="module", params=["graph", "mean"])
-def regularizer(request, tmp_path_factory):
+def fixed(request, tmp_path_factory):
     return graph(tmp_path_factory) if request.param == "graph" else Mean(0.2, 0.1)
+
+
+@pytest.fixture(scope="module", params=["graph", "mean", "Ω"])
+def regularizer(request, tmp_path_factory):
+    return {"graph": graph(tmp_path_factory), "mean": Mean(0.2, 0.1), "Ω": Common(0.1)}[request.param]
 
 
 @settings(max_examples=10)
 @given(seed=st.integers(0, 10**6), kind=st.sampled_from(list(KINDS)), epochs=st.integers(1, 3))
-def test_every_round_is_that_of_modules(regularizer, seed, kind, epochs):
+def test_every_round_is_that_of_modules(fixed, seed, kind, epochs):
     """Shared layers are averaged; then personal ones take a step on the penalty, as long as all local steps."""
     problem = several_classes(seed)
-    learner = coupled(kind, regularizer, seed, LocalSGD(0.1, epochs, FULL))
+    learner = coupled(kind, fixed, seed, LocalSGD(0.1, epochs, FULL))
     own, A = usual(kind), learner.problem.regularizer.coupling(K * torch.eye(K).double())
     modules = [deep(D, C) for _ in range(K)]
     for module in modules:
@@ -146,22 +151,22 @@ def test_a_state_continues(regularizer):
     for round in range(2):
         whole.step(round)
     again.load_state_dict(copy.deepcopy(whole.state_dict()))
+    assert whole.metrics() == again.metrics()
     for learner in (whole, again):
         learner.step(2)
     assert torch.equal(whole.W, again.W)
+    assert whole.metrics() == again.metrics()
 
 
 def test_refusals(tmp_path_factory):
     from hmtl.communication import InProcess
-    from hmtl.mtl import TaskRelationship
 
     class Lossy(InProcess):
         reliable = False
 
     with pytest.raises(ConfigError, match="engine=in_process"):
         BySection(Sums(any_r(K=K, H=3, r=2, seed=1)), Uncoded(any_r(K=K, H=3, r=2, seed=1), links=Lossy))
-    with pytest.raises(ConfigError, match="regularizer=graph"):
-        coupled("fedper", TaskRelationship(0.1))
-    with pytest.raises(ConfigError, match="communicator=coded"):
-        coupled("fedper", graph(tmp_path_factory), personal_messages="sums")
+    for regularizer in (graph(tmp_path_factory), TaskRelationship(0.1)):
+        with pytest.raises(ConfigError, match="communicator=coded"):
+            coupled("fedper", regularizer, personal_messages="sums")
     assert FedPer(several_classes().regularized(Mean(0.1)), LocalSGD(), deep).describe().keys().isdisjoint({"lam"})

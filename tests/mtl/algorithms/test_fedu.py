@@ -26,7 +26,6 @@ from hmtl.mtl import (
     Problem,
     Ridge,
     Squared,
-    TaskRelationship,
     cnn,
     mlp,
 )
@@ -317,7 +316,5 @@ def test_refusals(graph):
     problem = Problem(tasks("signs"), Logistic(), graph())
     with pytest.raises(ConfigError, match="solver=sgd"):
         FedU(problem, SDCA(), nn.Linear)
-    with pytest.raises(ConfigError, match="TaskRelationship learns"):
-        FedU(Problem(tasks("signs"), Logistic(), TaskRelationship(0.1)), LocalSGD(), nn.Linear)
     with pytest.raises(ConfigError, match="2 numbers for K=4"):
         FedU(problem, LocalSGD(), nn.Linear, participation=Participation(speeds=[1.0, 0.5]))
