@@ -29,7 +29,7 @@ USUAL_PANELS = ("rounds", "bits", "seconds", USERS)
 HEIGHT = 2.3  # inches, of each panel
 MOST_COLORED = 7  # lines in colour, those with the best final values; the others are grey
 MARKERS = "os^DvPX"  # distinguish the curves in grey print
-LONGEST_NAME, LONGEST_LABEL = 59, 28
+LONGEST_NAME, LONGEST_LABEL, LONGEST_TICK = 59, 28, 20
 WIDE = 10  # a horizontal axis is logarithmic if costs differ by more than this factor
 
 
@@ -52,6 +52,7 @@ def comparison_picture(lines: Sequence[Line], panels: Sequence[str] = USUAL_PANE
     """
     if unknown := [panel for panel in panels if panel not in PANELS]:
         raise ConfigError(f"panels={','.join(panels)}: {unknown[0]!r} is not a panel. Choose from {', '.join(PANELS)}.")
+    styles = _styles(lines)
     has_users = any(len(run.users) for line in lines for run in line.runs)
     if not has_users and panels == USUAL_PANELS:
         panels = USUAL_PANELS[:-1]
@@ -60,7 +61,6 @@ def comparison_picture(lines: Sequence[Line], panels: Sequence[str] = USUAL_PANE
     size = (COLUMN if len(panels) == 1 else PAGE, HEIGHT)
     figure = Picture(figsize=size, layout="constrained")
     sharing: Axes | None = None
-    styles = _styles(lines)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
         axes.grid()
         axes.set_axisbelow(True)
@@ -78,7 +78,7 @@ def comparison_picture(lines: Sequence[Line], panels: Sequence[str] = USUAL_PANE
             axes.sharey(sharing)
             axes.tick_params(labelleft=False)
         sharing = axes
-    if set(panels) != {USERS}:  # which names the lines on its axis
+    if set(panels) != {USERS} or not figure.axes[0].get_xticks().size:  # lines have no names yet
         _draw_legend(figure, lines, styles, panels)
     return figure
 
@@ -130,12 +130,14 @@ def _draw_users(axes: Axes, lines: Sequence[Line], styles: Sequence[dict[str, An
             values, positions=[n], widths=0.7, showfliers=False, boxprops=box, medianprops=box, whiskerprops=box,
             capprops=box, manage_ticks=False, zorder=3,
         )  # fmt: skip
-    names = [name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}" for name in short_names(lines)[1]]
-    short = max(map(len, names)) * len(names) < room
-    axes.set_xticks(range(len(names)), [_plain(name) for name in names], rotation=0 if short else 30)
-    for label in axes.get_xticklabels():
-        label.set_horizontalalignment("center" if short else "right")
-        label.set_rotation_mode("anchor")
+    names = [_plain(name) for name in short_names(lines)[1]]
+    longest = max(map(len, names))
+    if longest > LONGEST_TICK:
+        axes.set_xticks([])
+    elif longest * len(names) < room:
+        axes.set_xticks(range(len(names)), names)
+    else:
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
     axes.set_ylabel(f"{over_users(lines[0].runs[0].measure)[0].replace('_', ' ')}, each user")
     axes.grid(visible=False, axis="x")
 

@@ -115,7 +115,8 @@ def test_each_job_of_a_sweep_has_the_settings_of_its_own_parts(run: Run, tmp_pat
     """Values arrive as they are typed, also those that only the swept choice can have."""
     seen: list[DictConfig] = []
     words = ["algorithm=ditto,fedavg", "algorithm.model._target_=hmtl.mtl.cnn", "+algorithm.model.shape=[1,28,28]"]
-    values = ["dataset.class_weight=null", "~logger.tensorboard", "+measures.f._target_=math.fsum", "seed=3,5", "lam=${K}"]
+    values = ["dataset.class_weight=null", "~logger.tensorboard", "+measures.f._target_=math.fsum"]
+    values += ["seed=3,5", "lam=${K}"]
     assert run(seen.append, *words, *values, f"hydra.sweep.dir={tmp_path}/sweep", "-m") == (0, "")
     made = [(cfg.algorithm._target_, cfg.seed) for cfg in seen]
     assert made == [(f"hmtl.mtl.{name}", seed) for name in ("Ditto", "FedAvg") for seed in (3, 5)]
