@@ -46,7 +46,7 @@ def report(arguments: Sequence[str]) -> None:
         comparison_table,
         find_runs,
     )
-    from hmtl.reporting.run_comparison_picture import USUAL_PANELS, comparison_picture, write_picture
+    from hmtl.reporting.run_comparison_picture import comparison_picture, write_picture
 
     folders, settings = _parse(arguments)
     if not folders:
@@ -58,8 +58,7 @@ def report(arguments: Sequence[str]) -> None:
         )
     runs = find_runs(folders, settings.get("measure"))
     lines = as_lines(runs)
-    panels = tuple(settings["panels"].split(",")) if "panels" in settings else USUAL_PANELS
-    picture = comparison_picture(lines, panels)
+    picture = comparison_picture(lines, settings["panels"].split(",") if "panels" in settings else ())
     for ending, text in {
         ".csv": comparison(lines).to_csv(index=False),
         "_runs.csv": comparison(as_lines(runs, over_seeds=False)).to_csv(index=False),

@@ -122,7 +122,7 @@ class Line:
     name: str
     runs: tuple[FinishedRun, ...]
 
-    @property
+    @cached_property
     def curve(self) -> pd.DataFrame:
         """Mean and standard deviation (`sd`) of the measure, and mean costs, after each round that all runs have."""
         tables = [run.costs.assign(mean=run.rounds[run.measure]).dropna() for run in self.runs]
@@ -238,7 +238,7 @@ COLUMNS = {
     "saved": ("communication_saved", ".1%"),
 }
 """Columns of the tables to read: their names in `comparison`, and formats."""
-ONLY_FILES = ("weighted", "compute s", "comm. s")  # there is no room in a terminal
+ONLY_FILES = ["weighted", "compute s", "comm. s"]  # there is no room in a terminal
 
 
 def readable(lines: Sequence[Line]) -> pd.DataFrame:
@@ -253,9 +253,8 @@ def readable(lines: Sequence[Line]) -> pd.DataFrame:
         cells = [f"{number:{form}}" if number == number else "" for number in numbers[name].tolist()]
         if spread is not None:
             cells = [f"{cell} ± {sd:{form}}" if sd == sd else cell for cell, sd in zip(cells, spread, strict=True)]
-        table[header] = cells
-    if (numbers["runs"] == 1).all():
-        del table["n"]
+        if any(cells) and not (header == "n" and set(cells) == {"1"}):
+            table[header] = cells
     return pd.DataFrame(table)
 
 
@@ -270,7 +269,7 @@ def short_names(lines: Sequence[Line]) -> tuple[str, list[str]]:
 
 def comparison_table(lines: Sequence[Line]) -> Table:
     """Return the table that `report` and a sweep print, with a row per line."""
-    table = readable(lines).drop(columns=[*ONLY_FILES])
+    table = readable(lines).drop(columns=ONLY_FILES, errors="ignore")
     runs = [run for line in lines for run in line.runs]
     measures = sorted({run.described for run in runs})
     what = f"; {measures[0]}" if len(measures) == 1 else ""
@@ -308,15 +307,10 @@ def caption(lines: Sequence[Line]) -> str:
         "Mbit: sent between relays and server. Seconds: compute is CPU time, communication follows from bits and rates."
     )
     if any(run.summary.communicator != "uncoded" for run in runs):
-        sentences.append(f"Saved, uncoded: compared with {uncoded(runs)}.")
+        instead = sorted({run.summary.uncoded_bits for run in runs if run.summary.loads_uncoded})
+        size = f" ({' or '.join(f'{bits:,.0f}' for bits in instead)} bit each, instead of sums)" if instead else ""
+        sentences.append(f"Saved, uncoded: the same rounds if every user's IV and model were forwarded{size}.")
     return " ".join(sentences)
-
-
-def uncoded(runs: Sequence[FinishedRun]) -> str:
-    """Return what the runs are compared with where a table or a picture says "uncoded"."""
-    sums = {run.summary.uncoded_bits for run in runs if run.summary.loads_uncoded}
-    size = f" ({' or '.join(f'{bits:,.0f}' for bits in sorted(sums))} bit each, instead of sums)" if sums else ""
-    return f"the same rounds if relays and server forwarded every user's IV and model{size}"
 
 
 def _unreadable(path: Path, why: str) -> DataError:

@@ -24,7 +24,6 @@ AXES = {
     "communication": "seconds of\ncommunication",
 }
 """Panels with curves: the cost that is the horizontal axis, and its label."""
-PANELS = (*AXES, USERS)
 USUAL_PANELS = ("rounds", "bits", "seconds", USERS)
 HEIGHT = 2.3  # inches, of each panel
 MOST_COLORED = 7  # lines in colour, those with the best final values; the others are grey
@@ -42,22 +41,23 @@ def write_picture(picture: Picture, path: Path) -> None:
 
 
 @matplotlib.rc_context(PRINT)
-def comparison_picture(lines: Sequence[Line], panels: Sequence[str] = USUAL_PANELS) -> Picture:
-    """Draw a panel for each of `panels`, a column wide if there is one, else as wide as a page.
+def comparison_picture(lines: Sequence[Line], panels: Sequence[str] = ()) -> Picture:
+    """Draw a panel for each of `panels`, by default `USUAL_PANELS`.
 
-    Bands show a standard deviation over seeds. Dashed curves refer to the same rounds with plain forwarding.
+    One panel is a column wide, several are together as wide as a page. Bands show a standard deviation over seeds, and
+    dashed curves the same rounds with plain forwarding.
 
     Raises:
-        ConfigError: a panel is unknown, or the measure has no values at users.
+        ConfigError: a panel is unknown, or is that of users, and the measure has no values at users.
     """
-    if unknown := [panel for panel in panels if panel not in PANELS]:
-        raise ConfigError(f"panels={','.join(panels)}: {unknown[0]!r} is not a panel. Choose from {', '.join(PANELS)}.")
     styles = _styles(lines)
-    has_users = any(len(run.users) for line in lines for run in line.runs)
-    if not has_users and panels == USUAL_PANELS:
-        panels = USUAL_PANELS[:-1]
-    elif not has_users and USERS in panels:
-        raise ConfigError(f"panels={','.join(panels)}: the measure has no values at users. Leave {USERS} out.")
+    possible = [*AXES, *[USERS] * any(len(run.users) for line in lines for run in line.runs)]
+    if unknown := [panel for panel in panels if panel not in possible]:
+        raise ConfigError(
+            f"panels={','.join(panels)}: {unknown[0]!r} is not a panel of this measure. Choose from "
+            f"{', '.join(possible)}."
+        )
+    panels = panels or [panel for panel in USUAL_PANELS if panel in possible]
     size = (COLUMN if len(panels) == 1 else PAGE, HEIGHT)
     figure = Picture(figsize=size, layout="constrained")
     sharing: Axes | None = None
@@ -125,12 +125,9 @@ def _draw_users(axes: Axes, lines: Sequence[Line], styles: Sequence[dict[str, An
         values, color = np.concatenate([run.users.to_numpy() for run in line.runs]), style["color"]
         spread = 0.5 * (np.arange(len(values)) * 0.618 % 1 - 0.5)  # the golden ratio keeps neighbours apart
         axes.scatter(n + spread, values, s=3, color=color, alpha=0.4, linewidths=0, zorder=2)
-        box = {"color": color, "linewidth": 1.2}
-        axes.boxplot(
-            values, positions=[n], widths=0.7, showfliers=False, boxprops=box, medianprops=box, whiskerprops=box,
-            capprops=box, manage_ticks=False, zorder=3,
-        )  # fmt: skip
-    names = [_plain(name) for name in short_names(lines)[1]]
+        box: Any = {f"{part}props": {"color": color} for part in ("box", "median", "whisker", "cap")}
+        axes.boxplot(values, positions=[n], widths=0.7, showfliers=False, manage_ticks=False, zorder=3, **box)
+    names = [_shown(name) for name in short_names(lines)[1]]
     longest = max(map(len, names))
     if longest > LONGEST_TICK:
         axes.set_xticks([])
@@ -164,9 +161,8 @@ def _draw_legend(
     figure: Picture, lines: Sequence[Line], styles: Sequence[dict[str, Any]], panels: Sequence[str]
 ) -> None:
     title, axes = short_names(lines)[0], figure.axes[0]
-    entries = {style["label"]: style for style in styles if "label" in style}
     handles = axes.plot([], [], " ", label=f"{title}:") if title else []
-    handles += [axes.plot([], [], **style)[0] for style in entries.values()]
+    handles += [axes.plot([], [], **style)[0] for style in styles if "label" in style]
     if any(_has_uncoded(line, panel, style) for line, style in zip(lines, styles, strict=True) for panel in panels):
         handles += axes.plot([], [], "k--", linewidth=0.8, label="the same, uncoded")
     if len(lines) > MOST_COLORED:
@@ -190,13 +186,12 @@ def _styles(lines: Sequence[Line]) -> list[dict[str, Any]]:
     colored = sorted(sorted(range(len(lines)), key=lambda n: (math.isnan(final(n)), final(n)))[:MOST_COLORED])
     styles: list[dict[str, Any]] = [{"color": "0.8", "zorder": 1} for _ in lines]
     for n, color, marker in zip(colored, OKABE_ITO.values(), MARKERS, strict=False):
-        name = short_names(lines)[1][n]
-        label = _plain(name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}")
+        label = _shown(short_names(lines)[1][n])
         styles[n] = {"color": color, "label": label, "zorder": 3, "marker": marker, "markevery": 0.15, "markersize": 3}
     return styles
 
 
-def _plain(name: str) -> str:
-    """Return a name as matplotlib shows it unchanged."""
-    text = name.replace("$", r"\$")  # matplotlib would read a formula
+def _shown(name: str) -> str:
+    """Return a name as matplotlib shows it unchanged, or its end if it is long."""
+    text = (name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}").replace("$", r"\$")  # no formula
     return f"\u200b{text}" if text.startswith("_") else text  # matplotlib hides such labels

@@ -269,7 +269,7 @@ def test_mistakes(sweep: tuple[Path, commands.Done], tmp_path: Path) -> None:
         ("hydra.run.dir=x", "output=NAME"),
         ("measures=test_error", "Did you mean measure"),
         ("measure=test_eror", "test_error"),
-        ("panels=bit", "'bit' is not a panel"),
+        ("panels=bits,bit", "'bit' is not a panel"),
     ):
         with pytest.raises(ConfigError, match=says):
             report([str(folder), word])
