@@ -23,6 +23,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -195,18 +196,15 @@ class Jobs(Callback):
         overrides = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(task)
         if any(each.is_sweep_override() and not each.is_discrete_sweep() for each in overrides):
             return  # another sweeper chooses the values
-        words = {
-            each.get_key_element(): [f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()]
-            if each.is_sweep_override()
-            else [str(each.input_line)]
-            for each in overrides
-        }
+        words = {each.get_key_element(): [str(each.input_line)] for each in overrides}
+        for each in filter(Override.is_sweep_override, overrides):
+            key = each.get_key_element()
+            words[key] = [f"{key}={value}" for value in each.sweep_string_iterator()]
         swept = [key for key, choices in words.items() if len(choices) > 1]
         names: list[str] = []
         problems: dict[str, str] = {}  # by message: the first job that has it
         for job in product(*words.values()):
-            setting = dict(zip(words, job, strict=True))
-            names.append(",".join(sorted(setting[key] for key in swept)))
+            names.append(",".join(sorted(word for key, word in zip(words, job, strict=True) if key in swept)))
             try:
                 cfg = hydra.compose(config_name, [*given["hydra"], *job, "output_dir=."])
                 with suppress(OmegaConfBaseException):  # a value of this job alone, such as ${hydra:job.num}

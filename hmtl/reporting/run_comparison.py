@@ -302,7 +302,7 @@ def caption(lines: Sequence[Line]) -> str:
     measures = " or ".join(sorted({run.described for run in runs}))
     sentences = [f"{measures[0].upper()}{measures[1:]} of the final models, over users."]
     if seeds != [1]:
-        sentences.append(f"± and bands: one standard deviation over n={'/'.join(map(str, seeds))} seeds.")
+        sentences.append(f"± and bands: one standard deviation over n={' or '.join(map(str, seeds))} seeds.")
     sentences.append(
         "Mbit: sent between relays and server. Seconds: compute is CPU time, communication follows from bits and rates."
     )

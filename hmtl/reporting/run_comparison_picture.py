@@ -8,7 +8,9 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from hmtl.errors import ConfigError
@@ -29,7 +31,7 @@ HEIGHT = 2.3  # inches, of each panel
 MOST_COLORED = 7  # lines in colour, those with the best final values; the others are grey
 MARKERS = "os^DvPX"  # distinguish the curves in grey print
 LONGEST_NAME, LONGEST_LABEL, LONGEST_TICK = 59, 28, 20
-WIDE = 10  # a horizontal axis is logarithmic if costs differ by more than this factor
+WIDE = 5  # an axis is logarithmic if costs differ, or curves fall, by more than this factor
 
 
 def write_picture(picture: Picture, path: Path) -> None:
@@ -74,6 +76,11 @@ def comparison_picture(lines: Sequence[Line], panels: Sequence[str] = ()) -> Pic
             axes.set_xlabel(AXES[panel].replace("\n", " "))
         if sharing is None:
             axes.set_ylabel(_label(lines))
+            means = pd.concat([line.curve["mean"] for line in lines])
+            if _falls(lines[0]) and 0 < WIDE * means.min() < means.max():
+                axes.set_yscale("log")
+                axes.set_ylim(bottom=0.8 * means.min())  # bands may reach 0
+                _label_powers(axes.yaxis, (1, 2, 5))
         else:
             axes.sharey(sharing)
             axes.tick_params(labelleft=False)
@@ -150,11 +157,16 @@ def _scale(axes: Axes, panel: str, lines: Sequence[Line]) -> None:
         axes.set_xlim(left=0)
     else:
         axes.set_xscale("log")
-        low, high = axes.get_xlim()
-        if high < 100 * low:  # too few powers of ten, and the labels of all their multiples would overlap
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-            axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        _label_powers(axes.xaxis, (1, 3))
+
+
+def _label_powers(axis: Axis, subs: tuple[int, ...]) -> None:
+    """Label the powers of ten of a logarithmic axis; if these are few, also their multiples `subs`."""
+    low, high = axis.get_view_interval()
+    if high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=subs))
+        axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_legend(
@@ -177,18 +189,18 @@ def _draw_legend(
 def _styles(lines: Sequence[Line]) -> list[dict[str, Any]]:
     """Return colour, marker and label of the curve of each line; those with the best final values are in colour."""
 
-    def final(n: int) -> float:
-        line = lines[n]
-        value = float(line.curve["mean"].iloc[-1])
-        base, _ = over_users(line.runs[0].measure)
-        return value if base.endswith(("error", "loss", "gap", "primal")) else -value
-
-    colored = sorted(sorted(range(len(lines)), key=lambda n: (math.isnan(final(n)), final(n)))[:MOST_COLORED])
+    final = [float(line.curve["mean"].iloc[-1]) * (1 if _falls(line) else -1) for line in lines]
+    colored = sorted(sorted(range(len(lines)), key=lambda n: (math.isnan(final[n]), final[n]))[:MOST_COLORED])
     styles: list[dict[str, Any]] = [{"color": "0.8", "zorder": 1} for _ in lines]
     for n, color, marker in zip(colored, OKABE_ITO.values(), MARKERS, strict=False):
         label = _shown(short_names(lines)[1][n])
         styles[n] = {"color": color, "label": label, "zorder": 3, "marker": marker, "markevery": 0.15, "markersize": 3}
     return styles
+
+
+def _falls(line: Line) -> bool:
+    """Return whether the measure of a line is the better the smaller it is."""
+    return over_users(line.runs[0].measure)[0].endswith(("error", "loss", "gap", "primal"))
 
 
 def _shown(name: str) -> str:

@@ -207,21 +207,23 @@ def test_files_and_picture(
 )
 @pytest.mark.parametrize("first", [0.016, *(pytest.param(first, marks=pytest.mark.slow) for first in (0.3, 7000.0))])
 def test_numbers_on_the_axes_are_there_and_apart(sweep: tuple[Path, commands.Done], span: float, first: float) -> None:
-    (run,) = find_runs([sweep[0] / "algorithm=mocha,r=2"])
-    whole = [first, first * span]
-    each = [whole[0], whole[1] - whole[0]]
-    bits = pd.DataFrame({f"bits/{tier}": each for tier in TIERS}) * 5e5
-    seconds = pd.DataFrame(dict.fromkeys(SECONDS, each)) / 2
-    run.__dict__["rounds"] = pd.concat([bits, seconds], axis=1).assign(test_error=0.1, users=6)
-    figure = comparison_picture(single([run]), ("bits", "seconds"))
+    """Of runs whose costs are alike, or differ by far; and of an error that falls as far."""
+    runs = [find_runs([sweep[0] / "algorithm=mocha,r=2"])[0] for _ in range(2)]
+    for run, scale in zip(runs, (first, first * span), strict=True):
+        bits = pd.DataFrame({f"bits/{tier}": [scale, scale] for tier in TIERS}) * 5e5
+        seconds = pd.DataFrame({name: [scale, scale] for name in SECONDS}) / 2
+        run.__dict__["rounds"] = pd.concat([bits, seconds], axis=1).assign(test_error=[first * span, first], users=6)
+    figure = comparison_picture(single(runs), ("bits", "seconds"))
     figure.draw_without_rendering()
     for axes in figure.axes:
-        low, high = axes.get_xlim()
-        ticks = [*axes.xaxis.get_major_ticks(), *axes.xaxis.get_minor_ticks()]
-        shown = [tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_text()]
-        ends = sorted((box.x0, box.x1) for box in (label.get_window_extent() for label in shown))
-        assert len(ends) >= 2
-        assert all(end < start for (_, end), (start, _) in pairwise(ends))
+        for axis, ends_of in ((axes.xaxis, "intervalx"), (axes.yaxis, "intervaly")):
+            low, high = sorted(axis.get_view_interval())
+            ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+            shown = [tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_text()]
+            if axis is axes.xaxis or axes is figure.axes[0]:  # panels share the vertical axis
+                ends = sorted(tuple(getattr(label.get_window_extent(), ends_of)) for label in shown)
+                assert len(ends) >= 2
+                assert all(end < start for (_, end), (start, _) in pairwise(ends))
 
 
 def test_runs_that_send_nothing(sweep: tuple[Path, commands.Done], tmp_path: Path) -> None:
