@@ -62,8 +62,9 @@ def comparison_picture(lines: Sequence[Line], panels: Sequence[str] = ()) -> Pic
     panels = panels or [panel for panel in USUAL_PANELS if panel in possible]
     size = (COLUMN if len(panels) == 1 else PAGE, HEIGHT)
     figure = Picture(figsize=size, layout="constrained")
-    sharing: Axes | None = None
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
+    first: Axes | None = None  # of the panels with curves
+    for n, panel in enumerate(panels, 1):
+        axes = figure.add_subplot(1, len(panels), n, sharey=None if panel == USERS else first)
         axes.grid()
         axes.set_axisbelow(True)
         if panel == USERS:
@@ -74,17 +75,16 @@ def comparison_picture(lines: Sequence[Line], panels: Sequence[str] = ()) -> Pic
         _scale(axes, panel, lines)
         if len(panels) == 1:
             axes.set_xlabel(AXES[panel].replace("\n", " "))
-        if sharing is None:
-            axes.set_ylabel(_label(lines))
-            means = pd.concat([line.curve["mean"] for line in lines])
-            if _falls(lines[0]) and 0 < WIDE * means.min() < means.max():
-                axes.set_yscale("log")
-                axes.set_ylim(bottom=0.8 * means.min())  # bands may reach 0
-                _label_powers(axes.yaxis, (1, 2, 5))
-        else:
-            axes.sharey(sharing)
+        if first:
             axes.tick_params(labelleft=False)
-        sharing = axes
+        else:
+            axes.set_ylabel(_label(lines))
+        first = first or axes
+    means = pd.concat([line.curve["mean"] for line in lines])
+    if first and _falls(lines[0]) and 0 < WIDE * means.min() < means.max():
+        first.set_yscale("log")
+        first.set_ylim(bottom=0.8 * means.min())  # bands may reach 0
+        _label_powers(first.yaxis, (1, 2, 5))
     if set(panels) != {USERS} or not figure.axes[0].get_xticks().size:  # lines have no names yet
         _draw_legend(figure, lines, styles, panels)
     return figure
