@@ -10,7 +10,7 @@ COMMANDS = {
     "train": "train over a two-hop network and count every bit",
     "plan": "compare coding with plain forwarding on a network, without training",
     "tune": "choose settings by cross-validation",
-    "report": "compare runs and sweeps in a table, a CSV file and a picture",
+    "report": "compare runs and sweeps in tables and a picture",
     "predict": "apply the models of a run to new rows",
     "launch": "start all processes of a run on this machine",
 }

@@ -1,8 +1,15 @@
-"""Compare finished runs and sweeps in a table, as CSV and in a picture: `python -m hmtl.report FOLDER ...`.
+"""Compare finished runs and sweeps in tables and a picture: `python -m hmtl.report FOLDER ... [setting=value ...]`.
 
-FOLDER is the folder of a run, of a sweep, or one that contains such folders. The table and FOLDER/report.csv have a row
-per finished run. FOLDER/report.png has a curve per run: error against bits between relays and server, and against
-seconds, with the same run uncoded beside it. `output=NAME` writes NAME.csv and NAME.png instead.
+FOLDER is the folder of a run, of a sweep, or one that contains such folders. Runs that differ only by seed are one
+line: their mean, and the standard deviation over the n seeds. Written are FOLDER/report.csv (all numbers of each line),
+report_runs.csv (the same of each run), report.md and report.tex (the table and its caption), and report.png and
+report.pdf (curves with bands, and the values of all users in the end).
+
+measure=NAME     what to compare, a column of metrics.csv such as test_error (the default), test_error_weighted,
+                 test_error_worst, test_balanced_error, test_auc or gap
+panels=A,B,...   panels of the picture: rounds, bits, seconds (of compute and communication), communication (seconds
+                 without measured compute), users; default: rounds,bits,seconds,users. One panel is as wide as a column.
+output=NAME      write NAME.csv, NAME.md and so on instead
 """
 
 import sys
@@ -11,42 +18,78 @@ from functools import partial
 from pathlib import Path
 
 from hmtl.config.command_line import exit_status
+from hmtl.config.targets import no_setting
 from hmtl.errors import ConfigError, DataError
-from hmtl.io.files import as_csv, replacing, write_whole
+from hmtl.io.files import write_whole
+
+SETTINGS = ("measure", "panels", "output")
 
 
 def report(arguments: Sequence[str]) -> None:
-    """Print the table of the runs in the given folders, and write CSV and picture.
+    """Print the table of the runs in the given folders, and write tables and picture.
 
     Args:
-        arguments: folders, and optionally `output=NAME`.
+        arguments: folders and settings, see the module.
 
     Raises:
-        ConfigError: NAME is not the name of a file.
+        ConfigError: a setting is unknown or has a wrong value.
         DataError: no folder is given, a folder has no finished run, or a file of a run is damaged.
     """
     # Imported here so that --help does not wait for torch and matplotlib.
     from hmtl.reporting.console import Console
-    from hmtl.reporting.run_comparison import comparison_rows, comparison_table, find_runs
-    from hmtl.reporting.run_comparison_picture import comparison_picture
+    from hmtl.reporting.run_comparison import (
+        as_latex,
+        as_lines,
+        as_markdown,
+        caption,
+        comparison,
+        comparison_table,
+        find_runs,
+    )
+    from hmtl.reporting.run_comparison_picture import comparison_picture, write_picture
 
-    folders = [Path(argument) for argument in arguments if not argument.startswith("output=")]
-    outputs = [argument.removeprefix("output=") for argument in arguments if argument.startswith("output=")]
+    folders, settings = _parse(arguments)
     if not folders:
         raise DataError("No folder was given. Give the folders of runs or sweeps, such as multirun/2026-01-31.")
-    output = Path(outputs[-1]) if outputs else folders[0] / "report"
+    output = Path(settings["output"]) if "output" in settings else folders[0] / "report"
     if not output.name:
         raise ConfigError(
-            f"output={outputs[-1]} is not the name of a file. Give a name without an ending, such as output=all."
+            f"output={settings['output']} is not the name of a file. Give a name without an ending, such as output=all."
         )
-    runs = find_runs(folders)
-    write_whole(output.with_name(f"{output.name}.csv"), as_csv(list(comparison_rows(runs))))
-    picture = output.with_name(f"{output.name}.png")
-    with replacing(picture) as file:
-        comparison_picture(runs).savefig(file, format="png", dpi=130)
+    runs = find_runs(folders, settings.get("measure"))
+    lines = as_lines(runs)
+    picture = comparison_picture(lines, settings["panels"].split(",") if "panels" in settings else ())
+    for ending, text in {
+        ".csv": comparison(lines).to_csv(index=False),
+        "_runs.csv": comparison(as_lines(runs, over_seeds=False)).to_csv(index=False),
+        ".md": as_markdown(lines),
+        ".tex": as_latex(lines),
+    }.items():
+        write_whole(output.with_name(output.name + ending), text)
+    write_picture(picture, output)
     console = Console()
-    console.table(comparison_table(runs))
-    console.print(f"Picture: {picture}; numbers: {output.name}.csv beside it", markup=False, soft_wrap=True)
+    console.table(comparison_table(lines))
+    console.print(caption(lines), markup=False)
+    console.print(f"Picture: {output}.png and .pdf; tables: .csv, .md and .tex", markup=False, soft_wrap=True)
+
+
+def _parse(arguments: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
+    """Return the folders and the settings on the command line."""
+    folders, settings = [], {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if key in SETTINGS and equals:
+            settings[key] = value
+        elif not equals or "/" in key or Path(argument).exists():
+            folders.append(Path(argument))
+        elif key.startswith("hydra."):
+            raise ConfigError(
+                f"{argument}: a report has no run of its own. Give the folders of runs without a key, such as "
+                f"hmtl.report {value}; output=NAME says where the report goes."
+            )
+        else:
+            raise ConfigError(no_setting(key, SETTINGS))
+    return folders, settings
 
 
 def main() -> int:

@@ -162,13 +162,15 @@ def test_sums_in_few_bits_are_reported_in_their_own_rows(
     for wire in ("null", "int4"):
         train(configure("rounds=3", *FEW[:1], "K=20", "algorithm=fedavg", "communicator=sums", f"wire={wire}"))
         (run,) = find_runs([tmp_path])
-        uncoded.append(run.uncoded_mbit.tolist())
+        uncoded.append(run.costs["bits uncoded"].tolist())
     assert uncoded[0] == pytest.approx(uncoded[1])
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert list(summary["bits_per_number"].values()) == pytest.approx([4.25, 9.25, 9.25, 9.25], rel=0.01)
     assert "4 bits" in summary["note"]
-    assert f'"uncoded" refers to IVs of {32 * 785:,} bit' in summary["note"]
-    assert "rows of 4.27 (users to relays) or 9.27 bit" in capsys.readouterr().out
+    whole, few = (out := capsys.readouterr().out).split("Results:", 1)
+    assert "in rows of sums of 50,240 bit" in whole
+    assert "rows of 4.27 (users to relays) or 9.27 bit" in few
+    assert out.count(f"models of 20 users, {32 * 785:,} bit each") == 2
 
 
 def test_a_run_far_from_the_optimum_says_so(configure: Configure, capsys: pytest.CaptureFixture[str]) -> None:

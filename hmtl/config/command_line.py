@@ -12,21 +12,25 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from hmtl.config.build import compose, conf_dir
+from hmtl.config.build import check, compose, conf_dir
 from hmtl.config.schema import ROOTS, flat
 from hmtl.config.targets import no_setting
 from hmtl.errors import ConfigError, HmtlError, Interrupted, complain
@@ -35,6 +39,8 @@ from hmtl.training.folder import held
 Complain = Callable[[str], None]
 ERROR = "error.txt"
 """A sweep's job that fails leaves its error in this file."""
+FOLDER_NAME = re.compile(r"[\w=.,+-]{1,100}")
+"""Names of jobs that can be the names of their folders."""
 
 
 def main(task: Callable[[DictConfig], None], config_name: str, complain: Complain = complain) -> NoReturn:
@@ -44,6 +50,7 @@ def main(task: Callable[[DictConfig], None], config_name: str, complain: Complai
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through, without Hydra's own report
     warnings.filterwarnings("error", "provider=.* is not available", UserWarning)  # a folder that does not exist
+    warnings.filterwarnings("error", "Callback Jobs.on_multirun_start raised", UserWarning)  # a defect
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # λ in an encoding without it
@@ -57,7 +64,7 @@ def main(task: Callable[[DictConfig], None], config_name: str, complain: Complai
             file.unlink(missing_ok=True)
         statuses.append(exit_status(lambda: task(cfg), config_name, errors.append))
         for error in errors:
-            complain(error)
+            complain(f"Job {file.parent.name}: {error}" if in_sweep else error)
             if in_sweep:
                 file.write_text(f"{error}\n")
         if statuses[-1] > 2:
@@ -65,6 +72,9 @@ def main(task: Callable[[DictConfig], None], config_name: str, complain: Complai
 
     if int(os.environ.get("RANK") or 0) > 0 and {"engine=torch_distributed", "engine=multicast"} & set(sys.argv):
         sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null"]  # only the first process keeps results
+    Jobs.typed = sys.argv[1:] = [_quoted(word) for word in sys.argv[1:]]
+    if {"-m", "--multirun"} & set(sys.argv):
+        sys.argv[1:] = [word for word in sys.argv[1:] if not _of_part(word)]
     command = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)
     statuses.append(exit_status(command, config_name, complain))
     sys.exit(max(*statuses, Jobs.status))
@@ -96,12 +106,30 @@ def exit_status(action: Callable[[], None], config_name: str, complain: Complain
     return 2
 
 
-def _message(error: Exception, config_name: str) -> str | None:
-    """Return the message of an error that a user can fix; None of a defect."""
+def _quoted(word: str) -> str:
+    """Return `key=path` as Hydra reads it if such a path exists and has `=` or `,` in it, as folders of jobs have."""
+    key, _, value = word.partition("=")
+    special = not word.startswith("-") and re.search("[=,]", value)
+    return f'{key}="{value}"' if special and os.path.exists(value) else word  # noqa: PTH110  # any length will do
+
+
+def _of_part(word: str) -> bool:
+    """Return whether a word of the command line is a setting of a part, such as `solver.epochs=1`."""
+    return re.match(r"(\+{0,2}(?!hydra\.)\w+\.[^=]+=|~\w+\.)", word) is not None
+
+
+def _message(error: Exception, config_name: str, words: Sequence[str] | None = None) -> str | None:
+    """Return the message of an error that a user can fix; None of a defect.
+
+    Args:
+        error: the error.
+        config_name: the primary configuration.
+        words: the settings that were made; None: those on the command line.
+    """
     if isinstance(error, HmtlError):
         return str(error)
     if unknown := re.match("Could not override '(.+)'", str(error)):
-        return _unknown(unknown[1], config_name)
+        return _unknown(unknown[1], config_name, sys.argv[1:] if words is None else words)
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is not set. Set it on the command line; see --help for what it is."
     if isinstance(error, HydraException | OmegaConfBaseException) or _raised_in_hydra(error):
@@ -121,20 +149,24 @@ def _raised_in_hydra(error: Exception) -> bool:
     return frame.f_globals["__name__"].split(".")[0] in ("hydra", "omegaconf")
 
 
-def _unknown(setting: str, config_name: str) -> str:
+def _unknown(setting: str, config_name: str, words: Sequence[str]) -> str:
     """Return the message that a setting is unknown, and which one of the chosen parts may be meant."""
     known = [each.name for each in fields(ROOTS[config_name])]
-    choices = [word for word in sys.argv[1:] if (conf_dir() / word.partition("=")[0].lstrip("+")).is_dir()]
+    choices = [word for word in words if (conf_dir() / word.partition("=")[0].lstrip("+")).is_dir()]
     with suppress(HydraException, OmegaConfBaseException):
-        cfg = hydra.compose(config_name, choices) if HydraConfig.initialized() else compose(*choices, name=config_name)
+        running = GlobalHydra.instance().is_initialized()
+        cfg = hydra.compose(config_name, choices) if running else compose(*choices, name=config_name)
         known += flat(cfg, resolve=False)
     return no_setting(setting, known)
 
 
 class Jobs(Callback):
-    """Refuses a folder that another run uses, before Hydra writes to it, and sums up the jobs of a sweep."""
+    """Refuses a folder that another run uses, before Hydra writes to it; checks, names and sums up a sweep's jobs."""
 
     status: ClassVar[int] = 0
+    typed: ClassVar[Sequence[str]] = ()
+    """The command line of a sweep. Hydra composes a configuration without the values that a sweep takes, where a
+    setting of a part may not exist that each job has. It gets these settings in `on_multirun_start`, for the jobs."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Exit if another run uses the folder."""
@@ -148,17 +180,62 @@ class Jobs(Callback):
             complain(str(error))
             sys.exit(2)  # Hydra turns any other exception into a warning
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check the settings of each job, and name folders by what differs between jobs if these names are short.
+
+        Exit if a job cannot run as it is set.
+        """
+        name = str(kwargs["config_name"])
+        if status := exit_status(lambda: self._prepare(config, name), name):
+            sys.exit(status)
+
+    def _prepare(self, config: DictConfig, config_name: str) -> None:
+        given: Any = OmegaConf.to_container(config.hydra.overrides, resolve=False)
+        task = [word for word in self.typed if word in given["task"] or _of_part(word)]
+        config.hydra.overrides.task = task
+        overrides = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(task)
+        if any(each.is_sweep_override() and not each.is_discrete_sweep() for each in overrides):
+            return  # another sweeper chooses the values
+        words = {each.get_key_element(): [str(each.input_line)] for each in overrides}
+        for each in filter(Override.is_sweep_override, overrides):
+            key = each.get_key_element()
+            words[key] = [f"{key}={value}" for value in each.sweep_string_iterator()]
+        swept = [key for key, choices in words.items() if len(choices) > 1]
+        names: list[str] = []
+        problems: dict[str, str] = {}  # by message: the first job that has it
+        for job in product(*words.values()):
+            names.append(",".join(sorted(word for key, word in zip(words, job, strict=True) if key in swept)))
+            try:
+                cfg = hydra.compose(config_name, [*given["hydra"], *job, "output_dir=."])
+                with suppress(OmegaConfBaseException):  # a value of this job alone, such as ${hydra:job.num}
+                    check(cfg)
+            except Exception as error:
+                if message := _message(error, config_name, job):
+                    problems.setdefault(" ".join(message.split()), names[-1])
+        for message, name in problems.items():
+            complain(f"Job {name}: {message} No job was run." if name else message)
+        if problems:
+            sys.exit(2)
+        if all(map(FOLDER_NAME.fullmatch, names)):
+            fixed = ",".join(key.lstrip("+~") for key in words if key not in swept)
+            # before the settings of the command line, which has the last word
+            config.hydra.overrides.hydra = [
+                f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]",
+                "hydra.sweep.subdir=${hydra.job.override_dirname}",
+                *given["hydra"],
+            ]
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Compare the finished runs in a table, and take the status of the jobs, also of those in other processes."""
         from hmtl.reporting.console import Console
-        from hmtl.reporting.run_comparison import comparison_table, find_runs
+        from hmtl.reporting.run_comparison import as_lines, comparison_table, find_runs
 
         sweep = Path(config.hydra.sweep.dir)
         if failed := sorted(sweep.glob(f"*/{ERROR}")):
-            print(f"Jobs that failed: {', '.join(file.parent.name for file in failed)}. See their {ERROR}.")
+            print(f"Jobs that failed: {'; '.join(file.parent.name for file in failed)}. See their {ERROR}.")
             Jobs.status = 2
         if any(sweep.rglob("summary.json")):
-            Console().table(comparison_table(find_runs([sweep])))
+            Console().table(comparison_table(as_lines(find_runs([sweep]), over_seeds=False)))
             print(f"For a picture: python -m hmtl.report {shlex.quote(str(sweep))}")
 
 

@@ -105,7 +105,7 @@ def _loads(summary: Summary) -> Table:
         loads = [summary.loads[tier], *(reference.get(tier, summary.K) for reference in references)]
         rows.append([tier.replace("_", " "), *(f"{load:.2f}" for load in loads)])
     headers = ("", "measured", "formula", "lower bound", "uncoded")
-    unit = f"IVs of {summary.V_bits:,} bit"
+    unit = f"{'IVs' if summary.loads_uncoded is None else 'rows of sums'} of {summary.V_bits:,} bit"
     if bits := summary.bits_per_number:
         first, *others = dict.fromkeys(f"{bits[tier]:.3g}" for tier in TIERS)
         unit = f"rows of {first}{''.join(f' (users to relays) or {other}' for other in others)} bit per number"
@@ -128,6 +128,10 @@ def _times(summary: Summary) -> Table:
 def _remarks(summary: Summary) -> Iterator[str]:
     time = summary.time
     yield f"Lower bound: of all schemes in which {_class_of_bounds(summary)}."
+    if summary.loads_uncoded:
+        yield (
+            f"Uncoded: the IVs and models of {summary.K} users, {summary.uncoded_bits:,.0f} bit each, in the same unit."
+        )
     if summary.note:
         yield f"Note: {summary.note}."
     if summary.empty_rounds:

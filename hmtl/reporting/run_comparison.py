@@ -1,7 +1,11 @@
-"""Finished runs, side by side: read their folders, tell them apart, and collect their numbers in rows."""
+"""Finished runs, side by side: read their folders, average over seeds, and collect their numbers in tables."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+import os
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,26 +15,37 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS, SERVER_TO_RELAYS, USERS_TO_RELAYS
-from hmtl.errors import DataError
+from hmtl.errors import ConfigError, DataError
 from hmtl.reporting.console import as_table
+from hmtl.reporting.console_logger import OVER_USERS
 from hmtl.training.folder import overrides
 from hmtl.training.summary import Summary
 
-SETTINGS = ("algorithm", "dataset", "communicator", "K", "H", "r", "seed", "rounds")
+SETTINGS = ("algorithm", "dataset", "communicator", "K", "H", "r")
 SECONDS = ("compute_s", "communication_s", "total_s", "uncoded_total_s")
 UPLINK, DOWNLINK = f"bits/{RELAYS_TO_SERVER}", f"bits/{SERVER_TO_RELAYS}"
 FIRST_HOP = [f"bits/{USERS_TO_RELAYS}", f"bits/{RELAYS_TO_USERS}"]
-NEEDED = (*FIRST_HOP, UPLINK, DOWNLINK, "users", "compute_s", "communication_s", "uncoded_s")
-"""Columns of `metrics.csv` that a comparison reads, beside that of the errors."""
+NEEDED = [*FIRST_HOP, UPLINK, DOWNLINK, "users", "compute_s", "communication_s", "uncoded_s", "uncoded_communication_s"]
+"""Columns of `metrics.csv` that a comparison reads, beside that of the measure."""
+UNLIKE = re.compile(r"^(seed|output_dir|resume): .*\n", re.MULTILINE)
+"""Settings in which runs that are averaged may differ."""
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run."""
+    """A finished run.
+
+    Attributes:
+        folder: the run's folder.
+        summary: the content of its `summary.json`.
+        overrides: the settings on its command line.
+        measure: the column of `metrics.csv` by which runs are compared.
+    """
 
     folder: Path
     summary: Summary
-    overrides: tuple[str, ...]  # the settings on its command line
+    overrides: tuple[str, ...]
+    measure: str
 
     @cached_property
     def rounds(self) -> pd.DataFrame:
@@ -41,32 +56,56 @@ class FinishedRun:
         """
         path = self.folder / "metrics.csv"
         try:
-            rounds = pd.read_csv(path, usecols=[*NEEDED, self.error_name]).astype(float)
+            rounds = pd.read_csv(path, usecols=[*NEEDED, self.measure]).astype(float)
         except (OSError, ValueError) as error:
             raise _unreadable(path, str(error)) from error
         known = rounds.notna()
-        if not known[self.error_name].any() or not known[[*NEEDED]].all(axis=None):  # not every round is evaluated
+        if not known[self.measure].any() or not known[NEEDED].all(axis=None):  # not every round is evaluated
             raise _unreadable(path, "it lacks rounds, or numbers of a round")
         return rounds
 
-    @property
-    def error_name(self) -> str:
-        """The error by which runs are compared: on test rows if there are any, else on training rows."""
-        return "test_error" if "test_error" in self.summary.figures else "train_error"
+    @cached_property
+    def costs(self) -> pd.DataFrame:
+        """What the run has cost after each round: rounds, bits between relays and server [Mbit], and seconds.
+
+        `communication` are the seconds without measured compute. Columns with `uncoded` refer to plain forwarding in
+        the same rounds.
+        """
+        table = self.rounds
+        each = {
+            "rounds": pd.Series(1.0, table.index),
+            "bits": (table[UPLINK] + table[DOWNLINK]) / 1e6,
+            "seconds": table["compute_s"] + table["communication_s"],
+            "communication": table["communication_s"],
+            "bits uncoded": self._uncoded_mbit(),
+            "seconds uncoded": table["uncoded_s"],
+            "communication uncoded": table["uncoded_communication_s"],
+        }
+        return pd.DataFrame(each).cumsum()
+
+    @cached_property
+    def users(self) -> pd.Series:
+        """The final value of the measure at each user, from `users.csv`; empty if users have none."""
+        path, column = self.folder / "users.csv", over_users(self.measure)[0]
+        try:
+            return pd.read_csv(path, usecols=lambda name: name == column).get(column, pd.Series(dtype=float)).dropna()
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, str(error)) from error
 
     @property
-    def error_measure(self) -> str:
-        """The rows and the measure of this error, such as "test, share misclassified"."""
-        return f"{self.error_name.removesuffix('_error')}, {self.summary.error_measure}"
+    def described(self) -> str:
+        """The measure in words, such as "test error (share misclassified)"."""
+        base = over_users(self.measure)[0]
+        return base.replace("_", " ") + f" ({self.summary.error_measure})" * base.endswith("_error")
 
     @property
-    def mbit(self) -> pd.Series:
-        """The Mbit sent between relays and server in each round, in both directions."""
-        return (self.rounds[UPLINK] + self.rounds[DOWNLINK]) / 1e6
+    def identity(self) -> str:
+        """What runs that differ only by seed have in common: their configuration, or nothing without one."""
+        path = self.folder / ".hydra" / "config.yaml"
+        return UNLIKE.sub("", path.read_text()) if path.exists() else str(self.folder)
 
-    @property
-    def uncoded_mbit(self) -> pd.Series:
-        """The Mbit that plain forwarding would have sent between relays and server in the same rounds."""
+    def _uncoded_mbit(self) -> pd.Series:
+        """Return the Mbit that plain forwarding would have sent between relays and server in each round."""
         loads, users = self.summary.loads_uncoded, self.rounds["users"]
         if loads is None:  # the relays forward what they receive from the users, and the server what the users get
             return self.rounds[FIRST_HOP].sum(axis=1) / 1e6
@@ -76,11 +115,37 @@ class FinishedRun:
         return ivs * row / 1e6
 
 
-def find_runs(folders: Iterable[Path]) -> list[FinishedRun]:
-    """Return the finished runs in these folders and below, sorted by path, the jobs of a sweep by number.
+@dataclass(frozen=True)
+class Line:
+    """One line of a table, and one curve of a picture: a run, or runs that differ only by seed."""
+
+    name: str
+    runs: tuple[FinishedRun, ...]
+
+    @cached_property
+    def curve(self) -> pd.DataFrame:
+        """Mean and standard deviation (`sd`) of the measure, and mean costs, after each round that all runs have."""
+        tables = [run.costs.assign(mean=run.rounds[run.measure]).dropna() for run in self.runs]
+        by_round = pd.concat(tables).groupby(level=0)
+        return by_round.mean().assign(sd=by_round["mean"].std())[by_round.size() == len(self.runs)]
+
+
+def over_users(measure: str) -> tuple[str, str]:
+    """Return what a measure summarizes over users, and how: ("test_error", "worst user") for "test_error_worst"."""
+    end = next(end for end in reversed(OVER_USERS) if measure.endswith(end))
+    return measure.removesuffix(end), OVER_USERS[end]
+
+
+def find_runs(folders: Iterable[Path], measure: str | None = None) -> list[FinishedRun]:
+    """Return the finished runs in these folders and below, sorted by path, numbers in names as numbers.
+
+    Args:
+        folders: where to look.
+        measure: by what to compare them; None: the error on test rows if a run has any, else on training rows.
 
     Raises:
         DataError: a folder has no finished run, or a file of a run is damaged.
+        ConfigError: a run does not have the measure.
     """
     runs: dict[Path, FinishedRun] = {}
     for folder in folders:
@@ -90,71 +155,168 @@ def find_runs(folders: Iterable[Path]) -> list[FinishedRun]:
         for path in paths:
             try:
                 summary = Summary.model_validate_json(path.read_text())
-                runs.setdefault(path.resolve(), FinishedRun(path.parent, summary, tuple(overrides(path.parent))))
+                words = tuple(overrides(path.parent))
             except ValidationError as error:
                 first = error.errors()[0]
                 raise _unreadable(path, "".join(f"{key}: " for key in first["loc"]) + first["msg"]) from error
             except (OSError, ValueError) as error:
                 raise _unreadable(path, str(error)) from error
+            if measure and measure not in summary.figures:
+                near = get_close_matches(measure, summary.figures, cutoff=0)
+                raise ConfigError(
+                    f"measure={measure}: {path.parent} does not have it. Choose a column of metrics.csv, such as "
+                    f"{' or '.join(near)}."
+                )
+            usual = "test_error" if "test_error" in summary.figures else "train_error"
+            runs.setdefault(path.resolve(), FinishedRun(path.parent, summary, words, measure or usual))
     return list(runs.values())
 
 
-def run_names(runs: Sequence[FinishedRun]) -> list[str]:
-    """Return a name for each run: the settings that not all runs share, or the folder if these are not unique."""
+def as_lines(runs: Sequence[FinishedRun], over_seeds: bool = True) -> list[Line]:
+    """Return a line for each run, or for all runs that differ only by seed.
+
+    A line is named by the settings that not all runs share, or by the folder if these names are not unique.
+    """
+    groups: dict[Any, list[FinishedRun]] = {}
+    for n, run in enumerate(runs):
+        group = groups.setdefault(run.identity if over_seeds else n, [])
+        if run.summary.seed in [other.summary.seed for other in group]:
+            groups[n] = [run]  # the same run once more is not another draw
+        else:
+            group.append(run)
     common = set.intersection(*(set(run.overrides) for run in runs))
-    settings = [" ".join(each for each in run.overrides if each not in common) for run in runs]
-    return settings if all(settings) and len(set(settings)) == len(runs) else [str(run.folder) for run in runs]
+    if over_seeds:
+        common |= {word for run in runs for word in run.overrides if word.startswith("seed=")}
+    names = [", ".join(word for word in group[0].overrides if word not in common) for group in groups.values()]
+    if not all(names) or len(set(names)) < len(names):
+        names = [os.path.commonpath([run.folder for run in group]) for group in groups.values()]
+    return [Line(name, tuple(group)) for name, group in zip(names, groups.values(), strict=True)]
 
 
-def comparison_rows(runs: Sequence[FinishedRun]) -> Iterator[dict[str, Any]]:
-    """Yield a row of `report.csv` for each run; a number that a run does not have is ""."""
-    for name, run in zip(run_names(runs), runs, strict=True):
-        figures, time = run.summary.figures, run.summary.time
-        forwarding = time.uncoded_communication_s
-        yield {
-            "run": name,
-            "folder": str(run.folder),
-            **{key: getattr(run.summary, key) for key in SETTINGS},
-            "measure": run.error_measure,
-            "error": figures.get(run.error_name, ""),
-            "error_worst": figures.get(f"{run.error_name}_worst", ""),
-            "gap": figures.get("gap", ""),
-            "Mbit": run.mbit.sum(),
-            "Mbit_uncoded": run.uncoded_mbit.sum(),
-            **{key: getattr(time, key) for key in SECONDS},
-            "communication_saved": 1 - time.communication_s / forwarding if forwarding else "",
-        }
+def comparison(lines: Sequence[Line]) -> pd.DataFrame:
+    """Return the numbers of each line: means over its runs, and the standard deviations of those that vary by seed."""
+    tables = []
+    for line in lines:
+        first = line.runs[0]
+        settings = {key: getattr(first.summary, key) for key in SETTINGS}
+        settings["folder"] = os.path.commonpath([run.folder for run in line.runs])
+        numbers = pd.DataFrame(map(_numbers, line.runs))
+        row = {"run": line.name, "runs": len(line.runs), **settings, "measure": first.described, **numbers.mean()}
+        tables.append(row | {f"{name}_sd": numbers[name].std() for name in VARYING})
+    return pd.DataFrame(tables)
 
 
-NUMBERS = {
-    "rounds": ("rounds", "d"),
-    "error": ("error", ".4f"),
-    "worst user": ("error_worst", ".4f"),
+def _numbers(run: FinishedRun) -> dict[str, float]:
+    """Return the final numbers of a run."""
+    figures, time = run.summary.figures, run.summary.time
+    base, _ = over_users(run.measure)
+    forwarding, mbit = time.uncoded_communication_s, run.costs.iloc[-1]
+    return {
+        "rounds": run.summary.rounds,
+        **{name: figures.get(f"{base}{end}", math.nan) for name, end in SUMMARIES.items()},
+        "gap": figures.get("gap", math.nan),
+        "Mbit": mbit["bits"],
+        "Mbit_uncoded": mbit["bits uncoded"],
+        **{key: getattr(time, key) for key in SECONDS},
+        "communication_saved": 1 - time.communication_s / forwarding if forwarding else math.nan,
+    }
+
+
+SUMMARIES = {"mean": "", "weighted": "_weighted", "worst": "_worst"}
+"""Columns of a comparison that hold a measure, and the ends of its name."""
+VARYING = (*SUMMARIES, "gap", *SECONDS)
+COLUMNS = {
+    "n": ("runs", "d"),
+    "rounds": ("rounds", ".4g"),
+    "mean": ("mean", ".4f"),
+    "weighted": ("weighted", ".4f"),
+    "worst user": ("worst", ".4f"),
     "Mbit": ("Mbit", ".3g"),
+    "compute s": ("compute_s", ".3g"),
+    "comm. s": ("communication_s", ".3g"),
     "s": ("total_s", ".3g"),
     "saved": ("communication_saved", ".1%"),
 }
-"""Columns of the table that `report` prints: their keys in `comparison_rows`, and formats."""
+"""Columns of the tables to read: their names in `comparison`, and formats."""
+ONLY_FILES = ["weighted", "compute s", "comm. s"]  # there is no room in a terminal
 
 
-def comparison_table(runs: Sequence[FinishedRun]) -> Table:
-    """Return the table that `report` and a sweep print, with a row per run."""
-    words = {"run": ("run", "")}
-    if len({run.error_measure for run in runs}) > 1:  # then the errors of a column differ in kind
-        words["error measure"] = ("measure", "")
-    columns = words | NUMBERS
-    rows = (
-        [f"{row[key]:{form}}" if row[key] != "" else "" for key, form in columns.values()]
-        for row in comparison_rows(runs)
+def readable(lines: Sequence[Line]) -> pd.DataFrame:
+    """Return the table of a report as text, with a row per line: means, ± standard deviations of measures."""
+    numbers = comparison(lines)
+    key, names = short_names(lines)
+    table = {key or "run": names}
+    if numbers["measure"].nunique() > 1:  # then the errors of a column differ in kind
+        table["measure"] = numbers["measure"].tolist()
+    for header, (name, form) in COLUMNS.items():
+        spread = numbers.get(f"{name}_sd") if name in SUMMARIES else None
+        cells = [f"{number:{form}}" if number == number else "" for number in numbers[name].tolist()]
+        if spread is not None:
+            cells = [f"{cell} ± {sd:{form}}" if sd == sd else cell for cell, sd in zip(cells, spread, strict=True)]
+        if any(cells) and not (header == "n" and set(cells) == {"1"}):
+            table[header] = cells
+    return pd.DataFrame(table)
+
+
+def short_names(lines: Sequence[Line]) -> tuple[str, list[str]]:
+    """Return the only setting that differs between lines, and its values; else "" and the names of the lines."""
+    pairs = [line.name.partition("=") for line in lines]
+    keys = {key for key, _, _ in pairs}
+    if len(keys) > 1 or any("/" in key or not value or ", " in value for key, _, value in pairs):
+        return "", [line.name for line in lines]
+    return keys.pop().lstrip("+"), [value for _, _, value in pairs]
+
+
+def comparison_table(lines: Sequence[Line]) -> Table:
+    """Return the table that `report` and a sweep print, with a row per line."""
+    table = readable(lines).drop(columns=ONLY_FILES, errors="ignore")
+    runs = [run for line in lines for run in line.runs]
+    measures = sorted({run.described for run in runs})
+    what = f"; {measures[0]}" if len(measures) == 1 else ""
+    title = f"{len(runs)} run{'s' * (len(runs) > 1)}{what}; Mbit: between relays and server"
+    return as_table(title, list(table), table.itertuples(index=False), 1 + ("measure" in table))
+
+
+def as_markdown(lines: Sequence[Line]) -> str:
+    """Return the table of a report, and its caption, in Markdown."""
+    table = readable(lines)
+    rule = ["---", *("---:" for _ in list(table)[1:])]
+    rows = [list(table), rule, *table.itertuples(index=False)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows) + f"\n{caption(lines)}\n"
+
+
+def as_latex(lines: Sequence[Line]) -> str:
+    """Return the table of a report in LaTeX, for the package booktabs, with its caption."""
+    table = readable(lines)
+    style = table.style.format(escape="latex").format_index(escape="latex", axis=1).hide(axis="index")
+    text: str = style.to_latex(hrules=True, column_format="l" + "r" * (table.shape[1] - 1), caption=caption(lines))
+    for sign, command in {"±": r"$\pm$", "²": "$^2$", "Ω": r"$\Omega$"}.items():
+        text = text.replace(sign, command)
+    return text
+
+
+def caption(lines: Sequence[Line]) -> str:
+    """Return what the numbers and pictures of a report show."""
+    runs = [run for line in lines for run in line.runs]
+    seeds = sorted({len(line.runs) for line in lines})
+    measures = " or ".join(sorted({run.described for run in runs}))
+    sentences = [f"{measures[0].upper()}{measures[1:]} of the final models, over users."]
+    if seeds != [1]:
+        sentences.append(f"± and bands: one standard deviation over n={' or '.join(map(str, seeds))} seeds.")
+    sentences.append(
+        "Mbit: sent between relays and server. Seconds: compute is CPU time, communication follows from bits and rates."
     )
-    title = f"{len(runs)} run{'s' * (len(runs) > 1)}; Mbit: between relays and server"
-    return as_table(title, list(columns), rows, len(words))
+    if any(run.summary.communicator != "uncoded" for run in runs):
+        instead = sorted({run.summary.uncoded_bits for run in runs if run.summary.loads_uncoded})
+        size = f" ({' or '.join(f'{bits:,.0f}' for bits in instead)} bit each, instead of sums)" if instead else ""
+        sentences.append(f"Saved, uncoded: the same rounds if every user's IV and model were forwarded{size}.")
+    return " ".join(sentences)
 
 
 def _unreadable(path: Path, why: str) -> DataError:
     return DataError(f"{path} cannot be read ({why}). Leave this run out.")
 
 
-def _sort_key(part: str) -> tuple[int, int, str]:
-    """Return a key that sorts the numbers of a sweep's jobs as numbers, before other names."""
-    return (0, int(part), "") if part.isdecimal() else (1, 0, part)
+def _sort_key(part: str) -> list[tuple[int, int, str]]:
+    """Return a key that sorts the numbers in names as numbers, before other characters."""
+    return [(0, int(each), "") if each.isdecimal() else (1, 0, each) for each in re.split(r"(\d+)", part) if each]

@@ -1,88 +1,209 @@
-"""The picture that `report` writes: error against bits and against time, one curve per finished run."""
+"""The picture that `report` writes: a measure against rounds, bits and seconds, and its final values at users."""
 
 import math
+import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import matplotlib
+import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from hmtl.reporting.run_comparison import FinishedRun, run_names
-from hmtl.reporting.style import OKABE_ITO, Picture
+from hmtl.errors import ConfigError
+from hmtl.io.files import replacing
+from hmtl.reporting.run_comparison import Line, over_users, short_names
+from hmtl.reporting.style import COLUMN, OKABE_ITO, PAGE, PRINT, Picture
 
-MOST_COLORED = 7  # runs in colour, those with the smallest errors; the others are grey
+USERS = "users"
+AXES = {
+    "rounds": "round",
+    "bits": "Mbit between relays\nand server",
+    "seconds": "seconds of compute\nand communication",
+    "communication": "seconds of\ncommunication",
+}
+"""Panels with curves: the cost that is the horizontal axis, and its label."""
+USUAL_PANELS = ("rounds", "bits", "seconds", USERS)
+HEIGHT = 2.3  # inches, of each panel
+MOST_COLORED = 7  # lines in colour, those with the best final values; the others are grey
 MARKERS = "os^DvPX"  # distinguish the curves in grey print
-LONGEST_NAME = 59
-GREY = {"color": "0.8", "zorder": 1}
+LONGEST_NAME, LONGEST_LABEL, LONGEST_TICK = 59, 28, 20
+WIDE = 5  # an axis is logarithmic if costs differ, or curves fall, by more than this factor
 
 
-def comparison_picture(runs: Sequence[FinishedRun]) -> Picture:
-    """Draw error against bits (left) and against time (right); dashed: the same run with plain forwarding."""
-    figure = Picture(figsize=(11, 5), layout="constrained")
-    bits, seconds = figure.subplots(1, 2, sharey=True)
-    by_error = sorted(range(len(runs)), key=lambda n: runs[n].summary.figures.get(runs[n].error_name, math.inf))
-    ranks = {n: rank for rank, n in enumerate(by_error[:MOST_COLORED])}
-    for n, (name, run) in enumerate(zip(run_names(runs), runs, strict=True)):
-        style = _style(ranks[n], name) if n in ranks else GREY
-        _draw_run(bits, seconds, run, style, with_uncoded=n in ranks and run.summary.communicator != "uncoded")
+def write_picture(picture: Picture, path: Path) -> None:
+    """Write a picture as PNG and as PDF; the same picture gives the same bytes."""
+    with matplotlib.rc_context(PRINT):
+        for ending, metadata in ((".png", {}), (".pdf", {"CreationDate": None})):
+            with replacing(path.with_name(path.name + ending)) as file:
+                picture.savefig(file, format=ending[1:], dpi=300, metadata=metadata)
 
-    measures = sorted({run.error_measure.replace(",", " error:", 1) for run in runs})
-    ylabel = ",\nor ".join(measures) + (",\n" if len(measures) > 1 else ", ") + "mean over users"
-    bits.set(xlabel="sent between relays and server [Mbit]", ylabel=ylabel)
-    seconds.set(xlabel="time, compute and communication [s]")
-    for axes in (bits, seconds):
-        _scale(axes)
-    seconds.plot([], [], "k--", linewidth=1, label="dashed: the same run uncoded")
-    if len(runs) > MOST_COLORED:
-        seconds.plot([], [], color="0.8", label=f"the other {len(runs) - MOST_COLORED}, with larger errors")
-    handles: dict[str, Artist] = {}
-    for axes in (bits, seconds):
-        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=2, fontsize="small")
+
+@matplotlib.rc_context(PRINT)
+def comparison_picture(lines: Sequence[Line], panels: Sequence[str] = ()) -> Picture:
+    """Draw a panel for each of `panels`, by default `USUAL_PANELS`.
+
+    One panel is a column wide, several are together as wide as a page. Bands show a standard deviation over seeds, and
+    dashed curves the same rounds with plain forwarding.
+
+    Raises:
+        ConfigError: a panel is unknown, or is that of users, and the measure has no values at users.
+    """
+    styles = _styles(lines)
+    possible = [*AXES, *[USERS] * any(len(run.users) for line in lines for run in line.runs)]
+    if unknown := [panel for panel in panels if panel not in possible]:
+        raise ConfigError(
+            f"panels={','.join(panels)}: {unknown[0]!r} is not a panel of this measure. Choose from "
+            f"{', '.join(possible)}."
+        )
+    panels = panels or [panel for panel in USUAL_PANELS if panel in possible]
+    size = (COLUMN if len(panels) == 1 else PAGE, HEIGHT)
+    figure = Picture(figsize=size, layout="constrained")
+    first: Axes | None = None  # of the panels with curves
+    for n, panel in enumerate(panels, 1):
+        axes = figure.add_subplot(1, len(panels), n, sharey=None if panel == USERS else first)
+        axes.grid()
+        axes.set_axisbelow(True)
+        if panel == USERS:
+            _draw_users(axes, lines, styles, room=12 * size[0] / len(panels))
+            continue
+        for line, style in zip(lines, styles, strict=True):
+            _draw_curve(axes, line, panel, style)
+        _scale(axes, panel, lines)
+        if len(panels) == 1:
+            axes.set_xlabel(AXES[panel].replace("\n", " "))
+        if first:
+            axes.tick_params(labelleft=False)
+        else:
+            axes.set_ylabel(_label(lines))
+        first = first or axes
+    means = pd.concat([line.curve["mean"] for line in lines])
+    if first and _falls(lines[0]) and 0 < WIDE * means.min() < means.max():
+        first.set_yscale("log")
+        first.set_ylim(bottom=0.8 * means.min())  # bands may reach 0
+        _label_powers(first.yaxis, (1, 2, 5))
+    if set(panels) != {USERS} or not figure.axes[0].get_xticks().size:  # lines have no names yet
+        _draw_legend(figure, lines, styles, panels)
     return figure
 
 
-def _draw_run(bits: Axes, seconds: Axes, run: FinishedRun, style: dict[str, Any], with_uncoded: bool) -> None:
-    errors = run.rounds[run.error_name].dropna()  # not every round is evaluated
-    dashed = {"color": style["color"], "linestyle": "--", "linewidth": 1, "zorder": 2}
-
-    def curve(axes: Axes, costs: pd.Series, style: dict[str, Any]) -> None:
-        axes.plot(costs.cumsum()[errors.index], errors, **style)
-
-    sends = run.mbit.any()
-    if sends:
-        curve(bits, run.mbit, style)
-    else:  # nothing is sent: a level, and an entry of the legend
-        bits.plot([], [], **style)
-        bits.axhline(errors.iloc[-1], color=style["color"], linestyle=":")
-    if sends and with_uncoded:
-        curve(bits, run.uncoded_mbit, dashed)
-    curve(seconds, run.rounds["compute_s"] + run.rounds["communication_s"], style)
-    if with_uncoded:
-        curve(seconds, run.rounds["uncoded_s"], dashed)
+def _label(lines: Sequence[Line]) -> str:
+    """Return the label of the vertical axis of curves; the caption of a report says what an error is."""
+    runs = [run for line in lines for run in line.runs]
+    base, how = over_users(runs[0].measure)
+    kinds = sorted({run.described for run in runs})
+    name = base.replace("_", " ") if len(kinds) == 1 else " or ".join(kinds)
+    if f"{base}_worst" not in runs[0].summary.figures:
+        return name
+    space = " " if len(name) < LONGEST_LABEL / 2 else "\n"
+    return f"{textwrap.fill(name, LONGEST_LABEL)},{space}{how}"
 
 
-def _scale(axes: Axes) -> None:
-    """Set a logarithmic horizontal axis with a grid and with numbers that do not overlap."""
-    if axes.dataLim.minposx == math.inf:  # no run sends anything
-        axes.set_xticks([])
+def _draw_curve(axes: Axes, line: Line, panel: str, style: dict[str, Any]) -> None:
+    curve, color = line.curve, style["color"]
+    cost, mean, sd = curve[panel], curve["mean"], curve["sd"]
+    if not cost.any():  # nothing is sent: a level
+        axes.axhline(mean.iloc[-1], color=color, linestyle=":", zorder=style["zorder"])
         return
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    if high < 100 * low:  # too few powers of ten, and the labels of all their multiples would overlap
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(4))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.grid(alpha=0.3, which="both")
+    axes.plot(cost, mean, **style)
+    if sd.notna().any():
+        axes.fill_between(cost, mean - sd, mean + sd, color=color, alpha=0.15, linewidth=0, zorder=style["zorder"] - 1)
+    if _has_uncoded(line, panel, style):
+        axes.plot(curve[f"{panel} uncoded"], mean, color=color, linestyle="--", linewidth=0.8, zorder=2)
 
 
-def _style(rank: int, name: str) -> dict[str, Any]:
-    """Return color, marker and label of the curve of a run."""
-    short = name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
-    label = short.replace("$", r"\$")  # matplotlib would read a formula
-    if label.startswith("_"):  # matplotlib hides such labels
-        label = f"\u200b{label}"
-    color = list(OKABE_ITO.values())[rank]
-    return {"color": color, "label": label, "zorder": 3, "marker": MARKERS[rank], "markevery": 0.15, "markersize": 5}
+def _has_uncoded(line: Line, panel: str, style: dict[str, Any]) -> bool:
+    """Return whether a panel shows the same rounds with plain forwarding beside a line."""
+    sent = line.runs[0].costs["bits"].any() and line.runs[0].summary.communicator != "uncoded"
+    return bool(sent and panel not in ("rounds", USERS) and "label" in style)
+
+
+def _draw_users(axes: Axes, lines: Sequence[Line], styles: Sequence[dict[str, Any]], room: float) -> None:
+    """Draw the final values of the measure at the users of all seeds: a point each, and a box of their quartiles.
+
+    Args:
+        axes, lines, styles: where, what and how.
+        room: letters that fit below the axes, side by side.
+    """
+    for n, (line, style) in enumerate(zip(lines, styles, strict=True)):
+        values, color = np.concatenate([run.users.to_numpy() for run in line.runs]), style["color"]
+        spread = 0.5 * (np.arange(len(values)) * 0.618 % 1 - 0.5)  # the golden ratio keeps neighbours apart
+        axes.scatter(n + spread, values, s=3, color=color, alpha=0.4, linewidths=0, zorder=2)
+        box: Any = {f"{part}props": {"color": color} for part in ("box", "median", "whisker", "cap")}
+        axes.boxplot(values, positions=[n], widths=0.7, showfliers=False, manage_ticks=False, zorder=3, **box)
+    names = [_shown(name) for name in short_names(lines)[1]]
+    longest = max(map(len, names))
+    if longest > LONGEST_TICK:
+        axes.set_xticks([])
+    elif longest * len(names) < room:
+        axes.set_xticks(range(len(names)), names)
+    else:
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_ylabel(f"{over_users(lines[0].runs[0].measure)[0].replace('_', ' ')}, each user")
+    axes.grid(visible=False, axis="x")
+
+
+def _scale(axes: Axes, panel: str, lines: Sequence[Line]) -> None:
+    """Set label, scale and ticks of a horizontal axis; its numbers do not overlap."""
+    axes.set_xlabel(AXES[panel])
+    ends = [cost for line in lines for cost in line.curve.filter(regex=f"^{panel}").iloc[-1] if cost > 0]
+    if not ends:  # no run sends anything
+        axes.set_xticks([])
+    elif max(ends) <= WIDE * min(ends):
+        axes.xaxis.set_major_locator(MaxNLocator(3, integer=panel == "rounds"))
+        axes.set_xlim(left=0)
+    else:
+        axes.set_xscale("log")
+        _label_powers(axes.xaxis, (1, 3))
+
+
+def _label_powers(axis: Axis, subs: tuple[int, ...]) -> None:
+    """Label the powers of ten of a logarithmic axis; if these are few, also their multiples `subs`."""
+    low, high = axis.get_view_interval()
+    if high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=subs))
+        axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _draw_legend(
+    figure: Picture, lines: Sequence[Line], styles: Sequence[dict[str, Any]], panels: Sequence[str]
+) -> None:
+    title, axes = short_names(lines)[0], figure.axes[0]
+    handles = axes.plot([], [], " ", label=f"{title}:") if title else []
+    handles += [axes.plot([], [], **style)[0] for style in styles if "label" in style]
+    if any(_has_uncoded(line, panel, style) for line, style in zip(lines, styles, strict=True) for panel in panels):
+        handles += axes.plot([], [], "k--", linewidth=0.8, label="the same, uncoded")
+    if len(lines) > MOST_COLORED:
+        handles += axes.plot([], [], color="0.8", label=f"the other {len(lines) - MOST_COLORED}")
+    for columns in range(len(handles), 0, -1):
+        legend = figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False)
+        if legend.get_window_extent().width <= figure.bbox.width or columns == 1:
+            break
+        legend.remove()
+
+
+def _styles(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """Return colour, marker and label of the curve of each line; those with the best final values are in colour."""
+
+    final = [float(line.curve["mean"].iloc[-1]) * (1 if _falls(line) else -1) for line in lines]
+    colored = sorted(sorted(range(len(lines)), key=lambda n: (math.isnan(final[n]), final[n]))[:MOST_COLORED])
+    styles: list[dict[str, Any]] = [{"color": "0.8", "zorder": 1} for _ in lines]
+    for n, color, marker in zip(colored, OKABE_ITO.values(), MARKERS, strict=False):
+        label = _shown(short_names(lines)[1][n])
+        styles[n] = {"color": color, "label": label, "zorder": 3, "marker": marker, "markevery": 0.15, "markersize": 3}
+    return styles
+
+
+def _falls(line: Line) -> bool:
+    """Return whether the measure of a line is the better the smaller it is."""
+    return over_users(line.runs[0].measure)[0].endswith(("error", "loss", "gap", "primal"))
+
+
+def _shown(name: str) -> str:
+    """Return a name as matplotlib shows it unchanged, or its end if it is long."""
+    text = (name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}").replace("$", r"\$")  # no formula
+    return f"\u200b{text}" if text.startswith("_") else text  # matplotlib hides such labels

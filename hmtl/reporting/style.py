@@ -18,6 +18,19 @@ OKABE_ITO = {
 }
 """The palette of Okabe and Ito (2008) for colour-blind readers, without yellow, which is faint on white."""
 
+PRINT: Any = {
+    "font.size": 8,
+    "legend.fontsize": 7,
+    "lines.linewidth": 1.2,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.alpha": 0.3,
+    "pdf.fonttype": 42,
+}
+"""Settings of matplotlib for pictures in a paper; fonts are TrueType, which publishers accept."""
+COLUMN, PAGE = 3.4, 7.0  # inches: the width of a column, and of a page with two columns
+
 
 class Picture(Figure):
     """A figure without a window; a notebook shows it if it is the last expression of a cell."""

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hmtl.training.folder import overrides
+from hmtl.training.folder import job_name, overrides
 from hmtl.training.history import Measurements
 from hmtl.training.summary import Summary
 
@@ -49,14 +49,14 @@ SETTINGS = (
 )
 """The tab "HParams": settings of the summary, and as results the last measurements of RESULTS."""
 RESULTS = ("test_error", "test_balanced_error", "test_auc", "test_r2", "train_error", "gap", "primal", "bits_total")
-UNNAMED_SETTINGS = ("resume", "rounds", "logger")  # do not belong to the name of a run
 
 
 class TensorBoardLogger:
     """A logger that writes TensorBoard events.
 
-    The events are in a subfolder of the run's folder, named after the settings on the command line, because TensorBoard
-    shows the name of the folder. A resumed run writes its earlier rounds again, and they supersede the old events.
+    TensorBoard shows the name of the folder that the events are in. It is a subfolder of the run's folder, named after
+    the settings on the command line, or the run's folder if that is named so already, as those of a sweep's jobs.
+    A resumed run writes its earlier rounds again, and they supersede the old events.
     """
 
     def __init__(self, folder: str) -> None:
@@ -108,10 +108,10 @@ class TensorBoardLogger:
         """The writer of events, opened at the first round because it creates a file."""
         from torch.utils.tensorboard import SummaryWriter
 
-        settings = [each for each in overrides(self._folder) if not each.lstrip("~").startswith(UNNAMED_SETTINGS)]
-        name = re.sub(r"[^\w=.,+-]+", "_", " ".join(settings))[:100] or "events"
-        earlier = sorted(path.parent for path in self._folder.glob("*/events.out.tfevents.*"))  # before a resume
-        writer = SummaryWriter(str(earlier[0] if earlier else self._folder / name), purge_step=0)
+        name = re.sub(r"[^\w=.,+-]+", "_", job_name(self._folder))[:100] or "events"
+        place = self._folder if self._folder.name == name else self._folder / name
+        earlier = sorted(path.parent for path in self._folder.rglob("events.out.tfevents.*"))  # before a resume
+        writer = SummaryWriter(str(earlier[0] if earlier else place), purge_step=0)
         writer.add_custom_scalars(LAYOUT)
         return writer
 

@@ -46,3 +46,9 @@ def overrides(folder: Path) -> list[str]:
     path = folder / ".hydra" / "overrides.yaml"
     words: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.exists() else []
     return [word for word in map(str, words) if not word.lstrip("+~").startswith(("hydra", "output_dir"))]
+
+
+def job_name(folder: Path) -> str:
+    """Return the settings that Hydra names the run in `folder` by: in a sweep, those that differ between its jobs."""
+    path = folder / ".hydra" / "hydra.yaml"
+    return str(OmegaConf.load(path).hydra.job.override_dirname) if path.exists() else ""

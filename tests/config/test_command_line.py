@@ -107,8 +107,51 @@ def test_a_failed_job_does_not_stop_a_sweep(run: Run, tmp_path: Path) -> None:
             raise ConfigError("seed=1 is unlucky.")
 
     code, stderr = run(task, "seed=0,1,2", f"hydra.sweep.dir={tmp_path}/sweep", "--multirun")
-    assert (code, seen, stderr) == (2, [0, 1, 2], "error: seed=1 is unlucky.\n")
-    assert [path.parent.name for path in tmp_path.rglob(ERROR)] == ["1"]
+    assert (code, seen, stderr) == (2, [0, 1, 2], "error: Job seed=1: seed=1 is unlucky.\n")
+    assert [path.parent.name for path in tmp_path.rglob(ERROR)] == ["seed=1"]
+
+
+def test_each_job_of_a_sweep_has_the_settings_of_its_own_parts(run: Run, tmp_path: Path) -> None:
+    """Values arrive as they are typed, also those that only the swept choice can have."""
+    seen: list[DictConfig] = []
+    words = ["algorithm=ditto,fedavg", "algorithm.model._target_=hmtl.mtl.cnn", "+algorithm.model.shape=[1,28,28]"]
+    values = ["dataset.class_weight=null", "~logger.tensorboard", "+measures.f._target_=math.fsum"]
+    values += ["seed=3,5", "lam=${K}"]
+    assert run(seen.append, *words, *values, f"hydra.sweep.dir={tmp_path}/sweep", "-m") == (0, "")
+    made = [(cfg.algorithm._target_, cfg.seed) for cfg in seen]
+    assert made == [(f"hmtl.mtl.{name}", seed) for name in ("Ditto", "FedAvg") for seed in (3, 5)]
+    for cfg in seen:
+        assert (cfg.algorithm.model._target_, cfg.algorithm.model.shape) == ("hmtl.mtl.cnn", [1, 28, 28])
+        assert (cfg.dataset.class_weight, cfg.lam, [*cfg.logger], [*cfg.measures]) == (None, 20, ["console"], ["f"])
+    names = [f"algorithm={name},seed={seed}" for name in ("ditto", "fedavg") for seed in (3, 5)]
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()) == names
+    assert run(seen.append, f"resume={tmp_path}/sweep/{names[0]}") == (0, "")
+    assert seen[-1].resume == f"{tmp_path}/sweep/{names[0]}"
+
+
+@pytest.mark.parametrize(
+    ("words", "job", "says"),
+    [
+        (("algorithm=fedavg,mocha", "solver.epochs=1", "seed=0,1"), "algorithm=mocha,seed=0", "solver.epochs"),
+        (("algorithm=mocha,fedavg", "regularizer=graph"), "algorithm=fedavg", "regularizer"),
+        (("solver.passes=3,0",), "solver.passes=0", "passes"),
+        (("seed=0,1", "solver.passes=[1"), "", "[1"),
+    ],
+)
+def test_a_sweep_with_a_wrong_job_does_not_begin(
+    run: Run, tmp_path: Path, words: tuple[str, ...], job: str, says: str
+) -> None:
+    task = raises(AssertionError("a job was run"))
+    code, stderr = run(task, *words, f"hydra.sweep.dir={tmp_path}/sweep", "-m")
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert f"Job {job}: " in stderr or not job
+    assert says in stderr
+
+
+def test_jobs_whose_names_no_folder_can_have_are_numbered(run: Run, tmp_path: Path) -> None:
+    words = ("logger=none", "dataset.path=a/b,c", f"hydra.sweep.dir={tmp_path}/sweep")
+    assert run(lambda cfg: None, "dataset=mnist", *words, "-m") == (0, "")
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()) == ["0", "1"]
 
 
 @pytest.mark.slow

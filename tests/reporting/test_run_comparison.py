@@ -1,16 +1,18 @@
-"""Reports of runs and sweeps: numbers as the runs' own files have them, names that tell runs apart, a closing table."""
+"""Reports of runs and sweeps: numbers as the runs' own files have them, averages over seeds, tables and pictures."""
 
-import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import commands
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -21,10 +23,11 @@ from hmtl.communication import TIERS
 from hmtl.errors import ConfigError, DataError
 from hmtl.report import report
 from hmtl.reporting.console import Console
-from hmtl.reporting.run_comparison import comparison_rows, comparison_table, find_runs, run_names
+from hmtl.reporting.run_comparison import FinishedRun, as_lines, comparison, comparison_table, find_runs
 from hmtl.reporting.run_comparison_picture import comparison_picture
 from hmtl.train import train
 
+SECONDS = ("compute_s", "communication_s", "uncoded_s", "uncoded_communication_s")
 SMALL = ("K=6", "H=3", "rounds=3", "dataset.rows_per_user=20", "logger=none")
 
 
@@ -36,15 +39,28 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, commands.Done
     return folder, commands.here("hmtl.train", "-m", *words, "hydra.job.chdir=false")
 
 
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two learners with three seeds each, and one of these runs once more."""
+    folder = tmp_path_factory.mktemp("seeds")
+    words = (*SMALL, "r=2", "regularizer=mean,ridge", "seed=0,1,2", "hydra.job.chdir=false", "evaluate_every=2")
+    assert commands.here("hmtl.train", "-m", *words, f"hydra.sweep.dir={folder}").returncode == 0
+    return folder
+
+
+def single(runs: Sequence[FinishedRun]) -> list[Any]:
+    return as_lines(runs, over_seeds=False)
+
+
 def test_a_sweep_closes_with_one_table(sweep: tuple[Path, commands.Done]) -> None:
     folder, done = sweep
     assert done.returncode == 2, "as one of its jobs"
-    assert done.stderr.count("error: r=4") == 2
-    closing = done.stdout[done.stdout.index("2 runs; Mbit: between relays and server") :]
-    assert "algorithm=mocha" in closing
-    assert "algorithm=local" in closing
+    assert done.stderr.count(",r=4: r=4") == 2
+    closing = done.stdout[done.stdout.index("2 runs; test error") :]
+    assert "mocha" in closing
+    assert "local" in closing
     assert f"python -m hmtl.report {folder}" in closing
-    assert "Jobs that failed: 2, 3." in done.stdout
+    assert "Jobs that failed: algorithm=local,r=4; algorithm=mocha,r=4." in done.stdout
 
 
 def test_a_folder_swept_again(sweep: tuple[Path, commands.Done], tmp_path: Path) -> None:
@@ -57,36 +73,108 @@ def test_a_folder_swept_again(sweep: tuple[Path, commands.Done], tmp_path: Path)
 
 def test_what_is_reported_is_what_the_runs_say(sweep: tuple[Path, commands.Done]) -> None:
     folder, _ = sweep
-    for line, run, job in zip(comparison_rows(runs := find_runs([folder])), runs, ("0", "1"), strict=True):
-        summary = json.loads((folder / job / "summary.json").read_text())
-        with (folder / job / "metrics.csv").open() as file:
-            rows = list(csv.DictReader(file))
-        assert run.folder == folder / job
-        bits = sum(float(row["bits/relays_to_server"]) + float(row["bits/server_to_relays"]) for row in rows)
-        assert line["Mbit"] == pytest.approx(bits / 1e6)
-        assert line["error"] == summary["test_error"] == float(rows[-1]["test_error"])
+    runs = find_runs([folder])
+    table = comparison(single(runs))
+    for line, run, name in zip(table.to_dict("records"), runs, ("local", "mocha"), strict=True):
+        job = folder / f"algorithm={name},r=2"
+        summary, rows = json.loads((job / "summary.json").read_text()), pd.read_csv(job / "metrics.csv")
+        assert (run.folder, line["run"]) == (job, f"algorithm={name}")
+        bits = rows["bits/relays_to_server"] + rows["bits/server_to_relays"]
+        assert line["Mbit"] == pytest.approx(bits.sum() / 1e6)
+        assert line["mean"] == summary["test_error"] == rows["test_error"].iloc[-1]
+        assert line["worst"] == summary["test_error_worst"]
         assert line["total_s"] == summary["time"]["total_s"]
         assert line["Mbit_uncoded"] == pytest.approx(3 * 12 * summary["V_bits"] / 1e6, rel=0.01)
-        if job == "0":
+        if name == "mocha":
             assert line["communication_saved"] == pytest.approx(2 / 6, abs=1e-3)
-    assert run_names(runs) == ["algorithm=mocha", "algorithm=local"]
-    assert run_names(runs[:1]) == [str(folder / "0")]
+    assert [line.name for line in single(runs[:1])] == [str(runs[0].folder)]
+
+
+def test_runs_that_differ_only_by_seed_are_one_line(seeds: Path, tmp_path: Path) -> None:
+    """Their mean and standard deviation, and the values of all their users."""
+    report([str(seeds), f"output={tmp_path}/all"])
+    table = pd.read_csv(tmp_path / "all.csv")
+    assert table["run"].tolist() == ["regularizer=mean", "regularizer=ridge"]
+    assert table["runs"].tolist() == [3, 3]
+    assert len(pd.read_csv(tmp_path / "all_runs.csv")) == 6
+    lines = as_lines(find_runs([seeds]))
+    figure = comparison_picture(lines, ("rounds", "bits", "communication", "users"))
+    markdown, latex = (tmp_path / "all.md").read_text(), (tmp_path / "all.tex").read_text()
+    for n, line in enumerate(lines):
+        folders = [seeds / f"{line.name},seed={seed}" for seed in range(3)]
+        rows = [pd.read_csv(folder / "metrics.csv") for folder in folders]
+        errors = np.array([each["test_error"].dropna() for each in rows])
+        assert errors.shape == (3, 2), "evaluate_every=2: the first and the last of three rounds"
+        worst = [json.loads((folder / "summary.json").read_text())["test_error_worst"] for folder in folders]
+        mean, sd = errors[:, -1].mean(), errors[:, -1].std(ddof=1)
+        assert (table["mean"][n], table["mean_sd"][n]) == pytest.approx((mean, sd))
+        assert (table["worst"][n], table["worst_sd"][n]) == pytest.approx((np.mean(worst), np.std(worst, ddof=1)))
+        cell = f"{mean:.4f} {{}} {sd:.4f}"
+        assert f"| {line.name.partition('=')[2]} | 3 | 3 | {cell.format('±')} |" in markdown
+        assert cell.format(r"$\pm$") in latex
+        by_round, bits, seconds, users = figure.axes
+        curve = by_round.lines[n].get_xydata()
+        assert curve == pytest.approx(np.column_stack([[1, 3], errors.mean(0)]))
+        band = by_round.collections[n].get_datalim(by_round.transData).intervaly
+        spread = errors.std(0, ddof=1)
+        assert band == pytest.approx([(errors.mean(0) - spread).min(), (errors.mean(0) + spread).max()])
+        communication = np.mean([each["communication_s"].cumsum()[[0, 2]] for each in rows], axis=0)
+        uncoded = np.mean([each["uncoded_communication_s"].cumsum()[[0, 2]] for each in rows], axis=0)
+        shown = [curve.get_xdata() for curve in seconds.lines if len(curve.get_xdata())]
+        assert any(x == pytest.approx(communication) for x in shown)
+        assert any(x == pytest.approx(uncoded) for x in shown)
+        points = np.sort(np.asarray(users.collections[n].get_offsets())[:, 1])
+        each = [pd.read_csv(folder / "users.csv")["test_error"] for folder in folders]
+        assert points == pytest.approx(np.sort(np.concatenate(each)))
+    assert "n=3 seeds" in markdown
+    assert bits.get_ylim() == by_round.get_ylim()
+
+
+def test_a_run_repeated_is_not_another_seed(seeds: Path, tmp_path: Path) -> None:
+    shutil.copytree(seeds / "regularizer=mean,seed=0", tmp_path / "again")
+    assert sorted(len(line.runs) for line in as_lines(find_runs([seeds, tmp_path]))) == [1, 3, 3]
+
+
+def test_the_same_report_has_the_same_bytes(seeds: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        report([str(seeds), f"output={tmp_path}/{name}"])
+    for ending in (".csv", "_runs.csv", ".md", ".tex", ".png", ".pdf"):
+        first, second = ((tmp_path / f"{name}{ending}").read_bytes() for name in ("one", "two"))
+        assert first == second, ending
+    pdf = (tmp_path / "one.pdf").read_bytes()
+    assert b"/Type3" not in pdf, "fonts that publishers refuse"
+    assert b"FontFile2" in pdf
+
+
+@pytest.mark.parametrize("measure", ["test_error_worst", "test_balanced_error", "test_auc_weighted", "primal"])
+def test_the_user_chooses_the_measure(seeds: Path, measure: str) -> None:
+    lines = as_lines(find_runs([seeds], measure))
+    final = [[run.summary.figures[measure] for run in line.runs] for line in lines]
+    figure = comparison_picture(lines)
+    curves = [curve.get_ydata()[-1] for curve in figure.axes[0].lines if len(curve.get_ydata())]
+    assert curves == pytest.approx(np.mean(final, axis=1))
+    assert len(figure.axes) == (3 if measure == "primal" else 4), "users have no objective of their own"
+    assert {"worst": "worst user", "weighted": "weighted by rows"}.get(measure.rpartition("_")[2], "") in (
+        figure.axes[0].get_ylabel()
+    )
+    (axes,) = comparison_picture(lines, ["communication"]).axes
+    assert axes.figure.get_figwidth() < 3.6, "as wide as a column"
 
 
 def test_the_table_fits_80_columns(
     sweep: tuple[Path, commands.Done], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of a sweep over two settings: where there is no room, their words go on in the next line."""
-    run, words = find_runs([sweep[0]])[0], ["regularizer=task_relationship", "regularizer=mean_regularized"]
+    run, words = find_runs([sweep[0]])[1], ["regularizer=task_relationship", "regularizer=mean_regularized"]
     runs = [replace(run, overrides=(word, lam)) for word in words for lam in ("lam=0.01", "lam=0.1")]
     for columns in (200, 80):
         monkeypatch.setenv("COLUMNS", str(columns))
-        Console().table(comparison_table(runs))
+        Console().table(comparison_table(single(runs)))
         printed = capsys.readouterr().out
         assert max(map(len, printed.splitlines())) <= columns
         cells = [line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│")]
         told = "".join(cells).replace(" ", "")
-        assert told == "".join(f"{word}{lam}" for word in words for lam in ("lam=0.01", "lam=0.1"))
+        assert told == "".join(f"{word},{lam}" for word in words for lam in ("lam=0.01", "lam=0.1"))
         assert (words[0] in printed) == (columns == 200)
 
 
@@ -94,23 +182,23 @@ def test_files_and_picture(
     sweep: tuple[Path, commands.Done], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = sweep
-    report([str(folder / "0"), str(folder / "1"), f"output={tmp_path}/both"])
-    out = capsys.readouterr().out
-    assert "algorithm=local" in out
-    with (tmp_path / "both.csv").open() as file:
-        assert [row["run"] for row in csv.DictReader(file)] == ["algorithm=mocha", "algorithm=local"]
+    mocha, local = folder / "algorithm=mocha,r=2", folder / "algorithm=local,r=2"
+    report([str(mocha), str(local), f"output={tmp_path}/both"])
+    assert "local" in capsys.readouterr().out
+    assert pd.read_csv(tmp_path / "both.csv")["run"].tolist() == ["algorithm=mocha", "algorithm=local"]
     assert Image.open(tmp_path / "both.png").size[0] > 1000
-    left, right = comparison_picture(find_runs([folder])).axes
+    runs = find_runs([mocha, local])
+    _, left, right, _ = comparison_picture(as_lines(runs)).axes
     coded, dashed = (line for line in left.lines if len(line.get_xdata()) == 3)
     assert (dashed.get_xdata() / coded.get_xdata()).tolist() == pytest.approx([12 / 4] * 3, rel=0.01), (
         "K=6 each way, 4 in all"
     )
     assert coded.get_ydata().tolist() == dashed.get_ydata().tolist()
-    assert "s]" in right.get_xlabel()
-    assert sum(len(line.get_xdata()) == 3 for line in right.lines) == 4, "each of two runs, and the same uncoded"
-    _, plain = (line for line in right.lines[:2])
-    uncoded = find_runs([folder])[0].rounds["uncoded_s"].tolist()
-    assert plain.get_xdata().tolist() == pytest.approx([sum(uncoded[: n + 1]) for n in range(3)])
+    assert "seconds" in right.get_xlabel()
+    curves = [line for line in right.lines if len(line.get_xdata()) == 3]
+    assert len(curves) == 3, "what local would take uncoded is what it takes"
+    uncoded = runs[0].rounds["uncoded_s"].tolist()
+    assert curves[1].get_xdata().tolist() == pytest.approx([sum(uncoded[: n + 1]) for n in range(3)])
 
 
 @pytest.mark.parametrize(
@@ -119,28 +207,31 @@ def test_files_and_picture(
 )
 @pytest.mark.parametrize("first", [0.016, *(pytest.param(first, marks=pytest.mark.slow) for first in (0.3, 7000.0))])
 def test_numbers_on_the_axes_are_there_and_apart(sweep: tuple[Path, commands.Done], span: float, first: float) -> None:
-    (run,) = find_runs([sweep[0] / "0"])
-    whole = [first, first * span]
-    each = [whole[0], whole[1] - whole[0]]
-    bits = pd.DataFrame({f"bits/{tier}": each for tier in TIERS}) * 5e5
-    seconds = pd.DataFrame(dict.fromkeys(("compute_s", "communication_s", "uncoded_s"), each)) / 2
-    vars(run)["rounds"] = pd.concat([bits, seconds], axis=1).assign(test_error=0.1, users=6)
-    figure = comparison_picture([run])
+    """Of runs whose costs are alike, or differ by far; and of an error that falls as far."""
+    runs = [find_runs([sweep[0] / "algorithm=mocha,r=2"])[0] for _ in range(2)]
+    for run, scale in zip(runs, (first, first * span), strict=True):
+        bits = pd.DataFrame({f"bits/{tier}": [scale, scale] for tier in TIERS}) * 5e5
+        seconds = pd.DataFrame({name: [scale, scale] for name in SECONDS}) / 2
+        run.__dict__["rounds"] = pd.concat([bits, seconds], axis=1).assign(test_error=[first * span, first], users=6)
+    figure = comparison_picture(single(runs), ("bits", "seconds"))
     figure.draw_without_rendering()
     for axes in figure.axes:
-        low, high = axes.get_xlim()
-        ticks = [*axes.xaxis.get_major_ticks(), *axes.xaxis.get_minor_ticks()]
-        shown = [tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_text()]
-        ends = sorted((box.x0, box.x1) for box in (label.get_window_extent() for label in shown))
-        assert len(ends) >= 2
-        assert all(end < start for (_, end), (start, _) in pairwise(ends))
+        for axis, ends_of in ((axes.xaxis, "intervalx"), (axes.yaxis, "intervaly")):
+            low, high = sorted(axis.get_view_interval())
+            ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+            shown = [tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_text()]
+            if axis is axes.xaxis or axes is figure.axes[0]:  # panels share the vertical axis
+                ends = sorted(tuple(getattr(label.get_window_extent(), ends_of)) for label in shown)
+                assert len(ends) >= 2
+                assert all(end < start for (_, end), (start, _) in pairwise(ends))
 
 
 def test_runs_that_send_nothing(sweep: tuple[Path, commands.Done], tmp_path: Path) -> None:
-    report([str(sweep[0] / "1"), f"output={tmp_path}/local"])
+    local = sweep[0] / "algorithm=local,r=2"
+    report([str(local), f"output={tmp_path}/local"])
     assert (tmp_path / "local.png").exists()
-    (run,) = find_runs([sweep[0] / "1"])
-    left, right = comparison_picture([run]).axes
+    (run,) = find_runs([local])
+    _, left, right, _ = comparison_picture(single([run])).axes
     (level,) = (line for line in left.lines if len(line.get_xdata()))
     assert set(level.get_ydata()) == {run.summary.figures["test_error"]}
     assert len(right.lines[0].get_xdata()) == len(run.rounds)
@@ -155,10 +246,10 @@ def test_mistakes(sweep: tuple[Path, commands.Done], tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=says):
             report(words)
-    (tmp_path / "summary.json").write_text((folder / "0" / "summary.json").read_text())
+    (tmp_path / "summary.json").write_text((folder / "algorithm=mocha,r=2" / "summary.json").read_text())
     with pytest.raises(DataError, match=r"metrics\.csv cannot be read .*Leave this run out"):
         report([str(tmp_path)])
-    header, *rows = (folder / "0" / "metrics.csv").read_text().splitlines()
+    header, *rows = (folder / "algorithm=mocha,r=2" / "metrics.csv").read_text().splitlines()
     without_error = header.replace("test_error,", "other,")
     for lines in (
         [],
@@ -170,12 +261,20 @@ def test_mistakes(sweep: tuple[Path, commands.Done], tmp_path: Path) -> None:
         (tmp_path / "metrics.csv").write_text("\n".join(lines))
         with pytest.raises(DataError, match=r"metrics\.csv cannot be read .*Leave this run out"):
             report([str(tmp_path)])
-    summary = json.loads((folder / "0" / "summary.json").read_text())
+    summary = json.loads((folder / "algorithm=mocha,r=2" / "summary.json").read_text())
     without_time = {name: value for name, value in summary.items() if name != "time"}
     for text in ("{", "{}", "[]", "3", "null", json.dumps(without_time), json.dumps({**summary, "time": {}})):
         (tmp_path / "summary.json").write_text(text)
         with pytest.raises(DataError, match=r"summary\.json cannot be read .*Leave this run out"):
             report([str(tmp_path)])
+    for word, says in (
+        ("hydra.run.dir=x", "output=NAME"),
+        ("measures=test_error", "Did you mean measure"),
+        ("measure=test_eror", "test_error"),
+        ("panels=bits,bit", "'bit' is not a panel"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            report([str(folder), word])
     for output in ("", ".", "/"):
         with pytest.raises(ConfigError, match="not the name of a file"):
             report([str(folder), f"output={output}"])
@@ -197,37 +296,38 @@ def test_beside_each_run_is_what_it_would_send_uncoded(
         (tmp_path / name / ".hydra").mkdir(parents=True)
         OmegaConf.save(OmegaConf.create(words), tmp_path / name / ".hydra" / "overrides.yaml")
         train(configure(*words))
-    coded, uncoded = comparison_rows(runs := find_runs([tmp_path, tmp_path / "coded"]))
+    runs = find_runs([tmp_path, tmp_path / "coded"])
+    coded, uncoded = comparison(lines := as_lines(runs)).to_dict("records")
     assert [run.folder.name for run in runs] == ["coded", "uncoded"]
     assert coded["Mbit"] < 0.9 * uncoded["Mbit"]
     assert runs[0].rounds["users"].min() < 6
     assert uncoded["Mbit_uncoded"] == pytest.approx(uncoded["Mbit"], rel=0.02)
     if "relays" not in absent:  # without which the coded run may have empty rounds, where the uncoded one has none
         assert coded["Mbit_uncoded"] == pytest.approx(uncoded["Mbit"], rel=0.02)
-    assert run_names(runs) == ["communicator=coded", "communicator=uncoded"]
+    assert [line.name for line in lines] == ["communicator=coded", "communicator=uncoded"]
 
 
 def test_runs_of_different_measures(
     sweep: tuple[Path, commands.Done], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Errors in one column or on one axis that are not alike are named; names are shown as they are."""
-    run = find_runs([sweep[0]])[0]
+    run = find_runs([sweep[0]])[1]
     words = ("x=${lam}_a_b y=${K}", "_old")
     runs = [replace(run, overrides=(word,)) for word in words]
     summary = run.summary.model_copy(update={"error_measure": "mean squared error"})
     runs[1] = replace(runs[1], summary=summary)
     monkeypatch.setenv("COLUMNS", "120")
-    Console().table(comparison_table(runs))
+    Console().table(comparison_table(single(runs)))
     printed = capsys.readouterr().out
     assert "mean squared error" in printed
     assert "share misclassified" in printed
-    figure = comparison_picture(runs)
+    figure = comparison_picture(single(runs))
     figure.draw_without_rendering()
     label = figure.axes[0].yaxis.label
-    assert label.get_text().count("error:") == 2
+    assert label.get_text().replace("\n", " ").count("test error (") == 2
     assert label.get_window_extent().height < figure.bbox.height
     shown = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert [text.replace("\\$", "$").lstrip("\u200b") for text in shown] == [*words, "dashed: the same run uncoded"]
+    assert [text.replace("\\$", "$").lstrip("\u200b") for text in shown] == [*words, "the same, uncoded"]
 
 
 @pytest.mark.slow
@@ -241,5 +341,5 @@ def test_jobs_side_by_side(tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
     assert done.returncode == 2
-    assert "1 run; Mbit" in done.stdout
-    assert (tmp_path / "1" / "models.npz").exists()
+    assert "1 run; test error" in done.stdout
+    assert (tmp_path / "r=2" / "models.npz").exists()

@@ -144,8 +144,7 @@ class Sums(Communicator):
         if self.bits:
             notes.append(
                 f"terms of sums travel in {self.bits} bits each, and users add what this rounding leaves over to their "
-                "next terms; rows of 64-bit numbers travel in the first round and for users who missed a row; "
-                f'"uncoded" refers to IVs of {IV_bits:,} bit, without rounding'
+                "next terms; rows of 64-bit numbers travel in the first round and for users who missed a row"
             )
         return described | ({"note": "; ".join(notes)} if notes else {})
 
