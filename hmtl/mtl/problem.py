@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from scipy.sparse import issparse
 from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
 
 from hmtl.data import Task
 from hmtl.data.sparse import Features, stacked, times
@@ -210,6 +211,18 @@ class Problem:
                 object.__setattr__(self.tasks[k], "x_train", X[k, :n])
         self._padded[dtype] = Rows(X, y, square_norms, self.here, self.weights.to(dtype))
         return self._padded[dtype]
+
+    def datasets(self, dtype: torch.dtype, shape: Sequence[int]) -> tuple[Dataset[Any], ...]:
+        """Return each user's training rows as a torch Dataset: the user's own, or rows of this shape and their targets.
+
+        Classes are int64; all other numbers have the given type.
+        """
+        rows = self.padded(dtype)
+        y = rows.y.long() if self.loss.classes else rows.y
+        return tuple(
+            TensorDataset(rows.X[k, :n].view(n, *shape), y[k, :n]) if task.dataset is None else task.dataset
+            for k, (task, n) in enumerate(zip(self.tasks, self.here, strict=True))
+        )
 
     def _sparse_rows(self) -> Rows:
         """Return sparse training rows, a copy of those of the tasks."""
