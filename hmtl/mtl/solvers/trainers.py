@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, TensorDataset, default_collate
 
 from hmtl.errors import ConfigError
 from hmtl.mtl.losses import Loss
-from hmtl.mtl.networks.flat import FlatModel, seeded
+from hmtl.mtl.networks.flat import BATCH_NORMS, FlatModel, seeded
 from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.solvers.base import Ids
 from hmtl.mtl.solvers.networks import MinibatchSolver, NetworkSolver, NetworkSubproblem
@@ -96,6 +96,7 @@ class TorchTrainer(MinibatchSolver):
 
     With `torch.optim.SGD(lr=step)` it takes the steps of `LocalSGD`, which is faster. A proximal term is added to the
     loss, and a correction to the gradients, before they are clipped. Stragglers stop after their number of steps.
+    Networks with BatchNorm skip a minibatch of one row, which has no variance.
 
     Args:
         optimizer: makes an optimizer from parameters, such as `functools.partial(torch.optim.AdamW, lr=1e-3)`.
@@ -186,8 +187,11 @@ class TorchTrainer(MinibatchSolver):
                 _restore(optimizer, layout, subproblem.kept[k])
             anchor = {} if proximal is None else model.split(proximal.anchor[k])
             extra = {} if correction is None else model.split(correction[k])
+            normalised = any(isinstance(part, BATCH_NORMS) for part in module.modules())
             for numbers in order[k, : int(budgets[k])]:
                 at = numbers[numbers >= 0]
+                if normalised and len(at) == 1:
+                    continue
                 x, y = self._minibatch(loss, model, subproblem.data[k], at)
                 weights = rows.s[k, at.to(x.device)] * (rows.counts[k] / len(at))
                 predictions = model.predictions(module(x))
