@@ -20,7 +20,7 @@ from hmtl.mtl.solvers.networks import NetworkSolver
 from hmtl.reporting.console_logger import ConsoleLogger
 from hmtl.topology import Moving, Topology, any_r
 from hmtl.training.history import Measurements
-from hmtl.training.messages import matched
+from hmtl.training.pairing import matched
 from hmtl.training.summary import Summary, summarize, user_rows
 from hmtl.training.trainer import Trainer, TrainerSettings
 

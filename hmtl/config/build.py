@@ -242,7 +242,7 @@ def build(cfg: DictConfig) -> Run:
 
 def build_matching(cfg: DictConfig, problem: Problem, communicator: Communicator) -> tuple[Algorithm, Communicator]:
     """Return the algorithm and the communicator of a run; both use sums if this is configured or takes less time."""
-    from hmtl.training.messages import matched
+    from hmtl.training.pairing import matched
 
     if cfg.algorithm.get("coupled"):
         return build_sections(cfg, problem, communicator)
