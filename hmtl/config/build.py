@@ -275,7 +275,9 @@ def make_part(cfg: DictConfig, name: str, **objects: Any) -> Any:
 def _plain(name: str, node: Any) -> dict[str, Any]:
     """Return the settings of a part as plain values."""
     if not isinstance(node, DictConfig) or "_target_" not in node:
-        raise ConfigError(f"{name} has no _target_. Choose one of its group, see --help.")
+        raise ConfigError(
+            f"{name} has no _target_. Set it to a class or function, or choose one of the group, see --help."
+        )
     if missing := OmegaConf.missing_keys(node):
         raise ConfigError(f"{min(missing)} is not set, and has no default. Set it on the command line.")
     return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))

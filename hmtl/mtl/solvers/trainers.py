@@ -150,6 +150,7 @@ class TorchTrainer(MinibatchSolver):
             raise ConfigError(f"{name}={weight:g} is not a finite number from 0. Set {name} to one.")
 
     def check_correction(self) -> None:
+        self.rate(0)
         settings = self._settings(0)
         if not isinstance(self._make(), SGD) or settings["momentum"] or self.clip is not None:
             super().check_correction()
@@ -222,7 +223,7 @@ class TorchTrainer(MinibatchSolver):
     def _minibatch(self, loss: Loss, model: FlatModel, data: Dataset[Any], at: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rows [B, ...] and targets [B] with these numbers, on the device of the model."""
         x, y = data[at] if isinstance(data, TensorDataset) else default_collate([data[i] for i in at.tolist()])
-        x = x.to(model.start).view(len(at), *model.shape)
+        x = x.to(model.start).reshape(len(at), *model.shape)
         y = y.to(model.start.device, torch.int64 if loss.classes else model.start.dtype)
         return x if self.transform is None else self.transform(x), y
 

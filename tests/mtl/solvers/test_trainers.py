@@ -13,8 +13,10 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
 
+from hmtl.config.build import build
 from hmtl.data import Task
 from hmtl.errors import ConfigError
+from hmtl.inference.models import models_of
 from hmtl.mtl import (
     CrossEntropy,
     Ditto,
@@ -229,6 +231,8 @@ def test_statistics_are_averaged_and_nothing_else_travels(trainer):
     expected = (ivs.double() * torch.tensor(COUNTS)[:, None] / sum(COUNTS)).sum(0)
     after(learner, 1)
     torch.testing.assert_close(learner.W[:, 0].double(), expected, rtol=1e-5, atol=1e-6)
+    taken_home = models_of(learner).model("0").learned.state_dict()
+    assert torch.equal(taken_home["1.running_var"], learner.model.split(learner.W[:, 0])["1.running_var"])
 
 
 def test_own_code_is_reproducible_and_keeps_what_is_held_fixed():
@@ -276,6 +280,8 @@ def adam(**options):
         (lambda: Scaffold(problem(), Averages(), nn.Linear), "SCAFFOLD"),
         (lambda: Scaffold(problem(), adam(), nn.Linear), "SCAFFOLD"),
         (lambda: Scaffold(problem(), sgd(clip=1.0), nn.Linear), "SCAFFOLD"),
+        (lambda: Scaffold(problem(), sgd(scheduler=partial(CosineAnnealingLR, T_max=4)), nn.Linear), "scheduler"),
+        (lambda: FedPer(problem(), sgd(), normed, coupled=True), "running_mean"),
         (lambda: FedU(problem(), Averages(), nn.Linear), "rate"),
         (lambda: FedU(problem(), sgd(scheduler=partial(CosineAnnealingLR, T_max=4)), nn.Linear), "solver.scheduler"),
         (lambda: FedU(problem(), sgd(), normed), "running_mean"),
@@ -296,3 +302,16 @@ def test_what_does_not_fit_is_refused_in_one_line(make, named):
         make()
     assert named in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_parts_of_a_configuration(configure):
+    words = """
+        algorithm=fedavg solver=torch solver.optimizer._target_=torch.optim.AdamW solver.optimizer.lr=0.5 solver.clip=2
+        solver.scheduler._target_=torch.optim.lr_scheduler.StepLR +solver.scheduler.step_size=1
+        +solver.scheduler.gamma=0.5 solver.loss._target_=torch.nn.SoftMarginLoss solver.transform._target_=torch.nn.ReLU
+    """
+    solver = build(configure(*words.split(), "logger=none")).algorithm.solver
+    assert [solver._settings(round)["lr"] for round in range(3)] == [0.5, 0.25, 0.125]
+    assert isinstance(solver.loss, nn.SoftMarginLoss)
+    assert isinstance(solver.transform, nn.ReLU)
+    assert solver.clip == 2
