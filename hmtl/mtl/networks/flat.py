@@ -26,7 +26,7 @@ MakeModel = Callable[..., nn.Module]
 If it has an argument `shape`, it gets the shape of a row, such as (3, 32, 32), and its module gets rows [n, *shape].
 """
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_seeding = threading.Lock()  # torch has one set of generators for all threads of a process
+_seeding = threading.RLock()  # torch has one set of generators for all threads of a process
 
 
 class FlatModel:

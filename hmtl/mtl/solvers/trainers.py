@@ -161,7 +161,7 @@ class TorchTrainer(MinibatchSolver):
         ends = torch.stack(scale[scale > 0].aminmax()) if len(scale) else y[0]
         rows = Rows(x, y, y, (2,), ends[None].to(like) / 2)
         data = [TensorDataset(x[0].view(2, *model.shape), y[0])]
-        start = NetworkSubproblem(model, like[None], np.arange(1), 0, (0, "check"), data)
+        start = NetworkSubproblem(model, like[None], np.arange(1), 1, (0, "check"), data)
         try:
             self.solve(problem.loss, rows, start, torch.arange(2).view(1, 1, 2), torch.ones(1, dtype=torch.int64))
         except ConfigError:
@@ -222,7 +222,7 @@ class TorchTrainer(MinibatchSolver):
 
     def _minibatch(self, loss: Loss, model: FlatModel, data: Dataset[Any], at: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rows [B, ...] and targets [B] with these numbers, on the device of the model."""
-        x, y = data[at] if isinstance(data, TensorDataset) else default_collate([data[i] for i in at.tolist()])
+        x, y = data[at] if type(data) is TensorDataset else default_collate([data[i] for i in at.tolist()])
         x = x.to(model.start).reshape(len(at), *model.shape)
         y = y.to(model.start.device, torch.int64 if loss.classes else model.start.dtype)
         return x if self.transform is None else self.transform(x), y
@@ -265,10 +265,12 @@ Layout = list[tuple[int, str, torch.Size, torch.dtype]]
 
 
 def _packed(optimizer: Optimizer, layout: Layout, like: Tensor) -> Tensor:
-    """Return an optimizer's state as numbers [q] in the type of `like`; the first is 1."""
-    state = optimizer.state_dict()["state"]
-    parts = [state.get(i, {}).get(key, like.new_zeros(shape)).flatten().to(like) for i, key, shape, _ in layout]
-    return torch.cat([like.new_ones(1), *parts])
+    """Return an optimizer's state as numbers [q] in the type of `like`: 1, and the tensors; zeros if one is missing."""
+    state, parts = optimizer.state_dict()["state"], [like.new_ones(1)]
+    for i, key, shape, _ in layout:
+        value = state.get(i, {}).get(key)  # a parameter without a gradient has none
+        parts.append(like.new_zeros(shape.numel()) if value is None else value.flatten().to(like))
+    return torch.cat(parts)
 
 
 def _restore(optimizer: Optimizer, layout: Layout, numbers: Tensor) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import LAYERED, OTHER, images
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from hmtl.config.build import build
@@ -291,6 +291,7 @@ def adam(**options):
         (lambda: FedAvg(problem(), TorchTrainer(partial(torch.optim.LBFGS, lr=1.0)), nn.Linear), "solver.optimizer"),
         (lambda: FedAvg(problem(), sgd(loss=lambda p, y: p @ y), nn.Linear), "solver"),
         (lambda: FedAvg(problem(class_weight="balanced"), sgd(loss=nn.CrossEntropyLoss()), nn.Linear), "reduction"),
+        (lambda: FedAvg(problem(), sgd(scheduler=ReduceLROnPlateau), nn.Linear), "scheduler"),
         (lambda: sgd(clip=0.0), "clip"),
         (lambda: sgd(epochs=0), "epochs"),
         (lambda: after(FedAvg(problem(), Forgets(), nn.Linear)), "train"),
