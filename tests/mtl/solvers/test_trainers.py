@@ -239,7 +239,7 @@ def test_own_code_is_reproducible_and_keeps_what_is_held_fixed():
     models = [after(FedRep(problem(), Averages(), LAYERED["mlp"], seed=seed)) for seed in (0, 0, 1)]
     assert torch.equal(models[0], models[1])
     assert not torch.equal(models[0], models[2])
-    learner = FedRep(problem(), Averages(), LAYERED["mlp"], participation=Participation(0.5, 0.5))  # the first phase
+    learner = FedRep(problem(), Halves(), LAYERED["mlp"], participation=Participation(0.5, 0.5))  # the first phase
     start = learner.users.W
     _, shared = learner.users.local_update(0)
     assert torch.equal(shared, start)
@@ -256,6 +256,16 @@ def test_lazy_layers_are_initialised(solver):
     assert len(learner.W) == 5 * D + 5 + 5 * C + C
     assert torch.equal(learner.W, FedAvg(problem(), solver, lazy).W)
     assert after(learner).isfinite().all()
+
+
+class Halves(Averages):
+    """Changes all parameters, whether they are held fixed or not."""
+
+    def train(self, model, data, round, generator):
+        with torch.no_grad():
+            for w in model.parameters():
+                w.mul_(0.5)
+        return model
 
 
 class Forgets(Averages):
