@@ -12,11 +12,17 @@ TYPE_CHECKING = False  # importing typing would delay the start of every command
 if TYPE_CHECKING:
     from hmtl.config.build import load_run
     from hmtl.estimator import MultiTask, MultiTaskClassifier, MultiTaskRegressor
+    from hmtl.federation import Federation
     from hmtl.inference.models import Models
 
-__all__ = ["Models", "MultiTask", "MultiTaskClassifier", "MultiTaskRegressor", "load_run"]
+__all__ = ["Federation", "Models", "MultiTask", "MultiTaskClassifier", "MultiTaskRegressor", "load_run"]
 __version__ = "0.1.0"
-_HOMES = {"Models": "inference.models", "load_run": "config.build"} | dict.fromkeys(__all__[1:4], "estimator")
+_HOMES = {
+    "Federation": "federation",
+    "Models": "inference.models",
+    "load_run": "config.build",
+    **dict.fromkeys(["MultiTask", "MultiTaskClassifier", "MultiTaskRegressor"], "estimator"),
+}
 
 
 def __getattr__(name: str) -> object:

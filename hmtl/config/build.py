@@ -128,9 +128,11 @@ def build_tasks(cfg: DictConfig, engine: Engine | None = None) -> tuple[tuple[Ta
 
 
 def _tasks(cfg: DictConfig, K: int | None, wanted: Wanted | None) -> tuple[Task, ...]:
-    target, arguments = cfg.dataset["_target_"], dict[str, Any](K=K)
-    if wanted and targets.takes(target, "wanted"):
-        arguments["wanted"] = wanted
+    from hmtl.data import from_datasets
+
+    target = cfg.dataset["_target_"]
+    given = {"K": K, **({"wanted": wanted} if wanted else {})}
+    arguments: dict[str, Any] = {name: value for name, value in given.items() if targets.takes(target, name)}
     if cfg.partition:
         if not targets.takes(target, "partition"):
             raise ConfigError(
@@ -138,7 +140,7 @@ def _tasks(cfg: DictConfig, K: int | None, wanted: Wanted | None) -> tuple[Task,
                 "another dataset, such as files."
             )
         arguments["partition"] = make_part(cfg, "partition")
-    return tuple(make_part(cfg, "dataset", **arguments))
+    return from_datasets(make_part(cfg, "dataset", **arguments))
 
 
 def build_problem(cfg: DictConfig, tasks: Sequence[Task]) -> Problem:
@@ -240,22 +242,11 @@ def build(cfg: DictConfig) -> Run:
 
 def build_matching(cfg: DictConfig, problem: Problem, communicator: Communicator) -> tuple[Algorithm, Communicator]:
     """Return the algorithm and the communicator of a run; both use sums if this is configured or takes less time."""
-    from hmtl.communication import CodedHierarchical, Sums
-    from hmtl.communication.communicators.sums import sums_if_faster
+    from hmtl.training.pairing import matched
 
     if cfg.algorithm.get("coupled"):
         return build_sections(cfg, problem, communicator)
-    if isinstance(communicator, Sums):
-        return build_algorithm(cfg, problem, messages="sums"), communicator
-    algorithm = build_algorithm(cfg, problem)
-    q = algorithm.sums_needed(problem)
-    if q and isinstance(communicator, CodedHierarchical):
-        sums = sums_if_faster(communicator, q, algorithm.W.element_size())
-        if sums is not None:
-            return build_algorithm(cfg, problem, messages="sums"), sums
-    if len(problem.users) == problem.K:  # otherwise the aggregator learns from a set-up what this depends on
-        communicator.check_learner(algorithm.aggregator)
-    return algorithm, communicator
+    return matched(partial(build_algorithm, cfg, problem), problem, communicator)
 
 
 def build_sections(cfg: DictConfig, problem: Problem, communicator: Communicator) -> tuple[Algorithm, Communicator]:

@@ -45,6 +45,8 @@ def make(name: str, part: Mapping[str, Any], kinds: tuple[type, ...], **objects:
 def check(name: str, part: Mapping[str, Any], kinds: tuple[type, ...] = ()) -> dict[str, Any]:
     """Return a part, and the parts below it, with arguments in the types that the targets' annotations ask for.
 
+    A part below it whose `_target_` is None becomes None.
+
     Raises:
         ConfigError: the target cannot be imported, makes none of the `kinds`, or an argument does not fit.
     """
@@ -52,6 +54,7 @@ def check(name: str, part: Mapping[str, Any], kinds: tuple[type, ...] = ()) -> d
     made = target if inspect.isclass(target) else _hints(target).get("return")
     if kinds and inspect.isclass(made) and not issubclass(made, kinds):
         raise _wrong_kind(name, part["_target_"], kinds)
+    part = {key: None if is_part(value) and value["_target_"] is None else value for key, value in part.items()}
     nested = {key: check(f"{name}.{key}", value) for key, value in part.items() if is_part(value)}
     plain = {key: value for key, value in part.items() if key not in nested and key not in HYDRAS}
     return {**part, **nested, **validate(name, target, plain)}

@@ -4,6 +4,7 @@ A source reads rows, a partition deals them to K users, each user's rows are spl
 `prepare` scales them.
 """
 
+from hmtl.data.datasets import deal, from_datasets
 from hmtl.data.partitions import Dirichlet, Partition, Pathological, Quantity, Shards
 from hmtl.data.preprocessing import Preprocessing, Scaling
 from hmtl.data.sources.files import files
@@ -23,7 +24,9 @@ __all__ = [
     "Shards",
     "Task",
     "Wanted",
+    "deal",
     "files",
+    "from_datasets",
     "har",
     "mnist",
     "mnist5k",

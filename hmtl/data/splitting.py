@@ -111,12 +111,19 @@ def split(
             f"Task {name!r}: {n} rows cannot be split with test_fraction={test_fraction}, as no row would be left to "
             "train on. Give more rows, or lower the fraction."
         )
+    is_test = held_out(y, about.get("classes"), test_fraction, rng)
+    parts: tuple[Any, ...] = x[~is_test], y[~is_test], x[is_test], y[is_test]
+    return Task(name, *parts, **about)
+
+
+def held_out(y: NDArray[Any], classes: int | None, test_fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Return which rows are test rows, as in `split`, bool [n]."""
+    n, n_test = len(y), math.ceil(test_fraction * len(y))
     is_test = np.zeros(n, dtype=bool)
     if n_test:
         places = (rng.integers(n) + np.arange(n_test) * n) // n_test  # at equal distances
-        is_test[shuffled_by_class(y, about.get("classes"), rng)[places]] = True
-    parts: tuple[Any, ...] = x[~is_test], y[~is_test], x[is_test], y[is_test]
-    return Task(name, *parts, **about)
+        is_test[shuffled_by_class(y, classes, rng)[places]] = True
+    return is_test
 
 
 def shuffled_by_class(y: NDArray[Any], classes: int | None, rng: np.random.Generator) -> Ints:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from hmtl.data.preprocessing import RAW, Preprocessing, Scaling
 from hmtl.data.sparse import Features, checked, finite, stored
@@ -41,6 +42,8 @@ class Task:
         class_weight: "balanced": the weights of training rows in the objective, see `weights`; None: all are 1.
         sample_weight: relative weights of the training rows, [n] numbers above 0; None: all are equal.
         prepared: origin of a preprocessed task, see `prepare`.
+        dataset: the training rows as a torch Dataset, with whose transforms networks are trained (see `LocalTrainer`);
+            None: networks are trained on x_train. All else uses x_train, which holds the same rows in the same order.
 
     Raises:
         DataError: if shapes do not match, there are no training rows, a value is NaN, infinite or above 1e150, or a
@@ -58,6 +61,7 @@ class Task:
     class_weight: ClassWeight = None
     sample_weight: NDArray[np.float64] | None = None
     prepared: "Prepared | None" = None
+    dataset: Dataset[Any] | None = None
 
     def __post_init__(self) -> None:
         for field in ("x_train", "y_train", "x_test", "y_test"):
@@ -98,7 +102,9 @@ class Task:
             mean, scale = (fitted.to("meta") for fitted in (self.scaling.mean, self.scaling.scale))
             scaling = Scaling(mean, scale, self.scaling.intercept)
             prepared = Prepared(prepared.raw.without_rows(), prepared.preprocessing, scaling)
-        return replace(self, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, prepared=prepared)
+        return replace(
+            self, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, prepared=prepared, dataset=None
+        )
 
     @property
     def weights(self) -> Tensor:
@@ -158,6 +164,8 @@ class Task:
             for name, values in ((f"x_{part}", stored(x)), (f"y_{part}", y)):
                 if values.numel() and (largest := max(abs(float(end)) for end in torch.aminmax(values))) > LARGEST:
                     yield f"{name} has a number of size {largest:.2g}, whose square may overflow. Scale the data down."
+        if self.dataset is not None and len(self.dataset) != len(self.y_train):  # type: ignore[arg-type]
+            yield "its dataset and x_train have different numbers of rows. Give the same rows."
         d, d_test = (" × ".join(map(str, x.shape[1:])) for x in (self.x_train, self.x_test))
         if d != d_test:
             yield f"x_train has {d} columns, x_test {d_test}. Give both the same columns."
@@ -207,6 +215,7 @@ def prepare(tasks: Sequence[Task], preprocessing: Preprocessing) -> tuple[Task, 
             x_test=scaling.features(raw.x_test),
             y_test=raw.y_test - scaling.target_mean,
             prepared=Prepared(raw, preprocessing, scaling),
+            dataset=None,  # it has the raw rows
         )
         for raw, scaling in zip(raws, scalings, strict=True)
     )

@@ -33,6 +33,7 @@ from hmtl.mtl.regularizers import Clustered, Common, Graph, Mean, Regularizer, R
 from hmtl.mtl.solvers.base import LocalSolver
 from hmtl.mtl.solvers.sdca import SDCA, sigma_prime
 from hmtl.mtl.solvers.sgd import LocalSGD
+from hmtl.mtl.solvers.trainers import LocalTrainer, TorchTrainer
 
 __all__ = [
     "MOCHA",
@@ -56,6 +57,7 @@ __all__ = [
     "LocalNetworks",
     "LocalSGD",
     "LocalSolver",
+    "LocalTrainer",
     "Logistic",
     "Loss",
     "Mean",
@@ -72,6 +74,7 @@ __all__ = [
     "SmoothHinge",
     "Squared",
     "TaskRelationship",
+    "TorchTrainer",
     "Users",
     "cnn",
     "mlp",

@@ -9,16 +9,17 @@ the other: W and V are [C·d, K], a is [K, C·n].
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from scipy.sparse import issparse
 from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
 
 from hmtl.data import Task
 from hmtl.data.sparse import Features, stacked, times
@@ -211,6 +212,18 @@ class Problem:
         self._padded[dtype] = Rows(X, y, square_norms, self.here, self.weights.to(dtype))
         return self._padded[dtype]
 
+    def datasets(self, dtype: torch.dtype, shape: Sequence[int]) -> tuple[Dataset[Any], ...]:
+        """Return each user's training rows as a torch Dataset: the user's own, or rows of this shape and their targets.
+
+        Classes are int64; all other numbers have the given type.
+        """
+        rows = self.padded(dtype)
+        y = rows.y.long() if self.loss.classes else rows.y
+        return tuple(
+            TensorDataset(rows.X[k, :n].view(n, *shape), y[k, :n]) if task.dataset is None else task.dataset
+            for k, (task, n) in enumerate(zip(self.tasks, self.here, strict=True))
+        )
+
     def _sparse_rows(self) -> Rows:
         """Return sparse training rows, a copy of those of the tasks."""
         X = stacked([task.x_train for task in self.tasks], max(self.counts))
@@ -327,6 +340,12 @@ class Problem:
         return figures
 
 
+def _number_classes(labels: Set[float]) -> str:
+    """Return a remedy for labels of a Task that may be class numbers."""
+    may_be = labels and min(labels) >= 0 and all(label.is_integer() for label in labels)
+    return f". If they are class numbers, give Task(..., classes={max(2, int(max(labels)) + 1)})" if may_be else ""
+
+
 def _check_task(task: Task, first: Task, loss: Loss) -> None:
     """Raise DataError if a task does not fit the first one, or if the loss cannot take its labels."""
     name, margin_losses = type(loss).__name__, "hinge, smooth_hinge or logistic"
@@ -351,11 +370,11 @@ def _check_task(task: Task, first: Task, loss: Loss) -> None:
         if task.is_local and set(task.y_train.tolist()) <= {-1.0, 1.0}:
             fault = f"two classes as y = ±1, but {name} needs them numbered 0..C−1: choose loss={margin_losses}."
         else:
-            fault = f"numbers to predict, but {name} needs classes: choose loss=squared."
+            fault = f"numbers to predict, but {name} needs classes: choose loss=squared{_number_classes(labels)}."
     elif loss.labels is not None and not labels <= set(loss.labels):
         fault = (
             f"the label {min(labels - set(loss.labels)):g}, but {name} takes only {loss.labels}: choose loss=squared "
-            "for numbers to predict, or dataset.kind=classification for classes."
+            f"for numbers to predict, or dataset.kind=classification for classes{_number_classes(labels)}."
         )
     elif task.class_weight and loss.measure == "mean squared error":
         fault = f"class_weight={task.class_weight}, but {name} predicts numbers: set dataset.class_weight=null."

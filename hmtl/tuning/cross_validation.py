@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from rich.progress import Progress
+from torch.utils.data import Subset
 
 from hmtl.config.build import build_algorithm, build_problem, make_part
 from hmtl.config.schema import flat
@@ -101,7 +102,9 @@ def _folds(tasks: Sequence[Task], folds: int, seed: int) -> Iterator[list[Task]]
         for task, order in zip(raw_tasks, orders, strict=True):
             x, y, test = task.x_train, task.y_train, np.zeros(len(order), dtype=bool)
             test[order[fold::folds]] = True
-            parts.append(dataclasses.replace(task, x_train=x[~test], y_train=y[~test], x_test=x[test], y_test=y[test]))
+            own = None if task.dataset is None else Subset(task.dataset, np.flatnonzero(~test).tolist())
+            held_out = dataclasses.replace(task, x_test=x[test], y_test=y[test])
+            parts.append(dataclasses.replace(held_out, x_train=x[~test], y_train=y[~test], dataset=own))
         yield list(prepare(parts, tasks[0].preprocessing))
 
 

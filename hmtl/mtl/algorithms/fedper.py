@@ -19,7 +19,7 @@ from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers, join
 from hmtl.mtl.networks.flat import MakeModel
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.regularizers import Relation
-from hmtl.mtl.solvers.sgd import LocalSGD
+from hmtl.mtl.solvers.networks import NetworkSolver
 
 
 class FedPer(FedAvg):
@@ -46,7 +46,7 @@ class FedPer(FedAvg):
     def __init__(
         self,
         problem: Problem,
-        solver: LocalSGD,
+        solver: NetworkSolver,
         model: MakeModel,
         personal: Sequence[str | int] | str | int | None = None,
         coupled: bool = False,
@@ -59,11 +59,15 @@ class FedPer(FedAvg):
         super().__init__(problem, solver, model, **options)
 
     @property
+    def trains_once(self) -> bool:
+        return not self.personal_first and not self.coupled
+
+    @property
     def _split(self) -> Split:
         names = list(self.model.shapes)
         if self.personal is not None:
             return Split(self.model, matching(names, [str(each) for each in self.personal]))
-        last = last_layer(names)
+        last = last_layer([name for name in names if name not in self.model.buffers])
         return Split(self.model, last if self.last_is_personal else frozenset(names) - last)
 
     @property
@@ -80,6 +84,7 @@ class FedPer(FedAvg):
         users, aggregator = super()._sides(messages)
         if not isinstance(users, SharedSection):
             return users, aggregator
+        self.model.check_no_buffers("FedPer with coupled=true")
         start, complete = self._split.part(self.model.start, self._split.personal), self.participation.complete
         sending, personal = PenaltyCoupling(self.problem, self.solver).sides(start, complete, self.personal_messages)
         return PersonalSection(users, sending), SectionedAggregator(aggregator, personal)

@@ -20,7 +20,7 @@ from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.penalties import dense_step, implicit_step, sparse_step
 from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.regularizers import Regularizer, Relation, dense
-from hmtl.mtl.solvers.sgd import LocalSGD
+from hmtl.mtl.solvers.networks import NetworkSolver
 from hmtl.mtl.sums import Form
 
 BLOCK = 2**22  # numbers in a block of models
@@ -165,7 +165,7 @@ class FedUAggregator(Aggregator):
     models: Tensor
     rounds: Tensor
 
-    def __init__(self, start: Tensor, descent: Descent, solver: LocalSGD, complete: bool) -> None:
+    def __init__(self, start: Tensor, descent: Descent, solver: NetworkSolver, complete: bool) -> None:
         super().__init__()
         self.register_buffer("models", start)
         self.register_buffer("rounds", torch.tensor(0))
@@ -222,7 +222,7 @@ class PenaltyCoupling:
     """
 
     problem: Problem
-    solver: LocalSGD
+    solver: NetworkSolver
 
     def sides(self, start: Tensor, complete: bool, messages: MessageKind) -> tuple[Sending, CouplingAggregator]:
         """Return what users send and receive, and the aggregator, for numbers that start at `start` [m].
@@ -301,6 +301,7 @@ class FedU(NetworkAlgorithm):
         return form.q if form is not None else 0
 
     def _sides(self, messages: MessageKind) -> tuple[Users, Aggregator]:
+        self.model.check_no_buffers("FedU")
         coupling = PenaltyCoupling(self.problem, self.solver)
         sending, aggregator = coupling.sides(self.model.start, self.participation.complete, messages)
         return FedUUsers(self._local, sending), aggregator

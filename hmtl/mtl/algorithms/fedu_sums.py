@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hmtl.mtl.algorithms.base import Aggregator, Ids, of_rows, with_rows
 from hmtl.mtl.algorithms.networks import Sending
-from hmtl.mtl.solvers.sgd import LocalSGD
+from hmtl.mtl.solvers.networks import NetworkSolver
 from hmtl.mtl.sums import Form, Grid, Terms, blocks
 
 
@@ -30,7 +30,7 @@ class PenaltySteps:
         grid: grid of the terms.
     """
 
-    def __init__(self, form: Form, steepest: float, solver: LocalSGD, grid: Grid) -> None:
+    def __init__(self, form: Form, steepest: float, solver: NetworkSolver, grid: Grid) -> None:
         self.form = form
         self.steepest = steepest
         self.rate = solver.rate

@@ -42,6 +42,7 @@ class LocalNetworkUsers(NetworkUsers):
         self.pending = with_rows(self.pending, users, own[0][users])
 
     def commit(self, users: Ids) -> None:
+        super().commit(users)
         self.W = with_rows(self.W, users, self.pending[users])
 
 

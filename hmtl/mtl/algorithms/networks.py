@@ -1,6 +1,7 @@
-"""Networks that users train by SGD: what FedAvg, its relatives and FedU share.
+"""Networks that users train: what FedAvg, its relatives and FedU share.
 
-K users, m parameters of a network; one user per row. An IV is the user's new model, [m].
+K users, m numbers of a network (parameters, and buffers that training changes); one user per row. An IV is the user's
+new model, [m].
 """
 
 from abc import abstractmethod
@@ -9,12 +10,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Algorithm, Ids, MessageKind, Users, of_rows, with_rows
 from hmtl.mtl.networks.evaluation import Evaluation
 from hmtl.mtl.networks.flat import FlatModel, MakeModel
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem, Rows
-from hmtl.mtl.solvers.sgd import LocalSGD, NetworkSubproblem, Proximal
+from hmtl.mtl.solvers.networks import NetworkSolver, NetworkSubproblem, Proximal
 
 
 class Sending(nn.Module):
@@ -49,7 +51,7 @@ class LocalTraining:
     """What the users' local training needs; see `NetworkAlgorithm`."""
 
     problem: Problem
-    solver: LocalSGD
+    solver: NetworkSolver
     model: FlatModel
     seed: int
     participation: Participation
@@ -64,9 +66,14 @@ class NetworkUsers(Users):
         pull: weight of the proximal term (pull/2)‖w − w_start‖² in a user's objective, w_start being the model with
             which the round began.
         start: what users hold before the first round instead of the network's first parameters.
+
+    Buffers: `W`; and `kept` [K, q], what the solver keeps for each user between rounds, if anything, of which
+    `pending_kept` holds the new numbers until the user's update counts.
     """
 
     W: Tensor
+    kept: Tensor
+    pending_kept: Tensor
 
     def __init__(self, local: LocalTraining, sending: Sending, pull: float = 0.0, start: Tensor | None = None) -> None:
         super().__init__()
@@ -80,7 +87,11 @@ class NetworkUsers(Users):
         self.evaluation = Evaluation(self.problem, self.model)
         self.usual = local.solver.steps(self.problem.here)  # steps of a user who is not a straggler [K]
         self.start = self.model.start if start is None else start
-        self.register_buffer("W", self.start.expand(len(self.problem.users), -1))
+        self.data = self.problem.datasets(self.model.start.dtype, self.model.shape)
+        K, q = len(self.problem.users), local.solver.kept_numbers(self.model)
+        self.register_buffer("W", self.start.expand(K, -1))
+        for name in ("kept", "pending_kept"):
+            self.register_buffer(name, self.start.new_zeros(K, q), persistent=q > 0)
 
     @property
     def models(self) -> Tensor:
@@ -106,6 +117,7 @@ class NetworkUsers(Users):
 
     def commit(self, users: Ids) -> None:
         self.sending.commit(users)
+        self.kept = with_rows(self.kept, users, self.pending_kept[users])
 
     def receive(self, users: Ids, models: Tensor) -> None:
         if len(users):
@@ -142,14 +154,17 @@ class NetworkUsers(Users):
         time: int = 0,
         **terms: Any,
     ) -> Tensor:
-        """Return the models [n, m] after SGD from W [n, m].
+        """Return the models [n, m] after the solver's steps from W [n, m].
 
         `time` counts the calls in a round, and `terms` are further attributes of the `NetworkSubproblem`.
         """
-        solver = self.local.solver
-        stream = (self.local.seed, "dropout", round, time)
-        start = NetworkSubproblem(self.model, W, self.problem.users[users], solver.rate(round), stream, **terms)
-        return solver.solve(self.problem.loss, rows, start, order, budgets)
+        solver, stream = self.local.solver, (self.local.seed, "dropout", round, time)
+        kept, numbers = self.kept[users].clone(), self.problem.users[users]
+        start = NetworkSubproblem(self.model, W, numbers, round, stream, self.data[users], kept, **terms)
+        models = solver.solve(self.problem.loss, rows, start, order, budgets)
+        self.pending_kept = self.pending_kept.clone()
+        self.pending_kept[users] = kept
+        return models
 
     def measure(self) -> dict[str, Tensor]:
         """As `Evaluation.measure`, for the models that the users predict with."""
@@ -187,11 +202,11 @@ class StatefulUsers(NetworkUsers):
 
 
 class NetworkAlgorithm(Algorithm):
-    """An algorithm whose users train networks by SGD; subclasses say how they are combined.
+    """An algorithm whose users train networks; subclasses say how they are combined.
 
     Args:
         problem: data, loss and regularizer; any loss will do.
-        solver: the users' local steps.
+        solver: how users train.
         model: returns the network when called with the numbers of features and outputs, and with `shape` if it has such
             a parameter. All computations have the type of the network's parameters, float32 by default.
         seed: seed of the first parameters (the same for all users), of the order of rows, and of participation.
@@ -207,7 +222,7 @@ class NetworkAlgorithm(Algorithm):
     def __init__(
         self,
         problem: Problem,
-        solver: LocalSGD,
+        solver: NetworkSolver,
         model: MakeModel,
         seed: int = 0,
         participation: Participation = Participation(),  # noqa: B008, it is frozen
@@ -220,10 +235,19 @@ class NetworkAlgorithm(Algorithm):
         self.solver = solver
         self.seed = seed
         self.participation = participation
-        rows = problem.s.new_zeros(2, problem.d)
-        self.model = FlatModel(model, rows, problem.outputs, seed, problem.shape)
-        self.model.check_training(rows)
+        self.model = FlatModel(model, problem.s.new_zeros(2, problem.d), problem.outputs, seed, problem.shape)
+        solver.check_training(self.model, self.problem)
+        if solver.kept_numbers(self.model) and not self.trains_once:
+            raise ConfigError(
+                f"{type(self).__name__} trains several times in a round, for which one state of an optimizer is not "
+                "enough. Set solver.keep_state=false, or choose algorithm=fedavg, fedprox, fedper or fedu."
+            )
         self.users, self.aggregator = self._sides(messages)
+
+    @property
+    def trains_once(self) -> bool:
+        """Whether a round has one training, so that the solver can keep its state from round to round."""
+        return True
 
     @abstractmethod
     def _sides(self, messages: MessageKind) -> tuple[Users, Aggregator]:

@@ -17,7 +17,7 @@ from hmtl.mtl.algorithms.networks import LocalTraining, NetworkUsers, Sending, S
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.networks.flat import MakeModel
 from hmtl.mtl.problem import Problem, Rows
-from hmtl.mtl.solvers.sgd import LocalSGD, Proximal
+from hmtl.mtl.solvers.networks import NetworkSolver, Proximal
 
 
 class FedProx(FedAvg):
@@ -31,7 +31,7 @@ class FedProx(FedAvg):
     Ref: Li et al. 2020, *Federated optimization in heterogeneous networks*.
     """
 
-    def __init__(self, problem: Problem, solver: LocalSGD, model: MakeModel, mu: float, **options: Any) -> None:
+    def __init__(self, problem: Problem, solver: NetworkSolver, model: MakeModel, mu: float, **options: Any) -> None:
         self.mu = mu
         super().__init__(problem, solver, model, **options)
 
@@ -71,9 +71,13 @@ class PersonalAlgorithm(FedAvg):
         lam: λ in [0, 2/step); larger values make local steps diverge.
     """
 
-    def __init__(self, problem: Problem, solver: LocalSGD, model: MakeModel, lam: float, **options: Any) -> None:
+    def __init__(self, problem: Problem, solver: NetworkSolver, model: MakeModel, lam: float, **options: Any) -> None:
         self.lam = lam
         super().__init__(problem, solver, model, **options)
+
+    @property
+    def trains_once(self) -> bool:
+        return False
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"lam": self.lam}
@@ -159,7 +163,7 @@ class PFedMe(PersonalAlgorithm):
     def __init__(
         self,
         problem: Problem,
-        solver: LocalSGD,
+        solver: NetworkSolver,
         model: MakeModel,
         lam: float,
         eta: float | None = None,

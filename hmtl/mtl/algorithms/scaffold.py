@@ -60,4 +60,5 @@ class Scaffold(FedAvg):
         return with_gradient(self.model.start)
 
     def _users(self, sending: Sending) -> ScaffoldUsers:
+        self.solver.check_correction()
         return ScaffoldUsers(self._local, sending)

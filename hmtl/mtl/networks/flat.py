@@ -1,19 +1,20 @@
-"""Any module as a function of one flat vector of parameters.
+"""Any module as a function of one flat vector of numbers: its parameters, and the buffers that training changes.
 
-d features, C outputs (classes, or 1), m parameters, n rows.
+d features, C outputs (classes, or 1), m numbers, n rows.
 """
 
 import copy
 import inspect
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.nn.utils import parameters_to_vector
+from torch.nn.parameter import is_lazy
 
 from hmtl.errors import ConfigError
 from hmtl.mtl.networks.layers import layers_of
@@ -25,11 +26,15 @@ MakeModel = Callable[..., nn.Module]
 If it has an argument `shape`, it gets the shape of a row, such as (3, 32, 32), and its module gets rows [n, *shape].
 """
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_seeding = threading.Lock()  # torch has one set of generators for all threads of a process
+_seeding = threading.RLock()  # torch has one set of generators for all threads of a process
 
 
 class FlatModel:
-    """A module whose trained parameters are one vector w [m].
+    """A module whose trained parameters are one vector w [m], together with the buffers that training changes.
+
+    If training changes a buffer of a layer, as it does in BatchNorm, all floating-point buffers of this layer belong to
+    w. Integers, such as `num_batches_tracked`, and frozen parameters stay as the module was made. Lazy layers are
+    initialised by the rows on which the module is tried out.
 
     Args:
         make: makes the module.
@@ -40,8 +45,9 @@ class FlatModel:
 
     Attributes:
         module: the module.
-        shapes: shape of each trained parameter, by name.
-        start: the first parameters [m].
+        shapes: shape of each trained parameter, and then of each buffer in w, by name.
+        buffers: names of the buffers in w.
+        start: the first numbers [m].
         layers: the layers of a network of linear maps and activations, otherwise none; see `layers_of`.
         random: whether a training step draws random numbers, as dropout does; known after `check_training`.
 
@@ -59,13 +65,22 @@ class FlatModel:
             self.shape = shape if shape and shaped else (d,)
             with seeded(seed, "model"):
                 self.module = make(d, C, **({"shape": self.shape} if shaped else {}))
+                if any(map(is_lazy, chain(self.module.parameters(), self.module.buffers()))):
+                    self.module.eval()(self._rows(x.to("cpu", torch.get_default_dtype())))
             trained = {name: w for name, w in self.module.named_parameters() if w.requires_grad}
-            self.shapes = {name: w.shape for name, w in trained.items()}
             self._places = _places(self.module, trained)
-            self.start = parameters_to_vector(trained.values()).detach().to(x.device)
+            self.module.to(x.device)
+            if not trained:
+                raise ValueError("it has no parameters to train")
+            first = next(iter(trained.values()))
+            trial = torch.stack([torch.zeros_like(x[0]), torch.ones_like(x[0])]).to(first)
+            self.buffers = _changing(self.module, self._rows(trial))
+            tensors = trained | {name: each for name, each in self.module.named_buffers() if name in self.buffers}
+            self.shapes = {name: each.shape for name, each in tensors.items()}
+            self._places |= {name: name for name in self.buffers}
+            self.start = torch.cat([each.detach().flatten().to(first) for each in tensors.values()])
             self.layers = layers_of(self.module.eval(), self.shape)
             self.random = not self.layers
-            self.module.to(x.device)
             with torch.no_grad():
                 output = self.module(self._rows(x.to(self.start)))
         except (TypeError, AttributeError, ValueError, RuntimeError) as error:
@@ -85,8 +100,8 @@ class FlatModel:
         """Check on rows x [n, d] that the module can be trained for several users at once.
 
         Raises:
-            ConfigError: the module normalises over a batch, changes buffers during training (no message carries them),
-                or does something that `torch.func.vmap` cannot handle.
+            ConfigError: the module normalises over a batch, changes buffers during training, or does something that
+                `torch.func.vmap` cannot handle.
         """
         module, x = copy.deepcopy(self.module).train(), x.to(self.start)
         before = {name: buffer.clone() for name, buffer in module.named_buffers()}
@@ -100,12 +115,12 @@ class FlatModel:
             state = _generator_state(x.device)
             module(self._rows(x))
             self.random = not torch.equal(state, _generator_state(x.device))
-            unsent = [type(part).__name__ for part in module.modules() if isinstance(part, BATCH_NORMS)]
-            unsent += [name for name, buffer in module.named_buffers() if not torch.equal(buffer, before[name])]
-            if unsent:
+            norms = [type(part).__name__ for part in module.modules() if isinstance(part, BATCH_NORMS)]
+            others = [name for name, buffer in module.named_buffers() if not torch.equal(buffer, before[name])]
+            if changing := [*norms, *others, *self.buffers]:
                 raise ConfigError(
-                    f"The model's {unsent[0]} changes with the minibatches of training, but is not a parameter, so no "
-                    "message carries it. Replace the layer; if it is a norm, use GroupNorm or LayerNorm."
+                    f"The model's {changing[0]} changes with the minibatches of training, which solver=sgd cannot do "
+                    "for several users at once. Choose solver=torch, or GroupNorm or LayerNorm if it is a norm."
                 )
             try:
                 vmap(grad(total), randomness="different")(self.split(self.start.expand(2, -1)), x.expand(2, *x.shape))
@@ -113,11 +128,43 @@ class FlatModel:
                 reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
                 raise ConfigError(
                     f"The model cannot be trained for several users at once ({reason}). Remove .item(), branches on "
-                    "the values of a tensor, and layers without a batching rule: torch.func.vmap does not allow them."
+                    "the values of a tensor, and layers without a batching rule: torch.func.vmap does not allow them. "
+                    "Or choose solver=torch."
                 ) from error
 
+    def check_no_buffers(self, algorithm: str) -> None:
+        """Raise ConfigError if w contains buffers, for an algorithm that must not take steps on them."""
+        if self.buffers:
+            raise ConfigError(
+                f"{algorithm} couples the numbers of models, and the model's {self.buffers[0]} must not be. Choose "
+                "algorithm=fedavg or fedper, or GroupNorm or LayerNorm if it is a norm."
+            )
+
+    def holding(self, w: Tensor, trained: Collection[str] | None = None) -> nn.Module:
+        """Return a new module with the numbers w [m], of whose parameters only `trained` need gradients; None: all."""
+        module = copy.deepcopy(self.module)
+        module.load_state_dict(self.split(w), strict=False)
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name in self.shapes and (trained is None or name in trained))
+        return module
+
+    def vector(self, module: nn.Module) -> Tensor:
+        """Return the numbers [m] of a module with the same named tensors.
+
+        Raises:
+            ConfigError: a tensor is missing or has another shape.
+        """
+        named = dict(chain(module.named_parameters(), module.named_buffers()))
+        for name, shape in self.shapes.items():
+            if name not in named or named[name].shape != shape:
+                raise ConfigError(
+                    f"The trained module has no {name} of shape {list(shape)}. Return the module that was passed, or "
+                    "one with the same parameters and buffers."
+                )
+        return torch.cat([named[name].detach().flatten().to(self.start) for name in self.shapes])
+
     def split(self, W: Tensor) -> dict[str, Tensor]:
-        """Return the module's parameters [..., *shape] as views of W [..., m]."""
+        """Return the parameters and buffers [..., *shape] as views of W [..., m]."""
         parts = torch.split(W, [shape.numel() for shape in self.shapes.values()], dim=-1)
         return {
             name: part.view(*W.shape[:-1], *shape)
@@ -137,6 +184,19 @@ class FlatModel:
 
     def _rows(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], *self.shape)
+
+
+def _changing(module: nn.Module, rows: Tensor) -> list[str]:
+    """Return the floating-point buffers of the layers whose buffers change in a training pass over rows."""
+    saved = {name: each for name, each in module.named_buffers() if name in module.state_dict()}
+    if not saved:
+        return []
+    trial = copy.deepcopy(module).train()
+    with seeded(0, "check", device=rows.device), torch.no_grad():
+        trial(rows)
+    after = dict(trial.named_buffers())
+    layers = {name.rpartition(".")[0] for name, each in saved.items() if not torch.equal(each, after[name])}
+    return [name for name, each in saved.items() if name.rpartition(".")[0] in layers and each.is_floating_point()]
 
 
 def _places(module: nn.Module, trained: dict[str, nn.Parameter]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from hmtl.errors import ConfigError
 from hmtl.mtl.losses import Loss
@@ -22,7 +22,7 @@ Subproblem = TypeVar("Subproblem")
 Solution = TypeVar("Solution")
 
 
-class LocalSolver(nn.Module, ABC, Generic[Subproblem, Solution]):
+class LocalSolver(ABC, Generic[Subproblem, Solution]):
     """A solver that improves the users' duals or networks, each on the user's own rows.
 
     A solver states what it works on (`improves`) and what a loss must define for it (`needs`); an algorithm checks
@@ -39,7 +39,7 @@ class LocalSolver(nn.Module, ABC, Generic[Subproblem, Solution]):
         """Raise ConfigError if an algorithm on duals or networks (`kind`) cannot use this solver with this loss."""
         name, by_gradients = type(self).__name__, "algorithm=fedu, fedavg or one of its relatives"
         if self.improves != kind:
-            remedy = f"solver=sdca, or {by_gradients} for gradients" if kind == "duals" else "solver=sgd"
+            remedy = f"solver=sdca, or {by_gradients} for gradients" if kind == "duals" else "solver=sgd or torch"
             raise ConfigError(f"{name} improves {self.improves}, but the algorithm works on {kind}. Choose {remedy}.")
         missing = [need for need in self.needs if getattr(type(loss), need) is getattr(Loss, need)]
         if missing:

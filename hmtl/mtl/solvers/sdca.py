@@ -89,7 +89,6 @@ class SDCA(DualSolver):
     needs = ("conjugate", "coordinate_step")
 
     def __init__(self, passes: float = 10.0) -> None:
-        super().__init__()
         if not 0 < passes <= 1e9:
             raise ConfigError(
                 f"passes={passes} is not in (0, 1e9]. Give the number of passes over the local rows per round."

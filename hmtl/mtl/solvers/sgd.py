@@ -4,65 +4,27 @@ K users, n rows each (padded), d features, m parameters; T steps on minibatches 
     w ← w − μ_t · n_k · (mean over the minibatch of s_kj ∇ℓ),    μ_t = μ/(1 + decay·t) in round t.
 """
 
-import math
-from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.errors import ConfigError
 from hmtl.mtl.losses import Loss
 from hmtl.mtl.networks.copies import copies, group_size
 from hmtl.mtl.networks.flat import FlatModel, seeded
-from hmtl.mtl.problem import Rows
-from hmtl.mtl.solvers.base import Ids, LocalSolver
-from hmtl.rng import generator
+from hmtl.mtl.problem import Problem, Rows
+from hmtl.mtl.solvers.networks import MinibatchSolver, NetworkSubproblem
 
 MAX_STEP = torch.finfo(torch.float32).max  # networks may be of this type
 
 
-@dataclass(frozen=True, eq=False)
-class Proximal:
-    """The term (weight/2)‖w − anchor_k‖² in the objective of each user k, with anchors [K, m]."""
+class LocalSGD(MinibatchSolver):
+    """A solver that takes gradient steps on minibatches, for many users side by side.
 
-    weight: float
-    anchor: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class NetworkSubproblem:
-    """Where the users' gradient descent starts.
-
-    Attributes:
-        model: the network.
-        W: parameters [K, m].
-        users: numbers of these users in the network [K].
-        rate: step size μ_t.
-        stream: seed and name of the random numbers that modules draw (dropout). Users k with the same k // G, where G
-            is `group_size`, train side by side and draw together, from a stream of their own.
-        proximal: the term that holds the models near an anchor, if any.
-        correction: numbers added to the gradient of each step [K, m], if any.
-        trained: names of the parameters that steps change; None: all.
-    """
-
-    model: FlatModel
-    W: Tensor
-    users: NDArray[np.int64]
-    rate: float
-    stream: tuple[int, *tuple[str | int, ...]]
-    proximal: Proximal | None = None
-    correction: Tensor | None = None
-    trained: frozenset[str] | None = None
-
-
-class LocalSGD(LocalSolver[NetworkSubproblem, Tensor]):
-    """A solver that passes over a user's rows in random order, by minibatches; `solve` returns the new models [K, m].
-
-    The last minibatch of a pass may be smaller.
+    Users k with the same k // G, where G is `group_size`, train side by side and draw random numbers together, from a
+    stream of their own.
 
     Args:
         step: step size μ > 0.
@@ -74,39 +36,25 @@ class LocalSGD(LocalSolver[NetworkSubproblem, Tensor]):
         ConfigError: a number is out of its range.
     """
 
-    improves = "networks"
-
     def __init__(self, step: float = 0.03, epochs: int = 5, batch: int = 20, decay: float = 0.0) -> None:
-        super().__init__()
+        super().__init__(epochs, batch)
         if not 0 < step < MAX_STEP or not 0 <= decay < MAX_STEP:
             raise ConfigError(f"step={step}, decay={decay}: give finite numbers with step > 0 and decay ≥ 0.")
-        if epochs < 1 or batch < 1:
-            raise ConfigError(f"epochs={epochs}, batch={batch}: each has to be at least 1.")
         self.step = step
-        self.epochs = epochs
-        self.batch = batch
         self.decay = decay
 
     def rate(self, round: int) -> float:
         """Return the step size μ_t of a round."""
         return self.step / (1 + self.decay * round)
 
-    def steps(self, counts: Sequence[int]) -> Tensor:
-        return torch.tensor([self.epochs * math.ceil(n / self.batch) for n in counts])
+    def check_training(self, model: FlatModel, problem: Problem) -> None:
+        model.check_training(problem.s.new_zeros(2, problem.d))
 
-    def draw(self, seed: int, round: int, users: Ids, counts: Sequence[int]) -> Tensor:
-        """Return minibatches [K, T, B] of row numbers, filled up with −1."""
-        B = min(self.batch, max(counts))
-        order = np.full((len(users), int(self.steps(counts).max()), B), -1)
-        for minibatches, user, n in zip(order, map(int, users), counts, strict=True):
-            passes = np.full((self.epochs, -(-n // self.batch) * B), -1)
-            rows = np.broadcast_to(np.arange(n), (self.epochs, n))
-            passes[:, :n] = generator(seed, "minibatches", round, user).permuted(rows, axis=1)
-            minibatches[: passes.size // B] = passes.reshape(-1, B)
-        return torch.from_numpy(order)
+    def check_correction(self) -> None:
+        pass
 
     def check_proximal(self, name: str, weight: float) -> None:
-        """Raise ConfigError if steps on a proximal term diverge, given its weight, which the setting `name` has."""
+        """Raise ConfigError if steps on a proximal term of this weight, which the setting `name` has, diverge."""
         if not 0 <= weight < 2 / self.step:
             raise ConfigError(
                 f"{name}={weight:g} is not in [0, 2/step), here below {2 / self.step:g}: the models would diverge. "
@@ -114,7 +62,7 @@ class LocalSGD(LocalSolver[NetworkSubproblem, Tensor]):
             )
 
     def solve(self, loss: Loss, rows: Rows, subproblem: NetworkSubproblem, order: Tensor, budgets: Tensor) -> Tensor:
-        model, rate, proximal = subproblem.model, subproblem.rate, subproblem.proximal
+        model, rate, proximal = subproblem.model, self.rate(subproblem.round), subproblem.proximal
         correction = subproblem.correction
         device = subproblem.W.device
         K, n, d = rows.X.shape

@@ -14,7 +14,7 @@ from hmtl.errors import ConfigError
 from hmtl.mtl import CrossEntropy, LocalSGD, Rows
 from hmtl.mtl.networks import flat
 from hmtl.mtl.networks.flat import FlatModel
-from hmtl.mtl.solvers.sgd import NetworkSubproblem, Proximal
+from hmtl.mtl.solvers.networks import NetworkSubproblem, Proximal
 
 D, C = 16, 3
 COUNTS = (33, 20, 7, 12, 1, 5)
@@ -62,14 +62,14 @@ def test_users_do_not_depend_on_each_other(name):
     model, s = FlatModel(NETWORKS[name], X[0], C, 1), 1 / torch.tensor(COUNTS)
     model.check_training(X[0, :2])
     W = model.start + 0.1 * torch.randn(K, len(model.start), generator=draw)
-    solver = LocalSGD(epochs=2, batch=7)
+    solver = LocalSGD(0.05, epochs=2, batch=7)
     budgets = torch.tensor([2, 6, 1, 0, 2, 1])
 
     def trained(users):
         own = tuple(COUNTS[k] for k in users)
         rows = Rows(X[users], y[users], X[users].square().sum(2), own, s[users, None].expand(-1, 33))
         proximal = Proximal(0.5, torch.zeros(len(users), 1))
-        start = NetworkSubproblem(model, W[users], np.array(users), 0.05, (5, "dropout", 0), proximal)
+        start = NetworkSubproblem(model, W[users], np.array(users), 0, (5, "dropout", 0), proximal=proximal)
         return solver.solve(CrossEntropy(), rows, start, solver.draw(0, 0, users, own), budgets[users])
 
     together = trained(list(range(K)))
@@ -87,7 +87,7 @@ def test_random_draws_differ_by_user_and_name(monkeypatch):
     W, order = model.start.expand(4, -1), torch.arange(2).expand(4, 1, 2)
     models = []
     for stream, users in ((0, np.arange(4)), (1, np.arange(4)), (0, np.arange(2, 6))):
-        start = NetworkSubproblem(model, W, users, 0.03, (0, "dropout", stream))
+        start = NetworkSubproblem(model, W, users, 0, (0, "dropout", stream))
         models.append(LocalSGD().solve(CrossEntropy(), rows, start, order, torch.ones(4, dtype=torch.int64)))
     assert len(torch.cat(models[:2]).unique(dim=0)) == 8
     assert torch.equal(models[0][2:], models[2][:2])
@@ -100,7 +100,7 @@ def test_networks_of_layers_do_not_wait_for_trainings_in_other_threads():
         FlatModel(NETWORKS["mlp"], x, C, 1),
         Rows(x[None], torch.ones(1, 2), x[None, :, 0], (2,), torch.ones(1, 2)),
     )
-    start = NetworkSubproblem(model, model.start[None], np.arange(1), 0.03, (0, "dropout"))
+    start = NetworkSubproblem(model, model.start[None], np.arange(1), 0, (0, "dropout"))
     order, budgets = torch.arange(2).expand(1, 1, 2), torch.ones(1, dtype=torch.int64)
     with ThreadPoolExecutor(1) as pool, flat._seeding:
         assert pool.submit(LocalSGD().solve, CrossEntropy(), rows, start, order, budgets).result(60).isfinite().all()

@@ -1,0 +1,129 @@
+"""Federated training of your own modules on your own data sets: `Federation(module, datasets).train(rounds=20)`."""
+
+import copy
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hmtl.communication import CodedHierarchical, Communicator, LinkLedger
+from hmtl.data import from_datasets
+from hmtl.data.datasets import UserData
+from hmtl.errors import ConfigError
+from hmtl.mtl import CrossEntropy, FedAvg, Logistic, Loss, Mean, Problem, Regularizer, Squared, TorchTrainer
+from hmtl.mtl.algorithms.networks import NetworkAlgorithm
+from hmtl.mtl.solvers.networks import NetworkSolver
+from hmtl.reporting.console_logger import ConsoleLogger
+from hmtl.topology import Moving, Topology, any_r
+from hmtl.training.history import Measurements
+from hmtl.training.pairing import matched
+from hmtl.training.summary import Summary, summarize, user_rows
+from hmtl.training.trainer import Trainer, TrainerSettings
+
+
+class Federation:
+    """Users who train a module together over a two-hop network, in one process and without a configuration.
+
+    The loss is the cross-entropy for class numbers, the logistic loss for ±1 and the squared error for floats, see
+    `hmtl.data.from_datasets`; a module returns [n, C] for C classes and [n, 1] otherwise.
+
+    Args:
+        model: the module, or a class or function that makes it without arguments. Rows and models are on its device.
+        datasets: the training rows of each user, as a torch Dataset, or its training and test rows; `hmtl.data.deal`
+            divides one Dataset. The order and size of minibatches are those of the trainer.
+        topology: who hears whom; None: each user is heard by 3 of 5 relays.
+        algorithm: class of the algorithm; `functools.partial` sets its options.
+        regularizer: couples models with algorithms such as FedU; None: `Mean(0.1)`.
+        trainer: how users train, such as a `LocalTrainer` of your own; None: `TorchTrainer` with SGD(lr=0.03).
+        communicator: class of the communicator; `functools.partial` sets its options. Sums replace coded IVs if they
+            take less time.
+        seed: seed of the first parameters, of orders of rows, and of the network that is drawn.
+
+    Attributes:
+        history: one row of measurements per round, as in metrics.csv.
+        algorithm, communicator: what trains, and what counts bits and time.
+
+    Raises:
+        ConfigError, DataError: the parts do not fit each other, or data cannot be read.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[], nn.Module],
+        datasets: Sequence[UserData],
+        topology: Topology | Moving | None = None,
+        algorithm: Callable[..., NetworkAlgorithm] = FedAvg,
+        regularizer: Regularizer | None = None,
+        trainer: NetworkSolver | None = None,
+        communicator: Callable[..., Communicator] = CodedHierarchical,
+        seed: int = 0,
+    ) -> None:
+        def make(d: int, C: int, shape: tuple[int, ...]) -> nn.Module:
+            return copy.deepcopy(model) if isinstance(model, nn.Module) else model()
+
+        tasks = from_datasets(datasets)
+        loss: Loss = Squared()
+        if tasks and tasks[0].classes:
+            loss = CrossEntropy()
+        elif tasks and set(tasks[0].y_train.tolist()) <= {-1.0, 1.0}:
+            loss = Logistic()
+        first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+        device = torch.device("cpu") if first is None else first.device
+        problem = Problem(tasks, loss, regularizer or Mean(0.1), device=device)
+        topology = any_r(len(tasks), 5, 3, seed) if topology is None else topology
+        if len(tasks) != topology.K:
+            raise ConfigError(f"The topology is for {topology.K} users, but {len(tasks)} have data. Give another one.")
+        self.seed = seed
+        solver = trainer or TorchTrainer(partial(torch.optim.SGD, lr=0.03))
+        made, self.communicator = matched(
+            partial(algorithm, problem, solver, make, seed=seed),
+            problem,
+            communicator(topology),
+        )
+        assert isinstance(made, NetworkAlgorithm)
+        self.algorithm = made
+        self.history: list[Measurements] = []
+        self._trainer: Trainer | None = None
+
+    def train(self, rounds: int) -> list[nn.Module]:
+        """Train for further rounds, with a progress bar on a terminal, and return each user's module.
+
+        Raises:
+            KeyboardInterrupt: by Ctrl-C, after the round has been finished; `history` and `models` are up to date.
+        """
+        total, before = len(self.history) + rounds, self._trainer.state if self._trainer else None
+        console = ConsoleLogger(total)
+        with tempfile.TemporaryDirectory() as folder:
+            settings = TrainerSettings(Path(folder), total, checkpoint_every=total)
+            self._trainer = Trainer(self.algorithm, self.communicator, settings, loggers=[console])
+            try:
+                self._trainer.fit(before)
+            finally:
+                console.close()
+                self.history = list(self._trainer.history)
+        if self._trainer.interrupted:
+            raise KeyboardInterrupt
+        return self.models
+
+    @property
+    def models(self) -> list[nn.Module]:
+        """A new module for each user with the numbers that it predicts with, in evaluation mode."""
+        return [self.algorithm.model.holding(w).eval() for w in self.algorithm.W.T]
+
+    @property
+    def ledger(self) -> LinkLedger:
+        """The bits that every link has carried."""
+        return self.communicator.ledger
+
+    @property
+    def summary(self) -> Summary:
+        """Loads, times, errors and users, as in summary.json."""
+        if self._trainer is None:
+            raise ConfigError("There is no summary before the first round. Call train.")
+        users = user_rows(self.algorithm, self._trainer.user_figures)
+        about: Mapping[str, Any] = {"dataset": "own", "seed": self.seed}
+        return summarize(self.algorithm, self.communicator, self.history, users, self._trainer.best, **about)

@@ -1,0 +1,131 @@
+"""The contract of a solver that trains the users' networks, and the minibatches that such solvers visit.
+
+K users, n rows each (padded), m numbers in a model; T steps on minibatches of at most B rows.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from hmtl.errors import ConfigError
+from hmtl.mtl.networks.flat import FlatModel
+from hmtl.mtl.problem import Problem
+from hmtl.mtl.solvers.base import Ids, LocalSolver
+from hmtl.rng import generator
+
+
+@dataclass(frozen=True, eq=False)
+class Proximal:
+    """The term (weight/2)‖w − anchor_k‖² in the objective of each user k, with anchors [K, m]."""
+
+    weight: float
+    anchor: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkSubproblem:
+    """Where the users' training starts.
+
+    Attributes:
+        model: the network.
+        W: models [K, m].
+        users: numbers of these users in the network [K].
+        round: number of the round.
+        stream: seed and name of the random numbers that modules draw (dropout).
+        data: the training rows of each user as a torch Dataset.
+        kept: numbers that the solver keeps for each user between rounds [K, q]; it overwrites them.
+        proximal: the term that holds the models near an anchor, if any.
+        correction: numbers added to the gradient of each step [K, m], if any.
+        trained: names of the parameters that steps change; None: all.
+    """
+
+    model: FlatModel
+    W: Tensor
+    users: NDArray[np.int64]
+    round: int
+    stream: tuple[int, *tuple[str | int, ...]]
+    data: Sequence[Dataset[Any]] = ()
+    kept: Tensor | None = None
+    proximal: Proximal | None = None
+    correction: Tensor | None = None
+    trained: frozenset[str] | None = None
+
+
+class NetworkSolver(LocalSolver[NetworkSubproblem, Tensor]):
+    """A solver that trains the users' networks; `solve` returns the new models [K, m]."""
+
+    improves = "networks"
+
+    def rate(self, round: int) -> float:
+        """Return the step size μ_t of a round, for algorithms whose other steps are as long as the local ones.
+
+        Raises:
+            ConfigError: the solver has no step size.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} has no step size, which this algorithm needs. Define `rate(self, round)` in it, or "
+            "choose solver=sgd, or an algorithm such as fedavg."
+        )
+
+    def kept_numbers(self, model: FlatModel) -> int:
+        """Return how many numbers the solver keeps for each user between rounds, q."""
+        return 0
+
+    @abstractmethod
+    def check_training(self, model: FlatModel, problem: Problem) -> None:
+        """Raise ConfigError if the solver cannot train this network on this problem."""
+
+    def check_proximal(self, name: str, weight: float) -> None:
+        """Raise ConfigError if a proximal term of this weight, which the setting `name` has, cannot be added."""
+        if weight:
+            raise ConfigError(
+                f"{name}={weight:g}, but {type(self).__name__} knows no proximal term. Choose solver=sgd or torch, or "
+                "an algorithm without this term, such as fedavg."
+            )
+
+    def check_correction(self) -> None:
+        """Raise ConfigError if steps cannot be corrected as SCAFFOLD does."""
+        raise ConfigError(
+            f"SCAFFOLD corrects plain gradient steps, which {type(self).__name__} does not take. Choose solver=sgd, or "
+            "another algorithm, such as fedavg."
+        )
+
+
+class MinibatchSolver(NetworkSolver):
+    """A solver that passes over a user's rows in random order, by minibatches; the last one of a pass may be smaller.
+
+    Args:
+        epochs: passes per round.
+        batch: rows in a minibatch, B.
+
+    Raises:
+        ConfigError: a number is out of its range.
+    """
+
+    def __init__(self, epochs: int, batch: int) -> None:
+        if epochs < 1 or batch < 1:
+            raise ConfigError(f"epochs={epochs}, batch={batch}: each has to be at least 1.")
+        self.epochs = epochs
+        self.batch = batch
+
+    def steps(self, counts: Sequence[int]) -> Tensor:
+        return torch.tensor([self.epochs * math.ceil(n / self.batch) for n in counts])
+
+    def draw(self, seed: int, round: int, users: Ids, counts: Sequence[int]) -> Tensor:
+        """Return minibatches [K, T, B] of row numbers, filled up with −1."""
+        B = min(self.batch, max(counts))
+        order = np.full((len(users), int(self.steps(counts).max()), B), -1)
+        for minibatches, user, n in zip(order, map(int, users), counts, strict=True):
+            passes = np.full((self.epochs, -(-n // self.batch) * B), -1)
+            rows = np.broadcast_to(np.arange(n), (self.epochs, n))
+            passes[:, :n] = generator(seed, "minibatches", round, user).permuted(rows, axis=1)
+            minibatches[: passes.size // B] = passes.reshape(-1, B)
+        return torch.from_numpy(order)

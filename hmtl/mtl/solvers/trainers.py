@@ -1,0 +1,284 @@
+"""Solvers that train one user's module after another: by code of your own, or by any optimizer of torch.
+
+K users, n rows each, C outputs, m numbers in a model; T steps on minibatches of at most B rows.
+"""
+
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import Dataset, TensorDataset, default_collate
+
+from hmtl.errors import ConfigError
+from hmtl.mtl.losses import Loss
+from hmtl.mtl.networks.flat import BATCH_NORMS, FlatModel, seeded
+from hmtl.mtl.problem import Problem, Rows
+from hmtl.mtl.solvers.base import Ids
+from hmtl.mtl.solvers.networks import MinibatchSolver, NetworkSolver, NetworkSubproblem
+from hmtl.rng import generator
+
+Train = Callable[[int, nn.Module], nn.Module]
+
+
+def one_by_one(subproblem: NetworkSubproblem, budgets: Tensor, train: Train) -> Tensor:
+    """Return the models [K, m] after `train(k, module)` for each user k with a budget above 0.
+
+    Each module is a new one. Parameters that are not trained get their numbers back. In the meantime torch's global
+    generators are seeded by the user and the round, so that modules and transforms of data draw reproducibly.
+    """
+    model, W = subproblem.model, subproblem.W.clone(memory_format=torch.contiguous_format)
+    untrained = [name for name in model.shapes if subproblem.trained is not None and name not in subproblem.trained]
+    for k in budgets.nonzero()[:, 0].tolist():
+        module = model.holding(W[k], subproblem.trained).train()
+        with seeded(*subproblem.stream, int(subproblem.users[k]), device=W.device), torch.enable_grad():
+            trained = train(k, module)
+        W[k] = model.vector(trained)
+        before = model.split(subproblem.W[k])
+        for name, numbers in model.split(W[k]).items():
+            if name in untrained and name not in model.buffers:
+                numbers.copy_(before[name])
+    return W
+
+
+class LocalTrainer(NetworkSolver):
+    """Your own training code: a subclass defines `train`. A straggler trains as everybody does."""
+
+    @abstractmethod
+    def train(self, model: nn.Module, data: Dataset[Any], round: int, generator: torch.Generator) -> nn.Module:
+        """Return the trained module of one user.
+
+        What travels are the parameters of the result that require gradients in `model`, and the buffers that training
+        changes, by name. The result has to depend on the arguments alone: `train` is also called to measure its time.
+
+        Args:
+            model: a module with the user's numbers, in training mode, to be changed and returned. Parameters that the
+                algorithm holds fixed need no gradients, and get their numbers back.
+            data: the user's training rows, as pairs of a row in the shape that the module takes and its target: a class
+                number (int64), ±1, or a number; or the user's own Dataset, as it is.
+            round: number of the round, from 0.
+            generator: for random draws, such as a DataLoader's order. torch's global generators are seeded, too.
+        """
+
+    def steps(self, counts: Sequence[int]) -> Tensor:
+        return torch.ones(len(counts), dtype=torch.int64)
+
+    def draw(self, seed: int, round: int, users: Ids, counts: Sequence[int]) -> Tensor:
+        """Return no order [K, 1, 0], since `train` chooses its own."""
+        return torch.zeros(len(users), 1, 0, dtype=torch.int64)
+
+    def check_training(self, model: FlatModel, problem: Problem) -> None:
+        pass
+
+    def solve(self, loss: Loss, rows: Rows, subproblem: NetworkSubproblem, order: Tensor, budgets: Tensor) -> Tensor:
+        def train(k: int, module: nn.Module) -> nn.Module:
+            seed, *name = subproblem.stream
+            number = generator(seed, "trainer", *name, int(subproblem.users[k])).integers(2**63)
+            own = torch.Generator().manual_seed(int(number))
+            trained = self.train(module, subproblem.data[k], subproblem.round, own)
+            if not isinstance(trained, nn.Module):
+                raise ConfigError(
+                    f"{type(self).__name__}.train returned a {type(trained).__name__}. Return the trained module."
+                )
+            return trained
+
+        return one_by_one(subproblem, budgets, train)
+
+
+class TorchTrainer(MinibatchSolver):
+    """A solver that trains by an optimizer of torch, on the minibatches of `LocalSGD`.
+
+    With `torch.optim.SGD(lr=step)` it takes the steps of `LocalSGD`, which is faster. A proximal term is added to the
+    loss, and a correction to the gradients, before they are clipped. Stragglers stop after their number of steps.
+    Networks with BatchNorm skip a minibatch of one row, which has no variance.
+
+    Args:
+        optimizer: makes an optimizer from parameters, such as `functools.partial(torch.optim.AdamW, lr=1e-3)`.
+        scheduler: makes a scheduler from an optimizer. Each round is one of its steps: the step size is constant within
+            a round, and that of a round is the same for all users.
+        loss: maps predictions, [B, C] or [B] for one output, and targets [B] to a loss per row [B] or to their mean;
+            None: the loss of the problem. Errors and objective are always those of the problem.
+        transform: maps the rows of a minibatch [B, ...] to new ones, such as random crops. For draws of each row's own,
+            give transforms to the Dataset.
+        clip: largest norm of a gradient; None: any.
+        keep_state: whether each user keeps the optimizer's state (momentum) from round to round, instead of starting
+            anew. If a user's round does not count, its state does not change.
+        epochs: passes per round.
+        batch: rows in a minibatch, B.
+
+    Raises:
+        ConfigError: a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., LRScheduler] | None = None,
+        loss: Callable[..., Tensor] | None = None,
+        transform: Callable[..., Tensor] | None = None,
+        clip: float | None = None,
+        keep_state: bool = False,
+        epochs: int = 5,
+        batch: int = 20,
+    ) -> None:
+        super().__init__(epochs, batch)
+        if clip is not None and not clip > 0:
+            raise ConfigError(f"clip={clip} is not a norm above 0. Leave it out to clip nothing.")
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.loss = loss
+        self.transform = transform
+        self.clip = clip
+        self.keep_state = keep_state
+
+    def rate(self, round: int) -> float:
+        if self.scheduler is not None:
+            raise ConfigError(
+                "solver.scheduler is set, but this algorithm takes steps as long as the local ones, which it cannot "
+                "follow. Leave solver.scheduler out, or choose an algorithm such as fedavg."
+            )
+        return float(self._settings(0)["lr"])
+
+    def check_proximal(self, name: str, weight: float) -> None:
+        if not 0 <= weight < math.inf:
+            raise ConfigError(f"{name}={weight:g} is not a finite number from 0. Set {name} to one.")
+
+    def check_correction(self) -> None:
+        self.rate(0)
+        settings = self._settings(0)
+        if not isinstance(self._make(), SGD) or settings["momentum"] or self.clip is not None:
+            super().check_correction()
+
+    def check_training(self, model: FlatModel, problem: Problem) -> None:
+        like, scale = model.start, problem.weights * torch.tensor(problem.here).to(problem.weights)[:, None]
+        x, y = like.new_zeros(1, 2, problem.d), like.new_ones(1, 2)  # 1: a class, one of ±1, or a number
+        ends = torch.stack(scale[scale > 0].aminmax()) if len(scale) else y[0]
+        rows = Rows(x, y, y, (2,), ends[None].to(like) / 2)
+        data = [TensorDataset(x[0].view(2, *model.shape), y[0])]
+        start = NetworkSubproblem(model, like[None], np.arange(1), 1, (0, "check"), data)
+        try:
+            self.solve(problem.loss, rows, start, torch.arange(2).view(1, 1, 2), torch.ones(1, dtype=torch.int64))
+        except ConfigError:
+            raise
+        except Exception as error:  # the parts are any code
+            raise ConfigError(
+                f"solver=torch cannot train this model ({type(error).__name__}: {error}). Check solver.optimizer, "
+                "scheduler, loss and transform: a loss takes predictions, [rows, C] or [rows], and targets [rows]."
+            ) from error
+
+    def kept_numbers(self, model: FlatModel) -> int:
+        layout = self._layout(model)
+        return 1 + sum(shape.numel() for _, _, shape, _ in layout) if layout else 0
+
+    def solve(self, loss: Loss, rows: Rows, subproblem: NetworkSubproblem, order: Tensor, budgets: Tensor) -> Tensor:
+        model, proximal, correction = subproblem.model, subproblem.proximal, subproblem.correction
+        settings, layout = self._settings(subproblem.round), self._layout(model)
+
+        def train(k: int, module: nn.Module) -> nn.Module:
+            named = {name: w for name, w in module.named_parameters() if w.requires_grad}
+            optimizer = self._make(list(named.values()))
+            optimizer.param_groups[0].update(settings)
+            if layout and subproblem.kept is not None:
+                _restore(optimizer, layout, subproblem.kept[k])
+            anchor = {} if proximal is None else model.split(proximal.anchor[k])
+            extra = {} if correction is None else model.split(correction[k])
+            normalised = any(isinstance(part, BATCH_NORMS) for part in module.modules())
+            for numbers in order[k, : int(budgets[k])]:
+                at = numbers[numbers >= 0]
+                if normalised and len(at) == 1:
+                    continue
+                x, y = self._minibatch(loss, model, subproblem.data[k], at)
+                weights = rows.s[k, at.to(x.device)] * (rows.counts[k] / len(at))
+                predictions = model.predictions(module(x))
+                losses = loss(predictions, y) if self.loss is None else self.loss(predictions, y)
+                if losses.ndim:
+                    losses = (weights * losses).sum()
+                elif (weights * len(at) - 1).abs().max() > 1e-5:
+                    raise ConfigError(
+                        "The rows have weights (class_weight, or reduction=sum), but solver.loss returns a mean. Set "
+                        "+solver.loss.reduction=none."
+                    )
+                if proximal is not None:
+                    distances = [(w - anchor[name]).square().sum() for name, w in named.items()]
+                    losses = losses + proximal.weight / 2 * torch.stack(distances).sum()
+                optimizer.zero_grad()
+                losses.backward()
+                for name, w in named.items() if extra else ():
+                    w.grad = extra[name] if w.grad is None else w.grad + extra[name]
+                if self.clip is not None:
+                    nn.utils.clip_grad_norm_(named.values(), self.clip)
+                optimizer.step()
+            if layout and subproblem.kept is not None:
+                subproblem.kept[k] = _packed(optimizer, layout, subproblem.kept[k])
+            return module
+
+        return one_by_one(subproblem, budgets, train)
+
+    def _minibatch(self, loss: Loss, model: FlatModel, data: Dataset[Any], at: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows [B, ...] and targets [B] with these numbers, on the device of the model."""
+        x, y = data[at] if type(data) is TensorDataset else default_collate([data[i] for i in at.tolist()])
+        x = x.to(model.start).reshape(len(at), *model.shape)
+        y = y.to(model.start.device, torch.int64 if loss.classes else model.start.dtype)
+        return x if self.transform is None else self.transform(x), y
+
+    def _make(self, parameters: Sequence[nn.Parameter] = ()) -> Optimizer:
+        try:
+            return self.optimizer(parameters or [nn.Parameter(torch.zeros(1))])
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"solver.optimizer cannot be made ({error}). Choose one of torch.optim.") from error
+
+    def _settings(self, round: int) -> dict[str, Any]:
+        """Return the optimizer's settings in a round."""
+        optimizer = self._make()
+        if self.scheduler is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the optimizer takes no steps
+                scheduler = self.scheduler(optimizer)
+                for _ in range(round):
+                    scheduler.step()
+        return {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
+
+    def _layout(self, model: FlatModel) -> "Layout":
+        """Return the tensors of the state that is kept, from a step of the optimizer; none if it is made anew."""
+        if not self.keep_state:
+            return []
+        parameters = [w for w in model.holding(model.start).parameters() if w.requires_grad]
+        optimizer = self._make(parameters)
+        for w in parameters:
+            w.grad = torch.zeros_like(w)
+        optimizer.step()
+        state = optimizer.state_dict()["state"]
+        layout = [(i, key, value) for i in state for key, value in state[i].items() if value is not None]
+        if other := [key for _, key, value in layout if not isinstance(value, Tensor)]:
+            raise ConfigError(f"{type(optimizer).__name__} keeps {other[0]}, not a tensor. Set keep_state=false.")
+        return [(i, key, value.shape, value.dtype) for i, key, value in layout]
+
+
+Layout = list[tuple[int, str, torch.Size, torch.dtype]]
+"""The tensors of an optimizer's state: number of the parameter, name, shape and type."""
+
+
+def _packed(optimizer: Optimizer, layout: Layout, like: Tensor) -> Tensor:
+    """Return an optimizer's state as numbers [q] in the type of `like`: 1, and the tensors; zeros if one is missing."""
+    state, parts = optimizer.state_dict()["state"], [like.new_ones(1)]
+    for i, key, shape, _ in layout:
+        value = state.get(i, {}).get(key)  # a parameter without a gradient has none
+        parts.append(like.new_zeros(shape.numel()) if value is None else value.flatten().to(like))
+    return torch.cat(parts)
+
+
+def _restore(optimizer: Optimizer, layout: Layout, numbers: Tensor) -> None:
+    """Give a new optimizer the state that `_packed` returned, if any."""
+    if not numbers[0]:
+        return
+    state: dict[int, dict[str, Tensor]] = {}
+    parts = torch.split(numbers[1:], [shape.numel() for _, _, shape, _ in layout])
+    for (i, key, shape, dtype), part in zip(layout, parts, strict=True):
+        state.setdefault(i, {})[key] = part.view(shape).to(dtype, copy=True)
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

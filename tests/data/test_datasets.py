@@ -1,0 +1,133 @@
+"""Tasks from torch Datasets: kinds of targets, transforms that are kept, and how one Dataset is dealt to users."""
+
+import sys
+from functools import partial
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from hmtl.config.build import build
+from hmtl.data import Dirichlet, Task, deal, from_datasets
+from hmtl.errors import ConfigError, DataError
+
+X = torch.arange(24.0).view(6, 2, 2)
+
+
+class Listed(Dataset):
+    """Pairs of an array and a Python number, with a random number added to each row that is read."""
+
+    def __init__(self, y, x=None, noise=0.0):
+        self.y, self.noise = y, noise
+        self.x = X.numpy()[: len(y)] if x is None else x
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, i):
+        return self.x[i] + np.float32(self.noise * float(torch.rand(()))), self.y[i]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from zip(X, range(6), strict=True)
+
+
+def test_targets_say_what_is_learned():
+    """Integers are classes, of all users together; −1 and 1 are two classes; floats are numbers."""
+    first, second = from_datasets(
+        [Listed([0, 3, 1]), (DataLoader(TensorDataset(X, torch.tensor([4] * 6))), Listed([2]))]
+    )
+    assert (first.classes, second.classes) == (5, 5)
+    assert (len(first.y_test), second.y_test.tolist(), second.x_train.shape) == (0, [2], X.shape)
+    assert first.x_train.dtype == torch.float32
+    assert from_datasets([Listed([0, 1])], classes=9)[0].classes == 9
+    for y in ([-1, 1, 1], [0.5, 1.0, 3.0]):
+        (task,) = from_datasets([Listed(y)])
+        assert task.classes is None
+        assert task.y_train.tolist() == y
+    task = Task("own", X, [1.0] * 6, X, [1.0] * 6)
+    assert from_datasets([task]) == (task,)
+
+
+def test_datasets_are_read_reproducibly_and_kept():
+    rows, state = Listed([0, 1], noise=1.0), torch.get_rng_state()
+    (once,) = from_datasets([rows])
+    assert torch.equal(state, torch.get_rng_state())
+    torch.rand(3)
+    (again,) = from_datasets([rows])
+    assert torch.equal(once.x_train, again.x_train)
+    assert once.dataset is rows
+
+
+@pytest.mark.parametrize(
+    "users",
+    [
+        [Stream()],
+        [Listed([])],
+        [[1, 2]],
+        [TensorDataset(X)],
+        [Listed(["a", "b"])],
+        [Listed([0, 1], x=[object(), object()])],
+        [Listed([0, 1]), Listed([0.5, 1.5])],
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_one_line(users):
+    with pytest.raises(DataError) as error:
+        from_datasets(users)
+    assert "\n" not in str(error.value)
+
+
+def test_a_dataset_and_the_rows_that_were_read_have_to_match():
+    with pytest.raises(DataError, match="dataset"):
+        Task("a", X, [1.0] * 6, X, [1.0] * 6, dataset=Listed([1, 1]))
+
+
+def test_each_row_is_dealt_once():
+    y = np.arange(300) % 3
+    source = TensorDataset(torch.arange(300.0)[:, None], torch.from_numpy(y))
+    dealt = partial(deal, source, Dirichlet(0.5), K=4, seed=1, test_fraction=0.25)
+    users = dealt()
+    rows = [[sorted(int(x) for x, _ in part) for part in user] for user in users]
+    assert sorted(i for user in rows for part in user for i in part) == list(range(300))
+    assert all(len(test) == -(-(len(train) + len(test)) // 4) for train, test in rows)
+    source.targets = y.tolist()  # as the Datasets of torchvision have them
+    again = [part.indices for user in dealt() for part in user]
+    assert again == [part.indices for user in users for part in user]
+    assert all(len(test) == 0 for _, test in deal(source, Dirichlet(0.5), K=4))
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """A module of a user's own."""
+    module = ModuleType("own_data")
+    monkeypatch.setitem(sys.modules, "own_data", module)
+    return module
+
+
+def drawn(n=12):
+    rng = np.random.default_rng(0)
+    rows = [(rng.integers(3, size=n).tolist(), rng.normal(size=(n, 4)).astype(np.float32)) for _ in range(5)]
+    return [(Listed(*each), Listed(*each)) for each in rows]
+
+
+OWN = ("dataset=own", "topology=any_r", "logger=none", "algorithm=fedavg", "loss=cross_entropy", "solver=torch")
+
+
+def test_a_function_of_a_configuration_gets_what_it_takes(configure, own):
+    own.alone, own.some = lambda: drawn(), lambda K, rows=12: drawn(rows)[:K]
+    own.alone.__module__ = own.some.__module__ = "own_data"
+    assert build(configure(*OWN, "dataset._target_=own_data.alone")).algorithm.problem.K == 5
+    run = build(configure(*OWN, "dataset._target_=own_data.some", "+dataset.rows=20", "K=4"))
+    assert run.algorithm.problem.counts == (20,) * 4
+    assert run.algorithm.problem.outputs == 3
+    run.algorithm.step(0)
+
+
+def test_class_numbers_of_a_task_are_named_as_such(configure, own):
+    own.users = lambda: [Task(str(k), torch.zeros(6, 2), [0, 1, 2] * 2, torch.zeros(1, 2), [0]) for k in range(5)]
+    for loss in ("hinge", "cross_entropy"):
+        with pytest.raises((DataError, ConfigError), match="classes=3"):
+            build(configure(*OWN[:4], f"loss={loss}", "dataset._target_=own_data.users"))

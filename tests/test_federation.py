@@ -1,0 +1,171 @@
+"""Federations of own modules and data: the same as a configured run, continued runs, transforms, and what travels."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import hmtl
+from hmtl.communication import CodedHierarchical, Uncoded
+from hmtl.config.build import build
+from hmtl.data import Dirichlet, deal
+from hmtl.errors import ConfigError, DataError
+from hmtl.mtl import FedPer, FedU, Graph, LocalSGD, TorchTrainer, mlp
+from hmtl.topology import Topology, symmetric
+
+K, D, C = 5, 6, 3
+
+
+class Noisy(Dataset):
+    """Rows with new noise each time that they are read; it remembers what was read."""
+
+    def __init__(self, x, y):
+        self.x, self.y, self.read = x, y, []
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, i):
+        x = self.x[i] + torch.randn(D)
+        self.read.append((int(i), float(x[0])))
+        return x, self.y[i]
+
+
+def users(kind=TensorDataset, seed=0, C=C):
+    draw = torch.Generator().manual_seed(seed)
+    return [tuple(kind(torch.randn(n, D, generator=draw), torch.arange(n) % C) for n in (11 + k, 4)) for k in range(K)]
+
+
+def network():
+    return nn.Sequential(nn.Linear(D, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, C))
+
+
+def adam(**options):
+    return TorchTrainer(partial(torch.optim.Adam, lr=0.01), epochs=2, batch=4, **options)
+
+
+def numbers(models):
+    return torch.stack([torch.cat([each.flatten().double() for each in m.state_dict().values()]) for m in models])
+
+
+def test_a_federation_is_the_configured_run(configure):
+    """Same data, network, solver and seed: the same bits as `hmtl.train`, in all rounds."""
+    words = (
+        "algorithm=fedavg loss=cross_entropy partition=dirichlet dataset.seed=0 solver.epochs=1 K=6 H=3 r=2 rounds=2"
+    )
+    run = build(configure(*words.split(), "topology=any_r", "algorithm.model._target_=hmtl.mtl.mlp", "logger=none"))
+    run.trainer.fit()
+    model, tasks, topology = run.algorithm.model, run.algorithm.problem.everybody, run.communicator.topology
+    first = model.holding(model.start)
+    federation = hmtl.Federation(first, tasks, topology, trainer=LocalSGD(epochs=1))
+    models = federation.train(2)
+    trained = [network.state_dict() for network in models]
+    expected = [model.split(w) for w in run.algorithm.W.T]
+    assert all(torch.equal(a[name], b[name]) for a, b in zip(trained, expected, strict=True) for name in b)
+    same = ("primal", "test_error", "bits_total")
+    assert [[row[name] for name in same] for row in federation.history] == [
+        [row[name] for name in same] for row in run.trainer.history
+    ]
+    assert federation.ledger.bits("relays_to_server") == run.communicator.ledger.bits("relays_to_server")
+
+
+def test_training_continues_and_is_reproducible():
+    """Four rounds are twice two, with BatchNorm, transforms that draw, and a kept state; the seed matters."""
+
+    def make(seed=0):
+        return hmtl.Federation(network, users(Noisy), trainer=adam(keep_state=True), seed=seed)
+
+    whole, parts = make(), make()
+    models = whole.train(4)
+    parts.train(2)
+    assert torch.equal(numbers(models), numbers(parts.train(2)))
+    assert not torch.equal(numbers(models), numbers(make(1).train(4)))
+    assert [row["round"] for row in parts.history] == [0, 1, 2, 3]
+    assert parts.history[3]["test_error"] == whole.history[3]["test_error"]
+    assert parts.history[3]["bits_total"] == whole.history[3]["bits_total"]
+    assert parts.summary.rounds == 4
+    assert not any(module.training for module in models)
+
+
+def test_transforms_draw_anew_in_each_epoch():
+    data = users(Noisy)
+    federation = hmtl.Federation(network, data, trainer=adam())
+    data[0][0].read.clear()
+    federation.algorithm.users.local_update(0)
+    read = data[0][0].read
+    assert sorted(i for i, _ in read) == sorted([*range(11)] * 2)
+    assert len({x for _, x in read}) == 22
+
+
+def test_models_do_not_depend_on_what_carries_them():
+    """Coded and uncoded messages give the same bits; sums agree with them."""
+    coded, uncoded = (
+        numbers(hmtl.Federation(network, users(), trainer=adam(), communicator=kind).train(2))
+        for kind in (partial(CodedHierarchical, aggregators="all"), Uncoded)
+    )
+    assert torch.equal(coded, uncoded)
+    assert torch.equal(coded, numbers(hmtl.Federation(network, users(), trainer=adam()).train(2)))
+
+
+class Adapted(nn.Module):
+    """A frozen linear layer, to which matrices of rank 1 are added."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = nn.Linear(D, C).requires_grad_(False)
+        self.down, self.up = nn.Parameter(torch.randn(1, D)), nn.Parameter(torch.zeros(C, 1))
+
+    def forward(self, x):
+        return self.base(x) + x @ self.down.T @ self.up.T
+
+
+def test_frozen_parameters_do_not_travel():
+    federation = hmtl.Federation(Adapted, users(), trainer=adam(), communicator=Uncoded)
+    base = federation.models[0].base.weight
+    models = federation.train(1)
+    assert federation.communicator.V_bits == 32 * (D + C)
+    assert all(torch.equal(module.base.weight, base) for module in models)
+    assert not torch.equal(models[0].up, torch.zeros(C, 1))
+
+
+def rows(y):
+    return TensorDataset(torch.randn(len(y), D), y)
+
+
+ANY = {
+    "floats": (partial(nn.Linear, D, 1), [rows(torch.randn(9))] * K, {}, "squared"),
+    "signs": (partial(nn.Linear, D, 1), [rows(torch.tensor([-1, 1, 1] * 3))] * K, {}, "logistic"),
+    "loaders": (partial(nn.Linear, D, 2), [DataLoader(rows(torch.tensor([0, 1, 1] * 3)))] * K, {}, "cross_entropy"),
+    "dealt": (partial(nn.LazyLinear, C), deal(rows(torch.arange(90) % C), Dirichlet(5.0), K), {}, "cross_entropy"),
+    "personal norms": (network, users(), {"algorithm": partial(FedPer, personal=["1", "3"])}, "cross_entropy"),
+    "coupled": (partial(mlp, D, C), users(), {"algorithm": FedU, "regularizer": Graph(0.1)}, "cross_entropy"),
+    "topology": (network, users(), {"topology": symmetric(K=5, H=5, r=2)}, "cross_entropy"),
+}
+
+
+@pytest.mark.parametrize(("model", "data", "options", "loss"), ANY.values(), ids=ANY)
+def test_any_data_and_algorithm(model, data, options, loss):
+    federation = hmtl.Federation(model, data, **options)
+    models = federation.train(1)
+    assert federation.summary.loss == loss
+    assert len(models) == K
+    assert numbers(models).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda: hmtl.Federation(nn.Linear(D, 7), users()), ConfigError),
+        (lambda: hmtl.Federation(network, users(), trainer=LocalSGD()), ConfigError),
+        (lambda: hmtl.Federation(network, []), DataError),
+        (lambda: hmtl.Federation(network, users(), Topology([[1, 1]])), ConfigError),
+        (lambda: hmtl.Federation(network, users(), algorithm=hmtl.mtl.MOCHA), ConfigError),
+        (lambda: hmtl.Federation(network, users()).summary, ConfigError),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(make, kind):
+    with pytest.raises(kind) as error:
+        make()
+    assert "\n" not in str(error.value)
