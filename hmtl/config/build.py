@@ -128,9 +128,10 @@ def build_tasks(cfg: DictConfig, engine: Engine | None = None) -> tuple[tuple[Ta
 
 
 def _tasks(cfg: DictConfig, K: int | None, wanted: Wanted | None) -> tuple[Task, ...]:
-    target, arguments = cfg.dataset["_target_"], dict[str, Any](K=K)
-    if wanted and targets.takes(target, "wanted"):
-        arguments["wanted"] = wanted
+    from hmtl.data.tasks import classified
+
+    target = cfg.dataset["_target_"]
+    arguments = targets.accepted(target, K=K, **({"wanted": wanted} if wanted else {}))
     if cfg.partition:
         if not targets.takes(target, "partition"):
             raise ConfigError(
@@ -138,7 +139,9 @@ def _tasks(cfg: DictConfig, K: int | None, wanted: Wanted | None) -> tuple[Task,
                 "another dataset, such as files."
             )
         arguments["partition"] = make_part(cfg, "partition")
-    return tuple(make_part(cfg, "dataset", **arguments))
+    tasks = tuple(make_part(cfg, "dataset", **arguments))
+    loss = make_part(cfg, "loss")
+    return classified(tasks) if loss.labels or loss.classes else tasks
 
 
 def build_problem(cfg: DictConfig, tasks: Sequence[Task]) -> Problem:

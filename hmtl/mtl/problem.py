@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hmtl.data import Task
 from hmtl.data.sparse import Features, stacked, times
+from hmtl.data.tasks import classified
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl.losses import Loss, OneVsRest
 from hmtl.mtl.measures import OwnMeasure, measures_for, summarize
@@ -119,6 +120,8 @@ class Problem:
             raise ConfigError(f'reduction={reduction!r}: choose "mean" or "sum".')
         if not tasks:
             raise DataError("The data set has no tasks, but a problem needs at least one user. Check its K.")
+        if loss.labels or loss.classes:
+            tasks = classified(tasks)
         if tasks[0].classes and loss.labels == (-1.0, 1.0):
             loss = OneVsRest(loss)
         for task in tasks:
@@ -351,11 +354,11 @@ def _check_task(task: Task, first: Task, loss: Loss) -> None:
         if task.is_local and set(task.y_train.tolist()) <= {-1.0, 1.0}:
             fault = f"two classes as y = ±1, but {name} needs them numbered 0..C−1: choose loss={margin_losses}."
         else:
-            fault = f"numbers to predict, but {name} needs classes: choose loss=squared."
+            fault = f"numbers to predict, but {name} needs classes: choose loss=squared, or give integers as classes."
     elif loss.labels is not None and not labels <= set(loss.labels):
         fault = (
             f"the label {min(labels - set(loss.labels)):g}, but {name} takes only {loss.labels}: choose loss=squared "
-            "for numbers to predict, or dataset.kind=classification for classes."
+            "for numbers to predict; for classes, give integers or, in tables, set dataset.kind=classification."
         )
     elif task.class_weight and loss.measure == "mean squared error":
         fault = f"class_weight={task.class_weight}, but {name} predicts numbers: set dataset.class_weight=null."
