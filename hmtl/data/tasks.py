@@ -203,7 +203,7 @@ def classified(tasks: Sequence[Task]) -> tuple[Task, ...]:
     labels, numbered = tuple(values.astype(int).tolist()), []
     for raw in raws:
         n, n_test = len(raw.y_train), len(raw.y_test)
-        train, test, y = y.split([n, n_test, len(y) - n - n_test])
+        train, test, y = torch.split(y, [n, n_test, len(y) - n - n_test])
         numbered.append(replace(raw, y_train=train, y_test=test, classes=classes, labels=labels))
     return prepare(numbered, tasks[0].preprocessing)
 
