@@ -212,7 +212,7 @@ def _nodes(cfg: DictConfig) -> dict[str, Any]:
 
 def build(cfg: DictConfig) -> Run:
     """Return all objects of a training run."""
-    from hmtl.mtl import preprocessing_setup
+    from hmtl.mtl import preprocessing_setups
     from hmtl.training.checkpoint import load_checkpoint
     from hmtl.training.trainer import Trainer, TrainerSettings
 
@@ -236,7 +236,7 @@ def build(cfg: DictConfig) -> Run:
         TrainerSettings(folder, cfg.rounds, cfg.gap_tolerance, cfg.checkpoint_every, cfg.evaluate_every, identity),
         exchange=exchange,
         loggers=loggers,
-        setups=[setup for setup in [preprocessing_setup(tasks)] if setup],
+        setups=preprocessing_setups(tasks),
     )
     return Run(communicator, algorithm, trainer, loggers, folder, exchange, checkpoint)
 

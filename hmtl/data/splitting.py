@@ -4,7 +4,7 @@ Shapes: n rows, d features, C classes.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 
 from hmtl.data.partitions import Partition
 from hmtl.data.preprocessing import RAW, Preprocessing
+from hmtl.data.table_features import FittedTable
 from hmtl.data.tasks import ClassWeight, Task, class_targets, prepare
 from hmtl.errors import ConfigError, DataError
 from hmtl.rng import generator
 
 Ints = NDArray[np.int64]
-Rows = Callable[[Ints], NDArray[Any]]
-"""Returns the rows [n, ...] with the given numbers."""
+Rows = Callable[[Ints], Any]
+"""Returns the rows [n, ...] with the given numbers, as an array or CSR."""
+Fit = Callable[[Sequence[Ints]], tuple[Rows, Sequence[FittedTable]]]
+"""Returns fitted rows and what each user told, for the numbers of the training rows of each user."""
 Wanted = Callable[[int], Collection[int]]
 """Maps K to the users whose rows this process holds; for other users, it knows only the numbers of rows."""
 
@@ -71,20 +74,32 @@ class Splitting:
         users = {f"user {k}": rows for k, rows in enumerate(dealt)}
         return self.tasks(x, targets, users, classes=classes, **about)
 
-    def tasks(self, x: Rows, y: NDArray[Any], users: Mapping[str, Ints], **about: Any) -> tuple[Task, ...]:
+    def tasks(
+        self, x: Rows, y: NDArray[Any], users: Mapping[str, Ints], fit: Fit | None = None, **about: Any
+    ) -> tuple[Task, ...]:
         """Return the task of each user from rows x and targets y [n]; `users` has the numbers of their rows by name.
 
-        `about` holds `classes`, `labels` and `columns`, see `Task`.
+        `about` holds `classes`, `labels` and `columns`, see `Task`. If `fit` is given, it makes the rows instead of x.
 
         Raises:
             DataError: see `split`.
         """
         K, tasks, about = len(users), [], {"class_weight": self.class_weight, **about}
-        local = self.wanted(K) if self.preprocessing == RAW else range(K)
+        local = self.wanted(K) if self.preprocessing == RAW and fit is None else range(K)
+        parts: dict[str, list[Ints]] = {}
         for k, (name, rows) in enumerate(users.items()):
             if k in local:
                 rng = generator(self.seed, "data", "split", k)
-                tasks.append(split(name, x(rows), y[rows], self.test_fraction, rng, **about))
+                numbers = split(name, y[rows], self.test_fraction, rng, about.get("classes"))
+                parts[name] = [rows[each] for each in numbers]
+        tables: list[FittedTable | None] = [None] * K
+        if fit is not None:
+            x, tables[:] = fit([train for train, _ in parts.values()])
+        for (name, rows), table in zip(users.items(), tables, strict=True):
+            if name in parts:
+                train, test = parts[name]
+                own: Any = x(train), y[train], x(test), y[test]  # arrays, which a task turns into tensors
+                tasks.append(Task(name, *own, table=table, **about))
                 continue
             n_test = math.ceil(self.test_fraction * len(rows))
             counts, like = (len(rows) - n_test, n_test), torch.as_tensor(x(rows[:0]))
@@ -95,15 +110,18 @@ class Splitting:
 
 
 def split(
-    name: str, x: NDArray[Any], y: NDArray[Any], test_fraction: float, rng: np.random.Generator, **about: Any
-) -> Task:
-    """Return the task of rows x [n, d] or [n, ...] and targets y [n], split at random into training and test rows.
+    name: str, y: NDArray[Any], test_fraction: float, rng: np.random.Generator, classes: int | None = None
+) -> tuple[Ints, Ints]:
+    """Return the numbers of the training rows and of the test rows, drawn at random, of a task with targets y [n].
 
-    Of n_c rows of a class, test_fraction · n_c are test rows, rounded up or down. Rows keep their order. `about` holds
-    `classes`, `labels` and `columns`, see `Task`.
+    Of n_c rows of a class, test_fraction · n_c are test rows, rounded up or down. Rows keep their order.
+
+    Args:
+        name: name of the task in messages.
+        classes: see `Task`.
 
     Raises:
-        DataError: if no row would be left to train on, or see `Task`.
+        DataError: if no row would be left to train on.
     """
     n, n_test = len(y), math.ceil(test_fraction * len(y))
     if n_test == n:
@@ -114,9 +132,8 @@ def split(
     is_test = np.zeros(n, dtype=bool)
     if n_test:
         places = (rng.integers(n) + np.arange(n_test) * n) // n_test  # at equal distances
-        is_test[shuffled_by_class(y, about.get("classes"), rng)[places]] = True
-    parts: tuple[Any, ...] = x[~is_test], y[~is_test], x[is_test], y[is_test]
-    return Task(name, *parts, **about)
+        is_test[shuffled_by_class(y, classes, rng)[places]] = True
+    return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
 
 def shuffled_by_class(y: NDArray[Any], classes: int | None, rng: np.random.Generator) -> Ints:

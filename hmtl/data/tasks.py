@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hmtl.data.preprocessing import RAW, Preprocessing, Scaling
 from hmtl.data.sparse import Features, checked, finite, stored
+from hmtl.data.table_features import FittedTable
 from hmtl.errors import ConfigError, DataError
 
 ClassWeight = Literal["balanced"] | None
@@ -40,6 +41,7 @@ class Task:
         columns: names of the features; None: they have no names.
         class_weight: "balanced": the weights of training rows in the objective, see `weights`; None: all are 1.
         prepared: origin of a preprocessed task, see `prepare`.
+        table: the features of raw tables with categories or missing numbers; None: the features are the columns.
 
     Attributes:
         has_integers: whether y was given as integers or booleans, see `classified`.
@@ -59,6 +61,7 @@ class Task:
     columns: tuple[str, ...] | None = None
     class_weight: ClassWeight = None
     prepared: "Prepared | None" = None
+    table: FittedTable | None = None
     has_integers: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -97,12 +100,16 @@ class Task:
             torch.empty(rows.shape, dtype=stored(rows).dtype, device="meta")
             for rows in (self.x_train, self.y_train, self.x_test, self.y_test)
         )
-        prepared = self.prepared
+        prepared, table = self.prepared, self.table
+        if table:
+            table = FittedTable(table.features, {name: facts.to("meta") for name, facts in table.told.items()})
         if prepared:
             mean, scale = (fitted.to("meta") for fitted in (self.scaling.mean, self.scaling.scale))
             scaling = Scaling(mean, scale, self.scaling.intercept)
             prepared = Prepared(prepared.raw.without_rows(), prepared.preprocessing, scaling)
-        return replace(self, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, prepared=prepared)
+        return replace(
+            self, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, prepared=prepared, table=table
+        )
 
     @property
     def weights(self) -> Tensor:
