@@ -98,8 +98,8 @@ class Splitting:
         for (name, rows), table in zip(users.items(), tables, strict=True):
             if name in parts:
                 train, test = parts[name]
-                own: Any = x(train), y[train], x(test), y[test]  # arrays, which a task turns into tensors
-                tasks.append(Task(name, *own, table=table, **about))
+                targets: Any = y  # arrays, which a task turns into tensors
+                tasks.append(Task(name, x(train), targets[train], x(test), targets[test], table=table, **about))
                 continue
             n_test = math.ceil(self.test_fraction * len(rows))
             counts, like = (len(rows) - n_test, n_test), torch.as_tensor(x(rows[:0]))

@@ -116,8 +116,8 @@ def fit(
 ) -> tuple[TableFeatures, list[dict[str, Tensor]]]:
     """Return the features of raw tables, and what each user tells for the fit; the fit uses nothing else.
 
-    The exchanges that the settings need are among: `kinds`, whether each column holds text; `sums`, the number of values
-    of each numeric column and their sums; `length`, the bytes of the categories; `text`, the categories of each column as
+    The exchanges, as far as settings need them: `kinds`, whether each column holds text; `sums`, how many values each
+    numeric column has, and their sums; `length`, the bytes of the categories; `text`, the categories of each column as
     JSON, padded to the longest. `POOLED` has what users receive.
 
     Args:
