@@ -86,20 +86,16 @@ class Splitting:
         """
         K, tasks, about = len(users), [], {"class_weight": self.class_weight, **about}
         local = self.wanted(K) if self.preprocessing == RAW and fit is None else range(K)
-        parts: dict[str, list[Ints]] = {}
+        parts: dict[str, tuple[Ints, Ints]] = {}
         for k, (name, rows) in enumerate(users.items()):
             if k in local:
                 rng = generator(self.seed, "data", "split", k)
-                numbers = split(name, y[rows], self.test_fraction, rng, about.get("classes"))
-                parts[name] = [rows[each] for each in numbers]
-        tables: list[FittedTable | None] = [None] * K
-        if fit is not None:
-            x, tables[:] = fit([train for train, _ in parts.values()])
-        for (name, rows), table in zip(users.items(), tables, strict=True):
-            if name in parts:
-                train, test = parts[name]
-                targets: Any = y  # arrays, which a task turns into tensors
-                tasks.append(Task(name, x(train), targets[train], x(test), targets[test], table=table, **about))
+                train, test = split(name, y[rows], self.test_fraction, rng, about.get("classes"))
+                parts[name] = rows[train], rows[test]
+        held = {task.name: task for task in tasks_of(x, y, parts, fit, **about)}
+        for name, rows in users.items():
+            if name in held:
+                tasks.append(held[name])
                 continue
             n_test = math.ceil(self.test_fraction * len(rows))
             counts, like = (len(rows) - n_test, n_test), torch.as_tensor(x(rows[:0]))
@@ -107,6 +103,20 @@ class Splitting:
             y_train, y_test = (torch.empty(n, device="meta") for n in counts)
             tasks.append(Task(name, x_train, y_train, x_test, y_test, **about))
         return prepare(tasks, self.preprocessing)
+
+
+def tasks_of(
+    x: Rows, y: NDArray[Any], parts: Mapping[str, tuple[Ints, Ints]], fit: Fit | None = None, **about: Any
+) -> list[Task]:
+    """Return the tasks of users from the numbers of their training and test rows, without preprocessing."""
+    targets: Any = y  # arrays, which a task turns into tensors
+    tables: Sequence[FittedTable | None] = [None] * len(parts)
+    if fit is not None:
+        x, tables = fit([train for train, _ in parts.values()])
+    return [
+        Task(name, x(train), targets[train], x(test), targets[test], table=table, **about)
+        for (name, (train, test)), table in zip(parts.items(), tables, strict=True)
+    ]
 
 
 def split(

@@ -94,7 +94,7 @@ class TableFeatures:
     def from_json(cls, text: str) -> "TableFeatures":
         """Return what `to_json` wrote; raise ValueError or TypeError if the text is something else."""
         columns, categories, means = json.loads(text)
-        known = {str(name): tuple(map(str, each)) for name, each in categories.items()}
+        known = {str(name): tuple(map(str, each)) for name, each in dict(categories).items()}
         return cls(tuple(map(str, columns)), known, None if means is None else tuple(map(float, means)))
 
 
@@ -208,10 +208,10 @@ def holds_text(column: pd.Series) -> bool:
     return bool(pd.to_numeric(column.dropna().astype(str), errors="coerce").isna().any())
 
 
-def category_names(column: pd.Series) -> pd.Series:
+def category_names(column: pd.Series) -> NDArray[Any]:
     """Return the cells of a column as names of categories: "" if empty; 01, 1 and 1.0 are the same number."""
-    text = column.astype(object).map(str).where(column.notna(), "")
-    numbers = pd.to_numeric(text, errors="coerce")
-    is_number = (numbers.abs() < 2**53).to_numpy(bool)
-    text[is_number] = numbers[is_number].map(lambda number: f"{number + 0.0:.15g}")
-    return text
+    names = np.array([str(cell) for cell in column.astype(object).where(column.notna(), "")], dtype=object)
+    numbers = pd.to_numeric(pd.Series(names), errors="coerce").to_numpy(np.float64)
+    is_number = np.abs(numbers) < 2**53
+    names[is_number] = [f"{number + 0.0:.15g}" for number in numbers[is_number]]
+    return names

@@ -38,7 +38,7 @@ class Task:
         x_test, y_test: [n_test, d] (or [n_test, ...]) and [n_test]; n_test may be 0.
         classes: C if y holds class numbers 0..C−1, which become int64; None otherwise.
         labels: names of the classes in the order of y; None: the values of y are their names.
-        columns: names of the features; None: they have no names.
+        columns: names of the features, or of the raw columns of a `table`; None: they have no names.
         class_weight: "balanced": the weights of training rows in the objective, see `weights`; None: all are 1.
         prepared: origin of a preprocessed task, see `prepare`.
         table: the features of raw tables with categories or missing numbers; None: the features are the columns.

@@ -55,6 +55,8 @@ def test_against_pandas(users, new, named):
         expected = by_pandas(train, table, categorical)
         assert set(made) == set(expected)
         pd.testing.assert_frame_equal(made[list(expected)], expected, check_dtype=False, rtol=1e-9, atol=1e-6)
+    twice = pd.concat([frame(new), frame(new)])  # names of rows need not be unique
+    np.testing.assert_array_equal(features.features(twice), np.tile(features.features(frame(new)), (2, 1)))
     again = TableFeatures.from_json(features.to_json())
     assert again == features
     assert all(list(each) == list(told[0]) for each in told)

@@ -18,7 +18,7 @@ from hmtl.data.arrays import MANY_CLASSES
 from hmtl.data.partitions import Partition
 from hmtl.data.preprocessing import Preprocessing, Scope
 from hmtl.data.sparse import widened
-from hmtl.data.splitting import Ints, Rows, Splitting
+from hmtl.data.splitting import Ints, Rows, Splitting, tasks_of
 from hmtl.data.table_features import Categories, FittedTable, Missing
 from hmtl.data.table_features import fit as fit_features
 from hmtl.data.tables import SUFFIXES, SVMLIGHT, fault, misfits, read_rows
@@ -114,8 +114,8 @@ def files(
         return lambda rows: encoded[rows], [FittedTable(fitted, each) for each in told]
 
     x: Rows = columns
-    fit_if_needed = fit if categories or missing else None
-    if fit_if_needed and sparse is not None:
+    needed = fit if categories or missing else None
+    if needed and sparse is not None:
         raise ConfigError(f"{path} has sparse rows: set dataset.categories and dataset.missing to null.")
 
     if kind == "regression":
@@ -128,21 +128,14 @@ def files(
                 "such rows."
             )
         if partition is not None:
-            return splitting.deal(x, number, K, partition, fit=fit_if_needed, labels=labels, **about)
+            return splitting.deal(x, number, K, partition, fit=needed, labels=labels, **about)
         y, about["classes"] = class_targets(number, len(labels))
         about["labels"] = labels
     rows_of = pd.Series(owners).groupby(owners).indices
     if test_path is None:
-        return splitting.tasks(x, y, {name: rows_of[name] for name in names}, fit_if_needed, **about)
-    parts = [(rows_of[name][rows_of[name] < n], rows_of[name][rows_of[name] >= n]) for name in names]
-    tables: list[FittedTable | None] = [None] * len(names)
-    if fit_if_needed:
-        x, tables[:] = fit([train for train, _ in parts])
-    tasks = [
-        Task(name, x(train), y[train], x(test), y[test], table=fitted, **about)
-        for name, (train, test), fitted in zip(names, parts, tables, strict=True)
-    ]
-    return prepare(tasks, preprocessing)
+        return splitting.tasks(x, y, {name: rows_of[name] for name in names}, needed, **about)
+    parts = {name: (rows_of[name][rows_of[name] < n], rows_of[name][rows_of[name] >= n]) for name in names}
+    return prepare(tasks_of(x, y, parts, needed, **about), preprocessing)
 
 
 @dataclass(frozen=True)
