@@ -17,7 +17,7 @@ from torch import Tensor
 from hmtl.data.arrays import column_names
 from hmtl.errors import DataError, few
 
-Categories = Literal["auto"] | Sequence[str] | None
+Categories = Literal["auto"] | list[str] | None
 Missing = Literal["mean"] | None
 
 

@@ -67,6 +67,7 @@ def test_the_fit_follows_from_what_users_tell():
     table = mixed_table(0, n=12).drop(columns="mood")
     tables = [rows.drop(columns="who") for _, rows in table.groupby("who")]
     features, told = fit(tables, "auto", "mean")
+    assert features.categories == {"city": tuple(sorted(set(table["city"]))), "plan": ("", "free", "pro")}
     alone = [fit([rows], "auto", "mean")[1][0] for rows in tables]
     answers = {name: pool(torch.stack([own[name] for own in told])) for name, pool in POOLED.items()}
     for own, by_itself in zip(told, alone, strict=True):
