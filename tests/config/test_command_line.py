@@ -142,7 +142,7 @@ def test_warnings_of_libraries_are_shown_and_their_information_is_not(
     assert "there are none" in shown
 
 
-@pytest.mark.parametrize("name", ["Anna Müller", "O'Brien, Pat", "a=b", "Zoë 🦊", "{x", "u/a (2)", "$HOME", '"x"'])
+@pytest.mark.parametrize("name", ["Anna Müller", "O'Brien, Pat", "a=b", "Zoë 🦊", "{x", "u/a (2)", "$HOME", 'a "x"'])
 def test_the_quotes_that_an_error_names_are_those_that_hydra_needs(run: Run, name: str) -> None:
     """The word can be copied into a shell."""
     words = ("run=.", "data=x.csv")
