@@ -41,7 +41,7 @@ def by_pandas(train, table, categorical):
 def test_against_pandas(users, new, named):
     """Over the rows of all users, and on new rows with categories that nobody has."""
     tables = [frame(rows) for rows in users]
-    train = pd.concat(tables)
+    train = pd.concat(tables, ignore_index=True)
     if train[["a", "b"]].isna().all().any():
         with pytest.raises(DataError, match="no value in any training row"):
             fit(tables, named, "mean")
