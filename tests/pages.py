@@ -34,7 +34,7 @@ SUBSTITUTIONS = {
     r"-m hmtl\.(train|launch) (?!--help|rounds=20).*": r"\g<0> ~logger.tensorboard",
     # less of the same: rounds, folds, seeds, processes; more patience, as tests share the machine
     r"(-m hmtl\.|^hmtl )(train|launch)\b(?!.*(--help|resume=)).*": r"\g<0> rounds=2",
-    r"resume=first$": r"\g<0> rounds=3",
+    r"resume=outputs/first$": r"\g<0> rounds=3",
     r"-m hmtl\.tune.*": r"\g<0> rounds=2 tune.folds=2",
     r"seed=0,1,2": "seed=0,1",
     r"dataset\.rows=8000": "dataset.rows=1000",

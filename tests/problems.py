@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from hmtl.data import Task
+from hmtl.data.splitting import split
 from hmtl.mtl import Hinge, Problem, TaskRelationship
 
 
@@ -25,3 +26,9 @@ def make(seed, K=4, d=5, n_max=12, regularizer=None, reduction="mean", loss=None
     problem = Problem(tasks, loss or Hinge(), regularizer or TaskRelationship(0.1), reduction)
     s = [1 / len(labels) if reduction == "mean" else 1.0 for labels in y]
     return SimpleNamespace(problem=problem, X=X, y=y, s=s, K=K, d=d, rng=rng)
+
+
+def split_task(name, x, y, test_fraction, rng, classes=None):
+    """The task of rows x and targets y, split at random."""
+    train, test = split(name, y, test_fraction, rng, classes)
+    return Task(name, *map(torch.from_numpy, (x[train], y[train], x[test], y[test])), classes=classes)

@@ -2,14 +2,17 @@
 
 import re
 from functools import partial
+from io import StringIO
 from pathlib import Path
 
 import commands
 import numpy as np
 import pandas as pd
 import pytest
+from mixed_tables import SETTINGS, USERS, mixed_table
 
 import hmtl
+from hmtl.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +107,37 @@ def test_other_columns_stay_what_they_were(trained: Path) -> None:
     labels = hmtl.load_run(trained / "run").predict("south", [[1, 2], [1, -2]])
     header, *rows = text.splitlines()
     assert done.stdout.splitlines() == [f"{header},predicted", *map("{},{}".format, rows, labels)]
+
+
+def test_raw_tables_with_categories_gaps_and_odd_names(tmp_path: Path) -> None:
+    """From a file to predictions; on training rows, these have the run's errors."""
+    table = mixed_table(0)
+    table.to_csv(tmp_path / "own.csv", index=False)
+    words = (f"dataset.path={tmp_path}/own.csv", *SETTINGS, "dataset.test_fraction=0", "topology=any_r", "r=2", "H=3")
+    run = tmp_path / "run"
+    done = commands.here(
+        "hmtl.train", "dataset=files", *words, "rounds=3", "logger=none", f"hydra.run.dir={run}", f"output_dir={run}"
+    )
+    assert done.returncode == 0, done.stderr
+    done = commands.here("hmtl.predict", f"run={run}", f"data={tmp_path}/own.csv", "task=who")
+    assert done.returncode == 0, done.stderr
+    predicted = pd.read_csv(StringIO(done.stdout), dtype=str, keep_default_na=False)
+    assert predicted["who"].tolist() == table["who"].tolist()
+    wrong = (predicted["predicted"] != predicted["mood"]).groupby(predicted["who"]).mean()
+    errors = pd.read_csv(run / "users.csv", dtype={"user": str}, keep_default_na=False).set_index("user")["train_error"]
+    assert set(wrong.index) == set(errors.index) == set(USERS)
+    np.testing.assert_allclose(wrong[errors.index], errors.astype(float), atol=1e-9)
+    assert wrong.mean() < 0.6
+
+    models = hmtl.load_run(run)
+    for who, rows in table.groupby("who"):
+        own = predicted.loc[rows.index, "predicted"].tolist()
+        assert models.predict(who, rows).tolist() == own
+        assert models.predict(who, rows[list(models.columns)].to_numpy(object)).tolist() == own
+    new = table[:3].assign(city=["Utopia", None, "Berlin"])
+    assert set(models.predict("007", new)) <= set(table["mood"])
+    with pytest.raises(DataError, match="x has no column plan"):
+        models.predict("007", new.drop(columns="plan"))
+    new.assign(height=["tall", 1, 2]).to_csv(tmp_path / "text.csv", index=False)
+    done = commands.here("hmtl.predict", f"run={run}", f"data={tmp_path}/text.csv", "task=who")
+    assert re.search("text.csv has tall in column height, row 0", done.stderr)

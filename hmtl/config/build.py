@@ -129,10 +129,10 @@ def build_tasks(cfg: DictConfig, engine: Engine | None = None) -> tuple[tuple[Ta
 
 def _tasks(cfg: DictConfig, K: int | None, wanted: Wanted | None) -> tuple[Task, ...]:
     from hmtl.data import from_datasets
+    from hmtl.data.tasks import classified
 
     target = cfg.dataset["_target_"]
-    given = {"K": K, **({"wanted": wanted} if wanted else {})}
-    arguments: dict[str, Any] = {name: value for name, value in given.items() if targets.takes(target, name)}
+    arguments = targets.accepted(target, K=K, **({"wanted": wanted} if wanted else {}))
     if cfg.partition:
         if not targets.takes(target, "partition"):
             raise ConfigError(
@@ -140,7 +140,9 @@ def _tasks(cfg: DictConfig, K: int | None, wanted: Wanted | None) -> tuple[Task,
                 "another dataset, such as files."
             )
         arguments["partition"] = make_part(cfg, "partition")
-    return from_datasets(make_part(cfg, "dataset", **arguments))
+    tasks = from_datasets(make_part(cfg, "dataset", **arguments))
+    loss = make_part(cfg, "loss")
+    return classified(tasks) if loss.labels or loss.classes else tasks
 
 
 def build_problem(cfg: DictConfig, tasks: Sequence[Task]) -> Problem:
@@ -211,7 +213,7 @@ def _nodes(cfg: DictConfig) -> dict[str, Any]:
 
 def build(cfg: DictConfig) -> Run:
     """Return all objects of a training run."""
-    from hmtl.mtl import preprocessing_setup
+    from hmtl.mtl import preprocessing_setups
     from hmtl.training.checkpoint import load_checkpoint
     from hmtl.training.trainer import Trainer, TrainerSettings
 
@@ -235,7 +237,7 @@ def build(cfg: DictConfig) -> Run:
         TrainerSettings(folder, cfg.rounds, cfg.gap_tolerance, cfg.checkpoint_every, cfg.evaluate_every, identity),
         exchange=exchange,
         loggers=loggers,
-        setups=[setup for setup in [preprocessing_setup(tasks)] if setup],
+        setups=preprocessing_setups(tasks),
     )
     return Run(communicator, algorithm, trainer, loggers, folder, exchange, checkpoint)
 

@@ -24,7 +24,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -130,6 +130,8 @@ def _message(error: Exception, config_name: str, words: Sequence[str] | None = N
         return str(error)
     if unknown := re.match("Could not override '(.+)'", str(error)):
         return _unknown(unknown[1], config_name, sys.argv[1:] if words is None else words)
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is not set. Set it on the command line; see --help for what it is."
     if isinstance(error, HydraException | OmegaConfBaseException) or _raised_in_hydra(error):
@@ -147,6 +149,16 @@ def _message(error: Exception, config_name: str, words: Sequence[str] | None = N
 def _raised_in_hydra(error: Exception) -> bool:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals["__name__"].split(".")[0] in ("hydra", "omegaconf")
+
+
+def _unreadable(override: str) -> str:
+    """Return the message that a word of the command line cannot be read, and how to quote its value."""
+    key, is_setting, value = override.partition("=")
+    if not is_setting:
+        return f"{override} is not a setting. Write key=value; see --help."
+    quoted = "{}='{}'".format(key, value.replace("'", r"\'"))
+    word = shlex.quote(quoted) if set(quoted) & set('"$`!') else f'"{quoted}"'
+    return f"{override} cannot be read. If the value is text, quote it for the shell and for Hydra: {word}"
 
 
 def _unknown(setting: str, config_name: str, words: Sequence[str]) -> str:

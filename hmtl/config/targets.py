@@ -112,6 +112,11 @@ def takes(target: str, argument: str) -> bool:
     return is_open or argument in known
 
 
+def accepted(target: str, **objects: Any) -> dict[str, Any]:
+    """Return those of the further arguments that a target takes, so that your own function need not name them all."""
+    return {name: value for name, value in objects.items() if takes(target, name)}
+
+
 def parameters(target: Any) -> tuple[dict[str, inspect.Parameter], bool]:
     """Return the parameters of a target by name, and whether it takes others besides.
 

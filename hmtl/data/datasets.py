@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from hmtl.data.partitions import Partition
-from hmtl.data.splitting import held_out
+from hmtl.data.splitting import split
 from hmtl.data.tasks import Task
 from hmtl.errors import DataError
 from hmtl.rng import generator
@@ -78,8 +78,9 @@ def deal(
     y = np.asarray(_rows(dataset, 0)[1] if targets is None else targets)
     users: list[tuple[Dataset[Any], Dataset[Any]]] = []
     for k, rows in enumerate(partition(y, K, generator(seed, "data", "partition"))):
-        test = held_out(y[rows], 2, test_fraction, generator(seed, "data", "split", k))
-        users.append((Subset(dataset, rows[~test].tolist()), Subset(dataset, rows[test].tolist())))
+        parts = split(f"user {k}", y[rows], test_fraction, generator(seed, "data", "split", k), classes=2)
+        train, test = (Subset(dataset, rows[part].tolist()) for part in parts)
+        users.append((train, test))
     return users
 
 

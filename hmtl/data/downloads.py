@@ -1,6 +1,9 @@
 """Data sets that are downloaded once, to the user's cache folder by default."""
 
 import os
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
@@ -8,6 +11,17 @@ from typing import TypeVar
 
 from hmtl.errors import DataError
 
+FAILURES = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    HTTPException,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What downloads and unpacking raise: no network, another size or checksum, half a file, no space."""
 Place = TypeVar("Place")
 
 
@@ -29,7 +43,7 @@ def find_or_download(
         try:
             download()
             place = find(folder)
-        except (OSError, RuntimeError, HTTPException) as error:
+        except FAILURES as error:
             reason = f"the download failed: {' '.join(str(error).split())}"
     if not place:
         raise DataError(f"{name} is not in {folder} ({reason}). {remedy}")

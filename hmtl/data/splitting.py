@@ -4,7 +4,7 @@ Shapes: n rows, d features, C classes.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 
 from hmtl.data.partitions import Partition
 from hmtl.data.preprocessing import RAW, Preprocessing
+from hmtl.data.table_features import FittedTable
 from hmtl.data.tasks import ClassWeight, Task, class_targets, prepare
 from hmtl.errors import ConfigError, DataError
 from hmtl.rng import generator
 
 Ints = NDArray[np.int64]
-Rows = Callable[[Ints], NDArray[Any]]
-"""Returns the rows [n, ...] with the given numbers."""
+Rows = Callable[[Ints], Any]
+"""Returns the rows [n, ...] with the given numbers, as an array or CSR."""
+Fit = Callable[[Sequence[Ints]], tuple[Rows, Sequence[FittedTable]]]
+"""Returns fitted rows and what each user told, for the numbers of the training rows of each user."""
 Wanted = Callable[[int], Collection[int]]
 """Maps K to the users whose rows this process holds; for other users, it knows only the numbers of rows."""
 
@@ -71,20 +74,28 @@ class Splitting:
         users = {f"user {k}": rows for k, rows in enumerate(dealt)}
         return self.tasks(x, targets, users, classes=classes, **about)
 
-    def tasks(self, x: Rows, y: NDArray[Any], users: Mapping[str, Ints], **about: Any) -> tuple[Task, ...]:
+    def tasks(
+        self, x: Rows, y: NDArray[Any], users: Mapping[str, Ints], fit: Fit | None = None, **about: Any
+    ) -> tuple[Task, ...]:
         """Return the task of each user from rows x and targets y [n]; `users` has the numbers of their rows by name.
 
-        `about` holds `classes`, `labels` and `columns`, see `Task`.
+        `about` holds `classes`, `labels` and `columns`, see `Task`. If `fit` is given, it makes the rows instead of x.
 
         Raises:
             DataError: see `split`.
         """
         K, tasks, about = len(users), [], {"class_weight": self.class_weight, **about}
-        local = self.wanted(K) if self.preprocessing == RAW else range(K)
+        local = self.wanted(K) if self.preprocessing == RAW and fit is None else range(K)
+        parts: dict[str, tuple[Ints, Ints]] = {}
         for k, (name, rows) in enumerate(users.items()):
             if k in local:
                 rng = generator(self.seed, "data", "split", k)
-                tasks.append(split(name, x(rows), y[rows], self.test_fraction, rng, **about))
+                train, test = split(name, y[rows], self.test_fraction, rng, about.get("classes"))
+                parts[name] = rows[train], rows[test]
+        held = {task.name: task for task in tasks_of(x, y, parts, fit, **about)}
+        for name, rows in users.items():
+            if name in held:
+                tasks.append(held[name])
                 continue
             n_test = math.ceil(self.test_fraction * len(rows))
             counts, like = (len(rows) - n_test, n_test), torch.as_tensor(x(rows[:0]))
@@ -94,16 +105,33 @@ class Splitting:
         return prepare(tasks, self.preprocessing)
 
 
-def split(
-    name: str, x: NDArray[Any], y: NDArray[Any], test_fraction: float, rng: np.random.Generator, **about: Any
-) -> Task:
-    """Return the task of rows x [n, d] or [n, ...] and targets y [n], split at random into training and test rows.
+def tasks_of(
+    x: Rows, y: NDArray[Any], parts: Mapping[str, tuple[Ints, Ints]], fit: Fit | None = None, **about: Any
+) -> list[Task]:
+    """Return the tasks of users from the numbers of their training and test rows, without preprocessing."""
+    targets: Any = y  # arrays, which a task turns into tensors
+    tables: Sequence[FittedTable | None] = [None] * len(parts)
+    if fit is not None:
+        x, tables = fit([train for train, _ in parts.values()])
+    return [
+        Task(name, x(train), targets[train], x(test), targets[test], table=table, **about)
+        for (name, (train, test)), table in zip(parts.items(), tables, strict=True)
+    ]
 
-    Of n_c rows of a class, test_fraction · n_c are test rows, rounded up or down. Rows keep their order. `about` holds
-    `classes`, `labels` and `columns`, see `Task`.
+
+def split(
+    name: str, y: NDArray[Any], test_fraction: float, rng: np.random.Generator, classes: int | None = None
+) -> tuple[Ints, Ints]:
+    """Return the numbers of the training rows and of the test rows, drawn at random, of a task with targets y [n].
+
+    Of n_c rows of a class, test_fraction · n_c are test rows, rounded up or down. Rows keep their order.
+
+    Args:
+        name: name of the task in messages.
+        classes: see `Task`.
 
     Raises:
-        DataError: if no row would be left to train on, or see `Task`.
+        DataError: if no row would be left to train on.
     """
     n, n_test = len(y), math.ceil(test_fraction * len(y))
     if n_test == n:
@@ -111,19 +139,11 @@ def split(
             f"Task {name!r}: {n} rows cannot be split with test_fraction={test_fraction}, as no row would be left to "
             "train on. Give more rows, or lower the fraction."
         )
-    is_test = held_out(y, about.get("classes"), test_fraction, rng)
-    parts: tuple[Any, ...] = x[~is_test], y[~is_test], x[is_test], y[is_test]
-    return Task(name, *parts, **about)
-
-
-def held_out(y: NDArray[Any], classes: int | None, test_fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Return which rows are test rows, as in `split`, bool [n]."""
-    n, n_test = len(y), math.ceil(test_fraction * len(y))
     is_test = np.zeros(n, dtype=bool)
     if n_test:
         places = (rng.integers(n) + np.arange(n_test) * n) // n_test  # at equal distances
         is_test[shuffled_by_class(y, classes, rng)[places]] = True
-    return is_test
+    return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
 
 def shuffled_by_class(y: NDArray[Any], classes: int | None, rng: np.random.Generator) -> Ints:

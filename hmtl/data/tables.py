@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from hmtl.data.sparse import checked
@@ -17,7 +18,9 @@ QUERY = "qid"
 """The column of a svmlight file that may hold the task of a row."""
 
 
-def read_rows(file: Path, arrays: Collection[str] = (), label: str = "y") -> tuple[pd.DataFrame, csr_array | None]:
+def read_rows(
+    file: Path, arrays: Collection[str] = (), label: str = "y", task: str | None = None
+) -> tuple[pd.DataFrame, csr_array | None]:
     """Return the table in a file and None or, if its rows are sparse, a table without features and the features [n, d].
 
     Args:
@@ -26,6 +29,7 @@ def read_rows(file: Path, arrays: Collection[str] = (), label: str = "y") -> tup
             data, indices, indptr and shape, as `scipy.sparse.save_npz` writes them for CSR.
         arrays: names of further arrays [n] of an NPZ that become columns, if it has them.
         label: name of the column with the labels of a svmlight file.
+        task: column of a CSV whose cells stay text as written, so that 007, 12.0 and NA are names.
 
     Raises:
         DataError: if the file cannot be read.
@@ -36,7 +40,7 @@ def read_rows(file: Path, arrays: Collection[str] = (), label: str = "y") -> tup
         if file.suffix.lower() in SVMLIGHT:
             return _read_svmlight(file, label)
         open_file(file).close()  # raises for a pipe or a folder
-        return pd.read_parquet(file) if file.suffix.lower() == ".parquet" else _read_csv(file), None
+        return pd.read_parquet(file) if file.suffix.lower() == ".parquet" else _read_csv(file, task), None
     except ImportError as error:
         raise DataError(
             f"{file}: Parquet needs pyarrow. Run pip install 'hmtl[parquet]', or give CSV or NPZ."
@@ -52,21 +56,29 @@ def read_as_text(file: Path, table: pd.DataFrame) -> pd.DataFrame:
     return pd.read_csv(file, dtype=str, keep_default_na=False)
 
 
-def fault(column: pd.Series, is_number: bool = True) -> str:
-    """Describe the first cell of a column that is empty, or not a finite number, for a message; "" if there is none."""
+def fault(column: pd.Series, is_number: bool = True, missing: bool = False) -> str:
+    """Describe the first cell of a column that is empty, or not a finite number, for a message; "" if there is none.
+
+    `missing` says whether numbers may be missing.
+    """
     wanted = "a finite number" if is_number else "a value"
-    if not is_number:
-        bad = column.isna().to_numpy()
-    elif pd.api.types.is_numeric_dtype(column):
-        bad = ~np.isfinite(column.to_numpy(np.float64, na_value=np.nan))
-    else:
-        bad = pd.to_numeric(column.astype(str), errors="coerce").isna().to_numpy(bool)
-        bad = bad if bad.any() else ~bad  # numbers that are stored as text are faults, too
+    bad = misfits(column, missing) if is_number else column.isna().to_numpy()
     if not bad.any():
         return ""
     row = int(bad.argmax())
     place = f"column {column.name}, row {row} (from 0, below the header; {bad.sum() - 1} more)"
     return f"has {column.iloc[row]} in {place}, where {wanted} is needed. Fix or drop such rows"
+
+
+def misfits(column: pd.Series, missing: bool = False) -> NDArray[np.bool_]:
+    """Return which cells are not finite numbers [n]; `missing` says whether numbers may be missing."""
+    bad: NDArray[np.bool_]
+    if pd.api.types.is_numeric_dtype(column):
+        values = column.to_numpy(np.float64, na_value=np.nan)
+        bad = np.isinf(values) if missing else ~np.isfinite(values)
+        return bad
+    bad = pd.to_numeric(column.astype(str), errors="coerce").isna().to_numpy(bool)
+    return bad if bad.any() else ~bad  # numbers that are stored as text do not fit, either
 
 
 def _read_npz(file: Path, names: Collection[str]) -> tuple[pd.DataFrame, csr_array | None]:
@@ -97,11 +109,14 @@ def _read_svmlight(file: Path, label: str) -> tuple[pd.DataFrame, csr_array]:
     return pd.DataFrame({label: labels} | ({QUERY: query} if query.any() else {})), checked(x)
 
 
-def _read_csv(file: Path) -> pd.DataFrame:
+def _read_csv(file: Path, task: str | None) -> pd.DataFrame:
     header = pd.read_csv(file, header=None, nrows=1).iloc[0]
     if len(repeated := header[header.duplicated()]):  # pandas would rename it: a second target would leak the first
         raise ValueError(f"the first line names column {repeated.iloc[0]} twice")
     table = pd.read_csv(file, low_memory=False)
     if not isinstance(table.index, pd.RangeIndex):  # pandas then takes a row's first field for its name
         raise ValueError("rows have more fields than the first line")
+    if task in table:
+        names = pd.read_csv(file, usecols=[task], dtype=str, keep_default_na=False)[task]
+        table[task] = names.mask(names == "")
     return table

@@ -6,7 +6,7 @@ Shapes: n rows, d features, C classes.
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from hmtl.data.preprocessing import RAW, Preprocessing, Scaling
 from hmtl.data.sparse import Features, checked, finite, stored
+from hmtl.data.table_features import FittedTable
 from hmtl.errors import ConfigError, DataError
 
 ClassWeight = Literal["balanced"] | None
@@ -38,12 +39,16 @@ class Task:
         x_test, y_test: [n_test, d] (or [n_test, ...]) and [n_test]; n_test may be 0.
         classes: C if y holds class numbers 0..C−1, which become int64; None otherwise.
         labels: names of the classes in the order of y; None: the values of y are their names.
-        columns: names of the features; None: they have no names.
+        columns: names of the features, or of the raw columns of a `table`; None: they have no names.
         class_weight: "balanced": the weights of training rows in the objective, see `weights`; None: all are 1.
         sample_weight: relative weights of the training rows, [n] numbers above 0; None: all are equal.
         prepared: origin of a preprocessed task, see `prepare`.
         dataset: the training rows as a torch Dataset, with whose transforms networks are trained (see `LocalTrainer`);
             None: networks are trained on x_train. All else uses x_train, which holds the same rows in the same order.
+        table: the features of raw tables with categories or missing numbers; None: the features are the columns.
+
+    Attributes:
+        has_integers: whether y was given as integers or booleans, see `classified`.
 
     Raises:
         DataError: if shapes do not match, there are no training rows, a value is NaN, infinite or above 1e150, or a
@@ -62,24 +67,28 @@ class Task:
     sample_weight: NDArray[np.float64] | None = None
     prepared: "Prepared | None" = None
     dataset: Dataset[Any] | None = None
+    table: FittedTable | None = None
+    has_integers: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        for field in ("x_train", "y_train", "x_test", "y_test"):
-            values = getattr(self, field)
+        for name in ("x_train", "y_train", "x_test", "y_test"):
+            values = getattr(self, name)
             if issparse(values):
                 try:
-                    object.__setattr__(self, field, checked(values))
+                    object.__setattr__(self, name, checked(values))
                 except ValueError as error:
-                    raise DataError(f"Task {self.name!r}: {field} is not a valid sparse array ({error}).") from error
+                    raise DataError(f"Task {self.name!r}: {name} is not a valid sparse array ({error}).") from error
                 continue
             values = torch.as_tensor(values)
-            narrow = field.startswith("x") and values.dtype == torch.float32
-            object.__setattr__(self, field, values if narrow else values.to(torch.float64))
+            if name == "y_train":
+                object.__setattr__(self, "has_integers", not values.is_floating_point())
+            narrow = name.startswith("x") and values.dtype == torch.float32
+            object.__setattr__(self, name, values if narrow else values.to(torch.float64))
         if self.is_local and (fault := next(self._faults(), None)):
             raise DataError(f"Task {self.name!r}: {fault}")
         if self.classes is not None:
-            for field in ("y_train", "y_test"):
-                object.__setattr__(self, field, getattr(self, field).long())
+            for name in ("y_train", "y_test"):
+                object.__setattr__(self, name, getattr(self, name).long())
 
     @property
     def is_local(self) -> bool:
@@ -97,13 +106,22 @@ class Task:
             torch.empty(rows.shape, dtype=stored(rows).dtype, device="meta")
             for rows in (self.x_train, self.y_train, self.x_test, self.y_test)
         )
-        prepared = self.prepared
+        prepared, table = self.prepared, self.table
+        if table:
+            table = FittedTable(table.features, {name: facts.to("meta") for name, facts in table.told.items()})
         if prepared:
             mean, scale = (fitted.to("meta") for fitted in (self.scaling.mean, self.scaling.scale))
             scaling = Scaling(mean, scale, self.scaling.intercept)
             prepared = Prepared(prepared.raw.without_rows(), prepared.preprocessing, scaling)
         return replace(
-            self, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, prepared=prepared, dataset=None
+            self,
+            x_train=x_train,
+            y_train=y_train,
+            x_test=x_test,
+            y_test=y_test,
+            prepared=prepared,
+            dataset=None,
+            table=table,
         )
 
     @property
@@ -145,8 +163,8 @@ class Task:
         if self.x_train.ndim == 2:
             return self
         flat = copy.copy(self)
-        for field in ("x_train", "x_test"):
-            object.__setattr__(flat, field, getattr(self, field).flatten(1))
+        for name in ("x_train", "x_test"):
+            object.__setattr__(flat, name, getattr(self, name).flatten(1))
         return flat
 
     def _faults(self) -> Iterator[str]:
@@ -190,6 +208,33 @@ class Prepared:
 def class_targets(number: NDArray[np.int64], C: int) -> tuple[NDArray[Any], int | None]:
     """Return `y` and `classes` of a `Task` for class numbers 0..C−1: ±1 and None for two classes."""
     return (number * 2.0 - 1.0, None) if C <= 2 else (number, C)
+
+
+def classified(tasks: Sequence[Task]) -> tuple[Task, ...]:
+    """Return tasks whose targets are integers or booleans, and not ±1, with these values as labels of classes.
+
+    Other tasks, and those whose rows another process holds, stay unchanged.
+
+    Raises:
+        DataError: if all rows have one label.
+    """
+    raws = [task.raw for task in tasks]
+    unnamed = all(raw.is_local and raw.has_integers and (raw.classes, raw.labels) == (None, None) for raw in raws)
+    if not raws or not unnamed:
+        return tuple(tasks)
+    values, number = np.unique(torch.cat([y for raw in raws for y in (raw.y_train, raw.y_test)]), return_inverse=True)
+    if set(values.tolist()) <= {-1, 1}:
+        return tuple(tasks)
+    if len(values) == 1:
+        raise DataError(f"The target is {values[0]:g} in all rows, so there is nothing to learn. Set another target.")
+    targets, classes = class_targets(number, len(values))
+    y = torch.from_numpy(targets)
+    labels, numbered = tuple(values.astype(int).tolist()), []
+    for raw in raws:
+        n, n_test = len(raw.y_train), len(raw.y_test)
+        train, test, y = torch.split(y, [n, n_test, len(y) - n - n_test])
+        numbered.append(replace(raw, y_train=train, y_test=test, classes=classes, labels=labels))
+    return prepare(numbered, tasks[0].preprocessing)
 
 
 def prepare(tasks: Sequence[Task], preprocessing: Preprocessing) -> tuple[Task, ...]:

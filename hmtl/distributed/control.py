@@ -13,6 +13,7 @@ import torch
 
 from hmtl.communication.messages import SERVER, nothing
 from hmtl.data.preprocessing import Preprocessing, Scaling
+from hmtl.data.table_features import FittedTable, TableFeatures
 from hmtl.data.tasks import Prepared, Task
 from hmtl.distributed.frames import CONTROL, Frame
 from hmtl.distributed.peers import Peers
@@ -20,7 +21,9 @@ from hmtl.errors import EngineError
 from hmtl.training.engine import Values
 
 log = logging.getLogger(__name__)
-torch.serialization.add_safe_globals([Task, Prepared, Preprocessing, Scaling])  # besides numbers, strings and tensors
+torch.serialization.add_safe_globals(
+    [Task, Prepared, Preprocessing, Scaling, FittedTable, TableFeatures]
+)  # besides numbers, strings and tensors
 
 
 class Control:

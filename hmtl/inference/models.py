@@ -4,6 +4,7 @@ Shapes: K users, n rows, d raw features, C classes, m numbers per model.
 """
 
 import difflib
+import json
 import re
 import tempfile
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from hmtl.data import Scaling
 from hmtl.data.arrays import features
 from hmtl.data.sparse import finite
+from hmtl.data.table_features import TableFeatures
 from hmtl.errors import ConfigError, DataError, few
 from hmtl.io.files import replacing, write_json
 from hmtl.io.npz import load_arrays
@@ -76,8 +78,9 @@ class Models:
         labels: names of the classes, [C] or, for two classes, [2]; empty if numbers are predicted.
         seed: seed of the networks' untrained numbers.
         shape: shape of a raw row: [d], or that of an image with d pixels.
-        columns: names of the features, [d]; empty if they have none.
+        columns: names of the features, [d], or of the raw columns of `table`; empty if they have none.
         maker: function that creates the network; None: the models are linear.
+        table: how raw rows with categories or missing numbers become features; None: they are the features.
     """
 
     names: tuple[str, ...]
@@ -91,9 +94,10 @@ class Models:
     shape: tuple[int, ...]
     columns: tuple[str, ...] = ()
     maker: MakeModel | None = None
+    table: TableFeatures | None = None
 
     def model(self, user: str) -> UserModel:
-        """Return a new module with this user's model, which maps raw rows to scores.
+        """Return a new module with this user's model, which maps raw rows, or their features by `table`, to scores.
 
         Raises:
             DataError: if there is no such user.
@@ -143,7 +147,7 @@ class Models:
             DataError: if there is no such user, columns are missing, a value is not a finite number, or rows are sparse
                 and the models are networks.
         """
-        rows = features(x, "x", self.columns)
+        rows = self.table.features(self.table.table(x, "x")) if self.table else features(x, "x", self.columns)
         if rows.shape == (0,):  # an empty list
             rows = rows.reshape(0, *self.shape)
         if rows.shape[1:] != self.shape:
@@ -180,6 +184,7 @@ class Models:
     def save(self, path: Path) -> None:
         """Write the npz file that `load_models` reads. The maker, which is code, is not saved."""
         arrays = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "maker"}
+        arrays["table"] = self.table.to_json() if self.table else ""
         with replacing(path) as file:
             np.savez(file, **arrays, network=self.maker is not None)
 
@@ -200,7 +205,9 @@ class Models:
             raise ConfigError(f"{path} exists. Give the name of a new folder.")
         files = {user: re.sub(r"[^\w.-]+", "_", user)[:99] for user in self.names}
         files = {user: f"{k:0{digits}} {plain}.safetensors" for k, (user, plain) in enumerate(files.items())}
-        about = {"users": files, "labels": self.labels.tolist(), "columns": self.columns, "shape": self.shape}
+        columns = self.table.names if self.table else self.columns
+        about = {"users": files, "labels": self.labels.tolist(), "columns": columns, "shape": self.shape}
+        about |= {"table": json.loads(self.table.to_json())} if self.table else {}
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             unfinished = Path(scratch, path.name)
@@ -224,7 +231,8 @@ def load_models(file: Path, maker: MakeModel | None, find_maker: Callable[[], Ma
         for name in ("names", "shape", "columns"):
             saved[name] = tuple(saved[name].tolist())
         saved |= {"intercept": bool(saved["intercept"]), "seed": int(saved["seed"])}
-        models = Models(**saved)
+        text = str(saved.pop("table", ""))
+        models = Models(**saved, table=TableFeatures.from_json(text) if text else None)
         _check(models, is_network)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(
@@ -247,6 +255,8 @@ def _check(models: Models, is_network: bool) -> None:
             raise ValueError(f"{name} has shape {array.shape}, not {shape}")
         if not np.isfinite(array).all():
             raise ValueError(f"{name} is not finite")
+    if models.table and models.shape != (len(models.table.names),):
+        raise ValueError(f"the table has {len(models.table.names)} features, not {list(models.shape)}")
 
 
 def models_of(algorithm: Algorithm, W: Tensor | None = None) -> Models:
@@ -269,6 +279,7 @@ def models_of(algorithm: Algorithm, W: Tensor | None = None) -> Models:
         seed=algorithm.seed,
         shape=tuple(problem.shape if len(problem.shape) > 1 else tasks[0].raw.x_train.shape[1:]),
         columns=tasks[0].columns or (),
+        table=tasks[0].table.features if tasks[0].table else None,
         maker=network.make if network else None,
     )
 

@@ -1,6 +1,7 @@
 """Predictions for the rows of a table."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,17 +29,17 @@ def predict_table(models: Models, file: Path, user: str | None = None, task: str
         raise DataError(
             f"The models expect rows of shape {list(models.shape)}, which a table cannot hold. Use hmtl.load_run."
         )
-    table, sparse = read_rows(file, (task,) if task else ())
+    table, sparse = read_rows(file, (task,) if task else (), task=task)
     if "predicted" in table:
         raise DataError(f"{file} already has a column predicted. Drop or rename it.")
     users = _users(models, table, file, user, task)
     if sparse is None:
-        x = _features(models, table, file, task).to_numpy(np.float64)
+        x = _features(models, table, file, task)
     else:
         x = widened(sparse, models.shape[0]) if file.suffix.lower() in SVMLIGHT else sparse
     predicted = np.empty(len(table), dtype=object)
     for name, rows in pd.Series(users).groupby(users, sort=False).indices.items():
-        predicted[rows] = models.predict(name, x[rows])
+        predicted[rows] = models.predict(name, x.iloc[rows] if isinstance(x, pd.DataFrame) else x[rows])
     return read_as_text(file, table).assign(predicted=predicted.tolist())
 
 
@@ -49,6 +50,8 @@ def _users(models: Models, table: pd.DataFrame, file: Path, user: str | None, ta
     if task is not None:
         if task not in table:
             raise DataError(f"{file} has no column {task}. Set task to one of its columns, or set user.")
+        if wrong := fault(table[task], is_number=False):
+            raise DataError(f"{file} {wrong}.")
         return [str(name) for name in table[task]]
     if user is None and file.stem not in models.names:
         raise ConfigError(
@@ -58,13 +61,18 @@ def _users(models: Models, table: pd.DataFrame, file: Path, user: str | None, ta
     return [user or file.stem] * len(table)
 
 
-def _features(models: Models, table: pd.DataFrame, file: Path, task: str | None) -> pd.DataFrame:
+def _features(models: Models, table: pd.DataFrame, file: Path, task: str | None) -> Any:
     """Return the columns that the models were trained on, by name, or by position if one side has no names."""
     named = models.columns if file.suffix.lower() != ".npz" else ()
     columns = list(named) or [name for name in table.columns if name != task]
     if missing := [name for name in columns if name not in table]:
         raise DataError(f"{file} has no column {few(missing)}, which the models were trained on. Add it.")
-    for name in columns:
-        if wrong := fault(table[name]):
+    made, features = models.table, table[columns]
+    if made and not named and len(columns) == len(made.columns):
+        features = features.set_axis(list(made.columns), axis=1)
+    for name in features:
+        if made and name in made.categories:
+            continue
+        if wrong := fault(features[name], missing=bool(made and made.means)):
             raise DataError(f"{file} {wrong}.")
-    return table[columns]
+    return features if made else features.to_numpy(np.float64)

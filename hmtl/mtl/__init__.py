@@ -23,7 +23,7 @@ from hmtl.mtl.algorithms import (
     RandomEffects,
     Scaffold,
     Users,
-    preprocessing_setup,
+    preprocessing_setups,
 )
 from hmtl.mtl.losses import CrossEntropy, Hinge, Logistic, Loss, OneVsRest, SmoothHinge, Squared
 from hmtl.mtl.networks.architectures import cnn, mlp
@@ -78,6 +78,6 @@ __all__ = [
     "Users",
     "cnn",
     "mlp",
-    "preprocessing_setup",
+    "preprocessing_setups",
     "sigma_prime",
 ]

@@ -9,7 +9,7 @@ the other: W and V are [C·d, K], a is [K, C·n].
 """
 
 import copy
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -23,6 +23,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from hmtl.data import Task
 from hmtl.data.sparse import Features, stacked, times
+from hmtl.data.tasks import classified
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl.losses import Loss, OneVsRest
 from hmtl.mtl.measures import OwnMeasure, measures_for, summarize
@@ -120,6 +121,8 @@ class Problem:
             raise ConfigError(f'reduction={reduction!r}: choose "mean" or "sum".')
         if not tasks:
             raise DataError("The data set has no tasks, but a problem needs at least one user. Check its K.")
+        if loss.labels or loss.classes:
+            tasks = classified(tasks)
         if tasks[0].classes and loss.labels == (-1.0, 1.0):
             loss = OneVsRest(loss)
         for task in tasks:
@@ -340,12 +343,6 @@ class Problem:
         return figures
 
 
-def _number_classes(labels: Set[float]) -> str:
-    """Return a remedy for labels of a Task that may be class numbers."""
-    may_be = labels and min(labels) >= 0 and all(label.is_integer() for label in labels)
-    return f". If they are class numbers, give Task(..., classes={max(2, int(max(labels)) + 1)})" if may_be else ""
-
-
 def _check_task(task: Task, first: Task, loss: Loss) -> None:
     """Raise DataError if a task does not fit the first one, or if the loss cannot take its labels."""
     name, margin_losses = type(loss).__name__, "hinge, smooth_hinge or logistic"
@@ -370,11 +367,11 @@ def _check_task(task: Task, first: Task, loss: Loss) -> None:
         if task.is_local and set(task.y_train.tolist()) <= {-1.0, 1.0}:
             fault = f"two classes as y = ±1, but {name} needs them numbered 0..C−1: choose loss={margin_losses}."
         else:
-            fault = f"numbers to predict, but {name} needs classes: choose loss=squared{_number_classes(labels)}."
+            fault = f"numbers to predict, but {name} needs classes: choose loss=squared, or give integers as classes."
     elif loss.labels is not None and not labels <= set(loss.labels):
         fault = (
             f"the label {min(labels - set(loss.labels)):g}, but {name} takes only {loss.labels}: choose loss=squared "
-            f"for numbers to predict, or dataset.kind=classification for classes{_number_classes(labels)}."
+            "for numbers to predict; for classes, give integers or, in tables, set dataset.kind=classification."
         )
     elif task.class_weight and loss.measure == "mean squared error":
         fault = f"class_weight={task.class_weight}, but {name} predicts numbers: set dataset.class_weight=null."

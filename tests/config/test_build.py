@@ -2,10 +2,12 @@
 
 import copy
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
 from hmtl.config.build import build, check, conf_dir
+from hmtl.data import Task
 from hmtl.errors import ConfigError, HmtlError
 
 SMALL = ("dataset.rows_per_user=20", "logger=none")
@@ -147,3 +149,15 @@ def test_a_word_where_a_number_belongs(configure, group: str, choice: str) -> No
 def test_defaults_are_in_conf_alone(configure) -> None:
     for name in ("config", "plan"):
         assert not {key for key in OmegaConf.missing_keys(configure(name=name)) if "." not in key}
+
+
+def one_label_in_three() -> tuple[Task, ...]:
+    """Tasks of a function that takes no argument, with integers as labels."""
+    x = np.random.default_rng(0).normal(size=(12, 2))
+    return tuple(Task(name, x + k, np.arange(12) % 3, x, np.arange(12) % 3) for k, name in enumerate("abc"))
+
+
+def test_a_data_function_gets_only_what_it_takes(configure) -> None:
+    cfg = configure("dataset=files", "topology=any_r", "r=2", "H=3", "logger=none")
+    cfg.dataset = {"_target_": f"{__name__}.one_label_in_three"}
+    assert [(task.classes, task.labels) for task in build(cfg).algorithm.problem.tasks] == [(3, (0, 1, 2))] * 3

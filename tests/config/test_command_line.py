@@ -1,6 +1,8 @@
 """The command line: exit statuses, errors in one line, and what a sweep does with failed jobs."""
 
 import logging
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -181,3 +183,17 @@ def test_warnings_of_libraries_are_shown_and_their_information_is_not(
     shown = "".join(capsys.readouterr())
     assert "fontManager" not in shown
     assert "there are none" in shown
+
+
+@pytest.mark.parametrize("name", ["Anna Müller", "O'Brien, Pat", "a=b", "Zoë 🦊", "{x", "u/a (2)", "$HOME", 'a "x"'])
+def test_the_quotes_that_an_error_names_are_those_that_hydra_needs(run: Run, name: str) -> None:
+    """The word can be copied into a shell."""
+    words = ("run=.", "data=x.csv")
+    seen: list[DictConfig] = []
+    status, stderr = run(seen.append, *words, f"user={name}", config="predict")
+    if status == 2:
+        word = re.search(r"for Hydra: (.*)\n", stderr)
+        assert word
+        assert stderr.count("\n") == 1
+        assert run(seen.append, *words, *shlex.split(word[1]), config="predict")[0] == 0
+    assert seen[0].user == name

@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from problems import split_task
 
 from hmtl.data import Dirichlet, Pathological
-from hmtl.data.splitting import Splitting, split
+from hmtl.data.splitting import Splitting
 from hmtl.errors import ConfigError, DataError
 
 rng = np.random.default_rng
@@ -27,7 +28,7 @@ def test_each_row_once_and_each_class_in_proportion(counts, fraction, seed):
     assume(n_test < n)
     y = rng(seed).permutation(np.repeat(np.arange(C) if C > 2 else [-1.0, 1.0][:C], counts))
     x = np.arange(n, dtype=float)[:, None] * [1, 10]
-    task, again = (split("a", x, y, fraction, rng(seed), classes=C if C > 2 else None) for _ in range(2))
+    task, again = (split_task("a", x, y, fraction, rng(seed), classes=C if C > 2 else None) for _ in range(2))
     assert torch.equal(task.x_train, again.x_train)
     assert (len(task.x_train), len(task.x_test)) == (n - n_test, n_test)
     assert sorted(torch.cat([task.x_train, task.x_test])[:, 0].tolist()) == list(range(n))
@@ -51,7 +52,7 @@ def test_each_row_is_as_often_a_test_row_and_with_any_other(y, classes):
     x, draws = np.arange(20.0)[:, None], 4000
     together = np.zeros((20, 20))
     for seed in range(draws):
-        rows = split("a", x, y, 0.25, rng(seed), classes=classes).x_test[:, 0].int()
+        rows = split_task("a", x, y, 0.25, rng(seed), classes=classes).x_test[:, 0].int()
         together[np.ix_(rows, rows)] += 1 / draws
     assert abs(np.diag(together) - 0.25).max() < 5 * math.sqrt(0.25 * 0.75 / draws)
     for value in np.unique(y):
@@ -62,9 +63,9 @@ def test_each_row_is_as_often_a_test_row_and_with_any_other(y, classes):
 
 def test_numbers_and_no_test_rows():
     x = np.arange(8.0)[:, None]
-    task = split("a", x, x[:, 0] ** 2, 0.25, rng(0))
+    task = split_task("a", x, x[:, 0] ** 2, 0.25, rng(0))
     assert torch.equal(task.x_test[:, 0] ** 2, task.y_test)
-    task = split("a", x, x[:, 0], 0, rng(0))
+    task = split_task("a", x, x[:, 0], 0, rng(0))
     assert task.x_train[:, 0].tolist() == task.y_train.tolist() == list(range(8))
     assert (task.x_test.shape, task.y_test.shape) == ((0, 1), (0,))
 
@@ -112,4 +113,4 @@ def test_refused():
             Splitting(fraction, 0)
     for n, fraction in ((1, 0.5), (4, 0.8), (9, 0.95)):
         with pytest.raises(DataError, match=f"'a': {n} rows .* test_fraction={fraction}"):
-            split("a", np.ones((n, 1)), np.where(np.arange(n) % 2, 1.0, -1.0), fraction, rng(0))
+            split_task("a", np.ones((n, 1)), np.where(np.arange(n) % 2, 1.0, -1.0), fraction, rng(0))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hmtl.data import Preprocessing, Task, prepare
+from hmtl.data.tasks import classified
 from hmtl.errors import ConfigError, DataError
 
 FIELDS = ("x_train", "y_train", "x_test", "y_test")
@@ -113,3 +114,23 @@ def test_classes_are_not_centred():
     assert torch.equal(prepare(tasks, Preprocessing(True, "all"))[0].y_train, tasks[0].y_train)
     with pytest.raises(ConfigError, match="center=task"):
         prepare(tasks, Preprocessing(center="task"))
+
+
+@pytest.mark.parametrize("values", [(0, 1), (3, 4, 9), (False, True), (-1, 0, 1)])
+def test_integers_are_classes(values):
+    """Over all tasks, of which one has not all of them; also after preprocessing. Numbers and ±1 stay what they are."""
+    first = fields() | {"y_train": np.array(values * 6)[:6], "y_test": np.array(values * 4)[:4]}
+    second = fields() | {"y_train": np.array(values[1:2] * 6), "y_test": np.array(values[1:2] * 4)}
+    tasks = prepare([Task("a", **first), Task("b", **second)], Preprocessing(True, "all"))
+    for raw, task in zip((first, second), classified(tasks), strict=True):
+        for part in ("y_train", "y_test"):
+            y = getattr(task, part)
+            number = y.int() if len(values) > 2 else (y.int() + 1) // 2
+            assert [task.labels[c] for c in number] == raw[part].tolist()
+        assert task.classes == (len(values) if len(values) > 2 else None)
+        assert (task.x_train.shape, task.raw.labels) == ((6, 4), tuple(values))
+    for y in (np.array([3.0, 4, 9] * 2), np.array([1, -1] * 3)):
+        task = Task("a", **(fields() | {"y_train": y, "y_test": y[:4]}))
+        assert classified([task]) == (task,)
+    with pytest.raises(DataError, match="2 in all rows"):
+        classified([Task("a", **(fields() | {"y_train": np.array([2] * 6), "y_test": np.array([2] * 4)}))])

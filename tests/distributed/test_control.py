@@ -11,7 +11,7 @@ from hmtl.distributed.control import Control, from_bytes, to_bytes
 from hmtl.distributed.exchange import for_report
 from hmtl.distributed.peers import Peers
 from hmtl.errors import EngineError
-from hmtl.mtl import Mean, Problem, Squared, preprocessing_setup
+from hmtl.mtl import Mean, Problem, Squared, preprocessing_setups
 
 K, D = 7, 5
 HOMES = [range(3), range(3, 5), range(5, K)]
@@ -50,9 +50,8 @@ def test_a_preprocessing_setup_gathers_the_same_facts_from_hosts() -> None:
     known = from_bytes(to_bytes({"tasks": [task.without_rows() for task in tasks]}))["tasks"]
 
     def facts(local: range) -> torch.Tensor:
-        setup = preprocessing_setup(tuple(task if k in local else known[k] for k, task in enumerate(tasks)))
-        assert setup is not None
-        return setup[0].local_update(-1)[1]
+        ((users, _),) = preprocessing_setups(tuple(task if k in local else known[k] for k, task in enumerate(tasks)))
+        return users.local_update(-1)[1]
 
     whole = facts(range(K))
     assert torch.equal(torch.cat([facts(home) for home in HOMES]), whole)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import threads
 import torch
+from mixed_tables import SETTINGS, mixed_table
 from omegaconf import DictConfig, OmegaConf
 from threads import Killed, QueueTransport
 
@@ -125,6 +126,22 @@ def test_models_measurements_and_setup_are_those_of_one_process(
     setups = [checkpoint["communicator"]["ledger"]["setup"] for checkpoint in checkpoints]
     many, alone = (counts[1:5, 1].tolist() for counts in setups)  # links of users, without the first of a frame
     assert many == alone
+
+
+def test_features_of_raw_tables_are_those_of_one_process(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    """Models and set-up; and the answers of an aggregator are what the features were fitted to."""
+    mixed_table(0, n=12).to_csv(tmp_path / "own.csv", index=False)
+    where = (f"dataset.path={tmp_path}/own.csv", "topology=any_r", "H=3", "r=2", "rounds=2", "logger=none")
+    cfg = configure("dataset=files", *where, *SETTINGS)
+    cfg.K = 12
+    results = train_in_threads(cfg)
+    cfg.output_dir += "/alone"
+    check_equal(results, train(cfg))
+    checkpoints = [load_checkpoint(folder) for folder in (tmp_path, tmp_path / "alone")]
+    setups = [checkpoint["communicator"]["ledger"]["setup"] for checkpoint in checkpoints]
+    many, alone = (counts[1:5, 1].tolist() for counts in setups)
+    assert many == alone
+    assert alone[0]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """What a run leaves predicts on raw rows as it did inside, with labels and units as the data had them."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mixed_tables import SETTINGS, mixed_table
 from omegaconf import DictConfig
 from safetensors.numpy import load_file
 
@@ -258,3 +260,19 @@ def test_scaling_over_all_rows_is_counted_as_set_up(configure: Configure, tmp_pa
     assert bits["all", "task"] == users * number * (1 + 2 * 4)
     assert bits["task", "all"] == users * number * 3
     assert bits["all", "all"] == bits["all", "task"] + bits["task", "all"]
+
+
+def test_fitting_features_of_raw_tables_is_counted_as_set_up(configure: Configure, tmp_path: Path) -> None:
+    """Float64 from each user: 6 kinds of columns, 4 counts and 4 sums, a length, and the longest list of categories."""
+    table = mixed_table(0)
+    table.to_csv(tmp_path / "own.csv", index=False)
+    where = (f"dataset.path={tmp_path}/own.csv", "dataset.test_fraction=0", "dataset.standardize=none", "logger=none")
+    run = build(configure("dataset=files", *where, *SETTINGS, "topology=any_r", "H=3", "r=2", "rounds=1"))
+    run.trainer.fit()
+    texts = [
+        json.dumps({"city": sorted(set(own["city"])), "plan": sorted(set(own["plan"].fillna("")))}, ensure_ascii=False)
+        for _, own in table.groupby("who")
+    ]
+    longest = max(len(text.encode()) for text in texts)
+    bits = run.communicator.ledger.bits("users_to_relays", round="setup").total
+    assert bits == len(texts) * 64 * (6 + 8 + 1 + math.ceil(longest / 8))

@@ -15,13 +15,13 @@ import pytest
 import torch
 from commands import Command, run
 from omegaconf import DictConfig
+from problems import split_task
 from sklearn.svm import LinearSVC
 
 from hmtl.config.build import build_problem, build_tasks, compose, conf_dir
 from hmtl.config.schema import flat
 from hmtl.data import Preprocessing, Task, prepare
 from hmtl.data.preprocessing import Scope
-from hmtl.data.splitting import split
 from hmtl.errors import CheckpointError, ConfigError, DataError, HmtlError
 from hmtl.mtl import FedU, LocalSGD
 from hmtl.train import train
@@ -57,7 +57,7 @@ def test_folds_part_the_training_rows(configure: Configure) -> None:
 def test_folds_are_preprocessed_by_what_they_train_on(scope: Scope, test_fraction: float) -> None:
     rng = np.random.default_rng(0)
     plain = [
-        split(str(k), rng.normal(k, 3, (40, 3)) ** 2, rng.normal(size=40), test_fraction, np.random.default_rng(1))
+        split_task(str(k), rng.normal(k, 3, (40, 3)) ** 2, rng.normal(size=40), test_fraction, np.random.default_rng(1))
         for k in range(3)
     ]
     scaled = prepare(plain, Preprocessing(intercept=True, standardize=scope, center=scope))
@@ -99,7 +99,7 @@ def numbers(test_fraction: float) -> list[Task]:
     common = rng.normal(size=4)
     rows = [(rng.normal(size=(24, 4)), common + 0.3 * rng.normal(size=4)) for _ in range(5)]
     return [
-        split(str(k), x, x @ w + rng.normal(size=24), test_fraction, np.random.default_rng(k))
+        split_task(str(k), x, x @ w + rng.normal(size=24), test_fraction, np.random.default_rng(k))
         for k, (x, w) in enumerate(rows)
     ]
 

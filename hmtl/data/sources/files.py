@@ -4,7 +4,8 @@ Shapes: K tasks, n rows and d features each: all columns except target and task.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,8 +18,10 @@ from hmtl.data.arrays import MANY_CLASSES
 from hmtl.data.partitions import Partition
 from hmtl.data.preprocessing import Preprocessing, Scope
 from hmtl.data.sparse import widened
-from hmtl.data.splitting import Ints, Splitting
-from hmtl.data.tables import SUFFIXES, SVMLIGHT, fault, read_rows
+from hmtl.data.splitting import Ints, Rows, Splitting, tasks_of
+from hmtl.data.table_features import Categories, FittedTable, Missing
+from hmtl.data.table_features import fit as fit_features
+from hmtl.data.tables import SUFFIXES, SVMLIGHT, fault, misfits, read_rows
 from hmtl.data.tasks import ClassWeight, Task, class_targets, prepare
 from hmtl.errors import ConfigError, DataError, few
 
@@ -39,6 +42,8 @@ def files(
     seed: int = 0,
     partition: Partition | None = None,
     class_weight: ClassWeight = None,
+    categories: Categories = None,
+    missing: Missing = None,
 ) -> tuple[Task, ...]:
     """Return a task for each file, or for each value of a table's task column, by name (user 2 before user 10).
 
@@ -63,6 +68,9 @@ def files(
         seed: seed of the partition and the splits.
         partition: deals all rows to K tasks by their class, whatever task they belonged to.
         class_weight: see `Task`.
+        categories: columns of categories, of which each gets a feature; "auto": the columns that hold text. Users tell
+            their categories before the first round; see `TableFeatures`.
+        missing: "mean": missing numbers become the mean of their column over the training rows of all users.
 
     Raises:
         DataError: if nothing is found; a file cannot be read; columns are missing or differ between tasks; a value is
@@ -79,13 +87,14 @@ def files(
         raise ConfigError(f"test_path={test_path}: with a partition, each task's rows are split. Leave one out.")
     preprocessing = Preprocessing(intercept, standardize, center if kind == "regression" else "none")
     splitting = Splitting(test_fraction, seed, preprocessing, class_weight=class_weight)
-    table, sparse, owners = _read(Path(path), target, task, kind, partition is None)
+    roles = _Roles(target, task, kind, categories, missing)
+    table, sparse, owners = _read(Path(path), roles, partition is None)
     names = sorted(set(owners), key=_natural)
     if partition is None and K not in (None, len(names)):
         raise ConfigError(f"K={K}, but {path} holds {len(names)} tasks. Leave K out (null), or set it to that.")
     n = len(table)
     if test_path is not None:
-        tests, sparse_tests, owners_of_tests = _read(Path(test_path), target, task, kind)
+        tests, sparse_tests, owners_of_tests = _read(Path(test_path), roles)
         for what, ours, theirs in (("tasks", owners, owners_of_tests), ("columns", table, tests)):
             if difference := sorted(set(ours) ^ set(theirs), key=_natural):
                 raise DataError(f"{test_path} or {path} lacks {few(difference)}. Give both the same {what}.")
@@ -96,8 +105,18 @@ def files(
     has_names = sparse is None and _find(Path(path))[0].suffix.lower() != ".npz"
     about: dict[str, Any] = {"class_weight": class_weight, "columns": tuple(map(str, features)) if has_names else None}
 
-    def x(rows: Ints) -> Any:
+    def columns(rows: Ints) -> Any:
         return features.iloc[rows].to_numpy(np.float64, copy=True) if sparse is None else sparse[rows]
+
+    def fit(train: Sequence[Ints]) -> tuple[Rows, list[FittedTable]]:
+        fitted, told = fit_features([features.iloc[rows] for rows in train], categories, missing)
+        encoded = fitted.features(features)
+        return lambda rows: encoded[rows], [FittedTable(fitted, each) for each in told]
+
+    x: Rows = columns
+    needed = fit if categories or missing else None
+    if needed and sparse is not None:
+        raise ConfigError(f"{path} has sparse rows: set dataset.categories and dataset.missing to null.")
 
     if kind == "regression":
         y = table[target].to_numpy(np.float64)
@@ -109,30 +128,35 @@ def files(
                 "such rows."
             )
         if partition is not None:
-            return splitting.deal(x, number, K, partition, labels=labels, **about)
+            return splitting.deal(x, number, K, partition, fit=needed, labels=labels, **about)
         y, about["classes"] = class_targets(number, len(labels))
         about["labels"] = labels
     rows_of = pd.Series(owners).groupby(owners).indices
     if test_path is None:
-        return splitting.tasks(x, y, {name: rows_of[name] for name in names}, **about)
-    tasks = []
-    for name in names:
-        rows = rows_of[name]
-        train, test = rows[rows < n], rows[rows >= n]
-        tasks.append(Task(name, x(train), y[train], x(test), y[test], **about))
-    return prepare(tasks, preprocessing)
+        return splitting.tasks(x, y, {name: rows_of[name] for name in names}, needed, **about)
+    parts = {name: (rows_of[name][rows_of[name] < n], rows_of[name][rows_of[name] >= n]) for name in names}
+    return prepare(tasks_of(x, y, parts, needed, **about), preprocessing)
 
 
-def _read(
-    path: Path, target: str, task: str | None, kind: Kind, needs_tasks: bool = True
-) -> tuple[pd.DataFrame, csr_array | None, list[str]]:
+@dataclass(frozen=True)
+class _Roles:
+    """What the columns of a table are for; see `files`."""
+
+    target: str
+    task: str | None
+    kind: Kind
+    categories: Categories
+    missing: Missing
+
+
+def _read(path: Path, roles: _Roles, needs_tasks: bool = True) -> tuple[pd.DataFrame, csr_array | None, list[str]]:
     """Return the rows of all files without the task column, task after task, and the name of each row's task.
 
     The features are apart from the table if they are sparse.
 
     `needs_tasks` says whether a single table needs a task column.
     """
-    places = _find(path)
+    places, target, task = _find(path), roles.target, roles.task
     if path.is_file() != (task is not None) and (needs_tasks or task is not None):
         raise ConfigError(
             f"dataset.task={task or 'null'}, but {path} is {'' if path.is_file() else 'not '}one table. Set "
@@ -141,8 +165,8 @@ def _read(
     tables: dict[str, pd.DataFrame] = {}
     sparse = []
     for file in places:
-        table, x = read_rows(file, (target,) if task is None else (target, task), target)
-        if wrong := next(_faults(table, target, task, kind, x is not None), None):
+        table, x = read_rows(file, (target,) if task is None else (target, task), target, task)
+        if wrong := next(_faults(table, roles, x is not None), None):
             raise DataError(f"{file} {wrong}")
         if file.stem in tables:
             raise DataError(f"{file}: another file is also called {file.stem}. Rename or remove one.")
@@ -151,6 +175,7 @@ def _read(
             raise DataError(f"{file} or {places[0]} lacks {few(difference)}. Give all tasks the same columns.")
         tables[file.stem] = table
         sparse.append((file, x))
+    _check_features(dict(zip(places, tables.values(), strict=True)), roles)
     every, x = pd.concat(tables.values(), ignore_index=True), _stacked(sparse)
     if task is None:
         return every, x, [name for name, table in tables.items() for _ in range(len(table))]
@@ -204,23 +229,51 @@ def _coded(column: pd.Series, kind: Kind, path: str | Path) -> tuple[NDArray[np.
     return number, tuple(values.tolist())
 
 
-def _faults(table: pd.DataFrame, target: str, task: str | None, kind: Kind, is_sparse: bool = False) -> Iterator[str]:
+def _faults(table: pd.DataFrame, roles: _Roles, is_sparse: bool) -> Iterator[str]:
     """Yield what is wrong and how to fix it; each check relies on the ones before it."""
     names = ", ".join(map(str, table.columns[:8])) + (", ..." if table.shape[1] > 8 else "")
-    for role, name in (("target", target), ("task", task)):
+    for role, name in (("target", roles.target), ("task", roles.task)):
         if name not in (None, *table):
             yield f"has no column {name} (it has {names}). Set dataset.{role} to one of its columns."
     if table.empty:
         yield "has no rows. Add rows, or remove it."
-    if not is_sparse and set(table) <= {target, task}:
+    if not is_sparse and set(table) <= {roles.target, roles.task}:
         yield f"has no features, only {names}. Add columns to learn from."
-    for name, column in table.items():
-        is_number = name != task and (name != target or kind == "regression")
-        if wrong := fault(column, is_number):
-            remedy = ", or drop the column" if is_number else ""
-            if is_number and name == target:
-                remedy = ", or set dataset.kind=classification loss=hinge for labels"
-            yield f"{wrong}{remedy}."
+    if roles.task and (wrong := fault(table[roles.task], is_number=False)):
+        yield f"{wrong}."
+    if wrong := fault(table[roles.target], is_regression := roles.kind == "regression"):
+        yield f"{wrong}{', or set dataset.kind=classification loss=hinge for labels' if is_regression else ''}."
+
+
+def _check_features(tables: Mapping[Path, pd.DataFrame], roles: _Roles) -> None:
+    """Raise DataError if features are not finite numbers; name all such columns and the settings that take them."""
+    places: dict[str, str] = {}
+    first = ""
+    remedies: dict[str, None] = {}
+    given = () if roles.categories in (None, "auto") else roles.categories
+    for file, table in tables.items():
+        for name in table.columns.difference([roles.target, roles.task, *given, *places], sort=False):
+            column, is_text = table[name], not pd.api.types.is_numeric_dtype(table[name])
+            bad = misfits(column, missing=roles.missing is not None)
+            if not bad.any() or (is_text and roles.categories == "auto"):
+                continue
+            row = int(bad.argmax())
+            places[name] = (
+                f"{column.iloc[row]} in column {name}, row {row}{f' of {file}' if first not in ('', str(file)) else ''}"
+            )
+            first = first or str(file)
+            if is_text:
+                remedies["dataset.categories=auto" if roles.categories is None else "dataset.categories to name it"] = (
+                    None
+                )
+            elif pd.isna(column.iloc[row]):
+                remedies["dataset.missing=mean"] = None
+    if places:
+        settings = f"Set {' '.join(remedies)}, or fix" if remedies else "Fix"
+        raise DataError(
+            f"{first} has {'; '.join(places.values())} (from 0, below the header), where a finite number "
+            f"is needed. {settings} or drop such rows or columns."
+        )
 
 
 def _find(path: Path) -> list[Path]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset
 
-from hmtl.data.downloads import cache_folder
+from hmtl.data.downloads import FAILURES, cache_folder
 from hmtl.data.partitions import Dirichlet, Partition
 from hmtl.data.splitting import Splitting, Wanted
 from hmtl.data.tasks import ClassWeight, Task
@@ -96,7 +96,7 @@ def _parts(name: str, root: Path, download: bool, size: int | None, options: dic
         return [kind(**arguments, **({divider: value} if divider else {})) for value in values]
     except TypeError as error:
         raise ConfigError(f"torchvision's {name} does not take these options ({error}). Set or drop some.") from error
-    except (OSError, RuntimeError, ValueError, ModuleNotFoundError) as error:
+    except (*FAILURES, ModuleNotFoundError) as error:
         raise DataError(
             f"{name} cannot be read from {root} ({' '.join(str(error).split())}). Put its files there in torchvision's "
             "layout, give another path, or run once with network access and download=true; the data set mnist5k needs "

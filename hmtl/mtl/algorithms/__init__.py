@@ -9,7 +9,7 @@ from hmtl.mtl.algorithms.mocha import MOCHA, CoCoA, Local
 from hmtl.mtl.algorithms.proximal import Ditto, FedProx, PFedMe
 from hmtl.mtl.algorithms.random_effects import RandomEffects
 from hmtl.mtl.algorithms.scaffold import Scaffold
-from hmtl.mtl.algorithms.setup_exchange import preprocessing_setup
+from hmtl.mtl.algorithms.setup_exchange import preprocessing_setups
 
 __all__ = [
     "MOCHA",
@@ -29,5 +29,5 @@ __all__ = [
     "RandomEffects",
     "Scaffold",
     "Users",
-    "preprocessing_setup",
+    "preprocessing_setups",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hmtl.data import Task
 from hmtl.data.preprocessing import pooled
+from hmtl.data.table_features import POOLED
 from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Ids, Users
 
 
@@ -78,22 +79,28 @@ def joined(
     return SetupUsers(torch.cat([users.facts, more.facts], dim=1), users.take), SetupAggregator(answer, aggregator.K)
 
 
-def preprocessing_setup(tasks: Sequence[Task]) -> tuple[Users, Aggregator] | None:
-    """Return the two sides of the exchange for preprocessing over the rows of all users; None if it needs none.
+def preprocessing_setups(tasks: Sequence[Task]) -> list[tuple[Users, Aggregator]]:
+    """Return the two sides of each exchange for preprocessing over the rows of all users.
 
-    Users send the moments of their rows and receive those of all rows, see `hmtl.data.Preprocessing`. The tasks are
-    already fitted: playing the exchange leaves them unchanged, and counts the bits.
+    Users send what the features of raw tables are fitted to, see `hmtl.data.table_features.fit`, and the moments of
+    their rows, see `hmtl.data.Preprocessing`; they receive what follows for all rows. The tasks are already fitted:
+    playing the exchanges leaves them unchanged, and counts the bits.
     """
     here = [task for task in tasks if task.is_local]
-    raws = [task.raw for task in here or tasks[:1]]
+    seen = here or tasks[:1]
+    exchanges: list[tuple[Tensor, Callable[[Tensor], Tensor]]] = []
+    if tables := [task.table for task in seen if task.table]:
+        exchanges = [(torch.stack([table.told[name] for table in tables]), POOLED[name]) for name in tables[0].told]
+    raws = [task.raw for task in seen]
     moments = tasks[0].preprocessing.shared_moments([raw.x_train for raw in raws], [raw.y_train for raw in raws])
-    if not moments:
-        return None
     widths = [part.shape[1] for part in moments]
-    if not here:
-        moments = [torch.empty(0, width) for width in widths]
 
     def answer(facts: Tensor) -> Tensor:
         return torch.cat([pooled(part) for part in torch.split(facts, widths, dim=1)], dim=1)
 
-    return SetupUsers(torch.cat(moments, dim=1)), SetupAggregator(answer, len(tasks))
+    if moments:
+        exchanges.append((torch.cat(moments, dim=1), answer))
+    return [
+        (SetupUsers(facts if here else torch.empty(0, facts.shape[1])), SetupAggregator(pool, len(tasks)))
+        for facts, pool in exchanges
+    ]

@@ -265,14 +265,14 @@ BAD = {
     "missing column": (lambda f: save(frame().drop(columns="b"), f / "u2.csv"), "u1.csv lacks b"),
     "more columns": (lambda f: save(frame().assign(c=1, d=2), f / "u2.csv"), "u1.csv lacks c, d"),
     "no target": (lambda f: save(frame().rename(columns={"y": "Y"}), f / "u2.csv"), "no column y (it has a, Y, b)"),
-    "nan": (put("a", 3, np.nan), "u2.csv has nan in column a, row 3 (from 0, below the header; 0 more)"),
+    "nan": (put("a", 3, np.nan), "u2.csv has nan in column a, row 3 (from 0, below the header)"),
     "inf": (put("b", 5, "inf"), "u2.csv has inf in column b, row 5"),
     "text": (put("b", 4, "n.a.?"), "u2.csv has n.a.? in column b, row 4"),
     "no label": (put("y", 2, ""), "u2.csv has nan in column y, row 2"),
     "header only": (csv("a,b,y\n"), "u2.csv has no rows"),
     "nothing": (csv(""), "u2.csv cannot be read"),
     "no features": (csv("y\nyes\nno\n"), "u2.csv has no features, only y"),
-    "cut short": (csv("a,b,y\n1,1,no\n1,1,yes\n1"), "u2.csv has nan in column b, row 2"),
+    "cut short": (csv("a,b,y\n1,1,no\n1,1,yes\n1"), "u2.csv has nan in column y, row 2"),
     "npz without target": (lambda f: np.savez(f / "u2.npz", x=ONES, Y=SIGNS), "u2.npz has no column y"),
     "npz of text": (lambda f: np.savez(f / "u2.npz", x=np.full((6, 2), "1"), y=SIGNS), "in column x0, row 0"),
 }
@@ -381,7 +381,7 @@ def test_dates_and_missing_values_of_parquet_are_no_numbers(tmp_path):
     with pytest.raises(DataError, match="has 2020-01-01 00:00:00 in column b, row 0"):
         files(tmp_path)
     frame().assign(b=pd.array([1, None] * 6, "Int64")).to_parquet(file)
-    with pytest.raises(DataError, match=r"has .* in column b, row 1 .* 5 more"):
+    with pytest.raises(DataError, match=r"has .* in column b, row 1 .*missing=mean"):
         files(tmp_path)
     frame().assign(b=pd.array([1, 2] * 6, "Int64"), a=np.arange(12) > 3).to_parquet(file)
     assert files(tmp_path)[0].x_train.shape[1] == 2
