@@ -69,7 +69,7 @@ class Federation:
         loss: Loss = Squared()
         if tasks and tasks[0].classes:
             loss = CrossEntropy()
-        elif tasks and set(tasks[0].y_train.tolist()) <= {-1.0, 1.0}:
+        elif all(set(y.tolist()) <= {-1.0, 1.0} for task in tasks for y in (task.y_train, task.y_test)):
             loss = Logistic()
         first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
         device = torch.device("cpu") if first is None else first.device
@@ -79,12 +79,12 @@ class Federation:
             raise ConfigError(f"The topology is for {topology.K} users, but {len(tasks)} have data. Give another one.")
         self.seed = seed
         solver = trainer or TorchTrainer(partial(torch.optim.SGD, lr=0.03))
-        made, self.communicator = matched(
-            partial(algorithm, problem, solver, make, seed=seed),
-            problem,
-            communicator(topology),
-        )
-        assert isinstance(made, NetworkAlgorithm)
+        make_algorithm = partial(algorithm, problem, solver, make, seed=seed)
+        made, self.communicator = matched(make_algorithm, problem, communicator(topology))
+        if not isinstance(made, NetworkAlgorithm) or len(made.users.sections) > 1:
+            raise ConfigError(
+                "This algorithm does not train networks that travel as one. Choose FedAvg, or use hmtl.train."
+            )
         self.algorithm = made
         self.history: list[Measurements] = []
         self._trainer: Trainer | None = None

@@ -162,6 +162,7 @@ def test_any_data_and_algorithm(model, data, options, loss):
         (lambda: hmtl.Federation(network, []), DataError),
         (lambda: hmtl.Federation(network, users(), Topology([[1, 1]])), ConfigError),
         (lambda: hmtl.Federation(network, users(), algorithm=hmtl.mtl.MOCHA), ConfigError),
+        (lambda: hmtl.Federation(mlp(D, C), users(), algorithm=partial(FedPer, coupled=True)), ConfigError),
         (lambda: hmtl.Federation(network, users()).summary, ConfigError),
     ],
 )

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from hmtl.config.build import build
 from hmtl.data import Dirichlet, Task, deal, from_datasets
 from hmtl.errors import ConfigError, DataError
+from hmtl.tuning.cross_validation import _folds
 
 X = torch.arange(24.0).view(6, 2, 2)
 
@@ -97,6 +98,15 @@ def test_each_row_is_dealt_once():
     again = [part.indices for user in dealt() for part in user]
     assert again == [part.indices for user in users for part in user]
     assert all(len(test) == 0 for _, test in deal(source, Dirichlet(0.5), K=4))
+
+
+def test_folds_train_on_their_own_part_of_a_dataset():
+    tasks = from_datasets([Listed([0, 1, 0, 1, 0, 1]), Listed([1, 0, 1])])
+    for fold in _folds(tasks, 3, seed=0):
+        for task in fold:
+            rows = torch.stack([torch.from_numpy(x) for x, _ in task.dataset])
+            assert torch.equal(rows, task.x_train)
+            assert [y for _, y in task.dataset] == task.y_train.tolist()
 
 
 @pytest.fixture
