@@ -41,6 +41,7 @@ NOT_IDENTITY = (
     "gap_tolerance",
     "checkpoint_every",
     "evaluate_every",
+    "early_stopping",
     "engine.seconds",
     "engine.multicast",
     "logger",
@@ -128,6 +129,8 @@ def build_tasks(cfg: DictConfig, engine: Engine | None = None) -> tuple[tuple[Ta
 
 
 def _tasks(cfg: DictConfig, K: int | None, wanted: Wanted | None) -> tuple[Task, ...]:
+    from hmtl.data import with_validation
+
     target, arguments = cfg.dataset["_target_"], dict[str, Any](K=K)
     if wanted and targets.takes(target, "wanted"):
         arguments["wanted"] = wanted
@@ -138,7 +141,8 @@ def _tasks(cfg: DictConfig, K: int | None, wanted: Wanted | None) -> tuple[Task,
                 "another dataset, such as files."
             )
         arguments["partition"] = make_part(cfg, "partition")
-    return tuple(make_part(cfg, "dataset", **arguments))
+    tasks = tuple(make_part(cfg, "dataset", **arguments))
+    return with_validation(tasks, cfg.validation_fraction, cfg.seed) if cfg.validation_fraction else tasks
 
 
 def build_problem(cfg: DictConfig, tasks: Sequence[Task]) -> Problem:
@@ -230,7 +234,15 @@ def build(cfg: DictConfig) -> Run:
     trainer = Trainer(
         algorithm,
         communicator,
-        TrainerSettings(folder, cfg.rounds, cfg.gap_tolerance, cfg.checkpoint_every, cfg.evaluate_every, identity),
+        TrainerSettings(
+            folder,
+            cfg.rounds,
+            cfg.gap_tolerance,
+            cfg.checkpoint_every,
+            cfg.evaluate_every,
+            cfg.early_stopping,
+            identity,
+        ),
         exchange=exchange,
         loggers=loggers,
         setups=[setup for setup in [preprocessing_setup(tasks)] if setup],

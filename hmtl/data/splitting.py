@@ -4,8 +4,8 @@ Shapes: n rows, d features, C classes.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -117,6 +117,29 @@ def split(
         is_test[shuffled_by_class(y, about.get("classes"), rng)[places]] = True
     parts: tuple[Any, ...] = x[~is_test], y[~is_test], x[is_test], y[is_test]
     return Task(name, *parts, **about)
+
+
+def with_validation(tasks: Sequence[Task], fraction: float, seed: int) -> tuple[Task, ...]:
+    """Return the tasks with a share of each user's training rows, rounded up, kept for validation.
+
+    Rows are drawn by class, as test rows are in `split`. Preprocessing is fitted to the rows that remain for training.
+
+    Raises:
+        ConfigError: if the fraction is not in [0, 1).
+        DataError: if no row would be left to train on.
+    """
+    if not 0 <= fraction < 1:
+        raise ConfigError(f"validation_fraction={fraction} is not in [0, 1). Give the share of the training rows.")
+    parts = []
+    for k, raw in enumerate(task.raw for task in tasks):
+        x, y, n = raw.x_train, raw.y_train, len(raw.y_train)
+        held, kept = np.split(np.arange(n), [math.ceil(fraction * n)])
+        if raw.is_local:
+            rng = generator(seed, "validation", k)
+            drawn = split(raw.name, np.arange(n)[:, None], y.numpy(), fraction, rng, classes=raw.classes)
+            kept, held = (part.flatten().numpy().astype(int) for part in (drawn.x_train, drawn.x_test))
+        parts.append(replace(raw, x_train=x[kept], y_train=y[kept], x_validation=x[held], y_validation=y[held]))
+    return prepare(parts, tasks[0].preprocessing)
 
 
 def shuffled_by_class(y: NDArray[Any], classes: int | None, rng: np.random.Generator) -> Ints:

@@ -20,6 +20,7 @@ from hmtl.data.sparse import Features, checked, finite, stored
 from hmtl.errors import ConfigError, DataError
 
 ClassWeight = Literal["balanced"] | None
+ROWS = ("x_train", "y_train", "x_test", "y_test", "x_validation", "y_validation")
 LARGEST = 1e150
 """The largest size of a number in x or y: sums of squares stay below the largest float64."""
 
@@ -35,6 +36,7 @@ class Task:
         x_train, y_train: [n, d], or [n, ...] for rows with a shape such as images, and [n]. x may
             be sparse. y is float64, ±1 for two classes or a number to predict, unless `classes` is given.
         x_test, y_test: [n_test, d] (or [n_test, ...]) and [n_test]; n_test may be 0.
+        x_validation, y_validation: the same for validation rows, see `with_validation`; None: there are none.
         classes: C if y holds class numbers 0..C−1, which become int64; None otherwise.
         labels: names of the classes in the order of y; None: the values of y are their names.
         columns: names of the features; None: they have no names.
@@ -56,9 +58,13 @@ class Task:
     columns: tuple[str, ...] | None = None
     class_weight: ClassWeight = None
     prepared: "Prepared | None" = None
+    x_validation: Features = None
+    y_validation: Tensor = None  # type: ignore[assignment]  # becomes a tensor without rows
 
     def __post_init__(self) -> None:
-        for field in ("x_train", "y_train", "x_test", "y_test"):
+        for field in ROWS:
+            if field.endswith("validation") and getattr(self, field) is None:
+                object.__setattr__(self, field, getattr(self, field.replace("validation", "test"))[:0])
             values = getattr(self, field)
             if issparse(values):
                 try:
@@ -72,7 +78,7 @@ class Task:
         if self.is_local and (fault := next(self._faults(), None)):
             raise DataError(f"Task {self.name!r}: {fault}")
         if self.classes is not None:
-            for field in ("y_train", "y_test"):
+            for field in ("y_train", "y_test", "y_validation"):
                 object.__setattr__(self, field, getattr(self, field).long())
 
     @property
@@ -87,16 +93,16 @@ class Task:
 
     def without_rows(self) -> "Task":
         """Return this task without its rows and its scaling, as processes know it that do not hold them."""
-        x_train, y_train, x_test, y_test = (
-            torch.empty(rows.shape, dtype=stored(rows).dtype, device="meta")
-            for rows in (self.x_train, self.y_train, self.x_test, self.y_test)
-        )
+        rows = {field: getattr(self, field) for field in ROWS}
+        empty: dict[str, Any] = {
+            f: torch.empty(each.shape, dtype=stored(each).dtype, device="meta") for f, each in rows.items()
+        }
         prepared = self.prepared
         if prepared:
             mean, scale = (fitted.to("meta") for fitted in (self.scaling.mean, self.scaling.scale))
             scaling = Scaling(mean, scale, self.scaling.intercept)
             prepared = Prepared(prepared.raw.without_rows(), prepared.preprocessing, scaling)
-        return replace(self, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, prepared=prepared)
+        return replace(self, **empty, prepared=prepared)
 
     @property
     def weights(self) -> Tensor:
@@ -130,7 +136,7 @@ class Task:
         if self.x_train.ndim == 2:
             return self
         flat = copy.copy(self)
-        for field in ("x_train", "x_test"):
+        for field in ("x_train", "x_test", "x_validation"):
             object.__setattr__(flat, field, getattr(self, field).flatten(1))
         return flat
 
@@ -197,6 +203,8 @@ def prepare(tasks: Sequence[Task], preprocessing: Preprocessing) -> tuple[Task, 
             y_train=raw.y_train - scaling.target_mean,
             x_test=scaling.features(raw.x_test),
             y_test=raw.y_test - scaling.target_mean,
+            x_validation=scaling.features(raw.x_validation),
+            y_validation=raw.y_validation - scaling.target_mean,
             prepared=Prepared(raw, preprocessing, scaling),
         )
         for raw, scaling in zip(raws, scalings, strict=True)

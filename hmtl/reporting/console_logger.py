@@ -84,7 +84,9 @@ def run_report(summary: Summary) -> Iterator[Table | str]:
     if summary.omega_learned is False:
         yield "Ω was never updated: the last algorithm.omega_every rounds keep it fixed. Set more rounds."
     if summary.models_after not in (None, summary.rounds):
-        yield f"The models are those after round {summary.models_after}, which had the least objective at its best Ω."
+        what = "validation error" if "validation_error" in summary.figures else "objective at its best Ω"
+        stopped = "Stopped early: the validation error no longer fell. " if summary.stopped_early else ""
+        yield f"{stopped}The models are those after round {summary.models_after}, which had the least {what}."
     figures = summary.figures
     learned = [[label, f"{figures[key]:{form}}"] for key, label, form in LEARNING if key in figures]
     if learned:
@@ -170,7 +172,8 @@ def _measures(summary: Summary) -> Table:
     measures = [key.removesuffix("_median") for key in figures if key.endswith("_median")]
     tested = any(measure.startswith("test_") for measure in measures)
     for measure in measures:
-        if measure.startswith("test_") or measure.endswith(("train_error", "test_error")) or not tested:
+        errors = ("train_error", "validation_error", "test_error")
+        if measure.startswith("test_") or measure.endswith(errors) or not tested:
             label = measure.replace("_", " ").replace("auc", "AUC")
             users = f", {figures[f'{measure}_users']} users" if f"{measure}_users" in figures else ""
             rows.append([f"{label}{users}", *(f"{figures[measure + end]:.4f}" for end in OVER_USERS)])
