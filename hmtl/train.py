@@ -48,7 +48,8 @@ def _train_and_report(run: Run, cfg: DictConfig) -> None:
     users = user_rows(algorithm, run.trainer.user_figures)
     dataset = cfg.dataset["_target_"].rsplit(".", 1)[-1]
     best = run.trainer.best
-    summary = summarize(algorithm, communicator, history, users, best, dataset=dataset, seed=cfg.seed)
+    settings = {"dataset": dataset, "seed": cfg.seed, "stopped_early": run.trainer.stopped_early or None}
+    summary = summarize(algorithm, communicator, history, users, best, **settings)
     write_whole(folder / "users.csv", as_csv(users))
     models_of(algorithm, run.exchange.models(algorithm, run.trainer.state)).save(folder / "models.npz")
     write_json(folder / "summary.json", summary.to_dict())  # the last file: it marks a finished run

@@ -41,6 +41,7 @@ NOT_IDENTITY = (
     "gap_tolerance",
     "checkpoint_every",
     "evaluate_every",
+    "early_stopping",
     "engine.seconds",
     "engine.multicast",
     "logger",
@@ -128,7 +129,7 @@ def build_tasks(cfg: DictConfig, engine: Engine | None = None) -> tuple[tuple[Ta
 
 
 def _tasks(cfg: DictConfig, K: int | None, wanted: Wanted | None) -> tuple[Task, ...]:
-    from hmtl.data import from_datasets
+    from hmtl.data import from_datasets, with_validation
     from hmtl.data.tasks import classified
 
     target = cfg.dataset["_target_"]
@@ -142,7 +143,8 @@ def _tasks(cfg: DictConfig, K: int | None, wanted: Wanted | None) -> tuple[Task,
         arguments["partition"] = make_part(cfg, "partition")
     tasks = from_datasets(make_part(cfg, "dataset", **arguments))
     loss = make_part(cfg, "loss")
-    return classified(tasks) if loss.labels or loss.classes else tasks
+    tasks = classified(tasks) if loss.labels or loss.classes else tasks
+    return with_validation(tasks, cfg.validation_fraction, cfg.seed) if cfg.validation_fraction else tasks
 
 
 def build_problem(cfg: DictConfig, tasks: Sequence[Task]) -> Problem:
@@ -234,7 +236,15 @@ def build(cfg: DictConfig) -> Run:
     trainer = Trainer(
         algorithm,
         communicator,
-        TrainerSettings(folder, cfg.rounds, cfg.gap_tolerance, cfg.checkpoint_every, cfg.evaluate_every, identity),
+        TrainerSettings(
+            folder,
+            cfg.rounds,
+            cfg.gap_tolerance,
+            cfg.checkpoint_every,
+            cfg.evaluate_every,
+            cfg.early_stopping,
+            identity,
+        ),
         exchange=exchange,
         loggers=loggers,
         setups=preprocessing_setups(tasks),

@@ -14,7 +14,16 @@ from hmtl.errors import ConfigError
 
 LARGEST = 2**63 - 1
 """The largest whole number that an array can hold."""
-SMALLEST = {"rounds": 1, "checkpoint_every": 1, "evaluate_every": 1, "seed": 0, "V_bits": 1, "gap_tolerance": 0.0}
+SMALLEST = {
+    "rounds": 1,
+    "checkpoint_every": 1,
+    "evaluate_every": 1,
+    "seed": 0,
+    "V_bits": 1,
+    "gap_tolerance": 0.0,
+    "early_stopping": 1,
+    "validation_fraction": 0.0,
+}
 """The smallest value of settings that no part checks."""
 READERS = {
     "scheme": "communicator=coded",
@@ -64,6 +73,8 @@ class TrainConfig(NetworkConfig):
     gap_tolerance: float = MISSING
     checkpoint_every: int = MISSING
     evaluate_every: int = MISSING
+    validation_fraction: float = MISSING
+    early_stopping: int | None = MISSING
     resume: str | None = MISSING
     wire: str | None = MISSING
     communicator: dict[str, Any] = MISSING
@@ -116,6 +127,10 @@ def check_root(cfg: DictConfig, usual: DictConfig) -> None:
             raise ConfigError(f"{name}={value} is out of range: it must be {wanted} and at most {LARGEST:.2g}.")
         if value == "":
             raise ConfigError(f"{name} is empty. Set a value, or leave it out.")
+    if cfg.get("early_stopping") and not cfg.validation_fraction:
+        raise ConfigError(
+            "early_stopping needs validation rows, but validation_fraction is 0. Set it to 0.1, for example."
+        )
     known = [each.name for each in fields(TrainConfig if "algorithm" in cfg else PlanConfig)]
     known += [f"tune.{each.name}" for each in fields(TuneConfig)]
     for name in (*map(str, cfg), *(f"tune.{key}" for key in cfg.get("tune", ()))):

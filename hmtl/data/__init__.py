@@ -11,7 +11,7 @@ from hmtl.data.sources.files import files
 from hmtl.data.sources.har import har
 from hmtl.data.sources.mnist import mnist, mnist5k
 from hmtl.data.sources.torchvision import torchvision
-from hmtl.data.splitting import Wanted
+from hmtl.data.splitting import Wanted, with_validation
 from hmtl.data.tasks import Task, prepare
 
 __all__ = [
@@ -32,4 +32,5 @@ __all__ = [
     "mnist5k",
     "prepare",
     "torchvision",
+    "with_validation",
 ]

@@ -43,7 +43,7 @@ class Scaling:
         scaled /= self.scale
         if not self.intercept:
             return scaled.to(x.dtype)
-        extended = x.new_ones(len(x), x.shape[1] + 1)
+        extended = x.new_ones(x.shape[0], x.shape[1] + 1)
         extended[:, :-1] = scaled
         return extended
 

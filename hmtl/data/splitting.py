@@ -5,12 +5,13 @@ Shapes: n rows, d features, C classes.
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import Subset
 
 from hmtl.data.partitions import Partition
 from hmtl.data.preprocessing import RAW, Preprocessing
@@ -144,6 +145,35 @@ def split(
         places = (rng.integers(n) + np.arange(n_test) * n) // n_test  # at equal distances
         is_test[shuffled_by_class(y, classes, rng)[places]] = True
     return np.flatnonzero(~is_test), np.flatnonzero(is_test)
+
+
+def with_validation(tasks: Sequence[Task], fraction: float, seed: int) -> tuple[Task, ...]:
+    """Return the tasks with a share of each user's training rows, rounded up, kept for validation.
+
+    Rows are drawn by class, as test rows are in `split`. Preprocessing is fitted to the rows that remain for training.
+
+    Raises:
+        ConfigError: if the fraction is not in [0, 1).
+        DataError: if no row would be left to train on.
+    """
+    if not 0 <= fraction < 1:
+        raise ConfigError(f"validation_fraction={fraction} is not in [0, 1). Give the share of the training rows.")
+    parts = []
+    for k, raw in enumerate(task.raw for task in tasks):
+        x, y, n = raw.x_train, raw.y_train, len(raw.y_train)
+        held, kept = np.split(np.arange(n), [math.ceil(fraction * n)])
+        if raw.is_local:
+            rng = generator(seed, "validation", k)
+            kept, held = split(raw.name, y.numpy(), fraction, rng, raw.classes)
+        rows: dict[str, Any] = {
+            "x_train": x[kept],
+            "y_train": y[kept],
+            "x_validation": x[held],
+            "y_validation": y[held],
+        }
+        own = None if raw.dataset is None else Subset(raw.dataset, kept.tolist())
+        parts.append(replace(raw, **rows, dataset=own))
+    return prepare(parts, tasks[0].preprocessing)
 
 
 def shuffled_by_class(y: NDArray[Any], classes: int | None, rng: np.random.Generator) -> Ints:

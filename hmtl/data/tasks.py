@@ -22,6 +22,7 @@ from hmtl.data.table_features import FittedTable
 from hmtl.errors import ConfigError, DataError
 
 ClassWeight = Literal["balanced"] | None
+ROWS = ("x_train", "y_train", "x_test", "y_test", "x_validation", "y_validation")
 LARGEST = 1e150
 """The largest size of a number in x or y: sums of squares stay below the largest float64."""
 
@@ -37,6 +38,7 @@ class Task:
         x_train, y_train: [n, d], or [n, ...] for rows with a shape such as images, and [n]. x may
             be sparse. y is float64, ±1 for two classes or a number to predict, unless `classes` is given.
         x_test, y_test: [n_test, d] (or [n_test, ...]) and [n_test]; n_test may be 0.
+        x_validation, y_validation: the same for validation rows, see `with_validation`; None: there are none.
         classes: C if y holds class numbers 0..C−1, which become int64; None otherwise.
         labels: names of the classes in the order of y; None: the values of y are their names.
         columns: names of the features, or of the raw columns of a `table`; None: they have no names.
@@ -68,10 +70,14 @@ class Task:
     prepared: "Prepared | None" = None
     dataset: Dataset[Any] | None = None
     table: FittedTable | None = None
+    x_validation: Features = None
+    y_validation: Tensor = None  # type: ignore[assignment]  # becomes a tensor without rows
     has_integers: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        for name in ("x_train", "y_train", "x_test", "y_test"):
+        for name in ROWS:
+            if name.endswith("validation") and getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(self, name.replace("validation", "test"))[:0])
             values = getattr(self, name)
             if issparse(values):
                 try:
@@ -87,7 +93,7 @@ class Task:
         if self.is_local and (fault := next(self._faults(), None)):
             raise DataError(f"Task {self.name!r}: {fault}")
         if self.classes is not None:
-            for name in ("y_train", "y_test"):
+            for name in ("y_train", "y_test", "y_validation"):
                 object.__setattr__(self, name, getattr(self, name).long())
 
     @property
@@ -102,10 +108,10 @@ class Task:
 
     def without_rows(self) -> "Task":
         """Return this task without its rows and its scaling, as processes know it that do not hold them."""
-        x_train, y_train, x_test, y_test = (
-            torch.empty(rows.shape, dtype=stored(rows).dtype, device="meta")
-            for rows in (self.x_train, self.y_train, self.x_test, self.y_test)
-        )
+        rows = {name: getattr(self, name) for name in ROWS}
+        empty: dict[str, Any] = {
+            name: torch.empty(each.shape, dtype=stored(each).dtype, device="meta") for name, each in rows.items()
+        }
         prepared, table = self.prepared, self.table
         if table:
             table = FittedTable(table.features, {name: facts.to("meta") for name, facts in table.told.items()})
@@ -113,16 +119,7 @@ class Task:
             mean, scale = (fitted.to("meta") for fitted in (self.scaling.mean, self.scaling.scale))
             scaling = Scaling(mean, scale, self.scaling.intercept)
             prepared = Prepared(prepared.raw.without_rows(), prepared.preprocessing, scaling)
-        return replace(
-            self,
-            x_train=x_train,
-            y_train=y_train,
-            x_test=x_test,
-            y_test=y_test,
-            prepared=prepared,
-            dataset=None,
-            table=table,
-        )
+        return replace(self, **empty, prepared=prepared, dataset=None, table=table)
 
     @property
     def weights(self) -> Tensor:
@@ -163,7 +160,7 @@ class Task:
         if self.x_train.ndim == 2:
             return self
         flat = copy.copy(self)
-        for name in ("x_train", "x_test"):
+        for name in ("x_train", "x_test", "x_validation"):
             object.__setattr__(flat, name, getattr(self, name).flatten(1))
         return flat
 
@@ -259,6 +256,8 @@ def prepare(tasks: Sequence[Task], preprocessing: Preprocessing) -> tuple[Task, 
             y_train=raw.y_train - scaling.target_mean,
             x_test=scaling.features(raw.x_test),
             y_test=raw.y_test - scaling.target_mean,
+            x_validation=scaling.features(raw.x_validation),
+            y_validation=raw.y_validation - scaling.target_mean,
             prepared=Prepared(raw, preprocessing, scaling),
             dataset=None,  # it has the raw rows
         )

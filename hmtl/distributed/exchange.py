@@ -258,7 +258,8 @@ class ProcessExchange(Exchange):
 def for_report(task: Task, targets: bool) -> Task:
     """Return the part of a task that a report needs: shapes and scaling, and optionally the raw targets."""
     known = task.without_rows()
-    raw = replace(known.raw, y_train=task.raw.y_train, y_test=task.raw.y_test) if targets else known.raw
+    y = {name: getattr(task.raw, name) for name in ("y_train", "y_test", "y_validation")}
+    raw = replace(known.raw, **y) if targets else known.raw
     return replace(known, prepared=replace(task.prepared, raw=raw)) if task.prepared else raw
 
 

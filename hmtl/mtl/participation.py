@@ -22,15 +22,17 @@ Pairs = Sequence[Sequence[int]] | str | Path
 
 @dataclass(frozen=True)
 class Participation:
-    """Stragglers, which do part of their work, and users and relays that drop out of rounds.
+    """Client sampling, stragglers, which do part of their work, and users and relays that drop out of rounds.
 
     A round lasts as long as a user at full speed needs. In each round, a user does a share of its usual work: a new
-    draw from U(low, high), times the user's speed. A user that drops out sends nothing but receives its model; a relay
-    that drops out neither receives nor sends anything.
+    draw from U(low, high), times the user's speed. A user that drops out, or is not sampled, sends nothing but receives
+    its model; a relay that drops out neither receives nor sends anything.
 
     Args:
         low, high: bounds of the share, 0 < low ≤ high ≤ 1.
         speeds: one number in (0, 1] per user; None: all users have full speed.
+        fraction: share of the users that is sampled for each round, in (0, 1]: round(fraction·K) of them, at least one,
+            uniformly without replacement.
         dropout: probability in [0, 1) that a user drops out of a round.
         schedule: further pairs (round, user): the user drops out of the round.
         relays: probability in [0, 1) that a relay drops out of a round, or pairs (round, relay) as in `schedule`.
@@ -38,7 +40,7 @@ class Participation:
     Raises:
         ConfigError: a number is out of its range, or pairs cannot be read.
 
-    Ref: Smith et al. 2017, section 3.3.
+    Ref: Smith et al. 2017, section 3.3; McMahan et al. 2017, algorithm 1 (`fraction`).
     """
 
     low: float = 1.0
@@ -47,12 +49,15 @@ class Participation:
     dropout: float = 0.0
     schedule: Pairs = ()
     relays: float | Pairs = 0.0
+    fraction: float = 1.0
     _users: frozenset[tuple[int, int]] = field(init=False, repr=False)
     _relays: frozenset[tuple[int, int]] | float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.high <= 1:
             raise ConfigError(f"low={self.low}, high={self.high}: shares of work need 0 < low ≤ high ≤ 1.")
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"fraction={self.fraction} is not in (0, 1]. Give the share of users in each round.")
         for k, speed in enumerate(self.speeds or ()):
             if not 0 < speed <= 1:
                 raise ConfigError(f"speeds: user {k} has {speed}, not in (0, 1]. Full speed is 1.")
@@ -67,7 +72,7 @@ class Participation:
     @property
     def complete(self) -> bool:
         """Whether all users and relays take part in each round, at any speed."""
-        return not (self.dropout or self._users or self._relays)
+        return self.fraction == 1 and not (self.dropout or self._users or self._relays)
 
     def check(self, K: int) -> None:
         """Raise ConfigError if `speeds` or `schedule` do not fit K users."""
@@ -85,6 +90,8 @@ class Participation:
         rng = generator(seed, "participation", round)
         shares = rng.uniform(self.low, self.high, K) * (1.0 if self.speeds is None else np.asarray(self.speeds))
         shares[rng.random(K) < self.dropout] = 0
+        sampled = max(1, int(np.rint(self.fraction * K)))
+        shares[generator(seed, "sampled users", round).permutation(K)[sampled:]] = 0
         shares[[user for when, user in self._users if when == round]] = 0
         return torch.from_numpy(shares)
 

@@ -93,6 +93,7 @@ class Problem:
         here: n_k of these users.
         counts: n_k of all users.
         shape: shape of a row before it was flattened.
+        splits: names of the parts of the rows that are measured.
         outputs: numbers in a prediction.
         size: numbers in a linear model.
         binary: loss of one score.
@@ -141,6 +142,7 @@ class Problem:
         self.counts = tuple(len(task.y_train) for task in tasks)
         self.here = tuple(self.counts[k] for k in self.users)
         self.K = len(tasks)
+        self.splits = ("train", "test") + ("validation",) * any(len(task.y_validation) for task in tasks)
         self.d = self.everybody[0].x_train.shape[1]
         self.outputs = tasks[0].classes or 1
         self.size = self.outputs * self.d
@@ -257,14 +259,14 @@ class Problem:
 
     @torch.no_grad()
     def predictions(self, W: Tensor, split: str) -> Tensor:
-        """Return the predictions of each user's model on its `train` or `test` rows, [K, n] or [K, n, C] (padded)."""
+        """Return the predictions of each user's model on the rows of a split, [K, n] or [K, n, C] (padded)."""
         models = self._by_score(W.T)
         if split == "train" and not self.is_sparse:
             return self._predicted(torch.bmm(self.rows.X, models.mT))
         y, _ = self._targets[split]
         predictions = models.new_zeros(*y.shape, self.outputs)
         for each, task, w in zip(predictions, self.tasks, models, strict=True):
-            x = task.x_train if split == "train" else task.x_test
+            x = getattr(task, f"x_{split}")
             each[: x.shape[0]] = times(x, w.T)
         return self._predicted(predictions)
 
@@ -295,7 +297,7 @@ class Problem:
     def _targets(self) -> dict[str, tuple[Tensor, Tensor]]:
         """The users' targets y [K, n], and which rows are present [K, n], by split."""
         targets = {}
-        for split in ("train", "test"):
+        for split in self.splits:
             own = [getattr(task, f"y_{split}") for task in self.tasks]
             n = max(len(getattr(task, f"y_{split}")) for task in self.everybody)
             y = torch.ones(len(own), n, dtype=torch.float64)
@@ -307,7 +309,7 @@ class Problem:
 
     @torch.no_grad()
     def measure(self, split: str, predictions: Tensor) -> dict[str, Tensor]:
-        """Return the measures of predictions on the users' `train` or `test` rows [K, n] or [K, n, C]: [K] each."""
+        """Return the measures of predictions on the users' rows of a split [K, n] or [K, n, C]: [K] each."""
         y, present = self._targets[split]
         if self.loss.measure == "mean squared error":  # own measures get targets as they were before any centring
             shift = torch.tensor([[task.scaling.target_mean] for task in self.tasks]).to(y)
@@ -322,7 +324,7 @@ class Problem:
         the result is empty.
 
         Args:
-            split: "train" or "test", possibly with a prefix such as `global_`.
+            split: one of `splits`, possibly with a prefix such as `global_`.
             measured: the measures of all users by name, [K] each, among further values.
 
         Ref: Bakker and Heskes 2003.

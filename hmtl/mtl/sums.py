@@ -105,12 +105,16 @@ class Grid:
                 )
         return scaled.round_().to(torch.int64)
 
-    def added(self, total: Tensor, change: Tensor) -> Tensor:
+    def added(self, total: Tensor, change: Tensor, factor: Tensor | None = None) -> Tensor:
         """Return a running sum plus a sum of at most K differences of terms, both int64.
+
+        With a `factor`, which has the shape of the last dimension, the change is multiplied by it and rounded again.
 
         Raises:
             RangeError: the running sum might overflow in the next round.
         """
+        if factor is not None:  # clamped so that the sum below cannot wrap around, and its check sees what is too large
+            change = (change.double() * factor).round_().clamp_(-2.5 * MAX_SUM, 2.5 * MAX_SUM).to(torch.int64)
         new = total + change
         if new.numel() and float(largest := new.abs().max()) > MAX_SUM:
             raise RangeError(

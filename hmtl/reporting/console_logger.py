@@ -1,6 +1,8 @@
-"""The console during training: a progress bar, or occasional lines, and the report of the finished run."""
+"""The console during training: a progress bar, or a line twice a minute, and the report of the finished run."""
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -12,6 +14,8 @@ from hmtl.training.summary import Summary, user_error
 
 SHOWN = (("gap", "gap", ".2e"), ("test_error", "test error", ".4f"))
 """The measurements shown during training: name, label and format."""
+SECONDS_BETWEEN_LINES = 30.0  # if output is not a terminal
+SPEED = 600.0  # seconds over which the time of a round is estimated
 CHEAP = 0.05  # local work is nearly free if it takes at most this share of a run's time
 FAR = 0.5  # a larger duality gap, relative to the primal objective, has a remark
 LEARNING = (
@@ -42,20 +46,31 @@ class ConsoleLogger:
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[status]}"),
             console=self._console,
+            speed_estimate_period=SPEED,
         )
         self._task = self._progress.add_task("", total=rounds, status="")
         self._latest: Measurements = {}  # not every round is evaluated
+        self._closed = threading.Event()
+        if not self._console.is_terminal:
+            threading.Thread(target=self._print_lines, daemon=True).start()
 
     def log(self, row: Measurements) -> None:
         """Show the progress of the run."""
-        rounds = int(row["round"]) + 1
         self._latest |= row
         shown = [f"{label} {self._latest[key]:{form}}" for key, label, form in SHOWN if key in self._latest]
         if self._console.is_terminal:
             self._progress.start()
-            self._progress.update(self._task, completed=rounds, status="  ".join(shown))
-        else:
-            self._console.progress_line("  ".join([f"round {rounds}/{self._rounds}", *shown]))
+        self._progress.update(self._task, completed=int(row["round"]) + 1, status=", ".join(shown))
+
+    def _print_lines(self) -> None:
+        """Print a line of progress now and then, also within a round, until the logger is closed."""
+        while not self._closed.wait(SECONDS_BETWEEN_LINES):
+            task = self._progress.tasks[self._task]
+            left = "" if task.time_remaining is None else f"about {task.time_remaining / 60:.0f} min left"
+            now = f"round {min(int(task.completed) + 1, self._rounds)} of {self._rounds}"
+            with suppress(OSError):  # a reader who has gone is noticed by the run itself
+                line = ", ".join(filter(None, (now, task.fields["status"], left)))
+                self._console.print(line, markup=False, soft_wrap=True)
 
     def finish(self, summary: Summary, draw: Callable[[], Mapping[str, bytes]]) -> None:
         """Print the report of the finished run."""
@@ -67,7 +82,8 @@ class ConsoleLogger:
                 self._console.table(part)
 
     def close(self) -> None:
-        """Remove the progress bar."""
+        """Remove the progress bar, and end the lines of progress."""
+        self._closed.set()
         if self._progress.live.is_started:
             self._progress.stop()
 
@@ -84,7 +100,9 @@ def run_report(summary: Summary) -> Iterator[Table | str]:
     if summary.omega_learned is False:
         yield "Ω was never updated: the last algorithm.omega_every rounds keep it fixed. Set more rounds."
     if summary.models_after not in (None, summary.rounds):
-        yield f"The models are those after round {summary.models_after}, which had the least objective at its best Ω."
+        what = "validation error" if "validation_error" in summary.figures else "objective at its best Ω"
+        stopped = "Stopped early: the validation error no longer fell. " if summary.stopped_early else ""
+        yield f"{stopped}The models are those after round {summary.models_after}, which had the least {what}."
     figures = summary.figures
     learned = [[label, f"{figures[key]:{form}}"] for key, label, form in LEARNING if key in figures]
     if learned:
@@ -174,7 +192,8 @@ def _measures(summary: Summary) -> Table:
     measures = [key.removesuffix("_median") for key in figures if key.endswith("_median")]
     tested = any(measure.startswith("test_") for measure in measures)
     for measure in measures:
-        if measure.startswith("test_") or measure.endswith(("train_error", "test_error")) or not tested:
+        errors = ("train_error", "validation_error", "test_error")
+        if measure.startswith("test_") or measure.endswith(errors) or not tested:
             label = measure.replace("_", " ").replace("auc", "AUC")
             users = f", {figures[f'{measure}_users']} users" if f"{measure}_users" in figures else ""
             rows.append([f"{label}{users}", *(f"{figures[measure + end]:.4f}" for end in OVER_USERS)])

@@ -90,7 +90,7 @@ class Exchange:
     def models(self, algorithm: Algorithm, state: Mapping[str, Any] | None) -> Tensor:
         """Return all users' models [m, K], `state` being the last one that was gathered."""
         assert state is not None, "only the leading process holds the state of all users"
-        return algorithm.users.predictors(state["algorithm"]["users"]).T
+        return algorithm.users.handed_out(state["algorithm"]["users"]).T
 
     def close(self) -> None:
         """Leave the other processes."""

@@ -61,6 +61,7 @@ class Summary(BaseModel):
         passes: local passes over a user's rows per round.
         omega_learned: whether Ω was updated at least once.
         models_after: number of rounds after which the models were the best and are handed out; None: always the last.
+        stopped_early: whether the validation error ended the run, see `TrainerSettings.early_stopping`.
         empty_rounds: number of rounds without an aggregator.
         worst_users: users with the largest errors.
     """
@@ -96,6 +97,7 @@ class Summary(BaseModel):
     seed: int
     rounds: int
     models_after: int | None = None
+    stopped_early: bool | None = None
     empty_rounds: int | None = None
     time: Time
     worst_users: list[UserRow]
@@ -133,7 +135,7 @@ def summarize(
         algorithm, communicator, history: of the run.
         users: measures of each user.
         best: the round whose models the run hands out, see `Trainer.best`.
-        settings: what follows from the configuration alone: `dataset` and `seed`.
+        settings: further fields of the summary, such as `dataset` and `seed`.
     """
     last = next((row for row in reversed(history) if "train_error" in row), {}) | history[-1]
     if best is not None:

@@ -44,6 +44,7 @@ class TrainerSettings:
         checkpoint_every: rounds from one checkpoint to the next; there is always one at the end.
         evaluate_every: rounds from one evaluation of objective and errors to the next; the first and the last round
             always have one.
+        early_stopping: stop after so many rounds without a smaller validation error; None: never.
         identity: the configuration that a checkpoint has to share with the run that resumes it.
     """
 
@@ -52,6 +53,7 @@ class TrainerSettings:
     gap_tolerance: float = 0.0
     checkpoint_every: int = 10
     evaluate_every: int = 1
+    early_stopping: int | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -70,6 +72,7 @@ class Trainer:
         history: one row per round, on the leading process.
         interrupted: number of the signal that ended training; 0: none.
         state: the last checkpoint's state of algorithm and communicator, on the leading process.
+        stopped_early: whether `early_stopping` ended training.
         best: the round with the models that the run hands out, on the leading process; None: the last, or none so far.
         user_figures: the measures of all users in that round, see `Users.measure`; empty before the first evaluation.
     """
@@ -94,6 +97,7 @@ class Trainer:
         self.checkpoint = settings.folder / "checkpoint.pt"
         self.history = History(settings.folder / "metrics.csv" if self.exchange.leads else None)
         self.interrupted = 0
+        self.stopped_early = False
         self.state: Mapping[str, Any] | None = None
         self.best: int | None = None
         self.user_figures: Mapping[str, Tensor] = {}
@@ -116,6 +120,8 @@ class Trainer:
             # A process with all data derives what the set-up exchanges when it builds the algorithm, so checkpoints do
             # not hold it; a process with part of the data repeats the exchange after a resume.
             self._set_up()
+        if "validation" in self.algorithm.problem.splits:
+            self.algorithm.users.keep()  # so that they can be part of every checkpoint
         if checkpoint is not None:
             self._resume(checkpoint)
         elif not self.exchange.whole:
@@ -164,9 +170,15 @@ class Trainer:
 
         The leading process decides both.
         """
-        done = self.interrupted or len(self.history) >= self.settings.rounds or self._converged()
+        keep, done = self._improved(), len(self.history) >= self.settings.rounds or self._converged()
+        if self.settings.early_stopping and self.best is not None:
+            self.stopped_early = len(self.history) > self.best + self.settings.early_stopping
         decision = self.exchange.broadcast(
-            {"done": bool(done), "interrupted": self.interrupted, "keep": self._improved()}
+            {
+                "done": bool(self.interrupted or done or self.stopped_early),
+                "interrupted": self.interrupted,
+                "keep": keep,
+            }
         )
         self.interrupted = decision["interrupted"]
         if decision["keep"]:
@@ -176,20 +188,26 @@ class Trainer:
     def _improved(self) -> bool:
         """Return whether the models of the last round are the best so far, and note the round.
 
-        They are if the run has converged, or if their rank is the least. In a round that is not evaluated, and without
-        ranks, nothing is known; `user_figures` are then those of the last evaluation.
+        They are if their validation error is the least; without validation rows, if the run has converged, or if their
+        rank is the least. In a round that is not evaluated, and without ranks, nothing is known; `user_figures` are
+        then those of the last evaluation.
         """
         last = self.history[-1] if self.history else {}
-        rank = self.algorithm.rank(last) if "train_error" in last else None
+        rank = self._rank(last) if "train_error" in last else None
         if rank is None or not self._latest_figures:
             if self.best is None:
                 self.user_figures = self._latest_figures or self.user_figures
             return False
-        before = math.inf if self.best is None else self.algorithm.rank(self.history[self.best])
-        if before is not None and rank >= before and not self._converged():
+        before = math.inf if self.best is None else self._rank(self.history[self.best])
+        final = self._converged() and "validation_error" not in last
+        if before is not None and rank >= before and not final:
             return False
         self.best, self.user_figures = len(self.history) - 1, self._latest_figures
         return True
+
+    def _rank(self, row: Measurements) -> float | None:
+        """Return what is least in the best round: the validation error, or else the algorithm's rank."""
+        return row["validation_error"] if "validation_error" in row else self.algorithm.rank(row)
 
     def _converged(self) -> bool:
         last = self.history[-1] if self.history else {}

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from problems import split_task
 
-from hmtl.data import Dirichlet, Pathological
+from hmtl.data import Dirichlet, Pathological, Preprocessing, with_validation
 from hmtl.data.splitting import Splitting
 from hmtl.errors import ConfigError, DataError
 
@@ -38,6 +38,30 @@ def test_each_row_once_and_each_class_in_proportion(counts, fraction, seed):
         assert numbers.tolist() == sorted(numbers)
         for value, count in zip(np.unique(y), counts, strict=True):
             assert abs(int((part_y == value).sum()) - len(part_y) * count / n) < 1
+
+
+@settings(max_examples=10)
+@given(n=st.integers(2, 30), fraction=st.floats(0.01, 0.45), seed=st.integers(0, 1000))
+def test_validation_rows_are_taken_from_the_training_rows(n, fraction, seed):
+    """Each in proportion to its class, scaled by the rows that remain, and as many if another process has the rows."""
+    y = rng(seed).permutation(np.arange(4 * n) % 4)
+    x = np.arange(4.0 * n)[:, None]
+    splitting = Splitting(0.25, seed, Preprocessing(standardize="task"))
+    (task,) = before = splitting.tasks(lambda rows: x[rows], y, {"a": np.arange(4 * n)}, classes=4)
+    (after,) = with_validation(before, fraction, seed)
+    assert torch.equal(after.raw.x_test, task.raw.x_test)
+    parts = torch.cat([after.raw.x_train, after.raw.x_validation])[:, 0], task.raw.x_train[:, 0]
+    assert sorted(parts[0].tolist()) == sorted(parts[1].tolist())
+    held = after.raw.x_validation[:, 0].long()
+    assert len(held) == math.ceil(fraction * len(task.y_train))
+    assert after.y_validation.tolist() == [y[row] for row in held.tolist()]
+    share = len(held) / len(task.y_train)
+    assert all(abs((after.y_validation == c).sum() - share * (task.y_train == c).sum()) < 1 for c in range(4))
+    own = after.raw.x_train
+    scaled = (after.raw.x_validation - own.mean(0)) / own.std(0, unbiased=False)
+    torch.testing.assert_close(after.x_validation[:, :1], scaled, rtol=0, atol=1e-9)
+    (elsewhere,) = with_validation([task.raw.without_rows()], fraction, seed)
+    assert (elsewhere.x_train.shape, elsewhere.x_validation.shape) == (own.shape, after.raw.x_validation.shape)
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ import hmtl
 from hmtl.config.build import build
 from hmtl.data import Preprocessing, Task, prepare
 from hmtl.errors import ConfigError, DataError
-from hmtl.inference.models import models_of
-from hmtl.mtl import MOCHA, SDCA, Hinge, Problem, Ridge, Squared
+from hmtl.inference.models import Models, models_of
+from hmtl.mtl import MOCHA, SDCA, Hinge, Problem, Ridge, Squared, cnn, mlp
 from hmtl.train import train
 
 Configure = Callable[..., DictConfig]
@@ -110,6 +110,40 @@ def test_what_is_exported_is_all_that_another_program_needs(configure: Configure
     assert len(list((tmp_path / "home").iterdir())) == 5
     with pytest.raises(ConfigError, match="home exists"):
         models.export(tmp_path / "home")
+
+
+@pytest.mark.parametrize("net", ["linear", "mlp", "cnn"])
+def test_onnx_gives_the_same_scores(net: str, tmp_path: Path) -> None:
+    """In onnxruntime, for any number of raw rows, in a folder that says the labels."""
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    rng, shape = np.random.default_rng(0), (1, 12, 12) if net == "cnn" else (5,)
+    d, maker = int(np.prod(shape)), {"linear": None, "mlp": mlp, "cnn": cnn}[net]
+    m = 3 * (d + 1)
+    if maker:
+        with_shape = {"shape": shape} if net == "cnn" else {}
+        m = sum(w.numel() for w in maker(d if net == "cnn" else d + 1, 3, **with_shape).parameters())
+    models = Models(
+        names=("north", "south"),
+        W=rng.normal(size=(2, m)).astype(np.float32 if maker else float) * 0.3,
+        mean=rng.normal(size=(2, d)),
+        scale=rng.uniform(0.5, 2, size=(2, d)),
+        target_mean=np.zeros(2),
+        intercept=net != "cnn",
+        labels=np.array(["a", "b", "c"]),
+        seed=0,
+        shape=shape,
+        maker=maker,
+    )
+    models.export(tmp_path / "out", format="onnx")
+    about = json.loads((tmp_path / "out" / "users.json").read_text())
+    for user, n in zip(models.names, (1, 7), strict=True):
+        x = rng.normal(size=(n, *shape)).astype(np.float32 if maker else float)
+        (scores,) = runtime.InferenceSession(tmp_path / "out" / about["users"][user]).run(["scores"], {"x": x})
+        np.testing.assert_allclose(scores, models.scores(user, x), rtol=1e-4, atol=1e-5 if maker else 1e-10)
+        assert models.predict(user, x).tolist() == [about["labels"][c] for c in scores.argmax(1)]
+    with pytest.raises(ConfigError, match="pickle"):
+        models.export(tmp_path / "other", format="pickle")
 
 
 def test_a_users_model_is_a_module_that_goes_on_learning(configure: Configure, tmp_path: Path) -> None:

@@ -28,6 +28,18 @@ def test_shares(seed, low, data):
     assert not torch.equal(work.shares(seed + 1, 3, 400), torch.from_numpy(shares))
 
 
+@given(seed=st.integers(0, 10**6), K=st.integers(1, 40), fraction=st.floats(0.001, 1))
+def test_sampled_users(seed, K, fraction):
+    """So many in each round, whatever their speeds; each user is sampled as often as the others."""
+    part = Participation(0.3, fraction=fraction)
+    drawn = np.stack([part.shares(seed, round, K).numpy() for round in range(60)]) > 0
+    n = max(1, round(fraction * K))
+    assert (drawn.sum(axis=1) == n).all()
+    p = n / K
+    assert abs(drawn.mean(axis=0) - p).max() <= 6 * np.sqrt(p * (1 - p) / 60)
+    assert part.complete == (fraction == 1)
+
+
 def test_budgets():
     usual = torch.tensor([100, 10, 1, 50])
     assert Participation().budgets(usual, 0, 0).tolist() == [100, 10, 1, 50]
@@ -96,6 +108,8 @@ def test_absent_relays(tmp_path):
         ({"high": 1.5}, "high=1.5"),
         ({"speeds": [1.0, 0.0]}, "user 1 has 0.0"),
         ({"speeds": [1.5]}, "user 0 has 1.5"),
+        ({"fraction": 0.0}, "fraction=0.0"),
+        ({"fraction": 1.5}, "fraction=1.5"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"schedule": [3]}, "schedule="),
         ({"schedule": [(1, 2, 3)]}, "schedule="),

@@ -77,3 +77,43 @@ def test_a_resumed_run_hands_out_the_same(tmp_path: Path, monkeypatch: pytest.Mo
 def test_without_a_learned_omega_the_last_models_count(tmp_path: Path) -> None:
     summary, _ = start(tmp_path / "run", "rounds=3", "regularizer=mean")
     assert "models_after" not in summary
+
+
+LEARNERS = {
+    "ditto": ("algorithm=ditto", "lam=0.5", "solver.step=1"),
+    "fedavg": ("algorithm=fedavg", "solver.step=1"),
+    "mocha": ("algorithm.omega_every=4", "lam=1e-4"),
+}
+
+
+@pytest.mark.parametrize(
+    "learner", ["ditto", *(pytest.param(each, marks=pytest.mark.slow) for each in ("fedavg", "mocha"))]
+)
+def test_the_models_with_the_least_validation_error(tmp_path: Path, learner: str) -> None:
+    """They are those after that round, also if the run is stopped early, and resumed before."""
+    words = (*RUN[:4], *RUN[5:], *LEARNERS[learner], "validation_fraction=0.25")
+    for name, more in {
+        "whole": ("rounds=15", "early_stopping=4"),
+        "part": ("rounds=3", "early_stopping=4"),
+        "resumed": ("rounds=15", "early_stopping=4", f"resume={tmp_path / 'part'}"),
+    }.items():
+        (tmp_path / name).mkdir()
+        train(compose(*words, *more, f"output_dir={tmp_path / name}"))
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "resumed")]
+    if learner != "mocha":  # whose last rounds before the first stop differ, as Ω stays fixed in them
+        assert {**summaries[0], "time": 0} == {**summaries[1], "time": 0}
+    history = np.genfromtxt(tmp_path / "whole" / "metrics.csv", delimiter=",", names=True)["validation_error"]
+    best = int(history.argmin())
+    assert summaries[0]["models_after"] == best + 1
+    assert summaries[0]["validation_error"] == history[best]
+    assert summaries[0]["rounds"] == len(history) == min(best + 5, 15)
+    assert summaries[0].get("stopped_early", False) == (len(history) == best + 5)
+    kept = load_checkpoint(tmp_path / "whole")["algorithm"]["users"]["kept"].numpy()
+    W = load_arrays(tmp_path / "whole" / "models.npz")["W"]
+    assert np.array_equal(W, kept)
+    if learner != "mocha":
+        (tmp_path / "until").mkdir()
+        train(compose(*words, f"rounds={best + 1}", f"output_dir={tmp_path / 'until'}"))
+        users = load_checkpoint(tmp_path / "until")["algorithm"]["users"]  # after the last round, whatever was kept
+        assert np.array_equal(W, users["V" if learner == "ditto" else "W"].numpy())
+        assert np.array_equal(W, load_arrays(tmp_path / "resumed" / "models.npz")["W"])

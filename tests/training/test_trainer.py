@@ -92,6 +92,7 @@ class Counting:
     def __init__(self, facts=False):
         self.users, self.aggregator, self.facts = Users(), Aggregator(), facts
         self.participation = SimpleNamespace(absent_relays=self.absent_relays)
+        self.problem = SimpleNamespace(splits=("train", "test"))
 
     def absent_relays(self, seed, round, H):
         return {1: (0,), EMPTY: tuple(range(H))}.get(round, ())

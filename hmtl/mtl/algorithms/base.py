@@ -126,10 +126,15 @@ class Users(Side):
 
     def keep(self) -> None:
         """Keep the present models: they are the best so far."""
+        self.register_buffer("kept", self.predictors(self.state_dict()))
 
     def predictors(self, state: dict[str, Tensor]) -> Tensor:
-        """Return the models [K, m] that the users of a `state_dict` predict with: the kept ones, or the present."""
+        """Return the models [K, m] that the users of a `state_dict` predict with."""
         return state["W"]
+
+    def handed_out(self, state: dict[str, Tensor]) -> Tensor:
+        """Return the models [K, m] that a run hands out, given a `state_dict`: the kept ones, or the present."""
+        return state["kept"] if "kept" in state else self.predictors(state)
 
     @abstractmethod
     def local_work(self, round: int, user: int) -> None:
@@ -283,7 +288,7 @@ class Algorithm(ABC):
                 "the data."
             )
         figures = self._objective(measured, blocks)
-        for split in ("train", "test"):
+        for split in self.problem.splits:
             figures |= self.problem.figures(split, measured)
         return figures
 

@@ -177,20 +177,13 @@ class DualUsers(Users):
             self.error = with_rows(self.error, users, ratio * of_rows(self.error, users))
         self.scale = with_rows(self.scale, users, scale.contiguous())
 
-    def keep(self) -> None:
-        if self.settings.omega_every:
-            self.kept = self.W
-
-    def predictors(self, state: dict[str, Tensor]) -> Tensor:
-        return state.get("kept", state["W"])
-
     def take_curvature(self, users: Ids, curvature: Tensor) -> None:
         """Take c_k, [n, 1]."""
         self.curvature = with_rows(self.curvature, users, self.settings.gamma * curvature[:, 0])
 
     def measure(self) -> dict[str, Tensor]:
-        """Return s ℓ and s ℓ* of each row [K, n], W and V = Σ_j s a_j x_j [K, d], and the measures on training and
-        test rows [K].
+        """Return s ℓ and s ℓ* of each row [K, n], W and V = Σ_j s a_j x_j [K, d], and the measures on the rows of each
+        split [K].
 
         If IVs are rounded, also return e = V - V̂ [K, d].
 
@@ -199,15 +192,15 @@ class DualUsers(Users):
         """
         shared = isinstance(self.problem.regularizer, SharedModel)
         W = self.W[self.received.argmax()].repeat(len(self.W), 1).T if shared else self.W.T
-        train, test = (self.problem.predictions(W, split) for split in ("train", "test"))
+        predictions = {split: self.problem.predictions(W, split) for split in self.problem.splits}
+        measures = [self.problem.measure(split, each) for split, each in predictions.items()]
         rounded = {"rounding_error": self.error} if self._rounded else {}
         return rounded | {
-            "losses": self.problem.losses(train),
+            "losses": self.problem.losses(predictions["train"]),
             "conjugates": self.problem.conjugates(self.a),
             "W": W.T,
             "V": self.problem.combined(self.a).T,
-            **self.problem.measure("train", train),
-            **self.problem.measure("test", test),
+            **{name: values for each in measures for name, values in each.items()},
         }
 
     def local_work(self, round: int, user: int) -> None:

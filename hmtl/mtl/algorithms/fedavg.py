@@ -1,7 +1,8 @@
 """FedAvg: one network for all users, the average of the networks that they train.
 
 K users, m parameters. The average is kept as a sum of terms on a grid (see `hmtl.mtl.sums`), w = start + (β/N)·S, which
-has the same bits whether an aggregator adds the terms of all IVs or relays add the terms on the way.
+has the same bits whether an aggregator adds the terms of all IVs or relays add the terms on the way. If only some users
+count in a round, and their n_k sum to N_t, aggregators multiply the sum of their terms by N/N_t.
 """
 
 from collections.abc import Iterator
@@ -20,17 +21,20 @@ from hmtl.mtl.sums import Grid, Terms
 
 @dataclass(frozen=True, eq=False)
 class Average:
-    """w = start + (β/N)·S, where S is the sum of all terms n_k (w_k − w) that users have sent, and N = Σ_k n_k.
+    """w = start + (β/N)·S, where S is the sum over rounds of (N/N_t)·Σ_k n_k (w_k − w) over the users who count.
 
     Attributes:
         start: first model [m].
         beta: β, how far w moves towards the mean of the users' models; 1 is all the way.
         grid: grid of the terms.
+        of_all: how many of the m numbers, the last ones, are averages over all users: of an absent user, the last
+            average counts, and there is no factor N/N_t.
     """
 
     start: Tensor
     beta: float
     grid: Grid
+    of_all: int = 0
 
     def terms(self, new: Tensor, last: Tensor, counts: Tensor) -> Terms:
         """Return the terms of models [n, m] trained from `last` [n, m], for n_k [n, 1]."""
@@ -43,6 +47,14 @@ class Average:
     def model(self, S: Tensor, total: float) -> Tensor:
         """Return w [1, m] from the sums [1, m] and N."""
         return (self.start.double() + self.beta / total * self.grid.values(S)).to(self.start)
+
+    def added(self, S: Tensor, terms: Tensor, present: float, total: float) -> Tensor:
+        """Return S after a round, from the sum of the terms [1, m] of users whose n_k sum to `present`, and N."""
+        if not 0 < present < total:
+            return self.grid.added(S, terms)
+        factor = torch.ones_like(self.start, dtype=torch.float64)
+        factor[: len(factor) - self.of_all] = total / present
+        return self.grid.added(S, terms, factor)
 
 
 class SendAverageTerms(Sending):
@@ -66,30 +78,29 @@ class SendAverageTerms(Sending):
 
 
 class AverageTerms(Aggregator):
-    """Aggregator of terms, or of sums of some users' terms: returns S, int64 [1, m], for all users."""
+    """Aggregator of terms, or of the sum of these users' terms: returns S, int64 [1, m]; `counts` are n_k [K, 1]."""
 
     S: Tensor
 
-    def __init__(self, average: Average) -> None:
+    def __init__(self, average: Average, counts: Tensor) -> None:
         super().__init__()
         self.average = average
+        self.counts = counts
         self.register_buffer("S", torch.zeros_like(average.start, dtype=torch.int64)[None])
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
-        self.S = self.average.grid.added(self.S, ivs.sum(0, keepdim=True).to(self.S.device))
+        terms, (present, total) = ivs.sum(0, keepdim=True), (float(n.sum()) for n in (self.counts[users], self.counts))
+        self.S = self.average.added(self.S, terms.to(self.S.device), present, total)
         return self.S
 
     def answer(self, facts: Tensor) -> Tensor:
-        """Return N to each user, [K, 1], for the n_k [K, 1] of the set-up."""
+        """Take n_k, [K, 1], in the set-up, and return N to each user, [K, 1]."""
+        self.counts = facts.to(self.counts)
         return facts.sum(0).expand(len(facts), 1)
 
 
 class AverageModels(AverageTerms):
-    """Aggregator of IVs: adds their terms and returns the models; `counts` are n_k [K, 1]."""
-
-    def __init__(self, average: Average, counts: Tensor) -> None:
-        super().__init__(average)
-        self.counts = counts
+    """Aggregator of IVs: adds their terms and returns the models."""
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         total = float(self.counts.sum())
@@ -99,8 +110,7 @@ class AverageModels(AverageTerms):
 
     def answer(self, facts: Tensor) -> Tensor:
         """Take n_k, [K, 1], in the set-up; the users need no answer, [K, 0]."""
-        self.counts = facts.to(self.counts)
-        return facts[:, :0]
+        return super().answer(facts)[:, :0]
 
 
 class AveragedUsers(NetworkUsers):
@@ -129,7 +139,7 @@ class AveragedUsers(NetworkUsers):
 class FedAvg(NetworkAlgorithm):
     """One network for all users, w = Σ_k n_k w_k / Σ_k n_k. It does not use the regularizer of the problem.
 
-    Args, Raises: as in `NetworkAlgorithm`. For an absent user, the average of the previous round counts.
+    Args, Raises: as in `NetworkAlgorithm`. Both sums are over the users whose update counted in the round.
 
     Ref: McMahan et al. 2017.
     """
@@ -142,16 +152,21 @@ class FedAvg(NetworkAlgorithm):
         return 1
 
     def _sides(self, messages: MessageKind) -> tuple[Users, Aggregator]:
-        average, weights = Average(self._start, self.beta, self.problem.grid), self._weights()
+        average, weights = Average(self._start, self.beta, self.problem.grid, self._of_all), self._weights()
         if messages == "ivs":
             return self._users(Sending(len(average.start))), AverageModels(average, weights)
         sending = SendAverageTerms(average, weights[self.problem.users], float(weights.sum()))
-        return self._users(sending), AverageTerms(average)
+        return self._users(sending), AverageTerms(average, weights)
 
     @property
     def _start(self) -> Tensor:
         """What is averaged, before the first round [a]."""
         return self.model.start
+
+    @property
+    def _of_all(self) -> int:
+        """How many of these numbers, the last ones, are averages over all users, see `Average`."""
+        return 0
 
     def _users(self, sending: Sending) -> NetworkUsers:
         return AveragedUsers(self._local, sending)

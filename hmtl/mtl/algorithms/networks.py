@@ -210,8 +210,7 @@ class NetworkAlgorithm(Algorithm):
         model: returns the network when called with the numbers of features and outputs, and with `shape` if it has such
             a parameter. All computations have the type of the network's parameters, float32 by default.
         seed: seed of the first parameters (the same for all users), of the order of rows, and of participation.
-        participation: who takes part in a round, and how much each user does. An aggregator replaces the IV of an
-            absent user by the last model that it computed for this user.
+        participation: who takes part in a round, and how much each user does.
         messages: what users send.
 
     Raises:

@@ -127,9 +127,9 @@ class EffectsUsers(Users):
         self.W = with_rows(self.W, users, models.to(self.W))
 
     def measure(self) -> dict[str, Tensor]:
-        predictions = {split: self.problem.predictions(self.W.T, split) for split in ("train", "test")}
-        train, test = (self.problem.measure(split, each) for split, each in predictions.items())
-        return {"W": self.W, **train, **test}
+        predictions = {split: self.problem.predictions(self.W.T, split) for split in self.problem.splits}
+        measures = [self.problem.measure(split, each) for split, each in predictions.items()]
+        return {"W": self.W} | {name: values for each in measures for name, values in each.items()}
 
     def local_work(self, round: int, user: int) -> None:
         task = self.problem.tasks[user]

@@ -48,7 +48,7 @@ class Scaffold(FedAvg):
     c_k is the mean gradient of user k's last round, and c the average of all c_k. Afterwards
     c_k ← c_k − c + (w − w_k)/(μ_t T_k) for T_k steps from w to w_k (option II of the paper). c and all c_k start at 0.
     Averages are weighted by numbers of rows, as in FedAvg; in the paper all users weigh the same. Users send twice as
-    many numbers as in FedAvg.
+    many numbers as in FedAvg. If users are absent, w is the average over the others, and c remains that over all.
 
     Args, Raises: as in `FedAvg`. An absent user keeps its c_k.
 
@@ -58,6 +58,10 @@ class Scaffold(FedAvg):
     @property
     def _start(self) -> Tensor:
         return with_gradient(self.model.start)
+
+    @property
+    def _of_all(self) -> int:
+        return len(self.model.start)
 
     def _users(self, sending: Sending) -> ScaffoldUsers:
         self.solver.check_correction()

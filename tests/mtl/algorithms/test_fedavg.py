@@ -1,4 +1,4 @@
-"""FedAvg: the weighted mean of what was heard, and of the last mean for the others."""
+"""FedAvg: the weighted mean of what was heard."""
 
 import copy
 from functools import partial
@@ -6,10 +6,20 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import make
+from torch import nn
 from torch.nn.utils import vector_to_parameters
 
+from hmtl.communication import CodedHierarchical, Network, Sums, Uncoded
 from hmtl.errors import ConfigError
 from hmtl.mtl import SDCA, FedAvg, FedProx, LocalSGD, Logistic, Participation, Ridge, mlp
+from hmtl.testing.topologies import topologies
+
+
+def linear(d: int, C: int) -> nn.Module:
+    return nn.Linear(d, C).double()
 
 
 @pytest.mark.parametrize("absent", [(), (0,), (1, 2)])
@@ -21,15 +31,50 @@ def test_weighted_mean(random_problem, absent: tuple[int, ...]) -> None:
         last = fedavg.W.T.numpy().astype(float)
         users, ivs = fedavg.users.local_update(round, idle=np.array([3] if round == 2 else [], dtype=np.int64))
         assert torch.equal(fedavg.W.T, torch.from_numpy(last).float()), "a local update has changed the models"
-        heard = last.copy()
-        heard[users] = ivs.numpy()
         models = fedavg.aggregator.update(users, ivs)
-        want = np.average(heard, axis=0, weights=problem.counts)
+        want = np.average(ivs.numpy().astype(float), axis=0, weights=np.array(problem.counts)[users])
         np.testing.assert_allclose(models.numpy(), np.tile(want, (4, 1)), rtol=0, atol=1e-6)
         fedavg.users.commit(users)
         fedavg.users.receive(np.arange(4), models)
     assert len(users) == 3 - len(absent)
     assert fedavg.metrics()["primal"] < 4 * np.log(2) * 1.2  # the losses alone, without the regularizer
+
+
+@settings(max_examples=10)
+@given(
+    t=topologies(max_H=4, max_K=8),
+    fraction=st.floats(0.05, 1),
+    gone=st.sampled_from([0.0, 0.3]),
+    seed=st.integers(0, 1000),
+)
+def test_sampled_users_over_every_transport(t, fraction, gone, seed) -> None:
+    """The loop of McMahan et al. (2017): the mean over those of the m sampled users who are heard, in the same bits."""
+    part, models = Participation(fraction=fraction, relays=gone), []
+    transports = [(Uncoded(t), "ivs"), (CodedHierarchical(t, Network()), "ivs")]
+    transports += [(Sums(t, aggregators=who), "sums") for who in ("server", "all")]
+    for communicator, messages in transports:
+        problem = make(seed, K=t.K, loss=Logistic()).problem
+        learner = FedAvg(problem, LocalSGD(0.2), linear, seed=seed, participation=part, messages=messages)
+        communicator.setup(*learner.setup())
+        loop, n, each = copy.deepcopy(learner), np.array(problem.counts), []
+        for round in range(4):
+            held = learner.W.T.numpy().copy()
+            users, ivs = loop.users.local_update(round)
+            assert len(users) == max(1, np.rint(fraction * t.K))
+            outcome = communicator.round(round, learner.users, learner.aggregator, part.absent_relays(seed, round, t.H))
+            if messages == "ivs" and len(outcome.users):
+                assert set(outcome.users) <= set(users)
+                heard = [users.tolist().index(k) for k in outcome.users]
+                want = np.average(ivs.numpy()[heard], axis=0, weights=n[outcome.users])
+                got = learner.W.T.numpy()
+                moved = (got != held).any(axis=1)
+                np.testing.assert_allclose(got[moved], np.tile(want, (moved.sum(), 1)), rtol=0, atol=1e-9)
+                assert gone or moved.all()
+            loop.users.load_state_dict(learner.users.state_dict())
+            each.append(learner.W.clone())
+        models.append(torch.stack(each))
+    for other in models[1:]:
+        assert gone or torch.equal(other, models[0])  # which relays aggregate decides what an absent one loses
 
 
 def test_description_and_solver(random_problem) -> None:

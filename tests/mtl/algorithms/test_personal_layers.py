@@ -21,7 +21,7 @@ from hmtl.topology import any_r
     kind=st.sampled_from(list(KINDS)),
     own=st.none() | st.sets(st.sampled_from(NAMES), min_size=1, max_size=5),
     epochs=st.integers(1, 3),
-    part=st.sampled_from([Participation(), Participation(0.2, dropout=0.3)]),
+    part=st.sampled_from([Participation(), Participation(0.2, dropout=0.3), Participation(fraction=0.5)]),
 )
 def test_every_round_is_that_of_modules(seed, kind, own, epochs, part):
     """With stragglers, absent users and falling steps; each user keeps its own numbers."""
@@ -35,13 +35,16 @@ def test_every_round_is_that_of_modules(seed, kind, own, epochs, part):
     p = np.array(COUNTS) / sum(COUNTS)
     for round in range(3):
         before = {name: w.detach().clone() for name, w in modules[0].named_parameters()}
-        for k, left in enumerate(part.budgets(torch.full((K,), epochs * len(phases)), seed, round).tolist()):
+        budgets = part.budgets(torch.full((K,), epochs * len(phases)), seed, round).tolist()
+        for k, left in enumerate(budgets):
             for names in phases:
                 steps, left = min(left, epochs), left - min(left, epochs)
                 descend(modules[k], problem.tasks[k], names, steps, 0.3 / (1 + 0.5 * round))
         each = [dict(module.named_parameters()) for module in modules]
         for name in set(NAMES) - own:
-            mean = before[name] + sum(p[k] * (each[k][name].detach() - before[name]) for k in range(K))
+            here = [k for k in range(K) if budgets[k]]
+            moved = sum(p[k] / p[here].sum() * (each[k][name].detach() - before[name]) for k in here)
+            mean = before[name] + moved
             for parameters in each:
                 parameters[name].data = mean.clone()
         learner.step(round)

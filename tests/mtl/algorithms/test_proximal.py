@@ -152,10 +152,10 @@ def descend(H, b, w, steps, step, lam=0.0, a=0.0):
     epochs=st.integers(1, 4),
     decay=st.sampled_from([0.0, 0.5]),
     reduction=st.sampled_from(["mean", "sum"]),
-    part=st.sampled_from([Participation(), Participation(0.2, dropout=0.3)]),
+    part=st.sampled_from([Participation(), Participation(0.2, dropout=0.3), Participation(fraction=0.5)]),
 )
 def test_every_round_is_that_of_numpy(seed, which, weight, eta, beta, R, epochs, decay, reduction, part):
-    """With stragglers, users who drop out, falling steps, and either reduction."""
+    """With stragglers, sampled users, users who drop out, falling steps, and either reduction."""
     H, b = quadratics(seed, reduction)
     step = 0.1 if reduction == "mean" else 0.01
     solver, common = LocalSGD(step, epochs, FULL, decay), {"seed": seed, "participation": part}
@@ -179,7 +179,9 @@ def test_every_round_is_that_of_numpy(seed, which, weight, eta, beta, R, epochs,
             else:
                 V[k] = descend(H[k], b[k], V[k], left, rate, weight, w)
                 sent[k] = descend(H[k], b[k], w, left, rate, weight * (which == "fedprox"), w)
-        w = w + (beta if which == "pfedme" else 1) * (p @ sent - w)
+        if here := [k for k, steps in enumerate(budgets) if steps]:
+            mean = p[here] @ sent[here] / p[here].sum()
+            w = w + (beta if which == "pfedme" else 1) * (mean - w)
         learner.step(round)
         np.testing.assert_allclose(shared(learner), w, rtol=0, atol=1e-11)
         if which != "fedprox":

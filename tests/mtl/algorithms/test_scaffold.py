@@ -37,10 +37,10 @@ def users(seed):
     seed=st.integers(0, 10**6),
     epochs=st.integers(1, 4),
     decay=st.sampled_from([0.0, 0.5]),
-    part=st.sampled_from([Participation(), Participation(0.2, dropout=0.4)]),
+    part=st.sampled_from([Participation(), Participation(0.2, dropout=0.4), Participation(fraction=0.5)]),
 )
 def test_every_round_is_that_of_the_paper(seed, epochs, decay, part):
-    """Option II in the paper's own terms, with stragglers and absent users."""
+    """Option II in the paper's own terms, with stragglers, sampled and absent users; c stays the mean of all c_k."""
     problem, H, b = users(seed)
     learner = Scaffold(problem, LocalSGD(0.1, epochs, FULL, decay), linear, seed=seed, participation=part)
     w, c, own = learner.W[:, 0].numpy(), np.zeros(D), np.zeros((K, D))
@@ -53,7 +53,8 @@ def test_every_round_is_that_of_the_paper(seed, epochs, decay, part):
             if steps:
                 new = own[k] - c + (w - y) / (steps * rate)
                 moved[k], changed[k], own[k] = y - w, new - own[k], new
-        w, c = w + P @ moved, c + P @ changed
+        here = moved.any(axis=1)
+        w, c = w + P @ moved / max(P[here].sum(), 1e-9), c + P @ changed
         learner.step(round)
         np.testing.assert_allclose(learner.W.T, np.tile(w, (K, 1)), rtol=0, atol=1e-11)
         np.testing.assert_allclose(learner.users.V, own, rtol=0, atol=1e-10)
