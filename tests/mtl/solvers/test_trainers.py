@@ -181,11 +181,12 @@ def test_kept_state_resumes_and_rolls_back(learner):
         rest.step(round)
     assert torch.equal(whole.W, rest.W)
     assert all(torch.equal(a, b) for a, b in zip(whole.users.buffers(), rest.users.buffers(), strict=True))
-    kept, everybody = rest.users.kept, np.arange(len(COUNTS))
+    assert torch.equal(rest.users.handed_out(rest.users.state_dict()).T, rest.W)
+    state, everybody = rest.users.solver_state, np.arange(len(COUNTS))
     rest.users.local_update(4)
     rest.users.commit(everybody[:1])
     rest.users.roll_back(everybody[1:])
-    changed = (rest.users.kept != kept).any(1)
+    changed = (rest.users.solver_state != state).any(1)
     assert changed.tolist() == [True, False, False, False]
 
 
