@@ -13,6 +13,7 @@ from torch import nn
 from hmtl.communication import CodedHierarchical, Communicator, LinkLedger
 from hmtl.data import from_datasets
 from hmtl.data.datasets import UserData
+from hmtl.data.tasks import classified
 from hmtl.errors import ConfigError
 from hmtl.mtl import CrossEntropy, FedAvg, Logistic, Loss, Mean, Problem, Regularizer, Squared, TorchTrainer
 from hmtl.mtl.algorithms.networks import NetworkAlgorithm
@@ -65,7 +66,7 @@ class Federation:
         def make(d: int, C: int, shape: tuple[int, ...]) -> nn.Module:
             return copy.deepcopy(model) if isinstance(model, nn.Module) else model()
 
-        tasks = from_datasets(datasets)
+        tasks = classified(from_datasets(datasets))
         loss: Loss = Squared()
         if tasks and tasks[0].classes:
             loss = CrossEntropy()
@@ -94,18 +95,19 @@ class Federation:
 
         Raises:
             KeyboardInterrupt: by Ctrl-C, after the round has been finished; `history` and `models` are up to date.
+                After any other error, the next call continues from the last one that ended without.
         """
         total, before = len(self.history) + rounds, self._trainer.state if self._trainer else None
         console = ConsoleLogger(total)
         with tempfile.TemporaryDirectory() as folder:
             settings = TrainerSettings(Path(folder), total, checkpoint_every=total)
-            self._trainer = Trainer(self.algorithm, self.communicator, settings, loggers=[console])
+            trainer = Trainer(self.algorithm, self.communicator, settings, loggers=[console])
             try:
-                self._trainer.fit(before)
+                self.history = list(trainer.fit(before))
             finally:
                 console.close()
-                self.history = list(self._trainer.history)
-        if self._trainer.interrupted:
+        self._trainer = trainer
+        if trainer.interrupted:
             raise KeyboardInterrupt
         return self.models
 

@@ -196,7 +196,9 @@ class Task:
                     yield f"{name} has a number of size {largest:.2g}, whose square may overflow. Scale the data down."
         if self.dataset is not None and len(self.dataset) != len(self.y_train):  # type: ignore[arg-type]
             yield "its dataset and x_train have different numbers of rows. Give the same rows."
-        if (weights := self.sample_weight) is not None and (len(weights) != len(self.y_train) or not (weights > 0).all()):
+        if (weights := self.sample_weight) is not None and (
+            len(weights) != len(self.y_train) or not (weights > 0).all()
+        ):
             yield "sample_weight has to be a number above 0 for each training row. Leave out rows of weight 0."
         d, *others = (" × ".join(map(str, getattr(self, f"x_{part}").shape[1:])) for part in SPLITS)
         for part, other in zip(SPLITS[1:], others, strict=True):
@@ -245,9 +247,9 @@ def classified(tasks: Sequence[Task]) -> tuple[Task, ...]:
     if len(values) == 1:
         raise DataError(f"The target is {values[0]:g} in all rows, so there is nothing to learn. Set another target.")
     targets, classes = class_targets(number, len(values))
-    parts = iter(torch.from_numpy(targets).split([*map(len, ys)]))
+    parts = iter(torch.split(torch.from_numpy(targets), [*map(len, ys)]))
     about: dict[str, Any] = {"classes": classes, "labels": tuple(values.astype(int).tolist())}
-    numbered = [replace(raw, **{f"y_{split}": next(parts) for split in SPLITS}, **about) for raw in raws]
+    numbered = [replace(raw, **about | {f"y_{split}": next(parts) for split in SPLITS}) for raw in raws]
     return prepare(numbered, tasks[0].preprocessing)
 
 
