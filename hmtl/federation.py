@@ -113,8 +113,9 @@ class Federation:
 
     @property
     def models(self) -> list[nn.Module]:
-        """A new module for each user with the numbers that it predicts with, in evaluation mode."""
-        return [self.algorithm.model.holding(w).eval() for w in self.algorithm.W.T]
+        """A new module for each user, in evaluation mode: the last one, or with validation rows the best one."""
+        users = self.algorithm.users
+        return [self.algorithm.model.holding(w).eval() for w in users.handed_out(users.state_dict())]
 
     @property
     def ledger(self) -> LinkLedger:

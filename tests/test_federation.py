@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import hmtl
 from hmtl.communication import CodedHierarchical, Uncoded
 from hmtl.config.build import build
-from hmtl.data import Dirichlet, Task, deal
+from hmtl.data import Dirichlet, Task, deal, from_datasets, with_validation
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl import FedPer, FedU, Graph, LocalSGD, TorchTrainer, mlp
 from hmtl.topology import Topology, symmetric
@@ -87,6 +87,19 @@ def test_training_continues_and_is_reproducible():
     assert parts.history[3]["bits_total"] == whole.history[3]["bits_total"]
     assert parts.summary.rounds == 4
     assert not any(module.training for module in models)
+
+
+def test_models_are_those_with_the_least_validation_error():
+    tasks = with_validation(from_datasets(users()), 0.4, seed=0)
+    federation = hmtl.Federation(partial(mlp, D, C), tasks, trainer=LocalSGD(1.0, 1))
+    models = federation.train(8)
+    errors = [
+        (module(task.x_validation.float()).argmax(1) != task.y_validation).double().mean()
+        for module, task in zip(models, tasks, strict=True)
+    ]
+    least = min(row["validation_error"] for row in federation.history)
+    assert least < federation.history[-1]["validation_error"]
+    assert float(torch.stack(errors).mean()) == pytest.approx(least)
 
 
 def test_training_continues_after_an_error():
