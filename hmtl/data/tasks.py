@@ -123,7 +123,7 @@ class Task:
         return replace(self, **empty, prepared=prepared, sample_weight=None, dataset=None, table=table)
 
     def held_out(self, rows: NDArray[np.int64], split: Literal["test", "validation"]) -> "Task":
-        """Return a task whose training rows of these numbers are the rows of a split instead; they keep their order."""
+        """Return this raw task with the training rows of these numbers as those of a split; rows keep their order."""
         train = np.delete(np.arange(len(self.y_train)), rows)
         x, y, weight, dataset = self.x_train, self.y_train, self.sample_weight, self.dataset
         parts: dict[str, Any] = {"x_train": x[train], "y_train": y[train]}

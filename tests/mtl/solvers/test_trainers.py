@@ -236,6 +236,19 @@ def test_statistics_are_averaged_and_nothing_else_travels(trainer):
     assert torch.equal(taken_home["1.running_var"], learner.model.split(learner.W[:, 0])["1.running_var"])
 
 
+@pytest.mark.parametrize("kind", [Ditto, PFedMe])
+def test_the_primal_of_personal_models_is_of_parameters_alone(kind):
+    learner = kind(problem(), sgd(batch=5), normed, lam=0.5)
+    models, shared = after(learner, 3).T, learner.users.W
+    total = 0.0
+    for k, task in enumerate(learner.problem.tasks):
+        own, common = (learner.model.holding(w).eval() for w in (models[k], shared[k]))
+        total += float(nn.functional.cross_entropy(own(task.x_train), task.y_train).detach())
+        pairs = zip(own.parameters(), common.parameters(), strict=True)
+        total += 0.25 * sum(float((a - b).square().sum()) for a, b in pairs)
+    assert learner.metrics()["primal"] == pytest.approx(total, rel=1e-5)
+
+
 def test_own_code_is_reproducible_and_keeps_what_is_held_fixed():
     models = [after(FedRep(problem(), Averages(), LAYERED["mlp"], seed=seed)) for seed in (0, 0, 1)]
     assert torch.equal(models[0], models[1])
