@@ -66,8 +66,9 @@ class Federation:
         def make(d: int, C: int, shape: tuple[int, ...]) -> nn.Module:
             return copy.deepcopy(model) if isinstance(model, nn.Module) else model()
 
-        tasks = classified(from_datasets(datasets))
+        tasks = from_datasets(datasets)
         loss: Loss = Squared()
+        tasks = classified(tasks)
         if tasks and tasks[0].classes:
             loss = CrossEntropy()
         elif all(set(y.tolist()) <= {-1.0, 1.0} for task in tasks for y in (task.y_train, task.y_test)):
@@ -113,7 +114,7 @@ class Federation:
 
     @property
     def models(self) -> list[nn.Module]:
-        """A new module for each user, in evaluation mode: the last one, or with validation rows the best one."""
+        """A new module for each user, in evaluation mode: of the best round by validation rows, if there are any."""
         users = self.algorithm.users
         return [self.algorithm.model.holding(w).eval() for w in users.handed_out(users.state_dict())]
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import hmtl
 from hmtl.communication import CodedHierarchical, Uncoded
 from hmtl.config.build import build
-from hmtl.data import Dirichlet, Task, deal, from_datasets, with_validation
+from hmtl.data import Dirichlet, deal, from_datasets, with_validation
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl import FedPer, FedU, Graph, LocalSGD, TorchTrainer, mlp
 from hmtl.topology import Topology, symmetric
@@ -89,19 +89,6 @@ def test_training_continues_and_is_reproducible():
     assert not any(module.training for module in models)
 
 
-def test_models_are_those_with_the_least_validation_error():
-    tasks = with_validation(from_datasets(users()), 0.4, seed=0)
-    federation = hmtl.Federation(partial(mlp, D, C), tasks, trainer=LocalSGD(1.0, 1))
-    models = federation.train(8)
-    errors = [
-        (module(task.x_validation.float()).argmax(1) != task.y_validation).double().mean()
-        for module, task in zip(models, tasks, strict=True)
-    ]
-    least = min(row["validation_error"] for row in federation.history)
-    assert least < federation.history[-1]["validation_error"]
-    assert float(torch.stack(errors).mean()) == pytest.approx(least)
-
-
 def test_training_continues_after_an_error():
     """From the last call that ended without, as if the failed one had not been."""
 
@@ -175,7 +162,7 @@ def rows(y):
 
 
 def task(y):
-    return Task("some rows", x := torch.randn(len(y), D), y, x, y)
+    return hmtl.data.Task("some rows", x := torch.randn(len(y), D), y, x, y)
 
 
 ANY = {
@@ -189,6 +176,23 @@ ANY = {
     "coupled": (partial(mlp, D, C), users(), {"algorithm": FedU, "regularizer": Graph(0.1)}, "cross_entropy"),
     "topology": (network, users(), {"topology": symmetric(K=5, H=5, r=2)}, "cross_entropy"),
 }
+
+
+def test_validation_rows_choose_the_round():
+    """The modules are those with the least validation error of all rounds; training continues from the last round."""
+    tasks = with_validation(from_datasets(users()), 0.4, seed=0)
+    torch.manual_seed(0)
+    first = nn.Linear(D, C)
+    continued, whole = (hmtl.Federation(first, tasks, trainer=LocalSGD(step=3.0)) for _ in range(2))
+    for rounds in (3, 4):
+        models = continued.train(rounds)
+        errors = [row["validation_error"] for row in continued.history]
+        assert continued.summary.models_after == errors.index(min(errors)) + 1
+        wrong = [m(x.x_validation.float()).argmax(1) != x.y_validation for m, x in zip(models, tasks, strict=True)]
+        assert sum(float(each.double().mean()) for each in wrong) / K == pytest.approx(min(errors))
+    assert errors[-1] > min(errors)
+    assert torch.equal(numbers(whole.train(7)), numbers(models))
+    assert whole.history[-1]["primal"] == continued.history[-1]["primal"]
 
 
 @pytest.mark.parametrize(("model", "data", "options", "loss"), ANY.values(), ids=ANY)

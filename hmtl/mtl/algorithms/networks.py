@@ -68,12 +68,12 @@ class NetworkUsers(Users):
         start: what users hold before the first round instead of the network's first parameters.
 
     Buffers: `W`; and `solver_state` [K, q], what the solver keeps for each user between rounds, if anything, of which
-    `pending_solver_state` holds the new numbers until the user's update counts.
+    `pending_state` holds the new numbers until the user's update counts.
     """
 
     W: Tensor
     solver_state: Tensor
-    pending_solver_state: Tensor
+    pending_state: Tensor
 
     def __init__(self, local: LocalTraining, sending: Sending, pull: float = 0.0, start: Tensor | None = None) -> None:
         super().__init__()
@@ -88,9 +88,9 @@ class NetworkUsers(Users):
         self.usual = local.solver.steps(self.problem.here)  # steps of a user who is not a straggler [K]
         self.start = self.model.start if start is None else start
         self.data = self.problem.datasets(self.model.start.dtype, self.model.shape)
-        K, q = len(self.problem.users), local.solver.state_numbers(self.model)
+        K, q = len(self.problem.users), local.solver.kept_numbers(self.model)
         self.register_buffer("W", self.start.expand(K, -1))
-        for name in ("solver_state", "pending_solver_state"):
+        for name in ("solver_state", "pending_state"):
             self.register_buffer(name, self.start.new_zeros(K, q), persistent=q > 0)
 
     @property
@@ -117,7 +117,7 @@ class NetworkUsers(Users):
 
     def commit(self, users: Ids) -> None:
         self.sending.commit(users)
-        self.solver_state = with_rows(self.solver_state, users, self.pending_solver_state[users])
+        self.solver_state = with_rows(self.solver_state, users, self.pending_state[users])
 
     def receive(self, users: Ids, models: Tensor) -> None:
         if len(users):
@@ -159,11 +159,11 @@ class NetworkUsers(Users):
         `time` counts the calls in a round, and `terms` are further attributes of the `NetworkSubproblem`.
         """
         solver, stream = self.local.solver, (self.local.seed, "dropout", round, time)
-        state, numbers = self.solver_state[users].clone(), self.problem.users[users]
-        start = NetworkSubproblem(self.model, W, numbers, round, stream, self.data[users], state, **terms)
+        kept, numbers = self.solver_state[users].clone(), self.problem.users[users]
+        start = NetworkSubproblem(self.model, W, numbers, round, stream, self.data[users], kept, **terms)
         models = solver.solve(self.problem.loss, rows, start, order, budgets)
-        self.pending_solver_state = self.pending_solver_state.clone()
-        self.pending_solver_state[users] = state
+        self.pending_state = self.pending_state.clone()
+        self.pending_state[users] = kept
         return models
 
     def measure(self) -> dict[str, Tensor]:
@@ -236,7 +236,7 @@ class NetworkAlgorithm(Algorithm):
         self.participation = participation
         self.model = FlatModel(model, problem.s.new_zeros(2, problem.d), problem.outputs, seed, problem.shape)
         solver.check_training(self.model, self.problem)
-        if solver.state_numbers(self.model) and not self.trains_once:
+        if solver.kept_numbers(self.model) and not self.trains_once:
             raise ConfigError(
                 f"{type(self).__name__} trains several times in a round, for which one state of an optimizer is not "
                 "enough. Set solver.keep_state=false, or choose algorithm=fedavg, fedprox, fedper or fedu."

@@ -41,7 +41,7 @@ class NetworkSubproblem:
         round: number of the round.
         stream: seed and name of the random numbers that modules draw (dropout).
         data: the training rows of each user as a torch Dataset.
-        solver_state: numbers that the solver keeps for each user between rounds [K, q]; it overwrites them.
+        kept: numbers that the solver keeps for each user between rounds [K, q]; it overwrites them.
         proximal: the term that holds the models near an anchor, if any.
         correction: numbers added to the gradient of each step [K, m], if any.
         trained: names of the parameters that steps change; None: all.
@@ -53,7 +53,7 @@ class NetworkSubproblem:
     round: int
     stream: tuple[int, *tuple[str | int, ...]]
     data: Sequence[Dataset[Any]] = ()
-    solver_state: Tensor | None = None
+    kept: Tensor | None = None
     proximal: Proximal | None = None
     correction: Tensor | None = None
     trained: frozenset[str] | None = None
@@ -75,7 +75,7 @@ class NetworkSolver(LocalSolver[NetworkSubproblem, Tensor]):
             "choose solver=sgd, or an algorithm such as fedavg."
         )
 
-    def state_numbers(self, model: FlatModel) -> int:
+    def kept_numbers(self, model: FlatModel) -> int:
         """Return how many numbers the solver keeps for each user between rounds, q."""
         return 0
 

@@ -172,7 +172,7 @@ class TorchTrainer(MinibatchSolver):
                 "scheduler, loss and transform: a loss takes predictions, [rows, C] or [rows], and targets [rows]."
             ) from error
 
-    def state_numbers(self, model: FlatModel) -> int:
+    def kept_numbers(self, model: FlatModel) -> int:
         layout = self._layout(model)
         return 1 + sum(shape.numel() for _, _, shape, _ in layout) if layout else 0
 
@@ -184,8 +184,8 @@ class TorchTrainer(MinibatchSolver):
             named = {name: w for name, w in module.named_parameters() if w.requires_grad}
             optimizer = self._make(list(named.values()))
             optimizer.param_groups[0].update(settings)
-            if layout and subproblem.solver_state is not None:
-                _restore(optimizer, layout, subproblem.solver_state[k])
+            if layout and subproblem.kept is not None:
+                _restore(optimizer, layout, subproblem.kept[k])
             anchor = {} if proximal is None else model.split(proximal.anchor[k])
             extra = {} if correction is None else model.split(correction[k])
             normalised = any(isinstance(part, BATCH_NORMS) for part in module.modules())
@@ -214,8 +214,8 @@ class TorchTrainer(MinibatchSolver):
                 if self.clip is not None:
                     nn.utils.clip_grad_norm_(named.values(), self.clip)
                 optimizer.step()
-            if layout and subproblem.solver_state is not None:
-                subproblem.solver_state[k] = _packed(optimizer, layout, subproblem.solver_state[k])
+            if layout and subproblem.kept is not None:
+                subproblem.kept[k] = _packed(optimizer, layout, subproblem.kept[k])
             return module
 
         return one_by_one(subproblem, budgets, train)
