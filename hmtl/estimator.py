@@ -416,7 +416,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
                     "the regularizer Common or random effects, standardized and centred over all tasks or not at all."
                 )
         outputs: NDArray[Any] | None = None
-        for k, at in by_task.places(codes).items():
+        for k, at in pd.Series(codes).groupby(codes).indices.items():
             part = getattr(self._new if k < 0 else self.models_, method)(names[max(k, 0)], x[at])
             if outputs is None:
                 outputs = np.empty((len(codes), *part.shape[1:]), part.dtype)

@@ -13,6 +13,7 @@ from torch import nn
 from hmtl.communication import CodedHierarchical, Communicator, LinkLedger
 from hmtl.data import from_datasets
 from hmtl.data.datasets import UserData
+from hmtl.data.tasks import classified
 from hmtl.errors import ConfigError
 from hmtl.mtl import CrossEntropy, FedAvg, Logistic, Loss, Mean, Problem, Regularizer, Squared, TorchTrainer
 from hmtl.mtl.algorithms.networks import NetworkAlgorithm
@@ -67,6 +68,7 @@ class Federation:
 
         tasks = from_datasets(datasets)
         loss: Loss = Squared()
+        tasks = classified(tasks)
         if tasks and tasks[0].classes:
             loss = CrossEntropy()
         elif all(set(y.tolist()) <= {-1.0, 1.0} for task in tasks for y in (task.y_train, task.y_test)):
@@ -94,25 +96,27 @@ class Federation:
 
         Raises:
             KeyboardInterrupt: by Ctrl-C, after the round has been finished; `history` and `models` are up to date.
+                After any other error, the next call continues from the last one that ended without.
         """
         total, before = len(self.history) + rounds, self._trainer.state if self._trainer else None
         console = ConsoleLogger(total)
         with tempfile.TemporaryDirectory() as folder:
             settings = TrainerSettings(Path(folder), total, checkpoint_every=total)
-            self._trainer = Trainer(self.algorithm, self.communicator, settings, loggers=[console])
+            trainer = Trainer(self.algorithm, self.communicator, settings, loggers=[console])
             try:
-                self._trainer.fit(before)
+                self.history = list(trainer.fit(before))
             finally:
                 console.close()
-                self.history = list(self._trainer.history)
-        if self._trainer.interrupted:
+        self._trainer = trainer
+        if trainer.interrupted:
             raise KeyboardInterrupt
         return self.models
 
     @property
     def models(self) -> list[nn.Module]:
-        """A new module for each user with the numbers that it predicts with, in evaluation mode."""
-        return [self.algorithm.model.holding(w).eval() for w in self.algorithm.W.T]
+        """A new module for each user, in evaluation mode: of the best round by validation rows, if there are any."""
+        users = self.algorithm.users
+        return [self.algorithm.model.holding(w).eval() for w in users.handed_out(users.state_dict())]
 
     @property
     def ledger(self) -> LinkLedger:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import hmtl
 from hmtl.communication import CodedHierarchical, Uncoded
 from hmtl.config.build import build
-from hmtl.data import Dirichlet, deal
+from hmtl.data import Dirichlet, deal, from_datasets, with_validation
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl import FedPer, FedU, Graph, LocalSGD, TorchTrainer, mlp
 from hmtl.topology import Topology, symmetric
@@ -89,6 +89,33 @@ def test_training_continues_and_is_reproducible():
     assert not any(module.training for module in models)
 
 
+def test_training_continues_after_an_error():
+    """From the last call that ended without, as if the failed one had not been."""
+
+    class Failing(LocalSGD):
+        fails = False
+
+        def solve(self, *arguments):
+            if self.fails and arguments[2].round == 3:
+                raise OSError("no space")
+            return super().solve(*arguments)
+
+    def make():
+        return hmtl.Federation(partial(mlp, D, C), users(), trainer=Failing(0.1, 1))
+
+    whole, parts = make(), make()
+    models = whole.train(4)
+    parts.train(2)
+    Failing.fails = True
+    with pytest.raises(OSError, match="no space"):
+        parts.train(2)
+    assert (len(parts.history), parts.summary.rounds) == (2, 2)
+    Failing.fails = False
+    assert torch.equal(numbers(models), numbers(parts.train(2)))
+    for name in ("primal", "bits_total"):
+        assert [row[name] for row in parts.history] == [row[name] for row in whole.history]
+
+
 def test_transforms_draw_anew_in_each_epoch():
     data = users(Noisy)
     federation = hmtl.Federation(network, data, trainer=adam())
@@ -134,15 +161,38 @@ def rows(y):
     return TensorDataset(torch.randn(len(y), D), y)
 
 
+def task(y):
+    return hmtl.data.Task("some rows", x := torch.randn(len(y), D), y, x, y)
+
+
 ANY = {
     "floats": (partial(nn.Linear, D, 1), [rows(torch.randn(9))] * K, {}, "squared"),
     "signs": (partial(nn.Linear, D, 1), [rows(torch.tensor([-1, 1, 1] * 3))] * K, {}, "logistic"),
     "loaders": (partial(nn.Linear, D, 2), [DataLoader(rows(torch.tensor([0, 1, 1] * 3)))] * K, {}, "cross_entropy"),
     "dealt": (partial(nn.LazyLinear, C), deal(rows(torch.arange(90) % C), Dirichlet(5.0), K), {}, "cross_entropy"),
+    "tasks": (partial(nn.Linear, D, 1), [task(torch.tensor([3, 7, 7] * 3))] * K, {}, "logistic"),
+    "tasks of classes": (partial(nn.Linear, D, C), [task(torch.arange(9) % C)] * K, {}, "cross_entropy"),
     "personal norms": (network, users(), {"algorithm": partial(FedPer, personal=["1", "3"])}, "cross_entropy"),
     "coupled": (partial(mlp, D, C), users(), {"algorithm": FedU, "regularizer": Graph(0.1)}, "cross_entropy"),
     "topology": (network, users(), {"topology": symmetric(K=5, H=5, r=2)}, "cross_entropy"),
 }
+
+
+def test_validation_rows_choose_the_round():
+    """The modules are those with the least validation error of all rounds; training continues from the last round."""
+    tasks = with_validation(from_datasets(users()), 0.4, seed=0)
+    torch.manual_seed(0)
+    first = nn.Linear(D, C)
+    continued, whole = (hmtl.Federation(first, tasks, trainer=LocalSGD(step=3.0)) for _ in range(2))
+    for rounds in (3, 4):
+        models = continued.train(rounds)
+        errors = [row["validation_error"] for row in continued.history]
+        assert continued.summary.models_after == errors.index(min(errors)) + 1
+        wrong = [m(x.x_validation.float()).argmax(1) != x.y_validation for m, x in zip(models, tasks, strict=True)]
+        assert sum(float(each.double().mean()) for each in wrong) / K == pytest.approx(min(errors))
+    assert errors[-1] > min(errors)
+    assert torch.equal(numbers(whole.train(7)), numbers(models))
+    assert whole.history[-1]["primal"] == continued.history[-1]["primal"]
 
 
 @pytest.mark.parametrize(("model", "data", "options", "loss"), ANY.values(), ids=ANY)

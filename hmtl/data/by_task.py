@@ -107,7 +107,7 @@ def from_table(
         kept = np.flatnonzero(given)
         x, targets, given, index = x[kept], targets[kept], given[kept], index[kept]
     codes, names = pd.factorize(index, sort=True)
-    parts = places(codes).values()
+    parts = pd.Series(codes).groupby(codes).indices.values()
     return TaskRows(
         names=np.asarray(names),
         x=[x[at] for at in parts],
@@ -175,10 +175,3 @@ def split_off(X: Any, task: str | int | None) -> tuple[Any, Any]:
     if arrays.all_columns(X):
         return arrays.select(X, rest), X[name]
     return X[:, rest], X[:, [name]].toarray().ravel() if issparse(X) else X[:, name]
-
-
-def places(codes: NDArray[Any]) -> dict[int, NDArray[np.intp]]:
-    """Return the positions of each code in an array of codes [n], by code in rising order."""
-    order = np.argsort(codes, kind="stable")
-    found, starts = np.unique(codes[order], return_index=True)
-    return dict(zip(found.tolist(), np.split(order, starts[1:]), strict=True)) if len(codes) else {}

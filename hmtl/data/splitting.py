@@ -5,13 +5,12 @@ Shapes: n rows, d features, C classes.
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Subset
 
 from hmtl.data.partitions import Partition
 from hmtl.data.preprocessing import RAW, Preprocessing
@@ -150,7 +149,8 @@ def split(
 def with_validation(tasks: Sequence[Task], fraction: float, seed: int) -> tuple[Task, ...]:
     """Return the tasks with a share of each user's training rows, rounded up, kept for validation.
 
-    Rows are drawn by class, as test rows are in `split`. Preprocessing is fitted to the rows that remain for training.
+    Rows are drawn by class, as test rows are in `split`. Preprocessing is fitted to the rows that remain for training,
+    except for the features of a `table`. Tasks that have validation rows already keep these.
 
     Raises:
         ConfigError: if the fraction is not in [0, 1).
@@ -160,19 +160,10 @@ def with_validation(tasks: Sequence[Task], fraction: float, seed: int) -> tuple[
         raise ConfigError(f"validation_fraction={fraction} is not in [0, 1). Give the share of the training rows.")
     parts = []
     for k, raw in enumerate(task.raw for task in tasks):
-        x, y, n = raw.x_train, raw.y_train, len(raw.y_train)
-        held, kept = np.split(np.arange(n), [math.ceil(fraction * n)])
+        rows = np.arange(math.ceil(fraction * len(raw.y_train)))
         if raw.is_local:
-            rng = generator(seed, "validation", k)
-            kept, held = split(raw.name, y.numpy(), fraction, rng, raw.classes)
-        rows: dict[str, Any] = {
-            "x_train": x[kept],
-            "y_train": y[kept],
-            "x_validation": x[held],
-            "y_validation": y[held],
-        }
-        own = None if raw.dataset is None else Subset(raw.dataset, kept.tolist())
-        parts.append(replace(raw, **rows, dataset=own))
+            _, rows = split(raw.name, raw.y_train.numpy(), fraction, generator(seed, "validation", k), raw.classes)
+        parts.append(raw if len(raw.y_validation) else raw.held_out(rows, "validation"))
     return prepare(parts, tasks[0].preprocessing)
 
 

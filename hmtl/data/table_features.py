@@ -68,23 +68,14 @@ class TableFeatures:
         Raises:
             DataError: if a numeric column holds text.
         """
-        from sklearn.compose import ColumnTransformer  # imported late: few runs need it
-        from sklearn.impute import SimpleImputer
-        from sklearn.preprocessing import OneHotEncoder
-
-        numbers = {name: _numbers(table[name]) for name in self.numeric}
-        words = {name: category_names(table[name]) for name in self.categories}
-        # one row with these means and categories is all that the transformers need to see
-        row: dict[str, Any] = dict(zip(self.numeric, self.means or [0.0] * len(numbers), strict=True))
-        row |= {name: known[0] for name, known in self.categories.items()}
-        known = [np.array(each, dtype=object) for each in self.categories.values()]
-        one_hot = OneHotEncoder(categories=known, handle_unknown="ignore", sparse_output=False)
-        numeric = SimpleImputer() if self.means else "passthrough"
-        transformer = ColumnTransformer([("numeric", numeric, list(numbers)), ("one-hot", one_hot, list(words))])
-        if not len(table):
-            return np.empty((0, len(self.names)))
-        made: NDArray[np.float64] = transformer.fit(pd.DataFrame([row])).transform(pd.DataFrame(numbers | words))
-        return made
+        numbers = pd.DataFrame({name: _numbers(table[name]) for name in self.numeric}, index=range(len(table)))
+        if self.means:
+            numbers = numbers.fillna(dict(zip(self.numeric, self.means, strict=True)))
+        parts = [numbers.to_numpy(np.float64)]
+        for name, known in self.categories.items():
+            number = pd.Index(known, dtype=object).get_indexer(category_names(table[name]))  # -1: unknown
+            parts.append(number[:, None] == np.arange(len(known)))
+        return np.hstack(parts)
 
     def to_json(self) -> str:
         """Return the text that `from_json` reads."""

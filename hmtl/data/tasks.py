@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from hmtl.data.preprocessing import RAW, Preprocessing, Scaling
 from hmtl.data.sparse import Features, checked, finite, stored
@@ -22,7 +22,8 @@ from hmtl.data.table_features import FittedTable
 from hmtl.errors import ConfigError, DataError
 
 ClassWeight = Literal["balanced"] | None
-ROWS = ("x_train", "y_train", "x_test", "y_test", "x_validation", "y_validation")
+SPLITS = ("train", "test", "validation")
+ROWS = tuple(f"{name}_{split}" for split in SPLITS for name in "xy")
 LARGEST = 1e150
 """The largest size of a number in x or y: sums of squares stay below the largest float64."""
 
@@ -119,7 +120,20 @@ class Task:
             mean, scale = (fitted.to("meta") for fitted in (self.scaling.mean, self.scaling.scale))
             scaling = Scaling(mean, scale, self.scaling.intercept)
             prepared = Prepared(prepared.raw.without_rows(), prepared.preprocessing, scaling)
-        return replace(self, **empty, prepared=prepared, dataset=None, table=table)
+        return replace(self, **empty, prepared=prepared, sample_weight=None, dataset=None, table=table)
+
+    def held_out(self, rows: NDArray[np.int64], split: Literal["test", "validation"]) -> "Task":
+        """Return this raw task with the training rows of these numbers as those of a split; rows keep their order."""
+        train = np.delete(np.arange(len(self.y_train)), rows)
+        x, y, weight, dataset = self.x_train, self.y_train, self.sample_weight, self.dataset
+        parts: dict[str, Any] = {"x_train": x[train], "y_train": y[train]}
+        parts |= {f"x_{split}": x[rows], f"y_{split}": y[rows]}
+        return replace(
+            self,
+            **parts,
+            sample_weight=None if weight is None else weight[train],
+            dataset=None if dataset is None else Subset(dataset, train.tolist()),
+        )
 
     @property
     def weights(self) -> Tensor:
@@ -166,7 +180,8 @@ class Task:
 
     def _faults(self) -> Iterator[str]:
         """Yield what is wrong and how to fix it; each check relies on the ones before it."""
-        for part, x, y in (("train", self.x_train, self.y_train), ("test", self.x_test, self.y_test)):
+        for part in SPLITS:
+            x, y = (getattr(self, f"{name}_{part}") for name in "xy")
             shapes = f"x_{part} has shape {list(x.shape)}, y_{part} {list(y.shape)}"
             if x.ndim < 2 or y.ndim != 1 or x.shape[0] != len(y):
                 yield f"{shapes}. Give x as [rows, columns], or [rows, ...] for images, and one y per row."
@@ -181,10 +196,16 @@ class Task:
                     yield f"{name} has a number of size {largest:.2g}, whose square may overflow. Scale the data down."
         if self.dataset is not None and len(self.dataset) != len(self.y_train):  # type: ignore[arg-type]
             yield "its dataset and x_train have different numbers of rows. Give the same rows."
-        d, d_test = (" × ".join(map(str, x.shape[1:])) for x in (self.x_train, self.x_test))
-        if d != d_test:
-            yield f"x_train has {d} columns, x_test {d_test}. Give both the same columns."
-        for part, y in (("train", self.y_train), ("test", self.y_test)):
+        if (weights := self.sample_weight) is not None and (
+            len(weights) != len(self.y_train) or not (weights > 0).all()
+        ):
+            yield "sample_weight has to be a number above 0 for each training row. Leave out rows of weight 0."
+        d, *others = (" × ".join(map(str, getattr(self, f"x_{part}").shape[1:])) for part in SPLITS)
+        for part, other in zip(SPLITS[1:], others, strict=True):
+            if d != other:
+                yield f"x_train has {d} columns, x_{part} {other}. Give both the same columns."
+        for part in SPLITS:
+            y = getattr(self, f"y_{part}")
             if self.classes is not None and (bad := (y < 0) | (y >= self.classes) | (y != y.floor())).any():
                 first = int(bad.nonzero()[0])
                 yield (
@@ -219,18 +240,16 @@ def classified(tasks: Sequence[Task]) -> tuple[Task, ...]:
     unnamed = all(raw.is_local and raw.has_integers and (raw.classes, raw.labels) == (None, None) for raw in raws)
     if not raws or not unnamed:
         return tuple(tasks)
-    values, number = np.unique(torch.cat([y for raw in raws for y in (raw.y_train, raw.y_test)]), return_inverse=True)
+    ys = [getattr(raw, f"y_{split}") for raw in raws for split in SPLITS]
+    values, number = np.unique(torch.cat(ys), return_inverse=True)
     if set(values.tolist()) <= {-1, 1}:
         return tuple(tasks)
     if len(values) == 1:
         raise DataError(f"The target is {values[0]:g} in all rows, so there is nothing to learn. Set another target.")
     targets, classes = class_targets(number, len(values))
-    y = torch.from_numpy(targets)
-    labels, numbered = tuple(values.astype(int).tolist()), []
-    for raw in raws:
-        n, n_test = len(raw.y_train), len(raw.y_test)
-        train, test, y = torch.split(y, [n, n_test, len(y) - n - n_test])
-        numbered.append(replace(raw, y_train=train, y_test=test, classes=classes, labels=labels))
+    parts = iter(torch.split(torch.from_numpy(targets), [*map(len, ys)]))
+    about: dict[str, Any] = {"classes": classes, "labels": tuple(values.astype(int).tolist())}
+    numbered = [replace(raw, **about | {f"y_{split}": next(parts) for split in SPLITS}) for raw in raws]
     return prepare(numbered, tasks[0].preprocessing)
 
 

@@ -348,7 +348,8 @@ class Problem:
 def _check_task(task: Task, first: Task, loss: Loss) -> None:
     """Raise DataError if a task does not fit the first one, or if the loss cannot take its labels."""
     name, margin_losses = type(loss).__name__, "hinge, smooth_hinge or logistic"
-    labels = set(task.y_train.tolist()) | set(task.y_test.tolist()) if task.is_local else set()
+    ys = (task.y_train, task.y_test, task.y_validation) if task.is_local else ()
+    labels = {value for y in ys for value in y.tolist()}
     if task.x_train.shape[1:] != first.x_train.shape[1:]:
         own, other = (" × ".join(map(str, each.x_train.shape[1:])) for each in (task, first))
         fault = (

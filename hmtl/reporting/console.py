@@ -12,7 +12,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-SECONDS_BETWEEN_LINES = 60.0  # if output is not a terminal
+SECONDS_BETWEEN_LINES = 30.0  # if output is not a terminal
 MOST_NAMED = 6  # a sentence that lists more relays is hard to read
 LONGEST_WORD = 20  # characters of a word that stays whole in a narrow terminal
 
@@ -37,7 +37,7 @@ class Console(rich.console.Console):
         self.print(table, crop=False)
 
     def progress_line(self, line: str) -> None:
-        """Print a line of progress if output is not a terminal and the last line is at least a minute old."""
+        """Print a line of progress if output is not a terminal, at most one every `SECONDS_BETWEEN_LINES`."""
         if not self.is_terminal and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
             self.print(line, markup=False, soft_wrap=True)
@@ -67,7 +67,7 @@ def names_of(relays: Sequence[int | str], server: bool = False) -> str:
 def progress(what: str) -> Iterator[None]:
     """Show the latest log message of `hmtl.coding` on standard error while a computation runs.
 
-    A terminal gets one line, which is erased at the end; other outputs get one line per minute.
+    A terminal gets one line, which is erased at the end; other outputs get a line every 30 seconds.
 
     Args:
         what: the computation, the start of the line.

@@ -8,13 +8,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from hmtl.communication import TIERS
-from hmtl.reporting.console import Console, as_table, names_of
+from hmtl.reporting.console import SECONDS_BETWEEN_LINES, Console, as_table, names_of
 from hmtl.training.history import Measurements
 from hmtl.training.summary import Summary, user_error
 
 SHOWN = (("gap", "gap", ".2e"), ("test_error", "test error", ".4f"))
 """The measurements shown during training: name, label and format."""
-SECONDS_BETWEEN_LINES = 30.0  # if output is not a terminal
 SPEED = 600.0  # seconds over which the time of a round is estimated
 CHEAP = 0.05  # local work is nearly free if it takes at most this share of a run's time
 FAR = 0.5  # a larger duality gap, relative to the primal objective, has a remark
@@ -51,8 +50,9 @@ class ConsoleLogger:
         self._task = self._progress.add_task("", total=rounds, status="")
         self._latest: Measurements = {}  # not every round is evaluated
         self._closed = threading.Event()
+        self._lines = threading.Thread(target=self._print_lines, daemon=True)
         if not self._console.is_terminal:
-            threading.Thread(target=self._print_lines, daemon=True).start()
+            self._lines.start()
 
     def log(self, row: Measurements) -> None:
         """Show the progress of the run."""
@@ -84,6 +84,8 @@ class ConsoleLogger:
     def close(self) -> None:
         """Remove the progress bar, and end the lines of progress."""
         self._closed.set()
+        if self._lines.is_alive():
+            self._lines.join()  # no line in the middle of the report
         if self._progress.live.is_started:
             self._progress.stop()
 

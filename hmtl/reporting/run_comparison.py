@@ -213,7 +213,7 @@ def _numbers(run: FinishedRun) -> dict[str, float]:
     forwarding, mbit = time.uncoded_communication_s, run.costs.iloc[-1]
     return {
         "rounds": run.summary.rounds,
-        **{name: figures.get(f"{base}{end}", math.nan) for name, end in SUMMARIES.items()},
+        **{name: figures.get(f"{base}{end}", math.nan) for name, end in ENDS.items()},
         "gap": figures.get("gap", math.nan),
         "Mbit": mbit["bits"],
         "Mbit_uncoded": mbit["bits uncoded"],
@@ -222,9 +222,9 @@ def _numbers(run: FinishedRun) -> dict[str, float]:
     }
 
 
-SUMMARIES = {"mean": "", "weighted": "_weighted", "worst": "_worst"}
+ENDS = {"mean": "", "weighted": "_weighted", "worst": "_worst"}
 """Columns of a comparison that hold a measure, and the ends of its name."""
-VARYING = (*SUMMARIES, "gap", *SECONDS)
+VARYING = (*ENDS, "gap", *SECONDS)
 COLUMNS = {
     "n": ("runs", "d"),
     "rounds": ("rounds", ".4g"),
@@ -249,7 +249,7 @@ def readable(lines: Sequence[Line]) -> pd.DataFrame:
     if numbers["measure"].nunique() > 1:  # then the errors of a column differ in kind
         table["measure"] = numbers["measure"].tolist()
     for header, (name, form) in COLUMNS.items():
-        spread = numbers.get(f"{name}_sd") if name in SUMMARIES else None
+        spread = numbers.get(f"{name}_sd") if name in ENDS else None
         cells = [f"{number:{form}}" if number == number else "" for number in numbers[name].tolist()]
         if spread is not None:
             cells = [f"{cell} ± {sd:{form}}" if sd == sd else cell for cell, sd in zip(cells, spread, strict=True)]

@@ -3,7 +3,6 @@
 K users, F folds, P combinations of values; a training is of one combination on one fold.
 """
 
-import dataclasses
 import math
 import os
 import threading
@@ -15,7 +14,6 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from rich.progress import Progress
-from torch.utils.data import Subset
 
 from hmtl.config.build import build_algorithm, build_problem, make_part
 from hmtl.config.schema import flat
@@ -98,13 +96,8 @@ def _folds(tasks: Sequence[Task], folds: int, seed: int) -> Iterator[list[Task]]
             raise DataError(f"Task {task.name!r}: {n} training rows cannot fill all folds. Lower tune.folds={folds}.")
         orders.append(shuffled_by_class(task.y_train.numpy(), task.classes, generator(seed, "folds", k)))
     for fold in range(folds):
-        parts = []
-        for task, order in zip(raw_tasks, orders, strict=True):
-            x, y, test = task.x_train, task.y_train, np.zeros(len(order), dtype=bool)
-            test[order[fold::folds]] = True
-            own = None if task.dataset is None else Subset(task.dataset, np.flatnonzero(~test).tolist())
-            held_out = dataclasses.replace(task, x_test=x[test], y_test=y[test])
-            parts.append(dataclasses.replace(held_out, x_train=x[~test], y_train=y[~test], dataset=own))
+        held_out = [np.sort(order[fold::folds]) for order in orders]
+        parts = [task.held_out(rows, "test") for task, rows in zip(raw_tasks, held_out, strict=True)]
         yield list(prepare(parts, tasks[0].preprocessing))
 
 

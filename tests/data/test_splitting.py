@@ -60,6 +60,7 @@ def test_validation_rows_are_taken_from_the_training_rows(n, fraction, seed):
     own = after.raw.x_train
     scaled = (after.raw.x_validation - own.mean(0)) / own.std(0, unbiased=False)
     torch.testing.assert_close(after.x_validation[:, :1], scaled, rtol=0, atol=1e-9)
+    assert torch.equal(with_validation([after], 0.3, seed + 1)[0].x_validation, after.x_validation)
     (elsewhere,) = with_validation([task.raw.without_rows()], fraction, seed)
     assert (elsewhere.x_train.shape, elsewhere.x_validation.shape) == (own.shape, after.raw.x_validation.shape)
 

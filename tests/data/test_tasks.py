@@ -5,12 +5,14 @@ import re
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 from hmtl.data import Preprocessing, Task, prepare
 from hmtl.data.tasks import classified
 from hmtl.errors import ConfigError, DataError
 
 FIELDS = ("x_train", "y_train", "x_test", "y_test")
+VALID = {"x_validation": np.ones((2, 3)), "y_validation": np.ones(2)}
 
 
 def fields(n=6, d=3, n_test=4):
@@ -66,6 +68,10 @@ IMAGES = np.ones((6, 3, 2, 2))
         (fields() | {"x_train": np.ones((0, 3)), "y_train": np.ones(0)}, None, "x_train has shape [0, 3]"),
         (fields() | {"x_train": np.ones((6, 0))}, None, "x_train has shape [6, 0]"),
         (fields() | {"x_test": np.ones((4, 2))}, None, "x_train has 3 columns, x_test 2"),
+        (fields() | VALID | {"x_validation": np.ones((2, 2))}, None, "x_train has 3 columns, x_validation 2"),
+        (fields() | VALID | {"y_validation": [1, np.nan]}, None, "y_validation is NaN or infinite in row 1"),
+        (fields() | {"sample_weight": np.ones(5)}, None, "sample_weight has to be"),
+        (fields() | {"sample_weight": np.array([1.0, 1, 0, 1, 1, 1])}, None, "sample_weight has to be"),
         (fields() | {"x_train": IMAGES, "x_test": IMAGES[:4, :2]}, None, "x_train has 3 × 2 × 2 columns, x_test 2"),
         (with_value("x_train", (4, 1), np.nan), None, "x_train is NaN or infinite in row 4 (from 0; 0 more)"),
         (with_value("x_test", ([1, 3], 0), -np.inf), None, "x_test is NaN or infinite in row 1 (from 0; 1 more)"),
@@ -83,10 +89,27 @@ def test_faults_name_task_array_and_row(changed, classes, named):
 
 
 def test_without_rows_only_shapes_are_known():
-    (task,) = prepare([Task("a", **fields())], Preprocessing(True, "task"))
+    (task,) = prepare([Task("a", **fields(), sample_weight=np.arange(1.0, 7))], Preprocessing(True, "task"))
     known = task.without_rows()
+    assert known.sample_weight is None
+    assert known.raw.sample_weight is None
     assert (task.is_local, known.is_local, known.raw.is_local) == (True, False, False)
     assert [getattr(known, field).shape for field in FIELDS] == [getattr(task, field).shape for field in FIELDS]
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+@pytest.mark.parametrize("rows", [[1, 4], [0, 2, 3, 5], []])
+def test_rows_are_held_out_with_all_that_belongs_to_them(split, rows):
+    x, y = torch.from_numpy(fields()["x_train"]), torch.arange(6.0)
+    task = Task("a", **(fields() | {"y_train": y}), sample_weight=np.arange(1.0, 7), dataset=TensorDataset(x, y))
+    part, rest = task.held_out(np.array(rows, dtype=np.int64), split), [n for n in range(6) if n not in rows]
+    assert getattr(part, f"y_{split}").tolist() == rows
+    assert part.y_train.tolist() == [float(part.dataset[n][1]) for n in range(len(rest))] == rest
+    assert part.sample_weight.tolist() == [n + 1 for n in rest]
+    assert torch.equal(part.x_train, x[rest])
+    assert torch.equal(getattr(part, f"x_{split}"), x[rows])
+    other = {"test": "validation", "validation": "test"}[split]
+    assert torch.equal(getattr(part, f"y_{other}"), getattr(task, f"y_{other}"))
 
 
 def test_preparing_again_starts_from_the_raw_rows():
@@ -121,9 +144,11 @@ def test_integers_are_classes(values):
     """Over all tasks, of which one has not all of them; also after preprocessing. Numbers and ±1 stay what they are."""
     first = fields() | {"y_train": np.array(values * 6)[:6], "y_test": np.array(values * 4)[:4]}
     second = fields() | {"y_train": np.array(values[1:2] * 6), "y_test": np.array(values[1:2] * 4)}
+    first |= VALID | {"y_validation": np.array(values[:2])}
+    second |= VALID | {"y_validation": np.array(values[-1:] * 2)}
     tasks = prepare([Task("a", **first), Task("b", **second)], Preprocessing(True, "all"))
     for raw, task in zip((first, second), classified(tasks), strict=True):
-        for part in ("y_train", "y_test"):
+        for part in ("y_train", "y_test", "y_validation"):
             y = getattr(task, part)
             number = y.int() if len(values) > 2 else (y.int() + 1) // 2
             assert [task.labels[c] for c in number] == raw[part].tolist()

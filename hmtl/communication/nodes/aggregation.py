@@ -170,6 +170,8 @@ class Aggregation:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.counted = state["counted"].numpy().copy()
         self.coder.load_state_dict(state["coder"])
+        self._round = None
+        self.close()
 
     def _compute(self, ivs: Tensor, rounds: int) -> Tensor:
         return self.aggregator.update(self.users, ivs)

@@ -257,15 +257,12 @@ def _check_features(tables: Mapping[Path, pd.DataFrame], roles: _Roles) -> None:
             bad = misfits(column, missing=roles.missing is not None)
             if not bad.any() or (is_text and roles.categories == "auto"):
                 continue
-            row = int(bad.argmax())
-            places[name] = (
-                f"{column.iloc[row]} in column {name}, row {row}{f' of {file}' if first not in ('', str(file)) else ''}"
-            )
-            first = first or str(file)
+            row, first = int(bad.argmax()), first or str(file)
+            elsewhere = f" of {file}" if str(file) != first else ""
+            places[name] = f"{column.iloc[row]} in column {name}, row {row}{elsewhere}"
             if is_text:
-                remedies["dataset.categories=auto" if roles.categories is None else "dataset.categories to name it"] = (
-                    None
-                )
+                remedy = "dataset.categories=auto" if roles.categories is None else "dataset.categories to name it"
+                remedies[remedy] = None
             elif pd.isna(column.iloc[row]):
                 remedies["dataset.missing=mean"] = None
     if places:

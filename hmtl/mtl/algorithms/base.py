@@ -125,7 +125,7 @@ class Users(Side):
         yield from ()
 
     def keep(self) -> None:
-        """Keep the present models: they are the best so far."""
+        """Keep the present models, the best so far, in the buffer `kept` [K, m]."""
         self.register_buffer("kept", self.predictors(self.state_dict()))
 
     def predictors(self, state: dict[str, Tensor]) -> Tensor:

@@ -58,8 +58,9 @@ class PersonalUsers(StatefulUsers):
 
     @torch.no_grad()
     def measure(self) -> dict[str, Tensor]:
-        """As `NetworkUsers.measure`, and ‖v_k − w_k‖² and the measures of w on test rows, [K] each."""
-        square_distances = (self.V - self.W).double().square().sum(1)
+        """As `NetworkUsers.measure`, and ‖v_k − w_k‖² of parameters and the measures of w on test rows, [K] each."""
+        m = sum(shape.numel() for name, shape in self.model.shapes.items() if name not in self.model.buffers)
+        square_distances = (self.V - self.W)[:, :m].double().square().sum(1)  # buffers come last
         of_shared = {f"global_{name}": values for name, values in self.evaluation.measure_test(self.W).items()}
         return super().measure() | {"square_distances": square_distances, **of_shared}
 

@@ -167,7 +167,10 @@ def test_kept_state_is_that_of_one_long_training(optimizer):
 
 @pytest.mark.parametrize("learner", ["fedavg", "fedprox", "fedu", "local", "fedper"])
 def test_kept_state_resumes_and_rolls_back(learner):
-    """A resumed run has the same bits; a user whose update does not count continues as if it had been absent."""
+    """A resumed run has the same bits; a user whose update does not count continues as if it had been absent.
+
+    The models of the best round, which a run hands out, are another matter than the state of the optimizer.
+    """
 
     def make():
         trainer = TorchTrainer(partial(torch.optim.Adam, lr=0.01), keep_state=True, epochs=1, batch=5)
@@ -176,16 +179,21 @@ def test_kept_state_resumes_and_rolls_back(learner):
     whole, first, rest = make(), make(), make()
     after(whole, 4)
     after(first, 2)
+    first.users.keep()
+    best = first.W.T.clone()
+    rest.users.keep()
     rest.load_state_dict(copy.deepcopy(first.state_dict()))
     for round in (2, 3):
         rest.step(round)
+    assert torch.equal(rest.users.handed_out(rest.users.state_dict()), best)
     assert torch.equal(whole.W, rest.W)
-    assert all(torch.equal(a, b) for a, b in zip(whole.users.buffers(), rest.users.buffers(), strict=True))
-    kept, everybody = rest.users.kept, np.arange(len(COUNTS))
+    states = dict(whole.users.named_buffers()), dict(rest.users.named_buffers())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    kept, everybody = rest.users.solver_state, np.arange(len(COUNTS))
     rest.users.local_update(4)
     rest.users.commit(everybody[:1])
     rest.users.roll_back(everybody[1:])
-    changed = (rest.users.kept != kept).any(1)
+    changed = (rest.users.solver_state != kept).any(1)
     assert changed.tolist() == [True, False, False, False]
 
 
@@ -233,6 +241,19 @@ def test_statistics_are_averaged_and_nothing_else_travels(trainer):
     torch.testing.assert_close(learner.W[:, 0].double(), expected, rtol=1e-5, atol=1e-6)
     taken_home = models_of(learner).model("0").learned.state_dict()
     assert torch.equal(taken_home["1.running_var"], learner.model.split(learner.W[:, 0])["1.running_var"])
+
+
+@pytest.mark.parametrize("kind", [Ditto, PFedMe])
+def test_the_primal_of_personal_models_is_of_parameters_alone(kind):
+    learner = kind(problem(), sgd(batch=5), normed, lam=0.5)
+    models, shared = after(learner, 3).T, learner.users.W
+    total = 0.0
+    for k, task in enumerate(learner.problem.tasks):
+        own, common = (learner.model.holding(w).eval() for w in (models[k], shared[k]))
+        total += float(nn.functional.cross_entropy(own(task.x_train), task.y_train).detach())
+        pairs = zip(own.parameters(), common.parameters(), strict=True)
+        total += 0.25 * sum(float((a - b).detach().square().sum()) for a, b in pairs)
+    assert learner.metrics()["primal"] == pytest.approx(total, rel=1e-5)
 
 
 def test_own_code_is_reproducible_and_keeps_what_is_held_fixed():
