@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from hmtl.data.partitions import Partition
 from hmtl.data.splitting import split
@@ -55,8 +55,15 @@ def from_datasets(users: Sequence[UserData], classes: int | None = None) -> tupl
             made.append(user)
             continue
         (x, y), (x_test, y_test) = (*read[k], tuple(rows[:0] for rows in read[k][0]))[:2]
-        made.append(Task(f"user {k}", x, y, x_test, y_test, classes, dataset=own[k]))
+        made.append(Task(f"user {k}", x, y, x_test, y_test, classes, dataset=None if _is_stored(own[k]) else own[k]))
     return tuple(made)
+
+
+def _is_stored(dataset: Dataset[Any]) -> bool:
+    """Whether items are rows of tensors, and thus the same whenever they are read."""
+    while type(dataset) is Subset:
+        dataset = dataset.dataset
+    return type(dataset) is TensorDataset
 
 
 def deal(

@@ -231,11 +231,10 @@ class NetworkAlgorithm(Algorithm):
         problem.check_dense(type(self).__name__)
         participation.check(problem.K)
         self.problem = problem.for_networks()
-        self.solver = solver
         self.seed = seed
         self.participation = participation
         self.model = FlatModel(model, problem.s.new_zeros(2, problem.d), problem.outputs, seed, problem.shape)
-        solver.check_training(self.model, self.problem)
+        self.solver = solver = solver.fitting(self.model, self.problem)
         if solver.kept_numbers(self.model) and not self.trains_once:
             raise ConfigError(
                 f"{type(self).__name__} trains several times in a round, for which one state of an optimizer is not "

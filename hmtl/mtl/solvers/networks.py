@@ -80,8 +80,12 @@ class NetworkSolver(LocalSolver[NetworkSubproblem, Tensor]):
         return 0
 
     @abstractmethod
-    def check_training(self, model: FlatModel, problem: Problem) -> None:
-        """Raise ConfigError if the solver cannot train this network on this problem."""
+    def fitting(self, model: FlatModel, problem: Problem) -> "NetworkSolver":
+        """Return the solver that trains this network on this problem: this one, or a faster one with the same steps.
+
+        Raises:
+            ConfigError: the solver cannot train the network.
+        """
 
     def check_proximal(self, name: str, weight: float) -> None:
         """Raise ConfigError if a proximal term of this weight, which the setting `name` has, cannot be added."""

@@ -47,8 +47,9 @@ class LocalSGD(MinibatchSolver):
         """Return the step size μ_t of a round."""
         return self.step / (1 + self.decay * round)
 
-    def check_training(self, model: FlatModel, problem: Problem) -> None:
+    def fitting(self, model: FlatModel, problem: Problem) -> "LocalSGD":
         model.check_training(problem.s.new_zeros(2, problem.d))
+        return self
 
     def check_correction(self) -> None:
         pass
