@@ -67,13 +67,13 @@ class NetworkUsers(Users):
             which the round began.
         start: what users hold before the first round instead of the network's first parameters.
 
-    Buffers: `W`; and `kept` [K, q], what the solver keeps for each user between rounds, if anything, of which
-    `pending_kept` holds the new numbers until the user's update counts.
+    Buffers: `W`; and `solver_state` [K, q], what the solver keeps for each user between rounds, if anything, of which
+    `pending_state` holds the new numbers until the user's update counts.
     """
 
     W: Tensor
-    kept: Tensor
-    pending_kept: Tensor
+    solver_state: Tensor
+    pending_state: Tensor
 
     def __init__(self, local: LocalTraining, sending: Sending, pull: float = 0.0, start: Tensor | None = None) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class NetworkUsers(Users):
         self.data = self.problem.datasets(self.model.start.dtype, self.model.shape)
         K, q = len(self.problem.users), local.solver.kept_numbers(self.model)
         self.register_buffer("W", self.start.expand(K, -1))
-        for name in ("kept", "pending_kept"):
+        for name in ("solver_state", "pending_state"):
             self.register_buffer(name, self.start.new_zeros(K, q), persistent=q > 0)
 
     @property
@@ -117,7 +117,7 @@ class NetworkUsers(Users):
 
     def commit(self, users: Ids) -> None:
         self.sending.commit(users)
-        self.kept = with_rows(self.kept, users, self.pending_kept[users])
+        self.solver_state = with_rows(self.solver_state, users, self.pending_state[users])
 
     def receive(self, users: Ids, models: Tensor) -> None:
         if len(users):
@@ -159,11 +159,11 @@ class NetworkUsers(Users):
         `time` counts the calls in a round, and `terms` are further attributes of the `NetworkSubproblem`.
         """
         solver, stream = self.local.solver, (self.local.seed, "dropout", round, time)
-        kept, numbers = self.kept[users].clone(), self.problem.users[users]
+        kept, numbers = self.solver_state[users].clone(), self.problem.users[users]
         start = NetworkSubproblem(self.model, W, numbers, round, stream, self.data[users], kept, **terms)
         models = solver.solve(self.problem.loss, rows, start, order, budgets)
-        self.pending_kept = self.pending_kept.clone()
-        self.pending_kept[users] = kept
+        self.pending_state = self.pending_state.clone()
+        self.pending_state[users] = kept
         return models
 
     def measure(self) -> dict[str, Tensor]:
