@@ -34,7 +34,8 @@ class Federation:
     Args:
         model: the module, or a class or function that makes it without arguments. Rows and models are on its device.
         datasets: the training rows of each user, as a torch Dataset, or its training and test rows; `hmtl.data.deal`
-            divides one Dataset. The order and size of minibatches are those of the trainer.
+            divides one Dataset. The order and size of minibatches are those of the trainer. Tasks may have validation
+            rows (`hmtl.data.with_validation`).
         topology: who hears whom; None: each user is heard by 3 of 5 relays.
         algorithm: class of the algorithm; `functools.partial` sets its options.
         regularizer: couples models with algorithms such as FedU; None: `Mean(0.1)`.
@@ -65,6 +66,8 @@ class Federation:
         def make(d: int, C: int, shape: tuple[int, ...]) -> nn.Module:
             return copy.deepcopy(model) if isinstance(model, nn.Module) else model()
 
+        if not isinstance(trainer, NetworkSolver | None):
+            raise ConfigError(f"trainer={trainer!r} is not a TorchTrainer, LocalSGD or LocalTrainer. Give an instance.")
         tasks = from_datasets(datasets)
         loss: Loss = Squared()
         if tasks and tasks[0].classes:
@@ -111,8 +114,9 @@ class Federation:
 
     @property
     def models(self) -> list[nn.Module]:
-        """A new module for each user with the numbers that it predicts with, in evaluation mode."""
-        return [self.algorithm.model.holding(w).eval() for w in self.algorithm.W.T]
+        """A new module for each user, in evaluation mode: of the best round by validation rows, if there are any."""
+        users = self.algorithm.users
+        return [self.algorithm.model.holding(w).eval() for w in users.handed_out(users.state_dict())]
 
     @property
     def ledger(self) -> LinkLedger:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import hmtl
 from hmtl.communication import CodedHierarchical, Uncoded
 from hmtl.config.build import build
-from hmtl.data import Dirichlet, deal
+from hmtl.data import Dirichlet, deal, from_datasets, with_validation
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl import FedPer, FedU, Graph, LocalSGD, TorchTrainer, mlp
 from hmtl.topology import Topology, symmetric
@@ -145,6 +145,23 @@ ANY = {
 }
 
 
+def test_validation_rows_choose_the_round():
+    """The modules are those with the least validation error of all rounds; training continues from the last round."""
+    tasks = with_validation(from_datasets(users()), 0.4, seed=0)
+    torch.manual_seed(0)
+    first = nn.Linear(D, C)
+    continued, whole = (hmtl.Federation(first, tasks, trainer=LocalSGD(step=3.0)) for _ in range(2))
+    for rounds in (3, 4):
+        models = continued.train(rounds)
+        errors = [row["validation_error"] for row in continued.history]
+        assert continued.summary.models_after == errors.index(min(errors)) + 1
+        wrong = [m(x.x_validation.float()).argmax(1) != x.y_validation for m, x in zip(models, tasks, strict=True)]
+        assert sum(float(each.double().mean()) for each in wrong) / K == pytest.approx(min(errors))
+    assert errors[-1] > min(errors)
+    assert torch.equal(numbers(whole.train(7)), numbers(models))
+    assert whole.history[-1]["primal"] == continued.history[-1]["primal"]
+
+
 @pytest.mark.parametrize(("model", "data", "options", "loss"), ANY.values(), ids=ANY)
 def test_any_data_and_algorithm(model, data, options, loss):
     federation = hmtl.Federation(model, data, **options)
@@ -159,6 +176,8 @@ def test_any_data_and_algorithm(model, data, options, loss):
     [
         (lambda: hmtl.Federation(nn.Linear(D, 7), users()), ConfigError),
         (lambda: hmtl.Federation(network, users(), trainer=LocalSGD()), ConfigError),
+        (lambda: hmtl.Federation(network, users(), trainer=torch.optim.SGD), ConfigError),
+        (lambda: hmtl.Federation(network, users(), trainer=TorchTrainer), ConfigError),
         (lambda: hmtl.Federation(network, []), DataError),
         (lambda: hmtl.Federation(network, users(), Topology([[1, 1]])), ConfigError),
         (lambda: hmtl.Federation(network, users(), algorithm=hmtl.mtl.MOCHA), ConfigError),
