@@ -35,7 +35,8 @@ class Federation:
     Args:
         model: the module, or a class or function that makes it without arguments. Rows and models are on its device.
         datasets: the training rows of each user, as a torch Dataset, or its training and test rows; `hmtl.data.deal`
-            divides one Dataset. The order and size of minibatches are those of the trainer.
+            divides one Dataset. The order and size of minibatches are those of the trainer. Tasks may have validation
+            rows (`hmtl.data.with_validation`).
         topology: who hears whom; None: each user is heard by 3 of 5 relays.
         algorithm: class of the algorithm; `functools.partial` sets its options.
         regularizer: couples models with algorithms such as FedU; None: `Mean(0.1)`.
@@ -66,6 +67,8 @@ class Federation:
         def make(d: int, C: int, shape: tuple[int, ...]) -> nn.Module:
             return copy.deepcopy(model) if isinstance(model, nn.Module) else model()
 
+        if not isinstance(trainer, NetworkSolver | None):
+            raise ConfigError(f"trainer={trainer!r} is not a TorchTrainer, LocalSGD or LocalTrainer. Give an instance.")
         tasks = from_datasets(datasets)
         loss: Loss = Squared()
         tasks = classified(tasks)

@@ -272,6 +272,8 @@ def test_refused():
         (ConfigError, "groups is given", lambda: MultiTask(task="task").fit(table, y, groups=task)),
         (DataError, "no column 1.5", lambda: MultiTask(task=1.5).fit(X, y)),
         (DataError, "no column 'school'.*'u', 'v'", lambda: MultiTask(task="school").fit(table, y)),
+        (DataError, "no column 'task'.*set_output", lambda: MultiTask(task="task").fit(table.to_numpy(), y)),
+        (DataError, "text in column v, w", lambda: MultiTask(task="task").fit(table.assign(v="a", w="b"), y)),
         (DataError, "no column 3", lambda: MultiTask(task=3).fit(X, y)),
         (DataError, "no task", lambda: MultiTask().fit(X, y, groups=[None, *task[1:]])),
         (DataError, "groups has 1", lambda: MultiTask().fit(X, y, groups=["p"])),

@@ -209,6 +209,8 @@ def test_any_data_and_algorithm(model, data, options, loss):
     [
         (lambda: hmtl.Federation(nn.Linear(D, 7), users()), ConfigError),
         (lambda: hmtl.Federation(network, users(), trainer=LocalSGD()), ConfigError),
+        (lambda: hmtl.Federation(network, users(), trainer=torch.optim.SGD), ConfigError),
+        (lambda: hmtl.Federation(network, users(), trainer=TorchTrainer), ConfigError),
         (lambda: hmtl.Federation(network, []), DataError),
         (lambda: hmtl.Federation(network, users(), Topology([[1, 1]])), ConfigError),
         (lambda: hmtl.Federation(network, users(), algorithm=hmtl.mtl.MOCHA), ConfigError),

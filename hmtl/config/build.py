@@ -137,8 +137,8 @@ def _tasks(cfg: DictConfig, K: int | None, wanted: Wanted | None) -> tuple[Task,
     if cfg.partition:
         if not targets.takes(target, "partition"):
             raise ConfigError(
-                f"partition={cfg.partition['_target_']}, but {target} takes none: leave partition out, or choose "
-                "another dataset, such as files."
+                f"partition={cfg.partition['_target_']}, but {target} takes none: leave partition out, give a function "
+                "of your own a parameter `partition`, or choose another dataset, such as files."
             )
         arguments["partition"] = make_part(cfg, "partition")
     tasks = from_datasets(make_part(cfg, "dataset", **arguments))

@@ -150,7 +150,10 @@ def _hints(maker: Any) -> dict[str, Any]:
 
 def _wrong_kind(name: str, target: Any, kinds: Collection[type]) -> ConfigError:
     wanted = " or ".join(kind.__name__ for kind in kinds)
-    return ConfigError(f"{name}._target_={target} does not make a {wanted}. Choose a part of this group, see --help.")
+    remedy = "Choose a part of this group, see --help."
+    if name == "dataset":
+        remedy = "Return one Dataset or Task for each user, such as hmtl.data.deal makes of one Dataset."
+    return ConfigError(f"{name}._target_={target} does not make a {wanted}. {remedy}")
 
 
 def no_setting(setting: str, known: Collection[str]) -> str:

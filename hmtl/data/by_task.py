@@ -138,7 +138,13 @@ def read(
         raise ConfigError(f"groups is given, but task={task!r} names the tasks. Leave one of them out.")
     columns = arrays.column_names(X) if columns is None else tuple(columns)
     X = arrays.selected(X, "X", columns)
-    x = check_array(X, accept_sparse="csr", dtype=[np.float64, np.float32], ensure_all_finite=False, input_name="X")
+    try:
+        x = check_array(X, accept_sparse="csr", dtype=[np.float64, np.float32], ensure_all_finite=False, input_name="X")
+    except ValueError as error:
+        if text := [name for name in arrays.column_names(X) if not _is_numeric(X[name])]:
+            remedy = "Encode it, for example by OneHotEncoder, or name it as task if it has the task of each row."
+            raise DataError(f"X has text in column {few(text)}. {remedy}") from error
+        raise
     x = csr_array(x, dtype=np.float64) if issparse(x) else np.ascontiguousarray(x)
     good = finite(x).numpy() if issparse(x) else np.isfinite(x).all(axis=1)
     if not good.all():
@@ -152,6 +158,14 @@ def read(
     if (missing := index.isna()).any():
         raise DataError(f"Row {int(missing.argmax())} (from 0) has no task. Name the task of each row.")
     return x, index, columns
+
+
+def _is_numeric(column: ArrayLike) -> bool:
+    try:
+        np.asarray(column, dtype=float)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def split_off(X: Any, task: str | int | None) -> tuple[Any, Any]:
@@ -169,7 +183,10 @@ def split_off(X: Any, task: str | int | None) -> tuple[Any, Any]:
     names: list[Any] = [*(arrays.all_columns(X) or range(X.shape[1] if len(X.shape) > 1 else 0))]
     at: Any = names.index(task) if isinstance(task, str) and task in names else task
     if not isinstance(at, int | np.integer) or not -len(names) <= at < len(names):
-        raise DataError(f"X has no column {task!r} of tasks. Set task to one of {few([*map(repr, names)])}.")
+        remedy = f"Set task to one of {few([*map(repr, names)])}."
+        if isinstance(task, str) and not arrays.all_columns(X):
+            remedy += " In a Pipeline, steps keep the names of columns with set_output(transform='pandas')."
+        raise DataError(f"X has no column {task!r} of tasks. {remedy}")
     name = names[at]
     rest = [other for other in names if other != name]
     if arrays.all_columns(X):

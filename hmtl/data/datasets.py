@@ -1,6 +1,6 @@
 """Tasks from torch Datasets of the users, and users from one Dataset that a partition divides."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,12 +34,18 @@ def from_datasets(users: Sequence[UserData], classes: int | None = None) -> tupl
     Raises:
         DataError: a Dataset cannot be read, or users have different kinds of targets.
     """
+    if isinstance(users, Dataset | DataLoader | Mapping):
+        raise DataError("Data has to be a list with a Dataset for each user. `hmtl.data.deal` divides one Dataset.")
     read: dict[int, list[tuple[Tensor, Tensor]]] = {}
     own: dict[int, Dataset[Any]] = {}
     for k, user in enumerate(users):
         if isinstance(user, Task):
             continue
         sources = user if isinstance(user, tuple) else (user,)
+        if len(sources) not in (1, 2) or None in sources:
+            raise DataError(
+                f"User {k} has {len(sources)} Datasets, or None. Give training rows, or training and test rows."
+            )
         own[k], *test = (source.dataset if isinstance(source, DataLoader) else source for source in sources)
         read[k] = [_rows(dataset, k) for dataset in (own[k], *(each for each in test if len(each)))]  # type: ignore[arg-type]
     labels = [y for parts in read.values() for _, y in parts]

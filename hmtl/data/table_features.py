@@ -59,7 +59,10 @@ class TableFeatures:
         if not column_names(x) and table.shape[1] == len(self.columns):
             table = table.set_axis(list(self.columns), axis=1)
         if missing := [column for column in self.columns if column not in table]:
-            raise DataError(f"{name} has no column {few(missing)}, which the model was trained on. Add it.")
+            remedy = (
+                "Add it." if column_names(x) else f"Give a table, or an array with these {len(self.columns)} columns."
+            )
+            raise DataError(f"{name} has no column {few(missing)}, which the model was trained on. {remedy}")
         return table[list(self.columns)]
 
     def features(self, table: pd.DataFrame) -> NDArray[np.float64]:

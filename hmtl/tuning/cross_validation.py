@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.progress import Progress
 
 from hmtl.config.build import build_algorithm, build_problem, make_part
@@ -26,7 +26,7 @@ from hmtl.reporting.console import Console
 from hmtl.rng import generator
 from hmtl.training.checkpoint import load_checkpoint, save_checkpoint
 from hmtl.training.signals import catch_signals
-from hmtl.tuning.grid import combinations, grid_of, with_values
+from hmtl.tuning.grid import Grid, combinations, grid_of, with_values
 from hmtl.tuning.result import Figures, Result, conclude
 
 NOT_IDENTITY = ("output_dir", "resume", "gap_tolerance", "checkpoint_every", "logger")
@@ -60,8 +60,8 @@ def cross_validate(cfg: DictConfig, tasks: Sequence[Task], checkpoint: Path | No
     cfgs = {point: with_values(cfg, values) for point, values in enumerate(combinations(grid))}
     total, identity = folds * len(cfgs), flat(cfg, NOT_IDENTITY)
     finished = load_checkpoint(Path(cfg.resume), "tune", identity)["finished"] if cfg.resume else {}
-    for _ in _members(cfgs, next(_folds(tasks, folds, cfg.seed))):
-        pass  # what cannot be made is found before anything is trained
+    for _, algorithm in _members(cfgs, next(_folds(tasks, folds, cfg.seed))):  # made before anything is trained
+        _check_effect(cfg, grid, algorithm)
 
     def save() -> None:
         if checkpoint:
@@ -79,6 +79,18 @@ def cross_validate(cfg: DictConfig, tasks: Sequence[Task], checkpoint: Path | No
             print(f"Stopped after {len(finished)} of {total} trainings. To continue: resume={checkpoint.parent}")
         raise Interrupted(caught[0])
     return conclude(cfg, grid, [[finished[fold, point] for fold in range(folds)] for point in cfgs])
+
+
+def _check_effect(cfg: DictConfig, grid: Grid, algorithm: Algorithm) -> None:
+    """Raise `ConfigError` if the grid has a setting of the regularizer, but the algorithm does not use one."""
+    reads_lam = "${lam}" in str(OmegaConf.to_container(cfg.algorithm, resolve=False))
+    for name in grid:
+        of_regularizer = name.startswith("regularizer.") or (name == "lam" and not reads_lam)
+        if of_regularizer and not (algorithm.regularized or cfg.algorithm.get("coupled")):
+            raise ConfigError(
+                f"tune.grid: {name} has no effect, since {type(algorithm).__name__} does not use the regularizer. Tune "
+                "other settings, for example by tune.grid='{solver.step: [0.01, 0.1]}'."
+            )
 
 
 def _folds(tasks: Sequence[Task], folds: int, seed: int) -> Iterator[list[Task]]:

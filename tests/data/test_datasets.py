@@ -73,6 +73,10 @@ def test_datasets_are_read_reproducibly_and_kept():
         [Listed(["a", "b"])],
         [Listed([0, 1], x=[object(), object()])],
         [Listed([0, 1]), Listed([0.5, 1.5])],
+        TensorDataset(X, torch.ones(len(X))),
+        {0: Listed([0, 1])},
+        [(Listed([0, 1]), None)],
+        [(Listed([0, 1]), Listed([0, 1]), Listed([0, 1]))],
     ],
 )
 def test_what_cannot_be_read_is_refused_in_one_line(users):

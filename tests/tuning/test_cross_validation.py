@@ -329,10 +329,12 @@ def test_models_side_by_side_draw_as_if_alone(configure: Configure) -> None:
         ("tune.folds=1", ConfigError, "tune.folds=1"),
         ("tune.grid=[0]", ConfigError, "lam=0"),
         ("tune.folds=50", DataError, "Lower tune.folds=50"),
+        ("algorithm=fedavg", ConfigError, "lam has no effect"),
+        ("algorithm=fedper tune.grid={regularizer.floor:[0.1]}", ConfigError, "regularizer.floor has no effect"),
     ],
 )
 def test_bad_input(configure: Configure, override: str, kind: type[Exception], message: str) -> None:
-    cfg = configure(*SMALL, override)
+    cfg = configure(*SMALL, *override.split())
     tasks, _ = build_tasks(cfg)
     with pytest.raises(kind, match=message):
         cross_validate(cfg, tasks)

@@ -238,7 +238,8 @@ class NetworkAlgorithm(Algorithm):
         if solver.kept_numbers(self.model) and not self.trains_once:
             raise ConfigError(
                 f"{type(self).__name__} trains several times in a round, for which one state of an optimizer is not "
-                "enough. Set solver.keep_state=false, or choose algorithm=fedavg, fedprox, fedper or fedu."
+                "enough. Set solver.keep_state=false, or choose algorithm=fedavg, fedprox, fedu, or fedper with "
+                "coupled=false."
             )
         self.users, self.aggregator = self._sides(messages)
 

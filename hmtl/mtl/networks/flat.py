@@ -85,15 +85,15 @@ class FlatModel:
                 output = self.module(self._rows(x.to(self.start)))
         except (TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise ConfigError(
-                f"The model does not work with d={d} features and C={C} outputs ({error}). Give a class or a function "
-                "that takes d and C and returns a module, in a configuration with _partial_: true. The module is "
-                f"applied to rows of shape {self.shape}; to rows in their own shape if the class or function has an "
-                "argument `shape`."
+                f"The model does not work with d={d} features and C={C} outputs ({error}). The module gets rows "
+                f"of shape {self.shape}. In a configuration, name a class or function that takes d and C and returns a "
+                "module, with _partial_: true; give it a parameter `shape` if it needs rows in their own shape."
             ) from error
         if output.shape != (len(x), C):
             raise ConfigError(
                 f"The model returns shape {tuple(output.shape)} for {len(x)} rows, not {(len(x), C)}. Return C={C} "
-                "numbers per row."
+                "numbers per row. If there are more classes than anybody's rows show, give the data as "
+                "hmtl.data.from_datasets(data, classes=C)."
             )
 
     def check_training(self, x: Tensor) -> None:
