@@ -88,7 +88,7 @@ class NetworkUsers(Users):
         self.usual = local.solver.steps(self.problem.here)  # steps of a user who is not a straggler [K]
         self.start = self.model.start if start is None else start
         self.data = self.problem.datasets(self.model.start.dtype, self.model.shape)
-        K, q = len(self.problem.users), local.solver.kept_numbers(self.model)
+        K, q = len(self.problem.users), local.solver.state_numbers(self.model)
         self.register_buffer("W", self.start.expand(K, -1))
         for name in ("solver_state", "pending_state"):
             self.register_buffer(name, self.start.new_zeros(K, q), persistent=q > 0)
@@ -235,7 +235,7 @@ class NetworkAlgorithm(Algorithm):
         self.participation = participation
         self.model = FlatModel(model, problem.s.new_zeros(2, problem.d), problem.outputs, seed, problem.shape)
         self.solver = solver = solver.fitting(self.model, self.problem)
-        if solver.kept_numbers(self.model) and not self.trains_once:
+        if solver.state_numbers(self.model) and not self.trains_once:
             raise ConfigError(
                 f"{type(self).__name__} trains several times in a round, for which one state of an optimizer is not "
                 "enough. Set solver.keep_state=false, or choose algorithm=fedavg, fedprox, fedu, or fedper with "

@@ -75,7 +75,7 @@ class NetworkSolver(LocalSolver[NetworkSubproblem, Tensor]):
             "choose solver=sgd, or an algorithm such as fedavg."
         )
 
-    def kept_numbers(self, model: FlatModel) -> int:
+    def state_numbers(self, model: FlatModel) -> int:
         """Return how many numbers the solver keeps for each user between rounds, q."""
         return 0
 

@@ -190,7 +190,7 @@ class TorchTrainer(MinibatchSolver):
                 "scheduler, loss and transform: a loss takes predictions, [rows, C] or [rows], and targets [rows]."
             ) from error
 
-    def kept_numbers(self, model: FlatModel) -> int:
+    def state_numbers(self, model: FlatModel) -> int:
         layout = self._layout(model)
         return 1 + sum(shape.numel() for _, _, shape, _ in layout) if layout else 0
 
