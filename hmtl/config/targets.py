@@ -113,8 +113,15 @@ def takes(target: str, argument: str) -> bool:
 
 
 def accepted(target: str, **objects: Any) -> dict[str, Any]:
-    """Return those of the further arguments that a target takes, so that your own function need not name them all."""
-    return {name: value for name, value in objects.items() if takes(target, name)}
+    """Return those of the further arguments that a target takes, so that your own function need not name them all.
+
+    None does not replace a default.
+    """
+    known, _ = parameters(locate("_target_", target))
+    usual = {name for name, each in known.items() if each.default is not each.empty}
+    return {
+        name: each for name, each in objects.items() if takes(target, name) and (each is not None or name not in usual)
+    }
 
 
 def parameters(target: Any) -> tuple[dict[str, inspect.Parameter], bool]:

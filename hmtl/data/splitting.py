@@ -136,8 +136,8 @@ def split(
     n, n_test = len(y), math.ceil(test_fraction * len(y))
     if n_test == n:
         raise DataError(
-            f"Task {name!r}: {n} rows cannot be split with test_fraction={test_fraction}, as no row would be left to "
-            "train on. Give more rows, or lower the fraction."
+            f"Task {name!r}: {n} rows cannot be split, as a share of {test_fraction} leaves no row to train on. Give "
+            "more rows, or lower test_fraction or validation_fraction."
         )
     is_test = np.zeros(n, dtype=bool)
     if n_test:

@@ -301,6 +301,8 @@ def caption(lines: Sequence[Line]) -> str:
     seeds = sorted({len(line.runs) for line in lines})
     measures = " or ".join(sorted({run.described for run in runs}))
     sentences = [f"{measures[0].upper()}{measures[1:]} of the final models, over users."]
+    if any(run.summary.models_after not in (None, run.summary.rounds) for run in runs):
+        sentences.append("If a run chose its best round, they are of that round; bits and seconds are of all rounds.")
     if seeds != [1]:
         sentences.append(f"± and bands: one standard deviation over n={' or '.join(map(str, seeds))} seeds.")
     sentences.append(

@@ -138,6 +138,9 @@ def test_a_function_of_a_configuration_gets_what_it_takes(configure, own):
     assert run.algorithm.problem.counts == (20,) * 4
     assert run.algorithm.problem.outputs == 3
     run.algorithm.step(0)
+    own.usual = lambda K=3: drawn()[:K]
+    own.usual.__module__ = "own_data"
+    assert build(configure(*OWN, "dataset._target_=own_data.usual")).algorithm.problem.K == 3
 
 
 def test_integers_of_own_tasks_are_classes(configure, own):
