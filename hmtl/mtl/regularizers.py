@@ -276,8 +276,8 @@ class LearnedCoupling(Regularizer):
     Args:
         lam: strength.
         floor: smallest eigenvalue of WᵀW relative to the largest, in (0, 1). It bounds the condition number of Ω by
-            1/√floor, and thereby limits how slowly the next rounds converge. With K > d, WᵀW has K − d equal
-            eigenvalues, which would take a large part of the trace of Ω⁻¹: the floor is then (d/K)²·floor.
+            1/√floor, and thereby limits how slowly the next rounds converge, and how hard it is for models to leave
+            the span of the present ones. With K > d, K − d eigenvalues have this bound.
     """
 
     def __init__(self, lam: float, floor: float) -> None:
@@ -298,6 +298,10 @@ class LearnedCoupling(Regularizer):
     @abstractmethod
     def eigenvalues(self, s: Tensor, counts: Tensor) -> Tensor:
         """Return the eigenvalues of the best Ω for the floored singular values s of W, ascending, and their counts."""
+
+    def counted(self, rest: int) -> int:
+        """Return how many of the eigenvalues outside of the span of W take part in the constraint on Ω: all of them."""
+        return rest
 
     def coupling(self, Omega: Tensor) -> Tensor:
         a, b = self.weights
@@ -334,16 +338,17 @@ class LearnedCoupling(Regularizer):
         U, s = thin_svd(W)
         if s[-1] <= 0:
             return Omega
-        floor = self.floor**0.5 * d / K * s[-1]
+        floor = self.floor**0.5 * s[-1]
         counts = torch.ones(d + 1).to(s)
-        counts[0] = K - d
+        counts[0] = self.counted(K - d)
         return Spectrum(U, self.eigenvalues(torch.cat([floor[None], s.clamp_min(floor)]), counts))
 
 
 class TaskRelationship(LearnedCoupling):
     """Learned relationship of the tasks: A = λΩ, or A = 2(λ1·Ω + λ2·I) if λ2 is given.
 
-    `update_omega` returns Ω = Σ⁻¹ for Σ = (WᵀW)^½ / tr (WᵀW)^½.
+    `update_omega` returns Ω = Σ⁻¹ for Σ = (WᵀW)^½ / tr (WᵀW)^½. With K > d, the trace is that of the d eigenvalues in the
+    span of W: the K − d others, which have the lower bound, would take much of it.
 
     Args:
         lam: λ, or λ1.
@@ -363,6 +368,9 @@ class TaskRelationship(LearnedCoupling):
 
     def scale(self, K: int) -> float:
         return K
+
+    def counted(self, rest: int) -> int:
+        return 0
 
     def eigenvalues(self, s: Tensor, counts: Tensor) -> Tensor:
         return (counts * s).sum() / s

@@ -21,11 +21,11 @@ KINDS = {"Ω": TaskRelationship, "common and Ω": Common}
 
 
 def best_sigma(U, floor):
-    """Σ ∝ (UᵀU)^½ with floored eigenvalues, for U [m, K], and the trace 1."""
+    """Σ ∝ (UᵀU)^½ with floored eigenvalues, for U [m, K], and the trace 1, in the span of U if m < K."""
     m, K = U.shape
     _, s, V = np.linalg.svd(U)
-    floored = np.maximum(np.pad(s, (0, K - len(s))), floor**0.5 * s[0] * min(1, m / K))
-    return (V.T * (floored / floored.sum())) @ V
+    floored = np.maximum(np.pad(s, (0, K - len(s))), floor**0.5 * s[0])
+    return (V.T * (floored / floored[: min(m, K)].sum())) @ V
 
 
 @given(
