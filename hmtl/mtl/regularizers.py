@@ -347,8 +347,8 @@ class LearnedCoupling(Regularizer):
 class TaskRelationship(LearnedCoupling):
     """Learned relationship of the tasks: A = λΩ, or A = 2(λ1·Ω + λ2·I) if λ2 is given.
 
-    `update_omega` returns Ω = Σ⁻¹ for Σ = (WᵀW)^½ / tr (WᵀW)^½. With K > d, the trace is that of the d eigenvalues in the
-    span of W: the K − d others, which have the lower bound, would take much of it.
+    `update_omega` returns Ω = Σ⁻¹ for Σ = (WᵀW)^½ / tr (WᵀW)^½. With K > d, the trace is that of the d eigenvalues in
+    the span of W: the K − d others, which have the lower bound, would take much of it.
 
     Args:
         lam: λ, or λ1.
