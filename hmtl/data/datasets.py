@@ -47,7 +47,8 @@ def from_datasets(users: Sequence[UserData], classes: int | None = None) -> tupl
                 f"User {k} has {len(sources)} Datasets, or None. Give training rows, or training and test rows."
             )
         own[k], *test = (source.dataset if isinstance(source, DataLoader) else source for source in sources)
-        read[k] = [_rows(dataset, k) for dataset in (own[k], *(each for each in test if len(each)))]  # type: ignore[arg-type]
+        held_out = [each for each in test if len(each)]  # type: ignore[arg-type]  # a Dataset need not have a length
+        read[k] = [_rows(dataset, k) for dataset in (own[k], *held_out)]
     labels = [y for parts in read.values() for _, y in parts]
     is_integer = {not y.is_floating_point() for y in labels}
     if len(is_integer) > 1:

@@ -194,7 +194,8 @@ class Task:
             for name, values in ((f"x_{part}", stored(x)), (f"y_{part}", y)):
                 if values.numel() and (largest := max(abs(float(end)) for end in torch.aminmax(values))) > LARGEST:
                     yield f"{name} has a number of size {largest:.2g}, whose square may overflow. Scale the data down."
-        if self.dataset is not None and len(self.dataset) != len(self.y_train):  # type: ignore[arg-type]
+        n = len(self.y_train)
+        if self.dataset is not None and len(self.dataset) != n:  # type: ignore[arg-type]  # not all Datasets have one
             yield "its dataset and x_train have different numbers of rows. Give the same rows."
         if (weights := self.sample_weight) is not None and (
             len(weights) != len(self.y_train) or not (weights > 0).all()

@@ -44,7 +44,7 @@ class TrainerSettings:
         checkpoint_every: rounds from one checkpoint to the next; there is always one at the end.
         evaluate_every: rounds from one evaluation of objective and errors to the next; the first and the last round
             always have one.
-        early_stopping: stop after so many rounds without a smaller validation error; None: never.
+        early_stopping: rounds without a smaller validation error after which training stops; None: never.
         identity: the configuration that a checkpoint has to share with the run that resumes it.
     """
 
