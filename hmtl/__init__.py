@@ -11,17 +11,17 @@ Nodes are timed by CPU time over all threads, which busy waiting would inflate o
 TYPE_CHECKING = False  # importing typing would delay the start of every command
 if TYPE_CHECKING:
     from hmtl.config.build import load_run
-    from hmtl.estimator import MultiTask, MultiTaskClassifier, MultiTaskRegressor
-    from hmtl.federation import Federation
     from hmtl.inference.models import Models
+    from hmtl.interfaces.estimator import MultiTask, MultiTaskClassifier, MultiTaskRegressor
+    from hmtl.interfaces.federation import Federation
 
 __all__ = ["Federation", "Models", "MultiTask", "MultiTaskClassifier", "MultiTaskRegressor", "load_run"]
 __version__ = "0.1.0"
 _HOMES = {
-    "Federation": "federation",
+    "Federation": "interfaces.federation",
     "Models": "inference.models",
     "load_run": "config.build",
-    **dict.fromkeys(["MultiTask", "MultiTaskClassifier", "MultiTaskRegressor"], "estimator"),
+    **dict.fromkeys(["MultiTask", "MultiTaskClassifier", "MultiTaskRegressor"], "interfaces.estimator"),
 }
 
 

@@ -1,0 +1,1 @@
+"""Training from Python, without a configuration: `MultiTask` in one process, `Federation` over a network."""
