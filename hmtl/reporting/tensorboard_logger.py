@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hmtl.training.folder import job_name, overrides
+from hmtl.training.folder import event_files, job_name, overrides
 from hmtl.training.history import Measurements
 from hmtl.training.summary import Summary
 
@@ -110,8 +110,8 @@ class TensorBoardLogger:
 
         name = re.sub(r"[^\w=.,+-]+", "_", job_name(self._folder))[:100] or "events"
         place = self._folder if self._folder.name == name else self._folder / name
-        earlier = sorted(path.parent for path in self._folder.rglob("events.out.tfevents.*"))  # before a resume
-        writer = SummaryWriter(str(earlier[0] if earlier else place), purge_step=0)
+        earlier = event_files(self._folder)  # before a resume
+        writer = SummaryWriter(str(earlier[0].parent if earlier else place), purge_step=0)
         writer.add_custom_scalars(LAYOUT)
         return writer
 

@@ -30,11 +30,20 @@ def held(folder: Path) -> Iterator[None]:
         yield
 
 
-def remove_results(folder: Path) -> None:
-    """Remove the files that only a finished run has; without `metrics.csv`, no run was there."""
+def remove_results(folder: Path, resumed: bool) -> None:
+    """Remove what only a finished run has and, unless the run is resumed, its events; without `metrics.csv`, nothing.
+
+    New events would otherwise go to a folder that is named after the old settings.
+    """
     if (folder / "metrics.csv").exists():
-        for name in ("summary.json", "users.csv", "models.npz"):
-            (folder / name).unlink(missing_ok=True)
+        results = [folder / name for name in ("summary.json", "users.csv", "models.npz")]
+        for path in (*results, *([] if resumed else event_files(folder))):
+            path.unlink(missing_ok=True)
+
+
+def event_files(folder: Path) -> list[Path]:
+    """Return TensorBoard's files of the run in `folder`, which are there or one folder below."""
+    return sorted(file for place in ("", "*/") for file in folder.glob(f"{place}events.out.tfevents.*"))
 
 
 def overrides(folder: Path) -> list[str]:

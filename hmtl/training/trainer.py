@@ -127,7 +127,7 @@ class Trainer:
         elif not self.exchange.whole:
             self._save()  # the state of users whose process is lost before the next checkpoint
         if self.exchange.leads:
-            remove_results(self.settings.folder)
+            remove_results(self.settings.folder, resumed=checkpoint is not None)
         if checkpoint is not None:
             self.history.load_state_dict(checkpoint["history"])
             self.best, self.user_figures = checkpoint["best"], checkpoint["user_figures"]

@@ -42,6 +42,14 @@ def test_a_run_is_called_as_its_command_line(run: Path) -> None:
     assert "    K: 6\n" in said
 
 
+def test_a_run_that_replaces_another_is_called_as_its_own_command_line(tmp_path: Path) -> None:
+    for setting in ("regularizer=mean", "lam=0.5"):
+        done = commands.here("hmtl.train", *SMALL, setting, f"hydra.run.dir={tmp_path}/run")
+        assert done.returncode == 0, done.stderr
+    (place,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
+    assert "lam=0.5" in place.name.split(",")
+
+
 def test_layout_and_hyperparameters_name_charts_that_there_are(run: Path) -> None:
     (place,) = {path.parent for path in run.rglob("events.out.tfevents.*")}
     events = EventAccumulator(str(place), size_guidance={"tensors": 0}).Reload()
