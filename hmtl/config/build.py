@@ -133,7 +133,10 @@ def _tasks(cfg: DictConfig, K: int | None, wanted: Wanted | None) -> tuple[Task,
     from hmtl.data.tasks import classified
 
     target = cfg.dataset["_target_"]
-    arguments = targets.accepted(target, K=K, **({"wanted": wanted} if wanted else {}))
+    for name, value in (("K", K), ("partition", cfg.partition)):
+        if value is None and targets.needs(target, name):
+            raise ConfigError(f"{name} is not set, but {target} needs it. Set {name}, or give the parameter a default.")
+    arguments = targets.accepted(target, K=K, wanted=wanted or range)
     if cfg.partition:
         if not targets.takes(target, "partition"):
             raise ConfigError(

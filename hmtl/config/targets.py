@@ -112,16 +112,18 @@ def takes(target: str, argument: str) -> bool:
     return is_open or argument in known
 
 
+def needs(target: str, argument: str) -> bool:
+    """Return whether a target has a parameter of that name without a default."""
+    known, _ = parameters(locate("_target_", target))
+    return argument in known and known[argument].default is inspect.Parameter.empty
+
+
 def accepted(target: str, **objects: Any) -> dict[str, Any]:
     """Return those of the further arguments that a target takes, so that your own function need not name them all.
 
-    None does not replace a default.
+    None counts as not given.
     """
-    known, _ = parameters(locate("_target_", target))
-    usual = {name for name, each in known.items() if each.default is not each.empty}
-    return {
-        name: each for name, each in objects.items() if takes(target, name) and (each is not None or name not in usual)
-    }
+    return {name: each for name, each in objects.items() if each is not None and takes(target, name)}
 
 
 def parameters(target: Any) -> tuple[dict[str, inspect.Parameter], bool]:

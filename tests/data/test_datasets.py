@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from hmtl.config.build import build
 from hmtl.data import Dirichlet, Task, deal, from_datasets
-from hmtl.errors import DataError
+from hmtl.errors import ConfigError, DataError
 from hmtl.tuning.cross_validation import _folds
 
 X = torch.arange(24.0).view(6, 2, 2)
@@ -141,6 +141,17 @@ def test_a_function_of_a_configuration_gets_what_it_takes(configure, own):
     own.usual = lambda K=3: drawn()[:K]
     own.usual.__module__ = "own_data"
     assert build(configure(*OWN, "dataset._target_=own_data.usual")).algorithm.problem.K == 3
+    own.held = lambda wanted: [drawn()[k] for k in wanted(4)]
+    own.held.__module__ = "own_data"
+    assert build(configure(*OWN, "dataset._target_=own_data.held")).algorithm.problem.K == 4
+
+
+def test_a_function_that_needs_what_is_not_set_is_refused_in_one_line(configure, own):
+    own.some, own.dealt = lambda K: drawn()[:K], lambda partition: drawn()
+    own.some.__module__ = own.dealt.__module__ = "own_data"
+    for name, setting in (("some", "K"), ("dealt", "partition")):
+        with pytest.raises(ConfigError, match=f"^{setting} is not set.*own_data.{name} needs it"):
+            build(configure(*OWN, f"dataset._target_=own_data.{name}"))
 
 
 def test_integers_of_own_tasks_are_classes(configure, own):
