@@ -33,6 +33,13 @@ class Noisy(Dataset):
         return x, self.y[i]
 
 
+class Paired(nn.Linear):
+    """A layer that returns scores and rows."""
+
+    def forward(self, x):
+        return super().forward(x), x
+
+
 def users(kind=TensorDataset, seed=0, C=C):
     draw = torch.Generator().manual_seed(seed)
     return [tuple(kind(torch.randn(n, D, generator=draw), torch.arange(n) % C) for n in (11 + k, 4)) for k in range(K)]
@@ -208,6 +215,7 @@ def test_any_data_and_algorithm(model, data, options, loss):
     ("make", "kind"),
     [
         (lambda: hmtl.Federation(nn.Linear(D, 7), users()), ConfigError),
+        (lambda: hmtl.Federation(Paired(D, C), users()), ConfigError),
         (lambda: hmtl.Federation(network, users(), trainer=LocalSGD()), ConfigError),
         (lambda: hmtl.Federation(network, users(), trainer=torch.optim.SGD), ConfigError),
         (lambda: hmtl.Federation(network, users(), trainer=TorchTrainer), ConfigError),

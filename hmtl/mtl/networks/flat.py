@@ -89,6 +89,10 @@ class FlatModel:
                 f"of shape {self.shape}. In a configuration, name a class or function that takes d and C and returns a "
                 "module, with _partial_: true; give it a parameter `shape` if it needs rows in their own shape."
             ) from error
+        if not isinstance(output, Tensor):
+            raise ConfigError(
+                f"The model returns a {type(output).__name__}. Return a tensor with C={C} numbers per row."
+            )
         if output.shape != (len(x), C):
             raise ConfigError(
                 f"The model returns shape {tuple(output.shape)} for {len(x)} rows, not {(len(x), C)}. Return C={C} "
