@@ -33,6 +33,16 @@ class Noisy(Dataset):
         return x, self.y[i]
 
 
+class ForMatrices(torch.optim.SGD):
+    """An optimizer that takes matrices only, as Muon does."""
+
+    def __init__(self, parameters, lr):
+        parameters = list(parameters)
+        if any(w.ndim != 2 for w in parameters):
+            raise ValueError("not a matrix")
+        super().__init__(parameters, lr)
+
+
 class Paired(nn.Linear):
     """A layer that returns scores and rows."""
 
@@ -181,6 +191,12 @@ ANY = {
     "tasks of classes": (partial(nn.Linear, D, C), [task(torch.arange(9) % C)] * K, {}, "cross_entropy"),
     "personal norms": (network, users(), {"algorithm": partial(FedPer, personal=["1", "3"])}, "cross_entropy"),
     "coupled": (partial(mlp, D, C), users(), {"algorithm": FedU, "regularizer": Graph(0.1)}, "cross_entropy"),
+    "matrices": (
+        partial(nn.Linear, D, C, bias=False),
+        users(),
+        {"trainer": TorchTrainer(partial(ForMatrices, lr=0.1))},
+        "cross_entropy",
+    ),
     "topology": (network, users(), {"topology": symmetric(K=5, H=5, r=2)}, "cross_entropy"),
 }
 

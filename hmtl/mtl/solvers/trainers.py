@@ -247,7 +247,7 @@ class TorchTrainer(MinibatchSolver):
 
     def _make(self, parameters: Sequence[nn.Parameter] = ()) -> Optimizer:
         try:
-            return self.optimizer(parameters or [nn.Parameter(torch.zeros(1))])
+            return self.optimizer(parameters or [nn.Parameter(torch.zeros(1, 1))])
         except (TypeError, ValueError) as error:
             raise ConfigError(f"solver.optimizer cannot be made ({error}). Choose one of torch.optim.") from error
 
