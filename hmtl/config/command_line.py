@@ -193,7 +193,7 @@ class Jobs(Callback):
             sys.exit(2)  # Hydra turns any other exception into a warning
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check the settings of each job, and name folders by what differs between jobs if these names are short.
+        """Check the settings of each job, and name jobs by what differs, also their folders if these names are short.
 
         Exit if a job cannot run as it is set.
         """
@@ -228,14 +228,13 @@ class Jobs(Callback):
             complain(f"Job {name}: {message} No job was run." if name else message)
         if problems:
             sys.exit(2)
-        if all(map(FOLDER_NAME.fullmatch, names)):
-            fixed = ",".join(key.lstrip("+~") for key in words if key not in swept)
-            # before the settings of the command line, which has the last word
-            config.hydra.overrides.hydra = [
-                f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]",
-                "hydra.sweep.subdir=${hydra.job.override_dirname}",
-                *given["hydra"],
-            ]
+        fixed = ",".join(key.lstrip("+~") for key in words if key not in swept)
+        subdir = ["hydra.sweep.subdir=${hydra.job.override_dirname}"] if all(map(FOLDER_NAME.fullmatch, names)) else []
+        config.hydra.overrides.hydra = [
+            f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]",
+            *subdir,
+            *given["hydra"],  # the settings of the command line have the last word
+        ]
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Compare the finished runs in a table, and take the status of the jobs, also of those in other processes."""

@@ -16,6 +16,7 @@ from omegaconf.errors import InterpolationKeyError
 
 from hmtl.config.command_line import ERROR, main
 from hmtl.errors import ConfigError, DataError, Interrupted
+from hmtl.training.folder import job_name
 
 Run = Callable[..., tuple[int, str]]
 slow = partial(pytest.param, marks=pytest.mark.slow)
@@ -153,7 +154,9 @@ def test_a_sweep_with_a_wrong_job_does_not_begin(
 def test_jobs_whose_names_no_folder_can_have_are_numbered(run: Run, tmp_path: Path) -> None:
     words = ("logger=none", "dataset.path=a/b,c", f"hydra.sweep.dir={tmp_path}/sweep")
     assert run(lambda cfg: None, "dataset=mnist", *words, "-m") == (0, "")
-    assert sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()) == ["0", "1"]
+    folders = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    assert [path.name for path in folders] == ["0", "1"]
+    assert [job_name(path) for path in folders] == ["dataset.path=a/b", "dataset.path=c"], "as TensorBoard names them"
 
 
 @pytest.mark.slow
