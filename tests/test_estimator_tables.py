@@ -296,7 +296,9 @@ def test_refused():
     ):
         with pytest.raises(error, match=named):
             call()
-    assert not hasattr(MultiTaskClassifier(), "predict_proba")
+    with pytest.raises(AttributeError) as error:
+        fitted.predict_proba(table)
+    assert "loss=hmtl.mtl.Logistic()" in str(error.value.__cause__)
     assert not hasattr(MultiTaskRegressor(), "decision_function")
     with pytest.warns(UserWarning, match="all rows are one task"):
         assert MultiTask(rounds=1).fit(X, y).predict(X).shape == y.shape

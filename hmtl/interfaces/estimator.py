@@ -35,9 +35,12 @@ def _predicts_labels(model: MultiTask) -> bool:
 
 
 def _has_probabilities(model: MultiTask) -> bool:
+    """Return True, or raise AttributeError if a model has no probabilities; it says more than False would."""
     from hmtl.mtl import Logistic
 
-    return _predicts_labels(model) and isinstance(model.loss, Logistic)
+    if not _predicts_labels(model) or not isinstance(model.loss, Logistic):
+        raise AttributeError("Probabilities are of labels, by the logistic loss. Give loss=hmtl.mtl.Logistic().")
+    return True
 
 
 class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
