@@ -148,7 +148,8 @@ class ProcessExchange(Exchange):
         for name in self._placement.others:
             asked = name in holders and aggregator is None
             self._control.send(name, {"with aggregator": asked})
-            received = self._control.receive([name], key=NODE_STATE)
+            # not for long: relays that have answered wait for the next attendance already
+            received = self._control.receive([name], key=NODE_STATE, patience=2)
             answer = received.get(name) or self._from_checkpoint(name)
             outdated = outdated or (name in self._placement.hosts and not received)
             nodes[name] = answer[NODE_STATE]
