@@ -181,8 +181,8 @@ class Trainer:
     def _take_setup(self, users: Users, aggregator: Aggregator, facts: Tensor) -> None:
         """Take the answers to the facts [K, f] of a set-up that was exchanged before this process was there."""
         answers = aggregator.update(np.arange(len(facts)), facts)
-        own = self.algorithm.problem.users
-        users.receive(np.arange(len(own)), answers[own])
+        if len(own := self.algorithm.problem.users):
+            users.receive(np.arange(len(own)), answers[own])
 
     def _restart(self) -> None:
         """Continue with the processes that have come back, from the present state; or else from the last checkpoint."""
