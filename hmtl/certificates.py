@@ -53,7 +53,7 @@ def _make(settings: dict[str, str]) -> None:
         end = expiry(load_credentials(folder, node.name))
         print(f"{folder / node.name}.pem  {'made' if new else 'kept'}, valid until {end:%Y-%m-%d}")
     print(f"Copy to the machine of each node: {settings['deployment']}, and ca.pem, NAME.pem, NAME.key in {folder}.")
-    print(f"Keep {keys / 'ca.key'} to yourself: whoever has it can join under any name.")
+    print(f"Keep {keys / 'ca.key'} to yourself: with it, anybody can join under any name.")
 
 
 if __name__ == "__main__":

@@ -49,14 +49,14 @@ def _users(value: Any) -> tuple[int, ...]:
 Address = Annotated[str, BeforeValidator(_address)]
 
 
-class Node(BaseModel):
+class NamedNode(BaseModel):
     """A node of a deployment; the others know it by its name, which its certificate holds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: Annotated[str, BeforeValidator(_name)]
 
 
-class ListeningNode(Node):
+class ListeningNode(NamedNode):
     """The server or a relay.
 
     Attributes:
@@ -68,7 +68,7 @@ class ListeningNode(Node):
     listen: Address | None = None
 
 
-class HostNode(Node):
+class HostNode(NamedNode):
     """A host; `users` are the numbers of its users, None if all hosts share the users evenly."""
 
     users: Annotated[tuple[int, ...], BeforeValidator(_users)] | None = None
@@ -127,7 +127,7 @@ class Deployment(BaseModel):
         return self
 
     @property
-    def nodes(self) -> dict[str, Node]:
+    def nodes(self) -> dict[str, NamedNode]:
         """All nodes by the names that a run gives them: the server, relay 0, relay 1, ..., host 0, ..."""
         relays = {relay_name(i): node for i, node in enumerate(self.relays)}
         return {SERVER: self.server, **relays, **{host_name(n): node for n, node in enumerate(self.hosts)}}
