@@ -108,6 +108,7 @@ class Wire:
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.max_metadata_size", 8192),
             ("grpc.enable_http_proxy", 0),
+            ("grpc.use_local_subchannel_pool", 1),
         ]
         self._refusals = Refusals(party.name)
         self._closed = Event()

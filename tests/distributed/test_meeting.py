@@ -24,12 +24,13 @@ def port(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def others(monkeypatch: pytest.MonkeyPatch, first: Meeting) -> list[Meeting]:
-    """All processes, which share the store of the first."""
+    """All processes, each with its own end of the store that the first one serves."""
     found = [first]
+    assert first.store
     for rank in ("1", "2"):
         monkeypatch.setenv("RANK", rank)
         found.append(Meeting(60))
-        found[-1].__dict__["store"] = first.store
+        assert found[-1].store
     return found
 
 
