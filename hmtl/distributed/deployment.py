@@ -71,7 +71,7 @@ class ListeningNode(NamedNode):
 
     @property
     def listens_at(self) -> str:
-        """Where it listens: at its address, or on all networks if that is a name, which may be that of loopback here."""
+        """Where it listens: at its address, or on all networks if that is a name, as that may be loopback here."""
         host, _, port = self.address.rpartition(":")
         is_name = host != "localhost" and not re.fullmatch(r"[\d.]+|\[.*\]", host)
         return self.listen or (f"[::]:{port}" if is_name else self.address)
