@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from hmtl.communication import Communicator
-from hmtl.errors import CheckpointError, EngineError
+from hmtl.errors import CheckpointError, EngineError, Interrupted
 from hmtl.mtl import Aggregator, Algorithm, Users
 from hmtl.training.checkpoint import RESTART, load_checkpoint, save_checkpoint
 from hmtl.training.engine import Exchange
@@ -75,6 +75,7 @@ class Trainer:
 
     Attributes:
         history: one row per round, on the leading process.
+        leaves: whether this process leaves the others at a signal; if not, the leading process decides for all.
         interrupted: number of the signal that ended training; 0: none.
         state: the last checkpoint's state of algorithm and communicator, on the leading process.
         stopped_early: whether `early_stopping` ended training.
@@ -101,6 +102,7 @@ class Trainer:
         self.users = self.exchange.wrap_users(algorithm.users)
         self.checkpoint = settings.folder / "checkpoint.pt"
         self.history = History(settings.folder / "metrics.csv" if self.exchange.leads else None)
+        self.leaves = False
         self.interrupted = 0
         self.stopped_early = False
         self.state: Mapping[str, Any] | None = None
@@ -120,6 +122,7 @@ class Trainer:
 
         Raises:
             CheckpointError: the checkpoint does not fit.
+            Interrupted: this process leaves, but the others go on.
         """
         resumes = self.exchange.start(
             self.algorithm, self.communicator, checkpoint is not None, lambda: load_checkpoint(self.checkpoint)
@@ -141,6 +144,8 @@ class Trainer:
         user_seconds = self.algorithm.user_seconds(len(self.history))
         with catch_signals() as caught:
             while self._continues():
+                if caught and self.leaves:
+                    raise Interrupted(caught[0])
                 if len(self.history) > self._saved and len(self.history) % self.settings.checkpoint_every == 0:
                     with suppress(EngineError):  # no aggregator is left: the next round is empty, and then all restart
                         self._save()
