@@ -40,8 +40,8 @@ class EngineError(HmtlError, RuntimeError):
     """Processes that cannot connect, or have lost their connection."""
 
 
-class ServerLost(EngineError):
-    """The server cannot be reached, or no longer; it may come back."""
+class ProcessLost(EngineError):
+    """A process without which the run cannot begin or go on; it may come back."""
 
 
 class DataError(HmtlError, ValueError):

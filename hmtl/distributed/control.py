@@ -19,7 +19,7 @@ from hmtl.data.table_features import FittedTable, TableFeatures
 from hmtl.data.tasks import Prepared, Task
 from hmtl.distributed.frames import CONTROL, Frame
 from hmtl.distributed.peers import Peers
-from hmtl.errors import EngineError, ServerLost
+from hmtl.errors import ProcessLost
 from hmtl.training.engine import Values
 
 log = logging.getLogger(__name__)
@@ -75,11 +75,16 @@ class Control:
         self._log([values, *received.values()])
         return received
 
+    def welcome(self, name: str) -> None:
+        """Log that a node takes part again."""
+        self._logged.discard(name)
+        log.warning("round %d: %s is back", self.peers.round + 1, name)
+
     def broadcast(self, values: Values) -> Values:
         """Return the values of the leading process in all processes.
 
         Raises:
-            ServerLost: they do not arrive.
+            ProcessLost: they do not arrive.
         """
         if self.leads:
             for name in self.others:
@@ -91,7 +96,7 @@ class Control:
         """Return the next values that the leading process sends.
 
         Raises:
-            ServerLost: they do not arrive.
+            ProcessLost: they do not arrive.
         """
         received = self.receive([SERVER], patience=self.patience)
         if SERVER not in received:
@@ -102,40 +107,48 @@ class Control:
         """Return the first values of another epoch, which the leading process begins.
 
         Raises:
-            ServerLost: they do not arrive.
+            ProcessLost: they do not arrive.
         """
         if not self.peers.follow(SERVER):
             raise self.lost_leader()
         return self.receive_from_leader()
 
-    def lost_leader(self, reason: str = "") -> ServerLost:
+    def lost_leader(self, reason: str = "") -> ProcessLost:
         """Return the error that the leading process is lost."""
-        return ServerLost(f"the server is lost: {self.peers.lost.get(SERVER, reason)}. {RESUME}")
+        return ProcessLost(f"the server is lost: {self.peers.lost.get(SERVER, reason)}. {RESUME}")
 
     def agree(self, error: str = "") -> str:
         """Wait until all processes have come here, and return the first error of any of them; "" if there is none.
 
         Args:
             error: what went wrong in this process.
+
+        Raises:
+            ProcessLost: a process ended on the way, and nothing else went wrong.
         """
-        if not self.leads:
+        lost = ""
+        if self.leads:
+            errors = [error]
+            for name in self.others:
+                try:
+                    errors.append(self.wait_for(name, "error", name, START)["error"])
+                except ProcessLost as missing:
+                    lost = lost or str(missing)
+            error = next(filter(None, errors), "")
+            self.broadcast({"error": error, "lost": lost})
+        else:
             self.send(SERVER, {"error": error})
-            return str(self.wait_for(SERVER, "error", "the others", 2 * START)["error"])
-        errors = [error] if error else []
-        for name in self.others:
-            try:
-                errors.append(self.wait_for(name, "error", name, START)["error"])
-            except EngineError as missing:
-                errors.append(str(missing))
-        first = next(filter(None, errors), "")
-        self.broadcast({"error": first})
-        return first
+            decision = self.wait_for(SERVER, "lost", "the others", 2 * START)
+            error, lost = decision["error"], decision["lost"]
+        if lost and not error:
+            raise ProcessLost(lost)
+        return error
 
     def wait_for(self, sender: str, key: str, whom: str, seconds: float) -> Values:
         """Return the next values of another process, before the first round; log now and then `whom` it waits for.
 
         Raises:
-            EngineError: they do not arrive.
+            ProcessLost: they do not arrive.
         """
         patience, name = math.ceil(seconds / self.peers.seconds), self.peers.name
         reminder = threading.Timer(REMIND, log.warning, ("%s still waits for %s", name, whom))
@@ -147,7 +160,7 @@ class Control:
             reminder.cancel()
         if sender not in received:
             reason = self.peers.lost.get(sender, f"it took more than {seconds / 60:g} minutes")
-            raise EngineError(f"{sender} did not get ready: {reason}. Start all processes again.")
+            raise ProcessLost(f"{sender} did not get ready: {reason}. Start all processes again.")
         return received[sender]
 
     def _log(self, gathered: Sequence[Values]) -> None:

@@ -23,7 +23,7 @@ from hmtl.distributed.multicast.group import Caster, Listener, Multicast
 from hmtl.distributed.peers import BEFORE, Peers
 from hmtl.distributed.placement import Placement, names_of
 from hmtl.distributed.wire import Party, Wire
-from hmtl.errors import ConfigError, EngineError, HmtlError, ServerLost
+from hmtl.errors import ConfigError, EngineError, HmtlError
 from hmtl.mtl.algorithms.base import Ids
 from hmtl.topology import Moving, Topology
 from hmtl.training.engine import Engine, Exchange, Load, Values
@@ -102,17 +102,25 @@ class Processes(Engine):
         with self.barrier():
             if rank > H:
                 tasks = load(lambda K: set(self._place(K, H).users.tolist()))
-        if names[rank] == first_host and not self._comes_back:
-            control.send(SERVER, {"tasks": [task.without_rows() for task in tasks]})
-        if names[rank] == SERVER:
-            self._known = {"run": secrets.randbits(64)}
-            self._known |= control.wait_for(first_host, "tasks", first_host, self.seconds)
         if not self._comes_back:
-            self._known = control.broadcast(self._known)
+            self._known = self._tell(control, first_host, tasks)
         tasks = tasks or tuple(self._known["tasks"])
         self._placement = self._place(len(tasks), H)
         own = set(self._placement.users.tolist())
         return tuple(task if k in own else task.without_rows() for k, task in enumerate(tasks))
+
+    def _tell(self, control: Control, first_host: str, tasks: Sequence[Task]) -> Values:
+        """Return what all have to know before they build the learner, such as the tasks of the first host."""
+        known: Values = {"run": secrets.randbits(64)}
+        try:
+            if control.peers.name == first_host:
+                control.send(SERVER, {"tasks": [task.without_rows() for task in tasks]})
+            if control.leads:
+                known |= control.wait_for(first_host, "tasks", first_host, self.seconds)
+            return control.broadcast(known)
+        except HmtlError:
+            control.peers.close()
+            raise
 
     def _place(self, K: int, H: int) -> Placement:
         return Placement(self.site.rank, self.site.size, K, H, self.site.homes(K, H))
@@ -123,19 +131,18 @@ class Processes(Engine):
 
         Raises:
             HmtlError: what this process raised in the block.
-            ConfigError: what another process raised in the block, or that it has ended.
+            ConfigError: what another process raised in the block.
+            ProcessLost: another process has ended.
         """
         assert self._peers is not None, "load_tasks comes first"
-        if self._comes_back:  # the others are in the midst of their rounds
-            yield
-            return
         own = None
         try:
             yield
         except HmtlError as error:
             own = error
         try:
-            first_error = Control(self._peers).agree("" if own is None else str(own))
+            # who comes back agrees with nobody: the others are in the midst of their rounds
+            first_error = "" if self._comes_back else Control(self._peers).agree("" if own is None else str(own))
             if own or first_error:
                 raise own or ConfigError(first_error)
         except HmtlError:
@@ -166,8 +173,8 @@ class Processes(Engine):
         The server first tells each whether the run has begun; then those that have ended may still be missing.
 
         Raises:
-            ServerLost: the server does not arrive.
-            EngineError: another process does not.
+            ProcessLost: the server ended on the way.
+            EngineError: a process does not arrive.
         """
         party = self.site.party(names, agreed)
         greet = self._greeting if party.name == SERVER else lambda name: None
@@ -177,7 +184,7 @@ class Processes(Engine):
             if party.name != SERVER:
                 server, wait = wire.connections[SERVER], max(self.site.wait, self.patience)
                 if not server.wait(wait):
-                    raise ServerLost(f"{party.name} cannot reach the server: {server.trouble}. Start it.")
+                    raise EngineError(f"{party.name} cannot reach the server: {server.trouble}. Start it.")
                 self._known = Control(peers).wait_for(SERVER, "begun", SERVER, wait)
                 self._comes_back = self._known["begun"]
             missing = wire.missing(self.seconds if self._comes_back else self.site.wait)

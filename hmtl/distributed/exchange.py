@@ -21,7 +21,7 @@ from hmtl.distributed.control import Control
 from hmtl.distributed.links import ProcessLinks
 from hmtl.distributed.peers import Peers
 from hmtl.distributed.placement import HostedUsers, Placement
-from hmtl.errors import CheckpointError, EngineError
+from hmtl.errors import CheckpointError, EngineError, ProcessLost
 from hmtl.mtl import Aggregator, Algorithm, Users
 from hmtl.mtl.algorithms.base import Ids
 from hmtl.topology import Moving, Topology
@@ -127,7 +127,8 @@ class ProcessExchange(Exchange):
         # if nothing travels, only the hosts know who took part
         users = len(outcome.users) if algorithm.users.numbers else sum(values["users"] for values in received.values())
         seconds = max(values["user seconds"] for values in (own, *received.values()))
-        if not evaluate:
+        unknown = communicator.ledger.rounds > 1 and not set(self._placement.hosts) <= set(self._user_figures)
+        if not evaluate or unknown:
             return RoundResult(users, seconds)
         by_host = self._of_all_hosts(self._user_figures)
         user_figures = {key: self._placement.by_user([each[key] for each in by_host]) for key in by_host[0]}
@@ -240,6 +241,7 @@ class ProcessExchange(Exchange):
         )
         for name in self._ready:
             self._peers.take_back(name)
+            self._control.welcome(name)
         self._peers.take_up(self._peers.epoch + 1)
         self._cut = False
         present = [name for name in placement.others if name not in self._peers.lost]
@@ -324,9 +326,9 @@ class ProcessExchange(Exchange):
             start = columns.stop
 
     def _of_all_hosts(self, received: Mapping[str, Values]) -> list[Values]:
-        """Return the values of all hosts, or raise EngineError if one of them has never sent anything."""
+        """Return the values of all hosts, or raise ProcessLost if one of them has never sent anything."""
         if missing := [name for name in self._placement.hosts if name not in received]:
-            raise EngineError(f"{missing[0]} was lost before it sent any measurements. Start or resume the run again.")
+            raise ProcessLost(f"{missing[0]} was lost before it sent any measurements. Start or resume the run again.")
         return [received[name] for name in self._placement.hosts]
 
     def _put_rows(self, users: dict[str, Tensor], name: str, state: Mapping[str, Tensor]) -> None:
