@@ -161,6 +161,7 @@ def test_nobody_speaks_for_users_of_others(name: str, kind: str, user: int) -> N
                     others = np.array([user] * len(frame.users))
                     frame = replace(frame, users=others if to != "host 0" else frame.users)
                 elif frame.kind == CONTROL:
+                    time.sleep(0.2)  # so that the frames before have left
                     raise Killed  # otherwise it would find out that nobody hears it
                 send(to, frame, *cast)
 
