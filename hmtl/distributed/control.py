@@ -18,6 +18,7 @@ from hmtl.data.preprocessing import Preprocessing, Scaling
 from hmtl.data.table_features import FittedTable, TableFeatures
 from hmtl.data.tasks import Prepared, Task
 from hmtl.distributed.frames import CONTROL, Frame
+from hmtl.distributed.launching import SERVER_LOST
 from hmtl.distributed.peers import Peers
 from hmtl.errors import EngineError
 from hmtl.training.engine import Values
@@ -95,7 +96,7 @@ class Control:
         received = self.receive([SERVER], patience=patience)
         if SERVER not in received:
             reason = self.peers.lost.get(SERVER, f"it sent nothing for {patience * self.peers.seconds:g} s")
-            raise EngineError(f"the server is lost: {reason}. {RESUME}")
+            raise EngineError(f"{SERVER_LOST}: {reason}. {RESUME}")
         return received[SERVER]
 
     def agree(self, error: str = "") -> str:

@@ -253,7 +253,11 @@ class ProcessExchange(Exchange):
 
     def _saved(self, name: str) -> Values:
         """Return from the last checkpoint the state of a process that does not answer."""
-        checkpoint = self._load_checkpoint()
+        try:
+            checkpoint = self._load_checkpoint()
+        except CheckpointError as error:
+            reason = self._peers.lost.get(name, "it does not answer")
+            raise EngineError(f"{name} is lost ({reason}) before the first checkpoint. Start the run again.") from error
         users = _rows_of(checkpoint["algorithm"]["users"], self._placement.users_of(name))
         return {"users": users, NODE_STATE: checkpoint["communicator"][NODE_STATE][name]}
 
