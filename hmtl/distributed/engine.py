@@ -47,6 +47,9 @@ class Site(Protocol):
     def addresses(self, party: Party, port: int) -> Mapping[str, str]:
         """Return the addresses of server and relays; this node listens at a port (0: none)."""
 
+    def leave(self) -> None:
+        """Release what was needed to meet."""
+
 
 class Processes(Engine):
     """One process per node: first the server, then the relays, then hosts of users.
@@ -152,6 +155,7 @@ class Processes(Engine):
             name, trouble = next(iter(missing.items()))
             wire.close()
             raise EngineError(f"{party.name} cannot reach {name}: {trouble or 'it did not arrive'}. Start all again.")
+        self.site.leave()
         return Peers(party.name, wire.connections, self.seconds, leave=wire.close)
 
     def _join_group(self, network: Network) -> Caster | Listener | None:
