@@ -48,8 +48,10 @@ class Stream:
         """Yield the messages of all frames that are sent, until the last."""
         try:
             while item := self.outbox.get():
-                yield from self._messages(*item)
-                if KINDS[item[0].kind] == BYE:
+                kind, messages = KINDS[item[0].kind], self._messages(*item)
+                del item  # so that the body is not held until there is another
+                yield from messages
+                if kind == BYE:
                     return
         finally:
             self.sent.set()
