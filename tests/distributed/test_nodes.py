@@ -81,7 +81,7 @@ def check_equal(folder: Path, expected: Path) -> None:
     assert all(models[key].tobytes() == theirs[key].tobytes() for key in models)
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 200) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -110,20 +110,18 @@ def test_six_processes_learn_what_one_does(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_host_leaves_and_the_server_stops_and_goes_on(tmp_path: Path) -> None:
-    (tmp_path / "site").mkdir()
-    site = local_site(tmp_path / "site", "rounds=3000", "checkpoint_every=1000")
+    """Without users of the host that left, and from the checkpoint, with no other arguments."""
+    site = local_site(tmp_path, "rounds=3000", "checkpoint_every=1000")
     with site.running() as nodes:
         wait_for(lambda: rounds(site) > 3)
         nodes["host-1"].send_signal(signal.SIGTERM)
         assert nodes["host-1"].done().returncode == 128 + signal.SIGTERM
-        wait_for(lambda: "host 1 is lost: it has left" in nodes["server"].stderr.replace("host-1", "host 1"))
+        wait_for(lambda: "lost: it has left" in nodes["server"].stderr)
         played = rounds(site)
         wait_for(lambda: rounds(site) > played)
         nodes["server"].send_signal(signal.SIGTERM)
         assert nodes["server"].done().returncode == 128 + signal.SIGTERM
         assert "start the server again" in nodes["server"].stdout
-        for name in (*RELAYS, "host-0"):
-            nodes[name].done()
     stopped = rounds(site)
     with site.running() as nodes:
         wait_for(lambda: rounds(site) > stopped)
