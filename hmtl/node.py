@@ -7,10 +7,12 @@ dataset.path, dataset.test_path, dataset.root, logger, engine.multicast.interfac
   health=PORT    gRPC's health service, without TLS (the same)
 
 The server keeps the results in runs/NAME, or in hydra.run.dir. Started again, it continues from its checkpoint there;
-all other nodes keep no files. At SIGTERM the server ends the run after the current round, with a checkpoint; any other
+all other nodes keep no files. A node that ended may be started again at any time: it takes part from the next round on.
+At SIGTERM the server ends the run after the current round, with a checkpoint; any other
 node leaves the run after the current round.
 """
 
+import logging
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,11 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hmtl.errors import ConfigError, HmtlError, complain
+from hmtl.errors import ConfigError, HmtlError, ProcessLost, complain
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+log = logging.getLogger(__name__)
 COMMAND = ("name", "deployment", "metrics", "health")
 """Settings that only this command has."""
 LOG = (
@@ -50,29 +53,33 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(cfg: "DictConfig", ports: Mapping[str, int]) -> None:
-    """Play the node that `cfg.engine` names, and continue from its checkpoint if there is one."""
+    """Play the node that `cfg.engine` names, from its checkpoint if there is one, and again if another node is lost."""
     from hmtl.config.build import build
     from hmtl.distributed.deployment import Deployment
     from hmtl.reporting.operation import Operation
     from hmtl.train import play
 
     folder = Path(cfg.output_dir)
-    if cfg.engine.name == Deployment.read(cfg.engine.deployment).server.name:
-        if (folder / "summary.json").exists():
-            print(f"The run in {folder} has finished. For another one, set hydra.run.dir.")
-            return
-        if (folder / "checkpoint.pt").exists():
-            cfg.resume = str(folder)
+    leads = cfg.engine.name == Deployment.read(cfg.engine.deployment).server.name
+    if leads and (folder / "summary.json").exists():
+        print(f"The run in {folder} has finished. For another one, set hydra.run.dir.")
+        return
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
     )  # the first process of a container ignores it
     operation = Operation(cfg.rounds, **ports)
     try:
-        objects = build(cfg)
-        objects.trainer.leaves = not objects.exchange.leads
-        objects.trainer.loggers = (*objects.trainer.loggers, operation)
-        operation.begin(objects.trainer.history, objects.exchange.nodes, objects.exchange.missing)
-        play(objects, cfg, "start the server again")
+        while True:
+            if leads and (folder / "checkpoint.pt").exists():
+                cfg.resume = str(folder)
+            try:
+                objects = build(cfg)
+                objects.trainer.leaves = not objects.exchange.leads
+                objects.trainer.loggers = (*objects.trainer.loggers, operation)
+                operation.begin(objects.trainer.history, objects.exchange.nodes, objects.exchange.missing)
+                return play(objects, cfg, "start the server again")
+            except ProcessLost as error:
+                log.warning("%s This node begins again.", error)
     finally:
         operation.close()
 

@@ -1,5 +1,6 @@
 """The nodes of a run in threads of one process, connected by queues instead of gRPC."""
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
@@ -55,17 +56,36 @@ class Lines:
 
     def __init__(self) -> None:
         self.lines: dict[tuple[str, str], Line] = defaultdict(Line)
+        self.connections: dict[str, dict[str, Connection]] = defaultdict(dict)  # by node and neighbour
 
     def connect(self, own: str, names: Sequence[str]) -> dict[str, Connection]:
         """Return a node's connections, with a stream to each neighbour."""
-        connections = {}
-        for rank, name in enumerate(names):
-            if (role(name), role(own)) in MAY_SEND:
-                connections[name] = connection = Connection(name, rank, MAY_SEND[role(name), role(own)])
-                connection.attach(stream := Stream(connection))
-                Thread(target=self.lines[own, name].carry, args=(stream,), daemon=True).start()
-                Thread(target=stream.take, args=(iter(self.lines[name, own]),), daemon=True).start()
+        self.connections[own] = {
+            name: Connection(name, rank, MAY_SEND[role(name), role(own)])
+            for rank, name in enumerate(names)
+            if (role(name), role(own)) in MAY_SEND
+        }
+        for name in self.connections[own]:
+            self._open(own, name)
+        return self.connections[own]
+
+    def come_back(self, own: str, names: Sequence[str]) -> dict[str, Connection]:
+        """Return the connections of a node that has ended, with a new stream to each neighbour that is there."""
+        present = [name for name in names if self.connections[own].get(name) and not self.lines[name, name].cut]
+        for name in present:
+            self.lines[own, name], self.lines[name, own] = Line(), Line()
+        self.lines[own, own].cut = False
+        connections = self.connect(own, names)
+        for name in present:
+            self._open(name, own)
         return connections
+
+    def _open(self, own: str, name: str) -> None:
+        connection = self.connections[own][name]
+        stream = Stream(connection)
+        Thread(target=self.lines[own, name].carry, args=(stream,), daemon=True).start()
+        Thread(target=stream.take, args=(iter(self.lines[name, own]),), daemon=True).start()
+        connection.attach(stream)
 
     def end(self, own: str) -> None:
         """End a node, as if its process had been killed."""
@@ -79,20 +99,29 @@ def play(
     node: Callable[[Placement, Peers], Any],
     seconds: float = 30.0,
     group: Callable[[int], Caster | Listener | None] = lambda rank: None,
+    returns: bool = False,
+    patience: float = 20.0,
 ) -> dict[str, Any]:
-    """Return what `node` returned for each placement, by name; without the nodes that raised `Killed`."""
+    """Return what `node` returned for each placement, by name; without the nodes that raised `Killed`.
+
+    If `returns`, these come back after a moment.
+    """
     lines, results, errors = Lines(), {}, []
     for placement in placements:
         for name in placement.names:
             lines.lines[placement.name, name]  # born before threads use them
 
-    def run(placement: Placement) -> None:
-        connections = lines.connect(placement.name, placement.names)
+    def run(placement: Placement, connect: Any = lines.connect) -> None:
+        connections = connect(placement.name, placement.names)
         peers = Peers(placement.name, connections, seconds, group(placement.rank))
+        _engine.patience, _engine.comes_back = patience, connect == lines.come_back
         try:
             results[placement.name] = node(placement, peers)
         except Killed:
             lines.end(placement.name)
+            if returns:
+                time.sleep(0.1)
+                run(placement, lines.come_back)
         except BaseException as error:
             errors.append(error)
             lines.end(placement.name)
@@ -114,14 +143,14 @@ class ThreadEngine(Engine):
     """The engine of a node that plays in a thread."""
 
     def __init__(self, placement: Placement, peers: Peers) -> None:
-        self.placement, self.peers = placement, peers
+        self.placement, self.peers, self.leads = placement, peers, placement.leads
 
     def load_tasks(self, load: Load, K: int | None, H: int) -> tuple[Task, ...]:
         own = self.placement.users
         return tuple(task if k in own else task.without_rows() for k, task in enumerate(load(None)))
 
     def connect(self, contacts: Topology | Moving, network: Network) -> Exchange:
-        return ProcessExchange(self.placement, self.peers, contacts)
+        return ProcessExchange(self.placement, self.peers, contacts, _engine.patience, _engine.comes_back)
 
 
 _engine = local()

@@ -45,6 +45,7 @@ NOT_IDENTITY = (
     "evaluate_every",
     "early_stopping",
     "engine.seconds",
+    "engine.patience",
     "engine.multicast",
     "logger",
     "tune",
@@ -243,10 +244,10 @@ def build(cfg: DictConfig) -> Run:
 
     check(cfg)
     folder, identity = Path(cfg.output_dir), flat(cfg, NOT_IDENTITY)
-    checkpoint = load_checkpoint(Path(cfg.resume), "train", identity) if cfg.resume else None
+    engine: Engine = make_part(cfg, "engine", **targets.accepted(cfg.engine["_target_"], agreed=agreed(cfg)))
+    checkpoint = load_checkpoint(Path(cfg.resume), "train", identity) if cfg.resume and engine.leads else None
     if checkpoint and (done := checkpoint["history"]["rounds"]) > cfg.rounds:
         raise ConfigError(f"rounds={cfg.rounds}: {cfg.resume} has {done} rounds already. Raise rounds.")
-    engine: Engine = make_part(cfg, "engine", **targets.accepted(cfg.engine["_target_"], agreed=agreed(cfg)))
     tasks, topology = build_tasks(cfg, engine)
     with engine.barrier():
         exchange = engine.connect(topology, make_part(cfg, "network"))

@@ -157,6 +157,12 @@ class Connection:
             self.stream, self.newer = self.newer, None
             return True
 
+    @property
+    def ready(self) -> bool:
+        """Whether the neighbour has come back, and has sent something since."""
+        newer = self.newer
+        return newer is not None and not newer.ended.is_set() and not newer.inbox.empty()
+
     def wait(self, seconds: float) -> bool:
         """Wait for the first stream, and return whether there is one."""
         return self._attached.wait(max(0.0, seconds))

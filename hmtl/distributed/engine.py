@@ -14,12 +14,13 @@ from typing import Protocol
 from hmtl.communication import Network
 from hmtl.communication.messages import SERVER
 from hmtl.data import Task
-from hmtl.distributed.control import Control
+from hmtl.distributed.control import Control, as_frame
 from hmtl.distributed.deployment import DeployedNode
 from hmtl.distributed.exchange import ProcessExchange
+from hmtl.distributed.frames import Frame
 from hmtl.distributed.meeting import Meeting
 from hmtl.distributed.multicast.group import Caster, Listener, Multicast
-from hmtl.distributed.peers import Peers
+from hmtl.distributed.peers import BEFORE, Peers
 from hmtl.distributed.placement import Placement, names_of
 from hmtl.distributed.wire import Party, Wire
 from hmtl.errors import ConfigError, EngineError, HmtlError
@@ -61,20 +62,28 @@ class Processes(Engine):
         seconds: how long to wait for a process to answer before it, or its users, count as absent.
         multicast: the group in which the server sends only once what several relays receive; None: each relay gets a
             copy by TCP.
+        patience: how long to wait for the server, for the last host or for the last relay to come back [s].
 
     Raises:
         ConfigError: `seconds` is not positive.
     """
 
     def __init__(
-        self, site: Callable[[float], Site], seconds: float = 60.0, multicast: Multicast | None = None
+        self,
+        site: Callable[[float], Site],
+        seconds: float = 60.0,
+        multicast: Multicast | None = None,
+        patience: float = 600.0,
     ) -> None:
         if not seconds > 0:
             raise ConfigError(f"engine.seconds={seconds} is not positive. Set it to the seconds to wait for a process.")
-        self.site, self.seconds, self.multicast = site(seconds), seconds, multicast
+        self.site, self.seconds, self.multicast, self.patience = site(seconds), seconds, multicast, patience
+        self.leads = self.site.rank == 0
         self._peers: Peers | None = None  # once it is known how many relays there are
         self._placement: Placement | None = None  # once the number of users is known
-        self._run = 0  # see `Datagram`
+        self._known: Values = {}  # what processes are told at the start
+        self._comes_back = False  # whether the run had begun before this process was there
+        self._exchange: ProcessExchange | None = None
 
     def load_tasks(self, load: Load, K: int | None, H: int) -> tuple[Task, ...]:
         """Return the tasks of all users: hosts load the rows of their own users, other processes get only the shapes.
@@ -93,16 +102,25 @@ class Processes(Engine):
         with self.barrier():
             if rank > H:
                 tasks = load(lambda K: set(self._place(K, H).users.tolist()))
-        if names[rank] == first_host:
-            control.send(SERVER, {"tasks": [task.without_rows() for task in tasks]})
-        known: Values = {"run": secrets.randbits(64)}
-        if rank == 0:
-            known |= control.wait_for(first_host, "tasks", first_host, self.seconds)
-        known = control.broadcast(known)
-        tasks, self._run = tasks or tuple(known["tasks"]), known["run"]
+        if not self._comes_back:
+            self._known = self._tell(control, first_host, tasks)
+        tasks = tasks or tuple(self._known["tasks"])
         self._placement = self._place(len(tasks), H)
         own = set(self._placement.users.tolist())
         return tuple(task if k in own else task.without_rows() for k, task in enumerate(tasks))
+
+    def _tell(self, control: Control, first_host: str, tasks: Sequence[Task]) -> Values:
+        """Return what all have to know before they build the learner, such as the tasks of the first host."""
+        known: Values = {"run": secrets.randbits(64)}
+        try:
+            if control.peers.name == first_host:
+                control.send(SERVER, {"tasks": [task.without_rows() for task in tasks]})
+            if control.leads:
+                known |= control.wait_for(first_host, "tasks", first_host, self.seconds)
+            return control.broadcast(known)
+        except HmtlError:
+            control.peers.close()
+            raise
 
     def _place(self, K: int, H: int) -> Placement:
         return Placement(self.site.rank, self.site.size, K, H, self.site.homes(K, H))
@@ -113,7 +131,8 @@ class Processes(Engine):
 
         Raises:
             HmtlError: what this process raised in the block.
-            ConfigError: what another process raised in the block, or that it has ended.
+            ConfigError: what another process raised in the block.
+            ProcessLost: another process has ended.
         """
         assert self._peers is not None, "load_tasks comes first"
         own = None
@@ -122,7 +141,8 @@ class Processes(Engine):
         except HmtlError as error:
             own = error
         try:
-            first_error = Control(self._peers).agree("" if own is None else str(own))
+            # who comes back agrees with nobody: the others are in the midst of their rounds
+            first_error = "" if self._comes_back else Control(self._peers).agree("" if own is None else str(own))
             if own or first_error:
                 raise own or ConfigError(first_error)
         except HmtlError:
@@ -144,24 +164,51 @@ class Processes(Engine):
                 "transmission per relay. Set network.medium=broadcast, or engine=torch_distributed."
             )
         self._peers.join(self._join_group(network))
-        return ProcessExchange(self._placement, self._peers, contacts)
+        self._exchange = ProcessExchange(self._placement, self._peers, contacts, self.patience, self._comes_back)
+        return self._exchange
 
     def _connect(self, names: Sequence[str], agreed: str) -> Peers:
-        """Return the other processes once there is a stream to each that this one talks to."""
+        """Return the other processes once there is a stream to each that this one talks to.
+
+        The server first tells each whether the run has begun; then those that have ended may still be missing.
+
+        Raises:
+            ProcessLost: the server ended on the way.
+            EngineError: a process does not arrive.
+        """
         party = self.site.party(names, agreed)
-        wire = Wire(party, self.seconds, lambda port: self.site.addresses(party, port))
-        if missing := wire.missing(self.site.wait):
-            name, trouble = next(iter(missing.items()))
+        greet = self._greeting if party.name == SERVER else lambda name: None
+        wire = Wire(party, self.seconds, lambda port: self.site.addresses(party, port), greet)
+        peers = Peers(party.name, wire.connections, self.seconds, leave=wire.close)
+        try:
+            if party.name != SERVER:
+                server, wait = wire.connections[SERVER], max(self.site.wait, self.patience)
+                if not server.wait(wait):
+                    raise EngineError(f"{party.name} cannot reach the server: {server.trouble}. Start it.")
+                self._known = Control(peers).wait_for(SERVER, "begun", SERVER, wait)
+                self._comes_back = self._known["begun"]
+            missing = wire.missing(self.seconds if self._comes_back else self.site.wait)
+            if missing and not self._comes_back:
+                name, trouble = next(iter(missing.items()))
+                raise EngineError(
+                    f"{party.name} cannot reach {name}: {trouble or 'it did not arrive'}. Start all again."
+                )
+        except EngineError:
             wire.close()
-            raise EngineError(f"{party.name} cannot reach {name}: {trouble or 'it did not arrive'}. Start all again.")
-        return Peers(party.name, wire.connections, self.seconds, leave=wire.close)
+            raise
+        return peers
+
+    def _greeting(self, name: str) -> Frame:
+        """Return what the server tells a process that arrives: whether the run has begun, and then what it is about."""
+        begun = self._exchange is not None and self._exchange.begun
+        return as_frame({"begun": begun, **(self._known if begun else {})}, BEFORE)
 
     def _join_group(self, network: Network) -> Caster | Listener | None:
         """Return this process's end of the multicast group, which only the server and the relays have."""
         assert self._placement is not None
         if self.multicast is None:
             return None
-        server, run = self.site.address, self._run
+        server, run = self.site.address, self._known["run"]
         if self._placement.leads:
             return Caster(self.multicast, server, run, network.W2)
         return Listener(self.multicast, server, run, self._placement.rank) if self._placement.is_relay else None
@@ -171,15 +218,21 @@ class TorchDistributed(Processes):
     """Processes that were started by `hmtl.launch`, torchrun or Slurm, and meet at torch.distributed's store.
 
     Args:
-        seconds, multicast: see `Processes`.
+        seconds, multicast, patience: see `Processes`.
         tls: whether all is encrypted, and nodes prove who they are; without, all have to be on this machine.
 
     Raises:
         ConfigError: the process was started by neither torchrun nor `hmtl.launch`.
     """
 
-    def __init__(self, seconds: float = 60.0, multicast: Multicast | None = None, tls: bool = True) -> None:
-        super().__init__(lambda seconds: Meeting(seconds, tls), seconds, multicast)
+    def __init__(
+        self,
+        seconds: float = 60.0,
+        multicast: Multicast | None = None,
+        tls: bool = True,
+        patience: float = 600.0,
+    ) -> None:
+        super().__init__(lambda seconds: Meeting(seconds, tls), seconds, multicast, patience)
 
 
 class Deployed(Processes):
@@ -190,7 +243,7 @@ class Deployed(Processes):
         name: this node's name in it.
         agreed: the settings that all nodes have to share.
         seconds, multicast: see `Processes`.
-        patience: how long to wait for other nodes [s].
+        patience: how long to wait for other nodes, at the start, and if the server, the last host or relay is lost [s].
         tls: see `TorchDistributed`.
 
     Raises:
@@ -207,4 +260,4 @@ class Deployed(Processes):
         patience: float = 3600.0,
         tls: bool = True,
     ) -> None:
-        super().__init__(lambda _: DeployedNode(deployment, name, agreed, patience, tls), seconds, multicast)
+        super().__init__(lambda _: DeployedNode(deployment, name, agreed, patience, tls), seconds, multicast, patience)

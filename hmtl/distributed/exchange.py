@@ -4,6 +4,7 @@ The first process, which plays the server, leads: it collects what the others me
 the state of all processes.
 """
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,12 +21,14 @@ from hmtl.distributed.control import Control
 from hmtl.distributed.links import ProcessLinks
 from hmtl.distributed.peers import Peers
 from hmtl.distributed.placement import HostedUsers, Placement
-from hmtl.errors import CheckpointError, EngineError
+from hmtl.errors import CheckpointError, EngineError, ProcessLost
 from hmtl.mtl import Aggregator, Algorithm, Users
 from hmtl.mtl.algorithms.base import Ids
 from hmtl.topology import Moving, Topology
 from hmtl.training.engine import Exchange, RoundResult, Values
 
+PAUSE = 0.1  # seconds between looks at who has come back
+MOMENT = 5.0  # seconds for a process that has come back to all, to be there
 NODE_STATE = "nodes"  # the key of nodes in the state of a communicator, and in every process's answer
 
 
@@ -36,14 +39,28 @@ class ProcessExchange(Exchange):
         placement: which process plays which node, and holds which users.
         peers: the other processes.
         contacts: who hears whom.
+        patience: how long the leading process waits for others to come back if too few are left [s].
+        comes_back: whether the run had begun before this process was there.
+
+    Attributes:
+        begun: whether a process that arrives now comes back, as the leading process knows it.
     """
 
     whole = False
 
-    def __init__(self, placement: Placement, peers: Peers, contacts: Topology | Moving) -> None:
-        self.leads = placement.leads
+    def __init__(
+        self,
+        placement: Placement,
+        peers: Peers,
+        contacts: Topology | Moving,
+        patience: float = 600.0,
+        comes_back: bool = False,
+    ) -> None:
+        self.leads, self.begun = placement.leads, False
+        self._patience, self._comes_back = patience, comes_back
         self._placement, self._peers, self._contacts = placement, peers, contacts
-        self._control = Control(peers)
+        self._control = Control(peers, patience)
+        self._cut = False  # whether two processes that take part lost each other, and could go on
         self.nodes = list(peers.connections)
         self._load_checkpoint: Callable[[], Mapping[str, Any]] = dict  # see `start`
         self._holders: list[str] = []  # aggregators with the present state; empty before any relay has aggregated
@@ -67,6 +84,9 @@ class ProcessExchange(Exchange):
         load_checkpoint: Callable[[], Mapping[str, Any]],
     ) -> bool:
         self._load_checkpoint, problem = load_checkpoint, algorithm.problem
+        if self._comes_back:
+            self._control.send(SERVER, {"ready": True})
+            return True
         targets = problem.loss.measure == "mean squared error"  # R² needs them
         received = self._gather(communicator, {"tasks": [for_report(task, targets) for task in problem.tasks]})
         if self.leads:
@@ -107,7 +127,8 @@ class ProcessExchange(Exchange):
         # if nothing travels, only the hosts know who took part
         users = len(outcome.users) if algorithm.users.numbers else sum(values["users"] for values in received.values())
         seconds = max(values["user seconds"] for values in (own, *received.values()))
-        if not evaluate:
+        unknown = communicator.ledger.rounds > 1 and not set(self._placement.hosts) <= set(self._user_figures)
+        if not evaluate or unknown:
             return RoundResult(users, seconds)
         by_host = self._of_all_hosts(self._user_figures)
         user_figures = {key: self._placement.by_user([each[key] for each in by_host]) for key in by_host[0]}
@@ -118,7 +139,30 @@ class ProcessExchange(Exchange):
         return self._control.broadcast(values)
 
     def waiting(self) -> bool:
-        return self.leads and bool(self._holders) and set(self._holders) <= set(self._peers.lost)
+        """As `Exchange.waiting`.
+
+        Raises:
+            EngineError: all hosts or all relays are lost, and none of them came back in time.
+        """
+        if not self.leads:
+            return False
+        self.begun = True
+        lost, deadline = self._peers.lost, time.monotonic() + self._patience
+        for names in (self._placement.hosts, self._placement.relays):
+            while set(names) <= set(lost) and not set(names) & set(self._ready):
+                if time.monotonic() > deadline:
+                    raise EngineError(
+                        f"{', '.join(names)} are lost, and did not come back within engine.patience="
+                        f"{self._patience:g} s. Continue from the last checkpoint with resume=FOLDER."
+                    )
+                time.sleep(PAUSE)
+        without_state = bool(self._holders) and set(self._holders) <= set(lost)
+        return bool(self._ready) or self._cut or without_state
+
+    @property
+    def _ready(self) -> list[str]:
+        """The processes that have come back, and wait for the state."""
+        return [name for name, each in self._peers.connections.items() if each.ready]
 
     def gather_state(self, algorithm: Algorithm, communicator: Communicator) -> Values | None:
         """Return, in the leading process, the state of all processes; return None in the others.
@@ -181,9 +225,10 @@ class ProcessExchange(Exchange):
             CheckpointError: the state comes from a run with another number of processes.
         """
         if state is None:
-            part = self._control.receive_from_leader()
-            users = {key: part["algorithm"]["users"][key] for key in algorithm.users.state_dict()}
-            return part | {"algorithm": part["algorithm"] | {"users": users}}
+            part = self._control.follow_leader()
+            for name in part["present"]:
+                self._take_back(name)
+            return part
         nodes, placement = state["communicator"][NODE_STATE], self._placement
         if set(nodes) != set(placement.names):
             raise CheckpointError(
@@ -194,15 +239,23 @@ class ProcessExchange(Exchange):
         algorithm.aggregator.load_figure_state(
             {key: state["algorithm"]["aggregator"][key] for key in algorithm.aggregator.figure_state()}
         )
+        for name in self._ready:
+            self._peers.take_back(name)
+            self._control.welcome(name)
+        self._peers.take_up(self._peers.epoch + 1)
+        self._cut = False
+        present = [name for name in placement.others if name not in self._peers.lost]
+        history = {"rounds": state["history"]["rounds"], "columns": {}}
+        elsewhere: Values = {"present": present, "history": history, "user_figures": {}}
         for name in placement.others:
-            elsewhere = {"history": {"rounds": state["history"]["rounds"], "columns": {}}, "user_figures": {}}
-            self._control.send(name, self._part(state, name, communicator) | elsewhere)
-        return self._part(state, SERVER, communicator)
+            self._control.send(name, self._part(state, name, algorithm, communicator) | elsewhere)
+        return self._part(state, SERVER, algorithm, communicator)
 
-    def _part(self, state: Mapping[str, Any], name: str, communicator: Communicator) -> Values:
+    def _part(self, state: Mapping[str, Any], name: str, algorithm: Algorithm, communicator: Communicator) -> Values:
         """Return the part of a state that a node needs."""
         nodes, sides, placement = state["communicator"][NODE_STATE], state["algorithm"], self._placement
-        part: Values = {"users": _rows_of(sides["users"], placement.users_of(name))}
+        users = {key: sides["users"][key] for key in algorithm.users.state_dict()}  # without what follows from these
+        part: Values = {"users": _rows_of(users, placement.users_of(name))}
         holds = name == SERVER and communicator.planner.server
         if communicator.planner.preferred:  # the other relays get the aggregator's state in the next round
             versions = {relay: _version(nodes, relay) for relay in placement.relays}
@@ -218,6 +271,12 @@ class ProcessExchange(Exchange):
     def close(self) -> None:
         self._peers.close()
 
+    def _take_back(self, name: str) -> None:
+        """Exchange frames again with a process that has come back, which may take a moment to reach this one."""
+        deadline = time.monotonic() + MOMENT
+        while name in self._peers.connections and not self._peers.take_back(name) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
     def _gather(self, communicator: Communicator, values: Values) -> dict[str, Values]:
         """Return, in the leading process, the values of all others, and add up their bits and seconds."""
         ledger, seconds = communicator.ledger, communicator.stopwatch.seconds
@@ -225,6 +284,8 @@ class ProcessExchange(Exchange):
         if not ledger.rounds:  # the counts of all set-ups so far
             bits, self._setup_bits = bits - self._setup_bits, bits
         received = self._control.gather({**values, "bits": bits, "seconds": dict(seconds)})
+        absent = {*self._peers.lost, *self._peers.returned}
+        self._cut = any(set(theirs["returned"]) - absent for theirs in received.values())
         for theirs in received.values():
             ledger.add_latest(theirs["bits"])
             seconds |= theirs["seconds"]
@@ -265,9 +326,9 @@ class ProcessExchange(Exchange):
             start = columns.stop
 
     def _of_all_hosts(self, received: Mapping[str, Values]) -> list[Values]:
-        """Return the values of all hosts, or raise EngineError if one of them has never sent anything."""
+        """Return the values of all hosts, or raise ProcessLost if one of them has never sent anything."""
         if missing := [name for name in self._placement.hosts if name not in received]:
-            raise EngineError(f"{missing[0]} was lost before it sent any measurements. Start or resume the run again.")
+            raise ProcessLost(f"{missing[0]} was lost before it sent any measurements. Start or resume the run again.")
         return [received[name] for name in self._placement.hosts]
 
     def _put_rows(self, users: dict[str, Tensor], name: str, state: Mapping[str, Tensor]) -> None:

@@ -66,13 +66,41 @@ class Peers:
             connection.listener = group if isinstance(group, Listener) else None
 
     def take_back(self, name: str) -> bool:
-        """Exchange frames again with a peer that was lost and has come back; return whether it has."""
-        if not self.connections[name].take_back():
+        """Exchange frames again with a peer if it was lost and has come back; return whether it is there."""
+        if name not in self.lost and not self.connections[name].newer:
+            return True
+        connection = self.connections[name]
+        arrived = connection.stream is not None and not connection.stream.ended.is_set()  # for the first time
+        if not connection.take_back() and not arrived:
             return False
         self.lost.pop(name, None)
         self.late.discard(name)
         self._early.pop(name, None)
         return True
+
+    @property
+    def returned(self) -> list[str]:
+        """The peers that were lost here and could be taken back."""
+        return [name for name, each in self.connections.items() if each.newer and not each.newer.ended.is_set()]
+
+    def take_up(self, epoch: int) -> None:
+        """Begin an epoch, and forget the frames of earlier ones."""
+        self.epoch = epoch
+        self.begin(BEFORE)
+
+    def follow(self, name: str) -> bool:
+        """Wait for a peer to begin another epoch, and begin it, too; return False if the peer is lost before."""
+        while name not in self.lost:
+            try:
+                frame = self._early.pop(name, None) or self.connections[name].receive(self.seconds)
+            except EngineError as error:
+                self.lost[name] = str(error)
+                break
+            if frame and frame.epoch > self.epoch:
+                self.take_up(frame.epoch)
+                self._early[name] = frame
+                return True
+        return False
 
     def begin(self, round: int) -> None:
         """Begin a round, and forget the frames of earlier rounds."""

@@ -81,10 +81,10 @@ class Wire:
         seconds: a neighbour's process that does not answer for six times as long counts as dead.
         meet: called with the port at which this node listens (0: none), returns the addresses of server and relays;
             None: those of the party.
+        greet: called with the name of a neighbour that has dialled, returns the first frame that it is sent, if any.
 
     Attributes:
         connections: by name of the neighbour.
-        greet: called with the name of a neighbour that has dialled, returns the first frame that it is sent, if any.
 
     Raises:
         ConfigError: without TLS, an address is not of this machine.
@@ -92,14 +92,18 @@ class Wire:
     """
 
     def __init__(
-        self, party: Party, seconds: float = 60.0, meet: Callable[[int], Mapping[str, str]] | None = None
+        self,
+        party: Party,
+        seconds: float = 60.0,
+        meet: Callable[[int], Mapping[str, str]] | None = None,
+        greet: Callable[[str], Frame | None] = lambda name: None,
     ) -> None:
         self.party = party
         self.connections = {
             name: Connection(name, party.names.index(name), MAY_SEND[role(name), role(party.name)])
             for name in party.neighbours
         }
-        self.greet: Callable[[str], Frame | None] = lambda name: None
+        self.greet = greet
         self._options = [
             ("grpc.max_receive_message_length", CHUNK + HEADER),
             ("grpc.max_send_message_length", CHUNK + HEADER),

@@ -124,7 +124,13 @@ class Exchange:
 
 
 class Engine:
-    """All nodes in this process."""
+    """All nodes in this process.
+
+    Attributes:
+        leads: whether this process leads, which reads and writes the results.
+    """
+
+    leads = True
 
     def load_tasks(self, load: Load, K: int | None, H: int) -> tuple[Task, ...]:
         """Return the tasks of K users (None: all in the data), with the rows of those who live in this process."""

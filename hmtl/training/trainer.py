@@ -133,10 +133,10 @@ class Trainer:
             self.algorithm.users.keep()  # so that they can be part of every checkpoint
         if resumes:
             self._resume(checkpoint)
-            if checkpoint is not None and checkpoint is not self.state:
+            if checkpoint is not None and not self.exchange.whole:  # for processes that are lost before the next one
                 save_checkpoint(self.checkpoint, "train", self.settings.identity, checkpoint)
         elif not self.exchange.whole:
-            self._save()  # the state of users whose process is lost before the next checkpoint
+            self._save()  # likewise
         if self.exchange.leads:
             remove_results(self.settings.folder)
         for row in self.history:
@@ -179,15 +179,15 @@ class Trainer:
             self.best, self.user_figures = state["best"], state["user_figures"]
             self._saved = len(self.history)
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
-            if isinstance(error, CheckpointError):
+            if isinstance(error, CheckpointError | EngineError):
                 raise
             raise CheckpointError(f"The checkpoint does not fit this run ({error}). {RESTART}") from error
 
     def _take_setup(self, users: Users, aggregator: Aggregator, facts: Tensor) -> None:
         """Take the answers to the facts [K, f] of a set-up that was exchanged before this process was there."""
         answers = aggregator.update(np.arange(len(facts)), facts)
-        own = self.algorithm.problem.users
-        users.receive(np.arange(len(own)), answers[own])
+        if len(own := self.algorithm.problem.users):
+            users.receive(np.arange(len(own)), answers[own])
 
     def _restart(self) -> None:
         """Continue with the processes that have come back, from the present state; or else from the last checkpoint."""
