@@ -218,6 +218,9 @@ class DeployedNode:
     def addresses(self, party: Party, port: int) -> Mapping[str, str]:
         return party.addresses
 
+    def leave(self) -> None:
+        """Do nothing: there is no meeting place to close."""
+
 
 def _first(error: ValidationError) -> str:
     """Return one line on the first thing that is wrong: `relays.1.address=10.0.0.2: write the address as host:port`."""
