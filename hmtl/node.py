@@ -64,9 +64,8 @@ def run(cfg: "DictConfig", ports: Mapping[str, int]) -> None:
     if leads and (folder / "summary.json").exists():
         print(f"The run in {folder} has finished. For another one, set hydra.run.dir.")
         return
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # the first process of a container ignores it
+    # otherwise the first process of a container would ignore it until the run begins
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     operation = Operation(cfg.rounds, **ports)
     try:
         while True:
@@ -77,7 +76,10 @@ def run(cfg: "DictConfig", ports: Mapping[str, int]) -> None:
                 objects.trainer.leaves = not objects.exchange.leads
                 objects.trainer.loggers = (*objects.trainer.loggers, operation)
                 operation.begin(objects.trainer.history, objects.exchange.nodes, objects.exchange.missing)
-                return play(objects, cfg, "start the server again")
+                play(objects, cfg, "start the server again")
+                if leads or not objects.trainer.interrupted:  # it has finished
+                    return
+                log.warning("the server has stopped the run. This node waits for it.")
             except ProcessLost as error:
                 log.warning("%s This node begins again.", error)
     finally:

@@ -110,7 +110,7 @@ def test_six_processes_learn_what_one_does(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_host_leaves_and_the_server_stops_and_goes_on(tmp_path: Path) -> None:
-    """Without users of the host that left, and from the checkpoint, with no other arguments."""
+    """Without users of the host that left; then from the checkpoint, with nothing else started again."""
     site = local_site(tmp_path, "rounds=3000", "checkpoint_every=1000")
     with site.running() as nodes:
         wait_for(lambda: rounds(site) > 3)
@@ -122,10 +122,10 @@ def test_a_host_leaves_and_the_server_stops_and_goes_on(tmp_path: Path) -> None:
         nodes["server"].send_signal(signal.SIGTERM)
         assert nodes["server"].done().returncode == 128 + signal.SIGTERM
         assert "start the server again" in nodes["server"].stdout
-    stopped = rounds(site)
-    with site.running() as nodes:
-        wait_for(lambda: rounds(site) > stopped)
-        assert {node.poll() for node in nodes.values()} == {None}
+        stopped = rounds(site)
+        with site.start("server"), site.start("host-1"):
+            wait_for(lambda: rounds(site) > stopped)
+            assert [name for name in NAMES if nodes[name].poll() is None] == [*RELAYS, "host-0"]
 
 
 @pytest.mark.parametrize(
