@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ import yaml
 from commands import Command
 
 from hmtl.communication import TIERS
+from hmtl.distributed.deployment import Deployment
 from hmtl.distributed.launching import free_port
 
 NETWORK = Path(__file__).parent.parent.parent / "experiments" / "network"
@@ -156,6 +158,13 @@ def test_a_node_with_other_settings_is_refused(tmp_path: Path) -> None:
         assert "another configuration" in relay.stderr
 
 
+def test_nodes_are_called_by_their_names(tmp_path: Path) -> None:
+    content = local_site(tmp_path, "rounds=1").content
+    content["relays"][1]["name"] = "mast"  # type: ignore[index]
+    site = Deployment.model_validate(content)
+    assert site.named("relay 1, relay 11 and host 0 miss relay 1") == "mast, relay 11 and host-0 miss mast"
+
+
 @pytest.fixture
 def namespaces() -> Iterator[dict[str, str]]:
     """The namespace of each node, with links of 100 Mbit/s between them."""
@@ -193,3 +202,30 @@ def test_six_networks_learn_what_one_process_does(
     loads = [yaml.safe_load((folder / "summary.json").read_text())["loads"] for folder in (site.results, expected)]
     assert loads[0] == loads[1]
     assert loads[0].keys() == set(TIERS)
+
+
+@pytest.mark.slow
+def test_a_cable_is_pulled_and_put_back(tmp_path: Path, namespaces: dict[str, str]) -> None:
+    """The others go on without a relay, which is back as soon as its cable is."""
+
+    def cable(state: str) -> None:
+        for device in ("hop1", "hop2"):
+            words = ["ip", "-n", namespaces["relay-0"], "link", "set", device, state]
+            subprocess.run(words, check=True)
+
+    site = remote_site(tmp_path, namespaces, "rounds=100000", "engine.seconds=4", "checkpoint_every=20")
+    with site.running() as nodes:
+
+        def said(sentence: str) -> bool:
+            return any(sentence in line and "relay-0" in line for line in nodes["server"].stderr.splitlines())
+
+        wait_for(lambda: rounds(site) > 3)
+        cable("down")
+        wait_for(lambda: said("no ") or said("lost"))
+        played = rounds(site)
+        wait_for(lambda: rounds(site) > played)
+        cable("up")
+        wait_for(lambda: said("answers again") or said("is back"))
+        played = rounds(site)
+        wait_for(lambda: rounds(site) > played + 3)
+        assert {node.poll() for node in nodes.values()} == {None}
