@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from http.client import HTTPConnection
 from importlib import import_module
 from pathlib import Path
 
@@ -55,10 +56,11 @@ class Site:
         return Command("hmtl.node", f"name={name}", f"deployment={self.file}", *words, cwd=place, prepare=prepare)
 
     @contextmanager
-    def running(self) -> Iterator[dict[str, Command]]:
+    def running(self, *of_server: str) -> Iterator[dict[str, Command]]:
         """All nodes, which are killed at the end."""
         with ExitStack() as stack:
-            yield {name: stack.enter_context(self.start(name)) for name in NAMES}
+            words = {"server": of_server}
+            yield {name: stack.enter_context(self.start(name, *words.get(name, ()))) for name in NAMES}
 
     @property
     def results(self) -> Path:
@@ -90,6 +92,12 @@ def wait_for(condition: Callable[[], object], seconds: float = 200) -> None:
         time.sleep(0.05)
 
 
+def metrics(port: int) -> str:
+    connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", "/metrics")
+    return connection.getresponse().read().decode()
+
+
 def rounds(site: Site) -> int:
     file = site.results / "metrics.csv"
     return max(0, len(file.read_text().splitlines()) - 1) if file.exists() else 0
@@ -114,13 +122,16 @@ def test_six_processes_learn_what_one_does(tmp_path: Path) -> None:
 def test_a_host_leaves_and_the_server_stops_and_goes_on(tmp_path: Path) -> None:
     """Without users of the host that left; then from the checkpoint, with nothing else started again."""
     site = local_site(tmp_path, "rounds=3000", "checkpoint_every=1000")
-    with site.running() as nodes:
+    port = free_port()
+    with site.running(f"metrics={port}") as nodes:
         wait_for(lambda: rounds(site) > 3)
+        assert f'hmtl_node_missing{{node="host-1"}} {0.0}' in metrics(port)
         nodes["host-1"].send_signal(signal.SIGTERM)
         assert nodes["host-1"].done().returncode == 128 + signal.SIGTERM
         wait_for(lambda: "lost: it has left" in nodes["server"].stderr)
         played = rounds(site)
         wait_for(lambda: rounds(site) > played)
+        assert f'hmtl_node_missing{{node="host-1"}} {1.0}' in metrics(port)
         nodes["server"].send_signal(signal.SIGTERM)
         assert nodes["server"].done().returncode == 128 + signal.SIGTERM
         assert "start the server again" in nodes["server"].stdout
