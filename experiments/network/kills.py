@@ -24,14 +24,23 @@ from omegaconf import OmegaConf
 from hmtl.distributed.launching import free_port
 
 NAMES = ("server", "relay-0", "relay-1", "relay-2", "host-0", "host-1")
-USUAL = ("K=12", "H=3", "r=2", "dataset.rows_per_user=20", "rounds=200", "algorithm.lam=0.1", "aggregators=all")
-PAUSE = 0.15  # seconds that a host rests in each round, so that the run is long enough for its nodes to come back
+USUAL = (
+    "K=12",
+    "H=3",
+    "r=2",
+    "dataset.rows_per_user=20",
+    "rounds=200",
+    "loss=smooth_hinge",
+    "lam=0.01",
+    "algorithm.omega_every=0",
+)
+PAUSE = 2.0  # seconds that a host rests in each round while nodes are killed, so that they can come back before the end
 ALONE = 3000.0  # seconds after the last kill until the run has to be over
 
 
 def rest(predictions: torch.Tensor, targets: torch.Tensor) -> float:
     """Wait a moment: a measure that slows the rounds down."""
-    time.sleep(PAUSE / 6 / 2)
+    time.sleep(float(Path("pause.txt").read_text()) / 6 / 2)  # for each user, on training and test rows
     return 0.0
 
 
@@ -46,6 +55,7 @@ class Site:
     def __init__(self, folder: Path, settings: list[str]) -> None:
         self.folder = folder.resolve()
         self.folder.mkdir(parents=True)
+        self.pause(PAUSE)
         training = [*settings, "+measures.rest._target_=kills.rest", "engine.seconds=3"]
         nodes = [{"name": name, "address": f"127.0.0.1:{free_port()}"} for name in NAMES[:4]]
         content = {"server": nodes[0], "relays": nodes[1:], "hosts": [{"name": name} for name in NAMES[4:]]}
@@ -56,11 +66,14 @@ class Site:
             self.start(name)
 
     def run(self, module: str, *words: str, log: str = "log") -> subprocess.Popen[bytes]:
-        paths = os.pathsep.join([str(Path(__file__).parent), os.getcwd(), os.environ.get("PYTHONPATH", "")])
+        paths = os.pathsep.join([str(Path(__file__).parent), str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
         with (self.folder / f"{log}.txt").open("ab") as file:
             command = [sys.executable, "-m", module, *words]
             return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=file, stderr=file)
+
+    def pause(self, seconds: float) -> None:
+        (self.folder / "pause.txt").write_text(str(seconds))
 
     def start(self, name: str) -> None:
         """Start a node, whether for the first time or again."""
@@ -126,7 +139,8 @@ def main(words: list[str]) -> int:
     site = Site(Path(words[0]), settings)
     try:
         disturb(site, int(own.get("kills", 40)), dice)
-        print("left alone", flush=True)
+        print(f"left alone after round {len(site.rounds)}", flush=True)
+        site.pause(0)
         site.wait(ALONE)
         site.wait(5)
     finally:
