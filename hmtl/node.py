@@ -15,7 +15,7 @@ node leaves the run after the current round.
 import logging
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,15 +59,16 @@ def run(cfg: "DictConfig", ports: Mapping[str, int]) -> None:
     from hmtl.reporting.operation import Operation
     from hmtl.train import play
 
-    folder = Path(cfg.output_dir)
-    leads = cfg.engine.name == Deployment.read(cfg.engine.deployment).server.name
+    folder, deployment = Path(cfg.output_dir), Deployment.read(cfg.engine.deployment)
+    leads = cfg.engine.name == deployment.server.name
     if leads and (folder / "summary.json").exists():
         print(f"The run in {folder} has finished. For another one, set hydra.run.dir.")
         return
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # the first process of a container ignores it
-    operation = Operation(cfg.rounds, **ports)
+    # otherwise the first process of a container would ignore it until the run begins
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(Named(deployment.named))
+    operation = Operation(cfg.rounds, deployment.named, **ports)
     try:
         while True:
             if leads and (folder / "checkpoint.pt").exists():
@@ -77,11 +78,26 @@ def run(cfg: "DictConfig", ports: Mapping[str, int]) -> None:
                 objects.trainer.leaves = not objects.exchange.leads
                 objects.trainer.loggers = (*objects.trainer.loggers, operation)
                 operation.begin(objects.trainer.history, objects.exchange.nodes, objects.exchange.missing)
-                return play(objects, cfg, "start the server again")
+                play(objects, cfg, "start the server again")
+                if leads or not objects.trainer.interrupted:  # it has finished
+                    return
+                log.warning("the server has stopped the run. This node waits for it.")
             except ProcessLost as error:
                 log.warning("%s This node begins again.", error)
     finally:
         operation.close()
+
+
+class Named(logging.Filter):
+    """Has log messages call nodes by their own names."""
+
+    def __init__(self, named: Callable[[str], str]) -> None:
+        super().__init__()
+        self._named = named
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = self._named(record.getMessage()), None
+        return True
 
 
 def _words(given: Mapping[str, str], typed: Sequence[str]) -> list[str]:

@@ -148,6 +148,11 @@ class Deployment(BaseModel):
             raise ConfigError(f"name={name} is not a node of the deployment. Choose one of {', '.join(roles)}.")
         return roles[name]
 
+    def named(self, text: str) -> str:
+        """Return a text with the nodes' own names in place of "relay 3" and the like."""
+        nodes = self.nodes
+        return re.sub(r"\b(relay|host) \d+\b", lambda each: nodes[each[0]].name if each[0] in nodes else each[0], text)
+
     def homes(self, K: int | None, H: int) -> list[Ids]:
         """Return the users of each host, in ascending order; nobody if K is not yet known.
 
@@ -219,7 +224,7 @@ class DeployedNode:
         return party.addresses
 
     def leave(self) -> None:
-        """Do nothing: nodes know each other by the file."""
+        """Do nothing: there is no meeting place to close."""
 
 
 def _first(error: ValidationError) -> str:

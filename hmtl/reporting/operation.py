@@ -24,6 +24,7 @@ class Operation:
 
     Args:
         rounds: of the run in total.
+        named: replaces "relay 3" and the like by the names of nodes.
         metrics: port of the metrics, at /metrics; None: there are none.
         health: port of the health service; None: there is none.
 
@@ -31,12 +32,17 @@ class Operation:
         ConfigError: a port cannot be used, or a package is missing.
     """
 
-    def __init__(self, rounds: int, metrics: int | None = None, health: int | None = None) -> None:
+    def __init__(
+        self,
+        rounds: int,
+        named: Callable[[str], str] = str,
+        metrics: int | None = None,
+        health: int | None = None,
+    ) -> None:
         self._rounds = rounds
         self._history: Sized = ()
-        self._missing: Callable[[], Collection[str]] = tuple
         self._logged, self._next_line = 0, 0.0
-        self._metrics = Metrics(metrics) if metrics else None
+        self._metrics = Metrics(metrics, named) if metrics else None
         self._health = Health(health) if health else None
 
     def begin(self, history: Sized, nodes: Sequence[str], missing: Callable[[], Collection[str]]) -> None:
@@ -84,7 +90,8 @@ class Metrics:
         ConfigError: the port cannot be used, or the package prometheus_client is missing.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, named: Callable[[str], str]) -> None:
+        self._named = named
         client = _package("prometheus_client", "metrics")
         self._registry = client.CollectorRegistry()
         client.ProcessCollector(registry=self._registry)
@@ -104,7 +111,7 @@ class Metrics:
     def begin(self, history: Sized, nodes: Sequence[str], missing: Callable[[], Collection[str]]) -> None:
         self._round.set_function(lambda: len(history))
         for node in nodes:
-            self._missing.labels(node).set_function(lambda node=node: node in missing())
+            self._missing.labels(self._named(node)).set_function(lambda node=node: node in missing())
 
     def add(self, row: Measurements) -> None:
         self._time.set_to_current_time()

@@ -3,11 +3,13 @@
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from http.client import HTTPConnection
 from importlib import import_module
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import yaml
 from commands import Command
 
 from hmtl.communication import TIERS
+from hmtl.distributed.deployment import Deployment
 from hmtl.distributed.launching import free_port
 
 NETWORK = Path(__file__).parent.parent.parent / "experiments" / "network"
@@ -53,10 +56,11 @@ class Site:
         return Command("hmtl.node", f"name={name}", f"deployment={self.file}", *words, cwd=place, prepare=prepare)
 
     @contextmanager
-    def running(self) -> Iterator[dict[str, Command]]:
+    def running(self, *of_server: str) -> Iterator[dict[str, Command]]:
         """All nodes, which are killed at the end."""
         with ExitStack() as stack:
-            yield {name: stack.enter_context(self.start(name)) for name in NAMES}
+            words = {"server": of_server}
+            yield {name: stack.enter_context(self.start(name, *words.get(name, ()))) for name in NAMES}
 
     @property
     def results(self) -> Path:
@@ -81,11 +85,17 @@ def check_equal(folder: Path, expected: Path) -> None:
     assert all(models[key].tobytes() == theirs[key].tobytes() for key in models)
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 200) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
+
+
+def metrics(port: int) -> str:
+    connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", "/metrics")
+    return connection.getresponse().read().decode()
 
 
 def rounds(site: Site) -> int:
@@ -110,24 +120,25 @@ def test_six_processes_learn_what_one_does(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_host_leaves_and_the_server_stops_and_goes_on(tmp_path: Path) -> None:
-    (tmp_path / "site").mkdir()
-    site = local_site(tmp_path / "site", "rounds=3000", "checkpoint_every=1000")
-    with site.running() as nodes:
+    """Without users of the host that left; then from the checkpoint, with nothing else started again."""
+    site = local_site(tmp_path, "rounds=3000", "checkpoint_every=1000")
+    port = free_port()
+    with site.running(f"metrics={port}") as nodes:
         wait_for(lambda: rounds(site) > 3)
+        assert f'hmtl_node_missing{{node="host-1"}} {0.0}' in metrics(port)
         nodes["host-1"].send_signal(signal.SIGTERM)
         assert nodes["host-1"].done().returncode == 128 + signal.SIGTERM
-        wait_for(lambda: "host 1 is lost: it has left" in nodes["server"].stderr.replace("host-1", "host 1"))
+        wait_for(lambda: "lost: it has left" in nodes["server"].stderr)
         played = rounds(site)
         wait_for(lambda: rounds(site) > played)
+        assert f'hmtl_node_missing{{node="host-1"}} {1.0}' in metrics(port)
         nodes["server"].send_signal(signal.SIGTERM)
         assert nodes["server"].done().returncode == 128 + signal.SIGTERM
         assert "start the server again" in nodes["server"].stdout
-        for name in (*RELAYS, "host-0"):
-            nodes[name].done()
-    stopped = rounds(site)
-    with site.running() as nodes:
-        wait_for(lambda: rounds(site) > stopped)
-        assert {node.poll() for node in nodes.values()} == {None}
+        stopped = rounds(site)
+        with site.start("server"), site.start("host-1"):
+            wait_for(lambda: rounds(site) > stopped)
+            assert [name for name in NAMES if nodes[name].poll() is None] == [*RELAYS, "host-0"]
 
 
 @pytest.mark.parametrize(
@@ -156,6 +167,13 @@ def test_a_node_with_other_settings_is_refused(tmp_path: Path) -> None:
     with site.start("server") as server, site.start("relay-0", f"deployment={other}") as relay:
         assert (server.done().returncode, relay.done().returncode) == (2, 2)
         assert "another configuration" in relay.stderr
+
+
+def test_nodes_are_called_by_their_names(tmp_path: Path) -> None:
+    content = local_site(tmp_path, "rounds=1").content
+    content["relays"][1]["name"] = "mast"  # type: ignore[index]
+    site = Deployment.model_validate(content)
+    assert site.named("relay 1, relay 11 and host 0 miss relay 1") == "mast, relay 11 and host-0 miss mast"
 
 
 @pytest.fixture
@@ -195,3 +213,30 @@ def test_six_networks_learn_what_one_process_does(
     loads = [yaml.safe_load((folder / "summary.json").read_text())["loads"] for folder in (site.results, expected)]
     assert loads[0] == loads[1]
     assert loads[0].keys() == set(TIERS)
+
+
+@pytest.mark.slow
+def test_a_cable_is_pulled_and_put_back(tmp_path: Path, namespaces: dict[str, str]) -> None:
+    """The others go on without a relay, which is back as soon as its cable is."""
+
+    def cable(state: str) -> None:
+        for device in ("hop1", "hop2"):
+            words = ["ip", "-n", namespaces["relay-0"], "link", "set", device, state]
+            subprocess.run(words, check=True)
+
+    site = remote_site(tmp_path, namespaces, "rounds=100000", "engine.seconds=4", "checkpoint_every=20")
+    with site.running() as nodes:
+
+        def said(sentence: str) -> bool:
+            return any(sentence in line and "relay-0" in line for line in nodes["server"].stderr.splitlines())
+
+        wait_for(lambda: rounds(site) > 3)
+        cable("down")
+        wait_for(lambda: said("no ") or said("lost"))
+        played = rounds(site)
+        wait_for(lambda: rounds(site) > played)
+        cable("up")
+        wait_for(lambda: said("answers again") or said("is back"))
+        played = rounds(site)
+        wait_for(lambda: rounds(site) > played + 3)
+        assert {node.poll() for node in nodes.values()} == {None}

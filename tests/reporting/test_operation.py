@@ -36,7 +36,7 @@ def ports() -> tuple[int, int]:
 
 @pytest.fixture
 def operation(ports: tuple[int, int]) -> Iterator[Operation]:
-    made = Operation(10, *ports)
+    made = Operation(10, lambda name: name.replace(" ", "-"), *ports)
     yield made
     made.close()
 
@@ -72,8 +72,8 @@ def test_metrics_of_rounds(operation: Operation, ports: tuple[int, int]) -> None
         "hmtl_bits_total/relays_to_server": 120,
         "hmtl_seconds_total/compute": 6,
         "hmtl_seconds_total/communication": 9,
-        "hmtl_node_missing/relay 0": 0,
-        "hmtl_node_missing/host 0": 1,
+        "hmtl_node_missing/relay-0": 0,
+        "hmtl_node_missing/host-0": 1,
     }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
     assert not {name for name in metrics if name.startswith("hmtl_measure")} - set(expected)
