@@ -35,6 +35,7 @@ USUAL = (
     "algorithm.omega_every=0",
 )
 PAUSE = 2.0  # seconds that a host rests in each round while nodes are killed, so that they can come back before the end
+LONG = 100.0  # seconds that the run may take for a few rounds, before the next node is killed
 ALONE = 3000.0  # seconds after the last kill until the run has to be over
 
 
@@ -129,7 +130,10 @@ def disturb(site: Site, kills: int, dice: random.Random) -> None:
             process.wait()
             time.sleep(dice.choice([0.0, seconds]))
             site.start(name)
+        reached, deadline = at + dice.randint(0, 4), time.monotonic() + LONG
         site.wait(dice.uniform(1.0, 8.0))
+        while len(site.rounds) < reached and time.monotonic() < deadline:
+            site.wait(1)
 
 
 def main(words: list[str]) -> int:
