@@ -40,6 +40,10 @@ class EngineError(HmtlError, RuntimeError):
     """Processes that cannot connect, or have lost their connection."""
 
 
+class ProcessLost(EngineError):
+    """A process without which the run cannot begin or go on; it may come back."""
+
+
 class DataError(HmtlError, ValueError):
     """A data set that is missing or damaged, or that does not fit the task."""
 

@@ -14,6 +14,8 @@ NOT_RUN = {
     "--nnodes=2": "needs two machines",
     "scontrol": "needs Slurm",
     "srun": "needs Slurm",
+    r"hmtl\.node": "needs other machines; distributed/test_nodes.py runs nodes",
+    r"hmtl\.certificates": "needs the file that the page shows; distributed/test_certificates.py runs it",
     "pytest tests/": "make test runs this file",
     "experiments/network/run.py": "needs root and 15 minutes; experiments/test_network_experiment.py plays a small run",
     "experiments/fig": "experiments/test_figures.py runs each figure with --quick --draws 1",

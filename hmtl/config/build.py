@@ -2,9 +2,11 @@
 
 from __future__ import annotations  # so that a plan does not import what only training needs
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import distributions
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
@@ -43,11 +45,26 @@ NOT_IDENTITY = (
     "evaluate_every",
     "early_stopping",
     "engine.seconds",
+    "engine.patience",
     "engine.multicast",
     "logger",
     "tune",
 )
 """Settings that may differ between a run and the one that resumes it."""
+
+OF_ONE_NODE = (
+    "output_dir",
+    "resume",
+    "device",
+    "dataset.path",
+    "dataset.test_path",
+    "dataset.root",
+    "logger",
+    "engine.name",
+    "engine.deployment",
+    "engine.multicast.interface",
+)
+"""Settings that may differ between the processes of a run; those of all others have to be the same."""
 
 KINDS: dict[str, tuple[str, ...]] = {
     "topology": ("hmtl.topology.Topology", "hmtl.topology.Moving"),
@@ -209,6 +226,12 @@ def check(cfg: DictConfig) -> None:
         build_measures(cfg)
 
 
+def agreed(cfg: DictConfig) -> str:
+    """Return what the processes of a run have to agree on: its settings, and the version of hmtl."""
+    versions = [each.version for each in distributions(name="hmtl")]
+    return json.dumps([versions[:1], flat(cfg, OF_ONE_NODE)], sort_keys=True, default=str)
+
+
 def _nodes(cfg: DictConfig) -> dict[str, Any]:
     """Return the parts of a configuration by name, the loggers as `logger.console` and so on."""
     nodes = {group: cfg[group] for group in KINDS if group in cfg and cfg[group] is not None}
@@ -224,10 +247,10 @@ def build(cfg: DictConfig) -> Run:
 
     check(cfg)
     folder, identity = Path(cfg.output_dir), flat(cfg, NOT_IDENTITY)
-    checkpoint = load_checkpoint(Path(cfg.resume), "train", identity) if cfg.resume else None
+    engine: Engine = make_part(cfg, "engine", **targets.accepted(cfg.engine["_target_"], agreed=agreed(cfg)))
+    checkpoint = load_checkpoint(Path(cfg.resume), "train", identity) if cfg.resume and engine.leads else None
     if checkpoint and (done := checkpoint["history"]["rounds"]) > cfg.rounds:
         raise ConfigError(f"rounds={cfg.rounds}: {cfg.resume} has {done} rounds already. Raise rounds.")
-    engine: Engine = make_part(cfg, "engine")
     tasks, topology = build_tasks(cfg, engine)
     with engine.barrier():
         exchange = engine.connect(topology, make_part(cfg, "network"))

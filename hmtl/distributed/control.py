@@ -6,6 +6,8 @@ count them.
 
 import io
 import logging
+import math
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,11 +18,15 @@ from hmtl.data.preprocessing import Preprocessing, Scaling
 from hmtl.data.table_features import FittedTable, TableFeatures
 from hmtl.data.tasks import Prepared, Task
 from hmtl.distributed.frames import CONTROL, Frame
+from hmtl.distributed.launching import SERVER_LOST
 from hmtl.distributed.peers import Peers
-from hmtl.errors import EngineError
+from hmtl.errors import ProcessLost
 from hmtl.training.engine import Values
 
 log = logging.getLogger(__name__)
+RESUME = "If the run's folder has a checkpoint, restart from it with resume=FOLDER; otherwise start again."
+START = 600.0  # seconds for all processes to load their data and to build the learner
+REMIND = 30.0  # seconds after which a process logs which one it is waiting for
 torch.serialization.add_safe_globals(
     [Task, Prepared, Preprocessing, Scaling, FittedTable, TableFeatures]
 )  # besides numbers, strings and tensors
@@ -31,16 +37,17 @@ class Control:
 
     Args:
         peers: the other processes; the leading one plays the server and is connected to all others.
+        patience: how long the leading process may wait for others to come back [s].
     """
 
-    def __init__(self, peers: Peers) -> None:
+    def __init__(self, peers: Peers, patience: float = 0.0) -> None:
+        self.patience = 6 + math.ceil(patience / peers.seconds)
         self.peers, self.others, self.leads = peers, list(peers.connections), peers.name == SERVER
         self._logged: set[str] = set()  # lost nodes that have been logged
 
     def send(self, to: str, values: Mapping[str, Any]) -> None:
         """Send values to a node's process, without waiting."""
-        content = torch.frombuffer(to_bytes(values), dtype=torch.uint8)[None]
-        self.peers.send(to, Frame(CONTROL, self.peers.round, content, nothing(1)))
+        self.peers.send(to, as_frame(values, self.peers.round))
 
     def receive(self, senders: Sequence[str], key: str = "", patience: int = 5) -> dict[str, Values]:
         """Return the next values from each sender, except from senders that are late or lost.
@@ -60,6 +67,7 @@ class Control:
         In all other processes, send the values and return nothing.
         """
         values = {**values, "lost": dict(self.peers.lost), "notices": self.peers.notices.copy()}
+        values["returned"] = self.peers.returned
         self.peers.notices.clear()
         if not self.leads:
             self.send(SERVER, values)
@@ -68,11 +76,16 @@ class Control:
         self._log([values, *received.values()])
         return received
 
+    def welcome(self, name: str) -> None:
+        """Log that a node takes part again."""
+        self._logged.discard(name)
+        log.warning("round %d: %s is back", self.peers.round + 1, name)
+
     def broadcast(self, values: Values) -> Values:
         """Return the values of the leading process in all processes.
 
         Raises:
-            EngineError: they do not arrive.
+            ProcessLost: they do not arrive.
         """
         if self.leads:
             for name in self.others:
@@ -84,14 +97,72 @@ class Control:
         """Return the next values that the leading process sends.
 
         Raises:
-            EngineError: they do not arrive.
+            ProcessLost: they do not arrive.
         """
-        patience = 6
-        received = self.receive([SERVER], patience=patience)
+        received = self.receive([SERVER], patience=self.patience)
         if SERVER not in received:
-            reason = self.peers.lost.get(SERVER, f"it sent nothing for {patience * self.peers.seconds:g} s")
-            raise EngineError(f"the server is lost: {reason}. Restart from the last checkpoint with resume=PATH.")
+            raise self.lost_leader(f"it sent nothing for {self.patience * self.peers.seconds:g} s")
         return received[SERVER]
+
+    def follow_leader(self) -> Values:
+        """Return the first values of another epoch, which the leading process begins.
+
+        Raises:
+            ProcessLost: they do not arrive.
+        """
+        if not self.peers.follow(SERVER):
+            raise self.lost_leader()
+        return self.receive_from_leader()
+
+    def lost_leader(self, reason: str = "") -> ProcessLost:
+        """Return the error that the leading process is lost."""
+        return ProcessLost(f"{SERVER_LOST}: {self.peers.lost.get(SERVER, reason)}. {RESUME}")
+
+    def agree(self, error: str = "") -> str:
+        """Wait until all processes have come here, and return the first error of any of them; "" if there is none.
+
+        Args:
+            error: what went wrong in this process.
+
+        Raises:
+            ProcessLost: a process ended on the way, and nothing else went wrong.
+        """
+        lost = ""
+        if self.leads:
+            errors = [error]
+            for name in self.others:
+                try:
+                    errors.append(self.wait_for(name, "error", name, START)["error"])
+                except ProcessLost as missing:
+                    lost = lost or str(missing)
+            error = next(filter(None, errors), "")
+            self.broadcast({"error": error, "lost": lost})
+        else:
+            self.send(SERVER, {"error": error})
+            decision = self.wait_for(SERVER, "lost", "the others", 2 * START)
+            error, lost = decision["error"], decision["lost"]
+        if lost and not error:
+            raise ProcessLost(lost)
+        return error
+
+    def wait_for(self, sender: str, key: str, whom: str, seconds: float) -> Values:
+        """Return the next values of another process, before the first round; log now and then `whom` it waits for.
+
+        Raises:
+            ProcessLost: they do not arrive.
+        """
+        patience, name = math.ceil(seconds / self.peers.seconds), self.peers.name
+        reminder = threading.Timer(REMIND, log.warning, ("%s still waits for %s", name, whom))
+        reminder.daemon = True
+        reminder.start()
+        try:
+            received = self.receive([sender], key, patience)
+        finally:
+            reminder.cancel()
+        if sender not in received:
+            reason = self.peers.lost.get(sender, f"it took more than {seconds / 60:g} minutes")
+            raise ProcessLost(f"{sender} did not get ready: {reason}. Start all processes again.")
+        return received[sender]
 
     def _log(self, gathered: Sequence[Values]) -> None:
         """Log what processes noticed about each other; log only once what several of them noticed."""
@@ -101,6 +172,11 @@ class Control:
         sentences += [notice for values in gathered for notice in values["notices"]]
         for sentence in dict.fromkeys(sentences):
             log.warning("round %d: %s", self.peers.round, sentence)
+
+
+def as_frame(values: Mapping[str, Any], round: int) -> Frame:
+    """Return a frame that carries values."""
+    return Frame(CONTROL, round, torch.frombuffer(to_bytes(values), dtype=torch.uint8)[None], nothing(1))
 
 
 def to_bytes(values: Mapping[str, Any]) -> memoryview:

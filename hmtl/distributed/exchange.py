@@ -4,7 +4,8 @@ The first process, which plays the server, leads: it collects what the others me
 the state of all processes.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,12 +21,15 @@ from hmtl.distributed.control import Control
 from hmtl.distributed.links import ProcessLinks
 from hmtl.distributed.peers import Peers
 from hmtl.distributed.placement import HostedUsers, Placement
-from hmtl.errors import CheckpointError, EngineError
+from hmtl.errors import CheckpointError, EngineError, ProcessLost
 from hmtl.mtl import Aggregator, Algorithm, Users
 from hmtl.mtl.algorithms.base import Ids
 from hmtl.topology import Moving, Topology
 from hmtl.training.engine import Exchange, RoundResult, Values
 
+PAUSE = 0.1  # seconds between looks at who has come back
+MOMENT = 5.0  # seconds for a process that has come back to all, to be there
+LEAST = 1 << 26  # bytes of a frame's body that are always allowed
 NODE_STATE = "nodes"  # the key of nodes in the state of a communicator, and in every process's answer
 
 
@@ -36,19 +40,35 @@ class ProcessExchange(Exchange):
         placement: which process plays which node, and holds which users.
         peers: the other processes.
         contacts: who hears whom.
+        patience: how long the leading process waits for others to come back if too few are left [s].
+        comes_back: whether the run had begun before this process was there.
+
+    Attributes:
+        begun: whether a process that arrives now comes back, as the leading process knows it.
     """
 
     whole = False
 
-    def __init__(self, placement: Placement, peers: Peers, contacts: Topology | Moving) -> None:
-        self.leads = placement.leads
+    def __init__(
+        self,
+        placement: Placement,
+        peers: Peers,
+        contacts: Topology | Moving,
+        patience: float = 600.0,
+        comes_back: bool = False,
+    ) -> None:
+        self.leads, self.begun = placement.leads, False
+        self._patience, self._comes_back = patience, comes_back
         self._placement, self._peers, self._contacts = placement, peers, contacts
-        self._control = Control(peers)
+        self._control = Control(peers, patience)
+        self._cut = False  # whether two processes that take part lost each other, and could go on
+        self.nodes = list(peers.connections)
         self._load_checkpoint: Callable[[], Mapping[str, Any]] = dict  # see `start`
         self._holders: list[str] = []  # aggregators with the present state; empty before any relay has aggregated
         self._user_figures: dict[str, dict[str, Tensor]] = {}  # by host, as last received
         self._aggregator_facts: dict[str, Tensor] = {}  # as last sent
         self._setup_bits: Tensor | int = 0  # as last sent
+        self._setups: list[Tensor] = []  # the facts of all users in each set-up
         self._saved_users: dict[str, Tensor] = {}  # their state in the last checkpoint, once a host is lost
 
     def links(self, ledger: LinkLedger) -> Links:
@@ -58,29 +78,36 @@ class ProcessExchange(Exchange):
         return HostedUsers(users, self._placement.users)
 
     def start(
-        self, algorithm: Algorithm, communicator: Communicator, load_checkpoint: Callable[[], Mapping[str, Any]]
-    ) -> None:
+        self,
+        algorithm: Algorithm,
+        communicator: Communicator,
+        resumes: bool,
+        load_checkpoint: Callable[[], Mapping[str, Any]],
+    ) -> bool:
         self._load_checkpoint, problem = load_checkpoint, algorithm.problem
+        self._peers.limit(largest_body(algorithm))
+        if self._comes_back:
+            self._control.send(SERVER, {"ready": True})
+            return True
         targets = problem.loss.measure == "mean squared error"  # R² needs them
         received = self._gather(communicator, {"tasks": [for_report(task, targets) for task in problem.tasks]})
         if self.leads:
             hosts = self._of_all_hosts(received)
-            problem.everybody = [task for values in hosts for task in values["tasks"]]
+            tasks = [task for values in hosts for task in values["tasks"]]
+            problem.everybody = [tasks[place] for place in self._placement.order]
+        return bool(self.broadcast({"resumes": resumes})["resumes"])
 
     def gather_setup(self, users: Users, aggregator: Aggregator, communicator: Communicator) -> None:
         received = self._gather(communicator, {"facts": users.local_update(-1)[1]})
         if self.leads:
-            facts = torch.cat([values["facts"] for values in self._of_all_hosts(received)])
+            facts = self._placement.by_user([values["facts"] for values in self._of_all_hosts(received)])
             aggregator.update(np.arange(len(facts)), facts)
+            self._setups.append(facts)
 
     def gather_round(
         self, algorithm: Algorithm, communicator: Communicator, outcome: Outcome, user_seconds: float, evaluate: bool
     ) -> RoundResult | None:
-        """Merge the results of a round at the leading process.
-
-        Raises:
-            EngineError: all aggregators that hold the present state are lost.
-        """
+        """Merge the results of a round at the leading process."""
         by_relays = not communicator.planner.server
         measures = evaluate and len(self._placement.users) > 0
         own = {
@@ -102,15 +129,42 @@ class ProcessExchange(Exchange):
         # if nothing travels, only the hosts know who took part
         users = len(outcome.users) if algorithm.users.numbers else sum(values["users"] for values in received.values())
         seconds = max(values["user seconds"] for values in (own, *received.values()))
-        if not evaluate:
+        unknown = communicator.ledger.rounds > 1 and not set(self._placement.hosts) <= set(self._user_figures)
+        if not evaluate or unknown:
             return RoundResult(users, seconds)
         by_host = self._of_all_hosts(self._user_figures)
-        user_figures = {key: torch.cat([figures[key] for figures in by_host]) for key in by_host[0]}
+        user_figures = {key: self._placement.by_user([each[key] for each in by_host]) for key in by_host[0]}
         figures = algorithm.figures(user_figures, self._receive_blocks(algorithm.users))
         return RoundResult(users, seconds, figures, user_figures)
 
     def broadcast(self, values: Values) -> Values:
         return self._control.broadcast(values)
+
+    def waiting(self) -> bool:
+        """As `Exchange.waiting`.
+
+        Raises:
+            EngineError: all hosts or all relays are lost, and none of them came back in time.
+        """
+        if not self.leads:
+            return False
+        self.begun = True
+        lost, deadline = self._peers.lost, time.monotonic() + self._patience
+        for names in (self._placement.hosts, self._placement.relays):
+            while set(names) <= set(lost) and not set(names) & set(self._ready):
+                if time.monotonic() > deadline:
+                    raise EngineError(
+                        f"{', '.join(names)} are lost, and did not come back within engine.patience="
+                        f"{self._patience:g} s. Continue from the last checkpoint with resume=FOLDER."
+                    )
+                time.sleep(PAUSE)
+        without_state = bool(self._holders) and set(self._holders) <= set(lost)
+        return bool(self._ready) or self._cut or without_state
+
+    @property
+    def _ready(self) -> list[str]:
+        """The processes that have come back, and wait for the state."""
+        return [name for name, each in self._peers.connections.items() if each.ready]
 
     def gather_state(self, algorithm: Algorithm, communicator: Communicator) -> Values | None:
         """Return, in the leading process, the state of all processes; return None in the others.
@@ -125,7 +179,7 @@ class ProcessExchange(Exchange):
             question = self._control.receive_from_leader()
             answer = {NODE_STATE: communication[NODE_STATE], "users": {}}
             if len(self._placement.users):
-                answer["users"] = algorithm.users.state_dict()
+                answer["users"] = algorithm.users.state_dict() | algorithm.users.derived()
             if question["with aggregator"]:
                 answer["aggregator"] = algorithm.aggregator.state_dict()
             self._control.send(SERVER, answer)
@@ -138,10 +192,14 @@ class ProcessExchange(Exchange):
             aggregator = algorithm.aggregator.state_dict()
         nodes: Values = {SERVER: communication[NODE_STATE]}
         users: dict[str, Tensor] = {}
+        outdated = False  # whether the state of some users is older
         for name in self._placement.others:
             asked = name in holders and aggregator is None
             self._control.send(name, {"with aggregator": asked})
-            answer = self._control.receive([name], key=NODE_STATE).get(name) or self._saved(name)
+            # not for long: relays that have answered wait for the next attendance already
+            received = self._control.receive([name], key=NODE_STATE, patience=2)
+            answer = received.get(name) or self._from_checkpoint(name)
+            outdated = outdated or (name in self._placement.hosts and not received)
             nodes[name] = answer[NODE_STATE]
             self._put_rows(users, name, answer["users"])
             if asked and _version(nodes, name) == _version(nodes, SERVER):  # it did not miss the last verdict
@@ -152,34 +210,74 @@ class ProcessExchange(Exchange):
                 "checkpoint with resume=PATH."
             )
         sides = {"users": users, "aggregator": aggregator}
-        return {"algorithm": sides, "communicator": communication | {NODE_STATE: nodes}}
+        state = {"algorithm": sides, "communicator": communication | {NODE_STATE: nodes}, "setups": self._setups}
+        return self.reconciled(state, algorithm) if outdated else state
 
-    def scatter_state(self, state: Values, algorithm: Algorithm, communicator: Communicator) -> Values:
+    def reconciled(self, state: Values, algorithm: Algorithm) -> Values:
+        """As `Exchange.reconciled`; all nodes start anew, since what they know of each other is outdated, too."""
+        communication = state["communicator"] | {NODE_STATE: {name: {} for name in self._placement.names}}
+        return state | {"algorithm": algorithm.reconciled(state["algorithm"]), "communicator": communication}
+
+    def scatter_state(
+        self, state: Mapping[str, Any] | None, algorithm: Algorithm, communicator: Communicator
+    ) -> Mapping[str, Any]:
         """Return the part of a gathered state that this process needs: its users' rows, and its node's state.
 
         Raises:
             CheckpointError: the state comes from a run with another number of processes.
         """
-        nodes, sides, placement = state["communicator"][NODE_STATE], state["algorithm"], self._placement
+        if state is None:
+            part = self._control.follow_leader()
+            for name in part["present"]:
+                self._take_back(name)
+            return part
+        nodes, placement = state["communicator"][NODE_STATE], self._placement
         if set(nodes) != set(placement.names):
             raise CheckpointError(
                 f"the checkpoint is of {len(nodes)} processes, but this run has {len(placement.names)}. Start "
                 f"{len(nodes)} processes."
             )
-        part: Values = {"users": _rows_of(sides["users"], placement.users)}
+        self._setups, self._holders = list(state["setups"]), []
         algorithm.aggregator.load_figure_state(
-            {key: sides["aggregator"][key] for key in algorithm.aggregator.figure_state()}
+            {key: state["algorithm"]["aggregator"][key] for key in algorithm.aggregator.figure_state()}
         )
-        holds = self.leads and communicator.planner.server
+        for name in self._ready:
+            self._peers.take_back(name)
+            self._control.welcome(name)
+        self._peers.take_up(self._peers.epoch + 1)
+        self._cut = False
+        present = [name for name in placement.others if name not in self._peers.lost]
+        history = {"rounds": state["history"]["rounds"], "columns": {}}
+        elsewhere: Values = {"present": present, "history": history, "user_figures": {}}
+        for name in placement.others:
+            self._control.send(name, self._part(state, name, algorithm, communicator) | elsewhere)
+        return self._part(state, SERVER, algorithm, communicator)
+
+    def _part(self, state: Mapping[str, Any], name: str, algorithm: Algorithm, communicator: Communicator) -> Values:
+        """Return the part of a state that a node needs."""
+        nodes, sides, placement = state["communicator"][NODE_STATE], state["algorithm"], self._placement
+        users = {key: sides["users"][key] for key in algorithm.users.state_dict()}  # without what follows from these
+        part: Values = {"users": _rows_of(users, placement.users_of(name))}
+        holds = name == SERVER and communicator.planner.server
         if communicator.planner.preferred:  # the other relays get the aggregator's state in the next round
-            versions = {name: _version(nodes, name) for name in placement.relays if nodes[name]}
-            holds = holds or (placement.name in versions and versions[placement.name] == max(versions.values()))
+            versions = {relay: _version(nodes, relay) for relay in placement.relays}
+            holds = holds or versions.get(name) == max(versions.values())
         if holds:
             part["aggregator"] = sides["aggregator"]
-        return {"algorithm": part, "communicator": state["communicator"] | {NODE_STATE: nodes[placement.name]}}
+        own = state["communicator"] | {NODE_STATE: nodes[name]}
+        return {**state, "algorithm": part, "communicator": own}
+
+    def missing(self) -> Collection[str]:
+        return self._peers.late | set(self._peers.lost)
 
     def close(self) -> None:
         self._peers.close()
+
+    def _take_back(self, name: str) -> None:
+        """Exchange frames again with a process that has come back, which may take a moment to reach this one."""
+        deadline = time.monotonic() + MOMENT
+        while name in self._peers.connections and not self._peers.take_back(name) and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def _gather(self, communicator: Communicator, values: Values) -> dict[str, Values]:
         """Return, in the leading process, the values of all others, and add up their bits and seconds."""
@@ -188,6 +286,8 @@ class ProcessExchange(Exchange):
         if not ledger.rounds:  # the counts of all set-ups so far
             bits, self._setup_bits = bits - self._setup_bits, bits
         received = self._control.gather({**values, "bits": bits, "seconds": dict(seconds)})
+        absent = {*self._peers.lost, *self._peers.returned}
+        self._cut = any(set(theirs["returned"]) - absent for theirs in received.values())
         for theirs in received.values():
             ledger.add_latest(theirs["bits"])
             seconds |= theirs["seconds"]
@@ -205,11 +305,6 @@ class ProcessExchange(Exchange):
         answer = next((received[name] for name in self._holders if name in received), None)
         if answer:
             aggregator.load_figure_state(answer["aggregator"])
-        if self._holders and set(self._holders) <= set(self._peers.lost):
-            raise EngineError(
-                f"all aggregators are lost ({', '.join(self._holders)}), and later rounds need their state. Restart "
-                "from the last checkpoint with resume=PATH."
-            )
 
     def _send_blocks(self, users: Users) -> None:
         """Send the models of this host's users to the leading process, a few columns at a time."""
@@ -229,13 +324,13 @@ class ProcessExchange(Exchange):
                 if name not in blocks:
                     self._saved_users = self._saved_users or self._load_checkpoint()["algorithm"]["users"]
                     blocks[name] = users.predictors(self._saved_users)[home, columns]
-            yield torch.cat([blocks[name] for name in hosts])
+            yield self._placement.by_user([blocks[name] for name in hosts])
             start = columns.stop
 
     def _of_all_hosts(self, received: Mapping[str, Values]) -> list[Values]:
-        """Return the values of all hosts, or raise EngineError if one of them has never sent anything."""
+        """Return the values of all hosts, or raise ProcessLost if one of them has never sent anything."""
         if missing := [name for name in self._placement.hosts if name not in received]:
-            raise EngineError(f"{missing[0]} was lost before it sent any measurements. Start or resume the run again.")
+            raise ProcessLost(f"{missing[0]} was lost before it sent any measurements. Start or resume the run again.")
         return [received[name] for name in self._placement.hosts]
 
     def _put_rows(self, users: dict[str, Tensor], name: str, state: Mapping[str, Tensor]) -> None:
@@ -248,11 +343,27 @@ class ProcessExchange(Exchange):
                 users[key] = rows.new_empty(self._placement.K, *rows.shape[1:])
             users[key][self._placement.users_of(name)] = rows
 
-    def _saved(self, name: str) -> Values:
+    def _from_checkpoint(self, name: str) -> Values:
         """Return from the last checkpoint the state of a process that does not answer."""
-        checkpoint = self._load_checkpoint()
+        try:
+            checkpoint = self._load_checkpoint()
+        except CheckpointError as error:
+            reason = self._peers.lost.get(name, "it does not answer")
+            raise EngineError(f"{name} is lost ({reason}) before the first checkpoint. Start the run again.") from error
         users = _rows_of(checkpoint["algorithm"]["users"], self._placement.users_of(name))
         return {"users": users, NODE_STATE: checkpoint["communicator"][NODE_STATE][name]}
+
+
+def largest_body(algorithm: Algorithm) -> int:
+    """Return how many bytes the body of a frame may have: a generous bound from what all processes know.
+
+    A frame carries at most what belongs to all K users: models and what travels or is kept with them, facts about each
+    user's d features (second moments at most), and a number per pair of users.
+    """
+    K, d, size = algorithm.problem.K, algorithm.problem.d, algorithm.problem.size
+    kept = sum(8 * rows.shape[1:].numel() for rows in algorithm.users.state_dict().values() if rows.ndim > 1)
+    numbers: int = max(algorithm.users.numbers, size, kept // 8)
+    return LEAST + 8 * K * (8 * numbers + d * d + 8 * K)
 
 
 def for_report(task: Task, targets: bool) -> Task:

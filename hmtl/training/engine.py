@@ -4,7 +4,7 @@ The classes here are those of a single process, which plays all nodes and has no
 "not distributed". `hmtl.distributed.engine` has their counterparts for one process per node.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,6 +48,7 @@ class Exchange:
 
     leads = True
     whole = True  # all users live in this process
+    nodes: Sequence[str] = ()  # those of other processes
 
     def links(self, ledger: LinkLedger) -> Links:
         """Return the links from the nodes of this process to all others."""
@@ -58,9 +59,20 @@ class Exchange:
         return users
 
     def start(
-        self, algorithm: Algorithm, communicator: Communicator, load_checkpoint: Callable[[], Mapping[str, Any]]
-    ) -> None:
-        """Collect what the report needs of each user's data; a checkpoint replaces the state of processes that die."""
+        self,
+        algorithm: Algorithm,
+        communicator: Communicator,
+        resumes: bool,
+        load_checkpoint: Callable[[], Mapping[str, Any]],
+    ) -> bool:
+        """Collect what the report needs of each user's data, and return whether the run continues from a state.
+
+        Args:
+            algorithm, communicator: of the run.
+            resumes: whether the leading process has a checkpoint to continue from.
+            load_checkpoint: loads the last checkpoint, which replaces the state of processes that die.
+        """
+        return resumes
 
     def gather_setup(self, users: Users, aggregator: Aggregator, communicator: Communicator) -> None:
         """Bring the leading process's aggregator to the state after a set-up, whichever node aggregated."""
@@ -83,8 +95,19 @@ class Exchange:
         """Return the state of algorithm and communicator; None in all processes but the leading one."""
         return {"algorithm": algorithm.state_dict(), "communicator": communicator.state_dict()}
 
-    def scatter_state(self, state: Values, algorithm: Algorithm, communicator: Communicator) -> Values:
-        """Return this process's part of a state that `gather_state` returned."""
+    def waiting(self) -> bool:
+        """Return whether processes have come back that are to take part; wait for some if too few are left."""
+        return False
+
+    def reconciled(self, state: Values, algorithm: Algorithm) -> Values:
+        """Return a state whose parts agree, for one whose parts are of different rounds; see `Algorithm.reconciled`."""
+        return state
+
+    def scatter_state(
+        self, state: Mapping[str, Any] | None, algorithm: Algorithm, communicator: Communicator
+    ) -> Mapping[str, Any]:
+        """Return this process's part of the `state` of a checkpoint, which only the leading process has."""
+        assert state is not None
         return state
 
     def models(self, algorithm: Algorithm, state: Mapping[str, Any] | None) -> Tensor:
@@ -92,12 +115,22 @@ class Exchange:
         assert state is not None, "only the leading process holds the state of all users"
         return algorithm.users.handed_out(state["algorithm"]["users"]).T
 
+    def missing(self) -> Collection[str]:
+        """Return the nodes whose processes are late or lost."""
+        return ()
+
     def close(self) -> None:
         """Leave the other processes."""
 
 
 class Engine:
-    """All nodes in this process."""
+    """All nodes in this process.
+
+    Attributes:
+        leads: whether this process leads, which reads and writes the results.
+    """
+
+    leads = True
 
     def load_tasks(self, load: Load, K: int | None, H: int) -> tuple[Task, ...]:
         """Return the tasks of K users (None: all in the data), with the rows of those who live in this process."""

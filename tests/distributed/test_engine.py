@@ -13,7 +13,7 @@ import threads
 import torch
 from mixed_tables import SETTINGS, mixed_table
 from omegaconf import DictConfig, OmegaConf
-from threads import Killed, QueueTransport
+from threads import Killed
 
 from hmtl.config.build import build
 from hmtl.distributed.engine import TorchDistributed
@@ -45,12 +45,14 @@ def train(cfg: DictConfig) -> tuple[torch.Tensor, list[dict[str, float]]]:
     return run.exchange.models(run.algorithm, run.trainer.state), without_clocks(history)
 
 
-def train_in_threads(cfg: DictConfig, size: int = PROCESSES, prepare: Fault | None = None) -> dict[str, Any]:
+def train_in_threads(
+    cfg: DictConfig, size: int = PROCESSES, prepare: Fault | None = None, **options: Any
+) -> dict[str, Any]:
     """What `train` returns in each node's thread; None in all but the server's."""
     cfg = copy.deepcopy(cfg)
     OmegaConf.update(cfg, "engine", {"_target_": "threads.current_engine"})
 
-    def node(placement: Placement, peers: Peers, transport: QueueTransport) -> Any:
+    def node(placement: Placement, peers: Peers) -> Any:
         if prepare:
             prepare(peers, placement.rank)
         threads.set_engine(placement, peers)
@@ -59,7 +61,7 @@ def train_in_threads(cfg: DictConfig, size: int = PROCESSES, prepare: Fault | No
         models = run.exchange.models(run.algorithm, run.trainer.state) if run.exchange.leads else None
         return models, without_clocks(history)
 
-    return threads.play([Placement(rank, size, cfg.K, cfg.H) for rank in range(size)], node)
+    return threads.play([Placement(rank, size, cfg.K, cfg.H) for rank in range(size)], node, **options)
 
 
 def check_equal(
@@ -194,9 +196,65 @@ def test_a_run_continues_without_a_host_and_reports_its_users_as_last_saved(
     assert len(list(commands.saved_rows(tmp_path))) == 3
 
 
-def test_a_run_ends_when_the_only_aggregator_is_lost(configure: Callable[..., DictConfig]) -> None:
-    with pytest.raises(EngineError):
-        train_in_threads(configure(*SMALL, "aggregators=[0]"), prepare=kill("relay 0", round=1))
+def test_a_run_goes_back_to_the_last_checkpoint_when_the_only_aggregator_is_lost(
+    configure: Callable[..., DictConfig],
+) -> None:
+    results = train_in_threads(configure(*SMALL, "aggregators=[0]"), prepare=kill("relay 0", round=1))
+    models, history = results["server"]
+    assert [row["round"] for row in history] == [0, 1, 2]
+    assert [row["empty"] for row in history] == [0, 0, 0]
+    assert models.isfinite().all()
+
+
+@pytest.mark.parametrize("lost", ["host", "relay"])
+def test_a_run_ends_with_a_checkpoint_when_nobody_is_left(
+    configure: Callable[..., DictConfig], tmp_path: Path, lost: str
+) -> None:
+    def prepare(peers: Peers, rank: int) -> None:
+        if peers.name.startswith(lost):
+            kill(peers.name, round=1)(peers, rank)
+
+    with pytest.raises(EngineError, match="patience"):
+        train_in_threads(configure(*SMALL), prepare=prepare, patience=0.2)
+    assert load_checkpoint(tmp_path)["history"]["rounds"] == 0
+
+
+RETURNS = (
+    ("communicator=coded", "aggregators=all"),
+    ("communicator=coded", "aggregators=[0]"),
+    ("communicator=uncoded", "wire=int4"),
+    ("aggregators=[server,0,1]", "algorithm.omega_every=3"),
+    ("regularizer=mean", "communicator=sums", "wire=int4", "aggregators=all"),
+    ("algorithm=cocoa", "communicator=sums", "checkpoint_every=3"),
+    ("algorithm=scaffold", "communicator=sums"),
+    ("algorithm=fedu", "regularizer.neighbors=2", "dataset.standardize=all"),
+)
+
+
+@pytest.mark.parametrize("words", RETURNS, ids=" ".join)
+def test_who_ends_comes_back_under_its_name(
+    configure: Callable[..., DictConfig], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """Nodes end in the midst of rounds and come back: no round is missing, V is that of the duals, and P falls."""
+    cfg = configure(*SMALL, *words, "rounds=30", "gap_tolerance=0")
+    killed = {"relay 0": 3, "host 1": 5, "relay 2": 9, "host 0": 12}
+
+    def prepare(peers: Peers, rank: int) -> None:
+        if peers.name in killed:
+            kill(peers.name, killed.pop(peers.name))(peers, rank)
+
+    _, history = train_in_threads(cfg, prepare=prepare, returns=True)["server"]
+    assert not killed
+    assert [row["round"] for row in history] == list(range(30))
+    assert history[-1]["users"] == 10
+    for row in history:
+        assert not row.get("gap", 0) < -1e-9
+    state = load_checkpoint(tmp_path)["algorithm"]
+    users, aggregator = state["users"], state["aggregator"]
+    if "error" in users and "V" in aggregator:
+        torch.testing.assert_close(aggregator["V"] + users["error"], users["V"], rtol=0, atol=1e-9)
+    if "algorithm.omega_every=3" not in words:  # a change of Ω changes P
+        assert history[-1]["primal"] <= history[0]["primal"]
 
 
 def test_a_run_continues_without_relays_if_the_server_aggregates(configure: Callable[..., DictConfig]) -> None:

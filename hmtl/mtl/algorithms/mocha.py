@@ -3,6 +3,7 @@
 K users, d features.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -166,6 +167,8 @@ class MOCHA(Algorithm):
         losses, conjugates = measured["losses"].sum(), measured["conjugates"].sum()
         with torch.no_grad():
             primal = float(losses + R(W, Omega))
+        if isinstance(R, SharedModel) and not torch.equal(W, W[:, :1].expand_as(W)):
+            primal = math.nan  # R is infinite: users of a process that is silent hold an older model
         dual = -float(conjugates + conjugate(coupling.B, V))
         figures = {"primal": primal, "dual": dual, "gap": primal - dual}
         if "rounding_error" in measured:

@@ -12,6 +12,7 @@ from torch import Tensor
 from hmtl.data import Task
 from hmtl.data.preprocessing import pooled
 from hmtl.data.table_features import POOLED
+from hmtl.errors import ProcessLost
 from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Ids, Users
 
 
@@ -59,7 +60,7 @@ class SetupAggregator(Aggregator):
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         if len(users) < self.K:
-            raise ValueError(f"A set-up needs the facts of all K={self.K} users, but only {len(users)} were heard.")
+            raise ProcessLost(f"A set-up needs the facts of all K={self.K} users, but only {len(users)} were heard.")
         return self.answer(ivs)
 
 
