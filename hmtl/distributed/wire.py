@@ -119,10 +119,12 @@ class Wire:
         self._closed = Event()
         self._channels: list[grpc.Channel] = []
         self._server: grpc.Server | None = None
+        if party.listen and party.credentials is None:
+            check_loopback(party.listen)
         port = self._listen(party.listen) if party.listen else 0
         addresses = meet(port) if meet else party.addresses
         if party.credentials is None:
-            for address in (*addresses.values(), *filter(None, [party.listen])):
+            for address in addresses.values():
                 check_loopback(address)
         for name in party.dialled:
             Thread(target=self._dial, args=(name, addresses[name]), name=f"to {name}", daemon=True).start()
