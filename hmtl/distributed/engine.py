@@ -7,7 +7,6 @@ study, and the ledger does not count them.
 """
 
 import logging
-import secrets
 from contextlib import AbstractContextManager
 
 from hmtl.communication import Network
@@ -84,23 +83,27 @@ class TorchDistributed(Engine):
                 f"engine=multicast sends once to all relays, but network.medium={network.medium} counts one "
                 "transmission per relay. Set network.medium=broadcast, or engine=torch_distributed."
             )
-        placement, store = self._placement, self._rendezvous.store
+        placement = self._placement
         if placement.leads:
             log.warning("%d processes; nothing is encrypted or signed: for trusted networks only", len(placement.names))
-            store.set("run", secrets.token_bytes(8))
         connect(self._rendezvous)
-        group = self._join_group(int.from_bytes(store.get("run"), "little"), network)
+        group = self._join_group(network)
         listener = group if isinstance(group, Listener) else None
         ranks = placement.neighbors
         connections = {name: Connection(placement.rank, rank, listener) for name, rank in ranks.items()}
         return ProcessExchange(placement, Peers(placement.name, connections, self.seconds, group), contacts)
 
-    def _join_group(self, run: int, network: Network) -> Caster | Listener | None:
+    def _join_group(self, network: Network) -> Caster | Listener | None:
         """Return this process's end of the multicast group, which only the server and the relays have."""
         assert self._placement is not None
         if self.multicast is None:
             return None
-        server = self._rendezvous.address
-        if self._placement.leads:
-            return Caster(self.multicast, server, run, network.W2)
-        return Listener(self.multicast, server, run, self._placement.rank) if self._placement.is_relay else None
+        placement, store = self._placement, self._rendezvous.store
+        if placement.is_relay:
+            return Listener(self.multicast, store.get(f"invitation {placement.name}"))
+        if not placement.leads:
+            return None
+        caster = Caster(self.multicast, self._rendezvous.address, network.W2)
+        for name in placement.relays:
+            store.set(f"invitation {name}", caster.invitation(placement.neighbors[name]))
+        return caster
