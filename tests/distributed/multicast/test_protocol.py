@@ -391,7 +391,7 @@ def test_a_question_is_answered_once_and_only_to_who_proves_to_ask() -> None:
 
 
 def test_reports_that_are_sent_again_keep_no_dead_receiver_waiting() -> None:
-    sending, receiver = transmission(1, numbers(10 * ROOM), [0], BPS, 0.0), receiver_of(0)
+    sending, receiver = transmission(1, numbers(10 * ROOM), [0], BPS, 0.99), receiver_of(0)
     *pieces, question = sending.due(1.0)
     for piece in pieces[2:]:
         receiver.hear(piece)
