@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,12 @@ import pytest
 import threads
 import torch
 from lossy import ends_of_group, possible
-from threads import Killed, QueueTransport
+from threads import Killed
 
 from hmtl.communication import TIERS, CodedHierarchical, Communicator, LinkLedger, Network, Uncoded
 from hmtl.communication.messages import BROADCAST, COMBINATIONS, DIGESTS, IVS, REPORT, SERVER, Message, relay_name
 from hmtl.distributed.control import Control
-from hmtl.distributed.frames import HEADER, Frame
+from hmtl.distributed.frames import CONTROL, Frame
 from hmtl.distributed.links import ProcessLinks
 from hmtl.distributed.peers import Peers
 from hmtl.distributed.placement import Placement
@@ -27,7 +28,7 @@ EVERYBODY = list(range(T.K))
 PLACEMENTS = [Placement(rank, 1 + T.H + HOSTS, T.K, T.H) for rank in range(1 + T.H + HOSTS)]
 IV_ROWS = [random_numbers(round, T.K, M + EXTRAS, None) for round in range(ROUNDS)]
 Settings = dict[str, Any]
-Fault = Callable[[Peers, QueueTransport, int], None]
+Fault = Callable[[Peers, int], None]
 """Prepares the fault of a node, before each round."""
 multicast = pytest.mark.skipif(not possible(), reason="no multicast on the loopback interface here")
 
@@ -43,14 +44,14 @@ def make(settings: Settings, links: Callable[[LinkLedger], Any] | None = None) -
 def play(settings: Settings, fault: Fault | None = None, seconds: float = 30.0) -> dict[str, dict[str, Any]]:
     """What each node saw and sent, by name."""
 
-    def node(placement: Placement, peers: Peers, transport: QueueTransport) -> dict[str, Any]:
+    def node(placement: Placement, peers: Peers) -> dict[str, Any]:
         communicator = make(settings, lambda ledger: ProcessLinks(ledger, peers, T, placement.homes))
         users = ScriptedUsers(IV_ROWS, [set()] * ROUNDS, EXTRAS, placement.users.tolist())
         aggregator, control = ScriptedAggregator(T.K, M + EXTRAS), Control(peers)
         seen: dict[str, Any] = defaultdict(list)
         for round in range(ROUNDS):
             if fault:
-                fault(peers, transport, round)
+                fault(peers, round)
             outcome = communicator.round(round, users, aggregator)
             seen["users"].append(outcome.users.tolist())
             seen["relays"].append(outcome.relays)
@@ -100,7 +101,7 @@ def test_models_and_payload_are_those_of_one_process(settings: Settings) -> None
 def killed(name: str, round: int, kind: str) -> Fault:
     """The node is killed when it would send its first frame of a kind in a round."""
 
-    def prepare(peers: Peers, transport: QueueTransport, now: int) -> None:
+    def prepare(peers: Peers, now: int) -> None:
         if peers.name != name or now != round:
             return
         send = peers.send
@@ -146,23 +147,33 @@ def test_a_round_continues_without_a_relay_that_ends_within_it(name: str, kind: 
     check_models(results, settings, away={round: [int(name.split()[1])] for round in range(2, ROUNDS)})
 
 
-def test_a_damaged_frame_is_never_read() -> None:
-    """Its sender is absent for the rest of the round, and present in the next."""
+@pytest.mark.parametrize(("name", "kind", "user"), [("host 1", IVS, 0), ("relay 3", IVS, 1), ("relay 3", "models", 7)])
+def test_nobody_speaks_for_users_of_others(name: str, kind: str, user: int) -> None:
+    """A node that does is lost to those it deceives, and the run goes on."""
 
-    def damage(peers: Peers, transport: QueueTransport, round: int) -> None:
-        if peers.name == "relay 2" and round == 1:
-            bodies = []
+    def impersonate(peers: Peers, round: int) -> None:
+        send = peers.send
+        if peers.name == name and round == 2:
 
-            def flip_first_body(rank: int, content: torch.Tensor) -> None:
-                if len(content) != HEADER and not bodies:
-                    bodies.append(content)
-                    content[0] ^= 4
+            def send_for_others(to: str, frame: Frame, *cast: Any) -> None:
+                if frame.kind == kind and frame.users is not None and len(frame.users):
+                    others = np.array([user] * len(frame.users))
+                    frame = replace(frame, users=others if to != "host 0" else frame.users)
+                elif frame.kind == CONTROL:
+                    time.sleep(0.2)  # so that the frames before have left
+                    raise Killed  # otherwise it would find out that nobody hears it
+                send(to, frame, *cast)
 
-            transport.spoil = flip_first_body
+            peers.send = send_for_others  # type: ignore[method-assign]
 
-    results = play({}, damage)
-    assert results[SERVER]["notices"][:2] == ["relay 2: report of round 1 arrived damaged", "relay 2 answers again"]
-    check_models(results, {}, away={1: [2]})
+    results = play({"coded": False}, impersonate)
+    lost = {loser: seen["lost"].get(name, "") for loser, seen in results.items()}
+    deceived = [loser for loser, reason in lost.items() if "spoke for users" in reason]
+    expected = {("host 1", IVS): "relay", ("relay 3", IVS): "server", ("relay 3", "models"): "host 1"}[name, kind]
+    assert deceived
+    assert all(loser.startswith(expected) for loser in deceived)
+    if name == "host 1":
+        assert results[SERVER]["users"][2:] == [EVERYBODY[: T.K // 2]] * 3
 
 
 @pytest.mark.slow
@@ -170,7 +181,7 @@ def test_a_relay_that_was_suspended_comes_back() -> None:
     """It misses a round and is sent the state; no model ever differs."""
     settings = {"aggregators": [0, 1]}
 
-    def suspend(peers: Peers, transport: QueueTransport, round: int) -> None:
+    def suspend(peers: Peers, round: int) -> None:
         if peers.name == SERVER and round > 2:
             time.sleep(1)  # otherwise all rounds would be over before the relay is back
         if peers.name == "relay 1" and round == 2:
@@ -222,4 +233,4 @@ def test_receivers_of_a_message_share_its_memory_and_its_multicast() -> None:
             (n, n + 1) for n in range(20)
         ]
         assert [frame.last for frame, _ in peers.sent[relay]] == [False] * 19 + [True]
-    assert len({peers.sent[relay][-1][0].to_bytes(0, 1, 2)[1].data_ptr() for relay in relays}) == 1
+    assert len({peers.sent[relay][-1][0].body.data_ptr() for relay in relays}) == 1

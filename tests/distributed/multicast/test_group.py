@@ -41,7 +41,7 @@ def listeners(caster: Caster) -> Iterator[list[Listener]]:
 def test_what_is_cast_reaches_all_one_after_the_other(caster: Caster, listeners: list[Listener]) -> None:
     another = Caster(GROUP, HERE, RATE)
     other = Listener(GROUP, another.invitation(0))
-    bodies = [numbers(size, size) for size in (1, 400_000, 10_000)]
+    bodies = [numbers(size, size) for size in (1, 80_000, 10_000)]
     casts = [caster.cast(body, range(3)) for body in bodies]
     for cast, body in zip(casts, bodies, strict=True):
         for rank, listener in enumerate(listeners):
@@ -73,8 +73,8 @@ def test_who_is_not_reached_in_time_is_sent_a_copy_and_for_this_round_at_once(
 
 def test_a_receiver_is_lost_in_the_middle(caster: Caster, listeners: list[Listener]) -> None:
     hear, heard = listeners[1].receiver.hear, count()
-    listeners[1].receiver.hear = lambda datagram: hear(datagram) if next(heard) < 50 else None  # type: ignore[method-assign]
-    body, before = numbers(300_000, 2), time.monotonic()
+    listeners[1].receiver.hear = lambda datagram: hear(datagram) if next(heard) < 20 else None  # type: ignore[method-assign]
+    body, before = numbers(80_000, 2), time.monotonic()
     cast = caster.cast(body, range(3))
     assert [cast.reaches(rank) for rank in range(3)] == [True, False, True]
     assert time.monotonic() - before < SILENCE + 30
@@ -109,11 +109,11 @@ def strangers(caster: Caster, listeners: list[Listener]) -> Iterator[list[int]]:
 def test_strangers_are_ignored(caster: Caster, listeners: list[Listener], strangers: list[int]) -> None:
     for seed in range(5):
         caster.begin()
-        body = numbers(100_000, seed)
+        body = numbers(20_000, seed)
         cast = caster.cast(body, range(3))
         assert all(cast.reaches(rank) for rank in range(3))
         assert all(torch.equal(listener.take(cast.number), body) for listener in listeners)
-    assert strangers[0] > 100
+    assert strangers[0] > 20
 
 
 def test_an_error_in_a_thread_leaves_neither_end_deaf(
