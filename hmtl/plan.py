@@ -1,6 +1,7 @@
 """Compute what coding would save on a network, without training: `python -m hmtl.plan topology=heterogeneous d=0.2`."""
 
 import json
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,9 +10,11 @@ from omegaconf import DictConfig
 from hmtl.config.command_line import main
 from hmtl.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
 
 def plan(cfg: DictConfig) -> None:
-    """Print loads, bounds and times, and write `topology.png` to `cfg.output_dir`."""
+    """Print loads, bounds and times, and write `topology.png` to `cfg.output_dir` if it can be written to."""
     # Imported here so that --help does not wait for torch and matplotlib.
     from hmtl.communication.round_costs import compare
     from hmtl.config.build import build_topology, check, make_part
@@ -31,9 +34,14 @@ def plan(cfg: DictConfig) -> None:
         comparison = compare(topology, network, cfg.V_bits, cfg.wire)
     note = "The users move: all of this holds for the first contacts only." if isinstance(contacts, Moving) else ""
     picture = Path(cfg.output_dir) / "topology.png"
-    with replacing(picture) as file:
-        best = comparison.aggregators[network.medium]
-        draw(contacts, best.relays, with_server=best.server).savefig(file, format="png", dpi=150)
+    try:
+        with replacing(picture) as file:
+            best = comparison.aggregators[network.medium]
+            draw(contacts, best.relays, with_server=best.server).savefig(file, format="png", dpi=150)
+    except OSError as error:
+        log.warning(
+            "%s was not saved: %s. Set hydra.run.dir to a folder that can be written to.", picture, error.strerror
+        )
     if cfg.format == "json":
         result = asdict(comparison) | {"verdict": verdict(comparison, network.medium)}
         if note:
@@ -48,7 +56,8 @@ def plan(cfg: DictConfig) -> None:
         console.print(line)
     if note:
         console.print(note)
-    console.print(f"Picture: {picture}", markup=False, soft_wrap=True)
+    if picture.exists():
+        console.print(f"Picture: {picture}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

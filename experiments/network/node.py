@@ -143,10 +143,14 @@ class TimedPeers(Peers):
 
 def join_group(medium: str, name: str) -> Caster | Listener | None:
     """Return this node's end of the multicast group, if it has one."""
-    server, run = os.environ["MASTER_ADDR"], 1
+    invitations: list[dict[int, bytes]] = [{}]
+    caster = None
     if medium == "broadcast" and name == SERVER:
-        return Caster(Multicast(), server, run, Network().W2)
-    return Listener(Multicast(), server, run, dist.get_rank()) if medium == "broadcast" and "relay" in name else None
+        caster = Caster(Multicast(), os.environ["MASTER_ADDR"], Network().W2)
+        invitations = [{rank: caster.invitation(rank) for rank in range(1, dist.get_world_size())}]
+    dist.broadcast_object_list(invitations)
+    is_relay = medium == "broadcast" and "relay" in name
+    return Listener(Multicast(), invitations[0][dist.get_rank()]) if is_relay else caster
 
 
 def counters() -> dict[str, dict[str, int]]:

@@ -6,7 +6,6 @@ sent, saves checkpoints and decides when to stop. These values travel alongside 
 study, and the ledger does not count them.
 """
 
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -17,7 +16,7 @@ from hmtl.data import Task
 from hmtl.distributed.control import Control, as_frame
 from hmtl.distributed.deployment import DeployedNode
 from hmtl.distributed.exchange import ProcessExchange
-from hmtl.distributed.frames import Frame
+from hmtl.distributed.frames import RELAYS, Frame, role
 from hmtl.distributed.meeting import Meeting
 from hmtl.distributed.multicast.group import Caster, Listener, Multicast
 from hmtl.distributed.peers import BEFORE, Peers
@@ -27,6 +26,8 @@ from hmtl.errors import ConfigError, EngineError, HmtlError
 from hmtl.mtl.algorithms.base import Ids
 from hmtl.topology import Moving, Topology
 from hmtl.training.engine import Engine, Exchange, Load, Values
+
+INVITED = "invitation"  # to the multicast group, the key of a relay's
 
 
 class Site(Protocol):
@@ -117,12 +118,12 @@ class Processes(Engine):
 
     def _tell(self, control: Control, first_host: str, tasks: Sequence[Task]) -> Values:
         """Return what all have to know before they build the learner, such as the tasks of the first host."""
-        known: Values = {"run": secrets.randbits(64)}
+        known: Values = {}
         try:
             if control.peers.name == first_host:
                 control.send(SERVER, {"tasks": [task.without_rows() for task in tasks]})
             if control.leads:
-                known |= control.wait_for(first_host, "tasks", first_host, self.seconds)
+                known = control.wait_for(first_host, "tasks", first_host, self.seconds)
             return control.broadcast(known)
         except HmtlError:
             control.peers.close()
@@ -207,18 +208,30 @@ class Processes(Engine):
 
     def _greeting(self, name: str) -> Frame:
         """Return what the server tells a process that arrives: whether the run has begun, and then what it is about."""
-        begun = self._exchange is not None and self._exchange.begun
-        return as_frame({"begun": begun, **(self._known if begun else {})}, BEFORE)
+        if self._exchange is None or not self._exchange.begun:
+            return as_frame({"begun": False}, BEFORE)
+        assert self._peers is not None
+        known, group = {"begun": True, **self._known}, self._peers.group
+        if isinstance(group, Caster) and role(name) == RELAYS:
+            known[INVITED] = group.invitation(self._peers.connections[name].rank)
+        return as_frame(known, BEFORE)
 
     def _join_group(self, network: Network) -> Caster | Listener | None:
         """Return this process's end of the multicast group, which only the server and the relays have."""
         assert self._placement is not None
         if self.multicast is None:
             return None
-        server, run = self.site.address, self._known["run"]
-        if self._placement.leads:
-            return Caster(self.multicast, server, run, network.W2)
-        return Listener(self.multicast, server, run, self._placement.rank) if self._placement.is_relay else None
+        assert self._peers is not None
+        placement, control = self._placement, Control(self._peers)
+        if placement.is_relay:
+            known = self._known if self._comes_back else control.wait_for(SERVER, INVITED, SERVER, self.seconds)
+            return Listener(self.multicast, known[INVITED])
+        if not placement.leads:
+            return None
+        caster = Caster(self.multicast, self.site.address, network.W2)
+        for name in placement.relays:
+            control.send(name, {INVITED: caster.invitation(self._peers.connections[name].rank)})
+        return caster
 
 
 class TorchDistributed(Processes):

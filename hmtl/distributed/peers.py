@@ -69,6 +69,8 @@ class Peers:
         """Accept bodies of so many bytes at most."""
         for connection in self.connections.values():
             connection.largest = nbytes
+        if isinstance(self.group, Listener):
+            self.group.receiver.largest = nbytes
 
     def lose(self, name: str, reason: str) -> None:
         """Exchange nothing more with a peer, which has sent what it may not."""

@@ -27,8 +27,8 @@ def losing(listener: Listener, rate: float) -> Listener:
     return listener
 
 
-def end_of_group(rank: int, relays: int, run: int, loss: float) -> Caster | Listener | None:
-    """For the server (rank 0), a relay (the next ones) or a host."""
-    if rank == 0:
-        return Caster(GROUP, HERE, run, RATE)
-    return losing(Listener(GROUP, HERE, run, rank), loss) if rank <= relays else None
+def ends_of_group(relays: int, loss: float) -> dict[int, Caster | Listener]:
+    """Of the server (rank 0) and the relays (the next ones)."""
+    caster = Caster(GROUP, HERE, RATE)
+    ranks = range(1, relays + 1)
+    return {0: caster} | {rank: losing(Listener(GROUP, caster.invitation(rank)), loss) for rank in ranks}

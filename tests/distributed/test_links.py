@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import threads
 import torch
-from lossy import end_of_group, possible
+from lossy import ends_of_group, possible
 from threads import Killed
 
 from hmtl.communication import TIERS, CodedHierarchical, Communicator, LinkLedger, Network, Uncoded
@@ -61,8 +61,7 @@ def play(settings: Settings, fault: Fault | None = None, seconds: float = 30.0) 
             control.broadcast({})  # all begin the next round together, as in a run
         return {**seen, "bits": {tier: communicator.ledger.per_link(tier)[:, 0] for tier in TIERS}, "lost": peers.lost}
 
-    run = time.time_ns() % 2**32
-    group = {"group": lambda rank: end_of_group(rank, T.H, run, settings["loss"])} if "loss" in settings else {}
+    group = {"group": ends_of_group(T.H, settings["loss"]).get} if "loss" in settings else {}
     return threads.play(PLACEMENTS, node, seconds, **group)
 
 

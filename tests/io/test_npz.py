@@ -1,5 +1,6 @@
 """Arrays from untrusted files: read as written, and never allocated on the claim of a header alone."""
 
+import contextlib
 import io
 import os
 import pickle
@@ -45,6 +46,20 @@ def test_nothing_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ValueError, match="magic"):
         load_arrays("y.npz")
     assert not Path("exploded").exists()
+
+
+SHAPES = ("(1,)", "(-1, 1)", "1", "(1.0,)", "(10**9,)", "(99999999999999999999, 0)", "('a',)", "(", "[[", "{1: []}")
+DTYPES = ("'<f8'", "[]", "('<f8',)", "b'<f8'", "{}", "'f8:'", "1, 2: 3")
+
+
+@given(st.sampled_from(SHAPES), st.sampled_from(DTYPES), st.binary(max_size=3))
+def test_a_damaged_header_is_a_value_error(shape: str, descr: str, more: bytes) -> None:
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}".encode() + more + b"\n"
+    with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(Path(folder, "x.npz"), "w") as archive:
+            archive.writestr("G.npy", b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(8))
+        with contextlib.suppress(ValueError):
+            assert load_arrays(Path(folder, "x.npz"))["G"].shape == (1,)
 
 
 @pytest.mark.parametrize("shape", [(10**6, 10**6), (10**5, 10**3)], ids=["beyond the cap", "beyond the file"])

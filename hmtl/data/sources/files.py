@@ -168,12 +168,13 @@ def _read(path: Path, roles: _Roles, needs_tasks: bool = True) -> tuple[pd.DataF
         table, x = read_rows(file, (target,) if task is None else (target, task), target, task)
         if wrong := next(_faults(table, roles, x is not None), None):
             raise DataError(f"{file} {wrong}")
-        if file.stem in tables:
-            raise DataError(f"{file}: another file is also called {file.stem}. Rename or remove one.")
+        name = file.stem.encode(errors="replace").decode()  # bytes of a name that are not UTF-8 become ?
+        if name in tables:
+            raise DataError(f"{file}: another file is also called {name}. Rename or remove one.")
         first = next(iter(tables.values()), table)
         if difference := sorted(set(first) ^ set(table)):
             raise DataError(f"{file} or {places[0]} lacks {few(difference)}. Give all tasks the same columns.")
-        tables[file.stem] = table
+        tables[name] = table
         sparse.append((file, x))
     _check_features(dict(zip(places, tables.values(), strict=True)), roles)
     every, x = pd.concat(tables.values(), ignore_index=True), _stacked(sparse)

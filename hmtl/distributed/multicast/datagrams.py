@@ -1,62 +1,110 @@
 """Datagrams of the multicast protocol: pieces of a body, questions about what arrived, and reports in reply.
 
 A body is cut into pieces of equal length, and these are grouped into generations of at most GENERATION pieces; linear
-combinations over GF(2^8) within a generation repair losses. A datagram with a wrong checksum is ignored.
+combinations over GF(2^8) within a generation repair losses.
+
+Pieces and questions are sealed with AES-GCM under the group's key, which the server and all relays hold. A relay could
+forge them, so a question also proves the body's digest to each relay that it asks, and a report proves who sent it:
+keyed BLAKE2b under a key that only the server and that relay hold. Datagrams without proof are ignored.
 """
 
 import struct
-import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Self
+from hashlib import blake2b
+from hmac import compare_digest
+from typing import NamedTuple, Self
 
 import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl.errors import CodingError
 from hmtl.gf256 import cauchy
 
-MAGIC = b"hmtm"
-PIECE, QUESTION, REPORT = range(3)
-LAYOUT = struct.Struct("<4s B Q I I H B")
-HEADER = LAYOUT.size + 4  # bytes, with the checksum
+PIECE, QUESTION = range(2)
+LAYOUT = struct.Struct("<B I I H B")
+TAG = 16  # bytes of a seal or a proof
+HEADER = LAYOUT.size + TAG
 DATAGRAM = 1400  # bytes at most, so that links carry it in one packet
 ROOM = DATAGRAM - HEADER
 GENERATION = 100  # pieces at most; larger generations even out losses, but leave only 256 - GENERATION combinations
+PROOF = struct.Struct(f"<H {TAG}s")  # in a question: a receiver's rank, and the proof for it
+REPORT = struct.Struct("<H I H ?")
 LACK = np.dtype([("generation", "<u2"), ("pieces", "u1")])
+KEY = 32  # bytes of a key or a digest
 
 
-@dataclass(frozen=True)
-class Datagram:
-    """One datagram."""
+class Datagram(NamedTuple):
+    """A piece or a question."""
 
-    what: int  # PIECE of a body, QUESTION about which receiver lacks what, or REPORT in reply
-    run: int  # a number that no other run on the network has
+    what: int  # PIECE of a body, or QUESTION about which receiver lacks what
     number: int  # of the body, from 1
     size: int  # of the body [bytes]
-    generation: int  # the piece's generation; in a question and in the reports that answer it, the question's number
-    index: int = 0  # the piece's place in its generation; for a combination, its row plus the generation's size
-    content: bytes | memoryview = (
-        b""  # a piece; in a report, the receiver's rank [2 bytes] and what it lacks, see `LACK`
-    )
+    generation: int  # the piece's generation; the question's number
+    place: int  # the piece's place in its generation; for a combination, its row plus the generation's size
+    content: bytes | memoryview  # the piece; in a question, the body's digest and then a PROOF for each receiver asked
 
-    def to_bytes(self) -> bytes:
-        head = LAYOUT.pack(MAGIC, self.what, self.run, self.number, self.size, self.generation, self.index)
-        return b"".join((head, zlib.crc32(self.content, zlib.crc32(head)).to_bytes(4, "little"), self.content))
+    @property
+    def head(self) -> bytes:
+        """The fields before the content; no two datagrams under the same key share them, so they serve as nonce."""
+        return LAYOUT.pack(*self[:5])
+
+    def to_bytes(self, group: AESGCM) -> bytes:
+        head = self.head
+        return head + group.encrypt(head, self.content, None)
 
     @classmethod
-    def from_bytes(cls, datagram: bytes) -> Self:
-        """Return the datagram that `to_bytes` encoded.
+    def from_bytes(cls, datagram: bytes, group: AESGCM) -> Self | None:
+        """Return the datagram that `to_bytes` encoded; None if it was not sealed with the group's key."""
+        head = datagram[: LAYOUT.size]
+        try:
+            content = group.decrypt(head, datagram[LAYOUT.size :], None)
+        except (InvalidTag, ValueError):
+            return None
+        return cls._make((*LAYOUT.unpack(head), content))
 
-        Raises:
-            CodingError: the bytes are damaged, or come from another program.
-        """
-        content = memoryview(datagram)
-        head, checksum, rest = content[: LAYOUT.size], content[LAYOUT.size : HEADER], content[HEADER:]
-        if head[:4] != MAGIC or zlib.crc32(rest, zlib.crc32(head)) != int.from_bytes(checksum, "little"):
-            raise CodingError("a datagram is damaged, or comes from another program")
-        _, what, run, number, size, generation, index = LAYOUT.unpack(head)
-        return cls(what, run, number, size, generation, index, rest)
+
+class Report(NamedTuple):
+    """The answer of one receiver to a question."""
+
+    receiver: int  # rank
+    number: int  # of the body
+    question: int
+    gives_up: bool  # the receiver needs a copy of the body through its connection
+    lacks: NDArray[np.void]  # what it lacks, see LACK
+
+    def to_bytes(self, key: bytes) -> bytes:
+        content = REPORT.pack(*self[:4]) + self.lacks.tobytes()
+        return content + prove(key, content)
+
+    @classmethod
+    def from_bytes(cls, report: bytes, keys: Mapping[int, bytes]) -> Self | None:
+        """Return the report that `to_bytes` encoded; None if no receiver proves it with its key."""
+        content, proof = report[:-TAG], report[-TAG:]
+        if len(content) < REPORT.size or (len(content) - REPORT.size) % LACK.itemsize:
+            return None
+        fields = REPORT.unpack_from(content)
+        key = keys.get(fields[0])
+        if key is None or not compare_digest(proof, prove(key, content)):
+            return None
+        return cls._make((*fields, np.frombuffer(content[REPORT.size :], LACK)))
+
+
+def derive(secret: bytes, purpose: str) -> bytes:
+    """Return the key for one purpose, which tells nothing about the secret and the keys for others."""
+    return blake2b(purpose.encode(), key=secret, digest_size=KEY).digest()
+
+
+def prove(key: bytes, content: bytes) -> bytes:
+    """Return the proof that who holds the key has sent this content."""
+    return blake2b(content, key=key, digest_size=TAG).digest()
+
+
+def digest(content: bytes | memoryview) -> bytes:
+    """Return the digest by which a body is known."""
+    return blake2b(content, digest_size=KEY).digest()
 
 
 class Cut:

@@ -1,9 +1,10 @@
 """The two ends of a multicast group, in which the server sends only once what several relays receive.
 
-At each end, a thread moves datagrams between a socket and the protocol of `hmtl.distributed.multicast.protocol`. The
-datagrams are neither encrypted nor authenticated: trusted networks only.
+At each end, a thread moves datagrams between a socket and the protocol of `hmtl.distributed.multicast.protocol`.
 """
 
+import logging
+import secrets
 import select
 import socket
 import time
@@ -13,15 +14,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address
 from queue import SimpleQueue
+from struct import Struct
 from threading import Event, Lock, Thread
+from typing import NamedTuple, Self
 
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from torch import Tensor
 
-from hmtl.distributed.multicast.datagrams import DATAGRAM
+from hmtl.distributed.multicast.datagrams import DATAGRAM, KEY, derive
 from hmtl.distributed.multicast.protocol import Receiver, Transmission
 from hmtl.errors import ConfigError, EngineError
 
+log = logging.getLogger(__name__)
 BUFFER = 4 << 20  # bytes that may wait in the socket of a busy process; the system may limit it to less
+INVITATION = Struct(f"!H {KEY}s {KEY}s 4s H")
+LARGEST = 1 << 28  # bytes of a body, at most, unless the run needs more
+REST = 64  # rounds, at most, in which a receiver that could not be reached gets copies before it is tried again
 
 
 @dataclass(frozen=True)
@@ -118,12 +126,31 @@ class Cast:
                 known.set_result(receiver in reached)
 
 
+class Invitation(NamedTuple):
+    """What a relay needs to take part; whoever has it can read what is sent to the group, and report for this relay."""
+
+    rank: int
+    group: bytes  # the group's key
+    key: bytes  # this relay's own
+    address: tuple[str, int]  # where reports go
+
+    def to_bytes(self) -> bytes:
+        host, port = self.address
+        return INVITATION.pack(self.rank, self.group, self.key, socket.inet_aton(host), port)
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Self:
+        rank, group, key, host, port = INVITATION.unpack(content)
+        return cls(rank, group, key, (socket.inet_ntoa(host), port))
+
+
 class _End:
     """The base of both ends of a group: a thread that serves a socket and counts the bytes that it sends."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
+        self._socket, self._closed = sock, Event()
         self._nbytes = self._reported = 0  # only the thread changes the first, only its owner the second
+        self._warnings: set[str] = set()
         self._thread = Thread(target=self._work, daemon=True)
 
     def overhead(self) -> int:
@@ -131,34 +158,53 @@ class _End:
         before, self._reported = self._reported, self._nbytes
         return self._reported - before
 
+    def close(self) -> None:
+        """Leave the group."""
+        self._closed.set()
+        self._thread.join(timeout=1.0)
+        self._socket.close()
+
+    def _warn(self, what: str, error: Exception) -> None:
+        """Log an unforeseen error once, and go on: a thread that ended would leave this end deaf."""
+        warning = f"{what} ({type(error).__name__}: {error})"
+        if warning not in self._warnings:
+            log.warning(warning)
+        self._warnings.add(warning)
+
     def _work(self) -> None:
         raise NotImplementedError
 
 
 class Caster(_End):
-    """The server's end of a group, which sends one body after another.
+    """The server's end of a group, which sends one body after another under a key of its own.
+
+    A receiver that could not be reached gets copies of all other bodies of the round, too, and, if this happens in n
+    rounds on end, in the next 2^(n - 1) - 1 rounds, so that one that is out of reach costs little time.
 
     Args:
         multicast: settings.
         server: address of the server.
-        run: see `Datagram`.
         bps: sending rate [bit/s], unless the settings have one.
-
-    Attributes:
-        unreachable: ranks of receivers that could not be reached in this round and have not reported since.
     """
 
-    def __init__(self, multicast: Multicast, server: str, run: int, bps: float) -> None:
+    def __init__(self, multicast: Multicast, server: str, bps: float) -> None:
         super().__init__(multicast.socket(server, receive=False))
-        self._to, self._run, self._bps = (multicast.group, multicast.port), run, multicast.rate_bps or bps
+        self._to, self._bps = (multicast.group, multicast.port), multicast.rate_bps or bps
+        self._secret = secrets.token_bytes(KEY)
+        self._group = derive(self._secret, "group")
         self._casts: SimpleQueue[Cast | None] = SimpleQueue()
-        self._number = 0
-        self.unreachable: set[int] = set()
+        self._number = self._round = 0
+        self._failures: dict[int, int] = {}  # rounds on end in which a receiver could not be reached
+        self._again: dict[int, int] = {}  # the round in which it is tried again
         self._thread.start()
 
+    def invitation(self, rank: int) -> bytes:
+        """Return what a relay's `Listener` needs; hand it to nobody else."""
+        return Invitation(rank, self._group, self._key(rank), self._socket.getsockname()).to_bytes()
+
     def begin(self) -> None:
-        """Begin a round, and try all receivers again."""
-        self.unreachable.clear()
+        """Begin a round."""
+        self._round += 1
 
     def cast(self, body: Tensor, receivers: Iterable[int]) -> Cast:
         """Send a body to receivers, without waiting."""
@@ -167,32 +213,44 @@ class Caster(_End):
         self._casts.put(cast)
         return cast
 
+    def unreachable(self) -> set[int]:
+        """Return the receivers that get copies at present."""
+        return {receiver for receiver, round in self._again.items() if round > self._round}
+
     def close(self) -> None:
-        """Stop sending."""
         self._casts.put(None)
-        self._thread.join(timeout=1.0)
-        self._socket.close()
+        super().close()
+
+    def _key(self, rank: int) -> bytes:
+        return derive(self._secret, f"relay {rank}")
 
     def _work(self) -> None:
         while cast := self._casts.get():
             try:
                 self._transmit(cast)
+            except Exception as error:
+                self._warn("a multicast failed; copies are sent instead", error)
             finally:
                 cast.settle(set(), set())
 
     def _transmit(self, cast: Cast) -> None:
-        receivers = cast.receivers - self.unreachable
-        sending = Transmission(self._run, cast.number, cast.body, receivers, self._bps, time.monotonic())
-        while sending.waiting:
+        keys = {receiver: self._key(receiver) for receiver in cast.receivers - self.unreachable()}
+        sending = Transmission(AESGCM(self._group), keys, cast.number, cast.body, self._bps, time.monotonic())
+        readable = select.poll()
+        readable.register(self._socket, select.POLLIN)
+        while sending.waiting and not self._closed.is_set():
             cast.settle(sending.reached, sending.waiting)
             for datagram in sending.due(time.monotonic()):
                 with suppress(OSError):  # counts as lost
                     self._socket.sendto(datagram, self._to)
             seconds = max(0.0, sending.wake() - time.monotonic()) if sending.waiting else 0.0
-            if select.select([self._socket], [], [], seconds)[0]:
+            if readable.poll(1e3 * seconds):
                 with suppress(OSError):
-                    self.unreachable.discard(sending.hear(self._socket.recv(DATAGRAM), time.monotonic()))
-        self.unreachable |= receivers - sending.reached
+                    sending.hear(self._socket.recv(DATAGRAM), time.monotonic())
+        for receiver in keys:
+            failures = 0 if receiver in sending.reached else self._failures.get(receiver, 0) + 1
+            self._failures[receiver] = failures
+            self._again[receiver] = self._round + min(2**failures // 2, REST)
         copies = len(cast.receivers) - len(sending.reached)  # for receivers not reached, sent through their connections
         self._nbytes += sending.nbytes + (copies - 1) * len(cast.body)
         cast.settle(sending.reached, set())
@@ -203,18 +261,19 @@ class Listener(_End):
 
     Args:
         multicast: settings.
-        server: address of the server.
-        run, rank: see `Receiver`.
+        invitation: from the server's `Caster`.
+        largest: see `Receiver`.
 
     Attributes:
         receiver: what has arrived.
     """
 
-    def __init__(self, multicast: Multicast, server: str, run: int, rank: int) -> None:
-        super().__init__(multicast.socket(server, receive=True))
+    def __init__(self, multicast: Multicast, invitation: bytes, largest: int = LARGEST) -> None:
+        rank, group, key, self._server = Invitation.from_bytes(invitation)
+        super().__init__(multicast.socket(self._server[0], receive=True))
         self._socket.settimeout(0.2)  # so that `close` does not wait long
         self._answers = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.receiver, self._lock, self._closed = Receiver(run, rank), Lock(), Event()
+        self.receiver, self._lock = Receiver(AESGCM(group), key, rank, largest), Lock()
         self._thread.start()
 
     def take(self, number: int) -> Tensor | None:
@@ -223,21 +282,22 @@ class Listener(_End):
             return self.receiver.take(number)
 
     def close(self) -> None:
-        """Stop receiving."""
-        self._closed.set()
-        self._thread.join()
-        self._socket.close()
+        super().close()
         self._answers.close()
 
     def _work(self) -> None:
         while not self._closed.is_set():
-            with suppress(OSError):  # nothing has arrived in time, or an answer is lost: the server asks again
-                datagram, sender = self._socket.recvfrom(DATAGRAM)
+            try:
+                datagram = self._socket.recv(DATAGRAM)
                 with self._lock:
                     answer = self.receiver.hear(datagram)
                 if answer:
                     self._nbytes += len(answer)
-                    self._answers.sendto(answer, sender)
+                    self._answers.sendto(answer, self._server)
+            except OSError:  # nothing has arrived in time, or an answer is lost: the server asks again
+                pass
+            except Exception as error:
+                self._warn("a multicast datagram was dropped", error)
 
 
 def this_end(server: str) -> str:

@@ -1,31 +1,43 @@
-"""A reliable multicast protocol over datagrams that may be lost, without clock or sockets.
+"""A reliable multicast protocol over datagrams that may be lost or false, without clock or sockets.
 
 The sender transmits all pieces of a body once, at a given rate, and then asks what is missing; each receiver reports
 how many pieces of each generation it lacks. The sender replies with as many combinations of a generation as the worst
 receiver lacks. Their coefficients are rows of a Cauchy matrix, any m of which repair any m lost pieces, so the same
-combinations serve all receivers. The sender asks again until every receiver has everything or has been silent for too
-long, or the time is up.
+combinations serve all receivers. The sender asks again until every receiver has everything, has been silent for too
+long or has asked for too much, or the time is up.
+
+A receiver trusts only questions that prove to it who asks, and bodies whose digest these prove. Other datagrams, which
+any receiver could have forged, cost at most the body that is under way: the receiver asks for a copy of it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from hmac import compare_digest
+from itertools import chain
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.distributed.multicast.datagrams import (
     DATAGRAM,
+    KEY,
     LACK,
     PIECE,
+    PROOF,
     QUESTION,
     REPORT,
     ROOM,
+    TAG,
     Cut,
     Datagram,
+    Report,
     combinations,
+    digest,
+    prove,
 )
-from hmtl.errors import CodingError
 from hmtl.gf256 import inverses, matmul
 
 LOWER = 42  # bytes that UDP, IP and Ethernet add to a datagram, for pacing
@@ -33,15 +45,31 @@ BURST = 0.02  # seconds' worth of datagrams that a delayed sender may send at on
 WINDOW, LONGEST = 0.005, 0.05  # seconds to wait for reports before asking again; doubled each time, up to LONGEST
 SILENCE = 1.0  # seconds without a report after which the sender gives up on a receiver
 SPARE, TIMES = 2.0, 4.0  # a body may take SPARE seconds plus TIMES as long as without losses
+SHARE, FEW, TURNS = 0.5, 4, 12  # a receiver may ask for SHARE of a body and FEW pieces more, in so many reports
+ASKED = (ROOM - KEY) // PROOF.size  # receivers in one datagram of a question, at most
+MOST = (DATAGRAM - REPORT.size - TAG) // LACK.itemsize  # generations in a report, at most
+KEPT = 4  # complete bodies that wait to be taken hold at most KEPT times the bytes of the largest one
+
+
+@dataclass
+class Claims:
+    """What one receiver has reported about a body."""
+
+    heard: float  # time of its last report
+    wanted: NDArray[np.int64]  # number of combinations of each generation that it needs
+    question: int = -1  # the newest that it has answered
+    asked: int = 0  # number of combinations that it has asked for
+    turns: int = 0  # number of reports that asked for combinations
 
 
 class Transmission:
     """The sender's state for one body.
 
     Args:
-        run, number: see `Datagram`.
+        group: the group's key.
+        keys: of each receiver, by rank.
+        number: of the body; no two bodies that are sent under the same key share it.
         body: uint8 [size].
-        receivers: ranks.
         bps: sending rate [bit/s], including what UDP, IP and Ethernet add.
         now: the time [s]; all methods take it from the same clock.
 
@@ -51,17 +79,22 @@ class Transmission:
         nbytes: number of bytes sent so far.
     """
 
-    def __init__(self, run: int, number: int, body: Tensor, receivers: Iterable[int], bps: float, now: float) -> None:
-        self.run, self.number, self.bps = run, number, bps
+    def __init__(
+        self, group: AESGCM, keys: Mapping[int, bytes], number: int, body: Tensor, bps: float, now: float
+    ) -> None:
+        self.number, self.bps = number, bps
+        self._group, self._keys = group, keys
         self.cut = cut = Cut(len(body))
         self._pieces = body.new_zeros(cut.pieces, cut.length)
         self._pieces.view(-1)[: cut.size] = body
-        self.waiting, self.reached, self.nbytes = set(receivers), set[int](), 0
-        self._sent, self._wanted = np.zeros((2, cut.generations), np.int64)  # number of combinations of each generation
+        self._sizes = np.array([len(self._pieces[cut.places(n)]) for n in range(cut.generations)])
+        self.waiting, self.reached, self.nbytes = set(keys), set[int](), 0
+        self._sent = np.zeros(cut.generations, np.int64)  # number of combinations of each generation
         self._sent_before: list[NDArray[np.int64]] = []  # `_sent` at the time of each question, by its number
-        self._answered: set[int] = set()
-        self._heard = dict.fromkeys(self.waiting, now)  # time of each receiver's last report
-        self._line: Iterator[bytes] | None = self._originals()
+        self._answered: set[int] = set()  # the newest question
+        self._claims = {receiver: Claims(now, np.zeros_like(self._sent)) for receiver in keys}
+        self._digest = b""  # of the body, once all pieces have been sent
+        self._line: Iterator[bytes] | None = chain(self._originals(), self._question())
         self._free = self._until = now
         self._window = WINDOW
         self._end = now + SPARE + TIMES * 8 * cut.pieces * (DATAGRAM + LOWER) / bps
@@ -74,11 +107,15 @@ class Transmission:
         while self.waiting and self.wake() <= now:
             if self._line is None:
                 self._window = WINDOW if self.waiting <= self._answered else min(2 * self._window, LONGEST)
-                self.waiting -= {receiver for receiver in self.waiting if now - self._heard[receiver] > SILENCE}
-                self._line = self._repairs()
+                self.waiting -= {receiver for receiver in self.waiting if now - self._claims[receiver].heard > SILENCE}
+                self._line = chain(self._repairs(), self._question())
                 continue
             if (datagram := next(self._line, None)) is None:
-                datagram = self._question(now)
+                self._line, self._until = None, now + self._window
+                if len(self._sent_before) == 1:
+                    for claims in self._claims.values():
+                        claims.heard = now
+                continue
             self.nbytes += len(datagram)
             self._free = max(self._free, now - BURST) + 8 * (len(datagram) + LOWER) / self.bps
             out.append(datagram)
@@ -88,52 +125,74 @@ class Transmission:
         """Return the time at which the next datagram is due, unless a report arrives earlier."""
         return min(self._end, self._free if self._line or self.waiting <= self._answered else self._until)
 
-    def hear(self, content: bytes, now: float) -> int | None:
-        """Take a report, and return its receiver; None if it is not a report of this run."""
-        try:
-            report = Datagram.from_bytes(content)
-        except CodingError:
-            return None
-        if (report.run, report.what) != (self.run, REPORT):
-            return None
-        receiver, question = int.from_bytes(report.content[:2], "little"), report.generation
-        if report.number == self.number and receiver in self.waiting:
-            lacks = np.frombuffer(report.content[2:], LACK)
-            if len(lacks) == 0:
-                self.waiting.discard(receiver)
-                self.reached.add(receiver)
-            of = lacks["generation"]
-            self._wanted[of] = np.maximum(self._wanted[of], self._sent_before[question][of] + lacks["pieces"])
-            self._heard[receiver] = now
-            if question == len(self._sent_before) - 1:
-                self._answered.add(receiver)
-        return receiver
+    def hear(self, content: bytes, now: float) -> None:
+        """Take a report; ignore it if it is not about this body, or if the receiver has reported the same or more."""
+        report = Report.from_bytes(content, self._keys)
+        if report is None or report.number != self.number or report.receiver not in self.waiting:
+            return
+        receiver, claims = report.receiver, self._claims[report.receiver]
+        if not claims.question < report.question < len(self._sent_before):
+            return
+        claims.question, claims.heard = report.question, now
+        if report.question == len(self._sent_before) - 1:
+            self._answered.add(receiver)
+        if not report.gives_up and not len(report.lacks):
+            self.reached.add(receiver)
+        elif not report.gives_up and self._grant(claims, report.lacks):
+            return
+        self.waiting.discard(receiver)
+
+    def _grant(self, claims: Claims, lacks: NDArray[np.void]) -> bool:
+        """Return whether a receiver may have the combinations that it lacks, and remember that it wants them."""
+        of, pieces = lacks["generation"].astype(np.int64), lacks["pieces"].astype(np.int64)
+        if of[-1] >= self.cut.generations or (np.diff(of) <= 0).any():
+            return False
+        sent, before = self._sent_before[claims.question][of], claims.wanted[of]
+        more = np.maximum(sent + pieces - np.maximum(before, sent), 0)  # none if it only repeats an earlier report
+        claims.wanted[of] = wanted = np.maximum(before, sent + pieces)
+        claims.asked += int(more.sum())
+        claims.turns += bool(more.any())
+        exist = 256 - self._sizes[of]
+        return bool(
+            (pieces > 0).all()
+            and (wanted <= exist).all()
+            and claims.asked <= SHARE * self.cut.pieces + FEW
+            and claims.turns <= TURNS
+        )
 
     def _originals(self) -> Iterator[bytes]:
+        digests = []
         for generation in range(self.cut.generations):
-            for index, piece in enumerate(self._pieces[self.cut.places(generation)].numpy()):
+            pieces = self._pieces[self.cut.places(generation)].numpy()
+            for index, piece in enumerate(pieces):
                 yield self._datagram(PIECE, generation, index, piece.data)
+            digests.append(digest(pieces.data))
+        self._digest = digest(b"".join(digests))
 
     def _repairs(self) -> Iterator[bytes]:
-        """Yield the requested combinations: in each generation new ones, until all have been sent."""
-        for generation in np.flatnonzero(self._wanted > self._sent).tolist():
+        """Yield the combinations that receivers want and that have not been sent."""
+        wanted = np.max([self._claims[receiver].wanted for receiver in self.waiting], 0, initial=0)
+        for generation in np.flatnonzero(wanted > self._sent).tolist():
             pieces = self._pieces[self.cut.places(generation)]
-            all_rows = combinations(len(pieces))
-            rows = np.arange(self._sent[generation], self._wanted[generation]) % len(all_rows)
-            self._sent[generation] = self._wanted[generation]
-            for row, content in zip(rows.tolist(), matmul(all_rows[rows], pieces).numpy(), strict=True):
+            rows = range(self._sent[generation], wanted[generation])
+            self._sent[generation] = wanted[generation]
+            found = matmul(combinations(len(pieces))[list(rows)], pieces).numpy()
+            for row, content in zip(rows, found, strict=True):
                 yield self._datagram(PIECE, generation, len(pieces) + row, content.data)
 
-    def _question(self, now: float) -> bytes:
-        if not self._sent_before:
-            self._heard = dict.fromkeys(self.waiting, now)
+    def _question(self) -> Iterator[bytes]:
+        """Ask all waiting receivers, in as many datagrams as their proofs need."""
+        question, receivers = len(self._sent_before), sorted(self.waiting)
         self._sent_before.append(self._sent.copy())
         self._answered.clear()
-        self._line, self._until = None, now + self._window
-        return self._datagram(QUESTION, len(self._sent_before) - 1)
+        for part, first in enumerate(range(0, len(receivers), ASKED)):
+            head = Datagram(QUESTION, self.number, self.cut.size, question, part, b"").head + self._digest
+            asked = receivers[first : first + ASKED]
+            proofs = b"".join(PROOF.pack(receiver, prove(self._keys[receiver], head)) for receiver in asked)
+            yield self._datagram(QUESTION, question, part, self._digest + proofs)
 
-    def _datagram(self, what: int, generation: int, index: int = 0, content: memoryview | bytes = b"") -> bytes:
-        return Datagram(what, self.run, self.number, self.cut.size, generation, index, content).to_bytes()
+    def _datagram(self, what: int, generation: int, index: int, content: memoryview | bytes) -> bytes:
+        return Datagram(what, self.number, self.cut.size, generation, index, content).to_bytes(self._group)
 
 
 class Receiving:
@@ -143,16 +202,20 @@ class Receiving:
         lacks: number of pieces or combinations that each generation still needs.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, number: int, size: int) -> None:
+        self.number = number
         self.cut = cut = Cut(size)
         self._pieces = np.zeros((cut.pieces, cut.length), np.uint8)  # zeros in place of missing ones
         self._has = np.zeros(cut.pieces, bool)
         self._combinations: list[dict[int, NDArray[np.uint8]]] = [{} for _ in range(cut.generations)]  # by row
+        self._digests = [b""] * cut.generations
         self.lacks = np.array([len(self._has[cut.places(generation)]) for generation in range(cut.generations)])
 
     def add(self, datagram: Datagram) -> None:
-        """Take a piece or a combination; ignore it if it has arrived before or is not needed."""
-        generation, index = datagram.generation, datagram.index
+        """Take a piece or a combination; ignore it if it has arrived before, is not needed or does not fit the cut."""
+        generation, index = datagram.generation, datagram.place
+        if generation >= self.cut.generations or len(datagram.content) != self.cut.length:
+            return
         places = self.cut.places(generation)
         has, rows = self._has[places], self._combinations[generation]
         if not self.lacks[generation] or (has[index] if index < len(has) else index in rows):
@@ -164,66 +227,113 @@ class Receiving:
         else:
             rows[index] = content
         self.lacks[generation] -= 1
+        if not self.lacks[generation]:
+            self._complete(generation)
 
-    def body(self) -> Tensor:
-        """Return the body, uint8 [size], once nothing is missing."""
-        pieces = torch.from_numpy(self._pieces)
-        for generation, rows in enumerate(self._combinations):
-            if not rows:
-                continue
-            places = self.cut.places(generation)
+    def _complete(self, generation: int) -> None:
+        """Solve for the missing pieces of a generation."""
+        places, rows = self.cut.places(generation), self._combinations[generation]
+        pieces = torch.from_numpy(self._pieces[places])
+        if rows:
             lost = torch.from_numpy(~self._has[places])
             coefficients = combinations(len(lost))[[index - len(lost) for index in rows]]
             solutions = inverses([coefficients[:, lost]])
             assert solutions is not None, "a Cauchy matrix has no singular minor"
-            rest = matmul(coefficients, pieces[places]).bitwise_xor_(torch.from_numpy(np.stack(list(rows.values()))))
-            pieces[places][lost] = matmul(solutions[0], rest)
-        return pieces.view(-1)[: self.cut.size]
+            rest = matmul(coefficients, pieces).bitwise_xor_(torch.from_numpy(np.stack(list(rows.values()))))
+            pieces[lost] = matmul(solutions[0], rest)
+            rows.clear()
+        self._digests[generation] = digest(pieces.numpy().data)
+
+    def body(self, expected: bytes) -> Tensor | None:
+        """Return the body, uint8 [size], once nothing is missing; None if its digest is not the expected one."""
+        if digest(b"".join(self._digests)) != expected:
+            return None
+        return torch.from_numpy(self._pieces).view(-1)[: self.cut.size]
 
 
 class Receiver:
     """All bodies that arrive at one receiver.
 
     Args:
-        run: see `Datagram`.
-        rank: of the receiver.
+        group: the group's key.
+        key: of this receiver.
+        rank: of this receiver.
+        largest: bytes of a body, at most; larger ones, and those for which there is no room, come as copies.
     """
 
-    def __init__(self, run: int, rank: int) -> None:
-        self.run, self.rank = run, rank
-        self._bodies: dict[int, Receiving] = {}  # by number; the newest one, and complete ones that were not taken
-        self._newest = 0
+    def __init__(self, group: AESGCM, key: bytes, rank: int, largest: int) -> None:
+        self.rank, self.largest = rank, largest
+        self._group, self._key = group, key
+        self._arriving: Receiving | None = None
+        self._complete: dict[int, Tensor] = {}  # by number, until they are taken
+        self._answered = (0, -1)  # the newest question: its body and its number
+        self._over = 0  # number of the newest body of which no more pieces are needed
 
     def hear(self, content: bytes) -> bytes | None:
         """Take a datagram; if it is a question, return the report that answers it."""
-        try:
-            datagram = Datagram.from_bytes(content)
-        except CodingError:
-            return None
-        if datagram.run != self.run or datagram.what == REPORT:
-            return None
-        number = datagram.number
-        if number > self._newest:  # the sender has finished all earlier bodies
-            self._newest = number
-            self._bodies = {n: body for n, body in self._bodies.items() if not body.lacks.any()}
-            self._bodies[number] = Receiving(datagram.size)
-        if (body := self._bodies.get(number)) is None:
+        datagram = Datagram.from_bytes(content, self._group)
+        if datagram is None:
             return None
         if datagram.what == QUESTION:
-            return self._report(datagram, body.lacks)
-        body.add(datagram)
+            return self._answer(datagram)
+        newest = self._arriving.number if self._arriving else self._over
+        if datagram.number > newest:  # the sender has finished all earlier bodies
+            self._begin(datagram)
+        if body := self._body_of(datagram):
+            body.add(datagram)
         return None
 
     def take(self, number: int) -> Tensor | None:
         """Return a body if it is complete; forget it and all earlier ones."""
-        body = self._bodies.get(number)
-        self._newest = max(self._newest, number)
-        self._bodies = {n: kept for n, kept in self._bodies.items() if n > number}
-        return body.body() if body and not body.lacks.any() else None
+        self._close(number)
+        body = self._complete.get(number)
+        self._complete = {n: kept for n, kept in self._complete.items() if n > number}
+        return body
 
-    def _report(self, question: Datagram, lacks: NDArray[np.int64]) -> bytes:
-        lacking = np.flatnonzero(lacks)[: (ROOM - 2) // LACK.itemsize]
+    def _answer(self, question: Datagram) -> bytes | None:
+        """Return the report that answers a question; None if it does not prove who asks, or has been answered."""
+        expected, proofs = bytes(question.content[:KEY]), question.content[KEY:]
+        proof = dict(PROOF.iter_unpack(proofs)).get(self.rank, b"") if len(proofs) % PROOF.size == 0 else b""
+        asked = question.number, question.generation
+        if asked <= self._answered or not compare_digest(proof, prove(self._key, question.head + expected)):
+            return None
+        self._answered = asked
+        lacks = self._lacks(question, expected)
+        lacking = np.flatnonzero(0 if lacks is None else lacks)[:MOST]
         report = np.empty(len(lacking), LACK)
-        report["generation"], report["pieces"] = lacking, lacks[lacking]
-        content = self.rank.to_bytes(2, "little") + report.tobytes()
-        return Datagram(REPORT, self.run, question.number, question.size, question.generation, 0, content).to_bytes()
+        if lacks is not None:
+            report["generation"], report["pieces"] = lacking, lacks[lacking]
+        return Report(self.rank, *asked, lacks is None, report).to_bytes(self._key)
+
+    def _lacks(self, question: Datagram, expected: bytes) -> NDArray[np.int64] | None:
+        """Return what a body lacks; None if it cannot be completed."""
+        number = question.number
+        if number in self._complete:
+            return np.zeros(0, np.int64)
+        if number > self._over and not self._body_of(question):
+            self._begin(question)
+        arriving = self._body_of(question)
+        if arriving and not arriving.lacks.any():
+            self._close(number)
+            body = arriving.body(expected)
+            if body is None:
+                return None
+            self._complete[number] = body
+        return arriving.lacks if arriving else None
+
+    def _begin(self, datagram: Datagram) -> None:
+        """Receive a body in place of the one that is arriving, unless there is no room for it."""
+        size, kept = datagram.size, sum(map(len, self._complete.values()))
+        if size <= self.largest and kept + size <= KEPT * self.largest:
+            self._arriving = Receiving(datagram.number, size)
+
+    def _body_of(self, datagram: Datagram) -> Receiving | None:
+        """Return the arriving body if the datagram is about it."""
+        body = self._arriving
+        return body if body and (body.number, body.cut.size) == (datagram.number, datagram.size) else None
+
+    def _close(self, number: int) -> None:
+        """Take no more pieces of a body and of all earlier ones."""
+        self._over = max(self._over, number)
+        if self._arriving and self._arriving.number <= number:
+            self._arriving = None

@@ -106,6 +106,12 @@ def test_every_form_gives_the_same_tasks(tmp_path, form):
     assert len(files(path, test_fraction=0.5, **extra)[0].x_test) == 5
 
 
+def test_a_name_that_is_not_utf8_can_be_printed(tmp_path):
+    save(frame(), tmp_path / "a\udcff.csv")
+    save(frame(), tmp_path / "b.csv")
+    assert [task.name for task in files(path=tmp_path)] == ["a?", "b"]
+
+
 def test_a_pattern_takes_what_fits_it_and_formats_mix(tmp_path):
     save(frame(), tmp_path / "u1.CSV")
     save(frame(8, 5), tmp_path / "u2.csv")
