@@ -12,6 +12,7 @@ from torch import Tensor
 from hmtl.data import Task
 from hmtl.data.preprocessing import pooled
 from hmtl.data.table_features import POOLED
+from hmtl.errors import EngineError
 from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Ids, Users
 
 
@@ -59,7 +60,10 @@ class SetupAggregator(Aggregator):
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         if len(users) < self.K:
-            raise ValueError(f"A set-up needs the facts of all K={self.K} users, but only {len(users)} were heard.")
+            raise EngineError(
+                f"The set-up needs the facts of all K={self.K} users, but only {len(users)} were heard. Start all "
+                "processes again, with a larger engine.seconds if some were late."
+            )
         return self.answer(ivs)
 
 
