@@ -4,7 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
-from threading import Thread, local
+from threading import Lock, Thread, local
 from typing import Any
 
 from hmtl.communication import Network
@@ -147,13 +147,15 @@ class ThreadEngine(Engine):
 
     def load_tasks(self, load: Load, K: int | None, H: int) -> tuple[Task, ...]:
         own = self.placement.users
-        return tuple(task if k in own else task.without_rows() for k, task in enumerate(load(None)))
+        with _loading:  # Python's parser of array headers is not safe in threads
+            tasks = load(None)
+        return tuple(task if k in own else task.without_rows() for k, task in enumerate(tasks))
 
     def connect(self, contacts: Topology | Moving, network: Network) -> Exchange:
         return ProcessExchange(self.placement, self.peers, contacts, _engine.patience, _engine.comes_back)
 
 
-_engine = local()
+_engine, _loading = local(), Lock()
 
 
 def set_engine(placement: Placement, peers: Peers) -> None:
