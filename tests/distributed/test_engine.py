@@ -219,16 +219,21 @@ def test_a_run_ends_with_a_checkpoint_when_nobody_is_left(
     assert load_checkpoint(tmp_path)["history"]["rounds"] == 0
 
 
-RETURNS = (
+RETURNS = [
     ("communicator=coded", "aggregators=all"),
     ("communicator=coded", "aggregators=[0]"),
-    ("communicator=uncoded", "wire=int4"),
-    ("aggregators=[server,0,1]", "algorithm.omega_every=3"),
     ("regularizer=mean", "communicator=sums", "wire=int4", "aggregators=all"),
-    ("algorithm=cocoa", "communicator=sums", "checkpoint_every=3"),
-    ("algorithm=scaffold", "communicator=sums"),
-    ("algorithm=fedu", "regularizer.neighbors=2", "dataset.standardize=all"),
-)
+    *(
+        pytest.param(words, marks=pytest.mark.slow)
+        for words in (
+            ("communicator=uncoded", "wire=int4"),
+            ("aggregators=[server,0,1]", "algorithm.omega_every=3"),
+            ("algorithm=cocoa", "communicator=sums", "checkpoint_every=3"),
+            ("algorithm=scaffold", "communicator=sums"),
+            ("algorithm=fedu", "regularizer.neighbors=2", "dataset.standardize=all"),
+        )
+    ),
+]
 
 
 @pytest.mark.parametrize("words", RETURNS, ids=" ".join)

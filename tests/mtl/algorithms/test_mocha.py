@@ -238,6 +238,18 @@ def test_two_sides_meet_in_messages_only(random_problem):
         assert torch.equal(users.a, together.a)
 
 
+def test_one_model_has_no_objective_while_users_hold_different_ones(random_problem):
+    """As of the users of a silent process: R is infinite, and P of any of the models is not what is measured."""
+    case = random_problem(6)
+    shared = rounds(CoCoA(case.problem, SDCA(1.0), 0.1), 0, 3)
+    measured = shared.users.measure()
+    assert np.isfinite(shared.figures(measured, iter(()))["gap"])
+    figures = shared.figures({**measured, "W": measured["W"].index_fill(0, torch.tensor([2]), 0.1)}, iter(()))
+    assert np.isnan(figures["primal"])
+    assert np.isnan(figures["gap"])
+    assert np.isfinite(figures["dual"])
+
+
 @pytest.mark.parametrize(("accelerated", "matrices"), [(False, 2), (True, 4)])
 def test_between_rounds_only_what_the_next_one_needs_is_in_memory(random_problem, accelerated, matrices):
     """Models and dual vectors [K, d], and with acceleration the last moves of both; nothing before the first round."""
