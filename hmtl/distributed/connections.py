@@ -48,8 +48,10 @@ class Stream:
         """Yield the messages of all frames that are sent, until the last."""
         try:
             while item := self.outbox.get():
-                yield from self._messages(*item)
-                if KINDS[item[0].kind] == BYE:
+                kind, messages = KINDS[item[0].kind], self._messages(*item)
+                del item  # so that the body is not held until there is another
+                yield from messages
+                if kind == BYE:
                     return
         finally:
             self.sent.set()
@@ -194,8 +196,8 @@ class Connection:
             for event in (self.stream.sent, self.stream.ended):
                 event.wait(max(0.0, deadline - time.monotonic()))
 
-    def close(self) -> None:
+    def close(self, reason: str = "this process has left") -> None:
         """End all streams."""
         for stream in (self.stream, self.newer):
             if stream:
-                stream.end("this process has left")
+                stream.end(reason)

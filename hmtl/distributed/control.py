@@ -18,6 +18,7 @@ from hmtl.data.preprocessing import Preprocessing, Scaling
 from hmtl.data.table_features import FittedTable, TableFeatures
 from hmtl.data.tasks import Prepared, Task
 from hmtl.distributed.frames import CONTROL, Frame
+from hmtl.distributed.launching import SERVER_LOST
 from hmtl.distributed.peers import Peers
 from hmtl.errors import ProcessLost
 from hmtl.training.engine import Values
@@ -115,7 +116,7 @@ class Control:
 
     def lost_leader(self, reason: str = "") -> ProcessLost:
         """Return the error that the leading process is lost."""
-        return ProcessLost(f"the server is lost: {self.peers.lost.get(SERVER, reason)}. {RESUME}")
+        return ProcessLost(f"{SERVER_LOST}: {self.peers.lost.get(SERVER, reason)}. {RESUME}")
 
     def agree(self, error: str = "") -> str:
         """Wait until all processes have come here, and return the first error of any of them; "" if there is none.

@@ -224,7 +224,7 @@ class DeployedNode:
         return party.addresses
 
     def leave(self) -> None:
-        """Do nothing: there is no meeting place to close."""
+        """Do nothing: nodes know each other by the file."""
 
 
 def _first(error: ValidationError) -> str:

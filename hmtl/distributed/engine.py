@@ -53,6 +53,9 @@ class Site(Protocol):
     def addresses(self, party: Party, port: int) -> Mapping[str, str]:
         """Return the addresses of server and relays; this node listens at a port (0: none)."""
 
+    def leave(self) -> None:
+        """Release what was needed to meet."""
+
 
 class Processes(Engine):
     """One process per node: first the server, then the relays, then hosts of users.
@@ -63,6 +66,7 @@ class Processes(Engine):
         multicast: the group in which the server sends only once what several relays receive; None: each relay gets a
             copy by TCP.
         patience: how long to wait for the server, for the last host or for the last relay to come back [s].
+        agreed: what all processes have to agree on, such as a hash of the configuration.
 
     Raises:
         ConfigError: `seconds` is not positive.
@@ -74,11 +78,13 @@ class Processes(Engine):
         seconds: float = 60.0,
         multicast: Multicast | None = None,
         patience: float = 600.0,
+        agreed: str = "",
     ) -> None:
         if not seconds > 0:
             raise ConfigError(f"engine.seconds={seconds} is not positive. Set it to the seconds to wait for a process.")
         self.site, self.seconds, self.multicast, self.patience = site(seconds), seconds, multicast, patience
         self.leads = self.site.rank == 0
+        self.agreed = agreed
         self._peers: Peers | None = None  # once it is known how many relays there are
         self._placement: Placement | None = None  # once the number of users is known
         self._known: Values = {}  # what processes are told at the start
@@ -96,7 +102,7 @@ class Processes(Engine):
         rank, size = self.site.rank, self.site.size
         self.site.homes(K, H)
         names = names_of(size, H)
-        self._peers = self._connect(names, f"{size} nodes, {H} relays, {K or 'any'} users")
+        self._peers = self._connect(names, f"{size} nodes, {H} relays, {K or 'any'} users, {self.agreed}")
         control, first_host = Control(self._peers), names[H + 1]
         tasks: tuple[Task, ...] = ()
         with self.barrier():
@@ -196,6 +202,7 @@ class Processes(Engine):
         except EngineError:
             wire.close()
             raise
+        self.site.leave()
         return peers
 
     def _greeting(self, name: str) -> Frame:
@@ -218,7 +225,7 @@ class TorchDistributed(Processes):
     """Processes that were started by `hmtl.launch`, torchrun or Slurm, and meet at torch.distributed's store.
 
     Args:
-        seconds, multicast, patience: see `Processes`.
+        seconds, multicast, patience, agreed: see `Processes`.
         tls: whether all is encrypted, and nodes prove who they are; without, all have to be on this machine.
 
     Raises:
@@ -231,8 +238,9 @@ class TorchDistributed(Processes):
         multicast: Multicast | None = None,
         tls: bool = True,
         patience: float = 600.0,
+        agreed: str = "",
     ) -> None:
-        super().__init__(lambda seconds: Meeting(seconds, tls), seconds, multicast, patience)
+        super().__init__(lambda seconds: Meeting(seconds, tls), seconds, multicast, patience, agreed)
 
 
 class Deployed(Processes):

@@ -29,6 +29,7 @@ from hmtl.training.engine import Exchange, RoundResult, Values
 
 PAUSE = 0.1  # seconds between looks at who has come back
 MOMENT = 5.0  # seconds for a process that has come back to all, to be there
+LEAST = 1 << 26  # bytes of a frame's body that are always allowed
 NODE_STATE = "nodes"  # the key of nodes in the state of a communicator, and in every process's answer
 
 
@@ -84,6 +85,7 @@ class ProcessExchange(Exchange):
         load_checkpoint: Callable[[], Mapping[str, Any]],
     ) -> bool:
         self._load_checkpoint, problem = load_checkpoint, algorithm.problem
+        self._peers.limit(largest_body(algorithm))
         if self._comes_back:
             self._control.send(SERVER, {"ready": True})
             return True
@@ -343,9 +345,25 @@ class ProcessExchange(Exchange):
 
     def _from_checkpoint(self, name: str) -> Values:
         """Return from the last checkpoint the state of a process that does not answer."""
-        checkpoint = self._load_checkpoint()
+        try:
+            checkpoint = self._load_checkpoint()
+        except CheckpointError as error:
+            reason = self._peers.lost.get(name, "it does not answer")
+            raise EngineError(f"{name} is lost ({reason}) before the first checkpoint. Start the run again.") from error
         users = _rows_of(checkpoint["algorithm"]["users"], self._placement.users_of(name))
         return {"users": users, NODE_STATE: checkpoint["communicator"][NODE_STATE][name]}
+
+
+def largest_body(algorithm: Algorithm) -> int:
+    """Return how many bytes the body of a frame may have: a generous bound from what all processes know.
+
+    A frame carries at most what belongs to all K users: models and what travels or is kept with them, facts about each
+    user's d features (second moments at most), and a number per pair of users.
+    """
+    K, d, size = algorithm.problem.K, algorithm.problem.d, algorithm.problem.size
+    kept = sum(8 * rows.shape[1:].numel() for rows in algorithm.users.state_dict().values() if rows.ndim > 1)
+    numbers: int = max(algorithm.users.numbers, size, kept // 8)
+    return LEAST + 8 * K * (8 * numbers + d * d + 8 * K)
 
 
 def for_report(task: Task, targets: bool) -> Task:

@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
 from types import FrameType
 
+SERVER_LOST = "the server is lost"  # errors that begin like this follow from what happened to the server
 SECRET = "HMTL_SECRET"  # the variable with the secret that all processes of a run share
 Report = Callable[[str], None]
 """Reports an error, in one line."""
@@ -73,14 +74,14 @@ def run_processes(count: int, work: Callable[[Report], object], report: Report, 
 def watch(processes: Sequence[BaseProcess], errors: "SimpleQueue[str]", report: Report) -> int:
     """Wait for the leading process, then give the others some time to end; see `run_processes`."""
     leading, others = processes[0], processes[1:]
-    reported: set[str] = set()
+    known: dict[str, None] = {}  # errors, in order
 
     def report_new() -> None:
         while not errors.empty():
             error = errors.get()
-            if error not in reported:
+            if error not in known and not error.startswith(SERVER_LOST):
                 report(error)
-                reported.add(error)
+            known[error] = None
 
     while leading.is_alive() and any(process.is_alive() for process in others):
         wait([process.sentinel for process in processes if process.is_alive()])
@@ -94,6 +95,9 @@ def watch(processes: Sequence[BaseProcess], errors: "SimpleQueue[str]", report: 
     for process in others:
         process.join(GRACE / len(processes))
     report_new()
+    if all(error.startswith(SERVER_LOST) for error in known):
+        for error in known:
+            report(error)
     status = leading.exitcode or 0
     return 128 - status if status < 0 else status
 
@@ -109,15 +113,14 @@ def _work(work: Callable[[Report], object], place: Mapping[str, str], errors: "S
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         os.environ.update(place)
-        if place["RANK"] == "0":
-            threading.Thread(target=_stop_without_launcher, daemon=True).start()
+        threading.Thread(target=_stop_without_launcher, daemon=True).start()
         work(errors.put)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 
 
 def _stop_without_launcher() -> None:
-    """Stop the leading process, and thereby the others, once the launcher has been killed."""
+    """Stop this process once the launcher has been killed, as if that had passed on SIGTERM."""
     if launcher := multiprocessing.parent_process():
         launcher.join()
         os.kill(os.getpid(), signal.SIGTERM)

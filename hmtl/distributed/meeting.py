@@ -111,6 +111,10 @@ class Meeting:
                 addresses[name] = _join(host or self.address, int(number))
         return addresses
 
+    def leave(self) -> None:
+        """Close the store: once the server has heard all, all have read what they need."""
+        self.__dict__.pop("store", None)
+
     @cached_property
     def store(self) -> Any:
         """Torch's key-value store, connected at first use, so that settings are checked before.

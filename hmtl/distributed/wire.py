@@ -34,6 +34,7 @@ METHOD = "/hmtl/Stream"
 PAUSE = 1.0  # seconds between attempts to open a stream
 GRACE = 5.0  # seconds for a stream to end once all is said
 HANDSHAKE = 20.0  # seconds for a handshake
+LONGEST = 2**31 - 1  # milliseconds that gRPC can count
 REPEAT = 60.0  # seconds after which what was refused is logged again
 SPARE = 64  # connections to a port beside those of nodes
 REFUSED = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
@@ -107,8 +108,12 @@ class Wire:
         self._options = [
             ("grpc.max_receive_message_length", CHUNK + HEADER),
             ("grpc.max_send_message_length", CHUNK + HEADER),
-            ("grpc.keepalive_time_ms", int(1000 * seconds)),
-            ("grpc.keepalive_timeout_ms", int(6000 * seconds)),
+            ("grpc.keepalive_time_ms", int(min(1000 * seconds, LONGEST))),
+            ("grpc.keepalive_timeout_ms", int(min(6000 * seconds, LONGEST))),
+            # bytes on their way: without probes, which cost a fifth of the speed with TLS
+            ("grpc.http2.lookahead_bytes", 16 * CHUNK),
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.max_frame_size", 4 * CHUNK),
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.max_metadata_size", 8192),
             ("grpc.enable_http_proxy", 0),
@@ -237,7 +242,8 @@ class Wire:
             proven = {each.decode(errors="replace") for each in context.peer_identities() or ()}
             name = next((names[each] for each in proven if each in names), None)
             who = ", ".join(sorted(proven))
-            if name and role_uri(role(name)) not in proven:
+            roles = {each for each in proven if each.startswith(role_uri(""))}
+            if name and roles and role_uri(role(name)) not in roles:
                 self._refuse(context, f"{who}: the certificate is of another role")
         else:
             who = hello.get("name", "a stranger")
