@@ -45,7 +45,7 @@ def plan(cfg: DictConfig) -> None:
     if cfg.wire:
         console.table(format_table(comparison, cfg.wire))
     for line in remarks(comparison):
-        console.print(line)
+        console.print(line, markup=False)
     if note:
         console.print(note)
     console.print(f"Picture: {picture}", markup=False, soft_wrap=True)

@@ -9,6 +9,7 @@ from hmtl.coding import CODED_SCHEMES, MEDIA, SCHEMES
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
 from hmtl.communication.round_costs import BEST, AddingRelays, BestAggregators, Comparison
 from hmtl.reporting.console import MOST_NAMED, as_table, names_of
+from hmtl.topology import Names
 
 
 def plan_table(comparison: Comparison) -> Table:
@@ -29,8 +30,10 @@ def plan_table(comparison: Comparison) -> Table:
     for medium, best in comparison.aggregators.items():
         who = f"{'best' if best.proven else 'found'} for {medium}"
         rows.append(row(who, best.relays_to_server, best.downlinks.values(), best.seconds.values()))
-    sums, bounds = comparison.sums, comparison.bounds
-    who_learns = f"sums, learned by {names_of(sums.learning)}" if sums.learning else "sums, where they suffice"
+    sums, bounds, names = comparison.sums, comparison.bounds, comparison.names
+    who_learns = (
+        f"sums, learned by {names_of(names.of_relays(sums.learning))}" if sums.learning else "sums, where they suffice"
+    )
     rows += [
         row(who_learns, sums.relays_to_server, sums.downlinks.values(), sums.seconds.values()),
         row("all relays, Theorem 2", bounds[RELAYS_TO_SERVER], [bounds[SERVER_TO_RELAYS]]),
@@ -88,7 +91,9 @@ def verdict(comparison: Comparison, medium: str) -> str:
     seconds, best = comparison.seconds[medium], comparison.aggregators[medium]
     uncoded = seconds["uncoded"]
     choices = {  # in this order, so that the best aggregators for the medium are named if others take as long
-        f"{names_of(other.relays, other.server)} as aggregator{'s' * _several(other)}": other.seconds[medium]
+        f"{names_of(comparison.names.of_relays(other.relays), other.server)} as aggregator{'s' * _several(other)}": other.seconds[
+            medium
+        ]
         for other in (best, *comparison.aggregators.values())
         if other.relays
     } | {
@@ -114,7 +119,8 @@ def verdict(comparison: Comparison, medium: str) -> str:
 
 
 def _proof(comparison: Comparison) -> Iterator[str]:
-    parts = " ".join("{" + ",".join(map(str, part)) + "}" for part in comparison.proof["partition"])
+    partition = map(comparison.names.of_relays, comparison.proof["partition"])
+    parts = " ".join("{" + ",".join(map(str, part)) + "}" for part in partition)
     least = f"{comparison.proof[RELAYS_TO_SERVER]:.2f}"
     yield (
         f"No scheme in which all relays learn all IVs has an uplink load below {least}, as the partition {parts} of "
@@ -132,11 +138,12 @@ def _adding(comparison: Comparison) -> str:
     sums, medium = comparison.sums, comparison.network.medium
     learning = "The server"
     if sums.learning:  # named in full, since later sentences may give only their number
-        learning = f"Relay{'s' * (len(sums.learning) > 1)} {', '.join(map(str, sums.learning))}"
+        learners = ", ".join(map(str, comparison.names.of_relays(sums.learning)))
+        learning = f"Relay{'s' * (len(sums.learning) > 1)} {learners}"
     sentences = [
         "Sums of 64-bit numbers suffice for regularizer=mean with mocha or fedu, and for cocoa, fedavg and its "
         "relatives.",
-        f"{learning} learn{'s' * (len(sums.learning) < 2)} them: {_sending(sums)}.",
+        f"{learning} learn{'s' * (len(sums.learning) < 2)} them: {_sending(sums, comparison.names)}.",
     ]
     here, server = sums.seconds[medium], sums.server_seconds[medium]
     if sums.learning:
@@ -146,13 +153,14 @@ def _adding(comparison: Comparison) -> str:
     return " ".join(sentences)
 
 
-def _sending(sums: AddingRelays) -> str:
+def _sending(sums: AddingRelays, names: Names) -> str:
     """Return what relays send to the server, and whether they could send less."""
     if not sums.relays:
         return "nothing has to be sent to the server"
-    of = f" with terms of the users whom not all of {names_of(sums.learning)} hear" if sums.learning else ""
-    same = f"{names_of(sums.learning)} learn{'s' * (len(sums.learning) < 2)}"
-    who = names_of(sums.relays) if len(sums.relays) <= MOST_NAMED else f"{len(sums.relays)} relays"
+    learning = names_of(names.of_relays(sums.learning))
+    of = f" with terms of the users whom not all of {learning} hear" if sums.learning else ""
+    same = f"{learning} learn{'s' * (len(sums.learning) < 2)}"
+    who = names_of(names.of_relays(sums.relays)) if len(sums.relays) <= MOST_NAMED else f"{len(sums.relays)} relays"
     if sums.pieces == 1:
         how = f"{who} {'send a whole row each' if len(sums.relays) > 1 else 'sends a whole row'}{of}"
         least = "shares of rows would not be faster" if sums.proven else "no shares that were tried are faster"
@@ -169,9 +177,10 @@ def _sending(sums: AddingRelays) -> str:
 
 def _best(comparison: Comparison, medium: str) -> str:
     best = comparison.aggregators[medium]
-    who = f"{names_of(best.relays, best.server)} aggregate{'s' * (not _several(best))}"
-    if len(best.relays) > MOST_NAMED:
-        who = f"{', '.join(map(str, best.relays))} aggregate, {len(best.relays)} relays"
+    relays = comparison.names.of_relays(best.relays)
+    who = f"{names_of(relays, best.server)} aggregate{'s' * (not _several(best))}"
+    if len(relays) > MOST_NAMED:
+        who = f"{', '.join(map(str, relays))} aggregate, {len(relays)} relays"
         who += " and the server" * best.server
     if best.proven:
         return (

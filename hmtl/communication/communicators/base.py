@@ -36,7 +36,7 @@ from hmtl.communication.nodes.supplying import AggregatingServer, SuppliedRelay
 from hmtl.communication.planning.planner import MakePlan, Planner, preferred_aggregators
 from hmtl.communication.round import Nodes, Outcome, Stage, Stopwatch, coding, forwarding, play, supplying
 from hmtl.communication.wires import FLOATS, Wire, check_wire, quantiser_of, rounding
-from hmtl.topology import Moving, Topology
+from hmtl.topology import Moving, Names, Topology
 
 SETUP_ROUND = -1  # number of the round in which a set-up is exchanged
 NOBODY = np.empty(0, np.int64)
@@ -100,7 +100,7 @@ class Communicator:
         self._planner_of = lru_cache(KEPT)(lambda t: Planner(t, network, chosen.relays, make, server=chosen.server))
         self.planner: Planner = self._planner_of(self.topology)
         self.planning = Planning()
-        self.ledger, self.stopwatch = LinkLedger(contacts.K, contacts.H), Stopwatch()
+        self.ledger, self.stopwatch = LinkLedger(contacts.K, contacts.H, self.topology.names), Stopwatch()
         self.make_links, self._links = links, links(self.ledger)
         self.V_bits = 0
         self._dtype = ""  # of the models
@@ -198,7 +198,7 @@ class Communicator:
             "r": r,
             "communicator": "coded" if self.scheme.code else "uncoded",
             "scheme": self.scheme.name,
-            "aggregators": AggregatorSet(self.planner.preferred, self.planner.server).setting,
+            "aggregators": _named(self.topology.names, AggregatorSet(self.planner.preferred, self.planner.server)),
             "medium": self.network.medium,
             "V_bits": self.V_bits,
             "loads": self.ledger.loads(self.V_bits),
@@ -341,3 +341,8 @@ class Communicator:
         copies = len(relays) if self.network.medium == "unicast" else min(len(relays), 1)
         down = sent[RELAYS_TO_USERS].sum() + 8 * times * copies * Attendance.nbytes(self.topology)
         return self.network.seconds({**sent, RELAYS_TO_SERVER: up, SERVER_TO_RELAYS: down})
+
+
+def _named(names: Names, nodes: AggregatorSet) -> str | list[int | str]:
+    """Return nodes as in the setting `aggregators`, by their names if they have any."""
+    return nodes.setting if isinstance(nodes.setting, str) else names.of_relays(nodes.setting)

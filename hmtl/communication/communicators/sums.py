@@ -130,7 +130,7 @@ class Sums(Communicator):
         described["bounds"] = dict(zip((RELAYS_TO_SERVER, SERVER_TO_RELAYS, RELAYS_TO_USERS), least, strict=True))
         described |= {"communicator": "sums", "scheme": "sums", "last_hop": self.network.last_hop}
         code, _ = self._codes(self.topology, self._L)
-        described |= {"adding": list(code.relays), "pieces": code.pieces}
+        described |= {"adding": self.topology.names.of_relays(code.relays), "pieces": code.pieces}
         if not self._sides or not self.V_bits:
             return described
         row_bits = self._row_bits
