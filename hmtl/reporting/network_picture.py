@@ -86,11 +86,11 @@ def draw(
     if len(labels) <= MOST_NUMBERED:
         texts += [(xy, label, DARK) for xy, label in zip(users, labels, strict=True)]
     for n, (xy, label, color) in enumerate(texts):
-        at: dict[str, Any] = {"xytext": (0, 0), "va": "center_baseline", "color": color}
+        place: dict[str, Any] = {"xytext": (0, 0), "va": "center_baseline", "color": color}
         if len(label) > LONGEST_INSIDE and not topology.layout:  # names: of relays above, of users below their marks
-            above = {"xytext": (0, 11), "va": "bottom", "color": DARK}
-            at = above if n < H else {"xytext": (0, -10), "va": "top", "rotation": 90, "color": DARK}
-        axes.annotate(label, xy, textcoords="offset points", ha="center", fontsize=7, zorder=4, **at)
+            above: dict[str, Any] = {"xytext": (0, 11), "va": "bottom", "color": DARK}
+            place = above if n < H else {"xytext": (0, -10), "va": "top", "rotation": 90, "color": DARK}
+        axes.annotate(label, xy, textcoords="offset points", ha="center", fontsize=7, zorder=4, **place)
     entries = [
         Line2D([], [], marker="^", color=DARK, linestyle="none", markersize=11, label="server"),
         Line2D([], [], marker="s", color=GREY, markeredgecolor=DARK, linestyle="none", markersize=9, label="relay"),

@@ -90,10 +90,9 @@ def verdict(comparison: Comparison, medium: str) -> str:
     here = medium == comparison.network.medium
     seconds, best = comparison.seconds[medium], comparison.aggregators[medium]
     uncoded = seconds["uncoded"]
+    names = comparison.names.of_relays
     choices = {  # in this order, so that the best aggregators for the medium are named if others take as long
-        f"{names_of(comparison.names.of_relays(other.relays), other.server)} as aggregator{'s' * _several(other)}": other.seconds[
-            medium
-        ]
+        f"{names_of(names(other.relays), other.server)} as aggregator{'s' * _several(other)}": other.seconds[medium]
         for other in (best, *comparison.aggregators.values())
         if other.relays
     } | {

@@ -29,9 +29,9 @@ def from_file(path: str | PathLike[str], K: int | None = None, H: int | None = N
     """Read a network.
 
     - `.npz`: the array named G [H, K], or the only array; beside G, `relays` and `users` may hold names.
-    - Text of H lines with K entries of 0 and 1 each, separated by commas or semicolons, or else by white space. Names of
-      users may stand in a first line, names of relays before each line. If both do, the first entry may say whose the
-      lines are: `relay`, or `user` for a file of K lines with H entries each.
+    - Text of H lines with K entries of 0 and 1 each, separated by commas or semicolons, or else by white space. Names
+      of users may stand in a first line, names of relays before each line. If both do, the first entry may say whose
+      the lines are: `relay`, or `user` for a file of K lines with H entries each.
     - Text with one link per line: relay, user, or the order of a first line `user,relay`. Lines of two entries are
       links if the first line is `relay,user` or `user,relay`, if the file's name ends in `.edges` or `.edgelist`, or if
       a number exceeds 1. Both numbers count from 0, or both from 1 if there is no 0. Names may stand in place of

@@ -17,7 +17,7 @@ from hmtl.errors import TopologyError
 from hmtl.rng import generator
 from hmtl.topology.files import link_tables, naming, read_lines
 from hmtl.topology.generators import geometric, within
-from hmtl.topology.names import Names
+from hmtl.topology.names import NAMELESS, Names
 from hmtl.topology.topology import Topology
 
 COLUMNS = ("round", "relay", "user")
@@ -110,7 +110,7 @@ class Contacts(Moving):
         TopologyError: a user has no relay in round 0, or the tables differ in shape or have other entries.
     """
 
-    def __init__(self, starts: Sequence[int], tables: Sequence[NDArray[np.uint8]], names: Names = Names()) -> None:
+    def __init__(self, starts: Sequence[int], tables: Sequence[NDArray[np.uint8]], names: Names = NAMELESS) -> None:
         self.starts = tuple(starts)
         first = Topology(tables[0], names=names)
         complete = Topology(np.ones_like(first.G), names=names)

@@ -47,8 +47,12 @@ class Names:
         """Return a list of nodes with the names of relays in place of their numbers; other entries stay."""
         return [node if isinstance(node, str) else self.relay(node) for node in nodes]
 
-    def of_users(self, users: Sequence[int]) -> str:
+    def of_users(self, users: Iterable[int]) -> str:
         """Return `user 3` or `users 3, 5, 8 ...`, for messages."""
-        more = f" and {len(users) - 10} more" if len(users) > 10 else ""
-        listed = ", ".join(str(self.user(int(k))) for k in users[:10])
-        return f"user{'s' * (len(users) != 1)} {listed}{more}"
+        known = [str(self.user(int(k))) for k in users]
+        more = f" and {len(known) - 10} more" if len(known) > 10 else ""
+        return f"user{'s' * (len(known) != 1)} {', '.join(known[:10])}{more}"
+
+
+NAMELESS = Names()
+"""Neither relays nor users have names."""

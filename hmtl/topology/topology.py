@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hmtl.errors import TopologyError
 from hmtl.topology.matching import balanced
-from hmtl.topology.names import Names
+from hmtl.topology.names import NAMELESS, Names
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 MOST_USERS, MOST_RELAYS, MOST_LINKS = 10_000_000, 10_000, 100_000_000  # so that no setting alone fills the memory
@@ -26,8 +26,8 @@ class Topology:
     """A two-hop network: users, the relays that hear them, and one server behind the relays.
 
     Two topologies are equal if the same relays hear the same users; positions are only for drawing, and names only for
-    printing. A relay may hear all users or none. Every user needs a relay, except in a topology made by `restricted`, where a user without relay
-    is *absent*: it sends nothing and is not counted.
+    printing. A relay may hear all users or none. Every user needs a relay, except in a topology made by `restricted`,
+    where a user without relay is *absent*: it sends nothing and is not counted.
 
     Args:
         G: [H, K] array-like of 0 and 1, `G[i, k] = 1` if relay i hears user k; stored as a read-only uint8 array.
@@ -43,7 +43,7 @@ class Topology:
 
     G: NDArray[np.uint8]
     layout: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
-    names: Names = Names()
+    names: Names = NAMELESS
 
     def __post_init__(self) -> None:
         G = _zeros_and_ones(self.G, "G")

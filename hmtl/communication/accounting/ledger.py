@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from hmtl.topology import Names
+from hmtl.topology.names import NAMELESS, Names
 
 TIERS = ("users_to_relays", "relays_to_server", "server_to_relays", "relays_to_users")
 USERS_TO_RELAYS, RELAYS_TO_SERVER, SERVER_TO_RELAYS, RELAYS_TO_USERS = TIERS
@@ -46,7 +46,7 @@ class LinkLedger:
         rounds: number of rounds recorded so far.
     """
 
-    def __init__(self, K: int, H: int, names: Names = Names()) -> None:
+    def __init__(self, K: int, H: int, names: Names = NAMELESS) -> None:
         users, relays = [f"user {names.user(k)}" for k in range(K)], [f"relay {names.relay(i)}" for i in range(H)]
         broadcasts = [f"all of {i}" for i in relays]
         links = users, relays, [*relays, "all relays"], [*users, *broadcasts]

@@ -220,8 +220,9 @@ def preferred_sum_aggregators(
             "learn the sums, not both. Leave server out, or set aggregators=auto."
         )
     if A and (unheard := np.setdiff1d(first.present, first.restricted(relays=A).present)).size:
+        relays, users = first.names.of_relays(A), first.names.of_users(unheard)
         raise CodingError(
-            f"aggregators={first.names.of_relays(A)} with communicator=sums: none of these relays hears {first.names.of_users(unheard)}. Name "
+            f"aggregators={relays} with communicator=sums: none of these relays hears {users}. Name "
             "relays that together hear everybody, or set aggregators=auto."
         )
     return A
