@@ -25,7 +25,7 @@ from hmtl.errors import CodingError
 from hmtl.topology import Topology
 
 NUMBERS = 64  # m of the round that is played
-MOST_ENUMERATED = 5  # relays; up to this number, all sets are tried
+MOST_ENUMERATED = 6  # relays; up to this number, all sets are tried
 
 
 class _Users:

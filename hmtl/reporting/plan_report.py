@@ -8,8 +8,11 @@ from rich.table import Table
 from hmtl.coding import CODED_SCHEMES, MEDIA, SCHEMES
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
 from hmtl.communication.round_costs import BEST, AddingRelays, BestAggregators, Comparison
+from hmtl.communication.timetable import Timetable
 from hmtl.reporting.console import MOST_NAMED, as_table, names_of
 from hmtl.topology import Names
+
+MOST_CHOICES = 5  # that a table of seconds shows
 
 
 def plan_table(comparison: Comparison) -> Table:
@@ -115,6 +118,48 @@ def verdict(comparison: Comparison, medium: str) -> str:
         f"aggregators{tried} takes less time for a round's communication than plain forwarding, {uncoded:.4g} s; all "
         f"relays take {f'{more:.1%} more' if more > 5e-4 else 'as much'}."
     )
+
+
+def time_table(times: Timetable) -> Table:
+    """Return the seconds of a round over access links, for the best choices of who aggregates and the usual ones."""
+    usual = [choice for choice in times.choices[MOST_CHOICES:] if _is_usual(times, choice[0])]
+    rows = [(_who(times, setting), seconds) for setting, seconds in (*times.choices[:MOST_CHOICES], *usual)]
+    rows += [(f"sums, learned by {_who(times, setting)}", seconds) for setting, seconds in times.sums[:2]]
+    title = f"K={times.K} users, H={times.H} relays, r={times.r:.4g}; V={times.V_bits:,} bit; a round over all links"
+    cells = [[who, f"{seconds:.4g}", f"{1 - seconds / times.uncoded:.1%}"] for who, seconds in rows]
+    return as_table(title, ("who aggregates", "seconds", "saved"), cells)
+
+
+def time_remarks(times: Timetable) -> Iterator[str]:
+    """Yield the sentences under `time_table`: who aggregates soonest, and what that asks of it."""
+    (setting, seconds), tried = times.choices[0], len(times.choices)
+    who, several = _who(times, setting), isinstance(setting, list) and len(setting) > 1
+    fewer = f"{1 - seconds / times.uncoded:.1%} less than with plain forwarding, {times.uncoded:.4g} s"
+    yield (
+        f"Soonest: {who} aggregate{'s' * (not several)}. The messages of a round take {seconds:.4g} s"
+        + (f", {fewer}." if seconds < times.uncoded * (1 - 1e-9) else ", as with plain forwarding.")
+        + f" {'All' if times.every else 'Not all'} choices were tried: {tried}. Computing is not counted."
+    )
+    for duty in times.duties:
+        coding = ""
+        if duty.multiplied:
+            coding = (
+                f"multiplies {duty.multiplied / 1e6:,.0f} MB in GF(2^8), {duty.seconds:.2g} s on a core like this, "
+            )
+        yield (
+            f"In a round, {duty.name} holds {duty.memory / 1e6:,.1f} MB of 64-bit numbers (V, IVs and models, K rows "
+            f"each) beside its buffers, {coding}and computes the global update, with {duty.update:,} multiplications "
+            "if all users are coupled."
+        )
+
+
+def _is_usual(times: Timetable, setting: str | list[int | str]) -> bool:
+    return setting == "server" or (len(setting) == times.H and "server" not in setting)
+
+
+def _who(times: Timetable, setting: str | list[int | str]) -> str:
+    relays = [] if isinstance(setting, str) else [node for node in setting if node != "server"]
+    return names_of(times.names.of_relays(relays), isinstance(setting, list) and "server" in setting)
 
 
 def _proof(comparison: Comparison) -> Iterator[str]:
