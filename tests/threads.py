@@ -1,17 +1,16 @@
-"""The nodes of a run in threads of one process, connected by queues instead of gloo."""
+"""The nodes of a run in threads of one process, connected by queues instead of gRPC."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
 from threading import Thread, local
 from typing import Any
 
-import torch
-
 from hmtl.communication import Network
 from hmtl.data import Task
-from hmtl.distributed.connections import Connection, Transport
+from hmtl.distributed.connections import Connection, Stream
 from hmtl.distributed.exchange import ProcessExchange
+from hmtl.distributed.frames import MAY_SEND, role
 from hmtl.distributed.multicast.group import Caster, Listener
 from hmtl.distributed.peers import Peers
 from hmtl.distributed.placement import Placement
@@ -25,66 +24,78 @@ class Killed(Exception):
     """Ends a node as if its process had been killed."""
 
 
-class Queues:
-    """All bytes on their way, by sender and receiver; None means that the sender has ended."""
-
-    def __init__(self) -> None:
-        self.boxes: dict[tuple[int, int], SimpleQueue[torch.Tensor | None]] = defaultdict(SimpleQueue)
-
-    def of(self, rank: int) -> "QueueTransport":
-        return QueueTransport(self, rank)
-
-
-class QueueTransport(Transport):
-    """One node's end of the queues.
+class Line:
+    """The messages from one node to another.
 
     Attributes:
-        spoil: called with the receiver's rank and the bytes that are sent, which it may change.
+        cut: whether what is sent is lost, as the sender has ended.
     """
 
-    def __init__(self, queues: Queues, own: int) -> None:
-        self.queues, self.own = queues, own
-        self.spoil: Callable[[int, torch.Tensor], None] = lambda rank, content: None
+    def __init__(self) -> None:
+        self.messages: SimpleQueue[bytes | None] = SimpleQueue()
+        self.cut = False
 
-    def send(self, content: torch.Tensor, rank: int) -> None:
-        content = content.clone()
-        self.spoil(rank, content)
-        self.queues.boxes[self.own, rank].put(content)
+    def carry(self, stream: Stream) -> None:
+        """Take all messages of a stream."""
+        for message in stream.outgoing():
+            if not self.cut:
+                self.messages.put(message)
+        self.messages.put(None)
 
-    def receive(self, content: torch.Tensor, rank: int) -> None:
-        received = self.queues.boxes[rank, self.own].get()
-        if received is None:
-            raise RuntimeError("closed")
-        content.copy_(received)
+    def end(self) -> None:
+        self.cut = True
+        self.messages.put(None)
 
-    def end(self, size: int) -> None:
-        for rank in range(size):
-            self.queues.boxes[self.own, rank].put(None)
-            self.queues.boxes[rank, self.own].put(None)
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.messages.get, None)
+
+
+class Lines:
+    """All messages on their way, by sender and receiver."""
+
+    def __init__(self) -> None:
+        self.lines: dict[tuple[str, str], Line] = defaultdict(Line)
+
+    def connect(self, own: str, names: Sequence[str]) -> dict[str, Connection]:
+        """Return a node's connections, with a stream to each neighbour."""
+        connections = {}
+        for rank, name in enumerate(names):
+            if (role(name), role(own)) in MAY_SEND:
+                connections[name] = connection = Connection(name, rank, MAY_SEND[role(name), role(own)])
+                connection.attach(stream := Stream(connection))
+                Thread(target=self.lines[own, name].carry, args=(stream,), daemon=True).start()
+                Thread(target=stream.take, args=(iter(self.lines[name, own]),), daemon=True).start()
+        return connections
+
+    def end(self, own: str) -> None:
+        """End a node, as if its process had been killed."""
+        for (sender, receiver), line in list(self.lines.items()):
+            if own in (sender, receiver):
+                line.end()
 
 
 def play(
     placements: list[Placement],
-    node: Callable[[Placement, Peers, QueueTransport], Any],
+    node: Callable[[Placement, Peers], Any],
     seconds: float = 30.0,
     group: Callable[[int], Caster | Listener | None] = lambda rank: None,
 ) -> dict[str, Any]:
     """Return what `node` returned for each placement, by name; without the nodes that raised `Killed`."""
-    queues, results, errors = Queues(), {}, []
+    lines, results, errors = Lines(), {}, []
+    for placement in placements:
+        for name in placement.names:
+            lines.lines[placement.name, name]  # born before threads use them
 
     def run(placement: Placement) -> None:
-        transport, end = queues.of(placement.rank), group(placement.rank)
-        listener = end if isinstance(end, Listener) else None
-        own, ranks = placement.rank, placement.neighbors
-        connections = {name: Connection(own, rank, listener, transport) for name, rank in ranks.items()}
-        peers = Peers(placement.name, connections, seconds, end)
+        connections = lines.connect(placement.name, placement.names)
+        peers = Peers(placement.name, connections, seconds, group(placement.rank))
         try:
-            results[placement.name] = node(placement, peers, transport)
+            results[placement.name] = node(placement, peers)
         except Killed:
-            transport.end(len(placement.names))
+            lines.end(placement.name)
         except BaseException as error:
             errors.append(error)
-            transport.end(len(placement.names))
+            lines.end(placement.name)
 
     threads = [Thread(target=run, args=(placement,), daemon=True) for placement in placements]
     for thread in threads:
@@ -95,7 +106,7 @@ def play(
         raise errors[0]
     assert not any(thread.is_alive() for thread in threads), f"only {sorted(results)} came to an end"
     for placement in placements:
-        queues.of(placement.rank).end(len(placements))
+        lines.end(placement.name)
     return results
 
 

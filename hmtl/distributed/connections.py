@@ -1,76 +1,170 @@
-"""Connections to other processes over torch.distributed; the only module that knows gloo, its backend for CPUs.
+"""Connections to neighbouring nodes: frames as streams of messages, whatever carries these.
 
-When a wait in gloo times out, all connections of the process break, and gloo does not say which peer it waited for.
-Therefore only two threads per peer wait in gloo, for as long as the peer lives; deadlines are kept where frames are
-taken from these threads, see `hmtl.distributed.peers`. Gloo neither encrypts nor authenticates: trusted networks only.
+A stream ends when the other process does, or when it breaks; a node that comes back brings a new stream. Deadlines are
+kept where frames are taken from a connection, see `hmtl.distributed.peers`.
 """
 
-import datetime
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Set
 from dataclasses import replace
-from itertools import count
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Event, Lock
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from hmtl.distributed.frames import BYE, HEADER, KINDS, Frame, Header
 from hmtl.distributed.multicast.group import Cast, Listener
-from hmtl.distributed.rendezvous import Rendezvous
 from hmtl.errors import CodingError, EngineError, HmtlError
 
-FOREVER = datetime.timedelta(days=365)  # a wait that times out in gloo would break all connections
+CHUNK = 1 << 20  # bytes of a body in a message, at most
+AT_FIRST = 1 << 28  # bytes of a body, at most, until it is known what the run needs
+ENDED = "its process has ended"
 
 
-class Transport:
-    """A transport that moves bytes between processes, in order; use it after `connect`.
+class Stream:
+    """One stream of messages in each direction: a header with the first bytes of its body, then the rest of the body.
 
-    Both methods raise RuntimeError once the other process has ended.
+    Args:
+        connection: whose stream this is.
     """
 
-    def send(self, content: Tensor, rank: int) -> None:
-        """Send bytes to a process, and wait until they have left."""
-        dist.send(content, dst=rank)
+    def __init__(self, connection: "Connection") -> None:
+        self.connection = connection
+        self.inbox: SimpleQueue[Frame | str] = SimpleQueue()  # frames, then the reason why no more will come
+        self.outbox: SimpleQueue[tuple[Header, Tensor, Cast | None] | None] = SimpleQueue()
+        self.sent, self.ended = Event(), Event()  # nothing more is sent; nothing more arrives
 
-    def receive(self, content: Tensor, rank: int) -> None:
-        """Wait for bytes from a process, as many as `content` holds, and write them there."""
-        dist.recv(content, src=rank)
+    def send(self, frame: Frame, cast: Cast | None = None, epoch: int = 0) -> None:
+        """Send a frame without waiting; the body is left out if the multicast `cast` reaches the other process."""
+        if not self.ended.is_set():
+            self.outbox.put((frame.header(epoch), frame.body, cast))
+
+    def close(self) -> None:
+        """Send nothing more."""
+        self.outbox.put(None)
+
+    def outgoing(self) -> Iterator[bytes]:
+        """Yield the messages of all frames that are sent, until the last."""
+        try:
+            while item := self.outbox.get():
+                yield from self._messages(*item)
+                if KINDS[item[0].kind] == BYE:
+                    return
+        finally:
+            self.sent.set()
+
+    def take(self, incoming: Iterator[bytes]) -> str:
+        """Take all frames that arrive, and return the reason why no more do."""
+        reason = ENDED
+        try:
+            while True:
+                self.inbox.put(self._frame(incoming))
+        except StopIteration:
+            pass
+        except HmtlError as error:
+            reason = str(error)
+        self.end(reason)
+        return reason
+
+    def end(self, reason: str) -> None:
+        """Let no more frames arrive, and send none."""
+        if not self.ended.is_set():
+            self.ended.set()
+            self.inbox.put(reason)
+        self.close()
+
+    def _messages(self, header: Header, body: Tensor, cast: Cast | None) -> Iterator[bytes]:
+        if cast:
+            reached = cast.reaches(self.connection.rank)  # waits in this thread, so that frames keep their order
+            header, body = replace(header, cast=cast.number, apart=reached), body[:0] if reached else body
+        content = body.numpy().data
+        yield b"".join((header.to_bytes(), content[:CHUNK]))
+        for start in range(CHUNK, len(content), CHUNK):
+            yield bytes(content[start : start + CHUNK])
+
+    def _frame(self, incoming: Iterator[bytes]) -> Frame:
+        message = memoryview(next(incoming))
+        header, terms = Header.from_bytes(bytes(message[:HEADER])), self.connection
+        kind = KINDS[header.kind]
+        if kind not in terms.hears:
+            raise CodingError(f"it sent {kind}, which its role does not")
+        if header.body > terms.largest:
+            raise CodingError(f"it sent {kind} of {header.body:,} bytes, more than the run needs")
+        if kind == BYE:
+            raise EngineError("it has left")
+        cast = terms.listener.take(header.cast) if terms.listener and header.cast else None
+        body = cast if header.apart else self._body(header.body, message[HEADER:], incoming)
+        if body is None or len(body) != header.body:
+            raise CodingError(f"multicast {header.cast} is incomplete, although it was reported as whole")
+        return Frame.from_bytes(header, body)
+
+    def _body(self, nbytes: int, message: memoryview, incoming: Iterator[bytes]) -> Tensor:
+        body, end = torch.empty(nbytes, dtype=torch.uint8), len(message)
+        content = body.numpy().data
+        while True:
+            if end > nbytes or (end < nbytes and not message):
+                raise CodingError("it sent a body of another length than its header says")
+            content[end - len(message) : end] = message
+            if end == nbytes:
+                return body
+            message = memoryview(next(incoming))
+            end += len(message)
 
 
 class Connection:
-    """The connection to one other process, with one thread for the frames of each direction.
-
-    A frame that arrives twice, out of order or with a damaged header ends the connection.
+    """The connection to a neighbour, by one stream after another.
 
     Args:
-        own: rank of this process.
-        rank: of the other process.
+        name: of the neighbour.
+        rank: its place among all nodes.
+        hears: the kinds of frames that its role may send.
+
+    Attributes:
         listener: this process's end of the multicast group that brings some of the bodies, if there is one.
-        transport: moves the bytes.
+        largest: bytes of a body, at most.
+        stream: the stream in use.
+        newer: the stream with which the neighbour came back, until `take_back`.
+        trouble: why there is no stream at present, as far as it is known.
     """
 
-    def __init__(
-        self,
-        own: int,
-        rank: int,
-        listener: Listener | None = None,
-        transport: Transport = Transport(),  # noqa: B008, it holds nothing
-    ) -> None:
-        self.own, self.rank, self.listener, self._transport = own, rank, listener, transport
-        self.inbox: SimpleQueue[Frame | str] = SimpleQueue()  # frames, then the reason why no more will come
-        self.outbox: SimpleQueue[tuple[Header, Tensor, Cast | None]] = SimpleQueue()
-        self._sent = 0
-        self._threads = [Thread(target=work, daemon=True) for work in (self._send_all, self._receive_all)]
-        for thread in self._threads:
-            thread.start()
+    def __init__(self, name: str, rank: int, hears: Set[str]) -> None:
+        self.name, self.rank, self.hears = name, rank, hears
+        self.listener: Listener | None = None
+        self.largest = AT_FIRST
+        self.stream: Stream | None = None
+        self.newer: Stream | None = None
+        self.trouble = ""
+        self._attached, self._lock = Event(), Lock()
 
-    def send(self, frame: Frame, cast: Cast | None = None) -> None:
-        """Send a frame without waiting; the body is left out if the multicast `cast` reaches the other process."""
-        self.outbox.put((*frame.to_bytes(self.own, self.rank, self._sent), cast))
-        self._sent += 1
+    def attach(self, stream: Stream) -> None:
+        """Use a stream: the first one at once, a later one after `take_back`. It ends those before."""
+        with self._lock:
+            for former in (self.stream, self.newer):
+                if former:
+                    former.end("its process came back")
+            if self.stream:
+                self.newer = stream
+            else:
+                self.stream = stream
+        self._attached.set()
+
+    def take_back(self) -> bool:
+        """Use the stream with which the neighbour came back; return whether there is one."""
+        with self._lock:
+            if self.newer is None:
+                return False
+            self.stream, self.newer = self.newer, None
+            return True
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the first stream, and return whether there is one."""
+        return self._attached.wait(max(0.0, seconds))
+
+    def send(self, frame: Frame, cast: Cast | None = None, epoch: int = 0) -> None:
+        """Send a frame without waiting, see `Stream.send`."""
+        if self.stream:
+            self.stream.send(frame, cast, epoch)
 
     def receive(self, seconds: float) -> Frame | None:
         """Return the next frame, or None if none arrives in time.
@@ -78,8 +172,10 @@ class Connection:
         Raises:
             EngineError: no more frames will arrive.
         """
+        if self.stream is None:
+            raise EngineError(self.trouble or "it never arrived")
         try:
-            frame = self.inbox.get(timeout=max(0.0, seconds))
+            frame = self.stream.inbox.get(timeout=max(0.0, seconds))
         except Empty:
             return None
         if isinstance(frame, str):
@@ -88,72 +184,12 @@ class Connection:
 
     def join(self, deadline: float) -> None:
         """Wait until both sides have sent BYE, at most until the deadline (`time.monotonic()`)."""
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        if self.stream:
+            for event in (self.stream.sent, self.stream.ended):
+                event.wait(max(0.0, deadline - time.monotonic()))
 
-    def _send_all(self) -> None:
-        kind = ""
-        with suppress(RuntimeError):  # `_receive_all` reports that the connection is broken
-            while kind != BYE:
-                kind = self._send(*self.outbox.get())
-
-    def _send(self, header: Header, body: Tensor, cast: Cast | None) -> str:
-        """Send a frame, and return its kind."""
-        if cast:
-            reached = cast.reaches(self.rank)  # waits in this thread, so that frames keep their order
-            header, body = replace(header, cast=cast.number, apart=reached), body[:0] if reached else body
-        for part in (torch.frombuffer(bytearray(header.to_bytes()), dtype=torch.uint8), body):
-            if len(part):
-                self._transport.send(part, self.rank)
-        return KINDS[header.kind]
-
-    def _receive_all(self) -> None:
-        try:
-            for sequence in count():
-                self._receive_frame(sequence)
-        except HmtlError as error:
-            self.inbox.put(str(error))
-        except RuntimeError:
-            self.inbox.put("its process has ended")
-
-    def _receive_frame(self, sequence: int) -> None:
-        header = Header.from_bytes(self._receive(HEADER).numpy().tobytes())
-        if (header.sender, header.receiver, header.sequence) != (self.rank, self.own, sequence):
-            raise CodingError(
-                f"frame {header.sequence} from process {header.sender} to {header.receiver} arrived in place of frame "
-                f"{sequence}"
-            )
-        if KINDS[header.kind] == BYE:
-            raise EngineError("it has left")
-        cast = self.listener.take(header.cast) if self.listener and header.cast else None
-        body = cast if header.apart else self._receive(header.body)
-        if body is None:
-            raise CodingError(f"multicast {header.cast} is incomplete, although it was reported as whole")
-        self.inbox.put(Frame.from_bytes(header, body))
-
-    def _receive(self, nbytes: int) -> Tensor:
-        content = torch.empty(nbytes, dtype=torch.uint8)
-        if nbytes:
-            self._transport.receive(content, self.rank)
-        return content
-
-
-def connect(rendezvous: Rendezvous) -> None:
-    """Connect all processes of the run, before any `Connection` is made.
-
-    Raises:
-        EngineError: a process did not arrive.
-    """
-    failed = []
-
-    def initialize() -> None:
-        try:
-            dist.init_process_group("gloo", None, FOREVER, rendezvous.size, rendezvous.rank, rendezvous.store)
-        except RuntimeError as error:
-            failed.append(error)
-
-    thread = Thread(target=initialize, daemon=True)  # gloo would wait forever for a process that has ended
-    thread.start()
-    thread.join(rendezvous.wait.total_seconds())
-    if failed or thread.is_alive():
-        raise EngineError("a process ended before all were connected. Start all of them again.")
+    def close(self) -> None:
+        """End all streams."""
+        for stream in (self.stream, self.newer):
+            if stream:
+                stream.end("this process has left")

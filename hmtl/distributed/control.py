@@ -6,6 +6,8 @@ count them.
 
 import io
 import logging
+import math
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +23,9 @@ from hmtl.errors import EngineError
 from hmtl.training.engine import Values
 
 log = logging.getLogger(__name__)
+RESUME = "If the run's folder has a checkpoint, restart from it with resume=FOLDER; otherwise start again."
+START = 600.0  # seconds for all processes to load their data and to build the learner
+REMIND = 30.0  # seconds after which a process logs which one it is waiting for
 torch.serialization.add_safe_globals(
     [Task, Prepared, Preprocessing, Scaling, FittedTable, TableFeatures]
 )  # besides numbers, strings and tensors
@@ -90,8 +95,46 @@ class Control:
         received = self.receive([SERVER], patience=patience)
         if SERVER not in received:
             reason = self.peers.lost.get(SERVER, f"it sent nothing for {patience * self.peers.seconds:g} s")
-            raise EngineError(f"the server is lost: {reason}. Restart from the last checkpoint with resume=PATH.")
+            raise EngineError(f"the server is lost: {reason}. {RESUME}")
         return received[SERVER]
+
+    def agree(self, error: str = "") -> str:
+        """Wait until all processes have come here, and return the first error of any of them; "" if there is none.
+
+        Args:
+            error: what went wrong in this process.
+        """
+        if not self.leads:
+            self.send(SERVER, {"error": error})
+            return str(self.wait_for(SERVER, "error", "the others", 2 * START)["error"])
+        errors = [error] if error else []
+        for name in self.others:
+            try:
+                errors.append(self.wait_for(name, "error", name, START)["error"])
+            except EngineError as missing:
+                errors.append(str(missing))
+        first = next(filter(None, errors), "")
+        self.broadcast({"error": first})
+        return first
+
+    def wait_for(self, sender: str, key: str, whom: str, seconds: float) -> Values:
+        """Return the next values of another process, before the first round; log now and then `whom` it waits for.
+
+        Raises:
+            EngineError: they do not arrive.
+        """
+        patience, name = math.ceil(seconds / self.peers.seconds), self.peers.name
+        reminder = threading.Timer(REMIND, log.warning, ("%s still waits for %s", name, whom))
+        reminder.daemon = True
+        reminder.start()
+        try:
+            received = self.receive([sender], key, patience)
+        finally:
+            reminder.cancel()
+        if sender not in received:
+            reason = self.peers.lost.get(sender, f"it took more than {seconds / 60:g} minutes")
+            raise EngineError(f"{sender} did not get ready: {reason}. Start all processes again.")
+        return received[sender]
 
     def _log(self, gathered: Sequence[Values]) -> None:
         """Log what processes noticed about each other; log only once what several of them noticed."""

@@ -6,101 +6,169 @@ sent, saves checkpoints and decides when to stop. These values travel alongside 
 study, and the ledger does not count them.
 """
 
-import logging
 import secrets
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Protocol
 
 from hmtl.communication import Network
+from hmtl.communication.messages import SERVER
 from hmtl.data import Task
-from hmtl.distributed.connections import Connection, connect
-from hmtl.distributed.control import from_bytes, to_bytes
+from hmtl.distributed.control import Control
 from hmtl.distributed.exchange import ProcessExchange
+from hmtl.distributed.meeting import Meeting
 from hmtl.distributed.multicast.group import Caster, Listener, Multicast
 from hmtl.distributed.peers import Peers
-from hmtl.distributed.placement import Placement, check_size
-from hmtl.distributed.rendezvous import Rendezvous
-from hmtl.errors import ConfigError
+from hmtl.distributed.placement import Placement, check_size, names_of
+from hmtl.distributed.wire import Party, Wire
+from hmtl.errors import ConfigError, EngineError, HmtlError
 from hmtl.topology import Moving, Topology
-from hmtl.training.engine import Engine, Exchange, Load
-
-log = logging.getLogger(__name__)
+from hmtl.training.engine import Engine, Exchange, Load, Values
 
 
-class TorchDistributed(Engine):
-    """One process per node over torch.distributed: rank 0 is the server, then come the relays, then hosts of users.
+class Site(Protocol):
+    """How a process knows the others.
 
-    Use it on trusted networks only: gloo neither encrypts nor authenticates.
+    Attributes:
+        rank: the place of this process's node among all.
+        size: number of nodes.
+        address: where the server is, a name or an address without a port.
+        wait: how long to wait for all to arrive [s].
+    """
+
+    rank: int
+    size: int
+    address: str
+    wait: float
+
+    def party(self, names: Sequence[str], agreed: str) -> Party:
+        """Return this node among all, given the names of all in order."""
+
+    def addresses(self, party: Party, port: int) -> Mapping[str, str]:
+        """Return the addresses of server and relays; this node listens at a port (0: none)."""
+
+
+class Processes(Engine):
+    """One process per node: first the server, then the relays, then hosts of users.
 
     Args:
+        site: called with `seconds`, returns how this process knows the others.
         seconds: how long to wait for a process to answer before it, or its users, count as absent.
         multicast: the group in which the server sends only once what several relays receive; None: each relay gets a
             copy by TCP.
 
     Raises:
-        ConfigError: the process was started by neither torchrun nor `hmtl.launch`.
+        ConfigError: `seconds` is not positive.
     """
 
-    def __init__(self, seconds: float = 60.0, multicast: Multicast | None = None) -> None:
+    def __init__(
+        self, site: Callable[[float], Site], seconds: float = 60.0, multicast: Multicast | None = None
+    ) -> None:
         if not seconds > 0:
             raise ConfigError(f"engine.seconds={seconds} is not positive. Set it to the seconds to wait for a process.")
-        self.seconds, self.multicast = seconds, multicast
-        self._rendezvous = Rendezvous(seconds)
-        self._placement: Placement | None = None  # known once the number of users is known
+        self.site, self.seconds, self.multicast = site(seconds), seconds, multicast
+        self._peers: Peers | None = None  # once it is known how many relays there are
+        self._placement: Placement | None = None  # once the number of users is known
+        self._run = 0  # see `Datagram`
 
     def load_tasks(self, load: Load, K: int | None, H: int) -> tuple[Task, ...]:
         """Return the tasks of all users: hosts load the rows of their own users, other processes get only the shapes.
 
         Raises:
             ConfigError: there are too few processes, or too many.
+            EngineError: a process does not arrive.
             HmtlError: a host cannot load its data.
         """
-        rank, size = self._rendezvous.rank, self._rendezvous.size
-        tasks: tuple[Task, ...] = ()
+        rank, size = self.site.rank, self.site.size
         check_size(size, K, H)
+        names = names_of(size, H)
+        self._peers = self._connect(names, f"{size} nodes, {H} relays, {K or 'any'} users")
+        control, first_host = Control(self._peers), names[H + 1]
+        tasks: tuple[Task, ...] = ()
         with self.barrier():
             if rank > H:
                 tasks = load(lambda K: set(Placement(rank, size, K, H).users.tolist()))
-            if rank == H + 1:
-                known = to_bytes({"tasks": [task.without_rows() for task in tasks]})
-                self._rendezvous.store.set("tasks", bytes(known))
-        tasks = tasks or from_bytes(self._rendezvous.store.get("tasks"))["tasks"]
+        if names[rank] == first_host:
+            control.send(SERVER, {"tasks": [task.without_rows() for task in tasks]})
+        known: Values = {"run": secrets.randbits(64)}
+        if rank == 0:
+            known |= control.wait_for(first_host, "tasks", first_host, self.seconds)
+        known = control.broadcast(known)
+        tasks, self._run = tasks or tuple(known["tasks"]), known["run"]
         self._placement = Placement(rank, size, len(tasks), H)
         own = set(self._placement.users.tolist())
         return tuple(task if k in own else task.without_rows() for k, task in enumerate(tasks))
 
-    def barrier(self) -> AbstractContextManager[None]:
-        return self._rendezvous.barrier()
+    @contextmanager
+    def barrier(self) -> Iterator[None]:
+        """Continue once all processes have left the block.
+
+        Raises:
+            HmtlError: what this process raised in the block.
+            ConfigError: what another process raised in the block, or that it has ended.
+        """
+        assert self._peers is not None, "load_tasks comes first"
+        own = None
+        try:
+            yield
+        except HmtlError as error:
+            own = error
+        try:
+            first_error = Control(self._peers).agree("" if own is None else str(own))
+            if own or first_error:
+                raise own or ConfigError(first_error)
+        except HmtlError:
+            self._peers.close()
+            raise
 
     def connect(self, contacts: Topology | Moving, network: Network) -> Exchange:
-        """Connect this process to the others, after `load_tasks`.
+        """Return the exchange of this process with the others, after `load_tasks`.
 
         Raises:
             ConfigError: multicast is chosen, but the network is not a broadcast medium.
-            EngineError: a process has ended, or multicast cannot be used on this machine.
+            EngineError: multicast cannot be used on this machine.
         """
         assert self._placement is not None, "load_tasks comes first"
+        assert self._peers is not None
         if self.multicast and network.medium != "broadcast":
             raise ConfigError(
                 f"engine=multicast sends once to all relays, but network.medium={network.medium} counts one "
                 "transmission per relay. Set network.medium=broadcast, or engine=torch_distributed."
             )
-        placement, store = self._placement, self._rendezvous.store
-        if placement.leads:
-            log.warning("%d processes; nothing is encrypted or signed: for trusted networks only", len(placement.names))
-            store.set("run", secrets.token_bytes(8))
-        connect(self._rendezvous)
-        group = self._join_group(int.from_bytes(store.get("run"), "little"), network)
-        listener = group if isinstance(group, Listener) else None
-        ranks = placement.neighbors
-        connections = {name: Connection(placement.rank, rank, listener) for name, rank in ranks.items()}
-        return ProcessExchange(placement, Peers(placement.name, connections, self.seconds, group), contacts)
+        self._peers.join(self._join_group(network))
+        return ProcessExchange(self._placement, self._peers, contacts)
 
-    def _join_group(self, run: int, network: Network) -> Caster | Listener | None:
+    def _connect(self, names: Sequence[str], agreed: str) -> Peers:
+        """Return the other processes once there is a stream to each that this one talks to."""
+        party = self.site.party(names, agreed)
+        wire = Wire(party, self.seconds, lambda port: self.site.addresses(party, port))
+        if missing := wire.missing(self.site.wait):
+            name, trouble = next(iter(missing.items()))
+            wire.close()
+            raise EngineError(f"{party.name} cannot reach {name}: {trouble or 'it did not arrive'}. Start all again.")
+        return Peers(party.name, wire.connections, self.seconds, leave=wire.close)
+
+    def _join_group(self, network: Network) -> Caster | Listener | None:
         """Return this process's end of the multicast group, which only the server and the relays have."""
         assert self._placement is not None
         if self.multicast is None:
             return None
-        server = self._rendezvous.address
+        server, run = self.site.address, self._run
         if self._placement.leads:
             return Caster(self.multicast, server, run, network.W2)
         return Listener(self.multicast, server, run, self._placement.rank) if self._placement.is_relay else None
+
+
+class TorchDistributed(Processes):
+    """Processes that were started by `hmtl.launch`, torchrun or Slurm, and meet at torch.distributed's store.
+
+    Args:
+        seconds, multicast: see `Processes`.
+        tls: whether all is encrypted, and nodes prove who they are; without, all have to be on this machine.
+
+    Raises:
+        ConfigError: the process was started by neither torchrun nor `hmtl.launch`.
+    """
+
+    def __init__(self, seconds: float = 60.0, multicast: Multicast | None = None, tls: bool = True) -> None:
+        super().__init__(lambda seconds: Meeting(seconds, tls), seconds, multicast)

@@ -1,11 +1,11 @@
 """Frames: rows of bytes with a header, as they travel between processes.
 
 A frame is a header of HEADER bytes and a body: the numbers of the users (4 bytes each), then payload and overhead of
-the rows. Reading a frame executes nothing, and the checksums of header and body are verified before anything else.
+the rows. Reading a frame executes nothing. TLS protects frames on their way, and who sent one is whom the stream's
+certificate names, so a header says neither.
 """
 
 import struct
-import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Self
@@ -37,9 +37,37 @@ KINDS = (
     messages.MODELS,
 )
 DTYPES = (*FLOATS.values(), torch.int64)
-MAGIC = b"hmt1"  # the digit is the version of the layout
-LAYOUT = struct.Struct("<4s B B ? ? ? H H i I I i I I I I")
-HEADER = LAYOUT.size + 4  # bytes, with the checksum of the header itself
+MAGIC = b"hmt2"  # the digit is the version of the layout
+LAYOUT = struct.Struct("<4s B B ? ? ? H i I i I I I")
+HEADER = LAYOUT.size  # bytes
+SERVES, RELAYS, HOSTS = "server", "relay", "host"  # the roles of nodes
+MAY_SEND: dict[tuple[str, str], frozenset[str]] = {
+    (HOSTS, RELAYS): frozenset({messages.IVS, BYE}),
+    (RELAYS, HOSTS): frozenset({messages.RECEIPTS, messages.MODELS, BYE}),
+    (RELAYS, SERVES): frozenset(
+        {
+            messages.IVS,
+            messages.REPORT,
+            messages.STATE,
+            messages.COMBINATIONS,
+            messages.DIGESTS,
+            messages.MODELS,
+            CONTROL,
+            BYE,
+        }
+    ),
+    (SERVES, RELAYS): frozenset(
+        {messages.ATTENDANCE, messages.STATE, messages.BROADCAST, messages.VERDICT, messages.MODELS, CONTROL, BYE}
+    ),
+    (HOSTS, SERVES): frozenset({CONTROL, BYE}),
+    (SERVES, HOSTS): frozenset({CONTROL, BYE}),
+}
+"""The kinds of frames that a role may send to another; roles that are missing here do not talk to each other."""
+
+
+def role(name: str) -> str:
+    """Return the role of a node."""
+    return name.split()[0]
 
 
 @dataclass(frozen=True)
@@ -51,16 +79,13 @@ class Header:
     last: bool  # the frame ends a batch: the sender has nothing more of this kind for now
     empty: bool  # the frame only ends a batch and carries no message
     apart: bool  # the body has arrived by multicast; otherwise it follows the header
-    sender: int  # rank of a process
-    receiver: int
+    epoch: int  # how often the run has been taken up again
     round: int
-    sequence: int  # number of frames that the sender has sent to the receiver before
     cast: int  # number of the multicast that carries the body; 0: none does
     users: int  # number of users whose rows these are, one row for each or one row for all; -1: rows of no user
     rows: int  # number of rows
     payload: int  # bytes of payload per row
     overhead: int  # bytes of overhead per row
-    checksum: int  # CRC-32 of the body
 
     @property
     def body(self) -> int:
@@ -68,20 +93,22 @@ class Header:
         return 4 * max(self.users, 0) + self.rows * (self.payload + self.overhead)
 
     def to_bytes(self) -> bytes:
-        """Return the header as HEADER bytes, of which the last four are a checksum of the others."""
-        content = LAYOUT.pack(MAGIC, *vars(self).values())
-        return content + zlib.crc32(content).to_bytes(4, "little")
+        """Return the header as HEADER bytes."""
+        return LAYOUT.pack(MAGIC, *vars(self).values())
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
         """Return the header that `to_bytes` encoded.
 
         Raises:
-            CodingError: the bytes are damaged, or come from another program or version.
+            CodingError: the bytes are no header, or come from another version.
         """
-        if not content.startswith(MAGIC) or int.from_bytes(content[-4:], "little") != zlib.crc32(content[:-4]):
-            raise CodingError("it sent a damaged header, or is another program or version")
-        return cls(*LAYOUT.unpack(content[:-4])[1:])
+        if len(content) != HEADER or not content.startswith(MAGIC):
+            raise CodingError("it is another program or version")
+        header = cls(*LAYOUT.unpack(content)[1:])
+        if header.kind >= len(KINDS) or header.dtype >= len(DTYPES):
+            raise CodingError("it sent a header with unknown fields")
+        return header
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,37 +123,28 @@ class Frame:
     dtype: torch.dtype = torch.float64
     last: bool = True
     empty: bool = False
-    damaged: str = ""  # how the frame was damaged in transit, so that its rows are missing; "" if it was not
+    epoch: int = 0  # of the sender, once the frame has arrived
 
-    def to_bytes(self, sender: int, receiver: int, sequence: int) -> tuple[Header, Tensor]:
-        """Return header and body; all receivers of a frame share the body's memory."""
-        header = Header(
+    def header(self, epoch: int = 0) -> Header:
+        """Return the header of this frame, sent in an epoch."""
+        return Header(
             kind=KINDS.index(self.kind),
             dtype=DTYPES.index(self.dtype),
             last=self.last,
             empty=self.empty,
             apart=False,
-            sender=sender,
-            receiver=receiver,
+            epoch=epoch,
             round=self.round,
-            sequence=sequence,
             cast=0,
             users=-1 if self.users is None else len(self.users),
             rows=len(self.payload),
             payload=self.payload.shape[1],
             overhead=self.overhead.shape[1],
-            checksum=self.checksum,
         )
-        return header, self.body
-
-    @cached_property
-    def checksum(self) -> int:
-        """CRC-32 of the body."""
-        return zlib.crc32(self.body.numpy().data)
 
     @cached_property
     def body(self) -> Tensor:
-        """The numbers of the users, payload and overhead, uint8 [bytes]."""
+        """The numbers of the users, payload and overhead, uint8 [bytes]; all receivers share its memory."""
         ids = np.empty(0, "<u4") if self.users is None else self.users.astype("<u4")
         parts = [torch.from_numpy(ids.view(np.uint8)), self.payload.reshape(-1), self.overhead.reshape(-1)]
         parts = [part for part in parts if len(part)]
@@ -134,15 +152,11 @@ class Frame:
 
     @classmethod
     def from_bytes(cls, header: Header, body: Tensor) -> Self:
-        """Return the frame, whose rows share the body's memory; it has no rows if the body is damaged."""
-        kind = KINDS[header.kind]
-        if zlib.crc32(body.numpy().data) != header.checksum:
-            damaged = f"{kind} of round {header.round} arrived damaged"
-            return cls(kind, header.round, last=header.last, damaged=damaged)
+        """Return the frame, whose rows share the body's memory."""
         ids = 4 * max(header.users, 0)  # bytes
         end = ids + header.rows * header.payload
         return cls(
-            kind,
+            KINDS[header.kind],
             header.round,
             body[ids:end].view(header.rows, header.payload),
             body[end:].view(header.rows, header.overhead),
@@ -150,4 +164,5 @@ class Frame:
             DTYPES[header.dtype],
             header.last,
             header.empty,
+            header.epoch,
         )

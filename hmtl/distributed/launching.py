@@ -5,6 +5,7 @@ The processes are forked from one that has imported what they need, so that star
 
 import multiprocessing
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -15,6 +16,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
 from types import FrameType
 
+SECRET = "HMTL_SECRET"  # the variable with the secret that all processes of a run share
 Report = Callable[[str], None]
 """Reports an error, in one line."""
 GRACE = 10.0  # seconds for processes to end after the leading one, and for the leading one to end after others failed
@@ -42,6 +44,7 @@ def run_processes(count: int, work: Callable[[Report], object], report: Report, 
     context.set_forkserver_preload(list(preload))
     errors: SimpleQueue[str] = context.SimpleQueue()
     place = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    place[SECRET] = os.environ.get(SECRET) or secrets.token_hex(32)
     processes = [
         context.Process(target=_work, args=(work, {**place, "RANK": str(rank)}, errors), name=f"process {rank}")
         for rank in range(count)

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 
 from hmtl.distributed.connections import Connection
@@ -11,13 +11,14 @@ from hmtl.distributed.multicast.datagrams import ROOM
 from hmtl.distributed.multicast.group import Cast, Caster, Listener
 from hmtl.errors import EngineError
 
+BEFORE = -2  # the round before the set-up, in which processes load their data and build the learner
+
 
 class Peers:
     """The other processes, by the names of their nodes.
 
-    A sender marks the last frame of each batch of one kind, and `receive` returns whole batches. Frames of past rounds
-    are dropped. A batch that arrives too late is never mistaken for a later one of its kind, and a batch with a damaged
-    frame counts as missing.
+    A sender marks the last frame of each batch of one kind, and `receive` returns whole batches. Frames of past epochs
+    and rounds are dropped. A batch that arrives too late is never mistaken for a later one of its kind.
 
     A peer that misses a deadline is late until it answers again; `receive` then grants it only as much extra time as
     the other peers took. If nobody answered, this process itself may have been suspended: late peers get the full time
@@ -28,26 +29,50 @@ class Peers:
         connections: to the other processes, by name.
         seconds: how long to wait for a batch whose sender does not wait for others.
         group: this process's end of the multicast group, if there is one.
+        leave: called at the end, once all have been told that this process leaves.
 
     Attributes:
+        epoch: how often the run has been taken up again.
         lost: by name, why a peer will send nothing more.
         late: names of the peers that missed their last deadline.
         notices: for the log, what happened to peers since the list was last cleared, one sentence each.
     """
 
     def __init__(
-        self, name: str, connections: Mapping[str, Connection], seconds: float, group: Caster | Listener | None = None
+        self,
+        name: str,
+        connections: Mapping[str, Connection],
+        seconds: float,
+        group: Caster | Listener | None = None,
+        leave: Callable[[], object] = bool,
     ) -> None:
-        self.name, self.connections, self.seconds, self.group = name, connections, seconds, group
+        self.name, self.connections, self.seconds, self._leave = name, connections, seconds, leave
+        self.group: Caster | Listener | None = None
         self.lost: dict[str, str] = {}
         self.late: set[str] = set()
         self.notices: list[str] = []
-        self.round = 0
+        self.epoch, self.round = 0, BEFORE
         self._early: dict[str, Frame] = {}  # a frame of a future round, by sender
         self._incomplete: dict[tuple[str, str], list[Frame]] = defaultdict(list)  # batches, by sender and kind
         self._complete: dict[tuple[str, str], deque[list[Frame]]] = defaultdict(deque)
         self._missed: dict[tuple[str, str], int] = defaultdict(int)  # number of batches that came too late
         self._waited_since: dict[str, float] = {}  # when the first wait of this round began in which a peer was late
+        self.join(group)
+
+    def join(self, group: Caster | Listener | None) -> None:
+        """Use a multicast group, in which some of the bodies arrive or are sent."""
+        self.group = group
+        for connection in self.connections.values():
+            connection.listener = group if isinstance(group, Listener) else None
+
+    def take_back(self, name: str) -> bool:
+        """Exchange frames again with a peer that was lost and has come back; return whether it has."""
+        if not self.connections[name].take_back():
+            return False
+        self.lost.pop(name, None)
+        self.late.discard(name)
+        self._early.pop(name, None)
+        return True
 
     def begin(self, round: int) -> None:
         """Begin a round, and forget the frames of earlier rounds."""
@@ -69,7 +94,7 @@ class Peers:
     def send(self, to: str, frame: Frame, cast: Cast | None = None) -> None:
         """Send a frame to a peer without waiting; the body is left out if `cast` brings it."""
         if to not in self.lost:
-            self.connections[to].send(frame, cast)
+            self.connections[to].send(frame, cast, self.epoch)
 
     def receive(self, kind: str, senders: Sequence[str], patience: int = 1) -> dict[str, list[Frame]]:
         """Return the next batch of a kind from each sender, except from senders that miss the deadline.
@@ -112,6 +137,7 @@ class Peers:
                 connection.join(deadline)
         if self.group:
             self.group.close()
+        self._leave()
 
     def _next_batch(self, name: str, kind: str, deadline: float) -> list[Frame] | str:
         """Return the next batch, or the reason why it is missing."""
@@ -130,8 +156,7 @@ class Peers:
                     self._missed[key] -= 1
                 else:
                     self._complete[key].append(batch)
-        batch = batches.popleft()
-        return next((frame.damaged for frame in batch if frame.damaged), batch)
+        return batches.popleft()
 
     def _next_frame(self, name: str, deadline: float) -> Frame | None:
         """Return the next frame of this round; None if the peer is lost or the frame does not arrive in time."""
@@ -141,9 +166,10 @@ class Peers:
             except EngineError as error:
                 self.lost[name] = str(error)
                 return None
-            if frame is None or frame.round == self.round:
+            now = self.epoch, self.round
+            if frame is None or (frame.epoch, frame.round) == now:
                 return frame
-            if frame.round > self.round:
+            if (frame.epoch, frame.round) > now:
                 self._early[name] = frame
                 return None
         return None

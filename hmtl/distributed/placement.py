@@ -25,8 +25,6 @@ class Placement:
         homes: the users of each host.
         name, users: the node of this process, and its users.
         leads, is_relay: whether this node is the server, whose process leads, or a relay.
-        neighbors: ranks of the processes that this one exchanges frames with, by name. Relays and hosts exchange frames
-            with each other, but not among themselves; the server exchanges frames with all.
 
     Raises:
         ConfigError: there are too few processes, or more hosts than users.
@@ -35,16 +33,13 @@ class Placement:
     def __init__(self, rank: int, size: int, K: int, H: int) -> None:
         check_size(size, K, H)
         self.rank, self.K = rank, K
-        self.relays = [relay_name(i) for i in range(H)]
-        self.hosts = [host_name(n) for n in range(size - 1 - H)]
-        self.others = self.relays + self.hosts
-        self.names = [SERVER, *self.others]
+        self.names = names_of(size, H)
+        self.others = self.names[1:]
+        self.relays, self.hosts = self.others[:H], self.others[H:]
         self.homes: list[Ids] = np.array_split(np.arange(K), len(self.hosts))
         self.name = self.names[rank]
         self.users = self.users_of(self.name)
         self.leads, self.is_relay = rank == 0, self.name in self.relays
-        kind = self.name.split()[0]
-        self.neighbors = {name: rank for rank, name in enumerate(self.names) if name.split()[0] != kind}
 
     def users_of(self, name: str) -> Ids:
         """Return the users of a node; only a host has any."""
@@ -85,6 +80,11 @@ class HostedUsers:
 
     def _places(self, users: Ids) -> Ids:
         return np.searchsorted(self.hosted, users)
+
+
+def names_of(size: int, H: int) -> list[str]:
+    """Return the node of each rank, for N processes and H relays."""
+    return [SERVER, *map(relay_name, range(H)), *map(host_name, range(size - 1 - H))]
 
 
 def check_size(size: int, K: int | None, H: int) -> None:

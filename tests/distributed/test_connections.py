@@ -1,75 +1,98 @@
-"""Which frames a connection accepts from the other process."""
+"""Which frames a connection accepts from a neighbour, and how a neighbour comes back."""
+
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
-from threads import Queues, QueueTransport
 
-from hmtl.communication.messages import REPORT
-from hmtl.distributed.connections import Connection
-from hmtl.distributed.frames import BYE, Frame
+from hmtl.communication.messages import BROADCAST, REPORT
+from hmtl.distributed import connections as module
+from hmtl.distributed.connections import Connection, Stream
+from hmtl.distributed.frames import BYE, HEADER, MAY_SEND, Frame
 from hmtl.errors import EngineError
 
-OWN, OTHER = 7, 3  # ranks
-
 
 @pytest.fixture
-def other() -> QueueTransport:
-    """The other process's end of the transport."""
-    return Queues().of(OTHER)
+def connection() -> Connection:
+    """The server's connection to a relay."""
+    return Connection("relay 2", 3, MAY_SEND["relay", "server"])
 
 
-@pytest.fixture
-def connection(other: QueueTransport) -> Connection:
-    return Connection(OWN, OTHER, transport=other.queues.of(OWN))
+def frame(number: int, kind: str = REPORT, size: int = 1) -> Frame:
+    return Frame(kind, 5, torch.full((1, size), number, dtype=torch.uint8))
 
 
-def arrive(
-    other: QueueTransport,
-    sequence: int,
-    sender: int = OTHER,
-    receiver: int = OWN,
-    kind: str = REPORT,
-    flip: tuple[int, int] | None = None,
+def messages(frames: Iterable[Frame]) -> list[bytes]:
+    """What the relay's stream carries."""
+    stream = Stream(Connection("server", 0, MAY_SEND["server", "relay"]))
+    for each in frames:
+        stream.send(each)
+    stream.close()
+    return list(stream.outgoing())
+
+
+def arrive(connection: Connection, content: Iterable[bytes]) -> Stream:
+    stream = Stream(connection)
+    connection.attach(stream)
+    stream.take(iter(content))
+    return stream
+
+
+def numbers(connection: Connection) -> list[int | str]:
+    """The frames that arrive until the stream has ended, and why it has."""
+    found: list[int | str] = []
+    try:
+        while each := connection.receive(0):
+            found.append(int(each.payload[0, -1]))
+    except EngineError as error:
+        found.append(str(error))
+    return found
+
+
+@pytest.mark.parametrize("size", [0, 1, 999, 1000, 1001, 3000, 5432])
+def test_frames_arrive_in_order_until_the_neighbour_leaves(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    """Let a frame of one byte arrive; `flip` damages a byte of its header (0) or its body (1)."""
-    header, body = Frame(kind, 5, torch.full((1, 1), sequence, dtype=torch.uint8)).to_bytes(sender, receiver, sequence)
-    parts = [torch.frombuffer(bytearray(header.to_bytes()), dtype=torch.uint8), body]
-    if flip:
-        parts[flip[0]][flip[1]] ^= 4
-    for part in parts:
-        other.send(part, OWN)
-
-
-def test_frames_arrive_in_order_until_the_other_process_leaves(connection: Connection, other: QueueTransport) -> None:
-    for sequence in range(3):
-        arrive(other, sequence)
-    arrive(other, 3, kind=BYE)
-    assert [int(connection.receive(10).payload) for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(EngineError, match="left"):
-        connection.receive(10)
+    monkeypatch.setattr(module, "CHUNK", 1000)
+    frames = [frame(1), frame(2, size=size + 1), frame(3)]
+    arrive(connection, messages([*frames, frame(0, BYE), frame(4)]))
+    assert numbers(connection) == [1, 2, 3, "it has left"]
 
 
 @pytest.mark.parametrize(
-    ("sequence", "changed"),
-    [(0, {}), (2, {}), (1, {"sender": 1}), (1, {"receiver": 1}), (1, {"flip": (0, 20)})],
-    ids=["repeated", "missing", "from another", "for another", "damaged header"],
+    "spoil",
+    [
+        lambda content: [*content[:-1], content[-1][:-1]],
+        lambda content: [*content[:-1], content[-1] + b"0"],
+        lambda content: [*content[:-1], b""],
+        lambda content: [content[0][:10], *content[1:]],
+        lambda content: [b"hmt1" + content[0][4:], *content[1:]],
+        lambda content: [content[0][:4] + b"\xff" + content[0][5:], *content[1:]],
+        lambda content: [content[0][: HEADER - 12] + b"\xff" * 12, *content[1:]],
+        lambda content: messages([frame(2, BROADCAST)]),
+        lambda content: messages([frame(2, size=10_000)]),
+    ],
+    ids=["short", "long", "nothing", "half a header", "version", "kind", "huge", "of another role", "too large"],
 )
-def test_a_frame_that_is_not_the_next_one_ends_the_connection(
-    connection: Connection, other: QueueTransport, sequence: int, changed: dict[str, int]
+def test_what_no_neighbour_may_send_ends_its_stream_and_costs_no_memory(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[list[bytes]], list[bytes]]
 ) -> None:
-    arrive(other, 0)
-    arrive(other, sequence, **changed)
-    arrive(other, 1)
-    assert int(connection.receive(10).payload) == 0
-    with pytest.raises(EngineError):
-        connection.receive(10)
-    assert connection.receive(0) is None
+    monkeypatch.setattr(module, "CHUNK", 1000)
+    connection.largest = 9_999
+    arrive(connection, [*messages([frame(1)]), *spoil(messages([frame(2, size=2500)])), *messages([frame(3)])])
+    assert [type(each) for each in numbers(connection)] == [int, str]
 
 
-def test_a_damaged_body_is_never_read(connection: Connection, other: QueueTransport) -> None:
-    arrive(other, 0, flip=(1, 0))
-    arrive(other, 1)
-    frame = connection.receive(10)
-    assert frame.damaged
-    assert not len(frame.payload)
-    assert int(connection.receive(10).payload) == 1
+def test_a_neighbour_that_comes_back_is_heard_again_once_it_is_taken_back(connection: Connection) -> None:
+    assert not connection.wait(0)
+    first = Stream(connection)
+    connection.attach(first)
+    assert connection.wait(0)
+    assert not connection.take_back()
+    second = arrive(connection, messages([frame(7)]))
+    assert numbers(connection) == ["its process came back"]
+    connection.send(frame(1))
+    assert first.outbox.get() is None, "nothing is sent to the process that is no more"
+    assert connection.take_back()
+    assert connection.stream is second
+    assert numbers(connection)[0] == 7

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from threads import Queues
 
 from hmtl.data import Preprocessing, Task, prepare
-from hmtl.distributed.connections import Connection
+from hmtl.distributed.connections import Connection, Stream
 from hmtl.distributed.control import Control, from_bytes, to_bytes
 from hmtl.distributed.exchange import for_report
+from hmtl.distributed.frames import MAY_SEND
 from hmtl.distributed.peers import Peers
 from hmtl.errors import EngineError
 from hmtl.mtl import Mean, Problem, Squared, preprocessing_setups
@@ -59,6 +59,7 @@ def test_a_preprocessing_setup_gathers_the_same_facts_from_hosts() -> None:
 
 
 def test_a_server_that_stays_silent_is_lost() -> None:
-    silent = Connection(1, 0, transport=Queues().of(1))
+    silent = Connection("server", 0, MAY_SEND["server", "host"])
+    silent.attach(Stream(silent))
     with pytest.raises(EngineError, match="the server is lost"):
         Control(Peers("host 0", {"server": silent}, seconds=0.01)).receive_from_leader()

@@ -13,7 +13,7 @@ import threads
 import torch
 from mixed_tables import SETTINGS, mixed_table
 from omegaconf import DictConfig, OmegaConf
-from threads import Killed, QueueTransport
+from threads import Killed
 
 from hmtl.config.build import build
 from hmtl.distributed.engine import TorchDistributed
@@ -50,7 +50,7 @@ def train_in_threads(cfg: DictConfig, size: int = PROCESSES, prepare: Fault | No
     cfg = copy.deepcopy(cfg)
     OmegaConf.update(cfg, "engine", {"_target_": "threads.current_engine"})
 
-    def node(placement: Placement, peers: Peers, transport: QueueTransport) -> Any:
+    def node(placement: Placement, peers: Peers) -> Any:
         if prepare:
             prepare(peers, placement.rank)
         threads.set_engine(placement, peers)

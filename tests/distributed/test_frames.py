@@ -1,5 +1,3 @@
-import zlib
-
 import numpy as np
 import pytest
 import torch
@@ -20,15 +18,16 @@ def frames(draw: st.DrawFn) -> Frame:
     return Frame(kind, draw(st.integers(-1, 10**6)), *bytes_, users, dtype, draw(st.booleans()), draw(st.booleans()))
 
 
-@given(frames(), st.integers(0, 60_000), st.integers(0, 60_000), st.integers(0, 2**32 - 1))
-def test_what_arrives_is_what_was_sent(frame: Frame, sender: int, receiver: int, sequence: int) -> None:
-    header, body = frame.to_bytes(sender, receiver, sequence)
+@given(frames(), st.integers(0, 60_000))
+def test_what_arrives_is_what_was_sent(frame: Frame, epoch: int) -> None:
+    header, body = frame.header(epoch), frame.body
     content = header.to_bytes()
     assert len(content) == HEADER
     read = Header.from_bytes(content)
     assert read == header
-    assert (read.sender, read.receiver, read.sequence, read.body) == (sender, receiver, sequence, len(body))
+    assert read.body == len(body)
     again = Frame.from_bytes(read, body)
+    assert again.epoch == epoch
     assert torch.equal(again.payload, frame.payload)
     assert torch.equal(again.overhead, frame.overhead)
     assert (again.users is None) == (frame.users is None)
@@ -37,22 +36,13 @@ def test_what_arrives_is_what_was_sent(frame: Frame, sender: int, receiver: int,
     assert [getattr(again, name) for name in same] == [getattr(frame, name) for name in same]
 
 
-@given(frames(), st.data())
-def test_one_flipped_bit_is_found_wherever_it_is(frame: Frame, data: st.DataObject) -> None:
-    header, body = frame.to_bytes(0, 1, 2)
-    content = torch.frombuffer(bytearray(header.to_bytes()), dtype=torch.uint8)
-    whole = torch.cat([content, body])
-    bit = data.draw(st.integers(0, 8 * len(whole) - 1))
-    whole[bit // 8] ^= 1 << bit % 8
-    if bit // 8 < HEADER:
-        with pytest.raises(CodingError, match="damaged"):
-            Header.from_bytes(whole[:HEADER].numpy().tobytes())
-    else:
-        assert Frame.from_bytes(header, whole[HEADER:]).damaged
+@given(st.binary(max_size=2 * HEADER))
+def test_random_bytes_are_no_header(content: bytes) -> None:
+    with pytest.raises(CodingError):
+        Header.from_bytes(content)
 
 
 def test_a_header_of_another_version_is_refused() -> None:
-    header, _ = Frame(KINDS[2], 3).to_bytes(0, 1, 2)
-    content = header.to_bytes().replace(MAGIC, b"hmt0")[:-4]
+    content = Frame(KINDS[2], 3).header().to_bytes()
     with pytest.raises(CodingError, match="version"):
-        Header.from_bytes(content + zlib.crc32(content).to_bytes(4, "little"))
+        Header.from_bytes(content.replace(MAGIC, b"hmt1"))

@@ -12,7 +12,7 @@ import torch
 from hmtl.communication.messages import IVS, REPORT
 from hmtl.distributed import peers as module
 from hmtl.distributed.frames import Frame
-from hmtl.distributed.peers import Peers
+from hmtl.distributed.peers import BEFORE, Peers
 from hmtl.errors import EngineError
 
 
@@ -20,6 +20,7 @@ class Fake:
     """A connection from which the test's frames arrive, and then nothing."""
 
     rank = 3
+    listener = None
 
     def __init__(self) -> None:
         self.arrived, self.sent = [], []
@@ -68,16 +69,6 @@ def test_a_batch_has_all_frames_of_a_kind_up_to_the_last(peers: Peers, other: Fa
     assert receive(peers) is None
 
 
-def test_a_batch_with_a_damaged_frame_is_missing_and_the_next_is_not(peers: Peers, other: Fake) -> None:
-    for sequence, last in enumerate([False, False, True]):
-        arrive(other, sequence, last=last, damaged="damaged" if sequence == 1 else "")
-    arrive(other, 3)
-    assert receive(peers) is None
-    assert not peers.lost
-    assert receive(peers) == [3]
-    assert len(peers.notices) == 2
-
-
 def test_nothing_is_sent_to_a_peer_whose_connection_has_ended(peers: Peers, other: Fake) -> None:
     peers.send("relay 2", Frame(REPORT, 5))
     other.arrived.append("a reason")
@@ -108,6 +99,18 @@ def test_frames_of_past_rounds_are_dropped_and_those_of_future_rounds_wait(peers
     peers.begin(6)
     assert receive(peers) == [1]
     assert not peers.late
+
+
+def test_frames_of_an_earlier_epoch_are_dropped_whatever_their_round(peers: Peers, other: Fake) -> None:
+    peers.epoch = 1
+    arrive(other, 0, round=9)
+    arrive(other, 1, epoch=1)
+    arrive(other, 2, round=0, epoch=2)
+    assert receive(peers) == [1]
+    assert receive(peers) is None
+    peers.epoch = 2
+    peers.begin(0)
+    assert receive(peers) == [2]
 
 
 def test_late_peers_come_last_and_get_as_long_again_as_the_others_took() -> None:
@@ -164,7 +167,7 @@ def test_a_peer_that_is_missing_while_others_answer_is_not_waited_for_again(cloc
     silent, other = Fake(), Fake()
     peers = Peers("server", {"relay 1": silent, "relay 2": other}, seconds=2)  # type: ignore[dict-item]
     silent.wait = wait_with(clock)
-    arrive(other, 0, round=0)
+    arrive(other, 0, round=BEFORE)
     assert list(peers.receive(REPORT, ["relay 1", "relay 2"])) == ["relay 2"]
     assert clock.now == 2
     assert not peers.receive(IVS, ["relay 1"], patience=5)

@@ -72,7 +72,7 @@ class Multicast:
         """
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
-            interface = self.interface or _this_end(server)
+            interface = self.interface or this_end(server)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
             if receive:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # other runs may use the same group
@@ -240,8 +240,9 @@ class Listener(_End):
                     self._answers.sendto(answer, sender)
 
 
-def _this_end(server: str) -> str:
+def this_end(server: str) -> str:
     """Return the address by which this machine reaches the server, without sending anything."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((server, 9))
+    family, kind, *_, address = socket.getaddrinfo(server, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(address)
         return str(probe.getsockname()[0])

@@ -1,0 +1,319 @@
+"""The wire between nodes: gRPC, with mutual TLS; the only module that knows grpc.
+
+The server and the relays listen. Relays dial the server, hosts dial the server and the relays. Between two neighbours
+there is one call of gRPC with a stream of messages in each direction, see `hmtl.distributed.connections`. Keepalive,
+backoff between attempts to connect, flow control and limits of messages are those of gRPC.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from threading import Event, Lock, Thread, Timer
+from typing import Any
+
+# gRPC for Python cannot set a least version of TLS. These suites of TLS 1.2 need RSA keys, and all of ours are ECDSA,
+# so that TLS 1.2 is never negotiated; TLS 1.3 has suites of its own.
+os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # each refused handshake would be a line; `Refusals` counts them
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # nothing is forked once there are streams
+
+import grpc
+
+from hmtl.distributed.connections import CHUNK, ENDED, Connection, Stream
+from hmtl.distributed.frames import HEADER, HOSTS, MAY_SEND, RELAYS, SERVES, Frame, role
+from hmtl.distributed.identity import Credentials, role_uri
+from hmtl.errors import ConfigError, EngineError
+
+log = logging.getLogger(__name__)
+METHOD = "/hmtl/Stream"
+PAUSE = 1.0  # seconds between attempts to open a stream
+GRACE = 5.0  # seconds for a stream to end once all is said
+HANDSHAKE = 20.0  # seconds for a handshake
+REPEAT = 60.0  # seconds after which what was refused is logged again
+SPARE = 64  # connections to a port beside those of nodes
+REFUSED = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
+
+
+@dataclass(frozen=True)
+class Party:
+    """A node among all nodes of a run.
+
+    Attributes:
+        name: of this node.
+        names: all nodes, the server first.
+        identities: by name, the DNS name in the node's certificate.
+        listen: HOST:PORT at which this node listens; None: it does not. Port 0: one that is free.
+        addresses: HOST:PORT by which others reach the server and the relays, by name.
+        credentials: who this node is, and whom it trusts; None: without TLS, on this machine only.
+        agreed: what all nodes have to agree on, such as a hash of the configuration.
+    """
+
+    name: str
+    names: Sequence[str]
+    identities: Mapping[str, str]
+    listen: str | None
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    credentials: Credentials | None = None
+    agreed: str = ""
+
+    @property
+    def neighbours(self) -> list[str]:
+        """The nodes that this one talks to."""
+        return [name for name in self.names if (role(name), role(self.name)) in MAY_SEND]
+
+    @property
+    def dialled(self) -> list[str]:
+        """The neighbours that this node dials; the others dial this one."""
+        above = {RELAYS: (SERVES,), HOSTS: (SERVES, RELAYS)}.get(role(self.name), ())
+        return [name for name in self.neighbours if role(name) in above]
+
+
+class Wire:
+    """This node's streams to all neighbours.
+
+    Args:
+        party: this node among all.
+        seconds: a neighbour's process that does not answer for six times as long counts as dead.
+        meet: called with the port at which this node listens (0: none), returns the addresses of server and relays;
+            None: those of the party.
+
+    Attributes:
+        connections: by name of the neighbour.
+        greet: called with the name of a neighbour that has dialled, returns the first frame that it is sent, if any.
+
+    Raises:
+        ConfigError: without TLS, an address is not of this machine.
+        EngineError: this node cannot listen at its address.
+    """
+
+    def __init__(
+        self, party: Party, seconds: float = 60.0, meet: Callable[[int], Mapping[str, str]] | None = None
+    ) -> None:
+        self.party = party
+        self.connections = {
+            name: Connection(name, party.names.index(name), MAY_SEND[role(name), role(party.name)])
+            for name in party.neighbours
+        }
+        self.greet: Callable[[str], Frame | None] = lambda name: None
+        self._options = [
+            ("grpc.max_receive_message_length", CHUNK + HEADER),
+            ("grpc.max_send_message_length", CHUNK + HEADER),
+            ("grpc.keepalive_time_ms", int(1000 * seconds)),
+            ("grpc.keepalive_timeout_ms", int(6000 * seconds)),
+            ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.max_metadata_size", 8192),
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        self._refusals = Refusals(party.name)
+        self._closed = Event()
+        self._channels: list[grpc.Channel] = []
+        self._server: grpc.Server | None = None
+        port = self._listen(party.listen) if party.listen else 0
+        addresses = meet(port) if meet else party.addresses
+        if party.credentials is None:
+            for address in (*addresses.values(), *filter(None, [party.listen])):
+                check_loopback(address)
+        for name in party.dialled:
+            Thread(target=self._dial, args=(name, addresses[name]), name=f"to {name}", daemon=True).start()
+
+    def missing(self, seconds: float) -> dict[str, str]:
+        """Wait for a first stream to each neighbour, and return those without one, with what is known of why."""
+        deadline = time.monotonic() + seconds
+        arrived = {name: each.wait(deadline - time.monotonic()) for name, each in self.connections.items()}
+        return {name: self.connections[name].trouble for name, there in arrived.items() if not there}
+
+    def close(self) -> None:
+        """End all streams, and listen no more."""
+        self._closed.set()
+        for connection in self.connections.values():
+            connection.close()
+        for channel in self._channels:
+            channel.close()
+        if self._server:
+            self._server.stop(None).wait(GRACE)
+
+    def _dial(self, name: str, address: str) -> None:
+        """Open a stream to a neighbour, and another whenever it has ended, until the wire is closed."""
+        party, connection = self.party, self.connections[name]
+        options = [*self._options, ("grpc.ssl_target_name_override", party.identities[name])]
+        if party.credentials:
+            own = party.credentials
+            trust = grpc.ssl_channel_credentials(own.trusted, own.key, own.certificate)
+            channel = grpc.secure_channel(address, trust, options)
+        else:
+            channel = grpc.insecure_channel(address, options)
+        self._channels.append(channel)
+        open_stream = channel.stream_stream(METHOD)
+        hello = (("agreed", party.agreed), ("name", party.name))
+        while not self._closed.is_set():
+            stream = Stream(connection)
+            try:
+                call = open_stream(stream.outgoing(), metadata=hello)
+                call.initial_metadata()  # waits until the neighbour has accepted
+                if call.is_active():
+                    connection.attach(stream)
+                self._take(stream, call)
+                call.cancel()
+                connection.trouble = _reason(call, name, address)
+                if call.code() in REFUSED:
+                    self._refusals.log(f"was refused by {name}: {call.details()}")
+            except (grpc.RpcError, ValueError) as error:  # ValueError: the channel is closed
+                connection.trouble = _reason(error, name, address)
+            stream.end(connection.trouble or ENDED)
+            self._closed.wait(PAUSE)
+
+    def _listen(self, address: str) -> int:
+        """Listen, and return the port."""
+        callers = [name for name in self.party.neighbours if name not in self.party.dialled]
+        threads = 2 * len(callers) + 8  # one for each stream; a node that comes back has two for a moment
+        options = [
+            *self._options,
+            ("grpc.so_reuseport", 0),
+            ("grpc.http2.max_ping_strikes", 0),
+            ("grpc.server_handshake_timeout_ms", int(1000 * HANDSHAKE)),
+            ("grpc.max_allowed_incoming_connections", threads + SPARE),
+            ("grpc.max_concurrent_streams", 2),  # of one connection
+        ]
+        handlers = grpc.method_handlers_generic_handler(
+            "hmtl", {"Stream": grpc.stream_stream_rpc_method_handler(self._accept)}
+        )
+        self._server = grpc.server(
+            ThreadPoolExecutor(threads, "stream"), [handlers], options=options, maximum_concurrent_rpcs=threads
+        )
+        try:
+            if self.party.credentials:
+                own = self.party.credentials
+                config = grpc.ssl_server_certificate_configuration([(own.key, own.certificate)], own.trusted)
+                trust = grpc.dynamic_ssl_server_credentials(config, self._refusals.knock, True)
+                port = self._server.add_secure_port(address, trust)
+            else:
+                port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise EngineError(
+                f"{self.party.name} cannot listen at {address}. Check that the address is of this machine and that "
+                "nobody else uses the port."
+            ) from error
+        self._server.start()
+        return int(port)
+
+    def _accept(self, incoming: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        """Take the stream of a neighbour that has dialled, or refuse it."""
+        name = self._who(context)
+        connection, stream = self.connections[name], Stream(self.connections[name])
+        if not context.add_callback(lambda: stream.end(ENDED)):
+            return
+        context.send_initial_metadata(())
+        if greeting := self.greet(name):
+            stream.send(greeting)
+        connection.attach(stream)
+        Thread(target=self._take, args=(stream, incoming, context.cancel), daemon=True).start()
+        yield from stream.outgoing()
+        stream.ended.wait(GRACE)
+
+    def _take(self, stream: Stream, incoming: Any, cancel: Callable[[], object] = bool) -> None:
+        try:
+            reason = stream.take(incoming)
+        except Exception:  # grpc raises RpcError at one end, and Exception at the other
+            reason = ENDED
+            stream.end(reason)
+        if reason != ENDED and not reason.endswith("has left"):
+            self._refusals.log(f"ended the stream of {stream.connection.name}: {reason}")
+            cancel()
+
+    def _who(self, context: Any) -> str:
+        """Return the name of the neighbour that dials, or refuse it."""
+        party, hello = self.party, dict(context.invocation_metadata())
+        names = {party.identities[name]: name for name in party.names}
+        if party.credentials:
+            self._refusals.known()
+            proven = {each.decode(errors="replace") for each in context.peer_identities() or ()}
+            name = next((names[each] for each in proven if each in names), None)
+            who = ", ".join(sorted(proven))
+            if name and role_uri(role(name)) not in proven:
+                self._refuse(context, f"{who}: the certificate is of another role")
+        else:
+            who = hello.get("name", "a stranger")
+            name = who if who in party.names else None
+        if name is None or name not in self.connections or name in party.dialled:
+            self._refuse(context, f"{who}: no node that talks to {party.name}")
+        elif hello.get("agreed") != party.agreed:
+            self._refuse(context, f"{name} has another configuration than {party.name}")
+        assert name is not None
+        return name
+
+    def _refuse(self, context: Any, why: str) -> None:
+        self._refusals.log(f"refused {why}")
+        context.abort(grpc.StatusCode.PERMISSION_DENIED, why)
+
+
+class Refusals:
+    """What a node refused, as warnings: the first of each kind at once, and their number now and then.
+
+    gRPC does not tell of connections that fail before they open a stream; they are those that knocked and never became
+    known.
+
+    Args:
+        name: of the node.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name, self._lock = name, Lock()
+        self._strangers = 0
+        self._timer: Timer | None = None
+        self._logged: dict[str, tuple[float, int]] = {}  # when a sentence was logged, and how often it was not since
+
+    def knock(self) -> None:
+        """Count a connection; gRPC calls this before each handshake."""
+        with self._lock:
+            self._strangers += 1
+            if self._timer is None:
+                self._timer = Timer(HANDSHAKE + 1, self._count)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def known(self) -> None:
+        """Count a connection of a node that has proven who it is."""
+        with self._lock:
+            self._strangers = max(0, self._strangers - 1)
+
+    def log(self, sentence: str) -> None:
+        """Log a sentence, unless the same one was logged a short time ago."""
+        with self._lock:
+            now = time.monotonic()
+            then, omitted = self._logged.get(sentence, (-REPEAT, 0))
+            if now - then < REPEAT:
+                self._logged[sentence] = then, omitted + 1
+                return
+            if len(self._logged) > 1000:
+                self._logged.clear()
+            self._logged[sentence] = now, 0
+        log.warning("%s %s%s", self._name, sentence, f" ({omitted + 1} times)" if omitted else "")
+
+    def _count(self) -> None:
+        with self._lock:
+            count, self._strangers, self._timer = self._strangers, 0, None
+        if count:
+            log.warning("%s refused %d connections without a certificate that it trusts", self._name, count)
+
+
+def check_loopback(address: str) -> None:
+    """Raise ConfigError if an address HOST:PORT may be reached from other machines."""
+    host = address.rpartition(":")[0].strip("[]")
+    with suppress(ValueError):
+        if host == "localhost" or ip_address(host).is_loopback:
+            return
+    raise ConfigError(f"engine.tls=off, but {host} is not an address of this machine alone. Leave TLS on.")
+
+
+def _reason(error: Any, name: str, address: str) -> str:
+    """Return why a stream ended, or was not opened."""
+    details = error.details() if isinstance(error, grpc.RpcError) and hasattr(error, "details") else str(error)
+    if "handshake" in str(details).lower() or "CERTIFICATE" in str(details):
+        return f"{name} at {address} and this node do not trust each other's certificates"
+    return str(details or ENDED).splitlines()[0][:120]

@@ -1,0 +1,250 @@
+"""Who may speak over gRPC, what strangers cost, and streams that break."""
+
+import logging
+import os
+import secrets
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hmtl.communication.messages import IVS, REPORT, SERVER
+from hmtl.distributed import wire as module
+from hmtl.distributed.frames import CONTROL, Frame
+from hmtl.distributed.identity import Credentials, Key, issue, key_to_pem, make_authority, make_key, to_pem
+from hmtl.distributed.placement import names_of
+from hmtl.distributed.wire import METHOD, Party, Wire, grpc
+from hmtl.errors import ConfigError, EngineError
+
+NAMES = names_of(5, 2)
+IDENTITIES = {name: name.replace(" ", "-") for name in NAMES}
+Authority = tuple[Key, Any]
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return make_authority("the authority", 1)
+
+
+def credentials(authority: Authority, name: str, role: str | None = None, trusted: bytes = b"") -> Credentials:
+    key = make_key()
+    certificate = issue(IDENTITIES.get(name, name), role or name.split()[0], key, 1, authority)
+    return Credentials(key_to_pem(key), to_pem(certificate), trusted or to_pem(authority[1]))
+
+
+def party(name: str, own: Credentials | None, **how: Any) -> Party:
+    listen = None if name.startswith("host") else "127.0.0.1:0"
+    return replace(Party(name, NAMES, IDENTITIES, listen, credentials=own, agreed="this run"), **how)
+
+
+class Site:
+    """Nodes of one process that find each other."""
+
+    def __init__(self, authority: Authority | None) -> None:
+        self.authority, self.ports, self.wires = authority, {}, {}
+
+    def wire(self, name: str, **how: Any) -> Wire:
+        own = credentials(self.authority, name) if self.authority else None
+
+        def meet(port: int) -> dict[str, str]:
+            self.ports[name] = port
+            return {each: f"127.0.0.1:{port}" for each, port in self.ports.items()}
+
+        self.wires[name] = wire = Wire(party(name, own, **how), 5, meet)
+        return wire
+
+    def all(self) -> dict[str, Wire]:
+        for name in NAMES:
+            self.wire(name)
+        assert [wire.missing(10) for wire in self.wires.values()] == [{}] * len(NAMES)
+        return self.wires
+
+    def close(self) -> None:
+        for wire in self.wires.values():
+            wire.close()
+
+
+@pytest.fixture
+def site(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setattr(module, "PAUSE", 0.1)
+    found = Site(authority)
+    yield found
+    found.close()
+
+
+def frame(number: int, kind: str = CONTROL, size: int = 2) -> Frame:
+    return Frame(kind, 5, torch.full((1, size), number, dtype=torch.uint8))
+
+
+def hears(wire: Wire, sender: str) -> int:
+    each = wire.connections[sender].receive(10)
+    assert each is not None
+    assert (each.payload == each.payload[0, 0]).all()
+    return int(each.payload[0, 0])
+
+
+def check_all_hear_all(wires: dict[str, Wire]) -> None:
+    for own, wire in wires.items():
+        number = NAMES.index(own)
+        for name, connection in wire.connections.items():
+            kind = CONTROL if SERVER in (own, name) else IVS if own.startswith("host") else "models"
+            connection.send(frame(number, kind, 1 + 1000 * number))
+    for wire in wires.values():
+        for name in wire.connections:
+            assert hears(wire, name) == NAMES.index(name)
+
+
+def test_neighbours_hear_each_other_and_nobody_else(site: Site) -> None:
+    wires = site.all()
+    assert {name: list(wire.connections) for name, wire in wires.items()} == {
+        "server": NAMES[1:],
+        "relay 0": ["server", "host 0", "host 1"],
+        "relay 1": ["server", "host 0", "host 1"],
+        "host 0": ["server", "relay 0", "relay 1"],
+        "host 1": ["server", "relay 0", "relay 1"],
+    }
+    check_all_hear_all(wires)
+
+
+def test_a_node_that_comes_back_is_greeted_and_heard(site: Site) -> None:
+    wires = site.all()
+    server = wires[SERVER].connections["relay 1"]
+    wires["relay 1"].close()
+    with pytest.raises(EngineError):
+        server.receive(10)
+    wires[SERVER].greet = lambda name: frame(9)
+    again = site.wire("relay 1")
+    assert again.connections[SERVER].wait(10)
+    assert hears(again, SERVER) == 9
+    again.connections[SERVER].send(frame(4))
+    deadline = time.monotonic() + 10
+    while not server.take_back():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert hears(wires[SERVER], "relay 1") == 4
+
+
+def opened(port: int, who: Credentials, hello: Sequence[tuple[str, str]]) -> str:
+    """The reason why a stream to the server is refused."""
+    trust = grpc.ssl_channel_credentials(who.trusted, who.key, who.certificate)
+    with grpc.secure_channel(
+        f"127.0.0.1:{port}", trust, [("grpc.ssl_target_name_override", IDENTITIES[SERVER])]
+    ) as channel:
+        call = channel.stream_stream(METHOD)(iter([]), metadata=hello)
+        with pytest.raises(grpc.RpcError):
+            list(call)
+        return str(call.details())
+
+
+def test_a_node_is_who_its_certificate_says(site: Site, authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+    wires, agreed = site.all(), (("agreed", "this run"), ("name", "relay 0"))
+    port, root = site.ports[SERVER], to_pem(authority[1])
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert "no node" in opened(port, credentials(authority, "stranger"), agreed)
+        assert "another role" in opened(port, credentials(authority, "relay 0", "host"), agreed)
+        assert "no node" in opened(port, credentials(authority, SERVER), agreed)
+        assert "configuration" in opened(port, credentials(authority, "relay 0"), [("agreed", "another")])
+    assert len(caplog.records) == 4, "what is repeated is logged once"
+    opened(port, credentials(make_authority("another", 1), "relay 0", trusted=root), agreed)
+    for wire in wires.values():
+        assert not any(connection.newer for connection in wire.connections.values())
+    check_all_hear_all(wires)
+
+
+def test_what_a_role_may_not_send_ends_the_stream_of_its_sender_alone(site: Site) -> None:
+    wires = site.all()
+    wires["host 0"].connections[SERVER].send(frame(1, REPORT))
+    with pytest.raises(EngineError, match="role"):
+        wires[SERVER].connections["host 0"].receive(10)
+    del wires["host 0"]
+    for name in ("host 1", "relay 0"):
+        wires[name].connections[SERVER].send(frame(2))
+        assert hears(wires[SERVER], name) == 2
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def knocks(port: int) -> Iterator[Callable[[], object]]:
+    """What strangers do, again and again."""
+    tls = ssl.create_default_context()
+    tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
+
+    def connect(content: bytes = b"", secure: bool = False) -> socket.socket:
+        sock = socket.create_connection(("127.0.0.1", port), timeout=5)
+        with suppress(OSError):
+            if secure:
+                sock = tls.wrap_socket(sock)
+            sock.sendall(content)
+        return sock
+
+    http2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    while True:
+        yield lambda: connect().close()
+        yield lambda: connect(secrets.token_bytes(2000)).close()
+        yield lambda: connect(http2 + secrets.token_bytes(500)).close()
+        yield lambda: connect(http2 + secrets.token_bytes(500), secure=True).close()
+        yield connect  # and hold
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts file descriptors in /proc")
+def test_strangers_cost_nothing(site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(module, "HANDSHAKE", 1.0)
+    count = int(os.environ.get("HMTL_STRANGERS", "250"))
+    wires = site.all()
+    check_all_hear_all(wires)
+    before, held = descriptors(), []
+    with caplog.at_level(logging.WARNING):
+        for port in (site.ports[SERVER], site.ports["relay 1"]):
+            for _, knock in zip(range(count), knocks(port), strict=False):
+                if (sock := knock()) is not None:
+                    held.append(sock)
+            check_all_hear_all(wires)
+        assert descriptors() - before < len(held) + 2 * (module.SPARE + 30)
+        for sock in held:
+            sock.close()
+        deadline = time.monotonic() + 20
+        while descriptors() > before + 2 or "without a certificate" not in caplog.text:
+            assert time.monotonic() < deadline, descriptors() - before
+            time.sleep(0.1)
+    check_all_hear_all(wires)
+    assert len(caplog.records) < 20
+
+
+def test_only_tls_1_3_is_spoken(site: Site, authority: Authority, tmp_path: Path) -> None:
+    site.all()
+    own = credentials(authority, "relay 0")
+    files = [tmp_path / name for name in ("key", "certificate", "trusted")]
+    for file, content in zip(files, (own.key, own.certificate, own.trusted), strict=True):
+        file.write_bytes(content)
+    tls = ssl.create_default_context(cafile=str(files[2]))
+    tls.load_cert_chain(files[1], files[0])
+    tls.set_alpn_protocols(["h2"])
+
+    def version() -> str | None:
+        with socket.create_connection(("127.0.0.1", site.ports[SERVER]), timeout=10) as sock:
+            return tls.wrap_socket(sock, server_hostname="server").version()
+
+    assert version() == "TLSv1.3"
+    tls.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        version()
+
+
+def test_without_tls_all_is_on_this_machine() -> None:
+    site = Site(None)
+    try:
+        check_all_hear_all(site.all())
+        with pytest.raises(ConfigError, match=r"engine\.tls"):
+            site.wire("relay 0", listen="0.0.0.0:0")
+    finally:
+        site.close()
