@@ -13,6 +13,8 @@ COMMANDS = {
     "report": "compare runs and sweeps in tables and a picture",
     "predict": "apply the models of a run to new rows",
     "launch": "start all processes of a run on this machine",
+    "node": "run one node of a deployment over several machines",
+    "certificates": "make the certificates of a deployment",
 }
 
 
@@ -22,7 +24,7 @@ def main() -> None:
     if command in ("--help", "-h"):
         print("usage: hmtl COMMAND ...\n\ncommands:")
         for name, summary in COMMANDS.items():
-            print(f"  {name:8} {summary}")
+            print(f"  {name:12} {summary}")
         print("\nSee hmtl COMMAND --help for the settings of a command.")
     elif command == "--version":
         print(hmtl.__version__)

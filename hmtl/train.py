@@ -13,7 +13,11 @@ from hmtl.training.folder import held
 
 def train(cfg: DictConfig) -> None:
     """Train as `cfg` says, and leave the results in `cfg.output_dir`."""
-    run = build(cfg)
+    play(build(cfg), cfg)
+
+
+def play(run: Run, cfg: DictConfig, remedy: str = "resume={}") -> None:
+    """Play a run, and leave its results in its folder; `remedy` says how to continue one that was stopped."""
     with ExitStack() as stack:
         stack.callback(run.exchange.close)
         if not run.exchange.leads:  # the leading process keeps the results
@@ -22,10 +26,10 @@ def train(cfg: DictConfig) -> None:
         stack.enter_context(held(run.output_dir))
         for logger in run.loggers:
             stack.callback(logger.close)
-        _train_and_report(run, cfg)
+        _train_and_report(run, cfg, remedy)
 
 
-def _train_and_report(run: Run, cfg: DictConfig) -> None:
+def _train_and_report(run: Run, cfg: DictConfig, remedy: str) -> None:
     from hmtl.communication import Sums
     from hmtl.inference.models import models_of  # late, as --help needs neither torch nor matplotlib
     from hmtl.reporting.network_picture import draw
@@ -42,7 +46,7 @@ def _train_and_report(run: Run, cfg: DictConfig) -> None:
     if run.trainer.interrupted:
         for logger in run.loggers:
             logger.close()  # ends the progress bar
-        print(f"Stopped after {len(history)} rounds. To continue: resume={folder}")
+        print(f"Stopped after {len(history)} rounds. To continue: {remedy.format(folder)}")
         raise Interrupted(run.trainer.interrupted)
 
     users = user_rows(algorithm, run.trainer.user_figures)

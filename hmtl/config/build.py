@@ -2,10 +2,12 @@
 
 from __future__ import annotations  # so that a plan does not import what only training needs
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import distributions
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
@@ -49,6 +51,20 @@ NOT_IDENTITY = (
     "tune",
 )
 """Settings that may differ between a run and the one that resumes it."""
+
+OF_ONE_NODE = (
+    "output_dir",
+    "resume",
+    "device",
+    "dataset.path",
+    "dataset.test_path",
+    "dataset.root",
+    "logger",
+    "engine.name",
+    "engine.deployment",
+    "engine.multicast.interface",
+)
+"""Settings that may differ between the processes of a run; those of all others have to be the same."""
 
 KINDS: dict[str, tuple[str, ...]] = {
     "topology": ("hmtl.topology.Topology", "hmtl.topology.Moving"),
@@ -237,6 +253,12 @@ def check(cfg: DictConfig) -> None:
         build_measures(cfg)
 
 
+def agreed(cfg: DictConfig) -> str:
+    """Return what the processes of a run have to agree on: its settings, and the version of hmtl."""
+    versions = [each.version for each in distributions(name="hmtl")]
+    return json.dumps([versions[:1], flat(cfg, OF_ONE_NODE)], sort_keys=True, default=str)
+
+
 def _nodes(cfg: DictConfig) -> dict[str, Any]:
     """Return the parts of a configuration by name, the loggers as `logger.console` and so on."""
     nodes = {group: cfg[group] for group in KINDS if group in cfg and cfg[group] is not None}
@@ -255,7 +277,7 @@ def build(cfg: DictConfig) -> Run:
     checkpoint = load_checkpoint(Path(cfg.resume), "train", identity) if cfg.resume else None
     if checkpoint and (done := checkpoint["history"]["rounds"]) > cfg.rounds:
         raise ConfigError(f"rounds={cfg.rounds}: {cfg.resume} has {done} rounds already. Raise rounds.")
-    engine: Engine = make_part(cfg, "engine")
+    engine: Engine = make_part(cfg, "engine", **targets.accepted(cfg.engine["_target_"], agreed=agreed(cfg)))
     tasks, topology = build_tasks(cfg, engine)
     with engine.barrier():
         exchange = engine.connect(topology, make_part(cfg, "network"))

@@ -4,7 +4,7 @@ The first process, which plays the server, leads: it collects what the others me
 the state of all processes.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +44,7 @@ class ProcessExchange(Exchange):
         self.leads = placement.leads
         self._placement, self._peers, self._contacts = placement, peers, contacts
         self._control = Control(peers)
+        self.nodes = list(peers.connections)
         self._load_checkpoint: Callable[[], Mapping[str, Any]] = dict  # see `start`
         self._holders: list[str] = []  # aggregators with the present state; empty before any relay has aggregated
         self._user_figures: dict[str, dict[str, Tensor]] = {}  # by host, as last received
@@ -177,6 +178,9 @@ class ProcessExchange(Exchange):
         if holds:
             part["aggregator"] = sides["aggregator"]
         return {"algorithm": part, "communicator": state["communicator"] | {NODE_STATE: nodes[placement.name]}}
+
+    def missing(self) -> Collection[str]:
+        return self._peers.late | set(self._peers.lost)
 
     def close(self) -> None:
         self._peers.close()

@@ -33,9 +33,14 @@ OVER_USERS = {"": "mean", "_weighted": "weighted by rows", "_median": "median", 
 
 
 class ConsoleLogger:
-    """A logger that shows progress, gap and test error, and prints the report of the finished run."""
+    """A logger that shows progress, gap and test error, and prints the report of the finished run.
 
-    def __init__(self, rounds: int) -> None:
+    Args:
+        rounds: of the run in total.
+        lines: whether to print lines of progress if output is not a terminal.
+    """
+
+    def __init__(self, rounds: int, lines: bool = True) -> None:
         self._console = Console()
         self._rounds = rounds
         self._progress = Progress(
@@ -51,7 +56,7 @@ class ConsoleLogger:
         self._latest: Measurements = {}  # not every round is evaluated
         self._closed = threading.Event()
         self._lines = threading.Thread(target=self._print_lines, daemon=True)
-        if not self._console.is_terminal:
+        if lines and not self._console.is_terminal:
             self._lines.start()
 
     def log(self, row: Measurements) -> None:

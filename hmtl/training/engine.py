@@ -4,7 +4,7 @@ The classes here are those of a single process, which plays all nodes and has no
 "not distributed". `hmtl.distributed.engine` has their counterparts for one process per node.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,6 +48,7 @@ class Exchange:
 
     leads = True
     whole = True  # all users live in this process
+    nodes: Sequence[str] = ()  # those of other processes
 
     def links(self, ledger: LinkLedger) -> Links:
         """Return the links from the nodes of this process to all others."""
@@ -91,6 +92,10 @@ class Exchange:
         """Return all users' models [m, K], `state` being the last one that was gathered."""
         assert state is not None, "only the leading process holds the state of all users"
         return algorithm.users.handed_out(state["algorithm"]["users"]).T
+
+    def missing(self) -> Collection[str]:
+        """Return the nodes whose processes are late or lost."""
+        return ()
 
     def close(self) -> None:
         """Leave the other processes."""

@@ -1,0 +1,60 @@
+"""Make the certificates of a deployment: `python -m hmtl.certificates deployment=site.yaml`.
+
+There is an authority of the deployment's own, and a key and a certificate for each node. Those that exist are kept,
+unless they expire within a month; renew=true makes all of them again. They are in the folder that the deployment names,
+or in folder=PATH. The authority's own key is in PATH-authority. No node needs it; keep it to make more certificates.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hmtl.errors import ConfigError, HmtlError, complain
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Make the certificates, say what to copy where, and return the exit status."""
+    if {"--help", "-h"} & set(arguments):
+        print(__doc__, end="")
+        return 0
+    try:
+        _make(dict(_setting(argument) for argument in arguments))
+    except HmtlError as error:
+        complain(str(error))
+        return 2
+    except OSError as error:
+        complain(f"{error.filename}: {error.strerror}. Set folder to a folder that can be written to.")
+        return 2
+    return 0
+
+
+def _setting(argument: str) -> tuple[str, str]:
+    name, _, value = argument.partition("=")
+    if name not in ("deployment", "folder", "renew") or not value or (name == "renew" and value not in USUAL):
+        raise ConfigError(f"{argument} is not a setting. Write deployment=FILE, folder=PATH or renew=true.")
+    return name, value
+
+
+USUAL = {"true": True, "false": False}
+
+
+def _make(settings: dict[str, str]) -> None:
+    from hmtl.distributed.certificates import certify, expiry, load_credentials, open_authority
+    from hmtl.distributed.deployment import Deployment
+
+    if "deployment" not in settings:
+        raise ConfigError("deployment is not set. Set it to the file of the site, such as deployment=site.yaml.")
+    deployment = Deployment.read(settings["deployment"])
+    folder = Path(settings.get("folder", deployment.certificates))
+    keys = folder.with_name(f"{folder.name}-authority")
+    authority = open_authority(folder, keys)
+    for role, node in deployment.nodes.items():
+        new = certify(folder, authority, node.name, role.split()[0], USUAL[settings.get("renew", "false")])
+        end = expiry(load_credentials(folder, node.name))
+        print(f"{folder / node.name}.pem  {'made' if new else 'kept'}, valid until {end:%Y-%m-%d}")
+    print(f"Copy to the machine of each node: {settings['deployment']}, and ca.pem, NAME.pem, NAME.key in {folder}.")
+    print(f"Keep {keys / 'ca.key'} to yourself: with it, anybody can join under any name.")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,185 @@
+"""The deployment of a run in the field: a YAML file that all nodes share, with names, addresses, users and settings."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import numpy as np
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from yaml import YAMLError
+
+from hmtl.communication.messages import SERVER, host_name, relay_name
+from hmtl.errors import ConfigError, few
+from hmtl.mtl.algorithms.base import Ids
+
+
+def _name(value: Any) -> str:
+    if value == "ca" or not re.fullmatch(r"(?=.{1,63}$)[a-z0-9]([a-z0-9.-]*[a-z0-9])?", str(value)):
+        raise ValueError(
+            "a name consists of at most 63 lower-case letters, digits, hyphens and dots, as certificates have it, and "
+            "is not ca"
+        )
+    return str(value)
+
+
+def _address(value: Any) -> str:
+    match = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):(\d{1,5})", str(value))
+    if not match or not 0 < int(match[2]) < 2**16:
+        raise ValueError("write the address as host:port, such as relay-0.example.org:4700 or 10.0.0.2:4700")
+    return str(value)
+
+
+def _users(value: Any) -> tuple[int, ...]:
+    users: list[int] = []
+    for word in value if isinstance(value, list) else str(value).split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(word).strip())
+        if not match or int(match[2] or match[1]) < int(match[1]):
+            raise ValueError("write users as 7, as a range such as 0-9, or as a list of these such as [0-4, 7]")
+        users += range(int(match[1]), int(match[2] or match[1]) + 1)
+    if not users:
+        raise ValueError("each host needs at least one user; remove the host, or leave out users at all hosts")
+    return tuple(sorted(users))
+
+
+Address = Annotated[str, BeforeValidator(_address)]
+
+
+class NamedNode(BaseModel):
+    """A node of a deployment; the others know it by its name, which its certificate holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: Annotated[str, BeforeValidator(_name)]
+
+
+class ListeningNode(NamedNode):
+    """The server or a relay.
+
+    Attributes:
+        address: host:port at which the other nodes reach it.
+        listen: host:port at which it listens, if its own machine knows it by another address.
+    """
+
+    address: Address
+    listen: Address | None = None
+
+
+class HostNode(NamedNode):
+    """A host; `users` are the numbers of its users, None if all hosts share the users evenly."""
+
+    users: Annotated[tuple[int, ...], BeforeValidator(_users)] | None = None
+
+
+class Deployment(BaseModel):
+    """All nodes of a site, and what they share; `read` makes it from a file.
+
+    Attributes:
+        server, relays, hosts: the nodes.
+        certificates: folder with the node's certificate and key, and with `ca.pem`.
+        training: settings of `hmtl.train` that all nodes share, as on its command line.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    server: ListeningNode
+    relays: Annotated[tuple[ListeningNode, ...], Field(min_length=1)]
+    hosts: Annotated[tuple[HostNode, ...], Field(min_length=1)]
+    certificates: Path = Path("certs")
+    training: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Return the deployment in a file; a relative folder of certificates is beside the file.
+
+        Raises:
+            ConfigError: the file is missing, cannot be read, or contradicts itself.
+        """
+        try:
+            content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+            deployment = cls.model_validate(content or {})
+        except OSError as error:
+            raise ConfigError(
+                f"deployment={path}: {error.strerror}. Set it to the file of the site, see docs/guide/six_boxes.md."
+            ) from error
+        except ValidationError as error:
+            raise ConfigError(f"deployment={path}: {_first(error)}.") from error
+        except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+            raise ConfigError(f"deployment={path} cannot be read as YAML ({' '.join(str(error).split())}).") from error
+        return deployment.model_copy(update={"certificates": Path(path).parent / deployment.certificates})
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for what, values in (
+            ("the name", [node.name for node in self.nodes.values()]),
+            ("the address", [node.address for node in (self.server, *self.relays)]),
+            ("user", [user for host in self.hosts for user in host.users or ()]),
+        ):
+            if twice := _twice(values):
+                raise ValueError(f"{what} {twice} is there twice; each belongs to one node")
+        placed = {user for host in self.hosts for user in host.users or ()}
+        if placed and (without := [host.name for host in self.hosts if host.users is None]):
+            raise ValueError(f"{without[0]} has no users, but other hosts have: give users to all hosts, or to none")
+        if missing := [str(user) for user in range(max(placed, default=-1)) if user not in placed]:
+            raise ValueError(f"no host has the users {few(missing)}: users are numbered from 0 without gaps")
+        return self
+
+    @property
+    def nodes(self) -> dict[str, NamedNode]:
+        """All nodes by the names that a run gives them: the server, relay 0, relay 1, ..., host 0, ..."""
+        relays = {relay_name(i): node for i, node in enumerate(self.relays)}
+        return {SERVER: self.server, **relays, **{host_name(n): node for n, node in enumerate(self.hosts)}}
+
+    def role(self, name: str) -> str:
+        """Return the name that a run gives to the node `name`, such as "relay 3", or raise ConfigError."""
+        roles = {node.name: role for role, node in self.nodes.items()}
+        if name not in roles:
+            raise ConfigError(f"name={name} is not a node of the deployment. Choose one of {', '.join(roles)}.")
+        return roles[name]
+
+    def homes(self, K: int, H: int) -> list[Ids]:
+        """Return the users of each host, in ascending order.
+
+        Raises:
+            ConfigError: the deployment is for another number of users or relays.
+        """
+        if len(self.relays) != H:
+            raise ConfigError(
+                f"the deployment has {len(self.relays)} relays, but the topology has H={H}. Set H under training, or "
+                "add or remove relays."
+            )
+        placed = sum(len(host.users or ()) for host in self.hosts)
+        if placed and placed != K:
+            raise ConfigError(
+                f"the deployment's hosts have {placed} users, but the run has K={K}. Set K under training, or users."
+            )
+        if len(self.hosts) > K:
+            raise ConfigError(f"the deployment has {len(self.hosts)} hosts, but only K={K} users. Remove hosts.")
+        if placed:
+            return [np.array(host.users) for host in self.hosts]
+        return list(np.array_split(np.arange(K), len(self.hosts)))
+
+    def agreed(self, settings: str) -> str:
+        """Return a hash of what all nodes share: their settings, and the names and users of all nodes."""
+        nodes = {role: node.model_dump(include={"name", "users"}) for role, node in self.nodes.items()}
+        return hashlib.sha256(json.dumps([settings, nodes]).encode()).hexdigest()
+
+
+def _first(error: ValidationError) -> str:
+    """Return one line on the first thing that is wrong: `relays.1.address=10.0.0.2: write the address as host:port`."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{place} is not known here; remove it, or correct its name"
+    if first["type"] == "missing":
+        return f"{place} is missing; set it"
+    text = first["msg"].removeprefix("Value error, ")
+    value = f"={first['input']}" if isinstance(first["input"], str | int | float) else ""
+    return f"{place}{value}: {text[0].lower()}{text[1:]}" if place else text[0].lower() + text[1:]
+
+
+def _twice(values: Sequence[Any]) -> Any:
+    """Return the first value that comes up again, as text; None if there is none."""
+    return next((str(value) for n, value in enumerate(values) if value in values[:n]), None)

@@ -1,0 +1,105 @@
+"""Run one node of a deployment: `python -m hmtl.node name=relay-2 deployment=site.yaml`.
+
+The file names all nodes, and has the settings of hmtl.train that they share. Settings of one node follow: device,
+dataset.path, dataset.test_path, dataset.root, logger, engine.multicast.interface and hydra.*. Further settings are
+
+  metrics=PORT   metrics for Prometheus at http://.../metrics (pip install 'hmtl[site]')
+  health=PORT    gRPC's health service, without TLS (the same)
+
+The server keeps the results in runs/NAME, or in hydra.run.dir. Started again, it continues from its checkpoint there;
+all other nodes keep no files. At SIGTERM the server ends the run after the current round, with a checkpoint; any other
+node leaves the run after the current round.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hmtl.errors import ConfigError, HmtlError, complain
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+COMMAND = ("name", "deployment", "metrics", "health")
+"""Settings that only this command has."""
+LOG = (
+    "hydra.job_logging.formatters.simple.format='%(asctime)s {}: %(message)s'",
+    "+hydra.job_logging.loggers.hmtl.level=INFO",
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a node; return the exit status if it cannot begin, and exit otherwise."""
+    if {"--help", "-h"} & set(arguments):
+        print(__doc__, end="")
+        return 0
+    from hmtl.config import command_line  # late, as --help does not need Hydra
+
+    try:
+        given = {key: value for key, _, value in (word.partition("=") for word in arguments) if key in COMMAND}
+        ports: dict[str, int] = {key: _port(key, given[key]) for key in ("metrics", "health") if key in given}
+        words = _words(given, [word for word in arguments if word.partition("=")[0] not in COMMAND])
+    except HmtlError as error:
+        complain(str(error))
+        return 2
+    sys.argv = ["hmtl.node", *words]
+    command_line.main(partial(run, ports=ports), "config")
+
+
+def run(cfg: "DictConfig", ports: Mapping[str, int]) -> None:
+    """Play the node that `cfg.engine` names, and continue from its checkpoint if there is one."""
+    from hmtl.config.build import build
+    from hmtl.distributed.deployment import Deployment
+    from hmtl.reporting.operation import Operation
+    from hmtl.train import play
+
+    folder = Path(cfg.output_dir)
+    if cfg.engine.name == Deployment.read(cfg.engine.deployment).server.name:
+        if (folder / "summary.json").exists():
+            print(f"The run in {folder} has finished. For another one, set hydra.run.dir.")
+            return
+        if (folder / "checkpoint.pt").exists():
+            cfg.resume = str(folder)
+    operation = Operation(cfg.rounds, **ports)
+    try:
+        objects = build(cfg)
+        objects.trainer.loggers = (*objects.trainer.loggers, operation)
+        operation.begin(objects.trainer.history, objects.exchange.nodes, objects.exchange.missing)
+        play(objects, cfg, "start the server again")
+    finally:
+        operation.close()
+
+
+def _words(given: Mapping[str, str], typed: Sequence[str]) -> list[str]:
+    """Return the words of hmtl.train for the node that is given, with further words that were typed."""
+    from hmtl.config.build import OF_ONE_NODE
+    from hmtl.distributed.deployment import Deployment
+
+    if missing := [key for key in ("name", "deployment") if not given.get(key)]:
+        raise ConfigError(f"{missing[0]} is not set. Write python -m hmtl.node name=relay-0 deployment=site.yaml.")
+    name, file = given["name"], given["deployment"]
+    deployment = Deployment.read(file)
+    deployment.role(name)  # so that an unknown name is refused here
+    for word in typed:
+        key = word.lstrip("+~").partition("=")[0]
+        if not word.startswith("-") and not any(f"{key}.".startswith(f"{own}.") for own in (*OF_ONE_NODE, "hydra")):
+            raise ConfigError(f"{word} is not a setting of one node. Put it under training in {file}, for all nodes.")
+    place = (
+        [f"hydra.run.dir=runs/{name}"]
+        if name == deployment.server.name
+        else ["hydra.run.dir=.", "hydra.output_subdir=null"]
+    )
+    site = ["engine=site", f"engine.deployment={file}", f"engine.name={name}", "logger=node"]
+    return [*deployment.training, *site, *place, LOG[0].format(name), *LOG[1:], *typed]
+
+
+def _port(name: str, value: str) -> int:
+    if not value.isdecimal() or not 0 < int(value) < 2**16:
+        raise ConfigError(f"{name}={value} is not a port. Set it to a number from 1 to 65535.")
+    return int(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,164 @@
+"""What those who operate a node see: its log, metrics for Prometheus, and gRPC's health service."""
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from typing import Any
+
+from hmtl.communication import TIERS
+from hmtl.errors import ConfigError
+from hmtl.reporting.console import SECONDS_BETWEEN_LINES
+from hmtl.reporting.console_logger import SHOWN
+from hmtl.training.history import Measurements
+from hmtl.training.summary import Summary
+
+log = logging.getLogger(__name__)
+TAKES_PART = "hmtl"
+"""The name by which the health service tells whether a node takes part in rounds; "": whether its process lives."""
+
+
+class Operation:
+    """A logger at any node of a deployment; only the leading one has measurements.
+
+    Args:
+        rounds: of the run in total.
+        metrics: port of the metrics, at /metrics; None: there are none.
+        health: port of the health service; None: there is none.
+
+    Raises:
+        ConfigError: a port cannot be used, or a package is missing.
+    """
+
+    def __init__(self, rounds: int, metrics: int | None = None, health: int | None = None) -> None:
+        self._rounds = rounds
+        self._history: Sized = ()
+        self._missing: Callable[[], Collection[str]] = tuple
+        self._logged, self._next_line = 0, 0.0
+        self._metrics = Metrics(metrics) if metrics else None
+        self._health = Health(health) if health else None
+
+    def begin(self, history: Sized, nodes: Sequence[str], missing: Callable[[], Collection[str]]) -> None:
+        """Report that this node takes part from now on.
+
+        Args:
+            history: has an item per round, and grows.
+            nodes: the names of the others.
+            missing: returns those of them that are late or lost.
+        """
+        self._history = history
+        if self._metrics:
+            self._metrics.begin(history, nodes, missing)
+        if self._health:
+            self._health.set(TAKES_PART, True)
+
+    def log(self, row: Measurements) -> None:
+        """Count the bits and seconds of a round, and log it unless the last line was a short time ago."""
+        if self._metrics:
+            self._metrics.add(row)
+        now, done = time.monotonic(), len(self._history)
+        if done == self._logged or (now < self._next_line and done < self._rounds):
+            return
+        self._logged, self._next_line = done, now + SECONDS_BETWEEN_LINES
+        figures = "".join(f", {label} {row[key]:{form}}" for key, label, form in SHOWN if key in row)
+        users = f", {row['users']} users" if "users" in row else ""
+        log.info("round %d of %d%s%s", done, self._rounds, users, figures)
+
+    def finish(self, summary: Summary, draw: Callable[[], Mapping[str, bytes]]) -> None:
+        """Log the end of the run."""
+        log.info("finished after %d rounds", summary.rounds)
+
+    def close(self) -> None:
+        """Give back the ports."""
+        if self._metrics:
+            self._metrics.close()
+        if self._health:
+            self._health.close()
+
+
+class Metrics:
+    """Metrics for Prometheus over HTTP, with those of the process (memory, CPU time, open files).
+
+    Raises:
+        ConfigError: the port cannot be used, or the package prometheus_client is missing.
+    """
+
+    def __init__(self, port: int) -> None:
+        client = _package("prometheus_client", "metrics")
+        self._registry = client.CollectorRegistry()
+        client.ProcessCollector(registry=self._registry)
+        self._round = self._gauge("hmtl_round", "Rounds so far.")
+        self._time = self._gauge("hmtl_last_round_timestamp_seconds", "When the last round ended, since 1970.")
+        self._users = self._gauge("hmtl_users", "Users whose update counted in the last round.")
+        self._measure = self._gauge("hmtl_measure", "Losses, errors and gap, as last evaluated.", ["name"])
+        self._missing = self._gauge("hmtl_node_missing", "1 if the node is late or lost.", ["node"])
+        registry: dict[str, Any] = {"registry": self._registry}
+        self._bits = client.Counter("hmtl_bits", "Bits sent, payload and overhead.", ["tier"], **registry)
+        self._seconds = client.Counter("hmtl_seconds", "Seconds by the formula of time.", ["part"], **registry)
+        try:
+            self._server, self._thread = client.start_http_server(port, **registry)
+        except OSError as error:
+            raise ConfigError(f"metrics={port}: {error.strerror}. Set another port.") from error
+
+    def begin(self, history: Sized, nodes: Sequence[str], missing: Callable[[], Collection[str]]) -> None:
+        self._round.set_function(lambda: len(history))
+        for node in nodes:
+            self._missing.labels(node).set_function(lambda node=node: node in missing())
+
+    def add(self, row: Measurements) -> None:
+        self._time.set_to_current_time()
+        for key, value in row.items():
+            if key == "users":
+                self._users.set(value)
+            elif key.removeprefix("bits/") in TIERS:
+                self._bits.labels(key.removeprefix("bits/")).inc(value)
+            elif key in ("compute_s", "communication_s"):
+                self._seconds.labels(key.removesuffix("_s")).inc(value)
+            elif key not in ("round", "empty", "bits_total") and not key.endswith("_s"):
+                self._measure.labels(key).set(value)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _gauge(self, name: str, text: str, labels: Sequence[str] = ()) -> Any:
+        return import_module("prometheus_client").Gauge(name, text, labels, registry=self._registry)
+
+
+class Health:
+    """gRPC's health service, without TLS, as probes ask for it.
+
+    Raises:
+        ConfigError: the port cannot be used, or the package grpcio-health-checking is missing.
+    """
+
+    def __init__(self, port: int) -> None:
+        health, grpc = _package("grpc_health.v1.health", "health"), import_module("grpc")
+        self._status = _package("grpc_health.v1.health_pb2", "health").HealthCheckResponse
+        self._servicer = health.HealthServicer()
+        self._server = grpc.server(ThreadPoolExecutor(4, "health"), options=[("grpc.so_reuseport", 0)])
+        _package("grpc_health.v1.health_pb2_grpc", "health").add_HealthServicer_to_server(self._servicer, self._server)
+        try:
+            self._server.add_insecure_port(f"[::]:{port}")
+        except RuntimeError as error:
+            raise ConfigError(f"health={port}: the port is in use. Set another port.") from error
+        self.set("", True)
+        self.set(TAKES_PART, False)
+        self._server.start()
+
+    def set(self, service: str, serving: bool) -> None:
+        self._servicer.set(service, self._status.SERVING if serving else self._status.NOT_SERVING)
+
+    def close(self) -> None:
+        self._servicer.enter_graceful_shutdown()
+        self._server.stop(None).wait()
+
+
+def _package(name: str, setting: str) -> Any:
+    """Import a module of a package that is optional."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"{setting} needs a package that is not installed: pip install 'hmtl[site]'.") from error

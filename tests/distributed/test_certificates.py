@@ -1,0 +1,167 @@
+"""Certificates: OpenSSL takes those that are made, and a node refuses those that would not work, in one line."""
+
+import os
+import ssl
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import commands
+import pytest
+
+from hmtl.distributed import certificates
+from hmtl.distributed.certificates import certify, load_credentials, open_authority
+from hmtl.errors import ConfigError
+
+SITE = """
+server: {name: hub, address: "10.0.0.1:4700"}
+relays: [{name: mast-a, address: "10.0.0.2:4700"}]
+hosts: [{name: east}]
+certificates: keys
+"""
+NODES = {"hub": "server", "mast-a": "relay", "east": "host"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the certificates of all nodes."""
+    authority = open_authority(tmp_path / "keys", tmp_path / "authority")
+    assert all(certify(tmp_path / "keys", authority, *node, False) for node in NODES.items())
+    return tmp_path / "keys"
+
+
+def handshake(folder: Path, server: str, client: str, expected: str) -> tuple[str, str]:
+    """Let two nodes of a folder meet in memory by TLS 1.3, and return whom each sees."""
+    ends, pipes = [], [ssl.MemoryBIO(), ssl.MemoryBIO()]
+    for name, side, (here, there) in (
+        (server, ssl.PROTOCOL_TLS_SERVER, pipes),
+        (client, ssl.PROTOCOL_TLS_CLIENT, pipes[::-1]),
+    ):
+        context = ssl.SSLContext(side)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(folder / "ca.pem")
+        context.load_cert_chain(folder / f"{name}.pem", folder / f"{name}.key")
+        is_server = side == ssl.PROTOCOL_TLS_SERVER
+        ends.append(context.wrap_bio(here, there, is_server, None if is_server else expected))
+    for _ in range(4):
+        for end in ends:
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+    seen = [end.getpeercert() for end in ends]
+    return tuple(cert["subjectAltName"][0][1] for cert in seen)  # type: ignore[index,misc,return-value]
+
+
+def test_nodes_know_each_other_by_name(folder: Path) -> None:
+    assert handshake(folder, "hub", "mast-a", expected="hub") == ("mast-a", "hub")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handshake(folder, "east", "mast-a", expected="hub")
+    for name in NODES:
+        assert load_credentials(folder, name).trusted == (folder / "ca.pem").read_bytes()
+
+
+def test_a_node_of_another_authority_is_a_stranger(folder: Path, tmp_path: Path) -> None:
+    certify(folder, open_authority(tmp_path / "other", tmp_path / "other"), "mast-b", "relay", False)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handshake(folder, "hub", "mast-b", expected="hub")
+    with pytest.raises(ConfigError, match="mast-b"):
+        load_credentials(folder, "mast-b")
+
+
+def test_keys_are_private_and_certificates_are_kept_until_they_expire_soon(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.key")} == {0o600}
+    authority, before = open_authority(folder, tmp_path / "authority"), (folder / "hub.key").read_bytes()
+    assert not certify(folder, authority, "hub", "server", renew=False)
+    assert (folder / "hub.key").read_bytes() == before
+    assert certify(folder, authority, "hub", "server", renew=True)
+    assert (folder / "hub.key").read_bytes() != before
+    now = datetime.now(UTC)
+    for days, expired in ((certificates.DAYS - 29, False), (certificates.DAYS + 1, True)):
+        monkeypatch.setattr(certificates, "_now", lambda days=days: now + (days * certificates.SOON) / 30)
+        if expired:
+            with pytest.raises(ConfigError, match="expired"):
+                load_credentials(folder, "mast-a")
+        else:
+            load_credentials(folder, "mast-a")
+        assert certify(folder, authority, "mast-a", "relay", renew=False)
+
+
+@pytest.mark.parametrize("missing", ["hub.key", "hub.pem", "ca.pem"])
+@pytest.mark.parametrize("how", ["gone", "noise", "another"])
+def test_what_cannot_be_used_is_named(folder: Path, tmp_path: Path, missing: str, how: str) -> None:
+    path = folder / missing
+    if how == "another":
+        other = open_authority(tmp_path / "more", tmp_path / "more")
+        certify(tmp_path / "more", other, "hub", "server", False)
+        path.write_bytes((tmp_path / "more" / missing).read_bytes())
+    elif how == "noise":
+        path.write_bytes(os.urandom(100))
+    else:
+        path.unlink()
+    with pytest.raises(ConfigError, match=r"(hub|ca)\.(key|pem)") as caught:
+        load_credentials(folder, "hub")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_certificate_of_another_node_is_refused(folder: Path) -> None:
+    for end in ("key", "pem"):
+        (folder / f"east.{end}").rename(folder / f"hub.{end}")
+    with pytest.raises(ConfigError, match="of east, not of hub"):
+        load_credentials(folder, "hub")
+
+
+def test_a_key_that_others_can_read_is_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "hub.key").chmod(0o640)
+    load_credentials(folder, "hub")
+    assert "hub.key" in caplog.text
+
+
+def test_the_two_files_of_an_authority_belong_together(folder: Path, tmp_path: Path) -> None:
+    (folder / "ca.pem").unlink()
+    with pytest.raises(ConfigError, match=r"ca\.pem"):
+        open_authority(folder, tmp_path / "authority")
+    open_authority(folder, tmp_path / "new")
+    with pytest.raises(ConfigError, match=r"ca\.key"):
+        open_authority(folder, tmp_path / "authority")
+
+
+def test_certificates_of_ones_own_with_one_between(tmp_path: Path) -> None:
+    """OpenSSL makes an authority, one that it signs, and a certificate of RSA with the DNS name of the node."""
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=tmp_path, check=True, capture_output=True)
+
+    key = ("-newkey", "rsa:2048", "-nodes", "-x509", "-days", "9")
+    openssl("req", *key, "-subj", "/CN=root", "-keyout", "root.key", "-out", "ca.pem")
+    by_root, by_mid = ("-CA", "ca.pem", "-CAkey", "root.key"), ("-CA", "mid.pem", "-CAkey", "mid.key")
+    openssl("req", *key, "-subj", "/CN=mid", "-keyout", "mid.key", "-out", "mid.pem", *by_root)
+    names = ("-addext", "subjectAltName=DNS:other,DNS:hub", "-addext", "basicConstraints=critical,CA:FALSE")
+    openssl("req", *key, "-subj", "/CN=any", *names, "-keyout", "hub.key", "-out", "hub.pem", *by_mid)
+    with pytest.raises(ConfigError, match="not signed"):
+        load_credentials(tmp_path, "hub")
+    with (tmp_path / "hub.pem").open("ab") as file:
+        file.write((tmp_path / "mid.pem").read_bytes())
+    load_credentials(tmp_path, "hub")
+    for end in ("key", "pem"):
+        (tmp_path / f"hub.{end}").rename(tmp_path / f"other.{end}")
+    load_credentials(tmp_path, "other")
+
+
+def test_the_command(tmp_path: Path) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text(SITE)
+    first = commands.here("hmtl.certificates", f"deployment={site}")
+    again = commands.here("hmtl.certificates", f"deployment={site}", "renew=false")
+    renewed = commands.here("hmtl.certificates", f"deployment={site}", "renew=true")
+    assert (first.returncode, again.returncode, renewed.returncode) == (0, 0, 0)
+    counts = [(done.stdout.count("made"), done.stdout.count("kept")) for done in (first, again, renewed)]
+    assert counts == [(3, 0), (0, 3), (3, 0)]
+    assert handshake(tmp_path / "keys", "hub", "east", expected="hub") == ("east", "hub")
+    assert [path.name for path in (tmp_path / "keys-authority").iterdir()] == ["ca.key"]
+    for words in ([], ["deployment=none.yaml"], [f"deployment={site}", "renew=perhaps"], [f"deployment={site}", "x=1"]):
+        done = commands.here("hmtl.certificates", *words)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)

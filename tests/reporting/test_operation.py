@@ -1,0 +1,119 @@
+"""What those who operate a node see, through the clients that they use."""
+
+import logging
+import socket
+from collections.abc import Iterator
+from http.client import HTTPConnection
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
+
+from hmtl.distributed.launching import free_port
+from hmtl.errors import ConfigError
+from hmtl.reporting.operation import Operation
+
+ROW = {
+    "round": 0,
+    "users": 7,
+    "empty": 0,
+    "gap": 0.5,
+    "test_error": 0.25,
+    "bits/users_to_relays": 100,
+    "bits/relays_to_server": 40,
+    "bits_total": 140,
+    "local_s": 1.0,
+    "compute_s": 2.0,
+    "communication_s": 3.0,
+}
+
+
+@pytest.fixture
+def ports() -> tuple[int, int]:
+    return free_port(), free_port()
+
+
+@pytest.fixture
+def operation(ports: tuple[int, int]) -> Iterator[Operation]:
+    made = Operation(10, *ports)
+    yield made
+    made.close()
+
+
+def scraped(port: int) -> dict[str, float]:
+    """Metrics by name and labels."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    return {
+        "/".join([sample.name, *sample.labels.values()]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_metrics_of_rounds(operation: Operation, ports: tuple[int, int]) -> None:
+    history: list[int] = []
+    missing: set[str] = set()
+    operation.begin(history, ["relay 0", "host 0"], lambda: missing)
+    for round in range(3):
+        history.append(round)
+        operation.log(ROW | {"round": round, "gap": 0.5 / (round + 1)})
+    missing.add("host 0")
+    metrics = scraped(ports[0])
+    expected = {
+        "hmtl_round": 3,
+        "hmtl_users": 7,
+        "hmtl_measure/gap": 0.5 / 3,
+        "hmtl_measure/test_error": 0.25,
+        "hmtl_bits_total/users_to_relays": 300,
+        "hmtl_bits_total/relays_to_server": 120,
+        "hmtl_seconds_total/compute": 6,
+        "hmtl_seconds_total/communication": 9,
+        "hmtl_node_missing/relay 0": 0,
+        "hmtl_node_missing/host 0": 1,
+    }
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+    assert not {name for name in metrics if name.startswith("hmtl_measure")} - set(expected)
+    assert metrics["process_resident_memory_bytes"] > 0
+
+
+def test_a_node_without_measurements_counts_rounds(operation: Operation, ports: tuple[int, int]) -> None:
+    operation.begin([{}, {}], [], tuple)
+    operation.log({})
+    assert scraped(ports[0])["hmtl_round"] == 2
+
+
+def test_health_as_probes_ask_for_it(operation: Operation, ports: tuple[int, int]) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{ports[1]}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+
+        def status(service: str) -> str:
+            answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+            return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+
+        assert (status(""), status("hmtl")) == ("SERVING", "NOT_SERVING")
+        operation.begin([], [], tuple)
+        assert (status(""), status("hmtl")) == ("SERVING", "SERVING")
+
+
+def test_the_log_has_the_round_and_no_flood(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "hmtl")
+    history: list[int] = []
+    operation = Operation(10)
+    operation.begin(history, [], tuple)
+    for round in range(10):
+        history.append(round)
+        operation.log(ROW | {"round": round})
+    assert [record.getMessage() for record in caplog.records] == [
+        "round 1 of 10, 7 users, gap 5.00e-01, test error 0.2500",
+        "round 10 of 10, 7 users, gap 5.00e-01, test error 0.2500",
+    ]
+
+
+@pytest.mark.parametrize("setting", ["metrics", "health"])
+def test_a_port_in_use_is_named(setting: str) -> None:
+    with socket.create_server(("", 0)) as other, pytest.raises(ConfigError, match=setting):
+        Operation(10, **{setting: other.getsockname()[1]})
