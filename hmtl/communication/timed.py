@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hmtl.communication.accounting.access import Access
 from hmtl.communication.accounting.ledger import LinkLedger
@@ -20,7 +19,8 @@ from hmtl.topology import Moving, Topology
 
 FRAME = 100  # bytes of a frame's header, and of what carries it
 
-Flow = tuple[float, float, float]  # when a message's first bit arrives, when its last one was sent plus latency, bits
+_Frame = tuple[str, float, Message | None]  # kind, bits, the message if it leaves once for several receivers
+_Arrival = tuple[float, float, float, int]  # when the first and the last bit can arrive, bits, the receiver's link
 
 
 class TimedLinks(InProcess):
@@ -54,6 +54,7 @@ class TimedLinks(InProcess):
 
     @property
     def seconds(self) -> float:  # type: ignore[override]  # read-only
+        self._depart()
         return float(self._clock.max())
 
     def begin(self, round: int) -> None:
@@ -61,67 +62,78 @@ class TimedLinks(InProcess):
         self.topology = self.contacts.at(max(round, 0))
         self._clock = np.zeros(1 + self.topology.H + len(self._homes))
         self._sent, self._taken = np.zeros((2, len(self.access.links)))  # until when the links are busy
-        self._flows: dict[tuple[int, str], list[tuple[Flow, int]]] = defaultdict(list)  # by receiver and kind
-        self._posted: set[tuple[int, int, str]] = set()
+        self._leaving: dict[int, dict[int, list[_Frame]]] = defaultdict(lambda: defaultdict(list))  # by both ends
+        self._arriving: dict[tuple[int, str], list[_Arrival]] = defaultdict(list)  # by receiver and kind
 
     def turn(self, node: str) -> None:
+        self._depart()
         self._node = node
 
     def send(self, message: Message) -> None:
         super().send(message)
         payload, overhead = (8 * part.shape[1] for part in (message.payload, message.overhead))
-        row, users = payload * self.scale + overhead, message.users
-        cast = None  # a broadcast of the server leaves once
+        row, users, cast = payload * self.scale + overhead, message.users, None
+        if users is None and len(message.receivers) > 1:
+            cast = message  # leaves once for all receivers
         for receiver in message.receivers:
             for a in self._places(message.sender):
                 for b in self._places(receiver):
                     rows = len(message)
                     if users is not None and SERVER not in (message.sender, receiver):
                         home = self._homes[max(a, b) - 1 - self.topology.H]
-                        heard = self.topology.G[min(a, b) - 1][home] if a > b else np.ones(len(home), bool)
+                        heard = self.topology.G[min(a, b) - 1][home] if a > b else np.ones(len(home), np.uint8)
                         here = int(np.isin(home[heard == 1], users).sum())
                         rows = here if rows == len(users) else min(here, 1)
                     if rows:
-                        cast = self._flow(a, b, message.kind, rows * row + 8 * FRAME, cast if users is None else None)
+                        self._leaving[a][b].append((message.kind, rows * row + 8 * FRAME, cast))
 
     def end(self, kind: str, receivers: Sequence[str]) -> None:
         for a in self._places(self._node):
             for receiver in receivers:
                 for b in self._places(receiver):
-                    if (a, b, kind) not in self._posted:
-                        self._flow(a, b, kind, 8 * FRAME, None)
-        self._posted.clear()
+                    if all(frame[0] != kind for frame in self._leaving[a][b]):
+                        self._leaving[a][b].append((kind, 8.0 * FRAME, None))
 
     def collect(self, node: str, kind: str, expected: Sequence[str]) -> list[Message]:
+        self._depart()
         for b in self._places(node):
-            for (first, last, bits), port in sorted(self._flows.pop((b, kind), ())):
-                rate = self.access.links[port, 1]
-                self._taken[port] = max(self._taken[port], first) + bits / rate
+            for first, last, bits, port in sorted(self._arriving.pop((b, kind), ())):
+                self._taken[port] = max(self._taken[port], first) + bits / self.access.links[port, 1]
                 self._clock[b] = max(self._clock[b], last, self._taken[port])
         return super().collect(node, kind, expected)
 
-    def _places(self, node: str) -> NDArray[np.int64] | list[int]:
+    def _places(self, node: str) -> Sequence[int]:
         """Return the places of a node's clocks; a host of this process stands for all hosts."""
         if node == SERVER:
             return [0]
         if node.startswith("relay"):
             return [1 + relay_number(node)]
-        return np.arange(1 + self.topology.H, len(self._clock))
+        return range(1 + self.topology.H, len(self._clock))
 
-    def _flow(
-        self, a: int, b: int, kind: str, bits: float, cast: tuple[float, float] | None
-    ) -> tuple[float, float] | None:
-        """Send bits from place a to b; return when the server's broadcast began and ended, for its other receivers."""
-        H, ports = self.topology.H, self.access.ports
-        near = a == 0 or b == 0  # between server and relays
-        sender, receiver = (int(ports[x if near else x + H]) for x in (a, b))
-        latency = self.access.links[[sender, receiver], 2].sum()
-        if kind in (COMBINATIONS, BROADCAST):
-            latency *= self.segments
-        if cast is None:
-            start = max(self._clock[a], self._sent[sender])
-            cast = start, start + bits / self.access.links[sender, 0]
-            self._sent[sender] = cast[1]
-        self._flows[b, kind].append(((cast[0] + latency, cast[1] + latency, bits), receiver))
-        self._posted.add((a, b, kind))
-        return cast if a == 0 else None
+    def _depart(self) -> None:
+        """Let the frames of the last turn leave: first those whose receivers take longest, as if all left together."""
+        links = self.access.links
+        for a, batches in self._leaving.items():
+            ports = {b: self._ports(a, b) for b in batches}
+            time = {b: sum(bits for _, bits, _ in batch) / links[ports[b][1], 1] for b, batch in batches.items()}
+            casts: dict[Message | None, tuple[float, float]] = {}  # when they began and ended to leave
+            for b in sorted(batches, key=lambda b: -time[b]):
+                sender, receiver = ports[b]
+                for kind, bits, cast in batches[b]:
+                    if cast in casts:
+                        start, end = casts[cast]
+                    else:
+                        start = max(self._clock[a], self._sent[sender])
+                        end = self._sent[sender] = start + bits / links[sender, 0]
+                    if cast:
+                        casts[cast] = start, end
+                    times = self.segments if kind in (COMBINATIONS, BROADCAST) else 1
+                    latency = times * links[[sender, receiver], 2].sum()
+                    self._arriving[b, kind].append((start + latency, end + latency, bits, receiver))
+        self._leaving.clear()
+
+    def _ports(self, a: int, b: int) -> tuple[int, int]:
+        """Return the links of sender and receiver: relays have one towards the server, and one towards users."""
+        ports, H = self.access.ports, self.topology.H
+        near = 0 in (a, b)
+        return int(ports[a if near else a + H]), int(ports[b if near else b + H])
