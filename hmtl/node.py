@@ -11,6 +11,7 @@ all other nodes keep no files. At SIGTERM the server ends the run after the curr
 node leaves the run after the current round.
 """
 
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -62,9 +63,13 @@ def run(cfg: "DictConfig", ports: Mapping[str, int]) -> None:
             return
         if (folder / "checkpoint.pt").exists():
             cfg.resume = str(folder)
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # the first process of a container ignores it
     operation = Operation(cfg.rounds, **ports)
     try:
         objects = build(cfg)
+        objects.trainer.leaves = not objects.exchange.leads
         objects.trainer.loggers = (*objects.trainer.loggers, operation)
         operation.begin(objects.trainer.history, objects.exchange.nodes, objects.exchange.missing)
         play(objects, cfg, "start the server again")

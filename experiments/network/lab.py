@@ -7,7 +7,7 @@ like the ports of a switch: all messages to the server share its link, and so do
 one copy per relay or one multicast that the switch copies. This is the formula's W2. Users and relays share the trunk,
 which carries BPS downwards and `copies` times BPS upwards: in the formula a user broadcasts its IV once, whereas TCP
 sends one copy to each of `copies` relays, and this takes the time of W1. The server also has a link to the users' side,
-for messages that are not measured. Needs root, and Linux with `ip`, `tc` and `nft`.
+for messages that are not measured. Needs root, and Linux with `ip` and `tc`; losses need `nft`.
 """
 
 import fcntl
@@ -40,7 +40,7 @@ class LabError(Exception):
 def obstacle() -> str | None:
     """Return why the network cannot be built on this machine; None if it can."""
     try:
-        with Lab(relays=1, workers=1, copies=1):
+        with Lab(relays=1, workers=1, copies=1, loss=0.01):
             return None
     except LabError as error:
         return str(error)
@@ -75,7 +75,8 @@ class Lab:
         ]
 
     def __enter__(self) -> Self:
-        if missing := [name for name in ("ip", "tc", "sysctl", "nft") if shutil.which(name) is None]:
+        programs = ("ip", "tc", "sysctl", *(["nft"] if self.loss else []))
+        if missing := [name for name in programs if shutil.which(name) is None]:
             raise LabError(f"{missing[0]} is missing: install iproute2, procps and nftables")
         if os.geteuid() != 0:
             raise LabError("network namespaces need root: try sudo")

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -14,8 +14,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from yaml import YAMLError
 
 from hmtl.communication.messages import SERVER, host_name, relay_name
+from hmtl.distributed.certificates import load_credentials
+from hmtl.distributed.wire import Party
 from hmtl.errors import ConfigError, few
-from hmtl.mtl.algorithms.base import Ids
+from hmtl.mtl.algorithms.base import NOBODY, Ids
 
 
 def _name(value: Any) -> str:
@@ -66,6 +68,13 @@ class ListeningNode(NamedNode):
 
     address: Address
     listen: Address | None = None
+
+    @property
+    def listens_at(self) -> str:
+        """Where it listens: at its address, or on all networks if that is a name, as that may be loopback here."""
+        host, _, port = self.address.rpartition(":")
+        is_name = host != "localhost" and not re.fullmatch(r"[\d.]+|\[.*\]", host)
+        return self.listen or (f"[::]:{port}" if is_name else self.address)
 
 
 class HostNode(NamedNode):
@@ -139,8 +148,8 @@ class Deployment(BaseModel):
             raise ConfigError(f"name={name} is not a node of the deployment. Choose one of {', '.join(roles)}.")
         return roles[name]
 
-    def homes(self, K: int, H: int) -> list[Ids]:
-        """Return the users of each host, in ascending order.
+    def homes(self, K: int | None, H: int) -> list[Ids]:
+        """Return the users of each host, in ascending order; nobody if K is not yet known.
 
         Raises:
             ConfigError: the deployment is for another number of users or relays.
@@ -150,6 +159,8 @@ class Deployment(BaseModel):
                 f"the deployment has {len(self.relays)} relays, but the topology has H={H}. Set H under training, or "
                 "add or remove relays."
             )
+        if K is None:
+            return [NOBODY] * len(self.hosts)
         placed = sum(len(host.users or ()) for host in self.hosts)
         if placed and placed != K:
             raise ConfigError(
@@ -165,6 +176,47 @@ class Deployment(BaseModel):
         """Return a hash of what all nodes share: their settings, and the names and users of all nodes."""
         nodes = {role: node.model_dump(include={"name", "users"}) for role, node in self.nodes.items()}
         return hashlib.sha256(json.dumps([settings, nodes]).encode()).hexdigest()
+
+
+class DeployedNode:
+    """One node of a deployment, and how it knows the others; see `Site`.
+
+    Args:
+        path: the file of the deployment.
+        name: the node's name in it.
+        settings: what all have to agree on beside the deployment.
+        wait: how long to wait for all to arrive [s].
+        tls: whether all is encrypted, and nodes prove who they are.
+
+    Raises:
+        ConfigError: the deployment has no such node, or its certificate cannot be used.
+    """
+
+    def __init__(self, path: str, name: str, settings: str, wait: float, tls: bool) -> None:
+        self._deployment, self._settings, self.wait = Deployment.read(path), settings, wait
+        self._role, nodes = self._deployment.role(name), self._deployment.nodes
+        self.rank, self.size = list(nodes).index(self._role), len(nodes)
+        self.address = self._deployment.server.address.rpartition(":")[0]
+        self._credentials = load_credentials(self._deployment.certificates, name) if tls else None
+
+    def homes(self, K: int | None, H: int) -> list[Ids]:
+        return self._deployment.homes(K, H)
+
+    def party(self, names: Sequence[str], agreed: str) -> Party:
+        nodes = self._deployment.nodes
+        listening = {role: node for role, node in nodes.items() if isinstance(node, ListeningNode)}
+        return Party(
+            self._role,
+            names,
+            {role: node.name for role, node in nodes.items()},
+            listening[self._role].listens_at if self._role in listening else None,
+            {role: node.address for role, node in listening.items()},
+            self._credentials,
+            self._deployment.agreed(agreed + self._settings),
+        )
+
+    def addresses(self, party: Party, port: int) -> Mapping[str, str]:
+        return party.addresses
 
 
 def _first(error: ValidationError) -> str:

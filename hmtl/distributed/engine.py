@@ -15,13 +15,15 @@ from hmtl.communication import Network
 from hmtl.communication.messages import SERVER
 from hmtl.data import Task
 from hmtl.distributed.control import Control
+from hmtl.distributed.deployment import DeployedNode
 from hmtl.distributed.exchange import ProcessExchange
 from hmtl.distributed.meeting import Meeting
 from hmtl.distributed.multicast.group import Caster, Listener, Multicast
 from hmtl.distributed.peers import Peers
-from hmtl.distributed.placement import Placement, check_size, names_of
+from hmtl.distributed.placement import Placement, names_of
 from hmtl.distributed.wire import Party, Wire
 from hmtl.errors import ConfigError, EngineError, HmtlError
+from hmtl.mtl.algorithms.base import Ids
 from hmtl.topology import Moving, Topology
 from hmtl.training.engine import Engine, Exchange, Load, Values
 
@@ -40,6 +42,9 @@ class Site(Protocol):
     size: int
     address: str
     wait: float
+
+    def homes(self, K: int | None, H: int) -> Sequence[Ids]:
+        """Return the users of each host; nobody if K is not yet known. Raise ConfigError if there are too few nodes."""
 
     def party(self, names: Sequence[str], agreed: str) -> Party:
         """Return this node among all, given the names of all in order."""
@@ -80,14 +85,14 @@ class Processes(Engine):
             HmtlError: a host cannot load its data.
         """
         rank, size = self.site.rank, self.site.size
-        check_size(size, K, H)
+        self.site.homes(K, H)
         names = names_of(size, H)
         self._peers = self._connect(names, f"{size} nodes, {H} relays, {K or 'any'} users")
         control, first_host = Control(self._peers), names[H + 1]
         tasks: tuple[Task, ...] = ()
         with self.barrier():
             if rank > H:
-                tasks = load(lambda K: set(Placement(rank, size, K, H).users.tolist()))
+                tasks = load(lambda K: set(self._place(K, H).users.tolist()))
         if names[rank] == first_host:
             control.send(SERVER, {"tasks": [task.without_rows() for task in tasks]})
         known: Values = {"run": secrets.randbits(64)}
@@ -95,9 +100,12 @@ class Processes(Engine):
             known |= control.wait_for(first_host, "tasks", first_host, self.seconds)
         known = control.broadcast(known)
         tasks, self._run = tasks or tuple(known["tasks"]), known["run"]
-        self._placement = Placement(rank, size, len(tasks), H)
+        self._placement = self._place(len(tasks), H)
         own = set(self._placement.users.tolist())
         return tuple(task if k in own else task.without_rows() for k, task in enumerate(tasks))
+
+    def _place(self, K: int, H: int) -> Placement:
+        return Placement(self.site.rank, self.site.size, K, H, self.site.homes(K, H))
 
     @contextmanager
     def barrier(self) -> Iterator[None]:
@@ -172,3 +180,31 @@ class TorchDistributed(Processes):
 
     def __init__(self, seconds: float = 60.0, multicast: Multicast | None = None, tls: bool = True) -> None:
         super().__init__(lambda seconds: Meeting(seconds, tls), seconds, multicast)
+
+
+class Deployed(Processes):
+    """One node of a deployment in the field, as `hmtl.node` starts it.
+
+    Args:
+        deployment: the file of the deployment.
+        name: this node's name in it.
+        agreed: the settings that all nodes have to share.
+        seconds, multicast: see `Processes`.
+        patience: how long to wait for other nodes [s].
+        tls: see `TorchDistributed`.
+
+    Raises:
+        ConfigError: the deployment has no such node, or its certificate cannot be used.
+    """
+
+    def __init__(
+        self,
+        deployment: str,
+        name: str,
+        agreed: str,
+        seconds: float = 60.0,
+        multicast: Multicast | None = None,
+        patience: float = 3600.0,
+        tls: bool = True,
+    ) -> None:
+        super().__init__(lambda _: DeployedNode(deployment, name, agreed, patience, tls), seconds, multicast)

@@ -66,12 +66,13 @@ class ProcessExchange(Exchange):
         received = self._gather(communicator, {"tasks": [for_report(task, targets) for task in problem.tasks]})
         if self.leads:
             hosts = self._of_all_hosts(received)
-            problem.everybody = [task for values in hosts for task in values["tasks"]]
+            tasks = [task for values in hosts for task in values["tasks"]]
+            problem.everybody = [tasks[place] for place in self._placement.order]
 
     def gather_setup(self, users: Users, aggregator: Aggregator, communicator: Communicator) -> None:
         received = self._gather(communicator, {"facts": users.local_update(-1)[1]})
         if self.leads:
-            facts = torch.cat([values["facts"] for values in self._of_all_hosts(received)])
+            facts = self._placement.by_user([values["facts"] for values in self._of_all_hosts(received)])
             aggregator.update(np.arange(len(facts)), facts)
 
     def gather_round(
@@ -106,7 +107,7 @@ class ProcessExchange(Exchange):
         if not evaluate:
             return RoundResult(users, seconds)
         by_host = self._of_all_hosts(self._user_figures)
-        user_figures = {key: torch.cat([figures[key] for figures in by_host]) for key in by_host[0]}
+        user_figures = {key: self._placement.by_user([each[key] for each in by_host]) for key in by_host[0]}
         figures = algorithm.figures(user_figures, self._receive_blocks(algorithm.users))
         return RoundResult(users, seconds, figures, user_figures)
 
@@ -233,7 +234,7 @@ class ProcessExchange(Exchange):
                 if name not in blocks:
                     self._saved_users = self._saved_users or self._load_checkpoint()["algorithm"]["users"]
                     blocks[name] = users.predictors(self._saved_users)[home, columns]
-            yield torch.cat([blocks[name] for name in hosts])
+            yield self._placement.by_user([blocks[name] for name in hosts])
             start = columns.stop
 
     def _of_all_hosts(self, received: Mapping[str, Values]) -> list[Values]:

@@ -15,14 +15,17 @@ from functools import cached_property
 from ipaddress import ip_address
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
 
 from hmtl.distributed.frames import HOSTS, role
 from hmtl.distributed.identity import Credentials, issue, key_to_pem, make_key, to_pem
 from hmtl.distributed.launching import SECRET
 from hmtl.distributed.multicast.group import this_end
+from hmtl.distributed.placement import check_size
 from hmtl.distributed.wire import Party
 from hmtl.errors import ConfigError, EngineError
+from hmtl.mtl.algorithms.base import Ids
 
 log = logging.getLogger(__name__)
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -57,6 +60,15 @@ class Meeting:
         self.address, self.port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self.wait, self._tls = max(60.0, seconds), tls
         self._secret = os.environ.get(SECRET, "").encode()
+
+    def homes(self, K: int | None, H: int) -> list[Ids]:
+        """Return the users of each host, which share them evenly; nobody if K is not yet known.
+
+        Raises:
+            ConfigError: there are too few processes, or too many.
+        """
+        check_size(self.size, K, H)
+        return list(np.array_split(np.arange(K or 0), self.size - 1 - H))
 
     def party(self, names: Sequence[str], agreed: str) -> Party:
         """Return this process's node among all, whose certificates it has.

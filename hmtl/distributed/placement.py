@@ -1,6 +1,9 @@
 """The node that each process plays, and the users of each host."""
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from torch import Tensor
 
 from hmtl.communication.messages import SERVER, host_name, relay_name
@@ -11,18 +14,20 @@ from hmtl.mtl.algorithms.base import NOBODY, Ids, Users
 class Placement:
     """N processes, each with one node of the network.
 
-    Rank 0 is the server, ranks 1 to H are the relays, and all others are hosts, which share the K users evenly.
+    Rank 0 is the server, ranks 1 to H are the relays, and all others are hosts of the K users.
 
     Args:
         rank: rank of this process.
         size: N.
         K: number of users.
         H: number of relays.
+        homes: the users of each host, in ascending order; None: hosts share them evenly.
 
     Attributes:
         names: the node of each rank [N].
         relays, hosts, others: names of the nodes of each kind, and of all nodes but the server.
         homes: the users of each host.
+        order: where each user comes among those of all hosts, one host after the other.
         name, users: the node of this process, and its users.
         leads, is_relay: whether this node is the server, whose process leads, or a relay.
 
@@ -30,16 +35,21 @@ class Placement:
         ConfigError: there are too few processes, or more hosts than users.
     """
 
-    def __init__(self, rank: int, size: int, K: int, H: int) -> None:
+    def __init__(self, rank: int, size: int, K: int, H: int, homes: Sequence[Ids] | None = None) -> None:
         check_size(size, K, H)
         self.rank, self.K = rank, K
         self.names = names_of(size, H)
         self.others = self.names[1:]
         self.relays, self.hosts = self.others[:H], self.others[H:]
-        self.homes: list[Ids] = np.array_split(np.arange(K), len(self.hosts))
+        self.homes = list(homes or np.array_split(np.arange(K), len(self.hosts)))
+        self.order = np.argsort(np.concatenate(self.homes))
         self.name = self.names[rank]
         self.users = self.users_of(self.name)
         self.leads, self.is_relay = rank == 0, self.name in self.relays
+
+    def by_user(self, rows: Sequence[Tensor]) -> Tensor:
+        """Return a row per user, in the order of users, from the rows of each host."""
+        return torch.cat(list(rows))[self.order]
 
     def users_of(self, name: str) -> Ids:
         """Return the users of a node; only a host has any."""

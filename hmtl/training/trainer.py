@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from hmtl.communication import Communicator
-from hmtl.errors import CheckpointError
+from hmtl.errors import CheckpointError, Interrupted
 from hmtl.mtl import Aggregator, Algorithm, Users
 from hmtl.training.checkpoint import RESTART, load_checkpoint, save_checkpoint
 from hmtl.training.engine import Exchange
@@ -70,6 +70,7 @@ class Trainer:
 
     Attributes:
         history: one row per round, on the leading process.
+        leaves: whether this process leaves the others at a signal; if not, the leading process decides for all.
         interrupted: number of the signal that ended training; 0: none.
         state: the last checkpoint's state of algorithm and communicator, on the leading process.
         stopped_early: whether `early_stopping` ended training.
@@ -96,6 +97,7 @@ class Trainer:
         self.users = self.exchange.wrap_users(algorithm.users)
         self.checkpoint = settings.folder / "checkpoint.pt"
         self.history = History(settings.folder / "metrics.csv" if self.exchange.leads else None)
+        self.leaves = False
         self.interrupted = 0
         self.stopped_early = False
         self.state: Mapping[str, Any] | None = None
@@ -114,6 +116,7 @@ class Trainer:
 
         Raises:
             CheckpointError: the checkpoint does not fit.
+            Interrupted: this process leaves, but the others go on.
         """
         self.exchange.start(self.algorithm, self.communicator, lambda: load_checkpoint(self.checkpoint))
         if checkpoint is None or not self.exchange.whole:
@@ -137,6 +140,8 @@ class Trainer:
         user_seconds = self.algorithm.user_seconds(len(self.history))
         with catch_signals() as caught:
             while self._continues():
+                if caught and self.leaves:
+                    raise Interrupted(caught[0])
                 if len(self.history) > start and len(self.history) % self.settings.checkpoint_every == 0:
                     self._save()
                 row = self._round(len(self.history), user_seconds)

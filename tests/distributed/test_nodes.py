@@ -1,0 +1,197 @@
+"""The six processes of a site, as `hmtl.node` runs them: on one machine, and each in a network of its own."""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import commands
+import numpy as np
+import pytest
+import yaml
+from commands import Command
+
+from hmtl.communication import TIERS
+from hmtl.distributed.launching import free_port
+
+NETWORK = Path(__file__).parent.parent.parent / "experiments" / "network"
+TRAINING = ("K=10", "H=3", "r=2", "topology=any_r", "dataset.rows_per_user=10", "engine.seconds=60")
+RELAYS, HOSTS = ("relay-0", "relay-1", "relay-2"), ("host-0", "host-1")
+NAMES = ("server", *RELAYS, *HOSTS)
+NEWNET = 0x40000000
+
+
+def enter(namespace: str) -> None:
+    """Move this process to a network namespace."""
+    handle = os.open(f"/run/netns/{namespace}", os.O_RDONLY)
+    if ctypes.CDLL(None, use_errno=True).setns(handle, NEWNET):
+        raise OSError(ctypes.get_errno(), "setns")
+    os.close(handle)
+
+
+class Site:
+    """A site in a folder: its file, its certificates, and its nodes, each with a folder of its own."""
+
+    def __init__(self, folder: Path, addresses: Sequence[str], training: Sequence[str], namespaces: Mapping[str, str]):
+        self.folder, self._namespaces = folder, namespaces
+        nodes = [{"name": name, "address": each} for name, each in zip(NAMES, addresses, strict=False)]
+        hosts = [{"name": "host-0", "users": "0-2, 5, 9"}, {"name": "host-1", "users": [3, 4, "6-8"]}]
+        self.content = {"server": nodes[0], "relays": nodes[1:], "hosts": hosts, "training": [*training]}
+        self.file = folder / "site.yaml"
+        self.file.write_text(yaml.safe_dump(self.content))
+        assert commands.here("hmtl.certificates", f"deployment={self.file}").returncode == 0
+
+    def start(self, name: str, *words: str) -> Command:
+        (place := self.folder / name).mkdir(exist_ok=True)
+        prepare: Callable[[], object] = partial(enter, self._namespaces[name]) if self._namespaces else bool
+        return Command("hmtl.node", f"name={name}", f"deployment={self.file}", *words, cwd=place, prepare=prepare)
+
+    @contextmanager
+    def running(self) -> Iterator[dict[str, Command]]:
+        """All nodes, which are killed at the end."""
+        with ExitStack() as stack:
+            yield {name: stack.enter_context(self.start(name)) for name in NAMES}
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "server" / "runs" / "server"
+
+
+def local_site(folder: Path, *training: str) -> Site:
+    return Site(folder, [f"127.0.0.1:{free_port()}" for _ in range(4)], (*TRAINING, *training), {})
+
+
+def alone(folder: Path, *training: str) -> Path:
+    """The folder of the same run in one process."""
+    words = [word for word in (*TRAINING, *training) if not word.startswith("engine")]
+    assert commands.run("hmtl.train", *words, "logger=none", f"hydra.run.dir={folder}").returncode == 0
+    return folder
+
+
+def check_equal(folder: Path, expected: Path) -> None:
+    """Models are equal in every bit."""
+    models, theirs = (dict(np.load(each / "models.npz")) for each in (folder, expected))
+    assert models.keys() == theirs.keys()
+    assert all(models[key].tobytes() == theirs[key].tobytes() for key in models)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def rounds(site: Site) -> int:
+    file = site.results / "metrics.csv"
+    return max(0, len(file.read_text().splitlines()) - 1) if file.exists() else 0
+
+
+@pytest.mark.slow
+def test_six_processes_learn_what_one_does(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    site = local_site(tmp_path / "site", "rounds=4")
+    with site.running() as nodes:
+        done = {name: node.done() for name, node in nodes.items()}
+        assert {name: node.returncode for name, node in done.items()} == dict.fromkeys(NAMES, 0), done["server"].stderr
+        assert all(f"{name}: round 4 of 4" in done[name].stderr for name in NAMES)
+    check_equal(site.results, alone(tmp_path / "alone", "rounds=4"))
+    assert not [path for name in (*RELAYS, *HOSTS) for path in (site.folder / name).iterdir()]
+    with site.start("server") as again:
+        assert again.done().returncode == 0
+        assert "has finished" in again.stdout
+
+
+@pytest.mark.slow
+def test_a_host_leaves_and_the_server_stops_and_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    site = local_site(tmp_path / "site", "rounds=3000", "checkpoint_every=1000")
+    with site.running() as nodes:
+        wait_for(lambda: rounds(site) > 3)
+        nodes["host-1"].send_signal(signal.SIGTERM)
+        assert nodes["host-1"].done().returncode == 128 + signal.SIGTERM
+        wait_for(lambda: "host 1 is lost: it has left" in nodes["server"].stderr.replace("host-1", "host 1"))
+        played = rounds(site)
+        wait_for(lambda: rounds(site) > played)
+        nodes["server"].send_signal(signal.SIGTERM)
+        assert nodes["server"].done().returncode == 128 + signal.SIGTERM
+        assert "start the server again" in nodes["server"].stdout
+        for name in (*RELAYS, "host-0"):
+            nodes[name].done()
+    stopped = rounds(site)
+    with site.running() as nodes:
+        wait_for(lambda: rounds(site) > stopped)
+        assert {node.poll() for node in nodes.values()} == {None}
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["name=relay-9"], "relay-0"),
+        (["deployment=site.yaml"], "name is not set"),
+        (["name=server", "rounds=5"], "training"),
+        (["name=server", "metrics=http"], "metrics=http"),
+        (["name=server", "dataset.rows_per_user=5"], "training"),
+    ],
+)
+def test_mistakes_end_before_anything_begins(tmp_path: Path, words: list[str], named: str) -> None:
+    site = local_site(tmp_path, "rounds=1")
+    given = [word for word in words if not word.startswith("deployment")]
+    done = commands.here("hmtl.node", f"deployment={site.file}", *given)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert named in done.stderr
+
+
+@pytest.mark.slow
+def test_a_node_with_other_settings_is_refused(tmp_path: Path) -> None:
+    site = local_site(tmp_path, "rounds=1", "engine.patience=20")
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump(site.content | {"training": [*site.content["training"], "lam=0.5"]}))
+    with site.start("server") as server, site.start("relay-0", f"deployment={other}") as relay:
+        assert (server.done().returncode, relay.done().returncode) == (2, 2)
+        assert "another configuration" in relay.stderr
+
+
+@pytest.fixture
+def namespaces() -> Iterator[dict[str, str]]:
+    """The namespace of each node, with links of 100 Mbit/s between them."""
+    sys.path.insert(0, str(NETWORK))
+    try:
+        lab = import_module("lab")
+    finally:
+        sys.path.pop(0)
+    try:
+        with lab.Lab(relays=3, workers=2, copies=2) as network:
+            yield dict(zip(NAMES, network.names, strict=True))
+    except lab.LabError as error:
+        pytest.skip(str(error))
+
+
+def remote_site(folder: Path, namespaces: Mapping[str, str], *training: str) -> Site:
+    addresses = ["10.83.2.1:4700", *(f"10.83.2.{10 + i}:4700" for i in range(3))]
+    return Site(folder, addresses, (*TRAINING, *training), namespaces)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "training", [(), ("communicator=sums", "regularizer=mean"), ("algorithm=fedu", "regularizer.neighbors=2")]
+)
+def test_six_networks_learn_what_one_process_does(
+    tmp_path: Path, namespaces: dict[str, str], training: tuple[str, ...]
+) -> None:
+    """Coded MOCHA, sums, and FedU on a graph: models are equal, and what was sent as payload."""
+    (tmp_path / "site").mkdir()
+    site = remote_site(tmp_path / "site", namespaces, "rounds=3", *training)
+    with site.running() as nodes:
+        assert {node.done().returncode for node in nodes.values()} == {0}, nodes["server"].stderr
+    expected = alone(tmp_path / "alone", "rounds=3", *training)
+    check_equal(site.results, expected)
+    loads = [yaml.safe_load((folder / "summary.json").read_text())["loads"] for folder in (site.results, expected)]
+    assert loads[0] == loads[1]
+    assert loads[0].keys() == set(TIERS)
