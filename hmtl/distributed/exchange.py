@@ -143,7 +143,8 @@ class ProcessExchange(Exchange):
         for name in self._placement.others:
             asked = name in holders and aggregator is None
             self._control.send(name, {"with aggregator": asked})
-            answer = self._control.receive([name], key=NODE_STATE).get(name) or self._saved(name)
+            # not for long: relays that have answered wait for the next attendance already
+            answer = self._control.receive([name], key=NODE_STATE, patience=2).get(name) or self._saved(name)
             nodes[name] = answer[NODE_STATE]
             self._put_rows(users, name, answer["users"])
             if asked and _version(nodes, name) == _version(nodes, SERVER):  # it did not miss the last verdict

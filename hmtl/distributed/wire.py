@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -171,21 +171,19 @@ class Wire:
     def _listen(self, address: str) -> int:
         """Listen, and return the port."""
         callers = [name for name in self.party.neighbours if name not in self.party.dialled]
-        threads = 2 * len(callers) + 8  # one for each stream; a node that comes back has two for a moment
+        streams = 2 * len(callers) + 8  # a node that comes back has two for a moment
         options = [
             *self._options,
             ("grpc.so_reuseport", 0),
             ("grpc.http2.max_ping_strikes", 0),
             ("grpc.server_handshake_timeout_ms", int(1000 * HANDSHAKE)),
-            ("grpc.max_allowed_incoming_connections", threads + SPARE),
+            ("grpc.max_allowed_incoming_connections", streams + SPARE),
             ("grpc.max_concurrent_streams", 2),  # of one connection
         ]
         handlers = grpc.method_handlers_generic_handler(
             "hmtl", {"Stream": grpc.stream_stream_rpc_method_handler(self._accept)}
         )
-        self._server = grpc.server(
-            ThreadPoolExecutor(threads, "stream"), [handlers], options=options, maximum_concurrent_rpcs=threads
-        )
+        self._server = grpc.server(Daemons(), [handlers], options=options, maximum_concurrent_rpcs=streams)
         try:
             if self.party.credentials:
                 own = self.party.credentials
@@ -250,6 +248,22 @@ class Wire:
     def _refuse(self, context: Any, why: str) -> None:
         self._refusals.log(f"refused {why}")
         context.abort(grpc.StatusCode.PERMISSION_DENIED, why)
+
+
+class Daemons(Executor):
+    """A thread for each stream, which does not keep a process alive that ends by an error."""
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(work(*args, **kwargs))
+            except BaseException as error:
+                done.set_exception(error)
+
+        Thread(target=run, daemon=True).start()
+        return done
 
 
 class Refusals:

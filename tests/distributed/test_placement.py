@@ -8,6 +8,7 @@ import torch
 
 from hmtl.data import Task
 from hmtl.distributed.placement import HostedUsers, Placement
+from hmtl.errors import ConfigError
 from hmtl.mtl import (
     MOCHA,
     SDCA,
