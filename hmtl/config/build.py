@@ -47,6 +47,7 @@ NOT_IDENTITY = (
     "early_stopping",
     "engine.seconds",
     "engine.multicast",
+    "engine.measure",
     "logger",
     "tune",
 )
@@ -62,6 +63,7 @@ OF_ONE_NODE = (
     "logger",
     "engine.name",
     "engine.deployment",
+    "engine.measure",
     "engine.multicast.interface",
 )
 """Settings that may differ between the processes of a run; those of all others have to be the same."""

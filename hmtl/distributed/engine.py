@@ -6,26 +6,34 @@ sent, saves checkpoints and decides when to stop. These values travel alongside 
 study, and the ledger does not count them.
 """
 
+import logging
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
+from omegaconf import OmegaConf
+
 from hmtl.communication import Network
-from hmtl.communication.messages import SERVER
+from hmtl.communication.messages import SERVER, host_name
 from hmtl.data import Task
 from hmtl.distributed.control import Control
 from hmtl.distributed.deployment import DeployedNode
 from hmtl.distributed.exchange import ProcessExchange
+from hmtl.distributed.measuring import as_table, measure, take_part
 from hmtl.distributed.meeting import Meeting
 from hmtl.distributed.multicast.group import Caster, Listener, Multicast
 from hmtl.distributed.peers import Peers
 from hmtl.distributed.placement import Placement, names_of
 from hmtl.distributed.wire import Party, Wire
 from hmtl.errors import ConfigError, EngineError, HmtlError
+from hmtl.io.files import write_whole
 from hmtl.mtl.algorithms.base import Ids
 from hmtl.topology import Moving, Topology
 from hmtl.training.engine import Engine, Exchange, Load, Values
+
+log = logging.getLogger(__name__)
 
 
 class Site(Protocol):
@@ -75,6 +83,9 @@ class Processes(Engine):
         self._peers: Peers | None = None  # once it is known how many relays there are
         self._placement: Placement | None = None  # once the number of users is known
         self._run = 0  # see `Datagram`
+        self._identities: Mapping[str, str] = {}  # the names of nodes outside the run
+        self.links = ""  # file for measured links, at the leading process; empty: they are not measured
+        self._measures = False
 
     def load_tasks(self, load: Load, K: int | None, H: int) -> tuple[Task, ...]:
         """Return the tasks of all users: hosts load the rows of their own users, other processes get only the shapes.
@@ -95,11 +106,12 @@ class Processes(Engine):
                 tasks = load(lambda K: set(self._place(K, H).users.tolist()))
         if names[rank] == first_host:
             control.send(SERVER, {"tasks": [task.without_rows() for task in tasks]})
-        known: Values = {"run": secrets.randbits(64)}
+        known: Values = {"run": secrets.randbits(64), "measures": bool(self.links)}
         if rank == 0:
             known |= control.wait_for(first_host, "tasks", first_host, self.seconds)
         known = control.broadcast(known)
         tasks, self._run = tasks or tuple(known["tasks"]), known["run"]
+        self._measures = known["measures"]
         self._placement = self._place(len(tasks), H)
         own = set(self._placement.users.tolist())
         return tuple(task if k in own else task.without_rows() for k, task in enumerate(tasks))
@@ -143,12 +155,31 @@ class Processes(Engine):
                 f"engine=multicast sends once to all relays, but network.medium={network.medium} counts one "
                 "transmission per relay. Set network.medium=broadcast, or engine=torch_distributed."
             )
+        if self._measures:
+            self._measure(Control(self._peers), contacts.at(0))
         self._peers.join(self._join_group(network))
         return ProcessExchange(self._placement, self._peers, contacts)
+
+    def _measure(self, control: Control, topology: Topology) -> None:
+        """Measure the links between all nodes, and write them to a file of the leading process."""
+        assert self._placement is not None
+        if not self._placement.leads:
+            take_part(control)
+            return
+        relays, users = map(topology.names.relay, range(topology.H)), topology.names.user
+        hosts = {
+            self._identities[host_name(n)]: [users(k) for k in home.tolist()]
+            for n, home in enumerate(self._placement.homes)
+        }
+        log.info("measuring links")
+        table = as_table(measure(control, self._placement.others), list(relays), hosts)
+        write_whole(Path(self.links), OmegaConf.to_yaml(OmegaConf.create(table)))
+        log.info("the links are in %s: for plans, set network=links network.links=%s", self.links, self.links)
 
     def _connect(self, names: Sequence[str], agreed: str) -> Peers:
         """Return the other processes once there is a stream to each that this one talks to."""
         party = self.site.party(names, agreed)
+        self._identities = party.identities
         wire = Wire(party, self.seconds, lambda port: self.site.addresses(party, port))
         if missing := wire.missing(self.site.wait):
             name, trouble = next(iter(missing.items()))
@@ -191,6 +222,7 @@ class Deployed(Processes):
         agreed: the settings that all nodes have to share.
         seconds, multicast: see `Processes`.
         patience: how long to wait for other nodes [s].
+        measure: file for the links that the server measures before the run; None: it does not.
         tls: see `TorchDistributed`.
 
     Raises:
@@ -206,5 +238,7 @@ class Deployed(Processes):
         multicast: Multicast | None = None,
         patience: float = 3600.0,
         tls: bool = True,
+        measure: str | None = None,
     ) -> None:
         super().__init__(lambda _: DeployedNode(deployment, name, agreed, patience, tls), seconds, multicast)
+        self.links = measure or ""

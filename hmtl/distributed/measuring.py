@@ -24,7 +24,7 @@ from hmtl.errors import EngineError
 Flow = tuple[str, str, int]  # sender, receiver, bytes
 Pair = tuple[str, str]
 LEAST, LARGEST = 1 << 17, 1 << 25  # bytes of a message
-ENOUGH = 0.4  # seconds between two messages, measured well enough
+ENOUGH = 0.8  # seconds between two messages, measured well enough
 PINGS = 8
 SPARE = 1.1  # a node with less than this times what its neighbours carry alone is the narrower link
 
