@@ -7,12 +7,13 @@ which shows what its own link can carry.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import nnls
 
 from hmtl.communication.accounting.access import KEYS, USERS_SIDE
 from hmtl.communication.messages import IVS, MODELS, SERVER
@@ -26,7 +27,6 @@ Pair = tuple[str, str]
 LEAST, LARGEST = 1 << 17, 1 << 25  # bytes of a message
 ENOUGH = 0.8  # seconds between two messages, measured well enough
 PINGS = 8
-SPARE = 1.1  # a node with less than this times what its neighbours carry alone is the narrower link
 
 
 def take_part(control: Control) -> None:
@@ -87,6 +87,8 @@ def measure(control: Control, names: Sequence[str]) -> dict[Pair, float]:
 def as_table(rates: Mapping[Pair, float], relays: Sequence[Any], hosts: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """Return measured rates as the content of a file of access links, see `hmtl.communication.accounting.access`.
 
+    The latency between relay and host is that of both, which add up as closely as they can.
+
     Args:
         rates: what `measure` returned.
         relays: names or numbers of the relays.
@@ -95,22 +97,15 @@ def as_table(rates: Mapping[Pair, float], relays: Sequence[Any], hosts: Mapping[
     nodes = [*(f"relay {i}" for i in range(len(relays))), *(f"host {n}" for n in range(len(hosts)))]
     near, far = nodes[: len(relays)], nodes[len(relays) :]
 
-    def port(node: str, others: Iterable[str]) -> list[float]:
-        """Return what a node sends and receives at most: no narrower than its neighbours, unless it is."""
-        each = [[(node, other) for other in others], [(other, node) for other in others]]
-        alone = [sum(rates[flow] for flow in flows) for flows in each]
-        at_once = [rates[node, "all"], rates["all", node]]
-        return [
-            max(max(rates[flow] for flow in flows), total if total * SPARE < many else many)
-            for flows, total, many in zip(each, at_once, alone, strict=True)
-        ]
+    def port(node: str, others: Sequence[str]) -> list[float]:
+        """Return what a node sends and receives at most, as far as its neighbours can show."""
+        out, into = ([(node, other) for other in others], [(other, node) for other in others])
+        return [max(rates[flow] for flow in flows) for flows in ([*out, (node, "all")], [*into, ("all", node)])]
 
     def row(keys: Sequence[str], *values: float) -> dict[str, float]:
         return {key: float(f"{value:.4g}") for key, value in zip(keys, values, strict=True)}
 
     incidence = np.array([[float(node in (i, host)) for node in nodes] for i in near for host in far])
-    from scipy.optimize import nnls
-
     paths = np.array([rates[f"ping {i}", host] / 2 for i in near for host in far])
     latency = dict(zip(nodes, nnls(incidence, paths)[0].tolist(), strict=True))
     table: dict[str, Any] = {"server": row(KEYS, *port(SERVER, near), 0.0), "relays": {}, "hosts": {}}
