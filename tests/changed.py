@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from hmtl.communication.messages import IVS, Message
+from hmtl.communication.messages import IVS, MODELS, Message
 from hmtl.testing.scripted import Counting
 from hmtl.topology import Topology
 
@@ -45,5 +45,20 @@ def poisoned(t: Topology, arrives: np.ndarray | None = None) -> Change:
         noise = torch.from_numpy(np.random.default_rng(7).integers(0, 256, message.payload.shape, np.uint8))
         payload = torch.where(torch.from_numpy(out_of_range)[:, None], noise, message.payload)
         return replace(message, users=users[kept], payload=payload[kept], overhead=message.overhead[kept])
+
+    return change
+
+
+def losing(rate: float, seed: int) -> Change:
+    """Return a change of messages that loses each IV on each link, and each model, with a probability."""
+    rng = np.random.default_rng(seed)
+
+    def change(node: str, message: Message) -> Message:
+        if not (message.kind == IVS and node.startswith("relay")) and not (
+            message.kind == MODELS and node.startswith("host")
+        ):
+            return message
+        kept = np.flatnonzero(rng.random(len(message)) >= rate)
+        return replace(message, users=message.of_users()[kept], at=message.rows()[torch.from_numpy(kept)])
 
     return change

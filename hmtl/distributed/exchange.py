@@ -50,6 +50,7 @@ class ProcessExchange(Exchange):
         self._user_figures: dict[str, dict[str, Tensor]] = {}  # by host, as last received
         self._aggregator_facts: dict[str, Tensor] = {}  # as last sent
         self._setup_bits: Tensor | int = 0  # as last sent
+        self._setups: list[Tensor] = []  # the facts of all users in each set-up
         self._saved_users: dict[str, Tensor] = {}  # their state in the last checkpoint, once a host is lost
 
     def links(self, ledger: LinkLedger) -> Links:
@@ -59,8 +60,12 @@ class ProcessExchange(Exchange):
         return HostedUsers(users, self._placement.users)
 
     def start(
-        self, algorithm: Algorithm, communicator: Communicator, load_checkpoint: Callable[[], Mapping[str, Any]]
-    ) -> None:
+        self,
+        algorithm: Algorithm,
+        communicator: Communicator,
+        resumes: bool,
+        load_checkpoint: Callable[[], Mapping[str, Any]],
+    ) -> bool:
         self._load_checkpoint, problem = load_checkpoint, algorithm.problem
         targets = problem.loss.measure == "mean squared error"  # R² needs them
         received = self._gather(communicator, {"tasks": [for_report(task, targets) for task in problem.tasks]})
@@ -68,21 +73,19 @@ class ProcessExchange(Exchange):
             hosts = self._of_all_hosts(received)
             tasks = [task for values in hosts for task in values["tasks"]]
             problem.everybody = [tasks[place] for place in self._placement.order]
+        return bool(self.broadcast({"resumes": resumes})["resumes"])
 
     def gather_setup(self, users: Users, aggregator: Aggregator, communicator: Communicator) -> None:
         received = self._gather(communicator, {"facts": users.local_update(-1)[1]})
         if self.leads:
             facts = self._placement.by_user([values["facts"] for values in self._of_all_hosts(received)])
             aggregator.update(np.arange(len(facts)), facts)
+            self._setups.append(facts)
 
     def gather_round(
         self, algorithm: Algorithm, communicator: Communicator, outcome: Outcome, user_seconds: float, evaluate: bool
     ) -> RoundResult | None:
-        """Merge the results of a round at the leading process.
-
-        Raises:
-            EngineError: all aggregators that hold the present state are lost.
-        """
+        """Merge the results of a round at the leading process."""
         by_relays = not communicator.planner.server
         measures = evaluate and len(self._placement.users) > 0
         own = {
@@ -114,6 +117,9 @@ class ProcessExchange(Exchange):
     def broadcast(self, values: Values) -> Values:
         return self._control.broadcast(values)
 
+    def waiting(self) -> bool:
+        return self.leads and bool(self._holders) and set(self._holders) <= set(self._peers.lost)
+
     def gather_state(self, algorithm: Algorithm, communicator: Communicator) -> Values | None:
         """Return, in the leading process, the state of all processes; return None in the others.
 
@@ -127,7 +133,7 @@ class ProcessExchange(Exchange):
             question = self._control.receive_from_leader()
             answer = {NODE_STATE: communication[NODE_STATE], "users": {}}
             if len(self._placement.users):
-                answer["users"] = algorithm.users.state_dict()
+                answer["users"] = algorithm.users.state_dict() | algorithm.users.derived()
             if question["with aggregator"]:
                 answer["aggregator"] = algorithm.aggregator.state_dict()
             self._control.send(SERVER, answer)
@@ -140,11 +146,14 @@ class ProcessExchange(Exchange):
             aggregator = algorithm.aggregator.state_dict()
         nodes: Values = {SERVER: communication[NODE_STATE]}
         users: dict[str, Tensor] = {}
+        outdated = False  # whether the state of some users is older
         for name in self._placement.others:
             asked = name in holders and aggregator is None
             self._control.send(name, {"with aggregator": asked})
             # not for long: relays that have answered wait for the next attendance already
-            answer = self._control.receive([name], key=NODE_STATE, patience=2).get(name) or self._saved(name)
+            received = self._control.receive([name], key=NODE_STATE, patience=2)
+            answer = received.get(name) or self._from_checkpoint(name)
+            outdated = outdated or (name in self._placement.hosts and not received)
             nodes[name] = answer[NODE_STATE]
             self._put_rows(users, name, answer["users"])
             if asked and _version(nodes, name) == _version(nodes, SERVER):  # it did not miss the last verdict
@@ -155,31 +164,53 @@ class ProcessExchange(Exchange):
                 "checkpoint with resume=PATH."
             )
         sides = {"users": users, "aggregator": aggregator}
-        return {"algorithm": sides, "communicator": communication | {NODE_STATE: nodes}}
+        state = {"algorithm": sides, "communicator": communication | {NODE_STATE: nodes}, "setups": self._setups}
+        return self.reconciled(state, algorithm) if outdated else state
 
-    def scatter_state(self, state: Values, algorithm: Algorithm, communicator: Communicator) -> Values:
+    def reconciled(self, state: Values, algorithm: Algorithm) -> Values:
+        """As `Exchange.reconciled`; all nodes start anew, since what they know of each other is outdated, too."""
+        communication = state["communicator"] | {NODE_STATE: {name: {} for name in self._placement.names}}
+        return state | {"algorithm": algorithm.reconciled(state["algorithm"]), "communicator": communication}
+
+    def scatter_state(
+        self, state: Mapping[str, Any] | None, algorithm: Algorithm, communicator: Communicator
+    ) -> Mapping[str, Any]:
         """Return the part of a gathered state that this process needs: its users' rows, and its node's state.
 
         Raises:
             CheckpointError: the state comes from a run with another number of processes.
         """
-        nodes, sides, placement = state["communicator"][NODE_STATE], state["algorithm"], self._placement
+        if state is None:
+            part = self._control.receive_from_leader()
+            users = {key: part["algorithm"]["users"][key] for key in algorithm.users.state_dict()}
+            return part | {"algorithm": part["algorithm"] | {"users": users}}
+        nodes, placement = state["communicator"][NODE_STATE], self._placement
         if set(nodes) != set(placement.names):
             raise CheckpointError(
                 f"the checkpoint is of {len(nodes)} processes, but this run has {len(placement.names)}. Start "
                 f"{len(nodes)} processes."
             )
-        part: Values = {"users": _rows_of(sides["users"], placement.users)}
+        self._setups, self._holders = list(state["setups"]), []
         algorithm.aggregator.load_figure_state(
-            {key: sides["aggregator"][key] for key in algorithm.aggregator.figure_state()}
+            {key: state["algorithm"]["aggregator"][key] for key in algorithm.aggregator.figure_state()}
         )
-        holds = self.leads and communicator.planner.server
+        for name in placement.others:
+            elsewhere = {"history": {"rounds": state["history"]["rounds"], "columns": {}}, "user_figures": {}}
+            self._control.send(name, self._part(state, name, communicator) | elsewhere)
+        return self._part(state, SERVER, communicator)
+
+    def _part(self, state: Mapping[str, Any], name: str, communicator: Communicator) -> Values:
+        """Return the part of a state that a node needs."""
+        nodes, sides, placement = state["communicator"][NODE_STATE], state["algorithm"], self._placement
+        part: Values = {"users": _rows_of(sides["users"], placement.users_of(name))}
+        holds = name == SERVER and communicator.planner.server
         if communicator.planner.preferred:  # the other relays get the aggregator's state in the next round
-            versions = {name: _version(nodes, name) for name in placement.relays if nodes[name]}
-            holds = holds or (placement.name in versions and versions[placement.name] == max(versions.values()))
+            versions = {relay: _version(nodes, relay) for relay in placement.relays}
+            holds = holds or versions.get(name) == max(versions.values())
         if holds:
             part["aggregator"] = sides["aggregator"]
-        return {"algorithm": part, "communicator": state["communicator"] | {NODE_STATE: nodes[placement.name]}}
+        own = state["communicator"] | {NODE_STATE: nodes[name]}
+        return {**state, "algorithm": part, "communicator": own}
 
     def missing(self) -> Collection[str]:
         return self._peers.late | set(self._peers.lost)
@@ -211,11 +242,6 @@ class ProcessExchange(Exchange):
         answer = next((received[name] for name in self._holders if name in received), None)
         if answer:
             aggregator.load_figure_state(answer["aggregator"])
-        if self._holders and set(self._holders) <= set(self._peers.lost):
-            raise EngineError(
-                f"all aggregators are lost ({', '.join(self._holders)}), and later rounds need their state. Restart "
-                "from the last checkpoint with resume=PATH."
-            )
 
     def _send_blocks(self, users: Users) -> None:
         """Send the models of this host's users to the leading process, a few columns at a time."""
@@ -254,7 +280,7 @@ class ProcessExchange(Exchange):
                 users[key] = rows.new_empty(self._placement.K, *rows.shape[1:])
             users[key][self._placement.users_of(name)] = rows
 
-    def _saved(self, name: str) -> Values:
+    def _from_checkpoint(self, name: str) -> Values:
         """Return from the last checkpoint the state of a process that does not answer."""
         checkpoint = self._load_checkpoint()
         users = _rows_of(checkpoint["algorithm"]["users"], self._placement.users_of(name))

@@ -9,7 +9,7 @@ import torch
 from hmtl.errors import CheckpointError
 from hmtl.io.files import replacing
 
-VERSION = 6
+VERSION = 7
 """Version of the layout; a checkpoint of another version is refused."""
 
 

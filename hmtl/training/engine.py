@@ -59,9 +59,20 @@ class Exchange:
         return users
 
     def start(
-        self, algorithm: Algorithm, communicator: Communicator, load_checkpoint: Callable[[], Mapping[str, Any]]
-    ) -> None:
-        """Collect what the report needs of each user's data; a checkpoint replaces the state of processes that die."""
+        self,
+        algorithm: Algorithm,
+        communicator: Communicator,
+        resumes: bool,
+        load_checkpoint: Callable[[], Mapping[str, Any]],
+    ) -> bool:
+        """Collect what the report needs of each user's data, and return whether the run continues from a state.
+
+        Args:
+            algorithm, communicator: of the run.
+            resumes: whether the leading process has a checkpoint to continue from.
+            load_checkpoint: loads the last checkpoint, which replaces the state of processes that die.
+        """
+        return resumes
 
     def gather_setup(self, users: Users, aggregator: Aggregator, communicator: Communicator) -> None:
         """Bring the leading process's aggregator to the state after a set-up, whichever node aggregated."""
@@ -84,8 +95,19 @@ class Exchange:
         """Return the state of algorithm and communicator; None in all processes but the leading one."""
         return {"algorithm": algorithm.state_dict(), "communicator": communicator.state_dict()}
 
-    def scatter_state(self, state: Values, algorithm: Algorithm, communicator: Communicator) -> Values:
-        """Return this process's part of a state that `gather_state` returned."""
+    def waiting(self) -> bool:
+        """Return whether processes have come back that are to take part; wait for some if too few are left."""
+        return False
+
+    def reconciled(self, state: Values, algorithm: Algorithm) -> Values:
+        """Return a state whose parts agree, for one whose parts are of different rounds; see `Algorithm.reconciled`."""
+        return state
+
+    def scatter_state(
+        self, state: Mapping[str, Any] | None, algorithm: Algorithm, communicator: Communicator
+    ) -> Mapping[str, Any]:
+        """Return this process's part of the `state` of a checkpoint, which only the leading process has."""
+        assert state is not None
         return state
 
     def models(self, algorithm: Algorithm, state: Mapping[str, Any] | None) -> Tensor:

@@ -56,6 +56,7 @@ class History(list[Measurements]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue after the rounds of `state_dict`: take over its table, and replace the file by it."""
+        self.clear()
         columns = {name: column.tolist() for name, column in state["columns"].items()} if self.path else {}
         for round in range(state["rounds"]):
             row = {name: column[round] for name, column in columns.items()}

@@ -1,15 +1,18 @@
 """The training loop: rounds, measurements, checkpoints. It knows neither the mathematics nor the nodes."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from torch import Tensor
 
 from hmtl.communication import Communicator
-from hmtl.errors import CheckpointError, Interrupted
+from hmtl.errors import CheckpointError, EngineError, Interrupted
 from hmtl.mtl import Aggregator, Algorithm, Users
 from hmtl.training.checkpoint import RESTART, load_checkpoint, save_checkpoint
 from hmtl.training.engine import Exchange
@@ -17,6 +20,8 @@ from hmtl.training.folder import remove_results
 from hmtl.training.history import History, Measurements, measure_round
 from hmtl.training.signals import catch_signals
 from hmtl.training.summary import Summary
+
+log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -104,6 +109,7 @@ class Trainer:
         self.best: int | None = None
         self.user_figures: Mapping[str, Tensor] = {}
         self._latest_figures: Mapping[str, Tensor] = {}  # of the last evaluation
+        self._saved = 0  # rounds in the checkpoint that this run continued from
 
     def fit(self, checkpoint: Mapping[str, Any] | None = None) -> list[Measurements]:
         """Run the remaining rounds, and return one row per round, those before a resume included.
@@ -118,23 +124,21 @@ class Trainer:
             CheckpointError: the checkpoint does not fit.
             Interrupted: this process leaves, but the others go on.
         """
-        self.exchange.start(self.algorithm, self.communicator, lambda: load_checkpoint(self.checkpoint))
-        if checkpoint is None or not self.exchange.whole:
-            # A process with all data derives what the set-up exchanges when it builds the algorithm, so checkpoints do
-            # not hold it; a process with part of the data repeats the exchange after a resume.
+        resumes = self.exchange.start(
+            self.algorithm, self.communicator, checkpoint is not None, lambda: load_checkpoint(self.checkpoint)
+        )
+        if not resumes:
             self._set_up()
         if "validation" in self.algorithm.problem.splits:
             self.algorithm.users.keep()  # so that they can be part of every checkpoint
-        if checkpoint is not None:
+        if resumes:
             self._resume(checkpoint)
+            if checkpoint is not None and checkpoint is not self.state:
+                save_checkpoint(self.checkpoint, "train", self.settings.identity, checkpoint)
         elif not self.exchange.whole:
             self._save()  # the state of users whose process is lost before the next checkpoint
         if self.exchange.leads:
             remove_results(self.settings.folder)
-        if checkpoint is not None:
-            self.history.load_state_dict(checkpoint["history"])
-            self.best, self.user_figures = checkpoint["best"], checkpoint["user_figures"]
-        start = len(self.history)
         for row in self.history:
             self._log(row)
         user_seconds = self.algorithm.user_seconds(len(self.history))
@@ -142,8 +146,9 @@ class Trainer:
             while self._continues():
                 if caught and self.leaves:
                     raise Interrupted(caught[0])
-                if len(self.history) > start and len(self.history) % self.settings.checkpoint_every == 0:
-                    self._save()
+                if len(self.history) > self._saved and len(self.history) % self.settings.checkpoint_every == 0:
+                    with suppress(EngineError):  # no aggregator is left: the next round is empty, and then all restart
+                        self._save()
                 row = self._round(len(self.history), user_seconds)
                 self.history.append(row)
                 self._log(row)
@@ -153,42 +158,69 @@ class Trainer:
         return self.history
 
     def _set_up(self) -> None:
-        setup = self.algorithm.setup()
-        for users, aggregator in (*self.setups, *([setup] if setup else [])):
+        for users, aggregator in self._all_setups():
             self.communicator.setup(self.exchange.wrap_users(users), aggregator)
             self.exchange.gather_setup(users, aggregator, self.communicator)
 
-    def _resume(self, checkpoint: Mapping[str, Any]) -> None:
-        """Load the state of algorithm and communicator."""
-        self.communicator.attach(self.users, self.algorithm.aggregator)
+    def _all_setups(self) -> list[tuple[Users, Aggregator]]:
+        setup = self.algorithm.setup()
+        return [*self.setups, *([setup] if setup else [])]
+
+    def _resume(self, checkpoint: Mapping[str, Any] | None) -> None:
+        """Continue from a checkpoint, of which the leading process sends the others their parts."""
         try:
-            state = self.exchange.scatter_state(dict(checkpoint), self.algorithm, self.communicator)
+            state = self.exchange.scatter_state(checkpoint, self.algorithm, self.communicator)
+            for (users, aggregator), facts in zip(self._all_setups(), state.get("setups", ()), strict=False):
+                self._take_setup(users, aggregator, facts)
             self.algorithm.load_state_dict(state["algorithm"])
             self.communicator.load_state_dict(state["communicator"])
+            self.communicator.attach(self.users, self.algorithm.aggregator)
+            self.history.load_state_dict(state["history"])
+            self.best, self.user_figures = state["best"], state["user_figures"]
+            self._saved = len(self.history)
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"The checkpoint does not fit this run ({error}). {RESTART}") from error
 
+    def _take_setup(self, users: Users, aggregator: Aggregator, facts: Tensor) -> None:
+        """Take the answers to the facts [K, f] of a set-up that was exchanged before this process was there."""
+        answers = aggregator.update(np.arange(len(facts)), facts)
+        own = self.algorithm.problem.users
+        users.receive(np.arange(len(own)), answers[own])
+
+    def _restart(self) -> None:
+        """Continue with the processes that have come back, from the present state; or else from the last checkpoint."""
+        try:
+            state = self._save()
+        except EngineError as error:  # no aggregator that holds the present state is left
+            log.warning("round %d: %s", len(self.history), error)
+            state = self.exchange.reconciled(load_checkpoint(self.checkpoint), self.algorithm)
+        self._resume(state)
+
     def _continues(self) -> bool:
         """Return whether there is another round, and keep the models of the last one if they are the best so far.
 
-        The leading process decides both.
+        The leading process decides both, and whether processes that have come back take part from now on.
         """
-        keep, done = self._improved(), len(self.history) >= self.settings.rounds or self._converged()
-        if self.settings.early_stopping and self.best is not None:
-            self.stopped_early = len(self.history) > self.best + self.settings.early_stopping
-        decision = self.exchange.broadcast(
-            {
-                "done": bool(self.interrupted or done or self.stopped_early),
-                "interrupted": self.interrupted,
-                "keep": keep,
-            }
-        )
-        self.interrupted = decision["interrupted"]
-        if decision["keep"]:
-            self.algorithm.users.keep()
-        return not decision["done"]
+        while True:
+            keep, done = self._improved(), len(self.history) >= self.settings.rounds or self._converged()
+            if self.settings.early_stopping and self.best is not None:
+                self.stopped_early = len(self.history) > self.best + self.settings.early_stopping
+            decision = self.exchange.broadcast(
+                {
+                    "done": bool(self.interrupted or done or self.stopped_early),
+                    "interrupted": self.interrupted,
+                    "keep": keep,
+                    "restart": not self.interrupted and self.exchange.waiting(),
+                }
+            )
+            self.interrupted = decision["interrupted"]
+            if decision["keep"]:
+                self.algorithm.users.keep()
+            if not decision["restart"]:
+                return not decision["done"]
+            self._restart()
 
     def _improved(self) -> bool:
         """Return whether the models of the last round are the best so far, and note the round.

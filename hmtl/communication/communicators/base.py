@@ -264,8 +264,7 @@ class Communicator:
         self.setup_seconds = tuple(state["setup_seconds"])
         self.planning = Planning(*state["planning"])
         self._memory = state["nodes"]
-        if self._nodes:
-            self._nodes.load_state_dict(self._memory)
+        self._sides = self._nodes = None  # `attach` makes new ones
 
     def _make_nodes(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
         """Make the nodes of this process; relays aggregate if any are preferred, the server alone or beside them."""

@@ -1,6 +1,5 @@
 """The communicator of partial demands: relays learn what their users' models need."""
 
-from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from hmtl.communication.nodes.aggregation import AggregatorSide
 from hmtl.communication.nodes.host import UserSide
 from hmtl.communication.nodes.partial import PartialRelay, PartialServer
 from hmtl.communication.planning.planner import PartialPlanner
-from hmtl.communication.round import Nodes, Outcome, coding
+from hmtl.communication.round import Nodes, coding
 from hmtl.communication.wires import Wire
 from hmtl.errors import ConfigError
 from hmtl.topology import Moving, Topology
@@ -80,13 +79,10 @@ class CodedPartial(Communicator):
         super().setup(users, aggregator)
         self.planner = round_planner
 
-    def round(
-        self, number: int, users: UserSide, aggregator: AggregatorSide, absent_relays: Collection[int] = ()
-    ) -> Outcome:
-        """Play one round, in which everybody has to take part; see `Communicator.round`."""
+    def attach(self, users: UserSide, aggregator: AggregatorSide) -> None:
         if self._nodes is None or self._aggregator is not aggregator:
             self.check_learner(aggregator)  # a set-up may have changed what models need
-        return super().round(number, users, aggregator, absent_relays)
+        super().attach(users, aggregator)
 
     def describe(self) -> dict[str, Any]:
         """Return what `summary.json` reports of communication, with the bounds of `demand_bounds`.

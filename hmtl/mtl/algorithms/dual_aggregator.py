@@ -18,6 +18,9 @@ from hmtl.mtl.regularizers import Regularizer, Relation, dense, plus_constant
 from hmtl.mtl.spectrum import Spectrum
 from hmtl.mtl.sums import Form, Grid
 
+STEPS = ("waiting", "dV", "error", "pending_error", "step", "momentum", "beta", "leftover")
+"""The buffers of `DualUsers` that depend on the last steps, or on how they were rounded."""
+
 
 @dataclass(frozen=True)
 class DualSettings:
@@ -224,6 +227,14 @@ class DualAggregator(Aggregator):
             self.V = scale / self.scale * self.V  # the factor that users compute
             self.scale = scale
 
+    def agree(self, users: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        ratio = (self.scale / users["scale"])[:, None] if self.settings.rescales else 1.0
+        self.V = ratio * users["V"]
+        self.outdated, self.t = torch.zeros_like(self.outdated), torch.ones_like(self.t)
+        changes = from_duals(users, ratio * users["a"], self.V, self._models())
+        changes["curvature"] = (self.settings.gamma * self.curvature[:, 0]).to(users["curvature"])
+        return changes | ({"scale": self.scale.expand_as(users["scale"])} if self.settings.rescales else {})
+
     def _models(self) -> Tensor:
         """Return W = B V, [K, d]; with a common model, (B V) as in `Coupling`."""
         form = self.coupling.form
@@ -239,6 +250,12 @@ class DualAggregator(Aggregator):
 
     def figure_state(self) -> dict[str, Tensor]:
         return {name: value for name, value in self.named_buffers() if name.partition(".")[0] in ("Omega", "gain")}
+
+
+def from_duals(users: Mapping[str, Tensor], a: Tensor, V: Tensor, W: Tensor) -> dict[str, Tensor]:
+    """Return the buffers of `DualUsers` of users who hold these duals and models, and begin with momentum anew."""
+    none = {name: torch.zeros_like(users[name]) for name in STEPS if name in users}
+    return {**none, "a": a, "pending": a, "V": V, "W": W, "received": users["received"].max().expand(len(a))}
 
 
 class SummedDualAggregator(Aggregator):
@@ -258,6 +275,12 @@ class SummedDualAggregator(Aggregator):
         self.grid = grid
         self.register_buffer("S", torch.zeros(1, numbers, dtype=torch.int64, device=dense(Omega).device))
         self.register_buffer("t", torch.tensor(1.0, dtype=torch.float64))
+
+    def agree(self, users: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        form, V = self.coupling.form, users["V"]
+        assert form is not None  # users send terms
+        self.S, self.t = self.grid.rounded(form.terms(V)).sum(0, keepdim=True), torch.ones_like(self.t)
+        return from_duals(users, users["a"], V, form.models(V, self.grid.values(self.S)))
 
     @torch.no_grad()
     def update(self, users: Ids, ivs: Tensor) -> Tensor:

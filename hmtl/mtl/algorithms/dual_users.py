@@ -203,6 +203,10 @@ class DualUsers(Users):
             **{name: values for each in measures for name, values in each.items()},
         }
 
+    def derived(self) -> dict[str, Tensor]:
+        """Return V [K, d]."""
+        return {"V": self.problem.combined(self.a).T}
+
     def local_work(self, round: int, user: int) -> None:
         scores, one = [rows.of(user) for rows in self.problem.scores], slice(user, user + 1)
         n = scores[0].counts[0]
@@ -249,6 +253,9 @@ class SummedDualUsers(DualUsers):
     def take_leftover(self, users: Ids, leftover: Tensor) -> None:
         self._few_bits = True
         self.leftover = with_rows(self.leftover, users, self.grid.values(leftover).to(self.leftover))
+
+    def derived(self) -> dict[str, Tensor]:
+        return {}  # V is part of the state
 
     def measure(self) -> dict[str, Tensor]:
         """As `DualUsers.measure`, and ε [K, q·d] if terms travel in few bits."""

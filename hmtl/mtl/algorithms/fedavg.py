@@ -5,7 +5,7 @@ has the same bits whether an aggregator adds the terms of all IVs or relays add 
 count in a round, and their n_k sum to N_t, aggregators multiply the sum of their terms by N/N_t.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,13 @@ class AverageTerms(Aggregator):
         terms, (present, total) = ivs.sum(0, keepdim=True), (float(n.sum()) for n in (self.counts[users], self.counts))
         self.S = self.average.added(self.S, terms.to(self.S.device), present, total)
         return self.S
+
+    def agree(self, users: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        m = len(self.average.start) - self.average.of_all
+        if self.average.of_all:  # of what the users keep in V
+            kept = self.average.grid.rounded(self.counts * users["V"]).sum(0, keepdim=True)
+            self.S = torch.cat([self.S[:, :m], kept.to(self.S)], dim=1)
+        return {"W": self.average.model(self.S, float(self.counts.sum())).expand(len(self.counts), -1)}
 
     def answer(self, facts: Tensor) -> Tensor:
         """Take n_k, [K, 1], in the set-up, and return N to each user, [K, 1]."""

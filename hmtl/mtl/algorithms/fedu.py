@@ -4,7 +4,7 @@ K users, m parameters. `fedu_sums` has the two sides for a coupling that needs o
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -181,6 +181,9 @@ class FedUAggregator(Aggregator):
         self.models = self.descent.all_models(W, steps, self.rate(int(self.rounds)))
         self.rounds = self.rounds + 1
         return self.models
+
+    def agree(self, users: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"W": self.models} if self.rounds else {}  # with partial demands, only users know their models
 
     def needs(self) -> NDArray[np.bool_] | None:
         if self.descent.reach is not None and not self.complete:

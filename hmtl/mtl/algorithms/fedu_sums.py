@@ -4,6 +4,7 @@ K users, m parameters, q sums per parameter.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -155,6 +156,12 @@ class CoupleModels(CoupleBySums):
         lengths = self.steps.rate(int(self.rounds)) * ivs[:, m].double().cpu()
         self.lengths = with_rows(self.lengths, users, lengths)
         self.rounds = self.rounds + 1
+        return self._models()
+
+    def agree(self, users: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"W": self._models()}
+
+    def _models(self) -> Tensor:
         return self.steps.models(self.sent, self.lengths, self.steps.sums(self.sent))
 
 
@@ -171,3 +178,8 @@ class CoupleTerms(CoupleBySums):
         self.S = self.steps.grid.added(self.S, ivs.sum(0, keepdim=True).to(self.S.device))
         self.rounds = self.rounds + 1
         return torch.cat([self.S, self.rounds.to(self.S).view(1, 1)], dim=1)
+
+    def agree(self, users: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        sent, lengths = users["sending.sent"], users["sending.lengths"]
+        self.S = self.steps.sums(sent)
+        return {"W": self.steps.models(sent, lengths, self.S), "sending.rounds": self.rounds}

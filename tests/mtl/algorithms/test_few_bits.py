@@ -1,18 +1,15 @@
 """Learners whose IVs and models travel in few bits, over links that lose messages."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
-from changed import Change, Changed
+from changed import Change, Changed, losing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import make
 from torch import nn
 
 from hmtl.communication import CodedHierarchical, Communicator, LinkLedger, Sums, Uncoded
-from hmtl.communication.messages import IVS, MODELS, Message
 from hmtl.errors import RangeError
 from hmtl.mtl import (
     MOCHA,
@@ -35,21 +32,6 @@ from hmtl.testing import topologies
 from hmtl.topology import Topology, symmetric
 
 WIRES = ("int8", "int4", "int3", "int2")
-
-
-def losing(rate: float, seed: int) -> Change:
-    """Return a change of messages that loses each IV on each link, and each model, with a probability."""
-    rng = np.random.default_rng(seed)
-
-    def change(node: str, message: Message) -> Message:
-        if not (message.kind == IVS and node.startswith("relay")) and not (
-            message.kind == MODELS and node.startswith("host")
-        ):
-            return message
-        kept = np.flatnonzero(rng.random(len(message)) >= rate)
-        return replace(message, users=message.of_users()[kept], at=message.rows()[torch.from_numpy(kept)])
-
-    return change
 
 
 def over(t: Topology, wire: str, change: Change, coded: bool) -> Communicator:
