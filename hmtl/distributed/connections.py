@@ -188,8 +188,8 @@ class Connection:
             for event in (self.stream.sent, self.stream.ended):
                 event.wait(max(0.0, deadline - time.monotonic()))
 
-    def close(self) -> None:
+    def close(self, reason: str = "this process has left") -> None:
         """End all streams."""
         for stream in (self.stream, self.newer):
             if stream:
-                stream.end("this process has left")
+                stream.end(reason)

@@ -69,17 +69,23 @@ class Processes(Engine):
         seconds: how long to wait for a process to answer before it, or its users, count as absent.
         multicast: the group in which the server sends only once what several relays receive; None: each relay gets a
             copy by TCP.
+        agreed: what all processes have to agree on, such as a hash of the configuration.
 
     Raises:
         ConfigError: `seconds` is not positive.
     """
 
     def __init__(
-        self, site: Callable[[float], Site], seconds: float = 60.0, multicast: Multicast | None = None
+        self,
+        site: Callable[[float], Site],
+        seconds: float = 60.0,
+        multicast: Multicast | None = None,
+        agreed: str = "",
     ) -> None:
         if not seconds > 0:
             raise ConfigError(f"engine.seconds={seconds} is not positive. Set it to the seconds to wait for a process.")
         self.site, self.seconds, self.multicast = site(seconds), seconds, multicast
+        self.agreed = agreed
         self._peers: Peers | None = None  # once it is known how many relays there are
         self._placement: Placement | None = None  # once the number of users is known
         self._run = 0  # see `Datagram`
@@ -98,7 +104,7 @@ class Processes(Engine):
         rank, size = self.site.rank, self.site.size
         self.site.homes(K, H)
         names = names_of(size, H)
-        self._peers = self._connect(names, f"{size} nodes, {H} relays, {K or 'any'} users")
+        self._peers = self._connect(names, f"{size} nodes, {H} relays, {K or 'any'} users, {self.agreed}")
         control, first_host = Control(self._peers), names[H + 1]
         tasks: tuple[Task, ...] = ()
         with self.barrier():
@@ -202,15 +208,17 @@ class TorchDistributed(Processes):
     """Processes that were started by `hmtl.launch`, torchrun or Slurm, and meet at torch.distributed's store.
 
     Args:
-        seconds, multicast: see `Processes`.
+        seconds, multicast, agreed: see `Processes`.
         tls: whether all is encrypted, and nodes prove who they are; without, all have to be on this machine.
 
     Raises:
         ConfigError: the process was started by neither torchrun nor `hmtl.launch`.
     """
 
-    def __init__(self, seconds: float = 60.0, multicast: Multicast | None = None, tls: bool = True) -> None:
-        super().__init__(lambda seconds: Meeting(seconds, tls), seconds, multicast)
+    def __init__(
+        self, seconds: float = 60.0, multicast: Multicast | None = None, tls: bool = True, agreed: str = ""
+    ) -> None:
+        super().__init__(lambda seconds: Meeting(seconds, tls), seconds, multicast, agreed)
 
 
 class Deployed(Processes):

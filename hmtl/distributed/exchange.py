@@ -26,6 +26,7 @@ from hmtl.mtl.algorithms.base import Ids
 from hmtl.topology import Moving, Topology
 from hmtl.training.engine import Exchange, RoundResult, Values
 
+LEAST = 1 << 26  # bytes of a frame's body that are always allowed
 NODE_STATE = "nodes"  # the key of nodes in the state of a communicator, and in every process's answer
 
 
@@ -67,6 +68,7 @@ class ProcessExchange(Exchange):
         load_checkpoint: Callable[[], Mapping[str, Any]],
     ) -> bool:
         self._load_checkpoint, problem = load_checkpoint, algorithm.problem
+        self._peers.limit(largest_body(algorithm))
         targets = problem.loss.measure == "mean squared error"  # R² needs them
         received = self._gather(communicator, {"tasks": [for_report(task, targets) for task in problem.tasks]})
         if self.leads:
@@ -285,6 +287,18 @@ class ProcessExchange(Exchange):
         checkpoint = self._load_checkpoint()
         users = _rows_of(checkpoint["algorithm"]["users"], self._placement.users_of(name))
         return {"users": users, NODE_STATE: checkpoint["communicator"][NODE_STATE][name]}
+
+
+def largest_body(algorithm: Algorithm) -> int:
+    """Return how many bytes the body of a frame may have: a generous bound from what all processes know.
+
+    A frame carries at most what belongs to all K users: models and what travels or is kept with them, facts about each
+    user's d features (second moments at most), and a number per pair of users.
+    """
+    K, d, size = algorithm.problem.K, algorithm.problem.d, algorithm.problem.size
+    kept = sum(8 * rows[:1].numel() for rows in algorithm.users.state_dict().values() if rows.ndim > 1 and len(rows))
+    numbers: int = max(algorithm.users.numbers, size, kept // 8)
+    return LEAST + 8 * K * (8 * numbers + d * d + 8 * K)
 
 
 def for_report(task: Task, targets: bool) -> Task:

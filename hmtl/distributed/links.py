@@ -15,7 +15,7 @@ from hmtl.communication.accounting.ledger import (
     LinkLedger,
 )
 from hmtl.communication.links import Links
-from hmtl.communication.messages import SERVER, Message, Users, host_name, relay_number
+from hmtl.communication.messages import IVS, SERVER, Message, Users, host_name, relay_number
 from hmtl.distributed.frames import HEADER, Frame
 from hmtl.distributed.peers import Peers
 from hmtl.topology import Moving, Topology
@@ -79,7 +79,25 @@ class ProcessLinks(Links):
     def collect(self, node: str, kind: str, expected: Sequence[str]) -> list[Message]:
         batches = self.peers.receive(kind, expected, self._patience(expected))
         self._count_multicast()
+        for sender in [name for name, frames in batches.items() if not all(self._may(name, frame) for frame in frames)]:
+            self.peers.lose(sender, "it spoke for users that it does not hear or have")
+            del batches[sender]
         return [self._message(sender, frame) for sender, frames in batches.items() for frame in frames]
+
+    def _may(self, sender: str, frame: Frame) -> bool:
+        """Return whether a sender may speak of these users: a host of its own, a relay of those that it hears.
+
+        An aggregator's models are for users of other relays, too.
+        """
+        name, users = self.peers.name, frame.users
+        if users is None or sender == SERVER:
+            return True
+        if sender in self._homes:
+            return bool(np.isin(users, self._homes[sender]).all())
+        heard = np.isin(users, self.topology.N(relay_number(sender))).all()
+        if name in self._homes:
+            return bool(heard and np.isin(users, self._homes[name]).all())
+        return bool(heard or (frame.kind != IVS and (users < self.topology.K).all()))
 
     def _frame(self, message: Message, receiver: str) -> Frame:
         """Return the rows of a message that a receiver needs; all receivers need rows that belong to no user."""

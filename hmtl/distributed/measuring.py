@@ -1,14 +1,15 @@
 """Measuring the links of a running site: latency and throughput between neighbours, over the streams of the run.
 
-The server leads. Each experiment is a set of flows that begin at the same time. A flow is two messages of some bytes,
-whose receiver measures the time between them, so that clocks need not agree; a flow of no bytes is an exchange of short
-messages, whose sender measures the time. First each pair is measured alone, then each node with all others at once,
-which shows what its own link can carry.
+The server leads. Each experiment is a set of flows that begin at the same time. A flow is a series of messages, whose
+receiver notes when each arrives, so that clocks need not agree; a flow of no bytes is an exchange of short messages,
+whose sender measures the time. First each pair is measured alone, then each node with all others at once, which shows
+what its own link can carry.
 """
 
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,22 @@ from hmtl.distributed.frames import CONTROL, HOSTS, RELAYS, Frame, role
 from hmtl.distributed.peers import Peers
 from hmtl.errors import EngineError
 
-Flow = tuple[str, str, int]  # sender, receiver, bytes
+Flow = tuple[str, str, int]  # sender, receiver, bytes of a message
 Pair = tuple[str, str]
-LEAST, LARGEST = 1 << 17, 1 << 25  # bytes of a message
-ENOUGH = 0.8  # seconds between two messages, measured well enough
+MESSAGES = 16  # of a flow
+LEAST, LARGEST = 1 << 13, 1 << 22  # bytes of a message
+LASTING = 1.5  # seconds of a flow that is measured well enough
 PINGS = 8
+WAIT = 120.0  # seconds for a node to answer
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was measured of a flow: bits per second and the times of the first and the last message, or one time."""
+
+    rate: float
+    first: float
+    last: float
 
 
 def take_part(control: Control) -> None:
@@ -36,8 +48,8 @@ def take_part(control: Control) -> None:
         EngineError: a node is lost.
     """
     while flows := control.receive_from_leader()["flows"]:
-        seconds = _play(control.peers, flows)
-        control.send(SERVER, {"seconds": [[*pair, value] for pair, value in seconds.items()]})
+        seen = _play(control.peers, flows)
+        control.send(SERVER, {"seen": [[*pair, *astuple(each)] for pair, each in seen.items()]})
 
 
 def measure(control: Control, names: Sequence[str]) -> dict[Pair, float]:
@@ -53,33 +65,31 @@ def measure(control: Control, names: Sequence[str]) -> dict[Pair, float]:
         EngineError: a node is lost.
     """
 
-    def run(flows: Sequence[Flow]) -> dict[Pair, float]:
+    def run(flows: Sequence[Flow]) -> dict[Pair, Seen]:
         control.broadcast({"flows": list(flows)})
-        seconds = _play(control.peers, flows)
+        seen = _play(control.peers, flows)
         for name in names:
-            answer = control.wait_for(name, "seconds", name, 120.0)["seconds"]
-            seconds |= {(sender, receiver): value for sender, receiver, value in answer}
-        return seconds
+            answer = control.wait_for(name, "seen", name, WAIT)["seen"]
+            seen |= {(sender, receiver): Seen(*values) for sender, receiver, *values in answer}
+        return seen
+
+    def size(rate: float) -> int:
+        return int(min(max(rate * LASTING / 8 / MESSAGES, LEAST), LARGEST))
 
     relays, hosts = ([name for name in names if role(name) == kind] for kind in (RELAYS, HOSTS))
-    pairs = [(a, b) for a in [SERVER] for b in relays] + [(i, host) for i in relays for host in hosts]
     rates: dict[Pair, float] = {}
-    sizes: dict[Pair, int] = {}
-    for a, b in pairs:
-        rates[f"ping {a}", b] = run([(a, b, 0)])[a, b]
-        for sender, receiver in ((a, b), (b, a)):
-            nbytes, gap = LEAST, 0.0
-            while gap < ENOUGH and nbytes <= LARGEST:
-                gap, nbytes = run([(sender, receiver, nbytes)])[sender, receiver], nbytes * 4
-            sizes[sender, receiver] = nbytes // 4
-            rates[sender, receiver] = 2 * nbytes / gap
+    for a, b in [*((SERVER, i) for i in relays), *((i, host) for i in relays for host in hosts)]:
+        rates[f"ping {a}", b] = run([(a, b, 0)])[a, b].last
+        for pair in ((a, b), (b, a)):
+            about = run([(*pair, LEAST)])[pair].rate
+            rates[pair] = run([(*pair, size(about))])[pair].rate
     for center, others in [(SERVER, relays), *((i, hosts) for i in relays), *((host, relays) for host in hosts)]:
         for out in (True, False):
             flows = [(center, other) if out else (other, center) for other in others]
-            wanted = max(sizes[flow] / rates[flow] for flow in flows)  # so that all of them take as long
-            gaps = run([(*flow, int(wanted * rates[flow])) for flow in flows])
-            total = sum(8 * int(wanted * rates[flow]) / gaps[flow] for flow in flows)
-            rates[(center, "all") if out else ("all", center)] = total
+            seen = run([(*pair, size(rates[pair])) for pair in flows]).values()
+            bits = sum(8 * (MESSAGES - 1) * size(rates[pair]) for pair in flows)
+            seconds = max(each.last for each in seen) - min(each.first for each in seen)
+            rates[(center, "all") if out else ("all", center)] = bits / seconds
     control.broadcast({"flows": []})
     return rates
 
@@ -117,44 +127,46 @@ def as_table(rates: Mapping[Pair, float], relays: Sequence[Any], hosts: Mapping[
     return table
 
 
-def _play(peers: Peers, flows: Sequence[Flow]) -> dict[Pair, float]:
-    """Play this node's part in some flows, and return the seconds that it measured."""
-    me = peers.name
+def _play(peers: Peers, flows: Sequence[Flow]) -> dict[Pair, Seen]:
+    """Play this node's part in some flows, and return what it measured."""
+    me, start = peers.name, time.monotonic()
     with ThreadPoolExecutor(max(1, len(flows))) as threads:
         for sender, receiver, nbytes in flows:
             if sender == me and nbytes:
-                for _ in range(2):
+                for _ in range(MESSAGES):
                     _send(peers, receiver, nbytes)
-        results = {
-            (sender, receiver): threads.submit(_gap if nbytes else _ping, peers, sender, receiver)
-            for sender, receiver, nbytes in flows
-            if receiver == me or (sender == me and not nbytes)
-        }
-        seconds = {pair: each.result() for pair, each in results.items()}
-    return {pair: value for pair, value in seconds.items() if value}
+        parts: dict[Pair, Future[Seen]] = {}
+        for sender, receiver, nbytes in flows:
+            if nbytes and receiver == me:
+                parts[sender, receiver] = threads.submit(_arrivals, peers, sender, nbytes, start)
+            elif not nbytes and sender == me:
+                parts[sender, receiver] = threads.submit(_ping, peers, receiver)
+            elif not nbytes and receiver == me:
+                threads.submit(_answer, peers, sender)
+        return {pair: part.result() for pair, part in parts.items()}
 
 
-def _gap(peers: Peers, sender: str, receiver: str) -> float:
-    """Return the seconds between two messages."""
-    _receive(peers, sender)
-    start = time.monotonic()
-    _receive(peers, sender)
-    return time.monotonic() - start
+def _arrivals(peers: Peers, sender: str, nbytes: int, start: float) -> Seen:
+    """Return the rate at which messages arrive: the slope of a line through their times."""
+    times = [_receive(peers, sender) - start for _ in range(MESSAGES)]
+    slope = float(np.polyfit(np.arange(MESSAGES), times, 1)[0])
+    return Seen(8 * nbytes / max(slope, 1e-9), times[0], times[-1])
 
 
-def _ping(peers: Peers, sender: str, receiver: str) -> float:
-    """Return the least seconds there and back at the sender; 0 at the receiver, which answers."""
-    times = []
+def _ping(peers: Peers, receiver: str) -> Seen:
+    """Return the least seconds there and back."""
+    seconds = []
     for _ in range(PINGS):
         start = time.monotonic()
-        if peers.name == sender:
-            _send(peers, receiver, 1)
-            _receive(peers, receiver)
-        else:
-            _receive(peers, sender)
-            _send(peers, sender, 1)
-        times.append(time.monotonic() - start)
-    return min(times) if peers.name == sender else 0.0
+        _send(peers, receiver, 1)
+        seconds.append(_receive(peers, receiver) - start)
+    return Seen(0.0, 0.0, min(seconds))
+
+
+def _answer(peers: Peers, sender: str) -> None:
+    for _ in range(PINGS):
+        _receive(peers, sender)
+        _send(peers, sender, 1)
 
 
 def _send(peers: Peers, to: str, nbytes: int) -> None:
@@ -162,6 +174,8 @@ def _send(peers: Peers, to: str, nbytes: int) -> None:
     peers.connections[to].send(Frame(kind, peers.round, torch.zeros(1, nbytes, dtype=torch.uint8)))
 
 
-def _receive(peers: Peers, sender: str) -> None:
-    if peers.connections[sender].receive(120.0) is None:
-        raise EngineError(f"{sender} sent nothing for 120 s while links were measured. Start all nodes again.")
+def _receive(peers: Peers, sender: str) -> float:
+    """Return when the next message of a node arrives."""
+    if peers.connections[sender].receive(WAIT) is None:
+        raise EngineError(f"{sender} sent nothing for {WAIT:g} s while links were measured. Start all nodes again.")
+    return time.monotonic()

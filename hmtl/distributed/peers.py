@@ -65,6 +65,16 @@ class Peers:
         for connection in self.connections.values():
             connection.listener = group if isinstance(group, Listener) else None
 
+    def limit(self, nbytes: int) -> None:
+        """Accept bodies of so many bytes at most."""
+        for connection in self.connections.values():
+            connection.largest = nbytes
+
+    def lose(self, name: str, reason: str) -> None:
+        """Exchange nothing more with a peer, which has sent what it may not."""
+        self.lost[name] = reason
+        self.connections[name].close(reason)
+
     def take_back(self, name: str) -> bool:
         """Exchange frames again with a peer that was lost and has come back; return whether it has."""
         if not self.connections[name].take_back():

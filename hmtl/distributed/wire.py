@@ -233,7 +233,8 @@ class Wire:
             proven = {each.decode(errors="replace") for each in context.peer_identities() or ()}
             name = next((names[each] for each in proven if each in names), None)
             who = ", ".join(sorted(proven))
-            if name and role_uri(role(name)) not in proven:
+            roles = {each for each in proven if each.startswith(role_uri(""))}
+            if name and roles and role_uri(role(name)) not in roles:
                 self._refuse(context, f"{who}: the certificate is of another role")
         else:
             who = hello.get("name", "a stranger")

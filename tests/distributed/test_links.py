@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from threads import Killed
 from hmtl.communication import TIERS, CodedHierarchical, Communicator, LinkLedger, Network, Uncoded
 from hmtl.communication.messages import BROADCAST, COMBINATIONS, DIGESTS, IVS, REPORT, SERVER, Message, relay_name
 from hmtl.distributed.control import Control
-from hmtl.distributed.frames import Frame
+from hmtl.distributed.frames import CONTROL, Frame
 from hmtl.distributed.links import ProcessLinks
 from hmtl.distributed.peers import Peers
 from hmtl.distributed.placement import Placement
@@ -145,6 +146,35 @@ def test_a_round_continues_without_a_relay_that_ends_within_it(name: str, kind: 
     results = play(settings, killed(name, 2, kind))
     assert "ended" in results[SERVER]["lost"][name]
     check_models(results, settings, away={round: [int(name.split()[1])] for round in range(2, ROUNDS)})
+
+
+@pytest.mark.parametrize(("name", "kind", "user"), [("host 1", IVS, 0), ("relay 3", IVS, 1), ("relay 3", "models", 7)])
+def test_nobody_speaks_for_users_of_others(name: str, kind: str, user: int) -> None:
+    """A node that does is lost to those it deceives, and the run goes on."""
+
+    def impersonate(peers: Peers, round: int) -> None:
+        send = peers.send
+        if peers.name == name and round == 2:
+
+            def send_for_others(to: str, frame: Frame, *cast: Any) -> None:
+                if frame.kind == kind and frame.users is not None and len(frame.users):
+                    others = np.array([user] * len(frame.users))
+                    frame = replace(frame, users=others if to != "host 0" else frame.users)
+                elif frame.kind == CONTROL:
+                    time.sleep(0.2)  # so that the frames before have left
+                    raise Killed  # otherwise it would find out that nobody hears it
+                send(to, frame, *cast)
+
+            peers.send = send_for_others  # type: ignore[method-assign]
+
+    results = play({"coded": False}, impersonate)
+    lost = {loser: seen["lost"].get(name, "") for loser, seen in results.items()}
+    deceived = [loser for loser, reason in lost.items() if "spoke for users" in reason]
+    expected = {("host 1", IVS): "relay", ("relay 3", IVS): "server", ("relay 3", "models"): "host 1"}[name, kind]
+    assert deceived
+    assert all(loser.startswith(expected) for loser in deceived)
+    if name == "host 1":
+        assert results[SERVER]["users"][2:] == [EVERYBODY[: T.K // 2]] * 3
 
 
 @pytest.mark.slow

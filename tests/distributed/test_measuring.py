@@ -62,7 +62,7 @@ def test_the_table_explains_what_was_measured(H, N, data):
 
 
 def test_nodes_measure_each_other(monkeypatch, tmp_path):
-    monkeypatch.setattr(measuring, "ENOUGH", 1e-6)
+    monkeypatch.setattr(measuring, "LARGEST", 1 << 13)
     names, homes = names_of(5, 2), [[0, 2], [1]]
 
     def node(placement, peers):
