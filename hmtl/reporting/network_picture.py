@@ -79,17 +79,20 @@ def draw(
             axes.scatter(at[:, 0], at[:, 1], size, "white", marker=marker, edgecolors=DARK, linewidths=1.6, zorder=2.5)
     axes.scatter(relays[:, 0], relays[:, 1], 260, hues, marker="s", edgecolors=DARK, linewidths=0.8, zorder=3)
     axes.scatter(server[:1], server[1:], 420, DARK, marker="^", zorder=3)
+    relay_labels = [str(topology.names.relay(i)) for i in range(H)]
     texts = [
-        (xy, str(topology.names.relay(i)), DARK if hues[i, :3] @ LUMINANCE > 0.5 else "white")
-        for i, xy in enumerate(relays)
+        (xy, label, DARK if hue[:3] @ LUMINANCE > 0.5 else "white")
+        for xy, label, hue in zip(relays, relay_labels, hues, strict=True)
     ]
     if len(labels) <= MOST_NUMBERED:
         texts += [(xy, label, DARK) for xy, label in zip(users, labels, strict=True)]
+    inside = [topology.layout or max(map(len, each), default=0) <= LONGEST_INSIDE for each in (relay_labels, labels)]
     for n, (xy, label, color) in enumerate(texts):
         place: dict[str, Any] = {"xytext": (0, 0), "va": "center_baseline", "color": color}
-        if len(label) > LONGEST_INSIDE and not topology.layout:  # names: of relays above, of users below their marks
-            above: dict[str, Any] = {"xytext": (0, 11), "va": "bottom", "color": DARK}
-            place = above if n < H else {"xytext": (0, -10), "va": "top", "rotation": 90, "color": DARK}
+        if n < H and not inside[0]:
+            place = {"xytext": (0, 11), "va": "bottom", "color": DARK}
+        elif n >= H and not inside[1]:
+            place = {"xytext": (0, -10), "va": "top", "rotation": 90, "color": DARK}
         axes.annotate(label, xy, textcoords="offset points", ha="center", fontsize=7, zorder=4, **place)
     entries = [
         Line2D([], [], marker="^", color=DARK, linestyle="none", markersize=11, label="server"),
