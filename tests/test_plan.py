@@ -99,7 +99,7 @@ NAMED = "relay,alice,bob,carol\nroof,1,1,1\nbarn,0,1,1\n"
 LINKS = """
 server: {up_bps: 1e8, down_bps: 1e8, latency_s: 0.001}
 relays:
-  roof: {up_bps: 1e6, down_bps: 1e8, latency_s: 0.01}
+  roof: {up_bps: 1e6, down_bps: 1e8, latency_s: 0.01, to_users_bps: 1e8}
   barn: {up_bps: 1e8, down_bps: 1e8, latency_s: 0.002}
 hosts:
   alice: {up_bps: 1e8, down_bps: 1e8, latency_s: 0.02}
