@@ -12,8 +12,6 @@ from hmtl.communication.communicators.ivs import CodedHierarchical, Uncoded
 from hmtl.communication.communicators.sums import Sums
 from hmtl.communication.prediction import MOST_ENUMERATED, by_seconds, predict
 from hmtl.communication.wires import check_wire, row_bits
-from hmtl.cpu_time import cpu_seconds
-from hmtl.gf256 import matmul
 from hmtl.topology import Names, Topology
 
 
@@ -25,14 +23,12 @@ class Duty:
         name: the box.
         memory: bytes of V, of the round's IVs and of the models, which it holds at the same time, K rows each.
         multiplied: bytes that it multiplies in GF(2^8), to encode and decode.
-        seconds: the time of that on this machine, on one core.
         update: multiplications of a global update that couples all users, K²m.
     """
 
     name: str
     memory: int
     multiplied: int
-    seconds: float
     update: int
 
 
@@ -87,26 +83,14 @@ def timetable(t: Topology, network: Network, V_bits: int, wire: str | None = Non
 
 
 def _duties(t: Topology, network: Network, nodes: AggregatorSet, bits: int, m: int) -> Iterator[Duty]:
-    plan = make_plan(t, uplinks=network.uplinks(t), aggregators=nodes.setting) if nodes.relays else None
     work = {"the server": 0} if nodes.server else {}
-    for i in nodes.relays:
-        work[f"relay {t.names.relay(i)}"] = 0
-    for block in plan.blocks if plan else ():
+    work |= {f"relay {t.names.relay(i)}": 0 for i in nodes.relays}
+    blocks = make_plan(t, uplinks=network.uplinks(t), aggregators=nodes.setting).blocks if nodes.relays else ()
+    for block in blocks:
         width = block.piece_bytes(bits // 8)
         if nodes.server:
             work["the server"] += block.downlink.numel() * width
         for n, decoder in zip(block.aggregators, block.decoders, strict=True):
-            name = f"relay {t.names.relay(t.active[n])}"
-            work[name] += (block.uplink[n].numel() + decoder.numel()) * width
-    speed = _gf256_speed() if any(work.values()) else inf
+            work[f"relay {t.names.relay(t.active[n])}"] += (block.uplink[n].numel() + decoder.numel()) * width
     for name, multiplied in work.items():
-        yield Duty(name, 3 * t.K * 8 * m, multiplied, multiplied / speed, t.K**2 * m)
-
-
-def _gf256_speed() -> float:
-    """Return how many bytes this machine multiplies in GF(2^8) per second."""
-    A, B = (torch.randint(0, 256, shape, dtype=torch.uint8) for shape in ((48, 48), (48, 1 << 16)))
-    matmul(A, B)  # compiles
-    start = cpu_seconds()
-    matmul(A, B)
-    return A.numel() * B.shape[1] / max(cpu_seconds() - start, 1e-9)
+        yield Duty(name, 3 * t.K * 8 * m, multiplied, t.K**2 * m)

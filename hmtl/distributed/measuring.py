@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from hmtl.communication.accounting.access import KEYS, USERS_SIDE
 from hmtl.communication.messages import IVS, MODELS, SERVER
 from hmtl.distributed.control import Control
 from hmtl.distributed.frames import CONTROL, HOSTS, RELAYS, Frame, role
@@ -118,12 +117,13 @@ def as_table(rates: Mapping[Pair, float], relays: Sequence[Any], hosts: Mapping[
     incidence = np.array([[float(node in (i, host)) for node in nodes] for i in near for host in far])
     paths = np.array([rates[f"ping {i}", host] / 2 for i in near for host in far])
     latency = dict(zip(nodes, nnls(incidence, paths)[0].tolist(), strict=True))
-    table: dict[str, Any] = {"server": row(KEYS, *port(SERVER, near), 0.0), "relays": {}, "hosts": {}}
+    link, users_side = ("up_bps", "down_bps", "latency_s"), ("to_users_bps", "from_users_bps", "users_latency_s")
+    table: dict[str, Any] = {"server": row(link, *port(SERVER, near), 0.0), "relays": {}, "hosts": {}}
     for name, i in zip(relays, near, strict=True):
-        link = row(KEYS, rates[i, SERVER], rates[SERVER, i], rates[f"ping {SERVER}", i] / 2)
-        table["relays"][name] = link | row(USERS_SIDE, *port(i, far), latency[i])
+        own = row(link, rates[i, SERVER], rates[SERVER, i], rates[f"ping {SERVER}", i] / 2)
+        table["relays"][name] = own | row(users_side, *port(i, far), latency[i])
     for (name, users), host in zip(hosts.items(), far, strict=True):
-        table["hosts"][name] = row(KEYS, *port(host, near), latency[host]) | {"users": list(users)}
+        table["hosts"][name] = row(link, *port(host, near), latency[host]) | {"users": list(users)}
     return table
 
 

@@ -141,11 +141,7 @@ def time_remarks(times: Timetable) -> Iterator[str]:
         + f" {'All' if times.every else 'Not all'} choices were tried: {tried}. Computing is not counted."
     )
     for duty in times.duties:
-        coding = ""
-        if duty.multiplied:
-            coding = (
-                f"multiplies {duty.multiplied / 1e6:,.0f} MB in GF(2^8), {duty.seconds:.2g} s on a core like this, "
-            )
+        coding = f"multiplies {duty.multiplied / 1e6:,.0f} MB in GF(2^8), " if duty.multiplied else ""
         yield (
             f"In a round, {duty.name} holds {duty.memory / 1e6:,.1f} MB of 64-bit numbers (V, IVs and models, K rows "
             f"each) beside its buffers, {coding}and computes the global update, with {duty.update:,} multiplications "

@@ -1,25 +1,56 @@
 """Access links: the rates and the latency with which each node is connected, from a file. K users, H relays.
 
-A relay may have two access links, one towards the server and one towards the users. Users of the same host share its
-link. A transfer takes the latencies of both ends, and no end carries more than its rate.
+A relay may have two links, one towards the server and one towards its users. Users of the same host share its link. A
+transfer takes the latencies of both ends, and no end carries more than its rate.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hmtl.errors import ConfigError
 from hmtl.topology import Topology
 
-KEYS = ("up_bps", "down_bps", "latency_s")
-"""What a node sends at most [bit/s], what it receives at most [bit/s], and its share of a path's latency [s]."""
-USERS_SIDE = ("to_users_bps", "from_users_bps", "users_latency_s")
-"""The same of a relay towards its users; by default, it has one link for both."""
-LEAST_BPS = 1e-6  # with less, times would not be finite
+Rate = Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]  # bit/s; with less, times would not be finite
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+T = TypeVar("T")
+
+
+class Link(BaseModel):
+    """What a node sends and receives at most, and its share of a path's latency."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    up_bps: Rate
+    down_bps: Rate
+    latency_s: Seconds
+
+
+class RelayLink(Link):
+    """A relay's link towards the server, and that towards its users if it is another one."""
+
+    to_users_bps: Rate | None = None
+    from_users_bps: Rate | None = None
+    users_latency_s: Seconds | None = None
+
+
+class HostLink(Link):
+    """The link of a host; None: its only user has its name."""
+
+    users: tuple[int | str, ...] | None = None
+
+
+class LinkFile(BaseModel):
+    """The content of a file of links, by name or number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    server: Link
+    relays: dict[int | str, RelayLink]
+    hosts: dict[int | str, HostLink]
 
 
 @dataclass(frozen=True)
@@ -27,9 +58,8 @@ class Access:
     """The access links of a network.
 
     Attributes:
-        links: [n, 3] the values of KEYS of each link: of the server, of relays towards the server, of relays towards
-            their users, and of hosts.
-        ports: the link of each node in that order [1 + 2H + hosts]; one relay's two may be the same.
+        links: [n, 3] bit/s up and down, and seconds, of each link.
+        ports: the link of the server, of relays towards the server, and towards their users, of hosts [1 + 2H + N].
         homes: the host of each user [K].
     """
 
@@ -38,66 +68,42 @@ class Access:
     homes: NDArray[np.int64]
 
 
-def read_access(path: str | Path) -> dict[str, Any]:
-    """Return the content of a file of access links: server, relays by name, and hosts by name with their users.
-
-    Raises:
-        ConfigError: the file cannot be read, lacks a part, or has an impossible value.
-    """
+def read_links(path: str | Path) -> LinkFile:
+    """Return the content of a file of links; raise ConfigError if it is not one."""
     from omegaconf import OmegaConf  # late: most networks have no such file
 
     try:
-        table: Any = OmegaConf.to_container(OmegaConf.load(path))
+        return LinkFile.model_validate(OmegaConf.to_container(OmegaConf.load(path)))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ConfigError(
+            f"{path}: {place}: {first['msg'][0].lower()}{first['msg'][1:]}. Correct this entry."
+        ) from None
     except Exception as error:  # of the system, of YAML, or of characters
         raise ConfigError(f"{path} cannot be read ({' '.join(str(error).split())}). Give a YAML file.") from error
-    if not isinstance(table, dict) or set(table) != {"server", "relays", "hosts"}:
-        raise ConfigError(f"{path}: the file needs the parts server, relays and hosts, and no others. Add them.")
-    for name, part in (("server", {"server": table["server"]}), *((each, table[each]) for each in ("relays", "hosts"))):
-        further = {"relays": USERS_SIDE, "hosts": ("users",)}.get(name, ())
-        for node, link in part.items() if isinstance(part, dict) else [(name, None)]:
-            wrong = "is no list of settings"
-            if isinstance(link, dict):
-                lacking = sorted(set(KEYS) - set(link)) or sorted(set(link) - {*KEYS, *further})
-                wrong = f"lacks or does not know {', '.join(map(str, lacking))}" if lacking else _impossible(link)
-            if wrong:
-                raise ConfigError(f"{path}: {node} {wrong}. It needs {', '.join(KEYS)}, rates in bit/s and seconds.")
-    return table
 
 
-def _impossible(link: Mapping[str, Any]) -> str:
-    for key, value in link.items():
-        least = 0.0 if key.endswith("_s") else LEAST_BPS
-        if key != "users" and not (isinstance(value, int | float) and least <= value < float("inf")):
-            return f"has {key}={value}"
-    return ""
-
-
-def access_of(table: Mapping[str, Any], t: Topology, path: str) -> Access:
-    """Return the access links of a network from the content of a file.
-
-    Raises:
-        ConfigError: a relay or a user of the network is missing.
-    """
-    relays = [_of("relay", t.names.relay(i), table["relays"], path) for i in range(t.H)]
-    home: dict[str, int] = {}
-    for n, (name, host) in enumerate(table["hosts"].items()):
-        users: Sequence[Any] = host.get("users", [name])
-        home |= {str(user): n for user in users}
+def access_of(file: LinkFile, t: Topology, path: str) -> Access:
+    """Return the access links of a network; raise ConfigError if one of its relays or users has none."""
+    relays = [_of("relay", t.names.relay(i), file.relays, path) for i in range(t.H)]
+    hosts = dict(enumerate(file.hosts.items()))
+    home = {user: n for n, (name, host) in hosts.items() for user in ((name,) if host.users is None else host.users)}
     homes = [_of("user", t.names.user(k), home, path) for k in range(t.K)]
-    rows, ports = [[table["server"][key] for key in KEYS]], [0]
-    rows += [[relay[key] for key in KEYS] for relay in relays]
-    ports += range(1, 1 + t.H)
+    rows = [[each.up_bps, each.down_bps, each.latency_s] for each in (file.server, *relays)]
+    ports = [*range(1 + t.H)]
     for i, relay in enumerate(relays):
-        apart = any(key in relay for key in USERS_SIDE)
+        own = [relay.to_users_bps, relay.from_users_bps, relay.users_latency_s]
+        apart = any(value is not None for value in own)
         ports.append(len(rows) if apart else 1 + i)
         if apart:
-            rows.append([relay.get(there, relay[key]) for there, key in zip(USERS_SIDE, KEYS, strict=True)])
-    ports += range(len(rows), len(rows) + len(table["hosts"]))
-    rows += [[host[key] for key in KEYS] for host in table["hosts"].values()]
-    return Access(np.array(rows, dtype=np.float64), np.array(ports), np.array(homes))
+            rows.append([usual if value is None else value for value, usual in zip(own, rows[1 + i], strict=True)])
+    ports += range(len(rows), len(rows) + len(hosts))
+    rows += [[each.up_bps, each.down_bps, each.latency_s] for each in file.hosts.values()]
+    return Access(np.array(rows), np.array(ports), np.array(homes))
 
 
-def _of(what: str, name: str | int, known: Mapping[Any, Any], path: str) -> Any:
+def _of(what: str, name: str | int, known: Mapping[Any, T], path: str) -> T:
     found = known.get(name, known.get(str(name)))
     if found is None:
         raise ConfigError(f"{path} has no link of {what} {name}. Add it, or measure the links again.")

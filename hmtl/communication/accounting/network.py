@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hmtl.coding import MEDIA, Aggregators, Hops, Loads, Uplinks, loads
-from hmtl.communication.accounting.access import LEAST_BPS, Access, access_of, read_access
+from hmtl.communication.accounting.access import Access, LinkFile, access_of, read_links
 from hmtl.communication.accounting.ledger import (
     RELAYS_TO_SERVER,
     RELAYS_TO_USERS,
@@ -21,6 +20,7 @@ from hmtl.errors import ConfigError
 from hmtl.topology import Topology
 
 UPLINKS = ("shared", "parallel")
+LEAST_BPS = 1e-6  # bit/s; with less, times would not be finite
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,15 @@ class Network:
                 raise ConfigError(
                     f"network.{name}={bandwidth} is below {LEAST_BPS:g}. Set a bandwidth in bit/s, such as 1e8."
                 )
-        _ = self._table  # raises if it is not a file of links
+        _ = self._file  # raises if it is not a file of links
 
     @cached_property
-    def _table(self) -> dict[str, Any]:
-        return {} if self.links is None else read_access(self.links)
+    def _file(self) -> LinkFile | None:
+        return None if self.links is None else read_links(self.links)
 
     def access(self, topology: Topology) -> Access | None:
         """Return the access links of a network; None if there is no file of them."""
-        return None if self.links is None else access_of(self._table, topology, self.links)
+        return access_of(self._file, topology, str(self.links)) if self._file else None
 
     def seconds(self, bits: Mapping[str, ArrayLike]) -> float:
         """Return T_comm [s]: the bits of each tier divided by its bandwidth, summed over tiers.
