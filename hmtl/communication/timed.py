@@ -1,9 +1,9 @@
 """Links within a process on a clock of their own, which shows the seconds that messages would take over access links.
 
 Each node has a clock. A message leaves when its sender's clock allows it and the sender's link is free, and arrives
-when both ends' links have carried it; whoever waits for it goes on then. Computing takes no time. Every relay sends a
-host its rows in one message, as between processes, and users send a copy to each relay: there is no broadcast on that
-hop.
+when both ends' links have carried it; a node that waits for it goes on then. Computing takes no time. Every relay sends
+a host its rows in one message, as between processes, and users send a copy to each relay, since that hop has no
+broadcast.
 """
 
 from collections import defaultdict
