@@ -9,7 +9,6 @@ what its own link can carry.
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,20 +23,12 @@ from hmtl.errors import EngineError
 
 Flow = tuple[str, str, int]  # sender, receiver, bytes of a message
 Pair = tuple[str, str]
+Seen = tuple[float, float, float]  # of a flow: bits per second, when the first and the last message arrived
 MESSAGES = 16  # of a flow
 LEAST, LARGEST = 1 << 13, 1 << 22  # bytes of a message
 LASTING = 1.5  # seconds of a flow that is measured well enough
 PINGS = 8
 WAIT = 120.0  # seconds for a node to answer
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What was measured of a flow: bits per second and the times of the first and the last message, or one time."""
-
-    rate: float
-    first: float
-    last: float
 
 
 def take_part(control: Control) -> None:
@@ -48,7 +39,7 @@ def take_part(control: Control) -> None:
     """
     while flows := control.receive_from_leader()["flows"]:
         seen = _play(control.peers, flows)
-        control.send(SERVER, {"seen": [[*pair, *astuple(each)] for pair, each in seen.items()]})
+        control.send(SERVER, {"seen": [[*pair, *each] for pair, each in seen.items()]})
 
 
 def measure(control: Control, names: Sequence[str]) -> dict[Pair, float]:
@@ -69,7 +60,7 @@ def measure(control: Control, names: Sequence[str]) -> dict[Pair, float]:
         seen = _play(control.peers, flows)
         for name in names:
             answer = control.wait_for(name, "seen", name, WAIT)["seen"]
-            seen |= {(sender, receiver): Seen(*values) for sender, receiver, *values in answer}
+            seen |= {(each[0], each[1]): tuple(each[2:]) for each in answer}
         return seen
 
     def size(rate: float) -> int:
@@ -78,16 +69,16 @@ def measure(control: Control, names: Sequence[str]) -> dict[Pair, float]:
     relays, hosts = ([name for name in names if role(name) == kind] for kind in (RELAYS, HOSTS))
     rates: dict[Pair, float] = {}
     for a, b in [*((SERVER, i) for i in relays), *((i, host) for i in relays for host in hosts)]:
-        rates[f"ping {a}", b] = run([(a, b, 0)])[a, b].last
+        rates[f"ping {a}", b] = run([(a, b, 0)])[a, b][2]
         for pair in ((a, b), (b, a)):
-            about = run([(*pair, LEAST)])[pair].rate
-            rates[pair] = run([(*pair, size(about))])[pair].rate
+            about = run([(*pair, LEAST)])[pair][0]
+            rates[pair] = run([(*pair, size(about))])[pair][0]
     for center, others in [(SERVER, relays), *((i, hosts) for i in relays), *((host, relays) for host in hosts)]:
         for out in (True, False):
             flows = [(center, other) if out else (other, center) for other in others]
             seen = run([(*pair, size(rates[pair])) for pair in flows]).values()
             bits = sum(8 * (MESSAGES - 1) * size(rates[pair]) for pair in flows)
-            seconds = max(each.last for each in seen) - min(each.first for each in seen)
+            seconds = max(last for _, _, last in seen) - min(first for _, first, _ in seen)
             rates[(center, "all") if out else ("all", center)] = bits / seconds
     control.broadcast({"flows": []})
     return rates
@@ -150,7 +141,7 @@ def _arrivals(peers: Peers, sender: str, nbytes: int, start: float) -> Seen:
     """Return the rate at which messages arrive: the slope of a line through their times."""
     times = [_receive(peers, sender) - start for _ in range(MESSAGES)]
     slope = float(np.polyfit(np.arange(MESSAGES), times, 1)[0])
-    return Seen(8 * nbytes / max(slope, 1e-9), times[0], times[-1])
+    return 8 * nbytes / max(slope, 1e-9), times[0], times[-1]
 
 
 def _ping(peers: Peers, receiver: str) -> Seen:
@@ -160,7 +151,7 @@ def _ping(peers: Peers, receiver: str) -> Seen:
         start = time.monotonic()
         _send(peers, receiver, 1)
         seconds.append(_receive(peers, receiver) - start)
-    return Seen(0.0, 0.0, min(seconds))
+    return 0.0, 0.0, min(seconds)
 
 
 def _answer(peers: Peers, sender: str) -> None:
