@@ -56,7 +56,6 @@ def main() -> None:
                 assert sum(each["correct"] for each in taken.values()) == K, "a model is wrong"
                 found.append([scheme, nodes, nbytes, max(each["seconds"] for each in taken.values())])
                 Path(settings["report"]).write_text(json.dumps(found))
-                print(*found[-1], flush=True)
     peers.close()
 
 

@@ -14,9 +14,18 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+LINKS = {  # Mbit/s in each direction, and milliseconds
+    "server": (100, 1),
+    "relay-0": (100, 1),
+    "relay-1": (20, 9),
+    "relay-2": (5, 19),
+    "host-0": (20, 5),
+    "host-1": (100, 10),
+}
 QUEUE = 0.3  # seconds
 MTU = 1500
 PREFIX = "field-"
@@ -48,6 +57,21 @@ def clear() -> None:
             for pid in subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout.split():
                 os.kill(int(pid), 9)
             run(f"ip netns del {name}")
+
+
+@contextmanager
+def switched(folder: Path) -> Iterator[None]:
+    """A context in which a switch connects namespaces by LINKS."""
+    table = folder / "links.txt"
+    table.write_text("".join(f"{name} {rate}e6 {rate}e6 {ms / 1000}\n" for name, (rate, ms) in LINKS.items()))
+    process = subprocess.Popen([sys.executable, __file__, str(table)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()  # it is ready
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def run(words: str) -> None:

@@ -1,7 +1,7 @@
 """A site of `hmtl.node` in namespaces with narrow and long links: measured, planned, and played.
 
-`python experiments/network/site.py FOLDER`, as root, starts a server, three relays and two hosts, each in a namespace
-behind a link of its own (`switch.py`). The server measures the links; `hmtl.plan` predicts the seconds of a round for
+`python experiments/network/real_site.py FOLDER`, as root, starts a server, three relays and two hosts, each in a
+namespace behind a link of its own (`switch.py`). The server measures the links; `hmtl.plan` predicts the seconds of a round for
 each choice of aggregators. Then the site trains MOCHA with some of them, and the seconds from round to round are
 compared with the plan. Prints a table, and writes FOLDER/site.csv.
 """
@@ -9,7 +9,6 @@ compared with the plan. Prints a table, and writes FOLDER/site.csv.
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -20,17 +19,8 @@ from typing import Any
 
 import numpy as np
 import yaml
-from switch import PREFIX, address, clear
+from switch import LINKS, PREFIX, address, clear, switched
 
-HERE = Path(__file__).parent
-LINKS = {  # Mbit/s in each direction, and milliseconds
-    "server": (100, 1),
-    "relay-0": (100, 1),
-    "relay-1": (20, 9),
-    "relay-2": (5, 19),
-    "host-0": (20, 5),
-    "host-1": (100, 10),
-}
 K, NUMBERS, ROUNDS = 20, 8192, 6
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -116,16 +106,10 @@ def compare(folder: Path) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str]) -> None:
     folder = Path(arguments[0]).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    table = folder / "links.txt"
-    table.write_text("".join(f"{name} {rate}e6 {rate}e6 {ms / 1000}\n" for name, (rate, ms) in LINKS.items()))
-    switch = subprocess.Popen([sys.executable, str(HERE / "switch.py"), str(table)], stdout=subprocess.PIPE)
-    assert switch.stdout is not None
-    switch.stdout.readline()
     try:
-        compare(folder)
+        with switched(folder):
+            compare(folder)
     finally:
-        switch.send_signal(signal.SIGTERM)
-        switch.wait()
         clear()
 
 
