@@ -1,9 +1,9 @@
 """A site of `hmtl.node` in namespaces with narrow and long links: measured, planned, and played.
 
 `python experiments/network/real_site.py FOLDER`, as root, starts a server, three relays and two hosts, each in a
-namespace behind a link of its own (`switch.py`). The server measures the links; `hmtl.plan` predicts the seconds of a round for
-each choice of aggregators. Then the site trains MOCHA with some of them, and the seconds from round to round are
-compared with the plan. Prints a table, and writes FOLDER/site.csv.
+namespace behind a link of its own (`switch.py`). The server measures the links; `hmtl.plan` predicts the seconds of a
+round for each choice of aggregators. Then the site trains MOCHA with each of them, and the seconds from round to round
+are compared with the plan. Prints a table, and writes FOLDER/site.csv.
 """
 
 import csv
