@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -16,12 +17,14 @@ log = logging.getLogger(__name__)
 def plan(cfg: DictConfig) -> None:
     """Print loads, bounds and times, and write `topology.png` to `cfg.output_dir` if it can be written to."""
     # Imported here so that --help does not wait for torch and matplotlib.
+    from hmtl.coding import resolve
     from hmtl.communication.round_costs import compare
+    from hmtl.communication.timetable import timetable
     from hmtl.config.build import build_topology, check, make_part
     from hmtl.io.files import replacing
     from hmtl.reporting.console import Console, progress
     from hmtl.reporting.network_picture import draw
-    from hmtl.reporting.plan_report import format_table, plan_table, remarks, verdict
+    from hmtl.reporting.plan_report import format_table, plan_table, remarks, time_remarks, time_table, verdict
     from hmtl.topology import Moving
 
     if cfg.format not in ("text", "json"):
@@ -30,32 +33,36 @@ def plan(cfg: DictConfig) -> None:
     contacts = build_topology(cfg)
     network = make_part(cfg, "network")
     topology = contacts.at(0)
+    compute = timetable if network.links else compare
     with progress(f"Planning for K={topology.K} users and H={topology.H} relays"):
-        comparison = compare(topology, network, cfg.V_bits, cfg.wire)
-    note = "The users move: all of this holds for the first contacts only." if isinstance(contacts, Moving) else ""
+        result: Any = compute(topology, network, cfg.V_bits, cfg.wire)
+    if network.links:
+        best = resolve(topology, result.choices[0][0])
+        tables, lines, facts = [time_table(result)], list(time_remarks(result)), {}
+    else:
+        best = result.aggregators[network.medium].nodes
+        tables, lines = [plan_table(result)], list(remarks(result))
+        tables += [format_table(result, cfg.wire)] if cfg.wire else []
+        facts = {"verdict": verdict(result, network.medium)}
+    if isinstance(contacts, Moving):
+        lines.append("The users move: all of this holds for the first contacts only.")
+        facts["note"] = lines[-1]
     picture = Path(cfg.output_dir) / "topology.png"
     try:
         with replacing(picture) as file:
-            best = comparison.aggregators[network.medium]
             draw(contacts, best.relays, with_server=best.server).savefig(file, format="png", dpi=150)
     except OSError as error:
         log.warning(
             "%s was not saved: %s. Set hydra.run.dir to a folder that can be written to.", picture, error.strerror
         )
     if cfg.format == "json":
-        result = asdict(comparison) | {"verdict": verdict(comparison, network.medium)}
-        if note:
-            result["note"] = note
-        print(json.dumps(result, indent=2))
+        print(json.dumps(asdict(result) | facts, indent=2))
         return
     console = Console()
-    console.table(plan_table(comparison))
-    if cfg.wire:
-        console.table(format_table(comparison, cfg.wire))
-    for line in remarks(comparison):
-        console.print(line)
-    if note:
-        console.print(note)
+    for table in tables:
+        console.table(table)
+    for line in lines:
+        console.print(line, markup=False)
     if picture.exists():
         console.print(f"Picture: {picture}", markup=False, soft_wrap=True)
 

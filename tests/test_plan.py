@@ -97,3 +97,34 @@ def test_the_command_loads_torch_and_matplotlib_only_when_it_runs() -> None:
     code = "import hmtl.plan, sys; print(*{name.split('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not {"torch", "matplotlib", "scipy", "numba", "sklearn", "pandas"} & set(loaded)
+
+
+NAMED = "relay,alice,bob,carol\nroof,1,1,1\nbarn,0,1,1\n"
+LINKS = """
+server: {up_bps: 1e8, down_bps: 1e8, latency_s: 0.001}
+relays:
+  roof: {up_bps: 1e6, down_bps: 1e8, latency_s: 0.01, to_users_bps: 1e8}
+  barn: {up_bps: 1e8, down_bps: 1e8, latency_s: 0.002}
+hosts:
+  alice: {up_bps: 1e8, down_bps: 1e8, latency_s: 0.02}
+  van: {up_bps: 1e8, down_bps: 1e8, latency_s: 0.02, users: [bob, carol]}
+"""
+
+
+def test_names_and_links(as_json: Callable[..., Any], configure: Configure, tmp_path: Path, capsys: Any) -> None:
+    """Relay roof is slow towards the server, so that it had better send nothing."""
+    (tmp_path / "G.csv").write_text(NAMED)
+    (tmp_path / "links.yaml").write_text(LINKS)
+    words = ("topology=file", f"topology.path={tmp_path}/G.csv")
+    assert as_json(*words)["names"] == {"relays": ["roof", "barn"], "users": ["alice", "bob", "carol"]}
+    plan(configure(*words, name="plan"))
+    assert "barn" in capsys.readouterr().out
+    words = (*words, "network=links", f"network.links={tmp_path}/links.yaml", "V_bits=8000000")
+    result = as_json(*words)
+    assert result["every"]
+    assert result["choices"][0][0] == [0]
+    assert result["choices"][0][1] < result["uncoded"]
+    assert [duty["name"] for duty in result["duties"]] == ["relay roof"]
+    assert result["duties"][0]["memory"] == 3 * 3 * 10**6
+    plan(configure(*words, name="plan"))
+    assert "Soonest: relay roof aggregates" in " ".join(capsys.readouterr().out.split())

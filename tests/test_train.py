@@ -616,3 +616,25 @@ def test_evaluated_every_few_rounds(configure: Configure, tmp_path: Path) -> Non
     table = rows(tmp_path / "4")
     assert [row["round"] for row in table if row["primal"] and row["train_error"]] == ["0", "4", "5"]
     assert all(row["bits_total"] for row in table)
+
+
+def test_names_of_a_topology_are_those_of_the_data(configure: Configure, tmp_path: Path) -> None:
+    """Users are matched by name, and a transposed matrix by the number of users; others get the topology's names."""
+    rng, names = np.random.default_rng(0), ["alice", "bob", "carol", "dave"]
+    (tmp_path / "data").mkdir()
+    for k, name in enumerate(names):
+        x = rng.normal(size=(8 + 2 * k, 2))
+        np.savez(tmp_path / "data" / f"{name}.npz", x=x, y=np.sign(x[:, 0]))
+    (tmp_path / "G.csv").write_text(",roof,barn\ndave,1,0\nbob,0,1\nalice,1,1\ncarol,0,1\n")
+    network = ("topology=file", f"topology.path={tmp_path}/G.csv")
+    data = ("dataset=files", f"dataset.path={tmp_path}/data", "rounds=1")
+    train(configure(*network, *data, "aggregators=[barn]"))
+    rows = (tmp_path / "users.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == names
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["aggregators"], summary["r"]) == (["barn"], 1.25)
+    train(configure(*network, "K=4", "rounds=1", "dataset=mnist5k"))
+    assert (tmp_path / "users.csv").read_text().splitlines()[1].startswith("dave,")
+    (tmp_path / "G.csv").write_text("relay,alice,bob,carol,erin\nroof,1,1,1,1\n")
+    with pytest.raises(ConfigError, match=r"erin.*dave"):
+        train(configure(*network, *data))

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 Aggregators = str | Sequence[int | str]
 """The nodes that learn all IVs: `all` active relays, the `server`, `auto` for the least time, or a list of them:
-numbers of relays, and `server` if it is one of them."""
+numbers or names of relays, and `server` if it is one of them."""
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,14 @@ def resolve(
             return best_aggregators(t, scheme, uplinks, medium).nodes
         relays = t.active if aggregators == "all" else ()
         return AggregatorSet(relays, not relays)
-    given = list(aggregators)
+    given = t.names.numbers(aggregators)
     server = SERVER in given
     numbers = {i for i in given if isinstance(i, int | np.integer) and not isinstance(i, bool) and 0 <= i < t.H}
     if not given or len(numbers) + server < len(given):
         raise CodingError(
-            f"aggregators=[{','.join(map(str, given))}]: the list must name each node once, relays from 0 to "
-            f"{t.H - 1} or server, and at least one. Change it, or set aggregators=auto."
+            f"aggregators=[{','.join(map(str, aggregators))}]: the list must name each node once, relays from 0 to "
+            f"{t.H - 1} {'or by name, ' * bool(t.names.relays)}or server, and at least one. Change it, or set "
+            "aggregators=auto."
         )
     relays = tuple(i for i in sorted(map(int, numbers)) if i in t.active)
     return AggregatorSet(relays, server or not relays)

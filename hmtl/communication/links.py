@@ -18,9 +18,11 @@ class Links(ABC):
 
     Attributes:
         reliable: whether every posted message arrives.
+        seconds: how long the messages of the last round took, on links that know it.
     """
 
     reliable = False
+    seconds: float | None = None
 
     def __init__(self, ledger: LinkLedger) -> None:
         self.ledger = ledger
@@ -32,6 +34,9 @@ class Links(ABC):
     def homes(self, K: int) -> dict[str, Users]:
         """Return the users of each host; by default, one host has all users."""
         return {host_name(0): np.arange(K)}
+
+    def turn(self, node: str) -> None:  # noqa: B027, most links need not know
+        """Announce whose turn it is to collect and to send."""
 
     def post(self, message: Message) -> None:
         """Send a message, and count its bits on the link of each of its rows."""

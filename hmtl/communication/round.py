@@ -169,6 +169,7 @@ class Stage:
         The method gets one list of messages for each kind in `hears`. After the turn, the node sends no more messages
         of the kinds in `says`. CPU time is recorded as `task`, or, if there is none, as the node's coding.
         """
+        self.links.turn(node.name)
         received = [self.links.collect(node.name, kind, senders) for kind in hears]
         with self.watch.measure(f"{task} of {node.name}" if task else node.name):
             answers = getattr(node, action)(*arguments, *received)
@@ -258,6 +259,7 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
     stage, server = Stage(nodes, links, watch), nodes.server
     links.begin(round)
     for host in nodes.hosts:
+        links.turn(host.name)
         for message in host.send(round, nodes.relay_names):
             links.post(message)
         links.end(IVS, nodes.relay_names)

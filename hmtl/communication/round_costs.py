@@ -38,7 +38,7 @@ from hmtl.communication.accounting.ledger import (
 from hmtl.communication.accounting.network import Network, tier_loads
 from hmtl.communication.few_bits import FEW_BITS, FewBits
 from hmtl.communication.wires import check_wire, row_bits
-from hmtl.topology import Topology
+from hmtl.topology import Names, Topology
 
 BEST = "optimal"  # the scheme by which given aggregators learn all IVs with the smallest load
 
@@ -126,6 +126,7 @@ class Comparison:
 
     Attributes:
         K, H, r: users, relays, and relays per user.
+        names: names of relays and users.
         V_bits: bits of one IV.
         network: the links.
         loads: loads by scheme and tier; all relays aggregate, or the server (uncoded).
@@ -144,6 +145,7 @@ class Comparison:
     K: int
     H: int
     r: float
+    names: Names
     V_bits: int
     network: Network
     loads: dict[str, dict[str, float]]
@@ -180,6 +182,7 @@ def compare(topology: Topology, network: Network, V_bits: int, wire: str | None 
         K=topology.K,
         H=topology.H,
         r=topology.r,
+        names=topology.names,
         V_bits=V_bits,
         network=network,
         loads={scheme: _between(by_scheme[scheme]) for scheme in SCHEMES},

@@ -3,6 +3,7 @@
 from __future__ import annotations  # so that a plan does not import what only training needs
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hmtl.config import targets
 from hmtl.config.schema import PlanConfig, PredictConfig, TrainConfig, check_root, flat
-from hmtl.errors import ConfigError
+from hmtl.errors import ConfigError, few
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,7 @@ NOT_IDENTITY = (
     "engine.seconds",
     "engine.patience",
     "engine.multicast",
+    "engine.measure",
     "logger",
     "tune",
 )
@@ -62,6 +64,7 @@ OF_ONE_NODE = (
     "logger",
     "engine.name",
     "engine.deployment",
+    "engine.measure",
     "engine.multicast.interface",
 )
 """Settings that may differ between the processes of a run; those of all others have to be the same."""
@@ -142,7 +145,37 @@ def build_tasks(cfg: DictConfig, engine: Engine | None = None) -> tuple[tuple[Ta
         cfg.K = len(tasks)
         return tasks, build_topology(cfg)
     topology = build_topology(cfg)
-    return share(lambda wanted: _tasks(cfg, topology.K, wanted), topology.K, topology.H), topology
+
+    def tasks_on(topology: Topology | Moving) -> tuple[Task, ...]:
+        return share(lambda wanted: _tasks(cfg, topology.K, wanted), topology.K, topology.H)
+
+    try:
+        return _with_names(tasks_on(topology), topology)
+    except ConfigError:  # a matrix may be transposed, which the number of tasks gives away
+        again = (
+            make_part(cfg, "topology", K=topology.H)
+            if cfg.K is None and cfg.topology.get("path") and "K" in cfg.topology
+            else topology
+        )
+        if again.K == topology.K:
+            raise
+        return _with_names(tasks_on(again), again)
+
+
+def _with_names(tasks: tuple[Task, ...], contacts: Topology | Moving) -> tuple[tuple[Task, ...], Topology | Moving]:
+    """Return the tasks of a data set and its contacts, whose users are in the order of the tasks if they have names."""
+    users, known = contacts.at(0).names.users, tuple(task.name for task in tasks)
+    if not users or users == known:
+        return tasks, contacts
+    if set(users) == set(known):
+        return tasks, contacts.with_users(known)
+    if not all(re.match(r"user \d+", name) for name in known):
+        only = sorted(set(users) - set(known))
+        raise ConfigError(
+            f"The topology has user{'s' * (len(only) > 1)} {few(only)}, but the data set does not. Give users the same "
+            f"names in both: the data set has {few(sorted(set(known) - set(users)))}."
+        )
+    return tuple(task.renamed(name) for task, name in zip(tasks, users, strict=True)), contacts
 
 
 def _tasks(cfg: DictConfig, K: int | None, wanted: Wanted | None) -> tuple[Task, ...]:

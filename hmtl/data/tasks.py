@@ -107,6 +107,12 @@ class Task:
         """Whether this process holds the rows, as CSR arrays."""
         return bool(issparse(self.x_train))
 
+    def renamed(self, name: str) -> "Task":
+        """Return this task with another name."""
+        task = copy.copy(self)  # whose rows need no checks
+        object.__setattr__(task, "name", name)
+        return task
+
     def without_rows(self) -> "Task":
         """Return this task without its rows and its scaling, as processes know it that do not hold them."""
         rows = {name: getattr(self, name) for name in ROWS}

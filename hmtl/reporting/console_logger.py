@@ -82,7 +82,7 @@ class ConsoleLogger:
         self.close()
         for part in run_report(summary):
             if isinstance(part, str):
-                self._console.print(part)
+                self._console.print(part, markup=False)
             else:
                 self._console.table(part)
 

@@ -4,6 +4,7 @@ Shapes: K users, H relays, n marks for users; a mark is one user or, in a large 
 """
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 from matplotlib.collections import LineCollection
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from hmtl.reporting.style import Picture, colors
 from hmtl.topology import Moving, Topology
 
+LONGEST_INSIDE = 4  # characters that fit a mark
 MOST_NUMBERED = 40  # with more marks in a row, their numbers would overlap
 BUNDLES = 16  # groups of users, if there are too many types
 BUNDLED = "users whose relays are near each other"
@@ -77,11 +79,21 @@ def draw(
             axes.scatter(at[:, 0], at[:, 1], size, "white", marker=marker, edgecolors=DARK, linewidths=1.6, zorder=2.5)
     axes.scatter(relays[:, 0], relays[:, 1], 260, hues, marker="s", edgecolors=DARK, linewidths=0.8, zorder=3)
     axes.scatter(server[:1], server[1:], 420, DARK, marker="^", zorder=3)
-    texts = [(xy, str(i), DARK if hues[i, :3] @ LUMINANCE > 0.5 else "white") for i, xy in enumerate(relays)]
+    relay_labels = [str(topology.names.relay(i)) for i in range(H)]
+    texts = [
+        (xy, label, DARK if hue[:3] @ LUMINANCE > 0.5 else "white")
+        for xy, label, hue in zip(relays, relay_labels, hues, strict=True)
+    ]
     if len(labels) <= MOST_NUMBERED:
         texts += [(xy, label, DARK) for xy, label in zip(users, labels, strict=True)]
-    for xy, label, color in texts:
-        axes.annotate(label, xy, ha="center", va="center_baseline", fontsize=7, color=color, zorder=4)
+    inside = [topology.layout or max(map(len, each), default=0) <= LONGEST_INSIDE for each in (relay_labels, labels)]
+    for n, (xy, label, color) in enumerate(texts):
+        place: dict[str, Any] = {"xytext": (0, 0), "va": "center_baseline", "color": color}
+        if n < H and not inside[0]:
+            place = {"xytext": (0, 11), "va": "bottom", "color": DARK}
+        elif n >= H and not inside[1]:
+            place = {"xytext": (0, -10), "va": "top", "rotation": 90, "color": DARK}
+        axes.annotate(label, xy, textcoords="offset points", ha="center", fontsize=7, zorder=4, **place)
     entries = [
         Line2D([], [], marker="^", color=DARK, linestyle="none", markersize=11, label="server"),
         Line2D([], [], marker="s", color=GREY, markeredgecolor=DARK, linestyle="none", markersize=9, label="relay"),
@@ -106,7 +118,12 @@ def _marks(topology: Topology) -> tuple[NDArray[np.int64], list[str], NDArray[np
     """Return the users' marks: users heard [H, n], labels, areas [pt²], legend entry."""
     if topology.layout:
         size = 180.0 if topology.K <= MOST_NUMBERED else max(3.0, min(60.0, 6000 / topology.K))
-        return topology.G.astype(np.int64), [str(k) for k in range(topology.K)], np.full(topology.K, size), "user"
+        return (
+            topology.G.astype(np.int64),
+            [str(topology.names.user(k)) for k in range(topology.K)],
+            np.full(topology.K, size),
+            "user",
+        )
     together = topology.K > MOST_NUMBERED
     groups = [*topology.types.values(), topology.I(0)] if together else [(k,) for k in range(topology.K)]
     groups = [users for users in groups if users]
@@ -117,8 +134,9 @@ def _marks(topology: Topology) -> tuple[NDArray[np.int64], list[str], NDArray[np
         bundles = np.array_split([k for users in groups for k in users], BUNDLES)
         groups, kind = [tuple(bundle.tolist()) for bundle in bundles], f"{BUNDLED}, × number"
     heard = np.stack([topology.G[:, list(users)].sum(axis=1, dtype=np.int64) for users in groups], axis=1)
-    labels = [f"×{len(users)}" if together else str(users[0]) for users in groups]
-    wide = min(4.8 * max(map(len, labels)) + 1, ROW / len(groups))  # points, fits the longest number
+    labels = [f"×{len(users)}" if together else str(topology.names.user(users[0])) for users in groups]
+    longest = max(map(len, labels)) if together else LONGEST_INSIDE
+    wide = min(4.8 * longest + 1, ROW / len(groups))  # points, fits the longest number
     return heard, labels, np.full(len(groups), max(260.0, wide**2) if together else 200.0), kind
 
 

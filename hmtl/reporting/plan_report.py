@@ -8,7 +8,11 @@ from rich.table import Table
 from hmtl.coding import CODED_SCHEMES, MEDIA, SCHEMES
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
 from hmtl.communication.round_costs import BEST, AddingRelays, BestAggregators, Comparison
+from hmtl.communication.timetable import Timetable
 from hmtl.reporting.console import MOST_NAMED, as_table, names_of
+from hmtl.topology import Names
+
+MOST_CHOICES = 5  # that a table of seconds shows
 
 
 def plan_table(comparison: Comparison) -> Table:
@@ -29,8 +33,10 @@ def plan_table(comparison: Comparison) -> Table:
     for medium, best in comparison.aggregators.items():
         who = f"{'best' if best.proven else 'found'} for {medium}"
         rows.append(row(who, best.relays_to_server, best.downlinks.values(), best.seconds.values()))
-    sums, bounds = comparison.sums, comparison.bounds
-    who_learns = f"sums, learned by {names_of(sums.learning)}" if sums.learning else "sums, where they suffice"
+    sums, bounds, names = comparison.sums, comparison.bounds, comparison.names
+    who_learns = (
+        f"sums, learned by {names_of(names.of_relays(sums.learning))}" if sums.learning else "sums, where they suffice"
+    )
     rows += [
         row(who_learns, sums.relays_to_server, sums.downlinks.values(), sums.seconds.values()),
         row("all relays, Theorem 2", bounds[RELAYS_TO_SERVER], [bounds[SERVER_TO_RELAYS]]),
@@ -87,8 +93,9 @@ def verdict(comparison: Comparison, medium: str) -> str:
     here = medium == comparison.network.medium
     seconds, best = comparison.seconds[medium], comparison.aggregators[medium]
     uncoded = seconds["uncoded"]
+    names = comparison.names.of_relays
     choices = {  # in this order, so that the best aggregators for the medium are named if others take as long
-        f"{names_of(other.relays, other.server)} as aggregator{'s' * _several(other)}": other.seconds[medium]
+        f"{names_of(names(other.relays), other.server)} as aggregator{'s' * _several(other)}": other.seconds[medium]
         for other in (best, *comparison.aggregators.values())
         if other.relays
     } | {
@@ -113,8 +120,47 @@ def verdict(comparison: Comparison, medium: str) -> str:
     )
 
 
+def time_table(times: Timetable) -> Table:
+    """Return the seconds of a round over access links, for the best choices of who aggregates and the usual ones."""
+    usual = [choice for choice in times.choices[MOST_CHOICES:] if _is_usual(times, choice[0])]
+    rows = [(_who(times, setting), seconds) for setting, seconds in (*times.choices[:MOST_CHOICES], *usual)]
+    rows += [(f"sums, learned by {_who(times, setting)}", seconds) for setting, seconds in times.sums[:2]]
+    title = f"K={times.K} users, H={times.H} relays, r={times.r:.4g}; V={times.V_bits:,} bit; a round over all links"
+    cells = [[who, f"{seconds:.4g}", f"{1 - seconds / times.uncoded:.1%}"] for who, seconds in rows]
+    return as_table(title, ("who aggregates", "seconds", "saved"), cells)
+
+
+def time_remarks(times: Timetable) -> Iterator[str]:
+    """Yield the sentences under `time_table`: who aggregates soonest, and what that asks of it."""
+    (setting, seconds), tried = times.choices[0], len(times.choices)
+    who, several = _who(times, setting), isinstance(setting, list) and len(setting) > 1
+    fewer = f"{1 - seconds / times.uncoded:.1%} less than with plain forwarding, {times.uncoded:.4g} s"
+    yield (
+        f"Soonest: {who} aggregate{'s' * (not several)}. The messages of a round take {seconds:.4g} s"
+        + (f", {fewer}." if seconds < times.uncoded * (1 - 1e-9) else ", as with plain forwarding.")
+        + f" {'All' if times.every else 'Not all'} choices were tried: {tried}. Computing is not counted."
+    )
+    for duty in times.duties:
+        coding = f"multiplies {duty.multiplied / 1e6:,.0f} MB in GF(2^8), " if duty.multiplied else ""
+        yield (
+            f"In a round, {duty.name} holds {duty.memory / 1e6:,.1f} MB of 64-bit numbers (V, IVs and models, K rows "
+            f"each) beside its buffers, {coding}and computes the global update, with {duty.update:,} multiplications "
+            "if all users are coupled."
+        )
+
+
+def _is_usual(times: Timetable, setting: str | list[int | str]) -> bool:
+    return setting == "server" or (len(setting) == times.H and "server" not in setting)
+
+
+def _who(times: Timetable, setting: str | list[int | str]) -> str:
+    relays = [] if isinstance(setting, str) else [node for node in setting if node != "server"]
+    return names_of(times.names.of_relays(relays), isinstance(setting, list) and "server" in setting)
+
+
 def _proof(comparison: Comparison) -> Iterator[str]:
-    parts = " ".join("{" + ",".join(map(str, part)) + "}" for part in comparison.proof["partition"])
+    partition = map(comparison.names.of_relays, comparison.proof["partition"])
+    parts = " ".join("{" + ",".join(map(str, part)) + "}" for part in partition)
     least = f"{comparison.proof[RELAYS_TO_SERVER]:.2f}"
     yield (
         f"No scheme in which all relays learn all IVs has an uplink load below {least}, as the partition {parts} of "
@@ -132,11 +178,12 @@ def _adding(comparison: Comparison) -> str:
     sums, medium = comparison.sums, comparison.network.medium
     learning = "The server"
     if sums.learning:  # named in full, since later sentences may give only their number
-        learning = f"Relay{'s' * (len(sums.learning) > 1)} {', '.join(map(str, sums.learning))}"
+        learners = ", ".join(map(str, comparison.names.of_relays(sums.learning)))
+        learning = f"Relay{'s' * (len(sums.learning) > 1)} {learners}"
     sentences = [
         "Sums of 64-bit numbers suffice for regularizer=mean with mocha or fedu, and for cocoa, fedavg and its "
         "relatives.",
-        f"{learning} learn{'s' * (len(sums.learning) < 2)} them: {_sending(sums)}.",
+        f"{learning} learn{'s' * (len(sums.learning) < 2)} them: {_sending(sums, comparison.names)}.",
     ]
     here, server = sums.seconds[medium], sums.server_seconds[medium]
     if sums.learning:
@@ -146,13 +193,14 @@ def _adding(comparison: Comparison) -> str:
     return " ".join(sentences)
 
 
-def _sending(sums: AddingRelays) -> str:
+def _sending(sums: AddingRelays, names: Names) -> str:
     """Return what relays send to the server, and whether they could send less."""
     if not sums.relays:
         return "nothing has to be sent to the server"
-    of = f" with terms of the users whom not all of {names_of(sums.learning)} hear" if sums.learning else ""
-    same = f"{names_of(sums.learning)} learn{'s' * (len(sums.learning) < 2)}"
-    who = names_of(sums.relays) if len(sums.relays) <= MOST_NAMED else f"{len(sums.relays)} relays"
+    learning = names_of(names.of_relays(sums.learning))
+    of = f" with terms of the users whom not all of {learning} hear" if sums.learning else ""
+    same = f"{learning} learn{'s' * (len(sums.learning) < 2)}"
+    who = names_of(names.of_relays(sums.relays)) if len(sums.relays) <= MOST_NAMED else f"{len(sums.relays)} relays"
     if sums.pieces == 1:
         how = f"{who} {'send a whole row each' if len(sums.relays) > 1 else 'sends a whole row'}{of}"
         least = "shares of rows would not be faster" if sums.proven else "no shares that were tried are faster"
@@ -169,9 +217,10 @@ def _sending(sums: AddingRelays) -> str:
 
 def _best(comparison: Comparison, medium: str) -> str:
     best = comparison.aggregators[medium]
-    who = f"{names_of(best.relays, best.server)} aggregate{'s' * (not _several(best))}"
-    if len(best.relays) > MOST_NAMED:
-        who = f"{', '.join(map(str, best.relays))} aggregate, {len(best.relays)} relays"
+    relays = comparison.names.of_relays(best.relays)
+    who = f"{names_of(relays, best.server)} aggregate{'s' * (not _several(best))}"
+    if len(relays) > MOST_NAMED:
+        who = f"{', '.join(map(str, relays))} aggregate, {len(relays)} relays"
         who += " and the server" * best.server
     if best.proven:
         return (

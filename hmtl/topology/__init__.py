@@ -11,11 +11,13 @@ from hmtl.topology.files import from_file
 from hmtl.topology.generators import any_r, geometric, heterogeneous, symmetric
 from hmtl.topology.matching import balanced
 from hmtl.topology.moving import Contacts, Moving, Walk, from_contacts, moving
+from hmtl.topology.names import Names
 from hmtl.topology.topology import Topology
 
 __all__ = [
     "Contacts",
     "Moving",
+    "Names",
     "Topology",
     "Walk",
     "any_r",

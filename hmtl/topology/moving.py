@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from hmtl.errors import TopologyError
 from hmtl.rng import generator
-from hmtl.topology.files import link_tables, naming, read_lines, whole_numbers
+from hmtl.topology.files import link_tables, naming, read_lines
 from hmtl.topology.generators import geometric, within
+from hmtl.topology.names import NAMELESS, Names
 from hmtl.topology.topology import Topology
 
 COLUMNS = ("round", "relay", "user")
@@ -38,6 +39,10 @@ class Moving(ABC):
     def H(self) -> int:
         """Number of relays."""
         return self.at(0).H
+
+    def with_users(self, users: Sequence[str]) -> "Moving":
+        """Return this network, whose users have names, with its users in another order."""
+        raise TopologyError(f"The users of this network have no names, but {len(users)} names are given.")
 
     @abstractmethod
     def at(self, round: int) -> Topology:
@@ -99,16 +104,21 @@ class Contacts(Moving):
     Args:
         starts: the first round of each stretch, ascending from 0.
         tables: the links of each stretch [H, K], as 0 and 1.
+        names: names of relays and users.
 
     Raises:
         TopologyError: a user has no relay in round 0, or the tables differ in shape or have other entries.
     """
 
-    def __init__(self, starts: Sequence[int], tables: Sequence[NDArray[np.uint8]]) -> None:
+    def __init__(self, starts: Sequence[int], tables: Sequence[NDArray[np.uint8]], names: Names = NAMELESS) -> None:
         self.starts = tuple(starts)
-        first = Topology(tables[0])
-        complete = Topology(np.ones_like(first.G))
+        first = Topology(tables[0], names=names)
+        complete = Topology(np.ones_like(first.G), names=names)
         self._topologies = (first, *(complete.restricted(links=G) for G in tables[1:]))
+
+    def with_users(self, users: Sequence[str]) -> "Contacts":
+        parts = [t.with_users(users) for t in self._topologies]
+        return Contacts(self.starts, [t.G for t in parts], parts[0].names)
 
     def at(self, round: int) -> Topology:
         return self._topologies[bisect_right(self.starts, max(round, 0)) - 1]
@@ -119,7 +129,7 @@ def from_contacts(path: str | PathLike[str]) -> Contacts:
 
     The first line names the columns round, relay and user in any order. Each further line is a contact that begins in
     that round. The contacts listed for a round replace all earlier ones. Rounds are numbered from 0; relays and users
-    from 0, or both from 1 if neither column has a 0.
+    from 0, or both from 1 if neither column has a 0, unless they have names.
 
     Raises:
         TopologyError: the file cannot be read, or is not a list of contacts; the message names file and line.
@@ -132,14 +142,7 @@ def from_contacts(path: str | PathLike[str]) -> Contacts:
             raise TopologyError(
                 "It has no contacts below a first line round,relay,user. Write this line, then one contact per line."
             )
-        numbers = whole_numbers(lines[1:], header)
-        rounds, relays, users = (numbers[:, header.index(name)] for name in COLUMNS)
-        if rounds.min() > 0:
-            raise TopologyError(
-                f"The first contacts are of round {rounds.min()}, but rounds are numbered from 0. Add the contacts of "
-                "round 0."
-            )
-        return Contacts(*link_tables(rounds, relays, users))
+        return Contacts(*link_tables(lines[1:], header))
 
 
 def moving(

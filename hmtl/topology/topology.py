@@ -4,17 +4,18 @@ Shapes: K users, H relays, G [H, K] of 0 and 1; users and relays are numbered fr
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hmtl.errors import TopologyError
 from hmtl.topology.matching import balanced
+from hmtl.topology.names import NAMELESS, Names
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 MOST_USERS, MOST_RELAYS, MOST_LINKS = 10_000_000, 10_000, 100_000_000  # so that no setting alone fills the memory
@@ -24,29 +25,36 @@ MOST_USERS, MOST_RELAYS, MOST_LINKS = 10_000_000, 10_000, 100_000_000  # so that
 class Topology:
     """A two-hop network: users, the relays that hear them, and one server behind the relays.
 
-    Two topologies are equal if the same relays hear the same users; positions are only for drawing. A relay may hear
-    all users or none. Every user needs a relay, except in a topology made by `restricted`, where a user without relay
-    is *absent*: it sends nothing and is not counted.
+    Two topologies are equal if the same relays hear the same users; positions are only for drawing, and names only for
+    printing. A relay may hear all users or none. Every user needs a relay, except in a topology made by `restricted`,
+    where a user without relay is *absent*: it sends nothing and is not counted.
 
     Args:
         G: [H, K] array-like of 0 and 1, `G[i, k] = 1` if relay i hears user k; stored as a read-only uint8 array.
         layout: positions (users [K, 2], relays [H, 2]) in units of length, or None.
+        names: names of relays and users.
 
     Raises:
-        TopologyError: G has no rows or columns, an entry other than 0 and 1, or a user without relay.
+        TopologyError: G has no rows or columns, an entry other than 0 and 1, or a user without relay; or the names are
+            not one for each relay or user.
 
     Ref: Hu et al. 2022, Section II.
     """
 
     G: NDArray[np.uint8]
     layout: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    names: Names = NAMELESS
 
     def __post_init__(self) -> None:
         G = _zeros_and_ones(self.G, "G")
+        for what, names, count in zip(("relay", "user"), (self.names.relays, self.names.users), G.shape, strict=True):
+            if names and len(names) != count:
+                raise TopologyError(f"There are {len(names)} names for {count} {what}s. Give one name per {what}.")
         unheard = np.flatnonzero(~G.any(axis=0))
         if len(unheard):
+            counted = "" if self.names.users else ", counted from 0"
             raise TopologyError(
-                f"No relay hears {name_users(unheard)}, counted from 0. Give every user a relay, or omit these users."
+                f"No relay hears {self.names.of_users(unheard)}{counted}. Give every user a relay, or omit these users."
             )
         object.__setattr__(self, "G", _frozen(G))
         if self.layout is not None:
@@ -152,7 +160,15 @@ class Topology:
         if users is not None:
             G[:, np.setdiff1d(np.arange(self.K), list(users))] = 0
         part = object.__new__(Topology)  # without the check that every user has a relay
-        part.__dict__.update(G=_frozen(G), layout=self.layout)
+        part.__dict__.update(G=_frozen(G), layout=self.layout, names=self.names)
+        return part
+
+    def with_users(self, users: Sequence[str]) -> "Topology":
+        """Return this network with its users, who have names, in another order."""
+        at = [self.names.users.index(name) for name in users]
+        part = object.__new__(Topology)
+        layout = self.layout and (_frozen(self.layout[0][at]), self.layout[1])
+        part.__dict__.update(G=_frozen(self.G[:, at]), layout=layout, names=Names(self.names.relays, tuple(users)))
         return part
 
     def __eq__(self, other: object) -> bool:
@@ -193,12 +209,6 @@ def _zeros_and_ones(table: ArrayLike, name: str) -> NDArray[np.uint8]:
             "Change it to 0 or 1."
         )
     return given.astype(np.uint8)
-
-
-def name_users(numbers: NDArray[np.integer[Any]]) -> str:
-    """Return `user 3` or `users 3, 5, 8 ...`, for messages."""
-    listed = ", ".join(str(k) for k in numbers[:10]) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")
-    return f"user {listed}" if len(numbers) == 1 else f"users {listed}"
 
 
 def _numbers(mask: ArrayLike) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from hmtl.communication import CodedHierarchical, Communicator, Sums
 from hmtl.communication.communicators.sums import sums_if_faster
+from hmtl.communication.wires import row_bits
 from hmtl.mtl import Algorithm, Problem
 
 
@@ -21,11 +22,14 @@ def matched(
         ConfigError: the communicator cannot serve this algorithm.
     """
     if isinstance(communicator, Sums):
-        return make(messages="sums"), communicator
+        algorithm = make(messages="sums")
+        return algorithm, communicator.for_rows(64 * algorithm.users.numbers)
     algorithm = make()
+    m, dtype = algorithm.users.numbers, algorithm.W.dtype
+    communicator = communicator.for_rows(row_bits(communicator.wire, m, dtype))
     q = algorithm.sums_needed(problem)
     if q and isinstance(communicator, CodedHierarchical):
-        sums = sums_if_faster(communicator, q, algorithm.W.element_size())
+        sums = sums_if_faster(communicator, q, dtype.itemsize, m)
         if sums is not None:
             return make(messages="sums"), sums
     if len(problem.users) == problem.K:  # otherwise the aggregator learns from a set-up what this depends on

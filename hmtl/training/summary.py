@@ -82,7 +82,7 @@ class Summary(BaseModel):
     loads_uncoded: dict[str, float] | None = None
     handover_bits: int | None = None
     bits_per_number: dict[str, float] | None = None
-    adding: list[int] | None = None
+    adding: list[int | str] | None = None
     pieces: int | None = None
     last_hop: str | None = None
     note: str | None = None

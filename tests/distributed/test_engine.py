@@ -220,13 +220,13 @@ def test_a_run_ends_with_a_checkpoint_when_nobody_is_left(
 
 
 RETURNS = [
-    ("communicator=coded", "aggregators=all"),
-    ("communicator=coded", "aggregators=[0]"),
+    ("communicator=coded", "aggregators=all", "algorithm.omega_every=0"),
+    ("communicator=coded", "aggregators=[0]", "algorithm.omega_every=0"),
     ("regularizer=mean", "communicator=sums", "wire=int4", "aggregators=all"),
     *(
         pytest.param(words, marks=pytest.mark.slow)
         for words in (
-            ("communicator=uncoded", "wire=int4"),
+            ("communicator=uncoded", "wire=int4", "algorithm.omega_every=0"),
             ("aggregators=[server,0,1]", "algorithm.omega_every=3"),
             ("algorithm=cocoa", "communicator=sums", "checkpoint_every=3"),
             ("algorithm=scaffold", "communicator=sums"),

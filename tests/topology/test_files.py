@@ -126,3 +126,68 @@ def test_text_is_not_npz(tmp_path):
 def test_errors_of_paths(tmp_path, name):
     with pytest.raises(TopologyError, match="cannot be read"):
         from_file(tmp_path / name)
+
+
+def names(count):
+    letters = st.text("abcXYZ_é -", min_size=1, max_size=8).map(str.strip)
+    kept = letters.filter(lambda name: name and name.lower() not in ("nan", "relay", "user"))
+    return st.lists(kept, min_size=count, max_size=count, unique=True)
+
+
+@given(topologies(max_H=5, max_K=8), st.data())
+@settings(max_examples=40)
+def test_names_round_trip(t, data):
+    """Matrices either way round, links and npz, with names at one side or both."""
+    if min(t.H, t.K) == 1:
+        return  # a line of one name may have spaces in it
+    relays, users = (tuple(data.draw(names(count))) for count in (t.H, t.K))
+    table = [[relay, *map(str, row)] for relay, row in zip(relays, t.G, strict=True)]
+    columns = [[user, *map(str, column)] for user, column in zip(users, t.G.T, strict=True)]
+    with tempfile.TemporaryDirectory() as folder:
+
+        def read(rows, **sizes):
+            return from_file(write(folder, "\n".join(",".join(row) for row in rows)), **sizes)
+
+        def same(found, *given):
+            return found == t and (found.names.relays, found.names.users) == given
+
+        for corner in (["relay"], ["Relays"], [""], ["site"], []):
+            assert same(read([[*corner, *users], *table]), relays, users)
+        assert same(read([["user", *relays], *columns]), relays, users)
+        assert same(read(table), relays, ())
+        assert same(read([users, *t.G.astype(str)]), (), users)
+        if t.K != t.H:
+            assert same(read([["", *relays], *columns], K=t.K), relays, users)
+            assert same(read(t.G.T.astype(str), H=t.H), (), ())
+        np.savez(Path(folder) / "named.npz", G=t.G, relays=np.array(relays), users=list(users))
+        assert same(from_file(Path(folder) / "named.npz"), relays, users)
+        if t.K != t.H:
+            np.savez(Path(folder) / "turned.npz", G=t.G.T, relays=np.array(relays), users=list(users))
+            assert same(from_file(Path(folder) / "turned.npz"), relays, users)
+        links = [(i, k) for k in range(t.K) for i in t.relays_of(k)]
+        found = read([["user", "relay"], *([users[k], relays[i]] for i, k in links)])
+        assert found.names.users == users
+        at = [found.names.relays.index(relays[i]) for i in t.active]
+        assert np.array_equal(found.G[at], t.G[list(t.active)])
+
+
+def test_more_relays_than_users_is_a_question(tmp_path, caplog):
+    path = write(tmp_path, "1,0\n0,1\n1,1")
+    assert (from_file(path).H, len(caplog.records)) == (3, 1)
+    assert (from_file(path, H=3).H, from_file(path, K=3).H, len(caplog.records)) == (3, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("relay,a,a\nx,1,1\n", "'a' of a user"),
+        ("relay,a,b\nx,1,1\nx,1,1\n", "'x' of a relay"),
+        ("relay,a,b\nx,1,0\ny,1,0\n", "user b\\."),
+        ("relay,a,b\nx,1,0\ny,1\n", "Line 3"),
+        ("relay,a,b\n", "Line 1"),
+        ("relay,user\nx,a\n1,b\n", "whole numbers"),
+    ],
+)
+def test_errors_of_names(tmp_path, text, message):
+    with pytest.raises(TopologyError, match=message):
+        from_file(write(tmp_path, text))

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from hmtl.topology.names import NAMELESS, Names
+
 TIERS = ("users_to_relays", "relays_to_server", "server_to_relays", "relays_to_users")
 USERS_TO_RELAYS, RELAYS_TO_SERVER, SERVER_TO_RELAYS, RELAYS_TO_USERS = TIERS
 SETUP = "setup"
@@ -44,8 +46,8 @@ class LinkLedger:
         rounds: number of rounds recorded so far.
     """
 
-    def __init__(self, K: int, H: int) -> None:
-        users, relays = [f"user {k}" for k in range(K)], [f"relay {i}" for i in range(H)]
+    def __init__(self, K: int, H: int, names: Names = NAMELESS) -> None:
+        users, relays = [f"user {names.user(k)}" for k in range(K)], [f"relay {names.relay(i)}" for i in range(H)]
         broadcasts = [f"all of {i}" for i in relays]
         links = users, relays, [*relays, "all relays"], [*users, *broadcasts]
         self.links: dict[str, Sequence[str]] = dict(zip(TIERS, links, strict=True))

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hmtl.coding import MEDIA, Aggregators, Hops, Loads, Uplinks, loads
+from hmtl.communication.accounting.access import Access, LinkFile, access_of, read_links
 from hmtl.communication.accounting.ledger import (
     RELAYS_TO_SERVER,
     RELAYS_TO_USERS,
@@ -33,9 +35,11 @@ class Network:
         uplink_bps: bandwidth of each relay to the server [H]; None: W2 for all relays.
         uplink: `shared`: relays send one after the other; `parallel`: all at once, and the slowest one counts.
         last_hop: `broadcast` or `unicast` from a relay to its users, for sums, whose row is the same for all users.
+        links: file with the access link of each node (see `hmtl.communication.accounting.access`), from which the
+            seconds of a round then follow; it replaces W1, W2, uplink_bps and uplink.
 
     Raises:
-        ConfigError: a bandwidth is below `LEAST_BPS`, or a medium or an uplink is unknown.
+        ConfigError: a bandwidth is below `LEAST_BPS`, a medium or an uplink is unknown, or the file holds no links.
     """
 
     W1: float = 100e6
@@ -44,6 +48,7 @@ class Network:
     uplink_bps: Sequence[float] | None = None
     uplink: str = "shared"
     last_hop: str = "broadcast"
+    links: str | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("medium", MEDIA), ("uplink", UPLINKS), ("last_hop", MEDIA)):
@@ -57,6 +62,15 @@ class Network:
                 raise ConfigError(
                     f"network.{name}={bandwidth} is below {LEAST_BPS:g}. Set a bandwidth in bit/s, such as 1e8."
                 )
+        _ = self._file  # raises if it is not a file of links
+
+    @cached_property
+    def _file(self) -> LinkFile | None:
+        return None if self.links is None else read_links(self.links)
+
+    def access(self, topology: Topology) -> Access | None:
+        """Return the access links of a network; None if there is no file of them."""
+        return access_of(self._file, topology, str(self.links)) if self._file else None
 
     def seconds(self, bits: Mapping[str, ArrayLike]) -> float:
         """Return T_comm [s]: the bits of each tier divided by its bandwidth, summed over tiers.
@@ -76,7 +90,16 @@ class Network:
         return users / self.W1 + total[SERVER_TO_RELAYS] / self.W2 + self._uplinks(len(up)).seconds(up)
 
     def uplinks(self, topology: Topology) -> Uplinks | None:
-        """Return the uplinks of the active relays for a plan; None if they are equal and shared."""
+        """Return the uplinks of the active relays for a plan; None if they are equal and shared.
+
+        With a file of links, they work in parallel, unless the server's own link is the narrower one.
+        """
+        if access := self.access(topology):
+            up = np.array([access.links[1 + i, 0] for i in topology.active])
+            (server_up, server_down), least = access.links[0, :2].tolist(), float(up.min(initial=np.inf))
+            if server_down <= least:
+                return None
+            return Uplinks(tuple(up.clip(max=server_down).tolist()), bool(up.sum() <= 2 * server_down), server_up)
         if self.uplink_bps is None and self.uplink == "shared":
             return None
         links = self._uplinks(topology.H)

@@ -35,8 +35,9 @@ from hmtl.communication.nodes.host import UserHost, UserSide
 from hmtl.communication.nodes.supplying import AggregatingServer, SuppliedRelay
 from hmtl.communication.planning.planner import MakePlan, Planner, preferred_aggregators
 from hmtl.communication.round import Nodes, Outcome, Stage, Stopwatch, coding, forwarding, play, supplying
+from hmtl.communication.timed import TimedLinks
 from hmtl.communication.wires import FLOATS, Wire, check_wire, quantiser_of, rounding
-from hmtl.topology import Moving, Topology
+from hmtl.topology import Moving, Names, Topology
 
 SETUP_ROUND = -1  # number of the round in which a set-up is exchanged
 NOBODY = np.empty(0, np.int64)
@@ -74,13 +75,19 @@ class Communicator:
 
     Attributes:
         topology: who hears whom in the current round.
+        aggregators: the choice of who computes the models.
         planner: plans for this topology.
         planning: cost of changing plans so far.
         ledger: bits of every link.
         stopwatch: CPU time of the current round.
         V_bits: bits of one IV on the wire; 0 before the first round.
         setup_seconds: communication time of the set-up, and the time that it takes uncoded.
+        alike: makes a communicator with the same settings, from a topology, a network, `links` and others to change.
+        row_type: of an IV; integers for sums.
     """
+
+    alike: "Callable[..., Communicator]"
+    row_type = torch.float64
 
     def __init__(
         self,
@@ -95,13 +102,16 @@ class Communicator:
         check_wire(wire)
         self.contacts, self.topology, self.network, self.wire = contacts, contacts.at(0), network, wire
         network.uplinks(self.topology)  # raises if uplink_bps has another number of relays
-        self.scheme = scheme_of(scheme)
-        chosen = preferred_aggregators(contacts, network, scheme, aggregators)
+        self.scheme, self.aggregators = scheme_of(scheme), aggregators
+        self._chosen = chosen = preferred_aggregators(contacts, network, scheme, aggregators)
         self._planner_of = lru_cache(KEPT)(lambda t: Planner(t, network, chosen.relays, make, server=chosen.server))
         self.planner: Planner = self._planner_of(self.topology)
         self.planning = Planning()
-        self.ledger, self.stopwatch = LinkLedger(contacts.K, contacts.H), Stopwatch()
+        self.ledger, self.stopwatch = LinkLedger(contacts.K, contacts.H, self.topology.names), Stopwatch()
+        access = network.access(self.topology)
         self.make_links, self._links = links, links(self.ledger)
+        if access and type(self._links) is InProcess:
+            self._links = TimedLinks(self.ledger, contacts, access)
         self.V_bits = 0
         self._dtype = ""  # of the models
         self._sides: tuple[UserSide, AggregatorSide] | None = None
@@ -109,6 +119,7 @@ class Communicator:
         self._memory: dict[str, Any] = {}  # state of nodes that have not been made yet
         self._server: Server | None = None  # after the last round, if it is in this process
         self._theory: dict[Topology, NDArray[np.float64]] = {}
+        self._predictions: dict[tuple[Topology, bool, int], float] = {}
         self.setup_seconds: tuple[float, ...] = (0.0, 0.0)
         self._setup_exchanges = 0
 
@@ -123,6 +134,22 @@ class Communicator:
         if self.scheme.code:
             return self.plan.loads
         return loads(self.topology, self.scheme.name, self.network.uplinks(self.topology))
+
+    def for_rows(self, V_bits: float) -> "Communicator":
+        """Return this communicator with those aggregators with which rows of V bits take the least time.
+
+        It is itself unless it chooses its aggregators (`aggregators=auto`) by a file of links.
+        """
+        if self.network.links is None or self.aggregators != "auto":
+            return self
+        from hmtl.communication.prediction import by_seconds  # late, since it imports this module
+
+        best = next(iter(by_seconds(self.alike, self.topology, self.network, V_bits, self.row_type)))
+        if best == AggregatorSet(self.planner.preferred, self.planner.server):
+            return self
+        chosen = self.alike(self.contacts, self.network, links=self.make_links, aggregators=best.setting)
+        chosen.aggregators = self.aggregators
+        return chosen
 
     def check_learner(self, aggregator: AggregatorSide) -> None:
         """Raise ConfigError if the communicator cannot serve this learner; most serve any learner."""
@@ -183,8 +210,16 @@ class Communicator:
         return Outcome(counted, attendance.relays, attendance.aggregators, empty)
 
     def seconds(self, round: int | str = -1) -> float:
-        """Return the communication time of a round, or of SETUP; see `Network.seconds`."""
-        return self.network.seconds(self._sent(round))
+        """Return the communication time of the last round, or of SETUP; see `Network.seconds`.
+
+        With a file of links, it is that of all messages as they wait for each other; between processes, that of a round
+        in which everybody takes part.
+        """
+        if self.network.links is None:
+            return self.network.seconds(self._sent(round))
+        if self._links.seconds is not None:
+            return self._links.seconds
+        return self._predicted(self._sent(round), coded=round != SETUP)
 
     def uncoded_seconds(self) -> float:
         """Return the communication time that the last round would take uncoded."""
@@ -198,7 +233,7 @@ class Communicator:
             "r": r,
             "communicator": "coded" if self.scheme.code else "uncoded",
             "scheme": self.scheme.name,
-            "aggregators": AggregatorSet(self.planner.preferred, self.planner.server).setting,
+            "aggregators": _named(self.topology.names, AggregatorSet(self.planner.preferred, self.planner.server)),
             "medium": self.network.medium,
             "V_bits": self.V_bits,
             "loads": self.ledger.loads(self.V_bits),
@@ -331,6 +366,8 @@ class Communicator:
 
         Relays then forward what users send and receive; reports and the attendance stay the same.
         """
+        if self.network.links is not None:
+            return self._predicted(sent, coded=False)
         attendance = server.attendance
         present, relays = attendance.users, attendance.relays
         up = np.zeros(self.topology.H)
@@ -340,3 +377,19 @@ class Communicator:
         copies = len(relays) if self.network.medium == "unicast" else min(len(relays), 1)
         down = sent[RELAYS_TO_USERS].sum() + 8 * times * copies * Attendance.nbytes(self.topology)
         return self.network.seconds({**sent, RELAYS_TO_SERVER: up, SERVER_TO_RELAYS: down})
+
+    def _predicted(self, sent: Mapping[str, NDArray[np.int64]], coded: bool) -> float:
+        """Return the seconds of a round over access links whose rows are as long as the longest that users sent."""
+        from hmtl.communication.communicators.ivs import Uncoded  # late, since these import this module
+        from hmtl.communication.prediction import predict
+
+        V_bits, key = int(sent[USERS_TO_RELAYS].max()), (self.topology, coded)
+        if V_bits and self._predictions.get((*key, V_bits)) is None:
+            make, dtype = (self.alike, self.row_type) if coded else (Uncoded, torch.float64)
+            self._predictions[*key, V_bits] = predict(make, self.topology, self.network, V_bits, dtype)
+        return self._predictions.get((*key, V_bits), 0.0)
+
+
+def _named(names: Names, nodes: AggregatorSet) -> str | list[int | str]:
+    """Return nodes as in the setting `aggregators`, by their names if they have any."""
+    return nodes.setting if isinstance(nodes.setting, str) else names.of_relays(nodes.setting)

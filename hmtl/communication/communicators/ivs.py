@@ -1,6 +1,7 @@
 """Communicators of all IVs: relays exchange them coded and aggregate, or forward them to the server. K users."""
 
 from functools import partial
+from typing import Any
 
 from hmtl.coding import CODED_SCHEMES, Aggregators, make_plan, scheme_of
 from hmtl.communication.accounting.network import Network
@@ -44,7 +45,8 @@ class CodedHierarchical(Communicator):
         scheme_of(scheme, CODED_SCHEMES)
         make = partial(make_plan, scheme=scheme, seed=seed, max_pieces=max_pieces, generation=generation)
         super().__init__(topology, network, scheme, wire, links, make, aggregators)
-        self.aggregators = aggregators
+        settings: dict[str, Any] = {"scheme": scheme, "seed": seed, "max_pieces": max_pieces, "generation": generation}
+        self.alike = partial(CodedHierarchical, wire=wire, aggregators=self._chosen.setting, **settings)
         _ = self.plan  # raises if nothing can be coded
 
 
@@ -67,3 +69,4 @@ class Uncoded(Communicator):
         links: MakeLinks = InProcess,
     ) -> None:
         super().__init__(topology, network, "uncoded", wire, links)
+        self.alike = partial(Uncoded, wire=wire)

@@ -56,6 +56,7 @@ class CodedPartial(Communicator):
         self._settings: dict[str, Any] = {"seed": seed, "max_pieces": max_pieces, "generation": generation}
         super().__init__(topology, network, "optimal", wire, links, partial(make_plan, **self._settings))
         self._setup_planner = self.planner
+        self.alike = partial(CodedPartial, wire=wire, **self._settings)
         self._aggregator: AggregatorSide | None = None
         self._needs: NDArray[np.bool_] | None = None
 
@@ -98,6 +99,8 @@ class CodedPartial(Communicator):
     def _cheaper(self) -> str:
         """Return a note that `communicator=coded` would be cheaper, or "" if it would not."""
         t, network = self.topology, self.network
+        if network.links is not None:
+            return ""
         uplinks, seconds = network.uplinks(t), between_seconds(network, self.theory, 1.0)
         best = best_aggregators(t, uplinks=uplinks, medium=network.medium)
         if best.cost / network.W2 >= seconds:

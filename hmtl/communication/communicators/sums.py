@@ -1,11 +1,12 @@
 """The communicator of sums: relays and server add, and the server or relays learn the sums. K users, H relays."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from hmtl.coding import Aggregators, Loads, SumCode, sum_bounds
 from hmtl.communication.accounting.ledger import (
@@ -36,6 +37,7 @@ from hmtl.communication.nodes.few_bit_sums import (
 from hmtl.communication.nodes.host import UserSide
 from hmtl.communication.nodes.summing import SummingRelay, SummingServer
 from hmtl.communication.planning.planner import SUMS, Planner, preferred_sum_aggregators
+from hmtl.communication.prediction import predict
 from hmtl.communication.round import Nodes, Outcome, forwarding, summing
 from hmtl.communication.row_formats import Formats, PlainRows
 from hmtl.communication.wires import name_of
@@ -57,11 +59,11 @@ class Replaced:
     """A coded plan that sums replaced because they take less time.
 
     Attributes:
-        loads: the loads of the plan.
+        seconds: returns the time that the plan takes for IVs of so many bits.
         ratio: bits of a row of sums divided by bits of an IV.
     """
 
-    loads: Loads
+    seconds: Callable[[float], float]
     ratio: float
 
 
@@ -77,6 +79,8 @@ class Sums(Communicator):
         aggregators: who learns the sums. `auto`: the server, or those relays, with which a row takes the least time on
             this network; `server`; `all`; or the numbers of relays that together hear everybody.
         wire: a name in FEW_BITS, for terms and sums in few bits, see `hmtl.communication.few_bits`; None: 64 bits.
+
+    Attributes:
         replaced: the coded plan instead of which sums travel; None: the user chose sums.
     """
 
@@ -89,7 +93,6 @@ class Sums(Communicator):
         sums: str = "auto",
         aggregators: Aggregators = "auto",
         links: MakeLinks = InProcess,
-        replaced: Replaced | None = None,
     ) -> None:
         if wire is not None and wire not in FEW_BITS:
             raise ConfigError(
@@ -103,7 +106,12 @@ class Sums(Communicator):
         preferred = preferred_sum_aggregators(topology, network, sums, aggregators)
         self._planner_of = lru_cache(KEPT)(lambda t: Planner(t, network, preferred, sums=sums))
         self.planner = self._planner_of(self.topology)
-        self.bits, self.replaced = FEW_BITS.get(wire or ""), replaced
+        self.aggregators = aggregators
+        self.alike = partial(Sums, wire=wire, sums=sums, aggregators=list(preferred) or "server")
+        self.bits = FEW_BITS.get(wire or "")
+        self.replaced: Replaced | None = None
+
+    row_type = torch.int64
 
     @property
     def theory(self) -> Loads:
@@ -130,7 +138,7 @@ class Sums(Communicator):
         described["bounds"] = dict(zip((RELAYS_TO_SERVER, SERVER_TO_RELAYS, RELAYS_TO_USERS), least, strict=True))
         described |= {"communicator": "sums", "scheme": "sums", "last_hop": self.network.last_hop}
         code, _ = self._codes(self.topology, self._L)
-        described |= {"adding": list(code.relays), "pieces": code.pieces}
+        described |= {"adding": self.topology.names.of_relays(code.relays), "pieces": code.pieces}
         if not self._sides or not self.V_bits:
             return described
         row_bits = self._row_bits
@@ -237,24 +245,33 @@ class Sums(Communicator):
     def _reason(self, replaced: Replaced) -> str:
         """Return why sums travel instead of coded IVs."""
         row_bits = self._row_bits[RELAYS_TO_SERVER]
-        adding = between_seconds(self.network, self.theory, row_bits)
-        coded = between_seconds(self.network, replaced.loads, row_bits / replaced.ratio)
+        adding, coded = _seconds(self, row_bits), replaced.seconds(row_bits / replaced.ratio)
+        between = " between relays and server" * (self.network.links is None)
         return (
-            "relays add instead of coding, since this learner needs only sums: a round between relays and server takes "
+            f"relays add instead of coding, since this learner needs only sums: a round{between} takes "
             f"{adding:.3g} s instead of {coded:.3g} s (a row of sums has {replaced.ratio:.2g} times the bits of an IV)"
         )
 
 
-def sums_if_faster(coded: CodedHierarchical, q: int, itemsize: int) -> Sums | None:
+def _seconds(communicator: Communicator, V_bits: float) -> float:
+    """Return the time that rows of V bits take: between relays and server, or over all links if there is a file."""
+    network = communicator.network
+    if network.links is None:
+        return between_seconds(network, communicator.theory, V_bits)
+    return predict(communicator.alike, communicator.topology, network, V_bits, communicator.row_type)
+
+
+def sums_if_faster(coded: CodedHierarchical, q: int, itemsize: int, numbers: int = 1) -> Sums | None:
     """Return a communicator of sums to replace `coded`, or None if it is not faster.
 
-    Only the time between relays and server is compared. Sums replace coding only if `aggregators=auto`, and if numbers
-    travel in their own type or in few bits.
+    Without a file of links, only the time between relays and server is compared. Sums replace coding only if
+    `aggregators=auto`, and if numbers travel in their own type or in few bits.
 
     Args:
         coded: the communicator that sums may replace.
         q: number of sums for each coordinate of an IV.
         itemsize: bytes of a number of an IV in its own type.
+        numbers: in an IV.
     """
     wire = coded.wire
     if coded.aggregators != "auto" or (wire is not None and not (isinstance(wire, str) and wire in FEW_BITS)):
@@ -263,7 +280,8 @@ def sums_if_faster(coded: CodedHierarchical, q: int, itemsize: int) -> Sums | No
     if wire:
         one = FewBits(FEW_BITS[wire], coded.contacts.K, BLOCK)
         ratio = q * one.sums.nbytes / one.terms.nbytes  # an IV has the format of a user's terms
-    replaced = Replaced(coded.theory, ratio)
-    sums = Sums(coded.contacts, coded.network, wire, links=coded.make_links, replaced=replaced)
-    adding = between_seconds(coded.network, sums.theory, ratio)
-    return sums if adding < between_seconds(coded.network, coded.theory, 1) else None
+    V_bits = 8.0 * itemsize * numbers
+    sums = Sums(coded.contacts, coded.network, wire, links=coded.make_links).for_rows(ratio * V_bits)
+    assert isinstance(sums, Sums)
+    sums.replaced = Replaced(partial(_seconds, coded), ratio)
+    return sums if _seconds(sums, ratio * V_bits) < _seconds(coded, V_bits) else None

@@ -175,8 +175,9 @@ class ComparingServer(Server):
             if odd := deviating(comparable):
                 same_ivs = not deviating({i: digest[:DIGEST_BYTES] for i, digest in comparable.items()})
                 what = "computed other models" if same_ivs else "learned other IVs or sums"
+                names = ", ".join(map(str, self.topology.names.of_relays(odd)))
                 raise CodingError(
-                    f"relay{'s' * (len(odd) > 1)} {', '.join(map(str, odd))} {what} than the other aggregators in "
+                    f"relay{'s' * (len(odd) > 1)} {names} {what} than the other aggregators in "
                     f"round {self.round}. The run stops before a wrong model spreads. Please report this with the "
                     "topology, the settings of the communicator and the seed."
                 )

@@ -121,7 +121,8 @@ class PartialServer(CodingServer):
         unheard = np.setdiff1d(self.topology.present, self.attendance.users)
         away = sorted(set(self.planner.preferred).difference(self.attendance.aggregators))
         if len(unheard) or away:
-            who = f"relay {away[0]}" if away else f"user {unheard[0]}"
+            names = self.topology.names
+            who = f"relay {names.relay(away[0])}" if away else f"user {names.user(unheard[0])}"
             raise CodingError(
                 f"{who} took no part in round {self.round}, but communicator=partial needs every user and relay in "
                 "every round. Set communicator=coded."

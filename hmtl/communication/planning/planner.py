@@ -1,6 +1,7 @@
 """Plans of a network, which every node derives by itself."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -29,7 +30,6 @@ from hmtl.communication.attendance import Attendance
 from hmtl.communication.planning.pieces import View
 from hmtl.errors import CodingError
 from hmtl.topology import Moving, Topology
-from hmtl.topology.topology import name_users
 
 SUMS = ("auto", "coded", "whole")
 """How rows of sums travel: in shares if this takes less time, also with padding; always in shares; or always whole."""
@@ -220,8 +220,9 @@ def preferred_sum_aggregators(
             "learn the sums, not both. Leave server out, or set aggregators=auto."
         )
     if A and (unheard := np.setdiff1d(first.present, first.restricted(relays=A).present)).size:
+        relays, users = first.names.of_relays(A), first.names.of_users(unheard)
         raise CodingError(
-            f"aggregators={list(A)} with communicator=sums: none of these relays hears {name_users(unheard)}. Name "
+            f"aggregators={relays} with communicator=sums: none of these relays hears {users}. Name "
             "relays that together hear everybody, or set aggregators=auto."
         )
     return A
@@ -249,4 +250,4 @@ def preferred_aggregators(
 
 def _who_may_aggregate(contacts: Topology | Moving) -> Topology:
     """Return a topology whose active relays may have users in some round, not only in the first contacts."""
-    return contacts if isinstance(contacts, Topology) else Topology(np.ones_like(contacts.at(0).G))
+    return contacts if isinstance(contacts, Topology) else replace(contacts.at(0), G=np.ones_like(contacts.at(0).G))

@@ -1,0 +1,110 @@
+"""Access links: the rates and the latency with which each node is connected, from a file. K users, H relays.
+
+A relay may have two links, one towards the server and one towards its users. Users of the same host share its link. A
+transfer takes the latencies of both ends, and no end carries more than its rate.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hmtl.errors import ConfigError
+from hmtl.topology import Topology
+
+Rate = Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]  # bit/s; with less, times would not be finite
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+T = TypeVar("T")
+
+
+class Link(BaseModel):
+    """What a node sends and receives at most, and its share of a path's latency."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    up_bps: Rate
+    down_bps: Rate
+    latency_s: Seconds
+
+
+class RelayLink(Link):
+    """A relay's link towards the server, and that towards its users if it is another one."""
+
+    to_users_bps: Rate | None = None
+    from_users_bps: Rate | None = None
+    users_latency_s: Seconds | None = None
+
+
+class HostLink(Link):
+    """The link of a host; None: its only user has its name."""
+
+    users: tuple[int | str, ...] | None = None
+
+
+class LinkFile(BaseModel):
+    """The content of a file of links, by name or number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    server: Link
+    relays: dict[int | str, RelayLink]
+    hosts: dict[int | str, HostLink]
+
+
+@dataclass(frozen=True)
+class Access:
+    """The access links of a network.
+
+    Attributes:
+        links: [n, 3] bit/s up and down, and seconds, of each link.
+        ports: the link of the server, of relays towards the server, and towards their users, of hosts [1 + 2H + N].
+        homes: the host of each user [K].
+    """
+
+    links: NDArray[np.float64]
+    ports: NDArray[np.int64]
+    homes: NDArray[np.int64]
+
+
+def read_links(path: str | Path) -> LinkFile:
+    """Return the content of a file of links; raise ConfigError if it is not one."""
+    from omegaconf import OmegaConf  # late: most networks have no such file
+
+    try:
+        return LinkFile.model_validate(OmegaConf.to_container(OmegaConf.load(path)))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ConfigError(
+            f"{path}: {place}: {first['msg'][0].lower()}{first['msg'][1:]}. Correct this entry."
+        ) from None
+    except Exception as error:  # of the system, of YAML, or of characters
+        raise ConfigError(f"{path} cannot be read ({' '.join(str(error).split())}). Give a YAML file.") from error
+
+
+def access_of(file: LinkFile, t: Topology, path: str) -> Access:
+    """Return the access links of a network; raise ConfigError if one of its relays or users has none."""
+    relays = [_of("relay", t.names.relay(i), file.relays, path) for i in range(t.H)]
+    hosts = dict(enumerate(file.hosts.items()))
+    home = {user: n for n, (name, host) in hosts.items() for user in ((name,) if host.users is None else host.users)}
+    homes = [_of("user", t.names.user(k), home, path) for k in range(t.K)]
+    rows = [[each.up_bps, each.down_bps, each.latency_s] for each in (file.server, *relays)]
+    ports = [*range(1 + t.H)]
+    for i, relay in enumerate(relays):
+        own = [relay.to_users_bps, relay.from_users_bps, relay.users_latency_s]
+        apart = any(value is not None for value in own)
+        ports.append(len(rows) if apart else 1 + i)
+        if apart:
+            rows.append([usual if value is None else value for value, usual in zip(own, rows[1 + i], strict=True)])
+    ports += range(len(rows), len(rows) + len(hosts))
+    rows += [[each.up_bps, each.down_bps, each.latency_s] for each in file.hosts.values()]
+    return Access(np.array(rows), np.array(ports), np.array(homes))
+
+
+def _of(what: str, name: str | int, known: Mapping[Any, T], path: str) -> T:
+    found = known.get(name, known.get(str(name)))
+    if found is None:
+        raise ConfigError(f"{path} has no link of {what} {name}. Add it, or measure the links again.")
+    return found

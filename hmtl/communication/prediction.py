@@ -1,0 +1,117 @@
+"""The seconds of a round over access links, from a round that is played with small messages; who aggregates soonest.
+
+K users, H relays, m numbers per IV.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import combinations
+from math import inf
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmtl.coding import AggregatorSet
+from hmtl.communication.accounting.network import Network
+from hmtl.communication.communicators.base import Communicator
+from hmtl.communication.messages import Users
+from hmtl.communication.nodes.aggregation import AggregatorSide
+from hmtl.communication.nodes.host import UserSide
+from hmtl.communication.planning.pieces import WORKING_SET
+from hmtl.communication.timed import TimedLinks
+from hmtl.errors import CodingError
+from hmtl.topology import Topology
+
+NUMBERS = 64  # m of the round that is played
+MOST_ENUMERATED = 6  # relays; up to this number, all sets are tried
+
+
+class _Users:
+    """Users who send zeros, see `hmtl.communication.nodes.host.UserSide`."""
+
+    numbers, row_bits, deltas, origin = NUMBERS, (64 * NUMBERS, 0, 0), False, torch.zeros(NUMBERS)
+
+    def __init__(self, K: int, dtype: torch.dtype) -> None:
+        self._ivs = torch.zeros(K, NUMBERS, dtype=dtype)
+
+    def local_update(self, round: int, idle: Users = np.empty(0, np.int64)) -> tuple[Users, Tensor]:  # noqa: B008
+        return np.arange(len(self._ivs)), self._ivs
+
+    def commit(self, users: Users) -> None: ...
+
+    def roll_back(self, users: Users) -> None: ...
+
+    def receive(self, users: Users, models: Tensor) -> None: ...
+
+
+class _Aggregator:
+    """An aggregator that returns what it gets, see `hmtl.communication.nodes.aggregation.AggregatorSide`."""
+
+    def update(self, users: Users, ivs: Tensor) -> Tensor:
+        return ivs
+
+    def needs(self) -> None: ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+
+
+def predict(
+    make: Callable[..., Communicator], t: Topology, network: Network, V_bits: float, dtype: torch.dtype = torch.float64
+) -> float:
+    """Return the seconds that the messages of a round take in which everybody takes part, with rows of V bits.
+
+    Args:
+        make: makes the communicator, from a topology, a network and `links`.
+        t, network: of the round; the network has a file of links.
+        V_bits: bits of a row, however its numbers travel.
+        dtype: of an IV; int64 for terms of sums.
+    """
+    access = network.access(t)
+    assert access is not None
+    segments = max(1, round(t.K * V_bits / 8 / WORKING_SET))
+    links = partial(TimedLinks, contacts=t, access=access, scale=V_bits / 64 / NUMBERS, segments=segments)
+    communicator, users, aggregator = make(t, network, wire=None, links=links), _Users(t.K, dtype), _Aggregator()
+    communicator.round(0, cast(UserSide, users), cast(AggregatorSide, aggregator))  # a plan calls no other members
+    return communicator.seconds()
+
+
+def by_seconds(
+    make: Callable[..., Communicator], t: Topology, network: Network, V_bits: float, dtype: torch.dtype = torch.float64
+) -> dict[AggregatorSet, float]:
+    """Return the seconds of a round for sets of aggregators, the shortest first: all sets if there are few relays.
+
+    Otherwise, a relay more or less is tried as long as this takes less time.
+
+    Args:
+        make: makes the communicator, from a topology, a network, `links` and `aggregators`.
+        t, network, V_bits, dtype: see `predict`.
+    """
+    seconds: dict[AggregatorSet, float] = {}
+
+    def shortest(sets: Iterable[AggregatorSet]) -> AggregatorSet:
+        for nodes in sets:
+            if nodes not in seconds:
+                try:
+                    seconds[nodes] = predict(partial(make, aggregators=nodes.setting), t, network, V_bits, dtype)
+                except CodingError:  # these relays cannot aggregate by this scheme
+                    seconds[nodes] = inf
+        return min(seconds, key=lambda nodes: (seconds[nodes], len(nodes.relays)))
+
+    beside = [False] if dtype is torch.int64 else [False, True]
+    alone, everyone = AggregatorSet((), server=True), AggregatorSet(t.active, server=False)
+    if len(t.active) <= MOST_ENUMERATED:
+        sets = [A for n in range(1, len(t.active) + 1) for A in combinations(t.active, n)]
+        best = shortest([alone, *(AggregatorSet(A, server) for A in sets for server in beside)])
+    else:
+        singles = [AggregatorSet((i,), server) for i in t.active for server in beside]
+        best, before = shortest([alone, everyone, *singles]), None
+        while best != before:
+            before, A = best, set(best.relays)
+            near = [tuple(sorted(A ^ {i})) for i in t.active]
+            best = shortest([AggregatorSet(B, server) for B in near if B for server in beside])
+    return dict(sorted(seconds.items(), key=lambda item: (item[0] != best, item[1])))

@@ -1,0 +1,139 @@
+"""Links within a process on a clock of their own, which shows the seconds that messages would take over access links.
+
+Each node has a clock. A message leaves when its sender's clock allows it and the sender's link is free, and arrives
+when both ends' links have carried it; a node that waits for it goes on then. Computing takes no time. Every relay sends
+a host its rows in one message, as between processes, and users send a copy to each relay, since that hop has no
+broadcast.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from hmtl.communication.accounting.access import Access
+from hmtl.communication.accounting.ledger import LinkLedger
+from hmtl.communication.links import InProcess
+from hmtl.communication.messages import BROADCAST, COMBINATIONS, SERVER, Message, relay_number
+from hmtl.topology import Moving, Topology
+
+FRAME = 100  # bytes of a frame's header, and of what carries it
+
+_Frame = tuple[str, float, Message | None]  # kind, bits, the message if it leaves once for several receivers
+_Arrival = tuple[float, float, float, int]  # when the first and the last bit can arrive, bits, the receiver's link
+
+
+class TimedLinks(InProcess):
+    """Links with the seconds of a round.
+
+    Args:
+        ledger: counts bits.
+        contacts: who hears whom.
+        access: the links of the nodes.
+        scale: how many times longer payloads are than those that are posted.
+        segments: how many times combinations go back and forth one after the other, instead of once.
+
+    Attributes:
+        seconds: how long the messages of the last round took.
+    """
+
+    def __init__(
+        self,
+        ledger: LinkLedger,
+        contacts: Topology | Moving,
+        access: Access,
+        scale: float = 1.0,
+        segments: int = 1,
+    ) -> None:
+        super().__init__(ledger)
+        self.contacts, self.topology, self.access = contacts, contacts.at(0), access
+        self.scale, self.segments = scale, segments
+        self._homes = [np.flatnonzero(access.homes == n) for n in range(len(access.ports) - 1 - 2 * self.topology.H)]
+        self._node = SERVER
+        self.begin(0)
+
+    @property
+    def seconds(self) -> float:  # type: ignore[override]  # read-only
+        self._depart()
+        return float(self._clock.max())
+
+    def begin(self, round: int) -> None:
+        super().begin(round)
+        self.topology = self.contacts.at(max(round, 0))
+        self._clock = np.zeros(1 + self.topology.H + len(self._homes))
+        self._sent, self._taken = np.zeros((2, len(self.access.links)))  # until when the links are busy
+        self._leaving: dict[int, dict[int, list[_Frame]]] = defaultdict(lambda: defaultdict(list))  # by both ends
+        self._arriving: dict[tuple[int, str], list[_Arrival]] = defaultdict(list)  # by receiver and kind
+
+    def turn(self, node: str) -> None:
+        self._depart()
+        self._node = node
+
+    def send(self, message: Message) -> None:
+        super().send(message)
+        payload, overhead = (8 * part.shape[1] for part in (message.payload, message.overhead))
+        row, users, cast = payload * self.scale + overhead, message.users, None
+        if users is None and len(message.receivers) > 1:
+            cast = message  # leaves once for all receivers
+        for receiver in message.receivers:
+            for a in self._places(message.sender):
+                for b in self._places(receiver):
+                    rows = len(message)
+                    if users is not None and SERVER not in (message.sender, receiver):
+                        home = self._homes[max(a, b) - 1 - self.topology.H]
+                        heard = self.topology.G[min(a, b) - 1][home] if a > b else np.ones(len(home), np.uint8)
+                        here = int(np.isin(home[heard == 1], users).sum())
+                        rows = here if rows == len(users) else min(here, 1)
+                    if rows:
+                        self._leaving[a][b].append((message.kind, rows * row + 8 * FRAME, cast))
+
+    def end(self, kind: str, receivers: Sequence[str]) -> None:
+        for a in self._places(self._node):
+            for receiver in receivers:
+                for b in self._places(receiver):
+                    if all(frame[0] != kind for frame in self._leaving[a][b]):
+                        self._leaving[a][b].append((kind, 8.0 * FRAME, None))
+
+    def collect(self, node: str, kind: str, expected: Sequence[str]) -> list[Message]:
+        self._depart()
+        for b in self._places(node):
+            for first, last, bits, port in sorted(self._arriving.pop((b, kind), ())):
+                self._taken[port] = max(self._taken[port], first) + bits / self.access.links[port, 1]
+                self._clock[b] = max(self._clock[b], last, self._taken[port])
+        return super().collect(node, kind, expected)
+
+    def _places(self, node: str) -> Sequence[int]:
+        """Return the places of a node's clocks; a host of this process stands for all hosts."""
+        if node == SERVER:
+            return [0]
+        if node.startswith("relay"):
+            return [1 + relay_number(node)]
+        return range(1 + self.topology.H, len(self._clock))
+
+    def _depart(self) -> None:
+        """Let the frames of the last turn leave: first those whose receivers take longest, as if all left together."""
+        links = self.access.links
+        for a, batches in self._leaving.items():
+            ports = {b: self._ports(a, b) for b in batches}
+            time = {b: sum(bits for _, bits, _ in batch) / links[ports[b][1], 1] for b, batch in batches.items()}
+            casts: dict[Message | None, tuple[float, float]] = {}  # when they began and ended to leave
+            for b in sorted(batches, key=lambda b: -time[b]):
+                sender, receiver = ports[b]
+                for kind, bits, cast in batches[b]:
+                    if cast in casts:
+                        start, end = casts[cast]
+                    else:
+                        start = max(self._clock[a], self._sent[sender])
+                        end = self._sent[sender] = start + bits / links[sender, 0]
+                    if cast:
+                        casts[cast] = start, end
+                    times = self.segments if kind in (COMBINATIONS, BROADCAST) else 1
+                    latency = times * links[[sender, receiver], 2].sum()
+                    self._arriving[b, kind].append((start + latency, end + latency, bits, receiver))
+        self._leaving.clear()
+
+    def _ports(self, a: int, b: int) -> tuple[int, int]:
+        """Return the links of sender and receiver: relays have one towards the server, and one towards users."""
+        ports, H = self.access.ports, self.topology.H
+        near = 0 in (a, b)
+        return int(ports[a if near else a + H]), int(ports[b if near else b + H])

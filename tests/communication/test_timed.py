@@ -1,0 +1,166 @@
+"""Seconds of a round over access links: what has to cross one narrow link, and how often nodes wait for each other."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmtl.coding import AggregatorSet
+from hmtl.communication import TIERS, CodedHierarchical, Network, Sums, Uncoded, prediction
+from hmtl.communication.prediction import by_seconds, predict
+from hmtl.errors import ConfigError
+from hmtl.testing.topologies import topologies
+from hmtl.topology import Names, Topology, any_r
+
+V, WIDE, NARROW = 1e9, 1e18, 1e6  # bits of a row; bit/s
+
+
+def file_of(folder, t, homes, narrow=(), latency=0.0):
+    """Write a file in which only the links `narrow`, such as ("relays", 1, "up_bps"), are narrow."""
+
+    def link(part, name, *further):
+        keys = {key: NARROW if (part, name, key) in narrow else WIDE for key in ("up_bps", "down_bps", *further)}
+        times = ("latency_s", *(("users_latency_s",) if further else ()))
+        return keys | dict.fromkeys(times, latency)
+
+    table = {
+        "server": link("server", ""),
+        "relays": {i: link("relays", i, "to_users_bps", "from_users_bps") for i in range(t.H)},
+        "hosts": {f"h{n}": {**link("hosts", n), "users": list(map(int, users))} for n, users in enumerate(homes)},
+    }
+    path = folder / "links.yaml"
+    path.write_text(yaml.safe_dump(table))
+    return str(path)
+
+
+def sent(make, t, network):
+    """Return the rows on each link of each tier, counted by the ledger of a round."""
+    communicator = make(t, network)
+    users = prediction._Users(t.K, communicator.row_type)
+    communicator.round(0, users, prediction._Aggregator())
+    row = 64 * prediction.NUMBERS
+    return {tier: communicator.ledger.per_link(tier)[:, 0] / row for tier in TIERS}
+
+
+@given(topologies(max_H=4, max_K=12), st.data())
+@settings(max_examples=60)
+def test_what_crosses_the_narrow_link_takes_its_time(tmp_path_factory, t, data):
+    homes = np.array_split(np.arange(t.K), data.draw(st.integers(1, min(3, t.K))))
+    make = data.draw(
+        st.sampled_from(
+            [
+                Uncoded,
+                partial(CodedHierarchical, aggregators="all"),
+                partial(CodedHierarchical, aggregators=["server", 0]),
+            ]
+        )
+    )
+    i, n = data.draw(st.integers(0, t.H - 1)), data.draw(st.integers(0, len(homes) - 1))
+    narrow = data.draw(
+        st.sampled_from(
+            [
+                *(("server", "", key) for key in ("up_bps", "down_bps")),
+                *(("relays", i, key) for key in ("up_bps", "down_bps", "from_users_bps")),
+                *(("hosts", n, key) for key in ("up_bps", "down_bps")),
+            ]
+        )
+    )
+    network = Network(medium="unicast", links=file_of(tmp_path_factory.mktemp("links"), t, homes, [narrow]))
+    _, up, down, _ = sent(make, t, network).values()
+    rows = {
+        ("server", "up_bps"): down.sum(),
+        ("server", "down_bps"): up.sum(),
+        ("relays", "up_bps"): up[i],
+        ("relays", "down_bps"): down[i],
+        ("relays", "from_users_bps"): t.G[i].sum(),
+        ("hosts", "up_bps"): t.degrees[homes[n]].sum(),
+        ("hosts", "down_bps"): len(homes[n]),
+    }
+    expected = V / NARROW * rows[narrow[0], narrow[2]]
+    assert predict(make, t, network, V) == pytest.approx(expected, rel=1e-3, abs=1)
+
+
+@given(topologies(max_H=4, max_K=12))
+@settings(max_examples=20)
+def test_latency_counts_once_for_each_wait(tmp_path_factory, t):
+    path = file_of(tmp_path_factory.mktemp("links"), t, [range(t.K)], latency=0.5)
+    network = Network(medium="unicast", links=path)
+    waits = {  # IVs, report, attendance, [state, state, combinations, broadcast, digests,] verdict, models
+        6: Uncoded,
+        10: partial(CodedHierarchical, aggregators="all"),
+    }
+    coded = len(t.active) > 1 and bool((t.core.sum(axis=1) < len(t.present)).any())
+    for count, make in waits.items():
+        expected = count if count == 6 or coded else 8
+        assert predict(make, t, network, 64.0) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_broadcast_leaves_once(tmp_path):
+    t = any_r(12, 3, 2, 0)
+    path = file_of(tmp_path, t, [range(12)], [("server", "", "up_bps")])
+    make = partial(CodedHierarchical, aggregators="all")
+    for medium in ("broadcast", "unicast"):
+        rows = sent(make, t, Network(medium=medium))["server_to_relays"].sum()
+        assert predict(make, t, Network(medium=medium, links=path), V) == pytest.approx(V / NARROW * rows, rel=1e-2)
+
+
+def test_auto_takes_the_fastest_of_all_and_a_search_is_no_better(tmp_path, monkeypatch):
+    t = any_r(12, 4, 2, 1)
+    for n, narrow in enumerate([("relays", 0, "up_bps"), ("relays", 2, "down_bps"), ("server", "", "down_bps")]):
+        (folder := tmp_path / str(n)).mkdir()
+        network = Network(medium="unicast", links=file_of(folder, t, [range(12)], [narrow], latency=0.01))
+        everything = by_seconds(CodedHierarchical, t, network, 1e6)
+        best, seconds = next(iter(everything.items()))
+        assert seconds == min(everything.values())
+        assert len(everything) == 2 * 15 + 1
+        for nodes in (AggregatorSet((), True), AggregatorSet((0, 1, 2, 3), False)):
+            assert everything[nodes] == predict(partial(CodedHierarchical, aggregators=nodes.setting), t, network, 1e6)
+        chosen = CodedHierarchical(t, network).for_rows(1e6)
+        assert AggregatorSet(chosen.planner.preferred, chosen.planner.server) == best
+        with monkeypatch.context() as few:
+            few.setattr(prediction, "MOST_ENUMERATED", 0)
+            found = by_seconds(CodedHierarchical, t, network, 1e6)
+        assert min(found.values()) >= seconds
+        sums = by_seconds(Sums, t, network, 1e6, torch.int64)
+        planner = Sums(t, network).for_rows(1e6).planner
+        assert sums[AggregatorSet(planner.preferred, planner.server)] == min(sums.values())
+
+
+def test_a_training_round_takes_as_long_as_predicted(tmp_path):
+    t = any_r(12, 3, 2, 0)
+    network = Network(medium="unicast", links=file_of(tmp_path, t, [range(5), range(5, 12)], latency=0.01))
+    for make in (Uncoded, partial(CodedHierarchical, aggregators=[1])):
+        communicator = make(t, network)
+        communicator.round(0, prediction._Users(12, torch.float64), prediction._Aggregator())
+        assert communicator.seconds() == predict(make, t, network, 64 * prediction.NUMBERS)
+        assert communicator.uncoded_seconds() == predict(Uncoded, t, network, 64 * prediction.NUMBERS)
+
+
+LINK = "{up_bps: 1e6, down_bps: 1e6, latency_s: 0}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[", "cannot be read"),
+        ("server: {}", "server.up_bps"),
+        (f"server: {LINK}\nrelays: {{0: {{up_bps: 1}}}}\nhosts: {{0: {LINK}}}", "relays.0.down_bps"),
+        (
+            f"server: {LINK}\nrelays: {{0: {LINK.replace('1e6', '0', 1)}}}\nhosts: {{0: {LINK}}}",
+            "relays.0.up_bps",
+        ),
+        (f"server: {LINK}\nrelays: {{barn: {LINK}}}\nhosts: {{0: {LINK}}}", "no link of relay roof"),
+        (f"server: {LINK}\nrelays: {{roof: {LINK}}}\nhosts: {{bob: {LINK}}}", "no link of user alice"),
+        (f"server: {LINK}\nrelays: [{LINK}]\nhosts: {{0: {LINK}}}", "relays"),
+    ],
+)
+def test_errors_of_files(tmp_path, text, message):
+    path = tmp_path / "links.yaml"
+    path.write_text(text)
+    t = Topology([[1]], names=Names(("roof",), ("alice",)))
+    with pytest.raises(ConfigError, match=message):
+        Network(links=str(path)).access(t)
