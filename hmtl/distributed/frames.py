@@ -101,7 +101,7 @@ class Header:
         """Return the header that `to_bytes` encoded.
 
         Raises:
-            CodingError: the bytes are no header, or come from another version.
+            CodingError: the bytes do not form a header, or come from another version.
         """
         if len(content) != HEADER or not content.startswith(MAGIC):
             raise CodingError("it is another program or version")

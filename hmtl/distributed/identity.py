@@ -32,7 +32,7 @@ class Credentials:
     trusted: bytes
 
     def __repr__(self) -> str:
-        return "Credentials(...)"  # the key is no text for logs
+        return "Credentials(...)"  # keys must not reach a log
 
     @classmethod
     def load(cls, key: Path, certificate: Path, trusted: Path) -> "Credentials":

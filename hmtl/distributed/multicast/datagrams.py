@@ -66,7 +66,7 @@ class Datagram(NamedTuple):
         return cls._make((*LAYOUT.unpack(head), content))
 
 
-class Report(NamedTuple):
+class LackReport(NamedTuple):
     """The answer of one receiver to a question."""
 
     receiver: int  # rank

@@ -127,7 +127,7 @@ class Cast:
 
 
 class Invitation(NamedTuple):
-    """What a relay needs to take part; whoever has it can read what is sent to the group, and report for this relay."""
+    """What a relay needs to take part; its holder can read what is sent to the group, and report for this relay."""
 
     rank: int
     group: bytes  # the group's key

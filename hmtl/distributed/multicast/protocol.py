@@ -33,7 +33,7 @@ from hmtl.distributed.multicast.datagrams import (
     TAG,
     Cut,
     Datagram,
-    Report,
+    LackReport,
     combinations,
     digest,
     prove,
@@ -127,7 +127,7 @@ class Transmission:
 
     def hear(self, content: bytes, now: float) -> None:
         """Take a report; ignore it if it is not about this body, or if the receiver has reported the same or more."""
-        report = Report.from_bytes(content, self._keys)
+        report = LackReport.from_bytes(content, self._keys)
         if report is None or report.number != self.number or report.receiver not in self.waiting:
             return
         receiver, claims = report.receiver, self._claims[report.receiver]
@@ -303,7 +303,7 @@ class Receiver:
         report = np.empty(len(lacking), LACK)
         if lacks is not None:
             report["generation"], report["pieces"] = lacking, lacks[lacking]
-        return Report(self.rank, *asked, lacks is None, report).to_bytes(self._key)
+        return LackReport(self.rank, *asked, lacks is None, report).to_bytes(self._key)
 
     def _lacks(self, question: Datagram, expected: bytes) -> NDArray[np.int64] | None:
         """Return what a body lacks; None if it cannot be completed."""

@@ -23,7 +23,7 @@ from hmtl.distributed.multicast.datagrams import (
     ROOM,
     Cut,
     Datagram,
-    Report,
+    LackReport,
 )
 from hmtl.distributed.multicast.protocol import (
     FEW,
@@ -176,7 +176,7 @@ def test_any_pieces_and_combinations_will_do_as_many_as_there_are_pieces(pieces:
             datagrams = map(read, sending.due(now))
             every += [datagram for datagram in datagrams if datagram.what == PIECE]
             lacks = np.array([(0, min(pieces, 256 - len(every)))], LACK)
-            sending.hear(Report(0, 1, question, False, lacks).to_bytes(KEYS[0]), now)
+            sending.hear(LackReport(0, 1, question, False, lacks).to_bytes(KEYS[0]), now)
     assert sorted(datagram.place for datagram in every) == list(range(256))
     random.shuffle(every)
     receiving = Receiving(1, len(body))
@@ -272,7 +272,9 @@ class Stranger:
         """Report in the name of somebody that the body is there, or what it lacks."""
         lacks = np.array([(n, 255) for n in range(self.choose(0, 0, 1, 3))], LACK)
         question = self.choose(question, question, question + 1, 65535)
-        return Report(self.choose(*range(4)), number, question, self.choose(0, 1) == 1, lacks).to_bytes(self.report_key)
+        return LackReport(self.choose(*range(4)), number, question, self.choose(0, 1) == 1, lacks).to_bytes(
+            self.report_key
+        )
 
     def between(self, fate: Fate) -> Fate:
         def spoilt(datagram: bytes) -> list[tuple[float, bytes]]:
@@ -339,7 +341,7 @@ class Liar(Receiver):
         number, question, gives_up, shares = next(self.lies)
         lacks = [(n, min(255, int(np.ceil(100 * share)))) for n, share in enumerate(shares) if share is not None]
         place = max(0, asked.generation + question)
-        return Report(9, asked.number + number, place, gives_up, np.array(lacks, LACK)).to_bytes(KEYS[9])
+        return LackReport(9, asked.number + number, place, gives_up, np.array(lacks, LACK)).to_bytes(KEYS[9])
 
 
 LIES = st.tuples(
