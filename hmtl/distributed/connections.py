@@ -160,6 +160,11 @@ class Connection:
             return True
 
     @property
+    def alive(self) -> bool:
+        """Whether there is a stream in use that has not ended."""
+        return self.stream is not None and not self.stream.ended.is_set()
+
+    @property
     def ready(self) -> bool:
         """Whether the neighbour has come back, and has sent something since."""
         newer = self.newer

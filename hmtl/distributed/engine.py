@@ -34,6 +34,7 @@ from hmtl.topology import Moving, Topology
 from hmtl.training.engine import Engine, Exchange, Load, Values
 
 INVITED = "invitation"  # to the multicast group, the key of a relay's
+MOMENT = 10.0  # seconds for the others to find a process that comes back
 log = logging.getLogger(__name__)
 
 
@@ -222,7 +223,7 @@ class Processes(Engine):
                     raise EngineError(f"{party.name} cannot reach the server: {server.trouble}. Start it.")
                 self._known = Control(peers).wait_for(SERVER, "begun", SERVER, wait)
                 self._comes_back = self._known["begun"]
-            missing = wire.missing(self.seconds if self._comes_back else self.site.wait)
+            missing = wire.missing(MOMENT if self._comes_back else self.site.wait)
             if missing and not self._comes_back:
                 name, trouble = next(iter(missing.items()))
                 raise EngineError(

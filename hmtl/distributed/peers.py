@@ -79,11 +79,10 @@ class Peers:
 
     def take_back(self, name: str) -> bool:
         """Exchange frames again with a peer if it was lost and has come back; return whether it is there."""
-        if name not in self.lost and not self.connections[name].newer:
-            return True
         connection = self.connections[name]
-        arrived = connection.stream is not None and not connection.stream.ended.is_set()  # for the first time
-        if not connection.take_back() and not arrived:
+        if not connection.take_back() and name not in self.lost:
+            return connection.alive
+        if not connection.alive:
             return False
         self.lost.pop(name, None)
         self.late.discard(name)
@@ -93,7 +92,11 @@ class Peers:
     @property
     def returned(self) -> list[str]:
         """The peers that were lost here and could be taken back."""
-        return [name for name, each in self.connections.items() if each.newer and not each.newer.ended.is_set()]
+        return [
+            name
+            for name, each in self.connections.items()
+            if (each.newer and not each.newer.ended.is_set()) or (name in self.lost and each.alive)
+        ]
 
     def take_up(self, epoch: int) -> None:
         """Begin an epoch, and forget the frames of earlier ones."""

@@ -115,6 +115,8 @@ class Wire:
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.max_frame_size", 4 * CHUNK),
             ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.initial_reconnect_backoff_ms", int(1000 * PAUSE)),
+            ("grpc.max_reconnect_backoff_ms", int(1000 * PAUSE)),
             ("grpc.max_metadata_size", 8192),
             ("grpc.enable_http_proxy", 0),
             ("grpc.use_local_subchannel_pool", 1),

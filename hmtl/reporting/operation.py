@@ -63,7 +63,7 @@ class Operation:
         """Count the bits and seconds of a round, and log it unless the last line was a short time ago."""
         if self._metrics:
             self._metrics.add(row)
-        now, done = time.monotonic(), len(self._history)
+        now, done = time.monotonic(), int(row.get("round", len(self._history) - 1)) + 1
         if done == self._logged or (now < self._next_line and done < self._rounds):
             return
         self._logged, self._next_line = done, now + SECONDS_BETWEEN_LINES

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from threading import Timer
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 
 from hmtl.communication.messages import IVS, REPORT
 from hmtl.distributed import peers as module
-from hmtl.distributed.frames import Frame
+from hmtl.distributed.connections import Connection, Stream
+from hmtl.distributed.frames import CONTROL, MAY_SEND, Frame
 from hmtl.distributed.peers import BEFORE, Peers
 from hmtl.errors import EngineError
 
@@ -172,3 +174,37 @@ def test_a_peer_that_is_missing_while_others_answer_is_not_waited_for_again(cloc
     assert clock.now == 2
     assert not peers.receive(IVS, ["relay 1"], patience=5)
     assert clock.now == 2
+
+
+def test_a_peer_that_comes_back_is_taken_back_whether_it_was_there_before_or_not() -> None:
+    connection = Connection("host 0", 4, MAY_SEND["host", "relay"])
+    peers = Peers("relay 0", {"host 0": connection}, 0.01)
+    for _ in range(2):
+        assert not peers.receive(IVS, ["host 0"])
+        assert list(peers.lost) == ["host 0"]
+        assert not peers.take_back("host 0")
+        assert peers.returned == []
+        stream = Stream(connection)
+        connection.attach(stream)
+        assert peers.returned == ["host 0"]
+        assert peers.take_back("host 0")
+        assert peers.take_back("host 0"), "it is there"
+        assert (peers.returned, peers.lost) == ([], {})
+        stream.end("its process has ended")
+
+
+def test_a_peer_is_followed_into_the_next_epoch() -> None:
+    connection = Connection("server", 0, MAY_SEND["server", "relay"])
+    peers = Peers("relay 0", {"server": connection}, 0.01)
+    peers.begin(7)
+    connection.attach(stream := Stream(connection))
+    for epoch, round in ((0, 7), (2, BEFORE), (2, 3)):
+        stream.inbox.put(replace(Frame(CONTROL, round), epoch=epoch))
+    assert peers.follow("server")
+    assert (peers.epoch, peers.round) == (2, BEFORE)
+    assert [frame.round for frame in peers.receive(CONTROL, ["server"])["server"]] == [BEFORE]
+    assert not peers.receive(CONTROL, ["server"]), "a later round"
+    peers.begin(3)
+    assert [frame.round for frame in peers.receive(CONTROL, ["server"])["server"]] == [3]
+    stream.end("its process has ended")
+    assert not peers.follow("server")

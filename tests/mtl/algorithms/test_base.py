@@ -12,7 +12,7 @@ from torch import nn
 
 from hmtl.communication import CodedHierarchical, Communicator, Network, Sums, Uncoded
 from hmtl.config.build import build_algorithm, build_problem, build_tasks
-from hmtl.errors import ConfigError, RangeError
+from hmtl.errors import ConfigError, ProcessLost, RangeError
 from hmtl.mtl import (
     MOCHA,
     SDCA,
@@ -258,7 +258,7 @@ def test_set_up_of_an_average(random_problem, messages: str) -> None:
         damaged.aggregator.counts = torch.ones(K, 1).double()
     users.receive(who, aggregator.update(who, facts))
     assert torch.equal(play(damaged, 0, 2).W, play(fedavg, 0, 2).W)
-    with pytest.raises(ValueError, match="K=4"):
+    with pytest.raises(ProcessLost, match="K=4"):
         aggregator.update(who[:3], facts[:3])
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmtl.errors import ConfigError
+from hmtl.errors import ConfigError, ProcessLost
 from hmtl.mtl import MOCHA, SDCA, CoCoA, Graph, Local, Participation, Regularizer, Ridge, Squared, TaskRelationship
 
 
@@ -345,7 +345,7 @@ def test_setting_up_by_messages_changes_nothing(random_problem, regularizer):
     assert torch.equal(mocha.aggregator.coupling.B, B)
     aggregator.update(who, torch.rand(facts.shape).double())
     assert not torch.equal(mocha.aggregator.coupling.B, B)  # the graph is made of what arrived
-    with pytest.raises(ValueError, match="K=5"):
+    with pytest.raises(ProcessLost, match="K=5"):
         aggregator.update(who[:4], facts[:4])
 
 
