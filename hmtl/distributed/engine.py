@@ -89,7 +89,7 @@ class Processes(Engine):
         self.agreed = agreed
         self._peers: Peers | None = None  # once it is known how many relays there are
         self._placement: Placement | None = None  # once the number of users is known
-        self._known: Values = {}  # what processes are told at the start
+        self._known: Values = {}  # what processes learn at the start
         self._comes_back = False  # whether the run had begun before this process was there
         self._exchange: ProcessExchange | None = None
 
