@@ -189,7 +189,6 @@ class DeployedNode:
     Args:
         path: the file of the deployment.
         name: the node's name in it.
-        settings: what all have to agree on beside the deployment.
         wait: how long to wait for all to arrive [s].
         tls: whether all is encrypted, and nodes prove who they are.
 
@@ -197,8 +196,8 @@ class DeployedNode:
         ConfigError: the deployment has no such node, or its certificate cannot be used.
     """
 
-    def __init__(self, path: str, name: str, settings: str, wait: float, tls: bool) -> None:
-        self._deployment, self._settings, self.wait = Deployment.read(path), settings, wait
+    def __init__(self, path: str, name: str, wait: float, tls: bool) -> None:
+        self._deployment, self.wait = Deployment.read(path), wait
         self._role, nodes = self._deployment.role(name), self._deployment.nodes
         self.rank, self.size = list(nodes).index(self._role), len(nodes)
         self.address = self._deployment.server.address.rpartition(":")[0]
@@ -217,14 +216,14 @@ class DeployedNode:
             listening[self._role].listens_at if self._role in listening else None,
             {role: node.address for role, node in listening.items()},
             self._credentials,
-            self._deployment.agreed(agreed + self._settings),
+            self._deployment.agreed(agreed),
         )
 
     def addresses(self, party: Party, port: int) -> Mapping[str, str]:
         return party.addresses
 
     def leave(self) -> None:
-        """Do nothing: there is no meeting place to close."""
+        """Do nothing: nodes know each other by the file."""
 
 
 def _first(error: ValidationError) -> str:

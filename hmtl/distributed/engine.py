@@ -270,4 +270,4 @@ class Deployed(Processes):
         patience: float = 3600.0,
         tls: bool = True,
     ) -> None:
-        super().__init__(lambda _: DeployedNode(deployment, name, agreed, patience, tls), seconds, multicast, patience)
+        super().__init__(lambda _: DeployedNode(deployment, name, patience, tls), seconds, multicast, patience, agreed)

@@ -79,10 +79,11 @@ def alone(folder: Path, *training: str) -> Path:
 
 
 def check_equal(folder: Path, expected: Path) -> None:
-    """Models are equal in every bit."""
+    """Models are equal in every bit, and so are each user's errors."""
     models, theirs = (dict(np.load(each / "models.npz")) for each in (folder, expected))
     assert models.keys() == theirs.keys()
     assert all(models[key].tobytes() == theirs[key].tobytes() for key in models)
+    assert (folder / "users.csv").read_bytes() == (expected / "users.csv").read_bytes()
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 200) -> None:
