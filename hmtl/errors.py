@@ -41,7 +41,16 @@ class EngineError(HmtlError, RuntimeError):
 
 
 class ProcessLost(EngineError):
-    """A process without which the run cannot begin or go on; it may come back."""
+    """A process without which the run cannot begin or go on; it may come back.
+
+    Args:
+        what: what happened.
+        remedy: what to do about it, if the process is not started again by itself.
+    """
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(f"{what} {remedy}")
+        self.what = what
 
 
 class DataError(HmtlError, ValueError):

@@ -84,7 +84,7 @@ def run(cfg: "DictConfig", ports: Mapping[str, int]) -> None:
                     return
                 log.warning("the server has stopped the run. This node waits for it.")
             except ProcessLost as error:
-                log.warning("%s This node begins again.", error)
+                log.warning("%s This node begins again.", error.what)
     finally:
         operation.close()
 

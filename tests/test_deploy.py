@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from hmtl.config.build import compose
+from hmtl.config.build import NOT_IDENTITY, compose
+from hmtl.config.schema import flat
 from hmtl.distributed.deployment import Deployment
 from hmtl.node import COMMAND, _words
 
@@ -42,6 +43,12 @@ def test_all_share_a_configuration_that_composes() -> None:
     cfgs = [compose(*words([f"name={name}"]), "output_dir=.") for name in NAMES]
     assert {(cfg.K, cfg.H, cfg.rounds) for cfg in cfgs} == {(20, 3, 200)}
     assert [home.tolist() for home in SITE.homes(20, 3)] == [list(range(10)), list(range(10, 20))]
+
+
+def test_a_checkpoint_fits_wherever_the_file_of_the_site_is(tmp_path: Path) -> None:
+    files = [DEPLOY / "site.yaml", Path(shutil.copy(DEPLOY / "site.yaml", tmp_path / "moved.yaml"))]
+    cfgs = [compose(*_words({"name": "server", "deployment": str(file)}, []), "output_dir=.") for file in files]
+    assert flat(cfgs[0], NOT_IDENTITY) == flat(cfgs[1], NOT_IDENTITY)
 
 
 def test_kubernetes_and_systemd_run_nodes_as_the_command_takes_them() -> None:

@@ -49,6 +49,7 @@ NOT_IDENTITY = (
     "engine.patience",
     "engine.multicast",
     "engine.measure",
+    "engine.deployment",
     "logger",
     "tune",
 )

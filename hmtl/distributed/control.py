@@ -25,6 +25,7 @@ from hmtl.training.engine import Values
 
 log = logging.getLogger(__name__)
 RESUME = "If the run's folder has a checkpoint, restart from it with resume=FOLDER; otherwise start again."
+AGAIN = "Start all processes again."
 START = 600.0  # seconds for all processes to load their data and to build the learner
 REMIND = 30.0  # seconds after which a process logs which one it is waiting for
 torch.serialization.add_safe_globals(
@@ -116,7 +117,7 @@ class Control:
 
     def lost_leader(self, reason: str = "") -> ProcessLost:
         """Return the error that the leading process is lost."""
-        return ProcessLost(f"{SERVER_LOST}: {self.peers.lost.get(SERVER, reason)}. {RESUME}")
+        return ProcessLost(f"{SERVER_LOST}: {self.peers.lost.get(SERVER, reason)}.", RESUME)
 
     def agree(self, error: str = "") -> str:
         """Wait until all processes have come here, and return the first error of any of them; "" if there is none.
@@ -134,7 +135,7 @@ class Control:
                 try:
                     errors.append(self.wait_for(name, "error", name, START)["error"])
                 except ProcessLost as missing:
-                    lost = lost or str(missing)
+                    lost = lost or missing.what
             error = next(filter(None, errors), "")
             self.broadcast({"error": error, "lost": lost})
         else:
@@ -142,7 +143,7 @@ class Control:
             decision = self.wait_for(SERVER, "lost", "the others", 2 * START)
             error, lost = decision["error"], decision["lost"]
         if lost and not error:
-            raise ProcessLost(lost)
+            raise ProcessLost(lost, AGAIN)
         return error
 
     def wait_for(self, sender: str, key: str, whom: str, seconds: float) -> Values:
@@ -161,7 +162,7 @@ class Control:
             reminder.cancel()
         if sender not in received:
             reason = self.peers.lost.get(sender, f"it took more than {seconds / 60:g} minutes")
-            raise ProcessLost(f"{sender} did not get ready: {reason}. Start all processes again.")
+            raise ProcessLost(f"{sender} did not get ready: {reason}.", AGAIN)
         return received[sender]
 
     def _log(self, gathered: Sequence[Values]) -> None:

@@ -234,6 +234,8 @@ def _first(error: ValidationError) -> str:
         return f"{place} is not known here; remove it, or correct its name"
     if first["type"] == "missing":
         return f"{place} is missing; set it"
+    if first["type"] == "string_type" and first["loc"][0] == "training":
+        return f"{place}={first['input']} is not text; write settings as on a command line, such as - K=20"
     text = first["msg"].removeprefix("Value error, ")
     value = f"={first['input']}" if isinstance(first["input"], str | int | float) else ""
     return f"{place}{value}: {text[0].lower()}{text[1:]}" if place else text[0].lower() + text[1:]

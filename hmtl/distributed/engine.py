@@ -218,17 +218,15 @@ class Processes(Engine):
         peers = Peers(party.name, wire.connections, self.seconds, leave=wire.close)
         try:
             if party.name != SERVER:
-                server, wait = wire.connections[SERVER], max(self.site.wait, self.patience)
-                if not server.wait(wait):
-                    raise EngineError(f"{party.name} cannot reach the server: {server.trouble}. Start it.")
+                wait = max(self.site.wait, self.patience)
+                if trouble := wire.missing(wait, [SERVER]).get(SERVER):
+                    raise EngineError(f"{party.name} cannot reach the server: {trouble}. Start it.")
                 self._known = Control(peers).wait_for(SERVER, "begun", SERVER, wait)
                 self._comes_back = self._known["begun"]
             missing = wire.missing(MOMENT if self._comes_back else self.site.wait)
             if missing and not self._comes_back:
                 name, trouble = next(iter(missing.items()))
-                raise EngineError(
-                    f"{party.name} cannot reach {name}: {trouble or 'it did not arrive'}. Start all again."
-                )
+                raise EngineError(f"{party.name} cannot reach {name}: {trouble}. Start all again.")
         except EngineError:
             wire.close()
             raise

@@ -17,7 +17,7 @@ from hmtl.communication import Communicator, LinkLedger, Links, Outcome
 from hmtl.communication.messages import SERVER, relay_name
 from hmtl.communication.nodes.host import UserSide
 from hmtl.data import Task
-from hmtl.distributed.control import Control
+from hmtl.distributed.control import RESUME, Control
 from hmtl.distributed.links import ProcessLinks
 from hmtl.distributed.peers import Peers
 from hmtl.distributed.placement import HostedUsers, Placement
@@ -155,7 +155,8 @@ class ProcessExchange(Exchange):
                 if time.monotonic() > deadline:
                     raise EngineError(
                         f"{', '.join(names)} are lost, and did not come back within engine.patience="
-                        f"{self._patience:g} s. Continue from the last checkpoint with resume=FOLDER."
+                        f"{self._patience:g} s. To continue from the last checkpoint, start the "
+                        "server of a site again, or any other run with resume=FOLDER."
                     )
                 time.sleep(PAUSE)
         without_state = bool(self._holders) and set(self._holders) <= set(lost)
@@ -330,7 +331,7 @@ class ProcessExchange(Exchange):
     def _of_all_hosts(self, received: Mapping[str, Values]) -> list[Values]:
         """Return the values of all hosts, or raise ProcessLost if one of them has never sent anything."""
         if missing := [name for name in self._placement.hosts if name not in received]:
-            raise ProcessLost(f"{missing[0]} was lost before it sent any measurements. Start or resume the run again.")
+            raise ProcessLost(f"{missing[0]} was lost before it sent any measurements.", RESUME)
         return [received[name] for name in self._placement.hosts]
 
     def _put_rows(self, users: dict[str, Tensor], name: str, state: Mapping[str, Tensor]) -> None:

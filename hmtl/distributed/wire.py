@@ -35,6 +35,7 @@ PAUSE = 1.0  # seconds between attempts to open a stream
 GRACE = 5.0  # seconds for a stream to end once all is said
 HANDSHAKE = 20.0  # seconds for a handshake
 LONGEST = 2**31 - 1  # milliseconds that gRPC can count
+REMIND = 30.0  # seconds after which a node logs again for whom it is waiting
 REPEAT = 60.0  # seconds after which what was refused is logged again
 SPARE = 64  # connections to a port beside those of nodes
 REFUSED = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
@@ -135,11 +136,25 @@ class Wire:
         for name in party.dialled:
             Thread(target=self._dial, args=(name, addresses[name]), name=f"to {name}", daemon=True).start()
 
-    def missing(self, seconds: float) -> dict[str, str]:
-        """Wait for a first stream to each neighbour, and return those without one, with what is known of why."""
+    def missing(self, seconds: float, names: Sequence[str] | None = None) -> dict[str, str]:
+        """Wait for a first stream to each of some neighbours, and return those without one, and why.
+
+        The log says every now and then who is missing.
+
+        Args:
+            seconds: how long to wait.
+            names: those neighbours; None: all.
+        """
         deadline = time.monotonic() + seconds
-        arrived = {name: each.wait(deadline - time.monotonic()) for name, each in self.connections.items()}
-        return {name: self.connections[name].trouble for name, there in arrived.items() if not there}
+        while True:
+            until = min(deadline, time.monotonic() + REMIND)
+            waited = [self.connections[name] for name in names or self.connections]
+            late = [each for each in waited if not each.wait(until - time.monotonic())]
+            missing = {each.name: each.trouble or "it has not arrived" for each in late}
+            if not missing or time.monotonic() >= deadline:
+                return missing
+            whom = "; ".join(f"{name} ({trouble})" for name, trouble in missing.items())
+            log.warning("%s still waits for %s", self.party.name, whom)
 
     def close(self) -> None:
         """End all streams, and listen no more."""
@@ -344,4 +359,5 @@ def _reason(error: Any, name: str, address: str) -> str:
     details = error.details() if isinstance(error, grpc.RpcError) and hasattr(error, "details") else str(error)
     if "handshake" in str(details).lower() or "CERTIFICATE" in str(details):
         return f"{name} at {address} and this node do not trust each other's certificates"
-    return str(details or ENDED).splitlines()[0][:120]
+    first = str(details or ENDED).splitlines()[0]
+    return first.rpartition("last error: ")[2].removeprefix("UNKNOWN: ")[:120]

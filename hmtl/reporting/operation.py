@@ -64,7 +64,8 @@ class Operation:
         if self._metrics:
             self._metrics.add(row)
         now, done = time.monotonic(), int(row.get("round", len(self._history) - 1)) + 1
-        if done == self._logged or (now < self._next_line and done < self._rounds):
+        past = done < len(self._history)  # of a run that is resumed
+        if past or done == self._logged or (now < self._next_line and done < self._rounds):
             return
         self._logged, self._next_line = done, now + SECONDS_BETWEEN_LINES
         figures = "".join(f", {label} {row[key]:{form}}" for key, label, form in SHOWN if key in row)

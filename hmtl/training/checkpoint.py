@@ -33,7 +33,7 @@ def save_checkpoint(path: Path, command: str, identity: Mapping[str, Any], state
         reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
         raise CheckpointError(
             f"{path} cannot be written ({reason}). The last checkpoint there is still whole: free some space, then "
-            f"continue from it by resume={path.parent}."
+            f"continue from it by resume={path.parent}, or start the server of a site again."
         ) from error
 
 
@@ -74,9 +74,9 @@ def load_checkpoint(path: Path, command: str = "train", identity: Mapping[str, A
     if differences:
         raise CheckpointError(
             f"{file} belongs to another configuration ({'; '.join(differences)}). Resume with the same values, or "
-            "start again without resume."
+            "start a new run in another folder (hydra.run.dir) without resume."
         )
     return content
 
 
-RESTART = "Use another checkpoint, or start again without resume."
+RESTART = "Use another checkpoint, or start a new run in another folder (hydra.run.dir) without resume."

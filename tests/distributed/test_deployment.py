@@ -96,6 +96,7 @@ def test_without_users_hosts_share_them_evenly(tmp_path: Path) -> None:
         ("hosts.0.users", [], "hosts.0.users"),
         ("hosts.0.users", None, "east"),
         ("training", "K=6", "training=K=6"),
+        ("training", ["K=6", {"r": 2}], "training.1={'r': 2}"),
         ("certs", "keys", "certs"),
     ],
 )

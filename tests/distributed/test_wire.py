@@ -113,6 +113,20 @@ def test_neighbours_hear_each_other_and_nobody_else(site: Site) -> None:
     check_all_hear_all(wires)
 
 
+def test_the_log_says_now_and_then_who_is_missing(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "REMIND", 0.2)
+    server = site.wire(SERVER)
+    site.wire("relay 0")
+    assert set(server.missing(1)) == {"relay 1", "host 0", "host 1"}
+    assert server.missing(10, ["relay 0"]) == {}
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines.count(
+        "server still waits for relay 1 (it has not arrived); host 0 (it has not arrived); host 1 (it has not arrived)"
+    ) in range(1, 6)
+
+
 def test_a_node_that_comes_back_is_greeted_and_heard(site: Site) -> None:
     wires = site.all()
     server = wires[SERVER].connections["relay 1"]

@@ -113,6 +113,17 @@ def test_the_log_has_the_round_and_no_flood(caplog: pytest.LogCaptureFixture) ->
     ]
 
 
+def test_a_resumed_run_counts_its_earlier_rounds_and_logs_only_the_last(
+    caplog: pytest.LogCaptureFixture, operation: Operation, ports: tuple[int, int]
+) -> None:
+    caplog.set_level(logging.INFO, "hmtl")
+    operation.begin(range(5), [], tuple)
+    for round in range(5):
+        operation.log(ROW | {"round": round})
+    assert [record.getMessage().partition(",")[0] for record in caplog.records] == ["round 5 of 10"]
+    assert scraped(ports[0])["hmtl_bits_total/users_to_relays"] == 500
+
+
 @pytest.mark.parametrize("setting", ["metrics", "health"])
 def test_a_port_in_use_is_named(setting: str) -> None:
     with socket.create_server(("", 0)) as other, pytest.raises(ConfigError, match=setting):

@@ -61,8 +61,8 @@ class SetupAggregator(Aggregator):
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         if len(users) < self.K:
             raise ProcessLost(
-                f"A set-up needs the facts of all K={self.K} users, but only {len(users)} were heard. Start all "
-                "processes again, with a larger engine.seconds if some were late."
+                f"A set-up needs the facts of all K={self.K} users, but only {len(users)} were heard.",
+                "Start all processes again, with a larger engine.seconds if some were late.",
             )
         return self.answer(ivs)
 
