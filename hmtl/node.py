@@ -120,7 +120,7 @@ def _words(given: Mapping[str, str], typed: Sequence[str]) -> list[str]:
         if name == deployment.server.name
         else ["hydra.run.dir=.", "hydra.output_subdir=null"]
     )
-    site = ["engine=site", f"engine.deployment={file}", f"engine.name={name}", "logger=node"]
+    site = ["engine=site", f"engine.deployment={file}", f"engine.name='{name}'", "logger=node"]
     if given.get("measure"):
         if name != deployment.server.name:
             raise ConfigError(f"measure={given['measure']} is for the server, which measures with all other nodes.")

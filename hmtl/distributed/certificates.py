@@ -93,6 +93,8 @@ def load_credentials(folder: Path, identity: str, renewed: bool = False) -> Cred
         ) from error
     if identity not in (dns := names.get_values_for_type(x509.DNSName)):
         raise ConfigError(f"{certificate} is the certificate of {', '.join(dns)}, not of {identity}. {MAKE}")
+    if not isinstance(public, ec.EllipticCurvePublicKey):  # see `hmtl.distributed.wire`: TLS 1.2 would be possible
+        raise ConfigError(f"{key} is not a key on an elliptic curve, such as P-256. {MAKE}")
     if public != chain[0].public_key():
         raise ConfigError(f"{key} is not the key of {certificate}. Copy both files again.")
     if not _is_trusted(chain, trusted):

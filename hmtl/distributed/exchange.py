@@ -140,7 +140,7 @@ class ProcessExchange(Exchange):
     def broadcast(self, values: Values) -> Values:
         return self._control.broadcast(values)
 
-    def waiting(self) -> bool:
+    def waiting(self, stop: Callable[[], bool]) -> bool:
         """As `Exchange.waiting`.
 
         Raises:
@@ -151,7 +151,7 @@ class ProcessExchange(Exchange):
         self.begun = True
         lost, deadline = self._peers.lost, time.monotonic() + self._patience
         for names in (self._placement.hosts, self._placement.relays):
-            while set(names) <= set(lost) and not set(names) & set(self._ready):
+            while set(names) <= set(lost) and not set(names) & set(self._ready) and not stop():
                 if time.monotonic() > deadline:
                     raise EngineError(
                         f"{', '.join(names)} are lost, and did not come back within engine.patience="
