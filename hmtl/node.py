@@ -72,6 +72,7 @@ def run(cfg: "DictConfig", ports: Mapping[str, int]) -> None:
     operation = Operation(cfg.rounds, deployment.named, **ports)
     try:
         while True:
+            operation.wait()
             if leads and (folder / "checkpoint.pt").exists():
                 cfg.resume = str(folder)
             try:
@@ -120,12 +121,14 @@ def _words(given: Mapping[str, str], typed: Sequence[str]) -> list[str]:
         if name == deployment.server.name
         else ["hydra.run.dir=.", "hydra.output_subdir=null"]
     )
-    site = ["engine=site", f"engine.deployment={file}", f"engine.name='{name}'", "logger=node"]
+    training = [word for word in deployment.training if word != "engine=multicast"]
+    engine = "site" if len(training) == len(deployment.training) else "site_multicast"
+    site = [f"engine={engine}", f"engine.deployment={file}", f"engine.name='{name}'", "logger=node"]
     if given.get("measure"):
         if name != deployment.server.name:
             raise ConfigError(f"measure={given['measure']} is for the server, which measures with all other nodes.")
         site.append(f"engine.measure={given['measure']}")
-    return [*deployment.training, *site, *place, LOG[0].format(name), *LOG[1:], *typed]
+    return [*training, *site, *place, LOG[0].format(name), *LOG[1:], *typed]
 
 
 def _port(name: str, value: str) -> int:

@@ -130,7 +130,7 @@ def test_the_two_files_of_an_authority_belong_together(folder: Path, tmp_path: P
 
 
 def test_certificates_of_ones_own_with_one_between(tmp_path: Path) -> None:
-    """OpenSSL makes an authority, one that it signs, and a certificate with the DNS name of the node; its key is no RSA key."""
+    """OpenSSL makes an authority, one that it signs, and a node's certificate, on an elliptic curve."""
 
     def openssl(*words: str) -> None:
         subprocess.run(["openssl", *words], cwd=tmp_path, check=True, capture_output=True)

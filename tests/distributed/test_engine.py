@@ -2,8 +2,11 @@
 
 import copy
 import json
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import commands
@@ -217,6 +220,21 @@ def test_a_run_ends_with_a_checkpoint_when_nobody_is_left(
     with pytest.raises(EngineError, match="patience"):
         train_in_threads(configure(*SMALL), prepare=prepare, patience=0.2)
     assert load_checkpoint(tmp_path)["history"]["rounds"] == 0
+
+
+def test_a_server_that_waits_for_hosts_stops_at_a_signal(
+    configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(peers: Peers, rank: int) -> None:
+        if peers.name.startswith("host"):
+            kill(peers.name, round=1)(peers, rank)
+
+    signals: list[int] = []
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: signals.append(15))
+    monkeypatch.setattr("hmtl.training.trainer.catch_signals", lambda: nullcontext(signals))
+    monkeypatch.setattr("hmtl.distributed.exchange.time", clock)
+    train_in_threads(configure(*SMALL, "rounds=50"), prepare=prepare)
+    assert load_checkpoint(tmp_path)["history"]["rounds"] < 50
 
 
 RETURNS = [
