@@ -24,16 +24,8 @@ from omegaconf import OmegaConf
 from hmtl.distributed.launching import free_port
 
 NAMES = ("server", "relay-0", "relay-1", "relay-2", "host-0", "host-1")
-USUAL = (
-    "K=12",
-    "H=3",
-    "r=2",
-    "dataset.rows_per_user=20",
-    "rounds=200",
-    "loss=smooth_hinge",
-    "lam=0.01",
-    "algorithm.omega_every=0",
-)
+USUAL = ("K=12", "H=3", "r=2", "dataset.rows_per_user=20", "rounds=200", "loss=smooth_hinge", "lam=0.01")
+MOCHA = ("algorithm=mocha", "algorithm.omega_every=0")  # so that there is one optimum
 PAUSE = 2.0  # seconds that a host rests in each round while nodes are killed, so that they can come back before the end
 LONG = 100.0  # seconds that the run may take for a few rounds, before the next node is killed
 ALONE = 3000.0  # seconds after the last kill until the run has to be over
@@ -138,7 +130,8 @@ def disturb(site: Site, kills: int, dice: random.Random) -> None:
 
 def main(words: list[str]) -> int:
     own = dict(word.split("=") for word in words[1:] if word.split("=")[0] in ("kills", "seed"))
-    settings = [*USUAL, *(word for word in words[1:] if word.split("=")[0] not in own)]
+    given = [word for word in words[1:] if word.split("=")[0] not in own]
+    settings = [*USUAL, *(given if any(word.startswith("algorithm=") for word in given) else (*MOCHA, *given))]
     dice = random.Random(int(own.get("seed", 0)))
     site = Site(Path(words[0]), settings)
     try:
