@@ -80,7 +80,7 @@ def load_credentials(folder: Path, identity: str, renewed: bool = False) -> Cred
     """
     key, certificate, authority = folder / f"{identity}.key", folder / f"{identity}.pem", folder / "ca.pem"
     try:
-        credentials = Credentials.load(key, certificate, authority)
+        credentials = Credentials(*(path.read_bytes() for path in (key, certificate, authority)))
         public = serialization.load_pem_private_key(credentials.key, None).public_key()
         chain, trusted = map(x509.load_pem_x509_certificates, (credentials.certificate, credentials.trusted))
         names = chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -10,7 +10,8 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from ipaddress import ip_address
 from typing import Any
@@ -29,7 +30,7 @@ from hmtl.mtl.algorithms.base import Ids
 
 log = logging.getLogger(__name__)
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-START = datetime.timedelta(minutes=10)  # for all processes to load their data and to build the learner
+START = 600.0  # seconds for all processes to load their data and to build the learner
 REMIND = 30.0  # seconds after which a process logs which one it is waiting for
 DAYS = 365  # for which a certificate is valid
 
@@ -151,19 +152,15 @@ class Meeting:
 
     def _get(self, key: str) -> bytes:
         """Wait for what another process has put, and return it."""
-        reminder = threading.Timer(REMIND, log.warning, ("process %d still waits for the %s", self.rank, key))
-        reminder.daemon = True
-        reminder.start()
         try:
-            self.store.wait([key], START)
-            signed: bytes = self.store.get(key)
+            with reminding(f"process {self.rank}", f"the {key}"):
+                self.store.wait([key], datetime.timedelta(seconds=START))
+                signed: bytes = self.store.get(key)
         except RuntimeError as error:
             raise EngineError(
                 f"the {key} did not arrive: its process has ended, or took more than "
-                f"{START.total_seconds() / 60:g} minutes. Start all processes again."
+                f"{START / 60:g} minutes. Start all processes again."
             ) from error
-        finally:
-            reminder.cancel()
         value = signed[32:]
         if not hmac.compare_digest(signed[:32], self._signature(key, value)):
             raise EngineError(f"the {key} is signed with another {SECRET}. Set the same one for all processes.")
@@ -171,6 +168,18 @@ class Meeting:
 
     def _signature(self, key: str, value: bytes) -> bytes:
         return hmac.digest(self._secret, key.encode() + b"\0" + value, "sha256")
+
+
+@contextmanager
+def reminding(who: str, whom: str) -> Iterator[None]:
+    """Log after a while who still waits for whom."""
+    reminder = threading.Timer(REMIND, log.warning, ("%s still waits for %s", who, whom))
+    reminder.daemon = True
+    reminder.start()
+    try:
+        yield
+    finally:
+        reminder.cancel()
 
 
 def _numeric(address: str) -> bool:
