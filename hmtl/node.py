@@ -41,6 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         print(__doc__, end="")
         return 0
     from hmtl.config import command_line  # late, as --help does not need Hydra
+    from hmtl.distributed.deployment import Deployment
 
     try:
         given = {key: value for key, _, value in (word.partition("=") for word in arguments) if key in COMMAND}
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str]) -> int:
         complain(str(error))
         return 2
     sys.argv = ["hmtl.node", *words]
-    command_line.main(partial(run, ports=ports), "config")
+    named = Deployment.read(given["deployment"]).named
+    command_line.main(partial(run, ports=ports), "config", lambda error: complain(named(error)))
 
 
 def run(cfg: "DictConfig", ports: Mapping[str, int]) -> None:
@@ -85,7 +87,7 @@ def run(cfg: "DictConfig", ports: Mapping[str, int]) -> None:
                     return
                 log.warning("the server has stopped the run. This node waits for it.")
             except ProcessLost as error:
-                log.warning("%s This node begins again.", error)
+                log.warning("%s. This node begins again.", str(error).partition(". ")[0])  # without other remedies
     finally:
         operation.close()
 
