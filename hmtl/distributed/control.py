@@ -144,7 +144,7 @@ class Control:
         return error
 
     def wait_for(self, sender: str, key: str, whom: str, seconds: float) -> Values:
-        """Return the next values of another process, before the first round; log now and then `whom` it waits for.
+        """Return the next values of another process, before the first round; log after a while `whom` it waits for.
 
         Raises:
             ProcessLost: they do not arrive.

@@ -61,26 +61,15 @@ class Meeting:
         self.address, self.port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self.wait, self._tls = max(60.0, seconds), tls
         self._secret = os.environ.get(SECRET, "").encode()
+        if tls and self.rank == 0 and not self._secret and self.address not in ("localhost", "127.0.0.1"):
+            log.warning("%s is not set, so anybody who reaches this machine can join. Set it at all processes.", SECRET)
 
     def homes(self, K: int | None, H: int) -> list[Ids]:
-        """Return the users of each host, which share them evenly; nobody if K is not yet known.
-
-        Raises:
-            ConfigError: there are too few processes, or too many.
-        """
         check_size(self.size, K, H)
         return list(np.array_split(np.arange(K or 0), self.size - 1 - H))
 
     def party(self, names: Sequence[str], agreed: str) -> Party:
-        """Return this process's node among all, whose certificates it has.
-
-        Args:
-            names: the node of each rank.
-            agreed: see `Party`.
-
-        Raises:
-            EngineError: a process does not arrive, or has another secret.
-        """
+        """As `Site.party`, once all certificates have arrived; raise EngineError if one does not."""
         name, identities = names[self.rank], {name: name.replace(" ", "-") for name in names}
         credentials = None
         if self._tls:
@@ -93,13 +82,9 @@ class Meeting:
         return Party(name, names, identities, listen, credentials=credentials, agreed=agreed)
 
     def addresses(self, party: Party, port: int) -> Mapping[str, str]:
-        """Return the addresses at which server and relays listen; `port` is that of this process.
+        """As `Site.addresses`, once all have arrived.
 
-        A process on the machine of the first one may know that machine by a name or address that means nothing to
-        others. It tells only its port: others reach the machine as they reach the first process.
-
-        Raises:
-            EngineError: a process does not arrive, or has another secret.
+        A process on the machine of the first one publishes only its port: others reach it as they reach the first.
         """
         if port:
             here = this_end(self.address)
