@@ -10,7 +10,7 @@ SCRIPT = Path(__file__).parents[2] / "experiments" / "network" / "kills.py"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [(), ("algorithm=cocoa", "lam=1", "communicator=sums")], ids=" ".join)
+@pytest.mark.parametrize("words", [(), ("algorithm=cocoa", "lam=10", "communicator=sums")], ids=" ".join)
 def test_a_site_survives_kills(tmp_path: Path, words: tuple[str, ...]) -> None:
     command = [sys.executable, str(SCRIPT), str(tmp_path / "site"), "kills=5", "checkpoint_every=3", *words]
     played = subprocess.run(command, capture_output=True, text=True, timeout=1500)
