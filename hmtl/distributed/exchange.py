@@ -28,7 +28,7 @@ from hmtl.topology import Moving, Topology
 from hmtl.training.engine import Exchange, RoundResult, Values
 
 PAUSE = 0.1  # seconds between looks at who has come back
-MOMENT = 5.0  # seconds for a process that has come back to all, to be there
+MOMENT = 5.0  # seconds to wait for the stream of a process that came back
 LEAST = 1 << 26  # bytes of a frame's body that are always allowed
 NODE_STATE = "nodes"  # the key of nodes in the state of a communicator, and in every process's answer
 

@@ -30,7 +30,7 @@ GRACE = 5.0  # seconds for a stream to end once all is said
 HANDSHAKE = 20.0  # seconds for a handshake
 LONGEST = 2**31 - 1  # milliseconds that gRPC can count
 REPEAT = 60.0  # seconds after which what was refused is logged again
-SPARE = 64  # connections to a port beside those of nodes
+SPARE = 64  # connections to a port besides those of nodes
 REFUSED = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
 
 
@@ -282,8 +282,8 @@ class Daemons(Executor):
 class Refusals:
     """What a node refused, as warnings: the first of each kind at once, and their number now and then.
 
-    gRPC does not tell of connections that fail before they open a stream; they are those that knocked and never became
-    known.
+    gRPC does not report connections that fail before they open a stream. `knock` counts all connections, and `known`
+    subtracts those of nodes.
 
     Args:
         name: of the node.

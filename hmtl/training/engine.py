@@ -96,9 +96,9 @@ class Exchange:
         return {"algorithm": algorithm.state_dict(), "communicator": communicator.state_dict()}
 
     def waiting(self, stop: Callable[[], bool]) -> bool:
-        """Return whether processes have come back that are to take part.
+        """Return whether processes came back and wait to take part.
 
-        If too few are left, wait for some, until `stop()`.
+        If too few processes are left, wait until some come back or `stop()` is true.
         """
         return False
 
