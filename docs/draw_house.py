@@ -13,7 +13,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = "commands"
-COMMAND_NAMES = ("train", "plan", "tune", "report", "predict", "launch")
+COMMAND_NAMES = ("train", "plan", "tune", "report", "predict", "launch", "node", "certificates")
 
 
 def layers() -> list[list[str]]:
@@ -21,8 +21,8 @@ def layers() -> list[list[str]]:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     contract = next(each for each in contracts if each["type"] == "layers")
     rows = [[name.strip(" ()") for name in layer.split("|")] for layer in contract["layers"]]
-    commands = next(row for row in rows if "train" in row)
-    return [[COMMANDS] if row == commands else row for row in rows if row not in (["__main__"], ["launch"])]
+    first = next(n for n, row in enumerate(rows) if "train" in row)
+    return [[COMMANDS], *rows[first + 1 :]]
 
 
 def lines(name: str) -> int:

@@ -46,7 +46,7 @@ def _make(settings: dict[str, str]) -> None:
         raise ConfigError("deployment is not set. Set it to the file of the site, such as deployment=site.yaml.")
     deployment = Deployment.read(settings["deployment"])
     folder = Path(settings.get("folder", deployment.certificates))
-    keys = folder.with_name(f"{folder.name}-authority")
+    keys = Path(f"{folder.resolve()}-authority")  # also beside the folder "."
     authority = open_authority(folder, keys)
     for role, node in deployment.nodes.items():
         new = certify(folder, authority, node.name, role.split()[0], USUAL[settings.get("renew", "false")])

@@ -9,8 +9,8 @@ dataset.path, dataset.test_path, dataset.root, logger, engine.multicast.interfac
 
 The server keeps the results in runs/NAME, or in hydra.run.dir. Started again, it continues from its checkpoint there;
 all other nodes keep no files. A node that ended may be started again at any time: it takes part from the next round on.
-At SIGTERM the server ends the run after the current round, with a checkpoint; any other
-node leaves the run after the current round.
+At SIGTERM the server ends the run after the current round, with a checkpoint; any other node leaves the run after the
+current round.
 """
 
 import logging
@@ -41,6 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         print(__doc__, end="")
         return 0
     from hmtl.config import command_line  # late, as --help does not need Hydra
+    from hmtl.distributed.deployment import Deployment
 
     try:
         given = {key: value for key, _, value in (word.partition("=") for word in arguments) if key in COMMAND}
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str]) -> int:
         complain(str(error))
         return 2
     sys.argv = ["hmtl.node", *words]
-    command_line.main(partial(run, ports=ports), "config")
+    named = Deployment.read(given["deployment"]).named
+    command_line.main(partial(run, ports=ports), "config", lambda error: complain(named(error)))
 
 
 def run(cfg: "DictConfig", ports: Mapping[str, int]) -> None:
@@ -72,6 +74,7 @@ def run(cfg: "DictConfig", ports: Mapping[str, int]) -> None:
     operation = Operation(cfg.rounds, deployment.named, **ports)
     try:
         while True:
+            operation.wait()
             if leads and (folder / "checkpoint.pt").exists():
                 cfg.resume = str(folder)
             try:
@@ -120,12 +123,14 @@ def _words(given: Mapping[str, str], typed: Sequence[str]) -> list[str]:
         if name == deployment.server.name
         else ["hydra.run.dir=.", "hydra.output_subdir=null"]
     )
-    site = ["engine=site", f"engine.deployment={file}", f"engine.name={name}", "logger=node"]
+    training = [word for word in deployment.training if word != "engine=multicast"]
+    engine = "site" if len(training) == len(deployment.training) else "site_multicast"
+    site = [f"engine={engine}", f"engine.deployment={file}", f"engine.name='{name}'", "logger=node"]
     if given.get("measure"):
         if name != deployment.server.name:
             raise ConfigError(f"measure={given['measure']} is for the server, which measures with all other nodes.")
         site.append(f"engine.measure={given['measure']}")
-    return [*deployment.training, *site, *place, LOG[0].format(name), *LOG[1:], *typed]
+    return [*training, *site, *place, LOG[0].format(name), *LOG[1:], *typed]
 
 
 def _port(name: str, value: str) -> int:

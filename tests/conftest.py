@@ -13,7 +13,7 @@ from hypothesis import settings
 from omegaconf import DictConfig, OmegaConf
 from problems import make
 
-import hmtl.distributed.wire  # noqa: F401  # before a test imports grpc, which reads at its import what TLS it may speak
+import hmtl.distributed  # noqa: F401  # before a test imports grpc
 from hmtl.config.build import compose, conf_dir
 
 settings.register_profile("quick", deadline=None, derandomize=True, max_examples=25)

@@ -33,7 +33,7 @@ def test_compose_has_each_node_with_its_own_key_alone() -> None:
     assert addresses == {name: f"{name}:4700" for name in addresses}, "services are hosts in Compose's network"
     for name, service in COMPOSE.items():
         assert f"name={name}" in service["command"]
-        assert f"engine.name={name}" in words(service["command"])
+        assert f"engine.name='{name}'" in words(service["command"])
         keys = {Path(volume.split(":")[0]).name for volume in service["volumes"] if "certs" in volume}
         assert keys == {"ca.pem", f"{name}.pem", f"{name}.key"}
     assert [name for name in NAMES if "runs:/hmtl/runs" in COMPOSE[name]["volumes"]] == ["server"]
@@ -58,12 +58,12 @@ def test_kubernetes_and_systemd_run_nodes_as_the_command_takes_them() -> None:
     assert services == {name for name in jobs if not name.startswith("host")}
     for name, pod in jobs.items():
         (container,) = pod["containers"]
-        assert f"engine.name={name}" in words(container["args"])
+        assert f"engine.name='{name}'" in words(container["args"])
         assert {volume["name"] for volume in pod["volumes"]} == {each["name"] for each in container["volumeMounts"]}
     unit = (DEPLOY / "hmtl-node@.service").read_text()
     command = re.search("^ExecStart=.*-m hmtl.node (.*)$", unit, re.MULTILINE)
     assert command
-    assert "engine.name=relay-0" in words(command[1].replace("%i", "relay-0").replace(" $SETTINGS", "").split())
+    assert "engine.name='relay-0'" in words(command[1].replace("%i", "relay-0").replace(" $SETTINGS", "").split())
 
 
 @pytest.mark.slow

@@ -143,6 +143,7 @@ def main(words: list[str]) -> int:
     finally:
         site.end()
     alone = site.folder / "alone"
+    settings = [word for word in settings if not word.startswith("engine")]
     site.run("hmtl.train", *settings, "logger=none", f"hydra.run.dir={alone}", log="alone").wait()
     return judge(site, alone)
 

@@ -99,10 +99,6 @@ class Lab:
         clear()
         self._lock.close()
 
-    def device(self, rank: int) -> str:
-        """Return the device with a node's address."""
-        return "hop2" if rank <= self.relays else "hop1"
-
     def start(self, rank: int, command: Sequence[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
         """Start a command as a node, with priority over everything else, as waiting would make links look slow."""
         place = ["nice", "-n", "-20", "ip", "netns", "exec", self.names[rank]]

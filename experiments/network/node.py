@@ -5,27 +5,28 @@ that each host can check every bit that it receives. The measurements are writte
 """
 
 import argparse
-import datetime
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from hmtl.communication import TIERS, CodedHierarchical, Communicator, Network, Sums, Uncoded
-from hmtl.communication.messages import SERVER, Users, host_name, relay_name
-from hmtl.distributed.connections import Connection
-from hmtl.distributed.frames import CONTROL, HEADER, Frame
+from hmtl.communication.messages import SERVER, Users
+from hmtl.distributed.connections import Stream
+from hmtl.distributed.control import Control
+from hmtl.distributed.engine import TorchDistributed
+from hmtl.distributed.frames import CONTROL, HEADER, RELAYS, Frame, role
 from hmtl.distributed.links import ProcessLinks
 from hmtl.distributed.multicast.group import Cast, Caster, Listener, Multicast
 from hmtl.distributed.peers import Peers
+from hmtl.distributed.placement import names_of
 from hmtl.topology import Topology, any_r
 
 SECONDS = 120.0  # to wait for a peer
@@ -89,32 +90,18 @@ class MirroringAggregator:
     def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
 
 
-class TimedInbox(SimpleQueue[Any]):
-    """Records when each frame of a peer had arrived completely."""
-
-    def __init__(self, sender: str, log: list[dict[str, Any]]) -> None:
-        self.sender, self.log, self.sequence = sender, log, 0
-
-    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        if not isinstance(item, str):
-            self.log.append({"sender": self.sender, "sequence": self.sequence, "at": time.monotonic()})
-            self.sequence += 1
-        super().put(item)
-
-
 class TimedPeers(Peers):
-    """Peers that record when each frame was handed over for sending, and when it had arrived."""
+    """Peers that record when each frame was handed over for sending, and when it had arrived.
 
-    def __init__(self, name: str, ranks: dict[str, int], group: Caster | Listener | None) -> None:
-        listener = group if isinstance(group, Listener) else None
-        connections = {peer: Connection(dist.get_rank(), rank, listener) for peer, rank in ranks.items()}
-        super().__init__(name, connections, SECONDS, group)
-        self.sequences = dict.fromkeys(ranks, 0)
+    Args:
+        peers: what they take over.
+        group: this node's end of the multicast group, if it has one.
+    """
+
+    def __init__(self, peers: Peers, group: Caster | Listener | None) -> None:
+        super().__init__(peers.name, peers.connections, SECONDS, group, peers._leave)
+        self.sequences = dict.fromkeys(peers.connections, 0)
         self.sent: list[dict[str, Any]] = []
-        self.received: list[dict[str, Any]] = []
-        for peer, connection in connections.items():
-            connection.inbox = TimedInbox(peer, self.received)
-        dist.barrier()  # no node sends before all nodes record
 
     def multicast(self, to: Sequence[str], frame: Frame) -> Cast | None:
         self.cast_at = time.monotonic()
@@ -122,7 +109,7 @@ class TimedPeers(Peers):
 
     def send(self, to: str, frame: Frame, cast: Cast | None = None) -> None:
         sequence = self.sequences[to]
-        self.sequences[to] += 1
+        self.sequences[to] += frame.kind != CONTROL  # as `record_arrivals` counts
         super().send(to, frame, cast)
         body = frame.payload.numel() + frame.overhead.numel() + 4 * (0 if frame.users is None else len(frame.users))
         record = {"receiver": to, "sequence": sequence, "kind": frame.kind, "bytes": HEADER + body}
@@ -141,16 +128,34 @@ class TimedPeers(Peers):
                 self.send(name, Frame(CONTROL, self.round))
 
 
-def join_group(medium: str, name: str) -> Caster | Listener | None:
+def record_arrivals() -> list[dict[str, Any]]:
+    """Return a list to which each frame is added from now on, once it has arrived completely."""
+    received: list[dict[str, Any]] = []
+    counts: Counter[str] = Counter()
+    take = Stream._frame
+
+    def timed(stream: Stream, incoming: Iterator[bytes]) -> Frame:
+        frame, sender = take(stream, incoming), stream.connection.name
+        if frame.kind != CONTROL:
+            received.append({"sender": sender, "sequence": counts[sender], "at": time.monotonic()})
+            counts[sender] += 1
+        return frame
+
+    Stream._frame = timed  # type: ignore[method-assign]
+    return received
+
+
+def join_group(medium: str, peers: Peers) -> Caster | Listener | None:
     """Return this node's end of the multicast group, if it has one."""
-    invitations: list[dict[int, bytes]] = [{}]
-    caster = None
-    if medium == "broadcast" and name == SERVER:
+    control, relays = Control(peers), [name for name in peers.connections if role(name) == RELAYS]
+    if medium == "broadcast" and peers.name == SERVER:
         caster = Caster(Multicast(), os.environ["MASTER_ADDR"], Network().W2)
-        invitations = [{rank: caster.invitation(rank) for rank in range(1, dist.get_world_size())}]
-    dist.broadcast_object_list(invitations)
-    is_relay = medium == "broadcast" and "relay" in name
-    return Listener(Multicast(), invitations[0][dist.get_rank()]) if is_relay else caster
+        for name in relays:
+            control.send(name, {"invitation": caster.invitation(peers.connections[name].rank)})
+        return caster
+    if medium == "broadcast" and role(peers.name) == RELAYS:
+        return Listener(Multicast(), control.wait_for(SERVER, "invitation", SERVER, SECONDS)["invitation"])
+    return None
 
 
 def counters() -> dict[str, dict[str, int]]:
@@ -170,13 +175,13 @@ def rounds(arguments: argparse.Namespace, topology: Topology) -> Iterator[dict[s
     """Play all rounds of all schemes, and yield the measurements of each."""
     K, H, rank, size = topology.K, topology.H, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     homes = np.array_split(np.arange(K), size - 1 - H)
-    names = [SERVER, *map(relay_name, range(H)), *map(host_name, range(len(homes)))]
+    names = names_of(size, H)
     me = names[rank]
     # threads that carry frames have priority over all others, as a network card would
     os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-    dist.init_process_group("gloo", timeout=datetime.timedelta(days=1))
-    ranks = {name: n for n, name in enumerate(names) if n != rank and (SERVER in (me, name) or me[:4] != name[:4])}
-    peers = TimedPeers(me, ranks, join_group(arguments.medium, me))
+    received = record_arrivals()
+    connected = TorchDistributed(SECONDS)._connect(names, "network")
+    peers = TimedPeers(connected, join_group(arguments.medium, connected))
     network, number = Network(medium=arguments.medium), 0
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     for scheme in arguments.schemes.split(","):
@@ -188,7 +193,7 @@ def rounds(arguments: argparse.Namespace, topology: Topology) -> Iterator[dict[s
         for repetition in range(arguments.rounds + 1):  # the first round compiles and plans
             peers.barrier(names[1:])
             peers.sent.clear()
-            peers.received.clear()
+            received.clear()
             users.correct, before, start = 0, counters(), time.monotonic()
             communicator.round(number, users, aggregator)
             end = time.monotonic()
@@ -203,7 +208,7 @@ def rounds(arguments: argparse.Namespace, topology: Topology) -> Iterator[dict[s
                 "correct": users.correct,
                 "compute": communicator.stopwatch.seconds,
                 "sent": [frame for frame in peers.sent if frame["kind"] != CONTROL],
-                "received": list(peers.received),
+                "received": list(received),
                 "ledger": {tier: (ledger.per_link(tier, -1).sum(axis=1) // 8).tolist() for tier in TIERS},
                 "kernel": {
                     device: {name: after[device][name] - count for name, count in counts.items()}

@@ -89,7 +89,6 @@ def play(settings: argparse.Namespace, transport: str) -> list[Measurement]:
                     "WORLD_SIZE": str(size),
                     "MASTER_ADDR": lab.server,
                     "MASTER_PORT": "29500",
-                    "GLOO_SOCKET_IFNAME": lab.device(rank),
                     "TORCH_CPP_LOG_LEVEL": "ERROR",  # addresses have no names here, of which torch would warn
                 },
             )

@@ -80,7 +80,7 @@ def load_credentials(folder: Path, identity: str, renewed: bool = False) -> Cred
     """
     key, certificate, authority = folder / f"{identity}.key", folder / f"{identity}.pem", folder / "ca.pem"
     try:
-        credentials = Credentials.load(key, certificate, authority)
+        credentials = Credentials(*(path.read_bytes() for path in (key, certificate, authority)))
         public = serialization.load_pem_private_key(credentials.key, None).public_key()
         chain, trusted = map(x509.load_pem_x509_certificates, (credentials.certificate, credentials.trusted))
         names = chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -93,6 +93,8 @@ def load_credentials(folder: Path, identity: str, renewed: bool = False) -> Cred
         ) from error
     if identity not in (dns := names.get_values_for_type(x509.DNSName)):
         raise ConfigError(f"{certificate} is the certificate of {', '.join(dns)}, not of {identity}. {MAKE}")
+    if not isinstance(public, ec.EllipticCurvePublicKey):  # see `hmtl.distributed.wire`: TLS 1.2 would be possible
+        raise ConfigError(f"{key} is not a key on an elliptic curve, such as P-256. {MAKE}")
     if public != chain[0].public_key():
         raise ConfigError(f"{key} is not the key of {certificate}. Copy both files again.")
     if not _is_trusted(chain, trusted):

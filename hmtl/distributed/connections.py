@@ -138,10 +138,14 @@ class Connection:
         self.newer: Stream | None = None
         self.trouble = ""
         self._attached, self._lock = Event(), Lock()
+        self._closed = ""  # why, once it is
 
     def attach(self, stream: Stream) -> None:
-        """Use a stream: the first one at once, a later one after `take_back`. It ends those before."""
+        """Use a stream: the first one at once, a later one after `take_back`, none after `close`. End those before."""
         with self._lock:
+            if self._closed:
+                stream.end(self._closed)
+                return
             for former in (self.stream, self.newer):
                 if former:
                     former.end("its process came back")
@@ -202,7 +206,9 @@ class Connection:
                 event.wait(max(0.0, deadline - time.monotonic()))
 
     def close(self, reason: str = "this process has left") -> None:
-        """End all streams."""
-        for stream in (self.stream, self.newer):
-            if stream:
-                stream.end(reason)
+        """End all streams, also those that are yet to come."""
+        with self._lock:
+            self._closed = reason
+            for stream in (self.stream, self.newer):
+                if stream:
+                    stream.end(reason)

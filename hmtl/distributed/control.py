@@ -7,7 +7,6 @@ count them.
 import io
 import logging
 import math
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from hmtl.data.table_features import FittedTable, TableFeatures
 from hmtl.data.tasks import Prepared, Task
 from hmtl.distributed.frames import CONTROL, Frame
 from hmtl.distributed.launching import SERVER_LOST
+from hmtl.distributed.meeting import START, reminding
 from hmtl.distributed.peers import Peers
 from hmtl.errors import ProcessLost
 from hmtl.training.engine import Values
@@ -26,8 +26,6 @@ from hmtl.training.engine import Values
 log = logging.getLogger(__name__)
 RESUME = "If the run's folder has a checkpoint, restart from it with resume=FOLDER; otherwise start again."
 AGAIN = "Start all processes again."
-START = 600.0  # seconds for all processes to load their data and to build the learner
-REMIND = 30.0  # seconds after which a process logs which one it is waiting for
 torch.serialization.add_safe_globals(
     [Task, Prepared, Preprocessing, Scaling, FittedTable, TableFeatures]
 )  # besides numbers, strings and tensors
@@ -147,19 +145,13 @@ class Control:
         return error
 
     def wait_for(self, sender: str, key: str, whom: str, seconds: float) -> Values:
-        """Return the next values of another process, before the first round; log now and then `whom` it waits for.
+        """Return the next values of another process, before the first round; log after a while `whom` it waits for.
 
         Raises:
             ProcessLost: they do not arrive.
         """
-        patience, name = math.ceil(seconds / self.peers.seconds), self.peers.name
-        reminder = threading.Timer(REMIND, log.warning, ("%s still waits for %s", name, whom))
-        reminder.daemon = True
-        reminder.start()
-        try:
-            received = self.receive([sender], key, patience)
-        finally:
-            reminder.cancel()
+        with reminding(self.peers.name, whom):
+            received = self.receive([sender], key, math.ceil(seconds / self.peers.seconds))
         if sender not in received:
             reason = self.peers.lost.get(sender, f"it took more than {seconds / 60:g} minutes")
             raise ProcessLost(f"{sender} did not get ready: {reason}.", AGAIN)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -126,8 +127,8 @@ class Deployment(BaseModel):
             ("the address", [node.address for node in (self.server, *self.relays)]),
             ("user", [user for host in self.hosts for user in host.users or ()]),
         ):
-            if twice := _twice(values):
-                raise ValueError(f"{what} {twice} is there twice; each belongs to one node")
+            if twice := [value for value, times in Counter(values).items() if times > 1]:
+                raise ValueError(f"{what} {twice[0]} is there twice; each belongs to one node")
         placed = {user for host in self.hosts for user in host.users or ()}
         if placed and (without := [host.name for host in self.hosts if host.users is None]):
             raise ValueError(f"{without[0]} has no users, but other hosts have: give users to all hosts, or to none")
@@ -239,8 +240,3 @@ def _first(error: ValidationError) -> str:
     text = first["msg"].removeprefix("Value error, ")
     value = f"={first['input']}" if isinstance(first["input"], str | int | float) else ""
     return f"{place}{value}: {text[0].lower()}{text[1:]}" if place else text[0].lower() + text[1:]
-
-
-def _twice(values: Sequence[Any]) -> Any:
-    """Return the first value that comes up again, as text; None if there is none."""
-    return next((str(value) for n, value in enumerate(values) if value in values[:n]), None)

@@ -33,7 +33,7 @@ from hmtl.mtl.algorithms.base import Ids
 from hmtl.topology import Moving, Topology
 from hmtl.training.engine import Engine, Exchange, Load, Values
 
-INVITED = "invitation"  # to the multicast group, the key of a relay's
+INVITED = "invitation"  # the key of a relay's invitation to the multicast group
 MOMENT = 10.0  # seconds for the others to find a process that comes back
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Processes(Engine):
         self.agreed = agreed
         self._peers: Peers | None = None  # once it is known how many relays there are
         self._placement: Placement | None = None  # once the number of users is known
-        self._known: Values = {}  # what every process learns at the start
+        self._known: Values = {}  # what the server tells every process at the start
         self._comes_back = False  # whether the run had begun before this process was there
         self._exchange: ProcessExchange | None = None
         self._identities: Mapping[str, str] = {}  # the names of nodes outside the run
@@ -158,7 +158,7 @@ class Processes(Engine):
         except HmtlError as error:
             own = error
         try:
-            # who comes back agrees with nobody: the others are in the midst of their rounds
+            # a process that comes back agrees with nobody: the others are playing rounds
             first_error = "" if self._comes_back else Control(self._peers).agree("" if own is None else str(own))
             if own or first_error:
                 raise own or ConfigError(first_error)
@@ -205,7 +205,7 @@ class Processes(Engine):
     def _connect(self, names: Sequence[str], agreed: str) -> Peers:
         """Return the other processes once there is a stream to each that this one talks to.
 
-        The server first tells each whether the run has begun; then those that have ended may still be missing.
+        The server first tells each process whether the run has begun. If it has, some of the others may be missing.
 
         Raises:
             ProcessLost: the server ended on the way.

@@ -28,7 +28,7 @@ from hmtl.topology import Moving, Topology
 from hmtl.training.engine import Exchange, RoundResult, Values
 
 PAUSE = 0.1  # seconds between looks at who has come back
-MOMENT = 5.0  # seconds for a process that has come back to all, to be there
+MOMENT = 5.0  # seconds to wait for the stream of a process that came back
 LEAST = 1 << 26  # bytes of a frame's body that are always allowed
 NODE_STATE = "nodes"  # the key of nodes in the state of a communicator, and in every process's answer
 
@@ -140,7 +140,7 @@ class ProcessExchange(Exchange):
     def broadcast(self, values: Values) -> Values:
         return self._control.broadcast(values)
 
-    def waiting(self) -> bool:
+    def waiting(self, stop: Callable[[], bool]) -> bool:
         """As `Exchange.waiting`.
 
         Raises:
@@ -151,7 +151,7 @@ class ProcessExchange(Exchange):
         self.begun = True
         lost, deadline = self._peers.lost, time.monotonic() + self._patience
         for names in (self._placement.hosts, self._placement.relays):
-            while set(names) <= set(lost) and not set(names) & set(self._ready):
+            while set(names) <= set(lost) and not set(names) & set(self._ready) and not stop():
                 if time.monotonic() > deadline:
                     raise EngineError(
                         f"{', '.join(names)} are lost, and did not come back within engine.patience="

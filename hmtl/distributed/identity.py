@@ -6,7 +6,6 @@ Keys are on the curve P-256.
 
 import datetime
 from dataclasses import dataclass
-from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -33,11 +32,6 @@ class Credentials:
 
     def __repr__(self) -> str:
         return "Credentials(...)"  # keys must not reach a log
-
-    @classmethod
-    def load(cls, key: Path, certificate: Path, trusted: Path) -> "Credentials":
-        """Return the credentials in files."""
-        return cls(key.read_bytes(), certificate.read_bytes(), trusted.read_bytes())
 
 
 def make_key() -> Key:

@@ -10,7 +10,8 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from ipaddress import ip_address
 from typing import Any
@@ -23,14 +24,13 @@ from hmtl.distributed.identity import Credentials, issue, key_to_pem, make_key, 
 from hmtl.distributed.launching import SECRET
 from hmtl.distributed.multicast.group import this_end
 from hmtl.distributed.placement import check_size
-from hmtl.distributed.wire import Party
+from hmtl.distributed.wire import REMIND, Party
 from hmtl.errors import ConfigError, EngineError
 from hmtl.mtl.algorithms.base import Ids
 
 log = logging.getLogger(__name__)
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-START = datetime.timedelta(minutes=10)  # for all processes to load their data and to build the learner
-REMIND = 30.0  # seconds after which a process logs which one it is waiting for
+START = 600.0  # seconds for all processes to load their data and to build the learner
 DAYS = 365  # for which a certificate is valid
 
 
@@ -60,26 +60,15 @@ class Meeting:
         self.address, self.port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self.wait, self._tls = max(60.0, seconds), tls
         self._secret = os.environ.get(SECRET, "").encode()
+        if tls and self.rank == 0 and not self._secret and self.address not in ("localhost", "127.0.0.1"):
+            log.warning("%s is not set, so anybody who reaches this machine can join. Set it at all processes.", SECRET)
 
     def homes(self, K: int | None, H: int) -> list[Ids]:
-        """Return the users of each host, which share them evenly; nobody if K is not yet known.
-
-        Raises:
-            ConfigError: there are too few processes, or too many.
-        """
         check_size(self.size, K, H)
         return list(np.array_split(np.arange(K or 0), self.size - 1 - H))
 
     def party(self, names: Sequence[str], agreed: str) -> Party:
-        """Return this process's node among all, whose certificates it has.
-
-        Args:
-            names: the node of each rank.
-            agreed: see `Party`.
-
-        Raises:
-            EngineError: a process does not arrive, or has another secret.
-        """
+        """As `Site.party`, once all certificates have arrived; raise EngineError if one does not."""
         name, identities = names[self.rank], {name: name.replace(" ", "-") for name in names}
         credentials = None
         if self._tls:
@@ -92,13 +81,9 @@ class Meeting:
         return Party(name, names, identities, listen, credentials=credentials, agreed=agreed)
 
     def addresses(self, party: Party, port: int) -> Mapping[str, str]:
-        """Return the addresses at which server and relays listen; `port` is that of this process.
+        """As `Site.addresses`, once all have arrived.
 
-        A process on the machine of the first one may know that machine by a name or address that means nothing to
-        others. It tells only its port: others reach the machine as they reach the first process.
-
-        Raises:
-            EngineError: a process does not arrive, or has another secret.
+        A process on the machine of the first one publishes only its port: others reach it as they reach the first.
         """
         if port:
             here = this_end(self.address)
@@ -151,19 +136,15 @@ class Meeting:
 
     def _get(self, key: str) -> bytes:
         """Wait for what another process has put, and return it."""
-        reminder = threading.Timer(REMIND, log.warning, ("process %d still waits for the %s", self.rank, key))
-        reminder.daemon = True
-        reminder.start()
         try:
-            self.store.wait([key], START)
-            signed: bytes = self.store.get(key)
+            with reminding(f"process {self.rank}", f"the {key}"):
+                self.store.wait([key], datetime.timedelta(seconds=START))
+                signed: bytes = self.store.get(key)
         except RuntimeError as error:
             raise EngineError(
                 f"the {key} did not arrive: its process has ended, or took more than "
-                f"{START.total_seconds() / 60:g} minutes. Start all processes again."
+                f"{START / 60:g} minutes. Start all processes again."
             ) from error
-        finally:
-            reminder.cancel()
         value = signed[32:]
         if not hmac.compare_digest(signed[:32], self._signature(key, value)):
             raise EngineError(f"the {key} is signed with another {SECRET}. Set the same one for all processes.")
@@ -171,6 +152,18 @@ class Meeting:
 
     def _signature(self, key: str, value: bytes) -> bytes:
         return hmac.digest(self._secret, key.encode() + b"\0" + value, "sha256")
+
+
+@contextmanager
+def reminding(who: str, whom: str) -> Iterator[None]:
+    """Log after a while who still waits for whom."""
+    reminder = threading.Timer(REMIND, log.warning, ("%s still waits for %s", who, whom))
+    reminder.daemon = True
+    reminder.start()
+    try:
+        yield
+    finally:
+        reminder.cancel()
 
 
 def _numeric(address: str) -> bool:

@@ -73,7 +73,7 @@ class Peers:
             self.group.receiver.largest = nbytes
 
     def lose(self, name: str, reason: str) -> None:
-        """Exchange nothing more with a peer, which has sent what it may not."""
+        """Exchange nothing more with a peer, which has sent what it may not, even if it comes back."""
         self.lost[name] = reason
         self.connections[name].close(reason)
 

@@ -30,13 +30,9 @@ class Placement:
         order: where each user comes among those of all hosts, one host after the other.
         name, users: the node of this process, and its users.
         leads, is_relay: whether this node is the server, whose process leads, or a relay.
-
-    Raises:
-        ConfigError: there are too few processes, or more hosts than users.
     """
 
     def __init__(self, rank: int, size: int, K: int, H: int, homes: Sequence[Ids] | None = None) -> None:
-        check_size(size, K, H)
         self.rank, self.K = rank, K
         self.names = names_of(size, H)
         self.others = self.names[1:]

@@ -6,7 +6,6 @@ backoff between attempts to connect, flow control and limits of messages are tho
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -16,14 +15,9 @@ from ipaddress import ip_address
 from threading import Event, Lock, Thread, Timer
 from typing import Any
 
-# gRPC for Python cannot set a least version of TLS. These suites of TLS 1.2 need RSA keys, and all of ours are ECDSA,
-# so that TLS 1.2 is never negotiated; TLS 1.3 has suites of its own.
-os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # each refused handshake would be a line; `Refusals` counts them
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # nothing is forked once there are streams
-
 import grpc
 
+from hmtl.distributed import ONLY_TLS_1_3
 from hmtl.distributed.connections import CHUNK, ENDED, Connection, Stream
 from hmtl.distributed.frames import HEADER, HOSTS, MAY_SEND, RELAYS, SERVES, Frame, role
 from hmtl.distributed.identity import Credentials, role_uri
@@ -37,7 +31,7 @@ HANDSHAKE = 20.0  # seconds for a handshake
 LONGEST = 2**31 - 1  # milliseconds that gRPC can count
 REMIND = 30.0  # seconds after which a node logs again for whom it is waiting
 REPEAT = 60.0  # seconds after which what was refused is logged again
-SPARE = 64  # connections to a port beside those of nodes
+SPARE = 64  # connections to a port besides those of nodes
 REFUSED = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
 
 
@@ -89,7 +83,7 @@ class Wire:
         connections: by name of the neighbour.
 
     Raises:
-        ConfigError: without TLS, an address is not of this machine.
+        ConfigError: without TLS, an address is not of this machine; with it, gRPC might speak TLS 1.2.
         EngineError: this node cannot listen at its address.
     """
 
@@ -126,6 +120,10 @@ class Wire:
         self._closed = Event()
         self._channels: list[grpc.Channel] = []
         self._server: grpc.Server | None = None
+        if party.credentials and not ONLY_TLS_1_3:
+            raise ConfigError(
+                "grpc was imported before hmtl.distributed, and would accept TLS 1.2. Import hmtl's first."
+            )
         if party.listen and party.credentials is None:
             check_loopback(party.listen)
         port = self._listen(party.listen) if party.listen else 0
@@ -245,8 +243,9 @@ class Wire:
     def _take(self, stream: Stream, incoming: Any, cancel: Callable[[], object] = bool) -> None:
         try:
             reason = stream.take(incoming)
-        except Exception:  # grpc raises RpcError at one end, and Exception at the other
-            reason = ENDED
+        except Exception as error:  # grpc raises RpcError at one end, and a bare Exception at the other
+            ends = isinstance(error, grpc.RpcError) or type(error) is Exception
+            reason = ENDED if ends else f"{type(error).__name__}: {error}"
             stream.end(reason)
         if reason != ENDED and not reason.endswith("has left"):
             self._refusals.log(f"ended the stream of {stream.connection.name}: {reason}")
@@ -298,8 +297,8 @@ class Daemons(Executor):
 class Refusals:
     """What a node refused, as warnings: the first of each kind at once, and their number now and then.
 
-    gRPC does not tell of connections that fail before they open a stream; they are those that knocked and never became
-    known.
+    gRPC does not report connections that fail before they open a stream. `knock` counts all connections, and `known`
+    subtracts those of nodes.
 
     Args:
         name: of the node.

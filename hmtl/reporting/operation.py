@@ -45,6 +45,11 @@ class Operation:
         self._metrics = Metrics(metrics, named) if metrics else None
         self._health = Health(health) if health else None
 
+    def wait(self) -> None:
+        """Report that this node takes no part until `begin`."""
+        if self._health:
+            self._health.set(TAKES_PART, False)
+
     def begin(self, history: Sized, nodes: Sequence[str], missing: Callable[[], Collection[str]]) -> None:
         """Report that this node takes part from now on.
 

@@ -95,8 +95,11 @@ class Exchange:
         """Return the state of algorithm and communicator; None in all processes but the leading one."""
         return {"algorithm": algorithm.state_dict(), "communicator": communicator.state_dict()}
 
-    def waiting(self) -> bool:
-        """Return whether processes have come back that are to take part; wait for some if too few are left."""
+    def waiting(self, stop: Callable[[], bool]) -> bool:
+        """Return whether processes came back and wait to take part.
+
+        If too few processes are left, wait until some come back or `stop()` is true.
+        """
         return False
 
     def reconciled(self, state: Values, algorithm: Algorithm) -> Values:

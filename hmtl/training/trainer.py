@@ -109,6 +109,7 @@ class Trainer:
         self.best: int | None = None
         self.user_figures: Mapping[str, Tensor] = {}
         self._latest_figures: Mapping[str, Tensor] = {}  # of the last evaluation
+        self._caught: Sequence[int] = ()  # signals
         self._saved = 0  # rounds in the checkpoint that this run continued from
 
     def fit(self, checkpoint: Mapping[str, Any] | None = None) -> list[Measurements]:
@@ -142,19 +143,18 @@ class Trainer:
         for row in self.history:
             self._log(row)
         user_seconds = self.algorithm.user_seconds(len(self.history))
-        with catch_signals() as caught:
+        with catch_signals() as self._caught:
             while self._continues():
-                if caught and self.leaves:
-                    raise Interrupted(caught[0])
+                if self._caught and self.leaves:
+                    raise Interrupted(self._caught[0])
                 if len(self.history) > self._saved and len(self.history) % self.settings.checkpoint_every == 0:
                     with suppress(EngineError):  # no aggregator is left: the next round is empty, and then all restart
                         self._save()
                 row = self._round(len(self.history), user_seconds)
                 self.history.append(row)
                 self._log(row)
-                self.interrupted = sum(caught[:1])
             self.state = self._save()
-            self.interrupted = self.interrupted or sum(caught[:1])
+            self.interrupted = self.interrupted or sum(self._caught[:1])
         return self.history
 
     def _set_up(self) -> None:
@@ -194,6 +194,8 @@ class Trainer:
         try:
             state = self._save()
         except EngineError as error:  # no aggregator that holds the present state is left
+            if not self.exchange.leads:
+                raise
             log.warning("round %d: %s", len(self.history), error)
             state = self.exchange.reconciled(load_checkpoint(self.checkpoint), self.algorithm)
         self._resume(state)
@@ -207,12 +209,14 @@ class Trainer:
             keep, done = self._improved(), len(self.history) >= self.settings.rounds or self._converged()
             if self.settings.early_stopping and self.best is not None:
                 self.stopped_early = len(self.history) > self.best + self.settings.early_stopping
+            restart = self.exchange.waiting(lambda: bool(self._caught))
+            self.interrupted = sum(self._caught[:1])
             decision = self.exchange.broadcast(
                 {
                     "done": bool(self.interrupted or done or self.stopped_early),
                     "interrupted": self.interrupted,
                     "keep": keep,
-                    "restart": not self.interrupted and self.exchange.waiting(),
+                    "restart": restart and not self.interrupted,
                 }
             )
             self.interrupted = decision["interrupted"]

@@ -130,25 +130,34 @@ def test_the_two_files_of_an_authority_belong_together(folder: Path, tmp_path: P
 
 
 def test_certificates_of_ones_own_with_one_between(tmp_path: Path) -> None:
-    """OpenSSL makes an authority, one that it signs, and a certificate of RSA with the DNS name of the node."""
+    """OpenSSL makes an authority, one that it signs, and a node's certificate, on an elliptic curve."""
 
     def openssl(*words: str) -> None:
         subprocess.run(["openssl", *words], cwd=tmp_path, check=True, capture_output=True)
 
-    key = ("-newkey", "rsa:2048", "-nodes", "-x509", "-days", "9")
-    openssl("req", *key, "-subj", "/CN=root", "-keyout", "root.key", "-out", "ca.pem")
+    more = ("-nodes", "-x509", "-days", "9")
+    rsa, curve = ("-newkey", "rsa:2048", *more), ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-384", *more)
+    openssl("req", *rsa, "-subj", "/CN=root", "-keyout", "root.key", "-out", "ca.pem")
     by_root, by_mid = ("-CA", "ca.pem", "-CAkey", "root.key"), ("-CA", "mid.pem", "-CAkey", "mid.key")
-    openssl("req", *key, "-subj", "/CN=mid", "-keyout", "mid.key", "-out", "mid.pem", *by_root)
+    openssl("req", *rsa, "-subj", "/CN=mid", "-keyout", "mid.key", "-out", "mid.pem", *by_root)
     names = ("-addext", "subjectAltName=DNS:other,DNS:hub", "-addext", "basicConstraints=critical,CA:FALSE")
-    openssl("req", *key, "-subj", "/CN=any", *names, "-keyout", "hub.key", "-out", "hub.pem", *by_mid)
-    with pytest.raises(ConfigError, match="not signed"):
-        load_credentials(tmp_path, "hub")
+    for key, error in ((rsa, "elliptic"), (curve, "not signed")):
+        openssl("req", *key, "-subj", "/CN=any", *names, "-keyout", "hub.key", "-out", "hub.pem", *by_mid)
+        with pytest.raises(ConfigError, match=error):
+            load_credentials(tmp_path, "hub")
     with (tmp_path / "hub.pem").open("ab") as file:
         file.write((tmp_path / "mid.pem").read_bytes())
     load_credentials(tmp_path, "hub")
     for end in ("key", "pem"):
         (tmp_path / f"hub.{end}").rename(tmp_path / f"other.{end}")
     load_credentials(tmp_path, "other")
+
+
+def test_the_folder_of_the_file_itself(tmp_path: Path) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text(SITE.replace("keys", "."))
+    assert commands.here("hmtl.certificates", f"deployment={site}").returncode == 0
+    assert (tmp_path.parent / f"{tmp_path.name}-authority" / "ca.key").exists()
 
 
 def test_the_command(tmp_path: Path) -> None:

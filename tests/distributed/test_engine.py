@@ -2,8 +2,11 @@
 
 import copy
 import json
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import commands
@@ -20,7 +23,7 @@ from hmtl.distributed.engine import TorchDistributed
 from hmtl.distributed.frames import CONTROL
 from hmtl.distributed.peers import Peers
 from hmtl.distributed.placement import Placement
-from hmtl.errors import CheckpointError, ConfigError, EngineError
+from hmtl.errors import CheckpointError, ConfigError, EngineError, ProcessLost
 from hmtl.training.checkpoint import load_checkpoint
 
 SMALL = ("K=10", "H=3", "r=2", "rounds=3", "dataset.rows_per_user=10", "logger=none")
@@ -217,6 +220,34 @@ def test_a_run_ends_with_a_checkpoint_when_nobody_is_left(
     with pytest.raises(EngineError, match="patience"):
         train_in_threads(configure(*SMALL), prepare=prepare, patience=0.2)
     assert load_checkpoint(tmp_path)["history"]["rounds"] == 0
+
+
+def test_a_node_that_loses_the_server_in_a_restart_says_so(configure: Callable[..., DictConfig]) -> None:
+    """It has no checkpoint to fall back on, and `hmtl.node` begins again after this error only."""
+    run = build(configure(*SMALL))
+
+    def lose(*sides: object) -> None:
+        raise ProcessLost("the server is lost")
+
+    run.exchange.leads, run.exchange.gather_state = False, lose  # type: ignore[method-assign]
+    run.exchange.waiting = lambda stop: True  # type: ignore[method-assign]
+    with pytest.raises(ProcessLost):
+        run.trainer.fit()
+
+
+def test_a_server_that_waits_for_hosts_stops_at_a_signal(
+    configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(peers: Peers, rank: int) -> None:
+        if peers.name.startswith("host"):
+            kill(peers.name, round=1)(peers, rank)
+
+    signals: list[int] = []
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: signals.append(15))
+    monkeypatch.setattr("hmtl.training.trainer.catch_signals", lambda: nullcontext(signals))
+    monkeypatch.setattr("hmtl.distributed.exchange.time", clock)
+    train_in_threads(configure(*SMALL, "rounds=50"), prepare=prepare)
+    assert load_checkpoint(tmp_path)["history"]["rounds"] < 50
 
 
 RETURNS = [

@@ -3,7 +3,6 @@
 import logging
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 
 import pytest
 
@@ -83,7 +82,7 @@ def test_a_process_that_never_arrives_is_an_error(
     port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "REMIND", 0.1)
-    monkeypatch.setattr(module, "START", timedelta(seconds=0.5))
+    monkeypatch.setattr(module, "START", 0.5)
     with caplog.at_level(logging.WARNING), pytest.raises(EngineError, match="relay 0"):
         Meeting(60).party(names_of(3, 1), "")
     assert "waits for the certificate of relay 0" in caplog.text

@@ -142,6 +142,24 @@ def test_a_host_leaves_and_the_server_stops_and_goes_on(tmp_path: Path) -> None:
             assert [name for name in NAMES if nodes[name].poll() is None] == [*RELAYS, "host-0"]
 
 
+@pytest.mark.slow
+def test_a_relay_comes_back_to_a_multicast_group(tmp_path: Path) -> None:
+    """It takes part with what the server sends to the group, and the run ends as one without losses."""
+    words = ("rounds=1000", "checkpoint_every=1000", "network.medium=broadcast")
+    site = local_site(tmp_path, *words, "engine=multicast", f"engine.multicast.port={free_port()}")
+    with site.running() as nodes:
+        wait_for(lambda: rounds(site) > 3)
+        nodes["relay-1"].send_signal(signal.SIGKILL)
+        wait_for(lambda: "relay-1 is lost" in nodes["server"].stderr)
+        with site.start("relay-1") as relay:
+            wait_for(lambda: "relay-1 is back" in nodes["server"].stderr)
+            assert [nodes[name].done().returncode for name in ("server", "relay-0", "host-1")] == [0, 0, 0]
+            assert relay.done().returncode == 0
+            assert "multicast" not in relay.stderr
+        assert nodes["server"].stderr.count("is lost") == 1
+    assert yaml.safe_load((site.results / "summary.json").read_text())["rounds"] == 1000
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hmtl.data import Task
-from hmtl.distributed.placement import HostedUsers, Placement
+from hmtl.distributed.placement import HostedUsers, Placement, check_size
 from hmtl.errors import ConfigError
 from hmtl.mtl import (
     MOCHA,
@@ -166,4 +166,4 @@ def test_nodes_are_numbered_as_server_relays_hosts_and_hosts_share_users_evenly(
 @pytest.mark.parametrize("size", [4, 12])
 def test_too_few_or_too_many_processes_are_refused(size: int) -> None:
     with pytest.raises(ConfigError, match="5 to 11"):
-        Placement(0, size, K=7, H=3)
+        check_size(size, K=7, H=3)

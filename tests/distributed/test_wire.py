@@ -254,6 +254,12 @@ def test_only_tls_1_3_is_spoken(site: Site, authority: Authority, tmp_path: Path
         version()
 
 
+def test_a_program_that_imported_grpc_first_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ONLY_TLS_1_3", False)
+    with pytest.raises(ConfigError, match="grpc"):
+        site.wire(SERVER)
+
+
 def test_without_tls_all_is_on_this_machine() -> None:
     site = Site(None)
     try:

@@ -97,6 +97,8 @@ def test_health_as_probes_ask_for_it(operation: Operation, ports: tuple[int, int
         assert (status(""), status("hmtl")) == ("SERVING", "NOT_SERVING")
         operation.begin([], [], tuple)
         assert (status(""), status("hmtl")) == ("SERVING", "SERVING")
+        operation.wait()
+        assert (status(""), status("hmtl")) == ("SERVING", "NOT_SERVING")
 
 
 def test_the_log_has_the_round_and_no_flood(caplog: pytest.LogCaptureFixture) -> None:
