@@ -227,7 +227,7 @@ def test_a_node_that_loses_the_server_in_a_restart_says_so(configure: Callable[.
     run = build(configure(*SMALL))
 
     def lose(*sides: object) -> None:
-        raise ProcessLost("the server is lost")
+        raise ProcessLost("the server is lost.", "")
 
     run.exchange.leads, run.exchange.gather_state = False, lose  # type: ignore[method-assign]
     run.exchange.waiting = lambda stop: True  # type: ignore[method-assign]
