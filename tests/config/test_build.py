@@ -122,6 +122,9 @@ NEEDED = {
     "files": "dataset.path=nowhere",
     "torchvision": "dataset.name=FakeData",
     "speeds": "participation.speeds=[1]",
+    "site": "engine.deployment=nowhere engine.name=server",
+    "site_multicast": "engine.deployment=nowhere engine.name=server",
+    "links": "network.links=nowhere",
 }
 
 
@@ -138,7 +141,7 @@ FIRST = dict(reversed(PARTS))
 )
 def test_a_word_where_a_number_belongs(configure, group: str, choice: str) -> None:
     """Each numeric setting of each part is named."""
-    cfg = configure(f"{group}={choice}", NEEDED.get(choice, "seed=0"), "logger=none")
+    cfg = configure(f"{group}={choice}", *NEEDED.get(choice, "seed=0").split(), "logger=none")
     for key in [key for key, value in cfg[group].items() if isinstance(value, int | float)]:
         wrong = copy.deepcopy(cfg)
         wrong[group][key] = "abc"
