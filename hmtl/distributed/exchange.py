@@ -215,7 +215,7 @@ class ProcessExchange(Exchange):
         return self.reconciled(state, algorithm) if outdated else state
 
     def reconciled(self, state: Values, algorithm: Algorithm) -> Values:
-        """As `Exchange.reconciled`; all nodes start anew, since what they know of each other is outdated, too."""
+        """See `Exchange.reconciled`. The nodes' own state is dropped: what they know of each other is outdated, too."""
         communication = state["communicator"] | {NODE_STATE: {name: {} for name in self._placement.names}}
         return state | {"algorithm": algorithm.reconciled(state["algorithm"]), "communicator": communication}
 

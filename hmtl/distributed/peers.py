@@ -66,7 +66,7 @@ class Peers:
             connection.listener = group if isinstance(group, Listener) else None
 
     def limit(self, nbytes: int) -> None:
-        """Accept bodies of so many bytes at most."""
+        """Refuse bodies of more than `nbytes` bytes."""
         for connection in self.connections.values():
             connection.largest = nbytes
         if isinstance(self.group, Listener):

@@ -28,7 +28,7 @@ def losing(listener: Listener, rate: float) -> Listener:
 
 
 def ends_of_group(relays: int, loss: float) -> dict[int, Caster | Listener]:
-    """Of the server (rank 0) and the relays (the next ones)."""
+    """Return the ends of a group by rank: 0 is the server, the next ones are relays."""
     caster = Caster(GROUP, HERE, RATE)
     ranks = range(1, relays + 1)
     return {0: caster} | {rank: losing(Listener(GROUP, caster.invitation(rank)), loss) for rank in ranks}

@@ -69,7 +69,7 @@ class Network:
         return None if self.links is None else read_links(self.links)
 
     def access(self, topology: Topology) -> Access | None:
-        """Return the access links of a network; None if there is no file of them."""
+        """Return each node's own link, as the network's file has them; None if the network names no file."""
         return access_of(self._file, topology, str(self.links)) if self._file else None
 
     def seconds(self, bits: Mapping[str, ArrayLike]) -> float:

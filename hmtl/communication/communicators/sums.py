@@ -59,7 +59,7 @@ class Replaced:
     """A coded plan that sums replaced because they take less time.
 
     Attributes:
-        seconds: returns the time that the plan takes for IVs of so many bits.
+        seconds: returns the time [s] of the plan, given the bits of an IV.
         ratio: bits of a row of sums divided by bits of an IV.
     """
 

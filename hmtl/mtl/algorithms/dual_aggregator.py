@@ -253,7 +253,7 @@ class DualAggregator(Aggregator):
 
 
 def from_duals(users: Mapping[str, Tensor], a: Tensor, V: Tensor, W: Tensor) -> dict[str, Tensor]:
-    """Return the buffers of `DualUsers` of users who hold these duals and models, and begin with momentum anew."""
+    """Return the buffers of `DualUsers` for users who hold these duals and models, without momentum."""
     none = {name: torch.zeros_like(users[name]) for name in STEPS if name in users}
     return {**none, "a": a, "pending": a, "V": V, "W": W, "received": users["received"].max().expand(len(a))}
 
