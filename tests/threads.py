@@ -57,6 +57,7 @@ class Lines:
     def __init__(self) -> None:
         self.lines: dict[tuple[str, str], Line] = defaultdict(Line)
         self.connections: dict[str, dict[str, Connection]] = defaultdict(dict)  # by node and neighbour
+        self._lock = Lock()
 
     def connect(self, own: str, names: Sequence[str]) -> dict[str, Connection]:
         """Return a node's connections, with a stream to each neighbour."""
@@ -71,13 +72,14 @@ class Lines:
 
     def come_back(self, own: str, names: Sequence[str]) -> dict[str, Connection]:
         """Return the connections of a node that has ended, with a new stream to each neighbour that is there."""
-        present = [name for name in names if self.connections[own].get(name) and not self.lines[name, name].cut]
-        for name in present:
-            self.lines[own, name], self.lines[name, own] = Line(), Line()
-        self.lines[own, own].cut = False
-        connections = self.connect(own, names)
-        for name in present:
-            self._open(name, own)
+        with self._lock:  # otherwise two that come back at once take each other for absent
+            present = [name for name in names if self.connections[own].get(name) and not self.lines[name, name].cut]
+            for name in present:
+                self.lines[own, name], self.lines[name, own] = Line(), Line()
+            self.lines[own, own].cut = False
+            connections = self.connect(own, names)
+            for name in present:
+                self._open(name, own)
         return connections
 
     def _open(self, own: str, name: str) -> None:
@@ -89,9 +91,10 @@ class Lines:
 
     def end(self, own: str) -> None:
         """End a node, as if its process had been killed."""
-        for (sender, receiver), line in list(self.lines.items()):
-            if own in (sender, receiver):
-                line.end()
+        with self._lock:
+            for (sender, receiver), line in list(self.lines.items()):
+                if own in (sender, receiver):
+                    line.end()
 
 
 def play(

@@ -75,10 +75,10 @@ class Control:
         self._log([values, *received.values()])
         return received
 
-    def welcome(self, name: str) -> None:
-        """Log that a node takes part again."""
+    def welcome(self, name: str, round: int) -> None:
+        """Log that a node takes part again from a round on."""
         self._logged.discard(name)
-        log.warning("round %d: %s is back", self.peers.round + 1, name)
+        log.warning("round %d: %s is back", round, name)
 
     def broadcast(self, values: Values) -> Values:
         """Return the values of the leading process in all processes.

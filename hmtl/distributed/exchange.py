@@ -244,7 +244,7 @@ class ProcessExchange(Exchange):
         )
         for name in self._ready:
             self._peers.take_back(name)
-            self._control.welcome(name)
+            self._control.welcome(name, state["history"]["rounds"])
         self._peers.take_up(self._peers.epoch + 1)
         self._cut = False
         present = [name for name in placement.others if name not in self._peers.lost]

@@ -18,6 +18,7 @@ from mixed_tables import SETTINGS, mixed_table
 from omegaconf import DictConfig, OmegaConf
 from threads import Killed
 
+from hmtl.communication.messages import SERVER
 from hmtl.config.build import build
 from hmtl.distributed.engine import TorchDistributed
 from hmtl.distributed.frames import CONTROL
@@ -189,6 +190,18 @@ def kill(name: str, round: int) -> Fault:
     return prepare
 
 
+def wait_for_all(peers: Peers, round: int) -> None:
+    """Begin a round only once the processes that have ended are back, however slow the machine is."""
+    begin = peers.begin
+
+    def wait_and_begin(number: int) -> None:
+        while number == round and not all(each.alive or each.ready for each in peers.connections.values()):
+            time.sleep(0.01)
+        begin(number)
+
+    peers.begin = wait_and_begin  # type: ignore[method-assign]
+
+
 def test_a_run_continues_without_a_host_and_reports_its_users_as_last_saved(
     configure: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
@@ -276,6 +289,8 @@ def test_who_ends_comes_back_under_its_name(
     killed = {"relay 0": 3, "host 1": 5, "relay 2": 9, "host 0": 12}
 
     def prepare(peers: Peers, rank: int) -> None:
+        if peers.name == SERVER:
+            wait_for_all(peers, 20)
         if peers.name in killed:
             kill(peers.name, killed.pop(peers.name))(peers, rank)
 
