@@ -44,14 +44,14 @@ class SecureHost(AddingHost):
         self._round = -1
         self._relays: tuple[str, ...] = ()
         self._messages: list[Message] = []  # with terms that are not yet masked
-        self._secrets: dict[int, protocol.User] = {}  # of the users who take part
+        self._secrets: dict[int, protocol.MaskingUser] = {}  # of the users who take part
         self._fewest = 0  # users behind a sum
 
     def send(self, round: int, relays: Sequence[str]) -> list[Message]:
         """Compute the terms of the users who take part, and advertise keys."""
         self._round, self._relays = round, tuple(relays)
         self._messages = super().send(round, relays)
-        self._secrets = {k: protocol.User(k) for k in self._messages[0].of_users().tolist()}
+        self._secrets = {k: protocol.MaskingUser(k) for k in self._messages[0].of_users().tolist()}
         return self._rows(KEYS, {k: user.advertised for k, user in self._secrets.items()})
 
     def share(self, messages: Sequence[Message]) -> list[Message]:
@@ -137,7 +137,7 @@ class SecureServer(AddingServer):
     def __init__(self, *args: Any, secure: Secure, **options: Any) -> None:
         super().__init__(*args, **options)
         self.secure = secure
-        self._protocol: protocol.Server | None = None  # of this round, if there are enough users
+        self._protocol: protocol.UnmaskingServer | None = None  # of this round, if there are enough users
         self._via = np.full(self.topology.K, -1)  # the relay that passes on the rows of each user; -1: none
         self._known = True  # whether the sum is
 
@@ -154,7 +154,7 @@ class SecureServer(AddingServer):
             return []
         self._via[users] = [advertised[k][0] for k in users.tolist()]
         keys, order = np.stack([advertised[k][1] for k in users.tolist()]), np.random.default_rng().permutation(n)
-        self._protocol = server = protocol.Server(users, keys, chosen, order)
+        self._protocol = server = protocol.UnmaskingServer(users, keys, chosen, order)
         size = np.tile(numbers_to_bytes([n, chosen.threshold]), (n, 1))
         numbers = numbers_to_bytes(server.neighbors.ravel()).reshape(*server.neighbors.shape, NUMBER)
         return self._rows(KEYS, users, [size, _joined(numbers, server.keys)])

@@ -43,7 +43,7 @@ class UnmaskingError(HmtlError):
     """The sum cannot be unmasked."""
 
 
-class User:
+class MaskingUser:
     """A user in one round.
 
     Args:
@@ -106,7 +106,7 @@ class User:
 
 
 @dataclass
-class Server:
+class UnmaskingServer:
     """The server in one round, which also chooses the neighbours.
 
     Args:
