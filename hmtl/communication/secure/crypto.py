@@ -45,7 +45,7 @@ def expand(seed: bytes, part: int, count: int, bits: int) -> NDArray[np.unsigned
     They are in the smallest type of 8, 16, 32 or 64 bits that holds them, and may have further bits, likewise random.
     """
     dtype = np.min_scalar_type(2**bits - 1)
-    key, nonce = _derived(seed, b"numbers"), part.to_bytes(16, "little")
+    key, nonce = _derived(seed, b"numbers"), bytes(8) + part.to_bytes(8, "little")  # after the counter of blocks
     stream = Cipher(algorithms.ChaCha20(key, nonce), mode=None).encryptor().update(bytes(count * dtype.itemsize))
     return np.frombuffer(stream, dtype.newbyteorder("<"))
 

@@ -75,7 +75,7 @@ class Secure:
 
     Args:
         colluding: γ, the largest share of a round's users that may collude with relays and server.
-        least: how few users may be behind a sum; None: those that may collude, and two others.
+        least: how few users may be behind a sum. There are always those that may collude, and two others.
     """
 
     colluding: float = 0.1
@@ -96,6 +96,6 @@ class Secure:
 
         If not all n are neighbours, they are those of whom the masks are known to connect.
         """
-        least = floor(self.colluding * n) + HONEST if self.least is None else self.least
+        least = max(self.least or 0, floor(self.colluding * n) + HONEST)
         k = degree(n, self.colluding)
         return max(least, ceil((1 - DROPPED) * n)) if k and k.neighbors < n - 1 else least
