@@ -150,7 +150,9 @@ class SecureServer(AddingServer):
         users = np.array(sorted(advertised), np.int64)
         chosen = degree(n := len(users), self.secure.colluding)
         if chosen is None:
-            log.warning("round %d is empty: %d users are too few for secure sums", round, n)
+            if n:
+                log.warning("round %d is empty: %d users are too few for secure sums", round, n)
+            self._known = not n
             return []
         self._via[users] = [advertised[k][0] for k in users.tolist()]
         keys, order = np.stack([advertised[k][1] for k in users.tolist()]), np.random.default_rng().permutation(n)
