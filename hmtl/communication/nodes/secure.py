@@ -198,7 +198,8 @@ class SecureServer(AddingServer):
         try:
             if len(counted) < (fewest := self.secure.fewest(len(server.users))):
                 raise UnmaskingError(f"{len(counted)} users counted, but {fewest} are needed")
-            shares = np.array([rows[k] for k in answers.tolist()], np.uint8).reshape(len(answers), -1, protocol.SHARE)
+            shares = np.array([rows[k] for k in answers.tolist()], np.uint8)
+            shares = shares.reshape(len(answers), server.degree.neighbors, protocol.SHARE)
             total.add(0, server.unmask(counted, answers, shares, total.parts), -1)
             users = counted
         except UnmaskingError as error:

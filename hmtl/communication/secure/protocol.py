@@ -92,9 +92,9 @@ class MaskingUser:
     def reveal(self, counted: NDArray[np.bool_]) -> Bytes | None:
         """Return a share of one of the seeds of each neighbour, given which of them counted [k, 16]; None: it refuses.
 
-        A user reveals shares only once. Rows of neighbours that did not share their seeds are zero.
+        A user reveals shares only once, if it received any. Rows of neighbours that did not share their seeds are zero.
         """
-        if self._revealed:
+        if self._revealed or not len(self._shared):
             return None
         self._revealed = True
         shares = np.zeros((len(self._neighbors), SEED), np.uint8)
