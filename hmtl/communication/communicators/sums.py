@@ -35,15 +35,29 @@ from hmtl.communication.nodes.few_bit_sums import (
     FewBitSummingServer,
 )
 from hmtl.communication.nodes.host import UserSide
+from hmtl.communication.nodes.secure import (
+    SecureFewBitHost,
+    SecureFewBitRelay,
+    SecureFewBitServer,
+    SecureHost,
+    SecureRelay,
+    SecureServer,
+)
 from hmtl.communication.nodes.summing import SummingRelay, SummingServer
 from hmtl.communication.planning.planner import SUMS, Planner, preferred_sum_aggregators
 from hmtl.communication.prediction import predict
-from hmtl.communication.round import Nodes, Outcome, forwarding, summing
+from hmtl.communication.round import Nodes, Outcome, forwarding, masked, summing
 from hmtl.communication.row_formats import Formats, PlainRows
+from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.wires import name_of
 from hmtl.errors import ConfigError
 from hmtl.topology import Moving, Topology
 
+SECURE_NODES: dict[bool, tuple[Any, Any, Any]] = {
+    False: (SecureHost, SecureRelay, SecureServer),
+    True: (SecureFewBitHost, SecureFewBitRelay, SecureFewBitServer),
+}
+"""The host, relay and server of secure sums, by whether numbers have few bits."""
 NODES: dict[tuple[bool, bool], tuple[Any, Any, Any]] = {
     (False, False): (AddingHost, AddingRelay, AddingServer),
     (False, True): (AddingHost, SummingRelay, SummingServer),
@@ -79,6 +93,9 @@ class Sums(Communicator):
         aggregators: who learns the sums. `auto`: the server, or those relays, with which a row takes the least time on
             this network; `server`; `all`; or the numbers of relays that together hear everybody.
         wire: a name in FEW_BITS, for terms and sums in few bits, see `hmtl.communication.few_bits`; None: 64 bits.
+        secure: whether relays and server learn nothing but the sums, see `hmtl.communication.secure.protocol`; the
+            server then learns the sums.
+        colluding, least: settings of secure sums, see `Secure`.
 
     Attributes:
         replaced: the coded plan instead of which sums travel; None: the user chose sums.
@@ -93,7 +110,19 @@ class Sums(Communicator):
         sums: str = "auto",
         aggregators: Aggregators = "auto",
         links: MakeLinks = InProcess,
+        secure: bool = False,
+        colluding: float = 0.1,
+        least: int | None = None,
     ) -> None:
+        self.secure = Secure(colluding, least) if secure else None
+        if self.secure:
+            self.secure.check(topology.K)
+            if aggregators not in ("auto", "server"):
+                raise ConfigError(
+                    f"aggregators={aggregators} with secure=true: the server unmasks the sums, so it learns them. Set "
+                    "aggregators=auto or server."
+                )
+            aggregators = "server"
         if wire is not None and wire not in FEW_BITS:
             raise ConfigError(
                 f"wire={name_of(wire)} with communicator=sums: sums travel as integers. Choose one of "
@@ -107,7 +136,8 @@ class Sums(Communicator):
         self._planner_of = lru_cache(KEPT)(lambda t: Planner(t, network, preferred, sums=sums))
         self.planner = self._planner_of(self.topology)
         self.aggregators = aggregators
-        self.alike = partial(Sums, wire=wire, sums=sums, aggregators=list(preferred) or "server")
+        settings: dict[str, Any] = {"secure": secure, "colluding": colluding, "least": least}
+        self.alike = partial(Sums, wire=wire, sums=sums, aggregators=list(preferred) or "server", **settings)
         self.bits = FEW_BITS.get(wire or "")
         self.replaced: Replaced | None = None
 
@@ -188,8 +218,13 @@ class Sums(Communicator):
             formats = few_bits = FewBits(self.bits, K, users.numbers)
             coder = FewBitCoder(few_bits)
         aggregation = SummingAggregation(K, aggregator, coder, relays_learn and not self._links.reliable)
-        host, relay, server = (partial(kind, formats=formats) for kind in NODES[bool(self.bits), relays_learn])
-        host, schedule = partial(host, planner=self.planner), summing if relays_learn else forwarding
+        kinds, schedule = NODES[bool(self.bits), relays_learn], summing if relays_learn else forwarding
+        if self.secure:
+            kinds, schedule = SECURE_NODES[bool(self.bits)], masked
+        host, relay, server = (partial(kind, formats=formats) for kind in kinds)
+        host = partial(host, planner=self.planner)
+        if self.secure:
+            host, server = (partial(kind, secure=self.secure) for kind in (host, server))
         if relays_learn:
             relay = partial(relay, aggregation=aggregation)
         else:
