@@ -118,7 +118,7 @@ class Apart:
 
 def owed(hosts: Sequence[FewBitHost], counted: set[tuple[int, int]]) -> Tensor:
     """What all users owe: a pending update leaves over what it would, if it counted."""
-    total = torch.zeros(hosts[0].formats.L, dtype=torch.int64)
+    total = torch.zeros(hosts[0].formats.numbers, dtype=torch.int64)
     for host in hosts:
         for place, k in enumerate(host.members.tolist()):
             late = host.pending[k] and (int(host.sent[k]), k) in counted

@@ -49,7 +49,7 @@ from hmtl.communication.prediction import predict
 from hmtl.communication.round import Nodes, Outcome, forwarding, masked, summing
 from hmtl.communication.row_formats import Formats, PlainRows
 from hmtl.communication.secure.neighbors import Secure
-from hmtl.communication.wires import name_of
+from hmtl.communication.wires import QUANTISERS, name_of
 from hmtl.errors import ConfigError
 from hmtl.topology import Moving, Topology
 
@@ -209,14 +209,14 @@ class Sums(Communicator):
     def _make_nodes(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
         if not users.numbers:  # a set-up, or nothing travels
             return super()._make_nodes(users, aggregator)
-        for code in self._codes(self.topology, users.numbers):
-            _ = code.inverses  # are made before the first round, like the plan of coded IVs
         K, relays_learn = self.topology.K, bool(self.planner.preferred)
         formats: Formats = PlainRows(users.numbers)
         coder = AggregatorCoder(users.numbers, None)
         if self.bits:
-            formats = few_bits = FewBits(self.bits, K, users.numbers)
+            formats = few_bits = FewBits(self.bits, K, users.numbers, masked=bool(self.secure))
             coder = FewBitCoder(few_bits)
+        for code in self._codes(self.topology, formats.L):
+            _ = code.inverses  # are made before the first round, like the plan of coded IVs
         aggregation = SummingAggregation(K, aggregator, coder, relays_learn and not self._links.reliable)
         kinds, schedule = NODES[bool(self.bits), relays_learn], summing if relays_learn else forwarding
         if self.secure:
@@ -233,8 +233,9 @@ class Sums(Communicator):
 
     @property
     def _L(self) -> int:
-        """The numbers in a row; 0 before the learner is known."""
-        return self._sides[0].numbers if self._sides else 0
+        """The words in a row; 0 before the learner is known."""
+        numbers = self._sides[0].numbers if self._sides else 0
+        return FewBits(self.bits, self.topology.K, numbers).L if self.bits else numbers
 
     def _attendance(self, t: Topology) -> Attendance:
         """Return the attendance of a round in which everybody is present."""
@@ -266,7 +267,7 @@ class Sums(Communicator):
         """The bits of a row of each tier."""
         if not self.bits or not self._sides:
             return dict.fromkeys(TIERS, self.V_bits)
-        formats = FewBits(self.bits, self.topology.K, self._sides[0].numbers)
+        formats = FewBits(self.bits, self.topology.K, self._sides[0].numbers, masked=bool(self.secure))
         return dict.fromkeys(TIERS, 8 * formats.sums.nbytes) | {USERS_TO_RELAYS: 8 * formats.terms.nbytes}
 
     def _rows(self, t: Topology) -> tuple[float, float, float, float]:
@@ -313,8 +314,8 @@ def sums_if_faster(coded: CodedHierarchical, q: int, itemsize: int, numbers: int
         return None
     ratio = 8 * q / itemsize
     if wire:
-        one = FewBits(FEW_BITS[wire], coded.contacts.K, BLOCK)
-        ratio = q * one.sums.nbytes / one.terms.nbytes  # an IV has the format of a user's terms
+        sums_of_block = FewBits(FEW_BITS[wire], coded.contacts.K, BLOCK).sums
+        ratio = q * sums_of_block.bits * sums_of_block.L / QUANTISERS[wire].bits(BLOCK)
     V_bits = 8.0 * itemsize * numbers
     sums = Sums(coded.contacts, coded.network, wire, links=coded.make_links).for_rows(ratio * V_bits)
     assert isinstance(sums, Sums)

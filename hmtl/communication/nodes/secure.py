@@ -258,7 +258,7 @@ class _Rows:
         """Add masks to a row, modulo 2^w in each number."""
         numbers, further = (torch.from_numpy(sign * mask.astype(np.int64))[None] for mask in masks)
         at = slice(place, place + 1)
-        self.payload[at] = self._format.pack(self._format.unpack(self.payload[at])[0] + numbers, nothing(1))
+        self.payload[at] = self._format.pack(self._format.unpack(self.payload[at]) + numbers)
         if further.shape[1]:
             self.overhead[at] = to_bytes(from_bytes(self.overhead[at], torch.int64) + further)
 
