@@ -161,18 +161,22 @@ def test_a_relay_falls_silent_in_any_step(step: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("why", ["too few", "unanswered"])
 def test_an_empty_round_says_why_and_costs_nothing(why: str, caplog: pytest.LogCaptureFixture) -> None:
-    users = Terms([terms(n, 20, reach=63) for n in range(3)], [set(), set(range(17)), set()][::1])
+    users = Terms([terms(n, 20, reach=63) for n in range(3)], [set(), set(range(17)), set()])
     if why == "unanswered":
         users.absent = [set()] * 3
-    apart = Apart(symmetric(20, 5, 3), [users], secure=Secure(COLLUDING, least=5))
+    apart, answered = Apart(symmetric(20, 5, 3), [users], secure=Secure(COLLUDING, least=5)), list[Message]()
 
     def lose(node: str, message: Message) -> Message | None:
-        return None if why == "unanswered" and message.kind == UNMASK and node == SERVER else message
+        if message.kind != UNMASK or node != SERVER:
+            return message
+        answered.append(message)
+        return None
 
     apart.play(0)
     before = {k: model.tolist()[:-1] for k, model in users.models.items()}
     assert not caplog.records
     apart.play(1, change=lose)
+    assert bool(answered) == (why == "unanswered"), "users reveal nothing of a sum of too few"
     assert ["round 1 is empty" in record.getMessage() for record in caplog.records] == [True]
     assert {k: model.tolist()[:-1] for k, model in users.models.items()} == before
     assert apart.server.empty
