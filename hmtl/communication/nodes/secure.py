@@ -23,7 +23,7 @@ from hmtl.communication.nodes.base import relay_of
 from hmtl.communication.nodes.few_bit_sums import FewBitHost, FewBitRelay, FewBitServer
 from hmtl.communication.row_formats import RowFormat
 from hmtl.communication.secure import protocol
-from hmtl.communication.secure.neighbors import Secure, degree
+from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.secure.protocol import Bytes, Mask, UnmaskingError
 
 NUMBER = 4  # bytes of a number
@@ -59,7 +59,7 @@ class SecureHost(AddingHost):
         sealed = {}
         for k, row in self._received(messages).items():
             n, threshold = bytes_to_numbers(row[: 2 * NUMBER]).tolist()
-            self._fewest = self.secure.fewest(n)
+            self._fewest = self.secure.fewest(n, len(self.waiting))
             numbers, keys = _split(row[2 * NUMBER :], NUMBER, protocol.KEYS)
             sealed[k] = self._secrets[k].share(bytes_to_numbers(numbers.ravel()), keys, threshold).ravel()
         return self._rows(SHARES, sealed)
@@ -148,7 +148,7 @@ class SecureServer(AddingServer):
         for message in reversed(messages):  # the first relay that heard a user serves it
             advertised |= {k: (relay_of(message), row) for k, row in _by_user(message).items()}
         users = np.array(sorted(advertised), np.int64)
-        chosen = degree(n := len(users), self.secure.colluding)
+        chosen = self.secure.degree(n := len(users), self.topology.K)
         if chosen is None:
             if n:
                 log.warning("round %d is empty: %d users are too few for secure sums", round, n)
@@ -196,7 +196,7 @@ class SecureServer(AddingServer):
         kept = self.aggregation.ivs
         total = _Rows(self.formats, self.sizes[0], kept["payload"], kept["overhead"][:, : self.sizes[1]], True)
         try:
-            if len(counted) < (fewest := self.secure.fewest(len(server.users))):
+            if len(counted) < (fewest := self.secure.fewest(len(server.users), self.topology.K)):
                 raise UnmaskingError(f"{len(counted)} users counted, but {fewest} are needed")
             shares = np.array([rows[k] for k in answers.tolist()], np.uint8)
             shares = shares.reshape(len(answers), server.degree.neighbors, protocol.SHARE)

@@ -220,7 +220,7 @@ def uniform(sample: np.ndarray) -> bool:
 )
 def test_masked_terms_are_uniform_to_who_knows_the_sum(n: int, without: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One by one, two by two, part by part at any of the first places, and in two rounds."""
-    rng, chosen = np.random.default_rng(n), degree(n, 0.1)
+    rng, chosen = np.random.default_rng(n), degree(n, n // 10)
     assert chosen is not None
     if without == "threshold":
         chosen = Degree(chosen.neighbors, 1)
