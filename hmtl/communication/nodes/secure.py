@@ -6,6 +6,7 @@ n users advertise keys, each has k neighbours.
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -144,9 +145,12 @@ class SecureServer(AddingServer):
     def introduce(self, round: int, messages: Sequence[Message]) -> list[Message]:
         """Choose neighbours for the users who advertised keys, and tell each its neighbours' keys."""
         self.round, self._protocol, self._known = round, None, True
-        advertised: dict[int, tuple[int, Bytes]] = {}
-        for message in reversed(messages):  # the first relay that heard a user serves it
-            advertised |= {k: (relay_of(message), row) for k, row in _by_user(message).items()}
+        advertised: dict[int, Bytes] = {}
+        relays: dict[int, list[int]] = defaultdict(list)  # that heard each user
+        for message in messages:
+            advertised |= (rows := _by_user(message))
+            for k in rows:
+                relays[k].append(relay_of(message))
         users = np.array(sorted(advertised), np.int64)
         chosen = self.secure.degree(n := len(users), self.topology.K)
         if chosen is None:
@@ -154,8 +158,9 @@ class SecureServer(AddingServer):
                 log.warning("round %d is empty: %d users are too few for secure sums", round, n)
             self._known = not n
             return []
-        self._via[users] = [advertised[k][0] for k in users.tolist()]
-        keys, order = np.stack([advertised[k][1] for k in users.tolist()]), np.random.default_rng().permutation(n)
+        # spread evenly, so that few users are cut off if one relay falls silent
+        self._via[users] = [relays[k][place % len(relays[k])] for place, k in enumerate(users.tolist())]
+        keys, order = np.stack([advertised[k] for k in users.tolist()]), np.random.default_rng().permutation(n)
         self._protocol = server = protocol.UnmaskingServer(users, keys, chosen, order)
         size = np.tile(numbers_to_bytes([n, chosen.threshold]), (n, 1))
         numbers = numbers_to_bytes(server.neighbors.ravel()).reshape(*server.neighbors.shape, NUMBER)
