@@ -10,6 +10,7 @@ from adding import Apart, Terms, Total, terms
 from changed import poisoned
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 
 from hmtl.communication import Network, Sums
 from hmtl.communication.messages import ATTENDANCE, IVS, KEYS, MODELS, REPORT, SERVER, SHARES, UNMASK, Message
@@ -220,3 +221,26 @@ def test_who_sends_what_and_how_long_it_is_does_not_depend_on_the_terms() -> Non
 
     assert len(seen(0)) > 40
     assert seen(0) == seen(50)
+
+
+def test_rows_of_terms_and_partial_sums_are_uniform_on_all_links() -> None:
+    """Users send zeros in two rounds: every byte is masked, by masks of its own."""
+    users = Terms([torch.zeros(20, 5001, dtype=torch.int64)] * 2, [set()] * 2)
+    apart, rows = Apart(symmetric(20, 5, 3), [users], secure=Secure(COLLUDING)), dict[tuple[object, ...], bytes]()
+
+    def change(node: str, message: Message) -> Message:
+        if message.kind == IVS:
+            for place, at in enumerate(message.rows().tolist()):
+                user = message.sender if message.users is None else message.users[place]
+                payload, overhead = message.payload[at].numpy(), message.overhead[at].numpy()
+                rows[message.round, user] = payload.tobytes() + overhead.tobytes()
+        return message
+
+    for round in range(2):
+        apart.play(round, change=change)
+    assert len(rows) > 2 * 20
+    assert not any(any(model.tolist()[:-1]) for model in users.models.values())
+    words = np.concatenate([np.frombuffer(row[: len(row) // 8 * 8], np.uint64) for row in rows.values()])
+    assert len(np.unique(words)) == len(words)
+    for row in rows.values():
+        assert chisquare(np.bincount(np.frombuffer(row, np.uint8), minlength=256)).pvalue > 1e-10
