@@ -134,6 +134,17 @@ def test_models_measurements_and_setup_are_those_of_one_process(
     assert many == alone
 
 
+SECURE = ("algorithm=cocoa", "communicator=sums", "aggregators=server", "participation.dropout=0.2")
+
+
+def test_secure_sums_give_the_models_of_plain_sums(configure: Callable[..., DictConfig]) -> None:
+    """Over processes, beside plain sums in one process, with users and relays that are absent."""
+    words = (*SMALL, *SECURE, "participation.relays=0.2", "rounds=5")
+    results, alone = train_in_threads(configure(*words, "secure=true")), configure(*words)
+    alone.output_dir += "/alone"
+    check_equal(results, train(alone))
+
+
 def test_features_of_raw_tables_are_those_of_one_process(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
     """Models and set-up; and the answers of an aggregator are what the features were fitted to."""
     mixed_table(0, n=12).to_csv(tmp_path / "own.csv", index=False)
@@ -273,6 +284,7 @@ RETURNS = [
             ("communicator=uncoded", "wire=int4", "algorithm.omega_every=0"),
             ("aggregators=[server,0,1]", "algorithm.omega_every=3"),
             ("algorithm=cocoa", "communicator=sums", "checkpoint_every=3"),
+            ("algorithm=cocoa", "communicator=sums", "secure=true"),
             ("algorithm=scaffold", "communicator=sums"),
             ("algorithm=fedu", "regularizer.neighbors=2", "dataset.standardize=all"),
         )
@@ -336,3 +348,15 @@ def test_commands_leave_the_same_results(tmp_path: Path) -> None:
     assert commands.launched([*words, *arguments]) == 0
     assert commands.run("hmtl.train", *words, f"hydra.run.dir={tmp_path / 'one'}").returncode == 0
     assert results(tmp_path / "many") == results(tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_secure_sums_of_many_users_over_processes(tmp_path: Path) -> None:
+    """As many that each has a few neighbours."""
+    words = ("K=100", "H=5", "r=3", "topology=any_r", "rounds=3", "dataset.rows_per_user=10", "logger=none", *SECURE)
+    arguments = ["processes=8", "secure=true", f"hydra.run.dir={tmp_path / 'many'}"]
+    assert commands.launched([*words, *arguments]) == 0
+    assert commands.run("hmtl.train", *words, f"hydra.run.dir={tmp_path / 'one'}").returncode == 0
+    (models, _, history), (expected, _, measured) = (results(tmp_path / name) for name in ("many", "one"))
+    assert models == expected
+    assert history == measured

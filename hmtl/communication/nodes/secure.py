@@ -6,6 +6,7 @@ n users advertise keys, each has k neighbours.
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ from hmtl.communication.nodes.base import relay_of
 from hmtl.communication.nodes.few_bit_sums import FewBitHost, FewBitRelay, FewBitServer
 from hmtl.communication.row_formats import RowFormat
 from hmtl.communication.secure import protocol
-from hmtl.communication.secure.neighbors import Secure, degree
+from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.secure.protocol import Bytes, Mask, UnmaskingError
 
 NUMBER = 4  # bytes of a number
@@ -59,7 +60,7 @@ class SecureHost(AddingHost):
         sealed = {}
         for k, row in self._received(messages).items():
             n, threshold = bytes_to_numbers(row[: 2 * NUMBER]).tolist()
-            self._fewest = self.secure.fewest(n)
+            self._fewest = self.secure.fewest(n, len(self.waiting))
             numbers, keys = _split(row[2 * NUMBER :], NUMBER, protocol.KEYS)
             sealed[k] = self._secrets[k].share(bytes_to_numbers(numbers.ravel()), keys, threshold).ravel()
         return self._rows(SHARES, sealed)
@@ -144,18 +145,22 @@ class SecureServer(AddingServer):
     def introduce(self, round: int, messages: Sequence[Message]) -> list[Message]:
         """Choose neighbours for the users who advertised keys, and tell each its neighbours' keys."""
         self.round, self._protocol, self._known = round, None, True
-        advertised: dict[int, tuple[int, Bytes]] = {}
-        for message in reversed(messages):  # the first relay that heard a user serves it
-            advertised |= {k: (relay_of(message), row) for k, row in _by_user(message).items()}
+        advertised: dict[int, Bytes] = {}
+        relays: dict[int, list[int]] = defaultdict(list)  # that heard each user
+        for message in messages:
+            advertised |= (rows := _by_user(message))
+            for k in rows:
+                relays[k].append(relay_of(message))
         users = np.array(sorted(advertised), np.int64)
-        chosen = degree(n := len(users), self.secure.colluding)
+        chosen = self.secure.degree(n := len(users), self.topology.K)
         if chosen is None:
             if n:
                 log.warning("round %d is empty: %d users are too few for secure sums", round, n)
             self._known = not n
             return []
-        self._via[users] = [advertised[k][0] for k in users.tolist()]
-        keys, order = np.stack([advertised[k][1] for k in users.tolist()]), np.random.default_rng().permutation(n)
+        # spread evenly, so that few users are cut off if one relay falls silent
+        self._via[users] = [relays[k][place % len(relays[k])] for place, k in enumerate(users.tolist())]
+        keys, order = np.stack([advertised[k] for k in users.tolist()]), np.random.default_rng().permutation(n)
         self._protocol = server = protocol.UnmaskingServer(users, keys, chosen, order)
         size = np.tile(numbers_to_bytes([n, chosen.threshold]), (n, 1))
         numbers = numbers_to_bytes(server.neighbors.ravel()).reshape(*server.neighbors.shape, NUMBER)
@@ -196,7 +201,7 @@ class SecureServer(AddingServer):
         kept = self.aggregation.ivs
         total = _Rows(self.formats, self.sizes[0], kept["payload"], kept["overhead"][:, : self.sizes[1]], True)
         try:
-            if len(counted) < (fewest := self.secure.fewest(len(server.users))):
+            if len(counted) < (fewest := self.secure.fewest(len(server.users), self.topology.K)):
                 raise UnmaskingError(f"{len(counted)} users counted, but {fewest} are needed")
             shares = np.array([rows[k] for k in answers.tolist()], np.uint8)
             shares = shares.reshape(len(answers), server.degree.neighbors, protocol.SHARE)

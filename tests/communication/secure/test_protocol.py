@@ -16,7 +16,7 @@ def degrees(draw: st.DrawFn) -> tuple[int, Degree]:
     """Draw n, and k and t, those of the package or any."""
     n = draw(st.integers(2, 14))
     if draw(st.booleans()):
-        chosen = degree(n, draw(st.sampled_from((0.0, 0.1, 0.3))))
+        chosen = degree(n, draw(st.integers(0, n // 3)))
         assert chosen is not None
         return n, chosen
     k = draw(st.sampled_from([*range(2, n - 1, 2), n - 1]))

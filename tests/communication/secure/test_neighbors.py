@@ -1,0 +1,63 @@
+"""Neighbours and thresholds keep the promised probabilities, computed another way."""
+
+from itertools import combinations
+
+import networkx as nx
+import numpy as np
+import pytest
+from scipy.stats import binom, hypergeom
+
+from hmtl.communication.secure.neighbors import Circle, Secure, degree
+from hmtl.errors import ConfigError
+
+
+@pytest.mark.parametrize("n", [2, 3, 10, 20, 50, 100, 257, 1000, 3000])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25])
+def test_probabilities(n: int, share: float) -> None:
+    T = int(share * n)
+    chosen = degree(n, T)
+    assert chosen is not None
+    k, t = chosen.neighbors, chosen.threshold
+    assert n * hypergeom.sf(t - 1, n - 1, T, k) <= 2**-40 * (1 + 1e-6), "no user has t neighbours who collude"
+    assert t == 1 or n * hypergeom.sf(t - 2, n - 1, T, k) > 2**-40 * (1 - 1e-6), "t is the least"
+    if k < n - 1:
+        assert n**2 / 2 * (0.3 + share) ** k <= 2**-40, "others are connected"
+        assert n * binom.cdf(t - 1, k, 0.7) <= 2**-20, "t neighbours answer"
+        secure = Secure(share)
+        assert secure.fewest(n, n) >= 0.7 * n
+
+
+@pytest.mark.parametrize(("n", "k"), [(8, 2), (9, 4), (10, 6), (6, 5)])
+def test_only_two_runs_of_missing_users_cut_the_circle(n: int, k: int) -> None:
+    around = Circle(n, k).around
+    assert all(len({*row, place}) == k + 1 for place, row in enumerate(around.tolist()))
+    for place, row in enumerate(around.tolist()):
+        assert [around[j, k - 1 - q] for q, j in enumerate(row)] == [place] * k
+    graph = nx.Graph((place, other) for place, row in enumerate(around.tolist()) for other in row)
+    for missing in (set(each) for size in range(n - 1) for each in combinations(range(n), size)):
+        left = graph.subgraph(set(range(n)) - missing)
+        there = [place for place in range(n) if place not in missing]
+        gaps = np.diff([*there, there[0] + n]) - 1
+        cut = k < n - 1 and (gaps >= k // 2).sum() >= 2
+        assert nx.is_connected(left) == (not cut)
+
+
+@pytest.mark.parametrize(("K", "n"), [(20, 20), (20, 7), (20, 2), (200, 150), (1000, 100), (1000, 10)])
+def test_colluders_among_those_who_take_part(K: int, n: int) -> None:
+    """All of a round's users may collude if few take part."""
+    secure, T = Secure(0.1), K // 10
+    most = secure.colluders(n, K)
+    assert hypergeom.sf(most, K, T, n) <= 2**-40 * (1 + 1e-6)
+    assert most == 0 or hypergeom.sf(most - 1, K, T, n) > 2**-40 * (1 - 1e-6)
+    chosen = secure.degree(n, K)
+    assert chosen is None or secure.fewest(n, K) >= most + 2
+
+
+def test_settings_that_protect_nobody_are_refused_or_raised() -> None:
+    assert Secure(0.2, least=1).fewest(10, 10) == 4
+    assert Secure(0.2, least=7).fewest(10, 10) == 7
+    for secure in (Secure(0.9), Secure(0.1, least=11), Secure(1.0), Secure(-0.1)):
+        with pytest.raises(ConfigError, match="colluding"):
+            secure.check(10)
+    with pytest.raises(ConfigError, match="colluding"):
+        Secure().check(1)
