@@ -165,11 +165,11 @@ def test_sums_in_few_bits_are_reported_in_their_own_rows(
         uncoded.append(run.costs["bits uncoded"].tolist())
     assert uncoded[0] == pytest.approx(uncoded[1])
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert list(summary["bits_per_number"].values()) == pytest.approx([4.25, 9.25, 9.25, 9.25], rel=0.01)
+    assert list(summary["bits_per_number"].values()) == pytest.approx([4.125, 9.28, 9.28, 9.28], rel=0.01)
     assert "4 bits" in summary["note"]
     whole, few = (out := capsys.readouterr().out).split("Results:", 1)
     assert "in rows of sums of 50,240 bit" in whole
-    assert "rows of 4.27 (users to relays) or 9.27 bit" in few
+    assert "rows of 4.14 (users to relays) or 9.3 bit" in few
     assert out.count(f"models of 20 users, {32 * 785:,} bit each") == 2
 
 

@@ -7,7 +7,8 @@ A user has to add x = t + e: its term, and e, what rounding left over before. It
 x − q·s as the next e. The scale s of a block is a power of two that follows from sums alone, so that nobody has to know
 anything of a single user. After the q's, a row has two votes for each block: whether the block does not *fit* its scale
 (a number exceeds 1.5 times the largest q·s), and whether it *needs* it (a number exceeds half of that). A scale doubles
-if there is a vote that a block does not fit, and halves if there is none that it is needed.
+if there is a vote that a block does not fit. It halves if there is none that it is needed, but a scale that has doubled
+outlasts HOLD such rounds, so that it fits users with large terms who take part in some rounds only.
 """
 
 import math
@@ -25,6 +26,7 @@ from hmtl.errors import RangeError
 FEW_BITS = {name: blocks.width for name, blocks in QUANTISERS.items()}
 """The bits b of a term, by the names that the setting `wire` may have for sums."""
 LARGEST = 2**61  # of |x|, so that x, and what rounding adds to it, fits in 64 bits
+HOLD = 8  # rounds in which nobody needs a scale that has doubled, before it halves again
 SPREAD = 10  # no scale is less than 2^-10 of the row's largest, so that a block that was zero soon has its scale
 
 
@@ -32,7 +34,8 @@ SPREAD = 10  # no scale is less than 2^-10 of the row's largest, so that a block
 class FewBits:
     """The formats of sums whose terms have `bits` bits.
 
-    Scales are int64 [1, B]; zeros if they are unknown, so that terms are not rounded.
+    Scales are int64 [2, B]: the scale of each block, and how many rounds in which nobody needs it it outlasts. They are
+    zeros if they are unknown, so that terms are not rounded.
 
     Attributes:
         bits: b.
@@ -92,7 +95,7 @@ class FewBits:
             return pad(x, (0, 2 * self.blocks)), torch.zeros_like(x)
         s = self._of_numbers(scales)
         q = torch.div(x + s // 2, s, rounding_mode="floor").clamp_(-self.largest, self.largest)
-        limits = self.largest * scales + self.largest * scales // 2
+        limits = self.largest * scales[:1] + self.largest * scales[:1] // 2
         return torch.cat([q, peaks > limits, peaks > limits // 2], dim=1), x - q * s
 
     def values(self, total: Tensor, scales: Tensor) -> Tensor:
@@ -112,7 +115,10 @@ class FewBits:
     def next_scales(self, total: Tensor, scales: Tensor) -> Tensor:
         """Return the scales of the next rows for a sum of rows [1, L] and their scales."""
         _, misfits, needs = self.split(total)
-        return _spread(torch.where(misfits > 0, 2 * scales, torch.where(needs > 0, scales, scales // 2)))
+        s, hold, unneeded = scales[:1], scales[1:], needs == 0
+        halved = torch.where(unneeded & (hold == 0), s // 2, s)
+        hold = torch.where(misfits > 0, HOLD, (hold - unneeded.long()).clamp_min_(0))
+        return _spread(torch.where(misfits > 0, 2 * s, halved), hold)
 
     def first_scales(self, total: Tensor, n: int) -> Tensor:
         """Return scales that follow from the first sum of terms [1, m] of n users; zeros if the sum is zero.
@@ -120,10 +126,10 @@ class FewBits:
         They fit terms that are as large as independent terms with this sum, 1/√n of it.
         """
         if not total.any():
-            return torch.zeros(1, self.blocks, dtype=torch.int64)
+            return torch.zeros(2, self.blocks, dtype=torch.int64)
         peaks = pad(total.abs(), (0, -self.numbers % BLOCK)).view(1, self.blocks, BLOCK).amax(2)
         _, exponents = torch.frexp((peaks // (self.largest * math.isqrt(n))).double())
-        return _spread(torch.ones_like(peaks) << exponents)
+        return _spread(torch.ones_like(peaks) << exponents, torch.zeros_like(peaks))
 
     def split(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the numbers [n, m] and both votes [n, B] of rows [n, L]."""
@@ -132,9 +138,9 @@ class FewBits:
 
     def _of_numbers(self, scales: Tensor) -> Tensor:
         """Return the scale of each number [1, m]."""
-        return scales.repeat_interleave(BLOCK, dim=1)[:, : self.numbers]
+        return scales[:1].repeat_interleave(BLOCK, dim=1)[:, : self.numbers]
 
 
-def _spread(scales: Tensor) -> Tensor:
-    """Return the scales, none of which is 0, or much less than the largest."""
-    return torch.maximum(scales, scales.max() >> SPREAD).clamp_min_(1)
+def _spread(s: Tensor, hold: Tensor) -> Tensor:
+    """Return scales, none of which is 0, or much less than the largest."""
+    return torch.cat([torch.maximum(s, s.max() >> SPREAD).clamp_min_(1), hold])

@@ -65,9 +65,9 @@ def test_relays_learn_sums_if_that_takes_less_time() -> None:
 
 
 def test_formats_by_hand() -> None:
-    """Rows of 128 numbers: 8,192 bits in 64 bits each, 2 blocks of 256 + 16 in 4, sums of 20 in 9 bits each."""
+    """Rows of 128 numbers: 8,192 bits in 64 bits each, 2 blocks of 256 + 16 in 4, sums of 20 in 9 each with 4 votes."""
     formats = compare(symmetric(20, 5, 3), Network(1000, 1000), 8192, "int4").formats
-    plain, narrow, term, total = 8192, 2 * 272, 2 * 272, 128 * 9 + 32
+    plain, narrow, term, total = 8192, 2 * 272, 132 * 4, 8 * 149
     assert formats["null"]["uncoded"].bits == 40 * plain
     assert formats["int4"]["uncoded"].bits == 40 * narrow
     assert formats["int4"]["coded"].bits == pytest.approx(16 * narrow)

@@ -40,7 +40,7 @@ class FewBitHost(AddingHost):
         owed: what rounding has left over, for each user: its terms that counted minus what it sent [users, m].
         owed_if_counted: the same if the user's pending update has counted [users, m].
         row: S, as the users received it last [1, m].
-        scales: of the next terms, which follow from this row; all zero if none are known [1, B].
+        scales: of the next terms, which follow from this row; all zero if none are known [2, B].
         held: the number of the last row that each user received [K]; 0 before the first one.
     """
 
@@ -61,7 +61,7 @@ class FewBitHost(AddingHost):
         super().__init__(K, users, coder, number, members, planner, formats)
         self.owed, self.owed_if_counted = np.zeros((2, len(members), formats.numbers), np.int64)
         self.row = np.zeros((1, formats.numbers), np.int64)
-        self.scales = np.zeros((1, formats.blocks), np.int64)
+        self.scales = np.zeros((2, formats.blocks), np.int64)
         self.held = np.zeros(K, np.int64)
         self._tell_users(members)
 
@@ -90,7 +90,8 @@ class FewBitHost(AddingHost):
         """Take S, or add the round's sum to the last S; users who lack that one stay idle."""
         number = int(bytes_to_numbers(message.overhead[0, :STAMP].numpy())[0])
         if number < 0:
-            row, scales, _ = self.formats.split(self.formats.whole.unpack(message.payload[:1]))
+            row, *scales_of = self.formats.split(self.formats.whole.unpack(message.payload[:1]))
+            scales = torch.cat(scales_of)
         else:
             ids, last = ids[self.held[ids] == number - 1], torch.from_numpy(self.scales)
             total = self.formats.sums.unpack(message.payload[:1])
@@ -172,7 +173,7 @@ class FewBitCoder(AggregatorCoder):
     Attributes:
         row: S, as it was sent last [1, m].
         number: the number of this row, counted from 1.
-        scales: of the next terms; all zero if none are known [1, B].
+        scales: of the next terms; all zero if none are known [2, B].
     """
 
     STATE = ("row", "number", "scales")
@@ -182,7 +183,7 @@ class FewBitCoder(AggregatorCoder):
         self.formats = formats
         self.row = torch.zeros(1, formats.numbers, dtype=torch.int64)
         self.number = torch.tensor(0)
-        self.scales = torch.zeros(1, formats.blocks, dtype=torch.int64)
+        self.scales = torch.zeros(2, formats.blocks, dtype=torch.int64)
         self._total, self._change, self._next, self._requested = self.row, self.row, self.scales, True
 
     def decode(self, users: Users, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
@@ -207,8 +208,10 @@ class FewBitCoder(AggregatorCoder):
             self.scales = self._next
         self.row, self.number = row.clone(), self.number + 1
         stamp = torch.from_numpy(numbers_to_bytes([int(self.number if as_sum else -self.number)]))[None]
-        whole = torch.cat([row, self.scales, torch.zeros_like(self.scales)], dim=1)
-        packed = self.formats.sums.pack(self._total) if as_sum else self.formats.whole.pack(whole)
+        if as_sum:
+            packed = self.formats.sums.pack(self._total)
+        else:
+            packed = self.formats.whole.pack(torch.cat([row, self.scales.view(1, -1)], dim=1))
         return packed, torch.cat([stamp, extras], dim=1)
 
     def state_dict(self) -> State:
