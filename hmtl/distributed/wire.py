@@ -341,7 +341,8 @@ class Refusals:
         with self._lock:
             count, self._strangers, self._timer = self._strangers, 0, None
         if count:
-            log.warning("%s refused %d connections without a certificate that it trusts", self._name, count)
+            plural = "s" if count > 1 else ""
+            log.warning("%s refused %d connection%s without a certificate that it trusts", self._name, count, plural)
 
 
 def check_loopback(address: str) -> None:
