@@ -5,7 +5,9 @@ there is one call of gRPC with a stream of messages in each direction, see `hmtl
 backoff between attempts to connect, flow control and limits of messages are those of gRPC.
 """
 
+import atexit
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 METHOD = "/hmtl/Stream"
 PAUSE = 1.0  # seconds between attempts to open a stream
 GRACE = 5.0  # seconds for a stream to end once all is said
+SETTLE = 2.0  # seconds for threads to end at the end of the process
 HANDSHAKE = 20.0  # seconds for a handshake
 LONGEST = 2**31 - 1  # milliseconds that gRPC can count
 REMIND = 30.0  # seconds after which a node logs again for whom it is waiting
@@ -343,6 +346,15 @@ class Refusals:
         if count:
             plural = "s" if count > 1 else ""
             log.warning("%s refused %d connection%s without a certificate that it trusts", self._name, count, plural)
+
+
+@atexit.register
+def settle() -> None:
+    """Let threads end before the process does: Python aborts if one of them is then within gRPC or torch."""
+    deadline = time.monotonic() + SETTLE
+    for thread in threading.enumerate():
+        if thread.daemon and type(thread) is Thread:  # neither a timer nor one of C++
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def check_loopback(address: str) -> None:
