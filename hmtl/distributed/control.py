@@ -198,6 +198,6 @@ def from_bytes(content: bytes | memoryview) -> Values:
     """Return the values that `to_bytes` encoded; nothing in them is executed, or larger than `content`."""
     archive = io.BytesIO(content)
     if sum(each.file_size for each in ZipFile(archive).infolist()) > len(content):
-        raise CodingError("these are no values: they are compressed")
+        raise CodingError("these values are compressed")
     archive.seek(0)
     return dict(torch.load(archive, weights_only=True))
