@@ -20,6 +20,7 @@ from hmtl.errors import CodingError, EngineError, HmtlError
 CHUNK = 1 << 20  # bytes of a body in a message, at most
 AT_FIRST = 1 << 28  # bytes of a body, at most, until it is known what the run needs
 ENDED = "its process has ended"
+CAME_BACK = "its process came back"
 OBJECT = 1 << 10  # bytes of a frame without its body, about
 PAUSE = 0.01  # seconds between looks at whether there is room for more frames
 
@@ -29,10 +30,13 @@ class Stream:
 
     Args:
         connection: whose stream this is.
+
+    Attributes:
+        reason: why no more frames arrive, once that is so.
     """
 
     def __init__(self, connection: "Connection") -> None:
-        self.connection = connection
+        self.connection, self.reason = connection, ""
         self.inbox: SimpleQueue[Frame | str] = SimpleQueue()  # frames, then the reason why no more will come
         self._taken = self._read = 0  # bytes that have arrived, and that were received
         self.outbox: SimpleQueue[tuple[Header, Tensor, Cast | None] | None] = SimpleQueue()
@@ -89,6 +93,7 @@ class Stream:
     def end(self, reason: str) -> None:
         """Let no more frames arrive, and send none."""
         if not self.ended.is_set():
+            self.reason = reason
             self.ended.set()
             self.inbox.put(reason)
         self.close()
@@ -165,7 +170,7 @@ class Connection:
                 return
             for former in (self.stream, self.newer):
                 if former:
-                    former.end("its process came back")
+                    former.end(CAME_BACK)
             if self.stream:
                 self.newer = stream
             else:

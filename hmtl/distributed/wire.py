@@ -20,7 +20,7 @@ from typing import Any
 import grpc
 
 from hmtl.distributed import ONLY_TLS_1_3
-from hmtl.distributed.connections import CHUNK, ENDED, Connection, Stream
+from hmtl.distributed.connections import CAME_BACK, CHUNK, ENDED, Connection, Stream
 from hmtl.distributed.frames import HEADER, HOSTS, MAY_SEND, RELAYS, SERVES, Frame, role
 from hmtl.distributed.identity import Credentials, role_uri
 from hmtl.errors import ConfigError, EngineError
@@ -35,7 +35,11 @@ LONGEST = 2**31 - 1  # milliseconds that gRPC can count
 REMIND = 30.0  # seconds after which a node logs again for whom it is waiting
 REPEAT = 60.0  # seconds after which what was refused is logged again
 SPARE = 64  # connections to a port besides those of nodes
-REFUSED = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
+REFUSED = (
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.ALREADY_EXISTS,
+)
 
 
 @dataclass(frozen=True)
@@ -242,6 +246,8 @@ class Wire:
         Thread(target=self._take, args=(stream, incoming, context.cancel), daemon=True).start()
         yield from stream.outgoing()
         stream.ended.wait(GRACE)
+        if stream.reason == CAME_BACK:
+            context.abort(grpc.StatusCode.ALREADY_EXISTS, "another process came under this name")
 
     def _take(self, stream: Stream, incoming: Any, cancel: Callable[[], object] = bool) -> None:
         try:

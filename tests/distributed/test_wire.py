@@ -147,6 +147,18 @@ def test_a_node_that_comes_back_is_greeted_and_heard(site: Site) -> None:
     assert hears(wires[SERVER], "relay 1") == 4
 
 
+def test_a_name_that_two_processes_use_is_in_the_log(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    first = site.all()["host 0"]
+    site.wire("host 0")
+    try:
+        deadline = time.monotonic() + 10
+        while "host 0 was refused by server: another process came under this name" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        first.close()
+
+
 def opened(port: int, who: Credentials, hello: Sequence[tuple[str, str]]) -> str:
     """The reason why a stream to the server is refused."""
     trust = grpc.ssl_channel_credentials(who.trusted, who.key, who.certificate)
