@@ -87,7 +87,7 @@ def run(cfg: "DictConfig", ports: Mapping[str, int]) -> None:
                     return
                 log.warning("the server has stopped the run. This node waits for it.")
             except Finished as finished:
-                log.info("%s", finished)
+                log.warning("%s", finished)
                 return
             except ProcessLost as error:
                 log.warning("%s This node begins again.", error.what)
