@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hmtl.errors import ConfigError, HmtlError, ProcessLost, complain
+from hmtl.errors import ConfigError, Finished, HmtlError, ProcessLost, complain
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -86,6 +86,9 @@ def run(cfg: "DictConfig", ports: Mapping[str, int]) -> None:
                 if leads or not objects.trainer.interrupted:  # it has finished
                     return
                 log.warning("the server has stopped the run. This node waits for it.")
+            except Finished as finished:
+                log.warning("%s", finished)
+                return
             except ProcessLost as error:
                 log.warning("%s This node begins again.", error.what)
     finally:

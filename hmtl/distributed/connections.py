@@ -20,6 +20,9 @@ from hmtl.errors import CodingError, EngineError, HmtlError
 CHUNK = 1 << 20  # bytes of a body in a message, at most
 AT_FIRST = 1 << 28  # bytes of a body, at most, until it is known what the run needs
 ENDED = "its process has ended"
+CAME_BACK = "its process came back"
+OBJECT = 1 << 10  # bytes of a frame without its body, about
+PAUSE = 0.01  # seconds between looks at whether there is room for more frames
 
 
 class Stream:
@@ -27,11 +30,15 @@ class Stream:
 
     Args:
         connection: whose stream this is.
+
+    Attributes:
+        reason: why no more frames arrive, once that is so.
     """
 
     def __init__(self, connection: "Connection") -> None:
-        self.connection = connection
+        self.connection, self.reason = connection, ""
         self.inbox: SimpleQueue[Frame | str] = SimpleQueue()  # frames, then the reason why no more will come
+        self._taken = self._read = 0  # bytes that have arrived, and that were received
         self.outbox: SimpleQueue[tuple[Header, Tensor, Cast | None] | None] = SimpleQueue()
         self.sent, self.ended = Event(), Event()  # nothing more is sent; nothing more arrives
 
@@ -57,11 +64,19 @@ class Stream:
             self.sent.set()
 
     def take(self, incoming: Iterator[bytes]) -> str:
-        """Take all frames that arrive, and return the reason why no more do."""
+        """Take all frames that arrive, and return the reason why no more do.
+
+        While frames of more than `Connection.largest` bytes wait to be received, no more are taken, so that the sender
+        has to wait.
+        """
         reason = ENDED
         try:
             while True:
-                self.inbox.put(self._frame(incoming))
+                frame = self._frame(incoming)
+                while self._taken - self._read > self.connection.largest and not self.ended.is_set():
+                    time.sleep(PAUSE)
+                self._taken += size_of(frame)
+                self.inbox.put(frame)
         except StopIteration:
             pass
         except HmtlError as error:
@@ -69,9 +84,16 @@ class Stream:
         self.end(reason)
         return reason
 
+    def receive(self, seconds: float) -> Frame | str:
+        """Return the next frame, or the reason why there is none; raise Empty if none arrives in time."""
+        frame = self.inbox.get(timeout=max(0.0, seconds))
+        self._read += 0 if isinstance(frame, str) else size_of(frame)
+        return frame
+
     def end(self, reason: str) -> None:
         """Let no more frames arrive, and send none."""
         if not self.ended.is_set():
+            self.reason = reason
             self.ended.set()
             self.inbox.put(reason)
         self.close()
@@ -148,7 +170,7 @@ class Connection:
                 return
             for former in (self.stream, self.newer):
                 if former:
-                    former.end("its process came back")
+                    former.end(CAME_BACK)
             if self.stream:
                 self.newer = stream
             else:
@@ -192,7 +214,7 @@ class Connection:
         if self.stream is None:
             raise EngineError(self.trouble or "it never arrived")
         try:
-            frame = self.stream.inbox.get(timeout=max(0.0, seconds))
+            frame = self.stream.receive(seconds)
         except Empty:
             return None
         if isinstance(frame, str):
@@ -212,3 +234,8 @@ class Connection:
             for stream in (self.stream, self.newer):
                 if stream:
                     stream.end(reason)
+
+
+def size_of(frame: Frame) -> int:
+    """Return about how many bytes of memory a frame takes."""
+    return OBJECT + frame.payload.numel() + frame.overhead.numel()

@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 
@@ -20,7 +21,7 @@ from hmtl.distributed.frames import CONTROL, Frame
 from hmtl.distributed.launching import SERVER_LOST
 from hmtl.distributed.meeting import START, reminding
 from hmtl.distributed.peers import Peers
-from hmtl.errors import ProcessLost
+from hmtl.errors import CodingError, ProcessLost, few
 from hmtl.training.engine import Values
 
 log = logging.getLogger(__name__)
@@ -57,8 +58,8 @@ class Control:
             patience: see `Peers.receive`.
         """
         batches = self.peers.receive(CONTROL, senders, patience)
-        received = {name: from_bytes(frames[0].payload.numpy()[0].data) for name, frames in batches.items()}
-        return {name: values for name, values in received.items() if not key or key in values}
+        received = {name: self._read(name, frames) for name, frames in batches.items()}
+        return {name: values for name, values in received.items() if values is not None and (not key or key in values)}
 
     def gather(self, values: Values) -> dict[str, Values]:
         """Return, in the leading process, the values of all others by node, and log whom each of them has lost.
@@ -120,6 +121,8 @@ class Control:
     def agree(self, error: str = "") -> str:
         """Wait until all processes have come here, and return the first error of any of them; "" if there is none.
 
+        It begins with the names of the nodes that have it, unless all have.
+
         Args:
             error: what went wrong in this process.
 
@@ -128,13 +131,16 @@ class Control:
         """
         lost = ""
         if self.leads:
-            errors = [error]
+            errors = {SERVER: error}
             for name in self.others:
                 try:
-                    errors.append(self.wait_for(name, "error", name, START)["error"])
+                    errors[name] = self.wait_for(name, "error", name, START)["error"]
                 except ProcessLost as missing:
                     lost = lost or missing.what
-            error = next(filter(None, errors), "")
+            error = next(filter(None, errors.values()), "")
+            having = [name for name, each in errors.items() if error and each == error]
+            if len(having) < len(errors):
+                error = f"{few(having)}: {error}" if having else ""
             self.broadcast({"error": error, "lost": lost})
         else:
             self.send(SERVER, {"error": error})
@@ -156,6 +162,15 @@ class Control:
             reason = self.peers.lost.get(sender, f"it took more than {seconds / 60:g} minutes")
             raise ProcessLost(f"{sender} did not get ready: {reason}.", AGAIN)
         return received[sender]
+
+    def _read(self, name: str, frames: Sequence[Frame]) -> Values | None:
+        """Return the values that a node sent; None if they cannot be read, upon which the node is lost."""
+        try:
+            (frame,) = frames
+            return from_bytes(frame.payload.numpy()[0].data)
+        except Exception as error:  # torch raises various ones
+            self.peers.lose(name, f"it sent control values that cannot be read ({type(error).__name__})")
+            return None
 
     def _log(self, gathered: Sequence[Values]) -> None:
         """Log what processes noticed about each other; log only once what several of them noticed."""
@@ -180,5 +195,9 @@ def to_bytes(values: Mapping[str, Any]) -> memoryview:
 
 
 def from_bytes(content: bytes | memoryview) -> Values:
-    """Return the values that `to_bytes` encoded; nothing in them is executed."""
-    return dict(torch.load(io.BytesIO(content), weights_only=True))
+    """Return the values that `to_bytes` encoded; nothing in them is executed, or larger than `content`."""
+    archive = io.BytesIO(content)
+    if sum(each.file_size for each in ZipFile(archive).infolist()) > len(content):
+        raise CodingError("these values are compressed")
+    archive.seek(0)
+    return dict(torch.load(archive, weights_only=True))

@@ -19,7 +19,7 @@ from hmtl.communication.messages import SERVER, host_name
 from hmtl.data import Task
 from hmtl.distributed.control import Control, as_frame
 from hmtl.distributed.deployment import DeployedNode
-from hmtl.distributed.exchange import ProcessExchange
+from hmtl.distributed.exchange import FINISHED, ProcessExchange, check_goes_on
 from hmtl.distributed.frames import RELAYS, Frame, role
 from hmtl.distributed.measuring import as_table, measure, take_part
 from hmtl.distributed.meeting import Meeting
@@ -160,8 +160,10 @@ class Processes(Engine):
         try:
             # a process that comes back agrees with nobody: the others are playing rounds
             first_error = "" if self._comes_back else Control(self._peers).agree("" if own is None else str(own))
-            if own or first_error:
-                raise own or ConfigError(first_error)
+            if own and str(own) not in first_error:
+                raise own
+            if first_error:
+                raise ConfigError(first_error) from own
         except HmtlError:
             self._peers.close()
             raise
@@ -223,6 +225,7 @@ class Processes(Engine):
                     raise EngineError(f"{party.name} cannot reach the server: {trouble}. Start it.")
                 self._known = Control(peers).wait_for(SERVER, "begun", SERVER, wait)
                 self._comes_back = self._known["begun"]
+                check_goes_on(self._known)
             missing = wire.missing(MOMENT if self._comes_back else self.site.wait)
             if missing and not self._comes_back:
                 name, trouble = next(iter(missing.items()))
@@ -238,7 +241,7 @@ class Processes(Engine):
         if self._exchange is None or not self._exchange.begun:
             return as_frame({"begun": False}, BEFORE)
         assert self._peers is not None
-        known, group = {"begun": True, **self._known}, self._peers.group
+        known, group = {"begun": True, FINISHED: self._exchange.finished, **self._known}, self._peers.group
         if isinstance(group, Caster) and role(name) == RELAYS:
             known[INVITED] = group.invitation(self._peers.connections[name].rank)
         return as_frame(known, BEFORE)

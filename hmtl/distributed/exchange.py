@@ -17,11 +17,11 @@ from hmtl.communication import Communicator, LinkLedger, Links, Outcome
 from hmtl.communication.messages import SERVER, relay_name
 from hmtl.communication.nodes.host import UserSide
 from hmtl.data import Task
-from hmtl.distributed.control import RESUME, Control
+from hmtl.distributed.control import RESUME, Control, as_frame
 from hmtl.distributed.links import ProcessLinks
-from hmtl.distributed.peers import Peers
+from hmtl.distributed.peers import BEFORE, Peers
 from hmtl.distributed.placement import HostedUsers, Placement
-from hmtl.errors import CheckpointError, EngineError, ProcessLost
+from hmtl.errors import CheckpointError, EngineError, Finished, ProcessLost
 from hmtl.mtl import Aggregator, Algorithm, Users
 from hmtl.mtl.algorithms.base import Ids
 from hmtl.topology import Moving, Topology
@@ -30,6 +30,7 @@ from hmtl.training.engine import Exchange, RoundResult, Values
 PAUSE = 0.1  # seconds between looks at who has come back
 MOMENT = 5.0  # seconds to wait for the stream of a process that came back
 LEAST = 1 << 26  # bytes of a frame's body that are always allowed
+FINISHED = "finished"  # the key with which the leading process says that there are no more rounds
 NODE_STATE = "nodes"  # the key of nodes in the state of a communicator, and in every process's answer
 
 
@@ -45,6 +46,7 @@ class ProcessExchange(Exchange):
 
     Attributes:
         begun: whether a process that arrives now comes back, as the leading process knows it.
+        finished: whether the leading process has played all rounds.
     """
 
     whole = False
@@ -57,7 +59,7 @@ class ProcessExchange(Exchange):
         patience: float = 600.0,
         comes_back: bool = False,
     ) -> None:
-        self.leads, self.begun = placement.leads, False
+        self.leads, self.begun, self.finished = placement.leads, False, False
         self._patience, self._comes_back = patience, comes_back
         self._placement, self._peers, self._contacts = placement, peers, contacts
         self._control = Control(peers, patience)
@@ -229,6 +231,7 @@ class ProcessExchange(Exchange):
         """
         if state is None:
             part = self._control.follow_leader()
+            check_goes_on(part)
             for name in part["present"]:
                 self._take_back(name)
             return part
@@ -267,6 +270,12 @@ class ProcessExchange(Exchange):
             part["aggregator"] = sides["aggregator"]
         own = state["communicator"] | {NODE_STATE: nodes[name]}
         return {**state, "algorithm": part, "communicator": own}
+
+    def finish(self) -> None:
+        self.finished = True
+        for each in self._peers.connections.values():
+            if self.leads and each.newer:
+                each.newer.send(as_frame({FINISHED: True}, BEFORE), epoch=self._peers.epoch + 1)
 
     def missing(self) -> Collection[str]:
         return self._peers.late | set(self._peers.lost)
@@ -353,6 +362,12 @@ class ProcessExchange(Exchange):
             raise EngineError(f"{name} is lost ({reason}) before the first checkpoint. Start the run again.") from error
         users = _rows_of(checkpoint["algorithm"]["users"], self._placement.users_of(name))
         return {"users": users, NODE_STATE: checkpoint["communicator"][NODE_STATE][name]}
+
+
+def check_goes_on(values: Values) -> None:
+    """Raise Finished if the leading process says that the run has."""
+    if values.get(FINISHED):
+        raise Finished("the run finished before this node could take part again.")
 
 
 def largest_body(algorithm: Algorithm) -> int:

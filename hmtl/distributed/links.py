@@ -90,8 +90,10 @@ class ProcessLinks(Links):
         An aggregator's models are for users of other relays, too.
         """
         name, users = self.peers.name, frame.users
-        if users is None or sender == SERVER:
+        if sender == SERVER:
             return True
+        if users is None:
+            return name == SERVER
         if sender in self._homes:
             return bool(np.isin(users, self._homes[sender]).all())
         heard = np.isin(users, self.topology.N(relay_number(sender))).all()

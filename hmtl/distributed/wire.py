@@ -5,7 +5,9 @@ there is one call of gRPC with a stream of messages in each direction, see `hmtl
 backoff between attempts to connect, flow control and limits of messages are those of gRPC.
 """
 
+import atexit
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -18,7 +20,7 @@ from typing import Any
 import grpc
 
 from hmtl.distributed import ONLY_TLS_1_3
-from hmtl.distributed.connections import CHUNK, ENDED, Connection, Stream
+from hmtl.distributed.connections import CAME_BACK, CHUNK, ENDED, Connection, Stream
 from hmtl.distributed.frames import HEADER, HOSTS, MAY_SEND, RELAYS, SERVES, Frame, role
 from hmtl.distributed.identity import Credentials, role_uri
 from hmtl.errors import ConfigError, EngineError
@@ -27,12 +29,17 @@ log = logging.getLogger(__name__)
 METHOD = "/hmtl/Stream"
 PAUSE = 1.0  # seconds between attempts to open a stream
 GRACE = 5.0  # seconds for a stream to end once all is said
+SETTLE = 2.0  # seconds for threads to end at the end of the process
 HANDSHAKE = 20.0  # seconds for a handshake
 LONGEST = 2**31 - 1  # milliseconds that gRPC can count
 REMIND = 30.0  # seconds after which a node logs again for whom it is waiting
 REPEAT = 60.0  # seconds after which what was refused is logged again
 SPARE = 64  # connections to a port besides those of nodes
-REFUSED = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
+REFUSED = (
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.ALREADY_EXISTS,
+)
 
 
 @dataclass(frozen=True)
@@ -239,6 +246,8 @@ class Wire:
         Thread(target=self._take, args=(stream, incoming, context.cancel), daemon=True).start()
         yield from stream.outgoing()
         stream.ended.wait(GRACE)
+        if stream.reason == CAME_BACK:
+            context.abort(grpc.StatusCode.ALREADY_EXISTS, "another process came under this name")
 
     def _take(self, stream: Stream, incoming: Any, cancel: Callable[[], object] = bool) -> None:
         try:
@@ -341,7 +350,17 @@ class Refusals:
         with self._lock:
             count, self._strangers, self._timer = self._strangers, 0, None
         if count:
-            log.warning("%s refused %d connections without a certificate that it trusts", self._name, count)
+            plural = "s" if count > 1 else ""
+            log.warning("%s refused %d connection%s without a certificate that it trusts", self._name, count, plural)
+
+
+@atexit.register
+def settle() -> None:
+    """Let threads end before the process does: Python aborts if one of them is then within gRPC or torch."""
+    deadline = time.monotonic() + SETTLE
+    for thread in threading.enumerate():
+        if thread.daemon and type(thread) is Thread:  # neither a timer nor one of C++
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def check_loopback(address: str) -> None:

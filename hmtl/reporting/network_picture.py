@@ -90,7 +90,8 @@ def draw(
     for n, (xy, label, color) in enumerate(texts):
         place: dict[str, Any] = {"xytext": (0, 0), "va": "center_baseline", "color": color}
         if n < H and not inside[0]:
-            place = {"xytext": (0, 11), "va": "bottom", "color": DARK}
+            above = {"xytext": (0, 14), "va": "bottom"}  # above the frame, and over the link to the server
+            place = {**above, "color": DARK, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}}
         elif n >= H and not inside[1]:
             place = {"xytext": (0, -10), "va": "top", "rotation": 90, "color": DARK}
         axes.annotate(label, xy, textcoords="offset points", ha="center", fontsize=7, zorder=4, **place)

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
@@ -103,7 +104,6 @@ class Metrics:
         client.ProcessCollector(registry=self._registry)
         self._round = self._gauge("hmtl_round", "Rounds so far.")
         self._time = self._gauge("hmtl_last_round_timestamp_seconds", "When the last round ended, since 1970.")
-        self._users = self._gauge("hmtl_users", "Users whose update counted in the last round.")
         self._measure = self._gauge("hmtl_measure", "Losses, errors and gap, as last evaluated.", ["name"])
         self._missing = self._gauge("hmtl_node_missing", "1 if the node is late or lost.", ["node"])
         registry: dict[str, Any] = {"registry": self._registry}
@@ -135,6 +135,10 @@ class Metrics:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    @cached_property
+    def _users(self) -> Any:  # only where users are counted, at the server
+        return self._gauge("hmtl_users", "Users whose update counted in the last round.")
 
     def _gauge(self, name: str, text: str, labels: Sequence[str] = ()) -> Any:
         return import_module("prometheus_client").Gauge(name, text, labels, registry=self._registry)

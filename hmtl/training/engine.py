@@ -118,6 +118,9 @@ class Exchange:
         assert state is not None, "only the leading process holds the state of all users"
         return algorithm.users.handed_out(state["algorithm"]["users"]).T
 
+    def finish(self) -> None:
+        """Tell processes that are coming back that there are no more rounds."""
+
     def missing(self) -> Collection[str]:
         """Return the nodes whose processes are late or lost."""
         return ()

@@ -153,6 +153,8 @@ class Trainer:
                 row = self._round(len(self.history), user_seconds)
                 self.history.append(row)
                 self._log(row)
+            if not self.interrupted:
+                self.exchange.finish()
             self.state = self._save()
             self.interrupted = self.interrupted or sum(self._caught[:1])
         return self.history

@@ -1,13 +1,15 @@
 """Which frames a connection accepts from a neighbour, and how a neighbour comes back."""
 
+import time
 from collections.abc import Callable, Iterable
+from threading import Thread
 
 import pytest
 import torch
 
 from hmtl.communication.messages import BROADCAST, REPORT
 from hmtl.distributed import connections as module
-from hmtl.distributed.connections import Connection, Stream
+from hmtl.distributed.connections import ENDED, Connection, Stream
 from hmtl.distributed.frames import BYE, HEADER, MAY_SEND, Frame
 from hmtl.errors import EngineError
 
@@ -104,3 +106,20 @@ def test_a_neighbour_whose_connection_was_closed_does_not_come_back(connection: 
     connection.attach(again := Stream(connection))
     assert again.ended.is_set()
     assert not connection.take_back()
+
+
+def test_a_sender_waits_while_nobody_receives(connection: Connection) -> None:
+    """What waits takes little memory, and all of it arrives in the end."""
+    connection.largest, sent, found = 100_000, list[bytes](), list[int | str]()
+    expected = [n % 200 for n in range(300)]
+    content = messages(frame(number, size=1000) for number in expected)
+    stream = Stream(connection)
+    connection.attach(stream)
+    arriving = ((sent.append(each), each)[1] for each in content)
+    Thread(target=stream.take, args=(arriving,), daemon=True).start()
+    time.sleep(0.5)
+    assert len(sent) < 60
+    deadline = time.monotonic() + 30
+    while ENDED not in found and time.monotonic() < deadline:
+        found += numbers(connection)
+    assert found == [*expected, ENDED]

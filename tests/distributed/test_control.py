@@ -1,19 +1,30 @@
 """Values beside messages: what processes know of tasks whose rows live in others, and a server that says nothing."""
 
+import io
+import os
+import pickle
+from collections.abc import Callable
+from zipfile import ZIP_DEFLATED, ZipFile
+
 import numpy as np
 import pytest
+import threads
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hmtl.data import Preprocessing, Task, prepare
 from hmtl.distributed.connections import Connection, Stream
 from hmtl.distributed.control import Control, from_bytes, to_bytes
 from hmtl.distributed.exchange import for_report
-from hmtl.distributed.frames import MAY_SEND
-from hmtl.distributed.peers import Peers
+from hmtl.distributed.frames import CONTROL, MAY_SEND, Frame
+from hmtl.distributed.peers import BEFORE, Peers
+from hmtl.distributed.placement import Placement, names_of
 from hmtl.errors import EngineError
 from hmtl.mtl import Mean, Problem, Squared, preprocessing_setups
 
 K, D = 7, 5
+NAMES = names_of(4, 1)
 HOMES = [range(3), range(3, 5), range(5, K)]
 
 
@@ -56,6 +67,58 @@ def test_a_preprocessing_setup_gathers_the_same_facts_from_hosts() -> None:
     whole = facts(range(K))
     assert torch.equal(torch.cat([facts(home) for home in HOMES]), whole)
     assert facts(range(0)).shape == (0, whole.shape[1])
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.system, ("exit 1",)
+
+
+GOOD = bytes(to_bytes({"notices": [], "x": torch.arange(5)}))
+
+
+def deflated(content: bytes) -> bytes:
+    """A small archive with large values."""
+    archive = io.BytesIO()
+    with ZipFile(io.BytesIO(content)) as plain, ZipFile(archive, "w", ZIP_DEFLATED) as small:
+        for name in plain.namelist():
+            small.writestr(name, plain.read(name))
+    return archive.getvalue()
+
+
+UNREADABLE = st.one_of(
+    st.binary(max_size=99),
+    st.integers(0, len(GOOD) - 1).map(lambda end: GOOD[:end]),
+    st.just(bytes(to_bytes({"x": Harmful()}))),
+    st.just(pickle.dumps({"x": 1}, protocol=2)),
+    st.just(deflated(bytes(to_bytes({"x": torch.zeros(10**6)})))),
+)
+
+
+@given(UNREADABLE)
+def test_a_node_whose_values_cannot_be_read_is_lost_alone(content: bytes) -> None:
+    connections = {name: Connection(name, 1, MAY_SEND["host", "server"]) for name in ("host 0", "host 1")}
+    for name, values in zip(connections, (content, GOOD), strict=True):
+        connections[name].attach(stream := Stream(connections[name]))
+        stream.inbox.put(Frame(CONTROL, BEFORE, torch.tensor([[*values]], dtype=torch.uint8)))
+    peers = Peers("server", connections, seconds=10)
+    assert list(Control(peers).receive(["host 0", "host 1"])) == ["host 1"]
+    assert list(peers.lost) == ["host 0"]
+    assert "cannot be read" in peers.lost["host 0"]
+    connections["host 0"].attach(again := Stream(connections["host 0"]))
+    assert again.ended.is_set()
+
+
+@pytest.mark.parametrize(
+    ("having", "said"),
+    [([], ""), (["host 1"], "host 1: wrong"), (["host 0", "host 1"], "host 0, host 1: wrong"), (NAMES, "wrong")],
+)
+def test_an_error_is_known_to_all_and_says_whose_it_is(having: list[str], said: str) -> None:
+    def node(placement: Placement, peers: Peers) -> str:
+        return Control(peers).agree("wrong" if placement.name in having else "")
+
+    placements = [Placement(rank, len(NAMES), 2, len(NAMES) - 3) for rank in range(len(NAMES))]
+    assert threads.play(placements, node) == dict.fromkeys(NAMES, said)
 
 
 def test_a_server_that_stays_silent_is_lost() -> None:

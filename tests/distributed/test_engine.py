@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,10 +22,11 @@ from threads import Killed
 from hmtl.communication.messages import SERVER
 from hmtl.config.build import build
 from hmtl.distributed.engine import TorchDistributed
+from hmtl.distributed.exchange import ProcessExchange
 from hmtl.distributed.frames import CONTROL
 from hmtl.distributed.peers import Peers
 from hmtl.distributed.placement import Placement
-from hmtl.errors import CheckpointError, ConfigError, EngineError, ProcessLost
+from hmtl.errors import CheckpointError, ConfigError, EngineError, Finished, ProcessLost
 from hmtl.training.checkpoint import load_checkpoint
 
 SMALL = ("K=10", "H=3", "r=2", "rounds=3", "dataset.rows_per_user=10", "logger=none")
@@ -318,6 +320,34 @@ def test_who_ends_comes_back_under_its_name(
         torch.testing.assert_close(aggregator["V"] + users["error"], users["V"], rtol=0, atol=1e-9)
     if "algorithm.omega_every=3" not in words:  # a change of Ω changes P
         assert history[-1]["primal"] <= history[0]["primal"]
+
+
+def test_a_node_that_comes_back_too_late_is_told_so(
+    configure: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It arrives before the last round, and is ready when there are no more."""
+    arrived, finished, killed = Event(), Event(), {"relay 0"}
+    finish = ProcessExchange.finish
+
+    def finish_and_say(exchange: ProcessExchange) -> None:
+        finish(exchange)
+        if exchange.leads:
+            finished.set()
+
+    def prepare(peers: Peers, rank: int) -> None:
+        if peers.name in killed:
+            killed.remove(peers.name)
+            kill(peers.name, 1)(peers, rank)
+        elif peers.name == "relay 0":
+            arrived.set()
+            assert finished.wait(60)
+        elif peers.name == SERVER:
+            begin = peers.begin
+            peers.begin = lambda round: (round < 2 or arrived.wait(60), begin(round))[1]  # type: ignore[method-assign]
+
+    monkeypatch.setattr(ProcessExchange, "finish", finish_and_say)
+    with pytest.raises(Finished):
+        train_in_threads(configure(*SMALL), prepare=prepare, returns=True)
 
 
 def test_a_run_continues_without_relays_if_the_server_aggregates(configure: Callable[..., DictConfig]) -> None:

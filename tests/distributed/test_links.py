@@ -147,8 +147,11 @@ def test_a_round_continues_without_a_relay_that_ends_within_it(name: str, kind: 
     check_models(results, settings, away={round: [int(name.split()[1])] for round in range(2, ROUNDS)})
 
 
-@pytest.mark.parametrize(("name", "kind", "user"), [("host 1", IVS, 0), ("relay 3", IVS, 1), ("relay 3", "models", 7)])
-def test_nobody_speaks_for_users_of_others(name: str, kind: str, user: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind", "user"),
+    [("host 1", IVS, 0), ("host 1", IVS, None), ("relay 3", IVS, 1), ("relay 3", "models", 7)],
+)
+def test_nobody_speaks_for_users_of_others(name: str, kind: str, user: int | None) -> None:
     """A node that does is lost to those it deceives, and the run goes on."""
 
     def impersonate(peers: Peers, round: int) -> None:
@@ -157,7 +160,7 @@ def test_nobody_speaks_for_users_of_others(name: str, kind: str, user: int) -> N
 
             def send_for_others(to: str, frame: Frame, *cast: Any) -> None:
                 if frame.kind == kind and frame.users is not None and len(frame.users):
-                    others = np.array([user] * len(frame.users))
+                    others = None if user is None else np.array([user] * len(frame.users))
                     frame = replace(frame, users=others if to != "host 0" else frame.users)
                 elif frame.kind == CONTROL:
                     time.sleep(0.2)  # so that the frames before have left

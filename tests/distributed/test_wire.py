@@ -5,6 +5,8 @@ import os
 import secrets
 import socket
 import ssl
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -145,6 +147,18 @@ def test_a_node_that_comes_back_is_greeted_and_heard(site: Site) -> None:
     assert hears(wires[SERVER], "relay 1") == 4
 
 
+def test_a_name_that_two_processes_use_is_in_the_log(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    first = site.all()["host 0"]
+    site.wire("host 0")
+    try:
+        deadline = time.monotonic() + 10
+        while "host 0 was refused by server: another process came under this name" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        first.close()
+
+
 def opened(port: int, who: Credentials, hello: Sequence[tuple[str, str]]) -> str:
     """The reason why a stream to the server is refused."""
     trust = grpc.ssl_channel_credentials(who.trusted, who.key, who.certificate)
@@ -234,15 +248,70 @@ def test_strangers_cost_nothing(site: Site, monkeypatch: pytest.MonkeyPatch, cap
     assert len(caplog.records) < 20
 
 
-def test_only_tls_1_3_is_spoken(site: Site, authority: Authority, tmp_path: Path) -> None:
-    site.all()
-    own = credentials(authority, "relay 0")
-    files = [tmp_path / name for name in ("key", "certificate", "trusted")]
+def context(folder: Path, own: Credentials) -> ssl.SSLContext:
+    """TLS as a node speaks it."""
+    files = [folder / name for name in ("key", "certificate", "trusted")]
     for file, content in zip(files, (own.key, own.certificate, own.trusted), strict=True):
         file.write_bytes(content)
     tls = ssl.create_default_context(cafile=str(files[2]))
     tls.load_cert_chain(files[1], files[0])
     tls.set_alpn_protocols(["h2"])
+    return tls
+
+
+def http2(kind: int, flags: int, stream: int, content: bytes = b"") -> bytes:
+    """A frame of HTTP/2."""
+    return len(content).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + content
+
+
+def fields(**values: str) -> bytes:
+    """Fields of a header; `_name` is `:name`."""
+    pairs = [(name.replace("_", ":").encode(), value.encode()) for name, value in values.items()]
+    return b"".join(b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in pairs)
+
+
+CALL = fields(_method="POST", _scheme="https", _path=METHOD, _authority=SERVER, te="trailers", name="relay 0")
+CALL += fields(agreed="another run") + fields(**{"content-type": "application/grpc"})
+FLOODS = {
+    "resets": [http2(1, 4, n, CALL) + http2(3, 0, n, bytes(4)) for n in range(1, 4000, 2)],
+    "calls": [http2(1, 4, n, CALL) for n in range(1, 4000, 2)],
+    "pings": [http2(6, 0, 0, bytes(8))] * 5000,
+    "settings": [http2(4, 0, 0, bytes([0, 3, 0, 0, 0, 9]))] * 5000,
+    "continued headers": [http2(1, 0, 1, CALL), *[http2(9, 0, 1, fields(x="y" * 100))] * 5000],
+    "empty bodies": [http2(1, 4, 1, CALL), *[http2(0, 0, 1)] * 5000],
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts file descriptors in /proc")
+def test_floods_of_known_nodes_cost_nothing(
+    site: Site, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also of one whose certificate is of the same authority, but who is no node."""
+    wires, before = site.all(), descriptors()
+    for who in ("relay 0", "stranger"):
+        tls = context(tmp_path, credentials(authority, who))
+        for flood in FLOODS.values():
+            with suppress(OSError), socket.create_connection(("127.0.0.1", site.ports[SERVER]), timeout=5) as sock:
+                secured = tls.wrap_socket(sock, server_hostname="server")
+                secured.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + http2(4, 0, 0) + b"".join(flood))
+                secured.settimeout(0.2)
+                while secured.recv(1 << 16):
+                    pass  # until nothing has come for a while: the server has read all
+            check_all_hear_all(wires)
+    assert {record.getMessage() for record in caplog.records} == {
+        "server refused relay 0 has another configuration than server",
+        "server refused hmtl:stranger, stranger: no node that talks to server",
+    }
+    assert len(caplog.records) == 2
+    deadline = time.monotonic() + 20
+    while descriptors() > before + 2:
+        assert time.monotonic() < deadline, descriptors() - before
+        time.sleep(0.1)
+
+
+def test_only_tls_1_3_is_spoken(site: Site, authority: Authority, tmp_path: Path) -> None:
+    site.all()
+    tls = context(tmp_path, credentials(authority, "relay 0"))
 
     def version() -> str | None:
         with socket.create_connection(("127.0.0.1", site.ports[SERVER]), timeout=10) as sock:
@@ -268,3 +337,16 @@ def test_without_tls_all_is_on_this_machine() -> None:
             site.wire("relay 0", listen="0.0.0.0:0")
     finally:
         site.close()
+
+
+@pytest.mark.slow
+def test_a_process_ends_in_order_while_a_thread_ends() -> None:
+    script = """
+import threading, time, torch, hmtl.distributed.wire
+end = time.monotonic() + 0.5
+def work():
+    while time.monotonic() < end:
+        torch.ones(100, 100).logdet()
+threading.Thread(target=work, daemon=True).start()
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

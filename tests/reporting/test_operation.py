@@ -83,7 +83,9 @@ def test_metrics_of_rounds(operation: Operation, ports: tuple[int, int]) -> None
 def test_a_node_without_measurements_counts_rounds(operation: Operation, ports: tuple[int, int]) -> None:
     operation.begin([{}, {}], [], tuple)
     operation.log({})
-    assert scraped(ports[0])["hmtl_round"] == 2
+    metrics = scraped(ports[0])
+    assert metrics["hmtl_round"] == 2
+    assert "hmtl_users" not in metrics
 
 
 def test_health_as_probes_ask_for_it(operation: Operation, ports: tuple[int, int]) -> None:
