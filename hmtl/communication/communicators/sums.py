@@ -115,6 +115,11 @@ class Sums(Communicator):
         least: int | None = None,
     ) -> None:
         self.secure = Secure(colluding, least) if secure else None
+        if not secure and Secure(colluding, least) != Secure():
+            raise ConfigError(
+                f"colluding={colluding} and least={least} have no effect with secure=false. Set secure=true, or leave "
+                "them out."
+            )
         if self.secure:
             self.secure.check(topology.K)
             if aggregators not in ("auto", "server"):
