@@ -53,6 +53,8 @@ def test_the_formula_is_what_a_ledger_counts(t: Topology, colluding: float) -> N
     secure, bits, total = played(t, secure=True, colluding=colluding)
     costs = secure_costs(t, Secure(colluding))
     assert torch.equal(total, expected)
+    assert secure.describe()["secure"]["overhead"] == costs.by_tier
+    assert "secure" not in plain.describe()
     for kind in (KEYS, SHARES, UNMASK):
         assert {tier: bits[kind, tier] for tier in TIERS} == costs.bits[kind]
     for tier, added in costs.by_tier.items():
