@@ -89,10 +89,9 @@ def test_a_plan_counts_seconds_of_all_that_is_sent() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "K"),
-    [({}, 1), ({"colluding": 0.99}, 20), ({"colluding": -0.1}, 20), ({"colluding": 1.0}, 20), ({"least": 3}, 20)],
+    [({}, 1), ({"colluding": 0.99}, 20), ({"colluding": -0.1}, 20), ({"colluding": 1.0}, 20), ({"least": 21}, 20)],
 )
-def test_settings_that_protect_nobody_are_refused(settings, K: int) -> None:
-    """With K=20, 2 users may collude."""
+def test_too_few_users_are_refused(settings, K: int) -> None:
     t = any_r(K, 2, 1)
     for make in (partial(Sums, secure=True, **settings), lambda t: secure_costs(t, Secure(**settings))):
         with pytest.raises(ConfigError):

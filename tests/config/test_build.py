@@ -83,7 +83,7 @@ BUILT = {
     "communicator=sums secure=true": "communicator=coded",  # needs all IVs
     "communicator=sums algorithm=fedavg secure=true aggregators=[0,1]": "aggregators",
     "communicator=sums algorithm=fedavg secure=true communicator.colluding=1": "colluding",
-    "communicator=sums algorithm=fedavg secure=true communicator.least=1": "least",
+    "communicator=sums algorithm=fedavg secure=true communicator.least=21": "least",
     "communicator=sums algorithm=fedavg communicator.colluding=0.2": "secure=true",
     "engine=torch_distributed": "engine",
 }

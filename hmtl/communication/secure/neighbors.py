@@ -75,7 +75,7 @@ class Secure:
 
     Args:
         colluding: γ, the largest share of a round's users that may collude with relays and server.
-        least: how few users may be behind a sum; None: those that may collude, and two others.
+        least: how few users may be behind a sum. There are always those that may collude, and two others.
     """
 
     colluding: float = 0.1
@@ -85,11 +85,6 @@ class Secure:
         """Raise ConfigError if K users are too few, or too many may collude."""
         if not 0 <= self.colluding < 1:
             raise ConfigError(f"colluding={self.colluding} is not in [0, 1). Give the share of users that may collude.")
-        if self.least is not None and self.least < (lowest := self.most_colluding(K) + HONEST):
-            raise ConfigError(
-                f"least={self.least} with colluding={self.colluding} and K={K} users: {self.most_colluding(K)} may "
-                f"collude, so a sum over fewer than {lowest} shows a single term. Set least={lowest} or more, or null."
-            )
         if degree(K, self.colluding) is None or self.fewest(K) > K:
             raise ConfigError(
                 f"secure=true: K={K} users are too few for colluding={self.colluding} and sums over at least "
@@ -105,6 +100,6 @@ class Secure:
 
         If not all n are neighbours, they are those of whom the masks are known to connect.
         """
-        least = self.most_colluding(n) + HONEST if self.least is None else self.least
+        least = max(self.least or 0, self.most_colluding(n) + HONEST)
         k = degree(n, self.colluding)
         return max(least, ceil((1 - DROPPED) * n)) if k and k.neighbors < n - 1 else least
