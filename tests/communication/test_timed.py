@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hmtl.coding import AggregatorSet
-from hmtl.communication import TIERS, CodedHierarchical, Network, Sums, Uncoded, prediction
+from hmtl.communication import TIERS, CodedHierarchical, InProcess, Network, Sums, Uncoded, prediction
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER
 from hmtl.communication.prediction import by_seconds, predict
 from hmtl.communication.secure.neighbors import degree
@@ -170,6 +170,10 @@ def test_errors_of_files(tmp_path, text, message):
         Network(links=str(path)).access(t)
 
 
+class Elsewhere(InProcess):
+    """Links like those between processes, which do not know what their messages take."""
+
+
 @given(topologies(max_H=3, max_K=12), st.data())
 def test_secure_sums_take_their_messages_and_waits(tmp_path_factory, t, data):
     """Users and server exchange keys, shares and reveal: 12 hops more than the 6 of plain sums, each over two links."""
@@ -179,6 +183,11 @@ def test_secure_sums_take_their_messages_and_waits(tmp_path_factory, t, data):
     waits = Network(links=file_of(folder, t, homes, latency=1.0))
     hops = [predict(make, t, waits, V, torch.int64) / 2 for make in (partial(Sums, aggregators="server"), secure)]
     assert hops == pytest.approx([6, 18])
+    hosts = Network(links=file_of(folder, t, homes, [("hosts", 0, "up_bps")]))
+    rounds = [secure(t, hosts), secure(t, hosts, links=Elsewhere)]
+    for communicator in rounds:
+        communicator.round(0, prediction._Users(t.K, torch.int64), prediction._Aggregator())
+    assert rounds[0].seconds() == pytest.approx(rounds[1].seconds())
     narrow = Network(medium="unicast", links=file_of(folder, t, homes, [("relays", i, "up_bps")]))
     whole = partial(Sums, aggregators="server", sums="whole")
     plain, masked = (predict(make, t, narrow, 64 * 64, torch.int64) for make in (whole, partial(secure, sums="whole")))
