@@ -19,12 +19,22 @@ def plan(cfg: DictConfig) -> None:
     # Imported here so that --help does not wait for torch and matplotlib.
     from hmtl.coding import resolve
     from hmtl.communication.round_costs import compare
+    from hmtl.communication.secure.neighbors import Secure
     from hmtl.communication.timetable import timetable
     from hmtl.config.build import build_topology, check, make_part
     from hmtl.io.files import replacing
     from hmtl.reporting.console import Console, progress
     from hmtl.reporting.network_picture import draw
-    from hmtl.reporting.plan_report import format_table, plan_table, remarks, time_remarks, time_table, verdict
+    from hmtl.reporting.plan_report import (
+        format_table,
+        plan_table,
+        remarks,
+        secure_remarks,
+        secure_table,
+        time_remarks,
+        time_table,
+        verdict,
+    )
     from hmtl.topology import Moving
 
     if cfg.format not in ("text", "json"):
@@ -35,7 +45,7 @@ def plan(cfg: DictConfig) -> None:
     topology = contacts.at(0)
     compute = timetable if network.links else compare
     with progress(f"Planning for K={topology.K} users and H={topology.H} relays"):
-        result: Any = compute(topology, network, cfg.V_bits, cfg.wire)
+        result: Any = compute(topology, network, cfg.V_bits, cfg.wire, Secure(cfg.colluding) if cfg.secure else None)
     if network.links:
         best = resolve(topology, result.choices[0][0])
         tables, lines, facts = [time_table(result)], list(time_remarks(result)), {}
@@ -44,6 +54,9 @@ def plan(cfg: DictConfig) -> None:
         tables, lines = [plan_table(result)], list(remarks(result))
         tables += [format_table(result, cfg.wire)] if cfg.wire else []
         facts = {"verdict": verdict(result, network.medium)}
+    if result.secure:
+        tables.append(secure_table(result.secure, topology.K))
+        lines += ["", *secure_remarks(result.secure, topology.K, cfg.wire)]
     if isinstance(contacts, Moving):
         lines.append("The users move: all of this holds for the first contacts only.")
         facts["note"] = lines[-1]

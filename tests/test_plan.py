@@ -51,6 +51,17 @@ def test_a_wire_adds_the_cost_in_its_format(configure: Configure, capsys: pytest
     assert line.split()[-1] == "15.0"
 
 
+def test_secure_sums_and_what_they_add(
+    as_json: Callable[..., Any], configure: Configure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secure = as_json("secure=true", "colluding=0.2")["secure"]
+    assert (secure["neighbors"], secure["threshold"], secure["colluding"], secure["fewest"]) == (19, 5, 4, 6)
+    plan(configure("secure=true", "wire=int4", name="plan"))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "users send 4 + 5 = 9 bits per number instead of 4" in printed
+    assert as_json()["secure"] is None
+
+
 def test_moving_users_are_planned_for_the_first_contacts(as_json: Callable[..., Any]) -> None:
     moving = as_json("topology=moving")
     assert "first contacts" in moving.pop("note")
@@ -86,6 +97,8 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(
         (("network.W1=0",), "W1"),
         (("network.uplink_bps=[1,2]",), "uplink_bps"),
         (("network.medium=smoke",), "medium"),
+        (("secure=true", "K=1", "r=1"), "secure"),
+        (("secure=true", "colluding=1"), "colluding"),
     ],
 )
 def test_bad_input(configure: Configure, overrides: tuple[str, ...], setting: str) -> None:
@@ -126,5 +139,7 @@ def test_names_and_links(as_json: Callable[..., Any], configure: Configure, tmp_
     assert result["choices"][0][1] < result["uncoded"]
     assert [duty["name"] for duty in result["duties"]] == ["relay roof"]
     assert result["duties"][0]["memory"] == 3 * 3 * 10**6
-    plan(configure(*words, name="plan"))
-    assert "Soonest: relay roof aggregates" in " ".join(capsys.readouterr().out.split())
+    plan(configure(*words, "secure=true", name="plan"))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Soonest: relay roof aggregates" in printed
+    assert "secure sums, by the server" in printed

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hmtl.coding import (
     CODED_SCHEMES,
@@ -37,6 +38,8 @@ from hmtl.communication.accounting.ledger import (
 )
 from hmtl.communication.accounting.network import Network, tier_loads
 from hmtl.communication.few_bits import FEW_BITS, FewBits
+from hmtl.communication.secure.neighbors import Secure
+from hmtl.communication.secure_costs import Added, SecureCosts, added_bits, secure_costs
 from hmtl.communication.wires import check_wire, row_bits
 from hmtl.topology import Names, Topology
 
@@ -139,7 +142,9 @@ class Comparison:
         not_trainable: schemes without a plan on this network, with the reason.
         seconds: communication time of one round by medium and scheme.
         formats: the cost of a round by wire (`null`, 64 bits, and the one that is asked for) and by what travels:
-            `uncoded`, `coded` with the best aggregators, or `sums`.
+            `uncoded`, `coded` with the best aggregators, `sums`, or `secure` sums, with all that these add.
+        secure: what secure sums add to a round; None: nobody asked for it.
+        secure_sums: the relays that send the server secure sums; seconds are those of all that is sent for them.
     """
 
     K: int
@@ -158,9 +163,13 @@ class Comparison:
     not_trainable: dict[str, str]
     seconds: dict[str, dict[str, float]]
     formats: dict[str, dict[str, RoundCost]]
+    secure: SecureCosts | None
+    secure_sums: AddingRelays | None
 
 
-def compare(topology: Topology, network: Network, V_bits: int, wire: str | None = None) -> Comparison:
+def compare(
+    topology: Topology, network: Network, V_bits: int, wire: str | None = None, secure: Secure | None = None
+) -> Comparison:
     """Compare the server (uncoded), all relays (each scheme), and the best relays for each medium.
 
     Args:
@@ -168,8 +177,14 @@ def compare(topology: Topology, network: Network, V_bits: int, wire: str | None 
         network: the links.
         V_bits: bits of an IV whose numbers have 64 bits each.
         wire: another format of numbers, in which a round's cost is computed, too; None: none.
+        secure: settings of secure sums, whose cost is computed, too; None: it is not.
+
+    Raises:
+        ConfigError: the format is unknown, or there are too few users for secure sums.
     """
     check_wire(wire)
+    costs = secure_costs(topology, secure) if secure else None
+    added = added_bits(topology, costs.neighbors) if costs else None
     clock = _Clock(topology, network, V_bits)
     uplinks = network.uplinks(topology)
     learning = best_sum_aggregators(topology, network.hops(topology))
@@ -201,9 +216,11 @@ def compare(topology: Topology, network: Network, V_bits: int, wire: str | None 
         not_trainable={scheme: reason for scheme, reason in obstacles.items() if reason},
         seconds={medium: {scheme: clock.seconds(by_scheme[scheme], medium) for scheme in SCHEMES} for medium in MEDIA},
         formats={
-            each or "null": _in_format(clock, uplinks, best[network.medium].nodes, learning.relays, each)
+            each or "null": _in_format(clock, uplinks, best[network.medium].nodes, learning.relays, each, added)
             for each in dict.fromkeys((None, wire))
         },
+        secure=costs,
+        secure_sums=_adding(clock, uplinks, Choice((), 0.0, 0.0), added) if costs else None,
     )
 
 
@@ -215,20 +232,29 @@ class _Clock:
     network: Network
     V_bits: int
 
-    def seconds(self, load: Loads, medium: str, tiers: Collection[str] = TIERS, last_hop: float | None = None) -> float:
-        """Return the time [s] on some tiers; `last_hop` replaces the load from relays to users."""
-        return self.cost(load, medium, {tier: self.V_bits * (tier in tiers) for tier in TIERS}, last_hop).seconds
+    def seconds(self, load: Loads, medium: str, tiers: Collection[str] = TIERS) -> float:
+        """Return the time [s] on some tiers."""
+        return self.cost(load, medium, {tier: self.V_bits * (tier in tiers) for tier in TIERS}).seconds
 
-    def last_hop(self, sums: Loads) -> float | None:
-        """Return the load from relays to users if relays broadcast sums; None if each user gets a copy."""
-        return sums.last_hop if self.network.last_hop == "broadcast" else None
+    def cost(self, load: Loads, medium: str, bits: Mapping[str, int]) -> RoundCost:
+        """Return the cost of a round whose rows have `bits` on each tier."""
+        rows = tier_loads(self.topology, BEST, medium, load)
+        return self._cost({tier: bits[tier] * rows[tier] for tier in TIERS})
 
-    def cost(self, load: Loads, medium: str, bits: Mapping[str, int], last_hop: float | None = None) -> RoundCost:
-        """Return the cost of a round whose rows have `bits` on each tier; `last_hop` as in `seconds`."""
-        by_tier = tier_loads(self.topology, BEST, medium, load)
-        if last_hop is not None:
-            by_tier[RELAYS_TO_USERS] = np.array(last_hop)
-        sent = {tier: bits[tier] * rows for tier, rows in by_tier.items()}
+    def cost_of_sums(
+        self, load: Loads, medium: str, bits: Mapping[str, int] | None = None, added: Added | None = None
+    ) -> RoundCost:
+        """Return the cost of a round of sums, whose rows have `bits` on each tier or V bits, and of what is added."""
+        rows, bits = tier_loads(self.topology, BEST, medium, load), bits or dict.fromkeys(TIERS, self.V_bits)
+        if self.network.last_hop == "broadcast":
+            rows[RELAYS_TO_USERS] = np.array(load.last_hop)
+        sent = {tier: bits[tier] * rows[tier] for tier in TIERS}
+        for by_tier in (added or {}).values():
+            for tier, links in by_tier.items():
+                sent[tier] = sent[tier] + (links if tier == RELAYS_TO_SERVER else links.sum())
+        return self._cost(sent)
+
+    def _cost(self, sent: Mapping[str, NDArray[np.float64]]) -> RoundCost:
         between = sum(float(sent[tier].sum()) for tier in (RELAYS_TO_SERVER, SERVER_TO_RELAYS))
         return RoundCost(between, self.network.seconds(sent))
 
@@ -252,7 +278,12 @@ def _best(clock: _Clock, uplinks: Uplinks | None, medium: str) -> BestAggregator
 
 
 def _in_format(
-    clock: _Clock, uplinks: Uplinks | None, nodes: AggregatorSet, learning: tuple[int, ...], wire: str | None
+    clock: _Clock,
+    uplinks: Uplinks | None,
+    nodes: AggregatorSet,
+    learning: tuple[int, ...],
+    wire: str | None,
+    added: Added | None,
 ) -> dict[str, RoundCost]:
     """Return the cost of a round in a format, by what travels; sums have no format of 16 or 32 bits."""
     t, medium, m = clock.topology, clock.network.medium, -(-clock.V_bits // 64)
@@ -265,12 +296,14 @@ def _in_format(
         if wire:
             formats = FewBits(FEW_BITS[wire], t.K, m)
             bits = dict.fromkeys(TIERS, 8 * formats.sums.nbytes) | {USERS_TO_RELAYS: 8 * formats.terms.nbytes}
-        load = sum_loads(t, uplinks, A=learning)
-        costs["sums"] = clock.cost(load, medium, bits, clock.last_hop(load))
+        costs["sums"] = clock.cost_of_sums(sum_loads(t, uplinks, A=learning), medium, bits)
+        if added:
+            bits[USERS_TO_RELAYS] = bits[RELAYS_TO_SERVER]  # a masked term has the words of a sum
+            costs["secure"] = clock.cost_of_sums(sum_loads(t, uplinks), medium, bits, added)
     return costs
 
 
-def _adding(clock: _Clock, uplinks: Uplinks | None, learning: Choice) -> AddingRelays:
+def _adding(clock: _Clock, uplinks: Uplinks | None, learning: Choice, added: Added | None = None) -> AddingRelays:
     t, A = clock.topology, learning.relays
     up, _ = sum_codes(t, A, uplinks)
     load, server = sum_loads(t, uplinks, A=A), sum_loads(t, uplinks)
@@ -278,7 +311,7 @@ def _adding(clock: _Clock, uplinks: Uplinks | None, learning: Choice) -> AddingR
         relays=list(up.relays),
         learning=list(A),
         best=learning.proven,
-        server_seconds={name: clock.seconds(server, name, last_hop=clock.last_hop(server)) for name in MEDIA},
+        server_seconds={name: clock.cost_of_sums(server, name, added=added).seconds for name in MEDIA},
         pieces=up.pieces,
         whole_rows=sum_loads(t, uplinks, 1, A).uplink,
         cost=up.cost,
@@ -286,7 +319,7 @@ def _adding(clock: _Clock, uplinks: Uplinks | None, learning: Choice) -> AddingR
         proven=up.proven,
         **_between(load),
         downlinks={name: load.down(name) for name in MEDIA},
-        seconds={name: clock.seconds(load, name, last_hop=clock.last_hop(load)) for name in MEDIA},
+        seconds={name: clock.cost_of_sums(load, name, added=added).seconds for name in MEDIA},
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 
 import torch
@@ -11,6 +12,8 @@ from hmtl.communication.accounting.network import Network
 from hmtl.communication.communicators.ivs import CodedHierarchical, Uncoded
 from hmtl.communication.communicators.sums import Sums
 from hmtl.communication.prediction import MOST_ENUMERATED, by_seconds, predict
+from hmtl.communication.secure.neighbors import Secure
+from hmtl.communication.secure_costs import SecureCosts, secure_costs
 from hmtl.communication.wires import check_wire, row_bits
 from hmtl.topology import Names, Topology
 
@@ -45,6 +48,8 @@ class Timetable:
         sums: the same for learners that need only sums, of 64 bits; the nodes learn these.
         every: whether these are all choices.
         duties: what the first choice asks of its boxes.
+        secure: what secure sums add to a round; None: nobody asked for it.
+        secure_seconds: the time of secure sums of 64 bits.
     """
 
     K: int
@@ -58,15 +63,21 @@ class Timetable:
     sums: list[tuple[str | list[int | str], float]]
     every: bool
     duties: list[Duty]
+    secure: SecureCosts | None
+    secure_seconds: float | None
 
 
-def timetable(t: Topology, network: Network, V_bits: int, wire: str | None = None) -> Timetable:
+def timetable(
+    t: Topology, network: Network, V_bits: int, wire: str | None = None, secure: Secure | None = None
+) -> Timetable:
     """Return the seconds of a round for each choice of aggregators; V_bits are those of an IV in 64-bit numbers."""
     check_wire(wire)
+    costs = secure_costs(t, secure) if secure else None
     m = -(-V_bits // 64)
     bits = row_bits(wire, m, torch.float64)
     coded, sums = by_seconds(CodedHierarchical, t, network, bits), by_seconds(Sums, t, network, V_bits, torch.int64)
     best = next(iter(coded))
+    secure_sums = partial(Sums, secure=True, colluding=secure.colluding) if secure else Sums
     return Timetable(
         K=t.K,
         H=t.H,
@@ -79,6 +90,8 @@ def timetable(t: Topology, network: Network, V_bits: int, wire: str | None = Non
         sums=[(nodes.setting, seconds) for nodes, seconds in sums.items() if seconds < inf],
         every=len(t.active) <= MOST_ENUMERATED,
         duties=list(_duties(t, network, best, bits, m)),
+        secure=costs,
+        secure_seconds=predict(secure_sums, t, network, V_bits, torch.int64) if secure else None,
     )
 
 

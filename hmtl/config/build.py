@@ -333,7 +333,8 @@ def build_sections(cfg: DictConfig, problem: Problem, communicator: Communicator
         kinds["messages"], shared = "ivs", Uncoded(contacts, network, communicator.wire, links=links)
     else:
         wire = cfg.communicator.get("wire")
-        shared = Sums(contacts, network, wire if wire in FEW_BITS else None, links=links)
+        secure = communicator.secure_settings if isinstance(communicator, Sums) else {}
+        shared = Sums(contacts, network, wire if wire in FEW_BITS else None, links=links, **secure)
     algorithm = build_algorithm(cfg, problem, **kinds)
     communicator.check_learner(algorithm.aggregator.sections[-1])
     return algorithm, BySection(shared, communicator)

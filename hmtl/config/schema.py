@@ -35,6 +35,8 @@ READERS = {
     "d": "topology=heterogeneous",
 }
 """Settings that have an effect only if a chosen part refers to them."""
+PLANNED = ("wire", "secure")
+"""Those of them that a plan reads itself."""
 
 
 @dataclass
@@ -99,6 +101,8 @@ class PlanConfig(NetworkConfig):
 
     V_bits: int = MISSING
     wire: str | None = MISSING
+    secure: bool = MISSING
+    colluding: float = MISSING
     format: str = MISSING
 
 
@@ -140,7 +144,7 @@ def check_root(cfg: DictConfig, usual: DictConfig) -> None:
             raise ConfigError(no_setting(name, known))
     references = str(flat(cfg, READERS, resolve=False).values())
     for name, reader in READERS.items():
-        read = f"${{{name}}}" in references or (name == "wire" and "algorithm" not in cfg)  # a plan reads it
+        read = f"${{{name}}}" in references or (name in PLANNED and "algorithm" not in cfg)
         if name in cfg and cfg[name] != usual[name] and not read:
             raise ConfigError(f"{name}={cfg[name]} has no effect: it is for {reader}. Leave it out.")
 

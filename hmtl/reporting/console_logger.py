@@ -157,6 +157,15 @@ def _remarks(summary: Summary) -> Iterator[str]:
         yield (
             f"Uncoded: the IVs and models of {summary.K} users, {summary.uncoded_bits:,.0f} bit each, in the same unit."
         )
+    if secure := summary.secure:
+        added, K = secure["overhead"], summary.K
+        yield (
+            f"Secure sums, if all {K} users take part: relays and server learn only sums of at least "
+            f"{secure['fewest']} terms, even if {secure['colluding']} users collude with them. Each user has "
+            f"{secure['neighbors']} neighbours, any {secure['threshold']} of whom can reveal one of its masks. Keys, "
+            f"shares and unmasking add {added['users_to_relays'] / K:,.0f} bit to what a user sends in a round, and "
+            f"{added['relays_to_users'] / K:,.0f} bit to what it receives."
+        )
     if summary.note:
         yield f"Note: {summary.note}."
     if summary.empty_rounds:

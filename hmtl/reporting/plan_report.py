@@ -6,8 +6,11 @@ from rich import box
 from rich.table import Table
 
 from hmtl.coding import CODED_SCHEMES, MEDIA, SCHEMES
-from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
+from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, TIERS
+from hmtl.communication.few_bits import FEW_BITS
+from hmtl.communication.messages import KEYS, SHARES, UNMASK
 from hmtl.communication.round_costs import BEST, AddingRelays, BestAggregators, Comparison
+from hmtl.communication.secure_costs import SecureCosts
 from hmtl.communication.timetable import Timetable
 from hmtl.reporting.console import MOST_NAMED, as_table, names_of
 from hmtl.topology import Names
@@ -37,15 +40,15 @@ def plan_table(comparison: Comparison) -> Table:
     who_learns = (
         f"sums, learned by {names_of(names.of_relays(sums.learning))}" if sums.learning else "sums, where they suffice"
     )
-    rows += [
-        row(who_learns, sums.relays_to_server, sums.downlinks.values(), sums.seconds.values()),
-        row("all relays, Theorem 2", bounds[RELAYS_TO_SERVER], [bounds[SERVER_TO_RELAYS]]),
-    ]
+    for who, adding in ((who_learns, sums), ("secure sums, by the server", comparison.secure_sums)):
+        if adding:
+            rows.append(row(who, adding.relays_to_server, adding.downlinks.values(), adding.seconds.values()))
+    rows.append(row("all relays, Theorem 2", bounds[RELAYS_TO_SERVER], [bounds[SERVER_TO_RELAYS]]))
     title = f"K={comparison.K} users, H={comparison.H} relays, r={comparison.r:.4g}; V={comparison.V_bits:,} bit"
     headers = ("who aggregates", "up", "down,\nbroadcast", "down,\nunicast", "saved,\nbroadcast", "saved,\nunicast")
     table = as_table(title, headers, rows)
     table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
-    for before_rule in table.rows[-3:-1]:
+    for before_rule in (table.rows[-2], table.rows[-4 if comparison.secure_sums else -3]):
         before_rule.end_section = True
     return table
 
@@ -56,6 +59,7 @@ def format_table(comparison: Comparison, wire: str) -> Table:
     Bits are those between relays and server, seconds those over all hops.
     """
     names = {"uncoded": "IVs, uncoded", "coded": "IVs, coded", "sums": "sums, where they suffice"}
+    names |= {"secure": "secure sums"} if comparison.secure else {}
     plain, narrow = comparison.formats["null"], comparison.formats[wire]
     rows = []
     for key, name in names.items():
@@ -120,12 +124,36 @@ def verdict(comparison: Comparison, medium: str) -> str:
     )
 
 
+def secure_table(costs: SecureCosts, K: int) -> Table:
+    """Return what secure sums add to a round of K users, one row for each tier."""
+    rows = []
+    for tier in TIERS:
+        bits = [costs.bits[kind][tier] for kind in (KEYS, SHARES, UNMASK)]
+        total = sum(bits)
+        rows.append([tier.replace("_", " "), *(f"{each / 1e6:.4g}" for each in (*bits, total)), f"{total / K:,.0f}"])
+    headers = ("Mbit per round", "keys", "shares", "unmasking", "all", "bit per user")
+    return as_table("What secure sums add to a round in which everybody is present", headers, rows)
+
+
+def secure_remarks(costs: SecureCosts, K: int, wire: str | None) -> Iterator[str]:
+    """Yield the sentences under `secure_table`: who protects whom, and what masks do to few bits."""
+    yield (
+        f"Secure sums: each user has {costs.neighbors} neighbours, and {costs.threshold} of them can reveal one of its "
+        f"masks. Relays, server and up to {costs.colluding} of {K} users may collude; a sum is over at least "
+        f"{costs.fewest} users, or the round is empty."
+    )
+    if wire in FEW_BITS:
+        b, more = FEW_BITS[wire], (K - 1).bit_length()
+        yield f"A masked term is uniform, so users send {b} + {more} = {b + more} bits per number instead of {b}."
+
+
 def time_table(times: Timetable) -> Table:
     """Return the seconds of a round over access links, for the best choices of who aggregates and the usual ones."""
     usual = [choice for choice in times.choices[MOST_CHOICES:] if _is_usual(times, choice[0])]
     rows = [(_who(times, setting), seconds) for setting, seconds in (*times.choices[:MOST_CHOICES], *usual)]
     rows += [(f"sums, learned by {_who(times, setting)}", seconds) for setting, seconds in times.sums[:2]]
     title = f"K={times.K} users, H={times.H} relays, r={times.r:.4g}; V={times.V_bits:,} bit; a round over all links"
+    rows += [("secure sums, by the server", times.secure_seconds)] if times.secure_seconds is not None else []
     cells = [[who, f"{seconds:.4g}", f"{1 - seconds / times.uncoded:.1%}"] for who, seconds in rows]
     return as_table(title, ("who aggregates", "seconds", "saved"), cells)
 

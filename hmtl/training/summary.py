@@ -56,6 +56,8 @@ class Summary(BaseModel):
         bits_per_number: bits of a number in the rows of each tier, if sums travel in few bits.
         adding: relays that send sums to the server, if sums travel.
         pieces: pieces of a row of sums, each as long as a share; 1: relays send whole rows.
+        secure: settings of secure sums (see `SecureCosts`), and the `overhead` that they add to a round in which all
+            users take part [bits by tier]; absent if sums are not secure.
         note: remarks on the communicator, such as that another one would be cheaper.
         error_measure: what the errors measure.
         passes: local passes over a user's rows per round.
@@ -85,6 +87,7 @@ class Summary(BaseModel):
     adding: list[int | str] | None = None
     pieces: int | None = None
     last_hop: str | None = None
+    secure: dict[str, Any] | None = None
     note: str | None = None
     algorithm: str
     loss: str

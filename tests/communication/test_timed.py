@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hmtl.coding import AggregatorSet
-from hmtl.communication import TIERS, CodedHierarchical, Network, Sums, Uncoded, prediction
+from hmtl.communication import TIERS, CodedHierarchical, InProcess, Network, Sums, Uncoded, prediction
+from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER
 from hmtl.communication.prediction import by_seconds, predict
+from hmtl.communication.secure.neighbors import degree
+from hmtl.communication.secure_costs import added_bits
+from hmtl.communication.timed import FRAME
 from hmtl.errors import ConfigError
 from hmtl.testing.topologies import topologies
 from hmtl.topology import Names, Topology, any_r
@@ -164,3 +168,29 @@ def test_errors_of_files(tmp_path, text, message):
     t = Topology([[1]], names=Names(("roof",), ("alice",)))
     with pytest.raises(ConfigError, match=message):
         Network(links=str(path)).access(t)
+
+
+class Elsewhere(InProcess):
+    """Links like those between processes, which do not know what their messages take."""
+
+
+@given(topologies(max_H=3, max_K=12), st.data())
+def test_secure_sums_take_their_messages_and_waits(tmp_path_factory, t, data):
+    """Users and server exchange keys, shares and reveal: 12 hops more than the 6 of plain sums, each over two links."""
+    assume(t.K > 1 and set(t.active) == set(range(t.H)))
+    folder, secure = tmp_path_factory.mktemp("links"), partial(Sums, secure=True, colluding=0.0)
+    homes, i = np.array_split(np.arange(t.K), data.draw(st.integers(1, 2))), data.draw(st.integers(0, t.H - 1))
+    waits = Network(links=file_of(folder, t, homes, latency=1.0))
+    hops = [predict(make, t, waits, V, torch.int64) / 2 for make in (partial(Sums, aggregators="server"), secure)]
+    assert hops == pytest.approx([6, 18])
+    hosts = Network(links=file_of(folder, t, homes, [("hosts", 0, "up_bps")]))
+    rounds = [secure(t, hosts), secure(t, hosts, links=Elsewhere)]
+    for communicator in rounds:
+        communicator.round(0, prediction._Users(t.K, torch.int64), prediction._Aggregator())
+    assert rounds[0].seconds() == pytest.approx(rounds[1].seconds())
+    narrow = Network(medium="unicast", links=file_of(folder, t, homes, [("relays", i, "up_bps")]))
+    whole = partial(Sums, aggregators="server", sums="whole")
+    plain, masked = (predict(make, t, narrow, 64 * 64, torch.int64) for make in (whole, partial(secure, sums="whole")))
+    added = added_bits(t, degree(t.K, 0).neighbors).values()
+    bits = sum(int(by_tier[RELAYS_TO_SERVER][i]) for by_tier in added) + 3 * 8 * FRAME
+    assert (masked - plain) * NARROW == pytest.approx(bits)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from hmtl.communication.secure.neighbors import Secure
 from hmtl.config.build import build, check, conf_dir
 from hmtl.data import Task
 from hmtl.errors import ConfigError, HmtlError
@@ -30,6 +31,7 @@ ROOT = {  # words of the command line, and the setting that the error names
     "scheme=paper communicator=uncoded": "scheme",
     "aggregators=[0] communicator=uncoded": "aggregators",
     "sums=whole": "sums",
+    "secure=true": "secure",
     "lam=0.2 regularizer.lam=0.1": "lam",
     "d=0.2": "d",
     "algorithm=fedavg regularizer=graph": "regularizer",
@@ -78,6 +80,11 @@ BUILT = {
     "algorithm=fedu solver=sdca": "solver",
     "communicator=sums": "communicator=coded",
     "communicator=sums algorithm=fedavg wire=float32": "wire",
+    "communicator=sums secure=true": "communicator=coded",  # needs all IVs
+    "communicator=sums algorithm=fedavg secure=true aggregators=[0,1]": "aggregators",
+    "communicator=sums algorithm=fedavg secure=true communicator.colluding=1": "colluding",
+    "communicator=sums algorithm=fedavg secure=true communicator.least=21": "least",
+    "communicator=sums algorithm=fedavg communicator.colluding=0.2": "secure=true",
     "engine=torch_distributed": "engine",
 }
 BUILT_MORE = {  # refused in the same places
@@ -114,6 +121,12 @@ def test_what_parts_refuse_is_one_line_that_names_it(configure, words: str, name
         build(configure(*SMALL, *words.split()))
     assert name in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_coupled_and_shared_layers_travel_in_secure_sums(configure) -> None:
+    words = "algorithm=fedper algorithm.coupled=true regularizer=mean communicator=sums secure=true"
+    communicator = build(configure(*SMALL, *words.split(), "communicator.colluding=0.2")).communicator
+    assert [part.secure for part in communicator.parts] == 2 * [Secure(0.2)]
 
 
 PARTS = sorted((path.parent.name, path.stem) for path in conf_dir().glob("*/*.yaml") if path.stem != "own")

@@ -89,6 +89,9 @@ class BySection(Communicator):
             described[name] = {
                 tier: sum(weight * load[tier] for weight, load in zip(weights, loads, strict=True)) for tier in TIERS
             }
+        if "secure" in described:
+            added = [part["secure"]["overhead"] for part in each]
+            described["secure"]["overhead"] = {tier: sum(bits[tier] for bits in added) for tier in TIERS}
         described.pop("note", None)
         return described
 

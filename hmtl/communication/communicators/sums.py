@@ -1,12 +1,13 @@
 """The communicator of sums: relays and server add, and the server or relays learn the sums. K users, H relays."""
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hmtl.coding import Aggregators, Loads, SumCode, sum_bounds
 from hmtl.communication.accounting.ledger import (
@@ -49,6 +50,7 @@ from hmtl.communication.prediction import predict
 from hmtl.communication.round import Nodes, Outcome, forwarding, masked, summing
 from hmtl.communication.row_formats import Formats, PlainRows
 from hmtl.communication.secure.neighbors import Secure
+from hmtl.communication.secure_costs import secure_costs
 from hmtl.communication.wires import QUANTISERS, name_of
 from hmtl.errors import ConfigError
 from hmtl.topology import Moving, Topology
@@ -99,6 +101,7 @@ class Sums(Communicator):
 
     Attributes:
         replaced: the coded plan instead of which sums travel; None: the user chose sums.
+        secure_settings: the arguments `secure`, `colluding` and `least`.
     """
 
     def __init__(
@@ -115,6 +118,11 @@ class Sums(Communicator):
         least: int | None = None,
     ) -> None:
         self.secure = Secure(colluding, least) if secure else None
+        if not secure and Secure(colluding, least) != Secure():
+            raise ConfigError(
+                f"colluding={colluding} and least={least} have no effect with secure=false. Set secure=true, or leave "
+                "them out."
+            )
         if self.secure:
             self.secure.check(topology.K)
             if aggregators not in ("auto", "server"):
@@ -136,8 +144,9 @@ class Sums(Communicator):
         self._planner_of = lru_cache(KEPT)(lambda t: Planner(t, network, preferred, sums=sums))
         self.planner = self._planner_of(self.topology)
         self.aggregators = aggregators
-        settings: dict[str, Any] = {"secure": secure, "colluding": colluding, "least": least}
-        self.alike = partial(Sums, wire=wire, sums=sums, aggregators=list(preferred) or "server", **settings)
+        self.secure_settings: dict[str, Any] = {"secure": secure, "colluding": colluding, "least": least}
+        who = list(preferred) or "server"
+        self.alike = partial(Sums, wire=wire, sums=sums, aggregators=who, **self.secure_settings)
         self.bits = FEW_BITS.get(wire or "")
         self.replaced: Replaced | None = None
 
@@ -178,12 +187,19 @@ class Sums(Communicator):
             described["bits_per_number"] = {tier: row_bits[tier] / numbers for tier in TIERS}
         IV_bits = self._sides[0].row_bits[0]
         described["loads_uncoded"] = {tier: self.topology.K * IV_bits / row_bits[tier] for tier in TIERS}
+        if self.secure:
+            costs = secure_costs(self.contacts.at(0), self.secure)
+            described["secure"] = {key: value for key, value in asdict(costs).items() if key != "bits"}
+            described["secure"]["overhead"] = costs.by_tier
         notes = [self._reason(self.replaced)] if self.replaced else []
         if self.bits:
             notes.append(
                 f"terms of sums travel in {self.bits} bits each, and users add what this rounding leaves over to their "
                 "next terms; rows of 64-bit numbers travel in the first round and for users who missed a row"
             )
+        if self.bits and self.secure:
+            w = self.bits + (self.topology.K - 1).bit_length()
+            notes.append(f"masked terms are uniform in {w} bits per number, so users send these instead of {self.bits}")
         return described | ({"note": "; ".join(notes)} if notes else {})
 
     def round(
@@ -205,6 +221,11 @@ class Sums(Communicator):
             RELAYS_TO_USERS: np.where(reached, numbers + down + RECEIPT, 0),
         }
         return self._uncoded_seconds({**sent, **users}, self._server)
+
+    def _predicted(self, sent: Mapping[str, NDArray[np.int64]], coded: bool) -> float:
+        if coded and self.secure:  # the round that is played adds the overhead of secure sums
+            sent = {**sent, USERS_TO_RELAYS: self.ledger.per_link(USERS_TO_RELAYS, -1)[:, 0]}
+        return super()._predicted(sent, coded)
 
     def _make_nodes(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
         if not users.numbers:  # a set-up, or nothing travels

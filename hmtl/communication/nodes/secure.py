@@ -6,7 +6,6 @@ n users advertise keys, each has k neighbours.
 """
 
 import logging
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -146,11 +145,10 @@ class SecureServer(AddingServer):
         """Choose neighbours for the users who advertised keys, and tell each its neighbours' keys."""
         self.round, self._protocol, self._known = round, None, True
         advertised: dict[int, Bytes] = {}
-        relays: dict[int, list[int]] = defaultdict(list)  # that heard each user
+        heard = np.zeros_like(self.topology.G)
         for message in messages:
-            advertised |= (rows := _by_user(message))
-            for k in rows:
-                relays[k].append(relay_of(message))
+            advertised |= _by_user(message)
+            heard[relay_of(message), message.of_users()] = 1
         users = np.array(sorted(advertised), np.int64)
         chosen = self.secure.degree(n := len(users), self.topology.K)
         if chosen is None:
@@ -159,7 +157,7 @@ class SecureServer(AddingServer):
             self._known = not n
             return []
         # spread evenly, so that few users are cut off if one relay falls silent
-        self._via[users] = [relays[k][place % len(relays[k])] for place, k in enumerate(users.tolist())]
+        self._via = self.topology.restricted(links=heard).serving
         keys, order = np.stack([advertised[k] for k in users.tolist()]), np.random.default_rng().permutation(n)
         self._protocol = server = protocol.UnmaskingServer(users, keys, chosen, order)
         size = np.tile(numbers_to_bytes([n, chosen.threshold]), (n, 1))
