@@ -63,8 +63,7 @@ def build_accountant(cfg: DictConfig, participation: Participation) -> Accountan
     from hmtl.mtl.privacy import Privacy
     from hmtl.training.accountant import Accountant, least_noise
 
-    sampled = participation.sampled(cfg.K)
-    least = math.ceil(cfg.privacy.share * sampled)
+    least = math.ceil(cfg.privacy.share * participation.sampled(cfg.K))
 
     def accountant(noise: float) -> Accountant:
         privacy = Privacy(cfg.privacy.clip, noise, least, cfg.seed, cfg.privacy.randomness)
@@ -72,7 +71,7 @@ def build_accountant(cfg: DictConfig, participation: Participation) -> Accountan
 
     if cfg.privacy.noise is not None:
         return accountant(cfg.privacy.noise)
-    return accountant(least_noise(accountant, cfg.rounds, (least, sampled)))
+    return accountant(least_noise(accountant, cfg.rounds))
 
 
 def _sums(cfg: DictConfig) -> bool:

@@ -73,8 +73,13 @@ class Accountant:
         return self._epsilon(sum((count * self._divergences(n) for n, count in rounds.items()), np.zeros(len(ORDERS))))
 
     def allows(self, users: Sequence[int]) -> bool:
-        """Return whether ε would still be kept after another round in which nobody drops out."""
-        return self.epsilon is None or self.spent([*users, self.participation.sampled(self.K)]) <= self.epsilon
+        """Return whether ε would still be kept after another round, unless more users drop out than are planned for."""
+        return self.epsilon is None or all(self.spent([*users, n]) <= self.epsilon for n in self.planned)
+
+    @property
+    def planned(self) -> tuple[int, int]:
+        """The least and the largest number of users who are expected to count in a round."""
+        return self.privacy.least, self.participation.sampled(self.K)
 
     def spent_by_known(self, users: Sequence[int]) -> float:
         """Return ε for somebody who knows who took part, of the user who took part most."""
@@ -104,13 +109,12 @@ class Accountant:
         return float(rdp.compute_epsilon(ORDERS, spent, self.delta)[0]) if spent.any() else 0.0
 
 
-def least_noise(accountant: Callable[[float], Accountant], rounds: int, numbers: Sequence[int]) -> float:
+def least_noise(accountant: Callable[[float], Accountant], rounds: int) -> float:
     """Return the least noise, σ/C, with which ε is kept in all rounds, to three digits.
 
     Args:
         accountant: returns the accountant of a run with this noise.
         rounds: number of rounds.
-        numbers: how many users may count in a round; whichever costs most counts in all rounds.
 
     Raises:
         ConfigError: ε is too small.
@@ -118,15 +122,14 @@ def least_noise(accountant: Callable[[float], Accountant], rounds: int, numbers:
 
     def keeps(noise: float) -> bool:
         run = accountant(noise)
-        return run.epsilon is None or max(run.spent([n] * rounds) for n in numbers) <= run.epsilon
+        return all(run.allows([n] * (rounds - 1)) for n in run.planned)
 
     low, high = LEAST_NOISE, MOST_NOISE
     if not keeps(high):
         run = accountant(high)
-        one = max(run.spent([n]) for n in numbers)
         raise ConfigError(
-            f"privacy.epsilon={run.epsilon:g} cannot be kept: with delta={run.delta:g} and noise={high:g}, the most "
-            f"that is tried, one round spends {one:.2g}, and rounds={rounds}. Raise privacy.epsilon or privacy.delta."
+            f"privacy.epsilon={run.epsilon} cannot be kept for rounds={rounds}: with delta={run.delta:g}, one round "
+            f"spends {run.spent([run.planned[1]]):.2g} even with noise={high:g}. Raise privacy.epsilon or delta."
         )
     while high > 1.0005 * low:
         middle = (low * high) ** 0.5
