@@ -17,7 +17,7 @@ from hmtl.errors import ConfigError
 from hmtl.mtl import Participation
 from hmtl.mtl.privacy import Privacy
 
-ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 384, 512, 1024)
+ORDERS = (*range(2, 65), 80, 96, 128, 256, 512)
 """Orders of the Rényi divergence; of the ε that follow from them, the least counts."""
 LEAST_NOISE, MOST_NOISE = 0.05, 1e4
 """The range of σ/C that is searched."""
@@ -58,6 +58,9 @@ class Accountant:
         seed: seed of participation.
         delta: δ.
         epsilon: ε at which training stops; None: never.
+
+    Raises:
+        ConfigError: dp-accounting is not installed.
     """
 
     privacy: Privacy
@@ -66,6 +69,9 @@ class Accountant:
     seed: int
     delta: float
     epsilon: float | None = None
+
+    def __post_init__(self) -> None:
+        _library()  # so that a run without it does not begin
 
     def spent(self, users: Sequence[int]) -> float:
         """Return ε after rounds in which these numbers of users counted."""
