@@ -130,7 +130,7 @@ def _privacy(summary: Summary) -> str:
     known = ""
     if summary.epsilon_sample_known != summary.epsilon:
         known = f", and ε = {summary.epsilon_sample_known:.2f} for those who know who took part in which round"
-    secret = ". The noise follows from the seed: whoever knows it can subtract it" * (summary.randomness == "seed")
+    secret = ". The noise follows from the seed: anyone who knows it can subtract it" * (summary.randomness == "seed")
     return (
         f"Differential privacy of users: ε = {summary.epsilon:.2f} at δ = {summary.delta:g}{known}; changes of the "
         f"model are clipped to {summary.clip:g}, and sums have noise of {summary.noise:.3g} times that{secret}."

@@ -231,7 +231,7 @@ class NetworkAlgorithm(Algorithm):
 
     Raises:
         ConfigError: the rows are sparse, the model does not fit the data, the solver or regularizer does not fit the
-            algorithm, or `privacy` would not bound what others learn of a user.
+            algorithm, or `privacy` would not bound what others see of a user.
     """
 
     def __init__(
@@ -272,7 +272,7 @@ class NetworkAlgorithm(Algorithm):
 
     @property
     def bounded(self) -> bool:
-        """Whether others learn of a user's rows only what its terms of sums say, so that clipping bounds it."""
+        """Whether others see nothing of a user but one term of a sum per round, so that clipping bounds it."""
         return False
 
     @abstractmethod
