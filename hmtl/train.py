@@ -53,6 +53,8 @@ def _train_and_report(run: Run, cfg: DictConfig, remedy: str) -> None:
     dataset = cfg.dataset["_target_"].rsplit(".", 1)[-1]
     best = run.trainer.best
     settings = {"dataset": dataset, "seed": cfg.seed, "stopped_early": run.trainer.stopped_early or None}
+    if accountant := run.trainer.accountant:
+        settings |= accountant.describe(run.trainer.users_counted)
     summary = summarize(algorithm, communicator, history, users, best, **settings)
     write_whole(folder / "users.csv", as_csv(users))
     models_of(algorithm, run.exchange.models(algorithm, run.trainer.state)).save(folder / "models.npz")

@@ -6,6 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from hmtl.config.command_line import as_experiment, main, search_path
+from hmtl.errors import ConfigError
 from hmtl.io.files import replacing, write_json, write_whole
 from hmtl.training.folder import held
 
@@ -19,6 +20,11 @@ def tune(cfg: DictConfig) -> None:
     from hmtl.tuning.report import tuning_figure, tuning_table
 
     check(cfg)
+    if cfg.privacy.clip is not None:
+        raise ConfigError(
+            "privacy: hmtl.tune looks at all rows without noise, and choices made by it tell about them. Leave privacy "
+            "out, and tune on data that need no protection."
+        )
     for values in combinations(grid_of(cfg)):
         check(with_values(cfg, values))
     original, console, folder = cfg.copy(), Console(), Path(cfg.output_dir)

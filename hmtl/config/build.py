@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hmtl.config import targets
+from hmtl.config.privacy import build_accountant, check_privacy
 from hmtl.config.schema import PlanConfig, PredictConfig, TrainConfig, check_root, flat
 from hmtl.errors import ConfigError, few
 
@@ -218,10 +219,10 @@ def build_measures(cfg: DictConfig) -> dict[str, OwnMeasure]:
     return measures
 
 
-def build_algorithm(cfg: DictConfig, problem: Problem, **messages: str) -> Algorithm:
-    """Return the algorithm for `problem`; see `Algorithm` for the keyword `messages`."""
+def build_algorithm(cfg: DictConfig, problem: Problem, **options: Any) -> Algorithm:
+    """Return the algorithm for `problem`, with further keywords, such as `messages` (see `Algorithm`)."""
     objects = {"solver": make_part(cfg, "solver"), "participation": make_part(cfg, "participation")}
-    algorithm: Algorithm = make_part(cfg, "algorithm", problem=problem, **objects, **messages)
+    algorithm: Algorithm = make_part(cfg, "algorithm", problem=problem, **objects, **options)
     return algorithm
 
 
@@ -258,6 +259,8 @@ def check(cfg: DictConfig) -> None:
             make_part(cfg, group)
     if "measures" in cfg:
         build_measures(cfg)
+    if "privacy" in cfg:
+        check_privacy(cfg)
 
 
 def agreed(cfg: DictConfig) -> str:
@@ -280,17 +283,27 @@ def build(cfg: DictConfig) -> Run:
     from hmtl.training.trainer import Trainer, TrainerSettings
 
     check(cfg)
-    folder, identity = Path(cfg.output_dir), flat(cfg, NOT_IDENTITY)
+    free = set(NOT_IDENTITY) - {"rounds"} if cfg.privacy.epsilon else NOT_IDENTITY  # the noise follows from both
+    folder, identity = Path(cfg.output_dir), flat(cfg, free)
     engine: Engine = make_part(cfg, "engine", **targets.accepted(cfg.engine["_target_"], agreed=agreed(cfg)))
     checkpoint = load_checkpoint(Path(cfg.resume), "train", identity) if cfg.resume and engine.leads else None
     if checkpoint and (done := checkpoint["history"]["rounds"]) > cfg.rounds:
         raise ConfigError(f"rounds={cfg.rounds}: {cfg.resume} has {done} rounds already. Raise rounds.")
     tasks, topology = build_tasks(cfg, engine)
+    setups = preprocessing_setups(tasks)
+    if setups and cfg.privacy.clip is not None:
+        raise ConfigError(
+            "privacy: preprocessing is fitted to the rows of all users, who would send facts about them without noise. "
+            "Set dataset.standardize=task or none, or prepare tables beforehand."
+        )
     with engine.barrier():
         exchange = engine.connect(topology, make_part(cfg, "network"))
         communicator = build_communicator(cfg, topology, links=exchange.links)
-        make_part(cfg, "participation").check_relays(topology.H)
-        algorithm, communicator = build_matching(cfg, build_problem(cfg, tasks), communicator)
+        participation = make_part(cfg, "participation")
+        participation.check_relays(topology.H)
+        accountant = build_accountant(cfg, participation)
+        options = {"privacy": accountant.privacy} if accountant else {}
+        algorithm, communicator = build_matching(cfg, build_problem(cfg, tasks), communicator, **options)
     names = [name for name in _nodes(cfg) if name.startswith("logger.")]
     loggers = [make_part(cfg, name) for name in names] if exchange.leads else []
     trainer = Trainer(
@@ -307,21 +320,26 @@ def build(cfg: DictConfig) -> Run:
         ),
         exchange=exchange,
         loggers=loggers,
-        setups=preprocessing_setups(tasks),
+        setups=setups,
+        accountant=accountant,
     )
     return Run(communicator, algorithm, trainer, loggers, folder, exchange, checkpoint)
 
 
-def build_matching(cfg: DictConfig, problem: Problem, communicator: Communicator) -> tuple[Algorithm, Communicator]:
+def build_matching(
+    cfg: DictConfig, problem: Problem, communicator: Communicator, **options: Any
+) -> tuple[Algorithm, Communicator]:
     """Return the algorithm and the communicator of a run; both use sums if this is configured or takes less time."""
     from hmtl.training.pairing import matched
 
     if cfg.algorithm.get("coupled"):
-        return build_sections(cfg, problem, communicator)
-    return matched(partial(build_algorithm, cfg, problem), problem, communicator)
+        return build_sections(cfg, problem, communicator, **options)
+    return matched(partial(build_algorithm, cfg, problem, **options), problem, communicator)
 
 
-def build_sections(cfg: DictConfig, problem: Problem, communicator: Communicator) -> tuple[Algorithm, Communicator]:
+def build_sections(
+    cfg: DictConfig, problem: Problem, communicator: Communicator, **options: Any
+) -> tuple[Algorithm, Communicator]:
     """Return an algorithm whose coupled personal layers travel by `communicator`, and the shared ones by sums."""
     from hmtl.communication import BySection, Sums, Uncoded
     from hmtl.communication.few_bits import FEW_BITS
@@ -335,7 +353,7 @@ def build_sections(cfg: DictConfig, problem: Problem, communicator: Communicator
         wire = cfg.communicator.get("wire")
         secure = communicator.secure_settings if isinstance(communicator, Sums) else {}
         shared = Sums(contacts, network, wire if wire in FEW_BITS else None, links=links, **secure)
-    algorithm = build_algorithm(cfg, problem, **kinds)
+    algorithm = build_algorithm(cfg, problem, **kinds, **options)
     communicator.check_learner(algorithm.aggregator.sections[-1])
     return algorithm, BySection(shared, communicator)
 

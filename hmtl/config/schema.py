@@ -62,6 +62,18 @@ class TuneConfig:
 
 
 @dataclass
+class PrivacyConfig:
+    """Differential privacy of the sums over users; see `hmtl.config.privacy`."""
+
+    clip: float | None = MISSING
+    noise: float | None = MISSING
+    epsilon: float | None = MISSING
+    delta: float = MISSING
+    share: float = MISSING
+    randomness: str = MISSING
+
+
+@dataclass
 class TrainConfig(NetworkConfig):
     """Root of `conf/config.yaml`."""
 
@@ -90,6 +102,7 @@ class TrainConfig(NetworkConfig):
     dataset: dict[str, Any] = MISSING
     partition: dict[str, Any] | None = None
     participation: dict[str, Any] = MISSING
+    privacy: PrivacyConfig = MISSING
     tune: TuneConfig = MISSING
     engine: dict[str, Any] = MISSING
     logger: dict[str, Any] = MISSING
@@ -138,8 +151,9 @@ def check_root(cfg: DictConfig, usual: DictConfig) -> None:
             "early_stopping needs validation rows, but validation_fraction is 0. Set it to 0.1, for example."
         )
     known = [each.name for each in fields(TrainConfig if "algorithm" in cfg else PlanConfig)]
-    known += [f"tune.{each.name}" for each in fields(TuneConfig)]
-    for name in (*map(str, cfg), *(f"tune.{key}" for key in cfg.get("tune", ()))):
+    groups = {"tune": TuneConfig, "privacy": PrivacyConfig}
+    known += [f"{group}.{each.name}" for group, settings in groups.items() for each in fields(settings)]
+    for name in (*map(str, cfg), *(f"{group}.{key}" for group in groups for key in cfg.get(group, ()))):
         if name not in known:
             raise ConfigError(no_setting(name, known))
     references = str(flat(cfg, READERS, resolve=False).values())

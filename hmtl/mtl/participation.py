@@ -85,13 +85,20 @@ class Participation:
         if not isinstance(self._relays, int | float):
             _check_numbers("relays", "relay", self._relays, H)
 
+    def sampled(self, K: int) -> int:
+        """Return how many of K users are sampled for each round."""
+        return max(1, int(np.rint(self.fraction * K)))
+
+    def sample(self, seed: int, round: int, K: int) -> NDArray[np.int64]:
+        """Return the users who are sampled for a round, some of whom may drop out."""
+        return generator(seed, "sampled users", round).permutation(K)[: self.sampled(K)]
+
     def shares(self, seed: int, round: int, K: int) -> Tensor:
         """Return each user's share of its usual work in a round [K], 0 for those who drop out."""
         rng = generator(seed, "participation", round)
         shares = rng.uniform(self.low, self.high, K) * (1.0 if self.speeds is None else np.asarray(self.speeds))
         shares[rng.random(K) < self.dropout] = 0
-        sampled = max(1, int(np.rint(self.fraction * K)))
-        shares[generator(seed, "sampled users", round).permutation(K)[sampled:]] = 0
+        shares[np.setdiff1d(np.arange(K), self.sample(seed, round, K))] = 0
         shares[[user for when, user in self._users if when == round]] = 0
         return torch.from_numpy(shares)
 

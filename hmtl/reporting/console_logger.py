@@ -12,7 +12,7 @@ from hmtl.reporting.console import SECONDS_BETWEEN_LINES, Console, as_table, nam
 from hmtl.training.history import Measurements
 from hmtl.training.summary import Summary, user_error
 
-SHOWN = (("gap", "gap", ".2e"), ("test_error", "test error", ".4f"))
+SHOWN = (("gap", "gap", ".2e"), ("test_error", "test error", ".4f"), ("epsilon", "ε", ".2f"))
 """The measurements shown during training: name, label and format."""
 SPEED = 600.0  # seconds over which the time of a round is estimated
 CHEAP = 0.05  # local work is nearly free if it takes at most this share of a run's time
@@ -110,6 +110,8 @@ def run_report(summary: Summary) -> Iterator[Table | str]:
         what = "validation error" if "validation_error" in summary.figures else "objective at its best Ω"
         stopped = "Stopped early: the validation error no longer fell. " if summary.stopped_early else ""
         yield f"{stopped}The models are those after round {summary.models_after}, which had the least {what}."
+    if summary.epsilon is not None:
+        yield _privacy(summary)
     figures = summary.figures
     learned = [[label, f"{figures[key]:{form}}"] for key, label, form in LEARNING if key in figures]
     if learned:
@@ -121,6 +123,18 @@ def run_report(summary: Summary) -> Iterator[Table | str]:
         yield f"Far from the optimum: the duality gap is {share}. Set more rounds or a larger lam."
     if any(map(user_error, summary.worst_users)):
         yield _users(summary)
+
+
+def _privacy(summary: Summary) -> str:
+    """Return what the sums of a run tell about a user."""
+    known = ""
+    if summary.epsilon_sample_known != summary.epsilon:
+        known = f", and ε = {summary.epsilon_sample_known:.2f} for those who know who took part in which round"
+    secret = ". The noise follows from the seed: anyone who knows it can subtract it" * (summary.randomness == "seed")
+    return (
+        f"Differential privacy of users: ε = {summary.epsilon:.2f} at δ = {summary.delta:g}{known}; changes of the "
+        f"model are clipped to {summary.clip:g}, and sums have noise of {summary.noise:.3g} times that{secret}."
+    )
 
 
 def _loads(summary: Summary) -> Table:

@@ -17,6 +17,8 @@ WORST_USERS = 10
 """Number of users that a summary names."""
 OF_ONE_ROUND = ("round", "users", "empty")
 """Measurements of a round that, like its seconds, say nothing about the run."""
+OF_ALL_ROUNDS = ("bits_total", "epsilon")
+"""Measurements that count all rounds so far."""
 
 
 UserRow = dict[str, str | int | float | None]
@@ -65,6 +67,10 @@ class Summary(BaseModel):
         models_after: number of rounds after which the models were the best and are handed out; None: always the last.
         stopped_early: whether the validation error ended the run, see `TrainerSettings.early_stopping`.
         empty_rounds: number of rounds without an aggregator.
+        clip, noise, randomness: see `hmtl.mtl.privacy.Privacy`.
+        epsilon, delta: differential privacy of all rounds for somebody who sees the models only, see
+            `hmtl.training.accountant.Accountant`.
+        epsilon_sample_known: the same for somebody who also knows who took part in which round.
         worst_users: users with the largest errors.
     """
 
@@ -102,6 +108,12 @@ class Summary(BaseModel):
     models_after: int | None = None
     stopped_early: bool | None = None
     empty_rounds: int | None = None
+    epsilon: float | None = None
+    epsilon_sample_known: float | None = None
+    delta: float | None = None
+    clip: float | None = None
+    noise: float | None = None
+    randomness: str | None = None
     time: Time
     worst_users: list[UserRow]
 
@@ -142,7 +154,7 @@ def summarize(
     """
     last = next((row for row in reversed(history) if "train_error" in row), {}) | history[-1]
     if best is not None:
-        last |= {**history[best], "bits_total": last["bits_total"]}
+        last |= history[best] | {name: last[name] for name in OF_ALL_ROUNDS if name in last}
     of_one_round = {key for key in last if key in OF_ONE_ROUND or key.endswith("_s") or "/" in key}
     figures: dict[str, Any] = {
         key: value for key, value in last.items() if key not in of_one_round and value == value

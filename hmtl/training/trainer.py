@@ -14,6 +14,7 @@ from torch import Tensor
 from hmtl.communication import Communicator
 from hmtl.errors import CheckpointError, EngineError, Interrupted
 from hmtl.mtl import Aggregator, Algorithm, Users
+from hmtl.training.accountant import Accountant
 from hmtl.training.checkpoint import RESTART, load_checkpoint, save_checkpoint
 from hmtl.training.engine import Exchange
 from hmtl.training.folder import remove_results
@@ -72,6 +73,7 @@ class Trainer:
         exchange: what this process exchanges with others; by default all nodes live in this process.
         loggers: receivers of each round's measurements.
         setups: further set-ups before the algorithm's own, as pairs of sides.
+        accountant: tells ε after each round, and ends training before ε exceeds its limit; None: no privacy.
 
     Attributes:
         history: one row per round, on the leading process.
@@ -92,6 +94,7 @@ class Trainer:
         exchange: Exchange | None = None,
         loggers: Sequence[Logger] = (),
         setups: Sequence[tuple[Users, Aggregator]] = (),
+        accountant: Accountant | None = None,
     ) -> None:
         self.algorithm = algorithm
         self.communicator = communicator
@@ -99,6 +102,7 @@ class Trainer:
         self.exchange = exchange or Exchange()
         self.loggers = loggers
         self.setups = setups
+        self.accountant = accountant
         self.users = self.exchange.wrap_users(algorithm.users)
         self.checkpoint = settings.folder / "checkpoint.pt"
         self.history = History(settings.folder / "metrics.csv" if self.exchange.leads else None)
@@ -208,7 +212,8 @@ class Trainer:
         The leading process decides both, and whether processes that have come back take part from now on.
         """
         while True:
-            keep, done = self._improved(), len(self.history) >= self.settings.rounds or self._converged()
+            keep = self._improved()
+            done = len(self.history) >= self.settings.rounds or self._converged() or self._spent()
             if self.settings.early_stopping and self.best is not None:
                 self.stopped_early = len(self.history) > self.best + self.settings.early_stopping
             restart = self.exchange.waiting(lambda: bool(self._caught))
@@ -259,6 +264,18 @@ class Trainer:
         allowed = self.settings.gap_tolerance * abs(last["primal"])
         return last["gap"] <= allowed and self.algorithm.settled(allowed)
 
+    def _spent(self) -> bool:
+        """Return whether another round would exceed the limit of ε."""
+        if self.accountant is None or self.accountant.allows(self.users_counted):
+            return False
+        log.warning("round %d is the last: another would exceed privacy.epsilon", len(self.history))
+        return True
+
+    @property
+    def users_counted(self) -> list[int]:
+        """The number of users who counted in each round, on the leading process."""
+        return [int(row["users"]) for row in self.history if row]
+
     def _round(self, number: int, user_seconds: float) -> Measurements:
         """Play a round and return its row; on other processes than the leading one the row is empty."""
         algorithm, communicator = self.algorithm, self.communicator
@@ -270,7 +287,10 @@ class Trainer:
             return {}
         measures = {key: each for key, each in result.user_figures.items() if key.startswith(("train_", "test_"))}
         self._latest_figures = measures or self._latest_figures
-        return measure_round(number, communicator, outcome, result)
+        row = measure_round(number, communicator, outcome, result)
+        return row | (
+            {"epsilon": self.accountant.spent([*self.users_counted, result.users])} if self.accountant else {}
+        )
 
     def _log(self, row: Measurements) -> None:
         for logger in self.loggers:

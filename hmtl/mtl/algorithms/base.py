@@ -360,6 +360,14 @@ def no_sums(name: str) -> ConfigError:
     )
 
 
+def not_bounded(name: str) -> ConfigError:
+    """Return the error for an algorithm, called `name`, that cannot be differentially private."""
+    return ConfigError(
+        f"privacy: {name} sends more of a user than one clipped term of a sum per round. Set communicator=sums and "
+        "algorithm=fedavg, fedprox, ditto, pfedme, fedper, fedrep or lg_fedavg (without coupled), or privacy.clip=null."
+    )
+
+
 def with_rows(old: Tensor, users: Ids, rows: Tensor) -> Tensor:
     """Return `old` with the rows of these users replaced; `rows` itself if they are all users."""
     return rows if len(users) == len(old) else old.index_copy(0, torch.from_numpy(users).to(old.device), rows)

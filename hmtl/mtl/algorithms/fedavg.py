@@ -146,7 +146,8 @@ class AveragedUsers(NetworkUsers):
 class FedAvg(NetworkAlgorithm):
     """One network for all users, w = Σ_k n_k w_k / Σ_k n_k. It does not use the regularizer of the problem.
 
-    Args, Raises: as in `NetworkAlgorithm`. Both sums are over the users whose update counted in the round.
+    Args, Raises: as in `NetworkAlgorithm`. Both sums are over the users whose update counted in the round. With
+    `privacy`, n_k = 1 for all: a number of rows would tell about a user, and one bound holds for the terms of all.
 
     Ref: McMahan et al. 2017.
     """
@@ -166,6 +167,10 @@ class FedAvg(NetworkAlgorithm):
         return self._users(sending), AverageTerms(average, weights)
 
     @property
+    def bounded(self) -> bool:
+        return True
+
+    @property
     def _start(self) -> Tensor:
         """What is averaged, before the first round [a]."""
         return self.model.start
@@ -180,9 +185,12 @@ class FedAvg(NetworkAlgorithm):
 
     def _weights(self) -> Tensor:
         """Return the weights of the users in the average [K, 1]: their numbers of training rows."""
-        return torch.tensor(self.problem.counts)[:, None].to(self.problem.s)
+        counts = torch.tensor(self.problem.counts)[:, None].to(self.problem.s)
+        return torch.ones_like(counts) if self.privacy else counts
 
     def setup(self) -> tuple[SetupUsers, SetupAggregator] | None:
+        if self.privacy:
+            return None  # all users weigh the same
         users, aggregator = self.users.sections[0], self.aggregator.sections[0]
         assert isinstance(users, NetworkUsers)
         assert isinstance(aggregator, AverageTerms)

@@ -63,6 +63,10 @@ class FedPer(FedAvg):
         return not self.personal_first and not self.coupled
 
     @property
+    def bounded(self) -> bool:
+        return not self.coupled
+
+    @property
     def _split(self) -> Split:
         names = list(self.model.shapes)
         if self.personal is not None:

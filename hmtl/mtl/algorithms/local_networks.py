@@ -59,6 +59,10 @@ class LocalNetworks(FedAvg):
     Args, Raises: as in `FedAvg`; `messages` has no effect.
     """
 
+    @property
+    def bounded(self) -> bool:
+        return False  # no sums
+
     @classmethod
     def sums_needed(cls, problem: Problem) -> int:
         return 0

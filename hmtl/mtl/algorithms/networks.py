@@ -11,10 +11,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from hmtl.errors import ConfigError
-from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Algorithm, Ids, MessageKind, Users, of_rows, with_rows
+from hmtl.mtl.algorithms.base import (
+    NOBODY,
+    Aggregator,
+    Algorithm,
+    Ids,
+    MessageKind,
+    Users,
+    not_bounded,
+    of_rows,
+    with_rows,
+)
 from hmtl.mtl.networks.evaluation import Evaluation
 from hmtl.mtl.networks.flat import FlatModel, MakeModel
 from hmtl.mtl.participation import Participation
+from hmtl.mtl.privacy import Privacy
 from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.solvers.networks import NetworkSolver, NetworkSubproblem, Proximal
 
@@ -55,6 +66,7 @@ class LocalTraining:
     model: FlatModel
     seed: int
     participation: Participation
+    privacy: Privacy | None = None
 
 
 class NetworkUsers(Users):
@@ -109,7 +121,10 @@ class NetworkUsers(Users):
         ivs, *own = self._train(round, slice(None), self.rows, budgets)
         users = budgets.numpy().nonzero()[0]
         self._hold(users, own)
-        return users, self.sending.encode(users, of_rows(ivs, users), of_rows(self.W, users))
+        rows = self.sending.encode(users, of_rows(ivs, users), of_rows(self.W, users))
+        if self.local.privacy:
+            rows = self.local.privacy.protected(problem.grid, round, problem.users[users], rows)
+        return users, rows
 
     def local_work(self, round: int, user: int) -> None:
         one = slice(user, user + 1)
@@ -212,10 +227,11 @@ class NetworkAlgorithm(Algorithm):
         seed: seed of the first parameters (the same for all users), of the order of rows, and of participation.
         participation: who takes part in a round, and how much each user does.
         messages: what users send.
+        privacy: how users clip their terms of sums and add noise; None: they do not.
 
     Raises:
-        ConfigError: the rows are sparse, the model does not fit the data, or the solver or regularizer does not fit the
-            algorithm.
+        ConfigError: the rows are sparse, the model does not fit the data, the solver or regularizer does not fit the
+            algorithm, or `privacy` would not bound what others see of a user.
     """
 
     def __init__(
@@ -226,6 +242,7 @@ class NetworkAlgorithm(Algorithm):
         seed: int = 0,
         participation: Participation = Participation(),  # noqa: B008, it is frozen
         messages: MessageKind = "ivs",
+        privacy: Privacy | None = None,
     ) -> None:
         solver.check("networks", problem.loss)
         problem.check_dense(type(self).__name__)
@@ -233,6 +250,11 @@ class NetworkAlgorithm(Algorithm):
         self.problem = problem.for_networks()
         self.seed = seed
         self.participation = participation
+        self.privacy = privacy
+        if privacy:
+            if messages != "sums" or not self.bounded:
+                raise not_bounded(type(self).__name__)
+            privacy.sigma(self.problem.grid)
         self.model = FlatModel(model, problem.s.new_zeros(2, problem.d), problem.outputs, seed, problem.shape)
         self.solver = solver = solver.fitting(self.model, self.problem)
         if solver.state_numbers(self.model) and not self.trains_once:
@@ -248,13 +270,18 @@ class NetworkAlgorithm(Algorithm):
         """Whether a round has one training, so that the solver can keep its state from round to round."""
         return True
 
+    @property
+    def bounded(self) -> bool:
+        """Whether others see nothing of a user but one term of a sum per round, so that clipping bounds it."""
+        return False
+
     @abstractmethod
     def _sides(self, messages: MessageKind) -> tuple[Users, Aggregator]:
         """Return the user side and the aggregator side."""
 
     @property
     def _local(self) -> LocalTraining:
-        return LocalTraining(self.problem, self.solver, self.model, self.seed, self.participation)
+        return LocalTraining(self.problem, self.solver, self.model, self.seed, self.participation, self.privacy)
 
     @property
     def W(self) -> Tensor:

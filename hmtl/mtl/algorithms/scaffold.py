@@ -56,6 +56,10 @@ class Scaffold(FedAvg):
     """
 
     @property
+    def bounded(self) -> bool:
+        return False  # c would no longer be the average of all c_k, and `agree` would restore it from them
+
+    @property
     def _start(self) -> Tensor:
         return with_gradient(self.model.start)
 

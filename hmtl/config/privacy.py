@@ -1,0 +1,81 @@
+"""The settings `privacy`: checks that need no data, and the objects that follow from them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from hmtl.config import targets
+from hmtl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hmtl.mtl import Participation
+    from hmtl.training.accountant import Accountant
+
+RANDOMNESS = ("system", "seed")
+
+
+def check_privacy(cfg: DictConfig) -> None:
+    """Raise ConfigError if settings of `privacy` are out of range, or do not fit each other or the chosen parts."""
+    privacy = cfg.privacy
+    if privacy.clip is None:
+        if privacy.noise is not None or privacy.epsilon is not None:
+            raise ConfigError("privacy.clip is not set, without which noise protects nobody. Set it, such as to 1.")
+        return
+    if (privacy.noise is None) == (privacy.epsilon is None):
+        given = "neither is given" if privacy.noise is None else "both are given"
+        raise ConfigError(f"privacy needs either noise or epsilon, but {given}. Set one of them.")
+    for name in ("clip", "noise", "epsilon"):
+        if privacy[name] is not None and not 0 < privacy[name] < math.inf:
+            raise ConfigError(f"privacy.{name}={privacy[name]} is out of range: it must be above 0 and finite.")
+    if not 0 < privacy.delta < 1:
+        raise ConfigError(
+            f"privacy.delta={privacy.delta} is not in (0, 1). Set it far below 1/K, such as to 1e-5: it is the "
+            "probability with which privacy may fail."
+        )
+    if not 0 < privacy.share <= 1:
+        raise ConfigError(f"privacy.share={privacy.share} is not in (0, 1]. Give a share of the users who are sampled.")
+    if privacy.randomness not in RANDOMNESS:
+        raise ConfigError(f"privacy.randomness={privacy.randomness} is unknown. Choose {' or '.join(RANDOMNESS)}.")
+    if not _sums(cfg):
+        raise ConfigError("privacy protects users in sums only. Set communicator=sums, or privacy.clip=null.")
+    if cfg.communicator.get("wire") is not None:
+        raise ConfigError(
+            f"wire={cfg.communicator.wire} with privacy: users would add what rounding left over to their next terms, "
+            "which clipping does not bound. Set wire=null."
+        )
+    if not targets.takes(cfg.algorithm["_target_"], "privacy"):
+        from hmtl.mtl.algorithms.base import not_bounded
+
+        raise not_bounded(cfg.algorithm["_target_"].rpartition(".")[2])
+
+
+def build_accountant(cfg: DictConfig, participation: Participation) -> Accountant | None:
+    """Return what accounts for the privacy of a run of cfg.K users, and says how users clip; None: no privacy.
+
+    Raises:
+        ConfigError: ε is too small.
+    """
+    if cfg.privacy.clip is None:
+        return None
+    from hmtl.mtl.privacy import Privacy
+    from hmtl.training.accountant import Accountant, least_noise
+
+    least = math.ceil(cfg.privacy.share * participation.sampled(cfg.K))
+
+    def accountant(noise: float) -> Accountant:
+        privacy = Privacy(cfg.privacy.clip, noise, least, cfg.seed, cfg.privacy.randomness)
+        return Accountant(privacy, participation, cfg.K, cfg.seed, cfg.privacy.delta, cfg.privacy.epsilon)
+
+    if cfg.privacy.noise is not None:
+        return accountant(cfg.privacy.noise)
+    return accountant(least_noise(accountant, cfg.rounds))
+
+
+def _sums(cfg: DictConfig) -> bool:
+    from hmtl.communication import Sums
+
+    target = targets.locate("communicator._target_", cfg.communicator["_target_"])
+    return isinstance(target, type) and issubclass(target, Sums)

@@ -1,0 +1,99 @@
+"""What a user does to its term of a sum before it sends it, for differential privacy: clip it, and add noise.
+
+m numbers per term, in steps of a grid. No single user's noise hides its term; the noise of all who count hides each
+of them in the sum, so that nobody has to be trusted who learns the sum only.
+
+Ref: McMahan et al. 2018, *Learning differentially private recurrent language models*; Kairouz, Liu, Steinke 2021, *The
+distributed discrete Gaussian mechanism for federated learning with secure aggregation*.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hmtl.errors import ConfigError
+from hmtl.mtl.discrete_gaussian import LARGEST, Words, discrete_gaussian, repeatable_words, system_words
+from hmtl.mtl.sums import MAX_SUM, Grid
+from hmtl.rng import generator
+
+Randomness = Literal["system", "seed"]
+SLACK = 2.0**-20
+"""Terms are clipped by this share more than is asked for, which covers the rounding of norms and products."""
+FINEST = 16
+"""Least standard deviation of a user's noise, in steps of the grid.
+
+A sum of n discrete Gaussians is not quite one: by proposition 14 of Kairouz et al. their probabilities differ by at
+most a factor of exp(10 n exp(−π² σ²)), σ being that of each; here the inner exponential is below 10^-1000.
+"""
+TAIL = 40
+"""Standard deviations that fit into 64 bits beside the term; larger noise has a probability below 10^-347."""
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """How users clip their terms and add noise.
+
+    Args:
+        clip: largest L2 norm of a term, C.
+        noise: standard deviation of the noise in a sum, in multiples of C.
+        least: number of users whose shares of the noise add up to that.
+        seed: seed of the run.
+        randomness: where the noise comes from. `system`: from the operating system, so that nobody can compute it.
+            `seed`: from the run's seed, so that a run can be repeated, and a resumed run is that without interruption.
+            Then everyone who knows the seed can subtract the noise: it is for experiments, and protects nobody.
+
+    Raises:
+        ConfigError: a number is out of its range.
+    """
+
+    clip: float
+    noise: float
+    least: int
+    seed: int = 0
+    randomness: Randomness = "system"
+
+    def __post_init__(self) -> None:
+        if not (0 < self.clip < math.inf and 0 < self.noise < math.inf and self.least >= 1):
+            raise ConfigError(f"clip={self.clip}, noise={self.noise}: give finite numbers above 0.")
+
+    def sigma(self, grid: Grid) -> int:
+        """Return the standard deviation of a user's noise, in steps of the grid.
+
+        Raises:
+            ConfigError: the grid is too coarse for the noise, or 64 bits are too few.
+        """
+        bound, sigma = self.clip * 2.0**grid.bits, self.noise * self.clip * 2.0**grid.bits / math.sqrt(self.least)
+        if sigma < FINEST:
+            raise ConfigError(
+                f"privacy: noise of {self.noise:.3g} · clip={self.clip:g} is too fine for fraction_bits={grid.bits}. "
+                "Raise fraction_bits."
+            )
+        if bound + TAIL * sigma > MAX_SUM / grid.K or sigma > LARGEST:
+            raise ConfigError(
+                f"privacy: noise of {self.noise:.3g} · clip={self.clip:g} is too large for sums of K={grid.K} terms in "
+                f"64 bits with fraction_bits={grid.bits}. Lower fraction_bits or clip, or raise privacy.epsilon."
+            )
+        return math.ceil(sigma)
+
+    def protected(self, grid: Grid, round: int, users: NDArray[np.int64], terms: Tensor) -> Tensor:
+        """Return the terms [n, m] of users with these numbers [n], clipped and with noise, int64 [n, m]."""
+        noisy, sigma = clipped(terms, self.clip * 2.0**grid.bits), self.sigma(grid)
+        for row, user in zip(noisy, users.tolist(), strict=True):
+            words: Words = system_words
+            if self.randomness == "seed":
+                words = repeatable_words(generator(self.seed, "noise", round, user))
+            row += torch.from_numpy(discrete_gaussian(sigma, len(row), words)).to(row.device)
+        return noisy
+
+
+def clipped(terms: Tensor, bound: float) -> Tensor:
+    """Return rows of whole numbers whose L2 norm is at most `bound`: longer ones are scaled, and rounded towards 0."""
+    norms = torch.linalg.vector_norm(terms.double(), dim=1, keepdim=True)
+    allowed = bound * (1 - SLACK)
+    scaled = (terms.double() * (allowed / norms.clamp_min(allowed))).trunc_().to(torch.int64)
+    return torch.where(norms > allowed, scaled, terms)

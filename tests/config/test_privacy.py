@@ -1,0 +1,114 @@
+"""Differentially private runs from a configuration: what is refused, what they report, and how they resume."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import saved_rows
+from omegaconf import DictConfig
+
+from hmtl.config.build import build, check
+from hmtl.errors import CheckpointError, ConfigError
+from hmtl.train import train
+from hmtl.training.checkpoint import load_checkpoint
+from hmtl.tune import tune
+
+Configure = Callable[..., DictConfig]
+FEDAVG = ("algorithm=fedavg", "communicator=sums", "logger=none", "dataset.rows_per_user=20")
+NOISE = ("privacy.clip=0.5", "privacy.noise=2")
+WRONG = {  # words of the command line, and what the error names
+    "privacy.noise=1": "privacy.clip",
+    "privacy.epsilon=8": "privacy.clip",
+    "privacy.clip=1": "noise or epsilon",
+    "privacy.clip=1 privacy.noise=1 privacy.epsilon=8": "noise or epsilon",
+    "privacy.clip=0 privacy.noise=1": "privacy.clip=0",
+    "privacy.clip=1 privacy.noise=-1": "privacy.noise=-1",
+    "privacy.clip=1 privacy.epsilon=inf": "privacy.epsilon=inf",
+    "privacy.clip=1 privacy.epsilon=8 privacy.delta=0": "privacy.delta=0",
+    "privacy.clip=1 privacy.epsilon=8 privacy.delta=1": "privacy.delta=1",
+    "privacy.clip=1 privacy.noise=1 privacy.share=0": "privacy.share=0",
+    "privacy.clip=1 privacy.noise=1 privacy.randomness=none": "privacy.randomness=none",
+    "privacy.clip=1 privacy.noise=1 communicator=coded": "communicator=sums",
+    "privacy.clip=1 privacy.noise=1 communicator.wire=int4": "wire=null",
+    "privacy.clip=1 privacy.noise=1 algorithm=cocoa": "algorithm=fedavg",
+}
+BUILT = {
+    "algorithm=scaffold": "algorithm=fedavg",
+    "algorithm=fedu regularizer=mean": "algorithm=fedavg",
+    "algorithm=fedper algorithm.coupled=true regularizer=mean algorithm.model._target_=hmtl.mtl.mlp": "coupled",
+    "dataset.standardize=all": "dataset.standardize",
+    "fraction_bits=2": "fraction_bits",
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_wrong_settings_are_found_before_data_are_read(configure: Configure, words: str) -> None:
+    with pytest.raises(ConfigError, match=WRONG[words]) as error:
+        check(configure(*FEDAVG, *words.split()))
+    assert "\n" not in str(error.value)
+
+
+def test_tuning_looks_at_rows_without_noise(configure: Configure) -> None:
+    with pytest.raises(ConfigError, match="privacy"):
+        tune(configure(*FEDAVG, *NOISE))
+
+
+@pytest.mark.parametrize("words", BUILT)
+def test_parts_that_do_not_fit(configure: Configure, words: str) -> None:
+    pytest.importorskip("dp_accounting", reason="needs hmtl[privacy]")
+    with pytest.raises(ConfigError, match=BUILT[words]):
+        build(configure(*FEDAVG, *NOISE, *words.split()))
+
+
+def test_without_the_accountant_no_run_begins(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "dp_accounting", None)
+    with pytest.raises(ConfigError, match=r"hmtl\[privacy\]"):
+        build(configure(*FEDAVG, *NOISE))
+
+
+def test_a_private_run_reports_epsilon_and_resumes(configure: Configure, tmp_path: Path) -> None:
+    pytest.importorskip("dp_accounting", reason="needs hmtl[privacy]")
+    settings = ("K=20", "participation=fraction", "participation.fraction=0.5", "participation.dropout=0.2", "rounds=4")
+    private = ("privacy.clip=0.5", "privacy.epsilon=6", "privacy.randomness=seed", "privacy.share=0.6")
+    folders = [tmp_path / name for name in ("whole", "stopped", "resumed")]
+    for folder in folders:
+        folder.mkdir()
+    whole, stopped, resumed = folders
+    cfgs = [configure(*FEDAVG, *settings, *private, f"output_dir={folder}") for folder in folders]
+    train(cfgs[0])
+    run = build(cfgs[1])
+    goes_on = run.trainer._continues
+    run.trainer._continues = lambda: len(run.trainer.history) < 2 and goes_on()
+    run.trainer.fit()
+    cfgs[2].resume = str(stopped)
+    train(cfgs[2])
+    W = [load_checkpoint(folder)["algorithm"]["users"]["W"] for folder in (whole, resumed)]
+    assert torch.equal(*W)
+    assert W[0].any()
+    (rows, again) = ([(row["users"], row["epsilon"]) for row in saved_rows(folder)] for folder in (whole, resumed))
+    assert rows == again
+    assert np.all(np.diff([epsilon for _, epsilon in rows]) > 0)
+    summary = json.loads((whole / "summary.json").read_text())
+    assert rows[-1][1] == summary["epsilon"] <= 6
+    assert (summary["clip"], summary["delta"], summary["randomness"]) == (0.5, 1e-5, "seed")
+    assert summary["epsilon_sample_known"] > 0
+    longer = configure(*FEDAVG, *settings[:-1], *private, "rounds=9", f"output_dir={resumed}", f"resume={stopped}")
+    with pytest.raises(CheckpointError, match="rounds"):
+        build(longer)
+
+
+def test_training_stops_before_epsilon_is_exceeded(configure: Configure, tmp_path: Path) -> None:
+    """More users drop out than planned: a round costs more, and fewer rounds are left."""
+    pytest.importorskip("dp_accounting", reason="needs hmtl[privacy]")
+    schedule = [[t, k] for t in range(4) for k in range(3)]
+    train(
+        configure(
+            *FEDAVG, "K=10", "rounds=8", "privacy.clip=1", "privacy.epsilon=4", f"participation.schedule={schedule}"
+        )
+    )
+    rows = saved_rows(tmp_path)
+    assert 4 <= len(rows) < 8
+    assert rows[-1]["epsilon"] <= 4

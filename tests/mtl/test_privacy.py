@@ -1,0 +1,108 @@
+"""What users do to their terms: no term exceeds the bound, and the sum has the noise that was asked for."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import make
+from scipy import stats
+
+from hmtl.errors import ConfigError
+from hmtl.mtl import (
+    Ditto,
+    FedAvg,
+    FedPer,
+    FedProx,
+    FedU,
+    LocalNetworks,
+    LocalSGD,
+    Logistic,
+    Mean,
+    PFedMe,
+    Scaffold,
+    mlp,
+)
+from hmtl.mtl.privacy import Privacy, clipped
+from hmtl.mtl.sums import Grid
+
+LOUD = Privacy(clip=0.01, noise=1.5, least=4, seed=3, randomness="seed")
+QUIET = Privacy(clip=1e3, noise=1e-12, least=1, seed=3, randomness="seed")
+
+
+@given(
+    rows=st.lists(st.lists(st.integers(-(2**60), 2**60), min_size=3, max_size=3), min_size=1, max_size=4),
+    bound=st.one_of(st.integers(1, 2**61), st.integers(1, 50)),
+)
+def test_no_term_is_longer_than_the_bound(rows: list[list[int]], bound: int) -> None:
+    for row, short in zip(rows, clipped(torch.tensor(rows), float(bound)).tolist(), strict=True):
+        assert sum(x * x for x in short) <= bound**2  # in whole numbers of any size
+        length = sum(x * x for x in row) ** 0.5
+        if length < 0.999 * bound:
+            assert short == row
+        else:  # as long as the bound allows, in the same direction
+            factor = min(1.0, bound / length)
+            assert np.allclose(short, np.array(row, float) * factor, rtol=1e-5, atol=1.001)
+
+
+def fedavg(privacy: Privacy | None, algorithm: type[FedAvg] = FedAvg, seed: int = 0, **options) -> FedAvg:
+    problem = make(seed, K=6, d=40, loss=Logistic(), regularizer=Mean(0.1)).problem
+    return algorithm(problem, LocalSGD(0.5), partial(mlp, hidden=8), messages="sums", privacy=privacy, **options)
+
+
+@settings(max_examples=5)
+@given(seed=st.integers(0, 10**6))
+def test_terms_are_those_of_equal_weights_with_noise(seed: int) -> None:
+    (users, exact), (_, quiet) = (fedavg(each, seed=seed).users.local_update(0) for each in (None, QUIET))
+    counts = make(seed, K=6, d=40).problem.counts
+    scale = 2.0**40 * torch.tensor(counts)[users, None]
+    assert (exact / scale - quiet / 2.0**40).abs().max() < 1e-7
+    learner = fedavg(LOUD, seed=seed)
+    loud = learner.users.local_update(0)[1]
+    noise = (loud - clipped(quiet, LOUD.clip * 2.0**40)).double() / (2.0**40 * LOUD.clip)
+    assert stats.kstest(noise.flatten() / (1.5 / 2), stats.norm.cdf).pvalue > 1e-5  # σ/√least of each user
+    assert torch.equal(learner.users.local_update(0)[1], loud), "the round's noise depends on what was drawn before"
+    assert not torch.equal(learner.users.local_update(1)[1], loud)
+    assert len({*map(tuple, noise[:, :3].tolist())}) == len(users)
+    mean = loud.sum(0) / (len(users) * 2.0**40)
+    before = learner.aggregator.average.start
+    after = learner.aggregator.average.model(learner.aggregator.update(users, loud.sum(0, keepdim=True)), 6.0)[0]
+    torch.testing.assert_close(after - before, mean.to(before), atol=1e-6, rtol=0)
+    assert learner.setup() is None, "users would tell how many rows they have"
+
+
+def test_noise_of_the_system_differs_from_run_to_run() -> None:
+    secret = Privacy(clip=0.01, noise=1.5, least=4)
+    terms = [fedavg(secret).users.local_update(0)[1] for _ in range(2)]
+    assert (terms[0] != terms[1]).all()
+
+
+@pytest.mark.parametrize("algorithm", [FedProx, Ditto, PFedMe, FedPer])
+def test_relatives_send_one_clipped_term(algorithm: type[FedAvg]) -> None:
+    options = {FedProx: {"mu": 0.1}, Ditto: {"lam": 0.1}, PFedMe: {"lam": 0.5}}.get(algorithm, {})
+    silent = Privacy(clip=0.01, noise=1e-7, least=1, seed=3, randomness="seed")
+    users, terms = fedavg(silent, algorithm, **options).users.local_update(0)
+    assert len(users) == 6
+    lengths = terms.double().norm(dim=1) / 2.0**40
+    assert (lengths < 0.01 * (1 + 1e-5)).all()
+    assert (lengths > 0.0099).all()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options"), [(FedU, {}), (Scaffold, {}), (LocalNetworks, {}), (FedPer, {"coupled": True})]
+)
+def test_others_are_refused(algorithm: type[FedAvg], options: dict[str, bool]) -> None:
+    with pytest.raises(ConfigError, match="privacy"):
+        fedavg(LOUD, algorithm, **options)
+
+
+def test_a_grid_too_coarse_and_sums_too_large() -> None:
+    assert Privacy(1.0, 2.0, 4).sigma(Grid(40, 1000)) == 2**40
+    for grid in (Grid(3, 1000), Grid(58, 1000)):
+        with pytest.raises(ConfigError, match="fraction_bits"):
+            Privacy(1.0, 2.0, 4).sigma(grid)
+    for wrong in ({"clip": 0.0}, {"noise": float("inf")}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            Privacy(**({"clip": 1.0, "noise": 1.0, "least": 1} | wrong))
