@@ -1,7 +1,9 @@
 """Fixtures that several folders share."""
 
 import gc
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -20,6 +22,12 @@ settings.register_profile("quick", deadline=None, derandomize=True, max_examples
 settings.register_profile("all", deadline=None, derandomize=True)
 settings.load_profile("quick")  # unless --hypothesis-profile names another one
 torch.set_num_threads(1)  # small products; more threads only wait for each other
+
+
+with suppress(ImportError):  # when Hydra sets up logging, absl closes its stream, which may be the one of pytest
+    from absl import logging as absl_logging
+
+    absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 def pytest_collection_finish() -> None:
