@@ -48,7 +48,7 @@ class MaskedRound:
         self.sealed = {place: shares[place] for place in self.sharing}
         if self.sharing:
             self.server.take(self.numbers[self.sharing], np.stack([shares[place] for place in self.sharing]))
-        shared, sealed = self.server.pass_on()
+        shared, sealed = self.server.pass_on() if self.sharing else ([], [])
         for place in self.sharing:
             self.received[place] = shared[place], sealed[place]
             self.users[place].take(shared[place], sealed[place])
@@ -65,5 +65,5 @@ class MaskedRound:
             assert shares is not None
             self.revealed[place] = shares, counts[place]
         rows = [shares for shares, _ in self.revealed.values()]
-        revealed = np.array(rows, np.uint8).reshape(len(rows), self.neighbors.shape[1], -1)
+        revealed = np.array(rows, np.uint8).reshape(len(rows), self.neighbors.shape[1], 16)
         return self.server.unmask(self.numbers[sorted(counted)], self.numbers[sorted(answering)], revealed, parts)

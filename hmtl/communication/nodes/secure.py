@@ -166,10 +166,9 @@ class SecureServer(AddingServer):
 
     def pass_on(self, messages: Sequence[Message]) -> list[Message]:
         """Pass on the sealed shares to the users who shared theirs."""
-        server = self._protocol
-        if server is None or not messages:
+        server, rows = self._protocol, {k: row for message in messages for k, row in _by_user(message).items()}
+        if server is None or not rows:
             return []
-        rows = {k: row for message in messages for k, row in _by_user(message).items()}
         users = np.array(sorted(rows), np.int64)
         server.take(users, np.stack([rows[k] for k in users.tolist()]).reshape(len(users), -1, protocol.SEALED))
         shared, sealed = server.pass_on()

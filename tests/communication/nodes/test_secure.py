@@ -170,6 +170,18 @@ def test_users_with_few_neighbours_do_not_need_all_relays(kind: str) -> None:
     assert set(users.models) == set(range(100))
 
 
+@pytest.mark.parametrize("kind", [KEYS, SHARES, UNMASK])
+def test_a_relay_that_serves_nobody_is_all_that_is_left(kind: str) -> None:
+    """What it passes on has no rows."""
+    users = Terms([terms(n, 5, reach=63) for n in range(2)], [set()] * 2)
+    apart = Apart(Topology(np.array([[1] * 5, [0] * 5], np.uint8)), [users], secure=Secure(COLLUDING))
+    apart.play(0, change=lambda node, m: None if (m.kind, node, m.sender) == (kind, SERVER, "relay 0") else m)
+    assert {k: model.tolist() for k, model in users.models.items()} == dict.fromkeys(range(5), [0] * 7 + [1])
+    apart.play(1)
+    assert all(model.tolist()[:-1] == users.ivs[1].sum(0).tolist() for model in users.models.values())
+    assert {at for at, _ in users.dropped} == {0}
+
+
 @pytest.mark.parametrize("why", ["too few", "unanswered"])
 def test_an_empty_round_says_why_and_costs_nothing(why: str, caplog: pytest.LogCaptureFixture) -> None:
     users = Terms([terms(n, 20, reach=63) for n in range(3)], [set()] * 3)
