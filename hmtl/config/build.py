@@ -280,17 +280,22 @@ def build(cfg: DictConfig) -> Run:
     from hmtl.training.trainer import Trainer, TrainerSettings
 
     check(cfg)
-    folder, identity = Path(cfg.output_dir), flat(cfg, NOT_IDENTITY)
+    folder, identity, only_sums = Path(cfg.output_dir), flat(cfg, NOT_IDENTITY), cfg.metrics == "sums"
     engine: Engine = make_part(cfg, "engine", **targets.accepted(cfg.engine["_target_"], agreed=agreed(cfg)))
-    checkpoint = load_checkpoint(Path(cfg.resume), "train", identity) if cfg.resume and engine.leads else None
+    checkpoint = None
+    if cfg.resume and engine.leads:
+        hint = "With metrics=sums, a run over processes has none if users keep state of their own." * only_sums
+        checkpoint = load_checkpoint(Path(cfg.resume), "train", identity, hint)
     if checkpoint and (done := checkpoint["history"]["rounds"]) > cfg.rounds:
         raise ConfigError(f"rounds={cfg.rounds}: {cfg.resume} has {done} rounds already. Raise rounds.")
     tasks, topology = build_tasks(cfg, engine)
     with engine.barrier():
-        exchange = engine.connect(topology, make_part(cfg, "network"))
+        exchange = engine.connect(topology, make_part(cfg, "network"), only_sums)
         communicator = build_communicator(cfg, topology, links=exchange.links)
         make_part(cfg, "participation").check_relays(topology.H)
         algorithm, communicator = build_matching(cfg, build_problem(cfg, tasks), communicator)
+        if only_sums:
+            check_only_sums(communicator)
     names = [name for name in _nodes(cfg) if name.startswith("logger.")]
     loggers = [make_part(cfg, name) for name in names] if exchange.leads else []
     trainer = Trainer(
@@ -310,6 +315,18 @@ def build(cfg: DictConfig) -> Run:
         setups=preprocessing_setups(tasks),
     )
     return Run(communicator, algorithm, trainer, loggers, folder, exchange, checkpoint)
+
+
+def check_only_sums(communicator: Communicator) -> None:
+    """Raise ConfigError if more than sums over users is known of a learner's state where measurements are made."""
+    from hmtl.communication import Sums
+
+    planner = communicator.planner
+    if not isinstance(communicator, Sums) or planner.preferred:
+        raise ConfigError(
+            "metrics=sums needs a learner whose server learns sums over users, and nobody else does. Set "
+            "communicator=sums aggregators=server, or metrics=users."
+        )
 
 
 def build_matching(cfg: DictConfig, problem: Problem, communicator: Communicator) -> tuple[Algorithm, Communicator]:

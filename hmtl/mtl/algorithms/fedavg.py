@@ -130,6 +130,10 @@ class AveragedUsers(NetworkUsers):
         super().__init__(local, sending, pull)
         self.trained = self.W
 
+    @property
+    def personal(self) -> bool:
+        return not self.state_dict().keys() <= {"W", "kept"}
+
     def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
         models = super()._train(round, users, rows, budgets)
         return (*models, *models)
@@ -164,6 +168,17 @@ class FedAvg(NetworkAlgorithm):
             return self._users(Sending(len(average.start))), AverageModels(average, weights)
         sending = SendAverageTerms(average, weights[self.problem.users], float(weights.sum()))
         return self._users(sending), AverageTerms(average, weights)
+
+    @property
+    def common(self) -> Tensor | None:
+        if not isinstance(self.users, AveragedUsers):
+            return None
+        assert isinstance(self.aggregator, AverageTerms)
+        return self._average_of(self.aggregator)
+
+    def _average_of(self, aggregator: AverageTerms) -> Tensor:
+        """Return what an aggregator holds as the average, [a]."""
+        return aggregator.average.model(aggregator.S, float(aggregator.counts.sum()))[0]
 
     @property
     def _start(self) -> Tensor:
