@@ -333,9 +333,8 @@ class Algorithm(ABC):
         """
         measured = self.users.measure()
         own = {name: each.double() for name, each in measured.items() if not self.problem.is_measure(name)}
-        fine = torch.stack([(each.abs() < LARGEST_FIGURE).reshape(len(each), -1).all(1) for each in own.values()]).all(
-            0
-        )
+        in_range = [(each.abs() < LARGEST_FIGURE).reshape(len(each), -1).all(1) for each in own.values()]
+        fine = torch.stack(in_range).all(0)
         own = {name: each.where(fine.view(-1, *(1,) * (each.ndim - 1)), 0) for name, each in own.items()}
         terms = {"users": torch.stack([torch.ones_like(fine), fine], dim=1)}
         terms |= self._objective_terms(own) | self.problem.terms_of_figures(measured)
