@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import commands
+import numpy as np
 import pytest
 import threads
 import torch
@@ -74,7 +74,7 @@ def test_frames_are_of_no_user_and_means_and_gap_are_the_usual_ones(
     """
     told: dict[str, list[Any]] = defaultdict(list)
     cfg = configure(*UNEQUAL, *ONLY_SUMS, *words)
-    _, spread = train_in_threads(cfg, prepare=listening(told))["server"]
+    models, spread = train_in_threads(cfg, prepare=listening(told))["server"]
     lengths = set()
     for frames in told.values():
         for values in frames:
@@ -91,8 +91,10 @@ def test_frames_are_of_no_user_and_means_and_gap_are_the_usual_ones(
     assert [len(shape) for shape in lengths] == [1]
 
     cfg.output_dir += "/alone"
-    _, sums = train(cfg)
+    expected, sums = train(cfg)
     assert spread == sums
+    assert (models is None) == ("regularizer=mean" in words)
+    assert models is None or torch.equal(models, expected)
     cfg.metrics = "users"
     _, each = train(cfg)
     for row, full in zip(sums, each, strict=True):
@@ -115,45 +117,41 @@ def test_r2_follows_from_sums(configure: Callable[..., DictConfig], tmp_path: Pa
         for a, b, noise in torch.randn(12, 3, generator=generator).tolist():
             lines.append(f"{user},{a},{b},{1e4 + 50 * user + 30 * a - 20 * b + noise}")
     (tmp_path / "own.csv").write_text("\n".join(lines))
-    data = ("dataset=files", f"dataset.path={tmp_path}/own.csv", "dataset.standardize=all", "dataset.center=all")
-    cfg = configure(*SMALL, *ONLY_SUMS, *data, "K=8", "loss=squared", "regularizer=mean")
+    data = ("dataset=files", "dataset.kind=regression", "dataset.task=task", "topology=any_r", "H=3", "r=2")
+    scaling = ("dataset.standardize=all", "dataset.center=all", "rounds=2", "logger=none")
+    cfg = configure(*ONLY_SUMS, *data, *scaling, "loss=squared", "algorithm=cocoa", f"dataset.path={tmp_path}/own.csv")
+    cfg.K = 8
     models, spread = train_in_threads(cfg)["server"]
-    assert models is None
     cfg.output_dir += "/alone"
     cfg.metrics = "users"
-    _, each = train(cfg)
+    expected, each = train(cfg)
+    assert torch.equal(models, expected)
     names = ["train_r2", "test_r2", "gap", "test_error_weighted"]
     for row, full in zip(spread, each, strict=True):
         assert [row[name] for name in names] == pytest.approx([full[name] for name in names], rel=1e-9)
 
 
-def test_the_server_hands_out_the_common_model_and_hosts_keep_those_of_their_users(
-    configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for words, common in ((LEARNERS[2], True), (("regularizer=mean",), False)):
-        folder = tmp_path / words[0]
-        cfg = configure(*SMALL, *ONLY_SUMS, *words, f"output_dir={folder}")
-        OmegaConf.update(cfg, "engine", {"_target_": "threads.current_engine"})
+def test_hosts_save_models_that_the_server_does_not_know(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    cfg = configure(*UNEQUAL, *ONLY_SUMS, "regularizer=mean")
+    OmegaConf.update(cfg, "engine", {"_target_": "threads.current_engine"})
 
-        def node(placement: Placement, peers: Peers, cfg: DictConfig = cfg) -> None:
-            own = copy.deepcopy(cfg)
-            own.output_dir += "" if placement.leads else f"/{placement.name}"
-            Path(own.output_dir).mkdir(parents=True, exist_ok=True)
-            threads.set_engine(placement, peers)
-            play(build(own), own)
+    def node(placement: Placement, peers: Peers) -> None:
+        own = copy.deepcopy(cfg)
+        own.output_dir += f"/{placement.name}"
+        Path(own.output_dir).mkdir()
+        threads.set_engine(placement, peers)
+        play(build(own), own)
 
-        threads.play([Placement(rank, 6, cfg.K, cfg.H) for rank in range(6)], node)
-        assert (folder / "models.npz").exists() == common
-        assert not list((folder / "relay 0").iterdir())
-        alone = configure(*SMALL, *ADDING, *words, f"output_dir={folder}/alone")
-        models, _ = train(alone)
-        for host, users in (("0", range(5)), ("1", range(5, 10))):
-            own = load_run(folder / f"host {host}" / f"models-host-{host}.npz")
-            assert own.names == tuple(f"user {k}" for k in users) or len(own.names) == 5
-            torch.testing.assert_close(torch.from_numpy(own.W.T), models[:, list(users)], rtol=0, atol=0)
-        assert (folder / "users.csv").read_text().startswith("user,train_rows,test_rows\n")
-        assert len(list(commands.saved_rows(folder))) == 3
+    threads.play([Placement(rank, 6, cfg.K, cfg.H) for rank in range(6)], node)
+    files = sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.npz"))
+    assert files == ["host 0/models-host-0.npz", "host 1/models-host-1.npz"]
+    assert (tmp_path / "server" / "users.csv").read_text().startswith("user,train_rows,test_rows\n")
+    saved = [load_run(tmp_path / file) for file in files]
+    cfg = configure(*UNEQUAL, *ADDING, "regularizer=mean")
+    cfg.output_dir += "/alone"
+    expected, _ = train(cfg)
+    assert [len(models.names) for models in saved] == [4, 3]
+    assert np.array_equal(np.concatenate([models.W for models in saved]).T, expected.numpy())
 
 
 def test_who_ends_comes_back_with_the_common_model(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
@@ -170,12 +168,15 @@ def test_who_ends_comes_back_with_the_common_model(configure: Callable[..., Dict
     assert history[-1]["users"] == 10
     assert history[-1]["primal"] < history[0]["primal"]
     assert load_checkpoint(tmp_path)["algorithm"]["users"] == {}
-    train_in_threads(configure(*words, f"output_dir={tmp_path}/two", "rounds=2"))
-    models, _ = train_in_threads(configure(*words, f"output_dir={tmp_path}/two", f"resume={tmp_path}/two"))["server"]
-    expected, _ = train(configure(*words, f"output_dir={tmp_path}/one"))
+    train_in_threads(configure(*words, "rounds=2"))
+    models, _ = train_in_threads(configure(*words, f"resume={tmp_path}"))["server"]
+    cfg = configure(*words)
+    cfg.output_dir += "/alone"
+    expected, _ = train(cfg)
     torch.testing.assert_close(models, expected, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_users_whose_host_ends_are_gone_if_they_keep_state(
     configure: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
@@ -196,8 +197,6 @@ def test_users_whose_host_ends_are_gone_if_they_keep_state(
     _, history = train_in_threads(cfg, prepare=kill("host 1", 2))["server"]
     assert "gap" not in history[-1]
     assert history[-1]["train_error"] < 0.5
-    with pytest.raises(CheckpointError, match="metrics=sums"):
-        build(configure(*SMALL, *ONLY_SUMS, "algorithm=cocoa", f"resume={tmp_path}"))
 
 
 def _once(fault: Callable[[Peers, int], None]) -> Callable[[Peers, int], None]:
@@ -225,3 +224,8 @@ def test_learners_that_need_more_than_sums_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="metrics="):
         build(configure(*SMALL, *words))
+
+
+def test_a_missing_checkpoint_has_its_reason(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="metrics=sums"):
+        build(configure(*SMALL, *ONLY_SUMS, "algorithm=cocoa", f"resume={tmp_path}"))
