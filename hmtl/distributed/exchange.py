@@ -140,13 +140,13 @@ class ProcessExchange(Exchange):
         return RoundResult(users, seconds, *self._figures(algorithm, measured, communicator.ledger.rounds == 1))
 
     def _measured_here(self, algorithm: Algorithm) -> Values:
-        """Return what this host tells about its users in an evaluated round."""
+        """Return what this host sends about its users in an evaluated round."""
         return algorithm.users.measure()
 
     def _figures(
         self, algorithm: Algorithm, measured: dict[str, Values], first: bool
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Return the figures and the measures of all users, given what hosts told; `first`: in the first round."""
+        """Return the figures and the measures of all users, given what hosts have sent; `first`: in round 0."""
         self._user_figures |= measured
         if not first and not set(self._placement.hosts) <= set(self._user_figures):
             return {}, {}

@@ -1,7 +1,7 @@
 """The exchange of a process if measurements are sums over users, and hosts keep their users' state to themselves.
 
-Hosts tell no figure and no state of a single user beyond what messages of the network carry: `docs/guide/privacy.md`
-lists what is told. The server learns the sums, so that it always has the aggregator's state.
+Beside the messages of the network, hosts send no figure and no state of a single user; `docs/guide/privacy.md` lists
+what they send. The server learns the sums, so that it always has the aggregator's state.
 """
 
 from collections.abc import Callable, Mapping
@@ -68,12 +68,12 @@ class SumsOnlyExchange(ProcessExchange):
     def _figures(
         self, algorithm: Algorithm, measured: dict[str, Values], first: bool
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """As in `ProcessExchange`, of the users of the hosts that told; a late host's users are left out."""
-        told = self._of_all_hosts(measured) if first else list(measured.values())
-        if not told:
+        """As in `ProcessExchange`, of the users of the hosts that have sent any; users of late hosts are left out."""
+        sent = self._of_all_hosts(measured) if first else list(measured.values())
+        if not sent:
             return {}, {}
-        shapes = told[0]["shapes"]
-        total = torch.stack([each["sum"] for each in told]).sum(0)
+        shapes = sent[0]["shapes"]
+        total = torch.stack([each["sum"] for each in sent]).sum(0)
         parts = torch.split(total, [torch.Size(shape).numel() for shape in shapes.values()])
         sums = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
         return algorithm.figures_of_sums(sums), {}
