@@ -10,13 +10,14 @@ from torch import Tensor
 
 from hmtl.communication import LinkLedger, Network
 from hmtl.communication.coders import AggregatorCoder, UserCoder
-from hmtl.communication.communicators.sums import NODES
+from hmtl.communication.communicators.sums import NODES, SECURE_NODES
 from hmtl.communication.few_bits import FewBits
 from hmtl.communication.nodes.adding import SummingAggregation
 from hmtl.communication.nodes.few_bit_sums import FewBitCoder, FewBitHost
 from hmtl.communication.planning.planner import Planner
-from hmtl.communication.round import Nodes, Stopwatch, forwarding, play, summing
+from hmtl.communication.round import Nodes, Stopwatch, forwarding, masked, play, summing
 from hmtl.communication.row_formats import PlainRows
+from hmtl.communication.secure.neighbors import Secure
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers
 from hmtl.topology import Topology
 
@@ -51,7 +52,10 @@ def terms(seed: int, K: int, m: int = 7, reach: int = 50) -> Tensor:
 
 
 class Apart:
-    """Nodes that share nothing but planners, two of them, that must plan the same; relays `learning` learn the sums."""
+    """Nodes that share nothing but planners, two of them, that must plan the same; relays `learning` learn the sums.
+
+    With `secure`, users mask their terms.
+    """
 
     def __init__(
         self,
@@ -61,12 +65,15 @@ class Apart:
         formats: FewBits | None = None,
         sums: str = "auto",
         learning: tuple[int, ...] = (),
+        secure: Secure | None = None,
     ) -> None:
         self.width, self.K, self.few_bits, self.learning = sides[0].ivs[0].shape[1], t.K, formats, learning
-        host, relay, server = (
-            partial(kind, formats=formats or PlainRows(self.width - 1))
-            for kind in NODES[formats is not None, bool(learning)]
-        )
+        kinds = SECURE_NODES[formats is not None] if secure else NODES[formats is not None, bool(learning)]
+        host, relay, server = (partial(kind, formats=formats or PlainRows(self.width - 1)) for kind in kinds)
+        self.schedule = summing if learning else forwarding
+        if secure:
+            self.schedule = masked
+            host, server = partial(host, secure=secure), partial(server, secure=secure)
         planners = [Planner(t, network, learning, sums=sums) for _ in range(2)]
         self.hosts = [
             host(t.K, side, UserCoder(side, None), n, np.array(sorted(side.mine)), planners[n % 2])
@@ -105,13 +112,13 @@ class Apart:
         self.links.change = change
         self.links.ledger.begin_round()
         there = [relay for relay in self.relays if relay.i not in away]
-        schedule, seat = (summing, None) if self.learning else (forwarding, self.seats[0])
-        play(round, Nodes(self.hosts, there, self.server, seat, schedule, *self.names), self.links, Stopwatch())
+        seat = None if self.learning else self.seats[0]
+        play(round, Nodes(self.hosts, there, self.server, seat, self.schedule, *self.names), self.links, Stopwatch())
 
 
 def owed(hosts: Sequence[FewBitHost], counted: set[tuple[int, int]]) -> Tensor:
     """What all users owe: a pending update leaves over what it would, if it counted."""
-    total = torch.zeros(hosts[0].formats.L, dtype=torch.int64)
+    total = torch.zeros(hosts[0].formats.numbers, dtype=torch.int64)
     for host in hosts:
         for place, k in enumerate(host.members.tolist()):
             late = host.pending[k] and (int(host.sent[k]), k) in counted

@@ -1,14 +1,16 @@
-"""Sums in few bits: terms as integers of b bits on a scale that all users share.
+"""Sums in few bits: terms as integers of b bits on scales that all users share.
 
-K users, n rows, L numbers in a row; B = ⌈L/64⌉ blocks of 64 numbers, the last of which may be shorter. All numbers are
-int64, and all arithmetic is exact, so that sums have the same bits in any order.
+K users, n rows, m numbers in a row of terms; B = ⌈m/64⌉ blocks of 64 numbers, the last of which may be shorter. A row
+has L = m + 2B words. All are int64, and all arithmetic is exact, so that sums have the same bits in any order.
 
 A user has to add x = t + e: its term, and e, what rounding left over before. It sends q = clip(round(x/s)) and keeps
-x − q·s as the next e. The scale s ≥ 1 of a block follows from the largest |x| in the last round that counted. Users
-send their largest |x| of each block as its *size*, a bfloat16 rounded up, of which relays pass on the maximum. The bits
-of sizes, read as integers below 2^15, have the same order as the sizes.
+x − q·s as the next e. The scale s of a block is a power of two that follows from sums alone, so that nobody has to know
+anything of a single user. After the q's, a row has two votes for each block: whether the block does not *fit* its scale
+(a number exceeds 1.5 times the largest q·s), and whether it *needs* it (a number exceeds half of that). A scale doubles
+if there is a vote that a block does not fit, and halves if there is none that it is needed.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,82 +25,116 @@ from hmtl.errors import RangeError
 FEW_BITS = {name: blocks.width for name, blocks in QUANTISERS.items()}
 """The bits b of a term, by the names that the setting `wire` may have for sums."""
 LARGEST = 2**61  # of |x|, so that x, and what rounding adds to it, fits in 64 bits
+SPREAD = 10  # no scale is less than 2^-10 of the row's largest, so that a block that was zero soon has its scale
 
 
 @dataclass(frozen=True)
 class FewBits:
     """The formats of sums whose terms have `bits` bits.
 
+    Scales are int64 [1, B]; zeros if they are unknown, so that terms are not rounded.
+
     Attributes:
         bits: b.
         K: number of users.
-        L: numbers in a row.
+        numbers: m.
+        masked: whether terms are masked modulo the words of sums, and have as many bits.
     """
 
     bits: int
     K: int
-    L: int
+    numbers: int
+    masked: bool = False
+
+    @property
+    def blocks(self) -> int:
+        """B."""
+        return -(-self.numbers // BLOCK)
+
+    @property
+    def L(self) -> int:
+        """Words in a row."""
+        return self.numbers + 2 * self.blocks
 
     @property
     def terms(self) -> RowFormat:
         """Format of a user's terms."""
-        return RowFormat(self.L, self.bits, blocks_of(self.L))
+        return self.sums if self.masked else RowFormat(self.L, self.bits)
 
     @property
     def sums(self) -> RowFormat:
         """Format of sums of up to K rows of terms: b + ⌈log₂ K⌉ bits."""
-        return RowFormat(self.L, self.bits + (self.K - 1).bit_length(), blocks_of(self.L))
+        return RowFormat(self.L, self.bits + (self.K - 1).bit_length())
 
     @property
     def whole(self) -> RowFormat:
-        """Format of terms before the first sizes are known, and of sums for users who lack the last row."""
-        return RowFormat(self.L, 64, blocks_of(self.L))
+        """Format of terms before the scales are known, and of sums for users who lack the last row."""
+        return RowFormat(self.L, 64)
 
     @property
     def largest(self) -> int:
         """The largest q, 2^(b−1) − 1."""
         return (1 << (self.bits - 1)) - 1
 
-    def rounded(self, x: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return q [n, L] and x − q·s [n, L] for x [n, L] and the sizes [1, B] of the last round that counted."""
-        scales = self._scales(sizes)
-        q = torch.div(x + scales // 2, scales, rounding_mode="floor").clamp_(-self.largest, self.largest)
-        return q, x - q * scales
+    def rounded(self, x: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rows [n, L] of q's and votes, and x − q·s [n, m], for x [n, m].
 
-    def values(self, total: Tensor, sizes: Tensor) -> Tensor:
-        """Return s·Σq [1, L] for Σq [1, L] and the sizes [1, B] that gave its scales.
+        Raises:
+            RangeError: a number exceeds 2^61.
+        """
+        peaks = pad(x.abs(), (0, -self.numbers % BLOCK)).view(len(x), self.blocks, BLOCK).amax(2)
+        if peaks.numel() and int(peaks.max()) > LARGEST:
+            raise RangeError(
+                "A term of a sum, plus what rounding left over before, exceeds 2^61 units of the grid. "
+                "Lower fraction_bits, or solver.step if training diverges."
+            )
+        if not scales.any():
+            return pad(x, (0, 2 * self.blocks)), torch.zeros_like(x)
+        s = self._of_numbers(scales)
+        q = torch.div(x + s // 2, s, rounding_mode="floor").clamp_(-self.largest, self.largest)
+        limits = self.largest * scales + self.largest * scales // 2
+        return torch.cat([q, peaks > limits, peaks > limits // 2], dim=1), x - q * s
+
+    def values(self, total: Tensor, scales: Tensor) -> Tensor:
+        """Return the sum of terms [1, m] for a sum of rows [1, L] and the scales of these rows.
 
         Raises:
             RangeError: it might not fit in 64 bits.
         """
-        scales = self._scales(sizes)
-        if float((total.double() * scales).abs().max()) > 2 * LARGEST:
+        q, _, _ = self.split(total)
+        if not scales.any():
+            return q
+        s = self._of_numbers(scales)
+        if float((q.double() * s).abs().max()) > 2 * LARGEST:
             raise RangeError("A sum does not fit in 64 bits. Lower fraction_bits, or solver.step if training diverges.")
-        return total * scales
+        return q * s
 
-    def _scales(self, sizes: Tensor) -> Tensor:
-        """Return the scale of each number, ⌈size / (2^(b−1) − 1)⌉ and at least 1, [1, L]."""
-        maxima = (sizes.int() << 16).view(torch.float32).long()
-        scales = ((maxima + self.largest - 1) // self.largest).clamp_min_(1)
-        return scales.repeat_interleave(BLOCK, dim=1)[:, : self.L]
+    def next_scales(self, total: Tensor, scales: Tensor) -> Tensor:
+        """Return the scales of the next rows for a sum of rows [1, L] and their scales."""
+        _, misfits, needs = self.split(total)
+        return _spread(torch.where(misfits > 0, 2 * scales, torch.where(needs > 0, scales, scales // 2)))
+
+    def first_scales(self, total: Tensor, n: int) -> Tensor:
+        """Return scales that follow from the first sum of terms [1, m] of n users; zeros if the sum is zero.
+
+        They fit terms that are as large as independent terms with this sum, 1/√n of it.
+        """
+        if not total.any():
+            return torch.zeros(1, self.blocks, dtype=torch.int64)
+        peaks = pad(total.abs(), (0, -self.numbers % BLOCK)).view(1, self.blocks, BLOCK).amax(2)
+        _, exponents = torch.frexp((peaks // (self.largest * math.isqrt(n))).double())
+        return _spread(torch.ones_like(peaks) << exponents)
+
+    def split(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the numbers [n, m] and both votes [n, B] of rows [n, L]."""
+        m, B = self.numbers, self.blocks
+        return rows[:, :m], rows[:, m : m + B], rows[:, m + B :]
+
+    def _of_numbers(self, scales: Tensor) -> Tensor:
+        """Return the scale of each number [1, m]."""
+        return scales.repeat_interleave(BLOCK, dim=1)[:, : self.numbers]
 
 
-def sizes_of(x: Tensor) -> Tensor:
-    """Return the sizes [n, B] of the blocks of x [n, L].
-
-    Raises:
-        RangeError: a number exceeds 2^61.
-    """
-    blocks = pad(x.abs(), (0, -x.shape[1] % BLOCK)).view(len(x), -1, BLOCK)
-    maxima = blocks.amax(2)
-    if len(maxima) and int(maxima.max()) > LARGEST:
-        raise RangeError(
-            "A term of a sum, plus what rounding left over before, exceeds 2^61 units of the grid. "
-            "Lower fraction_bits, or solver.step if training diverges."
-        )
-    return ((maxima.float().view(torch.int32) + 0xFFFF) >> 16).long()
-
-
-def blocks_of(L: int) -> int:
-    """Return the number of blocks in a row of L numbers."""
-    return -(-L // BLOCK)
+def _spread(scales: Tensor) -> Tensor:
+    """Return the scales, none of which is 0, or much less than the largest."""
+    return torch.maximum(scales, scales.max() >> SPREAD).clamp_min_(1)

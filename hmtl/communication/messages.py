@@ -25,6 +25,9 @@ BROADCAST = "broadcast"  # combinations of these, from the server to relays
 DIGESTS = "digests"  # of what an aggregator decoded and computed, to the server
 VERDICT = "verdict"  # from the server: all aggregators agree, or the attempt is in vain because a relay fell silent
 RECEIPTS = "receipts"  # to users in an empty round: their IVs did not count
+KEYS = "keys"  # of secure sums: from users to the server, and their neighbours' keys back; like the next two, by relays
+SHARES = "shares"  # sealed for neighbours, likewise to the server and from there to these
+UNMASK = "unmask"  # whose terms counted, to users, and the shares that they reveal, back
 MODELS = "models"  # from an aggregator to users, via the server if no aggregator is within range of the user
 
 PARTS = ("payload", "overhead")  # the parts of a message's rows

@@ -12,11 +12,14 @@ from hmtl.communication.messages import (
     COMBINATIONS,
     DIGESTS,
     IVS,
+    KEYS,
     MODELS,
     RECEIPTS,
     REPORT,
     SERVER,
+    SHARES,
     STATE,
+    UNMASK,
     VERDICT,
     Users,
     relay_name,
@@ -55,7 +58,7 @@ class Nodes:
     Attributes:
         hosts, relays, server: the nodes of this process.
         aggregation: what the aggregators among them share; None: each has its own.
-        schedule: plays an attempt: `forwarding`, `summing`, `coding` or `supplying`.
+        schedule: plays an attempt: `forwarding`, `masked`, `summing`, `coding` or `supplying`.
         host_names, relay_names: names of all hosts and relays, in this process or not.
     """
 
@@ -116,6 +119,12 @@ class Stage:
         self.nodes, self.links, self.watch = nodes, links, watch
         self.acting = nodes.relays
 
+    def hosts(self, action: str, *arguments: object, **turn: Any) -> None:
+        """Give each host a turn, see `_turn`."""
+        relays = self.nodes.relay_names
+        for host in self.nodes.hosts:
+            self._turn(host, action, arguments, senders=relays, receivers=relays, **turn)
+
     def relays(self, action: str, *arguments: object, **turn: Any) -> None:
         """Give each relay a turn, see `_turn`."""
         for relay in self.acting:
@@ -154,7 +163,7 @@ class Stage:
 
     def _turn(
         self,
-        node: Relay | Server,
+        node: UserHost | Relay | Server,
         action: str,
         arguments: tuple[object, ...],
         *,
@@ -187,6 +196,46 @@ def forwarding(stage: Stage) -> None:
     stage.server("gather", hears=[IVS])
     stage.server("aggregate", task="global update")
     stage.server("hand_back", says=[VERDICT, MODELS])
+
+
+def masked(stage: Stage) -> None:
+    """Play the schedule in which relays and server add masked terms; `unmask` follows once no relay is silent."""
+    stage.plan()
+    stage.relays("forward", says=[IVS])
+    stage.release()
+    stage.server("gather", hears=[IVS])
+    stage.server("retry", says=[VERDICT, MODELS])
+
+
+def share_secrets(stage: Stage, round: int) -> None:
+    """Let users advertise keys and share the seeds of their masks, and send masked terms."""
+    stage.hosts("send", round, stage.nodes.relay_names, says=[KEYS])
+    _by_relays(stage, round, KEYS, "introduce", round)
+    stage.hosts("share", hears=[KEYS], says=[SHARES])
+    _by_relays(stage, round, SHARES, "pass_on")
+    stage.hosts("mask", hears=[SHARES], says=[IVS])
+
+
+def unmask(stage: Stage, round: int) -> None:
+    """Let users reveal shares, the server unmask the sum and send the models."""
+    names = stage.nodes.relay_names
+    stage.server("ask", peers=names, says=[UNMASK])
+    stage.relays("pass_down", UNMASK, hears=[UNMASK], says=[UNMASK], receivers=stage.nodes.host_names)
+    stage.hosts("answer", hears=[UNMASK], says=[UNMASK])
+    stage.relays("pass_up", round, UNMASK, hears=[UNMASK], says=[UNMASK], senders=stage.nodes.host_names)
+    stage.server("unmask", hears=[UNMASK], peers=names)
+    stage.server("aggregate", task="global update")
+    stage.server("hand_back", says=[VERDICT, MODELS])
+    stage.acting = [relay for relay in stage.acting if relay.phase is Phase.ATTENDING]
+    stage.relays("conclude", hears=[VERDICT, MODELS])
+
+
+def _by_relays(stage: Stage, round: int, kind: str, action: str, *arguments: object) -> None:
+    """Let relays pass messages on to the server, and pass on its answers to users."""
+    hosts = stage.nodes.host_names
+    stage.relays("pass_up", round, kind, hears=[kind], says=[kind], senders=hosts)
+    stage.server(action, *arguments, hears=[kind], says=[kind], peers=stage.nodes.relay_names)
+    stage.relays("pass_down", kind, hears=[kind], says=[kind], receivers=hosts)
 
 
 def summing(stage: Stage) -> None:
@@ -258,12 +307,11 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
     """
     stage, server = Stage(nodes, links, watch), nodes.server
     links.begin(round)
-    for host in nodes.hosts:
-        links.turn(host.name)
-        for message in host.send(round, nodes.relay_names):
-            links.post(message)
-        links.end(IVS, nodes.relay_names)
     try:
+        if nodes.schedule is masked:
+            share_secrets(stage, round)
+        else:
+            stage.hosts("send", round, nodes.relay_names, says=[IVS])
         stage.relays("report", round, hears=[IVS], says=[REPORT], senders=nodes.host_names)
         stage.server("attend", round, hears=[REPORT], says=[ATTENDANCE], peers=nodes.relay_names)
         while stage.acting or server:
@@ -276,6 +324,9 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
                 break
             stage.server("attend_again", says=[ATTENDANCE])
         stage.acting = nodes.relays
+        if nodes.schedule is masked:
+            unmask(stage, round)
+            stage.acting = nodes.relays
         stage.relays("deliver", says=[RECEIPTS, MODELS], receivers=nodes.host_names)
         for host in nodes.hosts:
             host.read_receipts(links.collect(host.name, RECEIPTS, nodes.relay_names))

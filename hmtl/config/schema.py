@@ -29,6 +29,7 @@ READERS = {
     "scheme": "communicator=coded",
     "aggregators": "communicator=coded or sums",
     "sums": "communicator=sums",
+    "secure": "communicator=sums",
     "wire": "a communicator that has wire=${wire}",
     "lam": "a regularizer or algorithm that has lam=${lam}",
     "d": "topology=heterogeneous",
@@ -70,6 +71,7 @@ class TrainConfig(NetworkConfig):
     scheme: str = MISSING
     aggregators: Any = MISSING
     sums: str = MISSING
+    secure: bool = MISSING
     gap_tolerance: float = MISSING
     checkpoint_every: int = MISSING
     evaluate_every: int = MISSING

@@ -35,15 +35,19 @@ KINDS = (
     messages.VERDICT,
     messages.RECEIPTS,
     messages.MODELS,
+    messages.KEYS,
+    messages.SHARES,
+    messages.UNMASK,
 )
+SECRETS = {messages.KEYS, messages.SHARES, messages.UNMASK}  # of secure sums, between users and server by relays
 DTYPES = (*FLOATS.values(), torch.int64)
-MAGIC = b"hmt2"  # the digit is the version of the layout
+MAGIC = b"hmt3"  # the digit is the version of the layout
 LAYOUT = struct.Struct("<4s B B ? ? ? H i I i I I I")
 HEADER = LAYOUT.size  # bytes
 SERVES, RELAYS, HOSTS = "server", "relay", "host"  # the roles of nodes
 MAY_SEND: dict[tuple[str, str], frozenset[str]] = {
-    (HOSTS, RELAYS): frozenset({messages.IVS, BYE}),
-    (RELAYS, HOSTS): frozenset({messages.RECEIPTS, messages.MODELS, BYE}),
+    (HOSTS, RELAYS): frozenset({messages.IVS, *SECRETS, BYE}),
+    (RELAYS, HOSTS): frozenset({messages.RECEIPTS, messages.MODELS, *SECRETS, BYE}),
     (RELAYS, SERVES): frozenset(
         {
             messages.IVS,
@@ -52,12 +56,22 @@ MAY_SEND: dict[tuple[str, str], frozenset[str]] = {
             messages.COMBINATIONS,
             messages.DIGESTS,
             messages.MODELS,
+            *SECRETS,
             CONTROL,
             BYE,
         }
     ),
     (SERVES, RELAYS): frozenset(
-        {messages.ATTENDANCE, messages.STATE, messages.BROADCAST, messages.VERDICT, messages.MODELS, CONTROL, BYE}
+        {
+            messages.ATTENDANCE,
+            messages.STATE,
+            messages.BROADCAST,
+            messages.VERDICT,
+            messages.MODELS,
+            *SECRETS,
+            CONTROL,
+            BYE,
+        }
     ),
     (HOSTS, SERVES): frozenset({CONTROL, BYE}),
     (SERVES, HOSTS): frozenset({CONTROL, BYE}),

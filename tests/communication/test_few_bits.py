@@ -1,74 +1,96 @@
 """Terms in few bits, compared with Python's integers."""
 
-import struct
+import math
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from hmtl.communication.few_bits import FEW_BITS, FewBits, sizes_of
+from hmtl.communication.few_bits import FEW_BITS, FewBits
 from hmtl.errors import RangeError
 
-
-def maximum_of(size: int) -> int:
-    """The number that a bfloat16 stands for."""
-    return int(struct.unpack(">f", struct.pack(">I", size << 16))[0])
+BITS = st.sampled_from(sorted(FEW_BITS.values()))
 
 
-@given(
-    bits=st.sampled_from(sorted(FEW_BITS.values())),
-    n=st.integers(0, 3),
-    L=st.integers(1, 200),
-    reach=st.integers(0, 60),
-    grown=st.integers(-12, 12),
-    seed=st.integers(0, 999),
-)
-def test_what_is_sent_and_what_is_left_over_add_up(
-    bits: int, n: int, L: int, reach: int, grown: int, seed: int
-) -> None:
-    """On the scale of numbers that were up to 2^12 times larger or smaller."""
-    rng = np.random.default_rng(seed)
-    x = torch.from_numpy(rng.integers(-(2**reach), 2**reach, (n, L), endpoint=True))
-    before = torch.from_numpy(rng.integers(0, 2 ** min(60, max(0, reach + grown)), (1, L), endpoint=True))
-    formats, sizes = FewBits(bits, 20, L), sizes_of(before)
-    q, rest = formats.rounded(x, sizes)
+def powers(exponents: list[int]) -> Tensor:
+    return torch.tensor([[2**e for e in exponents]])
+
+
+@given(bits=BITS, n=st.integers(0, 3), m=st.integers(1, 200), reach=st.integers(0, 60), seed=st.integers(0, 999))
+def test_what_is_sent_and_what_is_left_over_add_up(bits: int, n: int, m: int, reach: int, seed: int) -> None:
+    """On scales that are far too large or too small, or fit."""
+    rng, formats = np.random.default_rng(seed), FewBits(bits, 20, m)
+    x = torch.from_numpy(rng.integers(-(2**reach), 2**reach, (n, m), endpoint=True))
+    exponents = np.clip(reach - bits + 2 + rng.integers(-12, 12, formats.blocks), 0, 55).tolist()
+    rows, rest = formats.rounded(x, powers(exponents))
     most = 2 ** (bits - 1) - 1
-    for row, sent, left in zip(x.tolist(), q.tolist(), rest.tolist(), strict=True):
-        for at, (number, word, remainder) in enumerate(zip(row, sent, left, strict=True)):
-            scale = max(1, -(-maximum_of(int(sizes[0, at // 64])) // most))
+    assert torch.equal(formats.terms.unpack(formats.terms.pack(rows)), rows)
+    for row, sent, left in zip(x.tolist(), rows.tolist(), rest.tolist(), strict=True):
+        for at, (number, word, remainder) in enumerate(zip(row, sent[:m], left, strict=True)):
+            scale = 2 ** exponents[at // 64]
             assert word * scale + remainder == number
             assert abs(word) <= most
             assert 2 * abs(remainder) <= scale or (abs(word) == most and abs(remainder) < abs(number))
-    assert torch.equal(formats.values(q.sum(0, keepdim=True), sizes), (x - rest).sum(0, keepdim=True))
+        for block, e in enumerate(exponents):
+            peak, limit = max(map(abs, row[64 * block : 64 * block + 64])), most * 2**e * 3 // 2
+            assert sent[m + block] == (peak > limit)
+            assert sent[m + formats.blocks + block] == (peak > limit // 2)
+    assert torch.equal(formats.values(rows.sum(0, keepdim=True), powers(exponents)), (x - rest).sum(0, keepdim=True))
 
 
-@given(L=st.integers(1, 200), reach=st.integers(0, 61), seed=st.integers(0, 999))
-def test_a_size_is_the_largest_number_of_a_block_rounded_up(L: int, reach: int, seed: int) -> None:
-    x = torch.from_numpy(np.random.default_rng(seed).integers(-(2**reach), 2**reach, (2, L), endpoint=True))
-    sizes = sizes_of(x)
-    assert sizes.shape == (2, -(-L // 64))
-    for row, of_row in zip(x.tolist(), sizes.tolist(), strict=True):
-        for block, size in enumerate(of_row):
-            largest = max(abs(number) for number in row[64 * block : 64 * block + 64])
-            assert largest * (1 - 2**-24) <= maximum_of(size) <= largest * (1 + 2**-7)
+@given(bits=BITS, reach=st.integers(0, 55), far=st.integers(-8, 8), K=st.integers(1, 30), seed=st.integers(0, 999))
+def test_scales_come_to_fit_the_largest_term(bits: int, reach: int, far: int, K: int, seed: int) -> None:
+    """From any start, within as many rounds as there are doublings between, and then stay; leftovers stay bounded."""
+    m, most = 70, 2 ** (bits - 1) - 1
+    rng, formats = np.random.default_rng(seed), FewBits(bits, K, m)
+    scales = powers([max(0, reach - bits + 2 + far)] * 2)
+    x = torch.from_numpy(rng.integers(-(2**reach), 2**reach, (K, m), endpoint=True))
+    for _ in range(12):
+        rows, _ = formats.rounded(x, scales)
+        scales = formats.next_scales(rows.sum(0, keepdim=True), scales)
+    for e, block in zip(scales[0].tolist(), (x[:, :64], x[:, 64:]), strict=True):
+        peak = int(block.abs().max())
+        assert peak <= 1.5 * most * e
+        assert e <= max(1, peak * 4 / (3 * most) + 2) or e == int(scales.max()) >> 10
+    owed = torch.zeros_like(x)
+    for _ in range(50):  # the same terms again and again
+        rows, owed = formats.rounded(x + owed, scales)
+        scales = formats.next_scales(rows.sum(0, keepdim=True), scales)
+    assert int(owed.abs().max()) <= 2 ** (reach + 2)
+
+
+def test_a_block_that_was_zero_is_not_far_behind() -> None:
+    formats, x = FewBits(4, 20, 128), torch.zeros(1, 128, dtype=torch.int64)
+    x[0, 0] = 7 * 2**30
+    scales = formats.first_scales(x, 1)
+    assert scales.tolist() == [[2**31, 2**21]]
+    assert formats.next_scales(formats.rounded(0 * x, scales)[0], scales).tolist() == [[2**30, 2**20]]
+
+
+@given(bits=BITS, peak=st.integers(1, 2**61), n=st.integers(1, 200))
+def test_first_scales_fit_independent_terms(bits: int, peak: int, n: int) -> None:
+    formats, most = FewBits(bits, 200, 3), 2 ** (bits - 1) - 1
+    ((scale,),) = formats.first_scales(torch.tensor([[1, -peak, 0]]), n).tolist()
+    of_one = peak // math.isqrt(n)
+    assert scale == 1 << (of_one // most).bit_length()
+    assert of_one <= most * scale
 
 
 @pytest.mark.parametrize(("K", "bits"), [(1, 4), (2, 5), (20, 9), (32, 9), (33, 10), (100, 11)])
 def test_sums_of_all_users_fit(K: int, bits: int) -> None:
     formats = FewBits(4, K, 128)
-    assert formats.sums.bits == bits
-    assert 8 * formats.terms.nbytes / 128 == 4.25
-    assert 8 * formats.sums.nbytes / 128 == bits + 0.25
-    for total in (torch.full((1, 128), sign * 7 * K) for sign in (1, -1)):
-        zeros = torch.zeros(1, 2, dtype=torch.int64)
-        assert torch.equal(formats.sums.unpack(formats.sums.pack(total, zeros))[0], total)
+    assert formats.L == 132
+    assert (formats.terms.bits, formats.sums.bits, formats.whole.bits) == (4, bits, 64)
+    for total in (torch.full((1, 132), sign * 7 * K) for sign in (1, -1)):
+        assert torch.equal(formats.sums.unpack(formats.sums.pack(total)), total)
 
 
 def test_numbers_that_are_too_large_are_refused() -> None:
-    largest = torch.full((1, 3), 2**61)
+    formats, largest = FewBits(4, 20, 3), torch.full((1, 3), 2**61)
     with pytest.raises(RangeError):
-        sizes_of(-largest - 1)
+        formats.rounded(-largest - 1, powers([0]))
     with pytest.raises(RangeError):
-        FewBits(4, 20, 3).values(torch.full((1, 3), 16), sizes_of(largest))
+        formats.values(torch.full((1, 5), 16), powers([59]))

@@ -35,15 +35,29 @@ from hmtl.communication.nodes.few_bit_sums import (
     FewBitSummingServer,
 )
 from hmtl.communication.nodes.host import UserSide
+from hmtl.communication.nodes.secure import (
+    SecureFewBitHost,
+    SecureFewBitRelay,
+    SecureFewBitServer,
+    SecureHost,
+    SecureRelay,
+    SecureServer,
+)
 from hmtl.communication.nodes.summing import SummingRelay, SummingServer
 from hmtl.communication.planning.planner import SUMS, Planner, preferred_sum_aggregators
 from hmtl.communication.prediction import predict
-from hmtl.communication.round import Nodes, Outcome, forwarding, summing
+from hmtl.communication.round import Nodes, Outcome, forwarding, masked, summing
 from hmtl.communication.row_formats import Formats, PlainRows
-from hmtl.communication.wires import name_of
+from hmtl.communication.secure.neighbors import Secure
+from hmtl.communication.wires import QUANTISERS, name_of
 from hmtl.errors import ConfigError
 from hmtl.topology import Moving, Topology
 
+SECURE_NODES: dict[bool, tuple[Any, Any, Any]] = {
+    False: (SecureHost, SecureRelay, SecureServer),
+    True: (SecureFewBitHost, SecureFewBitRelay, SecureFewBitServer),
+}
+"""The host, relay and server of secure sums, by whether numbers have few bits."""
 NODES: dict[tuple[bool, bool], tuple[Any, Any, Any]] = {
     (False, False): (AddingHost, AddingRelay, AddingServer),
     (False, True): (AddingHost, SummingRelay, SummingServer),
@@ -79,6 +93,9 @@ class Sums(Communicator):
         aggregators: who learns the sums. `auto`: the server, or those relays, with which a row takes the least time on
             this network; `server`; `all`; or the numbers of relays that together hear everybody.
         wire: a name in FEW_BITS, for terms and sums in few bits, see `hmtl.communication.few_bits`; None: 64 bits.
+        secure: whether relays and server learn nothing but the sums, see `hmtl.communication.secure.protocol`; the
+            server then learns the sums.
+        colluding, least: settings of secure sums, see `Secure`.
 
     Attributes:
         replaced: the coded plan instead of which sums travel; None: the user chose sums.
@@ -93,7 +110,19 @@ class Sums(Communicator):
         sums: str = "auto",
         aggregators: Aggregators = "auto",
         links: MakeLinks = InProcess,
+        secure: bool = False,
+        colluding: float = 0.1,
+        least: int | None = None,
     ) -> None:
+        self.secure = Secure(colluding, least) if secure else None
+        if self.secure:
+            self.secure.check(topology.K)
+            if aggregators not in ("auto", "server"):
+                raise ConfigError(
+                    f"aggregators={aggregators} with secure=true: the server unmasks the sums, so it learns them. Set "
+                    "aggregators=auto or server."
+                )
+            aggregators = "server"
         if wire is not None and wire not in FEW_BITS:
             raise ConfigError(
                 f"wire={name_of(wire)} with communicator=sums: sums travel as integers. Choose one of "
@@ -107,7 +136,8 @@ class Sums(Communicator):
         self._planner_of = lru_cache(KEPT)(lambda t: Planner(t, network, preferred, sums=sums))
         self.planner = self._planner_of(self.topology)
         self.aggregators = aggregators
-        self.alike = partial(Sums, wire=wire, sums=sums, aggregators=list(preferred) or "server")
+        settings: dict[str, Any] = {"secure": secure, "colluding": colluding, "least": least}
+        self.alike = partial(Sums, wire=wire, sums=sums, aggregators=list(preferred) or "server", **settings)
         self.bits = FEW_BITS.get(wire or "")
         self.replaced: Replaced | None = None
 
@@ -179,17 +209,22 @@ class Sums(Communicator):
     def _make_nodes(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
         if not users.numbers:  # a set-up, or nothing travels
             return super()._make_nodes(users, aggregator)
-        for code in self._codes(self.topology, users.numbers):
-            _ = code.inverses  # are made before the first round, like the plan of coded IVs
         K, relays_learn = self.topology.K, bool(self.planner.preferred)
         formats: Formats = PlainRows(users.numbers)
         coder = AggregatorCoder(users.numbers, None)
         if self.bits:
-            formats = few_bits = FewBits(self.bits, K, users.numbers)
+            formats = few_bits = FewBits(self.bits, K, users.numbers, masked=bool(self.secure))
             coder = FewBitCoder(few_bits)
+        for code in self._codes(self.topology, formats.L):
+            _ = code.inverses  # are made before the first round, like the plan of coded IVs
         aggregation = SummingAggregation(K, aggregator, coder, relays_learn and not self._links.reliable)
-        host, relay, server = (partial(kind, formats=formats) for kind in NODES[bool(self.bits), relays_learn])
-        host, schedule = partial(host, planner=self.planner), summing if relays_learn else forwarding
+        kinds, schedule = NODES[bool(self.bits), relays_learn], summing if relays_learn else forwarding
+        if self.secure:
+            kinds, schedule = SECURE_NODES[bool(self.bits)], masked
+        host, relay, server = (partial(kind, formats=formats) for kind in kinds)
+        host = partial(host, planner=self.planner)
+        if self.secure:
+            host, server = (partial(kind, secure=self.secure) for kind in (host, server))
         if relays_learn:
             relay = partial(relay, aggregation=aggregation)
         else:
@@ -198,8 +233,9 @@ class Sums(Communicator):
 
     @property
     def _L(self) -> int:
-        """The numbers in a row; 0 before the learner is known."""
-        return self._sides[0].numbers if self._sides else 0
+        """The words in a row; 0 before the learner is known."""
+        numbers = self._sides[0].numbers if self._sides else 0
+        return FewBits(self.bits, self.topology.K, numbers).L if self.bits else numbers
 
     def _attendance(self, t: Topology) -> Attendance:
         """Return the attendance of a round in which everybody is present."""
@@ -231,7 +267,7 @@ class Sums(Communicator):
         """The bits of a row of each tier."""
         if not self.bits or not self._sides:
             return dict.fromkeys(TIERS, self.V_bits)
-        formats = FewBits(self.bits, self.topology.K, self._sides[0].numbers)
+        formats = FewBits(self.bits, self.topology.K, self._sides[0].numbers, masked=bool(self.secure))
         return dict.fromkeys(TIERS, 8 * formats.sums.nbytes) | {USERS_TO_RELAYS: 8 * formats.terms.nbytes}
 
     def _rows(self, t: Topology) -> tuple[float, float, float, float]:
@@ -278,8 +314,8 @@ def sums_if_faster(coded: CodedHierarchical, q: int, itemsize: int, numbers: int
         return None
     ratio = 8 * q / itemsize
     if wire:
-        one = FewBits(FEW_BITS[wire], coded.contacts.K, BLOCK)
-        ratio = q * one.sums.nbytes / one.terms.nbytes  # an IV has the format of a user's terms
+        sums_of_block = FewBits(FEW_BITS[wire], coded.contacts.K, BLOCK).sums
+        ratio = q * sums_of_block.bits * sums_of_block.L / QUANTISERS[wire].bits(BLOCK)
     V_bits = 8.0 * itemsize * numbers
     sums = Sums(coded.contacts, coded.network, wire, links=coded.make_links).for_rows(ratio * V_bits)
     assert isinstance(sums, Sums)

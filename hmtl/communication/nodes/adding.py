@@ -26,7 +26,7 @@ from hmtl.communication.nodes.base import Relay, relay_of
 from hmtl.communication.nodes.forwarding import ForwardingServer
 from hmtl.communication.nodes.host import UserHost, UserSide
 from hmtl.communication.planning.planner import Planner
-from hmtl.communication.row_formats import SIZES, Formats, RowFormat, portions
+from hmtl.communication.row_formats import Formats, RowFormat, portions
 from hmtl.errors import CodingError
 
 
@@ -128,15 +128,11 @@ class AddingRelay(Relay):
             return []
         terms, sums = formats_of_terms(self.formats, self.sizes[0])
         shares = torch.zeros(len(own) * code.bits, code.stretches(L), dtype=torch.int64)
-        largest, led = torch.zeros(1, sums.blocks, dtype=torch.int64), code.leaders == self.i
         for users, matrix in code.terms(self.i):
-            total, sizes = terms.added(self._ivs["payload"], torch.from_numpy(self._row[users]))
+            total = terms.added(self._ivs["payload"], torch.from_numpy(self._row[users]))
             shares += torch.mm(matrix, code.cut(total[0]))
-            if led[users[0]]:
-                largest = torch.maximum(largest, sizes)
         payload, overhead = sums.words.pack(shares.view(len(own), -1)).reshape(1, -1), nothing(1)
-        if led.any():  # what is not cut into shares, for these users
-            payload = torch.cat([payload, SIZES.pack(largest)], dim=1) if sums.blocks else payload
+        if (led := code.leaders == self.i).any():  # further numbers are not cut into shares
             overhead = add_rows(self._ivs["overhead"], torch.from_numpy(self._row[led]))
         return [self._to_server(IVS, payload, overhead)]
 
@@ -239,18 +235,13 @@ def add_shares(
     """
     _, sums = formats_of_terms(formats, sizes[0])
     words, stretch = sums.words, code.stretches(formats.L)
-    largest = torch.zeros(1, sums.blocks, dtype=torch.int64)
     shares, further = [torch.zeros(0, stretch, dtype=torch.int64)], [torch.zeros(1, sizes[1], dtype=torch.uint8)]
     for message in messages:
-        x = len(code.shares_of(relay_of(message)))
-        end = x * words.nbytes(code.bits * stretch)
-        packed = message.payload[:, :end].reshape(x, -1)
+        packed = message.payload.reshape(len(code.shares_of(relay_of(message))), -1)
         shares.append(words.unpack(packed, code.bits * stretch).reshape(-1, stretch))
         if relay_of(message) in code.leaders:
-            largest = torch.maximum(largest, SIZES.unpack(message.payload[:, end:], sums.blocks))
             further.append(message.overhead)
-    total = code.add(torch.cat(shares), formats.L)[None]
-    return sums.pack(total, largest), add_rows(torch.cat(further))
+    return sums.pack(code.add(torch.cat(shares), formats.L)[None]), add_rows(torch.cat(further))
 
 
 def add_rows(rows: Tensor, at: Tensor | None = None) -> Tensor:

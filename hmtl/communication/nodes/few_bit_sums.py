@@ -1,8 +1,8 @@
 """Nodes of a round of sums in few bits, see `hmtl.communication.few_bits`.
 
-L numbers in a row, K users. S, the row of absolute sums, changes by s·Σq in a round. Users get Σq, and add it to the
-last S. A user who lacks the last S stays idle and requests it; in that round, everybody gets the whole S. The server
-announces requests with the attendance.
+m numbers in a row of terms, K users. S, the row of absolute sums, changes by s·Σq in a round. Users get the sum of the
+rows, Σq and the votes on scales, and add s·Σq to the last S. A user who lacks the last S stays idle and requests it; in
+that round, everybody gets the whole S, with the scales. The server announces requests with the attendance.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from torch import Tensor
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.coders import AggregatorCoder, State, UserCoder
 from hmtl.communication.encoding import from_bytes, to_bytes
-from hmtl.communication.few_bits import FewBits, blocks_of, sizes_of
+from hmtl.communication.few_bits import FewBits
 from hmtl.communication.messages import Message, Users, nothing
 from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer
 from hmtl.communication.nodes.base import Server
@@ -37,14 +37,14 @@ class FewBitHost(AddingHost):
         formats: the formats of rows.
 
     Attributes:
-        owed: what rounding has left over, for each user: its terms that counted minus what it sent [users, L].
-        owed_if_counted: the same if the user's pending update has counted [users, L].
-        row: S, as the users received it last [1, L].
-        block_sizes: sizes of the blocks, which arrived with this row; all zero if none are known [1, B].
+        owed: what rounding has left over, for each user: its terms that counted minus what it sent [users, m].
+        owed_if_counted: the same if the user's pending update has counted [users, m].
+        row: S, as the users received it last [1, m].
+        scales: of the next terms, which follow from this row; all zero if none are known [1, B].
         held: the number of the last row that each user received [K]; 0 before the first one.
     """
 
-    STATE = (*AddingHost.STATE, "owed", "owed_if_counted", "row", "block_sizes", "held")
+    STATE = (*AddingHost.STATE, "owed", "owed_if_counted", "row", "scales", "held")
 
     formats: FewBits
 
@@ -59,9 +59,9 @@ class FewBitHost(AddingHost):
         formats: FewBits,
     ) -> None:
         super().__init__(K, users, coder, number, members, planner, formats)
-        self.owed, self.owed_if_counted = np.zeros((2, len(members), formats.L), np.int64)
-        self.row = np.zeros((1, formats.L), np.int64)
-        self.block_sizes = np.zeros((1, blocks_of(formats.L)), np.int64)
+        self.owed, self.owed_if_counted = np.zeros((2, len(members), formats.numbers), np.int64)
+        self.row = np.zeros((1, formats.numbers), np.int64)
+        self.scales = np.zeros((1, formats.blocks), np.int64)
         self.held = np.zeros(K, np.int64)
         self._tell_users(members)
 
@@ -73,15 +73,13 @@ class FewBitHost(AddingHost):
         """Return the terms of the users who take part, and requests for S of those who lack it."""
         (message,) = super().send(round, relays)
         terms, places = from_bytes(message.payload, torch.int64), self._places(message.of_users())
-        sizes, few = torch.from_numpy(self.block_sizes), bool(self.block_sizes.any())
-        row_format = self.formats.terms if few else self.formats.whole
+        row_format = self.formats.terms if self.scales.any() else self.formats.whole
         payload = torch.empty(len(terms), row_format.nbytes, dtype=torch.uint8)
         for at in portions(torch.arange(len(terms)), self.formats.L):
             who = places[at.numpy()]
             x = terms[at] + torch.from_numpy(self.owed[who])
-            q, rest = self.formats.rounded(x, sizes) if few else (x, torch.zeros_like(x))
-            payload[at] = row_format.pack(q, sizes_of(x))
-            self.owed_if_counted[who] = rest
+            rows, rest = self.formats.rounded(x, torch.from_numpy(self.scales))
+            payload[at], self.owed_if_counted[who] = row_format.pack(rows), rest
         self.nbytes = payload.shape[1]
         lacking = self.members[self._idle[self.members]]
         flags = torch.ones(len(lacking), 1, dtype=torch.uint8)
@@ -92,13 +90,14 @@ class FewBitHost(AddingHost):
         """Take S, or add the round's sum to the last S; users who lack that one stay idle."""
         number = int(bytes_to_numbers(message.overhead[0, :STAMP].numpy())[0])
         if number < 0:
-            row, sizes = self.formats.whole.unpack(message.payload[:1])
+            row, scales, _ = self.formats.split(self.formats.whole.unpack(message.payload[:1]))
         else:
-            ids = ids[self.held[ids] == number - 1]
-            total, sizes = self.formats.sums.unpack(message.payload[:1])
-            row = torch.from_numpy(self.row) + self.formats.values(total, torch.from_numpy(self.block_sizes))
+            ids, last = ids[self.held[ids] == number - 1], torch.from_numpy(self.scales)
+            total = self.formats.sums.unpack(message.payload[:1])
+            row = torch.from_numpy(self.row) + self.formats.values(total, last)
+            scales = self.formats.next_scales(total, last)
         if len(ids):
-            self.row, self.block_sizes = row.numpy().copy(), sizes.numpy().copy()
+            self.row, self.scales = row.numpy().copy(), scales.numpy().copy()
             self.held[ids] = abs(number)
             super()._take(replace(message, payload=to_bytes(row), overhead=message.overhead[:, STAMP:]), ids)
 
@@ -171,26 +170,30 @@ class FewBitCoder(AggregatorCoder):
         formats: the formats of rows.
 
     Attributes:
-        row: S, as it was sent last [1, L].
+        row: S, as it was sent last [1, m].
         number: the number of this row, counted from 1.
-        block_sizes: sizes of the blocks in the last round that counted; all zero if none are known [1, B].
+        scales: of the next terms; all zero if none are known [1, B].
     """
 
-    STATE = ("row", "number", "block_sizes")
+    STATE = ("row", "number", "scales")
 
     def __init__(self, formats: FewBits) -> None:
-        super().__init__(formats.L, None)
+        super().__init__(formats.numbers, None)
         self.formats = formats
-        self.row = torch.zeros(1, formats.L, dtype=torch.int64)
+        self.row = torch.zeros(1, formats.numbers, dtype=torch.int64)
         self.number = torch.tensor(0)
-        self.block_sizes = torch.zeros(1, blocks_of(formats.L), dtype=torch.int64)
-        self._total, self._change, self._sizes, self._requested = self.row, self.row, self.block_sizes, True
+        self.scales = torch.zeros(1, formats.blocks, dtype=torch.int64)
+        self._total, self._change, self._next, self._requested = self.row, self.row, self.scales, True
 
     def decode(self, users: Users, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the change of S, given the packed sum; `extras` end with whether a user requests S."""
         row_format = self.formats.sums if payload.shape[1] == self.formats.sums.nbytes else self.formats.whole
-        self._total, self._sizes = row_format.unpack(payload)
-        self._change = self.formats.values(self._total, self.block_sizes) if self._few else self._total
+        self._total = row_format.unpack(payload)
+        self._change = self.formats.values(self._total, self.scales)
+        if self._few:
+            self._next = self.formats.next_scales(self._total, self.scales)
+        else:
+            self._next = self.formats.first_scales(self._change, len(users))
         self._requested = bool(extras[0, -1])
         return super().decode(users, to_bytes(self._change), extras[:, :-1], dtype)
 
@@ -198,13 +201,15 @@ class FewBitCoder(AggregatorCoder):
         """Return the round's sum, or S if users need it, with its stamp before the further numbers."""
         payload, extras = super().encode(heard, models, dtype)
         row = from_bytes(payload, torch.int64)
-        whole = not self._few or self._requested or not torch.equal(row - self.row, self._change)
-        row_format, content = (self.formats.whole, row) if whole else (self.formats.sums, self._total)
-        if len(heard):  # otherwise the last sizes remain the best guess
-            self.block_sizes = self._sizes
+        voted = self._few and len(heard) > 0
+        as_sum = voted and not self._requested and torch.equal(row - self.row, self._change)
+        if len(heard):
+            self.scales = self._next
         self.row, self.number = row.clone(), self.number + 1
-        stamp = torch.from_numpy(numbers_to_bytes([int(-self.number if whole else self.number)]))[None]
-        return row_format.pack(content, self.block_sizes), torch.cat([stamp, extras], dim=1)
+        stamp = torch.from_numpy(numbers_to_bytes([int(self.number if as_sum else -self.number)]))[None]
+        whole = torch.cat([row, self.scales, torch.zeros_like(self.scales)], dim=1)
+        packed = self.formats.sums.pack(self._total) if as_sum else self.formats.whole.pack(whole)
+        return packed, torch.cat([stamp, extras], dim=1)
 
     def state_dict(self) -> State:
         return {name: getattr(self, name) for name in self.STATE}
@@ -216,7 +221,7 @@ class FewBitCoder(AggregatorCoder):
     @property
     def _few(self) -> bool:
         """Whether users know the scales, so that terms of this round have few bits."""
-        return bool(self.block_sizes.any())
+        return bool(self.scales.any())
 
 
 def _flag(value: bool) -> Tensor:

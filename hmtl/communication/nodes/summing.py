@@ -44,12 +44,11 @@ class SummingRelay(AddingRelay, AggregatingRelay):
             return
         terms, sums = formats_of_terms(self.formats, self.sizes[0] if len(users) else 0)
         at = torch.from_numpy(self._row[np.setdiff1d(users, apart)])
-        total, largest = terms.added(self._ivs["payload"], at)
+        total = terms.added(self._ivs["payload"], at)
         further = [add_rows(self._ivs["overhead"], at), *(message.overhead for message in messages)]
         for message in messages:
-            row, sizes = sums.unpack(message.payload)
-            total, largest = total + row, torch.maximum(largest, sizes)
-        payload, overhead = sums.pack(total, largest), torch.cat([add_rows(torch.cat(further)), self.note], dim=1)
+            total += sums.unpack(message.payload)
+        payload, overhead = sums.pack(total), torch.cat([add_rows(torch.cat(further)), self.note], dim=1)
         self._digest.add_rows(payload)
         self._digest.add_rows(overhead)
         if self._keeps_ivs():

@@ -16,7 +16,7 @@ from torch import Tensor
 from hmtl.coding import cover
 from hmtl.communication import CodedHierarchical, Network, Sums, sums_if_faster
 from hmtl.communication.accounting.network import between_seconds
-from hmtl.communication.few_bits import FewBits, sizes_of
+from hmtl.communication.few_bits import FewBits
 from hmtl.communication.messages import IVS, MODELS, SERVER, Message
 from hmtl.communication.planning.planner import SUMS
 from hmtl.errors import RangeError
@@ -24,6 +24,7 @@ from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology, any_r, symmetric
 
 M = 6  # numbers of `terms`, one further number beside them
+L = M + 2  # with two votes on the scale of their block
 
 
 @settings(max_examples=25)
@@ -62,7 +63,7 @@ def test_sums_and_what_users_owe_add_up_to_all_terms_that_counted(
                 requesting |= set(message.users.tolist())
             return poison(node, message)
 
-        known = bool(apart.newest.coder.block_sizes.any())
+        known = bool(apart.newest.coder.scales.any())
         apart.play(round, away, change)
         there = [i for i in range(t.H) if i not in away]
         sent = set(range(t.K)) - absent[round] - waiting
@@ -79,8 +80,8 @@ def test_sums_and_what_users_owe_add_up_to_all_terms_that_counted(
         near = {k for k in range(t.K) if t.G[there, k].any()} - set(missed.tolist())
         requested = any(arrives[there, k].any() for k in waiting)
         payload = apart.links.ledger.bits("server_to_relays", round=round).payload
-        sent_as = apart.hosts[0].formats.whole if requested or not known else apart.hosts[0].formats.sums
-        spread = apart.hosts[0].planner.spread_code(tuple(there), M)
+        sent_as = apart.hosts[0].formats.whole if requested or not known or not heard else apart.hosts[0].formats.sums
+        spread = apart.hosts[0].planner.spread_code(tuple(there), L)
         copies = len(spread.owners) * sent_as.share_nbytes(spread) if medium == "unicast" else sent_as.nbytes
         assert payload == (8 * copies if spread.relays else 0)
         if there and (requested or not known):
@@ -109,12 +110,10 @@ def play(
 @pytest.mark.parametrize(("medium", "last_hop"), [("broadcast", "broadcast"), ("unicast", "unicast")])
 @pytest.mark.parametrize("sums", ["whole", "auto"])
 def test_bits_of_each_tier(wire: str, bits: int, medium: str, last_hop: str, sums: str) -> None:
-    """The first rows are whole, then a number has b, or b + 5, bits, and a quarter for its block's size.
-
-    The sizes of blocks are not cut into shares on the way up: three relays send them.
-    """
-    K, L, rows = 20, 576, 3 if sums == "whole" else 5 / 3  # rows without padding
-    users, total = Terms([terms(n, K, L + 1) for n in range(3)], [set()] * 3), Total(L + 1)
+    """The first rows are whole, then a number has b, or b + 5, bits; each block of 64 has two votes as long."""
+    K, m, rows = 20, 768, 3 if sums == "whole" else 5 / 3  # rows without padding
+    words = m + 2 * 12
+    users, total = Terms([terms(n, K, m + 1) for n in range(3)], [set()] * 3), Total(m + 1)
     communicator = Sums(
         symmetric(K=K, H=5, r=3), Network(medium=medium, last_hop=last_hop), wire, sums=sums, aggregators="server"
     )
@@ -123,18 +122,15 @@ def test_bits_of_each_tier(wire: str, bits: int, medium: str, last_hop: str, sum
     for round in range(3):
         play(communicator, users, total, range(round, round + 1))
         ledger, short = communicator.ledger, round > 0
-        of_terms, of_sums = (L * ((word if short else 64) + 0.25) for word in (bits, bits + 5))
-        up = rows * (of_sums - L / 4) + 3 * L / 4
-        sent_up += up
+        of_terms, of_sums = (words * (word if short else 64) for word in (bits, bits + 5))
+        sent_up += rows * of_sums
         assert ledger.bits("users_to_relays", round=round) == (K * of_terms, K * 64)
-        assert ledger.bits("relays_to_server", round=round).payload == pytest.approx(up)
-        assert ledger.bits("server_to_relays", round=round).payload == pytest.approx(copies[0] * of_sums)
-        assert ledger.bits("relays_to_users", round=round).payload == pytest.approx(copies[1] * of_sums)
-    if (wire, sums) == ("int4", "auto"):
-        assert up / L == pytest.approx(9 * 5 / 3 + 3 / 4)
-    assert communicator.V_bits == L * (bits + 0.25)
+        assert ledger.bits("relays_to_server", round=round).payload == pytest.approx(rows * of_sums, rel=0.02)
+        assert ledger.bits("server_to_relays", round=round).payload == pytest.approx(copies[0] * of_sums, rel=0.02)
+        assert ledger.bits("relays_to_users", round=round).payload == pytest.approx(copies[1] * of_sums, rel=0.02)
+    assert communicator.V_bits == words * bits
     described = communicator.describe()
-    first, of_terms, of_sums = 64.25, bits + 0.25, bits + 5.25
+    of_terms, of_sums = bits * words / m, (bits + 5) * words / m
     assert described["bits_per_number"] == {
         "users_to_relays": of_terms,
         "relays_to_server": of_sums,
@@ -142,9 +138,9 @@ def test_bits_of_each_tier(wire: str, bits: int, medium: str, last_hop: str, sum
         "relays_to_users": of_sums,
     }
     assert described["loads_theory"]["relays_to_server"] == pytest.approx(rows)
-    assert described["loads"]["users_to_relays"] == pytest.approx(K * (2 + first / of_terms) / 3)
-    assert described["loads"]["relays_to_server"] == pytest.approx(sent_up / (3 * of_sums * L))
-    assert described["loads_uncoded"]["users_to_relays"] == pytest.approx(K * 64 * 6 / (L * of_terms))
+    assert described["loads"]["users_to_relays"] == pytest.approx(K * (2 + 64 / bits) / 3)
+    assert described["loads"]["relays_to_server"] == pytest.approx(sent_up / (3 * of_sums * m), rel=0.02)
+    assert described["loads_uncoded"]["users_to_relays"] == pytest.approx(K * 64 * 6 / (words * bits))
 
 
 def test_a_user_without_the_last_row_requests_it() -> None:
@@ -165,17 +161,17 @@ def test_a_user_without_the_last_row_requests_it() -> None:
 
     apart.play(0, change=lose)
     assert set(users.models) == set(range(20)) - {7}
-    assert apart.links.ledger.bits("users_to_relays", link=7, round=0) == (M * 64 + 16, 64)
+    assert apart.links.ledger.bits("users_to_relays", link=7, round=0) == (L * 64, 64)
     apart.play(1, change=deaf)
     assert set(users.models) == set(range(20)) - {7}, "a difference is of no use without its base"
-    assert payload(1) == 8 * -(-M * 9 // 8) + 16
+    assert payload(1) == 8 * -(-L * 9 // 8)
     assert apart.links.ledger.bits("users_to_relays", link=7, round=1) == (0, 8)
     apart.play(2)
     assert set(users.models) == set(range(20))
-    assert payload(2) == M * 64 + 16
+    assert payload(2) == L * 64
     assert (0, 7) in users.committed
     apart.play(3)
-    assert payload(3) == 8 * -(-M * 9 // 8) + 16
+    assert payload(3) == 8 * -(-L * 9 // 8)
     assert apart.links.ledger.bits("users_to_relays", link=7, round=3).payload > 0
 
 
@@ -199,10 +195,11 @@ def test_what_is_left_over_waits_with_the_update_and_is_saved() -> None:
     for name in host.STATE:
         getattr(host, name)[:] = 0
     host.load_state_dict(state)
-    x = users.ivs[2][:, :M] + torch.from_numpy(host.owed)
+    x, scales = users.ivs[2][:, :M] + torch.from_numpy(host.owed), torch.from_numpy(host.scales)
     apart.play(2, change=lambda node, message: lose("", message) if node != "relay 0" else lose(node, message))
     terms_of_all = [message for message in seen if message.payload.shape[1]][-1]
-    assert torch.equal(host.formats.terms.unpack(terms_of_all.payload)[1], sizes_of(x[terms_of_all.users]))
+    expected, _ = host.formats.rounded(x[terms_of_all.users], scales)
+    assert torch.equal(host.formats.terms.unpack(terms_of_all.payload), expected)
     assert host.owed[7].any()
     true = torch.stack(users.ivs[:3]).sum(0)[:, :M].sum(0) - users.ivs[2][7, :M]
     assert torch.equal(apart.total.state["last"][0, :M] + torch.from_numpy(host.owed.sum(0)), true)
@@ -229,7 +226,7 @@ def test_after_an_empty_round_the_whole_row_travels() -> None:
     for round in range(5):
         play(communicator, users, total, range(round, round + 1), away.__getitem__)
         sizes.append(communicator.ledger.bits("server_to_relays", round=round).payload)
-    short, whole = 8 * -(-M * 9 // 8) + 16, M * 64 + 16
+    short, whole = 8 * -(-L * 9 // 8), L * 64
     assert sizes == [whole, short, 0, whole, short]
     assert len(users.models) == K
 
@@ -245,7 +242,7 @@ def test_a_row_that_changes_by_more_than_the_sum_travels_whole() -> None:
     users, total = Terms([terms(n, 20) for n in range(3)], [set()] * 3), Restless(M + 1)
     communicator = Sums(symmetric(K=20, H=5, r=3), wire="int4")
     play(communicator, users, total, range(3))
-    assert communicator.ledger.bits("server_to_relays").payload == 3 * (M * 64 + 16)
+    assert communicator.ledger.bits("server_to_relays").payload == 3 * (L * 64)
     expected = [*total.state["last"][0].tolist(), 3]
     assert all(model.tolist() == expected for model in users.models.values())
 

@@ -1,0 +1,215 @@
+"""The protocol of secure sums in one round: what a user does, and what the server does. Neither knows a network.
+
+A user's masked term is its term, plus a mask of its own, plus or minus a mask for each of its neighbours, all modulo
+2^w in each number. The masks of two neighbours cancel in the sum. The four steps have the names of the paper:
+
+    AdvertiseKeys: users send public keys, and the server tells each its neighbours' keys.
+    ShareKeys: each user shares the seeds of its masks among its neighbours; the server passes on what they cannot read.
+    MaskedInputCollection: users send masked terms. These add up in relays and server; the sum is still masked.
+    Unmasking: the server says whose terms counted. For these users, neighbours reveal shares of the seed of their own
+        mask; for the users that dropped out since ShareKeys, of the seed of the masks that they have in common. They
+        reveal only one of the two, so that the term of a single user stays masked.
+
+Keys and seeds serve for one round only, since those of users that drop out become known.
+
+K users; n of them advertise keys, each has k neighbours; L numbers of w bits in each part of a term.
+
+Ref: Bonawitz et al. 2017; Bell et al. 2020 for the neighbours, chosen by the server, and for k and t.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from numpy.typing import NDArray
+
+from hmtl.coding import shamir
+from hmtl.communication.messages import Users
+from hmtl.communication.secure.crypto import KEY, SEED, TAG, agree, expand, key_from, new_seed, seal, unseal
+from hmtl.communication.secure.neighbors import Circle, Degree
+from hmtl.errors import HmtlError
+
+Bytes = NDArray[np.uint8]
+Mask = NDArray[np.unsignedinteger]
+Parts = Sequence[tuple[int, int]]
+"""The parts of a term: how many numbers, and how many bits each has."""
+KEYS = 2 * KEY  # bytes that a user advertises
+SHARE = SEED  # bytes of a share
+SEALED = 2 * SHARE + TAG  # bytes of a sealed pair of shares
+
+
+class UnmaskingError(HmtlError):
+    """The sum cannot be unmasked."""
+
+
+class MaskingUser:
+    """A user in one round.
+
+    Args:
+        number: its number.
+
+    Attributes:
+        advertised: its two public keys, for sealing and for masks [64].
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._own, self._common = new_seed(), new_seed()  # of its own mask, and of its key for masks in common
+        self._sealing, self._masking = X25519PrivateKey.generate(), key_from(self._common)
+        keys = self._sealing.public_key(), self._masking.public_key()
+        self.advertised: Bytes = _bytes(b"".join(key.public_bytes_raw() for key in keys))
+        self._neighbors: Users = np.empty(0, np.int64)
+        self._keys: list[tuple[bytes, bytes]] = []  # agreed with each neighbour, for sealing and for masks
+        self._sealed: Bytes = np.empty((0, SEALED), np.uint8)
+        self._shared: NDArray[np.bool_] = np.empty(0, bool)  # which neighbours shared their seeds
+        self._revealed = False
+
+    def share(self, neighbors: Users, keys: Bytes, threshold: int) -> Bytes:
+        """Return a sealed pair of shares for each neighbour [k, 48], given what these advertised [k, 64]."""
+        self._neighbors = neighbors
+        pairs = [(key[:KEY].tobytes(), key[KEY:].tobytes()) for key in keys]
+        self._keys = [(agree(self._sealing, c), agree(self._masking, s)) for c, s in pairs]
+        own, common = shamir.split(np.stack([_bytes(self._own), _bytes(self._common)]), len(neighbors), threshold)
+        contents = np.concatenate([own, common], axis=1)
+        sealed = [
+            seal(key, self.number < j, content.tobytes())
+            for j, (key, _), content in zip(neighbors.tolist(), self._keys, contents, strict=True)
+        ]
+        return np.stack([_bytes(each) for each in sealed])
+
+    def take(self, shared: NDArray[np.bool_], sealed: Bytes) -> None:
+        """Take which neighbours shared their seeds [k], and the sealed shares that they sent [k, 48]."""
+        self._shared, self._sealed = shared, sealed
+
+    def mask(self, parts: Parts) -> list[Mask]:
+        """Return the mask of each part of the term [L]."""
+        masks = [expand(self._own, part, *shape).copy() for part, shape in enumerate(parts)]
+        for place in np.flatnonzero(self._shared).tolist():
+            _add_common(masks, self._keys[place][1], self.number, int(self._neighbors[place]), parts)
+        return masks
+
+    def reveal(self, counted: NDArray[np.bool_]) -> Bytes | None:
+        """Return a share of one of the seeds of each neighbour, given which of them counted [k, 16]; None: it refuses.
+
+        A user reveals shares only once, if it received any. Rows of neighbours that did not share their seeds are zero.
+        """
+        if self._revealed or not len(self._shared):
+            return None
+        self._revealed = True
+        shares = np.zeros((len(self._neighbors), SEED), np.uint8)
+        for place in np.flatnonzero(self._shared).tolist():
+            j, key = int(self._neighbors[place]), self._keys[place][0]
+            content = unseal(key, j < self.number, self._sealed[place].tobytes())
+            shares[place] = _bytes(content[:SEED] if counted[place] else content[SEED:])
+        return shares
+
+
+@dataclass
+class UnmaskingServer:
+    """The server in one round, which also chooses the neighbours.
+
+    Args:
+        users: the users that advertised keys, ascending [n].
+        advertised: what they advertised [n, 64].
+        degree: k and t.
+        order: a random order of the n places.
+
+    Attributes:
+        shared: which of them shared their seeds [n].
+    """
+
+    users: Users
+    advertised: Bytes
+    degree: Degree
+    order: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        n = len(self.users)
+        self.shared: NDArray[np.bool_] = np.zeros(n, bool)
+        self._sealed: Bytes = np.zeros((n, 0, SEALED), np.uint8)
+        places = np.argsort(self.order)  # of each user on the circle
+        self._around = self.order[Circle(n, self.degree.neighbors).around[places]]  # [n, k] places in `users`
+
+    @property
+    def neighbors(self) -> Users:
+        """The neighbours of each user [n, k]."""
+        return self.users[self._around]
+
+    @property
+    def keys(self) -> Bytes:
+        """What the neighbours of each user advertised [n, k, 64]."""
+        return self.advertised[self._around]
+
+    def take(self, users: Users, sealed: Bytes) -> None:
+        """Take the sealed shares [n', k, 48] of the users who sent them [n']."""
+        at = np.searchsorted(self.users, users)
+        self.shared[at] = True
+        self._sealed = np.zeros((len(self.users), *sealed.shape[1:]), np.uint8)
+        self._sealed[at] = sealed
+
+    def pass_on(self) -> tuple[NDArray[np.bool_], Bytes]:
+        """Return, for each user, which neighbours shared seeds [n, k], and what these sealed for it [n, k, 48]."""
+        places = np.arange(self._around.shape[1])
+        return self.shared[self._around], self._sealed[self._around, places[::-1]]
+
+    def counted(self, users: Users) -> NDArray[np.bool_]:
+        """Return, for each user, which neighbours counted [n, k], given all users who did."""
+        return np.isin(self.neighbors, users)
+
+    def unmask(self, counted: Users, answers: Users, revealed: Bytes, parts: Parts) -> list[Mask]:
+        """Return the sum of the masks of all terms that counted, for each part [L].
+
+        Args:
+            counted: the users whose terms counted.
+            answers: the users who revealed shares [n'].
+            revealed: what they revealed [n', k, 16].
+            parts: of a term.
+
+        Raises:
+            UnmaskingError: too few shares of a seed were revealed.
+        """
+        n, k = self._around.shape
+        counts, answered = np.isin(self.users, counted), np.isin(self.users, answers)
+        shares = np.zeros((n, k, SEED), np.uint8)
+        shares[np.searchsorted(self.users, answers)] = revealed
+        meets = counts[self._around].any(axis=1)  # whether a mask with a user is in the sum
+        needed = np.flatnonzero(counts | (self.shared & meets))
+        seeds = self._joined(needed, answered, shares)
+        masks = [np.zeros(L, np.min_scalar_type(2**w - 1)) for L, w in parts]
+        for place, seed in zip(needed.tolist(), seeds, strict=True):
+            if counts[place]:
+                for part, shape in enumerate(parts):
+                    masks[part] += expand(seed.tobytes(), part, *shape)
+                continue
+            key, number = key_from(seed.tobytes()), int(self.users[place])
+            for other in self._around[place][counts[self._around[place]]].tolist():
+                agreed = agree(key, self.advertised[other, KEY:].tobytes())
+                _add_common(masks, agreed, int(self.users[other]), number, parts)
+        return masks
+
+    def _joined(self, needed: NDArray[np.int64], answered: NDArray[np.bool_], shares: Bytes) -> Bytes:
+        """Return the seeds of some users, from the first t shares of each that their neighbours revealed."""
+        k, t = self._around.shape[1], self.degree.threshold
+        around = self._around[needed]
+        there = answered[around]
+        short = np.flatnonzero(there.sum(axis=1) < t)
+        if len(short):
+            user, many = self.users[needed[short[0]]], int(there[short[0]].sum())
+            raise UnmaskingError(f"{many} of {k} neighbours of user {user} revealed shares, but {t} are needed")
+        chosen = np.argsort(~there, axis=1, kind="stable")[:, :t]
+        holders = np.take_along_axis(around, chosen, axis=1)
+        return shamir.join(chosen, shares[holders, k - 1 - chosen])
+
+
+def _add_common(masks: list[Mask], agreed: bytes, number: int, other: int, parts: Parts) -> None:
+    """Add to a user's masks the mask that it has in common with another."""
+    for part, shape in enumerate(parts):
+        if number < other:
+            masks[part] += expand(agreed, part, *shape)
+        else:
+            masks[part] -= expand(agreed, part, *shape)
+
+
+def _bytes(content: bytes) -> Bytes:
+    return np.frombuffer(content, np.uint8)

@@ -1,0 +1,69 @@
+"""A round of secure sums without a network, with everything that is said in it."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hmtl.communication.secure.neighbors import Degree
+from hmtl.communication.secure.protocol import Mask, MaskingUser, Parts, UnmaskingServer
+
+Numbers = np.ndarray
+
+
+@dataclass
+class MaskedRound:
+    """What happens to n users, who are numbers 3, 5, 7, ..., each with k neighbours.
+
+    Args:
+        n, degree: see there.
+        silent: places of the users whose shares do not reach the server.
+        order: of the places on the circle.
+
+    Attributes:
+        sealed: what each user who shared seeds sent to its neighbours [k, 48], by place.
+        neighbors, keys: what each user was told, by place.
+        received: which neighbours shared, and what they sealed for the user, by place.
+        revealed: the shares that a user revealed [k, 16], and which neighbours it was told had counted [k], by place.
+    """
+
+    n: int
+    degree: Degree
+    silent: Collection[int] = ()
+    order: Numbers | None = None
+    sealed: dict[int, Numbers] = field(default_factory=dict)
+    received: dict[int, tuple[Numbers, Numbers]] = field(default_factory=dict)
+    revealed: dict[int, tuple[Numbers, Numbers]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.numbers = 3 + 2 * np.arange(self.n)
+        self.users = [MaskingUser(int(number)) for number in self.numbers]
+        advertised = np.stack([user.advertised for user in self.users])
+        order = np.arange(self.n) if self.order is None else self.order
+        self.server = UnmaskingServer(self.numbers, advertised, self.degree, order)
+        self.neighbors, self.keys = self.server.neighbors, self.server.keys
+        told = zip(self.users, self.neighbors, self.keys, strict=True)
+        shares = [user.share(neighbors, keys, self.degree.threshold) for user, neighbors, keys in told]
+        self.sharing = [place for place in range(self.n) if place not in self.silent]
+        self.sealed = {place: shares[place] for place in self.sharing}
+        if self.sharing:
+            self.server.take(self.numbers[self.sharing], np.stack([shares[place] for place in self.sharing]))
+        shared, sealed = self.server.pass_on()
+        for place in self.sharing:
+            self.received[place] = shared[place], sealed[place]
+            self.users[place].take(shared[place], sealed[place])
+
+    def masks(self, parts: Parts) -> dict[int, list[Mask]]:
+        """Return the mask of each user who shared seeds, by place."""
+        return {place: self.users[place].mask(parts) for place in self.sharing}
+
+    def unmask(self, counted: Collection[int], answering: Collection[int], parts: Parts) -> list[Mask]:
+        """Return the sum of the masks of those who counted, given who answers."""
+        counts = self.server.counted(self.numbers[sorted(counted)])
+        for place in sorted(answering):
+            shares = self.users[place].reveal(counts[place])
+            assert shares is not None
+            self.revealed[place] = shares, counts[place]
+        rows = [shares for shares, _ in self.revealed.values()]
+        revealed = np.array(rows, np.uint8).reshape(len(rows), self.neighbors.shape[1], -1)
+        return self.server.unmask(self.numbers[sorted(counted)], self.numbers[sorted(answering)], revealed, parts)

@@ -1,0 +1,208 @@
+"""Secure sums are those of the terms that counted, or the round is empty and says why, whatever is lost."""
+
+from dataclasses import replace
+from math import floor
+
+import numpy as np
+import pytest
+import torch
+from adding import Apart, Terms, Total, terms
+from changed import poisoned
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmtl.communication import Network, Sums
+from hmtl.communication.messages import ATTENDANCE, IVS, KEYS, MODELS, REPORT, SERVER, SHARES, UNMASK, Message
+from hmtl.communication.planning.planner import SUMS
+from hmtl.communication.secure.neighbors import Secure
+from hmtl.errors import ConfigError
+from hmtl.testing.topologies import moving, topologies
+from hmtl.topology import Contacts, Topology, any_r, symmetric
+
+COLLUDING = 0.1
+
+
+@settings(max_examples=25)
+@given(
+    t=topologies(max_K=25),
+    medium=st.sampled_from(("broadcast", "unicast")),
+    sums=st.sampled_from(SUMS),
+    gone=st.sampled_from((0.0, 0.2, 0.5)),
+    lost=st.sampled_from((0.0, 0.1, 0.4)),
+    seed=st.integers(0, 10**6),
+)
+def test_what_is_lost_leaves_an_exact_sum_or_an_empty_round(
+    t: Topology, medium: str, sums: str, gone: float, lost: float, seed: int
+) -> None:
+    """Users and relays come and go; keys, shares, terms on single links, answers and rows for users are lost."""
+    rng, rounds = np.random.default_rng(seed), 5
+    absent = [set(np.flatnonzero(rng.random(t.K) < gone).tolist()) for _ in range(rounds)]
+    ivs = [terms(seed + n, t.K, reach=63) for n in range(rounds)]
+    half = [range(0, t.K, 2), range(1, t.K, 2)] if t.K > 1 else [range(t.K)]
+    sides = [Terms(ivs, absent, mine) for mine in half]
+    apart = Apart(t, sides, Network(medium=medium), None, sums, secure=Secure(COLLUDING))
+    total, waiting, counted = torch.zeros(7, dtype=torch.int64), set[int](), set[tuple[int, int]]()
+    for round in range(rounds):
+        away = set(np.flatnonzero(rng.random(t.H) < gone).tolist())
+        arrives = (t.G == 1) & (rng.random(t.G.shape) >= lost)
+        poison, misses = poisoned(t, arrives), dict[str, set[int]]()
+        for kind in (KEYS, SHARES, UNMASK, MODELS):
+            misses[kind] = set(np.flatnonzero(rng.random(t.K) < lost / 2).tolist())
+        unheard = set(np.flatnonzero(rng.random(t.K) < lost / 2).tolist())  # whose answers are lost
+
+        def change(node: str, message: Message, misses=misses, unheard=unheard, poison=poison) -> Message:
+            out = misses.get(message.kind, set()) if node.startswith("host") else set()
+            if message.kind == UNMASK and node == SERVER:
+                out = unheard
+            if message.kind == MODELS and node.startswith("host"):
+                return replace(message, users=np.setdiff1d(message.users, sorted(out)))
+            kept = np.flatnonzero(~np.isin(message.users, sorted(out))) if out else None
+            if kept is not None:
+                at = message.rows()[torch.from_numpy(kept)]
+                message = replace(message, users=message.users[kept], at=at)
+            return poison(node, message)
+
+        apart.play(round, away, change)
+        there = [i for i in range(t.H) if i not in away]
+        near = {k for k in range(t.K) if t.G[there, k].any()}
+        sent = set(range(t.K)) - absent[round] - waiting
+        shared = (sent & near) - misses[KEYS]
+        heard = {k for k in shared - misses[SHARES] if arrives[there, k].any()}
+        answering = shared - misses[SHARES] - misses[UNMASK] - unheard
+        most = floor(COLLUDING * len(sent & near))  # who may collude
+        known = len(heard) >= most + 2 and all(len(answering - {k}) > most for k in shared)
+        nobody = not heard and len(sent & near) != 1
+        assert apart.server.empty == (not there or not (known or nobody))
+        if there:
+            assert apart.total.seen[-1][0].tolist() == (sorted(heard) if known else [])
+        if known:
+            total = total + ivs[round][sorted(heard)].sum(0)
+            counted |= {(round, k) for k in heard}
+        if there:
+            assert apart.total.state["last"][0].tolist() == total.tolist()
+        got = {k: model for side in sides for k, model in side.models.items()}
+        assert set(got) == (near - misses[MODELS] if there else set())
+        assert all(model[:-1].tolist() == total.tolist() for model in got.values())
+        waiting = set(range(t.K)) - set(got)
+    assert {pair for side in sides for pair in side.committed} <= counted
+    assert not counted & {pair for side in sides for pair in side.dropped}
+
+
+@settings(max_examples=15)
+@given(contacts=moving(), sums=st.sampled_from(SUMS), seed=st.integers(0, 10**6))
+def test_models_are_those_of_plain_sums(contacts: Contacts, sums: str, seed: int) -> None:
+    """Users move, and some are absent, and relays. Nobody takes part in plain sums where secure sums are empty."""
+    rng, K = np.random.default_rng(seed), contacts.K
+    absent = [set(np.flatnonzero(rng.random(K) < 0.2).tolist()) for _ in range(4)]
+    away = [set(np.flatnonzero(rng.random(contacts.H) < 0.2).tolist()) for _ in range(4)]
+    if K < 3:
+        with pytest.raises(ConfigError, match="secure"):
+            Sums(contacts, secure=True, least=3)
+        return
+    ivs, run = [terms(n, K, 20, reach=63) for n in range(4)], {}
+    for secure in (True, False):
+        users, total = Terms(ivs, absent), Total(20)
+        communicator = Sums(contacts, sums=sums, aggregators="server", secure=secure)
+        models = []
+        for round in range(4):
+            outcome = communicator.round(round, users, total, away[round])
+            models.append({k: model.tolist() for k, model in users.models.items()})
+            if outcome.empty and secure:
+                absent[round] = set(range(K))
+        run[secure] = models, total.state["last"].tolist()
+    assert run[True] == run[False]
+    assert sum(len(each) for each in absent) < 4 * K, "not all rounds are empty"
+
+
+STEPS = [
+    (KEYS, SERVER),
+    (KEYS, "host"),
+    (SHARES, SERVER),
+    (SHARES, "host"),
+    (IVS, "relay"),
+    (REPORT, SERVER),
+    (ATTENDANCE, "relay"),
+    (IVS, SERVER),
+    (UNMASK, "relay"),
+    (UNMASK, "host"),
+    (UNMASK, SERVER),
+    (MODELS, "relay"),
+    (MODELS, "host"),
+]
+
+
+@pytest.mark.parametrize("step", STEPS, ids=" ".join)
+def test_a_relay_falls_silent_in_any_step(step: tuple[str, str]) -> None:
+    """Relay 0, which serves most users, in round 1, and is back in round 3."""
+    users = Terms([terms(n, 20, reach=63) for n in range(4)], [set()] * 4)
+    apart, silent = Apart(symmetric(20, 5, 3), [users], secure=Secure(COLLUDING)), False
+    total = torch.zeros(7, dtype=torch.int64)
+
+    def change(node: str, message: Message) -> Message | None:
+        nonlocal silent
+        silent = silent or (message.kind == step[0] and node.startswith(step[1]))
+        return None if silent and "relay 0" in (node, message.sender) else message
+
+    apart.play(0)
+    apart.play(1, change=change)
+    apart.play(2, away={0})
+    apart.play(3)
+    for round, (counted, _) in enumerate(apart.total.seen):
+        total += users.ivs[round][counted].sum(0)
+    assert silent
+    assert len(apart.total.seen[0][0]) == 20
+    served = step in STEPS[1:4]  # relay 0 serves the users that it heard first: 12 of 20
+    assert len(apart.total.seen[1][0]) == (8 if served else 20)
+    assert apart.total.state["last"][0].tolist() == total.tolist()
+    assert set(users.models) == set(range(20))
+    assert all(model.tolist() == [*total.tolist(), 4] for model in users.models.values())
+    assert set(users.committed) == {(n, k) for n, (counted, _) in enumerate(apart.total.seen) for k in counted.tolist()}
+
+
+@pytest.mark.parametrize("why", ["too few", "unanswered"])
+def test_an_empty_round_says_why_and_costs_nothing(why: str, caplog: pytest.LogCaptureFixture) -> None:
+    users = Terms([terms(n, 20, reach=63) for n in range(3)], [set(), set(range(17)), set()][::1])
+    if why == "unanswered":
+        users.absent = [set()] * 3
+    apart = Apart(symmetric(20, 5, 3), [users], secure=Secure(COLLUDING, least=5))
+
+    def lose(node: str, message: Message) -> Message | None:
+        return None if why == "unanswered" and message.kind == UNMASK and node == SERVER else message
+
+    apart.play(0)
+    before = {k: model.tolist()[:-1] for k, model in users.models.items()}
+    assert not caplog.records
+    apart.play(1, change=lose)
+    assert ["round 1 is empty" in record.getMessage() for record in caplog.records] == [True]
+    assert {k: model.tolist()[:-1] for k, model in users.models.items()} == before
+    assert apart.server.empty
+    assert {k for at, k in users.dropped if at == 1} == (set(range(20)) - users.absent[1])
+    apart.play(2)
+    assert len(users.idle) == 0
+    assert apart.total.state["last"].tolist() == (users.ivs[0] + users.ivs[2]).sum(0, keepdim=True).tolist()
+
+
+def test_who_sends_what_and_how_long_it_is_does_not_depend_on_the_terms() -> None:
+    """But for the order of the circle, which is random."""
+
+    def seen(seed: int) -> list[tuple[object, ...]]:
+        apart, messages = (
+            Apart(any_r(12, 4, 2, seed=1), [Terms(ivs(seed), [{3}, {5, 6}])], secure=Secure(COLLUDING)),
+            [],
+        )
+
+        def change(node: str, message: Message) -> Message:
+            ids = None if message.users is None else message.users.tolist()
+            sizes = message.payload[message.rows()].shape, message.overhead[message.rows()].shape
+            messages.append((node, message.kind, message.sender, message.receivers, ids, sizes))
+            return message
+
+        for round in range(2):
+            apart.play(round, change=change)
+        return messages
+
+    def ivs(seed: int) -> list[torch.Tensor]:
+        return [terms(seed + n, 12, reach=1 + seed) for n in range(2)]
+
+    assert len(seen(0)) > 40
+    assert seen(0) == seen(50)

@@ -1,0 +1,73 @@
+"""The protocol without a network: what is unmasked is the sum of the terms that counted, or nothing."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from masked_round import MaskedRound
+
+from hmtl.communication.secure.crypto import expand
+from hmtl.communication.secure.neighbors import Degree, degree
+from hmtl.communication.secure.protocol import UnmaskingError
+
+
+@st.composite
+def degrees(draw: st.DrawFn) -> tuple[int, Degree]:
+    """Draw n, and k and t, those of the package or any."""
+    n = draw(st.integers(2, 14))
+    if draw(st.booleans()):
+        chosen = degree(n, draw(st.sampled_from((0.0, 0.1, 0.3))))
+        assert chosen is not None
+        return n, chosen
+    k = draw(st.sampled_from([*range(2, n - 1, 2), n - 1]))
+    return n, Degree(k, draw(st.integers(1, k)))
+
+
+@given(degrees(), st.lists(st.sampled_from((1, 5, 8, 14, 16, 31, 64)), min_size=1, max_size=3), st.data())
+def test_the_sum_is_that_of_the_terms_that_counted(
+    n_and_degree: tuple[int, Degree], bits: list[int], data: st.DataObject
+) -> None:
+    """Users are silent, send no term, or do not answer; a sum of which too few shares are known is refused."""
+    (n, chosen), rng = n_and_degree, np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    gone = [data.draw(st.sampled_from((0.0, 0.2, 0.5))) for _ in range(3)]
+    played = MaskedRound(n, chosen, np.flatnonzero(rng.random(n) < gone[0]).tolist(), rng.permutation(n))
+    parts = [(int(rng.integers(0, 20)), w) for w in bits]
+    masks = played.masks(parts)
+    counted = [place for place in played.sharing if rng.random() >= gone[1]]
+    answering = [place for place in played.sharing if rng.random() >= gone[2]]
+    terms = {place: [rng.integers(0, 2**63, L) for L, _ in parts] for place in counted}
+    place_of = {number: place for place, number in enumerate(played.numbers.tolist())}
+    around = [{place_of[number] for number in row} for row in played.neighbors.tolist()]
+    assert all(place in around[other] for place in range(n) for other in around[place])
+    assert all(len(set(neighbors)) == chosen.neighbors for neighbors in around)
+    needed = [place for place in played.sharing if place in counted or around[place] & set(counted)]
+    if any(len(around[place] & set(answering)) < chosen.threshold for place in needed):
+        with pytest.raises(UnmaskingError):
+            played.unmask(counted, answering, parts)
+        return
+    unmasked = played.unmask(counted, answering, parts)
+    for part, (L, w) in enumerate(parts):
+        for at in range(L):
+            total = sum(int(terms[k][part][at]) + int(masks[k][part][at]) for k in counted) - int(unmasked[part][at])
+            assert total % 2**w == sum(int(terms[k][part][at]) for k in counted) % 2**w
+
+
+def test_a_user_reveals_one_share_of_each_neighbour_and_once() -> None:
+    """For a second set of users that counted, it would reveal the other seed."""
+    played = MaskedRound(5, Degree(4, 2), silent=[4])
+    first = played.users[0].reveal(np.array([True, False, True, False]))
+    assert first is not None
+    assert first.any(axis=1).tolist() == [True, True, True, False]
+    assert played.users[0].reveal(np.array([True, True, True, False])) is None
+
+
+def test_masks_of_all_parts_seeds_and_rounds_differ_everywhere() -> None:
+    """Wherever two masks had eight bytes in common, the masked terms would tell the difference of terms."""
+    streams = [expand(bytes([s]) * 16, part, 1000, 64).tobytes() for s in range(6) for part in (0, 1, 2, 255, 256)]
+    for _ in range(2):
+        streams += [
+            m.tobytes() for masks in MaskedRound(4, Degree(3, 2)).masks([(500, 64)] * 2).values() for m in masks
+        ]
+    windows = [np.lib.stride_tricks.sliding_window_view(np.frombuffer(s, np.uint8), 8) for s in streams]
+    numbers = np.concatenate([np.ascontiguousarray(each).view(np.uint64).ravel() for each in windows])
+    assert len(np.unique(numbers)) == len(numbers)
