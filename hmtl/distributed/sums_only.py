@@ -11,17 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hmtl.communication import Communicator
+from hmtl.communication import Communicator, Outcome, Sums
+from hmtl.distributed.control import AGAIN
 from hmtl.distributed.exchange import NODE_STATE, ProcessExchange
-from hmtl.errors import EngineError
+from hmtl.distributed.masked_figures import MaskingFigures, UnmaskingFigures
+from hmtl.errors import EngineError, ProcessLost
 from hmtl.mtl import Aggregator, Algorithm, Problem, Users
-from hmtl.training.engine import Values
+from hmtl.training.engine import RoundResult, Values
 
 
 class SumsOnlyExchange(ProcessExchange):
     """As `ProcessExchange`, for `metrics=sums`."""
 
     _kept: Tensor | None = None  # the best common model [m], at the server
+    _masking: MaskingFigures | UnmaskingFigures | None = None  # in this round, with secure sums
     _begins = False  # whether the users of this process begin from the common model
 
     def start(
@@ -60,10 +63,25 @@ class SumsOnlyExchange(ProcessExchange):
     def gather_setup(self, users: Users, aggregator: Aggregator, communicator: Communicator) -> None:
         self._gather(communicator, {})  # the server has aggregated what the network brought it
 
+    def gather_round(
+        self, algorithm: Algorithm, communicator: Communicator, outcome: Outcome, user_seconds: float, evaluate: bool
+    ) -> RoundResult | None:
+        secure = communicator.secure if isinstance(communicator, Sums) else None
+        self._masking = None
+        if secure and evaluate and len(self._placement.users):
+            self._masking = MaskingFigures(self._control, self._placement.users, secure)
+        elif secure and evaluate and self.leads:
+            self._masking = UnmaskingFigures(self._control, self._placement, secure)
+            self._masking.introduce()
+        return super().gather_round(algorithm, communicator, outcome, user_seconds, evaluate)
+
     def _measured_here(self, algorithm: Algorithm) -> Values:
         terms = algorithm.terms_of_figures()
         rows = torch.cat([each.flatten(1) for each in terms.values()], dim=1)  # int64 [n, L], a row for each user
-        return {"sum": rows.sum(0), "shapes": {name: list(each.shape[1:]) for name, each in terms.items()}}
+        total = self._masking.masked(rows) if isinstance(self._masking, MaskingFigures) else rows.sum(0)
+        if total is None:
+            return {}
+        return {"sum": total, "shapes": {name: list(each.shape[1:]) for name, each in terms.items()}}
 
     def _figures(
         self, algorithm: Algorithm, measured: dict[str, Values], first: bool
@@ -73,13 +91,23 @@ class SumsOnlyExchange(ProcessExchange):
         if not sent:
             return {}, {}
         shapes = sent[0]["shapes"]
-        total = torch.stack([each["sum"] for each in sent]).sum(0)
+        sums = {name: values["sum"] for name, values in measured.items()}
+        if isinstance(self._masking, UnmaskingFigures):
+            total = self._masking.total(sums)
+        else:
+            total = torch.stack(list(sums.values())).sum(0)
+        if total is None and first:
+            raise ProcessLost("too few users answered, so that the first figures cannot be unmasked.", AGAIN)
+        if total is None:
+            return {}, {}
         parts = torch.split(total, [torch.Size(shape).numel() for shape in shapes.values()])
-        sums = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-        return algorithm.figures_of_sums(sums), {}
+        named = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+        return algorithm.figures_of_sums(named), {}
 
     def _send_blocks(self, users: Users) -> None:
-        """Send no models."""
+        """Send no models; with secure sums, help to unmask that of figures."""
+        if isinstance(self._masking, MaskingFigures):
+            self._masking.reveal()
 
     def resumable(self, algorithm: Algorithm) -> bool:
         return not algorithm.users.personal

@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 import threads
 import torch
+from control_frames import listening
 from omegaconf import DictConfig, OmegaConf
-from thread_runs import SMALL, Fault, kill, train, train_in_threads
+from thread_runs import SMALL, kill, train, train_in_threads
 
-from hmtl.communication.messages import SERVER
 from hmtl.config.build import build, load_run
-from hmtl.distributed.control import from_bytes
-from hmtl.distributed.frames import CONTROL
 from hmtl.distributed.peers import Peers
 from hmtl.distributed.placement import Placement
 from hmtl.errors import CheckpointError, ConfigError, EngineError
@@ -46,22 +44,6 @@ def tensors(values: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
     if isinstance(children, dict):
         for name, each in children.items():
             yield from tensors(each, (*path, str(name)))
-
-
-def listening(told: dict[str, list[Any]]) -> Fault:
-    """Put what each host sends the server into `told`."""
-
-    def prepare(peers: Peers, rank: int) -> None:
-        send = peers.send
-
-        def send_and_note(to: str, frame: Any, *cast: Any) -> None:
-            if peers.name.startswith("host") and to == SERVER and frame.kind == CONTROL:
-                told[peers.name].append(from_bytes(frame.payload.numpy()[0].data))
-            send(to, frame, *cast)
-
-        peers.send = send_and_note  # type: ignore[method-assign]
-
-    return prepare
 
 
 @pytest.mark.parametrize("words", LEARNERS, ids=" ".join)
