@@ -22,6 +22,7 @@ def play(run: Run, cfg: DictConfig, remedy: str = "resume={}") -> None:
         stack.callback(run.exchange.close)
         if not run.exchange.leads:  # the leading process keeps the results
             run.trainer.fit(run.checkpoint)
+            _save_own_models(run)
             return
         stack.enter_context(held(run.output_dir))
         for logger in run.loggers:
@@ -46,22 +47,41 @@ def _train_and_report(run: Run, cfg: DictConfig, remedy: str) -> None:
     if run.trainer.interrupted:
         for logger in run.loggers:
             logger.close()  # ends the progress bar
-        print(f"Stopped after {len(history)} rounds. To continue: {remedy.format(folder)}")
+        ways = f"To continue: {remedy.format(folder)}"
+        if not run.exchange.resumable(algorithm):
+            ways = "It cannot be continued: with metrics=sums, hosts keep their users' state to themselves."
+        print(f"Stopped after {len(history)} rounds. {ways}")
         raise Interrupted(run.trainer.interrupted)
 
-    users = user_rows(algorithm, run.trainer.user_figures)
+    only_sums = cfg.metrics == "sums"
+    users = user_rows(algorithm, {} if only_sums else run.trainer.user_figures or algorithm.users.measure())
     dataset = cfg.dataset["_target_"].rsplit(".", 1)[-1]
     best = run.trainer.best
     settings = {"dataset": dataset, "seed": cfg.seed, "stopped_early": run.trainer.stopped_early or None}
     if accountant := run.trainer.accountant:
         settings |= accountant.describe(run.trainer.users_counted)
+    settings |= {"metrics": cfg.metrics} if only_sums else {}
     summary = summarize(algorithm, communicator, history, users, best, **settings)
     write_whole(folder / "users.csv", as_csv(users))
-    models_of(algorithm, run.exchange.models(algorithm, run.trainer.state)).save(folder / "models.npz")
+    models = run.exchange.models(algorithm, run.trainer.state)
+    if models is not None:
+        models_of(algorithm, models).save(folder / "models.npz")
     write_json(folder / "summary.json", summary.to_dict())  # the last file: it marks a finished run
     for logger in run.loggers:
         logger.finish(summary, lambda: {"topology": topology, **run_pictures(communicator.ledger, algorithm.relation)})
+    if models is None:
+        print("Models: models-host-*.npz at the hosts, each with those of its own users.")
     print(f"Results: {folder}")
+
+
+def _save_own_models(run: Run) -> None:
+    """Save the models of this host's users in its folder, if no other process gets them."""
+    from hmtl.inference.models import models_of
+
+    own = run.exchange.own_models(run.algorithm)
+    if own is not None and not run.trainer.interrupted:
+        name, models = own
+        models_of(run.algorithm, models, run.algorithm.problem.tasks).save(run.output_dir / f"models-{name}.npz")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from hmtl.distributed.frames import MAY_SEND, role
 from hmtl.distributed.multicast.group import Caster, Listener
 from hmtl.distributed.peers import Peers
 from hmtl.distributed.placement import Placement
+from hmtl.distributed.sums_only import SumsOnlyExchange
 from hmtl.topology import Moving, Topology
 from hmtl.training.engine import Engine, Exchange, Load
 
@@ -154,8 +155,9 @@ class ThreadEngine(Engine):
             tasks = load(None)
         return tuple(task if k in own else task.without_rows() for k, task in enumerate(tasks))
 
-    def connect(self, contacts: Topology | Moving, network: Network) -> Exchange:
-        return ProcessExchange(self.placement, self.peers, contacts, _engine.patience, _engine.comes_back)
+    def connect(self, contacts: Topology | Moving, network: Network, only_sums: bool = False) -> Exchange:
+        exchange = SumsOnlyExchange if only_sums else ProcessExchange
+        return exchange(self.placement, self.peers, contacts, _engine.patience, _engine.comes_back)
 
 
 _engine, _loading = local(), Lock()

@@ -3,6 +3,7 @@
 from __future__ import annotations  # so that a plan does not import what only training needs
 
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from hmtl.training.engine import Engine, Exchange
     from hmtl.training.trainer import Logger, Trainer
 
+log = logging.getLogger(__name__)
 NOT_IDENTITY = (
     "output_dir",
     "resume",
@@ -284,9 +286,12 @@ def build(cfg: DictConfig) -> Run:
 
     check(cfg)
     free = set(NOT_IDENTITY) - {"rounds"} if cfg.privacy.epsilon else NOT_IDENTITY  # the noise follows from both
-    folder, identity = Path(cfg.output_dir), flat(cfg, free)
+    folder, identity, only_sums = Path(cfg.output_dir), flat(cfg, free), cfg.metrics == "sums"
     engine: Engine = make_part(cfg, "engine", **targets.accepted(cfg.engine["_target_"], agreed=agreed(cfg)))
-    checkpoint = load_checkpoint(Path(cfg.resume), "train", identity) if cfg.resume and engine.leads else None
+    checkpoint = None
+    if cfg.resume and engine.leads:
+        hint = "With metrics=sums, a run over processes has none if users keep state of their own." * only_sums
+        checkpoint = load_checkpoint(Path(cfg.resume), "train", identity, hint)
     if checkpoint and (done := checkpoint["history"]["rounds"]) > cfg.rounds:
         raise ConfigError(f"rounds={cfg.rounds}: {cfg.resume} has {done} rounds already. Raise rounds.")
     tasks, topology = build_tasks(cfg, engine)
@@ -297,13 +302,20 @@ def build(cfg: DictConfig) -> Run:
             "Set dataset.standardize=task or none, or prepare tables beforehand."
         )
     with engine.barrier():
-        exchange = engine.connect(topology, make_part(cfg, "network"))
+        exchange = engine.connect(topology, make_part(cfg, "network"), only_sums)
         communicator = build_communicator(cfg, topology, links=exchange.links)
         participation = make_part(cfg, "participation")
         participation.check_relays(topology.H)
         accountant = build_accountant(cfg, participation)
         options = {"privacy": accountant.privacy} if accountant else {}
         algorithm, communicator = build_matching(cfg, build_problem(cfg, tasks), communicator, **options)
+        if only_sums:
+            check_only_sums(communicator)
+        elif cfg.secure and exchange.leads and not exchange.whole:
+            log.warning(
+                "with metrics=users, hosts tell the server each user's errors, and its model for checkpoints, although "
+                "secure=true hides its terms. Set metrics=sums."
+            )
     names = [name for name in _nodes(cfg) if name.startswith("logger.")]
     loggers = [make_part(cfg, name) for name in names] if exchange.leads else []
     trainer = Trainer(
@@ -324,6 +336,18 @@ def build(cfg: DictConfig) -> Run:
         accountant=accountant,
     )
     return Run(communicator, algorithm, trainer, loggers, folder, exchange, checkpoint)
+
+
+def check_only_sums(communicator: Communicator) -> None:
+    """Raise ConfigError if more than sums over users is known of a learner's state where measurements are made."""
+    from hmtl.communication import Sums
+
+    planner = communicator.planner
+    if not isinstance(communicator, Sums) or planner.preferred:
+        raise ConfigError(
+            "metrics=sums needs a learner whose server learns sums over users, and nobody else does. Set "
+            "communicator=sums aggregators=server, or metrics=users."
+        )
 
 
 def build_matching(

@@ -89,6 +89,7 @@ class TrainConfig(NetworkConfig):
     gap_tolerance: float = MISSING
     checkpoint_every: int = MISSING
     evaluate_every: int = MISSING
+    metrics: str = MISSING
     validation_fraction: float = MISSING
     early_stopping: int | None = MISSING
     resume: str | None = MISSING
@@ -150,6 +151,8 @@ def check_root(cfg: DictConfig, usual: DictConfig) -> None:
         raise ConfigError(
             "early_stopping needs validation rows, but validation_fraction is 0. Set it to 0.1, for example."
         )
+    if cfg.get("metrics", "users") not in ("users", "sums"):
+        raise ConfigError(f"metrics={cfg.metrics} is unknown. Choose users or sums.")
     known = [each.name for each in fields(TrainConfig if "algorithm" in cfg else PlanConfig)]
     groups = {"tune": TuneConfig, "privacy": PrivacyConfig}
     known += [f"{group}.{each.name}" for group, settings in groups.items() for each in fields(settings)]

@@ -75,6 +75,11 @@ class Preprocessing:
             if getattr(self, name) not in get_args(Scope):
                 raise ConfigError(f"{name}={getattr(self, name)} is not one of task, all and none. Choose one of them.")
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether all tasks get the same scaling."""
+        return "task" not in (self.standardize, self.center)
+
     def fit(self, x: Sequence[Features], y: Sequence[Tensor]) -> list[Scaling]:
         """Return the scaling of each task.
 

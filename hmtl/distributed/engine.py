@@ -26,6 +26,7 @@ from hmtl.distributed.meeting import Meeting
 from hmtl.distributed.multicast.group import Caster, Listener, Multicast
 from hmtl.distributed.peers import BEFORE, Peers
 from hmtl.distributed.placement import Placement, names_of
+from hmtl.distributed.sums_only import SumsOnlyExchange
 from hmtl.distributed.wire import Party, Wire
 from hmtl.errors import ConfigError, EngineError, HmtlError
 from hmtl.io.files import write_whole
@@ -168,7 +169,7 @@ class Processes(Engine):
             self._peers.close()
             raise
 
-    def connect(self, contacts: Topology | Moving, network: Network) -> Exchange:
+    def connect(self, contacts: Topology | Moving, network: Network, only_sums: bool = False) -> Exchange:
         """Return the exchange of this process with the others, after `load_tasks`.
 
         Raises:
@@ -185,7 +186,8 @@ class Processes(Engine):
         if self._known["measures"] and not self._comes_back:
             self._measure(Control(self._peers), contacts.at(0))
         self._peers.join(self._join_group(network))
-        self._exchange = ProcessExchange(self._placement, self._peers, contacts, self.patience, self._comes_back)
+        exchange = SumsOnlyExchange if only_sums else ProcessExchange
+        self._exchange = exchange(self._placement, self._peers, contacts, self.patience, self._comes_back)
         return self._exchange
 
     def _measure(self, control: Control, topology: Topology) -> None:

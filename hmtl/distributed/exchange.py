@@ -22,7 +22,7 @@ from hmtl.distributed.links import ProcessLinks
 from hmtl.distributed.peers import BEFORE, Peers
 from hmtl.distributed.placement import HostedUsers, Placement
 from hmtl.errors import CheckpointError, EngineError, Finished, ProcessLost
-from hmtl.mtl import Aggregator, Algorithm, Users
+from hmtl.mtl import Aggregator, Algorithm, Problem, Users
 from hmtl.mtl.algorithms.base import Ids
 from hmtl.topology import Moving, Topology
 from hmtl.training.engine import Exchange, RoundResult, Values
@@ -72,6 +72,10 @@ class ProcessExchange(Exchange):
         self._setup_bits: Tensor | int = 0  # as last sent
         self._setups: list[Tensor] = []  # the facts of all users in each set-up
         self._saved_users: dict[str, Tensor] = {}  # their state in the last checkpoint, once a host is lost
+        self._remedy = (
+            "To continue from the last checkpoint, start the server of a site again, or any other run with "
+            "resume=FOLDER."
+        )
 
     def links(self, ledger: LinkLedger) -> Links:
         return ProcessLinks(ledger, self._peers, self._contacts, self._placement.homes)
@@ -86,18 +90,22 @@ class ProcessExchange(Exchange):
         resumes: bool,
         load_checkpoint: Callable[[], Mapping[str, Any]],
     ) -> bool:
-        self._load_checkpoint, problem = load_checkpoint, algorithm.problem
+        self._load_checkpoint = load_checkpoint
         self._peers.limit(largest_body(algorithm))
         if self._comes_back:
             self._control.send(SERVER, {"ready": True})
             return True
+        self._gather_tasks(algorithm.problem, communicator)
+        return bool(self.broadcast({"resumes": resumes})["resumes"])
+
+    def _gather_tasks(self, problem: Problem, communicator: Communicator) -> None:
+        """Collect what the report needs of each user's data."""
         targets = problem.loss.measure == "mean squared error"  # R² needs them
         received = self._gather(communicator, {"tasks": [for_report(task, targets) for task in problem.tasks]})
         if self.leads:
             hosts = self._of_all_hosts(received)
             tasks = [task for values in hosts for task in values["tasks"]]
             problem.everybody = [tasks[place] for place in self._placement.order]
-        return bool(self.broadcast({"resumes": resumes})["resumes"])
 
     def gather_setup(self, users: Users, aggregator: Aggregator, communicator: Communicator) -> None:
         received = self._gather(communicator, {"facts": users.local_update(-1)[1]})
@@ -113,7 +121,7 @@ class ProcessExchange(Exchange):
         by_relays = not communicator.planner.server
         measures = evaluate and len(self._placement.users) > 0
         own = {
-            "user figures": algorithm.users.measure() if measures else {},
+            "measured": self._measured_here(algorithm) if measures else {},
             "aggregator": self._changed_facts(algorithm.aggregator) if by_relays and self._placement.is_relay else {},
             "users": len(outcome.users),
             "user seconds": user_seconds,
@@ -125,19 +133,28 @@ class ProcessExchange(Exchange):
             return None
         if by_relays:
             self._update_aggregator(algorithm.aggregator, outcome, received)
-        self._user_figures |= {
-            name: values["user figures"] for name, values in received.items() if values["user figures"]
-        }
         # if nothing travels, only the hosts know who took part
         users = len(outcome.users) if algorithm.users.numbers else sum(values["users"] for values in received.values())
         seconds = max(values["user seconds"] for values in (own, *received.values()))
-        unknown = communicator.ledger.rounds > 1 and not set(self._placement.hosts) <= set(self._user_figures)
-        if not evaluate or unknown:
+        if not evaluate:
             return RoundResult(users, seconds)
+        measured = {name: values["measured"] for name, values in received.items() if values["measured"]}
+        return RoundResult(users, seconds, *self._figures(algorithm, measured, communicator.ledger.rounds == 1))
+
+    def _measured_here(self, algorithm: Algorithm) -> Values:
+        """Return what this host sends about its users in an evaluated round."""
+        return algorithm.users.measure()
+
+    def _figures(
+        self, algorithm: Algorithm, measured: dict[str, Values], first: bool
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Return the figures and the measures of all users, given what hosts have sent; `first`: in round 0."""
+        self._user_figures |= measured
+        if not first and not set(self._placement.hosts) <= set(self._user_figures):
+            return {}, {}
         by_host = self._of_all_hosts(self._user_figures)
         user_figures = {key: self._placement.by_user([each[key] for each in by_host]) for key in by_host[0]}
-        figures = algorithm.figures(user_figures, self._receive_blocks(algorithm.users))
-        return RoundResult(users, seconds, figures, user_figures)
+        return algorithm.figures(user_figures, self._receive_blocks(algorithm.users)), user_figures
 
     def broadcast(self, values: Values) -> Values:
         return self._control.broadcast(values)
@@ -157,8 +174,7 @@ class ProcessExchange(Exchange):
                 if time.monotonic() > deadline:
                     raise EngineError(
                         f"{', '.join(names)} are lost, and did not come back within engine.patience="
-                        f"{self._patience:g} s. To continue from the last checkpoint, start the "
-                        "server of a site again, or any other run with resume=FOLDER."
+                        f"{self._patience:g} s. {self._remedy}"
                     )
                 time.sleep(PAUSE)
         without_state = bool(self._holders) and set(self._holders) <= set(lost)
@@ -180,9 +196,7 @@ class ProcessExchange(Exchange):
         communication = communicator.state_dict()
         if not self.leads:
             question = self._control.receive_from_leader()
-            answer = {NODE_STATE: communication[NODE_STATE], "users": {}}
-            if len(self._placement.users):
-                answer["users"] = algorithm.users.state_dict() | algorithm.users.derived()
+            answer = self._own_state(algorithm, communication)
             if question["with aggregator"]:
                 answer["aggregator"] = algorithm.aggregator.state_dict()
             self._control.send(SERVER, answer)
@@ -215,6 +229,11 @@ class ProcessExchange(Exchange):
         sides = {"users": users, "aggregator": aggregator}
         state = {"algorithm": sides, "communicator": communication | {NODE_STATE: nodes}, "setups": self._setups}
         return self.reconciled(state, algorithm) if outdated else state
+
+    def _own_state(self, algorithm: Algorithm, communication: Values) -> Values:
+        """Return the state of this process's node, and of its users."""
+        users = algorithm.users.state_dict() | algorithm.users.derived() if len(self._placement.users) else {}
+        return {NODE_STATE: communication[NODE_STATE], "users": users}
 
     def reconciled(self, state: Values, algorithm: Algorithm) -> Values:
         """See `Exchange.reconciled`. The nodes' own state is dropped: what they know of each other is outdated, too."""
@@ -260,8 +279,8 @@ class ProcessExchange(Exchange):
     def _part(self, state: Mapping[str, Any], name: str, algorithm: Algorithm, communicator: Communicator) -> Values:
         """Return the part of a state that a node needs."""
         nodes, sides, placement = state["communicator"][NODE_STATE], state["algorithm"], self._placement
-        users = {key: sides["users"][key] for key in algorithm.users.state_dict()}  # without what follows from these
-        part: Values = {"users": _rows_of(users, placement.users_of(name))}
+        users = {key: sides["users"][key] for key in algorithm.users.state_dict() if key in sides["users"]}
+        part: Values = {"users": _rows_of(users, placement.users_of(name))}  # without what follows from these
         holds = name == SERVER and communicator.planner.server
         if communicator.planner.preferred:  # the other relays get the aggregator's state in the next round
             versions = {relay: _version(nodes, relay) for relay in placement.relays}

@@ -7,7 +7,7 @@ import difflib
 import json
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import issparse
 from torch import Tensor, nn
 
-from hmtl.data import Scaling
+from hmtl.data import Scaling, Task
 from hmtl.data.arrays import features
 from hmtl.data.sparse import finite
 from hmtl.data.table_features import TableFeatures
@@ -290,10 +290,17 @@ def _check(models: Models, is_network: bool) -> None:
         raise ValueError(f"the table has {len(models.table.names)} features, not {list(models.shape)}")
 
 
-def models_of(algorithm: Algorithm, W: Tensor | None = None) -> Models:
-    """Return the models that an algorithm has trained; W [m, K] if it does not hold all of them itself."""
+def models_of(algorithm: Algorithm, W: Tensor | None = None, tasks: Sequence[Task] | None = None) -> Models:
+    """Return the models that an algorithm has trained.
+
+    Args:
+        algorithm: the algorithm.
+        W: the models [m, K] if it does not hold all of them itself.
+        tasks: the tasks of the users whose models these are; None: of all.
+    """
     problem = algorithm.problem
-    tasks, scalings = problem.everybody, [task.scaling for task in problem.everybody]
+    tasks = problem.everybody if tasks is None else tasks
+    scalings = [task.scaling for task in tasks]
     labels: Any = tasks[0].labels
     if labels is None:
         labels = range(tasks[0].classes) if tasks[0].classes else problem.loss.labels or ()

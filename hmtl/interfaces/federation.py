@@ -131,6 +131,6 @@ class Federation:
         """Loads, times, errors and users, as in summary.json."""
         if self._trainer is None:
             raise ConfigError("There is no summary before the first round. Call train.")
-        users = user_rows(self.algorithm, self._trainer.user_figures)
+        users = user_rows(self.algorithm, self._trainer.user_figures or self.algorithm.users.measure())
         about: Mapping[str, Any] = {"dataset": "own", "seed": self.seed}
         return summarize(self.algorithm, self.communicator, self.history, users, self._trainer.best, **about)

@@ -97,15 +97,28 @@ def summarize(name: str, values: Tensor, counts: Tensor) -> dict[str, float]:
         values: the values [K].
         counts: numbers of rows [K].
     """
-    has_rows, defined = counts > 0, (counts > 0) & ~values.isnan()
-    users = int(defined.sum())
-    figures = dict.fromkeys((name, f"{name}_weighted", f"{name}_median", f"{name}_worst"), math.nan)
-    if users:
-        values, weights = values[defined].double(), counts[defined].double()
-        worst = values.max() if name.endswith(("error", "loss")) else values.min()
-        each = (values.mean(), weights @ values / weights.sum(), values.quantile(0.5), worst)
-        figures = dict(zip(figures, map(float, each), strict=True))
-    return figures | ({f"{name}_users": users} if users < int(has_rows.sum()) else {})
+    figures = means(name, terms_of_means(values, counts).sum(0))
+    defined = values[(counts > 0) & ~values.isnan()].double()
+    each = (math.nan, math.nan)
+    if len(defined):
+        each = float(defined.quantile(0.5)), float(defined.max() if name.endswith(("error", "loss")) else defined.min())
+    users = {key: figures.pop(key) for key in list(figures) if key == f"{name}_users"}  # the last one
+    return figures | dict(zip((f"{name}_median", f"{name}_worst"), each, strict=True)) | users
+
+
+def terms_of_means(values: Tensor, counts: Tensor) -> Tensor:
+    """Return what users add to the sums that `means` needs [K, 5], for values [K] and numbers of rows [K]."""
+    defined = (counts > 0) & ~values.isnan()
+    own, n = torch.where(defined, values, 0).double(), torch.where(defined, counts, 0).double()
+    return torch.stack([defined.double(), own, n, n * own, (counts > 0).double()], dim=1)
+
+
+def means(name: str, sums: Tensor) -> dict[str, float]:
+    """Return the mean over users and the mean weighted by rows, see `summarize`, from sums of `terms_of_means` [5]."""
+    users, total, rows, weighted, with_rows = sums.tolist()
+    both = (total / users, weighted / rows) if users else (math.nan, math.nan)
+    figures = dict(zip((name, f"{name}_weighted"), both, strict=True))
+    return figures | ({f"{name}_users": int(users)} if users < with_rows else {})
 
 
 def _by_user(name: str, function: OwnMeasure) -> Measure:

@@ -26,10 +26,13 @@ from hmtl.data.sparse import Features, stacked, times
 from hmtl.data.tasks import classified
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl.losses import Loss, OneVsRest
-from hmtl.mtl.measures import OwnMeasure, measures_for, summarize
+from hmtl.mtl.measures import OwnMeasure, means, measures_for, summarize, terms_of_means
 from hmtl.mtl.regularizers import Regularizer
 from hmtl.mtl.sums import Grid
 from hmtl.rng import generator
+
+SPLITS = ("train", "test", "validation")
+"""Parts of the rows that may be measured."""
 
 
 @dataclass(frozen=True)
@@ -315,6 +318,47 @@ class Problem:
             shift = torch.tensor([[task.scaling.target_mean] for task in self.tasks]).to(y)
             predictions, y = predictions + shift, y + shift
         return {f"{split}_{name}": measure(predictions, y, present) for name, measure in self.measures.items()}
+
+    def is_measure(self, name: str) -> bool:
+        """Return whether this is the name of a measure on the rows of a split, such as `test_error`."""
+        return name.endswith(tuple(f"_{measure}" for measure in self.measures)) and bool(
+            set(name.split("_")) & {*SPLITS}
+        )
+
+    def terms_of_figures(self, measured: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what the users of this process add to the sums that `figures_of_sums` needs, float64 [K, ...].
+
+        Args:
+            measured: the measures of these users by name, [K] each, among further values.
+        """
+        terms = {}
+        for name in filter(self.is_measure, measured):
+            rows = next(part for part in name.split("_") if part in SPLITS)
+            counts = [len(getattr(task, f"y_{rows}")) for task in self.tasks]
+            terms[name] = terms_of_means(measured[name], torch.tensor(counts, device=measured[name].device))
+        if self.loss.measure == "mean squared error":
+            for split in self.splits:
+                ys = [getattr(task.raw, f"y_{split}").double() for task in self.tasks]
+                moments = [torch.stack([y.new_tensor(len(y)), y.sum(), y.square().sum()]) for y in ys]
+                terms[f"targets {split}"] = torch.stack(moments) if moments else torch.zeros(0, 3, dtype=torch.float64)
+        return terms
+
+    def figures_of_sums(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return means of measures over the users whose `terms_of_figures` have been added up; in regression, R², too.
+
+        Users without rows of a split are left out; if no user has any, nothing of the split is in the result.
+        """
+        figures = dict[str, float]()
+        for name in filter(self.is_measure, sums):
+            if sums[name][-1]:
+                figures |= means(name, sums[name])
+        for split in self.splits:
+            if (name := f"targets {split}") in sums and (n := float(sums[name][0])):
+                _, total, squares = sums[name].tolist()
+                around_mean = squares - total**2 / n
+                if around_mean > 1e-12 * squares:  # R² is undefined for constant targets
+                    figures[f"{split}_r2"] = 1 - float(sums[f"{split}_error"][3]) / around_mean
+        return figures
 
     def figures(self, split: str, measured: Mapping[str, Tensor]) -> dict[str, float]:
         """Summarise what `measure` returned, of all users; in regression, add R².

@@ -18,6 +18,8 @@ from torch import Tensor
 from hmtl.errors import ConfigError, RangeError
 
 MAX_SUM = 2.0**61  # of K terms; K differences of terms then sum to at most 2^62, plus K terms to less than 2^63
+DIGITS = 3  # words of a figure, see `to_digits`
+LARGEST_FIGURE = 2.0**60
 WORK = 2**16  # numbers in a block, so that intermediate results stay in the processor's cache
 
 MakeTerms = Callable[[slice, slice], Tensor]
@@ -139,6 +141,24 @@ class Grid:
         return bool((coarse << self.bits) + rest > 0)
 
 
+def to_digits(x: Tensor) -> Tensor:
+    """Return numbers as int64 [..., 3]: their digits to the base 2^40, from 2^20 on, so that millions can be added.
+
+    A number below 2^60 is exact up to 2^-60: sums of figures have no other range or precision than doubles.
+    """
+    digits, rest = [], x.double() * 2.0**-20
+    for _ in range(DIGITS):
+        digits.append(rest.trunc())
+        rest = (rest - digits[-1]) * 2.0**40
+    return torch.stack(digits, dim=-1).to(torch.int64)
+
+
+def from_digits(digits: Tensor) -> Tensor:
+    """Return the numbers [...] of sums of `to_digits`, [..., 3], rounded once, float64."""
+    numbers = [((a << 80) + (b << 40) + c) / 2**60 for a, b, c in digits.view(-1, DIGITS).tolist()]
+    return torch.tensor(numbers, dtype=torch.float64).view(digits.shape[:-1])
+
+
 @dataclass(frozen=True, eq=False)
 class Form:
     """A matrix diag(δ) + U C Uᵀ [K, K]: a diagonal plus a matrix of low rank.
@@ -210,24 +230,36 @@ class Form:
             part = W[rows, columns].double()
             squares = squares + self.delta[rows] @ part.square().sum(1)
             sums[:, columns] += self.U[rows].T @ part
+        return self.value(squares, sums)
+
+    def squares(self, V: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
+        """Return δ_k ‖v_k‖² of these users, [n], for V [n, m]."""
+        squares: Tensor = torch.linalg.vector_norm(V, dim=1, dtype=torch.float64).square()
+        return self.delta[users] * squares
+
+    def value(self, squares: Tensor, sums: Tensor) -> Tensor:
+        """Return `penalty` of V, given Σ_k δ_k ‖v_k‖² and the sums Σ_k U_kᵀ v_k [q, m]."""
         return 0.5 * (squares + (sums * (self.C @ sums)).sum())
 
-    def penalty_bound(self, V: Tensor, left: Tensor) -> float:
-        """Return a bound of `penalty` of V [K, m], given sums that lack a part of each user's terms.
+    def bound(self, squares: Tensor, sums: Tensor, missing: Tensor, norms: Tensor) -> Tensor:
+        """Return a bound of `value`, given what users know of sums that lack a part of each user's terms.
 
         Aggregators hold ŝ = s - Σ_k ε_k. Then tr(s C sᵀ) ≤ tr(ŝ C ŝᵀ) + 2 Σ_k tr(ŝ C ε_kᵀ) + ‖C‖ (Σ_k ‖ε_k‖)², so that
         two numbers of each user suffice, and ‖v_k‖.
 
         Args:
-            V: V [K, m].
-            left: ε [K, q·m], what the sums lack of each user's terms.
+            squares, sums: as in `value`, of V.
+            missing: Σ_k ε_k [q, m], where ε_k is what the sums lack of user k's terms.
+            norms: Σ_k ‖ε_k‖.
         """
-        missing = left.sum(0).view(self.q, -1)
-        held = self.terms(V).sum(0).view(self.q, -1) - missing
-        own = self.delta @ V.square().sum(1)
+        held = sums - missing
         coupled = (held * (self.C @ (held + 2 * missing))).sum()
-        rest = torch.linalg.matrix_norm(self.C, 2) * left.norm(dim=1).sum().square()
-        return 0.5 * float(own + coupled + rest)
+        rest: Tensor = torch.linalg.matrix_norm(self.C, 2) * norms.square()
+        return 0.5 * (squares + coupled + rest)
+
+    def by_sum(self, numbers: Tensor) -> Tensor:
+        """Return the numbers [q·m] of sums as [q, m]."""
+        return numbers.view(self.q, -1 if self.q else 0)
 
     def terms(self, V: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
         """Return U_kᵀ v_k of these users, [n, q·m], for V [n, m]."""

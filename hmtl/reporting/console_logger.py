@@ -117,6 +117,8 @@ def run_report(summary: Summary) -> Iterator[Table | str]:
     if learned:
         yield as_table("Learning", ("", "final"), learned)
     yield _measures(summary)
+    if summary.metrics == "sums":
+        yield "metrics=sums: no user is measured by itself, so that there are no medians and no worst users."
     gap, primal = figures.get("gap", 0.0), figures.get("primal", 0.0)
     if gap > FAR * abs(primal):
         share = f"{gap / abs(primal):.0%} of the primal objective" if primal else f"{gap:.2e}"
@@ -219,15 +221,18 @@ def _class_of_bounds(summary: Summary) -> str:
 def _measures(summary: Summary) -> Table:
     """Return the table of measures over users: the error on training rows, and all measures on test rows, if any."""
     figures, rows = summary.figures, []
-    measures = [key.removesuffix("_median") for key in figures if key.endswith("_median")]
+    measures = [key.removesuffix("_weighted") for key in figures if key.endswith("_weighted")]
+    shown = {
+        end: label for end, label in OVER_USERS.items() if any(f"{measure}{end}" in figures for measure in measures)
+    }
     tested = any(measure.startswith("test_") for measure in measures)
     for measure in measures:
         errors = ("train_error", "validation_error", "test_error")
         if measure.startswith("test_") or measure.endswith(errors) or not tested:
             label = measure.replace("_", " ").replace("auc", "AUC")
             users = f", {figures[f'{measure}_users']} users" if f"{measure}_users" in figures else ""
-            rows.append([f"{label}{users}", *(f"{figures[measure + end]:.4f}" for end in OVER_USERS)])
-    return as_table(f"Measures over users; error: {summary.error_measure}", ("", *OVER_USERS.values()), rows)
+            rows.append([f"{label}{users}", *(f"{figures[measure + end]:.4f}" for end in shown)])
+    return as_table(f"Measures over users; error: {summary.error_measure}", ("", *shown.values()), rows)
 
 
 def _users(summary: Summary) -> Table:

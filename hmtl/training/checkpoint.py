@@ -37,20 +37,24 @@ def save_checkpoint(path: Path, command: str, identity: Mapping[str, Any], state
         ) from error
 
 
-def load_checkpoint(path: Path, command: str = "train", identity: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def load_checkpoint(
+    path: Path, command: str = "train", identity: Mapping[str, Any] | None = None, hint: str = ""
+) -> dict[str, Any]:
     """Return the content of a checkpoint.
 
     Args:
         path: a checkpoint, or the folder of a run.
         command: the command that wants to resume it.
         identity: the configuration that the checkpoint has to share; None: any.
+        hint: why there may be none.
 
     Raises:
         CheckpointError: there is no checkpoint, it is damaged, of another version, command or configuration.
     """
     file = path / "checkpoint.pt" if path.is_dir() else path
     if not file.is_file():
-        raise CheckpointError(f"{file} is missing: set resume to the folder of a run or to its checkpoint.pt.")
+        remedy = "Set resume to the folder of a run or to its checkpoint.pt."
+        raise CheckpointError(f"{file} is missing. {hint}{' ' * bool(hint)}{remedy}")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever zipfile and pickle meet in a damaged file

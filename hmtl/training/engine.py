@@ -83,9 +83,12 @@ class Exchange:
         """Return what was measured and sent in a round; None in all processes but the leading one."""
         if not evaluate:
             return RoundResult(len(outcome.users), user_seconds)
+        return RoundResult(len(outcome.users), user_seconds, *self._measured(algorithm))
+
+    def _measured(self, algorithm: Algorithm) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Return the figures, and the measures of each user."""
         measured = algorithm.users.measure()
-        figures = algorithm.figures(measured, algorithm.users.blocks())
-        return RoundResult(len(outcome.users), user_seconds, figures, measured)
+        return algorithm.figures(measured, algorithm.users.blocks()), measured
 
     def broadcast(self, values: Values) -> Values:
         """Return the values of the leading process in all processes."""
@@ -102,6 +105,14 @@ class Exchange:
         """
         return False
 
+    def resumable(self, algorithm: Algorithm) -> bool:
+        """Return whether a run can continue from a state that was gathered before."""
+        return True
+
+    def keep(self, algorithm: Algorithm) -> None:
+        """Keep the present models, the best so far."""
+        algorithm.users.keep()
+
     def reconciled(self, state: Values, algorithm: Algorithm) -> Values:
         """Return a state whose parts agree, for one whose parts are of different rounds; see `Algorithm.reconciled`."""
         return state
@@ -113,13 +124,17 @@ class Exchange:
         assert state is not None
         return state
 
-    def models(self, algorithm: Algorithm, state: Mapping[str, Any] | None) -> Tensor:
-        """Return all users' models [m, K], `state` being the last one that was gathered."""
+    def models(self, algorithm: Algorithm, state: Mapping[str, Any] | None) -> Tensor | None:
+        """Return all users' models [m, K], `state` being the last one that was gathered; None: hosts keep them."""
         assert state is not None, "only the leading process holds the state of all users"
         return algorithm.users.handed_out(state["algorithm"]["users"]).T
 
     def finish(self) -> None:
         """Tell processes that are coming back that there are no more rounds."""
+
+    def own_models(self, algorithm: Algorithm) -> tuple[str, Tensor] | None:
+        """Return this node's name and the models [m, K] of its users if no other process gets them."""
+        return None
 
     def missing(self) -> Collection[str]:
         """Return the nodes whose processes are late or lost."""
@@ -127,6 +142,14 @@ class Exchange:
 
     def close(self) -> None:
         """Leave the other processes."""
+
+
+class SumsOnly(Exchange):
+    """The exchange of a single process that measures no user by itself, only sums over all."""
+
+    def _measured(self, algorithm: Algorithm) -> tuple[dict[str, float], dict[str, Tensor]]:
+        sums = {name: terms.sum(0) for name, terms in algorithm.terms_of_figures().items()}
+        return algorithm.figures_of_sums(sums), {}
 
 
 class Engine:
@@ -146,6 +169,6 @@ class Engine:
         """Continue once all processes have left the block; an error in one of them is raised in all."""
         return nullcontext()
 
-    def connect(self, contacts: Topology | Moving, network: Network) -> Exchange:
-        """Connect this process to the others, after `load_tasks`."""
-        return Exchange()
+    def connect(self, contacts: Topology | Moving, network: Network, only_sums: bool = False) -> Exchange:
+        """Connect this process to the others, after `load_tasks`; `only_sums`: no user is measured by itself."""
+        return SumsOnly() if only_sums else Exchange()

@@ -71,6 +71,7 @@ class Summary(BaseModel):
         epsilon, delta: differential privacy of all rounds for somebody who sees the models only, see
             `hmtl.training.accountant.Accountant`.
         epsilon_sample_known: the same for somebody who also knows who took part in which round.
+        metrics: "sums" if only sums over users were measured, so that there are no worst users; None: each user was.
         worst_users: users with the largest errors.
     """
 
@@ -114,6 +115,7 @@ class Summary(BaseModel):
     clip: float | None = None
     noise: float | None = None
     randomness: str | None = None
+    metrics: str | None = None
     time: Time
     worst_users: list[UserRow]
 
@@ -170,7 +172,7 @@ def summarize(
         models_after=None if best is None else best + 1,
         empty_rounds=sum(int(row["empty"]) for row in history) or None,
         time=_time(communicator, history),
-        worst_users=sorted(users, key=user_error, reverse=True)[:WORST_USERS],
+        worst_users=sorted(filter(_is_measured, users), key=user_error, reverse=True)[:WORST_USERS],
     )
 
 
@@ -194,9 +196,10 @@ def _time(communicator: Communicator, rows: Iterable[Measurements]) -> Time:
 
 
 def user_rows(algorithm: Algorithm, measured: Mapping[str, Tensor]) -> list[UserRow]:
-    """Return the rows and measures of all users, from what `Users.measure` returned; if that is empty, measure now."""
-    measured, problem = measured or algorithm.users.measure(), algorithm.problem
+    """Return the rows of all users, and the measures among what `Users.measure` returned, if there are any."""
+    problem = algorithm.problem
     columns = [f"{split}_{measure}" for measure in problem.measures for split in ("train", "test")]
+    columns = [column for column in columns if column in measured]
 
     def value(column: str, k: int) -> float | None:
         number = float(measured[column][k]) if k < len(measured[column]) else math.nan  # only hosts measure their users
@@ -211,6 +214,10 @@ def user_rows(algorithm: Algorithm, measured: Mapping[str, Tensor]) -> list[User
         }
         for k, task in enumerate(problem.everybody)
     ]
+
+
+def _is_measured(user: UserRow) -> bool:
+    return "train_error" in user
 
 
 def user_error(user: UserRow) -> float:

@@ -112,7 +112,7 @@ class Trainer:
         self.state: Mapping[str, Any] | None = None
         self.best: int | None = None
         self.user_figures: Mapping[str, Tensor] = {}
-        self._latest_figures: Mapping[str, Tensor] = {}  # of the last evaluation
+        self._latest_figures: Mapping[str, Tensor] | None = None  # of the last evaluation; None: before the first
         self._caught: Sequence[int] = ()  # signals
         self._saved = 0  # rounds in the checkpoint that this run continued from
 
@@ -228,7 +228,7 @@ class Trainer:
             )
             self.interrupted = decision["interrupted"]
             if decision["keep"]:
-                self.algorithm.users.keep()
+                self.exchange.keep(self.algorithm)
             if not decision["restart"]:
                 return not decision["done"]
             self._restart()
@@ -242,7 +242,7 @@ class Trainer:
         """
         last = self.history[-1] if self.history else {}
         rank = self._rank(last) if "train_error" in last else None
-        if rank is None or not self._latest_figures:
+        if rank is None or self._latest_figures is None:
             if self.best is None:
                 self.user_figures = self._latest_figures or self.user_figures
             return False
@@ -285,8 +285,9 @@ class Trainer:
         result = self.exchange.gather_round(algorithm, communicator, outcome, user_seconds, evaluate)
         if result is None:
             return {}
-        measures = {key: each for key, each in result.user_figures.items() if key.startswith(("train_", "test_"))}
-        self._latest_figures = measures or self._latest_figures
+        if result.figures:
+            measured = result.user_figures.items()
+            self._latest_figures = {key: each for key, each in measured if key.startswith(("train_", "test_"))}
         row = measure_round(number, communicator, outcome, result)
         return row | (
             {"epsilon": self.accountant.spent([*self.users_counted, result.users])} if self.accountant else {}
@@ -297,10 +298,11 @@ class Trainer:
             logger.log(row)
 
     def _save(self) -> Mapping[str, Any] | None:
-        """Save a checkpoint, and return the state of algorithm and communicator, on the leading process."""
+        """Save a checkpoint if a run can continue from one, and return what it holds, on the leading process."""
         state = self.exchange.gather_state(self.algorithm, self.communicator)
         if state is not None:
             own = {"history": self.history.state_dict(), "best": self.best, "user_figures": dict(self.user_figures)}
             state = own | dict(state)
+        if state is not None and self.exchange.resumable(self.algorithm):
             save_checkpoint(self.checkpoint, "train", self.settings.identity, state)
         return state

@@ -1,5 +1,7 @@
 """Grid and forms: sums with the same bits in any order, no overflow, and the matrices that forms stand for."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from hmtl.errors import ConfigError, RangeError
 from hmtl.mtl import Mean, Ridge, sums
 from hmtl.mtl.regularizers import SharedModel
-from hmtl.mtl.sums import Form, Grid, Terms
+from hmtl.mtl.sums import Form, Grid, Terms, from_digits, to_digits
 
 
 @settings(max_examples=30)
@@ -93,3 +95,10 @@ def test_terms_do_not_depend_on_blocks(monkeypatch, work: int) -> None:
         terms = Terms((n, 2, 11), lambda rows, columns: values[rows, :, columns], values.device)
         assert torch.equal(terms.all(), values[:n].flatten(1))
         assert torch.equal(terms.sum(), values[:n].flatten(1).sum(0, keepdim=True))
+
+
+@given(st.lists(st.floats(-(2.0**60), 2.0**60).filter(lambda x: x == 0 or abs(x) > 2.0**-8), min_size=1, max_size=40))
+def test_sums_of_figures_are_rounded_once(numbers: list[float]) -> None:
+    """Of doubles that are multiples of 2^-60 the sum is exact until it is rounded, as that of `math.fsum`."""
+    digits = to_digits(torch.tensor(numbers, dtype=torch.float64)[:, None])
+    assert from_digits(digits.sum(0)).tolist() == [math.fsum(numbers)]

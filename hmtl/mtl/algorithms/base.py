@@ -21,10 +21,14 @@ from hmtl.mtl.losses import snake_case
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.regularizers import Relation, dense
+from hmtl.mtl.sums import LARGEST_FIGURE, from_digits, to_digits
 
 Ids = NDArray[np.int64]
 """Numbers of users, ascending."""
 NOBODY: Ids = np.empty(0, dtype=np.int64)
+DIVERGED = (
+    "the models are not finite: training diverges. Lower solver.step or solver.passes, raise lam, or scale the data."
+)
 MessageKind = Literal["ivs", "sums"]
 """What users send: IVs, or the terms of sums, which relays and server may add."""
 
@@ -124,6 +128,11 @@ class Users(Side):
         """Yield the models [K, m] a few columns at a time, if `Algorithm.figures` needs them."""
         yield from ()
 
+    @property
+    def personal(self) -> bool:
+        """Whether users keep numbers from round to round beside a model that follows from the aggregator's state."""
+        return True
+
     def keep(self) -> None:
         """Keep the present models, the best so far, in the buffer `kept` [K, m]."""
         self.register_buffer("kept", self.predictors(self.state_dict()))
@@ -210,6 +219,7 @@ class Algorithm(ABC):
 
     Attributes:
         regularized: whether the algorithm uses the regularizer of the problem.
+        vectors: names of those sums in `figures_of_sums` that are of models or dual vectors, on the problem's grid.
         problem: data, loss and regularizer.
         seed: seed of all random draws.
         participation: who takes part in a round, and how much each user does.
@@ -218,6 +228,7 @@ class Algorithm(ABC):
     """
 
     regularized: ClassVar[bool] = True
+    vectors: ClassVar[tuple[str, ...]] = ()
     problem: Problem
     seed: int
     participation: Participation
@@ -233,6 +244,11 @@ class Algorithm(ABC):
     @abstractmethod
     def W(self) -> Tensor:
         """The users' models [d, K]."""
+
+    @property
+    def common(self) -> Tensor | None:
+        """The model [m] with which all users predict, from the aggregator's state; None: users have their own."""
+        return None
 
     @property
     def relation(self) -> Relation | None:
@@ -297,12 +313,8 @@ class Algorithm(ABC):
             RangeError: a model is not finite.
         """
         # a measure may be undefined for a user, such as one without test rows, which is not a divergence
-        ends = tuple(f"_{name}" for name in self.problem.measures)
-        if not all(each.isfinite().all() for name, each in measured.items() if not name.endswith(ends)):
-            raise RangeError(
-                "the models are not finite: training diverges. Lower solver.step or solver.passes, raise lam, or scale "
-                "the data."
-            )
+        if not all(each.isfinite().all() for name, each in measured.items() if not self.problem.is_measure(name)):
+            raise RangeError(DIVERGED)
         figures = self._objective(measured, blocks)
         for split in self.problem.splits:
             figures |= self.problem.figures(split, measured)
@@ -311,6 +323,54 @@ class Algorithm(ABC):
     @abstractmethod
     def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
         """Return the primal, and the dual and the gap if there are any."""
+
+    @torch.no_grad()
+    def terms_of_figures(self) -> dict[str, Tensor]:
+        """Return what each user of this process adds to the sums that `figures_of_sums` needs, int64 [K, ...].
+
+        It is all that leaves a user for measurements with `metrics=sums`. A user whose figures are not finite adds
+        zeros, and is not counted among the finite ones.
+        """
+        measured = self.users.measure()
+        own = {name: each.double() for name, each in measured.items() if not self.problem.is_measure(name)}
+        in_range = [(each.abs() < LARGEST_FIGURE).reshape(len(each), -1).all(1) for each in own.values()]
+        fine = torch.stack(in_range).all(0)
+        own = {name: each.where(fine.view(-1, *(1,) * (each.ndim - 1)), 0) for name, each in own.items()}
+        terms = {"users": torch.stack([torch.ones_like(fine), fine], dim=1)}
+        terms |= self._objective_terms(own) | self.problem.terms_of_figures(measured)
+        return {name: each if each.dtype == torch.int64 else to_digits(each) for name, each in terms.items()}
+
+    def figures_of_sums(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return `figures` without medians and worst users, from sums of `terms_of_figures` over users.
+
+        If the terms of some users are missing, there is no objective, and means are over the others.
+
+        Raises:
+            RangeError: a model is not finite.
+        """
+        grid = self.problem.grid
+        values = {
+            name: (grid.values(each) if name in self.vectors else from_digits(each)).to(self.problem.s.device)
+            for name, each in sums.items()
+        }
+        users, finite = values["users"].tolist()
+        if finite < users:
+            raise RangeError(DIVERGED)
+        objective = self._objective_of_sums(values) if users == self.problem.K else {}
+        return objective | self.problem.figures_of_sums(values)
+
+    def _objective_terms(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what users add to the sums that `_objective_of_sums` needs [K, ...].
+
+        Args:
+            own: what `Users.measure` returned beside measures.
+        """
+        return {name: each.sum(tuple(range(1, each.ndim))) if each.ndim > 1 else each for name, each in own.items()}
+
+    def _objective_of_sums(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Return `_objective` without measures, from sums over all users; by default, it needs no more than these."""
+        own = {name: each for name, each in sums.items() if not self.problem.is_measure(name)}
+        return self._objective(own, iter(()))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of both sides, as tensors in plain dictionaries."""

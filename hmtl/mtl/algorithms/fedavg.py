@@ -130,6 +130,10 @@ class AveragedUsers(NetworkUsers):
         super().__init__(local, sending, pull)
         self.trained = self.W
 
+    @property
+    def personal(self) -> bool:
+        return not self.state_dict().keys() <= {"W", "kept"}
+
     def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
         models = super()._train(round, users, rows, budgets)
         return (*models, *models)
@@ -169,6 +173,17 @@ class FedAvg(NetworkAlgorithm):
     @property
     def bounded(self) -> bool:
         return True
+
+    @property
+    def common(self) -> Tensor | None:
+        if not isinstance(self.users, AveragedUsers):
+            return None
+        assert isinstance(self.aggregator, AverageTerms)
+        return self._average_of(self.aggregator)
+
+    def _average_of(self, aggregator: AverageTerms) -> Tensor:
+        """Return what an aggregator holds as the average, [a]."""
+        return aggregator.average.model(aggregator.S, float(aggregator.counts.sum()))[0]
 
     @property
     def _start(self) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hmtl.errors import ConfigError, RangeError
 from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, Users, no_sums, with_rows
-from hmtl.mtl.algorithms.fedu_sums import CoupleModels, CoupleTerms, PenaltySteps, SendCouplingTerms
+from hmtl.mtl.algorithms.fedu_sums import CoupleBySums, CoupleModels, CoupleTerms, PenaltySteps, SendCouplingTerms
 from hmtl.mtl.algorithms.networks import NetworkAlgorithm, NetworkUsers, Sending
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.penalties import dense_step, implicit_step, sparse_step
@@ -296,6 +296,7 @@ class FedU(NetworkAlgorithm):
     Ref: Dinh et al. 2021, algorithm 1.
     """
 
+    vectors = ("W",)
     aggregator: CouplingAggregator
 
     @classmethod
@@ -320,6 +321,18 @@ class FedU(NetworkAlgorithm):
     def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
         penalty = sum(self.aggregator.structure.penalty(block) for block in blocks)
         return {"primal": float(measured["losses"].sum() + penalty)}
+
+    def _objective_terms(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        assert isinstance(self.aggregator, CoupleBySums)  # users send terms
+        assert isinstance(self.users, FedUUsers)
+        steps, W, users = self.aggregator.steps, self.users.W, torch.from_numpy(self.problem.users)
+        squares = steps.form.squares(W, users)
+        return super()._objective_terms(own) | {"W squares": squares, "W": steps.terms(W, users).flatten(1)}
+
+    def _objective_of_sums(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        assert isinstance(self.aggregator, CoupleBySums)  # users send terms
+        form = self.aggregator.steps.form
+        return {"primal": float(sums["losses"] + form.value(sums["W squares"], form.by_sum(sums["W"])))}
 
 
 def form_of(problem: Problem) -> Form | None:

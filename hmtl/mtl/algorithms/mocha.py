@@ -18,8 +18,9 @@ from hmtl.mtl.algorithms.dual_users import DualUsers, LocalUsers, SummedDualUser
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
-from hmtl.mtl.regularizers import Relation, Ridge, SharedModel, conjugate
+from hmtl.mtl.regularizers import Relation, Ridge, SharedModel, conjugate, dense
 from hmtl.mtl.solvers.sdca import DualSolver
+from hmtl.mtl.sums import Form
 
 
 class MOCHA(Algorithm):
@@ -47,6 +48,7 @@ class MOCHA(Algorithm):
     Ref: Smith et al. 2017; Hu et al. 2022, section V.
     """
 
+    vectors = ("V", "W", "leftover")
     users: DualUsers
     aggregator: DualAggregator | SummedDualAggregator
 
@@ -175,14 +177,59 @@ class MOCHA(Algorithm):
             bound = self._conjugate_bound(W, V, measured["rounding_error"].T)
             figures["gap_certified"] = primal + float(conjugates) + bound
         if "leftover" in measured:
-            form = coupling.form
+            form, left = coupling.form, measured["leftover"]
             assert form is not None  # users send terms
-            figures["gap_certified"] = primal + float(conjugates) + form.penalty_bound(V.T, measured["leftover"])
+            sums, missing = (form.by_sum(rows.sum(0)) for rows in (form.terms(V.T), left))
+            most = form.bound(form.squares(V.T).sum(), sums, missing, left.norm(dim=1).sum())
+            figures["gap_certified"] = primal + float(conjugates + most)
         joint = R.joint(W, V)
         if joint is None:
             return figures
         joint_primal, joint_dual = float(losses + joint[0]), -float(conjugates + joint[1])
         return figures | {"joint_primal": joint_primal, "joint_gap": joint_primal - joint_dual}
+
+    @property
+    def _penalty(self) -> Form:
+        """A of the regularizer as a form; with one model for all users, R(w) is divided among them."""
+        regularizer, Omega = self.aggregator.coupling.regularizer, dense(self.aggregator.Omega)
+        if isinstance(regularizer, SharedModel):
+            K = self.problem.K
+            return Form(Omega.new_full((K,), regularizer.lam / K), Omega.new_empty(K, 0), Omega.new_empty(0, 0))
+        form = regularizer.form(Omega)
+        assert form is not None  # users send terms
+        return form
+
+    def _objective_terms(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        form, penalty, users = self.aggregator.coupling.form, self._penalty, torch.from_numpy(self.problem.users)
+        assert form is not None  # users send terms
+        held = self.users.received.max().double().expand(len(users))  # the round of the newest model
+        scalars = {
+            "losses": own["losses"].sum(1),
+            "conjugates": own["conjugates"].sum(1),
+            "V squares": form.squares(own["V"], users),
+            "W squares": penalty.squares(own["W"], users),
+            "held": held,
+            "held squares": held.square(),
+        }
+        vectors = {"V": form.terms(own["V"], users), "W": penalty.terms(own["W"], users)}
+        if "leftover" in own:
+            scalars["leftover norms"], vectors["leftover"] = own["leftover"].norm(dim=1), own["leftover"]
+        return scalars | {name: self.problem.grid.rounded(each) for name, each in vectors.items()}
+
+    def _objective_of_sums(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        form, penalty = self.aggregator.coupling.form, self._penalty
+        assert form is not None  # users send terms
+        conjugates, V_squares, V = sums["conjugates"], sums["V squares"], form.by_sum(sums["V"])
+        primal = float(sums["losses"] + penalty.value(sums["W squares"], penalty.by_sum(sums["W"])))
+        one_model = isinstance(self.aggregator.coupling.regularizer, SharedModel)
+        if one_model and self.problem.K * sums["held squares"] != sums["held"] ** 2:
+            primal = math.nan  # as in `_objective`
+        dual = -float(conjugates + form.value(V_squares, V))
+        figures = {"primal": primal, "dual": dual, "gap": primal - dual}
+        if "leftover" in sums:
+            bound = form.bound(V_squares, V, form.by_sum(sums["leftover"]), sums["leftover norms"])
+            figures["gap_certified"] = primal + float(conjugates + bound)
+        return figures
 
 
 class CoCoA(MOCHA):
@@ -217,6 +264,15 @@ class CoCoA(MOCHA):
     @classmethod
     def sums_needed(cls, problem: Problem) -> int:
         return 1
+
+    @property
+    def common(self) -> Tensor | None:
+        form, aggregator = self.aggregator.coupling.form, self.aggregator
+        assert form is not None
+        if isinstance(aggregator, DualAggregator):
+            return None  # with IVs, users receive their models
+        sums = self.problem.grid.values(aggregator.S)
+        return form.models(sums.new_zeros(1, self.problem.size), sums, torch.tensor([0]))[0]
 
 
 class Local(MOCHA):

@@ -6,7 +6,7 @@ K users, m parameters. What is averaged has 2m numbers: the model w, and the gra
 import torch
 from torch import Tensor
 
-from hmtl.mtl.algorithms.fedavg import FedAvg
+from hmtl.mtl.algorithms.fedavg import AverageTerms, FedAvg
 from hmtl.mtl.algorithms.networks import LocalTraining, Sending, StatefulUsers
 from hmtl.mtl.problem import Rows
 
@@ -58,6 +58,11 @@ class Scaffold(FedAvg):
     @property
     def bounded(self) -> bool:
         return False  # c would no longer be the average of all c_k, and `agree` would restore it from them
+
+    @property
+    def common(self) -> Tensor:
+        assert isinstance(self.aggregator, AverageTerms)
+        return self._average_of(self.aggregator).chunk(2)[0]
 
     @property
     def _start(self) -> Tensor:
