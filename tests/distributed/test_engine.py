@@ -16,8 +16,9 @@ import torch
 from mixed_tables import SETTINGS, mixed_table
 from omegaconf import DictConfig
 from thread_runs import PROCESSES, SMALL, kill, train, train_in_threads, without_clocks
+from threads import Killed
 
-from hmtl.communication.messages import SERVER
+from hmtl.communication.messages import SERVER, SHARED, UNMASK
 from hmtl.config.build import build
 from hmtl.distributed.engine import TorchDistributed
 from hmtl.distributed.exchange import ProcessExchange
@@ -103,6 +104,35 @@ def test_secure_sums_give_the_models_of_plain_sums(configure: Callable[..., Dict
     results, alone = train_in_threads(configure(*words, "secure=true")), configure(*words)
     alone.output_dir += "/alone"
     check_equal(results, train(alone))
+
+
+@pytest.mark.parametrize("step", [UNMASK, SHARED])
+def test_secure_sums_do_without_a_relay_that_ends(configure: Callable[..., DictConfig], step: str) -> None:
+    """When it would send its part of the seeds, all users count as in plain sums; when it would say who shared, others.
+
+    Wrong masks would give random numbers.
+    """
+    sent = 0
+
+    def end(peers: Peers, rank: int) -> None:
+        send = peers.send
+
+        def send_or_end(to: str, frame: Any, *cast: Any) -> None:
+            nonlocal sent
+            sent += (peers.name, peers.round, frame.kind, to) == ("relay 0", 1, step, SERVER)
+            if peers.name == "relay 0" and sent == (2 if step == UNMASK else 1):
+                raise Killed
+            send(to, frame, *cast)
+
+        peers.send = send_or_end  # type: ignore[method-assign]
+
+    words = (*SMALL, "algorithm=cocoa", "communicator=sums", "aggregators=server")
+    _, history = train_in_threads(configure(*words, "secure=true"), prepare=end)["server"]
+    _, plain = train(configure(*words))
+    users, known = [row["users"] for row in history], 2 if step == UNMASK else 1
+    assert users[:2] == [10, 10] if step == UNMASK else 5 < users[1] < 10
+    assert [row["primal"] for row in history[:known]] == [row["primal"] for row in plain[:known]]
+    assert all(0 <= row["gap"] <= history[0]["gap"] for row in history)
 
 
 def test_features_of_raw_tables_are_those_of_one_process(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
