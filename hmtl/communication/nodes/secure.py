@@ -198,8 +198,9 @@ class SecureRelay(AddingRelay):
 
     def advertise(self, round: int, messages: Sequence[Message]) -> list[Message]:
         """Pass on the keys of users within range."""
-        self.round, self._known, self._revealed, passed = round, None, None, list[Message]()
+        self.round, self._known, self._counted, self._revealed = round, None, NOBODY, None
         self._kept.clear()
+        passed = []
         for message in messages:
             users = message.of_users()
             near = np.flatnonzero(self.topology.G[self.i][users])
@@ -234,6 +235,7 @@ class SecureRelay(AddingRelay):
     def pass_on(self, shared: Sequence[Message], shares: Sequence[Message]) -> list[Message]:
         """Tell the users who shared seeds which neighbours did, and hand on what these sealed for them."""
         if self._known is None or not shared:
+            self._known = None  # the relay cannot serve users any more
             return []
         roster = self._known.roster
         roster.shared = _bools(shared[0].overhead[0].numpy(), len(roster.users))
@@ -257,7 +259,7 @@ class SecureRelay(AddingRelay):
 
     def hear(self, messages: Sequence[Message]) -> list[Message]:
         """Take what the users revealed that this relay serves, and tell the server whose shares these are."""
-        if self._known is None or not messages:
+        if self._known is None or not messages or not len(self._counted):
             return []
         table = self._table(messages, protocol.SHARE)
         self._revealed = np.zeros_like(table)

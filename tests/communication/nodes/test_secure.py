@@ -115,7 +115,7 @@ def test_models_are_those_of_plain_sums(contacts: Contacts, sums: str, seed: int
     assert sum(len(each) for each in absent) < 4 * K, "not all rounds are empty"
 
 
-STEPS = {  # how many users count, of 20, if relay 0, which serves 4 of them, falls silent with the first, ... message
+STEPS = {  # how many users count, of 20, if relay 0, which serves 4, loses the first, ... message, or all from then on
     (KEYS, "relay", SERVER, 1): 20,
     (KEYS, SERVER, "relay", 1): 16,
     (KEYS, "relay", "host", 1): 16,
@@ -139,8 +139,9 @@ STEPS = {  # how many users count, of 20, if relay 0, which serves 4 of them, fa
 }
 
 
+@pytest.mark.parametrize("silent", [True, False], ids=["silent", "lost"])
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: " ".join(map(str, step)))
-def test_a_relay_falls_silent_in_any_step(step: tuple[str, str, str, int]) -> None:
+def test_a_relay_falls_silent_or_a_message_is_lost_in_any_step(step: tuple[str, str, str, int], silent: bool) -> None:
     """Relay 0 in round 1; it is back in round 3."""
     users = Terms([terms(n, 20, reach=63) for n in range(4)], [set()] * 4)
     apart, seen = Apart(symmetric(20, 5, 3), [users], secure=Secure(COLLUDING)), 0
@@ -148,8 +149,10 @@ def test_a_relay_falls_silent_in_any_step(step: tuple[str, str, str, int]) -> No
 
     def change(node: str, message: Message) -> Message | None:
         nonlocal seen
-        seen += message.kind == kind and message.sender.startswith(sender) and node.startswith(receiver)
-        return None if seen >= number and "relay 0" in (node, message.sender) else message
+        this = message.kind == kind and message.sender.startswith(sender) and node.startswith(receiver)
+        seen += this
+        out = seen >= number if silent else this and seen == number
+        return None if out and "relay 0" in (node, message.sender) else message
 
     apart.play(0)
     apart.play(1, change=change)
