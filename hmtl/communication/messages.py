@@ -63,8 +63,8 @@ class Message:
         links: the link of the tier on which each row is counted [n], or one link for all rows.
         payload: IVs, models or combinations of them, uint8 [rows, L].
         overhead: what travels with them, uint8 [rows, L'].
-        users: the user of each row [n], who may have several, or all users that a single row is for; None if rows belong
-            to no user.
+        users: the user of each row [n], who may have several, or all users that a single row is for; None if rows
+            belong to no user.
         at: which rows are sent [n], so that one tensor can serve many messages; None: all.
         dtype: for IVs, the type in which the payload's numbers are computed; they may travel in another.
     """
