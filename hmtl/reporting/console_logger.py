@@ -118,7 +118,7 @@ def run_report(summary: Summary) -> Iterator[Table | str]:
         yield as_table("Learning", ("", "final"), learned)
     yield _measures(summary)
     if summary.metrics == "sums":
-        yield "metrics=sums: no user is measured by itself, so that there are no medians and no worst users."
+        yield "metrics=sums: no user is measured by itself, so there are no medians and no worst users."
     gap, primal = figures.get("gap", 0.0), figures.get("primal", 0.0)
     if gap > FAR * abs(primal):
         share = f"{gap / abs(primal):.0%} of the primal objective" if primal else f"{gap:.2e}"
