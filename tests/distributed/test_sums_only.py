@@ -136,9 +136,15 @@ def test_hosts_save_models_that_the_server_does_not_know(configure: Callable[...
     assert np.array_equal(np.concatenate([models.W for models in saved]).T, expected.numpy())
 
 
-def test_who_ends_comes_back_with_the_common_model(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
-    """The checkpoint has no state of users, and a run that resumes from it ends as one without a stop."""
-    words = (*SMALL, *ONLY_SUMS, "algorithm=fedavg")
+@pytest.mark.parametrize(("wire", "rtol"), [("null", 0), ("int4", 0.02)])
+def test_who_ends_comes_back_with_the_common_model(
+    configure: Callable[..., DictConfig], tmp_path: Path, wire: str, rtol: float
+) -> None:
+    """The checkpoint has no state of users, and a run that resumes from it ends as one without a stop.
+
+    With few bits, what rounding left over in the first rounds is lost.
+    """
+    words = (*SMALL, *ONLY_SUMS, "algorithm=fedavg", f"wire={wire}")
     killed = {"relay 0": 2, "host 1": 4}
 
     def prepare(peers: Peers, rank: int) -> None:
@@ -155,7 +161,7 @@ def test_who_ends_comes_back_with_the_common_model(configure: Callable[..., Dict
     cfg = configure(*words)
     cfg.output_dir += "/alone"
     expected, _ = train(cfg)
-    torch.testing.assert_close(models, expected, rtol=0, atol=0)
+    assert torch.linalg.norm(models - expected) <= rtol * torch.linalg.norm(expected)
 
 
 @pytest.mark.slow
