@@ -162,11 +162,12 @@ class SumsOnlyExchange(ProcessExchange):
     def models(self, algorithm: Algorithm, state: Mapping[str, Any] | None) -> Tensor | None:
         """Return the common model for each user [m, K]; None if models are not the same, or rows are scaled by user."""
         model = algorithm.common if self._kept is None else self._kept
-        if model is None or algorithm.problem.everybody[0].scaling.mean.is_meta:
+        if model is None or not algorithm.problem.everybody[0].preprocessing.is_shared:
             return None
         return model[:, None].expand(-1, algorithm.problem.K)
 
     def own_models(self, algorithm: Algorithm) -> tuple[str, Tensor] | None:
-        if not len(self._placement.users):
-            return None
+        tasks = algorithm.problem.tasks
+        if not tasks or (algorithm.common is not None and tasks[0].preprocessing.is_shared):
+            return None  # the server saves the common model
         return self._placement.name.replace(" ", "-"), algorithm.users.handed_out(algorithm.users.state_dict()).T
