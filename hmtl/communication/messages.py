@@ -25,9 +25,10 @@ BROADCAST = "broadcast"  # combinations of these, from the server to relays
 DIGESTS = "digests"  # of what an aggregator decoded and computed, to the server
 VERDICT = "verdict"  # from the server: all aggregators agree, or the attempt is in vain because a relay fell silent
 RECEIPTS = "receipts"  # to users in an empty round: their IVs did not count
-KEYS = "keys"  # of secure sums: from users to the server, and their neighbours' keys back; like the next two, by relays
-SHARES = "shares"  # sealed for neighbours, likewise to the server and from there to these
-UNMASK = "unmask"  # whose terms counted, to users, and the shares that they reveal, back
+KEYS = "keys"  # of secure sums: from users by relays to the server, all of them back to relays, and to neighbours
+SHARES = "shares"  # sealed by users for their neighbours, by a relay that hears both, or else by the server
+SHARED = "shared"  # who shared: from relays to the server, back, and to users
+UNMASK = "unmask"  # whose terms counted, to users by relays; what these reveal, and what relays make of it, back
 MODELS = "models"  # from an aggregator to users, via the server if no aggregator is within range of the user
 
 PARTS = ("payload", "overhead")  # the parts of a message's rows

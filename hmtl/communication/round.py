@@ -17,6 +17,7 @@ from hmtl.communication.messages import (
     RECEIPTS,
     REPORT,
     SERVER,
+    SHARED,
     SHARES,
     STATE,
     UNMASK,
@@ -28,6 +29,7 @@ from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.base import Relay, Server
 from hmtl.communication.nodes.host import UserHost
 from hmtl.communication.nodes.phases import Phase
+from hmtl.communication.nodes.secure import SecureRelay, SecureServer
 from hmtl.communication.planning.pieces import Segment, segments
 from hmtl.communication.planning.planner import Planner
 from hmtl.cpu_time import cpu_seconds
@@ -209,33 +211,38 @@ def masked(stage: Stage) -> None:
 
 def share_secrets(stage: Stage, round: int) -> None:
     """Let users advertise keys and share the seeds of their masks, and send masked terms."""
-    stage.hosts("send", round, stage.nodes.relay_names, says=[KEYS])
-    _by_relays(stage, round, KEYS, "introduce", round)
+    hosts, relays = stage.nodes.host_names, stage.nodes.relay_names
+    stage.hosts("send", round, relays, says=[KEYS])
+    stage.relays("advertise", round, hears=[KEYS], says=[KEYS], senders=hosts)
+    stage.server("introduce", round, hears=[KEYS], says=[KEYS], peers=relays)
+    stage.relays("introduce", hears=[KEYS], says=[KEYS], receivers=hosts)
     stage.hosts("share", hears=[KEYS], says=[SHARES])
-    _by_relays(stage, round, SHARES, "pass_on")
-    stage.hosts("mask", hears=[SHARES], says=[IVS])
+    stage.relays("collect", hears=[SHARES], says=[SHARED, SHARES], senders=hosts)
+    stage.server("pass_on", hears=[SHARED, SHARES], says=[SHARED, SHARES], peers=relays)
+    stage.relays("pass_on", hears=[SHARED, SHARES], says=[SHARED, SHARES], receivers=hosts)
+    stage.hosts("mask", hears=[SHARED, SHARES], says=[IVS])
 
 
 def unmask(stage: Stage, round: int) -> None:
-    """Let users reveal shares, the server unmask the sum and send the models."""
-    names = stage.nodes.relay_names
-    stage.server("ask", peers=names, says=[UNMASK])
-    stage.relays("pass_down", UNMASK, hears=[UNMASK], says=[UNMASK], receivers=stage.nodes.host_names)
+    """Let users reveal shares, relays combine them, the server unmask the sum and send the models.
+
+    Relays combine shares again if one of them falls silent.
+    """
+    hosts, relays = stage.nodes.host_names, stage.nodes.relay_names
+    stage.server("ask", peers=relays, says=[UNMASK])
+    stage.relays("ask", hears=[UNMASK], says=[UNMASK], receivers=hosts)
     stage.hosts("answer", hears=[UNMASK], says=[UNMASK])
-    stage.relays("pass_up", round, UNMASK, hears=[UNMASK], says=[UNMASK], senders=stage.nodes.host_names)
-    stage.server("unmask", hears=[UNMASK], peers=names)
+    stage.relays("hear", hears=[UNMASK], says=[UNMASK], senders=hosts)
+    combining = True
+    while combining:
+        stage.server("unmask", hears=[UNMASK], says=[UNMASK], peers=relays)
+        stage.relays("combine", hears=[UNMASK], says=[UNMASK])
+        nodes = stage.nodes.server, *stage.acting
+        combining = any(node.combining for node in nodes if isinstance(node, (SecureRelay, SecureServer)))
     stage.server("aggregate", task="global update")
     stage.server("hand_back", says=[VERDICT, MODELS])
     stage.acting = [relay for relay in stage.acting if relay.phase is Phase.ATTENDING]
     stage.relays("conclude", hears=[VERDICT, MODELS])
-
-
-def _by_relays(stage: Stage, round: int, kind: str, action: str, *arguments: object) -> None:
-    """Let relays pass messages on to the server, and pass on its answers to users."""
-    hosts = stage.nodes.host_names
-    stage.relays("pass_up", round, kind, hears=[kind], says=[kind], senders=hosts)
-    stage.server(action, *arguments, hears=[kind], says=[kind], peers=stage.nodes.relay_names)
-    stage.relays("pass_down", kind, hears=[kind], says=[kind], receivers=hosts)
 
 
 def summing(stage: Stage) -> None:

@@ -183,8 +183,8 @@ def compare(
         ConfigError: the format is unknown, or there are too few users for secure sums.
     """
     check_wire(wire)
-    costs = secure_costs(topology, secure) if secure else None
-    added = added_bits(topology, costs.neighbors) if costs else None
+    costs = secure_costs(topology, secure, network.medium) if secure else None
+    added = {each: added_bits(topology, costs.neighbors, each) for each in MEDIA} if costs else None
     clock = _Clock(topology, network, V_bits)
     uplinks = network.uplinks(topology)
     learning = best_sum_aggregators(topology, network.hops(topology))
@@ -242,14 +242,14 @@ class _Clock:
         return self._cost({tier: bits[tier] * rows[tier] for tier in TIERS})
 
     def cost_of_sums(
-        self, load: Loads, medium: str, bits: Mapping[str, int] | None = None, added: Added | None = None
+        self, load: Loads, medium: str, bits: Mapping[str, int] | None = None, added: dict[str, Added] | None = None
     ) -> RoundCost:
         """Return the cost of a round of sums, whose rows have `bits` on each tier or V bits, and of what is added."""
         rows, bits = tier_loads(self.topology, BEST, medium, load), bits or dict.fromkeys(TIERS, self.V_bits)
         if self.network.last_hop == "broadcast":
             rows[RELAYS_TO_USERS] = np.array(load.last_hop)
         sent = {tier: bits[tier] * rows[tier] for tier in TIERS}
-        for by_tier in (added or {}).values():
+        for by_tier in (added[medium] if added else {}).values():
             for tier, links in by_tier.items():
                 sent[tier] = sent[tier] + (links if tier == RELAYS_TO_SERVER else links.sum())
         return self._cost(sent)
@@ -283,7 +283,7 @@ def _in_format(
     nodes: AggregatorSet,
     learning: tuple[int, ...],
     wire: str | None,
-    added: Added | None,
+    added: dict[str, Added] | None,
 ) -> dict[str, RoundCost]:
     """Return the cost of a round in a format, by what travels; sums have no format of 16 or 32 bits."""
     t, medium, m = clock.topology, clock.network.medium, -(-clock.V_bits // 64)
@@ -303,7 +303,9 @@ def _in_format(
     return costs
 
 
-def _adding(clock: _Clock, uplinks: Uplinks | None, learning: Choice, added: Added | None = None) -> AddingRelays:
+def _adding(
+    clock: _Clock, uplinks: Uplinks | None, learning: Choice, added: dict[str, Added] | None = None
+) -> AddingRelays:
     t, A = clock.topology, learning.relays
     up, _ = sum_codes(t, A, uplinks)
     load, server = sum_loads(t, uplinks, A=A), sum_loads(t, uplinks)

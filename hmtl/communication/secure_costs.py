@@ -1,9 +1,13 @@
 """What secure sums add to the bits of a round in which everybody is present, by formula; see `nodes.secure`.
 
+The formula is exact, but for sealed shares that pass the server, since no relay hears both users: unless all users are
+neighbours, how many pairs these are is drawn in every round, and the formula gives their mean.
+
 K users, each with k neighbours; H relays.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +19,14 @@ from hmtl.communication.accounting.ledger import (
     TIERS,
     USERS_TO_RELAYS,
 )
-from hmtl.communication.messages import KEYS, SHARES, UNMASK
-from hmtl.communication.nodes.secure import NUMBER
+from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
+from hmtl.communication.nodes.secure import ENTRY, NUMBER
 from hmtl.communication.secure import protocol
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.topology import Topology
 
 Added = dict[str, dict[str, NDArray[np.int64]]]
-"""Bits of each kind of message and tier, by user [K], or by relay between relays and server [H]."""
+"""Bits of each kind of message and tier, by link of the ledger; from relays to users without broadcasts [K]."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,8 @@ class SecureCosts:
         return {tier: sum(bits[tier] for bits in self.bits.values()) for tier in TIERS}
 
 
-def secure_costs(t: Topology, secure: Secure) -> SecureCosts:
-    """Return what secure sums add to a round on a network.
+def secure_costs(t: Topology, secure: Secure, medium: str = "broadcast") -> SecureCosts:
+    """Return what secure sums add to a round on a network, over a medium from the server to relays.
 
     Raises:
         ConfigError: there are too few users, or too many may collude.
@@ -59,30 +63,50 @@ def secure_costs(t: Topology, secure: Secure) -> SecureCosts:
     assert chosen is not None
     bits = {
         kind: {tier: int(each.sum()) for tier, each in by_tier.items()}
-        for kind, by_tier in added_bits(t, chosen.neighbors).items()
+        for kind, by_tier in added_bits(t, chosen.neighbors, medium).items()
     }
     colluders, fewest = secure.colluders(t.K, t.K), secure.fewest(t.K, t.K)
     return SecureCosts(chosen.neighbors, chosen.threshold, colluders, fewest, bits)
 
 
-def added_bits(t: Topology, k: int) -> Added:
-    """Return the bits that secure sums add to a round.
-
-    All relays of a user pass on its keys; what follows passes the one that serves it.
-    """
+def added_bits(t: Topology, k: int, medium: str = "broadcast") -> Added:
+    """Return the bits that secure sums add to a round over a medium from the server to relays."""
+    K, each = t.K, np.ones(t.K, np.int64)
     hearing, serving = t.G.sum(axis=1, dtype=np.int64), np.bincount(t.serving, minlength=t.H)
-    each = np.ones(t.K, np.int64)
-    rows = {  # bytes that a user sends and receives, and how many rows each relay passes on to the server
-        KEYS: (protocol.KEYS, 2 * NUMBER + k * (NUMBER + protocol.KEYS), hearing),
-        SHARES: (k * protocol.SEALED, k * (1 + protocol.SEALED), serving),
-        UNMASK: (k * protocol.SHARE, NUMBER + k, serving),
+    told = np.append(np.zeros(t.H, np.int64), 1) if medium == "broadcast" else np.append(np.ones(t.H, np.int64), 0)
+    passed = np.rint(k / max(K - 1, 1) * np.bincount(t.serving, _unheard(t), t.H)).astype(np.int64)
+    sealed, links = 1 + protocol.SEALED, int(hearing.sum())
+    rows = {  # bytes on each link of a tier, from the users up and down to them again
+        KEYS: (
+            protocol.KEYS * each,
+            protocol.KEYS * hearing,
+            (3 * NUMBER + K * ENTRY + _bits(links)) * told,
+            (2 * NUMBER + k * ENTRY) * each,
+        ),
+        SHARED: (0 * each, _bits(serving), _bits(K) * told, _bits(k) * each),
+        SHARES: (k * protocol.SEALED * each, sealed * passed, sealed * np.append(passed, 0), k * sealed * each),
+        UNMASK: (
+            k * protocol.SHARE * each,
+            _bits(k * serving) + protocol.SHARE * K * (serving > 0),
+            (_bits(K) + _bits(K * k)) * told,
+            (NUMBER + _bits(k)) * each,
+        ),
     }
-    return {
-        kind: {
-            USERS_TO_RELAYS: 8 * sent * each,
-            RELAYS_TO_SERVER: 8 * sent * passed,
-            SERVER_TO_RELAYS: 8 * received * serving,
-            RELAYS_TO_USERS: 8 * received * each,
-        }
-        for kind, (sent, received, passed) in rows.items()
-    }
+    tiers = USERS_TO_RELAYS, RELAYS_TO_SERVER, SERVER_TO_RELAYS, RELAYS_TO_USERS
+    return {kind: {tier: 8 * sent for tier, sent in zip(tiers, by_tier, strict=True)} for kind, by_tier in rows.items()}
+
+
+def _unheard(t: Topology) -> NDArray[np.int64]:
+    """Return how many users each user has no relay in common with [K]."""
+    types = [list(users) for users in t.types.values()]
+    hears = t.G[:, [users[0] for users in types]].T.astype(np.float32)
+    many = (hears @ hears.T == 0) @ np.array([len(users) for users in types])
+    unheard = np.zeros(t.K, np.int64)
+    for users, number in zip(types, many.tolist(), strict=True):
+        unheard[users] = number
+    return unheard
+
+
+def _bits(values: Any) -> Any:
+    """Return how many bytes hold as many bits."""
+    return -(-values // 8)

@@ -82,7 +82,7 @@ class TimedLinks(InProcess):
                     if users is not None and SERVER not in (message.sender, receiver):
                         home = self._homes[max(a, b) - 1 - self.topology.H]
                         heard = self.topology.G[min(a, b) - 1][home] if a > b else np.ones(len(home), np.uint8)
-                        here = int(np.isin(home[heard == 1], users).sum())
+                        here = int(np.isin(users, home[heard == 1]).sum())
                         rows = here if rows == len(users) else min(here, 1)
                     if rows:
                         self._leaving[a][b].append((message.kind, rows * row + 8 * FRAME, cast))

@@ -72,7 +72,7 @@ def timetable(
 ) -> Timetable:
     """Return the seconds of a round for each choice of aggregators; V_bits are those of an IV in 64-bit numbers."""
     check_wire(wire)
-    costs = secure_costs(t, secure) if secure else None
+    costs = secure_costs(t, secure, network.medium) if secure else None
     m = -(-V_bits // 64)
     bits = row_bits(wire, m, torch.float64)
     coded, sums = by_seconds(CodedHierarchical, t, network, bits), by_seconds(Sums, t, network, V_bits, torch.int64)

@@ -37,11 +37,12 @@ KINDS = (
     messages.MODELS,
     messages.KEYS,
     messages.SHARES,
+    messages.SHARED,
     messages.UNMASK,
 )
-SECRETS = {messages.KEYS, messages.SHARES, messages.UNMASK}  # of secure sums, between users and server by relays
+SECRETS = {messages.KEYS, messages.SHARES, messages.SHARED, messages.UNMASK}  # of secure sums, by relays
 DTYPES = (*FLOATS.values(), torch.int64)
-MAGIC = b"hmt3"  # the digit is the version of the layout
+MAGIC = b"hmt4"  # the digit is the version of the layout
 LAYOUT = struct.Struct("<4s B B ? ? ? H i I i I I I")
 HEADER = LAYOUT.size  # bytes
 SERVES, RELAYS, HOSTS = "server", "relay", "host"  # the roles of nodes

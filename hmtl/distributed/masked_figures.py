@@ -134,7 +134,8 @@ class UnmaskingFigures:
         try:
             if not answers:
                 raise UnmaskingError(f"nobody revealed shares, as only {len(counted)} users counted")
-            (mask,) = server.unmask(counted, *self._by_user(answers), [(len(total), 64)])
+            seeds = server.seeds(counted, *self._by_user(answers))
+            (mask,) = server.unmask(counted, seeds, [(len(total), 64)])
         except UnmaskingError as error:
             log.warning("figures of this round are unknown: their sum cannot be unmasked: %s", error)
             return None

@@ -8,7 +8,7 @@ from rich.table import Table
 from hmtl.coding import CODED_SCHEMES, MEDIA, SCHEMES
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, TIERS
 from hmtl.communication.few_bits import FEW_BITS
-from hmtl.communication.messages import KEYS, SHARES, UNMASK
+from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
 from hmtl.communication.round_costs import BEST, AddingRelays, BestAggregators, Comparison
 from hmtl.communication.secure_costs import SecureCosts
 from hmtl.communication.timetable import Timetable
@@ -128,8 +128,8 @@ def secure_table(costs: SecureCosts, K: int) -> Table:
     """Return what secure sums add to a round of K users, one row for each tier."""
     rows = []
     for tier in TIERS:
-        bits = [costs.bits[kind][tier] for kind in (KEYS, SHARES, UNMASK)]
-        total = sum(bits)
+        keys, shared, shares, unmasking = (costs.bits[kind][tier] for kind in (KEYS, SHARED, SHARES, UNMASK))
+        bits, total = (keys, shared + shares, unmasking), costs.by_tier[tier]
         rows.append([tier.replace("_", " "), *(f"{each / 1e6:.4g}" for each in (*bits, total)), f"{total / K:,.0f}"])
     headers = ("Mbit per round", "keys", "shares", "unmasking", "all", "bit per user")
     return as_table("What secure sums add to a round in which everybody is present", headers, rows)

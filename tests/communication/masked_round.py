@@ -66,4 +66,5 @@ class MaskedRound:
             self.revealed[place] = shares, counts[place]
         rows = [shares for shares, _ in self.revealed.values()]
         revealed = np.array(rows, np.uint8).reshape(len(rows), self.neighbors.shape[1], 16)
-        return self.server.unmask(self.numbers[sorted(counted)], self.numbers[sorted(answering)], revealed, parts)
+        users = self.numbers[sorted(counted)]
+        return self.server.unmask(users, self.server.seeds(users, self.numbers[sorted(answering)], revealed), parts)

@@ -10,8 +10,9 @@ from adding import Terms, Total, terms
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from hmtl.coding import MEDIA
 from hmtl.communication import TIERS, InProcess, Network, Sums
-from hmtl.communication.messages import KEYS, SHARES, UNMASK
+from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
 from hmtl.communication.round_costs import compare
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.secure_costs import secure_costs
@@ -26,15 +27,19 @@ class Counted(InProcess):
     def __init__(self, ledger) -> None:
         super().__init__(ledger)
         self.bits: Counter[tuple[str, str]] = Counter()
+        self.neighbors: dict[int, list[int]] = {}
 
     def post(self, message) -> None:
         row = message.payload.shape[1] + message.overhead.shape[1]
         self.bits[message.kind, message.tier] += 8 * row * len(message)
+        if (message.kind, message.tier) == (KEYS, TIERS[3]):
+            for k, at in zip(message.users.tolist(), message.rows().tolist(), strict=True):
+                self.neighbors[k] = message.overhead[at, 8:].view(-1, 68)[:, :4].numpy().view("<i4").ravel().tolist()
         super().post(message)
 
 
-def played(t: Topology, **settings) -> tuple[Sums, Counter[tuple[str, str]], torch.Tensor]:
-    """Play a round in which everybody is present; return also the bits of each kind, and the sum."""
+def played(t: Topology, **settings) -> tuple[Sums, Counter[tuple[str, str]], dict[int, list[int]], torch.Tensor]:
+    """Play a round in which everybody is present; return also the bits of each kind, neighbours and the sum."""
     made = []
 
     def links(ledger):
@@ -43,49 +48,67 @@ def played(t: Topology, **settings) -> tuple[Sums, Counter[tuple[str, str]], tor
 
     communicator, total = Sums(t, links=links, **settings), Total(8)
     communicator.round(0, Terms([terms(1, t.K, 8)], [set()]), total)
-    return communicator, sum((each.bits for each in made), Counter()), total.state["last"]
+    neighbors = {k: others for each in made for k, others in each.neighbors.items()}
+    return communicator, sum((each.bits for each in made), Counter()), neighbors, total.state["last"]
 
 
-@given(topologies(max_H=5, max_K=60), st.sampled_from([0.0, 0.1, 0.3]))
-def test_the_formula_is_what_a_ledger_counts(t: Topology, colluding: float) -> None:
-    secure = Secure(colluding)
+@given(topologies(max_H=5, max_K=60), st.sampled_from([0.0, 0.1, 0.3]), st.sampled_from(MEDIA))
+def test_the_formula_is_what_a_ledger_counts(t: Topology, colluding: float, medium: str) -> None:
+    """But for the pairs without a common relay, of which it gives the mean, if not all users are neighbours."""
+    secure, network = Secure(colluding), Network(medium=medium)
     assume(secure.degree(t.K, t.K) and secure.fewest(t.K, t.K) <= t.K)
-    plain, _, expected = played(t, aggregators="server")
-    costs = secure_costs(t, secure)
-    masked, bits, total = played(t, secure=True, colluding=colluding)
+    plain, _, _, expected = played(t, network=network, aggregators="server")
+    costs = secure_costs(t, secure, medium)
+    masked, bits, neighbors, total = played(t, network=network, secure=True, colluding=colluding)
     assert torch.equal(total, expected)
     assert masked.describe()["secure"]["overhead"] == costs.by_tier
     assert "secure" not in plain.describe()
-    for kind in (KEYS, SHARES, UNMASK):
+    unheard = {k: {j for j in range(t.K) if not set(t.relays_of(j)) & set(t.relays_of(k))} for k in range(t.K)}
+    pairs = sum(len(unheard[k] & set(others)) for k, others in neighbors.items())
+    mean = costs.neighbors * sum(map(len, unheard.values())) / (t.K - 1)
+    assert costs.neighbors < t.K - 1 or pairs == mean
+    between = dict.fromkeys(TIERS[1:3], 8 * 49 * pairs)
+    assert all(abs(costs.bits[SHARES][tier] - 8 * 49 * mean) <= 8 * 49 * t.H / 2 for tier in between)
+    costs.bits[SHARES].update(between)
+    for kind in (KEYS, SHARED, SHARES, UNMASK):
         assert {tier: bits[kind, tier] for tier in TIERS} == costs.bits[kind]
     for tier, added in costs.by_tier.items():
         assert (np.array(masked.ledger.bits(tier)) - plain.ledger.bits(tier)).tolist() == [0, added]
 
 
 def test_by_hand() -> None:
-    """20 users are all neighbours; each is heard by 3 relays, all of which pass on its keys of 64 bytes."""
+    """20 users are all neighbours; each is heard by 3 of 5 relays, and any two by the same one."""
     costs = secure_costs(symmetric(20, 5, 3), Secure(0.1))
     assert (costs.neighbors, costs.threshold, costs.colluding, costs.fewest) == (19, 3, 2, 4)
-    users = {KEYS: (64, 8 + 19 * 68), SHARES: (19 * 48, 19 * 49), UNMASK: (19 * 16, 4 + 19)}
-    for kind, (sent, received) in users.items():
-        passed = 3 if kind == KEYS else 1
-        assert tuple(costs.bits[kind].values()) == tuple(
-            8 * 20 * each for each in (sent, passed * sent, received, received)
-        )
+    by_tier = {
+        KEYS: (20 * 64, 20 * 3 * 64, 12 + 20 * 68 + 8, 20 * (8 + 19 * 68)),  # of 60 links
+        SHARED: (0, 5 * 1, 3, 20 * 3),
+        SHARES: (20 * 19 * 48, 0, 0, 20 * 19 * 49),
+        UNMASK: (20 * 19 * 16, 5 * 10 + 5 * 20 * 16, 3 + 48, 20 * (4 + 3)),  # 76 of 380 bits from each relay
+    }
+    assert costs.bits == {kind: dict(zip(TIERS, (8 * n for n in sent), strict=True)) for kind, sent in by_tier.items()}
+    apart = secure_costs(Topology(np.kron(np.eye(2), np.ones(10))), Secure(0.1), "unicast")
+    assert apart.bits[SHARES] == dict(
+        zip(TIERS, (8 * 20 * n for n in (19 * 48, 10 * 49, 10 * 49, 19 * 49)), strict=True)
+    )
+    assert apart.bits[KEYS]["server_to_relays"] == 2 * 8 * (12 + 20 * 68 + 3)
 
 
 def test_a_plan_counts_seconds_of_all_that_is_sent() -> None:
     network, t = Network(2000, 1000), symmetric(20, 5, 3)
     plain, secure = compare(t, network, 1000), compare(t, network, 1000, "int4", Secure(0.1))
-    up, between_up, between_down, down = secure.secure.by_tier.values()
-    seconds = (up + down) / 2000 + (between_up + between_down) / 1000
+    seconds = {}
+    for medium in MEDIA:
+        up, between_up, between_down, down = secure_costs(t, Secure(0.1), medium).by_tier.values()
+        seconds[medium] = (up + down) / 2000 + (between_up + between_down) / 1000
+    _, between_up, between_down, _ = secure.secure.by_tier.values()
     assert secure.sums == plain.sums
     assert secure.secure_sums.seconds == pytest.approx(
-        {medium: each + seconds for medium, each in plain.sums.server_seconds.items()}
+        {medium: each + seconds[medium] for medium, each in plain.sums.server_seconds.items()}
     )
     few, many = secure.formats["int4"]["secure"], secure.formats["int4"]["sums"]
     assert few.bits == pytest.approx(many.bits + between_up + between_down)
-    assert few.seconds > many.seconds + seconds  # masked terms are longer
+    assert few.seconds > many.seconds + seconds["broadcast"]  # masked terms are longer
 
 
 @pytest.mark.parametrize(

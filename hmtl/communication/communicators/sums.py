@@ -188,7 +188,7 @@ class Sums(Communicator):
         IV_bits = self._sides[0].row_bits[0]
         described["loads_uncoded"] = {tier: self.topology.K * IV_bits / row_bits[tier] for tier in TIERS}
         if self.secure:
-            costs = secure_costs(self.contacts.at(0), self.secure)
+            costs = secure_costs(self.contacts.at(0), self.secure, self.network.medium)
             described["secure"] = {key: value for key, value in asdict(costs).items() if key != "bits"}
             described["secure"]["overhead"] = costs.by_tier
         notes = [self._reason(self.replaced)] if self.replaced else []

@@ -79,7 +79,10 @@ class MaskingUser:
         return np.stack([_bytes(each) for each in sealed])
 
     def take(self, shared: NDArray[np.bool_], sealed: Bytes) -> None:
-        """Take which neighbours shared their seeds [k], and the sealed shares that they sent [k, 48]."""
+        """Take which neighbours shared their seeds [k], and the sealed shares that they sent [k, 48].
+
+        The user masks its term with all of these neighbours; rows of shares that did not arrive are zero.
+        """
         self._shared, self._sealed = shared, sealed
 
     def mask(self, parts: Parts) -> list[Mask]:
@@ -92,13 +95,13 @@ class MaskingUser:
     def reveal(self, counted: NDArray[np.bool_]) -> Bytes | None:
         """Return a share of one of the seeds of each neighbour, given which of them counted [k, 16]; None: it refuses.
 
-        A user reveals shares only once, if it received any. Rows of neighbours that did not share their seeds are zero.
+        A user reveals shares only once, if it takes part. Rows are zero where it has none.
         """
         if self._revealed or not len(self._shared):
             return None
         self._revealed = True
         shares = np.zeros((len(self._neighbors), SEED), np.uint8)
-        for place in np.flatnonzero(self._shared).tolist():
+        for place in np.flatnonzero(self._shared & self._sealed.any(axis=1)).tolist():
             j, key = int(self._neighbors[place]), self._keys[place][0]
             content = unseal(key, j < self.number, self._sealed[place].tobytes())
             shares[place] = _bytes(content[:SEED] if counted[place] else content[SEED:])
@@ -106,17 +109,18 @@ class MaskingUser:
 
 
 @dataclass
-class UnmaskingServer:
-    """The server in one round, which also chooses the neighbours.
+class Roster:
+    """The users of a round, who is whose neighbour, and what follows from it: whose seeds are needed for which masks.
 
     Args:
         users: the users that advertised keys, ascending [n].
         advertised: what they advertised [n, 64].
         degree: k and t.
-        order: a random order of the n places.
+        order: the n places in `users`, in the order of the circle.
 
     Attributes:
-        shared: which of them shared their seeds [n].
+        around: the neighbours of each user, places in `users` [n, k].
+        shared: which users shared their seeds [n].
     """
 
     users: Users
@@ -127,19 +131,83 @@ class UnmaskingServer:
     def __post_init__(self) -> None:
         n = len(self.users)
         self.shared: NDArray[np.bool_] = np.zeros(n, bool)
-        self._sealed: Bytes = np.zeros((n, 0, SEALED), np.uint8)
-        places = np.argsort(self.order)  # of each user on the circle
-        self._around = self.order[Circle(n, self.degree.neighbors).around[places]]  # [n, k] places in `users`
+        self.around = self.order[Circle(n, self.degree.neighbors).around[np.argsort(self.order)]]
 
     @property
     def neighbors(self) -> Users:
         """The neighbours of each user [n, k]."""
-        return self.users[self._around]
+        return self.users[self.around]
 
     @property
     def keys(self) -> Bytes:
         """What the neighbours of each user advertised [n, k, 64]."""
-        return self.advertised[self._around]
+        return self.advertised[self.around]
+
+    @property
+    def opposite(self) -> NDArray[np.int64]:
+        """The number of each user among the neighbours of its first, second, ... neighbour [k]."""
+        return np.arange(self.degree.neighbors)[::-1]
+
+    def needed(self, counted: Users) -> NDArray[np.int64]:
+        """Return the places of the users who have a mask in the sum, given the users whose terms counted."""
+        counts = np.isin(self.users, counted)
+        meets = counts[self.around].any(axis=1)
+        return np.flatnonzero(counts | (self.shared & meets))
+
+    def holders(self, counted: Users, revealed: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return whose shares reveal the needed seeds: which of its neighbours, and their places [n', t] each.
+
+        Args:
+            counted: the users whose terms counted.
+            revealed: of which neighbours each user revealed a share [n, k].
+
+        Raises:
+            UnmaskingError: too few shares of a seed were revealed.
+        """
+        needed, t = self.needed(counted), self.degree.threshold
+        around = self.around[needed]
+        there = revealed[around, self.opposite]
+        short = np.flatnonzero(there.sum(axis=1) < t)
+        if len(short):
+            user, many = self.users[needed[short[0]]], int(there[short[0]].sum())
+            raise UnmaskingError(
+                f"{many} of {self.degree.neighbors} neighbours of user {user} revealed shares, but {t} are needed"
+            )
+        chosen = np.argsort(~there, axis=1, kind="stable")[:, :t]
+        return chosen, np.take_along_axis(around, chosen, axis=1)
+
+    def join(self, counted: Users, revealed: NDArray[np.bool_], shares: Bytes) -> Bytes:
+        """Return the needed seeds [n', 16], given all shares [n, k, 16].
+
+        This is linear: given some of the shares, and zeros for the others, it returns parts that add up to the seeds.
+        The arguments and errors are those of `holders`.
+        """
+        chosen, holders = self.holders(counted, revealed)
+        return shamir.join(chosen, shares[holders, self.opposite[chosen]])
+
+    def unmask(self, counted: Users, seeds: Bytes, parts: Parts) -> list[Mask]:
+        """Return the sum of the masks of all terms that counted, for each part [L], given the needed seeds."""
+        counts = np.isin(self.users, counted)
+        masks = [np.zeros(L, np.min_scalar_type(2**w - 1)) for L, w in parts]
+        for place, seed in zip(self.needed(counted).tolist(), seeds, strict=True):
+            if counts[place]:
+                for part, shape in enumerate(parts):
+                    masks[part] += expand(seed.tobytes(), part, *shape)
+                continue
+            key, number = key_from(seed.tobytes()), int(self.users[place])
+            for other in self.around[place][counts[self.around[place]]].tolist():
+                agreed = agree(key, self.advertised[other, KEY:].tobytes())
+                _add_common(masks, agreed, int(self.users[other]), number, parts)
+        return masks
+
+
+@dataclass
+class UnmaskingServer(Roster):
+    """A server in one round that all users talk to directly. The arguments are those of `Roster`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._sealed: Bytes = np.zeros((len(self.users), 0, SEALED), np.uint8)
 
     def take(self, users: Users, sealed: Bytes) -> None:
         """Take the sealed shares [n', k, 48] of the users who sent them [n']."""
@@ -150,56 +218,17 @@ class UnmaskingServer:
 
     def pass_on(self) -> tuple[NDArray[np.bool_], Bytes]:
         """Return, for each user, which neighbours shared seeds [n, k], and what these sealed for it [n, k, 48]."""
-        places = np.arange(self._around.shape[1])
-        return self.shared[self._around], self._sealed[self._around, places[::-1]]
+        return self.shared[self.around], self._sealed[self.around, self.opposite]
 
     def counted(self, users: Users) -> NDArray[np.bool_]:
         """Return, for each user, which neighbours counted [n, k], given all users who did."""
         return np.isin(self.neighbors, users)
 
-    def unmask(self, counted: Users, answers: Users, revealed: Bytes, parts: Parts) -> list[Mask]:
-        """Return the sum of the masks of all terms that counted, for each part [L].
-
-        Args:
-            counted: the users whose terms counted.
-            answers: the users who revealed shares [n'].
-            revealed: what they revealed [n', k, 16].
-            parts: of a term.
-
-        Raises:
-            UnmaskingError: too few shares of a seed were revealed.
-        """
-        n, k = self._around.shape
-        counts, answered = np.isin(self.users, counted), np.isin(self.users, answers)
-        shares = np.zeros((n, k, SEED), np.uint8)
+    def seeds(self, counted: Users, answers: Users, revealed: Bytes) -> Bytes:
+        """Return the needed seeds [n', 16], given what users revealed, [n'] and [n', k, 16]; see `join`."""
+        shares = np.zeros((*self.around.shape, SEED), np.uint8)
         shares[np.searchsorted(self.users, answers)] = revealed
-        meets = counts[self._around].any(axis=1)  # whether a mask with a user is in the sum
-        needed = np.flatnonzero(counts | (self.shared & meets))
-        seeds = self._joined(needed, answered, shares)
-        masks = [np.zeros(L, np.min_scalar_type(2**w - 1)) for L, w in parts]
-        for place, seed in zip(needed.tolist(), seeds, strict=True):
-            if counts[place]:
-                for part, shape in enumerate(parts):
-                    masks[part] += expand(seed.tobytes(), part, *shape)
-                continue
-            key, number = key_from(seed.tobytes()), int(self.users[place])
-            for other in self._around[place][counts[self._around[place]]].tolist():
-                agreed = agree(key, self.advertised[other, KEY:].tobytes())
-                _add_common(masks, agreed, int(self.users[other]), number, parts)
-        return masks
-
-    def _joined(self, needed: NDArray[np.int64], answered: NDArray[np.bool_], shares: Bytes) -> Bytes:
-        """Return the seeds of some users, from the first t shares of each that their neighbours revealed."""
-        k, t = self._around.shape[1], self.degree.threshold
-        around = self._around[needed]
-        there = answered[around]
-        short = np.flatnonzero(there.sum(axis=1) < t)
-        if len(short):
-            user, many = self.users[needed[short[0]]], int(there[short[0]].sum())
-            raise UnmaskingError(f"{many} of {k} neighbours of user {user} revealed shares, but {t} are needed")
-        chosen = np.argsort(~there, axis=1, kind="stable")[:, :t]
-        holders = np.take_along_axis(around, chosen, axis=1)
-        return shamir.join(chosen, shares[holders, k - 1 - chosen])
+        return self.join(counted, np.asarray(shares.any(axis=2)), shares)
 
 
 def _add_common(masks: list[Mask], agreed: bytes, number: int, other: int, parts: Parts) -> None:

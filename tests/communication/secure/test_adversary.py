@@ -126,7 +126,7 @@ def hidden(scene: Scene, without: str, patch: pytest.MonkeyPatch) -> bool:
     if without == "threshold":
         scene = replace(scene, degree=Degree(scene.degree.neighbors, 1))
     played, w = scene.play(), scene.w
-    edges = {frozenset(pair) for k in played.sharing for pair in product([k], played.server._around[k].tolist())}
+    edges = {frozenset(pair) for k in played.sharing for pair in product([k], played.server.around[k].tolist())}
     masks = len(played.sharing) + sum(pair <= set(played.sharing) for pair in edges)
     choices, at = np.arange(2 ** (w * masks)), {}
 
