@@ -178,9 +178,9 @@ def _remarks(summary: Summary) -> Iterator[str]:
         yield (
             f"Secure sums, if all {K} users take part: relays and server learn only sums of at least "
             f"{secure['fewest']} terms, even if up to {secure['colluding']} of the users collude with them. Each user "
-            f"has {secure['neighbors']} neighbours, any {secure['threshold']} of whom can reveal one of its masks. Keys, "
-            f"shares and unmasking add {added['users_to_relays'] / K:,.0f} bit to what a user sends in a round, and "
-            f"{added['relays_to_users'] / K:,.0f} bit to what it receives."
+            f"has {secure['neighbors']} neighbours, any {secure['threshold']} of whom can reveal one of its masks. "
+            f"Keys, shares and unmasking add {added['users_to_relays'] / K:,.0f} bit to what a user sends in a round, "
+            f"and {added['relays_to_users'] / K:,.0f} bit to what it receives."
         )
     if summary.note:
         yield f"Note: {summary.note}."
