@@ -116,14 +116,16 @@ class UnmaskingFigures:
             answer = {"neighbors": neighbors, "neighbor keys": neighbor_keys, "total": n}
             self._control.send(name, {**answer, "threshold": chosen.threshold})
         received = self._control.receive(list(keys), key="sealed")
-        if received:
-            server.take(*self._by_user({name: values["sealed"] for name, values in received.items()}))
+        for name in set(keys) - set(received):
+            self._control.send(name, {"sealed": None})
+        if not received:
+            return
         self._sealing = list(received)
+        server.take(*self._by_user({name: values["sealed"] for name, values in received.items()}))
         shared, sealed = server.pass_on()
-        for name in keys:
+        for name in received:
             at = self._places(name)
-            passed_on = {"shared": torch.from_numpy(shared[at]), "sealed": torch.from_numpy(sealed[at])}
-            self._control.send(name, passed_on if name in received else {"sealed": None})
+            self._control.send(name, {"shared": torch.from_numpy(shared[at]), "sealed": torch.from_numpy(sealed[at])})
 
     def total(self, sums: Mapping[str, Tensor]) -> Tensor | None:
         """Return the sum [L] of all rows, given the masked sum of each host [L]; None: it cannot be unmasked."""
