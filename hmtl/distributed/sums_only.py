@@ -88,18 +88,16 @@ class SumsOnlyExchange(ProcessExchange):
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """As in `ProcessExchange`, of the users of the hosts that have sent any; users of late hosts are left out."""
         sent = self._of_all_hosts(measured) if first else list(measured.values())
-        if not sent:
-            return {}, {}
-        shapes = sent[0]["shapes"]
         sums = {name: values["sum"] for name, values in measured.items()}
         if isinstance(self._masking, UnmaskingFigures):
             total = self._masking.total(sums)
         else:
-            total = torch.stack(list(sums.values())).sum(0)
+            total = torch.stack(list(sums.values())).sum(0) if sums else None
         if total is None and first:
             raise ProcessLost("too few users answered, so that the first figures cannot be unmasked.", AGAIN)
         if total is None:
             return {}, {}
+        shapes = sent[0]["shapes"]
         parts = torch.split(total, [torch.Size(shape).numel() for shape in shapes.values()])
         named = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
         return algorithm.figures_of_sums(named), {}
