@@ -34,8 +34,8 @@ SPREAD = 10  # no scale is less than 2^-10 of the row's largest, so that a block
 class FewBits:
     """The formats of sums whose terms have `bits` bits.
 
-    Scales are int64 [2, B]: the scale of each block, and how many rounds in which nobody needs it it outlasts. They are
-    zeros if they are unknown, so that terms are not rounded.
+    Scales are int64 [2, B]: the scale of each block, and for how many rounds it is kept although nobody needs it. They
+    are zeros if they are unknown; then terms are not rounded.
 
     Attributes:
         bits: b.

@@ -280,6 +280,7 @@ def _nodes(cfg: DictConfig) -> dict[str, Any]:
 
 def build(cfg: DictConfig) -> Run:
     """Return all objects of a training run."""
+    from hmtl.communication import Sums
     from hmtl.mtl import preprocessing_setups
     from hmtl.training.checkpoint import load_checkpoint
     from hmtl.training.trainer import Trainer, TrainerSettings
@@ -306,6 +307,8 @@ def build(cfg: DictConfig) -> Run:
         communicator = build_communicator(cfg, topology, links=exchange.links)
         participation = make_part(cfg, "participation")
         participation.check_relays(topology.H)
+        if isinstance(communicator, Sums) and communicator.secure:
+            communicator.secure.check(topology.K, participation.sampled(topology.K))
         accountant = build_accountant(cfg, participation)
         options = {"privacy": accountant.privacy} if accountant else {}
         algorithm, communicator = build_matching(cfg, build_problem(cfg, tasks), communicator, **options)
@@ -340,10 +343,13 @@ def build(cfg: DictConfig) -> Run:
 
 def check_only_sums(communicator: Communicator) -> None:
     """Raise ConfigError if more than sums over users is known of a learner's state where measurements are made."""
-    from hmtl.communication import Sums
+    from hmtl.communication import BySection, Sums
 
-    planner = communicator.planner
-    if not isinstance(communicator, Sums) or planner.preferred:
+    if isinstance(communicator, BySection):
+        raise ConfigError(
+            "metrics=sums does not work with coupled layers. Set algorithm.coupled=false, or metrics=users."
+        )
+    if not isinstance(communicator, Sums) or communicator.planner.preferred:
         raise ConfigError(
             "metrics=sums needs a learner whose server learns sums over users, and nobody else does. Set "
             "communicator=sums aggregators=server, or metrics=users."

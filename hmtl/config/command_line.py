@@ -30,10 +30,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from hmtl.config import schema
 from hmtl.config.build import check, compose, conf_dir
 from hmtl.config.schema import ROOTS, flat
 from hmtl.config.targets import no_setting
-from hmtl.errors import ConfigError, HmtlError, Interrupted, complain
+from hmtl.errors import ConfigError, HmtlError, Interrupted, complain, few
 from hmtl.training.folder import held
 
 Complain = Callable[[str], None]
@@ -136,6 +137,11 @@ def _message(error: Exception, config_name: str, words: Sequence[str] | None = N
         return _unreadable(error.override)
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is not set. Set it on the command line; see --help for what it is."
+    if chosen := re.search(r"Could not find '(.+)/(.+)'\s+Available options in '\1':([\s\w]+)\n", str(error)):
+        group, choice, choices = chosen.groups()
+        return f"{group}={choice} is unknown. Choose one of {', '.join(choices.split())}."
+    if wrong := re.match("Error merging override ([^=]+)=(.*)", str(error)):
+        return _misfit(wrong[1], wrong[2], str(error.__cause__))
     if isinstance(error, HydraException | OmegaConfBaseException) or _raised_in_hydra(error):
         cause = f": {error.__cause__}" if error.__cause__ else ""
         return re.split(r"\s+full_key: |\s+Config search path", f"{error}{cause}")[0]
@@ -161,6 +167,18 @@ def _unreadable(override: str) -> str:
     quoted = "{}='{}'".format(key, value.replace("'", r"\'"))
     word = shlex.quote(quoted) if set(quoted) & set('"$`!') else f'"{quoted}"'
     return f"{override} cannot be read. If the value is text, quote it for the shell and for Hydra: {word}"
+
+
+def _misfit(setting: str, value: str, cause: str) -> str:
+    """Return the message that a value is not of the kind that its setting takes."""
+    setting = setting.lstrip("+")
+    if group := re.search("is not a subclass of ([A-Za-z]+)", cause):
+        known = [f"{setting}.{each.name}" for each in fields(getattr(schema, group[1]))]
+        return f"{setting}={value} is not a setting: {setting} has settings of its own. Set {few(known)}"
+    kinds = {"bool": "true or false", "Integer": "a whole number", "Float": "a number"}
+    wanted = next((kind for name, kind in kinds.items() if re.search(rf"\b{name}\b", cause)), None)
+    reason = f"must be {wanted}" if wanted else f"does not fit: {cause}".splitlines()[0]
+    return f"{setting}={value} {reason}. See --help for the usual value."
 
 
 def _unknown(setting: str, config_name: str, words: Sequence[str]) -> str:

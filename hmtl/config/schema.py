@@ -163,7 +163,8 @@ def check_root(cfg: DictConfig, usual: DictConfig) -> None:
     for name, reader in READERS.items():
         read = f"${{{name}}}" in references or (name in PLANNED and "algorithm" not in cfg)
         if name in cfg and cfg[name] != usual[name] and not read:
-            raise ConfigError(f"{name}={cfg[name]} has no effect: it is for {reader}. Leave it out.")
+            value = str(cfg[name]).lower() if isinstance(cfg[name], bool) else cfg[name]
+            raise ConfigError(f"{name}={value} has no effect: it is for {reader}. Choose that, or leave {name} out.")
 
 
 def flat(cfg: DictConfig, omitted: Collection[str] = (), resolve: bool = True) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Secure sums of figures over processes: users mask their rows, hosts add them up, and the server unmasks the sum.
 
 The steps are those of a round, see `hmtl.communication.secure.protocol`. Hosts and server exchange them directly, like
-all measurements. A host that does not answer in time has dropped out with all its users.
+all measurements. A host that does not answer in time has dropped out with all its users. The server answers it, too: a
+host that waits in vain would drop the next values of the server as late ones.
 
 n users advertise keys, each has k neighbours; L numbers in a row.
 """
@@ -19,7 +20,7 @@ from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.secure.protocol import Bytes, MaskingUser, UnmaskingError, UnmaskingServer
 from hmtl.distributed.control import Control
 from hmtl.distributed.placement import Placement
-from hmtl.mtl.algorithms.base import Ids
+from hmtl.mtl.algorithms.base import NOBODY, Ids
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +52,8 @@ class MaskingFigures:
             user.share(own, keys, introduced["threshold"])
             for user, own, keys in zip(self._users, numbers, neighbor_keys, strict=True)
         ]
-        passed_on = self._ask({"sealed": torch.from_numpy(np.stack(sealed))}, "shared")
-        if not passed_on:
+        passed_on = self._ask({"sealed": torch.from_numpy(np.stack(sealed))}, "sealed")
+        if passed_on.get("sealed") is None:
             return None
         total = rows.sum(0)
         for user, shared, own in zip(
@@ -68,8 +69,10 @@ class MaskingFigures:
         if not self._has_masked:
             return
         asked = self._control.receive([SERVER], key="counted").get(SERVER)
+        if not asked or not asked["total"]:
+            return
         shares: list[Bytes | None] = []
-        if asked and asked["total"] >= self._fewest:
+        if asked["total"] >= self._fewest:
             shares = [user.reveal(own) for user, own in zip(self._users, asked["counted"].numpy(), strict=True)]
         revealed = np.array([each for each in shares if each is not None])  # of all users or of none
         self._control.send(SERVER, {"revealed": torch.from_numpy(revealed)})
@@ -92,6 +95,7 @@ class UnmaskingFigures:
     def __init__(self, control: Control, placement: Placement, secure: Secure) -> None:
         self._control, self._placement, self._secure = control, placement, secure
         self._server: UnmaskingServer | None = None  # if there are enough users
+        self._sealing: list[str] = []  # the hosts that may send masked sums
 
     def introduce(self) -> None:
         """Choose neighbours for the users who advertise keys, and pass on what they share."""
@@ -99,9 +103,10 @@ class UnmaskingFigures:
         users, advertised = self._by_user({name: values["keys"] for name, values in keys.items()})
         n = len(users)
         chosen = self._secure.degree(n, self._placement.K)
-        if chosen is None:
-            for name in keys:
+        for name in self._placement.hosts:
+            if chosen is None or name not in keys:
                 self._control.send(name, {"threshold": 0})
+        if chosen is None:
             return
         order = np.random.default_rng().permutation(n)
         self._server = server = UnmaskingServer(users, advertised, chosen, order)
@@ -111,8 +116,12 @@ class UnmaskingFigures:
             answer = {"neighbors": neighbors, "neighbor keys": neighbor_keys, "total": n}
             self._control.send(name, {**answer, "threshold": chosen.threshold})
         received = self._control.receive(list(keys), key="sealed")
-        if received:
-            server.take(*self._by_user({name: values["sealed"] for name, values in received.items()}))
+        for name in set(keys) - set(received):
+            self._control.send(name, {"sealed": None})
+        if not received:
+            return
+        self._sealing = list(received)
+        server.take(*self._by_user({name: values["sealed"] for name, values in received.items()}))
         shared, sealed = server.pass_on()
         for name in received:
             at = self._places(name)
@@ -121,13 +130,15 @@ class UnmaskingFigures:
     def total(self, sums: Mapping[str, Tensor]) -> Tensor | None:
         """Return the sum [L] of all rows, given the masked sum of each host [L]; None: it cannot be unmasked."""
         server = self._server
-        if server is None or not sums:
+        if server is None:
             return None
-        counted = np.sort(np.concatenate([self._placement.users_of(name) for name in sums]))
+        counted = np.sort(np.concatenate([NOBODY, *(self._placement.users_of(name) for name in sums)]))
         counts = server.counted(counted)
-        for name in sums:
+        for name in self._sealing:
             own = torch.from_numpy(counts[self._places(name)])
-            self._control.send(name, {"counted": own, "total": len(counted)})
+            self._control.send(name, {"counted": own, "total": len(counted) if name in sums else 0})
+        if not sums:
+            return None
         received = self._control.receive(list(sums), key="revealed")
         answers = {name: values["revealed"] for name, values in received.items() if len(values["revealed"])}
         total = torch.stack(list(sums.values())).sum(0)
@@ -143,7 +154,7 @@ class UnmaskingFigures:
 
     def _by_user(self, rows: Mapping[str, Tensor]) -> tuple[Ids, Any]:
         """Return the users of some hosts, ascending, and a row for each."""
-        users = np.concatenate([np.empty(0, np.int64), *(self._placement.users_of(name) for name in rows)])
+        users = np.concatenate([NOBODY, *(self._placement.users_of(name) for name in rows)])
         order = np.argsort(users)
         content: Sequence[Any] = [each.numpy() for each in rows.values()]
         return users[order], np.concatenate(content)[order] if content else np.empty(0)

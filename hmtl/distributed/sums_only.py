@@ -88,18 +88,16 @@ class SumsOnlyExchange(ProcessExchange):
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """As in `ProcessExchange`, of the users of the hosts that have sent any; users of late hosts are left out."""
         sent = self._of_all_hosts(measured) if first else list(measured.values())
-        if not sent:
-            return {}, {}
-        shapes = sent[0]["shapes"]
         sums = {name: values["sum"] for name, values in measured.items()}
         if isinstance(self._masking, UnmaskingFigures):
             total = self._masking.total(sums)
         else:
-            total = torch.stack(list(sums.values())).sum(0)
+            total = torch.stack(list(sums.values())).sum(0) if sums else None
         if total is None and first:
             raise ProcessLost("too few users answered, so that the first figures cannot be unmasked.", AGAIN)
         if total is None:
             return {}, {}
+        shapes = sent[0]["shapes"]
         parts = torch.split(total, [torch.Size(shape).numel() for shape in shapes.values()])
         named = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
         return algorithm.figures_of_sums(named), {}
@@ -120,7 +118,14 @@ class SumsOnlyExchange(ProcessExchange):
         return {NODE_STATE: {}, "users": {}}
 
     def reconciled(self, state: Values, algorithm: Algorithm) -> Values:
-        return state  # the sums of users who are lost are part of the aggregator's state, and stay there
+        """Drop what nodes know of each other if a host may begin anew; otherwise return the state as it is.
+
+        The sums of users who are lost are part of the aggregator's state, and stay there.
+        """
+        if not self.resumable(algorithm):
+            return state
+        communication = state["communicator"] | {NODE_STATE: {name: {} for name in self._placement.names}}
+        return state | {"communicator": communication, "outdated": True}
 
     def gather_state(self, algorithm: Algorithm, communicator: Communicator) -> Values | None:
         """As in `ProcessExchange`, without users; with the model from which hosts begin that know no other."""
@@ -137,8 +142,8 @@ class SumsOnlyExchange(ProcessExchange):
         if self._begins and "common" in part:
             common = part["common"]
             users |= {name: common.get(name, common["W"]).expand_as(rows) for name, rows in users.items()}
-            self._kept = common.get("kept")
-        elif len(self._placement.users):
+            self._kept, nodes = common.get("kept"), {}
+        elif len(self._placement.users) and "outdated" not in part:
             nodes = communicator.state_dict()[NODE_STATE]
         self._begins = False
         return {
@@ -155,11 +160,12 @@ class SumsOnlyExchange(ProcessExchange):
     def models(self, algorithm: Algorithm, state: Mapping[str, Any] | None) -> Tensor | None:
         """Return the common model for each user [m, K]; None if models are not the same, or rows are scaled by user."""
         model = algorithm.common if self._kept is None else self._kept
-        if model is None or algorithm.problem.everybody[0].scaling.mean.is_meta:
+        if model is None or not algorithm.problem.everybody[0].preprocessing.is_shared:
             return None
         return model[:, None].expand(-1, algorithm.problem.K)
 
     def own_models(self, algorithm: Algorithm) -> tuple[str, Tensor] | None:
-        if not len(self._placement.users):
-            return None
+        tasks = algorithm.problem.tasks
+        if not tasks or (algorithm.common is not None and tasks[0].preprocessing.is_shared):
+            return None  # the server saves the common model
         return self._placement.name.replace(" ", "-"), algorithm.users.handed_out(algorithm.users.state_dict()).T

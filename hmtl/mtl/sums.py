@@ -142,9 +142,9 @@ class Grid:
 
 
 def to_digits(x: Tensor) -> Tensor:
-    """Return numbers as int64 [..., 3]: their digits to the base 2^40, from 2^20 on, so that millions can be added.
+    """Return numbers below 2^60 as int64 [..., 3], exact to 2^-60: three digits to the base 2^40.
 
-    A number below 2^60 is exact up to 2^-60: sums of figures have no other range or precision than doubles.
+    The first digit counts multiples of 2^20. Sums of millions of digits fit in 64 bits.
     """
     digits, rest = [], x.double() * 2.0**-20
     for _ in range(DIGITS):

@@ -118,7 +118,7 @@ def run_report(summary: Summary) -> Iterator[Table | str]:
         yield as_table("Learning", ("", "final"), learned)
     yield _measures(summary)
     if summary.metrics == "sums":
-        yield "metrics=sums: no user is measured by itself, so that there are no medians and no worst users."
+        yield "metrics=sums: no user is measured by itself, so there are no medians and no worst users."
     gap, primal = figures.get("gap", 0.0), figures.get("primal", 0.0)
     if gap > FAR * abs(primal):
         share = f"{gap / abs(primal):.0%} of the primal objective" if primal else f"{gap:.2e}"
@@ -177,10 +177,10 @@ def _remarks(summary: Summary) -> Iterator[str]:
         added, K = secure["overhead"], summary.K
         yield (
             f"Secure sums, if all {K} users take part: relays and server learn only sums of at least "
-            f"{secure['fewest']} terms, even if {secure['colluding']} users collude with them. Each user has "
-            f"{secure['neighbors']} neighbours, any {secure['threshold']} of whom can reveal one of its masks. Keys, "
-            f"shares and unmasking add {added['users_to_relays'] / K:,.0f} bit to what a user sends in a round, and "
-            f"{added['relays_to_users'] / K:,.0f} bit to what it receives."
+            f"{secure['fewest']} terms, even if up to {secure['colluding']} of the users collude with them. Each user "
+            f"has {secure['neighbors']} neighbours, any {secure['threshold']} of whom can reveal one of its masks. "
+            f"Keys, shares and unmasking add {added['users_to_relays'] / K:,.0f} bit to what a user sends in a round, "
+            f"and {added['relays_to_users'] / K:,.0f} bit to what it receives."
         )
     if summary.note:
         yield f"Note: {summary.note}."

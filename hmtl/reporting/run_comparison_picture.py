@@ -96,7 +96,7 @@ def _label(lines: Sequence[Line]) -> str:
     base, how = over_users(runs[0].measure)
     kinds = sorted({run.described for run in runs})
     name = base.replace("_", " ") if len(kinds) == 1 else " or ".join(kinds)
-    if f"{base}_worst" not in runs[0].summary.figures:
+    if f"{base}_weighted" not in runs[0].summary.figures:
         return name
     space = " " if len(name) < LONGEST_LABEL / 2 else "\n"
     return f"{textwrap.fill(name, LONGEST_LABEL)},{space}{how}"

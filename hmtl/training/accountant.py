@@ -135,7 +135,8 @@ def least_noise(accountant: Callable[[float], Accountant], rounds: int) -> float
         run = accountant(high)
         raise ConfigError(
             f"privacy.epsilon={run.epsilon} cannot be kept for rounds={rounds}: with delta={run.delta:g}, one round "
-            f"spends {run.spent([run.planned[1]]):.2g} even with noise={high:g}. Raise privacy.epsilon or delta."
+            f"spends {run.spent([run.planned[1]]):.2g} even with noise={high:g}. Raise privacy.epsilon or "
+            "privacy.delta."
         )
     while high > 1.0005 * low:
         middle = (low * high) ** 0.5

@@ -84,7 +84,9 @@ BUILT = {
     "communicator=sums algorithm=fedavg secure=true aggregators=[0,1]": "aggregators",
     "communicator=sums algorithm=fedavg secure=true communicator.colluding=1": "colluding",
     "communicator=sums algorithm=fedavg secure=true communicator.least=21": "least",
+    "communicator=sums algorithm=fedavg secure=true participation=fraction": "secure",  # 2 users in a round
     "communicator=sums algorithm=fedavg communicator.colluding=0.2": "secure=true",
+    "communicator=sums algorithm=fedper algorithm.coupled=true regularizer=mean metrics=sums": "algorithm.coupled",
     "engine=torch_distributed": "engine",
 }
 BUILT_MORE = {  # refused in the same places

@@ -101,6 +101,16 @@ def test_an_unknown_setting_suggests_a_similar_one(run: Run) -> None:
     assert "V_bits" in run(raises(AssertionError("the task was run")), "V_bit=3", config="plan")[1]
 
 
+def test_a_value_that_does_not_fit_says_what_does(run: Run) -> None:
+    for override, wanted in (
+        ("secure=maybe", "must be true or false."),
+        ("K=abc", "must be a whole number."),
+        ("privacy=8", "Set privacy.clip, "),
+        ("topology=ring", "is unknown. Choose one of any_r, "),
+    ):
+        assert wanted in run(raises(AssertionError("the task was run")), override)[1]
+
+
 def test_a_failed_job_does_not_stop_a_sweep(run: Run, tmp_path: Path) -> None:
     seen: list[int] = []
 

@@ -1,5 +1,6 @@
 """With secure=true, the sums of figures that hosts send are masked, and only the sum over all users is known."""
 
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -68,6 +69,27 @@ def test_a_host_that_ends_takes_its_users_along(configure: Callable[..., DictCon
         assert all(0 <= error <= 1 for error in errors)
     if STEPS[step] == 20:
         assert history[1]["train_error"] == alone[1]["train_error"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", STEPS)
+def test_a_late_host_takes_part_again(configure: Callable[..., DictConfig], step: str) -> None:
+    """Its users are missing in some rounds, but it does not mistake what the server sends next for a late answer."""
+
+    def delay(peers: Peers, rank: int) -> None:
+        peers.seconds, send = 0.6, peers.send
+
+        def send_late(to: str, frame: Any, *cast: Any) -> None:
+            late = peers.name == "host 1" and peers.round == 1 and frame.kind == CONTROL
+            if late and step in from_bytes(frame.payload.numpy()[0].data):
+                time.sleep(4)  # the server waits for 3 s
+            send(to, frame, *cast)
+
+        peers.send = send_late  # type: ignore[method-assign]
+
+    _, history = train_in_threads(configure(*SECURE, "rounds=40"), prepare=delay)["server"]
+    assert any(row["users"] < 20 for row in history)
+    assert any("gap" in row for row in history[3:])
 
 
 def test_too_few_users_show_no_figures(configure: Callable[..., DictConfig]) -> None:

@@ -82,14 +82,16 @@ class Secure:
     colluding: float = 0.1
     least: int | None = None
 
-    def check(self, K: int) -> None:
-        """Raise ConfigError if K users are too few, or too many may collude."""
+    def check(self, K: int, sampled: int | None = None) -> None:
+        """Raise ConfigError if K users, or those sampled for a round, are too few, or too many may collude."""
+        n = K if sampled is None else sampled
         if not 0 <= self.colluding < 1:
             raise ConfigError(f"colluding={self.colluding} is not in [0, 1). Give the share of users that may collude.")
-        if self.degree(K, K) is None or self.fewest(K, K) > K:
+        if self.degree(n, K) is None or self.fewest(n, K) > n:
+            users = f"K={K} users" if sampled is None else f"{sampled} of K={K} users in a round"
             raise ConfigError(
-                f"secure=true: K={K} users are too few for colluding={self.colluding} and sums over at least "
-                f"{self.fewest(K, K)} users. Take more users, or lower colluding or least."
+                f"secure=true: {users} are too few for colluding={self.colluding} and sums over at least "
+                f"{self.fewest(n, K)} users. Take more users, or lower colluding or least."
             )
 
     def colluders(self, n: int, K: int) -> int:

@@ -61,3 +61,5 @@ def test_settings_that_protect_nobody_are_refused_or_raised() -> None:
             secure.check(10)
     with pytest.raises(ConfigError, match="colluding"):
         Secure().check(1)
+    with pytest.raises(ConfigError, match="2 of K=20 users in a round"):
+        Secure().check(20, 2)
