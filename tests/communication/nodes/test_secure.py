@@ -166,7 +166,7 @@ def test_a_relay_falls_silent_in_any_step(step: tuple[str, str, str, int]) -> No
 
 
 @pytest.mark.parametrize("kind", [KEYS, SHARED, SHARES, UNMASK])
-@pytest.mark.parametrize("sender, receiver", [(SERVER, "relay"), ("relay", SERVER), ("host", "relay")])
+@pytest.mark.parametrize(("sender", "receiver"), [(SERVER, "relay"), ("relay", SERVER), ("host", "relay")])
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_relay_that_misses_one_message_goes_on(kind: str, sender: str, receiver: str, number: int) -> None:
     """Relay 0 in the first round, or what it says is missed; the terms of users 1 and 2 are lost."""
