@@ -144,7 +144,7 @@ class UnmaskingFigures:
         total = torch.stack(list(sums.values())).sum(0)
         try:
             if not answers:
-                raise UnmaskingError(f"nobody revealed shares, as only {len(counted)} users counted")
+                raise UnmaskingError(f"{len(counted)} users counted, and nobody revealed shares")
             seeds = server.seeds(counted, *self._by_user(answers))
             (mask,) = server.unmask(counted, seeds, [(len(total), 64)])
         except UnmaskingError as error:

@@ -234,8 +234,9 @@ class SecureRelay(AddingRelay):
 
     def pass_on(self, shared: Sequence[Message], shares: Sequence[Message]) -> list[Message]:
         """Tell the users who shared seeds which neighbours did, and hand on what these sealed for them."""
-        if self._known is None or not shared:
-            self._known = None  # the relay cannot serve users any more
+        if not shared:
+            self._known = None  # it does not know which seeds are needed, and leaves the round
+        if self._known is None:
             return []
         roster = self._known.roster
         roster.shared = _bools(shared[0].overhead[0].numpy(), len(roster.users))
@@ -248,7 +249,9 @@ class SecureRelay(AddingRelay):
 
     def ask(self, messages: Sequence[Message]) -> list[Message]:
         """Tell the users who shared seeds how many users counted, and which of their neighbours did."""
-        if self._known is None or not messages:
+        if not messages:
+            self._known = None
+        if self._known is None:
             return []
         roster = self._known.roster
         counted = _bools(messages[0].overhead[0].numpy(), len(roster.users))
@@ -327,7 +330,7 @@ class SecureServer(AddingServer):
     def introduce(self, round: int, messages: Sequence[Message]) -> list[Message]:
         """Choose neighbours for the users who advertised keys, and tell relays the keys of all."""
         self.round, self._known, self._unknown = round, None, False
-        self._relays = [relay_of(message) for message in messages]
+        self._relays = sorted({relay_of(message) for message in messages})  # a message for each host
         advertised: dict[int, Bytes] = {}
         heard = np.zeros_like(self.topology.G)
         for message in messages:

@@ -168,6 +168,54 @@ def test_a_relay_falls_silent_or_a_message_is_lost_in_any_step(step: tuple[str, 
     assert set(users.committed) == {(n, k) for n, (counted, _) in enumerate(apart.total.seen) for k in counted.tolist()}
 
 
+@pytest.mark.parametrize("kind", [KEYS, SHARED, SHARES, UNMASK])
+@pytest.mark.parametrize(("sender", "receiver"), [(SERVER, "relay"), ("relay", SERVER), ("host", "relay")])
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_relay_that_misses_one_message_goes_on(kind: str, sender: str, receiver: str, number: int) -> None:
+    """Relay 0 in the first round, or what it says is missed; the terms of users 1 and 2 are lost."""
+    users = Terms([terms(n, 20, reach=63) for n in range(2)], [set()] * 2)
+    apart, seen = Apart(symmetric(20, 5, 3), [users], secure=Secure(COLLUDING)), 0
+
+    def change(node: str, message: Message) -> Message | None:
+        nonlocal seen
+        chosen = message.kind == kind and message.sender.startswith(sender) and node.startswith(receiver)
+        if chosen and "relay 0" in (node, message.sender):
+            seen += 1
+            return None if seen == number else message
+        if message.kind == IVS and node.startswith("relay"):
+            heard = np.flatnonzero(~np.isin(message.of_users(), [1, 2]))
+            return replace(message, users=message.of_users()[heard], at=message.rows()[torch.from_numpy(heard)])
+        return message
+
+    apart.play(0, change=change)
+    apart.play(1)
+    total = torch.zeros(7, dtype=torch.int64)
+    for round, (counted, _) in enumerate(apart.total.seen):
+        total += users.ivs[round][counted].sum(0)
+    assert [len(counted) >= least for (counted, _), least in zip(apart.total.seen, (14, 20), strict=True)] == [True] * 2
+    assert all(model.tolist()[:-1] == total.tolist() for model in users.models.values())
+
+
+@pytest.mark.parametrize("medium", ["broadcast", "unicast"])
+def test_relays_get_one_copy_of_what_the_server_broadcasts(medium: str) -> None:
+    """However many hosts have the users."""
+    ivs, arrived, bits = [terms(0, 20)], list[tuple[str, str]](), list[int]()
+
+    def change(node: str, message: Message) -> Message:
+        if message.sender == SERVER and message.kind in (KEYS, SHARED):
+            arrived.append((node, message.kind))
+        return message
+
+    for hosts in (1, 4):
+        sides = [Terms(ivs, [set()], range(n, 20, hosts)) for n in range(hosts)]
+        apart = Apart(symmetric(20, 5, 3), sides, Network(medium=medium), secure=Secure(COLLUDING))
+        arrived.clear()
+        apart.play(0, change=change)
+        assert len(arrived) == len(set(arrived)) == 2 * 5
+        bits.append(int(apart.links.ledger.latest().sum()))
+    assert bits[0] == bits[1]
+
+
 @pytest.mark.parametrize("kind", [SHARES, UNMASK])
 def test_users_with_few_neighbours_do_not_need_all_relays(kind: str) -> None:
     users = Terms([terms(0, 100, reach=63)], [set()])
