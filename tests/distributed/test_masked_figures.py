@@ -40,7 +40,9 @@ def test_masked_sums_are_unmasked_exactly(configure: Callable[..., DictConfig]) 
         assert all((a + b).abs().double().log2().median() > 60 for a, b in zip(*sums, strict=True))
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "step", ["measured", *(pytest.param(step, marks=pytest.mark.slow) for step in STEPS if step != "measured")]
+)
 def test_a_host_that_ends_takes_its_users_along(configure: Callable[..., DictConfig], step: str) -> None:
     """Means of the round are over the users whose masked rows arrived; wrong masks would give random numbers."""
 

@@ -26,7 +26,7 @@ ADDING = ("communicator=sums", "aggregators=server")
 ONLY_SUMS = (*ADDING, "metrics=sums")
 LEARNERS = [
     ("algorithm=fedavg", "validation_fraction=0.3"),
-    ("algorithm=scaffold", "participation.dropout=0.3"),
+    pytest.param(("algorithm=scaffold", "participation.dropout=0.3"), marks=pytest.mark.slow),
     ("algorithm=cocoa",),
     ("regularizer=mean", "wire=int4", "participation.dropout=0.3"),
     pytest.param(("algorithm=fedu", "regularizer=mean"), marks=pytest.mark.slow),
@@ -145,7 +145,7 @@ def test_hosts_save_models_that_the_server_does_not_know(configure: Callable[...
     assert np.array_equal(np.concatenate([models.W for models in saved]).T, expected.numpy())
 
 
-@pytest.mark.parametrize(("wire", "rtol"), [("null", 0), ("int4", 0.02)])
+@pytest.mark.parametrize(("wire", "rtol"), [("null", 0), pytest.param("int4", 0.02, marks=pytest.mark.slow)])
 def test_who_ends_comes_back_with_the_common_model(
     configure: Callable[..., DictConfig], tmp_path: Path, wire: str, rtol: float
 ) -> None:

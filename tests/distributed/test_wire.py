@@ -282,6 +282,7 @@ FLOODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts file descriptors in /proc")
 def test_floods_of_known_nodes_cost_nothing(
     site: Site, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
