@@ -238,6 +238,7 @@ def board(folder: Path) -> EventAccumulator:
     return EventAccumulator(str(place), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
 
 
+@pytest.mark.slow
 def test_going_on_in_the_same_folder_doubles_nothing(configure: Configure, tmp_path: Path) -> None:
     """After a run that was killed with rounds, and events, behind it that no checkpoint has."""
     settings = (*SMALL[:-1], "algorithm.rounds=6")
@@ -594,6 +595,7 @@ def test_sums_of_users_that_move(configure: Configure, tmp_path: Path) -> None:
         assert summary["bounds"][tier] <= summary["loads_theory"][tier]
 
 
+@pytest.mark.slow
 def test_evaluated_every_few_rounds(configure: Configure, tmp_path: Path) -> None:
     """The report has the last round's figures, as that of a run that is evaluated each time."""
     small = (
@@ -618,6 +620,7 @@ def test_evaluated_every_few_rounds(configure: Configure, tmp_path: Path) -> Non
     assert all(row["bits_total"] for row in table)
 
 
+@pytest.mark.slow
 def test_names_of_a_topology_are_those_of_the_data(configure: Configure, tmp_path: Path) -> None:
     """Users are matched by name, and a transposed matrix by the number of users; others get the topology's names."""
     rng, names = np.random.default_rng(0), ["alice", "bob", "carol", "dave"]

@@ -149,6 +149,7 @@ def test_whole_rows_are_the_cover() -> None:
         ]
 
 
+@pytest.mark.slow
 def test_short_rows_are_not_padded_to_more_than_whole_ones() -> None:
     """A row of one word is sent whole; shares pay from a few words on."""
     t = symmetric(20, 5, 3)

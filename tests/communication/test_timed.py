@@ -112,6 +112,7 @@ def test_a_broadcast_leaves_once(tmp_path):
         assert predict(make, t, Network(medium=medium, links=path), V) == pytest.approx(V / NARROW * rows, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_auto_takes_the_fastest_of_all_and_a_search_is_no_better(tmp_path, monkeypatch):
     t = any_r(12, 4, 2, 1)
     for n, narrow in enumerate([("relays", 0, "up_bps"), ("relays", 2, "down_bps"), ("server", "", "down_bps")]):
@@ -174,6 +175,7 @@ class Elsewhere(InProcess):
     """Links like those between processes, which do not know what their messages take."""
 
 
+@pytest.mark.slow
 @given(topologies(max_H=3, max_K=12), st.data())
 def test_secure_sums_take_their_messages_and_waits(tmp_path_factory, t, data):
     """Users and server exchange keys, shares and reveal: 14 hops more than the 6 of plain sums, each over two links."""

@@ -124,6 +124,7 @@ def test_a_failed_job_does_not_stop_a_sweep(run: Run, tmp_path: Path) -> None:
     assert [path.parent.name for path in tmp_path.rglob(ERROR)] == ["seed=1"]
 
 
+@pytest.mark.slow
 def test_each_job_of_a_sweep_has_the_settings_of_its_own_parts(run: Run, tmp_path: Path) -> None:
     """Values arrive as they are typed, also those that only the swept choice can have."""
     seen: list[DictConfig] = []

@@ -73,7 +73,7 @@ def check_equal(
         ),
         ("rounds=4", "algorithm.rounds=null", "algorithm.omega_every=4"),  # the best models are not the last
         ("algorithm=fedu", "regularizer.neighbors=2", "dataset.standardize=all", "evaluate_every=3"),
-        ("algorithm=local", "participation.dropout=0.3"),
+        pytest.param(("algorithm=local", "participation.dropout=0.3"), marks=pytest.mark.slow),
         pytest.param(("algorithm=local_networks",), marks=pytest.mark.slow),
         pytest.param(("algorithm=fedrep", "participation.dropout=0.3"), marks=pytest.mark.slow),
     ],
@@ -250,11 +250,11 @@ def test_a_server_that_waits_for_hosts_stops_at_a_signal(
 
 RETURNS = [
     ("communicator=coded", "aggregators=all", "algorithm.omega_every=0"),
-    ("communicator=coded", "aggregators=[0]", "algorithm.omega_every=0"),
-    ("regularizer=mean", "communicator=sums", "wire=int4", "aggregators=all"),
     *(
         pytest.param(words, marks=pytest.mark.slow)
         for words in (
+            ("communicator=coded", "aggregators=[0]", "algorithm.omega_every=0"),
+            ("regularizer=mean", "communicator=sums", "wire=int4", "aggregators=all"),
             ("communicator=uncoded", "wire=int4", "algorithm.omega_every=0"),
             ("aggregators=[server,0,1]", "algorithm.omega_every=3"),
             ("algorithm=cocoa", "communicator=sums", "checkpoint_every=3"),

@@ -145,7 +145,8 @@ def test_hosts_save_models_that_the_server_does_not_know(configure: Callable[...
     assert np.array_equal(np.concatenate([models.W for models in saved]).T, expected.numpy())
 
 
-@pytest.mark.parametrize(("wire", "rtol"), [("null", 0), pytest.param("int4", 0.02, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("wire", "rtol"), [("null", 0), ("int4", 0.02)])
 def test_who_ends_comes_back_with_the_common_model(
     configure: Callable[..., DictConfig], tmp_path: Path, wire: str, rtol: float
 ) -> None:

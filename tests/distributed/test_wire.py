@@ -224,6 +224,7 @@ def knocks(port: int) -> Iterator[Callable[[], object]]:
         yield connect  # and hold
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts file descriptors in /proc")
 def test_strangers_cost_nothing(site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(module, "HANDSHAKE", 1.0)

@@ -42,6 +42,7 @@ def test_a_run_is_called_as_its_command_line(run: Path) -> None:
     assert "    K: 6\n" in said
 
 
+@pytest.mark.slow
 def test_a_run_that_replaces_another_is_called_as_its_own_command_line(tmp_path: Path) -> None:
     for setting in ("regularizer=mean", "lam=0.5"):
         done = commands.here("hmtl.train", *SMALL, setting, f"hydra.run.dir={tmp_path}/run")

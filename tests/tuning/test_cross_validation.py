@@ -286,6 +286,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
         assert (tmp_path / "resumed" / name).read_bytes() == (uninterrupted / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_trained_again(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

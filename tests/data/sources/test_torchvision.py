@@ -100,7 +100,9 @@ def test_some_rows_of_a_fake_and_the_seed_alone_decides():
         found(1, 121)
 
 
-@pytest.mark.parametrize("make", [nn.Linear, mlp, cnn], ids=["linear", "mlp", "cnn"])
+@pytest.mark.parametrize(
+    "make", [nn.Linear, mlp, pytest.param(cnn, marks=pytest.mark.slow)], ids=["linear", "mlp", "cnn"]
+)
 def test_networks_for_vectors_and_for_images(make):
     """Those with an argument `shape` see images, others vectors; whatever they see, they learn."""
     problem = Problem(images("FakeData", 3, Quantity(5.0), options=FAKE), CrossEntropy(), Ridge(1.0))

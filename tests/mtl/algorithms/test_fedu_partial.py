@@ -122,6 +122,7 @@ def test_a_part_has_the_bits_of_the_whole(K, seed, share, lam, rounds):
     assert torch.equal(coupling.update(np.arange(K), ivs)[of], whole[of])
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(
     t=topologies(max_H=6, max_K=20).filter(lambda t: t.K >= 8),
