@@ -52,7 +52,7 @@ def arrows(members: dict[str, list[str]]) -> set[tuple[str, str]]:
 
 def draw(target: Path) -> None:
     """Write the picture to `target`."""
-    rows = layers()[:-2]  # everything may import io, cpu_time, rng and errors
+    rows = layers()[:-2]  # everything may import io, rng and errors
     commands = [path.stem for path in (ROOT / "hmtl").glob("*.py") if path.stem in COMMAND_NAMES]
     members = {name: commands if name == COMMANDS else [name] for row in rows for name in row}
     figure = Figure(figsize=(8, 8), layout="constrained")

@@ -45,7 +45,7 @@ from omegaconf import DictConfig
 from hmtl.coding import Loads, bounds, loads, obstacle
 from hmtl.communication import TIERS, CodedHierarchical, Communicator, Network, Uncoded
 from hmtl.config.build import build_algorithm, build_problem, build_tasks, compose
-from hmtl.cpu_time import cpu_seconds
+from hmtl.io.cpu_time import cpu_seconds
 from hmtl.mtl import Algorithm
 from hmtl.reporting.console import Console
 from hmtl.topology import Topology

@@ -36,7 +36,7 @@ class _Users:
     def __init__(self, K: int, dtype: torch.dtype) -> None:
         self._ivs = torch.zeros(K, NUMBERS, dtype=dtype)
 
-    def local_update(self, round: int, idle: Users = np.empty(0, np.int64)) -> tuple[Users, Tensor]:  # noqa: B008
+    def local_update(self, round: int, idle: Users = np.empty(0, np.int64)) -> tuple[Users, Tensor]:  # noqa: B008, nobody writes to it
         return np.arange(len(self._ivs)), self._ivs
 
     def commit(self, users: Users) -> None: ...

@@ -32,7 +32,7 @@ from hmtl.communication.nodes.phases import Phase
 from hmtl.communication.nodes.secure import SecureRelay, SecureServer
 from hmtl.communication.planning.pieces import Segment, segments
 from hmtl.communication.planning.planner import Planner
-from hmtl.cpu_time import cpu_seconds
+from hmtl.io.cpu_time import cpu_seconds
 
 
 class Stopwatch:

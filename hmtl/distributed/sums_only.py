@@ -23,9 +23,11 @@ from hmtl.training.engine import RoundResult, Values
 class SumsOnlyExchange(ProcessExchange):
     """As `ProcessExchange`, for `metrics=sums`."""
 
-    _kept: Tensor | None = None  # the best common model [m], at the server
-    _masking: MaskingFigures | UnmaskingFigures | None = None  # in this round, with secure sums
-    _begins = False  # whether the users of this process begin from the common model
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._kept: Tensor | None = None  # the best common model [m], at the server
+        self._masking: MaskingFigures | UnmaskingFigures | None = None  # in this round, with secure sums
+        self._begins = False  # whether the users of this process begin from the common model
 
     def start(
         self,
@@ -118,9 +120,9 @@ class SumsOnlyExchange(ProcessExchange):
         return {NODE_STATE: {}, "users": {}}
 
     def reconciled(self, state: Values, algorithm: Algorithm) -> Values:
-        """Drop what nodes know of each other if a host may begin anew; otherwise return the state as it is.
+        """Return a state without what nodes know of each other, if a host may begin anew; otherwise the state as it is.
 
-        The sums of users who are lost are part of the aggregator's state, and stay there.
+        What lost users have added to sums stays in the aggregator's state.
         """
         if not self.resumable(algorithm):
             return state

@@ -68,7 +68,7 @@ class History(list[Measurements]):
 def measure_round(number: int, communicator: Communicator, outcome: Outcome, result: RoundResult) -> Measurements:
     """Return the row of the round that has just ended.
 
-    Bits are all that was sent, payload and overhead. Seconds of nodes are CPU time (see `hmtl.cpu_time`); seconds of
+    Bits are all that was sent, payload and overhead. Seconds of nodes are CPU time (see `hmtl.io.cpu_time`); seconds of
     communication follow from the bits on each link (Hu et al. 2022, eqs. (12), (13)).
 
     Returns:

@@ -21,7 +21,7 @@ Transfer = Callable[[], None]
 
 
 def credentials():
-    """Of both nodes."""
+    """What the two nodes prove who they are with."""
     authority, made = make_authority("the authority", 1), []
     for name in NAMES:
         key = make_key()

@@ -12,7 +12,7 @@ import hmtl
 assert "torch" not in sys.modules  # whose threads would have chosen how to wait
 import torch
 torch.set_num_threads(2)
-from hmtl.cpu_time import cpu_seconds
+from hmtl.io.cpu_time import cpu_seconds
 W = torch.ones(200, 200)
 W @ W
 start, start_alone = cpu_seconds(), time.thread_time()

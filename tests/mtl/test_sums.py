@@ -99,6 +99,6 @@ def test_terms_do_not_depend_on_blocks(monkeypatch, work: int) -> None:
 
 @given(st.lists(st.floats(-(2.0**60), 2.0**60).filter(lambda x: x == 0 or abs(x) > 2.0**-8), min_size=1, max_size=40))
 def test_sums_of_figures_are_rounded_once(numbers: list[float]) -> None:
-    """Of doubles that are multiples of 2^-60 the sum is exact until it is rounded, as that of `math.fsum`."""
+    """A sum of multiples of 2^-60 is exact, and rounded once, like that of `math.fsum`."""
     digits = to_digits(torch.tensor(numbers, dtype=torch.float64)[:, None])
     assert from_digits(digits.sum(0)).tolist() == [math.fsum(numbers)]

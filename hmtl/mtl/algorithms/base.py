@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hmtl.cpu_time import cpu_seconds
 from hmtl.errors import ConfigError, RangeError
+from hmtl.io.cpu_time import cpu_seconds
 from hmtl.mtl.losses import snake_case
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
