@@ -24,8 +24,8 @@ from hmtl.data.arrays import features
 from hmtl.data.sparse import finite
 from hmtl.data.table_features import TableFeatures
 from hmtl.errors import ConfigError, DataError, few
-from hmtl.io.files import replacing, write_json
-from hmtl.io.npz import load_arrays
+from hmtl.io.files import add_digest, check_digest, replacing, write_json
+from hmtl.io.npz import load_arrays, open_file
 from hmtl.mtl import Algorithm
 from hmtl.mtl.networks.flat import FlatModel, MakeModel
 
@@ -189,6 +189,7 @@ class Models:
         arrays["table"] = self.table.to_json() if self.table else ""
         with replacing(path) as file:
             np.savez(file, **arrays, network=self.maker is not None)
+            add_digest(file)
 
     def export(self, path: str | Path, format: Literal["safetensors", "onnx"] = "safetensors") -> None:
         """Write a new folder with each user's model, and `users.json`.
@@ -257,6 +258,8 @@ def load_models(file: Path, maker: MakeModel | None, find_maker: Callable[[], Ma
         ConfigError: if the models are linear and a maker is given.
     """
     try:
+        with open_file(file) as stream:
+            check_digest(stream)
         saved: dict[str, Any] = dict(load_arrays(file))
         is_network = bool(saved.pop("network"))
         for name in ("names", "shape", "columns"):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from hmtl.errors import CheckpointError
-from hmtl.io.files import replacing
+from hmtl.io.files import add_digest, check_digest, replacing
 
 VERSION = 7
 """Version of the layout; a checkpoint of another version is refused."""
@@ -29,12 +29,16 @@ def save_checkpoint(path: Path, command: str, identity: Mapping[str, Any], state
     try:
         with replacing(path) as file:
             torch.save(content, file)
+            add_digest(file)
     except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer reports a full disk
         reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"{path} cannot be written ({reason}). The last checkpoint there is still whole: free some space, then "
-            f"continue from it by resume={path.parent}, or start the server of a site again."
-        ) from error
+        last, again = "There is no earlier checkpoint", "start again"
+        if path.exists():
+            last, again = (
+                "The last checkpoint there is still whole",
+                f"set resume={path.parent}, or restart a site's server",
+            )
+        raise CheckpointError(f"{path} cannot be written ({reason}). {last}: free some space, then {again}.") from error
 
 
 def load_checkpoint(
@@ -56,8 +60,10 @@ def load_checkpoint(
         remedy = "Set resume to the folder of a run or to its checkpoint.pt."
         raise CheckpointError(f"{file} is missing. {hint}{' ' * bool(hint)}{remedy}")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever zipfile and pickle meet in a damaged file
+        with file.open("rb") as stream:
+            check_digest(stream)
+            content = torch.load(stream, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever zipfile and pickle meet in another file
         raise CheckpointError(
             f"{file} is damaged or not a checkpoint ({str(error).partition(chr(10))[0][:200]}). {RESTART}"
         ) from error

@@ -251,6 +251,27 @@ def test_what_does_not_fit_is_named(configure: Configure, tmp_path: Path) -> Non
         hmtl.load_run(tmp_path, hmtl_mlp).predict("town 1", np.ones((1, 4)))
 
 
+@pytest.mark.parametrize("columns", [(), ("age", "größe")])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_an_error_and_never_another_model(
+    tmp_path: Path, columns: tuple[str, ...], place: float, bit: int
+) -> None:
+    """One error in one line; numpy reads the file as before."""
+    path, W = tmp_path / "models.npz", np.arange(6.0).reshape(2, 3)
+    Models(("a", "b"), W, np.zeros((2, 2)), np.ones((2, 2)), np.zeros(2), True, np.array([]), 0, (2,), columns).save(
+        path
+    )
+    assert np.array_equal(np.load(path)["W"], W)
+    assert hmtl.load_run(path).columns == columns
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1 << bit
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="does not hold the models") as error:
+        hmtl.load_run(path)
+    assert "\n" not in str(error.value)
+
+
 def hmtl_mlp(d: int, C: int) -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(d, 7), torch.nn.Linear(7, C))
 

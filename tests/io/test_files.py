@@ -1,12 +1,19 @@
 """Files that are replaced as a whole or not at all."""
 
+import contextlib
+import io
 import json
 import resource
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from hmtl.io.files import as_csv, replacing, write_json
+from hmtl.io.files import add_digest, as_csv, check_digest, replacing, write_json
 
 
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -38,6 +45,53 @@ def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path: Path) -> None:
     assert error.value.filename == str(path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def zipped(*names: str) -> bytes:
+    """Return a zip file with a digest."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(name, name * 2)
+    add_digest(file)
+    return file.getvalue()
+
+
+def test_every_flipped_bit_of_a_zip_file_is_noticed() -> None:
+    whole = zipped("a")
+    check_digest(io.BytesIO(whole))
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError, match="digest"):
+            check_digest(io.BytesIO(damaged))
+    for length in range(len(whole)):
+        with pytest.raises(ValueError, match="digest"):
+            check_digest(io.BytesIO(whole[:length]))
+
+
+@given(st.binary(max_size=40), st.integers(0, 200), st.integers(0, 200))
+def test_other_damage_is_noticed(new: bytes, start: int, end: int) -> None:
+    whole = zipped("a", "bc")
+    damaged = whole[:start] + new + whole[end:]
+    with contextlib.nullcontext() if damaged == whole else pytest.raises(ValueError, match="digest"):
+        check_digest(io.BytesIO(damaged))
+
+
+def test_other_readers_ignore_the_digest_and_a_file_without_one_passes(tmp_path: Path) -> None:
+    big = np.arange(3 * 2**17)  # of more than one chunk
+    for save, load in ((np.savez, lambda path: np.load(path)["a"]), (torch.save, lambda path: torch.load(path)["a"])):
+        with replacing(tmp_path / "x") as file:
+            save(file, a=big) if save is np.savez else save({"a": torch.from_numpy(big)}, file)
+            plain = file.tell()
+            check_digest(file)
+            add_digest(file)
+        assert (tmp_path / "x").stat().st_size == plain + 32
+        with (tmp_path / "x").open("rb") as file:
+            check_digest(file)
+            assert file.tell() == 0
+        assert zipfile.ZipFile(tmp_path / "x").testzip() is None
+        assert np.array_equal(load(tmp_path / "x"), big)
 
 
 def test_csv_has_a_header_and_leaves_missing_values_empty() -> None:

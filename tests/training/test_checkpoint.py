@@ -1,12 +1,15 @@
 """Checkpoints: what is saved is loaded, and what cannot be resumed is refused."""
 
 import resource
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hmtl.errors import CheckpointError
 from hmtl.training.checkpoint import load_checkpoint, save_checkpoint
@@ -54,6 +57,27 @@ def test_what_cannot_be_resumed_is_refused_in_one_line(tmp_path: Path, what: str
     assert "\n" not in str(error.value)
 
 
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_refused_in_one_line(place: float, bit: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "checkpoint.pt")
+        save_checkpoint(path, "train", IDENTITY, STATE)
+        content = bytearray(path.read_bytes())
+        content[int(place * len(content))] ^= 1 << bit
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="damaged") as error:
+            load_checkpoint(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_without_a_digest_is_one_of_an_earlier_version(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, "train", IDENTITY, STATE)
+    torch.save(torch.load(path, weights_only=True), path)
+    assert load_checkpoint(path, "train", IDENTITY)["history"] == STATE["history"]
+
+
 def test_a_setting_that_parts_share_is_named_once(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, "train", {"wire": "int4", "communicator.wire": "int4", "solver.wire": 1}, STATE)
@@ -62,11 +86,13 @@ def test_a_setting_that_parts_share_is_named_once(tmp_path: Path) -> None:
     assert "(solver.wire was 1, is 2; wire was 'int4', is None)" in str(error.value)
 
 
-def test_on_a_full_disk_the_old_checkpoint_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", [True, False])
+def test_on_a_full_disk_the_old_checkpoint_stays(tmp_path: Path, first: bool) -> None:
     """A limit on the size of files stands for the full disk."""
     path = tmp_path / "checkpoint.pt"
-    save_checkpoint(path, "train", IDENTITY, STATE)
-    whole, large = path.read_bytes(), {"sent": torch.arange(10**5)}
+    if not first:
+        save_checkpoint(path, "train", IDENTITY, STATE)
+    whole, large = first or path.read_bytes(), {"sent": torch.arange(10**5)}
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for most in (0, 50, 10**5):
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
@@ -76,5 +102,6 @@ def test_on_a_full_disk_the_old_checkpoint_stays(tmp_path: Path) -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert "\n" not in str(error.value)
-        assert path.read_bytes() == whole
-        assert list(tmp_path.iterdir()) == [path]
+        assert ("no earlier checkpoint" in str(error.value), "resume=" in str(error.value)) == (first, not first)
+        assert first or path.read_bytes() == whole
+        assert list(tmp_path.iterdir()) == ([] if first else [path])
