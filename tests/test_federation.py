@@ -112,10 +112,10 @@ def test_training_continues_after_an_error():
     class Failing(LocalSGD):
         fails = False
 
-        def solve(self, *arguments):
+        def forward(self, *arguments):
             if self.fails and arguments[2].round == 3:
                 raise OSError("no space")
-            return super().solve(*arguments)
+            return super().forward(*arguments)
 
     def make():
         return hmtl.Federation(partial(mlp, D, C), users(), trainer=Failing(0.1, 1))

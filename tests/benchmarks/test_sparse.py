@@ -62,7 +62,7 @@ def pass_of(problem, passes, rounds=1):
     users, counts = mocha.users, problem.rows.counts
     drawn = mocha.solver.draw(0, rounds, range(K), counts), mocha.solver.steps(counts)
     start = DualSubproblem(users.a, users.W, users.curvature)
-    return lambda: mocha.solver.solve(problem.loss, problem.rows, start, *drawn)
+    return lambda: mocha.solver(problem.loss, problem.rows, start, *drawn)
 
 
 @pytest.mark.parametrize("passes", [1, 10])

@@ -37,7 +37,7 @@ every_loss, every_regularizer = pytest.mark.parametrize("loss", LOSSES), pytest.
 class BatchedSDCA(SDCA):
     """SDCA that always runs the pass in torch."""
 
-    def solve(self, loss, rows, subproblem, order, budgets):
+    def forward(self, loss, rows, subproblem, order, budgets):
         return torch_pass(loss, rows, subproblem, order, budgets)
 
 

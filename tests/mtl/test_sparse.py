@@ -81,13 +81,13 @@ def test_a_pass_takes_the_same_steps(seed, loss, classes, weight, passes):
     order, budgets = solver.draw(seed, 0, range(4), rows.counts), solver.steps(rows.counts)
     for problem in both:
         scores = problem.scores[0]
-        results.append(solver.solve(problem.binary, scores, DualSubproblem(a * scores.y, W, c), order, budgets))
+        results.append(solver(problem.binary, scores, DualSubproblem(a * scores.y, W, c), order, budgets))
     for ours, dense in zip(*results, strict=True):
         torch.testing.assert_close(ours, dense, rtol=0, atol=1e-11)
     scores = both[0].scores[0]
     for k, n in enumerate(rows.counts):  # each user alone
         start = DualSubproblem((a * scores.y)[k : k + 1, :n], W[k : k + 1], c[k : k + 1])
-        new, dv = solver.solve(both[0].binary, scores.of(k), start, order[k : k + 1], budgets[k : k + 1])
+        new, dv = solver(both[0].binary, scores.of(k), start, order[k : k + 1], budgets[k : k + 1])
         torch.testing.assert_close(new[0], results[0][0][k, :n], rtol=0, atol=1e-11)
         torch.testing.assert_close(dv[0], results[0][1][k], rtol=0, atol=1e-11)
 

@@ -55,13 +55,14 @@ class DualUsers(Users):
     received: Tensor
     kept: Tensor
     scale: Tensor
+    solver: DualSolver
 
     deltas = True
 
     def __init__(self, problem: Problem, solver: DualSolver, settings: DualSettings) -> None:
         super().__init__()
         self.problem = problem
-        self.solver = solver
+        object.__setattr__(self, "solver", solver)  # no submodule: what it holds is not state of the users
         self.settings = settings
         self.numbers = problem.size
         rows, K = problem.rows, len(problem.users)
@@ -127,7 +128,7 @@ class DualUsers(Users):
         """Return the new duals and Δv; each score of a model has a subproblem of its own."""
         C, loss = len(scores), self.problem.binary
         passes = [
-            self.solver.solve(loss, rows, DualSubproblem(a_c, W_c, curvature), order, budgets)
+            self.solver(loss, rows, DualSubproblem(a_c, W_c, curvature), order, budgets)
             for rows, a_c, W_c in zip(scores, a.chunk(C, 1), W.chunk(C, 1), strict=True)
         ]
         return passes[0] if C == 1 else (torch.cat([a for a, _ in passes], 1), torch.cat([dV for _, dV in passes], 1))

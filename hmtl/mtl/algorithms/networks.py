@@ -176,7 +176,7 @@ class NetworkUsers(Users):
         solver, stream = self.local.solver, (self.local.seed, "dropout", round, time)
         kept, numbers = self.solver_state[users].clone(), self.problem.users[users]
         start = NetworkSubproblem(self.model, W, numbers, round, stream, self.data[users], kept, **terms)
-        models = solver.solve(self.problem.loss, rows, start, order, budgets)
+        models: Tensor = solver(self.problem.loss, rows, start, order, budgets)
         self.pending_state = self.pending_state.clone()
         self.pending_state[users] = kept
         return models

@@ -9,7 +9,7 @@ from typing import ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from hmtl.errors import ConfigError
 from hmtl.mtl.losses import Loss
@@ -22,8 +22,8 @@ Subproblem = TypeVar("Subproblem")
 Solution = TypeVar("Solution")
 
 
-class LocalSolver(ABC, Generic[Subproblem, Solution]):
-    """A solver that improves the users' duals or networks, each on the user's own rows.
+class LocalSolver(nn.Module, ABC, Generic[Subproblem, Solution]):
+    """A solver that improves the users' duals or networks, each on the user's own rows, when it is called.
 
     A solver states what it works on (`improves`) and what a loss must define for it (`needs`); an algorithm checks
     both with `check`. A user's round is a number of steps (`steps`) over its rows in an order (`draw`).
@@ -38,6 +38,8 @@ class LocalSolver(ABC, Generic[Subproblem, Solution]):
     def check(self, kind: Kind, loss: Loss) -> None:
         """Raise ConfigError if an algorithm on duals or networks (`kind`) cannot use this solver with this loss."""
         name, by_gradients = type(self).__name__, "algorithm=fedu, fedavg or one of its relatives"
+        if not hasattr(self, "training"):
+            raise ConfigError(f"{name}.__init__ leaves its base class out. Call super().__init__() in its first line.")
         if self.improves != kind:
             remedy = f"solver=sdca, or {by_gradients} for gradients" if kind == "duals" else "solver=sgd or torch"
             raise ConfigError(f"{name} improves {self.improves}, but the algorithm works on {kind}. Choose {remedy}.")
@@ -64,8 +66,8 @@ class LocalSolver(ABC, Generic[Subproblem, Solution]):
         """
 
     @abstractmethod
-    def solve(self, loss: Loss, rows: Rows, subproblem: Subproblem, order: Tensor, budgets: Tensor) -> Solution:
-        """Return improved models, and leave all arguments as they are.
+    def forward(self, loss: Loss, rows: Rows, subproblem: Subproblem, order: Tensor, budgets: Tensor) -> Solution:
+        """Return the improvement: what the users' steps on their subproblems make of where they start.
 
         Args:
             loss: loss of a row.

@@ -60,7 +60,7 @@ class NetworkSubproblem:
 
 
 class NetworkSolver(LocalSolver[NetworkSubproblem, Tensor]):
-    """A solver that trains the users' networks; `solve` returns the new models [K, m]."""
+    """A solver that trains the users' networks; calling it returns the new models [K, m]."""
 
     improves = "networks"
 
@@ -115,6 +115,7 @@ class MinibatchSolver(NetworkSolver):
     """
 
     def __init__(self, epochs: int, batch: int) -> None:
+        super().__init__()
         if epochs < 1 or batch < 1:
             raise ConfigError(f"epochs={epochs}, batch={batch}: each has to be at least 1.")
         self.epochs = epochs

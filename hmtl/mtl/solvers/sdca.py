@@ -61,7 +61,7 @@ class DualSubproblem:
 
 
 DualSolver = LocalSolver[DualSubproblem, tuple[Tensor, Tensor]]
-"""A solver of the users' dual subproblems: `solve` returns a′ [K, n] and Δv [K, d]."""
+"""A solver of the users' dual subproblems: calling it returns a′ [K, n] and Δv [K, d]."""
 
 
 def sigma_prime(B: Tensor) -> float:
@@ -89,6 +89,7 @@ class SDCA(DualSolver):
     needs = ("conjugate", "coordinate_step")
 
     def __init__(self, passes: float = 10.0) -> None:
+        super().__init__()
         if not 0 < passes <= 1e9:
             raise ConfigError(
                 f"passes={passes} is not in (0, 1e9]. Give the number of passes over the local rows per round."
@@ -114,7 +115,7 @@ class SDCA(DualSolver):
         z[np.arange(most) >= np.asarray(counts)[:, None]] = 2**64 - 1  # the padding comes last
         return torch.from_numpy(z.argsort(axis=1)[:, : int(self.steps(counts).max())])
 
-    def solve(
+    def forward(
         self, loss: Loss, rows: Rows, subproblem: DualSubproblem, order: Tensor, budgets: Tensor
     ) -> tuple[Tensor, Tensor]:
         if not applies(loss, rows.X):
@@ -124,7 +125,7 @@ class SDCA(DualSolver):
 
 
 def torch_pass(loss: Loss, rows: Rows, start: DualSubproblem, order: Tensor, budgets: Tensor) -> tuple[Tensor, Tensor]:
-    """Run `SDCA.solve` on any device, for any loss with a coordinate step; all users step at the same time."""
+    """Run `SDCA` on any device, for any loss with a coordinate step; all users step at the same time."""
     (K, n), device = rows.y.shape, rows.y.device
     X: Any = rows.X if issparse(rows.X) else rows.X.reshape(K * n, -1)
     a = start.a.flatten().clone()
@@ -181,7 +182,7 @@ class Arrays(NamedTuple):
 def compiled_pass(
     loss: Loss, rows: Rows, start: DualSubproblem, order: Tensor, budgets: Tensor, by_gram: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Run `SDCA.solve` by model or by Gram matrix, for a loss and rows for which `applies` is true.
+    """Run `SDCA` by model or by Gram matrix, for a loss and rows for which `applies` is true.
 
     The users are spread over threads. A user's result depends only on its own numbers, so it has the same bits for any
     number of threads.

@@ -62,7 +62,7 @@ class LocalSGD(MinibatchSolver):
                 f"Lower {name} or solver.step."
             )
 
-    def solve(self, loss: Loss, rows: Rows, subproblem: NetworkSubproblem, order: Tensor, budgets: Tensor) -> Tensor:
+    def forward(self, loss: Loss, rows: Rows, subproblem: NetworkSubproblem, order: Tensor, budgets: Tensor) -> Tensor:
         model, rate, proximal = subproblem.model, self.rate(subproblem.round), subproblem.proximal
         correction = subproblem.correction
         device = subproblem.W.device

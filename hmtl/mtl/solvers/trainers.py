@@ -7,7 +7,7 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -49,10 +49,18 @@ def one_by_one(subproblem: NetworkSubproblem, budgets: Tensor, train: Train) -> 
 
 
 class LocalTrainer(NetworkSolver):
-    """Your own training code: a subclass defines `train`. A straggler trains as everybody does."""
+    """Your own training code: a subclass defines `train`. A straggler trains as everybody does.
+
+    `train` replaces the method of torch modules that switches them to training; a trainer has no such modes.
+    """
+
+    def eval(self) -> Self:
+        return self
 
     @abstractmethod
-    def train(self, model: nn.Module, data: Dataset[Any], round: int, generator: torch.Generator) -> nn.Module:
+    def train(  # type: ignore[override]  # see above
+        self, model: nn.Module, data: Dataset[Any], round: int, generator: torch.Generator
+    ) -> nn.Module:
         """Return the trained module of one user.
 
         What travels are the parameters of the result that require gradients in `model`, and the buffers that training
@@ -77,7 +85,7 @@ class LocalTrainer(NetworkSolver):
     def fitting(self, model: FlatModel, problem: Problem) -> "LocalTrainer":
         return self
 
-    def solve(self, loss: Loss, rows: Rows, subproblem: NetworkSubproblem, order: Tensor, budgets: Tensor) -> Tensor:
+    def forward(self, loss: Loss, rows: Rows, subproblem: NetworkSubproblem, order: Tensor, budgets: Tensor) -> Tensor:
         def train(k: int, module: nn.Module) -> nn.Module:
             seed, *name = subproblem.stream
             number = generator(seed, "trainer", *name, int(subproblem.users[k])).integers(2**63)
@@ -181,7 +189,7 @@ class TorchTrainer(MinibatchSolver):
         data = [TensorDataset(x[0].view(2, *model.shape), y[0])]
         start = NetworkSubproblem(model, like[None], np.arange(1), 1, (0, "check"), data)
         try:
-            self.solve(problem.loss, rows, start, torch.arange(2).view(1, 1, 2), torch.ones(1, dtype=torch.int64))
+            self(problem.loss, rows, start, torch.arange(2).view(1, 1, 2), torch.ones(1, dtype=torch.int64))
         except ConfigError:
             raise
         except Exception as error:  # the parts are any code
@@ -194,7 +202,7 @@ class TorchTrainer(MinibatchSolver):
         layout = self._layout(model)
         return 1 + sum(shape.numel() for _, _, shape, _ in layout) if layout else 0
 
-    def solve(self, loss: Loss, rows: Rows, subproblem: NetworkSubproblem, order: Tensor, budgets: Tensor) -> Tensor:
+    def forward(self, loss: Loss, rows: Rows, subproblem: NetworkSubproblem, order: Tensor, budgets: Tensor) -> Tensor:
         model, proximal, correction = subproblem.model, subproblem.proximal, subproblem.correction
         settings, layout = self._settings(subproblem.round), self._layout(model)
 

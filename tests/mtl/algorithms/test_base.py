@@ -158,9 +158,9 @@ def test_timing_one_user_leaves_no_trace(random_problem, learner: str, messages:
 
 def test_the_users_with_most_rows_are_timed(random_problem) -> None:
     class Diary(SDCA):
-        def solve(self, loss, rows, *work):
+        def forward(self, loss, rows, *work):
             counts.append(rows.counts)
-            return super().solve(loss, rows, *work)
+            return super().forward(loss, rows, *work)
 
     counts: list[tuple[int, ...]] = []
     case = random_problem(8, K=6)

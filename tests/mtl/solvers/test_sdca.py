@@ -173,12 +173,12 @@ def test_which_pass_runs(random_problem):
     for loss in LOSSES:
         for passes, d, by_gram in ((10, 5, True), (10, 2, False), (1, 5, False)):  # 12 rows at most
             job = work(random_problem(5, loss=loss, d=d), 5)
-            (a, dV), (a2, dV2) = SDCA(passes).solve(*job), compiled_pass(*job, by_gram)
+            (a, dV), (a2, dV2) = SDCA(passes)(*job), compiled_pass(*job, by_gram)
             assert torch.equal(a, a2)
             assert torch.equal(dV, dV2)
     own = random_problem(5, loss=Twice())
     job = work(own, 5)
-    SDCA().solve(*job)
+    SDCA()(*job)
     assert own.problem.loss.steps == int(job[-1].max())
 
 

@@ -70,7 +70,7 @@ def test_users_do_not_depend_on_each_other(name):
         rows = Rows(X[users], y[users], X[users].square().sum(2), own, s[users, None].expand(-1, 33))
         proximal = Proximal(0.5, torch.zeros(len(users), 1))
         start = NetworkSubproblem(model, W[users], np.array(users), 0, (5, "dropout", 0), proximal=proximal)
-        return solver.solve(CrossEntropy(), rows, start, solver.draw(0, 0, users, own), budgets[users])
+        return solver(CrossEntropy(), rows, start, solver.draw(0, 0, users, own), budgets[users])
 
     together = trained(list(range(K)))
     assert ((together != W).any(1) == (budgets > 0)).all()
@@ -88,7 +88,7 @@ def test_random_draws_differ_by_user_and_name(monkeypatch):
     models = []
     for stream, users in ((0, np.arange(4)), (1, np.arange(4)), (0, np.arange(2, 6))):
         start = NetworkSubproblem(model, W, users, 0, (0, "dropout", stream))
-        models.append(LocalSGD().solve(CrossEntropy(), rows, start, order, torch.ones(4, dtype=torch.int64)))
+        models.append(LocalSGD()(CrossEntropy(), rows, start, order, torch.ones(4, dtype=torch.int64)))
     assert len(torch.cat(models[:2]).unique(dim=0)) == 8
     assert torch.equal(models[0][2:], models[2][:2])
 
@@ -103,7 +103,7 @@ def test_networks_of_layers_do_not_wait_for_trainings_in_other_threads():
     start = NetworkSubproblem(model, model.start[None], np.arange(1), 0, (0, "dropout"))
     order, budgets = torch.arange(2).expand(1, 1, 2), torch.ones(1, dtype=torch.int64)
     with ThreadPoolExecutor(1) as pool, flat._seeding:
-        assert pool.submit(LocalSGD().solve, CrossEntropy(), rows, start, order, budgets).result(60).isfinite().all()
+        assert pool.submit(LocalSGD(), CrossEntropy(), rows, start, order, budgets).result(60).isfinite().all()
 
 
 @pytest.mark.parametrize("wrong", [{"step": 0.0}, {"step": float("inf")}, {"decay": -1.0}, {"epochs": 0}, {"batch": 0}])
