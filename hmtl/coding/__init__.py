@@ -10,9 +10,8 @@ update that a client sends. A *load* is what a tier carries in a round, in IVs.
 
 from hmtl.coding.aggregators import MEDIA, AggregatorChoice, AggregatorSet, Choice
 from hmtl.coding.covers import Cover, cover
-from hmtl.coding.demands import demand_bounds, demand_plan, demands_of, serve
 from hmtl.coding.formulas import Loads, forwarders
-from hmtl.coding.plan import Block, DemandPlan, Plan
+from hmtl.coding.plan import Block, Plan
 from hmtl.coding.rates import Demand, Uplinks
 from hmtl.coding.schemes import (
     CODED_SCHEMES,
@@ -43,7 +42,6 @@ __all__ = [
     "Choice",
     "Cover",
     "Demand",
-    "DemandPlan",
     "Hops",
     "Loads",
     "Plan",
@@ -55,16 +53,12 @@ __all__ = [
     "best_sum_aggregators",
     "bounds",
     "cover",
-    "demand_bounds",
-    "demand_plan",
-    "demands_of",
     "forwarders",
     "loads",
     "make_plan",
     "obstacle",
     "resolve",
     "scheme_of",
-    "serve",
     "sum_bounds",
     "sum_code",
     "sum_codes",

@@ -126,15 +126,6 @@ class Plan:
         return carriers(self.topology, self.aggregators, self.sent, models, self.uplinks)
 
 
-class DemandPlan(Plan):
-    """A plan with which each relay learns the IVs that it demands. No model passes the server."""
-
-    @cached_property
-    def loads(self) -> Loads:
-        """The loads of the plan in IVs, without padding."""
-        return Loads.of(self.topology, self.sent, *self.received)
-
-
 def draw_block(
     users: tuple[int, ...],
     pieces: int,

@@ -11,7 +11,6 @@ from hmtl.communication.accounting.network import Network, tier_loads
 from hmtl.communication.communicators.base import Communicator
 from hmtl.communication.communicators.by_section import BySection
 from hmtl.communication.communicators.ivs import CodedHierarchical, Uncoded
-from hmtl.communication.communicators.partial import CodedPartial
 from hmtl.communication.communicators.sums import Sums, sums_if_faster
 from hmtl.communication.links import InProcess, Links
 from hmtl.communication.round import Outcome
@@ -22,7 +21,6 @@ __all__ = [
     "Bits",
     "BySection",
     "CodedHierarchical",
-    "CodedPartial",
     "Communicator",
     "InProcess",
     "LinkLedger",

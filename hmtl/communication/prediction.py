@@ -52,8 +52,6 @@ class _Aggregator:
     def update(self, users: Users, ivs: Tensor) -> Tensor:
         return ivs
 
-    def needs(self) -> None: ...
-
     def state_dict(self) -> dict[str, Tensor]:
         return {}
 

@@ -256,7 +256,7 @@ def summing(stage: Stage) -> None:
 
 
 def coding(stage: Stage) -> None:
-    """Play the schedule in which relays exchange coded IVs, all or those that each demands, and aggregate."""
+    """Play the schedule in which relays exchange coded IVs, and aggregate."""
     _hand_over_state(stage)
     for segment in stage.segments():
         stage.relays("encode", segment, says=[COMBINATIONS])

@@ -384,7 +384,6 @@ def build_sections(
         secure = communicator.secure_settings if isinstance(communicator, Sums) else {}
         shared = Sums(contacts, network, wire if wire in FEW_BITS else None, links=links, **secure)
     algorithm = build_algorithm(cfg, problem, **kinds, **options)
-    communicator.check_learner(algorithm.aggregator.sections[-1])
     return algorithm, BySection(shared, communicator)
 
 

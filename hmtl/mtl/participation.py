@@ -69,11 +69,6 @@ class Participation:
         object.__setattr__(self, "_users", users)
         object.__setattr__(self, "_relays", relays)
 
-    @property
-    def complete(self) -> bool:
-        """Whether all users and relays take part in each round, at any speed."""
-        return self.fraction == 1 and not (self.dropout or self._users or self._relays)
-
     def check(self, K: int) -> None:
         """Raise ConfigError if `speeds` or `schedule` do not fit K users."""
         if self.speeds is not None and len(self.speeds) != K:

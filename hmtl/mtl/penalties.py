@@ -35,21 +35,8 @@ def _mixed(mixing: Tensor, W: Tensor) -> Tensor:
 
 
 def sparse_step(A: Tensor, W: Tensor, lengths: Tensor, parts: int) -> Tensor:
-    """Return W after the step, for an A with few nonzero entries.
-
-    Each row is computed on its own: the products with its neighbours are added in ascending order, and each product and
-    sum is rounded. So a row has the same bits for any set of rows that contains its neighbours.
-    """
-    part = (torch.eye(len(A)).to(A) - lengths[:, None] / parts * A).to(W).cpu()
-    neighbours = [row.nonzero()[:, 0].tolist() for row in A.cpu()]
-    weights = [part[k, ids].tolist() for k, ids in enumerate(neighbours)]
+    """Return W after the step, for an A with few nonzero entries."""
+    part = (torch.eye(len(A)).to(A) - lengths[:, None] / parts * A).to(W).to_sparse()
     for _ in range(parts):
-        stepped = torch.empty_like(W, memory_format=torch.contiguous_format)
-        for old, new in zip(torch.split(W, WORK, 1), torch.split(stepped, WORK, 1), strict=True):
-            rows, product = old.unbind(), torch.empty_like(new[0])
-            for row, ids, factors in zip(new.unbind(), neighbours, weights, strict=True):
-                torch.mul(rows[ids[0]], factors[0], out=row)
-                for neighbour, factor in zip(ids[1:], factors[1:], strict=True):
-                    row.add_(torch.mul(rows[neighbour], factor, out=product))
-        W = stepped
+        W = part @ W
     return W

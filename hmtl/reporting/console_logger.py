@@ -211,8 +211,6 @@ def _class_of_bounds(summary: Summary) -> str:
             return "the server learns sums of any terms, and users get them from it"
         s = "s" * (len(summary.aggregators) == 1)
         return f"{names_of(summary.aggregators)} learn{s} sums of any terms, and send{s} them to users"
-    if summary.communicator == "partial":
-        return "the same relays learn the same IVs"
     if summary.aggregators == "server":
         return "the server learns all IVs and sends each model"
     return "the aggregators learn all IVs; models that pass the server are not counted"

@@ -85,13 +85,9 @@ class ScriptedAggregator:
     """An aggregator side whose models are the last IVs of all users, in reverse order.
 
     A further number of each model is the number of updates.
-
-    With `of_some`, bool [K, K], each model is computed from the IVs that its row marks: the sum of their bytes, and
-    the number of updates.
     """
 
-    def __init__(self, K: int, width: int, of_some: NDArray[np.bool_] | None = None) -> None:
-        self.of_some = of_some
+    def __init__(self, K: int, width: int) -> None:
         self.state = {"last": torch.zeros(K, width, dtype=torch.float64), "updates": torch.tensor(0)}
         self.seen: list[tuple[Users, Tensor]] = []
 
@@ -102,22 +98,7 @@ class ScriptedAggregator:
         ivs.zero_()  # an aggregator may overwrite the IVs
         return self.models()
 
-    def needs(self) -> NDArray[np.bool_] | None:
-        return self.of_some
-
-    def part(self, of: Users, users: Users, ivs: Tensor, rounds: int) -> Tensor:
-        assert self.of_some is not None
-        self.seen.append((users, ivs.clone()))
-        needed = torch.from_numpy(self.of_some[of])
-        assert not needed.any(dim=0)[np.setdiff1d(np.arange(needed.shape[1]), users)].any(), "a model lacks an IV"
-        added = needed[:, torch.from_numpy(users)].double() @ ivs.contiguous().view(torch.uint8).double()
-        models = (added % 256).to(torch.uint8).view(torch.float64)
-        return torch.cat([models, torch.full_like(models[:, :1], float(rounds + 1))], dim=1)
-
     def models(self) -> Tensor:
-        if self.of_some is not None:
-            everybody = np.arange(len(self.of_some))
-            return self.part(everybody, everybody, self.state["last"], int(self.state["updates"]) - 1)
         last = self.state["last"].flip(0)
         return torch.cat([last, torch.full_like(last[:, :1], float(self.state["updates"]))], dim=1)
 

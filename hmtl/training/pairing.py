@@ -17,9 +17,6 @@ def matched(
         make: makes the algorithm; see `Algorithm` for its keyword `messages`.
         problem: the algorithm's.
         communicator: how IVs would travel.
-
-    Raises:
-        ConfigError: the communicator cannot serve this algorithm.
     """
     if isinstance(communicator, Sums):
         algorithm = make(messages="sums")
@@ -32,6 +29,4 @@ def matched(
         sums = sums_if_faster(communicator, q, dtype.itemsize, m)
         if sums is not None:
             return make(messages="sums"), sums
-    if len(problem.users) == problem.K:  # otherwise the aggregator learns from a set-up what this depends on
-        communicator.check_learner(algorithm.aggregator)
     return algorithm, communicator

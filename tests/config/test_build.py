@@ -103,8 +103,6 @@ BUILT_MORE = {  # refused in the same places
     "algorithm=pfedme solver=sdca": "solver",
     "communicator=sums algorithm=fedu": "communicator=coded",
     "communicator=sums algorithm=fedu regularizer=common": "communicator=coded",
-    "communicator=partial algorithm=fedu regularizer=common": "communicator=coded",
-    "communicator=partial algorithm=fedper algorithm.coupled=true": "communicator=coded",  # couples by Ω
     "communicator=sums regularizer=ridge": "algorithm=local",
     "communicator=sums algorithm=fedavg sums=half": "sums",
     "communicator=sums algorithm=fedavg aggregators=[0]": "aggregators",

@@ -50,15 +50,6 @@ def test_steps(step: Callable[..., Tensor], share: float, dtype: torch.dtype) ->
         torch.testing.assert_close(stepped.double(), new, rtol=tolerance, atol=tolerance)
 
 
-def test_rows_of_a_sparse_step_have_the_same_bits_for_any_set_of_users() -> None:
-    A, W, lengths = coupling(0.1), models(torch.float32), torch.full((K,), 0.1, dtype=torch.float64)
-    whole = sparse_step(A, W, lengths, 1)
-    for k in range(K):
-        at = A[k].nonzero()[:, 0]
-        part = sparse_step(A[at][:, at], W[at], lengths[at], 1)
-        assert torch.equal(part[at.tolist().index(k)], whole[k])
-
-
 @pytest.mark.usefixtures("work")
 @pytest.mark.parametrize("regularizer", [Ridge(0.3), Mean(0.7, 0.2), SharedModel(0.5), TaskRelationship(0.4)], ids=str)
 def test_regularizers(regularizer: Regularizer) -> None:

@@ -151,9 +151,6 @@ class Communicator:
         chosen.aggregators = self.aggregators
         return chosen
 
-    def check_learner(self, aggregator: AggregatorSide) -> None:
-        """Raise ConfigError if the communicator cannot serve this learner; most serve any learner."""
-
     def attach(self, users: UserSide, aggregator: AggregatorSide) -> None:
         """Make the nodes of this learner, unless they exist already."""
         if self._sides is None or self._sides[0] is not users or self._sides[1] is not aggregator:

@@ -75,7 +75,7 @@ class AggregatingRelay(Relay):
             return
         digest = self._digest.value()
         if self._keeps_ivs():
-            self.aggregation.update(digest, self.dtype, self.version)
+            self.aggregation.update(digest, self.dtype)
         self._models = self.aggregation.models(digest)
         self._on(Event.AGGREGATE)
 

@@ -25,14 +25,10 @@ NEVER = -2  # in place of the round in which a user's IV counted last, until one
 class AggregatorSide(Protocol):
     """The part of an algorithm that needs all IVs. `hmtl.mtl.Aggregator` documents its members.
 
-    It may overwrite the IVs. `part` is called only if `needs` returns a matrix.
+    It may overwrite the IVs.
     """
 
     def update(self, users: Users, ivs: Tensor) -> Tensor: ...
-
-    def needs(self) -> NDArray[np.bool_] | None: ...
-
-    def part(self, of: Users, users: Users, ivs: Tensor, rounds: int) -> Tensor: ...
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
@@ -103,19 +99,18 @@ class Aggregation:
         """Return the rows of these users among the IVs."""
         return torch.from_numpy(np.searchsorted(self.users, users))
 
-    def update(self, digest: bytes, dtype: torch.dtype, rounds: int = 0) -> None:
+    def update(self, digest: bytes, dtype: torch.dtype) -> None:
         """Compute the models from the IVs that are kept.
 
         Args:
             digest: digest of these IVs.
             dtype: type in which the models are computed.
-            rounds: number of rounds aggregated before this one.
         """
         if self.revocable:
             self._before = self.aggregator.state_dict(), self.coder.state_dict(), self.counted.copy()
         ivs = self.coder.decode(self.users, self.ivs["payload"], self.ivs["overhead"], dtype)
         self.ivs = {}
-        models = self._compute(ivs, rounds)
+        models = self.aggregator.update(self.users, ivs)
         del ivs  # may be as large as all models
         assert self._round is not None
         self.counted[self.users] = self._round
@@ -172,9 +167,6 @@ class Aggregation:
         self.coder.load_state_dict(state["coder"])
         self._round = None
         self.close()
-
-    def _compute(self, ivs: Tensor, rounds: int) -> Tensor:
-        return self.aggregator.update(self.users, ivs)
 
     def _receipts(self) -> Tensor:
         """Return when the user's IV counted last, for each row of models: uint8 [rows, 4]."""

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hmtl.communication.agreement import Digest
 from hmtl.communication.encoding import put, take
 from hmtl.communication.messages import BROADCAST, COMBINATIONS, Message, nothing
 from hmtl.communication.nodes.aggregating import AggregatingRelay, ComparingServer
@@ -43,7 +42,7 @@ class CodingRelay(AggregatingRelay):
             return
         received = getattr(messages[0], segment.part)[: view.need] if messages else self._heard[:0]
         decoded = view.decode(received, self._heard)
-        self._digest_of(segment).add(view.check(self._heard, decoded, len(segment.blocks)))
+        self._digest.add(view.check(self._heard, decoded, len(segment.blocks)))
         if self._keeps_ivs():
             places = self.aggregation.places(segment.users[view.missing])
             segment.put(decoded, self.aggregation.ivs[segment.part], places)
@@ -53,7 +52,9 @@ class CodingRelay(AggregatingRelay):
         self._heard = nothing(0)
         if not self.aggregating:
             return
-        self._add_uncoded()
+        at = torch.from_numpy(self._row[self.planner.code(self.attendance).not_coded])  # every aggregator heard these
+        for ivs in self._ivs.values():
+            self._digest.add_rows(take(ivs, at))
         if self._keeps_ivs():
             rows = torch.from_numpy(self._row[self.aggregation.users])
             at = torch.nonzero(rows >= 0).ravel()
@@ -64,16 +65,6 @@ class CodingRelay(AggregatingRelay):
         """Cut what it heard of a segment into pieces."""
         users = segment.users[self._view(segment).heard]
         self._heard = segment.cut(self._ivs[segment.part], torch.from_numpy(self._row[users]))
-
-    def _digest_of(self, segment: Segment) -> Digest:
-        """Return the digest of the IVs in a segment."""
-        return self._digest
-
-    def _add_uncoded(self) -> None:
-        """Add the uncoded IVs, which every aggregator heard, to the digest."""
-        at = torch.from_numpy(self._row[self.planner.code(self.attendance).not_coded])
-        for ivs in self._ivs.values():
-            self._digest.add_rows(take(ivs, at))
 
     def _view(self, segment: Segment) -> View:
         return self.planner.code(self.attendance).view(segment.number, self.i)

@@ -75,7 +75,7 @@ class AggregatingServer(ForwardingServer, CodingServer):
             at = self.aggregation.places(self.planner.code(self.attendance).not_coded)
             for ivs in self.aggregation.ivs.values():
                 self._digest.add_rows(take(ivs, at))
-        self.aggregation.update(self._digest.value(), self._dtype, self.version)
+        self.aggregation.update(self._digest.value(), self._dtype)
 
     def compare(self, digests: Sequence[Message], models: Sequence[Message]) -> list[Message]:
         """Release the models if all aggregators hold those of the server; send the others' users theirs.

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +15,10 @@ from hmtl.coding import (
     SumCode,
     Uplinks,
     best_sum_aggregators,
-    demand_plan,
-    demands_of,
     forwarders,
     make_plan,
     resolve,
     scheme_of,
-    serve,
     sum_code,
 )
 from hmtl.communication.accounting.network import Network
@@ -166,32 +162,6 @@ class Planner:
     def _code(self, heard: Topology, aggregators: tuple[int, ...]) -> Code:
         uplinks, nodes = self.network.uplinks(heard), AggregatorSet(aggregators, self.server)
         return Code(self._make(heard, uplinks=uplinks, aggregators=nodes.setting), aggregators)
-
-
-class PartialPlanner(Planner):
-    """The plans of rounds in which everybody takes part, and each relay computes only its own users' models.
-
-    Args:
-        topology, network: see `Planner`.
-        needs: which IVs each user's model is computed from [K, K].
-        settings: seed, max_pieces and generation, see `hmtl.coding.demand_plan`.
-
-    Attributes:
-        serving: the relay that computes each user's model [K].
-        demands: which IVs each relay needs [H, K].
-    """
-
-    def __init__(self, topology: Topology, network: Network, needs: NDArray[np.bool_], **settings: Any) -> None:
-        self.serving = serve(topology, needs)
-        self.demands = demands_of(needs, self.serving, topology.H)
-        super().__init__(
-            topology,
-            network,
-            preferred=tuple(np.unique(self.serving[self.serving >= 0]).tolist()),
-            make=lambda heard, uplinks, aggregators: demand_plan(
-                heard, self.demands, uplinks=uplinks, medium=network.medium, **settings
-            ),
-        )
 
 
 def preferred_sum_aggregators(

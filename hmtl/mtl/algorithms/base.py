@@ -166,30 +166,6 @@ class Aggregator(Side):
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         """Return the models [K, m + e′] of all users from the IVs [n, m + e] of the users who were heard."""
 
-    def needs(self) -> NDArray[np.bool_] | None:
-        """Return which IVs each model depends on, [K, K] with user k's in row k; None if each depends on all.
-
-        If the result is not None, `part` can compute the models of some users from the IVs that they depend on.
-
-        Raises:
-            ConfigError: models depend on few IVs, but the participation settings rule out making use of this.
-        """
-        return None
-
-    def part(self, of: Ids, users: Ids, ivs: Tensor, rounds: int) -> Tensor:
-        """Return some models as `update` would, bit for bit, and leave the state unchanged.
-
-        Args:
-            of: the users whose models are computed.
-            users: the users whose IVs are known, including all that the models depend on.
-            ivs: IVs of `users`, [n, m + e].
-            rounds: number of updates before this one.
-
-        Returns:
-            models [len(of), m + e′].
-        """
-        raise NotImplementedError(f"{type(self).__name__} needs the IVs of all users.")
-
     def agree(self, users: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Make this state agree with that of all users, and return what changes at the users.
 

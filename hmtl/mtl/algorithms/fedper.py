@@ -89,8 +89,8 @@ class FedPer(FedAvg):
         if not isinstance(users, SharedSection):
             return users, aggregator
         self.model.check_no_buffers("FedPer with coupled=true")
-        start, complete = self._split.part(self.model.start, self._split.personal), self.participation.complete
-        sending, personal = PenaltyCoupling(self.problem, self.solver).sides(start, complete, self.personal_messages)
+        start = self._split.part(self.model.start, self._split.personal)
+        sending, personal = PenaltyCoupling(self.problem, self.solver).sides(start, self.personal_messages)
         return PersonalSection(users, sending), SectionedAggregator(aggregator, personal)
 
     def setup(self) -> tuple[SetupUsers, SetupAggregator] | None:

@@ -7,9 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hmtl.errors import ConfigError, RangeError
@@ -43,29 +41,23 @@ class PenaltyDescent:
     """Gradient steps on the penalty ½ tr(W A Wᵀ), for any A: w_k ← w_k − x_k Σ_l A_kl w_l, all users at once.
 
     x_k is the rate of the round times the user's number of local steps. A step that is so long that models would
-    diverge is taken in equal parts. If A has few nonzero entries, each model depends on few others, and can be computed
-    from these alone.
+    diverge is taken in equal parts.
 
     Args:
         regularizer, Omega: define A.
-        rate: rate in the first round, the highest.
-        max_steps: largest number of local steps of a user in a round.
 
     Attributes:
         A: coupling [K, K].
         steepest: largest eigenvalue of A.
-        reach: which users' models each user's new model depends on [K, K]; None if these are more than half of all.
 
     Raises:
         ConfigError: A is not positive definite.
     """
 
-    def __init__(self, regularizer: Regularizer, Omega: Tensor, rate: float, max_steps: int) -> None:
+    def __init__(self, regularizer: Regularizer, Omega: Tensor) -> None:
         regularizer.inverse_coupling(Omega)  # raises if A is not positive definite
-        self.max_steps = max_steps
         self.A = regularizer.coupling(Omega)
         self.steepest = float(torch.linalg.eigvalsh(self.A)[-1])
-        self.reach = _reach((self.A != 0).cpu(), self.parts(rate * max_steps))
         entries = float((self.A != 0).double().mean())
         self._A = self.A.to_sparse() if entries <= 1 / 8 else self.A
 
@@ -85,20 +77,10 @@ class PenaltyDescent:
         return 1 if relative < 2 else math.ceil(relative)
 
     def all_models(self, W: Tensor, steps: Tensor, rate: float) -> Tensor:
-        """Return the models of all users from W [K, m] after these numbers of local steps [K].
-
-        With a sparse A, the number of parts is that of the longest possible step, since a relay that knows few IVs does
-        not know the longest step of the round.
-        """
+        """Return the models of all users from W [K, m] after these numbers of local steps [K]."""
         lengths = rate * steps.to(self.A)
-        if self.reach is None:
-            return dense_step(self.A, W, lengths, self.parts(float(lengths.max())))
-        return sparse_step(self.A, W, lengths, self.parts(rate * self.max_steps))
-
-    def some_models(self, users: Ids, W: Tensor, steps: Tensor, rate: float) -> Tensor:
-        """Return `all_models` of some users from their W [n, m]; valid for those whose whole `reach` is among them."""
-        at = torch.from_numpy(users).to(W.device)
-        return sparse_step(self.A[at][:, at], W, rate * steps.to(self.A), self.parts(rate * self.max_steps))
+        take = sparse_step if self._A.is_sparse else dense_step
+        return take(self.A, W, lengths, self.parts(float(lengths.max())))
 
 
 class LearnedPenalty(nn.Module):
@@ -117,7 +99,6 @@ class LearnedPenalty(nn.Module):
     """
 
     Omega: Relation
-    reach = None  # each model depends on all others
 
     def __init__(self, regularizer: Regularizer, K: int, m: int) -> None:
         super().__init__()
@@ -143,21 +124,11 @@ class LearnedPenalty(nn.Module):
         return implicit_step(A, W, rate * steps)
 
 
-def _reach(neighbors: Tensor, hops: int) -> NDArray[np.bool_] | None:
-    """Return who is within `hops` of each user along `neighbors`, bool [K, K]; None if more than half of all pairs."""
-    reach = neighbors
-    for _ in range(hops - 1):
-        before, reach = reach, reach.float() @ neighbors.float() > 0
-        if torch.equal(before, reach) or reach.double().mean() > 0.5:
-            break
-    return None if reach.double().mean() > 0.5 else reach.numpy()
-
-
 Descent = PenaltyDescent | LearnedPenalty
 
 
 class FedUAggregator(Aggregator):
-    """Aggregator side for any coupling; `complete` says whether all users and relays take part in each round.
+    """Aggregator side for any coupling.
 
     It keeps the last models [K, m], which stand in for the IVs of users who were not heard, and Ω if it is learned.
     """
@@ -165,13 +136,12 @@ class FedUAggregator(Aggregator):
     models: Tensor
     rounds: Tensor
 
-    def __init__(self, start: Tensor, descent: Descent, solver: NetworkSolver, complete: bool) -> None:
+    def __init__(self, start: Tensor, descent: Descent, solver: NetworkSolver) -> None:
         super().__init__()
         self.register_buffer("models", start)
         self.register_buffer("rounds", torch.tensor(0))
         self.descent = descent
         self.rate = solver.rate
-        self.complete = complete
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         m = self.models.shape[1]
@@ -183,21 +153,7 @@ class FedUAggregator(Aggregator):
         return self.models
 
     def agree(self, users: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"W": self.models} if self.rounds else {}  # with partial demands, only users know their models
-
-    def needs(self) -> NDArray[np.bool_] | None:
-        if self.descent.reach is not None and not self.complete:
-            raise ConfigError(
-                "communicator=partial needs all users and relays in each round: the model that replaces the IV of an "
-                "absent user is known to one relay only. Set participation=full, or choose another communicator."
-            )
-        return self.descent.reach
-
-    def part(self, of: Ids, users: Ids, ivs: Tensor, rounds: int) -> Tensor:
-        assert isinstance(self.descent, PenaltyDescent)  # otherwise each model depends on all IVs
-        m = self.models.shape[1]
-        models = self.descent.some_models(users, ivs[:, :m].to(self.models), ivs[:, m].double(), self.rate(rounds))
-        return models[torch.from_numpy(np.searchsorted(users, of)).to(models.device)]
+        return {"W": self.models}
 
     def figure_state(self) -> dict[str, Tensor]:
         return {name: value for name, value in self.named_buffers() if name.startswith("descent.Omega")}
@@ -227,24 +183,21 @@ class PenaltyCoupling:
     problem: Problem
     solver: NetworkSolver
 
-    def sides(self, start: Tensor, complete: bool, messages: MessageKind) -> tuple[Sending, CouplingAggregator]:
-        """Return what users send and receive, and the aggregator, for numbers that start at `start` [m].
-
-        `complete` says whether all users and relays take part in each round.
-        """
+    def sides(self, start: Tensor, messages: MessageKind) -> tuple[Sending, CouplingAggregator]:
+        """Return what users send and receive, and the aggregator, for numbers that start at `start` [m]."""
         problem, start = self.problem, start.expand(self.problem.K, -1)
-        descent = self._descent(problem.regularizer, int(self._steps.max()), start.shape[1])
+        descent = self._descent(problem.regularizer, start.shape[1])
         form = form_of(problem)
         if form is None and messages == "sums":
             if isinstance(descent, LearnedPenalty) or (descent.A - descent.A.diag().diag()).any():
                 raise no_sums(f"FedU with {type(problem.regularizer).__name__}")
             raise ConfigError(
-                "This regularizer does not couple the models, so there are no sums. Choose communicator=partial, which "
-                "sends no IV to the server, or regularizer=mean."
+                "This regularizer does not couple the models, so there are no sums. Choose regularizer=mean, or "
+                "algorithm=local_networks, which sends nothing."
             )
         sending = Sending(start.shape[1])
         if form is None:
-            return sending, FedUAggregator(start, descent, self.solver, complete)
+            return sending, FedUAggregator(start, descent, self.solver)
         assert isinstance(descent, PenaltyDescent)  # a learned Ω has no form
         steps = PenaltySteps(form, descent.steepest, self.solver, problem.grid)
         if messages == "ivs":
@@ -254,28 +207,21 @@ class PenaltyCoupling:
     def setup(self, aggregator: Aggregator) -> tuple[SetupUsers, SetupAggregator] | None:
         """Return the two sides of the exchange before the first round; None if `aggregator` needs none."""
         facts = self.problem.facts()
-        if not isinstance(aggregator, FedUAggregator) or (not facts.shape[1] and aggregator.descent.reach is None):
+        if not isinstance(aggregator, FedUAggregator) or not facts.shape[1]:
             return None
 
         def answer(facts: Tensor) -> Tensor:
-            regularizer = self.problem.regularizer.prepared(facts[:, :-1]).to(aggregator.models.device)
-            m = aggregator.models.shape[1]
-            aggregator.descent = self._descent(regularizer, int(facts[:, -1].max()), m)
+            regularizer = self.problem.regularizer.prepared(facts).to(aggregator.models.device)
+            aggregator.descent = self._descent(regularizer, aggregator.models.shape[1])
             return facts[:, :0]
 
-        with_steps = torch.cat([facts, self._steps[self.problem.users].to(facts)], dim=1)
-        return SetupUsers(with_steps), SetupAggregator(answer, self.problem.K)
+        return SetupUsers(facts), SetupAggregator(answer, self.problem.K)
 
-    def _descent(self, regularizer: Regularizer, max_steps: int, m: int) -> Descent:
+    def _descent(self, regularizer: Regularizer, m: int) -> Descent:
         if regularizer.learns:
             return LearnedPenalty(regularizer, self.problem.K, m).to(self.problem.s.device)
         Omega = regularizer.start_omega(self.problem.K).to(self.problem.s)
-        return PenaltyDescent(regularizer, Omega, self.solver.rate(0), max_steps)
-
-    @property
-    def _steps(self) -> Tensor:
-        """Usual number of local steps of each user [K, 1]; stragglers take fewer."""
-        return self.solver.steps(self.problem.counts)[:, None]
+        return PenaltyDescent(regularizer, Omega)
 
 
 class FedU(NetworkAlgorithm):
@@ -307,7 +253,7 @@ class FedU(NetworkAlgorithm):
     def _sides(self, messages: MessageKind) -> tuple[Users, Aggregator]:
         self.model.check_no_buffers("FedU")
         coupling = PenaltyCoupling(self.problem, self.solver)
-        sending, aggregator = coupling.sides(self.model.start, self.participation.complete, messages)
+        sending, aggregator = coupling.sides(self.model.start, messages)
         return FedUUsers(self._local, sending), aggregator
 
     def setup(self) -> tuple[Users, Aggregator] | None:

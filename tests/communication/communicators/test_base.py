@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.coding import Aggregators
-from hmtl.communication import TIERS, CodedHierarchical, CodedPartial, Communicator, Network, Uncoded
-from hmtl.errors import ConfigError
+from hmtl.communication import TIERS, CodedHierarchical, Communicator, Network, Uncoded
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
 from hmtl.testing.topologies import moving
 from hmtl.topology import Contacts, Topology, Walk, geometric, symmetric
@@ -141,8 +140,3 @@ def test_relays_at_home_may_have_no_users_at_first() -> None:
         expected = [(0, 1), (0, 1), (2,), (2,)] if named == [2] else [(0, 1), (0, 1), (1, 2), (1, 2)]
         assert outcomes == expected
         assert made.planning.handover_bits > 0
-
-
-def test_partial_demands_are_of_users_who_stay() -> None:
-    with pytest.raises(ConfigError, match=r"communicator=partial .* move.* Choose communicator=coded"):
-        CodedPartial(Walk(12, 3, 0.5))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from layers import COUNTS, FULL, KINDS, NAMES, C, D, K, deep, descend, several_classes, usual
 from torch import nn
 
-from hmtl.communication import BySection, CodedHierarchical, CodedPartial, Sums, Uncoded
+from hmtl.communication import BySection, CodedHierarchical, Sums, Uncoded
 from hmtl.errors import ConfigError
 from hmtl.mtl import Common, FedPer, Graph, LocalSGD, Mean, Participation, TaskRelationship
 from hmtl.testing.topologies import topologies
@@ -112,18 +112,6 @@ def test_every_pair_of_communicators_gives_the_same_bits(regularizer, t: Topolog
     for models, figures in results[1:]:
         assert torch.equal(models, results[0][0])
         assert figures == results[0][1]
-
-
-def test_partial_demands_serve_the_personal_section(tmp_path_factory):
-    t, models = any_r(K=K, H=3, r=2, seed=3), []
-    for kind in (CodedPartial, Uncoded):
-        one_edge = WEIGHTS * (WEIGHTS == 1) * [[1, 1, 0, 0]]
-        learner = coupled("fedper", graph(tmp_path_factory, one_edge), messages="sums")
-        communicator = BySection(Sums(t), kind(t))
-        for round in range(3):
-            communicator.round(round, learner.users, learner.aggregator)
-        models.append(learner.W)
-    assert torch.equal(*models)
 
 
 def test_each_section_settles_its_own_updates(regularizer):

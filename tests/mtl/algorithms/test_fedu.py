@@ -318,3 +318,48 @@ def test_refusals(graph):
         FedU(problem, SDCA(), nn.Linear)
     with pytest.raises(ConfigError, match="2 numbers for K=4"):
         FedU(problem, LocalSGD(), nn.Linear, participation=Participation(speeds=[1.0, 0.5]))
+
+
+def ring(size, hops=1):
+    """Each user next to the one before and the one after, by weights drawn."""
+    rng, a = np.random.default_rng(0), np.zeros((size, size))
+    for k in range(size):
+        for hop in range(1, hops + 1):
+            a[k, (k + hop) % size] = rng.uniform(0.1, 2)
+    return np.maximum(a, a.T) * (1 - np.eye(size))
+
+
+def on_graph(weights, lam, lam2, tmp_path):
+    """FedU of as many users as the graph has, coupled by it."""
+    np.savetxt(tmp_path / "ring.csv", weights, delimiter=",")
+    many = [tasks("signs")[0] for _ in weights]
+    problem = Problem(many, Logistic(), Graph(lam, lam2, path=tmp_path / "ring.csv"))
+    return FedU(problem, LocalSGD(0.05, epochs=2, batch=4), nn.Linear)
+
+
+@pytest.mark.parametrize("lam", [0.2, 2.0])
+def test_a_coupling_step_is_a_product(lam, tmp_path):
+    """The models are (I − D A)^parts W, by dense matrices, also if A has few entries."""
+    learner = on_graph(ring(40), lam, 0.1, tmp_path)
+    users, ivs = learner.users.local_update(0)
+    steps, W, A = ivs[:, -1].double(), ivs[:, :-1].double(), learner.aggregator.descent.A
+    longest = 0.05 * float(steps.max()) * float(torch.linalg.eigvalsh(A)[-1])
+    parts = int(np.ceil(longest)) if longest >= 2 else 1
+    part = torch.eye(40, dtype=torch.float64) - 0.05 * steps[:, None] / parts * A
+    expected = torch.linalg.matrix_power(part, parts) @ W
+    torch.testing.assert_close(learner.aggregator.update(users, ivs).double(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("weights", "lam"),
+    [(ring(24), 0.2), (ring(24), 1000.0), (ring(23), 0.2), (ring(12, hops=4), 0.2)],
+    ids=["few", "few in many parts", "some", "many"],
+)
+def test_the_penalty_for_few_and_many_entries(weights, lam, tmp_path):
+    """The penalty is exact even if the models are close to each other, where squares cancel."""
+    aggregator = on_graph(weights, lam, 1e-9, tmp_path).aggregator
+    noise = np.random.default_rng(1).normal(size=(len(weights), 7)).astype(np.float32)
+    for W in (noise, 1 + np.float32(1e-3) * noise):
+        distances = np.square(W[:, None].astype(float) - W).sum(2)
+        want = lam / 4 * (weights * distances).sum() + 5e-10 * np.square(W, dtype=float).sum()
+        assert float(aggregator.structure.penalty(torch.from_numpy(W))) == pytest.approx(want, rel=1e-6)
