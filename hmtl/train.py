@@ -59,7 +59,7 @@ def _train_and_report(run: Run, cfg: DictConfig, remedy: str) -> None:
     best = run.trainer.best
     settings = {"dataset": dataset, "seed": cfg.seed, "stopped_early": run.trainer.stopped_early or None}
     if accountant := run.trainer.accountant:
-        settings |= accountant.describe(run.trainer.users_counted)
+        settings |= accountant.describe()
     settings |= {"metrics": cfg.metrics} if only_sums else {}
     summary = summarize(algorithm, communicator, history, users, best, **settings)
     write_whole(folder / "users.csv", as_csv(users))

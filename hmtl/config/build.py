@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hmtl.config import targets
-from hmtl.config.privacy import build_accountant, check_privacy
+from hmtl.config.privacy import build_accountant, check_privacy, match_accountant
 from hmtl.config.schema import PlanConfig, PredictConfig, TrainConfig, check_root, flat
 from hmtl.errors import ConfigError, few
 
@@ -312,6 +312,8 @@ def build(cfg: DictConfig) -> Run:
         accountant = build_accountant(cfg, participation)
         options = {"privacy": accountant.privacy} if accountant else {}
         algorithm, communicator = build_matching(cfg, build_problem(cfg, tasks), communicator, **options)
+        if accountant:
+            match_accountant(accountant, algorithm)
         if only_sums:
             check_only_sums(communicator)
         elif cfg.secure and exchange.leads and not exchange.whole:

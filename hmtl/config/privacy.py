@@ -11,10 +11,10 @@ from hmtl.config import targets
 from hmtl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hmtl.mtl import Participation
+    from hmtl.mtl import Algorithm, Participation
     from hmtl.training.accountant import Accountant
 
-RANDOMNESS = ("system", "seed")
+CHOICES = {"against": ("everyone", "outsiders"), "randomness": ("system", "seed")}
 
 
 def check_privacy(cfg: DictConfig) -> None:
@@ -37,8 +37,9 @@ def check_privacy(cfg: DictConfig) -> None:
         )
     if not 0 < privacy.share <= 1:
         raise ConfigError(f"privacy.share={privacy.share} is not in (0, 1]. Give a share of the users who are sampled.")
-    if privacy.randomness not in RANDOMNESS:
-        raise ConfigError(f"privacy.randomness={privacy.randomness} is unknown. Choose {' or '.join(RANDOMNESS)}.")
+    for name, choices in CHOICES.items():
+        if privacy[name] not in choices:
+            raise ConfigError(f"privacy.{name}={privacy[name]} is unknown. Choose {' or '.join(choices)}.")
     if not _sums(cfg):
         raise ConfigError("privacy protects users in sums only. Set communicator=sums, or privacy.clip=null.")
     if cfg.communicator.get("wire") is not None:
@@ -66,12 +67,22 @@ def build_accountant(cfg: DictConfig, participation: Participation) -> Accountan
     least = math.ceil(cfg.privacy.share * participation.sampled(cfg.K))
 
     def accountant(noise: float) -> Accountant:
-        privacy = Privacy(cfg.privacy.clip, noise, least, cfg.seed, cfg.privacy.randomness)
-        return Accountant(privacy, participation, cfg.K, cfg.seed, cfg.privacy.delta, cfg.privacy.epsilon)
+        privacy, settings = Privacy(cfg.privacy.clip, noise, least, cfg.seed, cfg.privacy.randomness), cfg.privacy
+        return Accountant(privacy, participation, cfg.K, settings.delta, settings.epsilon, settings.against)
 
     if cfg.privacy.noise is not None:
         return accountant(cfg.privacy.noise)
     return accountant(least_noise(accountant, cfg.rounds))
+
+
+def match_accountant(accountant: Accountant, algorithm: Algorithm) -> None:
+    """Tell the accountant whether users keep state that enters their terms, or refuse a limit for outsiders."""
+    accountant.remembers = algorithm.remembers
+    if accountant.remembers and accountant.limit is not None and accountant.against == "outsiders":
+        raise ConfigError(
+            f"privacy.against=outsiders: users of {type(algorithm).__name__} keep state that enters their terms, so "
+            "sampling does not protect them more from outsiders. Set privacy.against=everyone."
+        )
 
 
 def _sums(cfg: DictConfig) -> bool:

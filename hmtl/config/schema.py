@@ -71,6 +71,7 @@ class PrivacyConfig:
     delta: float = MISSING
     share: float = MISSING
     randomness: str = MISSING
+    against: str = MISSING
 
 
 @dataclass

@@ -23,7 +23,7 @@ from hmtl.distributed.peers import BEFORE, Peers
 from hmtl.distributed.placement import HostedUsers, Placement
 from hmtl.errors import CheckpointError, EngineError, Finished, ProcessLost
 from hmtl.mtl import Aggregator, Algorithm, Problem, Users
-from hmtl.mtl.algorithms.base import Ids
+from hmtl.mtl.algorithms.base import NOBODY, Ids
 from hmtl.topology import Moving, Topology
 from hmtl.training.engine import Exchange, RoundResult, Values
 
@@ -159,6 +159,16 @@ class ProcessExchange(Exchange):
     def broadcast(self, values: Values) -> Values:
         return self._control.broadcast(values)
 
+    def share_out(self, draw: Callable[[], Ids]) -> Ids:
+        if not self.leads:
+            own: Ids = self._control.receive_from_leader()["sample"].numpy()
+            return own
+        drawn = draw()
+        for name in self._placement.others:
+            theirs = np.intersect1d(drawn, self._placement.users_of(name))
+            self._control.send(name, {"sample": torch.from_numpy(theirs)})
+        return NOBODY
+
     def waiting(self, stop: Callable[[], bool]) -> bool:
         """As `Exchange.waiting`.
 
@@ -271,7 +281,7 @@ class ProcessExchange(Exchange):
         self._cut = False
         present = [name for name in placement.others if name not in self._peers.lost]
         history = {"rounds": state["history"]["rounds"], "columns": {}}
-        elsewhere: Values = {"present": present, "history": history, "user_figures": {}}
+        elsewhere: Values = {"present": present, "history": history, "user_figures": {}, "accountant": {}}
         for name in placement.others:
             self._control.send(name, self._part(state, name, algorithm, communicator) | elsewhere)
         return self._part(state, SERVER, algorithm, communicator)

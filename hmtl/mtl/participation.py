@@ -6,6 +6,7 @@ K users and H relays, numbered from 0; rounds are numbered from 0, too.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import SystemRandom
 
 import numpy as np
 import torch
@@ -88,17 +89,28 @@ class Participation:
         """Return the users who are sampled for a round, some of whom may drop out."""
         return generator(seed, "sampled users", round).permutation(K)[: self.sampled(K)]
 
-    def shares(self, seed: int, round: int, K: int) -> Tensor:
-        """Return each user's share of its usual work in a round [K], 0 for those who drop out."""
+    def secret_sample(self, K: int) -> NDArray[np.int64]:
+        """Return as many users, drawn from the operating system's entropy, so that nobody can compute them."""
+        return np.array(SystemRandom().sample(range(K), self.sampled(K)), dtype=np.int64)
+
+    def shares(self, seed: int, round: int, K: int, sample: NDArray[np.int64] | None = None) -> Tensor:
+        """Return each user's share of its usual work in a round [K], 0 for those who drop out; see `budgets`."""
         rng = generator(seed, "participation", round)
         shares = rng.uniform(self.low, self.high, K) * (1.0 if self.speeds is None else np.asarray(self.speeds))
         shares[rng.random(K) < self.dropout] = 0
-        shares[np.setdiff1d(np.arange(K), self.sample(seed, round, K))] = 0
+        sample = self.sample(seed, round, K) if sample is None else sample
+        shares[np.setdiff1d(np.arange(K), sample)] = 0
         shares[[user for when, user in self._users if when == round]] = 0
         return torch.from_numpy(shares)
 
     def budgets(
-        self, usual: Tensor, seed: int, round: int, users: NDArray[np.int64] | None = None, K: int | None = None
+        self,
+        usual: Tensor,
+        seed: int,
+        round: int,
+        users: NDArray[np.int64] | None = None,
+        K: int | None = None,
+        sample: NDArray[np.int64] | None = None,
     ) -> Tensor:
         """Return the number of steps of each user in a round: 0 for those who drop out, at least 1 for the others.
 
@@ -107,8 +119,9 @@ class Participation:
             seed, round: name the random draw.
             users: the numbers of these n users; None: all users, in order.
             K: number of all users; None: n.
+            sample: the users who are sampled, as far as they are among `users`; None: those that the seed gives.
         """
-        shares = self.shares(seed, round, len(usual) if K is None else K)
+        shares = self.shares(seed, round, len(usual) if K is None else K, sample)
         shares = (shares if users is None else shares[torch.from_numpy(users)]).to(usual.device)
         return torch.where(shares > 0, (shares * usual).long().clamp_min(1), 0)
 

@@ -12,7 +12,12 @@ from hmtl.reporting.console import SECONDS_BETWEEN_LINES, Console, as_table, nam
 from hmtl.training.history import Measurements
 from hmtl.training.summary import Summary, user_error
 
-SHOWN = (("gap", "gap", ".2e"), ("test_error", "test error", ".4f"), ("epsilon", "ε", ".2f"))
+SHOWN = (
+    ("gap", "gap", ".2e"),
+    ("test_error", "test error", ".4f"),
+    ("epsilon", "ε for outsiders", ".2f"),
+    ("epsilon_sample_known", "ε", ".2f"),
+)
 """The measurements shown during training: name, label and format."""
 SPEED = 600.0  # seconds over which the time of a round is estimated
 CHEAP = 0.05  # local work is nearly free if it takes at most this share of a run's time
@@ -129,13 +134,17 @@ def run_report(summary: Summary) -> Iterator[Table | str]:
 
 def _privacy(summary: Summary) -> str:
     """Return what the sums of a run tell about a user."""
-    known = ""
+    hidden = ""
     if summary.epsilon_sample_known != summary.epsilon:
-        known = f", and ε = {summary.epsilon_sample_known:.2f} for those who know who took part in which round"
-    secret = ". The noise follows from the seed: anyone who knows it can subtract it" * (summary.randomness == "seed")
+        hidden = (
+            " against those who know who took part in which round (relays and server), and "
+            f"ε = {summary.epsilon:.2f} against those who see the models, but do not know who else took part"
+        )
+    secret = ". Noise and samples follow from the seed: anyone who knows it can subtract the noise"
     return (
-        f"Differential privacy of users: ε = {summary.epsilon:.2f} at δ = {summary.delta:g}{known}; changes of the "
-        f"model are clipped to {summary.clip:g}, and sums have noise of {summary.noise:.3g} times that{secret}."
+        f"Differential privacy of users at δ = {summary.delta:g}: ε = {summary.epsilon_sample_known:.2f}{hidden}; "
+        f"changes of the model are clipped to {summary.clip:g}, and sums have noise of {summary.noise:.3g} times that"
+        f"{secret * (summary.randomness == 'seed')}."
     )
 
 

@@ -5,13 +5,15 @@ K users, of whom n count in a round; σ is the standard deviation of the noise i
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from scipy.special import bdtrc, gammaln, logsumexp
 
 from hmtl.errors import ConfigError
 from hmtl.mtl import Participation
@@ -21,98 +23,143 @@ ORDERS = (*range(2, 65), 80, 96, 128, 256, 512)
 """Orders of the Rényi divergence; of the ε that follow from them, the least counts."""
 LEAST_NOISE, MOST_NOISE = 0.05, 1e4
 """The range of σ/C that is searched."""
+UNLIKELY = 0.01
+"""Probability with which some user is sampled more often than `least_noise` expects, so that a run stops earlier."""
 
 
 @cache
 def divergences(noise: float, share: float) -> NDArray[np.float64]:
-    """Return the Rényi divergences, of all ORDERS, of a Gaussian mechanism on a random share of the users.
+    """Return the Rényi divergences, of all ORDERS, of a Gaussian mechanism on a Poisson sample of the users.
 
     Args:
         noise: standard deviation of the noise, as a multiple of the sensitivity.
         share: probability with which a user is among them.
+
+    Ref: Mironov, Talwar, Zhang 2019, *Rényi differential privacy of the sampled Gaussian mechanism*, section 3.3.
     """
-    events, rdp = _library()
-    accountant = rdp.RdpAccountant(ORDERS)
-    event = events.GaussianDpEvent(noise)
-    accountant.compose(event if share == 1 else events.PoissonSampledDpEvent(share, event))
-    return np.array(accountant.rdp)
+    if share == 1:
+        return np.array(ORDERS) / (2 * noise**2)
+
+    def log_moment(order: int) -> float:
+        k = np.arange(order + 1)
+        log_binomial = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
+        log_terms = k * math.log(share) + (order - k) * math.log1p(-share) + k * (k - 1) / (2 * noise**2)
+        return float(logsumexp(log_binomial + log_terms))
+
+    return np.array([log_moment(order) / (order - 1) for order in ORDERS])
 
 
-@dataclass(frozen=True)
+@dataclass
 class Accountant:
-    """ε of a run, which follows from how many users counted in each round.
+    """ε of a run, which follows from who counted in each round.
 
-    With client sampling, ε bounds what somebody learns who sees all models, and does not know who took part in which
-    round. A user's part is compared with a federation without it, of which as many users are sampled. With probability
-    n/K the user is one of the n; then another user's term would otherwise be in its place, and the sums differ by at
-    most 2C. Thus the divergences are those of Poisson sampling with sensitivity 2C (by joint convexity, over the other
-    n−1). Who counts has to be a uniform sample given n: drop-outs must hit all users alike.
+    `epsilon_sample_known` is for those who know who took part in which round, as relays and server always do. A user's
+    term is compared with noise alone: the sensitivity is C, and only rounds in which the user counted tell about it.
+    Of all users, the one with most rounds counts.
 
-    Without sampling, or for somebody who knows who took part (relays, the server, and all who know the seed), a user's
-    term is compared with noise alone: the sensitivity is C, and only rounds in which the user took part tell about it.
+    `epsilon` is for those who see all models, but do not know who else was sampled: outsiders, and each other user. The
+    run is compared with one in which another user, drawn from those who were not sampled, stands in for the user. A
+    user who was not sampled knows that the n are among the other K−1, so that the user is one of them with probability
+    n/(K−1); the sums then differ by at most 2C. Thus the divergences are those of Poisson sampling with sensitivity 2C
+    (by joint convexity, over the other n−1). Who counts has to be a uniform sample given n: drop-outs must hit all
+    users alike. If users keep state that enters their terms, who is sampled changes other users' later terms, too;
+    then, and without sampling, `epsilon` is `epsilon_sample_known`.
 
     Attributes:
         privacy: how users clip and add noise; n users have σ² = (noise·C)²·n/least.
         participation: who takes part in rounds.
         K: number of users.
-        seed: seed of participation.
         delta: δ.
-        epsilon: ε at which training stops; None: never.
-
-    Raises:
-        ConfigError: dp-accounting is not installed.
+        limit: ε at which training stops; None: never.
+        against: whom the limit is for: `everyone`, or `outsiders`, who do not know the samples.
+        remembers: whether users keep state that enters their terms, see `NetworkAlgorithm.remembers`.
+        counts: the number of rounds in which n users counted, by n.
+        precision: C²/σ², summed over the rounds in which each user counted [K].
     """
 
     privacy: Privacy
     participation: Participation
     K: int
-    seed: int
     delta: float
-    epsilon: float | None = None
+    limit: float | None = None
+    against: str = "everyone"
+    remembers: bool = False
+    counts: Counter[int] = field(init=False, default_factory=Counter)
+    precision: NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
-        _library()  # so that a run without it does not begin
+        self.precision = np.zeros(self.K)
 
-    def spent(self, users: Sequence[int]) -> float:
-        """Return ε after rounds in which these numbers of users counted."""
-        rounds = Counter(n for n in users if n)
-        return self._epsilon(sum((count * self._divergences(n) for n, count in rounds.items()), np.zeros(len(ORDERS))))
+    def sample(self, round: int) -> NDArray[np.int64]:
+        """Return the users whom the server samples for a round; nobody else knows them unless they follow the seed."""
+        if self.privacy.randomness == "seed":
+            return self.participation.sample(self.privacy.seed, round, self.K)
+        return self.participation.secret_sample(self.K)
 
-    def allows(self, users: Sequence[int]) -> bool:
+    def record(self, users: NDArray[np.int64]) -> None:
+        """Record a round in which these users counted."""
+        if n := len(users):
+            self.counts[n] += 1
+            self.precision[users] += self._precision(n)
+
+    def spent(self) -> dict[str, float]:
+        """Return both ε after the recorded rounds, by name."""
+        return self._spent(self.counts, self.precision.max())
+
+    def allows(self) -> bool:
         """Return whether ε would still be kept after another round, unless more users drop out than are planned for."""
-        return self.epsilon is None or all(self.spent([*users, n]) <= self.epsilon for n in self.planned)
+        return all(
+            self._keeps(self.counts + Counter([n]), self.precision.max() + self._precision(n)) for n in self._planned
+        )
+
+    def keeps(self, rounds: int) -> bool:
+        """Return whether ε is kept in all rounds, but with a probability of 1 % that some user is sampled too often."""
+        share = self.participation.sampled(self.K) / self.K
+        most = 1 + next(m for m in range(rounds) if self.K * bdtrc(m, rounds - 1, share) <= UNLIKELY)
+        return all(self._keeps({n: rounds}, most * self._precision(n)) for n in self._planned)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `summary.json` reports about privacy beside both ε."""
+        described = {"clip": self.privacy.clip, "noise": self.privacy.noise, "delta": self.delta}
+        return described | {"against": self.against, "randomness": self.privacy.randomness}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was recorded."""
+        return {"counts": dict(self.counts), "precision": torch.from_numpy(self.precision.copy())}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue after the rounds of `state_dict`."""
+        self.counts, self.precision = Counter(state["counts"]), state["precision"].numpy().copy()
 
     @property
-    def planned(self) -> tuple[int, int]:
+    def _planned(self) -> tuple[int, int]:
         """The least and the largest number of users who are expected to count in a round."""
         return self.privacy.least, self.participation.sampled(self.K)
 
-    def spent_by_known(self, users: Sequence[int]) -> float:
-        """Return ε for somebody who knows who took part, of the user who took part most."""
-        precision = np.zeros(self.K)  # C²/σ², summed over a user's rounds
-        for round, n in enumerate(users):
-            if n:
-                precision[self.participation.sample(self.seed, round, self.K)] += self._noise(n) ** -2
-        largest = float(precision.max())
-        return self._epsilon(divergences(largest**-0.5, 1.0)) if largest else 0.0
+    def _precision(self, n: int) -> float:
+        """Return C²/σ² of a sum of n terms."""
+        return self.privacy.least / (n * self.privacy.noise**2)
 
-    def describe(self, users: Sequence[int]) -> dict[str, Any]:
-        """Return what `summary.json` reports about privacy, after rounds in which these numbers of users counted."""
-        described = {"clip": self.privacy.clip, "noise": self.privacy.noise, "delta": self.delta}
-        return described | {"epsilon_sample_known": self.spent_by_known(users), "randomness": self.privacy.randomness}
+    def _keeps(self, counts: Mapping[int, int], precision: float) -> bool:
+        if self.limit is None:
+            return True
+        spent = self._spent(counts, precision)
+        return self.limit >= (spent["epsilon"] if self.against == "outsiders" else max(spent.values()))
 
-    def _noise(self, n: int) -> float:
-        """Return σ/C of a sum of n terms."""
-        return self.privacy.noise * math.sqrt(n / self.privacy.least)
-
-    def _divergences(self, n: int) -> NDArray[np.float64]:
-        if self.participation.sampled(self.K) == self.K:
-            return divergences(self._noise(n), 1.0)
-        return divergences(self._noise(n) / 2, n / self.K)
+    def _spent(self, counts: Mapping[int, int], precision: float) -> dict[str, float]:
+        known = self._epsilon(precision * divergences(1.0, 1.0))
+        hidden = known
+        if not self.remembers and self.participation.sampled(self.K) < self.K:
+            noise = {n: self._precision(n) ** -0.5 / 2 for n in counts}  # as a multiple of 2C
+            each = [rounds * divergences(noise[n], n / (self.K - 1)) for n, rounds in counts.items()]
+            hidden = self._epsilon(sum(each, np.zeros(len(ORDERS))))
+        return {"epsilon": hidden, "epsilon_sample_known": known}
 
     def _epsilon(self, spent: NDArray[np.float64]) -> float:
-        _, rdp = _library()
-        return float(rdp.compute_epsilon(ORDERS, spent, self.delta)[0]) if spent.any() else 0.0
+        """Return ε for these divergences of all ORDERS (Canonne, Kamath, Steinke 2020, proposition 12)."""
+        orders = np.array(ORDERS)
+        bounds = spent + np.log1p(-1 / orders) - (math.log(self.delta) + np.log(orders)) / (orders - 1)
+        return max(0.0, float(bounds.min())) if spent.any() else 0.0
 
 
 def least_noise(accountant: Callable[[float], Accountant], rounds: int) -> float:
@@ -125,32 +172,14 @@ def least_noise(accountant: Callable[[float], Accountant], rounds: int) -> float
     Raises:
         ConfigError: ε is too small.
     """
-
-    def keeps(noise: float) -> bool:
-        run = accountant(noise)
-        return all(run.allows([n] * (rounds - 1)) for n in run.planned)
-
     low, high = LEAST_NOISE, MOST_NOISE
-    if not keeps(high):
+    if not accountant(high).keeps(rounds):
         run = accountant(high)
         raise ConfigError(
-            f"privacy.epsilon={run.epsilon} cannot be kept for rounds={rounds}: with delta={run.delta:g}, one round "
-            f"spends {run.spent([run.planned[1]]):.2g} even with noise={high:g}. Raise privacy.epsilon or "
-            "privacy.delta."
+            f"privacy.epsilon={run.limit} cannot be kept for rounds={rounds} with delta={run.delta:g}, even with "
+            f"noise={high:g}. Raise privacy.epsilon or privacy.delta."
         )
     while high > 1.0005 * low:
         middle = (low * high) ** 0.5
-        low, high = (low, middle) if keeps(middle) else (middle, high)
+        low, high = (low, middle) if accountant(middle).keeps(rounds) else (middle, high)
     return high
-
-
-def _library() -> Any:
-    """Return dp-accounting's events and its Rényi accountant."""
-    try:
-        import dp_accounting
-        from dp_accounting import rdp
-    except ImportError as error:
-        raise ConfigError(
-            "Differential privacy needs the package dp-accounting. Install it: pip install 'hmtl[privacy]'."
-        ) from error
-    return dp_accounting, rdp

@@ -15,6 +15,7 @@ from hmtl.communication import Communicator, InProcess, LinkLedger, Links, Netwo
 from hmtl.communication.nodes.host import UserSide
 from hmtl.data import Task, Wanted
 from hmtl.mtl import Aggregator, Algorithm, Users
+from hmtl.mtl.algorithms.base import Ids
 from hmtl.topology import Moving, Topology
 
 Values = dict[str, Any]
@@ -93,6 +94,10 @@ class Exchange:
     def broadcast(self, values: Values) -> Values:
         """Return the values of the leading process in all processes."""
         return values
+
+    def share_out(self, draw: Callable[[], Ids]) -> Ids:
+        """Let the leading process, which plays the server, draw users; return those of them in this process."""
+        return draw()
 
     def gather_state(self, algorithm: Algorithm, communicator: Communicator) -> Values | None:
         """Return the state of algorithm and communicator; None in all processes but the leading one."""

@@ -17,7 +17,7 @@ WORST_USERS = 10
 """Number of users that a summary names."""
 OF_ONE_ROUND = ("round", "users", "empty")
 """Measurements of a round that, like its seconds, say nothing about the run."""
-OF_ALL_ROUNDS = ("bits_total", "epsilon")
+OF_ALL_ROUNDS = ("bits_total", "epsilon", "epsilon_sample_known")
 """Measurements that count all rounds so far."""
 
 
@@ -68,9 +68,10 @@ class Summary(BaseModel):
         stopped_early: whether the validation error ended the run, see `TrainerSettings.early_stopping`.
         empty_rounds: number of rounds without an aggregator.
         clip, noise, randomness: see `hmtl.mtl.privacy.Privacy`.
-        epsilon, delta: differential privacy of all rounds for somebody who sees the models only, see
-            `hmtl.training.accountant.Accountant`.
-        epsilon_sample_known: the same for somebody who also knows who took part in which round.
+        epsilon, delta: differential privacy of all rounds against those who see the models, but do not know who else
+            took part in which round, see `hmtl.training.accountant.Accountant`.
+        epsilon_sample_known: the same against those who know it, such as relays and server.
+        against: which of both `privacy.epsilon` limits: that of "outsiders", or the larger one for "everyone".
         metrics: "sums" if only sums over users were measured, so that there are no worst users; None: each user was.
         worst_users: users with the largest errors.
     """
@@ -111,6 +112,7 @@ class Summary(BaseModel):
     empty_rounds: int | None = None
     epsilon: float | None = None
     epsilon_sample_known: float | None = None
+    against: str | None = None
     delta: float | None = None
     clip: float | None = None
     noise: float | None = None

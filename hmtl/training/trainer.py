@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -73,7 +74,7 @@ class Trainer:
         exchange: what this process exchanges with others; by default all nodes live in this process.
         loggers: receivers of each round's measurements.
         setups: further set-ups before the algorithm's own, as pairs of sides.
-        accountant: tells ε after each round, and ends training before ε exceeds its limit; None: no privacy.
+        accountant: draws who is sampled, reports ε, and ends training before ε exceeds its limit; None: no privacy.
 
     Attributes:
         history: one row per round, on the leading process.
@@ -183,6 +184,8 @@ class Trainer:
             self.communicator.attach(self.users, self.algorithm.aggregator)
             self.history.load_state_dict(state["history"])
             self.best, self.user_figures = state["best"], state["user_figures"]
+            if self.accountant and self.exchange.leads:
+                self.accountant.load_state_dict(state["accountant"])
             self._saved = len(self.history)
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, CheckpointError | EngineError):
@@ -266,20 +269,17 @@ class Trainer:
 
     def _spent(self) -> bool:
         """Return whether another round would exceed the limit of ε."""
-        if self.accountant is None or self.accountant.allows(self.users_counted):
+        if self.accountant is None or self.accountant.allows():
             return False
         log.warning("round %d is the last: another would exceed privacy.epsilon", len(self.history))
         return True
-
-    @property
-    def users_counted(self) -> list[int]:
-        """The number of users who counted in each round, on the leading process."""
-        return [int(row["users"]) for row in self.history if row]
 
     def _round(self, number: int, user_seconds: float) -> Measurements:
         """Play a round and return its row; on other processes than the leading one the row is empty."""
         algorithm, communicator = self.algorithm, self.communicator
         absent = algorithm.participation.absent_relays(algorithm.seed, number, communicator.topology.H)
+        if self.accountant:
+            algorithm.users.sample = self.exchange.share_out(partial(self.accountant.sample, number))
         outcome = communicator.round(number, self.users, algorithm.aggregator, absent)
         evaluate = number % self.settings.evaluate_every == 0 or number == self.settings.rounds - 1
         result = self.exchange.gather_round(algorithm, communicator, outcome, user_seconds, evaluate)
@@ -289,9 +289,10 @@ class Trainer:
             measured = result.user_figures.items()
             self._latest_figures = {key: each for key, each in measured if key.startswith(("train_", "test_"))}
         row = measure_round(number, communicator, outcome, result)
-        return row | (
-            {"epsilon": self.accountant.spent([*self.users_counted, result.users])} if self.accountant else {}
-        )
+        if self.accountant:
+            self.accountant.record(outcome.users)
+            row |= self.accountant.spent()
+        return row
 
     def _log(self, row: Measurements) -> None:
         for logger in self.loggers:
@@ -302,6 +303,7 @@ class Trainer:
         state = self.exchange.gather_state(self.algorithm, self.communicator)
         if state is not None:
             own = {"history": self.history.state_dict(), "best": self.best, "user_figures": dict(self.user_figures)}
+            own |= {"accountant": self.accountant.state_dict()} if self.accountant else {}
             state = own | dict(state)
         if state is not None and self.exchange.resumable(self.algorithm):
             save_checkpoint(self.checkpoint, "train", self.settings.identity, state)

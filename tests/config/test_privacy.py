@@ -31,6 +31,7 @@ WRONG = {  # words of the command line, and what the error names
     "privacy.clip=1 privacy.epsilon=8 privacy.delta=1": "privacy.delta=1",
     "privacy.clip=1 privacy.noise=1 privacy.share=0": "privacy.share=0",
     "privacy.clip=1 privacy.noise=1 privacy.randomness=none": "privacy.randomness=none",
+    "privacy.clip=1 privacy.epsilon=8 privacy.against=me": "privacy.against=me",
     "privacy.clip=1 privacy.noise=1 communicator=coded": "communicator=sums",
     "privacy.clip=1 privacy.noise=1 communicator.wire=int4": "wire=null",
     "privacy.clip=1 privacy.noise=1 algorithm=cocoa": "algorithm=fedavg",
@@ -58,19 +59,56 @@ def test_tuning_looks_at_rows_without_noise(configure: Configure) -> None:
 
 @pytest.mark.parametrize("words", BUILT)
 def test_parts_that_do_not_fit(configure: Configure, words: str) -> None:
-    pytest.importorskip("dp_accounting", reason="needs hmtl[privacy]")
     with pytest.raises(ConfigError, match=BUILT[words]):
         build(configure(*FEDAVG, *NOISE, *words.split()))
 
 
-def test_without_the_accountant_no_run_begins(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "dp_accounting", None)
-    with pytest.raises(ConfigError, match=r"hmtl\[privacy\]"):
-        build(configure(*FEDAVG, *NOISE))
+def test_the_system_draws_samples_that_the_seed_does_not_give(configure: Configure) -> None:
+    """Eight of sixteen users train in each of 4 rounds: equal draws would have a probability of 10^-16."""
+    words = (*FEDAVG, *NOISE, "K=16", "participation=fraction", "participation.fraction=0.5", "rounds=4")
+    drawn = []
+    for randomness in ("system", "system", "seed"):
+        run = build(configure(*words, f"privacy.randomness={randomness}"))
+        play, taking_part = run.communicator.round, []
+        run.communicator.round = lambda *given, play=play, taking_part=taking_part: (
+            taking_part.append((outcome := play(*given)).users.tolist()) or outcome
+        )
+        run.trainer.fit()
+        drawn.append(taking_part)
+        precision = [sum(k in users for users in taking_part) / 4 for k in range(16)]
+        np.testing.assert_allclose(run.trainer.accountant.precision, precision)
+    seed = [sorted(run.algorithm.participation.sample(0, t, 16).tolist()) for t in range(4)]
+    assert drawn[2] == seed
+    assert drawn[0] != drawn[1] != seed != drawn[0]
+    assert {len(users) for users in drawn[0]} == {8}
+
+
+def test_state_at_the_users_takes_the_gain_of_sampling_away(configure: Configure) -> None:
+    """FedPer's heads depend on who was sampled before, and enter the terms."""
+    words = ("K=16", "participation=fraction", "participation.fraction=0.25", "rounds=2", "privacy.randomness=seed")
+    ends = {}
+    for algorithm in ("fedavg", "fedper"):
+        network = () if algorithm == "fedavg" else ("algorithm.model._target_=hmtl.mtl.mlp",)
+        run = build(configure(*FEDAVG, *NOISE, *words, f"algorithm={algorithm}", *network))
+        ends[algorithm] = run.trainer.fit()[-1]
+    known = ends["fedavg"]["epsilon_sample_known"]
+    assert ends["fedavg"]["epsilon"] != known
+    assert ends["fedper"]["epsilon"] == ends["fedper"]["epsilon_sample_known"] == known
+    with pytest.raises(ConfigError, match=r"privacy\.against"):
+        build(
+            configure(
+                *FEDAVG,
+                *words,
+                *network,
+                "privacy.clip=1",
+                "privacy.epsilon=8",
+                "privacy.against=outsiders",
+                "algorithm=fedper",
+            )
+        )
 
 
 def test_a_private_run_reports_epsilon_and_resumes(configure: Configure, tmp_path: Path) -> None:
-    pytest.importorskip("dp_accounting", reason="needs hmtl[privacy]")
     settings = ("K=20", "participation=fraction", "participation.fraction=0.5", "participation.dropout=0.2", "rounds=4")
     private = ("privacy.clip=0.5", "privacy.epsilon=6", "privacy.randomness=seed", "privacy.share=0.6")
     folders = [tmp_path / name for name in ("whole", "stopped", "resumed")]
@@ -88,13 +126,17 @@ def test_a_private_run_reports_epsilon_and_resumes(configure: Configure, tmp_pat
     W = [load_checkpoint(folder)["algorithm"]["users"]["W"] for folder in (whole, resumed)]
     assert torch.equal(*W)
     assert W[0].any()
-    (rows, again) = ([(row["users"], row["epsilon"]) for row in saved_rows(folder)] for folder in (whole, resumed))
+    both = ("epsilon", "epsilon_sample_known")
+    (rows, again) = (
+        [[row[name] for name in ("users", *both)] for row in saved_rows(folder)] for folder in (whole, resumed)
+    )
     assert rows == again
-    assert np.all(np.diff([epsilon for _, epsilon in rows]) > 0)
+    assert np.all(np.diff(rows, axis=0)[:, 1] > 0)
     summary = json.loads((whole / "summary.json").read_text())
-    assert rows[-1][1] == summary["epsilon"] <= 6
+    assert rows[-1][1:] == [summary[name] for name in both]
+    assert max(rows[-1][1:]) <= 6
     assert (summary["clip"], summary["delta"], summary["randomness"]) == (0.5, 1e-5, "seed")
-    assert summary["epsilon_sample_known"] > 0
+    assert summary["against"] == "everyone"
     longer = configure(*FEDAVG, *settings[:-1], *private, "rounds=9", f"output_dir={resumed}", f"resume={stopped}")
     with pytest.raises(CheckpointError, match="rounds"):
         build(longer)
@@ -102,7 +144,6 @@ def test_a_private_run_reports_epsilon_and_resumes(configure: Configure, tmp_pat
 
 def test_training_stops_before_epsilon_is_exceeded(configure: Configure, tmp_path: Path) -> None:
     """More users drop out than planned: a round costs more, and fewer rounds are left."""
-    pytest.importorskip("dp_accounting", reason="needs hmtl[privacy]")
     schedule = [[t, k] for t in range(4) for k in range(3)]
     train(
         configure(

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,8 +21,10 @@ from threads import Killed
 
 from hmtl.communication.messages import SERVER, SHARED, UNMASK
 from hmtl.config.build import build
+from hmtl.distributed.control import from_bytes
 from hmtl.distributed.engine import TorchDistributed
 from hmtl.distributed.exchange import ProcessExchange
+from hmtl.distributed.frames import CONTROL
 from hmtl.distributed.peers import Peers
 from hmtl.errors import CheckpointError, ConfigError, EngineError, Finished, ProcessLost
 from hmtl.training.checkpoint import load_checkpoint
@@ -133,6 +136,38 @@ def test_secure_sums_do_without_a_relay_that_ends(configure: Callable[..., DictC
     assert users[:2] == [10, 10] if step == UNMASK else 5 < users[1] < 10
     assert [row["primal"] for row in history[:known]] == [row["primal"] for row in plain[:known]]
     assert all(0 <= row["gap"] <= history[0]["gap"] for row in history)
+
+
+@pytest.mark.parametrize("randomness", ["seed", "system"])
+def test_each_host_learns_which_of_its_own_users_are_sampled(
+    configure: Callable[..., DictConfig], randomness: str
+) -> None:
+    private = ("privacy.clip=0.5", "privacy.noise=4", f"privacy.randomness={randomness}", "participation=fraction")
+    words = ("algorithm=fedavg", "communicator=sums", "aggregators=server", "participation.fraction=0.5")
+    cfg = configure(*SMALL, *words, *private)
+    told: dict[str, list[list[int]]] = defaultdict(list)
+
+    def prepare(peers: Peers, rank: int) -> None:
+        send = peers.send
+
+        def send_and_note(to: str, frame: Any, *cast: Any) -> None:
+            values = from_bytes(frame.payload.numpy()[0].data) if frame.kind == CONTROL else {}
+            if "sample" in values:
+                told[to].append(values["sample"].tolist())
+            send(to, frame, *cast)
+
+        peers.send = send_and_note  # type: ignore[method-assign]
+
+    results = train_in_threads(cfg, prepare=prepare)
+    history = results["server"][1]
+    assert {len(samples) for samples in told.values()} == {cfg.rounds}
+    homes = {"host 0": range(5), "host 1": range(5, 10)}
+    assert all(set(sample) <= set(homes.get(name, ())) for name, samples in told.items() for sample in samples)
+    together = [len(own) + len(others) for own, others in zip(told["host 0"], told["host 1"], strict=True)]
+    assert together == [row["users"] for row in history] == [5] * cfg.rounds
+    if randomness == "seed":
+        cfg.output_dir += "/alone"
+        check_equal(results, train(cfg), rtol=1e-6)
 
 
 def test_features_of_raw_tables_are_those_of_one_process(configure: Callable[..., DictConfig], tmp_path: Path) -> None:

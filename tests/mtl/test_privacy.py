@@ -1,6 +1,7 @@
 """What users do to their terms: no term exceeds the bound, and the sum has the noise that was asked for."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +17,16 @@ from hmtl.mtl import (
     FedAvg,
     FedPer,
     FedProx,
+    FedRep,
     FedU,
+    LGFedAvg,
     LocalNetworks,
     LocalSGD,
     Logistic,
     Mean,
     PFedMe,
     Scaffold,
+    TorchTrainer,
     mlp,
 )
 from hmtl.mtl.privacy import Privacy, clipped
@@ -47,9 +51,13 @@ def test_no_term_is_longer_than_the_bound(rows: list[list[int]], bound: int) -> 
             assert np.allclose(short, np.array(row, float) * factor, rtol=1e-5, atol=1.001)
 
 
-def fedavg(privacy: Privacy | None, algorithm: type[FedAvg] = FedAvg, seed: int = 0, **options) -> FedAvg:
+def fedavg(
+    privacy: Privacy | None, algorithm: type[FedAvg] = FedAvg, seed: int = 0, solver: Any = None, **options
+) -> FedAvg:
     problem = make(seed, K=6, d=40, loss=Logistic(), regularizer=Mean(0.1)).problem
-    return algorithm(problem, LocalSGD(0.5), partial(mlp, hidden=8), messages="sums", privacy=privacy, **options)
+    return algorithm(
+        problem, solver or LocalSGD(0.5), partial(mlp, hidden=8), messages="sums", privacy=privacy, **options
+    )
 
 
 @settings(max_examples=5)
@@ -88,6 +96,32 @@ def test_relatives_send_one_clipped_term(algorithm: type[FedAvg]) -> None:
     lengths = terms.double().norm(dim=1) / 2.0**40
     assert (lengths < 0.01 * (1 + 1e-5)).all()
     assert (lengths > 0.0099).all()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options", "remembers"),
+    [
+        (FedAvg, {}, False),
+        (FedProx, {"mu": 0.1}, False),
+        (Ditto, {"lam": 0.1}, False),
+        (PFedMe, {"lam": 0.5}, True),
+        (FedPer, {}, True),
+        (FedRep, {}, True),
+        (LGFedAvg, {}, True),
+        (FedAvg, {"solver": TorchTrainer(partial(torch.optim.SGD, lr=0.1, momentum=0.9), keep_state=True)}, True),
+    ],
+)
+def test_who_took_part_before_changes_terms_only_if_users_remember(
+    algorithm: type[FedAvg], options: dict[str, Any], remembers: bool
+) -> None:
+    """Two users with the same model, one of whom trained in a round before, which counted."""
+    silent = Privacy(clip=1.0, noise=1e-7, least=1, seed=3, randomness="seed")
+    fresh, veteran = (fedavg(silent, algorithm, **options) for _ in range(2))
+    taking_part, _ = veteran.users.local_update(0)
+    veteran.users.commit(taking_part)
+    terms = [learner.users.local_update(1)[1] for learner in (fresh, veteran)]
+    assert torch.equal(*terms) != remembers
+    assert fresh.remembers == remembers
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """ε by other ways than the accountant's: integrals over all outcomes, and small federations with all their samples."""
 
+import math
 from itertools import combinations
 
 import numpy as np
@@ -7,14 +8,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.signal import fftconvolve
 from scipy.special import logsumexp
 
 from hmtl.errors import ConfigError
 from hmtl.mtl import Participation
 from hmtl.mtl.privacy import Privacy
-
-pytest.importorskip("dp_accounting", reason="needs hmtl[privacy]")
 from hmtl.training.accountant import ORDERS, Accountant, divergences, least_noise
+
+# dp-accounting 0.6.0, for each row:
+#   accountant = rdp.RdpAccountant((*range(2, 65), 80, 96, 128, 256, 512))
+#   event = dp_accounting.GaussianDpEvent(noise)
+#   accountant.compose(event if share == 1 else dp_accounting.PoissonSampledDpEvent(share, event), rounds)
+#   accountant.get_epsilon(delta)
+RECORDED = [  # noise, share, rounds, delta, ε
+    (2.0, 0.1, 100, 1e-05, 2.586652178),
+    (1.0, 0.01, 1000, 1e-06, 2.436693803),
+    (0.6, 0.005, 50, 1e-05, 3.338082422),
+    (4.0, 0.5, 20, 1e-05, 2.627286253),
+    (4.0, 1.0, 20, 1e-05, 5.377728337),
+    (8.0, 1.0, 1, 1e-03, 0.3067021494),
+    (30.0, 0.3, 500, 1e-07, 1.12345653),
+    (0.5, 1.0, 3, 1e-05, 22.1266311),
+]
+
+
+def epsilon_of(divergences: np.ndarray, orders: np.ndarray, delta: float) -> float:
+    """Canonne et al. 2020, proposition 12."""
+    return float((divergences + np.log1p(-1 / orders) - (np.log(delta) + np.log(orders)) / (orders - 1)).min())
 
 
 def renyi(p: np.ndarray, q: np.ndarray, step: float, order: int) -> float:
@@ -22,28 +43,41 @@ def renyi(p: np.ndarray, q: np.ndarray, step: float, order: int) -> float:
     return float(logsumexp(order * p - (order - 1) * q) + np.log(step)) / (order - 1)
 
 
-def run(
-    noise: float, *, K: int = 1000, fraction: float = 0.1, least: int = 100, epsilon: float | None = None
-) -> Accountant:
-    return Accountant(Privacy(1.0, noise, least), Participation(fraction=fraction), K, 0, 1e-5, epsilon)
+def run(noise: float, *, K: int = 1000, fraction: float = 0.1, least: int = 100, **options) -> Accountant:
+    return Accountant(Privacy(1.0, noise, least), Participation(fraction=fraction), K, 1e-5, **options)
+
+
+def after(accountant: Accountant, *rounds: list[int]) -> tuple[float, float]:
+    """ε against those who do not know the samples, and against those who do, after rounds in which these counted."""
+    for users in rounds:
+        accountant.record(np.array(users, dtype=np.int64))
+    spent = accountant.spent()
+    return spent["epsilon"], spent["epsilon_sample_known"]
+
+
+@pytest.mark.parametrize(("noise", "share", "rounds", "delta", "expected"), RECORDED)
+def test_epsilon_as_dp_accounting_reports_it(
+    noise: float, share: float, rounds: int, delta: float, expected: float
+) -> None:
+    assert epsilon_of(rounds * divergences(noise, share), np.array(ORDERS), delta) == pytest.approx(expected, rel=1e-8)
 
 
 @pytest.mark.parametrize(
     ("noise", "fraction", "rounds", "n"), [(2.0, 0.1, 100, 100), (1.2, 0.02, 400, 25), (5.0, 0.5, 60, 450)]
 )
 def test_epsilon_by_numerical_integration(noise: float, fraction: float, rounds: int, n: int) -> None:
-    """With probability n/K, a user's term is in a sum, otherwise another one's, at a distance of 2C; in units of C."""
+    """For a user who was not sampled, another one is among n of 999, in the place of a third at a distance of 2C."""
     least = round(fraction * 1000)
     sigma, x, step = noise * (n / least) ** 0.5, *np.linspace(-150, 250, 40_001, retstep=True)
     other, own = (stats.norm.logpdf(x, mean, sigma) for mean in (0, 2))
-    mixture = np.logaddexp(np.log1p(-n / 1000) + other, np.log(n / 1000) + own)
+    mixture = np.logaddexp(np.log1p(-n / 999) + other, np.log(n / 999) + own)
     orders = np.arange(2, 40)
     each = np.array([max(renyi(mixture, other, step, a), renyi(other, mixture, step, a)) for a in orders])
-    # Canonne et al. 2020, proposition 12
-    epsilons = rounds * each + np.log1p(-1 / orders) - (np.log(1e-5) + np.log(orders)) / (orders - 1)
     accountant = run(noise, fraction=fraction, least=least)
-    assert accountant.spent([n] * rounds) == pytest.approx(epsilons.min(), rel=1e-4)
-    assert accountant.spent([n, 0] * rounds) == accountant.spent([n] * rounds), "a round without users tells something"
+    users = list(range(n))
+    expected = epsilon_of(rounds * each, orders, 1e-5)
+    assert after(accountant, *[users] * rounds)[0] == pytest.approx(expected, rel=1e-4)
+    assert after(accountant, *[[]] * rounds)[0] == pytest.approx(expected, rel=1e-4), "a round without users counts"
 
 
 @settings(max_examples=15)
@@ -75,31 +109,135 @@ def test_half_the_sensitivity_would_be_too_little() -> None:
     assert divergences(2.0, 0.1)[0] < renyi(mixture, other, step, 2) <= divergences(1.0, 0.1)[0] * (1 + 1e-6)
 
 
+def test_a_user_who_was_not_sampled() -> None:
+    """One of two users counts in each round: the other one knows that it is the first one's term."""
+    expected = epsilon_of(20 * np.array(ORDERS) * 2**2 / (2 * 8.0**2), np.array(ORDERS), 1e-5)
+    assert after(run(8.0, K=2, fraction=0.5, least=1), *[[0], [1]] * 10)[0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("sigma", [0.7, 2.0, 6.0])
+@pytest.mark.parametrize("share", [0.1, 0.6, 1.0])
+@pytest.mark.parametrize("distance", [1, 3])
+def test_discrete_noise_tells_no_more_than_continuous_noise(sigma: float, share: float, distance: int) -> None:
+    """All outcomes of a discrete Gaussian, with and without a shift that has a probability; both directions."""
+    x = np.arange(-400, 401)
+    mass = -(x**2) / (2 * sigma**2)
+    other, own = (-((x - shift) ** 2) / (2 * sigma**2) - logsumexp(mass) for shift in (0, distance))
+    mixture = logsumexp([other, own], axis=0, b=[[1 - share], [share]])
+    for order, bound in zip(ORDERS[:31], divergences(sigma / distance, share), strict=False):
+        assert max(renyi(mixture, other, 1, order), renyi(other, mixture, 1, order)) <= bound * (1 + 1e-9)
+
+
 def test_without_sampling_and_with_a_known_sample() -> None:
-    """Gaussian mechanisms with sensitivity C: order α costs α/(2σ²) a round."""
-    accountant = run(4.0, K=50, fraction=1.0, least=50)
+    """Gaussian mechanisms with sensitivity C: order α costs α/(2σ²) for each round in which a user counted."""
     orders = np.array(ORDERS)
-    gaussian = 30 * orders / (2 * 4.0**2) + np.log1p(-1 / orders) - (np.log(1e-5) + np.log(orders)) / (orders - 1)
-    assert accountant.spent([50] * 30) == pytest.approx(gaussian.min())
-    assert accountant.spent_by_known([50] * 30) == pytest.approx(gaussian.min())
-    sampled = run(4.0, K=50, fraction=0.2, least=10)
-    most = max(np.bincount(np.concatenate([sampled.participation.sample(0, t, 50) for t in range(30)])))
-    gaussian = most * orders / (2 * 4.0**2) + np.log1p(-1 / orders) - (np.log(1e-5) + np.log(orders)) / (orders - 1)
-    assert sampled.spent_by_known([10] * 30) == pytest.approx(gaussian.min())
-    assert sampled.spent_by_known([]) == sampled.spent([]) == 0
+    expected = epsilon_of(30 * orders / (2 * 4.0**2), orders, 1e-5)
+    everybody = list(range(50))
+    assert after(run(4.0, K=50, fraction=1.0, least=50), *[everybody] * 30) == pytest.approx((expected, expected))
+    generator = np.random.default_rng(0)
+    rounds = [generator.permutation(50)[:n].tolist() for n in generator.integers(5, 11, 30)]  # some of ten drop out
+    precision = max(sum(10 / len(users) / 4.0**2 for users in rounds if k in users) for k in range(50))
+    expected = epsilon_of(precision * orders / 2, orders, 1e-5)
+    assert after(run(4.0, K=50, fraction=0.2, least=10), *rounds)[1] == pytest.approx(expected)
+    assert after(run(4.0)) == (0, 0)
+
+
+def delta_of_sums(epsilon: float, rounds: int, sigma: float) -> float:
+    """The δ of Gaussian sums that differ by C in each of these rounds (Balle and Wang 2018, theorem 8)."""
+    if not rounds:
+        return 0.0
+    mu = rounds**0.5 / sigma
+    return float(stats.norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * stats.norm.cdf(-mu / 2 - epsilon / mu))
+
+
+def delta_beside_a_user_with_state(epsilon: float, rounds: int, sigma: float) -> float:
+    """The δ of a user who is one of two, of whom one is drawn for each round.
+
+    The other one's term is C as long as it was drawn in each round, and −C from then on; the user's own is −C. Without
+    the user, all sums are C and noise. The likelihood ratio of sums y with and without the user is A + B, where
+    A = 2^−t belongs to samples without the user, and B ← (B + 2^−t)·exp(−2Cy/σ²). The density of log B follows from
+    round to round, by a convolution.
+    """
+    step, mu = 1e-3, 2 / sigma
+    grid, noise = step * np.arange(-16_000, 16_001), stats.norm.pdf(step * np.arange(-2_000, 2_001), 0, mu) * step
+    density = stats.norm.pdf(grid, math.log(0.5) - mu**2 / 2, mu)
+    for t in range(2, rounds + 1):
+        total = np.exp(grid + mu**2 / 2)  # B + 2^−t, before the round's noise
+        B = np.maximum(total - 2.0**-t, 1e-300)
+        density = fftconvolve(np.interp(np.log(B), grid, density, left=0) * total / B, noise, mode="same")
+    ratio = 2.0**-rounds + np.exp(grid)
+    assert density.sum() * step == pytest.approx(1, abs=1e-3)
+    assert (density * ratio).sum() * step == pytest.approx(1, abs=1e-3)
+    gained = np.maximum(ratio - math.exp(epsilon), 0), np.maximum(1 - math.exp(epsilon) * ratio, 0)
+    return max(float((density * each).sum()) * step for each in gained)
+
+
+def test_sampling_does_not_amplify_if_users_keep_state() -> None:
+    """K=2, n=1, σ=8C, 20 rounds: the true δ, over all samples, at the ε with amplification and at what is reported."""
+    amplified = epsilon_of(20 * divergences(8.0 / 2, 1 / 2), np.array(ORDERS), 1e-5)
+    assert amplified == pytest.approx(2.63, abs=0.01)
+    assert delta_beside_a_user_with_state(amplified, 20, 8.0) > 5e-3, "it was reported for δ = 1e-5"
+
+    expected = 0.0  # with the same samples, and noise alone in the place of a user's terms
+    for often in range(10, 21):  # rounds of the user with most
+        reported = after(run(8.0, K=2, fraction=0.5, least=1, remembers=True), *[[0]] * often, *[[1]] * (20 - often))
+        assert reported[0] == reported[1]
+        for rounds in {often, 20 - often}:
+            delta = delta_of_sums(reported[0], rounds, 8.0)
+            assert delta <= 1e-5
+            expected += math.comb(20, often) / 2**20 * delta
+    assert expected <= 1e-5
 
 
 @pytest.mark.parametrize(("epsilon", "least"), [(8.0, 100), (1.0, 100), (8.0, 80)])
-def test_the_least_noise_keeps_epsilon_to_the_last_round(epsilon: float, least: int) -> None:
-    noise = least_noise(lambda noise: run(noise, least=least, epsilon=epsilon), 50)
-    accountant = run(noise, least=least, epsilon=epsilon)
-    assert accountant.allows([100] * 49)
-    assert accountant.allows([least] * 49)
-    assert not accountant.allows([100] * 51) or not accountant.allows([least] * 51)
-    less = run(0.99 * noise, least=least)
-    assert max(less.spent([n] * 50) for n in (100, least)) > epsilon
+@pytest.mark.parametrize("against", ["everyone", "outsiders"])
+def test_the_least_noise_keeps_epsilon_to_the_last_round(epsilon: float, least: int, against: str) -> None:
+    def accountant(noise: float) -> Accountant:
+        return run(noise, least=least, limit=epsilon, against=against)
+
+    noise, generator = least_noise(accountant, 50), np.random.default_rng(0)
+    for n in (100, least):
+        whole = accountant(noise)
+        for _ in range(50):
+            assert whole.allows()
+            whole.record(generator.permutation(1000)[:n])
+        spent = whole.spent()
+        assert (max(spent.values()) if against == "everyone" else spent["epsilon"]) <= epsilon
+    if against == "outsiders":
+        less = [run(0.99 * noise, least=least) for _ in range(2)]
+        assert max(after(each, *[list(range(n))] * 50)[0] for each, n in zip(less, (100, least), strict=True)) > epsilon
+
+
+def test_training_ends_before_a_known_sample_tells_too_much() -> None:
+    """The same hundred users are drawn again and again, far more often than can be expected."""
+    accountant = run(6.0, limit=4.0)
+    users = np.arange(100)
+    while accountant.allows():
+        accountant.record(users)
+    spent = accountant.spent()
+    assert spent["epsilon"] < spent["epsilon_sample_known"] <= 4
+    assert after(accountant, list(users))[1] > 4
+
+
+def test_what_was_recorded_continues() -> None:
+    stopped, resumed = (run(4.0, K=20, fraction=0.5, least=10) for _ in range(2))
+    after(stopped, [0, 1, 2], [1, 2])
+    resumed.load_state_dict(stopped.state_dict())
+    assert after(resumed, [2, 3]) == after(stopped, [2, 3])
+
+
+@pytest.mark.parametrize("randomness", ["system", "seed"])
+def test_only_samples_of_the_seed_can_be_repeated(randomness: str) -> None:
+    first, second = (
+        Accountant(Privacy(1.0, 1.0, 10, 3, randomness), Participation(fraction=0.1), 100, 1e-5) for _ in range(2)
+    )
+    samples = [[accountant.sample(t).tolist() for t in range(200)] for accountant in (first, second)]
+    assert (samples[0] == samples[1]) == (randomness == "seed")
+    counts = np.bincount(np.ravel(samples[0]), minlength=100)
+    assert {len(set(sample)) for sample in samples[0]} == {10}
+    assert stats.chisquare(counts).pvalue > 1e-6, "some users are drawn more often than others"
 
 
 def test_an_epsilon_that_one_round_exceeds() -> None:
     with pytest.raises(ConfigError, match=r"privacy\.epsilon"):
-        least_noise(lambda noise: run(noise, epsilon=1e-6), 10)
+        least_noise(lambda noise: run(noise, limit=1e-6), 10)

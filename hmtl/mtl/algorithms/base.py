@@ -63,6 +63,9 @@ class Users(Side):
     row_bits: tuple[int, int, int] = (0, 0, 0)
     """For users who send terms: bits of an IV or model with messages="ivs", further bits of an IV, and of a model."""
 
+    sample: Ids | None = None
+    """The users who are sampled for the next round, if the server drew them; None: those that the seed gives."""
+
     deltas: bool = False
     """Whether IVs are changes, which aggregators add up; then users add what was rounded off an IV to the next one."""
 
@@ -225,6 +228,11 @@ class Algorithm(ABC):
     def common(self) -> Tensor | None:
         """The model [m] with which all users predict, from the aggregator's state; None: users have their own."""
         return None
+
+    @property
+    def remembers(self) -> bool:
+        """Whether what a user keeps from earlier rounds may enter its terms; then sampling does not amplify privacy."""
+        return self.users.personal
 
     @property
     def relation(self) -> Relation | None:

@@ -116,7 +116,7 @@ class NetworkUsers(Users):
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
         participation, problem, seed = self.local.participation, self.problem, self.local.seed
-        budgets = participation.budgets(self.usual, seed, round, problem.users, problem.K)
+        budgets = participation.budgets(self.usual, seed, round, problem.users, problem.K, self.sample)
         budgets[idle] = 0
         ivs, *own = self._train(round, slice(None), self.rows, budgets)
         users = budgets.numpy().nonzero()[0]

@@ -112,6 +112,10 @@ class Ditto(PersonalAlgorithm):
     Ref: Li et al. 2021, *Ditto: fair and robust federated learning through personalization*, algorithm 1.
     """
 
+    @property
+    def remembers(self) -> bool:
+        return False  # a user's term follows from w alone
+
     def _users(self, sending: Sending) -> DittoUsers:
         self.solver.check_proximal("lam", self.lam)
         return DittoUsers(self._local, sending, self.lam)
