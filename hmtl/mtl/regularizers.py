@@ -22,10 +22,14 @@ from hmtl.mtl.sums import Form
 
 Relation = Tensor | Spectrum
 """Ω [K, K]."""
+LEARNING = ("weights", "eigenvalues", "update_omega")
+"""What the Ω that `LearnedCoupling` learns follows from, beside A."""
 
 
 class Regularizer(nn.Module, ABC):
     """The coupling of the users' models. A new regularizer only has to define `coupling`.
+
+    It has `sums`, `common` or `joint` if it says so: a subclass with a `coupling` of its own inherits none of them.
 
     Args:
         lam: strength λ > 0.
@@ -99,14 +103,17 @@ class Regularizer(nn.Module, ABC):
         inverse = self.sums(Omega)
         return None if inverse is None or not (inverse.delta > 0).all() else inverse.coupling()
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Reset `sums` and `start` in a subclass that redefines what they follow from: they would be wrong."""
-        super().__init_subclass__(**options)
-        own = set(vars(cls))
-        if {"coupling", "inverse_coupling"} & own and "sums" not in own:
-            cls.sums = Regularizer.sums  # type: ignore[method-assign]  # on purpose, see above
-        if {"coupling", "inverse_coupling", "start_omega", "update_omega"} & own and "start" not in own:
-            cls.start = Regularizer.start  # type: ignore[method-assign]  # the same
+    def has(self, formula: str, *sources: str) -> bool:
+        """Return whether a formula holds for A: it follows from `coupling` and other `sources`, all given by name.
+
+        A subclass that defines one of these anew has the formula only if it defines that, too.
+        """
+        for kind in type(self).__mro__:
+            if formula in vars(kind):
+                return True
+            if not vars(kind).keys().isdisjoint(("coupling", *sources)):
+                return False
+        return False
 
     @torch.no_grad()
     def conjugate(self, V: Tensor, Omega: Relation) -> Tensor:
@@ -172,8 +179,10 @@ class Ridge(Regularizer):
     def coupling(self, Omega: Tensor) -> Tensor:
         return self.lam * torch.eye(len(Omega)).to(Omega)
 
-    def sums(self, Omega: Tensor) -> Form:
+    def sums(self, Omega: Tensor) -> Form | None:
         """Return B = I/λ, without any sums: U has no columns."""
+        if not self.has("sums"):
+            return None
         return Form(Omega.new_full((len(Omega),), 1 / self.lam), Omega.new_empty(len(Omega), 0), Omega.new_empty(0, 0))
 
 
@@ -210,8 +219,10 @@ class Mean(Shrinking):
         eye = torch.eye(len(Omega)).to(Omega)
         return 2 * (self.lam * (eye - 1 / len(Omega)) + self.lam2 * eye)
 
-    def sums(self, Omega: Tensor) -> Form:
+    def sums(self, Omega: Tensor) -> Form | None:
         """Return B = (I + (λ1/(λ2·K))·11ᵀ) / (2(λ1 + λ2))."""
+        if not self.has("sums"):
+            return None
         K, delta = len(Omega), 1 / (2 * (self.lam + self.lam2))
         C = delta * self.lam / (self.lam2 * K)
         return Form(Omega.new_full((K,), delta), Omega.new_ones(K, 1), Omega.new_full((1, 1), C))
@@ -229,9 +240,13 @@ class SharedModel(Regularizer):
         return torch.full_like(Omega, self.lam / len(Omega) ** 2)
 
     def inverse_coupling(self, Omega: Tensor) -> Tensor:
+        if not self.has("inverse_coupling"):
+            return super().inverse_coupling(Omega)
         return torch.full_like(Omega, 1 / self.lam)
 
-    def sums(self, Omega: Tensor) -> Form:
+    def sums(self, Omega: Tensor) -> Form | None:
+        if not self.has("sums"):
+            return None
         K = len(Omega)
         return Form(Omega.new_zeros(K), Omega.new_ones(K, 1), Omega.new_full((1, 1), 1 / self.lam))
 
@@ -319,7 +334,8 @@ class LearnedCoupling(Regularizer):
         return self.scale(K) * torch.eye(K, dtype=torch.float64)
 
     def start(self, K: int, size: int) -> Relation:
-        return Spectrum.multiple(self.scale(K), K, size) if size < K else self.start_omega(K)
+        is_thin = size < K and self.has("start", "start_omega", "update_omega")
+        return Spectrum.multiple(self.scale(K), K, size) if is_thin else self.start_omega(K)
 
     def update_omega(self, W: Tensor, Omega: Any) -> Any:
         """Return the best Ω for W, of the type of Ω, or Ω itself if W = 0."""
@@ -377,7 +393,7 @@ class TaskRelationship(LearnedCoupling):
 
     def joint(self, W: Tensor, V: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return (λ/2)‖W‖_*² and ‖V‖²/(2λ), nuclear and spectral norm: min over Σ, tr Σ = 1, of ½λ tr(WΣ⁻¹Wᵀ)."""
-        if self.lam2 is not None:
+        if self.lam2 is not None or not self.has("joint", *LEARNING):
             return None
         nuclear, spectral = singular_values(W).sum(), singular_values(V)[0]
         return self.lam / 2 * nuclear.square(), spectral.square() / (2 * self.lam)
@@ -402,8 +418,8 @@ class Common(TaskRelationship):
         self.lam0 = _positive("lam0", lam0)
 
     @property
-    def common(self) -> float:
-        return self.lam0
+    def common(self) -> float | None:
+        return self.lam0 if self.has("common") else None
 
     def coupling(self, Omega: Tensor) -> Tensor:
         A = super().coupling(Omega)
@@ -419,6 +435,8 @@ class Common(TaskRelationship):
         return torch.cholesky_inverse(torch.linalg.cholesky(super().coupling(dense(Omega))))
 
     def inverse_coupling(self, Omega: Tensor) -> Tensor:
+        if not self.has("inverse_coupling"):
+            return super().inverse_coupling(Omega)
         B: Tensor = plus_constant(self.rest(Omega), 1 / self.lam0)
         return B
 
@@ -444,8 +462,10 @@ class Common(TaskRelationship):
         """Return the best Ω for the deviations U from the best w0."""
         return super().update_omega(W - self.split(W, Omega), Omega)
 
-    def joint(self, W: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+    def joint(self, W: Tensor, V: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return bounds as in `TaskRelationship.joint`, for the better of two w0: the mean of W, and that of V."""
+        if not self.has("joint", *LEARNING):
+            return None
         total = V.sum(1, keepdim=True)
         values = []
         for w0 in (W.mean(1, keepdim=True), total / self.lam0):

@@ -12,6 +12,8 @@ from scipy.linalg import sqrtm
 
 from hmtl.errors import ConfigError
 from hmtl.mtl import (
+    MOCHA,
+    SDCA,
     Clustered,
     Common,
     FedU,
@@ -296,6 +298,76 @@ def test_networks_are_hardly_shrunk_by_default(kind, random_problem):
     given = problem.regularized(kind(0.1, 0.1))
     assert torch.equal(given.for_networks().regularizer.coupling(torch.eye(4).double()), duals)
     assert FedU(problem, LocalSGD(), torch.nn.Linear).problem.regularizer.lam2 == 1e-6
+
+
+@pytest.mark.parametrize("kind", [Ridge, Mean, SharedModel, TaskRelationship, Common, Clustered])
+def test_a_coupling_of_its_own_inherits_no_formula(kind):
+    """B is the inverse of the new A, also with more users than features, and what else the base class knows is gone."""
+
+    class Own(kind):
+        def coupling(self, Omega):
+            return 2 * super().coupling(Omega) + 0.5 * torch.eye(len(Omega)).to(Omega)
+
+    assert {name for name in vars(Own) if not name.startswith("_")} == {"coupling"}
+    regularizer, (W, V) = Own(0.3), random_state(1, 5, 5)
+    Omega = regularizer.start(5, 2)
+    assert isinstance(Omega, torch.Tensor)
+    B = np.linalg.inv(2 * kind(0.3).coupling(Omega).numpy() + 0.5 * np.eye(5))
+    np.testing.assert_allclose(regularizer.inverse(Omega).numpy(), B, atol=1e-12)
+    np.testing.assert_allclose(regularizer.inverse_coupling(Omega).numpy(), B, atol=1e-12)
+    assert regularizer.sums(Omega) is regularizer.form(Omega) is regularizer.joint(W, V) is regularizer.common is None
+
+
+@pytest.mark.parametrize(
+    "redefined",
+    [
+        {"weights": property(lambda self: (self.lam, 0.1))},
+        {"eigenvalues": lambda self, s, counts: s.sum() / s.clamp_min(0.1 * s[-1])},
+        {"update_omega": lambda self, W, Omega: torch.eye(len(Omega)).to(Omega)},
+    ],
+    ids=lambda redefined: next(iter(redefined)),
+)
+@pytest.mark.parametrize("kind", [TaskRelationship, Common])
+def test_another_problem_in_omega_has_no_joint_bounds(kind, redefined):
+    W, V = random_state(2, 4, 4)
+    assert kind(0.3).joint(W, V) is not None
+    assert type("Own", (kind,), redefined)(0.3).joint(W, V) is None
+
+
+def test_a_regularizer_may_state_its_own_joint_bounds():
+    class Doubled(TaskRelationship):
+        """A = 2λΩ."""
+
+        def coupling(self, Omega):
+            return 2 * super().coupling(Omega)
+
+        def joint(self, W, V):
+            return TaskRelationship(2 * self.lam).joint(W, V)
+
+    class Inheriting(Doubled):
+        pass
+
+    W, V = random_state(3, 4, 4)
+    for each in (Doubled(0.2), Inheriting(0.2)):
+        assert each.joint(W, V) == TaskRelationship(0.4).joint(W, V)
+
+
+def test_models_are_ranked_by_the_objective_of_the_own_coupling(random_problem):
+    class Weak(TaskRelationship):
+        """A = λΩ/100: the joint objective of A = λΩ would be far above the primal."""
+
+        def coupling(self, Omega):
+            return super().coupling(Omega) / 100
+
+    case = random_problem(4, regularizer=Weak(1.0))
+    mocha = MOCHA(case.problem, SDCA(), omega_every=2)
+    for round in range(5):
+        mocha.step(round)
+    figures, W, Omega = mocha.metrics(), mocha.W.numpy(), mocha.relation.numpy()
+    loss = sum(s * np.maximum(0, 1 - y * (X @ w)).sum() for s, X, y, w in zip(case.s, case.X, case.y, W.T, strict=True))
+    assert figures["primal"] == pytest.approx(loss + np.trace(W @ Omega @ W.T) / 200)
+    assert "joint_primal" not in figures
+    assert mocha.rank(figures) == figures["primal"]
 
 
 class Given(Regularizer):
