@@ -9,7 +9,7 @@ broadcast, or Σ_{j∈A} (K − |N_j|) as copies for each aggregator.
 
 The *cost* is the time of these messages in IVs at the speed of the server's downlink; with equal links, it is the
 number of IVs. A lower bound of `uplink(A)` is what a single aggregator needs, which excludes most sets A. The cost
-with the server has a closed form. Schemes of other kinds can cost less.
+with the server has a closed form. With `Uplinks`, `uplink(A)` is that of a plan. Schemes of other kinds can cost less.
 
 Shapes: H active relays, T types; 2^H sets of relays, whose members are the bits of their number.
 """
@@ -81,9 +81,9 @@ class Choice:
 class AggregatorChoice(Choice):
     """A choice of aggregators: relays, the server, or both.
 
-    Its class has the two schemes of the module for each set of relays, with one coding scheme. `proven`: no other
-    aggregators cost less in this class; schemes outside it can. With parallel uplinks, relays may divide a model; a
-    plan sends models whole and can take longer.
+    Its class has the two schemes of the module for each set of relays, with one coding scheme and the loads of
+    `hmtl.coding.loads`. `proven`: no other aggregators cost less in this class; schemes outside it can, such as those
+    with more pieces, or in which relays divide a model.
 
     Attributes:
         server: whether the server aggregates; it does if no relay does.

@@ -80,7 +80,8 @@ def best_aggregators(
     learn all IVs by the scheme, and the models of users that none of them hears pass the server uncoded. With it, all
     IVs go to the server uncoded, which sends the relays of the set combinations, and the other users their models. For
     up to 10 active relays, the result is proven optimal in this class; for more, it is that of a search, with a lower
-    bound for the class. Schemes outside the class can take less time (see docs/theory/aggregators.md).
+    bound for the class. The times are those of `loads`. Schemes outside the class can take less time (see
+    docs/theory/aggregators.md).
 
     Args:
         t: the topology.
@@ -102,7 +103,8 @@ def best_aggregators(
     def meter(places: Sequence[int], models: int, stop: float) -> float | None:
         if scheme == "optimal":  # in pieces as small as it takes to reach the least time
             solution = programme.least(places, models, stop)
-            return solution and solution[0]
+            if solution is None or uplinks is None:
+                return solution and solution[0]
         return _seconds(t, chosen.loads(t, [t.active[i] for i in places], uplinks), uplinks)
 
     return Search(t, uplinks, medium, meter, _seconds(t, server_loads(t, (), uplinks), uplinks)).best()

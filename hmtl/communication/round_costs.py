@@ -73,7 +73,7 @@ class BestAggregators(ChosenRelays):
     Attributes:
         server: whether the server aggregates, alone or beside relays.
         cost: time between relays and server, in IVs at the speed of the server's downlink.
-        bound: a lower bound of `cost` for all aggregators, if they use scheme `optimal` and models are not coded.
+        bound: a lower bound of `cost` for all aggregators, with the loads of scheme `optimal` in `hmtl.coding.loads`.
     """
 
     server: bool
@@ -262,16 +262,14 @@ class _Clock:
 def _best(clock: _Clock, uplinks: Uplinks | None, medium: str) -> BestAggregators:
     choice = best_aggregators(clock.topology, BEST, uplinks, medium)
     load = loads(clock.topology, BEST, uplinks, aggregators=choice.nodes.setting)
-    between = clock.seconds(load, medium, (RELAYS_TO_SERVER, SERVER_TO_RELAYS))
-    cost = between / clock.V_bits * clock.network.W2
     return BestAggregators(
         relays=list(choice.relays),
         server=choice.server,
         relays_to_server=load.uplink,
         server_to_relays=load.down(medium),
-        cost=round(cost, 9),
+        cost=round(choice.cost, 9),
         bound=choice.bound,
-        proven=cost <= choice.bound * (1 + 1e-9) + 1e-9,
+        proven=choice.proven,
         downlinks={name: load.down(name) for name in MEDIA},
         seconds={name: clock.seconds(load, name) for name in MEDIA},
     )

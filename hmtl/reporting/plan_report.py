@@ -6,6 +6,7 @@ from rich import box
 from rich.table import Table
 
 from hmtl.coding import CODED_SCHEMES, MEDIA, SCHEMES
+from hmtl.coding.formulas import DEFAULT_PIECES
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, TIERS
 from hmtl.communication.few_bits import FEW_BITS
 from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
@@ -250,14 +251,16 @@ def _best(comparison: Comparison, medium: str) -> str:
     if len(relays) > MOST_NAMED:
         who = f"{', '.join(map(str, relays))} aggregate, {len(relays)} relays"
         who += " and the server" * best.server
+    differ = comparison.network.uplink_bps or comparison.network.uplink == "parallel"
+    what = f"coded IVs{f' in at most {DEFAULT_PIECES} pieces' if differ else ''} and uncoded models"
     if best.proven:
         return (
-            f"Best for {medium}: {who}. Proven: with coded IVs and uncoded models, no other aggregators (relays, the "
+            f"Best for {medium}: {who}. Proven: with {what}, no other aggregators (relays, the "
             "server or both) take less time between relays and server."
         )
     less = 1 - best.bound / best.cost
     return (
-        f"Best found for {medium}: {who}. Not proven: with coded IVs and uncoded models, other aggregators (relays, "
+        f"Best found for {medium}: {who}. Not proven: with {what}, other aggregators (relays, "
         f"the server or both) might take up to {less:.2%} less time between relays and server, but not more than that."
     )
 

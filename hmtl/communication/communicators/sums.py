@@ -159,8 +159,10 @@ class Sums(Communicator):
     def setup(self, users: UserSide, aggregator: AggregatorSide) -> None:
         round_planner = self.planner
         self.planner = self._setup_planner
-        super().setup(users, aggregator)
-        self.planner = round_planner
+        try:
+            super().setup(users, aggregator)
+        finally:
+            self.planner = round_planner
 
     def describe(self) -> dict[str, Any]:
         """Return what `summary.json` reports about communication, with the bounds of `sum_bounds`.

@@ -130,9 +130,10 @@ class Planner:
         return self._codes(attendance.heard, attendance.aggregators)
 
     def carrier(self, attendance: Attendance) -> int:
-        """Return the aggregator that sends the server a row for users whom no aggregator hears: the fastest one."""
-        bandwidths = self.network.uplink_bps or [0.0] * self.topology.H
-        return max(attendance.aggregators, key=lambda i: (bandwidths[i], -i))
+        """Return the aggregator with the fastest uplink, which sends a row for users whom no aggregator hears."""
+        access = self.network.access(self.topology)
+        bps = access.links[1:, 0] if access else self.network.uplink_bps or [0.0] * self.topology.H
+        return max(attendance.aggregators, key=lambda i: (bps[i], -i))
 
     def plan_sums(self, attendance: Attendance, L: int) -> None:
         """Make the codes of a round of sums."""

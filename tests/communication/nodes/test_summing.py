@@ -1,6 +1,8 @@
 """Sums that relays learn, between nodes that share no more than planners: what each node gets to see, loads, faults."""
 
+import json
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.coding import Aggregators, sum_code
-from hmtl.communication import Network, Sums
+from hmtl.communication import TIERS, Network, Sums
 from hmtl.communication.few_bits import FewBits
 from hmtl.communication.messages import BROADCAST, DIGESTS, IVS, MODELS, REPORT, SERVER, STATE, VERDICT, Message
 from hmtl.communication.planning.planner import SUMS
@@ -192,6 +194,46 @@ def test_a_row_passes_the_server_for_users_whom_no_aggregator_hears(medium: str,
     for tier, rows in loads.items():
         assert described["loads"][tier] == pytest.approx(rows / 2)
         assert described["loads_theory"][tier] == pytest.approx(rows / 2)
+
+
+@pytest.mark.parametrize("fast", [0, 1])
+def test_the_aggregator_with_the_fastest_uplink_sends_the_row_for_others(tmp_path: Path, fast: int) -> None:
+    """Relay 2 is absent, so relay 3 gets its user the row from relay 0 or 1, of which one has a narrow uplink."""
+    t = Topology([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]])
+    wide = {"up_bps": 1e9, "down_bps": 1e9, "latency_s": 0.0}
+    relays = {i: {**wide, "up_bps": 1e9 if i in (2, fast) else 1e4} for i in range(4)}
+    text = json.dumps({"server": wide, "relays": relays, "hosts": {"h": {**wide, "users": [0, 1, 2]}}})  # is YAML, too
+    (tmp_path / "links.yaml").write_text(text)
+    links = Network(links=str(tmp_path / "links.yaml")), Network(uplink_bps=[relays[i]["up_bps"] for i in range(4)])
+    for network in links:
+        made, users = Sums(t, network, aggregators=[0, 1, 2]), Terms([terms(0, 3)], [set()])
+        made.round(0, users, Total(7), {2})
+        assert set(users.models) == {0, 1, 2}
+        rows = made.ledger.per_link("relays_to_server", 0)[:, 0]
+        assert rows[fast] == 2 * rows[1 - fast] > 0, "terms of its own user, and the row"
+
+
+class Broken(Terms):
+    """Users who cannot send."""
+
+    def local_update(self, round: int, idle: np.ndarray = np.empty(0, np.int64)) -> tuple[np.ndarray, torch.Tensor]:  # noqa: B008
+        raise FloatingPointError
+
+
+def test_a_set_up_that_fails_changes_no_later_round() -> None:
+    t = symmetric(K=20, H=5, r=3)
+    made, whole = (Sums(t, aggregators=[0, 1, 2]) for _ in range(2))
+    with pytest.raises(FloatingPointError):
+        made.setup(Broken([terms(0, 20)], [set()]), Total(7))
+    models = []
+    for communicator in (made, whole):
+        users = Terms([terms(0, 20)], [set()])
+        communicator.round(0, users, Total(7))
+        models.append({k: model.tolist() for k, model in users.models.items()})
+    assert models[0] == models[1]
+    assert made.theory == whole.theory
+    for tier in TIERS:
+        np.testing.assert_array_equal(made.ledger.per_link(tier, 0), whole.ledger.per_link(tier, 0))
 
 
 @pytest.mark.parametrize("wire", [None, "int4"])
