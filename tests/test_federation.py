@@ -89,10 +89,10 @@ def test_a_federation_is_the_configured_run(configure):
 
 
 def test_training_continues_and_is_reproducible():
-    """Four rounds are twice two, with BatchNorm, transforms that draw, and a kept state; the seed matters."""
+    """Four rounds are twice two, with BatchNorm, and transforms that draw; the seed matters."""
 
     def make(seed=0):
-        return hmtl.Federation(network, users(Noisy), trainer=adam(keep_state=True), seed=seed)
+        return hmtl.Federation(network, users(Noisy), trainer=adam(), seed=seed)
 
     whole, parts = make(), make()
     models = whole.train(4)

@@ -108,7 +108,7 @@ def test_relatives_send_one_clipped_term(algorithm: type[FedAvg]) -> None:
         (FedPer, {}, True),
         (FedRep, {}, True),
         (LGFedAvg, {}, True),
-        (FedAvg, {"solver": TorchTrainer(partial(torch.optim.SGD, lr=0.1, momentum=0.9), keep_state=True)}, True),
+        (FedAvg, {"solver": TorchTrainer(partial(torch.optim.SGD, lr=0.1, momentum=0.9))}, False),
     ],
 )
 def test_who_took_part_before_changes_terms_only_if_users_remember(

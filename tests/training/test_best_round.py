@@ -82,14 +82,13 @@ def test_without_a_learned_omega_the_last_models_count(tmp_path: Path) -> None:
 LEARNERS = {
     "ditto": ("algorithm=ditto", "lam=0.5", "solver.step=1"),
     "fedavg": ("algorithm=fedavg", "solver.step=1"),
-    "kept optimizer": ("algorithm=fedavg", "solver=torch", "solver.optimizer.lr=1", "solver.keep_state=true"),
     "mocha": ("algorithm.omega_every=4", "lam=1e-4"),
 }
 
 
 @pytest.mark.parametrize(
     "learner",
-    ["ditto", *(pytest.param(each, marks=pytest.mark.slow) for each in ("fedavg", "kept optimizer", "mocha"))],
+    ["ditto", *(pytest.param(each, marks=pytest.mark.slow) for each in ("fedavg", "mocha"))],
 )
 def test_the_models_with_the_least_validation_error(tmp_path: Path, learner: str) -> None:
     """They are those after that round, also if the run is stopped early, and resumed before."""

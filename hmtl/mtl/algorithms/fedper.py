@@ -59,10 +59,6 @@ class FedPer(FedAvg):
         super().__init__(problem, solver, model, **options)
 
     @property
-    def trains_once(self) -> bool:
-        return not self.personal_first and not self.coupled
-
-    @property
     def bounded(self) -> bool:
         return not self.coupled
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import (
     NOBODY,
     Aggregator,
@@ -78,14 +77,9 @@ class NetworkUsers(Users):
         pull: weight of the proximal term (pull/2)‖w − w_start‖² in a user's objective, w_start being the model with
             which the round began.
         start: what users hold before the first round instead of the network's first parameters.
-
-    Buffers: `W`; and `solver_state` [K, q], what the solver keeps for each user between rounds, if anything, of which
-    `pending_state` holds the new numbers until the user's update counts.
     """
 
     W: Tensor
-    solver_state: Tensor
-    pending_state: Tensor
 
     def __init__(self, local: LocalTraining, sending: Sending, pull: float = 0.0, start: Tensor | None = None) -> None:
         super().__init__()
@@ -100,10 +94,7 @@ class NetworkUsers(Users):
         self.usual = local.solver.steps(self.problem.here)  # steps of a user who is not a straggler [K]
         self.start = self.model.start if start is None else start
         self.data = self.problem.datasets(self.model.start.dtype, self.model.shape)
-        K, q = len(self.problem.users), local.solver.state_numbers(self.model)
-        self.register_buffer("W", self.start.expand(K, -1))
-        for name in ("solver_state", "pending_state"):
-            self.register_buffer(name, self.start.new_zeros(K, q), persistent=q > 0)
+        self.register_buffer("W", self.start.expand(len(self.problem.users), -1))
 
     @property
     def models(self) -> Tensor:
@@ -132,7 +123,6 @@ class NetworkUsers(Users):
 
     def commit(self, users: Ids) -> None:
         self.sending.commit(users)
-        self.solver_state = with_rows(self.solver_state, users, self.pending_state[users])
 
     def receive(self, users: Ids, models: Tensor) -> None:
         if len(users):
@@ -174,11 +164,8 @@ class NetworkUsers(Users):
         `time` counts the calls in a round, and `terms` are further attributes of the `NetworkSubproblem`.
         """
         solver, stream = self.local.solver, (self.local.seed, "dropout", round, time)
-        kept, numbers = self.solver_state[users].clone(), self.problem.users[users]
-        start = NetworkSubproblem(self.model, W, numbers, round, stream, self.data[users], kept, **terms)
+        start = NetworkSubproblem(self.model, W, self.problem.users[users], round, stream, self.data[users], **terms)
         models: Tensor = solver(self.problem.loss, rows, start, order, budgets)
-        self.pending_state = self.pending_state.clone()
-        self.pending_state[users] = kept
         return models
 
     def measure(self) -> dict[str, Tensor]:
@@ -257,18 +244,7 @@ class NetworkAlgorithm(Algorithm):
             privacy.sigma(self.problem.grid)
         self.model = FlatModel(model, problem.s.new_zeros(2, problem.d), problem.outputs, seed, problem.shape)
         self.solver = solver = solver.fitting(self.model, self.problem)
-        if solver.state_numbers(self.model) and not self.trains_once:
-            raise ConfigError(
-                f"{type(self).__name__} trains several times in a round, for which one state of an optimizer is not "
-                "enough. Set solver.keep_state=false, or choose algorithm=fedavg, fedprox, fedu, or fedper with "
-                "coupled=false."
-            )
         self.users, self.aggregator = self._sides(messages)
-
-    @property
-    def trains_once(self) -> bool:
-        """Whether a round has one training, so that the solver can keep its state from round to round."""
-        return True
 
     @property
     def bounded(self) -> bool:

@@ -76,10 +76,6 @@ class PersonalAlgorithm(FedAvg):
         self.lam = lam
         super().__init__(problem, solver, model, **options)
 
-    @property
-    def trains_once(self) -> bool:
-        return False
-
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"lam": self.lam}
 

@@ -41,7 +41,6 @@ class NetworkSubproblem:
         round: number of the round.
         stream: seed and name of the random numbers that modules draw (dropout).
         data: the training rows of each user as a torch Dataset.
-        kept: numbers that the solver keeps for each user between rounds [K, q]; it overwrites them.
         proximal: the term that holds the models near an anchor, if any.
         correction: numbers added to the gradient of each step [K, m], if any.
         trained: names of the parameters that steps change; None: all.
@@ -53,7 +52,6 @@ class NetworkSubproblem:
     round: int
     stream: tuple[int, *tuple[str | int, ...]]
     data: Sequence[Dataset[Any]] = ()
-    kept: Tensor | None = None
     proximal: Proximal | None = None
     correction: Tensor | None = None
     trained: frozenset[str] | None = None
@@ -74,10 +72,6 @@ class NetworkSolver(LocalSolver[NetworkSubproblem, Tensor]):
             f"{type(self).__name__} has no step size, which this algorithm needs. Define `rate(self, round)` in it, or "
             "choose solver=sgd, or an algorithm such as fedavg."
         )
-
-    def state_numbers(self, model: FlatModel) -> int:
-        """Return how many numbers the solver keeps for each user between rounds, q."""
-        return 0
 
     @abstractmethod
     def fitting(self, model: FlatModel, problem: Problem) -> "NetworkSolver":

@@ -101,7 +101,7 @@ class LocalTrainer(NetworkSolver):
 
 
 class TorchTrainer(MinibatchSolver):
-    """A solver that trains by an optimizer of torch, on the minibatches of `LocalSGD`.
+    """A solver that trains by an optimizer of torch, made anew in each round, on the minibatches of `LocalSGD`.
 
     With `torch.optim.SGD(lr=step)` and no other parts, `LocalSGD` takes the same steps faster and is used instead,
     unless the network draws random numbers, or is one that `LocalSGD` cannot train. A proximal term is added to the
@@ -117,8 +117,6 @@ class TorchTrainer(MinibatchSolver):
         transform: maps the rows of a minibatch [B, ...] to new ones, such as random crops. For draws of each row's own,
             give transforms to the Dataset.
         clip: largest norm of a gradient; None: any.
-        keep_state: whether each user keeps the optimizer's state (momentum) from round to round, instead of starting
-            anew. If a user's round does not count, its state does not change.
         epochs: passes per round.
         batch: rows in a minibatch, B.
 
@@ -133,7 +131,6 @@ class TorchTrainer(MinibatchSolver):
         loss: Callable[..., Tensor] | None = None,
         transform: Callable[..., Tensor] | None = None,
         clip: float | None = None,
-        keep_state: bool = False,
         epochs: int = 5,
         batch: int = 20,
     ) -> None:
@@ -145,7 +142,6 @@ class TorchTrainer(MinibatchSolver):
         self.loss = loss
         self.transform = transform
         self.clip = clip
-        self.keep_state = keep_state
 
     def rate(self, round: int) -> float:
         if self.scheduler is not None:
@@ -198,20 +194,14 @@ class TorchTrainer(MinibatchSolver):
                 "scheduler, loss and transform: a loss takes predictions, [rows, C] or [rows], and targets [rows]."
             ) from error
 
-    def state_numbers(self, model: FlatModel) -> int:
-        layout = self._layout(model)
-        return 1 + sum(shape.numel() for _, _, shape, _ in layout) if layout else 0
-
     def forward(self, loss: Loss, rows: Rows, subproblem: NetworkSubproblem, order: Tensor, budgets: Tensor) -> Tensor:
         model, proximal, correction = subproblem.model, subproblem.proximal, subproblem.correction
-        settings, layout = self._settings(subproblem.round), self._layout(model)
+        settings = self._settings(subproblem.round)
 
         def train(k: int, module: nn.Module) -> nn.Module:
             named = {name: w for name, w in module.named_parameters() if w.requires_grad}
             optimizer = self._make(list(named.values()))
             optimizer.param_groups[0].update(settings)
-            if layout and subproblem.kept is not None:
-                _restore(optimizer, layout, subproblem.kept[k])
             anchor = {} if proximal is None else model.split(proximal.anchor[k])
             extra = {} if correction is None else model.split(correction[k])
             normalised = any(isinstance(part, BATCH_NORMS) for part in module.modules())
@@ -240,8 +230,6 @@ class TorchTrainer(MinibatchSolver):
                 if self.clip is not None:
                     nn.utils.clip_grad_norm_(named.values(), self.clip)
                 optimizer.step()
-            if layout and subproblem.kept is not None:
-                subproblem.kept[k] = _packed(optimizer, layout, subproblem.kept[k])
             return module
 
         return one_by_one(subproblem, budgets, train)
@@ -269,42 +257,3 @@ class TorchTrainer(MinibatchSolver):
                 for _ in range(round):
                     scheduler.step()
         return {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
-
-    def _layout(self, model: FlatModel) -> "Layout":
-        """Return the tensors of the state that is kept, from a step of the optimizer; none if it is made anew."""
-        if not self.keep_state:
-            return []
-        parameters = [w for w in model.holding(model.start).parameters() if w.requires_grad]
-        optimizer = self._make(parameters)
-        for w in parameters:
-            w.grad = torch.zeros_like(w)
-        optimizer.step()
-        state = optimizer.state_dict()["state"]
-        layout = [(i, key, value) for i in state for key, value in state[i].items() if value is not None]
-        if other := [key for _, key, value in layout if not isinstance(value, Tensor)]:
-            raise ConfigError(f"{type(optimizer).__name__} keeps {other[0]}, not a tensor. Set keep_state=false.")
-        return [(i, key, value.shape, value.dtype) for i, key, value in layout]
-
-
-Layout = list[tuple[int, str, torch.Size, torch.dtype]]
-"""The tensors of an optimizer's state: number of the parameter, name, shape and type."""
-
-
-def _packed(optimizer: Optimizer, layout: Layout, like: Tensor) -> Tensor:
-    """Return an optimizer's state as numbers [q] in the type of `like`: 1, and the tensors; zeros if one is missing."""
-    state, parts = optimizer.state_dict()["state"], [like.new_ones(1)]
-    for i, key, shape, _ in layout:
-        value = state.get(i, {}).get(key)  # a parameter without a gradient has none
-        parts.append(like.new_zeros(shape.numel()) if value is None else value.flatten().to(like))
-    return torch.cat(parts)
-
-
-def _restore(optimizer: Optimizer, layout: Layout, numbers: Tensor) -> None:
-    """Give a new optimizer the state that `_packed` returned, if any."""
-    if not numbers[0]:
-        return
-    state: dict[int, dict[str, Tensor]] = {}
-    parts = torch.split(numbers[1:], [shape.numel() for _, _, shape, _ in layout])
-    for (i, key, shape, dtype), part in zip(layout, parts, strict=True):
-        state.setdefault(i, {})[key] = part.view(shape).to(dtype, copy=True)
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -116,7 +116,6 @@ def test_sgd_takes_the_steps_of_local_sgd(learner, network, loss, epochs, batch,
     ("trainer", "network", "is_fast"),
     [
         (plain(), "mlp", True),
-        (plain(epochs=2, batch=7, keep_state=True), "mlp", True),
         (plain(), "dropout", False),
         (plain(), "norm", False),
         (plain(clip=1.0), "mlp", False),
@@ -167,57 +166,6 @@ def test_adamw_with_schedule_clipping_and_label_smoothing_is_a_plain_loop():
             optimizer.step()
     expected = nn.utils.parameters_to_vector(module.parameters()).detach()
     torch.testing.assert_close(learner.W[:, 0], expected, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    "optimizer", [partial(torch.optim.Adam, lr=0.01), partial(torch.optim.SGD, lr=0.01, momentum=0.9)]
-)
-def test_kept_state_is_that_of_one_long_training(optimizer):
-    (task,) = tasks(counts=(23,), dtype=torch.float64)
-    trainer = TorchTrainer(optimizer, keep_state=True, epochs=1, batch=5)
-    data = Problem([task], CrossEntropy(), Ridge(0.1))
-    learner = LocalNetworks(data, trainer, lambda d, C: nn.Linear(d, C).double(), seed=3)
-    module = copy.deepcopy(learner.model.module)
-    after(learner, 3)
-    made = optimizer(module.parameters())
-    for at in [at for round in range(3) for at in minibatches(3, round, 23, 1, 5)]:
-        made.zero_grad()
-        nn.functional.cross_entropy(module(task.x_train[at]), task.y_train[at]).backward()
-        made.step()
-    expected = nn.utils.parameters_to_vector(module.parameters()).detach()
-    torch.testing.assert_close(learner.W[:, 0], expected, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("learner", ["fedavg", "fedprox", "fedu", "local", "fedper"])
-def test_kept_state_resumes_and_rolls_back(learner):
-    """A resumed run has the same bits; a user whose update does not count continues as if it had been absent.
-
-    The models of the best round, which a run hands out, are another matter than the state of the optimizer.
-    """
-
-    def make():
-        trainer = TorchTrainer(partial(torch.optim.Adam, lr=0.01), keep_state=True, epochs=1, batch=5)
-        return LEARNERS[learner](problem(), trainer, LAYERED["mlp"])
-
-    whole, first, rest = make(), make(), make()
-    after(whole, 4)
-    after(first, 2)
-    first.users.keep()
-    best = first.W.T.clone()
-    rest.users.keep()
-    rest.load_state_dict(copy.deepcopy(first.state_dict()))
-    for round in (2, 3):
-        rest.step(round)
-    assert torch.equal(rest.users.handed_out(rest.users.state_dict()), best)
-    assert torch.equal(whole.W, rest.W)
-    states = dict(whole.users.named_buffers()), dict(rest.users.named_buffers())
-    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-    kept, everybody = rest.users.solver_state, np.arange(len(COUNTS))
-    rest.users.local_update(4)
-    rest.users.commit(everybody[:1])
-    rest.users.roll_back(everybody[1:])
-    changed = (rest.users.solver_state != kept).any(1)
-    assert changed.tolist() == [True, False, False, False]
 
 
 class Averages(LocalTrainer):
@@ -339,8 +287,6 @@ def adam(**options):
         (lambda: FedU(problem(), Averages(), nn.Linear), "rate"),
         (lambda: FedU(problem(), sgd(scheduler=partial(CosineAnnealingLR, T_max=4)), nn.Linear), "solver.scheduler"),
         (lambda: FedU(problem(), sgd(), normed), "running_mean"),
-        (lambda: Ditto(problem(), adam(keep_state=True), nn.Linear, lam=0.1), "keep_state"),
-        (lambda: FedRep(problem(), adam(keep_state=True), LAYERED["mlp"]), "keep_state"),
         (lambda: FedAvg(problem(), TorchTrainer(partial(torch.optim.Adam, lr=-1.0)), nn.Linear), "solver.optimizer"),
         (lambda: FedAvg(problem(), TorchTrainer(partial(torch.optim.LBFGS, lr=1.0)), nn.Linear), "solver.optimizer"),
         (lambda: FedAvg(problem(), sgd(loss=lambda p, y: p @ y), nn.Linear), "solver"),
