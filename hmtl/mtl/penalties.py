@@ -20,7 +20,7 @@ def dense_step(A: Tensor, W: Tensor, lengths: Tensor, parts: int) -> Tensor:
 def implicit_step(A: Tensor, W: Tensor, lengths: Tensor) -> Tensor:
     """Return the W′ with w′_k = w_k − x_k Σ_l A_kl w′_l, which is stable for steps of any length.
 
-    W′ minimises Σ_k ‖w′_k − w_k‖²/(2x_k) + ½ tr(W′ A W′ᵀ), and leaves users with x_k = 0 where they are.
+    W′ minimises Σ_k ‖w′_k − w_k‖²/(2x_k) + ½ tr(W′ᵀ A W′), and leaves users with x_k = 0 where they are.
     """
     return _mixed(torch.linalg.inv(torch.eye(len(A)).to(A) + lengths[:, None] * A), W)
 

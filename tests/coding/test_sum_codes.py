@@ -98,6 +98,11 @@ def test_no_whole_numbers_of_shares_are_faster(t: Topology, speeds: list[float],
     assert code.cost == pytest.approx(combine([*(counts * seconds), 0]))
 
 
+def each_of(H: int, r: int) -> Topology:
+    """Return a network with one user for each r of H relays."""
+    return Topology(np.array([[i in relays for relays in combinations(range(H), r)] for i in range(H)]))
+
+
 @pytest.mark.parametrize(
     ("t", "fraction", "c", "bits", "rows"),
     [
@@ -106,6 +111,7 @@ def test_no_whole_numbers_of_shares_are_faster(t: Topology, speeds: list[float],
         (any_r(40, 5, 3), 5 / 3, 3, 3, 3),
         (any_r(40, 10, 3), 10 / 3, 3, 4, 5),
         (any_r(100, 10, 5), 2, 5, 4, 4),
+        (each_of(6, 3), 2, 3, 3, 4),
         (any_r(40, 5, 2, seed=1), 5 / 2, 2, 3, 4),
         (heterogeneous(50, 4, 2, 0.2), 4, 1, 1, 4),
         (geometric(40, 5, 0.5), 4, 1, 1, 4),
@@ -172,6 +178,18 @@ def test_bounds_of_sums(t: Topology) -> None:
     for n in range(1, min(len(users), 4) + 1):
         apart = n if any((t.G[:, list(s)].sum(axis=1) <= 1).all() for s in combinations(users, n)) else apart
     assert bound.uplink >= apart - 1e-9
+
+
+def test_users_need_fewer_rows_if_all_relays_send_them_shares() -> None:
+    """The bound of the last hop for relays 0 and 1 is one for schemes in which users hear the sum from these alone."""
+    t, row = each_of(4, 3), torch.arange(12) ** 9
+    assert sum_bounds(t, (0, 1)).last_hop == pytest.approx(2)
+    code = sum_code(t)
+    assert code.load == pytest.approx(4 / 3) == sum_bounds(t).last_hop
+    for k in range(t.K):
+        shares = code.sets[code.of_user[k]]
+        assert set(code.owners[shares].tolist()) <= set(t.relays_of(k))
+        assert torch.equal(code.join(int(code.of_user[k]), code.split(row, shares), 12), row)
 
 
 @pytest.mark.parametrize("pieces", [3, 7, 8])

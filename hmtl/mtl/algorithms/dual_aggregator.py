@@ -79,10 +79,11 @@ class Coupling:
         keep: κ/(λ0 + κ), or 0 without a common model.
         step: B, with λ0 + κ instead of λ0.
 
-    With a common model w0, B = 11ᵀ/λ0 + Ω⁻¹/λ, and c_k ≥ K/λ0 would let users move little in a round. By the method of
-    multipliers, R has a term (κ/2)‖w0 − w0,old‖² more: λ0 + κ replaces λ0, and w0 = (Σ_k v_k + κ w0,old)/(λ0 + κ). The
-    term is 0 at the optimum. Any κ converges; this one lets w0 add to c as much as the rest does, or 1 if that is more,
-    which costs nothing where a user's rows have variance 1.  Ref: Rockafellar 1976.
+    With a common model w0, B = 11ᵀ/λ0 + Ω⁻¹/λ, so the c_k have a harmonic mean of at least K/λ0, with which users would
+    move little in a round. By the method of multipliers, R has a term (κ/2)‖w0 − w0,old‖² more: λ0 + κ replaces λ0, and
+    w0 = (Σ_k v_k + κ w0,old)/(λ0 + κ). The term is 0 at the optimum. Any κ converges; this one lets w0 add to c as much
+    as the rest does, or 1 if that is more, which costs nothing where a user's rows have variance 1.
+    Ref: Rockafellar 1976.
     """
 
     def __init__(self, regularizer: Regularizer, Omega: Relation) -> None:
@@ -130,8 +131,9 @@ class DualAggregator(Aggregator):
 
     A change of Ω would move the models far: W = V B grows by up to K in the directions that Ω favours. If duals have no
     bounds (`rescales`), all of them are therefore multiplied by θ = ⟨W, W′⟩/‖W′‖², where W′ are the models after the
-    change: no other multiple of W′ is nearer to W. With c_k, users receive the product of all θ so far, so that it does
-    not matter how often they receive it, or which they missed. V = Σ_j s a_j x_j holds for any θ.
+    change: no other multiple of W′ is nearer to W. They stay as they are if ⟨W, W′⟩ ≤ 0. With c_k, users receive the
+    product of all θ so far, so that it does not matter how often they receive it, or which they missed. V = Σ_j s a_j
+    x_j holds for any θ.
 
     Buffers: `V` [K, d]; `Omega`, Ω [K, K], or those of a `Spectrum`; `rounds`, the number of updates; `outdated` [K],
     users who may not know the present c_k; `t`; `gain`, by how much R fell when Ω was learned last; `center` [d], w0 if
