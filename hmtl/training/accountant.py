@@ -72,7 +72,7 @@ class Accountant:
         delta: δ.
         limit: ε at which training stops; None: never.
         against: whom the limit is for: `everyone`, or `outsiders`, who do not know the samples.
-        remembers: whether users keep state that enters their terms, see `NetworkAlgorithm.remembers`.
+        remembers: whether users keep state that enters their terms, see `Algorithm.remembers`.
         counts: the number of rounds in which n users counted, by n.
         precision: C²/σ², summed over the rounds in which each user counted [K].
     """
