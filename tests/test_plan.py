@@ -139,7 +139,7 @@ def test_names_and_links(as_json: Callable[..., Any], configure: Configure, tmp_
     assert result["choices"][0][1] < result["uncoded"]
     assert [duty["name"] for duty in result["duties"]] == ["relay roof"]
     assert result["duties"][0]["memory"] == 3 * 3 * 10**6
-    plan(configure(*words, "secure=true", name="plan"))
+    plan(configure(*words, "secure=true", "colluding=0.4", name="plan"))
     printed = " ".join(capsys.readouterr().out.split())
     assert "Soonest: relay roof aggregates" in printed
     assert "secure sums, by the server" in printed

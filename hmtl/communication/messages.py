@@ -27,7 +27,7 @@ VERDICT = "verdict"  # from the server: all aggregators agree, or the attempt is
 RECEIPTS = "receipts"  # to users in an empty round: their IVs did not count
 KEYS = "keys"  # of secure sums: from users by relays to the server, all of them back to relays, and to neighbours
 SHARES = "shares"  # sealed by users for their neighbours, by a relay that hears both, or else by the server
-SHARED = "shared"  # who shared: from relays to the server, back, and to users
+SHARED = "shared"  # whose shares users could read, by relays to the server; who shared, back to users
 UNMASK = "unmask"  # whose terms counted, to users by relays; what these reveal, and what relays make of it, back
 MODELS = "models"  # from an aggregator to users, via the server if no aggregator is within range of the user
 

@@ -217,10 +217,14 @@ def share_secrets(stage: Stage, round: int) -> None:
     stage.server("introduce", round, hears=[KEYS], says=[KEYS], peers=relays)
     stage.relays("introduce", hears=[KEYS], says=[KEYS], receivers=hosts)
     stage.hosts("share", hears=[KEYS], says=[SHARES])
-    stage.relays("collect", hears=[SHARES], says=[SHARED, SHARES], senders=hosts)
-    stage.server("pass_on", hears=[SHARED, SHARES], says=[SHARED, SHARES], peers=relays)
-    stage.relays("pass_on", hears=[SHARED, SHARES], says=[SHARED, SHARES], receivers=hosts)
-    stage.hosts("mask", hears=[SHARED, SHARES], says=[IVS])
+    stage.relays("collect", hears=[SHARES], says=[SHARES], senders=hosts)
+    stage.server("pass_on", hears=[SHARES], says=[SHARES], peers=relays)
+    stage.relays("pass_on", hears=[SHARES], says=[SHARES], receivers=hosts)
+    stage.hosts("read", hears=[SHARES], says=[SHARED])
+    stage.relays("confirm", hears=[SHARED], says=[SHARED], senders=hosts)
+    stage.server("settle", hears=[SHARED], says=[SHARED], peers=relays)
+    stage.relays("announce", hears=[SHARED], says=[SHARED], receivers=hosts)
+    stage.hosts("mask", hears=[SHARED], says=[IVS])
 
 
 def unmask(stage: Stage, round: int) -> None:

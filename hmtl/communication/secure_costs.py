@@ -22,6 +22,7 @@ from hmtl.communication.accounting.ledger import (
 from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
 from hmtl.communication.nodes.secure import ENTRY, NUMBER
 from hmtl.communication.secure import protocol
+from hmtl.communication.secure.crypto import DIGEST
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.topology import Topology
 
@@ -81,15 +82,15 @@ def added_bits(t: Topology, k: int, medium: str = "broadcast") -> Added:
             protocol.KEYS * each,
             protocol.KEYS * hearing,
             (3 * NUMBER + K * ENTRY + _bits(links)) * told,
-            (2 * NUMBER + k * ENTRY) * each,
+            NUMBER + k * ENTRY + DIGEST * (t.degrees - 1),
         ),
-        SHARED: (0 * each, _bits(serving), _bits(K) * told, _bits(k) * each),
+        SHARED: (_bits(k) * each, _bits(k * serving), _bits(K) * told, _bits(k) * t.degrees),
         SHARES: (k * protocol.SEALED * each, sealed * passed, sealed * np.append(passed, 0), k * sealed * each),
         UNMASK: (
             k * protocol.SHARE * each,
             _bits(k * serving) + protocol.SHARE * K * (serving > 0),
             (_bits(K) + _bits(K * k)) * told,
-            (NUMBER + _bits(k)) * each,
+            (NUMBER + _bits(k)) * t.degrees,
         ),
     }
     tiers = USERS_TO_RELAYS, RELAYS_TO_SERVER, SERVER_TO_RELAYS, RELAYS_TO_USERS

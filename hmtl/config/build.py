@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
@@ -308,7 +308,9 @@ def build(cfg: DictConfig) -> Run:
         participation = make_part(cfg, "participation")
         participation.check_relays(topology.H)
         if isinstance(communicator, Sums) and communicator.secure:
-            communicator.secure.check(topology.K, participation.sampled(topology.K))
+            if (sampled := participation.sampled(topology.K)) < topology.K:
+                communicator.secure = replace(communicator.secure, sampled=sampled)
+            communicator.secure.check(topology.K)
         accountant = build_accountant(cfg, participation)
         options = {"privacy": accountant.privacy} if accountant else {}
         algorithm, communicator = build_matching(cfg, build_problem(cfg, tasks), communicator, **options)
@@ -385,6 +387,7 @@ def build_sections(
         wire = cfg.communicator.get("wire")
         secure = communicator.secure_settings if isinstance(communicator, Sums) else {}
         shared = Sums(contacts, network, wire if wire in FEW_BITS else None, links=links, **secure)
+        shared.secure = communicator.secure if isinstance(communicator, Sums) else None
     algorithm = build_algorithm(cfg, problem, **kinds, **options)
     return algorithm, BySection(shared, communicator)
 

@@ -57,10 +57,15 @@ def build_accountant(cfg: DictConfig, participation: Participation) -> Accountan
     """Return what accounts for the privacy of a run of cfg.K users, and says how users clip; None: no privacy.
 
     Raises:
-        ConfigError: ε is too small.
+        ConfigError: ε is too small, or δ too large.
     """
     if cfg.privacy.clip is None:
         return None
+    if cfg.privacy.delta >= 1 / cfg.K:
+        raise ConfigError(
+            f"privacy.delta={cfg.privacy.delta} is not below 1/K for K={cfg.K} users: to publish the rows of one of "
+            f"them would be private, too. Set it far below, such as to {0.01 / cfg.K:.0e}."
+        )
     from hmtl.mtl.privacy import Privacy
     from hmtl.training.accountant import Accountant, least_noise
 

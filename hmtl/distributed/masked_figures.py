@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hmtl.communication.messages import SERVER
+from hmtl.communication.secure import protocol
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.secure.protocol import Bytes, MaskingUser, UnmaskingError, UnmaskingServer
 from hmtl.distributed.control import Control
@@ -43,24 +44,27 @@ class MaskingFigures:
     def masked(self, rows: Tensor) -> Tensor | None:
         """Return the sum [L] of rows, int64 [users, L], with the mask of each; None: the server does not answer."""
         keys = np.stack([user.advertised for user in self._users])
-        introduced = self._ask({"keys": torch.from_numpy(keys)}, "threshold")
-        if not introduced.get("threshold"):
+        introduced = self._ask({"keys": torch.from_numpy(keys)}, "neighbors")
+        if introduced.get("neighbors") is None:
             return None
+        chosen = self._secure.degree(introduced["total"], self._K)
         self._fewest = self._secure.fewest(introduced["total"], self._K)
+        assert chosen is not None
         numbers, neighbor_keys = introduced["neighbors"].numpy(), introduced["neighbor keys"].numpy()
         sealed = [
-            user.share(own, keys, introduced["threshold"])
+            user.share(own, keys, chosen.threshold)
             for user, own, keys in zip(self._users, numbers, neighbor_keys, strict=True)
         ]
-        passed_on = self._ask({"sealed": torch.from_numpy(np.stack(sealed))}, "sealed")
-        if passed_on.get("sealed") is None:
+        passed_on = self._ask({"sealed": torch.from_numpy(np.array(sealed))}, "sealed").get("sealed")
+        if passed_on is None:
+            return None
+        read = [user.take(own) for user, own in zip(self._users, passed_on.numpy(), strict=True)]
+        told = self._ask({"read": torch.from_numpy(np.array(read, np.uint8))}, "shared").get("shared")
+        if told is None:
             return None
         total = rows.sum(0)
-        for user, shared, own in zip(
-            self._users, passed_on["shared"].numpy(), passed_on["sealed"].numpy(), strict=True
-        ):
-            user.take(shared, own)
-            total += torch.from_numpy(user.mask([(rows.shape[1], 64)])[0].view(np.int64))
+        for user, shared in zip(self._users, told.numpy(), strict=True):
+            total += torch.from_numpy(user.mask(shared, [(rows.shape[1], 64)])[0].view(np.int64))
         self._has_masked = True
         return total
 
@@ -95,17 +99,17 @@ class UnmaskingFigures:
     def __init__(self, control: Control, placement: Placement, secure: Secure) -> None:
         self._control, self._placement, self._secure = control, placement, secure
         self._server: UnmaskingServer | None = None  # if there are enough users
-        self._sealing: list[str] = []  # the hosts that may send masked sums
+        self._masking: list[str] = []  # the hosts that may send masked sums
 
     def introduce(self) -> None:
         """Choose neighbours for the users who advertise keys, and pass on what they share."""
-        keys = self._control.receive(self._placement.hosts, key="keys")
-        users, advertised = self._by_user({name: values["keys"] for name, values in keys.items()})
+        keys = self._receive(self._placement.hosts, "keys", protocol.KEYS)
+        users, advertised = self._by_user(keys)
         n = len(users)
         chosen = self._secure.degree(n, self._placement.K)
         for name in self._placement.hosts:
             if chosen is None or name not in keys:
-                self._control.send(name, {"threshold": 0})
+                self._control.send(name, {"neighbors": None})
         if chosen is None:
             return
         order = np.random.default_rng().permutation(n)
@@ -113,34 +117,37 @@ class UnmaskingFigures:
         for name in keys:
             at = self._places(name)
             neighbors, neighbor_keys = (torch.from_numpy(each[at]) for each in (server.neighbors, server.keys))
-            answer = {"neighbors": neighbors, "neighbor keys": neighbor_keys, "total": n}
-            self._control.send(name, {**answer, "threshold": chosen.threshold})
-        received = self._control.receive(list(keys), key="sealed")
+            self._control.send(name, {"neighbors": neighbors, "neighbor keys": neighbor_keys, "total": n})
+        received = self._receive(list(keys), "sealed", chosen.neighbors, protocol.SEALED)
         for name in set(keys) - set(received):
             self._control.send(name, {"sealed": None})
         if not received:
             return
-        self._sealing = list(received)
-        server.take(*self._by_user({name: values["sealed"] for name, values in received.items()}))
-        shared, sealed = server.pass_on()
+        sealed = server.pass_on(*self._by_user(received))
         for name in received:
-            at = self._places(name)
-            self._control.send(name, {"shared": torch.from_numpy(shared[at]), "sealed": torch.from_numpy(sealed[at])})
+            self._control.send(name, {"sealed": torch.from_numpy(sealed[self._places(name)])})
+        read = self._receive(list(received), "read", chosen.neighbors)
+        if read:
+            server.settle(server.table(*self._by_user(read)))
+        self._masking = [name for name in read if server.shared[self._places(name)].all()]
+        for name in received:
+            shared = torch.from_numpy(server.shared[server.around[self._places(name)]])
+            self._control.send(name, {"shared": shared if name in self._masking else None})
 
     def total(self, sums: Mapping[str, Tensor]) -> Tensor | None:
         """Return the sum [L] of all rows, given the masked sum of each host [L]; None: it cannot be unmasked."""
         server = self._server
         if server is None:
             return None
+        sums = {name: each for name, each in sums.items() if name in self._masking}
         counted = np.sort(np.concatenate([NOBODY, *(self._placement.users_of(name) for name in sums)]))
         counts = server.counted(counted)
-        for name in self._sealing:
+        for name in self._masking:
             own = torch.from_numpy(counts[self._places(name)])
             self._control.send(name, {"counted": own, "total": len(counted) if name in sums else 0})
         if not sums:
             return None
-        received = self._control.receive(list(sums), key="revealed")
-        answers = {name: values["revealed"] for name, values in received.items() if len(values["revealed"])}
+        answers = self._receive(list(sums), "revealed", server.degree.neighbors, protocol.SHARE)
         total = torch.stack(list(sums.values())).sum(0)
         try:
             if not answers:
@@ -151,6 +158,15 @@ class UnmaskingFigures:
             log.warning("figures of this round are unknown: their sum cannot be unmasked: %s", error)
             return None
         return total - torch.from_numpy(mask.view(np.int64))
+
+    def _receive(self, hosts: Sequence[str], key: str, *shape: int) -> dict[str, Tensor]:
+        """Return what hosts send: bytes of this shape for each of their users. Anything else counts as no answer."""
+        received = {}
+        for name, values in self._control.receive(hosts, key=key).items():
+            rows, users = values[key], self._placement.users_of(name)
+            if isinstance(rows, Tensor) and rows.dtype == torch.uint8 and rows.shape == (len(users), *shape):
+                received[name] = rows
+        return received
 
     def _by_user(self, rows: Mapping[str, Tensor]) -> tuple[Ids, Any]:
         """Return the users of some hosts, ascending, and a row for each."""

@@ -69,6 +69,7 @@ class SumsOnlyExchange(ProcessExchange):
         self, algorithm: Algorithm, communicator: Communicator, outcome: Outcome, user_seconds: float, evaluate: bool
     ) -> RoundResult | None:
         secure = communicator.secure if isinstance(communicator, Sums) else None
+        secure = replace(secure, sampled=None) if secure else None  # all users measure
         self._masking = None
         if secure and evaluate and len(self._placement.users):
             self._masking = MaskingFigures(self._control, self._placement, secure)

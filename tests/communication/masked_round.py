@@ -21,7 +21,8 @@ class MaskedRound:
         order: of the places on the circle.
 
     Attributes:
-        sealed: what each user who shared seeds sent to its neighbours [k, 48], by place.
+        sealed: what each user who is not silent sent to its neighbours [k, 48], by place.
+        sharing: the places of those whose shares enough neighbours read.
         neighbors, keys: what each user was told, by place.
         received: which neighbours shared, and what they sealed for the user, by place.
         revealed: the shares that a user revealed [k, 16], and which neighbours it was told had counted [k], by place.
@@ -44,18 +45,20 @@ class MaskedRound:
         self.neighbors, self.keys = self.server.neighbors, self.server.keys
         told = zip(self.users, self.neighbors, self.keys, strict=True)
         shares = [user.share(neighbors, keys, self.degree.threshold) for user, neighbors, keys in told]
-        self.sharing = [place for place in range(self.n) if place not in self.silent]
-        self.sealed = {place: shares[place] for place in self.sharing}
-        if self.sharing:
-            self.server.take(self.numbers[self.sharing], np.stack([shares[place] for place in self.sharing]))
-        shared, sealed = self.server.pass_on() if self.sharing else ([], [])
-        for place in self.sharing:
-            self.received[place] = shared[place], sealed[place]
-            self.users[place].take(shared[place], sealed[place])
+        self.sealed = {place: shares[place] for place in range(self.n) if place not in self.silent}
+        senders = self.numbers[list(self.sealed)]
+        if self.sealed:
+            sealed = self.server.pass_on(senders, np.stack([*self.sealed.values()]))
+            read = np.stack([self.users[place].take(sealed[place]) for place in self.sealed])
+            self.server.settle(self.server.table(senders, read))
+        self.sharing = np.flatnonzero(self.server.shared).tolist()
+        shared = self.server.shared[self.server.around]
+        self.received = {place: (shared[place], sealed[place]) for place in self.sharing}
+        self.masks([])  # users reveal shares only if they have sent a term
 
     def masks(self, parts: Parts) -> dict[int, list[Mask]]:
         """Return the mask of each user who shared seeds, by place."""
-        return {place: self.users[place].mask(parts) for place in self.sharing}
+        return {place: self.users[place].mask(self.received[place][0], parts) for place in self.sharing}
 
     def unmask(self, counted: Collection[int], answering: Collection[int], parts: Parts) -> list[Mask]:
         """Return the sum of the masks of those who counted, given who answers."""

@@ -129,6 +129,14 @@ def test_coupled_and_shared_layers_travel_in_secure_sums(configure) -> None:
     assert [part.secure for part in communicator.parts] == 2 * [Secure(0.2)]
 
 
+@pytest.mark.parametrize(("fraction", "sampled"), [("0.5", 10), ("1.0", None)])
+def test_secure_sums_know_how_many_users_are_sampled(configure, fraction: str, sampled: int | None) -> None:
+    words = "algorithm=fedper algorithm.coupled=true regularizer=mean communicator=sums secure=true"
+    sample = ("participation=fraction", f"participation.fraction={fraction}")
+    communicator = build(configure(*SMALL, *words.split(), *sample)).communicator
+    assert [part.secure for part in communicator.parts] == 2 * [Secure(sampled=sampled)]
+
+
 PARTS = sorted((path.parent.name, path.stem) for path in conf_dir().glob("*/*.yaml") if path.stem != "own")
 NEEDED = {
     "file": "topology.path=nowhere",

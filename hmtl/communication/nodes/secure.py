@@ -4,10 +4,14 @@ The server broadcasts to relays what they need to serve users: all keys, who sha
 hand on what users seal for each other, and the server passes on only what no relay can. Relays also join what
 users reveal, as far as each can. All of it is overhead.
 
+One relay cannot deceive users that others hear, too: the server compares the keys that relays pass on, and users
+compare what relays tell them. A user's rows of a wrong length are dropped.
+
 n users advertise keys, each has k neighbours.
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -38,6 +42,7 @@ from hmtl.communication.nodes.base import relay_of
 from hmtl.communication.nodes.few_bit_sums import FewBitHost, FewBitRelay, FewBitServer
 from hmtl.communication.row_formats import RowFormat
 from hmtl.communication.secure import protocol
+from hmtl.communication.secure.crypto import DIGEST, digest
 from hmtl.communication.secure.neighbors import Degree, Secure
 from hmtl.communication.secure.protocol import Bytes, Mask, Roster, UnmaskingError
 from hmtl.topology import Topology
@@ -76,30 +81,36 @@ class SecureHost(AddingHost):
         """Share the seeds of each user's masks among its neighbours."""
         sealed = {}
         for k, row in self._received(messages).items():
-            n, threshold = bytes_to_numbers(row[: 2 * NUMBER]).tolist()
-            self._fewest = self.secure.fewest(n, len(self.waiting))
-            entries = row[2 * NUMBER :].reshape(-1, ENTRY)
-            numbers, keys = entries[:, :NUMBER], entries[:, NUMBER:]
-            self._neighbors = len(keys)
-            sealed[k] = self._secrets[k].share(bytes_to_numbers(numbers.ravel()), keys, threshold).ravel()
+            n, entries = int(bytes_to_numbers(row[:NUMBER])[0]), row[NUMBER:].reshape(-1, ENTRY)
+            chosen = self.secure.degree(n, len(self.waiting))
+            if chosen is None or chosen.neighbors != len(entries):
+                continue
+            self._fewest, self._neighbors = self.secure.fewest(n, len(self.waiting)), chosen.neighbors
+            numbers, keys = bytes_to_numbers(entries[:, :NUMBER].ravel()), entries[:, NUMBER:]
+            if (shares := self._secrets[k].share(numbers, keys, chosen.threshold)) is not None:
+                sealed[k] = shares.ravel()
         return self._rows(SHARES, sealed)
 
-    def mask(self, shared: Sequence[Message], messages: Sequence[Message]) -> list[Message]:
-        """Return the masked terms of those users who were told which of their neighbours shared seeds."""
-        told = self._received(shared)
-        users = np.array(list(told), np.int64)
+    def read(self, messages: Sequence[Message]) -> list[Message]:
+        """Take what neighbours sealed for each user, and tell whose shares it can read."""
+        users = np.array([k for k, user in self._secrets.items() if len(user.neighbors)], np.int64)
         sealed = np.zeros((len(users), self._neighbors, protocol.SEALED), np.uint8)
         for message in messages:
             to, rows = message.of_users(), message.overhead[message.rows()].numpy()
             here = np.isin(to, users)
             sealed[np.searchsorted(users, to[here]), rows[here, 0]] = rows[here, 1:]
-        for k, bits, own in zip(users.tolist(), told.values(), sealed, strict=True):
-            self._secrets[k].take(_bools(bits, self._neighbors), own)
+        read = zip(users.tolist(), sealed, strict=True)
+        return self._rows(SHARED, {k: np.packbits(self._secrets[k].take(own)) for k, own in read})
+
+    def mask(self, messages: Sequence[Message]) -> list[Message]:
+        """Return the masked terms of those users who were told which of their neighbours shared seeds."""
+        told = {k: row for k, row in self._received(messages).items() if len(self._secrets[k].neighbors)}
+        users = np.array(list(told), np.int64)
         terms, *others = self._messages
         at = torch.from_numpy(np.searchsorted(terms.of_users(), users))
         masked = _Rows(self.formats, terms.payload.shape[1], terms.payload[at], terms.overhead[at])
         for place, k in enumerate(users.tolist()):
-            masked.add(place, self._secrets[k].mask(masked.parts))
+            masked.add(place, self._secrets[k].mask(_bools(told[k], self._neighbors), masked.parts))
         self._messages = []
         return [replace(terms, links=users, payload=masked.payload, overhead=masked.overhead, users=users), *others]
 
@@ -115,9 +126,14 @@ class SecureHost(AddingHost):
         return self._rows(UNMASK, shares)
 
     def _received(self, messages: Sequence[Message]) -> dict[int, Bytes]:
-        """Return the row of each user of this host who takes part."""
-        rows = {k: row for message in messages for k, row in _by_user(message).items()}
-        return {k: rows[k] for k in self._secrets if k in rows}
+        """Return the row of each user who takes part and whom all relays tell the same; some send a digest of it."""
+        rows, told = dict[int, Bytes](), defaultdict[int, set[bytes]](set)
+        for message in messages:
+            for k, row in _by_user(message).items():
+                if len(row) != DIGEST:
+                    rows[k] = row
+                told[k].add(row.tobytes() if len(row) == DIGEST else digest(row.tobytes()))
+        return {k: rows[k] for k in self._secrets if k in rows and len(told[k]) == 1}
 
     def _rows(self, kind: str, rows: Mapping[int, Bytes]) -> list[Message]:
         """Return a message with a row for each of these users; none if there are no rows."""
@@ -192,7 +208,8 @@ class SecureRelay(AddingRelay):
         self.combining = False
         self._known: Introduction | None = None  # of this round, once the server has told
         self._serves: Users = NOBODY  # the users that it serves, as places in the roster
-        self._kept: list[tuple[Users, Bytes]] = []  # the sealed shares that it hands on, and to whom
+        self._hears: Users = NOBODY  # the users within range, likewise
+        self._kept: list[Message] = []  # with the sealed shares that it hands on
         self._counted: Users = NOBODY
         self._revealed: Bytes | None = None  # by the users that it serves [n, k, 16]
 
@@ -203,49 +220,60 @@ class SecureRelay(AddingRelay):
         passed = []
         for message in messages:
             users = message.of_users()
-            near = np.flatnonzero(self.topology.G[self.i][users])
+            near = np.flatnonzero(self.topology.G[self.i][users] * (message.overhead.shape[1] == protocol.KEYS))
             at = message.rows()[torch.from_numpy(near)]
             passed.append(self._to_server(KEYS, message.payload, message.overhead, users[near], at))
         return passed
 
     def introduce(self, messages: Sequence[Message]) -> list[Message]:
-        """Tell the users that this relay serves their neighbours' keys."""
+        """Tell the users that this relay serves their neighbours' keys, and others within range a digest of theirs."""
         if not messages:
             return []
         self._known = Introduction.from_bytes(messages[0].overhead[0].numpy(), self.topology)
-        self._serves = mine = np.flatnonzero(self._known.serving == self.i)
-        roster, shape = self._known.roster, (len(mine), self._known.roster.degree.neighbors)
-        size = np.tile(numbers_to_bytes([len(roster.users), roster.degree.threshold]), (len(mine), 1))
-        numbers = numbers_to_bytes(roster.neighbors[mine].ravel()).reshape(*shape, NUMBER)
-        entries = np.concatenate([numbers, roster.keys[mine]], axis=2).reshape(len(mine), shape[1] * ENTRY)
-        return self._rows(KEYS, mine, np.concatenate([size, entries], axis=1))
+        roster, serving = self._known.roster, self._known.serving
+        self._hears = near = np.flatnonzero(self._known.heard.G[self.i][roster.users])
+        self._serves = np.flatnonzero(serving == self.i)
+        size, k = np.tile(numbers_to_bytes([len(roster.users)]), (len(near), 1)), roster.degree.neighbors
+        numbers = numbers_to_bytes(roster.neighbors[near].ravel()).reshape(len(near), k, NUMBER)
+        entries = np.concatenate([numbers, roster.keys[near]], axis=2).reshape(len(near), k * ENTRY)
+        rows, mine = np.concatenate([size, entries], axis=1), serving[near] == self.i
+        digests = np.array([list(digest(row.tobytes())) for row in rows[~mine]], np.uint8).reshape(-1, DIGEST)
+        return [*self._rows(KEYS, self._serves, rows[mine]), *self._rows(KEYS, near[~mine], digests)]
 
     def collect(self, messages: Sequence[Message]) -> list[Message]:
-        """Tell the server which users shared seeds. Keep what this relay hands on, and pass on what no relay does."""
+        """Keep the sealed shares that this relay hands on, and pass on what no relay does."""
         if self._known is None or not messages:
             return []
-        sealed, handing = self._table(messages, protocol.SEALED), self._known.handing
-        shared = np.asarray(sealed.any(axis=(1, 2)))
-        apart = (handing < 0) & (self._known.serving == self.i)[:, None]
-        self._kept.append(self._addressed(sealed, shared[:, None] & (handing == self.i)))
-        users, rows = self._addressed(sealed, shared[:, None] & apart)
-        passed = [self._to_server(SHARES, nothing(len(rows)), torch.from_numpy(rows), users)] if len(rows) else []
-        return [*self._bits(SHARED, shared[self._serves]), *passed]
+        handing = self._known.handing
+        sealed = self._table(messages, handing.shape[1], protocol.SEALED)
+        sent = np.asarray(sealed.any(axis=(1, 2)))[:, None]
+        users, rows = self._addressed(sealed, sent & (handing == self.i))
+        self._kept = [self._to_users(SHARES, nothing(len(rows)), torch.from_numpy(rows), users)]
+        users, rows = self._addressed(sealed, sent & (handing < 0) & (self._known.serving == self.i)[:, None])
+        return [self._to_server(SHARES, nothing(len(rows)), torch.from_numpy(rows), users)] if len(rows) else []
 
-    def pass_on(self, shared: Sequence[Message], shares: Sequence[Message]) -> list[Message]:
-        """Tell the users who shared seeds which neighbours did, and hand on what these sealed for them."""
-        if not shared:
+    def pass_on(self, messages: Sequence[Message]) -> list[Message]:
+        """Hand on to users what others sealed for them."""
+        passed = (self._to_users(SHARES, m.payload, m.overhead, m.of_users(), m.rows()) for m in messages)
+        return [*self._kept, *passed]
+
+    def confirm(self, messages: Sequence[Message]) -> list[Message]:
+        """Tell the server whose shares the users could read that this relay serves."""
+        if self._known is None or not messages:
+            return []
+        k = self._known.roster.degree.neighbors
+        return self._bits(SHARED, np.unpackbits(self._table(messages, -(-k // 8))[self._serves], axis=1, count=k))
+
+    def announce(self, messages: Sequence[Message]) -> list[Message]:
+        """Tell the users who shared seeds which neighbours did."""
+        if not messages:
             self._known = None  # it does not know which seeds are needed, and leaves the round
         if self._known is None:
             return []
         roster = self._known.roster
-        roster.shared = _bools(shared[0].overhead[0].numpy(), len(roster.users))
-        self._serves = self._serves[roster.shared[self._serves]]
-        told = self._rows(SHARED, self._serves, np.packbits(roster.shared[roster.around[self._serves]], axis=1))
-        for users, rows in self._kept:
-            here = np.flatnonzero(np.isin(users, roster.users[roster.shared]))
-            told.append(self._to_users(SHARES, nothing(len(here)), torch.from_numpy(rows[here]), users[here]))
-        return [*told, *(self._to_users(SHARES, m.payload, m.overhead, m.of_users(), m.rows()) for m in shares)]
+        roster.shared = _bools(messages[0].overhead[0].numpy(), len(roster.users))
+        self._serves, self._hears = (places[roster.shared[places]] for places in (self._serves, self._hears))
+        return self._rows(SHARED, self._hears, np.packbits(roster.shared[roster.around[self._hears]], axis=1))
 
     def ask(self, messages: Sequence[Message]) -> list[Message]:
         """Tell the users who shared seeds how many users counted, and which of their neighbours did."""
@@ -256,15 +284,15 @@ class SecureRelay(AddingRelay):
         roster = self._known.roster
         counted = _bools(messages[0].overhead[0].numpy(), len(roster.users))
         self._counted = roster.users[counted]
-        total = np.tile(numbers_to_bytes([len(self._counted)]), (len(self._serves), 1))
-        bits = np.packbits(counted[roster.around[self._serves]], axis=1)
-        return self._rows(UNMASK, self._serves, np.concatenate([total, bits], axis=1))
+        total = np.tile(numbers_to_bytes([len(self._counted)]), (len(self._hears), 1))
+        bits = np.packbits(counted[roster.around[self._hears]], axis=1)
+        return self._rows(UNMASK, self._hears, np.concatenate([total, bits], axis=1))
 
     def hear(self, messages: Sequence[Message]) -> list[Message]:
         """Take what the users revealed that this relay serves, and tell the server whose shares these are."""
         if self._known is None or not messages or not len(self._counted):
             return []
-        table = self._table(messages, protocol.SHARE)
+        table = self._table(messages, self._known.roster.degree.neighbors, protocol.SHARE)
         self._revealed = np.zeros_like(table)
         self._revealed[self._serves] = table[self._serves]
         return self._bits(UNMASK, np.asarray(table[self._serves].any(axis=2)))
@@ -278,15 +306,16 @@ class SecureRelay(AddingRelay):
         parts = self._known.roster.join(self._counted, bits, self._revealed)
         return [self._to_server(UNMASK, *overhead_only(parts.ravel()))]
 
-    def _table(self, messages: Sequence[Message], size: int) -> Bytes:
-        """Return what users within range sent for each neighbour [n, k, size]; zeros if nothing arrived."""
+    def _table(self, messages: Sequence[Message], *shape: int) -> Bytes:
+        """Return what users within range sent, of this shape [n, ...]; zeros if nothing like it arrived."""
         assert self._known
         roster, near = self._known.roster, self._known.heard.N(self.i)
-        table = np.zeros((*roster.around.shape, size), np.uint8)
+        table = np.zeros((len(roster.users), *shape), np.uint8)
         for message in messages:
             users, rows = message.of_users(), message.overhead[message.rows()].numpy()
-            here = np.isin(users, near)
-            table[np.searchsorted(roster.users, users[here])] = rows[here].reshape(-1, *table.shape[1:])
+            if rows.shape[1] == table[0].size:
+                here = np.isin(users, near)
+                table[np.searchsorted(roster.users, users[here])] = rows[here].reshape(-1, *shape)
         return table
 
     def _addressed(self, sealed: Bytes, chosen: NDArray[np.bool_]) -> tuple[Users, Bytes]:
@@ -297,7 +326,7 @@ class SecureRelay(AddingRelay):
         order = np.argsort(users, kind="stable")
         return users[order], np.concatenate([senders[:, None], sealed[at, place]], axis=1)[order]
 
-    def _bits(self, kind: str, values: NDArray[np.bool_]) -> list[Message]:
+    def _bits(self, kind: str, values: NDArray[Any]) -> list[Message]:
         """Return a message to the server with a bit for each value, if there are any."""
         return [self._to_server(kind, *overhead_only(np.packbits(values)))] if values.size else []
 
@@ -331,43 +360,54 @@ class SecureServer(AddingServer):
         """Choose neighbours for the users who advertised keys, and tell relays the keys of all."""
         self.round, self._known, self._unknown = round, None, False
         self._relays = sorted({relay_of(message) for message in messages})  # a message for each host
-        advertised: dict[int, Bytes] = {}
-        heard = np.zeros_like(self.topology.G)
+        copies, heard = defaultdict[int, set[bytes]](set), np.zeros_like(self.topology.G)
         for message in messages:
-            advertised |= _by_user(message)
-            heard[relay_of(message), message.of_users()] = 1
-        users = np.array(sorted(advertised), np.int64)
+            for k, row in _by_user(message).items():
+                copies[k].add(row.tobytes())
+                heard[relay_of(message), k] = 1
+        several = self.topology.G[self._relays].sum(axis=0) > 1
+        for k in sorted(copies):
+            if len(copies[k]) > 1 or (several[k] and heard[:, k].sum() == 1):
+                log.warning("round %d: user %d is left out: the relays that hear it disagree on its keys", round, k)
+                heard[:, k] = 0
+        users = np.flatnonzero(heard.any(axis=0))
         chosen = self.secure.degree(n := len(users), self.topology.K)
         if chosen is None:
             if n:
                 log.warning("round %d is empty: %d users are too few for secure sums", round, n)
             self._unknown = n > 0
             return []
-        keys, order = np.stack([advertised[k] for k in users.tolist()]), np.random.default_rng().permutation(n)
-        roster = Roster(users, keys, chosen, order)
+        keys = np.stack([np.frombuffer(min(copies[k]), np.uint8) for k in users.tolist()])
+        roster = Roster(users, keys, chosen, np.random.default_rng().permutation(n))
         self._known = Introduction(roster, self.topology.restricted(links=heard))
         return self._to(self._relays, KEYS, *overhead_only(self._known.to_bytes(self.topology)))
 
-    def pass_on(self, shared: Sequence[Message], shares: Sequence[Message]) -> list[Message]:
-        """Tell relays which users shared seeds, and pass on the shares that no relay hands on."""
-        if self._known is None or not shared:
+    def pass_on(self, messages: Sequence[Message]) -> list[Message]:
+        """Pass on the shares that no relay hands on."""
+        if self._known is None:
             return []
-        roster, serving = self._known.roster, self._known.serving
-        for message in shared:
-            mine = np.flatnonzero(serving == relay_of(message))
-            roster.shared[mine] = _bools(message.overhead[0].numpy(), len(mine))
-        passed = self._to(self._relays, SHARED, *overhead_only(np.packbits(roster.shared)))
-        for message in shares:
+        passed = list[Message]()
+        for message in messages:
             users, rows = message.of_users(), message.rows()
-            places = np.searchsorted(roster.users, users)
-            via = np.where(roster.shared[places], serving[places], -1)
-            for i in np.unique(via[via >= 0]).tolist():
+            via = self._known.serving[np.searchsorted(self._known.roster.users, users)]
+            for i in np.unique(via).tolist():
                 here, to, empty = np.flatnonzero(via == i), (relay_name(i),), message.payload
                 at, sealed = rows[torch.from_numpy(here)], message.overhead
                 passed.append(
                     Message(self.round, SERVER_TO_RELAYS, SHARES, self.name, to, i, empty, sealed, users[here], at)
                 )
         return passed
+
+    def settle(self, messages: Sequence[Message]) -> list[Message]:
+        """Tell relays which users shared seeds: those whose shares enough neighbours could read."""
+        if self._known is None or not messages:
+            return []
+        roster, read = self._known.roster, np.zeros(self._known.handing.shape, bool)
+        for message in messages:
+            mine = np.flatnonzero(self._known.serving == relay_of(message))
+            read[mine] = _bools(message.overhead[0].numpy(), (len(mine), roster.degree.neighbors))
+        roster.settle(read)
+        return self._to(self._relays, SHARED, *overhead_only(np.packbits(roster.shared)))
 
     def retry(self) -> list[Message]:
         """Tell the relays if one of them fell silent, so that the attempt was in vain."""
@@ -420,6 +460,14 @@ class SecureServer(AddingServer):
         messages = super().hand_back()
         self.empty = self.empty or self._unknown
         return messages
+
+    def _announce(self) -> list[Message]:
+        """Announce the attendance, without users who did not share seeds, whose terms nobody could unmask."""
+        shared = self._known.roster.users[self._known.roster.shared] if self._known else NOBODY
+        self._reports = {
+            i: replace(report, heard=np.intersect1d(report.heard, shared)) for i, report in self._reports.items()
+        }
+        return super()._announce()
 
     @property
     def _to_unmask(self) -> Introduction | None:

@@ -4,6 +4,7 @@ import secrets
 from hashlib import blake2b
 
 import numpy as np
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 KEY = 32  # bytes of a key of X25519 or ChaCha20
 SEED = 16  # bytes of a seed
 TAG = 16  # bytes that sealing adds
+DIGEST = 40  # bytes of a digest; no row that relays send users in secure sums is as long
 
 
 def new_seed() -> bytes:
@@ -29,14 +31,22 @@ def agree(own: X25519PrivateKey, other: bytes) -> bytes:
     return _derived(own.exchange(X25519PublicKey.from_public_bytes(other)), b"agreement")
 
 
+def digest(content: bytes) -> bytes:
+    """Return what nobody can compute of other content."""
+    return blake2b(content, digest_size=DIGEST).digest()
+
+
 def seal(key: bytes, first: bool, content: bytes) -> bytes:
     """Return content sealed with an agreed key, which each of the two owners uses once; `first` names one of them."""
     return ChaCha20Poly1305(key).encrypt(_nonce(first), content, None)
 
 
-def unseal(key: bytes, first: bool, sealed: bytes) -> bytes:
-    """Return what the owner named by `first` sealed."""
-    return ChaCha20Poly1305(key).decrypt(_nonce(first), sealed, None)
+def unseal(key: bytes, first: bool, sealed: bytes) -> bytes | None:
+    """Return what the owner named by `first` sealed; None if it did not seal this."""
+    try:
+        return ChaCha20Poly1305(key).decrypt(_nonce(first), sealed, None)
+    except InvalidTag:
+        return None
 
 
 def expand(seed: bytes, part: int, count: int, bits: int) -> NDArray[np.unsignedinteger]:

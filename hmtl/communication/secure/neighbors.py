@@ -31,6 +31,11 @@ class Degree:
     neighbors: int
     threshold: int
 
+    @property
+    def readers(self) -> int:
+        """How many neighbours have to read a user's shares: t of 2t − 1 are honest, and one alone prevents nothing."""
+        return max(self.threshold, min(2 * self.threshold - 1, self.neighbors - 1))
+
 
 @lru_cache(64)
 def degree(n: int, colluders: int) -> Degree | None:
@@ -77,30 +82,34 @@ class Secure:
     Args:
         colluding: γ, the largest share of all users that may collude with relays and server.
         least: how few users may be behind a sum. There are always those that may collude, and two others.
+        sampled: how many users are drawn for a round, so that no node can influence who they are; None: no such draw.
     """
 
     colluding: float = 0.1
     least: int | None = None
+    sampled: int | None = None
 
-    def check(self, K: int, sampled: int | None = None) -> None:
+    def check(self, K: int) -> None:
         """Raise ConfigError if K users, or those sampled for a round, are too few, or too many may collude."""
-        n = K if sampled is None else sampled
+        n = K if self.sampled is None else self.sampled
         if not 0 <= self.colluding < 1:
             raise ConfigError(f"colluding={self.colluding} is not in [0, 1). Give the share of users that may collude.")
-        if self.degree(n, K) is None or self.fewest(n, K) > n:
-            users = f"K={K} users" if sampled is None else f"{sampled} of K={K} users in a round"
+        if self.colluding and not self._most(n, K):
             raise ConfigError(
-                f"secure=true: {users} are too few for colluding={self.colluding} and sums over at least "
-                f"{self.fewest(n, K)} users. Take more users, or lower colluding or least."
+                f"secure=true: colluding={self.colluding:g} of K={K} users is nobody, so one user who colludes could "
+                f"read all terms. Take more users, or set colluding={ceil(1000 / K) / 1000:g}, or 0 if nobody does."
+            )
+        fewest = max(self.fewest(n, K), self._most(n, K) + HONEST)
+        if self.degree(n, K) is None or fewest > n:
+            users = f"K={K} users" if self.sampled is None else f"{n} of K={K} users in a round"
+            raise ConfigError(
+                f"secure=true: {users} are too few for colluding={self.colluding} and sums over at least {fewest} "
+                "users. Take more users, or lower colluding or least."
             )
 
     def colluders(self, n: int, K: int) -> int:
-        """Return how many of n users who take part may collude, of K; more do so with probability 2^-40.
-
-        Which users take part does not depend on which collude.
-        """
-        T = floor(self.colluding * K)
-        return min(T, int(np.flatnonzero(_at_least(K, T, n) <= 2**PRIVACY)[0]) - 1)
+        """Return T, how many of n users who take part may collude, of K: all who may, but at most n − 2."""
+        return max(0, min(self._most(n, K), n - HONEST))
 
     def degree(self, n: int, K: int) -> Degree | None:
         """Return k and t if n of K users advertised keys; None if these are too few."""
@@ -113,3 +122,10 @@ class Secure:
         """
         least, chosen = max(self.least or 0, self.colluders(n, K) + HONEST), self.degree(n, K)
         return max(least, ceil((1 - DROPPED) * n)) if chosen and chosen.neighbors < n - 1 else least
+
+    def _most(self, n: int, K: int) -> int:
+        """Return how many of K users may collude; among those sampled, more do so with probability 2^-40."""
+        T = floor(self.colluding * K + 1e-9)  # 0.29 · 100 is below 29
+        if self.sampled is None or n > self.sampled:
+            return T
+        return min(T, int(np.flatnonzero(_at_least(K, T, self.sampled) <= 2**PRIVACY)[0]) - 1)

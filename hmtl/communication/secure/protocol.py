@@ -4,7 +4,8 @@ A user's masked term is its term, plus a mask of its own, plus or minus a mask f
 2^w in each number. The masks of two neighbours cancel in the sum. The four steps have the names of the paper:
 
     AdvertiseKeys: users send public keys, and the server tells each its neighbours' keys.
-    ShareKeys: each user shares the seeds of its masks among its neighbours; the server passes on what they cannot read.
+    ShareKeys: each user shares the seeds of its masks among its neighbours; the server passes on what it cannot read.
+        Users say whose shares they could read. A user whose shares too few could read did not share.
     MaskedInputCollection: users send masked terms. These add up in relays and server; the sum is still masked.
     Unmasking: the server says whose terms counted. For these users, neighbours reveal shares of the seed of their own
         mask; for the users that dropped out since ShareKeys, of the seed of the masks that they have in common. They
@@ -19,6 +20,7 @@ Ref: Bonawitz et al. 2017; Bell et al. 2020 for the neighbours, chosen by the se
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -51,6 +53,7 @@ class MaskingUser:
 
     Attributes:
         advertised: its two public keys, for sealing and for masks [64].
+        neighbors: their numbers, once it has shared its seeds [k].
     """
 
     def __init__(self, number: int) -> None:
@@ -59,17 +62,21 @@ class MaskingUser:
         self._sealing, self._masking = X25519PrivateKey.generate(), key_from(self._common)
         keys = self._sealing.public_key(), self._masking.public_key()
         self.advertised: Bytes = _bytes(b"".join(key.public_bytes_raw() for key in keys))
-        self._neighbors: Users = np.empty(0, np.int64)
-        self._keys: list[tuple[bytes, bytes]] = []  # agreed with each neighbour, for sealing and for masks
-        self._sealed: Bytes = np.empty((0, SEALED), np.uint8)
+        self.neighbors: Users = np.empty(0, np.int64)
+        self._keys: list[tuple[bytes, bytes]] = []  # agreed with each neighbour
+        self._shares: dict[int, bytes] = {}  # of the seeds of neighbours, by their places
         self._shared: NDArray[np.bool_] = np.empty(0, bool)  # which neighbours shared their seeds
         self._revealed = False
 
-    def share(self, neighbors: Users, keys: Bytes, threshold: int) -> Bytes:
-        """Return a sealed pair of shares for each neighbour [k, 48], given what these advertised [k, 64]."""
-        self._neighbors = neighbors
-        pairs = [(key[:KEY].tobytes(), key[KEY:].tobytes()) for key in keys]
-        self._keys = [(agree(self._sealing, c), agree(self._masking, s)) for c, s in pairs]
+    def share(self, neighbors: Users, keys: Bytes, threshold: int) -> Bytes | None:
+        """Return a sealed pair of shares for each neighbour [k, 48], given what these advertised [k, 64].
+
+        None: it refuses. A user shares its seeds only once: more shares, for other neighbours, would tell more of them.
+        """
+        if len(self.neighbors):
+            return None
+        self.neighbors = neighbors
+        self._keys = [self._agreed(key[:KEY].tobytes(), key[KEY:].tobytes()) for key in keys]
         own, common = shamir.split(np.stack([_bytes(self._own), _bytes(self._common)]), len(neighbors), threshold)
         contents = np.concatenate([own, common], axis=1)
         sealed = [
@@ -78,18 +85,22 @@ class MaskingUser:
         ]
         return np.stack([_bytes(each) for each in sealed])
 
-    def take(self, shared: NDArray[np.bool_], sealed: Bytes) -> None:
-        """Take which neighbours shared their seeds [k], and the sealed shares that they sent [k, 48].
+    def take(self, sealed: Bytes) -> NDArray[np.bool_]:
+        """Take the sealed shares of the neighbours [k, 48], and return which of them it can read [k].
 
-        The user masks its term with all of these neighbours; rows of shares that did not arrive are zero.
+        Rows of shares that did not arrive are zero.
         """
-        self._shared, self._sealed = shared, sealed
+        for place, (j, (key, _), row) in enumerate(zip(self.neighbors.tolist(), self._keys, sealed, strict=True)):
+            if content := unseal(key, j < self.number, row.tobytes()):
+                self._shares[place] = content
+        return np.isin(np.arange(len(sealed)), list(self._shares))
 
-    def mask(self, parts: Parts) -> list[Mask]:
-        """Return the mask of each part of the term [L]."""
+    def mask(self, shared: NDArray[np.bool_], parts: Parts) -> list[Mask]:
+        """Return the mask of each part of the term [L], given which neighbours shared their seeds [k]."""
+        self._shared = shared
         masks = [expand(self._own, part, *shape).copy() for part, shape in enumerate(parts)]
         for place in np.flatnonzero(self._shared).tolist():
-            _add_common(masks, self._keys[place][1], self.number, int(self._neighbors[place]), parts)
+            _add_common(masks, self._keys[place][1], self.number, int(self.neighbors[place]), parts)
         return masks
 
     def reveal(self, counted: NDArray[np.bool_]) -> Bytes | None:
@@ -100,12 +111,18 @@ class MaskingUser:
         if self._revealed or not len(self._shared):
             return None
         self._revealed = True
-        shares = np.zeros((len(self._neighbors), SEED), np.uint8)
-        for place in np.flatnonzero(self._shared & self._sealed.any(axis=1)).tolist():
-            j, key = int(self._neighbors[place]), self._keys[place][0]
-            content = unseal(key, j < self.number, self._sealed[place].tobytes())
-            shares[place] = _bytes(content[:SEED] if counted[place] else content[SEED:])
+        shares = np.zeros((len(self.neighbors), SEED), np.uint8)
+        for place, content in self._shares.items():
+            if self._shared[place]:
+                shares[place] = _bytes(content[:SEED] if counted[place] else content[SEED:])
         return shares
+
+    def _agreed(self, sealing: bytes, masking: bytes) -> tuple[bytes, bytes]:
+        """Return what it agrees on with the owner of two keys, for sealing and for masks."""
+        try:
+            return agree(self._sealing, sealing), agree(self._masking, masking)
+        except ValueError:  # with a point of small order, all agree on zeros; nobody reads what is sealed with these
+            return 2 * new_seed(), 2 * new_seed()
 
 
 @dataclass
@@ -147,6 +164,10 @@ class Roster:
     def opposite(self) -> NDArray[np.int64]:
         """The number of each user among the neighbours of its first, second, ... neighbour [k]."""
         return np.arange(self.degree.neighbors)[::-1]
+
+    def settle(self, read: NDArray[np.bool_]) -> None:
+        """Decide which users shared their seeds, given which neighbours' shares each user could read [n, k]."""
+        self.shared = read[self.around, self.opposite].sum(axis=1) >= self.degree.readers
 
     def needed(self, counted: Users) -> NDArray[np.int64]:
         """Return the places of the users who have a mask in the sum, given the users whose terms counted."""
@@ -205,20 +226,9 @@ class Roster:
 class UnmaskingServer(Roster):
     """A server in one round that all users talk to directly. The arguments are those of `Roster`."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._sealed: Bytes = np.zeros((len(self.users), 0, SEALED), np.uint8)
-
-    def take(self, users: Users, sealed: Bytes) -> None:
-        """Take the sealed shares [n', k, 48] of the users who sent them [n']."""
-        at = np.searchsorted(self.users, users)
-        self.shared[at] = True
-        self._sealed = np.zeros((len(self.users), *sealed.shape[1:]), np.uint8)
-        self._sealed[at] = sealed
-
-    def pass_on(self) -> tuple[NDArray[np.bool_], Bytes]:
-        """Return, for each user, which neighbours shared seeds [n, k], and what these sealed for it [n, k, 48]."""
-        return self.shared[self.around], self._sealed[self.around, self.opposite]
+    def pass_on(self, users: Users, sealed: Bytes) -> Bytes:
+        """Return, for each user, what its neighbours sealed for it [n, k, 48], given who sent shares [n', k, 48]."""
+        return self.table(users, sealed)[self.around, self.opposite]
 
     def counted(self, users: Users) -> NDArray[np.bool_]:
         """Return, for each user, which neighbours counted [n, k], given all users who did."""
@@ -226,9 +236,14 @@ class UnmaskingServer(Roster):
 
     def seeds(self, counted: Users, answers: Users, revealed: Bytes) -> Bytes:
         """Return the needed seeds [n', 16], given what users revealed, [n'] and [n', k, 16]; see `join`."""
-        shares = np.zeros((*self.around.shape, SEED), np.uint8)
-        shares[np.searchsorted(self.users, answers)] = revealed
+        shares = self.table(answers, revealed)
         return self.join(counted, np.asarray(shares.any(axis=2)), shares)
+
+    def table(self, users: Users, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return a row for each user, given the rows of some; zeros for the others."""
+        table = np.zeros((len(self.users), *rows.shape[1:]), rows.dtype)
+        table[np.searchsorted(self.users, users)] = rows
+        return table
 
 
 def _add_common(masks: list[Mask], agreed: bytes, number: int, other: int, parts: Parts) -> None:

@@ -42,24 +42,44 @@ def test_only_two_runs_of_missing_users_cut_the_circle(n: int, k: int) -> None:
         assert nx.is_connected(left) == (not cut)
 
 
-@pytest.mark.parametrize(("K", "n"), [(20, 20), (20, 7), (20, 2), (200, 150), (1000, 100), (1000, 10)])
-def test_colluders_among_those_who_take_part(K: int, n: int) -> None:
-    """All of a round's users may collude if few take part."""
-    secure, T = Secure(0.1), K // 10
-    most = secure.colluders(n, K)
-    assert hypergeom.sf(most, K, T, n) <= 2**-40 * (1 + 1e-6)
-    assert most == 0 or hypergeom.sf(most - 1, K, T, n) > 2**-40 * (1 - 1e-6)
+@pytest.mark.parametrize(("K", "n"), [(20, 20), (20, 7), (20, 3), (200, 150), (1000, 200), (1000, 102), (1000, 50)])
+def test_all_colluders_may_be_among_those_who_take_part(K: int, n: int) -> None:
+    """Others drop out, colluders stay: whoever takes part has fewer than t neighbours that collude."""
+    secure, T = Secure(0.1), min(K // 10, n - 2)
     chosen = secure.degree(n, K)
-    assert chosen is None or secure.fewest(n, K) >= most + 2
+    assert n * hypergeom.sf(chosen.threshold - 1, n - 1, T, chosen.neighbors) <= 2**-40 * (1 + 1e-6)
+    assert secure.fewest(n, K) >= T + 2
+
+
+@pytest.mark.parametrize(
+    ("K", "sampled", "n"), [(1000, 100, 100), (1000, 200, 200), (1000, 100, 80), (10_000, 100, 90)]
+)
+def test_colluders_cannot_choose_to_be_sampled(K: int, sampled: int, n: int) -> None:
+    """Of those sampled, others may drop out."""
+    secure = Secure(0.1, sampled=sampled)
+    most = secure.colluders(n, K)
+    assert hypergeom.sf(most, K, K // 10, sampled) <= 2**-40 * (1 + 1e-6)
+    assert hypergeom.sf(most - 1, K, K // 10, sampled) > 2**-40 * (1 - 1e-6)
+    assert secure.colluders(sampled + 1, K) == min(K // 10, sampled - 1)
 
 
 def test_settings_that_protect_nobody_are_refused_or_raised() -> None:
     assert Secure(0.2, least=1).fewest(10, 10) == 4
     assert Secure(0.2, least=7).fewest(10, 10) == 7
+    assert Secure(0.29).colluders(100, 100) == 29
     for secure in (Secure(0.9), Secure(0.1, least=11), Secure(1.0), Secure(-0.1)):
         with pytest.raises(ConfigError, match="colluding"):
             secure.check(10)
-    with pytest.raises(ConfigError, match="colluding"):
-        Secure().check(1)
     with pytest.raises(ConfigError, match="2 of K=20 users in a round"):
-        Secure().check(20, 2)
+        Secure(sampled=2).check(20)
+
+
+@pytest.mark.parametrize("K", [3, 5, 9])
+def test_a_share_of_colluders_that_is_nobody_is_refused_with_the_least_that_is_somebody(K: int) -> None:
+    with pytest.raises(ConfigError, match="colluding") as error:
+        Secure().check(K)
+    remedy = float(str(error.value).split("set colluding=")[1].split(",")[0])
+    for accepted in (remedy, 0.0):
+        Secure(accepted).check(K)
+    assert Secure(remedy).colluders(K, K) == 1
+    Secure().check(10)

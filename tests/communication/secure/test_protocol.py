@@ -8,7 +8,7 @@ from masked_round import MaskedRound
 
 from hmtl.communication.secure.crypto import expand
 from hmtl.communication.secure.neighbors import Degree, degree
-from hmtl.communication.secure.protocol import UnmaskingError
+from hmtl.communication.secure.protocol import MaskingUser, UnmaskingError
 
 
 @st.composite
@@ -50,6 +50,37 @@ def test_the_sum_is_that_of_the_terms_that_counted(
         for at in range(L):
             total = sum(int(terms[k][part][at]) + int(masks[k][part][at]) for k in counted) - int(unmasked[part][at])
             assert total % 2**w == sum(int(terms[k][part][at]) for k in counted) % 2**w
+
+
+def test_a_user_without_a_neighbour_that_counted_is_not_needed() -> None:
+    """Of six users on a circle, 0 and 1 count; no mask of user 3 is in their sum, and nobody reveals shares of it."""
+    played, parts = MaskedRound(6, Degree(2, 1)), [(4, 64)]
+    masks = played.masks(parts)
+    (unmasked,) = played.unmask([0, 1], [0, 1, 5], parts)
+    assert (sum(masks[place][0] for place in (0, 1)) == unmasked).all()
+
+
+def test_a_user_shares_its_seeds_once() -> None:
+    user, others = MaskingUser(3), [MaskingUser(number) for number in (1, 2, 5)]
+    keys = np.stack([other.advertised for other in others])
+    assert user.share(np.array([1, 2]), keys[:2], 2) is not None
+    for again in ([0, 1], [1, 2]):
+        assert user.share(np.array([1, 2, 5])[again], keys[again], 1) is None
+
+
+@pytest.mark.parametrize("part", [slice(0, 32), slice(32, 64), slice(0, 64)], ids=["sealing", "masking", "both"])
+def test_a_neighbour_with_keys_that_are_none_did_not_share(part: slice) -> None:
+    """Everybody agrees on zeros with a point of small order."""
+    users = [MaskingUser(number) for number in range(4)]
+    keys = np.stack([user.advertised for user in users])
+    keys[3, part] = 0
+    around = [[other for other in range(4) if other != k] for k in range(4)]
+    sealed = [user.share(np.array(near), keys[near], 2) for user, near in zip(users, around, strict=True)]
+    for k in range(3):
+        rows = np.stack([sealed[other][around[other].index(k)] for other in around[k]])
+        assert users[k].take(rows).tolist() == [True, True, False]
+        rows[0, 5] ^= 1
+        assert users[k].take(rows).tolist()[0], "what it has read, it keeps"
 
 
 def test_a_user_reveals_one_share_of_each_neighbour_and_once() -> None:
