@@ -256,7 +256,8 @@ def test_weights_are_repetitions():
     model.set_params(class_weight=None).fit(X, y, full, groups=task)
     assert np.allclose(model.models_.W, W)
     kept = (np.arange(len(y)) % 3 > 0) & (np.array(task) != "r")  # one task has no rows, which also scale no features
-    model.set_params(standardize="all", rounds=3).fit(X, y, kept, groups=task)
+    with pytest.warns(UserWarning, match="'r'"):
+        model.set_params(standardize="all", rounds=3).fit(X, y, kept, groups=task)
     assert model.tasks_.tolist() == ["p", "q"]
     W = model.models_.W
     model.fit(X[kept], y[kept], groups=[task[i] for i in np.flatnonzero(kept)])

@@ -227,6 +227,10 @@ def test_any_data_and_algorithm(model, data, options, loss):
     assert numbers(models).isfinite().all()
 
 
+WRONG = (-1, 0, 1.5, "3", None)
+"""What is not a number of rounds."""
+
+
 @pytest.mark.parametrize(
     ("make", "kind"),
     [
@@ -235,6 +239,15 @@ def test_any_data_and_algorithm(model, data, options, loss):
         (lambda: hmtl.Federation(network, users(), trainer=LocalSGD()), ConfigError),
         (lambda: hmtl.Federation(network, users(), trainer=torch.optim.SGD), ConfigError),
         (lambda: hmtl.Federation(network, users(), trainer=TorchTrainer), ConfigError),
+        (lambda: hmtl.Federation(network, users(), trainer="sgd"), ConfigError),
+        (lambda: hmtl.Federation("mlp", users()), ConfigError),
+        (lambda: hmtl.Federation(network, users(), topology="G.csv"), ConfigError),
+        (lambda: hmtl.Federation(network, users(), topology=[[1] * K]), ConfigError),
+        (lambda: hmtl.Federation(network, users(), algorithm="fedavg"), ConfigError),
+        (lambda: hmtl.Federation(network, users(), regularizer="mean"), ConfigError),
+        (lambda: hmtl.Federation(network, users(), communicator="uncoded"), ConfigError),
+        (lambda: hmtl.Federation(network, users(), communicator=Uncoded(symmetric(K, K, 1))), ConfigError),
+        *((lambda rounds=rounds: hmtl.Federation(network, users()).train(rounds), ConfigError) for rounds in WRONG),
         (lambda: hmtl.Federation(network, []), DataError),
         (lambda: hmtl.Federation(network, users(), Topology([[1, 1]])), ConfigError),
         (lambda: hmtl.Federation(network, users(), algorithm=hmtl.mtl.MOCHA), ConfigError),
@@ -246,3 +259,21 @@ def test_what_does_not_fit_is_refused_in_one_line(make, kind):
     with pytest.raises(kind) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "first", "names"),
+    [
+        (nn.Linear(D + 1, C), 0, f"({D},)"),
+        (lambda: nn.Linear(D + 1, C), 0, f"({D},)"),
+        (nn.Linear(D, C), 1, f"0..{C}"),
+    ],
+    ids=["rows of another width", "made for rows of another width", "classes from 1"],
+)
+def test_a_module_that_does_not_fit_the_data(model, first, names):
+    """The error has what the data are, and no advice about a configuration, which there is not."""
+    data = [TensorDataset(torch.randn(6, D), torch.arange(6) % C + first) for _ in range(K)]
+    with pytest.raises(ConfigError) as error:
+        hmtl.Federation(model, data)
+    assert names in str(error.value)
+    assert "_partial_" not in str(error.value)

@@ -187,7 +187,7 @@ def _tasks(cfg: DictConfig, K: int | None, wanted: Wanted | None) -> tuple[Task,
     from hmtl.data.tasks import classified
 
     target = cfg.dataset["_target_"]
-    for name, value in (("K", K), ("partition", cfg.partition)):
+    for name, value in (("K", K), ("partition", cfg.partition or None)):
         if value is None and targets.needs(target, name):
             raise ConfigError(f"{name} is not set, but {target} needs it. Set {name}, or give the parameter a default.")
     arguments = targets.accepted(target, K=K, wanted=wanted or range)
@@ -247,18 +247,19 @@ def check(cfg: DictConfig) -> None:
         if cfg.K is None and name == "topology":  # the data set has the number of users
             plain.pop("K", None)
         targets.check(name, plain, _kinds(name))
+    learner: Any = None
     if "algorithm" in cfg:
         algorithm, regularizer = (cfg[group].get("_target_") for group in ("algorithm", "regularizer"))
-        uses = getattr(targets.locate("algorithm._target_", algorithm), "regularized", True)
-        uses = uses or cfg.algorithm.get("coupled", False)
+        learner = targets.locate("algorithm._target_", algorithm)
+        uses = getattr(learner, "regularized", True) or cfg.algorithm.get("coupled", False)
         if regularizer not in (None, USUAL_REGULARIZER) and not uses:
             remedy = "set algorithm.coupled=true" if "coupled" in cfg.algorithm else "choose algorithm=mocha or fedu"
             raise ConfigError(
                 f"regularizer={regularizer} has no effect: {algorithm} has its own, or none. Leave it out, or {remedy}."
             )
-    for group in ALONE:
-        if group in cfg:
-            make_part(cfg, group)
+    parts = {group: make_part(cfg, group) for group in ALONE if group in cfg}
+    if kind := getattr(learner, "improves", None):
+        parts["solver"].check(kind, getattr(parts["loss"], "binary", parts["loss"]))
     if "measures" in cfg:
         build_measures(cfg)
     if "privacy" in cfg:
@@ -273,7 +274,7 @@ def agreed(cfg: DictConfig) -> str:
 
 def _nodes(cfg: DictConfig) -> dict[str, Any]:
     """Return the parts of a configuration by name, the loggers as `logger.console` and so on."""
-    nodes = {group: cfg[group] for group in KINDS if group in cfg and cfg[group] is not None}
+    nodes = {group: cfg[group] for group in KINDS if cfg.get(group)}
     loggers = nodes.pop("logger", {})
     return nodes | {f"logger.{name}": node for name, node in loggers.items()}
 

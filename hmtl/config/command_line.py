@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from hmtl.config import schema
-from hmtl.config.build import check, compose, conf_dir
+from hmtl.config.build import KINDS, check, compose, conf_dir
 from hmtl.config.schema import ROOTS, flat
 from hmtl.config.targets import no_setting
 from hmtl.errors import ConfigError, HmtlError, Interrupted, complain, few
@@ -189,6 +189,10 @@ def _unknown(setting: str, config_name: str, words: Sequence[str]) -> str:
         running = GlobalHydra.instance().is_initialized()
         cfg = hydra.compose(config_name, choices) if running else compose(*choices, name=config_name)
         known += flat(cfg, resolve=False)
+    group = setting.partition(".")[0]
+    if group in KINDS and not any(name.startswith(f"{group}.") for name in known):
+        names = sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
+        return f"{setting} is set, but no {group} is chosen. Choose one, too: {group}={'|'.join(names)}."
     return no_setting(setting, known)
 
 
@@ -199,6 +203,8 @@ class Jobs(Callback):
     typed: ClassVar[Sequence[str]] = ()
     """The command line of a sweep. Hydra composes a configuration without the values that a sweep takes, where a
     setting of a part may not exist that each job has. It gets these settings in `on_multirun_start`, for the jobs."""
+    older: ClassVar[set[tuple[Path, int]]] = set()
+    """The errors of an earlier sweep in the same folder."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Exit if another run uses the folder."""
@@ -220,6 +226,7 @@ class Jobs(Callback):
         name = str(kwargs["config_name"])
         if status := exit_status(lambda: self._prepare(config, name), name):
             sys.exit(status)
+        Jobs.older = _errors(config)
 
     def _prepare(self, config: DictConfig, config_name: str) -> None:
         given: Any = OmegaConf.to_container(config.hydra.overrides, resolve=False)
@@ -262,12 +269,18 @@ class Jobs(Callback):
         from hmtl.reporting.run_comparison import as_lines, comparison_table, find_runs
 
         sweep = Path(config.hydra.sweep.dir)
-        if failed := sorted(sweep.glob(f"*/{ERROR}")):
-            print(f"Jobs that failed: {'; '.join(file.parent.name for file in failed)}. See their {ERROR}.")
+        if failed := sorted(file.parent.name for file, _ in _errors(config) - Jobs.older):
+            names = (f"number {name}" if name.isdigit() else name for name in failed)
+            print(f"Jobs that failed: {'; '.join(names)}. See their {ERROR}.")
             Jobs.status = 2
         if any(sweep.rglob("summary.json")):
             Console().table(comparison_table(as_lines(find_runs([sweep]), over_seeds=False)))
             print(f"For a picture: python -m hmtl.report {shlex.quote(str(sweep))}")
+
+
+def _errors(config: DictConfig) -> set[tuple[Path, int]]:
+    """Return the errors of jobs in the folder of a sweep, each with the time when it was written [ns]."""
+    return {(file, file.stat().st_mtime_ns) for file in Path(config.hydra.sweep.dir).glob(f"*/{ERROR}")}
 
 
 def as_experiment(cfg: DictConfig, chosen: Mapping[str, Any]) -> str:

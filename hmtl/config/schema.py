@@ -4,7 +4,7 @@ The values are in `conf/`, where a comment says what each means.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -102,7 +102,7 @@ class TrainConfig(NetworkConfig):
     solver: dict[str, Any] = MISSING
     measures: dict[str, Any] = MISSING
     dataset: dict[str, Any] = MISSING
-    partition: dict[str, Any] | None = None
+    partition: dict[str, Any] = field(default_factory=dict)
     participation: dict[str, Any] = MISSING
     privacy: PrivacyConfig = MISSING
     tune: TuneConfig = MISSING

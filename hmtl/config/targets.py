@@ -37,6 +37,8 @@ def make(name: str, part: Mapping[str, Any], kinds: tuple[type, ...], **objects:
         if isinstance(error.__cause__, HmtlError):
             raise error.__cause__ from None
         raise ConfigError(f"{name}: {error}") from error
+    except SystemExit as error:
+        raise ConfigError(f"{name}._target_={target} ends the process. Set it to what makes a part.") from error
     if not isinstance(made, kinds):
         raise _wrong_kind(name, target, kinds)
     return made

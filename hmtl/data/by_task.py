@@ -81,7 +81,7 @@ def from_table(
     Args:
         X, task, groups: see `read`, which also says what is raised.
         y: targets [n].
-        weights: weights [n]; rows of weight 0 are left out.
+        weights: weights [n]; rows of weight 0 are left out, and with a warning also tasks that have no others.
     """
     x, index, columns = read(X, task, groups)
     n = x.shape[0]
@@ -105,6 +105,8 @@ def from_table(
                 f"sample_weight has shape {list(given.shape)}, and not all may be zero. Give one weight for each row."
             )
         kept = np.flatnonzero(given)
+        if len(lost := index[~index.isin(index[kept])]):
+            warnings.warn(f"Task {lost[0]!r} is left out, since all its rows have weight 0.", stacklevel=3)
         x, targets, given, index = x[kept], targets[kept], given[kept], index[kept]
     codes, names = pd.factorize(index, sort=True)
     parts = pd.Series(codes).groupby(codes).indices.values()

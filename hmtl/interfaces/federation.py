@@ -67,8 +67,21 @@ class Federation:
         def make(d: int, C: int, shape: tuple[int, ...]) -> nn.Module:
             return copy.deepcopy(model) if isinstance(model, nn.Module) else model()
 
-        if not isinstance(trainer, NetworkSolver | None):
-            raise ConfigError(f"trainer={trainer!r} is not a TorchTrainer, LocalSGD or LocalTrainer. Give an instance.")
+        for name, part, is_right, wanted in (
+            ("model", model, callable(model), "a module, or a function that makes one"),
+            ("topology", topology, isinstance(topology, Topology | Moving | None), "a Topology: from_file reads one"),
+            ("algorithm", algorithm, callable(algorithm), "a class such as hmtl.mtl.FedAvg"),
+            (
+                "regularizer",
+                regularizer,
+                isinstance(regularizer, Regularizer | None),
+                "a Regularizer such as Mean(0.1)",
+            ),
+            ("trainer", trainer, isinstance(trainer, NetworkSolver | None), "a TorchTrainer, LocalSGD or LocalTrainer"),
+            ("communicator", communicator, callable(communicator), "a class such as hmtl.communication.Uncoded"),
+        ):
+            if not is_right:
+                raise ConfigError(f"{name}={part!r} does not fit. Give {wanted}.")
         tasks = from_datasets(datasets)
         loss: Loss = Squared()
         tasks = classified(tasks)
@@ -98,9 +111,12 @@ class Federation:
         """Train for further rounds, with a progress bar on a terminal, and return each user's module.
 
         Raises:
+            ConfigError: `rounds` is not a whole number from 1.
             KeyboardInterrupt: by Ctrl-C, after the round has been finished; `history` and `models` are up to date.
                 After any other error, the next call continues from the last one that ended without.
         """
+        if not isinstance(rounds, int) or rounds < 1:
+            raise ConfigError(f"rounds={rounds!r} is not a whole number from 1. Give the number of further rounds.")
         total, before = len(self.history) + rounds, self._trainer.state if self._trainer else None
         console = ConsoleLogger(total)
         with tempfile.TemporaryDirectory() as folder:

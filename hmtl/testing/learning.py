@@ -110,15 +110,6 @@ class RegularizerContract(ABC):
             assert bound >= 2 * float(regularizer.conjugate(V, Omega)) * (1 - 1e-9)
 
     @cases
-    def test_joint(self, seed: int) -> None:
-        """Joint bounds, if any, satisfy R(W) + R*(V) ≥ ⟨V, W⟩, and the joint R* bounds that of each Ω."""
-        for regularizer, W, Omega in self.states(seed):
-            V = W.roll(1, 1)
-            if (joint := regularizer.joint(W, V)) is not None:
-                assert float(sum(joint)) >= float((V * W).sum()) * (1 - 1e-9)
-                assert float(regularizer.conjugate(V, Omega)) <= float(joint[1]) * (1 + 1e-9)
-
-    @cases
     def test_learning_omega_never_raises_R(self, seed: int) -> None:
         for regularizer, W, Omega in self.states(seed):
             one = W[:, :1].expand(-1, self.K).clone()  # of rank one; Ω has to stay usable for any W

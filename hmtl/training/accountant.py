@@ -106,10 +106,11 @@ class Accountant:
         """Return both ε after the recorded rounds, by name."""
         return self._spent(self.counts, self.precision.max())
 
-    def allows(self) -> bool:
-        """Return whether ε would still be kept after another round, unless more users drop out than are planned for."""
+    def allows(self, rounds: int = 1) -> bool:
+        """Return whether ε would be kept after further rounds, unless more users drop out than are planned for."""
         return all(
-            self._keeps(self.counts + Counter([n]), self.precision.max() + self._precision(n)) for n in self._planned
+            self._keeps(self.counts + Counter({n: rounds}), self.precision.max() + rounds * self._precision(n))
+            for n in self._planned
         )
 
     def keeps(self, rounds: int) -> bool:

@@ -50,7 +50,7 @@ class TrainerSettings:
         gap_tolerance: stop once (primal − dual) ≤ gap_tolerance · |primal| in an evaluated round; 0: never.
         checkpoint_every: rounds from one checkpoint to the next; there is always one at the end.
         evaluate_every: rounds from one evaluation of objective and errors to the next; the first and the last round
-            always have one.
+            always have one, and so has each round that may turn out to be the last by ε.
         early_stopping: rounds without a smaller validation error after which training stops; None: never.
         identity: the configuration that a checkpoint has to share with the run that resumes it.
     """
@@ -114,6 +114,7 @@ class Trainer:
         self.best: int | None = None
         self.user_figures: Mapping[str, Tensor] = {}
         self._latest_figures: Mapping[str, Tensor] | None = None  # of the last evaluation; None: before the first
+        self._ends = False  # whether the next round may be the last by ε
         self._caught: Sequence[int] = ()  # signals
         self._saved = 0  # rounds in the checkpoint that this run continued from
 
@@ -227,9 +228,10 @@ class Trainer:
                     "interrupted": self.interrupted,
                     "keep": keep,
                     "restart": restart and not self.interrupted,
+                    "ends": self.accountant is not None and not self.accountant.allows(rounds=2),
                 }
             )
-            self.interrupted = decision["interrupted"]
+            self.interrupted, self._ends = decision["interrupted"], decision["ends"]
             if decision["keep"]:
                 self.exchange.keep(self.algorithm)
             if not decision["restart"]:
@@ -244,21 +246,17 @@ class Trainer:
         then those of the last evaluation.
         """
         last = self.history[-1] if self.history else {}
-        rank = self._rank(last) if "train_error" in last else None
+        rank = self.algorithm.rank(last) if "train_error" in last else None
         if rank is None or self._latest_figures is None:
             if self.best is None:
                 self.user_figures = self._latest_figures or self.user_figures
             return False
-        before = math.inf if self.best is None else self._rank(self.history[self.best])
+        before = math.inf if self.best is None else self.algorithm.rank(self.history[self.best])
         final = self._converged() and "validation_error" not in last
         if before is not None and rank >= before and not final:
             return False
         self.best, self.user_figures = len(self.history) - 1, self._latest_figures
         return True
-
-    def _rank(self, row: Measurements) -> float | None:
-        """Return what is least in the best round: the validation error, or else the algorithm's rank."""
-        return row["validation_error"] if "validation_error" in row else self.algorithm.rank(row)
 
     def _converged(self) -> bool:
         last = self.history[-1] if self.history else {}
@@ -281,7 +279,8 @@ class Trainer:
         if self.accountant:
             algorithm.users.sample = self.exchange.share_out(partial(self.accountant.sample, number))
         outcome = communicator.round(number, self.users, algorithm.aggregator, absent)
-        evaluate = number % self.settings.evaluate_every == 0 or number == self.settings.rounds - 1
+        is_last = number == self.settings.rounds - 1 or self._ends
+        evaluate = number % self.settings.evaluate_every == 0 or is_last
         result = self.exchange.gather_round(algorithm, communicator, outcome, user_seconds, evaluate)
         if result is None:
             return {}

@@ -41,6 +41,8 @@ Key = tuple[int, int]
 def cross_validate(cfg: DictConfig, tasks: Sequence[Task], checkpoint: Path | None = None) -> Result:
     """Return the validation error, mean over users, of each combination of values in `cfg.tune.grid` on each fold.
 
+    Errors are those of the models that a run would hand out.
+
     Trainings run side by side, as threads and memory allow.
 
     Args:
@@ -73,7 +75,7 @@ def cross_validate(cfg: DictConfig, tasks: Sequence[Task], checkpoint: Path | No
         for fold, parted in enumerate(_folds(tasks, folds, cfg.seed))
         for point, member in _members({p: cfgs[p] for p in cfgs if (fold, p) not in finished}, parted)
     )
-    caught = _train_all(remaining, cfg.rounds, _workers(tasks, len(cfgs)), finished, total, save)
+    caught = _train_all(remaining, cfg.rounds, _workers(tasks, len(cfgs)), finished, total, save, cfg.evaluate_every)
     if caught:
         if checkpoint:
             print(f"Stopped after {len(finished)} of {total} trainings. To continue: resume={checkpoint.parent}")
@@ -96,7 +98,8 @@ def _check_effect(cfg: DictConfig, grid: Grid, algorithm: Algorithm) -> None:
 def _folds(tasks: Sequence[Task], folds: int, seed: int) -> Iterator[list[Task]]:
     """Yield the tasks of each fold: one part of the training rows takes the place of the test rows.
 
-    Preprocessing is fitted to the training rows of the fold.
+    Preprocessing is fitted to the training rows of the fold. The columns of categories, and the means that fill in
+    missing numbers, are those of all training rows.
 
     Raises:
         DataError: if a user has fewer training rows than there are folds.
@@ -138,6 +141,7 @@ def _train_all(
     finished: dict[Key, Figures],
     total: int,
     save: Callable[[], None],
+    every: int = 1,
 ) -> list[int]:
     """Train the remaining members without a network, and add the figures of each to `finished` as soon as it ends.
 
@@ -164,7 +168,7 @@ def _train_all(
                 if remaining is None:
                     return
                 key, member = remaining
-                figures = _train(member, rounds, continues)
+                figures = _train(member, rounds, every, continues)
                 if figures is not None:
                     with lock:
                         finished[key] = figures
@@ -178,9 +182,13 @@ def _train_all(
     return caught
 
 
-def _train(member: Algorithm, rounds: int, continues: Callable[[], bool]) -> Figures | None:
-    """Return the error of a trained member and how far it has converged; None if it may not continue to the end."""
-    start = before = now = member.metrics()
+def _train(member: Algorithm, rounds: int, every: int, continues: Callable[[], bool]) -> Figures | None:
+    """Return the error of a trained member and how far it has converged; None if it may not continue to the end.
+
+    The error is that of the best of the rounds that are evaluated, as `every` so many are in training.
+    """
+    start = before = member.metrics()
+    is_ranked, evaluated = member.rank(start) is not None, [start]
     try:
         for round in range(rounds):
             if not continues():
@@ -188,10 +196,13 @@ def _train(member: Algorithm, rounds: int, continues: Callable[[], bool]) -> Fig
             if round == rounds - max(1, rounds // 10):
                 before = member.metrics()
             member.step(round)
-        now = member.metrics()
+            if round == rounds - 1 or (is_ranked and round % every == 0):
+                evaluated.append(member.metrics())
     except RangeError:  # it diverges; other settings may not
         return {"error": math.nan, "relative_gap" if "gap" in start else "change": math.nan}
-    figures = {"error": now["test_error"]}
+    now = evaluated[-1]
+    best = min(evaluated[1:], key=lambda each: member.rank(each) or 0.0) if is_ranked else now
+    figures = {"error": best["test_error"]}
     if "joint_gap" in now:
         return figures | {"relative_gap": _ratio(now["joint_gap"], now["joint_primal"])}
     if "gap" in now:

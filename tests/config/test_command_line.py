@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import partial
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
 from omegaconf.errors import InterpolationKeyError
 
+from hmtl.config.build import check
 from hmtl.config.command_line import ERROR, main
 from hmtl.errors import ConfigError, DataError, Interrupted
 from hmtl.training.folder import job_name
@@ -111,6 +114,51 @@ def test_a_value_that_does_not_fit_says_what_does(run: Run) -> None:
         assert wanted in run(raises(AssertionError("the task was run")), override)[1]
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("partition.alpha=0.1",), ("partition.alpha", "dirichlet")),
+        (("+partition.alpha=0.1",), ("partition",)),
+        (("logger=none", "logger.console.x=1"), ("logger.console.x", "default")),
+        (("loss._target_=sys.exit",), ("loss._target_=sys.exit",)),
+        (("algorithm=mocha", "loss=cross_entropy"), ("CrossEntropy",)),
+    ],
+)
+def test_what_no_run_can_use_is_found_before_data_are_read(
+    run: Run, words: tuple[str, ...], named: tuple[str, ...]
+) -> None:
+    code, stderr = run(check, *words)
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert all(name in stderr for name in named)
+    assert run(check, "partition=dirichlet", "partition.alpha=0.1") == (0, "")
+
+
+def test_only_jobs_of_this_sweep_have_failed(run: Run, tmp_path: Path) -> None:
+    """Not those of an earlier one in the same folder, whose errors are kept; a job that is a number is called one."""
+
+    def task(cfg: DictConfig) -> None:
+        if cfg.seed in unlucky:
+            raise ConfigError("unlucky.")
+
+    def sweep(*words: str) -> tuple[int, str]:
+        with redirect_stdout(StringIO()) as out:
+            code, _ = run(task, *words, f"hydra.sweep.dir={tmp_path}/sweep", "logger=none", "-m")
+        return code, out.getvalue()
+
+    unlucky = {1, 4}
+    code, said = sweep("seed=0,1")
+    assert code == 2
+    assert "seed=1" in said.splitlines()[-1]
+    assert sweep("seed=2,3")[0] == 0
+    code, said = sweep("seed=3,4")
+    assert code == 2
+    assert "seed=1" not in said
+    assert "seed=4" in said.splitlines()[-1]
+    assert sorted(path.parent.name for path in tmp_path.rglob(ERROR)) == ["seed=1", "seed=4"]
+    code, said = sweep("seed=1,3", "dataset=mnist", "dataset.path=a/b,c")
+    assert (code, "number 0; number 1." in said.splitlines()[-1]) == (2, True)
+
+
 def test_a_failed_job_does_not_stop_a_sweep(run: Run, tmp_path: Path) -> None:
     seen: list[int] = []
 
@@ -149,6 +197,10 @@ def test_each_job_of_a_sweep_has_the_settings_of_its_own_parts(run: Run, tmp_pat
         (("algorithm=fedavg,mocha", "solver.epochs=1", "seed=0,1"), "algorithm=mocha,seed=0", "solver.epochs"),
         (("algorithm=mocha,fedavg", "regularizer=graph"), "algorithm=fedavg", "regularizer"),
         (("solver.passes=3,0",), "solver.passes=0", "passes"),
+        (("algorithm=mocha,fedavg", "loss=cross_entropy"), "algorithm=mocha", "CrossEntropy"),
+        (("algorithm=fedavg", "solver=sgd,sdca"), "solver=sdca", "SDCA"),
+        (("seed=0,1", "partition.alpha=0.1"), "seed=0", "partition.alpha"),
+        (("loss._target_=hmtl.mtl.Hinge,sys.exit",), "loss._target_=sys.exit", "sys.exit"),
         (("seed=0,1", "solver.passes=[1"), "", "[1"),
     ],
 )

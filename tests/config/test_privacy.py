@@ -10,7 +10,7 @@ import torch
 from commands import saved_rows
 from omegaconf import DictConfig
 
-from hmtl.config.build import build, check
+from hmtl.config.build import build, build_tasks, check, load_run
 from hmtl.errors import CheckpointError, ConfigError
 from hmtl.train import train
 from hmtl.training.checkpoint import load_checkpoint
@@ -144,13 +144,16 @@ def test_a_private_run_reports_epsilon_and_resumes(configure: Configure, tmp_pat
 
 
 def test_training_stops_before_epsilon_is_exceeded(configure: Configure, tmp_path: Path) -> None:
-    """More users drop out than planned: a round costs more, and fewer rounds are left."""
+    """More users drop out than planned: a round costs more, and fewer rounds are left. The last one is evaluated."""
     schedule = [[t, k] for t in range(4) for k in range(3)]
-    train(
-        configure(
-            *FEDAVG, "K=10", "rounds=8", "privacy.clip=1", "privacy.epsilon=4", f"participation.schedule={schedule}"
-        )
-    )
+    private = ("privacy.clip=1", "privacy.epsilon=4", f"participation.schedule={schedule}")
+    cfg = configure(*FEDAVG, *private, "K=10", "rounds=8", "evaluate_every=7")
+    train(cfg)
     rows = saved_rows(tmp_path)
     assert 4 <= len(rows) < 8
     assert rows[-1]["epsilon"] <= 4
+    summary, run = json.loads((tmp_path / "summary.json").read_text()), load_run(tmp_path, torch.nn.Linear)
+    assert summary["test_error"] == rows[-1]["test_error"]
+    tasks, _ = build_tasks(cfg)
+    wrong = [np.mean(run.scores(each.name, each.raw.x_test) * each.raw.y_test.numpy() <= 0) for each in tasks]
+    assert summary["test_error"] == pytest.approx(np.mean(wrong))

@@ -34,6 +34,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {  # a part called "part", and th
     "no module": (part("nope.Hinge"), "part._target_"),
     "no attribute": (part("hmtl.mtl.Hing"), "part._target_"),
     "not callable": (part("os.path"), "part._target_"),
+    "an exit": (part("sys.exit"), "part._target_"),
     "another kind": (part("builtins.dict"), "part._target_"),
     "unknown argument": (part("hmtl.mtl.SmoothHinge", widht=1), "part.widht"),
     "unknown private argument": (part("hmtl.mtl.Hinge", _foo=1), "part._foo"),

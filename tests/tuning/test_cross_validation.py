@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from problems import split_task
 from sklearn.svm import LinearSVC
 
-from hmtl.config.build import build_problem, build_tasks, compose, conf_dir
+from hmtl.config.build import build_algorithm, build_problem, build_tasks, compose, conf_dir
 from hmtl.config.schema import flat
 from hmtl.data import Preprocessing, Task, prepare
 from hmtl.data.preprocessing import Scope
@@ -102,6 +102,32 @@ def numbers(test_fraction: float) -> list[Task]:
         split_task(str(k), x, x @ w + rng.normal(size=24), test_fraction, np.random.default_rng(k))
         for k, (x, w) in enumerate(rows)
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "least"),
+    [
+        ("algorithm.omega_every=3 algorithm.rounds=null lam=1e-4 rounds=6", "joint_primal"),
+        ("algorithm=fedavg solver.step=1 validation_fraction=0.2 rounds=6 evaluate_every=2", "validation_error"),
+    ],
+    ids=["learned Ω", "validation rows"],
+)
+def test_the_models_that_a_run_would_hand_out_are_judged(configure: Configure, words: str, least: str) -> None:
+    """Of the rounds that are evaluated, it is the one with the least objective at the best Ω, or validation error."""
+    cfg = configure(*SMALL, *words.split())
+    cfg.tune.grid = {"solver.passes": [2]} if least == "joint_primal" else {"solver.epochs": [1]}
+    tasks, _ = build_tasks(cfg)
+    (point,), last = cross_validate(cfg, tasks).points, []
+    for fold, error in zip(_folds(tasks, 3, seed=0), point.errors, strict=True):
+        algorithm = build_algorithm(with_values(cfg, point.values), build_problem(cfg, fold))
+        rows = []
+        for round in range(cfg.rounds):
+            algorithm.step(round)
+            rows.append(algorithm.metrics())
+        evaluated = [*rows[:: cfg.evaluate_every], rows[-1]]
+        assert error == min(evaluated, key=lambda row: row[least])["test_error"]
+        last.append(rows[-1]["test_error"])
+    assert point.errors != last
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from hmtl.mtl.losses import snake_case
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.regularizers import Relation, dense
+from hmtl.mtl.solvers.base import Kind
 from hmtl.mtl.sums import LARGEST_FIGURE, from_digits, to_digits
 
 Ids = NDArray[np.int64]
@@ -198,6 +199,7 @@ class Algorithm(ABC):
 
     Attributes:
         regularized: whether the algorithm uses the regularizer of the problem.
+        improves: what its solver improves; None: it has no solver.
         vectors: names of those sums in `figures_of_sums` that are of models or dual vectors, on the problem's grid.
         problem: data, loss and regularizer.
         seed: seed of all random draws.
@@ -207,6 +209,7 @@ class Algorithm(ABC):
     """
 
     regularized: ClassVar[bool] = True
+    improves: ClassVar[Kind | None] = None
     vectors: ClassVar[tuple[str, ...]] = ()
     problem: Problem
     seed: int
@@ -279,8 +282,11 @@ class Algorithm(ABC):
         return True
 
     def rank(self, figures: Mapping[str, float]) -> float | None:
-        """Return what is least for the best models of a run, given the `figures` of a round; None: the last are."""
-        return None
+        """Return what is least for the best models of a run, given the `figures` of a round; None: the last are.
+
+        That is the validation error, if there is one.
+        """
+        return figures.get("validation_error")
 
     def metrics(self) -> dict[str, float]:
         """Return the figures of the present state; see `figures`."""

@@ -49,6 +49,7 @@ class MOCHA(Algorithm):
     """
 
     vectors = ("V", "W", "leftover")
+    improves = "duals"
     users: DualUsers
     aggregator: DualAggregator | SummedDualAggregator
 
@@ -65,7 +66,7 @@ class MOCHA(Algorithm):
         participation: Participation = Participation(),  # noqa: B008, it is frozen
         messages: MessageKind = "ivs",
     ) -> None:
-        solver.check("duals", problem.binary)
+        solver.check(self.improves, problem.binary)
         participation.check(problem.K)
         if omega_every > 0 and not problem.regularizer.learns:
             omega_every = 0
@@ -117,8 +118,10 @@ class MOCHA(Algorithm):
         return self.settings.omega_every == 0 or float(self._gain) <= tolerance
 
     def rank(self, figures: Mapping[str, float]) -> float | None:
-        """Return the primal at the best Ω for the models, or at the present Ω if the best is not known."""
-        return figures.get("joint_primal", figures["primal"]) if self.settings.omega_every else None
+        """As `Algorithm.rank`; else the primal at the best Ω for the models, or at the present Ω if none is known."""
+        if "validation_error" in figures or not self.settings.omega_every:
+            return super().rank(figures)
+        return figures.get("joint_primal", figures["primal"])
 
     @property
     def _gain(self) -> Tensor:

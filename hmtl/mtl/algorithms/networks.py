@@ -221,6 +221,8 @@ class NetworkAlgorithm(Algorithm):
             algorithm, or `privacy` would not bound what others see of a user.
     """
 
+    improves = "networks"
+
     def __init__(
         self,
         problem: Problem,
@@ -231,7 +233,7 @@ class NetworkAlgorithm(Algorithm):
         messages: MessageKind = "ivs",
         privacy: Privacy | None = None,
     ) -> None:
-        solver.check("networks", problem.loss)
+        solver.check(self.improves, problem.loss)
         problem.check_dense(type(self).__name__)
         participation.check(problem.K)
         self.problem = problem.for_networks()

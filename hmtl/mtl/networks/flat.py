@@ -56,7 +56,7 @@ class FlatModel:
     """
 
     def __init__(self, make: MakeModel, x: Tensor, C: int, seed: int, shape: tuple[int, ...] = ()) -> None:
-        d = x.shape[1]
+        d, remedy = x.shape[1], "In a configuration, name a class or function that takes d and C, with _partial_: true"
         self.make = make
         self.C = C
         self.shape: tuple[int, ...] = (d,)
@@ -65,6 +65,7 @@ class FlatModel:
             self.shape = shape if shape and shaped else (d,)
             with seeded(seed, "model"):
                 self.module = make(d, C, **({"shape": self.shape} if shaped else {}))
+                remedy = "Make a module that takes such rows and has parameters to train"
                 if any(map(is_lazy, chain(self.module.parameters(), self.module.buffers()))):
                     self.module.eval()(self._rows(x.to("cpu", torch.get_default_dtype())))
             trained = {name: w for name, w in self.module.named_parameters() if w.requires_grad}
@@ -86,17 +87,17 @@ class FlatModel:
         except (TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"The model does not work with d={d} features and C={C} outputs ({error}). The module gets rows "
-                f"of shape {self.shape}. In a configuration, name a class or function that takes d and C and returns a "
-                "module, with _partial_: true; give it a parameter `shape` if it needs rows in their own shape."
+                f"of shape {self.shape}. {remedy}; a function with a parameter `shape` gets rows in their own shape."
             ) from error
         if not isinstance(output, Tensor):
             raise ConfigError(
                 f"The model returns a {type(output).__name__}. Return a tensor with C={C} numbers per row."
             )
         if output.shape != (len(x), C):
+            numbers = f" (classes are 0..{C - 1}: subtract 1 if yours begin at 1)" if C > 1 else ""
             raise ConfigError(
                 f"The model returns shape {tuple(output.shape)} for {len(x)} rows, not {(len(x), C)}. Return C={C} "
-                "numbers per row. If there are more classes than anybody's rows show, give the data as "
+                f"numbers per row{numbers}. If there are more classes than anybody's rows show, give the data as "
                 "hmtl.data.from_datasets(data, classes=C)."
             )
 
