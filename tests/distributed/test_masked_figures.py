@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from control_frames import listening
 from omegaconf import DictConfig
 from thread_runs import SMALL, train, train_in_threads
 from threads import Killed
+from torch import Tensor
 
-from hmtl.distributed.control import from_bytes
+from hmtl.distributed.control import as_frame, from_bytes
 from hmtl.distributed.frames import CONTROL
 from hmtl.distributed.peers import Peers
 
@@ -92,6 +94,43 @@ def test_a_late_host_takes_part_again(configure: Callable[..., DictConfig], step
     _, history = train_in_threads(configure(*SECURE, "rounds=40"), prepare=delay)["server"]
     assert any(row["users"] < 20 or "gap" not in row for row in history)
     assert any("gap" in row for row in history[3:])
+
+
+SPOILED: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "zero keys": ("keys", torch.zeros_like),
+    "short keys": ("keys", lambda rows: rows[:, :9]),
+    "garbled shares": ("sealed", lambda rows: rows ^ 1),
+    "shares of one user": ("sealed", lambda rows: rows[:1]),
+    "no reading": ("read", lambda rows: rows[:0]),
+    "short answers": ("revealed", lambda rows: rows[:, :1]),
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["zero keys", *(pytest.param(name, marks=pytest.mark.slow) for name in SPOILED if name != "zero keys")]
+)
+def test_a_host_that_sends_garbage_takes_no_more_than_its_users_along(
+    configure: Callable[..., DictConfig], name: str
+) -> None:
+    """In round 1; the figures of the others are known, and in the next round all are."""
+    step, spoil = SPOILED[name]
+
+    def change(peers: Peers, rank: int) -> None:
+        send = peers.send
+
+        def send_changed(to: str, frame: Any, *cast: Any) -> None:
+            if peers.name == "host 1" and peers.round == 1 and frame.kind == CONTROL:
+                values = from_bytes(frame.payload.numpy()[0].data)
+                if step in values:
+                    frame = as_frame({**values, step: spoil(values[step])}, peers.round)
+            send(to, frame, *cast)
+
+        peers.send = send_changed  # type: ignore[method-assign]
+
+    _, history = train_in_threads(configure(*SECURE, "rounds=3"), prepare=change)["server"]
+    assert ("gap" in history[1]) == (step == "revealed")
+    assert 0 <= history[1]["train_error"] <= 1
+    assert "gap" in history[2]
 
 
 def test_too_few_users_show_no_figures(configure: Callable[..., DictConfig]) -> None:

@@ -15,7 +15,7 @@ from hmtl.communication.messages import IVS, KEYS, SERVER, SHARED, SHARES, UNMAS
 from hmtl.communication.secure.crypto import agree, expand, unseal
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.secure.protocol import MaskingUser
-from hmtl.topology import symmetric
+from hmtl.topology import Topology, symmetric
 
 K, SECURE = 42, Secure(0.1)
 
@@ -139,6 +139,24 @@ def test_a_relay_that_lies_about_who_shared_or_counted_learns_no_two_seeds(r: in
         y = row.view(np.uint64) - expand(users[k]._own, 0, 6, 64)
         assert y.view(np.int64).tolist() != values[k, :6].tolist(), "masks in common are there"
     assert not (lies == "counted" and liar.heard[UNMASK]), "users whom relays tell different things reveal nothing"
+
+
+def test_users_know_how_many_neighbours_they_have() -> None:
+    """Fewer shares of a seed would be enough if users had fewer neighbours; only relay 0 hears users 0 to 9."""
+    users = Terms([terms(0, 20)], [set()])
+    apart, sent = Apart(Topology(np.kron(np.eye(2), np.ones(10)).astype(np.uint8)), [users], secure=SECURE), set[int]()
+
+    def change(node: str, message: Message) -> Message:
+        if message.kind == KEYS and node.startswith("host") and message.sender == "relay 0":
+            return replace(message, overhead=message.overhead[:, :-68])
+        if message.kind == SHARES and message.sender.startswith("host"):
+            sent.update(message.users.tolist())
+        return message
+
+    apart.play(0, change=change)
+    assert sent == set(range(10, 20))
+    assert apart.total.seen[0][0].tolist() == sorted(sent)
+    assert apart.total.state["last"].tolist() == users.ivs[0][10:].sum(0, keepdim=True).tolist()
 
 
 def test_honest_relays_read_nothing_and_all_count() -> None:
