@@ -3,8 +3,13 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
+import torch
+
+from hmtl.io.cpu_time import cpu_seconds
 
 WAITING = """
 import os, sys, time
@@ -32,6 +37,20 @@ def told(policy: dict[str, str]) -> tuple[str, float]:
     done = subprocess.run(line, env={**environment, **policy}, capture_output=True, text=True, check=True)
     name, ratio = done.stdout.split()
     return name, float(ratio)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_other_threads_count_if_torch_computes_with_several(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work() -> None:
+        end = time.thread_time() + 0.05
+        while time.thread_time() < end:
+            pass
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    start, other = cpu_seconds(), threading.Thread(target=work)
+    other.start()
+    other.join()
+    assert (cpu_seconds() - start > 0.04) == (threads > 1)
 
 
 @pytest.mark.slow

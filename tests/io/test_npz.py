@@ -76,6 +76,22 @@ def test_no_memory_on_the_claim_of_a_header(tmp_path: Path, shape: tuple[int, in
     assert peak < 10_000_000
 
 
+def test_an_array_of_just_the_allowed_size_is_read(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.arange(3.0))
+    assert load_arrays(tmp_path / "x.npz", most=24)["x"].tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="more than 23"):
+        load_arrays(tmp_path / "x.npz", most=23)
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_versions_of_headers(tmp_path: Path, version: tuple[int, int]) -> None:
+    """Version 3 is for names of fields, which only records have."""
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive, archive.open("x.npy", "w") as member:
+        np.lib.format.write_array(member, np.arange(3.0), version)
+    with contextlib.nullcontext() if version < (3, 0) else pytest.raises(ValueError, match="unknown version"):
+        assert load_arrays(tmp_path / "x.npz")["x"].tolist() == [0, 1, 2]
+
+
 def test_regular_files_only(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"12345")
     with open_file(tmp_path / "x", most=5) as file:
