@@ -41,7 +41,7 @@ class SharedSection(LayerUsers):
 
     def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
         shared, personal = super()._train(round, users, rows, budgets)
-        steps = budgets.minimum(self.local.solver.steps(rows.counts))
+        steps = budgets // len(self.phases)  # the first phase trains the personal numbers
         return shared, torch.cat([personal, steps[:, None].to(personal)], dim=1)
 
     def commit(self, users: Ids) -> None:

@@ -79,7 +79,7 @@ class LayerUsers(StatefulUsers):
     Args: as in `NetworkUsers`, and
         split: which parameters are personal.
         phases: names of the parameters that are trained one after the other in a round, with all of the solver's
-            epochs each.
+            epochs each. Stragglers divide their steps evenly; an odd one goes to the last phase.
     """
 
     def __init__(self, local: LocalTraining, sending: Sending, split: Split, phases: Sequence[frozenset[str]]) -> None:
@@ -97,10 +97,9 @@ class LayerUsers(StatefulUsers):
         return self.split.models(state["W"], state["V"])
 
     def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
-        W = self.split.models(self.W[users], self.V[users])
-        usual = self.local.solver.steps(rows.counts)
+        W, phases = self.split.models(self.W[users], self.V[users]), len(self.phases)
         for r, trained in enumerate(self.phases):
-            steps = (budgets - r * usual).clamp_min(0).minimum(usual)  # a straggler skips the last steps
-            order = self._order(round * len(self.phases) + r, users, rows)
+            steps = (r + 1) * budgets // phases - r * budgets // phases  # a straggler takes fewer of each phase
+            order = self._order(round * phases + r, users, rows)
             W = self._steps(users, rows, W, order, steps, round, r, trained=trained)
         return self.split.part(W, self.split.shared), self.split.part(W, self.split.personal)

@@ -41,24 +41,33 @@ def regularizer(request, tmp_path_factory):
 
 
 @settings(max_examples=10)
-@given(seed=st.integers(0, 10**6), kind=st.sampled_from(list(KINDS)), epochs=st.integers(1, 3))
-def test_every_round_is_that_of_modules(fixed, seed, kind, epochs):
-    """Shared layers are averaged; then personal ones take a step on the penalty, as long as all local steps."""
-    problem = several_classes(seed)
-    learner = coupled(kind, fixed, seed, LocalSGD(0.1, epochs, FULL))
+@given(
+    seed=st.integers(0, 10**6),
+    kind=st.sampled_from(list(KINDS)),
+    epochs=st.integers(1, 3),
+    low=st.sampled_from([0.3, 1]),
+)
+def test_every_round_is_that_of_modules(fixed, seed, kind, epochs, low):
+    """Shared layers are averaged; then personal ones take a step on the penalty, as long as all local steps on them."""
+    problem, part, phases = several_classes(seed), Participation(low=low), 1 + (kind == "fedrep")
+    learner = coupled(kind, fixed, seed, LocalSGD(0.1, epochs, FULL), participation=part)
     own, A = usual(kind), learner.problem.regularizer.coupling(K * torch.eye(K).double())
     modules = [deep(D, C) for _ in range(K)]
     for module in modules:
         nn.utils.vector_to_parameters(learner.model.start.clone(), module.parameters())
     for round in range(3):
         before = copy.deepcopy(dict(modules[0].named_parameters()))
-        for module, task in zip(modules, problem.tasks, strict=True):
-            for names in [own, set(NAMES) - set(own)] if kind == "fedrep" else [NAMES]:
-                descend(module, task, names, epochs, 0.1)
+        budgets = part.budgets(torch.full((K,), epochs * phases), seed, round)
+        for module, task, left in zip(modules, problem.tasks, budgets.tolist(), strict=True):
+            if kind == "fedrep":
+                descend(module, task, own, left // 2, 0.1)
+                descend(module, task, set(NAMES) - set(own), left - left // 2, 0.1)
+            else:
+                descend(module, task, NAMES, left, 0.1)
         for name in NAMES:
             each = torch.stack([dict(module.named_parameters())[name].detach() for module in modules])
             if name in own:
-                new = each - 0.1 * epochs * torch.einsum("kl,l...->k...", A, each)
+                new = each - 0.1 * torch.einsum("k,kl,l...->k...", (budgets // phases).double(), A, each)
             else:
                 p = torch.tensor(COUNTS).double() / sum(COUNTS)
                 new = (before[name].detach() + torch.einsum("k,k...->...", p, each - before[name].detach())).expand_as(

@@ -231,11 +231,11 @@ def test_own_code_is_reproducible_and_keeps_what_is_held_fixed():
     models = [after(FedRep(problem(), Averages(), LAYERED["mlp"], seed=seed)) for seed in (0, 0, 1)]
     assert torch.equal(models[0], models[1])
     assert not torch.equal(models[0], models[2])
-    learner = FedRep(problem(), Halves(), LAYERED["mlp"], participation=Participation(0.5, 0.5))  # the first phase
+    learner = FedRep(problem(), Halves(), LAYERED["mlp"], participation=Participation(0.5, 0.5))  # the last phase
     start = learner.users.W
     _, shared = learner.users.local_update(0)
-    assert torch.equal(shared, start)
-    assert not torch.equal(learner.users.pending, learner.users.V)
+    assert not torch.equal(shared, start)
+    assert torch.equal(learner.users.pending, learner.users.V)
 
 
 def lazy(d, C):
