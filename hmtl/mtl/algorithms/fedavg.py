@@ -7,7 +7,6 @@ count in a round, and their n_k sum to N_t, aggregators multiply the sum of thei
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -212,10 +211,5 @@ class FedAvg(NetworkAlgorithm):
         own = self._weights()[self.problem.users]
         return SetupUsers(own, users.sending.take), SetupAggregator(aggregator.answer, self.problem.K)
 
-    def describe(self) -> dict[str, Any]:
-        described = super().describe()
-        del described["regularizer"], described["lam"]
-        return described
-
     def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
-        return {"primal": float(measured["losses"].sum())} | self.problem.figures("tuned_test", measured)
+        return super()._objective(measured, blocks) | self.problem.figures("tuned_test", measured)

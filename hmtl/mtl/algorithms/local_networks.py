@@ -6,9 +6,8 @@ K users, m parameters.
 from torch import Tensor
 
 from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, with_rows
-from hmtl.mtl.algorithms.fedavg import FedAvg
-from hmtl.mtl.algorithms.networks import LocalTraining, NetworkUsers, Sending
-from hmtl.mtl.problem import Problem, Rows
+from hmtl.mtl.algorithms.networks import LocalTraining, NetworkAlgorithm, NetworkUsers, Sending
+from hmtl.mtl.problem import Rows
 
 
 class SendNothing(Sending):
@@ -53,22 +52,13 @@ class NoAggregator(Aggregator):
         return ivs
 
 
-class LocalNetworks(FedAvg):
-    """FedAvg without averaging: each user trains a network on its own rows. Nothing travels.
+class LocalNetworks(NetworkAlgorithm):
+    """Each user trains a network on its own rows. Nothing travels, and the regularizer of the problem is not used.
 
-    Args, Raises: as in `FedAvg`; `messages` has no effect.
+    Args, Raises: as in `NetworkAlgorithm`; `messages` has no effect.
     """
 
-    @property
-    def bounded(self) -> bool:
-        return False  # no sums
-
-    @classmethod
-    def sums_needed(cls, problem: Problem) -> int:
-        return 0
+    regularized = False
 
     def _sides(self, messages: MessageKind) -> tuple[NetworkUsers, Aggregator]:
         return LocalNetworkUsers(self._local), NoAggregator()
-
-    def setup(self) -> None:
-        """Nothing has to be known before the first round."""

@@ -5,6 +5,7 @@ new model, [m].
 """
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -256,6 +257,15 @@ class NetworkAlgorithm(Algorithm):
     @abstractmethod
     def _sides(self, messages: MessageKind) -> tuple[Users, Aggregator]:
         """Return the user side and the aggregator side."""
+
+    def describe(self) -> dict[str, Any]:
+        described = super().describe()
+        if not self.regularized:
+            del described["regularizer"], described["lam"]
+        return described
+
+    def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
+        return {"primal": float(measured["losses"].sum())}
 
     @property
     def _local(self) -> LocalTraining:

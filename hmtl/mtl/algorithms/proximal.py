@@ -132,7 +132,7 @@ class PFedMeUsers(PersonalUsers):
         self.usual = local_rounds * self.usual
 
     def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
-        W, V = self.W[users], self.V[users]
+        W = V = self.W[users]
         usual = self.local.solver.steps(rows.counts)
         for r in range(self.local_rounds):
             steps = (budgets - r * usual).clamp_min(0).minimum(usual)  # a straggler skips the last steps
@@ -146,11 +146,11 @@ class PFedMeUsers(PersonalUsers):
 class PFedMe(PersonalAlgorithm):
     """θ_k ≈ argmin of user k's loss + (λ/2)‖θ − w_k‖², and a shared w that moves towards all θ_k.
 
-    In a round, each user starts from w_k = w. R times it improves θ_k by the solver's steps and then moves
+    In a round, each user starts from θ_k = w_k = w. R times it improves θ_k by the solver's steps and then moves
     w_k ← w_k − ηλ (w_k − θ_k). It sends w_k, and w ← (1 − β) w + β · (mean of all w_k), with equal weights.
 
     The paper improves θ_k on one minibatch; here the steps pass over all of the user's rows, which comes nearer to the
-    argmin.
+    argmin. The paper does not say where θ_k starts; its authors' code starts at w, too.
 
     Args, Raises: as in `FedAvg`, and
         lam: λ in (0, 2/step); larger values make local steps diverge. The larger λ, the nearer θ_k is to w.

@@ -172,6 +172,7 @@ def test_every_round_is_that_of_numpy(seed, which, weight, eta, beta, R, epochs,
         budgets = part.budgets(torch.full((K,), usual), seed, round).tolist()
         for k, left in enumerate(budgets):
             if which == "pfedme":
+                V[k] = w if left else V[k]  # θ starts at the received w
                 for _ in range(R):
                     steps, left = min(left, epochs), left - min(left, epochs)
                     V[k] = descend(H[k], b[k], V[k], steps, rate, weight, sent[k])
@@ -209,7 +210,7 @@ def test_the_larger_lambda_the_nearer_to_the_model_for_all(make):
         learner = run(make(several_classes(), LocalSGD(0.1, 5, FULL), mlp, lam=lam), 0, 8)
         apart.append(float((learner.W - learner.users.W.T).norm()))
     assert apart == sorted(apart, reverse=True)
-    assert apart[-1] < 0.2 * apart[0]
+    assert apart[-1] < 0.3 * apart[0]
 
 
 @pytest.mark.parametrize("make", [LEARNERS["ditto"], LEARNERS["pfedme"]], ids=["ditto", "pfedme"])
@@ -290,4 +291,7 @@ def test_local_training_needs_no_messages() -> None:
         ditto.step(round)
         assert torch.equal(local.W, ditto.W)
     assert local.metrics()["test_error"] == ditto.metrics()["test_error"]
+    assert local.metrics()["primal"] == ditto.metrics()["primal"]
     assert local.setup() is None
+    assert not isinstance(local, FedAvg), "nothing is averaged"
+    assert local.describe() == {"algorithm": "localnetworks", "loss": "squared", "error_measure": "mean squared error"}
