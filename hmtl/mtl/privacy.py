@@ -1,7 +1,8 @@
 """What a user does to its term of a sum before it sends it, for differential privacy: clip it, and add noise.
 
-m numbers per term, in steps of a grid. No single user's noise hides its term; the noise of all who count hides each
-of them in the sum, so that nobody has to be trusted who learns the sum only.
+m numbers per term, in steps of a grid. A term is a user's change of the model times 2^-⌈log2 K⌉, the weight of each of
+K users; clipping and noise are scaled with it. No single user's noise hides its term; the noise of all who count hides
+each of them in the sum, so that nobody has to be trusted who learns the sum only.
 
 Ref: McMahan et al. 2018, *Learning differentially private recurrent language models*; Kairouz, Liu, Steinke 2021, *The
 distributed discrete Gaussian mechanism for federated learning with secure aggregation*.
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from hmtl.errors import ConfigError
 from hmtl.mtl.discrete_gaussian import LARGEST, Words, discrete_gaussian, repeatable_words, system_words
-from hmtl.mtl.sums import MAX_SUM, Grid
+from hmtl.mtl.sums import MAX_SUM, Grid, fitting
 from hmtl.rng import generator
 
 Randomness = Literal["system", "seed"]
@@ -39,7 +40,7 @@ class Privacy:
     """How users clip their terms and add noise.
 
     Args:
-        clip: largest L2 norm of a term, C.
+        clip: largest L2 norm of a user's change of the model, C.
         noise: standard deviation of the noise in a sum, in multiples of C.
         least: number of users whose shares of the noise add up to that.
         seed: seed of the run.
@@ -67,7 +68,8 @@ class Privacy:
         Raises:
             ConfigError: the grid is too coarse for the noise, or 64 bits are too few.
         """
-        bound, sigma = self.clip * 2.0**grid.bits, self.noise * self.clip * 2.0**grid.bits / math.sqrt(self.least)
+        bound = self._bound(grid)
+        sigma = self.noise * bound / math.sqrt(self.least)
         if sigma < FINEST:
             raise ConfigError(
                 f"privacy: noise of {self.noise:.3g} · clip={self.clip:g} is too fine for fraction_bits={grid.bits}. "
@@ -82,13 +84,17 @@ class Privacy:
 
     def protected(self, grid: Grid, round: int, users: NDArray[np.int64], terms: Tensor) -> Tensor:
         """Return the terms [n, m] of users with these numbers [n], clipped and with noise, int64 [n, m]."""
-        noisy, sigma = clipped(terms, self.clip * 2.0**grid.bits), self.sigma(grid)
+        noisy, sigma = clipped(terms, self._bound(grid)), self.sigma(grid)
         for row, user in zip(noisy, users.tolist(), strict=True):
             words: Words = system_words
             if self.randomness == "seed":
                 words = repeatable_words(generator(self.seed, "noise", round, user))
             row += torch.from_numpy(discrete_gaussian(sigma, len(row), words)).to(row.device)
         return noisy
+
+    def _bound(self, grid: Grid) -> float:
+        """Return the largest L2 norm of a term, in steps of the grid."""
+        return self.clip * fitting(grid.K) * 2.0**grid.bits
 
 
 def clipped(terms: Tensor, bound: float) -> Tensor:

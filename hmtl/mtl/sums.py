@@ -64,6 +64,12 @@ class Terms:
         return total.view(1, -1)
 
 
+def fitting(total: float) -> float:
+    """Return 2^-⌈log2 total⌉, the power of two that scales numbers with this total to a total in (1/2, 1]."""
+    mantissa, exponent = math.frexp(total)
+    return 2.0 ** ((mantissa == 0.5) - exponent)
+
+
 @dataclass(frozen=True)
 class Grid:
     """The multiples of 2^-bits, as 64-bit integers K of which can be added.
@@ -83,13 +89,17 @@ class Grid:
         if not 0 <= self.bits <= 60:
             raise ConfigError(f"fraction_bits={self.bits} is not in 0..60: whole numbers need some of the 64 bits.")
 
-    def rounded(self, x: Tensor) -> Tensor:
-        """Return the terms `x` of a sum, rounded to the grid, int64.
+    def rounded(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the terms `x` of a sum, or weights·x, rounded to the grid, int64.
+
+        Args:
+            x: terms [n, ...].
+            weights: of these users [n, 1], at most 1 over all users, so that sums fit whatever K is; None: 1 each.
 
         Raises:
-            RangeError: a term is not finite, or a sum of K such terms might overflow.
+            RangeError: a number is not finite, or a sum of K such terms might overflow.
         """
-        scaled = x.double() * 2.0**self.bits
+        scaled, limit = x.double() * 2.0**self.bits, MAX_SUM / self.K if weights is None else MAX_SUM / 2
         if scaled.numel():
             low, high = torch.aminmax(scaled)
             largest = max(-float(low), float(high))
@@ -98,14 +108,13 @@ class Grid:
                     "A term of a sum is not finite: training diverges. Lower solver.step or solver.passes, raise lam, "
                     "or scale the data."
                 )
-            if largest > MAX_SUM / self.K:
+            if largest > limit:
                 raise RangeError(
-                    f"A term of a sum is {largest / 2.0**self.bits:.3g}, but on a grid of 2^-{self.bits} a sum of "
-                    f"K={self.K} terms fits in 64 bits only if each is at most "
-                    f"{MAX_SUM / self.K / 2.0**self.bits:.3g}. "
-                    "Lower fraction_bits, or solver.step if training diverges."
+                    f"A number to be added up is {largest / 2.0**self.bits:.3g}, but sums over K={self.K} users on a "
+                    f"grid of 2^-{self.bits} fit in 64 bits only if it is at most {limit / 2.0**self.bits:.3g}. Scale "
+                    "the data, or lower fraction_bits, or solver.step if training diverges."
                 )
-        return scaled.round_().to(torch.int64)
+        return (scaled if weights is None else scaled.mul_(weights)).round_().to(torch.int64)
 
     def added(self, total: Tensor, change: Tensor, factor: Tensor | None = None) -> Tensor:
         """Return a running sum plus a sum of at most K differences of terms, both int64.

@@ -34,6 +34,7 @@ from hmtl.mtl.sums import Grid
 
 LOUD = Privacy(clip=0.01, noise=1.5, least=4, seed=3, randomness="seed")
 QUIET = Privacy(clip=1e3, noise=1e-12, least=1, seed=3, randomness="seed")
+UNIT = 2.0**37  # steps of the grid that a change of 1 moves a term, where each of 6 users has the weight 1/8
 
 
 @given(
@@ -65,16 +66,16 @@ def fedavg(
 def test_terms_are_those_of_equal_weights_with_noise(seed: int) -> None:
     (users, exact), (_, quiet) = (fedavg(each, seed=seed).users.local_update(0) for each in (None, QUIET))
     counts = make(seed, K=6, d=40).problem.counts
-    scale = 2.0**40 * torch.tensor(counts)[users, None]
-    assert (exact / scale - quiet / 2.0**40).abs().max() < 1e-7
+    scale = 2.0 ** (40 - np.ceil(np.log2(sum(counts)))) * torch.tensor(counts)[users, None]
+    assert (exact / scale - quiet / UNIT).abs().max() < 1e-7
     learner = fedavg(LOUD, seed=seed)
     loud = learner.users.local_update(0)[1]
-    noise = (loud - clipped(quiet, LOUD.clip * 2.0**40)).double() / (2.0**40 * LOUD.clip)
+    noise = (loud - clipped(quiet, LOUD.clip * UNIT)).double() / (UNIT * LOUD.clip)
     assert stats.kstest(noise.flatten() / (1.5 / 2), stats.norm.cdf).pvalue > 1e-5  # σ/√least of each user
     assert torch.equal(learner.users.local_update(0)[1], loud), "the round's noise depends on what was drawn before"
     assert not torch.equal(learner.users.local_update(1)[1], loud)
     assert len({*map(tuple, noise[:, :3].tolist())}) == len(users)
-    mean = loud.sum(0) / (len(users) * 2.0**40)
+    mean = loud.sum(0) / (len(users) * UNIT)
     before = learner.aggregator.average.start
     after = learner.aggregator.average.model(learner.aggregator.update(users, loud.sum(0, keepdim=True)), 6.0)[0]
     torch.testing.assert_close(after - before, mean.to(before), atol=1e-6, rtol=0)
@@ -93,7 +94,7 @@ def test_relatives_send_one_clipped_term(algorithm: type[FedAvg]) -> None:
     silent = Privacy(clip=0.01, noise=1e-7, least=1, seed=3, randomness="seed")
     users, terms = fedavg(silent, algorithm, **options).users.local_update(0)
     assert len(users) == 6
-    lengths = terms.double().norm(dim=1) / 2.0**40
+    lengths = terms.double().norm(dim=1) / UNIT
     assert (lengths < 0.01 * (1 + 1e-5)).all()
     assert (lengths > 0.0099).all()
 
@@ -132,7 +133,7 @@ def test_others_are_refused(algorithm: type[FedAvg], options: dict[str, bool]) -
 
 
 def test_a_grid_too_coarse_and_sums_too_large() -> None:
-    assert Privacy(1.0, 2.0, 4).sigma(Grid(40, 1000)) == 2**40
+    assert Privacy(1.0, 2.0, 4).sigma(Grid(40, 1000)) == 2**30
     for grid in (Grid(3, 1000), Grid(58, 1000)):
         with pytest.raises(ConfigError, match="fraction_bits"):
             Privacy(1.0, 2.0, 4).sigma(grid)

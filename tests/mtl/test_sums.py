@@ -1,6 +1,7 @@
 """Grid and forms: sums with the same bits in any order, no overflow, and the matrices that forms stand for."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from hmtl.errors import ConfigError, RangeError
 from hmtl.mtl import Mean, Ridge, sums
 from hmtl.mtl.regularizers import SharedModel
-from hmtl.mtl.sums import Form, Grid, Terms, from_digits, to_digits
+from hmtl.mtl.sums import Form, Grid, Terms, fitting, from_digits, to_digits
 
 
 @settings(max_examples=30)
@@ -26,6 +27,29 @@ def test_any_order_gives_the_same_bits_and_nothing_wraps(data: st.DataObject, bi
     assert terms[torch.from_numpy(rng.permutation(K))].sum(0).tolist() == exact
     assert (grid.values(terms) - x).abs().max() <= 2.0 ** -(bits + 1) + 1e-16 * limit
     assert (grid.rounded(x) - grid.rounded(-x)).sum(0).tolist() == [2 * s for s in exact], "differences fit, too"
+
+
+@given(
+    counts=st.lists(st.integers(1, 10**9), min_size=1, max_size=20),
+    copies=st.sampled_from((1, 50)),
+    bits=st.sampled_from((0, 40, 60)),
+    seed=st.integers(0, 10**6),
+)
+def test_weighted_terms_fit_whatever_the_weights_are(counts: list[int], copies: int, bits: int, seed: int) -> None:
+    """Any numbers up to 2^(60 - bits) do, and S/P is their weighted mean to half a step of the grid for each user."""
+    counts, total = counts * copies, sum(counts) * copies
+    K, p = len(counts), torch.tensor(counts, dtype=torch.float64)[:, None] * fitting(total)
+    assert 0.5 < float(p.sum()) <= 1
+    limit, grid = 2.0 ** (60 - bits), Grid(bits, K)
+    x = torch.from_numpy(np.random.default_rng(seed).choice([-limit, limit, 0.3 * limit], (K, 2)))
+    terms = grid.rounded(x, p)
+    exact = [sum(int(term) for term in column) for column in terms.T]
+    assert terms.sum(0).tolist() == exact
+    want = [sum(n * Fraction(v) for n, v in zip(counts, column, strict=True)) / total for column in x.T.tolist()]
+    for s, mean in zip(exact, want, strict=True):
+        assert abs(s / Fraction(float(p.sum())) / 2**bits - mean) <= Fraction(K, 2**bits) + abs(mean) / 2**50
+    with pytest.raises(RangeError, match="fraction_bits"):
+        grid.rounded(1.01 * x, p)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """FedAvg: one network for all users, the average of the networks that they train.
 
-K users, m parameters. The average is kept as a sum of terms on a grid (see `hmtl.mtl.sums`), w = start + (β/N)·S, which
-has the same bits whether an aggregator adds the terms of all IVs or relays add the terms on the way. If only some users
-count in a round, and their n_k sum to N_t, aggregators multiply the sum of their terms by N/N_t.
+K users, m parameters; n_k are the users' weights, and N their sum. The average is kept as a sum of terms on a grid (see
+`hmtl.mtl.sums`), w = start + (β/P)·S, which has the same bits whether an aggregator adds the terms of all IVs or relays
+add the terms on the way. The term of a change of w_k has the factor p_k = n_k / 2^⌈log2 N⌉. As P = Σ_k p_k ≤ 1, no sum
+overflows while numbers change by at most 2^20 in a round, whatever K and n_k are. If only some users count in a round,
+and their n_k sum to N_t, aggregators multiply the sum of their terms by N/N_t.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,12 +17,12 @@ from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, Users, with_r
 from hmtl.mtl.algorithms.networks import LocalTraining, NetworkAlgorithm, NetworkUsers, Sending
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.problem import Problem, Rows
-from hmtl.mtl.sums import Grid, Terms
+from hmtl.mtl.sums import Grid, Terms, fitting
 
 
 @dataclass(frozen=True, eq=False)
 class Average:
-    """w = start + (β/N)·S, where S is the sum over rounds of (N/N_t)·Σ_k n_k (w_k − w) over the users who count.
+    """w = start + (β/P)·S, where S is the sum over rounds of (N/N_t)·Σ_k p_k (w_k − w) over the users who count.
 
     Attributes:
         start: first model [m].
@@ -35,17 +37,18 @@ class Average:
     grid: Grid
     of_all: int = 0
 
-    def terms(self, new: Tensor, last: Tensor, counts: Tensor) -> Terms:
-        """Return the terms of models [n, m] trained from `last` [n, m], for n_k [n, 1]."""
+    def terms(self, new: Tensor, last: Tensor, counts: Tensor, total: float) -> Terms:
+        """Return the terms of models [n, m] trained from `last` [n, m], for n_k [n, 1] and N."""
+        weights = counts * fitting(total)
 
         def make(rows: slice, columns: slice) -> Tensor:
-            return self.grid.rounded((new[rows, columns].double() - last[rows, columns]).mul_(counts[rows]))[:, None]
+            return self.grid.rounded(new[rows, columns].double() - last[rows, columns], weights[rows])[:, None]
 
         return Terms((len(new), 1, new.shape[1]), make, new.device)
 
     def model(self, S: Tensor, total: float) -> Tensor:
         """Return w [1, m] from the sums [1, m] and N."""
-        return (self.start.double() + self.beta / total * self.grid.values(S)).to(self.start)
+        return (self.start.double() + self.beta / (total * fitting(total)) * self.grid.values(S)).to(self.start)
 
     def added(self, S: Tensor, terms: Tensor, present: float, total: float) -> Tensor:
         """Return S after a round, from the sum of the terms [1, m] of users whose n_k sum to `present`, and N."""
@@ -66,7 +69,7 @@ class SendAverageTerms(Sending):
         self.total = total
 
     def encode(self, users: Ids, ivs: Tensor, last: Tensor) -> Tensor:
-        return self.average.terms(ivs, last, self.counts[users]).all()
+        return self.average.terms(ivs, last, self.counts[users], self.total).all()
 
     def decode(self, users: Ids, rows: Tensor) -> Tensor:
         return self.average.model(rows[:1], self.total).expand(len(users), -1)  # all rows are the same
@@ -93,11 +96,11 @@ class AverageTerms(Aggregator):
         return self.S
 
     def agree(self, users: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        m = len(self.average.start) - self.average.of_all
+        m, total = len(self.average.start) - self.average.of_all, float(self.counts.sum())
         if self.average.of_all:  # of what the users keep in V
-            kept = self.average.grid.rounded(self.counts * users["V"]).sum(0, keepdim=True)
+            kept = self.average.grid.rounded(users["V"], self.counts * fitting(total)).sum(0, keepdim=True)
             self.S = torch.cat([self.S[:, :m], kept.to(self.S)], dim=1)
-        return {"W": self.average.model(self.S, float(self.counts.sum())).expand(len(self.counts), -1)}
+        return {"W": self.average.model(self.S, total).expand(len(self.counts), -1)}
 
     def answer(self, facts: Tensor) -> Tensor:
         """Take n_k, [K, 1], in the set-up, and return N to each user, [K, 1]."""
@@ -111,7 +114,7 @@ class AverageModels(AverageTerms):
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         total = float(self.counts.sum())
         last = self.average.model(self.S, total).expand(len(users), -1)
-        super().update(users, self.average.terms(ivs.to(self.S.device), last, self.counts[users]).sum())
+        super().update(users, self.average.terms(ivs.to(self.S.device), last, self.counts[users], total).sum())
         return self.average.model(self.S, total).expand(len(self.counts), -1)
 
     def answer(self, facts: Tensor) -> Tensor:

@@ -13,9 +13,28 @@ from torch import nn
 from torch.nn.utils import vector_to_parameters
 
 from hmtl.communication import CodedHierarchical, Network, Sums, Uncoded
-from hmtl.errors import ConfigError
-from hmtl.mtl import SDCA, FedAvg, FedProx, LocalSGD, Logistic, Participation, Ridge, mlp
+from hmtl.data import Task
+from hmtl.errors import ConfigError, RangeError
+from hmtl.mtl import (
+    SDCA,
+    Ditto,
+    FedAvg,
+    FedPer,
+    FedProx,
+    FedRep,
+    LGFedAvg,
+    LocalSGD,
+    Logistic,
+    Participation,
+    PFedMe,
+    Problem,
+    Ridge,
+    Scaffold,
+    Squared,
+    mlp,
+)
 from hmtl.testing.topologies import topologies
+from hmtl.topology import any_r
 
 
 def linear(d: int, C: int) -> nn.Module:
@@ -75,6 +94,69 @@ def test_sampled_users_over_every_transport(t, fraction, gone, seed) -> None:
         models.append(torch.stack(each))
     for other in models[1:]:
         assert gone or torch.equal(other, models[0])  # which relays aggregate decides what an absent one loses
+
+
+RELATIVES = {
+    "fedavg": FedAvg,
+    "fedprox": partial(FedProx, mu=0.1),
+    "scaffold": Scaffold,
+    "ditto": partial(Ditto, lam=0.1),
+    "pfedme": partial(PFedMe, lam=0.1),
+    "fedper": partial(FedPer, personal="bias"),
+    "fedrep": partial(FedRep, personal="bias"),
+    "lg_fedavg": partial(LGFedAvg, personal="bias"),
+}
+
+
+def steps_to(targets, counts) -> tuple[Problem, LocalSGD]:
+    """Users with these numbers of rows, all with x = 1 and the user's target, which a step reaches up to a tenth."""
+    tasks = []
+    for k, (y, n) in enumerate(zip(targets, counts, strict=True)):
+        rows = torch.ones(n, 1, dtype=torch.float64), torch.full((n,), float(y), dtype=torch.float64)
+        tasks.append(Task(str(k), *rows, *(each[:1] for each in rows)))
+    return Problem(tasks, Squared(), Ridge(1.0)), LocalSGD(0.45, 1, max(counts))
+
+
+FAST = ("fedavg", "scaffold", "fedrep")
+
+
+@pytest.mark.parametrize(
+    "name", [each if each in FAST else pytest.param(each, marks=pytest.mark.slow) for each in RELATIVES]
+)
+def test_a_user_of_100_000_rows_beside_users_of_100(name: str) -> None:
+    """Its changes of about 100 are averaged, in the same bits over every transport."""
+    counts, targets, models = np.array([100_000, 100, 100, 100]), [100, -50, 20, 30], []
+    t = any_r(K=4, H=3, r=2, seed=1)
+    secure = Sums(t, secure=True, colluding=0.0)
+    for communicator in (Uncoded(t), CodedHierarchical(t, Network()), secure, Sums(t, aggregators="all")):
+        problem, solver = steps_to(targets, counts)
+        messages = "sums" if isinstance(communicator, Sums) else "ivs"
+        learner = RELATIVES[name](problem, solver, linear, messages=messages)
+        if setup := learner.setup():
+            communicator.setup(*setup)
+        if messages == "ivs":
+            _, ivs = copy.deepcopy(learner).users.local_update(0)
+        communicator.round(0, learner.users, learner.aggregator)
+        want = np.average(ivs[:, 0].numpy(), weights=np.ones(4) if name == "pfedme" else counts)
+        np.testing.assert_allclose(learner.users.W[:, 0], want, rtol=1e-9)
+        models.append(learner.W.clone())
+    for other in models[1:]:
+        assert torch.equal(other, models[0])
+
+
+@pytest.mark.parametrize("name", ["fedavg", "pfedme"])
+def test_only_changes_above_2_to_the_20_are_out_of_range(name: str) -> None:
+    """Whatever the number of users, and of their rows."""
+    for K, n in ((1, 1), (300, 1), (2, 1000)):
+        for change, fits in ((0.9 * 2**20, True), (1.1 * 2**20, False)):
+            problem, solver = steps_to([change / 0.45] * K, [n] * K)
+            learner = RELATIVES[name](problem, solver, partial(nn.Linear, bias=False, dtype=torch.float64))
+            if fits:
+                learner.step(0)
+                assert float(learner.users.W[0, 0]) == pytest.approx(change, rel=1e-3)
+            else:
+                with pytest.raises(RangeError, match="data"):
+                    learner.step(0)
 
 
 def test_description_and_solver(random_problem) -> None:
