@@ -173,17 +173,29 @@ def conjugate(B: Tensor | Form, V: Tensor) -> Tensor:
     return 0.5 * product.mul_(V).sum()
 
 
+def _multiple(self: Regularizer, K: int, size: int) -> Relation:
+    """Return K·I without memory for K² numbers, if A has a form: then Ω is not used."""
+    has_form = self.has("start", "sums", "start_omega", "update_omega")
+    return Spectrum.multiple(K, K, 0) if has_form else self.start_omega(K)
+
+
+def _uniform(Omega: Relation, delta: float, C: float | None = None) -> Form:
+    """Return δI + C·11ᵀ [K, K]; without C, U has no columns."""
+    like, q = Omega.values if isinstance(Omega, Spectrum) else Omega, int(C is not None)
+    return Form(like.new_full((len(Omega),), delta), like.new_ones(len(Omega), q), like.new_full((q, q), C or 0.0))
+
+
 class Ridge(Regularizer):
     """A = λI: no coupling, R = (λ/2)‖W‖²."""
+
+    start = _multiple
 
     def coupling(self, Omega: Tensor) -> Tensor:
         return self.lam * torch.eye(len(Omega)).to(Omega)
 
-    def sums(self, Omega: Tensor) -> Form | None:
-        """Return B = I/λ, without any sums: U has no columns."""
-        if not self.has("sums"):
-            return None
-        return Form(Omega.new_full((len(Omega),), 1 / self.lam), Omega.new_empty(len(Omega), 0), Omega.new_empty(0, 0))
+    def sums(self, Omega: Relation) -> Form | None:
+        """Return B = I/λ, without any sums."""
+        return _uniform(Omega, 1 / self.lam) if self.has("sums") else None
 
 
 class Shrinking(Regularizer):
@@ -215,17 +227,16 @@ class Mean(Shrinking):
     Ref: Evgeniou and Pontil 2004.
     """
 
+    start = _multiple
+
     def coupling(self, Omega: Tensor) -> Tensor:
         eye = torch.eye(len(Omega)).to(Omega)
         return 2 * (self.lam * (eye - 1 / len(Omega)) + self.lam2 * eye)
 
-    def sums(self, Omega: Tensor) -> Form | None:
+    def sums(self, Omega: Relation) -> Form | None:
         """Return B = (I + (λ1/(λ2·K))·11ᵀ) / (2(λ1 + λ2))."""
-        if not self.has("sums"):
-            return None
-        K, delta = len(Omega), 1 / (2 * (self.lam + self.lam2))
-        C = delta * self.lam / (self.lam2 * K)
-        return Form(Omega.new_full((K,), delta), Omega.new_ones(K, 1), Omega.new_full((1, 1), C))
+        delta = 1 / (2 * (self.lam + self.lam2))
+        return _uniform(Omega, delta, delta * self.lam / (self.lam2 * len(Omega))) if self.has("sums") else None
 
 
 class SharedModel(Regularizer):
@@ -236,6 +247,8 @@ class SharedModel(Regularizer):
     Ref: Ma et al. 2015.
     """
 
+    start = _multiple
+
     def coupling(self, Omega: Tensor) -> Tensor:
         return torch.full_like(Omega, self.lam / len(Omega) ** 2)
 
@@ -244,11 +257,11 @@ class SharedModel(Regularizer):
             return super().inverse_coupling(Omega)
         return torch.full_like(Omega, 1 / self.lam)
 
-    def sums(self, Omega: Tensor) -> Form | None:
-        if not self.has("sums"):
-            return None
-        K = len(Omega)
-        return Form(Omega.new_zeros(K), Omega.new_ones(K, 1), Omega.new_full((1, 1), 1 / self.lam))
+    def sums(self, Omega: Relation) -> Form | None:
+        return _uniform(Omega, 0.0, 1 / self.lam) if self.has("sums") else None
+
+    def form(self, Omega: Relation) -> Form | None:
+        return _uniform(Omega, 0.0, self.lam / len(Omega) ** 2) if self.has("form", "sums") else super().form(Omega)
 
 
 class Graph(Shrinking):

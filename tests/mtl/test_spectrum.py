@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.data import Task
-from hmtl.mtl import MOCHA, SDCA, Clustered, Problem, Regularizer, Squared, TaskRelationship
-from hmtl.mtl.regularizers import dense
+from hmtl.mtl import MOCHA, SDCA, Clustered, Mean, Problem, Regularizer, Ridge, Squared, TaskRelationship
+from hmtl.mtl.regularizers import SharedModel, dense
 from hmtl.mtl.spectrum import Spectrum
 
 MAKERS = [lambda: TaskRelationship(0.3), lambda: TaskRelationship(0.3, 0.05), lambda: Clustered(0.3, clusters=2)]
@@ -128,7 +128,10 @@ def test_mocha_nearly_reaches_the_joint_optimum(lam):
     assert torch.equal(mocha.W, copy.W)
 
 
-@pytest.mark.parametrize("regularizer", [TaskRelationship(0.3), Clustered(0.3)], ids=str)
+FIXED = [Ridge(0.3), Mean(0.3, 0.05), SharedModel(0.2)]
+
+
+@pytest.mark.parametrize("regularizer", [TaskRelationship(0.3), Clustered(0.3), *FIXED], ids=str)
 def test_a_hundred_thousand_users(regularizer: Regularizer):
     """A matrix of all pairs of users would take 80 GB."""
     W = torch.randn(4, 100_000, dtype=torch.float64)

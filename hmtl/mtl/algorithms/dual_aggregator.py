@@ -14,7 +14,7 @@ from torch import Tensor
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import Aggregator, Ids
 from hmtl.mtl.participation import Participation
-from hmtl.mtl.regularizers import Regularizer, Relation, dense, plus_constant
+from hmtl.mtl.regularizers import Regularizer, Relation, plus_constant
 from hmtl.mtl.spectrum import Spectrum
 from hmtl.mtl.sums import Form, Grid
 
@@ -72,7 +72,7 @@ class Coupling:
     """A regularizer with an Ω [K, K], and what follows from both.
 
     Attributes:
-        regularizer: defines A.
+        regularizer, Omega: define A.
         B: A⁻¹, as a matrix [K, K] or a form.
         form: the form of B if it stays the same in all rounds, so that sums suffice; or None.
         total: λ0 + κ, if there is a common model, which is a block of its own.
@@ -88,6 +88,7 @@ class Coupling:
 
     def __init__(self, regularizer: Regularizer, Omega: Relation) -> None:
         self.regularizer = regularizer
+        self.Omega = Omega
         self.B = regularizer.inverse(Omega)
         self.form = None if regularizer.learns or isinstance(self.B, Tensor) else self.B
         self.step, self.total, self.keep = self.B, math.inf, 0.0
@@ -269,13 +270,13 @@ class SummedDualAggregator(Aggregator):
     S: Tensor
     t: Tensor
 
-    def __init__(self, coupling: Coupling, Omega: Relation, numbers: int, settings: DualSettings, grid: Grid) -> None:
+    def __init__(self, coupling: Coupling, numbers: int, settings: DualSettings, grid: Grid) -> None:
         super().__init__()
         self.coupling = coupling
-        self.Omega = Omega
         self.settings = settings
         self.grid = grid
-        self.register_buffer("S", torch.zeros(1, numbers, dtype=torch.int64, device=dense(Omega).device))
+        assert coupling.form is not None  # users send terms
+        self.register_buffer("S", torch.zeros(1, numbers, dtype=torch.int64, device=coupling.form.delta.device))
         self.register_buffer("t", torch.tensor(1.0, dtype=torch.float64))
 
     def agree(self, users: Mapping[str, Tensor]) -> dict[str, Tensor]:

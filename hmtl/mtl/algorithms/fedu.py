@@ -3,7 +3,6 @@
 K users, m parameters. `fedu_sums` has the two sides for a coupling that needs only sums over the users.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -12,7 +11,14 @@ from torch import Tensor, nn
 
 from hmtl.errors import ConfigError, RangeError
 from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, Users, no_sums, with_rows
-from hmtl.mtl.algorithms.fedu_sums import CoupleBySums, CoupleModels, CoupleTerms, PenaltySteps, SendCouplingTerms
+from hmtl.mtl.algorithms.fedu_sums import (
+    CoupleBySums,
+    CoupleModels,
+    CoupleTerms,
+    PenaltySteps,
+    SendCouplingTerms,
+    parts_of,
+)
 from hmtl.mtl.algorithms.networks import NetworkAlgorithm, NetworkUsers, Sending
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.penalties import dense_step, implicit_step, sparse_step
@@ -22,7 +28,6 @@ from hmtl.mtl.solvers.networks import NetworkSolver
 from hmtl.mtl.sums import Form
 
 BLOCK = 2**22  # numbers in a block of models
-MAX_PARTS = 2**31  # of a step on the penalty
 
 
 class FedUUsers(NetworkUsers):
@@ -66,21 +71,11 @@ class PenaltyDescent:
         W = W.double()  # large terms cancel for similar models
         return 0.5 * torch.dot(W.flatten(), (self._A @ W).flatten())
 
-    def parts(self, length: float) -> int:
-        """Return the number of parts in which a step of this length is taken."""
-        relative = length * self.steepest
-        if not relative < MAX_PARTS:
-            raise RangeError(
-                f"a gradient step on the regularizer is {relative:.3g} times as long as a stable one. Lower "
-                "solver.step or the strength of the regularizer."
-            )
-        return 1 if relative < 2 else math.ceil(relative)
-
     def all_models(self, W: Tensor, steps: Tensor, rate: float) -> Tensor:
         """Return the models of all users from W [K, m] after these numbers of local steps [K]."""
         lengths = rate * steps.to(self.A)
         take = sparse_step if self._A.is_sparse else dense_step
-        return take(self.A, W, lengths, self.parts(float(lengths.max())))
+        return take(self.A, W, lengths, parts_of(float(lengths.max()) * self.steepest))
 
 
 class LearnedPenalty(nn.Module):
@@ -186,20 +181,18 @@ class PenaltyCoupling:
     def sides(self, start: Tensor, messages: MessageKind) -> tuple[Sending, CouplingAggregator]:
         """Return what users send and receive, and the aggregator, for numbers that start at `start` [m]."""
         problem, start = self.problem, start.expand(self.problem.K, -1)
-        descent = self._descent(problem.regularizer, start.shape[1])
-        form = form_of(problem)
-        if form is None and messages == "sums":
+        form, sending = form_of(problem), Sending(start.shape[1])
+        if form is None:
+            descent = self._descent(problem.regularizer, start.shape[1])
+            if messages == "ivs":
+                return sending, FedUAggregator(start, descent, self.solver)
             if isinstance(descent, LearnedPenalty) or (descent.A - descent.A.diag().diag()).any():
                 raise no_sums(f"FedU with {type(problem.regularizer).__name__}")
             raise ConfigError(
                 "This regularizer does not couple the models, so there are no sums. Choose regularizer=mean, or "
                 "algorithm=local_networks, which sends nothing."
             )
-        sending = Sending(start.shape[1])
-        if form is None:
-            return sending, FedUAggregator(start, descent, self.solver)
-        assert isinstance(descent, PenaltyDescent)  # a learned Ω has no form
-        steps = PenaltySteps(form, descent.steepest, self.solver, problem.grid)
+        steps = PenaltySteps(form, self.solver, problem.grid)
         if messages == "ivs":
             return sending, CoupleModels(start, steps)
         return SendCouplingTerms(start[problem.users], steps, problem.users), CoupleTerms(start, steps)
@@ -286,5 +279,5 @@ def form_of(problem: Problem) -> Form | None:
     regularizer = problem.regularizer
     if regularizer.learns or problem.facts().shape[1]:
         return None
-    form = regularizer.form(regularizer.start_omega(problem.K).to(problem.s))
+    form = regularizer.form(regularizer.start(problem.K, problem.size).to(problem.s))
     return form if form is not None and form.q and bool((form.delta == form.delta[0]).all()) else None

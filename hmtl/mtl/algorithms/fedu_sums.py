@@ -9,10 +9,23 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from hmtl.errors import RangeError
 from hmtl.mtl.algorithms.base import Aggregator, Ids, of_rows, with_rows
 from hmtl.mtl.algorithms.networks import Sending
 from hmtl.mtl.solvers.networks import NetworkSolver
-from hmtl.mtl.sums import Form, Grid, Terms, blocks
+from hmtl.mtl.sums import Form, Grid, Terms, blocks, fitting
+
+MAX_PARTS = 2**31  # of a step on the penalty
+
+
+def parts_of(relative: float) -> int:
+    """Return the number of parts in which a step is taken that is `relative`/λ_max(A) long."""
+    if not relative < MAX_PARTS:
+        raise RangeError(
+            f"a gradient step on the regularizer is {relative:.3g} times as long as a stable one. Lower solver.step or "
+            "the strength of the regularizer."
+        )
+    return 1 if relative < 2 else math.ceil(relative)
 
 
 class PenaltySteps:
@@ -24,22 +37,24 @@ class PenaltySteps:
         w_k ← κ (w_k − U_k G s) + U_k G N s,   κ = (1 − x·a/p)^p,   N = (I − (x/p)·(aI + UᵀU C))^p.
     As steps become short, p = 1 for all users, and models approach a stationary point of the same objective.
 
+    U is scaled by a power of two, and C against it, so that terms fit on the grid whatever K is.
+
     Args:
         form: form of A, with all δ_k = a; see `Form.coupling`.
-        steepest: λ_max(A).
         solver: gives the step sizes μ_t.
         grid: grid of the terms.
     """
 
-    def __init__(self, form: Form, steepest: float, solver: NetworkSolver, grid: Grid) -> None:
-        self.form = form
-        self.steepest = steepest
+    def __init__(self, form: Form, solver: NetworkSolver, grid: Grid) -> None:
+        scale = fitting(float(form.U.abs().sum(0).max()))
+        self.form = form = Form(form.delta, form.U * scale, form.C / scale**2)
         self.rate = solver.rate
         self.grid = grid
         self.a = float(form.delta[0])
         gram = form.U.T @ form.U
         self._G = torch.linalg.inv(gram)
         self._slope = self.a * torch.eye(form.q).to(gram) + gram @ form.C
+        self.steepest = max(self.a, float(torch.linalg.eigvals(self._slope).real.max()))
 
     def terms(self, W: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
         """Return the terms [n, q, m] of models W [n, m] of these users in the sums, int64."""
@@ -67,7 +82,7 @@ class PenaltySteps:
 
     def _step(self, x: float) -> tuple[float, Tensor]:
         """Return κ, and G (N − κI) [q, q], of a step of length x."""
-        parts = 1 if x * self.steepest < 2 else math.ceil(x * self.steepest)
+        parts = parts_of(x * self.steepest)
         keep, eye = (1 - x / parts * self.a) ** parts, torch.eye(self.form.q).to(self._G)
         N = torch.linalg.matrix_power(eye - x / parts * self._slope, parts)
         return keep, self._G @ (N - keep * eye)

@@ -18,7 +18,7 @@ from hmtl.mtl.algorithms.dual_users import DualUsers, LocalUsers, SummedDualUser
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
-from hmtl.mtl.regularizers import Relation, Ridge, SharedModel, conjugate, dense
+from hmtl.mtl.regularizers import Relation, Ridge, SharedModel, conjugate
 from hmtl.mtl.solvers.sdca import DualSolver
 from hmtl.mtl.sums import Form
 
@@ -86,7 +86,7 @@ class MOCHA(Algorithm):
         regularizer = problem.regularizer
         if regularizer.learns or problem.facts().shape[1]:
             return 0
-        form = regularizer.sums(regularizer.start_omega(problem.K).to(problem.s))
+        form = regularizer.sums(regularizer.start(problem.K, problem.size).to(problem.s))
         return form.q if form is not None else 0
 
     def _sides(self, messages: MessageKind) -> tuple[DualUsers, DualAggregator | SummedDualAggregator]:
@@ -104,8 +104,7 @@ class MOCHA(Algorithm):
                 "This regularizer does not couple the models, so there are no sums. Choose algorithm=local instead."
             )
         users = SummedDualUsers(problem, self.solver, settings, form)
-        numbers = users.numbers
-        return users, SummedDualAggregator(aggregator.coupling, aggregator.Omega, numbers, settings, problem.grid)
+        return users, SummedDualAggregator(aggregator.coupling, users.numbers, settings, problem.grid)
 
     def setup(self) -> tuple[Users, Aggregator] | None:
         """As `Algorithm.setup`: facts up, c_k down; None if A follows from the configuration alone."""
@@ -141,7 +140,7 @@ class MOCHA(Algorithm):
 
     @property
     def relation(self) -> Relation:
-        return self.aggregator.Omega
+        return self.aggregator.coupling.Omega
 
     @property
     def a(self) -> Tensor:
@@ -166,8 +165,8 @@ class MOCHA(Algorithm):
 
     def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
         # V is computed from the duals, since the wire may have rounded the IVs that the aggregator's V sums up
-        coupling, Omega = self.aggregator.coupling, self.aggregator.Omega
-        R = coupling.regularizer
+        coupling = self.aggregator.coupling
+        R, Omega = coupling.regularizer, coupling.Omega
         W, V = measured["W"].T, measured["V"].T
         losses, conjugates = measured["losses"].sum(), measured["conjugates"].sum()
         with torch.no_grad():
@@ -194,10 +193,9 @@ class MOCHA(Algorithm):
     @property
     def _penalty(self) -> Form:
         """A of the regularizer as a form; with one model for all users, R(w) is divided among them."""
-        regularizer, Omega = self.aggregator.coupling.regularizer, dense(self.aggregator.Omega)
+        regularizer, Omega = self.aggregator.coupling.regularizer, self.aggregator.coupling.Omega
         if isinstance(regularizer, SharedModel):
-            K = self.problem.K
-            return Form(Omega.new_full((K,), regularizer.lam / K), Omega.new_empty(K, 0), Omega.new_empty(0, 0))
+            regularizer = Ridge(regularizer.lam / self.problem.K)
         form = regularizer.form(Omega)
         assert form is not None  # users send terms
         return form

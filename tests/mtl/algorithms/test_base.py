@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from hmtl.communication import CodedHierarchical, Communicator, Network, Sums, Uncoded
 from hmtl.config.build import build_algorithm, build_problem, build_tasks
@@ -120,6 +121,31 @@ def test_state_is_a_snapshot_from_which_training_continues(random_problem, learn
     assert results[0][1] == results[1][1]
     copied = copy.deepcopy(whole)
     assert torch.equal(play(copied, 8, 9).W, play(whole, 8, 9).W)
+
+
+class NoPairs(TorchFunctionMode):
+    """Lets no call of torch return a matrix of all pairs of K users."""
+
+    def __init__(self, K: int) -> None:
+        super().__init__()
+        self.K = K
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple) else (result,):
+            assert not isinstance(each, torch.Tensor) or each.numel() < self.K**2, f"{function.__name__}: {each.shape}"
+        return result
+
+
+@pytest.mark.parametrize("messages", ["ivs", "sums"])
+@pytest.mark.parametrize("learner", ["mocha", "cocoa+", "cocoa", "local", "fedu"])
+def test_no_matrix_of_all_pairs_of_users(random_problem, learner: str, messages: str) -> None:
+    """Where the coupling is the same for all of them."""
+    problem = random_problem(3, K=200, regularizer=Mean(0.05, 0.02), loss=Logistic()).problem
+    with NoPairs(200):
+        algorithm = play((LEARNERS | OTHERS)[learner](problem, messages=messages), 0, 3)
+        assert algorithm.metrics()["primal"] > 0
+        algorithm.load_state_dict(algorithm.state_dict())
 
 
 @every_learner
