@@ -105,6 +105,7 @@ def test_relatives_send_one_clipped_term(algorithm: type[FedAvg]) -> None:
         (FedAvg, {}, False),
         (FedProx, {"mu": 0.1}, False),
         (Ditto, {"lam": 0.1}, False),
+        (PFedMe, {"lam": 0.5}, False),
         (FedPer, {}, True),
         (FedRep, {}, True),
         (LGFedAvg, {}, True),

@@ -180,6 +180,7 @@ class PenaltyCoupling:
 
     def sides(self, start: Tensor, messages: MessageKind) -> tuple[Sending, CouplingAggregator]:
         """Return what users send and receive, and the aggregator, for numbers that start at `start` [m]."""
+        self.solver.rate(0)  # raises if the solver has no step size
         problem, start = self.problem, start.expand(self.problem.K, -1)
         form, sending = form_of(problem), Sending(start.shape[1])
         if form is None:

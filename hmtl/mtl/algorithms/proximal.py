@@ -76,6 +76,10 @@ class PersonalAlgorithm(FedAvg):
         self.lam = lam
         super().__init__(problem, solver, model, **options)
 
+    @property
+    def remembers(self) -> bool:
+        return False  # a user's term follows from w alone
+
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"lam": self.lam}
 
@@ -107,10 +111,6 @@ class Ditto(PersonalAlgorithm):
 
     Ref: Li et al. 2021, *Ditto: fair and robust federated learning through personalization*, algorithm 1.
     """
-
-    @property
-    def remembers(self) -> bool:
-        return False  # a user's term follows from w alone
 
     def _users(self, sending: Sending) -> DittoUsers:
         self.solver.check_proximal("lam", self.lam)

@@ -39,7 +39,7 @@ def test_a_step_is_that_of_numpy(kind, K, m, lam, seed):
     """w′ + X A w′ = w with the best Ω for w, for users with any numbers of steps, and some who were not heard."""
     rng, regularizer = np.random.default_rng(seed), KINDS[kind](lam)
     start, trained = torch.from_numpy(rng.normal(size=m)).expand(K, m), rng.normal(size=(K, m)) + rng.normal(size=m)
-    aggregator = FedUAggregator(start, LearnedPenalty(regularizer, K, m), LocalSGD(0.5, decay=1.0), True)
+    aggregator = FedUAggregator(start, LearnedPenalty(regularizer, K, m), LocalSGD(0.5, decay=1.0))
     W, Sigma, w0 = start.numpy(), np.eye(K) / K, 0.0
     for round in range(3):
         heard = np.flatnonzero(rng.random(K) < 0.8)
