@@ -3,18 +3,20 @@
 import copy
 import subprocess
 import sys
+import warnings
 
 import cvxpy as cp
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
-from sklearn.metrics import r2_score
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.metrics import log_loss, r2_score, roc_auc_score
 
 from hmtl import MultiTask
 from hmtl.errors import ConfigError, DataError
-from hmtl.mtl import Mean, Ridge, Squared
+from hmtl.mtl import Hinge, Mean, Ridge, Squared
 
 K, D = 4, 5
 
@@ -35,7 +37,9 @@ def test_the_gap_bounds_the_distance_from_the_optimum():
         w, sign = cp.Variable(D), np.where(label == "lo", 1, -1)
         loss = cp.sum(cp.pos(1 - cp.multiply(sign, x @ w))) / len(x) + 0.05 * cp.sum_squares(w)
         best += cp.Problem(cp.Minimize(loss)).solve(solver=cp.CLARABEL)
-    model = MultiTask(regularizer=Ridge(0.1), intercept=False, standardize="none", tolerance=1e-4).fit(X, y)
+    model = MultiTask(loss=Hinge(), regularizer=Ridge(0.1), intercept=False, standardize="none", tolerance=1e-4).fit(
+        X, y
+    )
     assert -1e-9 <= model.primal_ - best <= model.gap_ + 1e-9
     assert model.gap_ <= 1e-4 * model.primal_
     assert model.rounds_ < 200
@@ -182,18 +186,101 @@ def test_few_rows_are_no_worse_than_training_alone_or_one_model(parameters):
         assert own < error(pooled, [np.concatenate(test[0])], [np.concatenate(test[1])])
 
 
-def test_attributes_with_random_effects():
+@pytest.mark.parametrize("parameters", [{}, {"lam": 0.3}, {"regularizer": "random_effects"}])
+def test_gap_and_relation(parameters):
     X, y = schools(6)
-    model = MultiTask().fit(X, y)
-    assert model.gap_ >= 0
-    assert model.Omega_.shape == (40, 40)
-    model.set_params(regularizer="random_effects").fit(X, y)
-    assert not hasattr(model, "gap_")
-    assert not hasattr(model, "Omega_")
-    with pytest.raises(ConfigError, match="squared"):
-        model.fit(X, [np.sign(t - 50) for t in y])
-    with pytest.raises(ConfigError, match="regularizer"):
-        MultiTask(regularizer="none").fit(X, y)
+    for targets in (y, [np.where(t > 50, "hi", "lo") for t in y]):
+        model = MultiTask(**parameters).fit(X, targets)
+        assert 0 <= model.gap_ <= 1e-3 * model.primal_
+        assert np.linalg.eigvalsh(model.Omega_)[0] > 0
+        assert model.Omega_.shape == (40, 40)
+
+
+def test_random_effects_are_refused():
+    X, y = schools(6)
+    for parameters in ({"loss": Hinge()}, {"regularizer": "none"}):
+        with pytest.raises(ConfigError, match="regularizer"):
+            MultiTask(**{"regularizer": "random_effects"} | parameters).fit(X, [np.sign(t - 50) for t in y])
+
+
+def test_unlike_scales():
+    """Seven tasks whose targets have standard deviations of 1 to 20: not worse than each on its own."""
+    rng = np.random.default_rng(0)
+    units, w = np.array([1, 2, 3, 5, 8, 13, 20]), rng.normal(size=6)
+    X = rng.normal(size=(7, 250, 6))
+    W = w + 0.2 * rng.normal(size=(7, 6))
+    y = (np.einsum("knd,kd->kn", X, W) + rng.normal(size=(7, 250)) + rng.normal(size=(7, 1))) * units[:, None]
+    train, test = (X[:, :50], y[:, :50]), (X[:, 50:], y[:, 50:])
+
+    def error(predicted):
+        return np.mean(np.square(predicted - test[1]).mean(1) / test[1].var(1))
+
+    alone = [RidgeCV(np.logspace(-3, 3, 13)).fit(*rows).predict(x) for *rows, x in zip(*train, test[0], strict=True)]
+    for parameters, most in (({}, error(np.array(alone))), ({"lam": 0.3}, 1)):  # 1: the error of the mean
+        model = MultiTask(**parameters).fit([*train[0]], [*train[1]])
+        assert error(np.array(model.predict([*test[0]]))) < most
+
+
+def test_few_positive_labels():
+    """6 % positives, 40 rows a task: better than each task on its own, and than one model."""
+    rng = np.random.default_rng(1)
+    X, task = rng.normal(size=(8000, 4)), np.repeat(np.arange(40), 200)
+    effects = np.array([1.0, -0.6, 0.4, 0.0]) + 0.3 * rng.normal(size=(40, 4))
+    score = (X * effects[task]).sum(1) - 4.2 + rng.normal(size=40)[task]
+    y = (rng.random(8000) < 1 / (1 + np.exp(-score))).astype(int)
+    seen = np.arange(8000) % 200 < 40
+    assert 0.05 < y.mean() < 0.09
+    model = MultiTask().fit(X[seen], y[seen], groups=task[seen])
+    ours = model.predict_proba(X[~seen], task[~seen])[:, 1]
+    alone, pooled = np.zeros((~seen).sum()), LogisticRegression().fit(X[seen], y[seen]).predict_proba(X[~seen])[:, 1]
+    for k in range(40):
+        own, new = seen & (task == k), task[~seen] == k
+        if y[own].any():
+            alone[new] = LogisticRegression().fit(X[own], y[own]).predict_proba(X[~seen][new])[:, 1]
+    for other in (alone, pooled):
+        assert roc_auc_score(y[~seen], ours) > roc_auc_score(y[~seen], other)
+        assert log_loss(y[~seen], ours) < log_loss(y[~seen], other)
+
+
+@pytest.mark.parametrize("deviation", [0.0, 1.0], ids=["same slopes", "other slopes"])
+def test_the_evidence_decides_whether_slopes_differ(deviation):
+    rng = np.random.default_rng(2)
+    X, task = rng.normal(size=(1200, 5)), np.repeat(np.arange(30), 40)
+    W = rng.normal(size=5) + deviation * rng.normal(size=(30, 5))
+    y = (X * W[task]).sum(1) + 2 * rng.normal(size=30)[task] + rng.normal(size=1200)
+    model = MultiTask().fit(X, y, groups=task)
+    assert (np.ptp(model.models_.W[:, :5], axis=0).max() < 1e-9) == (deviation == 0)
+    assert np.ptp(model.models_.W[:, 5]) > 1
+
+
+@pytest.mark.parametrize("kind", ["numbers", "labels"])
+def test_awkward_rows(kind):
+    """One row, one class or one number in a task, equal and constant columns, more features than rows, other units."""
+    rng = np.random.default_rng(3)
+    task = np.array([0, *[1] * 2, *[2] * 30, *[3] * 30, *[4] * 30])
+    X = rng.normal(size=(len(task), 40))
+    X[:, 1], X[:, 2], X[:, 3] = X[:, 0], 7.0, 1e9 * X[:, 3]
+    y = X[:, 0] + task + 0.1 * rng.normal(size=len(task))
+    y[task == 3] = 5.0
+    if kind == "labels":
+        y = (y > 2).astype(int)  # of one class in the tasks 0, 3 and 4
+    for part in (slice(None), task > 1, task == 2):
+        for standardize in ("all", "none"):
+            model = MultiTask(standardize=standardize).fit(X[part], y[part], groups=task[part])
+            outputs = model.predict_proba if kind == "labels" else model.predict
+            assert np.isfinite(outputs(X[part], task[part])).all()
+            assert model.score(X[part], y[part], groups=task[part]) > 0.7
+            assert 0 <= model.gap_ <= 1e-3 * model.primal_
+
+
+def test_a_fit_that_stops_early_warns():
+    X, y = drawn(9)
+    for parameters in ({}, {"lam": 0.01}):
+        with pytest.warns(ConvergenceWarning, match="rounds=1"):
+            MultiTask(rounds=1, **parameters).fit(X, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MultiTask().fit(X, y)
 
 
 def test_the_import_does_not_wait_for_torch():

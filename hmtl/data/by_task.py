@@ -3,6 +3,7 @@
 Shapes: n rows, d columns, K tasks.
 """
 
+import difflib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -185,7 +186,8 @@ def split_off(X: Any, task: str | int | None) -> tuple[Any, Any]:
     names: list[Any] = [*(arrays.all_columns(X) or range(X.shape[1] if len(X.shape) > 1 else 0))]
     at: Any = names.index(task) if isinstance(task, str) and task in names else task
     if not isinstance(at, int | np.integer) or not -len(names) <= at < len(names):
-        remedy = f"Set task to one of {few([*map(repr, names)])}."
+        near = difflib.get_close_matches(str(task), [*map(str, names)], n=1)
+        remedy = f"Did you mean {near[0]!r}?" if near else f"Set task to one of {few([*map(repr, names)])}."
         if isinstance(task, str) and not arrays.all_columns(X):
             remedy += " In a Pipeline, steps keep the names of columns with set_output(transform='pandas')."
         raise DataError(f"X has no column {task!r} of tasks. {remedy}")

@@ -26,7 +26,7 @@ from hmtl.data.table_features import TableFeatures
 from hmtl.errors import ConfigError, DataError, few
 from hmtl.io.files import add_digest, check_digest, replacing, write_json
 from hmtl.io.npz import load_arrays, open_file
-from hmtl.mtl import Algorithm
+from hmtl.mtl import Algorithm, MixedEffects
 from hmtl.mtl.networks.flat import FlatModel, MakeModel
 
 
@@ -293,7 +293,9 @@ def _check(models: Models, is_network: bool) -> None:
         raise ValueError(f"the table has {len(models.table.names)} features, not {list(models.shape)}")
 
 
-def models_of(algorithm: Algorithm, W: Tensor | None = None, tasks: Sequence[Task] | None = None) -> Models:
+def models_of(
+    algorithm: Algorithm | MixedEffects, W: Tensor | None = None, tasks: Sequence[Task] | None = None
+) -> Models:
     """Return the models that an algorithm has trained.
 
     Args:

@@ -1,7 +1,8 @@
-"""Multi-task learning in the manner of scikit-learn: `MultiTask(lam=0.01).fit(X, y).predict(X)`."""
+"""Multi-task learning in the manner of scikit-learn: `MultiTask().fit(X, y).predict(X)`."""
 
 from __future__ import annotations  # so that torch and the learners, a second, are imported by the first fit
 
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
-from scipy.special import log_expit, softmax
+from scipy.special import digamma, log_expit, polygamma, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from hmtl.data import Task
     from hmtl.data.by_task import TaskRows
     from hmtl.data.preprocessing import Scope
-    from hmtl.mtl import MOCHA, Algorithm, Loss, Problem, Regularizer
+    from hmtl.mtl import MOCHA, Loss, MixedEffects, Problem, Regularizer
     from hmtl.mtl.regularizers import Relation
 
 
@@ -38,16 +40,17 @@ def _has_probabilities(model: MultiTask) -> bool:
     """Return True, or raise AttributeError if a model has no probabilities; it says more than False would."""
     from hmtl.mtl import Logistic
 
-    if not _predicts_labels(model) or not isinstance(model.loss, Logistic):
-        raise AttributeError("Probabilities are of labels, by the logistic loss. Give loss=hmtl.mtl.Logistic().")
+    if not _predicts_labels(model) or not isinstance(model.loss, Logistic | None):
+        raise AttributeError("Probabilities are of labels, by the logistic loss. Leave loss out.")
     return True
 
 
 class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """Linear models for related tasks, trained by MOCHA in one process.
+    """Linear models for related tasks, trained in one process.
 
-    Minimizes the sum of all tasks' mean losses plus a penalty that couples the tasks' weights. The duality gap bounds
-    the distance of the objective from its optimum. Parameters and attributes follow the conventions of scikit-learn.
+    By default, the strength of the coupling is learned from the rows, in closed form. With `lam` or `regularizer`,
+    MOCHA minimizes the sum of all tasks' mean losses plus a penalty that couples the tasks' weights. The duality gap
+    bounds the distance of the objective from its optimum. Parameters and attributes follow scikit-learn's conventions.
 
     Rows come in one of two forms. A table of all rows has a column `task` that names the task of each row; so it fits
     `cross_val_score`, `GridSearchCV` and `Pipeline`. Instead of a column, `groups` may name the tasks; scikit-learn's
@@ -55,25 +58,30 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
     predictions are then lists, too. Clones refuse lists, since the folds of scikit-learn's tools would run over tasks.
 
     Args:
-        lam: Regularization strength λ; must be a positive float. If None, 0.3 for numbers and 0.01 for labels. Ignored
-            if `regularizer` is given.
-        regularizer: Penalty that couples the tasks. If None, `Common(lam)`: a model of all tasks, and deviations whose
-            relation between the tasks is learned. "random_effects", for numbers: all models are draws from a normal
-            distribution that is learned too, with no λ; see `hmtl.mtl.RandomEffects`.
-        loss: Loss function. If None, the hinge loss for labels, and the squared error if y holds floats with more than
-            two values. Several classes are learned one-vs-rest.
+        lam: Regularization strength λ of `Common`; must be a positive float. If None, nothing has to be tuned: see
+            `regularizer`. Ignored if that is given.
+        regularizer: Penalty that couples the tasks, trained by MOCHA. If None, `Common(lam)` if `lam` is given; else
+            models are draws from a normal distribution, whose variances maximise the evidence, which also decides
+            whether tasks differ in more than their intercepts (`hmtl.mtl.MixedEffects`). "random_effects": they do.
+            Sparse rows, more than 300 features, other losses, and K·d² above 2e7, have `Common(0.3)` for numbers and
+            `Common(0.01)` for labels instead.
+        loss: Loss function. If None, the logistic loss for labels, and the squared error if y holds floats with more
+            than two values. Several classes are learned one-vs-rest.
         task: Name or position of the column of X that names the task of each row, with values of any type. It is not a
             feature.
         class_weight: Weights of the rows of each class within a task: "balanced", inversely proportional to the number
             of its rows; or a dictionary of weights by label, 1 for others.
-        rounds: Maximum number of rounds.
+        rounds: Maximum number of rounds, or of iterations of each fit of random effects.
         tolerance: Relative precision of the solution: training stops when the duality gap is at most `tolerance` times
-            the primal objective, and Ω, if it is learned, has settled to the same precision.
+            the primal objective, and Ω or the evidence, if learned, has settled to the same precision. Otherwise, a
+            `ConvergenceWarning` is given.
         intercept: Whether to fit an intercept, whose weight is regularised like the others.
         standardize: Training rows whose mean and standard deviation scale the features: "task", "all" or "none", see
             `hmtl.data.Preprocessing`.
         center: Training rows whose mean is subtracted from numbers to predict, as for `standardize`. If None, "all" for
-            `Common` and random effects, which learn how the means of the tasks differ, and "task" for others.
+            `Common` and random effects, which learn how the means of the tasks differ, and "task" for others. Then each
+            task's numbers are divided by their standard deviation, which is shrunk to those of other tasks if few rows
+            leave it uncertain; random effects do so if the evidence is higher. "none": they are not divided, either.
         seed: Seed of the order in which rows are visited.
 
     Attributes:
@@ -83,8 +91,10 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         n_features_in_: Number of columns of X.
         feature_names_in_: Names of the columns of X, if all are strings.
         gap_: Duality gap of the solution: an upper bound on how much the objective exceeds its optimum, at the Ω of the
-            solution's round. Not for random effects.
-        primal_: Primal objective of the solution; for random effects, minus the log-likelihood.
+            solution's round, or at the learned variances. In units of `primal_`.
+        primal_: Primal objective of the solution, for numbers in units of the squared standard deviations by which the
+            targets are divided. For random effects, minus the logarithm of the models' posterior density, up to a
+            constant: losses are divided by the variance of the noise, and summed over rows.
         rounds_: Number of rounds that were run.
 
     Ref: Smith et al. 2017.
@@ -153,7 +163,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         """
         from hmtl.data import Preprocessing, arrays, by_task, prepare
         from hmtl.inference.models import models_of
-        from hmtl.mtl import Common, Hinge, Problem, RandomEffects, Regularizer, Squared
+        from hmtl.mtl import Common, Logistic, MixedEffects, Problem, Regularizer, Squared
 
         self._check_parameters()
         if is_list := by_task.is_list(X):
@@ -164,33 +174,51 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         else:
             rows = by_task.from_table(X, y, sample_weight, self.task, groups)
         labels = self._labels(rows.y)
-        loss = self.loss or (Squared() if labels is None else Hinge())
+        loss = self.loss or (Squared() if labels is None else Logistic())
         lam = self.lam if self.lam is not None else 0.3 if labels is None else 0.01
-        random = isinstance(self.regularizer, str)
-        if random and sample_weight is not None:
-            raise ConfigError("Random effects support no sample_weight. Leave it out, or choose another regularizer.")
-        tasks = self._tasks(rows, labels)
-        regularizer = self.regularizer if isinstance(self.regularizer, Regularizer) else Common(lam)
-        usual: Scope = "all" if random or regularizer.common is not None else "task"
+        prior = self.regularizer if isinstance(self.regularizer, Regularizer) else Common(lam)
+        usual: Scope = "task" if prior.common is None else "all"
         center = (self.center or usual) if labels is None else "none"
-        preprocessing = Preprocessing(self.intercept, self.standardize, center)
-        problem = Problem(prepare(tasks, preprocessing), loss, regularizer)
-        algorithm: Algorithm
-        for name in ("gap_", "classes_", "feature_names_in_", "_relation", "_new"):  # from an earlier fit
+        tasks = prepare(self._tasks(rows, labels), Preprocessing(self.intercept, self.standardize, center))
+        for name in ("classes_", "feature_names_in_", "_relation", "_new"):  # from an earlier fit
             self.__dict__.pop(name, None)
-        if random:
-            algorithm = RandomEffects(problem)
-            W, metrics = algorithm.W, algorithm.metrics()
-            new: Tensor | None = algorithm.aggregator.w0[:, None]
-            self.rounds_ = 1
+        scales = _scales([task.y_train.numpy() for task in tasks], center != "none")
+        problem = Problem(tasks, loss, prior)
+        units = problem.s.new_tensor(scales)
+        is_random = isinstance(self.regularizer, str)
+        algorithm: MOCHA | MixedEffects
+        new: Tensor | None
+        if is_random or (self.regularizer is None and self.lam is None and MixedEffects.supports(problem)):
+            choices = [units] if (scales == scales[0]).all() else [units, units**0]
+            if not MixedEffects.supports(problem):
+                raise ConfigError(
+                    'regularizer="random_effects" needs dense rows, the squared or logistic loss, at most 300 features '
+                    "and K·d² of at most 2e7. Leave it out, or choose another regularizer."
+                )
+            options = (self.intercept, not is_random, self.rounds, self.tolerance, self.seed)
+            algorithm = MixedEffects(problem, choices, *options)
+            self.primal_, self.gap_, self.rounds_ = algorithm.primal, algorithm.gap, algorithm.iterations
+            W, new, converged = algorithm.W, algorithm.w0, algorithm.settled
+            relation = prior.update_omega(W / units, prior.start(*reversed(W.shape)))
         else:
-            algorithm, W, metrics = self._train(problem)
-            self.gap_ = metrics["gap"]
-            prior = problem.regularizer
-            self._relation = algorithm.relation if prior.learns else None
-            new = prior.split(W, algorithm.relation) if isinstance(prior, Common) else None
+            if labels is None:
+                divided = [replace(task, y_train=task.y_train / s) for task, s in zip(tasks, scales, strict=True)]
+                problem = Problem(divided, loss, prior)
+            algorithm, W, metrics, converged = self._train(problem)
+            self.primal_, self.gap_ = metrics["primal"], metrics["gap"]
+            relation = algorithm.relation
+            new = prior.split(W, relation) * units.log().mean().exp() if isinstance(prior, Common) else None
+            W = W * units
+        if not converged:
+            warnings.warn(
+                f"The fit has not converged after rounds={self.rounds}: the duality gap is {self.gap_:.2g}, the "
+                f"objective {self.primal_:.2g}, and tolerance={self.tolerance:g}. Raise rounds, or tolerance.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        if prior.learns:
+            self._relation = relation
         self.models_ = models_of(algorithm, W)
-        self.primal_ = metrics["primal"]
         if labels is not None:
             self.classes_ = self.models_.labels
         if new is not None and "task" not in (self.standardize, center):
@@ -202,8 +230,8 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             self.feature_names_in_ = np.array(columns, dtype=object)
         return self
 
-    def _train(self, problem: Problem) -> tuple[MOCHA, Tensor, dict[str, float]]:
-        """Return MOCHA after its last round, and the models of the best round with their metrics."""
+    def _train(self, problem: Problem) -> tuple[MOCHA, Tensor, dict[str, float], bool]:
+        """Return MOCHA after its last round, the models and metrics of the best round, and whether it converged."""
         from hmtl.mtl import MOCHA, SDCA
 
         mocha = MOCHA(problem, SDCA(10), rounds=self.rounds, seed=self.seed)
@@ -219,11 +247,13 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
                 W, metrics, least = mocha.W, now, rank
             if converged:
                 break
-        return mocha, W, metrics
+        return mocha, W, metrics, converged
 
     @property
     def Omega_(self) -> NDArray[np.float64]:
-        """Learned relation between the tasks, [K, K], computed on access.
+        """Learned relation Ω between the tasks, [K, K], computed on access.
+
+        Of random effects it is the Ω that `Common` would learn from the fitted models, in units of the scaled targets.
 
         Raises:
             AttributeError: the regularizer learns no relation, or `fit` was not called.
@@ -430,7 +460,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
 class MultiTaskClassifier(ClassifierMixin, MultiTask):  # type: ignore[misc]  # scikit-learn has no types
     """`MultiTask` for labels of any type, which scikit-learn's tools know as a classifier.
 
-    Folds are stratified by default. For `predict_proba`, give `loss=hmtl.mtl.Logistic()`.
+    Folds are stratified by default.
     """
 
     _predicts = "labels"
@@ -449,3 +479,24 @@ def _probabilities(scores: NDArray[Any]) -> NDArray[Any]:
     each = np.stack([-scores, scores], axis=1) if scores.ndim == 1 else scores
     probabilities: NDArray[Any] = softmax(log_expit(each), axis=1)
     return probabilities
+
+
+def _scales(targets: Sequence[NDArray[np.float64]], scaled: bool) -> NDArray[np.float64]:
+    """Return the unit of each task's targets [K]: their standard deviation, nearer to that of the others if uncertain.
+
+    log s² is normal with the variance ψ′(f/2) for f + 1 rows of normal numbers; the variance between the tasks is that
+    of DerSimonian and Laird 1986.
+    """
+    logs, errors = np.zeros(len(targets)), np.full(len(targets), np.inf)
+    for k, own in enumerate(targets):
+        if scaled and (half := (len(own) - 1) / 2) and (variance := own.var(ddof=1)) > 1e-24 * np.square(own).mean():
+            logs[k], errors[k] = np.log(variance) - digamma(half) + np.log(half), polygamma(1, half)
+    if not (weights := 1 / errors).any():
+        return np.ones(len(targets))
+    mean = weights @ logs / weights.sum()
+    excess = weights @ np.square(logs - mean) - (weights > 0).sum() + 1
+    between = max(0.0, excess / max(weights.sum() - weights @ weights / weights.sum(), 1e-300))
+    units: NDArray[np.float64] = np.exp(
+        (mean + np.where(weights > 0, between / (between + errors), 0) * (logs - mean)) / 2
+    )
+    return units

@@ -7,7 +7,7 @@ from hmtl.mtl.algorithms.fedu import FedU
 from hmtl.mtl.algorithms.local_networks import LocalNetworks
 from hmtl.mtl.algorithms.mocha import MOCHA, CoCoA, Local
 from hmtl.mtl.algorithms.proximal import Ditto, FedProx, PFedMe
-from hmtl.mtl.algorithms.random_effects import RandomEffects
+from hmtl.mtl.algorithms.random_effects import MixedEffects, RandomEffects
 from hmtl.mtl.algorithms.scaffold import Scaffold
 from hmtl.mtl.algorithms.setup_exchange import preprocessing_setups
 
@@ -25,6 +25,7 @@ __all__ = [
     "LGFedAvg",
     "Local",
     "LocalNetworks",
+    "MixedEffects",
     "PFedMe",
     "RandomEffects",
     "Scaffold",

@@ -1,10 +1,12 @@
-"""Random effects: users' models are draws from one normal distribution, whose mean and covariance EM learns.
+"""Random effects: users' models are draws from one normal distribution, whose mean and covariance are learned.
+
+`RandomEffects` does so over a network, by maximum likelihood; `MixedEffects` in one process, by the evidence.
 
 K users, d features, n_k rows of user k, N rows in total.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +17,14 @@ from torch import Tensor
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Algorithm, Ids, MessageKind, Users, with_rows
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
-from hmtl.mtl.losses import Squared
+from hmtl.mtl.losses import Logistic, Squared
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.solvers.base import LocalSolver
 
 MOST_FEATURES = 300  # D and each user's statistics have d² numbers, and an iteration takes K·d³ operations
+MOST_NUMBERS = 2 * 10**7  # in all users' statistics in one process, of which some ten copies are in memory
+OBSERVED = 30  # how many models the prior of a full D counts as
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,3 +254,232 @@ class RandomEffects(Algorithm):
 
     def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
         return {"primal": float(self.aggregator.minus_log_likelihood)}
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """Models w_k = w0 + u_k of one score with u_k ~ N(0, D) and w0 ~ N(0, Γ).
+
+    Attributes:
+        W: most probable models [K, d].
+        w0: most probable w0 [d].
+        D: covariance of u_k [d, d].
+        spread: variance of the components of w0, except for the intercept, whose prior is nearly flat.
+        noise: variance of the noise; 1 for labels.
+        evidence: log-likelihood of D, Γ and the noise; for labels, by Laplace's approximation.
+        primal: Σ ω ℓ / noise + ½ Σ u_kᵀD⁻¹u_k + ½ w0ᵀΓ⁻¹w0.
+        gap: duality gap, a bound of how much `primal` exceeds its minimum over all models.
+        iterations: number of iterations.
+        settled: whether the evidence and the models have converged.
+    """
+
+    W: Tensor
+    w0: Tensor
+    D: Tensor
+    spread: Tensor
+    noise: Tensor
+    evidence: float
+    primal: float
+    gap: float
+    iterations: int
+    settled: bool
+
+
+class MixedEffects:
+    """Linear models of numbers or labels as draws from a normal distribution, with all variances from the rows.
+
+    The evidence, less the number of variances, decides between models that differ in their intercepts only and models
+    whose slopes differ, too, with one variance; and between units of the targets. One variance for all slopes is then
+    the mean of an inverse Wishart prior of a full D, which counts as `OBSERVED` models and is used up to that many
+    features.
+
+    Args:
+        problem: dense rows and loss, `Squared` or `Logistic`; several classes are learned one against the rest. The
+            regularizer and the reduction are not used.
+        units: choices of units of each task's targets, [K] each.
+        intercept: whether the last feature is an intercept.
+        common: whether models may differ in their intercepts only.
+        iterations: largest number of iterations of each fit.
+        tolerance: relative precision of the models, see `Mixed.gap`; and precision of the evidence for one row.
+        seed: not used, only kept.
+
+    Attributes:
+        fits: fit of each score, with features of mean square 1 and targets in the chosen units.
+        W: models [C·d, K], for features and targets without units.
+        w0: common model [C·d].
+        primal, gap: sums over the C scores, see `Mixed`.
+        iterations: number of iterations of the chosen fit.
+        settled: whether it has converged.
+
+    Raises:
+        ConfigError: no iterations.
+
+    Ref: MacKay 1992 (updates of variances); Laird and Ware 1982; Tierney and Kadane 1986.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        units: Sequence[Tensor],
+        intercept: bool,
+        common: bool,
+        iterations: int,
+        tolerance: float,
+        seed: int = 0,
+    ) -> None:
+        if iterations < 1:
+            raise ConfigError(f"rounds={iterations} has to be at least 1. Give a number such as 200.")
+        self.problem = problem
+        self.seed = seed
+        slopes = torch.ones(problem.d, dtype=torch.float64)
+        slopes[problem.d - intercept :] = 0
+        groups = torch.stack([slopes, 1 - slopes])[: 1 + intercept]
+        choices = [groups[1:]] * (common or problem.K == 1) + [groups] * (problem.K > 1)
+        self.fits: list[Mixed] = []
+        models = []
+        for score in range(problem.outputs):
+            best = -math.inf
+            for unit in units:
+                rows = _Rows(problem, score, unit)
+                for variances in choices:
+                    fit = _fit(rows, variances, None, slopes, iterations, tolerance)
+                    if (worth := fit.evidence - rows.volume - len(variances)) > best:
+                        best, chosen = worth, (rows, variances, fit)
+            rows, variances, fit = chosen
+            if variances is groups and problem.K > 1 and problem.d <= OBSERVED:
+                fit = _fit(rows, groups, fit, slopes, iterations, tolerance)
+            self.fits.append(fit)
+            models.append(rows.restored(torch.cat([fit.W, fit.w0[None]])))
+        self.W, self.w0 = torch.cat(models, dim=1).T.tensor_split([problem.K], dim=1)
+        self.primal = sum(fit.primal for fit in self.fits)
+        self.gap = sum(max(0.0, fit.gap) for fit in self.fits)  # rounding errors at an optimum may be below 0
+        self.iterations = max(fit.iterations for fit in self.fits)
+        self.settled = all(fit.settled for fit in self.fits)
+
+    @staticmethod
+    def supports(problem: Problem) -> bool:
+        """Return whether loss, kind and size of a problem suit random effects."""
+        suitable = type(problem.binary) in (Squared, Logistic) and not problem.is_sparse
+        return suitable and problem.d <= MOST_FEATURES and problem.K * problem.d**2 <= MOST_NUMBERS
+
+
+class _Rows:
+    """The rows of one score, with features of mean square 1 and targets in given units [K]."""
+
+    def __init__(self, problem: Problem, score: int, units: Tensor) -> None:
+        self.loss, self.shape, self.counts = problem.binary, (problem.K, problem.d), problem.here
+        self.is_binary = not self.loss.unbounded
+        self.user = torch.repeat_interleave(torch.tensor(self.counts))
+        self.X = torch.cat([task.x_train.double() for task in problem.tasks])
+        self.weights = torch.cat([task.weights for task in problem.tasks])
+        square = self.weights @ self.X.square() / len(self.X)
+        self._scales, self._units = torch.where(square > 0, square, 1.0).sqrt(), units
+        self.X /= self._scales
+        self.y = torch.cat([task.y_train for task in problem.tasks])
+        if problem.outputs > 1:
+            self.y = torch.where(self.y == score, 1.0, -1.0).double()
+        self.y = self.y / units[self.user]
+        self.square = float(self.y.square().mean())
+        mean = self.y.new_zeros(problem.K).index_add_(0, self.user, self.y) / torch.tensor(self.counts)
+        self.within = float((self.y - mean[self.user]).square().mean())
+        self.volume = float(units[self.user].log().sum())
+        self._curvature: Tensor | None = None
+
+    def restored(self, W: Tensor) -> Tensor:
+        """Return all users' models and w0 [K + 1, d] for features and targets without units."""
+        return W / self._scales * torch.cat([self._units, self._units.log().mean().exp()[None]])[:, None]
+
+    def predictions(self, W: Tensor) -> Tensor:
+        return (self.X * W[self.user]).sum(1)
+
+    def at(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return Σ ωℓ, Σ ωℓ*, V = Σ_j ω a x [K, d] and the curvatures Σ_j ω ℓ'' xxᵀ [K, d, d] at models W [K, d]."""
+        p = self.predictions(W)
+        a = -self.loss.gradient(p, self.y)
+        losses, conjugates = (self.weights @ each for each in (self.loss(p, self.y), self.loss.conjugate(a, self.y)))
+        V = W.new_zeros(self.shape).index_add_(0, self.user, self.X * (self.weights * a)[:, None])
+        if self._curvature is not None:
+            return losses, conjugates, V, self._curvature
+        second = (a.abs() * (1 - a.abs())).clamp_min(1e-9) if self.is_binary else torch.ones_like(a)
+        weighted = self.X * (self.weights * second)[:, None]
+        pairs = zip(*(torch.split(each, list(self.counts)) for each in (self.X, weighted)), strict=True)
+        curvature = torch.stack([x.T @ other for x, other in pairs])
+        if not self.is_binary:
+            self._curvature = curvature
+        return losses, conjugates, V, curvature
+
+
+def _fit(rows: _Rows, groups: Tensor, start: Mixed | None, slopes: Tensor, iterations: int, tolerance: float) -> Mixed:
+    """Fit models and variances by turns: a step of Newton's method for the models, an update of the variances.
+
+    Args:
+        rows: rows of one score.
+        groups: components of u_k with one variance each, as rows of 0 and 1 [g, d]; others are 0.
+        start: the fit with these groups, if D shall be full; its D is the prior.
+        slopes: 1 for components of w0 with a prior, 0 for an intercept [d].
+        iterations, tolerance: as in `MixedEffects`.
+    """
+    K, d = rows.shape
+    unit = slopes.new_tensor(1.0 if rows.is_binary else rows.within or rows.square or 1.0)
+    least, flat = 1e-8 * unit, 100 * max(float(unit), rows.square)  # the latter is the variance of the intercept of w0
+    most = (1e2 if rows.is_binary else 1e16) * unit  # separable labels have no finite optimum
+    noise, spread, variances, W = unit, unit / d, 0.2 * unit / groups.sum(1), slopes.new_zeros(K, d)
+    D = (variances @ groups).diag()
+    if start is not None:
+        noise, spread, D, W = start.noise, start.spread, start.D, start.W
+    eye, before, is_fixed = torch.eye(d).to(slopes), -math.inf, False
+    _, _, V, curvature = rows.at(W)
+    for iteration in range(1, iterations + 1):
+        A = curvature / noise
+        right = V / noise + (A @ W[..., None])[..., 0]
+        LU, pivots = torch.linalg.lu_factor(eye + D @ A)
+        S = torch.linalg.lu_solve(LU, pivots, D.expand_as(A))  # covariance of u_k given w0 and the rows
+        S = (S + S.mT) / 2
+        SA = S @ A
+        precision = slopes / spread + (1 - slopes) / flat
+        N = A - A @ SA
+        P = N.sum(0) + precision.diag()
+        C = torch.linalg.inv((P + P.T) / 2)
+        w0 = C @ (right - (SA.mT @ right[..., None])[..., 0]).sum(0)
+        rest = right - A @ w0
+        u = (S @ rest[..., None])[..., 0]
+        change = w0 + u - W
+        step = 1.0
+        if rows.is_binary:  # a longer step might overshoot
+            step = min(1.0, 5 / float(rows.predictions(change).abs().max().clamp_min(5)))
+        W = W + step * change
+        losses, conjugates, V, curvature = rows.at(W)
+        penalty = 0.5 * ((u * (rest - (A @ u[..., None])[..., 0])).sum() + (precision * w0.square()).sum())
+        duals = V / noise
+        bound = 0.5 * (((duals @ D) * duals).sum() + (duals.sum(0).square() / precision).sum())
+        primal = losses / noise + penalty
+        gap = primal + conjugates / noise + bound
+        volume = LU.diagonal(dim1=1, dim2=2).abs().log().sum() + torch.linalg.slogdet(P).logabsdet
+        volume = volume + (slopes * spread.log()).sum()
+        if not rows.is_binary:
+            volume = volume + len(rows.y) * (2 * math.pi * noise).log()
+        evidence = float(-primal - 0.5 * volume)
+        is_fixed = is_fixed or (step == 1 and abs(evidence - before) <= tolerance * len(rows.y) ** 0.5)
+        settled = is_fixed and step == 1 and float(gap) <= tolerance * abs(float(primal))
+        fit = Mixed(W, w0, D, spread, noise, evidence, float(primal), float(gap), iteration, settled)
+        if settled:
+            break
+        if is_fixed:
+            continue  # until the models have converged, too
+        before = evidence
+        U = S.sum(0) + (SA @ C).transpose(0, 1).flatten(1) @ SA.transpose(0, 1).flatten(1).T  # Σ covariances of u_k
+        reduced = N.sum(0) - N.transpose(0, 1).flatten(1) @ SA.flatten(0, 1)
+        explained = (A * S).sum() + (C * reduced).sum()  # Σ_k tr(A_k T_k), for the covariances T_k of w_k
+        determined = (slopes.sum() - (slopes * C.diagonal()).sum() / spread).clamp_min(1e-9)
+        spread = ((slopes * w0.square()).sum() / determined).clamp(least, most)
+        if start is not None:
+            D = (U + u.T @ u + OBSERVED * start.D) / (K + OBSERVED)
+        else:
+            own = groups @ U.diagonal()
+            determined = K * groups.sum(1) - own / variances.clamp_min(least)
+            new = (groups @ u.square().sum(0)) / determined.clamp_min(1e-9)
+            variances = torch.where((variances > least) & (determined > 1e-9), new.clamp_max(most), 0.0)
+            D = (variances @ groups).diag()
+        if not rows.is_binary:
+            noise = ((2 * losses + noise * explained) / len(rows.y)).clamp_min(least)
+    return fit

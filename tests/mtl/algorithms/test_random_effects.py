@@ -10,7 +10,7 @@ from scipy.stats import multivariate_normal
 
 from hmtl.data import Task
 from hmtl.errors import ConfigError
-from hmtl.mtl import Hinge, Problem, RandomEffects, Ridge, Squared
+from hmtl.mtl import Hinge, Logistic, MixedEffects, Problem, RandomEffects, Ridge, Squared
 
 
 def rows(seed: int, K: int, d: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -110,3 +110,69 @@ def test_refused():
         RandomEffects(problem([np.ones((2, 301))], [np.ones(2)]))
     with pytest.raises(ConfigError, match="iterations"):
         RandomEffects(problem(X, y), iterations=0)
+
+
+def mixed(X: list[np.ndarray], y: list[np.ndarray], loss=None, tolerance=1e-6) -> tuple[MixedEffects, np.ndarray]:
+    """Return fitted models with an intercept, and the features with mean square 1, one task after the other."""
+    X = [np.column_stack([x, np.ones(len(x))]) for x in X]
+    units = torch.ones(len(X), dtype=torch.float64)
+    learner = MixedEffects(problem(X, y, loss), [units], True, True, 1000, tolerance)
+    rows = np.concatenate(X)
+    return learner, rows / np.sqrt(np.square(rows).mean(0))
+
+
+@pytest.mark.parametrize("deviation", [0.0, 2.0], ids=["same slopes", "other slopes"])
+def test_evidence(deviation: float):
+    """Models and evidence by the covariance of all rows; no other variances are more likely, if D has no prior."""
+    rng = np.random.default_rng(4)
+    X, b = [rng.normal(size=(n, 2)) for n in (4, 6, 3, 8, 5, 7, 6, 5)], rng.normal(size=8)
+    y = [
+        x @ ([1, -1] + deviation * rng.normal(size=2)) + c + rng.normal(size=len(x)) for x, c in zip(X, b, strict=True)
+    ]
+    learner, rows = mixed(X, y)
+    (fit,) = learner.fits
+    assert fit.settled
+    assert (fit.D[0, 0] == 0) == (deviation == 0)
+    same = np.equal.outer(*[np.repeat(np.arange(8), [*map(len, X)])] * 2)
+    D, spread, noise, target = fit.D.numpy(), float(fit.spread), float(fit.noise), np.concatenate(y)
+    flat = 1e4  # a prior of the intercept that is hardly one
+
+    def covariance(D, spread, noise):
+        common = rows @ np.diag([spread, spread, flat]) @ rows.T
+        return common + same * (rows @ D @ rows.T) + noise * np.eye(len(rows))
+
+    def evidence(*variances):
+        V = covariance(*variances)
+        return multivariate_normal(np.zeros(len(V)), V).logpdf(target) + 0.5 * np.log(flat)
+
+    gain = np.linalg.solve(covariance(D, spread, noise), target)
+    w0 = np.diag([spread, spread, flat]) @ rows.T @ gain
+    units = np.sqrt(np.square(np.column_stack([np.concatenate(X), np.ones(len(rows))])).mean(0))
+    for k, w in enumerate(learner.W.T.numpy()):
+        own = same[np.flatnonzero(np.repeat(np.arange(8), [*map(len, X)]) == k)[0]]
+        np.testing.assert_allclose(w * units, w0 + D @ rows[own].T @ gain[own], atol=1e-3)
+    best = evidence(D, spread, noise)
+    assert fit.evidence == pytest.approx(best, abs=0.05)
+    for factor in (0.7, 1.4) if deviation == 0 else ():
+        for other in ((D * factor, spread, noise), (D, spread * factor, noise), (D, spread, noise * factor)):
+            assert evidence(*other) < best + 1e-3
+
+
+def test_the_gap_of_labels():
+    """The gap bounds the distance from the optimum for the learned variances, which a general optimiser finds."""
+    X, y = rows(3, 8, 2)
+    learner, x = mixed(X, [np.sign(t - np.median(t)) + (t == np.median(t)) for t in y], Logistic(), 1e-2)
+    (fit,) = learner.fits
+    label = np.concatenate([np.sign(t - np.median(t)) + (t == np.median(t)) for t in y])
+    task = np.repeat(np.arange(8), [*map(len, y)])
+    root = np.linalg.cholesky(fit.D.numpy() + 1e-12 * np.eye(3))
+
+    def objective(z: np.ndarray) -> float:
+        v = z.reshape(9, 3)
+        w0 = v[8] * [float(fit.spread) ** 0.5, float(fit.spread) ** 0.5, 10.0]
+        p = (x * (w0 + (v[:8] @ root.T)[task])).sum(1)
+        return float(np.logaddexp(0, -label * p).sum() + 0.5 * np.square(v).sum())
+
+    best = minimize(objective, np.zeros(27), method="BFGS", options={"gtol": 1e-6}).fun
+    assert -1e-4 <= fit.primal - best <= fit.gap + 1e-4
+    assert learner.gap <= 1e-2 * learner.primal
