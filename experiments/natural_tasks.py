@@ -293,16 +293,17 @@ def measures(rows: Rows, predicted: Array, is_labels: bool) -> tuple[float, floa
 
 
 def show(file: Path) -> None:
-    """Print the means over the splits with their standard errors."""
+    """Print the means over the splits with their standard errors, as tables of Markdown."""
     table = pd.read_csv(file, names=["set", "seed", "learner", "score", "second", "seconds"])
     table = table.drop_duplicates(["set", "seed", "learner"], keep="last")
+    order = [*table.learner.unique()]
     for column in ("score", "second"):
-        print(f"\n{column}")
+        print(f"\n{column}\n\n| | splits | {' | '.join(order)} |\n|---|---|{'---|' * len(order)}")
         for name, group in table.groupby("set", sort=False):
-            cells = {}
-            for learner, values in group.groupby("learner", sort=False)[column]:
-                cells[learner] = values.mean(), values.std() / len(values) ** 0.5, len(values)
-            print(name, "; ".join(f"{k} {m:.3f} ± {e:.3f} ({n})" for k, (m, e, n) in cells.items()))
+            values = group.groupby("learner")[column]
+            means, errors = values.mean(), values.std() / values.count() ** 0.5
+            cells = [f"{means[each]:.3f} ± {errors[each]:.3f}" if each in means else "" for each in order]
+            print(f"| {name} | {group.seed.nunique()} | {' | '.join(cells)} |")
 
 
 def main() -> None:
@@ -323,14 +324,14 @@ def main() -> None:
                 if options.learners and learner not in options.learners:
                     continue
                 start = time.process_time()
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    predicted = predict()
-                seconds = time.process_time() - start
-                if not np.isfinite(predicted).all():
-                    print(f"{name}, seed {seed}: {learner} predicted NaN")
+                try:
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")
+                        scores = measures(test, predict(), is_labels)
+                except Exception as error:  # of another package, which has not converged
+                    print(f"{name}, seed {seed}: {learner} failed ({error})")
                     continue
-                scores = measures(test, predicted, is_labels)
+                seconds = time.process_time() - start
                 with options.output.open("a") as file:
                     file.write(f'{name},{seed},"{learner}",{scores[0]:.5f},{scores[1]:.5f},{seconds:.2f}\n')
 

@@ -340,7 +340,7 @@ class MixedEffects:
         for score in range(problem.outputs):
             best = -math.inf
             for unit in units:
-                rows = _Rows(problem, score, unit)
+                rows = _ScoreRows(problem, score, unit)
                 for variances in choices:
                     fit = _fit(rows, variances, None, slopes, iterations, tolerance)
                     if (worth := fit.evidence - rows.volume - len(variances)) > best:
@@ -363,7 +363,7 @@ class MixedEffects:
         return suitable and problem.d <= MOST_FEATURES and problem.K * problem.d**2 <= MOST_NUMBERS
 
 
-class _Rows:
+class _ScoreRows:
     """The rows of one score, with features of mean square 1 and targets in given units [K]."""
 
     def __init__(self, problem: Problem, score: int, units: Tensor) -> None:
@@ -409,7 +409,9 @@ class _Rows:
         return losses, conjugates, V, curvature
 
 
-def _fit(rows: _Rows, groups: Tensor, start: Mixed | None, slopes: Tensor, iterations: int, tolerance: float) -> Mixed:
+def _fit(
+    rows: _ScoreRows, groups: Tensor, start: Mixed | None, slopes: Tensor, iterations: int, tolerance: float
+) -> Mixed:
     """Fit models and variances by turns: a step of Newton's method for the models, an update of the variances.
 
     Args:
