@@ -90,6 +90,9 @@ class AggregatorCoder:
         """Return the IVs [n, m + e] of these users, as `dtype`."""
         return unpack(payload, extras, self.wire or dtype, dtype)
 
+    def hear(self, counted: Ids, round: int) -> None:
+        """Learn in which round each user's IV counted last [K], this round included, before models are encoded."""
+
     def encode(self, heard: Ids, models: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return payload and overhead, uint8 [rows, bytes] each, of models [rows, m + e′].
 

@@ -7,14 +7,17 @@ A user has to add x = t + e: its term, and e, what rounding left over before. It
 x − q·s as the next e. The scale s of a block is a power of two that follows from sums alone, so that nobody has to know
 anything of a single user. After the q's, a row has two votes for each block: whether the block does not *fit* its scale
 (a number exceeds 1.5 times the largest q·s), and whether it *needs* it (a number exceeds half of that). A scale doubles
-if there is a vote that a block does not fit. It halves if there is none that it is needed, but a scale that has doubled
-outlasts HOLD such rounds, so that it fits users with large terms who take part in some rounds only.
+if there is a vote that a block does not fit. It halves once every user has taken part without needing it; a scale that
+has doubled outlasts HOLD rounds before. So what rounding leaves over is bounded, however rarely a user takes part
+(docs/theory/few_bits.md).
 """
 
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -26,7 +29,7 @@ from hmtl.errors import RangeError
 FEW_BITS = {name: blocks.width for name, blocks in QUANTISERS.items()}
 """The bits b of a term, by the names that the setting `wire` may have for sums."""
 LARGEST = 2**61  # of |x|, so that x, and what rounding adds to it, fits in 64 bits
-HOLD = 8  # rounds in which nobody needs a scale that has doubled, before it halves again
+HOLD = 8  # rounds in which nobody needs a scale that has doubled, before they count towards its halving
 SPREAD = 10  # no scale is less than 2^-10 of the row's largest, so that a block that was zero soon has its scale
 
 
@@ -34,8 +37,8 @@ SPREAD = 10  # no scale is less than 2^-10 of the row's largest, so that a block
 class FewBits:
     """The formats of sums whose terms have `bits` bits.
 
-    Scales are int64 [2, B]: the scale of each block, and for how many rounds it is kept although nobody needs it. They
-    are zeros if they are unknown; then terms are not rounded.
+    Scales are int64 [2, B]: the scale of each block, and in how many rounds nobody has needed it since somebody did; −h
+    if it is held for h such rounds first. They are zeros if they are unknown; then terms are not rounded.
 
     Attributes:
         bits: b.
@@ -112,13 +115,14 @@ class FewBits:
             raise RangeError("A sum does not fit in 64 bits. Lower fraction_bits, or solver.step if training diverges.")
         return q * s
 
-    def next_scales(self, total: Tensor, scales: Tensor) -> Tensor:
-        """Return the scales of the next rows for a sum of rows [1, L] and their scales."""
+    def next_scales(self, total: Tensor, scales: Tensor, absence: int = 1) -> Tensor:
+        """Return the scales of the next rows for a sum of rows [1, L], their scales, and the longest absence."""
         _, misfits, needs = self.split(total)
-        s, hold, unneeded = scales[:1], scales[1:], needs == 0
-        halved = torch.where(unneeded & (hold == 0), s // 2, s)
-        hold = torch.where(misfits > 0, HOLD, (hold - unneeded.long()).clamp_min_(0))
-        return _spread(torch.where(misfits > 0, 2 * s, halved), hold)
+        s, quiet = scales[:1], scales[1:]
+        quiet = torch.where(needs > 0, quiet.clamp_max(0), quiet + 1)
+        halves = quiet >= absence
+        quiet = torch.where(misfits > 0, -HOLD, quiet.masked_fill(halves, absence * 3 // 4))
+        return _spread(torch.where(misfits > 0, 2 * s, torch.where(halves, s // 2, s)), quiet)
 
     def first_scales(self, total: Tensor, n: int) -> Tensor:
         """Return scales that follow from the first sum of terms [1, m] of n users; zeros if the sum is zero.
@@ -141,6 +145,19 @@ class FewBits:
         return scales[:1].repeat_interleave(BLOCK, dim=1)[:, : self.numbers]
 
 
-def _spread(s: Tensor, hold: Tensor) -> Tensor:
+def longest_absence(counted: NDArray[np.int64], round: int) -> int:
+    """Return the least n such that every user took part in the last n rounds, the present one included.
+
+    Users who have been away for more than half of all rounds are left out: they may be gone for good.
+
+    Args:
+        counted: the round in which each user's terms counted last [K]; negative: in none.
+        round: the present round.
+    """
+    present = counted[counted >= round // 2]
+    return round + 1 - int(present.min()) if len(present) else 1
+
+
+def _spread(s: Tensor, quiet: Tensor) -> Tensor:
     """Return scales, none of which is 0, or much less than the largest."""
-    return torch.cat([torch.maximum(s, s.max() >> SPREAD).clamp_min_(1), hold])
+    return torch.cat([torch.maximum(s, s.max() >> SPREAD).clamp_min_(1), quiet])

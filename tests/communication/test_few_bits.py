@@ -108,3 +108,18 @@ def test_numbers_that_are_too_large_are_refused() -> None:
         formats.rounded(-largest - 1, powers([0]))
     with pytest.raises(RangeError):
         formats.values(torch.full((1, 5), 16), powers([59]))
+
+
+def test_rounds_that_need_a_scale_do_not_use_up_its_hold() -> None:
+    """A block that has doubled outlasts 8 rounds in which nobody needs it, however many between them do."""
+    formats, scales = FewBits(4, 20, 1), powers([10])
+    too_large, needing, small = (torch.tensor([[number * 2**10]]) for number in (11, 14, 1))
+
+    def after(x: Tensor, scales: Tensor) -> Tensor:
+        return formats.next_scales(formats.rounded(x, scales)[0], scales)
+
+    scales = after(too_large, scales)
+    for _ in range(8):
+        scales = after(small, after(needing, after(needing, scales)))
+        assert scales[0].tolist() == [2**11]
+    assert after(small, scales)[0].tolist() == [2**10]

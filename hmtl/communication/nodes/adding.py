@@ -72,7 +72,7 @@ class AddingHost(UserHost):
 
     def _take(self, message: Message, ids: Users) -> None:
         """Give these users the row of a message, whose overhead ends with the receipts of all users."""
-        extras, receipts = _split_receipts(message.overhead[0].numpy())
+        extras, receipts = split_receipts(message.overhead[0].numpy())
         self._settle(ids, receipts[ids])
         row = unpack(message.payload[:1], torch.from_numpy(extras)[None], torch.int64, torch.int64)
         self.users.receive(ids, row.to(self.device).expand(len(ids), -1))
@@ -218,7 +218,7 @@ class SummingAggregation(Aggregation):
         return torch.from_numpy(np.concatenate([packed, numbers_to_bytes([len(packed)])]))[None]
 
 
-def _split_receipts(overhead: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def split_receipts(overhead: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Split a row's overhead into further numbers and the receipts of all users [K]."""
     content, nbytes = overhead[:-4], int(bytes_to_numbers(overhead[-4:])[0])
     start = len(content) - nbytes

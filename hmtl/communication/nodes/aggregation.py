@@ -114,6 +114,7 @@ class Aggregation:
         del ivs  # may be as large as all models
         assert self._round is not None
         self.counted[self.users] = self._round
+        self.coder.hear(self.counted, self._round)
         receipts = self._receipts()
         if len(models) != len(receipts):
             raise CodingError(

@@ -16,9 +16,9 @@ from torch import Tensor
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.coders import AggregatorCoder, State, UserCoder
 from hmtl.communication.encoding import from_bytes, to_bytes
-from hmtl.communication.few_bits import FewBits
+from hmtl.communication.few_bits import FewBits, longest_absence
 from hmtl.communication.messages import Message, Users, nothing
-from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer
+from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer, split_receipts
 from hmtl.communication.nodes.base import Server
 from hmtl.communication.nodes.host import UserSide
 from hmtl.communication.nodes.summing import SummingRelay, SummingServer
@@ -96,7 +96,8 @@ class FewBitHost(AddingHost):
             ids, last = ids[self.held[ids] == number - 1], torch.from_numpy(self.scales)
             total = self.formats.sums.unpack(message.payload[:1])
             row = torch.from_numpy(self.row) + self.formats.values(total, last)
-            scales = self.formats.next_scales(total, last)
+            _, receipts = split_receipts(message.overhead[0].numpy())
+            scales = self.formats.next_scales(total, last, longest_absence(receipts, message.round))
         if len(ids):
             self.row, self.scales = row.numpy().copy(), scales.numpy().copy()
             self.held[ids] = abs(number)
@@ -191,12 +192,14 @@ class FewBitCoder(AggregatorCoder):
         row_format = self.formats.sums if payload.shape[1] == self.formats.sums.nbytes else self.formats.whole
         self._total = row_format.unpack(payload)
         self._change = self.formats.values(self._total, self.scales)
-        if self._few:
-            self._next = self.formats.next_scales(self._total, self.scales)
-        else:
+        if not self._few:
             self._next = self.formats.first_scales(self._change, len(users))
         self._requested = bool(extras[0, -1])
         return super().decode(users, to_bytes(self._change), extras[:, :-1], dtype)
+
+    def hear(self, counted: Users, round: int) -> None:
+        if self._few:
+            self._next = self.formats.next_scales(self._total, self.scales, longest_absence(counted, round))
 
     def encode(self, heard: Users, models: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the round's sum, or S if users need it, with its stamp before the further numbers."""

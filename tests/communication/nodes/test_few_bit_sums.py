@@ -309,3 +309,64 @@ def test_few_bits_count_for_sums_and_for_coding(q: int, faster: bool) -> None:
         note = sums.describe()["note"]
         assert "2.2 times the bits" in note
         assert f"instead of {between_seconds(coded.network, coded.theory, 640 * 4.25):.3g} s" in note
+
+
+def left_over_by_rare_users(rounds: int, K: int, visits: Callable[[int, np.random.Generator], set[int]]) -> list[float]:
+    """The largest leftover in units of the user's own largest term, round by round, of user 0 or of all others.
+
+    Each user's terms are the same in all rounds, the worst case; those of user 0 are ten times larger.
+    """
+    rng = np.random.default_rng(1)
+    of_one = torch.from_numpy(rng.integers(-(2**30), 2**30, (K, M + 1)))
+    of_one[0] *= 10
+    absent = [set(range(K)) - visits(round, rng) for round in range(rounds)]
+    users, total = Terms([of_one] * rounds, absent), Total(M + 1)
+    communicator = Sums(symmetric(K=K, H=2, r=1), Network(), "int4", aggregators="server")
+    largest, left = of_one[:, :M].abs().amax(1).double(), []
+    for round in range(rounds):
+        communicator.round(round, users, total)
+        (host,) = communicator._nodes.hosts  # type: ignore[union-attr]
+        left.append(float((torch.from_numpy(host.owed).abs().amax(1) / largest).max()))
+    return left
+
+
+def every_tenth(round: int, rng: np.random.Generator) -> set[int]:
+    return set(range(round % 10 > 0, 4))
+
+
+def fewer_and_fewer(round: int, rng: np.random.Generator) -> set[int]:
+    """User 0 in rounds 1, 2, 4, 8, ..."""
+    return set(range((round & (round - 1)) > 0, 4))
+
+
+def sampled(round: int, rng: np.random.Generator) -> set[int]:
+    return set(rng.choice(40, 2, replace=False).tolist())
+
+
+@pytest.mark.parametrize(
+    ("rounds", "visits"),
+    [
+        (150, every_tenth),
+        pytest.param(2000, every_tenth, marks=pytest.mark.slow),
+        pytest.param(2000, fewer_and_fewer, marks=pytest.mark.slow),
+        pytest.param(2000, sampled, marks=pytest.mark.slow),
+    ],
+)
+def test_what_rare_users_leave_over_is_bounded(rounds: int, visits: Callable) -> None:
+    """Larger terms than all others have are behind for a few visits, then fit."""
+    left = left_over_by_rare_users(rounds, 40 if visits is sampled else 4, visits)
+    assert max(left) < 5
+    assert max(left[rounds // 2 :]) < (3 if visits is sampled else 2)
+
+
+def test_scales_follow_terms_that_shrink_although_a_user_is_gone() -> None:
+    """User 0, who is there for 10 rounds, keeps scales from falling for as long again, not for good."""
+    start = torch.from_numpy(np.random.default_rng(1).integers(-(2**40), 2**40, (4, M + 1)))
+    ivs = [start >> (round // 4) for round in range(120)]
+    users, total = Terms(ivs, [set()] * 10 + [{0}] * 110), Total(M + 1)
+    communicator = Sums(symmetric(K=4, H=2, r=1), Network(), "int4", aggregators="server")
+    for round in range(120):
+        communicator.round(round, users, total)
+    (host,) = communicator._nodes.hosts  # type: ignore[union-attr]
+    left = torch.from_numpy(host.owed)[1:].abs().max()
+    assert int(left) < 4 * int(ivs[-1].abs().max())
