@@ -81,6 +81,21 @@ def test_nobody_else_learns_the_sums_sooner(
     assert choice.cost == pytest.approx(2.0 * (up + last_rows / last) + down)
 
 
+@pytest.mark.parametrize(("H", "r", "K", "seed", "medium"), [(5, 3, 10, 31, "broadcast"), (5, 3, 10, 38, "unicast")])
+def test_a_search_that_ends_early_claims_no_more_than_is_true(
+    monkeypatch: pytest.MonkeyPatch, H: int, r: int, K: int, seed: int, medium: str
+) -> None:
+    """It misses the quickest relays here, and must not call its choice proven."""
+    monkeypatch.setattr("hmtl.coding.summing.MOST_WORK", 1)
+    t = any_r(K, H, r, seed)
+    speeds = np.random.default_rng(seed).choice((0.1, 0.5, 1.0, 5.0), len(t.active))
+    hops = Hops(Uplinks(tuple(speeds.tolist()), False), 2.0, 1.0, medium, "unicast")
+    choice, least = best_sum_aggregators(t, hops), by_brute_force(t, hops)
+    assert choice.bound <= least * (1 + 1e-6)
+    assert choice.cost > least * (1 + 1e-6)
+    assert not choice.proven
+
+
 @settings(max_examples=40)
 @given(t=restricted(topologies(max_H=6, max_K=12)), seed=st.integers(0, 10**6))
 def test_bounds_if_relays_learn_the_sums(t: Topology, seed: int) -> None:

@@ -48,3 +48,18 @@ def test_a_model_is_a_change_of_what_the_user_is_known_to_hold(lost: bool) -> No
     assert torch.equal(host.base[heard], got[heard])
     assert torch.equal(host.base[2], torch.zeros(M, dtype=torch.float64)) == lost
     assert torch.equal(host.decode(ALL, *models, torch.float64), aggregator.newest)
+
+
+@pytest.mark.parametrize("deltas", [False, True])
+def test_an_iv_that_did_not_count_leaves_no_trace(deltas: bool) -> None:
+    """The next one is encoded as if it had never been, and both ends hold the same bits."""
+    (host, aggregator), (plain, _) = ends(), ends()
+    for coder in (host, aggregator, plain):
+        coder.deltas = deltas
+    host.users.deltas = plain.users.deltas = deltas
+    host.encode(ALL, numbers(1))  # is lost
+    lost, first = (each.encode(ALL, numbers(2)) for each in (host, plain))
+    assert all(map(torch.equal, lost, first))
+    aggregator.decode(ALL, *lost, torch.float64)
+    host.commit(ALL)
+    assert deltas or torch.equal(host.held, aggregator.held)
