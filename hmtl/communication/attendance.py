@@ -75,6 +75,7 @@ class Attendance:
         aggregating: the relays that learn all IVs of the round and compute the models [H].
         behind: the aggregating relays that missed a round and need the state of a node that did not [H].
         source: the relay that sends this state; -1 if no relay needs it, or if the server sends it.
+        missed: how many rounds the relay that is furthest behind has missed.
     """
 
     topology: Topology
@@ -83,6 +84,7 @@ class Attendance:
     aggregating: NDArray[np.bool_]
     behind: NDArray[np.bool_]
     source: int
+    missed: int = 0
 
     @cached_property
     def users(self) -> NDArray[np.int64]:
@@ -128,7 +130,8 @@ class Attendance:
     def to_bytes(self) -> Bytes:
         """Return the attendance as bytes: one bit per link, three bits per relay, and one number."""
         bits = [self.heard.G[self.topology.G == 1], self.reporting, self.aggregating, self.behind]
-        return np.concatenate([np.packbits(np.concatenate(bits)), numbers_to_bytes([self.source])])
+        number = self.source + self.missed * (self.topology.H + 1)
+        return np.concatenate([np.packbits(np.concatenate(bits)), numbers_to_bytes([number])])
 
     @classmethod
     def from_bytes(cls, content: bytes, t: Topology) -> "Attendance":
@@ -138,8 +141,8 @@ class Attendance:
         links = np.zeros_like(t.G)
         links[t.G == 1] = bits[:n]
         reporting, aggregating, behind = bits[n:].astype(bool).reshape(3, H)
-        source = int.from_bytes(content[-4:], "little", signed=True)
-        return cls(t, t.restricted(links=links), reporting, aggregating, behind, source)
+        missed, source = divmod(int.from_bytes(content[-4:], "little", signed=True) + 1, H + 1)
+        return cls(t, t.restricted(links=links), reporting, aggregating, behind, source - 1, missed)
 
     @staticmethod
     def nbytes(t: Topology) -> int:
@@ -178,7 +181,8 @@ def decide(
     aggregating = able & (len(preferred) > 0 and (server or bool(current.any())))
     behind = aggregating & ~current
     source = int(np.flatnonzero(current)[0]) if behind.any() and not server else -1
-    return Attendance(t, t.restricted(links=links), reporting, aggregating, behind, source)
+    missed = max((version - reports[i].version for i in np.flatnonzero(behind).tolist()), default=0)
+    return Attendance(t, t.restricted(links=links), reporting, aggregating, behind, source, missed)
 
 
 def numbers_to_bytes(numbers: Sequence[int] | NDArray[np.int64]) -> Bytes:

@@ -186,10 +186,10 @@ class QuantisedAggregatorCoder(AggregatorCoder):
     Attributes:
         held: each user's last IV that counted [len(heard), m]; empty if IVs are changes.
         base: the model that each user is known to hold [len(served), m].
-        newest: the model that was sent to each user last [len(served), m].
+        sent: the difference to it that was sent to each user last, as it travelled, uint8 [len(served), bytes].
     """
 
-    STATE = ("held", "base", "newest")
+    STATE = ("held", "base", "sent")
 
     def __init__(self, users: Sender, quantiser: Quantiser, heard: Ids, served: Ids) -> None:
         super().__init__(users.numbers, None)
@@ -198,7 +198,15 @@ class QuantisedAggregatorCoder(AggregatorCoder):
         self.heard, self.served = heard, served
         origin = users.origin.cpu()
         self.held = origin.expand(0 if self.deltas else len(heard), -1)
-        self.base = self.newest = origin.expand(len(served), -1)
+        self.base = origin.expand(len(served), -1)
+        self.sent = quantiser.encode(torch.zeros_like(origin)[None]).expand(len(served), -1)
+
+    @property
+    def newest(self) -> Tensor:
+        """The model that was sent to each user last [len(served), m]."""
+        change = torch.empty_like(self.base, memory_format=torch.contiguous_format)
+        self.quantiser.decode(self.sent, change)
+        return change.add_(self.base)
 
     def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
         numbers = torch.empty(len(users), self.numbers, dtype=dtype)
@@ -212,11 +220,8 @@ class QuantisedAggregatorCoder(AggregatorCoder):
     def encode(self, heard: Ids, models: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         known = torch.from_numpy(np.flatnonzero(np.isin(self.served, heard)))
         self.base = replaced(self.base, known, take(self.newest, known))
-        change = models[:, : self.numbers].to(self.base) - self.base
-        payload = self.quantiser.encode(change)
-        self.quantiser.decode(payload, change)
-        self.newest = change.add_(self.base)
-        return payload, pack(models[:, self.numbers :], 0, dtype)[1]
+        self.sent = self.quantiser.encode(models[:, : self.numbers].to(self.base) - self.base)
+        return self.sent, pack(models[:, self.numbers :], 0, dtype)[1]
 
     def state_dict(self) -> State:
         return {name: getattr(self, name) for name in self.STATE}

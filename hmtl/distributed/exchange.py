@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hmtl.communication import Communicator, LinkLedger, Links, Outcome
 from hmtl.communication.messages import SERVER, relay_name
+from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.host import UserSide
 from hmtl.data import Task
 from hmtl.distributed.control import RESUME, Control, as_frame
@@ -291,13 +292,15 @@ class ProcessExchange(Exchange):
         nodes, sides, placement = state["communicator"][NODE_STATE], state["algorithm"], self._placement
         users = {key: sides["users"][key] for key in algorithm.users.state_dict() if key in sides["users"]}
         part: Values = {"users": _rows_of(users, placement.users_of(name))}  # without what follows from these
-        holds = name == SERVER and communicator.planner.server
-        if communicator.planner.preferred:  # the other relays get the aggregator's state in the next round
-            versions = {relay: _version(nodes, relay) for relay in placement.relays}
-            holds = holds or versions.get(name) == max(versions.values())
+        planner, node = communicator.planner, nodes[name]
+        holds = name == SERVER and planner.server
+        if planner.preferred and name in placement.relays:  # a relay that missed rounds is handed them in the next one
+            latest = max(placement.relays, key=lambda relay: _version(nodes, relay))
+            of_latest = nodes[SERVER if planner.server else latest]
+            holds, node = True, node | {key: of_latest[key] for key in of_latest if key == Aggregation.name}
         if holds:
             part["aggregator"] = sides["aggregator"]
-        own = state["communicator"] | {NODE_STATE: nodes[name]}
+        own = state["communicator"] | {NODE_STATE: node}
         return {**state, "algorithm": part, "communicator": own}
 
     def finish(self) -> None:

@@ -57,6 +57,7 @@ def test_all_nodes_read_what_the_server_decided(
         behind = [i for i in aggregating if i not in current]
         assert np.flatnonzero(found.behind).tolist() == behind
         assert found.source == (current[0] if behind and not server else -1)
+        assert found.missed == max((version - made[i].version for i in behind), default=0)
 
 
 @given(reports(), st.sets(st.integers(0, 7)))

@@ -266,7 +266,7 @@ class Communicator:
     def _make_nodes(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
         """Make the nodes of this process; relays aggregate if any are preferred, the server alone or beside them."""
         K, revocable = self.topology.K, not self._links.reliable
-        aggregation = Aggregation(K, aggregator, self._aggregator_coder(users, np.arange(K), np.arange(K)), revocable)
+        aggregation = Aggregation(K, aggregator, self._aggregator_coder(users), revocable)
         if not self.planner.preferred:
             alone = partial(ForwardingServer, aggregation=aggregation)
             return self._local_nodes(users, ForwardingRelay, alone, forwarding, aggregation)
@@ -310,12 +310,10 @@ class Communicator:
             return QuantisedUserCoder(users, quantiser, members)
         return UserCoder(users, self._float_type)
 
-    def _aggregator_coder(
-        self, users: UserSide, heard: NDArray[np.int64], served: NDArray[np.int64]
-    ) -> AggregatorCoder:
-        quantiser = quantiser_of(self.wire)
+    def _aggregator_coder(self, users: UserSide) -> AggregatorCoder:
+        quantiser, everybody = quantiser_of(self.wire), np.arange(self.topology.K)
         if quantiser and users.numbers:
-            return QuantisedAggregatorCoder(users, quantiser, heard, served)
+            return QuantisedAggregatorCoder(users, quantiser, everybody, everybody)
         return AggregatorCoder(users.numbers, self._float_type)
 
     @property

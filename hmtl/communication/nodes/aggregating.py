@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hmtl.communication.agreement import DIGEST_BYTES, Digest, deviating
-from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.messages import (
     AGREED,
     DIGESTS,
@@ -36,11 +36,15 @@ class AggregatingRelay(Relay):
     Args:
         i, planner, hosts: see `Relay`.
         aggregation: computes the models; relays of one process share it.
+
+    Attributes:
+        adopted: the version of the last state that it adopted; 0: none.
     """
 
     def __init__(self, i: int, planner: Planner, hosts: Sequence[str], aggregation: Aggregation) -> None:
         super().__init__(i, planner, hosts)
         self.aggregation = aggregation
+        self.adopted = 0
         self._digest = Digest()
         self._models: PackedModels | None = None
 
@@ -54,20 +58,26 @@ class AggregatingRelay(Relay):
         self._digest = Digest()
 
     def send_state(self) -> list[Message]:
-        """Send this aggregator's state, if the server names this relay as the source."""
+        """Send the IVs of missed rounds, or this aggregator's state, if the server names this relay as the source."""
         if self.attendance.source != self.i:
             return []
-        content = np.concatenate([numbers_to_bytes([self.version]), self.aggregation.state_bytes()])
-        return [self._to_server(STATE, *overhead_only(content))]
+        return [self._to_server(STATE, *overhead_only(self.aggregation.missed(self.attendance.missed, self.adopted)))]
 
     def adopt_state(self, messages: Sequence[Message]) -> None:
-        """Adopt another relay's state, if this relay missed a round."""
+        """Repeat the rounds that this relay missed, or adopt another relay's state."""
         if self.attendance.behind[self.i] and not messages:
             self._on(Event.MISS)
         for message in messages:
-            content = message.overhead[0].numpy()
-            self.version = int(bytes_to_numbers(content[:4])[0])
-            self.aggregation.adopt(content[4:])
+            whole = self.aggregation.catch_up(message.overhead[0].numpy(), self.dtype)
+            self.version = self.aggregation.version
+            self.adopted = self.version if whole else self.adopted
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return super().state_dict() | {"adopted": torch.tensor(self.adopted)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        self.adopted = int(state["adopted"])
 
     def aggregate(self) -> None:
         """Compute the models."""

@@ -68,6 +68,8 @@ class Aggregation:
         counted: the round in which each user's IV counted last [K].
         users: the users from whose IVs the models of the round are computed [n].
         ivs: payload and overhead of these IVs, uint8 [n, bytes].
+        version: number of rounds that this aggregation has aggregated, if relays aggregate.
+        past: the IVs of the last of these rounds as they travelled, with their users, uint8 [bytes] for each round.
     """
 
     name = "aggregation"
@@ -77,7 +79,8 @@ class Aggregation:
         self.counted: NDArray[np.int64] = np.full(K, NEVER)
         self.users: Users = np.empty(0, np.int64)
         self.ivs: dict[str, Tensor] = {}
-        self._before: tuple[dict[str, Tensor], dict[str, Tensor], NDArray[np.int64]] | None = None
+        self.version, self.past = 0, list[Tensor]()
+        self._before: dict[str, Any] | None = None
         self._round: int | None = None
         self._keeper = ""
         self._models: PackedModels | None = None
@@ -103,11 +106,16 @@ class Aggregation:
         """Compute the models from the IVs that are kept.
 
         Args:
-            digest: digest of these IVs.
+            digest: digest of these IVs; empty if no relay aggregates.
             dtype: type in which the models are computed.
         """
         if self.revocable:
-            self._before = self.aggregator.state_dict(), self.coder.state_dict(), self.counted.copy()
+            self._before = self.state_dict() | {"aggregator": self.aggregator.state_dict()}
+        if digest:
+            self._remember()
+        self._models, self._digest = self._aggregate(dtype), digest
+
+    def _aggregate(self, dtype: torch.dtype) -> PackedModels:
         ivs = self.coder.decode(self.users, self.ivs["payload"], self.ivs["overhead"], dtype)
         self.ivs = {}
         models = self.aggregator.update(self.users, ivs)
@@ -122,7 +130,25 @@ class Aggregation:
                 f"return {len(receipts)} rows of numbers."
             )
         payload, extras = self.coder.encode(self.users, models, dtype)
-        self._digest, self._models = digest, PackedModels(payload, torch.cat([extras, receipts], dim=1))
+        return PackedModels(payload, torch.cat([extras, receipts], dim=1))
+
+    def _remember(self) -> None:
+        """Keep the IVs of this round for relays that miss it, if they take no more bytes than the coder's state.
+
+        Of floats, none are kept: the state is as small as the IVs of a round or two.
+        """
+        assert self._round is not None
+        parts, K = [self.ivs[part] for part in PARTS], len(self.counted)
+        room = sum(tensor.nbytes for tensor in self.coder.state_dict().values())
+        self.version += 1
+        if sum(part.nbytes for part in parts) > room:
+            self.past = []
+            return
+        header = numbers_to_bytes([self._round, len(parts[0]), *(part.shape[1] for part in parts)])
+        users = np.packbits(np.isin(np.arange(K), self.users))
+        self.past = [*self.past, torch.from_numpy(np.concatenate([header, users, *(p.numpy().ravel() for p in parts)]))]
+        while sum(map(len, self.past)) > room:
+            self.past = self.past[1:]
 
     def models(self, digest: bytes) -> PackedModels | None:
         """Return the models if they were computed from IVs with this digest, otherwise None."""
@@ -131,9 +157,8 @@ class Aggregation:
     def roll_back(self) -> None:
         """Undo the round, as if its IVs had never arrived."""
         if self._before:
-            state, coder_state, self.counted = self._before
-            self.aggregator.load_state_dict(state)
-            self.coder.load_state_dict(coder_state)
+            self.aggregator.load_state_dict(self._before["aggregator"])
+            self.load_state_dict(self._before)
         self._round = None
         self.close()
 
@@ -141,16 +166,52 @@ class Aggregation:
         """Release the round's IVs and models, which may be large."""
         self.ivs, self._models, self._before = {}, None, None
 
+    def missed(self, rounds: int, adopted: int = 0) -> NDArray[np.uint8]:
+        """Return what a relay lacks that missed so many rounds: their IVs, or the state if some are not kept.
+
+        A relay that adopted a state does not know the IVs before; `adopted` is the version of this state.
+        """
+        if rounds > min(len(self.past), self.version - adopted):
+            return self.state_bytes()
+        rows = [row.numpy() for row in self.past[-rounds:]]
+        return np.concatenate([numbers_to_bytes([-rounds, self.version - rounds, *map(len, rows)]), *rows])
+
+    def catch_up(self, content: NDArray[np.uint8], dtype: torch.dtype) -> bool:
+        """Load what another node's `missed` returned; return whether it was the whole state."""
+        if (rounds := -int(bytes_to_numbers(content[:4])[0])) <= 0:
+            self.adopt(content)
+            return True
+        first, *sizes = bytes_to_numbers(content[4 : 8 + 4 * rounds]).tolist()
+        rows = np.split(content[8 + 4 * rounds :], np.cumsum(sizes)[:-1])
+        for version, row in enumerate(rows, first):
+            if version == self.version:  # another relay of this process may have taken part
+                self._repeat(row, dtype)
+        return False
+
+    def _repeat(self, row: NDArray[np.uint8], dtype: torch.dtype) -> None:
+        """Aggregate a past round."""
+        self._round, n, *sizes = bytes_to_numbers(row[:16]).tolist()
+        users, *parts = np.split(row[16:], np.cumsum([-(-len(self.counted) // 8), n * sizes[0]]))
+        self.users = np.flatnonzero(np.unpackbits(users, count=len(self.counted)))
+        rows = [torch.from_numpy(part.copy()).view(n, size) for part, size in zip(parts, sizes, strict=True)]
+        self.ivs = dict(zip(PARTS, rows, strict=True))
+        self._remember()
+        self._aggregate(dtype)
+        self._round = None
+
     def state_bytes(self) -> NDArray[np.uint8]:
         """Return everything that a node needs to aggregate the next round."""
         parts = self.aggregator.state_dict(), self.coder.state_dict()
         tensors = [state[name] for state in parts for name in sorted(state)]
         content = [tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy() for tensor in tensors]
-        return np.concatenate([*content, numbers_to_bytes(self.counted)])
+        return np.concatenate([numbers_to_bytes([self.version]), *content, numbers_to_bytes(self.counted)])
 
     def adopt(self, content: NDArray[np.uint8]) -> None:
         """Load what another node's `state_bytes` returned."""
-        unread = torch.from_numpy(content.copy())
+        version = int(bytes_to_numbers(content[:4])[0])
+        if version != self.version:
+            self.version, self.past = version, []
+        unread = torch.from_numpy(content[4:].copy())
         for part in (self.aggregator, self.coder):
             state = part.state_dict()
             for name in sorted(state):
@@ -161,10 +222,12 @@ class Aggregation:
         self.counted = bytes_to_numbers(unread.numpy())
 
     def state_dict(self) -> dict[str, Any]:
-        return {"counted": torch.from_numpy(self.counted.copy()), "coder": self.coder.state_dict()}
+        own = {"counted": torch.from_numpy(self.counted.copy()), "version": self.version, "past": self.past}
+        return own | {"coder": self.coder.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.counted = state["counted"].numpy().copy()
+        self.version, self.past = state["version"], state["past"]
         self.coder.load_state_dict(state["coder"])
         self._round = None
         self.close()

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmtl.communication.agreement import Digest
-from hmtl.communication.attendance import numbers_to_bytes
 from hmtl.communication.encoding import take
 from hmtl.communication.messages import AGREED, IN_VAIN, STATE, Message, overhead_only
 from hmtl.communication.nodes.aggregation import Aggregation
@@ -49,12 +48,12 @@ class AggregatingServer(ForwardingServer, CodingServer):
         self._digest = Digest()
 
     def send_state(self) -> list[Message]:
-        """Send the state to the aggregators that missed a round."""
+        """Send the IVs of missed rounds, or the state, to the aggregators that missed a round."""
         self._digest = Digest()
         behind = np.flatnonzero(self.attendance.behind).tolist()
         if not behind:
             return []
-        content = np.concatenate([numbers_to_bytes([self.version]), self.aggregation.state_bytes()])
+        content = self.aggregation.missed(self.attendance.missed)
         copies = self._to(behind, STATE, *overhead_only(content))
         self.handover_bits += 8 * len(copies) * content.nbytes
         return copies

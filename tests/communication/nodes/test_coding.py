@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.coding import Aggregators, make_plan
-from hmtl.communication import LinkLedger, Network
+from hmtl.communication import CodedHierarchical, LinkLedger, Network
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
 from hmtl.communication.coders import AggregatorCoder, QuantisedAggregatorCoder, QuantisedUserCoder, UserCoder
 from hmtl.communication.messages import (
@@ -490,6 +490,82 @@ def test_a_relay_that_comes_back_is_handed_the_state_of_another() -> None:
     assert all(same_bits(state["last"], states[0]["last"]) for state in states)
     spent = apart.links.ledger.bits("relays_to_server", link=0).overhead - before.overhead
     assert spent > 20 * 6 * 64  # all of `last`
+
+
+def away_for(missed: int, quantiser: Quantiser | None, aggregators: Aggregators = "all") -> tuple[Apart, int]:
+    """A network in which relay 2 misses so many rounds, and the bits that server and relays send more when it is back.
+
+    In each round half of the users take part.
+    """
+    K, m = 20, 640
+    ivs = [torch.from_numpy(np.random.default_rng(n).normal(size=(K, m))) for n in range(missed + 3)]
+    absent = [set(range(n % 2, K, 2)) for n in range(missed + 3)]
+    apart = Apart(
+        symmetric(K=K, H=5, r=3),
+        "optimal",
+        [ScriptedUsers(ivs, absent, 0)],
+        aggregators=aggregators,
+        quantiser=quantiser,
+    )
+
+    def spent() -> int:
+        return sum(apart.links.ledger.bits(tier).overhead for tier in (RELAYS_TO_SERVER, SERVER_TO_RELAYS))
+
+    apart.play(0)
+    for n in range(missed):
+        apart.play(n + 1, away=[2])
+    before = spent()
+    apart.play(missed + 1)
+    handed = spent() - before
+    before = spent()
+    apart.play(missed + 2)
+    return apart, handed - (spent() - before)
+
+
+@pytest.mark.parametrize("aggregators", ["all", [SERVER, 0, 2]])
+@pytest.mark.parametrize("missed", [1, 2, 5])
+def test_a_relay_that_missed_few_rounds_gets_their_ivs_as_they_travelled(missed: int, aggregators: Aggregators) -> None:
+    apart, handed = away_for(missed, QUANTISERS["int4"], aggregators)
+    ivs = missed * 10 * QUANTISERS["int4"].bits(640)
+    copies = 1 if SERVER in aggregators else 2  # from another relay by way of the server, or from the server
+    assert copies * ivs < handed < copies * (ivs + 400 * (missed + 1))
+    seats = [seat for seat in apart.seats() if seat.version]
+    assert len(seats) == (3 if SERVER in aggregators else 5)
+    assert len({seat.state_bytes().tobytes() for seat in seats}) == 1
+
+
+@pytest.mark.parametrize("quantiser", [QUANTISERS["int8"], None])
+def test_a_relay_that_missed_many_rounds_gets_the_state_without_what_follows_from_it(
+    quantiser: Quantiser | None,
+) -> None:
+    """With few bits: what aggregators and coders hold of the IVs, the bases, and the last models as they travelled."""
+    apart, handed = away_for(40, quantiser)
+    rows = 20 * 64 * 640
+    state = 3 * rows + 20 * quantiser.bits(640) if quantiser else rows
+    assert 2 * state < handed < 2 * (state + 2000)
+    assert len({seat.state_bytes().tobytes() for seat in apart.seats()}) == 1
+
+
+def test_a_relay_that_was_handed_the_state_does_not_know_earlier_rounds() -> None:
+    """It hands on the state to a relay that missed one of these; other relays would hand on their IVs."""
+    K, m, rounds = 20, 640, 44
+    ivs = [torch.from_numpy(np.random.default_rng(n).normal(size=(K, m))) for n in range(rounds)]
+    absent = [set(range(n % 2, K, 2)) for n in range(rounds)]
+    apart = Apart(symmetric(K=K, H=5, r=3), "optimal", [ScriptedUsers(ivs, absent, 0)], quantiser=QUANTISERS["int8"])
+    users = ScriptedUsers(ivs, absent, 0)
+    together = CodedHierarchical(
+        symmetric(K=K, H=5, r=3), wire="int8", seed=5, max_pieces=3, generation=9, aggregators="all"
+    )
+    total = ScriptedAggregator(K, m)
+    for n in range(rounds):
+        away = {0} if 0 < n < 40 else set()
+        away |= {1} if n in (39, 40, 42) else set()
+        apart.play(n, away)
+        apart.links.ledger.begin_round()
+        together.round(n, users, total, away)
+    mine, theirs = (each.ledger.bits(RELAYS_TO_SERVER) for each in (apart.links, together))
+    assert mine.overhead == theirs.overhead
+    assert len({seat.state_bytes().tobytes() for seat in apart.seats()}) == 1
 
 
 def test_a_server_that_aggregates_needs_no_relay_to_do_so_and_hands_over_the_state() -> None:
