@@ -25,7 +25,11 @@ def make(seed, K=4, d=5, n_max=12, regularizer=None, reduction="mean", loss=None
     tasks = [Task(f"user{k}", *map(torch.from_numpy, (X[k], y[k], X[k], y[k]))) for k in range(K)]
     problem = Problem(tasks, loss or Hinge(), regularizer or TaskRelationship(0.1), reduction)
     s = [1 / len(labels) if reduction == "mean" else 1.0 for labels in y]
-    return SimpleNamespace(problem=problem, X=X, y=y, s=s, K=K, d=d, rng=rng)
+
+    def by_user(rows):
+        return [each.numpy() for each in rows.flatten().split([*map(len, y)])]
+
+    return SimpleNamespace(problem=problem, X=X, y=y, s=s, K=K, d=d, rng=rng, by_user=by_user)
 
 
 def split_task(name, x, y, test_fraction, rng, classes=None):

@@ -103,10 +103,16 @@ def _rows(dataset: Dataset[Any], user: int) -> tuple[Tensor, Tensor]:
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(user)
         try:
-            if not len(dataset):  # type: ignore[arg-type]  # a Dataset need not have a length
+            if not (n := len(dataset)):  # type: ignore[arg-type]  # a Dataset need not have a length
                 raise ValueError("it has no rows")
-            xs, ys = zip(*DataLoader(dataset, AT_ONCE), strict=True)
-            return torch.cat(xs), torch.cat(ys)
+            if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
+                return dataset.tensors[0], dataset.tensors[1]  # not copied
+            x, y = torch.empty(0), list[Tensor]()
+            for at, (rows, targets) in enumerate(DataLoader(dataset, AT_ONCE)):
+                x = x if at else rows.new_empty(n, *rows.shape[1:])  # whole at once, not twice when parts are joined
+                x[at * AT_ONCE :][: len(rows)] = rows
+                y.append(targets)
+            return x, torch.cat(y)
         except (TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = str(error).partition("\n")[0].rstrip(".")
             raise DataError(

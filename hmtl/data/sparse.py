@@ -33,8 +33,8 @@ def stored(x: Features) -> Tensor:
 def finite(x: Any) -> Tensor:
     """Return whether all numbers of a row are finite, [n]."""
     if not issparse(x):
-        dense: Tensor = x.isfinite().flatten(1).all(dim=1)
-        return dense
+        # a thousand rows at a time, since intermediate results are as large as the rows
+        return torch.cat([part.isfinite().flatten(1).all(dim=1) for part in torch.split(x, 1000)])
     bad = np.flatnonzero(~np.isfinite(x.data))
     rows = torch.ones(x.shape[0], dtype=torch.bool)
     rows[np.searchsorted(x.indptr, bad, side="right") - 1] = False
@@ -44,16 +44,6 @@ def finite(x: Any) -> Tensor:
 def times(x: Features, W: Tensor) -> Tensor:
     """Return x @ W for W [d, C], [n, C] in the type of W."""
     return torch.from_numpy(x @ W.numpy()) if issparse(x) else x.to(W) @ W
-
-
-def stacked(parts: list[csr_array], n: int) -> csr_array:
-    """Return the rows of K users below each other as one array [K·n, d], each padded to n rows with empty ones."""
-    lengths = np.zeros((len(parts), n), dtype=np.int64)
-    for row, part in zip(lengths, parts, strict=True):
-        row[: part.shape[0]] = np.diff(part.indptr)
-    starts = np.concatenate([[0], lengths.cumsum()])
-    data, columns = (np.concatenate([getattr(part, name) for part in parts]) for name in ("data", "indices"))
-    return csr_array((data, columns, starts), shape=(lengths.size, parts[0].shape[1]))
 
 
 def widened(x: csr_array, d: int) -> csr_array:

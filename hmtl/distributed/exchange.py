@@ -67,6 +67,7 @@ class ProcessExchange(Exchange):
         self._cut = False  # whether two processes that take part lost each other, and could go on
         self.nodes = list(peers.connections)
         self._load_checkpoint: Callable[[], Mapping[str, Any]] = dict  # see `start`
+        self._places: Callable[[str, Ids], Ids] = lambda _, users: users  # `Users.places`, see `start`
         self._holders: list[str] = []  # aggregators with the present state; empty before any relay has aggregated
         self._user_figures: dict[str, dict[str, Tensor]] = {}  # by host, as last received
         self._aggregator_facts: dict[str, Tensor] = {}  # as last sent
@@ -91,7 +92,7 @@ class ProcessExchange(Exchange):
         resumes: bool,
         load_checkpoint: Callable[[], Mapping[str, Any]],
     ) -> bool:
-        self._load_checkpoint = load_checkpoint
+        self._load_checkpoint, self._places = load_checkpoint, algorithm.users.places
         self._peers.limit(largest_body(algorithm))
         if self._comes_back:
             self._control.send(SERVER, {"ready": True})
@@ -291,7 +292,7 @@ class ProcessExchange(Exchange):
         """Return the part of a state that a node needs."""
         nodes, sides, placement = state["communicator"][NODE_STATE], state["algorithm"], self._placement
         users = {key: sides["users"][key] for key in algorithm.users.state_dict() if key in sides["users"]}
-        part: Values = {"users": _rows_of(users, placement.users_of(name))}  # without what follows from these
+        part: Values = {"users": self._rows_of(users, name)}  # without what follows from these
         planner, node = communicator.planner, nodes[name]
         holds = name == SERVER and planner.server
         if planner.preferred and name in placement.relays:  # a relay that missed rounds is handed them in the next one
@@ -382,8 +383,13 @@ class ProcessExchange(Exchange):
                 users[key] = torch.maximum(rows, users.get(key, rows))
                 continue
             if key not in users:
-                users[key] = rows.new_empty(self._placement.K, *rows.shape[1:])
-            users[key][self._placement.users_of(name)] = rows
+                users[key] = rows.new_empty(len(self._places(key, np.arange(self._placement.K))), *rows.shape[1:])
+            users[key][self._places(key, self._placement.users_of(name))] = rows
+
+    def _rows_of(self, state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+        """Return the state of a node's users, from that of all users."""
+        users = self._placement.users_of(name)
+        return {key: rows[self._places(key, users)] if rows.ndim else rows for key, rows in state.items()}
 
     def _from_checkpoint(self, name: str) -> Values:
         """Return from the last checkpoint the state of a process that does not answer."""
@@ -392,7 +398,7 @@ class ProcessExchange(Exchange):
         except CheckpointError as error:
             reason = self._peers.lost.get(name, "it does not answer")
             raise EngineError(f"{name} is lost ({reason}) before the first checkpoint. Start the run again.") from error
-        users = _rows_of(checkpoint["algorithm"]["users"], self._placement.users_of(name))
+        users = self._rows_of(checkpoint["algorithm"]["users"], name)
         return {"users": users, NODE_STATE: checkpoint["communicator"][NODE_STATE][name]}
 
 
@@ -409,9 +415,10 @@ def largest_body(algorithm: Algorithm) -> int:
     user's d features (second moments at most), and a number per pair of users.
     """
     K, d, size = algorithm.problem.K, algorithm.problem.d, algorithm.problem.size
-    kept = sum(8 * rows.shape[1:].numel() for rows in algorithm.users.state_dict().values() if rows.ndim > 1)
-    numbers: int = max(algorithm.users.numbers, size, kept // 8)
-    return LEAST + 8 * K * (8 * numbers + d * d + 8 * K)
+    wide = {name: rows.shape[1:].numel() for name, rows in algorithm.users.state_dict().items() if rows.ndim > 1}
+    kept = sum(8 * len(algorithm.users.places(name, np.arange(K))) * numbers for name, numbers in wide.items())
+    bound: int = LEAST + 8 * kept + 8 * K * (8 * max(algorithm.users.numbers, size) + d * d + 8 * K)
+    return bound
 
 
 def for_report(task: Task, targets: bool) -> Task:
@@ -420,11 +427,6 @@ def for_report(task: Task, targets: bool) -> Task:
     y = {name: getattr(task.raw, name) for name in ("y_train", "y_test", "y_validation")}
     raw = replace(known.raw, **y) if targets else known.raw
     return replace(known, prepared=replace(task.prepared, raw=raw)) if task.prepared else raw
-
-
-def _rows_of(state: Mapping[str, Tensor], users: Ids) -> dict[str, Tensor]:
-    """Return the state of some users, from that of all users."""
-    return {key: rows[users] if rows.ndim else rows for key, rows in state.items()}
 
 
 def _version(nodes: Values, name: str) -> int:

@@ -1,7 +1,7 @@
 """Measures of the users' predictions on their own rows, and their summaries over users.
 
-K users, n rows each (padded), C classes. A user for whom a measure is undefined has the value NaN, and summaries leave
-this user out.
+K users, N rows of all users, one user after the other, C classes. A user for whom a measure is undefined has the value
+NaN, and summaries leave this user out.
 """
 
 import math
@@ -14,7 +14,7 @@ from hmtl.errors import ConfigError
 from hmtl.mtl.losses import Loss
 
 Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Maps predictions [K, n] or [K, n, C], targets y [K, n] and which rows are present [K, n] to values [K]."""
+"""Maps predictions [N] or [N, C], targets y [N] and the users' numbers of rows [K] to values [K]."""
 SUMMARIES = ("_weighted", "_median", "_worst", "_users")
 """Ends of the names of summaries, see `summarize`."""
 OwnMeasure = Callable[..., float]
@@ -28,12 +28,12 @@ def measures_for(loss: Loss, own: Mapping[str, OwnMeasure]) -> dict[str, Measure
         ConfigError: an own measure has the name of another one or of a summary, or one that is not an identifier.
     """
 
-    def error(predictions: Tensor, y: Tensor, present: Tensor) -> Tensor:
-        return mean(loss.error(predictions, y), present)
+    def error(predictions: Tensor, y: Tensor, counts: Tensor) -> Tensor:
+        return totals(loss.error(predictions, y), counts) / counts
 
-    def balanced(predictions: Tensor, y: Tensor, present: Tensor) -> Tensor:
+    def balanced(predictions: Tensor, y: Tensor, counts: Tensor) -> Tensor:
         number, C = (y.long(), predictions.shape[-1]) if loss.classes else ((y > 0).long(), 2)
-        return balanced_error(loss.error(predictions, y), number, present, C)
+        return balanced_error(loss.error(predictions, y), number, counts, C)
 
     measures: dict[str, Measure] = {"error": error}
     if loss.classes or loss.labels == (-1.0, 1.0):
@@ -50,39 +50,42 @@ def measures_for(loss: Loss, own: Mapping[str, OwnMeasure]) -> dict[str, Measure
     return measures
 
 
-def mean(values: Tensor, present: Tensor) -> Tensor:
-    """Return the mean of values [K, n] over each user's rows [K], float64."""
-    return torch.where(present, values, 0).double().sum(1) / present.sum(1)
+def totals(values: Tensor, counts: Tensor) -> Tensor:
+    """Return the sum of values [N] over each user's rows [K], float64."""
+    return torch.segment_reduce(values.double(), "sum", lengths=counts)
 
 
-def balanced_error(errors: Tensor, number: Tensor, present: Tensor, C: int) -> Tensor:
+def balanced_error(errors: Tensor, number: Tensor, counts: Tensor, C: int) -> Tensor:
     """Return the mean over a user's classes of the share misclassified in each class [K]; absent classes do not count.
 
     Args:
-        errors: 1 for each misclassified row, else 0 [K, n].
-        number: class numbers [K, n] in 0..C−1.
-        present: which rows are present [K, n].
+        errors: 1 for each misclassified row, else 0 [N].
+        number: class numbers [N] in 0..C−1.
+        counts: numbers of rows [K].
         C: number of classes.
     """
-    zeros = torch.zeros(len(errors), C, dtype=torch.float64, device=errors.device)
-    counts = zeros.scatter_add(1, number, present.double())
-    wrong = zeros.scatter_add(1, number, torch.where(present, errors, 0).double())
-    return (wrong / counts).nanmean(1)
+    K = len(counts)
+    which = C * torch.arange(K, device=counts.device).repeat_interleave(counts) + number
+    rows, wrong = (torch.bincount(which, weights, K * C) for weights in (None, errors.double()))
+    return (wrong / rows).view(K, C).nanmean(1)
 
 
-def auc(predictions: Tensor, y: Tensor, present: Tensor) -> Tensor:
+def auc(predictions: Tensor, y: Tensor, counts: Tensor) -> Tensor:
     """Return the area under the ROC curve [K] for y = ±1; undefined for users with rows of one class only.
 
     It is the probability that a row with y = 1 has a larger prediction than one with y = −1, where ties count half.
     """
-    scores = torch.where(present, predictions.double(), math.inf)
-    in_order = scores.sort(1).values
+    N, positive = len(y), y > 0
+    before = (counts.cumsum(0) - counts).repeat_interleave(counts)  # rows of other users
+    scores = (
+        before * N + torch.unique(predictions, return_inverse=True)[1]
+    )  # in the order of users, then of predictions
+    in_order = scores.sort().values
     below, up_to = (torch.searchsorted(in_order, scores, right=right) for right in (False, True))
-    positive = present & (y > 0)
-    n_positive, n = positive.sum(1), present.sum(1)
-    ranks = torch.where(positive, (below + up_to + 1) / 2, 0).double().sum(1)  # from 1; ties share their mean rank
-    wins = ranks - n_positive * (n_positive + 1) / 2
-    return wins / (n_positive * (n - n_positive))
+    ranks = (below + up_to + 1).double() / 2 - before  # from 1; ties share their mean rank
+    n_positive = totals(positive, counts)
+    wins = totals(torch.where(positive, ranks, 0), counts) - n_positive * (n_positive + 1) / 2
+    return wins / (n_positive * (counts - n_positive))
 
 
 def summarize(name: str, values: Tensor, counts: Tensor) -> dict[str, float]:
@@ -124,12 +127,14 @@ def means(name: str, sums: Tensor) -> dict[str, float]:
 def _by_user(name: str, function: OwnMeasure) -> Measure:
     """Return a measure that calls a function for each user that has rows."""
 
-    def measure(predictions: Tensor, y: Tensor, present: Tensor) -> Tensor:
-        values = torch.full((len(y),), math.nan, dtype=torch.float64)
-        for k in present.any(1).nonzero()[:, 0].tolist():
-            pair = (each[k, present[k]].cpu().numpy() for each in (predictions, y))
+    def measure(predictions: Tensor, y: Tensor, counts: Tensor) -> Tensor:
+        values = torch.full((len(counts),), math.nan, dtype=torch.float64)
+        lengths = counts.tolist()
+        for k, pair in enumerate(zip(*(torch.split(each.cpu(), lengths) for each in (predictions, y)), strict=True)):
+            if not lengths[k]:
+                continue
             try:
-                values[k] = float(function(*pair))
+                values[k] = float(function(*(each.numpy() for each in pair)))
             except Exception as error:  # a function of a user's own may raise anything
                 raise ConfigError(
                     f"measures.{name} cannot be computed ({type(error).__name__}: {error}). It gets a user's "

@@ -3,49 +3,70 @@
 A process may hold the rows of only some users. It then computes for these users, and K is their number in the shapes of
 rows, duals and models.
 
-K users, n_k training rows of user k, n = max n_k, d features, C classes. W and V [d, K] hold one user per column; the
-duals a [K, n] are zero in the padding after n_k. With C classes, a model holds the parameters of C scores, one after
-the other: W and V are [C·d, K], a is [K, C·n].
+K users, n_k training rows of user k, N = Σ n_k, d features, C classes (1 for one score). The rows of one user follow
+those of another, without padding, in all that has a number for each row, such as the duals a [N, C]. W and V [C·d, K]
+hold one user per column: the parameters of C scores, one after the other.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from scipy.sparse import issparse
+from numpy.typing import NDArray
+from scipy.sparse import vstack
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from hmtl.data import Task
-from hmtl.data.sparse import Features, stacked, times
+from hmtl.data.sparse import Features, times
 from hmtl.data.tasks import classified
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl.losses import Loss, OneVsRest
-from hmtl.mtl.measures import OwnMeasure, means, measures_for, summarize, terms_of_means
+from hmtl.mtl.measures import OwnMeasure, means, measures_for, summarize, terms_of_means, totals
 from hmtl.mtl.regularizers import Regularizer
 from hmtl.mtl.sums import Grid
 from hmtl.rng import generator
 
+AT_ONCE = 1024  # rows, of many, for which intermediate results are in memory at the same time
 SPLITS = ("train", "test", "validation")
 """Parts of the rows that may be measured."""
 
 
+def runs(counts: Sequence[int]) -> Iterator[tuple[slice, slice, int]]:
+    """Yield the users, the rows and n of each run of users with n rows each, whose rows are a view [users, n, ...]."""
+    user = row = 0
+    for n, group in groupby(counts):
+        last = user + len(list(group))
+        rows = (last - user) * n
+        yield slice(user, last), slice(row, row + rows), n
+        user, row = last, row + rows
+
+
+def rows_of(counts: Sequence[int], users: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where the rows of some users are among those of all users, who have `counts` rows."""
+    ends = np.cumsum(counts, dtype=np.int64)
+    n = np.asarray(counts, dtype=np.int64)[users]
+    places: NDArray[np.int64] = np.repeat(ends[users] - n.cumsum(), n) + np.arange(n.sum())
+    return places
+
+
 @dataclass(frozen=True)
 class Rows:
-    """The training rows of many users as one batch for local solvers, padded with rows of zeros.
+    """The training rows of many users for local solvers, those of one user after those of another.
 
     Attributes:
-        X: features [K, n, d]; sparse ones as a CSR array [K·n, d], whose row j of user k is k·n + j.
-        y: labels [K, n], 1 in the padding.
-        square_norms: ‖x_kj‖² [K, n].
+        X: features [N, d]; sparse ones as a CSR array.
+        y: labels [N].
+        square_norms: ‖x_kj‖² [N].
         counts: n_k of each user.
-        s: weights of the rows in the objective [K, n], zero in the padding.
-        computed: cache of matrices computed from X, shared by all `Rows` that share X.
+        s: weights of the rows in the objective [N].
+        computed: cache of `gram`, shared by all `Rows` that share X.
     """
 
     X: Features
@@ -53,21 +74,41 @@ class Rows:
     square_norms: Tensor
     counts: tuple[int, ...]
     s: Tensor
-    computed: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    computed: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
-    def gram(self) -> Tensor:
-        """Return the Gram matrices XXᵀ [K, n, n], computed once."""
-        if "gram" not in self.computed:
-            self.computed["gram"] = self.X @ self.X.mT
-        return self.computed["gram"]
+    @cached_property
+    def n(self) -> Tensor:
+        """n_k of each user [K], on the device of the rows."""
+        return torch.tensor(self.counts, dtype=torch.int64, device=self.y.device)
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """Number of the first row of each user [K]."""
+        return self.n.cumsum(0) - self.n
+
+    def gram(self, most: int) -> tuple[Tensor, Tensor]:
+        """Return the Gram matrices XXᵀ of users with at most `most` rows, and where each begins [K].
+
+        The matrices follow each other in one vector, which is computed once; users without one begin at −1.
+        """
+        if most not in self.computed:
+            sizes = torch.where(self.n <= most, self.n**2, 0)
+            starts, grams = sizes.cumsum(0) - sizes, self.X.new_empty(int(sizes.sum()))
+            for users, rows, n in runs(self.counts):
+                if n <= most:
+                    x, first = self.X[rows].view(-1, n, self.X.shape[1]), int(starts[users.start])
+                    torch.bmm(x, x.mT, out=grams[first : first + len(x) * n * n].view(-1, n, n))
+            self.computed[most] = grams, torch.where(self.n <= most, starts, -1)
+        return self.computed[most]
 
     def of(self, user: int) -> "Rows":
-        """Return the rows of one user without padding (K = 1), as views unless they are sparse."""
-        n, one = self.counts[user], slice(user, user + 1)
-        computed = {name: gram[one, :n, :n] for name, gram in self.computed.items()}
-        first = user * self.y.shape[1]
-        X = self.X[first : first + n] if issparse(self.X) else self.X[one, :n]
-        return Rows(X, self.y[one, :n], self.square_norms[one, :n], (n,), self.s[one, :n], computed)
+        """Return the rows of one user (K = 1), as views unless they are sparse."""
+        n, first = self.counts[user], int(self.starts[user])
+        own, computed = slice(first, first + n), dict[int, tuple[Tensor, Tensor]]()
+        for most, (grams, starts) in self.computed.items():
+            at = starts[user : user + 1]
+            computed[most] = grams[int(at) :][: n * n if n <= most else 0], at.clamp_max(0)
+        return Rows(self.X[own], self.y[own], self.square_norms[own], (n,), self.s[own], computed)
 
 
 class Problem:
@@ -102,7 +143,7 @@ class Problem:
         binary: loss of one score.
         measures: what is measured of predictions, by name.
         s: weights s_k [K].
-        weights: s_kj [K, n], zero in the padding.
+        weights: s_kj [N].
 
     Raises:
         ConfigError: an unknown reduction, or a regularizer that cannot be used with these users.
@@ -154,10 +195,9 @@ class Problem:
         self.measures = measures_for(self.loss, measures)
         counts = torch.tensor(self.here, dtype=torch.float64, device=device)
         self.s = 1 / counts if reduction == "mean" else torch.ones_like(counts)
-        self.weights = torch.zeros(len(self.here), max(self.counts), dtype=torch.float64, device=device)
-        for weights, task, s in zip(self.weights, self.tasks, self.s, strict=True):
-            weights[: len(task.y_train)] = s * task.weights.to(device)
-        self._padded: dict[torch.dtype, Rows] = {}  # shared by copies of the problem
+        weights = [s * task.weights.to(device) for task, s in zip(self.tasks, self.s, strict=True)]
+        self.weights = torch.cat([counts[:0], *weights])
+        self._rows: dict[torch.dtype, Rows] = {}  # shared by copies of the problem
         self._prepare(regularizer)
 
     def _prepare(self, regularizer: Regularizer) -> None:
@@ -195,54 +235,48 @@ class Problem:
                 "give dense rows."
             )
 
-    def padded(self, dtype: torch.dtype) -> Rows:
-        """Return the training rows as one padded batch of a type.
+    def rows_in(self, dtype: torch.dtype) -> Rows:
+        """Return the training rows in a type.
 
-        If the tasks' rows are dense and of this type, they become views of the batch, so that they are in memory only
+        If the tasks' rows are dense and of this type, they become views of the result, so that they are in memory only
         once.
         """
-        if dtype in self._padded:
-            return self._padded[dtype]
+        if dtype in self._rows:
+            return self._rows[dtype]
+        X: Features
         if self.is_sparse:
-            self._padded[dtype] = self._sparse_rows()
-            return self._padded[dtype]
-        # padded to the largest n_k of all processes: results must not depend on which users share a process
-        X = torch.zeros(len(self.tasks), max(self.counts), self.d, dtype=dtype, device=self.s.device)
-        y = X.new_ones(X.shape[:2])
-        square_norms = torch.zeros_like(y)
-        for k, user in enumerate(self.users):
-            task, n = self.tasks[k], self.here[k]
-            X[k, :n], y[k, :n] = task.x_train, task.y_train
-            torch.linalg.vecdot(X[k], X[k], out=square_norms[k])
-            if X.is_cpu and task.x_train.dtype == dtype:  # at once, to free a task's rows before the next are copied
-                self.tasks[k] = self.everybody[user] = copy.copy(task)
-                object.__setattr__(self.tasks[k], "x_train", X[k, :n])
-        self._padded[dtype] = Rows(X, y, square_norms, self.here, self.weights.to(dtype))
-        return self._padded[dtype]
+            X = vstack([task.x_train for task in self.tasks], format="csr")
+            square_norms = torch.from_numpy((X * X).sum(1))
+        else:
+            X = torch.empty(sum(self.here), self.d, dtype=dtype, device=self.s.device)
+            for k, (user, x) in enumerate(zip(self.users, torch.split(X, list(self.here)), strict=True)):
+                task = self.tasks[k]
+                x.copy_(task.x_train)
+                if x.is_cpu and task.x_train.dtype == dtype:  # at once, to free a task's rows before others are copied
+                    self.tasks[k] = self.everybody[user] = copy.copy(task)
+                    object.__setattr__(self.tasks[k], "x_train", x)
+            square_norms = torch.cat([torch.linalg.vecdot(x, x) for x in torch.split(X, AT_ONCE)])  # it copies rows
+        y, _ = self._targets["train"]
+        self._rows[dtype] = Rows(X, y.to(dtype), square_norms, self.here, self.weights.to(dtype))
+        return self._rows[dtype]
 
     def datasets(self, dtype: torch.dtype, shape: Sequence[int]) -> tuple[Dataset[Any], ...]:
         """Return each user's training rows as a torch Dataset: the user's own, or rows of this shape and their targets.
 
         Classes are int64; all other numbers have the given type.
         """
-        rows = self.padded(dtype)
+        rows = self.rows_in(dtype)
         y = rows.y.long() if self.loss.classes else rows.y
+        own = (torch.split(each, list(self.here)) for each in (rows.X.view(-1, *shape), y))
         return tuple(
-            TensorDataset(rows.X[k, :n].view(n, *shape), y[k, :n]) if task.dataset is None else task.dataset
-            for k, (task, n) in enumerate(zip(self.tasks, self.here, strict=True))
+            TensorDataset(*pair) if task.dataset is None else task.dataset
+            for task, *pair in zip(self.tasks, *own, strict=True)
         )
-
-    def _sparse_rows(self) -> Rows:
-        """Return sparse training rows, a copy of those of the tasks."""
-        X = stacked([task.x_train for task in self.tasks], max(self.counts))
-        y, _ = self._targets["train"]
-        square_norms = torch.from_numpy((X * X).sum(1)).view_as(y)
-        return Rows(X, y, square_norms, self.here, self.weights)
 
     @property
     def rows(self) -> Rows:
         """The training rows in double precision, which certificates need."""
-        return self.padded(torch.float64)
+        return self.rows_in(torch.float64)
 
     @cached_property
     def scores(self) -> tuple[Rows, ...]:
@@ -252,72 +286,68 @@ class Problem:
         signs = OneVsRest.signs(self.rows.y.new_empty(self.outputs), self.rows.y).unbind(-1)
         return tuple(replace(self.rows, y=sign.contiguous()) for sign in signs)
 
-    def _by_score(self, flat: Tensor) -> Tensor:
-        """Return models or duals [K, C·m] as [K, C, m]."""
-        return flat.reshape(len(flat), self.outputs, -1)
-
     def _predicted(self, scores: Tensor) -> Tensor:
         """Return scores [..., C] in the shape that the loss takes: [...] if C = 1."""
         return scores if self.loss.classes else scores[..., 0]
 
     @torch.no_grad()
     def predictions(self, W: Tensor, split: str) -> Tensor:
-        """Return the predictions of each user's model on the rows of a split, [K, n] or [K, n, C] (padded)."""
-        models = self._by_score(W.T)
+        """Return the predictions of each user's model on the rows of a split, [N] or [N, C]."""
+        models = W.T.reshape(W.shape[1], self.outputs, self.d).mT
+        y, counts = self._targets[split]
+        predictions = models.new_empty(len(y), self.outputs)
         if split == "train" and not self.is_sparse:
-            return self._predicted(torch.bmm(self.rows.X, models.mT))
-        y, _ = self._targets[split]
-        predictions = models.new_zeros(*y.shape, self.outputs)
-        for each, task, w in zip(predictions, self.tasks, models, strict=True):
-            x = getattr(task, f"x_{split}")
-            each[: x.shape[0]] = times(x, w.T)
+            for users, rows, n in runs(self.here):
+                x = self.rows.X[rows].view(-1, n, self.d)
+                torch.bmm(x, models[users], out=predictions[rows].view(-1, n, self.outputs))
+        else:
+            for each, task, w in zip(torch.split(predictions, counts.tolist()), self.tasks, models, strict=True):
+                each[:] = times(getattr(task, f"x_{split}"), w)
         return self._predicted(predictions)
 
     @torch.no_grad()
     def losses(self, predictions: Tensor) -> Tensor:
-        """Return s_kj ℓ(p_kj, y_kj) [K, n] for predictions on training rows, zero in the padding."""
-        losses: Tensor = self.weights * self.loss(predictions, self.rows.y)
-        return losses
+        """Return Σ_j s_kj ℓ(p_kj, y_kj) [K] for predictions on training rows, in double precision."""
+        y, counts = self._targets["train"]
+        return totals(self.weights * self.loss(predictions, y.to(predictions)), counts)
 
     @torch.no_grad()
     def conjugates(self, a: Tensor) -> Tensor:
-        """Return s_kj ℓ*(−a_kj) [K, n], zero in the padding."""
-        duals = self._predicted(self._by_score(a).transpose(1, 2))
-        return self.weights * self.loss.conjugate(duals, self.rows.y)
+        """Return Σ_j s_kj ℓ*(−a_kj) [K]."""
+        y, counts = self._targets["train"]
+        return totals(self.weights * self.loss.conjugate(self._predicted(a), y), counts)
 
     def combined(self, a: Tensor) -> Tensor:
         """Return V [d, K] from the duals, v_k = Σ_j s_kj a_kj x_kj."""
-        weighted = self.weights[:, None] * self._by_score(a)  # [K, C, n]
+        weighted, V = self.weights[:, None] * a, a.new_empty(len(self.here), self.outputs, self.d)
         if self.is_sparse:
-            own = a.new_empty(len(a), self.outputs, self.d)
-            for v, task, each in zip(own, self.tasks, weighted, strict=True):
-                v[:] = times(task.x_train.T, each[:, : len(task.y_train)].T).T
-            return own.flatten(1).T
-        V: Tensor = torch.bmm(weighted, self.rows.X).flatten(1).T
-        return V
+            for v, task, each in zip(V, self.tasks, torch.split(weighted, list(self.here)), strict=True):
+                v[:] = times(task.x_train.T, each).T
+        else:
+            for users, rows, n in runs(self.here):
+                each, x = weighted[rows].view(-1, n, self.outputs), self.rows.X[rows].view(-1, n, self.d)
+                torch.bmm(each.mT, x, out=V[users])
+        return V.flatten(1).T
 
     @cached_property
     def _targets(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """The users' targets y [K, n], and which rows are present [K, n], by split."""
+        """The users' targets y [N], and numbers of rows [K], by split."""
         targets = {}
         for split in self.splits:
             own = [getattr(task, f"y_{split}") for task in self.tasks]
-            n = max(len(getattr(task, f"y_{split}")) for task in self.everybody)
-            y = torch.ones(len(own), n, dtype=torch.float64)
-            for each, values in zip(y, own, strict=True):
-                each[: len(values)] = values
-            present = torch.arange(n) < torch.tensor([len(values) for values in own])[:, None]
-            targets[split] = y.to(self.s.device), present.to(self.s.device)
+            counts = torch.tensor([len(y) for y in own], dtype=torch.int64)
+            y = torch.cat([torch.empty(0, dtype=torch.float64), *own])
+            targets[split] = y.to(self.s.device, torch.float64), counts.to(self.s.device)
         return targets
 
     @torch.no_grad()
     def measure(self, split: str, predictions: Tensor) -> dict[str, Tensor]:
-        """Return the measures of predictions on the users' rows of a split [K, n] or [K, n, C]: [K] each."""
-        y, present = self._targets[split]
+        """Return the measures of predictions on the users' rows of a split [N] or [N, C]: [K] each."""
+        y, counts = self._targets[split]
         if self.loss.measure == "mean squared error":  # own measures get targets as they were before any centring
-            shift = torch.tensor([[task.scaling.target_mean] for task in self.tasks]).to(y)
+            shift = torch.tensor([task.scaling.target_mean for task in self.tasks]).to(y).repeat_interleave(counts)
             predictions, y = predictions + shift, y + shift
-        return {f"{split}_{name}": measure(predictions, y, present) for name, measure in self.measures.items()}
+        return {f"{split}_{name}": measure(predictions, y, counts) for name, measure in self.measures.items()}
 
     def is_measure(self, name: str) -> bool:
         """Return whether this is the name of a measure on the rows of a split, such as `test_error`."""

@@ -37,7 +37,7 @@ def pass_of(size, loss, work):
     mocha.step(0)
     rows, users = mocha.problem.rows, mocha.users
     drawn = mocha.solver.draw(0, 1, range(size[0]), rows.counts), mocha.solver.steps(rows.counts)
-    start = DualSubproblem(users.a, users.W, users.curvature)
+    start = DualSubproblem(users.a[:, 0], users.W, users.curvature)
     return lambda: work(LOSSES[loss], rows, start, *drawn)
 
 

@@ -61,7 +61,7 @@ def pass_of(problem, passes, rounds=1):
         mocha.step(round)
     users, counts = mocha.users, problem.rows.counts
     drawn = mocha.solver.draw(0, rounds, range(K), counts), mocha.solver.steps(counts)
-    start = DualSubproblem(users.a, users.W, users.curvature)
+    start = DualSubproblem(users.a[:, 0], users.W, users.curvature)
     return lambda: mocha.solver(problem.loss, problem.rows, start, *drawn)
 
 

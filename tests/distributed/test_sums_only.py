@@ -89,7 +89,7 @@ def test_the_same_look_finds_users_in_the_frames_of_the_usual_metrics(configure:
     train_in_threads(configure(*UNEQUAL, *ADDING, "algorithm=cocoa"), prepare=listening(told))
     for name, users in (("host 0", 4), ("host 1", 3)):
         shapes = {path: tensor.shape for values in told[name] for path, tensor in tensors(values)}
-        assert shapes["measured", "losses"][0] == shapes["users", "a"][0] == users
+        assert shapes["measured", "losses"][0] == shapes["users", "W"][0] == users
 
 
 def test_r2_follows_from_sums(configure: Callable[..., DictConfig], tmp_path: Path) -> None:

@@ -104,19 +104,19 @@ def test_primal_and_dual(seed, reduction):
     W, root = rng.normal(size=(C * D, K)), rng.normal(size=(K, K))
     Omega = root @ root.T + 0.1 * np.eye(K)
     primal, conjugates, V = 0.1 * np.trace(W @ Omega @ W.T), 0.0, np.zeros((C * D, K))
-    n_max = max(len(y) for _, y in rows(seed))
-    a = np.zeros((K, C, n_max))
+    duals = []
     for k, (x, y) in enumerate(rows(seed)):
         s = 1 / len(y) if reduction == "mean" else 1.0
+        duals.append(np.zeros((len(y), C)))
         for c in range(C):
             sign, own = np.where(y == c, 1.0, -1.0), slice(c * D, (c + 1) * D)
             primal += s * np.logaddexp(0, -sign * (x @ W[own, k])).sum()
             b = rng.uniform(0.01, 0.99, size=len(y))
             conjugates += s * (b * np.log(b) + (1 - b) * np.log(1 - b)).sum()
-            a[k, c, : len(y)] = b * sign
+            duals[k][:, c] = b * sign
             V[own, k] = s * (b * sign) @ x
     dual = -conjugates - np.trace(V @ np.linalg.inv(0.2 * Omega) @ V.T) / 2
-    duals = torch.from_numpy(a.reshape(K, -1))
+    duals = torch.from_numpy(np.concatenate(duals))
     np.testing.assert_allclose(problem.combined(duals).numpy(), V, atol=1e-12)
     W, Omega = torch.from_numpy(W), torch.from_numpy(Omega)
     losses = problem.losses(problem.predictions(W, "train")).sum()

@@ -1,16 +1,35 @@
 """Primal, dual and errors against numpy; rows in memory once; tasks that do not fit."""
 
+import gc
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from hmtl.data import Task
 from hmtl.errors import ConfigError, DataError
-from hmtl.mtl import CrossEntropy, Hinge, Loss, Problem, Ridge, Squared, TaskRelationship
+from hmtl.mtl import (
+    MOCHA,
+    SDCA,
+    CrossEntropy,
+    FedAvg,
+    Hinge,
+    LocalSGD,
+    Logistic,
+    Loss,
+    Mean,
+    Problem,
+    Ridge,
+    Squared,
+    TaskRelationship,
+)
 
 draw = {
     "seed": st.integers(0, 10**6),
@@ -31,9 +50,7 @@ def test_primal_and_dual(random_problem, seed, K, reduction):
     primal = loss + 0.1 * np.trace(W @ Omega @ W.T)
     V = np.stack([s * (bk * y) @ x for s, bk, y, x in zip(case.s, b, case.y, case.X, strict=True)], axis=1)
     dual = sum(s * bk.sum() for s, bk in zip(case.s, b, strict=True)) - 2.5 * np.trace(V @ np.linalg.inv(Omega) @ V.T)
-    a = torch.zeros_like(case.problem.rows.y)
-    for k in range(K):
-        a[k, : len(b[k])] = torch.from_numpy(b[k] * case.y[k])
+    a = torch.from_numpy(np.concatenate([bk * y for bk, y in zip(b, case.y, strict=True)]))[:, None]
     problem, W, Omega = case.problem, torch.from_numpy(W), torch.from_numpy(Omega)
     losses = problem.losses(problem.predictions(W, "train")).sum()
     assert float(losses + problem.regularizer(W, Omega)) == pytest.approx(primal, rel=1e-12)
@@ -56,10 +73,10 @@ def test_errors(random_problem, seed, K, reduction):
 def test_rows_are_in_memory_once(dtype):
     x, y = torch.randn(3, 2, 4, dtype=dtype), torch.tensor([1.0, -1.0])
     problem = Problem([Task(str(k), rows, y, rows, y) for k, rows in enumerate(x)], Hinge(), Ridge(0.1))
-    rows = problem.padded(dtype)
-    assert torch.equal(rows.X, x)
+    rows = problem.rows_in(dtype)
+    assert torch.equal(rows.X, x.flatten(0, 1))
     for tasks in (problem.tasks, problem.everybody, problem.regularized(Ridge(1.0)).tasks):
-        assert all(task.x_train.data_ptr() == own.data_ptr() for task, own in zip(tasks, rows.X, strict=True))
+        assert all(task.x_train.data_ptr() == own.data_ptr() for task, own in zip(tasks, rows.X[::2], strict=True))
 
 
 def test_rows_of_one_user(random_problem):
@@ -67,17 +84,89 @@ def test_rows_of_one_user(random_problem):
     whole = case.problem.rows
     for k in range(case.K):
         rows = whole.of(k)
-        np.testing.assert_array_equal(rows.X[0].numpy(), case.X[k])
-        np.testing.assert_array_equal(rows.y[0].numpy(), case.y[k])
+        np.testing.assert_array_equal(rows.X.numpy(), case.X[k])
+        np.testing.assert_array_equal(rows.y.numpy(), case.y[k])
         assert rows.counts == (len(case.y[k]),)
         assert rows.X.untyped_storage().data_ptr() == whole.X.untyped_storage().data_ptr()
 
 
-def test_the_gram_matrix_is_computed_once_for_all_that_share_the_rows(random_problem):
-    rows = random_problem(3).problem.rows
-    assert rows.gram() is replace(rows, y=-rows.y).gram()
-    torch.testing.assert_close(rows.of(1).gram()[0], rows.X[1, : rows.counts[1]] @ rows.X[1, : rows.counts[1]].T)
-    assert rows.of(1).gram().untyped_storage().data_ptr() == rows.gram().untyped_storage().data_ptr()
+def test_gram_matrices_are_computed_once_for_all_that_share_the_rows(random_problem):
+    """Those of users with few rows; a user alone has the same ones."""
+    case = random_problem(3)
+    rows, most = case.problem.rows, sorted(case.problem.counts)[1]
+    grams, starts = rows.gram(most)
+    assert grams is replace(rows, y=-rows.y).gram(most)[0]
+    for k, (x, start) in enumerate(zip(case.X, starts.tolist(), strict=True)):
+        assert (start >= 0) == (len(x) <= most)
+        own, (place,) = rows.of(k).gram(most)
+        if start >= 0:
+            want = torch.from_numpy(x @ x.T).flatten()
+            torch.testing.assert_close(grams[start:][: want.numel()], want)
+            assert (own.data_ptr(), own.numel(), int(place)) == (grams[start:].data_ptr(), want.numel(), 0)
+        else:
+            assert (own.numel(), int(place)) == (0, -1)
+
+
+def uneven(counts, dtype=torch.float64, d=50):
+    """Tasks of ±1 with these numbers of rows of d features, and a few rows to test on."""
+    draw = torch.Generator().manual_seed(0)
+    for k, n in enumerate(counts):
+        x = torch.randn(n, d, dtype=dtype, generator=draw)
+        yield Task(str(k), x, x[:, 0].sign(), x[:5].clone(), x[:5, 0].sign())
+
+
+def learner(kind, tasks):
+    if kind == "networks":
+        return FedAvg(Problem(tasks, Logistic(), Ridge(0.1)), LocalSGD(1e-5, epochs=1), nn.Linear)
+    return MOCHA(Problem(tasks, Hinge(), Mean(0.1)), SDCA(2))
+
+
+def held():
+    """Bytes of all tensors."""
+    gc.collect()
+    storages = [each.untyped_storage() for each in gc.get_objects() if type(each) is torch.Tensor]
+    return sum({each.data_ptr(): each.nbytes() for each in storages if each.device.type == "cpu"}.values())
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("duals", torch.float64), ("networks", torch.float32)])
+def test_a_user_with_many_rows_costs_no_memory_for_those_with_few(kind, dtype):
+    counts, before = [3000] + [10] * 60, held()
+    made = learner(kind, list(uneven(counts, dtype)))
+    made.step(0)
+    made.metrics()
+    assert held() - before < 1.5 * sum(counts) * 50 * dtype.itemsize
+
+
+PEAK = """
+import resource, sys
+import torch
+sys.path.insert(0, {folder!r})
+from test_problem import learner, uneven
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def play(tasks):
+    made = learner({kind!r}, tasks)
+    made.step(0)
+    made.metrics()
+
+counts, d = [60_000] + [100] * 50, 250
+play(list(uneven([20, 10], torch.{dtype})))
+tasks = list(uneven(counts, torch.{dtype}, d))
+before = peak()
+play(tasks)
+print((peak() - before) / (sum(counts) * d * torch.{dtype}.itemsize))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "dtype"), [("duals", "float64"), ("networks", "float32")])
+def test_peak_of_memory_of_unequal_users(kind, dtype):
+    """Beyond what the rows of the caller and imports take, where Gram matrices are small."""
+    script = PEAK.format(folder=str(Path(__file__).parent), kind=kind, dtype=dtype)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.5
 
 
 def task(name, d=3, labels=(1.0, -1.0)):

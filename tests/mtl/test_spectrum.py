@@ -115,7 +115,7 @@ def test_mocha_nearly_reaches_the_joint_optimum(lam):
     figures, Omega, W = mocha.metrics(), mocha.Omega.numpy(), mocha.W.numpy()
     loss = 0.5 * np.square(np.einsum("knd,dk->kn", X, W) - y).sum() / 8
     assert figures["primal"] == pytest.approx(loss + lam / 2 * np.trace(W @ Omega @ W.T), rel=1e-9)
-    a = mocha.a.numpy()
+    a = mocha.a.view(y.shape).numpy()
     V = np.einsum("kn,knd->dk", a, X) / 8
     dual = np.sum(a * y - a**2 / 2) / 8 - np.trace(V @ np.linalg.inv(lam * Omega) @ V.T) / 2
     assert figures["dual"] == pytest.approx(dual, rel=1e-9)

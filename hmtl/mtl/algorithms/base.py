@@ -126,7 +126,7 @@ class Users(Side):
 
     @abstractmethod
     def measure(self) -> dict[str, Tensor]:
-        """Return measurements of each user or training row, [K, ...] each, for `Algorithm.figures`."""
+        """Return measurements of each user, [K, ...] each, for `Algorithm.figures`."""
 
     def blocks(self) -> Iterator[Tensor]:
         """Yield the models [K, m] a few columns at a time, if `Algorithm.figures` needs them."""
@@ -148,6 +148,10 @@ class Users(Side):
     def handed_out(self, state: dict[str, Tensor]) -> Tensor:
         """Return the models [K, m] that a run hands out, given a `state_dict`: the kept ones, or the present."""
         return state["kept"] if "kept" in state else self.predictors(state)
+
+    def places(self, name: str, users: Ids) -> Ids:
+        """Return which rows of a tensor, of the state of all users or `derived`, belong to these users."""
+        return users
 
     def derived(self) -> dict[str, Tensor]:
         """Return what follows from the state and the users' rows, [K, ...] each, for `Aggregator.agree`."""

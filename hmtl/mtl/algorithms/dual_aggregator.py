@@ -231,10 +231,10 @@ class DualAggregator(Aggregator):
             self.scale = scale
 
     def agree(self, users: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        ratio = (self.scale / users["scale"])[:, None] if self.settings.rescales else 1.0
+        ratio = (self.scale / users["scale"] if self.settings.rescales else torch.ones_like(users["beta"]))[:, None]
         self.V = ratio * users["V"]
         self.outdated, self.t = torch.zeros_like(self.outdated), torch.ones_like(self.t)
-        changes = from_duals(users, ratio * users["a"], self.V, self._models())
+        changes = from_duals(users, ratio.repeat_interleave(users["n"], 0) * users["a"], self.V, self._models())
         changes["curvature"] = (self.settings.gamma * self.curvature[:, 0]).to(users["curvature"])
         return changes | ({"scale": self.scale.expand_as(users["scale"])} if self.settings.rescales else {})
 
@@ -258,7 +258,7 @@ class DualAggregator(Aggregator):
 def from_duals(users: Mapping[str, Tensor], a: Tensor, V: Tensor, W: Tensor) -> dict[str, Tensor]:
     """Return the buffers of `DualUsers` for users who hold these duals and models, without momentum."""
     none = {name: torch.zeros_like(users[name]) for name in STEPS if name in users}
-    return {**none, "a": a, "pending": a, "V": V, "W": W, "received": users["received"].max().expand(len(a))}
+    return {**none, "a": a, "pending": a, "V": V, "W": W, "received": users["received"].max().expand(len(V))}
 
 
 class SummedDualAggregator(Aggregator):

@@ -1,6 +1,7 @@
 """User side of dual learning: users improve their own duals, given the models that couple them.
 
-K users, n rows each (padded), d features; with C classes, read C·d and C·n for d and n. A message has one row per user.
+K users, N rows of all users, one user after the other, d features, C classes (1 for one score); models and IVs have C·d
+numbers, for which d stands. A message has one row per user.
 An IV is Δv_k [d], then r_k if the algorithm is accelerated. The answer is w_k [d], then β if it is accelerated, and, if
 A has changed, c_k and the product of all θ, the latter if duals are rescaled.
 """
@@ -13,14 +14,14 @@ from torch import Tensor
 
 from hmtl.mtl.algorithms.base import NOBODY, Ids, Users, of_rows, with_rows
 from hmtl.mtl.algorithms.dual_aggregator import DualSettings
-from hmtl.mtl.problem import Problem, Rows
+from hmtl.mtl.problem import Problem, Rows, rows_of
 from hmtl.mtl.regularizers import SharedModel
 from hmtl.mtl.solvers.sdca import DualSolver, DualSubproblem
 from hmtl.mtl.sums import Form
 
 
 class DualUsers(Users):
-    """User side: duals a [K, n], models W [K, d] and curvatures c [K] on the users' rows.
+    """User side: duals a [N, C], models W [K, d] and curvatures c [K] on the users' rows.
 
     An update takes effect in two steps. `local_update` writes the new duals to `pending` and marks the user as
     `waiting`. Once the user learns whether its update reached an aggregator, `commit` merges `pending` into `a`, or
@@ -34,7 +35,7 @@ class DualUsers(Users):
     If IVs are rounded on the way, V at the aggregator is V̂ = V - e. A user adds its e_k to its next IV, and all that
     follows from an IV, such as `step`, is of what was sent.
 
-    Buffers: `a`, `W`, `curvature`; `pending` [K, n], `waiting` [K] and `dV` [K, d], the change of V̂ that belongs to
+    Buffers: `a`, `W`, `curvature`; `pending` [N, C], `waiting` [K] and `dV` [K, d], the change of V̂ that belongs to
     `pending`, zero once the next model has arrived; `error`, e [K, d], and `pending_error`, e if `pending` counts;
     `step` [K, d], the last move of v_k, `momentum` [K, d], the part of the last move of w_k beyond that, and `beta`
     [K]; `received` [K], the round in which a user's last model arrived; `kept` [K, d], see `Users.keep`, if Ω is
@@ -66,7 +67,7 @@ class DualUsers(Users):
         self.settings = settings
         self.numbers = problem.size
         rows, K = problem.rows, len(problem.users)
-        duals = rows.y.new_zeros(K, len(problem.scores) * rows.y.shape[1])
+        duals = rows.y.new_zeros(len(rows.y), problem.outputs)
         models = rows.y.new_zeros(1, 1).expand(K, problem.size)  # takes no memory until the first update
         zeros = {"a": duals, "pending": duals} | dict.fromkeys(("curvature", "beta"), torch.zeros_like(problem.s))
         zeros |= dict.fromkeys(("W", "dV", "error", "pending_error", "step", "momentum"), models)
@@ -98,7 +99,8 @@ class DualUsers(Users):
         a, dV = self._ascend(problem.scores, self.a, start, self.curvature, order, budgets)
         waiting = self.waiting.nonzero()[:, 0].numpy()
         if len(waiting):
-            a, dV = with_rows(a, waiting, self.pending[waiting]), with_rows(dV, waiting, self.dV[waiting])
+            at = rows_of(problem.here, waiting)
+            a, dV = with_rows(a, at, self.pending[at]), with_rows(dV, waiting, self.dV[waiting])
         self.pending, self.dV = a, dV
         self.waiting = self.waiting | working
         self._round, self._idle = round, idle
@@ -129,13 +131,15 @@ class DualUsers(Users):
         C, loss = len(scores), self.problem.binary
         passes = [
             self.solver(loss, rows, DualSubproblem(a_c, W_c, curvature), order, budgets)
-            for rows, a_c, W_c in zip(scores, a.chunk(C, 1), W.chunk(C, 1), strict=True)
+            for rows, a_c, W_c in zip(scores, a.unbind(1), W.chunk(C, 1), strict=True)
         ]
-        return passes[0] if C == 1 else (torch.cat([a for a, _ in passes], 1), torch.cat([dV for _, dV in passes], 1))
+        duals, steps = zip(*passes, strict=True)
+        return torch.stack(duals, 1), steps[0] if C == 1 else torch.cat(steps, 1)
 
     def commit(self, users: Ids) -> None:
-        merged = torch.lerp(of_rows(self.a, users), of_rows(self.pending, users), self.settings.gamma)
-        self.a = with_rows(self.a, users, merged)
+        at = rows_of(self.problem.here, users)
+        merged = torch.lerp(of_rows(self.a, at), of_rows(self.pending, at), self.settings.gamma)
+        self.a = with_rows(self.a, at, merged)
         if self._rounded:
             self.error = with_rows(self.error, users, of_rows(self.pending_error, users))
         self._settle(users)
@@ -173,7 +177,8 @@ class DualUsers(Users):
     def _rescale(self, users: Ids, scale: Tensor) -> None:
         """Multiply the duals by what the product of all θ, [n], has changed by since the users' last models."""
         ratio = (scale / of_rows(self.scale, users))[:, None]
-        self.a = with_rows(self.a, users, ratio * of_rows(self.a, users))
+        at, n = rows_of(self.problem.here, users), self.problem.rows.n[torch.from_numpy(users)]
+        self.a = with_rows(self.a, at, ratio.repeat_interleave(n, 0) * of_rows(self.a, at))
         if self.error.any():
             self.error = with_rows(self.error, users, ratio * of_rows(self.error, users))
         self.scale = with_rows(self.scale, users, scale.contiguous())
@@ -183,8 +188,8 @@ class DualUsers(Users):
         self.curvature = with_rows(self.curvature, users, self.settings.gamma * curvature[:, 0])
 
     def measure(self) -> dict[str, Tensor]:
-        """Return s ℓ and s ℓ* of each row [K, n], W and V = Σ_j s a_j x_j [K, d], and the measures on the rows of each
-        split [K].
+        """Return Σ_j s ℓ and Σ_j s ℓ* [K], W and V = Σ_j s a_j x_j [K, d], and the measures on the rows of each split
+        [K].
 
         If IVs are rounded, also return e = V - V̂ [K, d].
 
@@ -204,16 +209,18 @@ class DualUsers(Users):
             **{name: values for each in measures for name, values in each.items()},
         }
 
+    def places(self, name: str, users: Ids) -> Ids:
+        return rows_of(self.problem.counts, users) if name in ("a", "pending") else users
+
     def derived(self) -> dict[str, Tensor]:
-        """Return V [K, d]."""
-        return {"V": self.problem.combined(self.a).T}
+        """Return V [K, d], and the numbers of rows n [K]."""
+        return {"V": self.problem.combined(self.a).T, "n": self.problem.rows.n}
 
     def local_work(self, round: int, user: int) -> None:
         scores, one = [rows.of(user) for rows in self.problem.scores], slice(user, user + 1)
-        n = scores[0].counts[0]
-        order = self.solver.draw(self.settings.seed, round, self.problem.users[one], [n])
-        a = self.a[one].view(len(scores), -1)[:, :n].reshape(1, -1)
-        self._ascend(scores, a, self.W[one], self.curvature[one], order, self.solver.steps([n]))
+        counts, a = scores[0].counts, self.a[rows_of(self.problem.here, np.array([user]))]
+        order = self.solver.draw(self.settings.seed, round, self.problem.users[one], counts)
+        self._ascend(scores, a, self.W[one], self.curvature[one], order, self.solver.steps(counts))
 
 
 class SummedDualUsers(DualUsers):

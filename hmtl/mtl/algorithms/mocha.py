@@ -144,7 +144,7 @@ class MOCHA(Algorithm):
 
     @property
     def a(self) -> Tensor:
-        """Dual variables [K, n], or [K, C·n] with C classes; they never leave the users."""
+        """Dual variables [N, C] of all rows, one user after the other; they never leave the users."""
         return self.users.a
 
     def _conjugate_bound(self, W: Tensor, V: Tensor, error: Tensor) -> float:
@@ -205,8 +205,8 @@ class MOCHA(Algorithm):
         assert form is not None  # users send terms
         held = self.users.received.max().double().expand(len(users))  # the round of the newest model
         scalars = {
-            "losses": own["losses"].sum(1),
-            "conjugates": own["conjugates"].sum(1),
+            "losses": own["losses"],
+            "conjugates": own["conjugates"],
             "V squares": form.squares(own["V"], users),
             "W squares": penalty.squares(own["W"], users),
             "held": held,

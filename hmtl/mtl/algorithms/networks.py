@@ -90,7 +90,7 @@ class NetworkUsers(Users):
         self.sending = sending
         self.pull = pull
         self.numbers, self.row_bits = sending.numbers, sending.row_bits
-        self.rows = self.problem.padded(self.model.start.dtype)
+        self.rows = self.problem.rows_in(self.model.start.dtype)
         self.evaluation = Evaluation(self.problem, self.model)
         self.usual = local.solver.steps(self.problem.here)  # steps of a user who is not a straggler [K]
         self.start = self.model.start if start is None else start

@@ -1,6 +1,6 @@
 """Losses and measures of the users' networks on their own rows.
 
-K users, n rows each (padded), m parameters of a network.
+K users, N rows of all users, one user after the other, m parameters of a network.
 """
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hmtl.mtl.networks.copies import copies
 from hmtl.mtl.networks.flat import FlatModel
-from hmtl.mtl.problem import Problem
+from hmtl.mtl.problem import AT_ONCE, Problem
 
 
 class Evaluation:
@@ -22,14 +22,14 @@ class Evaluation:
     def __init__(self, problem: Problem, model: FlatModel) -> None:
         self.problem = problem
         self.model = model
-        self.rows = problem.padded(model.start.dtype)
+        self.rows = problem.rows_in(model.start.dtype)
 
     @torch.no_grad()
     def measure(self, models: Tensor) -> dict[str, Tensor]:
         """Return Σ_j s_kj ℓ, and the measures on the rows of each split, of models [K, m], [K] each."""
         train = self._predictions("train", models)
         return {
-            "losses": (self.problem.weights * self.problem.loss(train, self.rows.y)).sum(1),
+            "losses": self.problem.losses(train),
             **self.problem.measure("train", train),
             **(self.measure_test(models, "validation") if "validation" in self.problem.splits else {}),
             **self.measure_test(models),
@@ -41,11 +41,12 @@ class Evaluation:
         return self.problem.measure(split, self._predictions(split, models))
 
     def _predictions(self, split: str, models: Tensor) -> Tensor:
-        """Return the predictions [K, n] or, with several outputs, [K, n, C], zero in the padding."""
+        """Return the predictions [N] or, with several outputs, [N, C]."""
         self.model.module.eval()
-        most = max(len(getattr(task, f"y_{split}")) for task in self.problem.everybody)
-        predictions = models.new_zeros(len(models), most, *[self.model.C][: self.model.C > 1])
-        for k, (w, task) in enumerate(zip(models, self.problem.tasks, strict=True)):
-            x = self.rows.X[k, : self.rows.counts[k]] if split == "train" else getattr(task, f"x_{split}").to(w)
-            predictions[k, : len(x)] = copies(self.model, w[None]).predict(x[None])[0]
-        return predictions
+        x_train = torch.split(self.rows.X, list(self.rows.counts))
+        x = x_train if split == "train" else [getattr(task, f"x_{split}") for task in self.problem.tasks]
+        predictions = [models.new_empty(0, *[self.model.C][: self.model.C > 1])]
+        for w, own in zip(models, x, strict=True):
+            one = copies(self.model, w[None])
+            predictions += [one.predict(part.to(w)[None])[0] for part in torch.split(own, AT_ONCE)]
+        return torch.cat(predictions)

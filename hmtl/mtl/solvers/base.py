@@ -1,6 +1,6 @@
 """The contract of a local solver: the users' share of a round, computed for many users at once.
 
-K users; n rows each, padded. All arguments are those of these K users alone.
+K users, N rows of all users, one user after the other. All arguments are those of these K users alone.
 """
 
 from abc import ABC, abstractmethod
@@ -60,9 +60,9 @@ class LocalSolver(nn.Module, ABC, Generic[Subproblem, Solution]):
 
     @abstractmethod
     def draw(self, seed: int, round: int, users: Ids, counts: Sequence[int]) -> Tensor:
-        """Return the order [K, S, ...] in which users visit their rows in a round.
+        """Return the order [S, ...] in which users visit their rows in a round, one user after the other.
 
-        The order of a user depends only on the seed, the round and the user's number.
+        A user's rows are numbered from 0. Its order depends only on the seed, the round and the user's number.
         """
 
     @abstractmethod

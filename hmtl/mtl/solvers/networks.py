@@ -1,6 +1,6 @@
 """The contract of a solver that trains the users' networks, and the minibatches that such solvers visit.
 
-K users, n rows each (padded), m numbers in a model; T steps on minibatches of at most B rows.
+K users, m numbers in a model; T steps of all users, one user after the other, on minibatches of at most B rows.
 """
 
 import math
@@ -119,12 +119,11 @@ class MinibatchSolver(NetworkSolver):
         return torch.tensor([self.epochs * math.ceil(n / self.batch) for n in counts])
 
     def draw(self, seed: int, round: int, users: Ids, counts: Sequence[int]) -> Tensor:
-        """Return minibatches [K, T, B] of row numbers, filled up with −1."""
-        B = min(self.batch, max(counts))
-        order = np.full((len(users), int(self.steps(counts).max()), B), -1)
-        for minibatches, user, n in zip(order, map(int, users), counts, strict=True):
-            passes = np.full((self.epochs, -(-n // self.batch) * B), -1)
+        """Return minibatches [T, B] of row numbers, filled up with −1."""
+        steps, last = self.steps(counts).tolist(), 0
+        order = np.full((sum(steps), min(self.batch, max(counts))), -1)
+        for T, user, n in zip(steps, map(int, users), counts, strict=True):
+            passes, last = order[last : last + T].reshape(self.epochs, -1), last + T
             rows = np.broadcast_to(np.arange(n), (self.epochs, n))
             passes[:, :n] = generator(seed, "minibatches", round, user).permuted(rows, axis=1)
-            minibatches[: passes.size // B] = passes.reshape(-1, B)
         return torch.from_numpy(order)

@@ -1,6 +1,6 @@
 """Stochastic dual coordinate ascent (SDCA): local passes over the users' duals, in compiled code or in torch.
 
-K users, n rows each (padded), d features, S rows in a user's order. User k maximises over a′, with w_k fixed,
+K users, N rows of all users, one user after the other, d features. User k, with n rows, maximises over a′, w_k fixed,
     −Σ_j s_j ℓ*(−a′_j) − w_k·Δv_k − ½ c_k ‖Δv_k‖²,    Δv_k = Σ_j s_j (a′_j − a_j) x_kj,
 where s_j are the weights of the user's rows, and the curvature c_k bounds the effect of what the other users change
 meanwhile.
@@ -12,7 +12,7 @@ passes are by model, and a visit costs the non-zeros of its row.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -27,11 +27,12 @@ from torch import Tensor
 from hmtl.data.sparse import Features, stored
 from hmtl.errors import ConfigError
 from hmtl.mtl.losses import NEWTON_STEPS, Hinge, Logistic, Loss, SmoothHinge, Squared
-from hmtl.mtl.problem import Rows
+from hmtl.mtl.problem import Rows, runs
 from hmtl.mtl.solvers.base import Ids, LocalSolver
 from hmtl.rng import generator
 
 MAX_GRAM = 4  # largest memory of the Gram matrices, relative to that of the rows
+VISITS = 1 << 17  # of all users, whose rows are looked up at once in torch
 WORTH_A_THREAD = 500_000  # multiplications; starting a thread takes as long as a tenth of them
 
 MARGIN, SQUARED, LOGISTIC = range(3)
@@ -50,7 +51,7 @@ class DualSubproblem:
     """Where the users' dual ascent starts.
 
     Attributes:
-        a: duals [K, n].
+        a: duals [N].
         W: models [K, d].
         curvature: c [K].
     """
@@ -61,7 +62,7 @@ class DualSubproblem:
 
 
 DualSolver = LocalSolver[DualSubproblem, tuple[Tensor, Tensor]]
-"""A solver of the users' dual subproblems: calling it returns a′ [K, n] and Δv [K, d]."""
+"""A solver of the users' dual subproblems: calling it returns a′ [N] and Δv [K, d]."""
 
 
 def sigma_prime(B: Tensor) -> float:
@@ -103,44 +104,49 @@ class SDCA(DualSolver):
         return torch.tensor([max(1, math.floor(self.passes * n)) for n in counts], dtype=torch.int64)
 
     def draw(self, seed: int, round: int, users: Ids, counts: Sequence[int]) -> Tensor:
-        """Return the rows [K, S] in the order of their visits."""
-        most = max(counts)
+        """Return each user's rows [N] in the order of their visits; a user with more visits repeats them."""
         # SplitMix64: row j of user k is sorted by number k·2³² + j of the round's stream, for any set of users
-        place = np.asarray(users, dtype=np.uint64)[:, None] << np.uint64(32) | np.arange(most, dtype=np.uint64)
+        place = np.repeat(np.asarray(users, dtype=np.uint64) << np.uint64(32), counts)
+        for _, rows, n in runs(counts):
+            place[rows].reshape(-1, n)[:] |= np.arange(n, dtype=np.uint64)
         with np.errstate(over="ignore"):
             z = generator(seed, "order", round).integers(2**64, dtype=np.uint64) + place * np.uint64(0x9E3779B97F4A7C15)
             z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
             z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
             z ^= z >> np.uint64(31)
-        z[np.arange(most) >= np.asarray(counts)[:, None]] = 2**64 - 1  # the padding comes last
-        return torch.from_numpy(z.argsort(axis=1)[:, : int(self.steps(counts).max())])
+        order = np.empty(len(z), dtype=np.int64)
+        for _, rows, n in runs(counts):
+            order[rows] = z[rows].reshape(-1, n).argsort(axis=1).ravel()
+        return torch.from_numpy(order)
 
     def forward(
         self, loss: Loss, rows: Rows, subproblem: DualSubproblem, order: Tensor, budgets: Tensor
     ) -> tuple[Tensor, Tensor]:
         if not applies(loss, rows.X):
             return torch_pass(loss, rows, subproblem, order, budgets)
-        by_gram = not issparse(rows.X) and self.passes >= 2 and rows.X.shape[1] <= MAX_GRAM * rows.X.shape[2]
-        return compiled_pass(loss, rows, subproblem, order, budgets, by_gram)
+        by_gram = self.passes >= 2 and not issparse(rows.X)
+        return compiled_pass(loss, rows, subproblem, order, budgets, MAX_GRAM * rows.X.shape[1] if by_gram else 0)
 
 
 def torch_pass(loss: Loss, rows: Rows, start: DualSubproblem, order: Tensor, budgets: Tensor) -> tuple[Tensor, Tensor]:
     """Run `SDCA` on any device, for any loss with a coordinate step; all users step at the same time."""
-    (K, n), device = rows.y.shape, rows.y.device
-    X: Any = rows.X if issparse(rows.X) else rows.X.reshape(K * n, -1)
-    a = start.a.flatten().clone()
+    X: Any = rows.X
+    a, device = start.a.clone(), rows.y.device
     order, budgets = order.to(device), budgets.to(device)
-    kappa = (start.curvature[:, None] * rows.s).flatten()
-    visit = torch.arange(int(budgets.max()), device=device)[:, None]
-    place = (visit % torch.tensor(rows.counts, device=device)).clamp_max(order.shape[1] - 1)
-    at = order.gather(1, place.T).T + n * torch.arange(K, device=device)  # indices into the rows of all users
-    working = visit < budgets
-    y, kappa = rows.y.flatten()[at], kappa[at]
-    q = kappa * rows.square_norms.flatten()[at]
     Z = start.W.clone()  # W + c Δv: the local models
     x, product = torch.empty_like(Z), torch.empty_like(Z)
+
+    def visits(first: int, last: int) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the rows of these visits, what a step needs of them, and which users work."""
+        visit = torch.arange(first, last, device=device)[:, None]
+        at = rows.starts + order[rows.starts + visit % rows.n]
+        kappa = start.curvature * rows.s[at]
+        facts = at, rows.y[at], kappa, kappa * rows.square_norms[at], visit < budgets
+        yield from zip(*(each.unbind() for each in facts), strict=True)
+
     # a step spends its time on calls, not on arithmetic: hence few calls, into preallocated memory
-    steps = zip(*(each.unbind() for each in (at, y, kappa, q, working)), strict=True)
+    most, width = int(budgets.max()), max(1, VISITS // len(Z))
+    steps = (step for first in range(0, most, width) for step in visits(first, min(first + width, most)))
     for at_t, y_t, kappa_t, q_t, working_t in steps:
         if issparse(X):
             X[at_t.numpy()].toarray(out=x.numpy())  # one row of each user
@@ -151,7 +157,7 @@ def torch_pass(loss: Loss, rows: Rows, start: DualSubproblem, order: Tensor, bud
         new = torch.where(working_t, loss.coordinate_step(old, prediction, y_t, q_t), old)
         a.index_copy_(0, at_t, new)
         Z.addcmul_(x, (kappa_t * (new - old))[:, None])
-    return a.view(K, n), (Z - start.W) / start.curvature[:, None]
+    return a, (Z - start.W) / start.curvature[:, None]
 
 
 def applies(loss: Loss, X: Features) -> bool:
@@ -163,14 +169,17 @@ def applies(loss: Loss, X: Features) -> bool:
 class Arrays(NamedTuple):
     """The arrays that a compiled pass reads, and those that it writes: the duals `a`, and `dV` for Δv.
 
-    The names are those of `Rows` and `DualSubproblem`. The features are passed beside them: X [K, n, d], and XXᵀ for a
-    pass by Gram matrix; or the data, columns and starts of sparse rows.
+    The names are those of `Rows` and `DualSubproblem`; `grams` says where the Gram matrix of each user begins, −1 if it
+    has none. The features are passed beside them: X [N, d] and the Gram matrices; or the data, columns and starts of
+    sparse rows.
     """
 
     y: Floats
     square_norms: Floats
     s: Floats
     counts: Numbers
+    starts: Numbers
+    grams: Numbers
     a: Floats
     dV: Floats
     W: Floats
@@ -180,27 +189,28 @@ class Arrays(NamedTuple):
 
 
 def compiled_pass(
-    loss: Loss, rows: Rows, start: DualSubproblem, order: Tensor, budgets: Tensor, by_gram: bool = False
+    loss: Loss, rows: Rows, start: DualSubproblem, order: Tensor, budgets: Tensor, most: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Run `SDCA` by model or by Gram matrix, for a loss and rows for which `applies` is true.
+    """Run `SDCA` for a loss and rows for which `applies` is true.
+
+    Users with at most `most` rows pass by Gram matrix, others by model.
 
     The users are spread over threads. A user's result depends only on its own numbers, so it has the same bits for any
     number of threads.
     """
     kind, width = KINDS[type(loss)], loss.width if isinstance(loss, Hinge) else 0.0
     a, dV = start.a.clone(memory_format=torch.contiguous_format), start.W.new_zeros(start.W.shape)
-    counts = torch.tensor(rows.counts)
-    tensors = (rows.y, rows.square_norms, rows.s, counts, a, dV, start.W, start.curvature, order, budgets)
-    arrays = Arrays(*(tensor.contiguous().numpy() for tensor in tensors))
     X: Any = rows.X
-    work: tuple[Callable[..., None], tuple[NDArray[Any], ...]]
+    run: Callable[..., None]
+    features: tuple[NDArray[Any], ...]
     if issparse(X):
-        work = _sparse_passes, (X.data, X.indices, X.indptr)
-    elif by_gram:
-        work = _gram_passes, (X.contiguous().numpy(), rows.gram().contiguous().numpy())
+        run, features, grams = _sparse_passes, (X.data, X.indices, X.indptr), rows.starts
     else:
-        work = _passes, (X.contiguous().numpy(),)
-    run, features = work
+        gram, grams = rows.gram(most)
+        run, features = _passes, (X.contiguous().numpy(), gram.numpy())
+    of_rows = (rows.y, rows.square_norms, rows.s, rows.n, rows.starts, grams)
+    of_users = (a, dV, start.W, start.curvature, order, budgets)
+    arrays = Arrays(*(tensor.contiguous().numpy() for tensor in (*of_rows, *of_users)))
     K, numbers = len(dV), stored(X).numel() // rows.y.numel()  # numbers in a row, on average
     threads = max(1, min(torch.get_num_threads(), K, int(budgets.sum()) * numbers // WORTH_A_THREAD))
 
@@ -227,24 +237,44 @@ def jit(function: Function) -> Function:
 
 
 @jit
-def _passes(first: int, last: int, kind: int, width: float, users: Arrays, rows: Floats) -> None:
-    """Run the passes of users first..last−1 by model."""
+def _own(users: Arrays, k: int) -> tuple[Floats, Floats, Floats, Floats, Numbers]:
+    """Return y, ‖x‖², s, a and the order of a user's rows, as views."""
+    rows = slice(users.starts[k], users.starts[k] + users.counts[k])
+    return users.y[rows], users.square_norms[rows], users.s[rows], users.a[rows], users.order[rows]
+
+
+@jit
+def _passes(first: int, last: int, kind: int, width: float, users: Arrays, rows: Floats, gram: Floats) -> None:
+    """Run the passes of users first..last−1, by Gram matrix or by model."""
     for k in range(first, last):
-        X, y, a, w, n = rows[k], users.y[k], users.a[k], users.W[k], users.counts[k]
-        z = w.copy()  # w + c Δv
-        for visit in range(users.budgets[k]):
-            j = users.order[k, visit % n]
-            x, old, prediction, kappa = X[j], a[j], 0.0, users.curvature[k] * users.s[k, j]
-            for i in range(len(z)):
-                prediction += x[i] * z[i]
-            new = _step(kind, width, y[j], old, prediction, kappa * users.square_norms[k, j])
-            if new != old:
-                a[j] = new
-                step = kappa * (new - old)
-                for i in range(len(z)):
-                    z[i] += step * x[i]
+        start, n = users.starts[k], users.counts[k]
+        X = rows[start : start + n]
+        if users.grams[k] >= 0:
+            G = gram[users.grams[k] : users.grams[k] + n * n].reshape(n, n)
+            _gram_pass(k, kind, width, users, X, G)
+        else:
+            _pass(k, kind, width, users, X)
+
+
+@jit
+def _pass(k: int, kind: int, width: float, users: Arrays, X: Floats) -> None:
+    """Run the passes of a user by model."""
+    y, square_norms, s, a, order = _own(users, k)
+    w, n, c = users.W[k], users.counts[k], users.curvature[k]
+    z = w.copy()  # w + c Δv
+    for visit in range(users.budgets[k]):
+        j = order[visit % n]
+        x, old, prediction, kappa = X[j], a[j], 0.0, c * s[j]
         for i in range(len(z)):
-            users.dV[k, i] = (z[i] - w[i]) / users.curvature[k]
+            prediction += x[i] * z[i]
+        new = _step(kind, width, y[j], old, prediction, kappa * square_norms[j])
+        if new != old:
+            a[j] = new
+            step = kappa * (new - old)
+            for i in range(len(z)):
+                z[i] += step * x[i]
+    for i in range(len(z)):
+        users.dV[k, i] = (z[i] - w[i]) / c
 
 
 @jit
@@ -253,52 +283,52 @@ def _sparse_passes(
 ) -> None:
     """Run the passes of users first..last−1 by model on sparse rows; a visit costs the non-zeros of its row."""
     for k in range(first, last):
-        y, a, w, n = users.y[k], users.a[k], users.W[k], users.counts[k]
+        y, square_norms, s, a, order = _own(users, k)
+        w, n, c = users.W[k], users.counts[k], users.curvature[k]
         z = w.copy()  # w + c Δv
         for visit in range(users.budgets[k]):
-            j = users.order[k, visit % n]
-            row = k * users.y.shape[1] + j
+            j = order[visit % n]
+            row = users.starts[k] + j
             x, at = data[starts[row] : starts[row + 1]], columns[starts[row] : starts[row + 1]]
-            old, prediction, kappa = a[j], 0.0, users.curvature[k] * users.s[k, j]
+            old, prediction, kappa = a[j], 0.0, c * s[j]
             for i in range(len(x)):
                 prediction += x[i] * z[at[i]]
-            new = _step(kind, width, y[j], old, prediction, kappa * users.square_norms[k, j])
+            new = _step(kind, width, y[j], old, prediction, kappa * square_norms[j])
             if new != old:
                 a[j] = new
                 step = kappa * (new - old)
                 for i in range(len(x)):
                     z[at[i]] += step * x[i]
         for i in range(len(z)):
-            users.dV[k, i] = (z[i] - w[i]) / users.curvature[k]
+            users.dV[k, i] = (z[i] - w[i]) / c
 
 
 @jit
-def _gram_passes(first: int, last: int, kind: int, width: float, users: Arrays, rows: Floats, gram: Floats) -> None:
-    """Run the passes of users first..last−1 by G = XXᵀ."""
-    for k in range(first, last):
-        X, G, y, a, w, n = rows[k], gram[k], users.y[k], users.a[k], users.W[k], users.counts[k]
-        predictions, before = np.zeros(n), a.copy()
-        for j in range(n):
-            x, prediction = X[j], 0.0
-            for i in range(len(w)):
-                prediction += x[i] * w[i]
-            predictions[j] = prediction
-        for visit in range(users.budgets[k]):
-            j = users.order[k, visit % n]
-            old, kappa = a[j], users.curvature[k] * users.s[k, j]
-            new = _step(kind, width, y[j], old, predictions[j], kappa * users.square_norms[k, j])
-            if new != old:
-                a[j] = new
-                step, g = kappa * (new - old), G[j]
-                for i in range(n):
-                    predictions[i] += step * g[i]
-        dv = users.dV[k]
-        for j in range(n):
-            change = users.s[k, j] * (a[j] - before[j])
-            if change != 0:
-                x = X[j]
-                for i in range(len(dv)):
-                    dv[i] += change * x[i]
+def _gram_pass(k: int, kind: int, width: float, users: Arrays, X: Floats, G: Floats) -> None:
+    """Run the passes of a user by G = XXᵀ."""
+    y, square_norms, s, a, order = _own(users, k)
+    w, n, c, dv = users.W[k], users.counts[k], users.curvature[k], users.dV[k]
+    predictions, before = np.zeros(n), a.copy()
+    for j in range(n):
+        x, prediction = X[j], 0.0
+        for i in range(len(w)):
+            prediction += x[i] * w[i]
+        predictions[j] = prediction
+    for visit in range(users.budgets[k]):
+        j = order[visit % n]
+        old, kappa = a[j], c * s[j]
+        new = _step(kind, width, y[j], old, predictions[j], kappa * square_norms[j])
+        if new != old:
+            a[j] = new
+            step, g = kappa * (new - old), G[j]
+            for i in range(n):
+                predictions[i] += step * g[i]
+    for j in range(n):
+        change = s[j] * (a[j] - before[j])
+        if change != 0:
+            x = X[j]
+            for i in range(len(dv)):
+                dv[i] += change * x[i]
 
 
 @jit

@@ -1,9 +1,11 @@
 """Stochastic gradient descent on the users' networks, many users side by side.
 
-K users, n rows each (padded), d features, m parameters; T steps on minibatches of at most B rows. User k takes
+K users, N rows of all users, d features, m parameters; T steps on minibatches of at most B rows. User k, with n_k rows,
+takes
     w ← w − μ_t · n_k · (mean over the minibatch of s_kj ∇ℓ),    μ_t = μ/(1 + decay·t) in round t.
 """
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 import numpy as np
@@ -18,6 +20,7 @@ from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.solvers.networks import MinibatchSolver, NetworkSubproblem
 
 MAX_STEP = torch.finfo(torch.float32).max  # networks may be of this type
+LOOKED_UP = 1 << 16  # rows of minibatches that are looked up at once
 
 
 class LocalSGD(MinibatchSolver):
@@ -66,25 +69,34 @@ class LocalSGD(MinibatchSolver):
         model, rate, proximal = subproblem.model, self.rate(subproblem.round), subproblem.proximal
         correction = subproblem.correction
         device = subproblem.W.device
-        K, n, d = rows.X.shape
+        K, B, d = len(budgets), order.shape[1], rows.X.shape[1]
         W = subproblem.W.clone(memory_format=torch.contiguous_format)
-        order, budgets = order.to(device), budgets.to(device)
-        present, active = order >= 0, torch.arange(order.shape[1], device=device) < budgets[:, None]
-        at = order.clamp_min(0) + n * torch.arange(K, device=device)[:, None, None]  # indices into all users' rows
-        scale = rows.s.flatten()[at] * torch.tensor(rows.counts).to(W)[:, None, None]
-        weights = (present & active[..., None]) * (scale / present.sum(2, keepdim=True).clamp_min(1))
-        X, y, active = rows.X.reshape(K * n, d), rows.y.flatten()[at], active.to(W)[..., None]
+        usual = self.steps(rows.counts)
+        order, budgets, starts = (each.to(device) for each in (order, budgets, usual.cumsum(0) - usual))
+
+        def steps(users: slice) -> Iterator[tuple[Tensor, ...]]:
+            """Yield, for each step, the minibatches' rows in X, y, weights, and which users are active."""
+            most = int(budgets[users].max())
+            width = max(1, LOOKED_UP // (B * (users.stop - users.start)))
+            for t in range(0, most, width):
+                step = torch.arange(t, min(t + width, most), device=device)
+                active = (step < budgets[users, None])[..., None]
+                own = order[(starts[users, None] + step).clamp_max(len(order) - 1)].where(active, -1)
+                present, at = own >= 0, own.clamp_min(0) + rows.starts[users, None, None]
+                scale = rows.s[at] * rows.n[users, None, None].to(W)
+                weights = present * (scale / present.sum(2, keepdim=True).clamp_min(1))
+                yield from zip(*(each.unbind(1) for each in (at, rows.y[at], weights, active.to(W))), strict=True)
+
         model.module.train()
-        G = group_size(model, order.shape[2] * d, W)
+        G = group_size(model, B * d, W)
         groups, firsts = np.unique(subproblem.users // G, return_index=True)
-        for group, first, end in zip(groups.tolist(), firsts, [*firsts[1:], K], strict=True):
+        for group, first, end in zip(groups.tolist(), firsts.tolist(), [*firsts.tolist()[1:], K], strict=True):
             users = slice(first, end)
             networks = copies(model, W[users], subproblem.trained)
-            steps = (part[users, : int(budgets[users].max())].unbind(1) for part in (at, y, weights, active))
             # `seeded` lets trainings in other threads wait
             with seeded(*subproblem.stream, group, device=device) if model.random else nullcontext():
-                for at_t, y_t, weights_t, active_t in zip(*steps, strict=True):
-                    x = X.index_select(0, at_t.flatten()).view(*at_t.shape, d)
+                for at_t, y_t, weights_t, active_t in steps(users):
+                    x = rows.X.index_select(0, at_t.flatten()).view(*at_t.shape, d)
                     distance = active_t * (W[users] - proximal.anchor[users]) if proximal else None
                     networks.step(x, y_t, weights_t, loss, rate)
                     if proximal is not None and distance is not None:

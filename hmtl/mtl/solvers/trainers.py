@@ -79,8 +79,8 @@ class LocalTrainer(NetworkSolver):
         return torch.ones(len(counts), dtype=torch.int64)
 
     def draw(self, seed: int, round: int, users: Ids, counts: Sequence[int]) -> Tensor:
-        """Return no order [K, 1, 0], since `train` chooses its own."""
-        return torch.zeros(len(users), 1, 0, dtype=torch.int64)
+        """Return no order [0], since `train` chooses its own."""
+        return torch.empty(0, dtype=torch.int64)
 
     def fitting(self, model: FlatModel, problem: Problem) -> "LocalTrainer":
         return self
@@ -178,14 +178,15 @@ class TorchTrainer(MinibatchSolver):
 
     def _check(self, model: FlatModel, problem: Problem) -> None:
         """Raise ConfigError if a step on this network fails."""
-        like, scale = model.start, problem.weights * torch.tensor(problem.here).to(problem.weights)[:, None]
-        x, y = like.new_zeros(1, 2, problem.d), like.new_ones(1, 2)  # 1: a class, one of ±1, or a number
-        ends = torch.stack(scale[scale > 0].aminmax()) if len(scale) else y[0]
-        rows = Rows(x, y, y, (2,), ends[None].to(like) / 2)
-        data = [TensorDataset(x[0].view(2, *model.shape), y[0])]
+        like, counts = model.start, torch.tensor(problem.here, dtype=torch.int64)
+        scale = problem.weights * counts.repeat_interleave(counts).to(problem.weights)
+        x, y = like.new_zeros(2, problem.d), like.new_ones(2)  # 1: a class, one of ±1, or a number
+        ends = torch.stack(scale.aminmax()) if len(scale) else y
+        rows = Rows(x, y, y, (2,), ends.to(like) / 2)
+        data = [TensorDataset(x.view(2, *model.shape), y)]
         start = NetworkSubproblem(model, like[None], np.arange(1), 1, (0, "check"), data)
         try:
-            self(problem.loss, rows, start, torch.arange(2).view(1, 1, 2), torch.ones(1, dtype=torch.int64))
+            self(problem.loss, rows, start, torch.arange(2)[None], torch.ones(1, dtype=torch.int64))
         except ConfigError:
             raise
         except Exception as error:  # the parts are any code
@@ -197,6 +198,8 @@ class TorchTrainer(MinibatchSolver):
     def forward(self, loss: Loss, rows: Rows, subproblem: NetworkSubproblem, order: Tensor, budgets: Tensor) -> Tensor:
         model, proximal, correction = subproblem.model, subproblem.proximal, subproblem.correction
         settings = self._settings(subproblem.round)
+        usual = self.steps(rows.counts)
+        starts, first_rows = (usual.cumsum(0) - usual).tolist(), rows.starts.tolist()
 
         def train(k: int, module: nn.Module) -> nn.Module:
             named = {name: w for name, w in module.named_parameters() if w.requires_grad}
@@ -205,12 +208,12 @@ class TorchTrainer(MinibatchSolver):
             anchor = {} if proximal is None else model.split(proximal.anchor[k])
             extra = {} if correction is None else model.split(correction[k])
             normalised = any(isinstance(part, BATCH_NORMS) for part in module.modules())
-            for numbers in order[k, : int(budgets[k])]:
+            for numbers in order[starts[k] :][: int(budgets[k])]:
                 at = numbers[numbers >= 0]
                 if normalised and len(at) == 1:
                     continue
                 x, y = self._minibatch(loss, model, subproblem.data[k], at)
-                weights = rows.s[k, at.to(x.device)] * (rows.counts[k] / len(at))
+                weights = rows.s[first_rows[k] + at.to(x.device)] * (rows.counts[k] / len(at))
                 predictions = model.predictions(module(x))
                 losses = loss(predictions, y) if self.loss is None else self.loss(predictions, y)
                 if losses.ndim:

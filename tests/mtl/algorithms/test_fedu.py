@@ -74,7 +74,7 @@ def double(make):
 
 def plain_round(fedu, modules, kind, reduction, round, budgets, rate):
     """One round as anyone would write it first: a loop over users, each with its own module and optimizer."""
-    order = fedu.solver.draw(fedu.seed, round, range(K), COUNTS)
+    order = fedu.solver.draw(fedu.seed, round, range(K), COUNTS).split(fedu.solver.steps(COUNTS).tolist())
     for module, task, batches, budget in zip(modules, fedu.problem.tasks, order, budgets, strict=True):
         scale = 1 if reduction == "mean" else len(task.y_train)
         optimizer = torch.optim.SGD(module.parameters(), lr=rate * scale)

@@ -110,8 +110,7 @@ def test_dual_never_falls_and_gap_never_negative(random_problem, seed, K, passes
         if (round + 1) % 4:
             assert now["dual"] >= before["dual"] - 1e-10
         before = now
-    a = mocha.a.numpy()
-    V = np.stack([s * a[k, : len(x)] @ x for k, (s, x) in enumerate(zip(case.s, case.X, strict=True))], axis=1)
+    V = np.stack([s * a @ x for s, a, x in zip(case.s, case.by_user(mocha.a), case.X, strict=True)], axis=1)
     A = case.problem.regularizer.coupling(mocha.Omega).numpy()
     np.testing.assert_allclose(mocha.W.numpy() @ A, V, rtol=0, atol=1e-8 * (1 + abs(A).max()))
 
@@ -138,15 +137,16 @@ def test_gamma_scales_curvature_and_update(random_problem, gamma):
     case = random_problem(2, regularizer=Ridge(1e-4))
     rows = [int(np.argmax(np.sum(x**2, axis=1))) for x in case.X]
     solver = SDCA()
-    solver.draw = lambda *of: torch.tensor(rows)[:, None]
+    solver.draw = lambda *of: torch.from_numpy(np.repeat(rows, case.problem.counts))
     solver.steps = lambda counts: torch.ones(4, dtype=torch.int64)
     mocha = MOCHA(case.problem, solver, gamma=gamma, accelerated=False)
     users, ivs = mocha.users.local_update(0)
     mocha.users.commit(users)
     for k, j in enumerate(rows):
         x, y, n = case.X[k][j], case.y[k][j], len(case.y[k])
-        assert float(mocha.a[k, j]) == pytest.approx(y * 1e-4 * n / (x @ x))
-        np.testing.assert_allclose(ivs[k].numpy() * gamma, float(mocha.a[k, j]) * x / n, rtol=1e-10)
+        a = case.by_user(mocha.a)[k][j]
+        assert a == pytest.approx(y * 1e-4 * n / (x @ x))
+        np.testing.assert_allclose(ivs[k].numpy() * gamma, a * x / n, rtol=1e-10)
 
 
 def test_learning_omega_lowers_the_primal(random_problem):
@@ -197,7 +197,7 @@ def test_V_is_what_the_duals_say_whatever_is_lost(random_problem, seed, K, gamma
         return np.intersect1d(users, np.array(data.draw(some), dtype=np.int64))
 
     def V(a):
-        return np.stack([s * a[k, : len(x)] @ x for k, (s, x) in enumerate(zip(case.s, case.X, strict=True))])
+        return np.stack([s * own @ x for s, own, x in zip(case.s, case.by_user(a), case.X, strict=True)])
 
     counted, lost = np.array([], dtype=np.int64), np.array([], dtype=np.int64)  # not yet told so
     for round in range(8):
@@ -215,10 +215,10 @@ def test_V_is_what_the_duals_say_whatever_is_lost(random_problem, seed, K, gamma
         counted, lost = np.setdiff1d(counted, told), np.setdiff1d(lost, told)
         mocha.users.receive(receivers := among(np.arange(K)), models[receivers])
         settled = np.setdiff1d(np.arange(K), counted)
-        want = V(mocha.a.numpy())
+        want = V(mocha.a)
         np.testing.assert_allclose(mocha.aggregator.V.numpy()[settled], want[settled], rtol=0, atol=1e-12)
         assert mocha.metrics()["gap"] >= -1e-9
-    np.testing.assert_allclose(mocha.aggregator.V.numpy(), V(mocha.a.numpy()), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(mocha.aggregator.V.numpy(), V(mocha.a), rtol=0, atol=1e-12)
 
 
 def test_two_sides_meet_in_messages_only(random_problem):

@@ -40,12 +40,14 @@ def network(d, C):
     return nn.Linear(d, C, bias=False).double()
 
 
-def mixed(new, old, back):
+def mixed(users, new, old, back):
     """The state of all users, of which some are back from an older one; numbers of all users are the largest."""
-    return {
-        name: rows.clone().index_copy(0, back, old[name][back]) if rows.ndim else torch.maximum(rows, old[name])
-        for name, rows in new.items()
-    }
+
+    def rows(name, now):
+        at = torch.from_numpy(users.places(name, back))
+        return now.clone().index_copy(0, at, old[name][at])
+
+    return {name: rows(name, now) if now.ndim else torch.maximum(now, old[name]) for name, now in new.items()}
 
 
 def state_of(algorithm):
@@ -84,7 +86,7 @@ def came_back(make_algorithm, make_communicator, lost, rounds, back, seed):
     old = state_of(run.algorithm)["users"]
     run.play(rounds[1])
     new = state_of(run.algorithm)
-    state = run.algorithm.reconciled({**new, "users": mixed(new["users"], old, torch.from_numpy(back))})
+    state = run.algorithm.reconciled({**new, "users": mixed(run.algorithm.users, new["users"], old, back)})
     now = run.algorithm.state_dict()
     assert all(torch.equal(each, new["aggregator"][name]) for name, each in now["aggregator"].items())
     anew.take(state, run.round)
@@ -107,12 +109,12 @@ draws = {
 
 def figures(case, mocha):
     """P and D of what users hold, from their own rows."""
-    a, W = mocha.a.numpy(), mocha.W.numpy()
+    a, W = case.by_user(mocha.a), mocha.W.numpy()
     regularizer, Omega = mocha.problem.regularizer, mocha.Omega
     margins = [y * (x @ W[:, k]) for k, (x, y) in enumerate(zip(case.X, case.y, strict=True))]
-    V = np.stack([s * a[k, : len(x)] @ x for k, (s, x) in enumerate(zip(case.s, case.X, strict=True))], axis=1)
+    V = np.stack([s * a[k] @ x for k, (s, x) in enumerate(zip(case.s, case.X, strict=True))], axis=1)
     losses = sum(s * np.maximum(0, 1 - m).sum() for s, m in zip(case.s, margins, strict=True))
-    conjugates = -sum(s * (a[k, : len(y)] * y).sum() for k, (s, y) in enumerate(zip(case.s, case.y, strict=True)))
+    conjugates = -sum(s * (a[k] * y).sum() for k, (s, y) in enumerate(zip(case.s, case.y, strict=True)))
     A, B = regularizer.coupling(Omega).numpy(), regularizer.inverse_coupling(Omega).numpy()
     return losses + 0.5 * np.trace(W @ A @ W.T), -conjugates - 0.5 * np.trace(V @ B @ V.T), V
 

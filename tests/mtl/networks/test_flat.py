@@ -107,6 +107,7 @@ def test_trains_as_a_loop_over_users_does(name):
     problem = Problem(tasks(shape), CrossEntropy(), Ridge(1e-12))
     learner = FedU(problem, LocalSGD(0.02, 2, 4), make, seed=3)
     order, want = learner.solver.draw(3, 0, range(K), problem.counts), []
+    order = order.split(learner.solver.steps(problem.counts).tolist())
     for task, batches in zip(tasks(shape), order, strict=True):
         module = copy.deepcopy(learner.model.module).train()
         optimizer = torch.optim.SGD(module.parameters(), lr=0.02)

@@ -103,18 +103,19 @@ def test_what_a_solver_holds_is_no_state_of_the_users(random_problem):
 
 def test_a_call_improves_the_local_subproblem(random_problem):
     """User k's Σ_j s_j ℓ*(−a′_j) + w_k·Δv_k + ½ c_k ‖Δv_k‖² falls, with Δv_k = Σ_j s_j (a′_j − a_j) x_kj."""
-    problem, rng = random_problem(5, K=3, loss=Squared()).problem, np.random.default_rng(0)
-    rows = problem.rows
-    X, y, s = (each.numpy() for each in (rows.X, rows.y, rows.s))
-    W, c = rng.normal(size=(3, X.shape[2])), np.array([0.5, 1.0, 2.0])
+    case, rng = random_problem(5, K=3, loss=Squared()), np.random.default_rng(0)
+    problem, rows = case.problem, case.problem.rows
+    W, c = rng.normal(size=(3, case.d)), np.array([0.5, 1.0, 2.0])
     start = DualSubproblem(torch.zeros_like(rows.y), *map(torch.from_numpy, (W, c)))
     solver = SDCA(1.0)
     a, dV = solver(
         problem.loss, rows, start, solver.draw(0, 0, range(3), rows.counts), torch.tensor([*rows.counts[:2], 0])
     )
-    v = np.einsum("kn,knd->kd", s * a.numpy(), X)
+    own = list(zip(case.s, case.by_user(a), case.X, case.y, strict=True))
+    v = np.stack([s * a_k @ x for s, a_k, x, _ in own])
     np.testing.assert_allclose(dV, v, atol=1e-12)
-    value = (s * (a.numpy() ** 2 / 2 - a.numpy() * y)).sum(1) + (W * v).sum(1) + c / 2 * (v**2).sum(1)
+    losses = np.array([(s * (a_k**2 / 2 - a_k * y)).sum() for s, a_k, _, y in own])
+    value = losses + (W * v).sum(1) + c / 2 * (v**2).sum(1)
     assert (value < 0).tolist() == [True, True, False]
     assert value[2] == 0
 

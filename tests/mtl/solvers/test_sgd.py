@@ -38,11 +38,11 @@ def test_minibatches(seed, counts, epochs, batch):
     """Each pass visits each row once, and all minibatches of a pass but the last are full."""
     solver, users = LocalSGD(0.1, epochs, batch), range(5, 5 + len(counts))
     order, steps = solver.draw(seed, 2, users, counts), solver.steps(counts)
-    for k, n in enumerate(counts):
+    assert len(order) == steps.sum()
+    for k, (n, own) in enumerate(zip(counts, order.split(steps.tolist()), strict=True)):
         full, rest = divmod(n, batch)
-        sizes = [batch] * full + [rest] * (rest > 0)
-        assert (order[k] >= 0).sum(1).tolist() == sizes * epochs + [0] * (len(order[k]) - int(steps[k]))
-        visited = order[k][order[k] >= 0].view(epochs, n)
+        assert (own >= 0).sum(1).tolist() == ([batch] * full + [rest] * (rest > 0)) * epochs
+        visited = own[own >= 0].view(epochs, n)
         assert (visited.sort(dim=1).values == torch.arange(n)).all()
         alone = solver.draw(seed, 2, [users[k]], [n])
         assert torch.equal(alone[alone >= 0], visited.flatten())
@@ -67,7 +67,8 @@ def test_users_do_not_depend_on_each_other(name):
 
     def trained(users):
         own = tuple(COUNTS[k] for k in users)
-        rows = Rows(X[users], y[users], X[users].square().sum(2), own, s[users, None].expand(-1, 33))
+        x, labels = (torch.cat([each[k, : COUNTS[k]] for k in users]) for each in (X, y))
+        rows = Rows(x, labels, x.square().sum(1), own, s[users].repeat_interleave(torch.tensor(own)))
         proximal = Proximal(0.5, torch.zeros(len(users), 1))
         start = NetworkSubproblem(model, W[users], np.array(users), 0, (5, "dropout", 0), proximal=proximal)
         return solver(CrossEntropy(), rows, start, solver.draw(0, 0, users, own), budgets[users])
@@ -83,12 +84,12 @@ def test_random_draws_differ_by_user_and_name(monkeypatch):
     x = torch.ones(2, D)
     model = FlatModel(dropping, x, C, 1)
     monkeypatch.setattr("hmtl.mtl.networks.copies.CPU_BYTES", 2 * 4 * (len(model.start) + 2 * D))  # two users
-    rows = Rows(x.expand(4, -1, -1), torch.ones(4, 2), torch.ones(4, 2), (2,) * 4, torch.ones(4, 2))
-    W, order = model.start.expand(4, -1), torch.arange(2).expand(4, 1, 2)
+    rows = Rows(x.repeat(4, 1), torch.ones(8), torch.ones(8), (2,) * 4, torch.ones(8))
+    W, order = model.start.expand(4, -1), torch.arange(2).repeat(4, 1)
     models = []
     for stream, users in ((0, np.arange(4)), (1, np.arange(4)), (0, np.arange(2, 6))):
         start = NetworkSubproblem(model, W, users, 0, (0, "dropout", stream))
-        models.append(LocalSGD()(CrossEntropy(), rows, start, order, torch.ones(4, dtype=torch.int64)))
+        models.append(LocalSGD(epochs=1)(CrossEntropy(), rows, start, order, torch.ones(4, dtype=torch.int64)))
     assert len(torch.cat(models[:2]).unique(dim=0)) == 8
     assert torch.equal(models[0][2:], models[2][:2])
 
@@ -98,10 +99,10 @@ def test_networks_of_layers_do_not_wait_for_trainings_in_other_threads():
     x = torch.ones(2, D)
     model, rows = (
         FlatModel(NETWORKS["mlp"], x, C, 1),
-        Rows(x[None], torch.ones(1, 2), x[None, :, 0], (2,), torch.ones(1, 2)),
+        Rows(x, torch.ones(2), x[:, 0], (2,), torch.ones(2)),
     )
     start = NetworkSubproblem(model, model.start[None], np.arange(1), 0, (0, "dropout"))
-    order, budgets = torch.arange(2).expand(1, 1, 2), torch.ones(1, dtype=torch.int64)
+    order, budgets = torch.arange(2)[None], torch.ones(1, dtype=torch.int64)
     with ThreadPoolExecutor(1) as pool, flat._seeding:
         assert pool.submit(LocalSGD(), CrossEntropy(), rows, start, order, budgets).result(60).isfinite().all()
 

@@ -137,7 +137,7 @@ def test_weights_of_classes_count():
 
 def minibatches(seed, round, n, epochs, batch):
     """The order in which user 0 visits its rows."""
-    order = LocalSGD(0.1, epochs, batch).draw(seed, round, [0], [n])[0]
+    order = LocalSGD(0.1, epochs, batch).draw(seed, round, [0], [n])
     return [at[at >= 0] for at in order]
 
 
