@@ -290,8 +290,8 @@ class MixedEffects:
 
     The evidence, less the number of variances, decides between models that differ in their intercepts only and models
     whose slopes differ, too, with one variance; and between units of the targets. One variance for all slopes is then
-    the mean of an inverse Wishart prior of a full D, which counts as `OBSERVED` models and is used up to that many
-    features.
+    the mean of an inverse Wishart prior of a full D, which counts as `OBSERVED` models and is learned for at most as
+    many features, if tasks have as many rows as features on average.
 
     Args:
         problem: dense rows and loss, `Squared` or `Logistic`; several classes are learned one against the rest. The
@@ -346,7 +346,7 @@ class MixedEffects:
                     if (worth := fit.evidence - rows.volume - len(variances)) > best:
                         best, chosen = worth, (rows, variances, fit)
             rows, variances, fit = chosen
-            if variances is groups and problem.K > 1 and problem.d <= OBSERVED:
+            if variances is groups and problem.K > 1 and problem.d <= min(OBSERVED, len(rows.y) / problem.K):
                 fit = _fit(rows, groups, fit, slopes, iterations, tolerance)
             self.fits.append(fit)
             models.append(rows.restored(torch.cat([fit.W, fit.w0[None]])))
