@@ -55,6 +55,7 @@ class LocalTrainer(NetworkSolver):
     """
 
     def eval(self) -> Self:
+        """Return the trainer itself, which has no modes."""
         return self
 
     @abstractmethod
