@@ -261,7 +261,7 @@ def test_adding_and_averaging(tmp_path):
         torch.testing.assert_close(models, (ivs.sum(0) / 0.3 / (1 if adding else K)).expand(K, -1))
     averaged = mocha("squared", "shared", tmp_path, adding=False)
     X, y = data()[0][0], data()[2][0]
-    averaged.solver.draw = lambda *of: torch.zeros(K, 1, dtype=torch.int64)
+    averaged.solver.draw = lambda *of: torch.zeros(sum(map(len, data()[0])), dtype=torch.int64)
     averaged.solver.steps = lambda counts: torch.ones(K, dtype=torch.int64)
     _, ivs = averaged.users.local_update(0)
     # the exact step on one row of a single user: a = y/(1 + s‖x‖²/λ), s = 1/n
