@@ -267,6 +267,7 @@ def test_weights_are_repetitions():
 def test_refused():
     X, y, task = drawn(np.random.default_rng(4), "pq", "two")
     table = pd.DataFrame(X, columns=list("uvw")).assign(task=task)
+    many = table[["u"]].assign(**dict.fromkeys("abcdefgh", 0.0), task=task)
     fitted = MultiTaskClassifier(task="task", rounds=1, loss=Hinge()).fit(table, y)
     numbers = X[:, 0]
     for error, named, call in (
@@ -289,7 +290,7 @@ def test_refused():
         (DataError, "Logistic", lambda: MultiTaskRegressor(loss=Logistic()).fit(X, numbers, groups=task)),
         (ConfigError, "list of tasks", lambda: MultiTask().fit([X], [y], [numbers])),
         (DataError, "y is text", lambda: MultiTaskRegressor().fit(X, y, groups=task)),
-        (DataError, "'task'", lambda: MultiTask(task="tsak").fit(table.assign(**dict.fromkeys("abcdefgh", 0.0)), y)),
+        (DataError, "mean 'task'", lambda: MultiTask(task="tsak").fit(many, y)),
     ):
         with pytest.raises(error, match=named):
             call()
