@@ -48,8 +48,9 @@ class MaskingFigures:
         if introduced.get("neighbors") is None:
             return None
         chosen = self._secure.degree(introduced["total"], self._K)
+        if chosen is None:
+            return None
         self._fewest = self._secure.fewest(introduced["total"], self._K)
-        assert chosen is not None
         numbers, neighbor_keys = introduced["neighbors"].numpy(), introduced["neighbor keys"].numpy()
         sealed = [
             user.share(own, keys, chosen.threshold)

@@ -41,7 +41,9 @@ def _has_probabilities(model: MultiTask) -> bool:
     from hmtl.mtl import Logistic
 
     if not _predicts_labels(model) or not isinstance(model.loss, Logistic | None):
-        raise AttributeError("Probabilities are of labels, by the logistic loss. Leave loss out.")
+        raise AttributeError(
+            "Only labels with the logistic loss have probabilities. Predict labels, and leave loss out."
+        )
     return True
 
 
@@ -61,10 +63,10 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         lam: Regularization strength λ of `Common`; must be a positive float. If None, nothing has to be tuned: see
             `regularizer`. Ignored if that is given.
         regularizer: Penalty that couples the tasks, trained by MOCHA. If None, `Common(lam)` if `lam` is given; else
-            models are draws from a normal distribution, whose variances maximise the evidence, which also decides
-            whether tasks differ in more than their intercepts (`hmtl.mtl.MixedEffects`). "random_effects": they do.
-            Sparse rows, more than 300 features, other losses, and K·d² above 2e7, have `Common(0.3)` for numbers and
-            `Common(0.01)` for labels instead.
+            models are draws from a normal distribution (`hmtl.mtl.MixedEffects`). Its variances maximise the evidence,
+            which also decides whether tasks differ in their intercepts only. "random_effects": the same, but tasks
+            always differ in their slopes, too. With sparse rows, more than 300 features, another loss, or K·d² above
+            2e7, None means `Common(0.3)` for numbers and `Common(0.01)` for labels.
         loss: Loss function. If None, the logistic loss for labels, and the squared error if y holds floats with more
             than two values. Several classes are learned one-vs-rest.
         task: Name or position of the column of X that names the task of each row, with values of any type. It is not a
@@ -79,9 +81,9 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         standardize: Training rows whose mean and standard deviation scale the features: "task", "all" or "none", see
             `hmtl.data.Preprocessing`.
         center: Training rows whose mean is subtracted from numbers to predict, as for `standardize`. If None, "all" for
-            `Common` and random effects, which learn how the means of the tasks differ, and "task" for others. Then each
-            task's numbers are divided by their standard deviation, which is shrunk to those of other tasks if few rows
-            leave it uncertain; random effects do so if the evidence is higher. "none": they are not divided, either.
+            `Common` and random effects, which learn how the means of the tasks differ, and "task" for others. Unless it
+            is "none", each task's numbers are then divided by their standard deviation, which is nearer to those of
+            other tasks the fewer rows there are. Random effects divide only if that raises the evidence.
         seed: Seed of the order in which rows are visited.
 
     Attributes:
@@ -211,8 +213,9 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             W = W * units
         if not converged:
             warnings.warn(
-                f"The fit has not converged after rounds={self.rounds}: the duality gap is {self.gap_:.2g}, the "
-                f"objective {self.primal_:.2g}, and tolerance={self.tolerance:g}. Raise rounds, or tolerance.",
+                f"After rounds={self.rounds}, the models, or what is learned about their relation, have not converged "
+                f"to tolerance={self.tolerance:g} (duality gap {self.gap_:.2g}, objective {self.primal_:.2g}). Raise "
+                "rounds or tolerance.",
                 ConvergenceWarning,
                 stacklevel=2,
             )

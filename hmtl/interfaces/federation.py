@@ -4,6 +4,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,7 @@ class Federation:
             ("model", model, callable(model), "a module, or a function that makes one"),
             ("topology", topology, isinstance(topology, Topology | Moving | None), "a Topology: from_file reads one"),
             ("algorithm", algorithm, callable(algorithm), "a class such as hmtl.mtl.FedAvg"),
-            (
-                "regularizer",
-                regularizer,
-                isinstance(regularizer, Regularizer | None),
-                "a Regularizer such as Mean(0.1)",
-            ),
+            ("regularizer", regularizer, isinstance(regularizer, Regularizer | None), "one such as Mean(0.1)"),
             ("trainer", trainer, isinstance(trainer, NetworkSolver | None), "a TorchTrainer, LocalSGD or LocalTrainer"),
             ("communicator", communicator, callable(communicator), "a class such as hmtl.communication.Uncoded"),
         ):
@@ -115,7 +111,7 @@ class Federation:
             KeyboardInterrupt: by Ctrl-C, after the round has been finished; `history` and `models` are up to date.
                 After any other error, the next call continues from the last one that ended without.
         """
-        if not isinstance(rounds, int) or rounds < 1:
+        if not isinstance(rounds, Integral) or rounds < 1:
             raise ConfigError(f"rounds={rounds!r} is not a whole number from 1. Give the number of further rounds.")
         total, before = len(self.history) + rounds, self._trainer.state if self._trainer else None
         console = ConsoleLogger(total)

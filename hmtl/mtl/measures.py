@@ -77,9 +77,8 @@ def auc(predictions: Tensor, y: Tensor, counts: Tensor) -> Tensor:
     """
     N, positive = len(y), y > 0
     before = (counts.cumsum(0) - counts).repeat_interleave(counts)  # rows of other users
-    scores = (
-        before * N + torch.unique(predictions, return_inverse=True)[1]
-    )  # in the order of users, then of predictions
+    place = torch.unique(predictions, return_inverse=True)[1]
+    scores = before * N + place  # in the order of users, then of predictions
     in_order = scores.sort().values
     below, up_to = (torch.searchsorted(in_order, scores, right=right) for right in (False, True))
     ranks = (below + up_to + 1).double() / 2 - before  # from 1; ties share their mean rank

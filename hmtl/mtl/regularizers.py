@@ -104,9 +104,9 @@ class Regularizer(nn.Module, ABC):
         return None if inverse is None or not (inverse.delta > 0).all() else inverse.coupling()
 
     def has(self, formula: str, *sources: str) -> bool:
-        """Return whether a formula holds for A: it follows from `coupling` and other `sources`, all given by name.
+        """Return whether the formula with this name holds for A, which follows from `coupling` and the other `sources`.
 
-        A subclass that defines one of these anew has the formula only if it defines that, too.
+        It does not if a subclass redefines one of them without the formula.
         """
         for kind in type(self).__mro__:
             if formula in vars(kind):

@@ -94,7 +94,7 @@ class Grid:
 
         Args:
             x: terms [n, ...].
-            weights: of these users [n, 1], at most 1 over all users, so that sums fit whatever K is; None: 1 each.
+            weights: weights of these users [n, 1], whose sum over all users is at most 1; None: 1 each.
 
         Raises:
             RangeError: a number is not finite, or a sum of K such terms might overflow.

@@ -150,7 +150,7 @@ class Users(Side):
         return state["kept"] if "kept" in state else self.predictors(state)
 
     def places(self, name: str, users: Ids) -> Ids:
-        """Return which rows of a tensor, of the state of all users or `derived`, belong to these users."""
+        """Return which rows belong to these users in a tensor of all users, of their state or `derived`."""
         return users
 
     def derived(self) -> dict[str, Tensor]:
