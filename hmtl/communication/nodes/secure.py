@@ -5,7 +5,7 @@ hand on what users seal for each other, and the server passes on only what no re
 users reveal, as far as each can. All of it is overhead.
 
 One relay cannot deceive users that others hear, too: the server compares the keys that relays pass on, and users
-compare what relays tell them. A user's rows of a wrong length are dropped.
+compare what relays tell them. Rows of a wrong length are dropped.
 
 n users advertise keys, each has k neighbours.
 """
@@ -79,13 +79,17 @@ class SecureHost(AddingHost):
 
     def share(self, messages: Sequence[Message]) -> list[Message]:
         """Share the seeds of each user's masks among its neighbours."""
-        sealed = {}
-        for k, row in self._received(messages).items():
-            n, entries = int(bytes_to_numbers(row[:NUMBER])[0]), row[NUMBER:].reshape(-1, ENTRY)
-            chosen = self.secure.degree(n, len(self.waiting))
-            if chosen is None or chosen.neighbors != len(entries):
+        rows, K, sealed = self._received(messages), len(self.waiting), {}
+        told = {int(bytes_to_numbers(row[:NUMBER])[0]) for row in rows.values() if len(row) >= NUMBER}
+        n = told.pop() if len(told) == 1 else 0  # relays that tell users different n are not to be believed
+        chosen = self.secure.degree(n, K) if 0 < n <= K else None
+        if chosen is None:
+            return []
+        self._fewest, self._neighbors = self.secure.fewest(n, K), chosen.neighbors
+        for k, row in rows.items():
+            if len(row) != NUMBER + chosen.neighbors * ENTRY:
                 continue
-            self._fewest, self._neighbors = self.secure.fewest(n, len(self.waiting)), chosen.neighbors
+            entries = row[NUMBER:].reshape(-1, ENTRY)
             numbers, keys = bytes_to_numbers(entries[:, :NUMBER].ravel()), entries[:, NUMBER:]
             if (shares := self._secrets[k].share(numbers, keys, chosen.threshold)) is not None:
                 sealed[k] = shares.ravel()
@@ -97,8 +101,9 @@ class SecureHost(AddingHost):
         sealed = np.zeros((len(users), self._neighbors, protocol.SEALED), np.uint8)
         for message in messages:
             to, rows = message.of_users(), message.overhead[message.rows()].numpy()
-            here = np.isin(to, users)
-            sealed[np.searchsorted(users, to[here]), rows[here, 0]] = rows[here, 1:]
+            if rows.shape[1] == 1 + protocol.SEALED:
+                here = np.isin(to, users) & (rows[:, 0] < self._neighbors)
+                sealed[np.searchsorted(users, to[here]), rows[here, 0]] = rows[here, 1:]
         read = zip(users.tolist(), sealed, strict=True)
         return self._rows(SHARED, {k: np.packbits(self._secrets[k].take(own)) for k, own in read})
 
@@ -118,6 +123,8 @@ class SecureHost(AddingHost):
         """Reveal a share of one seed of each neighbour, if enough users counted."""
         shares = {}
         for k, row in self._received(messages).items():
+            if len(row) < NUMBER:
+                continue
             total = int(bytes_to_numbers(row[:NUMBER])[0])
             counted = _bools(row[NUMBER:], self._neighbors)
             revealed = self._secrets[k].reveal(counted) if total >= self._fewest else None

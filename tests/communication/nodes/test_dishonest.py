@@ -1,4 +1,4 @@
-"""A relay that lies reads no term of users whom another relay hears, too, and one user who lies spoils no round."""
+"""A relay that lies reads no term of users whom another relay also hears, and one user who lies spoils no round."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -190,6 +190,27 @@ def test_a_relay_cannot_invent_users_whom_other_relays_did_not_hear() -> None:
 
 
 Spoil = Callable[[np.ndarray], np.ndarray]
+
+
+def of_ten(row: np.ndarray) -> np.ndarray:
+    """Return a row of keys as if ten users had begun the round, who have nine neighbours each."""
+    return np.append(np.frombuffer(np.int32(10).tobytes(), np.uint8), row[4 : 4 + 9 * 68])
+
+
+@pytest.mark.parametrize("kind", [KEYS, SHARES, SHARED, UNMASK])
+@pytest.mark.parametrize("garbage", [lambda row: row[:2], lambda row: row[:-3], lambda row: row | 128, of_ten])
+def test_garbage_that_a_relay_sends_users_ends_no_host(garbage: Spoil, kind: str) -> None:
+    apart = Apart(symmetric(20, 4, 1), [Terms([terms(n, 20) for n in range(2)], [set()] * 2)], secure=SECURE)
+
+    def change(node: str, message: Message) -> Message:
+        if message.round or (message.sender, message.kind) != ("relay 0", kind) or not node.startswith("host"):
+            return message
+        rows = np.array([garbage(row) for row in message.overhead[message.rows()].numpy()], np.uint8)
+        return replace(message, payload=nothing(len(rows)), overhead=torch.from_numpy(rows), at=None)
+
+    apart.play(0, change=change)
+    apart.play(1)
+    assert apart.total.seen[-1][0].tolist() == list(range(20))
 
 
 def some(number: int) -> Spoil:
