@@ -180,30 +180,28 @@ class QuantisedAggregatorCoder(AggregatorCoder):
     Args:
         users: the user side, of which only what all nodes know before the first round is read.
         quantiser: rounds numbers.
-        heard: the users whose IVs may be heard, ascending.
-        served: the users whose models are encoded, ascending.
+        K: number of users.
 
     Attributes:
-        held: each user's last IV that counted [len(heard), m]; empty if IVs are changes.
-        base: the model that each user is known to hold [len(served), m].
-        sent: the difference to it that was sent to each user last, as it travelled, uint8 [len(served), bytes].
+        held: each user's last IV that counted [K, m]; empty if IVs are changes.
+        base: the model that each user is known to hold [K, m].
+        sent: the difference to it that was sent to each user last, as it travelled, uint8 [K, bytes].
     """
 
     STATE = ("held", "base", "sent")
 
-    def __init__(self, users: Sender, quantiser: Quantiser, heard: Ids, served: Ids) -> None:
+    def __init__(self, users: Sender, quantiser: Quantiser, K: int) -> None:
         super().__init__(users.numbers, None)
         self.deltas = users.deltas
         self.quantiser = quantiser
-        self.heard, self.served = heard, served
         origin = users.origin.cpu()
-        self.held = origin.expand(0 if self.deltas else len(heard), -1)
-        self.base = origin.expand(len(served), -1)
-        self.sent = quantiser.encode(torch.zeros_like(origin)[None]).expand(len(served), -1)
+        self.held = origin.expand(0 if self.deltas else K, -1)
+        self.base = origin.expand(K, -1)
+        self.sent = quantiser.encode(torch.zeros_like(origin)[None]).expand(K, -1)
 
     @property
     def newest(self) -> Tensor:
-        """The model that was sent to each user last [len(served), m]."""
+        """The model that was sent to each user last [K, m]."""
         change = torch.empty_like(self.base, memory_format=torch.contiguous_format)
         self.quantiser.decode(self.sent, change)
         return change.add_(self.base)
@@ -212,13 +210,13 @@ class QuantisedAggregatorCoder(AggregatorCoder):
         numbers = torch.empty(len(users), self.numbers, dtype=dtype)
         self.quantiser.decode(payload, numbers)
         if not self.deltas:
-            at = torch.from_numpy(np.searchsorted(self.heard, users))
+            at = torch.from_numpy(users)
             numbers += take(self.held, at)
             self.held = replaced(self.held, at, numbers.clone())  # the aggregator may overwrite the IVs
         return joined(numbers, extras)
 
     def encode(self, heard: Ids, models: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        known = torch.from_numpy(np.flatnonzero(np.isin(self.served, heard)))
+        known = torch.from_numpy(heard)
         self.base = replaced(self.base, known, take(self.newest, known))
         self.sent = self.quantiser.encode(models[:, : self.numbers].to(self.base) - self.base)
         return self.sent, pack(models[:, self.numbers :], 0, dtype)[1]

@@ -192,7 +192,7 @@ def _unknown(setting: str, config_name: str, words: Sequence[str]) -> str:
     group = setting.partition(".")[0]
     if group in KINDS and not any(name.startswith(f"{group}.") for name in known):
         names = sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
-        return f"{setting} is set, but no {group} is chosen. Choose one, too: {group}={'|'.join(names)}."
+        return f"{setting} is set, but no {group} is chosen. Add one: {group}={'|'.join(names)}."
     return no_setting(setting, known)
 
 

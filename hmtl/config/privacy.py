@@ -64,7 +64,7 @@ def build_accountant(cfg: DictConfig, participation: Participation) -> Accountan
     if cfg.privacy.delta >= 1 / cfg.K:
         raise ConfigError(
             f"privacy.delta={cfg.privacy.delta} is not below 1/K for K={cfg.K} users: to publish the rows of one of "
-            f"them would be private, too. Set it far below, such as to {0.01 / cfg.K:.0e}."
+            f"them would also count as private. Set it far below, such as to {0.01 / cfg.K:.0e}."
         )
     from hmtl.mtl.privacy import Privacy
     from hmtl.training.accountant import Accountant, least_noise

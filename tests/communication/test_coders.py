@@ -19,7 +19,7 @@ def numbers(seed: int) -> Tensor:
 
 def ends() -> tuple[QuantisedUserCoder, QuantisedAggregatorCoder]:
     users = ScriptedUsers([numbers(0)], [set()], extras=0)
-    return QuantisedUserCoder(users, Blocks(4), ALL), QuantisedAggregatorCoder(users, Blocks(4), ALL, ALL)
+    return QuantisedUserCoder(users, Blocks(4), ALL), QuantisedAggregatorCoder(users, Blocks(4), len(ALL))
 
 
 def test_an_aggregator_may_overwrite_ivs() -> None:

@@ -311,9 +311,9 @@ class Communicator:
         return UserCoder(users, self._float_type)
 
     def _aggregator_coder(self, users: UserSide) -> AggregatorCoder:
-        quantiser, everybody = quantiser_of(self.wire), np.arange(self.topology.K)
+        quantiser = quantiser_of(self.wire)
         if quantiser and users.numbers:
-            return QuantisedAggregatorCoder(users, quantiser, everybody, everybody)
+            return QuantisedAggregatorCoder(users, quantiser, self.topology.K)
         return AggregatorCoder(users.numbers, self._float_type)
 
     @property

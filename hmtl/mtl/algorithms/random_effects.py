@@ -467,7 +467,7 @@ def _fit(
         if settled:
             break
         if is_fixed:
-            continue  # until the models have converged, too
+            continue  # until the models have also converged
         before = evidence
         U = S.sum(0) + (SA @ C).transpose(0, 1).flatten(1) @ SA.transpose(0, 1).flatten(1).T  # Σ covariances of u_k
         reduced = N.sum(0) - N.transpose(0, 1).flatten(1) @ SA.flatten(0, 1)

@@ -77,10 +77,9 @@ class Apart:
         self.t, self.home, self.coded, self.central = t, chosen.relays, bool(chosen.relays), chosen.server
 
         def aggregation() -> Aggregation:
-            everybody, numbers = np.arange(t.K), users[0].numbers
-            coder = AggregatorCoder(numbers, None)
+            coder = AggregatorCoder(users[0].numbers, None)
             if quantiser:
-                coder = QuantisedAggregatorCoder(users[0], quantiser, everybody, everybody)
+                coder = QuantisedAggregatorCoder(users[0], quantiser, t.K)
             return Aggregation(t.K, ScriptedAggregator(t.K, width), coder, revocable=True)
 
         self.hosts = []
