@@ -1,4 +1,4 @@
-"""Steps on the penalty ½ tr(W A Wᵀ), for all users at once.
+"""Steps on the penalty ½ tr(Wᵀ A W), for all users at once.
 
 K users, m parameters of a model. A is the coupling [K, K], symmetric; W holds the models [K, m], one user per row; x
 holds the lengths of the steps [K]. `dense_step` and `sparse_step` are gradient steps w_k ← w_k − x_k Σ_l A_kl w_l in
@@ -35,7 +35,7 @@ def _mixed(mixing: Tensor, W: Tensor) -> Tensor:
 
 
 def sparse_step(A: Tensor, W: Tensor, lengths: Tensor, parts: int) -> Tensor:
-    """Return W after the step, for an A with few nonzero entries."""
+    """Return W after the step, for an A with few nonzero entries and few parts."""
     part = (torch.eye(len(A)).to(A) - lengths[:, None] / parts * A).to(W).to_sparse()
     for _ in range(parts):
         W = part @ W

@@ -43,7 +43,7 @@ class FedUUsers(NetworkUsers):
 
 
 class PenaltyDescent:
-    """Gradient steps on the penalty ½ tr(W A Wᵀ), for any A: w_k ← w_k − x_k Σ_l A_kl w_l, all users at once.
+    """Gradient steps on the penalty ½ tr(Wᵀ A W), for any A: w_k ← w_k − x_k Σ_l A_kl w_l, all users at once.
 
     x_k is the rate of the round times the user's number of local steps. A step that is so long that models would
     diverge is taken in equal parts.
@@ -63,8 +63,8 @@ class PenaltyDescent:
         regularizer.inverse_coupling(Omega)  # raises if A is not positive definite
         self.A = regularizer.coupling(Omega)
         self.steepest = float(torch.linalg.eigvalsh(self.A)[-1])
-        entries = float((self.A != 0).double().mean())
-        self._A = self.A.to_sparse() if entries <= 1 / 8 else self.A
+        self._entries = float((self.A != 0).double().mean())
+        self._A = self.A.to_sparse() if self._entries <= 1 / 8 else self.A
 
     def penalty(self, W: Tensor) -> Tensor:
         """Return the penalty of models W [K, m], a float64 scalar."""
@@ -74,8 +74,9 @@ class PenaltyDescent:
     def all_models(self, W: Tensor, steps: Tensor, rate: float) -> Tensor:
         """Return the models of all users from W [K, m] after these numbers of local steps [K]."""
         lengths = rate * steps.to(self.A)
-        take = sparse_step if self._A.is_sparse else dense_step
-        return take(self.A, W, lengths, parts_of(float(lengths.max()) * self.steepest))
+        parts = parts_of(float(lengths.max()) * self.steepest)
+        take = sparse_step if parts * self._entries <= 1 / 8 else dense_step  # in many parts, a power of A takes less
+        return take(self.A, W, lengths, parts)
 
 
 class LearnedPenalty(nn.Module):
