@@ -369,7 +369,7 @@ class SecureServer(AddingServer):
         self._relays = sorted({relay_of(message) for message in messages})  # a message for each host
         copies, heard = defaultdict[int, set[bytes]](set), np.zeros_like(self.topology.G)
         for message in messages:
-            for k, row in _by_user(message).items():
+            for k, row in _by_user(message).items() if message.overhead.shape[1] == protocol.KEYS else ():
                 copies[k].add(row.tobytes())
                 heard[relay_of(message), k] = 1
         several = self.topology.G[self._relays].sum(axis=0) > 1
@@ -439,6 +439,9 @@ class SecureServer(AddingServer):
         if known is None:
             return []
         roster, answers = known.roster, {relay_of(message): message.overhead[0].numpy() for message in messages}
+        if self._revealed is not None:
+            size = len(roster.needed(counted)) * protocol.SHARE
+            answers = {i: parts for i, parts in answers.items() if len(parts) == size}
         if self._revealed is not None and self._revealed.keys() <= answers.keys():
             parts = [answers[i].reshape(-1, protocol.SHARE) for i in self._revealed]
             self._keep(counted, np.bitwise_xor.reduce(np.stack(parts)))

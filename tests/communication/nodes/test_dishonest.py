@@ -199,11 +199,12 @@ def of_ten(row: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", [KEYS, SHARES, SHARED, UNMASK])
 @pytest.mark.parametrize("garbage", [lambda row: row[:2], lambda row: row[:-3], lambda row: row | 128, of_ten])
-def test_garbage_that_a_relay_sends_users_ends_no_host(garbage: Spoil, kind: str) -> None:
+@pytest.mark.parametrize("to", ["host", SERVER])
+def test_garbage_that_a_relay_sends_ends_no_run(to: str, garbage: Spoil, kind: str) -> None:
     apart = Apart(symmetric(20, 4, 1), [Terms([terms(n, 20) for n in range(2)], [set()] * 2)], secure=SECURE)
 
     def change(node: str, message: Message) -> Message:
-        if message.round or (message.sender, message.kind) != ("relay 0", kind) or not node.startswith("host"):
+        if message.round or (message.sender, message.kind) != ("relay 0", kind) or not node.startswith(to):
             return message
         rows = np.array([garbage(row) for row in message.overhead[message.rows()].numpy()], np.uint8)
         return replace(message, payload=nothing(len(rows)), overhead=torch.from_numpy(rows), at=None)

@@ -339,7 +339,7 @@ def on_graph(weights, lam, lam2, tmp_path):
 
 @pytest.mark.parametrize("lam", [0.2, 2.0, 3e8])
 def test_a_coupling_step_is_a_product(lam, tmp_path):
-    """The models are (I − D A)^parts W, by dense matrices, also if A has few entries; with the last λ, in very many parts."""
+    """The models are (I − D A)^parts W, by dense matrices, also if A has few entries or there are very many parts."""
     learner = on_graph(ring(40), lam, 0.1, tmp_path)
     users, ivs = learner.users.local_update(0)
     steps, W, A = ivs[:, -1].double(), ivs[:, :-1].double(), learner.aggregator.descent.A
