@@ -221,6 +221,19 @@ def test_unlike_scales():
         assert error(np.array(model.predict([*test[0]]))) < most
 
 
+@pytest.mark.parametrize("parameters", [{}, {"lam": 0.1}], ids=["evidence", "lam"])
+def test_tasks_of_other_magnitudes(parameters):
+    """Targets of 1e-5 to 1e5, or means a million standard deviations apart: each task is still predicted well."""
+    rng = np.random.default_rng(0)
+    X, W = rng.normal(size=(8, 240, 5)), rng.normal(size=5) + 0.3 * rng.normal(size=(8, 5))
+    y = np.einsum("knd,kd->kn", X, W) + 0.3 * rng.normal(size=(8, 240))
+    for scale, offset in ((10.0 ** np.linspace(-5, 5, 8), 0), (np.ones(8), 1e6 * rng.normal(size=8))):
+        target = y * scale[:, None] + np.reshape(offset, (-1, 1))
+        model = MultiTask(**parameters).fit([*X[:, :40]], [*target[:, :40]])
+        errors = np.square(np.array(model.predict([*X[:, 40:]])) - target[:, 40:]).mean(1) / target[:, 40:].var(1)
+        assert errors.max() < 0.5
+
+
 def test_few_positive_labels():
     """6 % positives, 40 rows a task: better than each task on its own, and than one model."""
     rng = np.random.default_rng(1)

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from hmtl.mtl.regularizers import Relation
 
 
+FAR = 100  # standard deviations of a task, beyond which the means of others do not help
+QUICK = 3 * 10**7  # K·d³, operations of an iteration of random effects, up to which they are the default
+
+
 def _predicts_labels(model: MultiTask) -> bool:
     """Return whether a fitted model predicts labels, or an unfitted one may."""
     return hasattr(model, "classes_") if hasattr(model, "models_") else model._predicts != "numbers"
@@ -65,8 +69,8 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         regularizer: Penalty that couples the tasks, trained by MOCHA. If None, `Common(lam)` if `lam` is given; else
             models are draws from a normal distribution (`hmtl.mtl.MixedEffects`). Its variances maximise the evidence,
             which also decides whether tasks differ in their intercepts only. "random_effects": the same, but tasks
-            always differ in their slopes, too. With sparse rows, more than 300 features, another loss, or K·d² above
-            2e7, None means `Common(0.3)` for numbers and `Common(0.01)` for labels.
+            always differ in their slopes, too. With sparse rows, another loss, or K·d³ above 3e7, None means
+            `Common(0.3)` for numbers and `Common(0.01)` for labels.
         loss: Loss function. If None, the logistic loss for labels, and the squared error if y holds floats with more
             than two values. Several classes are learned one-vs-rest.
         task: Name or position of the column of X that names the task of each row, with values of any type. It is not a
@@ -81,9 +85,10 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         standardize: Training rows whose mean and standard deviation scale the features: "task", "all" or "none", see
             `hmtl.data.Preprocessing`.
         center: Training rows whose mean is subtracted from numbers to predict, as for `standardize`. If None, "all" for
-            `Common` and random effects, which learn how the means of the tasks differ, and "task" for others. Unless it
-            is "none", each task's numbers are then divided by their standard deviation, which is nearer to those of
-            other tasks the fewer rows there are. Random effects divide only if that raises the evidence.
+            `Common` and random effects, which learn how the means of the tasks differ, unless these are some hundred
+            standard deviations apart; otherwise "task". Unless it is "none", each task's numbers are then divided by
+            their standard deviation, which is nearer to those of other tasks the fewer rows there are. Random effects
+            divide only if that raises the evidence.
         seed: Seed of the order in which rows are visited.
 
     Attributes:
@@ -179,7 +184,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         loss = self.loss or (Squared() if labels is None else Logistic())
         lam = self.lam if self.lam is not None else 0.3 if labels is None else 0.01
         prior = self.regularizer if isinstance(self.regularizer, Regularizer) else Common(lam)
-        usual: Scope = "task" if prior.common is None else "all"
+        usual: Scope = "task" if prior.common is None or (labels is None and _are_far_apart(rows.y)) else "all"
         center = (self.center or usual) if labels is None else "none"
         tasks = prepare(self._tasks(rows, labels), Preprocessing(self.intercept, self.standardize, center))
         for name in ("classes_", "feature_names_in_", "_relation", "_new"):  # from an earlier fit
@@ -190,7 +195,8 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         is_random = isinstance(self.regularizer, str)
         algorithm: MOCHA | MixedEffects
         new: Tensor | None
-        if is_random or (self.regularizer is None and self.lam is None and MixedEffects.supports(problem)):
+        is_quick = MixedEffects.supports(problem) and problem.K * problem.d**3 <= QUICK
+        if is_random or (self.regularizer is None and self.lam is None and is_quick):
             choices = [units] if (scales == scales[0]).all() else [units, units**0]
             if not MixedEffects.supports(problem):
                 raise ConfigError(
@@ -214,8 +220,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         if not converged:
             warnings.warn(
                 f"After rounds={self.rounds}, the models, or what is learned about their relation, have not converged "
-                f"to tolerance={self.tolerance:g} (duality gap {self.gap_:.2g}, objective {self.primal_:.2g}). Raise "
-                "rounds or tolerance.",
+                f"to tolerance={self.tolerance:g}. Raise rounds or tolerance.",
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -482,6 +487,12 @@ def _probabilities(scores: NDArray[Any]) -> NDArray[Any]:
     each = np.stack([-scores, scores], axis=1) if scores.ndim == 1 else scores
     probabilities: NDArray[Any] = softmax(log_expit(each), axis=1)
     return probabilities
+
+
+def _are_far_apart(targets: Sequence[NDArray[Any]]) -> bool:
+    """Return whether the means of tasks are so far apart that none says anything about another."""
+    means, mean = np.array([each.mean() for each in targets]), np.concatenate(targets).mean()
+    return bool(np.square((means - mean) / _scales(targets, True)).mean() > FAR**2)
 
 
 def _scales(targets: Sequence[NDArray[np.float64]], scaled: bool) -> NDArray[np.float64]:
