@@ -268,7 +268,8 @@ class Mixed:
         noise: variance of the noise; 1 for labels.
         evidence: log-likelihood of D, Γ and the noise; for labels, by Laplace's approximation.
         primal: Σ ω ℓ / noise + ½ Σ u_kᵀD⁻¹u_k + ½ w0ᵀΓ⁻¹w0.
-        gap: duality gap, a bound of how much `primal` exceeds its minimum over all models.
+        gap: duality gap, a bound of how much `primal` exceeds its minimum over all models; infinite if the last step
+            was shortened.
         iterations: number of iterations.
         settled: whether the evidence and the models have converged.
     """
@@ -455,7 +456,7 @@ def _fit(
         duals = V / noise
         bound = 0.5 * (((duals @ D) * duals).sum() + (duals.sum(0).square() / precision).sum())
         primal = losses / noise + penalty
-        gap = primal + conjugates / noise + bound
+        gap = primal + conjugates / noise + bound if step == 1 else primal.new_tensor(math.inf)
         volume = LU.diagonal(dim1=1, dim2=2).abs().log().sum() + torch.linalg.slogdet(P).logabsdet
         volume = volume + (slopes * spread.log()).sum()
         if not rows.is_binary:
