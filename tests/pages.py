@@ -43,6 +43,7 @@ SUBSTITUTIONS = {
     r"-m hmtl\.tune.*": r"\g<0> rounds=2 tune.folds=2",
     r"seed=0,1,2": "seed=0,1",
     r"dataset\.rows=8000": "dataset.rows=1000",
+    r"dataset=mnist K=1000": "dataset=mnist K=100",
     r"--nproc-per-node=8(.*)": r"--nproc-per-node=3\1 H=1 r=1 engine.seconds=300",
     r"processes=8(.*)": r"processes=4\1 H=2 r=2 engine.seconds=300",
     r"processes=10(.*)": r"processes=3\1 H=1 r=1 rounds=2",

@@ -94,10 +94,12 @@ class Rows:
         if most not in self.computed:
             sizes = torch.where(self.n <= most, self.n**2, 0)
             starts, grams = sizes.cumsum(0) - sizes, self.X.new_empty(int(sizes.sum()))
-            for users, rows, n in runs(self.counts):
-                if n <= most:
-                    x, first = self.X[rows].view(-1, n, self.X.shape[1]), int(starts[users.start])
-                    torch.bmm(x, x.mT, out=grams[first : first + len(x) * n * n].view(-1, n, n))
+            for own, size, x in zip(
+                starts.tolist(), sizes.tolist(), torch.split(self.X, list(self.counts)), strict=True
+            ):
+                if size:
+                    x = x.clone()  # the last bits of a product may depend on where its factors begin in memory
+                    grams[own : own + size] = (x @ x.T).flatten()
             self.computed[most] = grams, torch.where(self.n <= most, starts, -1)
         return self.computed[most]
 

@@ -47,7 +47,8 @@ def test_weighted_terms_fit_whatever_the_weights_are(counts: list[int], copies: 
     assert terms.sum(0).tolist() == exact
     want = [sum(n * Fraction(v) for n, v in zip(counts, column, strict=True)) / total for column in x.T.tolist()]
     for s, mean in zip(exact, want, strict=True):
-        assert abs(s / Fraction(float(p.sum())) / 2**bits - mean) <= Fraction(K, 2**bits) + abs(mean) / 2**50
+        in_double = K * Fraction(limit) / 2**52  # a product with a weight has 53 bits
+        assert abs(s / Fraction(float(p.sum())) / 2**bits - mean) <= Fraction(K, 2**bits) + in_double
     with pytest.raises(RangeError, match="fraction_bits"):
         grid.rounded(1.01 * x, p)
 

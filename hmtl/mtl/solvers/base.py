@@ -47,7 +47,8 @@ class LocalSolver(nn.Module, ABC, Generic[Subproblem, Solution]):
         if missing:
             raise ConfigError(
                 f"{name} needs {' and '.join(missing)}, which {type(loss).__name__} does not define. Choose "
-                f"loss=hinge, smooth_hinge or logistic, choose {by_gradients}, or define it in the loss."
+                f"loss=squared for numbers, loss=hinge, smooth_hinge or logistic for labels, or {by_gradients}; or "
+                "define it in the loss."
             )
 
     def describe(self) -> dict[str, float]:
