@@ -16,7 +16,7 @@ SHOWN = (
     ("gap", "gap", ".2e"),
     ("test_error", "test error", ".4f"),
     ("epsilon", "ε for outsiders", ".2f"),
-    ("epsilon_sample_known", "ε", ".2f"),
+    ("epsilon_sample_known", "ε for relays", ".2f"),
 )
 """The measurements shown during training: name, label and format."""
 SPEED = 600.0  # seconds over which the time of a round is estimated

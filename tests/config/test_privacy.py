@@ -12,8 +12,10 @@ from omegaconf import DictConfig
 
 from hmtl.config.build import build, build_tasks, check, load_run
 from hmtl.errors import CheckpointError, ConfigError
+from hmtl.reporting.console_logger import run_report
 from hmtl.train import train
 from hmtl.training.checkpoint import load_checkpoint
+from hmtl.training.summary import Summary
 from hmtl.tune import tune
 
 Configure = Callable[..., DictConfig]
@@ -65,8 +67,8 @@ def test_parts_that_do_not_fit(configure: Configure, words: str) -> None:
 
 
 def test_the_system_draws_samples_that_the_seed_does_not_give(configure: Configure) -> None:
-    """Eight of sixteen users train in each of 4 rounds: equal draws would have a probability of 10^-16."""
-    words = (*FEDAVG, *NOISE, "K=16", "participation=fraction", "participation.fraction=0.5", "rounds=4")
+    """Eight of sixteen users train in each of 2 rounds: equal draws have a probability of 10^-8."""
+    words = (*FEDAVG, *NOISE, "K=16", "participation=fraction", "participation.fraction=0.5", "rounds=2")
     drawn = []
     for randomness in ("system", "system", "seed"):
         run = build(configure(*words, f"privacy.randomness={randomness}"))
@@ -78,7 +80,7 @@ def test_the_system_draws_samples_that_the_seed_does_not_give(configure: Configu
         drawn.append(taking_part)
         precision = [sum(k in users for users in taking_part) / 4 for k in range(16)]
         np.testing.assert_allclose(run.trainer.accountant.precision, precision)
-    seed = [sorted(run.algorithm.participation.sample(0, t, 16).tolist()) for t in range(4)]
+    seed = [sorted(run.algorithm.participation.sample(0, t, 16).tolist()) for t in range(2)]
     assert drawn[2] == seed
     assert drawn[0] != drawn[1] != seed != drawn[0]
     assert {len(users) for users in drawn[0]} == {8}
@@ -138,6 +140,8 @@ def test_a_private_run_reports_epsilon_and_resumes(configure: Configure, tmp_pat
     assert max(rows[-1][1:]) <= 6
     assert (summary["clip"], summary["delta"], summary["randomness"]) == (0.5, 1e-5, "seed")
     assert summary["against"] == "everyone"
+    printed = [part for part in run_report(Summary.model_validate(summary)) if isinstance(part, str)]
+    assert any(all(f"ε = {summary[name]:.2f} against" in part for name in both) for part in printed)
     longer = configure(*FEDAVG, *settings[:-1], *private, "rounds=9", f"output_dir={resumed}", f"resume={stopped}")
     with pytest.raises(CheckpointError, match="rounds"):
         build(longer)

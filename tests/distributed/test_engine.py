@@ -137,7 +137,7 @@ def test_secure_sums_do_without_a_relay_that_ends(configure: Callable[..., DictC
     assert all(0 <= row["gap"] <= history[0]["gap"] for row in history)
 
 
-@pytest.mark.parametrize("randomness", ["seed", "system"])
+@pytest.mark.parametrize("randomness", [pytest.param("seed", marks=pytest.mark.slow), "system"])
 def test_each_host_learns_which_of_its_own_users_are_sampled(
     configure: Callable[..., DictConfig], randomness: str
 ) -> None:
