@@ -185,7 +185,7 @@ def _train_all(
 def _train(member: Algorithm, rounds: int, every: int, continues: Callable[[], bool]) -> Figures | None:
     """Return the error of a trained member and how far it has converged; None if it may not continue to the end.
 
-    The error is that of the best of the rounds that are evaluated, as `every` so many are in training.
+    The error is that of the best evaluated round; one round in `every` is evaluated, as in training.
     """
     start = before = member.metrics()
     is_ranked, evaluated = member.rank(start) is not None, [start]

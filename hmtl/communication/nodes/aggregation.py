@@ -167,7 +167,7 @@ class Aggregation:
         self.ivs, self._models, self._before = {}, None, None
 
     def missed(self, rounds: int, adopted: int = 0) -> NDArray[np.uint8]:
-        """Return what a relay lacks that missed so many rounds: their IVs, or the state if some are not kept.
+        """Return what a relay needs after missing this many rounds: their IVs, or the state if some are gone.
 
         A relay that adopted a state does not know the IVs before; `adopted` is the version of this state.
         """

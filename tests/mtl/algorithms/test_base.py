@@ -237,12 +237,13 @@ def test_sums_uncoded_and_coded_give_the_same_bits(
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
-@pytest.mark.parametrize(("wire", "dropout", "tolerance"), [("int8", 0, 0.02), ("int4", 0, 0.1), ("int4", 0.2, 0.2)])
+@pytest.mark.parametrize(("wire", "dropout", "tolerance"), [("int8", 0, 0.02), ("int4", 0, 0.1), ("int4", 0.2, 0.15)])
 def test_sums_in_few_bits_come_near_those_in_64(
     random_problem, learner: str, wire: str, dropout: float, tolerance: float
 ) -> None:
-    """Distances are relative to how far the models move; errors of SCAFFOLD's c go into each of the local steps."""
-    W, tolerance = [], tolerance * (3 if learner == "scaffold" else 1)
+    """Distances are relative to how far the models move; errors of SCAFFOLD's c go into each of the local steps,
+    and CoCoA+'s momentum carries on what scales leave over that are held for absent users."""
+    W, tolerance = [], tolerance * {"scaffold": 3, "cocoa+": 1.3 if dropout else 1}.get(learner, 1)
     for of_sums in (None, wire):
         participation = Participation(dropout=dropout)
         algorithm = make(random_problem, learner, 5, 8, messages="sums", participation=participation)
