@@ -52,12 +52,13 @@ def selected(x: Any, name: str, columns: Sequence[str]) -> Any:
     return x
 
 
-def features(x: ArrayLike, name: str, columns: Sequence[str] = ()) -> Any:
-    """Return a copy of x [n, d] as float32 if it is float32, and as float64 otherwise; sparse x as float64 CSR.
+def features(x: ArrayLike, name: str, columns: Sequence[str] = (), copy: bool = True) -> Any:
+    """Return x [n, d] as float32 if it is float32, and as float64 otherwise; sparse x as float64 CSR.
 
     Args:
         name: name of x in messages.
         columns: columns to select, in this order, if x is a table with column names.
+        copy: whether dense x is copied even if that is not necessary.
 
     Raises:
         DataError: if x lacks a column, or is not an array of numbers.
@@ -69,7 +70,7 @@ def features(x: ArrayLike, name: str, columns: Sequence[str] = ()) -> Any:
         values = np.asarray(x)
         if values.dtype.kind not in "biufO":
             raise TypeError(f"its type is {values.dtype}")
-        return np.array(values, np.float32 if values.dtype == np.float32 else np.float64, order="C")
+        return np.array(values, np.float32 if values.dtype == np.float32 else np.float64, order="C", copy=copy or None)
     except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor that requires a gradient
         raise DataError(
             f"{name} is not an array of numbers ({error}). Give rows of equal length, of numbers."

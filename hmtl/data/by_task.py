@@ -11,18 +11,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array, issparse
 from sklearn.utils import check_array, column_or_1d
+from torch import Tensor
 
 from hmtl.data import arrays
 from hmtl.data.sparse import finite
 from hmtl.errors import ConfigError, DataError, few
 
+AT_ONCE = 1024  # rows that are copied together
+
 
 @dataclass(frozen=True)
 class TaskRows:
-    """The training rows of K tasks.
+    """The training rows of K tasks, those of one task after those of another in memory if they are dense.
 
     Attributes:
         names: names of the tasks [K], sorted; for a list their numbers.
@@ -55,8 +59,12 @@ def _ndim(x: Any) -> int:
         return 2
 
 
-def from_list(X: Sequence[ArrayLike], y: Sequence[ArrayLike]) -> TaskRows:
+def from_list(X: Sequence[ArrayLike], y: Sequence[ArrayLike], room: int) -> TaskRows:
     """Return the rows of a list with a table for each task, and of a list with their targets.
+
+    Args:
+        X, y: the lists.
+        room: number of columns that will be added to dense rows in place.
 
     Raises:
         DataError: if lengths or columns differ, or a table or a target is invalid.
@@ -69,13 +77,25 @@ def from_list(X: Sequence[ArrayLike], y: Sequence[ArrayLike]) -> TaskRows:
     for k, x in enumerate(X):
         if columns and (names := arrays.column_names(x)) and set(names) != set(columns):
             raise DataError(f"X[{k}] has columns {', '.join(names)}, X[0] {', '.join(columns)}. Give all the same.")
-    rows = [arrays.features(x, f"X[{k}]", columns) for k, x in enumerate(X)]
+    rows = [arrays.features(x, f"X[{k}]", columns, copy=False) for k, x in enumerate(X)]
     targets = [arrays.targets(each, f"y[{k}]") for k, each in enumerate(y)]
+    if not any(map(issparse, rows)) and len({x.shape[1:] for x in rows}) == 1:  # others are refused later
+        rows = _joined([(x, np.arange(len(x))) for x in rows], room)
     return TaskRows(np.arange(len(X)), rows, targets, None, columns)
 
 
+def _joined(parts: Sequence[tuple[NDArray[Any], NDArray[np.int64]]], room: int) -> list[Tensor]:
+    """Return copies of some rows of arrays [n, d], views of one float64 tensor that has `room` further columns."""
+    counts, d = [len(at) for _, at in parts], parts[0][0].shape[1]
+    rows = list(torch.split(torch.empty(sum(counts), d + room, dtype=torch.float64)[:, :d], counts))
+    for own, (x, at) in zip(rows, parts, strict=True):
+        for first in range(0, len(at), AT_ONCE):
+            own[first : first + AT_ONCE] = torch.from_numpy(x[at[first : first + AT_ONCE]])
+    return rows
+
+
 def from_table(
-    X: Any, y: ArrayLike, weights: ArrayLike | None, task: str | int | None, groups: ArrayLike | None
+    X: Any, y: ArrayLike, weights: ArrayLike | None, task: str | int | None, groups: ArrayLike | None, room: int
 ) -> TaskRows:
     """Return the rows of one table, sorted by task; see `read`.
 
@@ -83,6 +103,7 @@ def from_table(
         X, task, groups: see `read`, which also says what is raised.
         y: targets [n].
         weights: weights [n]; rows of weight 0 are left out, and with a warning also tasks that have no others.
+        room: see `from_list`.
     """
     x, index, columns = read(X, task, groups)
     n = x.shape[0]
@@ -96,7 +117,7 @@ def from_table(
     targets = arrays.targets(column_or_1d(y, warn=True), "y")
     if len(targets) != n:
         raise DataError(f"X has {n} rows, but y has {len(targets)}. Give one y for each row.")
-    given = None
+    given, kept = None, np.arange(n)
     if weights is not None:
         given = check_array(
             weights, ensure_2d=False, dtype=np.float64, ensure_non_negative=True, input_name="sample_weight"
@@ -108,12 +129,11 @@ def from_table(
         kept = np.flatnonzero(given)
         if len(lost := index[~index.isin(index[kept])]):
             warnings.warn(f"Task {lost[0]!r} is left out, since all its rows have weight 0.", stacklevel=3)
-        x, targets, given, index = x[kept], targets[kept], given[kept], index[kept]
-    codes, names = pd.factorize(index, sort=True)
-    parts = pd.Series(codes).groupby(codes).indices.values()
+    codes, names = pd.factorize(index[kept], sort=True)
+    parts = [kept[at] for at in pd.Series(codes).groupby(codes).indices.values()]
     return TaskRows(
         names=np.asarray(names),
-        x=[x[at] for at in parts],
+        x=[x[at] for at in parts] if issparse(x) else _joined([(x, at) for at in parts], room),
         y=[targets[at] for at in parts],
         weights=None if given is None else [given[at] for at in parts],
         columns=columns,

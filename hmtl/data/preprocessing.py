@@ -15,6 +15,7 @@ from torch import Tensor
 from hmtl.data.sparse import Features
 from hmtl.errors import ConfigError, DataError
 
+AT_ONCE = 1024  # rows of which intermediate results are in memory
 Scope = Literal["task", "all", "none"]
 """The training rows that a statistic is computed from: each task's own, those of all tasks, or none."""
 
@@ -35,17 +36,20 @@ class Scaling:
     intercept: bool = False
     target_mean: float = 0.0
 
-    def features(self, x: Features) -> Features:
-        """Return the model's input [n, D] for raw rows [n, d], in the same dtype; sparse rows are not scaled."""
+    def features(self, x: Features, in_place: bool = False) -> Features:
+        """Return the model's input [n, D] for raw rows [n, d], in the same dtype; sparse rows are not scaled.
+
+        `in_place` writes dense input over raw rows, behind each of which there has to be room for an intercept.
+        """
         if issparse(x):
             return hstack([x, csr_array(np.ones((x.shape[0], 1)))], format="csr") if self.intercept else x
-        scaled = x.double() - self.mean
-        scaled /= self.scale
-        if not self.intercept:
-            return scaled.to(x.dtype)
-        extended = x.new_ones(x.shape[0], x.shape[1] + 1)
-        extended[:, :-1] = scaled
-        return extended
+        n, d, *rest = x.shape
+        shape = (n, d + self.intercept, *rest)
+        rows = x.as_strided(shape, x.stride()) if in_place else x.new_empty(shape)
+        for raw, own in zip(torch.split(x, AT_ONCE), torch.split(rows, AT_ONCE), strict=True):
+            own[:, :d] = (raw.double() - self.mean) / self.scale
+        rows[:, d:] = 1
+        return rows
 
 
 @dataclass(frozen=True)

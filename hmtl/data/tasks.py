@@ -113,9 +113,12 @@ class Task:
         object.__setattr__(task, "name", name)
         return task
 
-    def without_rows(self) -> "Task":
-        """Return this task without its rows and its scaling, as processes know it that do not hold them."""
-        rows = {name: getattr(self, name) for name in ROWS}
+    def without_rows(self, targets: bool = True) -> "Task":
+        """Return this task without its rows and its scaling, as processes know it that do not hold them.
+
+        Without `targets`, these stay.
+        """
+        rows = {name: getattr(self, name) for name in ROWS if targets or name.startswith("x")}
         empty: dict[str, Any] = {
             name: torch.empty(each.shape, dtype=stored(each).dtype, device="meta") for name, each in rows.items()
         }
@@ -198,7 +201,8 @@ class Task:
                     first, more = int(bad.nonzero()[0]), int(bad.sum()) - 1
                     yield f"{name} is NaN or infinite in row {first} (from 0; {more} more). Fix or drop such rows."
             for name, values in ((f"x_{part}", stored(x)), (f"y_{part}", y)):
-                if values.numel() and (largest := max(abs(float(end)) for end in torch.aminmax(values))) > LARGEST:
+                ends = [end for part in torch.split(values, 1000) if part.numel() for end in torch.aminmax(part)]
+                if (largest := max([abs(float(end)) for end in ends], default=0)) > LARGEST:
                     yield f"{name} has a number of size {largest:.2g}, whose square may overflow. Scale the data down."
         n = len(self.y_train)
         if self.dataset is not None and len(self.dataset) != n:  # type: ignore[arg-type]  # not all Datasets have one
@@ -260,10 +264,11 @@ def classified(tasks: Sequence[Task]) -> tuple[Task, ...]:
     return prepare(numbered, tasks[0].preprocessing)
 
 
-def prepare(tasks: Sequence[Task], preprocessing: Preprocessing) -> tuple[Task, ...]:
+def prepare(tasks: Sequence[Task], preprocessing: Preprocessing, in_place: bool = False) -> tuple[Task, ...]:
     """Return the tasks with preprocessing fitted to their training rows.
 
-    If a task has been preprocessed already, this starts again from its raw rows.
+    If a task has been preprocessed already, this starts again from its raw rows. `in_place` overwrites the dense raw
+    training rows, see `Scaling.features`, so that the tasks know only the raw targets.
 
     Raises:
         ConfigError: if y is to be centred but holds class numbers.
@@ -278,13 +283,13 @@ def prepare(tasks: Sequence[Task], preprocessing: Preprocessing) -> tuple[Task, 
     return tuple(
         replace(
             raw,
-            x_train=scaling.features(raw.x_train),
+            x_train=scaling.features(raw.x_train, in_place),
             y_train=raw.y_train - scaling.target_mean,
             x_test=scaling.features(raw.x_test),
             y_test=raw.y_test - scaling.target_mean,
             x_validation=scaling.features(raw.x_validation),
             y_validation=raw.y_validation - scaling.target_mean,
-            prepared=Prepared(raw, preprocessing, scaling),
+            prepared=Prepared(raw.without_rows(targets=False) if in_place else raw, preprocessing, scaling),
             dataset=None,  # it has the raw rows
         )
         for raw, scaling in zip(raws, scalings, strict=True)

@@ -424,8 +424,7 @@ def largest_body(algorithm: Algorithm) -> int:
 def for_report(task: Task, targets: bool) -> Task:
     """Return the part of a task that a report needs: shapes and scaling, and optionally the raw targets."""
     known = task.without_rows()
-    y = {name: getattr(task.raw, name) for name in ("y_train", "y_test", "y_validation")}
-    raw = replace(known.raw, **y) if targets else known.raw
+    raw = task.raw.without_rows(not targets)
     return replace(known, prepared=replace(task.prepared, raw=raw)) if task.prepared else raw
 
 

@@ -177,16 +177,17 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             self._check_list(groups)
             if sample_weight is not None:
                 raise ConfigError("sample_weight is given, but X is a list of tasks. Give one table of all rows.")
-            rows = by_task.from_list(X, y)
+            rows = by_task.from_list(X, y, self.intercept)
         else:
-            rows = by_task.from_table(X, y, sample_weight, self.task, groups)
+            rows = by_task.from_table(X, y, sample_weight, self.task, groups, self.intercept)
         labels = self._labels(rows.y)
         loss = self.loss or (Squared() if labels is None else Logistic())
         lam = self.lam if self.lam is not None else 0.3 if labels is None else 0.01
         prior = self.regularizer if isinstance(self.regularizer, Regularizer) else Common(lam)
         usual: Scope = "task" if prior.common is None or (labels is None and _are_far_apart(rows.y)) else "all"
         center = (self.center or usual) if labels is None else "none"
-        tasks = prepare(self._tasks(rows, labels), Preprocessing(self.intercept, self.standardize, center))
+        preprocessing = Preprocessing(self.intercept, self.standardize, center)
+        tasks = prepare(self._tasks(rows, labels), preprocessing, in_place=True)
         for name in ("classes_", "feature_names_in_", "_relation", "_new"):  # from an earlier fit
             self.__dict__.pop(name, None)
         scales = _scales([task.y_train.numpy() for task in tasks], center != "none")

@@ -241,7 +241,7 @@ class Problem:
         """Return the training rows in a type.
 
         If the tasks' rows are dense and of this type, they become views of the result, so that they are in memory only
-        once.
+        once; the result is a view of them if they already follow each other in memory.
         """
         if dtype in self._rows:
             return self._rows[dtype]
@@ -249,6 +249,8 @@ class Problem:
         if self.is_sparse:
             X = vstack([task.x_train for task in self.tasks], format="csr")
             square_norms = torch.from_numpy((X * X).sum(1))
+        elif (joined := self._joined(dtype)) is not None:
+            X = joined
         else:
             X = torch.empty(sum(self.here), self.d, dtype=dtype, device=self.s.device)
             for k, (user, x) in enumerate(zip(self.users, torch.split(X, list(self.here)), strict=True)):
@@ -257,10 +259,24 @@ class Problem:
                 if x.is_cpu and task.x_train.dtype == dtype:  # at once, to free a task's rows before others are copied
                     self.tasks[k] = self.everybody[user] = copy.copy(task)
                     object.__setattr__(self.tasks[k], "x_train", x)
+        if not self.is_sparse:
             square_norms = torch.cat([torch.linalg.vecdot(x, x) for x in torch.split(X, AT_ONCE)])  # it copies rows
         y, _ = self._targets["train"]
         self._rows[dtype] = Rows(X, y.to(dtype), square_norms, self.here, self.weights.to(dtype))
         return self._rows[dtype]
+
+    def _joined(self, dtype: torch.dtype) -> Tensor | None:
+        """Return the tasks' dense rows [N, d] as a view, if they are of this type and follow each other in memory."""
+        if not (own := [task.x_train for task in self.tasks]):
+            return None
+        place, alike = own[0].storage_offset(), (dtype, self.s.device, own[0].untyped_storage().data_ptr())
+        for x in own:
+            here = x.storage_offset() == place and x.is_contiguous()
+            if not here or (x.dtype, x.device, x.untyped_storage().data_ptr()) != alike:
+                return None
+            place += x.numel()
+        joined: Tensor = own[0].as_strided((sum(self.here), self.d), (self.d, 1))
+        return joined
 
     def datasets(self, dtype: torch.dtype, shape: Sequence[int]) -> tuple[Dataset[Any], ...]:
         """Return each user's training rows as a torch Dataset: the user's own, or rows of this shape and their targets.

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from hmtl import MultiTask
 from hmtl.data import Task
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl import (
@@ -137,34 +138,56 @@ def test_a_user_with_many_rows_costs_no_memory_for_those_with_few(kind, dtype):
     assert held() - before < 1.5 * sum(counts) * 50 * dtype.itemsize
 
 
+def source(kind, counts, dtype, d=50):
+    """What a user has: tasks; or one table in which rows of all tasks are mixed, targets and the task of each row."""
+    if kind != "estimator":
+        return list(uneven(counts, dtype, d))
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((sum(counts), d), dtype=str(dtype).removeprefix("torch."))
+    return X, np.sign(X[:, 0]), rng.permutation(np.repeat(np.arange(len(counts)), counts))
+
+
+def play(kind, data):
+    if kind == "estimator":
+        X, y, groups = data
+        MultiTask(0.1, rounds=1).fit(X, y, groups=groups)
+        return
+    made = learner(kind, data)
+    made.step(0)
+    made.metrics()
+
+
 PEAK = """
 import resource, sys
 import torch
 sys.path.insert(0, {folder!r})
-from test_problem import learner, uneven
+from test_problem import play, source
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-def play(tasks):
-    made = learner({kind!r}, tasks)
-    made.step(0)
-    made.metrics()
-
 counts, d = [60_000] + [100] * 50, 250
-play(list(uneven([20, 10], torch.{dtype})))
-tasks = list(uneven(counts, torch.{dtype}, d))
+play({kind!r}, source({kind!r}, [20, 10], torch.{dtype}))
+data = source({kind!r}, counts, torch.{dtype}, d)
 before = peak()
-play(tasks)
-print((peak() - before) / (sum(counts) * d * torch.{dtype}.itemsize))
+play({kind!r}, data)
+print((peak() - before) / (sum(counts) * d * torch.{computed}.itemsize))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "dtype"), [("duals", "float64"), ("networks", "float32")])
-def test_peak_of_memory_of_unequal_users(kind, dtype):
-    """Beyond what the rows of the caller and imports take, where Gram matrices are small."""
-    script = PEAK.format(folder=str(Path(__file__).parent), kind=kind, dtype=dtype)
+@pytest.mark.parametrize(
+    ("kind", "dtype", "computed"),
+    [
+        ("duals", "float64", "float64"),
+        ("networks", "float32", "float32"),
+        ("estimator", "float64", "float64"),
+        ("estimator", "float32", "float64"),
+    ],
+)
+def test_peak_of_memory_of_unequal_users(kind, dtype, computed):
+    """Beyond what the rows of the caller and imports take, relative to the rows in the type of the computation."""
+    script = PEAK.format(folder=str(Path(__file__).parent), kind=kind, dtype=dtype, computed=computed)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 1.5
 
