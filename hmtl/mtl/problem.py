@@ -10,7 +10,7 @@ hold one user per column: the parameters of C scores, one after the other.
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from types import MappingProxyType
@@ -66,7 +66,6 @@ class Rows:
         square_norms: ‖x_kj‖² [N].
         counts: n_k of each user.
         s: weights of the rows in the objective [N].
-        computed: cache of `gram`, shared by all `Rows` that share X.
     """
 
     X: Features
@@ -74,7 +73,6 @@ class Rows:
     square_norms: Tensor
     counts: tuple[int, ...]
     s: Tensor
-    computed: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def n(self) -> Tensor:
@@ -86,31 +84,11 @@ class Rows:
         """Number of the first row of each user [K]."""
         return self.n.cumsum(0) - self.n
 
-    def gram(self, most: int) -> tuple[Tensor, Tensor]:
-        """Return the Gram matrices XXᵀ of users with at most `most` rows, and where each begins [K].
-
-        The matrices follow each other in one vector, which is computed once; users without one begin at −1.
-        """
-        if most not in self.computed:
-            sizes = torch.where(self.n <= most, self.n**2, 0)
-            starts, grams = sizes.cumsum(0) - sizes, self.X.new_empty(int(sizes.sum()))
-            for own, size, x in zip(
-                starts.tolist(), sizes.tolist(), torch.split(self.X, list(self.counts)), strict=True
-            ):
-                if size:
-                    x = x.clone()  # the last bits of a product may depend on where its factors begin in memory
-                    grams[own : own + size] = (x @ x.T).flatten()
-            self.computed[most] = grams, torch.where(self.n <= most, starts, -1)
-        return self.computed[most]
-
     def of(self, user: int) -> "Rows":
         """Return the rows of one user (K = 1), as views unless they are sparse."""
         n, first = self.counts[user], int(self.starts[user])
-        own, computed = slice(first, first + n), dict[int, tuple[Tensor, Tensor]]()
-        for most, (grams, starts) in self.computed.items():
-            at = starts[user : user + 1]
-            computed[most] = grams[int(at) :][: n * n if n <= most else 0], at.clamp_max(0)
-        return Rows(self.X[own], self.y[own], self.square_norms[own], (n,), self.s[own], computed)
+        own = slice(first, first + n)
+        return Rows(self.X[own], self.y[own], self.square_norms[own], (n,), self.s[own])
 
 
 class Problem:

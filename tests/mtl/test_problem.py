@@ -3,7 +3,6 @@
 import gc
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,23 +88,6 @@ def test_rows_of_one_user(random_problem):
         np.testing.assert_array_equal(rows.y.numpy(), case.y[k])
         assert rows.counts == (len(case.y[k]),)
         assert rows.X.untyped_storage().data_ptr() == whole.X.untyped_storage().data_ptr()
-
-
-def test_gram_matrices_are_computed_once_for_all_that_share_the_rows(random_problem):
-    """Those of users with few rows; a user alone has the same ones."""
-    case = random_problem(3)
-    rows, most = case.problem.rows, sorted(case.problem.counts)[1]
-    grams, starts = rows.gram(most)
-    assert grams is replace(rows, y=-rows.y).gram(most)[0]
-    for k, (x, start) in enumerate(zip(case.X, starts.tolist(), strict=True)):
-        assert (start >= 0) == (len(x) <= most)
-        own, (place,) = rows.of(k).gram(most)
-        if start >= 0:
-            want = torch.from_numpy(x @ x.T).flatten()
-            torch.testing.assert_close(grams[start:][: want.numel()], want)
-            assert (own.data_ptr(), own.numel(), int(place)) == (grams[start:].data_ptr(), want.numel(), 0)
-        else:
-            assert (own.numel(), int(place)) == (0, -1)
 
 
 def uneven(counts, dtype=torch.float64, d=50):

@@ -5,10 +5,8 @@ K users, N rows of all users, one user after the other, d features. User k, with
 where s_j are the weights of the user's rows, and the curvature c_k bounds the effect of what the other users change
 meanwhile.
 
-A pass by model keeps a local model: a visit costs d multiplications, and d more if the dual changes. A pass by Gram
-matrix keeps the predictions of all rows: a visit costs n multiplications if the dual changes, which becomes rare after
-a few passes, and nothing otherwise. It suits several passes, if the Gram matrices XXᵀ fit in memory. On sparse rows,
-passes are by model, and a visit costs the non-zeros of its row.
+A pass keeps a local model. A visit costs d multiplications, and d more if the dual changes; d counts only the non-zeros
+of the row if rows are sparse.
 """
 
 import math
@@ -31,7 +29,6 @@ from hmtl.mtl.problem import Rows, runs
 from hmtl.mtl.solvers.base import Ids, LocalSolver
 from hmtl.rng import generator
 
-MAX_GRAM = 4  # largest memory of the Gram matrices, relative to that of the rows
 VISITS = 1 << 17  # of all users, whose rows are looked up at once in torch
 WORTH_A_THREAD = 500_000  # multiplications; starting a thread takes as long as a tenth of them
 
@@ -73,8 +70,8 @@ def sigma_prime(B: Tensor) -> float:
 class SDCA(DualSolver):
     """A solver that takes exact steps on one dual variable after another, in random order.
 
-    On a CPU, the losses of this package run in compiled code; several passes use the Gram matrix of the rows if it is
-    not much larger than the rows. Any other loss or device runs in torch. The results agree up to rounding.
+    On a CPU, the losses of this package run in compiled code. Any other loss or device runs in torch. The results agree
+    up to rounding.
 
     Args:
         passes: number of passes over a user's rows per round, in a new order every round. A number below 1 visits that
@@ -124,8 +121,7 @@ class SDCA(DualSolver):
     ) -> tuple[Tensor, Tensor]:
         if not applies(loss, rows.X):
             return torch_pass(loss, rows, subproblem, order, budgets)
-        by_gram = self.passes >= 2 and not issparse(rows.X)
-        return compiled_pass(loss, rows, subproblem, order, budgets, MAX_GRAM * rows.X.shape[1] if by_gram else 0)
+        return compiled_pass(loss, rows, subproblem, order, budgets)
 
 
 def torch_pass(loss: Loss, rows: Rows, start: DualSubproblem, order: Tensor, budgets: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,9 +165,8 @@ def applies(loss: Loss, X: Features) -> bool:
 class Arrays(NamedTuple):
     """The arrays that a compiled pass reads, and those that it writes: the duals `a`, and `dV` for Δv.
 
-    The names are those of `Rows` and `DualSubproblem`; `grams` says where the Gram matrix of each user begins, −1 if it
-    has none. The features are passed beside them: X [N, d] and the Gram matrices; or the data, columns and starts of
-    sparse rows.
+    The names are those of `Rows` and `DualSubproblem`. The features are passed beside them: X [N, d]; or the data,
+    columns and starts of sparse rows.
     """
 
     y: Floats
@@ -179,7 +174,6 @@ class Arrays(NamedTuple):
     s: Floats
     counts: Numbers
     starts: Numbers
-    grams: Numbers
     a: Floats
     dV: Floats
     W: Floats
@@ -189,11 +183,9 @@ class Arrays(NamedTuple):
 
 
 def compiled_pass(
-    loss: Loss, rows: Rows, start: DualSubproblem, order: Tensor, budgets: Tensor, most: int = 0
+    loss: Loss, rows: Rows, start: DualSubproblem, order: Tensor, budgets: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Run `SDCA` for a loss and rows for which `applies` is true.
-
-    Users with at most `most` rows pass by Gram matrix, others by model.
 
     The users are spread over threads. A user's result depends only on its own numbers, so it has the same bits for any
     number of threads.
@@ -204,11 +196,10 @@ def compiled_pass(
     run: Callable[..., None]
     features: tuple[NDArray[Any], ...]
     if issparse(X):
-        run, features, grams = _sparse_passes, (X.data, X.indices, X.indptr), rows.starts
+        run, features = _sparse_passes, (X.data, X.indices, X.indptr)
     else:
-        gram, grams = rows.gram(most)
-        run, features = _passes, (X.contiguous().numpy(), gram.numpy())
-    of_rows = (rows.y, rows.square_norms, rows.s, rows.n, rows.starts, grams)
+        run, features = _passes, (X.contiguous().numpy(),)
+    of_rows = (rows.y, rows.square_norms, rows.s, rows.n, rows.starts)
     of_users = (a, dV, start.W, start.curvature, order, budgets)
     arrays = Arrays(*(tensor.contiguous().numpy() for tensor in (*of_rows, *of_users)))
     K, numbers = len(dV), stored(X).numel() // rows.y.numel()  # numbers in a row, on average
@@ -244,44 +235,33 @@ def _own(users: Arrays, k: int) -> tuple[Floats, Floats, Floats, Floats, Numbers
 
 
 @jit
-def _passes(first: int, last: int, kind: int, width: float, users: Arrays, rows: Floats, gram: Floats) -> None:
-    """Run the passes of users first..last−1, by Gram matrix or by model."""
+def _passes(first: int, last: int, kind: int, width: float, users: Arrays, rows: Floats) -> None:
+    """Run the passes of users first..last−1."""
     for k in range(first, last):
-        start, n = users.starts[k], users.counts[k]
-        X = rows[start : start + n]
-        if users.grams[k] >= 0:
-            G = gram[users.grams[k] : users.grams[k] + n * n].reshape(n, n)
-            _gram_pass(k, kind, width, users, X, G)
-        else:
-            _pass(k, kind, width, users, X)
-
-
-@jit
-def _pass(k: int, kind: int, width: float, users: Arrays, X: Floats) -> None:
-    """Run the passes of a user by model."""
-    y, square_norms, s, a, order = _own(users, k)
-    w, n, c = users.W[k], users.counts[k], users.curvature[k]
-    z = w.copy()  # w + c Δv
-    for visit in range(users.budgets[k]):
-        j = order[visit % n]
-        x, old, prediction, kappa = X[j], a[j], 0.0, c * s[j]
-        for i in range(len(z)):
-            prediction += x[i] * z[i]
-        new = _step(kind, width, y[j], old, prediction, kappa * square_norms[j])
-        if new != old:
-            a[j] = new
-            step = kappa * (new - old)
+        y, square_norms, s, a, order = _own(users, k)
+        w, n, c = users.W[k], users.counts[k], users.curvature[k]
+        X = rows[users.starts[k] : users.starts[k] + n]
+        z = w.copy()  # w + c Δv
+        for visit in range(users.budgets[k]):
+            j = order[visit % n]
+            x, old, prediction, kappa = X[j], a[j], 0.0, c * s[j]
             for i in range(len(z)):
-                z[i] += step * x[i]
-    for i in range(len(z)):
-        users.dV[k, i] = (z[i] - w[i]) / c
+                prediction += x[i] * z[i]
+            new = _step(kind, width, y[j], old, prediction, kappa * square_norms[j])
+            if new != old:
+                a[j] = new
+                step = kappa * (new - old)
+                for i in range(len(z)):
+                    z[i] += step * x[i]
+        for i in range(len(z)):
+            users.dV[k, i] = (z[i] - w[i]) / c
 
 
 @jit
 def _sparse_passes(
     first: int, last: int, kind: int, width: float, users: Arrays, data: Floats, columns: Numbers, starts: Numbers
 ) -> None:
-    """Run the passes of users first..last−1 by model on sparse rows; a visit costs the non-zeros of its row."""
+    """Run the passes of users first..last−1 on sparse rows; a visit costs the non-zeros of its row."""
     for k in range(first, last):
         y, square_norms, s, a, order = _own(users, k)
         w, n, c = users.W[k], users.counts[k], users.curvature[k]
@@ -301,34 +281,6 @@ def _sparse_passes(
                     z[at[i]] += step * x[i]
         for i in range(len(z)):
             users.dV[k, i] = (z[i] - w[i]) / c
-
-
-@jit
-def _gram_pass(k: int, kind: int, width: float, users: Arrays, X: Floats, G: Floats) -> None:
-    """Run the passes of a user by G = XXᵀ."""
-    y, square_norms, s, a, order = _own(users, k)
-    w, n, c, dv = users.W[k], users.counts[k], users.curvature[k], users.dV[k]
-    predictions, before = np.zeros(n), a.copy()
-    for j in range(n):
-        x, prediction = X[j], 0.0
-        for i in range(len(w)):
-            prediction += x[i] * w[i]
-        predictions[j] = prediction
-    for visit in range(users.budgets[k]):
-        j = order[visit % n]
-        old, kappa = a[j], c * s[j]
-        new = _step(kind, width, y[j], old, predictions[j], kappa * square_norms[j])
-        if new != old:
-            a[j] = new
-            step, g = kappa * (new - old), G[j]
-            for i in range(n):
-                predictions[i] += step * g[i]
-    for j in range(n):
-        change = s[j] * (a[j] - before[j])
-        if change != 0:
-            x = X[j]
-            for i in range(len(dv)):
-                dv[i] += change * x[i]
 
 
 @jit

@@ -92,7 +92,7 @@ def test_the_textbook_method_with_exact_steps(random_problem):
 )
 @settings(max_examples=12)
 def test_dual_never_falls_and_gap_never_negative(random_problem, seed, K, passes, gamma, lam2):
-    """Users of unequal size and speed, some absent now and then; many passes go by Gram matrices. V = Σ a x."""
+    """Users of unequal size and speed, some absent now and then. V = Σ a x."""
     case = random_problem(seed, K=K, regularizer=TaskRelationship(0.05, lam2))
     solver = SDCA(passes)
     mocha = MOCHA(case.problem, solver, omega_every=4, gamma=gamma, seed=seed, accelerated=False)
