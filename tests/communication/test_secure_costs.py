@@ -53,7 +53,7 @@ def played(t: Topology, **settings) -> tuple[Sums, Counter[tuple[str, str]], dic
     return communicator, sum((each.bits for each in made), Counter()), neighbors, total.state["last"]
 
 
-@given(topologies(max_H=5, max_K=60), st.sampled_from([0.0, 0.1, 0.3]), st.sampled_from(MEDIA))
+@given(topologies(max_H=5, max_K=45), st.sampled_from([0.0, 0.1, 0.3]), st.sampled_from(MEDIA))
 def test_the_formula_is_what_a_ledger_counts(t: Topology, colluding: float, medium: str) -> None:
     """But for the pairs without a common relay, of which it gives the mean, if not all users are neighbours."""
     secure, network = Secure(colluding), Network(medium=medium)

@@ -23,9 +23,8 @@ from hmtl.topology import Contacts, Topology, any_r, symmetric
 COLLUDING = 0.1
 
 
-@settings(max_examples=25)
 @given(
-    t=topologies(max_K=25),
+    t=topologies(max_K=15),
     medium=st.sampled_from(("broadcast", "unicast")),
     sums=st.sampled_from(SUMS),
     gone=st.sampled_from((0.0, 0.2, 0.5)),
@@ -41,7 +40,7 @@ def test_what_is_lost_leaves_an_exact_sum_or_an_empty_round(
     ivs = [terms(seed + n, t.K, reach=63) for n in range(rounds)]
     half = [range(0, t.K, 2), range(1, t.K, 2)] if t.K > 1 else [range(t.K)]
     sides = [Terms(ivs, absent, mine) for mine in half]
-    apart = Apart(t, sides, Network(medium=medium), None, sums, secure=Secure(COLLUDING))
+    apart = Apart(t, sides, Network(medium=medium), None, sums, secure=Secure(0.2))
     total, waiting, counted = torch.zeros(7, dtype=torch.int64), set[int](), set[tuple[int, int]]()
     for round in range(rounds):
         away = set(np.flatnonzero(rng.random(t.H) < gone).tolist())
@@ -67,7 +66,7 @@ def test_what_is_lost_leaves_an_exact_sum_or_an_empty_round(
         there = [i for i in range(t.H) if i not in away]
         near = {k for k in range(t.K) if t.G[there, k].any()}
         begun = (set(range(t.K)) - absent[round] - waiting) & near
-        most = max(0, min(floor(COLLUDING * t.K), len(begun) - 2))  # who may collude
+        most = max(0, min(floor(0.2 * t.K), len(begun) - 2))  # who may collude
         readers = begun - misses[KEYS] - misses[SHARES]
         enough = max(most + 1, min(2 * most + 1, len(begun) - 2))
         shared = {k for k in begun - misses[KEYS] if len(readers - {k}) >= enough}
@@ -119,28 +118,28 @@ def test_models_are_those_of_plain_sums(contacts: Contacts, sums: str, seed: int
     assert sum(len(each) for each in absent) < 4 * K, "not all rounds are empty"
 
 
-STEPS = {  # how many users count, of 20, if relay 0, which serves 4, loses the first, ... message, or all from then on
-    (KEYS, "relay", SERVER, 1): 20,
-    (KEYS, SERVER, "relay", 1): 16,
-    (KEYS, "relay", "host", 1): 16,
-    (SHARES, "host", "relay", 1): 20,  # users share what relay 0 hands on with 11 of 19 neighbours, and 5 are enough
-    (SHARES, "relay", "host", 1): 20,
-    (SHARED, "host", "relay", 1): 20,
-    (SHARED, "relay", SERVER, 1): 20,
-    (SHARED, SERVER, "relay", 1): 20,
-    (SHARED, "relay", "host", 1): 20,
-    (IVS, "host", "relay", 1): 20,
-    (REPORT, "relay", SERVER, 1): 20,
-    (ATTENDANCE, SERVER, "relay", 1): 20,
-    (IVS, "relay", SERVER, 1): 20,
-    (UNMASK, SERVER, "relay", 1): 20,
-    (UNMASK, "relay", "host", 1): 20,
-    (UNMASK, "host", "relay", 1): 20,
-    (UNMASK, "relay", SERVER, 1): 20,
-    (UNMASK, SERVER, "relay", 6): 20,
-    (UNMASK, "relay", SERVER, 6): 20,
-    (MODELS, SERVER, "relay", 1): 20,
-    (MODELS, "relay", "host", 1): 20,
+STEPS = {  # how many users count, of 12, if relay 0, which serves 4, loses the first, ... message, or all from then on
+    (KEYS, "relay", SERVER, 1): 12,
+    (KEYS, SERVER, "relay", 1): 8,
+    (KEYS, "relay", "host", 1): 8,
+    (SHARES, "host", "relay", 1): 12,  # users share what relay 0 hands on with 7 of 11 neighbours, and 3 are enough
+    (SHARES, "relay", "host", 1): 12,
+    (SHARED, "host", "relay", 1): 12,
+    (SHARED, "relay", SERVER, 1): 12,
+    (SHARED, SERVER, "relay", 1): 12,
+    (SHARED, "relay", "host", 1): 12,
+    (IVS, "host", "relay", 1): 12,
+    (REPORT, "relay", SERVER, 1): 12,
+    (ATTENDANCE, SERVER, "relay", 1): 12,
+    (IVS, "relay", SERVER, 1): 12,
+    (UNMASK, SERVER, "relay", 1): 12,
+    (UNMASK, "relay", "host", 1): 12,
+    (UNMASK, "host", "relay", 1): 12,
+    (UNMASK, "relay", SERVER, 1): 12,
+    (UNMASK, SERVER, "relay", 6): 12,
+    (UNMASK, "relay", SERVER, 6): 12,
+    (MODELS, SERVER, "relay", 1): 12,
+    (MODELS, "relay", "host", 1): 12,
 }
 
 
@@ -148,8 +147,8 @@ STEPS = {  # how many users count, of 20, if relay 0, which serves 4, loses the 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: " ".join(map(str, step)))
 def test_a_relay_falls_silent_or_a_message_is_lost_in_any_step(step: tuple[str, str, str, int], silent: bool) -> None:
     """Relay 0 in round 1; it is back in round 3."""
-    users = Terms([terms(n, 20, reach=63) for n in range(4)], [set()] * 4)
-    apart, seen = Apart(symmetric(20, 5, 3), [users], secure=Secure(COLLUDING)), 0
+    users = Terms([terms(n, 12, reach=63) for n in range(4)], [set()] * 4)
+    apart, seen = Apart(symmetric(12, 3, 2), [users], secure=Secure(COLLUDING)), 0
     total, (kind, sender, receiver, number) = torch.zeros(7, dtype=torch.int64), step
 
     def change(node: str, message: Message) -> Message | None:
@@ -166,9 +165,9 @@ def test_a_relay_falls_silent_or_a_message_is_lost_in_any_step(step: tuple[str, 
     for round, (counted, _) in enumerate(apart.total.seen):
         total += users.ivs[round][counted].sum(0)
     assert seen >= number
-    assert [len(counted) for counted, _ in apart.total.seen[:2]] == [20, STEPS[step]]
+    assert [len(counted) for counted, _ in apart.total.seen[:2]] == [12, STEPS[step]]
     assert apart.total.state["last"][0].tolist() == total.tolist()
-    assert set(users.models) == set(range(20))
+    assert set(users.models) == set(range(12))
     assert all(model.tolist() == [*total.tolist(), 4] for model in users.models.values())
     assert set(users.committed) == {(n, k) for n, (counted, _) in enumerate(apart.total.seen) for k in counted.tolist()}
 
@@ -178,8 +177,8 @@ def test_a_relay_falls_silent_or_a_message_is_lost_in_any_step(step: tuple[str, 
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_relay_that_misses_one_message_goes_on(kind: str, sender: str, receiver: str, number: int) -> None:
     """Relay 0 in the first round, or what it says is missed; the terms of users 1 and 2 are lost."""
-    users = Terms([terms(n, 20, reach=63) for n in range(2)], [set()] * 2)
-    apart, seen = Apart(symmetric(20, 5, 3), [users], secure=Secure(COLLUDING)), 0
+    users = Terms([terms(n, 12, reach=63) for n in range(2)], [set()] * 2)
+    apart, seen = Apart(symmetric(12, 3, 2), [users], secure=Secure(COLLUDING)), 0
 
     def change(node: str, message: Message) -> Message | None:
         nonlocal seen
@@ -197,7 +196,7 @@ def test_a_relay_that_misses_one_message_goes_on(kind: str, sender: str, receive
     total = torch.zeros(7, dtype=torch.int64)
     for round, (counted, _) in enumerate(apart.total.seen):
         total += users.ivs[round][counted].sum(0)
-    assert [len(counted) >= least for (counted, _), least in zip(apart.total.seen, (14, 20), strict=True)] == [True] * 2
+    assert [len(counted) >= least for (counted, _), least in zip(apart.total.seen, (6, 12), strict=True)] == [True] * 2
     assert all(model.tolist()[:-1] == total.tolist() for model in users.models.values())
 
 
