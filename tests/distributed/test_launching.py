@@ -125,13 +125,11 @@ def test_a_run_survives_the_loss_of_all_but_the_server(
 
 @linux
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.0, 3.0])
-def test_a_launcher_that_is_killed_while_processes_start_leaves_none(tmp_path: Path, seconds: float) -> None:
+def test_a_launcher_that_is_killed_while_processes_start_leaves_none(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hmtl.launch", *SMALL, "processes=6", f"hydra.run.dir={tmp_path}"]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as launched:
         while len(processes := started_by(launched.pid)) < 6:
             time.sleep(0.01)
-        time.sleep(seconds)
         launched.kill()
         launched.communicate(timeout=300)
     deadline = time.monotonic() + 5

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import threads
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -35,7 +35,6 @@ def exact(links, relays, hosts):
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.data())
-@settings(max_examples=40)
 def test_the_table_explains_what_was_measured(H, N, data):
     relays, hosts = [relay_name(i) for i in range(H)], [host_name(n) for n in range(N)]
     links = {node: data.draw(st.tuples(speeds, speeds, latencies)) for node in (*relays, *hosts)}

@@ -217,12 +217,12 @@ def remote_site(folder: Path, namespaces: Mapping[str, str], *training: str) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "training", [(), ("communicator=sums", "regularizer=mean"), ("algorithm=fedu", "regularizer.neighbors=2")]
+    "training", [("communicator=sums", "regularizer=mean"), ("algorithm=fedu", "regularizer.neighbors=2")]
 )
 def test_six_networks_learn_what_one_process_does(
     tmp_path: Path, namespaces: dict[str, str], training: tuple[str, ...]
 ) -> None:
-    """Coded MOCHA, sums, and FedU on a graph: models are equal, and what was sent as payload."""
+    """Sums, and FedU on a graph: models are equal, and what was sent as payload."""
     (tmp_path / "site").mkdir()
     site = remote_site(tmp_path / "site", namespaces, "rounds=3", *training)
     with site.running() as nodes:

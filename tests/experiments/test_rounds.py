@@ -34,7 +34,7 @@ def test_cost_over_seeds() -> None:
 def test_rows_of_other_variants_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "rounds.csv"
     for variant in ("4 bits", "default"):
-        options = ["--seeds", "1", "--rounds", "30", "--variants", variant, "--out", str(out)]
+        options = ["--seeds", "1", "--rounds", "5", "--variants", variant, "--out", str(out)]
         monkeypatch.setattr(sys, "argv", ["rounds.py", *options])
         experiment.main()
     with out.open() as file:

@@ -30,8 +30,11 @@ PLAN = ("hmtl.plan", ("topology=heterogeneous", "d=0.2", "hydra.run.dir=out"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-@pytest.mark.parametrize(("command", "words"), [TRAIN, TUNE, PLAN], ids=["train", "tune", "plan"])
+@pytest.mark.parametrize(
+    ("command", "words", "encoding"),
+    [(*TRAIN, "ascii"), (*TUNE, "cp1252"), (*PLAN, "ascii")],
+    ids=["train", "tune", "plan"],
+)
 def test_an_encoding_without_lambda(tmp_path: Path, command: str, words: tuple[str, ...], encoding: str) -> None:
     done = run(command, *words, cwd=tmp_path, prepare=partial(encode, encoding))
     assert (done.returncode, done.stderr) == (0, "")

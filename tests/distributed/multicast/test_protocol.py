@@ -9,7 +9,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -113,7 +113,6 @@ def fates(draw: st.DrawFn) -> Fate:
     return fate
 
 
-@settings(max_examples=60)
 @given(st.data(), st.integers(1, 150_000), st.integers(1, 3))
 def test_whatever_happens_on_the_way_bodies_are_whole_or_handed_over(
     data: st.DataObject, size: int, receivers: int
@@ -165,7 +164,6 @@ def test_a_body_is_cut_into_even_pieces_and_these_into_even_generations(size: in
     assert max(sizes) - min(sizes) <= 1
 
 
-@settings(max_examples=30)
 @given(st.integers(1, 100), st.randoms(use_true_random=False))
 def test_any_pieces_and_combinations_will_do_as_many_as_there_are_pieces(pieces: int, random: Random) -> None:
     """All 256 of a generation are got from the sender, by reports that ask for them."""
