@@ -4,7 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.coding import Uplinks, cover
@@ -18,7 +18,6 @@ def least(t: Topology, weigh) -> float:
     return min(weigh(s) for s in sets if not len(t.present) or t.G[list(s)][:, list(t.present)].any(axis=0).all())
 
 
-@settings(max_examples=40)
 @given(
     t=restricted(topologies(max_H=7, max_K=12)),
     speeds=st.lists(st.sampled_from((1.0, 2.0, 5.0)), min_size=7, max_size=7),

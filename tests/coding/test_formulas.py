@@ -6,7 +6,7 @@ from math import comb
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.coding import CODED_SCHEMES, SCHEMES, Loads, Uplinks, bounds, forwarders, loads, scheme_of
@@ -25,7 +25,6 @@ def test_fig_2():
     assert bounds(t) == Loads(6.5, 7)
 
 
-@settings(max_examples=40)
 @given(t=topologies() | restricted())
 def test_theorem_2(t):
     rows = [row[t.G.any(axis=0)] for row in t.G if row.any()]
@@ -65,7 +64,6 @@ def test_inactive_relays_take_no_part():
     assert bounds(with_idle) == bounds(Topology(rows))
 
 
-@settings(max_examples=40)
 @given(
     t=topologies(max_H=4, max_K=6) | restricted(topologies(max_H=4, max_K=6)),
     seed=st.integers(0, 99),

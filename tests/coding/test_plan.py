@@ -32,7 +32,6 @@ def check(made):
 
 
 @both_schemes
-@settings(max_examples=30)
 @given(t=topologies() | restricted())
 def test_every_relay_decodes_with_the_loads_of_theorem_1(scheme, t):
     made = make_plan(t, scheme, seed=1)
@@ -41,7 +40,6 @@ def test_every_relay_decodes_with_the_loads_of_theorem_1(scheme, t):
     assert made.loads.by_relay == loads(t, scheme).by_relay
 
 
-@settings(max_examples=40)
 @given(
     t=topologies() | restricted(), max_pieces=st.integers(1, 8), generation=st.integers(3, 60), seed=st.integers(0, 9)
 )
@@ -114,7 +112,6 @@ def test_many_users_cost_at_most_one_percent():
     assert made.loads.downlink <= 1.01 * best.downlink
 
 
-@settings(max_examples=30)
 @given(
     t=topologies(max_H=5, max_K=12),
     copies=st.integers(2, 6),

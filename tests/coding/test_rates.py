@@ -49,7 +49,6 @@ def active(t):
     return t.G[t.G.any(axis=1)][:, t.G.any(axis=0)]
 
 
-@settings(max_examples=80)
 @given(t=topologies(max_H=6) | restricted(topologies(max_H=6)).filter(lambda t: t.active))
 def test_optimum_is_the_best_of_all_partitions(t):
     G = active(t)
@@ -64,7 +63,6 @@ def test_optimum_is_the_best_of_all_partitions(t):
     assert found.uplink >= bounds(t).uplink - 1e-12
 
 
-@settings(max_examples=50)
 @given(t=topologies() | restricted())
 def test_never_above_the_paper(t):
     optimal, paper = loads(t, "optimal"), loads(t, "paper")
@@ -90,7 +88,6 @@ def test_multicast_linear_programme(t):
     assert float(Demand(G.astype(np.uint8)).optimum()[0]) == pytest.approx(expected, abs=1e-7)
 
 
-@settings(max_examples=40)
 @given(t=topologies(max_H=6, max_K=20), max_pieces=st.integers(1, 6))
 def test_rates_suffice_are_fewest_and_even(t, max_pieces):
     G = active(t)
@@ -113,7 +110,6 @@ def test_rates_suffice_are_fewest_and_even(t, max_pieces):
         assert x.max() == round(even.fun)
 
 
-@settings(max_examples=30)
 @given(
     t=topologies(max_H=5, max_K=16),
     bandwidths=st.lists(st.sampled_from((1.0, 1.5, 2.0, 10.0)), min_size=6, max_size=6),

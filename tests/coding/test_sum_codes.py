@@ -6,7 +6,7 @@ import galois
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.coding import SumCode, Uplinks, cover, sum_bounds, sum_code, sum_loads
@@ -35,7 +35,6 @@ def padded(row: list[int], code: SumCode) -> list[list[int]]:
     return [row[start : start + length] for start in range(0, len(row), length)]
 
 
-@settings(max_examples=40)
 @given(
     t=restricted(topologies(max_H=7, max_K=15)),
     L=st.integers(1, 40),
@@ -73,7 +72,6 @@ def test_sums_are_exact_up_and_down(t: Topology, L: int, most_pieces: int, seed:
     assert set(np.flatnonzero(code.of_user >= 0).tolist()) == set(t.present)
 
 
-@settings(max_examples=40)
 @given(
     t=restricted(topologies(max_H=4, max_K=10)),
     speeds=st.lists(st.sampled_from((1.0, 2.0, 5.0)), min_size=4, max_size=4),
@@ -166,7 +164,6 @@ def test_short_rows_are_not_padded_to_more_than_whole_ones() -> None:
     assert sent[59].pieces == 3
 
 
-@settings(max_examples=25)
 @given(t=restricted(topologies(max_H=7, max_K=12)))
 def test_bounds_of_sums(t: Topology) -> None:
     """By duality, the bound is at least the number of users of whom no relay hears more than one."""

@@ -4,7 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
@@ -49,7 +49,6 @@ def by_brute_force(t: Topology, hops: Hops) -> float:
 well_heard = st.builds(any_r, st.integers(2, 9), st.just(5), st.sampled_from((3, 4)), st.integers(0, 10**6))
 
 
-@settings(max_examples=60)
 @given(
     t=restricted(topologies(max_H=5, max_K=10)) | well_heard,
     seed=st.integers(0, 10**6),
@@ -96,7 +95,6 @@ def test_a_search_that_ends_early_claims_no_more_than_is_true(
     assert not choice.proven
 
 
-@settings(max_examples=40)
 @given(t=restricted(topologies(max_H=6, max_K=12)), seed=st.integers(0, 10**6))
 def test_bounds_if_relays_learn_the_sums(t: Topology, seed: int) -> None:
     """The bounds are those of a linear programme, and no load is below them."""

@@ -51,7 +51,6 @@ def sent(make, t, network):
 
 
 @given(topologies(max_H=4, max_K=12), st.data())
-@settings(max_examples=60)
 def test_what_crosses_the_narrow_link_takes_its_time(tmp_path_factory, t, data):
     homes = np.array_split(np.arange(t.K), data.draw(st.integers(1, min(3, t.K))))
     make = data.draw(

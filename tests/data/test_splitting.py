@@ -16,7 +16,6 @@ from hmtl.errors import ConfigError, DataError
 rng = np.random.default_rng
 
 
-@settings(max_examples=25)
 @given(
     counts=st.lists(st.integers(1, 25), min_size=1, max_size=5),
     fraction=st.floats(0, 0.99),

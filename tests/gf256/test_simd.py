@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from coding_oracles import product as carryless_product
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.gf256 import kernels, simd
@@ -39,7 +39,6 @@ def test_all_pairs_of_bytes(path):
 
 
 @every_path
-@settings(max_examples=25)
 @given(n=st.integers(0, 40), m=st.integers(0, 12), L=st.integers(0, 300), seed=st.integers(0, 99))
 def test_any_shape(path, n, m, L, seed):
     A, X = draw(seed, (n, m), (m, L))

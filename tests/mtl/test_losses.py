@@ -5,7 +5,7 @@ from decimal import Decimal, localcontext
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.errors import ConfigError
@@ -83,7 +83,6 @@ def test_a_row_of_zeros(b, y):
     m=st.one_of(st.floats(-50, 50), st.floats(-1, 1)),
     log_q=st.floats(-9, 9),
 )
-@settings(max_examples=25)
 def test_logistic_step_to_the_last_digits(y, b, m, log_q):
     """The root of log(1/b′ − 1) − m − q(b′ − b), by bisection with 60 digits."""
     q = 10.0**log_q

@@ -94,7 +94,6 @@ def test_a_pass_takes_the_same_steps(seed, loss, classes, weight, passes):
 
 
 @given(**cases, learner=st.sampled_from(["learned", "mean", "graph", "cocoa", "local"]), intercept=st.booleans())
-@settings(deadline=None, max_examples=30)
 def test_runs_agree(seed, loss, classes, weight, learner, intercept):
     """All figures, models, duals and predictions on raw rows."""
     results, raw = [], None

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.errors import ConfigError, RangeError
@@ -15,7 +15,6 @@ from hmtl.mtl.regularizers import SharedModel
 from hmtl.mtl.sums import Form, Grid, Terms, fitting, from_digits, to_digits
 
 
-@settings(max_examples=30)
 @given(data=st.data(), bits=st.integers(0, 60), K=st.integers(1, 50), seed=st.integers(0, 10**6))
 def test_any_order_gives_the_same_bits_and_nothing_wraps(data: st.DataObject, bits: int, K: int, seed: int) -> None:
     rng, grid = np.random.default_rng(seed), Grid(bits, K)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.errors import TopologyError
@@ -26,7 +26,6 @@ def write(folder, text, name="network.csv"):
     st.sampled_from([",", ";", " ", "\t", ", ", " ; "]),
     st.sampled_from(["\n", "\r\n", "\n\n"]),
 )
-@settings(max_examples=40)
 def test_matrix_round_trip(t, comma, newline):
     with tempfile.TemporaryDirectory() as folder:
         assert from_file(write(folder, newline.join(comma.join(map(str, row)) for row in t.G))) == t
@@ -43,7 +42,6 @@ def test_matrix_round_trip(t, comma, newline):
 @given(
     topologies(max_H=6, max_K=12), st.randoms(), st.integers(0, 1), st.sampled_from(["", "relay,user", "User; Relay"])
 )
-@settings(max_examples=40)
 def test_links_round_trip(t, random, start, header):
     if not t.G[-1].any() or (start and not t.G[0].any()):
         return  # the numbers of links do not tell of a last relay that hears nobody, nor, from 1, of a first
@@ -135,7 +133,6 @@ def names(count):
 
 
 @given(topologies(max_H=5, max_K=8), st.data())
-@settings(max_examples=40)
 def test_names_round_trip(t, data):
     """Matrices either way round, links and npz, with names at one side or both."""
     if min(t.H, t.K) == 1:

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from hmtl.data import Dirichlet, Pathological, Quantity, Shards
@@ -28,7 +28,6 @@ def table(labels, dealt):
     return np.array([[(labels[mine] == c).sum() for c in np.unique(labels)] for mine in dealt])
 
 
-@settings(max_examples=40)
 @given(
     counts=counts_of,
     K=st.integers(1, 8),
@@ -54,7 +53,6 @@ def test_dirichlet_and_quantity_deal_all_rows_and_enough_to_everybody(counts, K,
         assert held.sum(axis=1).min() >= least
 
 
-@settings(max_examples=40)
 @given(counts=counts_of, K=st.integers(1, 8), each=st.integers(1, 4), seed=st.integers(0, 10**6))
 def test_shards_are_of_one_size_and_next_to_each_other_among_the_sorted(counts, K, each, seed):
     labels = labels_of(counts, seed)
@@ -73,7 +71,6 @@ def test_shards_are_of_one_size_and_next_to_each_other_among_the_sorted(counts, 
     assert sorted(got) == sorted(shards)
 
 
-@settings(max_examples=40)
 @given(counts=counts_of, K=st.integers(1, 30), each=st.integers(1, 6), seed=st.integers(0, 10**6))
 def test_pathological_users_have_so_many_classes_exactly(counts, K, each, seed):
     labels, C = labels_of(counts, seed), len(counts)

@@ -45,7 +45,6 @@ def over(t: Topology, wire: str, change: Change, coded: bool) -> Communicator:
     return CodedHierarchical(t, wire=wire, links=links) if coded else Uncoded(t, wire=wire, links=links)
 
 
-@settings(max_examples=25)
 @given(
     t=topologies(max_H=5, max_K=7),
     wire=st.sampled_from(WIRES),

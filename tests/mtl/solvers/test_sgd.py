@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from networks import LAYERED, OTHER, images
 from torch import nn
@@ -33,7 +33,6 @@ NETWORKS = {**{name: (LAYERED | OTHER)[name] for name in ("linear", "mlp", "gelu
     epochs=st.integers(1, 3),
     batch=st.integers(1, 40),
 )
-@settings(max_examples=30)
 def test_minibatches(seed, counts, epochs, batch):
     """Each pass visits each row once, and all minibatches of a pass but the last are full."""
     solver, users = LocalSGD(0.1, epochs, batch), range(5, 5 + len(counts))
