@@ -143,7 +143,7 @@ def skewed(seed):
     return Topology(G)
 
 
-@pytest.mark.parametrize("seeds", [range(25), pytest.param(range(25, 500), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("seeds", [range(25), pytest.param(range(25, 150), marks=pytest.mark.slow)], ids=str)
 def test_a_server_beside_relays_is_best_on_many_skewed_networks(seeds):
     beside = 0
     for seed in seeds:
@@ -173,7 +173,6 @@ def test_a_server_that_aggregates_beside_relays():
     assert best_aggregators(t, medium="unicast").nodes.setting == "server"
 
 
-@settings(max_examples=25)
 @given(
     t=topologies(max_H=6, max_K=25) | restricted(topologies(max_H=6)).filter(lambda t: t.active),
     links=st.sampled_from((None, "shared", "parallel")),
@@ -238,7 +237,6 @@ def test_what_a_search_says_of_its_result_holds(medium, t, flows, tried, covers)
     assert found.cost >= load.uplink + load.down(medium) - 1e-6
 
 
-@settings(max_examples=25)
 @given(
     t=topologies(max_H=6, max_K=25) | restricted(topologies(max_H=6)).filter(lambda t: t.active),
     scheme=st.sampled_from(("optimal", "paper", "equal")),
@@ -309,7 +307,6 @@ def test_the_bound_of_the_server_is_its_time():
     assert uplink_bound(t, Uplinks((1.0,) * 5, parallel=True), aggregators="server") == 4
 
 
-@settings(max_examples=25)
 @given(
     t=topologies(max_H=5, max_K=8) | restricted(topologies(max_H=5, max_K=8)).filter(lambda t: t.active),
     parallel=st.booleans(),
@@ -328,7 +325,6 @@ def test_the_bound_of_the_server_is_the_tightest_cut(t, parallel, seed):
         assert bound == pytest.approx(sum(W.max() / W[list(relays)].max() for relays in heard_by))
 
 
-@settings(max_examples=40)
 @given(t=topologies() | restricted().filter(lambda t: t.active), seed=st.integers(0, 2**20))
 def test_bounds_hold_for_a_server_that_computes_all_models(t, seed):
     """All IVs go up and come down again, so all relays and the server know them, and no model passes the server."""

@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 from coding_oracles import parts, theorem_1
-from hypothesis import given, settings
+from hypothesis import given
 
 from hmtl.coding import allocation
 from hmtl.coding.allocation import allocate, cheapest, even
@@ -37,7 +37,6 @@ def test_fig_2(fig_2):
 
 
 @pytest.mark.parametrize("split", [cheapest, even])
-@settings(max_examples=40)
 @given(t=topologies() | restricted())
 def test_fields_and_cover(split, t):
     expected = list(parts(t.G))
@@ -52,7 +51,6 @@ def test_fields_and_cover(split, t):
             assert sum(alpha for alpha, heard in zip(part.alpha, hears, strict=True) if k in heard) >= 1
 
 
-@settings(max_examples=30)
 @given(t=topologies(max_H=5, max_K=25))
 def test_paper_is_the_best_vertex(t):
     """Any H tight constraints give a candidate, and the best feasible one is the optimum."""

@@ -203,9 +203,9 @@ def test_files_and_picture(
 
 @pytest.mark.parametrize(
     "span",
-    [1.5, 40, 1e8, *(pytest.param(span, marks=pytest.mark.slow) for span in (8, 15, 70, 90, 110, 200, 900, 1e5))],
+    [1.5, 40, 1e8, *(pytest.param(span, marks=pytest.mark.slow) for span in (15, 90, 1e5))],
 )
-@pytest.mark.parametrize("first", [0.016, *(pytest.param(first, marks=pytest.mark.slow) for first in (0.3, 7000.0))])
+@pytest.mark.parametrize("first", [0.016, pytest.param(7000.0, marks=pytest.mark.slow)])
 def test_numbers_on_the_axes_are_there_and_apart(sweep: tuple[Path, commands.Done], span: float, first: float) -> None:
     """Of runs whose costs are alike, or differ by far; and of an error that falls as far."""
     runs = [find_runs([sweep[0] / "algorithm=mocha,r=2"])[0] for _ in range(2)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from adding import Apart, Terms, Total, owed, terms
 from changed import poisoned
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -27,7 +27,6 @@ M = 6  # numbers of `terms`, one further number beside them
 L = M + 2  # with two votes on the scale of their block
 
 
-@settings(max_examples=25)
 @given(
     t=topologies(max_K=20),
     bits=st.sampled_from((2, 3, 4, 8)),
@@ -347,9 +346,9 @@ def sampled(round: int, rng: np.random.Generator) -> set[int]:
     ("rounds", "visits"),
     [
         (150, every_tenth),
-        pytest.param(2000, every_tenth, marks=pytest.mark.slow),
-        pytest.param(2000, fewer_and_fewer, marks=pytest.mark.slow),
-        pytest.param(2000, sampled, marks=pytest.mark.slow),
+        pytest.param(600, every_tenth, marks=pytest.mark.slow),
+        pytest.param(600, fewer_and_fewer, marks=pytest.mark.slow),
+        pytest.param(600, sampled, marks=pytest.mark.slow),
     ],
 )
 def test_what_rare_users_leave_over_is_bounded(rounds: int, visits: Callable) -> None:

@@ -236,8 +236,14 @@ def test_sums_uncoded_and_coded_give_the_same_bits(
     assert figures.get("gap", 0.0) >= -1e-9
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
-@pytest.mark.parametrize(("wire", "dropout", "tolerance"), [("int8", 0, 0.02), ("int4", 0, 0.1), ("int4", 0.2, 0.15)])
+@pytest.mark.parametrize(
+    ("learner", "wire", "dropout", "tolerance"),
+    [
+        pytest.param(name, *case, marks=pytest.mark.slow if name in MORE or case[0] == "int8" else ())
+        for name in LEARNERS
+        for case in (("int8", 0, 0.02), ("int4", 0, 0.1), ("int4", 0.2, 0.15))
+    ],
+)
 def test_sums_in_few_bits_come_near_those_in_64(
     random_problem, learner: str, wire: str, dropout: float, tolerance: float
 ) -> None:

@@ -34,6 +34,7 @@ from hmtl.mtl import (
 from hmtl.topology import any_r
 
 K, H = 6, 3
+slow = partial(pytest.param, marks=pytest.mark.slow)  # of paths that other cases walk, too
 
 
 def network(d, C):
@@ -124,13 +125,13 @@ def figures(case, mocha):
     [
         ("learned", "coded"),
         ("rescaled", "uncoded"),
-        ("task", "coded"),
-        ("mean", "coded"),
+        slow("task", "coded"),
+        slow("mean", "coded"),
         ("mean", "sums"),
         ("common", "uncoded"),
         ("cocoa", "sums"),
-        ("cocoa", "uncoded"),
-        ("averaging", "sums"),
+        slow("cocoa", "uncoded"),
+        slow("averaging", "sums"),
     ],
 )
 @settings(max_examples=4)
@@ -198,14 +199,14 @@ LEARNERS = {
     ("name", "kind"),
     [
         ("fedavg", "sums"),
-        ("ditto", "coded"),
-        ("pfedme", "uncoded"),
+        slow("ditto", "coded"),
+        slow("pfedme", "uncoded"),
         ("scaffold", "coded"),
-        ("scaffold", "sums"),
-        ("fedu", "coded"),
+        slow("scaffold", "sums"),
+        slow("fedu", "coded"),
         ("fedu", "sums"),
         ("fedu learned", "coded"),
-        ("fedu graph", "uncoded"),
+        slow("fedu graph", "uncoded"),
     ],
 )
 @settings(max_examples=4)
