@@ -239,7 +239,7 @@ def test_sums_uncoded_and_coded_give_the_same_bits(
 @pytest.mark.parametrize(
     ("learner", "wire", "dropout", "tolerance"),
     [
-        pytest.param(name, *case, marks=pytest.mark.slow if name in MORE or case[0] == "int8" else ())
+        pytest.param(name, *case, marks=pytest.mark.slow if name in MORE or not case[1] else ())
         for name in LEARNERS
         for case in (("int8", 0, 0.02), ("int4", 0, 0.1), ("int4", 0.2, 0.15))
     ],

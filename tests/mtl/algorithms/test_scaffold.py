@@ -61,7 +61,13 @@ def test_every_round_is_that_of_the_paper(seed, epochs, decay, part):
         np.testing.assert_allclose(c, P @ own, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("part", [Participation(), Participation(0.3, dropout=0.3)], ids=["all", "some absent"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param(Participation(), id="all", marks=pytest.mark.slow),
+        pytest.param(Participation(0.3, dropout=0.3), id="some absent"),
+    ],
+)
 def test_it_comes_to_rest_where_the_gradients_of_all_cancel(part):
     """After many local steps in a round, too, which FedAvg does not."""
     problem, H, b = users(0)
