@@ -266,6 +266,27 @@ def test_the_evidence_decides_whether_slopes_differ(deviation):
     assert np.ptp(model.models_.W[:, 5]) > 1
 
 
+@pytest.mark.parametrize(("kind", "near"), [("numbers", 0.12), ("labels", 0.4)])
+def test_intercepts_that_go_with_the_features(kind, near):
+    """The slope of a feature within tasks is 1, though between them it is -2; unseen tasks have no means to go by."""
+    rng = np.random.default_rng(0)
+    centers, task = rng.normal(size=(240, 2)), np.repeat(np.arange(240), 4)
+    X = centers[task] + rng.normal(size=(960, 2))
+    score = X @ [1.0, 0.5] - 3 * centers[task, 0]
+    y = score + rng.normal(size=960)
+    if kind == "labels":
+        y = (rng.random(960) < 1 / (1 + np.exp(-score))).astype(int)
+    seen = task < 120
+    model = MultiTask(standardize="none").fit(X[seen], y[seen], groups=task[seen])
+    assert np.abs(model.models_.W[:, 0].mean() - 1) < near
+    assert np.corrcoef(model.models_.W[:, 2], centers[:120, 0])[0, 1] < -0.9
+    new = X[~seen], task[~seen]
+    if kind == "numbers":
+        assert np.square(model.predict(*new) - y[~seen]).mean() < np.square(X[~seen] @ [1.0, 0.5] - y[~seen]).mean()
+    else:
+        assert roc_auc_score(y[~seen], model.predict_proba(*new)[:, 1]) > roc_auc_score(y[~seen], X[~seen] @ [1.0, 0.5])
+
+
 @pytest.mark.parametrize("kind", ["numbers", "labels"])
 def test_awkward_rows(kind):
     """One row, one class or one number in a task, equal and constant columns, more features than rows, other units."""

@@ -68,9 +68,9 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             `regularizer`. Ignored if that is given.
         regularizer: Penalty that couples the tasks, trained by MOCHA. If None, `Common(lam)` if `lam` is given; else
             models are draws from a normal distribution (`hmtl.mtl.MixedEffects`). Its variances maximise the evidence,
-            which also decides whether tasks differ in their intercepts only. "random_effects": the same, but tasks
-            always differ in their slopes, too. With sparse rows, another loss, or K·d³ above 3e7, None means
-            `Common(0.3)` for numbers and `Common(0.01)` for labels.
+            which also decides whether tasks differ in their intercepts only, and whether these go with the means of
+            the features. "random_effects": the same, but tasks always differ in their slopes, too. With sparse rows,
+            another loss, or K·d³ above 3e7, None means `Common(0.3)` for numbers and `Common(0.01)` for labels.
         loss: Loss function. If None, the logistic loss for labels, and the squared error if y holds floats with more
             than two values. Several classes are learned one-vs-rest.
         task: Name or position of the column of X that names the task of each row, with values of any type. It is not a
@@ -190,7 +190,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         tasks = prepare(self._tasks(rows, labels), preprocessing, in_place=True)
         for name in ("classes_", "feature_names_in_", "_relation", "_new"):  # from an earlier fit
             self.__dict__.pop(name, None)
-        scales = _scales([task.y_train.numpy() for task in tasks], center != "none")
+        scales, learned = _scales([task.y_train.numpy() for task in tasks], center != "none")
         problem = Problem(tasks, loss, prior)
         units = problem.s.new_tensor(scales)
         is_random = isinstance(self.regularizer, str)
@@ -198,7 +198,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         new: Tensor | None
         is_quick = MixedEffects.supports(problem) and problem.K * problem.d**3 <= QUICK
         if is_random or (self.regularizer is None and self.lam is None and is_quick):
-            choices = [units] if (scales == scales[0]).all() else [units, units**0]
+            choices = [(units, learned)] if (scales == scales[0]).all() else [(units, learned), (units**0, 0.0)]
             if not MixedEffects.supports(problem):
                 raise ConfigError(
                     'regularizer="random_effects" needs dense rows, the squared or logistic loss, at most 300 features '
@@ -493,11 +493,13 @@ def _probabilities(scores: NDArray[Any]) -> NDArray[Any]:
 def _are_far_apart(targets: Sequence[NDArray[Any]]) -> bool:
     """Return whether the means of tasks are so far apart that none says anything about another."""
     means, mean = np.array([each.mean() for each in targets]), np.concatenate(targets).mean()
-    return bool(np.square((means - mean) / _scales(targets, True)).mean() > FAR**2)
+    return bool(np.square((means - mean) / _scales(targets, True)[0]).mean() > FAR**2)
 
 
-def _scales(targets: Sequence[NDArray[np.float64]], scaled: bool) -> NDArray[np.float64]:
-    """Return the unit of each task's targets [K]: their standard deviation, nearer to that of the others if uncertain.
+def _scales(targets: Sequence[NDArray[np.float64]], scaled: bool) -> tuple[NDArray[np.float64], float]:
+    """Return the unit of each task's targets [K], and how many units the rows determine.
+
+    A unit is the standard deviation, nearer to that of the other tasks if uncertain.
 
     log s² is normal with the variance ψ′(f/2) for f + 1 rows of normal numbers; the variance between the tasks is that
     of DerSimonian and Laird 1986.
@@ -507,11 +509,9 @@ def _scales(targets: Sequence[NDArray[np.float64]], scaled: bool) -> NDArray[np.
         if scaled and (half := (len(own) - 1) / 2) and (variance := own.var(ddof=1)) > 1e-24 * np.square(own).mean():
             logs[k], errors[k] = np.log(variance) - digamma(half) + np.log(half), polygamma(1, half)
     if not (weights := 1 / errors).any():
-        return np.ones(len(targets))
+        return np.ones(len(targets)), 0.0
     mean = weights @ logs / weights.sum()
     excess = weights @ np.square(logs - mean) - (weights > 0).sum() + 1
     between = max(0.0, excess / max(weights.sum() - weights @ weights / weights.sum(), 1e-300))
-    units: NDArray[np.float64] = np.exp(
-        (mean + np.where(weights > 0, between / (between + errors), 0) * (logs - mean)) / 2
-    )
-    return units
+    kept = np.where(weights > 0, between / (between + errors), 0)
+    return np.exp((mean + kept * (logs - mean)) / 2), float(kept.sum())

@@ -5,6 +5,7 @@
 K users, d features, n_k rows of user k, N rows in total.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from hmtl.mtl.solvers.base import LocalSolver
 
 MOST_FEATURES = 300  # D and each user's statistics have d² numbers, and an iteration takes K·d³ operations
 MOST_NUMBERS = 2 * 10**7  # in all users' statistics in one process, of which some ten copies are in memory
+MOST_WORK = 3 * 10**7  # K·p²·a for p features, of which a differ between tasks, up to which means of tasks are tried
 OBSERVED = 30  # how many models the prior of a full D counts as
 
 
@@ -264,7 +266,8 @@ class Mixed:
         W: most probable models [K, d].
         w0: most probable w0 [d].
         D: covariance of u_k [d, d].
-        spread: variance of the components of w0, except for the intercept, whose prior is nearly flat.
+        spread: variance of the components of w0, except for the intercept, whose prior is nearly flat; and another
+            one for means of tasks.
         noise: variance of the noise; 1 for labels.
         evidence: log-likelihood of D, Γ and the noise; for labels, by Laplace's approximation.
         primal: Σ ω ℓ / noise + ½ Σ u_kᵀD⁻¹u_k + ½ w0ᵀΓ⁻¹w0.
@@ -289,15 +292,17 @@ class Mixed:
 class MixedEffects:
     """Linear models of numbers or labels as draws from a normal distribution, with all variances from the rows.
 
-    The evidence, less the number of variances, decides between models that differ in their intercepts only and models
-    whose slopes differ, too, with one variance; and between units of the targets. One variance for all slopes is then
-    the mean of an inverse Wishart prior of a full D, which counts as `OBSERVED` models and is learned for at most as
-    many features, if tasks have as many rows as features on average.
+    The evidence, less the number of variances and of units that the rows determine, decides between models that differ
+    in their intercepts only and models whose slopes differ, too, with one variance; and between units of the targets.
+    For this choice, it decides whether intercepts go with the features: then the means of the features over each task
+    have weights in w0, too, with a variance of their own (Mundlak 1978). One variance for all slopes is then the mean
+    of an inverse Wishart prior of a full D, which counts as `OBSERVED` models and is learned for at most as many
+    features, if tasks have as many rows as features on average.
 
     Args:
         problem: dense rows and loss, `Squared` or `Logistic`; several classes are learned one against the rest. The
             regularizer and the reduction are not used.
-        units: choices of units of each task's targets, [K] each.
+        units: choices of units of each task's targets, [K] each, and how many of them the rows determine.
         intercept: whether the last feature is an intercept.
         common: whether models may differ in their intercepts only.
         iterations: largest number of iterations of each fit.
@@ -305,9 +310,10 @@ class MixedEffects:
         seed: not used, only kept.
 
     Attributes:
-        fits: fit of each score, with features of mean square 1 and targets in the chosen units.
-        W: models [C·d, K], for features and targets without units.
-        w0: common model [C·d].
+        fits: fit of each score, with features of mean square 1, their means over tasks, if chosen, behind them, and
+            targets in the chosen units.
+        W: models [C·d, K], for features and targets without units; means of tasks are in the intercepts.
+        w0: common model [C·d], for tasks whose means are unknown, too.
         primal, gap: sums over the C scores, see `Mixed`.
         iterations: number of iterations of the chosen fit.
         settled: whether it has converged.
@@ -315,13 +321,13 @@ class MixedEffects:
     Raises:
         ConfigError: no iterations.
 
-    Ref: MacKay 1992 (updates of variances); Laird and Ware 1982; Tierney and Kadane 1986.
+    Ref: MacKay 1992 (updates of variances); Laird and Ware 1982; Mundlak 1978; Tierney and Kadane 1986.
     """
 
     def __init__(
         self,
         problem: Problem,
-        units: Sequence[Tensor],
+        units: Sequence[tuple[Tensor, float]],
         intercept: bool,
         common: bool,
         iterations: int,
@@ -340,17 +346,24 @@ class MixedEffects:
         models = []
         for score in range(problem.outputs):
             best = -math.inf
-            for unit in units:
-                rows = _ScoreRows(problem, score, unit)
+            for unit, learned in units:
+                rows = _ScoreRows(problem, score, unit, slopes)
                 for variances in choices:
-                    fit = _fit(rows, variances, None, slopes, iterations, tolerance)
-                    if (worth := fit.evidence - rows.volume - len(variances)) > best:
+                    fit = _fit(rows, variances, None, iterations, tolerance)
+                    if (worth := fit.evidence - rows.volume - learned - len(variances)) > best:
                         best, chosen = worth, (rows, variances, fit)
             rows, variances, fit = chosen
+            new, more = fit.w0, rows.with_means()
+            p = more.shape[1]
+            is_quick = problem.K * p**2 * float(variances.sum()) <= MOST_WORK
+            if intercept and problem.K > 1 and p > problem.d and is_quick:
+                other = _fit(more, variances, None, iterations, tolerance)
+                if other.evidence > fit.evidence + 1:
+                    rows, fit = more, other
             if variances is groups and problem.K > 1 and problem.d <= min(OBSERVED, len(rows.y) / problem.K):
-                fit = _fit(rows, groups, fit, slopes, iterations, tolerance)
+                fit = _fit(rows, groups, fit, iterations, tolerance)
             self.fits.append(fit)
-            models.append(rows.restored(torch.cat([fit.W, fit.w0[None]])))
+            models.append(rows.restored(fit.W, new if rows is more else fit.w0))  # means of new tasks are unknown
         self.W, self.w0 = torch.cat(models, dim=1).T.tensor_split([problem.K], dim=1)
         self.primal = sum(fit.primal for fit in self.fits)
         self.gap = sum(max(0.0, fit.gap) for fit in self.fits)  # rounding errors at an optimum may be below 0
@@ -367,7 +380,7 @@ class MixedEffects:
 class _ScoreRows:
     """The rows of one score, with features of mean square 1 and targets in given units [K]."""
 
-    def __init__(self, problem: Problem, score: int, units: Tensor) -> None:
+    def __init__(self, problem: Problem, score: int, units: Tensor, slopes: Tensor) -> None:
         self.loss, self.shape, self.counts = problem.binary, (problem.K, problem.d), problem.here
         self.is_binary = not self.loss.unbounded
         self.user = torch.repeat_interleave(torch.tensor(self.counts))
@@ -384,11 +397,30 @@ class _ScoreRows:
         mean = self.y.new_zeros(problem.K).index_add_(0, self.user, self.y) / torch.tensor(self.counts)
         self.within = float((self.y - mean[self.user]).square().mean())
         self.volume = float(units[self.user].log().sum())
+        self.priors = slopes[None]
+        self._means = self.X.new_zeros(problem.K, 0)
         self._curvature: Tensor | None = None
 
-    def restored(self, W: Tensor) -> Tensor:
+    def with_means(self) -> "_ScoreRows":
+        """Return these rows with the means over their task of all features that vary within tasks as more features."""
+        more, (K, d) = copy.copy(self), self.shape
+        sums = self.X.new_zeros(K, d).index_add_(0, self.user, self.X * self.weights[:, None])
+        means = sums / self.X.new_zeros(K).index_add_(0, self.user, self.weights)[:, None]
+        varies = (self.X - means[self.user]).square().mean(0) > 1e-9
+        more._means = means[:, varies]
+        more.X = torch.cat([self.X, more._means[self.user]], dim=1)
+        more.shape = (K, more.X.shape[1])
+        more.priors = self.priors.new_zeros(2, more.shape[1])
+        more.priors[0, :d], more.priors[1, d:] = self.priors[0], 1
+        more._curvature = None
+        return more
+
+    def restored(self, W: Tensor, w0: Tensor) -> Tensor:
         """Return all users' models and w0 [K + 1, d] for features and targets without units."""
-        return W / self._scales * torch.cat([self._units, self._units.log().mean().exp()[None]])[:, None]
+        d = len(self._scales)
+        models = torch.cat([W[:, :d], w0[None, :d]])
+        models[:-1, -1] += (self._means * W[:, d:]).sum(1)
+        return models / self._scales * torch.cat([self._units, self._units.log().mean().exp()[None]])[:, None]
 
     def predictions(self, W: Tensor) -> Tensor:
         return (self.X * W[self.user]).sum(1)
@@ -410,76 +442,78 @@ class _ScoreRows:
         return losses, conjugates, V, curvature
 
 
-def _fit(
-    rows: _ScoreRows, groups: Tensor, start: Mixed | None, slopes: Tensor, iterations: int, tolerance: float
-) -> Mixed:
+def _fit(rows: _ScoreRows, groups: Tensor, start: Mixed | None, iterations: int, tolerance: float) -> Mixed:
     """Fit models and variances by turns: a step of Newton's method for the models, an update of the variances.
 
     Args:
         rows: rows of one score.
         groups: components of u_k with one variance each, as rows of 0 and 1 [g, d]; others are 0.
         start: the fit with these groups, if D shall be full; its D is the prior.
-        slopes: 1 for components of w0 with a prior, 0 for an intercept [d].
         iterations, tolerance: as in `MixedEffects`.
     """
-    K, d = rows.shape
-    unit = slopes.new_tensor(1.0 if rows.is_binary else rows.within or rows.square or 1.0)
+    (K, d), priors = rows.shape, rows.priors
+    at = groups.sum(0).nonzero()[:, 0]  # the components of u_k that are not 0
+    groups = groups[:, at]
+    unit = priors.new_tensor(1.0 if rows.is_binary else rows.within or rows.square or 1.0)
     least, flat = 1e-8 * unit, 100 * max(float(unit), rows.square)  # the latter is the variance of the intercept of w0
     most = (1e2 if rows.is_binary else 1e16) * unit  # separable labels have no finite optimum
-    noise, spread, variances, W = unit, unit / d, 0.2 * unit / groups.sum(1), slopes.new_zeros(K, d)
-    D = (variances @ groups).diag()
+    noise, spread, variances = unit, (unit / d).expand(len(priors)), 0.2 * unit / groups.sum(1)
+    W, D = priors.new_zeros(K, d), (variances @ groups).diag()
     if start is not None:
-        noise, spread, D, W = start.noise, start.spread, start.D, start.W
-    eye, before, is_fixed = torch.eye(d).to(slopes), -math.inf, False
+        noise, spread, W, D = start.noise, start.spread, start.W, start.D[at][:, at]
+    prior, eye, before, is_fixed = D, torch.eye(len(at)).to(D), -math.inf, False
     _, _, V, curvature = rows.at(W)
     for iteration in range(1, iterations + 1):
         A = curvature / noise
+        own = A[:, at][:, :, at]
         right = V / noise + (A @ W[..., None])[..., 0]
-        LU, pivots = torch.linalg.lu_factor(eye + D @ A)
-        S = torch.linalg.lu_solve(LU, pivots, D.expand_as(A))  # covariance of u_k given w0 and the rows
+        LU, pivots = torch.linalg.lu_factor(eye + D @ own)
+        S = torch.linalg.lu_solve(LU, pivots, D.expand_as(own))  # covariance of u_k given w0 and the rows
         S = (S + S.mT) / 2
-        SA = S @ A
-        precision = slopes / spread + (1 - slopes) / flat
-        N = A - A @ SA
+        SA = S @ A[:, at]
+        precision = (1 / spread) @ priors + (1 - priors.sum(0)) / flat
+        N = A - A[:, :, at] @ SA
         P = N.sum(0) + precision.diag()
         C = torch.linalg.inv((P + P.T) / 2)
-        w0 = C @ (right - (SA.mT @ right[..., None])[..., 0]).sum(0)
-        rest = right - A @ w0
+        w0 = C @ (right - (SA.mT @ right[:, at, None])[..., 0]).sum(0)
+        rest = (right - A @ w0)[:, at]
         u = (S @ rest[..., None])[..., 0]
-        change = w0 + u - W
+        change = w0 - W
+        change[:, at] += u
         step = 1.0
         if rows.is_binary:  # a longer step might overshoot
             step = min(1.0, 5 / float(rows.predictions(change).abs().max().clamp_min(5)))
         W = W + step * change
         losses, conjugates, V, curvature = rows.at(W)
-        penalty = 0.5 * ((u * (rest - (A @ u[..., None])[..., 0])).sum() + (precision * w0.square()).sum())
+        penalty = 0.5 * ((u * (rest - (own @ u[..., None])[..., 0])).sum() + (precision * w0.square()).sum())
         duals = V / noise
-        bound = 0.5 * (((duals @ D) * duals).sum() + (duals.sum(0).square() / precision).sum())
+        bound = 0.5 * (((duals[:, at] @ D) * duals[:, at]).sum() + (duals.sum(0).square() / precision).sum())
         primal = losses / noise + penalty
         gap = primal + conjugates / noise + bound if step == 1 else primal.new_tensor(math.inf)
         volume = LU.diagonal(dim1=1, dim2=2).abs().log().sum() + torch.linalg.slogdet(P).logabsdet
-        volume = volume + (slopes * spread.log()).sum()
+        volume = volume + priors.sum(1) @ spread.log()
         if not rows.is_binary:
             volume = volume + len(rows.y) * (2 * math.pi * noise).log()
         evidence = float(-primal - 0.5 * volume)
         is_fixed = is_fixed or (step == 1 and abs(evidence - before) <= tolerance * len(rows.y) ** 0.5)
         settled = is_fixed and step == 1 and float(gap) <= tolerance * abs(float(primal))
-        fit = Mixed(W, w0, D, spread, noise, evidence, float(primal), float(gap), iteration, settled)
+        covariance = D.new_zeros(d, d).index_put_((at[:, None], at), D)
+        fit = Mixed(W, w0, covariance, spread, noise, evidence, float(primal), float(gap), iteration, settled)
         if settled:
             break
         if is_fixed:
             continue  # until the models have also converged
         before = evidence
         U = S.sum(0) + (SA @ C).transpose(0, 1).flatten(1) @ SA.transpose(0, 1).flatten(1).T  # Σ covariances of u_k
-        reduced = N.sum(0) - N.transpose(0, 1).flatten(1) @ SA.flatten(0, 1)
-        explained = (A * S).sum() + (C * reduced).sum()  # Σ_k tr(A_k T_k), for the covariances T_k of w_k
-        determined = (slopes.sum() - (slopes * C.diagonal()).sum() / spread).clamp_min(1e-9)
-        spread = ((slopes * w0.square()).sum() / determined).clamp(least, most)
+        reduced = N.sum(0) - N[:, :, at].transpose(0, 1).flatten(1) @ SA.flatten(0, 1)
+        explained = (own * S).sum() + (C * reduced).sum()  # Σ_k tr(A_k T_k), for the covariances T_k of w_k
+        determined = (priors.sum(1) - priors @ C.diagonal() / spread).clamp_min(1e-9)
+        spread = ((priors @ w0.square()) / determined).clamp(least, most)
         if start is not None:
-            D = (U + u.T @ u + OBSERVED * start.D) / (K + OBSERVED)
+            D = (U + u.T @ u + OBSERVED * prior) / (K + OBSERVED)
         else:
-            own = groups @ U.diagonal()
-            determined = K * groups.sum(1) - own / variances.clamp_min(least)
+            freedom = groups @ U.diagonal()
+            determined = K * groups.sum(1) - freedom / variances.clamp_min(least)
             new = (groups @ u.square().sum(0)) / determined.clamp_min(1e-9)
             variances = torch.where((variances > least) & (determined > 1e-9), new.clamp_max(most), 0.0)
             D = (variances @ groups).diag()

@@ -116,7 +116,7 @@ def mixed(X: list[np.ndarray], y: list[np.ndarray], loss=None, tolerance=1e-6) -
     """Return fitted models with an intercept, and the features with mean square 1, one task after the other."""
     X = [np.column_stack([x, np.ones(len(x))]) for x in X]
     units = torch.ones(len(X), dtype=torch.float64)
-    learner = MixedEffects(problem(X, y, loss), [units], True, True, 1000, tolerance)
+    learner = MixedEffects(problem(X, y, loss), [(units, 0.0)], True, True, 1000, tolerance)
     rows = np.concatenate(X)
     return learner, rows / np.sqrt(np.square(rows).mean(0))
 
@@ -156,6 +156,27 @@ def test_evidence(deviation: float):
     for factor in (0.7, 1.4) if deviation == 0 else ():
         for other in ((D * factor, spread, noise), (D, spread * factor, noise), (D, spread, noise * factor)):
             assert evidence(*other) < best + 1e-3
+
+
+def test_the_evidence_with_means_of_tasks():
+    """Intercepts that go with the features: models and evidence by the covariance of all rows, means as columns."""
+    rng = np.random.default_rng(6)
+    centers, intercepts = rng.normal(size=(12, 2)), 0.3 * rng.normal(size=12)
+    X = [c + rng.normal(size=(5, 2)) for c in centers]
+    y = [x @ [1, 0.5] - 3 * c[0] + b + rng.normal(size=5) for x, c, b in zip(X, centers, intercepts, strict=True)]
+    learner, rows = mixed(X, y)
+    (fit,), task = learner.fits, np.repeat(np.arange(12), 5)
+    means = np.array([rows[task == k, :2].mean(0) for k in range(12)])
+    columns, D, noise = np.column_stack([rows, means[task]]), fit.D.numpy(), float(fit.noise)
+    flat = 100 * np.square(np.concatenate(y)).mean()  # the prior of the intercept, which is hardly one
+    prior = np.diag([float(fit.spread[0])] * 2 + [flat] + [float(fit.spread[1])] * 2)
+    own = np.equal.outer(task, task) * (columns @ D @ columns.T)
+    V, target = columns @ prior @ columns.T + own + noise * np.eye(60), np.concatenate(y)
+    best = multivariate_normal(np.zeros(60), V).logpdf(target) + 0.5 * np.log(flat)
+    assert fit.evidence == pytest.approx(best, abs=0.05)
+    gain = np.linalg.solve(V, target)
+    fitted = np.concatenate([np.column_stack([x, np.ones(5)]) @ w for x, w in zip(X, learner.W.T.numpy(), strict=True)])
+    np.testing.assert_allclose(fitted, (columns @ prior @ columns.T + own) @ gain, atol=1e-3)
 
 
 def test_the_gap_of_labels():
