@@ -12,7 +12,7 @@ from hmtl.coding.aggregators import MEDIA, AggregatorChoice, AggregatorSet, Choi
 from hmtl.coding.covers import Cover, cover
 from hmtl.coding.formulas import Loads, forwarders
 from hmtl.coding.plan import Block, Plan
-from hmtl.coding.rates import Demand, Uplinks
+from hmtl.coding.rates import Demand, Uplinks, demand_of
 from hmtl.coding.schemes import (
     CODED_SCHEMES,
     SCHEMES,
@@ -53,6 +53,7 @@ __all__ = [
     "best_sum_aggregators",
     "bounds",
     "cover",
+    "demand_of",
     "forwarders",
     "loads",
     "make_plan",

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from hmtl.coding.rates import Demand, Uplinks, over_sets
+from hmtl.coding.rates import Uplinks, demand_of, over_sets
 from hmtl.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ SERVER = "server"
 MOST_ENUMERATED = 20  # relays; up to this number, the bounds of all sets are compared
 MOST_PROVEN = 10  # relays; up to this number, the search continues until the best set is proven
 MOST_TRIED = 30  # sets that are tried if there are more relays
+MOST_WORK = 10**6  # of a search in nodes, or of one in fifths of sets, times relays and types
 
 Meter = Callable[[Sequence[int], int, float], float | None]
 """Returns the uplink's time for aggregators and a number of models; None if it is at least the last argument."""
@@ -76,6 +77,13 @@ class Choice:
         """Whether no other choice in the class costs less."""
         return self.cost <= self.bound * (1 + 1e-9) + 1e-9
 
+    @property
+    def excess(self) -> float:
+        """The largest possible excess over the least cost, as a fraction of it."""
+        if self.proven:
+            return 0.0
+        return self.cost / self.bound - 1 if self.bound > 0 else inf
+
 
 @dataclass(frozen=True)
 class AggregatorChoice(Choice):
@@ -109,7 +117,7 @@ class Search:
     """
 
     def __init__(self, t: Topology, uplinks: Uplinks | None, medium: str, meter: Meter, server: float) -> None:
-        self.demand, self.K, self.meter, self.relays = Demand(t.core), len(t.present), meter, t.active
+        self.demand, self.K, self.meter, self.relays = demand_of(t), len(t.present), meter, t.active
         W = np.ones(len(t.active)) if uplinks is None else np.asarray(uplinks.bandwidths)
         downlink = (uplinks and uplinks.downlink) or W.max()
         self.speed = downlink / W.max()  # of the downlink relative to the fastest relay
@@ -118,7 +126,7 @@ class Search:
         self.missed = self.K - t.core.sum(axis=1, dtype=np.int64)  # IVs that each relay misses [H]
         self.forwarding = float(self.speed * server)  # cost of the uplink to a server that learns all IVs
         self.lowest: tuple[float, tuple[int, ...]] = self.forwarding + self.K, ()  # cost, aggregators
-        self.tried = 0
+        self.tried, self.most = 0, 0
         if self.parallel:
             self.alone = self.missed / (self.W.sum() - self.W).clip(min=1e-300)
         else:  # the fastest relay that hears it sends each IV that relay j misses
@@ -157,6 +165,7 @@ class Search:
         if H > MOST_PROVEN and len(order) > MOST_TRIED:
             order = order[bounds[order] <= np.partition(bounds[order], MOST_TRIED)[MOST_TRIED]]
             self._try(tuple(range(H)))
+        self.most = len(order) if H <= MOST_PROVEN else min(len(order), MOST_TRIED) + 1
         size = over_sets(np.ones(H, np.int8), np.add, 0)[order]
         order = order[np.lexsort((order, size, bounds[order].round(9)))]
         for tried, number in enumerate(order.tolist()):
@@ -179,7 +188,9 @@ class Search:
         H = self.demand.H
         near = [tuple(sorted(set(cover) ^ {i})) for i in range(H)]
         near = sorted((A for A in near if A), key=lambda A: (bound(A), len(A), A))
-        for A in (cover, *near[: MOST_TRIED // 4], tuple(range(H))):
+        tried = min(MOST_TRIED // 4, MOST_WORK // (5 * self.demand.hears.size))
+        self.most = tried + 2
+        for A in (cover, *near[:tried], tuple(range(H))):
             if bound(A) < self.lowest[0]:
                 self._try(A)
         return least
@@ -191,7 +202,7 @@ class Search:
 
     def _try(self, A: tuple[int, ...]) -> None:
         self.tried += 1
-        log.debug("choices of aggregators tried: %d", self.tried)
+        log.debug("choices of aggregators tried: %d of at most %d", self.tried, self.most)
         u, rest = self.demand.avoiding(A), self._rest(A)
         uplink = self.meter(A, u, (self._to_beat - rest) / self.speed)
         if uplink is not None and self.speed * uplink + rest < self._to_beat:
@@ -240,7 +251,7 @@ class Search:
             constraints=LinearConstraint(constraints.tocsr(), np.repeat([1.0, 0.0, 1.0], [T, 2 * H, 1]), inf),
             bounds=Bounds(np.r_[np.zeros(H + T), self.missed.min(), self.alone.min()], np.r_[np.ones(H + T), inf, inf]),
             integrality=np.r_[np.ones(H), np.zeros(T + 2)],
-            options={"node_limit": 200, "mip_rel_gap": gap},
+            options={"node_limit": max(1, min(200, MOST_WORK // self.demand.hears.size)), "mip_rel_gap": gap},
         )
         if solution.x is None:
             return tuple(range(H)), float(cost[-2:] @ [self.missed.min(), self.alone.min()])

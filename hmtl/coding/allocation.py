@@ -8,18 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from math import lcm
+from math import ceil, lcm
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.errors import CodingError
 from hmtl.topology import Topology
 
 Split = Callable[[NDArray[np.int64], NDArray[np.int64]], tuple[Fraction, ...]]
 """Returns α_i for each relay, given the numbers n_i [relays] and the types that relays hear [types, relays]."""
 
 MOST_PIECES = 4096  # of a block; planning then takes minutes, and the time grows with the cube
+FINEST = 2**20  # pieces of an IV, if shares are rounded
 NEGLIGIBLE = 1e-7  # above the solver's rounding errors, below the entries of vertices with tens of relays
 
 
@@ -100,10 +100,8 @@ def cheapest(n: NDArray[np.int64], types: NDArray[np.int64]) -> tuple[Fraction, 
 
     The constraint α ≤ 1 is implied: if α_i > 1, α_i = 1 also covers all types and costs less. The simplex method ends
     at a vertex of the primal and of the dual problem, and both vertices are computed again in fractions. If they are
-    feasible with equal objectives, they are optimal.
-
-    Raises:
-        CodingError: the optimum could not be proven.
+    feasible with equal objectives, they are optimal. Otherwise, because determinants exceed what floats hold, the
+    shares are rounded up to multiples of 2⁻²⁰, so that they cover all types; no plan has that many pieces.
     """
     from scipy.optimize import linprog  # here, because the default scheme does not need it
 
@@ -111,14 +109,17 @@ def cheapest(n: NDArray[np.int64], types: NDArray[np.int64]) -> tuple[Fraction, 
     solution = linprog(n, A_ub=-types, b_ub=-ones, method="highs-ds")
     primal = _exact(types, ones, solution.x)
     dual = _exact(types.T, n, -solution.ineqlin.marginals)
-    feasible = all(0 <= share <= 1 for share in primal) and all(primal @ types.T >= 1)
-    dual_feasible = all(price >= 0 for price in dual) and all(dual @ types <= n)
+    c, prices = lcm(*(x.denominator for x in primal)), lcm(*(x.denominator for x in dual))
+    feasible = all(0 <= share <= 1 for share in primal) and all(_whole(primal, c) @ types.T >= c)
+    dual_feasible = all(price >= 0 for price in dual) and all(_whole(dual, prices) @ types <= prices * n)
     if not (feasible and dual_feasible and primal @ n == sum(dual)):
-        raise CodingError(
-            f"The optimum of (28) for {len(n)} relays and {len(types)} types could not be proven, because the "
-            "tight constraints are unclear in floating point. Use scheme=optimal."
-        )
+        return tuple(Fraction(ceil(min(share, 1) * FINEST - NEGLIGIBLE), FINEST) for share in solution.x.tolist())
     return tuple(primal)
+
+
+def _whole(values: NDArray[np.object_], multiple: int) -> NDArray[np.object_]:
+    """Return fractions times a multiple of their denominators, as whole numbers, which are faster to add."""
+    return np.array([int(value * multiple) for value in values], dtype=object)
 
 
 def _exact(A: NDArray[np.int64], b: NDArray[np.int64], x: NDArray[np.float64]) -> NDArray[np.object_]:

@@ -5,17 +5,19 @@ whose members are the bits of their number.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hmtl.coding.aggregators import Choice
-from hmtl.coding.rates import Demand, Uplinks, over_sets
+from hmtl.coding.rates import Demand, Uplinks, demand_of, over_sets
 from hmtl.topology import Topology
 
 MOST_ENUMERATED = 16  # relays; up to this number, all sets are compared
-NODES = 100  # of the search tree for more relays
+MOST_SEARCHED = 20_000  # relays times types; up to this number, integer programmes search, beyond it a greedy rule
+NODES = 100  # of the search tree of an integer programme
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Cover(Choice):
     adds: NDArray[np.int64]
 
 
+@lru_cache(8)
 def cover(t: Topology, uplinks: Uplinks | None = None) -> Cover:
     """Return the relays that together hear all users and send one row each in the least time.
 
@@ -44,7 +47,7 @@ def cover(t: Topology, uplinks: Uplinks | None = None) -> Cover:
     """
     if not t.active:
         return Cover((), 0.0, 0.0, np.full(t.K, -1))
-    hears = Demand(t.core).hears
+    hears = demand_of(t).hears
     W = np.ones(len(t.active)) if uplinks is None else np.asarray(uplinks.bandwidths)
     seconds, parallel = W.min() / W, uplinks is not None and uplinks.parallel
     usable = np.ones(len(t.active), dtype=bool)
@@ -60,6 +63,18 @@ def cover(t: Topology, uplinks: Uplinks | None = None) -> Cover:
     return Cover(relays, cost, cost if parallel else min(cost, bound), adds)
 
 
+def enough(
+    hears: NDArray[np.bool_], seconds: NDArray[np.float64], c: int = 1, parallel: bool = False
+) -> NDArray[np.int64]:
+    """Return shares [H] with which the relays of each type send at least c, one by one where most are lacking."""
+    x, heard = np.zeros(len(seconds), np.int64), hears.astype(np.float64)
+    while (lacking := (c - heard @ x).clip(min=0)).any():
+        x[(lacking @ heard / (seconds * (x + 1 if parallel else 1))).argmax()] += 1
+    for i in np.argsort(-seconds, kind="stable"):  # without those that others made needless
+        x[i] -= min(x[i], (heard @ x - c)[hears[:, i]].min())
+    return x
+
+
 def _least(hears: NDArray[np.bool_], weights: NDArray[np.float64]) -> tuple[NDArray[np.int64], float]:
     """Return relays of least weight that hear all types, and a lower bound of the weight."""
     H = len(weights)
@@ -71,14 +86,16 @@ def _least(hears: NDArray[np.bool_], weights: NDArray[np.float64]) -> tuple[NDAr
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     tie = 1e-6 * weights.min()  # in favour of the fewest relays
+    small = hears.size <= MOST_SEARCHED
     solution = milp(
         weights + tie / H,
         constraints=LinearConstraint(hears.astype(float), 1, inf),
         bounds=Bounds(0, 1),
-        integrality=np.ones(H),
-        options={"node_limit": NODES},
+        integrality=np.full(H, small),
+        options={"node_limit": NODES} if small else None,
     )
     if solution.x is None:  # all of them are a cover, too
         return np.arange(H), 0.0
-    bound = max(float(solution.mip_dual_bound) - tie, 0.0)
-    return np.flatnonzero(solution.x > 0.5), float(np.ceil(bound - 1e-4)) if (weights == 1).all() else bound
+    chosen = solution.x > 0.5 if small else enough(hears, weights) > 0
+    bound = max(float(solution.mip_dual_bound if small else solution.fun) - tie, 0.0)
+    return np.flatnonzero(chosen), float(np.ceil(bound - 1e-4)) if (weights == 1).all() else bound

@@ -7,12 +7,13 @@ the models of users that no aggregator hears, which pass the server once in each
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hmtl.coding.allocation import Split, allocate
-from hmtl.coding.rates import Demand, Programme, Uplinks
+from hmtl.coding.rates import Programme, Uplinks, demand_of
 from hmtl.topology import Topology, balanced
 
 DEFAULT_PIECES = 8  # largest number of pieces of an IV if the uplinks differ
@@ -75,12 +76,13 @@ def server_loads(t: Topology, A: Sequence[int], uplinks: Uplinks | None = None) 
     return Loads.of(t, forwarded(t, uplinks), int(misses.max(initial=0)) + u, int(misses.sum()) + u)
 
 
-def optimal_loads(t: Topology, A: Sequence[int], uplinks: Uplinks | None = None) -> Loads:
+@lru_cache(32)  # a comparison needs those of the same aggregators several times
+def optimal_loads(t: Topology, A: tuple[int, ...], uplinks: Uplinks | None = None) -> Loads:
     """Return the smallest loads with which A learns all IVs, plus the uncoded models that pass the server.
 
     With uplinks, the loads are those of the least time in at most `DEFAULT_PIECES` pieces per IV.
     """
-    demand, places, misses = Demand(t.core), [t.active.index(i) for i in A], missed(t, A)
+    demand, places, misses = demand_of(t), [t.active.index(i) for i in A], missed(t, A)
     if uplinks is None and len(A) < len(t.active):
         solution = Programme(demand).least(places)
         assert solution is not None

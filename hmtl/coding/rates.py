@@ -16,10 +16,11 @@ bound x from above: x(C) ≤ x(all) − c·|{k : N(k) ∩ C = ∅}| for all C.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property, reduce
+from functools import cached_property, lru_cache, reduce
+from itertools import takewhile
 from math import ceil, inf
 from typing import Any
 
@@ -33,6 +34,9 @@ from hmtl.topology import Topology
 
 MOST_AT_ONCE = 6  # relays; up to this number, all constraints are used, beyond it they are added when violated
 MOST_TABULATED = 12  # relays; up to this number, a table of all sets finds violations, beyond it a flow is faster
+MOST_SOLVED = 20  # relays; up to this number, integer programmes find whole rates, beyond it rates are rounded up
+MOST_CUTS = 20  # violated sets that a step adds, if there is no table
+MOST_FLOWS = 500  # that search for violated sets from one call on, before the programme ends early
 MOST_STEPS = 60  # rounds of adding violated sets, if there is no table
 NODES = 1000  # nodes of an integer programme's tree, after which its best solution is used
 TOLERANCE = 1e-9
@@ -96,6 +100,7 @@ class Demand:
     def __init__(self, G: NDArray[np.uint8]) -> None:
         types, self.counts = np.unique(G.T, axis=0, return_counts=True)
         self.hears = types.astype(bool)  # [T, H]
+        self._rates: dict[tuple[int, Uplinks | None, float], Rates] = {}
         T, self.H = types.shape
         kind, relay = np.nonzero(types)
         self._source, self._sink = T + self.H, T + self.H + 1
@@ -117,7 +122,12 @@ class Demand:
         return within
 
     def optimum(self) -> tuple[Fraction, Partition]:
-        """Return the smallest Σ_i R_i with which all relays learn all IVs, and a partition that proves it.
+        """Return the smallest Σ_i R_i with which all relays learn all IVs, and a partition that proves it."""
+        return self._optimum
+
+    @cached_property
+    def _optimum(self) -> tuple[Fraction, Partition]:
+        """The optimum.
 
         Newton's method: each partition gives a lower bound of the total. Either rates with this total exist, or the
         search for them returns a partition with a larger bound and fewer parts.
@@ -140,6 +150,12 @@ class Demand:
                 the rates are as even as possible.
             slack: relative excess over the best cost that is accepted for a smaller c.
         """
+        key = max_pieces, uplinks, slack
+        if key not in self._rates:
+            self._rates[key] = self._best_rates(*key)
+        return self._rates[key]
+
+    def _best_rates(self, max_pieces: int, uplinks: Uplinks | None, slack: float) -> Rates:
         least, _ = self.optimum()
         totals = {c: ceil(c * least) for c in range(1, max_pieces + 1)}  # these suffice, because bases are integral
         if uplinks is None:
@@ -241,6 +257,12 @@ class Demand:
         return list(reached[reached < self.H].tolist())
 
 
+@lru_cache(4)
+def demand_of(t: Topology) -> Demand:
+    """Return the demand of a network."""
+    return Demand(t.core)
+
+
 def _first(costs: dict[int, float], slack: float) -> int:
     """Return the first key whose cost exceeds the smallest by at most the fraction `slack`."""
     return next(c for c, cost in costs.items() if cost <= min(costs.values()) * (1 + slack))
@@ -259,7 +281,7 @@ class Programme:
         self.demand, self.H, self.uplinks = demand, demand.H, uplinks
         self.W = np.ones(self.H) if uplinks is None else np.asarray(uplinks.bandwidths) / max(uplinks.bandwidths)
         self.parallel = uplinks is not None and uplinks.parallel
-        self.tabulated = self.H <= MOST_TABULATED
+        self.tabulated, self.flows = self.H <= MOST_TABULATED, 0
         self.steps = 1 << self.H if self.tabulated else MOST_STEPS
         if sets is None:  # all of them if they are few, because one programme is faster than several
             end = (1 << self.H) - 1 if self.H <= MOST_AT_ONCE else 1
@@ -274,7 +296,8 @@ class Programme:
         soon as the time is known to be at least `stop`. After too many steps, rates suffice but may not be optimal.
         """
         apart, models = self._apart(A, models)
-        for _ in range(self.steps):
+        self.flows = 0
+        for _ in self._steps():
             x = self._solve(A, models, even=EVEN)
             enough = self._seconds(x) + apart
             if enough >= stop and self._seconds(self._solve(A, models)) + apart >= stop:
@@ -283,9 +306,11 @@ class Programme:
                 break
         else:
             self.steps = max(1, self.steps // 4)  # the next call would probably not converge either
-            x = np.array(self.demand.rates(1, self.uplinks).counts, dtype=np.float64)
-            enough = float((x / self.W).max() if self.parallel else (x / self.W).sum()) + apart + models
-        for _ in range(self.steps):
+            links = None if self.parallel and self.H > MOST_SOLVED else self.uplinks
+            x = np.array(self.demand.rates(1, links).counts, dtype=np.float64)
+            enough = self._time(x) + apart + models
+        self.flows = 0
+        for _ in self._steps():
             y = self._solve(A, models)
             time = self._seconds(y) + apart
             if time >= stop:
@@ -304,18 +329,27 @@ class Programme:
         apart, models = self._apart(A, models)
         return self._seconds(self._solve(A, models)) + apart
 
+    def _steps(self) -> Iterator[int]:
+        """Count steps until there were too many, or too many flows."""
+        return takewhile(lambda _: self.flows < MOST_FLOWS, range(self.steps))
+
     def _apart(self, A: Sequence[int], models: float) -> tuple[float, float]:
         """Return the models' time by the fastest aggregator, and their number in the programme."""
         return (0.0, models) if self.parallel else (models / float(self.W[list(A)].max()), 0.0)
 
     def rates(self, A: Sequence[int], max_pieces: int, models: float = 0, slack: float = TOLERANCE) -> Rates:
         """Return the best rates in whole pieces; see `least` and `Demand.rates`."""
-        if len(A) == self.H:
-            return self.demand.rates(max_pieces, self.uplinks, slack)
+        large = self.H > MOST_SOLVED
+        if len(A) == self.H and not (self.parallel and large):
+            return self.demand.rates(1 if self.uplinks and large else max_pieces, self.uplinks, slack)
         models = models if self.parallel else 0
         solution = self.least(A, models)
         assert solution is not None
-        least = solution[0]
+        least, real = solution
+        if large:  # larger rates than those of the linear programme suffice
+            rounded = {c: np.ceil(c * real - 1e-6) for c in range(1, max_pieces + 1)}
+            c = _first({c: self._time(x) / c for c, x in rounded.items()}, slack)
+            return Rates(c, tuple(rounded[c].astype(int).tolist()))
         equal = not self.parallel and bool((self.W == 1).all())
         shortest, best = inf, None
         for c in range(1, max_pieces + 1):
@@ -343,8 +377,11 @@ class Programme:
                 return x
         return None
 
+    def _time(self, rates: NDArray[np.float64]) -> float:
+        return float((rates / self.W).max() if self.parallel else (rates / self.W).sum())
+
     def _seconds(self, x: NDArray[np.float64]) -> float:
-        return float(x[-1] if self.parallel else (x[: self.H] / self.W).sum())
+        return float(x[-1]) if self.parallel else self._time(x[: self.H])
 
     def _solve(
         self, A: Sequence[int], models: float, pieces: int | None = None, even: float = 0.0, within: float = 0.0
@@ -401,8 +438,14 @@ class Programme:
         if not self.tabulated:
             scale = max(1, int(2e8 // (c * self.demand.counts.sum())))  # flows are integers below 2^31
             supply = np.ceil(x * scale - 1e-3).astype(np.int64)
-            lacking = (self.demand.lacking(supply, c * scale, j) for j in A)
-            return [np.isin(members, relays) for relays in lacking if relays]
+            found: list[Set] = []
+            for j in A:
+                self.flows += 1
+                if relays := self.demand.lacking(supply, c * scale, j):
+                    found.append(np.isin(members, relays))
+                    if len(found) == MOST_CUTS:
+                        break
+            return found
         lack, violated = over_sets(x, np.add, 0.0) - c * self.demand.within, []
         for j in A:
             without = lack.reshape(-1, 2, 1 << j)[:, 0]

@@ -14,7 +14,7 @@ from hmtl.coding.allocation import Split, allocate, cheapest, even
 from hmtl.coding.codes import CodeSettings, allocated_codes, optimal_code, server_code
 from hmtl.coding.formulas import Loads, allocated_loads, missed, optimal_loads, server_loads
 from hmtl.coding.plan import Block, Plan
-from hmtl.coding.rates import Demand, Programme, Uplinks
+from hmtl.coding.rates import Programme, Uplinks, demand_of
 from hmtl.errors import CodingError
 from hmtl.topology import Topology
 
@@ -38,7 +38,7 @@ class Scheme:
     """
 
     name: str
-    loads: Callable[[Topology, Sequence[int], Uplinks | None], Loads]
+    loads: Callable[[Topology, tuple[int, ...], Uplinks | None], Loads]
     code: Callable[[Topology, Sequence[int], CodeSettings], Iterable[Block]] | None = None
     split: Split | None = None
 
@@ -98,14 +98,14 @@ def best_aggregators(
     if not t.active:
         return AggregatorChoice((), 0.0, 0.0, server=True)
 
-    programme = Programme(Demand(t.core), uplinks)
+    programme = Programme(demand_of(t), uplinks)
 
     def meter(places: Sequence[int], models: int, stop: float) -> float | None:
-        if scheme == "optimal":  # in pieces as small as it takes to reach the least time
+        if scheme == "optimal" and (uplinks is None or programme.tabulated):  # in pieces as small as necessary
             solution = programme.least(places, models, stop)
             if solution is None or uplinks is None:
                 return solution and solution[0]
-        return _seconds(t, chosen.loads(t, [t.active[i] for i in places], uplinks), uplinks)
+        return _seconds(t, chosen.loads(t, tuple(t.active[i] for i in places), uplinks), uplinks)
 
     return Search(t, uplinks, medium, meter, _seconds(t, server_loads(t, (), uplinks), uplinks)).best()
 
@@ -235,7 +235,7 @@ def uplink_bound(t: Topology, uplinks: Uplinks | None = None, *, aggregators: Ag
     A = resolve(t, aggregators, uplinks=uplinks)
     if A.server:
         return _seconds_to_server(t, uplinks)
-    return Programme(Demand(t.core), uplinks).bound([t.active.index(i) for i in A.relays])
+    return Programme(demand_of(t), uplinks).bound([t.active.index(i) for i in A.relays])
 
 
 def _seconds_to_server(t: Topology, uplinks: Uplinks | None) -> float:
@@ -244,7 +244,7 @@ def _seconds_to_server(t: Topology, uplinks: Uplinks | None) -> float:
         return _seconds(t, server_loads(t, (), uplinks), uplinks)
     from scipy.optimize import linprog  # here, because most networks do not need it
 
-    demand, W = Demand(t.core), np.asarray(uplinks.bandwidths) / max(uplinks.bandwidths)
+    demand, W = demand_of(t), np.asarray(uplinks.bandwidths) / max(uplinks.bandwidths)
     kinds, relays = np.nonzero(demand.hears)  # one variable for each: the IVs of a type that a relay sends
     types, senders = np.arange(len(demand.counts))[:, None] == kinds, np.arange(demand.H)[:, None] == relays
     return float(

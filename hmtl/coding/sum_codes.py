@@ -14,7 +14,7 @@ Shapes: K users, H relays; c pieces, n shares, m bits; g sets of c shares; L wor
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import inf
 from typing import Any
 
@@ -24,17 +24,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl import gf256
-from hmtl.coding.covers import cover
+from hmtl.coding.covers import MOST_SEARCHED, NODES, cover, enough
 from hmtl.coding.formulas import Loads
-from hmtl.coding.rates import Demand, Uplinks
+from hmtl.coding.rates import Uplinks, demand_of
 from hmtl.topology import Topology
 
 MOST_PIECES = 8
 POLYNOMIALS = (0b11, 0b111, 0b1011, 0b10011, 0b100101, 0b1000011, 0b10000011, 0b100011101)  # primitive, of degree 1..8
 MOST_ENTRIES = 10**7  # of all inverse matrices of a code
-NODES = 100  # of the search tree of an integer programme
 TOLERANCE = 1e-9
 NEAR = 1.01  # times the bound: with padding, no better code is sought
+
+Shares = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +165,8 @@ class SumCode:
 def sum_code(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOST_PIECES, L: int = 0) -> SumCode:
     """Return the code whose shares take the least time; whole rows if shares take no less.
 
-    Integer programmes find the shares; with many relays, they may miss the fewest. `SumCode.bound` bounds the distance.
+    Integer programmes find the shares, in large networks a greedy rule, which may miss the fewest. `SumCode.bound`
+    bounds the distance.
 
     Args:
         t: the topology; absent users need no code.
@@ -172,14 +174,22 @@ def sum_code(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOS
         most_pieces: the largest c; 1: whole rows.
         L: words of a row, whose padding is counted, up to 1 % of the least time; 0: ignore padding.
     """
+    if uplinks and not uplinks.parallel and len(set(uplinks.bandwidths)) == 1:
+        uplinks = None
+    return _assemble(t, *_shares_sent(t, uplinks, most_pieces, L))
+
+
+@lru_cache(8)  # the same codes are needed for loads, bounds, and each choice of who learns the sums
+def _shares_sent(t: Topology, uplinks: Uplinks | None, most_pieces: int, L: int) -> tuple[int, Shares, float, float]:
+    """Return c, the shares of each relay [H], a lower bound of the time, and the time; see `sum_code`."""
     whole = cover(t, uplinks)
     counts = np.isin(np.arange(t.H), whole.relays).astype(np.int64)
     if not t.active:
-        return _assemble(t, 1, counts, 0.0, 0.0)
-    programme = _Programme(Demand(t.core).hears, uplinks)
+        return 1, counts, 0.0, 0.0
+    programme = _Programme(demand_of(t).hears, uplinks)
     fractions = programme.solve(1, whole=False)
     bound = programme.time(fractions)
-    best, least = _assemble(t, 1, counts, bound, whole.cost), whole.cost
+    best, least = (1, counts, bound, whole.cost), whole.cost
     choices = range(2, most_pieces + 1)
     meet_bound = [c for c in choices if np.abs(c * fractions - np.rint(c * fractions)).max() < 1e-6]
     for c in dict.fromkeys([*meet_bound[:1], *choices]):
@@ -189,11 +199,12 @@ def sum_code(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOS
         cost = programme.time(x) / c
         if _bits(c, int(x.sum())) > len(POLYNOMIALS) or cost >= least * (1 - TOLERANCE):
             continue
+        counts = np.zeros(t.H, np.int64)
         counts[list(t.active)] = x
         code = _assemble(t, c, counts, bound, cost)
         padded = cost * code.padding(L)
         if padded < least * (1 - TOLERANCE) and len(code.sets) * len(code.combine) ** 2 <= MOST_ENTRIES:
-            best, least = code, padded
+            best, least = (c, counts, bound, cost), padded
     return best
 
 
@@ -253,7 +264,7 @@ def _least_rows(t: Topology) -> float:
     """Return the least number of rows, in shares of any size, of which the relays of each user send one."""
     if not t.present:
         return 0.0
-    programme = _Programme(Demand(t.core).hears, None)
+    programme = _Programme(demand_of(t).hears, None)
     return round(programme.time(programme.solve(1, whole=False)), 9)
 
 
@@ -280,13 +291,15 @@ class _Programme:
         from scipy.optimize import Bounds, LinearConstraint, milp  # here, because most learners need no sums
 
         T, H = self.hears.shape
-        enough = LinearConstraint(np.c_[self.hears, np.zeros(T)].astype(float), c, inf)
+        if whole and T * H > MOST_SEARCHED:
+            return enough(self.hears, self.seconds, c, self.parallel).astype(np.float64)
+        each = LinearConstraint(np.c_[self.hears, np.zeros(T)].astype(float), c, inf)
         slowest = LinearConstraint(np.c_[np.diag(self.seconds), -np.ones(H)], -inf, 0)  # at most the last variable
         tie = 1e-6 * whole * self.seconds.min() / H  # in favour of the fewest shares
         cost = np.r_[np.full(H, tie), 1.0] if self.parallel else np.r_[self.seconds + tie, 0.0]
         solution: Any = milp(
             cost,
-            constraints=[enough, slowest] if self.parallel else enough,
+            constraints=[each, slowest] if self.parallel else each,
             bounds=Bounds(0, np.r_[np.full(H, c), inf]),
             integrality=np.r_[np.full(H, whole), False],
             options={"node_limit": NODES} if whole else None,

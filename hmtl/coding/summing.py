@@ -11,18 +11,20 @@ Shapes: H active relays; T types, which are distinct sets of relays that hear a 
 """
 
 from dataclasses import dataclass
-from math import inf
+from math import ceil, inf
 from typing import Any
 
 import numpy as np
 
 from hmtl.coding.aggregators import Choice
-from hmtl.coding.rates import Demand, Uplinks
+from hmtl.coding.covers import cover
+from hmtl.coding.rates import Uplinks, demand_of
 from hmtl.coding.sum_codes import MOST_PIECES, apart, sum_codes
 from hmtl.topology import Topology
 
 MOST_NODES = 1000  # of the integer programme's search tree
 MOST_WORK = 10**6  # nodes times constraints
+MOST_ROWS = 5000  # of constraints; if there are more, the smallest set that hears everybody is tried
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,12 @@ def best_sum_aggregators(t: Topology, hops: Hops, most_pieces: int = MOST_PIECES
     if not t.active:
         return Choice((), 0.0, 0.0)
     server, bound = _cost(t, hops, most_pieces, ())
-    A, least = _relays(t, hops, most_pieces == 1)
+    least = _least(t, hops)
+    if least >= server:
+        return Choice((), server, min(server, bound))
+    A, relays_least = _relays(t, hops, most_pieces == 1)
     cost, relays_bound = _cost(t, hops, most_pieces, A)
-    bound = min(bound, least, relays_bound)
+    bound = min(bound, max(least, relays_least), relays_bound)
     return Choice(A, cost, bound) if cost < server * (1 - 1e-9) else Choice((), server, min(server, bound))
 
 
@@ -75,6 +80,22 @@ def _cost(t: Topology, hops: Hops, most_pieces: int, A: tuple[int, ...]) -> tupl
     return costs[0], costs[1]
 
 
+def _least(t: Topology, hops: Hops) -> float:
+    """Return a lower bound of the cost if relays A learn the sums; infinite if the server then costs no more.
+
+    If A is in no N(k), all users are apart, as for the server. Otherwise, any relay of A could send one row more, and
+    the server would learn the sums.
+    """
+    hears, code, sets = demand_of(t).hears, sum_codes(t, (), hops.uplinks)[0], cover(t, None)
+    common = hears.astype(np.float32) @ hears.T.astype(np.float32)
+    if not common.min(axis=1).any():  # A hears everybody, so N(k) would, too
+        return inf
+    relays = ceil(sets.bound - 1e-6)
+    up, lacking = max(0.0, code.bound - 1) / min(hops.uplinks.bandwidths), not hears.all(axis=0).any()
+    last = relays if hops.last_hop == "broadcast" else len(t.present)
+    return hops.downlink * (up + last / hops.last) + lacking * (1 if hops.medium == "broadcast" else relays)
+
+
 def _relays(t: Topology, hops: Hops, whole: bool) -> tuple[tuple[int, ...], float]:
     """Return the relays that learn the sums at the least cost, and a bound for others; infinite if they are the best.
 
@@ -84,11 +105,13 @@ def _relays(t: Topology, hops: Hops, whole: bool) -> tuple[tuple[int, ...], floa
     from scipy.optimize import Bounds, LinearConstraint, milp  # here, because most learners need no sums
     from scipy.sparse import block_array, csr_array, eye_array
 
-    hears = Demand(t.core).hears
-    larger = (hears[:, None] <= hears).all(axis=2) & ~np.eye(len(hears), dtype=bool)
-    hears = hears[~larger.any(axis=0)]  # what holds for a type holds for the types that more relays hear
+    hears = demand_of(t).hears
+    fewer = hears.astype(np.float32) @ ~hears.T == 0  # [T, T] whether the relays of a type are among those of another
+    hears = hears[(fewer <= fewer.T).all(axis=0)]  # what holds for a type holds for the types that more relays hear
     T, H = hears.shape
     types, relays = np.nonzero(~hears)
+    if len(types) > MOST_ROWS:
+        return cover(t, None).relays, 0.0
     n, parallel = len(types), hops.uplinks.parallel
     missing = csr_array((np.ones(n), (np.arange(n), relays)), shape=(n, H))
     of_type = csr_array((np.ones(n), (np.arange(n), types)), shape=(n, T))

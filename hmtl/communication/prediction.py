@@ -3,6 +3,7 @@
 K users, H relays, m numbers per IV.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import combinations
@@ -24,8 +25,11 @@ from hmtl.communication.timed import TimedLinks
 from hmtl.errors import CodingError
 from hmtl.topology import Topology
 
+log = logging.getLogger("hmtl.coding")  # whose messages are a plan's progress
+
 NUMBERS = 64  # m of the round that is played
-MOST_ENUMERATED = 6  # relays; up to this number, all sets are tried
+MOST_ENUMERATED = 6  # relays; up to this number, all sets are tried if the network is small
+MOST_WORK = 10**5  # sets that are tried times users and relays, at least two
 
 
 class _Users:
@@ -83,26 +87,27 @@ def by_seconds(
 ) -> dict[AggregatorSet, float]:
     """Return the seconds of a round for sets of aggregators, the shortest first: all sets if there are few relays.
 
-    Otherwise, a relay more or less is tried as long as this takes less time.
+    Otherwise, a relay more or less is tried as long as this takes less time and not too many sets were tried.
 
     Args:
         make: makes the communicator, from a topology, a network, `links` and `aggregators`.
         t, network, V_bits, dtype: see `predict`.
     """
     seconds: dict[AggregatorSet, float] = {}
+    most = max(2, MOST_WORK // (t.K * t.H))
 
     def shortest(sets: Iterable[AggregatorSet]) -> AggregatorSet:
-        for nodes in sets:
-            if nodes not in seconds:
-                try:
-                    seconds[nodes] = predict(partial(make, aggregators=nodes.setting), t, network, V_bits, dtype)
-                except CodingError:  # these relays cannot aggregate by this scheme
-                    seconds[nodes] = inf
+        for nodes in [nodes for nodes in sets if nodes not in seconds][: most - len(seconds)]:
+            try:
+                seconds[nodes] = predict(partial(make, aggregators=nodes.setting), t, network, V_bits, dtype)
+            except CodingError:  # these relays cannot aggregate by this scheme
+                seconds[nodes] = inf
+            log.debug("choices of aggregators tried: %d of at most %d", len(seconds), most)
         return min(seconds, key=lambda nodes: (seconds[nodes], len(nodes.relays)))
 
     beside = [False] if dtype is torch.int64 else [False, True]
     alone, everyone = AggregatorSet((), server=True), AggregatorSet(t.active, server=False)
-    if len(t.active) <= MOST_ENUMERATED:
+    if len(t.active) <= MOST_ENUMERATED and (len(beside) << len(t.active)) <= most:
         sets = [A for n in range(1, len(t.active) + 1) for A in combinations(t.active, n)]
         best = shortest([alone, *(AggregatorSet(A, server) for A in sets for server in beside)])
     else:

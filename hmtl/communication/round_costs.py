@@ -17,12 +17,12 @@ from hmtl.coding import (
     SCHEMES,
     AggregatorSet,
     Choice,
-    Demand,
     Loads,
     Uplinks,
     best_aggregators,
     best_sum_aggregators,
     bounds,
+    demand_of,
     loads,
     obstacle,
     sum_codes,
@@ -74,11 +74,13 @@ class BestAggregators(ChosenRelays):
         server: whether the server aggregates, alone or beside relays.
         cost: time between relays and server, in IVs at the speed of the server's downlink.
         bound: a lower bound of `cost` for all aggregators, with the loads of scheme `optimal` in `hmtl.coding.loads`.
+        excess: by what fraction `cost` can be above that of the best aggregators at most.
     """
 
     server: bool
     cost: float
     bound: float
+    excess: float
 
     @property
     def nodes(self) -> AggregatorSet:
@@ -94,6 +96,7 @@ class AddingRelays(ChosenRelays):
         learning: the relays that learn the sums, chosen for the network's medium; empty if the server does.
         best: whether the choice is proven: no other relays, nor the server, take less time over all hops by the schemes
             of `best_sum_aggregators`.
+        excess: by what fraction another choice can be better at most.
         server_seconds: the communication time on each medium if the server learns the sums.
         cost: time from relays to server, in rows at the speed of the slowest relay.
         bound: a lower bound of `cost` for every scheme in which the same nodes learn the sums.
@@ -103,6 +106,7 @@ class AddingRelays(ChosenRelays):
 
     learning: list[int]
     best: bool
+    excess: float
     server_seconds: dict[str, float]
     cost: float
     bound: float
@@ -189,7 +193,7 @@ def compare(
     uplinks = network.uplinks(topology)
     learning = best_sum_aggregators(topology, network.hops(topology))
     by_scheme = {scheme: loads(topology, scheme, uplinks) for scheme in SCHEMES}
-    least, partition = Demand(topology.core).optimum()
+    least, partition = demand_of(topology).optimum()
     fastest = network.W2 if uplinks is None else max(uplinks.bandwidths, default=network.W2)
     obstacles = {scheme: obstacle(topology, scheme) for scheme in CODED_SCHEMES}
     best = {medium: _best(clock, uplinks, medium) for medium in MEDIA}
@@ -269,6 +273,7 @@ def _best(clock: _Clock, uplinks: Uplinks | None, medium: str) -> BestAggregator
         server_to_relays=load.down(medium),
         cost=round(choice.cost, 9),
         bound=choice.bound,
+        excess=choice.excess,
         proven=choice.proven,
         downlinks={name: load.down(name) for name in MEDIA},
         seconds={name: clock.seconds(load, name) for name in MEDIA},
@@ -311,6 +316,7 @@ def _adding(
         relays=list(up.relays),
         learning=list(A),
         best=learning.proven,
+        excess=learning.excess,
         server_seconds={name: clock.cost_of_sums(server, name, added=added).seconds for name in MEDIA},
         pieces=up.pieces,
         whole_rows=sum_loads(t, uplinks, 1, A).uplink,

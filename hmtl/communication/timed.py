@@ -76,13 +76,15 @@ class TimedLinks(InProcess):
         if users is None and len(message.receivers) > 1:
             cast = message  # leaves once for all receivers
         for receiver in message.receivers:
+            by_home: list[int] = []
+            if users is not None and SERVER not in (message.sender, receiver):
+                heard = self.topology.G[relay_number(receiver), users] if receiver.startswith("relay") else None
+                by_home = np.bincount(self.access.homes[users], heard, len(self._homes)).astype(int).tolist()
             for a in self._places(message.sender):
                 for b in self._places(receiver):
                     rows = len(message)
-                    if users is not None and SERVER not in (message.sender, receiver):
-                        home = self._homes[max(a, b) - 1 - self.topology.H]
-                        heard = self.topology.G[min(a, b) - 1][home] if a > b else np.ones(len(home), np.uint8)
-                        here = int(np.isin(users, home[heard == 1]).sum())
+                    if users is not None and by_home:
+                        here = by_home[max(a, b) - 1 - self.topology.H]
                         rows = here if rows == len(users) else min(here, 1)
                     if rows:
                         self._leaving[a][b].append((message.kind, rows * row + 8 * FRAME, cast))

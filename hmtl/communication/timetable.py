@@ -11,7 +11,7 @@ from hmtl.coding import AggregatorSet, make_plan
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.communicators.ivs import CodedHierarchical, Uncoded
 from hmtl.communication.communicators.sums import Sums
-from hmtl.communication.prediction import MOST_ENUMERATED, by_seconds, predict
+from hmtl.communication.prediction import by_seconds, predict
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.secure_costs import SecureCosts, secure_costs
 from hmtl.communication.wires import check_wire, row_bits
@@ -88,7 +88,7 @@ def timetable(
         uncoded=predict(Uncoded, t, network, bits),
         choices=[(nodes.setting, seconds) for nodes, seconds in coded.items() if seconds < inf],
         sums=[(nodes.setting, seconds) for nodes, seconds in sums.items() if seconds < inf],
-        every=len(t.active) <= MOST_ENUMERATED,
+        every=len(coded) == (2 << len(t.active)) - 1,
         duties=list(_duties(t, network, best, bits, m)),
         secure=costs,
         secure_seconds=predict(secure_sums, t, network, V_bits, torch.int64) if secure else None,

@@ -3,12 +3,12 @@
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import NoReturn
 
 import rich.console
 from rich.cells import cell_len
-from rich.status import Status
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -67,21 +67,23 @@ def names_of(relays: Sequence[int | str], server: bool = False) -> str:
 def progress(what: str) -> Iterator[None]:
     """Show the latest log message of `hmtl.coding` on standard error while a computation runs.
 
-    A terminal gets one line, which is erased at the end; other outputs get a line every 30 seconds.
+    A terminal gets a bar, which is erased at the end; other outputs get a line every 30 seconds.
 
     Args:
         what: the computation, the start of the line.
     """
     console = Console(stderr=True)
-    status = console.status(f"{what} ...")
-    handler = _ProgressHandler(what, console, status)
+    columns = TextColumn("{task.description}", markup=False), BarColumn(20), TimeElapsedColumn()
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    bar.add_task(f"{what} ...", total=None)
+    handler = _ProgressHandler(what, console, bar)
     log = logging.getLogger("hmtl.coding")
     level, propagate = log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(logging.DEBUG)
     log.propagate = False
     try:
-        with status if console.is_terminal else nullcontext():
+        with bar:
             yield
     finally:
         log.removeHandler(handler)
@@ -90,11 +92,13 @@ def progress(what: str) -> Iterator[None]:
 
 
 class _ProgressHandler(logging.Handler):
-    def __init__(self, what: str, console: Console, status: Status) -> None:
+    def __init__(self, what: str, console: Console, bar: Progress) -> None:
         super().__init__()
-        self.what, self.console, self.status = what, console, status
+        self.what, self.console, self.bar = what, console, bar
 
     def emit(self, record: logging.LogRecord) -> None:
         line = f"{self.what}: {record.getMessage()}"
-        self.status.update(line)
+        if isinstance(record.args, tuple) and len(record.args) == 2:  # how much of how much is done
+            self.bar.update(self.bar.task_ids[0], completed=record.args[0], total=record.args[1])  # type: ignore[arg-type]
+        self.bar.update(self.bar.task_ids[0], description=line)
         self.console.progress_line(line)

@@ -218,7 +218,7 @@ def _adding(comparison: Comparison) -> str:
     if sums.learning:
         sentences.append(f"If the server learned them, a round would take {server:.4g} s instead of {here:.4g} s.")
     if not sums.best:
-        sentences.append("This choice is not proven: another one might take less time.")
+        sentences.append(f"This choice is not proven, but at most {sums.excess:.2%} above the best.")
     return " ".join(sentences)
 
 
@@ -258,10 +258,9 @@ def _best(comparison: Comparison, medium: str) -> str:
             f"Best for {medium}: {who}. Proven: with {what}, no other aggregators (relays, the "
             "server or both) take less time between relays and server."
         )
-    less = 1 - best.bound / best.cost
     return (
-        f"Best found for {medium}: {who}. Not proven: with {what}, other aggregators (relays, "
-        f"the server or both) might take up to {less:.2%} less time between relays and server, but not more than that."
+        f"Best found for {medium}: {who}. Not proven: with {what}, the time between relays and server is at most "
+        f"{best.excess:.2%} above that of the best aggregators (relays, the server or both)."
     )
 
 

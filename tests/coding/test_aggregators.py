@@ -23,6 +23,7 @@ from hmtl.coding import (
     resolve,
     uplink_bound,
 )
+from hmtl.coding.formulas import optimal_loads
 from hmtl.errors import CodingError
 from hmtl.testing.topologies import restricted, topologies
 from hmtl.topology import Topology, any_r, geometric, heterogeneous, symmetric
@@ -362,6 +363,36 @@ def test_up_to_ten_relays_are_searched_to_the_end_and_up_to_twenty_for_a_while()
     for t, cost in ((geometric(40, 9, 0.5, seed=1), 57), (any_r(60, 12, 3), 92)):
         best = best_aggregators(t)
         assert (best.cost, best.proven) == (pytest.approx(cost), True)
+
+
+@pytest.mark.slow
+@settings(deadline=None)
+@given(t=topologies(max_H=5), parallel=st.booleans(), alike=st.booleans(), seed=st.integers(0, 2**20))
+def test_a_search_that_stops_early_bounds_what_it_missed(t, parallel, alike, seed):
+    """With next to no work, the choice has the cost of its loads, and is at most `excess` above the best of all."""
+    W = np.random.default_rng(seed).choice((0.5, 1, 1.5, 4), len(t.active))
+    links = None if alike and not parallel else Uplinks(tuple(W.tolist()), parallel)
+    W = np.ones(len(W)) if links is None else W
+    optimum = costs(t, W, parallel, W.max(), None if links is None else uplink_to_server(t, links) * W.max()).values()
+    tiny = {"MOST_TABULATED": 0, "MOST_AT_ONCE": 0, "MOST_FLOWS": 1, "MOST_STEPS": 2, "MOST_CUTS": 1, "MOST_SOLVED": 0}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MOST_ENUMERATED", "MOST_PROVEN", "MOST_TRIED", "MOST_WORK"):
+            patch.setattr(aggregators, name, 0)
+        for name, value in tiny.items():
+            patch.setattr(rates, name, value)
+        optimal_loads.cache_clear()
+        for place, medium in enumerate(("broadcast", "unicast")):
+            best, least = best_aggregators(t, uplinks=links, medium=medium), min(cost[place] for cost in optimum)
+            load = loads(t, uplinks=links, aggregators=best.nodes.setting)
+            assert best.cost == pytest.approx(seconds(load, t, W, parallel, W.max(), medium))
+            assert best.bound - 1e-6 <= least <= best.cost + 1e-6
+            assert best.cost <= least * (1 + best.excess) + 1e-6
+            assert (best.excess == 0) == best.proven
+    optimal_loads.cache_clear()
+
+
+def uplink_to_server(t, links):
+    return links.seconds(np.array([loads(t, "uncoded", links).by_relay[i] for i in t.active]))
 
 
 def test_a_search_that_misses_the_best_relays_does_not_claim_a_proof():

@@ -1,5 +1,6 @@
 """Who learns the sums: against all sets of relays that hear everybody, each with a linear programme of its own."""
 
+import sys
 from itertools import combinations
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from hmtl.coding import Hops, Uplinks, best_sum_aggregators, sum_bounds, sum_loads
+from hmtl.coding import Hops, Uplinks, best_sum_aggregators, cover, sum_bounds, sum_loads
 from hmtl.testing.topologies import restricted, topologies
 from hmtl.topology import Topology, any_r, symmetric
 
@@ -93,6 +94,28 @@ def test_a_search_that_ends_early_claims_no_more_than_is_true(
     assert choice.bound <= least * (1 + 1e-6)
     assert choice.cost > least * (1 + 1e-6)
     assert not choice.proven
+
+
+@given(t=topologies(max_H=5, max_K=10) | well_heard, parallel=st.booleans(), last=st.sampled_from((0.3, 1.0, 1000.0)))
+def test_a_greedy_choice_bounds_what_it_missed(t: Topology, parallel: bool, last: float) -> None:
+    """As in a network that is too large for integer programmes."""
+    hops = Hops(Uplinks((1.0,) * len(t.active), parallel), 2.0, last)
+    with pytest.MonkeyPatch.context() as patch:
+        for limit in ("covers.MOST_ENUMERATED", "covers.MOST_SEARCHED", "sum_codes.MOST_SEARCHED", "summing.MOST_ROWS"):
+            module, name = limit.split(".")
+            patch.setattr(sys.modules[f"hmtl.coding.{module}"], name, 0)
+        forget()
+        choice = best_sum_aggregators(t, hops)
+    forget()
+    least = by_brute_force(t, hops)
+    assert choice.bound <= least * (1 + 1e-6)
+    assert least * (1 - 1e-6) <= choice.cost <= least * (1 + choice.excess) * (1 + 1e-6)
+
+
+def forget() -> None:
+    """Forget results that were computed with other limits."""
+    cover.cache_clear()
+    sys.modules["hmtl.coding.sum_codes"]._shares_sent.cache_clear()
 
 
 @given(t=restricted(topologies(max_H=6, max_K=12)), seed=st.integers(0, 10**6))

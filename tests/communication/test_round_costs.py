@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hmtl.coding import rates
 from hmtl.communication import Network
 from hmtl.communication.round_costs import compare
 from hmtl.topology import Topology, any_r, from_file, heterogeneous, symmetric
@@ -129,3 +132,35 @@ def test_one_relay_needs_no_code() -> None:
 def test_schemes_without_a_plan_are_named_with_the_reason() -> None:
     assert compare(symmetric(20, 5, 3), Network(), 1000).not_trainable == {}
     assert compare(any_r(5000, 5, 3, 0), Network(), 1000).not_trainable.keys() == {"paper", "equal"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("bps", "most"), [(None, 10**6), ([25e6, 50e6, 75e6, 100e6] * 25, 10**7)])
+def test_a_large_network_takes_bounded_work(
+    monkeypatch: pytest.MonkeyPatch, bps: list[float] | None, most: int
+) -> None:
+    """1,000 users and 100 relays: flows, and the entries of programmes times the nodes of their search trees."""
+    flows, work, flow, solve = 0, 0, rates.maximum_flow, scipy.optimize.milp
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal flows
+        flows += 1
+        return flow(*arguments)
+
+    def worked(c: Any, *, constraints: Any, **options: Any) -> Any:
+        nonlocal work
+        solution = solve(c, constraints=constraints, **options)
+        given = constraints if isinstance(constraints, list) else [constraints]
+        work += sum(np.count_nonzero(each.A) if isinstance(each.A, np.ndarray) else each.A.nnz for each in given) * (
+            solution.get("mip_node_count") or 1
+        )
+        return solution
+
+    monkeypatch.setattr(rates, "maximum_flow", counted)
+    monkeypatch.setattr(scipy.optimize, "milp", worked)
+    comparison = compare(any_r(1000, 100, 3), Network(uplink_bps=bps), 50_176)
+    assert flows <= 10_000
+    assert work <= most
+    for best in comparison.aggregators.values():
+        assert best.bound <= best.cost <= best.bound * (1 + best.excess) + 1e-6
+        assert best.excess < 0.05

@@ -52,11 +52,13 @@ def test_the_server_is_named_among_aggregators(capsys: pytest.CaptureFixture[str
 
 def test_a_choice_that_is_not_proven_is_not_called_best(capsys: pytest.CaptureFixture[str]) -> None:
     comparison = compare(symmetric(20, 5, 3), Network(), 1000)
-    best = replace(comparison.aggregators["broadcast"], cost=20.0, bound=16.0, proven=False)
+    best = replace(comparison.aggregators["broadcast"], cost=20.0, bound=16.0, excess=0.25, proven=False)
     printed = text(replace(comparison, aggregators=comparison.aggregators | {"broadcast": best}), capsys)
     assert "found for broadcast" in printed
     assert "best for broadcast" not in printed
-    assert "20.00% less" in " ".join(printed.split())
+    assert "25.00%" in printed
+    sums = replace(comparison.sums, best=False, excess=0.125)
+    assert "12.50%" in text(replace(comparison, sums=sums), capsys)
 
 
 def test_the_proof_names_the_partition(capsys: pytest.CaptureFixture[str]) -> None:
