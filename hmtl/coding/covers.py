@@ -16,7 +16,7 @@ from hmtl.coding.rates import Demand, Uplinks, demand_of, over_sets
 from hmtl.topology import Topology
 
 MOST_ENUMERATED = 16  # relays; up to this number, all sets are compared
-MOST_SEARCHED = 20_000  # relays times types; up to this number, integer programmes search, beyond it a greedy rule
+MOST_SEARCHED = 4000  # relays times types; up to this number, integer programmes search, beyond it a greedy rule
 NODES = 100  # of the search tree of an integer programme
 
 

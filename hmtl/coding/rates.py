@@ -296,7 +296,6 @@ class Programme:
         soon as the time is known to be at least `stop`. After too many steps, rates suffice but may not be optimal.
         """
         apart, models = self._apart(A, models)
-        self.flows = 0
         for _ in self._steps():
             x = self._solve(A, models, even=EVEN)
             enough = self._seconds(x) + apart
@@ -309,7 +308,6 @@ class Programme:
             links = None if self.parallel and self.H > MOST_SOLVED else self.uplinks
             x = np.array(self.demand.rates(1, links).counts, dtype=np.float64)
             enough = self._time(x) + apart + models
-        self.flows = 0
         for _ in self._steps():
             y = self._solve(A, models)
             time = self._seconds(y) + apart
@@ -331,6 +329,7 @@ class Programme:
 
     def _steps(self) -> Iterator[int]:
         """Count steps until there were too many, or too many flows."""
+        self.flows = 0
         return takewhile(lambda _: self.flows < MOST_FLOWS, range(self.steps))
 
     def _apart(self, A: Sequence[int], models: float) -> tuple[float, float]:
@@ -438,14 +437,15 @@ class Programme:
         if not self.tabulated:
             scale = max(1, int(2e8 // (c * self.demand.counts.sum())))  # flows are integers below 2^31
             supply = np.ceil(x * scale - 1e-3).astype(np.int64)
-            found: list[Set] = []
+            known, new = {row.tobytes() for row in self.sets}, list[Set]()
             for j in A:
                 self.flows += 1
-                if relays := self.demand.lacking(supply, c * scale, j):
-                    found.append(np.isin(members, relays))
-                    if len(found) == MOST_CUTS:
-                        break
-            return found
+                lacking = np.isin(members, self.demand.lacking(supply, c * scale, j))
+                if lacking.any() and lacking.tobytes() not in known:  # known ones are violated by rounding errors only
+                    new.append(lacking)
+                if len(new) == MOST_CUTS:
+                    break
+            return new
         lack, violated = over_sets(x, np.add, 0.0) - c * self.demand.within, []
         for j in A:
             without = lack.reshape(-1, 2, 1 << j)[:, 0]

@@ -35,8 +35,6 @@ MOST_ENTRIES = 10**7  # of all inverse matrices of a code
 TOLERANCE = 1e-9
 NEAR = 1.01  # times the bound: with padding, no better code is sought
 
-Shares = NDArray[np.int64]
-
 
 @dataclass(frozen=True, eq=False)
 class SumCode:
@@ -180,7 +178,9 @@ def sum_code(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOS
 
 
 @lru_cache(8)  # the same codes are needed for loads, bounds, and each choice of who learns the sums
-def _shares_sent(t: Topology, uplinks: Uplinks | None, most_pieces: int, L: int) -> tuple[int, Shares, float, float]:
+def _shares_sent(
+    t: Topology, uplinks: Uplinks | None, most_pieces: int, L: int
+) -> tuple[int, NDArray[np.int64], float, float]:
     """Return c, the shares of each relay [H], a lower bound of the time, and the time; see `sum_code`."""
     whole = cover(t, uplinks)
     counts = np.isin(np.arange(t.H), whole.relays).astype(np.int64)

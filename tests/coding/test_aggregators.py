@@ -391,6 +391,24 @@ def test_a_search_that_stops_early_bounds_what_it_missed(t, parallel, alike, see
     optimal_loads.cache_clear()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("helpers", [0, 3])
+def test_rates_over_unequal_links_of_many_relays_suffice(parallel, helpers):
+    """Each aggregator can receive what it misses, as a flow from the other relays: here, by another programme."""
+    t = any_r(60, 24, 3)
+    A, links = t.active[helpers:], Uplinks((1.0, 2.0, 3.0) * 8, parallel)
+    load = loads(t, uplinks=links, aggregators=A)
+    assert t.G[list(A)].any(axis=0).all()
+    kinds, relays = np.nonzero(t.G.T)  # a variable for each pair of a user and a relay that hears it
+    sent, of_user = np.arange(t.H)[:, None] == relays, np.arange(t.K)[:, None] == kinds
+    for j in A:
+        missed = 1.0 - t.G[j]
+        assert linprog(np.zeros(len(kinds)), sent, np.array(load.by_relay) + 1e-6, of_user, missed).status == 0
+    bound = uplink_bound(t, links, aggregators=A)
+    assert bound - 1e-6 <= links.seconds(np.array(load.by_relay)) * 3 <= bound * 1.25
+
+
 def uplink_to_server(t, links):
     return links.seconds(np.array([loads(t, "uncoded", links).by_relay[i] for i in t.active]))
 
