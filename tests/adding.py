@@ -9,15 +9,19 @@ from changed import Changed
 from torch import Tensor
 
 from hmtl.communication import LinkLedger, Network
-from hmtl.communication.coders import AggregatorCoder, UserCoder
-from hmtl.communication.communicators.sums import NODES, SECURE_NODES
 from hmtl.communication.few_bits import FewBits
-from hmtl.communication.nodes.adding import SummingAggregation
-from hmtl.communication.nodes.few_bit_sums import FewBitCoder, FewBitHost
+from hmtl.communication.nodes.aggregation import Aggregation
+from hmtl.communication.nodes.host import Host
+from hmtl.communication.nodes.relay import Relay
+from hmtl.communication.nodes.secure import SecureHost, SecureRelay, SecureServer
+from hmtl.communication.nodes.server import Server
 from hmtl.communication.planning.planner import Planner
-from hmtl.communication.round import Nodes, Stopwatch, forwarding, masked, play, summing
+from hmtl.communication.planning.sums import SumsOfRows
+from hmtl.communication.round import Nodes, Schedule, Stopwatch, play
 from hmtl.communication.row_formats import PlainRows
 from hmtl.communication.secure.neighbors import Secure
+from hmtl.communication.secure_round import SecureSchedule
+from hmtl.communication.sum_coders import FewBitSumCoder, FewBitTermCoder, SumCoder, TermCoder
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers
 from hmtl.topology import Topology
 
@@ -68,34 +72,31 @@ class Apart:
         secure: Secure | None = None,
     ) -> None:
         self.width, self.K, self.few_bits, self.learning = sides[0].ivs[0].shape[1], t.K, formats, learning
-        kinds = SECURE_NODES[formats is not None] if secure else NODES[formats is not None, bool(learning)]
-        host, relay, server = (partial(kind, formats=formats or PlainRows(self.width - 1)) for kind in kinds)
-        self.schedule = summing if learning else forwarding
+        recipe = SumsOfRows(formats or PlainRows(self.width - 1))
+        host, relay, server, self.schedule = Host, Relay, Server, Schedule()
         if secure:
-            self.schedule = masked
-            host, server = partial(host, secure=secure), partial(server, secure=secure)
+            host, server = partial(SecureHost, secure=secure), partial(SecureServer, secure=secure)
+            relay, self.schedule = SecureRelay, SecureSchedule()
         planners = [Planner(t, network, learning, sums=sums) for _ in range(2)]
-        self.hosts = [
-            host(t.K, side, UserCoder(side, None), n, np.array(sorted(side.mine)), planners[n % 2])
-            for n, side in enumerate(sides)
-        ]
+        self.hosts = []
+        for n, side in enumerate(sides):
+            members = np.array(sorted(side.mine))
+            coder = FewBitTermCoder(side, formats, members) if formats else TermCoder(side)
+            self.hosts.append(host(planners[n % 2], recipe, side, coder, n, members))
         names = [host.name for host in self.hosts]
         self.seats = [self.seat() for _ in range(t.H if learning else 1)]
-        if learning:
-            self.relays = [relay(i, planners[i % 2], names, seat) for i, seat in enumerate(self.seats)]
-            self.server = server(planners[0])
-        else:
-            self.relays = [relay(i, planners[i % 2], names) for i in range(t.H)]
-            self.server = server(planners[0], *self.seats)
+        at_relays = self.seats if learning else [None] * t.H
+        self.relays = [relay(i, planners[i % 2], recipe, names, seat) for i, seat in enumerate(at_relays)]
+        self.server = server(planners[0], recipe, None if learning else self.seats[0])
         self.links = Changed(LinkLedger(t.K, t.H))
         self.names = names, [relay.name for relay in self.relays]
 
-    def seat(self) -> SummingAggregation:
-        coder = FewBitCoder(self.few_bits) if self.few_bits else AggregatorCoder(self.width - 1, None)
-        return SummingAggregation(self.K, Total(self.width), coder, revocable=True)
+    def seat(self) -> Aggregation:
+        coder = FewBitSumCoder(self.few_bits) if self.few_bits else SumCoder(self.width - 1)
+        return Aggregation(self.K, Total(self.width), coder, revocable=True)
 
     @property
-    def newest(self) -> SummingAggregation:
+    def newest(self) -> Aggregation:
         """That of an aggregator with the present state; all such aggregators have the same."""
         if not self.learning:
             return self.seats[0]
@@ -116,11 +117,11 @@ class Apart:
         play(round, Nodes(self.hosts, there, self.server, seat, self.schedule, *self.names), self.links, Stopwatch())
 
 
-def owed(hosts: Sequence[FewBitHost], counted: set[tuple[int, int]]) -> Tensor:
+def owed(hosts: Sequence[Host], counted: set[tuple[int, int]]) -> Tensor:
     """What all users owe: a pending update leaves over what it would, if it counted."""
-    total = torch.zeros(hosts[0].formats.numbers, dtype=torch.int64)
+    total = torch.zeros(hosts[0].coder.formats.numbers, dtype=torch.int64)
     for host in hosts:
         for place, k in enumerate(host.members.tolist()):
             late = host.pending[k] and (int(host.sent[k]), k) in counted
-            total += torch.from_numpy((host.owed_if_counted if late else host.owed)[place])
+            total += (host.coder.owed_if_counted if late else host.coder.owed)[place]
     return total

@@ -25,18 +25,20 @@ class Report:
         heard: the users whose IVs arrived.
         version: number of rounds that the relay has aggregated.
         payload, overhead: bytes of an IV, and of what travels with it.
+        requested: whether a user within range requests the whole row that its updates add to, see `few_bits`.
     """
 
     heard: NDArray[np.int64]
     version: int
     payload: int
     overhead: int
+    requested: bool = False
 
     def to_bytes(self, t: Topology, i: int) -> Bytes:
         """Return the report of relay i as bytes: one bit per user within range, and three numbers."""
         heard = np.zeros(t.K, dtype=bool)
         heard[self.heard] = True
-        numbers = numbers_to_bytes([self.version, self.payload, self.overhead])
+        numbers = numbers_to_bytes([2 * self.version + self.requested, self.payload, self.overhead])
         return np.concatenate([np.packbits(heard[t.G[i] == 1]), numbers])
 
     @classmethod
@@ -44,7 +46,8 @@ class Report:
         """Return the report that `to_bytes` wrote."""
         users = np.flatnonzero(t.G[i])
         bits = np.unpackbits(content[:-12], count=len(users)).astype(bool)
-        return cls(users[bits], *bytes_to_numbers(content[-12:]).tolist())
+        number, payload, overhead = bytes_to_numbers(content[-12:]).tolist()
+        return cls(users[bits], number // 2, payload, overhead, bool(number % 2))
 
     @staticmethod
     def nbytes(t: Topology, i: int) -> int:
@@ -76,6 +79,7 @@ class Attendance:
         behind: the aggregating relays that missed a round and need the state of a node that did not [H].
         source: the relay that sends this state; -1 if no relay needs it, or if the server sends it.
         missed: how many rounds the relay that is furthest behind has missed.
+        requested: whether some relay reported a request.
     """
 
     topology: Topology
@@ -85,6 +89,7 @@ class Attendance:
     behind: NDArray[np.bool_]
     source: int
     missed: int = 0
+    requested: bool = False
 
     @cached_property
     def users(self) -> NDArray[np.int64]:
@@ -130,7 +135,7 @@ class Attendance:
     def to_bytes(self) -> Bytes:
         """Return the attendance as bytes: one bit per link, three bits per relay, and one number."""
         bits = [self.heard.G[self.topology.G == 1], self.reporting, self.aggregating, self.behind]
-        number = self.source + self.missed * (self.topology.H + 1)
+        number = 2 * (self.source + 1 + self.missed * (self.topology.H + 1)) + self.requested
         return np.concatenate([np.packbits(np.concatenate(bits)), numbers_to_bytes([number])])
 
     @classmethod
@@ -141,8 +146,9 @@ class Attendance:
         links = np.zeros_like(t.G)
         links[t.G == 1] = bits[:n]
         reporting, aggregating, behind = bits[n:].astype(bool).reshape(3, H)
-        missed, source = divmod(int.from_bytes(content[-4:], "little", signed=True) + 1, H + 1)
-        return cls(t, t.restricted(links=links), reporting, aggregating, behind, source - 1, missed)
+        number, requested = divmod(int.from_bytes(content[-4:], "little"), 2)
+        missed, source = divmod(number, H + 1)
+        return cls(t, t.restricted(links=links), reporting, aggregating, behind, source - 1, missed, bool(requested))
 
     @staticmethod
     def nbytes(t: Topology) -> int:
@@ -182,7 +188,8 @@ def decide(
     behind = aggregating & ~current
     source = int(np.flatnonzero(current)[0]) if behind.any() and not server else -1
     missed = max((version - reports[i].version for i in np.flatnonzero(behind).tolist()), default=0)
-    return Attendance(t, t.restricted(links=links), reporting, aggregating, behind, source, missed)
+    requested = any(report.requested for report in reports.values())
+    return Attendance(t, t.restricted(links=links), reporting, aggregating, behind, source, missed, requested)
 
 
 def numbers_to_bytes(numbers: Sequence[int] | NDArray[np.int64]) -> Bytes:

@@ -15,13 +15,14 @@ K users, m numbers per IV or model, e further numbers.
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.encoding import joined, pack, replaced, take, unpack
 from hmtl.communication.wires import Quantiser
 
@@ -43,6 +44,22 @@ class Sender(Protocol):
 
     def take_sent(self, users: Ids, sent: Tensor, further: Tensor) -> Tensor: ...
 
+    def take_leftover(self, users: Ids, leftover: Tensor) -> None: ...
+
+
+class Read(NamedTuple):
+    """What comes with models.
+
+    Attributes:
+        users: the users who can tell their models from what arrived [n].
+        last: the round in which the IV of each of them counted last [n].
+        extras: further numbers, as they travelled, uint8 [rows, bytes].
+    """
+
+    users: Ids
+    last: Ids
+    extras: Tensor
+
 
 class UserCoder:
     """A host's coder for floats.
@@ -60,8 +77,16 @@ class UserCoder:
         """Return payload and overhead, uint8 [n, bytes] each, of the IVs [n, m + e] of these users."""
         return pack(ivs, self.users.numbers, self.wire or ivs.dtype)
 
+    def requesting(self, idle: Ids) -> Ids:
+        """Return which of these users, who are idle, need more than a round's change to tell their next model."""
+        return idle[:0]
+
     def commit(self, users: Ids) -> None:
         """Record that the IVs that these users encoded last counted."""
+
+    def read(self, users: Ids, overhead: Tensor, round: int) -> Read:
+        """Return what came with the models of these users in a round, given overhead as `AggregatorCoder` made it."""
+        return Read(users, bytes_to_numbers(overhead[:, -4:].numpy().ravel()), overhead[:, :-4])
 
     def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the models [n, m + e′] of these users, as `dtype`."""
@@ -90,8 +115,18 @@ class AggregatorCoder:
         """Return the IVs [n, m + e] of these users, as `dtype`."""
         return unpack(payload, extras, self.wire or dtype, dtype)
 
-    def hear(self, counted: Ids, round: int) -> None:
-        """Learn in which round each user's IV counted last [K], this round included, before models are encoded."""
+    def hear(self, counted: Ids, round: int, requested: bool) -> None:
+        """Note who took part, before models are encoded.
+
+        Args:
+            counted: the round in which each user's IV counted last [K], this round included.
+            round: the round.
+            requested: whether a user needs more than the round's change, see `UserCoder.requesting`.
+        """
+
+    def receipts(self, counted: Ids) -> Tensor:
+        """Return the round in which the user's IV counted last, for each row of models, uint8 [rows, bytes]."""
+        return torch.from_numpy(numbers_to_bytes(counted).reshape(-1, 4))
 
     def encode(self, heard: Ids, models: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return payload and overhead, uint8 [rows, bytes] each, of models [rows, m + e′].

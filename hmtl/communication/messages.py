@@ -85,6 +85,11 @@ class Message:
         """Return the number of rows."""
         return len(self.payload) if self.at is None else len(self.at)
 
+    @property
+    def is_request(self) -> bool:
+        """Whether users request a row with this message, a byte from each; numbers have 8 bytes."""
+        return self.payload.shape[1] == 0 and self.overhead.shape[1] == 1
+
     def rows(self) -> Tensor:
         """Return the numbers of the rows that are sent [n]."""
         return torch.arange(len(self.payload)) if self.at is None else self.at

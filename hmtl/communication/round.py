@@ -1,36 +1,32 @@
 """One round: the nodes of a process, all of them or a few, take turns by a schedule."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from hmtl.communication.attendance import Attendance
 from hmtl.communication.links import Links
 from hmtl.communication.messages import (
     ATTENDANCE,
-    BROADCAST,
-    COMBINATIONS,
     DIGESTS,
     IVS,
-    KEYS,
     MODELS,
     RECEIPTS,
     REPORT,
     SERVER,
-    SHARED,
-    SHARES,
     STATE,
-    UNMASK,
     VERDICT,
+    Message,
     Users,
     relay_name,
 )
 from hmtl.communication.nodes.aggregation import Aggregation
-from hmtl.communication.nodes.base import Relay, Server
-from hmtl.communication.nodes.host import UserHost
+from hmtl.communication.nodes.host import Host
 from hmtl.communication.nodes.phases import Phase
-from hmtl.communication.nodes.secure import SecureRelay, SecureServer
-from hmtl.communication.planning.pieces import Segment, segments
+from hmtl.communication.nodes.relay import Relay
+from hmtl.communication.nodes.server import Server
+from hmtl.communication.planning.flow import Flow, Step
 from hmtl.communication.planning.planner import Planner
 from hmtl.io.cpu_time import cpu_seconds
 
@@ -60,15 +56,15 @@ class Nodes:
     Attributes:
         hosts, relays, server: the nodes of this process.
         aggregation: what the aggregators among them share; None: each has its own.
-        schedule: plays an attempt: `forwarding`, `masked`, `summing`, `coding` or `supplying`.
+        schedule: the turns that they take.
         host_names, relay_names: names of all hosts and relays, in this process or not.
     """
 
-    hosts: Sequence[UserHost]
+    hosts: Sequence[Host]
     relays: Sequence[Relay]
     server: Server | None
     aggregation: Aggregation | None
-    schedule: "Callable[[Stage], None]"
+    schedule: "Schedule"
     host_names: Sequence[str]
     relay_names: Sequence[str]
 
@@ -89,7 +85,7 @@ class Nodes:
             if member.name in memory:
                 member.load_state_dict(memory[member.name])
 
-    def _members(self) -> list[UserHost | Relay | Server | Aggregation]:
+    def _members(self) -> list[Host | Relay | Server | Aggregation]:
         return [member for member in (*self.hosts, *self.relays, self.server, self.aggregation) if member]
 
 
@@ -110,8 +106,19 @@ class Outcome:
     empty: bool
 
 
+Got = Mapping[str, list[Message]]
+"""The messages that a node gets for a turn, by kind."""
+Answers = Iterable[Message] | None
+"""What it sends in return."""
+N = TypeVar("N", Host, Relay, Server)
+
+
 class Stage:
     """Gives nodes their turns: hands over messages, measures CPU time, and posts the answers.
+
+    A turn is a function of a node and of the messages that it gets, of the kinds in `hears`. After the turn, the node
+    sends no more messages of the kinds in `says`. CPU time is recorded as `task`, or, if there is none, as the node's
+    coding.
 
     Attributes:
         acting: the relays of this process that take part at present.
@@ -121,53 +128,48 @@ class Stage:
         self.nodes, self.links, self.watch = nodes, links, watch
         self.acting = nodes.relays
 
-    def hosts(self, action: str, *arguments: object, **turn: Any) -> None:
-        """Give each host a turn, see `_turn`."""
+    def hosts(self, action: Callable[[Host, Got], Answers], **turn: Any) -> None:
+        """Give each host a turn."""
         relays = self.nodes.relay_names
         for host in self.nodes.hosts:
-            self._turn(host, action, arguments, senders=relays, receivers=relays, **turn)
+            self._turn(host, action, senders=relays, receivers=relays, **turn)
 
-    def relays(self, action: str, *arguments: object, **turn: Any) -> None:
-        """Give each relay a turn, see `_turn`."""
+    def relays(self, action: Callable[[Relay, Got], Answers], **turn: Any) -> None:
+        """Give each relay that takes part a turn."""
         for relay in self.acting:
-            self._turn(relay, action, arguments, **turn)
+            self._turn(relay, action, **turn)
 
-    def server(self, action: str, *arguments: object, peers: Sequence[str] = (), **turn: Any) -> None:
-        """Give the server a turn, see `_turn`; by default, `peers` are the relays that take part."""
+    def server(self, action: Callable[[Server, Got], Answers], peers: Sequence[str] = (), **turn: Any) -> None:
+        """Give the server a turn; by default, `peers` are the relays that take part."""
         if server := self.nodes.server:
             peers = peers or [relay_name(i) for i in server.attendance.relays]
-            self._turn(server, action, arguments, senders=peers, receivers=peers, **turn)
+            self._turn(server, action, senders=peers, receivers=peers, **turn)
 
-    def plan(self) -> None:
-        """Make the plans of this attempt, which the nodes of a process share."""
-        if node := self._planning_node:
-            with self.watch.measure("planning"):
-                node.plan()
-
-    def segments(self) -> list[Segment]:
-        """Return the segments that are coded in this attempt; none if no relay aggregates."""
-        node = self._planning_node
-        if node is None or not node.attendance.aggregating.any():
-            return []
-        with self.watch.measure("planning"):
-            return list(segments(node.planner.code(node.attendance).plan, *node.sizes))
+    def flow(self) -> Flow | None:
+        """Return the flow of this attempt, whose plans the nodes of a process share; None if none of them acts."""
+        if self._any is None:
+            return None
+        with self.watch.measure("planning"):  # all nodes plan at the same time
+            return self._any.flow()
 
     @property
-    def _planning_node(self) -> Relay | Server | None:
-        """The node whose planning is measured; all nodes plan at the same time."""
+    def attendance(self) -> Attendance:
+        """Who takes part, as a node of this process knows it."""
+        assert self._any, "no node of this process acts"
+        return self._any.attendance
+
+    @property
+    def _any(self) -> Server | Relay | None:
         return self.nodes.server or next(iter(self.acting), None)
 
-    def release(self) -> None:
-        """Let the relays release what they heard, unless they may need it for another attempt."""
-        if self.links.reliable:
-            for relay in self.acting:
-                relay.release()
+    def keep_attending(self) -> None:
+        """Go on with the relays that know who takes part."""
+        self.acting = [relay for relay in self.acting if relay.phase is Phase.ATTENDING]
 
     def _turn(
         self,
-        node: UserHost | Relay | Server,
-        action: str,
-        arguments: tuple[object, ...],
+        node: N,
+        action: Callable[[N, Got], Answers],
         *,
         hears: Sequence[str] = (),
         says: Sequence[str] = (),
@@ -175,136 +177,89 @@ class Stage:
         receivers: Sequence[str] = (SERVER,),
         task: str = "",
     ) -> None:
-        """Call the method `action` of a node with arguments and the messages it hears; post what it returns.
-
-        The method gets one list of messages for each kind in `hears`. After the turn, the node sends no more messages
-        of the kinds in `says`. CPU time is recorded as `task`, or, if there is none, as the node's coding.
-        """
         self.links.turn(node.name)
-        received = [self.links.collect(node.name, kind, senders) for kind in hears]
+        got = {kind: self.links.collect(node.name, kind, senders) for kind in hears}
         with self.watch.measure(f"{task} of {node.name}" if task else node.name):
-            answers = getattr(node, action)(*arguments, *received)
-        for message in answers or ():
+            answers = list(action(node, got) or ())
+        for message in answers:
             self.links.post(message)
         for kind in says:
             self.links.end(kind, receivers)
 
 
-def forwarding(stage: Stage) -> None:
-    """Play the schedule in which relays forward IVs, or sums of them, and the server aggregates."""
-    stage.plan()
-    stage.relays("forward", says=[IVS])
-    stage.release()
-    stage.server("gather", hears=[IVS])
-    stage.server("aggregate", task="global update")
-    stage.server("hand_back", says=[VERDICT, MODELS])
+class Schedule:
+    """The turns of a round.
 
-
-def masked(stage: Stage) -> None:
-    """Play the schedule in which relays and server add masked terms; `unmask` follows once no relay is silent."""
-    stage.plan()
-    stage.relays("forward", says=[IVS])
-    stage.release()
-    stage.server("gather", hears=[IVS])
-    stage.server("retry", says=[VERDICT, MODELS])
-
-
-def share_secrets(stage: Stage, round: int) -> None:
-    """Let users advertise keys and share the seeds of their masks, and send masked terms."""
-    hosts, relays = stage.nodes.host_names, stage.nodes.relay_names
-    stage.hosts("send", round, relays, says=[KEYS])
-    stage.relays("advertise", round, hears=[KEYS], says=[KEYS], senders=hosts)
-    stage.server("introduce", round, hears=[KEYS], says=[KEYS], peers=relays)
-    stage.relays("introduce", hears=[KEYS], says=[KEYS], receivers=hosts)
-    stage.hosts("share", hears=[KEYS], says=[SHARES])
-    stage.relays("collect", hears=[SHARES], says=[SHARES], senders=hosts)
-    stage.server("pass_on", hears=[SHARES], says=[SHARES], peers=relays)
-    stage.relays("pass_on", hears=[SHARES], says=[SHARES], receivers=hosts)
-    stage.hosts("read", hears=[SHARES], says=[SHARED])
-    stage.relays("confirm", hears=[SHARED], says=[SHARED], senders=hosts)
-    stage.server("settle", hears=[SHARED], says=[SHARED], peers=relays)
-    stage.relays("announce", hears=[SHARED], says=[SHARED], receivers=hosts)
-    stage.hosts("mask", hears=[SHARED], says=[IVS])
-
-
-def unmask(stage: Stage, round: int) -> None:
-    """Let users reveal shares, relays combine them, the server unmask the sum and send the models.
-
-    Relays combine shares again if one of them falls silent.
+    Users send, relays report, the server announces the attendance. In an *attempt*, rows are collected and models are
+    computed. If a message that other nodes need does not arrive from a relay, there is another attempt without it.
     """
-    hosts, relays = stage.nodes.host_names, stage.nodes.relay_names
-    stage.server("ask", peers=relays, says=[UNMASK])
-    stage.relays("ask", hears=[UNMASK], says=[UNMASK], receivers=hosts)
-    stage.hosts("answer", hears=[UNMASK], says=[UNMASK])
-    stage.relays("hear", hears=[UNMASK], says=[UNMASK], senders=hosts)
-    combining = True
-    while combining:
-        stage.server("unmask", hears=[UNMASK], says=[UNMASK], peers=relays)
-        stage.relays("combine", hears=[UNMASK], says=[UNMASK])
-        nodes = stage.nodes.server, *stage.acting
-        combining = any(node.combining for node in nodes if isinstance(node, (SecureRelay, SecureServer)))
-    stage.server("aggregate", task="global update")
-    stage.server("hand_back", says=[VERDICT, MODELS])
-    stage.acting = [relay for relay in stage.acting if relay.phase is Phase.ATTENDING]
-    stage.relays("conclude", hears=[VERDICT, MODELS])
+
+    def begin(self, stage: Stage, round: int) -> None:
+        """Let users send their rows."""
+        relays = stage.nodes.relay_names
+        stage.hosts(lambda host, _: host.send(round, relays), says=[IVS])
+
+    def attempt(self, stage: Stage, flow: Flow) -> None:
+        """Collect rows, and compute models."""
+        collect(stage, flow)
+        compute(stage, flow)
+
+    def end(self, stage: Stage, flow: Flow | None) -> None:
+        """Do what follows once no relay is silent; a process without relays that act knows no flow."""
 
 
-def summing(stage: Stage) -> None:
-    """Play the schedule in which relays add terms and aggregate, and the server adds those that they lack."""
-    _hand_over_state(stage)
-    stage.plan()
-    stage.relays("forward", says=[IVS])
-    stage.server("add", hears=[IVS], says=[BROADCAST])
-    stage.relays("complete", hears=[BROADCAST])
-    _aggregate_at_relays(stage)
+def collect(stage: Stage, flow: Flow) -> None:
+    """Hand over state to relays that missed a round, and play the steps after which the aggregators can aggregate."""
+    hand_over_state(stage)
+    for step in flow.collect:
+        play_step(stage, step)
+    if stage.links.reliable:  # otherwise they may need what they heard for another attempt
+        stage.relays(lambda relay, _: relay.release())
 
 
-def coding(stage: Stage) -> None:
-    """Play the schedule in which relays exchange coded IVs, and aggregate."""
-    _hand_over_state(stage)
-    for segment in stage.segments():
-        stage.relays("encode", segment, says=[COMBINATIONS])
-        stage.server("recode", segment, hears=[COMBINATIONS], says=[BROADCAST])
-        stage.relays("decode", segment, hears=[BROADCAST])
-    stage.relays("finish")
-    _aggregate_at_relays(stage)
+def play_step(stage: Stage, step: Step) -> None:
+    """Let relays send, the server send, and both learn what they can."""
+    up, down = step.kinds
+    rises, falls = [up] * bool(step.senders), [down] * bool(step.receivers)
+    if rises:
+        stage.relays(lambda relay, _: relay.up(step), says=rises)
+    stage.server(lambda server, got: server.down(step, got.get(up, [])), hears=rises, says=falls)
+    stage.relays(lambda relay, got: relay.learn(step, got.get(down, [])), hears=falls)
 
 
-def _hand_over_state(stage: Stage) -> None:
-    stage.relays("send_state", says=[STATE])
-    stage.server("pass_state", hears=[STATE], says=[STATE])
-    stage.relays("adopt_state", hears=[STATE])
+def hand_over_state(stage: Stage) -> None:
+    """Bring relays that missed rounds to the present state, if there are any."""
+    attendance = stage.attendance
+    if not attendance.behind.any():
+        return
+    from_relay = [STATE] * (attendance.source >= 0)
+    if from_relay:
+        stage.relays(lambda relay, _: relay.send_state(), says=from_relay)
+    stage.server(lambda server, got: server.pass_state(got.get(STATE, [])), hears=from_relay, says=[STATE])
+    stage.relays(lambda relay, got: relay.adopt_state(got[STATE]), hears=[STATE])
 
 
-def _aggregate_at_relays(stage: Stage) -> None:
-    stage.release()
-    stage.relays("aggregate", task="global update")
-    stage.relays("confirm", says=[DIGESTS, MODELS])
-    stage.server("compare", hears=[DIGESTS, MODELS], says=[VERDICT, MODELS])
+def compute(stage: Stage, flow: Flow) -> None:
+    """Compute the models, and let the server release them if all aggregators hold the same."""
+    delivery, confirm = flow.delivery, [DIGESTS, MODELS] if stage.attendance.aggregators else []
+    stage.server(lambda server, _: server.aggregate(), task="global update")
+    stage.relays(lambda relay, _: relay.aggregate(), task="global update")
+    if confirm:
+        stage.relays(lambda relay, _: relay.confirm(delivery), says=confirm)
+    stage.server(
+        lambda server, got: server.compare(delivery, got.get(DIGESTS, []), got.get(MODELS, [])),
+        hears=confirm,
+        says=[VERDICT, MODELS],
+    )
 
 
-def supplying(stage: Stage) -> None:
-    """Play the schedule in which relays forward IVs, and the server aggregates beside relays that it sends codes."""
-    stage.server("send_state", says=[STATE])
-    stage.relays("adopt_state", hears=[STATE])
-    stage.relays("forward", says=[IVS])
-    stage.server("gather", hears=[IVS])
-    for segment in stage.segments():
-        stage.server("supply", segment, says=[BROADCAST])
-        stage.relays("decode", segment, hears=[BROADCAST])
-    stage.relays("finish")
-    stage.release()
-    stage.server("aggregate", task="global update")
-    stage.relays("aggregate", task="global update")
-    stage.relays("confirm", says=[DIGESTS, MODELS])
-    stage.server("compare", hears=[DIGESTS, MODELS], says=[VERDICT, MODELS])
+def conclude(stage: Stage) -> None:
+    """Let relays heed the server's verdict."""
+    stage.relays(lambda relay, got: relay.conclude(got[VERDICT], got[MODELS]), hears=[VERDICT, MODELS])
 
 
 def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
-    """Play a round: users send, relays report, the server announces the attendance, relays deliver the models.
-
-    Between the announcement and the delivery, the nodes play an attempt by their schedule. If a message that other
-    nodes need does not arrive from a relay, they repeat the attempt without that relay.
+    """Play a round.
 
     Args:
         round: number of the round.
@@ -316,32 +271,35 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
     Raises:
         CodingError: the aggregators hold different IVs or models.
     """
-    stage, server = Stage(nodes, links, watch), nodes.server
+    stage, server, schedule = Stage(nodes, links, watch), nodes.server, nodes.schedule
+    hosts, relays = nodes.host_names, nodes.relay_names
     links.begin(round)
     try:
-        if nodes.schedule is masked:
-            share_secrets(stage, round)
-        else:
-            stage.hosts("send", round, nodes.relay_names, says=[IVS])
-        stage.relays("report", round, hears=[IVS], says=[REPORT], senders=nodes.host_names)
-        stage.server("attend", round, hears=[REPORT], says=[ATTENDANCE], peers=nodes.relay_names)
+        schedule.begin(stage, round)
+        stage.relays(lambda relay, got: relay.report(round, got[IVS]), hears=[IVS], says=[REPORT], senders=hosts)
+        stage.server(
+            lambda server, got: server.attend(round, got[REPORT]), peers=relays, hears=[REPORT], says=[ATTENDANCE]
+        )
+        flow: Flow | None = None
         while stage.acting or server:
-            stage.relays("attend", hears=[ATTENDANCE])
-            stage.acting = [relay for relay in stage.acting if relay.phase is Phase.ATTENDING]
-            nodes.schedule(stage)
-            stage.relays("conclude", hears=[VERDICT, MODELS])
+            stage.relays(lambda relay, got: relay.attend(got[ATTENDANCE]), hears=[ATTENDANCE])
+            stage.keep_attending()
+            if flow := stage.flow():
+                schedule.attempt(stage, flow)
+            conclude(stage)
             stage.acting = [relay for relay in stage.acting if relay.phase is Phase.IN_VAIN]
             if not (server.silent if server else stage.acting):
                 break
-            stage.server("attend_again", says=[ATTENDANCE])
+            stage.server(lambda server, _: server.attend_again(), says=[ATTENDANCE])
         stage.acting = nodes.relays
-        if nodes.schedule is masked:
-            unmask(stage, round)
-            stage.acting = nodes.relays
-        stage.relays("deliver", says=[RECEIPTS, MODELS], receivers=nodes.host_names)
+        schedule.end(stage, flow)
+        stage.acting, delivery = nodes.relays, flow and flow.delivery
+        stage.relays(
+            lambda relay, _: relay.deliver(delivery) if delivery else [], says=[RECEIPTS, MODELS], receivers=hosts
+        )
         for host in nodes.hosts:
-            host.read_receipts(links.collect(host.name, RECEIPTS, nodes.relay_names))
-            host.receive(links.collect(host.name, MODELS, nodes.relay_names))
+            host.read_receipts(links.collect(host.name, RECEIPTS, relays))
+            host.receive(links.collect(host.name, MODELS, relays))
     finally:
         for relay in nodes.relays:
             relay.close()

@@ -3,9 +3,9 @@
 K users, H relays, m numbers per IV.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import astuple, dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,13 +28,13 @@ from hmtl.communication.coders import AggregatorCoder, QuantisedAggregatorCoder,
 from hmtl.communication.links import InProcess, Links
 from hmtl.communication.messages import SERVER, relay_name
 from hmtl.communication.nodes.aggregation import Aggregation, AggregatorSide
-from hmtl.communication.nodes.base import Relay, Server
-from hmtl.communication.nodes.coding import CodingRelay, CodingServer
-from hmtl.communication.nodes.forwarding import ForwardingRelay, ForwardingServer
-from hmtl.communication.nodes.host import UserHost, UserSide
-from hmtl.communication.nodes.supplying import AggregatingServer, SuppliedRelay
+from hmtl.communication.nodes.host import Host, UserSide
+from hmtl.communication.nodes.relay import Relay
+from hmtl.communication.nodes.server import Server
+from hmtl.communication.planning.flow import Recipe
+from hmtl.communication.planning.ivs import IVs
 from hmtl.communication.planning.planner import MakePlan, Planner, preferred_aggregators
-from hmtl.communication.round import Nodes, Outcome, Stage, Stopwatch, coding, forwarding, play, supplying
+from hmtl.communication.round import Nodes, Outcome, Schedule, Stopwatch, play
 from hmtl.communication.timed import TimedLinks
 from hmtl.communication.wires import FLOATS, Wire, check_wire, quantiser_of, rounding
 from hmtl.topology import Moving, Names, Topology
@@ -42,6 +42,8 @@ from hmtl.topology import Moving, Names, Topology
 SETUP_ROUND = -1  # number of the round in which a set-up is exchanged
 NOBODY = np.empty(0, np.int64)
 KEPT = 16  # planners, in case a topology recurs
+
+PLAIN = Schedule()
 
 MakeLinks = Callable[[LinkLedger], Links]
 
@@ -264,40 +266,35 @@ class Communicator:
         self._sides = self._nodes = None  # `attach` makes new ones
 
     def _make_nodes(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
-        """Make the nodes of this process; relays aggregate if any are preferred, the server alone or beside them."""
-        K, revocable = self.topology.K, not self._links.reliable
-        aggregation = Aggregation(K, aggregator, self._aggregator_coder(users), revocable)
-        if not self.planner.preferred:
-            alone = partial(ForwardingServer, aggregation=aggregation)
-            return self._local_nodes(users, ForwardingRelay, alone, forwarding, aggregation)
-        if self.planner.server:
-            server = partial(AggregatingServer, aggregation=aggregation)
-            relay = partial(SuppliedRelay, aggregation=aggregation)
-            return self._local_nodes(users, relay, server, supplying, aggregation)
-        coder = partial(CodingRelay, aggregation=aggregation)
-        return self._local_nodes(users, coder, CodingServer, coding, aggregation)
+        """Make the nodes of this process."""
+        aggregation = Aggregation(self.topology.K, aggregator, self._aggregator_coder(users), not self._links.reliable)
+        return self._local_nodes(users, IVs(), aggregation, self._user_coder)
 
     def _local_nodes(
         self,
         users: UserSide,
-        relay: Callable[[int, Planner, Sequence[str]], Relay],
-        server: Callable[[Planner], Server],
-        schedule: Callable[[Stage], None],
-        aggregation: Aggregation | None,
-        host: Callable[..., UserHost] = UserHost,
+        recipe: Recipe,
+        aggregation: Aggregation,
+        coder: Callable[[UserSide, NDArray[np.int64]], UserCoder],
+        host: Callable[..., Host] = Host,
+        relay: Callable[..., Relay] = Relay,
+        server: Callable[..., Server] = Server,
+        schedule: Schedule = PLAIN,
     ) -> Nodes:
         """Make those nodes of the network that this process plays."""
-        K, planner, plays = self.topology.K, self.planner, self._links.plays
-        homes = self._links.homes(K)
+        planner, plays = self.planner, self._links.plays
+        homes = self._links.homes(self.topology.K)
         names = [relay_name(i) for i in range(self.topology.H)]
+        at_relays = aggregation if planner.preferred else None
+        at_server = aggregation if planner.server else None
         return Nodes(
             [
-                host(K, users, self._user_coder(users, ids), n, ids)
+                host(planner, recipe, users, coder(users, ids), n, ids)
                 for n, (name, ids) in enumerate(homes.items())
                 if plays(name)
             ],
-            [relay(i, planner, list(homes)) for i, name in enumerate(names) if plays(name)],
-            server(planner) if plays(SERVER) else None,
+            [relay(i, planner, recipe, list(homes), at_relays) for i, name in enumerate(names) if plays(name)],
+            server(planner, recipe, at_server) if plays(SERVER) else None,
             aggregation,
             schedule,
             list(homes),

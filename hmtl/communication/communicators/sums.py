@@ -19,54 +19,28 @@ from hmtl.communication.accounting.ledger import (
 )
 from hmtl.communication.accounting.network import Network, between_seconds
 from hmtl.communication.attendance import Attendance, Report, decide
-from hmtl.communication.coders import AggregatorCoder
+from hmtl.communication.coders import UserCoder
 from hmtl.communication.communicators.base import KEPT, Communicator, MakeLinks
 from hmtl.communication.communicators.ivs import CodedHierarchical
 from hmtl.communication.encoding import BLOCK
 from hmtl.communication.few_bits import FEW_BITS, FewBits
 from hmtl.communication.links import InProcess
-from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer, SummingAggregation
-from hmtl.communication.nodes.aggregation import AggregatorSide
-from hmtl.communication.nodes.few_bit_sums import (
-    FewBitCoder,
-    FewBitHost,
-    FewBitRelay,
-    FewBitServer,
-    FewBitSummingRelay,
-    FewBitSummingServer,
-)
+from hmtl.communication.nodes.aggregation import Aggregation, AggregatorSide
 from hmtl.communication.nodes.host import UserSide
-from hmtl.communication.nodes.secure import (
-    SecureFewBitHost,
-    SecureFewBitRelay,
-    SecureFewBitServer,
-    SecureHost,
-    SecureRelay,
-    SecureServer,
-)
-from hmtl.communication.nodes.summing import SummingRelay, SummingServer
+from hmtl.communication.nodes.secure import SecureHost, SecureRelay, SecureServer
 from hmtl.communication.planning.planner import SUMS, Planner, preferred_sum_aggregators
+from hmtl.communication.planning.sums import SumsOfRows
 from hmtl.communication.prediction import predict
-from hmtl.communication.round import Nodes, Outcome, forwarding, masked, summing
+from hmtl.communication.round import Nodes, Outcome
 from hmtl.communication.row_formats import Formats, PlainRows
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.secure_costs import secure_costs
+from hmtl.communication.secure_round import SecureSchedule
+from hmtl.communication.sum_coders import FewBitSumCoder, FewBitTermCoder, SumCoder, TermCoder
 from hmtl.communication.wires import QUANTISERS, name_of
 from hmtl.errors import ConfigError
 from hmtl.topology import Moving, Topology
 
-SECURE_NODES: dict[bool, tuple[Any, Any, Any]] = {
-    False: (SecureHost, SecureRelay, SecureServer),
-    True: (SecureFewBitHost, SecureFewBitRelay, SecureFewBitServer),
-}
-"""The host, relay and server of secure sums, by whether numbers have few bits."""
-NODES: dict[tuple[bool, bool], tuple[Any, Any, Any]] = {
-    (False, False): (AddingHost, AddingRelay, AddingServer),
-    (False, True): (AddingHost, SummingRelay, SummingServer),
-    (True, False): (FewBitHost, FewBitRelay, FewBitServer),
-    (True, True): (FewBitHost, FewBitSummingRelay, FewBitSummingServer),
-}
-"""The host, relay and server, by whether numbers have few bits, and whether relays learn the sums."""
 RECEIPT = 32  # bits, beside each user's own model, that say in which round the user's IV counted last
 
 
@@ -232,27 +206,24 @@ class Sums(Communicator):
     def _make_nodes(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
         if not users.numbers:  # a set-up, or nothing travels
             return super()._make_nodes(users, aggregator)
-        K, relays_learn = self.topology.K, bool(self.planner.preferred)
+        K, few_bits = self.topology.K, None
         formats: Formats = PlainRows(users.numbers)
-        coder = AggregatorCoder(users.numbers, None)
         if self.bits:
             formats = few_bits = FewBits(self.bits, K, users.numbers, masked=bool(self.secure))
-            coder = FewBitCoder(few_bits)
+        coder = FewBitSumCoder(few_bits) if few_bits else SumCoder(users.numbers)
+
+        def user_coder(side: UserSide, members: NDArray[np.int64]) -> UserCoder:
+            return FewBitTermCoder(side, few_bits, members) if few_bits else TermCoder(side)
+
         for code in self._codes(self.topology, formats.L):
             _ = code.inverses  # are made before the first round, like the plan of coded IVs
-        aggregation = SummingAggregation(K, aggregator, coder, relays_learn and not self._links.reliable)
-        kinds, schedule = NODES[bool(self.bits), relays_learn], summing if relays_learn else forwarding
+        revocable = bool(self.planner.preferred) and not self._links.reliable
+        aggregation = Aggregation(K, aggregator, coder, revocable)
+        kinds: dict[str, Any] = {}
         if self.secure:
-            kinds, schedule = SECURE_NODES[bool(self.bits)], masked
-        host, relay, server = (partial(kind, formats=formats) for kind in kinds)
-        host = partial(host, planner=self.planner)
-        if self.secure:
-            host, server = (partial(kind, secure=self.secure) for kind in (host, server))
-        if relays_learn:
-            relay = partial(relay, aggregation=aggregation)
-        else:
-            server = partial(server, aggregation=aggregation)
-        return self._local_nodes(users, relay, server, schedule, aggregation, host)
+            host, server = (partial(kind, secure=self.secure) for kind in (SecureHost, SecureServer))
+            kinds = {"host": host, "relay": SecureRelay, "server": server, "schedule": SecureSchedule()}
+        return self._local_nodes(users, SumsOfRows(formats), aggregation, user_coder, **kinds)
 
     @property
     def _L(self) -> int:

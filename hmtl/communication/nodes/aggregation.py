@@ -17,6 +17,7 @@ from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.coders import AggregatorCoder
 from hmtl.communication.messages import PARTS, Users
+from hmtl.communication.planning.flow import Content
 from hmtl.errors import CodingError
 
 NEVER = -2  # in place of the round in which a user's IV counted last, until one has counted
@@ -37,15 +38,19 @@ class AggregatorSide(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class PackedModels:
-    """Models on their way to the users, one row per user.
+    """Models on their way to the users: a row for each of K users, or one row for all.
 
     Attributes:
-        payload: numbers of the models, uint8 [K, bytes].
-        overhead: further numbers, then the round in which the user's IV counted last (4 bytes), uint8 [K, bytes].
+        payload: numbers of the models, uint8 [rows, bytes].
+        overhead: further numbers and receipts, see `AggregatorCoder.receipts`, uint8 [rows, bytes].
     """
 
     payload: Tensor
     overhead: Tensor
+
+    @property
+    def content(self) -> Content:
+        return Content(self.payload, self.overhead)
 
     @cached_property
     def digest(self) -> bytes:
@@ -86,44 +91,50 @@ class Aggregation:
         self._models: PackedModels | None = None
         self._digest = b""
 
-    def open(self, round: int, node: str, users: Users, payload: int, overhead: int) -> bool:
-        """Make room for a round's IVs; return whether `node` keeps them for its process."""
+    def open(self, round: int, node: str, users: Users) -> bool:
+        """Begin a round with the IVs of these users; return whether `node` keeps them for its process."""
         if self._round != round:
-            self._round, self._keeper, self.users = round, node, users
-            sizes = zip(PARTS, (payload, overhead), strict=True)
-            self.ivs = {part: torch.empty(len(users), nbytes, dtype=torch.uint8) for part, nbytes in sizes}
+            self._round, self._keeper, self.users, self.ivs = round, node, users, {}
         return self._keeper == node
 
-    def keep(self, round: int, node: str, users: Users, ivs: dict[str, Tensor]) -> None:
-        """Take a round's IVs, or their sum, from the node that keeps them for its process."""
-        self._round, self._keeper, self.users, self.ivs = round, node, users, ivs
+    def room(self, sizes: tuple[int, int]) -> dict[str, Tensor]:
+        """Return the memory for IVs of so many bytes of payload and overhead."""
+        if not self.ivs:
+            each = zip(PARTS, sizes, strict=True)
+            self.ivs = {part: torch.empty(len(self.users), nbytes, dtype=torch.uint8) for part, nbytes in each}
+        return self.ivs
+
+    def keep(self, users: Users, ivs: dict[str, Tensor]) -> None:
+        """Take the IVs of a round, or their sum."""
+        self.users, self.ivs = users, ivs
 
     def places(self, users: Users) -> Tensor:
         """Return the rows of these users among the IVs."""
         return torch.from_numpy(np.searchsorted(self.users, users))
 
-    def update(self, digest: bytes, dtype: torch.dtype) -> None:
+    def update(self, digest: bytes, dtype: torch.dtype, requested: bool = False) -> None:
         """Compute the models from the IVs that are kept.
 
         Args:
             digest: digest of these IVs; empty if no relay aggregates.
             dtype: type in which the models are computed.
+            requested: see `Attendance`.
         """
         if self.revocable:
             self._before = self.state_dict() | {"aggregator": self.aggregator.state_dict()}
         if digest:
-            self._remember()
-        self._models, self._digest = self._aggregate(dtype), digest
+            self._remember(requested)
+        self._models, self._digest = self._aggregate(dtype, requested), digest
 
-    def _aggregate(self, dtype: torch.dtype) -> PackedModels:
+    def _aggregate(self, dtype: torch.dtype, requested: bool) -> PackedModels:
         ivs = self.coder.decode(self.users, self.ivs["payload"], self.ivs["overhead"], dtype)
         self.ivs = {}
         models = self.aggregator.update(self.users, ivs)
         del ivs  # may be as large as all models
         assert self._round is not None
         self.counted[self.users] = self._round
-        self.coder.hear(self.counted, self._round)
-        receipts = self._receipts()
+        self.coder.hear(self.counted, self._round, requested)
+        receipts = self.coder.receipts(self.counted)
         if len(models) != len(receipts):
             raise CodingError(
                 f"The aggregator returned models of shape {tuple(models.shape)} for {len(self.counted)} users. Let it "
@@ -132,7 +143,7 @@ class Aggregation:
         payload, extras = self.coder.encode(self.users, models, dtype)
         return PackedModels(payload, torch.cat([extras, receipts], dim=1))
 
-    def _remember(self) -> None:
+    def _remember(self, requested: bool) -> None:
         """Keep the IVs of this round for relays that miss it, if they take no more bytes than the coder's state.
 
         Of floats, none are kept: the state is as small as the IVs of a round or two.
@@ -144,7 +155,7 @@ class Aggregation:
         if sum(part.nbytes for part in parts) > room:
             self.past = []
             return
-        header = numbers_to_bytes([self._round, len(parts[0]), *(part.shape[1] for part in parts)])
+        header = numbers_to_bytes([self._round, requested, len(parts[0]), *(part.shape[1] for part in parts)])
         users = np.packbits(np.isin(np.arange(K), self.users))
         self.past = [*self.past, torch.from_numpy(np.concatenate([header, users, *(p.numpy().ravel() for p in parts)]))]
         while sum(map(len, self.past)) > room:
@@ -190,13 +201,13 @@ class Aggregation:
 
     def _repeat(self, row: NDArray[np.uint8], dtype: torch.dtype) -> None:
         """Aggregate a past round."""
-        self._round, n, *sizes = bytes_to_numbers(row[:16]).tolist()
-        users, *parts = np.split(row[16:], np.cumsum([-(-len(self.counted) // 8), n * sizes[0]]))
+        self._round, requested, n, *sizes = bytes_to_numbers(row[:20]).tolist()
+        users, *parts = np.split(row[20:], np.cumsum([-(-len(self.counted) // 8), n * sizes[0]]))
         self.users = np.flatnonzero(np.unpackbits(users, count=len(self.counted)))
         rows = [torch.from_numpy(part.copy()).view(n, size) for part, size in zip(parts, sizes, strict=True)]
         self.ivs = dict(zip(PARTS, rows, strict=True))
-        self._remember()
-        self._aggregate(dtype)
+        self._remember(bool(requested))
+        self._aggregate(dtype, bool(requested))
         self._round = None
 
     def state_bytes(self) -> NDArray[np.uint8]:
@@ -231,7 +242,3 @@ class Aggregation:
         self.coder.load_state_dict(state["coder"])
         self._round = None
         self.close()
-
-    def _receipts(self) -> Tensor:
-        """Return when the user's IV counted last, for each row of models: uint8 [rows, 4]."""
-        return torch.from_numpy(numbers_to_bytes(self.counted).reshape(-1, 4))

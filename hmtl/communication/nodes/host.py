@@ -1,6 +1,7 @@
 """A host: the node that holds the users of a process. K users, m numbers per IV or model, e further numbers."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.communication.accounting.ledger import USERS_TO_RELAYS
-from hmtl.communication.attendance import bytes_to_numbers
 from hmtl.communication.coders import UserCoder
-from hmtl.communication.messages import IVS, Message, Users, by_user, host_name
+from hmtl.communication.messages import IVS, Message, Users, host_name, nothing
+from hmtl.communication.planning.flow import Recipe
 from hmtl.communication.planning.planner import Planner
 from hmtl.errors import CodingError
 
@@ -44,7 +45,7 @@ class UserSide(Protocol):
     def receive(self, users: Users, models: Tensor) -> None: ...
 
 
-class UserHost:
+class Host:
     """The users of one process.
 
     Each user knows its own IV, the model that it receives, and whether its IV counted.
@@ -53,7 +54,8 @@ class UserHost:
     neither repeated nor discarded, and its model is out of date.
 
     Args:
-        K: number of users in the network.
+        planner: plans of the network.
+        recipe: how rows travel.
         users: the users of this process.
         coder: turns IVs into bytes, and bytes into models.
         number: number of the process.
@@ -67,10 +69,13 @@ class UserHost:
         nbytes: bytes of an IV.
     """
 
-    STATE: tuple[str, ...] = ("waiting", "pending", "sent")
+    STATE = ("waiting", "pending", "sent")
 
-    def __init__(self, K: int, users: UserSide, coder: UserCoder, number: int, members: Users) -> None:
+    def __init__(
+        self, planner: Planner, recipe: Recipe, users: UserSide, coder: UserCoder, number: int, members: Users
+    ) -> None:
         self.name, self.users, self.coder, self.members = host_name(number), users, coder, members
+        self.planner, self.recipe, K = planner, recipe, planner.topology.K
         self.waiting: NDArray[np.bool_] = ~np.isin(np.arange(K), members)
         self.pending: NDArray[np.bool_] = np.zeros(K, dtype=bool)
         self.sent: NDArray[np.int64] = np.zeros(K, dtype=np.int64)
@@ -79,7 +84,7 @@ class UserHost:
         self._idle = self.waiting.copy()
 
     def send(self, round: int, relays: Sequence[str]) -> list[Message]:
-        """Return a message with the IVs of the users who take part, for all relays within range."""
+        """Return the IVs of the users who take part, and requests of others who lack a row, for relays within range."""
         self._idle = self.waiting.copy()
         users, ivs = self.users.local_update(round, np.flatnonzero(self._idle))
         K = len(self.waiting)
@@ -95,10 +100,17 @@ class UserHost:
         payload, overhead = self.coder.encode(users, ivs)
         self.nbytes = payload.shape[1]
         to, dtype = tuple(relays), ivs.dtype
-        return [Message(round, USERS_TO_RELAYS, IVS, self.name, to, users, payload, overhead, users, dtype=dtype)]
+        messages = [Message(round, USERS_TO_RELAYS, IVS, self.name, to, users, payload, overhead, users, dtype=dtype)]
+        if len(lacking := self.coder.requesting(self.members[self._idle[self.members]])):
+            flags = torch.ones(len(lacking), 1, dtype=torch.uint8)
+            messages.append(
+                replace(messages[0], links=lacking, payload=nothing(len(lacking)), overhead=flags, users=lacking)
+            )
+        return messages
 
     def follow(self, planner: Planner) -> None:
-        """Continue with the topology of another planner; most hosts need none."""
+        """Continue with the topology of another planner."""
+        self.planner = planner
 
     def read_receipts(self, receipts: Sequence[Message]) -> None:
         """Roll back the updates that were sent in a round in which nobody aggregated."""
@@ -110,14 +122,19 @@ class UserHost:
             self.waiting[users] = self._idle[users]
 
     def receive(self, models: Sequence[Message]) -> None:
-        """Take models; each comes with the round in which the user's IV counted last."""
-        if not models:
+        """Take models; each comes with the round in which the user's IV counted last.
+
+        A user whose model did not arrive, or who cannot tell what it is from what arrived, stays idle.
+        """
+        if (arrived := self.recipe.arrived(self.planner, self.members, models)) is None:
             return
-        users, rows = by_user(models)
-        payload, overhead = rows["payload"], rows["overhead"]
-        self._settle(users, bytes_to_numbers(overhead[:, -4:].numpy().ravel()))
-        numbers = self.coder.decode(users, payload, overhead[:, :-4], self.dtype)
-        self.users.receive(users, numbers.to(self.device))
+        users, payload, overhead = arrived
+        read = self.coder.read(users, overhead, models[0].round)
+        if not len(read.users):
+            return
+        self._settle(read.users, read.last)
+        numbers = self.coder.decode(read.users, payload, read.extras, self.dtype)
+        self.users.receive(read.users, numbers.to(self.device))
 
     def state_dict(self) -> dict[str, Any]:
         own = {name: torch.from_numpy(getattr(self, name).copy()) for name in self.STATE}

@@ -37,9 +37,12 @@ from hmtl.communication.messages import (
     overhead_only,
     relay_name,
 )
-from hmtl.communication.nodes.adding import AddingHost, AddingRelay, AddingServer, formats_of_terms
-from hmtl.communication.nodes.base import relay_of
-from hmtl.communication.nodes.few_bit_sums import FewBitHost, FewBitRelay, FewBitServer
+from hmtl.communication.nodes.aggregation import Aggregation
+from hmtl.communication.nodes.host import Host
+from hmtl.communication.nodes.relay import Relay
+from hmtl.communication.nodes.server import Server, relay_of
+from hmtl.communication.planning.planner import Planner
+from hmtl.communication.planning.sums import SumsOfRows, formats_of_terms
 from hmtl.communication.row_formats import RowFormat
 from hmtl.communication.secure import protocol
 from hmtl.communication.secure.crypto import DIGEST, digest
@@ -53,16 +56,17 @@ NOBODY: Users = np.empty(0, np.int64)
 log = logging.getLogger(__name__)
 
 
-class SecureHost(AddingHost):
+class SecureHost(Host):
     """A host whose users mask their terms.
 
-    Args: as in `AddingHost`, and
+    Args: as in `Host`, and
+        recipe: how sums travel.
         secure: settings of secure sums.
     """
 
-    def __init__(self, *args: Any, secure: Secure, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.secure = secure
+    def __init__(self, planner: Planner, recipe: SumsOfRows, *args: Any, secure: Secure) -> None:
+        super().__init__(planner, recipe, *args)
+        self.formats, self.secure = recipe.formats, secure
         self._round = -1
         self._relays: tuple[str, ...] = ()
         self._messages: list[Message] = []  # with terms that are not yet masked
@@ -203,7 +207,7 @@ class Introduction:
         return cls(roster, t.restricted(links=links))
 
 
-class SecureRelay(AddingRelay):
+class SecureRelay(Relay):
     """A relay that serves users in secure sums. It cannot tell masked terms from random numbers.
 
     Attributes:
@@ -264,7 +268,7 @@ class SecureRelay(AddingRelay):
         passed = (self._to_users(SHARES, m.payload, m.overhead, m.of_users(), m.rows()) for m in messages)
         return [*self._kept, *passed]
 
-    def confirm(self, messages: Sequence[Message]) -> list[Message]:
+    def confirm_shares(self, messages: Sequence[Message]) -> list[Message]:
         """Tell the server whose shares the users could read that this relay serves."""
         if self._known is None or not messages:
             return []
@@ -344,19 +348,19 @@ class SecureRelay(AddingRelay):
         return [self._to_users(kind, nothing(len(users)), torch.from_numpy(content), users)]
 
 
-class SecureServer(AddingServer):
+class SecureServer(Server):
     """A server that chooses neighbours, and unmasks the sum of masked terms.
 
-    Args: as in `AddingServer`, and
+    Args: as in `Server`, and
         secure: settings of secure sums.
 
     Attributes:
         combining: whether it has just asked relays to combine what users revealed.
     """
 
-    def __init__(self, *args: Any, secure: Secure, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.secure = secure
+    def __init__(self, planner: Planner, recipe: SumsOfRows, aggregation: Aggregation, secure: Secure) -> None:
+        super().__init__(planner, recipe, aggregation)
+        self.formats, self.secure, self._sums = recipe.formats, secure, aggregation
         self.combining = False
         self._known: Introduction | None = None  # of this round, if there are enough users
         self._relays: list[int] = []  # those that take part
@@ -420,7 +424,7 @@ class SecureServer(AddingServer):
         """Tell the relays if one of them fell silent, so that the attempt was in vain."""
         return self._verdict(IN_VAIN, self.attendance.relays) if self.silent else []
 
-    def ask(self) -> list[Message]:
+    def ask(self, messages: Sequence[Message]) -> list[Message]:
         """Tell relays which users counted."""
         self._revealed, known = None, self._to_unmask
         if known is None:
@@ -465,9 +469,9 @@ class SecureServer(AddingServer):
         self.combining = True
         return self._to(self._relays, UNMASK, *overhead_only(np.packbits(table)))
 
-    def hand_back(self) -> list[Message]:
+    def compare(self, *heard: Any) -> list[Message]:
         """Send the row to the relays; in an empty round, the last one."""
-        messages = super().hand_back()
+        messages = super().compare(*heard)
         self.empty = self.empty or self._unknown
         return messages
 
@@ -486,26 +490,13 @@ class SecureServer(AddingServer):
 
     def _keep(self, counted: Users, seeds: Bytes) -> None:
         """Keep the sum of the terms, without masks; if nobody counted, zeros."""
-        kept = self.aggregation.ivs
-        total = _Rows(self.formats, self.sizes[0], kept["payload"], kept["overhead"][:, : self.sizes[1]], True)
+        kept = self._sums.ivs
+        total = _Rows(self.formats, self.sizes[0], kept["payload"], kept["overhead"], True)
         if self._known and len(counted):
             total.add(0, self._known.roster.unmask(counted, seeds, total.parts), -1)
         else:
             total.payload, total.overhead = torch.zeros_like(total.payload), torch.zeros_like(total.overhead)
-        overhead = torch.cat([total.overhead, self.note], dim=1)
-        self.aggregation.keep(self.round, self.name, counted, {"payload": total.payload, "overhead": overhead})
-
-
-class SecureFewBitHost(SecureHost, FewBitHost):
-    """A host whose users mask terms of few bits."""
-
-
-class SecureFewBitRelay(SecureRelay, FewBitRelay):
-    """A relay of masked terms of few bits."""
-
-
-class SecureFewBitServer(SecureServer, FewBitServer):
-    """A server of masked terms of few bits."""
+        self._sums.keep(counted, {"payload": total.payload, "overhead": total.overhead})
 
 
 class _Rows:

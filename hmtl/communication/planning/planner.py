@@ -23,6 +23,7 @@ from hmtl.coding import (
 )
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.attendance import Attendance
+from hmtl.communication.planning.flow import Flow, Recipe
 from hmtl.communication.planning.pieces import View
 from hmtl.errors import CodingError
 from hmtl.topology import Moving, Topology
@@ -38,16 +39,12 @@ class Code:
 
     Attributes:
         view: function from a block and a relay to what the relay knows of the block.
-        learned: function from a relay to the users of all blocks that it decodes, ascending.
     """
 
     def __init__(self, plan: Plan, aggregators: tuple[int, ...]) -> None:
         self.plan, self.aggregators = plan, aggregators
         places = {i: n for n, i in enumerate(plan.topology.active)}
         self.view = lru_cache(None)(lambda block, i: View(plan.blocks[block], places[i]))
-        self.learned = lru_cache(None)(
-            lambda i: np.array(sorted(k for b in plan.blocks if places.get(i) in b.aggregators for k in b.users), int)
-        )
 
     @cached_property
     def not_coded(self) -> NDArray[np.int64]:
@@ -87,6 +84,7 @@ class Planner:
         forwarders: function from the links over which IVs arrived to the relay that forwards each user's IV [K].
         sum_code: function from links, and the numbers in a row, to the code by which relays send the server the sum of
             these users' terms.
+        flow: function from a recipe, an attendance and the bytes of payload and overhead of a row to a round's flow.
         spread_code: function from the relays that can get the sums, and the numbers in a row, to the code by which they
             send them to all users within range.
     """
@@ -107,6 +105,7 @@ class Planner:
         self.forwarders = lru_cache(64)(lambda heard: forwarders(heard, network.uplinks(heard)))
         self.sum_code = lru_cache(8)(lambda heard, L: self._sum_code(heard, network.uplinks(heard), L))
         self.spread_code = lru_cache(8)(self._spread_code)
+        self.flow = lru_cache(8)(self._flow)
 
     @property
     def usual(self) -> AggregatorSet:
@@ -129,16 +128,20 @@ class Planner:
         """Return the code of a round in which relays aggregate."""
         return self._codes(attendance.heard, attendance.aggregators)
 
+    def copies(self, relays: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], int], ...]:
+        """Return which relays get the same message of the server, and on which link: all on one, or each its own."""
+        if self.network.medium == "unicast":
+            return tuple(((i,), i) for i in relays)
+        return ((relays, self.topology.H),) if relays else ()
+
     def carrier(self, attendance: Attendance) -> int:
         """Return the aggregator with the fastest uplink, which sends a row for users whom no aggregator hears."""
         access = self.network.access(self.topology)
         bps = access.links[1:, 0] if access else self.network.uplink_bps or [0.0] * self.topology.H
         return max(attendance.aggregators, key=lambda i: (bps[i], -i))
 
-    def plan_sums(self, attendance: Attendance, L: int) -> None:
-        """Make the codes of a round of sums."""
-        for code in (self.sum_code(attendance.apart, L), self.spread_code(attendance.holders, L)):
-            _ = code.inverses
+    def _flow(self, recipe: Recipe, attendance: Attendance, sizes: tuple[int, int]) -> Flow:
+        return recipe.flow(self, attendance, sizes)
 
     def _spread_code(self, relays: tuple[int, ...], L: int) -> SumCode:
         t = self.topology.restricted(relays=relays)

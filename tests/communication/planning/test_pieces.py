@@ -84,9 +84,9 @@ def test_blocks_with_one_code_are_decoded_at_once(
             checks.append(views[i].check(heard[i], pieces, len(step.blocks)))
             step.put(pieces, rows, torch.from_numpy(step.users[views[i].missing]))
         assert all(torch.equal(check, checks[0]) for check in checks)
-        other = heard[i].clone()
-        other[-1, -1] ^= 1
-        assert not torch.equal(views[i].check(other, pieces, len(step.blocks)), checks[0])
+        if len(other := heard[i].clone()):  # a relay may hear none of these users
+            other[-1, -1] ^= 1
+            assert not torch.equal(views[i].check(other, pieces, len(step.blocks)), checks[0])
     for rows in decoded.values():
         coded = torch.tensor([k for block in plan.blocks for k in block.users])
         assert torch.equal(rows[coded], ivs[coded])

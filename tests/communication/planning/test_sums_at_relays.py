@@ -120,7 +120,7 @@ def test_all_terms_that_counted_reach_all_users_within_range(
 
 def _check_loads(apart: Apart, round: int, near: set[int], medium: str, last_hop: str, sums: str) -> None:
     """Uplink and downlink carry the terms apart, and a row for users whom no aggregator hears."""
-    attendance, ledger, formats = apart.server.attendance, apart.links.ledger, apart.relays[0].formats
+    attendance, ledger, formats = apart.server.attendance, apart.links.ledger, apart.relays[0].recipe.formats
     t, A, heard = attendance.topology, list(attendance.aggregators), attendance.heard
     known_by_all = heard.G[A].all(axis=0)
     sent = heard.restricted(users=np.flatnonzero(~known_by_all))

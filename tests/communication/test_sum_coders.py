@@ -79,7 +79,11 @@ def test_sums_and_what_users_owe_add_up_to_all_terms_that_counted(
         near = {k for k in range(t.K) if t.G[there, k].any()} - set(missed.tolist())
         requested = any(arrives[there, k].any() for k in waiting)
         payload = apart.links.ledger.bits("server_to_relays", round=round).payload
-        sent_as = apart.hosts[0].formats.whole if requested or not known or not heard else apart.hosts[0].formats.sums
+        sent_as = (
+            apart.hosts[0].coder.formats.whole
+            if requested or not known or not heard
+            else apart.hosts[0].coder.formats.sums
+        )
         spread = apart.hosts[0].planner.spread_code(tuple(there), L)
         copies = len(spread.owners) * sent_as.share_nbytes(spread) if medium == "unicast" else sent_as.nbytes
         assert payload == (8 * copies if spread.relays else 0)
@@ -189,19 +193,19 @@ def test_what_is_left_over_waits_with_the_update_and_is_saved() -> None:
 
     apart.play(0)
     apart.play(1, change=lose)
-    assert not host.owed[7].any()
+    assert not host.coder.owed[7].any()
     state = deepcopy(host.state_dict())
-    for name in host.STATE:
-        getattr(host, name)[:] = 0
+    for name in host.coder.STATE:
+        getattr(host.coder, name)[:] = 0
     host.load_state_dict(state)
-    x, scales = users.ivs[2][:, :M] + torch.from_numpy(host.owed), torch.from_numpy(host.scales)
+    x, scales = users.ivs[2][:, :M] + host.coder.owed, host.coder.scales
     apart.play(2, change=lambda node, message: lose("", message) if node != "relay 0" else lose(node, message))
     terms_of_all = [message for message in seen if message.payload.shape[1]][-1]
-    expected, _ = host.formats.rounded(x[terms_of_all.users], scales)
-    assert torch.equal(host.formats.terms.unpack(terms_of_all.payload), expected)
-    assert host.owed[7].any()
+    expected, _ = host.coder.formats.rounded(x[terms_of_all.users], scales)
+    assert torch.equal(host.coder.formats.terms.unpack(terms_of_all.payload), expected)
+    assert host.coder.owed[7].any()
     true = torch.stack(users.ivs[:3]).sum(0)[:, :M].sum(0) - users.ivs[2][7, :M]
-    assert torch.equal(apart.total.state["last"][0, :M] + torch.from_numpy(host.owed.sum(0)), true)
+    assert torch.equal(apart.total.state["last"][0, :M] + host.coder.owed.sum(0), true)
 
 
 def test_a_host_none_of_whose_users_has_a_row_yet() -> None:
@@ -325,7 +329,7 @@ def left_over_by_rare_users(rounds: int, K: int, visits: Callable[[int, np.rando
     for round in range(rounds):
         communicator.round(round, users, total)
         (host,) = communicator._nodes.hosts  # type: ignore[union-attr]
-        left.append(float((torch.from_numpy(host.owed).abs().amax(1) / largest).max()))
+        left.append(float((host.coder.owed.abs().amax(1) / largest).max()))
     return left
 
 
@@ -367,5 +371,5 @@ def test_scales_follow_terms_that_shrink_although_a_user_is_gone() -> None:
     for round in range(120):
         communicator.round(round, users, total)
     (host,) = communicator._nodes.hosts  # type: ignore[union-attr]
-    left = torch.from_numpy(host.owed)[1:].abs().max()
+    left = host.coder.owed[1:].abs().max()
     assert int(left) < 4 * int(ivs[-1].abs().max())

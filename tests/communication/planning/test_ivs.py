@@ -33,13 +33,12 @@ from hmtl.communication.messages import (
     Message,
 )
 from hmtl.communication.nodes.aggregation import Aggregation
-from hmtl.communication.nodes.base import Server
-from hmtl.communication.nodes.coding import CodingRelay, CodingServer
-from hmtl.communication.nodes.forwarding import ForwardingRelay, ForwardingServer
-from hmtl.communication.nodes.host import UserHost
-from hmtl.communication.nodes.supplying import AggregatingServer, SuppliedRelay
+from hmtl.communication.nodes.host import Host
+from hmtl.communication.nodes.relay import Relay
+from hmtl.communication.nodes.server import Server
+from hmtl.communication.planning.ivs import IVs
 from hmtl.communication.planning.planner import Planner, preferred_aggregators
-from hmtl.communication.round import Nodes, Stopwatch, coding, forwarding, play, supplying
+from hmtl.communication.round import Nodes, Schedule, Stopwatch, play
 from hmtl.communication.wires import QUANTISERS, Quantiser
 from hmtl.errors import CodingError
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
@@ -86,18 +85,12 @@ class Apart:
         for n, side in enumerate(users):
             members = np.array(sorted(side.mine))
             coder = QuantisedUserCoder(side, quantiser, members) if quantiser else UserCoder(side, None)
-            self.hosts.append(UserHost(t.K, side, coder, n, members))
+            self.hosts.append(Host(planners[n % 2], IVs(), side, coder, n, members))
         names = [host.name for host in self.hosts]
-        self.server: Server | None
-        if self.coded and self.central:
-            self.relays = [SuppliedRelay(i, planners[i % 2], names, aggregation()) for i in range(t.H)]
-            self.server = AggregatingServer(planners[0], aggregation())
-        elif self.coded:
-            self.relays = [CodingRelay(i, planners[i % 2], names, aggregation()) for i in range(t.H)]
-            self.server = CodingServer(planners[0])
-        else:
-            self.relays = [ForwardingRelay(i, planners[i % 2], names) for i in range(t.H)]
-            self.server = ForwardingServer(planners[0], aggregation())
+        self.relays = [
+            Relay(i, planners[i % 2], IVs(), names, aggregation() if self.coded else None) for i in range(t.H)
+        ]
+        self.server: Server | None = Server(planners[0], IVs(), aggregation() if self.central else None)
         self.links = Changed(LinkLedger(t.K, t.H))
         self.links.ledger.begin_round()
 
@@ -106,8 +99,7 @@ class Apart:
         there = [relay for relay in self.relays if relay.i not in set(away)]
         seat = self.seats()[-1]
         names = [host.name for host in self.hosts], [relay.name for relay in self.relays]
-        schedule = (supplying if self.central else coding) if self.coded else forwarding
-        play(round, Nodes(self.hosts, there, self.server, seat, schedule, *names), self.links, Stopwatch())
+        play(round, Nodes(self.hosts, there, self.server, seat, Schedule(), *names), self.links, Stopwatch())
 
     def seats(self) -> list[Aggregation]:
         """The relays' aggregations, if any, then that of the server."""

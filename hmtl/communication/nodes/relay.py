@@ -1,0 +1,267 @@
+"""Relays. They execute the steps of a round's flow, and know nothing more of what they send. K users, H relays.
+
+If a relay aggregates, it computes the models of what it learned. One that missed rounds is handed the state of another.
+Aggregators confirm by digests that they hold the same models, which the server compares before any user gets one.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS
+from hmtl.communication.agreement import Digest
+from hmtl.communication.attendance import Attendance, Report, decide
+from hmtl.communication.messages import (
+    AGREED,
+    DIGESTS,
+    MODELS,
+    RECEIPTS,
+    REPORT,
+    SERVER,
+    STATE,
+    Message,
+    Users,
+    by_user,
+    nothing,
+    overhead_only,
+    relay_name,
+)
+from hmtl.communication.nodes.aggregation import Aggregation, PackedModels
+from hmtl.communication.nodes.phases import Event, Phase, following
+from hmtl.communication.planning.flow import NOTHING, Delivery, Flow, Heard, Recipe, Step
+from hmtl.communication.planning.planner import Planner
+
+
+class Node:
+    """A relay or the server. It knows only what was sent to it.
+
+    Args:
+        name: its name.
+        planner: plans of the network.
+        recipe: how rows travel.
+
+    Attributes:
+        version: number of rounds that were aggregated, as far as the node knows; 0 if no relay ever aggregates.
+        attendance: who takes part in the round.
+        sizes: bytes of payload and overhead of a row.
+    """
+
+    def __init__(self, name: str, planner: Planner, recipe: Recipe) -> None:
+        self.name, self.planner, self.topology, self.recipe = name, planner, planner.topology, recipe
+        self.version = 0
+        self.round = -1
+        self.attendance: Attendance = decide(planner.topology, {}, 0, ())  # nobody takes part
+        self.sizes = (0, 0)
+        self._heard = NOTHING
+        self._digest = Digest()
+
+    def follow(self, planner: Planner) -> None:
+        """Continue with the topology of another planner."""
+        self.planner, self.topology = planner, planner.topology
+
+    def flow(self) -> Flow:
+        """Return the flow of this attempt."""
+        return self.planner.flow(self.recipe, self.attendance, self.sizes)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"version": torch.tensor(self.version)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.version = int(state["version"])
+
+
+class Relay(Node):
+    """Relay i.
+
+    Args:
+        i: number of the relay.
+        planner, recipe: see `Node`.
+        hosts: names of the users' hosts.
+        aggregation: computes the models, if relays may aggregate; relays of one process share it.
+
+    Attributes:
+        phase: where it is in the round.
+        adopted: the version of the last state that it adopted; 0: none.
+    """
+
+    def __init__(
+        self, i: int, planner: Planner, recipe: Recipe, hosts: Sequence[str], aggregation: Aggregation | None = None
+    ) -> None:
+        super().__init__(relay_name(i), planner, recipe)
+        self.i, self.hosts, self.aggregation = i, tuple(hosts), aggregation
+        self.phase = Phase.ABSENT
+        self.dtype = torch.float64
+        self.adopted = 0
+        self._models: PackedModels | None = None
+        self._passed: Sequence[Message] = ()  # models that the server passed on
+
+    def report(self, round: int, messages: Sequence[Message]) -> list[Message]:
+        """Take the rows of the users within range and report to the server whose rows they are."""
+        requests = [message for message in messages if message.is_request]
+        rows = [message for message in messages if not message.is_request]
+        if not rows:
+            return []  # without a message, the length of a row in this round is unknown
+        self._on(Event.REPORT)
+        rows = [message for message in rows if len(message)] or rows[
+            :1
+        ]  # a host without rows may not know their length
+        self.round, self.dtype = round, rows[0].dtype
+        users, parts = by_user(rows)  # rows of users out of range remain unread
+        at = np.flatnonzero(self.topology.G[self.i][users])
+        place = np.full(self.topology.K, -1)
+        place[users[at]] = at
+        self._heard = Heard(parts, place)
+        self.sizes = parts["payload"].shape[1], parts["overhead"].shape[1]
+        requested = any(self.topology.G[self.i][message.of_users()].any() for message in requests)
+        content = Report(users[at], self.version, *self.sizes, requested).to_bytes(self.topology, self.i)
+        return [self._to_server(REPORT, *overhead_only(content))]
+
+    def attend(self, messages: Sequence[Message]) -> None:
+        """Read who takes part and who aggregates; a relay without this message leaves the round."""
+        self._digest = Digest()
+        if self.phase is Phase.ABSENT:
+            return
+        self._on(Event.ATTEND if messages else Event.MISS)
+        if messages:
+            self.attendance = self.planner.attendance(messages[0].overhead.numpy().tobytes())
+
+    @property
+    def aggregating(self) -> bool:
+        """Whether the relay computes models in this attempt: it aggregates, and lacks no message."""
+        return self.phase is Phase.ATTENDING and bool(self.attendance.aggregating[self.i])
+
+    def send_state(self) -> list[Message]:
+        """Send the rows of missed rounds, or this aggregator's state, if the server names this relay as the source."""
+        if self.attendance.source != self.i:
+            return []
+        return [self._to_server(STATE, *overhead_only(self._aggregation.missed(self.attendance.missed, self.adopted)))]
+
+    def adopt_state(self, messages: Sequence[Message]) -> None:
+        """Repeat the rounds that this relay missed, or adopt another node's state."""
+        if self.attendance.behind[self.i] and not messages:
+            self._on(Event.MISS)
+        for message in messages:
+            whole = self._aggregation.catch_up(message.overhead[0].numpy(), self.dtype)
+            self.version = self._aggregation.version
+            self.adopted = self.version if whole else self.adopted
+
+    def up(self, step: Step) -> list[Message]:
+        """Send the server what a step asks of this relay."""
+        if self.phase is not Phase.ATTENDING or self.i not in step.senders:
+            return []
+        return [self._to_server(step.kinds[0], *step.up(self.i, self._heard))]
+
+    def learn(self, step: Step, messages: Sequence[Message]) -> None:
+        """Learn what a step brings, if this relay aggregates."""
+        if not self.aggregating or self.i not in step.learners:
+            return
+        if self.i in step.receivers and not messages:
+            self._on(Event.MISS)
+            return
+        keeps = self._aggregation.open(self.round, self.name, self.attendance.users)
+        step.learn(self.i, self._heard, messages, self._digest, self._aggregation if keeps else None)
+
+    def release(self) -> None:
+        """Release the rows that it heard, which may be large."""
+        self._heard = NOTHING
+
+    def aggregate(self) -> None:
+        """Compute the models; relays of a process that learned the same share them."""
+        if not self.aggregating:
+            return
+        digest = self._digest.value()
+        if self._aggregation.open(self.round, self.name, self.attendance.users):
+            self._aggregation.update(digest, self.dtype, self.attendance.requested)
+        self._models = self._aggregation.models(digest)
+        self._on(Event.AGGREGATE)
+
+    def confirm(self, delivery: Delivery) -> list[Message]:
+        """Send digests to the server, and the models of users whom no aggregator hears."""
+        if self.phase is not Phase.AGGREGATED:
+            return []
+        models, learned = self._models, self._digest.value()
+        digests = learned + (models.digest if models else bytes(len(learned)))
+        messages = [self._to_server(DIGESTS, *overhead_only(np.frombuffer(digests, np.uint8).copy()))]
+        if models and (passed := delivery.up(self.i, models.content)):
+            messages.append(self._to_server(MODELS, *passed))
+        return messages
+
+    def conclude(self, verdict: Sequence[Message], models: Sequence[Message]) -> None:
+        """Heed the server's verdict on this attempt, which only aggregators need; keep the models that it passes on."""
+        self._passed = models
+        if verdict:
+            self._on(Event.AGREE if bool(verdict[0].overhead[0, 0]) is AGREED else Event.RETRY)
+        elif self.phase is Phase.AGGREGATED:
+            self._on(Event.MISS)
+        if self.phase is Phase.AGREED:
+            self.version += 1
+        else:
+            self._models = None
+        if self.aggregation and self.phase in (Phase.IN_VAIN, Phase.UNCONFIRMED):
+            self.aggregation.roll_back()
+
+    def deliver(self, delivery: Delivery) -> list[Message]:
+        """Send users the models that the server passed on, and those that the relay computed.
+
+        The latter are sent only if all aggregators agree. In a round without aggregators, send receipts instead, which
+        say that no row counted.
+        """
+        if self.phase is Phase.ABSENT:
+            return []
+        if not self.planner.server and not self.attendance.aggregating.any():
+            users = np.flatnonzero(self.attendance.routes.serving == self.i)
+            not_counted = torch.zeros(len(users), 1, dtype=torch.uint8)
+            return [self._to_users(RECEIPTS, nothing(len(users)), not_counted, users)]
+        models = self._models.content if self._models else None
+        return [
+            self._to_users(MODELS, *rows, links=links)
+            for links, rows in delivery.last_hop(self.i, models, self._passed)
+        ]
+
+    def close(self) -> None:
+        """End the round, and release its messages."""
+        self._on(Event.CLOSE)
+        self.release()
+        self._passed, self._models = (), None
+        if self.aggregation:
+            self.aggregation.close()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return super().state_dict() | {"adopted": torch.tensor(self.adopted)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        self.adopted = int(state["adopted"])
+
+    @property
+    def _aggregation(self) -> Aggregation:
+        assert self.aggregation, "the server names only relays that can aggregate"
+        return self.aggregation
+
+    def _on(self, event: Event) -> None:
+        self.phase = following(self.phase, event)
+
+    def _to_server(
+        self, kind: str, payload: Tensor, overhead: Tensor, users: Users | None = None, at: Tensor | None = None
+    ) -> Message:
+        return Message(
+            self.round, RELAYS_TO_SERVER, kind, self.name, (SERVER,), self.i, payload, overhead, users, at, self.dtype
+        )
+
+    def _to_users(
+        self,
+        kind: str,
+        payload: Tensor,
+        overhead: Tensor,
+        users: Users | None,
+        at: Tensor | None = None,
+        links: int | Users | None = None,
+    ) -> Message:
+        """Return a message to users, each row of which is counted on the link of its user unless `links` are given."""
+        assert users is not None
+        to, links = self.hosts, users if links is None else links
+        return Message(
+            self.round, RELAYS_TO_USERS, kind, self.name, to, links, payload, overhead, users, at, self.dtype
+        )

@@ -1,0 +1,189 @@
+"""The server: it decides who takes part, notices silent relays, plays its part of a flow, and sends models.
+
+If it aggregates, it computes the models of what it learned; relays that aggregate beside it must hold the same.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmtl.communication.accounting.ledger import SERVER_TO_RELAYS
+from hmtl.communication.agreement import DIGEST_BYTES, Digest, deviating
+from hmtl.communication.attendance import Report, decide
+from hmtl.communication.messages import (
+    AGREED,
+    ATTENDANCE,
+    IN_VAIN,
+    MODELS,
+    SERVER,
+    STATE,
+    VERDICT,
+    Message,
+    overhead_only,
+    relay_name,
+)
+from hmtl.communication.nodes.aggregation import Aggregation
+from hmtl.communication.nodes.relay import Node
+from hmtl.communication.planning.flow import NOTHING, OF_SERVER, Content, Copy, Delivery, Heard, Recipe, Step
+from hmtl.communication.planning.planner import Planner
+from hmtl.errors import CodingError
+
+
+class Server(Node):
+    """The server.
+
+    Args:
+        planner, recipe: see `Node`.
+        aggregation: computes the models, if the server aggregates.
+
+    Attributes:
+        empty: whether nobody aggregates in this round.
+        silent: the relays whose message is missing in this attempt.
+        handover_bits: bits of the aggregators' state that were handed to relays in this round.
+    """
+
+    def __init__(self, planner: Planner, recipe: Recipe, aggregation: Aggregation | None = None) -> None:
+        super().__init__(SERVER, planner, recipe)
+        self.aggregation = aggregation
+        self.empty = False
+        self.silent: set[int] = set()
+        self.handover_bits = 0
+        self.dtype = torch.float64
+        self._reports: dict[int, Report] = {}
+
+    def attend(self, round: int, messages: Sequence[Message]) -> list[Message]:
+        """Decide from the relays' reports who takes part and who aggregates; announce it."""
+        self.round, self.handover_bits = round, 0
+        self._reports = {
+            relay_of(message): Report.from_bytes(message.overhead[0].numpy(), self.topology, relay_of(message))
+            for message in messages
+        }
+        return self._announce()
+
+    def attend_again(self) -> list[Message]:
+        """Announce the attendance for the next attempt, as if the silent relays had not reported."""
+        for i in self.silent:
+            del self._reports[i]
+        return self._announce()
+
+    def _announce(self) -> list[Message]:
+        self.silent, self._digest, self._heard = set(), Digest(), NOTHING
+        planner = self.planner
+        content = decide(self.topology, self._reports, self.version, planner.preferred, planner.server).to_bytes()
+        self.attendance = self.planner.attendance(content.tobytes())
+        self.empty = not (self._reports if planner.server else self.attendance.aggregating.any())
+        heard = [report for report in self._reports.values() if len(report.heard)]  # others may not know the sizes
+        sizes = ((report.payload, report.overhead) for report in heard or self._reports.values())
+        self.sizes = max(sizes, default=(0, 0))
+        return self._to(self.attendance.relays, ATTENDANCE, *overhead_only(content))
+
+    def pass_state(self, messages: Sequence[Message]) -> list[Message]:
+        """Send the relays that missed a round what another aggregator sent for them, or what the server holds."""
+        attendance, behind = self.attendance, np.flatnonzero(self.attendance.behind).tolist()
+        self._lacks([attendance.source] if attendance.source >= 0 else [], messages)
+        states = [(message.payload, message.overhead) for message in messages]
+        if self.aggregation and behind:
+            states = [overhead_only(self.aggregation.missed(attendance.missed))]
+        copies = [copy for state in states for copy in self._to(behind, STATE, *state)]
+        self.handover_bits += 8 * sum(message.overhead.numel() for message in (*messages, *copies))
+        return copies
+
+    def down(self, step: Step, messages: Sequence[Message]) -> list[Message]:
+        """Take what relays sent in a step, learn what it brings, and send relays what they need.
+
+        If a message is missing, the attempt is in vain.
+        """
+        if self.empty or self._lacks(step.senders, messages):
+            return []
+        if OF_SERVER in step.learners:
+            assert self.aggregation, "only a server that aggregates learns something"
+            self.dtype = messages[0].dtype if messages else self.dtype
+            self.aggregation.open(self.round, self.name, self.attendance.users)
+            step.learn(OF_SERVER, self._heard, messages, self._digest, self.aggregation)
+            if self._heard.parts is not self.aggregation.ivs:
+                place = np.full(self.topology.K, -1)
+                place[self.aggregation.users] = np.arange(len(self.aggregation.users))
+                self._heard = Heard(self.aggregation.ivs, place)
+        return [self._copy(step.kinds[1], copy) for copy in step.down(self._heard, messages)]
+
+    def aggregate(self) -> None:
+        """Compute the models, if the server aggregates."""
+        if self.aggregation and not self.empty and not self.silent:
+            self.aggregation.update(self._value, self.dtype, self.attendance.requested)
+
+    def compare(self, delivery: Delivery, digests: Sequence[Message], models: Sequence[Message]) -> list[Message]:
+        """Release the models if all aggregators hold the same ones; send those of users whom no aggregator hears.
+
+        Raises:
+            CodingError: the aggregators hold different rows or models.
+        """
+        self._check(digests)
+        if self._lacks(self.attendance.aggregators, digests):
+            if self.aggregation:
+                self.aggregation.roll_back()
+            return self._verdict(IN_VAIN, self.attendance.relays)
+        if self.empty:
+            return []
+        sent = [Content(m.payload, m.overhead, m.users, m.at) for m in models]
+        if self.aggregation and (computed := self.aggregation.models(self._value)):
+            sent = [computed.content]
+        if self.planner.preferred:
+            self.version += 1
+        verdict = self._verdict(AGREED, self.attendance.aggregators)
+        return [*verdict, *(self._copy(MODELS, copy) for content in sent for copy in delivery.down(content))]
+
+    @property
+    def _value(self) -> bytes:
+        """The digest of what the server learned; empty if no relay ever aggregates."""
+        return self._digest.value() if self.planner.preferred else b""
+
+    def _check(self, digests: Sequence[Message]) -> None:
+        """Raise CodingError if the aggregators' digests differ."""
+        received = {relay_of(message): message.overhead[0].numpy().tobytes() for message in digests}
+        for comparable in self._comparable(received):
+            if odd := deviating(comparable):
+                same_rows = not deviating({i: digest[:DIGEST_BYTES] for i, digest in comparable.items()})
+                what = "computed other models" if same_rows else "learned other IVs or sums"
+                names = ", ".join(map(str, self.topology.names.of_relays(odd)))
+                raise CodingError(
+                    f"relay{'s' * (len(odd) > 1)} {names} {what} than the other aggregators in "
+                    f"round {self.round}. The run stops before a wrong model spreads. Please report this with the "
+                    "topology, the settings of the communicator and the seed."
+                )
+
+    def _comparable(self, received: Mapping[int, bytes]) -> Iterator[Mapping[int, bytes]]:
+        """Yield groups of digests that have to be equal: those of relays, or each beside the server's own."""
+        if self.aggregation is None:
+            yield received
+        elif models := self.aggregation.models(self._value):
+            for i, digest in received.items():
+                yield {OF_SERVER: self._value + models.digest, i: digest}
+
+    def _lacks(self, relays: Sequence[int], messages: Sequence[Message]) -> bool:
+        """Record the relays that sent no message; return whether one is or was missing.
+
+        `silent` keeps the first such relays of an attempt: relays that cannot send because of them are not silent.
+        """
+        if not self.silent:
+            self.silent = set(relays).difference(map(relay_of, messages))
+        return bool(self.silent)
+
+    def _verdict(self, agreed: bool, relays: Sequence[int]) -> list[Message]:
+        return self._to(relays, VERDICT, *overhead_only(np.array([agreed], np.uint8)))
+
+    def _to(self, relays: Sequence[int], kind: str, payload: Tensor, overhead: Tensor) -> list[Message]:
+        """Return a message to some relays: one broadcast, or a copy for each."""
+        content = Content(payload, overhead)
+        return [self._copy(kind, Copy(to, link, content)) for to, link in self.planner.copies(tuple(relays))]
+
+    def _copy(self, kind: str, copy: Copy) -> Message:
+        names = tuple(relay_name(i) for i in copy.relays)
+        return Message(self.round, SERVER_TO_RELAYS, kind, SERVER, names, copy.link, *copy.content)
+
+
+def relay_of(message: Message) -> int:
+    """Return the number of the relay on whose link to the server a message travelled."""
+    assert isinstance(message.links, int)
+    return message.links

@@ -1,0 +1,173 @@
+"""What travels in an attempt at a round, as data that every node derives from the attendance.
+
+All rows travel by linear maps. In a *step*, relays send the server maps of the rows that they heard, the server sends
+relays maps of what arrived, and nodes that learn something compute it from what they heard and received. The steps of a
+`Flow` lead to the models; its *delivery* takes these to the users. Nodes execute steps and know nothing more of them.
+
+`planning.ivs` has the steps of rounds of IVs, over GF(2^8), and `planning.sums` those of sums, of integers modulo 2^w.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hmtl.communication.agreement import Digest
+from hmtl.communication.attendance import Attendance
+from hmtl.communication.messages import Message, Users
+
+if TYPE_CHECKING:
+    from hmtl.communication.planning.planner import Planner
+
+OF_SERVER = -1  # number of the server among the nodes that learn something
+
+
+class Content(NamedTuple):
+    """What a message carries, see `Message`."""
+
+    payload: Tensor
+    overhead: Tensor
+    users: Users | None = None
+    at: Tensor | None = None
+
+
+class Copy(NamedTuple):
+    """A message of the server: the relays that receive it, the link on which it is counted, and the content."""
+
+    relays: tuple[int, ...]
+    link: int
+    content: Content
+
+
+@dataclass(eq=False)
+class Heard:
+    """The rows that a node heard.
+
+    Attributes:
+        parts: payload and overhead of the rows, uint8 [n, bytes] each.
+        place: the row of each user [K]; -1: not heard.
+        cut: the last step that cut rows into pieces, and these.
+    """
+
+    parts: Mapping[str, Tensor]
+    place: NDArray[np.int64]
+    cut: "tuple[Step, Tensor] | None" = None
+
+    def at(self, users: NDArray[np.int64]) -> Tensor:
+        """Return the rows of these users, of any shape."""
+        return torch.from_numpy(self.place[users])
+
+
+NOTHING = Heard({}, np.empty(0, np.int64))
+
+
+class Keeper(Protocol):
+    """Where a node keeps the rows that it learns, see `hmtl.communication.nodes.aggregation.Aggregation`."""
+
+    users: Users
+    ivs: dict[str, Tensor]
+
+    def room(self, sizes: tuple[int, int]) -> dict[str, Tensor]: ...
+
+    def places(self, users: NDArray[np.int64]) -> Tensor: ...
+
+    def keep(self, users: Users, ivs: dict[str, Tensor]) -> None: ...
+
+
+class Step(Protocol):
+    """A step of a round.
+
+    Attributes:
+        kinds: the kinds of the messages from relays, and of those from the server.
+        senders: the relays that send the server something.
+        receivers: the relays that cannot go on without what the server sends.
+        learners: the nodes that learn something, relays or OF_SERVER.
+    """
+
+    kinds: tuple[str, str]
+
+    @property
+    def senders(self) -> Sequence[int]: ...
+
+    @property
+    def receivers(self) -> Sequence[int]: ...
+
+    @property
+    def learners(self) -> Sequence[int]: ...
+
+    def up(self, i: int, heard: Heard) -> Content:
+        """Return what relay i sends the server."""
+
+    def down(self, heard: Heard, received: Sequence[Message]) -> Iterator[Copy]:
+        """Yield what the server sends, from the rows that it heard, or from what relays sent."""
+
+    def learn(
+        self, node: int, heard: Heard, received: Sequence[Message], digest: Digest, keeper: Keeper | None
+    ) -> None:
+        """Let a node learn rows: it adds them to its digest and, if it keeps the rows of its process, to the keeper."""
+
+
+class Delivery(Protocol):
+    """How models reach the users: from aggregators to the server, from the server to relays, from relays to users."""
+
+    def up(self, i: int, models: Content) -> Content | None:
+        """Return the models that aggregator i sends the server for users whom no aggregator hears."""
+
+    def down(self, models: Content) -> Iterator[Copy]:
+        """Yield what the server sends of models that it computed, or that an aggregator sent."""
+
+    def last_hop(
+        self, i: int, models: Content | None, passed: Sequence[Message]
+    ) -> Iterator[tuple[int | Users, Content]]:
+        """Yield messages of relay i to users, with the links on which they are counted.
+
+        `models` are those that the relay computed, `passed` what the server sent.
+        """
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What travels in an attempt.
+
+    Attributes:
+        collect: the steps after which the aggregators hold what they compute the models from.
+        delivery: how the models reach the users.
+    """
+
+    collect: tuple[Step, ...]
+    delivery: Delivery
+
+    def __str__(self) -> str:
+        """Return a line for each step: who sends, who receives, who learns."""
+        nodes = [[_names(step.senders), _names(step.receivers), _names(step.learners)] for step in self.collect]
+        titles = ["step", "relays send", "relays receive", "learn"]
+        lines = [titles, *([type(step).__name__, *row] for step, row in zip(self.collect, nodes, strict=True))]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join(cell.ljust(n) for cell, n in zip(line, widths, strict=True)).rstrip() for line in lines
+        )
+
+
+class Recipe(Protocol):
+    """How the rows of a learner travel: data that is equal at all nodes."""
+
+    def __hash__(self) -> int: ...
+
+    def flow(self, planner: "Planner", attendance: Attendance, sizes: tuple[int, int]) -> Flow:
+        """Return the flow of a round with this attendance, for rows of so many bytes of payload and overhead."""
+
+    def arrived(
+        self, planner: "Planner", members: Users, messages: Sequence[Message]
+    ) -> tuple[Users, Tensor, Tensor] | None:
+        """Return those of a host's users whose models arrived, payload and overhead; None if there are none.
+
+        There is a row of models for each of them, or one for all.
+        """
+
+
+def _names(nodes: Sequence[int]) -> str:
+    return " ".join("server" if i == OF_SERVER else str(i) for i in nodes)

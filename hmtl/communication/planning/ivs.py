@@ -1,0 +1,224 @@
+"""The flow of a round of IVs: relays forward them, or exchange combinations of them, over GF(2^8). K users."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hmtl.communication.agreement import Digest
+from hmtl.communication.attendance import Attendance
+from hmtl.communication.encoding import put, take
+from hmtl.communication.messages import BROADCAST, COMBINATIONS, IVS, Message, Users, by_user
+from hmtl.communication.planning.flow import OF_SERVER, Content, Copy, Flow, Heard, Keeper, Step
+from hmtl.communication.planning.pieces import Segment, View, segments
+from hmtl.communication.planning.planner import Planner
+from hmtl.gf256 import matmul
+
+
+@dataclass(frozen=True)
+class IVs:
+    """The recipe of learners that need all IVs: a row for each user, both ways."""
+
+    def flow(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Flow:
+        steps: list[Step] = []
+        if planner.server:
+            steps.append(Forwarded(attendance.relays, planner.forwarders(attendance.heard)))
+        if attendance.aggregators:
+            steps += coded_steps(planner, attendance, sizes)
+        return Flow(tuple(steps), OwnModels(planner, attendance))
+
+    def arrived(
+        self, planner: Planner, members: Users, messages: Sequence[Message]
+    ) -> tuple[Users, Tensor, Tensor] | None:
+        if not messages:
+            return None
+        users, rows = by_user(messages)
+        return users, rows["payload"], rows["overhead"]
+
+
+@dataclass(frozen=True, eq=False)
+class Forwarded:
+    """Relays forward rows, and the server learns them.
+
+    Attributes:
+        senders: all relays that take part.
+        forwarders: the relay that forwards each user's row [K].
+    """
+
+    senders: tuple[int, ...]
+    forwarders: NDArray[np.int64]
+
+    kinds = IVS, ""
+    receivers = ()
+    learners = (OF_SERVER,)
+
+    def up(self, i: int, heard: Heard) -> Content:
+        users = np.flatnonzero(self.forwarders == i)
+        return Content(heard.parts["payload"], heard.parts["overhead"], users, heard.at(users))
+
+    def down(self, heard: Heard, received: Sequence[Message]) -> Iterator[Copy]:
+        yield from ()
+
+    def learn(
+        self, node: int, heard: Heard, received: Sequence[Message], digest: Digest, keeper: Keeper | None
+    ) -> None:
+        assert keeper, "the server keeps what it learns"
+        keeper.keep(*by_user(received))
+
+
+@dataclass(frozen=True, eq=False)
+class Coded:
+    """Relays send combinations of what they heard, the server combines these, and aggregators decode what they missed.
+
+    If the server knows all rows, it combines these, and relays send nothing.
+
+    Attributes:
+        segment: what is coded.
+        sizes: bytes of payload and overhead of a row.
+        views: what each relay knows of it; the server, if it aggregates, knows all rows.
+        senders: the relays whose combinations the server combines.
+        copies: who receives the server's combinations, the link, and how many of them (the first ones).
+    """
+
+    segment: Segment
+    sizes: tuple[int, int]
+    views: Mapping[int, View]
+    senders: tuple[int, ...]
+    copies: tuple[tuple[tuple[int, ...], int, int], ...]
+    learners: tuple[int, ...]
+
+    kinds = COMBINATIONS, BROADCAST
+
+    @cached_property
+    def receivers(self) -> tuple[int, ...]:
+        return tuple(i for i in self.learners if i in self.views and self.views[i].need)
+
+    def up(self, i: int, heard: Heard) -> Content:
+        return self._content(matmul(self.views[i].encoder, self._pieces(i, heard)))
+
+    def down(self, heard: Heard, received: Sequence[Message]) -> Iterator[Copy]:
+        if not self.copies:
+            return
+        if self.senders:
+            combined = self.segment.recoded(torch.cat([self._part(message) for message in received]))
+        else:
+            combined = self.segment.recoded(self._pieces(OF_SERVER, heard))
+        for relays, link, rows in self.copies:
+            yield Copy(relays, link, self._content(combined[:rows]))
+
+    def learn(
+        self, node: int, heard: Heard, received: Sequence[Message], digest: Digest, keeper: Keeper | None
+    ) -> None:
+        segment, pieces = self.segment, self._pieces(node, heard)
+        if node == OF_SERVER:
+            digest.add(segment.check(pieces))
+            return
+        view = self.views[node]
+        decoded = view.decode(self._part(received[0])[: view.need] if received else pieces[:0], pieces)
+        digest.add(view.check(pieces, decoded, len(segment.blocks)))
+        if keeper:
+            segment.put(decoded, keeper.room(self.sizes)[segment.part], keeper.places(segment.users[view.missing]))
+
+    def _pieces(self, node: int, heard: Heard) -> Tensor:
+        """Return the pieces of the rows that a node heard; they are cut once for what it sends and learns."""
+        if heard.cut is None or heard.cut[0] is not self:
+            users = self.segment.users if node == OF_SERVER else self.segment.users[self.views[node].heard]
+            heard.cut = self, self.segment.cut(heard.parts[self.segment.part], heard.at(users))
+        return heard.cut[1]
+
+    def _content(self, rows: Tensor) -> Content:
+        return Content(*self.segment.sides(rows))
+
+    def _part(self, message: Message) -> Tensor:
+        rows: Tensor = getattr(message, self.segment.part)
+        return rows
+
+
+@dataclass(frozen=True, eq=False)
+class Completed:
+    """Aggregators complete what they decoded with the rows that they heard.
+
+    Attributes:
+        learners: the aggregators.
+        sizes: bytes of payload and overhead of a row.
+        heard_by_all: the users whom all aggregators hear, whose rows were not coded.
+    """
+
+    learners: tuple[int, ...]
+    sizes: tuple[int, int]
+    heard_by_all: Users
+
+    kinds = "", ""
+    senders = receivers = ()
+
+    def up(self, i: int, heard: Heard) -> Content:
+        raise NotImplementedError("no relay sends anything")
+
+    def down(self, heard: Heard, received: Sequence[Message]) -> Iterator[Copy]:
+        yield from ()
+
+    def learn(
+        self, node: int, heard: Heard, received: Sequence[Message], digest: Digest, keeper: Keeper | None
+    ) -> None:
+        at = heard.at(self.heard_by_all)
+        for rows in heard.parts.values():
+            digest.add_rows(take(rows, at))
+        if keeper and keeper.ivs is not heard.parts:
+            rows_of_users = heard.at(keeper.users)
+            to = torch.nonzero(rows_of_users >= 0).ravel()
+            kept = keeper.room(self.sizes)
+            for part, rows in heard.parts.items():
+                put(kept[part], to, rows, rows_of_users[to])
+
+
+def coded_steps(planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Iterator[Step]:
+    """Yield the steps by which the aggregators learn the rows that they did not hear, for rows of so many bytes."""
+    code, H = planner.code(attendance), planner.topology.H
+    central = (OF_SERVER,) if planner.server else ()
+    senders = () if planner.server else attendance.heard.active
+    for segment in segments(code.plan, *sizes):
+        views = {i: code.view(segment.number, i) for i in attendance.heard.active}
+        decoding = code.receivers(segment.number)
+        rows = len(segment.block.downlink)
+        copies = ((to, link, views[link].need if link < H else rows) for to, link in planner.copies(decoding))
+        yield Coded(segment, sizes, views, senders, tuple(copies), central + decoding)
+    yield Completed(central + attendance.aggregators, sizes, code.not_coded)
+
+
+class OwnModels:
+    """The delivery of a model to each user, by an aggregator that hears the user or else via the server."""
+
+    def __init__(self, planner: Planner, attendance: Attendance) -> None:
+        self.serving, self.via_server = attendance.routes
+        self.carriers = np.full(
+            planner.topology.K, OF_SERVER
+        )  # the aggregators that send the server these users' models
+        if not planner.server and attendance.aggregators:
+            users = np.flatnonzero(self.via_server)
+            self.carriers[users] = planner.code(attendance).carriers(len(users))
+
+    def up(self, i: int, models: Content) -> Content | None:
+        users = np.flatnonzero(self.carriers == i)
+        return Content(models.payload, models.overhead, users, torch.from_numpy(users)) if len(users) else None
+
+    def down(self, models: Content) -> Iterator[Copy]:
+        payload, overhead, users, at = models
+        of = np.arange(len(self.serving)) if users is None else users
+        rows = torch.arange(len(of)) if at is None else at
+        for i in np.unique(self.serving[of][self.via_server[of]]).tolist():
+            chosen = np.flatnonzero(self.via_server[of] & (self.serving[of] == i))
+            yield Copy((i,), i, Content(payload, overhead, of[chosen], rows[torch.from_numpy(chosen)]))
+
+    def last_hop(
+        self, i: int, models: Content | None, passed: Sequence[Message]
+    ) -> Iterator[tuple[int | Users, Content]]:
+        for message in passed:
+            users = message.of_users()
+            yield users, Content(message.payload, message.overhead, users, message.rows())
+        if models:
+            users = np.flatnonzero((self.serving == i) & ~self.via_server)
+            yield users, Content(models.payload, models.overhead, users, torch.from_numpy(users))

@@ -1,0 +1,226 @@
+"""The flow of a round of sums: relays and server add terms, and one row goes back to everybody. K users, H relays.
+
+L numbers in a row of terms or sums. Rows travel in shares, by codes of `hmtl.coding.sum_codes`; with c = 1, a share is
+a whole row:
+    up: relays send the server shares of the sum of all terms; if relays learn the sums, of the terms of users whom not
+        all of them heard;
+    down: relays send users shares of the row that the server or relays made of the sums.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmtl.coding import SumCode
+from hmtl.communication.agreement import Digest
+from hmtl.communication.attendance import Attendance
+from hmtl.communication.encoding import from_bytes, to_bytes
+from hmtl.communication.messages import BROADCAST, IVS, Message, Users, nothing, relay_number
+from hmtl.communication.planning.flow import OF_SERVER, Content, Copy, Flow, Heard, Keeper
+from hmtl.communication.planning.planner import Planner
+from hmtl.communication.row_formats import Formats, RowFormat, portions
+
+
+@dataclass(frozen=True)
+class SumsOfRows:
+    """The recipe of learners that need only sums.
+
+    Attributes:
+        formats: the formats of rows.
+    """
+
+    formats: Formats
+
+    def flow(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Flow:
+        anybody = len(attendance.users) > 0
+        terms, sums = formats_of_terms(self.formats, sizes[0] if anybody else 0)
+        code, A = planner.sum_code(attendance.apart, self.formats.L), attendance.aggregators
+        apart = np.array(attendance.apart.present, dtype=np.int64)
+        common = np.setdiff1d(attendance.users, apart) if A else apart[:0]
+        learners = A or ((OF_SERVER,) if planner.server else ())
+        added = Added(code, terms, sums, sizes[1], attendance.users, common, learners, planner.copies(A))
+        return Flow((added,) if learners else (), CommonRow(planner, attendance, self.formats))
+
+    def arrived(
+        self, planner: Planner, members: Users, messages: Sequence[Message]
+    ) -> tuple[Users, Tensor, Tensor] | None:
+        """Return the users all of whose shares arrived, and the row that these are shares of."""
+        messages = [message for message in messages if len(message.of_users())]  # others' rows are left out on the way
+        if not messages:
+            return None
+        H = planner.topology.H
+        overhead, header = messages[0].overhead[:1, : -_nbytes(H)], messages[0].overhead[0, -_nbytes(H) :].numpy()
+        relays = np.flatnonzero(np.unpackbits(header, count=H))
+        code = planner.spread_code(tuple(relays.tolist()), self.formats.L)
+        arrived = np.zeros(len(code.of_user), dtype=np.int64)
+        for message in messages:
+            needs = code.needs(relay_number(message.sender)).sum(axis=1)
+            arrived[message.of_users()] += needs[code.of_user[message.of_users()]]
+        users = members[arrived[members] == code.pieces]
+        if not len(users):
+            return None
+        group, rows = int(code.of_user[users[0]]), []
+        for message in messages:
+            if users[0] not in message.of_users():
+                continue
+            needed = code.needs(relay_number(message.sender))[group]
+            if planner.network.last_hop == "unicast":  # only what these users need was sent
+                needed = needed[needed]
+            rows.append(message.payload[:1].reshape(len(needed), -1)[torch.from_numpy(needed)])
+        shares = torch.cat(rows)
+        row_format = next(f for f in (self.formats.sums, self.formats.whole) if f.share_nbytes(code) == shares.shape[1])
+        return users, row_format.join(shares, code, group), overhead
+
+
+@dataclass(frozen=True, eq=False)
+class Added:
+    """Relays send shares of sums of terms, which the server adds; it learns the sum, or relays do.
+
+    Attributes:
+        code: makes shares of the terms that reach the server.
+        terms, sums: formats of a user's terms and of their sums.
+        overhead: bytes of further numbers beside a user's terms.
+        users: whose terms are added.
+        common: the users whose terms every learner heard, and which do not travel.
+        learners: the relays that learn the sum, or OF_SERVER.
+        copies: the relays that receive the server's sum, and the link.
+    """
+
+    code: SumCode
+    terms: RowFormat
+    sums: RowFormat
+    overhead: int
+    users: Users
+    common: Users
+    learners: tuple[int, ...]
+    copies: tuple[tuple[tuple[int, ...], int], ...]
+
+    kinds = IVS, BROADCAST
+
+    @property
+    def senders(self) -> tuple[int, ...]:
+        return self.code.relays
+
+    @property
+    def receivers(self) -> tuple[int, ...]:
+        return self.learners if self.copies and self.code.relays else ()
+
+    def up(self, i: int, heard: Heard) -> Content:
+        code, L = self.code, self.terms.L
+        own = code.shares_of(i)
+        shares = torch.zeros(len(own) * code.bits, code.stretches(L), dtype=torch.int64)
+        for users, matrix in code.terms(i):
+            total = self.terms.added(heard.parts["payload"], heard.at(users))
+            shares += torch.mm(matrix, code.cut(total[0]))
+        payload, overhead = self.sums.words.pack(shares.view(len(own), -1)).reshape(1, -1), nothing(1)
+        if (led := code.leaders == i).any():  # further numbers are not cut into shares
+            overhead = add_rows(heard.parts["overhead"], heard.at(np.flatnonzero(led)))
+        return Content(payload, overhead)
+
+    def down(self, heard: Heard, received: Sequence[Message]) -> Iterator[Copy]:
+        if self.receivers:
+            content = Content(*self._joined(received))
+            for relays, link in self.copies:
+                yield Copy(relays, link, content)
+
+    def learn(
+        self, node: int, heard: Heard, received: Sequence[Message], digest: Digest, keeper: Keeper | None
+    ) -> None:
+        if node == OF_SERVER:
+            payload, overhead = self._joined(received)
+        else:
+            at = heard.at(self.common)
+            total = self.terms.added(heard.parts["payload"], at)
+            for message in received:
+                total += self.sums.unpack(message.payload)
+            further = [add_rows(heard.parts["overhead"], at), *(message.overhead for message in received)]
+            payload, overhead = self.sums.pack(total), add_rows(torch.cat(further))
+        digest.add_rows(payload)
+        digest.add_rows(overhead)
+        if keeper:
+            keeper.keep(self.users, {"payload": payload, "overhead": overhead})
+
+    def _joined(self, received: Sequence[Message]) -> tuple[Tensor, Tensor]:
+        """Return the sum of the terms of which relays sent shares, and of their further numbers, uint8 [1, bytes]."""
+        code, words, stretch = self.code, self.sums.words, self.code.stretches(self.terms.L)
+        shares, further = (
+            [torch.zeros(0, stretch, dtype=torch.int64)],
+            [torch.zeros(1, self.overhead, dtype=torch.uint8)],
+        )
+        for message in received:
+            i = relay_number(message.sender)
+            packed = message.payload.reshape(len(code.shares_of(i)), -1)
+            shares.append(words.unpack(packed, code.bits * stretch).reshape(-1, stretch))
+            if i in code.leaders:
+                further.append(message.overhead)
+        return self.sums.pack(code.add(torch.cat(shares), self.terms.L)[None]), add_rows(torch.cat(further))
+
+
+class CommonRow:
+    """The delivery of one row to all users: relays send shares of it to their users."""
+
+    def __init__(self, planner: Planner, attendance: Attendance, formats: Formats) -> None:
+        self.code, self.formats = planner.spread_code(attendance.holders, formats.L), formats
+        self.holders, self.K, self.last_medium = attendance.holders, planner.topology.K, planner.network.last_hop
+        others = tuple(i for i in attendance.holders if not attendance.aggregating[i])
+        self.carrier = planner.carrier(attendance) if attendance.aggregators and others else OF_SERVER
+        self.copies = planner.copies(others if attendance.aggregators else self.code.relays)
+        # What a relay holds before the last hop: the row, or its shares if it learned no sum and they came one by one.
+        self.splits = not attendance.aggregators and planner.network.medium == "unicast"
+
+    def up(self, i: int, models: Content) -> Content | None:
+        return models if i == self.carrier else None
+
+    def down(self, models: Content) -> Iterator[Copy]:
+        for relays, link in self.copies:
+            payload = self._shares(models.payload, relays[0]).reshape(1, -1) if self.splits else models.payload
+            yield Copy(relays, link, Content(payload, models.overhead))
+
+    def last_hop(
+        self, i: int, models: Content | None, passed: Sequence[Message]
+    ) -> Iterator[tuple[int | Users, Content]]:
+        own, needs_of = self.code.shares_of(i), self.code.needs(i)
+        row = models or next(iter(passed), None)
+        if row is None or not len(own):
+            return
+        shares = row.payload.reshape(len(own), -1) if self.splits else self._shares(row.payload, i)
+        present = np.isin(np.arange(self.code.H), self.holders)
+        overhead = torch.cat([row.overhead, torch.from_numpy(np.packbits(present))[None]], dim=1)
+        needs = np.append(needs_of, np.zeros((1, len(own)), dtype=bool), axis=0)[self.code.of_user]  # [K, x]
+        if self.last_medium == "broadcast":
+            users = np.flatnonzero(needs.any(axis=1))
+            yield self.K + i, Content(shares.reshape(1, -1), overhead, users)  # the link for all users of this relay
+            return
+        for needed in np.unique(needs[needs.any(axis=1)], axis=0):
+            users = np.flatnonzero((needs == needed).all(axis=1))
+            payload, at = shares[torch.from_numpy(needed)].reshape(1, -1), torch.zeros(len(users), dtype=torch.int64)
+            yield users, Content(payload, overhead, users, at)
+
+    def _shares(self, row: Tensor, i: int) -> Tensor:
+        """Return relay i's shares of a row, uint8 [x, bytes]."""
+        if self.code.pieces == 1:
+            return row
+        row_format = self.formats.sums if row.shape[1] == self.formats.sums.nbytes else self.formats.whole
+        return row_format.split(row, self.code, self.code.shares_of(i))
+
+
+def add_rows(rows: Tensor, at: Tensor | None = None) -> Tensor:
+    """Return the sum of all rows, or of the rows `at`, uint8 [1, 8·L] for rows [n, 8·L]: the bytes of int64."""
+    terms = from_bytes(rows, torch.int64)
+    total = terms.new_zeros(1, terms.shape[1])
+    for places in portions(torch.arange(len(rows)) if at is None else at, terms.shape[1]):
+        total += terms[places].sum(0)
+    return to_bytes(total)
+
+
+def formats_of_terms(formats: Formats, nbytes: int) -> tuple[RowFormat, RowFormat]:
+    """Return the format of terms whose rows have this length in bytes, and that of their sums."""
+    return (formats.terms, formats.sums) if nbytes == formats.terms.nbytes else (formats.whole, formats.whole)
+
+
+def _nbytes(H: int) -> int:
+    """Return the bytes of one bit for each relay."""
+    return -(-H // 8)

@@ -1,0 +1,223 @@
+"""Coders of sums: terms and rows of sums as bytes, in 64-bit words or in few bits.
+
+m numbers in a row of terms, K users. In few bits, S, the row of absolute sums, changes by s·Σq in a round (see
+`few_bits`). Users get the sum of the rows, Σq and the votes on scales, and add s·Σq to the last S. A user who lacks the
+last S stays idle and requests it; in that round, everybody gets the whole S, with the scales.
+
+This is the only place where an error of rounding is kept: what it leaves over of a user's terms is added to its next
+terms, so that terms sent plus what is owed always equal the terms that counted (docs/theory/few_bits.md).
+"""
+
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
+from hmtl.communication.coders import AggregatorCoder, Ids, Read, Sender, State, UserCoder
+from hmtl.communication.encoding import from_bytes, to_bytes, unpack
+from hmtl.communication.few_bits import FewBits, longest_absence
+from hmtl.communication.row_formats import portions
+from hmtl.errors import CodingError
+
+STAMP = 4  # bytes before a row's other overhead: its number n, if it is to be added to row n − 1; −n, if it is S itself
+
+
+class TermCoder(UserCoder):
+    """A host's coder for terms of 64 bits, whose users share one row of sums.
+
+    Args:
+        users: the user side.
+    """
+
+    def __init__(self, users: Sender) -> None:
+        super().__init__(users, torch.int64)
+
+    def encode(self, users: Ids, ivs: Tensor) -> tuple[Tensor, Tensor]:
+        if ivs.dtype != torch.int64:
+            raise CodingError(
+                f"communicator=sums adds terms of type int64, but these users send {ivs.dtype}. Make the algorithm "
+                "with messages='sums'."
+            )
+        return super().encode(users, ivs)
+
+    def read(self, users: Ids, overhead: Tensor, round: int) -> Read:
+        content = overhead[0].numpy()
+        nbytes = int(bytes_to_numbers(content[-4:])[0])
+        end = len(content) - 4 - nbytes
+        receipts = bytes_to_numbers(np.frombuffer(zlib.decompress(content[end:-4].tobytes()), np.uint8))
+        return Read(users, receipts[users], overhead[:1, :end])
+
+    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
+        return unpack(payload[:1], extras, torch.int64, torch.int64).expand(len(users), -1)
+
+
+class SumCoder(AggregatorCoder):
+    """An aggregator's coder for sums of 64 bits.
+
+    Args:
+        numbers: m.
+    """
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__(numbers, torch.int64)
+
+    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
+        return super().decode(users, payload, extras, torch.int64)
+
+    def receipts(self, counted: Ids) -> Tensor:
+        # Most users' last round is the same, so the compressed receipts take far less than 4 bytes for each user.
+        packed = np.frombuffer(zlib.compress(numbers_to_bytes(counted).tobytes()), np.uint8)
+        return torch.from_numpy(np.concatenate([packed, numbers_to_bytes([len(packed)])]))[None]
+
+
+class FewBitTermCoder(TermCoder):
+    """A host's coder that rounds terms to few bits, with leftovers.
+
+    Args:
+        users: the user side.
+        formats: the formats of rows.
+        members: the numbers of these users in the network [n], ascending.
+
+    Attributes:
+        owed: what rounding has left over, for each user: its terms that counted minus what it sent [n, m].
+        owed_if_counted: the same if the user's pending update has counted [n, m].
+        row: S, as the users received it last [1, m].
+        scales: of the next terms, which follow from this row; all zero if none are known [2, B].
+        held: the number of the last row that each user received [n]; 0 before the first one.
+    """
+
+    STATE = ("owed", "owed_if_counted", "row", "scales", "held")
+
+    def __init__(self, users: Sender, formats: FewBits, members: Ids) -> None:
+        super().__init__(users)
+        self.formats, self.members = formats, members
+        self.owed, self.owed_if_counted = torch.zeros(2, len(members), formats.numbers, dtype=torch.int64)
+        self.row = torch.zeros(1, formats.numbers, dtype=torch.int64)
+        self.scales = torch.zeros(2, formats.blocks, dtype=torch.int64)
+        self.held = torch.zeros(len(members), dtype=torch.int64)
+        self._number, self._absence = 0, 0  # of the row that arrives
+        self._tell(members)
+
+    def encode(self, users: Ids, ivs: Tensor) -> tuple[Tensor, Tensor]:
+        payload, overhead = super().encode(users, ivs)
+        terms, places = from_bytes(payload, torch.int64), self._places(users)
+        row_format = self.formats.terms if self.scales.any() else self.formats.whole
+        rows = torch.empty(len(terms), row_format.nbytes, dtype=torch.uint8)
+        for at in portions(torch.arange(len(terms)), self.formats.L):
+            numbers, rest = self.formats.rounded(terms[at] + self.owed[places[at]], self.scales)
+            rows[at], self.owed_if_counted[places[at]] = row_format.pack(numbers), rest
+        return rows, overhead
+
+    def requesting(self, idle: Ids) -> Ids:
+        return idle
+
+    def commit(self, users: Ids) -> None:
+        counted = self._places(users)
+        self.owed[counted] = self.owed_if_counted[counted]
+        self._tell(users)
+
+    def read(self, users: Ids, overhead: Tensor, round: int) -> Read:
+        """Return what came with a row; users who lack the row before it cannot tell theirs from a sum."""
+        self._number = int(bytes_to_numbers(overhead[0, :STAMP].numpy())[0])
+        everybody = np.arange(self.formats.K)
+        _, receipts, extras = super().read(everybody, overhead[:, STAMP:], round)
+        self._absence = longest_absence(receipts, round)
+        if self._number > 0:
+            users = users[self.held[self._places(users)].numpy() == self._number - 1]
+        return Read(users, receipts[users], extras)
+
+    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
+        if len(users):
+            if self._number > 0:
+                total = self.formats.sums.unpack(payload[:1])
+                self.row = self.row + self.formats.values(total, self.scales)
+                self.scales = self.formats.next_scales(total, self.scales, self._absence)
+            else:
+                row, *scales = self.formats.split(self.formats.whole.unpack(payload[:1]))
+                self.row, self.scales = row.clone(), torch.cat(scales)
+            self.held[self._places(users)] = abs(self._number)
+        return super().decode(users, to_bytes(self.row), extras, dtype)
+
+    def state_dict(self) -> State:
+        return {name: getattr(self, name).clone() for name in self.STATE}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for name in self.STATE:
+            setattr(self, name, state[name].clone())
+        self._tell(self.members)
+
+    def _tell(self, users: Ids) -> None:
+        """Tell these users what rounding has left over so far."""
+        self.users.take_leftover(users, self.owed[self._places(users)])
+
+    def _places(self, users: Ids) -> Tensor:
+        """Return the places of these users among the members."""
+        return torch.from_numpy(np.searchsorted(self.members, users))
+
+
+class FewBitSumCoder(SumCoder):
+    """An aggregator's coder that turns a round's sum of few bits into the change of S, and S into the row for users.
+
+    Args:
+        formats: the formats of rows.
+
+    Attributes:
+        row: S, as it was sent last [1, m].
+        number: the number of this row, counted from 1.
+        scales: of the next terms; all zero if none are known [2, B].
+    """
+
+    STATE = ("row", "number", "scales")
+
+    def __init__(self, formats: FewBits) -> None:
+        super().__init__(formats.numbers)
+        self.formats = formats
+        self.row = torch.zeros(1, formats.numbers, dtype=torch.int64)
+        self.number = torch.tensor(0)
+        self.scales = torch.zeros(2, formats.blocks, dtype=torch.int64)
+        self._total, self._change, self._next, self._requested = self.row, self.row, self.scales, True
+
+    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the change of S, given the packed sum."""
+        row_format = self.formats.sums if payload.shape[1] == self.formats.sums.nbytes else self.formats.whole
+        self._total = row_format.unpack(payload)
+        self._change = self.formats.values(self._total, self.scales)
+        if not self._few:
+            self._next = self.formats.first_scales(self._change, len(users))
+        return super().decode(users, to_bytes(self._change), extras, dtype)
+
+    def hear(self, counted: Ids, round: int, requested: bool) -> None:
+        self._requested = requested
+        if self._few:
+            self._next = self.formats.next_scales(self._total, self.scales, longest_absence(counted, round))
+
+    def encode(self, heard: Ids, models: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the round's sum, or S if users need it, with its stamp before the further numbers."""
+        payload, extras = super().encode(heard, models, dtype)
+        row = from_bytes(payload, torch.int64)
+        voted = self._few and len(heard) > 0
+        as_sum = voted and not self._requested and torch.equal(row - self.row, self._change)
+        if len(heard):
+            self.scales = self._next
+        self.row, self.number = row.clone(), self.number + 1
+        stamp = torch.from_numpy(numbers_to_bytes([int(self.number if as_sum else -self.number)]))[None]
+        if as_sum:
+            packed = self.formats.sums.pack(self._total)
+        else:
+            packed = self.formats.whole.pack(torch.cat([row, self.scales.view(1, -1)], dim=1))
+        return packed, torch.cat([stamp, extras], dim=1)
+
+    def state_dict(self) -> State:
+        return {name: getattr(self, name) for name in self.STATE}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for name in self.STATE:
+            setattr(self, name, state[name])
+
+    @property
+    def _few(self) -> bool:
+        """Whether users know the scales, so that terms of this round have few bits."""
+        return bool(self.scales.any())
