@@ -11,7 +11,7 @@ update that a client sends. A *load* is what a tier carries in a round, in IVs.
 from hmtl.coding.aggregators import MEDIA, AggregatorChoice, AggregatorSet, Choice
 from hmtl.coding.covers import Cover, cover
 from hmtl.coding.formulas import Loads, forwarders
-from hmtl.coding.plan import Block, Plan
+from hmtl.coding.plan import Block, Plan, block_of
 from hmtl.coding.rates import Demand, Uplinks, demand_of
 from hmtl.coding.schemes import (
     CODED_SCHEMES,
@@ -51,6 +51,7 @@ __all__ = [
     "apart",
     "best_aggregators",
     "best_sum_aggregators",
+    "block_of",
     "bounds",
     "cover",
     "demand_of",

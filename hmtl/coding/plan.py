@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -142,33 +143,83 @@ def draw_block(
         draw: returns the uplink's matrices from a random generator.
         seed, name: of the block's random streams.
     """
-    everyone = set(range(len(users)))
-    heard_rows = [piece_rows(heard[i], pieces) for i in aggregators]
-    missing_rows = [piece_rows(sorted(everyone.difference(heard[i])), pieces) for i in aggregators]
-    needs = [len(rows) for rows in missing_rows]
+    needs = [pieces * (len(users) - len(heard[i])) for i in aggregators]
     m = max(needs)
     for attempt in range(TRIES):
         uplink = draw(generator(seed, "uplink", *name, attempt))
-        sizes = [len(rows) for rows in uplink]
-        received = sum(sizes)
+        received = sum(map(len, uplink))
         if received == m == min(needs):
             downlink = torch.eye(m, dtype=torch.uint8)  # every aggregator needs all messages, so they are forwarded
         else:
             downlink = random_matrix(generator(seed, "downlink", *name, attempt), (m, received))
-        on_all = torch.zeros(received, pieces * len(users), dtype=torch.uint8)  # the uplink, acting on all pieces
-        for rows, known, matrix in zip(torch.split(on_all, sizes), heard, uplink, strict=True):
-            rows[:, piece_rows(known, pieces)] = matrix
-        sent = matmul(downlink, on_all)
-        solutions = inverses([sent[: len(rows), rows] for rows in missing_rows])
-        if solutions is not None:  # in this field, subtraction is addition
-            decoders = (
-                torch.cat([inverse, matmul(inverse, sent[: len(inverse)][:, rows])], dim=1)
-                for inverse, rows in zip(solutions, heard_rows, strict=True)
-            )
-            return Block(users, pieces, heard, tuple(uplink), downlink, aggregators, tuple(decoders))
+        decoders = _decoders(pieces, heard, aggregators, uplink, downlink, len(users))
+        if decoders is not None:
+            return Block(users, pieces, heard, tuple(uplink), downlink, aggregators, decoders)
     raise CodingError(
         f"No code found for a block of {len(users)} users and {len(aggregators)} aggregators in {TRIES} draws: random "
         "coefficients from GF(2^8) fail more often if more relays aggregate. Set another seed or fewer aggregators."
+    )
+
+
+def block_of(
+    t: Topology, aggregators: Sequence[int], users: Sequence[int], uplink: Sequence[Any], downlink: Any, pieces: int = 1
+) -> Block:
+    """Return the code with these matrices over GF(2^8), and the decoders of its aggregators.
+
+    Args:
+        t: the topology.
+        aggregators: the relays that learn all IVs.
+        users: whose IVs the code carries.
+        uplink, downlink, pieces: see `Block`, as lists of numbers 0..255: an uplink for each active relay.
+
+    Raises:
+        CodingError: a matrix has another shape, or an aggregator cannot decode.
+    """
+    places = [t.active.index(i) for i in aggregators]
+    heard = tuple(tuple(np.flatnonzero(t.G[i][list(users)]).tolist()) for i in t.active)
+    widths = [pieces * len(known) for known in heard]
+    matrices = [_matrix(rows, width) for rows, width in zip(uplink, widths, strict=True)]
+    down = _matrix(downlink, sum(map(len, matrices)))
+    for i, n in zip(aggregators, places, strict=True):
+        need = pieces * (len(users) - len(heard[n]))
+        if _decoders(pieces, heard, [n], matrices, down, len(users)) is None:
+            raise CodingError(
+                f"relay {t.names.relay(i)} cannot decode: the first {need} of the server's {len(down)} messages do not "
+                f"determine the {need} pieces that it misses. Add combinations, or change their coefficients."
+            )
+    decoders = _decoders(pieces, heard, places, matrices, down, len(users))
+    assert decoders is not None
+    return Block(tuple(users), pieces, heard, tuple(matrices), down, tuple(places), decoders)
+
+
+def _matrix(rows: Any, width: int) -> Tensor:
+    """Return numbers 0..255 as a matrix of this width, uint8; no rows have any width."""
+    return torch.from_numpy(np.array(rows, np.uint8).reshape(-1, max(1, width))[:, :width].copy())
+
+
+def _decoders(
+    pieces: int,
+    heard: Sequence[Sequence[int]],
+    aggregators: Sequence[int],
+    uplink: Sequence[Tensor],
+    downlink: Tensor,
+    n: int,
+) -> tuple[Tensor, ...] | None:
+    """Return the aggregators' decoders of a code for n users; None if one of them cannot decode."""
+    heard_rows = [piece_rows(heard[i], pieces) for i in aggregators]
+    missing_rows = [piece_rows(sorted(set(range(n)).difference(heard[i])), pieces) for i in aggregators]
+    on_all = torch.zeros(downlink.shape[1], pieces * n, dtype=torch.uint8)  # the uplink, acting on all pieces
+    for rows, known, matrix in zip(torch.split(on_all, [len(m) for m in uplink]), heard, uplink, strict=True):
+        rows[:, piece_rows(known, pieces)] = matrix
+    sent = matmul(downlink, on_all)
+    if any(len(sent) < len(rows) for rows in missing_rows):
+        return None
+    solutions = inverses([sent[: len(rows), rows] for rows in missing_rows])
+    if solutions is None:
+        return None
+    return tuple(  # in this field, subtraction is addition
+        torch.cat([inverse, matmul(inverse, sent[: len(inverse)][:, rows])], dim=1)
+        for inverse, rows in zip(solutions, heard_rows, strict=True)
     )
 
 

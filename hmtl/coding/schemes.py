@@ -29,18 +29,27 @@ numbers or names of relays, and `server` if it is one of them."""
 class Scheme:
     """A way to bring all IVs to relays that aggregate, unless the server learns all IVs, too.
 
+    One of your own has at least a name and a code; `hmtl.coding.block_of` checks its matrices.
+
     Attributes:
         name: the name in settings and messages.
-        loads: returns the loads for a topology, aggregators (at least one) and the uplinks of its active relays.
+        loads: returns the loads for a topology, aggregators (at least one) and the uplinks of its active relays. None:
+            those of its plan.
         code: returns the blocks of a plan for a topology, aggregators (at least one) and settings. None: IVs go to the
             server without coding.
         split: the choice of α in the schemes of Hu et al. 2022, Section IV; a plan may need too many pieces for it.
     """
 
     name: str
-    loads: Callable[[Topology, tuple[int, ...], Uplinks | None], Loads]
+    loads: Callable[[Topology, tuple[int, ...], Uplinks | None], Loads] | None = None
     code: Callable[[Topology, Sequence[int], CodeSettings], Iterable[Block]] | None = None
     split: Split | None = None
+
+    def loads_of(self, t: Topology, A: Sequence[int], uplinks: Uplinks | None) -> Loads:
+        """Return the loads for a topology, aggregators and the uplinks of its active relays."""
+        if self.loads is not None:
+            return self.loads(t, tuple(A), uplinks)
+        return make_plan(t, self, uplinks=uplinks, aggregators=[*A]).loads
 
 
 SCHEMES: Mapping[str, Scheme] = MappingProxyType(
@@ -64,15 +73,17 @@ def _seconds(t: Topology, load: Loads, uplinks: Uplinks | None) -> float:
     return uplinks.seconds(np.array([load.by_relay[i] for i in t.active])) * max(uplinks.bandwidths)
 
 
-def scheme_of(name: str, among: Collection[str] = tuple(SCHEMES)) -> Scheme:
+def scheme_of(name: str | Scheme, among: Collection[str] = tuple(SCHEMES)) -> Scheme:
     """Return the scheme of that name; raise CodingError if it is not `among` the choices."""
+    if isinstance(name, Scheme):
+        return name
     if name not in among:
         raise CodingError(f"scheme={name} is unknown: choose one of {', '.join(among)}.")
     return SCHEMES[name]
 
 
 def best_aggregators(
-    t: Topology, scheme: str = "optimal", uplinks: Uplinks | None = None, medium: str = "broadcast"
+    t: Topology, scheme: str | Scheme = "optimal", uplinks: Uplinks | None = None, medium: str = "broadcast"
 ) -> AggregatorChoice:
     """Return the aggregators with the least time between relays and server.
 
@@ -105,7 +116,7 @@ def best_aggregators(
             solution = programme.least(places, models, stop)
             if solution is None or uplinks is None:
                 return solution and solution[0]
-        return _seconds(t, chosen.loads(t, tuple(t.active[i] for i in places), uplinks), uplinks)
+        return _seconds(t, chosen.loads_of(t, tuple(t.active[i] for i in places), uplinks), uplinks)
 
     return Search(t, uplinks, medium, meter, _seconds(t, server_loads(t, (), uplinks), uplinks)).best()
 
@@ -113,7 +124,7 @@ def best_aggregators(
 def resolve(
     t: Topology,
     aggregators: Aggregators,
-    scheme: str = "optimal",
+    scheme: str | Scheme = "optimal",
     uplinks: Uplinks | None = None,
     medium: str = "broadcast",
 ) -> AggregatorSet:
@@ -148,7 +159,7 @@ def resolve(
 
 def loads(
     t: Topology,
-    scheme: str = "optimal",
+    scheme: str | Scheme = "optimal",
     uplinks: Uplinks | None = None,
     *,
     aggregators: Aggregators = "all",
@@ -176,8 +187,8 @@ def loads(
         A = resolve(t, aggregators, scheme, uplinks, medium)
         if A.server:
             return server_loads(t, A.relays, uplinks)
-        return chosen.loads(t, A.relays, uplinks)
-    return chosen.loads(t, (), uplinks)
+        return chosen.loads_of(t, A.relays, uplinks)
+    return chosen.loads_of(t, (), uplinks)
 
 
 def bounds(t: Topology, *, aggregators: Aggregators = "all", medium: str = "broadcast") -> Loads:
@@ -208,7 +219,7 @@ def bounds(t: Topology, *, aggregators: Aggregators = "all", medium: str = "broa
     return Loads(float(uplink), float(most), unicast=float(total))
 
 
-def obstacle(t: Topology, scheme: str, aggregators: Aggregators = "all") -> str:
+def obstacle(t: Topology, scheme: str | Scheme, aggregators: Aggregators = "all") -> str:
     """Return the reason why a coded scheme has loads but no plan; empty if it has a plan.
 
     Raises:
@@ -260,7 +271,7 @@ def _seconds_to_server(t: Topology, uplinks: Uplinks | None) -> float:
 
 def make_plan(
     t: Topology,
-    scheme: str = "optimal",
+    scheme: str | Scheme = "optimal",
     seed: int = 0,
     *,
     max_pieces: int = 8,
@@ -303,4 +314,4 @@ def make_plan(
         blocks.append(block)
         coded += len(block.users)
         log.debug("a code for %d of %d users", coded, len(t.present))
-    return Plan(t, scheme, seed, A.relays, uplinks, tuple(blocks), A.server)
+    return Plan(t, scheme_of(scheme).name, seed, A.relays, uplinks, tuple(blocks), A.server)

@@ -1,5 +1,7 @@
 """Plans carried out by schoolbook products: every relay decodes, and the loads are those of the formulas."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl import rng
-from hmtl.coding import Loads, Uplinks, codes, loads, make_plan
+from hmtl.coding import Loads, Uplinks, block_of, codes, loads, make_plan
 from hmtl.errors import CodingError
-from hmtl.gf256 import products
+from hmtl.gf256 import products, simd
 from hmtl.testing.topologies import restricted, topologies
 from hmtl.topology import Topology, any_r, symmetric
 
@@ -227,3 +229,30 @@ def test_too_many_pieces_are_an_error_at_once():
     with pytest.raises(CodingError, match="scheme=optimal"):
         make_plan(t, "paper")
     check(make_plan(t))
+
+
+@settings(max_examples=20)
+@given(t=topologies(max_K=8), seed=st.integers(0, 99))
+def test_matrices_of_ones_own_decode_or_say_who_cannot(t, seed):
+    """As a schoolbook elimination finds: the pieces that a relay misses follow from its messages, or it is named."""
+    rng = np.random.default_rng(seed)
+    users = [k for k in t.present if t.degrees[k] < len(t.active)]
+    if not users:
+        return
+    heard = [np.flatnonzero(t.G[i][users]) for i in t.active]
+    uplink = [rng.integers(0, 3, (2, len(known))) for known in heard]
+    m = int(rng.integers(1, len(users) + 1))
+    downlink = rng.integers(0, 3, (m, 2 * len(t.active)))
+    sent = np.zeros((2 * len(t.active), len(users)), int)
+    for n, (known, rows) in enumerate(zip(heard, uplink, strict=True)):
+        sent[2 * n : 2 * n + 2, known] = rows
+    field = pytest.importorskip("galois").GF(2**8, irreducible_poly=simd.POLYNOMIAL)
+    received = field(downlink) @ field(sent)
+    lacking = []
+    for i, known in zip(t.active, heard, strict=True):
+        missing = np.setdiff1d(np.arange(len(users)), known)
+        if np.linalg.matrix_rank(received[: len(missing)][:, missing]) < len(missing):
+            lacking.append(i)
+    outcome = pytest.raises(CodingError, match=f"^relay {lacking[0]} cannot decode") if lacking else nullcontext()
+    with outcome:
+        block_of(t, t.active, users, list(uplink), downlink)

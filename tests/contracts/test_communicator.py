@@ -1,11 +1,12 @@
 """Every communicator of the package, by the contract that one's own can inherit; and links."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hmtl.coding import Block, Scheme, block_of
 from hmtl.communication import (
     TIERS,
     CodedHierarchical,
@@ -90,6 +91,20 @@ class TestPaper(Loads):
 class TestEqual(Loads):
     def make(self, topology: Topology | Moving, network: Network, wire: str | None, links: MakeLinks) -> Communicator:
         return CodedHierarchical(topology, network, "equal", seed=3, wire=wire, links=links)
+
+
+def one_by_one(t: Topology, A: Sequence[int], settings: object) -> Iterator[Block]:
+    """Send each IV that an aggregator misses once, whatever the network."""
+    for k in t.present:
+        if not t.G[list(A), k].all():
+            uplink = [[1] if i == t.relays_of(k)[-1] else [] for i in t.active]
+            yield block_of(t, A, [k], uplink=uplink, downlink=[1])
+
+
+class TestMatricesOfOnesOwn(Loads):
+    def make(self, topology: Topology | Moving, network: Network, wire: str | None, links: MakeLinks) -> Communicator:
+        scheme = Scheme("one by one", code=one_by_one)
+        return CodedHierarchical(topology, network, scheme, wire=wire, aggregators="all", links=links)
 
 
 class TestInProcess(LinksContract):

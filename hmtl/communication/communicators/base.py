@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hmtl.coding import Aggregators, AggregatorSet, Loads, Plan, bounds, loads, make_plan, scheme_of
+from hmtl.coding import Aggregators, AggregatorSet, Loads, Plan, Scheme, bounds, loads, make_plan, scheme_of
 from hmtl.communication.accounting.ledger import (
     RELAYS_TO_SERVER,
     RELAYS_TO_USERS,
@@ -69,7 +69,7 @@ class Communicator:
     Args:
         contacts: who hears whom, in all rounds or round by round.
         network: bandwidths and media.
-        scheme: one of `hmtl.coding.SCHEMES`: what is sent.
+        scheme: what is sent: a name in `hmtl.coding.SCHEMES`, or a `Scheme` of your own.
         wire: the format in which numbers travel, see `hmtl.communication.wires`; None: their own type.
         links: makes the links that carry the messages.
         make: makes the scheme's plans.
@@ -95,7 +95,7 @@ class Communicator:
         self,
         contacts: Topology | Moving,
         network: Network,
-        scheme: str,
+        scheme: str | Scheme,
         wire: Wire = None,
         links: MakeLinks = InProcess,
         make: MakePlan = make_plan,

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from hmtl.coding import CODED_SCHEMES, Aggregators, make_plan, scheme_of
+from hmtl.coding import CODED_SCHEMES, Aggregators, Scheme, make_plan, scheme_of
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.communicators.base import Communicator, MakeLinks
 from hmtl.communication.links import InProcess
@@ -33,7 +33,7 @@ class CodedHierarchical(Communicator):
         self,
         topology: Topology | Moving,
         network: Network = Network(),  # noqa: B008, it is frozen
-        scheme: str = "optimal",
+        scheme: str | Scheme = "optimal",
         seed: int = 0,
         wire: Wire = None,
         *,

@@ -12,6 +12,7 @@ from hmtl.coding import (
     Aggregators,
     AggregatorSet,
     Plan,
+    Scheme,
     SumCode,
     Uplinks,
     best_sum_aggregators,
@@ -203,7 +204,7 @@ def preferred_sum_aggregators(
 
 
 def preferred_aggregators(
-    contacts: Topology | Moving, network: Network, scheme: str, aggregators: Aggregators
+    contacts: Topology | Moving, network: Network, scheme: str | Scheme, aggregators: Aggregators
 ) -> AggregatorSet:
     """Return the nodes that aggregate if they can, in all rounds.
 
