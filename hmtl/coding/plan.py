@@ -5,6 +5,7 @@ relays, lists over j over the aggregators. All matrices are uint8 tensors over G
 lengths.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -23,6 +24,7 @@ from hmtl.gf256 import inverses, matmul
 from hmtl.rng import generator
 from hmtl.topology import Topology
 
+DIGEST_BYTES = 4
 TRIES = 20  # a draw fails with a probability near H/255, so tens of relays never need this many
 
 Draw = Callable[[np.random.Generator], list[Tensor]]
@@ -122,6 +124,16 @@ class Plan:
             unicast += Fraction(sum(map(block.need, block.aggregators)), block.pieces)
         return broadcast, unicast
 
+    @cached_property
+    def digest(self) -> bytes:
+        """A digest of the codes, which differs if another solver comes to another plan."""
+        content = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        for block in self.blocks:
+            content.update(np.array([*block.users, block.pieces]).tobytes())
+            for matrix in (*block.uplink, block.downlink):
+                content.update(matrix.numpy().tobytes())
+        return content.digest()
+
     def carriers(self, models: int) -> NDArray[np.int64]:
         """Return the aggregator that sends each model of a user that no aggregator hears."""
         return carriers(self.topology, self.aggregators, self.sent, models, self.uplinks)
@@ -173,13 +185,14 @@ def block_of(
         uplink, downlink, pieces: see `Block`, as lists of numbers 0..255: an uplink for each active relay.
 
     Raises:
-        CodingError: a matrix has another shape, or an aggregator cannot decode.
+        CodingError: a matrix has another width, or an aggregator cannot decode.
     """
     places = [t.active.index(i) for i in aggregators]
     heard = tuple(tuple(np.flatnonzero(t.G[i][list(users)]).tolist()) for i in t.active)
     widths = [pieces * len(known) for known in heard]
-    matrices = [_matrix(rows, width) for rows, width in zip(uplink, widths, strict=True)]
-    down = _matrix(downlink, sum(map(len, matrices)))
+    senders = [f"the uplink of relay {t.names.relay(i)}" for i in t.active]
+    matrices = [_matrix(*each) for each in zip(senders, uplink, widths, strict=True)]
+    down = _matrix("the downlink", downlink, sum(map(len, matrices)))
     for i, n in zip(aggregators, places, strict=True):
         need = pieces * (len(users) - len(heard[n]))
         if _decoders(pieces, heard, [n], matrices, down, len(users)) is None:
@@ -192,9 +205,12 @@ def block_of(
     return Block(tuple(users), pieces, heard, tuple(matrices), down, tuple(places), decoders)
 
 
-def _matrix(rows: Any, width: int) -> Tensor:
-    """Return numbers 0..255 as a matrix of this width, uint8; no rows have any width."""
-    return torch.from_numpy(np.array(rows, np.uint8).reshape(-1, max(1, width))[:, :width].copy())
+def _matrix(name: str, rows: Any, width: int) -> Tensor:
+    """Return numbers 0..255 as a matrix of this width, uint8; a single row need not be nested."""
+    matrix = np.atleast_2d(np.array(rows, np.uint8))
+    if matrix.size and matrix.shape[1] != width:
+        raise CodingError(f"{name} has rows of {matrix.shape[1]} coefficients. Give {width}, one for each input.")
+    return torch.from_numpy(matrix.reshape(-1, width) if matrix.size else np.empty((0, width), np.uint8))
 
 
 def _decoders(

@@ -12,6 +12,7 @@ each piece is cut into m stretches.
 Shapes: K users, H relays; c pieces, n shares, m bits; g sets of c shares; L words of int64 in a row.
 """
 
+import hashlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -26,6 +27,7 @@ from torch import Tensor
 from hmtl import gf256
 from hmtl.coding.covers import MOST_SEARCHED, NODES, cover, enough
 from hmtl.coding.formulas import Loads
+from hmtl.coding.plan import DIGEST_BYTES
 from hmtl.coding.rates import Uplinks, demand_of
 from hmtl.topology import Topology
 
@@ -61,6 +63,12 @@ class SumCode:
     combine: Tensor
     bound: float
     cost: float
+
+    @cached_property
+    def digest(self) -> bytes:
+        """A digest of the code, which differs if another solver comes to another one."""
+        parts = (self.owners, self.sets, self.of_user, self.combine.numpy())
+        return hashlib.blake2b(b"".join(part.tobytes() for part in parts), digest_size=DIGEST_BYTES).digest()
 
     @property
     def proven(self) -> bool:

@@ -241,13 +241,13 @@ def hand_over_state(stage: Stage) -> None:
 
 def compute(stage: Stage, flow: Flow) -> None:
     """Compute the models, and let the server release them if all aggregators hold the same."""
-    delivery, confirm = flow.delivery, [DIGESTS, MODELS] if stage.attendance.aggregators else []
+    confirm = [DIGESTS, MODELS] if stage.attendance.aggregators else []
     stage.server(lambda server, _: server.aggregate(), task="global update")
     stage.relays(lambda relay, _: relay.aggregate(), task="global update")
     if confirm:
-        stage.relays(lambda relay, _: relay.confirm(delivery), says=confirm)
+        stage.relays(lambda relay, _: relay.confirm(flow), says=confirm)
     stage.server(
-        lambda server, got: server.compare(delivery, got.get(DIGESTS, []), got.get(MODELS, [])),
+        lambda server, got: server.compare(flow, got.get(DIGESTS, []), got.get(MODELS, [])),
         hears=confirm,
         says=[VERDICT, MODELS],
     )

@@ -177,14 +177,14 @@ class Relay(Node):
         self._models = self._aggregation.models(digest)
         self._on(Event.AGGREGATE)
 
-    def confirm(self, delivery: Delivery) -> list[Message]:
+    def confirm(self, flow: Flow) -> list[Message]:
         """Send digests to the server, and the models of users whom no aggregator hears."""
         if self.phase is not Phase.AGGREGATED:
             return []
         models, learned = self._models, self._digest.value()
-        digests = learned + (models.digest if models else bytes(len(learned)))
+        digests = flow.digest + learned + (models.digest if models else bytes(len(learned)))
         messages = [self._to_server(DIGESTS, *overhead_only(np.frombuffer(digests, np.uint8).copy()))]
-        if models and (passed := delivery.up(self.i, models.content)):
+        if models and (passed := flow.delivery.up(self.i, models.content)):
             messages.append(self._to_server(MODELS, *passed))
         return messages
 

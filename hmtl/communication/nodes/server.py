@@ -26,7 +26,7 @@ from hmtl.communication.messages import (
 )
 from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.relay import Node
-from hmtl.communication.planning.flow import NOTHING, OF_SERVER, Content, Copy, Delivery, Heard, Recipe, Step
+from hmtl.communication.planning.flow import NOTHING, OF_SERVER, Content, Copy, Flow, Heard, Recipe, Step
 from hmtl.communication.planning.planner import Planner
 from hmtl.errors import CodingError
 
@@ -113,13 +113,13 @@ class Server(Node):
         if self.aggregation and not self.empty and not self.silent:
             self.aggregation.update(self._value, self.dtype, self.attendance.requested)
 
-    def compare(self, delivery: Delivery, digests: Sequence[Message], models: Sequence[Message]) -> list[Message]:
+    def compare(self, flow: Flow, digests: Sequence[Message], models: Sequence[Message]) -> list[Message]:
         """Release the models if all aggregators hold the same ones; send those of users whom no aggregator hears.
 
         Raises:
-            CodingError: the aggregators hold different rows or models.
+            CodingError: the aggregators follow different plans, or hold different rows or models.
         """
-        self._check(digests)
+        self._check(flow.digest, digests)
         if self._lacks(self.attendance.aggregators, digests):
             if self.aggregation:
                 self.aggregation.roll_back()
@@ -132,26 +132,33 @@ class Server(Node):
         if self.planner.preferred:
             self.version += 1
         verdict = self._verdict(AGREED, self.attendance.aggregators)
-        return [*verdict, *(self._copy(MODELS, copy) for content in sent for copy in delivery.down(content))]
+        return [*verdict, *(self._copy(MODELS, copy) for content in sent for copy in flow.delivery.down(content))]
 
     @property
     def _value(self) -> bytes:
         """The digest of what the server learned; empty if no relay ever aggregates."""
         return self._digest.value() if self.planner.preferred else b""
 
-    def _check(self, digests: Sequence[Message]) -> None:
-        """Raise CodingError if the aggregators' digests differ."""
+    def _check(self, plan: bytes, digests: Sequence[Message]) -> None:
+        """Raise CodingError if the aggregators' digests differ, or if they are of another plan than the server's."""
         received = {relay_of(message): message.overhead[0].numpy().tobytes() for message in digests}
-        for comparable in self._comparable(received):
+        if odd := [i for i, digest in received.items() if digest[: len(plan)] != plan]:
+            raise CodingError(
+                f"{self._named(odd)} made another plan than the server in round {self.round}, from the same network: "
+                "the versions of hmtl or of its solvers (scipy) differ. Install the same versions at all nodes."
+            )
+        for comparable in self._comparable({i: digest[len(plan) :] for i, digest in received.items()}):
             if odd := deviating(comparable):
                 same_rows = not deviating({i: digest[:DIGEST_BYTES] for i, digest in comparable.items()})
                 what = "computed other models" if same_rows else "learned other IVs or sums"
-                names = ", ".join(map(str, self.topology.names.of_relays(odd)))
                 raise CodingError(
-                    f"relay{'s' * (len(odd) > 1)} {names} {what} than the other aggregators in "
+                    f"{self._named(odd)} {what} than the other aggregators in "
                     f"round {self.round}. The run stops before a wrong model spreads. Please report this with the "
                     "topology, the settings of the communicator and the seed."
                 )
+
+    def _named(self, relays: Sequence[int]) -> str:
+        return f"relay{'s' * (len(relays) > 1)} " + ", ".join(map(str, self.topology.names.of_relays(relays)))
 
     def _comparable(self, received: Mapping[int, bytes]) -> Iterator[Mapping[int, bytes]]:
         """Yield groups of digests that have to be equal: those of relays, or each beside the server's own."""

@@ -136,10 +136,12 @@ class Flow:
     Attributes:
         collect: the steps after which the aggregators hold what they compute the models from.
         delivery: how the models reach the users.
+        digest: of the plan that the steps follow; nodes with another version of a solver may come to another plan.
     """
 
     collect: tuple[Step, ...]
     delivery: Delivery
+    digest: bytes = b""
 
     def __str__(self) -> str:
         """Return a line for each step: who sends, who receives, who learns."""

@@ -25,11 +25,13 @@ class IVs:
 
     def flow(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Flow:
         steps: list[Step] = []
+        digest = b""
         if planner.server:
             steps.append(Forwarded(attendance.relays, planner.forwarders(attendance.heard)))
         if attendance.aggregators:
             steps += coded_steps(planner, attendance, sizes)
-        return Flow(tuple(steps), OwnModels(planner, attendance))
+            digest = planner.code(attendance).plan.digest
+        return Flow(tuple(steps), OwnModels(planner, attendance), digest)
 
     def arrived(
         self, planner: Planner, members: Users, messages: Sequence[Message]

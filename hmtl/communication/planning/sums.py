@@ -42,7 +42,7 @@ class SumsOfRows:
         common = np.setdiff1d(attendance.users, apart) if A else apart[:0]
         learners = A or ((OF_SERVER,) if planner.server else ())
         added = Added(code, terms, sums, sizes[1], attendance.users, common, learners, planner.copies(A))
-        return Flow((added,) if learners else (), CommonRow(planner, attendance, self.formats))
+        return Flow((added,) if learners else (), CommonRow(planner, attendance, self.formats), code.digest)
 
     def arrived(
         self, planner: Planner, members: Users, messages: Sequence[Message]

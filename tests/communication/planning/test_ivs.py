@@ -314,6 +314,18 @@ def test_a_relay_that_decodes_other_ivs_is_found_before_a_model_spreads(
     assert not users.models
 
 
+def test_a_relay_with_another_plan_is_told_from_damaged_data() -> None:
+    """As if it were alone in its process, with another version of a solver."""
+    apart, users = one(symmetric(K=20, H=5, r=3))
+    t, relay = apart.t, apart.relays[2]
+    plans = [make_plan(t, seed=seed) for seed in (5, 5, 6)]
+    assert plans[0].digest == plans[1].digest != plans[2].digest
+    relay.confirm = lambda flow: Relay.confirm(relay, replace(flow, digest=plans[2].digest))
+    with pytest.raises(CodingError, match=r"^relay 2 made another plan than the server in round 0"):
+        apart.play(0)
+    assert not users.models
+
+
 def test_other_ivs_are_found_if_nothing_is_coded() -> None:
     """Every relay hears everybody, one of them with a changed bit."""
     apart, _ = one(Topology(np.ones((3, 4))))
