@@ -139,10 +139,11 @@ class Stage:
         for relay in self.acting:
             self._turn(relay, action, **turn)
 
-    def server(self, action: Callable[[Server, Got], Answers], peers: Sequence[str] = (), **turn: Any) -> None:
+    def server(self, action: Callable[[Server, Got], Answers], peers: Sequence[str] | None = None, **turn: Any) -> None:
         """Give the server a turn; by default, `peers` are the relays that take part."""
         if server := self.nodes.server:
-            peers = peers or [relay_name(i) for i in server.attendance.relays]
+            if peers is None:
+                peers = [relay_name(i) for i in server.attendance.relays]
             self._turn(server, action, senders=peers, receivers=peers, **turn)
 
     def flow(self) -> Flow | None:

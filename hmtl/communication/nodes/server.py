@@ -110,6 +110,7 @@ class Server(Node):
 
     def aggregate(self) -> None:
         """Compute the models, if the server aggregates."""
+        self._heard = NOTHING  # may be as large as all models
         if self.aggregation and not self.empty and not self.silent:
             self.aggregation.update(self._value, self.dtype, self.attendance.requested)
 
