@@ -42,7 +42,10 @@ class SumsOfRows:
         common = np.setdiff1d(attendance.users, apart) if A else apart[:0]
         learners = A or ((OF_SERVER,) if planner.server else ())
         added = Added(code, terms, sums, sizes[1], attendance.users, common, learners, planner.copies(A))
-        return Flow((added,) if learners else (), CommonRow(planner, attendance, self.formats), code.digest)
+        delivery = CommonRow(planner, attendance, self.formats)
+        for planned in (code, delivery.code):
+            _ = planned.inverses  # otherwise the first node that needs them makes them during its turn
+        return Flow((added,) if learners else (), delivery, code.digest)
 
     def arrived(
         self, planner: Planner, members: Users, messages: Sequence[Message]
@@ -129,7 +132,7 @@ class Added:
     def learn(
         self, node: int, heard: Heard, received: Sequence[Message], digest: Digest, keeper: Keeper | None
     ) -> None:
-        if node == OF_SERVER:
+        if node == OF_SERVER:  # it learns the sum alone, so nobody compares digests
             payload, overhead = self._joined(received)
         else:
             at = heard.at(self.common)
@@ -138,8 +141,8 @@ class Added:
                 total += self.sums.unpack(message.payload)
             further = [add_rows(heard.parts["overhead"], at), *(message.overhead for message in received)]
             payload, overhead = self.sums.pack(total), add_rows(torch.cat(further))
-        digest.add_rows(payload)
-        digest.add_rows(overhead)
+            digest.add_rows(payload)
+            digest.add_rows(overhead)
         if keeper:
             keeper.keep(self.users, {"payload": payload, "overhead": overhead})
 
