@@ -39,7 +39,7 @@ from hmtl.communication.accounting.ledger import (
 from hmtl.communication.accounting.network import Network, tier_loads
 from hmtl.communication.few_bits import FEW_BITS, FewBits
 from hmtl.communication.secure.neighbors import Secure
-from hmtl.communication.secure_costs import Added, SecureCosts, added_bits, secure_costs
+from hmtl.communication.secure_costs import AddedBits, SecureCosts, added_bits, secure_costs
 from hmtl.communication.wires import check_wire, row_bits
 from hmtl.topology import Names, Topology
 
@@ -246,7 +246,7 @@ class _Clock:
         return self._cost({tier: bits[tier] * rows[tier] for tier in TIERS})
 
     def cost_of_sums(
-        self, load: Loads, medium: str, bits: Mapping[str, int] | None = None, added: dict[str, Added] | None = None
+        self, load: Loads, medium: str, bits: Mapping[str, int] | None = None, added: dict[str, AddedBits] | None = None
     ) -> RoundCost:
         """Return the cost of a round of sums, whose rows have `bits` on each tier or V bits, and of what is added."""
         rows, bits = tier_loads(self.topology, BEST, medium, load), bits or dict.fromkeys(TIERS, self.V_bits)
@@ -286,7 +286,7 @@ def _in_format(
     nodes: AggregatorSet,
     learning: tuple[int, ...],
     wire: str | None,
-    added: dict[str, Added] | None,
+    added: dict[str, AddedBits] | None,
 ) -> dict[str, RoundCost]:
     """Return the cost of a round in a format, by what travels; sums have no format of 16 or 32 bits."""
     t, medium, m = clock.topology, clock.network.medium, -(-clock.V_bits // 64)
@@ -307,7 +307,7 @@ def _in_format(
 
 
 def _adding(
-    clock: _Clock, uplinks: Uplinks | None, learning: Choice, added: dict[str, Added] | None = None
+    clock: _Clock, uplinks: Uplinks | None, learning: Choice, added: dict[str, AddedBits] | None = None
 ) -> AddingRelays:
     t, A = clock.topology, learning.relays
     up, _ = sum_codes(t, A, uplinks)

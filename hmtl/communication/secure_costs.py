@@ -26,7 +26,7 @@ from hmtl.communication.secure.crypto import DIGEST
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.topology import Topology
 
-Added = dict[str, dict[str, NDArray[np.int64]]]
+AddedBits = dict[str, dict[str, NDArray[np.int64]]]
 """Bits of each kind of message and tier, by link of the ledger; from relays to users without broadcasts [K]."""
 
 
@@ -70,7 +70,7 @@ def secure_costs(t: Topology, secure: Secure, medium: str = "broadcast") -> Secu
     return SecureCosts(chosen.neighbors, chosen.threshold, colluders, fewest, bits)
 
 
-def added_bits(t: Topology, k: int, medium: str = "broadcast") -> Added:
+def added_bits(t: Topology, k: int, medium: str = "broadcast") -> AddedBits:
     """Return the bits that secure sums add to a round over a medium from the server to relays."""
     K, each = t.K, np.ones(t.K, np.int64)
     hearing, serving = t.G.sum(axis=1, dtype=np.int64), np.bincount(t.serving, minlength=t.H)
