@@ -12,6 +12,7 @@ PROGRAMS = ("python", "hmtl", "torchrun", "tensorboard", "pytest", "make", "pip"
 NOT_RUN = {
     "pip install": "changes the environment that the tests run in",
     "--nnodes=2": "needs two machines",
+    r"\.WandbLogger": "needs the package wandb and an account",
     "scontrol": "needs Slurm",
     "srun": "needs Slurm",
     r"hmtl\.node": "needs other machines; distributed/test_nodes.py runs nodes",

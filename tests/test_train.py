@@ -25,6 +25,7 @@ from hmtl.mtl import mlp
 from hmtl.reporting.run_comparison import find_runs
 from hmtl.train import train
 from hmtl.training.checkpoint import load_checkpoint
+from hmtl.training.summary import Summary
 
 Configure = Callable[..., DictConfig]
 SMALL = ("K=10", "rounds=12", "dataset.rows_per_user=40", "algorithm.omega_every=4", "logger=none")
@@ -467,6 +468,32 @@ def test_har_by_subject(configure: Configure, tmp_path: Path, monkeypatch: pytes
     assert summary["K"] == 30
     assert summary["V_bits"] == 561 * 64
     assert summary["test_error"] < 0.1
+
+
+class Notes:
+    """A logger that writes down what it gets."""
+
+    def __init__(self, file: str) -> None:
+        self.file, self.notes = Path(file), dict[str, object]()
+
+    def log(self, row: dict[str, float]) -> None:
+        self.notes[str(int(row["round"]))] = row["gap"]
+
+    def finish(self, summary: Summary, draw: Callable[[], dict[str, bytes]]) -> None:
+        self.notes["bits"] = summary.to_dict()["bits_total"]
+
+    def close(self) -> None:
+        self.file.write_text(json.dumps(self.notes))
+
+
+def test_a_logger_of_ones_own_gets_each_round_and_the_summary(configure: Configure, tmp_path: Path) -> None:
+    own = (f"+logger.own._target_={__name__}.Notes", f"+logger.own.file={tmp_path}/notes")
+    train(configure("K=4", "H=2", "r=1", "rounds=3", "dataset.rows_per_user=20", "logger=none", *own))
+    every = rows(tmp_path)
+    bits = json.loads((tmp_path / "summary.json").read_text())["bits_total"]
+    gaps = {row["round"]: float(row["gap"]) for row in every}
+    assert len(every) >= 3
+    assert json.loads((tmp_path / "notes").read_text()) == gaps | {"bits": bits}
 
 
 OWN = """
