@@ -51,7 +51,7 @@ class Read(NamedTuple):
     """What comes with models.
 
     Attributes:
-        users: the users who can tell their models from what arrived [n].
+        users: the users whose models follow from what arrived [n].
         last: the round in which the IV of each of them counted last [n].
         extras: further numbers, as they travelled, uint8 [rows, bytes].
     """
@@ -78,7 +78,7 @@ class UserCoder:
         return pack(ivs, self.users.numbers, self.wire or ivs.dtype)
 
     def requesting(self, idle: Ids) -> Ids:
-        """Return which of these users, who are idle, need more than a round's change to tell their next model."""
+        """Return those of these idle users who need a whole row, since they miss the row that a change is added to."""
         return idle[:0]
 
     def commit(self, users: Ids) -> None:

@@ -21,8 +21,8 @@ REPORT = "report"  # from a relay to the server: whom it heard
 ATTENDANCE = "attendance"  # from the server to relays: who takes part, and who aggregates
 STATE = "state"  # from an aggregator via the server to relays that missed a round
 COMBINATIONS = "combinations"  # of what a relay heard, to the server
-BROADCAST = "broadcast"  # combinations of these, from the server to relays
-DIGESTS = "digests"  # of what an aggregator decoded and computed, to the server
+BROADCAST = "broadcast"  # combinations or the sum of what relays sent, from the server to relays
+DIGESTS = "digests"  # of what an aggregator learned and computed, to the server
 VERDICT = "verdict"  # from the server: all aggregators agree, or the attempt is in vain because a relay fell silent
 RECEIPTS = "receipts"  # to users in an empty round: their IVs did not count
 KEYS = "keys"  # of secure sums: from users by relays to the server, all of them back to relays, and to neighbours
@@ -87,7 +87,7 @@ class Message:
 
     @property
     def is_request(self) -> bool:
-        """Whether users request a row with this message, a byte from each; numbers have 8 bytes."""
+        """Whether users request a whole row with this message, with one byte each; further numbers have 8 bytes."""
         return self.payload.shape[1] == 0 and self.overhead.shape[1] == 1
 
     def rows(self) -> Tensor:

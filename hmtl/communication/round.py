@@ -1,4 +1,4 @@
-"""One round: the nodes of a process, all of them or a few, take turns by a schedule."""
+"""One round: the nodes of a process, all of them or a few, take turns."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

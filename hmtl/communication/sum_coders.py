@@ -4,8 +4,8 @@ m numbers in a row of terms, K users. In few bits, S, the row of absolute sums, 
 `few_bits`). Users get the sum of the rows, Σq and the votes on scales, and add s·Σq to the last S. A user who lacks the
 last S stays idle and requests it; in that round, everybody gets the whole S, with the scales.
 
-This is the only place where an error of rounding is kept: what it leaves over of a user's terms is added to its next
-terms, so that terms sent plus what is owed always equal the terms that counted (docs/theory/few_bits.md).
+The errors of rounding terms are kept here and nowhere else: what rounding leaves over of a user's terms is added to its
+next terms, so that terms sent plus what is owed always equal the terms that counted (docs/theory/few_bits.md).
 """
 
 import zlib
@@ -120,7 +120,7 @@ class FewBitTermCoder(TermCoder):
         self._tell(users)
 
     def read(self, users: Ids, overhead: Tensor, round: int) -> Read:
-        """Return what came with a row; users who lack the row before it cannot tell theirs from a sum."""
+        """Return what came with a row; if it is a sum to be added, leave out users who lack the row before it."""
         self._number = int(bytes_to_numbers(overhead[0, :STAMP].numpy())[0])
         everybody = np.arange(self.formats.K)
         _, receipts, extras = super().read(everybody, overhead[:, STAMP:], round)

@@ -124,7 +124,7 @@ class Host:
     def receive(self, models: Sequence[Message]) -> None:
         """Take models; each comes with the round in which the user's IV counted last.
 
-        A user whose model did not arrive, or who cannot tell what it is from what arrived, stays idle.
+        A user whose model did not arrive, or for whom it does not follow from what arrived, stays idle.
         """
         if (arrived := self.recipe.arrived(self.planner, self.members, models)) is None:
             return

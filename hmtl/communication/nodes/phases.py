@@ -9,7 +9,7 @@ class Phase(Enum):
 
     ABSENT = "absent"  # takes no part, or waits for the next round
     REPORTED = "reported"  # reported to the server whom it heard, waits for the attendance
-    ATTENDING = "attending"  # knows who takes part: forwards, adds, or encodes and decodes
+    ATTENDING = "attending"  # knows who takes part, and plays the steps of the flow
     STUCK = "stuck"  # lacks a message that it needs, waits for the verdict
     AGGREGATED = "aggregated"  # computed the models, waits for the verdict
     AGREED = "agreed"  # all aggregators hold the same: the models may go to the users

@@ -83,6 +83,7 @@ class Relay(Node):
 
     Attributes:
         phase: where it is in the round.
+        dtype: the type of the users' numbers, in which models are computed.
         adopted: the version of the last state that it adopted; 0: none.
     """
 
@@ -104,9 +105,7 @@ class Relay(Node):
         if not rows:
             return []  # without a message, the length of a row in this round is unknown
         self._on(Event.REPORT)
-        rows = [message for message in rows if len(message)] or rows[
-            :1
-        ]  # a host without rows may not know their length
+        rows = [message for message in rows if len(message)] or rows[:1]  # hosts without rows may not know their length
         self.round, self.dtype = round, rows[0].dtype
         users, parts = by_user(rows)  # rows of users out of range remain unread
         at = np.flatnonzero(self.topology.G[self.i][users])

@@ -42,6 +42,7 @@ class Server(Node):
         empty: whether nobody aggregates in this round.
         silent: the relays whose message is missing in this attempt.
         handover_bits: bits of the aggregators' state that were handed to relays in this round.
+        dtype: the type of the users' numbers, in which models are computed.
     """
 
     def __init__(self, planner: Planner, recipe: Recipe, aggregation: Aggregation | None = None) -> None:

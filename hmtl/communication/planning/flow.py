@@ -1,8 +1,9 @@
 """What travels in an attempt at a round, as data that every node derives from the attendance.
 
-All rows travel by linear maps. In a *step*, relays send the server maps of the rows that they heard, the server sends
-relays maps of what arrived, and nodes that learn something compute it from what they heard and received. The steps of a
-`Flow` lead to the models; its *delivery* takes these to the users. Nodes execute steps and know nothing more of them.
+Every message with rows carries a linear map of rows. In a *step*, relays send the server maps of the rows that they
+heard, the server sends relays maps of what arrived, and nodes that learn something compute it from what they heard and
+received. The steps of a `Flow` lead to the models; its *delivery* takes these to the users. Nodes execute steps and
+know nothing more of them.
 
 `planning.ivs` has the steps of rounds of IVs, over GF(2^8), and `planning.sums` those of sums, of integers modulo 2^w.
 """
@@ -50,7 +51,7 @@ class Heard:
     Attributes:
         parts: payload and overhead of the rows, uint8 [n, bytes] each.
         place: the row of each user [K]; -1: not heard.
-        cut: the last step that cut rows into pieces, and these.
+        cut: the step that cut the rows into pieces last, with these pieces; None: no step has.
     """
 
     parts: Mapping[str, Tensor]
@@ -165,9 +166,9 @@ class Recipe(Protocol):
     def arrived(
         self, planner: "Planner", members: Users, messages: Sequence[Message]
     ) -> tuple[Users, Tensor, Tensor] | None:
-        """Return those of a host's users whose models arrived, payload and overhead; None if there are none.
+        """Return those of a host's users whose models arrived, and the payload and overhead of these models.
 
-        There is a row of models for each of them, or one for all.
+        There is one row for each of these users, or one row for all of them. None: there are no such users.
         """
 
 

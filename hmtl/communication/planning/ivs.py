@@ -196,9 +196,8 @@ class OwnModels:
 
     def __init__(self, planner: Planner, attendance: Attendance) -> None:
         self.serving, self.via_server = attendance.routes
-        self.carriers = np.full(
-            planner.topology.K, OF_SERVER
-        )  # the aggregators that send the server these users' models
+        # The aggregator that sends the server each user's model; OF_SERVER: none does.
+        self.carriers = np.full(planner.topology.K, OF_SERVER)
         if not planner.server and attendance.aggregators:
             users = np.flatnonzero(self.via_server)
             self.carriers[users] = planner.code(attendance).carriers(len(users))
