@@ -43,7 +43,7 @@ from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server, relay_of
 from hmtl.communication.planning.planner import Planner
 from hmtl.communication.planning.sums import SumsOfRows, formats_of_terms
-from hmtl.communication.row_formats import RowFormat
+from hmtl.communication.row_formats import Formats, RowFormat
 from hmtl.communication.secure import protocol
 from hmtl.communication.secure.crypto import DIGEST, digest
 from hmtl.communication.secure.neighbors import Degree, Secure
@@ -509,7 +509,7 @@ class _Rows:
         added: whether these are sums of terms.
     """
 
-    def __init__(self, formats: Any, nbytes: int, payload: Tensor, overhead: Tensor, added: bool = False) -> None:
+    def __init__(self, formats: Formats, nbytes: int, payload: Tensor, overhead: Tensor, added: bool = False) -> None:
         self._format: RowFormat = formats_of_terms(formats, nbytes)[added]
         self.payload, self.overhead = payload, overhead
         self.parts = [(self._format.L, self._format.bits), (overhead.shape[1] // 8, 64)]
