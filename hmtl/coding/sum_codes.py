@@ -34,6 +34,7 @@ from hmtl.topology import Topology
 MOST_PIECES = 8
 POLYNOMIALS = (0b11, 0b111, 0b1011, 0b10011, 0b100101, 0b1000011, 0b10000011, 0b100011101)  # primitive, of degree 1..8
 MOST_ENTRIES = 10**7  # of all inverse matrices of a code
+PORTION = 2**14  # columns that are multiplied at once
 TOLERANCE = 1e-9
 NEAR = 1.01  # times the bound: with padding, no better code is sought
 
@@ -136,7 +137,8 @@ class SumCode:
     def cut(self, row: Tensor) -> Tensor:
         """Return a row [L] as stretches [c·m, stretch], padded with zeros."""
         count, length = self.pieces * self.bits, self.stretches(len(row))
-        return torch.nn.functional.pad(row, (0, count * length - len(row))).view(count, length)
+        lacking = count * length - len(row)
+        return (torch.cat([row, row.new_zeros(lacking)]) if lacking else row).view(count, length)
 
     def terms(self, i: int) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Yield users and the matrix that turns the sum of their terms, cut, into their part of relay i's shares.
@@ -154,18 +156,34 @@ class SumCode:
 
     def add(self, shares: Tensor, L: int) -> Tensor:
         """Return the row of sums [L] from the shares of all relays, int64 [n·m, stretch]."""
-        return torch.mm(self.combine, shares).view(-1)[:L]
+        return product(self.combine, shares).view(-1)[:L]
 
     def split(self, row: Tensor, shares: NDArray[np.int64]) -> Tensor:
         """Return some shares of a row [L] that is known, int64 [len(shares)·m, stretch]."""
-        return torch.mm(self._columns(shares).T.contiguous(), self.cut(row))
+        return product(self._columns(shares).T, self.cut(row))
 
     def join(self, group: int, shares: Tensor, L: int) -> Tensor:
         """Return the row [L] of which `split` made the shares of a set, int64 [c·m, stretch]."""
-        return torch.mm(self.inverses[group].T.contiguous(), shares).view(-1)[:L]
+        return product(self.inverses[group].T, shares).view(-1)[:L]
 
     def _columns(self, shares: NDArray[np.int64]) -> Tensor:
         return self.combine[:, torch.from_numpy((shares[:, None] * self.bits + np.arange(self.bits)).ravel())]
+
+
+def product(A: Tensor, X: Tensor, to: Tensor | None = None) -> Tensor:
+    """Return A·X modulo 2^64, int64 [n, L], for int64 [n, m] and [m, L]; it is added `to` a tensor if one is given.
+
+    Only entries of A that are not 0 take time, and columns are multiplied in portions that stay in the cache: most
+    matrices of sum codes only select or add.
+    """
+    result, entries = torch.zeros(len(A), X.shape[1], dtype=torch.int64) if to is None else to, A.numpy()
+    out, sources = result.numpy(), X.numpy()
+    for start in range(0, X.shape[1], PORTION):
+        part = slice(start, start + PORTION)
+        for i, j in np.argwhere(entries).tolist():
+            factor = entries[i, j]
+            out[i, part] += sources[j, part] if factor == 1 else factor * sources[j, part]
+    return result
 
 
 def sum_code(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOST_PIECES, L: int = 0) -> SumCode:

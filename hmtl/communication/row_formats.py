@@ -42,14 +42,14 @@ class RowFormat:
         """Return the numbers [n, L] that `pack` was given."""
         return self.words.unpack(rows, self.L)
 
-    def added(self, rows: Tensor, at: Tensor) -> Tensor:
-        """Return the sum [1, L] of the numbers in the rows `at`."""
-        total = torch.zeros(1, self.L, dtype=torch.int64)
-        for places in portions(at, self.L):
-            start = int(places[0])
-            part = rows[places] if len(places) > 1 else rows[start : start + 1]  # long rows are not copied
-            numbers = self.unpack(part)
-            total += numbers.sum(0) if len(places) > 1 else numbers
+    def added(self, rows: Tensor, at: Tensor, length: int = 0) -> Tensor:
+        """Return the sum [1, L] of the numbers in the rows `at`, followed by zeros up to `length`."""
+        total = torch.zeros(1, max(self.L, length), dtype=torch.int64)
+        if self.bits == 64:
+            add_rows(self.unpack(rows), at, total)
+        else:
+            for places in portions(at, self.L):
+                total[:, : self.L] += self.unpack(rows[places]).sum(0)
         return total
 
     def share_nbytes(self, code: SumCode) -> int:
@@ -97,6 +97,19 @@ class PlainRows:
         return RowFormat(self.L, 64)
 
     sums = whole = terms
+
+
+def add_rows(numbers: Tensor, at: Tensor, total: Tensor) -> None:
+    """Add the rows `at` of numbers [n, L] to the first L numbers of `total` [1, ..], int64, in one pass over them.
+
+    Columns are added in portions, so that their sums stay in the processor's cache.
+    """
+    sources = numbers.numpy()
+    sums = total.numpy()[0, : numbers.shape[1]]
+    for start in range(0, len(sums), WORK):
+        part = slice(start, start + WORK)
+        for k in at.tolist():
+            sums[part] += sources[k, part]
 
 
 def portions(at: Tensor, L: int) -> Iterator[Tensor]:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.coding import SumCode, Uplinks, cover, sum_bounds, sum_code, sum_loads
+from hmtl.coding.sum_codes import product as sum_product
 from hmtl.testing.topologies import restricted, topologies
 from hmtl.topology import Topology, any_r, geometric, heterogeneous, symmetric
 
@@ -208,3 +209,12 @@ def test_the_field_has_as_few_elements_as_there_are_shares(H: int, bits: int) ->
         G[list(heard), k] = 1
     code = sum_code(Topology(G))
     assert (code.pieces, len(code.owners), code.bits) == (3, H, bits)
+
+
+def test_products_are_those_of_torch():
+    """Modulo 2^64, with zeros, ones and other factors, in portions of columns, and added to what is there."""
+    rng = np.random.default_rng(0)
+    A = torch.from_numpy(rng.choice([0, 1, -1, 2**62, 3**30], (4, 5)))
+    X = torch.from_numpy(rng.integers(-(2**63), 2**63 - 1, (5, 2**14 + 7)))
+    assert torch.equal(sum_product(A, X), torch.mm(A, X))
+    assert torch.equal(sum_product(A.T[:4], X[:4], to=X[:4].clone()), torch.mm(A.T[:4].contiguous(), X[:4]) + X[:4])

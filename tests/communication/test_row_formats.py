@@ -27,6 +27,14 @@ def test_long_rows_are_added_one_by_one() -> None:
     assert row_format.added(row_format.pack(numbers), torch.arange(3)).unique().tolist() == [2]
 
 
+def test_words_of_64_bits_are_added_in_portions_and_followed_by_zeros() -> None:
+    row_format = RowFormat(2**16 + 3, 64)
+    numbers = torch.from_numpy(np.random.default_rng(0).integers(-(2**63), 2**63 - 1, (3, row_format.L)))
+    added = row_format.added(row_format.pack(numbers), torch.tensor([2, 0]), row_format.L + 2)
+    assert torch.equal(added[0, :-2], numbers[2] + numbers[0])
+    assert not added[0, -2:].any()
+
+
 @given(
     bits=st.integers(1, 64),
     L=st.integers(1, 90),

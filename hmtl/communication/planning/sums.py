@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from hmtl.coding import SumCode
+from hmtl.coding.sum_codes import product
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import Attendance
 from hmtl.communication.encoding import from_bytes, to_bytes
 from hmtl.communication.messages import BROADCAST, IVS, Message, Users, nothing, relay_number
 from hmtl.communication.planning.flow import OF_SERVER, Content, Copy, Flow, Heard, Keeper
 from hmtl.communication.planning.planner import Planner
-from hmtl.communication.row_formats import Formats, RowFormat, portions
+from hmtl.communication.row_formats import Formats, RowFormat, add_rows
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,13 @@ class Added:
         code, L = self.code, self.terms.L
         own = code.shares_of(i)
         shares = torch.zeros(len(own) * code.bits, code.stretches(L), dtype=torch.int64)
+        padded = code.pieces * code.bits * code.stretches(L)
         for users, matrix in code.terms(i):
-            total = self.terms.added(heard.parts["payload"], heard.at(users))
-            shares += torch.mm(matrix, code.cut(total[0]))
+            total = self.terms.added(heard.parts["payload"], heard.at(users), padded)
+            product(matrix, code.cut(total[0]), to=shares)
         payload, overhead = self.sums.words.pack(shares.view(len(own), -1)).reshape(1, -1), nothing(1)
         if (led := code.leaders == i).any():  # further numbers are not cut into shares
-            overhead = add_rows(heard.parts["overhead"], heard.at(np.flatnonzero(led)))
+            overhead = _added(heard.parts["overhead"], heard.at(np.flatnonzero(led)))
         return Content(payload, overhead)
 
     def down(self, heard: Heard, received: Sequence[Message]) -> Iterator[Copy]:
@@ -139,8 +141,8 @@ class Added:
             total = self.terms.added(heard.parts["payload"], at)
             for message in received:
                 total += self.sums.unpack(message.payload)
-            further = [add_rows(heard.parts["overhead"], at), *(message.overhead for message in received)]
-            payload, overhead = self.sums.pack(total), add_rows(torch.cat(further))
+            further = [_added(heard.parts["overhead"], at), *(message.overhead for message in received)]
+            payload, overhead = self.sums.pack(total), _added(torch.cat(further))
             digest.add_rows(payload)
             digest.add_rows(overhead)
         if keeper:
@@ -159,7 +161,7 @@ class Added:
             shares.append(words.unpack(packed, code.bits * stretch).reshape(-1, stretch))
             if i in code.leaders:
                 further.append(message.overhead)
-        return self.sums.pack(code.add(torch.cat(shares), self.terms.L)[None]), add_rows(torch.cat(further))
+        return self.sums.pack(code.add(torch.cat(shares), self.terms.L)[None]), _added(torch.cat(further))
 
 
 class CommonRow:
@@ -210,18 +212,17 @@ class CommonRow:
         return row_format.split(row, self.code, self.code.shares_of(i))
 
 
-def add_rows(rows: Tensor, at: Tensor | None = None) -> Tensor:
-    """Return the sum of all rows, or of the rows `at`, uint8 [1, 8·L] for rows [n, 8·L]: the bytes of int64."""
-    terms = from_bytes(rows, torch.int64)
-    total = terms.new_zeros(1, terms.shape[1])
-    for places in portions(torch.arange(len(rows)) if at is None else at, terms.shape[1]):
-        total += terms[places].sum(0)
-    return to_bytes(total)
-
-
 def formats_of_terms(formats: Formats, nbytes: int) -> tuple[RowFormat, RowFormat]:
     """Return the format of terms whose rows have this length in bytes, and that of their sums."""
     return (formats.terms, formats.sums) if nbytes == formats.terms.nbytes else (formats.whole, formats.whole)
+
+
+def _added(rows: Tensor, at: Tensor | None = None) -> Tensor:
+    """Return the sum of all rows, or of the rows `at`, uint8 [1, 8·L] for rows [n, 8·L]: the bytes of int64."""
+    numbers = from_bytes(rows, torch.int64)
+    total = torch.zeros(1, numbers.shape[1], dtype=torch.int64)
+    add_rows(numbers, torch.arange(len(rows)) if at is None else at, total)
+    return to_bytes(total)
 
 
 def _nbytes(H: int) -> int:
