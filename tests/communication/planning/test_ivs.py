@@ -447,6 +447,20 @@ def test_without_a_message_that_others_need_its_relay_is_left_out(aggregators: A
     assert spent.payload > usual.payload
 
 
+def test_if_the_relay_that_hands_over_the_state_falls_silent_another_one_does() -> None:
+    apart, users = one(symmetric(K=20, H=5, r=3))
+    apart.play(0, away=[1])
+
+    def lose(node: str, message: Message) -> Message | None:
+        return None if (message.kind, message.sender) == (STATE, "relay 0") else message
+
+    apart.play(1, change=lose)
+    assert apart.server
+    assert apart.server.attendance.relays == (1, 2, 3, 4)
+    assert [relay.version for relay in apart.relays] == [1, 2, 2, 2, 2]
+    assert set(users.models) == set(range(20))
+
+
 def test_a_user_without_a_model_waits() -> None:
     """Its model is lost on the way: it sends nothing more until it hears that its IV had counted."""
     apart, users = one(symmetric(K=20, H=5, r=3))
