@@ -133,6 +133,7 @@ def test_what_no_run_can_use_is_found_before_data_are_read(
     assert run(check, "partition=dirichlet", "partition.alpha=0.1") == (0, "")
 
 
+@pytest.mark.slow
 def test_only_jobs_of_this_sweep_have_failed(run: Run, tmp_path: Path) -> None:
     """Not those of an earlier one in the same folder, whose errors are kept; a job that is a number is called one."""
 

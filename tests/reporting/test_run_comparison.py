@@ -90,6 +90,7 @@ def test_what_is_reported_is_what_the_runs_say(sweep: tuple[Path, commands.Done]
     assert [line.name for line in single(runs[:1])] == [str(runs[0].folder)]
 
 
+@pytest.mark.slow
 def test_runs_that_differ_only_by_seed_are_one_line(seeds: Path, tmp_path: Path) -> None:
     """Their mean and standard deviation, and the values of all their users."""
     report([str(seeds), f"output={tmp_path}/all"])

@@ -86,9 +86,10 @@ LEARNERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "learner",
-    ["ditto", *(pytest.param(each, marks=pytest.mark.slow) for each in ("fedavg", "mocha"))],
+    ["ditto", "fedavg", "mocha"],
 )
 def test_the_models_with_the_least_validation_error(tmp_path: Path, learner: str) -> None:
     """They are those after that round, also if the run is stopped early, and resumed before."""

@@ -62,6 +62,7 @@ def test_maximum_likelihood(seed: int, K: int, d: int):
     assert float(side.minus_log_likelihood) <= best + 3e-3, "another distribution is more likely"
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10**6), unit=st.floats(-4, 4), columns=st.lists(st.floats(-2, 2), min_size=3, max_size=3))
 def test_units(seed: int, unit: float, columns: list[float]):
     """Other units of targets and features change models and likelihood by their factors only."""
