@@ -1,1 +1,1 @@
-"""Trained models for use outside of training: prediction, saving, loading and export."""
+"""Trained models for use outside of training: prediction, saving and loading."""

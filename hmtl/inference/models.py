@@ -4,14 +4,10 @@ Shapes: K users, n rows, d raw features, C classes, m numbers per model.
 """
 
 import difflib
-import json
-import re
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +20,7 @@ from hmtl.data.arrays import features
 from hmtl.data.sparse import finite
 from hmtl.data.table_features import TableFeatures
 from hmtl.errors import ConfigError, DataError, few
-from hmtl.io.files import add_digest, check_digest, replacing, write_json
+from hmtl.io.files import add_digest, check_digest, replacing
 from hmtl.io.npz import load_arrays, open_file
 from hmtl.mtl import Algorithm, MixedEffects
 from hmtl.mtl.networks.flat import FlatModel, MakeModel
@@ -63,7 +59,7 @@ class UserModel(nn.Module):
         rows = rows if rows.dtype == torch.float32 else rows.double()  # the dtypes of a Task
         rows = Scaling(self.mean, self.scale, self._intercept).features(rows)
         rows = rows.to(next(self.learned.parameters()))
-        scores: Tensor = self.learned(rows.view(x.shape[0], *self._shape))  # ONNX would take len(x) as fixed
+        scores: Tensor = self.learned(rows.view(x.shape[0], *self._shape))  # torch.export would take len(x) as fixed
         return (scores if scores.shape[1] > 1 else scores.squeeze(1)) + self.target_mean
 
 
@@ -190,64 +186,6 @@ class Models:
         with replacing(path) as file:
             np.savez(file, **arrays, network=self.maker is not None)
             add_digest(file)
-
-    def export(self, path: str | Path, format: Literal["safetensors", "onnx"] = "safetensors") -> None:
-        """Write a new folder with each user's model, and `users.json`.
-
-        `users.json` holds the name of each user's file, the labels, and the columns and the shape of a row.
-
-        Args:
-            path: the folder.
-            format: "safetensors": `model(user).state_dict()`; "onnx": the model itself, which maps raw rows `x` to
-                `scores`, both in the type of the parameters.
-
-        Raises:
-            ConfigError: if `path` exists, the format is unknown or its package not installed, or ONNX cannot express
-                the network.
-        """
-        if format not in (known := ("safetensors", "onnx")):
-            raise ConfigError(f"format={format!r} is not one of {', '.join(known)}. Choose one of them.")
-        extra = {"safetensors": "export"}.get(format, format)
-        try:
-            if format == "onnx":
-                import_module("onnxscript")
-            else:
-                from safetensors.torch import save_model
-        except ImportError as error:
-            raise ConfigError(f"Export to {format} needs a package. Run pip install 'hmtl[{extra}]'.") from error
-        path, digits = Path(path), len(str(len(self.names) - 1))
-        if path.exists():
-            raise ConfigError(f"{path} exists. Give the name of a new folder.")
-        files = {user: re.sub(r"[^\w.-]+", "_", user)[:99] for user in self.names}
-        files = {user: f"{k:0{digits}} {plain}.{format}" for k, (user, plain) in enumerate(files.items())}
-        columns = self.table.names if self.table else self.columns
-        about = {"users": files, "labels": self.labels.tolist(), "columns": columns, "shape": self.shape}
-        about |= {"table": json.loads(self.table.to_json())} if self.table else {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            unfinished = Path(scratch, path.name)
-            unfinished.mkdir()
-            for user, file in files.items():
-                if format == "onnx":
-                    self._save_onnx(user, unfinished / file)
-                else:
-                    save_model(self.model(user), str(unfinished / file))
-            write_json(unfinished / "users.json", about)
-            unfinished.rename(path)
-
-    def _save_onnx(self, user: str, file: Path) -> None:
-        model = self.model(user)
-        rows = torch.zeros(2, *self.shape, dtype=next(model.parameters()).dtype)
-        options: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
-        options |= {"input_names": ["x"], "output_names": ["scores"]}
-        options["dynamic_shapes"] = ({0: torch.export.Dim("rows")},)
-        try:
-            torch.onnx.export(model, (rows,), str(file), **options)
-        except Exception as error:  # whatever the exporter meets in a module of the user's own
-            reason = " ".join(str(error).split())[:300]
-            raise ConfigError(
-                f"ONNX cannot express the network ({reason}). Choose format='safetensors', or another network."
-            ) from error
 
 
 def load_models(file: Path, maker: MakeModel | None, find_maker: Callable[[], MakeModel]) -> Models:

@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mixed_tables import SETTINGS, mixed_table
 from omegaconf import DictConfig
-from safetensors.numpy import load_file
 
 import hmtl
 from hmtl.config.build import build
@@ -91,32 +90,25 @@ def test_raw_rows_give_the_errors_of_the_run(configure: Configure, tmp_path: Pat
         assert summary["test_error"] < 0.5
 
 
-def test_what_is_exported_is_all_that_another_program_needs(configure: Configure, tmp_path: Path) -> None:
+def test_the_state_of_a_model_is_all_that_another_program_needs(configure: Configure, tmp_path: Path) -> None:
     """With numpy alone: weights, and what preprocessing fitted."""
     tests = write(tmp_path, "classes")
     where = (f"dataset.path={tmp_path}/train", "dataset.standardize=task", "topology=any_r", "H=3", "r=2")
     train(configure("dataset=files", *where, "rounds=5", "logger=none"))
     models = hmtl.load_run(tmp_path)
-    models.export(tmp_path / "home")
-    about = json.loads((tmp_path / "home" / "users.json").read_text())
-    assert list(about["users"]) == list(tests)
-    assert about["labels"] == ["low", "mid", "top"]
-    for user, file in about["users"].items():
-        state = load_file(tmp_path / "home" / file)
-        x = tests[user][about["columns"]].to_numpy()
+    assert models.labels.tolist() == ["low", "mid", "top"]
+    for user, table in tests.items():
+        state = {name: value.numpy() for name, value in models.model(user).state_dict().items()}
+        x = table[list(models.columns)].to_numpy()
         scores = np.c_[(x - state["mean"]) / state["scale"], np.ones(len(x))] @ state["learned.weight"].T
         np.testing.assert_allclose(models.scores(user, x), scores, rtol=1e-9)
-        assert models.predict(user, x).tolist() == [about["labels"][c] for c in scores.argmax(1)]
-    assert len(list((tmp_path / "home").iterdir())) == 5
-    with pytest.raises(ConfigError, match="home exists"):
-        models.export(tmp_path / "home")
+        assert models.predict(user, x).tolist() == models.labels[scores.argmax(1)].tolist()
 
 
+@pytest.mark.slow  # torch.export takes seconds to import
 @pytest.mark.parametrize("net", ["linear", "mlp", "cnn"])
-def test_onnx_gives_the_same_scores(net: str, tmp_path: Path) -> None:
-    """In onnxruntime, for any number of raw rows, in a folder that says the labels."""
-    runtime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+def test_the_graph_of_a_model_takes_any_number_of_rows(net: str) -> None:
+    """That of `torch.export`, from which ONNX models are made."""
     rng, shape = np.random.default_rng(0), (1, 12, 12) if net == "cnn" else (5,)
     d, maker = int(np.prod(shape)), {"linear": None, "mlp": mlp, "cnn": cnn}[net]
     m = 3 * (d + 1)
@@ -135,15 +127,12 @@ def test_onnx_gives_the_same_scores(net: str, tmp_path: Path) -> None:
         shape=shape,
         maker=maker,
     )
-    models.export(tmp_path / "out", format="onnx")
-    about = json.loads((tmp_path / "out" / "users.json").read_text())
     for user, n in zip(models.names, (1, 7), strict=True):
-        x = rng.normal(size=(n, *shape)).astype(np.float32 if maker else float)
-        (scores,) = runtime.InferenceSession(tmp_path / "out" / about["users"][user]).run(["scores"], {"x": x})
-        np.testing.assert_allclose(scores, models.scores(user, x), rtol=1e-4, atol=1e-5 if maker else 1e-10)
-        assert models.predict(user, x).tolist() == [about["labels"][c] for c in scores.argmax(1)]
-    with pytest.raises(ConfigError, match="pickle"):
-        models.export(tmp_path / "other", format="pickle")
+        x = torch.tensor(rng.normal(size=(n, *shape)), dtype=torch.float32 if maker else torch.float64)
+        rows = ({0: torch.export.Dim.DYNAMIC},)
+        graph = torch.export.export(models.model(user), (torch.zeros(2, *shape, dtype=x.dtype),), dynamic_shapes=rows)
+        scores = graph.module()(x).detach().numpy()
+        np.testing.assert_allclose(scores, models.scores(user, x.numpy()), rtol=1e-4, atol=1e-5 if maker else 1e-10)
 
 
 def test_a_users_model_is_a_module_that_goes_on_learning(configure: Configure, tmp_path: Path) -> None:
