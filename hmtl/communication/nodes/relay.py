@@ -180,8 +180,9 @@ class Relay(Node):
         """Send digests to the server, and the models of users whom no aggregator hears."""
         if self.phase is not Phase.AGGREGATED:
             return []
-        models, learned = self._models, self._digest.value()
-        digests = flow.digest + learned + (models.digest if models else bytes(len(learned)))
+        models = self._models
+        learned = flow.sealed(self._digest.value())
+        digests = learned + (models.digest if models else bytes(len(learned)))
         messages = [self._to_server(DIGESTS, *overhead_only(np.frombuffer(digests, np.uint8).copy()))]
         if models and (passed := flow.delivery.up(self.i, models.content)):
             messages.append(self._to_server(MODELS, *passed))

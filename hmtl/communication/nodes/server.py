@@ -121,7 +121,7 @@ class Server(Node):
         Raises:
             CodingError: the aggregators follow different plans, or hold different rows or models.
         """
-        self._check(flow.digest, digests)
+        self._check(flow, digests)
         if self._lacks(self.attendance.aggregators, digests):
             if self.aggregation:
                 self.aggregation.roll_back()
@@ -141,15 +141,15 @@ class Server(Node):
         """The digest of what the server learned; empty if no relay ever aggregates."""
         return self._digest.value() if self.planner.preferred else b""
 
-    def _check(self, plan: bytes, digests: Sequence[Message]) -> None:
+    def _check(self, flow: Flow, digests: Sequence[Message]) -> None:
         """Raise CodingError if the aggregators' digests differ, or if they are of another plan than the server's."""
         received = {relay_of(message): message.overhead[0].numpy().tobytes() for message in digests}
-        if odd := [i for i, digest in received.items() if digest[: len(plan)] != plan]:
+        if odd := [i for i, digest in received.items() if not digest.startswith(flow.digest)]:
             raise CodingError(
                 f"{self._named(odd)} made another plan than the server in round {self.round}, from the same network: "
                 "the versions of hmtl or of its solvers (scipy) differ. Install the same versions at all nodes."
             )
-        for comparable in self._comparable({i: digest[len(plan) :] for i, digest in received.items()}):
+        for comparable in self._comparable(flow, received):
             if odd := deviating(comparable):
                 same_rows = not deviating({i: digest[:DIGEST_BYTES] for i, digest in comparable.items()})
                 what = "computed other models" if same_rows else "learned other IVs or sums"
@@ -162,13 +162,13 @@ class Server(Node):
     def _named(self, relays: Sequence[int]) -> str:
         return f"relay{'s' * (len(relays) > 1)} " + ", ".join(map(str, self.topology.names.of_relays(relays)))
 
-    def _comparable(self, received: Mapping[int, bytes]) -> Iterator[Mapping[int, bytes]]:
+    def _comparable(self, flow: Flow, received: Mapping[int, bytes]) -> Iterator[Mapping[int, bytes]]:
         """Yield groups of digests that have to be equal: those of relays, or each beside the server's own."""
         if self.aggregation is None:
             yield received
         elif models := self.aggregation.models(self._value):
             for i, digest in received.items():
-                yield {OF_SERVER: self._value + models.digest, i: digest}
+                yield {OF_SERVER: flow.sealed(self._value) + models.digest, i: digest}
 
     def _lacks(self, relays: Sequence[int], messages: Sequence[Message]) -> bool:
         """Record the relays that sent no message; return whether one is or was missing.

@@ -144,6 +144,10 @@ class Flow:
     delivery: Delivery
     digest: bytes = b""
 
+    def sealed(self, digest: bytes) -> bytes:
+        """Return a digest of rows whose first bytes are those of the plan."""
+        return self.digest + digest[len(self.digest) :]
+
     def __str__(self) -> str:
         """Return a line for each step: who sends, who receives, who learns."""
         nodes = [[_names(step.senders), _names(step.receivers), _names(step.learners)] for step in self.collect]
