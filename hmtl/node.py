@@ -5,7 +5,6 @@ dataset.path, dataset.test_path, dataset.root, logger, engine.multicast.interfac
 
   metrics=PORT   metrics for Prometheus at http://.../metrics (pip install 'hmtl[site]')
   health=PORT    gRPC's health service, without TLS (the same)
-  measure=FILE   server: before the run, measure the links between all nodes, and write them to FILE for hmtl.plan
 
 The server keeps the results in runs/NAME, or in hydra.run.dir. Started again, it continues from its checkpoint there;
 all other nodes keep no files. A node that ended may be started again at any time: it takes part from the next round on.
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 log = logging.getLogger(__name__)
-COMMAND = ("name", "deployment", "metrics", "health", "measure")
+COMMAND = ("name", "deployment", "metrics", "health")
 """Settings that only this command has."""
 LOG = (
     "hydra.job_logging.formatters.simple.format='%(asctime)s {}: %(message)s'",
@@ -129,10 +128,6 @@ def _words(given: Mapping[str, str], typed: Sequence[str]) -> list[str]:
     training = [word for word in deployment.training if word != "engine=multicast"]
     engine = "site" if len(training) == len(deployment.training) else "site_multicast"
     site = [f"engine={engine}", f"engine.deployment={file}", f"engine.name='{name}'", "logger=node"]
-    if given.get("measure"):
-        if name != deployment.server.name:
-            raise ConfigError(f"measure={given['measure']} is for the server, which measures with all other nodes.")
-        site.append(f"engine.measure={given['measure']}")
     return [*training, *site, *place, LOG[0].format(name), *LOG[1:], *typed]
 
 

@@ -18,7 +18,7 @@ NOT_RUN = {
     r"hmtl\.node": "needs other machines; distributed/test_nodes.py runs nodes",
     r"hmtl\.certificates": "needs the file that the page shows; distributed/test_certificates.py runs it",
     "pytest tests/": "make test runs this file",
-    r"^(sudo|ssh|scp|systemctl|node=|SETTINGS=)": "needs other machines",
+    r"^(sudo|ssh|scp|systemctl|ping|iperf3|node=|SETTINGS=)": "needs other machines",
     r"network\.links=": "needs the file that the page shows; test_plan.py plans with such a file",
     "experiments/network/kills.py": "needs 15 minutes; distributed/test_kills.py plays fewer kills",
     r"experiments/network/(run|field|real_site)\.py": "needs root and minutes; distributed/test_nodes.py plays less",

@@ -1,8 +1,8 @@
 """Predicted and measured seconds of rounds over narrow and long links, for each choice of aggregators.
 
 `python experiments/network/field.py FOLDER`, as root, starts a server, three relays and two hosts, each in a namespace
-behind a link of its own (`switch.py`). They measure their links, and then play rounds of random rows for all choices
-(`field_node.py`), without learning. Prints a table, and writes FOLDER/field.csv.
+behind a link of its own (`switch.py`). They play rounds of random rows for all choices (`field_node.py`), without
+learning. The links are those in `field_links.yaml`. Prints a table, and writes FOLDER/field.csv.
 """
 
 import csv
@@ -23,7 +23,8 @@ from hmtl.communication import CodedHierarchical, Network, Sums
 from hmtl.communication.prediction import predict
 from hmtl.topology import any_r
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).absolute().parent
+FILE = str(HERE / "field_links.yaml")
 SIZES = {"K": 20, "H": 3, "r": 2, "rounds": 5}
 BYTES = 1 << 16  # of a row
 
@@ -36,7 +37,7 @@ def choices() -> list[tuple[str, Any, int]]:
 
 def play(folder: Path) -> list[list[Any]]:
     """Return scheme, aggregators, bytes and seconds of each round."""
-    settings = {**SIZES, "choices": choices(), "links": f"{folder}/links.yaml", "report": f"{folder}/rounds.json"}
+    settings = {**SIZES, "choices": choices(), "links": FILE, "report": f"{folder}/rounds.json"}
     (folder / "settings.json").write_text(json.dumps(settings))
     shared = {"WORLD_SIZE": str(len(LINKS)), "MASTER_ADDR": address(0), "MASTER_PORT": "29500", "OMP_NUM_THREADS": "1"}
     processes = []
@@ -51,7 +52,7 @@ def play(folder: Path) -> list[list[Any]]:
 
 
 def compare(folder: Path, rounds: list[list[Any]]) -> None:
-    t, network = any_r(SIZES["K"], SIZES["H"], SIZES["r"], 0), Network(medium="unicast", links=f"{folder}/links.yaml")
+    t, network = any_r(SIZES["K"], SIZES["H"], SIZES["r"], 0), Network(medium="unicast", links=FILE)
     rows = []
     for scheme, nodes, nbytes in choices():
         make = partial(Sums if scheme == "sums" else CodedHierarchical, aggregators=nodes)

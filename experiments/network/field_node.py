@@ -1,4 +1,4 @@
-"""One node of `field.py`: it measures links with the others, and plays rounds for each choice of aggregators."""
+"""One node of `field.py`: it plays rounds for each choice of aggregators."""
 
 import json
 import os
@@ -7,14 +7,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-import yaml
 from node import MirroringAggregator, RandomUsers
 
 from hmtl.communication import CodedHierarchical, Network, Sums
 from hmtl.distributed.control import Control
 from hmtl.distributed.engine import TorchDistributed
 from hmtl.distributed.links import ProcessLinks
-from hmtl.distributed.measuring import as_table, measure, take_part
 from hmtl.distributed.placement import names_of
 from hmtl.topology import any_r
 
@@ -28,13 +26,6 @@ def main() -> None:
     names = names_of(size, H)
     peers = TorchDistributed(120.0)._connect(names, "field")
     control, homes = Control(peers), np.array_split(np.arange(K), size - 1 - H)
-    if rank == 0:
-        rates = measure(control, names[1:])
-        hosts = {f"host {n}": users.tolist() for n, users in enumerate(homes)}
-        Path(settings["links"]).write_text(yaml.safe_dump(as_table(rates, range(H), hosts), sort_keys=False))
-    else:
-        take_part(control)
-    control.broadcast({})
     network = Network(medium="unicast", links=settings["links"])
     number, found = 0, []
     for scheme, nodes, nbytes in settings["choices"]:

@@ -1,9 +1,9 @@
-"""A site of `hmtl.node` in namespaces with narrow and long links: measured, planned, and played.
+"""A site of `hmtl.node` in namespaces with narrow and long links: planned and played.
 
 `python experiments/network/real_site.py FOLDER`, as root, starts a server, three relays and two hosts, each in a
-namespace behind a link of its own (`switch.py`). The server measures the links; `hmtl.plan` predicts the seconds of a
-round for each choice of aggregators. Then the site trains MOCHA with each of them, and the seconds from round to round
-are compared with the plan. Prints a table, and writes FOLDER/site.csv.
+namespace behind a link of its own (`switch.py`). `hmtl.plan` predicts the seconds of a round for each choice of
+aggregators, with the links in `field_links.yaml`. Then the site trains MOCHA with each of them, and the seconds from
+round to round are compared with the plan. Prints a table, and writes FOLDER/site.csv.
 """
 
 import csv
@@ -22,6 +22,7 @@ import yaml
 from switch import LINKS, PREFIX, address, clear, switched
 
 K, NUMBERS, ROUNDS = 20, 8192, 6
+FILE = Path(__file__).absolute().with_name("field_links.yaml")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -50,12 +51,12 @@ def write_site(folder: Path, *training: str) -> Path:
     return folder / "site.yaml"
 
 
-def play(folder: Path, run: str, *words: str) -> list[float]:
+def play(folder: Path, run: str) -> list[float]:
     """Run the site, and return the seconds from each round to the next."""
     processes = []
     metrics = folder / run / "metrics.csv"
     for name in LINKS:
-        own = (f"hydra.run.dir={folder}/{run}", *words) if name == "server" else ()
+        own = (f"hydra.run.dir={folder}/{run}",) if name == "server" else ()
         line = ["nice", "-n", "-15", "ip", "netns", "exec", PREFIX + name]
         log = (folder / f"{name}.log").open("a")
         node = command("node", f"name={name}", f"deployment={folder}/site.yaml", *own)
@@ -81,12 +82,9 @@ def plan(*words: str) -> Any:
 
 def compare(folder: Path) -> list[dict[str, Any]]:
     data(folder / "data")
-    write_site(folder, "network.medium=unicast", "aggregators=server")
+    network = ("network=links", f"network.links={FILE}")
+    write_site(folder, *network)
     subprocess.run(command("certificates", f"deployment={folder}/site.yaml"), check=True, env=ENVIRONMENT)
-    links = folder / "links.yaml"
-    if not links.exists():
-        play(folder, "measuring", f"measure={links}")
-    network = ("network=links", f"network.links={links}")
     place = f"hydra.run.dir={folder}/plan"
     planned = plan(f"K={K}", "H=3", "r=2", "topology=any_r", *network, f"V_bits={64 * NUMBERS}", place)
     seconds = {json.dumps(setting): predicted for setting, predicted in planned["choices"]}

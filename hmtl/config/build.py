@@ -51,7 +51,6 @@ NOT_IDENTITY = (
     "engine.seconds",
     "engine.patience",
     "engine.multicast",
-    "engine.measure",
     "engine.deployment",
     "logger",
     "tune",
@@ -68,7 +67,6 @@ OF_ONE_NODE = (
     "logger",
     "engine.name",
     "engine.deployment",
-    "engine.measure",
     "engine.multicast.interface",
 )
 """Settings that may differ between the processes of a run; those of all others have to be the same."""

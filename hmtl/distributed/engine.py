@@ -6,22 +6,17 @@ sent, saves checkpoints and decides when to stop. These values travel alongside 
 study, and the ledger does not count them.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Protocol
 
-from omegaconf import OmegaConf
-
 from hmtl.communication import Network
-from hmtl.communication.messages import SERVER, host_name
+from hmtl.communication.messages import SERVER
 from hmtl.data import Task
 from hmtl.distributed.control import Control, as_frame
 from hmtl.distributed.deployment import DeployedNode
 from hmtl.distributed.exchange import FINISHED, ProcessExchange, check_goes_on
 from hmtl.distributed.frames import RELAYS, Frame, role
-from hmtl.distributed.measuring import as_table, measure, take_part
 from hmtl.distributed.meeting import Meeting
 from hmtl.distributed.multicast.group import Caster, Listener, Multicast
 from hmtl.distributed.peers import BEFORE, Peers
@@ -29,14 +24,12 @@ from hmtl.distributed.placement import Placement, names_of
 from hmtl.distributed.sums_only import SumsOnlyExchange
 from hmtl.distributed.wire import Party, Wire
 from hmtl.errors import ConfigError, EngineError, HmtlError
-from hmtl.io.files import write_whole
 from hmtl.mtl.algorithms.base import Ids
 from hmtl.topology import Moving, Topology
 from hmtl.training.engine import Engine, Exchange, Load, Values
 
 INVITED = "invitation"  # the key of a relay's invitation to the multicast group
 MOMENT = 10.0  # seconds for the others to find a process that comes back
-log = logging.getLogger(__name__)
 
 
 class Site(Protocol):
@@ -100,8 +93,6 @@ class Processes(Engine):
         self._known: Values = {}  # what the server tells every process at the start
         self._comes_back = False  # whether the run had begun before this process was there
         self._exchange: ProcessExchange | None = None
-        self._identities: Mapping[str, str] = {}  # the names of nodes outside the run
-        self.links = ""  # file for measured links, at the leading process; empty: they are not measured
 
     def load_tasks(self, load: Load, K: int | None, H: int) -> tuple[Task, ...]:
         """Return the tasks of all users: hosts load the rows of their own users, other processes get only the shapes.
@@ -129,12 +120,12 @@ class Processes(Engine):
 
     def _tell(self, control: Control, first_host: str, tasks: Sequence[Task]) -> Values:
         """Return what all have to know before they build the learner, such as the tasks of the first host."""
-        known: Values = {"measures": bool(self.links)}
+        known: Values = {}
         try:
             if control.peers.name == first_host:
                 control.send(SERVER, {"tasks": [task.without_rows() for task in tasks]})
             if control.leads:
-                known |= control.wait_for(first_host, "tasks", first_host, self.seconds)
+                known = control.wait_for(first_host, "tasks", first_host, self.seconds)
             return control.broadcast(known)
         except HmtlError:
             control.peers.close()
@@ -183,28 +174,10 @@ class Processes(Engine):
                 f"engine=multicast sends once to all relays, but network.medium={network.medium} counts one "
                 "transmission per relay. Set network.medium=broadcast, or engine=torch_distributed."
             )
-        if self._known["measures"] and not self._comes_back:
-            self._measure(Control(self._peers), contacts.at(0))
         self._peers.join(self._join_group(network))
         exchange = SumsOnlyExchange if only_sums else ProcessExchange
         self._exchange = exchange(self._placement, self._peers, contacts, self.patience, self._comes_back)
         return self._exchange
-
-    def _measure(self, control: Control, topology: Topology) -> None:
-        """Measure the links between all nodes, and write them to a file of the leading process."""
-        assert self._placement is not None
-        if not self._placement.leads:
-            take_part(control)
-            return
-        relays, users = map(topology.names.relay, range(topology.H)), topology.names.user
-        hosts = {
-            self._identities[host_name(n)]: [users(k) for k in home.tolist()]
-            for n, home in enumerate(self._placement.homes)
-        }
-        log.info("measuring links")
-        table = as_table(measure(control, self._placement.others), list(relays), hosts)
-        write_whole(Path(self.links), OmegaConf.to_yaml(OmegaConf.create(table)))
-        log.info("the links are in %s: for plans, set network=links network.links=%s", self.links, self.links)
 
     def _connect(self, names: Sequence[str], agreed: str) -> Peers:
         """Return the other processes once there is a stream to each that this one talks to.
@@ -216,7 +189,6 @@ class Processes(Engine):
             EngineError: a process does not arrive.
         """
         party = self.site.party(names, agreed)
-        self._identities = party.identities
         greet = self._greeting if party.name == SERVER else lambda name: None
         wire = Wire(party, self.seconds, lambda port: self.site.addresses(party, port), greet)
         peers = Peers(party.name, wire.connections, self.seconds, leave=wire.close)
@@ -297,7 +269,6 @@ class Deployed(Processes):
         agreed: the settings that all nodes have to share.
         seconds, multicast: see `Processes`.
         patience: how long to wait for other nodes, at the start, and if the server, the last host or relay is lost [s].
-        measure: file for the links that the server measures before the run; None: it does not.
         tls: see `TorchDistributed`.
 
     Raises:
@@ -313,7 +284,5 @@ class Deployed(Processes):
         multicast: Multicast | None = None,
         patience: float = 3600.0,
         tls: bool = True,
-        measure: str | None = None,
     ) -> None:
         super().__init__(lambda _: DeployedNode(deployment, name, patience, tls), seconds, multicast, patience, agreed)
-        self.links = measure or ""

@@ -106,5 +106,5 @@ def access_of(file: LinkFile, t: Topology, path: str) -> Access:
 def _of(what: str, name: str | int, known: Mapping[Any, T], path: str) -> T:
     found = known.get(name, known.get(str(name)))
     if found is None:
-        raise ConfigError(f"{path} has no link of {what} {name}. Add it, or measure the links again.")
+        raise ConfigError(f"{path} has no link of {what} {name}. Add it to this file.")
     return found
