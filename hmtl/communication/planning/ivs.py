@@ -103,7 +103,7 @@ class Coded:
         return self._content(matmul(self.views[i].encoder, self._pieces(i, heard)))
 
     def down(self, heard: Heard, received: Sequence[Message]) -> Iterator[Copy]:
-        if not self.copies:
+        if not self.copies:  # every aggregator heard all of these users
             return
         if self.senders:
             combined = self.segment.recoded(torch.cat([self._part(message) for message in received]))
@@ -184,9 +184,9 @@ def coded_steps(planner: Planner, attendance: Attendance, sizes: tuple[int, int]
     senders = () if planner.server else attendance.heard.active
     for segment in segments(code.plan, *sizes):
         views = {i: code.view(segment.number, i) for i in attendance.heard.active}
-        decoding = code.receivers(segment.number)
-        rows = len(segment.block.downlink)
-        copies = ((to, link, views[link].need if link < H else rows) for to, link in planner.copies(decoding))
+        decoding, rows = code.receivers(segment.number), len(segment.block.downlink)
+        needing = decoding if any(views[i].need for i in decoding) else ()
+        copies = ((to, link, views[link].need if link < H else rows) for to, link in planner.copies(needing))
         yield Coded(segment, sizes, views, senders, tuple(copies), central + decoding)
     yield Completed(central + attendance.aggregators, sizes, code.not_coded)
 
