@@ -26,7 +26,7 @@ from hmtl.communication.messages import (
 )
 from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.relay import Node
-from hmtl.communication.planning.flow import NOTHING, OF_SERVER, Content, Copy, Flow, Heard, Recipe, Step
+from hmtl.communication.planning.flow import NOTHING, OF_SERVER, Content, Copy, Flow, Recipe, Step
 from hmtl.communication.planning.planner import Planner
 from hmtl.errors import CodingError
 
@@ -102,11 +102,8 @@ class Server(Node):
             assert self.aggregation, "only a server that aggregates learns something"
             self.dtype = messages[0].dtype if messages else self.dtype
             self.aggregation.open(self.round, self.name, self.attendance.users)
-            step.learn(OF_SERVER, self._heard, messages, self._digest, self.aggregation)
-            if self._heard.parts is not self.aggregation.ivs:
-                place = np.full(self.topology.K, -1)
-                place[self.aggregation.users] = np.arange(len(self.aggregation.users))
-                self._heard = Heard(self.aggregation.ivs, place)
+            heard = step.learn(OF_SERVER, self._heard, messages, self._digest, self.aggregation)
+            self._heard = heard or self._heard
         return [self._copy(step.kinds[1], copy) for copy in step.down(self._heard, messages)]
 
     def aggregate(self) -> None:

@@ -10,6 +10,7 @@ know nothing more of them.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -108,8 +109,11 @@ class Step(Protocol):
 
     def learn(
         self, node: int, heard: Heard, received: Sequence[Message], digest: Digest, keeper: Keeper | None
-    ) -> None:
-        """Let a node learn rows: it adds them to its digest and, if it keeps the rows of its process, to the keeper."""
+    ) -> Heard | None:
+        """Let a node learn rows: it adds them to its digest and, if it keeps the rows of its process, to the keeper.
+
+        Return what counts as heard by this node from now on, if that changes.
+        """
 
 
 class Delivery(Protocol):
@@ -149,10 +153,15 @@ class Flow:
         return self.digest + digest[len(self.digest) :]
 
     def __str__(self) -> str:
-        """Return a line for each step: who sends, who receives, who learns."""
-        nodes = [[_names(step.senders), _names(step.receivers), _names(step.learners)] for step in self.collect]
-        titles = ["step", "relays send", "relays receive", "learn"]
-        lines = [titles, *([type(step).__name__, *row] for step, row in zip(self.collect, nodes, strict=True))]
+        """Return a line for each step, or for several alike: who sends, who receives, who learns."""
+        steps = [
+            (type(step).__name__, _names(step.senders), _names(step.receivers), _names(step.learners))
+            for step in self.collect
+        ]
+        lines = [("step", "relays send", "relays receive", "learn")]
+        for (name, up, down, learn), alike in groupby(steps):
+            times = len([*alike])
+            lines.append((f"{name} × {times}" if times > 1 else name, up, down, learn))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
             "  ".join(cell.ljust(n) for cell, n in zip(line, widths, strict=True)).rstrip() for line in lines

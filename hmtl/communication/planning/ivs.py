@@ -67,9 +67,13 @@ class Forwarded:
 
     def learn(
         self, node: int, heard: Heard, received: Sequence[Message], digest: Digest, keeper: Keeper | None
-    ) -> None:
+    ) -> Heard:
         assert keeper, "the server keeps what it learns"
-        keeper.keep(*by_user(received))
+        users, rows = by_user(received)
+        keeper.keep(users, rows)
+        place = np.full(len(self.forwarders), -1)
+        place[users] = np.arange(len(users))
+        return Heard(rows, place)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +173,7 @@ class Completed:
         at = heard.at(self.heard_by_all)
         for rows in heard.parts.values():
             digest.add_rows(take(rows, at))
-        if keeper and keeper.ivs is not heard.parts:
+        if keeper and node != OF_SERVER:  # the server heard all rows
             rows_of_users = heard.at(keeper.users)
             to = torch.nonzero(rows_of_users >= 0).ravel()
             kept = keeper.room(self.sizes)
