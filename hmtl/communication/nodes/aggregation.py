@@ -98,7 +98,7 @@ class Aggregation:
         return self._keeper == node
 
     def room(self, sizes: tuple[int, int]) -> dict[str, Tensor]:
-        """Return the memory for IVs of so many bytes of payload and overhead."""
+        """Return the memory for the IVs, whose payload and overhead have these sizes in bytes."""
         if not self.ivs:
             each = zip(PARTS, sizes, strict=True)
             self.ivs = {part: torch.empty(len(self.users), nbytes, dtype=torch.uint8) for part, nbytes in each}

@@ -174,7 +174,7 @@ class Recipe(Protocol):
     def __hash__(self) -> int: ...
 
     def flow(self, planner: "Planner", attendance: Attendance, sizes: tuple[int, int]) -> Flow:
-        """Return the flow of a round with this attendance, for rows of so many bytes of payload and overhead."""
+        """Return the flow of a round with this attendance; `sizes` are the bytes of payload and overhead of a row."""
 
     def arrived(
         self, planner: "Planner", members: Users, messages: Sequence[Message]

@@ -182,7 +182,10 @@ class Completed:
 
 
 def coded_steps(planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Iterator[Step]:
-    """Yield the steps by which the aggregators learn the rows that they did not hear, for rows of so many bytes."""
+    """Yield the steps by which the aggregators learn the rows that they did not hear.
+
+    `sizes` are the bytes of payload and overhead of a row.
+    """
     code, H = planner.code(attendance), planner.topology.H
     central = (OF_SERVER,) if planner.server else ()
     senders = () if planner.server else attendance.heard.active
