@@ -31,14 +31,13 @@ def play(run: Run, cfg: DictConfig, remedy: str = "resume={}") -> None:
 
 
 def _train_and_report(run: Run, cfg: DictConfig, remedy: str) -> None:
-    from hmtl.communication import Sums
     from hmtl.inference.models import models_of  # late, as --help needs neither torch nor matplotlib
     from hmtl.reporting.network_picture import draw
     from hmtl.reporting.run_pictures import run_pictures
     from hmtl.training.summary import summarize, user_rows
 
     folder, algorithm, communicator = run.output_dir, run.algorithm, run.communicator
-    role = "learns the sums" if isinstance(communicator, Sums) else "computes models"
+    role = "learns the sums" if communicator.recipe.messages == "sums" else "computes models"
     planner = communicator.planner
     topology = draw(communicator.contacts, planner.preferred, role, planner.server).to_png(dpi=150)
     with replacing(folder / "topology.png") as file:

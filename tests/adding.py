@@ -1,7 +1,6 @@
 """Sums between nodes that share no more than planners, with users who send given terms."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -72,11 +71,10 @@ class Apart:
         secure: Secure | None = None,
     ) -> None:
         self.width, self.K, self.few_bits, self.learning = sides[0].ivs[0].shape[1], t.K, formats, learning
-        recipe = SumsOfRows(formats or PlainRows(self.width - 1))
+        recipe = SumsOfRows(formats or PlainRows(self.width - 1), secure=secure)
         host, relay, server, self.schedule = Host, Relay, Server, Schedule()
         if secure:
-            host, server = partial(SecureHost, secure=secure), partial(SecureServer, secure=secure)
-            relay, self.schedule = SecureRelay, SecureSchedule()
+            host, relay, server, self.schedule = SecureHost, SecureRelay, SecureServer, SecureSchedule()
         planners = [Planner(t, network, learning, sums=sums) for _ in range(2)]
         self.hosts = []
         for n, side in enumerate(sides):

@@ -4,7 +4,8 @@ K users, H relays, m numbers per IV.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from math import inf
@@ -20,6 +21,7 @@ from hmtl.communication.communicators.base import Communicator
 from hmtl.communication.messages import Users
 from hmtl.communication.nodes.aggregation import AggregatorSide
 from hmtl.communication.nodes.host import UserSide
+from hmtl.communication.planning.flow import Recipe
 from hmtl.communication.planning.pieces import WORKING_SET
 from hmtl.communication.timed import TimedLinks
 from hmtl.errors import CodingError
@@ -62,36 +64,31 @@ class _Aggregator:
     def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
 
 
-def predict(
-    make: Callable[..., Communicator], t: Topology, network: Network, V_bits: float, dtype: torch.dtype = torch.float64
-) -> float:
+def predict(recipe: Recipe, t: Topology, network: Network, V_bits: float) -> float:
     """Return the seconds that the messages of a round take in which everybody takes part, with rows of V bits.
 
     Args:
-        make: makes the communicator, from a topology, a network and `links`.
+        recipe: how rows travel, but for the format of their numbers.
         t, network: of the round; the network has a file of links.
         V_bits: bits of a row, however its numbers travel.
-        dtype: of an IV; int64 for terms of sums.
     """
     access = network.access(t)
     assert access is not None
     segments = max(1, round(t.K * V_bits / 8 / WORKING_SET))
     links = partial(TimedLinks, contacts=t, access=access, scale=V_bits / 64 / NUMBERS, segments=segments)
-    communicator, users, aggregator = make(t, network, wire=None, links=links), _Users(t.K, dtype), _Aggregator()
+    communicator = Communicator(t, network, replace(recipe, wire=None), links)
+    users, aggregator = _Users(t.K, recipe.row_type), _Aggregator()
     communicator.round(0, cast(UserSide, users), cast(AggregatorSide, aggregator))  # a plan calls no other members
     return communicator.seconds()
 
 
-def by_seconds(
-    make: Callable[..., Communicator], t: Topology, network: Network, V_bits: float, dtype: torch.dtype = torch.float64
-) -> dict[AggregatorSet, float]:
+def by_seconds(recipe: Recipe, t: Topology, network: Network, V_bits: float) -> dict[AggregatorSet, float]:
     """Return the seconds of a round for sets of aggregators, the shortest first: all sets if there are few relays.
 
     Otherwise, a relay more or less is tried as long as this takes less time and not too many sets were tried.
 
     Args:
-        make: makes the communicator, from a topology, a network, `links` and `aggregators`.
-        t, network, V_bits, dtype: see `predict`.
+        recipe, t, network, V_bits: see `predict`.
     """
     seconds: dict[AggregatorSet, float] = {}
     most = max(2, MOST_WORK // (t.K * t.H))
@@ -99,13 +96,13 @@ def by_seconds(
     def shortest(sets: Iterable[AggregatorSet]) -> AggregatorSet:
         for nodes in [nodes for nodes in sets if nodes not in seconds][: most - len(seconds)]:
             try:
-                seconds[nodes] = predict(partial(make, aggregators=nodes.setting), t, network, V_bits, dtype)
+                seconds[nodes] = predict(replace(recipe, aggregators=nodes.setting), t, network, V_bits)
             except CodingError:  # these relays cannot aggregate by this scheme
                 seconds[nodes] = inf
             log.debug("choices of aggregators tried: %d of at most %d", len(seconds), most)
         return min(seconds, key=lambda nodes: (seconds[nodes], len(nodes.relays)))
 
-    beside = [False] if dtype is torch.int64 else [False, True]
+    beside = [False] if recipe.messages == "sums" else [False, True]
     alone, everyone = AggregatorSet((), server=True), AggregatorSet(t.active, server=False)
     if len(t.active) <= MOST_ENUMERATED and (len(beside) << len(t.active)) <= most:
         sets = [A for n in range(1, len(t.active) + 1) for A in combinations(t.active, n)]

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from math import inf
 
 import torch
 
 from hmtl.coding import AggregatorSet, make_plan
 from hmtl.communication.accounting.network import Network
-from hmtl.communication.communicators.ivs import CodedHierarchical, Uncoded
-from hmtl.communication.communicators.sums import Sums
+from hmtl.communication.communicators.base import UNCODED
+from hmtl.communication.planning.ivs import IVs
+from hmtl.communication.planning.sums import SumsOfRows
 from hmtl.communication.prediction import by_seconds, predict
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.secure_costs import SecureCosts, secure_costs
@@ -75,9 +75,8 @@ def timetable(
     costs = secure_costs(t, secure, network.medium) if secure else None
     m = -(-V_bits // 64)
     bits = row_bits(wire, m, torch.float64)
-    coded, sums = by_seconds(CodedHierarchical, t, network, bits), by_seconds(Sums, t, network, V_bits, torch.int64)
+    coded, sums = by_seconds(IVs(), t, network, bits), by_seconds(SumsOfRows(), t, network, V_bits)
     best = next(iter(coded))
-    secure_sums = partial(Sums, secure=True, colluding=secure.colluding) if secure else Sums
     return Timetable(
         K=t.K,
         H=t.H,
@@ -85,13 +84,13 @@ def timetable(
         names=t.names,
         V_bits=bits,
         network=network,
-        uncoded=predict(Uncoded, t, network, bits),
+        uncoded=predict(UNCODED, t, network, bits),
         choices=[(nodes.setting, seconds) for nodes, seconds in coded.items() if seconds < inf],
         sums=[(nodes.setting, seconds) for nodes, seconds in sums.items() if seconds < inf],
         every=len(coded) == (2 << len(t.active)) - 1,
         duties=list(_duties(t, network, best, bits, m)),
         secure=costs,
-        secure_seconds=predict(secure_sums, t, network, V_bits, torch.int64) if secure else None,
+        secure_seconds=predict(SumsOfRows(secure=secure), t, network, V_bits) if secure else None,
     )
 
 

@@ -279,7 +279,6 @@ def _nodes(cfg: DictConfig) -> dict[str, Any]:
 
 def build(cfg: DictConfig) -> Run:
     """Return all objects of a training run."""
-    from hmtl.communication import Sums
     from hmtl.mtl import preprocessing_setups
     from hmtl.training.checkpoint import load_checkpoint
     from hmtl.training.trainer import Trainer, TrainerSettings
@@ -306,10 +305,11 @@ def build(cfg: DictConfig) -> Run:
         communicator = build_communicator(cfg, topology, links=exchange.links)
         participation = make_part(cfg, "participation")
         participation.check_relays(topology.H)
-        if isinstance(communicator, Sums) and communicator.secure:
+        if secure := communicator.recipe.secure:
             if (sampled := participation.sampled(topology.K)) < topology.K:
-                communicator.secure = replace(communicator.secure, sampled=sampled)
-            communicator.secure.check(topology.K)
+                secure = replace(secure, sampled=sampled)
+                communicator.recipe = replace(communicator.recipe, secure=secure)
+            secure.check(topology.K)
         accountant = build_accountant(cfg, participation)
         options = {"privacy": accountant.privacy} if accountant else {}
         algorithm, communicator = build_matching(cfg, build_problem(cfg, tasks), communicator, **options)
@@ -346,13 +346,13 @@ def build(cfg: DictConfig) -> Run:
 
 def check_only_sums(communicator: Communicator) -> None:
     """Raise ConfigError if more than sums over users is known of a learner's state where measurements are made."""
-    from hmtl.communication import BySection, Sums
+    from hmtl.communication import BySection
 
     if isinstance(communicator, BySection):
         raise ConfigError(
             "metrics=sums does not work with coupled layers. Set algorithm.coupled=false, or metrics=users."
         )
-    if not isinstance(communicator, Sums) or communicator.planner.preferred:
+    if communicator.recipe.messages != "sums" or communicator.planner.preferred:
         raise ConfigError(
             "metrics=sums needs a learner whose server learns sums over users, and nobody else does. Set "
             "communicator=sums aggregators=server, or metrics=users."
@@ -374,19 +374,16 @@ def build_sections(
     cfg: DictConfig, problem: Problem, communicator: Communicator, **options: Any
 ) -> tuple[Algorithm, Communicator]:
     """Return an algorithm whose coupled personal layers travel by `communicator`, and the shared ones by sums."""
-    from hmtl.communication import BySection, Sums, Uncoded
+    from hmtl.communication import BySection, Communicator, Uncoded
     from hmtl.communication.few_bits import FEW_BITS
+    from hmtl.communication.planning.sums import SumsOfRows
 
-    contacts, network, links = communicator.contacts, communicator.network, communicator.make_links
-    kinds = {"messages": "sums", "personal_messages": "sums" if isinstance(communicator, Sums) else "ivs"}
-    shared: Communicator
-    if isinstance(communicator, Uncoded):
-        kinds["messages"], shared = "ivs", Uncoded(contacts, network, communicator.wire, links=links)
-    else:
+    recipe = communicator.recipe
+    if not isinstance(communicator, Uncoded):
         wire = cfg.communicator.get("wire")
-        secure = communicator.secure_settings if isinstance(communicator, Sums) else {}
-        shared = Sums(contacts, network, wire if wire in FEW_BITS else None, links=links, **secure)
-        shared.secure = communicator.secure if isinstance(communicator, Sums) else None
+        recipe = SumsOfRows(wire=wire if wire in FEW_BITS else None, secure=recipe.secure)
+    shared = Communicator(communicator.contacts, communicator.network, recipe, communicator.make_links)
+    kinds = {"messages": recipe.messages, "personal_messages": communicator.recipe.messages}
     algorithm = build_algorithm(cfg, problem, **kinds, **options)
     return algorithm, BySection(shared, communicator)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hmtl.communication import Communicator, Outcome, Sums
+from hmtl.communication import Communicator, Outcome
 from hmtl.distributed.control import AGAIN
 from hmtl.distributed.exchange import NODE_STATE, ProcessExchange
 from hmtl.distributed.masked_figures import MaskingFigures, UnmaskingFigures
@@ -68,7 +68,7 @@ class SumsOnlyExchange(ProcessExchange):
     def gather_round(
         self, algorithm: Algorithm, communicator: Communicator, outcome: Outcome, user_seconds: float, evaluate: bool
     ) -> RoundResult | None:
-        secure = communicator.secure if isinstance(communicator, Sums) else None
+        secure = communicator.recipe.secure
         secure = replace(secure, sampled=None) if secure else None  # all users measure
         self._masking = None
         if secure and evaluate and len(self._placement.users):

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-from hmtl.communication import CodedHierarchical, Communicator, Sums
-from hmtl.communication.communicators.sums import sums_if_faster
+from hmtl.communication import Communicator, sums_if_faster
 from hmtl.communication.wires import row_bits
 from hmtl.mtl import Algorithm, Problem
 
@@ -18,15 +17,13 @@ def matched(
         problem: the algorithm's.
         communicator: how IVs would travel.
     """
-    if isinstance(communicator, Sums):
+    if communicator.recipe.messages == "sums":
         algorithm = make(messages="sums")
         return algorithm, communicator.for_rows(64 * algorithm.users.numbers)
     algorithm = make()
     m, dtype = algorithm.users.numbers, algorithm.W.dtype
-    communicator = communicator.for_rows(row_bits(communicator.wire, m, dtype))
+    communicator = communicator.for_rows(row_bits(communicator.recipe.wire, m, dtype))
     q = algorithm.sums_needed(problem)
-    if q and isinstance(communicator, CodedHierarchical):
-        sums = sums_if_faster(communicator, q, dtype.itemsize, m)
-        if sums is not None:
-            return make(messages="sums"), sums
+    if q and (sums := sums_if_faster(communicator, q, dtype.itemsize, m)):
+        return make(messages="sums"), sums
     return algorithm, communicator

@@ -303,11 +303,11 @@ def test_a_relay_whose_sum_is_missing_is_left_out() -> None:
 def test_few_bits_count_for_sums_and_for_coding(q: int, faster: bool) -> None:
     """K = 20, 3 of 5: 8 + 8 IVs against 3 + 1 rows of 9.25/4.25 the bits each."""
     coded = CodedHierarchical(symmetric(K=20, H=5, r=3), aggregators="all")
-    coded.aggregators, coded.wire = "auto", "int4"
-    sums = sums_if_faster(coded, q, 8)
+    coded.aggregators, coded.recipe = "auto", replace(coded.recipe, wire="int4")
+    sums = sums_if_faster(coded, q, 8, 640)
     assert (sums is not None) is faster
     if sums:
-        assert sums.bits == 4
+        assert sums.recipe.bits == 4
         sums.round(0, Terms([terms(0, 20, 641)], [set()]), Total(641))
         note = sums.describe()["note"]
         assert "2.2 times the bits" in note

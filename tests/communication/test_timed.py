@@ -1,6 +1,6 @@
 """Seconds of a round over access links: what has to cross one narrow link, and how often nodes wait for each other."""
 
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +10,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hmtl.coding import AggregatorSet
-from hmtl.communication import TIERS, CodedHierarchical, InProcess, Network, Sums, Uncoded, prediction
+from hmtl.communication import TIERS, CodedHierarchical, Communicator, InProcess, Network, Sums, prediction
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER
+from hmtl.communication.communicators.base import UNCODED
+from hmtl.communication.planning.ivs import IVs
+from hmtl.communication.planning.sums import SumsOfRows
 from hmtl.communication.prediction import by_seconds, predict
-from hmtl.communication.secure.neighbors import degree
+from hmtl.communication.secure.neighbors import Secure, degree
 from hmtl.communication.secure_costs import added_bits
 from hmtl.communication.timed import FRAME
 from hmtl.errors import ConfigError
@@ -41,10 +44,10 @@ def file_of(folder, t, homes, narrow=(), latency=0.0):
     return str(path)
 
 
-def sent(make, t, network):
+def sent(recipe, t, network):
     """Return the rows on each link of each tier, counted by the ledger of a round."""
-    communicator = make(t, network)
-    users = prediction._Users(t.K, communicator.row_type)
+    communicator = Communicator(t, network, recipe)
+    users = prediction._Users(t.K, recipe.row_type)
     communicator.round(0, users, prediction._Aggregator())
     row = 64 * prediction.NUMBERS
     return {tier: communicator.ledger.per_link(tier)[:, 0] / row for tier in TIERS}
@@ -53,12 +56,12 @@ def sent(make, t, network):
 @given(topologies(max_H=4, max_K=12), st.data())
 def test_what_crosses_the_narrow_link_takes_its_time(tmp_path_factory, t, data):
     homes = np.array_split(np.arange(t.K), data.draw(st.integers(1, min(3, t.K))))
-    make = data.draw(
+    recipe = data.draw(
         st.sampled_from(
             [
-                Uncoded,
-                partial(CodedHierarchical, aggregators="all"),
-                partial(CodedHierarchical, aggregators=["server", 0]),
+                UNCODED,
+                IVs(aggregators="all"),
+                IVs(aggregators=["server", 0]),
             ]
         )
     )
@@ -73,7 +76,7 @@ def test_what_crosses_the_narrow_link_takes_its_time(tmp_path_factory, t, data):
         )
     )
     network = Network(medium="unicast", links=file_of(tmp_path_factory.mktemp("links"), t, homes, [narrow]))
-    _, up, down, _ = sent(make, t, network).values()
+    _, up, down, _ = sent(recipe, t, network).values()
     rows = {
         ("server", "up_bps"): down.sum(),
         ("server", "down_bps"): up.sum(),
@@ -84,7 +87,7 @@ def test_what_crosses_the_narrow_link_takes_its_time(tmp_path_factory, t, data):
         ("hosts", "down_bps"): len(homes[n]),
     }
     expected = V / NARROW * rows[narrow[0], narrow[2]]
-    assert predict(make, t, network, V) == pytest.approx(expected, rel=1e-3, abs=1)
+    assert predict(recipe, t, network, V) == pytest.approx(expected, rel=1e-3, abs=1)
 
 
 @given(topologies(max_H=4, max_K=12))
@@ -93,20 +96,20 @@ def test_latency_counts_once_for_each_wait(tmp_path_factory, t):
     path = file_of(tmp_path_factory.mktemp("links"), t, [range(t.K)], latency=0.5)
     network = Network(medium="unicast", links=path)
     # IVs, report, attendance, [combinations, broadcast, digests,] verdict, models; uncoded, relays also forward
-    waits = {6: Uncoded, 8: partial(CodedHierarchical, aggregators="all")}
+    waits = {6: UNCODED, 8: IVs(aggregators="all")}
     coded = len(t.active) > 1 and bool((t.core.sum(axis=1) < len(t.present)).any())
-    for count, make in waits.items():
+    for count, recipe in waits.items():
         expected = count if count == 6 or coded else 6
-        assert predict(make, t, network, 64.0) == pytest.approx(expected, rel=1e-6)
+        assert predict(recipe, t, network, 64.0) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_broadcast_leaves_once(tmp_path):
     t = any_r(12, 3, 2, 0)
     path = file_of(tmp_path, t, [range(12)], [("server", "", "up_bps")])
-    make = partial(CodedHierarchical, aggregators="all")
+    recipe = IVs(aggregators="all")
     for medium in ("broadcast", "unicast"):
-        rows = sent(make, t, Network(medium=medium))["server_to_relays"].sum()
-        assert predict(make, t, Network(medium=medium, links=path), V) == pytest.approx(V / NARROW * rows, rel=1e-2)
+        rows = sent(recipe, t, Network(medium=medium))["server_to_relays"].sum()
+        assert predict(recipe, t, Network(medium=medium, links=path), V) == pytest.approx(V / NARROW * rows, rel=1e-2)
 
 
 @pytest.mark.slow
@@ -115,19 +118,19 @@ def test_auto_takes_the_fastest_of_all_and_a_search_is_no_better(tmp_path, monke
     for n, narrow in enumerate([("relays", 0, "up_bps"), ("relays", 2, "down_bps"), ("server", "", "down_bps")]):
         (folder := tmp_path / str(n)).mkdir()
         network = Network(medium="unicast", links=file_of(folder, t, [range(12)], [narrow], latency=0.01))
-        everything = by_seconds(CodedHierarchical, t, network, 1e6)
+        everything = by_seconds(IVs(), t, network, 1e6)
         best, seconds = next(iter(everything.items()))
         assert seconds == min(everything.values())
         assert len(everything) == 2 * 15 + 1
         for nodes in (AggregatorSet((), True), AggregatorSet((0, 1, 2, 3), False)):
-            assert everything[nodes] == predict(partial(CodedHierarchical, aggregators=nodes.setting), t, network, 1e6)
+            assert everything[nodes] == predict(IVs(aggregators=nodes.setting), t, network, 1e6)
         chosen = CodedHierarchical(t, network).for_rows(1e6)
         assert AggregatorSet(chosen.planner.preferred, chosen.planner.server) == best
         with monkeypatch.context() as few:
             few.setattr(prediction, "MOST_ENUMERATED", 0)
-            found = by_seconds(CodedHierarchical, t, network, 1e6)
+            found = by_seconds(IVs(), t, network, 1e6)
         assert min(found.values()) >= seconds
-        sums = by_seconds(Sums, t, network, 1e6, torch.int64)
+        sums = by_seconds(SumsOfRows(), t, network, 1e6)
         planner = Sums(t, network).for_rows(1e6).planner
         assert sums[AggregatorSet(planner.preferred, planner.server)] == min(sums.values())
 
@@ -135,11 +138,11 @@ def test_auto_takes_the_fastest_of_all_and_a_search_is_no_better(tmp_path, monke
 def test_a_training_round_takes_as_long_as_predicted(tmp_path):
     t = any_r(12, 3, 2, 0)
     network = Network(medium="unicast", links=file_of(tmp_path, t, [range(5), range(5, 12)], latency=0.01))
-    for make in (Uncoded, partial(CodedHierarchical, aggregators=[1])):
-        communicator = make(t, network)
+    for recipe in (UNCODED, IVs(aggregators=[1])):
+        communicator = Communicator(t, network, recipe)
         communicator.round(0, prediction._Users(12, torch.float64), prediction._Aggregator())
-        assert communicator.seconds() == predict(make, t, network, 64 * prediction.NUMBERS)
-        assert communicator.uncoded_seconds() == predict(Uncoded, t, network, 64 * prediction.NUMBERS)
+        assert communicator.seconds() == predict(recipe, t, network, 64 * prediction.NUMBERS)
+        assert communicator.uncoded_seconds() == predict(UNCODED, t, network, 64 * prediction.NUMBERS)
 
 
 LINK = "{up_bps: 1e6, down_bps: 1e6, latency_s: 0}"
@@ -177,19 +180,19 @@ class Elsewhere(InProcess):
 def test_secure_sums_take_their_messages_and_waits(tmp_path_factory, t, data):
     """Users and server exchange keys, shares and reveal: 18 hops more than the 6 of plain sums, each over two links."""
     assume(t.K > 1 and set(t.active) == set(range(t.H)))
-    folder, secure = tmp_path_factory.mktemp("links"), partial(Sums, secure=True, colluding=0.0)
+    folder, secure = tmp_path_factory.mktemp("links"), SumsOfRows(secure=Secure(0.0))
     homes, i = np.array_split(np.arange(t.K), data.draw(st.integers(1, 2))), data.draw(st.integers(0, t.H - 1))
     waits = Network(links=file_of(folder, t, homes, latency=1.0))
-    hops = [predict(make, t, waits, V, torch.int64) / 2 for make in (partial(Sums, aggregators="server"), secure)]
+    hops = [predict(recipe, t, waits, V) / 2 for recipe in (SumsOfRows(aggregators="server"), secure)]
     assert hops == pytest.approx([6, 24])
     hosts = Network(links=file_of(folder, t, homes, [("hosts", 0, "up_bps")]))
-    rounds = [secure(t, hosts), secure(t, hosts, links=Elsewhere)]
+    rounds = [Communicator(t, hosts, secure, links) for links in (InProcess, Elsewhere)]
     for communicator in rounds:
         communicator.round(0, prediction._Users(t.K, torch.int64), prediction._Aggregator())
     assert rounds[0].seconds() == pytest.approx(rounds[1].seconds())
     narrow = Network(medium="unicast", links=file_of(folder, t, homes, [("relays", i, "up_bps")]))
-    whole = partial(Sums, aggregators="server", sums="whole")
-    plain, masked = (predict(make, t, narrow, 64 * 64, torch.int64) for make in (whole, partial(secure, sums="whole")))
+    whole = SumsOfRows(sums="whole", aggregators="server")
+    plain, masked = (predict(each, t, narrow, 64 * 64) for each in (whole, replace(whole, secure=Secure(0.0))))
     added = added_bits(t, degree(t.K, 0).neighbors).values()
     bits = sum(int(by_tier[RELAYS_TO_SERVER][i]) for by_tier in added) + 5 * 8 * FRAME
     assert (masked - plain) * NARROW == pytest.approx(bits)

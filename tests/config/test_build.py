@@ -126,7 +126,7 @@ def test_what_parts_refuse_is_one_line_that_names_it(configure, words: str, name
 def test_coupled_and_shared_layers_travel_in_secure_sums(configure) -> None:
     words = "algorithm=fedper algorithm.coupled=true regularizer=mean communicator=sums secure=true"
     communicator = build(configure(*SMALL, *words.split(), "communicator.colluding=0.2")).communicator
-    assert [part.secure for part in communicator.parts] == 2 * [Secure(0.2)]
+    assert [part.recipe.secure for part in communicator.parts] == 2 * [Secure(0.2)]
 
 
 @pytest.mark.parametrize(("fraction", "sampled"), [("0.5", 10), ("1.0", None)])
@@ -134,7 +134,7 @@ def test_secure_sums_know_how_many_users_are_sampled(configure, fraction: str, s
     words = "algorithm=fedper algorithm.coupled=true regularizer=mean communicator=sums secure=true"
     sample = ("participation=fraction", f"participation.fraction={fraction}")
     communicator = build(configure(*SMALL, *words.split(), *sample)).communicator
-    assert [part.secure for part in communicator.parts] == 2 * [Secure(sampled=sampled)]
+    assert [part.recipe.secure for part in communicator.parts] == 2 * [Secure(sampled=sampled)]
 
 
 PARTS = sorted((path.parent.name, path.stem) for path in conf_dir().glob("*/*.yaml") if path.stem != "own")

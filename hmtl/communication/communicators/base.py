@@ -1,18 +1,17 @@
-"""The base of all communicators, which makes the nodes of a learner and plays rounds.
+"""The communicator, which makes the nodes of a learner and plays rounds.
 
 K users, H relays, m numbers per IV.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from hmtl.coding import Aggregators, AggregatorSet, Loads, Plan, Scheme, bounds, loads, make_plan, scheme_of
+from hmtl.coding import AggregatorSet, Loads, Plan
 from hmtl.communication.accounting.ledger import (
     RELAYS_TO_SERVER,
     RELAYS_TO_USERS,
@@ -22,29 +21,29 @@ from hmtl.communication.accounting.ledger import (
     USERS_TO_RELAYS,
     LinkLedger,
 )
-from hmtl.communication.accounting.network import Network, tier_loads
+from hmtl.communication.accounting.network import Network, between_seconds
 from hmtl.communication.attendance import Attendance, Report
-from hmtl.communication.coders import AggregatorCoder, QuantisedAggregatorCoder, QuantisedUserCoder, UserCoder
 from hmtl.communication.links import InProcess, Links
 from hmtl.communication.messages import SERVER, relay_name
 from hmtl.communication.nodes.aggregation import Aggregation, AggregatorSide
 from hmtl.communication.nodes.host import Host, UserSide
 from hmtl.communication.nodes.relay import Relay
+from hmtl.communication.nodes.secure import SecureHost, SecureRelay, SecureServer
 from hmtl.communication.nodes.server import Server
 from hmtl.communication.planning.flow import Recipe
 from hmtl.communication.planning.ivs import IVs
-from hmtl.communication.planning.planner import MakePlan, Planner, preferred_aggregators
+from hmtl.communication.planning.planner import Planner
 from hmtl.communication.round import Nodes, Outcome, Schedule, Stopwatch, play
+from hmtl.communication.secure_costs import secure_costs
+from hmtl.communication.secure_round import SecureSchedule
 from hmtl.communication.timed import TimedLinks
-from hmtl.communication.wires import FLOATS, Wire, check_wire, quantiser_of, rounding
 from hmtl.topology import Moving, Names, Topology
 
 SETUP_ROUND = -1  # number of the round in which a set-up is exchanged
 NOBODY = np.empty(0, np.int64)
 KEPT = 16  # planners, in case a topology recurs
 
-PLAIN = Schedule()
-
+UNCODED = IVs("uncoded", aggregators="server")
 MakeLinks = Callable[[LinkLedger], Links]
 
 
@@ -63,50 +62,53 @@ class Planning:
     handover_bits: int = 0
 
 
+@dataclass(frozen=True)
+class Kinds:
+    """The kinds of the nodes that play a recipe, and the turns that they take."""
+
+    host: Callable[..., Host] = Host
+    relay: Callable[..., Relay] = Relay
+    server: Callable[..., Server] = Server
+    schedule: Schedule = Schedule()  # noqa: RUF009, it has no state
+
+
+PLAIN, SECURE = Kinds(), Kinds(SecureHost, SecureRelay, SecureServer, SecureSchedule())
+
+
 class Communicator:
-    """The base of all communicators.
+    """Plays the rounds of a learner on a network, and counts what they cost.
 
     Args:
         contacts: who hears whom, in all rounds or round by round.
         network: bandwidths and media.
-        scheme: what is sent: a name in `hmtl.coding.SCHEMES`, or a `Scheme` of your own.
-        wire: the format in which numbers travel, see `hmtl.communication.wires`; None: their own type.
+        recipe: how the learner's rows travel.
         links: makes the links that carry the messages.
-        make: makes the scheme's plans.
-        aggregators: who computes the models, see `hmtl.coding.resolve`.
 
     Attributes:
         topology: who hears whom in the current round.
-        aggregators: the choice of who computes the models.
+        recipe: how rows travel; once the communicator is made, it names the aggregators that were chosen.
+        aggregators: the choice of who computes the models, as it was made.
         planner: plans for this topology.
         planning: cost of changing plans so far.
         ledger: bits of every link.
         stopwatch: CPU time of the current round.
         V_bits: bits of one IV on the wire; 0 before the first round.
         setup_seconds: communication time of the set-up, and the time that it takes uncoded.
-        alike: makes a communicator with the same settings, from a topology, a network, `links` and others to change.
-        row_type: of an IV; integers for sums.
+        note: why rows travel by this recipe, if it was chosen because it takes less time.
     """
-
-    alike: "Callable[..., Communicator]"
-    row_type = torch.float64
 
     def __init__(
         self,
         contacts: Topology | Moving,
-        network: Network,
-        scheme: str | Scheme,
-        wire: Wire = None,
+        network: Network = Network(),  # noqa: B008, it is frozen
+        recipe: Recipe = IVs(),  # noqa: B008, it is frozen
         links: MakeLinks = InProcess,
-        make: MakePlan = make_plan,
-        aggregators: Aggregators = "all",
     ) -> None:
-        check_wire(wire)
-        self.contacts, self.topology, self.network, self.wire = contacts, contacts.at(0), network, wire
+        self.contacts, self.topology, self.network = contacts, contacts.at(0), network
         network.uplinks(self.topology)  # raises if uplink_bps has another number of relays
-        self.scheme, self.aggregators = scheme_of(scheme), aggregators
-        self._chosen = chosen = preferred_aggregators(contacts, network, scheme, aggregators)
-        self._planner_of = lru_cache(KEPT)(lambda t: Planner(t, network, chosen.relays, make, server=chosen.server))
+        nodes = recipe.nodes(contacts, network)
+        self.recipe, self.aggregators = replace(recipe, aggregators=nodes.setting), recipe.aggregators
+        self._planner_of = lru_cache(KEPT)(lambda t: recipe.planner(t, network, nodes))
         self.planner: Planner = self._planner_of(self.topology)
         self.planning = Planning()
         self.ledger, self.stopwatch = LinkLedger(contacts.K, contacts.H, self.topology.names), Stopwatch()
@@ -114,13 +116,13 @@ class Communicator:
         self.make_links, self._links = links, links(self.ledger)
         if access and type(self._links) is InProcess:
             self._links = TimedLinks(self.ledger, contacts, access)
-        self.V_bits = 0
+        self.V_bits, self.note = 0, ""
         self._dtype = ""  # of the models
         self._sides: tuple[UserSide, AggregatorSide] | None = None
         self._nodes: Nodes | None = None
         self._memory: dict[str, Any] = {}  # state of nodes that have not been made yet
         self._server: Server | None = None  # after the last round, if it is in this process
-        self._theory: dict[Topology, NDArray[np.float64]] = {}
+        self._theory: dict[tuple[Recipe, Topology], NDArray[np.float64]] = {}
         self._predictions: dict[tuple[Topology, bool, int], float] = {}
         self.setup_seconds: tuple[float, ...] = (0.0, 0.0)
         self._setup_exchanges = 0
@@ -132,10 +134,8 @@ class Communicator:
 
     @property
     def theory(self) -> Loads:
-        """The loads between relays and server of a round in which everybody takes part."""
-        if self.scheme.code:
-            return self.plan.loads
-        return loads(self.topology, self.scheme.name, self.network.uplinks(self.topology))
+        """The loads of a round in which everybody takes part."""
+        return self.recipe.loads(self.planner)
 
     def for_rows(self, V_bits: float) -> "Communicator":
         """Return this communicator with those aggregators with which rows of V bits take the least time.
@@ -146,22 +146,36 @@ class Communicator:
             return self
         from hmtl.communication.prediction import by_seconds  # late, since it imports this module
 
-        best = next(iter(by_seconds(self.alike, self.topology, self.network, V_bits, self.row_type)))
+        best = next(iter(by_seconds(self.recipe, self.topology, self.network, V_bits)))
         if best == AggregatorSet(self.planner.preferred, self.planner.server):
             return self
-        chosen = self.alike(self.contacts, self.network, links=self.make_links, aggregators=best.setting)
-        chosen.aggregators = self.aggregators
+        recipe = replace(self.recipe, aggregators=best.setting)
+        chosen = Communicator(self.contacts, self.network, recipe, self.make_links)
+        chosen.aggregators, chosen.note = self.aggregators, self.note
+        _ = chosen.theory  # plans before the first round
         return chosen
+
+    def seconds_of(self, V_bits: float) -> float:
+        """Return the time that rows of V bits take: between relays and server, or over all links if there is a file."""
+        if self.network.links is None:
+            return between_seconds(self.network, self.theory, V_bits)
+        from hmtl.communication.prediction import predict  # late, since it imports this module
+
+        return predict(self.recipe, self.topology, self.network, V_bits)
 
     def attach(self, users: UserSide, aggregator: AggregatorSide) -> None:
         """Make the nodes of this learner, unless they exist already."""
         if self._sides is None or self._sides[0] is not users or self._sides[1] is not aggregator:
-            self._sides, self._nodes = (users, aggregator), self._make_nodes(users, aggregator)
+            self._sides, self.recipe = (users, aggregator), self.recipe.of_rows(users, self.planner)
+            self._nodes = self._make_nodes(self.recipe, self.planner, users, aggregator)
             self._nodes.load_state_dict(self._memory)
 
     def setup(self, users: UserSide, aggregator: AggregatorSide) -> None:
         """Exchange what has to be known before the first round; the ledger counts it as SETUP."""
-        server = self._play(SETUP_ROUND, self._make_nodes(users, aggregator))
+        recipe, planner = self.recipe, self.planner
+        if recipe.messages == "sums":  # it has facts about each user
+            recipe, planner = UNCODED, Planner(self.topology, self.network)
+        server = self._play(SETUP_ROUND, self._make_nodes(recipe, planner, users, aggregator))
         self._setup_exchanges += 1
         if server:
             uncoded = self._uncoded_seconds(self._sent(SETUP), server, self._setup_exchanges)
@@ -199,9 +213,11 @@ class Communicator:
         self._server = self._play(number, replace(self._nodes, relays=present, relay_names=names))
         for host in self._nodes.hosts:
             self.V_bits, self._dtype = 8 * host.nbytes, str(host.dtype).split(".")[-1]
+        if self._server:
+            self.V_bits = 8 * self._server.sizes[0] or self.V_bits
+        self.V_bits = self.recipe.row_bits(self.V_bits)[USERS_TO_RELAYS]  # the first rows may be longer
         if self._server is None:
             return Outcome(NOBODY, (), (), empty=False)
-        self.V_bits = 8 * self._server.sizes[0] or self.V_bits
         attendance, empty = self._server.attendance, self._server.empty
         if isinstance(self.contacts, Moving) and attendance.heard == self.topology:
             self._theory_of(number)  # the round's plan exists now
@@ -218,30 +234,42 @@ class Communicator:
             return self.network.seconds(self._sent(round))
         if self._links.seconds is not None:
             return self._links.seconds
-        return self._predicted(self._sent(round), coded=round != SETUP)
+        if round == SETUP:
+            return self._predicted(UNCODED, self._sent(round)[USERS_TO_RELAYS])
+        rows = self.ledger.per_link(USERS_TO_RELAYS, round)
+        # The round that is played adds the overhead of secure sums.
+        return self._predicted(self.recipe, rows[:, 0] if self.recipe.secure else rows.sum(axis=1))
 
     def uncoded_seconds(self) -> float:
         """Return the communication time that the last round would take uncoded."""
-        return self._uncoded_seconds(self._sent(-1), self._server) if self._server else 0.0
+        if self._server is None or self._sides is None:
+            return 0.0
+        sent = self.recipe.uncoded(self._sent(-1), self._sides[0], self._server.attendance)
+        return self._uncoded_seconds(sent, self._server)
 
     def describe(self) -> dict[str, Any]:
         """Return what `summary.json` reports about communication."""
-        *figures, r = np.mean([self._theory_of(number) for number in self._described_rounds], axis=0).tolist()
-        between = RELAYS_TO_SERVER, SERVER_TO_RELAYS
+        recipe, planner, tiers, users = self.recipe, self.planner, self.recipe.tiers, self._sides and self._sides[0]
+        r, *figures = np.mean([self._theory_of(number) for number in self._described_rounds], axis=0).tolist()
+        row_bits = recipe.row_bits(self.V_bits)
+        measured = {tier: self.ledger.bits(tier).payload / (self.ledger.rounds * row_bits[tier] or 1) for tier in TIERS}
         described: dict[str, Any] = {
             "r": r,
-            "communicator": "coded" if self.scheme.code else "uncoded",
-            "scheme": self.scheme.name,
-            "aggregators": _named(self.topology.names, AggregatorSet(self.planner.preferred, self.planner.server)),
+            **recipe.describe(planner, users, self._dtype),
+            "aggregators": _named(self.topology.names, AggregatorSet(planner.preferred, planner.server)),
             "medium": self.network.medium,
             "V_bits": self.V_bits,
-            "loads": self.ledger.loads(self.V_bits),
-            "loads_theory": dict(zip(between, figures[:2], strict=True)),
-            "bounds": dict(zip(between, figures[2:], strict=True)),
+            "loads": measured,
+            "loads_theory": dict(zip(tiers, figures[: len(tiers)], strict=True)),
+            "bounds": dict(zip(tiers, figures[len(tiers) :], strict=True)),
         }
+        if recipe.secure:
+            costs = secure_costs(self.contacts.at(0), recipe.secure, self.network.medium)
+            described["secure"] = {key: value for key, value in asdict(costs).items() if key != "bits"}
+            described["secure"]["overhead"] = costs.by_tier
         if self.planning.handover_bits:
             described["handover_bits"] = self.planning.handover_bits
-        if note := rounding(self.wire, self._dtype):
+        if note := "; ".join(filter(None, [self.note, described.pop("note")])):
             described["note"] = note
         return described
 
@@ -265,57 +293,28 @@ class Communicator:
         self._memory = state["nodes"]
         self._sides = self._nodes = None  # `attach` makes new ones
 
-    def _make_nodes(self, users: UserSide, aggregator: AggregatorSide) -> Nodes:
-        """Make the nodes of this process."""
-        aggregation = Aggregation(self.topology.K, aggregator, self._aggregator_coder(users), not self._links.reliable)
-        return self._local_nodes(users, IVs(), aggregation, self._user_coder)
-
-    def _local_nodes(
-        self,
-        users: UserSide,
-        recipe: Recipe,
-        aggregation: Aggregation,
-        coder: Callable[[UserSide, NDArray[np.int64]], UserCoder],
-        host: Callable[..., Host] = Host,
-        relay: Callable[..., Relay] = Relay,
-        server: Callable[..., Server] = Server,
-        schedule: Schedule = PLAIN,
-    ) -> Nodes:
+    def _make_nodes(self, recipe: Recipe, planner: Planner, users: UserSide, aggregator: AggregatorSide) -> Nodes:
         """Make those nodes of the network that this process plays."""
-        planner, plays = self.planner, self._links.plays
-        homes = self._links.homes(self.topology.K)
+        K, plays, homes = self.topology.K, self._links.plays, self._links.homes(self.topology.K)
         names = [relay_name(i) for i in range(self.topology.H)]
+        revocable = bool(planner.preferred) and not self._links.reliable
+        aggregation = Aggregation(K, aggregator, recipe.aggregator_coder(users, K), revocable)
         at_relays = aggregation if planner.preferred else None
         at_server = aggregation if planner.server else None
+        kinds = SECURE if recipe.secure else PLAIN
         return Nodes(
             [
-                host(planner, recipe, users, coder(users, ids), n, ids)
+                kinds.host(planner, recipe, users, recipe.user_coder(users, ids), n, ids)
                 for n, (name, ids) in enumerate(homes.items())
                 if plays(name)
             ],
-            [relay(i, planner, recipe, list(homes), at_relays) for i, name in enumerate(names) if plays(name)],
-            server(planner, recipe, at_server) if plays(SERVER) else None,
+            [kinds.relay(i, planner, recipe, list(homes), at_relays) for i, name in enumerate(names) if plays(name)],
+            kinds.server(planner, recipe, at_server) if plays(SERVER) else None,
             aggregation,
-            schedule,
+            kinds.schedule,
             list(homes),
             names,
         )
-
-    def _user_coder(self, users: UserSide, members: NDArray[np.int64]) -> UserCoder:
-        quantiser = quantiser_of(self.wire)
-        if quantiser and users.numbers:  # a set-up has none
-            return QuantisedUserCoder(users, quantiser, members)
-        return UserCoder(users, self._float_type)
-
-    def _aggregator_coder(self, users: UserSide) -> AggregatorCoder:
-        quantiser = quantiser_of(self.wire)
-        if quantiser and users.numbers:
-            return QuantisedAggregatorCoder(users, quantiser, self.topology.K)
-        return AggregatorCoder(users.numbers, self._float_type)
-
-    @property
-    def _float_type(self) -> torch.dtype | None:
-        return FLOATS.get(self.wire) if isinstance(self.wire, str) else None
 
     def _follow(self, round: int) -> None:
         """Switch to the contacts of a round, if they differ from the current ones."""
@@ -341,14 +340,16 @@ class Communicator:
         return range(max(1, self.ledger.rounds if isinstance(self.contacts, Moving) else 0))
 
     def _theory_of(self, round: int) -> NDArray[np.float64]:
-        """Return loads by formula, their bounds, and r, for a round in which everybody is present."""
+        """Return r, loads by formula, and their bounds, for a round in which everybody is present."""
         self._follow(round)
-        if self.topology not in self._theory:
-            bound, medium = bounds(self.topology, aggregators=self.planner.usual.setting), self.network.medium
-            theory = tier_loads(self.topology, self.scheme.name, medium, self.theory)
-            up, down = (float(theory[tier].sum()) for tier in (RELAYS_TO_SERVER, SERVER_TO_RELAYS))
-            self._theory[self.topology] = np.array([up, down, bound.uplink, bound.down(medium), self.topology.r])
-        return self._theory[self.topology]
+        key = self.recipe, self.topology
+        if key not in self._theory:
+            figures = [self.topology.r]
+            for load in (self.theory, self.recipe.bounds(self.planner)):
+                between = load.uplink, load.down(self.network.medium), load.last_hop
+                figures += between[: len(self.recipe.tiers)]
+            self._theory[key] = np.array(figures)
+        return self._theory[key]
 
     def _sent(self, round: int | str) -> dict[str, NDArray[np.int64]]:
         return {tier: self.ledger.per_link(tier, round).sum(axis=1) for tier in TIERS}
@@ -359,7 +360,7 @@ class Communicator:
         Relays then forward what users send and receive; reports and the attendance stay the same.
         """
         if self.network.links is not None:
-            return self._predicted(sent, coded=False)
+            return self._predicted(UNCODED, sent[USERS_TO_RELAYS])
         attendance = server.attendance
         present, relays = attendance.users, attendance.relays
         up = np.zeros(self.topology.H)
@@ -370,15 +371,13 @@ class Communicator:
         down = sent[RELAYS_TO_USERS].sum() + 8 * times * copies * Attendance.nbytes(self.topology)
         return self.network.seconds({**sent, RELAYS_TO_SERVER: up, SERVER_TO_RELAYS: down})
 
-    def _predicted(self, sent: Mapping[str, NDArray[np.int64]], coded: bool) -> float:
-        """Return the seconds of a round over access links whose rows are as long as the longest that users sent."""
-        from hmtl.communication.communicators.ivs import Uncoded  # late, since these import this module
-        from hmtl.communication.prediction import predict
+    def _predicted(self, recipe: Recipe, rows: NDArray[np.int64]) -> float:
+        """Return the seconds of a round over access links whose rows are as long as the longest of these bits."""
+        from hmtl.communication.prediction import predict  # late, since it imports this module
 
-        V_bits, key = int(sent[USERS_TO_RELAYS].max()), (self.topology, coded)
+        V_bits, key = int(rows.max()), (self.topology, recipe is self.recipe)
         if V_bits and self._predictions.get((*key, V_bits)) is None:
-            make, dtype = (self.alike, self.row_type) if coded else (Uncoded, torch.float64)
-            self._predictions[*key, V_bits] = predict(make, self.topology, self.network, V_bits, dtype)
+            self._predictions[*key, V_bits] = predict(recipe, self.topology, self.network, V_bits)
         return self._predictions.get((*key, V_bits), 0.0)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from hmtl.communication.accounting.ledger import TIERS
-from hmtl.communication.communicators.base import Communicator, Planning
+from hmtl.communication.communicators.base import UNCODED, Communicator, Planning
 from hmtl.communication.nodes.aggregation import AggregatorSide
 from hmtl.communication.nodes.host import UserSide
 from hmtl.communication.round import Outcome, Stopwatch
@@ -33,7 +33,7 @@ class BySection(Communicator):
 
     def __init__(self, *parts: Communicator) -> None:
         last = parts[-1]
-        super().__init__(last.contacts, last.network, "uncoded", last.wire, links=last.make_links)
+        super().__init__(last.contacts, last.network, UNCODED, last.make_links)
         if not self._links.reliable:
             raise ConfigError(
                 "Coupled personal layers travel in a section of their own, which works in one process only. Set "

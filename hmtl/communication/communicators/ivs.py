@@ -1,12 +1,10 @@
 """Communicators of all IVs: relays exchange them coded and aggregate, or forward them to the server. K users."""
 
-from functools import partial
-from typing import Any
-
-from hmtl.coding import CODED_SCHEMES, Aggregators, Scheme, make_plan, scheme_of
+from hmtl.coding import CODED_SCHEMES, Aggregators, Scheme, scheme_of
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.communicators.base import Communicator, MakeLinks
 from hmtl.communication.links import InProcess
+from hmtl.communication.planning.ivs import IVs
 from hmtl.communication.wires import Wire
 from hmtl.topology import Moving, Topology
 
@@ -20,8 +18,9 @@ class CodedHierarchical(Communicator):
 
     Args:
         topology: who hears whom, in all rounds or round by round.
-        network, wire, links: see `Communicator`.
+        network, links: see `Communicator`.
         scheme, max_pieces, generation: which plan, see `hmtl.coding.make_plan`.
+        wire: the format in which numbers travel, see `hmtl.communication.wires`; None: their own type.
         aggregators: who computes the models. `auto`: those relays, or the server, that take the least time on this
             network; `all`: every relay that hears somebody; `server`; or a list of relays, which may contain
             `server`. The remaining relays are helpers, which learn nothing: they send combinations, or the IVs
@@ -43,10 +42,8 @@ class CodedHierarchical(Communicator):
         links: MakeLinks = InProcess,
     ) -> None:
         scheme_of(scheme, CODED_SCHEMES)
-        make = partial(make_plan, scheme=scheme, seed=seed, max_pieces=max_pieces, generation=generation)
-        super().__init__(topology, network, scheme, wire, links, make, aggregators)
-        settings: dict[str, Any] = {"scheme": scheme, "seed": seed, "max_pieces": max_pieces, "generation": generation}
-        self.alike = partial(CodedHierarchical, wire=wire, aggregators=self._chosen.setting, **settings)
+        recipe = IVs(scheme, seed, max_pieces, generation, aggregators=aggregators, wire=wire)
+        super().__init__(topology, network, recipe, links)
         _ = self.plan  # raises if nothing can be coded
 
 
@@ -57,7 +54,8 @@ class Uncoded(Communicator):
 
     Args:
         topology: who hears whom, in all rounds or round by round.
-        network, wire, links: see `Communicator`; the relays that forward are chosen for the least time.
+        network, links: see `Communicator`; the relays that forward are chosen for the least time.
+        wire: the format in which numbers travel, see `hmtl.communication.wires`; None: their own type.
     """
 
     def __init__(
@@ -68,5 +66,4 @@ class Uncoded(Communicator):
         *,
         links: MakeLinks = InProcess,
     ) -> None:
-        super().__init__(topology, network, "uncoded", wire, links)
-        self.alike = partial(Uncoded, wire=wire)
+        super().__init__(topology, network, IVs("uncoded", aggregators="server", wire=wire), links)

@@ -46,7 +46,7 @@ from hmtl.communication.planning.sums import SumsOfRows, formats_of_terms
 from hmtl.communication.row_formats import Formats, RowFormat
 from hmtl.communication.secure import protocol
 from hmtl.communication.secure.crypto import DIGEST, digest
-from hmtl.communication.secure.neighbors import Degree, Secure
+from hmtl.communication.secure.neighbors import Degree
 from hmtl.communication.secure.protocol import Bytes, Mask, Roster, UnmaskingError
 from hmtl.topology import Topology
 
@@ -57,16 +57,12 @@ log = logging.getLogger(__name__)
 
 
 class SecureHost(Host):
-    """A host whose users mask their terms.
+    """A host whose users mask their terms."""
 
-    Args: as in `Host`, and
-        recipe: how sums travel.
-        secure: settings of secure sums.
-    """
-
-    def __init__(self, planner: Planner, recipe: SumsOfRows, *args: Any, secure: Secure) -> None:
+    def __init__(self, planner: Planner, recipe: SumsOfRows, *args: Any) -> None:
         super().__init__(planner, recipe, *args)
-        self.formats, self.secure = recipe.formats, secure
+        assert recipe.secure
+        self.formats, self.secure = recipe.formats, recipe.secure
         self._round = -1
         self._relays: tuple[str, ...] = ()
         self._messages: list[Message] = []  # with terms that are not yet masked
@@ -351,16 +347,14 @@ class SecureRelay(Relay):
 class SecureServer(Server):
     """A server that chooses neighbours, and unmasks the sum of masked terms.
 
-    Args: as in `Server`, and
-        secure: settings of secure sums.
-
     Attributes:
         combining: whether it has just asked relays to combine what users revealed.
     """
 
-    def __init__(self, planner: Planner, recipe: SumsOfRows, aggregation: Aggregation, secure: Secure) -> None:
+    def __init__(self, planner: Planner, recipe: SumsOfRows, aggregation: Aggregation) -> None:
         super().__init__(planner, recipe, aggregation)
-        self.formats, self.secure, self._sums = recipe.formats, secure, aggregation
+        assert recipe.secure
+        self.formats, self.secure, self._sums = recipe.formats, recipe.secure, aggregation
         self.combining = False
         self._known: Introduction | None = None  # of this round, if there are enough users
         self._relays: list[int] = []  # those that take part

@@ -8,21 +8,30 @@ know nothing more of them.
 `planning.ivs` has the steps of rounds of IVs, over GF(2^8), and `planning.sums` those of sums, of integers modulo 2^w.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hmtl.coding import Aggregators, AggregatorSet, Loads
+from hmtl.communication.accounting.ledger import TIERS
+from hmtl.communication.accounting.network import Network
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import Attendance
+from hmtl.communication.coders import AggregatorCoder, UserCoder
 from hmtl.communication.messages import Message, Users
+from hmtl.communication.secure.neighbors import Secure
+from hmtl.communication.wires import Wire
+from hmtl.topology import Moving, Topology
 
 if TYPE_CHECKING:
+    from hmtl.communication.nodes.host import UserSide
     from hmtl.communication.planning.planner import Planner
 
 OF_SERVER = -1  # number of the server among the nodes that learn something
@@ -168,14 +177,55 @@ class Flow:
         )
 
 
-class Recipe(Protocol):
-    """How the rows of a learner travel: data that is equal at all nodes."""
+@dataclass(frozen=True, kw_only=True)
+class Recipe(ABC):
+    """How the rows of a learner travel: data that is equal at all nodes, and all that communicators differ in.
 
-    def __hash__(self) -> int: ...
+    Attributes:
+        aggregators: who computes the models, see `hmtl.coding.resolve`.
+        wire: the format in which numbers travel, see `hmtl.communication.wires`; None: their own type.
+        secure: settings of secure sums; None: relays and server see what users send.
+        messages: what users send, as in the keyword of learners.
+        tiers: the tiers whose loads depend on the recipe; on the others, there is a row for each user.
+        row_type: the type of a row's numbers in a round that is played for its price.
+    """
 
+    aggregators: Aggregators = field(default="auto", hash=False)
+    wire: Wire = field(default=None, hash=False)
+    secure: Secure | None = None
+
+    messages: ClassVar[str]
+    tiers: ClassVar[tuple[str, ...]]
+    row_type: ClassVar[torch.dtype]
+
+    @abstractmethod
+    def nodes(self, contacts: Topology | Moving, network: Network) -> AggregatorSet:
+        """Return the nodes that aggregate if they can, in all rounds.
+
+        If users move, they are chosen once, for the first contacts.
+        """
+
+    @abstractmethod
+    def planner(self, topology: Topology, network: Network, nodes: AggregatorSet) -> "Planner":
+        """Return the plans of a topology on which these nodes aggregate if they can."""
+
+    def of_rows(self, users: "UserSide", planner: "Planner") -> "Recipe":
+        """Return this recipe for the rows of a learner, with what can be planned before the first round."""
+        return self
+
+    @abstractmethod
+    def user_coder(self, users: "UserSide", members: Users) -> UserCoder:
+        """Return the coder of a host with these members."""
+
+    @abstractmethod
+    def aggregator_coder(self, users: "UserSide", K: int) -> AggregatorCoder:
+        """Return the coder of an aggregator."""
+
+    @abstractmethod
     def flow(self, planner: "Planner", attendance: Attendance, sizes: tuple[int, int]) -> Flow:
         """Return the flow of a round with this attendance; `sizes` are the bytes of payload and overhead of a row."""
 
+    @abstractmethod
     def arrived(
         self, planner: "Planner", members: Users, messages: Sequence[Message]
     ) -> tuple[Users, Tensor, Tensor] | None:
@@ -183,6 +233,38 @@ class Recipe(Protocol):
 
         There is one row for each of these users, or one row for all of them. None: there are no such users.
         """
+
+    @abstractmethod
+    def loads(self, planner: "Planner") -> Loads:
+        """Return the loads of a round in which everybody takes part, by formula."""
+
+    @abstractmethod
+    def bounds(self, planner: "Planner") -> Loads:
+        """Return lower bounds of these loads for any scheme."""
+
+    @abstractmethod
+    def describe(self, planner: "Planner", users: "UserSide | None", dtype: str) -> dict[str, Any]:
+        """Return what `summary.json` reports about these rows, with a `note` about their format.
+
+        Args:
+            planner: plans for the current topology.
+            users: None before the learner is known.
+            dtype: the type of its numbers.
+        """
+
+    def row_bits(self, V_bits: int) -> dict[str, int]:
+        """Return the bits of a row of each tier; V_bits are those of the rows that users sent last."""
+        return dict.fromkeys(TIERS, V_bits)
+
+    def uncoded(self, sent: dict[str, Any], users: "UserSide", attendance: Attendance) -> dict[str, Any]:
+        """Return the bits of a round by tier if users sent and received uncoded rows instead.
+
+        Args:
+            sent: the bits of the round by tier.
+            users: who sent them.
+            attendance: of the round.
+        """
+        return sent
 
 
 def _names(nodes: Sequence[int]) -> str:

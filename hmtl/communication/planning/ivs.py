@@ -2,26 +2,95 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hmtl.coding import AggregatorSet, Loads, Scheme, bounds, loads, make_plan, resolve, scheme_of
+from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
+from hmtl.communication.accounting.network import Network
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import Attendance
+from hmtl.communication.coders import (
+    AggregatorCoder,
+    QuantisedAggregatorCoder,
+    QuantisedUserCoder,
+    UserCoder,
+)
 from hmtl.communication.encoding import put, take
 from hmtl.communication.messages import BROADCAST, COMBINATIONS, IVS, Message, Users, by_user
-from hmtl.communication.planning.flow import OF_SERVER, Content, Copy, Flow, Heard, Keeper, Step
+from hmtl.communication.planning.flow import OF_SERVER, Content, Copy, Flow, Heard, Keeper, Recipe, Step
 from hmtl.communication.planning.pieces import Segment, View, segments
-from hmtl.communication.planning.planner import Planner
+from hmtl.communication.planning.planner import Planner, who_may_aggregate
+from hmtl.communication.wires import FLOATS, check_wire, quantiser_of, rounding
 from hmtl.gf256 import matmul
+from hmtl.topology import Moving, Topology
+
+if TYPE_CHECKING:
+    from hmtl.communication.nodes.host import UserSide
 
 
 @dataclass(frozen=True)
-class IVs:
-    """The recipe of learners that need all IVs: a row for each user, both ways."""
+class IVs(Recipe):
+    """The recipe of learners that need all IVs: a row for each user, both ways.
+
+    Attributes:
+        scheme: what is sent: a name in `hmtl.coding.SCHEMES`, or a `Scheme` of your own.
+        seed, max_pieces, generation: see `hmtl.coding.make_plan`.
+    """
+
+    scheme: str | Scheme = "optimal"
+    seed: int = 0
+    max_pieces: int = 8
+    generation: int = 200
+
+    messages = "ivs"
+    tiers = RELAYS_TO_SERVER, SERVER_TO_RELAYS
+    row_type = torch.float64
+
+    def __post_init__(self) -> None:
+        scheme_of(self.scheme)
+        check_wire(self.wire)
+
+    @property
+    def coded(self) -> bool:
+        """Whether relays send combinations; otherwise they forward rows to the server."""
+        return scheme_of(self.scheme).code is not None
+
+    def nodes(self, contacts: Topology | Moving, network: Network) -> AggregatorSet:
+        # A relay that joins them later has to be handed the state, about K IVs up and as many down, and a few rounds
+        # with better aggregators do not make up for that.
+        if not self.coded:
+            return AggregatorSet((), server=True)
+        first = contacts.at(0)
+        t = first if self.aggregators == "auto" else who_may_aggregate(contacts)
+        return resolve(t, self.aggregators, self.scheme, network.uplinks(first), network.medium)
+
+    def planner(self, topology: Topology, network: Network, nodes: AggregatorSet) -> Planner:
+        make = partial(
+            make_plan, scheme=self.scheme, seed=self.seed, max_pieces=self.max_pieces, generation=self.generation
+        )
+        return Planner(topology, network, nodes.relays, make, server=nodes.server)
+
+    def user_coder(self, users: "UserSide", members: Users) -> UserCoder:
+        quantiser = quantiser_of(self.wire)
+        if quantiser and users.numbers:  # a set-up has none
+            return QuantisedUserCoder(users, quantiser, members)
+        return UserCoder(users, self._float_type)
+
+    def aggregator_coder(self, users: "UserSide", K: int) -> AggregatorCoder:
+        quantiser = quantiser_of(self.wire)
+        if quantiser and users.numbers:
+            return QuantisedAggregatorCoder(users, quantiser, K)
+        return AggregatorCoder(users.numbers, self._float_type)
+
+    @property
+    def _float_type(self) -> torch.dtype | None:
+        return FLOATS.get(self.wire) if isinstance(self.wire, str) else None
 
     def flow(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Flow:
         steps: list[Step] = []
@@ -40,6 +109,18 @@ class IVs:
             return None
         users, rows = by_user(messages)
         return users, rows["payload"], rows["overhead"]
+
+    def loads(self, planner: Planner) -> Loads:
+        if self.coded:
+            return planner.plan.loads
+        return loads(planner.topology, self.scheme, planner.network.uplinks(planner.topology))
+
+    def bounds(self, planner: Planner) -> Loads:
+        return bounds(planner.topology, aggregators=planner.usual.setting)
+
+    def describe(self, planner: Planner, users: "UserSide | None", dtype: str) -> dict[str, Any]:
+        communicator, scheme = "coded" if self.coded else "uncoded", scheme_of(self.scheme).name
+        return {"communicator": communicator, "scheme": scheme, "note": rounding(self.wire, dtype)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,26 +7,11 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.coding import (
-    MOST_PIECES,
-    Aggregators,
-    AggregatorSet,
-    Plan,
-    Scheme,
-    SumCode,
-    Uplinks,
-    best_sum_aggregators,
-    forwarders,
-    make_plan,
-    resolve,
-    scheme_of,
-    sum_code,
-)
+from hmtl.coding import MOST_PIECES, AggregatorSet, Plan, SumCode, Uplinks, forwarders, make_plan, sum_code
 from hmtl.communication.accounting.network import Network
-from hmtl.communication.attendance import Attendance
+from hmtl.communication.attendance import Attendance, Report, decide
 from hmtl.communication.planning.flow import Flow, Recipe
 from hmtl.communication.planning.pieces import View
-from hmtl.errors import CodingError
 from hmtl.topology import Moving, Topology
 
 SUMS = ("auto", "coded", "whole")
@@ -115,6 +100,12 @@ class Planner:
         relays = tuple(i for i in self.preferred if i in active) or (() if self.server else active)
         return AggregatorSet(relays, self.server)
 
+    @cached_property
+    def everybody(self) -> Attendance:
+        """The attendance of a round in which everybody is present."""
+        reports = {i: Report(np.array(self.topology.N(i), dtype=np.int64), 0, 0, 0) for i in range(self.topology.H)}
+        return decide(self.topology, reports, 0, self.preferred, self.server)
+
     @property
     def plans_made(self) -> int:
         """The number of plans made so far."""
@@ -169,60 +160,6 @@ class Planner:
         return Code(self._make(heard, uplinks=uplinks, aggregators=nodes.setting), aggregators)
 
 
-def preferred_sum_aggregators(
-    contacts: Topology | Moving, network: Network, sums: str, aggregators: Aggregators
-) -> tuple[int, ...]:
-    """Return the relays that learn the sums if they can, in all rounds; empty: the server does.
-
-    If users move, they are chosen once, for the first contacts.
-
-    Args:
-        contacts: who hears whom, in all rounds or round by round.
-        network, sums: see `Planner`.
-        aggregators: `auto`, for the least time; or as in `hmtl.coding.resolve`.
-
-    Raises:
-        CodingError: the relays do not hear all users of the first contacts, or the choice is invalid.
-    """
-    first = contacts.at(0)
-    if aggregators == "auto":
-        return best_sum_aggregators(first, network.hops(first), 1 if sums == "whole" else MOST_PIECES).relays
-    nodes = resolve(_who_may_aggregate(contacts), aggregators)
-    A = nodes.relays
-    if A and nodes.server:
-        raise CodingError(
-            f"aggregators=[{','.join(map(str, nodes.setting))}] with communicator=sums: either the server or relays "
-            "learn the sums, not both. Leave server out, or set aggregators=auto."
-        )
-    if A and (unheard := np.setdiff1d(first.present, first.restricted(relays=A).present)).size:
-        relays, users = first.names.of_relays(A), first.names.of_users(unheard)
-        raise CodingError(
-            f"aggregators={relays} with communicator=sums: none of these relays hears {users}. Name "
-            "relays that together hear everybody, or set aggregators=auto."
-        )
-    return A
-
-
-def preferred_aggregators(
-    contacts: Topology | Moving, network: Network, scheme: str | Scheme, aggregators: Aggregators
-) -> AggregatorSet:
-    """Return the nodes that aggregate if they can, in all rounds.
-
-    If users move, the aggregators are chosen once, for the first contacts. A relay that joins them later has to be
-    handed the state, about K IVs up and as many down, and a few rounds with better aggregators do not make up for that.
-
-    Args:
-        contacts: who hears whom, in all rounds or round by round.
-        network, scheme: see `Planner`; with the scheme `uncoded`, the server aggregates.
-        aggregators: who computes the models, see `hmtl.coding.resolve`.
-    """
-    if scheme_of(scheme).code is None:
-        return AggregatorSet((), server=True)
-    first = contacts.at(0)
-    t = first if aggregators == "auto" else _who_may_aggregate(contacts)
-    return resolve(t, aggregators, scheme, network.uplinks(first), network.medium)
-
-
-def _who_may_aggregate(contacts: Topology | Moving) -> Topology:
+def who_may_aggregate(contacts: Topology | Moving) -> Topology:
     """Return a topology whose active relays may have users in some round, not only in the first contacts."""
     return contacts if isinstance(contacts, Topology) else replace(contacts.at(0), G=np.ones_like(contacts.at(0).G))

@@ -8,32 +8,124 @@ a whole row:
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hmtl.coding import SumCode
+from hmtl.coding import MOST_PIECES, AggregatorSet, Loads, SumCode, best_sum_aggregators, resolve, sum_bounds
 from hmtl.coding.sum_codes import product
+from hmtl.communication.accounting.ledger import (
+    RELAYS_TO_SERVER,
+    RELAYS_TO_USERS,
+    SERVER_TO_RELAYS,
+    TIERS,
+    USERS_TO_RELAYS,
+)
+from hmtl.communication.accounting.network import Network
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import Attendance
+from hmtl.communication.coders import AggregatorCoder, UserCoder
 from hmtl.communication.encoding import from_bytes, to_bytes
+from hmtl.communication.few_bits import FEW_BITS, FewBits
 from hmtl.communication.messages import BROADCAST, IVS, Message, Users, nothing, relay_number
-from hmtl.communication.planning.flow import OF_SERVER, Content, Copy, Flow, Heard, Keeper
-from hmtl.communication.planning.planner import Planner
-from hmtl.communication.row_formats import Formats, RowFormat, add_rows
+from hmtl.communication.planning.flow import OF_SERVER, Content, Copy, Flow, Heard, Keeper, Recipe
+from hmtl.communication.planning.planner import SUMS, Planner, who_may_aggregate
+from hmtl.communication.row_formats import Formats, PlainRows, RowFormat, add_rows
+from hmtl.communication.sum_coders import FewBitSumCoder, FewBitTermCoder, SumCoder, TermCoder
+from hmtl.communication.wires import name_of
+from hmtl.errors import CodingError, ConfigError
+from hmtl.topology import Moving, Topology
+
+if TYPE_CHECKING:
+    from hmtl.communication.nodes.host import UserSide
+
+RECEIPT = 32  # bits, beside each user's own model, that say in which round the user's IV counted last
 
 
 @dataclass(frozen=True)
-class SumsOfRows:
-    """The recipe of learners that need only sums.
+class SumsOfRows(Recipe):
+    """The recipe of learners that need only sums. What is exchanged before the first round travels uncoded.
 
     Attributes:
-        formats: the formats of rows.
+        formats: the formats of rows; of no numbers before the learner is known.
+        sums: one of `SUMS`: whether relays send rows of sums whole or in shares.
     """
 
-    formats: Formats
+    formats: Formats = PlainRows(0)  # noqa: RUF009, it is frozen
+    sums: str = "auto"
+
+    messages = "sums"
+    tiers = RELAYS_TO_SERVER, SERVER_TO_RELAYS, RELAYS_TO_USERS
+    row_type = torch.int64
+
+    def __post_init__(self) -> None:
+        if self.secure and self.aggregators not in ("auto", "server"):
+            raise ConfigError(
+                f"aggregators={self.aggregators} with secure=true: the server unmasks the sums, so it learns them. Set "
+                "aggregators=auto or server."
+            )
+        if self.wire is not None and not (isinstance(self.wire, str) and self.wire in FEW_BITS):
+            raise ConfigError(
+                f"wire={name_of(self.wire)} with communicator=sums: sums travel as integers. Choose one of "
+                f"{', '.join(FEW_BITS)}, or null for 64 bits."
+            )
+        if self.sums not in SUMS:
+            raise ConfigError(f"sums={self.sums} is unknown. Choose one of {', '.join(SUMS)}.")
+
+    @property
+    def bits(self) -> int | None:
+        """The bits of a term if they are few."""
+        return FEW_BITS[self.wire] if isinstance(self.wire, str) else None
+
+    def nodes(self, contacts: Topology | Moving, network: Network) -> AggregatorSet:
+        """Return the relays that learn the sums if they can, in all rounds, or the server.
+
+        Raises:
+            ConfigError: there are too few users for secure sums, or too many may collude.
+            CodingError: the relays do not hear all users of the first contacts, or the choice is invalid.
+        """
+        if self.secure:
+            self.secure.check(contacts.K)
+            return AggregatorSet((), server=True)
+        first = contacts.at(0)
+        if self.aggregators == "auto":
+            A = best_sum_aggregators(first, network.hops(first), 1 if self.sums == "whole" else MOST_PIECES).relays
+            return AggregatorSet(A, server=not A)
+        nodes = resolve(who_may_aggregate(contacts), self.aggregators)
+        A = nodes.relays
+        if A and nodes.server:
+            raise CodingError(
+                f"aggregators=[{','.join(map(str, nodes.setting))}] with communicator=sums: either the server or "
+                "relays learn the sums, not both. Leave server out, or set aggregators=auto."
+            )
+        if A and (unheard := np.setdiff1d(first.present, first.restricted(relays=A).present)).size:
+            relays, users = first.names.of_relays(A), first.names.of_users(unheard)
+            raise CodingError(
+                f"aggregators={relays} with communicator=sums: none of these relays hears {users}. Name "
+                "relays that together hear everybody, or set aggregators=auto."
+            )
+        return nodes
+
+    def planner(self, topology: Topology, network: Network, nodes: AggregatorSet) -> Planner:
+        return Planner(topology, network, nodes.relays, sums=self.sums)
+
+    def of_rows(self, users: "UserSide", planner: Planner) -> "SumsOfRows":
+        formats: Formats = PlainRows(users.numbers)
+        if self.bits:
+            formats = FewBits(self.bits, planner.topology.K, users.numbers, masked=self.secure is not None)
+        made = replace(self, formats=formats)
+        for code in made.codes(planner):
+            _ = code.inverses
+        return made
+
+    def user_coder(self, users: "UserSide", members: Users) -> UserCoder:
+        return FewBitTermCoder(users, self.formats, members) if isinstance(self.formats, FewBits) else TermCoder(users)
+
+    def aggregator_coder(self, users: "UserSide", K: int) -> AggregatorCoder:
+        return FewBitSumCoder(self.formats) if isinstance(self.formats, FewBits) else SumCoder(users.numbers)
 
     def flow(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Flow:
         anybody = len(attendance.users) > 0
@@ -77,6 +169,71 @@ class SumsOfRows:
         shares = torch.cat(rows)
         row_format = next(f for f in (self.formats.sums, self.formats.whole) if f.share_nbytes(code) == shares.shape[1])
         return users, row_format.join(shares, code, group), overhead
+
+    def codes(self, planner: Planner) -> tuple[SumCode, SumCode]:
+        """Return the codes by which relays add and spread sums if everybody is present."""
+        attendance, L = planner.everybody, self.formats.L
+        return planner.sum_code(attendance.apart, L), planner.spread_code(attendance.holders, L)
+
+    def loads(self, planner: Planner) -> Loads:
+        up, spread = self.codes(planner)
+        attendance, t = planner.everybody, planner.topology
+        A = attendance.aggregators
+        load = up.loads(spread, self.formats.L, len(A) or None)
+        if planner.network.last_hop == "unicast":
+            load = replace(load, last_hop=float(len(t.present)))
+        if A and (others := len(set(attendance.holders).difference(A))):  # get the row through the server
+            by_relay = np.array(load.by_relay)
+            by_relay[planner.carrier(attendance)] += 1
+            up_and_down = {"uplink": load.uplink + 1, "downlink": load.downlink + 1, "unicast": load.unicast + others}
+            load = replace(load, by_relay=tuple(by_relay.tolist()), **up_and_down)
+        return load
+
+    def bounds(self, planner: Planner) -> Loads:
+        bound = sum_bounds(planner.topology, planner.everybody.aggregators)
+        if planner.network.last_hop == "unicast":
+            return replace(bound, last_hop=float(len(planner.topology.present)))
+        return bound
+
+    def row_bits(self, V_bits: int) -> dict[str, int]:
+        """Return the bits of a row of each tier; before the scales are known, rows are longer."""
+        return dict.fromkeys(TIERS, 8 * self.formats.sums.nbytes) | {USERS_TO_RELAYS: 8 * self.formats.terms.nbytes}
+
+    def uncoded(self, sent: dict[str, Any], users: "UserSide", attendance: Attendance) -> dict[str, Any]:
+        """Return the bits of a round by tier with uncoded IVs and models in the learner's own type of numbers."""
+        numbers, up, down = users.row_bits
+        reached = attendance.topology.restricted(relays=attendance.relays).degrees > 0
+        ends = {
+            USERS_TO_RELAYS: np.where(sent[USERS_TO_RELAYS] > 0, numbers + up, 0),
+            RELAYS_TO_USERS: np.where(reached, numbers + down + RECEIPT, 0),
+        }
+        return {**sent, **ends}
+
+    def describe(self, planner: Planner, users: "UserSide | None", dtype: str) -> dict[str, Any]:
+        """Return what `summary.json` reports about these rows.
+
+        Loads are in rows of each tier, which have `bits_per_number` bits for each number if these are few.
+        `loads_uncoded` are the loads of the same learner's IVs and models in its own type of numbers, in the same
+        units.
+        """
+        (code, _), names = self.codes(planner), planner.topology.names
+        described: dict[str, Any] = {"communicator": "sums", "scheme": "sums", "last_hop": planner.network.last_hop}
+        described |= {"adding": names.of_relays(code.relays), "pieces": code.pieces}
+        if users and users.numbers:
+            row_bits, IV_bits = self.row_bits(0), users.row_bits[0]
+            if self.bits:
+                described["bits_per_number"] = {tier: bits / users.numbers for tier, bits in row_bits.items()}
+            described["loads_uncoded"] = {tier: planner.topology.K * IV_bits / row_bits[tier] for tier in TIERS}
+        notes = []
+        if self.bits:
+            notes.append(
+                f"terms of sums travel in {self.bits} bits each, and users add what this rounding leaves over to their "
+                "next terms; rows of 64-bit numbers travel in the first round and for users who missed a row"
+            )
+        if self.bits and self.secure:
+            w = self.bits + (planner.topology.K - 1).bit_length()
+            notes.append(f"masked terms are uniform in {w} bits per number, so users send these instead of {self.bits}")
+        return described | {"note": "; ".join(notes)}
 
 
 @dataclass(frozen=True, eq=False)

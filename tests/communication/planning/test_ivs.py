@@ -6,7 +6,6 @@ Only planners are shared, which know nothing of a round but what they are asked;
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -37,7 +36,6 @@ from hmtl.communication.nodes.host import Host
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server
 from hmtl.communication.planning.ivs import IVs
-from hmtl.communication.planning.planner import Planner, preferred_aggregators
 from hmtl.communication.round import Nodes, Schedule, Stopwatch, play
 from hmtl.communication.wires import QUANTISERS, Quantiser
 from hmtl.errors import CodingError
@@ -70,9 +68,9 @@ class Apart:
         users = list(users)
         width = users[0].ivs[0].shape[1]
 
-        chosen = preferred_aggregators(t, network, scheme, aggregators)
-        make = partial(make_plan, scheme=scheme, seed=5, max_pieces=3, generation=9)
-        planners = [Planner(t, network, chosen.relays, make, server=chosen.server) for _ in range(2)]
+        recipe = IVs(scheme, seed=5, max_pieces=3, generation=9, aggregators=aggregators)
+        chosen = recipe.nodes(t, network)
+        planners = [recipe.planner(t, network, chosen) for _ in range(2)]
         self.t, self.home, self.coded, self.central = t, chosen.relays, bool(chosen.relays), chosen.server
 
         def aggregation() -> Aggregation:
@@ -85,12 +83,12 @@ class Apart:
         for n, side in enumerate(users):
             members = np.array(sorted(side.mine))
             coder = QuantisedUserCoder(side, quantiser, members) if quantiser else UserCoder(side, None)
-            self.hosts.append(Host(planners[n % 2], IVs(), side, coder, n, members))
+            self.hosts.append(Host(planners[n % 2], recipe, side, coder, n, members))
         names = [host.name for host in self.hosts]
         self.relays = [
-            Relay(i, planners[i % 2], IVs(), names, aggregation() if self.coded else None) for i in range(t.H)
+            Relay(i, planners[i % 2], recipe, names, aggregation() if self.coded else None) for i in range(t.H)
         ]
-        self.server: Server | None = Server(planners[0], IVs(), aggregation() if self.central else None)
+        self.server: Server | None = Server(planners[0], recipe, aggregation() if self.central else None)
         self.links = Changed(LinkLedger(t.K, t.H))
         self.links.ledger.begin_round()
 
