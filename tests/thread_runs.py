@@ -12,7 +12,7 @@ from threads import Killed
 
 from hmtl.config.build import build
 from hmtl.distributed.frames import CONTROL
-from hmtl.distributed.peers import Peers
+from hmtl.distributed.peers import PER_NUMBER, Peers
 from hmtl.distributed.placement import Placement
 
 SMALL = ("K=10", "H=3", "r=2", "rounds=3", "dataset.rows_per_user=10", "logger=none")
@@ -62,7 +62,7 @@ def kill(name: str, round: int) -> Fault:
         send = peers.send
 
         def send_or_end(to: str, frame: Any, *cast: Any) -> None:
-            if peers.name == name and peers.round == round and frame.kind == CONTROL:
+            if peers.name == name and peers.round // PER_NUMBER == round and frame.kind == CONTROL:
                 raise Killed
             send(to, frame, *cast)
 

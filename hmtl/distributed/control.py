@@ -20,7 +20,7 @@ from hmtl.data.tasks import Prepared, Task
 from hmtl.distributed.frames import CONTROL, Frame
 from hmtl.distributed.launching import SERVER_LOST
 from hmtl.distributed.meeting import START, reminding
-from hmtl.distributed.peers import Peers
+from hmtl.distributed.peers import PER_NUMBER, Peers
 from hmtl.errors import CodingError, ProcessLost, few
 from hmtl.training.engine import Values
 
@@ -179,7 +179,7 @@ class Control:
         self._logged |= set(lost)
         sentences += [notice for values in gathered for notice in values["notices"]]
         for sentence in dict.fromkeys(sentences):
-            log.warning("round %d: %s", self.peers.round, sentence)
+            log.warning("round %d: %s", self.peers.round // PER_NUMBER, sentence)
 
 
 def as_frame(values: Mapping[str, Any], round: int) -> Frame:

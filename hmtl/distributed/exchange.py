@@ -79,8 +79,8 @@ class ProcessExchange(Exchange):
             "resume=FOLDER."
         )
 
-    def links(self, ledger: LinkLedger) -> Links:
-        return ProcessLinks(ledger, self._peers, self._contacts, self._placement.homes)
+    def links(self, ledger: LinkLedger, figures: bool = False) -> Links:
+        return ProcessLinks(ledger, self._peers, self._contacts, self._placement.homes, figures)
 
     def wrap_users(self, users: Users) -> UserSide:
         return HostedUsers(users, self._placement.users)
@@ -123,7 +123,7 @@ class ProcessExchange(Exchange):
         by_relays = not communicator.planner.server
         measures = evaluate and len(self._placement.users) > 0
         own = {
-            "measured": self._measured_here(algorithm) if measures else {},
+            "measured": algorithm.users.measure() if measures else {},
             "aggregator": self._changed_facts(algorithm.aggregator) if by_relays and self._placement.is_relay else {},
             "users": len(outcome.users),
             "user seconds": user_seconds,
@@ -142,10 +142,6 @@ class ProcessExchange(Exchange):
             return RoundResult(users, seconds)
         measured = {name: values["measured"] for name, values in received.items() if values["measured"]}
         return RoundResult(users, seconds, *self._figures(algorithm, measured, communicator.ledger.rounds == 1))
-
-    def _measured_here(self, algorithm: Algorithm) -> Values:
-        """Return what this host sends about its users in an evaluated round."""
-        return algorithm.users.measure()
 
     def _figures(
         self, algorithm: Algorithm, measured: dict[str, Values], first: bool

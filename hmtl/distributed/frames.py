@@ -95,7 +95,7 @@ class Header:
     empty: bool  # the frame only ends a batch and carries no message
     apart: bool  # the body has arrived by multicast; otherwise it follows the header
     epoch: int  # how often the run has been taken up again
-    round: int
+    round: int  # see `Peers`
     cast: int  # number of the multicast that carries the body; 0: none does
     users: int  # number of users whose rows these are, one row for each or one row for all; -1: rows of no user
     rows: int  # number of rows

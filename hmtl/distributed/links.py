@@ -17,7 +17,7 @@ from hmtl.communication.accounting.ledger import (
 from hmtl.communication.links import Links
 from hmtl.communication.messages import IVS, SERVER, Message, Users, host_name, relay_number
 from hmtl.distributed.frames import HEADER, Frame
-from hmtl.distributed.peers import Peers
+from hmtl.distributed.peers import PER_NUMBER, Peers
 from hmtl.topology import Moving, Topology
 
 
@@ -34,11 +34,20 @@ class ProcessLinks(Links):
         peers: the other processes.
         contacts: who hears whom, in all rounds or round by round; a relay gets only the rows of users that it hears.
         homes: the users of each host, which gets only their rows.
+        figures: whether these links carry figures, in rounds that follow the learner's with the same numbers. Figures
+            travel without multicast, so that `ledger` alone counts what the group has sent.
     """
 
-    def __init__(self, ledger: LinkLedger, peers: Peers, contacts: Topology | Moving, homes: Sequence[Users]) -> None:
+    def __init__(
+        self,
+        ledger: LinkLedger,
+        peers: Peers,
+        contacts: Topology | Moving,
+        homes: Sequence[Users],
+        figures: bool = False,
+    ) -> None:
         super().__init__(ledger)
-        self.peers, self.contacts, self.topology = peers, contacts, contacts.at(0)
+        self.peers, self.contacts, self.topology, self.figures = peers, contacts, contacts.at(0), figures
         self._homes = {host_name(n): users for n, users in enumerate(homes)}
         self._posted: dict[tuple[str, str], list[Message]] = defaultdict(list)  # by receiver and kind
 
@@ -50,7 +59,7 @@ class ProcessLinks(Links):
 
     def begin(self, round: int) -> None:
         self._posted.clear()
-        self.peers.begin(round)
+        self.peers.begin(PER_NUMBER * round + self.figures)
         self.topology = self.contacts.at(max(round, 0))
 
     def send(self, message: Message) -> None:
@@ -61,7 +70,7 @@ class ProcessLinks(Links):
     def end(self, kind: str, receivers: Sequence[str]) -> None:
         batches = {receiver: self._posted.pop((receiver, kind), []) for receiver in receivers}
         in_order = dict.fromkeys(message for messages in batches.values() for message in messages)
-        shared = [message for message in in_order if message.users is None and len(message.receivers) > 1]
+        shared = [each for each in in_order if each.users is None and len(each.receivers) > 1 and not self.figures]
         frames = {message: self._frame(message, message.receivers[0]) for message in shared}
         casts = {message: self.peers.multicast(message.receivers, frame) for message, frame in frames.items()}
         for receiver, messages in batches.items():
@@ -110,12 +119,13 @@ class ProcessLinks(Links):
             if len(rows) == len(users):  # otherwise there is one row for all of them
                 rows = rows[torch.from_numpy(needed)]
             users = users[needed]
-        return Frame(message.kind, message.round, message.payload[rows], message.overhead[rows], users, message.dtype)
+        parts = message.payload[rows], message.overhead[rows]
+        return Frame(message.kind, self.peers.round, *parts, users, message.dtype)
 
     def _count_multicast(self) -> None:
         """Count what multicast has sent besides the bodies: headers, repairs, questions and reports."""
         name, group = self.peers.name, self.peers.group
-        if group:
+        if group and not self.figures:
             tier, link = (
                 (SERVER_TO_RELAYS, self.contacts.H) if name == SERVER else (RELAYS_TO_SERVER, relay_number(name))
             )
@@ -139,7 +149,5 @@ class ProcessLinks(Links):
         else:
             assert users is not None, f"frames between {sender} and {name} carry rows of users"
             tier, links = (RELAYS_TO_USERS if name in self._homes else USERS_TO_RELAYS), users
-        payload, overhead = frame.payload, frame.overhead
-        return Message(
-            frame.round, tier, frame.kind, sender, (name,), links, payload, overhead, users, dtype=frame.dtype
-        )
+        round, parts = frame.round // PER_NUMBER, (frame.payload, frame.overhead)
+        return Message(round, tier, frame.kind, sender, (name,), links, *parts, users, dtype=frame.dtype)

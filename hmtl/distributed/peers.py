@@ -11,7 +11,8 @@ from hmtl.distributed.multicast.datagrams import ROOM
 from hmtl.distributed.multicast.group import Cast, Caster, Listener
 from hmtl.errors import EngineError
 
-BEFORE = -2  # the round before the set-up, in which processes load their data and build the learner
+PER_NUMBER = 2  # rounds with the same number: the learner's, and then that of its figures
+BEFORE = -2 * PER_NUMBER  # the number before that of the set-up, when processes load their data and build the learner
 
 
 class Peers:
@@ -33,6 +34,7 @@ class Peers:
 
     Attributes:
         epoch: how often the run has been taken up again.
+        round: the present round as it is numbered on the wire: PER_NUMBER times its number, or 1 more for figures.
         lost: by name, why a peer will send nothing more.
         late: names of the peers that missed their last deadline.
         notices: for the log, what happened to peers since the list was last cleared, one sentence each.

@@ -1,11 +1,16 @@
 """The exchange of a process if measurements are sums over users, and hosts keep their users' state to themselves.
 
-Beside the messages of the network, hosts send no figure and no state of a single user; `docs/guide/privacy.md` lists
-what they send. The server learns the sums, so that it always has the aggregator's state.
+Terms of figures travel in a round of sums of their own, over the same hosts, relays and server as the learner's, after
+each round that is evaluated. Hosts send no figure and no state of a single user in the clear; `docs/guide/privacy.md`
+lists what they send. The server learns the sums, so that it always has the aggregator's state.
+
+L numbers in a user's terms of figures.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +19,63 @@ from torch import Tensor
 from hmtl.communication import Communicator, Outcome
 from hmtl.distributed.control import AGAIN
 from hmtl.distributed.exchange import NODE_STATE, ProcessExchange
-from hmtl.distributed.masked_figures import MaskingFigures, UnmaskingFigures
 from hmtl.errors import EngineError, ProcessLost
 from hmtl.mtl import Aggregator, Algorithm, Problem, Users
+from hmtl.mtl.algorithms.base import NOBODY, Ids
+from hmtl.topology import Moving, Topology
 from hmtl.training.engine import RoundResult, Values
+
+log = logging.getLogger(__name__)
+
+
+class FigureUsers(Users):
+    """User side of figures. All users measure, and keep nothing.
+
+    Args:
+        algorithm: what they measure.
+        users: the users of this process, by their numbers in the network.
+        contacts: who hears whom; None: every user sends its terms. Otherwise the user of a host that most relays hear
+            sends the sum of the terms of all users of this host, so that relays see no terms of one user.
+        numbers: L.
+    """
+
+    def __init__(self, algorithm: Algorithm, users: Ids, contacts: Topology | Moving | None, numbers: int) -> None:
+        super().__init__()
+        self.algorithm, self.hosted, self.contacts, self.numbers = algorithm, users, contacts, numbers
+
+    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
+        terms = self.algorithm.terms_of_figures().values()
+        rows = torch.cat([each.flatten(1) for each in terms], dim=1)
+        if self.contacts is None:
+            return self.hosted, rows
+        nearest = self.contacts.at(round).degrees[self.hosted].argmax()
+        return self.hosted[[nearest]], rows.sum(0, keepdim=True)
+
+    def receive(self, users: Ids, models: Tensor) -> None:
+        pass
+
+    def measure(self) -> dict[str, Tensor]:
+        return {}
+
+    def local_work(self, round: int, user: int) -> None:
+        pass
+
+
+class FigureAggregator(Aggregator):
+    """Aggregator side of figures, which keeps the sum and tells users nothing.
+
+    Attributes:
+        users: whose terms are in the sum; nobody if it is unknown.
+        total: the sum of terms, int64 [L].
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users, self.total = NOBODY, torch.empty(0, dtype=torch.int64)
+
+    def update(self, users: Ids, ivs: Tensor) -> Tensor:
+        self.users, self.total = users, ivs[0].clone()
+        return torch.zeros_like(ivs)
 
 
 class SumsOnlyExchange(ProcessExchange):
@@ -26,7 +84,8 @@ class SumsOnlyExchange(ProcessExchange):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._kept: Tensor | None = None  # the best common model [m], at the server
-        self._masking: MaskingFigures | UnmaskingFigures | None = None  # in this round, with secure sums
+        self._shapes: dict[str, list[int]] = {}  # of a user's terms of figures; {}: not yet known
+        self._of_figures: Communicator | None = None  # plays rounds of figures, once there have been any
         self._begins = False  # whether the users of this process begin from the common model
 
     def start(
@@ -68,47 +127,44 @@ class SumsOnlyExchange(ProcessExchange):
     def gather_round(
         self, algorithm: Algorithm, communicator: Communicator, outcome: Outcome, user_seconds: float, evaluate: bool
     ) -> RoundResult | None:
-        secure = communicator.recipe.secure
-        secure = replace(secure, sampled=None) if secure else None  # all users measure
-        self._masking = None
-        if secure and evaluate and len(self._placement.users):
-            self._masking = MaskingFigures(self._control, self._placement, secure)
-        elif secure and evaluate and self.leads:
-            self._masking = UnmaskingFigures(self._control, self._placement, secure)
-            self._masking.introduce()
-        return super().gather_round(algorithm, communicator, outcome, user_seconds, evaluate)
+        figures = self._figures_of_sums(algorithm, communicator) if evaluate else {}
+        result = super().gather_round(algorithm, communicator, outcome, user_seconds, evaluate=False)
+        return result and replace(result, figures=figures)
 
-    def _measured_here(self, algorithm: Algorithm) -> Values:
-        terms = algorithm.terms_of_figures()
-        rows = torch.cat([each.flatten(1) for each in terms.values()], dim=1)  # int64 [n, L], a row for each user
-        total = self._masking.masked(rows) if isinstance(self._masking, MaskingFigures) else rows.sum(0)
-        if total is None:
+    def _figures_of_sums(self, algorithm: Algorithm, communicator: Communicator) -> dict[str, float]:
+        """Play a round of figures, and return those of the users whose terms reached the server; elsewhere nothing."""
+        placement, number, secure = self._placement, communicator.ledger.rounds - 1, communicator.recipe.secure
+        self._shapes = self._shapes or self._told_shapes(algorithm)
+        lengths = [torch.Size(shape).numel() for shape in self._shapes.values()]
+        if self._of_figures is None:
+            all_users = secure and replace(secure, sampled=None)
+            recipe, links = replace(communicator.recipe, wire=None, secure=all_users), partial(self.links, figures=True)
+            self._of_figures = Communicator(self._contacts, communicator.network, recipe, links)
+        users = FigureUsers(algorithm, placement.users, None if secure else self._contacts, sum(lengths))
+        aggregator = FigureAggregator()
+        self._of_figures.round(number, users, aggregator)
+        if not self.leads:
             return {}
-        return {"sum": total, "shapes": {name: list(each.shape[1:]) for name, each in terms.items()}}
+        counted = len(aggregator.users)
+        if number == 0 and counted < (placement.K if secure else len(placement.hosts)):
+            raise ProcessLost(
+                "too few users answered, so that the first figures cannot be unmasked, or are not of all users.", AGAIN
+            )
+        if not counted:
+            log.warning("figures of this round are unknown: no sum of them arrived, or it cannot be unmasked")
+            return {}
+        parts = zip(self._shapes.items(), torch.split(aggregator.total, lengths), strict=True)
+        return algorithm.figures_of_sums({name: part.view(shape) for (name, shape), part in parts})
 
-    def _figures(
-        self, algorithm: Algorithm, measured: dict[str, Values], first: bool
-    ) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """As in `ProcessExchange`, of the users of the hosts that have sent any; users of late hosts are left out."""
-        sent = self._of_all_hosts(measured) if first else list(measured.values())
-        sums = {name: values["sum"] for name, values in measured.items()}
-        if isinstance(self._masking, UnmaskingFigures):
-            total = self._masking.total(sums)
-        else:
-            total = torch.stack(list(sums.values())).sum(0) if sums else None
-        if total is None and first:
-            raise ProcessLost("too few users answered, so that the first figures cannot be unmasked.", AGAIN)
-        if total is None:
-            return {}, {}
-        shapes = sent[0]["shapes"]
-        parts = torch.split(total, [torch.Size(shape).numel() for shape in shapes.values()])
-        named = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-        return algorithm.figures_of_sums(named), {}
-
-    def _send_blocks(self, users: Users) -> None:
-        """Send no models; with secure sums, help to unmask that of figures."""
-        if isinstance(self._masking, MaskingFigures):
-            self._masking.reveal()
+    def _told_shapes(self, algorithm: Algorithm) -> dict[str, list[int]]:
+        """Return the shapes of a user's terms of figures, which only a host can compute."""
+        terms = algorithm.terms_of_figures() if len(self._placement.users) else {}
+        values: Values = {"shapes": {name: list(each.shape[1:]) for name, each in terms.items()}}
+        received = self._control.gather(values)
+        if self.leads:
+            values = {"shapes": self._of_all_hosts(received)[0]["shapes"]}
+        shapes: dict[str, list[int]] = self.broadcast(values)["shapes"]
+        return shapes
 
     def resumable(self, algorithm: Algorithm) -> bool:
         return not algorithm.users.personal
@@ -133,6 +189,8 @@ class SumsOnlyExchange(ProcessExchange):
     def gather_state(self, algorithm: Algorithm, communicator: Communicator) -> Values | None:
         """As in `ProcessExchange`, without users; with the model from which hosts begin that know no other."""
         state = super().gather_state(algorithm, communicator)
+        if state is not None:
+            state["shapes"] = self._shapes
         if state is not None and self.resumable(algorithm):
             state["common"] = {"W": algorithm.common} | ({} if self._kept is None else {"kept": self._kept})
         return state
@@ -141,6 +199,7 @@ class SumsOnlyExchange(ProcessExchange):
         self, state: Mapping[str, Any] | None, algorithm: Algorithm, communicator: Communicator
     ) -> Mapping[str, Any]:
         part = super().scatter_state(state, algorithm, communicator)
+        self._shapes = part["shapes"]
         users, nodes = algorithm.users.state_dict(), part["communicator"][NODE_STATE]
         if self._begins and "common" in part:
             common = part["common"]

@@ -25,7 +25,7 @@ from hmtl.distributed.control import from_bytes
 from hmtl.distributed.engine import TorchDistributed
 from hmtl.distributed.exchange import ProcessExchange
 from hmtl.distributed.frames import CONTROL
-from hmtl.distributed.peers import Peers
+from hmtl.distributed.peers import PER_NUMBER, Peers
 from hmtl.errors import CheckpointError, ConfigError, EngineError, Finished, ProcessLost
 from hmtl.training.checkpoint import load_checkpoint
 
@@ -122,7 +122,7 @@ def test_secure_sums_do_without_a_relay_that_ends(configure: Callable[..., DictC
 
         def send_or_end(to: str, frame: Any, *cast: Any) -> None:
             nonlocal sent
-            sent += (peers.name, peers.round, frame.kind, to) == ("relay 0", 1, step, SERVER)
+            sent += (peers.name, peers.round // PER_NUMBER, frame.kind, to) == ("relay 0", 1, step, SERVER)
             if peers.name == "relay 0" and sent == (2 if step == UNMASK else 1):
                 raise Killed
             send(to, frame, *cast)
@@ -214,7 +214,7 @@ def wait_for_all(peers: Peers, round: int) -> None:
     begin = peers.begin
 
     def wait_and_begin(number: int) -> None:
-        while number == round and not all(each.alive or each.ready for each in peers.connections.values()):
+        while number == PER_NUMBER * round and not all(each.alive or each.ready for each in peers.connections.values()):
             time.sleep(0.01)
         begin(number)
 
@@ -349,7 +349,7 @@ def test_a_node_that_comes_back_too_late_is_told_so(
             assert finished.wait(60)
         elif peers.name == SERVER:
             begin = peers.begin
-            peers.begin = lambda round: (round < 2 or arrived.wait(60), begin(round))[1]  # type: ignore[method-assign]
+            peers.begin = lambda round: (round < 2 * PER_NUMBER or arrived.wait(60), begin(round))[1]  # type: ignore[method-assign]
 
     monkeypatch.setattr(ProcessExchange, "finish", finish_and_say)
     with pytest.raises(Finished):

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import threads
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from lossy import ends_of_group, possible
 from threads import Killed
 
@@ -237,3 +239,47 @@ def test_receivers_of_a_message_share_its_memory_and_its_multicast() -> None:
         ]
         assert [frame.last for frame, _ in peers.sent[relay]] == [False] * 19 + [True]
     assert len({peers.sent[relay][-1][0].body.data_ptr() for relay in relays}) == 1
+
+
+class Pipe:
+    """A connection that ends where it begins."""
+
+    rank, listener = 1, None
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+
+    def send(self, frame: Frame, *rest: object) -> None:
+        self.frames.append(frame)
+
+    def receive(self, seconds: float) -> Frame | None:
+        return self.frames.pop(0) if self.frames else None
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=6), st.lists(st.booleans(), max_size=24))
+def test_a_message_counts_in_its_round_or_not_at_all(evaluated: list[bool], turns: list[bool]) -> None:
+    """Sender and receiver play the same rounds, each at its own pace; figures follow in some of them."""
+    steps = [(round, figures) for round, each in enumerate(evaluated) for figures in (False, True)[: 1 + each]]
+    pipe = Pipe()
+    ends = {name: Peers(name, {to: pipe}, 0.001) for name, to in ((SERVER, "relay 1"), ("relay 1", SERVER))}  # type: ignore[dict-item]
+    both = {
+        name: [ProcessLinks(LinkLedger(T.K, T.H), peers, T, PLACEMENTS[0].homes, each) for each in (False, True)]
+        for name, peers in ends.items()
+    }
+    sent, reached = 0, 0
+    for sends in [*turns, *[False] * len(steps)]:
+        at = sent if sends else reached
+        if at == len(steps):
+            continue
+        round, figures = steps[at]
+        links = both["relay 1" if sends else SERVER][figures]
+        links.begin(round)
+        if sends:
+            row = torch.full((1, 1), at, dtype=torch.uint8)
+            links.send(Message(round, TIERS[1], REPORT, "relay 1", (SERVER,), 1, row, row))
+            links.end(REPORT, [SERVER])
+            sent += 1
+            continue
+        messages = links.collect(SERVER, REPORT, ["relay 1"])
+        assert [(message.round, int(message.payload)) for message in messages] == [(round, at)] * (sent > at)
+        reached += 1

@@ -52,25 +52,26 @@ def test_frames_are_of_no_user_and_means_and_gap_are_the_usual_ones(
 ) -> None:
     """To 1e-12, in one process; and the same bits over processes, since sums are of integers.
 
-    Tensors in frames are bits of links, one sum per round, whose length does not depend on the users, and a scaling.
+    Tensors in frames are bits of links, and a scaling. Relays get one row per round, of all users of a host, whose
+    length does not depend on the users.
     """
     told: dict[str, list[Any]] = defaultdict(list)
     cfg = configure(*UNEQUAL, *ONLY_SUMS, *words)
     models, spread = train_in_threads(cfg, prepare=listening(told))["server"]
-    lengths = set()
+    lengths, counts = set(), set()
     for frames in told.values():
+        rows = {(values["round"], k): row for values in frames for k, row in values.pop("rows", {}).items()}
+        assert [round for round, _ in rows] == list(range(cfg.rounds))
+        lengths |= {row.shape for row in rows.values()}
+        counts |= {int(row[1]) >> 20 for row in rows.values()}  # first, how many users, as a multiple of 2^-20
         for values in frames:
-            assert set(values) <= PUBLIC | {"measured", "scaling", "nodes", "users"}
+            assert set(values) <= PUBLIC | {"measured", "scaling", "nodes", "users", "shapes", "round"}
             assert not values.get("nodes")
+            assert not values.get("measured")
             assert isinstance(values.get("users", 0), int) or not values["users"]
-            for path, tensor in tensors(values):
-                if path == ("measured", "sum"):
-                    assert tensor.dtype == torch.int64
-                    lengths.add(tuple(tensor.shape))
-                else:
-                    assert path[0] in ("bits", "scaling"), path
-        assert sum(bool(values.get("measured")) for values in frames) == cfg.rounds
-    assert [len(shape) for shape in lengths] == [1]
+            assert {path[0] for path, _ in tensors(values)} <= {"bits", "scaling"}
+    assert len(lengths) == 1
+    assert counts == {4, 3}, "the users of a host"
 
     cfg.output_dir += "/alone"
     expected, sums = train(cfg)

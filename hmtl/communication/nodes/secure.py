@@ -379,7 +379,7 @@ class SecureServer(Server):
         chosen = self.secure.degree(n := len(users), self.topology.K)
         if chosen is None:
             if n:
-                log.warning("round %d is empty: %d users are too few for secure sums", round, n)
+                log.warning("round %d has no sum: %d users are too few for secure sums", round, n)
             self._unknown = n > 0
             return []
         keys = np.stack([np.frombuffer(min(copies[k]), np.uint8) for k in users.tolist()])
@@ -456,7 +456,7 @@ class SecureServer(Server):
                 raise UnmaskingError(f"{len(counted)} users counted, but {fewest} are needed")
             roster.holders(counted, table)
         except UnmaskingError as error:
-            log.warning("round %d is empty: its sum cannot be unmasked: %s", self.round, error)
+            log.warning("round %d has no sum: it cannot be unmasked: %s", self.round, error)
             self._unknown = True
             self._keep(NOBODY, np.empty((0, protocol.SHARE), np.uint8))
             return []

@@ -260,7 +260,7 @@ def test_an_empty_round_says_why_and_costs_nothing(why: str, caplog: pytest.LogC
     assert not caplog.records
     apart.play(1, change=lose)
     assert bool(answered) == (why == "unanswered"), "users reveal nothing of a sum of too few"
-    assert ["round 1 is empty" in record.getMessage() for record in caplog.records] == [True]
+    assert ["round 1 has no sum" in record.getMessage() for record in caplog.records] == [True]
     assert {k: model.tolist()[:-1] for k, model in users.models.items()} == before
     assert apart.server.empty
     assert {k for at, k in users.dropped if at == 1} == set(range(20))
