@@ -61,7 +61,7 @@ def formula(t: Topology, scheme: str, medium: str, V_bits: int, workers: int, mo
     else:
         best = best_aggregators(t, "optimal", None, medium).nodes.setting
         load = loads(t, "optimal", aggregators=best if scheme == "best aggregators" else "all")
-    ivs = tier_loads(t, "optimal", medium, load)
+    ivs = tier_loads(load, len(t.present), medium)
     if scheme == "sums":
         ivs[LAST_DOWN] = np.array(load.unicast * workers)
     network = Network(BPS, BPS, medium)

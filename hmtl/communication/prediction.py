@@ -1,4 +1,4 @@
-"""The seconds of a round over access links, from a round that is played with small messages; who aggregates soonest.
+"""Dry rounds, which are played with short rows of zeros: what they cost over access links; who aggregates soonest.
 
 K users, H relays, m numbers per IV.
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
-from math import inf
+from math import ceil, inf
 from typing import cast
 
 import numpy as np
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from hmtl.coding import AggregatorSet
 from hmtl.communication.accounting.network import Network
-from hmtl.communication.communicators.base import Communicator
+from hmtl.communication.communicators.base import Communicator, MakeLinks
+from hmtl.communication.links import InProcess
 from hmtl.communication.messages import Users
 from hmtl.communication.nodes.aggregation import AggregatorSide
 from hmtl.communication.nodes.host import UserSide
@@ -29,7 +30,7 @@ from hmtl.topology import Topology
 
 log = logging.getLogger("hmtl.coding")  # whose messages are a plan's progress
 
-NUMBERS = 64  # m of the round that is played
+LONGEST = 3360  # numbers in a row that is played; rows in up to 8 pieces need no padding then
 MOST_ENUMERATED = 6  # relays; up to this number, all sets are tried if the network is small
 MOST_WORK = 10**5  # sets that are tried times users and relays, at least two
 
@@ -37,10 +38,11 @@ MOST_WORK = 10**5  # sets that are tried times users and relays, at least two
 class _Users:
     """Users who send zeros, see `hmtl.communication.nodes.host.UserSide`."""
 
-    numbers, row_bits, deltas, origin = NUMBERS, (64 * NUMBERS, 0, 0), False, torch.zeros(NUMBERS)
+    deltas = False
 
-    def __init__(self, K: int, dtype: torch.dtype) -> None:
-        self._ivs = torch.zeros(K, NUMBERS, dtype=dtype)
+    def __init__(self, K: int, numbers: int, dtype: torch.dtype) -> None:
+        self.numbers, self.row_bits, self.origin = numbers, (64 * numbers, 0, 0), torch.zeros(numbers)
+        self._ivs = torch.zeros(K, numbers, dtype=dtype)
 
     def local_update(self, round: int, idle: Users = np.empty(0, np.int64)) -> tuple[Users, Tensor]:  # noqa: B008, nobody writes to it
         return np.arange(len(self._ivs)), self._ivs
@@ -64,6 +66,23 @@ class _Aggregator:
     def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
 
 
+def dry_round(
+    recipe: Recipe, t: Topology, network: Network, numbers: int, links: MakeLinks = InProcess
+) -> Communicator:
+    """Play a round of zeros in which everybody takes part; the communicator's ledger and clock have what it cost.
+
+    Args:
+        recipe: how rows travel; their numbers have 64 bits.
+        t, network: of the round.
+        numbers: in a row.
+        links: see `Communicator`.
+    """
+    communicator = Communicator(t, network, replace(recipe, wire=None), links)
+    users, aggregator = _Users(t.K, numbers, recipe.row_type), _Aggregator()
+    communicator.round(0, cast(UserSide, users), cast(AggregatorSide, aggregator))  # a plan calls no other members
+    return communicator
+
+
 def predict(recipe: Recipe, t: Topology, network: Network, V_bits: float) -> float:
     """Return the seconds that the messages of a round take in which everybody takes part, with rows of V bits.
 
@@ -74,12 +93,9 @@ def predict(recipe: Recipe, t: Topology, network: Network, V_bits: float) -> flo
     """
     access = network.access(t)
     assert access is not None
-    segments = max(1, round(t.K * V_bits / 8 / WORKING_SET))
-    links = partial(TimedLinks, contacts=t, access=access, scale=V_bits / 64 / NUMBERS, segments=segments)
-    communicator = Communicator(t, network, replace(recipe, wire=None), links)
-    users, aggregator = _Users(t.K, recipe.row_type), _Aggregator()
-    communicator.round(0, cast(UserSide, users), cast(AggregatorSide, aggregator))  # a plan calls no other members
-    return communicator.seconds()
+    segments, numbers = max(1, round(t.K * V_bits / 8 / WORKING_SET)), min(ceil(V_bits / 64), LONGEST)
+    links = partial(TimedLinks, contacts=t, access=access, scale=V_bits / 64 / numbers, segments=segments)
+    return dry_round(recipe, t, network, numbers, links).seconds()
 
 
 def by_seconds(recipe: Recipe, t: Topology, network: Network, V_bits: float) -> dict[AggregatorSet, float]:

@@ -7,9 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from hmtl.coding import (
     CODED_SCHEMES,
@@ -31,13 +29,14 @@ from hmtl.coding import (
 )
 from hmtl.communication.accounting.ledger import (
     RELAYS_TO_SERVER,
-    RELAYS_TO_USERS,
     SERVER_TO_RELAYS,
     TIERS,
     USERS_TO_RELAYS,
 )
 from hmtl.communication.accounting.network import Network, tier_loads
 from hmtl.communication.few_bits import FEW_BITS, FewBits
+from hmtl.communication.planning.sums import SumsOfRows
+from hmtl.communication.row_formats import PlainRows
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.secure_costs import AddedBits, SecureCosts, added_bits, secure_costs
 from hmtl.communication.wires import check_wire, row_bits
@@ -188,7 +187,7 @@ def compare(
     """
     check_wire(wire)
     costs = secure_costs(topology, secure, network.medium) if secure else None
-    added = {each: added_bits(topology, costs.neighbors, each) for each in MEDIA} if costs else None
+    added = {each: added_bits(topology, secure, each) for each in MEDIA} if secure else None
     clock = _Clock(topology, network, V_bits)
     uplinks = network.uplinks(topology)
     learning = best_sum_aggregators(topology, network.hops(topology))
@@ -240,25 +239,16 @@ class _Clock:
         """Return the time [s] on some tiers."""
         return self.cost(load, medium, {tier: self.V_bits * (tier in tiers) for tier in TIERS}).seconds
 
-    def cost(self, load: Loads, medium: str, bits: Mapping[str, int]) -> RoundCost:
-        """Return the cost of a round whose rows have `bits` on each tier."""
-        rows = tier_loads(self.topology, BEST, medium, load)
-        return self._cost({tier: bits[tier] * rows[tier] for tier in TIERS})
-
-    def cost_of_sums(
+    def cost(
         self, load: Loads, medium: str, bits: Mapping[str, int] | None = None, added: dict[str, AddedBits] | None = None
     ) -> RoundCost:
-        """Return the cost of a round of sums, whose rows have `bits` on each tier or V bits, and of what is added."""
-        rows, bits = tier_loads(self.topology, BEST, medium, load), bits or dict.fromkeys(TIERS, self.V_bits)
-        if self.network.last_hop == "broadcast":
-            rows[RELAYS_TO_USERS] = np.array(load.last_hop)
+        """Return the cost of a round whose rows have `bits` on each tier, or V bits, and of what is added."""
+        rows = tier_loads(load, len(self.topology.present), medium, self.network.last_hop)
+        bits = bits or dict.fromkeys(TIERS, self.V_bits)
         sent = {tier: bits[tier] * rows[tier] for tier in TIERS}
         for by_tier in (added[medium] if added else {}).values():
             for tier, links in by_tier.items():
                 sent[tier] = sent[tier] + (links if tier == RELAYS_TO_SERVER else links.sum())
-        return self._cost(sent)
-
-    def _cost(self, sent: Mapping[str, NDArray[np.float64]]) -> RoundCost:
         between = sum(float(sent[tier].sum()) for tier in (RELAYS_TO_SERVER, SERVER_TO_RELAYS))
         return RoundCost(between, self.network.seconds(sent))
 
@@ -296,13 +286,11 @@ def _in_format(
         "coded": clock.cost(loads(t, BEST, uplinks, aggregators=nodes.setting), medium, bits),
     }
     if wire is None or wire in FEW_BITS:
-        if wire:
-            formats = FewBits(FEW_BITS[wire], t.K, m)
-            bits = dict.fromkeys(TIERS, 8 * formats.sums.nbytes) | {USERS_TO_RELAYS: 8 * formats.terms.nbytes}
-        costs["sums"] = clock.cost_of_sums(sum_loads(t, uplinks, A=learning), medium, bits)
+        bits = SumsOfRows(FewBits(FEW_BITS[wire], t.K, m) if wire else PlainRows(m)).row_bits(0)
+        costs["sums"] = clock.cost(sum_loads(t, uplinks, A=learning), medium, bits)
         if added:
             bits[USERS_TO_RELAYS] = bits[RELAYS_TO_SERVER]  # a masked term has the words of a sum
-            costs["secure"] = clock.cost_of_sums(sum_loads(t, uplinks), medium, bits, added)
+            costs["secure"] = clock.cost(sum_loads(t, uplinks), medium, bits, added)
     return costs
 
 
@@ -317,7 +305,7 @@ def _adding(
         learning=list(A),
         best=learning.proven,
         excess=learning.excess,
-        server_seconds={name: clock.cost_of_sums(server, name, added=added).seconds for name in MEDIA},
+        server_seconds={name: clock.cost(server, name, added=added).seconds for name in MEDIA},
         pieces=up.pieces,
         whole_rows=sum_loads(t, uplinks, 1, A).uplink,
         cost=up.cost,
@@ -325,7 +313,7 @@ def _adding(
         proven=up.proven,
         **_between(load),
         downlinks={name: load.down(name) for name in MEDIA},
-        seconds={name: clock.cost_of_sums(load, name, added=added).seconds for name in MEDIA},
+        seconds={name: clock.cost(load, name, added=added).seconds for name in MEDIA},
     )
 
 

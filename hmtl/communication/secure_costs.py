@@ -1,33 +1,26 @@
-"""What secure sums add to the bits of a round in which everybody is present, by formula; see `nodes.secure`.
+"""What secure sums add to the bits of a round in which everybody is present, as a dry round counts it.
 
-The formula is exact, but for sealed shares that pass the server, since no relay hears both users: unless all users are
-neighbours, how many pairs these are is drawn in every round, and the formula gives their mean.
-
-K users, each with k neighbours; H relays.
+Unless all users are neighbours, how many sealed shares pass the server, since no relay hears both users, is drawn in
+every round. K users, each with k neighbours; H relays.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.communication.accounting.ledger import (
-    RELAYS_TO_SERVER,
-    RELAYS_TO_USERS,
-    SERVER_TO_RELAYS,
-    TIERS,
-    USERS_TO_RELAYS,
-)
-from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
-from hmtl.communication.nodes.secure import ENTRY, NUMBER
-from hmtl.communication.secure import protocol
-from hmtl.communication.secure.crypto import DIGEST
+from hmtl.communication.accounting.ledger import SERVER_TO_RELAYS, TIERS, LinkLedger
+from hmtl.communication.accounting.network import Network
+from hmtl.communication.links import InProcess
+from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK, Message
+from hmtl.communication.planning.sums import SumsOfRows
+from hmtl.communication.prediction import dry_round
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.topology import Topology
 
 AddedBits = dict[str, dict[str, NDArray[np.int64]]]
-"""Bits of each kind of message and tier, by link of the ledger; from relays to users without broadcasts [K]."""
+"""Bits of each kind of message and tier, by link of the ledger."""
 
 
 @dataclass(frozen=True)
@@ -64,50 +57,41 @@ def secure_costs(t: Topology, secure: Secure, medium: str = "broadcast") -> Secu
     assert chosen is not None
     bits = {
         kind: {tier: int(each.sum()) for tier, each in by_tier.items()}
-        for kind, by_tier in added_bits(t, chosen.neighbors, medium).items()
+        for kind, by_tier in added_bits(t, secure, medium).items()
     }
     colluders, fewest = secure.colluders(t.K, t.K), secure.fewest(t.K, t.K)
     return SecureCosts(chosen.neighbors, chosen.threshold, colluders, fewest, bits)
 
 
-def added_bits(t: Topology, k: int, medium: str = "broadcast") -> AddedBits:
+def added_bits(t: Topology, secure: Secure, medium: str = "broadcast") -> AddedBits:
     """Return the bits that secure sums add to a round over a medium from the server to relays."""
-    K, each = t.K, np.ones(t.K, np.int64)
-    hearing, serving = t.G.sum(axis=1, dtype=np.int64), np.bincount(t.serving, minlength=t.H)
-    told = np.append(np.zeros(t.H, np.int64), 1) if medium == "broadcast" else np.append(np.ones(t.H, np.int64), 0)
-    passed = np.rint(k / max(K - 1, 1) * np.bincount(t.serving, _unheard(t), t.H)).astype(np.int64)
-    sealed, links = 1 + protocol.SEALED, int(hearing.sum())
-    rows = {  # bytes on each link of a tier, from the users up and down to them again
-        KEYS: (
-            protocol.KEYS * each,
-            protocol.KEYS * hearing,
-            (3 * NUMBER + K * ENTRY + _bits(links)) * told,
-            NUMBER + k * ENTRY + DIGEST * (t.degrees - 1),
-        ),
-        SHARED: (_bits(k) * each, _bits(k * serving), _bits(K) * told, _bits(k) * t.degrees),
-        SHARES: (k * protocol.SEALED * each, sealed * passed, sealed * np.append(passed, 0), k * sealed * each),
-        UNMASK: (
-            k * protocol.SHARE * each,
-            _bits(k * serving) + protocol.SHARE * K * (serving > 0),
-            (_bits(K) + _bits(K * k)) * told,
-            (NUMBER + _bits(k)) * t.degrees,
-        ),
-    }
-    tiers = USERS_TO_RELAYS, RELAYS_TO_SERVER, SERVER_TO_RELAYS, RELAYS_TO_USERS
-    return {kind: {tier: 8 * sent for tier, sent in zip(tiers, by_tier, strict=True)} for kind, by_tier in rows.items()}
+    bits = _broadcast(t, secure)
+    if medium == "unicast":  # each relay gets a copy of what the server broadcasts
+        copies = {kind: by_tier[SERVER_TO_RELAYS] for kind, by_tier in bits.items()}
+        bits = {
+            kind: bits[kind] | {SERVER_TO_RELAYS: np.append(sent[:-1] + sent[-1], 0)} for kind, sent in copies.items()
+        }
+    return bits
 
 
-def _unheard(t: Topology) -> NDArray[np.int64]:
-    """Return how many users each user has no relay in common with [K]."""
-    types = [list(users) for users in t.types.values()]
-    hears = t.G[:, [users[0] for users in types]].T.astype(np.float32)
-    many = (hears @ hears.T == 0) @ np.array([len(users) for users in types])
-    unheard = np.zeros(t.K, np.int64)
-    for users, number in zip(types, many.tolist(), strict=True):
-        unheard[users] = number
-    return unheard
+@lru_cache(8)
+def _broadcast(t: Topology, secure: Secure) -> AddedBits:
+    """Return the bits that secure sums add to a round whose server broadcasts, as a dry round counts them."""
+    none = LinkLedger(t.K, t.H)
+    bits = {kind: {tier: none.per_link(tier)[:, 0] for tier in TIERS} for kind in (KEYS, SHARED, SHARES, UNMASK)}
+    dry_round(SumsOfRows(sums="whole", secure=secure), t, Network(), 1, partial(_Counting, bits=bits))
+    return bits
 
 
-def _bits(values: Any) -> Any:
-    """Return how many bytes hold as many bits."""
-    return -(-values // 8)
+class _Counting(InProcess):
+    """Links that add the bits of some kinds of messages to `bits`."""
+
+    def __init__(self, ledger: LinkLedger, bits: AddedBits) -> None:
+        super().__init__(ledger)
+        self.bits = bits
+
+    def post(self, message: Message) -> None:
+        before = self.ledger.per_link(message.tier)
+        super().post(message)
+        if message.kind in self.bits:
+            self.bits[message.kind][message.tier] += (self.ledger.per_link(message.tier) - before).sum(axis=1)

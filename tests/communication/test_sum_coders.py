@@ -15,7 +15,6 @@ from torch import Tensor
 
 from hmtl.coding import cover
 from hmtl.communication import CodedHierarchical, Network, Sums, sums_if_faster
-from hmtl.communication.accounting.network import between_seconds
 from hmtl.communication.few_bits import FewBits
 from hmtl.communication.messages import IVS, MODELS, SERVER, Message
 from hmtl.communication.planning.planner import SUMS
@@ -311,7 +310,7 @@ def test_few_bits_count_for_sums_and_for_coding(q: int, faster: bool) -> None:
         sums.round(0, Terms([terms(0, 20, 641)], [set()]), Total(641))
         note = sums.describe()["note"]
         assert "2.2 times the bits" in note
-        assert f"instead of {between_seconds(coded.network, coded.theory, 640 * 4.25):.3g} s" in note
+        assert f"instead of {(coded.theory.uplink + coded.theory.downlink) * 640 * 4.25 / 1e8:.3g} s" in note
 
 
 def left_over_by_rare_users(rounds: int, K: int, visits: Callable[[int, np.random.Generator], set[int]]) -> list[float]:

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -15,15 +14,17 @@ from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER
 from hmtl.communication.communicators.base import UNCODED
 from hmtl.communication.planning.ivs import IVs
 from hmtl.communication.planning.sums import SumsOfRows
-from hmtl.communication.prediction import by_seconds, predict
-from hmtl.communication.secure.neighbors import Secure, degree
+from hmtl.communication.prediction import by_seconds, dry_round, predict
+from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.secure_costs import added_bits
 from hmtl.communication.timed import FRAME
 from hmtl.errors import ConfigError
+from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers
 from hmtl.testing.topologies import topologies
 from hmtl.topology import Names, Topology, any_r
 
 V, WIDE, NARROW = 1e9, 1e18, 1e6  # bits of a row; bit/s
+M = 64  # numbers in a row
 
 
 def file_of(folder, t, homes, narrow=(), latency=0.0):
@@ -46,11 +47,8 @@ def file_of(folder, t, homes, narrow=(), latency=0.0):
 
 def sent(recipe, t, network):
     """Return the rows on each link of each tier, counted by the ledger of a round."""
-    communicator = Communicator(t, network, recipe)
-    users = prediction._Users(t.K, recipe.row_type)
-    communicator.round(0, users, prediction._Aggregator())
-    row = 64 * prediction.NUMBERS
-    return {tier: communicator.ledger.per_link(tier)[:, 0] / row for tier in TIERS}
+    ledger = dry_round(recipe, t, network, M).ledger
+    return {tier: ledger.per_link(tier)[:, 0] / (64 * M) for tier in TIERS}
 
 
 @given(topologies(max_H=4, max_K=12), st.data())
@@ -140,9 +138,9 @@ def test_a_training_round_takes_as_long_as_predicted(tmp_path):
     network = Network(medium="unicast", links=file_of(tmp_path, t, [range(5), range(5, 12)], latency=0.01))
     for recipe in (UNCODED, IVs(aggregators=[1])):
         communicator = Communicator(t, network, recipe)
-        communicator.round(0, prediction._Users(12, torch.float64), prediction._Aggregator())
-        assert communicator.seconds() == predict(recipe, t, network, 64 * prediction.NUMBERS)
-        assert communicator.uncoded_seconds() == predict(UNCODED, t, network, 64 * prediction.NUMBERS)
+        communicator.round(0, ScriptedUsers([random_numbers(0, 12, M, None)], [set()], 0), ScriptedAggregator(12, M))
+        assert communicator.seconds() == pytest.approx(predict(recipe, t, network, 64 * M), rel=1e-12)
+        assert communicator.uncoded_seconds() == pytest.approx(predict(UNCODED, t, network, 64 * M), rel=1e-12)
 
 
 LINK = "{up_bps: 1e6, down_bps: 1e6, latency_s: 0}"
@@ -186,13 +184,11 @@ def test_secure_sums_take_their_messages_and_waits(tmp_path_factory, t, data):
     hops = [predict(recipe, t, waits, V) / 2 for recipe in (SumsOfRows(aggregators="server"), secure)]
     assert hops == pytest.approx([6, 24])
     hosts = Network(links=file_of(folder, t, homes, [("hosts", 0, "up_bps")]))
-    rounds = [Communicator(t, hosts, secure, links) for links in (InProcess, Elsewhere)]
-    for communicator in rounds:
-        communicator.round(0, prediction._Users(t.K, torch.int64), prediction._Aggregator())
+    rounds = [dry_round(secure, t, hosts, M, links) for links in (InProcess, Elsewhere)]
     assert rounds[0].seconds() == pytest.approx(rounds[1].seconds())
     narrow = Network(medium="unicast", links=file_of(folder, t, homes, [("relays", i, "up_bps")]))
     whole = SumsOfRows(sums="whole", aggregators="server")
     plain, masked = (predict(each, t, narrow, 64 * 64) for each in (whole, replace(whole, secure=Secure(0.0))))
-    added = added_bits(t, degree(t.K, 0).neighbors).values()
+    added = added_bits(t, Secure(0.0)).values()
     bits = sum(int(by_tier[RELAYS_TO_SERVER][i]) for by_tier in added) + 5 * 8 * FRAME
     assert (masked - plain) * NARROW == pytest.approx(bits)

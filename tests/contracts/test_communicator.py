@@ -43,8 +43,8 @@ class Loads(CommunicatorContract):
         aggregator, V = ScriptedAggregator(topology.K, m), 64 * m
         for round in range(2):
             communicator.round(round, users, aggregator)
-        measured, scheme = communicator.ledger.loads(V), communicator.recipe.scheme
-        formula = {tier: ivs.sum() for tier, ivs in tier_loads(topology, scheme, medium, communicator.theory).items()}
+        measured, theory = communicator.ledger.loads(V), tier_loads(communicator.theory, topology.K, medium)
+        formula = {tier: ivs.sum() for tier, ivs in theory.items()}
         assert measured["users_to_relays"] == measured["relays_to_users"] == topology.K
         blocks = communicator.plan.blocks if isinstance(communicator, CodedHierarchical) else ()
         largest = max((block.pieces for block in blocks), default=1)

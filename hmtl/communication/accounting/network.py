@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hmtl.coding import MEDIA, Aggregators, Hops, Loads, Uplinks, loads
+from hmtl.coding import MEDIA, Hops, Loads, Uplinks
 from hmtl.communication.accounting.access import Access, LinkFile, access_of, read_links
 from hmtl.communication.accounting.ledger import (
     RELAYS_TO_SERVER,
@@ -119,31 +119,18 @@ class Network:
         return Uplinks(bandwidths, self.uplink == "parallel", self.W2)
 
 
-def between_seconds(network: Network, load: Loads, V_bits: float) -> float:
-    """Return the time [s] that a load takes between relays and server, for IVs of V_bits."""
-    up = V_bits * np.array(load.by_relay)
-    down = V_bits * load.down(network.medium)
-    return network.seconds({**dict.fromkeys(TIERS, 0.0), RELAYS_TO_SERVER: up, SERVER_TO_RELAYS: down})
-
-
 def tier_loads(
-    topology: Topology,
-    scheme: str,
-    medium: str = "broadcast",
-    load: Loads | None = None,
-    aggregators: Aggregators = "all",
+    load: Loads, users: int, medium: str = "broadcast", last_hop: str = "broadcast"
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the loads of all four tiers in IVs, by formula.
+    """Return the loads of all four tiers, given that between relays and server, in rows.
 
-    Loads from relays to server are by relay [H], all other loads in total. Under `unicast`, the server sends each
-    aggregator its own copy of what it needs, and an uncoded model to one relay.
+    Loads from relays to server are by relay [H], all other loads in total.
 
     Args:
-        topology, scheme, medium: see `hmtl.coding.loads`.
-        load: the load between relays and server, such as that of a plan; None: `loads(topology, scheme)`.
-        aggregators: who learns all IVs, see `hmtl.coding.loads`.
+        load: a load by formula, or that of a plan.
+        users: how many users are present.
+        medium, last_hop: see `Network`.
     """
-    load = load or loads(topology, scheme, aggregators=aggregators, medium=medium)
-    users = len(topology.present)
-    by_tier = (users, load.by_relay, load.down(medium), users)
+    last = load.last_hop if load.last_hop and last_hop == "broadcast" else users
+    by_tier = (users, load.by_relay, load.down(medium), last)
     return {tier: np.asarray(value, dtype=np.float64) for tier, value in zip(TIERS, by_tier, strict=True)}

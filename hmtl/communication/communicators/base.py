@@ -21,7 +21,7 @@ from hmtl.communication.accounting.ledger import (
     USERS_TO_RELAYS,
     LinkLedger,
 )
-from hmtl.communication.accounting.network import Network, between_seconds
+from hmtl.communication.accounting.network import Network, tier_loads
 from hmtl.communication.attendance import Attendance, Report
 from hmtl.communication.links import InProcess, Links
 from hmtl.communication.messages import SERVER, relay_name
@@ -34,7 +34,6 @@ from hmtl.communication.planning.flow import Recipe
 from hmtl.communication.planning.ivs import IVs
 from hmtl.communication.planning.planner import Planner
 from hmtl.communication.round import Nodes, Outcome, Schedule, Stopwatch, play
-from hmtl.communication.secure_costs import secure_costs
 from hmtl.communication.secure_round import SecureSchedule
 from hmtl.communication.timed import TimedLinks
 from hmtl.topology import Moving, Names, Topology
@@ -123,7 +122,6 @@ class Communicator:
         self._memory: dict[str, Any] = {}  # state of nodes that have not been made yet
         self._server: Server | None = None  # after the last round, if it is in this process
         self._theory: dict[tuple[Recipe, Topology], NDArray[np.float64]] = {}
-        self._predictions: dict[tuple[Topology, bool, int], float] = {}
         self.setup_seconds: tuple[float, ...] = (0.0, 0.0)
         self._setup_exchanges = 0
 
@@ -158,7 +156,8 @@ class Communicator:
     def seconds_of(self, V_bits: float) -> float:
         """Return the time that rows of V bits take: between relays and server, or over all links if there is a file."""
         if self.network.links is None:
-            return between_seconds(self.network, self.theory, V_bits)
+            rows = tier_loads(self.theory, 0, self.network.medium, "unicast")  # to nobody on the last hop
+            return self.network.seconds({tier: V_bits * rows[tier] for tier in TIERS})
         from hmtl.communication.prediction import predict  # late, since it imports this module
 
         return predict(self.recipe, self.topology, self.network, V_bits)
@@ -264,6 +263,8 @@ class Communicator:
             "bounds": dict(zip(tiers, figures[len(tiers) :], strict=True)),
         }
         if recipe.secure:
+            from hmtl.communication.secure_costs import secure_costs  # late, since it plays a round, too
+
             costs = secure_costs(self.contacts.at(0), recipe.secure, self.network.medium)
             described["secure"] = {key: value for key, value in asdict(costs).items() if key != "bits"}
             described["secure"]["overhead"] = costs.by_tier
@@ -375,10 +376,8 @@ class Communicator:
         """Return the seconds of a round over access links whose rows are as long as the longest of these bits."""
         from hmtl.communication.prediction import predict  # late, since it imports this module
 
-        V_bits, key = int(rows.max()), (self.topology, recipe is self.recipe)
-        if V_bits and self._predictions.get((*key, V_bits)) is None:
-            self._predictions[*key, V_bits] = predict(recipe, self.topology, self.network, V_bits)
-        return self._predictions.get((*key, V_bits), 0.0)
+        V_bits = int(rows.max())
+        return predict(recipe, self.topology, self.network, V_bits) if V_bits else 0.0
 
 
 def _named(names: Names, nodes: AggregatorSet) -> str | list[int | str]:

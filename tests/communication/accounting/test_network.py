@@ -25,7 +25,7 @@ def test_equation_13(ue: int, es: int, se: int, eu: int, W1: float, W2: float) -
 def test_largest_saving_on_the_symmetric_topology() -> None:
     """27.5 % with W1 = W2, H = 5, r = 3: (20 + 20 + 10 + 8) / 80."""
     topology, network = symmetric(K=20, H=5, r=3), Network()
-    coded, uncoded = (network.seconds(tier_loads(topology, scheme)) for scheme in ("optimal", "uncoded"))
+    coded, uncoded = (network.seconds(tier_loads(loads(topology, scheme), 20)) for scheme in ("optimal", "uncoded"))
     assert 1 - coded / uncoded == pytest.approx(0.275)
 
 
@@ -34,7 +34,7 @@ def test_coding_never_wins_over_unicast(topology: Topology) -> None:
     """H·(K − min|N_i|) ≥ K whenever the mean degree is at most H − 1."""
     H = len(topology.active)
     if topology.r <= H - 1:
-        load = tier_loads(topology, "optimal", "unicast")["server_to_relays"]
+        load = loads(topology, "optimal").down("unicast")
         assert load >= topology.K - 1e-9
 
 
@@ -57,10 +57,7 @@ def test_plans_made_for_unequal_uplinks_are_faster_on_them(uplink: str) -> None:
     network = Network(uplink_bps=(1e8, 1e6, 1e8, 2e8, 5e6, 1e8), uplink=uplink)
     links = network.uplinks(topology)
     aware, unaware = (loads(topology, "optimal", known) for known in (links, None))
-    fast, slow, paper = (
-        network.seconds(tier_loads(topology, "optimal", load=load))
-        for load in (aware, unaware, loads(topology, "paper"))
-    )
+    fast, slow, paper = (network.seconds(tier_loads(load, 30)) for load in (aware, unaware, loads(topology, "paper")))
     assert fast < 0.9 * slow
     assert fast < paper
     assert aware.downlink == unaware.downlink
