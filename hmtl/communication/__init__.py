@@ -13,6 +13,8 @@ from hmtl.communication.communicators.by_section import BySection
 from hmtl.communication.communicators.ivs import CodedHierarchical, Uncoded
 from hmtl.communication.communicators.sums import Sums, sums_if_faster
 from hmtl.communication.links import InProcess, Links
+from hmtl.communication.planning.ivs import IVs
+from hmtl.communication.planning.sums import SumsOfRows
 from hmtl.communication.round import Outcome
 
 __all__ = [
@@ -22,12 +24,14 @@ __all__ = [
     "BySection",
     "CodedHierarchical",
     "Communicator",
+    "IVs",
     "InProcess",
     "LinkLedger",
     "Links",
     "Network",
     "Outcome",
     "Sums",
+    "SumsOfRows",
     "Uncoded",
     "sums_if_faster",
     "tier_loads",

@@ -173,6 +173,21 @@ class Elsewhere(InProcess):
     """Links like those between processes, which do not know what their messages take."""
 
 
+def test_a_round_is_predicted_once(tmp_path, monkeypatch):
+    """Links between processes do not know the seconds of a round; rounds alike take as long."""
+    t, played = any_r(6, 3, 2, 0), []
+    network = Network(links=file_of(tmp_path, t, [range(6)], latency=0.01))
+    communicator = Communicator(t, network, IVs(aggregators="all"), Elsewhere)
+    users = ScriptedUsers([random_numbers(n, 6, M, None) for n in range(3)], [set()] * 3, 0)
+    monkeypatch.setattr(prediction, "predict", lambda *args: played.append(args) or predict(*args))
+    seconds = []
+    for n in range(3):
+        communicator.round(n, users, ScriptedAggregator(6, M))
+        seconds.append((communicator.seconds(), communicator.uncoded_seconds()))
+    assert len(set(seconds)) == 1
+    assert len(played) == 2
+
+
 @pytest.mark.slow
 @given(topologies(max_H=3, max_K=12), st.data())
 def test_secure_sums_take_their_messages_and_waits(tmp_path_factory, t, data):

@@ -80,7 +80,7 @@ class Communicator:
     Args:
         contacts: who hears whom, in all rounds or round by round.
         network: bandwidths and media.
-        recipe: how the learner's rows travel.
+        recipe: how the learner's rows travel, such as `IVs` or `SumsOfRows`.
         links: makes the links that carry the messages.
 
     Attributes:
@@ -122,6 +122,7 @@ class Communicator:
         self._memory: dict[str, Any] = {}  # state of nodes that have not been made yet
         self._server: Server | None = None  # after the last round, if it is in this process
         self._theory: dict[tuple[Recipe, Topology], NDArray[np.float64]] = {}
+        self._predictions: dict[tuple[Recipe, Topology, int], float] = {}
         self.setup_seconds: tuple[float, ...] = (0.0, 0.0)
         self._setup_exchanges = 0
 
@@ -376,8 +377,10 @@ class Communicator:
         """Return the seconds of a round over access links whose rows are as long as the longest of these bits."""
         from hmtl.communication.prediction import predict  # late, since it imports this module
 
-        V_bits = int(rows.max())
-        return predict(recipe, self.topology, self.network, V_bits) if V_bits else 0.0
+        key = recipe, self.topology, int(rows.max())
+        if key[-1] and key not in self._predictions:
+            self._predictions[key] = predict(recipe, self.topology, self.network, key[-1])
+        return self._predictions.get(key, 0.0)
 
 
 def _named(names: Names, nodes: AggregatorSet) -> str | list[int | str]:
