@@ -16,7 +16,7 @@ Change = Callable[[str, Message], Message | None]
 class Changed(Counting):
     """In-process links that apply `change` to each message for a node before the node sees it."""
 
-    reliable = False
+    reliable = streams = False
     change: Change = staticmethod(lambda node, message: message)
 
     def collect(self, node, kind, expected):

@@ -27,7 +27,7 @@ from hmtl.coding.schemes import (
     scheme_of,
     uplink_bound,
 )
-from hmtl.coding.sum_codes import MOST_PIECES, SumCode, apart, sum_bounds, sum_code, sum_codes, sum_loads
+from hmtl.coding.sum_codes import MOST_PIECES, SumCode, add_terms, apart, sum_bounds, sum_code, sum_codes, sum_loads
 from hmtl.coding.summing import Hops, best_sum_aggregators
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "Scheme",
     "SumCode",
     "Uplinks",
+    "add_terms",
     "apart",
     "best_aggregators",
     "best_sum_aggregators",

@@ -34,7 +34,6 @@ from hmtl.topology import Topology
 MOST_PIECES = 8
 POLYNOMIALS = (0b11, 0b111, 0b1011, 0b10011, 0b100101, 0b1000011, 0b10000011, 0b100011101)  # primitive, of degree 1..8
 MOST_ENTRIES = 10**7  # of all inverse matrices of a code
-PORTION = 2**14  # columns that are multiplied at once
 TOLERANCE = 1e-9
 NEAR = 1.01  # times the bound: with padding, no better code is sought
 
@@ -154,9 +153,9 @@ class SumCode:
                 matrix[to : to + self.bits] = self.inverses[group, at * self.bits : (at + 1) * self.bits]
             yield np.flatnonzero(self.of_user == group), matrix
 
-    def add(self, shares: Tensor, L: int) -> Tensor:
-        """Return the row of sums [L] from the shares of all relays, int64 [n·m, stretch]."""
-        return product(self.combine, shares).view(-1)[:L]
+    def add(self, i: int, shares: Tensor, to: Tensor) -> None:
+        """Add what relay i's shares, int64 [x_i·m, stretch], contribute to the row of sums, cut [c·m, stretch]."""
+        product(self._columns(self.shares_of(i)), shares, to)
 
     def split(self, row: Tensor, shares: NDArray[np.int64]) -> Tensor:
         """Return some shares of a row [L] that is known, int64 [len(shares)·m, stretch]."""
@@ -171,19 +170,26 @@ class SumCode:
 
 
 def product(A: Tensor, X: Tensor, to: Tensor | None = None) -> Tensor:
-    """Return A·X modulo 2^64, int64 [n, L], for int64 [n, m] and [m, L]; it is added `to` a tensor if one is given.
+    """Return A·X modulo 2^64, int64 [n, L], for int64 [n, m] and [m, L]; it is added `to` a tensor if one is given."""
+    from hmtl.coding.sum_kernels import multiply  # loading the compiler takes a while
 
-    Only entries of A that are not 0 take time, and columns are multiplied in portions that stay in the cache: most
-    matrices of sum codes only select or add.
-    """
-    result, entries = torch.zeros(len(A), X.shape[1], dtype=torch.int64) if to is None else to, A.numpy()
-    out, sources = result.numpy(), X.numpy()
-    for start in range(0, X.shape[1], PORTION):
-        part = slice(start, start + PORTION)
-        for i, j in np.argwhere(entries).tolist():
-            factor = entries[i, j]
-            out[i, part] += sources[j, part] if factor == 1 else factor * sources[j, part]
+    result = torch.zeros(len(A), X.shape[1], dtype=torch.int64) if to is None else to
+    multiply(A.contiguous().numpy(), X.contiguous().numpy(), result.numpy())
     return result
+
+
+def add_terms(rows: Tensor, at: Tensor, A: Tensor, to: Tensor) -> None:
+    """Add A·S modulo 2^64 to `to`, where S is the sum of some rows of terms, cut into stretches.
+
+    Args:
+        rows: int64 [n, L].
+        at: the rows to add.
+        A: a matrix of `SumCode.terms`, [x·m, c·m].
+        to: shares, int64 [x·m, stretch].
+    """
+    from hmtl.coding.sum_kernels import add_cut
+
+    add_cut(rows.contiguous().numpy(), at.numpy(), A.contiguous().numpy(), to.numpy())
 
 
 def sum_code(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOST_PIECES, L: int = 0) -> SumCode:

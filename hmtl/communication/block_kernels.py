@@ -13,14 +13,13 @@ vectorise.
 Ref: Suresh et al. 2017, *Distributed mean estimation with limited communication* (rotation before quantisation).
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from hmtl.communication.encoding import BLOCK
+from hmtl.io.compiled import jit
 from hmtl.rng import generator
 
 SIDE = 8  # a block is rotated as a matrix of this size
@@ -28,17 +27,9 @@ SIGNS = (generator(0, "signs of blocks").integers(0, 2, BLOCK) * 2 - 1).astype(n
 LARGEST = np.int32(0x7F800000)  # the bits of infinity; those of NaN are larger
 MASK = np.int32(0x7FFFFFFF)  # all bits of a float32 but its sign
 Bytes = NDArray[np.uint8]
-Function = TypeVar("Function", bound=Callable[..., Any])
-SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 
-def compiled(function: Function) -> Function:
-    """Return the function, to be compiled at its first call."""
-    made: Function = njit(**SETTINGS)(function)
-    return made
-
-
-@compiled
+@jit()
 def encode(x: Any, bits: int, planes: Any, out: Bytes) -> int:
     """Encode rows x [n, m] into `out` [n, bytes]; return how many blocks have no encoding.
 
@@ -95,7 +86,7 @@ def encode(x: Any, bits: int, planes: Any, out: Bytes) -> int:
     return failed
 
 
-@compiled
+@jit()
 def decode(rows: Bytes, bits: int, planes: Any, out: Any) -> None:
     """Decode `rows` [n, bytes], which `encode` wrote, into `out` [n, m], float32 or float64."""
     n, m = out.shape
@@ -128,7 +119,7 @@ def decode(rows: Bytes, bits: int, planes: Any, out: Any) -> None:
                     block[i] = rotated[i]
 
 
-@compiled
+@jit()
 def _rotate(block: Any, out: Any) -> None:
     """Write H (H B)ᵀ to `out` for a block, read as a matrix B [8, 8], and overwrite the block.
 
@@ -141,7 +132,7 @@ def _rotate(block: Any, out: Any) -> None:
     _multiply_columns(out)
 
 
-@compiled
+@jit()
 def _multiply_columns(x: Any) -> None:
     """Multiply x, read as a matrix [8, 8], by the Hadamard matrix from the left."""
     for i in range(SIDE):
@@ -171,7 +162,7 @@ def _multiply_columns(x: Any) -> None:
         x[56 + i] = c6 - c7
 
 
-@compiled
+@jit()
 def _put_plane(codes: Any, size: int, low: int, p: int, part: Bytes) -> None:
     """Write bits low, .., low + p - 1 of the first `size` codes to the bytes of a plane."""
     if size == BLOCK and p == 4:  # loops of known lengths are faster
@@ -187,7 +178,7 @@ def _put_plane(codes: Any, size: int, low: int, p: int, part: Bytes) -> None:
             part[i] |= ((these[i] >> low) & mask) << shift
 
 
-@compiled
+@jit()
 def _add_plane(part: Bytes, p: int, low: int, codes: Any, size: int) -> None:
     """Add to the codes what `_put_plane` wrote to the bytes of a plane."""
     if size == BLOCK and p == 4:

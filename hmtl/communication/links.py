@@ -18,10 +18,11 @@ class Links(ABC):
 
     Attributes:
         reliable: whether every posted message arrives.
+        streams: whether rows follow in blocks once it is known who takes part; they must arrive then.
         seconds: how long the messages of the last round took, on links that know it.
     """
 
-    reliable = False
+    reliable = streams = False
     seconds: float | None = None
 
     def __init__(self, ledger: LinkLedger) -> None:
@@ -39,7 +40,10 @@ class Links(ABC):
         """Announce whose turn it is to collect and to send."""
 
     def post(self, message: Message) -> None:
-        """Send a message, and count its bits on the link of each of its rows."""
+        """Send a message, and count its bits on the link of each of its rows; announced rows are counted later."""
+        if message.announces:
+            self.send(message)
+            return
         links = [message.links] * len(message) if isinstance(message.links, int) else message.links
         self.ledger.add(message.tier, links, 8 * message.payload.shape[1], 8 * message.overhead.shape[1])
         self.send(message)
@@ -72,7 +76,7 @@ class Links(ABC):
 class InProcess(Links):
     """Links within one process: messages arrive at once."""
 
-    reliable = True
+    reliable = streams = True
 
     def __init__(self, ledger: LinkLedger) -> None:
         super().__init__(ledger)

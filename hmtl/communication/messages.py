@@ -86,6 +86,11 @@ class Message:
         return len(self.payload) if self.at is None else len(self.at)
 
     @property
+    def announces(self) -> bool:
+        """Whether the rows of this message follow in later ones; here they have a shape, but no content."""
+        return self.payload.is_meta
+
+    @property
     def is_request(self) -> bool:
         """Whether users request a whole row with this message, with one byte each; further numbers have 8 bytes."""
         return self.payload.shape[1] == 0 and self.overhead.shape[1] == 1

@@ -122,10 +122,12 @@ class Stage:
 
     Attributes:
         acting: the relays of this process that take part at present.
+        streams: whether rows follow in blocks once it is known who takes part.
     """
 
     def __init__(self, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
         self.nodes, self.links, self.watch = nodes, links, watch
+        self.streams = links.streams and all(host.recipe.adds for host in nodes.hosts)
         self.acting = nodes.relays
 
     def hosts(self, action: Callable[[Host, Got], Answers], **turn: Any) -> None:
@@ -191,14 +193,15 @@ class Stage:
 class Schedule:
     """The turns of a round.
 
-    Users send, relays report, the server announces the attendance. In an *attempt*, rows are collected and models are
-    computed. If a message that other nodes need does not arrive from a relay, there is another attempt without it.
+    Users send rows, or say that these follow; relays report; the server announces the attendance. In an *attempt*, rows
+    are collected and models are computed. If a message that other nodes need does not arrive from a relay, there is
+    another attempt without it.
     """
 
     def begin(self, stage: Stage, round: int) -> None:
-        """Let users send their rows."""
+        """Let users compute their rows."""
         relays = stage.nodes.relay_names
-        stage.hosts(lambda host, _: host.send(round, relays), says=[IVS])
+        stage.hosts(lambda host, _: host.update(round, relays))
 
     def attempt(self, stage: Stage, flow: Flow) -> None:
         """Collect rows, and compute models."""
@@ -212,13 +215,22 @@ class Schedule:
 def collect(stage: Stage, flow: Flow) -> None:
     """Hand over state to relays that missed a round, and play the steps after which the aggregators can aggregate."""
     hand_over_state(stage)
+    hear_rows(stage, flow)
     for step in flow.collect:
         play_step(stage, step)
     if stage.links.reliable:  # otherwise they may need what they heard for another attempt
         stage.relays(lambda relay, _: relay.release())
 
 
-def play_step(stage: Stage, step: Step) -> None:
+def hear_rows(stage: Stage, flow: Flow) -> None:
+    """Let relays hear rows: those that arrived before the attendance, or block by block those that were announced."""
+    stage.relays(lambda relay, _: relay.begin(flow))
+    while any(host.unsent for host in stage.nodes.hosts) and stage.streams:
+        stage.hosts(lambda host, _: host.block(), says=[IVS])
+        stage.relays(lambda relay, got: relay.take(got[IVS]), hears=[IVS], senders=stage.nodes.host_names)
+
+
+def play_step(stage: Stage, step: Step[Any]) -> None:
     """Let relays send, the server send, and both learn what they can."""
     up, down = step.kinds
     rises, falls = [up] * bool(step.senders), [down] * bool(step.receivers)
@@ -277,6 +289,7 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
     links.begin(round)
     try:
         schedule.begin(stage, round)
+        stage.hosts(lambda host, _: host.announce() if stage.streams else host.rows(), says=[IVS])
         stage.relays(lambda relay, got: relay.report(round, got[IVS]), hears=[IVS], says=[REPORT], senders=hosts)
         stage.server(
             lambda server, got: server.attend(round, got[REPORT]), peers=relays, hears=[REPORT], says=[ATTENDANCE]

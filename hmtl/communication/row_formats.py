@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl.coding import SumCode
+from hmtl.coding import SumCode, add_terms
 from hmtl.communication.words import Words
 
 WORK = 2**16  # numbers that are rounded or added at once, so that they stay in the processor's cache
@@ -42,15 +42,13 @@ class RowFormat:
         """Return the numbers [n, L] that `pack` was given."""
         return self.words.unpack(rows, self.L)
 
-    def added(self, rows: Tensor, at: Tensor, length: int = 0) -> Tensor:
-        """Return the sum [1, L] of the numbers in the rows `at`, followed by zeros up to `length`."""
-        total = torch.zeros(1, max(self.L, length), dtype=torch.int64)
+    def add(self, rows: Tensor, at: Tensor, A: Tensor, to: Tensor) -> None:
+        """Add A·S to `to`, where S is the sum of the numbers in the rows `at`, cut; see `hmtl.coding.add_terms`."""
         if self.bits == 64:
-            add_rows(self.unpack(rows), at, total)
-        else:
-            for places in portions(at, self.L):
-                total[:, : self.L] += self.unpack(rows[places]).sum(0)
-        return total
+            add_terms(self.unpack(rows), at, A, to)
+            return
+        for places in portions(at, self.L):
+            add_terms(self.unpack(rows[places]), torch.arange(len(places)), A, to)
 
     def share_nbytes(self, code: SumCode) -> int:
         """Return the bytes of a share of a row."""
@@ -97,19 +95,6 @@ class PlainRows:
         return RowFormat(self.L, 64)
 
     sums = whole = terms
-
-
-def add_rows(numbers: Tensor, at: Tensor, total: Tensor) -> None:
-    """Add the rows `at` of numbers [n, L] to the first L numbers of `total` [1, ..], int64, in one pass over them.
-
-    Columns are added in portions, so that their sums stay in the processor's cache.
-    """
-    sources = numbers.numpy()
-    sums = total.numpy()[0, : numbers.shape[1]]
-    for start in range(0, len(sums), WORK):
-        part = slice(start, start + WORK)
-        for k in at.tolist():
-            sums[part] += sources[k, part]
 
 
 def portions(at: Tensor, L: int) -> Iterator[Tensor]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from hmtl.communication.messages import IVS, KEYS, MODELS, SHARED, SHARES, UNMASK, VERDICT, Message
+from hmtl.communication.messages import KEYS, MODELS, SHARED, SHARES, UNMASK, VERDICT, Message
 from hmtl.communication.nodes.secure import SecureHost, SecureRelay, SecureServer
 from hmtl.communication.planning.flow import Flow
 from hmtl.communication.round import Answers, Schedule, Stage, collect, compute, conclude
@@ -21,9 +21,12 @@ class Turns:
         self.stage = stage
         self._hosts, self._relays = stage.nodes.host_names, stage.nodes.relay_names
 
-    def users(self, action: OfHost, gets: str, says: str) -> None:
+    def users(self, action: OfHost, gets: str = "", says: str = "") -> None:
         """Let users hear relays, and answer them."""
-        self.stage.hosts(lambda host, got: action(_secure(SecureHost, host), got[gets]), hears=[gets], says=[says])
+        hears, kinds = [gets] * bool(gets), [says] * bool(says)
+        self.stage.hosts(
+            lambda host, got: action(_secure(SecureHost, host), got.get(gets, [])), hears=hears, says=kinds
+        )
 
     def up(self, action: OfRelay, kind: str) -> None:
         """Let relays hear users, and tell the server."""
@@ -57,9 +60,10 @@ class SecureSchedule(Schedule):
     """A round around a flow of sums of masked terms."""
 
     def begin(self, stage: Stage, round: int) -> None:
-        """Let users advertise keys and share the seeds of their masks, and send masked terms."""
+        """Let users compute their terms, advertise keys and share the seeds of their masks."""
         turns, relays = Turns(stage), stage.nodes.relay_names
-        stage.hosts(lambda host, _: host.send(round, relays), says=[KEYS])
+        stage.hosts(lambda host, _: host.update(round, relays))
+        turns.users(lambda host, _: host.advertise(), says=KEYS)
         turns.up(lambda relay, keys: relay.advertise(round, keys), KEYS)
         turns.server(lambda server, keys: server.introduce(round, keys), KEYS)
         turns.down(SecureRelay.introduce, KEYS)
@@ -71,7 +75,7 @@ class SecureSchedule(Schedule):
         turns.up(SecureRelay.confirm_shares, SHARED)
         turns.server(SecureServer.settle, SHARED)
         turns.down(SecureRelay.announce, SHARED)
-        turns.users(SecureHost.mask, SHARED, IVS)
+        turns.users(SecureHost.prepare, SHARED)
 
     def attempt(self, stage: Stage, flow: Flow) -> None:
         """Collect the sum of masked terms."""

@@ -187,7 +187,7 @@ class FewBitSumCoder(SumCoder):
         self._change = self.formats.values(self._total, self.scales)
         if not self._few:
             self._next = self.formats.first_scales(self._change, len(users))
-        return super().decode(users, to_bytes(self._change), extras, dtype)
+        return super().decode(users, to_bytes(self._change.clone()), extras, dtype)  # the aggregator may overwrite it
 
     def hear(self, counted: Ids, round: int, requested: bool) -> None:
         self._requested = requested

@@ -26,6 +26,8 @@ _Arrival = tuple[float, float, float, int]  # when the first and the last bit ca
 class TimedLinks(InProcess):
     """Links with the seconds of a round.
 
+    As between processes, rows go ahead of the report of who takes part.
+
     Args:
         ledger: counts bits.
         contacts: who hears whom.
@@ -36,6 +38,8 @@ class TimedLinks(InProcess):
     Attributes:
         seconds: how long the messages of the last round took.
     """
+
+    streams = False
 
     def __init__(
         self,

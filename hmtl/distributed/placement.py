@@ -9,6 +9,7 @@ from torch import Tensor
 from hmtl.communication.messages import SERVER, host_name, relay_name
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import NOBODY, Ids, Users
+from hmtl.mtl.sums import Terms
 
 
 class Placement:
@@ -65,7 +66,7 @@ class HostedUsers:
         self.numbers, self.row_bits = inner.numbers, inner.row_bits
         self.deltas, self.origin = inner.deltas, inner.origin
 
-    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
+    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor | Terms]:
         users, ivs = self.inner.local_update(round, np.flatnonzero(np.isin(self.hosted, idle)))
         return self.hosted[users], ivs
 

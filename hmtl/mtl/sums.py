@@ -8,6 +8,7 @@ integers: the bits are the same whether relays and server add them, in any order
 
 import math
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -34,34 +35,104 @@ def blocks(n: int, m: int) -> Iterator[tuple[slice, slice]]:
             yield slice(row, min(row + rows, n)), slice(column, min(column + columns, m))
 
 
-@dataclass(frozen=True)
-class Terms:
-    """Terms of n users, computed block by block.
+class Terms(ABC):
+    """Terms of n users, int64 [n, L], which are computed as they are handed over: slices of rows, like a tensor's.
 
     Attributes:
-        shape: (n, q, m).
+        shape: (n, L).
+        device: where slices are.
+    """
+
+    dtype = torch.int64
+    shape: tuple[int, int]
+    device: torch.device
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @abstractmethod
+    def __getitem__(self, users: slice) -> Tensor:
+        """Return the terms of some users."""
+
+    @abstractmethod
+    def sum(self) -> Tensor:
+        """Return the sum of the terms, int64 [1, L], without holding all of them."""
+
+
+class TermsByBlock(Terms):
+    """Terms with q sums for each of m coordinates, computed block by block.
+
+    Args:
+        n, q, m: of the terms; L = q·m.
         make: computes a block.
         device: where the terms are.
     """
 
-    shape: tuple[int, int, int]
-    make: MakeTerms
-    device: torch.device
+    def __init__(self, n: int, q: int, m: int, make: MakeTerms, device: torch.device) -> None:
+        self.shape, self.device = (n, q * m), device
+        self._q, self._m, self._make = q, m, make
 
-    def all(self) -> Tensor:
-        """Return all terms, int64 [n, q·m]."""
-        terms = torch.empty(self.shape, dtype=torch.int64, device=self.device)
-        for rows, columns in blocks(self.shape[0], self.shape[2]):
-            terms[rows, :, columns] = self.make(rows, columns)
+    def __getitem__(self, users: slice) -> Tensor:
+        first, stop, _ = users.indices(len(self))
+        terms = torch.empty(max(0, stop - first), self._q, self._m, dtype=torch.int64, device=self.device)
+        for rows, columns in blocks(len(terms), self._m):
+            terms[rows, :, columns] = self._make(slice(first + rows.start, first + rows.stop), columns)
         return terms.flatten(1)
 
     def sum(self) -> Tensor:
-        """Return the sum of the terms, int64 [1, q·m], without holding all of them."""
-        n, q, m = self.shape
-        total = torch.zeros(q, m, dtype=torch.int64, device=self.device)
-        for rows, columns in blocks(n, m):
-            total[:, columns] += self.make(rows, columns).sum(0)
+        total = torch.zeros(self._q, self._m, dtype=torch.int64, device=self.device)
+        for rows, columns in blocks(len(self), self._m):
+            total[:, columns] += self._make(rows, columns).sum(0)
         return total.view(1, -1)
+
+
+class WeightedChanges(Terms):
+    """The terms w_k·(x_k − x′_k), rounded to a grid on the CPU.
+
+    Args:
+        grid: the grid.
+        new, last: x_k and x′_k [n, m], of one type.
+        weights: w_k [n, 1], whose sum over all users is at most 1.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, grid: "Grid", new: Tensor, last: Tensor, weights: Tensor) -> None:
+        self.grid, self.weights = grid, weights
+        self.shape = (len(new), new.shape[1])
+        self._new, self._last = new, last[:1] if last.stride(0) == 0 else last
+
+    def __getitem__(self, users: slice) -> Tensor:
+        first, stop, _ = users.indices(len(self))
+        return self._added(users, torch.zeros(max(0, stop - first), self.shape[1], dtype=torch.int64))
+
+    def sum(self) -> Tensor:
+        total = torch.zeros(1, self.shape[1], dtype=torch.int64)
+        rows = max(1, len(self) if self._new.is_cpu else WORK // self.shape[1])
+        for first in range(0, len(self), rows):
+            self._added(slice(first, first + rows), total)
+        return total
+
+    def _added(self, users: slice, to: Tensor) -> Tensor:
+        """Add the terms of some users to rows of their own, or to one row."""
+        from hmtl.mtl.sum_kernels import add_changes  # loading the compiler takes a while
+
+        last, weights = self._last if len(self._last) == 1 else self._last[users], self.weights[users]
+        new, last = (_compiled(x) for x in (self._new[users], last))
+        rows = new.numpy(), last.numpy(), weights.double().cpu().numpy().ravel()
+        if not add_changes(*rows, 2.0**self.grid.bits, MAX_SUM / 2, to.numpy()):
+            self.grid.rounded(new.double() - last, weights.cpu())  # raises the error
+        return to
+
+
+def _compiled(x: Tensor) -> Tensor:
+    """Return x in memory and in a type that the compiled loops know."""
+    return (x if x.dtype in (torch.float32, torch.float64) else x.float()).cpu().contiguous()
+
+
+def added(rows: Tensor) -> Tensor:
+    """Return the sum [1, L] of rows [n, L]; the row itself, if there is only one."""
+    return rows if len(rows) == 1 else rows.sum(0, keepdim=True)
 
 
 def fitting(total: float) -> float:
@@ -117,7 +188,7 @@ class Grid:
         return (scaled if weights is None else scaled.mul_(weights)).round_().to(torch.int64)
 
     def added(self, total: Tensor, change: Tensor, factor: Tensor | None = None) -> Tensor:
-        """Return a running sum plus a sum of at most K differences of terms, both int64.
+        """Return a running sum plus a sum of at most K differences of terms, both int64; `change` may be overwritten.
 
         With a `factor`, which has the shape of the last dimension, the change is multiplied by it and rounded again.
 
@@ -125,11 +196,12 @@ class Grid:
             RangeError: the running sum might overflow in the next round.
         """
         if factor is not None:  # clamped so that the sum below cannot wrap around, and its check sees what is too large
-            change = (change.double() * factor).round_().clamp_(-2.5 * MAX_SUM, 2.5 * MAX_SUM).to(torch.int64)
-        new = total + change
-        if new.numel() and float(largest := new.abs().max()) > MAX_SUM:
+            change = change.double().mul_(factor).round_().clamp_(-2.5 * MAX_SUM, 2.5 * MAX_SUM).to(torch.int64)
+        new = change.add_(total)
+        low, high = map(int, torch.aminmax(new)) if new.numel() else (0, 0)
+        if (largest := max(-low, high)) > MAX_SUM:
             raise RangeError(
-                f"A sum has grown to {float(largest) / 2.0**self.bits:.3g}, but at most "
+                f"A sum has grown to {largest / 2.0**self.bits:.3g}, but at most "
                 f"{MAX_SUM / 2.0**self.bits:.3g} is safe on a grid of 2^-{self.bits}. "
                 "Lower fraction_bits, or solver.step if training diverges."
             )
@@ -137,7 +209,7 @@ class Grid:
 
     def values(self, sums: Tensor) -> Tensor:
         """Return the values of sums on the grid, float64."""
-        return sums.double() * 2.0**-self.bits
+        return sums.double().mul_(2.0**-self.bits)
 
     def fine(self, x: Tensor) -> Tensor:
         """Return terms [n, 2] that keep the sign of even a tiny sum of `x` [n]: `x` on the grid, and the remainder."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.coding import sum_code
@@ -18,21 +18,26 @@ def test_rows_are_added_word_by_word(bits: int, n: int, L: int, seed: int) -> No
     assert rows.shape == (n, row_format.nbytes)
     assert torch.equal(row_format.unpack(rows), numbers)
     at = torch.from_numpy(rng.permutation(n)[: n // 2])
-    assert torch.equal(row_format.added(rows, at)[0], numbers[at].sum(0))
+    total = torch.full((1, L), 5)
+    row_format.add(rows, at, torch.ones(1, 1, dtype=torch.int64), total)
+    assert torch.equal(total[0], 5 + numbers[at].sum(0))
 
 
-def test_long_rows_are_added_one_by_one() -> None:
-    row_format = RowFormat(2**16, 8)
-    numbers = torch.tensor([[3], [1], [-2]]).expand(3, 2**16)
-    assert row_format.added(row_format.pack(numbers), torch.arange(3)).unique().tolist() == [2]
-
-
-def test_words_of_64_bits_are_added_in_portions_and_followed_by_zeros() -> None:
-    row_format = RowFormat(2**16 + 3, 64)
-    numbers = torch.from_numpy(np.random.default_rng(0).integers(-(2**63), 2**63 - 1, (3, row_format.L)))
-    added = row_format.added(row_format.pack(numbers), torch.tensor([2, 0]), row_format.L + 2)
-    assert torch.equal(added[0, :-2], numbers[2] + numbers[0])
-    assert not added[0, -2:].any()
+@given(
+    bits=st.sampled_from((8, 64)), c=st.integers(1, 9), L=st.sampled_from((1, 7, 2**16 + 3)), seed=st.integers(0, 99)
+)
+@settings(max_examples=30)
+def test_sums_are_cut_and_multiplied(bits: int, c: int, L: int, seed: int) -> None:
+    """Modulo 2^64, with a last stretch that is padded, and added to what is there."""
+    rng, row_format = np.random.default_rng(seed), RowFormat(L, bits)
+    numbers = torch.from_numpy(rng.integers(-(2**63), 2**63 - 1, (3, L)))
+    rows, stretch = row_format.pack(numbers), -(-L // c)
+    A = torch.from_numpy(rng.choice([0, 0, 1, 3**30], (2, c)))
+    before = torch.from_numpy(rng.integers(-(2**63), 2**63 - 1, (2, stretch)))
+    padded = torch.nn.functional.pad(row_format.unpack(rows)[[2, 0]].sum(0), (0, c * stretch - L)).view(c, stretch)
+    to = before.clone()
+    row_format.add(rows, torch.tensor([2, 0]), A, to)
+    assert torch.equal(to, before + torch.mm(A, padded))
 
 
 @given(

@@ -67,7 +67,7 @@ def test_terms_are_those_of_equal_weights_with_noise(seed: int) -> None:
     (users, exact), (_, quiet) = (fedavg(each, seed=seed).users.local_update(0) for each in (None, QUIET))
     counts = make(seed, K=6, d=40).problem.counts
     scale = 2.0 ** (40 - np.ceil(np.log2(sum(counts)))) * torch.tensor(counts)[users, None]
-    assert (exact / scale - quiet / UNIT).abs().max() < 1e-7
+    assert (exact[:] / scale - quiet / UNIT).abs().max() < 1e-7
     learner = fedavg(LOUD, seed=seed)
     loud = learner.users.local_update(0)[1]
     noise = (loud - clipped(quiet, LOUD.clip * UNIT)).double() / (UNIT * LOUD.clip)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hmtl.errors import ConfigError, RangeError
 from hmtl.mtl import Mean, Ridge, sums
 from hmtl.mtl.regularizers import SharedModel
-from hmtl.mtl.sums import Form, Grid, Terms, fitting, from_digits, to_digits
+from hmtl.mtl.sums import Form, Grid, TermsByBlock, WeightedChanges, fitting, from_digits, to_digits
 
 
 @given(data=st.data(), bits=st.integers(0, 60), K=st.integers(1, 50), seed=st.integers(0, 10**6))
@@ -116,9 +116,30 @@ def test_terms_do_not_depend_on_blocks(monkeypatch, work: int) -> None:
     monkeypatch.setattr(sums, "WORK", work)
     values = torch.arange(5 * 2 * 11).view(5, 2, 11)
     for n in (5, 0):
-        terms = Terms((n, 2, 11), lambda rows, columns: values[rows, :, columns], values.device)
-        assert torch.equal(terms.all(), values[:n].flatten(1))
+        terms = TermsByBlock(n, 2, 11, lambda rows, columns: values[rows, :, columns], values.device)
+        assert torch.equal(terms[:], values[:n].flatten(1))
+        assert torch.equal(terms[1:3], values[:n].flatten(1)[1:3])
         assert torch.equal(terms.sum(), values[:n].flatten(1).sum(0, keepdim=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shared", [True, False])
+def test_weighted_changes_are_those_of_the_grid(dtype: torch.dtype, shared: bool) -> None:
+    rng = torch.Generator().manual_seed(0)
+    new, last = torch.randn(2, 7, 5000, generator=rng, dtype=torch.float64).to(dtype)
+    last, weights = last[:1].expand(7, -1) if shared else last, torch.rand(7, 1, generator=rng, dtype=torch.float64) / 7
+    terms, grid = WeightedChanges(Grid(40, 7), new, last, weights), Grid(40, 7)
+    expected = grid.rounded(new.double() - last, weights)
+    assert terms.shape == (7, 5000)
+    assert torch.equal(terms[:], expected)
+    assert torch.equal(terms[2:4], expected[2:4])
+    assert torch.equal(terms[7:], expected[:0])
+    assert torch.equal(terms.sum(), expected.sum(0, keepdim=True))
+    for wrong in (math.inf, math.nan, 2.0**22):
+        new = new.double().clone()
+        new[3, 4999] = wrong
+        with pytest.raises(RangeError):
+            WeightedChanges(grid, new, last.double(), weights)[3:]
 
 
 @given(st.lists(st.floats(-(2.0**60), 2.0**60).filter(lambda x: x == 0 or abs(x) > 2.0**-8), min_size=1, max_size=40))

@@ -1,7 +1,6 @@
 """A host: the node that holds the users of a process. K users, m numbers per IV or model, e further numbers."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +14,25 @@ from hmtl.communication.messages import IVS, Message, Users, host_name, nothing
 from hmtl.communication.planning.flow import Recipe
 from hmtl.communication.planning.planner import Planner
 from hmtl.errors import CodingError
+
+BLOCK = 2**24  # bytes of rows that are sent at once, so that they stay in the processor's cache
+
+
+class HandedRows(Protocol):
+    """HandedRows [n, m + e] of users, sent slice by slice: a tensor, or rows that are computed as they are sent."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, users: slice, /) -> Tensor: ...
 
 
 class UserSide(Protocol):
@@ -32,7 +50,7 @@ class UserSide(Protocol):
     @property
     def origin(self) -> Tensor: ...
 
-    def local_update(self, round: int, idle: Users = ...) -> tuple[Users, Tensor]: ...
+    def local_update(self, round: int, idle: Users = ...) -> tuple[Users, "HandedRows"]: ...
 
     def take_sent(self, users: Users, sent: Tensor, further: Tensor) -> Tensor: ...
 
@@ -82,9 +100,12 @@ class Host:
         self.dtype, self.device = torch.float64, torch.device("cpu")
         self.nbytes = 0
         self._idle = self.waiting.copy()
+        self._round, self._relays = -1, tuple[str, ...]()
+        self._sent = 0  # of the rows that it holds
+        self._hold(members[:0], torch.empty(0, 0))
 
-    def send(self, round: int, relays: Sequence[str]) -> list[Message]:
-        """Return the IVs of the users who take part, and requests of others who lack a row, for relays within range."""
+    def update(self, round: int, relays: Sequence[str]) -> None:
+        """Compute the IVs of the users who take part."""
         self._idle = self.waiting.copy()
         users, ivs = self.users.local_update(round, np.flatnonzero(self._idle))
         K = len(self.waiting)
@@ -97,16 +118,64 @@ class Host:
         self.pending[users] = True
         self.sent[users] = round
         self.dtype, self.device = ivs.dtype, ivs.device
-        payload, overhead = self.coder.encode(users, ivs)
+        self._round, self._relays = round, tuple(relays)
+        self._hold(users, ivs)
+
+    def announce(self) -> list[Message]:
+        """Return who takes part and how long rows are, and requests of users who lack a row, for relays within range.
+
+        The rows follow by `block`.
+        """
+        parts = self._encoded(slice(0, 0))
+        payload, overhead = (part.new_empty(len(self._users), part.shape[1], device="meta") for part in parts)
+        return [self._message(self._users, payload, overhead), *self._requests()]
+
+    def rows(self) -> list[Message]:
+        """Return the rows of the users who take part, and requests of users who lack a row, for relays within range."""
+        return [self._message(self._users, *self._encoded(slice(None))), *self._requests()]
+
+    @property
+    def unsent(self) -> bool:
+        """Whether rows that were announced have not been sent yet."""
+        return self._sent < len(self._users)
+
+    def block(self) -> list[Message]:
+        """Return the rows of the next users, about BLOCK bytes."""
+        if not self.unsent:
+            return []
+        nbytes = self._ivs.shape[1] * self._ivs.dtype.itemsize
+        users = slice(self._sent, self._sent + max(1, BLOCK // nbytes))
+        self._sent = users.stop
+        return [self._message(self._users[users], *self._encoded(users))]
+
+    def _hold(self, users: Users, ivs: HandedRows) -> None:
+        """Hold the rows of these users until they are sent."""
+        self._users, self._ivs, self._sent = users, ivs, 0
+
+    def _encoded(self, users: slice) -> tuple[Tensor, Tensor]:
+        """Return the payload and overhead of some of the rows."""
+        payload, overhead = self.coder.encode(self._users[users], self._ivs[users])
         self.nbytes = payload.shape[1]
-        to, dtype = tuple(relays), ivs.dtype
-        messages = [Message(round, USERS_TO_RELAYS, IVS, self.name, to, users, payload, overhead, users, dtype=dtype)]
-        if len(lacking := self.coder.requesting(self.members[self._idle[self.members]])):
-            flags = torch.ones(len(lacking), 1, dtype=torch.uint8)
-            messages.append(
-                replace(messages[0], links=lacking, payload=nothing(len(lacking)), overhead=flags, users=lacking)
-            )
-        return messages
+        return payload, overhead
+
+    def _requests(self) -> list[Message]:
+        lacking = self.coder.requesting(self.members[self._idle[self.members]])
+        flags = torch.ones(len(lacking), 1, dtype=torch.uint8)
+        return [self._message(lacking, nothing(len(lacking)), flags)] if len(lacking) else []
+
+    def _message(self, users: Users, payload: Tensor, overhead: Tensor) -> Message:
+        return Message(
+            self._round,
+            USERS_TO_RELAYS,
+            IVS,
+            self.name,
+            self._relays,
+            users,
+            payload,
+            overhead,
+            users,
+            dtype=self.dtype,
+        )
 
     def follow(self, planner: Planner) -> None:
         """Continue with the topology of another planner."""
@@ -114,6 +183,7 @@ class Host:
 
     def read_receipts(self, receipts: Sequence[Message]) -> None:
         """Roll back the updates that were sent in a round in which nobody aggregated."""
+        self._hold(self.members[:0], torch.empty(0, 0))
         for message in receipts:
             users = message.of_users()
             sent_now = self.pending[users] & (self.sent[users] == message.round)

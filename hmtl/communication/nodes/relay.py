@@ -5,6 +5,7 @@ Aggregators confirm by digests that they hold the same models, which the server 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,14 +24,13 @@ from hmtl.communication.messages import (
     STATE,
     Message,
     Users,
-    by_user,
     nothing,
     overhead_only,
     relay_name,
 )
 from hmtl.communication.nodes.aggregation import Aggregation, PackedModels
 from hmtl.communication.nodes.phases import Event, Phase, following
-from hmtl.communication.planning.flow import NOTHING, Delivery, Flow, Heard, Recipe, Step
+from hmtl.communication.planning.flow import Delivery, Flow, Recipe, Step
 from hmtl.communication.planning.planner import Planner
 
 
@@ -54,7 +54,7 @@ class Node:
         self.round = -1
         self.attendance: Attendance = decide(planner.topology, {}, 0, ())  # nobody takes part
         self.sizes = (0, 0)
-        self._heard = NOTHING
+        self._heard: Any = None  # what it keeps of the rows that it heard, as the flow has it
         self._digest = Digest()
 
     def follow(self, planner: Planner) -> None:
@@ -96,25 +96,23 @@ class Relay(Node):
         self.dtype = torch.float64
         self.adopted = 0
         self._models: PackedModels | None = None
+        self._arrived: Sequence[Message] = ()  # that it heard before it reported, or announcements
         self._passed: Sequence[Message] = ()  # models that the server passed on
 
     def report(self, round: int, messages: Sequence[Message]) -> list[Message]:
-        """Take the rows of the users within range and report to the server whose rows they are."""
+        """Report to the server which users within range take part, given their rows, or announcements of them."""
         requests = [message for message in messages if message.is_request]
         rows = [message for message in messages if not message.is_request]
         if not rows:
             return []  # without a message, the length of a row in this round is unknown
         self._on(Event.REPORT)
         rows = [message for message in rows if len(message)] or rows[:1]  # hosts without rows may not know their length
-        self.round, self.dtype = round, rows[0].dtype
-        users, parts = by_user(rows)  # rows of users out of range remain unread
-        at = np.flatnonzero(self.topology.G[self.i][users])
-        place = np.full(self.topology.K, -1)
-        place[users[at]] = at
-        self._heard = Heard(parts, place)
-        self.sizes = parts["payload"].shape[1], parts["overhead"].shape[1]
+        self.round, self.dtype, self._arrived = round, rows[0].dtype, rows
+        users = np.unique(np.concatenate([message.of_users() for message in rows]))
+        self.sizes = rows[0].payload.shape[1], rows[0].overhead.shape[1]
         requested = any(self.topology.G[self.i][message.of_users()].any() for message in requests)
-        content = Report(users[at], self.version, *self.sizes, requested).to_bytes(self.topology, self.i)
+        near = users[self.topology.G[self.i][users] == 1]
+        content = Report(near, self.version, *self.sizes, requested).to_bytes(self.topology, self.i)
         return [self._to_server(REPORT, *overhead_only(content))]
 
     def attend(self, messages: Sequence[Message]) -> None:
@@ -146,13 +144,22 @@ class Relay(Node):
             self.version = self._aggregation.version
             self.adopted = self.version if whole else self.adopted
 
-    def up(self, step: Step) -> list[Message]:
+    def begin(self, flow: Flow) -> None:
+        """Keep what the flow needs of the rows that were heard so far."""
+        self._heard = flow.hearing.begin(self.i)
+        self.take([message for message in self._arrived if not message.announces])
+
+    def take(self, messages: Sequence[Message]) -> None:
+        """Hear rows of users."""
+        self._heard.take(messages)
+
+    def up(self, step: Step[Any]) -> list[Message]:
         """Send the server what a step asks of this relay."""
         if self.phase is not Phase.ATTENDING or self.i not in step.senders:
             return []
         return [self._to_server(step.kinds[0], *step.up(self.i, self._heard))]
 
-    def learn(self, step: Step, messages: Sequence[Message]) -> None:
+    def learn(self, step: Step[Any], messages: Sequence[Message]) -> None:
         """Learn what a step brings, if this relay aggregates."""
         if not self.aggregating or self.i not in step.learners:
             return
@@ -164,7 +171,7 @@ class Relay(Node):
 
     def release(self) -> None:
         """Release the rows that it heard, which may be large."""
-        self._heard = NOTHING
+        self._heard, self._arrived = None, ()
 
     def aggregate(self) -> None:
         """Compute the models; relays of a process that learned the same share them."""

@@ -38,7 +38,7 @@ from hmtl.communication.messages import (
     relay_name,
 )
 from hmtl.communication.nodes.aggregation import Aggregation
-from hmtl.communication.nodes.host import Host
+from hmtl.communication.nodes.host import HandedRows, Host
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server, relay_of
 from hmtl.communication.planning.planner import Planner
@@ -63,19 +63,15 @@ class SecureHost(Host):
         super().__init__(planner, recipe, *args)
         assert recipe.secure
         self.formats, self.secure = recipe.formats, recipe.secure
-        self._round = -1
-        self._relays: tuple[str, ...] = ()
-        self._messages: list[Message] = []  # with terms that are not yet masked
         self._secrets: dict[int, protocol.MaskingUser] = {}  # of the users who take part
         self._fewest = 0  # users behind a sum
         self._neighbors = 0  # of each user
+        self._told: dict[int, Bytes] = {}  # which of a user's neighbours shared seeds, as bits
 
-    def send(self, round: int, relays: Sequence[str]) -> list[Message]:
-        """Compute the terms of the users who take part, and advertise keys."""
-        self._round, self._relays = round, tuple(relays)
-        self._messages = super().send(round, relays)
-        self._secrets = {k: protocol.MaskingUser(k) for k in self._messages[0].of_users().tolist()}
-        return self._rows(KEYS, {k: user.advertised for k, user in self._secrets.items()})
+    def advertise(self) -> list[Message]:
+        """Advertise keys of the users who take part."""
+        self._secrets = {k: protocol.MaskingUser(k) for k in self._users.tolist()}
+        return self._of_users(KEYS, {k: user.advertised for k, user in self._secrets.items()})
 
     def share(self, messages: Sequence[Message]) -> list[Message]:
         """Share the seeds of each user's masks among its neighbours."""
@@ -93,7 +89,7 @@ class SecureHost(Host):
             numbers, keys = bytes_to_numbers(entries[:, :NUMBER].ravel()), entries[:, NUMBER:]
             if (shares := self._secrets[k].share(numbers, keys, chosen.threshold)) is not None:
                 sealed[k] = shares.ravel()
-        return self._rows(SHARES, sealed)
+        return self._of_users(SHARES, sealed)
 
     def read(self, messages: Sequence[Message]) -> list[Message]:
         """Take what neighbours sealed for each user, and tell whose shares it can read."""
@@ -105,19 +101,22 @@ class SecureHost(Host):
                 here = np.isin(to, users) & (rows[:, 0] < self._neighbors)
                 sealed[np.searchsorted(users, to[here]), rows[here, 0]] = rows[here, 1:]
         read = zip(users.tolist(), sealed, strict=True)
-        return self._rows(SHARED, {k: np.packbits(self._secrets[k].take(own)) for k, own in read})
+        return self._of_users(SHARED, {k: np.packbits(self._secrets[k].take(own)) for k, own in read})
 
-    def mask(self, messages: Sequence[Message]) -> list[Message]:
-        """Return the masked terms of those users who were told which of their neighbours shared seeds."""
-        told = {k: row for k, row in self._received(messages).items() if len(self._secrets[k].neighbors)}
-        users = np.array(list(told), np.int64)
-        terms, *others = self._messages
-        at = torch.from_numpy(np.searchsorted(terms.of_users(), users))
-        masked = _Rows(self.formats, terms.payload.shape[1], terms.payload[at], terms.overhead[at])
-        for place, k in enumerate(users.tolist()):
-            masked.add(place, self._secrets[k].mask(_bools(told[k], self._neighbors), masked.parts))
-        self._messages = []
-        return [replace(terms, links=users, payload=masked.payload, overhead=masked.overhead, users=users), *others]
+    def prepare(self, messages: Sequence[Message]) -> None:
+        """Hold the terms of those users only who were told which of their neighbours shared seeds."""
+        told = self._received(messages)
+        self._told = {k: row for k, row in told.items() if len(self._secrets[k].neighbors)}
+        users = np.array(list(self._told), np.int64)
+        self._hold(users, _Chosen(self._ivs, np.searchsorted(self._users, users)))
+
+    def _encoded(self, users: slice) -> tuple[Tensor, Tensor]:
+        """Return masked terms."""
+        payload, overhead = super()._encoded(users)
+        masked = _Rows(self.formats, payload.shape[1], payload.clone(), overhead.clone())
+        for place, k in enumerate(self._users[users].tolist()):
+            masked.add(place, self._secrets[k].mask(_bools(self._told[k], self._neighbors), masked.parts))
+        return masked.payload, masked.overhead
 
     def answer(self, messages: Sequence[Message]) -> list[Message]:
         """Reveal a share of one seed of each neighbour, if enough users counted."""
@@ -130,7 +129,7 @@ class SecureHost(Host):
             revealed = self._secrets[k].reveal(counted) if total >= self._fewest else None
             if revealed is not None:
                 shares[k] = revealed.ravel()
-        return self._rows(UNMASK, shares)
+        return self._of_users(UNMASK, shares)
 
     def _received(self, messages: Sequence[Message]) -> dict[int, Bytes]:
         """Return the row of each user who takes part and whom all relays tell the same; some send a digest of it."""
@@ -142,7 +141,7 @@ class SecureHost(Host):
                 told[k].add(row.tobytes() if len(row) == DIGEST else digest(row.tobytes()))
         return {k: rows[k] for k in self._secrets if k in rows and len(told[k]) == 1}
 
-    def _rows(self, kind: str, rows: Mapping[int, Bytes]) -> list[Message]:
+    def _of_users(self, kind: str, rows: Mapping[int, Bytes]) -> list[Message]:
         """Return a message with a row for each of these users; none if there are no rows."""
         if not rows:
             return []
@@ -491,6 +490,27 @@ class SecureServer(Server):
         else:
             total.payload, total.overhead = torch.zeros_like(total.payload), torch.zeros_like(total.overhead)
         self._sums.keep(counted, {"payload": total.payload, "overhead": total.overhead})
+
+
+class _Chosen:
+    """Some of the rows that a learner hands over, see `hmtl.communication.nodes.host.HandedRows`.
+
+    Args:
+        rows: all rows.
+        at: the numbers of those that are chosen, ascending.
+    """
+
+    def __init__(self, rows: HandedRows, at: NDArray[np.int64]) -> None:
+        self.shape, self.dtype, self.device = (len(at), rows.shape[1]), rows.dtype, rows.device
+        self._rows, self._at = rows, at
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, users: slice) -> Tensor:
+        if not len(at := self._at[users]):
+            return self._rows[:0]
+        return self._rows[slice(at[0], at[-1] + 1)][torch.from_numpy(at - at[0])]
 
 
 class _Rows:

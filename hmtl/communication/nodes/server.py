@@ -4,6 +4,7 @@ If it aggregates, it computes the models of what it learned; relays that aggrega
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from hmtl.communication.messages import (
 )
 from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.relay import Node
-from hmtl.communication.planning.flow import NOTHING, OF_SERVER, Content, Copy, Flow, Recipe, Step
+from hmtl.communication.planning.flow import OF_SERVER, Content, Copy, Flow, Recipe, Step
 from hmtl.communication.planning.planner import Planner
 from hmtl.errors import CodingError
 
@@ -70,7 +71,7 @@ class Server(Node):
         return self._announce()
 
     def _announce(self) -> list[Message]:
-        self.silent, self._digest, self._heard = set(), Digest(), NOTHING
+        self.silent, self._digest, self._heard = set(), Digest(), None
         planner = self.planner
         content = decide(self.topology, self._reports, self.version, planner.preferred, planner.server).to_bytes()
         self.attendance = self.planner.attendance(content.tobytes())
@@ -91,7 +92,7 @@ class Server(Node):
         self.handover_bits += 8 * sum(message.overhead.numel() for message in (*messages, *copies))
         return copies
 
-    def down(self, step: Step, messages: Sequence[Message]) -> list[Message]:
+    def down(self, step: Step[Any], messages: Sequence[Message]) -> list[Message]:
         """Take what relays sent in a step, learn what it brings, and send relays what they need.
 
         If a message is missing, the attempt is in vain.
@@ -108,7 +109,7 @@ class Server(Node):
 
     def aggregate(self) -> None:
         """Compute the models, if the server aggregates."""
-        self._heard = NOTHING  # may be as large as all models
+        self._heard = None  # may be as large as all models
         if self.aggregation and not self.empty and not self.silent:
             self.aggregation.update(self._value, self.dtype, self.attendance.requested)
 

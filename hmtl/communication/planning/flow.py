@@ -9,10 +9,10 @@ know nothing more of them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -54,26 +54,14 @@ class Copy(NamedTuple):
     content: Content
 
 
-@dataclass(eq=False)
-class Heard:
-    """The rows that a node heard.
+class Heard(Protocol):
+    """What a node keeps of the rows that it heard: the rows, or what it sends of their sums."""
 
-    Attributes:
-        parts: payload and overhead of the rows, uint8 [n, bytes] each.
-        place: the row of each user [K]; -1: not heard.
-        cut: the step that cut the rows into pieces last, with these pieces; None: no step has.
-    """
-
-    parts: Mapping[str, Tensor]
-    place: NDArray[np.int64]
-    cut: "tuple[Step, Tensor] | None" = None
-
-    def at(self, users: NDArray[np.int64]) -> Tensor:
-        """Return the rows of these users, of any shape."""
-        return torch.from_numpy(self.place[users])
+    def take(self, messages: Sequence[Message]) -> None:
+        """Hear these messages."""
 
 
-NOTHING = Heard({}, np.empty(0, np.int64))
+H = TypeVar("H", contravariant=True)
 
 
 class Keeper(Protocol):
@@ -89,8 +77,8 @@ class Keeper(Protocol):
     def keep(self, users: Users, ivs: dict[str, Tensor]) -> None: ...
 
 
-class Step(Protocol):
-    """A step of a round.
+class Step(Protocol[H]):
+    """A step of a round, for nodes that keep rows in this way.
 
     Attributes:
         kinds: the kinds of the messages from relays, and of those from the server.
@@ -110,15 +98,13 @@ class Step(Protocol):
     @property
     def learners(self) -> Sequence[int]: ...
 
-    def up(self, i: int, heard: Heard) -> Content:
+    def up(self, i: int, heard: H) -> Content:
         """Return what relay i sends the server."""
 
-    def down(self, heard: Heard, received: Sequence[Message]) -> Iterator[Copy]:
+    def down(self, heard: H, received: Sequence[Message]) -> Iterator[Copy]:
         """Yield what the server sends, from the rows that it heard, or from what relays sent."""
 
-    def learn(
-        self, node: int, heard: Heard, received: Sequence[Message], digest: Digest, keeper: Keeper | None
-    ) -> Heard | None:
+    def learn(self, node: int, heard: H, received: Sequence[Message], digest: Digest, keeper: Keeper | None) -> Any:
         """Let a node learn rows: it adds them to its digest and, if it keeps the rows of its process, to the keeper.
 
         Return what counts as heard by this node from now on, if that changes.
@@ -143,17 +129,26 @@ class Delivery(Protocol):
         """
 
 
+class Hearing(Protocol):
+    """How relays hear rows."""
+
+    def begin(self, i: int) -> Heard:
+        """Return what relay i keeps before it has heard anything."""
+
+
 @dataclass(frozen=True)
 class Flow:
     """What travels in an attempt.
 
     Attributes:
+        hearing: returns what a relay keeps of the rows that it hears, which is nothing yet.
         collect: the steps after which the aggregators hold what they compute the models from.
         delivery: how the models reach the users.
         digest: of the plan that the steps follow; nodes with another version of a solver may come to another plan.
     """
 
-    collect: tuple[Step, ...]
+    hearing: "Hearing"
+    collect: tuple[Step[Any], ...]
     delivery: Delivery
     digest: bytes = b""
 
@@ -188,6 +183,7 @@ class Recipe(ABC):
         messages: what users send, as in the keyword of learners.
         tiers: the tiers whose loads depend on the recipe; on the others, there is a row for each user.
         row_type: the type of a row's numbers in a round that is played for its price.
+        adds: whether relays add rows as they hear them, so that they need not come all at once.
     """
 
     aggregators: Aggregators = field(default="auto", hash=False)
@@ -197,6 +193,7 @@ class Recipe(ABC):
     messages: ClassVar[str]
     tiers: ClassVar[tuple[str, ...]]
     row_type: ClassVar[torch.dtype]
+    adds: ClassVar[bool]
 
     @abstractmethod
     def nodes(self, contacts: Topology | Moving, network: Network) -> AggregatorSet:

@@ -1,7 +1,7 @@
 """The flow of a round of IVs: relays forward them, or exchange combinations of them, over GF(2^8). K users."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from hmtl.communication.coders import (
 )
 from hmtl.communication.encoding import put, take
 from hmtl.communication.messages import BROADCAST, COMBINATIONS, IVS, Message, Users, by_user
-from hmtl.communication.planning.flow import OF_SERVER, Content, Copy, Flow, Heard, Keeper, Recipe, Step
+from hmtl.communication.planning.flow import OF_SERVER, Content, Copy, Flow, Keeper, Recipe, Step
 from hmtl.communication.planning.pieces import Segment, View, segments
 from hmtl.communication.planning.planner import Planner, who_may_aggregate
 from hmtl.communication.wires import FLOATS, check_wire, quantiser_of, rounding
@@ -51,6 +51,7 @@ class IVs(Recipe):
     messages = "ivs"
     tiers = RELAYS_TO_SERVER, SERVER_TO_RELAYS
     row_type = torch.float64
+    adds = False
 
     def __post_init__(self) -> None:
         scheme_of(self.scheme)
@@ -93,14 +94,14 @@ class IVs(Recipe):
         return FLOATS.get(self.wire) if isinstance(self.wire, str) else None
 
     def flow(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Flow:
-        steps: list[Step] = []
+        steps: list[Step[Kept]] = []
         digest = b""
         if planner.server:
             steps.append(Forwarded(attendance.relays, planner.forwarders(attendance.heard)))
         if attendance.aggregators:
             steps += coded_steps(planner, attendance, sizes)
             digest = planner.code(attendance).plan.digest
-        return Flow(tuple(steps), OwnModels(planner, attendance), digest)
+        return Flow(KeptRows(planner.topology), tuple(steps), OwnModels(planner, attendance), digest)
 
     def arrived(
         self, planner: Planner, members: Users, messages: Sequence[Message]
@@ -123,6 +124,47 @@ class IVs(Recipe):
         return {"communicator": communicator, "scheme": scheme, "note": rounding(self.wire, dtype)}
 
 
+@dataclass(frozen=True)
+class KeptRows:
+    """Relays keep the rows of users within range."""
+
+    topology: Topology
+
+    def begin(self, i: int) -> "Kept":
+        return Kept(self.topology.G[i] == 1)
+
+
+@dataclass(eq=False)
+class Kept:
+    """The rows that a node heard.
+
+    Attributes:
+        near: the users whose rows it reads [K].
+        parts: payload and overhead of the rows, uint8 [n, bytes] each.
+        place: the row of each user [K]; -1: not heard.
+        cut: the step that cut the rows into pieces last, with these pieces; None: no step has.
+    """
+
+    near: NDArray[np.bool_]
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    place: NDArray[np.int64] = field(init=False)
+    cut: "tuple[Coded, Tensor] | None" = None
+
+    def __post_init__(self) -> None:
+        self.place = np.full(len(self.near), -1)
+
+    def take(self, messages: Sequence[Message]) -> None:
+        """Hear these messages, which hold all rows."""
+        if messages:
+            users, self.parts = by_user(messages)
+            at = np.flatnonzero(self.near[users])
+            self.place[users[at]] = at
+
+    def at(self, users: NDArray[np.int64]) -> Tensor:
+        """Return the rows of these users, of any shape."""
+        return torch.from_numpy(self.place[users])
+
+
 @dataclass(frozen=True, eq=False)
 class Forwarded:
     """Relays forward rows, and the server learns them.
@@ -139,22 +181,19 @@ class Forwarded:
     receivers = ()
     learners = (OF_SERVER,)
 
-    def up(self, i: int, heard: Heard) -> Content:
+    def up(self, i: int, heard: Kept) -> Content:
         users = np.flatnonzero(self.forwarders == i)
         return Content(heard.parts["payload"], heard.parts["overhead"], users, heard.at(users))
 
-    def down(self, heard: Heard, received: Sequence[Message]) -> Iterator[Copy]:
+    def down(self, heard: Kept, received: Sequence[Message]) -> Iterator[Copy]:
         yield from ()
 
-    def learn(
-        self, node: int, heard: Heard, received: Sequence[Message], digest: Digest, keeper: Keeper | None
-    ) -> Heard:
+    def learn(self, node: int, heard: Kept, received: Sequence[Message], digest: Digest, keeper: Keeper | None) -> Kept:
         assert keeper, "the server keeps what it learns"
-        users, rows = by_user(received)
-        keeper.keep(users, rows)
-        place = np.full(len(self.forwarders), -1)
-        place[users] = np.arange(len(users))
-        return Heard(rows, place)
+        rows = Kept(np.ones(len(self.forwarders), dtype=bool))
+        rows.take(received)
+        keeper.keep(np.flatnonzero(rows.place >= 0), {**rows.parts})
+        return rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,10 +223,10 @@ class Coded:
     def receivers(self) -> tuple[int, ...]:
         return tuple(i for i in self.learners if i in self.views and self.views[i].need)
 
-    def up(self, i: int, heard: Heard) -> Content:
+    def up(self, i: int, heard: Kept) -> Content:
         return self._content(matmul(self.views[i].encoder, self._pieces(i, heard)))
 
-    def down(self, heard: Heard, received: Sequence[Message]) -> Iterator[Copy]:
+    def down(self, heard: Kept, received: Sequence[Message]) -> Iterator[Copy]:
         if not self.copies:  # every aggregator heard all of these users
             return
         if self.senders:
@@ -197,9 +236,7 @@ class Coded:
         for relays, link, rows in self.copies:
             yield Copy(relays, link, self._content(combined[:rows]))
 
-    def learn(
-        self, node: int, heard: Heard, received: Sequence[Message], digest: Digest, keeper: Keeper | None
-    ) -> None:
+    def learn(self, node: int, heard: Kept, received: Sequence[Message], digest: Digest, keeper: Keeper | None) -> None:
         segment, pieces = self.segment, self._pieces(node, heard)
         if node == OF_SERVER:
             digest.add(segment.check(pieces))
@@ -210,7 +247,7 @@ class Coded:
         if keeper:
             segment.put(decoded, keeper.room(self.sizes)[segment.part], keeper.places(segment.users[view.missing]))
 
-    def _pieces(self, node: int, heard: Heard) -> Tensor:
+    def _pieces(self, node: int, heard: Kept) -> Tensor:
         """Return the pieces of the rows that a node heard; they are cut once for what it sends and learns."""
         if heard.cut is None or heard.cut[0] is not self:
             users = self.segment.users if node == OF_SERVER else self.segment.users[self.views[node].heard]
@@ -242,15 +279,13 @@ class Completed:
     kinds = "", ""
     senders = receivers = ()
 
-    def up(self, i: int, heard: Heard) -> Content:
+    def up(self, i: int, heard: Kept) -> Content:
         raise NotImplementedError("no relay sends anything")
 
-    def down(self, heard: Heard, received: Sequence[Message]) -> Iterator[Copy]:
+    def down(self, heard: Kept, received: Sequence[Message]) -> Iterator[Copy]:
         yield from ()
 
-    def learn(
-        self, node: int, heard: Heard, received: Sequence[Message], digest: Digest, keeper: Keeper | None
-    ) -> None:
+    def learn(self, node: int, heard: Kept, received: Sequence[Message], digest: Digest, keeper: Keeper | None) -> None:
         at = heard.at(self.heard_by_all)
         for rows in heard.parts.values():
             digest.add_rows(take(rows, at))
@@ -262,7 +297,7 @@ class Completed:
                 put(kept[part], to, rows, rows_of_users[to])
 
 
-def coded_steps(planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Iterator[Step]:
+def coded_steps(planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Iterator[Step[Kept]]:
     """Yield the steps by which the aggregators learn the rows that they did not hear.
 
     `sizes` are the bytes of payload and overhead of a row.

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from hmtl.coding import MOST_PIECES, AggregatorSet, Loads, SumCode, best_sum_aggregators, resolve, sum_bounds
-from hmtl.coding.sum_codes import product
 from hmtl.communication.accounting.ledger import (
     RELAYS_TO_SERVER,
     RELAYS_TO_USERS,
@@ -30,10 +29,10 @@ from hmtl.communication.attendance import Attendance
 from hmtl.communication.coders import AggregatorCoder, UserCoder
 from hmtl.communication.encoding import from_bytes, to_bytes
 from hmtl.communication.few_bits import FEW_BITS, FewBits
-from hmtl.communication.messages import BROADCAST, IVS, Message, Users, nothing, relay_number
-from hmtl.communication.planning.flow import OF_SERVER, Content, Copy, Flow, Heard, Keeper, Recipe
+from hmtl.communication.messages import BROADCAST, IVS, Message, Users, relay_number
+from hmtl.communication.planning.flow import OF_SERVER, Content, Copy, Flow, Keeper, Recipe
 from hmtl.communication.planning.planner import SUMS, Planner, who_may_aggregate
-from hmtl.communication.row_formats import Formats, PlainRows, RowFormat, add_rows
+from hmtl.communication.row_formats import Formats, PlainRows, RowFormat
 from hmtl.communication.sum_coders import FewBitSumCoder, FewBitTermCoder, SumCoder, TermCoder
 from hmtl.communication.wires import name_of
 from hmtl.errors import CodingError, ConfigError
@@ -60,6 +59,7 @@ class SumsOfRows(Recipe):
     messages = "sums"
     tiers = RELAYS_TO_SERVER, SERVER_TO_RELAYS, RELAYS_TO_USERS
     row_type = torch.int64
+    adds = True
 
     def __post_init__(self) -> None:
         if self.secure and self.aggregators not in ("auto", "server"):
@@ -138,7 +138,7 @@ class SumsOfRows(Recipe):
         delivery = CommonRow(planner, attendance, self.formats)
         for planned in (code, delivery.code):
             _ = planned.inverses  # otherwise the first node that needs them makes them during its turn
-        return Flow((added,) if learners else (), delivery, code.digest)
+        return Flow(added, (added,) if learners else (), delivery, code.digest)
 
     def arrived(
         self, planner: Planner, members: Users, messages: Sequence[Message]
@@ -269,36 +269,30 @@ class Added:
     def receivers(self) -> tuple[int, ...]:
         return self.learners if self.copies and self.code.relays else ()
 
-    def up(self, i: int, heard: Heard) -> Content:
-        code, L = self.code, self.terms.L
-        own = code.shares_of(i)
-        shares = torch.zeros(len(own) * code.bits, code.stretches(L), dtype=torch.int64)
-        padded = code.pieces * code.bits * code.stretches(L)
-        for users, matrix in code.terms(i):
-            total = self.terms.added(heard.parts["payload"], heard.at(users), padded)
-            product(matrix, code.cut(total[0]), to=shares)
-        payload, overhead = self.sums.words.pack(shares.view(len(own), -1)).reshape(1, -1), nothing(1)
-        if (led := code.leaders == i).any():  # further numbers are not cut into shares
-            overhead = _added(heard.parts["overhead"], heard.at(np.flatnonzero(led)))
-        return Content(payload, overhead)
+    def begin(self, i: int) -> "Sum":
+        """Return what relay i keeps of the terms that it hears."""
+        return Sum(self, i)
 
-    def down(self, heard: Heard, received: Sequence[Message]) -> Iterator[Copy]:
+    def up(self, i: int, heard: "Sum") -> Content:
+        shares = self.sums.words.pack(heard.shares.view(len(self.code.shares_of(i)), -1))
+        return Content(shares.reshape(1, -1), to_bytes(heard.further))
+
+    def down(self, heard: "Sum", received: Sequence[Message]) -> Iterator[Copy]:
         if self.receivers:
             content = Content(*self._joined(received))
             for relays, link in self.copies:
                 yield Copy(relays, link, content)
 
     def learn(
-        self, node: int, heard: Heard, received: Sequence[Message], digest: Digest, keeper: Keeper | None
+        self, node: int, heard: "Sum", received: Sequence[Message], digest: Digest, keeper: Keeper | None
     ) -> None:
         if node == OF_SERVER:  # it learns the sum alone, so nobody compares digests
             payload, overhead = self._joined(received)
         else:
-            at = heard.at(self.common)
-            total = self.terms.added(heard.parts["payload"], at)
+            total = heard.common
             for message in received:
-                total += self.sums.unpack(message.payload)
-            further = [_added(heard.parts["overhead"], at), *(message.overhead for message in received)]
+                total = total + self.sums.unpack(message.payload)
+            further = [to_bytes(heard.common_further), *(message.overhead for message in received)]
             payload, overhead = self.sums.pack(total), _added(torch.cat(further))
             digest.add_rows(payload)
             digest.add_rows(overhead)
@@ -308,17 +302,53 @@ class Added:
     def _joined(self, received: Sequence[Message]) -> tuple[Tensor, Tensor]:
         """Return the sum of the terms of which relays sent shares, and of their further numbers, uint8 [1, bytes]."""
         code, words, stretch = self.code, self.sums.words, self.code.stretches(self.terms.L)
-        shares, further = (
-            [torch.zeros(0, stretch, dtype=torch.int64)],
-            [torch.zeros(1, self.overhead, dtype=torch.uint8)],
-        )
+        row = torch.zeros(code.pieces * code.bits, stretch, dtype=torch.int64)
+        further = [torch.zeros(1, self.overhead, dtype=torch.uint8)]
         for message in received:
             i = relay_number(message.sender)
             packed = message.payload.reshape(len(code.shares_of(i)), -1)
-            shares.append(words.unpack(packed, code.bits * stretch).reshape(-1, stretch))
+            code.add(i, words.unpack(packed, code.bits * stretch).reshape(-1, stretch), row)
             if i in code.leaders:
                 further.append(message.overhead)
-        return self.sums.pack(code.add(torch.cat(shares), self.terms.L)[None]), _added(torch.cat(further))
+        return self.sums.pack(row.view(1, -1)[:, : self.terms.L]), _added(torch.cat(further))
+
+
+class Sum:
+    """What relay i keeps of the terms that it hears.
+
+    Args:
+        step: by which it sends them.
+        i: number of the relay.
+
+    Attributes:
+        shares: of the terms that it sends, int64 [x·m, stretch].
+        further: sum of the further numbers of users whose shares it leads, int64 [1, e].
+        common: sum of the terms that do not travel, int64 [1, L], at a relay that learns the sum.
+        common_further: sum of the further numbers beside these, int64 [1, e].
+    """
+
+    def __init__(self, step: Added, i: int) -> None:
+        code, self._terms, K = step.code, step.terms, len(step.code.of_user)
+        stretch, e = code.stretches(self._terms.L), step.overhead // 8
+        self.shares = torch.zeros(len(code.shares_of(i)) * code.bits, stretch, dtype=torch.int64)
+        led, common = code.leaders == i, np.isin(np.arange(K), step.common)
+        self.further = torch.zeros(1, e if led.any() else 0, dtype=torch.int64)
+        self.common = torch.zeros(1, self._terms.L if i in step.learners else 0, dtype=torch.int64)
+        self.common_further = torch.zeros(1, e, dtype=torch.int64)
+        self._groups = [(np.isin(np.arange(K), users), matrix, self.shares) for users, matrix in code.terms(i)]
+        self._groups.append((common, torch.ones(1, 1, dtype=torch.int64), self.common))
+        self._further = (led, self.further), (common, self.common_further)
+
+    def take(self, messages: Sequence[Message]) -> None:
+        """Add the terms in these messages."""
+        for message in messages:
+            users, rows = message.of_users(), message.rows()
+            for chosen, matrix, to in self._groups:
+                if (here := chosen[users]).any():
+                    self._terms.add(message.payload, rows[torch.from_numpy(here)], matrix, to)
+            for chosen, to in self._further:
+                if (here := chosen[users]).any():
+                    _add_numbers(message.overhead, rows[torch.from_numpy(here)], to)
 
 
 class CommonRow:
@@ -374,12 +404,16 @@ def formats_of_terms(formats: Formats, nbytes: int) -> tuple[RowFormat, RowForma
     return (formats.terms, formats.sums) if nbytes == formats.terms.nbytes else (formats.whole, formats.whole)
 
 
-def _added(rows: Tensor, at: Tensor | None = None) -> Tensor:
-    """Return the sum of all rows, or of the rows `at`, uint8 [1, 8·L] for rows [n, 8·L]: the bytes of int64."""
-    numbers = from_bytes(rows, torch.int64)
-    total = torch.zeros(1, numbers.shape[1], dtype=torch.int64)
-    add_rows(numbers, torch.arange(len(rows)) if at is None else at, total)
+def _added(rows: Tensor) -> Tensor:
+    """Return the sum of rows, uint8 [1, 8·L] for rows [n, 8·L]: the bytes of int64."""
+    total = torch.zeros(1, rows.shape[1] // 8, dtype=torch.int64)
+    _add_numbers(rows, torch.arange(len(rows)), total)
     return to_bytes(total)
+
+
+def _add_numbers(rows: Tensor, at: Tensor, to: Tensor) -> None:
+    """Add the numbers in some rows of bytes to `to`, int64 [1, e]."""
+    to += from_bytes(rows[at], torch.int64).sum(0)
 
 
 def _nbytes(H: int) -> int:

@@ -22,7 +22,7 @@ from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.regularizers import Relation, dense
 from hmtl.mtl.solvers.base import Kind
-from hmtl.mtl.sums import LARGEST_FIGURE, from_digits, to_digits
+from hmtl.mtl.sums import LARGEST_FIGURE, Terms, from_digits, to_digits
 
 Ids = NDArray[np.int64]
 """Numbers of users, ascending."""
@@ -84,8 +84,10 @@ class Users(Side):
         return torch.zeros(self.numbers, dtype=torch.float64)
 
     @abstractmethod
-    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
+    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor | Terms]:
         """Return the users who take part in a round, and their rows [n, m + e]. The update stays pending.
+
+        Terms may be computed later, as they are sent, but not after the next call of `commit` or `roll_back`.
 
         Args:
             round: number of the round, which names all random draws.
@@ -258,7 +260,7 @@ class Algorithm(ABC):
             if not users.numbers:
                 users.commit(active)
                 continue
-            models = aggregator.update(active, ivs)
+            models = aggregator.update(active, ivs[:])
             users.commit(active)
             users.receive(np.arange(self.problem.K), models.expand(self.problem.K, -1))
 

@@ -16,6 +16,7 @@ from hmtl.mtl.algorithms.fedu import CouplingAggregator
 from hmtl.mtl.algorithms.networks import Sending
 from hmtl.mtl.algorithms.personal_layers import LayerUsers
 from hmtl.mtl.problem import Rows
+from hmtl.mtl.sums import Terms
 
 BLOCK = 2**22  # numbers in a block of models
 
@@ -35,7 +36,7 @@ class SharedSection(LayerUsers):
         super().__init__(*arguments)  # type: ignore[arg-type]  # passed on as they are
         self.pending = torch.cat([self.V, self.V.new_zeros(len(self.V), 1)], dim=1)
 
-    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
+    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor | Terms]:
         self.active, rows = super().local_update(round, idle)
         return self.active, rows
 
@@ -80,7 +81,7 @@ class PersonalSection(Users):
     def predictors(self, state: dict[str, Tensor]) -> Tensor:
         return self.shared.predictors({name: state[f"shared.{name}"] for name in ("W", "V")})
 
-    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
+    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor | Terms]:
         users = np.setdiff1d(self.shared.active, idle)
         trained, last = of_rows(self.shared.pending, users), of_rows(self.shared.V, users)
         return users, self.sending.encode(users, trained, last)

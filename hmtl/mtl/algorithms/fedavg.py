@@ -17,7 +17,7 @@ from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, Users, with_r
 from hmtl.mtl.algorithms.networks import LocalTraining, NetworkAlgorithm, NetworkUsers, Sending
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.problem import Problem, Rows
-from hmtl.mtl.sums import Grid, Terms, fitting
+from hmtl.mtl.sums import Grid, Terms, WeightedChanges, added, fitting
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,19 +39,18 @@ class Average:
 
     def terms(self, new: Tensor, last: Tensor, counts: Tensor, total: float) -> Terms:
         """Return the terms of models [n, m] trained from `last` [n, m], for n_k [n, 1] and N."""
-        weights = counts * fitting(total)
-
-        def make(rows: slice, columns: slice) -> Tensor:
-            return self.grid.rounded(new[rows, columns].double() - last[rows, columns], weights[rows])[:, None]
-
-        return Terms((len(new), 1, new.shape[1]), make, new.device)
+        return WeightedChanges(self.grid, new, last, counts * fitting(total))
 
     def model(self, S: Tensor, total: float) -> Tensor:
         """Return w [1, m] from the sums [1, m] and N."""
-        return (self.start.double() + self.beta / (total * fitting(total)) * self.grid.values(S)).to(self.start)
+        changes = self.grid.values(S).mul_(self.beta / (total * fitting(total)))
+        return changes.add_(self.start).to(self.start.dtype)
 
     def added(self, S: Tensor, terms: Tensor, present: float, total: float) -> Tensor:
-        """Return S after a round, from the sum of the terms [1, m] of users whose n_k sum to `present`, and N."""
+        """Return S after a round, from the sum of the terms [1, m] of users whose n_k sum to `present`, and N.
+
+        `terms` may be overwritten.
+        """
         if not 0 < present < total:
             return self.grid.added(S, terms)
         factor = torch.ones_like(self.start, dtype=torch.float64)
@@ -68,8 +67,8 @@ class SendAverageTerms(Sending):
         self.counts = counts
         self.total = total
 
-    def encode(self, users: Ids, ivs: Tensor, last: Tensor) -> Tensor:
-        return self.average.terms(ivs, last, self.counts[users], self.total).all()
+    def encode(self, users: Ids, ivs: Tensor, last: Tensor) -> Terms:
+        return self.average.terms(ivs, last, self.counts[users], self.total)
 
     def decode(self, users: Ids, rows: Tensor) -> Tensor:
         return self.average.model(rows[:1], self.total).expand(len(users), -1)  # all rows are the same
@@ -91,7 +90,7 @@ class AverageTerms(Aggregator):
         self.register_buffer("S", torch.zeros_like(average.start, dtype=torch.int64)[None])
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
-        terms, (present, total) = ivs.sum(0, keepdim=True), (float(n.sum()) for n in (self.counts[users], self.counts))
+        terms, (present, total) = added(ivs), (float(n.sum()) for n in (self.counts[users], self.counts))
         self.S = self.average.added(self.S, terms.to(self.S.device), present, total)
         return self.S
 

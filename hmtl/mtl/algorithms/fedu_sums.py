@@ -13,7 +13,7 @@ from hmtl.errors import RangeError
 from hmtl.mtl.algorithms.base import Aggregator, Ids, of_rows, with_rows
 from hmtl.mtl.algorithms.networks import Sending
 from hmtl.mtl.solvers.networks import NetworkSolver
-from hmtl.mtl.sums import Form, Grid, Terms, blocks, fitting
+from hmtl.mtl.sums import Form, Grid, Terms, TermsByBlock, added, blocks, fitting
 
 MAX_PARTS = 2**31  # of a step on the penalty
 
@@ -62,8 +62,8 @@ class PenaltySteps:
 
     def sums(self, W: Tensor) -> Tensor:
         """Return the sums [1, q·m] of the terms of the models W [K, m] of all users, int64."""
-        shape = len(W), self.form.q, W.shape[1]
-        return Terms(shape, lambda rows, columns: self.terms(W[rows, columns], rows), W.device).sum()
+        n, q, m = len(W), self.form.q, W.shape[1]
+        return TermsByBlock(n, q, m, lambda rows, columns: self.terms(W[rows, columns], rows), W.device).sum()
 
     def models(self, W: Tensor, lengths: Tensor, sums: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
         """Return the models [n, m] of these users after steps of `lengths` [n] from W [n, m], given sums [1, q·m]."""
@@ -116,7 +116,7 @@ class SendCouplingTerms(Sending):
         self.register_buffer("pending_lengths", torch.zeros(len(start), dtype=torch.float64))
         self.register_buffer("rounds", torch.tensor(0))
 
-    def encode(self, users: Ids, ivs: Tensor, last: Tensor) -> Tensor:
+    def encode(self, users: Ids, ivs: Tensor, last: Tensor) -> Terms:
         new, old, ids = ivs[:, : self.m], of_rows(self.sent, users), torch.from_numpy(self.users[users])
         lengths = self.steps.rate(int(self.rounds)) * ivs[:, self.m].double().cpu()
         self.pending = with_rows(self.pending, users, new)
@@ -126,7 +126,7 @@ class SendCouplingTerms(Sending):
             now, before = (self.steps.terms(W[rows, columns], ids[rows]) for W in (new, old))
             return now.sub_(before)
 
-        return Terms((len(users), self.steps.form.q, self.m), changes, ivs.device).all()
+        return TermsByBlock(len(users), self.steps.form.q, self.m, changes, ivs.device)
 
     def commit(self, users: Ids) -> None:
         self.sent = with_rows(self.sent, users, of_rows(self.pending, users))
@@ -190,7 +190,7 @@ class CoupleTerms(CoupleBySums):
         self.register_buffer("S", steps.sums(start))
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
-        self.S = self.steps.grid.added(self.S, ivs.sum(0, keepdim=True).to(self.S.device))
+        self.S = self.steps.grid.added(self.S, added(ivs).to(self.S.device))
         self.rounds = self.rounds + 1
         return torch.cat([self.S, self.rounds.to(self.S).view(1, 1)], dim=1)
 

@@ -28,6 +28,7 @@ from hmtl.mtl.participation import Participation
 from hmtl.mtl.privacy import Privacy
 from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.solvers.networks import NetworkSolver, NetworkSubproblem, Proximal
+from hmtl.mtl.sums import Terms
 
 
 class Sending(nn.Module):
@@ -42,7 +43,7 @@ class Sending(nn.Module):
         self.numbers = numbers
         self.row_bits = row_bits
 
-    def encode(self, users: Ids, ivs: Tensor, last: Tensor) -> Tensor:
+    def encode(self, users: Ids, ivs: Tensor, last: Tensor) -> Tensor | Terms:
         """Return the rows to send for IVs [n, m + e], given the last models [n, m] that these users received."""
         return ivs
 
@@ -106,7 +107,7 @@ class NetworkUsers(Users):
     def origin(self) -> Tensor:
         return self.start
 
-    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
+    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor | Terms]:
         participation, problem, seed = self.local.participation, self.problem, self.local.seed
         budgets = participation.budgets(self.usual, seed, round, problem.users, problem.K, self.sample)
         budgets[idle] = 0
@@ -115,7 +116,7 @@ class NetworkUsers(Users):
         self._hold(users, own)
         rows = self.sending.encode(users, of_rows(ivs, users), of_rows(self.W, users))
         if self.local.privacy:
-            rows = self.local.privacy.protected(problem.grid, round, problem.users[users], rows)
+            rows = self.local.privacy.protected(problem.grid, round, problem.users[users], rows[:])
         return users, rows
 
     def local_work(self, round: int, user: int) -> None:

@@ -13,17 +13,17 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 from torch import Tensor
 
 from hmtl.data.sparse import Features, stored
 from hmtl.errors import ConfigError
+from hmtl.io.compiled import jit
 from hmtl.mtl.losses import NEWTON_STEPS, Hinge, Logistic, Loss, SmoothHinge, Squared
 from hmtl.mtl.problem import Rows, runs
 from hmtl.mtl.solvers.base import Ids, LocalSolver
@@ -36,11 +36,10 @@ MARGIN, SQUARED, LOGISTIC = range(3)
 KINDS: dict[type[Loss], int] = {Hinge: MARGIN, SmoothHinge: MARGIN, Squared: SQUARED, Logistic: LOGISTIC}
 """Losses with a compiled step, by exact type: a subclass may redefine its step."""
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.int64]
 # the compiler may reorder sums, so that it can vectorise them; NaN and infinity keep their meaning
-SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+SETTINGS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz"}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,24 +216,14 @@ def compiled_pass(
     return a, dV
 
 
-def jit(function: Function) -> Function:
-    """Return the function, to be compiled at its first call and cached for other runs if a folder is writable."""
-    compiled: Function
-    try:
-        compiled = njit(cache=True, **SETTINGS)(function)
-    except RuntimeError:  # neither the package's folder nor the home is writable
-        compiled = njit(**SETTINGS)(function)
-    return compiled
-
-
-@jit
+@jit(**SETTINGS)
 def _own(users: Arrays, k: int) -> tuple[Floats, Floats, Floats, Floats, Numbers]:
     """Return y, ‖x‖², s, a and the order of a user's rows, as views."""
     rows = slice(users.starts[k], users.starts[k] + users.counts[k])
     return users.y[rows], users.square_norms[rows], users.s[rows], users.a[rows], users.order[rows]
 
 
-@jit
+@jit(**SETTINGS)
 def _passes(first: int, last: int, kind: int, width: float, users: Arrays, rows: Floats) -> None:
     """Run the passes of users first..last−1."""
     for k in range(first, last):
@@ -257,7 +246,7 @@ def _passes(first: int, last: int, kind: int, width: float, users: Arrays, rows:
             users.dV[k, i] = (z[i] - w[i]) / c
 
 
-@jit
+@jit(**SETTINGS)
 def _sparse_passes(
     first: int, last: int, kind: int, width: float, users: Arrays, data: Floats, columns: Numbers, starts: Numbers
 ) -> None:
@@ -283,7 +272,7 @@ def _sparse_passes(
             users.dV[k, i] = (z[i] - w[i]) / c
 
 
-@jit
+@jit(**SETTINGS)
 def _step(kind: int, width: float, y: float, old: float, prediction: float, q: float) -> float:
     """Return `Loss.coordinate_step` for one row."""
     if kind == MARGIN:
@@ -296,7 +285,7 @@ def _step(kind: int, width: float, y: float, old: float, prediction: float, q: f
     return y * _logistic(y * old, y * prediction, q)
 
 
-@jit
+@jit(**SETTINGS)
 def _logistic(b: float, m: float, q: float) -> float:
     """Return the step of b = y·a at the margin m; `Logistic.coordinate_step` explains it."""
     flipped = m + q * (0.5 - b) < 0

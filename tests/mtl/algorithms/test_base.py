@@ -166,7 +166,7 @@ def test_a_round_without_users_leaves_the_users_unchanged(random_problem, learne
     users, ivs = algorithm.users.local_update(2, idle=np.arange(K))
     assert len(users) == len(ivs) == 0
     if algorithm.users.numbers:
-        rows = algorithm.aggregator.update(users, ivs)
+        rows = algorithm.aggregator.update(users, ivs[:])
         algorithm.users.commit(users)
         algorithm.users.receive(users, rows[:0])
     assert torch.equal(algorithm.W, W)

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.errors import ConfigError
+from hmtl.io.compiled import jit
 from hmtl.mtl import SDCA, Hinge, Logistic, SmoothHinge, Squared, sigma_prime
-from hmtl.mtl.solvers.sdca import DualSubproblem, applies, compiled_pass, jit, torch_pass
+from hmtl.mtl.solvers.sdca import DualSubproblem, applies, compiled_pass, torch_pass
 
 
 def one_user(X, y, s, b, w, curvature, visits):
@@ -166,7 +167,7 @@ def test_without_a_folder_for_compiled_code(monkeypatch):
     from numba.core import caching
 
     monkeypatch.setattr(caching.CompileResultCacheImpl, "_locator_classes", [])
-    assert jit(lambda x: x + 1)(1) == 2
+    assert jit()(lambda x: x + 1)(1) == 2
 
 
 @given(seed=st.integers(0, 10**6), K=st.integers(1, 8))

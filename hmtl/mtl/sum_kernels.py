@@ -1,0 +1,39 @@
+"""Compiled loops over the terms of sums."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmtl.io.compiled import jit
+
+PORTION = 4096  # columns for which all rows are read one after the other, so that their sums stay in the cache
+
+
+@jit()
+def add_changes(
+    new: Any, last: Any, weights: NDArray[np.float64], scale: float, limit: float, to: NDArray[np.int64]
+) -> bool:
+    """Add round(w_k·scale·(new_k − last_k)) to rows of `to`; return whether all scale·(new_k − last_k) fit.
+
+    Args:
+        new: float32 or float64 [n, m].
+        last: of the same type, [n, m] or [1, m].
+        weights: w_k [n].
+        scale: units of the grid in 1.
+        limit: the largest size that fits; NaN does not.
+        to: a row for each row of `new`, or one for all, whose sum it receives.
+    """
+    n, m = new.shape
+    misfits = np.zeros(PORTION, np.bool_)
+    for start in range(0, m, PORTION):
+        stop = min(m, start + PORTION)
+        misfit = misfits[: stop - start]
+        for k in range(n):
+            row, before = new[k, start:stop], last[min(k, len(last) - 1), start:stop]
+            target, weight = to[min(k, len(to) - 1), start:stop], weights[k]
+            for j in range(len(row)):
+                units = (np.float64(row[j]) - np.float64(before[j])) * scale
+                misfit[j] |= not abs(units) <= limit
+                target[j] += np.int64(np.rint(units * weight))
+    return not misfits.any()
