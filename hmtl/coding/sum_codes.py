@@ -133,12 +133,6 @@ class SumCode:
         """Return the length of a stretch in words; the last stretch of a row of L words is padded."""
         return -(-L // (self.pieces * self.bits))
 
-    def cut(self, row: Tensor) -> Tensor:
-        """Return a row [L] as stretches [c·m, stretch], padded with zeros."""
-        count, length = self.pieces * self.bits, self.stretches(len(row))
-        lacking = count * length - len(row)
-        return (torch.cat([row, row.new_zeros(lacking)]) if lacking else row).view(count, length)
-
     def terms(self, i: int) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Yield users and the matrix that turns the sum of their terms, cut, into their part of relay i's shares.
 
@@ -159,7 +153,9 @@ class SumCode:
 
     def split(self, row: Tensor, shares: NDArray[np.int64]) -> Tensor:
         """Return some shares of a row [L] that is known, int64 [len(shares)·m, stretch]."""
-        return product(self._columns(shares).T, self.cut(row))
+        made = row.new_zeros(len(shares) * self.bits, self.stretches(len(row)))
+        add_terms(row[None], torch.zeros(1, dtype=torch.int64), self._columns(shares).T, made)
+        return made
 
     def join(self, group: int, shares: Tensor, L: int) -> Tensor:
         """Return the row [L] of which `split` made the shares of a set, int64 [c·m, stretch]."""
@@ -178,18 +174,19 @@ def product(A: Tensor, X: Tensor, to: Tensor | None = None) -> Tensor:
     return result
 
 
-def add_terms(rows: Tensor, at: Tensor, A: Tensor, to: Tensor) -> None:
+def add_terms(rows: Tensor, at: Tensor, A: Tensor, to: Tensor, first: int = 0) -> None:
     """Add A·S modulo 2^64 to `to`, where S is the sum of some rows of terms, cut into stretches.
 
     Args:
-        rows: int64 [n, L].
+        rows: numbers first, first + 1, .. of rows of terms, int64 [n, w].
         at: the rows to add.
         A: a matrix of `SumCode.terms`, [x·m, c·m].
         to: shares, int64 [x·m, stretch].
+        first: see `rows`.
     """
     from hmtl.coding.sum_kernels import add_cut
 
-    add_cut(rows.contiguous().numpy(), at.numpy(), A.contiguous().numpy(), to.numpy())
+    add_cut(rows.contiguous().numpy(), at.numpy(), A.contiguous().numpy(), to.numpy(), first)
 
 
 def sum_code(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOST_PIECES, L: int = 0) -> SumCode:

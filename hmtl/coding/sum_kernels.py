@@ -5,9 +5,39 @@ from numpy.typing import NDArray
 
 from hmtl.io.compiled import jit
 
-PORTION = 2**14  # columns that are multiplied at once
-CACHED = 2**15  # numbers of a sum that are held in the cache, before it is multiplied
+PORTION = 2**13  # columns that are added or multiplied at once
 Numbers = NDArray[np.int64]
+
+
+@jit()
+def add_cut(numbers: Numbers, at: Numbers, A: Numbers, to: Numbers, first: int) -> None:
+    """Add A·S to `to` [x, stretch], where S [c, stretch] is the sum of some rows, cut into c stretches.
+
+    Args:
+        numbers: columns first, first + 1, .. of the rows [n, w]; all other columns are zero.
+        at: the rows to add.
+        A: [x, c].
+        to: receives the product.
+        first: see `numbers`.
+    """
+    (x, c), stretch, total = A.shape, to.shape[1], np.empty(PORTION, np.int64)
+    for j in range(c):
+        if not A[:, j].any():
+            continue
+        begin, end = max(j * stretch, first), min((j + 1) * stretch, first + numbers.shape[1])
+        for start in range(begin, end, PORTION):
+            stop = min(end, start + PORTION)
+            part = total[: stop - start]
+            part[:] = 0
+            for k in at:
+                source = numbers[k, start - first : stop - first]
+                for column in range(len(part)):
+                    part[column] += source[column]
+            for i in range(x):
+                factor, target = A[i, j], to[i, start - j * stretch : stop - j * stretch]
+                if factor != 0:
+                    for column in range(len(part)):
+                        target[column] += factor * part[column]
 
 
 @jit()
@@ -15,45 +45,10 @@ def multiply(A: Numbers, X: Numbers, to: Numbers) -> None:
     """Add A·X to `to` [n, L], for A [n, m] and X [m, L]."""
     for start in range(0, X.shape[1], PORTION):
         stop = min(X.shape[1], start + PORTION)
-        _multiply(A, X, start, to, start, stop - start)
-
-
-@jit()
-def add_cut(numbers: Numbers, at: Numbers, A: Numbers, to: Numbers) -> None:
-    """Add A·S to `to` [x, stretch], where S [c, stretch] is the sum of some rows, cut into c stretches.
-
-    Args:
-        numbers: the rows [n, L]; a last stretch that is shorter is padded with zeros.
-        at: the rows to add.
-        A: [x, c].
-        to: receives the product.
-    """
-    count, stretch, L = A.shape[1], to.shape[1], numbers.shape[1]
-    cut = np.empty((count, max(64, CACHED // count)), np.int64)
-    used = [j for j in range(count) if A[:, j].any()]
-    for start in range(0, stretch, cut.shape[1]):
-        width = min(cut.shape[1], stretch - start)
-        cut[:] = 0
-        for k in at:
-            for j in used:
-                first = j * stretch + start
-                source = numbers[k, first : max(first, min(first + width, L))]
-                target = cut[j]
-                for column in range(len(source)):
-                    target[column] += source[column]
-        _multiply(A, cut, 0, to, start, width)
-
-
-@jit()
-def _multiply(A: Numbers, X: Numbers, start: int, to: Numbers, to_start: int, width: int) -> None:
-    """Add A·X to `to`, for `width` columns of both."""
-    for i in range(A.shape[0]):
-        target = to[i, to_start : to_start + width]
-        for j in range(A.shape[1]):
-            factor, source = A[i, j], X[j, start : start + width]
-            if factor == 1:
-                for column in range(width):
-                    target[column] += source[column]
-            elif factor != 0:
-                for column in range(width):
-                    target[column] += factor * source[column]
+        for i in range(A.shape[0]):
+            target = to[i, start:stop]
+            for j in range(A.shape[1]):
+                factor, source = A[i, j], X[j, start:stop]
+                if factor != 0:
+                    for column in range(len(source)):
+                        target[column] += factor * source[column]

@@ -67,15 +67,23 @@ class UserCoder:
     Args:
         users: the user side.
         wire: the type in which numbers travel; None: their own.
+
+    Attributes:
+        whole: whether rows have to be encoded whole, not some columns at a time.
     """
+
+    whole = False
 
     def __init__(self, users: Sender, wire: torch.dtype | None) -> None:
         self.users = users
         self.wire = wire
 
-    def encode(self, users: Ids, ivs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return payload and overhead, uint8 [n, bytes] each, of the IVs [n, m + e] of these users."""
-        return pack(ivs, self.users.numbers, self.wire or ivs.dtype)
+    def encode(self, users: Ids, ivs: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+        """Return payload and overhead, uint8 [n, bytes] each, of the IVs [n, m + e] of these users.
+
+        If rows need not be whole, these are their columns first, first + 1, ..
+        """
+        return pack(ivs, max(0, self.users.numbers - first), self.wire or ivs.dtype)
 
     def requesting(self, idle: Ids) -> Ids:
         """Return those of these idle users who need a whole row, since they miss the row that a change is added to."""
@@ -161,6 +169,7 @@ class QuantisedUserCoder(UserCoder):
     """
 
     STATE = ("held", "pending", "base", "newest")
+    whole = True
 
     def __init__(self, users: Sender, quantiser: Quantiser, members: Ids) -> None:
         super().__init__(users, None)
@@ -170,7 +179,7 @@ class QuantisedUserCoder(UserCoder):
         self.newest = self.base = origin.expand(len(members), -1)
         self.pending = self.held = (torch.zeros_like(origin) if users.deltas else origin).expand_as(self.base)
 
-    def encode(self, users: Ids, ivs: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, users: Ids, ivs: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
         at, m = self._rows(users), self.users.numbers
         numbers, further = ivs[:, :m].cpu(), ivs[:, m:]
         if self.users.deltas:

@@ -67,6 +67,7 @@ class Message:
             belong to no user.
         at: which rows are sent [n], so that one tensor can serve many messages; None: all.
         dtype: for IVs, the type in which the payload's numbers are computed; they may travel in another.
+        first: the first of a row's numbers that the payload holds; the others follow in further messages.
     """
 
     round: int
@@ -80,6 +81,7 @@ class Message:
     users: Users | None = None
     at: Tensor | None = None
     dtype: torch.dtype = torch.float64
+    first: int = 0
 
     def __len__(self) -> int:
         """Return the number of rows."""

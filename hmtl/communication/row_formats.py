@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.coding import SumCode, add_terms
+from hmtl.communication.encoding import from_bytes
 from hmtl.communication.words import Words
 
 WORK = 2**16  # numbers that are rounded or added at once, so that they stay in the processor's cache
@@ -42,10 +43,10 @@ class RowFormat:
         """Return the numbers [n, L] that `pack` was given."""
         return self.words.unpack(rows, self.L)
 
-    def add(self, rows: Tensor, at: Tensor, A: Tensor, to: Tensor) -> None:
+    def add(self, rows: Tensor, at: Tensor, A: Tensor, to: Tensor, first: int = 0) -> None:
         """Add A·S to `to`, where S is the sum of the numbers in the rows `at`, cut; see `hmtl.coding.add_terms`."""
         if self.bits == 64:
-            add_terms(self.unpack(rows), at, A, to)
+            add_terms(from_bytes(rows, torch.int64), at, A, to, first)
             return
         for places in portions(at, self.L):
             add_terms(self.unpack(rows[places]), torch.arange(len(places)), A, to)

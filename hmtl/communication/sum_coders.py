@@ -35,13 +35,13 @@ class TermCoder(UserCoder):
     def __init__(self, users: Sender) -> None:
         super().__init__(users, torch.int64)
 
-    def encode(self, users: Ids, ivs: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, users: Ids, ivs: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
         if ivs.dtype != torch.int64:
             raise CodingError(
                 f"communicator=sums adds terms of type int64, but these users send {ivs.dtype}. Make the algorithm "
                 "with messages='sums'."
             )
-        return super().encode(users, ivs)
+        return super().encode(users, ivs, first)
 
     def read(self, users: Ids, overhead: Tensor, round: int) -> Read:
         content = overhead[0].numpy()
@@ -90,6 +90,7 @@ class FewBitTermCoder(TermCoder):
     """
 
     STATE = ("owed", "owed_if_counted", "row", "scales", "held")
+    whole = True
 
     def __init__(self, users: Sender, formats: FewBits, members: Ids) -> None:
         super().__init__(users)
@@ -101,7 +102,7 @@ class FewBitTermCoder(TermCoder):
         self._number, self._absence = 0, 0  # of the row that arrives
         self._tell(members)
 
-    def encode(self, users: Ids, ivs: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, users: Ids, ivs: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
         payload, overhead = super().encode(users, ivs)
         terms, places = from_bytes(payload, torch.int64), self._places(users)
         row_format = self.formats.terms if self.scales.any() else self.formats.whole

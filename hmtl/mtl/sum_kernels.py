@@ -12,9 +12,11 @@ PORTION = 4096  # columns for which all rows are read one after the other, so th
 
 @jit()
 def add_changes(
-    new: Any, last: Any, weights: NDArray[np.float64], scale: float, limit: float, to: NDArray[np.int64]
+    new: Any, last: Any, weights: NDArray[np.float64], scale: float, limit: float, to: NDArray[np.int64], first: int
 ) -> bool:
     """Add round(w_k·scale·(new_k − last_k)) to rows of `to`; return whether all scale·(new_k − last_k) fit.
+
+    Columns first, first + 1, .. are read, as many as `to` has.
 
     Args:
         new: float32 or float64 [n, m].
@@ -22,15 +24,19 @@ def add_changes(
         weights: w_k [n].
         scale: units of the grid in 1.
         limit: the largest size that fits; NaN does not.
-        to: a row for each row of `new`, or one for all, whose sum it receives.
+        to: a row for each row of `new`, or one for all, which receives their sum.
+        first: the first column.
     """
-    n, m = new.shape
+    n, m = len(new), to.shape[1]
     misfits = np.zeros(PORTION, np.bool_)
     for start in range(0, m, PORTION):
         stop = min(m, start + PORTION)
         misfit = misfits[: stop - start]
         for k in range(n):
-            row, before = new[k, start:stop], last[min(k, len(last) - 1), start:stop]
+            row, before = (
+                new[k, first + start : first + stop],
+                last[min(k, len(last) - 1), first + start : first + stop],
+            )
             target, weight = to[min(k, len(to) - 1), start:stop], weights[k]
             for j in range(len(row)):
                 units = (np.float64(row[j]) - np.float64(before[j])) * scale

@@ -21,6 +21,8 @@ from hmtl.errors import ConfigError, RangeError
 MAX_SUM = 2.0**61  # of K terms; K differences of terms then sum to at most 2^62, plus K terms to less than 2^63
 DIGITS = 3  # words of a figure, see `to_digits`
 LARGEST_FIGURE = 2.0**60
+COMPILED = torch.float32, torch.float64  # the types of models that the compiled loops know
+HELD = 2**21  # numbers of users on another device that are held at once
 WORK = 2**16  # numbers in a block, so that intermediate results stay in the processor's cache
 
 MakeTerms = Callable[[slice, slice], Tensor]
@@ -36,7 +38,7 @@ def blocks(n: int, m: int) -> Iterator[tuple[slice, slice]]:
 
 
 class Terms(ABC):
-    """Terms of n users, int64 [n, L], which are computed as they are handed over: slices of rows, like a tensor's.
+    """Terms of n users, int64 [n, L], which are computed as they are handed over: slices, like a tensor's.
 
     Attributes:
         shape: (n, L).
@@ -50,9 +52,16 @@ class Terms(ABC):
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __getitem__(self, block: slice | tuple[slice, slice]) -> Tensor:
+        """Return the terms of some users, or some columns of them."""
+        users, columns = block if isinstance(block, tuple) else (block, slice(None))
+        return self._block(
+            *(slice(*part.indices(size)) for part, size in zip((users, columns), self.shape, strict=True))
+        )
+
     @abstractmethod
-    def __getitem__(self, users: slice) -> Tensor:
-        """Return the terms of some users."""
+    def _block(self, users: slice, columns: slice) -> Tensor:
+        """Return some columns of some users' terms; both slices have a start and a stop."""
 
     @abstractmethod
     def sum(self) -> Tensor:
@@ -72,12 +81,11 @@ class TermsByBlock(Terms):
         self.shape, self.device = (n, q * m), device
         self._q, self._m, self._make = q, m, make
 
-    def __getitem__(self, users: slice) -> Tensor:
-        first, stop, _ = users.indices(len(self))
-        terms = torch.empty(max(0, stop - first), self._q, self._m, dtype=torch.int64, device=self.device)
-        for rows, columns in blocks(len(terms), self._m):
-            terms[rows, :, columns] = self._make(slice(first + rows.start, first + rows.stop), columns)
-        return terms.flatten(1)
+    def _block(self, users: slice, columns: slice) -> Tensor:
+        terms = torch.empty(max(0, users.stop - users.start), self._q, self._m, dtype=torch.int64, device=self.device)
+        for rows, part in blocks(len(terms), self._m):
+            terms[rows, :, part] = self._make(slice(users.start + rows.start, users.start + rows.stop), part)
+        return terms.flatten(1)[:, columns]
 
     def sum(self) -> Tensor:
         total = torch.zeros(self._q, self._m, dtype=torch.int64, device=self.device)
@@ -102,32 +110,32 @@ class WeightedChanges(Terms):
         self.shape = (len(new), new.shape[1])
         self._new, self._last = new, last[:1] if last.stride(0) == 0 else last
 
-    def __getitem__(self, users: slice) -> Tensor:
-        first, stop, _ = users.indices(len(self))
-        return self._added(users, torch.zeros(max(0, stop - first), self.shape[1], dtype=torch.int64))
+    def _block(self, users: slice, columns: slice) -> Tensor:
+        n, width = (max(0, part.stop - part.start) for part in (users, columns))
+        return self._added(users, columns.start, torch.zeros(n, width, dtype=torch.int64))
 
     def sum(self) -> Tensor:
         total = torch.zeros(1, self.shape[1], dtype=torch.int64)
-        rows = max(1, len(self) if self._new.is_cpu else WORK // self.shape[1])
-        for first in range(0, len(self), rows):
-            self._added(slice(first, first + rows), total)
+        width = self.shape[1] if self._new.is_cpu else max(1, HELD // max(1, len(self)))
+        for first in range(0, self.shape[1], width):
+            self._added(slice(0, len(self)), first, total[:, first : first + width])
         return total
 
-    def _added(self, users: slice, to: Tensor) -> Tensor:
-        """Add the terms of some users to rows of their own, or to one row."""
+    def _added(self, users: slice, first: int, to: Tensor) -> Tensor:
+        """Add columns first, first + 1, .. of some users' terms to rows of their own, or to one row."""
         from hmtl.mtl.sum_kernels import add_changes  # loading the compiler takes a while
 
-        last, weights = self._last if len(self._last) == 1 else self._last[users], self.weights[users]
-        new, last = (_compiled(x) for x in (self._new[users], last))
-        rows = new.numpy(), last.numpy(), weights.double().cpu().numpy().ravel()
-        if not add_changes(*rows, 2.0**self.grid.bits, MAX_SUM / 2, to.numpy()):
-            self.grid.rounded(new.double() - last, weights.cpu())  # raises the error
+        new, last = self._new[users], self._last if len(self._last) == 1 else self._last[users]
+        if not (new.is_cpu and new.dtype in COMPILED and new.is_contiguous() and last.is_contiguous()):
+            columns = slice(first, first + to.shape[1])
+            kind = new.dtype if new.dtype in COMPILED else torch.float32
+            new, last = (x[:, columns].to("cpu", kind).contiguous() for x in (new, last))
+            first = 0
+        weights = self.weights[users].cpu()
+        rows = new.numpy(), last.numpy(), weights.double().numpy().ravel()
+        if not add_changes(*rows, 2.0**self.grid.bits, MAX_SUM / 2, to.numpy(), first):
+            self.grid.rounded(new.double() - last, weights)  # raises the error
         return to
-
-
-def _compiled(x: Tensor) -> Tensor:
-    """Return x in memory and in a type that the compiled loops know."""
-    return (x if x.dtype in (torch.float32, torch.float64) else x.float()).cpu().contiguous()
 
 
 def added(rows: Tensor) -> Tensor:

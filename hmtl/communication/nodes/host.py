@@ -1,6 +1,7 @@
 """A host: the node that holds the users of a process. K users, m numbers per IV or model, e further numbers."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +16,9 @@ from hmtl.communication.planning.flow import Recipe
 from hmtl.communication.planning.planner import Planner
 from hmtl.errors import CodingError
 
-BLOCK = 2**24  # bytes of rows that are sent at once, so that they stay in the processor's cache
+ALL = slice(0, None)
+LEAST = 64  # columns or rows in a portion
+BLOCK = 2**23  # bytes of rows that are sent at once, so that they stay in the processor's cache
 
 
 class HandedRows(Protocol):
@@ -32,7 +35,7 @@ class HandedRows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, users: slice, /) -> Tensor: ...
+    def __getitem__(self, block: tuple[slice, slice], /) -> Tensor: ...
 
 
 class UserSide(Protocol):
@@ -101,7 +104,6 @@ class Host:
         self.nbytes = 0
         self._idle = self.waiting.copy()
         self._round, self._relays = -1, tuple[str, ...]()
-        self._sent = 0  # of the rows that it holds
         self._hold(members[:0], torch.empty(0, 0))
 
     def update(self, round: int, relays: Sequence[str]) -> None:
@@ -126,56 +128,57 @@ class Host:
 
         The rows follow by `block`.
         """
-        parts = self._encoded(slice(0, 0))
+        parts = self._encoded(slice(0, 0), ALL)
         payload, overhead = (part.new_empty(len(self._users), part.shape[1], device="meta") for part in parts)
-        return [self._message(self._users, payload, overhead), *self._requests()]
+        return self._first_messages(payload, overhead)
 
     def rows(self) -> list[Message]:
         """Return the rows of the users who take part, and requests of users who lack a row, for relays within range."""
-        return [self._message(self._users, *self._encoded(slice(None))), *self._requests()]
+        self._unsent.clear()
+        return self._first_messages(*self._encoded(ALL, ALL))
 
     @property
     def unsent(self) -> bool:
         """Whether rows that were announced have not been sent yet."""
-        return self._sent < len(self._users)
+        return len(self._unsent) > 0
 
     def block(self) -> list[Message]:
-        """Return the rows of the next users, about BLOCK bytes."""
-        if not self.unsent:
+        """Return the next numbers of some users, about BLOCK bytes."""
+        if not self._unsent:
             return []
-        nbytes = self._ivs.shape[1] * self._ivs.dtype.itemsize
-        users = slice(self._sent, self._sent + max(1, BLOCK // nbytes))
-        self._sent = users.stop
-        return [self._message(self._users[users], *self._encoded(users))]
+        users, columns = self._unsent.popleft()
+        return [self._message(self._users[users], *self._encoded(users, columns), first=columns.start)]
+
+    @property
+    def _whole(self) -> bool:
+        """Whether rows have to be sent whole, not some columns at a time."""
+        return self.coder.whole
 
     def _hold(self, users: Users, ivs: HandedRows) -> None:
-        """Hold the rows of these users until they are sent."""
-        self._users, self._ivs, self._sent = users, ivs, 0
+        """Hold the rows of these users until they are sent: some columns of all users, or some users' whole rows."""
+        self._users, self._ivs = users, ivs
+        n, m, room = len(users), self.users.numbers, BLOCK // ivs.dtype.itemsize
+        if self._whole:
+            blocks = [(users, ALL) for users in _cut(n, room // max(1, m))]
+        else:
+            *blocks, last = [(ALL, columns) for columns in _cut(m, room // max(1, n))]
+            blocks.append((ALL, slice(last[1].start, None)))  # with the further numbers
+        self._unsent = deque(blocks if n else ())
 
-    def _encoded(self, users: slice) -> tuple[Tensor, Tensor]:
-        """Return the payload and overhead of some of the rows."""
-        payload, overhead = self.coder.encode(self._users[users], self._ivs[users])
-        self.nbytes = payload.shape[1]
-        return payload, overhead
+    def _encoded(self, users: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        """Return the payload and overhead of some columns of some users' rows."""
+        return self.coder.encode(self._users[users], self._ivs[users, columns], columns.start)
 
-    def _requests(self) -> list[Message]:
-        lacking = self.coder.requesting(self.members[self._idle[self.members]])
+    def _first_messages(self, payload: Tensor, overhead: Tensor) -> list[Message]:
+        """Return a message with these rows of the users who take part, and requests of others."""
+        self.nbytes, lacking = payload.shape[1], self.coder.requesting(self.members[self._idle[self.members]])
         flags = torch.ones(len(lacking), 1, dtype=torch.uint8)
-        return [self._message(lacking, nothing(len(lacking)), flags)] if len(lacking) else []
+        requests = [self._message(lacking, nothing(len(lacking)), flags)] if len(lacking) else []
+        return [self._message(self._users, payload, overhead), *requests]
 
-    def _message(self, users: Users, payload: Tensor, overhead: Tensor) -> Message:
-        return Message(
-            self._round,
-            USERS_TO_RELAYS,
-            IVS,
-            self.name,
-            self._relays,
-            users,
-            payload,
-            overhead,
-            users,
-            dtype=self.dtype,
-        )
+    def _message(self, users: Users, payload: Tensor, overhead: Tensor, first: int = 0) -> Message:
+        header = self._round, USERS_TO_RELAYS, IVS, self.name, self._relays
+        return Message(*header, users, payload, overhead, users, dtype=self.dtype, first=first)
 
     def follow(self, planner: Planner) -> None:
         """Continue with the topology of another planner."""
@@ -223,3 +226,10 @@ class Host:
         self.coder.commit(committed)
         self.users.roll_back(users[self.pending[users] & ~counted])
         self.waiting[users] = self.pending[users] = False
+
+
+def _cut(n: int, size: int) -> Iterator[slice]:
+    """Yield slices that cut n rows or columns into portions; one empty slice for none."""
+    size = max(size, LEAST)
+    for start in range(0, max(1, n), size):
+        yield slice(start, min(start + size, n))

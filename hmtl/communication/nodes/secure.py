@@ -110,9 +110,13 @@ class SecureHost(Host):
         users = np.array(list(self._told), np.int64)
         self._hold(users, _Chosen(self._ivs, np.searchsorted(self._users, users)))
 
-    def _encoded(self, users: slice) -> tuple[Tensor, Tensor]:
+    @property
+    def _whole(self) -> bool:
+        return True
+
+    def _encoded(self, users: slice, columns: slice) -> tuple[Tensor, Tensor]:
         """Return masked terms."""
-        payload, overhead = super()._encoded(users)
+        payload, overhead = super()._encoded(users, columns)
         masked = _Rows(self.formats, payload.shape[1], payload.clone(), overhead.clone())
         for place, k in enumerate(self._users[users].tolist()):
             masked.add(place, self._secrets[k].mask(_bools(self._told[k], self._neighbors), masked.parts))
@@ -507,10 +511,11 @@ class _Chosen:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, users: slice) -> Tensor:
+    def __getitem__(self, block: tuple[slice, slice]) -> Tensor:
+        users, columns = block
         if not len(at := self._at[users]):
-            return self._rows[:0]
-        return self._rows[slice(at[0], at[-1] + 1)][torch.from_numpy(at - at[0])]
+            return self._rows[:0, columns]
+        return self._rows[slice(at[0], at[-1] + 1), columns][torch.from_numpy(at - at[0])]
 
 
 class _Rows:

@@ -345,9 +345,9 @@ class Sum:
             users, rows = message.of_users(), message.rows()
             for chosen, matrix, to in self._groups:
                 if (here := chosen[users]).any():
-                    self._terms.add(message.payload, rows[torch.from_numpy(here)], matrix, to)
+                    self._terms.add(message.payload, rows[torch.from_numpy(here)], matrix, to, message.first)
             for chosen, to in self._further:
-                if (here := chosen[users]).any():
+                if message.overhead.shape[1] and (here := chosen[users]).any():
                     _add_numbers(message.overhead, rows[torch.from_numpy(here)], to)
 
 
