@@ -42,7 +42,7 @@ SETUP_ROUND = -1  # number of the round in which a set-up is exchanged
 NOBODY = np.empty(0, np.int64)
 KEPT = 16  # planners, in case a topology recurs
 
-UNCODED = IVs("uncoded", aggregators="server")
+UNCODED = IVs("uncoded")
 MakeLinks = Callable[[LinkLedger], Links]
 
 

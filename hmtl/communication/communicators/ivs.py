@@ -66,4 +66,4 @@ class Uncoded(Communicator):
         *,
         links: MakeLinks = InProcess,
     ) -> None:
-        super().__init__(topology, network, IVs("uncoded", aggregators="server", wire=wire), links)
+        super().__init__(topology, network, IVs("uncoded", wire=wire), links)

@@ -54,8 +54,9 @@ class IVs(Recipe):
     adds = False
 
     def __post_init__(self) -> None:
-        scheme_of(self.scheme)
         check_wire(self.wire)
+        if not self.coded:
+            object.__setattr__(self, "aggregators", "server")
 
     @property
     def coded(self) -> bool:
@@ -63,10 +64,8 @@ class IVs(Recipe):
         return scheme_of(self.scheme).code is not None
 
     def nodes(self, contacts: Topology | Moving, network: Network) -> AggregatorSet:
-        # A relay that joins them later has to be handed the state, about K IVs up and as many down, and a few rounds
-        # with better aggregators do not make up for that.
-        if not self.coded:
-            return AggregatorSet((), server=True)
+        # They are chosen once, since a relay that joins them later has to be handed the state, about K IVs up and as
+        # many down, and a few rounds with better aggregators do not make up for that.
         first = contacts.at(0)
         t = first if self.aggregators == "auto" else who_may_aggregate(contacts)
         return resolve(t, self.aggregators, self.scheme, network.uplinks(first), network.medium)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hmtl.coding import cover, sum_code
-from hmtl.communication import CodedHierarchical, Network, Sums, Uncoded, sums_if_faster
+from hmtl.communication import CodedHierarchical, Communicator, IVs, Network, Sums, sums_if_faster
 from hmtl.communication.messages import ATTENDANCE, IVS, MODELS, REPORT, SERVER, Message
 from hmtl.communication.planning.planner import SUMS
 from hmtl.errors import CodingError, ConfigError
@@ -341,7 +341,7 @@ def test_sums_replace_coding_if_they_take_less_time(q: int, faster: bool) -> Non
         assert "adding" in sums.describe()
         assert "instead of coding" in sums.describe()["note"]
     assert sums_if_faster(CodedHierarchical(symmetric(K=20, H=5, r=3), aggregators="all"), q, 8) is None
-    assert sums_if_faster(Uncoded(symmetric(K=20, H=5, r=3)), q, 8) is None
+    assert sums_if_faster(Communicator(symmetric(K=20, H=5, r=3), Network(), IVs("uncoded")), q, 8) is None
     assert sums_if_faster(CodedHierarchical(symmetric(K=20, H=5, r=3), wire="float32"), q, 8) is None
 
 
