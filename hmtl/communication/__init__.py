@@ -10,8 +10,7 @@ from hmtl.communication.accounting.ledger import SETUP, TIERS, Bits, LinkLedger
 from hmtl.communication.accounting.network import Network, tier_loads
 from hmtl.communication.communicators.base import Communicator
 from hmtl.communication.communicators.by_section import BySection
-from hmtl.communication.communicators.ivs import CodedHierarchical, Uncoded
-from hmtl.communication.communicators.sums import Sums, sums_if_faster
+from hmtl.communication.communicators.choices import CodedHierarchical, Sums, Uncoded, sums_if_faster
 from hmtl.communication.links import InProcess, Links
 from hmtl.communication.planning.ivs import IVs
 from hmtl.communication.planning.sums import SumsOfRows

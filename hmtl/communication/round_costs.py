@@ -189,13 +189,13 @@ def compare(
     costs = secure_costs(topology, secure, network.medium) if secure else None
     added = {each: added_bits(topology, secure, each) for each in MEDIA} if secure else None
     clock = _Clock(topology, network, V_bits)
-    uplinks = network.uplinks(topology)
+    uplinks = clock.uplinks
     learning = best_sum_aggregators(topology, network.hops(topology))
     by_scheme = {scheme: loads(topology, scheme, uplinks) for scheme in SCHEMES}
     least, partition = demand_of(topology).optimum()
     fastest = network.W2 if uplinks is None else max(uplinks.bandwidths, default=network.W2)
     obstacles = {scheme: obstacle(topology, scheme) for scheme in CODED_SCHEMES}
-    best = {medium: _best(clock, uplinks, medium) for medium in MEDIA}
+    best = {medium: _best(clock, medium) for medium in MEDIA}
     return Comparison(
         K=topology.K,
         H=topology.H,
@@ -205,7 +205,7 @@ def compare(
         network=network,
         loads={scheme: _between(by_scheme[scheme]) for scheme in SCHEMES},
         aggregators=best,
-        sums=_adding(clock, uplinks, learning),
+        sums=_adding(clock, learning),
         downlinks={medium: {scheme: by_scheme[scheme].down(medium) for scheme in SCHEMES} for medium in MEDIA},
         bounds=_between(bounds(topology)),
         proof={
@@ -219,11 +219,11 @@ def compare(
         not_trainable={scheme: reason for scheme, reason in obstacles.items() if reason},
         seconds={medium: {scheme: clock.seconds(by_scheme[scheme], medium) for scheme in SCHEMES} for medium in MEDIA},
         formats={
-            each or "null": _in_format(clock, uplinks, best[network.medium].nodes, learning.relays, each, added)
+            each or "null": _in_format(clock, best[network.medium].nodes, learning.relays, each, added)
             for each in dict.fromkeys((None, wire))
         },
         secure=costs,
-        secure_sums=_adding(clock, uplinks, Choice((), 0.0, 0.0), added) if costs else None,
+        secure_sums=_adding(clock, Choice((), 0.0, 0.0), added) if costs else None,
     )
 
 
@@ -234,6 +234,10 @@ class _Clock:
     topology: Topology
     network: Network
     V_bits: int
+
+    @property
+    def uplinks(self) -> Uplinks | None:
+        return self.network.uplinks(self.topology)
 
     def seconds(self, load: Loads, medium: str, tiers: Collection[str] = TIERS) -> float:
         """Return the time [s] on some tiers."""
@@ -253,9 +257,9 @@ class _Clock:
         return RoundCost(between, self.network.seconds(sent))
 
 
-def _best(clock: _Clock, uplinks: Uplinks | None, medium: str) -> BestAggregators:
-    choice = best_aggregators(clock.topology, BEST, uplinks, medium)
-    load = loads(clock.topology, BEST, uplinks, aggregators=choice.nodes.setting)
+def _best(clock: _Clock, medium: str) -> BestAggregators:
+    choice = best_aggregators(clock.topology, BEST, clock.uplinks, medium)
+    load = loads(clock.topology, BEST, clock.uplinks, aggregators=choice.nodes.setting)
     return BestAggregators(
         relays=list(choice.relays),
         server=choice.server,
@@ -271,15 +275,10 @@ def _best(clock: _Clock, uplinks: Uplinks | None, medium: str) -> BestAggregator
 
 
 def _in_format(
-    clock: _Clock,
-    uplinks: Uplinks | None,
-    nodes: AggregatorSet,
-    learning: tuple[int, ...],
-    wire: str | None,
-    added: dict[str, AddedBits] | None,
+    clock: _Clock, nodes: AggregatorSet, learning: tuple[int, ...], wire: str | None, added: dict[str, AddedBits] | None
 ) -> dict[str, RoundCost]:
     """Return the cost of a round in a format, by what travels; sums have no format of 16 or 32 bits."""
-    t, medium, m = clock.topology, clock.network.medium, -(-clock.V_bits // 64)
+    t, uplinks, medium, m = clock.topology, clock.uplinks, clock.network.medium, -(-clock.V_bits // 64)
     bits = dict.fromkeys(TIERS, row_bits(wire, m, torch.float64))
     costs = {
         "uncoded": clock.cost(loads(t, "uncoded", uplinks), medium, bits),
@@ -294,10 +293,8 @@ def _in_format(
     return costs
 
 
-def _adding(
-    clock: _Clock, uplinks: Uplinks | None, learning: Choice, added: dict[str, AddedBits] | None = None
-) -> AddingRelays:
-    t, A = clock.topology, learning.relays
+def _adding(clock: _Clock, learning: Choice, added: dict[str, AddedBits] | None = None) -> AddingRelays:
+    t, uplinks, A = clock.topology, clock.uplinks, learning.relays
     up, _ = sum_codes(t, A, uplinks)
     load, server = sum_loads(t, uplinks, A=A), sum_loads(t, uplinks)
     return AddingRelays(

@@ -157,8 +157,7 @@ class Ours:
     """
 
     def __init__(self, size: Size, learner: str, communicator: str, folder: Path, batch: int = BATCH) -> None:
-        from hmtl.communication import CodedHierarchical, Uncoded
-        from hmtl.communication.communicators.sums import sums_if_faster
+        from hmtl.communication import CodedHierarchical, Uncoded, sums_if_faster
         from hmtl.data import Task
         from hmtl.mtl import CrossEntropy, FedAvg, FedU, Graph, LocalSGD, Mean, Problem
         from hmtl.topology import symmetric

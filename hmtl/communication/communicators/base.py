@@ -31,7 +31,7 @@ from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.secure import SecureHost, SecureRelay, SecureServer
 from hmtl.communication.nodes.server import Server
 from hmtl.communication.planning.flow import Recipe
-from hmtl.communication.planning.ivs import IVs
+from hmtl.communication.planning.ivs import UNCODED, IVs
 from hmtl.communication.planning.planner import Planner
 from hmtl.communication.round import Nodes, Outcome, Schedule, Stopwatch, play
 from hmtl.communication.secure_round import SecureSchedule
@@ -42,7 +42,6 @@ SETUP_ROUND = -1  # number of the round in which a set-up is exchanged
 NOBODY = np.empty(0, np.int64)
 KEPT = 16  # planners, in case a topology recurs
 
-UNCODED = IVs("uncoded")
 MakeLinks = Callable[[LinkLedger], Links]
 
 

@@ -7,9 +7,10 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from hmtl.communication.accounting.ledger import TIERS
-from hmtl.communication.communicators.base import UNCODED, Communicator, Planning
+from hmtl.communication.communicators.base import Communicator, Planning
 from hmtl.communication.nodes.aggregation import AggregatorSide
 from hmtl.communication.nodes.host import UserSide
+from hmtl.communication.planning.ivs import UNCODED
 from hmtl.communication.round import Outcome, Stopwatch
 from hmtl.errors import ConfigError
 

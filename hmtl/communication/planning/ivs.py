@@ -123,6 +123,9 @@ class IVs(Recipe):
         return {"communicator": communicator, "scheme": scheme, "note": rounding(self.wire, dtype)}
 
 
+UNCODED = IVs("uncoded")
+
+
 @dataclass(frozen=True)
 class KeptRows:
     """Relays keep the rows of users within range."""
