@@ -54,7 +54,7 @@ class RandomUsers:
 
     def __init__(self, K: int, numbers: int, mine: Users, sums: bool) -> None:
         self.K, self.numbers, self.mine, self.sums = K, numbers, mine, sums
-        self.row_bits = (64 * numbers, 0, 0)
+        self.row_bits, self.averages = (64 * numbers, 0, 0), None
         self.correct = 0
 
     def iv(self, user: int, round: int) -> Tensor:
@@ -81,8 +81,6 @@ class MirroringAggregator:
 
     def update(self, users: Users, ivs: Tensor) -> Tensor:
         return ivs.flip(0)
-
-    def needs(self) -> None: ...
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}

@@ -40,6 +40,9 @@ class Sender(Protocol):
     def deltas(self) -> bool: ...
 
     @property
+    def averages(self) -> torch.dtype | None: ...
+
+    @property
     def origin(self) -> Tensor: ...
 
     def take_sent(self, users: Ids, sent: Tensor, further: Tensor) -> Tensor: ...
@@ -113,7 +116,12 @@ class AggregatorCoder:
     Args:
         numbers: m.
         wire: the type in which numbers travel; None: their own.
+
+    Attributes:
+        averages: the type of an average that users receive instead of sums; None: they receive what aggregators return.
     """
+
+    averages: torch.dtype | None = None
 
     def __init__(self, numbers: int, wire: torch.dtype | None) -> None:
         self.numbers = numbers

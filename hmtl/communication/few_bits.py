@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hmtl.communication.attendance import bytes_to_numbers
 from hmtl.communication.encoding import BLOCK
 from hmtl.communication.row_formats import RowFormat
 from hmtl.communication.wires import QUANTISERS
@@ -28,6 +29,7 @@ from hmtl.errors import RangeError
 
 FEW_BITS = {name: blocks.width for name, blocks in QUANTISERS.items()}
 """The bits b of a term, by the names that the setting `wire` may have for sums."""
+STAMP = 4  # bytes before a row's other overhead: its number n, if it is to be added to row n − 1; −n, if it is S itself
 LARGEST = 2**61  # of |x|, so that x, and what rounding adds to it, fits in 64 bits
 HOLD = 8  # rounds in which nobody needs a scale that has doubled, before they count towards its halving
 SPREAD = 10  # no scale is less than 2^-10 of the row's largest, so that a block that was zero soon has its scale
@@ -76,6 +78,15 @@ class FewBits:
     def whole(self) -> RowFormat:
         """Format of terms before the scales are known, and of sums for users who lack the last row."""
         return RowFormat(self.L, 64)
+
+    @property
+    def down(self) -> RowFormat:
+        """Format of a row for users who have the one before."""
+        return self.sums
+
+    def of_row(self, overhead: Tensor) -> RowFormat:
+        """Return the format of a row for users, of which its number tells, see STAMP."""
+        return self.sums if bytes_to_numbers(overhead[0, :STAMP].numpy())[0] > 0 else self.whole
 
     @property
     def largest(self) -> int:

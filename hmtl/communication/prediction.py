@@ -39,6 +39,7 @@ class _Users:
     """Users who send zeros, see `hmtl.communication.nodes.host.UserSide`."""
 
     deltas = False
+    averages = None
 
     def __init__(self, K: int, numbers: int, dtype: torch.dtype) -> None:
         self.numbers, self.row_bits, self.origin = numbers, (64 * numbers, 0, 0), torch.zeros(numbers)
@@ -59,6 +60,9 @@ class _Aggregator:
 
     def update(self, users: Users, ivs: Tensor) -> Tensor:
         return ivs
+
+    def averaged(self, sums: Tensor) -> Tensor:
+        return sums
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}

@@ -84,18 +84,37 @@ class Formats(Protocol):
     def whole(self) -> RowFormat:
         """Format of other terms, and of their sums."""
 
+    @property
+    def down(self) -> RowFormat:
+        """Format of the row for users, as a rule."""
+
+    def of_row(self, overhead: Tensor) -> RowFormat:
+        """Return the format of a row for users, given its further numbers, uint8 [1, bytes]."""
+
 
 @dataclass(frozen=True)
 class PlainRows:
-    """Formats of rows that are always L words of 64 bits."""
+    """Formats of rows that are always L words of 64 bits.
+
+    Attributes:
+        bits_down: bits of a number in the row for users: 64 for sums, or those of an average.
+    """
 
     L: int
+    bits_down: int = 64
 
     @property
     def terms(self) -> RowFormat:
         return RowFormat(self.L, 64)
 
     sums = whole = terms
+
+    @property
+    def down(self) -> RowFormat:
+        return RowFormat(self.L, self.bits_down)
+
+    def of_row(self, overhead: Tensor) -> RowFormat:
+        return self.down
 
 
 def portions(at: Tensor, L: int) -> Iterator[Tensor]:

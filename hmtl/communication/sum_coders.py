@@ -18,15 +18,13 @@ from torch import Tensor
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.coders import AggregatorCoder, Ids, Read, Sender, State, UserCoder
 from hmtl.communication.encoding import from_bytes, to_bytes, unpack
-from hmtl.communication.few_bits import FewBits, longest_absence
+from hmtl.communication.few_bits import STAMP, FewBits, longest_absence
 from hmtl.communication.row_formats import portions
 from hmtl.errors import CodingError
 
-STAMP = 4  # bytes before a row's other overhead: its number n, if it is to be added to row n − 1; −n, if it is S itself
-
 
 class TermCoder(UserCoder):
-    """A host's coder for terms of 64 bits, whose users share one row of sums.
+    """A host's coder for terms of 64 bits, whose users share one row: of sums, or an average.
 
     Args:
         users: the user side.
@@ -34,6 +32,7 @@ class TermCoder(UserCoder):
 
     def __init__(self, users: Sender) -> None:
         super().__init__(users, torch.int64)
+        self._received = users.averages or torch.int64
 
     def encode(self, users: Ids, ivs: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
         if ivs.dtype != torch.int64:
@@ -51,7 +50,7 @@ class TermCoder(UserCoder):
         return Read(users, receipts[users], overhead[:1, :end])
 
     def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
-        return unpack(payload[:1], extras, torch.int64, torch.int64).expand(len(users), -1)
+        return unpack(payload[:1], extras, self._received, self._received).expand(len(users), -1)
 
 
 class SumCoder(AggregatorCoder):
@@ -59,13 +58,15 @@ class SumCoder(AggregatorCoder):
 
     Args:
         numbers: m.
+        averages: the type of an average that users receive; None: they receive sums.
     """
 
-    def __init__(self, numbers: int) -> None:
-        super().__init__(numbers, torch.int64)
+    def __init__(self, numbers: int, averages: torch.dtype | None = None) -> None:
+        super().__init__(numbers, torch.int64 if averages is None else averages)
+        self.averages = averages
 
     def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
-        return super().decode(users, payload, extras, torch.int64)
+        return unpack(payload, extras, torch.int64, torch.int64)
 
     def receipts(self, counted: Ids) -> Tensor:
         # Most users' last round is the same, so the compressed receipts take far less than 4 bytes for each user.
@@ -94,6 +95,7 @@ class FewBitTermCoder(TermCoder):
 
     def __init__(self, users: Sender, formats: FewBits, members: Ids) -> None:
         super().__init__(users)
+        self._received = torch.int64
         self.formats, self.members = formats, members
         self.owed, self.owed_if_counted = torch.zeros(2, len(members), formats.numbers, dtype=torch.int64)
         self.row = torch.zeros(1, formats.numbers, dtype=torch.int64)

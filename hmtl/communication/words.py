@@ -13,6 +13,8 @@ from torch import Tensor
 
 from hmtl.communication.encoding import from_bytes, to_bytes
 
+INTEGERS = {8: torch.int8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
+"""Integers of whole bytes."""
 GROUP = 8  # words that fill whole bytes, whatever their length
 
 
@@ -32,8 +34,8 @@ class Words:
 
     def pack(self, x: Tensor) -> Tensor:
         """Return the low bits of integers, uint8 [n, ⌈L·w/8⌉] for int64 [n, L]; words of 64 bits are not copied."""
-        if self.bits == 64:
-            return to_bytes(x)
+        if self.bits in INTEGERS:
+            return to_bytes(x.to(INTEGERS[self.bits]))
         (n, L), groups = x.shape, -(-x.shape[1] // GROUP)
         padded = np.zeros((n, groups * GROUP), np.uint64)
         padded[:, :L] = x.numpy().view(np.uint64) & np.uint64(2**self.bits - 1)
@@ -46,8 +48,8 @@ class Words:
 
     def unpack(self, rows: Tensor, L: int) -> Tensor:
         """Return the integers in −2^(w−1) .. 2^(w−1) − 1 that words hold, int64 [n, L] for uint8 [n, ⌈L·w/8⌉]."""
-        if self.bits == 64:
-            return from_bytes(rows, torch.int64)
+        if self.bits in INTEGERS:
+            return from_bytes(rows, INTEGERS[self.bits]).to(torch.int64)
         n, groups = len(rows), -(-L // GROUP)
         padded = np.zeros((n, groups * self.bits), np.uint8)
         padded[:, : rows.shape[1]] = rows.numpy()

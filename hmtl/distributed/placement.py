@@ -64,7 +64,7 @@ class HostedUsers:
     def __init__(self, inner: Users, hosted: Ids) -> None:
         self.inner, self.hosted = inner, hosted
         self.numbers, self.row_bits = inner.numbers, inner.row_bits
-        self.deltas, self.origin = inner.deltas, inner.origin
+        self.deltas, self.origin, self.averages = inner.deltas, inner.origin, inner.averages
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor | Terms]:
         users, ivs = self.inner.local_update(round, np.flatnonzero(np.isin(self.hosted, idle)))

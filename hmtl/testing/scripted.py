@@ -39,6 +39,7 @@ class ScriptedUsers:
 
     row_bits = (0, 0, 0)  # these users send no terms of sums
     deltas = False
+    averages = None
 
     def __init__(
         self, ivs: Sequence[Tensor], absent: Sequence[set[int]], extras: int, mine: Sequence[int] | None = None
@@ -97,6 +98,9 @@ class ScriptedAggregator:
         self.state["updates"] += 1
         ivs.zero_()  # an aggregator may overwrite the IVs
         return self.models()
+
+    def averaged(self, sums: Tensor) -> Tensor:
+        return sums
 
     def models(self) -> Tensor:
         last = self.state["last"].flip(0)

@@ -250,7 +250,7 @@ class Communicator:
         """Return what `summary.json` reports about communication."""
         recipe, planner, tiers, users = self.recipe, self.planner, self.recipe.tiers, self._sides and self._sides[0]
         r, *figures = np.mean([self._theory_of(number) for number in self._described_rounds], axis=0).tolist()
-        row_bits = recipe.row_bits(self.V_bits)
+        row_bits = recipe.row_bits(self.V_bits, planner.everybody.aggregators)
         measured = {tier: self.ledger.bits(tier).payload / (self.ledger.rounds * row_bits[tier] or 1) for tier in TIERS}
         described: dict[str, Any] = {
             "r": r,

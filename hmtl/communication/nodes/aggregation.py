@@ -31,6 +31,8 @@ class AggregatorSide(Protocol):
 
     def update(self, users: Users, ivs: Tensor) -> Tensor: ...
 
+    def averaged(self, sums: Tensor) -> Tensor: ...
+
     def state_dict(self) -> dict[str, Tensor]: ...
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
@@ -131,6 +133,8 @@ class Aggregation:
         self.ivs = {}
         models = self.aggregator.update(self.users, ivs)
         del ivs  # may be as large as all models
+        if self.coder.averages:
+            models = self.aggregator.averaged(models)
         assert self._round is not None
         self.counted[self.users] = self._round
         self.coder.hear(self.counted, self._round, requested)

@@ -113,7 +113,7 @@ class SumsOfRows(Recipe):
         return Planner(topology, network, nodes.relays, sums=self.sums)
 
     def of_rows(self, users: "UserSide", planner: Planner) -> "SumsOfRows":
-        formats: Formats = PlainRows(users.numbers)
+        formats: Formats = PlainRows(users.numbers, 8 * (users.averages or torch.int64).itemsize)
         if self.bits:
             formats = FewBits(self.bits, planner.topology.K, users.numbers, masked=self.secure is not None)
         made = replace(self, formats=formats)
@@ -125,7 +125,11 @@ class SumsOfRows(Recipe):
         return FewBitTermCoder(users, self.formats, members) if isinstance(self.formats, FewBits) else TermCoder(users)
 
     def aggregator_coder(self, users: "UserSide", K: int) -> AggregatorCoder:
-        return FewBitSumCoder(self.formats) if isinstance(self.formats, FewBits) else SumCoder(users.numbers)
+        return (
+            FewBitSumCoder(self.formats)
+            if isinstance(self.formats, FewBits)
+            else SumCoder(users.numbers, users.averages)
+        )
 
     def flow(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Flow:
         anybody = len(attendance.users) > 0
@@ -166,9 +170,7 @@ class SumsOfRows(Recipe):
             if planner.network.last_hop == "unicast":  # only what these users need was sent
                 needed = needed[needed]
             rows.append(message.payload[:1].reshape(len(needed), -1)[torch.from_numpy(needed)])
-        shares = torch.cat(rows)
-        row_format = next(f for f in (self.formats.sums, self.formats.whole) if f.share_nbytes(code) == shares.shape[1])
-        return users, row_format.join(shares, code, group), overhead
+        return users, self.formats.of_row(overhead).join(torch.cat(rows), code, group), overhead
 
     def codes(self, planner: Planner) -> tuple[SumCode, SumCode]:
         """Return the codes by which relays add and spread sums if everybody is present."""
@@ -184,9 +186,14 @@ class SumsOfRows(Recipe):
             load = replace(load, last_hop=float(len(t.present)))
         if A and (others := len(set(attendance.holders).difference(A))):  # get the row through the server
             by_relay = np.array(load.by_relay)
-            by_relay[planner.carrier(attendance)] += 1
-            up_and_down = {"uplink": load.uplink + 1, "downlink": load.downlink + 1, "unicast": load.unicast + others}
-            load = replace(load, by_relay=tuple(by_relay.tolist()), **up_and_down)
+            row = self.formats.down.nbytes / self.formats.sums.nbytes if self.formats.L else 1.0
+            by_relay[planner.carrier(attendance)] += row
+            passed = {
+                "uplink": load.uplink + row,
+                "downlink": load.downlink + row,
+                "unicast": load.unicast + row * others,
+            }
+            load = replace(load, by_relay=tuple(by_relay.tolist()), **passed)
         return load
 
     def bounds(self, planner: Planner) -> Loads:
@@ -195,9 +202,10 @@ class SumsOfRows(Recipe):
             return replace(bound, last_hop=float(len(planner.topology.present)))
         return bound
 
-    def row_bits(self, V_bits: int) -> dict[str, int]:
+    def row_bits(self, V_bits: int, relays: Sequence[int] = ()) -> dict[str, int]:
         """Return the bits of a row of each tier; before the scales are known, rows are longer."""
-        return dict.fromkeys(TIERS, 8 * self.formats.sums.nbytes) | {USERS_TO_RELAYS: 8 * self.formats.terms.nbytes}
+        up, sums, down = (8 * each.nbytes for each in (self.formats.terms, self.formats.sums, self.formats.down))
+        return dict(zip(TIERS, (up, sums, sums if relays else down, down), strict=True))
 
     def uncoded(self, sent: dict[str, Any], users: "UserSide", attendance: Attendance) -> dict[str, Any]:
         """Return the bits of a round by tier with uncoded IVs and models in the learner's own type of numbers."""
@@ -220,7 +228,7 @@ class SumsOfRows(Recipe):
         described: dict[str, Any] = {"communicator": "sums", "scheme": "sums", "last_hop": planner.network.last_hop}
         described |= {"adding": names.of_relays(code.relays), "pieces": code.pieces}
         if users and users.numbers:
-            row_bits, IV_bits = self.row_bits(0), users.row_bits[0]
+            row_bits, IV_bits = self.row_bits(0, planner.everybody.aggregators), users.row_bits[0]
             if self.bits:
                 described["bits_per_number"] = {tier: bits / users.numbers for tier, bits in row_bits.items()}
             described["loads_uncoded"] = {tier: planner.topology.K * IV_bits / row_bits[tier] for tier in TIERS}
@@ -368,17 +376,18 @@ class CommonRow:
 
     def down(self, models: Content) -> Iterator[Copy]:
         for relays, link in self.copies:
-            payload = self._shares(models.payload, relays[0]).reshape(1, -1) if self.splits else models.payload
+            payload = self._shares(models, relays[0]).reshape(1, -1) if self.splits else models.payload
             yield Copy(relays, link, Content(payload, models.overhead))
 
     def last_hop(
         self, i: int, models: Content | None, passed: Sequence[Message]
     ) -> Iterator[tuple[int | Users, Content]]:
         own, needs_of = self.code.shares_of(i), self.code.needs(i)
-        row = models or next(iter(passed), None)
+        received = (Content(message.payload, message.overhead) for message in passed)
+        row = models or next(received, None)
         if row is None or not len(own):
             return
-        shares = row.payload.reshape(len(own), -1) if self.splits else self._shares(row.payload, i)
+        shares = row.payload.reshape(len(own), -1) if self.splits else self._shares(row, i)
         present = np.isin(np.arange(self.code.H), self.holders)
         overhead = torch.cat([row.overhead, torch.from_numpy(np.packbits(present))[None]], dim=1)
         needs = np.append(needs_of, np.zeros((1, len(own)), dtype=bool), axis=0)[self.code.of_user]  # [K, x]
@@ -391,12 +400,11 @@ class CommonRow:
             payload, at = shares[torch.from_numpy(needed)].reshape(1, -1), torch.zeros(len(users), dtype=torch.int64)
             yield users, Content(payload, overhead, users, at)
 
-    def _shares(self, row: Tensor, i: int) -> Tensor:
+    def _shares(self, row: Content, i: int) -> Tensor:
         """Return relay i's shares of a row, uint8 [x, bytes]."""
         if self.code.pieces == 1:
-            return row
-        row_format = self.formats.sums if row.shape[1] == self.formats.sums.nbytes else self.formats.whole
-        return row_format.split(row, self.code, self.code.shares_of(i))
+            return row.payload
+        return self.formats.of_row(row.overhead).split(row.payload, self.code, self.code.shares_of(i))
 
 
 def formats_of_terms(formats: Formats, nbytes: int) -> tuple[RowFormat, RowFormat]:

@@ -64,6 +64,10 @@ class Users(Side):
     row_bits: tuple[int, int, int] = (0, 0, 0)
     """For users who send terms: bits of an IV or model with messages="ivs", further bits of an IV, and of a model."""
 
+    averages: torch.dtype | None = None
+    """For users who send terms: the type of an average that aggregators can make of the sums, see
+    `Aggregator.averaged`; users receive it instead, unless terms travel in few bits. None: they receive the sums."""
+
     sample: Ids | None = None
     """The users who are sampled for the next round, if the server drew them; None: those that the seed gives."""
 
@@ -175,6 +179,10 @@ class Aggregator(Side):
     @abstractmethod
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         """Return the models [K, m + e′] of all users from the IVs [n, m + e] of the users who were heard."""
+
+    def averaged(self, sums: Tensor) -> Tensor:
+        """Return the row of averages [1, m] that follows from the row of sums [1, m]; see `Users.averages`."""
+        return sums
 
     def agree(self, users: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Make this state agree with that of all users, and return what changes at the users.

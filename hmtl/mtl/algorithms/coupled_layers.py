@@ -63,7 +63,7 @@ class PersonalSection(Users):
         super().__init__()
         self.shared = shared
         self.sending = sending
-        self.numbers, self.row_bits = sending.numbers, sending.row_bits
+        self.numbers, self.row_bits, self.averages = sending.numbers, sending.row_bits, sending.averages
 
     @property
     def sections(self) -> tuple[Users, ...]:

@@ -59,11 +59,14 @@ class Average:
 
 
 class SendAverageTerms(Sending):
-    """Users send terms, receive S and compute the model; `counts` are n_k of these users [n, 1], `total` is N."""
+    """Users send terms, and receive the model, or S, of which they compute it.
+
+    `counts` are n_k of these users [n, 1], `total` is N.
+    """
 
     def __init__(self, average: Average, counts: Tensor, total: float) -> None:
         super().__init__(len(average.start), (8 * average.start.nbytes, 0, 0))
-        self.average = average
+        self.average, self.averages = average, average.start.dtype
         self.counts = counts
         self.total = total
 
@@ -71,7 +74,8 @@ class SendAverageTerms(Sending):
         return self.average.terms(ivs, last, self.counts[users], self.total)
 
     def decode(self, users: Ids, rows: Tensor) -> Tensor:
-        return self.average.model(rows[:1], self.total).expand(len(users), -1)  # all rows are the same
+        model = rows[:1] if rows.is_floating_point() else self.average.model(rows[:1], self.total)
+        return model.expand(len(users), -1)  # all rows are the same
 
     def take(self, users: Ids, numbers: Tensor) -> None:
         """Take N, [n, 1]."""
@@ -93,6 +97,9 @@ class AverageTerms(Aggregator):
         terms, (present, total) = added(ivs), (float(n.sum()) for n in (self.counts[users], self.counts))
         self.S = self.average.added(self.S, terms.to(self.S.device), present, total)
         return self.S
+
+    def averaged(self, sums: Tensor) -> Tensor:
+        return self.average.model(sums, float(self.counts.sum()))
 
     def agree(self, users: Mapping[str, Tensor]) -> dict[str, Tensor]:
         m, total = len(self.average.start) - self.average.of_all, float(self.counts.sum())

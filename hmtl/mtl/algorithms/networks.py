@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hmtl.mtl.algorithms.base import (
@@ -37,6 +38,9 @@ class Sending(nn.Module):
     Args:
         numbers, row_bits: as in `Users`.
     """
+
+    averages: torch.dtype | None = None
+    """See `Users`."""
 
     def __init__(self, numbers: int, row_bits: tuple[int, int, int] = (0, 0, 0)) -> None:
         super().__init__()
@@ -90,7 +94,7 @@ class NetworkUsers(Users):
         self.model = local.model
         self.sending = sending
         self.pull = pull
-        self.numbers, self.row_bits = sending.numbers, sending.row_bits
+        self.numbers, self.row_bits, self.averages = sending.numbers, sending.row_bits, sending.averages
         self.rows = self.problem.rows_in(self.model.start.dtype)
         self.evaluation = Evaluation(self.problem, self.model)
         self.usual = local.solver.steps(self.problem.here)  # steps of a user who is not a straggler [K]
