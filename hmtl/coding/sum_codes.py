@@ -152,13 +152,13 @@ class SumCode:
         product(self._columns(self.shares_of(i)), shares, to)
 
     def split(self, row: Tensor, shares: NDArray[np.int64]) -> Tensor:
-        """Return some shares of a row [L] that is known, int64 [len(shares)·m, stretch]."""
+        """Return some shares of a row [L] of integers, which is known, [len(shares)·m, stretch]."""
         made = row.new_zeros(len(shares) * self.bits, self.stretches(len(row)))
         add_terms(row[None], torch.zeros(1, dtype=torch.int64), self._columns(shares).T, made)
         return made
 
     def join(self, group: int, shares: Tensor, L: int) -> Tensor:
-        """Return the row [L] of which `split` made the shares of a set, int64 [c·m, stretch]."""
+        """Return the row [L] of which `split` made the shares of a set, [c·m, stretch]."""
         return product(self.inverses[group].T, shares).view(-1)[:L]
 
     def _columns(self, shares: NDArray[np.int64]) -> Tensor:
@@ -166,27 +166,27 @@ class SumCode:
 
 
 def product(A: Tensor, X: Tensor, to: Tensor | None = None) -> Tensor:
-    """Return A·X modulo 2^64, int64 [n, L], for int64 [n, m] and [m, L]; it is added `to` a tensor if one is given."""
+    """Return A·X [n, L] modulo 2^w, for A int64 [n, m] and X [m, L] of w bits; it is added `to` a tensor if given."""
     from hmtl.coding.sum_kernels import multiply  # loading the compiler takes a while
 
-    result = torch.zeros(len(A), X.shape[1], dtype=torch.int64) if to is None else to
-    multiply(A.contiguous().numpy(), X.contiguous().numpy(), result.numpy())
+    result = X.new_zeros(len(A), X.shape[1]) if to is None else to
+    multiply(A.to(X.dtype).contiguous().numpy(), X.contiguous().numpy(), result.numpy())
     return result
 
 
 def add_terms(rows: Tensor, at: Tensor, A: Tensor, to: Tensor, first: int = 0) -> None:
-    """Add A·S modulo 2^64 to `to`, where S is the sum of some rows of terms, cut into stretches.
+    """Add A·S to `to`, where S is the sum of some rows of terms, cut into stretches.
 
     Args:
-        rows: numbers first, first + 1, .. of rows of terms, int64 [n, w].
+        rows: numbers first, first + 1, .. of rows of terms, integers of any type [n, w].
         at: the rows to add.
         A: a matrix of `SumCode.terms`, [x·m, c·m].
-        to: shares, int64 [x·m, stretch].
+        to: shares, [x·m, stretch] of the same type.
         first: see `rows`.
     """
     from hmtl.coding.sum_kernels import add_cut
 
-    add_cut(rows.contiguous().numpy(), at.numpy(), A.contiguous().numpy(), to.numpy(), first)
+    add_cut(rows.contiguous().numpy(), at.numpy(), A.to(rows.dtype).contiguous().numpy(), to.numpy(), first)
 
 
 def sum_code(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOST_PIECES, L: int = 0) -> SumCode:

@@ -1,4 +1,6 @@
-"""Compiled loops over rows of sums, integers modulo 2^64, by portions of columns that stay in the cache."""
+"""Compiled loops over rows of sums, integers modulo 2^w, by portions of columns that stay in the cache."""
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,11 +8,11 @@ from numpy.typing import NDArray
 from hmtl.io.compiled import jit
 
 PORTION = 2**13  # columns that are added or multiplied at once
-Numbers = NDArray[np.int64]
+Numbers = NDArray[Any]  # integers of one type
 
 
 @jit()
-def add_cut(numbers: Numbers, at: Numbers, A: Numbers, to: Numbers, first: int) -> None:
+def add_cut(numbers: Numbers, at: NDArray[np.int64], A: Numbers, to: Numbers, first: int) -> None:
     """Add A·S to `to` [x, stretch], where S [c, stretch] is the sum of some rows, cut into c stretches.
 
     Args:
@@ -20,7 +22,7 @@ def add_cut(numbers: Numbers, at: Numbers, A: Numbers, to: Numbers, first: int) 
         to: receives the product.
         first: see `numbers`.
     """
-    (x, c), stretch, total = A.shape, to.shape[1], np.empty(PORTION, np.int64)
+    (x, c), stretch, total = A.shape, to.shape[1], np.empty(PORTION, to.dtype)
     for j in range(c):
         if not A[:, j].any():
             continue

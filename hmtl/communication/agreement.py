@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +31,7 @@ class Digest:
         self._hash = hashlib.blake2b(digest_size=DIGEST_BYTES)
 
     def add(self, combinations: Tensor) -> None:
-        """Add random combinations of some rows, uint8 [CHECK_ROWS, L]; see `check_rows`."""
+        """Add one row, or random combinations of some rows, uint8 [1 or CHECK_ROWS, L]; see `check_rows`."""
         content = combinations.reshape(-1)
         pieces = len(content) // FOLD
         folded, rest = content[: pieces * FOLD].view(-1, FOLD), content[pieces * FOLD :]
@@ -44,10 +43,8 @@ class Digest:
         """Add rows, uint8 [n, L]."""
         if not rows.numel():
             return
-        check = check_rows(len(rows))
-        if rows.stride(0) == 0:  # one row in memory stands for n equal rows, so its coefficients are added
-            check = torch.from_numpy(np.bitwise_xor.reduce(check.numpy(), axis=1, keepdims=True))
-        self.add(matmul(check, rows[: check.shape[1]]))
+        one = len(rows) == 1 or rows.stride(0) == 0  # one row in memory may stand for n equal rows
+        self.add(rows[:1] if one else matmul(check_rows(len(rows)), rows))
 
     def value(self) -> bytes:
         """Return the digest of everything added so far, DIGEST_BYTES long."""

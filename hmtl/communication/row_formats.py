@@ -57,12 +57,12 @@ class RowFormat:
 
     def split(self, row: Tensor, code: SumCode, shares: NDArray[np.int64]) -> Tensor:
         """Return some shares of a row, uint8 [x, share_nbytes] for uint8 [1, nbytes]."""
-        return self.words.pack(code.split(self.unpack(row)[0], shares).view(len(shares), -1))
+        return self.words.pack(code.split(self.words.read(row, self.L)[0], shares).view(len(shares), -1))
 
     def join(self, shares: Tensor, code: SumCode, group: int) -> Tensor:
         """Return the row, uint8 [1, nbytes], of which `split` made the shares of a set, uint8 [c, share_nbytes]."""
         stretch = code.stretches(self.L)
-        numbers = self.words.unpack(shares, code.bits * stretch).reshape(-1, stretch)
+        numbers = self.words.read(shares, code.bits * stretch).reshape(-1, stretch)
         return self.pack(code.join(group, numbers, self.L)[None])
 
 

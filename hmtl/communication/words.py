@@ -46,10 +46,14 @@ class Words:
             rows[..., byte] |= part.astype(np.uint8)  # keeps the low 8 bits
         return torch.from_numpy(rows.reshape(n, groups * self.bits)[:, : self.nbytes(L)])
 
+    def read(self, rows: Tensor, L: int) -> Tensor:
+        """Return the integers that words hold, modulo 2^w, [n, L]: without a copy if words are integers of a type."""
+        return from_bytes(rows, INTEGERS[self.bits]) if self.bits in INTEGERS else self.unpack(rows, L)
+
     def unpack(self, rows: Tensor, L: int) -> Tensor:
         """Return the integers in −2^(w−1) .. 2^(w−1) − 1 that words hold, int64 [n, L] for uint8 [n, ⌈L·w/8⌉]."""
         if self.bits in INTEGERS:
-            return from_bytes(rows, INTEGERS[self.bits]).to(torch.int64)
+            return self.read(rows, L).to(torch.int64)
         n, groups = len(rows), -(-L // GROUP)
         padded = np.zeros((n, groups * self.bits), np.uint8)
         padded[:, : rows.shape[1]] = rows.numpy()

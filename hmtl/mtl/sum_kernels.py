@@ -14,7 +14,9 @@ PORTION = 4096  # columns for which all rows are read one after the other, so th
 def add_changes(
     new: Any, last: Any, weights: NDArray[np.float64], scale: float, limit: float, to: NDArray[np.int64], first: int
 ) -> bool:
-    """Add round(w_k·scale·(new_k − last_k)) to rows of `to`; return whether all scale·(new_k − last_k) fit.
+    """Write round(w_k·scale·(new_k − last_k)) to rows, or add all to one row.
+
+    Return whether all scale·(new_k − last_k) fit.
 
     Columns first, first + 1, .. are read, as many as `to` has.
 
@@ -24,7 +26,7 @@ def add_changes(
         weights: w_k [n].
         scale: units of the grid in 1.
         limit: the largest size that fits; NaN does not.
-        to: a row for each row of `new`, or one for all, which receives their sum.
+        to: a row for each row of `new`, which is overwritten, or one for all, to which all are added.
         first: the first column.
     """
     n, m = len(new), to.shape[1]
@@ -33,11 +35,11 @@ def add_changes(
         stop = min(m, start + PORTION)
         misfit = misfits[: stop - start]
         for k in range(n):
-            row, before = (
-                new[k, first + start : first + stop],
-                last[min(k, len(last) - 1), first + start : first + stop],
-            )
+            row = new[k, first + start : first + stop]
+            before = last[min(k, len(last) - 1), first + start : first + stop]
             target, weight = to[min(k, len(to) - 1), start:stop], weights[k]
+            if len(to) == n:
+                target[:] = 0
             for j in range(len(row)):
                 units = (np.float64(row[j]) - np.float64(before[j])) * scale
                 misfit[j] |= not abs(units) <= limit

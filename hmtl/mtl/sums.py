@@ -112,7 +112,7 @@ class WeightedChanges(Terms):
 
     def _block(self, users: slice, columns: slice) -> Tensor:
         n, width = (max(0, part.stop - part.start) for part in (users, columns))
-        return self._added(users, columns.start, torch.zeros(n, width, dtype=torch.int64))
+        return self._added(users, columns.start, torch.empty(n, width, dtype=torch.int64))
 
     def sum(self) -> Tensor:
         total = torch.zeros(1, self.shape[1], dtype=torch.int64)
@@ -122,7 +122,7 @@ class WeightedChanges(Terms):
         return total
 
     def _added(self, users: slice, first: int, to: Tensor) -> Tensor:
-        """Add columns first, first + 1, .. of some users' terms to rows of their own, or to one row."""
+        """Write columns first, first + 1, .. of some users' terms to rows of their own, or add them to one row."""
         from hmtl.mtl.sum_kernels import add_changes  # loading the compiler takes a while
 
         new, last = self._new[users], self._last if len(self._last) == 1 else self._last[users]

@@ -297,9 +297,9 @@ class Added:
         if node == OF_SERVER:  # it learns the sum alone, so nobody compares digests
             payload, overhead = self._joined(received)
         else:
-            total = heard.common
+            total, heard.common = heard.common, heard.common[:, :0]
             for message in received:
-                total = total + self.sums.unpack(message.payload)
+                total += self.sums.unpack(message.payload)
             further = [to_bytes(heard.common_further), *(message.overhead for message in received)]
             payload, overhead = self.sums.pack(total), _added(torch.cat(further))
             digest.add_rows(payload)
