@@ -39,10 +39,10 @@ class _Users:
     """Users who send zeros, see `hmtl.communication.nodes.host.UserSide`."""
 
     deltas = False
-    averages = None
 
-    def __init__(self, K: int, numbers: int, dtype: torch.dtype) -> None:
+    def __init__(self, K: int, numbers: int, dtype: torch.dtype, averages: torch.dtype | None) -> None:
         self.numbers, self.row_bits, self.origin = numbers, (64 * numbers, 0, 0), torch.zeros(numbers)
+        self.averages = averages
         self._ivs = torch.zeros(K, numbers, dtype=dtype)
 
     def local_update(self, round: int, idle: Users = np.empty(0, np.int64)) -> tuple[Users, Tensor]:  # noqa: B008, nobody writes to it
@@ -82,7 +82,7 @@ def dry_round(
         links: see `Communicator`.
     """
     communicator = Communicator(t, network, replace(recipe, wire=None), links)
-    users, aggregator = _Users(t.K, numbers, recipe.row_type), _Aggregator()
+    users, aggregator = _Users(t.K, numbers, recipe.row_type, recipe.averages), _Aggregator()
     communicator.round(0, cast(UserSide, users), cast(AggregatorSide, aggregator))  # a plan calls no other members
     return communicator
 

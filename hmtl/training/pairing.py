@@ -24,6 +24,6 @@ def matched(
     m, dtype = algorithm.users.numbers, algorithm.W.dtype
     communicator = communicator.for_rows(row_bits(communicator.recipe.wire, m, dtype))
     q = algorithm.sums_needed(problem)
-    if q and (sums := sums_if_faster(communicator, q, dtype.itemsize, m)):
+    if q and (sums := sums_if_faster(communicator, q, dtype, m, algorithm.averaged)):
         return make(messages="sums"), sums
     return algorithm, communicator

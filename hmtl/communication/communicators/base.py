@@ -157,7 +157,8 @@ class Communicator:
         """Return the time that rows of V bits take: between relays and server, or over all links if there is a file."""
         if self.network.links is None:
             rows = tier_loads(self.theory, 0, self.network.medium, "unicast")  # to nobody on the last hop
-            return self.network.seconds({tier: V_bits * rows[tier] for tier in TIERS})
+            bits = self.recipe.row_bits(round(V_bits), self.planner.everybody.aggregators)
+            return self.network.seconds({tier: bits[tier] * rows[tier] for tier in TIERS})
         from hmtl.communication.prediction import predict  # late, since it imports this module
 
         return predict(self.recipe, self.topology, self.network, V_bits)

@@ -1,14 +1,16 @@
 """Communicators by name, each of which chooses a recipe, and the choice of sums instead of IVs. K users."""
 
+import torch
+
 from hmtl.coding import CODED_SCHEMES, Aggregators, Scheme, scheme_of
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.communicators.base import Communicator, MakeLinks
-from hmtl.communication.few_bits import FEW_BITS, FewBits
+from hmtl.communication.few_bits import FEW_BITS
 from hmtl.communication.links import InProcess
 from hmtl.communication.planning.ivs import IVs
 from hmtl.communication.planning.sums import SumsOfRows
 from hmtl.communication.secure.neighbors import Secure
-from hmtl.communication.wires import QUANTISERS, Wire
+from hmtl.communication.wires import Wire, row_bits
 from hmtl.errors import ConfigError
 from hmtl.topology import Moving, Topology
 
@@ -113,7 +115,9 @@ class Sums(Communicator):
         super().__init__(topology, network, recipe, links)
 
 
-def sums_if_faster(coded: Communicator, q: int, itemsize: int, numbers: int = 1) -> Communicator | None:
+def sums_if_faster(
+    coded: Communicator, q: int, dtype: torch.dtype, numbers: int = 1, averaged: bool = False
+) -> Communicator | None:
     """Return a communicator of sums to replace `coded`, or None if it is not faster.
 
     Without a file of links, only the time between relays and server is compared. Sums replace coding only if
@@ -122,20 +126,20 @@ def sums_if_faster(coded: Communicator, q: int, itemsize: int, numbers: int = 1)
     Args:
         coded: the communicator that sums may replace.
         q: number of sums for each coordinate of an IV.
-        itemsize: bytes of a number of an IV in its own type.
+        dtype: of the numbers of an IV.
         numbers: in an IV.
+        averaged: whether users receive their average instead of sums.
     """
     wire, K = coded.recipe.wire, coded.contacts.K
     if coded.aggregators != "auto" or (wire is not None and not (isinstance(wire, str) and wire in FEW_BITS)):
         return None
-    IV_bits, row_bits = 8 * itemsize * numbers, 64 * q * numbers
-    if isinstance(wire, str):
-        IV_bits, row_bits = QUANTISERS[wire].bits(numbers), 8 * FewBits(FEW_BITS[wire], K, q * numbers).sums.nbytes
-    sums = Communicator(coded.contacts, coded.network, SumsOfRows(wire=wire), coded.make_links).for_rows(row_bits)
-    adding, coding = sums.seconds_of(row_bits), coded.seconds_of(IV_bits)
+    recipe = SumsOfRows(wire=wire, averages=dtype if averaged and not wire else None).of_numbers(q * numbers, K)
+    IV_bits, sum_bits = row_bits(wire, numbers, dtype), 8 * recipe.formats.sums.nbytes
+    sums = Communicator(coded.contacts, coded.network, recipe, coded.make_links).for_rows(sum_bits)
+    adding, coding = sums.seconds_of(sum_bits), coded.seconds_of(IV_bits)
     between = " between relays and server" * (coded.network.links is None)
     sums.note = (
         f"relays add instead of coding, since this learner needs only sums: a round{between} takes {adding:.3g} s "
-        f"instead of {coding:.3g} s (a row of sums has {row_bits / IV_bits:.2g} times the bits of an IV)"
+        f"instead of {coding:.3g} s (a row of sums has {sum_bits / IV_bits:.2g} times the bits of an IV)"
     )
     return sums if adding < coding else None

@@ -180,6 +180,7 @@ class Recipe(ABC):
         aggregators: who computes the models, see `hmtl.coding.resolve`.
         wire: the format in which numbers travel, see `hmtl.communication.wires`; None: their own type.
         secure: settings of secure sums; None: relays and server see what users send.
+        averages: the type of an average that users receive instead of sums; None: they receive sums, or send none.
         messages: what users send, as in the keyword of learners.
         tiers: the tiers whose loads depend on the recipe; on the others, there is a row for each user.
         row_type: the type of a row's numbers in a round that is played for its price.
@@ -189,6 +190,7 @@ class Recipe(ABC):
     aggregators: Aggregators = field(default="auto", hash=False)
     wire: Wire = field(default=None, hash=False)
     secure: Secure | None = None
+    averages: torch.dtype | None = None
 
     messages: ClassVar[str]
     tiers: ClassVar[tuple[str, ...]]

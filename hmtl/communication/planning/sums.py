@@ -113,13 +113,17 @@ class SumsOfRows(Recipe):
         return Planner(topology, network, nodes.relays, sums=self.sums)
 
     def of_rows(self, users: "UserSide", planner: Planner) -> "SumsOfRows":
-        formats: Formats = PlainRows(users.numbers, 8 * (users.averages or torch.int64).itemsize)
-        if self.bits:
-            formats = FewBits(self.bits, planner.topology.K, users.numbers, masked=self.secure is not None)
-        made = replace(self, formats=formats)
+        made = replace(self, averages=users.averages).of_numbers(users.numbers, planner.topology.K)
         for code in made.codes(planner):
             _ = code.inverses
         return made
+
+    def of_numbers(self, m: int, K: int) -> "SumsOfRows":
+        """Return this recipe for rows of m numbers and K users."""
+        formats: Formats = PlainRows(m, 8 * (self.averages or torch.int64).itemsize)
+        if self.bits:
+            formats = FewBits(self.bits, K, m, masked=self.secure is not None)
+        return replace(self, formats=formats)
 
     def user_coder(self, users: "UserSide", members: Users) -> UserCoder:
         return FewBitTermCoder(users, self.formats, members) if isinstance(self.formats, FewBits) else TermCoder(users)
@@ -128,7 +132,7 @@ class SumsOfRows(Recipe):
         return (
             FewBitSumCoder(self.formats)
             if isinstance(self.formats, FewBits)
-            else SumCoder(users.numbers, users.averages)
+            else SumCoder(users.numbers, self.averages)
         )
 
     def flow(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Flow:

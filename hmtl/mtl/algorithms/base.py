@@ -213,6 +213,7 @@ class Algorithm(ABC):
 
     Attributes:
         regularized: whether the algorithm uses the regularizer of the problem.
+        averaged: whether users who send terms receive their average, see `Users.averages`.
         improves: what its solver improves; None: it has no solver.
         vectors: names of those sums in `figures_of_sums` that are of models or dual vectors, on the problem's grid.
         problem: data, loss and regularizer.
@@ -223,6 +224,7 @@ class Algorithm(ABC):
     """
 
     regularized: ClassVar[bool] = True
+    averaged: ClassVar[bool] = False
     improves: ClassVar[Kind | None] = None
     vectors: ClassVar[tuple[str, ...]] = ()
     problem: Problem

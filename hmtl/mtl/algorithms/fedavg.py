@@ -165,6 +165,7 @@ class FedAvg(NetworkAlgorithm):
     """
 
     regularized = False
+    averaged = True
     beta = 1.0
 
     @classmethod
