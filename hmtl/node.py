@@ -4,7 +4,6 @@ The file names all nodes, and has the settings of hmtl.train that they share. Se
 dataset.path, dataset.test_path, dataset.root, logger, engine.multicast.interface and hydra.*. Further settings are
 
   metrics=PORT   metrics for Prometheus at http://.../metrics (pip install 'hmtl[site]')
-  health=PORT    gRPC's health service, without TLS (the same)
 
 The server keeps the results in runs/NAME, or in hydra.run.dir. Started again, it continues from its checkpoint there;
 all other nodes keep no files. A node that ended may be started again at any time: it takes part from the next round on.
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 log = logging.getLogger(__name__)
-COMMAND = ("name", "deployment", "metrics", "health")
+COMMAND = ("name", "deployment", "metrics")
 """Settings that only this command has."""
 LOG = (
     "hydra.job_logging.formatters.simple.format='%(asctime)s {}: %(message)s'",
@@ -44,17 +43,17 @@ def main(arguments: Sequence[str]) -> int:
 
     try:
         given = {key: value for key, _, value in (word.partition("=") for word in arguments) if key in COMMAND}
-        ports: dict[str, int] = {key: _port(key, given[key]) for key in ("metrics", "health") if key in given}
+        metrics = _port("metrics", given["metrics"]) if "metrics" in given else None
         words = _words(given, [word for word in arguments if word.partition("=")[0] not in COMMAND])
     except HmtlError as error:
         complain(str(error))
         return 2
     sys.argv = ["hmtl.node", *words]
     named = Deployment.read(given["deployment"]).named
-    command_line.main(partial(run, ports=ports), "config", lambda error: complain(named(error)))
+    command_line.main(partial(run, metrics=metrics), "config", lambda error: complain(named(error)))
 
 
-def run(cfg: "DictConfig", ports: Mapping[str, int]) -> None:
+def run(cfg: "DictConfig", metrics: int | None) -> None:
     """Play the node that `cfg.engine` names, from its checkpoint if there is one, and again if another node is lost."""
     from hmtl.config.build import build
     from hmtl.distributed.deployment import Deployment
@@ -70,7 +69,7 @@ def run(cfg: "DictConfig", ports: Mapping[str, int]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     for handler in logging.getLogger().handlers:
         handler.addFilter(Named(deployment.named))
-    operation = Operation(cfg.rounds, deployment.named, **ports)
+    operation = Operation(cfg.rounds, deployment.named, metrics)
     try:
         while True:
             operation.wait()

@@ -1,9 +1,8 @@
-"""What those who operate a node see: its log, metrics for Prometheus, and gRPC's health service."""
+"""What those who operate a node see: its log, and metrics for Prometheus."""
 
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence, Sized
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from importlib import import_module
 from typing import Any
@@ -16,8 +15,6 @@ from hmtl.training.history import Measurements
 from hmtl.training.summary import Summary
 
 log = logging.getLogger(__name__)
-TAKES_PART = "hmtl"
-"""The name by which the health service tells whether a node takes part in rounds; "": whether its process lives."""
 
 
 class Operation:
@@ -27,10 +24,9 @@ class Operation:
         rounds: of the run in total.
         named: replaces "relay 3" and the like by the names of nodes.
         metrics: port of the metrics, at /metrics; None: there are none.
-        health: port of the health service; None: there is none.
 
     Raises:
-        ConfigError: a port cannot be used, or a package is missing.
+        ConfigError: the port cannot be used, or the package prometheus_client is missing.
     """
 
     def __init__(
@@ -38,18 +34,16 @@ class Operation:
         rounds: int,
         named: Callable[[str], str] = str,
         metrics: int | None = None,
-        health: int | None = None,
     ) -> None:
         self._rounds = rounds
         self._history: Sized = ()
         self._logged, self._next_line = 0, 0.0
         self._metrics = Metrics(metrics, named) if metrics else None
-        self._health = Health(health) if health else None
 
     def wait(self) -> None:
         """Report that this node takes no part until `begin`."""
-        if self._health:
-            self._health.set(TAKES_PART, False)
+        if self._metrics:
+            self._metrics.wait()
 
     def begin(self, history: Sized, nodes: Sequence[str], missing: Callable[[], Collection[str]]) -> None:
         """Report that this node takes part from now on.
@@ -62,8 +56,6 @@ class Operation:
         self._history = history
         if self._metrics:
             self._metrics.begin(history, nodes, missing)
-        if self._health:
-            self._health.set(TAKES_PART, True)
 
     def log(self, row: Measurements) -> None:
         """Count the bits and seconds of a round, and log it unless the last line was a short time ago."""
@@ -83,11 +75,9 @@ class Operation:
         log.info("finished after %d rounds", summary.rounds)
 
     def close(self) -> None:
-        """Give back the ports."""
+        """Give back the port."""
         if self._metrics:
             self._metrics.close()
-        if self._health:
-            self._health.close()
 
 
 class Metrics:
@@ -99,9 +89,13 @@ class Metrics:
 
     def __init__(self, port: int, named: Callable[[str], str]) -> None:
         self._named = named
-        client = _package("prometheus_client", "metrics")
+        try:
+            client = import_module("prometheus_client")
+        except ImportError as error:
+            raise ConfigError("metrics needs a package that is not installed: pip install 'hmtl[site]'.") from error
         self._registry = client.CollectorRegistry()
         client.ProcessCollector(registry=self._registry)
+        self._takes_part = self._gauge("hmtl_takes_part", "1 if the node takes part in rounds.")
         self._round = self._gauge("hmtl_round", "Rounds so far.")
         self._time = self._gauge("hmtl_last_round_timestamp_seconds", "When the last round ended, since 1970.")
         self._measure = self._gauge("hmtl_measure", "Losses, errors and gap, as last evaluated.", ["name"])
@@ -114,7 +108,11 @@ class Metrics:
         except OSError as error:
             raise ConfigError(f"metrics={port}: {error.strerror}. Set another port.") from error
 
+    def wait(self) -> None:
+        self._takes_part.set(0)
+
     def begin(self, history: Sized, nodes: Sequence[str], missing: Callable[[], Collection[str]]) -> None:
+        self._takes_part.set(1)
         self._round.set_function(lambda: len(history))
         for node in nodes:
             self._missing.labels(self._named(node)).set_function(lambda node=node: node in missing())
@@ -142,40 +140,3 @@ class Metrics:
 
     def _gauge(self, name: str, text: str, labels: Sequence[str] = ()) -> Any:
         return import_module("prometheus_client").Gauge(name, text, labels, registry=self._registry)
-
-
-class Health:
-    """gRPC's health service, without TLS, as probes ask for it.
-
-    Raises:
-        ConfigError: the port cannot be used, or the package grpcio-health-checking is missing.
-    """
-
-    def __init__(self, port: int) -> None:
-        health, grpc = _package("grpc_health.v1.health", "health"), import_module("grpc")
-        self._status = _package("grpc_health.v1.health_pb2", "health").HealthCheckResponse
-        self._servicer = health.HealthServicer()
-        self._server = grpc.server(ThreadPoolExecutor(4, "health"), options=[("grpc.so_reuseport", 0)])
-        _package("grpc_health.v1.health_pb2_grpc", "health").add_HealthServicer_to_server(self._servicer, self._server)
-        try:
-            self._server.add_insecure_port(f"[::]:{port}")
-        except RuntimeError as error:
-            raise ConfigError(f"health={port}: the port is in use. Set another port.") from error
-        self.set("", True)
-        self.set(TAKES_PART, False)
-        self._server.start()
-
-    def set(self, service: str, serving: bool) -> None:
-        self._servicer.set(service, self._status.SERVING if serving else self._status.NOT_SERVING)
-
-    def close(self) -> None:
-        self._servicer.enter_graceful_shutdown()
-        self._server.stop(None).wait()
-
-
-def _package(name: str, setting: str) -> Any:
-    """Import a module of a package that is optional."""
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"{setting} needs a package that is not installed: pip install 'hmtl[site]'.") from error

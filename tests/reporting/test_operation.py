@@ -5,9 +5,7 @@ import socket
 from collections.abc import Iterator
 from http.client import HTTPConnection
 
-import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from hmtl.distributed.launching import free_port
@@ -30,13 +28,13 @@ ROW = {
 
 
 @pytest.fixture
-def ports() -> tuple[int, int]:
-    return free_port(), free_port()
+def port() -> int:
+    return free_port()
 
 
 @pytest.fixture
-def operation(ports: tuple[int, int]) -> Iterator[Operation]:
-    made = Operation(10, lambda name: name.replace(" ", "-"), *ports)
+def operation(port: int) -> Iterator[Operation]:
+    made = Operation(10, lambda name: name.replace(" ", "-"), port)
     yield made
     made.close()
 
@@ -54,7 +52,7 @@ def scraped(port: int) -> dict[str, float]:
     }
 
 
-def test_metrics_of_rounds(operation: Operation, ports: tuple[int, int]) -> None:
+def test_metrics_of_rounds(operation: Operation, port: int) -> None:
     history: list[int] = []
     missing: set[str] = set()
     operation.begin(history, ["relay 0", "host 0"], lambda: missing)
@@ -62,7 +60,7 @@ def test_metrics_of_rounds(operation: Operation, ports: tuple[int, int]) -> None
         history.append(round)
         operation.log(ROW | {"round": round, "gap": 0.5 / (round + 1)})
     missing.add("host 0")
-    metrics = scraped(ports[0])
+    metrics = scraped(port)
     expected = {
         "hmtl_round": 3,
         "hmtl_users": 7,
@@ -80,27 +78,20 @@ def test_metrics_of_rounds(operation: Operation, ports: tuple[int, int]) -> None
     assert metrics["process_resident_memory_bytes"] > 0
 
 
-def test_a_node_without_measurements_counts_rounds(operation: Operation, ports: tuple[int, int]) -> None:
+def test_a_node_without_measurements_counts_rounds(operation: Operation, port: int) -> None:
     operation.begin([{}, {}], [], tuple)
     operation.log({})
-    metrics = scraped(ports[0])
+    metrics = scraped(port)
     assert metrics["hmtl_round"] == 2
     assert "hmtl_users" not in metrics
 
 
-def test_health_as_probes_ask_for_it(operation: Operation, ports: tuple[int, int]) -> None:
-    with grpc.insecure_channel(f"127.0.0.1:{ports[1]}") as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-
-        def status(service: str) -> str:
-            answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
-            return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
-
-        assert (status(""), status("hmtl")) == ("SERVING", "NOT_SERVING")
-        operation.begin([], [], tuple)
-        assert (status(""), status("hmtl")) == ("SERVING", "SERVING")
-        operation.wait()
-        assert (status(""), status("hmtl")) == ("SERVING", "NOT_SERVING")
+def test_metrics_tell_whether_a_node_takes_part(operation: Operation, port: int) -> None:
+    assert scraped(port)["hmtl_takes_part"] == 0
+    operation.begin([], [], tuple)
+    assert scraped(port)["hmtl_takes_part"] == 1
+    operation.wait()
+    assert scraped(port)["hmtl_takes_part"] == 0
 
 
 def test_the_log_has_the_round_and_no_flood(caplog: pytest.LogCaptureFixture) -> None:
@@ -118,17 +109,16 @@ def test_the_log_has_the_round_and_no_flood(caplog: pytest.LogCaptureFixture) ->
 
 
 def test_a_resumed_run_counts_its_earlier_rounds_and_logs_only_the_last(
-    caplog: pytest.LogCaptureFixture, operation: Operation, ports: tuple[int, int]
+    caplog: pytest.LogCaptureFixture, operation: Operation, port: int
 ) -> None:
     caplog.set_level(logging.INFO, "hmtl")
     operation.begin(range(5), [], tuple)
     for round in range(5):
         operation.log(ROW | {"round": round})
     assert [record.getMessage().partition(",")[0] for record in caplog.records] == ["round 5 of 10"]
-    assert scraped(ports[0])["hmtl_bits_total/users_to_relays"] == 500
+    assert scraped(port)["hmtl_bits_total/users_to_relays"] == 500
 
 
-@pytest.mark.parametrize("setting", ["metrics", "health"])
-def test_a_port_in_use_is_named(setting: str) -> None:
-    with socket.create_server(("", 0)) as other, pytest.raises(ConfigError, match=setting):
-        Operation(10, **{setting: other.getsockname()[1]})
+def test_a_port_in_use_is_named() -> None:
+    with socket.create_server(("", 0)) as other, pytest.raises(ConfigError, match="metrics"):
+        Operation(10, metrics=other.getsockname()[1])
