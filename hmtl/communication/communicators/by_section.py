@@ -83,9 +83,8 @@ class BySection(Communicator):
         described = each[-1] | {
             "communicator": " + ".join(part["communicator"] for part in each),
             "V_bits": self.V_bits,
-            "loads": self.ledger.loads(self.V_bits),
         }
-        for name in ("loads_theory", "bounds"):  # a tier without an entry carries a row for each user
+        for name in ("loads", "loads_theory", "bounds"):  # a tier without an entry carries a row for each user
             loads = [{tier: part[name].get(tier, self.topology.K) for tier in TIERS} for part in each]
             described[name] = {
                 tier: sum(weight * load[tier] for weight, load in zip(weights, loads, strict=True)) for tier in TIERS
