@@ -17,7 +17,7 @@ from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, Users, with_r
 from hmtl.mtl.algorithms.networks import LocalTraining, NetworkAlgorithm, NetworkUsers, Sending
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.problem import Problem, Rows
-from hmtl.mtl.sums import Grid, Terms, WeightedChanges, added, fitting
+from hmtl.mtl.sums import Grid, Terms, WeightedChanges, added, blocks, fitting
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +43,10 @@ class Average:
 
     def model(self, S: Tensor, total: float) -> Tensor:
         """Return w [1, m] from the sums [1, m] and N."""
-        changes = self.grid.values(S).mul_(self.beta / (total * fitting(total)))
-        return changes.add_(self.start).to(self.start.dtype)
+        model, factor = torch.empty_like(self.start), self.beta / (total * fitting(total))
+        for _, columns in blocks(1, len(model)):
+            model[columns] = self.grid.values(S[0, columns]).mul_(factor).add_(self.start[columns])
+        return model[None]
 
     def added(self, S: Tensor, terms: Tensor, present: float, total: float) -> Tensor:
         """Return S after a round, from the sum of the terms [1, m] of users whose n_k sum to `present`, and N.
