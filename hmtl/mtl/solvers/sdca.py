@@ -10,8 +10,7 @@ of the row if rows are sparse.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,7 +29,6 @@ from hmtl.mtl.solvers.base import Ids, LocalSolver
 from hmtl.rng import generator
 
 VISITS = 1 << 17  # of all users, whose rows are looked up at once in torch
-WORTH_A_THREAD = 500_000  # multiplications; starting a thread takes as long as a tenth of them
 
 MARGIN, SQUARED, LOGISTIC = range(3)
 KINDS: dict[type[Loss], int] = {Hinge: MARGIN, SmoothHinge: MARGIN, Squared: SQUARED, Logistic: LOGISTIC}
@@ -184,35 +182,17 @@ class Arrays(NamedTuple):
 def compiled_pass(
     loss: Loss, rows: Rows, start: DualSubproblem, order: Tensor, budgets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Run `SDCA` for a loss and rows for which `applies` is true.
-
-    The users are spread over threads. A user's result depends only on its own numbers, so it has the same bits for any
-    number of threads.
-    """
+    """Run `SDCA` for a loss and rows for which `applies` is true."""
     kind, width = KINDS[type(loss)], loss.width if isinstance(loss, Hinge) else 0.0
     a, dV = start.a.clone(memory_format=torch.contiguous_format), start.W.new_zeros(start.W.shape)
     X: Any = rows.X
-    run: Callable[..., None]
-    features: tuple[NDArray[Any], ...]
-    if issparse(X):
-        run, features = _sparse_passes, (X.data, X.indices, X.indptr)
-    else:
-        run, features = _passes, (X.contiguous().numpy(),)
     of_rows = (rows.y, rows.square_norms, rows.s, rows.n, rows.starts)
     of_users = (a, dV, start.W, start.curvature, order, budgets)
     arrays = Arrays(*(tensor.contiguous().numpy() for tensor in (*of_rows, *of_users)))
-    K, numbers = len(dV), stored(X).numel() // rows.y.numel()  # numbers in a row, on average
-    threads = max(1, min(torch.get_num_threads(), K, int(budgets.sum()) * numbers // WORTH_A_THREAD))
-
-    def passes(first: int, last: int) -> None:
-        run(first, last, kind, width, arrays, *features)
-
-    if threads == 1:
-        passes(0, K)
+    if issparse(X):
+        _sparse_passes(kind, width, arrays, X.data, X.indices, X.indptr)
     else:
-        bounds = np.linspace(0, K, min(4 * threads, K) + 1).astype(int).tolist()  # many shares, since users are unequal
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(passes, bounds[:-1], bounds[1:]))
+        _passes(kind, width, arrays, X.contiguous().numpy())
     return a, dV
 
 
@@ -224,9 +204,9 @@ def _own(users: Arrays, k: int) -> tuple[Floats, Floats, Floats, Floats, Numbers
 
 
 @jit(**SETTINGS)
-def _passes(first: int, last: int, kind: int, width: float, users: Arrays, rows: Floats) -> None:
-    """Run the passes of users first..last−1."""
-    for k in range(first, last):
+def _passes(kind: int, width: float, users: Arrays, rows: Floats) -> None:
+    """Run the passes of all users."""
+    for k in range(len(users.counts)):
         y, square_norms, s, a, order = _own(users, k)
         w, n, c = users.W[k], users.counts[k], users.curvature[k]
         X = rows[users.starts[k] : users.starts[k] + n]
@@ -247,11 +227,9 @@ def _passes(first: int, last: int, kind: int, width: float, users: Arrays, rows:
 
 
 @jit(**SETTINGS)
-def _sparse_passes(
-    first: int, last: int, kind: int, width: float, users: Arrays, data: Floats, columns: Numbers, starts: Numbers
-) -> None:
-    """Run the passes of users first..last−1 on sparse rows; a visit costs the non-zeros of its row."""
-    for k in range(first, last):
+def _sparse_passes(kind: int, width: float, users: Arrays, data: Floats, columns: Numbers, starts: Numbers) -> None:
+    """Run the passes of all users on sparse rows; a visit costs the non-zeros of its row."""
+    for k in range(len(users.counts)):
         y, square_norms, s, a, order = _own(users, k)
         w, n, c = users.W[k], users.counts[k], users.curvature[k]
         z = w.copy()  # w + c Δv

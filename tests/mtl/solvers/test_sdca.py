@@ -116,18 +116,6 @@ def test_any_layout_of_memory(random_problem):
     assert torch.equal(got[1], want[1])
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
-def test_the_same_bits_whatever_the_threads(random_problem, loss, monkeypatch):
-    monkeypatch.setattr("hmtl.mtl.solvers.sdca.WORTH_A_THREAD", 1)
-    job, results = work(random_problem(3, K=9, d=40, loss=loss), 30), []
-    for threads in (1, 2, 16):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        results.append(compiled_pass(*job))
-    for a, dV in results[1:]:
-        assert torch.equal(a, results[0][0])
-        assert torch.equal(dV, results[0][1])
-
-
 class Twice(Hinge):
     """A user's own loss, which counts its steps."""
 
