@@ -14,7 +14,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -24,17 +23,15 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
-from hmtl.config import schema
-from hmtl.config.build import KINDS, check, compose, conf_dir
-from hmtl.config.schema import ROOTS, flat
-from hmtl.config.targets import no_setting
-from hmtl.errors import ConfigError, HmtlError, Interrupted, complain, few
+from hmtl.config.build import check, conf_dir
+from hmtl.config.schema import flat
+from hmtl.errors import ConfigError, HmtlError, Interrupted, complain
 from hmtl.training.folder import held
 
 Complain = Callable[[str], None]
@@ -121,27 +118,10 @@ def _of_part(word: str) -> bool:
     return re.match(r"(\+{0,2}(?!hydra\.)\w+\.[^=]+=|~\w+\.)", word) is not None
 
 
-def _message(error: Exception, config_name: str, words: Sequence[str] | None = None) -> str | None:
-    """Return the message of an error that a user can fix; None of a defect.
-
-    Args:
-        error: the error.
-        config_name: the primary configuration.
-        words: the settings that were made; None: those on the command line.
-    """
+def _message(error: Exception, config_name: str) -> str | None:
+    """Return the message of an error that a user can fix; None for a defect."""
     if isinstance(error, HmtlError):
         return str(error)
-    if unknown := re.match("Could not override '(.+)'", str(error)):
-        return _unknown(unknown[1], config_name, sys.argv[1:] if words is None else words)
-    if isinstance(error, OverrideParseException):
-        return _unreadable(error.override)
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key} is not set. Set it on the command line; see --help for what it is."
-    if chosen := re.search(r"Could not find '(.+)/(.+)'\s+Available options in '\1':([\s\w]+)\n", str(error)):
-        group, choice, choices = chosen.groups()
-        return f"{group}={choice} is unknown. Choose one of {', '.join(choices.split())}."
-    if wrong := re.match("Error merging override ([^=]+)=(.*)", str(error)):
-        return _misfit(wrong[1], wrong[2], str(error.__cause__))
     if isinstance(error, HydraException | OmegaConfBaseException) or _raised_in_hydra(error):
         cause = f": {error.__cause__}" if error.__cause__ else ""
         return re.split(r"\s+full_key: |\s+Config search path", f"{error}{cause}")[0]
@@ -157,43 +137,6 @@ def _message(error: Exception, config_name: str, words: Sequence[str] | None = N
 def _raised_in_hydra(error: Exception) -> bool:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals["__name__"].split(".")[0] in ("hydra", "omegaconf")
-
-
-def _unreadable(override: str) -> str:
-    """Return the message that a word of the command line cannot be read, and how to quote its value."""
-    key, is_setting, value = override.partition("=")
-    if not is_setting:
-        return f"{override} is not a setting. Write key=value; see --help."
-    quoted = "{}='{}'".format(key, value.replace("'", r"\'"))
-    word = shlex.quote(quoted) if set(quoted) & set('"$`!') else f'"{quoted}"'
-    return f"{override} cannot be read. If the value is text, quote it for the shell and for Hydra: {word}"
-
-
-def _misfit(setting: str, value: str, cause: str) -> str:
-    """Return the message that a value is not of the kind that its setting takes."""
-    setting = setting.lstrip("+")
-    if group := re.search("is not a subclass of ([A-Za-z]+)", cause):
-        known = [f"{setting}.{each.name}" for each in fields(getattr(schema, group[1]))]
-        return f"{setting}={value} is not a setting: {setting} has settings of its own. Set {few(known)}"
-    kinds = {"bool": "true or false", "Integer": "a whole number", "Float": "a number"}
-    wanted = next((kind for name, kind in kinds.items() if re.search(rf"\b{name}\b", cause)), None)
-    reason = f"must be {wanted}" if wanted else f"does not fit: {cause}".splitlines()[0]
-    return f"{setting}={value} {reason}. See --help for the usual value."
-
-
-def _unknown(setting: str, config_name: str, words: Sequence[str]) -> str:
-    """Return the message that a setting is unknown, and which one of the chosen parts may be meant."""
-    known = [each.name for each in fields(ROOTS[config_name])]
-    choices = [word for word in words if (conf_dir() / word.partition("=")[0].lstrip("+")).is_dir()]
-    with suppress(HydraException, OmegaConfBaseException):
-        running = GlobalHydra.instance().is_initialized()
-        cfg = hydra.compose(config_name, choices) if running else compose(*choices, name=config_name)
-        known += flat(cfg, resolve=False)
-    group = setting.partition(".")[0]
-    if group in KINDS and not any(name.startswith(f"{group}.") for name in known):
-        names = sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
-        return f"{setting} is set, but no {group} is chosen. Add one: {group}={'|'.join(names)}."
-    return no_setting(setting, known)
 
 
 class Jobs(Callback):
@@ -241,20 +184,14 @@ class Jobs(Callback):
             words[key] = [f"{key}={value}" for value in each.sweep_string_iterator()]
         swept = [key for key, choices in words.items() if len(choices) > 1]
         names: list[str] = []
-        problems: dict[str, str] = {}  # by message: the first job that has it
         for job in product(*words.values()):
             names.append(",".join(sorted(word for key, word in zip(words, job, strict=True) if key in swept)))
             try:
                 cfg = hydra.compose(config_name, [*given["hydra"], *job, "output_dir=."])
                 with suppress(OmegaConfBaseException):  # a value of this job alone, such as ${hydra:job.num}
                     check(cfg)
-            except Exception as error:
-                if message := _message(error, config_name, job):
-                    problems.setdefault(" ".join(message.split()), names[-1])
-        for message, name in problems.items():
-            complain(f"Job {name}: {message} No job was run." if name else message)
-        if problems:
-            sys.exit(2)
+            except (HmtlError, HydraException) as error:
+                raise ConfigError(f"No job was run. Job {names[-1]}: {_message(error, config_name)}") from error
         fixed = ",".join(key.lstrip("+~") for key in words if key not in swept)
         subdir = ["hydra.sweep.subdir=${hydra.job.override_dirname}"] if all(map(FOLDER_NAME.fullmatch, names)) else []
         config.hydra.overrides.hydra = [

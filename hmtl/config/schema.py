@@ -132,10 +132,6 @@ class PredictConfig:
     output: str | None = MISSING
 
 
-ROOTS = {"config": TrainConfig, "plan": PlanConfig, "predict": PredictConfig}
-"""The type of each primary configuration."""
-
-
 def check_root(cfg: DictConfig, usual: DictConfig) -> None:
     """Check the root settings: names, ranges, and settings that the chosen parts do not use.
 

@@ -1,8 +1,6 @@
 """The command line: exit statuses, errors in one line, and what a sweep does with failed jobs."""
 
 import logging
-import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -91,35 +89,21 @@ def test_what_hydra_refuses_is_one_line(run: Run, override: str) -> None:
     code, stderr = run(raises(AssertionError("the task was run")), override)
     assert code == 2
     assert stderr.startswith("error: ")
+    assert override.split("=")[0] in stderr or override == "loss=null"
     assert stderr.count("\n") == 1
 
 
-def test_an_unknown_setting_suggests_a_similar_one(run: Run) -> None:
-    for override, similar in (
-        ("rouns=3", "rounds"),
-        ("solver.pases=3", "solver.passes"),
-        ("medium=unicast", "network"),
-    ):
-        assert similar in run(raises(AssertionError("the task was run")), override)[1]
-    assert "V_bits" in run(raises(AssertionError("the task was run")), "V_bit=3", config="plan")[1]
-
-
-def test_a_value_that_does_not_fit_says_what_does(run: Run) -> None:
-    for override, wanted in (
-        ("secure=maybe", "must be true or false."),
-        ("K=abc", "must be a whole number."),
-        ("privacy=8", "Set privacy.clip, "),
-        ("topology=ring", "is unknown. Choose one of any_r, "),
-    ):
-        assert wanted in run(raises(AssertionError("the task was run")), override)[1]
+def test_a_setting_that_is_added_by_mistake_suggests_a_similar_one(run: Run) -> None:
+    for added, similar in (("+rouns=3", "rounds"), ("+solver.pases=3", "solver.passes")):
+        assert similar in run(check, added)[1]
 
 
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (("partition.alpha=0.1",), ("partition.alpha", "dirichlet")),
+        (("partition.alpha=0.1",), ("partition.alpha",)),
         (("+partition.alpha=0.1",), ("partition",)),
-        (("logger=none", "logger.console.x=1"), ("logger.console.x", "default")),
+        (("logger=none", "logger.console.x=1"), ("logger.console.x",)),
         (("loss._target_=sys.exit",), ("loss._target_=sys.exit",)),
         (("algorithm=mocha", "loss=cross_entropy"), ("CrossEntropy",)),
     ],
@@ -250,17 +234,3 @@ def test_warnings_of_libraries_are_shown_and_their_information_is_not(
     shown = "".join(capsys.readouterr())
     assert "fontManager" not in shown
     assert "there are none" in shown
-
-
-@pytest.mark.parametrize("name", ["Anna Müller", "O'Brien, Pat", "a=b", "Zoë 🦊", "{x", "u/a (2)", "$HOME", 'a "x"'])
-def test_the_quotes_that_an_error_names_are_those_that_hydra_needs(run: Run, name: str) -> None:
-    """The word can be copied into a shell."""
-    words = ("run=.", "data=x.csv")
-    seen: list[DictConfig] = []
-    status, stderr = run(seen.append, *words, f"user={name}", config="predict")
-    if status == 2:
-        word = re.search(r"for Hydra: (.*)\n", stderr)
-        assert word
-        assert stderr.count("\n") == 1
-        assert run(seen.append, *words, *shlex.split(word[1]), config="predict")[0] == 0
-    assert seen[0].user == name
