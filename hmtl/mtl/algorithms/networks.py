@@ -251,7 +251,8 @@ class NetworkAlgorithm(Algorithm):
                 raise not_bounded(type(self).__name__)
             privacy.sigma(self.problem.grid)
         self.model = FlatModel(model, problem.s.new_zeros(2, problem.d), problem.outputs, seed, problem.shape)
-        self.solver = solver = solver.fitting(self.model, self.problem)
+        solver.check_network(self.model, self.problem)
+        self.solver = solver
         self.users, self.aggregator = self._sides(messages)
 
     @property

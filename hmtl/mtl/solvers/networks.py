@@ -4,7 +4,6 @@ K users, m numbers in a model; T steps of all users, one user after the other, o
 """
 
 import math
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,13 +72,8 @@ class NetworkSolver(LocalSolver[NetworkSubproblem, Tensor]):
             "choose solver=sgd, or an algorithm such as fedavg."
         )
 
-    @abstractmethod
-    def fitting(self, model: FlatModel, problem: Problem) -> "NetworkSolver":
-        """Return the solver that trains this network on this problem: this one, or a faster one with the same steps.
-
-        Raises:
-            ConfigError: the solver cannot train the network.
-        """
+    def check_network(self, model: FlatModel, problem: Problem) -> None:
+        """Raise ConfigError if the solver cannot train this network on this problem."""
 
     def check_proximal(self, name: str, weight: float) -> None:
         """Raise ConfigError if a proximal term of this weight, which the setting `name` has, cannot be added."""

@@ -50,9 +50,8 @@ class LocalSGD(MinibatchSolver):
         """Return the step size μ_t of a round."""
         return self.step / (1 + self.decay * round)
 
-    def fitting(self, model: FlatModel, problem: Problem) -> "LocalSGD":
+    def check_network(self, model: FlatModel, problem: Problem) -> None:
         model.check_training(problem.s.new_zeros(2, problem.d))
-        return self
 
     def check_correction(self) -> None:
         pass

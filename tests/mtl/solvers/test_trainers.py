@@ -60,13 +60,8 @@ def problem(loss=CrossEntropy, **options):
     return Problem(tasks(loss, **options), loss(), Mean(0.1))
 
 
-def plain(lr=0.05, **options):
-    return TorchTrainer(partial(torch.optim.SGD, lr=lr), **options)
-
-
 def sgd(lr=0.05, **options):
-    """Plain steps that `LocalSGD` does not take over, for the sake of a transform that changes nothing."""
-    return plain(lr, transform=lambda x: x, **options)
+    return TorchTrainer(partial(torch.optim.SGD, lr=lr), **options)
 
 
 def after(algorithm, rounds=2):
@@ -110,23 +105,6 @@ def test_sgd_takes_the_steps_of_local_sgd(learner, network, loss, epochs, batch,
         for solver in (LocalSGD(lr, epochs, batch), sgd(lr, epochs=epochs, batch=batch))
     ]
     torch.testing.assert_close(*models, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("trainer", "network", "is_fast"),
-    [
-        (plain(), "mlp", True),
-        (plain(), "dropout", False),
-        (plain(), "norm", False),
-        (plain(clip=1.0), "mlp", False),
-        (TorchTrainer(partial(torch.optim.SGD, lr=0.05, momentum=0.9)), "mlp", False),
-        (TorchTrainer(partial(torch.optim.Adam, lr=0.05)), "mlp", False),
-    ],
-)
-def test_plain_steps_are_taken_by_the_faster_solver(trainer, network, is_fast):
-    last = {"mlp": nn.ReLU, "dropout": nn.Dropout, "norm": lambda: nn.BatchNorm1d(6)}[network]
-    algorithm = FedAvg(problem(), trainer, lambda d, C: nn.Sequential(nn.Linear(d, 6), last(), nn.Linear(6, C)))
-    assert isinstance(algorithm.solver, LocalSGD) == is_fast
 
 
 def test_weights_of_classes_count():
