@@ -650,13 +650,13 @@ def test_evaluated_every_few_rounds(configure: Configure, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_names_of_a_topology_are_those_of_the_data(configure: Configure, tmp_path: Path) -> None:
-    """Users are matched by name, and a transposed matrix by the number of users; others get the topology's names."""
+    """Users are matched by name; others get the topology's names."""
     rng, names = np.random.default_rng(0), ["alice", "bob", "carol", "dave"]
     (tmp_path / "data").mkdir()
     for k, name in enumerate(names):
         x = rng.normal(size=(8 + 2 * k, 2))
         np.savez(tmp_path / "data" / f"{name}.npz", x=x, y=np.sign(x[:, 0]))
-    (tmp_path / "G.csv").write_text(",roof,barn\ndave,1,0\nbob,0,1\nalice,1,1\ncarol,0,1\n")
+    (tmp_path / "G.csv").write_text("user,roof,barn\ndave,1,0\nbob,0,1\nalice,1,1\ncarol,0,1\n")
     network = ("topology=file", f"topology.path={tmp_path}/G.csv")
     data = ("dataset=files", f"dataset.path={tmp_path}/data", "rounds=1")
     train(configure(*network, *data, "aggregators=[barn]"))

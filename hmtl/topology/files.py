@@ -1,6 +1,5 @@
 """Networks read from files: a matrix G [H, K] as text or npz, or a list of links."""
 
-import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,16 +15,14 @@ from hmtl.io.npz import load_arrays, open_file
 from hmtl.topology.names import Names
 from hmtl.topology.topology import MOST_LINKS, Topology, check_size
 
-log = logging.getLogger(__name__)
-
-Matrix = tuple[NDArray[Any], Names, bool]  # G, names, and whether rows might be users and columns relays
+Matrix = tuple[NDArray[Any], Names]
 Line = tuple[int, list[str]]  # line number, counted from 1, and entries
 
 MOST_TEXT = 100_000_000  # bytes
 HEADERS = (["relay", "user"], ["user", "relay"])
 
 
-def from_file(path: str | PathLike[str], K: int | None = None, H: int | None = None) -> Topology:
+def from_file(path: str | PathLike[str]) -> Topology:
     """Read a network.
 
     - `.npz`: the array named G [H, K], or the only array; beside G, `relays` and `users` may hold names.
@@ -39,27 +36,13 @@ def from_file(path: str | PathLike[str], K: int | None = None, H: int | None = N
 
     Args:
         path: the file.
-        K, H: numbers of users and relays, if they are known: a matrix that fits only if it is transposed, is.
 
     Raises:
         TopologyError: the file cannot be read or is not a network; the message names file, line and entry.
     """
     path = Path(path)
     with naming(path):
-        G, names, transposable = _read_npz(path) if path.suffix.lower() == ".npz" else _read_text(path)
-        if transposable and len(np.shape(G)) == 2:
-
-            def fits(relays: int, users: int) -> bool:
-                return H in (None, relays) and K in (None, users)
-
-            rows, columns = G.shape
-            if fits(columns, rows) and not fits(rows, columns):
-                G, names = G.T, Names(names.users, names.relays)
-            elif rows > columns and K is H is None:
-                log.warning(
-                    "%s has %d relays and %d users. If it is the other way round, transpose the file, or set K=%d.",
-                    *(path, rows, columns, rows),
-                )
+        G, names = _read_npz(path) if path.suffix.lower() == ".npz" else _read_text(path)
         return Topology(G, names=names)
 
 
@@ -100,11 +83,8 @@ def _read_npz(path: Path) -> Matrix:
         raise TopologyError(f"{error}. {remedy}") from None
     if len(arrays) != 1 and "G" not in arrays:
         raise TopologyError(f"It holds no array named G, and not exactly one array. {remedy}")
-    G = next(iter(arrays.values()))
     names = Names(*(tuple(arrays[name].ravel().tolist()) if name in arrays else () for name in wanted[1:]))
-    if G.ndim == 2 and (len(names.relays) or G.shape[1], len(names.users) or G.shape[0]) == G.shape[::-1] != G.shape:
-        return (G.T if names.relays or names.users else G), names, not (names.relays or names.users)
-    return G, names, not (names.relays or names.users)
+    return next(iter(arrays.values())), names
 
 
 def _read_text(path: Path) -> Matrix:
@@ -119,7 +99,7 @@ def _read_text(path: Path) -> Matrix:
     pairs = len(lines[0][1]) == 2 and any(_number(entry) > 1 for _, entries in lines for entry in entries)
     if header in HEADERS or path.suffix.lower() in (".edges", ".edgelist") or pairs:
         _, tables, names = link_tables(lines, header if header in HEADERS else HEADERS[0])
-        return tables[0], names, False
+        return tables[0], names
     return _from_matrix(lines)
 
 
@@ -150,9 +130,7 @@ def _from_matrix(lines: list[Line]) -> Matrix:
         )
     names = Names(tuple(entries[0] for _, entries in body) if named else (), tuple(head) if header else ())
     G = G.astype(np.uint8)
-    if corner == "user" and both:
-        return G.T, Names(names.users, names.relays), False
-    return G, names, not (both and corner)
+    return (G.T, Names(names.users, names.relays)) if corner == "user" else (G, names)
 
 
 def _number(entry: str) -> float:
