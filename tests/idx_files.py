@@ -1,6 +1,5 @@
 """MNIST's four files, small: images and labels written as idx."""
 
-import gzip
 import struct
 
 import numpy as np
@@ -26,11 +25,8 @@ def small(train=60, test=20):
     return {("train", "x"): x[:train], ("train", "y"): y[:train], ("test", "x"): x[train:], ("test", "y"): y[train:]}
 
 
-def write(folder, arrays, gz=()):
+def write(folder, arrays):
     folder.mkdir(parents=True, exist_ok=True)
     for key, array in arrays.items():
-        if key in gz:
-            (folder / f"{NAMES[key]}.gz").write_bytes(gzip.compress(idx(array)))
-        else:
-            (folder / NAMES[key]).write_bytes(idx(array))
+        (folder / NAMES[key]).write_bytes(idx(array))
     return folder

@@ -3,26 +3,21 @@
 Shapes: K users, n images of 28 × 28 = 784 pixels, scaled from 0..255 to [0, 1].
 """
 
-import gzip
-import math
-import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.data.downloads import cache_folder, find_or_download
+from hmtl.data.downloads import FAILURES, cache_folder
 from hmtl.data.partitions import Partition, one_vs_rest
 from hmtl.data.preprocessing import Preprocessing, Scope
 from hmtl.data.splitting import Splitting, Wanted
 from hmtl.data.tasks import ClassWeight, Task
 from hmtl.errors import ConfigError, DataError
-from hmtl.io.npz import open_file
 from hmtl.rng import generator
 
 SHIPPED = Path(__file__).with_name("mnist5k.npz")
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-MOST_BYTES = 100_000_000  # largest size of a file; MNIST's have up to 47 MB
 
 Bytes = NDArray[np.uint8]
 Images = tuple[Bytes, Bytes]
@@ -80,8 +75,7 @@ def mnist(
     Args:
         K, rows_per_user, test_fraction, intercept, standardize, seed, partition, wanted, class_weight: see
             `mnist5k`.
-        path: folder with the four idx files, gzipped or not, in it or in its MNIST/raw (torchvision's layout);
-            None: the user's cache folder.
+        path: folder with the four idx files in its MNIST/raw, torchvision's layout; None: the user's cache folder.
         download: whether to download missing files.
 
     Raises:
@@ -110,42 +104,18 @@ def _tasks(
 
 
 def _read_files(folder: Path, download: bool) -> Images:
-    """Return the content of MNIST's files."""
+    """Return the content of MNIST's files, as torchvision reads them."""
+    from torchvision.datasets import MNIST  # late, as it takes a second to load
 
-    def fetch() -> None:
-        from torchvision.datasets import MNIST  # late, as it takes a second to load
-
-        MNIST(folder, download=True)
-
-    remedy = (
-        f"Put {', '.join(FILES)} (each may end in .gz) there, give another path, or run once with network access; the "
-        "data set mnist5k needs neither."
-    )
-    files = find_or_download("MNIST", folder, _find, fetch if download else None, remedy)
-    images, digits = [_read_idx(file, 28, 28) for file in files[::2]], [_read_idx(file) for file in files[1::2]]
-    if [*map(len, images)] != [*map(len, digits)]:
-        raise DataError(f"{folder} has other numbers of images than of labels. Delete the files and fetch them again.")
-    return np.concatenate(images).reshape(-1, 28 * 28), np.concatenate(digits)
-
-
-def _find(folder: Path) -> list[Path]:
-    """Return the four files in the order of FILES, or an empty list unless all are there."""
-    for place in (folder, folder / "MNIST" / "raw"):
-        files = [place / name if (place / name).is_file() else place / f"{name}.gz" for name in FILES]
-        if all(file.is_file() for file in files):
-            return files
-    return []
-
-
-def _read_idx(path: Path, *row: int) -> Bytes:
-    """Return the bytes [n, *row] of an idx file: magic number, sizes as big-endian 32-bit integers, values."""
-    header = 2 + len(row)
     try:
-        with open_file(path, MOST_BYTES) as file, gzip.open(file) if path.suffix == ".gz" else file as content:
-            raw = content.read(MOST_BYTES)
-        magic, n, *shape = np.frombuffer(raw, ">u4", header).tolist()
-        if magic != 0x0801 + len(row) or tuple(shape) != row or not n or len(raw) != 4 * header + n * math.prod(row):
-            raise ValueError("the header does not match the content")
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"{path} is damaged or not a file of MNIST ({error}). Delete it and fetch it again.") from error
-    return np.frombuffer(raw, np.uint8, offset=4 * header).reshape(n, *row)
+        parts = [MNIST(folder, train, download=download) for train in (True, False)]
+        if any(part.data.shape != (len(part.targets), 28, 28) for part in parts):
+            raise ValueError("images are not 28 × 28, or not as many as labels")
+    except (*FAILURES, AssertionError, TypeError) as error:
+        raise DataError(
+            f"MNIST cannot be read from {folder} ({' '.join(str(error).split())}). Put {', '.join(FILES)} into "
+            f"{folder}/MNIST/raw, give another path, or delete damaged files and run once with network access and "
+            "download=true; the data set mnist5k needs neither."
+        ) from error
+    images, digits = (np.concatenate([getattr(part, name) for part in parts]) for name in ("data", "targets"))
+    return images.reshape(-1, 28 * 28), digits
