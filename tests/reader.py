@@ -103,11 +103,11 @@ def lay(folder: Path, page: Sequence[Piece]) -> None:
         har = folder / "data" / "UCI HAR Dataset"
         uci_har.write(har, draw.normal(size=(720, 561)), n // subjects % activities, n % subjects + 1, n < 540)
     if re.search("dataset=mnist|dataset.name=MNIST", text):
-        (folder / "data" / "MNIST" / "raw").mkdir(parents=True)
+        raw = folder / "data" / "MNIST" / "raw"
+        raw.mkdir(parents=True)
         for name, shape in zip(FILES, [(2000, 28, 28), (2000,), (400, 28, 28), (400,)], strict=True):
             numbers = draw.integers(0, 256, shape) if len(shape) == 3 else np.arange(shape[0]) % 10
             head = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
-            for where in (folder / "data", folder / "data" / "MNIST" / "raw"):  # torchvision's layout
-                (where / name).write_bytes(head + numbers.astype(np.uint8).tobytes())
+            (raw / name).write_bytes(head + numbers.astype(np.uint8).tobytes())
     if "hmtl.report outputs" in text:
         shell("python -m hmtl.train rounds=2 ~logger.tensorboard", folder)

@@ -1,5 +1,6 @@
 """The TensorBoard logger: charts of learning first, then of what it cost, pictures, and settings of a run."""
 
+import io
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -26,23 +27,6 @@ GROUPS = {"bits_total": TIER_BITS, "users": ATTENDANCE, "empty": ATTENDANCE}
 """The group of a measurement; seconds have their own, and all others belong to LEARNING."""
 ERRORS = ("test_error", "train_error")
 MIDDLE_TIERS = ("bits/relays_to_server", "bits/server_to_relays")
-LAYOUT = {
-    "Learning": {
-        "errors by round": ["Multiline", [rf"{LEARNING}/({'|'.join(ERRORS)})$"]],
-        "balanced error and AUC": ["Multiline", [rf"{LEARNING}/(train|test)_(balanced_error|auc)$"]],
-        "errors of the worst user": ["Multiline", [rf"{LEARNING}/(train|test)_error_worst$"]],
-        "primal and dual objective, gap": ["Multiline", [rf"{LEARNING}/(primal|dual|gap|gap_certified)$"]],
-    },
-    "Errors by cost": {
-        "against kbit between relays and server": ["Multiline", [rf"{ERROR_BY_BITS}/.*"]],
-        "against milliseconds, compute and communication": ["Multiline", [rf"{ERROR_BY_TIME}/.*"]],
-    },
-    "Cost of a round": {
-        "bits on each tier": ["Multiline", [rf"{TIER_BITS}/.*_to_.*"]],
-        "seconds, with those of the same round uncoded": ["Multiline", [rf"{SECONDS}/.*"]],
-    },
-}
-"""The tab "Custom scalars": categories, charts, and patterns of what each chart shows."""
 SETTINGS = (
     *("algorithm", "regularizer", "lam", "loss", "passes", "dataset", "K", "H", "r"),
     *("communicator", "scheme", "aggregators", "medium", "rounds", "seed"),
@@ -79,11 +63,12 @@ class TensorBoardLogger:
 
     def finish(self, summary: Summary, draw: Callable[[], Mapping[str, bytes]]) -> None:
         """Write pictures, hyperparameters, command and configuration of the finished run."""
+        from matplotlib.image import imread  # late, as are those of torch
         from torch.utils.tensorboard.summary import hparams
 
         writer = self._writer
         for name, png in draw().items():
-            _add_picture(writer, name, png, summary.rounds)
+            writer.add_image(name, imread(io.BytesIO(png)), summary.rounds, dataformats="HWC")
         content = summary.to_dict()
         settings = {name: content[name] for name in SETTINGS if name in content}
         settings = {name: each if isinstance(each, str | int | float) else str(each) for name, each in settings.items()}
@@ -111,9 +96,7 @@ class TensorBoardLogger:
         name = re.sub(r"[^\w=.,+-]+", "_", job_name(self._folder))[:100] or "events"
         place = self._folder if self._folder.name == name else self._folder / name
         earlier = event_files(self._folder)  # before a resume
-        writer = SummaryWriter(str(earlier[0].parent if earlier else place), purge_step=0)
-        writer.add_custom_scalars(LAYOUT)
-        return writer
+        return SummaryWriter(str(earlier[0].parent if earlier else place), purge_step=0)
 
 
 def _tag(measurement: str) -> str:
@@ -122,13 +105,3 @@ def _tag(measurement: str) -> str:
         return f"2 {measurement}"
     group = SECONDS if measurement.endswith("_s") else GROUPS.get(measurement, LEARNING)
     return f"{group}/{measurement}"
-
-
-def _add_picture(writer: "SummaryWriter", name: str, png: bytes, step: int) -> None:
-    """Add a PNG file as it is; `SummaryWriter.add_image` would decode it and encode it again."""
-    from tensorboard.compat.proto.summary_pb2 import Summary as Event
-
-    width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))  # of the header IHDR
-    image = Event.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
-    event = Event(value=[Event.Value(tag=name, image=image)])
-    writer.file_writer.add_summary(event, step)  # type: ignore[attr-defined]  # as above
