@@ -4,7 +4,7 @@ Shapes: K users, n rows, d features, q numeric columns.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -98,21 +98,24 @@ class FittedTable:
 
     Args:
         features: features of raw rows.
-        told: facts of this user [f] by exchange, in the order of the exchanges; see `fit`.
+        told: what this user tells in each exchange [f], as `packed` returns it.
     """
 
     features: TableFeatures
-    told: dict[str, Tensor]
+    told: tuple[Tensor, ...]
+
+    @property
+    def answers(self) -> list[Tensor]:
+        """What all users receive in each exchange [1, e]: which columns are categorical, and the features."""
+        features = json.loads(self.features.to_json())
+        return [packed([list(self.features.categories)]), packed([features])][-len(self.told) :]
 
 
-def fit(
-    tables: Sequence[pd.DataFrame], categories: Categories = None, missing: Missing = None
-) -> tuple[TableFeatures, list[dict[str, Tensor]]]:
-    """Return the features of raw tables, and what each user tells for the fit; the fit uses nothing else.
+def fit(tables: Sequence[pd.DataFrame], categories: Categories = None, missing: Missing = None) -> list[FittedTable]:
+    """Return the features of raw tables, with what each user tells for the fit, which uses nothing else.
 
-    The exchanges, as far as settings need them: `kinds`, whether each column holds text; `sums`, how many values each
-    numeric column has, and their sums; `length`, the bytes of the categories; `text`, the categories of each column as
-    JSON, padded to the longest. `POOLED` has what users receive.
+    In an exchange for "auto", users tell which columns hold text. In the last exchange, they tell how many values each
+    numeric column has and their sums, if they are needed, and the categories of the other columns.
 
     Args:
         tables: raw training rows of each user.
@@ -122,68 +125,35 @@ def fit(
     Raises:
         DataError: if there is no such column, or a column has no value at all.
     """
-    columns, told = tuple(map(str, tables[0])), [dict[str, Tensor]() for _ in tables]
-
-    def exchange(name: str, facts: list[Any]) -> Tensor:
-        for own, each in zip(told, facts, strict=True):
-            own[name] = torch.tensor(each, dtype=torch.float64)
-        return POOLED[name](torch.stack([own[name] for own in told]))[0]
-
+    columns, kinds = tuple(map(str, tables[0])), list[list[int]]()
     if categories == "auto":
-        kinds = exchange("kinds", [[holds_text(table[name]) for name in columns] for table in tables])
-        categorical = [name for name, is_text in zip(columns, kinds, strict=True) if is_text]
+        kinds = [[int(holds_text(table[name])) for name in columns] for table in tables]
+        categorical = [name for name, *is_text in zip(columns, *kinds, strict=True) if any(is_text)]
     else:
         categorical = list(dict.fromkeys(categories or ()))
         if unknown := [name for name in categorical if name not in columns]:
             raise DataError(
                 f"dataset.categories has {few(unknown)}, but the columns are {few(columns)}. Name columns of the table."
             )
-    means, known = None, {}
-    if missing:
-        numeric = [name for name in columns if name not in categorical]
-        numbers = [[_numbers(table[name]) for name in numeric] for table in tables]
-        sums = [[np.isfinite(x).sum() for x in own] + [np.nansum(x) for x in own] for own in numbers]
-        means = tuple(exchange("sums", sums).tolist())
-        if empty := [name for name, mean in zip(numeric, means, strict=True) if np.isnan(mean)]:
-            raise DataError(f"Column {few(empty)} has no value in any training row. Drop it.")
-    if categorical:
-        texts = [_to_bytes({name: set(category_names(table[name])) for name in categorical}) for table in tables]
-        longest = int(exchange("length", [[len(text)] for text in texts]))
-        union = exchange("text", [np.frombuffer(text.ljust(longest)) for text in texts])
-        known = {name: tuple(each) for name, each in _from_bytes(union).items()}
-    return TableFeatures(columns, known, means), told
+    numeric = [name for name in columns if name not in categorical] if missing else []
+    numbers = [[_numbers(table[name]) for name in numeric] for table in tables]
+    counts = [[int(np.isfinite(x).sum()) for x in own] for own in numbers]
+    sums = [[float(np.nansum(x)) for x in own] for own in numbers]
+    known = [{name: sorted(set(category_names(table[name]))) for name in categorical} for table in tables]
+    if empty := [name for name, count in zip(numeric, np.sum(counts, axis=0), strict=True) if not count]:
+        raise DataError(f"Column {few(empty)} has no value in any training row. Drop it.")
+    means = tuple((np.sum(sums, axis=0) / np.sum(counts, axis=0)).tolist()) if missing else None
+    union = {name: tuple(sorted(set().union(*(own[name] for own in known)))) for name in categorical}
+    features = TableFeatures(columns, union, means)
+    exchanges = [packed(facts) for facts in (kinds, list(zip(counts, sums, known, strict=True))) if facts]
+    return [FittedTable(features, told) for told in zip(*exchanges, strict=True)]
 
 
-def _largest(facts: Tensor) -> Tensor:
-    return facts.amax(0).expand_as(facts)
-
-
-def _means(facts: Tensor) -> Tensor:
-    counts, sums = facts.sum(0).chunk(2)
-    return (sums / counts).expand(len(facts), -1)
-
-
-def _union(facts: Tensor) -> Tensor:
-    union: dict[str, set[str]] = {}
-    for own in facts:
-        for name, known in _from_bytes(own).items():
-            union.setdefault(name, set()).update(known)
-    return torch.from_numpy(np.frombuffer(_to_bytes(union)).copy()).expand(len(facts), -1)
-
-
-POOLED: dict[str, Callable[[Tensor], Tensor]] = {"kinds": _largest, "sums": _means, "length": _largest, "text": _union}
-"""What each user receives in an exchange of `fit`, [K, e] with equal rows, from the facts of all users [K, f]."""
-
-
-def _to_bytes(categories: dict[str, set[str]]) -> bytes:
-    """Return categories as UTF-8, padded to whole float64: eight bytes travel as one number."""
-    text = json.dumps({name: sorted(known) for name, known in categories.items()}, ensure_ascii=False).encode()
-    return text.ljust(-(-len(text) // 8) * 8)
-
-
-def _from_bytes(row: Tensor) -> dict[str, list[str]]:
-    categories: dict[str, list[str]] = json.loads(row.numpy().tobytes())
-    return categories
+def packed(facts: Sequence[Any]) -> Tensor:
+    """Return facts [K] as JSON in rows [K, f] of equal length, eight bytes in each number."""
+    texts = [json.dumps(each, ensure_ascii=False, separators=(",", ":")).encode() for each in facts]
+    nbytes = -(-max(map(len, texts)) // 8) * 8
+    return torch.from_numpy(np.stack([np.frombuffer(text.ljust(nbytes)) for text in texts]))
 
 
 def _numbers(column: pd.Series) -> NDArray[np.float64]:

@@ -124,7 +124,7 @@ class Task:
         }
         prepared, table = self.prepared, self.table
         if table:
-            table = FittedTable(table.features, {name: facts.to("meta") for name, facts in table.told.items()})
+            table = FittedTable(table.features, tuple(facts.to("meta") for facts in table.told))
         if prepared:
             mean, scale = (fitted.to("meta") for fitted in (self.scaling.mean, self.scaling.scale))
             scaling = Scaling(mean, scale, self.scaling.intercept)

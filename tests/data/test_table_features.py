@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mixed_tables import mixed_table
 
 from hmtl.data.sources.files import files
-from hmtl.data.table_features import POOLED, TableFeatures, category_names, fit
+from hmtl.data.table_features import TableFeatures, category_names, fit
 from hmtl.errors import ConfigError, DataError
 
 WORDS = st.one_of(st.sampled_from(["red", "Grün", "a,b", "'", "🦊", "x=y", '"', "\\"]), st.none())
@@ -46,7 +46,8 @@ def test_against_pandas(users, new, named):
         with pytest.raises(DataError, match="no value in any training row"):
             fit(tables, named, "mean")
         return
-    features, told = fit(tables, named, "mean")
+    fitted = fit(tables, named, "mean")
+    features = fitted[0].features
     categorical = named if named != "auto" else ["colour"] if train["colour"].notna().any() else []
     if named == "auto" and not categorical:
         return  # a column without any cell is numeric, and has no mean
@@ -59,25 +60,28 @@ def test_against_pandas(users, new, named):
     np.testing.assert_array_equal(features.features(twice), np.tile(features.features(frame(new)), (2, 1)))
     again = TableFeatures.from_json(features.to_json())
     assert again == features
-    assert all(list(each) == list(told[0]) for each in told)
+    assert {tuple(map(len, each.told)) for each in fitted} == {tuple(map(len, fitted[0].told))}
+
+
+def read(row):
+    return json.loads(row.numpy().tobytes())
 
 
 def test_the_fit_follows_from_what_users_tell():
     """A user's facts depend on its own rows alone, and what all receive is what the features have."""
     table = mixed_table(0, n=12).drop(columns="mood")
     tables = [rows.drop(columns="who") for _, rows in table.groupby("who")]
-    features, told = fit(tables, "auto", "mean")
+    fitted = fit(tables, "auto", "mean")
+    features, told = fitted[0].features, [[read(row) for row in each.told] for each in fitted]
     assert features.categories == {"city": tuple(sorted(set(table["city"]))), "plan": ("", "free", "pro")}
-    alone = [fit([rows], "auto", "mean")[1][0] for rows in tables]
-    answers = {name: pool(torch.stack([own[name] for own in told])) for name, pool in POOLED.items()}
-    for own, by_itself in zip(told, alone, strict=True):
-        for name in ("kinds", "sums", "length"):
-            assert torch.equal(own[name], by_itself[name])
-        assert json.loads(own["text"].numpy().tobytes()) == json.loads(by_itself["text"].numpy().tobytes())
-    assert answers["sums"][3].tolist() == list(features.means)
-    assert {name: tuple(known) for name, known in json.loads(answers["text"][5].numpy().tobytes()).items()} == (
-        features.categories
-    )
+    for own, rows in zip(told, tables, strict=True):
+        assert own == [read(row) for row in fit([rows], "auto", "mean")[0].told]
+    _, facts = zip(*told, strict=True)
+    counts, sums, known = zip(*facts, strict=True)
+    np.testing.assert_allclose(features.means, np.sum(sums, 0) / np.sum(counts, 0), rtol=1e-15)
+    assert set(features.categories["city"]) == {name for own in known for name in own["city"]}
+    assert read(fitted[3].answers[0]) == ["city", "plan"]
+    assert TableFeatures.from_json(json.dumps(read(fitted[3].answers[1]))) == features
 
 
 def test_numbers_as_categories_are_numbers():

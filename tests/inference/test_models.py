@@ -307,16 +307,17 @@ def test_scaling_over_all_rows_is_counted_as_set_up(configure: Configure, tmp_pa
 
 
 def test_fitting_features_of_raw_tables_is_counted_as_set_up(configure: Configure, tmp_path: Path) -> None:
-    """Float64 from each user: 6 kinds of columns, 4 counts and 4 sums, a length, and the longest list of categories."""
+    """Bytes from each user, as many as the longest has: 6 kinds of columns; 4 counts, 4 sums and its categories."""
     table = mixed_table(0)
     table.to_csv(tmp_path / "own.csv", index=False)
     where = (f"dataset.path={tmp_path}/own.csv", "dataset.test_fraction=0", "dataset.standardize=none", "logger=none")
     run = build(configure("dataset=files", *where, *SETTINGS, "topology=any_r", "H=3", "r=2", "rounds=1"))
     run.trainer.fit()
-    texts = [
-        json.dumps({"city": sorted(set(own["city"])), "plan": sorted(set(own["plan"].fillna("")))}, ensure_ascii=False)
-        for _, own in table.groupby("who")
-    ]
-    longest = max(len(text.encode()) for text in texts)
+    nbytes = []
+    for _, own in pd.read_csv(tmp_path / "own.csv").groupby(table["who"]):
+        numbers = own[["age", "height", "weight", "income"]]
+        known = {name: sorted(set(own[name].fillna(""))) for name in ("city", "plan")}
+        facts = [numbers.count().tolist(), [np.nansum(x) for x in numbers.T.to_numpy()], known]
+        nbytes.append(len(json.dumps(facts, ensure_ascii=False, separators=(",", ":")).encode()))
     bits = run.communicator.ledger.bits("users_to_relays", round="setup").total
-    assert bits == len(texts) * 64 * (6 + 8 + 1 + math.ceil(longest / 8))
+    assert bits == len(nbytes) * 64 * (math.ceil(len("[0,0,0,0,1,1]") / 8) + math.ceil(max(nbytes) / 8))

@@ -109,9 +109,9 @@ def files(
         return features.iloc[rows].to_numpy(np.float64, copy=True) if sparse is None else sparse[rows]
 
     def fit(train: Sequence[Ints]) -> tuple[Rows, list[FittedTable]]:
-        fitted, told = fit_features([features.iloc[rows] for rows in train], categories, missing)
-        encoded = fitted.features(features)
-        return lambda rows: encoded[rows], [FittedTable(fitted, each) for each in told]
+        tables = fit_features([features.iloc[rows] for rows in train], categories, missing)
+        encoded = tables[0].features.features(features)
+        return lambda rows: encoded[rows], tables
 
     x: Rows = columns
     needed = fit if categories or missing else None

@@ -4,6 +4,7 @@ K users, f facts about each.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from hmtl.data import Task
 from hmtl.data.preprocessing import pooled
-from hmtl.data.table_features import POOLED
 from hmtl.errors import ProcessLost
 from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Ids, Users
 
@@ -83,6 +83,11 @@ def joined(
     return SetupUsers(torch.cat([users.facts, more.facts], dim=1), users.take), SetupAggregator(answer, aggregator.K)
 
 
+def _same(row: Tensor, facts: Tensor) -> Tensor:
+    """Return the row [1, e] for each of the users who sent facts [K, f]."""
+    return row.expand(len(facts), -1)
+
+
 def preprocessing_setups(tasks: Sequence[Task]) -> list[tuple[Users, Aggregator]]:
     """Return the two sides of each exchange for preprocessing over the rows of all users.
 
@@ -94,7 +99,8 @@ def preprocessing_setups(tasks: Sequence[Task]) -> list[tuple[Users, Aggregator]
     seen = here or tasks[:1]
     exchanges: list[tuple[Tensor, Callable[[Tensor], Tensor]]] = []
     if tables := [task.table for task in seen if task.table]:
-        exchanges = [(torch.stack([table.told[name] for table in tables]), POOLED[name]) for name in tables[0].told]
+        told = map(torch.stack, zip(*(table.told for table in tables), strict=True))
+        exchanges = [(facts, partial(_same, row)) for facts, row in zip(told, tables[0].answers, strict=True)]
     raws = [task.raw for task in seen]
     moments = tasks[0].preprocessing.shared_moments([raw.x_train for raw in raws], [raw.y_train for raw in raws])
     widths = [part.shape[1] for part in moments]
