@@ -26,6 +26,8 @@ def plan(cfg: DictConfig) -> None:
     from hmtl.reporting.console import Console, progress
     from hmtl.reporting.network_picture import draw
     from hmtl.reporting.plan_report import (
+        choices_table,
+        duties_table,
         format_table,
         plan_table,
         remarks,
@@ -48,12 +50,12 @@ def plan(cfg: DictConfig) -> None:
         result: Any = compute(topology, network, cfg.V_bits, cfg.wire, Secure(cfg.colluding) if cfg.secure else None)
     if network.links:
         best = resolve(topology, result.choices[0][0])
-        tables, lines, facts = [time_table(result)], list(time_remarks(result)), {}
+        tables, lines, facts = [time_table(result), duties_table(result)], list(time_remarks(result)), {}
     else:
         best = result.aggregators[network.medium].nodes
-        tables, lines = [plan_table(result)], list(remarks(result))
+        tables, lines = [plan_table(result), choices_table(result)], list(remarks(result))
         tables += [format_table(result, cfg.wire)] if cfg.wire else []
-        facts = {"verdict": verdict(result, network.medium)}
+        facts = {"verdict": verdict(result)}
     if result.secure:
         tables.append(secure_table(result.secure, topology.K))
         lines += ["", *secure_remarks(result.secure, topology.K, cfg.wire)]

@@ -1,20 +1,18 @@
-"""What `plan` prints: a table of loads and savings, remarks on bounds and proofs, and whether coding pays."""
+"""What `plan` prints: tables of loads, savings and choices, and whether coding pays."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich import box
 from rich.table import Table
 
 from hmtl.coding import CODED_SCHEMES, MEDIA, SCHEMES
-from hmtl.coding.formulas import DEFAULT_PIECES
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, TIERS
 from hmtl.communication.few_bits import FEW_BITS
 from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
-from hmtl.communication.round_costs import BEST, AddingRelays, BestAggregators, Comparison
+from hmtl.communication.round_costs import Comparison
 from hmtl.communication.secure_costs import SecureCosts
 from hmtl.communication.timetable import Timetable
-from hmtl.reporting.console import MOST_NAMED, as_table, names_of
-from hmtl.topology import Names
+from hmtl.reporting.console import as_table, names_of
 
 MOST_CHOICES = 5  # that a table of seconds shows
 
@@ -76,52 +74,51 @@ def format_table(comparison: Comparison, wire: str) -> Table:
     return table
 
 
+def choices_table(comparison: Comparison) -> Table:
+    """Return the nodes that aggregate or send sums, and how much worse than the best choice they can be at most."""
+    names, sums = comparison.names.of_relays, comparison.sums
+    rows = [
+        [f"aggregate, {medium}", _listed(names(best.relays), best.server), _distance(best.proven, best.excess)]
+        for medium, best in comparison.aggregators.items()
+    ]
+    rows.append(["learn sums", _listed(names(sums.learning)), _distance(sums.best, sums.excess)])
+    if sums.relays:
+        how = "send sums, whole rows" if sums.pieces == 1 else f"send sums, shares of 1/{sums.pieces} row"
+        rows.append([how, _listed(names(sums.relays)), _distance(sums.proven, sums.cost / sums.bound - 1)])
+    return as_table("Choices", ("", "nodes", "optimal"), rows, words=3)
+
+
 def remarks(comparison: Comparison) -> Iterator[str]:
-    """Yield the sentences under the table: what the columns mean, what is proven, and whether coding pays."""
+    """Yield the sentences under the tables: what the columns mean, what is proven, and whether coding pays."""
     yield "up, down: IVs between relays and server per round; saved: share of the round's transmission time."
-    yield "Aggregators learn all IVs. Theorem 2: a lower bound of schemes in which all relays do."
+    partition = map(comparison.names.of_relays, comparison.proof["partition"])
+    parts = " ".join("{" + ",".join(map(str, part)) + "}" for part in partition)
+    yield (
+        f"If all relays learn all IVs, up is at least {comparison.proof[RELAYS_TO_SERVER]:.2f}, as the partition "
+        f"{parts} of the relays proves."
+    )
     for scheme, reason in comparison.not_trainable.items():
         yield f"* scheme={scheme} cannot be used for training. {reason}"
-    yield ""
-    if sum(map(len, comparison.proof["partition"])) > 1:
-        yield from _proof(comparison)
-    yield _adding(comparison)
-    for medium in comparison.aggregators:
-        yield _best(comparison, medium)
-    yield ""
-    yield verdict(comparison, comparison.network.medium)
-    yield verdict(comparison, next(other for other in MEDIA if other != comparison.network.medium))
+    yield verdict(comparison)
 
 
-def verdict(comparison: Comparison, medium: str) -> str:
-    """Return a sentence that says whether coding pays on a downlink of this medium."""
-    here = medium == comparison.network.medium
-    seconds, best = comparison.seconds[medium], comparison.aggregators[medium]
-    uncoded = seconds["uncoded"]
+def verdict(comparison: Comparison) -> str:
+    """Return a sentence that says whether coding pays on the network's downlink."""
+    medium = comparison.network.medium
+    seconds, uncoded = comparison.seconds[medium], comparison.seconds[medium]["uncoded"]
     names = comparison.names.of_relays
+    best = comparison.aggregators[medium]
     choices = {  # in this order, so that the best aggregators for the medium are named if others take as long
-        f"{names_of(names(other.relays), other.server)} as aggregator{'s' * _several(other)}": other.seconds[medium]
+        f"'[{_listed(names(other.relays), other.server)}]'": other.seconds[medium]
         for other in (best, *comparison.aggregators.values())
         if other.relays
-    } | {
-        f"all relays as aggregators and scheme={scheme}": seconds[scheme]
-        for scheme in CODED_SCHEMES
-        if scheme not in comparison.not_trainable
-    }
+    } | {f"all scheme={scheme}": seconds[scheme] for scheme in CODED_SCHEMES if scheme not in comparison.not_trainable}
     fastest = min(choices, key=choices.__getitem__)
-    time = choices[fastest]
-    if time < uncoded * (1 - 1e-9):
-        return (
-            f"{'Coding pays here,' if here else 'It would pay'} on a {medium} downlink: with {fastest}, a round's "
-            f"communication takes {1 - time / uncoded:.1%} less time than with plain forwarding, {time:.4g} s instead "
-            f"of {uncoded:.4g} s."
-        )
-    tried = "" if best.proven else " that was tried"
-    more = seconds[BEST] / uncoded - 1
+    less = 1 - choices[fastest] / uncoded
+    if less > 1e-9:
+        return f"Coding pays on a {medium} downlink: a round takes {less:.1%} less time with aggregators={fastest}."
     return (
-        f"{'Coding does not pay here,' if here else 'It would not pay'} on a {medium} downlink: no choice of "
-        f"aggregators{tried} takes less time for a round's communication than plain forwarding, {uncoded:.4g} s; all "
-        f"relays take {f'{more:.1%} more' if more > 5e-4 else 'as much'}."
+        f"Coding does not pay on a {medium} downlink: no choice that was tried takes less time than plain forwarding."
     )
 
 
@@ -159,23 +156,19 @@ def time_table(times: Timetable) -> Table:
     return as_table(title, ("who aggregates", "seconds", "saved"), cells)
 
 
+def duties_table(times: Timetable) -> Table:
+    """Return what a round with the best choice asks of each box that aggregates, beside its buffers."""
+    rows = [
+        [duty.name, f"{duty.memory / 1e6:,.1f}", f"{duty.multiplied / 1e6:,.1f}", f"{duty.update:,}"]
+        for duty in times.duties
+    ]
+    headers = ("", "MB of V, IVs\nand models", "MB multiplied\nin GF(2^8)", "multiplications\nof an update")
+    return as_table("A round with the first choice", headers, rows)
+
+
 def time_remarks(times: Timetable) -> Iterator[str]:
-    """Yield the sentences under `time_table`: who aggregates soonest, and what that asks of it."""
-    (setting, seconds), tried = times.choices[0], len(times.choices)
-    who, several = _who(times, setting), isinstance(setting, list) and len(setting) > 1
-    fewer = f"{1 - seconds / times.uncoded:.1%} less than with plain forwarding, {times.uncoded:.4g} s"
-    yield (
-        f"Soonest: {who} aggregate{'s' * (not several)}. The messages of a round take {seconds:.4g} s"
-        + (f", {fewer}." if seconds < times.uncoded * (1 - 1e-9) else ", as with plain forwarding.")
-        + f" {'All' if times.every else 'Not all'} choices were tried: {tried}. Computing is not counted."
-    )
-    for duty in times.duties:
-        coding = f"multiplies {duty.multiplied / 1e6:,.0f} MB in GF(2^8), " if duty.multiplied else ""
-        yield (
-            f"In a round, {duty.name} holds {duty.memory / 1e6:,.1f} MB of 64-bit numbers (V, IVs and models, K rows "
-            f"each) beside its buffers, {coding}and computes the global update, with {duty.update:,} multiplications "
-            "if all users are coupled."
-        )
+    """Yield the sentence under `time_table`: whether the choice is the best of all."""
+    yield f"{'All' if times.every else 'Not all'} choices were tried: {len(times.choices)}. Computing is not counted."
 
 
 def _is_usual(times: Timetable, setting: str | list[int | str]) -> bool:
@@ -187,82 +180,10 @@ def _who(times: Timetable, setting: str | list[int | str]) -> str:
     return names_of(times.names.of_relays(relays), isinstance(setting, list) and "server" in setting)
 
 
-def _proof(comparison: Comparison) -> Iterator[str]:
-    partition = map(comparison.names.of_relays, comparison.proof["partition"])
-    parts = " ".join("{" + ",".join(map(str, part)) + "}" for part in partition)
-    least = f"{comparison.proof[RELAYS_TO_SERVER]:.2f}"
-    yield (
-        f"No scheme in which all relays learn all IVs has an uplink load below {least}, as the partition {parts} of "
-        "the relays proves."
-    )
-    if comparison.network.uplink_bps is not None or comparison.network.uplink != "shared":
-        seconds = comparison.uplink_seconds
-        yield (
-            f"On these uplinks this takes at least {seconds['bound']:.4g} s, by the linear programme over all cuts, "
-            f"and {seconds['optimal']:.4g} s with scheme=optimal, in whole pieces."
-        )
+def _listed(relays: Sequence[int | str], server: bool = False) -> str:
+    """Return the names of nodes; without relays, it is the server."""
+    return ", ".join(map(str, (*["server"] * (server or not relays), *relays)))
 
 
-def _adding(comparison: Comparison) -> str:
-    sums, medium = comparison.sums, comparison.network.medium
-    learning = "The server"
-    if sums.learning:  # named in full, since later sentences may give only their number
-        learners = ", ".join(map(str, comparison.names.of_relays(sums.learning)))
-        learning = f"Relay{'s' * (len(sums.learning) > 1)} {learners}"
-    sentences = [
-        "Sums of 64-bit numbers suffice for regularizer=mean with mocha or fedu, and for cocoa, fedavg and its "
-        "relatives.",
-        f"{learning} learn{'s' * (len(sums.learning) < 2)} them: {_sending(sums, comparison.names)}.",
-    ]
-    here, server = sums.seconds[medium], sums.server_seconds[medium]
-    if sums.learning:
-        sentences.append(f"If the server learned them, a round would take {server:.4g} s instead of {here:.4g} s.")
-    if not sums.best:
-        sentences.append(f"This choice is not proven, but at most {sums.excess:.2%} above the best.")
-    return " ".join(sentences)
-
-
-def _sending(sums: AddingRelays, names: Names) -> str:
-    """Return what relays send to the server, and whether they could send less."""
-    if not sums.relays:
-        return "nothing has to be sent to the server"
-    learning = names_of(names.of_relays(sums.learning))
-    of = f" with terms of the users whom not all of {learning} hear" if sums.learning else ""
-    same = f"{learning} learn{'s' * (len(sums.learning) < 2)}"
-    who = names_of(names.of_relays(sums.relays)) if len(sums.relays) <= MOST_NAMED else f"{len(sums.relays)} relays"
-    if sums.pieces == 1:
-        how = f"{who} {'send a whole row each' if len(sums.relays) > 1 else 'sends a whole row'}{of}"
-        least = "shares of rows would not be faster" if sums.proven else "no shares that were tried are faster"
-    else:
-        how = (
-            f"{who} send shares of 1/{sums.pieces} row{of}, {sums.relays_to_server:.2f} rows in all instead of "
-            f"{sums.whole_rows:.0f} whole ones"
-        )
-        least = f"no scheme in which {same} the sums takes less time on the uplink"
-        if not sums.proven:
-            least = f"another such scheme might take up to {1 - sums.bound / sums.cost:.2%} less time"
-    return f"{how}; {least}"
-
-
-def _best(comparison: Comparison, medium: str) -> str:
-    best = comparison.aggregators[medium]
-    relays = comparison.names.of_relays(best.relays)
-    who = f"{names_of(relays, best.server)} aggregate{'s' * (not _several(best))}"
-    if len(relays) > MOST_NAMED:
-        who = f"{', '.join(map(str, relays))} aggregate, {len(relays)} relays"
-        who += " and the server" * best.server
-    differ = comparison.network.uplink_bps or comparison.network.uplink == "parallel"
-    what = f"coded IVs{f' in at most {DEFAULT_PIECES} pieces' if differ else ''} and uncoded models"
-    if best.proven:
-        return (
-            f"Best for {medium}: {who}. Proven: with {what}, no other aggregators (relays, the "
-            "server or both) take less time between relays and server."
-        )
-    return (
-        f"Best found for {medium}: {who}. Not proven: with {what}, the time between relays and server is at most "
-        f"{best.excess:.2%} above that of the best aggregators (relays, the server or both)."
-    )
-
-
-def _several(best: BestAggregators) -> bool:
-    return len(best.relays) + best.server > 1
+def _distance(proven: bool, excess: float) -> str:
+    return "proven" if proven else f"at most {excess:.2%} above the best"
