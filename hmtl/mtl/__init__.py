@@ -5,27 +5,16 @@ An algorithm has a user side and an aggregator side. They exchange nothing but m
 (intermediate value) is the client's update, and the aggregator is the server; here, each relay may be an aggregator.
 """
 
-from hmtl.mtl.algorithms import (
-    MOCHA,
-    Aggregator,
-    Algorithm,
-    CoCoA,
-    Ditto,
-    FedAvg,
-    FedPer,
-    FedProx,
-    FedRep,
-    FedU,
-    LGFedAvg,
-    Local,
-    LocalNetworks,
-    MixedEffects,
-    PFedMe,
-    RandomEffects,
-    Scaffold,
-    Users,
-    preprocessing_setups,
-)
+from hmtl.mtl.algorithms.base import Aggregator, Algorithm, Users
+from hmtl.mtl.algorithms.fedavg import FedAvg
+from hmtl.mtl.algorithms.fedper import FedPer, FedRep, LGFedAvg
+from hmtl.mtl.algorithms.fedu import FedU
+from hmtl.mtl.algorithms.local_networks import LocalNetworks
+from hmtl.mtl.algorithms.mocha import MOCHA, CoCoA, Local
+from hmtl.mtl.algorithms.proximal import Ditto, FedProx, PFedMe
+from hmtl.mtl.algorithms.random_effects import MixedEffects, RandomEffects
+from hmtl.mtl.algorithms.scaffold import Scaffold
+from hmtl.mtl.algorithms.setup_exchange import preprocessing_setups
 from hmtl.mtl.losses import CrossEntropy, Hinge, Logistic, Loss, OneVsRest, SmoothHinge, Squared
 from hmtl.mtl.networks.architectures import cnn, mlp
 from hmtl.mtl.participation import Participation

@@ -73,11 +73,6 @@ class PersonalSection(Users):
     def origin(self) -> Tensor:
         return self.shared.split.part(self.shared.model.start, self.shared.split.personal)
 
-    @property
-    def models(self) -> Tensor:
-        """The models that the users predict with [K, m]."""
-        return self.shared.models
-
     def predictors(self, state: dict[str, Tensor]) -> Tensor:
         return self.shared.predictors({name: state[f"shared.{name}"] for name in ("W", "V")})
 

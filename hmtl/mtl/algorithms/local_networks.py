@@ -5,44 +5,23 @@ K users, m parameters.
 
 from torch import Tensor
 
-from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, with_rows
-from hmtl.mtl.algorithms.networks import LocalTraining, NetworkAlgorithm, NetworkUsers, Sending
+from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind
+from hmtl.mtl.algorithms.networks import LocalTraining, NetworkAlgorithm, Sending, StatefulUsers
 from hmtl.mtl.problem import Rows
 
 
-class SendNothing(Sending):
-    """Users send rows without numbers [n, 0]."""
-
-    def __init__(self) -> None:
-        super().__init__(0)
-
-    def encode(self, users: Ids, ivs: Tensor, last: Tensor) -> Tensor:
-        return ivs[:, :0]
-
-
-class LocalNetworkUsers(NetworkUsers):
-    """User side: a user's model is what its own steps lead to; `pending` [K, m] holds it until it is committed."""
-
-    pending: Tensor
+class LocalNetworkUsers(StatefulUsers):
+    """User side: `V` [K, m] are the users' models, and rows have no numbers, [n, 0]."""
 
     def __init__(self, local: LocalTraining) -> None:
-        super().__init__(local, SendNothing())
-        self.register_buffer("pending", self.W)
+        super().__init__(local, Sending(0), local.model.start, start=local.model.start[:0])
 
-    @property
-    def origin(self) -> Tensor:
-        return self.model.start[:0]
+    def predictors(self, state: dict[str, Tensor]) -> Tensor:
+        return state["V"]
 
     def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
-        models = super()._train(round, users, rows, budgets)
-        return (*models, *models)
-
-    def _hold(self, users: Ids, own: list[Tensor]) -> None:
-        self.pending = with_rows(self.pending, users, own[0][users])
-
-    def commit(self, users: Ids) -> None:
-        super().commit(users)
-        self.W = with_rows(self.W, users, self.pending[users])
+        models = self._steps(users, rows, self.V[users], self._order(round, users, rows), budgets, round)
+        return models[:, :0], models
 
 
 class NoAggregator(Aggregator):
@@ -60,5 +39,5 @@ class LocalNetworks(NetworkAlgorithm):
 
     regularized = False
 
-    def _sides(self, messages: MessageKind) -> tuple[NetworkUsers, Aggregator]:
+    def _sides(self, messages: MessageKind) -> tuple[LocalNetworkUsers, Aggregator]:
         return LocalNetworkUsers(self._local), NoAggregator()

@@ -103,11 +103,6 @@ class NetworkUsers(Users):
         self.register_buffer("W", self.start.expand(len(self.problem.users), -1))
 
     @property
-    def models(self) -> Tensor:
-        """The models that the users predict with [K, m]."""
-        return self.W
-
-    @property
     def origin(self) -> Tensor:
         return self.start
 
@@ -176,7 +171,7 @@ class NetworkUsers(Users):
 
     def measure(self) -> dict[str, Tensor]:
         """As `Evaluation.measure`, for the models that the users predict with."""
-        return self.evaluation.measure(self.models)
+        return self.evaluation.measure(self.predictors(dict(self.named_buffers())))
 
 
 class StatefulUsers(NetworkUsers):

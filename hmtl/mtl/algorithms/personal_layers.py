@@ -89,10 +89,6 @@ class LayerUsers(StatefulUsers):
         self.phases = phases
         self.usual = len(phases) * self.usual
 
-    @property
-    def models(self) -> Tensor:
-        return self.split.models(self.W, self.V)
-
     def predictors(self, state: dict[str, Tensor]) -> Tensor:
         return self.split.models(state["W"], state["V"])
 

@@ -49,10 +49,6 @@ class PersonalUsers(StatefulUsers):
     def __init__(self, local: LocalTraining, sending: Sending, pull: float) -> None:
         super().__init__(local, sending, local.model.start, pull)
 
-    @property
-    def models(self) -> Tensor:
-        return self.V
-
     def predictors(self, state: dict[str, Tensor]) -> Tensor:
         return state["V"]
 

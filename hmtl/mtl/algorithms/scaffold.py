@@ -27,10 +27,6 @@ class ScaffoldUsers(StatefulUsers):
         start = local.model.start
         super().__init__(local, sending, torch.zeros_like(start), start=with_gradient(start))
 
-    @property
-    def models(self) -> Tensor:
-        return self.predictors({"W": self.W})
-
     def predictors(self, state: dict[str, Tensor]) -> Tensor:
         return state["W"].chunk(2, dim=1)[0]
 
