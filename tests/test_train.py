@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -168,10 +169,9 @@ def test_sums_in_few_bits_are_reported_in_their_own_rows(
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert list(summary["bits_per_number"].values()) == pytest.approx([4.125, 9.28, 9.28, 9.28], rel=0.01)
     assert "4 bits" in summary["note"]
-    whole, few = (out := capsys.readouterr().out).split("Results:", 1)
+    whole, few = capsys.readouterr().out.split("Results:", 1)
     assert "in rows of sums of 50,240 bit" in whole
     assert "rows of 4.14 (users to relays) or 9.3 bit" in few
-    assert out.count(f"models of 20 users, {32 * 785:,} bit each") == 2
 
 
 def test_a_run_far_from_the_optimum_says_so(configure: Configure, capsys: pytest.CaptureFixture[str]) -> None:
@@ -318,9 +318,7 @@ def test_a_round_without_relays_is_empty_and_said_so(
     schedule = [[1, relay] for relay in range(5)] + [[3, 0]]
     train(configure(*SMALL[:-1], "rounds=5", f"participation.relays={schedule}".replace(" ", "")))
     printed = capsys.readouterr().out
-    assert "Empty rounds: 1" in printed
-    assert "aggregators=all" in printed
-    assert "Some users were absent" in printed
+    assert re.search(r"rounds without an aggregator\W+1\b", printed)
     assert "Ω was never updated" in printed, "the last 4 of 5 rounds keep it fixed"
     assert json.loads((tmp_path / "summary.json").read_text())["empty_rounds"] == 1
     table = history(tmp_path)
@@ -559,8 +557,7 @@ def test_users_that_move_learn_the_same(
         elif name != "resumed":  # which plans anew what the stopped one had planned already
             assert summary["time"]["plans"] == (2 if name == "stopped" else 3)
             assert 0 < summary["time"]["planning_s"] < summary["time"]["compute_s"]
-            assert f"New plans between rounds: {summary['time']['plans']}, in" in told
-            assert "relays that had missed rounds: 0 bit." in told
+            assert re.search(rf"plans made between rounds\W+{summary['time']['plans']}\b", told)
     del results["stopped"]
     assert [name for name, W in results.items() if not torch.equal(results["coded"], W)] == []
     assert history(tmp_path / "resumed") == history(tmp_path / "coded")

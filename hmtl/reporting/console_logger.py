@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from hmtl.communication import TIERS
-from hmtl.reporting.console import SECONDS_BETWEEN_LINES, Console, as_table, names_of
+from hmtl.reporting.console import SECONDS_BETWEEN_LINES, Console, as_table
 from hmtl.training.history import Measurements
 from hmtl.training.summary import Summary, user_error
 
@@ -20,7 +20,6 @@ SHOWN = (
 )
 """The measurements shown during training: name, label and format."""
 SPEED = 600.0  # seconds over which the time of a round is estimated
-CHEAP = 0.05  # local work is nearly free if it takes at most this share of a run's time
 FAR = 0.5  # a larger duality gap, relative to the primal objective, has a remark
 LEARNING = (
     ("primal", "primal objective", ".6f"),
@@ -105,7 +104,9 @@ def run_report(summary: Summary) -> Iterator[Table | str]:
     if summary.V_bits:
         yield _loads(summary)
         yield _times(summary)
-        yield from _remarks(summary)
+        yield from _facts(summary)
+        if summary.note:
+            yield f"Note: {summary.note}."
     else:
         bits = summary.figures["bits_total"]
         yield f"{bits:,} bit are sent before the first round, and nothing in rounds." if bits else "Nothing is sent."
@@ -115,37 +116,19 @@ def run_report(summary: Summary) -> Iterator[Table | str]:
         what = "validation error" if "validation_error" in summary.figures else "objective at its best Ω"
         stopped = "Stopped early: the validation error no longer fell. " if summary.stopped_early else ""
         yield f"{stopped}The models are those after round {summary.models_after}, which had the least {what}."
-    if summary.epsilon is not None:
-        yield _privacy(summary)
+    if summary.randomness == "seed":
+        yield "Noise and samples follow from the seed: anyone who knows it can subtract the noise."
     figures = summary.figures
     learned = [[label, f"{figures[key]:{form}}"] for key, label, form in LEARNING if key in figures]
     if learned:
         yield as_table("Learning", ("", "final"), learned)
     yield _measures(summary)
-    if summary.metrics == "sums":
-        yield "metrics=sums: no user is measured by itself, so there are no medians and no worst users."
     gap, primal = figures.get("gap", 0.0), figures.get("primal", 0.0)
     if gap > FAR * abs(primal):
         share = f"{gap / abs(primal):.0%} of the primal objective" if primal else f"{gap:.2e}"
         yield f"Far from the optimum: the duality gap is {share}. Set more rounds or a larger lam."
     if any(map(user_error, summary.worst_users)):
         yield _users(summary)
-
-
-def _privacy(summary: Summary) -> str:
-    """Return what the sums of a run tell about a user."""
-    hidden = ""
-    if summary.epsilon_sample_known != summary.epsilon:
-        hidden = (
-            " against those who know who took part in which round (relays and server), and "
-            f"ε = {summary.epsilon:.2f} against those who see the models, but do not know who else took part"
-        )
-    secret = ". Noise and samples follow from the seed: anyone who knows it can subtract the noise"
-    return (
-        f"Differential privacy of users at δ = {summary.delta:g}: ε = {summary.epsilon_sample_known:.2f}{hidden}; "
-        f"changes of the model are clipped to {summary.clip:g}, and sums have noise of {summary.noise:.3g} times that"
-        f"{secret * (summary.randomness == 'seed')}."
-    )
 
 
 def _loads(summary: Summary) -> Table:
@@ -175,54 +158,33 @@ def _times(summary: Summary) -> Table:
     return as_table(title, ("", "compute", "communication", "total"), rows)
 
 
-def _remarks(summary: Summary) -> Iterator[str]:
-    time = summary.time
-    yield f"Lower bound: of all schemes in which {_class_of_bounds(summary)}."
-    if summary.loads_uncoded:
-        yield (
-            f"Uncoded: the IVs and models of {summary.K} users, {summary.uncoded_bits:,.0f} bit each, in the same unit."
-        )
-    if secure := summary.secure:
-        added, K = secure["overhead"], summary.K
-        yield (
-            f"Secure sums, if all {K} users take part: relays and server learn only sums of at least "
-            f"{secure['fewest']} terms, even if up to {secure['colluding']} of the users collude with them. Each user "
-            f"has {secure['neighbors']} neighbours, any {secure['threshold']} of whom can reveal one of its masks. "
-            f"Keys, shares and unmasking add {added['users_to_relays'] / K:,.0f} bit to what a user sends in a round, "
-            f"and {added['relays_to_users'] / K:,.0f} bit to what it receives."
-        )
-    if summary.note:
-        yield f"Note: {summary.note}."
-    if summary.empty_rounds:
-        server = "server" in summary.aggregators
-        few = summary.communicator == "coded" and not server and len(summary.aggregators) < summary.H
-        remedy = " More aggregators make them rarer, such as aggregators=all." if few else ""
-        state = "" if server else " with the latest state"
-        yield f"Empty rounds: {summary.empty_rounds}, because no relay{state} was present.{remedy}"
-    if summary.loads["users_to_relays"] < summary.K:
-        yield "Some users were absent; formula and lower bound assume that all users take part in every round."
-    if time.plans or summary.handover_bits is not None:
-        yield (
-            f"New plans between rounds: {time.plans}, in {time.planning_s:.2f} s, "
-            f"{time.planning_s / time.total_s:.1%} of the time. "
-            f"State sent to relays that had missed rounds: {summary.handover_bits or 0:,} bit."
-        )
-    if summary.passes is not None:
-        share = time.local_s / time.total_s
-        advice = f"; solver.passes={2 * summary.passes:g} would be nearly free" if share <= CHEAP else ""
-        yield f"Local work takes {share:.1%} of the time{advice}."
-
-
-def _class_of_bounds(summary: Summary) -> str:
-    """Return what the schemes do for which the lower bounds hold, see docs/theory."""
-    if summary.communicator == "sums":
-        if summary.aggregators == "server":
-            return "the server learns sums of any terms, and users get them from it"
-        s = "s" * (len(summary.aggregators) == 1)
-        return f"{names_of(summary.aggregators)} learn{s} sums of any terms, and send{s} them to users"
-    if summary.aggregators == "server":
-        return "the server learns all IVs and sends each model"
-    return "the aggregators learn all IVs; models that pass the server are not counted"
+def _facts(summary: Summary) -> Iterator[Table]:
+    """Yield the table of what else is known of a run, if anything; a row that does not apply is left out."""
+    time, secure = summary.time, summary.secure or {"overhead": {}}
+    facts = {
+        "rounds without an aggregator": summary.empty_rounds,
+        "plans made between rounds": time.plans or None,
+        "seconds of planning": time.planning_s or None,
+        "bit of state for relays that had missed rounds": summary.handover_bits,
+        "share of local work in the time": None if summary.passes is None else time.local_s / time.total_s,
+        "secure sums: users who may collude": secure.get("colluding"),
+        "secure sums: fewest terms of a sum": secure.get("fewest"),
+        "secure sums: neighbours of a user": secure.get("neighbors"),
+        "secure sums: neighbours who reveal a mask": secure.get("threshold"),
+        **{f"secure sums: bit added, {tier.replace('_', ' ')}": bits for tier, bits in secure["overhead"].items()},
+        "privacy: ε for relays and server": summary.epsilon_sample_known,
+        "privacy: ε for those who see only models": summary.epsilon,
+        "privacy: δ": summary.delta,
+        "privacy: largest change of the model": summary.clip,
+        "privacy: noise, relative to that": summary.noise,
+    }
+    rows = [
+        [name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"]
+        for name, value in facts.items()
+        if value is not None
+    ]
+    if rows:
+        yield as_table("Facts", ("", "value"), rows)
 
 
 def _measures(summary: Summary) -> Table:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from commands import saved_rows
 from omegaconf import DictConfig
+from rich.table import Table
 
 from hmtl.config.build import build, build_tasks, check, load_run
 from hmtl.errors import CheckpointError, ConfigError
@@ -140,8 +141,11 @@ def test_a_private_run_reports_epsilon_and_resumes(configure: Configure, tmp_pat
     assert max(rows[-1][1:]) <= 6
     assert (summary["clip"], summary["delta"], summary["randomness"]) == (0.5, 1e-5, "seed")
     assert summary["against"] == "everyone"
-    printed = [part for part in run_report(Summary.model_validate(summary)) if isinstance(part, str)]
-    assert any(all(f"ε = {summary[name]:.2f} against" in part for name in both) for part in printed)
+    parts = list(run_report(Summary.model_validate(summary)))
+    assert any("seed" in part for part in parts if isinstance(part, str))
+    (facts,) = (part for part in parts if isinstance(part, Table) and part.title == "Facts")
+    cells = set(map(str, facts.columns[1].cells))
+    assert {f"{summary[name]:.4g}" for name in both} <= cells
     longer = configure(*FEDAVG, *settings[:-1], *private, "rounds=9", f"output_dir={resumed}", f"resume={stopped}")
     with pytest.raises(CheckpointError, match="rounds"):
         build(longer)
