@@ -243,7 +243,7 @@ class SumsOfRows(Recipe):
                 "next terms; rows of 64-bit numbers travel in the first round and for users who missed a row"
             )
         if self.bits and self.secure:
-            w = self.bits + (planner.topology.K - 1).bit_length()
+            w = FewBits(self.bits, planner.topology.K, 0, masked=True).terms.bits
             notes.append(f"masked terms are uniform in {w} bits per number, so users send these instead of {self.bits}")
         return described | {"note": "; ".join(notes)}
 

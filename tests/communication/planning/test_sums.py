@@ -119,11 +119,12 @@ def test_loads_do_not_grow_with_users(K: int, medium: str, last_hop: str, sums: 
     L = 900  # no padding
     network = Network(medium=medium, last_hop=last_hop)
     communicator = Sums(symmetric(K=K, H=5, r=3), network, sums=sums, aggregators="server")
+    rows = 3 if sums == "whole" else 5 / 3
+    assert communicator.theory.uplink == pytest.approx(rows), "without a learner, as if there was no padding"
     users = Terms([terms(n, K, L + 1) for n in range(2)], [set(), set()])
     total = Total(L + 1)
     for round in range(2):
         communicator.round(round, users, total)
-    rows = 3 if sums == "whole" else 5 / 3
     copies, last = (1, rows) if medium == "broadcast" else (rows, K)
     assert communicator.ledger.loads(communicator.V_bits) == pytest.approx(
         {"users_to_relays": K, "relays_to_server": rows, "server_to_relays": copies, "relays_to_users": last}
@@ -152,6 +153,7 @@ def test_loads_do_not_grow_with_users(K: int, medium: str, last_hop: str, sums: 
         (any_r(40, 10, 3), 10 / 3, 5),
         pytest.param(any_r(100, 10, 5), 2, 4, marks=pytest.mark.slow),
         (any_r(40, 5, 2, seed=1), 5 / 2, 4),
+        (Topology(np.roll(any_r(8, 7, 4, seed=1).G, -2, axis=1)), 12 / 7, 2),  # user 0 needs some of a relay's shares
     ],
 )
 @pytest.mark.parametrize("medium", ["broadcast", "unicast"])
