@@ -33,7 +33,6 @@ def add_changes(
     misfits = np.zeros(PORTION, np.bool_)
     for start in range(0, m, PORTION):
         stop = min(m, start + PORTION)
-        misfit = misfits[: stop - start]
         for k in range(n):
             row = new[k, first + start : first + stop]
             before = last[min(k, len(last) - 1), first + start : first + stop]
@@ -42,6 +41,6 @@ def add_changes(
                 target[:] = 0
             for j in range(len(row)):
                 units = (np.float64(row[j]) - np.float64(before[j])) * scale
-                misfit[j] |= not abs(units) <= limit
+                misfits[j] |= not abs(units) <= limit
                 target[j] += np.int64(np.rint(units * weight))
     return not misfits.any()
