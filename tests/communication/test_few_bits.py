@@ -108,6 +108,7 @@ def test_numbers_that_are_too_large_are_refused() -> None:
         formats.rounded(-largest - 1, powers([0]))
     with pytest.raises(RangeError):
         formats.values(torch.full((1, 5), 16), powers([59]))
+    assert (formats.values(torch.full((1, 5), 8), powers([59])) == 2**62).all()
 
 
 def test_rounds_that_need_a_scale_do_not_use_up_its_hold() -> None:
