@@ -1,8 +1,7 @@
 """Steps on the penalty ½ tr(Wᵀ A W), for all users at once.
 
 K users, m parameters of a model. A is the coupling [K, K], symmetric; W holds the models [K, m], one user per row; x
-holds the lengths of the steps [K]. `dense_step` and `sparse_step` are gradient steps w_k ← w_k − x_k Σ_l A_kl w_l in
-equal parts, each of length x/parts.
+holds the lengths of the steps [K].
 """
 
 import torch
@@ -11,8 +10,8 @@ from torch import Tensor
 from hmtl.mtl.sums import WORK
 
 
-def dense_step(A: Tensor, W: Tensor, lengths: Tensor, parts: int) -> Tensor:
-    """Return W after the step, by matrix products."""
+def gradient_step(A: Tensor, W: Tensor, lengths: Tensor, parts: int) -> Tensor:
+    """Return W after gradient steps w_k ← w_k − x_k Σ_l A_kl w_l in equal parts, each of length x/parts."""
     part = torch.eye(len(A)).to(A) - lengths[:, None] / parts * A
     return _mixed(torch.linalg.matrix_power(part, parts), W)
 
@@ -32,11 +31,3 @@ def _mixed(mixing: Tensor, W: Tensor) -> Tensor:
     for old, new in zip(torch.split(W, width, 1), torch.split(stepped, width, 1), strict=True):
         new.copy_(mixing @ old.contiguous())
     return stepped
-
-
-def sparse_step(A: Tensor, W: Tensor, lengths: Tensor, parts: int) -> Tensor:
-    """Return W after the step, for an A with few nonzero entries and few parts."""
-    part = (torch.eye(len(A)).to(A) - lengths[:, None] / parts * A).to(W).to_sparse()
-    for _ in range(parts):
-        W = part @ W
-    return W

@@ -21,7 +21,7 @@ from hmtl.mtl.algorithms.fedu_sums import (
 )
 from hmtl.mtl.algorithms.networks import NetworkAlgorithm, NetworkUsers, Sending
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
-from hmtl.mtl.penalties import dense_step, implicit_step, sparse_step
+from hmtl.mtl.penalties import gradient_step, implicit_step
 from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.regularizers import Regularizer, Relation, dense
 from hmtl.mtl.solvers.networks import NetworkSolver
@@ -63,20 +63,16 @@ class PenaltyDescent:
         regularizer.inverse_coupling(Omega)  # raises if A is not positive definite
         self.A = regularizer.coupling(Omega)
         self.steepest = float(torch.linalg.eigvalsh(self.A)[-1])
-        self._entries = float((self.A != 0).double().mean())
-        self._A = self.A.to_sparse() if self._entries <= 1 / 8 else self.A
 
     def penalty(self, W: Tensor) -> Tensor:
         """Return the penalty of models W [K, m], a float64 scalar."""
         W = W.double()  # large terms cancel for similar models
-        return 0.5 * torch.dot(W.flatten(), (self._A @ W).flatten())
+        return 0.5 * torch.dot(W.flatten(), (self.A @ W).flatten())
 
     def all_models(self, W: Tensor, steps: Tensor, rate: float) -> Tensor:
         """Return the models of all users from W [K, m] after these numbers of local steps [K]."""
         lengths = rate * steps.to(self.A)
-        parts = parts_of(float(lengths.max()) * self.steepest)
-        take = sparse_step if parts * self._entries <= 1 / 8 else dense_step  # in many parts, a power of A takes less
-        return take(self.A, W, lengths, parts)
+        return gradient_step(self.A, W, lengths, parts_of(float(lengths.max()) * self.steepest))
 
 
 class LearnedPenalty(nn.Module):
