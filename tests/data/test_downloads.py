@@ -7,8 +7,8 @@ from urllib.error import URLError
 
 import pytest
 
-from hmtl.data import torchvision
-from hmtl.data.downloads import cache_folder, find_or_download
+from hmtl.data import har, torchvision
+from hmtl.data.downloads import cache_folder
 from hmtl.errors import DataError
 
 
@@ -38,11 +38,12 @@ def test_a_failure_is_one_line_with_its_reason_and_a_remedy(tmp_path, monkeypatc
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("torchvision.datasets.CIFAR10", fail := type("CIFAR10", (), {"__init__": fail}))
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", type("CIFAR10", (), {"__init__": fail}))
     with pytest.raises(DataError) as of_torchvision:
         torchvision("CIFAR10", 2, path=tmp_path)
+    monkeypatch.setattr("hmtl.data.sources.har.download_url_to_file", fail)
     with pytest.raises(DataError) as of_others:
-        find_or_download("Digits", tmp_path, lambda folder: None, fail, "Put them there.")
+        har(path=tmp_path)
     reason = " ".join(str(error).split())
     for raised in (of_torchvision, of_others):
         assert reason in str(raised.value)

@@ -6,7 +6,6 @@ Shapes: K users, n windows (UCI's: 10,299), d features (561), float32; six activ
 import io
 import warnings
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.hub import download_url_to_file
 
-from hmtl.data.downloads import cache_folder, find_or_download
+from hmtl.data.downloads import FAILURES, cache_folder
 from hmtl.data.partitions import Partition, even_sets
 from hmtl.data.preprocessing import Preprocessing, Scope
 from hmtl.data.splitting import Splitting
@@ -90,15 +89,12 @@ def har(
 
 def _read(path: Path, download: bool) -> list[NDArray[Any]]:
     """Return all windows, training and test: features [n, d], activities [n] from 0, subjects [n]."""
-
-    def fetch() -> None:
-        path.mkdir(parents=True, exist_ok=True)
-        download_url_to_file(URL, str(path / ZIP), hash_prefix=SHA256)
-
-    remedy = f"Download {URL} on a machine with network access and put it there, or set path to its place."
-    download = download and path.suffix != ".zip"
-    place = find_or_download("Human Activity Recognition", path, _find, fetch if download else None, remedy)
     try:
+        if download and path.suffix != ".zip" and _find(path) is None:
+            path.mkdir(parents=True, exist_ok=True)
+            download_url_to_file(URL, str(path / ZIP), hash_prefix=SHA256)
+        if (place := _find(path)) is None:
+            raise FileNotFoundError(f"there is neither {FOLDER} nor {ZIP}")
         root = place if place.is_dir() else _unzip(place)
         x, y, subject = (
             np.concatenate([_numbers(root / part / f"{what}_{part}.txt", dtype) for part in ("train", "test")])
@@ -108,8 +104,11 @@ def _read(path: Path, download: bool) -> list[NDArray[Any]]:
             raise ValueError(f"{len(x)} rows of features, {len(y)} labels, {len(subject)} subjects")
         if y.min() < 1 or y.max() > len(ACTIVITIES):
             raise ValueError(f"labels from {y.min()} to {y.max()}, which are not 1..{len(ACTIVITIES)}")
-    except (OSError, EOFError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-        raise DataError(f"{place} is damaged or not UCI's ({error}). Delete it and fetch it again.") from error
+    except FAILURES as error:
+        raise DataError(
+            f"{_find(path) or path} is not UCI's data ({' '.join(str(error).split())}). Delete it if it is damaged, "
+            f"download {URL} on a machine with network access and put it there, or set path to its place."
+        ) from error
     return [x, y[:, 0] - 1, subject[:, 0]]
 
 
