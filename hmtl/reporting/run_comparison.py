@@ -287,32 +287,22 @@ def as_markdown(lines: Sequence[Line]) -> str:
 
 def as_latex(lines: Sequence[Line]) -> str:
     """Return the table of a report in LaTeX, for the package booktabs, with its caption."""
-    table = readable(lines)
-    style = table.style.format(escape="latex").format_index(escape="latex", axis=1).hide(axis="index")
-    text: str = style.to_latex(hrules=True, column_format="l" + "r" * (table.shape[1] - 1), caption=caption(lines))
-    for sign, command in {"±": r"$\pm$", "²": "$^2$", "Ω": r"$\Omega$"}.items():
-        text = text.replace(sign, command)
+    style = readable(lines).style.format(escape="latex").format_index(escape="latex", axis=1).hide(axis="index")
+    text: str = style.to_latex(hrules=True, caption=caption(lines))
     return text
 
 
 def caption(lines: Sequence[Line]) -> str:
     """Return what the numbers and pictures of a report show."""
-    runs = [run for line in lines for run in line.runs]
+    measures = " or ".join(sorted({run.described for line in lines for run in line.runs}))
     seeds = sorted({len(line.runs) for line in lines})
-    measures = " or ".join(sorted({run.described for run in runs}))
-    sentences = [f"{measures[0].upper()}{measures[1:]} of the final models, over users."]
-    if any(run.summary.models_after not in (None, run.summary.rounds) for run in runs):
-        sentences.append("If a run chose its best round, they are of that round; bits and seconds are of all rounds.")
-    if seeds != [1]:
-        sentences.append(f"± and bands: one standard deviation over n={' or '.join(map(str, seeds))} seeds.")
-    sentences.append(
-        "Mbit: sent between relays and server. Seconds: compute is CPU time, communication follows from bits and rates."
+    spread = (
+        "" if seeds == [1] else f" ± and bands: one standard deviation over n={' or '.join(map(str, seeds))} seeds."
     )
-    if any(run.summary.communicator != "uncoded" for run in runs):
-        instead = sorted({run.summary.uncoded_bits for run in runs if run.summary.loads_uncoded})
-        size = f" ({' or '.join(f'{bits:,.0f}' for bits in instead)} bit each, instead of sums)" if instead else ""
-        sentences.append(f"Saved, uncoded: the same rounds if every user's IV and model were forwarded{size}.")
-    return " ".join(sentences)
+    return (
+        f"{measures[0].upper()}{measures[1:]} of the models that a run hands out, over users.{spread} Mbit: sent "
+        "between relays and server in all rounds. Saved, uncoded: the same rounds if each IV and model were forwarded."
+    )
 
 
 def _unreadable(path: Path, why: str) -> DataError:

@@ -1,8 +1,8 @@
 """The picture that `report` writes: a measure against rounds, bits and seconds, and its final values at users."""
 
-import math
 import textwrap
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from hmtl.errors import ConfigError
 from hmtl.io.files import replacing
 from hmtl.reporting.run_comparison import Line, over_users, short_names
-from hmtl.reporting.style import COLUMN, OKABE_ITO, PAGE, PRINT, Picture
+from hmtl.reporting.style import COLUMN, PAGE, PRINT, Picture, colors
 
 USERS = "users"
 AXES = {
@@ -28,9 +28,9 @@ AXES = {
 """Panels with curves: the cost that is the horizontal axis, and its label."""
 USUAL_PANELS = ("rounds", "bits", "seconds", USERS)
 HEIGHT = 2.3  # inches, of each panel
-MOST_COLORED = 7  # lines in colour, those with the best final values; the others are grey
 MARKERS = "os^DvPX"  # distinguish the curves in grey print
 LONGEST_NAME, LONGEST_LABEL, LONGEST_TICK = 59, 28, 20
+LETTERS = 16  # of a legend, per inch
 WIDE = 5  # an axis is logarithmic if costs differ, or curves fall, by more than this factor
 
 
@@ -68,7 +68,7 @@ def comparison_picture(lines: Sequence[Line], panels: Sequence[str] = ()) -> Pic
         axes.grid()
         axes.set_axisbelow(True)
         if panel == USERS:
-            _draw_users(axes, lines, styles, room=12 * size[0] / len(panels))
+            _draw_users(axes, lines, styles)
             continue
         for line, style in zip(lines, styles, strict=True):
             _draw_curve(axes, line, panel, style)
@@ -111,23 +111,18 @@ def _draw_curve(axes: Axes, line: Line, panel: str, style: dict[str, Any]) -> No
     axes.plot(cost, mean, **style)
     if sd.notna().any():
         axes.fill_between(cost, mean - sd, mean + sd, color=color, alpha=0.15, linewidth=0, zorder=style["zorder"] - 1)
-    if _has_uncoded(line, panel, style):
+    if _has_uncoded(line, panel):
         axes.plot(curve[f"{panel} uncoded"], mean, color=color, linestyle="--", linewidth=0.8, zorder=2)
 
 
-def _has_uncoded(line: Line, panel: str, style: dict[str, Any]) -> bool:
+def _has_uncoded(line: Line, panel: str) -> bool:
     """Return whether a panel shows the same rounds with plain forwarding beside a line."""
     sent = line.runs[0].costs["bits"].any() and line.runs[0].summary.communicator != "uncoded"
-    return bool(sent and panel not in ("rounds", USERS) and "label" in style)
+    return bool(sent and panel not in ("rounds", USERS))
 
 
-def _draw_users(axes: Axes, lines: Sequence[Line], styles: Sequence[dict[str, Any]], room: float) -> None:
-    """Draw the final values of the measure at the users of all seeds: a point each, and a box of their quartiles.
-
-    Args:
-        axes, lines, styles: where, what and how.
-        room: letters that fit below the axes, side by side.
-    """
+def _draw_users(axes: Axes, lines: Sequence[Line], styles: Sequence[dict[str, Any]]) -> None:
+    """Draw the final values of the measure at the users of all seeds: a point each, and a box of their quartiles."""
     for n, (line, style) in enumerate(zip(lines, styles, strict=True)):
         values, color = np.concatenate([run.users.to_numpy() for run in line.runs]), style["color"]
         spread = 0.5 * (np.arange(len(values)) * 0.618 % 1 - 0.5)  # the golden ratio keeps neighbours apart
@@ -135,29 +130,22 @@ def _draw_users(axes: Axes, lines: Sequence[Line], styles: Sequence[dict[str, An
         box: Any = {f"{part}props": {"color": color} for part in ("box", "median", "whisker", "cap")}
         axes.boxplot(values, positions=[n], widths=0.7, showfliers=False, manage_ticks=False, zorder=3, **box)
     names = [_shown(name) for name in short_names(lines)[1]]
-    longest = max(map(len, names))
-    if longest > LONGEST_TICK:
-        axes.set_xticks([])
-    elif longest * len(names) < room:
-        axes.set_xticks(range(len(names)), names)
-    else:
-        axes.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
+    short = max(map(len, names)) <= LONGEST_TICK
+    axes.set_xticks(range(len(names)) if short else [], names if short else [], rotation=30, ha="right")
     axes.set_ylabel(f"{over_users(lines[0].runs[0].measure)[0].replace('_', ' ')}, each user")
     axes.grid(visible=False, axis="x")
 
 
 def _scale(axes: Axes, panel: str, lines: Sequence[Line]) -> None:
-    """Set label, scale and ticks of a horizontal axis; its numbers do not overlap."""
+    """Set the label of a horizontal axis, which is logarithmic if the costs of runs differ by far."""
     axes.set_xlabel(AXES[panel])
     ends = [cost for line in lines for cost in line.curve.filter(regex=f"^{panel}").iloc[-1] if cost > 0]
-    if not ends:  # no run sends anything
-        axes.set_xticks([])
-    elif max(ends) <= WIDE * min(ends):
-        axes.xaxis.set_major_locator(MaxNLocator(3, integer=panel == "rounds"))
-        axes.set_xlim(left=0)
-    else:
+    if ends and max(ends) > WIDE * min(ends):
         axes.set_xscale("log")
         _label_powers(axes.xaxis, (1, 3))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(3, integer=panel == "rounds"))
+        axes.set_xlim(left=0)
 
 
 def _label_powers(axis: Axis, subs: tuple[int, ...]) -> None:
@@ -172,30 +160,22 @@ def _label_powers(axis: Axis, subs: tuple[int, ...]) -> None:
 def _draw_legend(
     figure: Picture, lines: Sequence[Line], styles: Sequence[dict[str, Any]], panels: Sequence[str]
 ) -> None:
-    title, axes = short_names(lines)[0], figure.axes[0]
-    handles = axes.plot([], [], " ", label=f"{title}:") if title else []
-    handles += [axes.plot([], [], **style)[0] for style in styles if "label" in style]
-    if any(_has_uncoded(line, panel, style) for line, style in zip(lines, styles, strict=True) for panel in panels):
+    axes = figure.axes[0]
+    handles = [axes.plot([], [], **style)[0] for style in styles]
+    if any(_has_uncoded(line, panel) for line in lines for panel in panels):
         handles += axes.plot([], [], "k--", linewidth=0.8, label="the same, uncoded")
-    if len(lines) > MOST_COLORED:
-        handles += axes.plot([], [], color="0.8", label=f"the other {len(lines) - MOST_COLORED}")
-    for columns in range(len(handles), 0, -1):
-        legend = figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False)
-        if legend.get_window_extent().width <= figure.bbox.width or columns == 1:
-            break
-        legend.remove()
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = max(1, int(LETTERS * figure.get_figwidth() / (longest + 8)))  # 8 letters stand for marker and gap
+    title = short_names(lines)[0] or None
+    figure.legend(handles=handles, title=title, loc="outside upper center", ncols=columns, frameon=False)
 
 
 def _styles(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """Return colour, marker and label of the curve of each line; those with the best final values are in colour."""
-
-    final = [float(line.curve["mean"].iloc[-1]) * (1 if _falls(line) else -1) for line in lines]
-    colored = sorted(sorted(range(len(lines)), key=lambda n: (math.isnan(final[n]), final[n]))[:MOST_COLORED])
-    styles: list[dict[str, Any]] = [{"color": "0.8", "zorder": 1} for _ in lines]
-    for n, color, marker in zip(colored, OKABE_ITO.values(), MARKERS, strict=False):
-        label = _shown(short_names(lines)[1][n])
-        styles[n] = {"color": color, "label": label, "zorder": 3, "marker": marker, "markevery": 0.15, "markersize": 3}
-    return styles
+    """Return colour, marker and label of the curve of each line."""
+    names = map(_shown, short_names(lines)[1])
+    each = zip(colors(len(lines)), names, cycle(MARKERS), strict=False)
+    how = {"zorder": 3, "markevery": 0.15, "markersize": 3}
+    return [{"color": color, "label": label, "marker": marker, **how} for color, label, marker in each]
 
 
 def _falls(line: Line) -> bool:

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from hmtl.communication import Communicator
-from hmtl.communication.accounting.ledger import USERS_TO_RELAYS
 from hmtl.mtl import Algorithm
 from hmtl.training.history import Measurements
 
@@ -125,13 +124,6 @@ class Summary(BaseModel):
     def figures(self) -> dict[str, Any]:
         """The further keys."""
         return self.model_extra or {}
-
-    @property
-    def uncoded_bits(self) -> float:
-        """The bits of an IV or a model of the same learner with plain forwarding; V_bits may be those of sums."""
-        if self.loads_uncoded is None:
-            return self.V_bits
-        return self.V_bits * self.loads_uncoded[USERS_TO_RELAYS] / self.K
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of `summary.json`."""

@@ -110,9 +110,9 @@ def test_runs_that_differ_only_by_seed_are_one_line(seeds: Path, tmp_path: Path)
         mean, sd = errors[:, -1].mean(), errors[:, -1].std(ddof=1)
         assert (table["mean"][n], table["mean_sd"][n]) == pytest.approx((mean, sd))
         assert (table["worst"][n], table["worst_sd"][n]) == pytest.approx((np.mean(worst), np.std(worst, ddof=1)))
-        cell = f"{mean:.4f} {{}} {sd:.4f}"
-        assert f"| {line.name.partition('=')[2]} | 3 | 3 | {cell.format('±')} |" in markdown
-        assert cell.format(r"$\pm$") in latex
+        cell = f"{mean:.4f} ± {sd:.4f}"
+        assert f"| {line.name.partition('=')[2]} | 3 | 3 | {cell} |" in markdown
+        assert cell in latex
         by_round, bits, seconds, users = figure.axes
         curve = by_round.lines[n].get_xydata()
         assert curve == pytest.approx(np.column_stack([[1, 3], errors.mean(0)]))
@@ -248,6 +248,7 @@ def test_mistakes(sweep: tuple[Path, commands.Done], tmp_path: Path) -> None:
         with pytest.raises(DataError, match=says):
             report(words)
     (tmp_path / "summary.json").write_text((folder / "algorithm=mocha,r=2" / "summary.json").read_text())
+    shutil.copy(folder / "algorithm=mocha,r=2" / "users.csv", tmp_path)
     with pytest.raises(DataError, match=r"metrics\.csv cannot be read .*Leave this run out"):
         report([str(tmp_path)])
     header, *rows = (folder / "algorithm=mocha,r=2" / "metrics.csv").read_text().splitlines()
