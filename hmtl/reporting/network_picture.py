@@ -16,9 +16,6 @@ from hmtl.topology import Moving, Topology
 
 LONGEST_INSIDE = 4  # characters that fit a mark
 MOST_NUMBERED = 40  # with more marks in a row, their numbers would overlap
-BUNDLES = 16  # groups of users, if there are too many types
-BUNDLED = "users whose relays are near each other"
-WIDEST = 4.5  # points, width of the widest link of a bundle
 ROW = 640.0  # points, width of all marks side by side
 DARK, GREY, USER = "#333333", "#8c8c8c", "#ffffff"
 LUMINANCE = np.array([0.3, 0.6, 0.1])  # of red, green, blue
@@ -33,9 +30,8 @@ def draw(
     """Draw server, relays, users and links; a link has the colour of its relay.
 
     A layout is drawn to scale, with the server above it. Without layout, server, relays and users form three rows. With
-    more than 40 users, those with the same relays share a mark labelled with their number. If there are too many of
-    these, users with neighbouring relays share a mark, and the width of a link shows how many of them the relay hears.
-    Absent users have no links. A `Moving` network is drawn as in round 0, and the title says so.
+    more than 40 users, those with the same relays share a mark, which is labelled with their number if there are at
+    most 40 marks. Absent users have no links. A `Moving` network is drawn as in round 0, and the title says so.
 
     Args:
         network: the network to draw.
@@ -45,7 +41,6 @@ def draw(
     """
     topology, H = network.at(0), network.H
     heard, labels, sizes, kind = _marks(topology)
-    bundled = kind.startswith(BUNDLED)
     if topology.layout:
         users, relays = topology.layout
         low, top = (f(np.concatenate(topology.layout), axis=0) for f in (np.min, np.max))
@@ -65,10 +60,7 @@ def draw(
     axes.add_collection(LineCollection(to_server, colors=DARK, linestyles="dashed", linewidths=0.8, zorder=1))
     mark, i = np.nonzero(heard.T)  # ordered by mark, so that the links of one relay do not cover all others
     links, thin = list(np.stack([relays[i], users[mark]], axis=1)), min(0.9, 10 / max(1, len(i)) ** 0.5)
-    wide = WIDEST * heard[i, mark] / heard.max(initial=1) if bundled else min(1, 5 * thin)
-    axes.add_collection(
-        LineCollection(links, colors=hues[i], alpha=0.7 if bundled else thin, linewidths=wide, zorder=1)
-    )
+    axes.add_collection(LineCollection(links, colors=hues[i], alpha=thin, linewidths=min(1, 5 * thin), zorder=1))
     edge = 0.8 if len(labels) < 400 else 0.4
     axes.scatter(users[:, 0], users[:, 1], sizes, USER, marker="o", edgecolors=DARK, linewidths=edge, zorder=2)
     frame = "s" if aggregators else "^"
@@ -100,7 +92,7 @@ def draw(
         Line2D([], [], marker="s", color=GREY, markeredgecolor=DARK, linestyle="none", markersize=9, label="relay"),
         Line2D([], [], marker="o", color=USER, markeredgecolor=DARK, linestyle="none", markersize=9, label=kind),
         Line2D([], [], color=DARK, linestyle="dashed", linewidth=0.8, label="relay to server"),
-        Line2D([], [], color=GREY, linewidth=1, label="user to relay" + ", wide for many" * bundled),
+        Line2D([], [], color=GREY, linewidth=1, label="user to relay"),
     ]
     if aggregators is not None:
         computes = Line2D([], [], marker=frame, color="white", markeredgecolor=DARK, linestyle="none", markersize=12)
@@ -115,12 +107,12 @@ def draw(
     return figure
 
 
-def _marks(topology: Topology) -> tuple[NDArray[np.int64], list[str], NDArray[np.float64], str]:
-    """Return the users' marks: users heard [H, n], labels, areas [pt²], legend entry."""
+def _marks(topology: Topology) -> tuple[NDArray[np.uint8], list[str], NDArray[np.float64], str]:
+    """Return the users' marks: which relay hears them [H, n], labels, areas [pt²], legend entry."""
     if topology.layout:
         size = 180.0 if topology.K <= MOST_NUMBERED else max(3.0, min(60.0, 6000 / topology.K))
         return (
-            topology.G.astype(np.int64),
+            topology.G,
             [str(topology.names.user(k)) for k in range(topology.K)],
             np.full(topology.K, size),
             "user",
@@ -130,15 +122,12 @@ def _marks(topology: Topology) -> tuple[NDArray[np.int64], list[str], NDArray[np
     groups = [users for users in groups if users]
     centre = np.arange(topology.H) @ topology.G / topology.degrees.clip(min=1)
     groups.sort(key=lambda users: (centre[users[0]], users))  # ordered by relays, so that links are short
-    kind = "users with the same relays, × number" if together else "user"
-    if together and len(groups) > MOST_NUMBERED:
-        bundles = np.array_split([k for users in groups for k in users], BUNDLES)
-        groups, kind = [tuple(bundle.tolist()) for bundle in bundles], f"{BUNDLED}, × number"
-    heard = np.stack([topology.G[:, list(users)].sum(axis=1, dtype=np.int64) for users in groups], axis=1)
+    kind = "users with the same relays" + ", × number" * (len(groups) <= MOST_NUMBERED) if together else "user"
+    heard = topology.G[:, [users[0] for users in groups]]
     labels = [f"×{len(users)}" if together else str(topology.names.user(users[0])) for users in groups]
     longest = max(map(len, labels)) if together else LONGEST_INSIDE
     wide = min(4.8 * longest + 1, ROW / len(groups))  # points, fits the longest number
-    return heard, labels, np.full(len(groups), max(260.0, wide**2) if together else 200.0), kind
+    return heard, labels, np.full(len(groups), wide**2 if together else 200.0), kind
 
 
 def _row(n: int, height: float = 0.0) -> NDArray[np.float64]:

@@ -53,7 +53,7 @@ def test_users_of_one_type_share_a_mark_with_their_number():
     )
 
 
-@pytest.mark.parametrize(("K", "H", "r"), [(60, 4, 2), (1000, 12, 6), (100_000, 6, 3)])
+@pytest.mark.parametrize(("K", "H", "r"), [(60, 4, 2), (1000, 7, 4), (100_000, 6, 3)])
 def test_numbers_stand_within_their_marks_and_marks_are_apart(K, H, r):
     figure = draw(any_r(K, H, r, seed=0))
     figure.set_dpi(72)
@@ -69,20 +69,16 @@ def test_numbers_stand_within_their_marks_and_marks_are_apart(K, H, r):
         assert text.get_window_extent().width < area**0.5
 
 
-@pytest.mark.parametrize(("K", "H", "r"), [(200, 10, 3)])
-def test_many_types_are_bundled_with_links_as_wide_as_many_are_heard(K, H, r):
-    t = any_r(K, H, r)
-    users, relays, links, labels, kind = parts(t)
-    assert len(users) == 16 < len(t.types)
-    assert "relays are near" in kind
-    points = {tuple(xy) for xy in users}
-    assert sum(int(text.removeprefix("×")) for xy, text in labels if xy in points) == K
-    (axes,) = draw(t).axes
-    *_, drawn = (c for c in axes.collections if isinstance(c, LineCollection))
-    widths = np.broadcast_to(drawn.get_linewidths(), len(links))
-    of_relay = [sum(w for w, link in zip(widths, links, strict=True) if tuple(link[0]) == tuple(xy)) for xy in relays]
-    heard = np.array([len(t.N(i)) for i in range(H)])
-    np.testing.assert_allclose(np.array(of_relay) / sum(of_relay), heard / heard.sum(), rtol=1e-9)
+def test_many_types_have_marks_without_numbers():
+    t = any_r(200, 10, 3)
+    users, relays, links, labels, _ = parts(t)
+    assert len(users) == len(t.types) > 40
+    assert [text for _, text in labels] == list(map(str, range(t.H)))
+    place = {tuple(xy): i for i, xy in enumerate(relays)}
+    drawn = {}
+    for relay, user in links:
+        drawn.setdefault(tuple(user), set()).add(place[tuple(relay)])
+    assert sorted(map(sorted, drawn.values())) == sorted(map(sorted, t.types))
 
 
 @pytest.mark.parametrize("K", [1, 20, 300])
