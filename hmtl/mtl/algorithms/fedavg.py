@@ -153,8 +153,7 @@ class AveragedUsers(NetworkUsers):
 
     def measure(self) -> dict[str, Tensor]:
         """As `NetworkUsers.measure`, and the measures of `trained` on test rows, [K] each."""
-        received, trained = super().measure(), self.evaluation.measure_test(self.trained)
-        return received | {f"tuned_{name}": values for name, values in trained.items()}
+        return super().measure() | self.measured_on("test", self.trained, "tuned_")
 
 
 class FedAvg(NetworkAlgorithm):

@@ -23,11 +23,11 @@ from hmtl.mtl.algorithms.base import (
     of_rows,
     with_rows,
 )
-from hmtl.mtl.networks.evaluation import Evaluation
+from hmtl.mtl.networks.copies import copies
 from hmtl.mtl.networks.flat import FlatModel, MakeModel
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.privacy import Privacy
-from hmtl.mtl.problem import Problem, Rows
+from hmtl.mtl.problem import AT_ONCE, Problem, Rows
 from hmtl.mtl.solvers.networks import NetworkSolver, NetworkSubproblem, Proximal
 from hmtl.mtl.sums import Terms
 
@@ -96,7 +96,6 @@ class NetworkUsers(Users):
         self.pull = pull
         self.numbers, self.row_bits, self.averages = sending.numbers, sending.row_bits, sending.averages
         self.rows = self.problem.rows_in(self.model.start.dtype)
-        self.evaluation = Evaluation(self.problem, self.model)
         self.usual = local.solver.steps(self.problem.here)  # steps of a user who is not a straggler [K]
         self.start = self.model.start if start is None else start
         self.data = self.problem.datasets(self.model.start.dtype, self.model.shape)
@@ -170,8 +169,30 @@ class NetworkUsers(Users):
         return models
 
     def measure(self) -> dict[str, Tensor]:
-        """As `Evaluation.measure`, for the models that the users predict with."""
-        return self.evaluation.measure(self.predictors(dict(self.named_buffers())))
+        """Return Σ_j s_kj ℓ, and the measures on the rows of each split, of the models that users predict with [K]."""
+        models = self.predictors(dict(self.named_buffers()))
+        train = self._predictions("train", models)
+        measured = {"losses": self.problem.losses(train)} | self.problem.measure("train", train)
+        for split in self.problem.splits[1:]:
+            measured |= self.measured_on(split, models)
+        return measured
+
+    def measured_on(self, split: str, models: Tensor, prefix: str = "") -> dict[str, Tensor]:
+        """Return the measures on the rows of a split, [K] each, of models [K, m]; `prefix` begins their names."""
+        measures = self.problem.measure(split, self._predictions(split, models))
+        return {prefix + name: values for name, values in measures.items()}
+
+    @torch.no_grad()
+    def _predictions(self, split: str, models: Tensor) -> Tensor:
+        """Return the predictions [N] or, with several outputs, [N, C]."""
+        self.model.module.eval()
+        x_train = torch.split(self.rows.X, list(self.rows.counts))
+        x = x_train if split == "train" else [getattr(task, f"x_{split}") for task in self.problem.tasks]
+        predictions = [models.new_empty(0, *[self.model.C][: self.model.C > 1])]
+        for w, own in zip(models, x, strict=True):
+            one = copies(self.model, w[None])
+            predictions += [one.predict(part.to(w)[None])[0] for part in torch.split(own, AT_ONCE)]
+        return torch.cat(predictions)
 
 
 class StatefulUsers(NetworkUsers):

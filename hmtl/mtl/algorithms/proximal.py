@@ -57,8 +57,8 @@ class PersonalUsers(StatefulUsers):
         """As `NetworkUsers.measure`, and ‖v_k − w_k‖² of parameters and the measures of w on test rows, [K] each."""
         m = sum(shape.numel() for name, shape in self.model.shapes.items() if name not in self.model.buffers)
         square_distances = (self.V - self.W)[:, :m].double().square().sum(1)  # buffers come last
-        of_shared = {f"global_{name}": values for name, values in self.evaluation.measure_test(self.W).items()}
-        return super().measure() | {"square_distances": square_distances, **of_shared}
+        own = super().measure() | {"square_distances": square_distances}
+        return own | self.measured_on("test", self.W, "global_")
 
 
 class PersonalAlgorithm(FedAvg):

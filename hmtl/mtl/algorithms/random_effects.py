@@ -157,24 +157,15 @@ class EffectsAggregator(Aggregator):
         super().__init__()
         self.iterations = iterations
         self.tolerance = tolerance
-        d, zero = problem.d, problem.s.new_zeros(())
-        for name, value in (
-            ("w0", zero.expand(d)),
-            ("D", zero.expand(d, d)),
-            ("noise", zero),
-            ("minus_log_likelihood", zero),
-        ):
-            self.register_buffer(name, value)
+        shapes = {"w0": (problem.d,), "D": (problem.d, problem.d), "noise": (), "minus_log_likelihood": ()}
+        for name, shape in shapes.items():
+            self.register_buffer(name, problem.s.new_zeros(()).expand(shape))
 
     def answer(self, facts: Tensor) -> Tensor:
         """Return the models [K, d] for the `statistics` of all users."""
         effects = em(facts, len(self.w0), self.iterations, self.tolerance)
-        self.w0, self.D, self.noise, self.minus_log_likelihood = (
-            effects.w0,
-            effects.D,
-            effects.noise,
-            effects.minus_log_likelihood,
-        )
+        self.w0, self.D, self.noise = effects.w0, effects.D, effects.noise
+        self.minus_log_likelihood = effects.minus_log_likelihood
         return effects.W
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
