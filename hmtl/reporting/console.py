@@ -1,6 +1,5 @@
 """The console: tables whose numbers are never wrapped, and the progress of long computations."""
 
-import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,12 +7,10 @@ from typing import NoReturn
 
 import rich.console
 from rich.cells import cell_len
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 30.0  # if output is not a terminal
-MOST_NAMED = 6  # a sentence that lists more relays is hard to read
 LONGEST_WORD = 20  # characters of a word that stays whole in a narrow terminal
 
 
@@ -53,52 +50,8 @@ def as_table(title: str, headers: Sequence[str], rows: Iterable[Iterable[str]], 
     return table
 
 
-def names_of(relays: Sequence[int | str], server: bool = False) -> str:
-    """Return the names of relays, and of the server if it is added or no relay is given, as part of a sentence."""
-    if not relays:
-        return "the server"
-    names = f"relay{'s' * (len(relays) > 1)} {', '.join(map(str, relays))}"
-    if len(relays) > MOST_NAMED:
-        names = f"the {len(relays)} relays"
-    return "the server and " * server + names
-
-
 @contextmanager
 def progress(what: str) -> Iterator[None]:
-    """Show the latest log message of `hmtl.coding` on standard error while a computation runs.
-
-    A terminal gets a bar, which is erased at the end; other outputs get a line every 30 seconds.
-
-    Args:
-        what: the computation, the start of the line.
-    """
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}", markup=False), BarColumn(20), TimeElapsedColumn()
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    bar.add_task(f"{what} ...", total=None)
-    handler = _ProgressHandler(what, console, bar)
-    log = logging.getLogger("hmtl.coding")
-    level, propagate = log.level, log.propagate
-    log.addHandler(handler)
-    log.setLevel(logging.DEBUG)
-    log.propagate = False
-    try:
-        with bar:
-            yield
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
-        log.propagate = propagate
-
-
-class _ProgressHandler(logging.Handler):
-    def __init__(self, what: str, console: Console, bar: Progress) -> None:
-        super().__init__()
-        self.what, self.console, self.bar = what, console, bar
-
-    def emit(self, record: logging.LogRecord) -> None:
-        line = f"{self.what}: {record.getMessage()}"
-        if isinstance(record.args, tuple) and len(record.args) == 2:  # how much of how much is done
-            self.bar.update(self.bar.task_ids[0], completed=record.args[0], total=record.args[1])  # type: ignore[arg-type]
-        self.bar.update(self.bar.task_ids[0], description=line)
-        self.console.progress_line(line)
+    """Show on a terminal that a computation runs, in a line that is erased at the end."""
+    with Console(stderr=True).status(f"{what} ..."):
+        yield

@@ -12,7 +12,7 @@ from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
 from hmtl.communication.round_costs import Comparison
 from hmtl.communication.secure_costs import SecureCosts
 from hmtl.communication.timetable import Timetable
-from hmtl.reporting.console import as_table, names_of
+from hmtl.reporting.console import as_table
 
 MOST_CHOICES = 5  # that a table of seconds shows
 
@@ -36,9 +36,7 @@ def plan_table(comparison: Comparison) -> Table:
         who = f"{'best' if best.proven else 'found'} for {medium}"
         rows.append(row(who, best.relays_to_server, best.downlinks.values(), best.seconds.values()))
     sums, bounds, names = comparison.sums, comparison.bounds, comparison.names
-    who_learns = (
-        f"sums, learned by {names_of(names.of_relays(sums.learning))}" if sums.learning else "sums, where they suffice"
-    )
+    who_learns = f"sums, by {_listed(names.of_relays(sums.learning))}" if sums.learning else "sums, where they suffice"
     for who, adding in ((who_learns, sums), ("secure sums, by the server", comparison.secure_sums)):
         if adding:
             rows.append(row(who, adding.relays_to_server, adding.downlinks.values(), adding.seconds.values()))
@@ -136,9 +134,8 @@ def secure_table(costs: SecureCosts, K: int) -> Table:
 def secure_remarks(costs: SecureCosts, K: int, wire: str | None) -> Iterator[str]:
     """Yield the sentences under `secure_table`: who protects whom, and what masks do to few bits."""
     yield (
-        f"Secure sums: each user has {costs.neighbors} neighbours, and {costs.threshold} of them can reveal one of its "
-        f"masks. Relays, server and up to {costs.colluding} of {K} users may collude; a sum is over at least "
-        f"{costs.fewest} users, or the round is empty."
+        f"Secure sums: {costs.neighbors} neighbours of a user, {costs.threshold} of whom can reveal a mask; "
+        f"{costs.colluding} of {K} users may collude with relays and server; at least {costs.fewest} terms in a sum."
     )
     if wire in FEW_BITS:
         b, more = FEW_BITS[wire], (K - 1).bit_length()
@@ -149,7 +146,7 @@ def time_table(times: Timetable) -> Table:
     """Return the seconds of a round over access links, for the best choices of who aggregates and the usual ones."""
     usual = [choice for choice in times.choices[MOST_CHOICES:] if _is_usual(times, choice[0])]
     rows = [(_who(times, setting), seconds) for setting, seconds in (*times.choices[:MOST_CHOICES], *usual)]
-    rows += [(f"sums, learned by {_who(times, setting)}", seconds) for setting, seconds in times.sums[:2]]
+    rows += [(f"sums, by {_who(times, setting)}", seconds) for setting, seconds in times.sums[:2]]
     title = f"K={times.K} users, H={times.H} relays, r={times.r:.4g}; V={times.V_bits:,} bit; a round over all links"
     rows += [("secure sums, by the server", times.secure_seconds)] if times.secure_seconds is not None else []
     cells = [[who, f"{seconds:.4g}", f"{1 - seconds / times.uncoded:.1%}"] for who, seconds in rows]
@@ -177,7 +174,7 @@ def _is_usual(times: Timetable, setting: str | list[int | str]) -> bool:
 
 def _who(times: Timetable, setting: str | list[int | str]) -> str:
     relays = [] if isinstance(setting, str) else [node for node in setting if node != "server"]
-    return names_of(times.names.of_relays(relays), isinstance(setting, list) and "server" in setting)
+    return _listed(times.names.of_relays(relays), isinstance(setting, list) and "server" in setting)
 
 
 def _listed(relays: Sequence[int | str], server: bool = False) -> str:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import re
 import signal
 import sys
@@ -110,16 +109,11 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize("screen", [Terminal(), io.StringIO()])
 def test_progress_is_shown_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, screen: io.StringIO) -> None:
-    """And the log is left as it was, whatever happens."""
-    log = logging.getLogger("hmtl.coding")
-    before = log.handlers[:], log.level, log.propagate
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
     with suppress(ValueError), progress("Planning"):
-        log.debug("step %d", 7)
         raise ValueError("wrong")
-    assert ("Planning: step 7" in screen.getvalue()) == isinstance(screen, Terminal)
-    assert (log.handlers, log.level, log.propagate) == before
+    assert ("Planning ..." in screen.getvalue()) == isinstance(screen, Terminal)
 
 
 def test_time_tells_what_it_is(
