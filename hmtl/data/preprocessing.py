@@ -135,7 +135,8 @@ RAW = Preprocessing()
 
 def moments(rows: Sequence[Tensor]) -> Tensor:
     """Return n_k, the means and the variances of each task's rows [n_k, d], as [K, 1 + 2d] float64."""
-    return torch.stack([_moments_of(each.double()) for each in rows])
+    parts = (each.double() for each in rows)
+    return torch.stack([torch.cat([x.new_tensor([len(x)]), x.mean(0), x.var(0, correction=0)]) for x in parts])
 
 
 def pooled(moments: Tensor) -> Tensor:
@@ -146,10 +147,6 @@ def pooled(moments: Tensor) -> Tensor:
     center = (weight * mean).sum(0)
     spread = (weight * (variance + (mean - center).square())).sum(0)  # within the tasks, and between them
     return torch.cat([total, center, spread]).expand_as(moments)
-
-
-def _moments_of(rows: Tensor) -> Tensor:
-    return torch.cat([rows.new_tensor([len(rows)]), rows.mean(0), rows.var(0, correction=0)])
 
 
 def _moments_in(scope: Scope, rows: Sequence[Tensor]) -> Tensor:
