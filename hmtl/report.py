@@ -82,11 +82,6 @@ def _parse(arguments: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
             settings[key] = value
         elif not equals or "/" in key or Path(argument).exists():
             folders.append(Path(argument))
-        elif key.startswith("hydra."):
-            raise ConfigError(
-                f"{argument}: a report has no run of its own. Give the folders of runs without a key, such as "
-                f"hmtl.report {value}; output=NAME says where the report goes."
-            )
         else:
             raise ConfigError(no_setting(key, SETTINGS))
     return folders, settings

@@ -1,14 +1,12 @@
 """The console during training: a progress bar, or a line twice a minute, and the report of the finished run."""
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from hmtl.communication import TIERS
-from hmtl.reporting.console import SECONDS_BETWEEN_LINES, Console, as_table
+from hmtl.reporting.console import Console, as_table
 from hmtl.training.history import Measurements
 from hmtl.training.summary import Summary, user_error
 
@@ -58,10 +56,7 @@ class ConsoleLogger:
         )
         self._task = self._progress.add_task("", total=rounds, status="")
         self._latest: Measurements = {}  # not every round is evaluated
-        self._closed = threading.Event()
-        self._lines = threading.Thread(target=self._print_lines, daemon=True)
-        if lines and not self._console.is_terminal:
-            self._lines.start()
+        self._lines = lines
 
     def log(self, row: Measurements) -> None:
         """Show the progress of the run."""
@@ -69,17 +64,10 @@ class ConsoleLogger:
         shown = [f"{label} {self._latest[key]:{form}}" for key, label, form in SHOWN if key in self._latest]
         if self._console.is_terminal:
             self._progress.start()
-        self._progress.update(self._task, completed=int(row["round"]) + 1, status=", ".join(shown))
-
-    def _print_lines(self) -> None:
-        """Print a line of progress now and then, also within a round, until the logger is closed."""
-        while not self._closed.wait(SECONDS_BETWEEN_LINES):
-            task = self._progress.tasks[self._task]
-            left = "" if task.time_remaining is None else f"about {task.time_remaining / 60:.0f} min left"
-            now = f"round {min(int(task.completed) + 1, self._rounds)} of {self._rounds}"
-            with suppress(OSError):  # a reader who has gone is noticed by the run itself
-                line = ", ".join(filter(None, (now, task.fields["status"], left)))
-                self._console.print(line, markup=False, soft_wrap=True)
+        done = int(row["round"]) + 1
+        self._progress.update(self._task, completed=done, status=", ".join(shown))
+        if self._lines:
+            self._console.progress_line(", ".join([f"round {done} of {self._rounds}", *shown]))
 
     def finish(self, summary: Summary, draw: Callable[[], Mapping[str, bytes]]) -> None:
         """Print the report of the finished run."""
@@ -91,10 +79,7 @@ class ConsoleLogger:
                 self._console.table(part)
 
     def close(self) -> None:
-        """Remove the progress bar, and end the lines of progress."""
-        self._closed.set()
-        if self._lines.is_alive():
-            self._lines.join()  # no line in the middle of the report
+        """Remove the progress bar."""
         if self._progress.live.is_started:
             self._progress.stop()
 

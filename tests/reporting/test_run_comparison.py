@@ -270,7 +270,7 @@ def test_mistakes(sweep: tuple[Path, commands.Done], tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"summary\.json cannot be read .*Leave this run out"):
             report([str(tmp_path)])
     for word, says in (
-        ("hydra.run.dir=x", "output=NAME"),
+        ("hydra.run.dir=x", "hydra.run.dir"),
         ("measures=test_error", "Did you mean measure"),
         ("measure=test_eror", "test_error"),
         ("panels=bits,bit", "'bit' is not a panel"),
