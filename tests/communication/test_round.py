@@ -12,7 +12,7 @@ from changed import Changed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmtl.communication import CodedHierarchical, Communicator, LinkLedger, Network, Sums, Uncoded
+from hmtl.communication import CodedHierarchical, Communicator, InProcess, LinkLedger, Network, Sums, Uncoded
 from hmtl.communication.messages import BROADCAST, COMBINATIONS, DIGESTS, IVS, SERVER, STATE, Message
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers
 from hmtl.testing.topologies import topologies
@@ -115,3 +115,22 @@ def test_no_node_keeps_rows_after_a_round(name: str) -> None:
     assert set(users.models) == set(range(20))
     assert len(kept) > 5
     assert not [payload for payload in kept if payload() is not None]
+
+
+@pytest.mark.parametrize("wire", [None, "int4"])
+def test_terms_follow_in_blocks(wire: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of columns, or of users if rows are rounded as a whole; all of them at once would not fit the memory."""
+    K = m = 150
+    blocks = list[tuple[int, int]]()  # rows and columns
+
+    class Watched(InProcess):
+        def send(self, message: Message) -> None:
+            super().send(message)
+            if message.kind == IVS and message.sender.startswith("host") and not message.announces:
+                blocks.append((len(message), m if wire else message.payload.shape[1] // 8))
+
+    monkeypatch.setattr("hmtl.communication.nodes.host.BLOCK", 8 * 100 * m)
+    users = Terms([terms(0, K, m + 1)], [set()])
+    Sums(symmetric(K=K, H=5, r=3), wire=wire, links=Watched).round(0, users, Total(m + 1))
+    assert blocks == ([(100, m), (50, m)] if wire else [(K, 100), (K, 50)])
+    assert set(users.models) == set(range(K))
