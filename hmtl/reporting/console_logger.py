@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
 from rich.table import Table
 
 from hmtl.communication import TIERS
@@ -46,15 +46,12 @@ class ConsoleLogger:
         self._console = Console()
         self._rounds = rounds
         self._progress = Progress(
-            TextColumn("round"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=16),
-            TimeRemainingColumn(compact=True),
+            *Progress.get_default_columns(),
             TextColumn("{task.fields[status]}"),
             console=self._console,
             speed_estimate_period=SPEED,
         )
-        self._task = self._progress.add_task("", total=rounds, status="")
+        self._task = self._progress.add_task(f"{rounds} rounds", total=rounds, status="")
         self._latest: Measurements = {}  # not every round is evaluated
         self._lines = lines
 

@@ -1,7 +1,5 @@
 """The result of a cross-validation as a table and as a picture."""
 
-from typing import Any
-
 from rich.table import Table
 
 from hmtl.reporting.console import as_table
@@ -10,8 +8,6 @@ from hmtl.tuning.grid import as_words, is_number
 from hmtl.tuning.result import Result
 
 MEASURES = {"relative_gap": ("relative gap", ".1e"), "change": ("still changing", ".1%")}
-LINES, MARKERS = ("-", "--", "-.", ":"), "osD^v"
-"""20 pairs that can be told apart in print."""
 
 
 def tuning_table(result: Result) -> Table:
@@ -45,18 +41,13 @@ def tuning_figure(result: Result) -> Picture:
             [point.sd for point in points],
             label=as_words(others) or "mean ± sd over folds",
             color=shades[n],
-            linestyle=LINES[n % len(LINES)],
-            marker=MARKERS[n % len(MARKERS)],
-            elinewidth=0.8,
+            marker="o",
             capsize=3,
         )
     best = x[values.index(result.best[name])]
-    circle: dict[str, Any] = {"markersize": 14, "markerfacecolor": "none", "markeredgecolor": "black"}
-    axes.plot([best], [result.error], "o", label="best", **circle)
+    axes.plot([best], [result.error], "kx", label="best", markersize=12)
     axes.set(xlabel=name, ylabel="validation error, mean over users", title=f"Best: {as_words(result.best)}")
     if numbers and values[0] > 0 and values[-1] >= 10 * values[0]:
         axes.set_xscale("log")
-        axes.set_xticks(values, [f"{value:g}" for value in values])
-        axes.minorticks_off()
-    picture.legend(loc="outside lower center", ncols=2, fontsize="small", handlelength=4)  # long enough to show dashes
+    picture.legend(loc="outside lower center", ncols=2, fontsize="small")
     return picture
