@@ -297,3 +297,9 @@ def test_loads_do_not_grow_with_users(K: int) -> None:
     assert described["bounds"] == pytest.approx(
         {"relays_to_server": 5 / 3, "server_to_relays": 1, "relays_to_users": 3}
     )
+
+
+def test_relays_that_learned_the_sums_send_whole_rows_to_users() -> None:
+    made = Sums(symmetric(K=20, H=5, r=3), aggregators="all", sums="coded")
+    made.round(0, Terms([terms(0, 20)], [set()]), Total(7))
+    assert made.ledger.loads(made.V_bits)["relays_to_users"] == 3
