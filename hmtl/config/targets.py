@@ -170,8 +170,6 @@ def _wrong_kind(name: str, target: Any, kinds: Collection[type]) -> ConfigError:
 def no_setting(setting: str, known: Collection[str]) -> str:
     """Return the message that there is no such setting, and which one may be meant."""
     parent, _, last = setting.rpartition(".")
-    if setting.startswith("measures.") or f"{parent}._partial_" in known:  # with arguments that only the target knows
-        return f"{setting} is not set yet. To add it, put + before it."
     beside = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == parent}
     near = [beside[each] for each in difflib.get_close_matches(last, beside, n=1)]
     near += [each for each in known if each.rpartition(".")[2] == last and each != setting]

@@ -113,5 +113,3 @@ def test_a_similar_setting_is_suggested() -> None:
     assert "network.medium?" in no_setting("medium", known)
     assert "solver.passes?" in no_setting("solver.pases", known)
     assert "--help" in no_setting("foo", known)
-    assert "+" in no_setting("measures.recall._target_", known)
-    assert "+" in no_setting("algorithm.model.hidden", {*known, "algorithm.model._partial_"})
