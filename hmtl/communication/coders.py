@@ -264,7 +264,7 @@ class QuantisedAggregatorCoder(AggregatorCoder):
         if not self.deltas:
             at = torch.from_numpy(users)
             numbers += take(self.held, at)
-            self.held = replaced(self.held, at, numbers.clone())  # the aggregator may overwrite the IVs
+            self.held = replaced(self.held, at, numbers.clone())
         return joined(numbers, extras)
 
     def encode(self, heard: Ids, models: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ BLOCK = 64  # numbers with a common scale, if they travel in few bits
 
 def to_bytes(x: Tensor) -> Tensor:
     """Return the bytes of x [n, m], uint8 [n, m·itemsize], without a copy if possible."""
-    return (x if x.stride(1) == 1 else x.contiguous()).view(torch.uint8)
+    return (x if x.stride(1) == 1 else x.clone(memory_format=torch.contiguous_format)).view(torch.uint8)
 
 
 def from_bytes(rows: Tensor, dtype: torch.dtype) -> Tensor:

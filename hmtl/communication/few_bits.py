@@ -85,7 +85,7 @@ class FewBits:
         return self.sums
 
     def of_row(self, overhead: Tensor) -> RowFormat:
-        """Return the format of a row for users, of which its number tells, see STAMP."""
+        """Return the format of a row for users, which its stamp gives, see STAMP."""
         return self.sums if bytes_to_numbers(overhead[0, :STAMP].numpy())[0] > 0 else self.whole
 
     @property

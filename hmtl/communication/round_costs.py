@@ -4,7 +4,7 @@ Loads are in IVs per round, times in seconds. Tiers and media are dictionary key
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,12 +31,10 @@ from hmtl.communication.accounting.ledger import (
     RELAYS_TO_SERVER,
     SERVER_TO_RELAYS,
     TIERS,
-    USERS_TO_RELAYS,
 )
 from hmtl.communication.accounting.network import Network, tier_loads
-from hmtl.communication.few_bits import FEW_BITS, FewBits
+from hmtl.communication.few_bits import FEW_BITS
 from hmtl.communication.planning.sums import SumsOfRows
-from hmtl.communication.row_formats import PlainRows
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.secure_costs import AddedBits, SecureCosts, added_bits, secure_costs
 from hmtl.communication.wires import check_wire, row_bits
@@ -285,11 +283,11 @@ def _in_format(
         "coded": clock.cost(loads(t, BEST, uplinks, aggregators=nodes.setting), medium, bits),
     }
     if wire is None or wire in FEW_BITS:
-        bits = SumsOfRows(FewBits(FEW_BITS[wire], t.K, m) if wire else PlainRows(m)).row_bits(0)
-        costs["sums"] = clock.cost(sum_loads(t, uplinks, A=learning), medium, bits)
+        plain = SumsOfRows(wire=wire)
+        costs["sums"] = clock.cost(sum_loads(t, uplinks, A=learning), medium, plain.of_numbers(m, t.K).row_bits(0))
         if added:
-            bits[USERS_TO_RELAYS] = bits[RELAYS_TO_SERVER]  # a masked term has the words of a sum
-            costs["secure"] = clock.cost(sum_loads(t, uplinks), medium, bits, added)
+            masked = replace(plain, secure=Secure()).of_numbers(m, t.K)
+            costs["secure"] = clock.cost(sum_loads(t, uplinks), medium, masked.row_bits(0), added)
     return costs
 
 

@@ -185,7 +185,7 @@ class FewBitSumCoder(SumCoder):
 
     def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the change of S, given the packed sum."""
-        row_format = self.formats.sums if payload.shape[1] == self.formats.sums.nbytes else self.formats.whole
+        row_format = self.formats.sums if self._few and len(users) else self.formats.whole
         self._total = row_format.unpack(payload)
         self._change = self.formats.values(self._total, self.scales)
         if not self._few:

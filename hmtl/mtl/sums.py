@@ -42,7 +42,7 @@ class Terms(ABC):
 
     Attributes:
         shape: (n, L).
-        device: where slices are.
+        device: where the users' models are.
     """
 
     dtype = torch.int64
@@ -82,10 +82,16 @@ class TermsByBlock(Terms):
         self._q, self._m, self._make = q, m, make
 
     def _block(self, users: slice, columns: slice) -> Tensor:
-        terms = torch.empty(max(0, users.stop - users.start), self._q, self._m, dtype=torch.int64, device=self.device)
-        for rows, part in blocks(len(terms), self._m):
-            terms[rows, :, part] = self._make(slice(users.start + rows.start, users.start + rows.stop), part)
-        return terms.flatten(1)[:, columns]
+        n, width = (max(0, part.stop - part.start) for part in (users, columns))
+        terms = torch.empty(n, width, dtype=torch.int64, device=self.device)
+        for j in range(columns.start // self._m, -(-columns.stop // self._m)):  # the sums with some of these columns
+            first, stop = max(columns.start - j * self._m, 0), min(columns.stop - j * self._m, self._m)
+            for rows, part in blocks(n, stop - first):
+                at = slice(part.start + first, part.stop + first)
+                made = self._make(slice(users.start + rows.start, users.start + rows.stop), at)
+                start = j * self._m + at.start - columns.start
+                terms[rows, start : start + made.shape[2]] = made[:, j]
+        return terms
 
     def sum(self) -> Tensor:
         total = torch.zeros(self._q, self._m, dtype=torch.int64, device=self.device)
@@ -95,7 +101,7 @@ class TermsByBlock(Terms):
 
 
 class WeightedChanges(Terms):
-    """The terms w_k·(x_k − x′_k), rounded to a grid on the CPU.
+    """The terms w_k·(x_k − x′_k), rounded to a grid; slices are on the CPU.
 
     Args:
         grid: the grid.
@@ -103,11 +109,9 @@ class WeightedChanges(Terms):
         weights: w_k [n, 1], whose sum over all users is at most 1.
     """
 
-    device = torch.device("cpu")
-
     def __init__(self, grid: "Grid", new: Tensor, last: Tensor, weights: Tensor) -> None:
         self.grid, self.weights = grid, weights
-        self.shape = (len(new), new.shape[1])
+        self.shape, self.device = (len(new), new.shape[1]), new.device
         self._new, self._last = new, last[:1] if last.stride(0) == 0 else last
 
     def _block(self, users: slice, columns: slice) -> Tensor:

@@ -91,7 +91,7 @@ def run_report(summary: Summary) -> Iterator[Table | str]:
             yield f"Note: {summary.note}."
     else:
         bits = summary.figures["bits_total"]
-        yield f"{bits:,} bit are sent before the first round, and nothing in rounds." if bits else "Nothing is sent."
+        yield f"{bits:,} bits are sent before the first round, and nothing in rounds." if bits else "Nothing is sent."
     if summary.omega_learned is False:
         yield "Ω was never updated: the last algorithm.omega_every rounds keep it fixed. Set more rounds."
     if summary.models_after not in (None, summary.rounds):
@@ -119,11 +119,11 @@ def _loads(summary: Summary) -> Table:
     for tier in TIERS:
         loads = [summary.loads[tier], *(reference.get(tier, summary.K) for reference in references)]
         rows.append([tier.replace("_", " "), *(f"{load:.2f}" for load in loads)])
-    headers = ("", "measured", "formula", "lower bound", "uncoded")
-    unit = f"{'IVs' if summary.loads_uncoded is None else 'rows of sums'} of {summary.V_bits:,} bit"
+    headers = ["", "measured", "formula", "lower bound", "uncoded"]
+    unit = f"{'IVs' if summary.loads_uncoded is None else 'rows of sums'} of {summary.V_bits:,} bits"
     if bits := summary.bits_per_number:
-        first, *others = dict.fromkeys(f"{bits[tier]:.3g}" for tier in TIERS)
-        unit = f"rows of {first}{''.join(f' (users to relays) or {other}' for other in others)} bit per number"
+        unit, headers = "rows of each hop; bits of a number", [*headers, "bits"]
+        rows = [[*row, f"{bits[tier]:.3g}"] for row, tier in zip(rows, TIERS, strict=True)]
     return as_table(f"Loads per round, in {unit}", headers, rows)
 
 
@@ -147,13 +147,13 @@ def _facts(summary: Summary) -> Iterator[Table]:
         "rounds without an aggregator": summary.empty_rounds,
         "plans made between rounds": time.plans or None,
         "seconds of planning": time.planning_s or None,
-        "bit of state for relays that had missed rounds": summary.handover_bits,
+        "bits of state for relays that had missed rounds": summary.handover_bits,
         "share of local work in the time": None if summary.passes is None else time.local_s / time.total_s,
         "secure sums: users who may collude": secure.get("colluding"),
         "secure sums: fewest terms of a sum": secure.get("fewest"),
         "secure sums: neighbours of a user": secure.get("neighbors"),
         "secure sums: neighbours who reveal a mask": secure.get("threshold"),
-        **{f"secure sums: bit added, {tier.replace('_', ' ')}": bits for tier, bits in secure["overhead"].items()},
+        **{f"secure sums: bits added, {tier.replace('_', ' ')}": bits for tier, bits in secure["overhead"].items()},
         "privacy: ε for relays and server": summary.epsilon_sample_known,
         "privacy: ε for those who see only models": summary.epsilon,
         "privacy: δ": summary.delta,

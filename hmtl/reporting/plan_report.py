@@ -41,7 +41,7 @@ def plan_table(comparison: Comparison) -> Table:
         if adding:
             rows.append(row(who, adding.relays_to_server, adding.downlinks.values(), adding.seconds.values()))
     rows.append(row("all relays, Theorem 2", bounds[RELAYS_TO_SERVER], [bounds[SERVER_TO_RELAYS]]))
-    title = f"K={comparison.K} users, H={comparison.H} relays, r={comparison.r:.4g}; V={comparison.V_bits:,} bit"
+    title = f"K={comparison.K} users, H={comparison.H} relays, r={comparison.r:.4g}; V={comparison.V_bits:,} bits"
     headers = ("who aggregates", "up", "down,\nbroadcast", "down,\nunicast", "saved,\nbroadcast", "saved,\nunicast")
     table = as_table(title, headers, rows)
     table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
@@ -127,7 +127,7 @@ def secure_table(costs: SecureCosts, K: int) -> Table:
         keys, shared, shares, unmasking = (costs.bits[kind][tier] for kind in (KEYS, SHARED, SHARES, UNMASK))
         bits, total = (keys, shared + shares, unmasking), costs.by_tier[tier]
         rows.append([tier.replace("_", " "), *(f"{each / 1e6:.4g}" for each in (*bits, total)), f"{total / K:,.0f}"])
-    headers = ("Mbit per round", "keys", "shares", "unmasking", "all", "bit per user")
+    headers = ("Mbit per round", "keys", "shares", "unmasking", "all", "bits per user")
     return as_table("What secure sums add to a round in which everybody is present", headers, rows)
 
 
@@ -147,7 +147,7 @@ def time_table(times: Timetable) -> Table:
     usual = [choice for choice in times.choices[MOST_CHOICES:] if _is_usual(times, choice[0])]
     rows = [(_who(times, setting), seconds) for setting, seconds in (*times.choices[:MOST_CHOICES], *usual)]
     rows += [(f"sums, by {_who(times, setting)}", seconds) for setting, seconds in times.sums[:2]]
-    title = f"K={times.K} users, H={times.H} relays, r={times.r:.4g}; V={times.V_bits:,} bit; a round over all links"
+    title = f"K={times.K} users, H={times.H} relays, r={times.r:.4g}; V={times.V_bits:,} bits; a round over all links"
     rows += [("secure sums, by the server", times.secure_seconds)] if times.secure_seconds is not None else []
     cells = [[who, f"{seconds:.4g}", f"{1 - seconds / times.uncoded:.1%}"] for who, seconds in rows]
     return as_table(title, ("who aggregates", "seconds", "saved"), cells)

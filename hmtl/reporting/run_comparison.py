@@ -106,13 +106,11 @@ class FinishedRun:
 
     def _uncoded_mbit(self) -> pd.Series:
         """Return the Mbit that plain forwarding would have sent between relays and server in each round."""
-        loads, users = self.summary.loads_uncoded, self.rounds["users"]
-        if loads is None:  # the relays forward what they receive from the users, and the server what the users get
+        users, K, loads = self.rounds["users"], self.summary.K, self.summary.loads_uncoded
+        if loads is None:  # relays forward what users send, and the server what they receive
             return self.rounds[FIRST_HOP].sum(axis=1) / 1e6
-        bits, V_bits = self.summary.bits_per_number, self.summary.V_bits  # loads are in rows of the tier
-        row = V_bits * bits[RELAYS_TO_SERVER] / bits[USERS_TO_RELAYS] if bits else V_bits
-        ivs = loads[RELAYS_TO_SERVER] * users / self.summary.K + loads[SERVER_TO_RELAYS] * (users > 0)
-        return ivs * row / 1e6
+        IV_bits = self.summary.V_bits * loads[USERS_TO_RELAYS] / K
+        return IV_bits * (users + K * (users > 0)) / 1e6
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,6 @@ class ScriptedAggregator:
         self.seen.append((users, ivs.clone()))
         self.state["last"][torch.from_numpy(users)] = ivs
         self.state["updates"] += 1
-        ivs.zero_()  # an aggregator may overwrite the IVs
         return self.models()
 
     def averaged(self, sums: Tensor) -> Tensor:

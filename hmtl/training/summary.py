@@ -54,7 +54,7 @@ class Summary(BaseModel):
         loads_uncoded: the same for plain forwarding.
         bounds: lower bounds of the loads of schemes in which the same nodes learn the same IVs or sums.
         handover_bits: bits of state sent to relays that had missed rounds.
-        bits_per_number: bits of a number in the rows of each tier, if sums travel in few bits.
+        bits_per_number: bits of a number in the rows of each tier, if sums travel and these differ.
         adding: relays that send sums to the server, if sums travel.
         pieces: pieces of a row of sums, each as long as a share; 1: relays send whole rows.
         secure: settings of secure sums (see `SecureCosts`), and the `overhead` that they add to a round in which all

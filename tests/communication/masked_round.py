@@ -6,9 +6,33 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hmtl.communication.secure.neighbors import Degree
-from hmtl.communication.secure.protocol import Mask, MaskingUser, Parts, UnmaskingServer
+from hmtl.communication.secure.protocol import Mask, MaskingUser, Parts, Roster
 
 Numbers = np.ndarray
+
+
+@dataclass
+class UnmaskingServer(Roster):
+    """A server in one round that all users talk to directly. The arguments are those of `Roster`."""
+
+    def pass_on(self, users: np.ndarray, sealed: np.ndarray) -> np.ndarray:
+        """Return, for each user, what its neighbours sealed for it [n, k, 48], given who sent shares [n', k, 48]."""
+        return self.table(users, sealed)[self.around, self.opposite]
+
+    def counted(self, users: np.ndarray) -> np.ndarray:
+        """Return, for each user, which neighbours counted [n, k], given all users who did."""
+        return np.isin(self.neighbors, users)
+
+    def seeds(self, counted: np.ndarray, answers: np.ndarray, revealed: np.ndarray) -> np.ndarray:
+        """Return the needed seeds [n', 16], given what users revealed, [n'] and [n', k, 16]; see `join`."""
+        shares = self.table(answers, revealed)
+        return self.join(counted, np.asarray(shares.any(axis=2)), shares)
+
+    def table(self, users: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return a row for each user, given the rows of some; zeros for the others."""
+        table = np.zeros((len(self.users), *rows.shape[1:]), rows.dtype)
+        table[np.searchsorted(self.users, users)] = rows
+        return table
 
 
 @dataclass

@@ -73,6 +73,9 @@ class BySection(Communicator):
         last = outcomes[-1]
         return Outcome(counted, last.relays, last.aggregators, any(outcome.empty for outcome in outcomes))
 
+    def seconds(self, round: int | str = -1) -> float:
+        return sum(part.seconds(round) for part in self.parts) if self.network.links else super().seconds(round)
+
     def uncoded_seconds(self) -> float:
         return sum(part.uncoded_seconds() for part in self.parts)
 

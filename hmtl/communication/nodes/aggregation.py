@@ -26,7 +26,7 @@ NEVER = -2  # in place of the round in which a user's IV counted last, until one
 class AggregatorSide(Protocol):
     """The part of an algorithm that needs all IVs. `hmtl.mtl.Aggregator` documents its members.
 
-    It may overwrite the IVs.
+    It may overwrite sums. It has to leave IVs as they are: in one process, they may be the users' own memory.
     """
 
     def update(self, users: Users, ivs: Tensor) -> Tensor: ...

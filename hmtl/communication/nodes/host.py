@@ -17,12 +17,12 @@ from hmtl.communication.planning.planner import Planner
 from hmtl.errors import CodingError
 
 ALL = slice(0, None)
-LEAST = 64  # columns or rows in a portion
+LEAST = 64  # columns in a block
 BLOCK = 2**23  # bytes of rows that are sent at once, so that they stay in the processor's cache
 
 
 class HandedRows(Protocol):
-    """HandedRows [n, m + e] of users, sent slice by slice: a tensor, or rows that are computed as they are sent."""
+    """Rows [n, m + e] of users, sent slice by slice: a tensor, or rows that are computed as they are sent."""
 
     @property
     def shape(self) -> Sequence[int]: ...
@@ -164,7 +164,7 @@ class Host:
         if self._whole:
             blocks = [(users, ALL) for users in _cut(n, room // max(1, m))]
         else:
-            *blocks, last = [(ALL, columns) for columns in _cut(m, room // max(1, n))]
+            *blocks, last = [(ALL, columns) for columns in _cut(m, max(LEAST, room // max(1, n)))]
             blocks.append((ALL, slice(last[1].start, None)))  # with the further numbers
         self._unsent = deque(blocks if n else ())
 
@@ -233,6 +233,6 @@ class Host:
 
 def _cut(n: int, size: int) -> Iterator[slice]:
     """Yield slices that cut n rows or columns into portions; one empty slice for none."""
-    size = max(size, LEAST)
+    size = max(size, 1)
     for start in range(0, max(1, n), size):
         yield slice(start, min(start + size, n))

@@ -135,6 +135,10 @@ class SecureHost(Host):
                 shares[k] = revealed.ravel()
         return self._of_users(UNMASK, shares)
 
+    def read_receipts(self, receipts: Sequence[Message]) -> None:
+        self._secrets, self._told = {}, {}  # serve for one round only
+        super().read_receipts(receipts)
+
     def _received(self, messages: Sequence[Message]) -> dict[int, Bytes]:
         """Return the row of each user who takes part and whom all relays tell the same; some send a digest of it."""
         rows, told = dict[int, Bytes](), defaultdict[int, set[bytes]](set)
@@ -315,6 +319,10 @@ class SecureRelay(Relay):
         bits = _bools(messages[0].overhead[0].numpy(), self._known.roster.around.shape)
         parts = self._known.roster.join(self._counted, bits, self._revealed)
         return [self._to_server(UNMASK, *overhead_only(parts.ravel()))]
+
+    def close(self) -> None:
+        super().close()
+        self._known, self._revealed, self._kept = None, None, []
 
     def _table(self, messages: Sequence[Message], *shape: int) -> Bytes:
         """Return what users within range sent, of this shape [n, ...]; zeros if nothing like it arrived."""

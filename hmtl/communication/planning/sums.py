@@ -113,7 +113,9 @@ class SumsOfRows(Recipe):
         return Planner(topology, network, nodes.relays, sums=self.sums)
 
     def of_rows(self, users: "UserSide", planner: Planner) -> "SumsOfRows":
-        made = replace(self, averages=users.averages).of_numbers(users.numbers, planner.topology.K)
+        made = replace(self, averages=None if self.bits else users.averages).of_numbers(
+            users.numbers, planner.topology.K
+        )
         for code in made.codes(planner):
             _ = code.inverses
         return made
@@ -224,7 +226,7 @@ class SumsOfRows(Recipe):
     def describe(self, planner: Planner, users: "UserSide | None", dtype: str) -> dict[str, Any]:
         """Return what `summary.json` reports about these rows.
 
-        Loads are in rows of each tier, which have `bits_per_number` bits for each number if these are few.
+        Loads are in rows of each tier, which have `bits_per_number` bits for each number if tiers differ in this.
         `loads_uncoded` are the loads of the same learner's IVs and models in its own type of numbers, in the same
         units.
         """
@@ -233,7 +235,7 @@ class SumsOfRows(Recipe):
         described |= {"adding": names.of_relays(code.relays), "pieces": code.pieces}
         if users and users.numbers:
             row_bits, IV_bits = self.row_bits(0, planner.everybody.aggregators), users.row_bits[0]
-            if self.bits:
+            if len({*row_bits.values()}) > 1:
                 described["bits_per_number"] = {tier: bits / users.numbers for tier, bits in row_bits.items()}
             described["loads_uncoded"] = {tier: planner.topology.K * IV_bits / row_bits[tier] for tier in TIERS}
         notes = []

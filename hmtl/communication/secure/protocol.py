@@ -20,7 +20,6 @@ Ref: Bonawitz et al. 2017; Bell et al. 2020 for the neighbours, chosen by the se
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -220,30 +219,6 @@ class Roster:
                 agreed = agree(key, self.advertised[other, KEY:].tobytes())
                 _add_common(masks, agreed, int(self.users[other]), number, parts)
         return masks
-
-
-@dataclass
-class UnmaskingServer(Roster):
-    """A server in one round that all users talk to directly. The arguments are those of `Roster`."""
-
-    def pass_on(self, users: Users, sealed: Bytes) -> Bytes:
-        """Return, for each user, what its neighbours sealed for it [n, k, 48], given who sent shares [n', k, 48]."""
-        return self.table(users, sealed)[self.around, self.opposite]
-
-    def counted(self, users: Users) -> NDArray[np.bool_]:
-        """Return, for each user, which neighbours counted [n, k], given all users who did."""
-        return np.isin(self.neighbors, users)
-
-    def seeds(self, counted: Users, answers: Users, revealed: Bytes) -> Bytes:
-        """Return the needed seeds [n', 16], given what users revealed, [n'] and [n', k, 16]; see `join`."""
-        shares = self.table(answers, revealed)
-        return self.join(counted, np.asarray(shares.any(axis=2)), shares)
-
-    def table(self, users: Users, rows: NDArray[Any]) -> NDArray[Any]:
-        """Return a row for each user, given the rows of some; zeros for the others."""
-        table = np.zeros((len(self.users), *rows.shape[1:]), rows.dtype)
-        table[np.searchsorted(self.users, users)] = rows
-        return table
 
 
 def _add_common(masks: list[Mask], agreed: bytes, number: int, other: int, parts: Parts) -> None:

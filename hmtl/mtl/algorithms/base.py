@@ -178,7 +178,10 @@ class Aggregator(Side):
 
     @abstractmethod
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
-        """Return the models [K, m + e′] of all users from the IVs [n, m + e] of the users who were heard."""
+        """Return the models [K, m + e′] of all users from the IVs [n, m + e] of the users who were heard.
+
+        It has to leave IVs as they are, which may be the users' own memory; a sum may be overwritten.
+        """
 
     def averaged(self, sums: Tensor) -> Tensor:
         """Return the row of averages [1, m] that follows from the row of sums [1, m]; see `Users.averages`."""
