@@ -36,9 +36,11 @@ class Liar:
         self.apart, self.name, self.lies, self.own = apart, f"relay {i}", lies, [MaskingUser(k) for k in range(K)]
         self.heard: dict[str, dict[int, np.ndarray]] = {KEYS: {}, SHARES: {}, IVS: {}, UNMASK: {}}
         self.told: dict[int, list[int]] = {}
+        self.users: dict[int, MaskingUser] = {}  # with the secrets that they have during the round
 
     def change(self, node: str, message: Message) -> Message:
         near = np.flatnonzero(self.apart.server.topology.G[int(self.name[-1])])
+        self.users |= {k: user for host in self.apart.hosts for k, user in host._secrets.items()}
         if node == self.name and message.sender.startswith("host") and message.kind in self.heard:
             part = message.payload if message.kind == IVS else message.overhead
             rows = zip(message.users.tolist(), part[message.rows()].numpy(), strict=True)
@@ -71,7 +73,7 @@ class Liar:
     @property
     def true(self) -> dict[int, np.ndarray]:
         """What all users advertised, which the server broadcasts."""
-        return {k: user.advertised for host in self.apart.hosts for k, user in host._secrets.items()}
+        return {k: user.advertised for k, user in self.users.items()}
 
     def reads(self, k: int) -> np.ndarray | None:
         """Return the numbers of a user's term, if all its neighbours' keys were the relay's."""
@@ -134,9 +136,8 @@ def test_it_reads_the_terms_of_users_whom_only_it_hears() -> None:
 def test_a_relay_that_lies_about_who_shared_or_counted_learns_no_two_seeds(r: int, lies: str) -> None:
     """Without masks in common, or with both seeds of a user, it would read terms."""
     liar, values = lied_to(r, lies)
-    users = {k: user for host in liar.apart.hosts for k, user in host._secrets.items()}
     for k, row in liar.heard[IVS].items():
-        y = row.view(np.uint64) - expand(users[k]._own, 0, 6, 64)
+        y = row.view(np.uint64) - expand(liar.users[k]._own, 0, 6, 64)
         assert y.view(np.int64).tolist() != values[k, :6].tolist(), "masks in common are there"
     assert not (lies == "counted" and liar.heard[UNMASK]), "users whom relays tell different things reveal nothing"
 
