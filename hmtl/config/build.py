@@ -147,21 +147,7 @@ def build_tasks(cfg: DictConfig, engine: Engine | None = None) -> tuple[tuple[Ta
         cfg.K = len(tasks)
         return tasks, build_topology(cfg)
     topology = build_topology(cfg)
-
-    def tasks_on(topology: Topology | Moving) -> tuple[Task, ...]:
-        return share(lambda wanted: _tasks(cfg, topology.K, wanted), topology.K, topology.H)
-
-    try:
-        return _with_names(tasks_on(topology), topology)
-    except ConfigError:  # a matrix may be transposed, which the number of tasks gives away
-        again = (
-            make_part(cfg, "topology", K=topology.H)
-            if cfg.K is None and cfg.topology.get("path") and "K" in cfg.topology
-            else topology
-        )
-        if again.K == topology.K:
-            raise
-        return _with_names(tasks_on(again), again)
+    return _with_names(share(lambda wanted: _tasks(cfg, topology.K, wanted), topology.K, topology.H), topology)
 
 
 def _with_names(tasks: tuple[Task, ...], contacts: Topology | Moving) -> tuple[tuple[Task, ...], Topology | Moving]:
