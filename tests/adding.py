@@ -9,13 +9,13 @@ from torch import Tensor
 
 from hmtl.communication import LinkLedger, Network
 from hmtl.communication.few_bits import FewBits
+from hmtl.communication.flows.planner import Planner
+from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.host import Host
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.secure import SecureHost, SecureRelay, SecureServer
 from hmtl.communication.nodes.server import Server
-from hmtl.communication.planning.planner import Planner
-from hmtl.communication.planning.sums import SumsOfRows
 from hmtl.communication.round import Nodes, Schedule, Stopwatch, play
 from hmtl.communication.row_formats import PlainRows
 from hmtl.communication.secure.neighbors import Secure

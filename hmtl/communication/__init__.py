@@ -11,9 +11,9 @@ from hmtl.communication.accounting.network import Network, tier_loads
 from hmtl.communication.communicators.base import Communicator
 from hmtl.communication.communicators.by_section import BySection
 from hmtl.communication.communicators.choices import CodedHierarchical, Sums, Uncoded, sums_if_faster
+from hmtl.communication.flows.ivs import IVs
+from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.links import InProcess, Links
-from hmtl.communication.planning.ivs import IVs
-from hmtl.communication.planning.sums import SumsOfRows
 from hmtl.communication.round import Outcome
 
 __all__ = [

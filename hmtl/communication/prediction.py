@@ -18,12 +18,12 @@ from torch import Tensor
 from hmtl.coding import AggregatorSet
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.communicators.base import Communicator, MakeLinks
+from hmtl.communication.flows.flow import Recipe
+from hmtl.communication.flows.pieces import WORKING_SET
 from hmtl.communication.links import InProcess
 from hmtl.communication.messages import Users
 from hmtl.communication.nodes.aggregation import AggregatorSide
 from hmtl.communication.nodes.host import UserSide
-from hmtl.communication.planning.flow import Recipe
-from hmtl.communication.planning.pieces import WORKING_SET
 from hmtl.communication.timed import TimedLinks
 from hmtl.errors import CodingError
 from hmtl.topology import Topology

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from hmtl.communication.attendance import Attendance
+from hmtl.communication.flows.flow import Flow, Step
+from hmtl.communication.flows.planner import Planner
 from hmtl.communication.links import Links
 from hmtl.communication.messages import (
     ATTENDANCE,
@@ -26,8 +28,6 @@ from hmtl.communication.nodes.host import Host
 from hmtl.communication.nodes.phases import Phase
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server
-from hmtl.communication.planning.flow import Flow, Step
-from hmtl.communication.planning.planner import Planner
 from hmtl.io.cpu_time import cpu_seconds
 
 

@@ -34,7 +34,7 @@ from hmtl.communication.accounting.ledger import (
 )
 from hmtl.communication.accounting.network import Network, tier_loads
 from hmtl.communication.few_bits import FEW_BITS
-from hmtl.communication.planning.sums import SumsOfRows
+from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.secure_costs import AddedBits, SecureCosts, added_bits, secure_costs
 from hmtl.communication.wires import check_wire, row_bits

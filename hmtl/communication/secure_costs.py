@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from hmtl.communication.accounting.ledger import SERVER_TO_RELAYS, TIERS, LinkLedger
 from hmtl.communication.accounting.network import Network
+from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.links import InProcess
 from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK, Message
-from hmtl.communication.planning.sums import SumsOfRows
 from hmtl.communication.prediction import dry_round
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.topology import Topology

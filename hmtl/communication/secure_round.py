@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from hmtl.communication.flows.flow import Flow
 from hmtl.communication.messages import KEYS, MODELS, SHARED, SHARES, UNMASK, VERDICT, Message
 from hmtl.communication.nodes.secure import SecureHost, SecureRelay, SecureServer
-from hmtl.communication.planning.flow import Flow
 from hmtl.communication.round import Answers, Schedule, Stage, collect, compute, conclude
 
 N = TypeVar("N")

@@ -8,8 +8,8 @@ import torch
 
 from hmtl.coding import AggregatorSet, make_plan
 from hmtl.communication.accounting.network import Network
-from hmtl.communication.planning.ivs import UNCODED, IVs
-from hmtl.communication.planning.sums import SumsOfRows
+from hmtl.communication.flows.ivs import UNCODED, IVs
+from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.prediction import by_seconds, predict
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.secure_costs import SecureCosts, secure_costs

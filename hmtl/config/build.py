@@ -362,7 +362,7 @@ def build_sections(
     """Return an algorithm whose coupled personal layers travel by `communicator`, and the shared ones by sums."""
     from hmtl.communication import BySection, Communicator, Uncoded
     from hmtl.communication.few_bits import FEW_BITS
-    from hmtl.communication.planning.sums import SumsOfRows
+    from hmtl.communication.flows.sums import SumsOfRows
 
     recipe = communicator.recipe
     if not isinstance(communicator, Uncoded):

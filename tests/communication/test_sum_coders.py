@@ -16,8 +16,8 @@ from torch import Tensor
 from hmtl.coding import cover
 from hmtl.communication import CodedHierarchical, Network, Sums, sums_if_faster
 from hmtl.communication.few_bits import FewBits
+from hmtl.communication.flows.planner import SUMS
 from hmtl.communication.messages import IVS, MODELS, SERVER, Message
-from hmtl.communication.planning.planner import SUMS
 from hmtl.errors import RangeError
 from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology, any_r, symmetric

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hmtl.coding import AggregatorSet
 from hmtl.communication import TIERS, CodedHierarchical, Communicator, InProcess, Network, Sums, prediction
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER
-from hmtl.communication.planning.ivs import UNCODED, IVs
-from hmtl.communication.planning.sums import SumsOfRows
+from hmtl.communication.flows.ivs import UNCODED, IVs
+from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.prediction import by_seconds, dry_round, predict
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.secure_costs import added_bits

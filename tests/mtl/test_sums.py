@@ -41,6 +41,7 @@ def test_weighted_terms_fit_whatever_the_weights_are(counts: list[int], copies: 
     assert 0.5 < float(p.sum()) <= 1
     limit, grid = 2.0 ** (60 - bits), Grid(bits, K)
     x = torch.from_numpy(np.random.default_rng(seed).choice([-limit, limit, 0.3 * limit], (K, 2)))
+    x[0, 0] = limit
     terms = grid.rounded(x, p)
     exact = [sum(int(term) for term in column) for column in terms.T]
     assert terms.sum(0).tolist() == exact

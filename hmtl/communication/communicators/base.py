@@ -23,6 +23,9 @@ from hmtl.communication.accounting.ledger import (
 )
 from hmtl.communication.accounting.network import Network, tier_loads
 from hmtl.communication.attendance import Attendance, Report
+from hmtl.communication.flows.flow import Recipe
+from hmtl.communication.flows.ivs import UNCODED, IVs
+from hmtl.communication.flows.planner import Planner
 from hmtl.communication.links import InProcess, Links
 from hmtl.communication.messages import SERVER, relay_name
 from hmtl.communication.nodes.aggregation import Aggregation, AggregatorSide
@@ -30,9 +33,6 @@ from hmtl.communication.nodes.host import Host, UserSide
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.secure import SecureHost, SecureRelay, SecureServer
 from hmtl.communication.nodes.server import Server
-from hmtl.communication.planning.flow import Recipe
-from hmtl.communication.planning.ivs import UNCODED, IVs
-from hmtl.communication.planning.planner import Planner
 from hmtl.communication.round import Nodes, Outcome, Schedule, Stopwatch, play
 from hmtl.communication.secure_round import SecureSchedule
 from hmtl.communication.timed import TimedLinks

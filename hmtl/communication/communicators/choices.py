@@ -6,9 +6,9 @@ from hmtl.coding import CODED_SCHEMES, Aggregators, Scheme, scheme_of
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.communicators.base import Communicator, MakeLinks
 from hmtl.communication.few_bits import FEW_BITS
+from hmtl.communication.flows.ivs import IVs
+from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.links import InProcess
-from hmtl.communication.planning.ivs import IVs
-from hmtl.communication.planning.sums import SumsOfRows
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.wires import Wire, row_bits
 from hmtl.errors import ConfigError

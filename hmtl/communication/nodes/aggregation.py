@@ -16,8 +16,8 @@ from torch import Tensor
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.coders import AggregatorCoder
+from hmtl.communication.flows.flow import Content
 from hmtl.communication.messages import PARTS, Users
-from hmtl.communication.planning.flow import Content
 from hmtl.errors import CodingError
 
 NEVER = -2  # in place of the round in which a user's IV counted last, until one has counted

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from hmtl.communication.accounting.ledger import USERS_TO_RELAYS
 from hmtl.communication.coders import UserCoder
+from hmtl.communication.flows.flow import Recipe
+from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import IVS, Message, Users, host_name, nothing
-from hmtl.communication.planning.flow import Recipe
-from hmtl.communication.planning.planner import Planner
 from hmtl.errors import CodingError
 
 ALL = slice(0, None)

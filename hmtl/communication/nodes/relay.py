@@ -14,6 +14,8 @@ from torch import Tensor
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import Attendance, Report, decide
+from hmtl.communication.flows.flow import Delivery, Flow, Recipe, Step
+from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import (
     AGREED,
     DIGESTS,
@@ -30,8 +32,6 @@ from hmtl.communication.messages import (
 )
 from hmtl.communication.nodes.aggregation import Aggregation, PackedModels
 from hmtl.communication.nodes.phases import Event, Phase, following
-from hmtl.communication.planning.flow import Delivery, Flow, Recipe, Step
-from hmtl.communication.planning.planner import Planner
 
 
 class Node:

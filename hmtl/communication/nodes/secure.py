@@ -25,6 +25,8 @@ from torch import Tensor
 from hmtl.communication.accounting.ledger import SERVER_TO_RELAYS, USERS_TO_RELAYS
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.encoding import from_bytes, to_bytes
+from hmtl.communication.flows.planner import Planner
+from hmtl.communication.flows.sums import SumsOfRows, formats_of_terms
 from hmtl.communication.messages import (
     IN_VAIN,
     KEYS,
@@ -41,8 +43,6 @@ from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.host import HandedRows, Host
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server, relay_of
-from hmtl.communication.planning.planner import Planner
-from hmtl.communication.planning.sums import SumsOfRows, formats_of_terms
 from hmtl.communication.row_formats import Formats, RowFormat
 from hmtl.communication.secure import protocol
 from hmtl.communication.secure.crypto import DIGEST, digest

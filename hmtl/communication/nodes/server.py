@@ -13,6 +13,8 @@ from torch import Tensor
 from hmtl.communication.accounting.ledger import SERVER_TO_RELAYS
 from hmtl.communication.agreement import DIGEST_BYTES, Digest, deviating
 from hmtl.communication.attendance import Report, decide
+from hmtl.communication.flows.flow import OF_SERVER, Content, Copy, Flow, Recipe, Step
+from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import (
     AGREED,
     ATTENDANCE,
@@ -27,8 +29,6 @@ from hmtl.communication.messages import (
 )
 from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.relay import Node
-from hmtl.communication.planning.flow import OF_SERVER, Content, Copy, Flow, Recipe, Step
-from hmtl.communication.planning.planner import Planner
 from hmtl.errors import CodingError
 
 

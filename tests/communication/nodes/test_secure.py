@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from hmtl.communication import Network, Sums
+from hmtl.communication.flows.planner import SUMS
 from hmtl.communication.messages import ATTENDANCE, IVS, KEYS, MODELS, REPORT, SERVER, SHARED, SHARES, UNMASK, Message
-from hmtl.communication.planning.planner import SUMS
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.errors import ConfigError
 from hmtl.testing.topologies import moving, topologies

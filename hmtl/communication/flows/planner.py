@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from hmtl.coding import MOST_PIECES, AggregatorSet, Plan, SumCode, Uplinks, forwarders, make_plan, sum_code
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.attendance import Attendance, Report, decide
-from hmtl.communication.planning.flow import Flow, Recipe
-from hmtl.communication.planning.pieces import View
+from hmtl.communication.flows.flow import Flow, Recipe
+from hmtl.communication.flows.pieces import View
 from hmtl.topology import Moving, Topology
 
 SUMS = ("auto", "coded", "whole")

@@ -22,10 +22,10 @@ from hmtl.communication.coders import (
     UserCoder,
 )
 from hmtl.communication.encoding import put, take
+from hmtl.communication.flows.flow import OF_SERVER, Content, Copy, Flow, Keeper, Recipe, Step
+from hmtl.communication.flows.pieces import Segment, View, segments
+from hmtl.communication.flows.planner import Planner, who_may_aggregate
 from hmtl.communication.messages import BROADCAST, COMBINATIONS, IVS, Message, Users, by_user
-from hmtl.communication.planning.flow import OF_SERVER, Content, Copy, Flow, Keeper, Recipe, Step
-from hmtl.communication.planning.pieces import Segment, View, segments
-from hmtl.communication.planning.planner import Planner, who_may_aggregate
 from hmtl.communication.wires import FLOATS, check_wire, quantiser_of, rounding
 from hmtl.gf256 import matmul
 from hmtl.topology import Moving, Topology

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hmtl.coding import Aggregators, sum_code
 from hmtl.communication import TIERS, Network, Sums
 from hmtl.communication.few_bits import FewBits
+from hmtl.communication.flows.planner import SUMS
 from hmtl.communication.messages import BROADCAST, DIGESTS, IVS, MODELS, REPORT, SERVER, STATE, VERDICT, Message
-from hmtl.communication.planning.planner import SUMS
 from hmtl.errors import CodingError
 from hmtl.testing.topologies import moving, topologies
 from hmtl.topology import Contacts, Topology, symmetric

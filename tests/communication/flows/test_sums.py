@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hmtl.coding import cover, sum_code
 from hmtl.communication import CodedHierarchical, Communicator, IVs, Network, Sums, sums_if_faster
+from hmtl.communication.flows.planner import SUMS
 from hmtl.communication.messages import ATTENDANCE, IVS, MODELS, REPORT, SERVER, Message
-from hmtl.communication.planning.planner import SUMS
 from hmtl.errors import CodingError, ConfigError
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers
 from hmtl.testing.topologies import moving, topologies

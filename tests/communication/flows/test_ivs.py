@@ -18,6 +18,7 @@ from hmtl.coding import Aggregators, make_plan
 from hmtl.communication import CodedHierarchical, LinkLedger, Network
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
 from hmtl.communication.coders import AggregatorCoder, QuantisedAggregatorCoder, QuantisedUserCoder, UserCoder
+from hmtl.communication.flows.ivs import IVs
 from hmtl.communication.messages import (
     ATTENDANCE,
     BROADCAST,
@@ -35,7 +36,6 @@ from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.host import Host
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server
-from hmtl.communication.planning.ivs import IVs
 from hmtl.communication.round import Nodes, Schedule, Stopwatch, play
 from hmtl.communication.wires import QUANTISERS, Quantiser
 from hmtl.errors import CodingError
@@ -150,7 +150,7 @@ def test_every_aggregator_ends_with_the_ivs_of_all_who_were_heard(
     waiting: set[int] = set()
     unsettled: set[int] = set()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hmtl.communication.planning.pieces.WORKING_SET", working_set)
+        patch.setattr("hmtl.communication.flows.pieces.WORKING_SET", working_set)
         for round in range(rounds):
             away = set(np.flatnonzero(rng.random(t.H) < gone).tolist())
             arrives = (t.G == 1) & (rng.random(t.G.shape) >= lost)

@@ -5,7 +5,7 @@ heard, the server sends relays maps of what arrived, and nodes that learn someth
 received. The steps of a `Flow` lead to the models; its *delivery* takes these to the users. Nodes execute steps and
 know nothing more of them.
 
-`planning.ivs` has the steps of rounds of IVs, over GF(2^8), and `planning.sums` those of sums, of integers modulo 2^w.
+`flows.ivs` has the steps of rounds of IVs, over GF(2^8), and `flows.sums` those of sums, of integers modulo 2^w.
 """
 
 from abc import ABC, abstractmethod
@@ -31,8 +31,8 @@ from hmtl.communication.wires import Wire
 from hmtl.topology import Moving, Topology
 
 if TYPE_CHECKING:
+    from hmtl.communication.flows.planner import Planner
     from hmtl.communication.nodes.host import UserSide
-    from hmtl.communication.planning.planner import Planner
 
 OF_SERVER = -1  # number of the server among the nodes that learn something
 

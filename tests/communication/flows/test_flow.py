@@ -16,11 +16,11 @@ from hmtl.coding import MEDIA, SumCode
 from hmtl.communication import TIERS, Communicator, Network
 from hmtl.communication.accounting.network import UPLINKS
 from hmtl.communication.attendance import Report, decide
+from hmtl.communication.flows.flow import Flow, Recipe
+from hmtl.communication.flows.ivs import Coded, Forwarded, IVs, OwnModels
+from hmtl.communication.flows.planner import SUMS, Planner
+from hmtl.communication.flows.sums import Added, CommonRow, SumsOfRows
 from hmtl.communication.messages import SERVER, Users
-from hmtl.communication.planning.flow import Flow, Recipe
-from hmtl.communication.planning.ivs import Coded, Forwarded, IVs, OwnModels
-from hmtl.communication.planning.planner import SUMS, Planner
-from hmtl.communication.planning.sums import Added, CommonRow, SumsOfRows
 from hmtl.communication.row_formats import PlainRows
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
 from hmtl.testing.topologies import moving, topologies
@@ -172,7 +172,7 @@ def test_links_carry_what_the_steps_of_a_flow_say(
     aggregators = {"some": relays, "server beside some": [SERVER, *relays]}.get(choice, choice)
     ivs, expected = [random_numbers(seed + n, K, m + 1, None) for n in range(ROUNDS)], ScriptedAggregator(K, m + 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hmtl.communication.planning.pieces.WORKING_SET", working_set)
+        patch.setattr("hmtl.communication.flows.pieces.WORKING_SET", working_set)
         case.check(
             IVs(scheme, max_pieces=max_pieces, aggregators=aggregators),
             ScriptedUsers(ivs, case.absent, 1),

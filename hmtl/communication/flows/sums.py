@@ -29,9 +29,9 @@ from hmtl.communication.attendance import Attendance
 from hmtl.communication.coders import AggregatorCoder, UserCoder
 from hmtl.communication.encoding import from_bytes, to_bytes
 from hmtl.communication.few_bits import FEW_BITS, FewBits
+from hmtl.communication.flows.flow import OF_SERVER, Content, Copy, Flow, Keeper, Recipe
+from hmtl.communication.flows.planner import SUMS, Planner, who_may_aggregate
 from hmtl.communication.messages import BROADCAST, IVS, Message, Users, relay_number
-from hmtl.communication.planning.flow import OF_SERVER, Content, Copy, Flow, Keeper, Recipe
-from hmtl.communication.planning.planner import SUMS, Planner, who_may_aggregate
 from hmtl.communication.row_formats import Formats, PlainRows, RowFormat
 from hmtl.communication.sum_coders import FewBitSumCoder, FewBitTermCoder, SumCoder, TermCoder
 from hmtl.communication.wires import name_of
