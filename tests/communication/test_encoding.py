@@ -45,3 +45,10 @@ def test_rows_are_put_in_their_place(n: int, width: int, seed: int) -> None:
     want[to.numpy()] = source.numpy()[at.numpy()]
     put(rows, to, source, at)
     np.testing.assert_array_equal(rows, want)
+
+
+def test_rows_of_any_layout_become_bytes():
+    """Also columns of one number, and no rows at all, which count as contiguous whatever their strides are."""
+    x = torch.arange(12, dtype=torch.int64).view(3, 4)
+    for rows in (x.T, x.T[:, :1], x.T[:0], x[:0], x[:, 1:3]):
+        assert torch.equal(from_bytes(to_bytes(rows), torch.int64), rows.clone())

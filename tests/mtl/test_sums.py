@@ -120,6 +120,14 @@ def test_terms_do_not_depend_on_blocks(monkeypatch, work: int) -> None:
         terms = TermsByBlock(n, 2, 11, lambda rows, columns: values[rows, :, columns], values.device)
         assert torch.equal(terms[:], values[:n].flatten(1))
         assert torch.equal(terms[1:3], values[:n].flatten(1)[1:3])
+        for columns in (
+            slice(0, 11),
+            slice(4, 15),
+            slice(12, 22),
+            slice(21, 22),
+            slice(7, 7),
+        ):  # of one sum, or of both
+            assert torch.equal(terms[1:3, columns], values[:n].flatten(1)[1:3, columns])
         assert torch.equal(terms.sum(), values[:n].flatten(1).sum(0, keepdim=True))
 
 
@@ -135,6 +143,8 @@ def test_weighted_changes_are_those_of_the_grid(dtype: torch.dtype, shared: bool
     assert torch.equal(terms[:], expected)
     assert torch.equal(terms[2:4], expected[2:4])
     assert torch.equal(terms[7:], expected[:0])
+    for columns in (slice(0, 1), slice(4090, 4100), slice(4999, 5000)):
+        assert torch.equal(terms[1:5, columns], expected[1:5, columns])
     assert torch.equal(terms.sum(), expected.sum(0, keepdim=True))
     for wrong in (math.inf, math.nan, 2.0**22):
         new = new.double().clone()

@@ -113,6 +113,10 @@ def test_models_are_those_of_plain_sums(contacts: Contacts, sums: str, seed: int
             models.append({k: model.tolist() for k, model in users.models.items()})
             if outcome.empty and secure:
                 absent[round] = set(range(K))
+            if secure:  # keys and shares serve for one round only
+                nodes = communicator._nodes
+                assert not any(host._secrets or host._told for host in nodes.hosts)
+                assert not any(relay._kept or relay._revealed is not None for relay in nodes.relays)
         run[secure] = models, total.state["last"].tolist()
     assert run[True] == run[False]
     assert sum(len(each) for each in absent) < 4 * K, "not all rounds are empty"

@@ -5,12 +5,13 @@ import copy
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layers import COUNTS, FULL, KINDS, NAMES, C, D, K, deep, descend, several_classes, usual
 from torch import nn
 
-from hmtl.communication import BySection, CodedHierarchical, Sums, Uncoded
+from hmtl.communication import BySection, CodedHierarchical, Network, Sums, Uncoded
 from hmtl.errors import ConfigError
 from hmtl.mtl import Common, FedPer, Graph, LocalSGD, Mean, Participation, TaskRelationship
 from hmtl.testing.topologies import topologies
@@ -153,6 +154,19 @@ def test_a_state_continues(regularizer):
         learner.step(2)
     assert torch.equal(whole.W, again.W)
     assert whole.metrics() == again.metrics()
+
+
+def test_over_a_file_of_links_the_sections_take_their_time_one_after_the_other(tmp_path):
+    path, link = tmp_path / "links.yaml", {"up_bps": 1e6, "down_bps": 1e6, "latency_s": 0.01}
+    relays, hosts = (dict.fromkeys(range(3), link), {"all": {**link, "users": list(range(K))}})
+    path.write_text(yaml.safe_dump({"server": link, "relays": relays, "hosts": hosts}))
+    t, network = any_r(K=K, H=3, r=2, seed=1), Network(links=str(path))
+    parts = [Sums(t, network), CodedHierarchical(t, network)]
+    learner = coupled("fedper", Mean(0.1), messages="sums", personal_messages="ivs")
+    communicator = BySection(*parts)
+    communicator.setup(*learner.setup())
+    communicator.round(0, learner.users, learner.aggregator)
+    assert communicator.seconds() == sum(part.seconds() for part in parts) > max(part.seconds() for part in parts) > 0
 
 
 def test_refusals(tmp_path_factory):
