@@ -300,11 +300,12 @@ def test_floods_of_known_nodes_cost_nothing(
                 while secured.recv(1 << 16):
                     pass  # until nothing has come for a while: the server has read all
             check_all_hear_all(wires)
-    assert {record.getMessage() for record in caplog.records} == {
-        "server refused relay 0 has another configuration than server",
+    # strangers may knock at other nodes meanwhile, such as one that looks for a process that had this port before
+    own = [record.getMessage() for record in caplog.records if record.getMessage().startswith("server")]
+    assert sorted(own) == [
         "server refused hmtl:stranger, stranger: no node that talks to server",
-    }
-    assert len(caplog.records) == 2
+        "server refused relay 0 has another configuration than server",
+    ]
     deadline = time.monotonic() + 20
     while descriptors() > before + 2:
         assert time.monotonic() < deadline, descriptors() - before
